@@ -1,0 +1,251 @@
+//! Combination functions: from the rows of several models to one target.
+
+use crate::decode::sampling::{self, NEAR_TIE};
+use crate::error::{Error, Result};
+
+/// How far the weights of a mixture may be from a sum of 1 before they are refused; nearer ones are rescaled.
+pub const WEIGHT_TOLERANCE: f64 = 1e-3;
+
+/// How the models' rows become one target `r`.
+///
+/// There are two families. Everything that works on logits (contrastive decoding, products of experts, proxy
+/// tuning, a single target model) is a weighted sum of them.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Combination {
+    /// `r = Σ λ_k · process(l_k)` (Eq. 4). Greedy takes the argmax of `Σ λ_k · softmax(l_k)`.
+    Mixture {
+        /// `λ_k`: not negative, sum 1.
+        weights: Vec<f32>,
+    },
+    /// `r = process(Σ w_k · l_k)` (Eq. 5 with weights 1 and −μ).
+    Logits {
+        /// `w_k`: any finite numbers, at least one not 0.
+        weights: Vec<f32>,
+        /// Li et al. 2023: tokens with `p < α · max p` under one model get probability 0, where `p` is its plain softmax.
+        plausibility: Option<Plausibility>,
+    },
+}
+
+/// The plausibility mask of contrastive decoding.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Plausibility {
+    /// The model that judges, the expert.
+    pub model: usize,
+    /// α, above 0 and at most 1.
+    pub alpha: f32,
+}
+
+impl Combination {
+    /// A mixture; refused unless the weights are a distribution.
+    pub fn mixture(weights: &[f32]) -> Result<Self> {
+        for (model, &weight) in weights.iter().enumerate() {
+            if !(weight.is_finite() && weight >= 0.0) {
+                return Err(Error::InvalidArgument(format!(
+                    "weight {model} of the mixture is {weight}; weights must be 0 or positive"
+                )));
+            }
+        }
+        let sum: f64 = weights.iter().map(|&weight| f64::from(weight)).sum();
+        if (sum - 1.0).abs() > WEIGHT_TOLERANCE {
+            return Err(Error::InvalidArgument(format!("the weights of the mixture sum to {sum}; they must sum to 1")));
+        }
+        Ok(Combination::Mixture { weights: weights.iter().map(|&weight| (f64::from(weight) / sum) as f32).collect() })
+    }
+
+    /// A weighted sum of logits.
+    pub fn logits(weights: &[f32]) -> Result<Self> {
+        if let Some((model, weight)) = weights.iter().enumerate().find(|(_, weight)| !weight.is_finite()) {
+            return Err(Error::InvalidArgument(format!("weight {model} of the logits is {weight}; it must be finite")));
+        }
+        if weights.iter().all(|&weight| weight == 0.0) {
+            return Err(Error::InvalidArgument("all weights of the logits are 0; at least one model must count".into()));
+        }
+        Ok(Combination::Logits { weights: weights.to_vec(), plausibility: None })
+    }
+
+    /// Contrastive decoding: model 0 is the expert, model 1 the amateur; further models only draft.
+    pub fn contrastive(models: usize, mu: f32, alpha: f32) -> Result<Self> {
+        if models < 2 {
+            return Err(Error::InvalidArgument(format!(
+                "contrastive decoding takes an expert and an amateur, but there is {models} model"
+            )));
+        }
+        if !(mu.is_finite() && mu >= 0.0) {
+            return Err(Error::InvalidArgument(format!("mu is {mu}; it must be 0 or positive")));
+        }
+        if !(0.0..=1.0).contains(&alpha) {
+            return Err(Error::InvalidArgument(format!("plausibility is {alpha}; it must be between 0 (off) and 1")));
+        }
+        let mut weights = vec![0.0; models];
+        (weights[0], weights[1]) = (1.0, -mu);
+        let plausibility = (alpha > 0.0).then_some(Plausibility { model: 0, alpha });
+        Ok(Combination::Logits { weights, plausibility })
+    }
+
+    /// Plain speculative decoding: one model's distribution; every other model only drafts.
+    pub fn target(models: usize, model: usize) -> Result<Self> {
+        if model >= models {
+            return Err(Error::InvalidArgument(format!("target model {model} does not exist; there are {models} models")));
+        }
+        let mut weights = vec![0.0; models];
+        weights[model] = 1.0;
+        Ok(Combination::Logits { weights, plausibility: None })
+    }
+
+    /// One weight for each model.
+    pub fn weights(&self) -> &[f32] {
+        match self {
+            Combination::Mixture { weights } | Combination::Logits { weights, .. } => weights,
+        }
+    }
+
+    /// Whether the combined target depends on a model. A model of weight 0 may only draft.
+    pub fn needs(&self, model: usize) -> bool {
+        self.weights()[model] != 0.0
+    }
+
+    /// The models that the combined target depends on.
+    pub fn needed(&self) -> impl Iterator<Item = usize> + '_ {
+        (0..self.weights().len()).filter(|&model| self.needs(model))
+    }
+
+    /// The model whose own distribution is the target, where there is one.
+    pub fn single(&self) -> Option<usize> {
+        if let Combination::Logits { plausibility: Some(_), .. } = self {
+            return None;
+        }
+        let mut needed = self.needed();
+        needed.next().filter(|&model| needed.next().is_none() && self.weights()[model] == 1.0)
+    }
+
+    /// The combined scores `Σ w_k · l_k`, masked, for the logits family; `row` gives each model's logits.
+    ///
+    /// A token that a needed model gives minus infinity is impossible, whatever the sign of that model's weight.
+    pub fn scores<'a>(weights: &[f32], plausibility: Option<Plausibility>, row: impl Fn(usize) -> &'a [f32], out: &mut [f32]) -> Result<()> {
+        out.fill(0.0);
+        for (model, &weight) in weights.iter().enumerate().filter(|(_, weight)| **weight != 0.0) {
+            for (out, &logit) in out.iter_mut().zip(row(model)) {
+                *out = if logit == f32::NEG_INFINITY { logit } else { *out + weight * logit };
+            }
+        }
+        if let Some(Plausibility { model, alpha }) = plausibility {
+            let judge = row(model);
+            let floor = sampling::maximum(judge)? + alpha.ln();
+            for (out, &logit) in out.iter_mut().zip(judge) {
+                *out = if logit < floor { f32::NEG_INFINITY } else { *out };
+            }
+        }
+        Ok(())
+    }
+
+    /// The mixture `Σ λ_k · p_k` of processed rows.
+    pub fn mix<'a>(weights: &[f32], row: impl Fn(usize) -> &'a [f32], out: &mut [f32]) {
+        out.fill(0.0);
+        for (model, &weight) in weights.iter().enumerate().filter(|(_, weight)| **weight != 0.0) {
+            for (out, &probability) in out.iter_mut().zip(row(model)) {
+                *out += weight * probability;
+            }
+        }
+    }
+
+    /// The greedy choice from rows of logits, and whether it was a near tie; `scratch` has the length of a row.
+    pub fn greedy<'a>(&self, row: impl Fn(usize) -> &'a [f32], scratch: &mut [f32]) -> Result<(usize, bool)> {
+        if let Some(model) = self.single() {
+            return sampling::argmax_logits(row(model));
+        }
+        match self {
+            Combination::Mixture { weights } => {
+                scratch.fill(0.0);
+                for (model, &weight) in weights.iter().enumerate().filter(|(_, weight)| **weight != 0.0) {
+                    let logits = row(model);
+                    let max = sampling::maximum(logits)?;
+                    let total: f64 = logits.iter().map(|&logit| f64::from((logit - max).exp())).sum();
+                    let scale = (f64::from(weight) / total) as f32;
+                    for (out, &logit) in scratch.iter_mut().zip(logits) {
+                        *out += scale * (logit - max).exp();
+                    }
+                }
+                sampling::argmax(scratch, |max| max * (1.0 - NEAR_TIE))
+            }
+            Combination::Logits { weights, plausibility } => {
+                Self::scores(weights, *plausibility, row, scratch)?;
+                sampling::argmax_logits(scratch)
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const INF: f32 = f32::INFINITY;
+
+    fn scores(combination: &Combination, rows: &[&[f32]]) -> Vec<f32> {
+        let Combination::Logits { weights, plausibility } = combination else { panic!("not of the logits family") };
+        let mut out = vec![9.0; rows[0].len()];
+        Combination::scores(weights, *plausibility, |model| rows[model], &mut out).unwrap();
+        out
+    }
+
+    #[test]
+    fn contrastive_subtracts_the_amateur() {
+        let contrastive = Combination::contrastive(2, 0.5, 0.0).unwrap();
+        assert_eq!(scores(&contrastive, &[&[1.0, 2.0], &[4.0, -2.0]]), [-1.0, 3.0]);
+    }
+
+    #[test]
+    fn plausibility_is_judged_by_the_expert_alone() {
+        // expert probabilities in proportion to 1, 0.2, 0.05; the amateur would keep all
+        let rows: [&[f32]; 2] = [&[0.0, 0.2f32.ln(), 0.05f32.ln()], &[-9.0, 0.0, -9.0]];
+        let masked = scores(&Combination::contrastive(2, 1.0, 0.1).unwrap(), &rows);
+        assert!(masked[0].is_finite() && masked[1].is_finite() && masked[2] == -INF, "{masked:?}");
+        let masked = scores(&Combination::contrastive(2, 1.0, 0.3).unwrap(), &rows);
+        assert!(masked[0].is_finite() && masked[1] == -INF && masked[2] == -INF, "{masked:?}");
+    }
+
+    #[test]
+    fn impossible_for_one_is_impossible() {
+        let rows: [&[f32]; 2] = [&[-INF, 0.0, 1.0], &[0.0, -INF, 1.0]];
+        assert_eq!(scores(&Combination::logits(&[1.0, -1.0]).unwrap(), &rows), [-INF, -INF, 0.0]);
+        // a model of weight 0 has no say
+        assert_eq!(scores(&Combination::logits(&[1.0, 0.0]).unwrap(), &rows), [-INF, 0.0, 1.0]);
+    }
+
+    #[test]
+    fn greedy_mixture_is_of_probabilities() {
+        // Model 0 is sure of token 0 with 0.6; model 1 of token 1 with 0.99: the mixture prefers 1, and so would not
+        // a sum of logits with the huge negative logit of model 0.
+        let rows: [Vec<f32>; 2] = [vec![0.6f32.ln(), -40.0, 0.4f32.ln()], vec![0.005f32.ln(), 0.99f32.ln(), 0.005f32.ln()]];
+        let mixture = Combination::mixture(&[0.5, 0.5]).unwrap();
+        assert_eq!(mixture.greedy(|model| &rows[model], &mut [0.0; 3]).unwrap(), (1, false));
+        let product = Combination::logits(&[0.5, 0.5]).unwrap();
+        assert_eq!(product.greedy(|model| &rows[model], &mut [0.0; 3]).unwrap().0, 0);
+    }
+
+    #[test]
+    fn greedy_of_one_negative_weight_is_the_minimum() {
+        let combination = Combination::logits(&[0.0, -1.0]).unwrap();
+        let rows: [&[f32]; 2] = [&[5.0, 0.0], &[5.0, 0.0]];
+        assert_eq!(combination.greedy(|model| rows[model], &mut [0.0; 2]).unwrap().0, 1);
+    }
+
+    #[test]
+    fn mixture_weights_are_checked_and_rescaled() {
+        assert_eq!(Combination::mixture(&[0.5, -0.5]).unwrap_err().code(), 1);
+        assert_eq!(Combination::mixture(&[0.5, 0.6]).unwrap_err().code(), 1);
+        assert_eq!(Combination::mixture(&[f32::NAN, 0.5]).unwrap_err().code(), 1);
+        let Combination::Mixture { weights } = Combination::mixture(&[0.3333, 0.3333, 0.3333]).unwrap() else { unreachable!() };
+        assert!(weights.iter().all(|weight| (weight - 1.0 / 3.0).abs() < 1e-7));
+    }
+
+    #[test]
+    fn other_settings_are_checked() {
+        assert_eq!(Combination::logits(&[0.0, 0.0]).unwrap_err().code(), 1);
+        assert_eq!(Combination::logits(&[INF, 0.0]).unwrap_err().code(), 1);
+        assert_eq!(Combination::contrastive(1, 0.1, 0.0).unwrap_err().code(), 1);
+        assert_eq!(Combination::contrastive(2, -0.1, 0.0).unwrap_err().code(), 1);
+        assert_eq!(Combination::contrastive(2, 0.1, 1.5).unwrap_err().code(), 1);
+        assert_eq!(Combination::target(2, 2).unwrap_err().code(), 1);
+    }
+}

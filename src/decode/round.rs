@@ -1,0 +1,495 @@
+//! The one loop that all strategies share.
+//!
+//! The state of a sequence is the committed prefix, the pending proposals behind it, and for each model how much of
+//! both it has seen. A policy picks a model; the model runs once over everything it has not seen, which scores all
+//! pending positions and the one after them; what can be decided is decided from the front; then the model may
+//! propose. A round ends as soon as it has committed a token, so nothing can fail after a commit.
+
+use std::sync::Arc;
+
+use ndarray::{Array2, s};
+
+use crate::decode::chance::{Chance, Key, Purpose};
+use crate::decode::combine::Combination;
+use crate::decode::policy::{Action, Plan, Targets, View};
+use crate::decode::sampling::{self, Candidates, Sampler};
+use crate::decode::verify;
+use crate::error::{Error, Result};
+use crate::model::{Interrupt, Model, Pass, Sequence};
+
+/// Why a sequence ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Finish {
+    /// A stop token was committed; it is the last token.
+    StopToken,
+    /// As many tokens were generated since the last prompt as were asked for.
+    MaxTokens,
+    /// The context has no room for another token.
+    ContextFull,
+}
+
+/// What was done so far.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Tokens committed, prompts excluded.
+    pub tokens: u64,
+    /// Proposals made.
+    pub proposed: u64,
+    /// Proposals that were accepted or rejected; the others were dropped behind a rejection or an end.
+    pub tested: u64,
+    /// Proposals accepted.
+    pub accepted: u64,
+    /// Passes of all models, those over nothing but prompt excluded.
+    pub forwards: u64,
+    /// Positions scored by all models, prompt excluded.
+    pub positions: u64,
+    /// Greedy choices whose two best scores were nearer than [`sampling::NEAR_TIE`].
+    pub near_ties: u64,
+}
+
+/// Everything that settles how a sequence is decoded.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// What is decoded: the target distribution.
+    pub combination: Combination,
+    /// How distributions are made from logits.
+    pub sampler: Sampler,
+    /// How it is decoded.
+    pub plan: Plan,
+    /// Tokens that end the sequence.
+    pub stop_tokens: Vec<i32>,
+    /// Most tokens generated after a prompt; 0 is no limit.
+    pub max_tokens: usize,
+}
+
+/// What one model knows of the sequence.
+struct Lane {
+    sequence: Box<dyn Sequence>,
+    /// Processed rows: the row of position `p` in slot `p % slots`, where `stamps` says so.
+    rows: Array2<f32>,
+    stamps: Vec<usize>,
+}
+
+const NO_ROW: usize = usize::MAX;
+
+impl Lane {
+    fn truncate(&mut self, len: usize) {
+        if self.sequence.len() > len {
+            self.sequence.truncate(len);
+        }
+        self.stamps.iter_mut().filter(|stamp| **stamp > len).for_each(|stamp| *stamp = NO_ROW);
+    }
+
+    /// Make the processed row of a position, unless it is there.
+    fn process(&mut self, position: usize, sampler: &Sampler, candidates: &mut Candidates) -> Result<()> {
+        let slot = position % self.stamps.len();
+        if self.stamps[slot] != position {
+            let mut row = self.rows.row_mut(slot);
+            let row = row.as_slice_mut().expect("rows are contiguous");
+            sampler.process(self.sequence.logits(position), row, candidates)?;
+            self.stamps[slot] = position;
+        }
+        Ok(())
+    }
+
+    fn row(&self, position: usize) -> &[f32] {
+        let slot = position % self.stamps.len();
+        assert_eq!(self.stamps[slot], position, "a row was read before it was made");
+        self.rows.slice(s![slot, ..]).to_slice().expect("rows are contiguous")
+    }
+}
+
+/// The decoder of one sequence.
+pub struct Decoder<C> {
+    models: Vec<Arc<dyn Model>>,
+    lanes: Vec<Lane>,
+    settings: Settings,
+    chance: C,
+    /// Committed tokens, then pending ones.
+    tokens: Vec<i32>,
+    committed: usize,
+    /// Who proposed each pending token.
+    proposers: Vec<usize>,
+    /// Tokens committed when the last prompt ended.
+    prompt_end: usize,
+    context_length: usize,
+    max_pending: usize,
+    /// How often pending tokens were dropped.
+    epoch: u32,
+    /// What is left of a proposer's turn.
+    turn: Option<Action>,
+    finish: Option<Finish>,
+    counters: Counters,
+    /// For the policy: tokens seen by each model.
+    seen: Vec<usize>,
+    target: Vec<f32>,
+    scratch: Vec<f32>,
+    candidates: Candidates,
+}
+
+impl<C: Chance> Decoder<C> {
+    /// A decoder of an empty sequence; `sequences` are the models' own, one each, empty.
+    pub fn new(models: Vec<Arc<dyn Model>>, sequences: Vec<Box<dyn Sequence>>, settings: Settings, chance: C) -> Self {
+        let vocab_size = models[0].vocab_size();
+        let context_length = (0..models.len())
+            .filter(|&model| settings.combination.needs(model) || settings.plan.policy.uses(model))
+            .map(|model| models[model].context_length())
+            .min()
+            .unwrap_or(0);
+        let max_pending = settings.plan.policy.max_pending();
+        // One row for each pending position and the one after them; greedy decoding needs none.
+        let slots = if settings.sampler.is_greedy() { 0 } else { max_pending + 1 };
+        let lanes: Vec<Lane> = sequences
+            .into_iter()
+            .map(|sequence| Lane {
+                sequence,
+                rows: Array2::zeros((slots, vocab_size)),
+                stamps: vec![NO_ROW; slots],
+            })
+            .collect();
+        Decoder {
+            seen: vec![0; lanes.len()],
+            models,
+            lanes,
+            chance,
+            tokens: Vec::with_capacity(context_length.min(1 << 20)),
+            committed: 0,
+            proposers: Vec::with_capacity(max_pending),
+            prompt_end: 0,
+            context_length,
+            max_pending,
+            epoch: 0,
+            turn: None,
+            finish: None,
+            counters: Counters::default(),
+            target: vec![0.0; vocab_size],
+            scratch: vec![0.0; vocab_size],
+            candidates: Candidates::new(vocab_size),
+            settings,
+        }
+    }
+
+    /// The committed tokens, prompts included.
+    pub fn committed(&self) -> &[i32] {
+        &self.tokens[..self.committed]
+    }
+
+    /// Most tokens that the sequence can hold.
+    pub fn context_length(&self) -> usize {
+        self.context_length
+    }
+
+    /// What was done so far.
+    pub fn counters(&self) -> Counters {
+        self.counters
+    }
+
+    /// How the sequence is decoded.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// Time spent inside the models.
+    pub fn elapsed(&self) -> std::time::Duration {
+        self.lanes.iter().map(|lane| lane.sequence.elapsed()).sum()
+    }
+
+    /// Append to the sequence; an ended one goes on. The models see the tokens in the next round.
+    ///
+    /// Nothing is appended on an error.
+    pub fn prompt(&mut self, tokens: &[i32]) -> Result<()> {
+        let vocab_size = self.target.len();
+        if tokens.is_empty() {
+            return Err(Error::InvalidArgument("the prompt is empty; it takes at least one token".into()));
+        }
+        if tokens.len() > self.context_length - self.committed {
+            return Err(Error::ContextFull(format!(
+                "{} tokens do not fit: the context holds {}, of which {} are used; shorten the prompt",
+                tokens.len(),
+                self.context_length,
+                self.committed
+            )));
+        }
+        if let Some((index, token)) = tokens.iter().enumerate().find(|(_, t)| **t < 0 || **t as usize >= vocab_size) {
+            return Err(Error::InvalidArgument(format!(
+                "token {index} of the prompt is {token}; the vocabulary has the tokens 0 to {}",
+                vocab_size - 1
+            )));
+        }
+        self.drop_pending(self.committed);
+        self.tokens.extend_from_slice(tokens);
+        self.committed = self.tokens.len();
+        self.prompt_end = self.committed;
+        self.finish = (self.committed == self.context_length).then_some(Finish::ContextFull);
+        Ok(())
+    }
+
+    /// Decode until at least one token is committed, and return the new tokens, none if the sequence has ended.
+    ///
+    /// On an error the sequence is as it was before the round.
+    pub fn round(&mut self) -> Result<(&[i32], Option<Finish>), Interrupt> {
+        if self.committed == 0 {
+            return Err(Error::InvalidArgument("the session has no tokens yet; give it a prompt first".into()).into());
+        }
+        let (start, before) = (self.committed, self.counters);
+        if self.finish.is_none()
+            && let Err(interrupt) = self.run_round()
+        {
+            self.roll_back(start);
+            // Passes were run, but nothing that was decided counts.
+            let Counters { forwards, positions, .. } = self.counters;
+            self.counters = Counters { forwards, positions, ..before };
+            return Err(interrupt);
+        }
+        Ok((&self.tokens[start..self.committed], self.finish))
+    }
+
+    fn run_round(&mut self) -> Result<(), Interrupt> {
+        let start = self.committed;
+        while self.committed == start {
+            let Action { model, proposals } = self.next_action();
+            self.advance(model)?;
+            self.verify()?;
+            if proposals > 0 && self.can_propose(model) {
+                self.propose(model)?;
+                self.turn = Some(Action { model, proposals: proposals - 1 }).filter(|turn| turn.proposals > 0);
+                self.verify()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The rest of a proposer's turn, or what the policy says.
+    fn next_action(&mut self) -> Action {
+        if let Some(turn) = self.turn.take()
+            && self.has_room()
+        {
+            return turn;
+        }
+        for (seen, lane) in self.seen.iter_mut().zip(&self.lanes) {
+            *seen = lane.sequence.len();
+        }
+        let missing = self.missing().expect("a decidable position was left undecided");
+        self.settings.plan.policy.next(&View { pending: self.proposers.len(), missing, seen: &self.seen })
+    }
+
+    /// Run a model over everything that it has not seen.
+    fn advance(&mut self, model: usize) -> Result<(), Interrupt> {
+        let sequence = self.lanes[model].sequence.as_mut();
+        while sequence.len() < self.tokens.len() {
+            let start = sequence.len();
+            let end = self.tokens.len().min(start + self.models[model].max_pass());
+            let mut pass = [Pass { sequence, tokens: &self.tokens[start..end], keep: self.committed }];
+            self.models[model].forward(&mut pass)?;
+            // After the token at index i the row of position i + 1 is scored; those within the prompt do not count.
+            let scored = end.saturating_sub(start.max(self.prompt_end - 1));
+            self.counters.forwards += u64::from(scored > 0);
+            self.counters.positions += scored as u64;
+        }
+        Ok(())
+    }
+
+    /// The first model that must still score the front position before it can be decided.
+    fn missing(&self) -> Option<usize> {
+        let scored = |model: usize| self.lanes[model].sequence.len() >= self.committed;
+        match self.settings.plan.targets {
+            Targets::Combined => self.settings.combination.needed().find(|&model| !scored(model)),
+            Targets::Routed => Some(self.route(self.committed)).filter(|&model| !scored(model)),
+        }
+    }
+
+    /// The model that a position's target is routed to: `k` with probability `λ_k`, fixed for each position.
+    fn route(&self, position: usize) -> usize {
+        self.chance.pick(Key { position, purpose: Purpose::Route, epoch: 0 }, self.settings.combination.weights())
+    }
+
+    fn has_room(&self) -> bool {
+        let generated = self.tokens.len() - self.prompt_end;
+        self.proposers.len() < self.max_pending
+            && self.tokens.len() < self.context_length
+            && (self.settings.max_tokens == 0 || generated < self.settings.max_tokens)
+    }
+
+    /// Whether a model may propose: it has scored the next position, and there is room.
+    fn can_propose(&self, model: usize) -> bool {
+        self.finish.is_none() && self.lanes[model].sequence.len() == self.tokens.len() && self.has_room()
+    }
+
+    /// Draw a token from a model and make it pending.
+    fn propose(&mut self, model: usize) -> Result<()> {
+        let position = self.tokens.len();
+        let token = if self.settings.sampler.is_greedy() {
+            sampling::argmax_logits(self.lanes[model].sequence.logits(position))?.0
+        } else {
+            self.process(model, position)?;
+            let key = self.key(position, Purpose::Proposal);
+            self.chance.pick(key, self.lanes[model].row(position))
+        };
+        self.tokens.push(token as i32);
+        self.proposers.push(model);
+        self.counters.proposed += 1;
+        Ok(())
+    }
+
+    /// Decide, from the front, every position that can be decided.
+    fn verify(&mut self) -> Result<()> {
+        while self.finish.is_none() && self.missing().is_none() {
+            if let Some(&proposer) = self.proposers.first() {
+                self.counters.tested += 1;
+                match self.test(proposer)? {
+                    None => {
+                        self.counters.accepted += 1;
+                        self.proposers.remove(0);
+                    }
+                    Some(replacement) => {
+                        self.drop_pending(self.committed);
+                        self.tokens.push(replacement as i32);
+                    }
+                }
+            } else {
+                // Nothing is pending and the target is known: a true bonus token.
+                let token = self.draw_target()?;
+                self.tokens.push(token as i32);
+            }
+            self.commit();
+        }
+        Ok(())
+    }
+
+    /// Accept the front proposal (`None`), or draw its replacement.
+    fn test(&mut self, proposer: usize) -> Result<Option<usize>> {
+        let position = self.committed;
+        let token = self.tokens[position] as usize;
+        if self.settings.sampler.is_greedy() {
+            let best = self.greedy_target()?;
+            return Ok((best != token).then_some(best));
+        }
+        let target = self.target_rows(position)?;
+        if let TargetRow::Of(model) = target
+            && model == proposer
+        {
+            return Ok(None); // the target is what the token was drawn from
+        }
+        let key = self.key(position, Purpose::Acceptance);
+        let q = self.lanes[proposer].row(position);
+        let t = match target {
+            TargetRow::Of(model) => self.lanes[model].row(position),
+            TargetRow::Scratch => &self.target,
+        };
+        if self.chance.accept(key, verify::acceptance(t[token], q[token])) {
+            return Ok(None);
+        }
+        verify::residual(t, q, &mut self.scratch);
+        let key = self.key(position, Purpose::Residual);
+        Ok(Some(self.chance.pick(key, &self.scratch)))
+    }
+
+    /// Draw the front position from its target.
+    fn draw_target(&mut self) -> Result<usize> {
+        if self.settings.sampler.is_greedy() {
+            return self.greedy_target();
+        }
+        let position = self.committed;
+        let target = self.target_rows(position)?;
+        let key = self.key(position, Purpose::Target);
+        let row = match target {
+            TargetRow::Of(model) => self.lanes[model].row(position),
+            TargetRow::Scratch => &self.target,
+        };
+        Ok(self.chance.pick(key, row))
+    }
+
+    fn greedy_target(&mut self) -> Result<usize> {
+        let (lanes, position) = (&self.lanes, self.committed);
+        let row = |model: usize| lanes[model].sequence.logits(position);
+        let (best, near) = self.settings.combination.greedy(row, &mut self.scratch)?;
+        self.counters.near_ties += u64::from(near);
+        Ok(best)
+    }
+
+    /// Make the target of a position, and say where it is.
+    fn target_rows(&mut self, position: usize) -> Result<TargetRow> {
+        if self.settings.plan.targets == Targets::Routed {
+            let model = self.route(position);
+            self.process(model, position)?;
+            return Ok(TargetRow::Of(model));
+        }
+        if let Some(model) = self.settings.combination.single() {
+            self.process(model, position)?;
+            return Ok(TargetRow::Of(model));
+        }
+        if matches!(self.settings.combination, Combination::Mixture { .. }) {
+            for model in 0..self.lanes.len() {
+                if self.settings.combination.needs(model) {
+                    self.process(model, position)?;
+                }
+            }
+        }
+        match &self.settings.combination {
+            Combination::Mixture { weights } => {
+                Combination::mix(weights, |model| self.lanes[model].row(position), &mut self.target);
+            }
+            Combination::Logits { weights, plausibility } => {
+                let row = |model: usize| self.lanes[model].sequence.logits(position);
+                Combination::scores(weights, *plausibility, row, &mut self.scratch)?;
+                self.settings.sampler.process(&self.scratch, &mut self.target, &mut self.candidates)?;
+            }
+        }
+        Ok(TargetRow::Scratch)
+    }
+
+    fn process(&mut self, model: usize, position: usize) -> Result<()> {
+        self.lanes[model].process(position, &self.settings.sampler, &mut self.candidates)
+    }
+
+    fn key(&self, position: usize, purpose: Purpose) -> Key {
+        Key { position, purpose, epoch: self.epoch }
+    }
+
+    /// Commit the front token, and see whether it ends the sequence.
+    fn commit(&mut self) {
+        let token = self.tokens[self.committed];
+        self.committed += 1;
+        self.counters.tokens += 1;
+        let generated = self.committed - self.prompt_end;
+        self.finish = if self.settings.stop_tokens.contains(&token) {
+            Some(Finish::StopToken)
+        } else if generated == self.settings.max_tokens {
+            Some(Finish::MaxTokens)
+        } else if self.committed == self.context_length {
+            Some(Finish::ContextFull)
+        } else {
+            None
+        };
+        if self.finish.is_some() {
+            self.drop_pending(self.committed);
+        }
+    }
+
+    /// Drop all tokens from index `from` on, here and in every cache.
+    fn drop_pending(&mut self, from: usize) {
+        self.tokens.truncate(from);
+        self.proposers.clear();
+        self.turn = None;
+        self.lanes.iter_mut().for_each(|lane| lane.truncate(from));
+        self.epoch = self.epoch.wrapping_add(1);
+    }
+
+    /// Undo a failed round.
+    fn roll_back(&mut self, committed: usize) {
+        self.committed = committed;
+        self.finish = None;
+        self.drop_pending(committed);
+        // A pass that failed may have spoiled rows, so the last one is scored anew.
+        self.lanes.iter_mut().for_each(|lane| lane.truncate(committed - 1));
+    }
+}
+
+/// Where a target was made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum TargetRow {
+    /// It is the processed row of this model.
+    Of(usize),
+    /// It is in the decoder's own buffer.
+    Scratch,
+}

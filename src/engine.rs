@@ -1,0 +1,122 @@
+//! The engine: models loaded once, shared by any number of sessions and threads.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::config::{Combine, Config, ProviderName};
+use crate::error::{Error, Result};
+use crate::model::{Model, OnnxModel, Provider, environment};
+use crate::text::Text;
+
+/// The loaded models and how they are combined. Immutable.
+pub struct Engine {
+    models: Vec<Arc<dyn Model>>,
+    combine: Combine,
+    text: Option<Arc<Text>>,
+    stop_tokens: Vec<i32>,
+}
+
+impl Engine {
+    /// Load everything that a configuration names.
+    pub fn load(config: &Config) -> Result<Self> {
+        environment(config.onnxruntime.as_deref(), config.threads)?;
+        let mut models = Vec::with_capacity(config.models.len());
+        let mut stop_tokens = Vec::new();
+        let mut tokenizers: Vec<(String, PathBuf)> = Vec::new();
+        for model in &config.models {
+            let provider = match model.provider {
+                ProviderName::Cpu => Provider::Cpu,
+                ProviderName::Cuda => Provider::Cuda { device_id: model.device_id },
+            };
+            let loaded = OnnxModel::load(&model.path, provider)?;
+            let name = model.name.clone().unwrap_or_else(|| folder_name(&model.path));
+            let tokenizer = loaded.export().file.with_file_name("tokenizer.json");
+            if tokenizer.is_file() {
+                tokenizers.push((name.clone(), tokenizer));
+            }
+            stop_tokens.extend_from_slice(&loaded.export().stop_tokens);
+            models.push((name, Arc::new(loaded) as Arc<dyn Model>));
+        }
+        let text = agree(&tokenizers)?;
+        Self::new(models, config.combine.clone(), stop_tokens, text)
+    }
+
+    /// An engine of models made elsewhere, each with the name that messages use.
+    pub fn new(
+        models: Vec<(String, Arc<dyn Model>)>,
+        combine: Combine,
+        mut stop_tokens: Vec<i32>,
+        text: Option<Arc<Text>>,
+    ) -> Result<Self> {
+        let (first, model) = models.first().ok_or_else(|| Error::Config("an engine takes at least one model".into()))?;
+        let vocab_size = model.vocab_size();
+        if let Some((other, model)) = models.iter().find(|(_, model)| model.vocab_size() != vocab_size) {
+            return Err(Error::Model(format!(
+                "the vocabularies differ: {first} has {vocab_size} tokens, {other} has {}; \
+                 models that decode together must share one vocabulary",
+                model.vocab_size()
+            )));
+        }
+        combine.resolve(models.len(), None)?;
+        stop_tokens.sort_unstable();
+        stop_tokens.dedup();
+        Ok(Engine { models: models.into_iter().map(|(_, model)| model).collect(), combine, text, stop_tokens })
+    }
+
+    /// The models, in the order of the configuration.
+    pub fn models(&self) -> &[Arc<dyn Model>] {
+        &self.models
+    }
+
+    /// How they are combined.
+    pub fn combine(&self) -> &Combine {
+        &self.combine
+    }
+
+    /// Number of tokens of the shared vocabulary.
+    pub fn vocab_size(&self) -> usize {
+        self.models[0].vocab_size()
+    }
+
+    /// The exports' end-of-sequence tokens.
+    pub fn stop_tokens(&self) -> &[i32] {
+        &self.stop_tokens
+    }
+
+    /// The tokenizer; an engine without one serves tokens only.
+    pub fn text(&self) -> Result<&Arc<Text>> {
+        self.text.as_ref().ok_or_else(|| {
+            Error::Unsupported("no model of this engine has a tokenizer.json beside it; put one there, or use tokens".into())
+        })
+    }
+}
+
+fn folder_name(path: &Path) -> String {
+    let folder = if path.is_dir() { Some(path) } else { path.parent() };
+    let name = folder.and_then(Path::file_name).or(path.file_name());
+    name.unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
+}
+
+/// The tokenizer that all models agree on.
+fn agree(tokenizers: &[(String, PathBuf)]) -> Result<Option<Arc<Text>>> {
+    let Some((first, path)) = tokenizers.first() else { return Ok(None) };
+    let read = |path: &Path| {
+        std::fs::read(path).map_err(|error| Error::Model(format!("cannot read the tokenizer {}: {error}", path.display())))
+    };
+    let (text, bytes) = (Text::load(path)?, read(path)?);
+    for (other, path) in &tokenizers[1..] {
+        if read(path)? == bytes {
+            continue;
+        }
+        if let Some((id, own, others)) = text.first_difference(&Text::load(path)?) {
+            let show = |token: Option<String>| token.map_or("missing".into(), |token| format!("{token:?}"));
+            return Err(Error::Model(format!(
+                "the tokenizers differ: token {id} is {} to {first} but {} to {other}; \
+                 models that decode together must share one vocabulary",
+                show(own),
+                show(others)
+            )));
+        }
+    }
+    Ok(Some(Arc::new(text)))
+}

@@ -1,0 +1,169 @@
+//! The C interface: every `extern "C"` function and all handling of C pointers. No logic lives here.
+//!
+//! Each export goes through [`guard`], which turns errors and panics into error objects. `cbindgen` makes
+//! `include/cos.h` from these files; their documentation is the manual.
+
+#![allow(non_camel_case_types)]
+
+pub mod engine;
+pub mod error;
+pub mod session;
+pub mod text;
+
+use std::ffi::{CStr, c_char};
+use std::mem::MaybeUninit;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use error::cos_error;
+
+use crate::error::{Error, Result};
+
+/// Version of the library, such as "0.1.0". Lives forever. Never fails.
+///
+/// Since 0.1.
+#[unsafe(no_mangle)]
+pub extern "C" fn cos_version() -> *const c_char {
+    const VERSION: &CStr = match CStr::from_bytes_with_nul(concat!(env!("CARGO_PKG_VERSION"), "\0").as_bytes()) {
+        Ok(version) => version,
+        Err(_) => panic!("a version without NUL"),
+    };
+    VERSION.as_ptr()
+}
+
+/// Run the body of an export: no error is lost and no panic crosses the boundary.
+fn guard(body: impl FnOnce() -> Result<()>) -> *mut cos_error {
+    match catch(body) {
+        Ok(()) => std::ptr::null_mut(),
+        Err(error) => cos_error::from(error).into_raw(),
+    }
+}
+
+/// Turn a panic into [`Error::Internal`].
+fn catch<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
+    catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|panic| {
+        let message = panic.downcast_ref::<&str>().map(|message| message.to_string());
+        let message = message.or_else(|| panic.downcast_ref::<String>().cloned());
+        Err(Error::Internal(message.unwrap_or_else(|| "a panic without a message".into())))
+    })
+}
+
+fn null(name: &str) -> Error {
+    Error::InvalidArgument(format!("{name} is NULL"))
+}
+
+/// # Safety
+/// `pointer` is NULL or valid for `'a`.
+unsafe fn reference<'a, T>(pointer: *const T, name: &str) -> Result<&'a T> {
+    // SAFETY: promised by the caller.
+    unsafe { pointer.as_ref() }.ok_or_else(|| null(name))
+}
+
+fn check_out<T>(pointer: *mut T, name: &str) -> Result<()> {
+    if pointer.is_null() { Err(null(name)) } else { Ok(()) }
+}
+
+/// # Safety
+/// `pointer` is NULL or points to `count` elements that live for `'a`.
+unsafe fn slice<'a, T>(pointer: *const T, count: usize, name: &str) -> Result<&'a [T]> {
+    if count == 0 {
+        return Ok(&[]);
+    }
+    if pointer.is_null() {
+        return Err(Error::InvalidArgument(format!("{name} is NULL, but {name}_count is {count}")));
+    }
+    if count > isize::MAX as usize / size_of::<T>() {
+        return Err(Error::InvalidArgument(format!("{name}_count is {count}, more than memory can hold")));
+    }
+    // SAFETY: promised by the caller; the size was checked.
+    Ok(unsafe { std::slice::from_raw_parts(pointer, count) })
+}
+
+/// As [`slice`], but NULL means that the caller leaves the choice to the library.
+///
+/// # Safety
+/// As for [`slice`].
+unsafe fn optional_slice<'a, T>(pointer: *const T, count: usize, name: &str) -> Result<Option<&'a [T]>> {
+    if pointer.is_null() && count == 0 {
+        return Ok(None);
+    }
+    // SAFETY: promised by the caller.
+    unsafe { slice(pointer, count, name) }.map(Some)
+}
+
+/// # Safety
+/// `pointer` is NULL or a NUL-terminated string that lives for `'a`.
+unsafe fn string<'a>(pointer: *const c_char, name: &str) -> Result<&'a str> {
+    // SAFETY: promised by the caller.
+    let text = unsafe { reference(pointer, name).map(|pointer| CStr::from_ptr(pointer)) }?;
+    text.to_str().map_err(|_| Error::InvalidArgument(format!("{name} is not UTF-8")))
+}
+
+/// A struct of the interface that may grow at its end. It starts with its size as the caller was compiled.
+///
+/// # Safety
+/// The type is `repr(C)`, starts with a `usize`, is valid for all bit patterns, and its first `MIN_SIZE` bytes are
+/// those of version 0.1.
+unsafe trait Growing: Sized {
+    const NAME: &'static str;
+    /// Size of the struct in version 0.1, without what was added behind it.
+    const MIN_SIZE: usize;
+}
+
+/// No struct of this interface will ever be larger; a larger `struct_size` was never set.
+const MAX_STRUCT_SIZE: usize = 4096;
+
+/// # Safety
+/// `pointer` is not NULL and starts with a size; if that is plausible, as many bytes can be read.
+unsafe fn struct_size<T: Growing>(pointer: *const T) -> Result<usize> {
+    // SAFETY: promised by the caller.
+    let size = unsafe { pointer.cast::<usize>().read_unaligned() };
+    if (T::MIN_SIZE..=MAX_STRUCT_SIZE).contains(&size) {
+        Ok(size)
+    } else {
+        Err(Error::InvalidArgument(format!("struct_size of {0} is {size}; set it to sizeof({0}), {1} here", T::NAME, size_of::<T>())))
+    }
+}
+
+/// Read a struct of an older, equal or newer caller. What the caller does not know is 0; what this library does not
+/// know must be 0.
+///
+/// # Safety
+/// `pointer` is NULL, or starts with a size and has as many bytes.
+unsafe fn read<T: Growing>(pointer: *const T) -> Result<T> {
+    if pointer.is_null() {
+        return Err(null(T::NAME));
+    }
+    let mut value = MaybeUninit::<T>::zeroed();
+    // SAFETY: the size was promised by the caller; all bit patterns of `T` are valid.
+    unsafe {
+        let size = struct_size(pointer)?;
+        let known = size.min(size_of::<T>());
+        std::ptr::copy_nonoverlapping(pointer.cast::<u8>(), value.as_mut_ptr().cast::<u8>(), known);
+        let unknown = std::slice::from_raw_parts(pointer.cast::<u8>().add(known), size - known);
+        if unknown.iter().any(|&byte| byte != 0) {
+            return Err(Error::Unsupported(format!(
+                "{} sets members that came after version {}; update the library or leave them 0",
+                T::NAME,
+                env!("CARGO_PKG_VERSION")
+            )));
+        }
+        Ok(value.assume_init())
+    }
+}
+
+/// Write a struct to an older, equal or newer caller, of whom [`struct_size`] was checked. Members that this library
+/// does not know become 0.
+///
+/// # Safety
+/// `pointer` starts with a size and has as many bytes.
+unsafe fn write<T: Growing>(pointer: *mut T, value: &T) {
+    let header = size_of::<usize>();
+    // SAFETY: promised by the caller.
+    unsafe {
+        let size = pointer.cast::<usize>().read_unaligned();
+        let known = size.min(size_of::<T>());
+        let (from, to) = ((value as *const T).cast::<u8>(), pointer.cast::<u8>());
+        std::ptr::copy_nonoverlapping(from.add(header), to.add(header), known - header);
+        std::ptr::write_bytes(to.add(known), 0, size - known);
+    }
+}

@@ -1,0 +1,420 @@
+//! Sessions.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use parking_lot::Mutex;
+
+use super::engine::cos_engine;
+use super::error::cos_error;
+use super::{Growing, check_out, guard, optional_slice, read, reference, slice, struct_size, write};
+use crate::decode::policy::{Strategy, Targets};
+use crate::decode::round::Finish;
+use crate::decode::sampling::Sampler;
+use crate::error::{Error, Result};
+use crate::model::Cancel;
+use crate::session::{Options, Session, State, Stats};
+
+/// Chosen by the library: what follows the same distribution at the least cost.
+pub const COS_STRATEGY_AUTO: i32 = 0;
+/// Every model scores every position, nobody proposes: the baseline.
+pub const COS_STRATEGY_STANDARD: i32 = 1;
+/// One model drafts, all others score.
+pub const COS_STRATEGY_SPECULATIVE: i32 = 2;
+/// Collaborative decoding via speculation: the models take turns in proposing (arXiv 2502.01662, Algorithms 1 and 2).
+pub const COS_STRATEGY_COS: i32 = 3;
+
+/// Routed under COS_STRATEGY_AUTO where it applies, combined otherwise.
+pub const COS_TARGETS_AUTO: i32 = 0;
+/// Every position is verified against the combined distribution, which needs all models.
+pub const COS_TARGETS_COMBINED: i32 = 1;
+/// Every position is verified against one model that is drawn from the weights. The tokens follow the same joint
+/// distribution, and a position needs one model only. For "weighted" with a temperature above 0.
+pub const COS_TARGETS_ROUTED: i32 = 2;
+
+/// The sequence goes on.
+pub const COS_FINISH_NONE: i32 = 0;
+/// A stop token was committed; it is the last token.
+pub const COS_FINISH_STOP: i32 = 1;
+/// max_tokens were generated since the last prompt.
+pub const COS_FINISH_MAX_TOKENS: i32 = 2;
+/// The context has no room for another token.
+pub const COS_FINISH_CONTEXT_FULL: i32 = 3;
+/// cos_cancel was called.
+pub const COS_FINISH_CANCELLED: i32 = 4;
+
+/// How a session decodes. Set all to 0 and then struct_size: greedy and automatic. Arrays are copied.
+///
+/// Since 0.1.
+#[repr(C)]
+pub struct cos_session_options {
+    /// sizeof(cos_session_options) as the caller was compiled.
+    pub struct_size: usize,
+    /// One of COS_STRATEGY_*. All of them follow the same distribution.
+    pub strategy: i32,
+    /// 0 is greedy: the token of the highest score, among equal ones the lowest. Otherwise scores are divided by it.
+    pub temperature: f32,
+    /// Sample among this many best tokens of each distribution; 0 is off.
+    pub top_k: i32,
+    /// Sample among the fewest best tokens with this share of the probability; 0 or 1 is off.
+    pub top_p: f32,
+    /// Sample among tokens with at least this share of the best one's probability; 0 is off.
+    pub min_p: f32,
+    /// Seed of the random numbers. The same seed, strategy (not auto) and number of threads give the same tokens.
+    pub seed: u64,
+    /// Most tokens to generate after each prompt; 0 is until the context is full.
+    pub max_tokens: u32,
+    /// Tokens that each model proposes in a row (γ), in the engine's order, 0 to 64; NULL: chosen by the library.
+    /// With COS_STRATEGY_SPECULATIVE the cheapest model with a length above 0 drafts.
+    pub proposal_lengths: *const i32,
+    /// Number of models, or 0 for NULL.
+    pub proposal_lengths_count: usize,
+    /// Weights in place of the engine's, for "weighted" and "logits"; NULL: the engine's.
+    pub weights: *const f32,
+    /// Number of models, or 0 for NULL.
+    pub weights_count: usize,
+    /// Tokens that end the sequence; NULL: the end-of-sequence tokens that came with the models. Not NULL with a
+    /// count of 0: none.
+    pub stop_tokens: *const i32,
+    /// Number of stop tokens.
+    pub stop_tokens_count: usize,
+    /// One of COS_TARGETS_*. Does not change the distribution.
+    pub targets: i32,
+    /// Must be 0.
+    pub reserved: i32,
+}
+
+/// What a step did.
+///
+/// Since 0.1.
+#[repr(C)]
+pub struct cos_step_result {
+    /// sizeof(cos_step_result), set by the caller.
+    pub struct_size: usize,
+    /// The tokens that the step committed, at least one unless the sequence is finished. Owned by the session,
+    /// valid until its next call.
+    pub tokens: *const i32,
+    /// Number of tokens.
+    pub tokens_count: usize,
+    /// One of COS_FINISH_*.
+    pub finish: i32,
+    /// 0.
+    pub reserved: i32,
+}
+
+/// What a session did so far.
+///
+/// Since 0.1.
+#[repr(C)]
+pub struct cos_stats {
+    /// sizeof(cos_stats), set by the caller.
+    pub struct_size: usize,
+    /// Calls of cos_step.
+    pub steps: u64,
+    /// Tokens committed, prompts excluded.
+    pub tokens: u64,
+    /// Proposals made.
+    pub proposed: u64,
+    /// Proposals that reached an accept or reject decision; others were dropped behind a rejection or an end.
+    pub tested: u64,
+    /// Proposals accepted.
+    pub accepted: u64,
+    /// Passes of all models, those over nothing but prompt excluded.
+    pub forwards: u64,
+    /// Positions that all models scored, those of the prompt excluded.
+    pub positions: u64,
+    /// Nanoseconds inside ONNX Runtime, prompts included.
+    pub model_ns: u64,
+    /// Nanoseconds inside cos_step.
+    pub total_ns: u64,
+    /// Greedy choices between two nearly equal scores, which passes of other widths may decide otherwise.
+    pub near_ties: u64,
+}
+
+// SAFETY: plain data; the sizes of version 0.1 stay as they are, and members are added behind the last one.
+unsafe impl Growing for cos_session_options {
+    const NAME: &'static str = "cos_session_options";
+    const MIN_SIZE: usize = std::mem::offset_of!(cos_session_options, targets);
+}
+// SAFETY: as above.
+unsafe impl Growing for cos_step_result {
+    const NAME: &'static str = "cos_step_result";
+    const MIN_SIZE: usize = size_of::<cos_step_result>();
+}
+// SAFETY: as above.
+unsafe impl Growing for cos_stats {
+    const NAME: &'static str = "cos_stats";
+    const MIN_SIZE: usize = std::mem::offset_of!(cos_stats, near_ties);
+}
+const _: () = assert!(<cos_session_options as Growing>::MIN_SIZE == 96 && size_of::<cos_session_options>() == 104);
+const _: () = assert!(size_of::<cos_step_result>() == 32);
+const _: () = assert!(<cos_stats as Growing>::MIN_SIZE == 80 && size_of::<cos_stats>() == 88);
+
+/// A session: one sequence. One thread at a time may use it (another one gets BUSY, except for cos_cancel and
+/// cos_session_stats); different sessions run in parallel.
+///
+/// Since 0.1.
+pub struct cos_session {
+    inner: Mutex<Session>,
+    cancel: Arc<Cancel>,
+    /// What cos_session_stats reads while a step runs.
+    stats: Mutex<Stats>,
+    poisoned: AtomicBool,
+}
+
+/// # Safety
+/// `session` is NULL or a session that was not freed.
+unsafe fn with(session: *const cos_session, body: impl FnOnce(&mut Session) -> Result<()>) -> *mut cos_error {
+    guard(|| {
+        // SAFETY: promised by the caller.
+        let session = unsafe { usable(session) }?;
+        let mut inner = session.inner.try_lock().ok_or(Error::Busy)?;
+        if session.poisoned.load(Ordering::Acquire) {
+            return Err(Error::Poisoned); // while we waited for nobody: the flag is set under the lock
+        }
+        let result = super::catch(|| body(&mut inner));
+        if let Err(Error::Internal(_)) = result {
+            session.poisoned.store(true, Ordering::Release);
+        } else {
+            *session.stats.lock() = inner.stats();
+        }
+        result
+    })
+}
+
+/// # Safety
+/// `session` is NULL or a session that was not freed.
+unsafe fn usable<'a>(session: *const cos_session) -> Result<&'a cos_session> {
+    // SAFETY: promised by the caller.
+    let session = unsafe { reference(session, "session") }?;
+    if session.poisoned.load(Ordering::Acquire) { Err(Error::Poisoned) } else { Ok(session) }
+}
+
+/// Start an empty sequence.
+///
+/// @param engine       must not be NULL
+/// @param options      NULL is greedy and automatic; `struct_size` must be set
+/// @param out_session  out, must not be NULL; to free with cos_free
+/// @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT (names the member), UNSUPPORTED (a member
+///         that this version does not know), RUNTIME
+/// Since 0.1.
+///
+/// # Safety
+/// `engine` is NULL or an engine that was not freed; `options` is NULL or has `struct_size` bytes, and its arrays have
+/// their counts; `out_session` is NULL or valid for a write.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cos_session_new(
+    engine: *const cos_engine,
+    options: *const cos_session_options,
+    out_session: *mut *mut cos_session,
+) -> *mut cos_error {
+    guard(|| {
+        check_out(out_session, "out_session")?;
+        // SAFETY: promised by the caller.
+        let (engine, options) = unsafe {
+            let engine = &reference(engine, "engine")?.0;
+            let options = if options.is_null() { Options::default() } else { read_options(options, engine.vocab_size())? };
+            (engine, options)
+        };
+        let session = Session::new(engine, &options)?;
+        let session = cos_session {
+            cancel: session.cancel().clone(),
+            stats: Mutex::new(session.stats()),
+            inner: Mutex::new(session),
+            poisoned: AtomicBool::new(false),
+        };
+        // SAFETY: not NULL, and promised by the caller.
+        unsafe { out_session.write(Box::into_raw(Box::new(session))) };
+        Ok(())
+    })
+}
+
+/// # Safety
+/// `options` has `struct_size` bytes, and its arrays have their counts.
+unsafe fn read_options(options: *const cos_session_options, vocab_size: usize) -> Result<Options> {
+    // SAFETY: promised by the caller.
+    let (options, lengths, weights, stop_tokens) = unsafe {
+        let options = read(options)?;
+        let lengths = optional_slice(options.proposal_lengths, options.proposal_lengths_count, "proposal_lengths")?;
+        let weights = optional_slice(options.weights, options.weights_count, "weights")?;
+        let stop_tokens = optional_slice(options.stop_tokens, options.stop_tokens_count, "stop_tokens")?;
+        (options, lengths, weights, stop_tokens)
+    };
+    let strategy = match options.strategy {
+        COS_STRATEGY_AUTO => Strategy::Auto,
+        COS_STRATEGY_STANDARD => Strategy::Standard,
+        COS_STRATEGY_SPECULATIVE => Strategy::Speculative,
+        COS_STRATEGY_COS => Strategy::Cos,
+        other => return Err(Error::InvalidArgument(format!("strategy is {other}; it must be one of COS_STRATEGY_*, 0 to 3"))),
+    };
+    let targets = match options.targets {
+        COS_TARGETS_AUTO => None,
+        COS_TARGETS_COMBINED => Some(Targets::Combined),
+        COS_TARGETS_ROUTED => Some(Targets::Routed),
+        other => return Err(Error::InvalidArgument(format!("targets is {other}; it must be one of COS_TARGETS_*, 0 to 2"))),
+    };
+    if options.reserved != 0 {
+        return Err(Error::Unsupported(format!("reserved is {}; it must be 0", options.reserved)));
+    }
+    let outside = |token: &&i32| usize::try_from(**token).map_or(true, |token| token >= vocab_size);
+    if let Some(token) = stop_tokens.and_then(|tokens| tokens.iter().find(outside)) {
+        return Err(Error::InvalidArgument(format!(
+            "stop token {token} is not in the vocabulary, which has the tokens 0 to {}",
+            vocab_size - 1
+        )));
+    }
+    Ok(Options {
+        strategy,
+        targets,
+        sampler: Sampler::new(options.temperature, options.top_k, options.top_p, options.min_p)?,
+        seed: options.seed,
+        max_tokens: options.max_tokens as usize,
+        proposal_lengths: lengths.map(<[i32]>::to_vec),
+        weights: weights.map(<[f32]>::to_vec),
+        stop_tokens: stop_tokens.map(<[i32]>::to_vec),
+    })
+}
+
+/// Append tokens to the sequence: its prompt, or the next turn of a chat between steps. A finished sequence goes on.
+/// The models see the tokens in the next step, so that cos_cancel can stop a long prompt.
+///
+/// On error nothing is appended.
+///
+/// @param session       in/out, must not be NULL
+/// @param tokens        copied; must not be NULL
+/// @param tokens_count  at least 1
+/// @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT (no tokens, or one outside the
+///         vocabulary), CONTEXT_FULL, BUSY, POISONED
+/// Since 0.1.
+///
+/// # Safety
+/// `session` is NULL or a session that was not freed; `tokens` is NULL or has `tokens_count` elements.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cos_prompt(session: *mut cos_session, tokens: *const i32, tokens_count: usize) -> *mut cos_error {
+    // SAFETY: promised by the caller.
+    unsafe {
+        with(session, |session| {
+            let capacity = session.decoder().context_length();
+            if tokens_count > capacity {
+                // Before the array is looked at: a count like this may well be garbage.
+                return Err(Error::ContextFull(format!(
+                    "tokens_count is {tokens_count}, but the context holds {capacity}; shorten the prompt"
+                )));
+            }
+            session.prompt(slice(tokens, tokens_count, "tokens")?)
+        })
+    }
+}
+
+/// Advance the sequence by one round of collaborative decoding.
+///
+/// Commits at least one token unless the sequence is finished: then there are none, and finish says why again. After
+/// COS_FINISH_CANCELLED the next step goes on where the last token was committed. On error nothing is
+/// committed, `out_result` is untouched, and the next step tries again.
+///
+/// @param session     in/out, must not be NULL, not in use on another thread (BUSY)
+/// @param out_result  out, must not be NULL; `struct_size` must be set. `tokens` is owned by the session and valid
+///                    until its next call.
+/// @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT (no prompt yet), NUMERIC, RUNTIME, BUSY,
+///         POISONED, INTERNAL (poisons the session)
+/// Since 0.1.
+///
+/// # Safety
+/// `session` is NULL or a session that was not freed; `out_result` is NULL or has `struct_size` bytes.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cos_step(session: *mut cos_session, out_result: *mut cos_step_result) -> *mut cos_error {
+    // SAFETY: promised by the caller.
+    unsafe {
+        with(session, |session| {
+            check_out(out_result, "out_result")?;
+            let struct_size = struct_size(out_result)?;
+            let (tokens, state) = session.step()?;
+            let finish = match state {
+                State::Open => COS_FINISH_NONE,
+                State::Ended(Finish::StopToken) => COS_FINISH_STOP,
+                State::Ended(Finish::MaxTokens) => COS_FINISH_MAX_TOKENS,
+                State::Ended(Finish::ContextFull) => COS_FINISH_CONTEXT_FULL,
+                State::Cancelled => COS_FINISH_CANCELLED,
+            };
+            let (tokens, tokens_count) = (tokens.as_ptr(), tokens.len());
+            write(out_result, &cos_step_result { struct_size, tokens, tokens_count, finish, reserved: 0 });
+            Ok(())
+        })
+    }
+}
+
+/// Stop the running step, or else the next one: it ends early with COS_FINISH_CANCELLED. Nothing that was committed
+/// is lost. May be called from any thread at any time; never waits for a running pass.
+///
+/// @param session  must not be NULL
+/// @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT, POISONED
+/// Since 0.1.
+///
+/// # Safety
+/// `session` is NULL or a session that was not freed.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cos_cancel(session: *mut cos_session) -> *mut cos_error {
+    // SAFETY: promised by the caller.
+    guard(|| Ok(unsafe { usable(session) }?.cancel.request()))
+}
+
+/// Free a session. If a step runs on another thread it is cancelled and waited for; no call may start after this one.
+/// NULL is fine.
+///
+/// Since 0.1.
+///
+/// # Safety
+/// `session` is NULL or a session that was not freed.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cos_free(session: *mut cos_session) {
+    if session.is_null() {
+        return;
+    }
+    // SAFETY: promised by the caller. An error has nowhere to go.
+    let _ = super::catch(|| unsafe {
+        {
+            let session = &*session;
+            session.cancel.request();
+            drop(session.inner.lock());
+        }
+        Ok(drop(Box::from_raw(session)))
+    });
+}
+
+/// What the session did so far, up to the last call that ended. May be called from any thread at any time.
+///
+/// @param session    must not be NULL
+/// @param out_stats  out, must not be NULL; `struct_size` must be set
+/// @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT, POISONED
+/// Since 0.1.
+///
+/// # Safety
+/// `session` is NULL or a session that was not freed; `out_stats` is NULL or has `struct_size` bytes.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cos_session_stats(session: *const cos_session, out_stats: *mut cos_stats) -> *mut cos_error {
+    guard(|| {
+        check_out(out_stats, "out_stats")?;
+        // SAFETY: promised by the caller.
+        unsafe {
+            let struct_size = struct_size(out_stats)?;
+            let Stats { steps, counters, model_ns, total_ns } = *usable(session)?.stats.lock();
+            write(
+                out_stats,
+                &cos_stats {
+                    struct_size,
+                    steps,
+                    tokens: counters.tokens,
+                    proposed: counters.proposed,
+                    tested: counters.tested,
+                    accepted: counters.accepted,
+                    forwards: counters.forwards,
+                    positions: counters.positions,
+                    model_ns,
+                    total_ns,
+                    near_ties: counters.near_ties,
+                },
+            );
+        }
+        Ok(())
+    })
+}

@@ -1,0 +1,226 @@
+//! Text.
+
+use std::ffi::c_char;
+
+use parking_lot::Mutex;
+
+use super::engine::cos_engine;
+use super::error::cos_error;
+use super::{check_out, guard, null, reference, slice};
+use crate::error::{Error, Result};
+use crate::text::TextStream;
+
+/// # Safety
+/// `text` is NULL or has `bytes` bytes.
+unsafe fn utf8<'a>(text: *const c_char, bytes: usize) -> Result<&'a str> {
+    if text.is_null() && bytes > 0 {
+        return Err(null("text"));
+    }
+    // SAFETY: promised by the caller.
+    let bytes = unsafe { slice(text.cast::<u8>(), bytes, "text") }?;
+    std::str::from_utf8(bytes).map_err(|error| Error::InvalidArgument(format!("text is not UTF-8: {error}")))
+}
+
+/// The tokens of a text, by the tokenizer.json beside the models.
+///
+/// @param engine          must not be NULL
+/// @param text            UTF-8, `text_bytes` bytes, need not end with NUL
+/// @param text_bytes      length of `text`
+/// @param add_special     not 0: add the tokens that the tokenizer puts around a text, such as one for its start
+/// @param tokens          filled; may be NULL if `capacity` is 0
+/// @param capacity        how many tokens fit; one token for each byte and a few more are always enough
+/// @param out_count       out, must not be NULL: the number of tokens. With a capacity of 0 it is counted only.
+/// @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT, BUFFER_TOO_SMALL (nothing is written),
+///         UNSUPPORTED (the models came without a tokenizer.json)
+/// Since 0.1.
+///
+/// # Safety
+/// `engine` is NULL or an engine that was not freed; `text` and `tokens` are NULL or have their counts; `out_count` is
+/// NULL or valid for a write.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cos_engine_encode(
+    engine: *const cos_engine,
+    text: *const c_char,
+    text_bytes: usize,
+    add_special: i32,
+    tokens: *mut i32,
+    capacity: usize,
+    out_count: *mut usize,
+) -> *mut cos_error {
+    guard(|| {
+        check_out(out_count, "out_count")?;
+        // SAFETY: promised by the caller.
+        let (engine, text) = unsafe { (reference(engine, "engine")?, utf8(text, text_bytes)?) };
+        let encoded = engine.0.text()?.encode(text, add_special != 0)?;
+        // SAFETY: promised by the caller.
+        unsafe {
+            fill(&encoded, tokens, capacity, "tokens")?;
+            out_count.write(encoded.len());
+        }
+        Ok(())
+    })
+}
+
+/// The text of tokens, by the tokenizer.json beside the models, without special tokens. Bytes that are no whole
+/// character become U+FFFD; to decode a sequence piece by piece use cos_text_stream_new.
+///
+/// @param engine        must not be NULL
+/// @param tokens        `tokens_count` tokens
+/// @param tokens_count  length of `tokens`
+/// @param text          filled with UTF-8, without a NUL at the end; may be NULL if `capacity` is 0
+/// @param capacity      how many bytes fit
+/// @param out_bytes     out, must not be NULL: the number of bytes. With a capacity of 0 they are counted only.
+/// @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT, BUFFER_TOO_SMALL (nothing is written),
+///         UNSUPPORTED
+/// Since 0.1.
+///
+/// # Safety
+/// `engine` is NULL or an engine that was not freed; `tokens` and `text` are NULL or have their counts; `out_bytes` is
+/// NULL or valid for a write.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cos_engine_decode(
+    engine: *const cos_engine,
+    tokens: *const i32,
+    tokens_count: usize,
+    text: *mut c_char,
+    capacity: usize,
+    out_bytes: *mut usize,
+) -> *mut cos_error {
+    guard(|| {
+        check_out(out_bytes, "out_bytes")?;
+        // SAFETY: promised by the caller.
+        let (engine, tokens) = unsafe { (reference(engine, "engine")?, slice(tokens, tokens_count, "tokens")?) };
+        let decoded = engine.0.text()?.decode(tokens)?;
+        // SAFETY: promised by the caller.
+        unsafe {
+            fill(decoded.as_bytes(), text.cast(), capacity, "bytes")?;
+            out_bytes.write(decoded.len());
+        }
+        Ok(())
+    })
+}
+
+/// # Safety
+/// `buffer` is NULL or has room for `capacity` elements.
+unsafe fn fill<T: Copy>(values: &[T], buffer: *mut T, capacity: usize, unit: &'static str) -> Result<()> {
+    if capacity == 0 {
+        return Ok(());
+    }
+    check_out(buffer, "the buffer")?;
+    if values.len() > capacity {
+        return Err(Error::BufferTooSmall { needed: values.len(), capacity, unit });
+    }
+    // SAFETY: it fits, and the rest is promised by the caller.
+    unsafe { std::ptr::copy_nonoverlapping(values.as_ptr(), buffer, values.len()) };
+    Ok(())
+}
+
+/// Turns a stream of tokens into a stream of text that is cut between characters only. One thread at a time may use
+/// it (another one gets BUSY).
+///
+/// Since 0.1.
+pub struct cos_text_stream(Mutex<TextStream>);
+
+/// Start a stream of text.
+///
+/// @param engine      must not be NULL; may be freed before the stream
+/// @param out_stream  out, must not be NULL; to free with cos_text_stream_free
+/// @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT, UNSUPPORTED (no tokenizer.json)
+/// Since 0.1.
+///
+/// # Safety
+/// `engine` is NULL or an engine that was not freed; `out_stream` is NULL or valid for a write.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cos_text_stream_new(engine: *const cos_engine, out_stream: *mut *mut cos_text_stream) -> *mut cos_error {
+    guard(|| {
+        check_out(out_stream, "out_stream")?;
+        // SAFETY: promised by the caller.
+        let stream = TextStream::new(unsafe { reference(engine, "engine") }?.0.text()?.clone());
+        // SAFETY: not NULL, and promised by the caller.
+        unsafe { out_stream.write(Box::into_raw(Box::new(cos_text_stream(Mutex::new(stream))))) };
+        Ok(())
+    })
+}
+
+/// The text that further tokens complete, such as those of a step. The bytes of an unfinished character are
+/// held back until it is whole.
+///
+/// @param stream        in/out, must not be NULL
+/// @param tokens        `tokens_count` tokens; NULL if that is 0
+/// @param tokens_count  length of `tokens`; 0 is fine
+/// @param out_text      out, must not be NULL: UTF-8, without a NUL at the end; owned by the stream, valid until its
+///                      next call
+/// @param out_bytes     out, must not be NULL: length of the text, possibly 0
+/// @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT (no token is taken), BUSY
+/// Since 0.1.
+///
+/// # Safety
+/// `stream` is NULL or a stream that was not freed; `tokens` is NULL or has its count; the outs are NULL or valid.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cos_text_stream_push(
+    stream: *mut cos_text_stream,
+    tokens: *const i32,
+    tokens_count: usize,
+    out_text: *mut *const c_char,
+    out_bytes: *mut usize,
+) -> *mut cos_error {
+    // SAFETY: promised by the caller.
+    unsafe { advance(stream, out_text, out_bytes, |stream| stream.push(slice(tokens, tokens_count, "tokens")?)) }
+}
+
+/// The rest of the text: what was held back, with U+FFFD for bytes that are no character. The stream starts anew.
+///
+/// @param stream     in/out, must not be NULL
+/// @param out_text   as for cos_text_stream_push
+/// @param out_bytes  as for cos_text_stream_push
+/// @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT, BUSY
+/// Since 0.1.
+///
+/// # Safety
+/// As for cos_text_stream_push.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cos_text_stream_finish(
+    stream: *mut cos_text_stream,
+    out_text: *mut *const c_char,
+    out_bytes: *mut usize,
+) -> *mut cos_error {
+    // SAFETY: promised by the caller.
+    unsafe { advance(stream, out_text, out_bytes, TextStream::finish) }
+}
+
+/// # Safety
+/// As for [`cos_text_stream_push`].
+unsafe fn advance(
+    stream: *mut cos_text_stream,
+    out_text: *mut *const c_char,
+    out_bytes: *mut usize,
+    body: impl FnOnce(&mut TextStream) -> Result<&str>,
+) -> *mut cos_error {
+    guard(|| {
+        check_out(out_text, "out_text")?;
+        check_out(out_bytes, "out_bytes")?;
+        // SAFETY: promised by the caller.
+        let mut stream = unsafe { reference(stream, "stream") }?.0.try_lock().ok_or(Error::Busy)?;
+        let text = body(&mut stream)?;
+        // SAFETY: not NULL, and promised by the caller.
+        unsafe {
+            out_text.write(text.as_ptr().cast());
+            out_bytes.write(text.len());
+        }
+        Ok(())
+    })
+}
+
+/// Free a stream of text. NULL is fine.
+///
+/// Since 0.1.
+///
+/// # Safety
+/// `stream` is NULL or a stream that was not freed, and no other call uses it now.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cos_text_stream_free(stream: *mut cos_text_stream) {
+    if !stream.is_null() {
+        // SAFETY: promised by the caller. An error has nowhere to go.
+        let _ = super::catch(|| Ok(drop(unsafe { Box::from_raw(stream) })));
+    }
+}

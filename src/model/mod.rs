@@ -1,0 +1,144 @@
+//! Language models as the decoder sees them: a token sequence goes in, rows of logits come out.
+//!
+//! The decoder knows nothing of ONNX Runtime, and models know nothing of combination or acceptance.
+
+mod cache;
+mod export;
+mod onnx;
+mod runtime;
+pub mod scripted;
+
+use std::any::Any;
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+
+pub use export::{Export, read_export};
+pub use onnx::{OnnxModel, Provider};
+pub use runtime::{LIBRARY_VARIABLE, environment};
+
+use crate::error::{Error, Result};
+
+/// A language model: its weights, shared by any number of sequences and threads.
+pub trait Model: Send + Sync {
+    /// Number of logits in a row.
+    fn vocab_size(&self) -> usize;
+
+    /// Most tokens that a sequence may hold.
+    fn context_length(&self) -> usize;
+
+    /// Most tokens of one sequence in one pass; longer runs are cut into chunks of this size, so that the
+    /// memory for logits stays bounded.
+    fn max_pass(&self) -> usize;
+
+    /// Cost of a pass relative to other models, deterministic; bytes of weights serve well.
+    fn cost(&self) -> u64;
+
+    /// Start an empty sequence. Its passes end early once `cancel` is requested.
+    fn start(&self, cancel: &Arc<Cancel>) -> Result<Box<dyn Sequence>>;
+
+    /// Run one pass over a batch of sequences that this model started, all at once where it can.
+    ///
+    /// Each sequence is extended by its tokens and yields one row of logits after each of them. On an error
+    /// no sequence is changed.
+    fn forward(&self, batch: &mut [Pass<'_>]) -> Result<(), Interrupt>;
+}
+
+/// One sequence's share of a pass.
+pub struct Pass<'a> {
+    /// The sequence to extend.
+    pub sequence: &'a mut dyn Sequence,
+    /// What to extend it by; never empty, and at most [`Model::max_pass`] tokens.
+    pub tokens: &'a [i32],
+    /// Rows of this position and later stay readable; earlier ones may go.
+    pub keep: usize,
+}
+
+/// One sequence within one model: the cache of what was seen, and the rows of logits that came of it.
+///
+/// Positions count tokens from the start of the sequence. The row of position `p` holds the logits of the token
+/// at index `p`, given the `p` tokens before it.
+pub trait Sequence: Any + Send {
+    /// Tokens seen.
+    fn len(&self) -> usize;
+
+    /// Whether no token was seen yet.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Forget all tokens from index `len` on; the rows of positions up to `len` stay valid.
+    fn truncate(&mut self, len: usize);
+
+    /// The row of logits of `position`, `vocab_size` values. Only rows that [`Pass::keep`] kept may be asked for.
+    fn logits(&self, position: usize) -> &[f32];
+
+    /// Time spent inside the model so far.
+    fn elapsed(&self) -> Duration;
+}
+
+/// Why a pass did not happen.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Interrupt {
+    /// [`Cancel::request`] was called.
+    Cancelled,
+    /// The pass failed.
+    Failed(Error),
+}
+
+impl From<Error> for Interrupt {
+    fn from(error: Error) -> Self {
+        Interrupt::Failed(error)
+    }
+}
+
+/// A flag that stops the passes of one session from another thread.
+#[derive(Default)]
+pub struct Cancel {
+    requested: AtomicBool,
+    /// What stops passes that are running; the lock orders requests and resets.
+    hooks: Mutex<Vec<Box<dyn CancelHook>>>,
+}
+
+/// Stops a running pass, or lets passes run again.
+pub trait CancelHook: Send + Sync {
+    /// Stop the running pass, and every later one until [`CancelHook::resume`].
+    fn stop(&self);
+    /// Let passes run again.
+    fn resume(&self);
+}
+
+impl Cancel {
+    /// Stop the running pass and refuse later ones, until [`Cancel::reset`].
+    pub fn request(&self) {
+        let hooks = self.hooks.lock();
+        self.requested.store(true, Ordering::Release);
+        hooks.iter().for_each(|hook| hook.stop());
+    }
+
+    /// Whether a request is waiting to be met.
+    pub fn is_requested(&self) -> bool {
+        self.requested.load(Ordering::Acquire)
+    }
+
+    /// Meet a request: passes run again.
+    pub fn reset(&self) {
+        let hooks = self.hooks.lock();
+        self.requested.store(false, Ordering::Release);
+        hooks.iter().for_each(|hook| hook.resume());
+    }
+
+    /// Have `hook` called on requests and resets.
+    pub fn add_hook(&self, hook: Box<dyn CancelHook>) {
+        self.hooks.lock().push(hook);
+    }
+}
+
+impl fmt::Debug for Cancel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Cancel").field("requested", &self.is_requested()).finish()
+    }
+}

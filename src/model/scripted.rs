@@ -1,0 +1,131 @@
+//! A model whose logits come from a function: the fake that tests, proofs and microbenchmarks run on.
+//!
+//! It keeps the promises of [`Model`] as strictly as a real runner may: rows that were not kept are gone.
+
+use std::any::Any;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{Cancel, Interrupt, Model, Pass, Sequence};
+use crate::error::Result;
+
+/// Writes the logits that follow a context into a row, or fails.
+pub type Script = dyn Fn(&[i32], &mut [f32]) -> Result<(), Interrupt> + Send + Sync;
+
+/// A model whose logits come from a function of the context.
+pub struct Scripted {
+    vocab_size: usize,
+    context_length: usize,
+    max_pass: usize,
+    cost: u64,
+    script: Box<Script>,
+}
+
+impl Scripted {
+    /// A model over `vocab_size` tokens that answers by `script`.
+    pub fn new(
+        vocab_size: usize,
+        script: impl Fn(&[i32], &mut [f32]) -> Result<(), Interrupt> + Send + Sync + 'static,
+    ) -> Self {
+        Scripted { vocab_size, context_length: 1 << 20, max_pass: 512, cost: 1, script: Box::new(script) }
+    }
+
+    /// The same with another context length.
+    pub fn with_context_length(mut self, tokens: usize) -> Self {
+        self.context_length = tokens;
+        self
+    }
+
+    /// The same with another limit on the tokens of a pass.
+    pub fn with_max_pass(mut self, tokens: usize) -> Self {
+        self.max_pass = tokens;
+        self
+    }
+
+    /// The same with another relative cost.
+    pub fn with_cost(mut self, cost: u64) -> Self {
+        self.cost = cost;
+        self
+    }
+}
+
+struct ScriptedSequence {
+    tokens: Vec<i32>,
+    /// Row of position `p` at index `p`; `None` where it was never made or was let go.
+    rows: Vec<Option<Box<[f32]>>>,
+    cancel: Arc<Cancel>,
+}
+
+impl Sequence for ScriptedSequence {
+    fn len(&self) -> usize {
+        self.tokens.len()
+    }
+
+    fn truncate(&mut self, len: usize) {
+        self.tokens.truncate(len);
+        self.rows.truncate(len + 1);
+    }
+
+    fn logits(&self, position: usize) -> &[f32] {
+        self.rows[position].as_ref().expect("the decoder read a row that it had let go")
+    }
+
+    fn elapsed(&self) -> Duration {
+        Duration::ZERO
+    }
+}
+
+impl Model for Scripted {
+    fn vocab_size(&self) -> usize {
+        self.vocab_size
+    }
+
+    fn context_length(&self) -> usize {
+        self.context_length
+    }
+
+    fn max_pass(&self) -> usize {
+        self.max_pass
+    }
+
+    fn cost(&self) -> u64 {
+        self.cost
+    }
+
+    fn start(&self, cancel: &Arc<Cancel>) -> Result<Box<dyn Sequence>> {
+        Ok(Box::new(ScriptedSequence { tokens: Vec::new(), rows: vec![None], cancel: cancel.clone() }))
+    }
+
+    fn forward(&self, batch: &mut [Pass<'_>]) -> Result<(), Interrupt> {
+        let mut scored = Vec::with_capacity(batch.len());
+        for pass in batch.iter_mut() {
+            assert!(!pass.tokens.is_empty() && pass.tokens.len() <= self.max_pass, "a pass of a forbidden width");
+            let sequence = own(pass.sequence);
+            let mut context = sequence.tokens.clone();
+            let mut rows = Vec::with_capacity(pass.tokens.len());
+            for &token in pass.tokens {
+                if sequence.cancel.is_requested() {
+                    return Err(Interrupt::Cancelled);
+                }
+                context.push(token);
+                assert!(context.len() <= self.context_length, "a pass beyond the context");
+                let mut row = vec![0.0; self.vocab_size].into_boxed_slice();
+                (self.script)(&context, &mut row)?;
+                rows.push(Some(row));
+            }
+            scored.push((context, rows));
+        }
+        for (pass, (context, rows)) in batch.iter_mut().zip(scored) {
+            let sequence = own(pass.sequence);
+            sequence.tokens = context;
+            sequence.rows.extend(rows);
+            let kept = pass.keep.min(sequence.rows.len());
+            sequence.rows[..kept].fill(None);
+        }
+        Ok(())
+    }
+}
+
+fn own(sequence: &mut dyn Sequence) -> &mut ScriptedSequence {
+    (sequence as &mut dyn Any).downcast_mut().expect("a sequence of another model")
+}

@@ -1,0 +1,154 @@
+//! A session: one sequence, decoded by the models of an engine.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use crate::decode::chance::CounterRng;
+use crate::decode::policy::{Plan, Request, Strategy, Targets};
+use crate::decode::round::{Counters, Decoder, Finish, Settings};
+use crate::decode::sampling::Sampler;
+use crate::engine::Engine;
+use crate::error::Result;
+use crate::model::{Cancel, Interrupt};
+
+/// What a caller may ask for. The default is greedy and automatic.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Options {
+    /// How to decode.
+    pub strategy: Strategy,
+    /// What to verify against; `None` leaves it to the strategy.
+    pub targets: Option<Targets>,
+    /// How to make distributions from logits.
+    pub sampler: Sampler,
+    /// Seed of the session's random numbers.
+    pub seed: u64,
+    /// Most tokens after a prompt; 0 is no limit.
+    pub max_tokens: usize,
+    /// γ of each model; `None` leaves them to the library.
+    pub proposal_lengths: Option<Vec<i32>>,
+    /// Weights in place of the engine's.
+    pub weights: Option<Vec<f32>>,
+    /// Stop tokens in place of the exports'.
+    pub stop_tokens: Option<Vec<i32>>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options {
+            strategy: Strategy::Auto,
+            targets: None,
+            sampler: Sampler::GREEDY,
+            seed: 0,
+            max_tokens: 0,
+            proposal_lengths: None,
+            weights: None,
+            stop_tokens: None,
+        }
+    }
+}
+
+/// How a step left the sequence.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum State {
+    /// It goes on.
+    Open,
+    /// It has ended; a further prompt opens it again.
+    Ended(Finish),
+    /// The step was cancelled; the next one goes on.
+    Cancelled,
+}
+
+/// What a session did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Calls of [`Session::step`].
+    pub steps: u64,
+    /// What the decoder counted.
+    pub counters: Counters,
+    /// Nanoseconds inside ONNX Runtime, prompts included.
+    pub model_ns: u64,
+    /// Nanoseconds inside [`Session::step`].
+    pub total_ns: u64,
+}
+
+/// One sequence. Used by one thread at a time.
+pub struct Session {
+    decoder: Decoder<CounterRng>,
+    cancel: Arc<Cancel>,
+    steps: u64,
+    total_ns: u64,
+    /// Keeps the models alive after the engine was freed.
+    _engine: Arc<Engine>,
+}
+
+impl Session {
+    /// An empty sequence.
+    pub fn new(engine: &Arc<Engine>, options: &Options) -> Result<Self> {
+        let models = engine.models();
+        let combination = engine.combine().resolve(models.len(), options.weights.as_deref())?;
+        let costs: Vec<u64> = models.iter().map(|model| model.cost()).collect();
+        let plan = Plan::new(&Request {
+            strategy: options.strategy,
+            targets: options.targets,
+            lengths: options.proposal_lengths.as_deref(),
+            combination: &combination,
+            greedy: options.sampler.is_greedy(),
+            costs: &costs,
+        })?;
+        let cancel = Arc::new(Cancel::default());
+        let sequences = models.iter().map(|model| model.start(&cancel)).collect::<Result<_>>()?;
+        let settings = Settings {
+            combination,
+            sampler: options.sampler,
+            plan,
+            stop_tokens: options.stop_tokens.clone().unwrap_or_else(|| engine.stop_tokens().to_vec()),
+            max_tokens: options.max_tokens,
+        };
+        let decoder = Decoder::new(models.to_vec(), sequences, settings, CounterRng::new(options.seed));
+        Ok(Session { decoder, cancel, steps: 0, total_ns: 0, _engine: engine.clone() })
+    }
+
+    /// Append to the sequence; see [`Decoder::prompt`].
+    pub fn prompt(&mut self, tokens: &[i32]) -> Result<()> {
+        self.decoder.prompt(tokens)
+    }
+
+    /// Decode at least one token, unless the sequence has ended or the step is cancelled.
+    ///
+    /// On an error nothing is committed.
+    pub fn step(&mut self) -> Result<(&[i32], State)> {
+        let started = Instant::now();
+        self.steps += 1;
+        // A request that came between steps is met before anything runs.
+        let result = if self.cancel.is_requested() { Err(Interrupt::Cancelled) } else { self.decoder.round() };
+        self.total_ns += started.elapsed().as_nanos() as u64;
+        match result {
+            Ok((tokens, finish)) => Ok((tokens, finish.map_or(State::Open, State::Ended))),
+            Err(Interrupt::Failed(error)) => Err(error),
+            Err(Interrupt::Cancelled) => {
+                self.cancel.reset();
+                Ok((&[], State::Cancelled))
+            }
+        }
+    }
+
+    /// What stops this session's steps from other threads.
+    pub fn cancel(&self) -> &Arc<Cancel> {
+        &self.cancel
+    }
+
+    /// The decoder, to look at.
+    pub fn decoder(&self) -> &Decoder<CounterRng> {
+        &self.decoder
+    }
+
+    /// What was done so far.
+    pub fn stats(&self) -> Stats {
+        Stats {
+            steps: self.steps,
+            counters: self.decoder.counters(),
+            model_ns: self.decoder.elapsed().as_nanos() as u64,
+            total_ns: self.total_ns,
+        }
+    }
+}

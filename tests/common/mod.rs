@@ -1,0 +1,197 @@
+//! What the test programs share: scripted worlds of models, and the oracle.
+#![allow(dead_code)] // each test program uses its own part
+
+use std::sync::Arc;
+
+use cos::decode::chance::Chance;
+use cos::decode::combine::{Combination, Plausibility};
+use cos::decode::policy::{Plan, Request, Strategy, Targets};
+use cos::decode::round::{Decoder, Settings};
+use cos::decode::sampling::Sampler;
+use cos::model::scripted::Scripted;
+use cos::model::{Cancel, Model};
+
+/// A sampler as plain numbers, so that the oracle need not look into the library's.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Sampling {
+    pub temperature: f32,
+    pub top_k: usize,
+    pub top_p: f32,
+    pub min_p: f32,
+}
+
+impl Sampling {
+    pub const PLAIN: Sampling = Sampling { temperature: 1.0, top_k: 0, top_p: 0.0, min_p: 0.0 };
+    pub const GREEDY: Sampling = Sampling { temperature: 0.0, ..Sampling::PLAIN };
+
+    pub fn sampler(&self) -> Sampler {
+        Sampler::new(self.temperature, self.top_k as i32, self.top_p, self.min_p).unwrap()
+    }
+}
+
+/// How the models of a world are related.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum World {
+    /// Models that mostly agree.
+    Related,
+    /// Models that have nothing in common.
+    Unrelated,
+    /// All models are the same.
+    Identical,
+    /// Tokens that are impossible to some models in some contexts, never to all at once.
+    Zeros,
+    /// Rows with nearly all of the mass on one token, another one for each model.
+    Sharp,
+}
+
+impl World {
+    pub const ALL: [World; 5] = [World::Related, World::Unrelated, World::Identical, World::Zeros, World::Sharp];
+
+    /// The logits of a model after a context: a fixed function of both.
+    pub fn logits(self, model: usize, context: &[i32], vocab: usize) -> Vec<f32> {
+        let noise = |model: usize, token: usize| {
+            let mut hash = 0xcbf2_9ce4_8422_2325u64 ^ ((model as u64) << 32) ^ token as u64;
+            for &token in context {
+                hash = (hash ^ (token as u64 + 1)).wrapping_mul(0x0000_0100_0000_01b3).rotate_left(23);
+            }
+            hash = (hash ^ (hash >> 31)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            hash = (hash ^ (hash >> 29)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            (hash >> 40) as f32 / (1u64 << 24) as f32 // in [0, 1)
+        };
+        (0..vocab)
+            .map(|token| match self {
+                World::Related => 3.0 * noise(99, token) + 1.0 * noise(model, token),
+                World::Unrelated => 4.0 * noise(model, token),
+                World::Identical => 3.0 * noise(99, token),
+                World::Zeros if token != context.len() % vocab && noise(model, token) < 0.4 => f32::NEG_INFINITY,
+                World::Zeros => 2.0 * noise(model + 7, token),
+                World::Sharp if token == (context.len() + model) % vocab => 6.0,
+                World::Sharp => noise(model, token),
+            })
+            .collect()
+    }
+
+    pub fn model(self, model: usize, vocab: usize) -> Scripted {
+        Scripted::new(vocab, move |context, row| {
+            row.copy_from_slice(&self.logits(model, context, vocab));
+            Ok(())
+        })
+    }
+
+    pub fn models(self, count: usize, vocab: usize) -> Vec<Arc<dyn Model>> {
+        (0..count).map(|model| Arc::new(self.model(model, vocab).with_max_pass(3)) as Arc<dyn Model>).collect()
+    }
+}
+
+/// The oracle: the distribution of the next token by its definition, in double precision, one context at a time.
+pub fn oracle(rows: &[Vec<f32>], combination: &Combination, sampling: Sampling) -> Vec<f64> {
+    let weights: Vec<f64> = combination.weights().iter().map(|&w| f64::from(w)).collect();
+    let softmax = |scores: &[f64], temperature: f64| -> Vec<f64> {
+        let max = scores.iter().cloned().fold(f64::NEG_INFINITY, f64::max);
+        let exps: Vec<f64> = scores.iter().map(|s| ((s - max) / temperature).exp()).collect();
+        exps.iter().map(|e| e / exps.iter().sum::<f64>()).collect()
+    };
+    let point = |scores: &[f64]| -> Vec<f64> {
+        let max = scores.iter().cloned().fold(f64::NEG_INFINITY, f64::max);
+        let best = scores.iter().position(|&s| s == max).unwrap();
+        (0..scores.len()).map(|i| f64::from(u8::from(i == best))).collect()
+    };
+    let process = |scores: &[f64]| -> Vec<f64> {
+        if sampling.temperature == 0.0 {
+            return point(scores);
+        }
+        let mut p = softmax(scores, f64::from(sampling.temperature));
+        let mut order: Vec<usize> = (0..p.len()).collect();
+        order.sort_by(|&a, &b| scores[b].total_cmp(&scores[a]).then(a.cmp(&b)));
+        let keep = |p: &mut Vec<f64>, kept: &[usize]| {
+            let total: f64 = kept.iter().map(|&i| p[i]).sum();
+            *p = (0..p.len()).map(|i| if kept.contains(&i) { p[i] / total } else { 0.0 }).collect();
+        };
+        if sampling.top_k > 0 {
+            keep(&mut p, &order[..sampling.top_k.min(order.len())]);
+        }
+        if sampling.top_p > 0.0 && sampling.top_p < 1.0 {
+            let mut running = 0.0;
+            let nucleus = order.iter().take_while(|&&i| {
+                let open = running < f64::from(sampling.top_p);
+                running += p[i];
+                open
+            });
+            let nucleus: Vec<usize> = nucleus.copied().collect();
+            keep(&mut p, &nucleus);
+        }
+        let floor = f64::from(sampling.min_p) * p.iter().cloned().fold(0.0, f64::max);
+        let kept: Vec<usize> = (0..p.len()).filter(|&i| p[i] >= floor).collect();
+        keep(&mut p, &kept);
+        p
+    };
+    let wide = |row: &Vec<f32>| -> Vec<f64> { row.iter().map(|&l| f64::from(l)).collect() };
+    let sum = |rows: &[Vec<f64>]| -> Vec<f64> {
+        let used = || rows.iter().zip(&weights).filter(|(_, w)| **w != 0.0);
+        (0..rows[0].len())
+            .map(|i| {
+                let dead = used().any(|(row, _)| row[i] == f64::NEG_INFINITY);
+                if dead { f64::NEG_INFINITY } else { used().map(|(row, w)| w * row[i]).sum() }
+            })
+            .collect()
+    };
+    match combination {
+        Combination::Mixture { .. } if sampling.temperature == 0.0 => {
+            point(&sum(&rows.iter().map(|row| softmax(&wide(row), 1.0)).collect::<Vec<_>>()))
+        }
+        Combination::Mixture { .. } => sum(&rows.iter().map(|row| process(&wide(row))).collect::<Vec<_>>()),
+        Combination::Logits { plausibility, .. } => {
+            let mut scores = sum(&rows.iter().map(wide).collect::<Vec<_>>());
+            if let Some(Plausibility { model, alpha }) = plausibility {
+                let p = softmax(&wide(&rows[*model]), 1.0);
+                let floor = f64::from(*alpha) * p.iter().cloned().fold(0.0, f64::max);
+                scores.iter_mut().zip(&p).filter(|(_, p)| **p < floor).for_each(|(s, _)| *s = f64::NEG_INFINITY);
+            }
+            process(&scores)
+        }
+    }
+}
+
+/// A way to decode.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Way {
+    pub strategy: Strategy,
+    pub targets: Targets,
+    pub lengths: Vec<i32>,
+}
+
+impl Way {
+    pub fn new(strategy: Strategy, targets: Targets, lengths: &[i32]) -> Self {
+        Way { strategy, targets, lengths: lengths.to_vec() }
+    }
+}
+
+pub fn decoder<C: Chance>(
+    models: &[Arc<dyn Model>],
+    combination: &Combination,
+    sampling: Sampling,
+    way: &Way,
+    stop_tokens: &[i32],
+    max_tokens: usize,
+    chance: C,
+) -> Decoder<C> {
+    let cancel = Arc::new(Cancel::default());
+    let costs: Vec<u64> = models.iter().map(|model| model.cost()).collect();
+    let request = Request {
+        strategy: way.strategy,
+        targets: Some(way.targets),
+        lengths: Some(&way.lengths),
+        combination,
+        greedy: sampling.temperature == 0.0,
+        costs: &costs,
+    };
+    let settings = Settings {
+        combination: combination.clone(),
+        sampler: sampling.sampler(),
+        plan: Plan::new(&request).unwrap(),
+        stop_tokens: stop_tokens.to_vec(),
+        max_tokens,
+    };
+    let sequences = models.iter().map(|model| model.start(&cancel).unwrap()).collect();
+    Decoder::new(models.to_vec(), sequences, settings, chance)
+}
