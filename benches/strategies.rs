@@ -116,14 +116,18 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         arguments.tokens,
         arguments.rounds
     );
-    println!("| strategy | tokens/s | × standard (range) | accepted of tested | passes/token | positions/pass | host share |");
+    println!(
+        "| strategy | tokens/s | × standard (range) | accepted of tested | passes/token | positions/pass | host share |"
+    );
     println!("| --- | ---: | ---: | ---: | ---: | ---: | ---: |");
     for ((name, ..), total) in variants.iter().zip(&totals) {
         let c = total.stats.counters;
         // Tokens of all rounds differ slightly, since steps before the clock starts may commit more than one.
         let per_round = c.tokens as f64 / arguments.rounds as f64;
         let ratios = sorted(totals[0].seconds.iter().zip(&total.seconds).map(|(standard, own)| standard / own));
-        let ratio = |index: usize| ratios[index] * per_round / (totals[0].stats.counters.tokens as f64 / arguments.rounds as f64);
+        let ratio = |index: usize| {
+            ratios[index] * per_round / (totals[0].stats.counters.tokens as f64 / arguments.rounds as f64)
+        };
         println!(
             "| {name} | {:.0} | {:.2} ({:.2}–{:.2}) | {} | {:.2} | {:.2} | {:.1}% |",
             per_round / sorted(total.seconds.iter().copied())[arguments.rounds / 2],

@@ -135,7 +135,10 @@ impl Config {
             )));
         }
         // Wrong weights are a fault of the configuration here, and of an argument in a session.
-        config.combine.resolve(config.models.len(), None).map_err(|error| Error::Config(format!("combine: {}", inner(error))))?;
+        config
+            .combine
+            .resolve(config.models.len(), None)
+            .map_err(|error| Error::Config(format!("combine: {}", inner(error))))?;
         Ok(config)
     }
 }
@@ -176,12 +179,24 @@ mod tests {
         check(&with(r#"{"kind":"weighted","weights":[0.5,0.6]}"#), "sum to 1.1");
         check(&with(r#"{"kind":"weighted","weights":[0.5,0.5],"mu":1}"#), "unknown field `mu`");
         check(&with(r#"{"kind":"average"}"#), "unknown variant `average`");
-        check(r#"{"models":[{"path":"a","prvider":"cpu"}],"combine":{"kind":"target","model":0}}"#, "unknown field `prvider`");
-        check(r#"{"models":[{"path":"a","provider":"tpu"}],"combine":{"kind":"target","model":0}}"#, "unknown variant `tpu`");
-        check(r#"{"models":[{"path":"a","device_id":-1}],"combine":{"kind":"target","model":0}}"#, "device_id of a is -1");
+        check(
+            r#"{"models":[{"path":"a","prvider":"cpu"}],"combine":{"kind":"target","model":0}}"#,
+            "unknown field `prvider`",
+        );
+        check(
+            r#"{"models":[{"path":"a","provider":"tpu"}],"combine":{"kind":"target","model":0}}"#,
+            "unknown variant `tpu`",
+        );
+        check(
+            r#"{"models":[{"path":"a","device_id":-1}],"combine":{"kind":"target","model":0}}"#,
+            "device_id of a is -1",
+        );
         check(r#"{"models":[],"combine":{"kind":"target","model":0}}"#, "models is empty");
         check(r#"{"models":[{"path":"a"}]}"#, "missing field `combine`");
-        check(r#"{"models":[{"path":"a"}],"combine":{"kind":"target","model":0},"thread":1}"#, "unknown field `thread`");
+        check(
+            r#"{"models":[{"path":"a"}],"combine":{"kind":"target","model":0},"thread":1}"#,
+            "unknown field `thread`",
+        );
         check("{", "EOF");
     }
 

@@ -48,7 +48,8 @@ impl Engine {
         mut stop_tokens: Vec<i32>,
         text: Option<Arc<Text>>,
     ) -> Result<Self> {
-        let (first, model) = models.first().ok_or_else(|| Error::Config("an engine takes at least one model".into()))?;
+        let (first, model) =
+            models.first().ok_or_else(|| Error::Config("an engine takes at least one model".into()))?;
         let vocab_size = model.vocab_size();
         if let Some((other, model)) = models.iter().find(|(_, model)| model.vocab_size() != vocab_size) {
             return Err(Error::Model(format!(
@@ -86,7 +87,9 @@ impl Engine {
     /// The tokenizer; an engine without one serves tokens only.
     pub fn text(&self) -> Result<&Arc<Text>> {
         self.text.as_ref().ok_or_else(|| {
-            Error::Unsupported("no model of this engine has a tokenizer.json beside it; put one there, or use tokens".into())
+            Error::Unsupported(
+                "no model of this engine has a tokenizer.json beside it; put one there, or use tokens".into(),
+            )
         })
     }
 }
@@ -101,7 +104,8 @@ fn folder_name(path: &Path) -> String {
 fn agree(tokenizers: &[(String, PathBuf)]) -> Result<Option<Arc<Text>>> {
     let Some((first, path)) = tokenizers.first() else { return Ok(None) };
     let read = |path: &Path| {
-        std::fs::read(path).map_err(|error| Error::Model(format!("cannot read the tokenizer {}: {error}", path.display())))
+        std::fs::read(path)
+            .map_err(|error| Error::Model(format!("cannot read the tokenizer {}: {error}", path.display())))
     };
     let (text, bytes) = (Text::load(path)?, read(path)?);
     for (other, path) in &tokenizers[1..] {

@@ -36,7 +36,9 @@ impl Text {
     /// The text of tokens, without special tokens.
     pub fn decode(&self, tokens: &[i32]) -> Result<String> {
         let ids = ids(tokens)?;
-        self.tokenizer.decode(&ids, true).map_err(|error| Error::InvalidArgument(format!("the tokens cannot be decoded: {error}")))
+        self.tokenizer
+            .decode(&ids, true)
+            .map_err(|error| Error::InvalidArgument(format!("the tokens cannot be decoded: {error}")))
     }
 
     /// The first token that two tokenizers disagree on: its id, and what it is to each.
@@ -50,9 +52,8 @@ impl Text {
 }
 
 fn ids(tokens: &[i32]) -> Result<Vec<u32>> {
-    let convert = |&token: &i32| {
-        u32::try_from(token).map_err(|_| Error::InvalidArgument(format!("token {token} is negative")))
-    };
+    let convert =
+        |&token: &i32| u32::try_from(token).map_err(|_| Error::InvalidArgument(format!("token {token} is negative")));
     tokens.iter().map(convert).collect()
 }
 
@@ -120,7 +121,9 @@ mod tests {
     use super::*;
 
     fn demo() -> Arc<Text> {
-        Arc::new(Text::load(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/models/demo/base/tokenizer.json"))).unwrap())
+        Arc::new(
+            Text::load(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/models/demo/base/tokenizer.json"))).unwrap(),
+        )
     }
 
     #[test]

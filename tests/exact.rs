@@ -165,7 +165,10 @@ impl Case<'_> {
             assert!(
                 (f - e).abs() < ENOUGH,
                 "{tokens:?} has probability {f}, not {e}: {way:?}, {:?}, {:?}, {:?}, stop {:?}",
-                self.world, self.combination, self.sampling, self.stop_tokens
+                self.world,
+                self.combination,
+                self.sampling,
+                self.stop_tokens
             );
         }
         branches
@@ -235,7 +238,15 @@ fn check_all(models: usize, vocab: usize, tokens: usize) {
                     if world == World::Zeros && !matches!(combination, Combination::Mixture { .. }) {
                         continue;
                     }
-                    let case = Case { models: world.models(models, vocab), world, combination, sampling, stop_tokens, tokens, passes: None };
+                    let case = Case {
+                        models: world.models(models, vocab),
+                        world,
+                        combination,
+                        sampling,
+                        stop_tokens,
+                        tokens,
+                        passes: None,
+                    };
                     for way in ways(models, combination, sampling) {
                         branches += case.check(&way);
                         cases += 1;
@@ -354,7 +365,9 @@ fn random_numbers_follow_the_joint_distribution() {
         }
         let chi2: f64 = expected
             .iter()
-            .map(|(tokens, p)| (f64::from(*counts.get(tokens).unwrap_or(&0)) - p * draws as f64).powi(2) / (p * draws as f64))
+            .map(|(tokens, p)| {
+                (f64::from(*counts.get(tokens).unwrap_or(&0)) - p * draws as f64).powi(2) / (p * draws as f64)
+            })
             .sum();
         // 26 degrees of freedom; 72 is exceeded with probability 4e-6, here at most 22 times as often.
         assert_eq!(expected.len(), 27);
@@ -418,7 +431,8 @@ fn sequences_end_where_they_should() {
     for way in ways(2, &combination, Sampling::PLAIN) {
         let models: Vec<Arc<dyn Model>> =
             (0..2).map(|k| Arc::new(World::Related.model(k, 3).with_context_length(12)) as Arc<dyn Model>).collect();
-        let new = |stop: &[i32], max| decoder(&models, &combination, Sampling::PLAIN, &way, stop, max, CounterRng::new(3));
+        let new =
+            |stop: &[i32], max| decoder(&models, &combination, Sampling::PLAIN, &way, stop, max, CounterRng::new(3));
 
         let mut full = new(&[], 0);
         full.prompt(&PROMPT).unwrap();
@@ -494,7 +508,8 @@ fn nan_logits_commit_nothing() {
 fn passes_are_those_of_the_algorithms() {
     let mixture = Combination::mixture(&[0.5, 0.5]).unwrap();
     let run = |combination: &Combination, way: Way, tokens: usize| {
-        let models: Vec<Arc<dyn Model>> = (0..2).map(|k| Arc::new(World::Identical.model(k, 3)) as Arc<dyn Model>).collect();
+        let models: Vec<Arc<dyn Model>> =
+            (0..2).map(|k| Arc::new(World::Identical.model(k, 3)) as Arc<dyn Model>).collect();
         let mut decoder = decoder(&models, combination, Sampling::PLAIN, &way, &[], tokens, CounterRng::new(1));
         decoder.prompt(&PROMPT).unwrap();
         while decoder.round().unwrap().1.is_none() {}

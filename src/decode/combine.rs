@@ -58,7 +58,9 @@ impl Combination {
             return Err(Error::InvalidArgument(format!("weight {model} of the logits is {weight}; it must be finite")));
         }
         if weights.iter().all(|&weight| weight == 0.0) {
-            return Err(Error::InvalidArgument("all weights of the logits are 0; at least one model must count".into()));
+            return Err(Error::InvalidArgument(
+                "all weights of the logits are 0; at least one model must count".into(),
+            ));
         }
         Ok(Combination::Logits { weights: weights.to_vec(), plausibility: None })
     }
@@ -85,7 +87,9 @@ impl Combination {
     /// Plain speculative decoding: one model's distribution; every other model only drafts.
     pub fn target(models: usize, model: usize) -> Result<Self> {
         if model >= models {
-            return Err(Error::InvalidArgument(format!("target model {model} does not exist; there are {models} models")));
+            return Err(Error::InvalidArgument(format!(
+                "target model {model} does not exist; there are {models} models"
+            )));
         }
         let mut weights = vec![0.0; models];
         weights[model] = 1.0;
@@ -121,7 +125,12 @@ impl Combination {
     /// The combined scores `Σ w_k · l_k`, masked, for the logits family; `row` gives each model's logits.
     ///
     /// A token that a needed model gives minus infinity is impossible, whatever the sign of that model's weight.
-    pub fn scores<'a>(weights: &[f32], plausibility: Option<Plausibility>, row: impl Fn(usize) -> &'a [f32], out: &mut [f32]) -> Result<()> {
+    pub fn scores<'a>(
+        weights: &[f32],
+        plausibility: Option<Plausibility>,
+        row: impl Fn(usize) -> &'a [f32],
+        out: &mut [f32],
+    ) -> Result<()> {
         out.fill(0.0);
         for (model, &weight) in weights.iter().enumerate().filter(|(_, weight)| **weight != 0.0) {
             for (out, &logit) in out.iter_mut().zip(row(model)) {
@@ -216,7 +225,8 @@ mod tests {
     fn greedy_mixture_is_of_probabilities() {
         // Model 0 is sure of token 0 with 0.6; model 1 of token 1 with 0.99: the mixture prefers 1, and so would not
         // a sum of logits with the huge negative logit of model 0.
-        let rows: [Vec<f32>; 2] = [vec![0.6f32.ln(), -40.0, 0.4f32.ln()], vec![0.005f32.ln(), 0.99f32.ln(), 0.005f32.ln()]];
+        let rows: [Vec<f32>; 2] =
+            [vec![0.6f32.ln(), -40.0, 0.4f32.ln()], vec![0.005f32.ln(), 0.99f32.ln(), 0.005f32.ln()]];
         let mixture = Combination::mixture(&[0.5, 0.5]).unwrap();
         assert_eq!(mixture.greedy(|model| &rows[model], &mut [0.0; 3]).unwrap(), (1, false));
         let product = Combination::logits(&[0.5, 0.5]).unwrap();
@@ -235,7 +245,9 @@ mod tests {
         assert_eq!(Combination::mixture(&[0.5, -0.5]).unwrap_err().code(), 1);
         assert_eq!(Combination::mixture(&[0.5, 0.6]).unwrap_err().code(), 1);
         assert_eq!(Combination::mixture(&[f32::NAN, 0.5]).unwrap_err().code(), 1);
-        let Combination::Mixture { weights } = Combination::mixture(&[0.3333, 0.3333, 0.3333]).unwrap() else { unreachable!() };
+        let Combination::Mixture { weights } = Combination::mixture(&[0.3333, 0.3333, 0.3333]).unwrap() else {
+            unreachable!()
+        };
         assert!(weights.iter().all(|weight| (weight - 1.0 / 3.0).abs() < 1e-7));
     }
 

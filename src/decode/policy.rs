@@ -147,7 +147,9 @@ impl Plan {
                     lengths.len()
                 )));
             }
-            if let Some((model, length)) = lengths.iter().enumerate().find(|(_, l)| !(0..=MAX_PROPOSAL_LENGTH).contains(*l)) {
+            if let Some((model, length)) =
+                lengths.iter().enumerate().find(|(_, l)| !(0..=MAX_PROPOSAL_LENGTH).contains(*l))
+            {
                 return Err(Error::InvalidArgument(format!(
                     "proposal length {model} is {length}; it must be between 0 and {MAX_PROPOSAL_LENGTH}"
                 )));
@@ -220,7 +222,13 @@ impl Plan {
 mod tests {
     use super::*;
 
-    fn plan(strategy: Strategy, combination: &Combination, costs: &[u64], lengths: Option<&[i32]>, greedy: bool) -> Plan {
+    fn plan(
+        strategy: Strategy,
+        combination: &Combination,
+        costs: &[u64],
+        lengths: Option<&[i32]>,
+        greedy: bool,
+    ) -> Plan {
         Plan::new(&Request { strategy, targets: None, lengths, combination, greedy, costs }).unwrap()
     }
 
@@ -239,9 +247,15 @@ mod tests {
     #[test]
     fn auto_drafts_with_models_of_weight_0() {
         let target = Combination::target(2, 0).unwrap();
-        assert_eq!(plan(Strategy::Auto, &target, &[100, 10], None, false).policy, Policy::Speculative { proposer: 1, length: 4 });
+        assert_eq!(
+            plan(Strategy::Auto, &target, &[100, 10], None, false).policy,
+            Policy::Speculative { proposer: 1, length: 4 }
+        );
         assert_eq!(plan(Strategy::Auto, &target, &[100, 90], None, false).policy, Policy::Standard);
-        assert_eq!(plan(Strategy::Speculative, &target, &[9, 9], None, false).policy, Policy::Speculative { proposer: 1, length: 1 });
+        assert_eq!(
+            plan(Strategy::Speculative, &target, &[9, 9], None, false).policy,
+            Policy::Speculative { proposer: 1, length: 1 }
+        );
         let alone = Combination::target(1, 0).unwrap();
         assert_eq!(plan(Strategy::Auto, &alone, &[100], None, false).policy, Policy::Standard);
     }
@@ -253,7 +267,10 @@ mod tests {
         assert_eq!(by(&[0, 3]), Policy::Speculative { proposer: 1, length: 3 });
         assert_eq!(by(&[3, 3]), Policy::Speculative { proposer: 0, length: 3 });
         assert_eq!(by(&[0, 0]), Policy::Standard);
-        assert_eq!(plan(Strategy::Cos, &mixture, &[5, 9], Some(&[0, 2]), false).policy, Policy::Cos { lengths: vec![0, 2], order: vec![1, 0] });
+        assert_eq!(
+            plan(Strategy::Cos, &mixture, &[5, 9], Some(&[0, 2]), false).policy,
+            Policy::Cos { lengths: vec![0, 2], order: vec![1, 0] }
+        );
     }
 
     #[test]

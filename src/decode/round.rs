@@ -141,11 +141,7 @@ impl<C: Chance> Decoder<C> {
         let slots = if settings.sampler.is_greedy() { 0 } else { max_pending + 1 };
         let lanes: Vec<Lane> = sequences
             .into_iter()
-            .map(|sequence| Lane {
-                sequence,
-                rows: Array2::zeros((slots, vocab_size)),
-                stamps: vec![NO_ROW; slots],
-            })
+            .map(|sequence| Lane { sequence, rows: Array2::zeros((slots, vocab_size)), stamps: vec![NO_ROW; slots] })
             .collect();
         Decoder {
             seen: vec![0; lanes.len()],

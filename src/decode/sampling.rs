@@ -35,7 +35,9 @@ impl Sampler {
     /// `temperature` 0 is greedy; `top_k` 0, `top_p` 0 or 1, and `min_p` 0 are off.
     pub fn new(temperature: f32, top_k: i32, top_p: f32, min_p: f32) -> Result<Self> {
         if !(temperature.is_finite() && temperature >= 0.0) {
-            return Err(Error::InvalidArgument(format!("temperature is {temperature}; it must be 0 (greedy) or positive")));
+            return Err(Error::InvalidArgument(format!(
+                "temperature is {temperature}; it must be 0 (greedy) or positive"
+            )));
         }
         if top_k < 0 {
             return Err(Error::InvalidArgument(format!("top_k is {top_k}; it must be 0 (off) or positive")));
@@ -138,7 +140,13 @@ pub fn maximum(scores: &[f32]) -> Result<f32> {
         nan |= score.is_nan();
     }
     if nan || !max.is_finite() {
-        let what = if nan { "NaN" } else if max > 0.0 { "plus infinity" } else { "minus infinity everywhere" };
+        let what = if nan {
+            "NaN"
+        } else if max > 0.0 {
+            "plus infinity"
+        } else {
+            "minus infinity everywhere"
+        };
         return Err(Error::Numeric(format!("a row of logits holds {what}")));
     }
     Ok(max)
@@ -194,7 +202,11 @@ mod tests {
         check(sampler(1.0, 0, 0.0, 0.4), &SCORES, &[1.0 / 3.0, 2.0 / 3.0, 0.0, 0.0]);
         // temperature 0.5 squares
         let squares: f32 = 0.25 + 0.0625 + 0.0225 + 0.01;
-        check(sampler(0.5, 0, 0.0, 0.0), &SCORES, &[0.0625 / squares, 0.25 / squares, 0.01 / squares, 0.0225 / squares]);
+        check(
+            sampler(0.5, 0, 0.0, 0.0),
+            &SCORES,
+            &[0.0625 / squares, 0.25 / squares, 0.01 / squares, 0.0225 / squares],
+        );
         // temperature comes before top-p: at 0.5 the best holds 0.72
         check(sampler(0.5, 0, 0.7, 0.0), &SCORES, &[0.0, 1.0, 0.0, 0.0]);
         check(sampler(2.0, 3, 0.9, 0.8), &[0.0, 0.0, 0.0, -50.0], &[1.0 / 3.0, 1.0 / 3.0, 1.0 / 3.0, 0.0]);
@@ -226,7 +238,15 @@ mod tests {
 
     #[test]
     fn bad_settings_are_errors() {
-        for (t, k, p, m) in [(-1.0, 0, 0.0, 0.0), (f32::NAN, 0, 0.0, 0.0), (f32::INFINITY, 0, 0.0, 0.0), (1.0, -1, 0.0, 0.0), (1.0, 0, 1.1, 0.0), (1.0, 0, f32::NAN, 0.0), (1.0, 0, 0.0, -0.1)] {
+        for (t, k, p, m) in [
+            (-1.0, 0, 0.0, 0.0),
+            (f32::NAN, 0, 0.0, 0.0),
+            (f32::INFINITY, 0, 0.0, 0.0),
+            (1.0, -1, 0.0, 0.0),
+            (1.0, 0, 1.1, 0.0),
+            (1.0, 0, f32::NAN, 0.0),
+            (1.0, 0, 0.0, -0.1),
+        ] {
             assert_eq!(Sampler::new(t, k, p, m).unwrap_err().code(), 1);
         }
     }

@@ -54,7 +54,10 @@ impl cos_engine {
 /// # Safety
 /// `config_path` is NULL or a C string, `out_engine` is NULL or valid for a write.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn cos_engine_open(config_path: *const c_char, out_engine: *mut *mut cos_engine) -> *mut cos_error {
+pub unsafe extern "C" fn cos_engine_open(
+    config_path: *const c_char,
+    out_engine: *mut *mut cos_engine,
+) -> *mut cos_error {
     // SAFETY: promised by the caller.
     unsafe { make(config_path, "config_path", out_engine, |path| Config::open(Path::new(path))) }
 }
@@ -70,7 +73,10 @@ pub unsafe extern "C" fn cos_engine_open(config_path: *const c_char, out_engine:
 /// # Safety
 /// `config_json` is NULL or a C string, `out_engine` is NULL or valid for a write.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn cos_engine_new(config_json: *const c_char, out_engine: *mut *mut cos_engine) -> *mut cos_error {
+pub unsafe extern "C" fn cos_engine_new(
+    config_json: *const c_char,
+    out_engine: *mut *mut cos_engine,
+) -> *mut cos_error {
     // SAFETY: promised by the caller.
     unsafe { make(config_json, "config_json", out_engine, Config::parse) }
 }

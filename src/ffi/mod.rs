@@ -5,9 +5,13 @@
 
 #![allow(non_camel_case_types)]
 
-pub mod engine;
+// The order of the header.
 pub mod error;
+
+pub mod engine;
+
 pub mod session;
+
 pub mod text;
 
 use std::ffi::{CStr, c_char};
@@ -120,7 +124,11 @@ unsafe fn struct_size<T: Growing>(pointer: *const T) -> Result<usize> {
     if (T::MIN_SIZE..=MAX_STRUCT_SIZE).contains(&size) {
         Ok(size)
     } else {
-        Err(Error::InvalidArgument(format!("struct_size of {0} is {size}; set it to sizeof({0}), {1} here", T::NAME, size_of::<T>())))
+        Err(Error::InvalidArgument(format!(
+            "struct_size of {0} is {size}; set it to sizeof({0}), {1} here",
+            T::NAME,
+            size_of::<T>()
+        )))
     }
 }
 

@@ -213,7 +213,8 @@ pub unsafe extern "C" fn cos_session_new(
         // SAFETY: promised by the caller.
         let (engine, options) = unsafe {
             let engine = &reference(engine, "engine")?.0;
-            let options = if options.is_null() { Options::default() } else { read_options(options, engine.vocab_size())? };
+            let options =
+                if options.is_null() { Options::default() } else { read_options(options, engine.vocab_size())? };
             (engine, options)
         };
         let session = Session::new(engine, &options)?;
@@ -245,13 +246,19 @@ unsafe fn read_options(options: *const cos_session_options, vocab_size: usize) -
         COS_STRATEGY_STANDARD => Strategy::Standard,
         COS_STRATEGY_SPECULATIVE => Strategy::Speculative,
         COS_STRATEGY_COS => Strategy::Cos,
-        other => return Err(Error::InvalidArgument(format!("strategy is {other}; it must be one of COS_STRATEGY_*, 0 to 3"))),
+        other => {
+            return Err(Error::InvalidArgument(format!(
+                "strategy is {other}; it must be one of COS_STRATEGY_*, 0 to 3"
+            )));
+        }
     };
     let targets = match options.targets {
         COS_TARGETS_AUTO => None,
         COS_TARGETS_COMBINED => Some(Targets::Combined),
         COS_TARGETS_ROUTED => Some(Targets::Routed),
-        other => return Err(Error::InvalidArgument(format!("targets is {other}; it must be one of COS_TARGETS_*, 0 to 2"))),
+        other => {
+            return Err(Error::InvalidArgument(format!("targets is {other}; it must be one of COS_TARGETS_*, 0 to 2")));
+        }
     };
     if options.reserved != 0 {
         return Err(Error::Unsupported(format!("reserved is {}; it must be 0", options.reserved)));
@@ -290,7 +297,11 @@ unsafe fn read_options(options: *const cos_session_options, vocab_size: usize) -
 /// # Safety
 /// `session` is NULL or a session that was not freed; `tokens` is NULL or has `tokens_count` elements.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn cos_prompt(session: *mut cos_session, tokens: *const i32, tokens_count: usize) -> *mut cos_error {
+pub unsafe extern "C" fn cos_prompt(
+    session: *mut cos_session,
+    tokens: *const i32,
+    tokens_count: usize,
+) -> *mut cos_error {
     // SAFETY: promised by the caller.
     unsafe {
         with(session, |session| {

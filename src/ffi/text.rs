@@ -131,7 +131,10 @@ pub struct cos_text_stream(Mutex<TextStream>);
 /// # Safety
 /// `engine` is NULL or an engine that was not freed; `out_stream` is NULL or valid for a write.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn cos_text_stream_new(engine: *const cos_engine, out_stream: *mut *mut cos_text_stream) -> *mut cos_error {
+pub unsafe extern "C" fn cos_text_stream_new(
+    engine: *const cos_engine,
+    out_stream: *mut *mut cos_text_stream,
+) -> *mut cos_error {
     guard(|| {
         check_out(out_stream, "out_stream")?;
         // SAFETY: promised by the caller.

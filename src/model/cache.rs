@@ -22,7 +22,11 @@ pub struct Cache {
 impl Cache {
     /// An empty cache without room.
     pub fn new(export: &Export) -> Result<Self> {
-        let buffers = export.cache.iter().map(|tensor| Ok(Array3::zeros((tensor.heads, 0, units(tensor)?)))).collect::<Result<_>>()?;
+        let buffers = export
+            .cache
+            .iter()
+            .map(|tensor| Ok(Array3::zeros((tensor.heads, 0, units(tensor)?))))
+            .collect::<Result<_>>()?;
         Ok(Cache { buffers, capacity: 0, limit: export.context_length })
     }
 
@@ -60,7 +64,10 @@ fn units(tensor: &CacheTensor) -> Result<usize> {
     };
     match tensor.head_size * bytes {
         size if size % 4 == 0 => Ok(size / 4),
-        _ => Err(Error::Unsupported(format!("a cache with an odd head size of {} ({:?})", tensor.head_size, tensor.past))),
+        _ => Err(Error::Unsupported(format!(
+            "a cache with an odd head size of {} ({:?})",
+            tensor.head_size, tensor.past
+        ))),
     }
 }
 

@@ -50,7 +50,10 @@ pub fn model_file(path: &Path) -> Result<PathBuf> {
         return Ok(path.into());
     }
     if !path.is_dir() {
-        return Err(Error::Model(format!("{} does not exist; path names an .onnx file or a folder with one", path.display())));
+        return Err(Error::Model(format!(
+            "{} does not exist; path names an .onnx file or a folder with one",
+            path.display()
+        )));
     }
     let named = json(&path.join("genai_config.json"))?
         .and_then(|config| config.pointer("/model/decoder/filename")?.as_str().map(|name| path.join(name)));
@@ -85,7 +88,12 @@ pub fn read_export(file: &Path, inputs: &[Outlet], outputs: &[Outlet]) -> Result
             }
             names.join(", ")
         };
-        Error::Model(format!("{}: {what}; its inputs are {}, its outputs {}", file.display(), names(inputs), names(outputs)))
+        Error::Model(format!(
+            "{}: {what}; its inputs are {}, its outputs {}",
+            file.display(),
+            names(inputs),
+            names(outputs)
+        ))
     };
     let folder = file.parent().unwrap_or(Path::new(""));
     let genai = json(&folder.join("genai_config.json"))?;
@@ -103,7 +111,8 @@ pub fn read_export(file: &Path, inputs: &[Outlet], outputs: &[Outlet]) -> Result
     if takes.remove("input_ids").is_none() {
         return Err(refuse("not a language model, it has no input input_ids".into()));
     }
-    let logits = gives.remove("logits").ok_or_else(|| refuse("not a language model, it has no output logits".into()))?;
+    let logits =
+        gives.remove("logits").ok_or_else(|| refuse("not a language model, it has no output logits".into()))?;
     let (shape, element) = tensor(&logits).ok_or_else(|| refuse("its logits are no tensor".into()))?;
     if shape.len() != 3 {
         return Err(refuse(format!("its logits have the shape {shape:?}, not [batch, positions, vocabulary]")));
@@ -116,8 +125,9 @@ pub fn read_export(file: &Path, inputs: &[Outlet], outputs: &[Outlet]) -> Result
     }
     let vocab_size = match shape[2] {
         columns if columns > 0 => columns as usize,
-        _ => size(lookup("/model/vocab_size", "vocab_size"))
-            .ok_or_else(|| refuse("the width of its logits is not known, neither from the graph nor from a config.json".into()))?,
+        _ => size(lookup("/model/vocab_size", "vocab_size")).ok_or_else(|| {
+            refuse("the width of its logits is not known, neither from the graph nor from a config.json".into())
+        })?,
     };
 
     let mut cache = Vec::new();
@@ -129,12 +139,16 @@ pub fn read_export(file: &Path, inputs: &[Outlet], outputs: &[Outlet]) -> Result
             if gives.remove(&present).is_none() {
                 return Err(refuse(format!("it takes {past} but gives no {present}")));
             }
-            let (shape, element) = tensor(&input).filter(|(shape, _)| shape.len() == 4).ok_or_else(|| refuse(format!("{past} has not four dimensions")))?;
-            let dimension = |axis: usize, genai_pointer: &str, hub_key: &str| match shape[axis] {
+            let (shape, element) = tensor(&input)
+                .filter(|(shape, _)| shape.len() == 4)
+                .ok_or_else(|| refuse(format!("{past} has not four dimensions")))?;
+            let dimension = |axis: usize, genai_pointer: &str, hub_key: &str| {
+                match shape[axis] {
                 known if known > 0 => Ok(known as usize),
                 _ => size(lookup(genai_pointer, hub_key)).ok_or_else(|| {
                     refuse(format!("axis {axis} of {past} is not known; put the genai_config.json or config.json of the export beside it"))
                 }),
+            }
             };
             cache.push(CacheTensor {
                 heads: dimension(1, "/model/decoder/num_key_value_heads", "num_key_value_heads")?,
@@ -161,8 +175,9 @@ pub fn read_export(file: &Path, inputs: &[Outlet], outputs: &[Outlet]) -> Result
     if let Some(unknown) = takes.keys().next() {
         return Err(refuse(format!("nothing is known to feed its input {unknown} with")));
     }
-    let context_length = size(lookup("/model/context_length", "max_position_embeddings"))
-        .ok_or_else(|| refuse("its context length is not known; put its genai_config.json or config.json beside it".into()))?;
+    let context_length = size(lookup("/model/context_length", "max_position_embeddings")).ok_or_else(|| {
+        refuse("its context length is not known; put its genai_config.json or config.json beside it".into())
+    })?;
     Ok(Export {
         file: file.into(),
         vocab_size,

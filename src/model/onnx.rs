@@ -270,7 +270,12 @@ impl Logits {
 struct Tensor(ptr::NonNull<sys::OrtValue>);
 
 impl Tensor {
-    fn over<T>(memory: &MemoryInfo, data: &mut [T], element: sys::ONNXTensorElementDataType, shape: &[i64]) -> ort::Result<Self> {
+    fn over<T>(
+        memory: &MemoryInfo,
+        data: &mut [T],
+        element: sys::ONNXTensorElementDataType,
+        shape: &[i64],
+    ) -> ort::Result<Self> {
         let mut value = ptr::null_mut();
         // SAFETY: the buffer outlives every pass that uses it: bindings are renewed before a buffer moves, and
         // `OnnxSequence` drops its binding before its buffers. Sizes are checked by ONNX Runtime.
@@ -330,7 +335,9 @@ impl Binding {
     fn run(&mut self, options: &RunOptions) -> ort::Result<()> {
         // SAFETY: ONNX Runtime allows concurrent runs of one session; the binding is ours alone, and the options may be
         // told to terminate by another thread, which is what they are for.
-        check(unsafe { (ort::api().RunWithBinding)(self.session.ptr().cast_mut(), options.ptr(), self.binding.as_ptr()) })
+        check(unsafe {
+            (ort::api().RunWithBinding)(self.session.ptr().cast_mut(), options.ptr(), self.binding.as_ptr())
+        })
     }
 }
 
