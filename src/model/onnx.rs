@@ -251,6 +251,7 @@ impl Logits {
     /// Room for the rows of `count` positions from `position` on, keeping those from `keep` on that come before.
     fn reserve(&mut self, position: usize, count: usize, keep: usize) -> &mut [f32] {
         let end = position + count;
+        let keep = keep.max(self.first);
         if keep >= position {
             self.first = position; // the usual case: earlier rows are done with
         } else if (end - self.first) * self.vocab_size > self.rows.len() && keep > self.first {

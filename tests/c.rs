@@ -1,0 +1,110 @@
+//! The C interface from C: programs under the sanitizers, and the header in every dialect that it is meant for.
+
+use std::collections::BTreeSet;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+const WARNINGS: [&str; 4] = ["-Wall", "-Wextra", "-Werror", "-pedantic"];
+const SONAME: &str = "libcos.so.0";
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// The shared library of the profile that this test was built in. `cargo test` builds it in `deps`, and leaves a copy
+/// beside that folder as the last `cargo build` made it.
+fn library() -> PathBuf {
+    let test = std::env::current_exe().unwrap();
+    let folder = test.parent().unwrap();
+    [folder, folder.parent().unwrap()]
+        .map(|folder| folder.join("libcos.so"))
+        .into_iter()
+        .find(|file| file.is_file())
+        .expect("libcos.so")
+}
+
+/// A new folder for a test, without what an earlier run left there.
+fn scratch(name: &str) -> PathBuf {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("c").join(name);
+    let _ = std::fs::remove_dir_all(&folder);
+    std::fs::create_dir_all(&folder).unwrap();
+    folder
+}
+
+/// A compiler with the flags that all of these tests share.
+fn compiler(variable: &str, default: &str, standard: &str) -> Command {
+    let program = std::env::var(variable).ok().filter(|name| !name.is_empty()).unwrap_or(default.into());
+    let mut words = program.split_whitespace(); // such as "ccache gcc"
+    let mut command = Command::new(words.next().unwrap());
+    command.args(words).arg(format!("-std={standard}")).args(WARNINGS).arg("-I").arg(root().join("include"));
+    command
+}
+
+/// Run a command; what it wrote is shown if it fails.
+fn run(command: &mut Command) -> String {
+    let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    if !output.status.success() {
+        let missing = err.contains("cannot find") && (err.contains("asan") || err.contains("ubsan"));
+        let hint = "the compiler's sanitizers are missing: install libasan and libubsan, which are parts of gcc\n";
+        panic!("{}{command:?}: {}\n{out}{err}", if missing { hint } else { "" }, output.status);
+    }
+    out.into_owned()
+}
+
+/// Compile a program of `tests/c` with the sanitizers, link it with the library, and run it.
+fn check(name: &str) {
+    let folder = scratch(name);
+    symlink(library(), folder.join(SONAME)).unwrap();
+    let program = folder.join(name);
+    run(compiler("CC", "cc", "c11")
+        .args(["-g", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-pthread"])
+        .arg(root().join(format!("tests/c/{name}.c")))
+        .arg(library())
+        .arg("-Wl,-rpath,$ORIGIN")
+        .arg("-o")
+        .arg(&program));
+    let out = run(Command::new(&program)
+        .arg(root())
+        .current_dir(&folder)
+        .env("ASAN_OPTIONS", "detect_leaks=1:detect_stack_use_after_return=1")
+        .env("UBSAN_OPTIONS", "print_stacktrace=1")
+        .env_remove("LSAN_OPTIONS"));
+    println!("{name}: {out}");
+    assert!(out.trim_end().ends_with("checks passed"), "{name} stopped early: {out}");
+}
+
+#[test]
+fn smoke() {
+    check("smoke");
+}
+
+#[test]
+fn errors() {
+    check("errors");
+}
+
+#[test]
+fn every_program_is_run() {
+    let entries = std::fs::read_dir(root().join("tests/c")).unwrap();
+    let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let programs: BTreeSet<String> = names.filter(|name| name.ends_with(".c")).collect();
+    assert_eq!(programs, BTreeSet::from(["errors.c", "smoke.c"].map(String::from)), "give each program a test here");
+}
+
+#[test]
+fn the_header_compiles_alone_and_twice() {
+    let source = scratch("header").join("twice.h");
+    std::fs::write(&source, "#include \"cos.h\"\n#include \"cos.h\"\n").unwrap();
+    for (variable, default, language, standard) in
+        [("CC", "cc", "c", "c11"), ("CXX", "c++", "c++", "c++17"), ("CXX", "c++", "c++", "c++20")]
+    {
+        run(compiler(variable, default, standard).args(["-fsyntax-only", "-x", language]).arg(&source));
+    }
+}
+
+#[test]
+fn the_demo_compiles() {
+    run(compiler("CXX", "c++", "c++17").arg("-fsyntax-only").arg(root().join("bindings/cpp/examples/demo.cpp")));
+}

@@ -1,0 +1,305 @@
+//! The demo models, for real: greedy equality of all strategies, caches and rollback, threads, cancellation.
+
+mod common;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use common::{Sampling, oracle};
+use cos::config::{Combine, Config};
+use cos::decode::policy::{Strategy, Targets};
+use cos::decode::sampling::{NEAR_TIE, Sampler};
+use cos::engine::Engine;
+use cos::model::{Cancel, Model, Pass};
+use cos::session::{Options, Session, State};
+
+fn demo(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("models/demo").join(name)
+}
+
+fn engine(config: &str) -> Arc<Engine> {
+    Arc::new(Engine::load(&Config::open(&demo(config)).unwrap()).unwrap())
+}
+
+fn prompts(engine: &Engine, file: &str) -> Vec<Vec<i32>> {
+    let lines = std::fs::read_to_string(demo("prompts").join(file)).unwrap();
+    let line = |line: &str| {
+        let line: serde_json::Value = serde_json::from_str(line).unwrap();
+        engine.text().unwrap().encode(line["prompt"].as_str().unwrap(), true).unwrap()
+    };
+    lines.lines().map(line).collect()
+}
+
+fn run(engine: &Arc<Engine>, prompt: &[i32], options: &Options) -> Vec<i32> {
+    let mut session = Session::new(engine, options).unwrap();
+    session.prompt(prompt).unwrap();
+    let mut tokens = Vec::new();
+    loop {
+        let (new, state) = session.step().unwrap();
+        tokens.extend_from_slice(new);
+        if state != State::Open {
+            return tokens;
+        }
+    }
+}
+
+/// Rows of every model after a context, each from a fresh sequence.
+fn rows(engine: &Engine, context: &[i32]) -> Vec<Vec<f32>> {
+    engine.models().iter().map(|model| fresh(model.as_ref(), context)).collect()
+}
+
+fn fresh(model: &dyn Model, context: &[i32]) -> Vec<f32> {
+    let mut sequence = model.start(&Arc::new(Cancel::default())).unwrap();
+    for tokens in context.chunks(model.max_pass()) {
+        model.forward(&mut [Pass { sequence: sequence.as_mut(), tokens, keep: usize::MAX }]).unwrap();
+    }
+    sequence.logits(context.len()).to_vec()
+}
+
+/// By how much the oracle prefers one token to another, greedily, in the domain that near ties are counted in.
+fn margin(engine: &Engine, context: &[i32], a: i32, b: i32) -> f64 {
+    let combination = engine.combine().resolve(engine.models().len(), None).unwrap();
+    let plain = oracle(&rows(engine, context), &combination, Sampling::PLAIN);
+    plain[a as usize].ln() - plain[b as usize].ln()
+}
+
+/// All strategies give the tokens of the oracle: the standard decode, token by token, from fresh rows.
+fn check_greedy(config: &str, files: &[(&str, usize)], variants: &[Options], tokens: usize) {
+    let engine = engine(config);
+    let (mut equal, mut ties, mut runs) = (0, 0, 0);
+    for (index, prompt) in
+        files.iter().flat_map(|(file, count)| prompts(&engine, file).into_iter().take(*count)).enumerate()
+    {
+        let prompt = &prompt[..prompt.len().min(900)];
+        let standard = Options { strategy: Strategy::Standard, max_tokens: tokens, ..Options::default() };
+        let expected = run(&engine, prompt, &standard);
+        // Every strategy on the first prompts, and in turn on all others.
+        for (number, variant) in variants.iter().enumerate() {
+            if index >= 20 && index % variants.len() != number {
+                continue;
+            }
+            let found = run(&engine, prompt, &Options { max_tokens: tokens, ..variant.clone() });
+            runs += 1;
+            match found.iter().zip(&expected).position(|(f, e)| f != e) {
+                None => {
+                    assert_eq!(found.len(), expected.len());
+                    equal += 1;
+                }
+                Some(position) => {
+                    let context: Vec<i32> = prompt.iter().chain(&expected[..position]).copied().collect();
+                    let margin = margin(&engine, &context, expected[position], found[position]);
+                    assert!(
+                        margin.abs() < f64::from(NEAR_TIE),
+                        "prompt {index}, token {position}: margin {margin}, {variant:?}"
+                    );
+                    ties += 1;
+                }
+            }
+        }
+    }
+    println!("{config}: {equal} of {runs} runs equal, {ties} parted at a near tie");
+    assert!(ties * 50 <= runs, "{ties} of {runs} runs parted");
+}
+
+fn variants() -> Vec<Options> {
+    let of = |strategy, lengths: Option<&[i32]>| Options {
+        strategy,
+        proposal_lengths: lengths.map(<[i32]>::to_vec),
+        ..Options::default()
+    };
+    vec![
+        of(Strategy::Auto, None),
+        of(Strategy::Speculative, Some(&[0, 4])),
+        of(Strategy::Cos, Some(&[1, 1])),
+        of(Strategy::Cos, Some(&[3, 2])),
+        of(Strategy::Speculative, Some(&[2, 0])),
+    ]
+}
+
+#[test]
+fn greedy_strategies_agree_on_the_ensemble() {
+    check_greedy("engine.json", &[("gsm8k.jsonl", 200), ("humaneval.jsonl", 100)], &variants(), 20);
+}
+
+#[test]
+fn greedy_strategies_agree_on_contrastive_decoding() {
+    check_greedy("contrastive.json", &[("gsm8k.jsonl", 200), ("humaneval.jsonl", 100)], &variants(), 20);
+}
+
+/// The standard decode itself is the oracle's, from rows that no cache has touched.
+#[test]
+fn the_standard_decode_is_the_oracles() {
+    for config in ["engine.json", "contrastive.json"] {
+        let engine = engine(config);
+        let combination = engine.combine().resolve(2, None).unwrap();
+        let prompt = &prompts(&engine, "gsm8k.jsonl")[3];
+        let options = Options { strategy: Strategy::Standard, max_tokens: 12, ..Options::default() };
+        let mut context = prompt.clone();
+        for token in run(&engine, prompt, &options) {
+            let greedy = oracle(&rows(&engine, &context), &combination, Sampling::GREEDY);
+            let best = greedy.iter().position(|&p| p == 1.0).unwrap() as i32;
+            assert!(token == best || margin(&engine, &context, best, token) < f64::from(NEAR_TIE), "{config}");
+            context.push(token);
+        }
+    }
+}
+
+/// Random passes and rollbacks against fresh sequences: cache growth, chunks, rows kept across passes.
+#[test]
+fn caches_survive_any_rollback() {
+    for config in ["engine.json", "contrastive.json"] {
+        let engine = engine(config);
+        let tokens: Vec<i32> = prompts(&engine, "humaneval.jsonl").concat().into_iter().take(700).collect();
+        for model in engine.models() {
+            let mut state = 12345u64;
+            let mut random = |below: usize| {
+                state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+                (state >> 33) as usize % below
+            };
+            let mut sequence = model.start(&Arc::new(Cancel::default())).unwrap();
+            let mut context: Vec<i32> = Vec::new();
+            for operation in 0..120 {
+                let width = [1, 1, 2, 3, 5, 8, 40][random(7)];
+                let start = random(tokens.len() - width);
+                let new = &tokens[start..start + width];
+                let keep = context.len() + random(3);
+                model.forward(&mut [Pass { sequence: sequence.as_mut(), tokens: new, keep }]).unwrap();
+                context.extend_from_slice(new);
+                if operation % 8 == 7 {
+                    let expected = fresh(model.as_ref(), &context);
+                    let worst = expected
+                        .iter()
+                        .zip(sequence.logits(context.len()))
+                        .map(|(e, f)| (e - f).abs())
+                        .fold(0.0, f32::max);
+                    assert!(worst < 1e-3, "after {operation} operations logits are off by {worst}");
+                }
+                if random(3) == 0 || context.len() > 600 {
+                    let len = if context.len() > 600 { 20 } else { context.len() - random(context.len().min(30)) };
+                    context.truncate(len);
+                    sequence.truncate(len);
+                }
+                assert_eq!(sequence.len(), context.len());
+            }
+        }
+    }
+}
+
+/// A pass over several positions gives every position the row that it has alone.
+#[test]
+fn scoring_in_parallel_is_scoring_one_by_one() {
+    let engine = engine("contrastive.json");
+    let tokens = &prompts(&engine, "gsm8k.jsonl")[0];
+    for model in engine.models() {
+        let mut sequence = model.start(&Arc::new(Cancel::default())).unwrap();
+        model.forward(&mut [Pass { sequence: sequence.as_mut(), tokens, keep: 1 }]).unwrap();
+        for position in [1, 2, 7, tokens.len() / 2, tokens.len()] {
+            let alone = fresh(model.as_ref(), &tokens[..position]);
+            let worst = alone.iter().zip(sequence.logits(position)).map(|(e, f)| (e - f).abs()).fold(0.0, f32::max);
+            assert!(worst < 1e-3, "position {position} is off by {worst}");
+        }
+    }
+}
+
+#[test]
+fn threads_do_not_disturb_each_other() {
+    let engine = engine("engine.json");
+    let prompts = prompts(&engine, "gsm8k.jsonl");
+    let options = |seed: usize| Options {
+        strategy: Strategy::Cos,
+        targets: Some(Targets::Combined),
+        sampler: Sampler::new(1.0, 0, 0.0, 0.0).unwrap(),
+        seed: seed as u64,
+        max_tokens: 24,
+        ..Options::default()
+    };
+    let alone: Vec<Vec<i32>> = (0..4).map(|index| run(&engine, &prompts[index], &options(index))).collect();
+    std::thread::scope(|scope| {
+        let running: Vec<_> = (0..4)
+            .map(|index| {
+                (
+                    index,
+                    scope.spawn({
+                        let (engine, prompts) = (&engine, &prompts);
+                        move || run(engine, &prompts[index], &options(index))
+                    }),
+                )
+            })
+            .collect();
+        for (index, thread) in running {
+            assert_eq!(thread.join().unwrap(), alone[index]);
+        }
+    });
+}
+
+/// A running pass is stopped through ORT's run options: a long prompt is cancelled again and again, and what comes
+/// out in the end is what comes out undisturbed.
+#[test]
+fn long_prompts_can_be_cancelled() {
+    let engine = engine("engine.json");
+    let prompt: Vec<i32> = prompts(&engine, "humaneval.jsonl").concat().into_iter().take(1000).collect();
+    let options = Options { max_tokens: 3, strategy: Strategy::Cos, ..Options::default() };
+    let expected = run(&engine, &prompt, &options);
+    let mut session = Session::new(&engine, &options).unwrap();
+    session.prompt(&prompt).unwrap();
+    let cancel = session.cancel().clone();
+    let (mut tokens, mut cancelled) = (Vec::new(), 0);
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            for delay in [3, 20, 60] {
+                std::thread::sleep(Duration::from_millis(delay));
+                cancel.request();
+            }
+        });
+        loop {
+            let (new, state) = session.step().unwrap();
+            tokens.extend_from_slice(new);
+            match state {
+                State::Open => {}
+                State::Cancelled => cancelled += 1,
+                State::Ended(_) => break,
+            }
+        }
+    });
+    assert!(cancelled > 0);
+    assert_eq!(tokens, expected);
+}
+
+#[test]
+fn a_chat_goes_on_with_its_caches() {
+    let engine = engine("engine.json");
+    let text = engine.text().unwrap();
+    let turns = ["Question: What is 2 + 3?\nAnswer:", "\nQuestion: And twice that?\nAnswer:"]
+        .map(|turn| text.encode(turn, true).unwrap());
+    for strategy in [Strategy::Standard, Strategy::Speculative, Strategy::Cos, Strategy::Auto] {
+        let options = Options { strategy, max_tokens: 10, stop_tokens: Some(Vec::new()), ..Options::default() };
+        let mut session = Session::new(&engine, &options).unwrap();
+        for turn in &turns {
+            session.prompt(turn).unwrap();
+            while session.step().unwrap().1 == State::Open {}
+        }
+        let whole = session.decoder().committed().to_vec();
+        let second = turns[0].len() + 10 + turns[1].len();
+        assert_eq!(whole.len(), second + 10);
+        assert_eq!(whole[second..], run(&engine, &whole[..second], &options), "{strategy:?}");
+    }
+}
+
+#[test]
+fn weights_of_a_session_replace_the_engines() {
+    let engine = engine("engine.json");
+    let prompt = &prompts(&engine, "gsm8k.jsonl")[5];
+    let by = |weights: &[f32]| {
+        let options = Options { weights: Some(weights.to_vec()), max_tokens: 16, ..Options::default() };
+        run(&engine, prompt, &options)
+    };
+    let config = |model: usize| {
+        let mut config = Config::open(&demo("engine.json")).unwrap();
+        config.combine = Combine::Target { model };
+        run(&Arc::new(Engine::load(&config).unwrap()), prompt, &Options { max_tokens: 16, ..Options::default() })
+    };
+    assert_eq!(by(&[1.0, 0.0]), config(0));
+    assert_eq!(by(&[0.0, 1.0]), config(1));
+    assert_ne!(config(0), config(1));
+}
