@@ -1,4 +1,5 @@
-#![doc = include_str!("../README.md")]
+//! CoS decodes with several language models at once, exactly and fast. The C interface is in [`ffi`]; [`decode`] is the
+//! algorithm, [`model`] runs exports with ONNX Runtime. ARCHITECTURE.md is the map.
 #![deny(missing_docs)]
 
 pub mod config;

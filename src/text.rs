@@ -19,8 +19,11 @@ pub struct Text {
 impl Text {
     /// Load a `tokenizer.json`.
     pub fn load(path: &Path) -> Result<Self> {
-        let tokenizer = Tokenizer::from_file(path)
-            .map_err(|error| Error::Model(format!("cannot read the tokenizer {}: {error}", path.display())))?;
+        let refuse = |error| Error::Model(format!("cannot read the tokenizer {}: {error}", path.display()));
+        let mut tokenizer = Tokenizer::from_file(path).map_err(refuse)?;
+        // Some files carry settings of their training; a prompt must be neither cut nor filled up.
+        tokenizer.with_truncation(None).map_err(refuse)?;
+        tokenizer.with_padding(None);
         Ok(Text { tokenizer })
     }
 

@@ -59,6 +59,14 @@ impl Shared {
         (0, unsafe { std::slice::from_raw_parts(result.tokens, result.tokens_count) }.to_vec(), result.finish)
     }
 
+    fn cancel(&self) -> *mut cos_error {
+        unsafe { cos_cancel(self.0) }
+    }
+
+    fn free(self) {
+        unsafe { cos_free(self.0) }
+    }
+
     fn stats(&self) -> Result<cos_stats, i32> {
         let mut stats: cos_stats = unsafe { std::mem::zeroed() };
         stats.struct_size = size_of::<cos_stats>();
@@ -102,13 +110,13 @@ fn a_panic_poisons_its_session_and_nothing_else() {
         assert!(error.1.contains("planted at five tokens"), "{}", error.1);
         assert_eq!(session.step().0, COS_ERROR_POISONED);
         assert_eq!(code(unsafe { cos_prompt(session.0, [1].as_ptr(), 1) }), COS_ERROR_POISONED);
-        assert_eq!(code(unsafe { cos_cancel(session.0) }), COS_ERROR_POISONED);
+        assert_eq!(code(session.cancel()), COS_ERROR_POISONED);
         assert_eq!(session.stats().err(), Some(COS_ERROR_POISONED));
-        unsafe { cos_free(session.0) };
+        session.free();
     }
     let other = session(engine, &cos_session_options { max_tokens: 1, ..options() });
     assert_eq!(other.step(), (0, vec![1], COS_FINISH_MAX_TOKENS));
-    unsafe { cos_free(other.0) };
+    other.free();
     unsafe { cos_engine_free(engine) };
 }
 
@@ -134,10 +142,7 @@ fn a_second_thread_gets_busy() {
     let (engine, entered, leave) = gate(1);
     let session = session(engine, &cos_session_options { max_tokens: 3, ..options() });
     std::thread::scope(|scope| {
-        let running = scope.spawn(move || {
-            let session = session;
-            session.step()
-        });
+        let running = scope.spawn(move || session.step());
         entered.wait();
         assert_eq!(session.step().0, COS_ERROR_BUSY);
         assert_eq!(code(unsafe { cos_prompt(session.0, [1].as_ptr(), 1) }), COS_ERROR_BUSY);
@@ -146,7 +151,7 @@ fn a_second_thread_gets_busy() {
         assert_eq!(running.join().unwrap().0, 0);
     });
     assert_eq!(session.step().0, 0, "busy is not for ever");
-    unsafe { cos_free(session.0) };
+    session.free();
     unsafe { cos_engine_free(engine) };
 }
 
@@ -166,9 +171,8 @@ fn cancel_stops_the_running_step_and_the_next_goes_on() {
             let mut cancelled = 0;
             std::thread::scope(|scope| {
                 scope.spawn(move || {
-                    let session = session;
                     entered.wait();
-                    assert_eq!(code(unsafe { cos_cancel(session.0) }), 0);
+                    assert_eq!(code(session.cancel()), 0);
                     leave.wait();
                 });
                 loop {
@@ -185,11 +189,11 @@ fn cancel_stops_the_running_step_and_the_next_goes_on() {
             // A request that comes while the last row is scored may meet a sequence that has just ended.
             assert!(cancelled == 1 || tokens == expected, "strategy {strategy}, pass {at}");
             assert_eq!(tokens, expected, "strategy {strategy}, pass {at}: nothing is lost");
-            unsafe { cos_free(session.0) };
+            session.free();
             unsafe { cos_engine_free(engine) };
         }
     }
-    unsafe { cos_free(whole.0) };
+    whole.free();
     unsafe { cos_engine_free(free) };
 }
 
@@ -197,11 +201,11 @@ fn cancel_stops_the_running_step_and_the_next_goes_on() {
 fn cancel_before_a_step_is_met_by_it() {
     let engine = engine(flat);
     let session = session(engine, &options());
-    assert_eq!(code(unsafe { cos_cancel(session.0) }), 0);
+    assert_eq!(code(session.cancel()), 0);
     assert_eq!(session.step(), (0, vec![], COS_FINISH_CANCELLED));
     assert_eq!(session.step(), (0, vec![1], COS_FINISH_NONE));
     assert_eq!(session.stats().unwrap().forwards, 2, "a cancelled step runs nothing");
-    unsafe { cos_free(session.0) };
+    session.free();
     unsafe { cos_engine_free(engine) };
 }
 
@@ -211,14 +215,10 @@ fn free_waits_for_a_running_step() {
     let session = session(engine, &options());
     let freed = AtomicBool::new(false);
     std::thread::scope(|scope| {
-        let step = scope.spawn(move || {
-            let session = session;
-            session.step()
-        });
+        let step = scope.spawn(move || session.step());
         entered.wait();
         let free = scope.spawn(|| {
-            let session = session;
-            unsafe { cos_free(session.0) };
+            session.free();
             freed.store(true, Ordering::SeqCst);
         });
         std::thread::sleep(std::time::Duration::from_millis(20));
@@ -249,7 +249,7 @@ fn a_failed_pass_is_an_error_and_the_next_step_tries_again() {
     }
     assert_eq!((tokens, errors), (vec![1; 4], 2));
     assert_eq!(session.stats().unwrap().tokens, 4);
-    unsafe { cos_free(session.0) };
+    session.free();
     unsafe { cos_engine_free(engine) };
 }
 
@@ -263,5 +263,5 @@ fn sessions_outlive_their_engine() {
         tokens.extend(session.step().1);
     }
     assert_eq!(tokens, [1, 1, 1]);
-    unsafe { cos_free(session.0) };
+    session.free();
 }

@@ -198,8 +198,10 @@ impl Plan {
         if lengths.iter().all(|&length| length == 0) { Policy::Standard } else { Policy::Cos { lengths, order } }
     }
 
-    /// γ of a model: as asked for, or by its share of the cost of the dearest needed model. A proposer that costs as
-    /// much as the verifier should not draft ahead, a cheap one should (Theorem 3.6).
+    /// γ of a model: as asked for, or one that cannot lose much before acceptance is known.
+    ///
+    /// With one proposal each, models that verify each other are never slower than `standard` (Corollary 3.7); longer
+    /// drafts lose where acceptance is low. A drafter that nobody needs pays by being cheap, or not at all.
     fn length(request: &Request, model: usize) -> usize {
         if request.combination.needed().eq([model]) {
             return 0; // it would only verify itself
@@ -207,11 +209,12 @@ impl Plan {
         if let Some(lengths) = request.lengths {
             return lengths[model] as usize;
         }
-        let needed = request.combination.needs(model);
+        if request.combination.needs(model) {
+            return 1;
+        }
         let dearest = request.combination.needed().map(|model| request.costs[model]).max().unwrap_or(1).max(1);
         match request.costs[model] as f64 / dearest as f64 {
-            // A drafter of that cost that nobody needs would slow things down.
-            ratio if ratio > 0.5 => usize::from(needed || request.strategy != Strategy::Auto),
+            ratio if ratio > 0.5 => usize::from(request.strategy != Strategy::Auto),
             ratio if ratio > 0.15 => 2,
             _ => 4,
         }
@@ -241,7 +244,7 @@ mod tests {
         assert_eq!(greedy.policy, Policy::Cos { lengths: vec![1, 1], order: vec![0, 1] });
         assert_eq!(greedy.targets, Targets::Combined);
         let contrastive = plan(Strategy::Auto, &Combination::contrastive(2, 0.1, 0.0).unwrap(), &[100, 3], None, false);
-        assert_eq!(contrastive.policy, Policy::Cos { lengths: vec![1, 4], order: vec![1, 0] });
+        assert_eq!(contrastive.policy, Policy::Cos { lengths: vec![1, 1], order: vec![1, 0] });
     }
 
     #[test]

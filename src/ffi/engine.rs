@@ -107,7 +107,10 @@ unsafe fn make(
 pub unsafe extern "C" fn cos_engine_free(engine: *mut cos_engine) {
     if !engine.is_null() {
         // SAFETY: promised by the caller. An error has nowhere to go.
-        let _ = super::catch(|| Ok(drop(unsafe { Box::from_raw(engine) })));
+        let _ = super::catch(|| {
+            drop(unsafe { Box::from_raw(engine) });
+            Ok(())
+        });
     }
 }
 

@@ -170,7 +170,7 @@ unsafe fn with(session: *const cos_session, body: impl FnOnce(&mut Session) -> R
         let session = unsafe { usable(session) }?;
         let mut inner = session.inner.try_lock().ok_or(Error::Busy)?;
         if session.poisoned.load(Ordering::Acquire) {
-            return Err(Error::Poisoned); // while we waited for nobody: the flag is set under the lock
+            return Err(Error::Poisoned); // by a call that ended after the first look
         }
         let result = super::catch(|| body(&mut inner));
         if let Err(Error::Internal(_)) = result {
@@ -366,7 +366,10 @@ pub unsafe extern "C" fn cos_step(session: *mut cos_session, out_result: *mut co
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cos_cancel(session: *mut cos_session) -> *mut cos_error {
     // SAFETY: promised by the caller.
-    guard(|| Ok(unsafe { usable(session) }?.cancel.request()))
+    guard(|| {
+        unsafe { usable(session) }?.cancel.request();
+        Ok(())
+    })
 }
 
 /// Free a session. If a step runs on another thread it is cancelled and waited for; no call may start after this one.
@@ -388,7 +391,8 @@ pub unsafe extern "C" fn cos_free(session: *mut cos_session) {
             session.cancel.request();
             drop(session.inner.lock());
         }
-        Ok(drop(Box::from_raw(session)))
+        drop(Box::from_raw(session));
+        Ok(())
     });
 }
 

@@ -224,6 +224,9 @@ unsafe fn advance(
 pub unsafe extern "C" fn cos_text_stream_free(stream: *mut cos_text_stream) {
     if !stream.is_null() {
         // SAFETY: promised by the caller. An error has nowhere to go.
-        let _ = super::catch(|| Ok(drop(unsafe { Box::from_raw(stream) })));
+        let _ = super::catch(|| {
+            drop(unsafe { Box::from_raw(stream) });
+            Ok(())
+        });
     }
 }

@@ -187,9 +187,12 @@ impl OnnxSequence {
         if self.cancel.is_requested() {
             return Err(Interrupt::Cancelled);
         }
-        let started = Instant::now();
-        let result = self.bind(tokens, keep).and_then(|()| self.binding.run(&self.options));
-        self.elapsed += started.elapsed();
+        let result = self.bind(tokens, keep).and_then(|()| {
+            let started = Instant::now();
+            let result = self.binding.run(&self.options);
+            self.elapsed += started.elapsed();
+            result
+        });
         match result {
             Ok(()) => {
                 self.len += tokens.len();

@@ -91,7 +91,7 @@ fn find(configured: Option<&Path>) -> Result<PathBuf> {
     folders
         .flat_map(|folder| [folder.to_owned(), folder.join("onnxruntime")])
         .find_map(|folder| library_in(&folder))
-        .or_else(|| system_library())
+        .or_else(system_library)
         .ok_or_else(|| {
             Error::Runtime(format!(
                 "libonnxruntime.so was not found beside {}; run `make onnxruntime` in CoS's folder, \
