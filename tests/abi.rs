@@ -8,15 +8,13 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// The shared library of the profile that this test was built in. `cargo test` builds it with the crate.
+/// The shared library that `cargo test` built with the crate.
 fn library() -> PathBuf {
     let test = std::env::current_exe().unwrap();
-    let folder = test.ancestors().nth(1).unwrap(); // deps
-    [folder.parent().unwrap(), folder]
-        .map(|folder| folder.join("libcos.so"))
-        .into_iter()
-        .find(|file| file.is_file())
-        .expect("libcos.so")
+    // In the folder of the tests; the one above it is only renewed by `cargo build`.
+    let library = test.with_file_name("libcos.so");
+    assert!(library.is_file(), "{} is missing", library.display());
+    library
 }
 
 fn run(program: &str, arguments: &[&str]) -> String {

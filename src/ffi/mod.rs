@@ -66,6 +66,9 @@ fn check_out<T>(pointer: *mut T, name: &str) -> Result<()> {
     if pointer.is_null() { Err(null(name)) } else { Ok(()) }
 }
 
+/// No array of this interface is longer; a larger count was never meant, and must not be looked at or allocated for.
+const MAX_COUNT: usize = 1 << 30;
+
 /// # Safety
 /// `pointer` is NULL or points to `count` elements that live for `'a`.
 unsafe fn slice<'a, T>(pointer: *const T, count: usize, name: &str) -> Result<&'a [T]> {
@@ -73,10 +76,12 @@ unsafe fn slice<'a, T>(pointer: *const T, count: usize, name: &str) -> Result<&'
         return Ok(&[]);
     }
     if pointer.is_null() {
-        return Err(Error::InvalidArgument(format!("{name} is NULL, but {name}_count is {count}")));
+        return Err(Error::InvalidArgument(format!("{name} is NULL, but its count is {count}")));
     }
-    if count > isize::MAX as usize / size_of::<T>() {
-        return Err(Error::InvalidArgument(format!("{name}_count is {count}, more than memory can hold")));
+    if count > MAX_COUNT {
+        return Err(Error::InvalidArgument(format!(
+            "the count of {name} is {count}; it cannot be more than {MAX_COUNT}"
+        )));
     }
     // SAFETY: promised by the caller; the size was checked.
     Ok(unsafe { std::slice::from_raw_parts(pointer, count) })

@@ -6,16 +6,13 @@ use parking_lot::Mutex;
 
 use super::engine::cos_engine;
 use super::error::cos_error;
-use super::{check_out, guard, null, reference, slice};
+use super::{check_out, guard, reference, slice};
 use crate::error::{Error, Result};
 use crate::text::TextStream;
 
 /// # Safety
 /// `text` is NULL or has `bytes` bytes.
 unsafe fn utf8<'a>(text: *const c_char, bytes: usize) -> Result<&'a str> {
-    if text.is_null() && bytes > 0 {
-        return Err(null("text"));
-    }
     // SAFETY: promised by the caller.
     let bytes = unsafe { slice(text.cast::<u8>(), bytes, "text") }?;
     std::str::from_utf8(bytes).map_err(|error| Error::InvalidArgument(format!("text is not UTF-8: {error}")))
@@ -54,7 +51,7 @@ pub unsafe extern "C" fn cos_engine_encode(
         let encoded = engine.0.text()?.encode(text, add_special != 0)?;
         // SAFETY: promised by the caller.
         unsafe {
-            fill(&encoded, tokens, capacity, "tokens")?;
+            fill(&encoded, tokens, "tokens", capacity, "tokens")?;
             out_count.write(encoded.len());
         }
         Ok(())
@@ -93,7 +90,7 @@ pub unsafe extern "C" fn cos_engine_decode(
         let decoded = engine.0.text()?.decode(tokens)?;
         // SAFETY: promised by the caller.
         unsafe {
-            fill(decoded.as_bytes(), text.cast(), capacity, "bytes")?;
+            fill(decoded.as_bytes(), text.cast(), "text", capacity, "bytes")?;
             out_bytes.write(decoded.len());
         }
         Ok(())
@@ -102,11 +99,11 @@ pub unsafe extern "C" fn cos_engine_decode(
 
 /// # Safety
 /// `buffer` is NULL or has room for `capacity` elements.
-unsafe fn fill<T: Copy>(values: &[T], buffer: *mut T, capacity: usize, unit: &'static str) -> Result<()> {
+unsafe fn fill<T: Copy>(values: &[T], buffer: *mut T, name: &str, capacity: usize, unit: &'static str) -> Result<()> {
     if capacity == 0 {
         return Ok(());
     }
-    check_out(buffer, "the buffer")?;
+    check_out(buffer, name)?;
     if values.len() > capacity {
         return Err(Error::BufferTooSmall { needed: values.len(), capacity, unit });
     }
