@@ -12,16 +12,9 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// The shared library of the profile that this test was built in. `cargo test` builds it in `deps`, and leaves a copy
-/// beside that folder as the last `cargo build` made it.
+/// The shared library that `cargo test` built, beside this test. The one a folder up is as old as the last `cargo build`.
 fn library() -> PathBuf {
-    let test = std::env::current_exe().unwrap();
-    let folder = test.parent().unwrap();
-    [folder, folder.parent().unwrap()]
-        .map(|folder| folder.join("libcos.so"))
-        .into_iter()
-        .find(|file| file.is_file())
-        .expect("libcos.so")
+    std::env::current_exe().unwrap().with_file_name("libcos.so")
 }
 
 /// A new folder for a test, without what an earlier run left there.
@@ -53,24 +46,33 @@ fn run(command: &mut Command) -> String {
     out.into_owned()
 }
 
-/// Compile a program of `tests/c` with the sanitizers, link it with the library, and run it.
-fn check(name: &str) {
-    let folder = scratch(name);
+/// Compile a C program with the sanitizers and link it with the library, all within a folder.
+fn compile(source: &Path, folder: &Path) -> PathBuf {
     symlink(library(), folder.join(SONAME)).unwrap();
-    let program = folder.join(name);
+    let program = folder.join("program");
     run(compiler("CC", "cc", "c11")
         .args(["-g", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-pthread"])
-        .arg(root().join(format!("tests/c/{name}.c")))
+        .arg(source)
         .arg(library())
         .arg("-Wl,-rpath,$ORIGIN")
         .arg("-o")
         .arg(&program));
-    let out = run(Command::new(&program)
+    program
+}
+
+fn execute(program: &Path, folder: &Path) -> String {
+    run(Command::new(program)
         .arg(root())
-        .current_dir(&folder)
+        .current_dir(folder)
         .env("ASAN_OPTIONS", "detect_leaks=1:detect_stack_use_after_return=1")
         .env("UBSAN_OPTIONS", "print_stacktrace=1")
-        .env_remove("LSAN_OPTIONS"));
+        .env_remove("LSAN_OPTIONS"))
+}
+
+/// Compile and run a program of `tests/c`.
+fn check(name: &str) {
+    let folder = scratch(name);
+    let out = execute(&compile(&root().join(format!("tests/c/{name}.c")), &folder), &folder);
     println!("{name}: {out}");
     assert!(out.trim_end().ends_with("checks passed"), "{name} stopped early: {out}");
 }
@@ -83,6 +85,16 @@ fn smoke() {
 #[test]
 fn errors() {
     check("errors");
+}
+
+#[test]
+fn the_example_of_the_readme_runs() {
+    let readme = std::fs::read_to_string(root().join("README.md")).unwrap();
+    let example = readme.split("```c\n").nth(1).unwrap().split("```").next().unwrap();
+    let folder = scratch("readme");
+    std::fs::write(folder.join("chat.c"), example).unwrap();
+    let out = execute(&compile(&folder.join("chat.c"), &folder), root());
+    assert!(out.len() > 20, "the example wrote only {out:?}");
 }
 
 #[test]
