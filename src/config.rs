@@ -7,6 +7,9 @@ use serde::Deserialize;
 use crate::decode::combine::Combination;
 use crate::error::{Error, Result};
 
+/// More threads than any machine runs a pass on.
+const MAX_THREADS: usize = 1024;
+
 /// The configuration of an engine.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -111,8 +114,8 @@ impl Combine {
 impl Config {
     /// Read a configuration file; its paths are relative to its folder.
     pub fn open(path: &Path) -> Result<Self> {
-        let text = std::fs::read_to_string(path)
-            .map_err(|error| Error::Config(format!("cannot read {}: {error}", path.display())))?;
+        let text =
+            std::fs::read_to_string(path).map_err(|error| Error::Config(format!("cannot read {path:?}: {error}")))?;
         let mut config =
             Self::parse(&text).map_err(|error| Error::Config(format!("{}: {}", path.display(), inner(error))))?;
         let folder = path.parent().unwrap_or(Path::new(""));
@@ -126,6 +129,9 @@ impl Config {
         let config: Config = serde_json::from_str(text).map_err(|error| Error::Config(error.to_string()))?;
         if config.models.is_empty() {
             return Err(Error::Config("models is empty; name at least one".into()));
+        }
+        if config.threads > MAX_THREADS {
+            return Err(Error::Config(format!("threads is {}; it cannot be more than {MAX_THREADS}", config.threads)));
         }
         if let Some(model) = config.models.iter().find(|model| model.device_id < 0) {
             return Err(Error::Config(format!(
@@ -175,8 +181,8 @@ mod tests {
         check(&with(r#"{"kind":"target","model":1}"#), "ok");
         check(&with(r#"{"kind":"target","model":2}"#), "target model 2 does not exist");
         check(&with(r#"{"kind":"weighted","weights":[0.5]}"#), "1 weights for 2 models");
-        check(&with(r#"{"kind":"weighted","weights":[1.5,-0.5]}"#), "weight 1 of the mixture is -0.5");
-        check(&with(r#"{"kind":"weighted","weights":[0.5,0.6]}"#), "sum to 1.1");
+        check(&with(r#"{"kind":"weighted","weights":[1.5,-0.5]}"#), "weights[1] is -0.5");
+        check(&with(r#"{"kind":"weighted","weights":[0.5,0.6]}"#), "these sum to 1.1");
         check(&with(r#"{"kind":"weighted","weights":[0.5,0.5],"mu":1}"#), "unknown field `mu`");
         check(&with(r#"{"kind":"average"}"#), "unknown variant `average`");
         check(

@@ -28,40 +28,41 @@ impl Engine {
                 ProviderName::Cpu => Provider::Cpu,
                 ProviderName::Cuda => Provider::Cuda { device_id: model.device_id },
             };
-            let loaded = OnnxModel::load(&model.path, provider)?;
             let name = model.name.clone().unwrap_or_else(|| folder_name(&model.path));
+            let loaded = OnnxModel::load(&model.path, &name, provider)?;
             let tokenizer = loaded.export().file.with_file_name("tokenizer.json");
             if tokenizer.is_file() {
-                tokenizers.push((name.clone(), tokenizer));
+                tokenizers.push((name, tokenizer));
             }
             stop_tokens.extend_from_slice(&loaded.export().stop_tokens);
-            models.push((name, Arc::new(loaded) as Arc<dyn Model>));
+            models.push(Arc::new(loaded) as Arc<dyn Model>);
         }
-        let text = agree(&tokenizers)?;
+        let text = agree(&tokenizers, models[0].vocab_size())?;
         Self::new(models, config.combine.clone(), stop_tokens, text)
     }
 
-    /// An engine of models made elsewhere, each with the name that messages use.
+    /// An engine of models made elsewhere.
     pub fn new(
-        models: Vec<(String, Arc<dyn Model>)>,
+        models: Vec<Arc<dyn Model>>,
         combine: Combine,
         mut stop_tokens: Vec<i32>,
         text: Option<Arc<Text>>,
     ) -> Result<Self> {
-        let (first, model) =
-            models.first().ok_or_else(|| Error::Config("an engine takes at least one model".into()))?;
-        let vocab_size = model.vocab_size();
-        if let Some((other, model)) = models.iter().find(|(_, model)| model.vocab_size() != vocab_size) {
+        let first = models.first().ok_or_else(|| Error::Config("an engine takes at least one model".into()))?;
+        let vocab_size = first.vocab_size();
+        if let Some(other) = models.iter().find(|model| model.vocab_size() != vocab_size) {
             return Err(Error::Model(format!(
-                "the vocabularies differ: {first} has {vocab_size} tokens, {other} has {}; \
+                "the vocabularies differ: {} has {vocab_size} tokens, {} has {}; \
                  models that decode together must share one vocabulary",
-                model.vocab_size()
+                first.name(),
+                other.name(),
+                other.vocab_size()
             )));
         }
         combine.resolve(models.len(), None)?;
         stop_tokens.sort_unstable();
         stop_tokens.dedup();
-        Ok(Engine { models: models.into_iter().map(|(_, model)| model).collect(), combine, text, stop_tokens })
+        Ok(Engine { models, combine, text, stop_tokens })
     }
 
     /// The models, in the order of the configuration.
@@ -101,18 +102,18 @@ fn folder_name(path: &Path) -> String {
 }
 
 /// The tokenizer that all models agree on.
-fn agree(tokenizers: &[(String, PathBuf)]) -> Result<Option<Arc<Text>>> {
+fn agree(tokenizers: &[(String, PathBuf)], vocab_size: usize) -> Result<Option<Arc<Text>>> {
     let Some((first, path)) = tokenizers.first() else { return Ok(None) };
     let read = |path: &Path| {
         std::fs::read(path)
             .map_err(|error| Error::Model(format!("cannot read the tokenizer {}: {error}", path.display())))
     };
-    let (text, bytes) = (Text::load(path)?, read(path)?);
+    let (text, bytes) = (Text::load(path, vocab_size)?, read(path)?);
     for (other, path) in &tokenizers[1..] {
         if read(path)? == bytes {
             continue;
         }
-        if let Some((id, own, others)) = text.first_difference(&Text::load(path)?) {
+        if let Some((id, own, others)) = text.first_difference(&Text::load(path, vocab_size)?) {
             let show = |token: Option<String>| token.map_or("missing".into(), |token| format!("{token:?}"));
             return Err(Error::Model(format!(
                 "the tokenizers differ: token {id} is {} to {first} but {} to {other}; \

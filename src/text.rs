@@ -14,17 +14,18 @@ const MAX_HELD: usize = 8;
 /// The tokenizer of an engine.
 pub struct Text {
     tokenizer: Tokenizer,
+    vocab_size: usize,
 }
 
 impl Text {
-    /// Load a `tokenizer.json`.
-    pub fn load(path: &Path) -> Result<Self> {
+    /// Load a `tokenizer.json` for models of so many tokens.
+    pub fn load(path: &Path, vocab_size: usize) -> Result<Self> {
         let refuse = |error| Error::Model(format!("cannot read the tokenizer {}: {error}", path.display()));
         let mut tokenizer = Tokenizer::from_file(path).map_err(refuse)?;
         // Some files carry settings of their training; a prompt must be neither cut nor filled up.
         tokenizer.with_truncation(None).map_err(refuse)?;
         tokenizer.with_padding(None);
-        Ok(Text { tokenizer })
+        Ok(Text { tokenizer, vocab_size })
     }
 
     /// The tokens of a text; with `special`, those that the tokenizer adds around it too.
@@ -38,10 +39,21 @@ impl Text {
 
     /// The text of tokens, without special tokens.
     pub fn decode(&self, tokens: &[i32]) -> Result<String> {
-        let ids = ids(tokens)?;
+        let ids = self.ids(tokens)?;
         self.tokenizer
             .decode(&ids, true)
             .map_err(|error| Error::InvalidArgument(format!("the tokens cannot be decoded: {error}")))
+    }
+
+    fn ids(&self, tokens: &[i32]) -> Result<Vec<u32>> {
+        let convert = |&token: &i32| match u32::try_from(token) {
+            Ok(id) if (id as usize) < self.vocab_size => Ok(id),
+            _ => Err(Error::InvalidArgument(format!(
+                "token {token} is not in the vocabulary, which has the tokens 0 to {}",
+                self.vocab_size - 1
+            ))),
+        };
+        tokens.iter().map(convert).collect()
     }
 
     /// The first token that two tokenizers disagree on: its id, and what it is to each.
@@ -52,12 +64,6 @@ impl Text {
             (own != others).then_some((id, own, others))
         })
     }
-}
-
-fn ids(tokens: &[i32]) -> Result<Vec<u32>> {
-    let convert =
-        |&token: &i32| u32::try_from(token).map_err(|_| Error::InvalidArgument(format!("token {token} is negative")));
-    tokens.iter().map(convert).collect()
 }
 
 /// Turns a stream of tokens into a stream of text that is always whole UTF-8.
@@ -80,7 +86,7 @@ impl TextStream {
     ///
     /// On an error no token is taken.
     pub fn push(&mut self, tokens: &[i32]) -> Result<&str> {
-        let new = ids(tokens)?;
+        let new = self.text.ids(tokens)?;
         self.out.clear();
         for id in new {
             let step = tokenizers::step_decode_stream(
@@ -125,7 +131,8 @@ mod tests {
 
     fn demo() -> Arc<Text> {
         Arc::new(
-            Text::load(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/models/demo/base/tokenizer.json"))).unwrap(),
+            Text::load(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/models/demo/base/tokenizer.json")), 4096)
+                .unwrap(),
         )
     }
 
@@ -180,9 +187,10 @@ mod tests {
     }
 
     #[test]
-    fn negative_tokens_are_refused() {
+    fn tokens_outside_the_vocabulary_are_refused() {
         let text = demo();
         assert_eq!(text.decode(&[-1]).unwrap_err().code(), 1);
+        assert_eq!(text.decode(&[4096]).unwrap_err().code(), 1);
         assert_eq!(TextStream::new(text).push(&[5, -1]).unwrap_err().code(), 1);
     }
 }

@@ -18,7 +18,7 @@ use cos::model::{Interrupt, Model};
 fn engine(
     script: impl Fn(&[i32], &mut [f32]) -> Result<(), Interrupt> + Send + Sync + Clone + 'static,
 ) -> *mut cos_engine {
-    let model = |name: &str| (name.to_owned(), Arc::new(Scripted::new(4, script.clone())) as Arc<dyn Model>);
+    let model = |name: &str| Arc::new(Scripted::new(4, script.clone()).with_name(name)) as Arc<dyn Model>;
     let combine = Combine::Weighted { weights: vec![0.5, 0.5] };
     cos_engine::into_raw(Arc::new(Engine::new(vec![model("a"), model("b")], combine, Vec::new(), None).unwrap()))
 }

@@ -66,7 +66,9 @@ fn execute(program: &Path, folder: &Path) -> String {
         .current_dir(folder)
         .env("ASAN_OPTIONS", "detect_leaks=1:detect_stack_use_after_return=1")
         .env("UBSAN_OPTIONS", "print_stacktrace=1")
-        .env_remove("LSAN_OPTIONS"))
+        .env_remove("LSAN_OPTIONS")
+        // Cargo's would lead to the library of the last `cargo build`.
+        .env_remove("LD_LIBRARY_PATH"))
 }
 
 /// Compile and run a program of `tests/c`.

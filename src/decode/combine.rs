@@ -41,13 +41,16 @@ impl Combination {
         for (model, &weight) in weights.iter().enumerate() {
             if !(weight.is_finite() && weight >= 0.0) {
                 return Err(Error::InvalidArgument(format!(
-                    "weight {model} of the mixture is {weight}; weights must be 0 or positive"
+                    "weights[{model}] is {weight}; the weights of a mixture must be 0 or positive"
                 )));
             }
         }
         let sum: f64 = weights.iter().map(|&weight| f64::from(weight)).sum();
         if (sum - 1.0).abs() > WEIGHT_TOLERANCE {
-            return Err(Error::InvalidArgument(format!("the weights of the mixture sum to {sum}; they must sum to 1")));
+            return Err(Error::InvalidArgument(format!(
+                "the weights of a mixture must sum to 1, but these sum to {}",
+                sum as f32
+            )));
         }
         Ok(Combination::Mixture { weights: weights.iter().map(|&weight| (f64::from(weight) / sum) as f32).collect() })
     }
@@ -55,12 +58,10 @@ impl Combination {
     /// A weighted sum of logits.
     pub fn logits(weights: &[f32]) -> Result<Self> {
         if let Some((model, weight)) = weights.iter().enumerate().find(|(_, weight)| !weight.is_finite()) {
-            return Err(Error::InvalidArgument(format!("weight {model} of the logits is {weight}; it must be finite")));
+            return Err(Error::InvalidArgument(format!("weights[{model}] is {weight}; it must be finite")));
         }
         if weights.iter().all(|&weight| weight == 0.0) {
-            return Err(Error::InvalidArgument(
-                "all weights of the logits are 0; at least one model must count".into(),
-            ));
+            return Err(Error::InvalidArgument("all weights are 0; at least one model must count".into()));
         }
         Ok(Combination::Logits { weights: weights.to_vec(), plausibility: None })
     }
@@ -133,7 +134,10 @@ impl Combination {
     ) -> Result<()> {
         out.fill(0.0);
         for (model, &weight) in weights.iter().enumerate().filter(|(_, weight)| **weight != 0.0) {
-            for (out, &logit) in out.iter_mut().zip(row(model)) {
+            let logits = row(model);
+            // A bad row must not hide behind the mask, nor behind a weight that turns infinity into impossibility.
+            sampling::maximum(logits)?;
+            for (out, &logit) in out.iter_mut().zip(logits) {
                 *out = if logit == f32::NEG_INFINITY { logit } else { *out + weight * logit };
             }
         }
@@ -211,6 +215,17 @@ mod tests {
         assert!(masked[0].is_finite() && masked[1].is_finite() && masked[2] == -INF, "{masked:?}");
         let masked = scores(&Combination::contrastive(2, 1.0, 0.3).unwrap(), &rows);
         assert!(masked[0].is_finite() && masked[1] == -INF && masked[2] == -INF, "{masked:?}");
+    }
+
+    #[test]
+    fn bad_rows_are_errors_whatever_their_weight() {
+        let masked = Combination::contrastive(2, 0.5, 0.5).unwrap();
+        let Combination::Logits { weights, plausibility } = &masked else { unreachable!() };
+        for bad in [[0.0, f32::NAN], [0.0, INF], [-INF, -INF]] {
+            let rows: [&[f32]; 2] = [&[9.0, 0.0], &bad];
+            let error = Combination::scores(weights, *plausibility, |model| rows[model], &mut [0.0; 2]).unwrap_err();
+            assert_eq!(error.code(), 6, "{bad:?}");
+        }
     }
 
     #[test]

@@ -151,7 +151,7 @@ impl Plan {
                 lengths.iter().enumerate().find(|(_, l)| !(0..=MAX_PROPOSAL_LENGTH).contains(*l))
             {
                 return Err(Error::InvalidArgument(format!(
-                    "proposal length {model} is {length}; it must be between 0 and {MAX_PROPOSAL_LENGTH}"
+                    "proposal_lengths[{model}] is {length}; it must be between 0 and {MAX_PROPOSAL_LENGTH}"
                 )));
             }
         }

@@ -242,21 +242,26 @@ impl<C: Chance> Decoder<C> {
 
     fn run_round(&mut self) -> Result<(), Interrupt> {
         let start = self.committed;
+        self.verify(start)?; // what an earlier round left, because it could not be decided without an error
+        let mut drafting = true;
         while self.committed == start {
-            let Action { model, proposals } = self.next_action();
+            let Action { model, proposals } = self.next_action(drafting);
             self.advance(model)?;
-            self.verify()?;
+            self.verify(start)?;
             if proposals > 0 && self.can_propose(model) {
-                self.propose(model)?;
-                self.turn = Some(Action { model, proposals: proposals - 1 }).filter(|turn| turn.proposals > 0);
-                self.verify()?;
+                match self.propose(model) {
+                    Ok(()) => self.turn = Some(Action { model, proposals: proposals - 1 }).filter(|t| t.proposals > 0),
+                    // A proposal that fails is none. Whether the bad row matters shows when it is needed to decide.
+                    Err(_) => drafting = false,
+                }
+                self.verify(start)?;
             }
         }
         Ok(())
     }
 
-    /// The rest of a proposer's turn, or what the policy says.
-    fn next_action(&mut self) -> Action {
+    /// The rest of a proposer's turn, or what the policy says; without drafting, what brings a decision nearest.
+    fn next_action(&mut self, drafting: bool) -> Action {
         if let Some(turn) = self.turn.take()
             && self.has_room()
         {
@@ -266,7 +271,11 @@ impl<C: Chance> Decoder<C> {
             *seen = lane.sequence.len();
         }
         let missing = self.missing().expect("a decidable position was left undecided");
-        self.settings.plan.policy.next(&View { pending: self.proposers.len(), missing, seen: &self.seen })
+        if drafting {
+            self.settings.plan.policy.next(&View { pending: self.proposers.len(), missing, seen: &self.seen })
+        } else {
+            Action { model: missing, proposals: 0 }
+        }
     }
 
     /// Run a model over everything that it has not seen.
@@ -315,7 +324,8 @@ impl<C: Chance> Decoder<C> {
     fn propose(&mut self, model: usize) -> Result<()> {
         let position = self.tokens.len();
         let token = if self.settings.sampler.is_greedy() {
-            sampling::argmax_logits(self.lanes[model].sequence.logits(position))?.0
+            let best = sampling::argmax_logits(self.lanes[model].sequence.logits(position));
+            best.map_err(|error| self.blame(position, error))?.0
         } else {
             self.process(model, position)?;
             let key = self.key(position, Purpose::Proposal);
@@ -327,27 +337,36 @@ impl<C: Chance> Decoder<C> {
         Ok(())
     }
 
-    /// Decide, from the front, every position that can be decided.
-    fn verify(&mut self) -> Result<()> {
+    /// Decide, from the front, every position that can be decided, and commit it.
+    ///
+    /// A bad row is an error of the round that it is the first to be decided in; earlier tokens of a round are good.
+    fn verify(&mut self, start: usize) -> Result<()> {
         while self.finish.is_none() && self.missing().is_none() {
-            if let Some(&proposer) = self.proposers.first() {
-                self.counters.tested += 1;
-                match self.test(proposer)? {
-                    None => {
-                        self.counters.accepted += 1;
-                        self.proposers.remove(0);
-                    }
-                    Some(replacement) => {
-                        self.drop_pending(self.committed);
-                        self.tokens.push(replacement as i32);
-                    }
-                }
-            } else {
-                // Nothing is pending and the target is known: a true bonus token.
-                let token = self.draw_target()?;
-                self.tokens.push(token as i32);
+            match self.decide() {
+                Ok(()) => self.commit(),
+                Err(_) if self.committed > start => break,
+                Err(error) => return Err(error),
             }
-            self.commit();
+        }
+        Ok(())
+    }
+
+    /// Decide the front position: its token is then the first one that is not committed.
+    fn decide(&mut self) -> Result<()> {
+        let Some(&proposer) = self.proposers.first() else {
+            // Nothing is pending and the target is known: a true bonus token.
+            let token = self.draw_target()?;
+            self.tokens.push(token as i32);
+            return Ok(());
+        };
+        let replacement = self.test(proposer)?;
+        self.counters.tested += 1;
+        if let Some(token) = replacement {
+            self.drop_pending(self.committed);
+            self.tokens.push(token as i32);
+        } else {
+            self.counters.accepted += 1;
+            self.proposers.remove(0);
         }
         Ok(())
     }
@@ -398,7 +417,8 @@ impl<C: Chance> Decoder<C> {
     fn greedy_target(&mut self) -> Result<usize> {
         let (lanes, position) = (&self.lanes, self.committed);
         let row = |model: usize| lanes[model].sequence.logits(position);
-        let (best, near) = self.settings.combination.greedy(row, &mut self.scratch)?;
+        let greedy = self.settings.combination.greedy(row, &mut self.scratch);
+        let (best, near) = greedy.map_err(|error| self.blame(position, error))?;
         self.counters.near_ties += u64::from(near);
         Ok(best)
     }
@@ -427,22 +447,41 @@ impl<C: Chance> Decoder<C> {
             }
             Combination::Logits { weights, plausibility } => {
                 let row = |model: usize| self.lanes[model].sequence.logits(position);
-                Combination::scores(weights, *plausibility, row, &mut self.scratch)?;
-                self.settings.sampler.process(&self.scratch, &mut self.target, &mut self.candidates)?;
+                let (sampler, target) = (&self.settings.sampler, &mut self.target);
+                Combination::scores(weights, *plausibility, row, &mut self.scratch)
+                    .and_then(|()| sampler.process(&self.scratch, target, &mut self.candidates))
+                    .map_err(|error| self.blame(position, error))?;
             }
         }
         Ok(TargetRow::Scratch)
     }
 
     fn process(&mut self, model: usize, position: usize) -> Result<()> {
-        self.lanes[model].process(position, &self.settings.sampler, &mut self.candidates)
+        let made = self.lanes[model].process(position, &self.settings.sampler, &mut self.candidates);
+        made.map_err(|error| self.blame(position, error))
+    }
+
+    /// Say of a numeric error which model's row it comes from.
+    #[cold]
+    fn blame(&self, position: usize, error: Error) -> Error {
+        for (model, lane) in self.models.iter().zip(&self.lanes) {
+            if lane.sequence.len() >= position
+                && let Err(Error::Numeric(what)) = sampling::maximum(lane.sequence.logits(position))
+            {
+                return Error::Numeric(format!("{}, position {position}: {what}", model.name()));
+            }
+        }
+        match error {
+            Error::Numeric(what) => Error::Numeric(format!("the combination, position {position}: {what}")),
+            other => other,
+        }
     }
 
     fn key(&self, position: usize, purpose: Purpose) -> Key {
         Key { position, purpose, epoch: self.epoch }
     }
 
-    /// Commit the front token, and see whether it ends the sequence.
+    /// Commit the front token, and see whether it ends the sequence. What is pending behind an end goes with the next prompt.
     fn commit(&mut self) {
         let token = self.tokens[self.committed];
         self.committed += 1;
@@ -457,9 +496,6 @@ impl<C: Chance> Decoder<C> {
         } else {
             None
         };
-        if self.finish.is_some() {
-            self.drop_pending(self.committed);
-        }
     }
 
     /// Drop all tokens from index `from` on, here and in every cache.

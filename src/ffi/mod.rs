@@ -71,17 +71,15 @@ const MAX_COUNT: usize = 1 << 30;
 
 /// # Safety
 /// `pointer` is NULL or points to `count` elements that live for `'a`.
-unsafe fn slice<'a, T>(pointer: *const T, count: usize, name: &str) -> Result<&'a [T]> {
+unsafe fn slice<'a, T>(pointer: *const T, count: usize, name: &str, count_name: &str) -> Result<&'a [T]> {
     if count == 0 {
         return Ok(&[]);
     }
     if pointer.is_null() {
-        return Err(Error::InvalidArgument(format!("{name} is NULL, but its count is {count}")));
+        return Err(Error::InvalidArgument(format!("{name} is NULL, but {count_name} is {count}")));
     }
     if count > MAX_COUNT {
-        return Err(Error::InvalidArgument(format!(
-            "the count of {name} is {count}; it cannot be more than {MAX_COUNT}"
-        )));
+        return Err(Error::InvalidArgument(format!("{count_name} is {count}; it cannot be more than {MAX_COUNT}")));
     }
     // SAFETY: promised by the caller; the size was checked.
     Ok(unsafe { std::slice::from_raw_parts(pointer, count) })
@@ -91,12 +89,17 @@ unsafe fn slice<'a, T>(pointer: *const T, count: usize, name: &str) -> Result<&'
 ///
 /// # Safety
 /// As for [`slice`].
-unsafe fn optional_slice<'a, T>(pointer: *const T, count: usize, name: &str) -> Result<Option<&'a [T]>> {
+unsafe fn optional_slice<'a, T>(
+    pointer: *const T,
+    count: usize,
+    name: &str,
+    count_name: &str,
+) -> Result<Option<&'a [T]>> {
     if pointer.is_null() && count == 0 {
         return Ok(None);
     }
     // SAFETY: promised by the caller.
-    unsafe { slice(pointer, count, name) }.map(Some)
+    unsafe { slice(pointer, count, name, count_name) }.map(Some)
 }
 
 /// # Safety

@@ -11,6 +11,7 @@ use super::{Growing, check_out, guard, optional_slice, read, reference, slice, s
 use crate::decode::policy::{Strategy, Targets};
 use crate::decode::round::Finish;
 use crate::decode::sampling::Sampler;
+use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::model::Cancel;
 use crate::session::{Options, Session, State, Stats};
@@ -213,8 +214,7 @@ pub unsafe extern "C" fn cos_session_new(
         // SAFETY: promised by the caller.
         let (engine, options) = unsafe {
             let engine = &reference(engine, "engine")?.0;
-            let options =
-                if options.is_null() { Options::default() } else { read_options(options, engine.vocab_size())? };
+            let options = if options.is_null() { Options::default() } else { read_options(options, engine)? };
             (engine, options)
         };
         let session = Session::new(engine, &options)?;
@@ -232,13 +232,28 @@ pub unsafe extern "C" fn cos_session_new(
 
 /// # Safety
 /// `options` has `struct_size` bytes, and its arrays have their counts.
-unsafe fn read_options(options: *const cos_session_options, vocab_size: usize) -> Result<Options> {
+unsafe fn read_options(options: *const cos_session_options, engine: &Engine) -> Result<Options> {
+    let (models, vocab_size) = (engine.models().len(), engine.vocab_size());
     // SAFETY: promised by the caller.
     let (options, lengths, weights, stop_tokens) = unsafe {
         let options = read(options)?;
-        let lengths = optional_slice(options.proposal_lengths, options.proposal_lengths_count, "proposal_lengths")?;
-        let weights = optional_slice(options.weights, options.weights_count, "weights")?;
-        let stop_tokens = optional_slice(options.stop_tokens, options.stop_tokens_count, "stop_tokens")?;
+        // Before the arrays are looked at: a wrong count may reach beyond them.
+        let counts =
+            [("proposal_lengths_count", options.proposal_lengths_count), ("weights_count", options.weights_count)];
+        if let Some((name, count)) = counts.into_iter().find(|(_, count)| *count != 0 && *count != models) {
+            return Err(Error::InvalidArgument(format!(
+                "{name} is {count}, but the engine has {models} models; give one value for each, in their order"
+            )));
+        }
+        let lengths = optional_slice(
+            options.proposal_lengths,
+            options.proposal_lengths_count,
+            "proposal_lengths",
+            "proposal_lengths_count",
+        )?;
+        let weights = optional_slice(options.weights, options.weights_count, "weights", "weights_count")?;
+        let stop_tokens =
+            optional_slice(options.stop_tokens, options.stop_tokens_count, "stop_tokens", "stop_tokens_count")?;
         (options, lengths, weights, stop_tokens)
     };
     let strategy = match options.strategy {
@@ -266,7 +281,7 @@ unsafe fn read_options(options: *const cos_session_options, vocab_size: usize) -
     let outside = |token: &&i32| usize::try_from(**token).map_or(true, |token| token >= vocab_size);
     if let Some(token) = stop_tokens.and_then(|tokens| tokens.iter().find(outside)) {
         return Err(Error::InvalidArgument(format!(
-            "stop token {token} is not in the vocabulary, which has the tokens 0 to {}",
+            "stop_tokens holds {token}, but the vocabulary has the tokens 0 to {}",
             vocab_size - 1
         )));
     }
@@ -312,7 +327,7 @@ pub unsafe extern "C" fn cos_prompt(
                     "tokens_count is {tokens_count}, but the context holds {capacity}; shorten the prompt"
                 )));
             }
-            session.prompt(slice(tokens, tokens_count, "tokens")?)
+            session.prompt(slice(tokens, tokens_count, "tokens", "tokens_count")?)
         })
     }
 }

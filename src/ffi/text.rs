@@ -14,7 +14,7 @@ use crate::text::TextStream;
 /// `text` is NULL or has `bytes` bytes.
 unsafe fn utf8<'a>(text: *const c_char, bytes: usize) -> Result<&'a str> {
     // SAFETY: promised by the caller.
-    let bytes = unsafe { slice(text.cast::<u8>(), bytes, "text") }?;
+    let bytes = unsafe { slice(text.cast::<u8>(), bytes, "text", "text_bytes") }?;
     std::str::from_utf8(bytes).map_err(|error| Error::InvalidArgument(format!("text is not UTF-8: {error}")))
 }
 
@@ -86,7 +86,8 @@ pub unsafe extern "C" fn cos_engine_decode(
     guard(|| {
         check_out(out_bytes, "out_bytes")?;
         // SAFETY: promised by the caller.
-        let (engine, tokens) = unsafe { (reference(engine, "engine")?, slice(tokens, tokens_count, "tokens")?) };
+        let (engine, tokens) =
+            unsafe { (reference(engine, "engine")?, slice(tokens, tokens_count, "tokens", "tokens_count")?) };
         let decoded = engine.0.text()?.decode(tokens)?;
         // SAFETY: promised by the caller.
         unsafe {
@@ -165,7 +166,11 @@ pub unsafe extern "C" fn cos_text_stream_push(
     out_bytes: *mut usize,
 ) -> *mut cos_error {
     // SAFETY: promised by the caller.
-    unsafe { advance(stream, out_text, out_bytes, |stream| stream.push(slice(tokens, tokens_count, "tokens")?)) }
+    unsafe {
+        advance(stream, out_text, out_bytes, |stream| {
+            stream.push(slice(tokens, tokens_count, "tokens", "tokens_count")?)
+        })
+    }
 }
 
 /// The rest of the text: what was held back, with U+FFFD for bytes that are no character. The stream starts anew.

@@ -102,7 +102,7 @@ pub fn read_export(file: &Path, inputs: &[Outlet], outputs: &[Outlet]) -> Result
         let genai = genai.as_ref().and_then(|config| config.pointer(genai_pointer));
         genai.or(hub.as_ref().and_then(|config| config.get(hub_key))).cloned()
     };
-    let size = |value: Option<Value>| value.and_then(|value| value.as_u64()).map(|value| value as usize);
+    let size = |value: Option<Value>| value?.as_u64().filter(|&size| size > 0).map(|size| size as usize);
 
     let by_name = |outlets: &[Outlet]| -> BTreeMap<String, ValueType> {
         outlets.iter().map(|outlet| (outlet.name().to_owned(), outlet.dtype().clone())).collect()

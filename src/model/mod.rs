@@ -24,6 +24,9 @@ use crate::error::{Error, Result};
 
 /// A language model: its weights, shared by any number of sequences and threads.
 pub trait Model: Send + Sync {
+    /// What messages call it.
+    fn name(&self) -> &str;
+
     /// Number of logits in a row.
     fn vocab_size(&self) -> usize;
 

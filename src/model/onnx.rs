@@ -39,6 +39,7 @@ pub enum Provider {
 
 /// A language model that ONNX Runtime runs.
 pub struct OnnxModel {
+    name: String,
     session: Session,
     export: Arc<Export>,
     memory: Arc<MemoryInfo<'static>>,
@@ -46,7 +47,7 @@ pub struct OnnxModel {
 
 impl OnnxModel {
     /// Load an export: an `.onnx` file, or a folder that holds one. [`runtime::environment`] must have been made.
-    pub fn load(path: &Path, provider: Provider) -> Result<Self> {
+    pub fn load(path: &Path, name: &str, provider: Provider) -> Result<Self> {
         let file = export::model_file(path)?;
         let environment = runtime::environment(None, 0)?;
         let refuse = |error: &dyn std::fmt::Display| Error::Model(format!("cannot load {}: {error}", file.display()));
@@ -62,11 +63,13 @@ impl OnnxModel {
                 ))
             })?;
         }
-        let session = builder.commit_from_file(&file).map_err(|error| refuse(&error))?;
+        let session = builder.commit_from_file(&file).map_err(|error| {
+            refuse(&format_args!("{error}; if the file is corrupt or incomplete, copy or export it again"))
+        })?;
         let export = export::read_export(&file, session.inputs(), session.outputs())?;
         let memory = MemoryInfo::new(AllocationDevice::CPU, 0, AllocatorType::Device, MemoryType::Default)
             .map_err(|error| refuse(&error))?;
-        Ok(OnnxModel { session, export: Arc::new(export), memory: Arc::new(memory) })
+        Ok(OnnxModel { name: name.into(), session, export: Arc::new(export), memory: Arc::new(memory) })
     }
 
     /// What was recognised.
@@ -76,6 +79,10 @@ impl OnnxModel {
 }
 
 impl Model for OnnxModel {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
     fn vocab_size(&self) -> usize {
         self.export.vocab_size
     }

@@ -49,7 +49,17 @@ fn make(library: Option<&Path>, threads: usize) -> Result<Shared> {
     };
     // ort looks for relative paths beside the program, we beside the working directory.
     let path = path.canonicalize().unwrap_or(path);
-    let builder = ort::init_from(&path).map_err(|error| failed(&error))?;
+    let builder = ort::init_from(&path).map_err(|error| match &error {
+        // What the loader says is a level below.
+        ort::LoadDynamicError::Dlopen { error: cause, path } => match std::error::Error::source(cause) {
+            Some(cause) => failed(&format_args!("cannot load {}: {cause}", path.display())),
+            None => failed(&error),
+        },
+        ort::LoadDynamicError::BadVersion { version_str, path } => {
+            failed(&format_args!("{} is version {version_str}", path.display()))
+        }
+        _ => failed(&error),
+    })?;
     let make = || -> ort::Result<Environment> {
         // Spinning keeps the threads awake between the operators of a pass and between passes: measured 1.6 times
         // faster than blocking for models of 14 M parameters.

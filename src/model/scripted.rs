@@ -14,6 +14,7 @@ pub type Script = dyn Fn(&[i32], &mut [f32]) -> Result<(), Interrupt> + Send + S
 
 /// A model whose logits come from a function of the context.
 pub struct Scripted {
+    name: String,
     vocab_size: usize,
     context_length: usize,
     max_pass: usize,
@@ -27,7 +28,20 @@ impl Scripted {
         vocab_size: usize,
         script: impl Fn(&[i32], &mut [f32]) -> Result<(), Interrupt> + Send + Sync + 'static,
     ) -> Self {
-        Scripted { vocab_size, context_length: 1 << 20, max_pass: 512, cost: 1, script: Box::new(script) }
+        Scripted {
+            name: "scripted".into(),
+            vocab_size,
+            context_length: 1 << 20,
+            max_pass: 512,
+            cost: 1,
+            script: Box::new(script),
+        }
+    }
+
+    /// The same with another name.
+    pub fn with_name(mut self, name: &str) -> Self {
+        self.name = name.into();
+        self
     }
 
     /// The same with another context length.
@@ -76,6 +90,10 @@ impl Sequence for ScriptedSequence {
 }
 
 impl Model for Scripted {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
     fn vocab_size(&self) -> usize {
         self.vocab_size
     }

@@ -347,14 +347,14 @@ static const struct {
     {__LINE__, TWO("{'kind':'weighted','weights':[0.5,0.25,0.25]}"), C, {"3 weights", "2 models"}},
     {__LINE__, TWO("{'kind':'weighted','weights':[]}"), C, {"0 weights", "2 models"}},
     {__LINE__, TWO("{'kind':'logits','weights':[1]}"), C, {"1 weight", "2 models"}},
-    {__LINE__, TWO("{'kind':'weighted','weights':[1.5,-0.5]}"), C, {"weight 1", "-0.5", "0 or positive"}},
+    {__LINE__, TWO("{'kind':'weighted','weights':[1.5,-0.5]}"), C, {"weights[1] is -0.5", "0 or positive"}},
     {__LINE__, TWO("{'kind':'weighted','weights':[0.5,0.6]}"), C, {"sum to 1.1", "sum to 1"}},
     {__LINE__, TWO("{'kind':'weighted','weights':[0,0]}"), C, {"sum to 0", "sum to 1"}},
-    {__LINE__, TWO("{'kind':'weighted','weights':[1e39,0]}"), C, {"weight 0", "inf"}},
+    {__LINE__, TWO("{'kind':'weighted','weights':[1e39,0]}"), C, {"weights[0] is inf"}},
     {__LINE__, TWO("{'kind':'weighted','weights':[1e999,0]}"), C, {"out of range"}},
     {__LINE__, TWO("{'kind':'weighted','weights':[NaN,1]}"), C, {"line 1"}},
     {__LINE__, TWO("{'kind':'logits','weights':[0,0]}"), C, {"weights", "0", "at least one"}},
-    {__LINE__, TWO("{'kind':'logits','weights':[-1e39,1]}"), C, {"weight 0", "inf", "finite"}},
+    {__LINE__, TWO("{'kind':'logits','weights':[-1e39,1]}"), C, {"weights[0] is -inf", "finite"}},
     {__LINE__, TWO("{'kind':'contrastive','mu':-0.1}"), C, {"mu", "-0.1", "0 or positive"}},
     {__LINE__, TWO("{'kind':'contrastive','mu':0.1,'plausibility':1.5}"), C, {"plausibility", "1.5", "between 0"}},
     {__LINE__, CONFIG("", TINY, "{'kind':'contrastive','mu':0.1}"), C, {"amateur", "1 model"}},
@@ -420,7 +420,7 @@ static void configurations(void) {
     write_file("@latin.json", "{'models': '\xe4'}");
     FAILS(cos_engine_open(text("@latin.json"), &out.engine), CONFIG, "/latin.json", "UTF-8");
     write_file("@weights.json", TWO("{'kind':'weighted','weights':[2,-1]}"));
-    FAILS(cos_engine_open(text("@weights.json"), &out.engine), CONFIG, "/weights.json", "weight 1", "-1");
+    FAILS(cos_engine_open(text("@weights.json"), &out.engine), CONFIG, "/weights.json", "weights[1] is -1");
     write_file("@relative.json", ONE(PATH("truncated")));
     FAILS(cos_engine_open(text("@relative.json"), &out.engine), MODEL, work, "/truncated/model.onnx");
 }
@@ -595,8 +595,8 @@ static void options(void) {
         {__LINE__, WEIGHTED, {.proposal_lengths_count = SIZE_MAX}, {"proposal_lengths"}},
         {__LINE__, WEIGHTED, {.proposal_lengths = ONES, SIZE_MAX}, {"proposal_lengths_count"}},
         {__LINE__, WEIGHTED, {.proposal_lengths = ONES, SIZE_MAX / 16}, {"proposal_lengths_count"}},
-        {__LINE__, WEIGHTED, {.proposal_lengths = TOKENS(1, -1)}, {"proposal_lengths", "-1", "64"}},
-        {__LINE__, WEIGHTED, {.proposal_lengths = TOKENS(65, 1)}, {"proposal_lengths", "65", "64"}},
+        {__LINE__, WEIGHTED, {.proposal_lengths = TOKENS(1, -1)}, {"proposal_lengths[1] is -1", "64"}},
+        {__LINE__, WEIGHTED, {.proposal_lengths = TOKENS(65, 1)}, {"proposal_lengths[0] is 65", "64"}},
         {__LINE__, WEIGHTED, {.weights = HALVES, 1}, {"weights", "1", "2 models"}},
         {__LINE__, WEIGHTED, {.weights = HALVES, 3}, {"weights", "3", "2 models"}},
         {__LINE__, WEIGHTED, {.weights = HALVES}, {"weights", "0", "2 models"}},
@@ -604,12 +604,12 @@ static void options(void) {
         {__LINE__, WEIGHTED, {.weights_count = SIZE_MAX}, {"weights"}},
         {__LINE__, WEIGHTED, {.weights = HALVES, SIZE_MAX}, {"weights"}},
         {__LINE__, WEIGHTED, {.weights = HALVES, SIZE_MAX / 16}, {"weights"}},
-        {__LINE__, WEIGHTED, {.weights = FLOATS(NAN, 1)}, {"weight 0", "NaN", "positive"}},
-        {__LINE__, WEIGHTED, {.weights = FLOATS(INFINITY, 0)}, {"weight 0", "inf"}},
-        {__LINE__, WEIGHTED, {.weights = FLOATS(1.5f, -0.5f)}, {"weight 1", "-0.5", "positive"}},
+        {__LINE__, WEIGHTED, {.weights = FLOATS(NAN, 1)}, {"weights[0] is NaN", "positive"}},
+        {__LINE__, WEIGHTED, {.weights = FLOATS(INFINITY, 0)}, {"weights[0] is inf"}},
+        {__LINE__, WEIGHTED, {.weights = FLOATS(1.5f, -0.5f)}, {"weights[1] is -0.5", "positive"}},
         {__LINE__, WEIGHTED, {.weights = FLOATS(0.5f, 0.625f)}, {"sum to 1.125", "sum to 1"}},
         {__LINE__, LOGITS, {.weights = FLOATS(0, 0)}, {"weights", "at least one"}},
-        {__LINE__, LOGITS, {.weights = FLOATS(1, NAN)}, {"weight 1", "NaN", "finite"}},
+        {__LINE__, LOGITS, {.weights = FLOATS(1, NAN)}, {"weights[1] is NaN", "finite"}},
         {__LINE__, LOGITS, {.weights = HALVES, 3}, {"weights", "3", "2 models"}},
         {__LINE__, CONTRASTIVE, {.weights = HALVES, 2}, {"weights", "only weighted and logits"}},
         {__LINE__, TARGET, {.weights = HALVES, 2}, {"weights", "only weighted and logits"}},
@@ -775,10 +775,12 @@ static void numeric(void) {
             numeric_with(COMBINES[i], plain);
             numeric_with(COMBINES[i], eager);
         }
-        /* A model that only drafts has no say, so it cannot spoil what others decide. */
+        /* A model that only drafts has no say, so it cannot spoil what others decide, in the middle or at once. */
         cos_session *session = SESSION(engine, .proposal_lengths = TOKENS(0, 4), .strategy = strategy);
         OK(cos_prompt(session, TOKENS(10)));
         DECODES(session, STOP, 11, 12, 13, 14, 15, 0);
+        OK(cos_prompt(session, TOKENS(13)));
+        DECODES(session, STOP, 14, 15, 0);
         cos_free(session);
     }
     cos_engine_free(engine);
