@@ -44,7 +44,8 @@ clippy:
 
 bench: onnxruntime ## compare the strategies at length
 	$(CARGO) bench --locked --bench strategies -- $(MODELS)/engine.json $(MODELS)/prompts/gsm8k.jsonl
-	$(CARGO) bench --locked --bench strategies -- $(MODELS)/contrastive.json $(MODELS)/prompts/gsm8k.jsonl
+	$(CARGO) bench --locked --bench strategies -- $(MODELS)/three.json $(MODELS)/prompts/gsm8k.jsonl
+	$(CARGO) bench --locked --bench strategies -- $(MODELS)/contrastive.json $(MODELS)/prompts/gsm8k.jsonl --temperature 0
 
 header: ## write include/cos.h anew from the sources
 	COS_UPDATE_HEADER=1 $(CARGO) test --release --locked --test abi the_header_is_fresh

@@ -1,6 +1,7 @@
 //! Strategies side by side on real models: tokens per second as ratios to `standard`, within one run.
 //!
-//! `cargo bench --bench strategies -- CONFIG PROMPTS [--prompts N] [--tokens N] [--rounds N] [--temperature T]`
+//! `cargo bench --bench strategies -- CONFIG PROMPTS [--prompts N] [--tokens N] [--rounds N] [--temperature T]
+//! [--only NAME,NAME]`; `standard` is always run.
 //!
 //! Each round decodes the same prompts with every strategy in turn, so that noise of the machine hits all alike; the
 //! ratios are medians over rounds of the ratios within a round.
@@ -22,13 +23,19 @@ struct Arguments {
     tokens: usize,
     rounds: usize,
     temperature: f32,
+    only: Vec<String>,
 }
 
 fn arguments() -> Arguments {
     let mut free = Vec::new();
     let (mut count, mut tokens, mut rounds, mut temperature) = (6, 128, 5, 1.0);
+    let mut only = Vec::new();
     let mut words = std::env::args().skip(1).filter(|word| word != "--bench");
     while let Some(word) = words.next() {
+        if word == "--only" {
+            only = words.next().unwrap_or_else(|| usage()).split(',').map(String::from).collect();
+            continue;
+        }
         let mut number = || words.next().and_then(|n| n.parse::<f32>().ok()).unwrap_or_else(|| usage());
         match word.as_str() {
             "--prompts" => count = number() as usize,
@@ -39,11 +46,13 @@ fn arguments() -> Arguments {
         }
     }
     let [config, prompts] = <[PathBuf; 2]>::try_from(free).unwrap_or_else(|_| usage());
-    Arguments { config, prompts, count, tokens, rounds, temperature }
+    Arguments { config, prompts, count, tokens, rounds, temperature, only }
 }
 
 fn usage() -> ! {
-    eprintln!("usage: strategies CONFIG PROMPTS [--prompts N] [--tokens N] [--rounds N] [--temperature T]");
+    eprintln!(
+        "usage: strategies CONFIG PROMPTS [--prompts N] [--tokens N] [--rounds N] [--temperature T] [--only NAME,NAME]"
+    );
     std::process::exit(2)
 }
 
@@ -77,6 +86,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     if arguments.temperature > 0.0 && matches!(engine.combine(), cos::config::Combine::Weighted { .. }) {
         variants.push(("cos γ=1 routed", Strategy::Cos, Some(Targets::Routed), Some(vec![1; engine.models().len()])));
     }
+    let only = &arguments.only;
+    variants.retain(|(name, ..)| *name == "standard" || only.is_empty() || only.iter().any(|only| only == name));
     let mut totals: Vec<Total> = variants.iter().map(|_| Total::default()).collect();
     for round in 0..=arguments.rounds {
         for ((_, strategy, targets, lengths), total) in variants.iter().zip(&mut totals) {

@@ -52,6 +52,8 @@ impl OnnxModel {
         let environment = runtime::environment(None, 0)?;
         let refuse = |error: &dyn std::fmt::Display| Error::Model(format!("cannot load {}: {error}", file.display()));
         let mut builder = Session::builder(environment).map_err(|error| refuse(&error))?;
+        // ORT keeps a memory plan for each combination of input shapes, and here every pass has another one.
+        builder = builder.with_memory_pattern(false).map_err(|error| refuse(&error))?;
         if let Provider::Cuda { device_id } = provider {
             let cuda = ort::ep::CUDA::default().with_device_id(device_id).build().error_on_failure();
             builder = builder.with_execution_providers([cuda]).map_err(|error| {
