@@ -245,13 +245,17 @@ fn long_prompts_can_be_cancelled() {
     session.prompt(&prompt).unwrap();
     let cancel = session.cancel().clone();
     let (mut tokens, mut cancelled) = (Vec::new(), 0);
+    // The prompt takes two passes of 512 tokens of each model, so the requests come in the midst of them.
+    let ready = std::sync::Barrier::new(2);
     std::thread::scope(|scope| {
-        scope.spawn(move || {
+        scope.spawn(|| {
+            ready.wait();
             for delay in [3, 20, 60] {
                 std::thread::sleep(Duration::from_millis(delay));
                 cancel.request();
             }
         });
+        ready.wait();
         loop {
             let (new, state) = session.step().unwrap();
             tokens.extend_from_slice(new);

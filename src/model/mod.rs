@@ -4,6 +4,7 @@
 
 mod cache;
 mod export;
+mod huge_pages;
 mod onnx;
 mod runtime;
 pub mod scripted;

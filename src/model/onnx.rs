@@ -17,6 +17,7 @@ use ort::{AsPointer, sys};
 
 use super::cache::Cache;
 use super::export::{self, Export};
+use super::huge_pages::Mappings;
 use super::{Cancel, CancelHook, Interrupt, Model, Pass, Sequence, runtime};
 use crate::error::{Error, Result};
 
@@ -65,9 +66,11 @@ impl OnnxModel {
                 ))
             })?;
         }
+        let before = Mappings::now();
         let session = builder.commit_from_file(&file).map_err(|error| {
             refuse(&format_args!("{error}; if the file is corrupt or incomplete, copy or export it again"))
         })?;
+        before.advise_since();
         let export = export::read_export(&file, session.inputs(), session.outputs())?;
         let memory = MemoryInfo::new(AllocationDevice::CPU, 0, AllocatorType::Device, MemoryType::Default)
             .map_err(|error| refuse(&error))?;
