@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::config::{Combine, Config, ProviderName};
 use crate::error::{Error, Result};
-use crate::model::{Model, OnnxModel, Provider, environment};
+use crate::model::{Model, OnnxModel, Provider, Settings, environment};
 use crate::text::Text;
 
 /// The loaded models and how they are combined. Immutable.
@@ -29,7 +29,7 @@ impl Engine {
                 ProviderName::Cuda => Provider::Cuda { device_id: model.device_id },
             };
             let name = model.name.clone().unwrap_or_else(|| folder_name(&model.path));
-            let loaded = OnnxModel::load(&model.path, &name, provider)?;
+            let loaded = OnnxModel::load(&model.path, &name, &Settings { provider, scoring: None, context_length: None })?;
             let tokenizer = loaded.export().file.with_file_name("tokenizer.json");
             if tokenizer.is_file() {
                 tokenizers.push((name, tokenizer));

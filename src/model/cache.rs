@@ -1,94 +1,355 @@
-//! The key-value cache of one sequence: buffers that ONNX Runtime updates in place, grown by doubling.
+//! The key-value cache of one sequence: buffers that ONNX Runtime reads and writes, and what their entries mean.
 
-use ndarray::{Array3, s};
-use ort::value::TensorElementType;
-
+use super::export::{CacheKind, CacheTensor, Export, Rollback};
 use crate::error::{Error, Result};
-use crate::model::export::{CacheTensor, Export};
 
 /// The smallest capacity, in tokens.
 const MIN_CAPACITY: usize = 256;
 
-/// Keys and values of one sequence, `[heads, capacity, head_size]` each.
+/// Dead entries are moved out once they are more than this share of the live ones, and more than [`MIN_DEAD`].
+const DEAD_SHARE: usize = 8;
+const MIN_DEAD: usize = 16;
+
+/// Keys and values of one sequence.
 ///
-/// Rolling back is only forgetting a length: entries behind it are overwritten by the next pass.
+/// An entry is what the cache holds of one token. Taking tokens back leaves their entries where they are: a shared cache
+/// overwrites them in the next pass, in a concatenated one they are dead until they are moved out.
 pub struct Cache {
-    /// Raw elements in units of four bytes, which fits every element type and keeps them aligned.
-    buffers: Vec<Array3<u32>>,
+    kind: CacheKind,
+    rollback: Rollback,
+    buffers: Vec<Buffer>,
+    /// Tokens that fit without growing.
     capacity: usize,
     limit: usize,
+    /// The attention mask: 1 for each entry that counts, 0 for each dead one, and during a pass 1 for each new token.
+    mask: Vec<i64>,
+    /// Entries before the pass that was prepared.
+    entries: usize,
+    /// Live entries: the tokens seen.
+    len: usize,
+}
+
+/// One tensor of the cache: runs of entries, one run for each head (or one for all).
+struct Buffer {
+    runs: usize,
+    /// Size of an entry in a run, in units of four bytes, which fits every element type and keeps them aligned.
+    units: usize,
+    past: Vec<u32>,
+    /// Empty where past and present are one.
+    present: Vec<u32>,
 }
 
 impl Cache {
-    /// An empty cache without room.
+    /// An empty cache.
     pub fn new(export: &Export) -> Result<Self> {
-        let buffers = export
-            .cache
-            .iter()
-            .map(|tensor| Ok(Array3::zeros((tensor.heads, 0, units(tensor)?))))
-            .collect::<Result<_>>()?;
-        Ok(Cache { buffers, capacity: 0, limit: export.context_length })
+        let buffer = |tensor: &CacheTensor| {
+            let (runs, bytes) = tensor.layout();
+            if bytes % 4 != 0 {
+                return Err(Error::Unsupported(format!(
+                    "a cache with an odd head size of {} {} elements ({:?})",
+                    tensor.head_size, tensor.element, tensor.past
+                )));
+            }
+            Ok(Buffer { runs, units: bytes / 4, past: Vec::new(), present: Vec::new() })
+        };
+        Ok(Cache {
+            kind: export.cache_kind,
+            rollback: export.rollback,
+            buffers: export.cache.iter().map(buffer).collect::<Result<_>>()?,
+            capacity: 0,
+            limit: export.context_length,
+            mask: Vec::new(),
+            entries: 0,
+            len: 0,
+        })
     }
 
-    /// Tokens that fit.
+    /// Tokens seen.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Entries before the pass that was prepared, dead ones included.
+    pub fn entries(&self) -> usize {
+        self.entries
+    }
+
+    /// Tokens that fit without growing.
     pub fn capacity(&self) -> usize {
         self.capacity
     }
 
-    /// Make room for `tokens` tokens, keeping the first `len`. Returns whether the buffers have moved.
-    pub fn reserve(&mut self, tokens: usize, len: usize) -> bool {
+    /// The attention mask of the pass that was prepared.
+    pub fn mask(&mut self) -> &mut [i64] {
+        &mut self.mask
+    }
+
+    /// Bytes of all buffers.
+    pub fn bytes(&self) -> usize {
+        self.buffers.iter().map(|buffer| 4 * (buffer.past.len() + buffer.present.len())).sum()
+    }
+
+    /// Forget all tokens from index `len` on.
+    pub fn truncate(&mut self, len: usize) {
+        if len >= self.len {
+            return;
+        }
+        if self.kind == CacheKind::Concatenated && len > 0 {
+            let live = self.mask.iter_mut().rev().filter(|entry| **entry == 1).take(self.len - len);
+            live.for_each(|entry| *entry = 0);
+        } else {
+            self.entries = len;
+            self.mask.truncate(len);
+        }
+        self.len = len;
+    }
+
+    /// Make room for a pass of `width` tokens. Returns whether shared buffers have moved.
+    pub fn prepare(&mut self, width: usize) -> bool {
+        let dead = self.entries - self.len;
+        if dead > 0 && (self.rollback == Rollback::Compact || dead > MIN_DEAD.max(self.len / DEAD_SHARE)) {
+            self.compact();
+        }
+        let total = self.entries + width;
+        self.mask.resize(total, 1);
+        match self.kind {
+            CacheKind::None => false,
+            CacheKind::Shared => self.grow(total),
+            CacheKind::Fixed { capacity, in_place } => {
+                let moved = self.capacity == 0;
+                self.capacity = capacity;
+                for buffer in self.buffers.iter_mut().filter(|_| moved) {
+                    let size = buffer.runs * capacity * buffer.units;
+                    buffer.past.resize(size, 0);
+                    buffer.present.resize(if in_place { 0 } else { size }, 0);
+                }
+                moved
+            }
+            CacheKind::Concatenated => {
+                let capacity = self.grown(total);
+                self.capacity = self.capacity.max(capacity);
+                for buffer in &mut self.buffers {
+                    // Nothing in it counts, so a larger one need not be a copy. Past grows when it is its turn.
+                    let size = buffer.runs * self.capacity * buffer.units;
+                    if buffer.present.len() < size {
+                        buffer.present = vec![0; size];
+                    }
+                    if buffer.past.is_empty() {
+                        buffer.past.resize(1, 0); // an empty past must be somewhere
+                    }
+                }
+                false
+            }
+        }
+    }
+
+    /// The pass that was prepared has succeeded or failed.
+    pub fn settle(&mut self, succeeded: bool) {
+        if !succeeded {
+            self.mask.truncate(self.entries);
+            return;
+        }
+        self.len += self.mask.len() - self.entries;
+        self.entries = self.mask.len();
+        if matches!(self.kind, CacheKind::Concatenated | CacheKind::Fixed { in_place: false, .. }) {
+            for buffer in &mut self.buffers {
+                std::mem::swap(&mut buffer.past, &mut buffer.present);
+            }
+        }
+    }
+
+    /// Past and present of each tensor, in the order of the export; no present where it is the past.
+    pub fn buffers(&mut self) -> impl Iterator<Item = (&mut [u32], Option<&mut [u32]>)> {
+        self.buffers.iter_mut().map(|buffer| {
+            let present = (!buffer.present.is_empty()).then_some(buffer.present.as_mut_slice());
+            (buffer.past.as_mut_slice(), present)
+        })
+    }
+
+    fn grown(&self, tokens: usize) -> usize {
+        tokens.next_power_of_two().max(MIN_CAPACITY).min(self.limit.max(tokens))
+    }
+
+    fn grow(&mut self, tokens: usize) -> bool {
         if tokens <= self.capacity {
             return false;
         }
-        self.capacity = tokens.next_power_of_two().max(MIN_CAPACITY).min(self.limit.max(tokens));
+        let capacity = self.grown(tokens);
         for buffer in &mut self.buffers {
-            let (heads, _, units) = buffer.dim();
-            let mut grown = Array3::zeros((heads, self.capacity, units));
-            grown.slice_mut(s![.., ..len, ..]).assign(&buffer.slice(s![.., ..len, ..]));
-            *buffer = grown;
+            let mut grown = vec![0; buffer.runs * capacity * buffer.units];
+            let kept = self.len * buffer.units;
+            for run in 0..buffer.runs {
+                let (from, to) = (run * self.capacity * buffer.units, run * capacity * buffer.units);
+                grown[to..to + kept].copy_from_slice(&buffer.past[from..from + kept]);
+            }
+            buffer.past = grown;
         }
+        self.capacity = capacity;
         true
     }
 
-    /// The elements of each tensor, in the order of the export.
-    pub fn buffers(&mut self) -> impl Iterator<Item = &mut [u32]> {
-        self.buffers.iter_mut().map(|buffer| buffer.as_slice_mut().expect("whole arrays are contiguous"))
+    /// Move the live entries together.
+    fn compact(&mut self) {
+        for buffer in &mut self.buffers {
+            let mut to = 0;
+            for run in 0..buffer.runs {
+                let start = run * self.entries * buffer.units;
+                let mut live = self.mask[..self.entries].chunk_by(|a, b| a == b);
+                let mut from = start;
+                // Whole stretches at a time; what is moved only ever moves to the front.
+                for stretch in &mut live {
+                    let size = stretch.len() * buffer.units;
+                    if stretch[0] == 1 {
+                        if to != from {
+                            buffer.past.copy_within(from..from + size, to);
+                        }
+                        to += size;
+                    }
+                    from += size;
+                }
+            }
+        }
+        self.entries = self.len;
+        self.mask.clear();
+        self.mask.resize(self.len, 1);
     }
 }
 
-fn units(tensor: &CacheTensor) -> Result<usize> {
-    let bytes = match tensor.element {
-        TensorElementType::Float32 => 4,
-        TensorElementType::Float16 | TensorElementType::Bfloat16 => 2,
-        other => return Err(Error::Unsupported(format!("a cache of {other} elements ({:?})", tensor.past))),
-    };
-    match tensor.head_size * bytes {
-        size if size % 4 == 0 => Ok(size / 4),
-        _ => Err(Error::Unsupported(format!(
-            "a cache with an odd head size of {} ({:?})",
-            tensor.head_size, tensor.past
-        ))),
-    }
-}
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn growing_keeps_what_was_seen() {
-        let mut cache = Cache { buffers: vec![Array3::zeros((2, 0, 3))], capacity: 0, limit: 1000 };
-        assert!(cache.reserve(1, 0));
-        assert_eq!(cache.capacity(), MIN_CAPACITY);
-        for ((head, token, unit), value) in cache.buffers[0].indexed_iter_mut() {
-            *value = (head * 1000 + token * 10 + unit) as u32;
+    fn cache(kind: CacheKind, rollback: Rollback, limit: usize) -> Cache {
+        let buffer = || Buffer { runs: 2, units: 3, past: Vec::new(), present: Vec::new() };
+        let buffers = vec![buffer(), buffer()];
+        Cache { kind, rollback, buffers, capacity: 0, limit, mask: Vec::new(), entries: 0, len: 0 }
+    }
+
+    /// What one unit of one entry holds.
+    fn mark(token: u32, run: usize, unit: usize) -> u32 {
+        token * 100 + run as u32 * 10 + unit as u32
+    }
+
+    /// A pass of some tokens, as operators of each kind would write them.
+    fn pass(cache: &mut Cache, tokens: &[u32]) {
+        cache.prepare(tokens.len());
+        let (entries, total, capacity) = (cache.entries(), cache.entries() + tokens.len(), cache.capacity());
+        let kind = cache.kind;
+        for (past, present) in cache.buffers() {
+            for run in 0..2 {
+                let place = |entry: usize, length: usize| (run * length + entry) * 3;
+                match kind {
+                    CacheKind::Concatenated => {
+                        let present = present.as_deref().map(|p| p.len()).unwrap();
+                        assert!(present >= place(total, total) || run == 0);
+                    }
+                    _ => assert!(past.len() >= place(total - 1, capacity)),
+                }
+            }
+            let write = |to: &mut [u32], length: usize, entry: usize, run: usize, token: u32| {
+                for unit in 0..3 {
+                    to[(run * length + entry) * 3 + unit] = mark(token, run, unit);
+                }
+            };
+            match present {
+                Some(present) if kind == CacheKind::Concatenated => {
+                    for run in 0..2 {
+                        let from = run * entries * 3;
+                        let to = run * total * 3;
+                        present[to..to + entries * 3].copy_from_slice(&past[from..from + entries * 3]);
+                        tokens.iter().enumerate().for_each(|(i, &t)| write(present, total, entries + i, run, t));
+                    }
+                }
+                Some(present) => {
+                    present.copy_from_slice(past);
+                    for run in 0..2 {
+                        tokens.iter().enumerate().for_each(|(i, &t)| write(present, capacity, entries + i, run, t));
+                    }
+                }
+                None => {
+                    for run in 0..2 {
+                        tokens.iter().enumerate().for_each(|(i, &t)| write(past, capacity, entries + i, run, t));
+                    }
+                }
+            }
         }
-        assert!(!cache.reserve(MIN_CAPACITY, 7));
-        assert!(cache.reserve(MIN_CAPACITY + 1, 7));
+        cache.settle(true);
+    }
+
+    /// The live tokens of the cache hold what was written.
+    fn check(cache: &mut Cache, expected: &[u32]) {
+        assert_eq!(cache.len(), expected.len());
+        let (entries, capacity, kind) = (cache.entries(), cache.capacity(), cache.kind);
+        let mask: Vec<i64> = cache.mask().to_vec();
+        assert_eq!(mask.len(), entries);
+        let length = if kind == CacheKind::Concatenated { entries } else { capacity };
+        for (past, _) in cache.buffers() {
+            for run in 0..2 {
+                let live = (0..entries).filter(|&entry| mask[entry] == 1);
+                let found: Vec<u32> = live.map(|entry| past[(run * length + entry) * 3 + 2]).collect();
+                assert_eq!(found, expected.iter().map(|&token| mark(token, run, 2)).collect::<Vec<_>>());
+            }
+        }
+    }
+
+    #[test]
+    fn every_kind_keeps_what_was_seen() {
+        for (kind, rollback) in [
+            (CacheKind::Shared, Rollback::Shorten),
+            (CacheKind::Fixed { capacity: 700, in_place: true }, Rollback::Shorten),
+            (CacheKind::Fixed { capacity: 700, in_place: false }, Rollback::Shorten),
+            (CacheKind::Concatenated, Rollback::Mask),
+            (CacheKind::Concatenated, Rollback::Compact),
+        ] {
+            let mut cache = cache(kind, rollback, 700);
+            let mut tokens = Vec::new();
+            for step in 0..200u32 {
+                // widths of 1 to 4, and every third step takes up to 3 back
+                let new: Vec<u32> = (0..step % 4 + 1).map(|i| step * 10 + i).collect();
+                pass(&mut cache, &new);
+                tokens.extend_from_slice(&new);
+                check(&mut cache, &tokens);
+                if step % 3 == 0 {
+                    tokens.truncate(tokens.len() - (step as usize % 4).min(tokens.len()));
+                    cache.truncate(tokens.len());
+                    check(&mut cache, &tokens);
+                }
+                let dead = cache.entries() - cache.len();
+                assert!(dead <= MIN_DEAD.max(cache.len() / DEAD_SHARE) + 4, "{dead} dead of {}", cache.entries());
+            }
+            assert!(tokens.len() > MIN_CAPACITY, "{}", tokens.len());
+            cache.truncate(0);
+            check(&mut cache, &[]);
+            pass(&mut cache, &[1, 2]);
+            check(&mut cache, &[1, 2]);
+        }
+    }
+
+    #[test]
+    fn a_failed_pass_changes_nothing() {
+        for kind in [CacheKind::Shared, CacheKind::Concatenated] {
+            let mut cache = cache(kind, Rollback::Mask, 100);
+            pass(&mut cache, &[1, 2, 3]);
+            cache.truncate(2);
+            cache.prepare(4);
+            cache.settle(false);
+            check(&mut cache, &[1, 2]);
+        }
+    }
+
+    #[test]
+    fn a_shared_cache_never_outgrows_the_context() {
+        let mut cache = cache(CacheKind::Shared, Rollback::Shorten, 1000);
+        assert!(cache.prepare(1));
+        assert_eq!(cache.capacity(), MIN_CAPACITY);
+        cache.settle(true);
+        assert!(!cache.prepare(MIN_CAPACITY - 1));
+        cache.settle(true);
+        assert!(cache.prepare(1));
         assert_eq!(cache.capacity(), 2 * MIN_CAPACITY);
-        assert_eq!(cache.buffers[0][[1, 6, 2]], 1062);
-        assert_eq!(cache.buffers[0][[1, 7, 2]], 0, "only what was seen is copied");
-        assert!(cache.reserve(900, 7));
-        assert_eq!(cache.capacity(), 1000, "never beyond the context");
+        cache.settle(true);
+        cache.prepare(700);
+        assert_eq!(cache.capacity(), 1000);
     }
 }

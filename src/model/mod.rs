@@ -3,7 +3,9 @@
 //! The decoder knows nothing of ONNX Runtime, and models know nothing of combination or acceptance.
 
 mod cache;
+mod check;
 mod export;
+mod graph;
 mod huge_pages;
 mod onnx;
 mod runtime;
@@ -17,8 +19,8 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
-pub use export::{Export, read_export};
-pub use onnx::{OnnxModel, Provider};
+pub use export::{CacheKind, Export, Role, Rollback, Rows, Scoring};
+pub use onnx::{OnnxModel, Provider, Settings};
 pub use runtime::{LIBRARY_VARIABLE, environment};
 
 use crate::error::{Error, Result};

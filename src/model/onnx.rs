@@ -11,12 +11,17 @@ use std::ptr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use half::slice::HalfFloatSliceExt;
+use half::{bf16, f16};
 use ort::memory::{AllocationDevice, AllocatorType, MemoryInfo, MemoryType};
 use ort::session::{RunOptions, Session};
+use ort::value::TensorElementType;
 use ort::{AsPointer, sys};
 
 use super::cache::Cache;
-use super::export::{self, Export};
+use super::check::{self, Deviation};
+use super::export::{self, CacheKind, Export, Input, Logits, Role, Rollback, Rows, Scoring};
+use super::graph::Graph;
 use super::huge_pages::Mappings;
 use super::{Cancel, CancelHook, Interrupt, Model, Pass, Sequence, runtime};
 use crate::error::{Error, Result};
@@ -38,24 +43,45 @@ pub enum Provider {
     },
 }
 
+/// How to load a model, beyond where it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Settings {
+    /// Where it runs.
+    pub provider: Provider,
+    /// How positions are scored; `None` is settled by what the export can do.
+    pub scoring: Option<Scoring>,
+    /// Most tokens of a sequence, in place of what the export says.
+    pub context_length: Option<usize>,
+}
+
 /// A language model that ONNX Runtime runs.
 pub struct OnnxModel {
     name: String,
     session: Session,
     export: Arc<Export>,
+    provider: Provider,
     memory: Arc<MemoryInfo<'static>>,
+    /// By how much logits of a pass of several tokens differ from those of single ones, as seen when it was loaded.
+    deviation: f32,
 }
 
 impl OnnxModel {
     /// Load an export: an `.onnx` file, or a folder that holds one. [`runtime::environment`] must have been made.
-    pub fn load(path: &Path, name: &str, provider: Provider) -> Result<Self> {
+    ///
+    /// A few passes over made-up tokens show what inputs and outputs cannot tell: see [`check`].
+    pub fn load(path: &Path, name: &str, settings: &Settings) -> Result<Self> {
         let file = export::model_file(path)?;
         let environment = runtime::environment(None, 0)?;
         let refuse = |error: &dyn std::fmt::Display| Error::Model(format!("cannot load {}: {error}", file.display()));
+        let graph = Graph::read(&file)?;
         let mut builder = Session::builder(environment).map_err(|error| refuse(&error))?;
         // ORT keeps a memory plan for each combination of input shapes, and here every pass has another one.
         builder = builder.with_memory_pattern(false).map_err(|error| refuse(&error))?;
-        if let Provider::Cuda { device_id } = provider {
+        // By default ORT rounds the activations of products with quantised weights to eight bits, and so changes the model.
+        builder = builder
+            .with_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
+            .map_err(|error| refuse(&error))?;
+        if let Provider::Cuda { device_id } = settings.provider {
             let cuda = ort::ep::CUDA::default().with_device_id(device_id).build().error_on_failure();
             builder = builder.with_execution_providers([cuda]).map_err(|error| {
                 Error::Runtime(format!(
@@ -71,15 +97,124 @@ impl OnnxModel {
             refuse(&format_args!("{error}; if the file is corrupt or incomplete, copy or export it again"))
         })?;
         before.advise_since();
-        let export = export::read_export(&file, session.inputs(), session.outputs())?;
+        let mut export = export::read_export(&file, &graph, session.inputs(), session.outputs())?;
+        if let Some(length) = settings.context_length {
+            export.limit_context(length)?;
+        }
         let memory = MemoryInfo::new(AllocationDevice::CPU, 0, AllocatorType::Device, MemoryType::Default)
             .map_err(|error| refuse(&error))?;
-        Ok(OnnxModel { name: name.into(), session, export: Arc::new(export), memory: Arc::new(memory) })
+        let mut model = OnnxModel {
+            name: name.into(),
+            session,
+            export: Arc::new(export),
+            provider: settings.provider,
+            memory: Arc::new(memory),
+            deviation: 0.0,
+        };
+        model.try_out()?;
+        model.settle_scoring(settings.scoring)?;
+        Ok(model)
     }
 
     /// What was recognised.
     pub fn export(&self) -> &Export {
         &self.export
+    }
+
+    /// Where it runs.
+    pub fn provider(&self) -> Provider {
+        self.provider
+    }
+
+    /// By how much logits of a pass of several tokens differ from those of single ones, as seen when it was loaded.
+    pub fn deviation(&self) -> f32 {
+        self.deviation
+    }
+
+    fn export_mut(&mut self) -> &mut Export {
+        Arc::make_mut(&mut self.export)
+    }
+
+    /// Let ONNX Runtime say how many rows and columns of logits a pass gives: graphs need not.
+    fn try_out(&mut self) -> Result<()> {
+        let width = if self.export.single_tokens() { 1 } else { 2 };
+        let mut sequence = self.sequence(&Arc::new(Cancel::default()))?;
+        let shape = sequence.try_out(&[0, 0][..width]).map_err(|error| self.cannot_run(&error))?;
+        self.export_mut().see_logits(&shape, width)
+    }
+
+    /// Find the fastest way of running this export that gives every position the logits that it has by itself.
+    fn settle_scoring(&mut self, asked: Option<Scoring>) -> Result<()> {
+        let (known, rollback) = (self.export.scoring, self.export.rollback);
+        let all = [Scoring::Parallel, Scoring::FirstPass, Scoring::OneByOne];
+        let rollbacks: &[Rollback] =
+            if rollback == Rollback::Mask { &[Rollback::Mask, Rollback::Compact] } else { &[rollback] };
+        let mut found = String::new();
+        for scoring in all.into_iter().filter(|&scoring| asked.map_or(scoring >= known, |asked| scoring == asked)) {
+            for &rollback in rollbacks {
+                let export = self.export_mut();
+                (export.scoring, export.rollback) = (scoring, rollback);
+                let Deviation { logits, spreads } = match check::deviation(self) {
+                    Ok(deviation) => deviation,
+                    Err(interrupt) => {
+                        if let Interrupt::Failed(error) = interrupt {
+                            found = format!("it fails: {error}");
+                        }
+                        continue;
+                    }
+                };
+                let rounds = self.export.rounds_activations && scoring == Scoring::Parallel;
+                if spreads > check::TOLERANCE && !(rounds && spreads <= check::ROUNDED_TOLERANCE) {
+                    found = format!("logits change by up to {logits:.2}");
+                    continue;
+                }
+                self.deviation = logits;
+                let export = self.export_mut();
+                if rounds {
+                    export.warnings.push(format!(
+                        "its 4-bit products round activations (accuracy_level 4), and otherwise for one position than \
+                         for several, so that speed changes the distribution a little (logits by {logits:.2} when it was \
+                         tried); export with int4_accuracy_level 1, or set \"scoring\": \"one_by_one\""
+                    ));
+                }
+                if scoring != known && asked.is_none() {
+                    export.warnings.push(format!(
+                        "scoring several positions in one pass on top of a cache does not work ({found}), so they are \
+                         scored one by one, and speculation saves nothing; export the model in another way"
+                    ));
+                }
+                return Ok(());
+            }
+        }
+        Err(Error::Unsupported(format!(
+            "{}: tokens cannot be taken back and others scored ({found}), so nothing could be verified with this model; \
+             export it in another way",
+            self.export.file.display()
+        )))
+    }
+
+    fn cannot_run(&self, error: &dyn std::fmt::Display) -> Error {
+        Error::Model(format!("cannot run {}: {error}", self.export.file.display()))
+    }
+
+    fn sequence(&self, cancel: &Arc<Cancel>) -> Result<OnnxSequence> {
+        let failed = |error: ort::Error| Error::Runtime(error.to_string());
+        let options = Arc::new(RunOptions::new().map_err(failed)?);
+        cancel.add_hook(Box::new(Terminate(options.clone())));
+        let feeds = self.export.inputs.iter().map(|input| Feed { input: input.clone(), numbers: Numbers::of(input) });
+        Ok(OnnxSequence {
+            binding: Binding::new(&self.session)?,
+            cache: Cache::new(&self.export)?,
+            feeds: feeds.collect(),
+            rows: LogitRows { rows: Vec::new(), vocab_size: self.export.logits.columns, first: 0, end: 0 },
+            raw: Vec::new(),
+            export: self.export.clone(),
+            memory: self.memory.clone(),
+            options,
+            cancel: cancel.clone(),
+            tokens: Vec::new(),
+            elapsed: Duration::ZERO,
+        })
     }
 }
 
@@ -89,7 +224,7 @@ impl Model for OnnxModel {
     }
 
     fn vocab_size(&self) -> usize {
-        self.export.vocab_size
+        self.export.logits.columns
     }
 
     fn context_length(&self) -> usize {
@@ -97,7 +232,7 @@ impl Model for OnnxModel {
     }
 
     fn max_pass(&self) -> usize {
-        (LOGITS_BYTES / (4 * self.export.vocab_size)).clamp(MIN_PASS, MAX_PASS)
+        (LOGITS_BYTES / (4 * self.export.logits.columns)).clamp(MIN_PASS, MAX_PASS)
     }
 
     fn cost(&self) -> u64 {
@@ -105,23 +240,7 @@ impl Model for OnnxModel {
     }
 
     fn start(&self, cancel: &Arc<Cancel>) -> Result<Box<dyn Sequence>> {
-        let failed = |error: ort::Error| Error::Runtime(error.to_string());
-        let options = Arc::new(RunOptions::new().map_err(failed)?);
-        cancel.add_hook(Box::new(Terminate(options.clone())));
-        Ok(Box::new(OnnxSequence {
-            binding: Binding::new(&self.session)?,
-            cache: Cache::new(&self.export)?,
-            logits: Logits { rows: Vec::new(), vocab_size: self.export.vocab_size, first: 0 },
-            export: self.export.clone(),
-            memory: self.memory.clone(),
-            options,
-            cancel: cancel.clone(),
-            ids: Vec::new(),
-            positions: Vec::new(),
-            mask: Vec::new(),
-            len: 0,
-            elapsed: Duration::ZERO,
-        }))
+        Ok(Box::new(self.sequence(cancel)?))
     }
 
     fn forward(&self, batch: &mut [Pass<'_>]) -> Result<(), Interrupt> {
@@ -164,29 +283,31 @@ struct OnnxSequence {
     /// Declared before the buffers, so that it is dropped before them: it points into them.
     binding: Binding,
     cache: Cache,
-    logits: Logits,
+    feeds: Vec<Feed>,
+    rows: LogitRows,
+    /// Logits as the export gives them, where they cannot be written to `rows` at once. In units of four bytes.
+    raw: Vec<u32>,
     export: Arc<Export>,
     memory: Arc<MemoryInfo<'static>>,
     options: Arc<RunOptions>,
     cancel: Arc<Cancel>,
-    ids: Vec<i64>,
-    positions: Vec<i64>,
-    mask: Vec<i64>,
-    len: usize,
+    /// What was seen, for an export without a cache.
+    tokens: Vec<i32>,
     elapsed: Duration,
 }
 
 impl Sequence for OnnxSequence {
     fn len(&self) -> usize {
-        self.len
+        self.cache.len()
     }
 
     fn truncate(&mut self, len: usize) {
-        self.len = self.len.min(len);
+        self.cache.truncate(len);
+        self.tokens.truncate(len);
     }
 
     fn logits(&self, position: usize) -> &[f32] {
-        self.logits.row(position)
+        self.rows.row(position)
     }
 
     fn elapsed(&self) -> Duration {
@@ -196,68 +317,244 @@ impl Sequence for OnnxSequence {
 
 impl OnnxSequence {
     fn run(&mut self, tokens: &[i32], keep: usize) -> Result<(), Interrupt> {
+        let start = self.len();
+        let mut left = tokens;
+        while !left.is_empty() {
+            // Rows before `keep` are not wanted; after token i comes the row of position i + 1.
+            let unwanted = keep.saturating_sub(self.len() + 1).min(left.len() - 1);
+            let (width, unwanted) = match self.export.logits.rows {
+                _ if self.export.scoring == Scoring::OneByOne => (1, 0),
+                _ if self.export.scoring == Scoring::FirstPass && self.len() > 0 => (1, 0),
+                Rows::Last => (unwanted + 1, unwanted),
+                // all come anyway, and go to where they are read without a copy
+                Rows::All if self.export.cache_kind != CacheKind::None => (left.len(), 0),
+                Rows::All | Rows::Counted => (left.len(), unwanted),
+            };
+            let (now, later) = left.split_at(width);
+            if let Err(interrupt) = self.pass(now, unwanted, keep) {
+                self.truncate(start);
+                return Err(interrupt);
+            }
+            left = later;
+        }
+        Ok(())
+    }
+
+    /// One pass, of which the first `unwanted` rows need not be made.
+    fn pass(&mut self, tokens: &[i32], unwanted: usize, keep: usize) -> Result<(), Interrupt> {
         if self.cancel.is_requested() {
             return Err(Interrupt::Cancelled);
         }
-        let result = self.bind(tokens, keep).and_then(|()| {
+        let result = self.bind(tokens, unwanted, keep).and_then(|()| {
             let started = Instant::now();
             let result = self.binding.run(&self.options);
             self.elapsed += started.elapsed();
             result
         });
+        self.cache.settle(result.is_ok());
         match result {
             Ok(()) => {
-                self.len += tokens.len();
+                self.read_raw(tokens.len(), unwanted);
                 Ok(())
             }
-            Err(_) if self.cancel.is_requested() => Err(Interrupt::Cancelled),
-            Err(error) => Err(Error::Runtime(format!("{}: {error}", self.export.file.display())).into()),
+            Err(error) => {
+                let len = self.cache.len();
+                self.tokens.truncate(len);
+                if self.cancel.is_requested() {
+                    return Err(Interrupt::Cancelled);
+                }
+                Err(Error::Runtime(format!("{}: {error}", self.export.file.display())).into())
+            }
         }
     }
 
+    /// Run a pass without knowing the shape of the logits, and return it.
+    fn try_out(&mut self, tokens: &[i32]) -> ort::Result<Vec<i64>> {
+        self.bind_inputs(tokens, tokens.len())?;
+        self.binding.output_anywhere(&self.export.logits.name, &self.memory)?;
+        self.binding.run(&self.options)?;
+        self.binding.last_output_shape()
+    }
+
     /// Point the inputs and outputs at what this pass reads and writes.
-    fn bind(&mut self, tokens: &[i32], keep: usize) -> ort::Result<()> {
-        let (width, total) = (tokens.len(), self.len + tokens.len());
-        if self.cache.reserve(total, self.len) {
-            self.mask.resize(self.cache.capacity(), 1);
-            let capacity = self.cache.capacity() as i64;
-            for (buffer, tensor) in self.cache.buffers().zip(&self.export.cache) {
-                let shape = [1, tensor.heads as i64, capacity, tensor.head_size as i64];
-                let value = Tensor::over(&self.memory, buffer, tensor.element.into(), &shape)?;
-                self.binding.input(&tensor.past, &value)?;
-                self.binding.output(&tensor.present, &value)?;
+    fn bind(&mut self, tokens: &[i32], unwanted: usize, keep: usize) -> ort::Result<()> {
+        let position = self.cache.len() + 1 + unwanted;
+        let wanted = tokens.len() - unwanted;
+        self.bind_inputs(tokens, wanted)?;
+        let given = self.rows_given(tokens.len(), wanted);
+        let Logits { name, element, rank, columns, .. } = &self.export.logits;
+        let shape = [1, given as i64, *columns as i64];
+        let shape = if *rank == 2 { &[1, *columns as i64][..] } else { &shape };
+        let rows = self.rows.reserve(position, wanted, keep);
+        let value = if given == wanted && *element == TensorElementType::Float32 {
+            Tensor::over(&self.memory, rows, *element, shape)?
+        } else {
+            let bytes = given * columns * export::element_bytes(*element).unwrap_or(4);
+            self.raw.resize(self.raw.len().max(bytes.div_ceil(4)), 0);
+            Tensor::over(&self.memory, &mut self.raw, *element, shape)?
+        };
+        self.binding.output(name, &value)
+    }
+
+    /// How many rows a pass gives of those that are wanted.
+    fn rows_given(&self, width: usize, wanted: usize) -> usize {
+        match (self.export.logits.rows, self.export.cache_kind) {
+            (Rows::Last, _) => 1,
+            (Rows::Counted, _) => wanted,
+            (Rows::All, CacheKind::None) => self.tokens.len(),
+            (Rows::All, _) => width,
+        }
+    }
+
+    /// Bring the rows of a pass to where they are read.
+    fn read_raw(&mut self, width: usize, unwanted: usize) {
+        let wanted = width - unwanted;
+        let given = self.rows_given(width, wanted);
+        let Logits { element, columns, .. } = self.export.logits;
+        if given == wanted && element == TensorElementType::Float32 {
+            return;
+        }
+        let rows = self.rows.last(wanted);
+        let (skipped, size) = ((given - wanted) * columns, rows.len());
+        let raw = self.raw.as_ptr();
+        // SAFETY: the buffer has room for `given` rows of this type, all of whose bit patterns are values; four bytes
+        // are aligned for each of them.
+        unsafe {
+            match element {
+                TensorElementType::Float16 => {
+                    std::slice::from_raw_parts(raw.cast::<f16>().add(skipped), size).convert_to_f32_slice(rows);
+                }
+                TensorElementType::Bfloat16 => {
+                    std::slice::from_raw_parts(raw.cast::<bf16>().add(skipped), size).convert_to_f32_slice(rows);
+                }
+                _ => rows.copy_from_slice(std::slice::from_raw_parts(raw.cast::<f32>().add(skipped), size)),
             }
         }
-        self.ids.clear();
-        self.ids.extend(tokens.iter().map(|&token| i64::from(token)));
-        let int64 = sys::ONNXTensorElementDataType::ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64;
-        let ids = Tensor::over(&self.memory, &mut self.ids, int64, &[1, width as i64])?;
-        self.binding.input(c"input_ids", &ids)?;
-        let mask = Tensor::over(&self.memory, &mut self.mask[..total], int64, &[1, total as i64])?;
-        self.binding.input(c"attention_mask", &mask)?;
-        if self.export.takes_positions {
-            self.positions.clear();
-            self.positions.extend(self.len as i64..total as i64);
-            let positions = Tensor::over(&self.memory, &mut self.positions, int64, &[1, width as i64])?;
-            self.binding.input(c"position_ids", &positions)?;
+    }
+
+    fn bind_inputs(&mut self, tokens: &[i32], wanted: usize) -> ort::Result<()> {
+        let moved = self.cache.prepare(tokens.len());
+        let (entries, len, capacity) = (self.cache.entries(), self.cache.len(), self.cache.capacity());
+        let width = tokens.len();
+        let kind = self.export.cache_kind;
+        let (before, behind) = match kind {
+            CacheKind::Concatenated => (entries, entries + width),
+            _ => (capacity, capacity),
+        };
+        if moved || matches!(kind, CacheKind::Concatenated | CacheKind::Fixed { in_place: false, .. }) {
+            for ((past, present), tensor) in self.cache.buffers().zip(&self.export.cache) {
+                let value = Tensor::over(&self.memory, past, tensor.element, &tensor.shape(before))?;
+                self.binding.input(&tensor.past, &value)?;
+                match present {
+                    Some(present) => {
+                        let value = Tensor::over(&self.memory, present, tensor.element, &tensor.shape(behind))?;
+                        self.binding.output(&tensor.present, &value)?;
+                    }
+                    None => self.binding.output(&tensor.present, &value)?,
+                }
+            }
         }
-        let float = sys::ONNXTensorElementDataType::ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
-        let shape = [1, width as i64, self.logits.vocab_size as i64];
-        let rows = self.logits.reserve(self.len + 1, width, keep);
-        let logits = Tensor::over(&self.memory, rows, float, &shape)?;
-        self.binding.output(c"logits", &logits)
+        // Without a cache every pass is one over the whole sequence.
+        let (first, place, width) = match kind {
+            CacheKind::None => {
+                self.tokens.extend_from_slice(tokens);
+                (0, 0, self.tokens.len())
+            }
+            _ => (len as i64, entries as i64, width),
+        };
+        let tokens = if kind == CacheKind::None { &self.tokens } else { tokens };
+        let (width, total) = (width as i64, place + width as i64);
+        for Feed { input, numbers } in &mut self.feeds {
+            match input.role {
+                Role::Tokens => numbers.fill(tokens.iter().map(|&token| i64::from(token))),
+                Role::Mask => {
+                    let filled = self.cache.mask().iter().copied();
+                    let room = input.length.unwrap_or(0).saturating_sub(total as usize);
+                    numbers.fill(filled.chain(std::iter::repeat_n(0, room)));
+                }
+                Role::Positions => numbers.fill(first..first + width),
+                Role::CachePositions => numbers.fill(place..total),
+                Role::LogitsToKeep => numbers.fill([wanted as i64]),
+                Role::TokenTypes => numbers.fill(std::iter::repeat_n(0, width as usize)),
+                Role::PastLength => numbers.fill([place]),
+                Role::TotalLength => numbers.fill([total]),
+                Role::LastPosition => numbers.fill([total - 1]),
+            }
+            let shape = [1, numbers.len() as i64];
+            let value = numbers.tensor(&self.memory, &shape[2 - input.rank..])?;
+            self.binding.input(&input.name, &value)?;
+        }
+        Ok(())
+    }
+}
+
+/// An input and the numbers to feed it with.
+struct Feed {
+    input: Input,
+    numbers: Numbers,
+}
+
+/// Whole numbers of the type that an input takes.
+enum Numbers {
+    Int64(Vec<i64>),
+    Int32(Vec<i32>),
+    Bool(Vec<u8>),
+}
+
+impl Numbers {
+    fn of(input: &Input) -> Self {
+        match input.element {
+            TensorElementType::Int32 => Numbers::Int32(Vec::new()),
+            TensorElementType::Bool => Numbers::Bool(Vec::new()),
+            _ => Numbers::Int64(Vec::new()),
+        }
+    }
+
+    fn fill(&mut self, values: impl IntoIterator<Item = i64>) {
+        match self {
+            Numbers::Int64(numbers) => {
+                numbers.clear();
+                numbers.extend(values);
+            }
+            Numbers::Int32(numbers) => {
+                numbers.clear();
+                numbers.extend(values.into_iter().map(|value| value as i32));
+            }
+            Numbers::Bool(numbers) => {
+                numbers.clear();
+                numbers.extend(values.into_iter().map(|value| u8::from(value != 0)));
+            }
+        }
+    }
+
+    fn len(&self) -> usize {
+        match self {
+            Numbers::Int64(numbers) => numbers.len(),
+            Numbers::Int32(numbers) => numbers.len(),
+            Numbers::Bool(numbers) => numbers.len(),
+        }
+    }
+
+    fn tensor(&mut self, memory: &MemoryInfo, shape: &[i64]) -> ort::Result<Tensor> {
+        match self {
+            Numbers::Int64(numbers) => Tensor::over(memory, numbers, TensorElementType::Int64, shape),
+            Numbers::Int32(numbers) => Tensor::over(memory, numbers, TensorElementType::Int32, shape),
+            Numbers::Bool(numbers) => Tensor::over(memory, numbers, TensorElementType::Bool, shape),
+        }
     }
 }
 
 /// Rows of logits, written by ONNX Runtime where they are read.
-struct Logits {
+struct LogitRows {
     rows: Vec<f32>,
     vocab_size: usize,
     /// Position of the first row.
     first: usize,
+    /// End of the rows of the last pass.
+    end: usize,
 }
 
-impl Logits {
+impl LogitRows {
     fn row(&self, position: usize) -> &[f32] {
         let start = (position - self.first) * self.vocab_size;
         &self.rows[start..start + self.vocab_size]
@@ -278,7 +575,13 @@ impl Logits {
         if self.rows.len() < needed {
             self.rows.resize(needed, 0.0);
         }
+        self.end = needed;
         &mut self.rows[(position - self.first) * self.vocab_size..needed]
+    }
+
+    /// The last rows that were reserved.
+    fn last(&mut self, count: usize) -> &mut [f32] {
+        &mut self.rows[self.end - count * self.vocab_size..self.end]
     }
 }
 
@@ -289,7 +592,7 @@ impl Tensor {
     fn over<T>(
         memory: &MemoryInfo,
         data: &mut [T],
-        element: sys::ONNXTensorElementDataType,
+        element: TensorElementType,
         shape: &[i64],
     ) -> ort::Result<Self> {
         let mut value = ptr::null_mut();
@@ -302,11 +605,11 @@ impl Tensor {
                 size_of_val(data),
                 shape.as_ptr(),
                 shape.len(),
-                element,
+                element.into(),
                 &mut value,
             )
         };
-        check(status)?;
+        succeed(status)?;
         ptr::NonNull::new(value).map(Tensor).ok_or_else(|| ort::Error::new("no tensor was made"))
     }
 }
@@ -333,25 +636,53 @@ impl Binding {
         let mut binding = ptr::null_mut();
         // SAFETY: the session is alive; creating a binding does not change it.
         let status = unsafe { (ort::api().CreateIoBinding)(session.ptr().cast_mut(), &mut binding) };
-        check(status).map_err(|error| Error::Runtime(error.to_string()))?;
+        succeed(status).map_err(|error| Error::Runtime(error.to_string()))?;
         let binding = ptr::NonNull::new(binding).ok_or_else(|| Error::Runtime("no binding was made".into()))?;
         Ok(Binding { binding, session })
     }
 
     fn input(&mut self, name: &CStr, value: &Tensor) -> ort::Result<()> {
         // SAFETY: all three are alive; the binding takes its own reference to the value.
-        check(unsafe { (ort::api().BindInput)(self.binding.as_ptr(), name.as_ptr(), value.0.as_ptr()) })
+        succeed(unsafe { (ort::api().BindInput)(self.binding.as_ptr(), name.as_ptr(), value.0.as_ptr()) })
     }
 
     fn output(&mut self, name: &CStr, value: &Tensor) -> ort::Result<()> {
         // SAFETY: as above.
-        check(unsafe { (ort::api().BindOutput)(self.binding.as_ptr(), name.as_ptr(), value.0.as_ptr()) })
+        succeed(unsafe { (ort::api().BindOutput)(self.binding.as_ptr(), name.as_ptr(), value.0.as_ptr()) })
+    }
+
+    /// Let ONNX Runtime allocate an output.
+    fn output_anywhere(&mut self, name: &CStr, memory: &MemoryInfo) -> ort::Result<()> {
+        // SAFETY: as above.
+        succeed(unsafe { (ort::api().BindOutputToDevice)(self.binding.as_ptr(), name.as_ptr(), memory.ptr()) })
+    }
+
+    /// The shape of the output that was bound last, after a run.
+    fn last_output_shape(&self) -> ort::Result<Vec<i64>> {
+        let allocator = ort::memory::Allocator::default();
+        let (mut values, mut count) = (ptr::null_mut(), 0);
+        // SAFETY: all pointers are valid; the array and the values in it are ours to free.
+        unsafe {
+            let api = ort::api();
+            let allocator = allocator.ptr().cast_mut();
+            succeed((api.GetBoundOutputValues)(self.binding.as_ptr(), allocator, &mut values, &mut count))?;
+            let mut shape = Vec::new();
+            let mut result = Err(ort::Error::new("no output was bound"));
+            for index in 0..count {
+                let value = Tensor(ptr::NonNull::new(*values.add(index)).ok_or_else(|| ort::Error::new("an output has no value"))?);
+                result = shape_of(&value, &mut shape);
+            }
+            if !values.is_null() {
+                succeed((api.AllocatorFree)(allocator, values.cast()))?;
+            }
+            result.map(|()| shape)
+        }
     }
 
     fn run(&mut self, options: &RunOptions) -> ort::Result<()> {
         // SAFETY: ONNX Runtime allows concurrent runs of one session; the binding is ours alone, and the options may be
         // told to terminate by another thread, which is what they are for.
-        check(unsafe {
+        succeed(unsafe {
             (ort::api().RunWithBinding)(self.session.ptr().cast_mut(), options.ptr(), self.binding.as_ptr())
         })
     }
@@ -364,7 +695,25 @@ impl Drop for Binding {
     }
 }
 
-fn check(status: sys::OrtStatusPtr) -> ort::Result<()> {
+/// The dimensions of a tensor.
+fn shape_of(value: &Tensor, shape: &mut Vec<i64>) -> ort::Result<()> {
+    let mut info = ptr::null_mut();
+    // SAFETY: the value is alive; the info is released once.
+    unsafe {
+        let api = ort::api();
+        succeed((api.GetTensorTypeAndShape)(value.0.as_ptr(), &mut info))?;
+        let mut rank = 0;
+        let mut result = succeed((api.GetDimensionsCount)(info, &mut rank));
+        if result.is_ok() {
+            shape.resize(rank, 0);
+            result = succeed((api.GetDimensions)(info, shape.as_mut_ptr(), rank));
+        }
+        (api.ReleaseTensorTypeAndShapeInfo)(info);
+        result
+    }
+}
+
+fn succeed(status: sys::OrtStatusPtr) -> ort::Result<()> {
     // SAFETY: the status comes from a call just made and is not used again.
     unsafe { ort::Error::result_from_status(status) }
 }
@@ -375,7 +724,7 @@ mod tests {
 
     #[test]
     fn rows_of_logits_stay_where_they_were_written() {
-        let mut logits = Logits { rows: Vec::new(), vocab_size: 2, first: 0 };
+        let mut logits = LogitRows { rows: Vec::new(), vocab_size: 2, first: 0, end: 0 };
         let mut write = |position: usize, count: usize, keep: usize| {
             let rows = logits.reserve(position, count, keep);
             assert_eq!(rows.len(), 2 * count);

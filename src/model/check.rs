@@ -1,0 +1,131 @@
+//! Whether an export gives a position the same logits however it is scored: the promise that all verification rests on.
+//!
+//! Inputs and outputs cannot tell. A graph may mask the new tokens of a pass wrongly on top of a cache, count positions
+//! from the length of the cache, share one scale among all positions of a pass, and more; all of it would be silently
+//! wrong. So every model is tried out when it is loaded, with a dozen short passes.
+
+use std::sync::Arc;
+
+use super::{Cancel, Interrupt, Model, Pass, Sequence};
+
+/// How much of the spread of a row its logits may differ. Rounding in half precision reaches some hundredths, and what is
+/// broken is off by about the spread itself.
+pub const TOLERANCE: f32 = 0.1;
+
+/// The same where the cause is known to be rounding, and not other tokens of the pass.
+pub const ROUNDED_TOLERANCE: f32 = 1.0;
+
+/// The largest difference that was found.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Deviation {
+    /// In logits.
+    pub logits: f32,
+    /// In standard deviations of the row.
+    pub spreads: f32,
+}
+
+/// Score some made-up tokens one by one, and again several at a time with others tried and taken back in between.
+pub fn deviation(model: &dyn Model) -> Result<Deviation, Interrupt> {
+    let count = model.context_length().min(12);
+    let token = |index: usize| ((index * 7 + 3) % model.vocab_size()) as i32;
+    let tokens: Vec<i32> = (0..count).map(token).collect();
+    let other: Vec<i32> = (count..2 * count).map(token).collect();
+
+    let mut alone = model.start(&Arc::new(Cancel::default()))?;
+    let mut rows = Vec::new();
+    for (index, token) in tokens.iter().enumerate() {
+        run(model, alone.as_mut(), std::slice::from_ref(token))?;
+        rows.push(alone.logits(index + 1).to_vec());
+    }
+
+    let mut together = model.start(&Arc::new(Cancel::default()))?;
+    let mut worst = Deviation { logits: 0.0, spreads: 0.0 };
+    // Lengths after each pass; before each one but the first, other tokens are tried and taken back.
+    for end in [count / 3, count / 3 + 1, 3 * count / 4, count] {
+        let start = together.len();
+        if start >= end {
+            continue;
+        }
+        if start > 0 {
+            run(model, together.as_mut(), &other[..(end - start).min(3)])?;
+            together.truncate(start);
+        }
+        run(model, together.as_mut(), &tokens[start..end])?;
+        for position in start + 1..=end {
+            worst = worst.max(difference(&rows[position - 1], together.logits(position)));
+        }
+    }
+    Ok(worst)
+}
+
+fn run(model: &dyn Model, sequence: &mut dyn Sequence, tokens: &[i32]) -> Result<(), Interrupt> {
+    let keep = sequence.len() + 1;
+    model.forward(&mut [Pass { sequence, tokens, keep }])
+}
+
+impl Deviation {
+    fn max(self, other: Deviation) -> Deviation {
+        Deviation { logits: self.logits.max(other.logits), spreads: self.spreads.max(other.spreads) }
+    }
+}
+
+/// Between two rows, where both are finite; a value that is finite in one only is no small difference.
+fn difference(a: &[f32], b: &[f32]) -> Deviation {
+    let finite = a.iter().zip(b).filter(|(a, b)| a.is_finite() && b.is_finite());
+    let (mut count, mut sum, mut squares, mut worst) = (0.0f64, 0.0f64, 0.0f64, 0.0f32);
+    for (&a, &b) in finite {
+        (count, sum, squares) = (count + 1.0, sum + f64::from(a), squares + f64::from(a).powi(2));
+        worst = worst.max((a - b).abs());
+    }
+    if a.iter().zip(b).any(|(a, b)| a.is_finite() != b.is_finite()) {
+        worst = f32::INFINITY;
+    }
+    let spread = ((squares - sum * sum / count.max(1.0)) / count.max(1.0)).max(0.0).sqrt() as f32;
+    let spreads = if worst == 0.0 { 0.0 } else { worst / spread.max(f32::MIN_POSITIVE) };
+    Deviation { logits: worst, spreads }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::scripted::Scripted;
+
+    fn rows(context: &[i32], row: &mut [f32]) {
+        let seed = context.iter().fold(7u32, |seed, &token| seed.wrapping_mul(31).wrapping_add(token as u32));
+        row.iter_mut().enumerate().for_each(|(i, logit)| *logit = (seed.wrapping_mul(i as u32 + 3) % 101) as f32 / 20.0);
+    }
+
+    #[test]
+    fn a_sound_model_deviates_by_nothing() {
+        let model = Scripted::new(20, |context, row| {
+            rows(context, row);
+            Ok(())
+        });
+        assert_eq!(deviation(&model).unwrap(), Deviation { logits: 0.0, spreads: 0.0 });
+        let short = Scripted::new(20, |context, row| {
+            rows(context, row);
+            Ok(())
+        });
+        assert_eq!(deviation(&short.with_context_length(2)).unwrap().logits, 0.0);
+    }
+
+    #[test]
+    fn a_model_that_forgets_nothing_deviates() {
+        // Each call of this script leaves a trace in later ones, as a cache does that cannot be taken back.
+        let calls = std::sync::atomic::AtomicU32::new(0);
+        let model = Scripted::new(20, move |context, row| {
+            rows(context, row);
+            row[0] += calls.fetch_add(1, std::sync::atomic::Ordering::Relaxed) as f32;
+            Ok(())
+        });
+        assert!(deviation(&model).unwrap().spreads > 1.0);
+    }
+
+    #[test]
+    fn differences_are_relative_to_the_spread() {
+        let found = difference(&[0.0, 2.0, f32::NEG_INFINITY], &[0.5, 2.0, f32::NEG_INFINITY]);
+        assert_eq!(found, Deviation { logits: 0.5, spreads: 0.5 });
+        assert_eq!(difference(&[f32::NAN, 1.0], &[f32::NAN, 1.0]).logits, 0.0);
+        assert_eq!(difference(&[f32::NAN, 1.0], &[0.0, 1.0]).logits, f32::INFINITY);
+    }
+}

@@ -1,0 +1,204 @@
+//! Looks into the graph of an `.onnx` file: what ONNX Runtime does not tell of a session, its operators.
+//!
+//! The messages are those of onnx.proto, cut down to the fields that matter here; everything else, weights above all, is
+//! skipped where it lies in the mapped file.
+
+use std::collections::{BTreeSet, HashMap};
+use std::fs::File;
+use std::path::Path;
+
+use memmap2::Mmap;
+use prost::Message;
+
+use crate::error::{Error, Result};
+
+/// The operators of a model, those of subgraphs and functions included.
+pub struct Graph {
+    /// The program that made it.
+    pub producer: String,
+    /// Version of the standard operators.
+    pub opset: i64,
+    nodes: Vec<Node>,
+    /// The dimensions of each weight.
+    weights: HashMap<String, Vec<i64>>,
+    /// Files beside the model that hold weights.
+    pub external_files: BTreeSet<String>,
+}
+
+impl Graph {
+    /// Read the graph of a file.
+    pub fn read(file: &Path) -> Result<Self> {
+        let refuse = |error: &dyn std::fmt::Display| {
+            Error::Model(format!(
+                "cannot load {}: {error}; if the file is corrupt or incomplete, copy or export it again",
+                file.display()
+            ))
+        };
+        let opened = File::open(file).map_err(|error| refuse(&error))?;
+        // SAFETY: the mapping is read here only and dropped at the end. A file that is cut short meanwhile would raise
+        // SIGBUS, as it would when ONNX Runtime maps it.
+        let bytes = unsafe { Mmap::map(&opened) }.map_err(|error| refuse(&error))?;
+        let model = ModelProto::decode(&*bytes).map_err(|error| refuse(&format_args!("it is not ONNX ({error})")))?;
+        let main = model.graph.ok_or_else(|| refuse(&"it holds no graph"))?;
+        let mut graph = Graph {
+            producer: [model.producer_name, model.producer_version].join(" ").trim().to_owned(),
+            opset: model.opset_import.iter().find(|o| o.domain.is_empty()).map_or(0, |opset| opset.version),
+            nodes: Vec::new(),
+            weights: HashMap::new(),
+            external_files: BTreeSet::new(),
+        };
+        graph.take(main);
+        model.functions.into_iter().for_each(|function| graph.take_nodes(function.node));
+        Ok(graph)
+    }
+
+    fn take(&mut self, graph: GraphProto) {
+        for weight in graph.initializer {
+            let location = weight.external_data.into_iter().find(|entry| entry.key == "location");
+            self.external_files.extend(location.map(|entry| entry.value));
+            self.weights.insert(weight.name, weight.dims);
+        }
+        self.take_nodes(graph.node);
+    }
+
+    fn take_nodes(&mut self, nodes: Vec<NodeProto>) {
+        for node in nodes {
+            let mut integers = HashMap::new();
+            for attribute in node.attribute {
+                self_and_lists(attribute.g, attribute.graphs).for_each(|graph| self.take(graph));
+                integers.insert(attribute.name, attribute.i);
+            }
+            let NodeProto { op_type, input, output, .. } = node;
+            self.nodes.push(Node { operator: op_type, inputs: input, outputs: output, integers });
+        }
+    }
+
+    /// The nodes of an operator.
+    pub fn all<'a>(&'a self, operator: &'a str) -> impl Iterator<Item = &'a Node> {
+        self.nodes.iter().filter(move |node| node.operator == operator)
+    }
+
+    /// The operator that a value comes from, but for those that only change how it is written.
+    pub fn origin(&self, value: &str) -> Option<&Node> {
+        let node = self.nodes.iter().find(|node| node.outputs.iter().any(|output| output == value))?;
+        match node.operator.as_str() {
+            "Cast" | "Identity" | "Transpose" => node.inputs.first().and_then(|input| self.origin(input)),
+            _ => Some(node),
+        }
+    }
+
+    /// The nodes that read a value.
+    pub fn readers<'a>(&'a self, value: &'a str) -> impl Iterator<Item = &'a Node> {
+        self.nodes.iter().filter(move |node| node.inputs.iter().any(|input| input == value))
+    }
+
+    /// The dimensions of a weight.
+    pub fn weight(&self, name: &str) -> Option<&[i64]> {
+        self.weights.get(name).map(Vec::as_slice)
+    }
+
+    /// All weights, with their dimensions.
+    pub fn weights(&self) -> impl Iterator<Item = (&str, &[i64])> {
+        self.weights.iter().map(|(name, dimensions)| (name.as_str(), dimensions.as_slice()))
+    }
+}
+
+fn self_and_lists(one: Option<GraphProto>, more: Vec<GraphProto>) -> impl Iterator<Item = GraphProto> {
+    one.into_iter().chain(more)
+}
+
+/// One operator of a graph.
+pub struct Node {
+    /// Its type.
+    pub operator: String,
+    /// What it reads.
+    pub inputs: Vec<String>,
+    /// What it writes.
+    pub outputs: Vec<String>,
+    integers: HashMap<String, i64>,
+}
+
+impl Node {
+    /// An attribute that is a whole number.
+    pub fn integer(&self, name: &str) -> Option<i64> {
+        self.integers.get(name).copied()
+    }
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct ModelProto {
+    #[prost(string, tag = "2")]
+    producer_name: String,
+    #[prost(string, tag = "3")]
+    producer_version: String,
+    #[prost(message, optional, tag = "7")]
+    graph: Option<GraphProto>,
+    #[prost(message, repeated, tag = "8")]
+    opset_import: Vec<OperatorSetId>,
+    #[prost(message, repeated, tag = "25")]
+    functions: Vec<FunctionProto>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct OperatorSetId {
+    #[prost(string, tag = "1")]
+    domain: String,
+    #[prost(int64, tag = "2")]
+    version: i64,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct FunctionProto {
+    #[prost(message, repeated, tag = "7")]
+    node: Vec<NodeProto>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct GraphProto {
+    #[prost(message, repeated, tag = "1")]
+    node: Vec<NodeProto>,
+    #[prost(message, repeated, tag = "5")]
+    initializer: Vec<TensorProto>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct NodeProto {
+    #[prost(string, repeated, tag = "1")]
+    input: Vec<String>,
+    #[prost(string, repeated, tag = "2")]
+    output: Vec<String>,
+    #[prost(string, tag = "4")]
+    op_type: String,
+    #[prost(message, repeated, tag = "5")]
+    attribute: Vec<AttributeProto>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct AttributeProto {
+    #[prost(string, tag = "1")]
+    name: String,
+    #[prost(int64, tag = "3")]
+    i: i64,
+    #[prost(message, optional, tag = "6")]
+    g: Option<GraphProto>,
+    #[prost(message, repeated, tag = "11")]
+    graphs: Vec<GraphProto>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct TensorProto {
+    #[prost(int64, repeated, packed = "false", tag = "1")]
+    dims: Vec<i64>,
+    #[prost(string, tag = "8")]
+    name: String,
+    #[prost(message, repeated, tag = "13")]
+    external_data: Vec<StringStringEntry>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct StringStringEntry {
+    #[prost(string, tag = "1")]
+    key: String,
+    #[prost(string, tag = "2")]
+    value: String,
+}
