@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::decode::combine::Combination;
 use crate::error::{Error, Result};
@@ -55,7 +55,7 @@ pub enum ProviderName {
 }
 
 /// How the models are combined; see [`Combination`].
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
 #[serde(tag = "kind", rename_all = "lowercase", deny_unknown_fields)]
 pub enum Combine {
     /// A mixture of the distributions.

@@ -1,11 +1,13 @@
 //! The engine: models loaded once, shared by any number of sessions and threads.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
+
+use serde_json::{Value, json};
 
 use crate::config::{Combine, Config, ProviderName};
 use crate::error::{Error, Result};
-use crate::model::{Model, OnnxModel, Provider, Settings, environment};
+use crate::model::{Model, OnnxModel, Provider, Settings, environment, library};
 use crate::text::Text;
 
 /// The loaded models and how they are combined. Immutable.
@@ -14,6 +16,7 @@ pub struct Engine {
     combine: Combine,
     text: Option<Arc<Text>>,
     stop_tokens: Vec<i32>,
+    warnings: Vec<String>,
 }
 
 impl Engine {
@@ -21,24 +24,31 @@ impl Engine {
     pub fn load(config: &Config) -> Result<Self> {
         environment(config.onnxruntime.as_deref(), config.threads)?;
         let mut models = Vec::with_capacity(config.models.len());
-        let mut stop_tokens = Vec::new();
-        let mut tokenizers: Vec<(String, PathBuf)> = Vec::new();
         for model in &config.models {
             let provider = match model.provider {
                 ProviderName::Cpu => Provider::Cpu,
                 ProviderName::Cuda => Provider::Cuda { device_id: model.device_id },
             };
             let name = model.name.clone().unwrap_or_else(|| folder_name(&model.path));
-            let loaded = OnnxModel::load(&model.path, &name, &Settings { provider, scoring: None, context_length: None })?;
-            let tokenizer = loaded.export().file.with_file_name("tokenizer.json");
-            if tokenizer.is_file() {
-                tokenizers.push((name, tokenizer));
-            }
-            stop_tokens.extend_from_slice(&loaded.export().stop_tokens);
-            models.push(Arc::new(loaded) as Arc<dyn Model>);
+            let settings = Settings { provider, scoring: None, context_length: None };
+            models.push(OnnxModel::load(&model.path, &name, &settings)?);
         }
-        let text = agree(&tokenizers, models[0].vocab_size())?;
-        Self::new(models, config.combine.clone(), stop_tokens, text)
+        let Agreement { vocab_size, text, mut warnings } = agree(&models)?;
+        models.iter_mut().for_each(|model| model.limit_vocabulary(vocab_size));
+        let text = text.map(|mut text| {
+            text.limit_vocabulary(vocab_size);
+            Arc::new(text)
+        });
+        let mut stop_tokens: Vec<i32> = models.iter().flat_map(|model| model.export().stop_tokens.clone()).collect();
+        stop_tokens.retain(|&token| {
+            let known = usize::try_from(token).is_ok_and(|token| token < vocab_size);
+            if !known {
+                warnings.push(format!("stop token {token} is never produced, since not all models have it"));
+            }
+            known
+        });
+        let models = models.into_iter().map(|model| Arc::new(model) as Arc<dyn Model>).collect();
+        Ok(Engine { warnings, ..Self::new(models, config.combine.clone(), stop_tokens, text)? })
     }
 
     /// An engine of models made elsewhere.
@@ -62,7 +72,7 @@ impl Engine {
         combine.resolve(models.len(), None)?;
         stop_tokens.sort_unstable();
         stop_tokens.dedup();
-        Ok(Engine { models, combine, text, stop_tokens })
+        Ok(Engine { models, combine, text, stop_tokens, warnings: Vec::new() })
     }
 
     /// The models, in the order of the configuration.
@@ -85,6 +95,22 @@ impl Engine {
         &self.stop_tokens
     }
 
+    /// What was recognised, for people who look into an engine. Documented with `cos_engine_describe`.
+    pub fn describe(&self) -> Value {
+        let (library, threads) = library().map_or((None, 0), |(library, threads)| (Some(library), threads));
+        json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "onnxruntime": library,
+            "threads": threads,
+            "vocab_size": self.vocab_size(),
+            "stop_tokens": self.stop_tokens,
+            "tokenizer": self.text.is_some(),
+            "combine": self.combine,
+            "models": self.models.iter().map(|model| model.describe()).collect::<Vec<_>>(),
+            "warnings": self.warnings,
+        })
+    }
+
     /// The tokenizer; an engine without one serves tokens only.
     pub fn text(&self) -> Result<&Arc<Text>> {
         self.text.as_ref().ok_or_else(|| {
@@ -101,27 +127,69 @@ fn folder_name(path: &Path) -> String {
     name.unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
 }
 
-/// The tokenizer that all models agree on.
-fn agree(tokenizers: &[(String, PathBuf)], vocab_size: usize) -> Result<Option<Arc<Text>>> {
-    let Some((first, path)) = tokenizers.first() else { return Ok(None) };
+/// What the models have in common.
+struct Agreement {
+    /// The tokens are 0 to this less 1.
+    vocab_size: usize,
+    text: Option<Text>,
+    warnings: Vec<String>,
+}
+
+/// Compare vocabularies: the tokenizers by content, and the columns of the logits.
+///
+/// A model has as many tokens as its tokenizer says, if that is fewer than its logits have columns: the others are
+/// padding. Of several models the smallest vocabulary decides, provided that tokenizers show that all begin alike.
+fn agree(models: &[OnnxModel]) -> Result<Agreement> {
     let read = |path: &Path| {
         std::fs::read(path)
             .map_err(|error| Error::Model(format!("cannot read the tokenizer {}: {error}", path.display())))
     };
-    let (text, bytes) = (Text::load(path, vocab_size)?, read(path)?);
-    for (other, path) in &tokenizers[1..] {
-        if read(path)? == bytes {
-            continue;
+    let mut first: Option<(&str, Vec<u8>, Text)> = None;
+    let mut sizes = Vec::new();
+    for model in models {
+        let mut size = model.vocab_size();
+        if let Some(path) = &model.export().tokenizer {
+            let bytes = read(path)?;
+            match &first {
+                Some((_, same, text)) if *same == bytes => size = size.min(text.vocab_size()),
+                Some((other, _, text)) => {
+                    let own = Text::load(path)?;
+                    if let Some((id, others, own)) = text.first_difference(&own) {
+                        let show = |token: Option<String>| token.map_or("missing".into(), |token| format!("{token:?}"));
+                        return Err(Error::Model(format!(
+                            "the tokenizers differ: token {id} is {} to {other} but {} to {}; \
+                             models that decode together must share one vocabulary",
+                            show(others),
+                            show(own),
+                            model.name()
+                        )));
+                    }
+                    size = size.min(own.vocab_size());
+                }
+                None => {
+                    let text = Text::load(path)?;
+                    size = size.min(text.vocab_size());
+                    first = Some((model.name(), bytes, text));
+                }
+            }
         }
-        if let Some((id, own, others)) = text.first_difference(&Text::load(path, vocab_size)?) {
-            let show = |token: Option<String>| token.map_or("missing".into(), |token| format!("{token:?}"));
+        sizes.push(size);
+    }
+    let vocab_size = sizes.iter().copied().min().unwrap_or(0);
+    let mut warnings = Vec::new();
+    for (model, &size) in models.iter().zip(&sizes).filter(|(_, size)| **size != vocab_size) {
+        if let Some(unknown) = models.iter().find(|model| model.export().tokenizer.is_none()) {
             return Err(Error::Model(format!(
-                "the tokenizers differ: token {id} is {} to {first} but {} to {other}; \
-                 models that decode together must share one vocabulary",
-                show(own),
-                show(others)
+                "the vocabularies differ: {} has {size} tokens, another model {vocab_size}, and {} came without a \
+                 tokenizer.json that could show whether the rest is padding; put it beside the model",
+                model.name(),
+                unknown.name()
             )));
         }
+        warnings.push(format!(
+            "{} has {size} tokens, other models fewer: those from {vocab_size} on are never produced",
+            model.name()
+        ));
     }
-    Ok(Some(Arc::new(text)))
+    Ok(Agreement { vocab_size, text: first.map(|(_, _, text)| text), warnings })
 }

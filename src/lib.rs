@@ -4,6 +4,7 @@
 
 pub mod config;
 pub mod decode;
+pub mod describe;
 pub mod engine;
 pub mod error;
 pub mod ffi;

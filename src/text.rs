@@ -18,14 +18,25 @@ pub struct Text {
 }
 
 impl Text {
-    /// Load a `tokenizer.json` for models of so many tokens.
-    pub fn load(path: &Path, vocab_size: usize) -> Result<Self> {
+    /// Load a `tokenizer.json`.
+    pub fn load(path: &Path) -> Result<Self> {
         let refuse = |error| Error::Model(format!("cannot read the tokenizer {}: {error}", path.display()));
         let mut tokenizer = Tokenizer::from_file(path).map_err(refuse)?;
         // Some files carry settings of their training; a prompt must be neither cut nor filled up.
         tokenizer.with_truncation(None).map_err(refuse)?;
         tokenizer.with_padding(None);
-        Ok(Text { tokenizer, vocab_size })
+        let last = tokenizer.get_vocab(true).into_values().max();
+        Ok(Text { vocab_size: last.map_or(0, |last| last as usize + 1), tokenizer })
+    }
+
+    /// The tokens are 0 to this less 1.
+    pub fn vocab_size(&self) -> usize {
+        self.vocab_size
+    }
+
+    /// Let only the first tokens count, as many as the models have.
+    pub fn limit_vocabulary(&mut self, tokens: usize) {
+        self.vocab_size = self.vocab_size.min(tokens);
     }
 
     /// The tokens of a text; with `special`, those that the tokenizer adds around it too.
@@ -56,9 +67,10 @@ impl Text {
         tokens.iter().map(convert).collect()
     }
 
-    /// The first token that two tokenizers disagree on: its id, and what it is to each.
+    /// The first token that two tokenizers disagree on: its id, and what it is to each. Tokens that only the larger one
+    /// has, behind all of the smaller one, do not count.
     pub fn first_difference(&self, other: &Text) -> Option<(u32, Option<String>, Option<String>)> {
-        let size = self.tokenizer.get_vocab_size(true).max(other.tokenizer.get_vocab_size(true)) as u32;
+        let size = self.vocab_size.min(other.vocab_size) as u32;
         (0..size).find_map(|id| {
             let (own, others) = (self.tokenizer.id_to_token(id), other.tokenizer.id_to_token(id));
             (own != others).then_some((id, own, others))
@@ -131,8 +143,7 @@ mod tests {
 
     fn demo() -> Arc<Text> {
         Arc::new(
-            Text::load(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/models/demo/base/tokenizer.json")), 4096)
-                .unwrap(),
+            Text::load(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/models/demo/base/tokenizer.json"))).unwrap(),
         )
     }
 

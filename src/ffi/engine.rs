@@ -1,24 +1,34 @@
 //! Engines.
 
-use std::ffi::c_char;
+use std::ffi::{CString, c_char};
 use std::path::Path;
 use std::sync::Arc;
+
+use once_cell::sync::OnceCell;
 
 use super::error::cos_error;
 use super::{check_out, guard, reference, string};
 use crate::config::Config;
+use crate::describe;
 use crate::engine::Engine;
 use crate::error::Result;
 
 /// An engine: the loaded models and how they are combined. Immutable; any number of threads may use one at once.
 ///
 /// Since 0.1.
-pub struct cos_engine(pub(super) Arc<Engine>);
+pub struct cos_engine(pub(super) Arc<Engine>, Descriptions);
+
+/// What is made of an engine on the first demand, and lives as long as it.
+#[derive(Default)]
+struct Descriptions {
+    json: OnceCell<CString>,
+    table: OnceCell<CString>,
+}
 
 impl cos_engine {
     /// Hand an engine that was made in Rust to C.
     pub fn into_raw(engine: Arc<Engine>) -> *mut cos_engine {
-        Box::into_raw(Box::new(cos_engine(engine)))
+        Box::into_raw(Box::new(cos_engine(engine, Descriptions::default())))
     }
 }
 
@@ -137,4 +147,86 @@ pub unsafe extern "C" fn cos_engine_vocab_size(engine: *const cos_engine) -> usi
 pub unsafe extern "C" fn cos_engine_model_count(engine: *const cos_engine) -> usize {
     // SAFETY: promised by the caller.
     unsafe { reference(engine, "engine") }.map_or(0, |engine| engine.0.models().len())
+}
+
+/// What was recognised of each model, as JSON: to be looked at, kept with a bug report, or checked when a model is
+/// exchanged.
+///
+///     {
+///       "version": "0.1.0", "onnxruntime": path, "threads": 0, "vocab_size": 4096, "stop_tokens": [0],
+///       "tokenizer": true, "combine": as configured,
+///       "models": [ {
+///         "name": "base", "kind": "onnx",                       or "ngram", which has no more members
+///         "file": path, "bytes": with external data, "producer": "pytorch 2.11.0", "opset": 18,
+///         "architecture": "llama",                              or null
+///         "provider": "cpu" or "cuda", "device_id": 0,
+///         "inputs": [ { "name": "input_ids", "type": "int64" } ],       the caches aside
+///         "logits": { "name": "logits", "type": "float32", "columns": 4096,
+///                     "rows": "all", "counted" (by num_logits_to_keep) or "last" },
+///         "cache": {
+///           "kind": "shared" (updated in place), "fixed" (the same, of a length that the export sets),
+///                   "concatenated" (present is past and new) or "none",
+///           "rollback": "shorten", "mask" (dead entries stay, masked), "compact" (they are moved out) or "rerun",
+///           "layers": 8, "heads": [2, ...], "head_size": [64, ...],     one for each layer
+///           "type": "float32", "capacity": null or tokens, "bytes_per_token": 16384 },
+///         "vocab_size": 4096, "context_length": 2048, "stop_tokens": [0],
+///         "scoring": "parallel", "first_pass" (so on an empty cache only) or "one_by_one",
+///         "deviation": 1e-6,                                    of logits scored in parallel, seen when loaded
+///         "warnings": [ "what should be known of it" ] } ],
+///       "warnings": [ ... ]
+///     }
+///
+/// Members may be added; those here stay.
+///
+/// @param engine    must not be NULL
+/// @param out_json  out, must not be NULL: UTF-8; owned by the engine, lives as long as that
+/// @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT
+/// Since 0.1.
+///
+/// # Safety
+/// `engine` is NULL or an engine that was not freed; `out_json` is NULL or valid for a write.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cos_engine_describe(
+    engine: *const cos_engine,
+    out_json: *mut *const c_char,
+) -> *mut cos_error {
+    // SAFETY: promised by the caller.
+    unsafe { describe_as(engine, out_json, "out_json", |of| &of.json, |engine| engine.describe().to_string()) }
+}
+
+/// The same as cos_engine_describe as a table for people, such as for a log: one column for each model, then the warnings.
+///
+/// @param engine     must not be NULL
+/// @param out_table  out, must not be NULL: UTF-8; owned by the engine, lives as long as that
+/// @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT
+/// Since 0.1.
+///
+/// # Safety
+/// `engine` is NULL or an engine that was not freed; `out_table` is NULL or valid for a write.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cos_engine_describe_table(
+    engine: *const cos_engine,
+    out_table: *mut *const c_char,
+) -> *mut cos_error {
+    // SAFETY: promised by the caller.
+    unsafe { describe_as(engine, out_table, "out_table", |of| &of.table, |engine| describe::table(&engine.describe())) }
+}
+
+unsafe fn describe_as(
+    engine: *const cos_engine,
+    out: *mut *const c_char,
+    name: &str,
+    place: impl FnOnce(&Descriptions) -> &OnceCell<CString>,
+    describe: impl FnOnce(&Engine) -> String,
+) -> *mut cos_error {
+    guard(|| {
+        check_out(out, name)?;
+        // SAFETY: promised by the caller.
+        let engine = unsafe { reference(engine, "engine") }?;
+        let made = place(&engine.1)
+            .get_or_init(|| CString::new(describe(&engine.0).replace('\0', "\u{fffd}")).unwrap_or_default());
+        // SAFETY: not NULL, and promised by the caller.
+        unsafe { out.write(made.as_ptr()) };
+        Ok(())
+    })
 }

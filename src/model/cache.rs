@@ -20,6 +20,7 @@ pub struct Cache {
     buffers: Vec<Buffer>,
     /// Tokens that fit without growing.
     capacity: usize,
+    least: usize,
     limit: usize,
     /// The attention mask: 1 for each entry that counts, 0 for each dead one, and during a pass 1 for each new token.
     mask: Vec<i64>,
@@ -57,6 +58,7 @@ impl Cache {
             rollback: export.rollback,
             buffers: export.cache.iter().map(buffer).collect::<Result<_>>()?,
             capacity: 0,
+            least: export.min_capacity.max(MIN_CAPACITY.min(export.context_length)),
             limit: export.context_length,
             mask: Vec::new(),
             entries: 0,
@@ -82,11 +84,6 @@ impl Cache {
     /// The attention mask of the pass that was prepared.
     pub fn mask(&mut self) -> &mut [i64] {
         &mut self.mask
-    }
-
-    /// Bytes of all buffers.
-    pub fn bytes(&self) -> usize {
-        self.buffers.iter().map(|buffer| 4 * (buffer.past.len() + buffer.present.len())).sum()
     }
 
     /// Forget all tokens from index `len` on.
@@ -167,7 +164,7 @@ impl Cache {
     }
 
     fn grown(&self, tokens: usize) -> usize {
-        tokens.next_power_of_two().max(MIN_CAPACITY).min(self.limit.max(tokens))
+        tokens.next_power_of_two().min(self.limit.max(tokens)).max(self.least)
     }
 
     fn grow(&mut self, tokens: usize) -> bool {
@@ -215,7 +212,6 @@ impl Cache {
     }
 }
 
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -223,7 +219,17 @@ mod tests {
     fn cache(kind: CacheKind, rollback: Rollback, limit: usize) -> Cache {
         let buffer = || Buffer { runs: 2, units: 3, past: Vec::new(), present: Vec::new() };
         let buffers = vec![buffer(), buffer()];
-        Cache { kind, rollback, buffers, capacity: 0, limit, mask: Vec::new(), entries: 0, len: 0 }
+        Cache {
+            kind,
+            rollback,
+            buffers,
+            capacity: 0,
+            least: MIN_CAPACITY.min(limit),
+            limit,
+            mask: Vec::new(),
+            entries: 0,
+            len: 0,
+        }
     }
 
     /// What one unit of one entry holds.
@@ -351,5 +357,12 @@ mod tests {
         cache.settle(true);
         cache.prepare(700);
         assert_eq!(cache.capacity(), 1000);
+    }
+
+    #[test]
+    fn a_shared_cache_has_room_for_a_window() {
+        let mut cache = Cache { least: 3000, ..cache(CacheKind::Shared, Rollback::Shorten, 2000) };
+        assert!(cache.prepare(1));
+        assert_eq!(cache.capacity(), 3000);
     }
 }

@@ -92,7 +92,9 @@ mod tests {
 
     fn rows(context: &[i32], row: &mut [f32]) {
         let seed = context.iter().fold(7u32, |seed, &token| seed.wrapping_mul(31).wrapping_add(token as u32));
-        row.iter_mut().enumerate().for_each(|(i, logit)| *logit = (seed.wrapping_mul(i as u32 + 3) % 101) as f32 / 20.0);
+        row.iter_mut()
+            .enumerate()
+            .for_each(|(i, logit)| *logit = (seed.wrapping_mul(i as u32 + 3) % 101) as f32 / 20.0);
     }
 
     #[test]

@@ -9,9 +9,9 @@ use std::ffi::CString;
 use std::path::{Path, PathBuf};
 
 use ort::value::{Outlet, TensorElementType, ValueType};
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use super::graph::Graph;
+use super::graph::{Graph, Node};
 use crate::error::{Error, Result};
 
 /// Context length of an export that says nothing about it.
@@ -40,6 +40,8 @@ pub struct Export {
     pub rollback: Rollback,
     /// The cache, one entry for each key and each value of a layer.
     pub cache: Vec<CacheTensor>,
+    /// Least tokens that a shared cache must have room for: the longest window of operators that may keep no more.
+    pub min_capacity: usize,
     /// Most tokens of a sequence.
     pub context_length: usize,
     /// End-of-sequence tokens.
@@ -430,7 +432,8 @@ impl Reader<'_> {
         let logits = self.logits()?;
         let mut cache =
             pasts.iter().map(|past| self.cache_tensor(past)).collect::<Result<Vec<(CacheTensor, CacheKind)>>>()?;
-        cache.sort_by_key(|(tensor, _)| (tensor.layer, cache_name(&tensor.past.to_string_lossy()).map(|(_, key)| !key)));
+        cache
+            .sort_by_key(|(tensor, _)| (tensor.layer, cache_name(&tensor.past.to_string_lossy()).map(|(_, key)| !key)));
         let cache_kind = match cache.first() {
             None => CacheKind::None,
             Some((first, kind)) => match cache.iter().find(|(_, other)| other != kind) {
@@ -456,10 +459,21 @@ impl Reader<'_> {
             ));
         }
         let attends_to_all = self.beside.attends_to_all();
+        let dynamic =
+            self.graph.all("DynamicQuantizeLinear").chain(self.graph.all("DynamicQuantizeMatMul")).next().is_some();
+        if dynamic && matches!(cache_kind, CacheKind::Fixed { .. }) {
+            return Err(self.unsupported(
+                "activations are quantised with one scale for a whole cache of fixed length (DynamicQuantizeLinear), so \
+                 what was taken back would still count; export it with weight-only quantisation",
+            ));
+        }
         let rollback = match cache_kind {
             // Sliding windows are made from places in the cache, so dead entries in between would be wrong, and so would
             // they be where positions are counted from the cache's length.
-            CacheKind::Concatenated if attends_to_all == Some(true) && has(Role::Mask) && has(Role::Positions) => {
+            // Nor may they have a part in a scale.
+            CacheKind::Concatenated
+                if attends_to_all == Some(true) && has(Role::Mask) && has(Role::Positions) && !dynamic =>
+            {
                 Rollback::Mask
             }
             CacheKind::Concatenated => Rollback::Compact,
@@ -475,7 +489,9 @@ impl Reader<'_> {
                 "the context length is not known; put the export's config.json beside it or set context_length".into(),
             );
         }
-        let windowed = self.graph.all("GroupQueryAttention").any(|node| node.integer("local_window_size") > Some(0));
+        let window = |node: &Node| node.integer("local_window_size").filter(|&w| w > 0).map(|w| w as usize);
+        let windows = self.graph.all("GroupQueryAttention").filter(|node| window(node).is_some());
+        let windowed = windows.clone().next().is_some();
         if let Some(window) = self.beside.window()
             && self.graph.producer.starts_with("onnxruntime-genai")
             && !windowed
@@ -501,7 +517,7 @@ impl Reader<'_> {
             ));
         }
         let mut scoring = Scoring::Parallel;
-        if self.graph.all("DynamicQuantizeLinear").chain(self.graph.all("DynamicQuantizeMatMul")).next().is_some() {
+        if dynamic {
             scoring = Scoring::OneByOne;
             warnings.push(
                 "activations are quantised with one scale for all positions of a pass (DynamicQuantizeLinear), so scoring \
@@ -528,6 +544,11 @@ impl Reader<'_> {
             cache_kind,
             rollback,
             cache,
+            min_capacity: windows
+                .filter(|node| node.integer("sliding_window_cache") == Some(1))
+                .filter_map(window)
+                .max()
+                .unwrap_or(0),
             context_length: context_length.unwrap_or(UNKNOWN_CONTEXT),
             stop_tokens: self.beside.stop_tokens(),
             bytes: self.bytes(),
@@ -545,7 +566,8 @@ impl Reader<'_> {
 
     fn input(&self, input: &Tensor, role: Role) -> Result<Input> {
         let whole = matches!(input.element, TensorElementType::Int64 | TensorElementType::Int32);
-        if !whole && !(role == Role::Mask && input.element == TensorElementType::Bool) {
+        let flags = role == Role::Mask && input.element == TensorElementType::Bool;
+        if !(whole || flags) {
             return Err(self.unsupported(format_args!("its input {} is of type {}", input.name, input.element)));
         }
         let rank = input.shape.len();
@@ -666,7 +688,7 @@ impl Reader<'_> {
     }
 
     /// The size of a head, from the weights that the heads of an attention go through next.
-    fn head_size_by_projection(&self, attention: &super::graph::Node) -> Option<usize> {
+    fn head_size_by_projection(&self, attention: &Node) -> Option<usize> {
         let heads = attention.integer("num_heads").filter(|&heads| heads > 0)?;
         let next = self.graph.readers(attention.outputs.first()?).next()?;
         let width = match next.operator.as_str() {
@@ -783,6 +805,64 @@ impl Export {
         Ok(())
     }
 
+    /// What was recognised, for people who look into an engine. Documented with `cos_engine_describe`.
+    pub fn describe(&self) -> Value {
+        let text = |name: &CString| name.to_string_lossy().into_owned();
+        let inputs =
+            self.inputs.iter().map(|input| json!({ "name": text(&input.name), "type": type_name(input.element) }));
+        let caches = self.cache.iter().step_by(2);
+        let capacity = match self.cache_kind {
+            CacheKind::Fixed { capacity, .. } => Some(capacity),
+            _ => None,
+        };
+        json!({
+            "file": self.file,
+            "bytes": self.bytes,
+            "producer": self.producer,
+            "opset": self.opset,
+            "architecture": self.architecture,
+            "inputs": inputs.collect::<Vec<_>>(),
+            "logits": {
+                "name": text(&self.logits.name),
+                "type": type_name(self.logits.element),
+                "columns": self.logits.columns,
+                "rows": match self.logits.rows {
+                    Rows::All => "all",
+                    Rows::Counted => "counted",
+                    Rows::Last => "last",
+                },
+            },
+            "cache": {
+                "kind": match self.cache_kind {
+                    CacheKind::None => "none",
+                    CacheKind::Shared => "shared",
+                    CacheKind::Fixed { .. } => "fixed",
+                    CacheKind::Concatenated => "concatenated",
+                },
+                "rollback": match (self.cache_kind, self.rollback) {
+                    (CacheKind::None, _) => "rerun",
+                    (_, Rollback::Shorten) => "shorten",
+                    (_, Rollback::Mask) => "mask",
+                    (_, Rollback::Compact) => "compact",
+                },
+                "layers": self.layers(),
+                "heads": caches.clone().map(|cache| cache.heads).collect::<Vec<_>>(),
+                "head_size": caches.map(|cache| cache.head_size).collect::<Vec<_>>(),
+                "type": self.cache.first().map(|cache| type_name(cache.element)),
+                "capacity": capacity,
+                "bytes_per_token": self.cache_bytes_per_token(),
+            },
+            "context_length": self.context_length,
+            "stop_tokens": self.stop_tokens,
+            "scoring": match self.scoring {
+                Scoring::Parallel => "parallel",
+                Scoring::FirstPass => "first_pass",
+                Scoring::OneByOne => "one_by_one",
+            },
+            "warnings": self.warnings,
+        })
+    }
+
     /// Whether a pass takes one token only.
     pub fn single_tokens(&self) -> bool {
         single_tokens(&self.inputs)
@@ -805,6 +885,18 @@ impl Export {
             _ => 1,
         };
         copies * self.cache.iter().map(CacheTensor::bytes).sum::<usize>()
+    }
+}
+
+fn type_name(element: TensorElementType) -> &'static str {
+    match element {
+        TensorElementType::Float32 => "float32",
+        TensorElementType::Float16 => "float16",
+        TensorElementType::Bfloat16 => "bfloat16",
+        TensorElementType::Int64 => "int64",
+        TensorElementType::Int32 => "int32",
+        TensorElementType::Bool => "bool",
+        _ => "other",
     }
 }
 
@@ -864,7 +956,10 @@ mod tests {
         assert_eq!(hub(r#"{"model_type": "llama"}"#), Some(true));
         assert_eq!(hub(r#"{"sliding_window": 4096}"#), Some(false));
         assert_eq!(hub(r#"{"sliding_window": null}"#), Some(true));
-        assert_eq!(hub(r#"{"sliding_window": 4096, "use_sliding_window": false, "max_window_layers": 28}"#), Some(true));
+        assert_eq!(
+            hub(r#"{"sliding_window": 4096, "use_sliding_window": false, "max_window_layers": 28}"#),
+            Some(true)
+        );
         assert_eq!(hub(r#"{"sliding_window": 4096, "layer_types": ["full_attention", "full_attention"]}"#), Some(true));
         assert_eq!(hub(r#"{"layer_types": ["full_attention", "sliding_attention"]}"#), Some(false));
         assert_eq!(hub(r#"{"attention_chunk_size": 8192}"#), Some(false));
@@ -882,6 +977,9 @@ mod tests {
         assert_eq!(hub(r#"{"eos_token_id": null}"#), [] as [i32; 0]);
         assert_eq!(hub(r#"{"text_config": {"eos_token_id": 3}}"#), [3]);
         assert_eq!(hub("{}"), [] as [i32; 0]);
-        assert_eq!(beside(Some(r#"{"model": {"eos_token_id": [5]}}"#), Some(r#"{"eos_token_id": 2}"#)).stop_tokens(), [5]);
+        assert_eq!(
+            beside(Some(r#"{"model": {"eos_token_id": [5]}}"#), Some(r#"{"eos_token_id": 2}"#)).stop_tokens(),
+            [5]
+        );
     }
 }

@@ -74,7 +74,7 @@ impl Graph {
     }
 
     /// The nodes of an operator.
-    pub fn all<'a>(&'a self, operator: &'a str) -> impl Iterator<Item = &'a Node> {
+    pub fn all<'a>(&'a self, operator: &'a str) -> impl Iterator<Item = &'a Node> + Clone {
         self.nodes.iter().filter(move |node| node.operator == operator)
     }
 

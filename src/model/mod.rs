@@ -18,10 +18,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use serde_json::{Value, json};
 
 pub use export::{CacheKind, Export, Role, Rollback, Rows, Scoring};
 pub use onnx::{OnnxModel, Provider, Settings};
-pub use runtime::{LIBRARY_VARIABLE, environment};
+pub use runtime::{LIBRARY_VARIABLE, environment, library};
 
 use crate::error::{Error, Result};
 
@@ -42,6 +43,11 @@ pub trait Model: Send + Sync {
 
     /// Cost of a pass relative to other models, deterministic; bytes of weights serve well.
     fn cost(&self) -> u64;
+
+    /// What is known of it, for people who look into an engine.
+    fn describe(&self) -> Value {
+        json!({ "name": self.name(), "vocab_size": self.vocab_size(), "context_length": self.context_length() })
+    }
 
     /// Start an empty sequence. Its passes end early once `cancel` is requested.
     fn start(&self, cancel: &Arc<Cancel>) -> Result<Box<dyn Sequence>>;

@@ -17,6 +17,7 @@ use ort::memory::{AllocationDevice, AllocatorType, MemoryInfo, MemoryType};
 use ort::session::{RunOptions, Session};
 use ort::value::TensorElementType;
 use ort::{AsPointer, sys};
+use serde_json::{Value, json};
 
 use super::cache::Cache;
 use super::check::{self, Deviation};
@@ -61,6 +62,8 @@ pub struct OnnxModel {
     export: Arc<Export>,
     provider: Provider,
     memory: Arc<MemoryInfo<'static>>,
+    /// Tokens that count; further columns of the logits are padding.
+    vocab_size: usize,
     /// By how much logits of a pass of several tokens differ from those of single ones, as seen when it was loaded.
     deviation: f32,
 }
@@ -78,9 +81,8 @@ impl OnnxModel {
         // ORT keeps a memory plan for each combination of input shapes, and here every pass has another one.
         builder = builder.with_memory_pattern(false).map_err(|error| refuse(&error))?;
         // By default ORT rounds the activations of products with quantised weights to eight bits, and so changes the model.
-        builder = builder
-            .with_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
-            .map_err(|error| refuse(&error))?;
+        builder =
+            builder.with_config_entry("session.qdq_matmulnbits_accuracy_level", "1").map_err(|error| refuse(&error))?;
         if let Provider::Cuda { device_id } = settings.provider {
             let cuda = ort::ep::CUDA::default().with_device_id(device_id).build().error_on_failure();
             builder = builder.with_execution_providers([cuda]).map_err(|error| {
@@ -109,9 +111,11 @@ impl OnnxModel {
             export: Arc::new(export),
             provider: settings.provider,
             memory: Arc::new(memory),
+            vocab_size: 0,
             deviation: 0.0,
         };
         model.try_out()?;
+        model.vocab_size = model.export.logits.columns;
         model.settle_scoring(settings.scoring)?;
         Ok(model)
     }
@@ -121,14 +125,14 @@ impl OnnxModel {
         &self.export
     }
 
-    /// Where it runs.
-    pub fn provider(&self) -> Provider {
-        self.provider
-    }
-
     /// By how much logits of a pass of several tokens differ from those of single ones, as seen when it was loaded.
     pub fn deviation(&self) -> f32 {
         self.deviation
+    }
+
+    /// Let only the first tokens count; the columns behind them are padding, or tokens that other models do not have.
+    pub fn limit_vocabulary(&mut self, tokens: usize) {
+        self.vocab_size = self.vocab_size.min(tokens);
     }
 
     fn export_mut(&mut self) -> &mut Export {
@@ -206,7 +210,8 @@ impl OnnxModel {
             binding: Binding::new(&self.session)?,
             cache: Cache::new(&self.export)?,
             feeds: feeds.collect(),
-            rows: LogitRows { rows: Vec::new(), vocab_size: self.export.logits.columns, first: 0, end: 0 },
+            rows: LogitRows::new(self.export.logits.columns),
+            vocab_size: self.vocab_size,
             raw: Vec::new(),
             export: self.export.clone(),
             memory: self.memory.clone(),
@@ -224,7 +229,7 @@ impl Model for OnnxModel {
     }
 
     fn vocab_size(&self) -> usize {
-        self.export.logits.columns
+        self.vocab_size
     }
 
     fn context_length(&self) -> usize {
@@ -237,6 +242,26 @@ impl Model for OnnxModel {
 
     fn cost(&self) -> u64 {
         self.export.bytes
+    }
+
+    fn describe(&self) -> Value {
+        let (provider, device_id) = match self.provider {
+            Provider::Cpu => ("cpu", 0),
+            Provider::Cuda { device_id } => ("cuda", device_id),
+        };
+        let mut description = self.export.describe();
+        let own = json!({
+            "name": self.name,
+            "kind": "onnx",
+            "vocab_size": self.vocab_size,
+            "provider": provider,
+            "device_id": device_id,
+            "deviation": self.deviation,
+        });
+        if let (Value::Object(description), Value::Object(own)) = (&mut description, own) {
+            description.extend(own);
+        }
+        description
     }
 
     fn start(&self, cancel: &Arc<Cancel>) -> Result<Box<dyn Sequence>> {
@@ -285,6 +310,7 @@ struct OnnxSequence {
     cache: Cache,
     feeds: Vec<Feed>,
     rows: LogitRows,
+    vocab_size: usize,
     /// Logits as the export gives them, where they cannot be written to `rows` at once. In units of four bytes.
     raw: Vec<u32>,
     export: Arc<Export>,
@@ -307,7 +333,7 @@ impl Sequence for OnnxSequence {
     }
 
     fn logits(&self, position: usize) -> &[f32] {
-        self.rows.row(position)
+        &self.rows.row(position)[..self.vocab_size]
     }
 
     fn elapsed(&self) -> Duration {
@@ -547,7 +573,7 @@ impl Numbers {
 /// Rows of logits, written by ONNX Runtime where they are read.
 struct LogitRows {
     rows: Vec<f32>,
-    vocab_size: usize,
+    columns: usize,
     /// Position of the first row.
     first: usize,
     /// End of the rows of the last pass.
@@ -555,9 +581,13 @@ struct LogitRows {
 }
 
 impl LogitRows {
+    fn new(columns: usize) -> Self {
+        LogitRows { rows: Vec::new(), columns, first: 0, end: 0 }
+    }
+
     fn row(&self, position: usize) -> &[f32] {
-        let start = (position - self.first) * self.vocab_size;
-        &self.rows[start..start + self.vocab_size]
+        let start = (position - self.first) * self.columns;
+        &self.rows[start..start + self.columns]
     }
 
     /// Room for the rows of `count` positions from `position` on, keeping those from `keep` on that come before.
@@ -566,22 +596,22 @@ impl LogitRows {
         let keep = keep.max(self.first);
         if keep >= position {
             self.first = position; // the usual case: earlier rows are done with
-        } else if (end - self.first) * self.vocab_size > self.rows.len() && keep > self.first {
-            let kept = (keep - self.first) * self.vocab_size..(position - self.first) * self.vocab_size;
+        } else if (end - self.first) * self.columns > self.rows.len() && keep > self.first {
+            let kept = (keep - self.first) * self.columns..(position - self.first) * self.columns;
             self.rows.copy_within(kept, 0);
             self.first = keep;
         }
-        let needed = (end - self.first) * self.vocab_size;
+        let needed = (end - self.first) * self.columns;
         if self.rows.len() < needed {
             self.rows.resize(needed, 0.0);
         }
         self.end = needed;
-        &mut self.rows[(position - self.first) * self.vocab_size..needed]
+        &mut self.rows[(position - self.first) * self.columns..needed]
     }
 
     /// The last rows that were reserved.
     fn last(&mut self, count: usize) -> &mut [f32] {
-        &mut self.rows[self.end - count * self.vocab_size..self.end]
+        &mut self.rows[self.end - count * self.columns..self.end]
     }
 }
 
@@ -589,12 +619,7 @@ impl LogitRows {
 struct Tensor(ptr::NonNull<sys::OrtValue>);
 
 impl Tensor {
-    fn over<T>(
-        memory: &MemoryInfo,
-        data: &mut [T],
-        element: TensorElementType,
-        shape: &[i64],
-    ) -> ort::Result<Self> {
+    fn over<T>(memory: &MemoryInfo, data: &mut [T], element: TensorElementType, shape: &[i64]) -> ort::Result<Self> {
         let mut value = ptr::null_mut();
         // SAFETY: the buffer outlives every pass that uses it: bindings are renewed before a buffer moves, and
         // `OnnxSequence` drops its binding before its buffers. Sizes are checked by ONNX Runtime.
@@ -669,7 +694,9 @@ impl Binding {
             let mut shape = Vec::new();
             let mut result = Err(ort::Error::new("no output was bound"));
             for index in 0..count {
-                let value = Tensor(ptr::NonNull::new(*values.add(index)).ok_or_else(|| ort::Error::new("an output has no value"))?);
+                let value = Tensor(
+                    ptr::NonNull::new(*values.add(index)).ok_or_else(|| ort::Error::new("an output has no value"))?,
+                );
                 result = shape_of(&value, &mut shape);
             }
             if !values.is_null() {
@@ -724,7 +751,7 @@ mod tests {
 
     #[test]
     fn rows_of_logits_stay_where_they_were_written() {
-        let mut logits = LogitRows { rows: Vec::new(), vocab_size: 2, first: 0, end: 0 };
+        let mut logits = LogitRows::new(2);
         let mut write = |position: usize, count: usize, keep: usize| {
             let rows = logits.reserve(position, count, keep);
             assert_eq!(rows.len(), 2 * count);

@@ -18,6 +18,7 @@ pub const LIBRARY_VARIABLE: &str = "ORT_DYLIB_PATH";
 struct Shared {
     environment: Environment,
     threads: usize,
+    library: PathBuf,
 }
 
 /// One environment for the process: ONNX Runtime allows no second one, and all models must share its thread pool
@@ -40,6 +41,11 @@ pub fn environment(library: Option<&Path>, threads: usize) -> Result<&'static En
         )));
     }
     Ok(&shared.environment)
+}
+
+/// The ONNX Runtime library that was loaded, and the number of threads of its pool (0: one for each core).
+pub fn library() -> Option<(&'static Path, usize)> {
+    SHARED.get().map(|shared| (shared.library.as_path(), shared.threads))
 }
 
 fn make(library: Option<&Path>, threads: usize) -> Result<Shared> {
@@ -77,7 +83,7 @@ fn make(library: Option<&Path>, threads: usize) -> Result<Shared> {
         environment.set_log_level(LogLevel::Warning);
         Ok(environment)
     };
-    Ok(Shared { environment: make().map_err(|error| failed(&error))?, threads })
+    Ok(Shared { environment: make().map_err(|error| failed(&error))?, threads, library: path })
 }
 
 /// Where the library is: `ORT_DYLIB_PATH`, then the configuration, then beside this library where set-up puts it,
