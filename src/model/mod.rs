@@ -2,12 +2,15 @@
 //!
 //! The decoder knows nothing of ONNX Runtime, and models know nothing of combination or acceptance.
 
+mod beside;
+mod binding;
 mod cache;
 mod check;
 mod export;
 mod graph;
 mod huge_pages;
 mod onnx;
+mod recognise;
 mod runtime;
 pub mod scripted;
 

@@ -1,0 +1,152 @@
+//! Tensors over our own buffers, and passes over them: ONNX Runtime's C API, where `ort` would copy or lock.
+
+use std::ffi::CStr;
+use std::ptr;
+use std::sync::Arc;
+
+use ort::memory::MemoryInfo;
+use ort::session::{RunOptions, Session};
+use ort::value::TensorElementType;
+use ort::{AsPointer, sys};
+
+use crate::error::{Error, Result};
+
+/// A tensor over a buffer of ours.
+pub struct Tensor(ptr::NonNull<sys::OrtValue>);
+
+impl Tensor {
+    /// Over a whole buffer, or its front.
+    pub fn over<T>(
+        memory: &MemoryInfo,
+        data: &mut [T],
+        element: TensorElementType,
+        shape: &[i64],
+    ) -> ort::Result<Self> {
+        let mut value = ptr::null_mut();
+        // SAFETY: the buffer outlives every pass that uses it: bindings are renewed before a buffer moves, and
+        // `OnnxSequence` drops its binding before its buffers. Sizes are checked by ONNX Runtime.
+        let status = unsafe {
+            (ort::api().CreateTensorWithDataAsOrtValue)(
+                memory.ptr(),
+                data.as_mut_ptr().cast(),
+                size_of_val(data),
+                shape.as_ptr(),
+                shape.len(),
+                element.into(),
+                &mut value,
+            )
+        };
+        succeed(status)?;
+        ptr::NonNull::new(value).map(Tensor).ok_or_else(|| ort::Error::new("no tensor was made"))
+    }
+}
+
+impl Drop for Tensor {
+    fn drop(&mut self) {
+        // SAFETY: made by ONNX Runtime, released once; bindings hold their own reference.
+        unsafe { (ort::api().ReleaseValue)(self.0.as_ptr()) }
+    }
+}
+
+/// The inputs and outputs of one sequence's passes.
+pub struct Binding {
+    binding: ptr::NonNull<sys::OrtIoBinding>,
+    session: Arc<ort::session::SharedSessionInner>,
+}
+
+// SAFETY: a binding is used by one thread at a time, through `&mut`.
+unsafe impl Send for Binding {}
+
+impl Binding {
+    /// Without inputs and outputs.
+    pub fn new(session: &Session) -> Result<Self> {
+        let session = session.inner();
+        let mut binding = ptr::null_mut();
+        // SAFETY: the session is alive; creating a binding does not change it.
+        let status = unsafe { (ort::api().CreateIoBinding)(session.ptr().cast_mut(), &mut binding) };
+        succeed(status).map_err(|error| Error::Runtime(error.to_string()))?;
+        let binding = ptr::NonNull::new(binding).ok_or_else(|| Error::Runtime("no binding was made".into()))?;
+        Ok(Binding { binding, session })
+    }
+
+    /// Read an input from here.
+    pub fn input(&mut self, name: &CStr, value: &Tensor) -> ort::Result<()> {
+        // SAFETY: all three are alive; the binding takes its own reference to the value.
+        succeed(unsafe { (ort::api().BindInput)(self.binding.as_ptr(), name.as_ptr(), value.0.as_ptr()) })
+    }
+
+    /// Write an output to here.
+    pub fn output(&mut self, name: &CStr, value: &Tensor) -> ort::Result<()> {
+        // SAFETY: as above.
+        succeed(unsafe { (ort::api().BindOutput)(self.binding.as_ptr(), name.as_ptr(), value.0.as_ptr()) })
+    }
+
+    /// Let ONNX Runtime allocate an output.
+    pub fn output_anywhere(&mut self, name: &CStr, memory: &MemoryInfo) -> ort::Result<()> {
+        // SAFETY: as above.
+        succeed(unsafe { (ort::api().BindOutputToDevice)(self.binding.as_ptr(), name.as_ptr(), memory.ptr()) })
+    }
+
+    /// The shape of the output that was bound last, after a run.
+    pub fn last_output_shape(&self) -> ort::Result<Vec<i64>> {
+        let allocator = ort::memory::Allocator::default();
+        let (mut values, mut count) = (ptr::null_mut(), 0);
+        // SAFETY: all pointers are valid; the array and the values in it are ours to free.
+        unsafe {
+            let api = ort::api();
+            let allocator = allocator.ptr().cast_mut();
+            succeed((api.GetBoundOutputValues)(self.binding.as_ptr(), allocator, &mut values, &mut count))?;
+            let mut shape = Vec::new();
+            let mut result = Err(ort::Error::new("no output was bound"));
+            for index in 0..count {
+                let value = Tensor(
+                    ptr::NonNull::new(*values.add(index)).ok_or_else(|| ort::Error::new("an output has no value"))?,
+                );
+                result = shape_of(&value, &mut shape);
+            }
+            if !values.is_null() {
+                succeed((api.AllocatorFree)(allocator, values.cast()))?;
+            }
+            result.map(|()| shape)
+        }
+    }
+
+    /// Run a pass.
+    pub fn run(&mut self, options: &RunOptions) -> ort::Result<()> {
+        // SAFETY: ONNX Runtime allows concurrent runs of one session; the binding is ours alone, and the options may be
+        // told to terminate by another thread, which is what they are for.
+        succeed(unsafe {
+            (ort::api().RunWithBinding)(self.session.ptr().cast_mut(), options.ptr(), self.binding.as_ptr())
+        })
+    }
+}
+
+impl Drop for Binding {
+    fn drop(&mut self) {
+        // SAFETY: made by ONNX Runtime, released once, before its session.
+        unsafe { (ort::api().ReleaseIoBinding)(self.binding.as_ptr()) }
+    }
+}
+
+/// The dimensions of a tensor.
+fn shape_of(value: &Tensor, shape: &mut Vec<i64>) -> ort::Result<()> {
+    let mut info = ptr::null_mut();
+    // SAFETY: the value is alive; the info is released once.
+    unsafe {
+        let api = ort::api();
+        succeed((api.GetTensorTypeAndShape)(value.0.as_ptr(), &mut info))?;
+        let mut rank = 0;
+        let mut result = succeed((api.GetDimensionsCount)(info, &mut rank));
+        if result.is_ok() {
+            shape.resize(rank, 0);
+            result = succeed((api.GetDimensions)(info, shape.as_mut_ptr(), rank));
+        }
+        (api.ReleaseTensorTypeAndShapeInfo)(info);
+        result
+    }
+}
+
+fn succeed(status: sys::OrtStatusPtr) -> ort::Result<()> {
+    // SAFETY: the status comes from a call just made and is not used again.
+    unsafe { ort::Error::result_from_status(status) }
+}
