@@ -181,7 +181,8 @@ pub enum Rollback {
     Compact,
 }
 
-/// One tensor of the cache: `[1, heads, tokens, head_size]`, or `[1, tokens, heads, head_size]`.
+/// One tensor of the cache: `[1, heads, tokens, head_size]`, `[1, tokens, heads, head_size]`, or `[1, tokens, size]` with
+/// all heads in one.
 #[derive(Debug, Clone)]
 pub struct CacheTensor {
     /// The input's name.
@@ -190,6 +191,8 @@ pub struct CacheTensor {
     pub present: CString,
     /// The layer.
     pub layer: usize,
+    /// 4, or 3 with all heads in one.
+    pub rank: usize,
     /// Heads of keys or values.
     pub heads: usize,
     /// Elements of a head.
@@ -201,11 +204,14 @@ pub struct CacheTensor {
 }
 
 impl CacheTensor {
-    /// The tensor's shape for a number of tokens.
+    /// The tensor's shape for a number of tokens, in its first [`CacheTensor::rank`] dimensions.
     pub fn shape(&self, tokens: usize) -> [i64; 4] {
-        let (heads, tokens) = (self.heads as i64, tokens as i64);
-        let (second, third) = if self.tokens_first { (tokens, heads) } else { (heads, tokens) };
-        [1, second, third, self.head_size as i64]
+        let (heads, tokens, size) = (self.heads as i64, tokens as i64, self.head_size as i64);
+        match (self.rank, self.tokens_first) {
+            (3, _) => [1, tokens, size, 1],
+            (_, true) => [1, tokens, heads, size],
+            (_, false) => [1, heads, tokens, size],
+        }
     }
 
     /// How many runs of entries the tensor has, and the bytes that one token takes in each.

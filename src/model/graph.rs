@@ -63,13 +63,13 @@ impl Graph {
 
     fn take_nodes(&mut self, nodes: Vec<NodeProto>) {
         for node in nodes {
-            let mut integers = HashMap::new();
+            let mut numbers = HashMap::new();
             for attribute in node.attribute {
-                self_and_lists(attribute.g, attribute.graphs).for_each(|graph| self.take(graph));
-                integers.insert(attribute.name, attribute.i);
+                attribute.g.into_iter().chain(attribute.graphs).for_each(|graph| self.take(graph));
+                numbers.insert(attribute.name, (attribute.i, attribute.f));
             }
             let NodeProto { op_type, input, output, .. } = node;
-            self.nodes.push(Node { operator: op_type, inputs: input, outputs: output, integers });
+            self.nodes.push(Node { operator: op_type, inputs: input, outputs: output, numbers });
         }
     }
 
@@ -85,6 +85,22 @@ impl Graph {
             "Cast" | "Identity" | "Transpose" => node.inputs.first().and_then(|input| self.origin(input)),
             _ => Some(node),
         }
+    }
+
+    /// Whether an operator has a part in what a node reads, on the way back to the last products of matrices.
+    pub fn goes_through(&self, node: &Node, operator: &str) -> bool {
+        let before = |value: &String| self.nodes.iter().find(|node| node.outputs.contains(value));
+        let mut seen = BTreeSet::new();
+        let mut left: Vec<&Node> = node.inputs.iter().filter_map(before).collect();
+        while let Some(node) = left.pop() {
+            if node.operator == operator {
+                return true;
+            }
+            if !matches!(node.operator.as_str(), "MatMul" | "Gemm" | "Einsum") && seen.insert(&node.outputs) {
+                left.extend(node.inputs.iter().filter_map(before));
+            }
+        }
+        false
     }
 
     /// The nodes that read a value.
@@ -103,10 +119,6 @@ impl Graph {
     }
 }
 
-fn self_and_lists(one: Option<GraphProto>, more: Vec<GraphProto>) -> impl Iterator<Item = GraphProto> {
-    one.into_iter().chain(more)
-}
-
 /// One operator of a graph.
 pub struct Node {
     /// Its type.
@@ -115,13 +127,18 @@ pub struct Node {
     pub inputs: Vec<String>,
     /// What it writes.
     pub outputs: Vec<String>,
-    integers: HashMap<String, i64>,
+    numbers: HashMap<String, (i64, f32)>,
 }
 
 impl Node {
     /// An attribute that is a whole number.
     pub fn integer(&self, name: &str) -> Option<i64> {
-        self.integers.get(name).copied()
+        self.numbers.get(name).map(|number| number.0)
+    }
+
+    /// An attribute that is a fraction.
+    pub fn fraction(&self, name: &str) -> Option<f32> {
+        self.numbers.get(name).map(|number| number.1)
     }
 }
 
@@ -177,6 +194,8 @@ struct NodeProto {
 struct AttributeProto {
     #[prost(string, tag = "1")]
     name: String,
+    #[prost(float, tag = "2")]
+    f: f32,
     #[prost(int64, tag = "3")]
     i: i64,
     #[prost(message, optional, tag = "6")]

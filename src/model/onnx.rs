@@ -469,11 +469,12 @@ impl OnnxSequence {
         };
         if moved || matches!(kind, CacheKind::Concatenated | CacheKind::Fixed { in_place: false, .. }) {
             for ((past, present), tensor) in self.cache.buffers().zip(&self.export.cache) {
-                let value = Tensor::over(&self.memory, past, tensor.element, &tensor.shape(before))?;
+                let value = Tensor::over(&self.memory, past, tensor.element, &tensor.shape(before)[..tensor.rank])?;
                 self.binding.input(&tensor.past, &value)?;
                 match present {
                     Some(present) => {
-                        let value = Tensor::over(&self.memory, present, tensor.element, &tensor.shape(behind))?;
+                        let value =
+                            Tensor::over(&self.memory, present, tensor.element, &tensor.shape(behind)[..tensor.rank])?;
                         self.binding.output(&tensor.present, &value)?;
                     }
                     None => self.binding.output(&tensor.present, &value)?,

@@ -72,7 +72,7 @@ impl Reader<'_> {
                 .ok_or_else(|| self.refuse(format_args!("its input {} is no tensor", outlet.name())))?;
             match self.role(input.name) {
                 Some(role) => inputs.push(self.input(&input, role)?),
-                None if cache_name(input.name).is_some() && input.shape.len() == 4 => pasts.push(input),
+                None if cache_name(input.name).is_some() && (3..=4).contains(&input.shape.len()) => pasts.push(input),
                 None => return Err(self.unknown(&input)),
             }
         }
@@ -165,6 +165,13 @@ impl Reader<'_> {
             warnings.push(format!(
                 "positions are scaled anew behind {trained} tokens (longrope), which a cache cannot follow; the context ends there"
             ));
+        }
+        if self.beside.hub("attn_logit_softcapping").is_some() && !self.caps_attention() {
+            warnings.push(
+                "the model caps the scores of its attention (attn_logit_softcapping), but the graph does not, so its \
+                 logits are not quite those of the model; export it with attn_implementation=\"eager\""
+                    .into(),
+            );
         }
         let mut scoring = Scoring::Parallel;
         if dynamic {
@@ -281,39 +288,54 @@ impl Reader<'_> {
         let (Some((layer, _)), Some(_)) = (identity, element_bytes(past.element)) else {
             return Err(self.unsupported(format_args!("a cache of {} elements ({name})", past.element)));
         };
-        if present.element != past.element || present.shape.len() != 4 {
-            return Err(self.unsupported(format_args!("{name} and {} have different types", present.name)));
+        let rank = past.shape.len();
+        if present.element != past.element || present.shape.len() != rank {
+            return Err(self.unsupported(format_args!(
+                "{name} is {} of rank {rank}, but {} is {} of rank {}, so it cannot come next",
+                past.element,
+                present.name,
+                present.element,
+                present.shape.len()
+            )));
         }
         if past.fixed(0).is_some_and(|batch| batch != 1) {
             return Err(self.unsupported(format_args!("{name} has a fixed batch of more than 1")));
         }
+        let writer = self.graph.origin(present.name);
+        let configured_heads = self.beside.size("/model/decoder/num_key_value_heads", "num_key_value_heads");
         let is_time = |axis: usize| {
             let symbol = past.symbols.get(axis).map_or("", String::as_str);
             ["seq", "past", "length", "time"].iter().any(|word| symbol.contains(word))
         };
+        let scatters_first =
+            writer.is_some_and(|node| node.operator == "TensorScatter" && node.integer("axis") == Some(1));
         let tokens_first = match (past.fixed(1), past.fixed(2)) {
+            _ if rank == 3 => true,
             (None, Some(_)) => true,
             (Some(_), None) => false,
-            _ => is_time(1) && !is_time(2),
+            (Some(first), Some(second)) => scatters_first || (configured_heads == Some(second) && second != first),
+            (None, None) => is_time(1) && !is_time(2),
         };
-        let writer = self.graph.origin(present.name);
         let unknown = |what: &str, axis: usize| {
             self.refuse(format_args!(
                 "{what} (axis {axis} of {name}) is not known; put the genai_config.json or config.json of the export beside it"
             ))
         };
-        let heads_axis = if tokens_first { 2 } else { 1 };
-        let heads = past
-            .fixed(heads_axis)
-            .or_else(|| writer.and_then(|node| node.integer("kv_num_heads")).filter(|&n| n > 0).map(|n| n as usize))
-            .or_else(|| self.beside.size("/model/decoder/num_key_value_heads", "num_key_value_heads"))
-            .or_else(|| self.beside.size("/model/decoder/num_attention_heads", "num_attention_heads"))
-            .ok_or_else(|| unknown("the number of heads", heads_axis))?;
-        let head_size = past
-            .fixed(3)
-            .or_else(|| self.beside.size("/model/decoder/head_size", "head_dim"))
-            .or_else(|| self.head_size_by_projection(writer?))
-            .ok_or_else(|| unknown("the size of a head", 3))?;
+        let (heads, head_size) = if rank == 3 {
+            // all heads in one dimension
+            (1, past.fixed(2).ok_or_else(|| unknown("the size of all heads", 2))?)
+        } else {
+            let heads_axis = if tokens_first { 2 } else { 1 };
+            let by_operator = || writer?.integer("kv_num_heads").filter(|&heads| heads > 0).map(|heads| heads as usize);
+            let heads = past.fixed(heads_axis).or_else(by_operator).or(configured_heads);
+            let heads = heads.or_else(|| self.beside.size("/model/decoder/num_attention_heads", "num_attention_heads"));
+            let head_size = past.fixed(3).or_else(|| self.beside.size("/model/decoder/head_size", "head_dim"));
+            let head_size = head_size.or_else(|| self.head_size_by_projection(writer?));
+            (
+                heads.ok_or_else(|| unknown("the number of heads", heads_axis))?,
+                head_size.ok_or_else(|| unknown("the size of a head", 3))?,
+            )
+        };
         let time = if tokens_first { 1 } else { 2 };
         let kind = match (past.fixed(time), writer.map_or("", |node| node.operator.as_str())) {
             (Some(capacity), _) => {
@@ -328,13 +350,16 @@ impl Reader<'_> {
             }
             (None, _) => CacheKind::Concatenated,
         };
+        let element = past.element;
         let (past, present) = (c_name(name), c_name(present.name));
-        Ok((CacheTensor { past, present, layer, heads, head_size, element: self.element(name), tokens_first }, kind))
+        Ok((CacheTensor { past, present, layer, rank, heads, head_size, element, tokens_first }, kind))
     }
 
-    fn element(&self, input: &str) -> TensorElementType {
-        let outlet = self.inputs.iter().find(|outlet| outlet.name() == input);
-        outlet.and_then(|outlet| outlet.dtype().tensor_type()).unwrap_or(TensorElementType::Float32)
+    /// Whether the scores of attentions go through a tanh.
+    fn caps_attention(&self) -> bool {
+        let fused = ["GroupQueryAttention", "Attention"].into_iter().flat_map(|operator| self.graph.all(operator));
+        fused.clone().any(|node| node.fraction("softcap") > Some(0.0))
+            || self.graph.all("Softmax").any(|node| self.graph.goes_through(node, "Tanh"))
     }
 
     /// The size of a head, from the weights that the heads of an attention go through next.
@@ -388,7 +413,7 @@ impl Reader<'_> {
             );
         }
         if cache_name(name).is_some() {
-            return self.unsupported(format_args!("its cache {name} has {} dimensions, not 4", input.shape.len()));
+            return self.unsupported(format_args!("its cache {name} has {} dimensions, not 3 or 4", input.shape.len()));
         }
         self.unsupported(format_args!("nothing is known to feed its input {name} with"))
     }
