@@ -19,6 +19,8 @@ pub struct Graph {
     /// Version of the standard operators.
     pub opset: i64,
     nodes: Vec<Node>,
+    /// The node that writes each value.
+    writers: HashMap<String, usize>,
     /// The dimensions of each weight.
     weights: HashMap<String, Vec<i64>>,
     /// Files beside the model that hold weights.
@@ -44,6 +46,7 @@ impl Graph {
             producer: [model.producer_name, model.producer_version].join(" ").trim().to_owned(),
             opset: model.opset_import.iter().find(|o| o.domain.is_empty()).map_or(0, |opset| opset.version),
             nodes: Vec::new(),
+            writers: HashMap::new(),
             weights: HashMap::new(),
             external_files: BTreeSet::new(),
         };
@@ -69,6 +72,7 @@ impl Graph {
                 numbers.insert(attribute.name, (attribute.i, attribute.f));
             }
             let NodeProto { op_type, input, output, .. } = node;
+            self.writers.extend(output.iter().map(|value| (value.clone(), self.nodes.len())));
             self.nodes.push(Node { operator: op_type, inputs: input, outputs: output, numbers });
         }
     }
@@ -78,9 +82,13 @@ impl Graph {
         self.nodes.iter().filter(move |node| node.operator == operator)
     }
 
+    fn writer(&self, value: &str) -> Option<&Node> {
+        self.writers.get(value).map(|&index| &self.nodes[index])
+    }
+
     /// The operator that a value comes from, but for those that only change how it is written.
     pub fn origin(&self, value: &str) -> Option<&Node> {
-        let node = self.nodes.iter().find(|node| node.outputs.iter().any(|output| output == value))?;
+        let node = self.writer(value)?;
         match node.operator.as_str() {
             "Cast" | "Identity" | "Transpose" => node.inputs.first().and_then(|input| self.origin(input)),
             _ => Some(node),
@@ -88,16 +96,16 @@ impl Graph {
     }
 
     /// Whether an operator has a part in what a node reads, on the way back to the last products of matrices.
-    pub fn goes_through(&self, node: &Node, operator: &str) -> bool {
-        let before = |value: &String| self.nodes.iter().find(|node| node.outputs.contains(value));
+    pub fn goes_through<'a>(&'a self, node: &'a Node, operator: &str) -> bool {
+        let before = |node: &'a Node| node.inputs.iter().filter_map(|value| self.writer(value));
         let mut seen = BTreeSet::new();
-        let mut left: Vec<&Node> = node.inputs.iter().filter_map(before).collect();
+        let mut left: Vec<&Node> = before(node).collect();
         while let Some(node) = left.pop() {
             if node.operator == operator {
                 return true;
             }
             if !matches!(node.operator.as_str(), "MatMul" | "Gemm" | "Einsum") && seen.insert(&node.outputs) {
-                left.extend(node.inputs.iter().filter_map(before));
+                left.extend(before(node));
             }
         }
         false

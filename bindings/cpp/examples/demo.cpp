@@ -1,8 +1,10 @@
 // Several language models decode one text together: first to be read, then against the clock.
 //
 //     demo [CONFIG_DIR=models/demo] [PROMPT]
+//     demo inspect CONFIG
 //
-// CONFIG_DIR holds the configurations engine.json and contrastive.json. PROMPT is continued as it stands.
+// CONFIG_DIR holds the configurations engine.json and contrastive.json. PROMPT is continued as it stands. `inspect` loads
+// a configuration and says what was recognised of each model.
 
 #include <algorithm>
 #include <array>
@@ -223,14 +225,26 @@ void run(const std::string& folder, const std::string& prompt) {
     compare(contrastive, "Contrastive, base - 0.1 x small");
 }
 
+void inspect(const std::string& config) {
+    const Engine engine = open_engine(config);
+    const char* table = nullptr;
+    check(cos_engine_describe_table(engine.get(), &table));
+    std::fputs(table, stdout);
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
-    if (argc > 3) {
-        std::fprintf(stderr, "usage: %s [CONFIG_DIR] [PROMPT]\n", argv[0]);
+    const bool inspects = argc > 1 && std::string(argv[1]) == "inspect";
+    if (argc > 3 || (inspects && argc != 3)) {
+        std::fprintf(stderr, "usage: %s [CONFIG_DIR] [PROMPT]\n       %s inspect CONFIG\n", argv[0], argv[0]);
         return 2;
     }
     try {
+        if (inspects) {
+            inspect(argv[2]);
+            return 0;
+        }
         run(argc > 1 ? argv[1] : "models/demo", argc > 2 ? argv[2] : prompts[0]);
     } catch (const std::exception& error) {
         std::fprintf(stderr, "demo: %s\n", error.what());
