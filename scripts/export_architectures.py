@@ -1,0 +1,312 @@
+#!/usr/bin/env python3
+"""Write tests/exports: tiny random language models of many architectures, exported by several tools.
+
+The exporters need different versions of transformers, so there are two environments (Python 3.11; a CPU build of torch
+will do), and each stage of this script runs in its own:
+
+  python3.11 -m venv A && A/bin/pip install -r scripts/optimum-requirements.txt
+  python3.11 -m venv B && B/bin/pip install -r scripts/export-requirements.txt
+  B/bin/pip install --no-deps mobius-onnx==0.1.0 onnx-shape-inference==0.4.0
+  A/bin/python scripts/export_architectures.py optimum --work DIR
+  B/bin/python scripts/export_architectures.py builder --work DIR
+
+  optimum  makes the models (Hugging Face folders in DIR), the golden logits, and the exports of Optimum
+  builder  makes all other exports of the models in DIR
+
+Made in tests/exports/ARCH:
+  golden.json          {"architecture", "columns": C, "sequences": [[token, …], …]}; the sequences share beginnings
+  golden.f32           for each token of each sequence the C logits after it: little-endian float32, from PyTorch
+  optimum-fp32, -fp16  optimum-cli export onnx --task text-generation-with-past
+  builder-fp32, -fp16  onnxruntime-genai's model builder for CPU
+  builder-int4         the same, weights of 4 bits, activations left alone (accuracy_level=0)
+and for llama alone
+  no-cache             Optimum, --task text-generation: no cache, the whole context in every pass
+  builder-int4-level4  builder-int4 with activations rounded to 8 bits, which is the builder's default for CPU
+  torch-opset23        torch.onnx.export: the standard operator Attention, a concatenated cache, nameless dimensions
+  mobius               Microsoft's mobius: the standard operator Attention of opset 24, which concatenates the cache
+  mobius-static        the same with --static-cache: TensorScatter writes into caches of fixed length and rank 3
+
+Weights lie on a grid that quantisation to 4 bits by blocks of 32 represents exactly, so one set of golden logits is
+good for all precisions. The same files come out of every run.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+TOKENS, CONTEXT, WINDOW, BLOCK, LAYERS = 96, 128, 8, 32, 2
+FILES = {"model.onnx", "model.onnx.data", "genai_config.json", "config.json", "tokenizer.json",
+         "generation_config.json"}
+SHARED = (0, 12, 5)  # of each sequence, how many tokens it begins with that are the first sequence's
+OWN = (48, 24, 30)  # and how many of its own follow
+
+SIZES = {"vocab_size": TOKENS, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": LAYERS,
+         "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": CONTEXT,
+         "tie_word_embeddings": False}
+# Some take the head size to be hidden_size / num_attention_heads; the oldest also have a key for each query.
+TWO_HEADS = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": None}
+OLD = TWO_HEADS | {"num_key_value_heads": None}
+TIED = {"tie_word_embeddings": True}
+MIXED = {"sliding_window": WINDOW, "layer_types": ["sliding_attention", "full_attention"]}
+GEMMA = TIED | MIXED | {"query_pre_attn_scalar": 16}
+EXPERTS = {"num_experts_per_tok": 2}
+ARCHITECTURES = {  # class of configuration, and what differs from SIZES
+    "llama": ("LlamaConfig", {}),
+    "gpt2": ("GPT2Config", OLD | TIED),
+    "opt": ("OPTConfig", OLD | TIED | {"ffn_dim": 64, "word_embed_proj_dim": 32}),
+    "gpt_neox": ("GPTNeoXConfig", OLD),
+    "mistral": ("MistralConfig", {"sliding_window": WINDOW}),
+    "qwen2": ("Qwen2Config", TWO_HEADS),
+    "qwen3": ("Qwen3Config", {"vocab_size": TOKENS + 16}),  # logits for tokens that the tokenizer does not have
+    # The builder rounds the factor of embeddings, sqrt(hidden_size), to two digits; that of 64 needs no rounding.
+    "gemma2": ("Gemma2Config", GEMMA | {"hidden_size": 64}),
+    "gemma3": ("Gemma3TextConfig", GEMMA),
+    "phi3": ("Phi3Config", TWO_HEADS | {"original_max_position_embeddings": CONTEXT}),
+    "qwen3_moe": ("Qwen3MoeConfig", EXPERTS | {"num_experts": 4, "moe_intermediate_size": 32, "norm_topk_prob": True}),
+    "gpt_oss": ("GptOssConfig", EXPERTS | MIXED | {"num_local_experts": 4, "intermediate_size": 32}),
+}
+OPTIMUM_FP16 = {"llama", "opt", "qwen2"}
+# Optimum's fp16 export of these cannot be loaded (it mixes types), so the fp32 one is converted, as many people do.
+CONVERTED_FP16 = {"gpt2"}
+# The builder knows no other architecture of these (and gemma3 only with a transformers that it cannot run with).
+# Its fp16 exports for CPU leave out sliding windows, so those would be wrong.
+BUILDER = {"llama", "mistral", "qwen2", "qwen3", "gemma2", "phi3", "gpt_oss"}
+BUILDER_FP16 = {"llama", "qwen2", "qwen3", "phi3"}
+
+
+def random(name: str):
+    return np.random.default_rng(zlib.crc32(name.encode()))
+
+
+def sequences():
+    made = []
+    for number, (shared, own) in enumerate(zip(SHARED, OWN)):
+        begin = made[0][:shared] if made else []
+        made.append(begin + random(f"sequence {number}").integers(2, TOKENS, own).tolist())
+    return made
+
+
+def on_grid(rng, shape, axis: int, spread: float, levels=np.arange(-7, 8)):
+    """Weights whose sum over `axis`, each times something of size 1, is about `spread`, and which 4 bits represent.
+
+    In each block along `axis` one element is -8 and the others are among `levels`, times a power of two. A quantiser
+    takes the scale from the largest magnitude, so it gets all of them back.
+    """
+    scale = 2.0 ** np.round(np.log2(spread / (4.4 * np.sqrt(shape[axis]))))
+    blocks = (*np.delete(shape, axis), shape[axis] // BLOCK, BLOCK)
+    whole = levels[rng.integers(0, len(levels), blocks)]
+    np.put_along_axis(whole, rng.integers(0, BLOCK, blocks[:-1])[..., None], -8, axis=-1)
+    return np.moveaxis(whole.reshape(*blocks[:-2], shape[axis]) * scale, -1, axis)
+
+
+# The spread by what a weight is called; the first that fits counts. Queries and keys are large so that attention is
+# far from even, and a wrong mask, position or cache changes the logits much.
+SPREADS = [("position", 2.0), ("wpe", 2.0), ("q_proj", 2.0), ("k_proj", 2.0), ("qkv", 2.0), ("query_key_value", 2.0),
+           ("c_attn", 2.0), ("v_proj", 2.0), ("lm_head", 2.0), ("embed_out", 2.0), ("embed", 6.0), ("wte", 6.0),
+           ("", 1.0)]
+# Whole numbers whose half 4-bit floating point (e2m1) represents: gpt_oss has its experts in that form.
+E2M1 = np.array([0, 1, 2, 3, 4, 6])
+FLOAT4 = np.concatenate([-E2M1[:0:-1], E2M1])
+
+
+def set_weights(name: str, model):
+    import torch
+    embedding = model.get_input_embeddings().weight
+    tied = embedding is model.get_output_embeddings().weight
+    for key, parameter in model.named_parameters():
+        rng, shape = random(f"{name} {key}"), tuple(parameter.shape)
+        if len(shape) == 1 or key.endswith("_bias"):
+            value = np.round(0.2 * rng.standard_normal(shape) * 64) / 64  # exact in fp16
+            if "norm" in key or "ln_" in key:
+                value += "gemma" not in name and key.endswith("weight")  # Gemma adds the one itself
+        else:
+            spread = 2.0 if tied and parameter is embedding else next(s for part, s in SPREADS if part in key)
+            inputs_first = (name == "gpt2" and ".c_" in key) or len(shape) == 3
+            levels = {"levels": FLOAT4} if len(shape) == 3 else {}
+            value = on_grid(rng, shape, len(shape) - (2 if inputs_first else 1), spread, **levels)
+        parameter.data = torch.tensor(value, dtype=torch.float32)
+
+
+def add_float4(file: Path):
+    """Add experts in 4-bit floating point to a gpt_oss: the builder quantises from those alone."""
+    from safetensors.numpy import load_file, save_file
+    tensors = load_file(file)
+    for key in [k for k in tensors if k.endswith("experts.gate_up_proj") or k.endswith("experts.down_proj")]:
+        weight = np.swapaxes(tensors[key], 1, 2)
+        blocks = weight.reshape(*weight.shape[:2], -1, BLOCK)
+        scale = np.abs(blocks).max(axis=-1, keepdims=True) / 4  # -8 on the grid is -4 here
+        codes = np.searchsorted([*E2M1 / 2, 4], np.abs(blocks) / scale) + 8 * (blocks < 0)
+        tensors[f"{key}_blocks"] = (codes[..., 0::2] | codes[..., 1::2] << 4).astype(np.uint8)
+        tensors[f"{key}_scales"] = (np.log2(scale[..., 0]) + 127).astype(np.uint8)
+    save_file(tensors, file, {"format": "pt"})
+
+
+def make_model(name: str, folder: Path, out: Path):
+    """Write a Hugging Face folder and the golden logits."""
+    import torch
+    import transformers
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    kind, options = ARCHITECTURES[name]
+    options = {k: v for k, v in (SIZES | options).items() if v is not None}
+    config = getattr(transformers, kind)(**options, bos_token_id=0, eos_token_id=0, pad_token_id=0)
+    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    set_weights(name, model)
+    model.save_pretrained(folder)
+    if name == "gpt_oss":
+        add_float4(folder / "model.safetensors")
+
+    tokenizer = Tokenizer(models.WordLevel({"<eos>": 0, "<unk>": 1} | {f"w{i}": i for i in range(2, TOKENS)}, "<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<eos>", unk_token="<unk>").save_pretrained(folder)
+
+    with torch.no_grad():
+        logits = [model.double()(torch.tensor([tokens])).logits[0].numpy() for tokens in sequences()]
+    out.mkdir(parents=True, exist_ok=True)
+    np.concatenate(logits).astype("<f4").tofile(out / "golden.f32")
+    golden = {"architecture": name, "columns": logits[0].shape[1], "sequences": sequences()}
+    (out / "golden.json").write_text(json.dumps(golden) + "\n")
+
+
+def tidy(folder: Path, source: Path):
+    """Keep what a loader may look at; of the graph, drop what exporters note down for people, and long names."""
+    for file in folder.iterdir():
+        if file.name not in FILES:
+            file.unlink()
+    # One file for all: exporters write it in slightly different ways, or not at all.
+    shutil.copyfile(source / "tokenizer.json", folder / "tokenizer.json")
+
+    model = onnx.load(folder / "model.onnx", load_external_data=False)
+    graph = model.graph
+    kept = {"", *(v.name for v in [*graph.input, *graph.output])}
+    made = [o for node in graph.node for o in node.output] + [w.name for w in graph.initializer]
+    short = {name: f"t{i}" for i, name in enumerate(name for name in made if name not in kept)}
+    for node in graph.node:
+        node.input[:] = [short.get(name, name) for name in node.input]
+        node.output[:] = [short.get(name, name) for name in node.output]
+        node.ClearField("name")
+    for weight in graph.initializer:
+        weight.name = short.get(weight.name, weight.name)
+    for item in [model, graph, *graph.node, *graph.input, *graph.output, *graph.initializer]:
+        item.ClearField("doc_string")
+        item.ClearField("metadata_props")
+    graph.ClearField("value_info")
+    graph.name = "model"  # some put the path of the source there
+    onnx.save(model, folder / "model.onnx")
+
+
+def fresh(folder: Path):
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return folder
+
+
+def optimum(name: str, work: Path, out: Path):
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+    from optimum.exporters.onnx import main_export
+    source = fresh(work / name)
+    make_model(name, source, out)
+    forms = {"optimum-fp32": ("text-generation-with-past", "fp32")}
+    if name in OPTIMUM_FP16:
+        forms["optimum-fp16"] = ("text-generation-with-past", "fp16")
+    if name == "llama":
+        forms["no-cache"] = ("text-generation", "fp32")
+    for form, (task, dtype) in forms.items():
+        main_export(str(source), fresh(out / form), task=task, dtype=dtype, do_validation=False)
+        tidy(out / form, source)
+    if name in CONVERTED_FP16:
+        half = fresh(out / "optimum-fp16")
+        shutil.copytree(out / "optimum-fp32", half, dirs_exist_ok=True)
+        onnx.save(convert_float_to_float16(onnx.load(half / "model.onnx"), keep_io_types=False,
+                                           disable_shape_infer=True), half / "model.onnx")
+        tidy(half, source)
+    if name == "mistral":  # without layer_types, which the configurations of Mistral lack, the builder drops the window
+        config = json.loads((source / "config.json").read_text())
+        config["layer_types"] = ["sliding_attention"] * LAYERS
+        (source / "config.json").write_text(json.dumps(config))
+
+
+def run_module(*words):
+    done = subprocess.run([sys.executable, "-m", *map(str, words)], env=os.environ | {"HF_HUB_OFFLINE": "1"},
+                          text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    if done.returncode != 0:
+        sys.exit(f"{done.stdout}\nexport_architectures: {words[0]} failed (see above)")
+
+
+def torch_export(source: Path, out: Path):
+    import torch
+    from transformers import AutoModelForCausalLM, DynamicCache
+
+    class Flat(torch.nn.Module):
+        """The model with its cache as plain inputs and outputs."""
+
+        def __init__(self):
+            super().__init__()
+            self.model = AutoModelForCausalLM.from_pretrained(source, attn_implementation="sdpa")
+
+        def forward(self, input_ids, attention_mask, position_ids, *past):
+            cache = DynamicCache()
+            for layer in range(LAYERS):
+                cache.update(past[2 * layer], past[2 * layer + 1], layer)
+            logits = self.model(input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids,
+                                past_key_values=cache, use_cache=True).logits
+            return logits, *(tensor for layer in cache.layers for tensor in (layer.keys, layer.values))
+
+    past = [torch.rand(2, SIZES["num_key_value_heads"], 5, SIZES["head_dim"]) for _ in range(2 * LAYERS)]
+    example = (torch.randint(2, TOKENS, (2, 3)), torch.ones(2, 8, dtype=torch.int64),
+               torch.arange(5, 8).repeat(2, 1), *past)
+    names = [f"{layer}.{part}" for layer in range(LAYERS) for part in ("key", "value")]
+    free = torch.export.Dim.AUTO
+    program = torch.onnx.export(
+        Flat().eval(), example, dynamo=True, opset_version=23, verbose=False,
+        input_names=["input_ids", "attention_mask", "position_ids", *(f"past_key_values.{n}" for n in names)],
+        output_names=["logits", *(f"present.{n}" for n in names)],
+        dynamic_shapes=(*[{0: free, 1: free}] * 3, tuple({0: free, 2: free} for _ in past)))
+    program.save(out / "model.onnx", external_data=False)
+
+
+def builder(name: str, work: Path, out: Path):
+    source = work / name
+    forms = {}
+    if name in BUILDER:
+        forms = {"builder-fp32": ("fp32", []), "builder-int4": ("int4", ["--extra_options", "accuracy_level=0"])}
+    if name in BUILDER_FP16:
+        forms["builder-fp16"] = ("fp16", [])
+    if name == "llama":
+        forms["builder-int4-level4"] = ("int4", [])
+    for form, (precision, options) in forms.items():
+        with tempfile.TemporaryDirectory() as cache:
+            run_module("onnxruntime_genai.models.builder", "-i", source, "-o", fresh(out / form), "-p", precision,
+                       "-e", "cpu", "-c", cache, *options)
+        tidy(out / form, source)
+    if name == "llama":
+        torch_export(source, fresh(out / "torch-opset23"))
+        run_module("mobius", "build", "--config", source, fresh(out / "mobius"))
+        run_module("mobius", "build", "--config", source, fresh(out / "mobius-static"), "--static-cache",
+                   "--max-seq-len", CONTEXT)
+        for form in ("torch-opset23", "mobius", "mobius-static"):
+            tidy(out / form, source)
+
+
+def main():
+    args = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    args.add_argument("stage", choices=["optimum", "builder"])
+    args.add_argument("--work", type=Path, required=True, metavar="DIR", help="folder for the models")
+    args.add_argument("--out", type=Path, default=Path("tests/exports"), metavar="DIR", help="default: tests/exports")
+    args.add_argument("--only", choices=ARCHITECTURES, metavar="ARCH")
+    args = args.parse_args()
+    for name in [args.only] if args.only else ARCHITECTURES:
+        {"optimum": optimum, "builder": builder}[args.stage](name, args.work, args.out / name)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,498 @@
+#!/usr/bin/env python3
+"""Write tests/exports/variants: one tiny Llama in many forms, and check each in ONNX Runtime.
+
+  export_variants.py [--exports tests/exports]
+
+All are llama/optimum-fp32 with another border or other insides, so that llama/golden.f32 holds for them too; the
+caches are past_key_values.N.key/value [batch, 2, past, 16] → present.N.key/value, where nothing else is said.
+
+  int32                all integers are int32
+  fp16-io, bf16-io     logits, caches and weights are float16 or bfloat16, all between is float32
+  last-logits          logits of the last position only, [batch, 1, vocab]
+  last-logits-symbolic the same, but declared [batch, sequence, vocab] as if there were all
+  logits-2d            the same, [batch, vocab]
+  num-logits           an int64 scalar num_logits_to_keep: logits of that many last positions, 0 for all
+  cache-position       cache_position [sequence] gives the positions; the causal mask goes by places in the cache
+  cache-position-mask  cache_position gives the causal mask too, so no entry of the cache may be skipped
+  token-types          token_type_ids, of which 0 changes nothing and 1 much
+  no-mask              no attention_mask
+  mask-positions       no position_ids: positions count the ones of the mask
+  length-positions     no position_ids: positions count the entries of the cache, so none may be skipped
+  renamed              past_key_N, past_value_N → present_key_N, present_value_N
+  renamed-kv           k_cache_N, v_cache_N → k_cache_N_out, v_cache_N_out
+  uneven               layer 1's cache has 4 heads
+  seq-first            caches are [batch, past, 2, 16]
+  static-cache         caches are [batch, 2, 64, 16], past and present, and written at cache_position; zeros at first;
+                       no attention_mask
+  external             weights in model.onnx_data
+  no-config            only model.onnx, just as exported
+  hub                  config.json, tokenizer.json, onnx/model.onnx and onnx/model_q4.onnx (4 bits, still exact)
+  weight-int8          weights int8 with a scale for each column and DequantizeLinear, still exact, unless ONNX
+                       Runtime rounds activations to 8 bits, as it does if session.qdq_matmulnbits_accuracy_level is
+                       not set to 1 (then it is off by 0.13, but rows do not depend on their neighbours)
+  mistral-no-config    mistral/optimum-fp32 without its config.json: a sliding window that only the graph shows, so
+                       no entry of the cache may be skipped; mistral/golden.f32 holds
+
+What a loader has to find out or to warn of:
+  dynamic-int8         activations are quantised by the whole tensor, so a row depends on its neighbours in a pass;
+                       no golden logits
+  noncausal            broken: on top of a past, the new tokens of a pass see each other
+
+What it has to refuse, all right as long as they get what they ask for:
+  conv-state           a recurrent state, past_conv.0 → present_conv.0 [batch, 8, 4]
+  merged               a bool use_cache_branch; where it is false, the past is ignored
+  embeds               inputs_embeds, no input_ids
+  unknown-input        a float temperature_scale [1], which divides the logits
+
+The same files come out of every run. Needs export-requirements.txt, and what export_architectures.py has made.
+"""
+
+import argparse
+import ctypes
+import json
+import logging
+import shutil
+import sys
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+from onnx import TensorProto, helper, numpy_helper
+from onnxruntime.quantization import QuantType, quantize_dynamic
+from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+
+FLOAT, FLOAT16, BFLOAT16 = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16
+INT32, INT64, BOOL = TensorProto.INT32, TensorProto.INT64, TensorProto.BOOL
+ALL = np.iinfo(np.int64).max  # as the end of a slice
+CAPACITY = 64  # of the static cache
+BATCH, LENGTH, PAST = "batch_size", "sequence_length", "past_sequence_length"
+
+
+class Graph:
+    """A model under surgery. Values are known by name; `inputs` and `outputs` map names to (type, shape)."""
+
+    def __init__(self, model):
+        self.model = model
+        self.made = 0
+        self.nodes = list(self.model.graph.node)
+        self.weights = {tensor.name: tensor for tensor in self.model.graph.initializer}
+        self.inputs, self.outputs = (
+            {value.name: (value.type.tensor_type.elem_type,
+                          [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim])
+             for value in values} for values in (self.model.graph.input, self.model.graph.output))
+
+    def node(self, kind: str, *inputs, out=None, **attributes) -> str:
+        """Add a node, wherever it belongs; an input that is no name is a constant. Returns the output's name."""
+        self.made += 1
+        names = [value if isinstance(value, str) else f"constant.{self.made}.{i}" for i, value in enumerate(inputs)]
+        for name, value in zip(names, inputs):
+            if name is not value:
+                array = np.asarray(value, None if isinstance(value, np.ndarray) else np.int64)
+                self.weights[name] = numpy_helper.from_array(array, name)
+        out = out or f"value.{self.made}"
+        self.nodes.append(helper.make_node(kind, names, [out], **attributes))
+        return out
+
+    def producer(self, name: str):
+        return next(node for node in self.nodes if name in node.output)
+
+    def reader(self, name: str):
+        return next(node for node in self.nodes if name in node.input)
+
+    def only(self, kind: str):
+        (node,) = [node for node in self.nodes if node.op_type == kind]
+        return node
+
+    def reroute(self, name: str, other: str):
+        """Let all who read one value read the other."""
+        for node in self.nodes:
+            node.input[:] = [other if value == name else value for value in node.input]
+
+    def detach(self, name: str) -> str:
+        """Give another name to what is an input or output; returns it. The two are to be connected anew."""
+        inner = f"{name}.inner"
+        self.reroute(name, inner)
+        return self.intercept(name) if name in self.outputs else inner
+
+    def intercept(self, name: str) -> str:
+        """Let the node that makes a value give it another name, which is returned; its readers read the old one."""
+        node = self.producer(name)
+        node.output[:] = [f"{name}.inner" if value == name else value for value in node.output]
+        return f"{name}.inner"
+
+    def drop(self, name: str, **others) -> str:
+        """Remove an input, or put others in its place; returns the name of the value that is missing now."""
+        items = [[(key, what)] if key != name else others.items() for key, what in self.inputs.items()]
+        self.inputs = dict(chain(*items))
+        return self.detach(name)
+
+    def caches(self):
+        """All (past, present)."""
+        pasts = [name for name in self.inputs if name.startswith("past_key_values")]
+        return [(past, past.replace("past_key_values", "present")) for past in pasts]
+
+    def reshape(self, past: str, present: str, change):
+        """Declare another shape for both ends of a cache."""
+        for border, name in ((self.inputs, past), (self.outputs, present)):
+            border[name] = FLOAT, change(*border[name][1])
+
+    def length(self) -> str:
+        """How many tokens are new, as [1]."""
+        return self.node("Shape", "input_ids", start=1, end=2)
+
+    def past_length(self) -> str:
+        return self.node("Shape", "past_key_values.0.key", start=2, end=3)
+
+    def new_and_all_places(self):
+        """What the causal mask compares: the Ranges of the new tokens' places in the cache, and of all places."""
+        causal = self.only("LessOrEqual")
+        found = []
+        for name in (causal.input[1], causal.input[0]):
+            while self.producer(name).op_type != "Range":
+                name = self.producer(name).input[0]
+            found.append(self.producer(name))
+        return found
+
+    def save(self, file: Path, **options):
+        """Write what the outputs need, with short names and each constant once."""
+        makers = {name: node for node in self.nodes for name in node.output}
+        order, constants, short = [], {}, {}
+
+        def visit(name):
+            if name in short or name not in makers:
+                return
+            node = makers[name]
+            for value in node.input:
+                visit(value)
+            content = node.attribute[0].SerializeToString() if node.op_type == "Constant" else None
+            if content in constants:
+                short[name] = constants[content]
+                return
+            for value in node.output:
+                short[value] = value if value in self.outputs else f"v{len(short)}"
+            if content:
+                constants[content] = short[name]
+            order.append(node)
+
+        for name in self.outputs:
+            visit(name)
+        for node in order:
+            node.ClearField("name")
+            node.input[:] = [short.get(name, name) for name in node.input]
+            node.output[:] = [short[name] for name in node.output]
+        used = {name for node in order for name in node.input}
+        graph = helper.make_graph(
+            order, "main_graph", *([helper.make_tensor_value_info(name, *what) for name, what in border.items()]
+                                   for border in (self.inputs, self.outputs)),
+            [tensor for name, tensor in self.weights.items() if name in used])
+        self.model.graph.CopyFrom(graph)
+        onnx.save(self.model, file, **options)
+        onnx.checker.check_model(file, full_check=True)
+
+
+def int32(g: Graph):
+    for name, (kind, shape) in g.inputs.items():
+        if kind == INT64:
+            g.inputs[name] = INT32, shape
+            g.node("Cast", name, out=g.detach(name), to=INT64)
+
+
+def narrow(g: Graph, kind: int):
+    for name in list(g.weights):
+        weight = numpy_helper.to_array(g.weights.pop(name))
+        g.node("Cast", weight.astype(helper.tensor_dtype_to_np_dtype(kind)), out=name, to=FLOAT)
+    for past, present in g.caches():
+        g.inputs[past] = kind, g.inputs[past][1]
+        g.node("Cast", past, out=g.detach(past), to=FLOAT)
+    for name, (_, shape) in g.outputs.items():
+        g.outputs[name] = kind, shape
+        g.node("Cast", g.detach(name), out=name, to=kind)
+
+
+def last_logits(g: Graph, declared):
+    g.outputs["logits"] = FLOAT, [BATCH, declared, g.outputs["logits"][1][2]]
+    g.node("Slice", g.detach("logits"), [-1], [ALL], [1], out="logits")
+
+
+def logits_2d(g: Graph):
+    g.outputs["logits"] = FLOAT, [BATCH, g.outputs["logits"][1][2]]
+    g.node("Gather", g.detach("logits"), -1, out="logits", axis=1)
+
+
+def num_logits(g: Graph):
+    g.inputs["num_logits_to_keep"] = INT64, []
+    g.outputs["logits"] = FLOAT, [BATCH, "num_logits", g.outputs["logits"][1][2]]
+    first = g.node("Unsqueeze", g.node("Neg", "num_logits_to_keep"), [0])
+    g.node("Slice", g.detach("logits"), first, [ALL], [1], out="logits")
+
+
+def cache_position(g: Graph, masking: bool):
+    g.node("Unsqueeze", "cache_position", [0], out=g.drop("position_ids", cache_position=(INT64, [LENGTH])))
+    if masking:
+        g.reroute(g.new_and_all_places()[0].output[0], "cache_position")
+
+
+def token_types(g: Graph):
+    g.inputs["token_type_ids"] = INT64, [BATCH, LENGTH]
+    embeddings = g.reader("input_ids").output[0]
+    table = np.zeros((2, g.weights["model.embed_tokens.weight"].dims[1]), np.float32)
+    table[1] = 50 * np.sin(1 + np.arange(table.shape[1]))
+    types = g.node("Gather", table, "token_type_ids")
+    g.node("Add", g.intercept(embeddings), types, out=embeddings)
+
+
+def no_mask(g: Graph):
+    shape = g.node("Concat", g.node("Shape", "input_ids", start=0, end=1),
+                   g.node("Add", g.past_length(), g.length()), axis=0)
+    g.node("Expand", [1], shape, out=g.drop("attention_mask"))
+
+
+def mask_positions(g: Graph):
+    positions = g.node("Sub", g.node("CumSum", "attention_mask", 1), 1)
+    g.node("Slice", positions, g.node("Neg", g.length()), [ALL], [1], out=g.drop("position_ids"))
+
+
+def length_positions(g: Graph):
+    past = g.past_length()
+    start, end = (g.node("Squeeze", value) for value in (past, g.node("Add", past, g.length())))
+    g.node("Unsqueeze", g.node("Range", start, end, 1), [0], out=g.drop("position_ids"))
+
+
+def rename(g: Graph, past_form: str, present_form: str):
+    for past, present in g.caches():
+        _, layer, part = past.split(".")
+        for border, old, form in ((g.inputs, past, past_form), (g.outputs, present, present_form)):
+            new = form.format(layer=layer, part=part, letter=part[0])
+            items = [(new if name == old else name, what) for name, what in border.items()]
+            border.clear()
+            border.update(items)
+            g.reroute(old, new)
+        g.producer(present).output[0] = new
+
+
+def uneven(g: Graph):
+    for past, present in g.caches()[2:]:
+        heads, new = g.inputs[past][1][1], g.detach(present)
+        g.reshape(past, present, lambda batch, heads, length, size: [batch, 2 * heads, length, size])
+        g.node("Slice", past, [0], [heads], [1], out=g.detach(past))
+        g.node("Concat", new, new, out=present, axis=1)
+
+
+def seq_first(g: Graph):
+    for past, present in g.caches():
+        g.reshape(past, present, lambda batch, heads, length, size: [batch, length, heads, size])
+        g.node("Transpose", past, out=g.detach(past), perm=[0, 2, 1, 3])
+        g.node("Transpose", g.detach(present), out=present, perm=[0, 2, 1, 3])
+
+
+def static_cache(g: Graph):
+    end = g.new_and_all_places()[1].input[1]
+    cache_position(g, masking=True)
+    g.reroute(g.producer(end).input[0], g.node("Identity", CAPACITY))
+    g.node("Expand", [1], g.node("Concat", g.node("Shape", "input_ids", start=0, end=1), [CAPACITY], axis=0),
+           out=g.drop("attention_mask"))
+    where = g.node("Unsqueeze", "cache_position", [1])
+    for past, present in g.caches():
+        g.reshape(past, present, lambda batch, heads, length, size: [batch, heads, CAPACITY, size])
+        concat = g.producer(present)
+        old, added = (g.node("Transpose", name, perm=[2, 0, 1, 3]) for name in concat.input)
+        g.nodes.remove(concat)
+        g.node("Transpose", g.node("ScatterND", old, where, added), out=present, perm=[1, 2, 0, 3])
+
+
+def weight_int8(g: Graph):
+    for node in [node for node in g.nodes if node.op_type == "MatMul" and node.input[1] in g.weights]:
+        weight = numpy_helper.to_array(g.weights[node.input[1]])
+        scale = np.abs(weight).max(axis=0) / 64  # 64, not 127, so that weights on a 4-bit grid are exact
+        node.input[1] = g.node("DequantizeLinear", np.round(weight / scale).astype(np.int8), scale, axis=1)
+
+
+def noncausal(g: Graph):
+    causal = g.only("LessOrEqual").output[0]
+    g.node("Or", g.intercept(causal), g.node("Greater", g.past_length(), [0]), out=causal)
+
+
+def conv_state(g: Graph):
+    g.inputs["past_conv.0"] = g.outputs["present_conv.0"] = FLOAT, [BATCH, 8, 4]
+    last = g.node("Slice", g.reader("input_ids").output[0], [-1, 0], [ALL, 8], [1, 2])
+    g.node("Concat", g.node("Slice", "past_conv.0", [1], [ALL], [2]), g.node("Transpose", last, perm=[0, 2, 1]),
+           out="present_conv.0", axis=2)
+
+
+def merged(g: Graph):
+    g.inputs["use_cache_branch"] = BOOL, [1]
+    end = g.node("Where", "use_cache_branch", [ALL], [0])
+    for past, _ in g.caches():
+        g.node("Slice", past, [0], end, [2], out=g.detach(past))
+
+
+def embeds(g: Graph):
+    embedding = g.reader("input_ids")
+    g.drop("input_ids", inputs_embeds=(FLOAT, [BATCH, LENGTH, g.weights[embedding.input[0]].dims[1]]))
+    g.reroute(embedding.output[0], "inputs_embeds")
+
+
+def unknown_input(g: Graph):
+    g.inputs["temperature_scale"] = FLOAT, [1]
+    g.node("Div", g.detach("logits"), "temperature_scale", out="logits")
+
+
+SURGERY = {
+    "int32": int32, "fp16-io": lambda g: narrow(g, FLOAT16), "bf16-io": lambda g: narrow(g, BFLOAT16),
+    "last-logits": lambda g: last_logits(g, 1), "last-logits-symbolic": lambda g: last_logits(g, LENGTH),
+    "logits-2d": logits_2d, "num-logits": num_logits, "cache-position": lambda g: cache_position(g, False),
+    "cache-position-mask": lambda g: cache_position(g, True), "token-types": token_types, "no-mask": no_mask,
+    "mask-positions": mask_positions, "length-positions": length_positions,
+    "renamed": lambda g: rename(g, "past_{part}_{layer}", "present_{part}_{layer}"),
+    "renamed-kv": lambda g: rename(g, "{letter}_cache_{layer}", "{letter}_cache_{layer}_out"), "uneven": uneven,
+    "seq-first": seq_first, "static-cache": static_cache, "weight-int8": weight_int8, "noncausal": noncausal,
+    "conv-state": conv_state, "merged": merged, "embeds": embeds, "unknown-input": unknown_input,
+}
+# Ways to run a sequence: in one pass; after the first tokens one by one; five by five; and with rejected tokens
+# between, which stay in the cache, but are masked or, where the caller says where to write, overwritten.
+WAYS = ("whole", "steps", "parts", "undo")
+# How close to the golden logits a variant has to be (1e-4, where nothing is said), and in which ways it is not.
+CLOSE = {"fp16-io": 0.05, "bf16-io": 0.5}
+WRONG = {"noncausal": {"parts", "undo"}, "length-positions": {"undo"}, "cache-position-mask": {"undo"},
+         "mistral-no-config": {"undo"}, "dynamic-int8": set(WAYS)}
+
+
+class Checked:
+    """A variant in ONNX Runtime."""
+
+    def __init__(self, file: Path, embeddings):
+        options = onnxruntime.SessionOptions()
+        options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
+        self.session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+        self.embeddings = embeddings
+        self.inputs = {value.name: value for value in self.session.get_inputs()}
+        self.outputs = [value.name for value in self.session.get_outputs()]
+        fed = {name for name in self.inputs if name in self.feeds([0], [1], 0)}
+        self.past = [name for name in self.inputs if name not in fed]
+        self.undoes = not {"attention_mask", "cache_position"}.isdisjoint(self.inputs)
+
+    def feeds(self, tokens, mask, position: int):
+        """All that may be asked for but the caches."""
+        positions = np.arange(position, position + len(tokens))
+        return {"input_ids": [tokens], "attention_mask": [mask], "position_ids": [positions],
+                "cache_position": positions, "token_type_ids": [np.zeros(len(tokens))], "num_logits_to_keep": 0,
+                "use_cache_branch": [len(mask) > len(tokens)], "temperature_scale": [1],
+                "inputs_embeds": self.embeddings[[tokens]]}
+
+    def value(self, name: str, content):
+        kind = self.inputs[name].type.removeprefix("tensor(").removesuffix(")")
+        if kind == "bfloat16":
+            bits = np.asarray(content, np.float32).view(np.uint32) >> 16
+            return onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(bits.astype(np.uint16), BFLOAT16)
+        kind = {"float": "float32"}.get(kind, kind)
+        return onnxruntime.OrtValue.ortvalue_from_numpy(np.asarray(content, kind))
+
+    def empty(self):
+        shapes = {name: self.inputs[name].shape for name in self.past}
+        return [self.value(name, np.zeros([{BATCH: 1, PAST: 0}.get(size, size) for size in shape]))
+                for name, shape in shapes.items()]
+
+    def run(self, passes):
+        """The rows of logits of each pass of (tokens, mask, position)."""
+        caches = self.empty()
+        for tokens, mask, position in passes:
+            feeds = {name: self.value(name, content) for name, content in self.feeds(tokens, mask, position).items()
+                     if name in self.inputs}
+            logits, *caches = self.session.run_with_ort_values(self.outputs, feeds | dict(zip(self.past, caches)))
+            if logits.data_type() == "tensor(bfloat16)":
+                bits = (ctypes.c_uint16 * np.prod(logits.shape())).from_address(logits.data_ptr())
+                rows = (np.array(bits, np.uint32) << 16).view(np.float32).reshape(logits.shape())
+            else:
+                rows = logits.numpy().astype(np.float32)
+            yield rows.reshape(-1, rows.shape[-1])
+
+    def deviation(self, way: str, tokens, golden):
+        """The largest deviation of all rows that are returned; None if one cannot undo."""
+        if way == "undo" and not self.undoes:
+            return None
+        width = {"whole": len(tokens), "steps": 1}.get(way, 5)
+        cuts = [0, *range(width if way == "whole" else 7, len(tokens), width), len(tokens)]
+        mask, passes, expected = [], [], []
+        for start, end in zip(cuts, cuts[1:]):
+            mask = mask + [1] * (end - start)
+            passes.append((tokens[start:end], mask, start))
+            expected.append(golden[start:end])
+            if way == "undo":
+                passes.append((tokens[3:6], mask + [1] * 3, end))
+                expected.append(None)
+                mask = mask + [0] * 3
+        return np.max([np.abs(rows - want[-len(rows):]).max() for rows, want in zip(self.run(passes), expected)
+                       if want is not None])
+
+
+def check(name: str, file: Path, golden: Path, embeddings) -> bool:
+    """Print how far a variant is from the golden logits; whether that is as it should be."""
+    about = json.loads((golden / "golden.json").read_text())
+    logits = np.fromfile(golden / "golden.f32", "<f4").reshape(-1, about["columns"])
+    model, start, found = Checked(file, embeddings), 0, {}
+    for tokens in about["sequences"]:
+        for way in WAYS:
+            deviation = model.deviation(way, tokens, logits[start:start + len(tokens)])
+            if deviation is not None:
+                found[way] = np.maximum(found.get(way, 0), deviation)  # NaN, if one is
+        start += len(tokens)
+    size = sum(file.stat().st_size for file in file.parent.rglob("*") if file.is_file())
+    label = name if file.stem == "model" else f"{name} {file.stem}"
+    print(f"{label:24} {size:>9,}  " + "  ".join(f"{way} {found[way]:.1e}" if way in found else f"{way}       –"
+                                                for way in WAYS))
+    wrong = {way for way, deviation in found.items() if not deviation <= CLOSE.get(name, 1e-4)}
+    return wrong == WRONG.get(name, set())
+
+
+def main():
+    args = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    args.add_argument("--exports", type=Path, default=Path("tests/exports"), metavar="DIR",
+                      help="default: tests/exports")
+    exports = args.parse_args().exports
+    logging.disable(logging.WARNING)  # of the quantisers
+    llama, mistral, out = exports / "llama/optimum-fp32", exports / "mistral/optimum-fp32", exports / "variants"
+    shutil.rmtree(out, ignore_errors=True)
+
+    def folder(name: str, *copied: str, source=llama) -> Path:
+        (out / name).mkdir(parents=True)
+        for file in copied:
+            shutil.copyfile(source / file, out / name / file)
+        return out / name / "model.onnx"
+
+    def load():
+        return onnx.load(llama / "model.onnx")
+
+    for name, surgery in SURGERY.items():
+        graph = Graph(load())
+        surgery(graph)
+        graph.save(folder(name, "config.json"))
+
+    file = folder("external", "config.json", "tokenizer.json")
+    Graph(load()).save(file, save_as_external_data=True, location="model.onnx_data", size_threshold=100)
+    folder("no-config", "model.onnx")
+    folder("mistral-no-config", "model.onnx", source=mistral)
+    hub = folder("hub", "config.json", "tokenizer.json").parent / "onnx"
+    hub.mkdir()
+    Graph(load()).save(hub / "model.onnx")
+    four_bits = MatMulNBitsQuantizer(load(), block_size=32, is_symmetric=True)
+    four_bits.process()
+    Graph(four_bits.model.model).save(hub / "model_q4.onnx")
+    file = folder("dynamic-int8", "config.json")
+    quantize_dynamic(load(), file, weight_type=QuantType.QUInt8)  # QInt8 overflows on CPUs without VNNI
+    Graph(onnx.load(file)).save(file)
+
+    embeddings = numpy_helper.to_array(Graph(load()).weights["model.embed_tokens.weight"])
+    fine = True
+    for file in sorted(out.rglob("*.onnx")):
+        name = file.relative_to(out).parts[0]
+        fine &= check(name, file, exports / ("mistral" if name.startswith("mistral") else "llama"), embeddings)
+    files = [file for file in out.rglob("*") if file.is_file()]
+    print(f"{out}: {len(files)} files, {sum(file.stat().st_size for file in files):,} bytes")
+    if not fine:
+        sys.exit("not all variants are as they should be")
+
+
+if __name__ == "__main__":
+    main()
