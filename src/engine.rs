@@ -3,9 +3,10 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::config::{Combine, Config, ProviderName};
+use crate::config::{Combine, Config, ModelConfig, ProviderName};
+use crate::decode::combine::Combination;
 use crate::error::{Error, Result};
-use crate::model::{Model, OnnxModel, Provider, environment};
+use crate::model::{Model, Ngram, OnnxModel, Provider, environment};
 use crate::text::Text;
 
 /// The loaded models and how they are combined. Immutable.
@@ -24,6 +25,13 @@ impl Engine {
         let mut stop_tokens = Vec::new();
         let mut tokenizers: Vec<(String, PathBuf)> = Vec::new();
         for model in &config.models {
+            let model = match model {
+                ModelConfig::Onnx(export) => export,
+                ModelConfig::Ngram { name } => {
+                    models.push(Arc::new(Ngram::new(name)) as Arc<dyn Model>);
+                    continue;
+                }
+            };
             let provider = match model.provider {
                 ProviderName::Cpu => Provider::Cpu,
                 ProviderName::Cuda => Provider::Cuda { device_id: model.device_id },
@@ -37,7 +45,7 @@ impl Engine {
             stop_tokens.extend_from_slice(&loaded.export().stop_tokens);
             models.push(Arc::new(loaded) as Arc<dyn Model>);
         }
-        let text = agree(&tokenizers, models[0].vocab_size())?;
+        let text = agree(&tokenizers, vocab_size(&models))?;
         Self::new(models, config.combine.clone(), stop_tokens, text)
     }
 
@@ -48,9 +56,10 @@ impl Engine {
         mut stop_tokens: Vec<i32>,
         text: Option<Arc<Text>>,
     ) -> Result<Self> {
-        let first = models.first().ok_or_else(|| Error::Config("an engine takes at least one model".into()))?;
+        let mut scoring = models.iter().filter(|model| model.scores());
+        let first = scoring.next().ok_or_else(|| Error::Config("an engine takes at least one model".into()))?;
         let vocab_size = first.vocab_size();
-        if let Some(other) = models.iter().find(|model| model.vocab_size() != vocab_size) {
+        if let Some(other) = scoring.find(|model| model.vocab_size() != vocab_size) {
             return Err(Error::Model(format!(
                 "the vocabularies differ: {} has {vocab_size} tokens, {} has {}; \
                  models that decode together must share one vocabulary",
@@ -59,10 +68,11 @@ impl Engine {
                 other.vocab_size()
             )));
         }
-        combine.resolve(models.len(), None)?;
         stop_tokens.sort_unstable();
         stop_tokens.dedup();
-        Ok(Engine { models, combine, text, stop_tokens })
+        let engine = Engine { models, combine, text, stop_tokens };
+        engine.combination(None)?;
+        Ok(engine)
     }
 
     /// The models, in the order of the configuration.
@@ -75,9 +85,15 @@ impl Engine {
         &self.combine
     }
 
+    /// The combination, with a session's own weights where given.
+    pub fn combination(&self, weights: Option<&[f32]>) -> Result<Combination> {
+        let scores: Vec<bool> = self.models.iter().map(|model| model.scores()).collect();
+        self.combine.resolve(&scores, weights)
+    }
+
     /// Number of tokens of the shared vocabulary.
     pub fn vocab_size(&self) -> usize {
-        self.models[0].vocab_size()
+        vocab_size(&self.models)
     }
 
     /// The exports' end-of-sequence tokens.
@@ -93,6 +109,11 @@ impl Engine {
             )
         })
     }
+}
+
+/// The vocabulary of the first model that has one.
+fn vocab_size(models: &[Arc<dyn Model>]) -> usize {
+    models.iter().find(|model| model.scores()).map_or(0, |model| model.vocab_size())
 }
 
 fn folder_name(path: &Path) -> String {

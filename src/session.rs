@@ -85,7 +85,7 @@ impl Session {
     /// An empty sequence.
     pub fn new(engine: &Arc<Engine>, options: &Options) -> Result<Self> {
         let models = engine.models();
-        let combination = engine.combine().resolve(models.len(), options.weights.as_deref())?;
+        let combination = engine.combination(options.weights.as_deref())?;
         let costs: Vec<u64> = models.iter().map(|model| model.cost()).collect();
         let plan = Plan::new(&Request {
             strategy: options.strategy,

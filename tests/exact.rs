@@ -12,10 +12,10 @@ use common::{Sampling, Way, World, decoder, oracle};
 use cos::decode::chance::{Chance, CounterRng, Key, Purpose};
 use cos::decode::combine::Combination;
 use cos::decode::policy::{Strategy, Targets};
-use cos::decode::round::Finish;
+use cos::decode::round::{Counters, Finish};
 use cos::error::Error;
 use cos::model::scripted::Scripted;
-use cos::model::{Interrupt, Model};
+use cos::model::{Cancel, Interrupt, Model, Ngram, Pass, Sequence};
 
 const PROMPT: [i32; 5] = [1, 0, 0, 1, 1];
 const ENOUGH: f64 = 1e-5;
@@ -88,6 +88,18 @@ impl Chance for &Enumerator {
 
 type Joint = BTreeMap<Vec<i32>, f64>;
 
+/// For some generated tokens and the lengths, up to theirs, at which rounds had ended: how often each token came next.
+type Continuations = BTreeMap<(Vec<i32>, Vec<usize>), BTreeMap<i32, f64>>;
+
+/// What the enumeration found.
+#[derive(Default)]
+struct Found {
+    joint: Joint,
+    continuations: Continuations,
+    branches: usize,
+    counters: Counters,
+}
+
 struct Case<'a> {
     models: Vec<Arc<dyn Model>>,
     world: World,
@@ -111,10 +123,7 @@ impl Case<'_> {
             joint.insert(tokens.clone(), p);
             return;
         }
-        let context: Vec<i32> = PROMPT.iter().chain(tokens.iter()).copied().collect();
-        let rows: Vec<Vec<f32>> =
-            (0..self.models.len()).map(|k| self.world.logits(k, &context, self.models[0].vocab_size())).collect();
-        for (token, q) in oracle(&rows, self.combination, self.sampling).into_iter().enumerate() {
+        for (token, q) in self.next(tokens).into_iter().enumerate() {
             if q > 0.0 {
                 tokens.push(token as i32);
                 self.extend(tokens, p * q, joint);
@@ -123,9 +132,17 @@ impl Case<'_> {
         }
     }
 
-    /// The decoder's joint distribution, and over how many branches.
-    fn enumerated(&self, way: &Way) -> (Joint, usize) {
-        let (chance, mut joint, mut branches) = (Enumerator::default(), Joint::new(), 0);
+    /// The oracle's distribution of the token after some generated ones.
+    fn next(&self, tokens: &[i32]) -> Vec<f64> {
+        let context: Vec<i32> = PROMPT.iter().chain(tokens).copied().collect();
+        let vocab = self.models.iter().map(|model| model.vocab_size()).max().unwrap(); // look-ups have none
+        let rows: Vec<Vec<f32>> = (0..self.models.len()).map(|k| self.world.logits(k, &context, vocab)).collect();
+        oracle(&rows, self.combination, self.sampling)
+    }
+
+    /// What the decoder does, over all branches.
+    fn enumerated(&self, way: &Way) -> Found {
+        let (chance, mut found) = (Enumerator::default(), Found::default());
         loop {
             chance.start();
             if let Some(passes) = &self.passes {
@@ -134,12 +151,13 @@ impl Case<'_> {
             let mut decoder =
                 decoder(&self.models, self.combination, self.sampling, way, self.stop_tokens, self.tokens, &chance);
             decoder.prompt(&PROMPT).unwrap();
-            let mut out = Vec::new();
+            let (mut out, mut ends) = (Vec::new(), Vec::new());
             loop {
                 match decoder.round() {
                     Ok((tokens, finish)) => {
                         assert!(!tokens.is_empty(), "a round without a token");
                         out.extend_from_slice(tokens);
+                        ends.push(out.len());
                         if finish.is_some() {
                             break;
                         }
@@ -149,29 +167,46 @@ impl Case<'_> {
                 }
             }
             assert_eq!(decoder.committed()[PROMPT.len()..], out);
-            *joint.entry(out).or_default() += chance.0.borrow().probability;
-            branches += 1;
+            let p = chance.0.borrow().probability;
+            for (position, &token) in out.iter().enumerate() {
+                let ends = ends.iter().copied().take_while(|&end| end <= position).collect();
+                let continuations = found.continuations.entry((out[..position].to_vec(), ends)).or_default();
+                *continuations.entry(token).or_default() += p;
+            }
+            *found.joint.entry(out).or_default() += p;
+            found.branches += 1;
+            found.counters.proposed += decoder.counters().proposed;
+            found.counters.accepted += decoder.counters().accepted;
             if !chance.advance() {
-                return (joint, branches);
+                return found;
             }
         }
     }
 
-    fn check(&self, way: &Way) -> usize {
-        let (found, branches) = self.enumerated(way);
+    fn check(&self, way: &Way) -> Found {
+        let found = self.enumerated(way);
+        let what = || {
+            let (world, combination, sampling, stop) = (self.world, self.combination, self.sampling, self.stop_tokens);
+            format!("{way:?}, {world:?}, {combination:?}, {sampling:?}, stop {stop:?}")
+        };
         let expected = self.expected();
-        for tokens in found.keys().chain(expected.keys()) {
-            let (f, e) = (found.get(tokens).unwrap_or(&0.0), expected.get(tokens).unwrap_or(&0.0));
-            assert!(
-                (f - e).abs() < ENOUGH,
-                "{tokens:?} has probability {f}, not {e}: {way:?}, {:?}, {:?}, {:?}, stop {:?}",
-                self.world,
-                self.combination,
-                self.sampling,
-                self.stop_tokens
-            );
+        for tokens in found.joint.keys().chain(expected.keys()) {
+            let (f, e) = (found.joint.get(tokens).unwrap_or(&0.0), expected.get(tokens).unwrap_or(&0.0));
+            assert!((f - e).abs() < ENOUGH, "{tokens:?} has probability {f}, not {e}: {}", what());
         }
-        branches
+        // The same for all that a caller can see: where rounds end tells nothing of the next token.
+        for ((tokens, ends), continuations) in &found.continuations {
+            let total: f64 = continuations.values().sum();
+            for (token, p) in self.next(tokens).into_iter().enumerate() {
+                let (f, e) = (continuations.get(&(token as i32)).unwrap_or(&0.0), p * total);
+                assert!(
+                    (f - e).abs() < ENOUGH,
+                    "after {tokens:?} in rounds to {ends:?}, {token} has probability {f}, not {e}: {}",
+                    what()
+                );
+            }
+        }
+        found
     }
 }
 
@@ -206,6 +241,10 @@ fn ways(models: usize, combination: &Combination, sampling: Sampling) -> Vec<Way
         3 => &[&[1, 1, 1], &[2, 0, 1], &[1, 2, 2]],
         _ => &[&[1, 1, 1, 1]],
     };
+    ways_of(lengths, combination, sampling)
+}
+
+fn ways_of(lengths: &[&[i32]], combination: &Combination, sampling: Sampling) -> Vec<Way> {
     let routable = matches!(combination, Combination::Mixture { .. }) && sampling.temperature > 0.0;
     let mut ways = Vec::new();
     for &targets in if routable { &[Targets::Combined, Targets::Routed][..] } else { &[Targets::Combined] } {
@@ -248,7 +287,7 @@ fn check_all(models: usize, vocab: usize, tokens: usize) {
                         passes: None,
                     };
                     for way in ways(models, combination, sampling) {
-                        branches += case.check(&way);
+                        branches += case.check(&way).branches;
                         cases += 1;
                     }
                 }
@@ -296,6 +335,165 @@ fn longer_sequences() {
                 case.check(&way);
             }
         }
+    }
+}
+
+/// A look-up drafts, alone and beside models that propose, and at any place in the list.
+#[test]
+fn look_ups_draft_exactly() {
+    let mixture = |weights: &[f32]| Combination::mixture(weights).unwrap();
+    let logits = |weights: &[f32]| Combination::logits(weights).unwrap();
+    let cases: [(usize, Vec<Combination>, &[&[i32]]); 4] = [
+        // where the look-up stands, what is combined, who proposes how many
+        (1, vec![mixture(&[1.0, 0.0]), logits(&[0.5, 0.0]), Combination::target(2, 0).unwrap()], &[&[1, 1], &[0, 3]]),
+        (
+            2,
+            vec![mixture(&[0.6, 0.4, 0.0]), logits(&[1.5, -0.5, 0.0]), Combination::contrastive(3, 0.3, 0.2).unwrap()],
+            &[&[0, 0, 2], &[1, 1, 3], &[2, 1, 1]],
+        ),
+        (0, vec![mixture(&[0.0, 0.5, 0.5]), Combination::target(3, 2).unwrap()], &[&[2, 1, 1], &[3, 0, 2]]),
+        // beside a model of weight 0
+        (1, vec![mixture(&[0.5, 0.0, 0.5, 0.0])], &[&[1, 2, 1, 2]]),
+    ];
+    let mut total = Counters::default();
+    for (place, combinations, lengths) in &cases {
+        for (combination, world) in combinations.iter().flat_map(|c| World::ALL.map(|world| (c, world))) {
+            if world == World::Zeros && !matches!(combination, Combination::Mixture { .. }) {
+                continue;
+            }
+            for sampling in SAMPLINGS {
+                let mut models = world.models(combination.weights().len(), 2);
+                models[*place] = Arc::new(Ngram::new("ngram"));
+                let case = Case { models, world, combination, sampling, stop_tokens: &[], tokens: 4, passes: None };
+                for way in ways_of(lengths, combination, sampling) {
+                    let found = case.check(&way);
+                    if way.strategy != Strategy::Standard {
+                        total.proposed += found.counters.proposed;
+                        total.accepted += found.counters.accepted;
+                        assert!(way.strategy == Strategy::Cos || found.counters.proposed > 0, "nothing was drafted");
+                    }
+                }
+            }
+        }
+    }
+    assert!(total.accepted > total.proposed / 10, "look-ups guess right now and then");
+}
+
+/// Text that repeats itself is drafted, and costs one pass for each draft and the token behind it.
+#[test]
+fn repetitions_are_drafted() {
+    let script = |context: &[i32], row: &mut [f32]| {
+        row[(*context.last().unwrap() as usize + 1) % 8] = 9.0;
+        Ok(())
+    };
+    let prompt: Vec<i32> = (0..16).map(|token| token % 8).collect();
+    for sampling in [Sampling::GREEDY, Sampling { top_k: 1, ..Sampling::PLAIN }] {
+        for (models, combination) in [(1, Combination::target(2, 0)), (2, Combination::mixture(&[0.5, 0.5, 0.0]))] {
+            for strategy in [Strategy::Speculative, Strategy::Cos] {
+                let mut engine: Vec<Arc<dyn Model>> = Vec::new();
+                engine.resize_with(models, || Arc::new(Scripted::new(8, script)));
+                engine.push(Arc::new(Ngram::new("ngram")));
+                let lengths = [vec![0; models], vec![4]].concat();
+                let way = Way::new(strategy, Targets::Combined, &lengths);
+                let combination = combination.as_ref().unwrap();
+                let mut decoder = decoder(&engine, combination, sampling, &way, &[], 40, CounterRng::new(1));
+                decoder.prompt(&prompt).unwrap();
+                while decoder.round().unwrap().1.is_none() {}
+                let counters = decoder.counters();
+                assert_eq!((counters.tokens, counters.proposed, counters.accepted), (40, 32, 32), "{way:?}");
+                assert_eq!(counters.forwards, 8 * models as u64, "passes of a look-up do not count");
+                assert_eq!(counters.positions, 40 * models as u64);
+            }
+        }
+    }
+}
+
+/// A look-up that finds nothing is no loss: the others go on as if it were not there.
+#[test]
+fn a_look_up_without_a_find_costs_nothing() {
+    let run = |weights: &[f32], strategy, lengths: &[i32]| {
+        // Tokens that only ever rise, so that nothing repeats itself.
+        let script = |context: &[i32], row: &mut [f32]| {
+            row[context.len()] = 9.0;
+            Ok(())
+        };
+        let mut models: Vec<Arc<dyn Model>> = Vec::new();
+        models.resize_with(2, || Arc::new(Scripted::new(64, script)));
+        if weights.len() > 2 {
+            models.push(Arc::new(Ngram::new("ngram")));
+        }
+        let way = Way::new(strategy, Targets::Combined, lengths);
+        let combination = Combination::mixture(weights).unwrap();
+        let mut decoder = decoder(&models, &combination, Sampling::GREEDY, &way, &[], 20, CounterRng::new(1));
+        decoder.prompt(&[0, 1]).unwrap();
+        while decoder.round().unwrap().1.is_none() {}
+        decoder.counters()
+    };
+    let without = run(&[0.5, 0.5], Strategy::Cos, &[1, 1]);
+    assert!(without.accepted > 15, "the others propose");
+    assert_eq!(run(&[0.5, 0.5, 0.0], Strategy::Cos, &[1, 1, 4]), without);
+    let standard = run(&[0.5, 0.5], Strategy::Standard, &[0, 0]);
+    assert_eq!(run(&[0.5, 0.5, 0.0], Strategy::Speculative, &[0, 0, 4]), standard);
+}
+
+/// A model of weight 0 runs to propose, and for nothing else.
+#[test]
+fn drafters_never_verify() {
+    for combination in
+        [Combination::mixture(&[0.5, 0.5, 0.0]).unwrap(), Combination::logits(&[1.5, -0.5, 0.0]).unwrap()]
+    {
+        for sampling in [Sampling::PLAIN, Sampling::GREEDY] {
+            for lengths in [[0, 0, 1], [0, 0, 3], [1, 1, 2], [2, 1, 0]] {
+                for way in ways_of(&[&lengths], &combination, sampling) {
+                    let passes = Arc::new(AtomicUsize::new(0));
+                    let mut models = World::Related.models(2, 3);
+                    let drafter = Counted { model: World::Related.model(2, 3), passes: passes.clone() };
+                    models.push(Arc::new(drafter));
+                    let mut decoder = decoder(&models, &combination, sampling, &way, &[], 50, CounterRng::new(5));
+                    decoder.prompt(&PROMPT).unwrap();
+                    while decoder.round().unwrap().1.is_none() {}
+                    let (passes, proposed) = (passes.load(Ordering::Relaxed) as u64, decoder.counters().proposed);
+                    assert!(way.strategy == Strategy::Standard || lengths[2] == 0 || passes > 10);
+                    match way.strategy {
+                        Strategy::Speculative if lengths[2] > 0 => assert_eq!(passes, proposed, "{way:?}"),
+                        Strategy::Cos if lengths[2] > 0 && lengths[0] == 0 => assert_eq!(passes, proposed, "{way:?}"),
+                        Strategy::Cos if lengths[2] > 0 => assert!(passes < proposed, "{way:?}"),
+                        _ => assert_eq!(passes, 0, "{way:?}"),
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Counts the passes of a model.
+struct Counted {
+    model: Scripted,
+    passes: Arc<AtomicUsize>,
+}
+
+impl Model for Counted {
+    fn name(&self) -> &str {
+        self.model.name()
+    }
+    fn vocab_size(&self) -> usize {
+        self.model.vocab_size()
+    }
+    fn context_length(&self) -> usize {
+        self.model.context_length()
+    }
+    fn max_pass(&self) -> usize {
+        self.model.max_pass()
+    }
+    fn cost(&self) -> u64 {
+        self.model.cost()
+    }
+    fn start(&self, cancel: &Arc<Cancel>) -> cos::error::Result<Box<dyn Sequence>> {
+        self.model.start(cancel)
+    }
+    fn forward(&self, batch: &mut [Pass<'_>]) -> Result<(), Interrupt> {
+        self.passes.fetch_add(1, Ordering::Relaxed);
+        self.model.forward(batch)
     }
 }
 

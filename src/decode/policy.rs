@@ -46,8 +46,10 @@ pub struct View<'a> {
     pub pending: usize,
     /// The first model that must score the front position before it can be decided.
     pub missing: usize,
-    /// Tokens that each model has seen, pending ones included.
+    /// Tokens that each model has seen, pending ones included; `usize::MAX` for one that has no business now.
     pub seen: &'a [usize],
+    /// Whether a model had nothing to propose since the last commit.
+    pub declined: bool,
 }
 
 /// How a session decodes, settled when it starts.
@@ -75,9 +77,10 @@ impl Policy {
     /// Decide what to do next. There is always something: a front position that is not yet decidable.
     pub fn next(&self, view: &View) -> Action {
         match self {
-            Policy::Speculative { proposer, length } if view.pending == 0 => {
+            Policy::Speculative { proposer, length } if view.pending == 0 && !view.declined => {
                 Action { model: *proposer, proposals: *length }
             }
+            // without a draft there is nothing to be but standard
             Policy::Standard | Policy::Speculative { .. } => Action { model: view.missing, proposals: 0 },
             Policy::Cos { lengths, order } => {
                 let behind = order.iter().copied().min_by_key(|&model| view.seen[model]);
@@ -279,10 +282,18 @@ mod tests {
     #[test]
     fn cos_runs_the_model_that_is_furthest_behind() {
         let policy = Policy::Cos { lengths: vec![1, 2, 3], order: vec![2, 0, 1] };
-        let next = |seen: &[usize]| policy.next(&View { pending: 1, missing: 0, seen });
+        let next = |seen: &[usize]| policy.next(&View { pending: 1, missing: 0, seen, declined: false });
         assert_eq!(next(&[7, 7, 7]), Action { model: 2, proposals: 3 });
         assert_eq!(next(&[7, 7, 8]), Action { model: 0, proposals: 1 });
         assert_eq!(next(&[9, 7, 8]), Action { model: 1, proposals: 2 });
+    }
+
+    #[test]
+    fn a_drafter_without_a_draft_is_not_asked_again() {
+        let policy = Policy::Speculative { proposer: 1, length: 4 };
+        let next = |declined| policy.next(&View { pending: 0, missing: 0, seen: &[6, 7], declined });
+        assert_eq!(next(false), Action { model: 1, proposals: 4 });
+        assert_eq!(next(true), Action { model: 0, proposals: 0 });
     }
 
     #[test]

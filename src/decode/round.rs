@@ -15,7 +15,7 @@ use crate::decode::policy::{Action, Plan, Targets, View};
 use crate::decode::sampling::{self, Candidates, Sampler};
 use crate::decode::verify;
 use crate::error::{Error, Result};
-use crate::model::{Interrupt, Model, Pass, Sequence};
+use crate::model::{Interrupt, Model, Pass, Proposal, Sequence};
 
 /// Why a sequence ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,7 +39,7 @@ pub struct Counters {
     pub tested: u64,
     /// Proposals accepted.
     pub accepted: u64,
-    /// Passes of all models, those over nothing but prompt excluded.
+    /// Passes of all models, those over nothing but prompt excluded. Look-ups make none.
     pub forwards: u64,
     /// Positions scored by all models, prompt excluded.
     pub positions: u64,
@@ -99,6 +99,14 @@ impl Lane {
     }
 }
 
+/// A pending token.
+#[derive(Debug, Clone, Copy)]
+struct Draft {
+    proposer: usize,
+    /// Whether its proposer gave it for certain: `q` is a point mass. Otherwise `q` is the proposer's processed row.
+    certain: bool,
+}
+
 /// The decoder of one sequence.
 pub struct Decoder<C> {
     models: Vec<Arc<dyn Model>>,
@@ -108,8 +116,8 @@ pub struct Decoder<C> {
     /// Committed tokens, then pending ones.
     tokens: Vec<i32>,
     committed: usize,
-    /// Who proposed each pending token.
-    proposers: Vec<usize>,
+    /// Where each pending token comes from.
+    drafts: Vec<Draft>,
     /// Tokens committed when the last prompt ended.
     prompt_end: usize,
     context_length: usize,
@@ -130,18 +138,21 @@ pub struct Decoder<C> {
 impl<C: Chance> Decoder<C> {
     /// A decoder of an empty sequence; `sequences` are the models' own, one each, empty.
     pub fn new(models: Vec<Arc<dyn Model>>, sequences: Vec<Box<dyn Sequence>>, settings: Settings, chance: C) -> Self {
-        let vocab_size = models[0].vocab_size();
+        let vocab_size = models.iter().find(|model| model.scores()).map_or(0, |model| model.vocab_size());
         let context_length = (0..models.len())
             .filter(|&model| settings.combination.needs(model) || settings.plan.policy.uses(model))
             .map(|model| models[model].context_length())
             .min()
             .unwrap_or(0);
         let max_pending = settings.plan.policy.max_pending();
-        // One row for each pending position and the one after them; greedy decoding needs none.
-        let slots = if settings.sampler.is_greedy() { 0 } else { max_pending + 1 };
-        let lanes: Vec<Lane> = sequences
-            .into_iter()
-            .map(|sequence| Lane { sequence, rows: Array2::zeros((slots, vocab_size)), stamps: vec![NO_ROW; slots] })
+        // One row for each pending position and the one after them; greedy decoding needs none, and neither do look-ups.
+        let lanes: Vec<Lane> = models
+            .iter()
+            .zip(sequences)
+            .map(|(model, sequence)| {
+                let slots = if settings.sampler.is_greedy() || !model.scores() { 0 } else { max_pending + 1 };
+                Lane { sequence, rows: Array2::zeros((slots, vocab_size)), stamps: vec![NO_ROW; slots] }
+            })
             .collect();
         Decoder {
             seen: vec![0; lanes.len()],
@@ -150,7 +161,7 @@ impl<C: Chance> Decoder<C> {
             chance,
             tokens: Vec::with_capacity(context_length.min(1 << 20)),
             committed: 0,
-            proposers: Vec::with_capacity(max_pending),
+            drafts: Vec::with_capacity(max_pending),
             prompt_end: 0,
             context_length,
             max_pending,
@@ -243,39 +254,39 @@ impl<C: Chance> Decoder<C> {
     fn run_round(&mut self) -> Result<(), Interrupt> {
         let start = self.committed;
         self.verify(start)?; // what an earlier round left, because it could not be decided without an error
-        let mut drafting = true;
+        let mut declined = false;
         while self.committed == start {
-            let Action { model, proposals } = self.next_action(drafting);
+            let Action { model, proposals } = self.next_action(declined);
             self.advance(model)?;
             self.verify(start)?;
             if proposals > 0 && self.can_propose(model) {
-                match self.propose(model) {
-                    Ok(()) => self.turn = Some(Action { model, proposals: proposals - 1 }).filter(|t| t.proposals > 0),
-                    // A proposal that fails is none. Whether the bad row matters shows when it is needed to decide.
-                    Err(_) => drafting = false,
+                // A proposal that fails is none. Whether the bad row matters shows when it is needed to decide.
+                if self.propose(model).unwrap_or(false) {
+                    self.turn = Some(Action { model, proposals: proposals - 1 }).filter(|turn| turn.proposals > 0);
+                } else {
+                    declined = true;
                 }
-                self.verify(start)?;
             }
         }
         Ok(())
     }
 
-    /// The rest of a proposer's turn, or what the policy says; without drafting, what brings a decision nearest.
-    fn next_action(&mut self, drafting: bool) -> Action {
+    /// The rest of a proposer's turn, or what the policy says.
+    fn next_action(&mut self, declined: bool) -> Action {
+        let room = self.has_room();
         if let Some(turn) = self.turn.take()
-            && self.has_room()
+            && room
         {
             return turn;
         }
-        for (seen, lane) in self.seen.iter_mut().zip(&self.lanes) {
-            *seen = lane.sequence.len();
+        for (model, (seen, lane)) in self.seen.iter_mut().zip(&self.lanes).enumerate() {
+            // Without room, one that may only draft has nothing to run for.
+            let idle = !room && !self.settings.combination.needs(model);
+            *seen = if idle { usize::MAX } else { lane.sequence.len() };
         }
         let missing = self.missing().expect("a decidable position was left undecided");
-        if drafting {
-            self.settings.plan.policy.next(&View { pending: self.proposers.len(), missing, seen: &self.seen })
-        } else {
-            Action { model: missing, proposals: 0 }
-        }
+        let pending = self.drafts.len();
+        self.settings.plan.policy.next(&View { pending, missing, seen: &self.seen, declined })
     }
 
     /// Run a model over everything that it has not seen.
@@ -286,6 +297,9 @@ impl<C: Chance> Decoder<C> {
             let end = self.tokens.len().min(start + self.models[model].max_pass());
             let mut pass = [Pass { sequence, tokens: &self.tokens[start..end], keep: self.committed }];
             self.models[model].forward(&mut pass)?;
+            if !self.models[model].scores() {
+                continue;
+            }
             // After the token at index i the row of position i + 1 is scored; those within the prompt do not count.
             let scored = end.saturating_sub(start.max(self.prompt_end - 1));
             self.counters.forwards += u64::from(scored > 0);
@@ -296,11 +310,15 @@ impl<C: Chance> Decoder<C> {
 
     /// The first model that must still score the front position before it can be decided.
     fn missing(&self) -> Option<usize> {
-        let scored = |model: usize| self.lanes[model].sequence.len() >= self.committed;
         match self.settings.plan.targets {
-            Targets::Combined => self.settings.combination.needed().find(|&model| !scored(model)),
-            Targets::Routed => Some(self.route(self.committed)).filter(|&model| !scored(model)),
+            Targets::Combined => self.settings.combination.needed().find(|&model| !self.scored(model)),
+            Targets::Routed => Some(self.route(self.committed)).filter(|&model| !self.scored(model)),
         }
+    }
+
+    /// Whether a model has scored the front position.
+    fn scored(&self, model: usize) -> bool {
+        self.lanes[model].sequence.len() >= self.committed
     }
 
     /// The model that a position's target is routed to: `k` with probability `λ_k`, fixed for each position.
@@ -310,7 +328,7 @@ impl<C: Chance> Decoder<C> {
 
     fn has_room(&self) -> bool {
         let generated = self.tokens.len() - self.prompt_end;
-        self.proposers.len() < self.max_pending
+        self.drafts.len() < self.max_pending
             && self.tokens.len() < self.context_length
             && (self.settings.max_tokens == 0 || generated < self.settings.max_tokens)
     }
@@ -320,28 +338,38 @@ impl<C: Chance> Decoder<C> {
         self.finish.is_none() && self.lanes[model].sequence.len() == self.tokens.len() && self.has_room()
     }
 
-    /// Draw a token from a model and make it pending.
-    fn propose(&mut self, model: usize) -> Result<()> {
+    /// Draw a token from a model and make it pending; false if the model has none to propose.
+    fn propose(&mut self, model: usize) -> Result<bool> {
         let position = self.tokens.len();
-        let token = if self.settings.sampler.is_greedy() {
-            let best = sampling::argmax_logits(self.lanes[model].sequence.logits(position));
-            best.map_err(|error| self.blame(position, error))?.0
-        } else {
-            self.process(model, position)?;
-            let key = self.key(position, Purpose::Proposal);
-            self.chance.pick(key, self.lanes[model].row(position))
+        let (token, certain) = match self.lanes[model].sequence.proposal(position) {
+            Proposal::Nothing => return Ok(false),
+            Proposal::Token(token) => (token, true),
+            Proposal::Row(row) if self.settings.sampler.is_greedy() => (sampling::argmax_logits(row)?.0 as i32, false),
+            Proposal::Row(_) => {
+                self.process(model, position)?;
+                let key = self.key(position, Purpose::Proposal);
+                (self.chance.pick(key, self.lanes[model].row(position)) as i32, false)
+            }
         };
-        self.tokens.push(token as i32);
-        self.proposers.push(model);
+        self.tokens.push(token);
+        self.drafts.push(Draft { proposer: model, certain });
         self.counters.proposed += 1;
-        Ok(())
+        Ok(true)
     }
 
     /// Decide, from the front, every position that can be decided, and commit it.
     ///
+    /// Once a token of the round is committed, a position is decided only if it could be whatever its route. Then where a
+    /// round ends tells nothing of the next token, and who changes something there cannot make a choice of outcomes by
+    /// it; the rest is decided at the start of the next round, without a pass.
+    ///
     /// A bad row is an error of the round that it is the first to be decided in; earlier tokens of a round are good.
     fn verify(&mut self, start: usize) -> Result<()> {
-        while self.finish.is_none() && self.missing().is_none() {
+        let ready = |this: &Self| match this.committed > start {
+            true => this.settings.combination.needed().all(|model| this.scored(model)),
+            false => this.missing().is_none(),
+        };
+        while self.finish.is_none() && ready(self) {
             match self.decide() {
                 Ok(()) => self.commit(),
                 Err(_) if self.committed > start => break,
@@ -353,26 +381,26 @@ impl<C: Chance> Decoder<C> {
 
     /// Decide the front position: its token is then the first one that is not committed.
     fn decide(&mut self) -> Result<()> {
-        let Some(&proposer) = self.proposers.first() else {
+        let Some(&draft) = self.drafts.first() else {
             // Nothing is pending and the target is known: a true bonus token.
             let token = self.draw_target()?;
             self.tokens.push(token as i32);
             return Ok(());
         };
-        let replacement = self.test(proposer)?;
+        let replacement = self.test(draft)?;
         self.counters.tested += 1;
         if let Some(token) = replacement {
             self.drop_pending(self.committed);
             self.tokens.push(token as i32);
         } else {
             self.counters.accepted += 1;
-            self.proposers.remove(0);
+            self.drafts.remove(0);
         }
         Ok(())
     }
 
     /// Accept the front proposal (`None`), or draw its replacement.
-    fn test(&mut self, proposer: usize) -> Result<Option<usize>> {
+    fn test(&mut self, Draft { proposer, certain }: Draft) -> Result<Option<usize>> {
         let position = self.committed;
         let token = self.tokens[position] as usize;
         if self.settings.sampler.is_greedy() {
@@ -386,15 +414,22 @@ impl<C: Chance> Decoder<C> {
             return Ok(None); // the target is what the token was drawn from
         }
         let key = self.key(position, Purpose::Acceptance);
-        let q = self.lanes[proposer].row(position);
         let t = match target {
             TargetRow::Of(model) => self.lanes[model].row(position),
             TargetRow::Scratch => &self.target,
         };
-        if self.chance.accept(key, verify::acceptance(t[token], q[token])) {
-            return Ok(None);
+        if certain {
+            if self.chance.accept(key, verify::acceptance(t[token], 1.0)) {
+                return Ok(None);
+            }
+            verify::residual_of_certain(t, token, &mut self.scratch);
+        } else {
+            let q = self.lanes[proposer].row(position);
+            if self.chance.accept(key, verify::acceptance(t[token], q[token])) {
+                return Ok(None);
+            }
+            verify::residual(t, q, &mut self.scratch);
         }
-        verify::residual(t, q, &mut self.scratch);
         let key = self.key(position, Purpose::Residual);
         Ok(Some(self.chance.pick(key, &self.scratch)))
     }
@@ -464,11 +499,12 @@ impl<C: Chance> Decoder<C> {
     /// Say of a numeric error which model's row it comes from.
     #[cold]
     fn blame(&self, position: usize, error: Error) -> Error {
-        for (model, lane) in self.models.iter().zip(&self.lanes) {
-            if lane.sequence.len() >= position
-                && let Err(Error::Numeric(what)) = sampling::maximum(lane.sequence.logits(position))
+        for model in self.settings.combination.needed() {
+            let sequence = &self.lanes[model].sequence;
+            if sequence.len() >= position
+                && let Err(Error::Numeric(what)) = sampling::maximum(sequence.logits(position))
             {
-                return Error::Numeric(format!("{}, position {position}: {what}", model.name()));
+                return Error::Numeric(format!("{}, position {position}: {what}", self.models[model].name()));
             }
         }
         match error {
@@ -501,7 +537,7 @@ impl<C: Chance> Decoder<C> {
     /// Drop all tokens from index `from` on, here and in every cache.
     fn drop_pending(&mut self, from: usize) {
         self.tokens.truncate(from);
-        self.proposers.clear();
+        self.drafts.clear();
         self.turn = None;
         self.lanes.iter_mut().for_each(|lane| lane.truncate(from));
         self.epoch = self.epoch.wrapping_add(1);
