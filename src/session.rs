@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::decode::chance::CounterRng;
+use crate::decode::combine::Function;
 use crate::decode::policy::{Plan, Request, Strategy, Targets};
 use crate::decode::round::{Counters, Decoder, Finish, Settings};
 use crate::decode::sampling::Sampler;
@@ -30,6 +31,10 @@ pub struct Options {
     pub weights: Option<Vec<f32>>,
     /// Stop tokens in place of the exports'.
     pub stop_tokens: Option<Vec<i32>>,
+    /// Whether [`Session::log_probabilities`] are wanted; pinned routed targets have none.
+    pub log_probabilities: bool,
+    /// A function in place of the engine's combination.
+    pub combine: Option<Function>,
 }
 
 impl Default for Options {
@@ -43,6 +48,8 @@ impl Default for Options {
             proposal_lengths: None,
             weights: None,
             stop_tokens: None,
+            log_probabilities: false,
+            combine: None,
         }
     }
 }
@@ -85,7 +92,10 @@ impl Session {
     /// An empty sequence.
     pub fn new(engine: &Arc<Engine>, options: &Options) -> Result<Self> {
         let models = engine.models();
-        let combination = engine.combination(options.weights.as_deref())?;
+        let mut combination = engine.combination(options.weights.as_deref())?;
+        if let Some(function) = &options.combine {
+            combination = combination.with_function(function.clone());
+        }
         let costs: Vec<u64> = models.iter().map(|model| model.cost()).collect();
         let plan = Plan::new(&Request {
             strategy: options.strategy,
@@ -93,6 +103,7 @@ impl Session {
             lengths: options.proposal_lengths.as_deref(),
             combination: &combination,
             greedy: options.sampler.is_greedy(),
+            log_probabilities: options.log_probabilities,
             costs: &costs,
         })?;
         let cancel = Arc::new(Cancel::default());
@@ -103,6 +114,7 @@ impl Session {
             plan,
             stop_tokens: options.stop_tokens.clone().unwrap_or_else(|| engine.stop_tokens().to_vec()),
             max_tokens: options.max_tokens,
+            log_probabilities: options.log_probabilities,
         };
         let decoder = Decoder::new(models.to_vec(), sequences, settings, CounterRng::new(options.seed));
         Ok(Session { decoder, cancel, steps: 0, total_ns: 0, _engine: engine.clone() })
@@ -130,6 +142,11 @@ impl Session {
                 Ok((&[], State::Cancelled))
             }
         }
+    }
+
+    /// Of the tokens that the last round committed; see [`Decoder::log_probabilities`].
+    pub fn log_probabilities(&self) -> &[f32] {
+        self.decoder.log_probabilities()
     }
 
     /// What stops this session's steps from other threads.

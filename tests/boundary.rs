@@ -2,7 +2,7 @@
 //! stand still in the middle of a pass. Everything goes through the `extern "C"` functions.
 
 use std::ffi::CStr;
-use std::ptr::{null, null_mut};
+use std::ptr::null_mut;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Barrier};
 
@@ -35,6 +35,13 @@ fn options() -> cos_session_options {
     options
 }
 
+fn result() -> cos_step_result {
+    // SAFETY: as above.
+    let mut result: cos_step_result = unsafe { std::mem::zeroed() };
+    result.struct_size = size_of::<cos_step_result>();
+    result
+}
+
 fn session(engine: *mut cos_engine, options: &cos_session_options) -> Shared {
     let mut session = null_mut();
     assert_eq!(code(unsafe { cos_session_new(engine, options, &mut session) }), 0);
@@ -50,7 +57,7 @@ unsafe impl Sync for Shared {}
 
 impl Shared {
     fn step(&self) -> (i32, Vec<i32>, i32) {
-        let mut result = cos_step_result { struct_size: 32, tokens: null(), tokens_count: 77, finish: 88, reserved: 0 };
+        let mut result = cos_step_result { tokens_count: 77, finish: 88, ..result() };
         let code = code(unsafe { cos_step(self.0, &mut result) });
         if code != 0 {
             assert_eq!((result.tokens_count, result.finish), (77, 88), "outputs are untouched on an error");
@@ -99,8 +106,7 @@ fn a_panic_poisons_its_session_and_nothing_else() {
     for strategy in COS_STRATEGY_AUTO..=COS_STRATEGY_COS {
         let session = session(engine, &cos_session_options { strategy, ..options() });
         let error = loop {
-            let mut result =
-                cos_step_result { struct_size: 32, tokens: null(), tokens_count: 0, finish: 0, reserved: 0 };
+            let mut result = result();
             let error = unsafe { cos_step(session.0, &mut result) };
             if !error.is_null() {
                 break message(error);

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use common::{Sampling, Way, World, decoder, oracle};
 use cos::decode::chance::{Chance, CounterRng, Key, Purpose};
-use cos::decode::combine::Combination;
+use cos::decode::combine::{Combination, Function};
 use cos::decode::policy::{Strategy, Targets};
 use cos::decode::round::{Counters, Finish};
 use cos::error::Error;
@@ -107,11 +107,23 @@ struct Case<'a> {
     sampling: Sampling,
     stop_tokens: &'a [i32],
     tokens: usize,
+    /// What the combination is to amount to, where it is a function that imitates another one.
+    law: Option<&'a Combination>,
     /// Passes of a faulty model so far in this run.
     passes: Option<Arc<AtomicUsize>>,
 }
 
-impl Case<'_> {
+impl<'a> Case<'a> {
+    fn new(
+        world: World,
+        models: Vec<Arc<dyn Model>>,
+        combination: &'a Combination,
+        sampling: Sampling,
+        tokens: usize,
+    ) -> Self {
+        Case { models, world, combination, sampling, stop_tokens: &[], tokens, law: None, passes: None }
+    }
+
     fn expected(&self) -> Joint {
         let mut joint = Joint::new();
         self.extend(&mut Vec::new(), 1.0, &mut joint);
@@ -123,7 +135,7 @@ impl Case<'_> {
             joint.insert(tokens.clone(), p);
             return;
         }
-        for (token, q) in self.next(tokens).into_iter().enumerate() {
+        for (token, q) in self.next(tokens, self.sampling).into_iter().enumerate() {
             if q > 0.0 {
                 tokens.push(token as i32);
                 self.extend(tokens, p * q, joint);
@@ -133,16 +145,19 @@ impl Case<'_> {
     }
 
     /// The oracle's distribution of the token after some generated ones.
-    fn next(&self, tokens: &[i32]) -> Vec<f64> {
+    fn next(&self, tokens: &[i32], sampling: Sampling) -> Vec<f64> {
         let context: Vec<i32> = PROMPT.iter().chain(tokens).copied().collect();
         let vocab = self.models.iter().map(|model| model.vocab_size()).max().unwrap(); // look-ups have none
         let rows: Vec<Vec<f32>> = (0..self.models.len()).map(|k| self.world.logits(k, &context, vocab)).collect();
-        oracle(&rows, self.combination, self.sampling)
+        oracle(&rows, self.law.unwrap_or(self.combination), sampling)
     }
 
     /// What the decoder does, over all branches.
     fn enumerated(&self, way: &Way) -> Found {
         let (chance, mut found) = (Enumerator::default(), Found::default());
+        // Log-probabilities of a greedy session are those of temperature 1.
+        let scored = if self.sampling.temperature == 0.0 { Sampling::PLAIN } else { self.sampling };
+        let mut scores: BTreeMap<Vec<i32>, Vec<f64>> = BTreeMap::new();
         loop {
             chance.start();
             if let Some(passes) = &self.passes {
@@ -156,14 +171,30 @@ impl Case<'_> {
                 match decoder.round() {
                     Ok((tokens, finish)) => {
                         assert!(!tokens.is_empty(), "a round without a token");
-                        out.extend_from_slice(tokens);
+                        let (tokens, start) = (tokens.to_vec(), out.len());
+                        out.extend_from_slice(&tokens);
                         ends.push(out.len());
+                        let wanted = if way.targets == Targets::Combined { tokens.len() } else { 0 };
+                        assert_eq!(decoder.log_probabilities().len(), wanted);
+                        for (position, &found) in (start..).zip(decoder.log_probabilities()) {
+                            let prefix = &out[..position];
+                            if !scores.contains_key(prefix) {
+                                scores.insert(prefix.to_vec(), self.next(prefix, scored));
+                            }
+                            let expected = scores[prefix][out[position] as usize].ln();
+                            assert!(
+                                (f64::from(found) - expected).abs() < ENOUGH,
+                                "{out:?} at {position}: log-probability {found}, not {expected}: {way:?}, {:?}, {:?}",
+                                self.combination,
+                                self.sampling
+                            );
+                        }
                         if finish.is_some() {
                             break;
                         }
                     }
                     // Tests of failing passes plant these; the sequence must go on as if nothing had been.
-                    Err(_) => continue,
+                    Err(_) => assert!(decoder.log_probabilities().is_empty()),
                 }
             }
             assert_eq!(decoder.committed()[PROMPT.len()..], out);
@@ -197,7 +228,7 @@ impl Case<'_> {
         // The same for all that a caller can see: where rounds end tells nothing of the next token.
         for ((tokens, ends), continuations) in &found.continuations {
             let total: f64 = continuations.values().sum();
-            for (token, p) in self.next(tokens).into_iter().enumerate() {
+            for (token, p) in self.next(tokens, self.sampling).into_iter().enumerate() {
                 let (f, e) = (continuations.get(&(token as i32)).unwrap_or(&0.0), p * total);
                 assert!(
                     (f - e).abs() < ENOUGH,
@@ -277,15 +308,8 @@ fn check_all(models: usize, vocab: usize, tokens: usize) {
                     if world == World::Zeros && !matches!(combination, Combination::Mixture { .. }) {
                         continue;
                     }
-                    let case = Case {
-                        models: world.models(models, vocab),
-                        world,
-                        combination,
-                        sampling,
-                        stop_tokens,
-                        tokens,
-                        passes: None,
-                    };
+                    let case = Case::new(world, world.models(models, vocab), combination, sampling, tokens);
+                    let case = Case { stop_tokens, ..case };
                     for way in ways(models, combination, sampling) {
                         branches += case.check(&way).branches;
                         cases += 1;
@@ -322,15 +346,7 @@ fn longer_sequences() {
     // Joint of five tokens: roles change several times, rejections fall at every depth.
     for combination in [Combination::mixture(&[0.4, 0.6]).unwrap(), Combination::contrastive(2, 0.4, 0.0).unwrap()] {
         for world in [World::Related, World::Unrelated] {
-            let case = Case {
-                models: world.models(2, 2),
-                world,
-                combination: &combination,
-                sampling: Sampling::PLAIN,
-                stop_tokens: &[],
-                tokens: 5,
-                passes: None,
-            };
+            let case = Case::new(world, world.models(2, 2), &combination, Sampling::PLAIN, 5);
             for way in ways(2, &combination, Sampling::PLAIN) {
                 case.check(&way);
             }
@@ -364,7 +380,7 @@ fn look_ups_draft_exactly() {
             for sampling in SAMPLINGS {
                 let mut models = world.models(combination.weights().len(), 2);
                 models[*place] = Arc::new(Ngram::new("ngram"));
-                let case = Case { models, world, combination, sampling, stop_tokens: &[], tokens: 4, passes: None };
+                let case = Case::new(world, models, combination, sampling, 4);
                 for way in ways_of(lengths, combination, sampling) {
                     let found = case.check(&way);
                     if way.strategy != Strategy::Standard {
@@ -497,6 +513,87 @@ impl Model for Counted {
     }
 }
 
+/// Functions that imitate the library's combinations, and what they imitate.
+fn functions() -> Vec<(Combination, Combination)> {
+    let softmax = |logits: &[f32]| -> Vec<f64> {
+        let exps: Vec<f64> = logits.iter().map(|&logit| f64::from(logit).exp()).collect();
+        exps.iter().map(|exp| exp / exps.iter().sum::<f64>()).collect()
+    };
+    let mixture = Function::new(move |rows, out| {
+        let rows: Vec<Vec<f64>> = rows.flatten().map(softmax).collect();
+        for (token, out) in out.iter_mut().enumerate() {
+            *out = rows.iter().map(|row| row[token] / rows.len() as f64).sum::<f64>().ln() as f32;
+        }
+        Ok(())
+    });
+    let contrastive = Function::new(move |rows, out| {
+        let rows: Vec<&[f32]> = rows.map(|row| row.expect("both are needed")).collect();
+        let expert = softmax(rows[0]);
+        let best = expert.iter().copied().fold(0.0, f64::max);
+        for (token, out) in out.iter_mut().enumerate() {
+            let score = rows[0][token] - 0.3 * rows[1][token];
+            *out = if expert[token] < 0.2 * best { f32::NEG_INFINITY } else { score };
+        }
+        Ok(())
+    });
+    let half = Combination::mixture(&[0.5, 0.5]).unwrap();
+    let both = Combination::contrastive(2, 0.3, 0.2).unwrap();
+    // The function gets no weights; those only say which models it sees.
+    let sparse = Combination::mixture(&[0.5, 0.0, 0.5]).unwrap();
+    vec![
+        (Combination::mixture(&[0.9, 0.1]).unwrap().with_function(mixture.clone()), half),
+        (sparse.clone().with_function(mixture), sparse),
+        (Combination::logits(&[1.0, 1.0]).unwrap().with_function(contrastive), both),
+    ]
+}
+
+#[test]
+fn functions_are_decoded_exactly() {
+    for (function, law) in &functions() {
+        for world in World::ALL {
+            if world == World::Zeros && !matches!(law, Combination::Mixture { .. }) {
+                continue;
+            }
+            for sampling in SAMPLINGS {
+                // A mixture is of processed rows, a function of raw ones: they agree where nothing is filtered.
+                let agrees = !matches!(law, Combination::Mixture { .. })
+                    || [Sampling::PLAIN, Sampling::GREEDY].contains(&sampling);
+                let models = function.weights().len();
+                let case = Case::new(world, world.models(models, 2), function, sampling, 3);
+                let case = Case { law: agrees.then_some(law), ..case };
+                for way in ways(models, function, sampling) {
+                    case.check(&way);
+                }
+            }
+        }
+    }
+}
+
+/// A function that fails once, at each of its calls in turn: that round commits nothing, and what comes is as exact.
+#[test]
+fn functions_that_fail_leave_no_trace() {
+    for at in 0..6 {
+        let calls = Arc::new(AtomicUsize::new(0));
+        let count = calls.clone();
+        let law = Combination::logits(&[1.0, 0.5]).unwrap();
+        let function = law.clone().with_function(Function::new(move |rows, out| {
+            if count.fetch_add(1, Ordering::Relaxed) == at {
+                return Err(Error::Callback("planted".into()));
+            }
+            let rows: Vec<&[f32]> = rows.flatten().collect();
+            out.iter_mut().enumerate().for_each(|(token, out)| *out = rows[0][token] + 0.5 * rows[1][token]);
+            Ok(())
+        }));
+        for sampling in [Sampling::PLAIN, Sampling::GREEDY] {
+            let case = Case::new(World::Related, World::Related.models(2, 2), &function, sampling, 3);
+            let case = Case { law: Some(&law), passes: Some(calls.clone()), ..case };
+            for way in ways(2, &function, sampling) {
+                case.check(&way);
+            }
+        }
+    }
+}
+
 /// A pass of one model fails, or is cancelled, once, at each point of a run in turn: what comes out is as exact as
 /// without, and nothing is committed by the failed round.
 #[test]
@@ -520,15 +617,8 @@ fn failures_and_cancellations_leave_no_trace() {
                         Arc::new(model) as Arc<dyn Model>
                     })
                     .collect();
-                let case = Case {
-                    models,
-                    world: World::Related,
-                    combination: &combination,
-                    sampling: Sampling::PLAIN,
-                    stop_tokens: &[],
-                    tokens: 3,
-                    passes: Some(passes),
-                };
+                let case = Case::new(World::Related, models, &combination, Sampling::PLAIN, 3);
+                let case = Case { passes: Some(passes), ..case };
                 for way in ways(2, &combination, Sampling::PLAIN) {
                     case.check(&way);
                 }
@@ -543,15 +633,7 @@ fn random_numbers_follow_the_joint_distribution() {
     let draws = 30_000;
     let combination = Combination::mixture(&[0.4, 0.6]).unwrap();
     let world = World::Related;
-    let case = Case {
-        models: world.models(2, 3),
-        world,
-        combination: &combination,
-        sampling: Sampling::PLAIN,
-        stop_tokens: &[],
-        tokens: 3,
-        passes: None,
-    };
+    let case = Case::new(world, world.models(2, 3), &combination, Sampling::PLAIN, 3);
     let expected = case.expected();
     for way in ways(2, &combination, Sampling::PLAIN) {
         let mut counts: BTreeMap<Vec<i32>, u32> = BTreeMap::new();

@@ -132,6 +132,8 @@ pub struct Request<'a> {
     pub combination: &'a Combination,
     /// Whether the sampler is greedy.
     pub greedy: bool,
+    /// Whether log-probabilities under the combined distribution are asked for, which needs combined targets.
+    pub log_probabilities: bool,
     /// Relative cost of a pass of each model.
     pub costs: &'a [u64],
 }
@@ -139,7 +141,8 @@ pub struct Request<'a> {
 impl Plan {
     /// Settle how a session decodes.
     ///
-    /// Routed targets need a mixture that is sampled: an argmax is no mixture, and neither is a sum of logits.
+    /// Routed targets need a mixture that is sampled: an argmax is no mixture, and neither is a sum of logits. They never
+    /// make the combined distribution, so there are no log-probabilities under it.
     /// `Auto` routes where it can, and otherwise takes `Cos`; with a drafter of weight 0 it takes `Speculative`.
     pub fn new(request: &Request) -> Result<Self> {
         let models = request.costs.len();
@@ -161,9 +164,19 @@ impl Plan {
         let routable = matches!(request.combination, Combination::Mixture { .. }) && !request.greedy;
         if request.targets == Some(Targets::Routed) && !routable {
             return Err(Error::InvalidArgument(
-                "routed targets need a weighted combination and a temperature above 0; ask for combined targets".into(),
+                "routed targets need a weighted combination, no combine function, and a temperature above 0; \
+                 ask for combined targets"
+                    .into(),
             ));
         }
+        if request.targets == Some(Targets::Routed) && request.log_probabilities {
+            return Err(Error::InvalidArgument(
+                "log_probabilities are those of the combined distribution, which routed targets never make; \
+                 ask for combined targets"
+                    .into(),
+            ));
+        }
+        let routable = routable && !request.log_probabilities;
         let auto = request.strategy == Strategy::Auto;
         let routed = request.targets.map_or(auto && routable, |targets| targets == Targets::Routed);
         let strategy = match request.strategy {
@@ -235,7 +248,9 @@ mod tests {
         lengths: Option<&[i32]>,
         greedy: bool,
     ) -> Plan {
-        Plan::new(&Request { strategy, targets: None, lengths, combination, greedy, costs }).unwrap()
+        let request =
+            Request { strategy, targets: None, lengths, combination, greedy, log_probabilities: false, costs };
+        Plan::new(&request).unwrap()
     }
 
     #[test]
@@ -248,6 +263,27 @@ mod tests {
         assert_eq!(greedy.targets, Targets::Combined);
         let contrastive = plan(Strategy::Auto, &Combination::contrastive(2, 0.1, 0.0).unwrap(), &[100, 3], None, false);
         assert_eq!(contrastive.policy, Policy::Cos { lengths: vec![1, 1], order: vec![1, 0] });
+    }
+
+    #[test]
+    fn log_probabilities_take_combined_targets() {
+        let mixture = Combination::mixture(&[0.5, 0.5]).unwrap();
+        let plan = |strategy, targets| {
+            Plan::new(&Request {
+                strategy,
+                targets,
+                lengths: None,
+                combination: &mixture,
+                greedy: false,
+                log_probabilities: true,
+                costs: &[5, 5],
+            })
+        };
+        let auto = plan(Strategy::Auto, None).unwrap();
+        assert_eq!(auto.policy, Policy::Cos { lengths: vec![1, 1], order: vec![0, 1] });
+        assert_eq!(auto.targets, Targets::Combined);
+        assert!(plan(Strategy::Standard, Some(Targets::Combined)).is_ok());
+        assert_eq!(plan(Strategy::Standard, Some(Targets::Routed)).unwrap_err().code(), 1);
     }
 
     #[test]
@@ -300,7 +336,8 @@ mod tests {
     fn bad_requests_are_errors() {
         let mixture = Combination::mixture(&[0.5, 0.5]).unwrap();
         let new = |lengths, targets, combination: &Combination, greedy| {
-            Plan::new(&Request { strategy: Strategy::Cos, targets, lengths, combination, greedy, costs: &[1, 1] })
+            let (strategy, costs) = (Strategy::Cos, &[1, 1]);
+            Plan::new(&Request { strategy, targets, lengths, combination, greedy, log_probabilities: false, costs })
         };
         assert_eq!(new(Some(&[1][..]), None, &mixture, false).unwrap_err().code(), 1);
         assert_eq!(new(Some(&[1, -1]), None, &mixture, false).unwrap_err().code(), 1);

@@ -60,6 +60,8 @@ pub struct Settings {
     pub stop_tokens: Vec<i32>,
     /// Most tokens generated after a prompt; 0 is no limit.
     pub max_tokens: usize,
+    /// Whether [`Decoder::log_probabilities`] are wanted. They take combined targets.
+    pub log_probabilities: bool,
 }
 
 /// What one model knows of the sequence.
@@ -127,6 +129,8 @@ pub struct Decoder<C> {
     /// What is left of a proposer's turn.
     turn: Option<Action>,
     finish: Option<Finish>,
+    /// `ln r` of the tokens that the round committed, if wanted.
+    log_probabilities: Vec<f32>,
     counters: Counters,
     /// For the policy: tokens seen by each model.
     seen: Vec<usize>,
@@ -168,6 +172,7 @@ impl<C: Chance> Decoder<C> {
             epoch: 0,
             turn: None,
             finish: None,
+            log_probabilities: Vec::with_capacity(max_pending + 1),
             counters: Counters::default(),
             target: vec![0.0; vocab_size],
             scratch: vec![0.0; vocab_size],
@@ -184,6 +189,13 @@ impl<C: Chance> Decoder<C> {
     /// Most tokens that the sequence can hold.
     pub fn context_length(&self) -> usize {
         self.context_length
+    }
+
+    /// The natural logarithms of the probabilities that the tokens of the last round have under the combined
+    /// distribution, whatever they were drawn from; none unless [`Settings::log_probabilities`]. Greedy decoding
+    /// draws from nothing; its tokens have the probabilities of temperature 1 without filters.
+    pub fn log_probabilities(&self) -> &[f32] {
+        &self.log_probabilities
     }
 
     /// What was done so far.
@@ -239,6 +251,7 @@ impl<C: Chance> Decoder<C> {
             return Err(Error::InvalidArgument("the session has no tokens yet; give it a prompt first".into()).into());
         }
         let (start, before) = (self.committed, self.counters);
+        self.log_probabilities.clear();
         if self.finish.is_none()
             && let Err(interrupt) = self.run_round()
         {
@@ -381,93 +394,92 @@ impl<C: Chance> Decoder<C> {
 
     /// Decide the front position: its token is then the first one that is not committed.
     fn decide(&mut self) -> Result<()> {
-        let Some(&draft) = self.drafts.first() else {
-            // Nothing is pending and the target is known: a true bonus token.
-            let token = self.draw_target()?;
-            self.tokens.push(token as i32);
-            return Ok(());
-        };
-        let replacement = self.test(draft)?;
-        self.counters.tested += 1;
-        if let Some(token) = replacement {
-            self.drop_pending(self.committed);
-            self.tokens.push(token as i32);
+        let position = self.committed;
+        let target = self.make_target()?;
+        if let Some(&draft) = self.drafts.first() {
+            self.counters.tested += 1;
+            if let Some(token) = self.test(draft, target) {
+                self.drop_pending(position);
+                self.tokens.push(token as i32);
+            } else {
+                self.counters.accepted += 1;
+                self.drafts.remove(0);
+            }
         } else {
-            self.counters.accepted += 1;
-            self.drafts.remove(0);
+            // Nothing is pending and the target is known: a true bonus token.
+            let token = self.draw(target);
+            self.tokens.push(token as i32);
+        }
+        if self.settings.log_probabilities {
+            let value = self.log_probability(target, self.tokens[position] as usize);
+            self.log_probabilities.push(value);
         }
         Ok(())
     }
 
     /// Accept the front proposal (`None`), or draw its replacement.
-    fn test(&mut self, Draft { proposer, certain }: Draft) -> Result<Option<usize>> {
+    fn test(&mut self, Draft { proposer, certain }: Draft, target: Target) -> Option<usize> {
         let position = self.committed;
         let token = self.tokens[position] as usize;
-        if self.settings.sampler.is_greedy() {
-            let best = self.greedy_target()?;
-            return Ok((best != token).then_some(best));
-        }
-        let target = self.target_rows(position)?;
-        if let TargetRow::Of(model) = target
-            && model == proposer
-        {
-            return Ok(None); // the target is what the token was drawn from
+        match target {
+            Target::Token(best) => return (best != token).then_some(best),
+            Target::Row(model) if model == proposer => return None, // the target is what the token was drawn from
+            _ => {}
         }
         let key = self.key(position, Purpose::Acceptance);
-        let t = match target {
-            TargetRow::Of(model) => self.lanes[model].row(position),
-            TargetRow::Scratch => &self.target,
-        };
+        let t = target_row(&self.lanes, &self.target, target, position);
         if certain {
             if self.chance.accept(key, verify::acceptance(t[token], 1.0)) {
-                return Ok(None);
+                return None;
             }
             verify::residual_of_certain(t, token, &mut self.scratch);
         } else {
             let q = self.lanes[proposer].row(position);
             if self.chance.accept(key, verify::acceptance(t[token], q[token])) {
-                return Ok(None);
+                return None;
             }
             verify::residual(t, q, &mut self.scratch);
         }
         let key = self.key(position, Purpose::Residual);
-        Ok(Some(self.chance.pick(key, &self.scratch)))
+        Some(self.chance.pick(key, &self.scratch))
     }
 
     /// Draw the front position from its target.
-    fn draw_target(&mut self) -> Result<usize> {
-        if self.settings.sampler.is_greedy() {
-            return self.greedy_target();
+    fn draw(&self, target: Target) -> usize {
+        if let Target::Token(best) = target {
+            return best;
         }
+        let key = self.key(self.committed, Purpose::Target);
+        self.chance.pick(key, target_row(&self.lanes, &self.target, target, self.committed))
+    }
+
+    /// `ln r` of the token of the front position, for which the target was just made.
+    fn log_probability(&self, target: Target, token: usize) -> f32 {
         let position = self.committed;
-        let target = self.target_rows(position)?;
-        let key = self.key(position, Purpose::Target);
-        let row = match target {
-            TargetRow::Of(model) => self.lanes[model].row(position),
-            TargetRow::Scratch => &self.target,
-        };
-        Ok(self.chance.pick(key, row))
-    }
-
-    fn greedy_target(&mut self) -> Result<usize> {
-        let (lanes, position) = (&self.lanes, self.committed);
-        let row = |model: usize| lanes[model].sequence.logits(position);
-        let greedy = self.settings.combination.greedy(row, &mut self.scratch);
-        let (best, near) = greedy.map_err(|error| self.blame(position, error))?;
-        self.counters.near_ties += u64::from(near);
-        Ok(best)
-    }
-
-    /// Make the target of a position, and say where it is.
-    fn target_rows(&mut self, position: usize) -> Result<TargetRow> {
-        if self.settings.plan.targets == Targets::Routed {
-            let model = self.route(position);
-            self.process(model, position)?;
-            return Ok(TargetRow::Of(model));
+        if let Target::Token(_) = target {
+            let row = |model: usize| self.lanes[model].sequence.logits(position);
+            return self.settings.combination.log_probability(token, row, &self.scratch);
         }
-        if let Some(model) = self.settings.combination.single() {
+        f64::from(target_row(&self.lanes, &self.target, target, position)[token]).ln() as f32
+    }
+
+    /// Make the target of the front position, and say where it is.
+    fn make_target(&mut self) -> Result<Target> {
+        let position = self.committed;
+        if self.settings.sampler.is_greedy() {
+            let row = |model: usize| self.lanes[model].sequence.logits(position);
+            let greedy = self.settings.combination.greedy(row, &mut self.scratch);
+            let (best, near) = greedy.map_err(|error| self.blame(position, error))?;
+            self.counters.near_ties += u64::from(near);
+            return Ok(Target::Token(best));
+        }
+        let single = match self.settings.plan.targets {
+            Targets::Routed => Some(self.route(position)),
+            Targets::Combined => self.settings.combination.single(),
+        };
+        if let Some(model) = single {
             self.process(model, position)?;
-            return Ok(TargetRow::Of(model));
+            return Ok(Target::Row(model));
         }
         if matches!(self.settings.combination, Combination::Mixture { .. }) {
             for model in 0..self.lanes.len() {
@@ -480,15 +492,16 @@ impl<C: Chance> Decoder<C> {
             Combination::Mixture { weights } => {
                 Combination::mix(weights, |model| self.lanes[model].row(position), &mut self.target);
             }
-            Combination::Logits { weights, plausibility } => {
+            combination => {
                 let row = |model: usize| self.lanes[model].sequence.logits(position);
                 let (sampler, target) = (&self.settings.sampler, &mut self.target);
-                Combination::scores(weights, *plausibility, row, &mut self.scratch)
+                combination
+                    .scores(row, &mut self.scratch)
                     .and_then(|()| sampler.process(&self.scratch, target, &mut self.candidates))
                     .map_err(|error| self.blame(position, error))?;
             }
         }
-        Ok(TargetRow::Scratch)
+        Ok(Target::Mixed)
     }
 
     fn process(&mut self, model: usize, position: usize) -> Result<()> {
@@ -547,17 +560,28 @@ impl<C: Chance> Decoder<C> {
     fn roll_back(&mut self, committed: usize) {
         self.committed = committed;
         self.finish = None;
+        self.log_probabilities.clear();
         self.drop_pending(committed);
         // A pass that failed may have spoiled rows, so the last one is scored anew.
         self.lanes.iter_mut().for_each(|lane| lane.truncate(committed - 1));
     }
 }
 
-/// Where a target was made.
+/// What the front position is verified against, and where it was made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum TargetRow {
-    /// It is the processed row of this model.
-    Of(usize),
-    /// It is in the decoder's own buffer.
-    Scratch,
+enum Target {
+    /// This token, greedily. What ranked it is in the decoder's scratch.
+    Token(usize),
+    /// The processed row of this model.
+    Row(usize),
+    /// The row in the decoder's own buffer.
+    Mixed,
+}
+
+/// The distribution of a target that is no token.
+fn target_row<'a>(lanes: &'a [Lane], mixed: &'a [f32], target: Target, position: usize) -> &'a [f32] {
+    match target {
+        Target::Row(model) => lanes[model].row(position),
+        _ => mixed,
+    }
 }

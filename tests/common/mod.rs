@@ -149,6 +149,12 @@ pub fn oracle(rows: &[Vec<f32>], combination: &Combination, sampling: Sampling) 
             }
             process(&scores)
         }
+        Combination::Custom { .. } => {
+            // The function is taken at its word here, and compared with what it stands for by the tests.
+            let mut scores = vec![0.0; rows[0].len()];
+            combination.scores(|model| &rows[model], &mut scores).unwrap();
+            process(&wide(&scores))
+        }
     }
 }
 
@@ -183,6 +189,7 @@ pub fn decoder<C: Chance>(
         lengths: Some(&way.lengths),
         combination,
         greedy: sampling.temperature == 0.0,
+        log_probabilities: way.targets == Targets::Combined,
         costs: &costs,
     };
     let settings = Settings {
@@ -191,6 +198,7 @@ pub fn decoder<C: Chance>(
         plan: Plan::new(&request).unwrap(),
         stop_tokens: stop_tokens.to_vec(),
         max_tokens,
+        log_probabilities: way.targets == Targets::Combined,
     };
     let sequences = models.iter().map(|model| model.start(&cancel).unwrap()).collect();
     Decoder::new(models.to_vec(), sequences, settings, chance)
