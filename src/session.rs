@@ -4,12 +4,12 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::decode::chance::CounterRng;
-use crate::decode::combine::Function;
+use crate::decode::combine::{Combination, Function};
 use crate::decode::policy::{Plan, Request, Strategy, Targets};
 use crate::decode::round::{Counters, Decoder, Finish, Settings};
 use crate::decode::sampling::Sampler;
 use crate::engine::Engine;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::model::{Cancel, Interrupt};
 
 /// What a caller may ask for. The default is greedy and automatic.
@@ -84,8 +84,9 @@ pub struct Session {
     cancel: Arc<Cancel>,
     steps: u64,
     total_ns: u64,
-    /// Keeps the models alive after the engine was freed.
-    _engine: Arc<Engine>,
+    options: Options,
+    /// Keeps the models alive after the caller freed the engine.
+    engine: Arc<Engine>,
 }
 
 impl Session {
@@ -96,16 +97,7 @@ impl Session {
         if let Some(function) = &options.combine {
             combination = combination.with_function(function.clone());
         }
-        let costs: Vec<u64> = models.iter().map(|model| model.cost()).collect();
-        let plan = Plan::new(&Request {
-            strategy: options.strategy,
-            targets: options.targets,
-            lengths: options.proposal_lengths.as_deref(),
-            combination: &combination,
-            greedy: options.sampler.is_greedy(),
-            log_probabilities: options.log_probabilities,
-            costs: &costs,
-        })?;
+        let plan = plan(engine, options, &combination)?;
         let cancel = Arc::new(Cancel::default());
         let sequences = models.iter().map(|model| model.start(&cancel)).collect::<Result<_>>()?;
         let settings = Settings {
@@ -117,7 +109,22 @@ impl Session {
             log_probabilities: options.log_probabilities,
         };
         let decoder = Decoder::new(models.to_vec(), sequences, settings, CounterRng::new(options.seed));
-        Ok(Session { decoder, cancel, steps: 0, total_ns: 0, _engine: engine.clone() })
+        Ok(Session { decoder, cancel, steps: 0, total_ns: 0, options: options.clone(), engine: engine.clone() })
+    }
+
+    /// Decode by other weights from the next position on; see [`Decoder::set_combination`].
+    ///
+    /// [`Error::InvalidArgument`] where [`Session::new`] would give it, and for sessions with a function of their own.
+    pub fn set_weights(&mut self, weights: &[f32]) -> Result<()> {
+        if self.options.combine.is_some() {
+            return Err(Error::InvalidArgument(
+                "the session has a combine function, which takes no weights; let the function's data change instead"
+                    .into(),
+            ));
+        }
+        let combination = self.engine.combination(Some(weights))?;
+        let plan = plan(&self.engine, &self.options, &combination)?;
+        self.decoder.set_combination(combination, plan)
     }
 
     /// Append to the sequence; see [`Decoder::prompt`].
@@ -149,6 +156,11 @@ impl Session {
         self.decoder.log_probabilities()
     }
 
+    /// The engine, whose models decode.
+    pub fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
     /// What stops this session's steps from other threads.
     pub fn cancel(&self) -> &Arc<Cancel> {
         &self.cancel
@@ -168,4 +180,18 @@ impl Session {
             total_ns: self.total_ns,
         }
     }
+}
+
+/// How a session decodes a combination.
+fn plan(engine: &Engine, options: &Options, combination: &Combination) -> Result<Plan> {
+    let costs: Vec<u64> = engine.models().iter().map(|model| model.cost()).collect();
+    Plan::new(&Request {
+        strategy: options.strategy,
+        targets: options.targets,
+        lengths: options.proposal_lengths.as_deref(),
+        combination,
+        greedy: options.sampler.is_greedy(),
+        log_probabilities: options.log_probabilities,
+        costs: &costs,
+    })
 }

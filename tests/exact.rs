@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use common::{Sampling, Way, World, decoder, oracle};
+use common::{Sampling, Way, World, decoder, oracle, plan};
 use cos::decode::chance::{Chance, CounterRng, Key, Purpose};
 use cos::decode::combine::{Combination, Function};
 use cos::decode::policy::{Strategy, Targets};
@@ -88,8 +88,14 @@ impl Chance for &Enumerator {
 
 type Joint = BTreeMap<Vec<i32>, f64>;
 
-/// For some generated tokens and the lengths, up to theirs, at which rounds had ended: how often each token came next.
-type Continuations = BTreeMap<(Vec<i32>, Vec<usize>), BTreeMap<i32, f64>>;
+/// Where a round ended, in generated tokens, and whether it failed.
+type End = (usize, bool);
+
+/// For some generated tokens and the rounds that had ended by then: how often each token came next.
+type Continuations = BTreeMap<(Vec<i32>, Vec<End>), BTreeMap<i32, f64>>;
+
+/// Which combination a caller sets after some rounds.
+type Choice<'a> = dyn Fn(&[End]) -> &'a Combination + 'a;
 
 /// What the enumeration found.
 #[derive(Default)]
@@ -109,6 +115,8 @@ struct Case<'a> {
     tokens: usize,
     /// What the combination is to amount to, where it is a function that imitates another one.
     law: Option<&'a Combination>,
+    /// What the caller sets whenever a round has ended, in place of the combination.
+    choice: Option<&'a Choice<'a>>,
     /// Passes of a faulty model so far in this run.
     passes: Option<Arc<AtomicUsize>>,
 }
@@ -121,7 +129,7 @@ impl<'a> Case<'a> {
         sampling: Sampling,
         tokens: usize,
     ) -> Self {
-        Case { models, world, combination, sampling, stop_tokens: &[], tokens, law: None, passes: None }
+        Case { models, world, combination, sampling, stop_tokens: &[], tokens, law: None, choice: None, passes: None }
     }
 
     fn expected(&self) -> Joint {
@@ -135,7 +143,7 @@ impl<'a> Case<'a> {
             joint.insert(tokens.clone(), p);
             return;
         }
-        for (token, q) in self.next(tokens, self.sampling).into_iter().enumerate() {
+        for (token, q) in self.next(tokens, &[], self.sampling).into_iter().enumerate() {
             if q > 0.0 {
                 tokens.push(token as i32);
                 self.extend(tokens, p * q, joint);
@@ -144,12 +152,13 @@ impl<'a> Case<'a> {
         }
     }
 
-    /// The oracle's distribution of the token after some generated ones.
-    fn next(&self, tokens: &[i32], sampling: Sampling) -> Vec<f64> {
+    /// The oracle's distribution of the token after some generated ones, by what the caller had set by then.
+    fn next(&self, tokens: &[i32], ends: &[End], sampling: Sampling) -> Vec<f64> {
         let context: Vec<i32> = PROMPT.iter().chain(tokens).copied().collect();
         let vocab = self.models.iter().map(|model| model.vocab_size()).max().unwrap(); // look-ups have none
         let rows: Vec<Vec<f32>> = (0..self.models.len()).map(|k| self.world.logits(k, &context, vocab)).collect();
-        oracle(&rows, self.law.unwrap_or(self.combination), sampling)
+        let combination = self.law.unwrap_or(self.combination);
+        oracle(&rows, self.choice.map_or(combination, |choice| choice(ends)), sampling)
     }
 
     /// What the decoder does, over all branches.
@@ -157,7 +166,7 @@ impl<'a> Case<'a> {
         let (chance, mut found) = (Enumerator::default(), Found::default());
         // Log-probabilities of a greedy session are those of temperature 1.
         let scored = if self.sampling.temperature == 0.0 { Sampling::PLAIN } else { self.sampling };
-        let mut scores: BTreeMap<Vec<i32>, Vec<f64>> = BTreeMap::new();
+        let mut scores: BTreeMap<(Vec<i32>, Vec<End>), Vec<f64>> = BTreeMap::new();
         loop {
             chance.start();
             if let Some(passes) = &self.passes {
@@ -166,22 +175,24 @@ impl<'a> Case<'a> {
             let mut decoder =
                 decoder(&self.models, self.combination, self.sampling, way, self.stop_tokens, self.tokens, &chance);
             decoder.prompt(&PROMPT).unwrap();
-            let (mut out, mut ends) = (Vec::new(), Vec::new());
+            let (mut out, mut ends): (Vec<i32>, Vec<End>) = (Vec::new(), Vec::new());
             loop {
+                if let Some(choice) = self.choice {
+                    let combination = choice(&ends);
+                    let plan = plan(&self.models, combination, self.sampling, way);
+                    decoder.set_combination(combination.clone(), plan).unwrap();
+                }
                 match decoder.round() {
                     Ok((tokens, finish)) => {
                         assert!(!tokens.is_empty(), "a round without a token");
                         let (tokens, start) = (tokens.to_vec(), out.len());
                         out.extend_from_slice(&tokens);
-                        ends.push(out.len());
                         let wanted = if way.targets == Targets::Combined { tokens.len() } else { 0 };
                         assert_eq!(decoder.log_probabilities().len(), wanted);
                         for (position, &found) in (start..).zip(decoder.log_probabilities()) {
-                            let prefix = &out[..position];
-                            if !scores.contains_key(prefix) {
-                                scores.insert(prefix.to_vec(), self.next(prefix, scored));
-                            }
-                            let expected = scores[prefix][out[position] as usize].ln();
+                            let next = || self.next(&out[..position], &ends, scored);
+                            let scores = scores.entry((out[..position].to_vec(), ends.clone())).or_insert_with(next);
+                            let expected = scores[out[position] as usize].ln();
                             assert!(
                                 (f64::from(found) - expected).abs() < ENOUGH,
                                 "{out:?} at {position}: log-probability {found}, not {expected}: {way:?}, {:?}, {:?}",
@@ -189,18 +200,22 @@ impl<'a> Case<'a> {
                                 self.sampling
                             );
                         }
+                        ends.push((out.len(), false));
                         if finish.is_some() {
                             break;
                         }
                     }
                     // Tests of failing passes plant these; the sequence must go on as if nothing had been.
-                    Err(_) => assert!(decoder.log_probabilities().is_empty()),
+                    Err(_) => {
+                        assert!(decoder.log_probabilities().is_empty());
+                        ends.push((out.len(), true));
+                    }
                 }
             }
             assert_eq!(decoder.committed()[PROMPT.len()..], out);
             let p = chance.0.borrow().probability;
             for (position, &token) in out.iter().enumerate() {
-                let ends = ends.iter().copied().take_while(|&end| end <= position).collect();
+                let ends = ends.iter().copied().take_while(|(end, _)| *end <= position).collect();
                 let continuations = found.continuations.entry((out[..position].to_vec(), ends)).or_default();
                 *continuations.entry(token).or_default() += p;
             }
@@ -220,15 +235,21 @@ impl<'a> Case<'a> {
             let (world, combination, sampling, stop) = (self.world, self.combination, self.sampling, self.stop_tokens);
             format!("{way:?}, {world:?}, {combination:?}, {sampling:?}, stop {stop:?}")
         };
-        let expected = self.expected();
+        // What is set after a round depends on where it ended, so that there is no one distribution of the whole.
+        let expected = if self.choice.is_none() { self.expected() } else { found.joint.clone() };
         for tokens in found.joint.keys().chain(expected.keys()) {
             let (f, e) = (found.joint.get(tokens).unwrap_or(&0.0), expected.get(tokens).unwrap_or(&0.0));
             assert!((f - e).abs() < ENOUGH, "{tokens:?} has probability {f}, not {e}: {}", what());
         }
         // The same for all that a caller can see: where rounds end tells nothing of the next token.
         for ((tokens, ends), continuations) in &found.continuations {
+            // A failure tells of the next token by what failed, unless something new is set and its route is drawn anew.
+            let failed = ends.iter().any(|(_, failed)| *failed);
+            if self.passes.is_some() && (self.choice.is_none() || !failed) {
+                continue;
+            }
             let total: f64 = continuations.values().sum();
-            for (token, p) in self.next(tokens, self.sampling).into_iter().enumerate() {
+            for (token, p) in self.next(tokens, ends, self.sampling).into_iter().enumerate() {
                 let (f, e) = (continuations.get(&(token as i32)).unwrap_or(&0.0), p * total);
                 assert!(
                     (f - e).abs() < ENOUGH,
@@ -594,6 +615,137 @@ fn functions_that_fail_leave_no_trace() {
     }
 }
 
+/// Weights that change between rounds: every token has the distribution that its tokens and the weights set before it
+/// give, whatever the caller knew when it set them.
+#[test]
+fn weights_change_exactly() {
+    let mixture = |weights: &[f32]| Combination::mixture(weights).unwrap();
+    let logits = |weights: &[f32]| Combination::logits(weights).unwrap();
+    // Weights that become 0 or no longer are change the plan; the others do not.
+    let cases: [Vec<Combination>; 6] = [
+        vec![mixture(&[0.5, 0.5]), mixture(&[0.1, 0.9])],
+        vec![mixture(&[0.5, 0.5]), mixture(&[1.0, 0.0]), mixture(&[0.0, 1.0])],
+        vec![logits(&[1.0, -0.5]), logits(&[0.5, 1.5])],
+        vec![logits(&[1.0, 0.0]), logits(&[2.0, 0.0]), logits(&[0.5, 0.5])],
+        vec![mixture(&[0.2, 0.5, 0.3]), mixture(&[0.6, 0.1, 0.3])],
+        vec![mixture(&[0.2, 0.5, 0.3]), mixture(&[0.5, 0.0, 0.5]), mixture(&[0.0, 0.0, 1.0])],
+    ];
+    for combinations in &cases {
+        let (first, models) = (&combinations[0], combinations[0].weights().len());
+        for world in [World::Related, World::Unrelated, World::Sharp] {
+            for sampling in [Sampling::PLAIN, Sampling::GREEDY, Sampling { top_p: 0.75, ..Sampling::PLAIN }] {
+                let mut ways = ways(models, first, sampling);
+                for targets in [Targets::Combined, Targets::Routed] {
+                    if ways.iter().any(|way| way.targets == targets) {
+                        ways.push(Way::new(Strategy::Auto, targets, &vec![1; models]));
+                    }
+                }
+                let case = || Case::new(world, world.models(models, 2), first, sampling, 4);
+                for way in &ways {
+                    for after in 0..3 {
+                        // once, when so many tokens are there, to the last one
+                        let choice = |ends: &[End]| match ends.last() {
+                            _ if after == 0 => combinations.last().unwrap(),
+                            Some((tokens, _)) if *tokens >= after => combinations.last().unwrap(),
+                            _ => first,
+                        };
+                        Case { choice: Some(&choice), ..case() }.check(way);
+                    }
+                    // after every round, to the next one
+                    let choice = |ends: &[End]| &combinations[ends.len() % combinations.len()];
+                    Case { choice: Some(&choice), ..case() }.check(way);
+                }
+            }
+        }
+    }
+}
+
+/// The same with look-ups, of which it depends on pending tokens how many there are.
+#[test]
+fn weights_change_exactly_beside_look_ups() {
+    let combinations = [[0.3, 0.7, 0.0], [0.9, 0.1, 0.0]].map(|weights| Combination::mixture(&weights).unwrap());
+    for world in [World::Related, World::Unrelated] {
+        for lengths in [[0, 0, 2], [1, 1, 2], [2, 1, 1]] {
+            for way in ways_of(&[&lengths], &combinations[0], Sampling::PLAIN) {
+                let mut models = world.models(2, 2);
+                models.push(Arc::new(Ngram::new("ngram")));
+                let choice = |ends: &[End]| &combinations[ends.len() % 2];
+                let case = Case::new(world, models, &combinations[0], Sampling::PLAIN, 5);
+                Case { choice: Some(&choice), ..case }.check(&way);
+            }
+        }
+    }
+}
+
+/// The same after a round that failed, which tells by the model that failed where the next token was routed.
+#[test]
+fn weights_change_exactly_after_failures() {
+    let combinations = [[0.5, 0.5], [0.2, 0.8]].map(|weights| Combination::mixture(&weights).unwrap());
+    for failing in 0..2 {
+        for at in 3..9 {
+            let (models, passes) = faulty(failing, at, Interrupt::Failed(Error::Runtime("planted".into())));
+            let choice = |ends: &[End]| &combinations[usize::from(ends.iter().any(|(_, failed)| *failed))];
+            let case = Case::new(World::Related, models, &combinations[0], Sampling::PLAIN, 3);
+            let case = Case { passes: Some(passes), choice: Some(&choice), ..case };
+            for way in ways(2, &combinations[0], Sampling::PLAIN) {
+                case.check(&way);
+            }
+        }
+    }
+}
+
+/// Weights that need a model of another context.
+#[test]
+fn weights_that_do_not_fit_change_nothing() {
+    let [small, both, large] =
+        [[1.0, 0.0], [0.5, 0.5], [0.0, 1.0]].map(|weights| Combination::mixture(&weights).unwrap());
+    let models: Vec<Arc<dyn Model>> = [8, 12]
+        .into_iter()
+        .enumerate()
+        .map(|(k, length)| Arc::new(World::Related.model(k, 3).with_context_length(length)) as Arc<dyn Model>)
+        .collect();
+    let way = Way::new(Strategy::Standard, Targets::Combined, &[0, 0]);
+    let set = |decoder: &mut cos::decode::round::Decoder<CounterRng>, combination: &Combination| {
+        decoder.set_combination(combination.clone(), plan(&models, combination, Sampling::PLAIN, &way))
+    };
+    let mut decoder = decoder(&models, &large, Sampling::PLAIN, &way, &[], 0, CounterRng::new(1));
+    decoder.prompt(&PROMPT).unwrap();
+    for _ in 0..3 {
+        decoder.round().unwrap();
+    }
+    assert_eq!(decoder.context_length(), 12);
+    set(&mut decoder, &both).unwrap();
+    assert_eq!(decoder.context_length(), 8);
+    assert_eq!(decoder.round().unwrap(), (&[][..], Some(Finish::ContextFull)), "8 tokens are all there is room for");
+    set(&mut decoder, &large).unwrap();
+    assert_eq!(decoder.round().unwrap().1, None, "there is room again");
+    for refused in [&both, &small] {
+        let error = set(&mut decoder, refused).unwrap_err();
+        assert!(matches!(error, Error::ContextFull(_)) && error.to_string().contains("has 9 tokens"), "{error}");
+        assert_eq!((decoder.context_length(), decoder.committed().len()), (12, 9));
+    }
+    while decoder.round().unwrap().1.is_none() {}
+    assert_eq!(decoder.committed().len(), 12, "it went on as if nothing had been");
+}
+
+/// Two models, of which one fails at one of its rows, and the count of its rows.
+fn faulty(failing: usize, at: usize, interrupt: Interrupt) -> (Vec<Arc<dyn Model>>, Arc<AtomicUsize>) {
+    let passes = Arc::new(AtomicUsize::new(0));
+    let model = |k: usize| {
+        let (passes, interrupt) = (passes.clone(), interrupt.clone());
+        let model = Scripted::new(2, move |context, row| {
+            // The rows of a pass come one by one, so this also fails in the middle of a pass.
+            if k == failing && passes.fetch_add(1, Ordering::Relaxed) == at {
+                return Err(interrupt.clone());
+            }
+            row.copy_from_slice(&World::Related.logits(k, context, 2));
+            Ok(())
+        });
+        Arc::new(model) as Arc<dyn Model>
+    };
+    ((0..2).map(model).collect(), passes)
+}
+
 /// A pass of one model fails, or is cancelled, once, at each point of a run in turn: what comes out is as exact as
 /// without, and nothing is committed by the failed round.
 #[test]
@@ -602,21 +754,7 @@ fn failures_and_cancellations_leave_no_trace() {
     for interrupt in [Interrupt::Cancelled, Interrupt::Failed(Error::Runtime("planted".into()))] {
         for failing in 0..2 {
             for at in 3..12 {
-                let passes = Arc::new(AtomicUsize::new(0));
-                let models: Vec<Arc<dyn Model>> = (0..2)
-                    .map(|k| {
-                        let (passes, interrupt) = (passes.clone(), interrupt.clone());
-                        let model = Scripted::new(2, move |context, row| {
-                            // The rows of a pass come one by one, so this also fails in the middle of a pass.
-                            if k == failing && passes.fetch_add(1, Ordering::Relaxed) == at {
-                                return Err(interrupt.clone());
-                            }
-                            row.copy_from_slice(&World::Related.logits(k, context, 2));
-                            Ok(())
-                        });
-                        Arc::new(model) as Arc<dyn Model>
-                    })
-                    .collect();
+                let (models, passes) = faulty(failing, at, interrupt.clone());
                 let case = Case::new(World::Related, models, &combination, Sampling::PLAIN, 3);
                 let case = Case { passes: Some(passes), ..case };
                 for way in ways(2, &combination, Sampling::PLAIN) {

@@ -124,8 +124,10 @@ pub struct Decoder<C> {
     prompt_end: usize,
     context_length: usize,
     max_pending: usize,
-    /// How often pending tokens were dropped.
+    /// How often pending tokens were dropped or the combination changed.
     epoch: u32,
+    /// The epoch of routes: the one at which the weights were set.
+    route_epoch: u32,
     /// What is left of a proposer's turn.
     turn: Option<Action>,
     finish: Option<Finish>,
@@ -143,42 +145,85 @@ impl<C: Chance> Decoder<C> {
     /// A decoder of an empty sequence; `sequences` are the models' own, one each, empty.
     pub fn new(models: Vec<Arc<dyn Model>>, sequences: Vec<Box<dyn Sequence>>, settings: Settings, chance: C) -> Self {
         let vocab_size = models.iter().find(|model| model.scores()).map_or(0, |model| model.vocab_size());
-        let context_length = (0..models.len())
-            .filter(|&model| settings.combination.needs(model) || settings.plan.policy.uses(model))
-            .map(|model| models[model].context_length())
-            .min()
-            .unwrap_or(0);
-        let max_pending = settings.plan.policy.max_pending();
-        // One row for each pending position and the one after them; greedy decoding needs none, and neither do look-ups.
-        let lanes: Vec<Lane> = models
-            .iter()
-            .zip(sequences)
-            .map(|(model, sequence)| {
-                let slots = if settings.sampler.is_greedy() || !model.scores() { 0 } else { max_pending + 1 };
-                Lane { sequence, rows: Array2::zeros((slots, vocab_size)), stamps: vec![NO_ROW; slots] }
-            })
-            .collect();
-        Decoder {
-            seen: vec![0; lanes.len()],
+        let lane = |sequence| Lane { sequence, rows: Array2::zeros((0, vocab_size)), stamps: Vec::new() };
+        let mut decoder = Decoder {
+            seen: vec![0; models.len()],
             models,
-            lanes,
+            lanes: sequences.into_iter().map(lane).collect(),
             chance,
-            tokens: Vec::with_capacity(context_length.min(1 << 20)),
+            tokens: Vec::new(),
             committed: 0,
-            drafts: Vec::with_capacity(max_pending),
+            drafts: Vec::new(),
             prompt_end: 0,
-            context_length,
-            max_pending,
+            context_length: 0,
+            max_pending: 0,
             epoch: 0,
+            route_epoch: 0,
             turn: None,
             finish: None,
-            log_probabilities: Vec::with_capacity(max_pending + 1),
+            log_probabilities: Vec::new(),
             counters: Counters::default(),
             target: vec![0.0; vocab_size],
             scratch: vec![0.0; vocab_size],
             candidates: Candidates::new(vocab_size),
             settings,
+        };
+        decoder.fit();
+        decoder
+    }
+
+    /// Make room for all that the combination and the plan can need, so that rounds need not.
+    fn fit(&mut self) {
+        self.context_length = context_length(&self.models, &self.settings.combination, &self.settings.plan);
+        self.max_pending = self.settings.plan.policy.max_pending();
+        for (model, lane) in self.models.iter().zip(&mut self.lanes) {
+            // One row for each pending position and the one after them; greedy decoding and look-ups need none.
+            let slots = if self.settings.sampler.is_greedy() || !model.scores() { 0 } else { self.max_pending + 1 };
+            if lane.stamps.len() != slots {
+                lane.rows = Array2::zeros((slots, self.target.len()));
+                lane.stamps = vec![NO_ROW; slots];
+            }
         }
+        self.tokens.reserve(self.context_length.min(1 << 20).saturating_sub(self.tokens.len()));
+        self.drafts.reserve(self.max_pending);
+        self.log_probabilities.reserve(self.max_pending + 1);
+    }
+
+    /// Decode by another combination from the next position on, with a plan for it. Committed tokens stay.
+    ///
+    /// This is exact: whatever a caller saw before, the tokens from here on follow the new combination.
+    /// - Where a round ended tells nothing of the pending tokens but that they were drawn from their `q`, and of them
+    ///   nothing else was used. So they may as well be verified against another target. If the new plan needs other
+    ///   models, or other rows, they are dropped instead.
+    /// - Processed rows are of one model and do not depend on weights. Targets are made when a position is decided.
+    /// - A route does depend on weights. Those of open positions are drawn anew, with new numbers: a failed round
+    ///   may have told where the next one led. No round that succeeded has looked at it.
+    ///
+    /// On an error, [`Error::ContextFull`] if a model that is needed now cannot hold the committed tokens, nothing changes.
+    pub fn set_combination(&mut self, combination: Combination, plan: Plan) -> Result<()> {
+        let context_length = context_length(&self.models, &combination, &plan);
+        if self.committed > context_length {
+            return Err(Error::ContextFull(format!(
+                "the sequence has {} tokens, but the models of these weights hold {context_length}; \
+                 keep those of a longer context",
+                self.committed
+            )));
+        }
+        self.epoch = self.epoch.wrapping_add(1);
+        self.route_epoch = self.epoch;
+        let old = &self.settings;
+        let fits = plan == old.plan && combination.needed().eq(old.combination.needed());
+        if !fits {
+            self.drop_pending(self.committed);
+        }
+        self.settings.combination = combination;
+        self.settings.plan = plan;
+        self.fit();
+        // The context may have become longer or shorter.
+        if matches!(self.finish, None | Some(Finish::ContextFull)) {
+            self.finish = (self.committed == self.context_length).then_some(Finish::ContextFull);
+        }
+        Ok(())
     }
 
     /// The committed tokens, prompts included.
@@ -336,7 +381,8 @@ impl<C: Chance> Decoder<C> {
 
     /// The model that a position's target is routed to: `k` with probability `λ_k`, fixed for each position.
     fn route(&self, position: usize) -> usize {
-        self.chance.pick(Key { position, purpose: Purpose::Route, epoch: 0 }, self.settings.combination.weights())
+        let key = Key { position, purpose: Purpose::Route, epoch: self.route_epoch };
+        self.chance.pick(key, self.settings.combination.weights())
     }
 
     fn has_room(&self) -> bool {
@@ -372,9 +418,9 @@ impl<C: Chance> Decoder<C> {
 
     /// Decide, from the front, every position that can be decided, and commit it.
     ///
-    /// Once a token of the round is committed, a position is decided only if it could be whatever its route. Then where a
-    /// round ends tells nothing of the next token, and who changes something there cannot make a choice of outcomes by
-    /// it; the rest is decided at the start of the next round, without a pass.
+    /// Once a token of the round is committed, a further position is decided only if it could be whatever its route, so that
+    /// where a round ends tells nothing of the next token: a caller who changes weights there, or stops, would choose
+    /// among outcomes otherwise. What is left by this is decided at the start of the next round, without a pass.
     ///
     /// A bad row is an error of the round that it is the first to be decided in; earlier tokens of a round are good.
     fn verify(&mut self, start: usize) -> Result<()> {
@@ -565,6 +611,12 @@ impl<C: Chance> Decoder<C> {
         // A pass that failed may have spoiled rows, so the last one is scored anew.
         self.lanes.iter_mut().for_each(|lane| lane.truncate(committed - 1));
     }
+}
+
+/// Most tokens that all models which may run can hold.
+fn context_length(models: &[Arc<dyn Model>], combination: &Combination, plan: &Plan) -> usize {
+    let running = (0..models.len()).filter(|&model| combination.needs(model) || plan.policy.uses(model));
+    running.map(|model| models[model].context_length()).min().unwrap_or(0)
 }
 
 /// What the front position is verified against, and where it was made.

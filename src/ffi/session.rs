@@ -273,6 +273,15 @@ pub unsafe extern "C" fn cos_session_new(
     })
 }
 
+fn check_count(name: &str, count: usize, models: usize) -> Result<()> {
+    if count == models {
+        return Ok(());
+    }
+    Err(Error::InvalidArgument(format!(
+        "{name} is {count}, but the engine has {models} models; give one value for each, in their order"
+    )))
+}
+
 /// # Safety
 /// `options` has `struct_size` bytes, and its arrays have their counts.
 unsafe fn read_options(options: *const cos_session_options, engine: &Engine) -> Result<Options> {
@@ -283,10 +292,8 @@ unsafe fn read_options(options: *const cos_session_options, engine: &Engine) -> 
         // Before the arrays are looked at: a wrong count may reach beyond them.
         let counts =
             [("proposal_lengths_count", options.proposal_lengths_count), ("weights_count", options.weights_count)];
-        if let Some((name, count)) = counts.into_iter().find(|(_, count)| *count != 0 && *count != models) {
-            return Err(Error::InvalidArgument(format!(
-                "{name} is {count}, but the engine has {models} models; give one value for each, in their order"
-            )));
+        for (name, count) in counts.into_iter().filter(|(_, count)| *count != 0) {
+            check_count(name, count, models)?;
         }
         let lengths = optional_slice(
             options.proposal_lengths,
@@ -411,6 +418,38 @@ pub unsafe extern "C" fn cos_prompt(
                 )));
             }
             session.prompt(slice(tokens, tokens_count, "tokens", "tokens_count")?)
+        })
+    }
+}
+
+/// Decode with other weights from the next token on, for "weighted" and "logits". Between steps, and before the first
+/// prompt too. The tokens that there are stay, and all that follow have the distribution that the new weights give
+/// them. A weight that becomes 0, or no longer is, may change the models that run, and with them the room for tokens.
+///
+/// On error nothing changes.
+///
+/// @param session        in/out, must not be NULL
+/// @param weights        copied; must not be NULL
+/// @param weights_count  number of models
+/// @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT (as for the weights of cos_session_options,
+///         or the session has a combine function), CONTEXT_FULL (the sequence is longer than the context of a model
+///         whose weight was 0), BUSY, POISONED
+/// Since 0.1.
+///
+/// # Safety
+/// `session` is NULL or a session that was not freed; `weights` is NULL or has `weights_count` elements.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cos_session_set_weights(
+    session: *mut cos_session,
+    weights: *const f32,
+    weights_count: usize,
+) -> *mut cos_error {
+    // SAFETY: promised by the caller.
+    unsafe {
+        with(session, |session| {
+            // Before the array is looked at: a wrong count may reach beyond it.
+            check_count("weights_count", weights_count, session.engine().models().len())?;
+            session.set_weights(slice(weights, weights_count, "weights", "weights_count")?)
         })
     }
 }

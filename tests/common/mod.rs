@@ -172,16 +172,8 @@ impl Way {
     }
 }
 
-pub fn decoder<C: Chance>(
-    models: &[Arc<dyn Model>],
-    combination: &Combination,
-    sampling: Sampling,
-    way: &Way,
-    stop_tokens: &[i32],
-    max_tokens: usize,
-    chance: C,
-) -> Decoder<C> {
-    let cancel = Arc::new(Cancel::default());
+/// How a way decodes a combination.
+pub fn plan(models: &[Arc<dyn Model>], combination: &Combination, sampling: Sampling, way: &Way) -> Plan {
     let costs: Vec<u64> = models.iter().map(|model| model.cost()).collect();
     let request = Request {
         strategy: way.strategy,
@@ -192,10 +184,23 @@ pub fn decoder<C: Chance>(
         log_probabilities: way.targets == Targets::Combined,
         costs: &costs,
     };
+    Plan::new(&request).unwrap()
+}
+
+pub fn decoder<C: Chance>(
+    models: &[Arc<dyn Model>],
+    combination: &Combination,
+    sampling: Sampling,
+    way: &Way,
+    stop_tokens: &[i32],
+    max_tokens: usize,
+    chance: C,
+) -> Decoder<C> {
+    let cancel = Arc::new(Cancel::default());
     let settings = Settings {
         combination: combination.clone(),
         sampler: sampling.sampler(),
-        plan: Plan::new(&request).unwrap(),
+        plan: plan(models, combination, sampling, way),
         stop_tokens: stop_tokens.to_vec(),
         max_tokens,
         log_probabilities: way.targets == Targets::Combined,
