@@ -517,6 +517,23 @@ struct cos_error *cos_session_new(const struct cos_engine *engine,
 struct cos_error *cos_prompt(struct cos_session *session, const int32_t *tokens, size_t tokens_count);
 
 /**
+ * Decode with other weights from the next token on, for "weighted" and "logits". Between steps, and before the first
+ * prompt too. The tokens that there are stay, and all that follow have the distribution that the new weights give
+ * them. A weight that becomes 0, or no longer is, may change the models that run, and with them the room for tokens.
+ *
+ * On error nothing changes.
+ *
+ * @param session        in/out, must not be NULL
+ * @param weights        copied; must not be NULL
+ * @param weights_count  number of models
+ * @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT (as for the weights of cos_session_options,
+ *         or the session has a combine function), CONTEXT_FULL (the sequence is longer than the context of a model
+ *         whose weight was 0), BUSY, POISONED
+ * Since 0.1.
+ */
+struct cos_error *cos_session_set_weights(struct cos_session *session, const float *weights, size_t weights_count);
+
+/**
  * Advance the sequence by one round of collaborative decoding.
  *
  * Commits at least one token unless the sequence is finished: then there are none, and finish says why again. After

@@ -694,6 +694,32 @@ fn weights_change_exactly_after_failures() {
     }
 }
 
+/// Proposals outlive a change of weights that leaves the plan as it was.
+#[test]
+fn weights_that_change_keep_what_is_pending() {
+    let mixture = |weights: &[f32]| Combination::mixture(weights).unwrap();
+    let way = Way::new(Strategy::Cos, Targets::Combined, &[1, 1]);
+    let run = |combinations: &[Combination]| {
+        let models = World::Identical.models(2, 3);
+        let mut decoder = decoder(&models, &combinations[0], Sampling::GREEDY, &way, &[], 20, CounterRng::new(1));
+        decoder.prompt(&PROMPT).unwrap();
+        for combination in combinations.iter().cycle() {
+            let plan = plan(&models, combination, Sampling::GREEDY, &way);
+            decoder.set_combination(combination.clone(), plan).unwrap();
+            if decoder.round().unwrap().1.is_some() {
+                break;
+            }
+        }
+        (decoder.committed().to_vec(), decoder.counters())
+    };
+    let (tokens, steady) = run(&[mixture(&[0.5, 0.5])]);
+    assert!(steady.accepted > 15 && steady.forwards < 25);
+    assert_eq!(run(&[mixture(&[0.5, 0.5]), mixture(&[0.2, 0.8])]), (tokens.clone(), steady));
+    let (others, dropped) = run(&[mixture(&[0.5, 0.5]), mixture(&[1.0, 0.0])]);
+    assert_eq!(others, tokens);
+    assert!(dropped.accepted < steady.accepted, "another plan drops them");
+}
+
 /// Weights that need a model of another context.
 #[test]
 fn weights_that_do_not_fit_change_nothing() {
