@@ -304,7 +304,7 @@ fn log_probabilities_come_with_their_tokens() {
             let (tokens, values) = run(&cos_session_options { log_probabilities: 1, ..off });
             assert_eq!(values.len(), 20);
             for (token, value) in tokens.iter().zip(values) {
-                let expected = f64::from([0.0, 1.0, 0.5, 0.25][*token as usize]) - total.ln();
+                let expected = [0.0, 1.0, 0.5, 0.25][*token as usize] - total.ln();
                 assert!((f64::from(value) - expected).abs() < 1e-5, "{token}: {value}, not {expected}");
             }
             let combined = cos_session_options { targets: COS_TARGETS_COMBINED, ..off };

@@ -380,8 +380,9 @@ fn longer_sequences() {
 fn look_ups_draft_exactly() {
     let mixture = |weights: &[f32]| Combination::mixture(weights).unwrap();
     let logits = |weights: &[f32]| Combination::logits(weights).unwrap();
-    let cases: [(usize, Vec<Combination>, &[&[i32]]); 4] = [
-        // where the look-up stands, what is combined, who proposes how many
+    /// Where the look-up stands, what is combined, who proposes how many.
+    type Drafting<'a> = (usize, Vec<Combination>, &'a [&'a [i32]]);
+    let cases: [Drafting; 4] = [
         (1, vec![mixture(&[1.0, 0.0]), logits(&[0.5, 0.0]), Combination::target(2, 0).unwrap()], &[&[1, 1], &[0, 3]]),
         (
             2,

@@ -64,7 +64,8 @@ pub const COS_FINISH_CANCELLED: i32 = 4;
 /// @param out_scores    out: `vocab_size` scores, all to be written. Minus infinity is impossible. NaN (also where
 ///                      nothing was written), plus infinity, or minus infinity everywhere is NUMERIC.
 /// @param user_data     combine_data of cos_session_options
-/// @return 0, or any other number to make cos_step fail with CALLBACK, whose message names it
+/// @return 0, or any other number to make cos_step fail with CALLBACK, whose message names it. (A step that has committed
+///         a token by then ends well, and the next one asks again.)
 /// Since 0.1.
 pub type cos_combine_fn = Option<
     unsafe extern "C-unwind" fn(

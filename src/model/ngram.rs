@@ -17,6 +17,9 @@ const LONGEST: usize = 8;
 /// successor, and a proposal that is rejected makes the verifier's pass wider for nothing; two make a phrase.
 const SHORTEST: usize = 2;
 
+/// Tokens that a sequence has room for at first; it grows by doubling, as caches do.
+const FIRST_CAPACITY: usize = 1024;
+
 /// Looks the end of the sequence up in the sequence itself. It has no distribution, so it drafts and never verifies.
 pub struct Ngram {
     name: String,
@@ -105,7 +108,7 @@ impl Model for Ngram {
     }
 
     fn start(&self, _: &Arc<Cancel>) -> Result<Box<dyn Sequence>> {
-        Ok(Box::new(NgramSequence { tokens: Vec::new() }))
+        Ok(Box::new(NgramSequence { tokens: Vec::with_capacity(FIRST_CAPACITY) }))
     }
 
     fn forward(&self, batch: &mut [Pass<'_>]) -> Result<(), Interrupt> {
