@@ -504,6 +504,20 @@ fn drafters_never_verify() {
     }
 }
 
+/// Nor does it run where its proposals have no room: the first model fills it, and the last one verifies.
+#[test]
+fn drafters_rest_without_room() {
+    let passes = Arc::new(AtomicUsize::new(0));
+    let mut models = World::Identical.models(3, 3);
+    models[1] = Arc::new(Counted { model: World::Identical.model(1, 3), passes: passes.clone() });
+    let combination = Combination::mixture(&[0.5, 0.0, 0.5]).unwrap();
+    let way = Way::new(Strategy::Cos, Targets::Combined, &[4, 1, 0]);
+    let mut decoder = decoder(&models, &combination, Sampling::GREEDY, &way, &[], 4, CounterRng::new(1));
+    decoder.prompt(&PROMPT).unwrap();
+    while decoder.round().unwrap().1.is_none() {}
+    assert_eq!((decoder.counters().accepted, passes.load(Ordering::Relaxed)), (4, 0));
+}
+
 /// Counts the passes of a model.
 struct Counted {
     model: Scripted,
