@@ -101,7 +101,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
                     seed: seed as u64 + 1000 * round as u64,
                     max_tokens: arguments.tokens,
                     stop_tokens: Some(Vec::new()),
-                    weights: None,
+                    ..Options::default()
                 };
                 let mut session = Session::new(&engine, &options)?;
                 session.prompt(prompt)?;

@@ -90,6 +90,11 @@
 #define COS_ERROR_INTERNAL 11
 
 /**
+ * A function of the caller failed; the message says what it returned.
+ */
+#define COS_ERROR_CALLBACK 12
+
+/**
  * Chosen by the library: what follows the same distribution at the least cost.
  */
 #define COS_STRATEGY_AUTO 0
@@ -182,6 +187,35 @@ typedef struct cos_session cos_session;
 typedef struct cos_text_stream cos_text_stream;
 
 /**
+ * A combination of the caller's own: makes one row of scores from the models' rows of logits, for one position.
+ * Tokens are then decoded from the distribution that temperature, top_k, top_p, min_p and softmax make of the scores.
+ *
+ * Exactness asks that it depends on the rows and its data alone, for they are unchanged where it is asked again. It is
+ * called inside cos_step, on its thread, possibly several times in a step and for positions whose tokens are dropped.
+ *
+ * It must not keep the pointers, and must not leave but by returning: an exception ends the process, longjmp is
+ * undefined. It may call cos_cancel and cos_session_stats on its session; other calls get BUSY, and cos_free would
+ * wait for ever.
+ *
+ * @param rows          `models_count` rows of `vocab_size` logits, in the engine's order; NULL for models that the
+ *                      engine's combination gives the weight 0 and for look-ups. There is no NaN and no plus infinity;
+ *                      minus infinity is impossible.
+ * @param models_count  number of models
+ * @param vocab_size    number of tokens
+ * @param out_scores    out: `vocab_size` scores, all to be written. Minus infinity is impossible. NaN (also where
+ *                      nothing was written), plus infinity, or minus infinity everywhere is NUMERIC.
+ * @param user_data     combine_data of cos_session_options
+ * @return 0, or any other number to make cos_step fail with CALLBACK, whose message names it. (A step that has committed
+ *         a token by then ends well, and the next one asks again.)
+ * Since 0.1.
+ */
+typedef int32_t (*cos_combine_fn)(const float *const *rows,
+                                  size_t models_count,
+                                  size_t vocab_size,
+                                  float *out_scores,
+                                  void *user_data);
+
+/**
  * How a session decodes. Set all to 0 and then struct_size: greedy and automatic. Arrays are copied.
  *
  * Since 0.1.
@@ -250,9 +284,19 @@ typedef struct cos_session_options {
    */
   int32_t targets;
   /**
-   * Must be 0.
+   * 1 to get the log-probability of each token from cos_step, 0 not to. It takes the combined distribution, so
+   * COS_TARGETS_AUTO then means combined, and COS_TARGETS_ROUTED is an error.
    */
-  int32_t reserved;
+  int32_t log_probabilities;
+  /**
+   * A combination in place of the engine's, or NULL. The models that the engine's combination gives a weight other
+   * than 0 (here those of `weights`, where given) take part; what else it says is not used. Targets are combined.
+   */
+  cos_combine_fn combine;
+  /**
+   * Passed to `combine`; may be NULL. Must live as long as the session.
+   */
+  void *combine_data;
 } cos_session_options;
 
 /**
@@ -282,6 +326,12 @@ typedef struct cos_step_result {
    * 0.
    */
   int32_t reserved;
+  /**
+   * The natural logarithm of each token's probability under the combined distribution that all strategies follow,
+   * after temperature, top_k, top_p and min_p; for a greedy session at temperature 1 without these. `tokens_count`
+   * values, owned and valid as `tokens`; NULL if not asked for in cos_session_options, or without tokens.
+   */
+  const float *log_probabilities;
 } cos_step_result;
 
 /**
@@ -378,7 +428,11 @@ void cos_error_free(struct cos_error *error);
  *       "models": [ { "path": "base",         an .onnx file, or a folder that holds one
  *                     "provider": "cpu",      or "cuda"; "cpu" by default
  *                     "device_id": 0,         which GPU; 0 by default
- *                     "name": "base" } ],     for messages; the folder's name by default
+ *                     "name": "base" },       for messages; the folder's name by default
+ *                   { "kind": "ngram" } ],    optional: a look-up of the last words in the sequence itself, which
+ *                                             drafts at no cost where text repeats itself. It counts as a model
+ *                                             everywhere, has the weight 0, and takes a "name" but no other key.
+ *                                             Other models are of the kind "onnx", the default.
  *       "combine": one of
  *         { "kind": "weighted", "weights": [0.5, 0.5] }             sum of the distributions
  *         { "kind": "contrastive", "mu": 0.1, "plausibility": 0 }   model 0 the expert, model 1 the amateur
@@ -464,6 +518,23 @@ struct cos_error *cos_session_new(const struct cos_engine *engine,
 struct cos_error *cos_prompt(struct cos_session *session, const int32_t *tokens, size_t tokens_count);
 
 /**
+ * Decode with other weights from the next token on, for "weighted" and "logits". Between steps, and before the first
+ * prompt too. The tokens that there are stay, and all that follow have the distribution that the new weights give
+ * them. A weight that becomes 0, or no longer is, may change the models that run, and with them the room for tokens.
+ *
+ * On error nothing changes.
+ *
+ * @param session        in/out, must not be NULL
+ * @param weights        copied; must not be NULL
+ * @param weights_count  number of models
+ * @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT (as for the weights of cos_session_options,
+ *         or the session has a combine function), CONTEXT_FULL (the sequence is longer than the context of a model
+ *         whose weight was 0), BUSY, POISONED
+ * Since 0.1.
+ */
+struct cos_error *cos_session_set_weights(struct cos_session *session, const float *weights, size_t weights_count);
+
+/**
  * Advance the sequence by one round of collaborative decoding.
  *
  * Commits at least one token unless the sequence is finished: then there are none, and finish says why again. After
@@ -471,10 +542,10 @@ struct cos_error *cos_prompt(struct cos_session *session, const int32_t *tokens,
  * committed, `out_result` is untouched, and the next step tries again.
  *
  * @param session     in/out, must not be NULL, not in use on another thread (BUSY)
- * @param out_result  out, must not be NULL; `struct_size` must be set. `tokens` is owned by the session and valid
- *                    until its next call.
- * @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT (no prompt yet), NUMERIC, RUNTIME, BUSY,
- *         POISONED, INTERNAL (poisons the session)
+ * @param out_result  out, must not be NULL; `struct_size` must be set. `tokens` and `log_probabilities` are owned by
+ *                    the session and valid until its next call.
+ * @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT (no prompt yet), NUMERIC, RUNTIME,
+ *         CALLBACK, BUSY, POISONED, INTERNAL (poisons the session)
  * Since 0.1.
  */
 struct cos_error *cos_step(struct cos_session *session, struct cos_step_result *out_result);

@@ -26,21 +26,97 @@ pub struct Config {
     pub onnxruntime: Option<PathBuf>,
 }
 
-/// One model of an engine.
+/// One model of an engine: of the kind `"onnx"`, the default, or `"ngram"`.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ModelConfig {
+#[serde(try_from = "ModelKeys")]
+pub enum ModelConfig {
+    /// An export.
+    Onnx(ExportConfig),
+    /// A look-up in the sequence itself, which only drafts.
+    Ngram {
+        /// What messages call it.
+        name: String,
+    },
+}
+
+/// A model that is an export.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ExportConfig {
     /// An `.onnx` file, or a folder that holds one.
     pub path: PathBuf,
     /// Where it runs.
-    #[serde(default)]
     pub provider: ProviderName,
     /// Which device of that provider.
-    #[serde(default)]
     pub device_id: i32,
     /// What messages call it; the folder's name by default.
-    #[serde(default)]
     pub name: Option<String>,
+    /// How positions are scored, in place of what was found out.
+    pub scoring: Option<ScoringName>,
+    /// Most tokens of a sequence, in place of what the export says.
+    pub context_length: Option<usize>,
+}
+
+/// How the positions of a draft are scored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ScoringName {
+    /// All in one pass.
+    Parallel,
+    /// One pass for each.
+    OneByOne,
+}
+
+/// The keys of a model, before its kind says which of them it takes.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ModelKeys {
+    #[serde(default)]
+    kind: Kind,
+    path: Option<PathBuf>,
+    provider: Option<ProviderName>,
+    device_id: Option<i32>,
+    name: Option<String>,
+    scoring: Option<ScoringName>,
+    context_length: Option<usize>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Kind {
+    #[default]
+    Onnx,
+    Ngram,
+}
+
+impl TryFrom<ModelKeys> for ModelConfig {
+    type Error = String;
+
+    fn try_from(keys: ModelKeys) -> Result<Self, String> {
+        let ModelKeys { kind, path, provider, device_id, name, scoring, context_length } = keys;
+        match kind {
+            Kind::Onnx => Ok(ModelConfig::Onnx(ExportConfig {
+                path: path.ok_or("missing field `path` of a model")?,
+                provider: provider.unwrap_or_default(),
+                device_id: device_id.unwrap_or_default(),
+                name,
+                scoring,
+                context_length,
+            })),
+            Kind::Ngram => {
+                let given = [
+                    ("path", path.is_some()),
+                    ("provider", provider.is_some()),
+                    ("device_id", device_id.is_some()),
+                    ("scoring", scoring.is_some()),
+                    ("context_length", context_length.is_some()),
+                ];
+                match given.iter().find(|(_, given)| *given) {
+                    Some((key, _)) => Err(format!("a model of kind \"ngram\" takes no `{key}`, only `name`")),
+                    None => Ok(ModelConfig::Ngram { name: name.unwrap_or_else(|| "ngram".into()) }),
+                }
+            }
+        }
+    }
 }
 
 /// An execution provider of ONNX Runtime.
@@ -84,8 +160,16 @@ pub enum Combine {
 }
 
 impl Combine {
-    /// The combination for a number of models, with a session's own weights where given.
-    pub fn resolve(&self, models: usize, weights: Option<&[f32]>) -> Result<Combination> {
+    /// The combination, with a session's own weights where given.
+    ///
+    /// `scores` says of each model whether it scores tokens. One that does not only drafts, and must have no say.
+    pub fn resolve(&self, scores: &[bool], weights: Option<&[f32]>) -> Result<Combination> {
+        let models = scores.len();
+        if !scores.contains(&true) {
+            return Err(Error::InvalidArgument(
+                "there is no model but look-ups, which only draft; name at least one export".into(),
+            ));
+        }
         let own = match self {
             Combine::Weighted { weights } | Combine::Logits { weights } => Some(weights.as_slice()),
             _ => None,
@@ -102,12 +186,39 @@ impl Combine {
                 weights.len()
             )));
         }
-        match self {
+        let combination = match self {
             Combine::Weighted { .. } => Combination::mixture(weights),
             Combine::Logits { .. } => Combination::logits(weights),
             Combine::Contrastive { mu, plausibility } => Combination::contrastive(models, *mu, *plausibility),
             Combine::Target { model } => Combination::target(models, *model),
+        }?;
+        let only_drafts = |model: &usize| !scores[*model];
+        match self {
+            // also where mu is 0, and the amateur would not be asked
+            Combine::Contrastive { .. } => {
+                if let Some(model) = [0, 1].into_iter().find(only_drafts) {
+                    return Err(Error::InvalidArgument(format!(
+                        "model {model} is the {}, but it is a look-up, which only drafts; \
+                         list expert and amateur first",
+                        ["expert", "amateur"][model]
+                    )));
+                }
+            }
+            Combine::Target { model } if only_drafts(model) => {
+                return Err(Error::InvalidArgument(format!(
+                    "target model {model} is a look-up, which only drafts; name another one"
+                )));
+            }
+            _ => {
+                if let Some(model) = combination.needed().find(only_drafts) {
+                    return Err(Error::InvalidArgument(format!(
+                        "weights[{model}] is {}, but model {model} is a look-up, which only drafts; its weight must be 0",
+                        weights[model]
+                    )));
+                }
+            }
         }
+        Ok(combination)
     }
 }
 
@@ -119,7 +230,11 @@ impl Config {
         let mut config =
             Self::parse(&text).map_err(|error| Error::Config(format!("{}: {}", path.display(), inner(error))))?;
         let folder = path.parent().unwrap_or(Path::new(""));
-        config.models.iter_mut().for_each(|model| model.path = folder.join(&model.path));
+        for model in &mut config.models {
+            if let ModelConfig::Onnx(export) = model {
+                export.path = folder.join(&export.path);
+            }
+        }
         config.onnxruntime = config.onnxruntime.map(|library| folder.join(library));
         Ok(config)
     }
@@ -133,18 +248,21 @@ impl Config {
         if config.threads > MAX_THREADS {
             return Err(Error::Config(format!("threads is {}; it cannot be more than {MAX_THREADS}", config.threads)));
         }
-        if let Some(model) = config.models.iter().find(|model| model.device_id < 0) {
-            return Err(Error::Config(format!(
-                "device_id of {} is {}; it must be 0 or positive",
-                model.path.display(),
-                model.device_id
-            )));
+        for model in &config.models {
+            let ModelConfig::Onnx(ExportConfig { path, device_id, context_length, .. }) = model else { continue };
+            if *device_id < 0 {
+                return Err(Error::Config(format!(
+                    "device_id of {} is {device_id}; it must be 0 or positive",
+                    path.display()
+                )));
+            }
+            if *context_length == Some(0) {
+                return Err(Error::Config(format!("context_length of {} is 0; it must be positive", path.display())));
+            }
         }
         // Wrong weights are a fault of the configuration here, and of an argument in a session.
-        config
-            .combine
-            .resolve(config.models.len(), None)
-            .map_err(|error| Error::Config(format!("combine: {}", inner(error))))?;
+        let scores: Vec<bool> = config.models.iter().map(|model| matches!(model, ModelConfig::Onnx(_))).collect();
+        config.combine.resolve(&scores, None).map_err(|error| Error::Config(format!("combine: {}", inner(error))))?;
         Ok(config)
     }
 }
@@ -207,10 +325,66 @@ mod tests {
     }
 
     #[test]
+    fn look_ups_only_draft() {
+        let with = |models: &str, combine: &str| format!(r#"{{"models":[{models}],"combine":{combine}}}"#);
+        let (export, ngram) = (r#"{"path":"a"}"#, r#"{"kind":"ngram"}"#);
+        let last = format!("{export},{ngram}");
+        let first = format!("{ngram},{export}");
+        check(&with(&last, r#"{"kind":"target","model":0}"#), "ok");
+        check(&with(&first, r#"{"kind":"target","model":1}"#), "ok");
+        check(&with(&first, r#"{"kind":"weighted","weights":[0,1]}"#), "ok");
+        check(&with(&last, r#"{"kind":"logits","weights":[0.5,0]}"#), "ok");
+        check(&with(&format!("{export},{last}"), r#"{"kind":"contrastive","mu":0.5}"#), "ok");
+        check(&with(&last, r#"{"kind":"target","model":1}"#), "target model 1 is a look-up");
+        check(
+            &with(&last, r#"{"kind":"weighted","weights":[0.5,0.5]}"#),
+            "weights[1] is 0.5, but model 1 is a look-up",
+        );
+        check(&with(&last, r#"{"kind":"logits","weights":[1,-1]}"#), "weights[1] is -1, but model 1 is a look-up");
+        check(&with(&first, r#"{"kind":"contrastive","mu":0.5}"#), "model 0 is the expert, but it is a look-up");
+        check(&with(&last, r#"{"kind":"contrastive","mu":0}"#), "model 1 is the amateur, but it is a look-up");
+        check(&with(ngram, r#"{"kind":"target","model":0}"#), "no model but look-ups");
+        check(&with(ngram, r#"{"kind":"weighted","weights":[0]}"#), "no model but look-ups");
+
+        let alone = r#"{"kind":"target","model":0}"#;
+        check(&with(r#"{"path":"a","kind":"onnx"}"#, alone), "ok");
+        check(&with(r#"{"path":"a","scoring":"one_by_one","context_length":100}"#, alone), "ok");
+        check(&with(r#"{"path":"a","scoring":"fast"}"#, alone), "unknown variant `fast`");
+        check(&with(r#"{"path":"a","context_length":0}"#, alone), "context_length of a is 0");
+        check(&with(r#"{"path":"a","kind":"gguf"}"#, alone), "unknown variant `gguf`");
+        check(&with(r#"{"kind":"onnx"}"#, alone), "missing field `path`");
+        check(&with(r#"{"name":"a"}"#, alone), "missing field `path`");
+        for (key, value) in [
+            ("path", "\"a\""),
+            ("provider", "\"cpu\""),
+            ("device_id", "0"),
+            ("scoring", "\"parallel\""),
+            ("context_length", "9"),
+        ] {
+            let ngram = format!(r#"{export},{{"kind":"ngram","{key}":{value}}}"#);
+            check(&with(&ngram, alone), &format!("takes no `{key}`"));
+        }
+        check(&with(&format!(r#"{export},{{"kind":"ngram","size":3}}"#), alone), "unknown field `size`");
+
+        let config = Config::parse(&with(
+            &format!(r#"{first},{{"kind":"ngram","name":"echo"}}"#),
+            r#"{"kind":"target","model":1}"#,
+        ));
+        let models = config.unwrap().models;
+        assert_eq!(models[0], ModelConfig::Ngram { name: "ngram".into() });
+        assert_eq!(models[2], ModelConfig::Ngram { name: "echo".into() });
+    }
+
+    #[test]
     fn session_weights_fit_the_kind() {
         let weighted = Combine::Weighted { weights: vec![0.5, 0.5] };
-        assert_eq!(weighted.resolve(2, Some(&[0.25, 0.75])).unwrap().weights(), [0.25, 0.75]);
-        assert_eq!(weighted.resolve(2, Some(&[1.0])).unwrap_err().code(), 1);
-        assert_eq!(Combine::Target { model: 0 }.resolve(2, Some(&[0.5, 0.5])).unwrap_err().code(), 1);
+        let both = [true; 2];
+        assert_eq!(weighted.resolve(&both, Some(&[0.25, 0.75])).unwrap().weights(), [0.25, 0.75]);
+        assert_eq!(weighted.resolve(&both, Some(&[1.0])).unwrap_err().code(), 1);
+        assert_eq!(Combine::Target { model: 0 }.resolve(&both, Some(&[0.5, 0.5])).unwrap_err().code(), 1);
+        let weighted = Combine::Weighted { weights: vec![1.0, 0.0] };
+        let error = weighted.resolve(&[true, false], Some(&[0.75, 0.25])).unwrap_err();
+        assert_eq!(error.code(), 1);
+        assert!(error.to_string().contains("weights[1] is 0.25, but model 1 is a look-up"), "{error}");
     }
 }

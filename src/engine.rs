@@ -5,9 +5,10 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-use crate::config::{Combine, Config, ProviderName};
+use crate::config::{Combine, Config, ExportConfig, ModelConfig, ProviderName, ScoringName};
+use crate::decode::combine::Combination;
 use crate::error::{Error, Result};
-use crate::model::{Model, OnnxModel, Provider, Settings, environment, library};
+use crate::model::{Model, Ngram, OnnxModel, Provider, Scoring, Settings, environment, library};
 use crate::text::Text;
 
 /// The loaded models and how they are combined. Immutable.
@@ -23,23 +24,18 @@ impl Engine {
     /// Load everything that a configuration names.
     pub fn load(config: &Config) -> Result<Self> {
         environment(config.onnxruntime.as_deref(), config.threads)?;
-        let mut models = Vec::with_capacity(config.models.len());
-        for model in &config.models {
-            let provider = match model.provider {
-                ProviderName::Cpu => Provider::Cpu,
-                ProviderName::Cuda => Provider::Cuda { device_id: model.device_id },
-            };
-            let name = model.name.clone().unwrap_or_else(|| folder_name(&model.path));
-            let settings = Settings { provider, scoring: None, context_length: None };
-            models.push(OnnxModel::load(&model.path, &name, &settings)?);
-        }
-        let Agreement { vocab_size, text, mut warnings } = agree(&models)?;
-        models.iter_mut().for_each(|model| model.limit_vocabulary(vocab_size));
+        let exports = config.models.iter().filter_map(|model| match model {
+            ModelConfig::Onnx(export) => Some(export),
+            ModelConfig::Ngram { .. } => None,
+        });
+        let mut exports = exports.map(load).collect::<Result<Vec<_>>>()?;
+        let Agreement { vocab_size, text, mut warnings } = agree(&exports)?;
+        exports.iter_mut().for_each(|model| model.limit_vocabulary(vocab_size));
         let text = text.map(|mut text| {
             text.limit_vocabulary(vocab_size);
             Arc::new(text)
         });
-        let mut stop_tokens: Vec<i32> = models.iter().flat_map(|model| model.export().stop_tokens.clone()).collect();
+        let mut stop_tokens: Vec<i32> = exports.iter().flat_map(|model| model.export().stop_tokens.clone()).collect();
         stop_tokens.retain(|&token| {
             let known = usize::try_from(token).is_ok_and(|token| token < vocab_size);
             if !known {
@@ -47,7 +43,12 @@ impl Engine {
             }
             known
         });
-        let models = models.into_iter().map(|model| Arc::new(model) as Arc<dyn Model>).collect();
+        let mut exports = exports.into_iter();
+        let models = config.models.iter().filter_map(|model| match model {
+            ModelConfig::Onnx(_) => exports.next().map(|export| Arc::new(export) as Arc<dyn Model>),
+            ModelConfig::Ngram { name } => Some(Arc::new(Ngram::new(name))),
+        });
+        let models = models.collect();
         Ok(Engine { warnings, ..Self::new(models, config.combine.clone(), stop_tokens, text)? })
     }
 
@@ -58,9 +59,10 @@ impl Engine {
         mut stop_tokens: Vec<i32>,
         text: Option<Arc<Text>>,
     ) -> Result<Self> {
-        let first = models.first().ok_or_else(|| Error::Config("an engine takes at least one model".into()))?;
+        let mut scoring = models.iter().filter(|model| model.scores());
+        let first = scoring.next().ok_or_else(|| Error::Config("an engine takes at least one model".into()))?;
         let vocab_size = first.vocab_size();
-        if let Some(other) = models.iter().find(|model| model.vocab_size() != vocab_size) {
+        if let Some(other) = scoring.find(|model| model.vocab_size() != vocab_size) {
             return Err(Error::Model(format!(
                 "the vocabularies differ: {} has {vocab_size} tokens, {} has {}; \
                  models that decode together must share one vocabulary",
@@ -69,10 +71,11 @@ impl Engine {
                 other.vocab_size()
             )));
         }
-        combine.resolve(models.len(), None)?;
         stop_tokens.sort_unstable();
         stop_tokens.dedup();
-        Ok(Engine { models, combine, text, stop_tokens, warnings: Vec::new() })
+        let engine = Engine { models, combine, text, stop_tokens, warnings: Vec::new() };
+        engine.combination(None)?;
+        Ok(engine)
     }
 
     /// The models, in the order of the configuration.
@@ -85,9 +88,15 @@ impl Engine {
         &self.combine
     }
 
+    /// The combination, with a session's own weights where given.
+    pub fn combination(&self, weights: Option<&[f32]>) -> Result<Combination> {
+        let scores: Vec<bool> = self.models.iter().map(|model| model.scores()).collect();
+        self.combine.resolve(&scores, weights)
+    }
+
     /// Number of tokens of the shared vocabulary.
     pub fn vocab_size(&self) -> usize {
-        self.models[0].vocab_size()
+        vocab_size(&self.models)
     }
 
     /// The exports' end-of-sequence tokens.
@@ -119,6 +128,24 @@ impl Engine {
             )
         })
     }
+}
+
+/// The vocabulary of the first model that has one.
+fn vocab_size(models: &[Arc<dyn Model>]) -> usize {
+    models.iter().find(|model| model.scores()).map_or(0, |model| model.vocab_size())
+}
+
+fn load(config: &ExportConfig) -> Result<OnnxModel> {
+    let provider = match config.provider {
+        ProviderName::Cpu => Provider::Cpu,
+        ProviderName::Cuda => Provider::Cuda { device_id: config.device_id },
+    };
+    let name = config.name.clone().unwrap_or_else(|| folder_name(&config.path));
+    let scoring = config.scoring.map(|scoring| match scoring {
+        ScoringName::Parallel => Scoring::Parallel,
+        ScoringName::OneByOne => Scoring::OneByOne,
+    });
+    OnnxModel::load(&config.path, &name, &Settings { provider, scoring, context_length: config.context_length })
 }
 
 fn folder_name(path: &Path) -> String {

@@ -43,6 +43,9 @@ pub enum Error {
     /// A panic inside the library: a bug of ours.
     #[error("internal error (please report): {0}")]
     Internal(String),
+    /// A function of the caller failed.
+    #[error("callback: {0}")]
+    Callback(String),
 }
 
 impl Error {
@@ -60,6 +63,7 @@ impl Error {
             Error::BufferTooSmall { .. } => 9,
             Error::Poisoned => 10,
             Error::Internal(_) => 11,
+            Error::Callback(_) => 12,
         }
     }
 }

@@ -4,11 +4,12 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::decode::chance::CounterRng;
+use crate::decode::combine::{Combination, Function};
 use crate::decode::policy::{Plan, Request, Strategy, Targets};
 use crate::decode::round::{Counters, Decoder, Finish, Settings};
 use crate::decode::sampling::Sampler;
 use crate::engine::Engine;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::model::{Cancel, Interrupt};
 
 /// What a caller may ask for. The default is greedy and automatic.
@@ -30,6 +31,10 @@ pub struct Options {
     pub weights: Option<Vec<f32>>,
     /// Stop tokens in place of the exports'.
     pub stop_tokens: Option<Vec<i32>>,
+    /// Whether [`Session::log_probabilities`] are wanted; pinned routed targets have none.
+    pub log_probabilities: bool,
+    /// A function in place of the engine's combination.
+    pub combine: Option<Function>,
 }
 
 impl Default for Options {
@@ -43,6 +48,8 @@ impl Default for Options {
             proposal_lengths: None,
             weights: None,
             stop_tokens: None,
+            log_probabilities: false,
+            combine: None,
         }
     }
 }
@@ -77,24 +84,20 @@ pub struct Session {
     cancel: Arc<Cancel>,
     steps: u64,
     total_ns: u64,
-    /// Keeps the models alive after the engine was freed.
-    _engine: Arc<Engine>,
+    options: Options,
+    /// Keeps the models alive after the caller freed the engine.
+    engine: Arc<Engine>,
 }
 
 impl Session {
     /// An empty sequence.
     pub fn new(engine: &Arc<Engine>, options: &Options) -> Result<Self> {
         let models = engine.models();
-        let combination = engine.combine().resolve(models.len(), options.weights.as_deref())?;
-        let costs: Vec<u64> = models.iter().map(|model| model.cost()).collect();
-        let plan = Plan::new(&Request {
-            strategy: options.strategy,
-            targets: options.targets,
-            lengths: options.proposal_lengths.as_deref(),
-            combination: &combination,
-            greedy: options.sampler.is_greedy(),
-            costs: &costs,
-        })?;
+        let mut combination = engine.combination(options.weights.as_deref())?;
+        if let Some(function) = &options.combine {
+            combination = combination.with_function(function.clone());
+        }
+        let plan = plan(engine, options, &combination)?;
         let cancel = Arc::new(Cancel::default());
         let sequences = models.iter().map(|model| model.start(&cancel)).collect::<Result<_>>()?;
         let settings = Settings {
@@ -103,9 +106,25 @@ impl Session {
             plan,
             stop_tokens: options.stop_tokens.clone().unwrap_or_else(|| engine.stop_tokens().to_vec()),
             max_tokens: options.max_tokens,
+            log_probabilities: options.log_probabilities,
         };
         let decoder = Decoder::new(models.to_vec(), sequences, settings, CounterRng::new(options.seed));
-        Ok(Session { decoder, cancel, steps: 0, total_ns: 0, _engine: engine.clone() })
+        Ok(Session { decoder, cancel, steps: 0, total_ns: 0, options: options.clone(), engine: engine.clone() })
+    }
+
+    /// Decode by other weights from the next position on; see [`Decoder::set_combination`].
+    ///
+    /// [`Error::InvalidArgument`] where [`Session::new`] would give it, and for sessions with a function of their own.
+    pub fn set_weights(&mut self, weights: &[f32]) -> Result<()> {
+        if self.options.combine.is_some() {
+            return Err(Error::InvalidArgument(
+                "the session has a combine function, which takes no weights; let the function's data change instead"
+                    .into(),
+            ));
+        }
+        let combination = self.engine.combination(Some(weights))?;
+        let plan = plan(&self.engine, &self.options, &combination)?;
+        self.decoder.set_combination(combination, plan)
     }
 
     /// Append to the sequence; see [`Decoder::prompt`].
@@ -132,6 +151,16 @@ impl Session {
         }
     }
 
+    /// Of the tokens that the last round committed; see [`Decoder::log_probabilities`].
+    pub fn log_probabilities(&self) -> &[f32] {
+        self.decoder.log_probabilities()
+    }
+
+    /// The engine, whose models decode.
+    pub fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
     /// What stops this session's steps from other threads.
     pub fn cancel(&self) -> &Arc<Cancel> {
         &self.cancel
@@ -151,4 +180,18 @@ impl Session {
             total_ns: self.total_ns,
         }
     }
+}
+
+/// How a session decodes a combination.
+fn plan(engine: &Engine, options: &Options, combination: &Combination) -> Result<Plan> {
+    let costs: Vec<u64> = engine.models().iter().map(|model| model.cost()).collect();
+    Plan::new(&Request {
+        strategy: options.strategy,
+        targets: options.targets,
+        lengths: options.proposal_lengths.as_deref(),
+        combination,
+        greedy: options.sampler.is_greedy(),
+        log_probabilities: options.log_probabilities,
+        costs: &costs,
+    })
 }

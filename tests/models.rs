@@ -59,7 +59,7 @@ fn fresh(model: &dyn Model, context: &[i32]) -> Vec<f32> {
 
 /// By how much the oracle prefers one token to another, greedily, in the domain that near ties are counted in.
 fn margin(engine: &Engine, context: &[i32], a: i32, b: i32) -> f64 {
-    let combination = engine.combine().resolve(engine.models().len(), None).unwrap();
+    let combination = engine.combination(None).unwrap();
     let plain = oracle(&rows(engine, context), &combination, Sampling::PLAIN);
     plain[a as usize].ln() - plain[b as usize].ln()
 }
@@ -132,7 +132,7 @@ fn greedy_strategies_agree_on_contrastive_decoding() {
 fn the_standard_decode_is_the_oracles() {
     for config in ["engine.json", "contrastive.json"] {
         let engine = engine(config);
-        let combination = engine.combine().resolve(2, None).unwrap();
+        let combination = engine.combination(None).unwrap();
         let prompt = &prompts(&engine, "gsm8k.jsonl")[3];
         let options = Options { strategy: Strategy::Standard, max_tokens: 12, ..Options::default() };
         let mut context = prompt.clone();

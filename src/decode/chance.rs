@@ -26,8 +26,8 @@ pub struct Key {
     /// What it is for.
     pub purpose: Purpose,
     /// How often pending tokens were dropped before. Positions are drawn again after that, and must be drawn with
-    /// new numbers: what was planned since then may depend on the old ones. Routes keep epoch 0, because a
-    /// route drawn again after a rejection would no longer be independent of what was accepted.
+    /// new numbers: what was planned since then may depend on the old ones. Routes keep their epoch as long as the
+    /// weights stay, because a route drawn again after a rejection would no longer be independent of what was accepted.
     pub epoch: u32,
 }
 

@@ -1,5 +1,8 @@
 //! Combination functions: from the rows of several models to one target.
 
+use std::fmt;
+use std::sync::Arc;
+
 use crate::decode::sampling::{self, NEAR_TIE};
 use crate::error::{Error, Result};
 
@@ -9,7 +12,7 @@ pub const WEIGHT_TOLERANCE: f64 = 1e-3;
 /// How the models' rows become one target `r`.
 ///
 /// There are two families. Everything that works on logits (contrastive decoding, products of experts, proxy
-/// tuning, a single target model) is a weighted sum of them.
+/// tuning, a single target model) is a weighted sum of them. A caller's own function may take the place of either.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Combination {
     /// `r = Σ λ_k · process(l_k)` (Eq. 4). Greedy takes the argmax of `Σ λ_k · softmax(l_k)`.
@@ -24,6 +27,44 @@ pub enum Combination {
         /// Li et al. 2023: tokens with `p < α · max p` under one model get probability 0, where `p` is its plain softmax.
         plausibility: Option<Plausibility>,
     },
+    /// `r = process(f(l_0, l_1, …))` with a caller's function.
+    Custom {
+        /// The models of a weight that is not 0 are needed; the function sees no others, and no weights.
+        weights: Vec<f32>,
+        /// `f`.
+        function: Function,
+    },
+}
+
+/// What a [`Function`] does: from each model's logits, `None` for a model that is not needed, to a row of scores.
+///
+/// The logits hold no NaN and no plus infinity, and the scores must not either; minus infinity is impossible in both. It
+/// writes all scores, depends on the rows alone, and may be asked several times or about tokens that are never committed.
+pub type CombineRows = dyn Fn(&mut dyn Iterator<Item = Option<&[f32]>>, &mut [f32]) -> Result<()> + Send + Sync;
+
+/// A caller's function from rows of logits to one row of scores.
+#[derive(Clone)]
+pub struct Function(Arc<CombineRows>);
+
+impl Function {
+    /// Wrap a function; [`CombineRows`] says what it must do.
+    pub fn new(
+        function: impl Fn(&mut dyn Iterator<Item = Option<&[f32]>>, &mut [f32]) -> Result<()> + Send + Sync + 'static,
+    ) -> Self {
+        Function(Arc::new(function))
+    }
+}
+
+impl PartialEq for Function {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl fmt::Debug for Function {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Function")
+    }
 }
 
 /// The plausibility mask of contrastive decoding.
@@ -97,10 +138,17 @@ impl Combination {
         Ok(Combination::Logits { weights, plausibility: None })
     }
 
+    /// A caller's function in place of this combination, of the same models.
+    pub fn with_function(self, function: Function) -> Self {
+        Combination::Custom { weights: self.weights().to_vec(), function }
+    }
+
     /// One weight for each model.
     pub fn weights(&self) -> &[f32] {
         match self {
-            Combination::Mixture { weights } | Combination::Logits { weights, .. } => weights,
+            Combination::Mixture { weights }
+            | Combination::Logits { weights, .. }
+            | Combination::Custom { weights, .. } => weights,
         }
     }
 
@@ -116,36 +164,57 @@ impl Combination {
 
     /// The model whose own distribution is the target, where there is one.
     pub fn single(&self) -> Option<usize> {
-        if let Combination::Logits { plausibility: Some(_), .. } = self {
+        if let Combination::Logits { plausibility: Some(_), .. } | Combination::Custom { .. } = self {
             return None;
         }
         let mut needed = self.needed();
         needed.next().filter(|&model| needed.next().is_none() && self.weights()[model] == 1.0)
     }
 
-    /// The combined scores `Σ w_k · l_k`, masked, for the logits family; `row` gives each model's logits.
+    /// What greedy decoding ranks the tokens by; `row` gives each model's logits.
     ///
-    /// A token that a needed model gives minus infinity is impossible, whatever the sign of that model's weight.
-    pub fn scores<'a>(
-        weights: &[f32],
-        plausibility: Option<Plausibility>,
-        row: impl Fn(usize) -> &'a [f32],
-        out: &mut [f32],
-    ) -> Result<()> {
-        out.fill(0.0);
-        for (model, &weight) in weights.iter().enumerate().filter(|(_, weight)| **weight != 0.0) {
-            let logits = row(model);
-            // A bad row must not hide behind the mask, nor behind a weight that turns infinity into impossibility.
-            sampling::maximum(logits)?;
-            for (out, &logit) in out.iter_mut().zip(logits) {
-                *out = if logit == f32::NEG_INFINITY { logit } else { *out + weight * logit };
+    /// For a mixture these are the probabilities `Σ λ_k · softmax(l_k)`. Otherwise they are scores that `process` takes:
+    /// `Σ w_k · l_k`, masked, where a token that a needed model gives minus infinity is impossible whatever the sign of
+    /// that model's weight; or what a caller's function makes of the logits.
+    pub fn scores<'a>(&self, row: impl Fn(usize) -> &'a [f32], out: &mut [f32]) -> Result<()> {
+        // A bad row must not hide behind a mask, nor behind a weight that turns infinity into impossibility.
+        match self {
+            Combination::Mixture { weights } => {
+                out.fill(0.0);
+                for model in self.needed() {
+                    let logits = row(model);
+                    let max = sampling::maximum(logits)?;
+                    let total: f64 = logits.iter().map(|&logit| f64::from((logit - max).exp())).sum();
+                    let scale = (f64::from(weights[model]) / total) as f32;
+                    for (out, &logit) in out.iter_mut().zip(logits) {
+                        *out += scale * (logit - max).exp();
+                    }
+                }
             }
-        }
-        if let Some(Plausibility { model, alpha }) = plausibility {
-            let judge = row(model);
-            let floor = sampling::maximum(judge)? + alpha.ln();
-            for (out, &logit) in out.iter_mut().zip(judge) {
-                *out = if logit < floor { f32::NEG_INFINITY } else { *out };
+            Combination::Logits { weights, plausibility } => {
+                out.fill(0.0);
+                for model in self.needed() {
+                    let (logits, weight) = (row(model), weights[model]);
+                    sampling::maximum(logits)?;
+                    for (out, &logit) in out.iter_mut().zip(logits) {
+                        *out = if logit == f32::NEG_INFINITY { logit } else { *out + weight * logit };
+                    }
+                }
+                if let Some(Plausibility { model, alpha }) = plausibility {
+                    let judge = row(*model);
+                    let floor = sampling::maximum(judge)? + alpha.ln();
+                    for (out, &logit) in out.iter_mut().zip(judge) {
+                        *out = if logit < floor { f32::NEG_INFINITY } else { *out };
+                    }
+                }
+            }
+            Combination::Custom { weights, function } => {
+                for model in self.needed() {
+                    sampling::maximum(row(model))?;
+                }
+                out.fill(f32::NAN); // so that a score which is left out is an error
+                let mut rows = (0..weights.len()).map(|model| self.needs(model).then(|| row(model)));
+                function.0(&mut rows, out)?;
             }
         }
         Ok(())
@@ -166,24 +235,19 @@ impl Combination {
         if let Some(model) = self.single() {
             return sampling::argmax_logits(row(model));
         }
+        self.scores(row, scratch)?;
         match self {
-            Combination::Mixture { weights } => {
-                scratch.fill(0.0);
-                for (model, &weight) in weights.iter().enumerate().filter(|(_, weight)| **weight != 0.0) {
-                    let logits = row(model);
-                    let max = sampling::maximum(logits)?;
-                    let total: f64 = logits.iter().map(|&logit| f64::from((logit - max).exp())).sum();
-                    let scale = (f64::from(weight) / total) as f32;
-                    for (out, &logit) in scratch.iter_mut().zip(logits) {
-                        *out += scale * (logit - max).exp();
-                    }
-                }
-                sampling::argmax(scratch, |max| max * (1.0 - NEAR_TIE))
-            }
-            Combination::Logits { weights, plausibility } => {
-                Self::scores(weights, *plausibility, row, scratch)?;
-                sampling::argmax_logits(scratch)
-            }
+            Combination::Mixture { .. } => sampling::argmax(scratch, |max| max * (1.0 - NEAR_TIE)),
+            _ => sampling::argmax_logits(scratch),
+        }
+    }
+
+    /// `ln r` of a token at temperature 1 and without filters, after [`Combination::greedy`] left its `scratch`.
+    pub fn log_probability<'a>(&self, token: usize, row: impl Fn(usize) -> &'a [f32], scratch: &[f32]) -> f32 {
+        match self.single() {
+            Some(model) => sampling::log_softmax(row(model), token),
+            None if matches!(self, Combination::Mixture { .. }) => f64::from(scratch[token]).ln() as f32,
+            None => sampling::log_softmax(scratch, token),
         }
     }
 }
@@ -195,9 +259,8 @@ mod tests {
     const INF: f32 = f32::INFINITY;
 
     fn scores(combination: &Combination, rows: &[&[f32]]) -> Vec<f32> {
-        let Combination::Logits { weights, plausibility } = combination else { panic!("not of the logits family") };
         let mut out = vec![9.0; rows[0].len()];
-        Combination::scores(weights, *plausibility, |model| rows[model], &mut out).unwrap();
+        combination.scores(|model| rows[model], &mut out).unwrap();
         out
     }
 
@@ -220,12 +283,61 @@ mod tests {
     #[test]
     fn bad_rows_are_errors_whatever_their_weight() {
         let masked = Combination::contrastive(2, 0.5, 0.5).unwrap();
-        let Combination::Logits { weights, plausibility } = &masked else { unreachable!() };
-        for bad in [[0.0, f32::NAN], [0.0, INF], [-INF, -INF]] {
-            let rows: [&[f32]; 2] = [&[9.0, 0.0], &bad];
-            let error = Combination::scores(weights, *plausibility, |model| rows[model], &mut [0.0; 2]).unwrap_err();
-            assert_eq!(error.code(), 6, "{bad:?}");
+        let unasked = Function::new(|_, _| panic!("a function is not asked about bad rows"));
+        for combination in [masked.clone(), masked.with_function(unasked), Combination::mixture(&[0.5, 0.5]).unwrap()] {
+            for bad in [[0.0, f32::NAN], [0.0, INF], [-INF, -INF]] {
+                let rows: [&[f32]; 2] = [&[9.0, 0.0], &bad];
+                let error = combination.scores(|model| rows[model], &mut [0.0; 2]).unwrap_err();
+                assert_eq!(error.code(), 6, "{combination:?} of {bad:?}");
+            }
         }
+    }
+
+    #[test]
+    fn a_function_sees_what_it_needs_and_writes_everything() {
+        let weights = Combination::logits(&[0.5, 0.0, -2.0]).unwrap();
+        let product = Function::new(|rows, out| {
+            let rows: Vec<Option<&[f32]>> = rows.collect();
+            assert!(rows.len() == 3 && rows[1].is_none());
+            for (token, out) in out.iter_mut().enumerate() {
+                *out = rows[0].unwrap()[token] * rows[2].unwrap()[token];
+            }
+            Ok(())
+        });
+        let rows: [&[f32]; 3] = [&[2.0, 3.0], &[f32::NAN, 0.0], &[4.0, -5.0]];
+        let custom = weights.clone().with_function(product);
+        assert_eq!(scores(&custom, &rows), [8.0, -15.0]);
+        assert_eq!(custom.greedy(|model| rows[model], &mut [0.0; 2]).unwrap(), (0, false));
+        assert_eq!(custom.single(), None);
+
+        let lazy = weights.clone().with_function(Function::new(|_, out| {
+            out[0] = 1.0;
+            Ok(())
+        }));
+        assert_eq!(lazy.greedy(|model| rows[model], &mut [0.0; 2]).unwrap_err().code(), 6, "a score was left out");
+        let failing = weights.with_function(Function::new(|_, _| Err(Error::Callback("planted".into()))));
+        assert_eq!(failing.greedy(|model| rows[model], &mut [0.0; 2]).unwrap_err().code(), 12);
+    }
+
+    #[test]
+    fn greedy_log_probabilities_are_of_the_whole_distribution() {
+        let rows: [&[f32]; 2] = [&[1.0, 0.0, -INF], &[0.0, 2.0, 1.0]];
+        let check = |combination: Combination, expected: [f64; 3]| {
+            let mut scratch = [9.0; 3];
+            combination.greedy(|model| rows[model], &mut scratch).unwrap();
+            for (token, expected) in expected.into_iter().enumerate() {
+                let found = combination.log_probability(token, |model| rows[model], &scratch);
+                assert!((f64::from(found).exp() - expected).abs() < 1e-6, "{combination:?}, {token}: {found}");
+            }
+        };
+        let e = |x: f64| x.exp();
+        let (a, b) = (e(1.0) + 1.0, 1.0 + e(2.0) + e(1.0));
+        let (first, second) = ([e(1.0) / a, 1.0 / a, 0.0], [1.0 / b, e(2.0) / b, e(1.0) / b]);
+        check(Combination::target(2, 1).unwrap(), second);
+        check(Combination::mixture(&[1.0, 0.0]).unwrap(), first);
+        check(Combination::mixture(&[0.5, 0.5]).unwrap(), [0, 1, 2].map(|i| (first[i] + second[i]) / 2.0));
+        let c = e(1.0) + e(-2.0);
+        check(Combination::logits(&[1.0, -1.0]).unwrap(), [e(1.0) / c, e(-2.0) / c, 0.0]);
     }
 
     #[test]

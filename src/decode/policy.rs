@@ -46,8 +46,10 @@ pub struct View<'a> {
     pub pending: usize,
     /// The first model that must score the front position before it can be decided.
     pub missing: usize,
-    /// Tokens that each model has seen, pending ones included.
+    /// Tokens that each model has seen, pending ones included; `usize::MAX` for one that has no business now.
     pub seen: &'a [usize],
+    /// Whether a model had nothing to propose since the last commit.
+    pub declined: bool,
 }
 
 /// How a session decodes, settled when it starts.
@@ -75,9 +77,10 @@ impl Policy {
     /// Decide what to do next. There is always something: a front position that is not yet decidable.
     pub fn next(&self, view: &View) -> Action {
         match self {
-            Policy::Speculative { proposer, length } if view.pending == 0 => {
+            Policy::Speculative { proposer, length } if view.pending == 0 && !view.declined => {
                 Action { model: *proposer, proposals: *length }
             }
+            // without a draft there is nothing to be but standard
             Policy::Standard | Policy::Speculative { .. } => Action { model: view.missing, proposals: 0 },
             Policy::Cos { lengths, order } => {
                 let behind = order.iter().copied().min_by_key(|&model| view.seen[model]);
@@ -129,6 +132,8 @@ pub struct Request<'a> {
     pub combination: &'a Combination,
     /// Whether the sampler is greedy.
     pub greedy: bool,
+    /// Whether log-probabilities under the combined distribution are asked for, which needs combined targets.
+    pub log_probabilities: bool,
     /// Relative cost of a pass of each model.
     pub costs: &'a [u64],
 }
@@ -136,7 +141,8 @@ pub struct Request<'a> {
 impl Plan {
     /// Settle how a session decodes.
     ///
-    /// Routed targets need a mixture that is sampled: an argmax is no mixture, and neither is a sum of logits.
+    /// Routed targets need a mixture that is sampled: an argmax is no mixture, and neither is a sum of logits. They never
+    /// make the combined distribution, so there are no log-probabilities under it.
     /// `Auto` routes where it can, and otherwise takes `Cos`; with a drafter of weight 0 it takes `Speculative`.
     pub fn new(request: &Request) -> Result<Self> {
         let models = request.costs.len();
@@ -158,9 +164,19 @@ impl Plan {
         let routable = matches!(request.combination, Combination::Mixture { .. }) && !request.greedy;
         if request.targets == Some(Targets::Routed) && !routable {
             return Err(Error::InvalidArgument(
-                "routed targets need a weighted combination and a temperature above 0; ask for combined targets".into(),
+                "routed targets need a weighted combination, no combine function, and a temperature above 0; \
+                 ask for combined targets"
+                    .into(),
             ));
         }
+        if request.targets == Some(Targets::Routed) && request.log_probabilities {
+            return Err(Error::InvalidArgument(
+                "log_probabilities are those of the combined distribution, which routed targets never make; \
+                 ask for combined targets"
+                    .into(),
+            ));
+        }
+        let routable = routable && !request.log_probabilities;
         let auto = request.strategy == Strategy::Auto;
         let routed = request.targets.map_or(auto && routable, |targets| targets == Targets::Routed);
         let strategy = match request.strategy {
@@ -232,7 +248,9 @@ mod tests {
         lengths: Option<&[i32]>,
         greedy: bool,
     ) -> Plan {
-        Plan::new(&Request { strategy, targets: None, lengths, combination, greedy, costs }).unwrap()
+        let request =
+            Request { strategy, targets: None, lengths, combination, greedy, log_probabilities: false, costs };
+        Plan::new(&request).unwrap()
     }
 
     #[test]
@@ -245,6 +263,27 @@ mod tests {
         assert_eq!(greedy.targets, Targets::Combined);
         let contrastive = plan(Strategy::Auto, &Combination::contrastive(2, 0.1, 0.0).unwrap(), &[100, 3], None, false);
         assert_eq!(contrastive.policy, Policy::Cos { lengths: vec![1, 1], order: vec![1, 0] });
+    }
+
+    #[test]
+    fn log_probabilities_take_combined_targets() {
+        let mixture = Combination::mixture(&[0.5, 0.5]).unwrap();
+        let plan = |strategy, targets| {
+            Plan::new(&Request {
+                strategy,
+                targets,
+                lengths: None,
+                combination: &mixture,
+                greedy: false,
+                log_probabilities: true,
+                costs: &[5, 5],
+            })
+        };
+        let auto = plan(Strategy::Auto, None).unwrap();
+        assert_eq!(auto.policy, Policy::Cos { lengths: vec![1, 1], order: vec![0, 1] });
+        assert_eq!(auto.targets, Targets::Combined);
+        assert!(plan(Strategy::Standard, Some(Targets::Combined)).is_ok());
+        assert_eq!(plan(Strategy::Standard, Some(Targets::Routed)).unwrap_err().code(), 1);
     }
 
     #[test]
@@ -279,17 +318,26 @@ mod tests {
     #[test]
     fn cos_runs_the_model_that_is_furthest_behind() {
         let policy = Policy::Cos { lengths: vec![1, 2, 3], order: vec![2, 0, 1] };
-        let next = |seen: &[usize]| policy.next(&View { pending: 1, missing: 0, seen });
+        let next = |seen: &[usize]| policy.next(&View { pending: 1, missing: 0, seen, declined: false });
         assert_eq!(next(&[7, 7, 7]), Action { model: 2, proposals: 3 });
         assert_eq!(next(&[7, 7, 8]), Action { model: 0, proposals: 1 });
         assert_eq!(next(&[9, 7, 8]), Action { model: 1, proposals: 2 });
     }
 
     #[test]
+    fn a_drafter_without_a_draft_is_not_asked_again() {
+        let policy = Policy::Speculative { proposer: 1, length: 4 };
+        let next = |declined| policy.next(&View { pending: 0, missing: 0, seen: &[6, 7], declined });
+        assert_eq!(next(false), Action { model: 1, proposals: 4 });
+        assert_eq!(next(true), Action { model: 0, proposals: 0 });
+    }
+
+    #[test]
     fn bad_requests_are_errors() {
         let mixture = Combination::mixture(&[0.5, 0.5]).unwrap();
         let new = |lengths, targets, combination: &Combination, greedy| {
-            Plan::new(&Request { strategy: Strategy::Cos, targets, lengths, combination, greedy, costs: &[1, 1] })
+            let (strategy, costs) = (Strategy::Cos, &[1, 1]);
+            Plan::new(&Request { strategy, targets, lengths, combination, greedy, log_probabilities: false, costs })
         };
         assert_eq!(new(Some(&[1][..]), None, &mixture, false).unwrap_err().code(), 1);
         assert_eq!(new(Some(&[1, -1]), None, &mixture, false).unwrap_err().code(), 1);

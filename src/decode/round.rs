@@ -15,7 +15,7 @@ use crate::decode::policy::{Action, Plan, Targets, View};
 use crate::decode::sampling::{self, Candidates, Sampler};
 use crate::decode::verify;
 use crate::error::{Error, Result};
-use crate::model::{Interrupt, Model, Pass, Sequence};
+use crate::model::{Interrupt, Model, Pass, Proposal, Sequence};
 
 /// Why a sequence ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,7 +39,7 @@ pub struct Counters {
     pub tested: u64,
     /// Proposals accepted.
     pub accepted: u64,
-    /// Passes of all models, those over nothing but prompt excluded.
+    /// Passes of all models, those over nothing but prompt excluded. Look-ups make none.
     pub forwards: u64,
     /// Positions scored by all models, prompt excluded.
     pub positions: u64,
@@ -60,6 +60,8 @@ pub struct Settings {
     pub stop_tokens: Vec<i32>,
     /// Most tokens generated after a prompt; 0 is no limit.
     pub max_tokens: usize,
+    /// Whether [`Decoder::log_probabilities`] are wanted. They take combined targets.
+    pub log_probabilities: bool,
 }
 
 /// What one model knows of the sequence.
@@ -99,6 +101,14 @@ impl Lane {
     }
 }
 
+/// A pending token.
+#[derive(Debug, Clone, Copy)]
+struct Draft {
+    proposer: usize,
+    /// Whether its proposer gave it for certain: `q` is a point mass. Otherwise `q` is the proposer's processed row.
+    certain: bool,
+}
+
 /// The decoder of one sequence.
 pub struct Decoder<C> {
     models: Vec<Arc<dyn Model>>,
@@ -108,17 +118,21 @@ pub struct Decoder<C> {
     /// Committed tokens, then pending ones.
     tokens: Vec<i32>,
     committed: usize,
-    /// Who proposed each pending token.
-    proposers: Vec<usize>,
+    /// Where each pending token comes from.
+    drafts: Vec<Draft>,
     /// Tokens committed when the last prompt ended.
     prompt_end: usize,
     context_length: usize,
     max_pending: usize,
-    /// How often pending tokens were dropped.
+    /// How often pending tokens were dropped or the combination changed.
     epoch: u32,
+    /// The epoch of routes: the one at which the weights were set.
+    route_epoch: u32,
     /// What is left of a proposer's turn.
     turn: Option<Action>,
     finish: Option<Finish>,
+    /// `ln r` of the tokens that the round committed, if wanted.
+    log_probabilities: Vec<f32>,
     counters: Counters,
     /// For the policy: tokens seen by each model.
     seen: Vec<usize>,
@@ -130,39 +144,86 @@ pub struct Decoder<C> {
 impl<C: Chance> Decoder<C> {
     /// A decoder of an empty sequence; `sequences` are the models' own, one each, empty.
     pub fn new(models: Vec<Arc<dyn Model>>, sequences: Vec<Box<dyn Sequence>>, settings: Settings, chance: C) -> Self {
-        let vocab_size = models[0].vocab_size();
-        let context_length = (0..models.len())
-            .filter(|&model| settings.combination.needs(model) || settings.plan.policy.uses(model))
-            .map(|model| models[model].context_length())
-            .min()
-            .unwrap_or(0);
-        let max_pending = settings.plan.policy.max_pending();
-        // One row for each pending position and the one after them; greedy decoding needs none.
-        let slots = if settings.sampler.is_greedy() { 0 } else { max_pending + 1 };
-        let lanes: Vec<Lane> = sequences
-            .into_iter()
-            .map(|sequence| Lane { sequence, rows: Array2::zeros((slots, vocab_size)), stamps: vec![NO_ROW; slots] })
-            .collect();
-        Decoder {
-            seen: vec![0; lanes.len()],
+        let vocab_size = models.iter().find(|model| model.scores()).map_or(0, |model| model.vocab_size());
+        let lane = |sequence| Lane { sequence, rows: Array2::zeros((0, vocab_size)), stamps: Vec::new() };
+        let mut decoder = Decoder {
+            seen: vec![0; models.len()],
             models,
-            lanes,
+            lanes: sequences.into_iter().map(lane).collect(),
             chance,
-            tokens: Vec::with_capacity(context_length.min(1 << 20)),
+            tokens: Vec::new(),
             committed: 0,
-            proposers: Vec::with_capacity(max_pending),
+            drafts: Vec::new(),
             prompt_end: 0,
-            context_length,
-            max_pending,
+            context_length: 0,
+            max_pending: 0,
             epoch: 0,
+            route_epoch: 0,
             turn: None,
             finish: None,
+            log_probabilities: Vec::new(),
             counters: Counters::default(),
             target: vec![0.0; vocab_size],
             scratch: vec![0.0; vocab_size],
             candidates: Candidates::new(vocab_size),
             settings,
+        };
+        decoder.fit();
+        decoder
+    }
+
+    /// Make room for all that the combination and the plan can need, so that rounds need not.
+    fn fit(&mut self) {
+        self.context_length = context_length(&self.models, &self.settings.combination, &self.settings.plan);
+        self.max_pending = self.settings.plan.policy.max_pending();
+        for (model, lane) in self.models.iter().zip(&mut self.lanes) {
+            // One row for each pending position and the one after them; greedy decoding and look-ups need none.
+            let slots = if self.settings.sampler.is_greedy() || !model.scores() { 0 } else { self.max_pending + 1 };
+            if lane.stamps.len() != slots {
+                lane.rows = Array2::zeros((slots, self.target.len()));
+                lane.stamps = vec![NO_ROW; slots];
+            }
         }
+        self.tokens.reserve(self.context_length.min(1 << 20).saturating_sub(self.tokens.len()));
+        self.drafts.reserve(self.max_pending);
+        self.log_probabilities.reserve(self.max_pending + 1);
+    }
+
+    /// Decode by another combination from the next position on, with a plan for it. Committed tokens stay.
+    ///
+    /// This is exact: whatever a caller saw before, the tokens from here on follow the new combination.
+    /// - Where a round ended tells nothing of the pending tokens but that they were drawn from their `q`, and of them
+    ///   nothing else was used. So they may as well be verified against another target. If the new plan needs other
+    ///   models, or other rows, they are dropped instead.
+    /// - Processed rows are of one model and do not depend on weights. Targets are made when a position is decided.
+    /// - A route does depend on weights. Those of open positions are drawn anew, with new numbers: a failed round
+    ///   may have told where the next one led. No round that succeeded has looked at it.
+    ///
+    /// On an error, [`Error::ContextFull`] if a model that is needed now cannot hold the committed tokens, nothing changes.
+    pub fn set_combination(&mut self, combination: Combination, plan: Plan) -> Result<()> {
+        let context_length = context_length(&self.models, &combination, &plan);
+        if self.committed > context_length {
+            return Err(Error::ContextFull(format!(
+                "the sequence has {} tokens, but the models of these weights hold {context_length}; \
+                 keep those of a longer context",
+                self.committed
+            )));
+        }
+        self.epoch = self.epoch.wrapping_add(1);
+        self.route_epoch = self.epoch;
+        let old = &self.settings;
+        let fits = plan == old.plan && combination.needed().eq(old.combination.needed());
+        if !fits {
+            self.drop_pending(self.committed);
+        }
+        self.settings.combination = combination;
+        self.settings.plan = plan;
+        self.fit();
+        // The context may have become longer or shorter.
+        if matches!(self.finish, None | Some(Finish::ContextFull)) {
+            self.finish = (self.committed == self.context_length).then_some(Finish::ContextFull);
+        }
+        Ok(())
     }
 
     /// The committed tokens, prompts included.
@@ -173,6 +234,13 @@ impl<C: Chance> Decoder<C> {
     /// Most tokens that the sequence can hold.
     pub fn context_length(&self) -> usize {
         self.context_length
+    }
+
+    /// The natural logarithms of the probabilities that the tokens of the last round have under the combined
+    /// distribution, whatever they were drawn from; none unless [`Settings::log_probabilities`]. Greedy decoding
+    /// draws from nothing; its tokens have the probabilities of temperature 1 without filters.
+    pub fn log_probabilities(&self) -> &[f32] {
+        &self.log_probabilities
     }
 
     /// What was done so far.
@@ -228,6 +296,7 @@ impl<C: Chance> Decoder<C> {
             return Err(Error::InvalidArgument("the session has no tokens yet; give it a prompt first".into()).into());
         }
         let (start, before) = (self.committed, self.counters);
+        self.log_probabilities.clear();
         if self.finish.is_none()
             && let Err(interrupt) = self.run_round()
         {
@@ -243,39 +312,39 @@ impl<C: Chance> Decoder<C> {
     fn run_round(&mut self) -> Result<(), Interrupt> {
         let start = self.committed;
         self.verify(start)?; // what an earlier round left, because it could not be decided without an error
-        let mut drafting = true;
+        let mut declined = false;
         while self.committed == start {
-            let Action { model, proposals } = self.next_action(drafting);
+            let Action { model, proposals } = self.next_action(declined);
             self.advance(model)?;
             self.verify(start)?;
             if proposals > 0 && self.can_propose(model) {
-                match self.propose(model) {
-                    Ok(()) => self.turn = Some(Action { model, proposals: proposals - 1 }).filter(|t| t.proposals > 0),
-                    // A proposal that fails is none. Whether the bad row matters shows when it is needed to decide.
-                    Err(_) => drafting = false,
+                // A proposal that fails is none. Whether the bad row matters shows when it is needed to decide.
+                if self.propose(model).unwrap_or(false) {
+                    self.turn = Some(Action { model, proposals: proposals - 1 }).filter(|turn| turn.proposals > 0);
+                } else {
+                    declined = true;
                 }
-                self.verify(start)?;
             }
         }
         Ok(())
     }
 
-    /// The rest of a proposer's turn, or what the policy says; without drafting, what brings a decision nearest.
-    fn next_action(&mut self, drafting: bool) -> Action {
+    /// The rest of a proposer's turn, or what the policy says.
+    fn next_action(&mut self, declined: bool) -> Action {
+        let room = self.has_room();
         if let Some(turn) = self.turn.take()
-            && self.has_room()
+            && room
         {
             return turn;
         }
-        for (seen, lane) in self.seen.iter_mut().zip(&self.lanes) {
-            *seen = lane.sequence.len();
+        for (model, (seen, lane)) in self.seen.iter_mut().zip(&self.lanes).enumerate() {
+            // Without room, one that may only draft has nothing to run for.
+            let idle = !room && !self.settings.combination.needs(model);
+            *seen = if idle { usize::MAX } else { lane.sequence.len() };
         }
         let missing = self.missing().expect("a decidable position was left undecided");
-        if drafting {
-            self.settings.plan.policy.next(&View { pending: self.proposers.len(), missing, seen: &self.seen })
-        } else {
-            Action { model: missing, proposals: 0 }
-        }
+        let pending = self.drafts.len();
+        self.settings.plan.policy.next(&View { pending, missing, seen: &self.seen, declined })
     }
 
     /// Run a model over everything that it has not seen.
@@ -286,6 +355,9 @@ impl<C: Chance> Decoder<C> {
             let end = self.tokens.len().min(start + self.models[model].max_pass());
             let mut pass = [Pass { sequence, tokens: &self.tokens[start..end], keep: self.committed }];
             self.models[model].forward(&mut pass)?;
+            if !self.models[model].scores() {
+                continue;
+            }
             // After the token at index i the row of position i + 1 is scored; those within the prompt do not count.
             let scored = end.saturating_sub(start.max(self.prompt_end - 1));
             self.counters.forwards += u64::from(scored > 0);
@@ -296,21 +368,26 @@ impl<C: Chance> Decoder<C> {
 
     /// The first model that must still score the front position before it can be decided.
     fn missing(&self) -> Option<usize> {
-        let scored = |model: usize| self.lanes[model].sequence.len() >= self.committed;
         match self.settings.plan.targets {
-            Targets::Combined => self.settings.combination.needed().find(|&model| !scored(model)),
-            Targets::Routed => Some(self.route(self.committed)).filter(|&model| !scored(model)),
+            Targets::Combined => self.settings.combination.needed().find(|&model| !self.scored(model)),
+            Targets::Routed => Some(self.route(self.committed)).filter(|&model| !self.scored(model)),
         }
+    }
+
+    /// Whether a model has scored the front position.
+    fn scored(&self, model: usize) -> bool {
+        self.lanes[model].sequence.len() >= self.committed
     }
 
     /// The model that a position's target is routed to: `k` with probability `λ_k`, fixed for each position.
     fn route(&self, position: usize) -> usize {
-        self.chance.pick(Key { position, purpose: Purpose::Route, epoch: 0 }, self.settings.combination.weights())
+        let key = Key { position, purpose: Purpose::Route, epoch: self.route_epoch };
+        self.chance.pick(key, self.settings.combination.weights())
     }
 
     fn has_room(&self) -> bool {
         let generated = self.tokens.len() - self.prompt_end;
-        self.proposers.len() < self.max_pending
+        self.drafts.len() < self.max_pending
             && self.tokens.len() < self.context_length
             && (self.settings.max_tokens == 0 || generated < self.settings.max_tokens)
     }
@@ -320,28 +397,38 @@ impl<C: Chance> Decoder<C> {
         self.finish.is_none() && self.lanes[model].sequence.len() == self.tokens.len() && self.has_room()
     }
 
-    /// Draw a token from a model and make it pending.
-    fn propose(&mut self, model: usize) -> Result<()> {
+    /// Draw a token from a model and make it pending; false if the model has none to propose.
+    fn propose(&mut self, model: usize) -> Result<bool> {
         let position = self.tokens.len();
-        let token = if self.settings.sampler.is_greedy() {
-            let best = sampling::argmax_logits(self.lanes[model].sequence.logits(position));
-            best.map_err(|error| self.blame(position, error))?.0
-        } else {
-            self.process(model, position)?;
-            let key = self.key(position, Purpose::Proposal);
-            self.chance.pick(key, self.lanes[model].row(position))
+        let (token, certain) = match self.lanes[model].sequence.proposal(position) {
+            Proposal::Nothing => return Ok(false),
+            Proposal::Token(token) => (token, true),
+            Proposal::Row(row) if self.settings.sampler.is_greedy() => (sampling::argmax_logits(row)?.0 as i32, false),
+            Proposal::Row(_) => {
+                self.process(model, position)?;
+                let key = self.key(position, Purpose::Proposal);
+                (self.chance.pick(key, self.lanes[model].row(position)) as i32, false)
+            }
         };
-        self.tokens.push(token as i32);
-        self.proposers.push(model);
+        self.tokens.push(token);
+        self.drafts.push(Draft { proposer: model, certain });
         self.counters.proposed += 1;
-        Ok(())
+        Ok(true)
     }
 
     /// Decide, from the front, every position that can be decided, and commit it.
     ///
+    /// Once a token of the round is committed, a further position is decided only if it could be whatever its route, so that
+    /// where a round ends tells nothing of the next token: a caller who changes weights there, or stops, would choose
+    /// among outcomes otherwise. What is left by this is decided at the start of the next round, without a pass.
+    ///
     /// A bad row is an error of the round that it is the first to be decided in; earlier tokens of a round are good.
     fn verify(&mut self, start: usize) -> Result<()> {
-        while self.finish.is_none() && self.missing().is_none() {
+        let ready = |this: &Self| match this.committed > start {
+            true => this.settings.combination.needed().all(|model| this.scored(model)),
+            false => this.missing().is_none(),
+        };
+        while self.finish.is_none() && ready(self) {
             match self.decide() {
                 Ok(()) => self.commit(),
                 Err(_) if self.committed > start => break,
@@ -353,86 +440,92 @@ impl<C: Chance> Decoder<C> {
 
     /// Decide the front position: its token is then the first one that is not committed.
     fn decide(&mut self) -> Result<()> {
-        let Some(&proposer) = self.proposers.first() else {
-            // Nothing is pending and the target is known: a true bonus token.
-            let token = self.draw_target()?;
-            self.tokens.push(token as i32);
-            return Ok(());
-        };
-        let replacement = self.test(proposer)?;
-        self.counters.tested += 1;
-        if let Some(token) = replacement {
-            self.drop_pending(self.committed);
-            self.tokens.push(token as i32);
+        let position = self.committed;
+        let target = self.make_target()?;
+        if let Some(&draft) = self.drafts.first() {
+            self.counters.tested += 1;
+            if let Some(token) = self.test(draft, target) {
+                self.drop_pending(position);
+                self.tokens.push(token as i32);
+            } else {
+                self.counters.accepted += 1;
+                self.drafts.remove(0);
+            }
         } else {
-            self.counters.accepted += 1;
-            self.proposers.remove(0);
+            // Nothing is pending and the target is known: a true bonus token.
+            let token = self.draw(target);
+            self.tokens.push(token as i32);
+        }
+        if self.settings.log_probabilities {
+            let value = self.log_probability(target, self.tokens[position] as usize);
+            self.log_probabilities.push(value);
         }
         Ok(())
     }
 
     /// Accept the front proposal (`None`), or draw its replacement.
-    fn test(&mut self, proposer: usize) -> Result<Option<usize>> {
+    fn test(&mut self, Draft { proposer, certain }: Draft, target: Target) -> Option<usize> {
         let position = self.committed;
         let token = self.tokens[position] as usize;
-        if self.settings.sampler.is_greedy() {
-            let best = self.greedy_target()?;
-            return Ok((best != token).then_some(best));
-        }
-        let target = self.target_rows(position)?;
-        if let TargetRow::Of(model) = target
-            && model == proposer
-        {
-            return Ok(None); // the target is what the token was drawn from
+        match target {
+            Target::Token(best) => return (best != token).then_some(best),
+            Target::Row(model) if model == proposer => return None, // the target is what the token was drawn from
+            _ => {}
         }
         let key = self.key(position, Purpose::Acceptance);
-        let q = self.lanes[proposer].row(position);
-        let t = match target {
-            TargetRow::Of(model) => self.lanes[model].row(position),
-            TargetRow::Scratch => &self.target,
-        };
-        if self.chance.accept(key, verify::acceptance(t[token], q[token])) {
-            return Ok(None);
+        let t = target_row(&self.lanes, &self.target, target, position);
+        if certain {
+            if self.chance.accept(key, verify::acceptance(t[token], 1.0)) {
+                return None;
+            }
+            verify::residual_of_certain(t, token, &mut self.scratch);
+        } else {
+            let q = self.lanes[proposer].row(position);
+            if self.chance.accept(key, verify::acceptance(t[token], q[token])) {
+                return None;
+            }
+            verify::residual(t, q, &mut self.scratch);
         }
-        verify::residual(t, q, &mut self.scratch);
         let key = self.key(position, Purpose::Residual);
-        Ok(Some(self.chance.pick(key, &self.scratch)))
+        Some(self.chance.pick(key, &self.scratch))
     }
 
     /// Draw the front position from its target.
-    fn draw_target(&mut self) -> Result<usize> {
-        if self.settings.sampler.is_greedy() {
-            return self.greedy_target();
+    fn draw(&self, target: Target) -> usize {
+        if let Target::Token(best) = target {
+            return best;
         }
+        let key = self.key(self.committed, Purpose::Target);
+        self.chance.pick(key, target_row(&self.lanes, &self.target, target, self.committed))
+    }
+
+    /// `ln r` of the token of the front position, for which the target was just made.
+    fn log_probability(&self, target: Target, token: usize) -> f32 {
         let position = self.committed;
-        let target = self.target_rows(position)?;
-        let key = self.key(position, Purpose::Target);
-        let row = match target {
-            TargetRow::Of(model) => self.lanes[model].row(position),
-            TargetRow::Scratch => &self.target,
-        };
-        Ok(self.chance.pick(key, row))
-    }
-
-    fn greedy_target(&mut self) -> Result<usize> {
-        let (lanes, position) = (&self.lanes, self.committed);
-        let row = |model: usize| lanes[model].sequence.logits(position);
-        let greedy = self.settings.combination.greedy(row, &mut self.scratch);
-        let (best, near) = greedy.map_err(|error| self.blame(position, error))?;
-        self.counters.near_ties += u64::from(near);
-        Ok(best)
-    }
-
-    /// Make the target of a position, and say where it is.
-    fn target_rows(&mut self, position: usize) -> Result<TargetRow> {
-        if self.settings.plan.targets == Targets::Routed {
-            let model = self.route(position);
-            self.process(model, position)?;
-            return Ok(TargetRow::Of(model));
+        if let Target::Token(_) = target {
+            let row = |model: usize| self.lanes[model].sequence.logits(position);
+            return self.settings.combination.log_probability(token, row, &self.scratch);
         }
-        if let Some(model) = self.settings.combination.single() {
+        f64::from(target_row(&self.lanes, &self.target, target, position)[token]).ln() as f32
+    }
+
+    /// Make the target of the front position, and say where it is.
+    fn make_target(&mut self) -> Result<Target> {
+        let position = self.committed;
+        if self.settings.sampler.is_greedy() {
+            let row = |model: usize| self.lanes[model].sequence.logits(position);
+            let greedy = self.settings.combination.greedy(row, &mut self.scratch);
+            let (best, near) = greedy.map_err(|error| self.blame(position, error))?;
+            self.counters.near_ties += u64::from(near);
+            return Ok(Target::Token(best));
+        }
+        let single = match self.settings.plan.targets {
+            Targets::Routed => Some(self.route(position)),
+            Targets::Combined => self.settings.combination.single(),
+        };
+        if let Some(model) = single {
             self.process(model, position)?;
-            return Ok(TargetRow::Of(model));
+            return Ok(Target::Row(model));
         }
         if matches!(self.settings.combination, Combination::Mixture { .. }) {
             for model in 0..self.lanes.len() {
@@ -445,15 +538,16 @@ impl<C: Chance> Decoder<C> {
             Combination::Mixture { weights } => {
                 Combination::mix(weights, |model| self.lanes[model].row(position), &mut self.target);
             }
-            Combination::Logits { weights, plausibility } => {
+            combination => {
                 let row = |model: usize| self.lanes[model].sequence.logits(position);
                 let (sampler, target) = (&self.settings.sampler, &mut self.target);
-                Combination::scores(weights, *plausibility, row, &mut self.scratch)
+                combination
+                    .scores(row, &mut self.scratch)
                     .and_then(|()| sampler.process(&self.scratch, target, &mut self.candidates))
                     .map_err(|error| self.blame(position, error))?;
             }
         }
-        Ok(TargetRow::Scratch)
+        Ok(Target::Mixed)
     }
 
     fn process(&mut self, model: usize, position: usize) -> Result<()> {
@@ -464,11 +558,12 @@ impl<C: Chance> Decoder<C> {
     /// Say of a numeric error which model's row it comes from.
     #[cold]
     fn blame(&self, position: usize, error: Error) -> Error {
-        for (model, lane) in self.models.iter().zip(&self.lanes) {
-            if lane.sequence.len() >= position
-                && let Err(Error::Numeric(what)) = sampling::maximum(lane.sequence.logits(position))
+        for model in self.settings.combination.needed() {
+            let sequence = &self.lanes[model].sequence;
+            if sequence.len() >= position
+                && let Err(Error::Numeric(what)) = sampling::maximum(sequence.logits(position))
             {
-                return Error::Numeric(format!("{}, position {position}: {what}", model.name()));
+                return Error::Numeric(format!("{}, position {position}: {what}", self.models[model].name()));
             }
         }
         match error {
@@ -501,7 +596,7 @@ impl<C: Chance> Decoder<C> {
     /// Drop all tokens from index `from` on, here and in every cache.
     fn drop_pending(&mut self, from: usize) {
         self.tokens.truncate(from);
-        self.proposers.clear();
+        self.drafts.clear();
         self.turn = None;
         self.lanes.iter_mut().for_each(|lane| lane.truncate(from));
         self.epoch = self.epoch.wrapping_add(1);
@@ -511,17 +606,34 @@ impl<C: Chance> Decoder<C> {
     fn roll_back(&mut self, committed: usize) {
         self.committed = committed;
         self.finish = None;
+        self.log_probabilities.clear();
         self.drop_pending(committed);
         // A pass that failed may have spoiled rows, so the last one is scored anew.
         self.lanes.iter_mut().for_each(|lane| lane.truncate(committed - 1));
     }
 }
 
-/// Where a target was made.
+/// Most tokens that all models which may run can hold.
+fn context_length(models: &[Arc<dyn Model>], combination: &Combination, plan: &Plan) -> usize {
+    let running = (0..models.len()).filter(|&model| combination.needs(model) || plan.policy.uses(model));
+    running.map(|model| models[model].context_length()).min().unwrap_or(0)
+}
+
+/// What the front position is verified against, and where it was made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum TargetRow {
-    /// It is the processed row of this model.
-    Of(usize),
-    /// It is in the decoder's own buffer.
-    Scratch,
+enum Target {
+    /// This token, greedily. What ranked it is in the decoder's scratch.
+    Token(usize),
+    /// The processed row of this model.
+    Row(usize),
+    /// The row in the decoder's own buffer.
+    Mixed,
+}
+
+/// The distribution of a target that is no token.
+fn target_row<'a>(lanes: &'a [Lane], mixed: &'a [f32], target: Target, position: usize) -> &'a [f32] {
+    match target {
+        Target::Row(model) => lanes[model].row(position),
+        _ => mixed,
+    }
 }

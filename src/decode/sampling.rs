@@ -166,6 +166,13 @@ pub fn argmax_logits(scores: &[f32]) -> Result<(usize, bool)> {
     argmax(scores, |max| max - NEAR_TIE)
 }
 
+/// The natural logarithm of a token's share of the plain softmax; the scores hold a finite maximum, and no NaN.
+pub fn log_softmax(scores: &[f32], token: usize) -> f32 {
+    let max = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let total: f64 = scores.iter().map(|&score| f64::from((score - max).exp())).sum();
+    (f64::from(scores[token]) - f64::from(max) - total.ln()) as f32
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

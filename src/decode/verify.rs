@@ -22,6 +22,15 @@ pub fn residual(target: &[f32], proposal: &[f32], out: &mut [f32]) {
     }
 }
 
+/// [`residual`] of a proposal that was certain: the target without that token.
+pub fn residual_of_certain(target: &[f32], token: usize, out: &mut [f32]) {
+    out.copy_from_slice(target);
+    out[token] = 0.0;
+    if out.iter().all(|&t| t == 0.0) {
+        out[token] = target[token];
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -45,6 +54,17 @@ mod tests {
         let mut out = [9.0; 2];
         residual(&[0.5, 0.5], &[0.5, 0.5], &mut out);
         assert_eq!(out, [0.5, 0.5]);
+    }
+
+    #[test]
+    fn a_certain_proposal_has_a_point_mass() {
+        let (target, point) = ([0.5, 0.3, 0.2], [0.0, 1.0, 0.0]);
+        let (mut certain, mut general) = ([9.0; 3], [9.0; 3]);
+        residual_of_certain(&target, 1, &mut certain);
+        residual(&target, &point, &mut general);
+        assert_eq!(certain, general);
+        residual_of_certain(&point, 1, &mut certain);
+        assert_eq!(certain, point, "an empty residual falls back to the target");
     }
 
     proptest::proptest! {

@@ -40,7 +40,11 @@ impl cos_engine {
 ///       "models": [ { "path": "base",         an .onnx file, or a folder that holds one
 ///                     "provider": "cpu",      or "cuda"; "cpu" by default
 ///                     "device_id": 0,         which GPU; 0 by default
-///                     "name": "base" } ],     for messages; the folder's name by default
+///                     "name": "base" },       for messages; the folder's name by default
+///                   { "kind": "ngram" } ],    optional: a look-up of the last words in the sequence itself, which
+///                                             drafts at no cost where text repeats itself. It counts as a model
+///                                             everywhere, has the weight 0, and takes a "name" but no other key.
+///                                             Other models are of the kind "onnx", the default.
 ///       "combine": one of
 ///         { "kind": "weighted", "weights": [0.5, 0.5] }             sum of the distributions
 ///         { "kind": "contrastive", "mu": 0.1, "plausibility": 0 }   model 0 the expert, model 1 the amateur

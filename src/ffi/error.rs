@@ -26,6 +26,8 @@ pub const COS_ERROR_BUFFER_TOO_SMALL: i32 = 9;
 pub const COS_ERROR_POISONED: i32 = 10;
 /// A bug of this library (a panic). The process is unharmed.
 pub const COS_ERROR_INTERNAL: i32 = 11;
+/// A function of the caller failed; the message says what it returned.
+pub const COS_ERROR_CALLBACK: i32 = 12;
 
 /// An error: a code and a message. Owned by the caller, who frees it with cos_error_free. It may be passed
 /// between threads, and read by several at once.

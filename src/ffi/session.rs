@@ -1,5 +1,6 @@
 //! Sessions.
 
+use std::ffi::c_void;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -8,6 +9,7 @@ use parking_lot::Mutex;
 use super::engine::cos_engine;
 use super::error::cos_error;
 use super::{Growing, check_out, guard, optional_slice, read, reference, slice, struct_size, write};
+use crate::decode::combine::Function;
 use crate::decode::policy::{Strategy, Targets};
 use crate::decode::round::Finish;
 use crate::decode::sampling::Sampler;
@@ -43,6 +45,37 @@ pub const COS_FINISH_MAX_TOKENS: i32 = 2;
 pub const COS_FINISH_CONTEXT_FULL: i32 = 3;
 /// cos_cancel was called.
 pub const COS_FINISH_CANCELLED: i32 = 4;
+
+/// A combination of the caller's own: makes one row of scores from the models' rows of logits, for one position.
+/// Tokens are then decoded from the distribution that temperature, top_k, top_p, min_p and softmax make of the scores.
+///
+/// Exactness asks that it depends on the rows and its data alone, for they are unchanged where it is asked again. It is
+/// called inside cos_step, on its thread, possibly several times in a step and for positions whose tokens are dropped.
+///
+/// It must not keep the pointers, and must not leave but by returning: an exception ends the process, longjmp is
+/// undefined. It may call cos_cancel and cos_session_stats on its session; other calls get BUSY, and cos_free would
+/// wait for ever.
+///
+/// @param rows          `models_count` rows of `vocab_size` logits, in the engine's order; NULL for models that the
+///                      engine's combination gives the weight 0 and for look-ups. There is no NaN and no plus infinity;
+///                      minus infinity is impossible.
+/// @param models_count  number of models
+/// @param vocab_size    number of tokens
+/// @param out_scores    out: `vocab_size` scores, all to be written. Minus infinity is impossible. NaN (also where
+///                      nothing was written), plus infinity, or minus infinity everywhere is NUMERIC.
+/// @param user_data     combine_data of cos_session_options
+/// @return 0, or any other number to make cos_step fail with CALLBACK, whose message names it. (A step that has committed
+///         a token by then ends well, and the next one asks again.)
+/// Since 0.1.
+pub type cos_combine_fn = Option<
+    unsafe extern "C-unwind" fn(
+        rows: *const *const f32,
+        models_count: usize,
+        vocab_size: usize,
+        out_scores: *mut f32,
+        user_data: *mut c_void,
+    ) -> i32,
+>;
 
 /// How a session decodes. Set all to 0 and then struct_size: greedy and automatic. Arrays are copied.
 ///
@@ -81,8 +114,14 @@ pub struct cos_session_options {
     pub stop_tokens_count: usize,
     /// One of COS_TARGETS_*. Does not change the distribution.
     pub targets: i32,
-    /// Must be 0.
-    pub reserved: i32,
+    /// 1 to get the log-probability of each token from cos_step, 0 not to. It takes the combined distribution, so
+    /// COS_TARGETS_AUTO then means combined, and COS_TARGETS_ROUTED is an error.
+    pub log_probabilities: i32,
+    /// A combination in place of the engine's, or NULL. The models that the engine's combination gives a weight other
+    /// than 0 (here those of `weights`, where given) take part; what else it says is not used. Targets are combined.
+    pub combine: cos_combine_fn,
+    /// Passed to `combine`; may be NULL. Must live as long as the session.
+    pub combine_data: *mut c_void,
 }
 
 /// What a step did.
@@ -101,6 +140,10 @@ pub struct cos_step_result {
     pub finish: i32,
     /// 0.
     pub reserved: i32,
+    /// The natural logarithm of each token's probability under the combined distribution that all strategies follow,
+    /// after temperature, top_k, top_p and min_p; for a greedy session at temperature 1 without these. `tokens_count`
+    /// values, owned and valid as `tokens`; NULL if not asked for in cos_session_options, or without tokens.
+    pub log_probabilities: *const f32,
 }
 
 /// What a session did so far.
@@ -140,15 +183,15 @@ unsafe impl Growing for cos_session_options {
 // SAFETY: as above.
 unsafe impl Growing for cos_step_result {
     const NAME: &'static str = "cos_step_result";
-    const MIN_SIZE: usize = size_of::<cos_step_result>();
+    const MIN_SIZE: usize = std::mem::offset_of!(cos_step_result, log_probabilities);
 }
 // SAFETY: as above.
 unsafe impl Growing for cos_stats {
     const NAME: &'static str = "cos_stats";
     const MIN_SIZE: usize = std::mem::offset_of!(cos_stats, near_ties);
 }
-const _: () = assert!(<cos_session_options as Growing>::MIN_SIZE == 96 && size_of::<cos_session_options>() == 104);
-const _: () = assert!(size_of::<cos_step_result>() == 32);
+const _: () = assert!(<cos_session_options as Growing>::MIN_SIZE == 96 && size_of::<cos_session_options>() == 120);
+const _: () = assert!(<cos_step_result as Growing>::MIN_SIZE == 32 && size_of::<cos_step_result>() == 40);
 const _: () = assert!(<cos_stats as Growing>::MIN_SIZE == 80 && size_of::<cos_stats>() == 88);
 
 /// A session: one sequence. One thread at a time may use it (another one gets BUSY, except for cos_cancel and
@@ -202,7 +245,8 @@ unsafe fn usable<'a>(session: *const cos_session) -> Result<&'a cos_session> {
 ///
 /// # Safety
 /// `engine` is NULL or an engine that was not freed; `options` is NULL or has `struct_size` bytes, and its arrays have
-/// their counts; `out_session` is NULL or valid for a write.
+/// their counts; `combine` keeps to cos_combine_fn and `combine_data` is what it takes; `out_session` is NULL or valid
+/// for a write.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cos_session_new(
     engine: *const cos_engine,
@@ -230,6 +274,15 @@ pub unsafe extern "C" fn cos_session_new(
     })
 }
 
+fn check_count(name: &str, count: usize, models: usize) -> Result<()> {
+    if count == models {
+        return Ok(());
+    }
+    Err(Error::InvalidArgument(format!(
+        "{name} is {count}, but the engine has {models} models; give one value for each, in their order"
+    )))
+}
+
 /// # Safety
 /// `options` has `struct_size` bytes, and its arrays have their counts.
 unsafe fn read_options(options: *const cos_session_options, engine: &Engine) -> Result<Options> {
@@ -240,10 +293,8 @@ unsafe fn read_options(options: *const cos_session_options, engine: &Engine) -> 
         // Before the arrays are looked at: a wrong count may reach beyond them.
         let counts =
             [("proposal_lengths_count", options.proposal_lengths_count), ("weights_count", options.weights_count)];
-        if let Some((name, count)) = counts.into_iter().find(|(_, count)| *count != 0 && *count != models) {
-            return Err(Error::InvalidArgument(format!(
-                "{name} is {count}, but the engine has {models} models; give one value for each, in their order"
-            )));
+        for (name, count) in counts.into_iter().filter(|(_, count)| *count != 0) {
+            check_count(name, count, models)?;
         }
         let lengths = optional_slice(
             options.proposal_lengths,
@@ -275,8 +326,11 @@ unsafe fn read_options(options: *const cos_session_options, engine: &Engine) -> 
             return Err(Error::InvalidArgument(format!("targets is {other}; it must be one of COS_TARGETS_*, 0 to 2")));
         }
     };
-    if options.reserved != 0 {
-        return Err(Error::Unsupported(format!("reserved is {}; it must be 0", options.reserved)));
+    if !(0..=1).contains(&options.log_probabilities) {
+        return Err(Error::InvalidArgument(format!(
+            "log_probabilities is {}; it must be 0 (off) or 1 (on)",
+            options.log_probabilities
+        )));
     }
     let outside = |token: &&i32| usize::try_from(**token).map_or(true, |token| token >= vocab_size);
     if let Some(token) = stop_tokens.and_then(|tokens| tokens.iter().find(outside)) {
@@ -294,6 +348,43 @@ unsafe fn read_options(options: *const cos_session_options, engine: &Engine) -> 
         proposal_lengths: lengths.map(<[i32]>::to_vec),
         weights: weights.map(<[f32]>::to_vec),
         stop_tokens: stop_tokens.map(<[i32]>::to_vec),
+        log_probabilities: options.log_probabilities == 1,
+        // SAFETY: promised by the caller.
+        combine: options.combine.map(|function| unsafe { combine(function, options.combine_data) }),
+    })
+}
+
+/// A caller's function as one of ours.
+///
+/// # Safety
+/// `function` keeps to [`cos_combine_fn`], and `data` is what it takes, for as long as the result lives.
+unsafe fn combine(
+    function: unsafe extern "C-unwind" fn(*const *const f32, usize, usize, *mut f32, *mut c_void) -> i32,
+    data: *mut c_void,
+) -> Function {
+    struct Caller {
+        data: *mut c_void,
+        /// Reused from call to call.
+        rows: Mutex<Vec<*const f32>>,
+    }
+    // SAFETY: the rows are only looked at under the lock, and a session, which calls this, is used by one thread at a
+    // time; that the data may move between threads with it is promised by the caller.
+    unsafe impl Send for Caller {}
+    // SAFETY: as above.
+    unsafe impl Sync for Caller {}
+    let caller = Caller { data, rows: Mutex::default() };
+    Function::new(move |rows, scores| {
+        let caller = &caller; // the whole of it is captured, not the pointer alone
+        let mut pointers = caller.rows.lock();
+        pointers.clear();
+        pointers.extend(rows.map(|row| row.map_or(std::ptr::null(), <[f32]>::as_ptr)));
+        // SAFETY: the rows have the length of the scores; the rest is promised by the caller.
+        let status =
+            unsafe { function(pointers.as_ptr(), pointers.len(), scores.len(), scores.as_mut_ptr(), caller.data) };
+        match status {
+            0 => Ok(()),
+            other => Err(Error::Callback(format!("the combine function of the session returned {other}, not 0"))),
+        }
     })
 }
 
@@ -332,6 +423,38 @@ pub unsafe extern "C" fn cos_prompt(
     }
 }
 
+/// Decode with other weights from the next token on, for "weighted" and "logits". Between steps, and before the first
+/// prompt too. The tokens that there are stay, and all that follow have the distribution that the new weights give
+/// them. A weight that becomes 0, or no longer is, may change the models that run, and with them the room for tokens.
+///
+/// On error nothing changes.
+///
+/// @param session        in/out, must not be NULL
+/// @param weights        copied; must not be NULL
+/// @param weights_count  number of models
+/// @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT (as for the weights of cos_session_options,
+///         or the session has a combine function), CONTEXT_FULL (the sequence is longer than the context of a model
+///         whose weight was 0), BUSY, POISONED
+/// Since 0.1.
+///
+/// # Safety
+/// `session` is NULL or a session that was not freed; `weights` is NULL or has `weights_count` elements.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cos_session_set_weights(
+    session: *mut cos_session,
+    weights: *const f32,
+    weights_count: usize,
+) -> *mut cos_error {
+    // SAFETY: promised by the caller.
+    unsafe {
+        with(session, |session| {
+            // Before the array is looked at: a wrong count may reach beyond it.
+            check_count("weights_count", weights_count, session.engine().models().len())?;
+            session.set_weights(slice(weights, weights_count, "weights", "weights_count")?)
+        })
+    }
+}
+
 /// Advance the sequence by one round of collaborative decoding.
 ///
 /// Commits at least one token unless the sequence is finished: then there are none, and finish says why again. After
@@ -339,10 +462,10 @@ pub unsafe extern "C" fn cos_prompt(
 /// committed, `out_result` is untouched, and the next step tries again.
 ///
 /// @param session     in/out, must not be NULL, not in use on another thread (BUSY)
-/// @param out_result  out, must not be NULL; `struct_size` must be set. `tokens` is owned by the session and valid
-///                    until its next call.
-/// @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT (no prompt yet), NUMERIC, RUNTIME, BUSY,
-///         POISONED, INTERNAL (poisons the session)
+/// @param out_result  out, must not be NULL; `struct_size` must be set. `tokens` and `log_probabilities` are owned by
+///                    the session and valid until its next call.
+/// @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT (no prompt yet), NUMERIC, RUNTIME,
+///         CALLBACK, BUSY, POISONED, INTERNAL (poisons the session)
 /// Since 0.1.
 ///
 /// # Safety
@@ -363,7 +486,15 @@ pub unsafe extern "C" fn cos_step(session: *mut cos_session, out_result: *mut co
                 State::Cancelled => COS_FINISH_CANCELLED,
             };
             let (tokens, tokens_count) = (tokens.as_ptr(), tokens.len());
-            write(out_result, &cos_step_result { struct_size, tokens, tokens_count, finish, reserved: 0 });
+            let log_probabilities = match session.log_probabilities() {
+                values if values.is_empty() || tokens_count == 0 => std::ptr::null(),
+                values => values.as_ptr(),
+            };
+            let reserved = 0;
+            write(
+                out_result,
+                &cos_step_result { struct_size, tokens, tokens_count, finish, reserved, log_probabilities },
+            );
             Ok(())
         })
     }

@@ -9,6 +9,7 @@ mod check;
 mod export;
 mod graph;
 mod huge_pages;
+mod ngram;
 mod onnx;
 mod recognise;
 mod runtime;
@@ -24,6 +25,7 @@ use parking_lot::Mutex;
 use serde_json::{Value, json};
 
 pub use export::{CacheKind, Export, Role, Rollback, Rows, Scoring};
+pub use ngram::Ngram;
 pub use onnx::{OnnxModel, Provider, Settings};
 pub use runtime::{LIBRARY_VARIABLE, environment, library};
 
@@ -33,6 +35,12 @@ use crate::error::{Error, Result};
 pub trait Model: Send + Sync {
     /// What messages call it.
     fn name(&self) -> &str;
+
+    /// Whether it scores tokens. A model that does not, such as a look-up, has no logits: it can propose but never
+    /// verify, costs nothing, and its vocabulary, context and passes do not count.
+    fn scores(&self) -> bool {
+        true
+    }
 
     /// Number of logits in a row.
     fn vocab_size(&self) -> usize;
@@ -91,8 +99,24 @@ pub trait Sequence: Any + Send {
     /// The row of logits of `position`, `vocab_size` values. Only rows that [`Pass::keep`] kept may be asked for.
     fn logits(&self, position: usize) -> &[f32];
 
+    /// What the model proposes for `position`, which is the one behind all that it has seen.
+    fn proposal(&self, position: usize) -> Proposal<'_> {
+        Proposal::Row(self.logits(position))
+    }
+
     /// Time spent inside the model so far.
     fn elapsed(&self) -> Duration;
+}
+
+/// What a model proposes for a position.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Proposal<'a> {
+    /// A draw from the distribution of these logits.
+    Row(&'a [f32]),
+    /// This token, for certain.
+    Token(i32),
+    /// None.
+    Nothing,
 }
 
 /// Why a pass did not happen.

@@ -360,6 +360,19 @@ static const struct {
     {__LINE__, CONFIG("", TINY, "{'kind':'contrastive','mu':0.1}"), C, {"amateur", "1 model"}},
     {__LINE__, TWO("{'kind':'target','model':2}"), C, {"model 2", "2 models"}},
     {__LINE__, TWO("{'kind':'target','model':-1}"), C, {"-1"}},
+    /* Look-ups, which only draft. */
+    {__LINE__, ONE(TINY ",{'kind':'ngram','path':'$tiny'}"), C, {"ngram", "`path`", "`name`"}},
+    {__LINE__, ONE(TINY ",{'kind':'ngram','provider':'cpu'}"), C, {"ngram", "`provider`", "`name`"}},
+    {__LINE__, ONE(TINY ",{'kind':'ngram','device_id':0}"), C, {"ngram", "`device_id`", "`name`"}},
+    {__LINE__, ONE(TINY ",{'kind':'ngram','length':3}"), C, {"length", "name"}},
+    {__LINE__, ONE(TINY ",{'kind':'bigram'}"), C, {"bigram", "onnx", "ngram"}},
+    {__LINE__, ONE("{'kind':'onnx'}"), C, {"path"}},
+    {__LINE__, ONE("{'kind':'ngram'}"), C, {"look-ups", "at least one"}},
+    {__LINE__, CONFIG("", "{'kind':'ngram'}," TINY, TARGET_0), C, {"target model 0 is a look-up", "another one"}},
+    {__LINE__, CONFIG("", TINY ",{'kind':'ngram'}", "{'kind':'weighted','weights':[0.5,0.5]}"), C,
+     {"weights[1] is 0.5", "look-up", "must be 0"}},
+    {__LINE__, CONFIG("", TINY ",{'kind':'ngram'}", "{'kind':'contrastive','mu':0.1}"), C,
+     {"model 1 is the amateur", "look-up", "first"}},
     /* Files that are missing or corrupt. */
     {__LINE__, ONE(PATH("$none")), M, {"fixtures/none", "does not exist", ".onnx"}},
     {__LINE__, ONE(PATH("$tiny/none.onnx")), M, {"tiny/none.onnx", "does not exist"}},
@@ -566,6 +579,95 @@ static const char *const KINDS[] = {
 static const float HALVES[] = {0.5f, 0.5f, 0.5f};
 static const int32_t ONES[] = {1, 1, 1};
 
+/* What the function of a session is to do, and what came of calling its session back. */
+struct spoilt {
+    int32_t status;
+    float score; /* of token 0; the others get their model's logits */
+    bool lazy;   /* the last score is left out */
+    cos_session *session;
+    int32_t codes[3];
+};
+
+static int32_t code_of(cos_error *error) {
+    int32_t code = cos_error_code(error);
+    cos_error_free(error);
+    return code;
+}
+
+static int32_t spoilt(const float *const *rows, size_t models_count, size_t vocab_size, float *out_scores,
+                      void *user_data) {
+    struct spoilt *data = user_data;
+    if (data->session) {
+        cos_stats stats = {.struct_size = sizeof stats};
+        data->codes[0] = code_of(cos_prompt(data->session, TOKENS(1)));
+        data->codes[1] = code_of(cos_session_set_weights(data->session, FLOATS(1, 0)));
+        data->codes[2] = code_of(cos_session_stats(data->session, &stats));
+    }
+    memcpy(out_scores, rows[models_count - 1], (vocab_size - data->lazy) * sizeof *out_scores);
+    out_scores[0] += data->score;
+    return data->status;
+}
+
+static void functions(void) {
+    cos_engine *engine = ENGINE(KINDS[LOGITS]);
+    for (int32_t strategy = COS_STRATEGY_AUTO; strategy <= COS_STRATEGY_COS; strategy++) {
+        struct spoilt data = {.status = INT32_MIN};
+        cos_session *session = SESSION(engine, .strategy = strategy, .combine = spoilt, .combine_data = &data);
+        OK(cos_prompt(session, TOKENS(12)));
+        FAILS(cos_step(session, &out.step), CALLBACK, "combine function", "-2147483648");
+        data = (struct spoilt){.status = 1};
+        FAILS(cos_step(session, &out.step), CALLBACK, "returned 1,");
+        data = (struct spoilt){.score = NAN};
+        FAILS(cos_step(session, &out.step), NUMERIC, "the combination", "NaN");
+        data = (struct spoilt){.score = INFINITY};
+        FAILS(cos_step(session, &out.step), NUMERIC, "the combination", "infinity");
+        data = (struct spoilt){.lazy = true};
+        FAILS(cos_step(session, &out.step), NUMERIC, "the combination", "NaN");
+        FAILS(cos_session_set_weights(session, FLOATS(1, 0)), INVALID_ARGUMENT, "combine function", "data");
+        EQUAL(committed(session), 0);
+        data = (struct spoilt){.session = session};
+        DECODES(session, STOP, 13, 14, 15, 0); /* as if nothing had been */
+        EQUAL(data.codes[0], COS_ERROR_BUSY);
+        EQUAL(data.codes[1], COS_ERROR_BUSY);
+        EQUAL(data.codes[2], 0);
+        cos_free(session);
+    }
+    cos_engine_free(engine);
+}
+
+static void set_weights(void) {
+    cos_engine *engine = ENGINE(KINDS[WEIGHTED]);
+    cos_session *session = SESSION(engine, 0);
+    OK(cos_session_set_weights(session, FLOATS(0.25f, 0.75f))); /* before the first prompt, too */
+    OK(cos_prompt(session, TOKENS(12)));
+    FAILS(cos_session_set_weights(NULL, HALVES, 2), INVALID_ARGUMENT, "session is NULL");
+    FAILS(cos_session_set_weights(session, NULL, 2), INVALID_ARGUMENT, "weights is NULL", "weights_count is 2");
+    FAILS(cos_session_set_weights(session, NULL, 0), INVALID_ARGUMENT, "weights_count is 0", "2 models");
+    FAILS(cos_session_set_weights(session, HALVES, 1), INVALID_ARGUMENT, "weights_count is 1", "2 models");
+    FAILS(cos_session_set_weights(session, HALVES, 3), INVALID_ARGUMENT, "weights_count is 3", "2 models");
+    FAILS(cos_session_set_weights(session, HALVES, SIZE_MAX), INVALID_ARGUMENT, "weights_count", "2 models");
+    FAILS(cos_session_set_weights(session, FLOATS(NAN, 1)), INVALID_ARGUMENT, "weights[0] is NaN", "positive");
+    FAILS(cos_session_set_weights(session, FLOATS(1.5f, -0.5f)), INVALID_ARGUMENT, "weights[1] is -0.5");
+    FAILS(cos_session_set_weights(session, FLOATS(0.5f, 0.625f)), INVALID_ARGUMENT, "sum to 1.125");
+    OK(cos_session_set_weights(session, FLOATS(0, 1)));
+    DECODES(session, STOP, 13, 14, 15, 0);
+    OK(cos_session_set_weights(session, FLOATS(1, 0))); /* a finished one stays finished */
+    OK(cos_step(session, &out.step));
+    EQUAL(out.step.finish, COS_FINISH_STOP);
+    cos_free(session);
+    cos_engine_free(engine);
+    for (int kind = CONTRASTIVE; kind <= TARGET; kind++) {
+        engine = ENGINE(KINDS[kind]);
+        session = SESSION(engine, 0);
+        if (kind == LOGITS)
+            FAILS(cos_session_set_weights(session, FLOATS(0, 0)), INVALID_ARGUMENT, "weights", "at least one");
+        else
+            FAILS(cos_session_set_weights(session, HALVES, 2), INVALID_ARGUMENT, "only weighted and logits");
+        cos_free(session);
+        cos_engine_free(engine);
+    }
+}
+
 static void options(void) {
     const struct {
         int line, kind;
@@ -622,6 +724,12 @@ static void options(void) {
         {__LINE__, CONTRASTIVE, {.targets = COS_TARGETS_ROUTED, .temperature = 1}, {"routed", "weighted", "combined"}},
         {__LINE__, LOGITS, {.targets = COS_TARGETS_ROUTED, .temperature = 1}, {"routed", "weighted", "combined"}},
         {__LINE__, TARGET, {.targets = COS_TARGETS_ROUTED, .temperature = 1}, {"routed", "weighted", "combined"}},
+        {__LINE__, WEIGHTED, {.targets = COS_TARGETS_ROUTED, .temperature = 1, .combine = spoilt},
+         {"routed", "no combine function", "combined"}},
+        {__LINE__, WEIGHTED, {.targets = COS_TARGETS_ROUTED, .temperature = 1, .log_probabilities = 1},
+         {"log_probabilities", "routed", "combined"}},
+        {__LINE__, WEIGHTED, {.log_probabilities = 2}, {"log_probabilities is 2", "0 (off)", "1 (on)"}},
+        {__LINE__, TARGET, {.log_probabilities = -1}, {"log_probabilities is -1"}},
     };
     cos_engine *engines[COUNT(KINDS)];
     for (size_t i = 0; i < COUNT(KINDS); i++)
@@ -633,8 +741,6 @@ static void options(void) {
         fails(rows[i].line, "cos_session_new", cos_session_new(engines[rows[i].kind], &options, &out.session),
               COS_ERROR_INVALID_ARGUMENT, rows[i].says);
     }
-    FAILS(cos_session_new(engines[0], &(cos_session_options){.struct_size = sizeof(cos_session_options), .reserved = 1},
-                          &out.session), UNSUPPORTED, "reserved is 1", "must be 0");
     for (size_t i = 0; i < COUNT(KINDS); i++) { /* the engines are none the worse for it */
         cos_session *session = SESSION(engines[i], 0);
         OK(cos_prompt(session, TOKENS(13)));
@@ -974,6 +1080,8 @@ int main(int argc, char **argv) {
     nulls();
     sizes();
     options();
+    functions();
+    set_weights();
     prompts();
     numeric();
     texts();

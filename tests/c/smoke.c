@@ -35,15 +35,18 @@ MEMBER(cos_session_options, weights_count, size_t, 72);
 MEMBER(cos_session_options, stop_tokens, const int32_t *, 80);
 MEMBER(cos_session_options, stop_tokens_count, size_t, 88);
 MEMBER(cos_session_options, targets, int32_t, 96);
-MEMBER(cos_session_options, reserved, int32_t, 100);
-_Static_assert(sizeof(cos_session_options) >= 104, "cos_session_options has shrunk");
+MEMBER(cos_session_options, log_probabilities, int32_t, 100);
+MEMBER(cos_session_options, combine, cos_combine_fn, 104);
+MEMBER(cos_session_options, combine_data, void *, 112);
+_Static_assert(sizeof(cos_session_options) >= 120, "cos_session_options has shrunk");
 
 MEMBER(cos_step_result, struct_size, size_t, 0);
 MEMBER(cos_step_result, tokens, const int32_t *, 8);
 MEMBER(cos_step_result, tokens_count, size_t, 16);
 MEMBER(cos_step_result, finish, int32_t, 24);
 MEMBER(cos_step_result, reserved, int32_t, 28);
-_Static_assert(sizeof(cos_step_result) >= 32, "cos_step_result has shrunk");
+MEMBER(cos_step_result, log_probabilities, const float *, 32);
+_Static_assert(sizeof(cos_step_result) >= 40, "cos_step_result has shrunk");
 
 MEMBER(cos_stats, struct_size, size_t, 0);
 MEMBER(cos_stats, steps, uint64_t, 8);
@@ -74,6 +77,7 @@ CONSTANT(COS_ERROR_UNSUPPORTED, 8);
 CONSTANT(COS_ERROR_BUFFER_TOO_SMALL, 9);
 CONSTANT(COS_ERROR_POISONED, 10);
 CONSTANT(COS_ERROR_INTERNAL, 11);
+CONSTANT(COS_ERROR_CALLBACK, 12);
 CONSTANT(COS_STRATEGY_AUTO, 0);
 CONSTANT(COS_STRATEGY_STANDARD, 1);
 CONSTANT(COS_STRATEGY_SPECULATIVE, 2);
@@ -100,6 +104,7 @@ static const struct {
     size_t (*engine_model_count)(const cos_engine *);
     cos_error *(*session_new)(const cos_engine *, const cos_session_options *, cos_session **);
     cos_error *(*prompt)(cos_session *, const int32_t *, size_t);
+    cos_error *(*session_set_weights)(cos_session *, const float *, size_t);
     cos_error *(*step)(cos_session *, cos_step_result *);
     cos_error *(*cancel)(cos_session *);
     void (*free)(cos_session *);
@@ -122,6 +127,7 @@ static const struct {
     cos_engine_model_count,
     cos_session_new,
     cos_prompt,
+    cos_session_set_weights,
     cos_step,
     cos_cancel,
     cos_free,
@@ -216,6 +222,7 @@ static void step(cos_session *session, size_t vocab_size, run *run) {
     OK(cos_step(session, &result));
     CHECK(result.struct_size == sizeof result);
     CHECK(result.reserved == 0);
+    CHECK(!result.log_probabilities); /* not asked for */
     CHECK(result.finish >= COS_FINISH_NONE && result.finish <= COS_FINISH_CANCELLED);
     CHECK(result.tokens_count > 0 || result.finish != COS_FINISH_NONE);
     CHECK(result.tokens_count <= MAX_RUN - run->count);
@@ -381,6 +388,119 @@ static void full_context(const cos_engine *engine) {
     cos_free(session);
 }
 
+/* ---- log-probabilities, functions, weights, look-ups ---- */
+
+static void log_probabilities(const cos_engine *engine) {
+    for (int32_t strategy = COS_STRATEGY_AUTO; strategy <= COS_STRATEGY_COS; strategy++) {
+        for (int sampled = 0; sampled < 2; sampled++) {
+            cos_session_options options = fixed_length(strategy, (float)sampled, TOKENS);
+            options.log_probabilities = 1;
+            cos_session *session = start(engine, &options);
+            cos_step_result result = { .struct_size = sizeof result };
+            size_t count = 0;
+            double surprise = 0;
+            while (result.finish == COS_FINISH_NONE) {
+                OK(cos_step(session, &result));
+                for (size_t i = 0; i < result.tokens_count; i++) {
+                    CHECK(result.log_probabilities[i] <= 0 && result.log_probabilities[i] > -100);
+                    surprise -= (double)result.log_probabilities[i];
+                }
+                count += result.tokens_count;
+            }
+            CHECK(count == TOKENS);
+            CHECK(surprise > 0 && surprise / TOKENS < 10); /* better than a guess among so many */
+            OK(cos_step(session, &result));
+            CHECK(!result.log_probabilities);
+            cos_free(session);
+        }
+    }
+}
+
+typedef struct combination {
+    float mu;
+    size_t calls, models_count, vocab_size;
+} combination;
+
+/* What the contrastive engine does itself. */
+static int32_t contrast(const float *const *rows, size_t models_count, size_t vocab_size, float *out_scores,
+                        void *user_data) {
+    combination *data = user_data;
+    data->calls++;
+    data->models_count = models_count;
+    data->vocab_size = vocab_size;
+    for (size_t i = 0; i < vocab_size; i++) {
+        out_scores[i] = rows[0][i] - data->mu * rows[1][i];
+    }
+    return 0;
+}
+
+static void functions(const cos_engine *engine) {
+    const size_t vocab_size = cos_engine_vocab_size(engine);
+    for (int32_t strategy = COS_STRATEGY_AUTO; strategy <= COS_STRATEGY_COS; strategy++) {
+        for (int sampled = 0; sampled < 2; sampled++) {
+            run runs[2];
+            uint64_t near_ties = 0;
+            for (int own = 0; own < 2; own++) {
+                combination data = { .mu = 0.1f };
+                cos_session_options options = fixed_length(strategy, (float)sampled, TOKENS);
+                options.combine = own ? contrast : NULL;
+                options.combine_data = &data;
+                cos_session *session = start(engine, &options);
+                runs[own] = to_the_end(session, vocab_size);
+                near_ties += stats_of(session).near_ties;
+                cos_free(session);
+                CHECK(own ? data.calls >= TOKENS && data.models_count == 2 && data.vocab_size == vocab_size
+                          : !data.calls);
+            }
+            CHECK(agree(&runs[0], &runs[1], near_ties)); /* the same seed, the same scores */
+        }
+    }
+}
+
+static void weights_that_change(const cos_engine *engine) {
+    const size_t vocab_size = cos_engine_vocab_size(engine);
+    const float first[] = { 1, 0 }, half[] = { 0.5f, 0.5f };
+    cos_session_options options = fixed_length(COS_STRATEGY_STANDARD, 1, TOKENS);
+    cos_session *session = start(engine, &options);
+    run run = { .finish = COS_FINISH_NONE };
+    step(session, vocab_size, &run);
+    CHECK(stats_of(session).forwards == 2);
+    OK(cos_session_set_weights(session, first, 2));
+    step(session, vocab_size, &run);
+    step(session, vocab_size, &run);
+    CHECK(stats_of(session).forwards == 4); /* one of two models runs */
+    OK(cos_session_set_weights(session, half, 2));
+    step(session, vocab_size, &run);
+    CHECK(stats_of(session).forwards == 6); /* the other one catches up in one pass */
+    CHECK(run.count == 4);
+    cos_free(session);
+}
+
+static void look_ups(const char *root) {
+    char config[8192];
+    cos_engine *engines[2] = { NULL, NULL };
+    run runs[2];
+    uint64_t near_ties = 0;
+    for (int with = 0; with < 2; with++) {
+        snprintf(config, sizeof config,
+                 "{ \"models\": [ { \"kind\": \"onnx\", \"path\": \"%s/models/demo/base\" }%s ],"
+                 "  \"combine\": { \"kind\": \"target\", \"model\": 0 } }",
+                 root, with ? ", { \"kind\": \"ngram\" }" : "");
+        OK(cos_engine_new(config, &engines[with]));
+        CHECK(cos_engine_model_count(engines[with]) == (size_t)with + 1);
+        cos_session_options options = fixed_length(COS_STRATEGY_AUTO, 0, 4 * TOKENS);
+        cos_session *session = start(engines[with], &options);
+        OK(cos_prompt(session, prompt, prompt_count)); /* twice the same, so that there is something to find */
+        runs[with] = to_the_end(session, cos_engine_vocab_size(engines[with]));
+        cos_stats stats = stats_of(session);
+        near_ties += stats.near_ties;
+        CHECK(with ? stats.accepted > 0 && stats.forwards < 4 * TOKENS : !stats.proposed);
+        cos_free(session);
+        cos_engine_free(engines[with]);
+    }
+    CHECK(agree(&runs[0], &runs[1], near_ties));
+}
+
 /* ---- callers of other versions ---- */
 
 /* Allocations of the old sizes, so that the sanitizer sees every byte beyond them that is touched. */
@@ -388,7 +508,8 @@ static void older_callers(const cos_engine *engine) {
     cos_session_options full = fixed_length(COS_STRATEGY_COS, 1, TOKENS);
     full.struct_size = FIRST_OPTIONS_SIZE;
     full.targets = -1; /* not the caller's: whatever lies behind its struct */
-    full.reserved = -1;
+    full.log_probabilities = -1;
+    full.combine_data = &full;
     cos_session_options *options = malloc(FIRST_OPTIONS_SIZE);
     cos_step_result *result = malloc(FIRST_RESULT_SIZE);
     cos_stats *old_stats = malloc(FIRST_STATS_SIZE);
@@ -710,6 +831,9 @@ int main(int argc, char **argv) {
     stop_tokens(weighted);
     chat(weighted);
     full_context(weighted);
+    log_probabilities(weighted);
+    weights_that_change(weighted);
+    look_ups(argv[1]);
     older_callers(weighted);
     newer_callers(weighted);
     cancelling(weighted);
@@ -726,6 +850,7 @@ int main(int argc, char **argv) {
     cos_engine *contrastive = NULL;
     OK(cos_engine_new(config, &contrastive));
     every_strategy(contrastive);
+    functions(contrastive);
     cos_engine_free(contrastive);
 
     engine_freed_first(weighted);

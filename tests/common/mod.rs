@@ -149,6 +149,12 @@ pub fn oracle(rows: &[Vec<f32>], combination: &Combination, sampling: Sampling) 
             }
             process(&scores)
         }
+        Combination::Custom { .. } => {
+            // The function is taken at its word here, and compared with what it stands for by the tests.
+            let mut scores = vec![0.0; rows[0].len()];
+            combination.scores(|model| &rows[model], &mut scores).unwrap();
+            process(&wide(&scores))
+        }
     }
 }
 
@@ -166,6 +172,21 @@ impl Way {
     }
 }
 
+/// How a way decodes a combination.
+pub fn plan(models: &[Arc<dyn Model>], combination: &Combination, sampling: Sampling, way: &Way) -> Plan {
+    let costs: Vec<u64> = models.iter().map(|model| model.cost()).collect();
+    let request = Request {
+        strategy: way.strategy,
+        targets: Some(way.targets),
+        lengths: Some(&way.lengths),
+        combination,
+        greedy: sampling.temperature == 0.0,
+        log_probabilities: way.targets == Targets::Combined,
+        costs: &costs,
+    };
+    Plan::new(&request).unwrap()
+}
+
 pub fn decoder<C: Chance>(
     models: &[Arc<dyn Model>],
     combination: &Combination,
@@ -176,21 +197,13 @@ pub fn decoder<C: Chance>(
     chance: C,
 ) -> Decoder<C> {
     let cancel = Arc::new(Cancel::default());
-    let costs: Vec<u64> = models.iter().map(|model| model.cost()).collect();
-    let request = Request {
-        strategy: way.strategy,
-        targets: Some(way.targets),
-        lengths: Some(&way.lengths),
-        combination,
-        greedy: sampling.temperature == 0.0,
-        costs: &costs,
-    };
     let settings = Settings {
         combination: combination.clone(),
         sampler: sampling.sampler(),
-        plan: Plan::new(&request).unwrap(),
+        plan: plan(models, combination, sampling, way),
         stop_tokens: stop_tokens.to_vec(),
         max_tokens,
+        log_probabilities: way.targets == Targets::Combined,
     };
     let sequences = models.iter().map(|model| model.start(&cancel).unwrap()).collect();
     Decoder::new(models.to_vec(), sequences, settings, chance)
