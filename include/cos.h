@@ -428,7 +428,10 @@ void cos_error_free(struct cos_error *error);
  *       "models": [ { "path": "base",         an .onnx file, or a folder that holds one
  *                     "provider": "cpu",      or "cuda"; "cpu" by default
  *                     "device_id": 0,         which GPU; 0 by default
- *                     "name": "base" },       for messages; the folder's name by default
+ *                     "name": "base",         for messages; the folder's name by default
+ *                     "context_length": 4096, most tokens of a sequence; by default what the export says
+ *                     "scoring": "parallel" },  or "one_by_one": how positions of a draft are scored; by default
+ *                                             in parallel, if that is found to be the same when the model is loaded
  *                   { "kind": "ngram" } ],    optional: a look-up of the last words in the sequence itself, which
  *                                             drafts at no cost where text repeats itself. It counts as a model
  *                                             everywhere, has the weight 0, and takes a "name" but no other key.
@@ -450,7 +453,8 @@ void cos_error_free(struct cos_error *error);
  * @param config_path  UTF-8, must not be NULL
  * @param out_engine   out, must not be NULL; to free with cos_engine_free
  * @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT, CONFIG, MODEL (a file is missing or
- *         corrupt, is no language model, or the vocabularies or tokenizers differ), RUNTIME, UNSUPPORTED
+ *         corrupt, is no language model, or the vocabularies or tokenizers differ), RUNTIME, UNSUPPORTED (an export
+ *         that could not be verified with; the message says why)
  * Since 0.1.
  */
 struct cos_error *cos_engine_open(const char *config_path, struct cos_engine **out_engine);
@@ -487,6 +491,54 @@ size_t cos_engine_vocab_size(const struct cos_engine *engine);
  * Since 0.1.
  */
 size_t cos_engine_model_count(const struct cos_engine *engine);
+
+/**
+ * What was recognised of each model, as JSON: to be looked at, kept with a bug report, or checked when a model is
+ * exchanged.
+ *
+ *     {
+ *       "version": "0.1.0", "onnxruntime": path, "threads": 0, "vocab_size": 4096, "stop_tokens": [0],
+ *       "tokenizer": true, "combine": as configured,
+ *       "models": [ {
+ *         "name": "base", "kind": "onnx",                       or "ngram", which has no more members
+ *         "file": path, "bytes": with external data, "producer": "pytorch 2.11.0", "opset": 18,
+ *         "architecture": "llama",                              or null
+ *         "provider": "cpu" or "cuda", "device_id": 0,
+ *         "inputs": [ { "name": "input_ids", "type": "int64" } ],       the caches aside
+ *         "logits": { "name": "logits", "type": "float32", "columns": 4096,
+ *                     "rows": "all", "counted" (by num_logits_to_keep) or "last" },
+ *         "cache": {
+ *           "kind": "shared" (updated in place), "fixed" (the same, of a length that the export sets),
+ *                   "concatenated" (present is past and new) or "none",
+ *           "rollback": "shorten", "mask" (dead entries stay, masked), "compact" (they are moved out) or "rerun",
+ *           "layers": 8, "heads": [2, ...], "head_size": [64, ...],     one for each layer
+ *           "type": "float32", "capacity": null or tokens, "bytes_per_token": 16384 },
+ *         "vocab_size": 4096, "context_length": 2048, "stop_tokens": [0],
+ *         "scoring": "parallel", "first_pass" (so on an empty cache only) or "one_by_one",
+ *         "deviation": 1e-6,                                    of logits scored in parallel, seen when loaded
+ *         "warnings": [ "what should be known of it" ] } ],
+ *       "warnings": [ ... ]
+ *     }
+ *
+ * Members may be added; those here stay.
+ *
+ * @param engine    must not be NULL
+ * @param out_json  out, must not be NULL: UTF-8; owned by the engine, lives as long as that
+ * @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT
+ * Since 0.1.
+ */
+struct cos_error *cos_engine_describe(const struct cos_engine *engine, const char **out_json);
+
+/**
+ * The same as cos_engine_describe as a table for people, such as for a log: one column for each model, then the warnings.
+ *
+ * @param engine     must not be NULL
+ * @param out_table  out, must not be NULL: UTF-8; owned by the engine, lives as long as that
+ * @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT
+ * Since 0.1.
+ */
+struct cos_error *cos_engine_describe_table(const struct cos_engine *engine,
+                                            const char **out_table);
 
 /**
  * Start an empty sequence.

@@ -107,6 +107,9 @@ impl Engine {
     /// What was recognised, for people who look into an engine. Documented with `cos_engine_describe`.
     pub fn describe(&self) -> Value {
         let (library, threads) = library().map_or((None, 0), |(library, threads)| (Some(library), threads));
+        // By way of text, which keeps a weight of 0.1 as it was written; as a value it would become 0.10000000149.
+        let combine: Value =
+            serde_json::to_string(&self.combine).and_then(|text| serde_json::from_str(&text)).unwrap_or_default();
         json!({
             "version": env!("CARGO_PKG_VERSION"),
             "onnxruntime": library,
@@ -114,7 +117,7 @@ impl Engine {
             "vocab_size": self.vocab_size(),
             "stop_tokens": self.stop_tokens,
             "tokenizer": self.text.is_some(),
-            "combine": self.combine,
+            "combine": combine,
             "models": self.models.iter().map(|model| model.describe()).collect::<Vec<_>>(),
             "warnings": self.warnings,
         })
@@ -165,7 +168,7 @@ struct Agreement {
 /// Compare vocabularies: the tokenizers by content, and the columns of the logits.
 ///
 /// A model has as many tokens as its tokenizer says, if that is fewer than its logits have columns: the others are
-/// padding. Of several models the smallest vocabulary decides, provided that tokenizers show that all begin alike.
+/// padding. Of several models the smallest vocabulary decides, provided that tokenizers show that it is one.
 fn agree(models: &[OnnxModel]) -> Result<Agreement> {
     let read = |path: &Path| {
         std::fs::read(path)
@@ -185,7 +188,8 @@ fn agree(models: &[OnnxModel]) -> Result<Agreement> {
                         let show = |token: Option<String>| token.map_or("missing".into(), |token| format!("{token:?}"));
                         return Err(Error::Model(format!(
                             "the tokenizers differ: token {id} is {} to {other} but {} to {}; \
-                             models that decode together must share one vocabulary",
+                             models that decode together must share one vocabulary (if tokens were only added behind, \
+                             put the smaller tokenizer.json beside both)",
                             show(others),
                             show(own),
                             model.name()
@@ -204,17 +208,19 @@ fn agree(models: &[OnnxModel]) -> Result<Agreement> {
     }
     let vocab_size = sizes.iter().copied().min().unwrap_or(0);
     let mut warnings = Vec::new();
+    let smallest = sizes.iter().position(|&size| size == vocab_size).map_or("", |index| models[index].name());
     for (model, &size) in models.iter().zip(&sizes).filter(|(_, size)| **size != vocab_size) {
         if let Some(unknown) = models.iter().find(|model| model.export().tokenizer.is_none()) {
             return Err(Error::Model(format!(
-                "the vocabularies differ: {} has {size} tokens, another model {vocab_size}, and {} came without a \
-                 tokenizer.json that could show whether the rest is padding; put it beside the model",
+                "the vocabularies differ: {} has {size} tokens, {smallest} has {vocab_size}, and {} came without a \
+                 tokenizer.json that could show whether the rest is padding (put it beside the model); models that \
+                 decode together must share one vocabulary",
                 model.name(),
                 unknown.name()
             )));
         }
         warnings.push(format!(
-            "{} has {size} tokens, other models fewer: those from {vocab_size} on are never produced",
+            "{} has {size} tokens, {smallest} has {vocab_size}: those from {vocab_size} on are never produced",
             model.name()
         ));
     }

@@ -67,10 +67,9 @@ impl Text {
         tokens.iter().map(convert).collect()
     }
 
-    /// The first token that two tokenizers disagree on: its id, and what it is to each. Tokens that only the larger one
-    /// has, behind all of the smaller one, do not count.
+    /// The first token that two tokenizers disagree on: its id, and what it is to each.
     pub fn first_difference(&self, other: &Text) -> Option<(u32, Option<String>, Option<String>)> {
-        let size = self.vocab_size.min(other.vocab_size) as u32;
+        let size = self.vocab_size.max(other.vocab_size) as u32;
         (0..size).find_map(|id| {
             let (own, others) = (self.tokenizer.id_to_token(id), other.tokenizer.id_to_token(id));
             (own != others).then_some((id, own, others))

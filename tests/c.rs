@@ -119,6 +119,21 @@ fn the_header_compiles_alone_and_twice() {
 }
 
 #[test]
-fn the_demo_compiles() {
-    run(compiler("CXX", "c++", "c++17").arg("-fsyntax-only").arg(root().join("bindings/cpp/examples/demo.cpp")));
+fn the_demo_inspects_a_configuration() {
+    let folder = scratch("demo");
+    symlink(library(), folder.join(SONAME)).unwrap();
+    let program = folder.join("demo");
+    run(compiler("CXX", "c++", "c++17")
+        .arg(root().join("bindings/cpp/examples/demo.cpp"))
+        .arg(library())
+        .arg("-Wl,-rpath,$ORIGIN")
+        .arg("-o")
+        .arg(&program));
+    let inspect = |config: &str| {
+        run(Command::new(&program).args(["inspect", config]).current_dir(root()).env_remove("LD_LIBRARY_PATH"))
+    };
+    let table = inspect("models/demo/three.json");
+    for expected in ["base", "math", "small", "vocabulary of 4096 tokens", "shared, float32", "8 x 2 x 64", "8,192"] {
+        assert!(table.contains(expected), "no {expected:?} in\n{table}");
+    }
 }

@@ -40,7 +40,10 @@ impl cos_engine {
 ///       "models": [ { "path": "base",         an .onnx file, or a folder that holds one
 ///                     "provider": "cpu",      or "cuda"; "cpu" by default
 ///                     "device_id": 0,         which GPU; 0 by default
-///                     "name": "base" },       for messages; the folder's name by default
+///                     "name": "base",         for messages; the folder's name by default
+///                     "context_length": 4096, most tokens of a sequence; by default what the export says
+///                     "scoring": "parallel" },  or "one_by_one": how positions of a draft are scored; by default
+///                                             in parallel, if that is found to be the same when the model is loaded
 ///                   { "kind": "ngram" } ],    optional: a look-up of the last words in the sequence itself, which
 ///                                             drafts at no cost where text repeats itself. It counts as a model
 ///                                             everywhere, has the weight 0, and takes a "name" but no other key.
@@ -62,7 +65,8 @@ impl cos_engine {
 /// @param config_path  UTF-8, must not be NULL
 /// @param out_engine   out, must not be NULL; to free with cos_engine_free
 /// @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT, CONFIG, MODEL (a file is missing or
-///         corrupt, is no language model, or the vocabularies or tokenizers differ), RUNTIME, UNSUPPORTED
+///         corrupt, is no language model, or the vocabularies or tokenizers differ), RUNTIME, UNSUPPORTED (an export
+///         that could not be verified with; the message says why)
 /// Since 0.1.
 ///
 /// # Safety

@@ -379,33 +379,41 @@ static const struct {
     {__LINE__, ONE(PATH("$ti\\u0000ny")), M, {"fixtures/ti", "does not exist"}},
     {__LINE__, ONE(PATH("")), M, {"does not exist"}},
     {__LINE__, ONE(PATH("@empty")), M, {"/empty", "no .onnx file"}},
-    {__LINE__, ONE(PATH("@several")), M, {"/several", "several .onnx files", "name one"}},
+    {__LINE__, ONE(PATH("@several")), M, {"/several", "holds a.onnx, b.onnx", "name one"}},
     {__LINE__, ONE(PATH("@truncated")), M, {"truncated/model.onnx", "Protobuf"}},
     {__LINE__, ONE(PATH("@hollow")), M, {"hollow/model.onnx"}},
     {__LINE__, ONE(PATH("@prose")), M, {"prose/model.onnx"}},
     {__LINE__, ONE(PATH("$tiny/tokenizer.json")), M, {"tiny/tokenizer.json"}},
     {__LINE__, ONE(PATH("$external")), M, {"external/model.onnx", "model.onnx.data"}},
     {__LINE__, ONE(PATH("@genai")), M, {"genai/genai_config.json", "not JSON"}},
-    {__LINE__, ONE(PATH("@unbounded")), M, {"unbounded", "context length", "genai_config.json"}},
-    {__LINE__, ONE(PATH("@zero")), M, {"zero", "context length", "genai_config.json"}},
     {__LINE__, ONE(PATH("@tokenizer")), M, {"tokenizer/tokenizer.json"}},
     {__LINE__, BOTH("$tiny", "@tokenizer"), M, {"tokenizer/tokenizer.json"}},
     /* Models that are none, or not of this kind. */
     {__LINE__, ONE(PATH("$vision")), M, {"vision/model.onnx", "not a language model", "input_ids", "pixel_values"}},
     {__LINE__, ONE(PATH("$headless")), M,
      {"headless/model.onnx", "not a language model", "logits", "last_hidden_state", "its inputs are input_ids"}},
-    {__LINE__, ONE(PATH("$optimum")), COS_ERROR_UNSUPPORTED,
-     {"optimum/model.onnx", "past_present_share_buffer", "onnxruntime_genai.models.builder"}},
     /* Models that do not fit together. */
     {__LINE__, BOTH("$tiny", "$wide"), M, {"token 16 ", "missing to tiny", "\"p\" to wide", "one vocabulary"}},
     {__LINE__, BOTH("$wide", "$tiny"), M, {"token 16 ", "\"p\" to wide", "missing to tiny"}},
-    {__LINE__, BOTH("$notoken", "$wide"), M, {"notoken has 16 tokens", "wide has 24", "one vocabulary"}},
+    {__LINE__, BOTH("$notoken", "$wide"), M,
+     {"wide has 24 tokens", "notoken has 16", "notoken came without a tokenizer.json", "one vocabulary"}},
     {__LINE__, BOTH("$tiny", "$renamed"), M, {"token 7 ", "\"g\" to tiny", "\"other\" to renamed", "one vocabulary"}},
     {__LINE__, ONE("{'path':'$tiny','name':'A'}," TINY ",{'path':'$renamed/model.onnx','name':'B'}"), M,
      {"token 7 ", "\"g\" to A", "\"other\" to B"}},
     {__LINE__, ONE("{'path':'$tiny','provider':'cuda'}"), COS_ERROR_RUNTIME,
      {"cuda", "tiny", "libonnxruntime_providers_cuda.so", "onnxruntime-gpu", "\"cpu\""}},
 };
+
+static void described(cos_engine *engine, const char *says) {
+    const char *json = NULL, *again = NULL, *table = NULL;
+    OK(cos_engine_describe(engine, &json));
+    EQUAL(json && strstr(json, says), true);
+    OK(cos_engine_describe(engine, &again));
+    EQUAL(again == json, true);
+    OK(cos_engine_describe_table(engine, &table));
+    EQUAL(table && strstr(table, "context length"), true);
+    cos_engine_free(engine);
+}
 
 static void configurations(void) {
     make_folder("@empty"), make_folder("@several");
@@ -422,6 +430,14 @@ static void configurations(void) {
         fails(CONFIGURATIONS[i].line, CONFIGURATIONS[i].json, cos_engine_new(text(CONFIGURATIONS[i].json), &out.engine),
               CONFIGURATIONS[i].code, CONFIGURATIONS[i].says);
     }
+
+    /* What a configuration does not say, the graph does: the rotary table has 32 rows. */
+    described(ENGINE(ONE(PATH("@unbounded"))), "\"context_length\":32");
+    described(ENGINE(ONE(PATH("@zero"))), "\"context_length\":32");
+    described(ENGINE(ONE("{'path':'$tiny','context_length':20}")), "\"context_length\":20");
+    /* Each token attends to the mean of all, dead ones and later ones too. One by one that is causal. */
+    described(ENGINE(ONE(PATH("$optimum"))), "\"rollback\":\"compact\"");
+    described(ENGINE(ONE(PATH("$optimum"))), "\"scoring\":\"one_by_one\"");
 
     FAILS(cos_engine_new("{\"models\": \"\xff\"}", &out.engine), INVALID_ARGUMENT, "config_json", "UTF-8");
     FAILS(cos_engine_open("\xff.json", &out.engine), INVALID_ARGUMENT, "config_path", "UTF-8");
@@ -453,6 +469,12 @@ static void nulls(void) {
     EQUAL(cos_engine_model_count(engine), 1);
     EQUAL(cos_engine_vocab_size(NULL), 0);
     EQUAL(cos_engine_model_count(NULL), 0);
+    const char *untouched = "untouched";
+    FAILS(cos_engine_describe(NULL, &untouched), INVALID_ARGUMENT, "engine is NULL");
+    FAILS(cos_engine_describe(engine, NULL), INVALID_ARGUMENT, "out_json is NULL");
+    FAILS(cos_engine_describe_table(NULL, &untouched), INVALID_ARGUMENT, "engine is NULL");
+    FAILS(cos_engine_describe_table(engine, NULL), INVALID_ARGUMENT, "out_table is NULL");
+    EQUAL(strcmp(untouched, "untouched"), 0);
     FAILS(cos_session_new(NULL, NULL, &out.session), INVALID_ARGUMENT, "engine is NULL");
     FAILS(cos_session_new(engine, NULL, NULL), INVALID_ARGUMENT, "out_session is NULL");
 

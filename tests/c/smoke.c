@@ -102,6 +102,8 @@ static const struct {
     void (*engine_free)(cos_engine *);
     size_t (*engine_vocab_size)(const cos_engine *);
     size_t (*engine_model_count)(const cos_engine *);
+    cos_error *(*engine_describe)(const cos_engine *, const char **);
+    cos_error *(*engine_describe_table)(const cos_engine *, const char **);
     cos_error *(*session_new)(const cos_engine *, const cos_session_options *, cos_session **);
     cos_error *(*prompt)(cos_session *, const int32_t *, size_t);
     cos_error *(*session_set_weights)(cos_session *, const float *, size_t);
@@ -125,6 +127,8 @@ static const struct {
     cos_engine_free,
     cos_engine_vocab_size,
     cos_engine_model_count,
+    cos_engine_describe,
+    cos_engine_describe_table,
     cos_session_new,
     cos_prompt,
     cos_session_set_weights,
