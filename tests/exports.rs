@@ -187,7 +187,7 @@ fn architectures_agree_with_pytorch() {
 
 /// What must be recognised of each variant. What is not listed is as in the first line.
 #[rustfmt::skip]
-const VARIANTS: [(&str, CacheKind, Rollback, Rows, Scoring); 27] = [
+const VARIANTS: [(&str, CacheKind, Rollback, Rows, Scoring); 28] = [
     ("int32", Concatenated, Mask, All, Parallel),
     ("fp16-io", Concatenated, Mask, All, Parallel),
     ("bf16-io", Concatenated, Mask, All, Parallel),
@@ -214,6 +214,8 @@ const VARIANTS: [(&str, CacheKind, Rollback, Rows, Scoring); 27] = [
     ("hub/onnx/model_q4.onnx", Concatenated, Mask, All, Parallel),
     ("weight-int8", Concatenated, Mask, All, Parallel),
     ("static-cache", Fixed { capacity: 64, in_place: true }, Shorten, All, Parallel),
+    // What the builder forgot is not missed within the length of a window.
+    ("mistral-windowless", Shared, Shorten, All, Parallel),
     // Wrong when several positions come on top of a cache, which only a trial shows.
     ("noncausal", Concatenated, Mask, All, FirstPass),
     ("../llama/no-cache", CacheKind::None, Shorten, All, Parallel),
@@ -271,6 +273,32 @@ fn dynamic_quantisation_is_seen_and_scored_one_by_one() {
     let single = run(&[1], &[]);
     assert_eq!(single.len(), tokens.len());
     assert!(run(&[5, 1, 3], &[90, 91]) == single, "logits depend on the widths of passes");
+}
+
+/// What a configuration would say, the graph says too: the sizes of heads and the context length.
+#[test]
+fn builder_exports_need_no_configuration() {
+    let golden = Golden::read("llama");
+    for form in ["builder-fp32", "builder-int4"] {
+        let folder = std::env::temp_dir().join(format!("cos-bare-{form}-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        for file in ["model.onnx", "model.onnx.data"] {
+            std::fs::copy(exports().join("llama").join(form).join(file), folder.join(file)).unwrap();
+        }
+        let model = load(&folder).unwrap();
+        assert_eq!(model.export().warnings, [] as [&str; 0]);
+        assert_eq!(model.context_length(), 128);
+        assert!(Replay::new(&model).all(&golden) < 1e-3);
+        std::fs::remove_dir_all(folder).unwrap();
+    }
+}
+
+#[test]
+fn windows_that_were_left_out_end_the_context() {
+    let model = load(&exports().join("variants/mistral-windowless")).unwrap();
+    assert_eq!(model.context_length(), 8);
+    assert!(model.export().warnings[0].contains("sliding windows of 8 tokens"), "{:?}", model.export().warnings);
+    assert_eq!(load(&exports().join("mistral/builder-fp32")).unwrap().context_length(), 128);
 }
 
 #[test]

@@ -108,6 +108,10 @@ impl Cache {
             self.compact();
         }
         let total = self.entries + width;
+        if total > self.mask.capacity() {
+            // as seldom as the buffers
+            self.mask.reserve_exact(self.grown(total) - self.mask.len());
+        }
         self.mask.resize(total, 1);
         match self.kind {
             CacheKind::None => false,

@@ -492,13 +492,16 @@ impl OnnxSequence {
         let tokens = if kind == CacheKind::None { &self.tokens } else { tokens };
         let (width, total) = (width as i64, place + width as i64);
         for Feed { input, numbers } in &mut self.feeds {
+            let room = input.length.unwrap_or(0).saturating_sub(total as usize);
+            if input.role == Role::Mask && input.element == TensorElementType::Int64 && room == 0 {
+                // as the cache keeps it, since a copy would grow with every token
+                let value = Tensor::over(&self.memory, self.cache.mask(), input.element, &[1, total])?;
+                self.binding.input(&input.name, &value)?;
+                continue;
+            }
             match input.role {
                 Role::Tokens => numbers.fill(tokens.iter().map(|&token| i64::from(token))),
-                Role::Mask => {
-                    let filled = self.cache.mask().iter().copied();
-                    let room = input.length.unwrap_or(0).saturating_sub(total as usize);
-                    numbers.fill(filled.chain(std::iter::repeat_n(0, room)));
-                }
+                Role::Mask => numbers.fill(self.cache.mask().iter().copied().chain(std::iter::repeat_n(0, room))),
                 Role::Positions => numbers.fill(first..first + width),
                 Role::CachePositions => numbers.fill(place..total),
                 Role::LogitsToKeep => numbers.fill([wanted as i64]),
