@@ -87,21 +87,55 @@ fn steps_do_not_allocate() {
             }
         }
     }
+    other_exports();
+}
+
+/// The forms whose buffers change places or are converted: concatenated caches with masks and without, half precision,
+/// rows that are counted, a fixed length. (Without a cache, the inputs grow with the text.)
+fn other_exports() {
+    let exports = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/exports");
+    for form in [
+        "llama/optimum-fp32",
+        "llama/optimum-fp16",
+        "llama/mobius-static",
+        "variants/cache-position",
+        "variants/num-logits",
+        "variants/last-logits",
+    ] {
+        let config = format!(
+            r#"{{ "models": [ {{ "path": {:?} }}, {{ "path": {:?} }} ], "combine": {{ "kind": "weighted", "weights": [0.5, 0.5] }} }}"#,
+            exports.join(form),
+            exports.join("qwen2/optimum-fp32")
+        );
+        let engine = Arc::new(Engine::load(&Config::parse(&config).unwrap()).unwrap());
+        let options = Options {
+            strategy: Strategy::Cos,
+            targets: Some(Targets::Combined),
+            sampler: Sampler::new(1.0, 0, 0.0, 0.0).unwrap(),
+            proposal_lengths: Some(vec![2, 3]),
+            ..Options::default()
+        };
+        measure(&engine, options, form, &[5, 9, 33, 20], 60, 120);
+    }
 }
 
 fn check(engine: &Arc<Engine>, options: Options, config: &str) {
+    let prompt = engine.text().unwrap().encode("Question: How many legs do 3 cats have?\nAnswer:", true).unwrap();
+    // within the cache's first 256 tokens, so that it does not grow
+    measure(engine, options, config, &prompt, prompt.len() + 60, 200);
+}
+
+/// The first tokens size the buffers: each model has run at each width, and far behind once.
+fn measure(engine: &Arc<Engine>, options: Options, config: &str, prompt: &[i32], first: usize, last: usize) {
     let options = Options { stop_tokens: Some(Vec::new()), ..options };
     let mut session = Session::new(engine, &options).unwrap();
-    let prompt = engine.text().unwrap().encode("Question: How many legs do 3 cats have?\nAnswer:", true).unwrap();
-    session.prompt(&prompt).unwrap();
-    // The first steps size the buffers: each model has run at each width, and far behind once.
-    while session.decoder().committed().len() < prompt.len() + 60 {
+    session.prompt(prompt).unwrap();
+    while session.decoder().committed().len() < first {
         assert_eq!(session.step().unwrap().1, State::Open);
     }
     let before = ALLOCATIONS.load(Ordering::Relaxed);
     let mut steps = 0;
-    // within the cache's first 256 tokens, so that it does not grow
-    while session.decoder().committed().len() < 200 {
+    while session.decoder().committed().len() < last {
         assert_eq!(session.step().unwrap().1, State::Open);
         steps += 1;
     }

@@ -10,6 +10,11 @@ const MIN_CAPACITY: usize = 256;
 const DEAD_SHARE: usize = 8;
 const MIN_DEAD: usize = 16;
 
+/// Dead entries that so many live ones bear.
+fn bearable(live: usize) -> usize {
+    MIN_DEAD.max(live / DEAD_SHARE)
+}
+
 /// Keys and values of one sequence.
 ///
 /// An entry is what the cache holds of one token. Taking tokens back leaves their entries where they are: a shared cache
@@ -20,6 +25,7 @@ pub struct Cache {
     buffers: Vec<Buffer>,
     /// Tokens that fit without growing.
     capacity: usize,
+    /// Bounds of the capacity.
     least: usize,
     limit: usize,
     /// The attention mask: 1 for each entry that counts, 0 for each dead one, and during a pass 1 for each new token.
@@ -53,13 +59,19 @@ impl Cache {
             }
             Ok(Buffer { runs, units: bytes / 4, past: Vec::new(), present: Vec::new() })
         };
+        // entries that may be left dead before a pass
+        let dead = match export.cache_kind {
+            CacheKind::Concatenated => bearable(export.context_length),
+            _ => 0,
+        };
+        let limit = export.context_length + dead;
         Ok(Cache {
             kind: export.cache_kind,
             rollback: export.rollback,
             buffers: export.cache.iter().map(buffer).collect::<Result<_>>()?,
             capacity: 0,
-            least: export.min_capacity.max(MIN_CAPACITY.min(export.context_length)),
-            limit: export.context_length,
+            least: export.min_capacity.max(MIN_CAPACITY.min(limit)),
+            limit,
             mask: Vec::new(),
             entries: 0,
             len: 0,
@@ -104,7 +116,7 @@ impl Cache {
     /// Make room for a pass of `width` tokens. Returns whether shared buffers have moved.
     pub fn prepare(&mut self, width: usize) -> bool {
         let dead = self.entries - self.len;
-        if dead > 0 && (self.rollback == Rollback::Compact || dead > MIN_DEAD.max(self.len / DEAD_SHARE)) {
+        if dead > 0 && (self.rollback == Rollback::Compact || dead > bearable(self.len)) {
             self.compact();
         }
         let total = self.entries + width;
@@ -326,7 +338,7 @@ mod tests {
                     check(&mut cache, &tokens);
                 }
                 let dead = cache.entries() - cache.len();
-                assert!(dead <= MIN_DEAD.max(cache.len() / DEAD_SHARE) + 4, "{dead} dead of {}", cache.entries());
+                assert!(dead <= bearable(cache.len()) + 4, "{dead} dead of {}", cache.entries());
             }
             assert!(tokens.len() > MIN_CAPACITY, "{}", tokens.len());
             cache.truncate(0);
