@@ -21,6 +21,7 @@ Made in tests/exports/ARCH:
   builder-int4         the same, weights of 4 bits, activations left alone (accuracy_level=0)
 and for llama alone
   no-cache             Optimum, --task text-generation: no cache, the whole context in every pass
+  builder-fp16-cuda    builder-fp16 for CUDA: a shared cache, as fp32 has for the CPU
   builder-int4-level4  builder-int4 with activations rounded to 8 bits, which is the builder's default for CPU
   torch-opset23        torch.onnx.export: the standard operator Attention, a concatenated cache, nameless dimensions
   mobius               Microsoft's mobius: the standard operator Attention of opset 24, which concatenates the cache
@@ -278,15 +279,15 @@ def builder(name: str, work: Path, out: Path):
     source = work / name
     forms = {}
     if name in BUILDER:
-        forms = {"builder-fp32": ("fp32", []), "builder-int4": ("int4", ["--extra_options", "accuracy_level=0"])}
+        forms = {"builder-fp32": ("fp32", "cpu"), "builder-int4": ("int4", "cpu", "--extra_options", "accuracy_level=0")}
     if name in BUILDER_FP16:
-        forms["builder-fp16"] = ("fp16", [])
+        forms["builder-fp16"] = ("fp16", "cpu")
     if name == "llama":
-        forms["builder-int4-level4"] = ("int4", [])
-    for form, (precision, options) in forms.items():
+        forms |= {"builder-int4-level4": ("int4", "cpu"), "builder-fp16-cuda": ("fp16", "cuda")}
+    for form, (precision, provider, *options) in forms.items():
         with tempfile.TemporaryDirectory() as cache:
             run_module("onnxruntime_genai.models.builder", "-i", source, "-o", fresh(out / form), "-p", precision,
-                       "-e", "cpu", "-c", cache, *options)
+                       "-e", provider, "-c", cache, *options)
         tidy(out / form, source)
     if name == "llama":
         torch_export(source, fresh(out / "torch-opset23"))

@@ -137,8 +137,6 @@ fn tolerance(form: &str) -> f32 {
         form if form.contains("fp16") => 0.05,
         form if form.contains("level4") => 1.5,
         form if form.contains("int4") || form.contains("int8") => 0.02,
-        // CUDA multiplies in TF32
-        _ if provider() != Provider::Cpu => 0.05,
         _ => 1e-3,
     }
 }

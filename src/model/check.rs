@@ -4,6 +4,7 @@
 //! from the length of the cache, share one scale among all positions of a pass, and more; all of it would be silently
 //! wrong. So every model is tried out when it is loaded, with a dozen short passes.
 
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use super::{Cancel, Interrupt, Model, Pass, Sequence};
@@ -12,11 +13,11 @@ use super::{Cancel, Interrupt, Model, Pass, Sequence};
 /// broken is off by about the spread itself.
 pub const TOLERANCE: f32 = 0.1;
 
-/// The same where the cause is known to be rounding, and not other tokens of the pass.
+/// The same where the cause is known to be rounding. What is off by more has lost its context.
 pub const ROUNDED_TOLERANCE: f32 = 1.0;
 
 /// The largest difference that was found.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Deviation {
     /// In logits.
     pub logits: f32,
@@ -24,38 +25,62 @@ pub struct Deviation {
     pub spreads: f32,
 }
 
-/// Score some made-up tokens one by one, and again several at a time with others tried and taken back in between.
-pub fn deviation(model: &dyn Model) -> Result<Deviation, Interrupt> {
-    let count = model.context_length().min(12);
-    let token = |index: usize| ((index * 7 + 3) % model.vocab_size()) as i32;
-    let tokens: Vec<i32> = (0..count).map(token).collect();
-    let other: Vec<i32> = (count..2 * count).map(token).collect();
+/// Made-up tokens, and the rows of logits after each of them when they come one by one.
+pub struct Trial {
+    tokens: Vec<i32>,
+    rows: Vec<Vec<f32>>,
+}
 
-    let mut alone = model.start(&Arc::new(Cancel::default()))?;
-    let mut rows = Vec::new();
-    for (index, token) in tokens.iter().enumerate() {
-        run(model, alone.as_mut(), std::slice::from_ref(token))?;
-        rows.push(alone.logits(index + 1).to_vec());
+impl Trial {
+    /// Run some tokens one by one.
+    pub fn new(model: &dyn Model) -> Result<Self, Interrupt> {
+        let tokens = (0..model.context_length().min(12)).map(|index| made_up(model, index)).collect();
+        let mut trial = Trial { tokens, rows: Vec::new() };
+        let mut sequence = model.start(&Arc::new(Cancel::default()))?;
+        for (index, token) in trial.tokens.iter().enumerate() {
+            run(model, sequence.as_mut(), std::slice::from_ref(token))?;
+            trial.rows.push(sequence.logits(index + 1).to_vec());
+        }
+        Ok(trial)
     }
 
-    let mut together = model.start(&Arc::new(Cancel::default()))?;
-    let mut worst = Deviation { logits: 0.0, spreads: 0.0 };
-    // Lengths after each pass; before each one but the first, other tokens are tried and taken back.
-    for end in [count / 3, count / 3 + 1, 3 * count / 4, count] {
-        let start = together.len();
-        if start >= end {
-            continue;
-        }
-        if start > 0 {
-            run(model, together.as_mut(), &other[..(end - start).min(3)])?;
-            together.truncate(start);
-        }
-        run(model, together.as_mut(), &tokens[start..end])?;
-        for position in start + 1..=end {
-            worst = worst.max(difference(&rows[position - 1], together.logits(position)));
-        }
+    /// By how much the rows differ when all tokens come at once, without a cache to rely on.
+    pub fn at_once(&self, model: &dyn Model) -> Result<Deviation, Interrupt> {
+        let mut sequence = model.start(&Arc::new(Cancel::default()))?;
+        run(model, sequence.as_mut(), &self.tokens)?;
+        Ok(self.compare(sequence.as_ref(), 1..=self.tokens.len()))
     }
-    Ok(worst)
+
+    /// By how much they differ when several come at a time, with others tried and taken back in between.
+    pub fn with_rollbacks(&self, model: &dyn Model) -> Result<Deviation, Interrupt> {
+        let count = self.tokens.len();
+        let other: Vec<i32> = (count..count + 3).map(|index| made_up(model, index)).collect();
+        let mut sequence = model.start(&Arc::new(Cancel::default()))?;
+        let mut worst = Deviation::default();
+        // Lengths after each pass; before each one but the first, other tokens are tried and taken back.
+        for end in [count / 3, count / 3 + 1, 3 * count / 4, count] {
+            let start = sequence.len();
+            if start >= end {
+                continue;
+            }
+            if start > 0 {
+                run(model, sequence.as_mut(), &other[..(end - start).min(3)])?;
+                sequence.truncate(start);
+            }
+            run(model, sequence.as_mut(), &self.tokens[start..end])?;
+            worst = worst.max(self.compare(sequence.as_ref(), start + 1..=end));
+        }
+        Ok(worst)
+    }
+
+    fn compare(&self, sequence: &dyn Sequence, positions: RangeInclusive<usize>) -> Deviation {
+        let each = positions.map(|position| difference(&self.rows[position - 1], sequence.logits(position)));
+        each.fold(Deviation::default(), Deviation::max)
+    }
+}
+
+fn made_up(model: &dyn Model, index: usize) -> i32 {
+    ((index * 7 + 3) % model.vocab_size()) as i32
 }
 
 fn run(model: &dyn Model, sequence: &mut dyn Sequence, tokens: &[i32]) -> Result<(), Interrupt> {
@@ -99,16 +124,17 @@ mod tests {
 
     #[test]
     fn a_sound_model_deviates_by_nothing() {
-        let model = Scripted::new(20, |context, row| {
-            rows(context, row);
-            Ok(())
-        });
-        assert_eq!(deviation(&model).unwrap(), Deviation { logits: 0.0, spreads: 0.0 });
-        let short = Scripted::new(20, |context, row| {
-            rows(context, row);
-            Ok(())
-        });
-        assert_eq!(deviation(&short.with_context_length(2)).unwrap().logits, 0.0);
+        let sound = || {
+            Scripted::new(20, |context, row| {
+                rows(context, row);
+                Ok(())
+            })
+        };
+        for model in [sound(), sound().with_context_length(2), sound().with_context_length(1)] {
+            let trial = Trial::new(&model).unwrap();
+            assert_eq!(trial.at_once(&model).unwrap(), Deviation::default());
+            assert_eq!(trial.with_rollbacks(&model).unwrap(), Deviation::default());
+        }
     }
 
     #[test]
@@ -120,7 +146,7 @@ mod tests {
             row[0] += calls.fetch_add(1, std::sync::atomic::Ordering::Relaxed) as f32;
             Ok(())
         });
-        assert!(deviation(&model).unwrap().spreads > 1.0);
+        assert!(Trial::new(&model).unwrap().with_rollbacks(&model).unwrap().spreads > 1.0);
     }
 
     #[test]

@@ -84,7 +84,8 @@ impl OnnxModel {
         builder =
             builder.with_config_entry("session.qdq_matmulnbits_accuracy_level", "1").map_err(|error| refuse(&error))?;
         if let Provider::Cuda { device_id } = settings.provider {
-            let cuda = ort::ep::CUDA::default().with_device_id(device_id).build().error_on_failure();
+            // With TF32, logits would depend on the width of a pass in the third digit.
+            let cuda = ort::ep::CUDA::default().with_device_id(device_id).with_tf32(false).build().error_on_failure();
             builder = builder.with_execution_providers([cuda]).map_err(|error| {
                 Error::Runtime(format!(
                     "provider \"cuda\" is not available for {}: {error}; it needs an NVIDIA driver, CUDA and cuDNN, and \
@@ -150,20 +151,35 @@ impl OnnxModel {
     /// Find the fastest way of running this export that gives every position the logits that it has by itself.
     fn settle_scoring(&mut self, asked: Option<Scoring>) -> Result<()> {
         let (known, rollback) = (self.export.scoring, self.export.rollback);
-        let all = [Scoring::Parallel, Scoring::FirstPass, Scoring::OneByOne];
         let rollbacks: &[Rollback] =
             if rollback == Rollback::Mask { &[Rollback::Mask, Rollback::Compact] } else { &[rollback] };
+        let file = self.export.file.display().to_string();
+        let failed = |interrupt| match interrupt {
+            Interrupt::Failed(error) => error,
+            Interrupt::Cancelled => Error::Internal("nobody could cancel this".into()),
+        };
+        self.export_mut().scoring = Scoring::OneByOne;
+        let trial = check::Trial::new(self).map_err(|interrupt| self.cannot_run(&failed(interrupt)))?;
+        // One by one everything goes through the cache, so that is tried against a pass that needs none.
+        self.export_mut().scoring = Scoring::FirstPass;
+        if let Ok(Deviation { logits, spreads }) = trial.at_once(self)
+            && spreads > check::ROUNDED_TOLERANCE
+        {
+            return Err(Error::Unsupported(format!(
+                "{file}: a text in one pass and the same token by token give logits that differ by up to {logits:.2}, so \
+                 its cache or its attention is broken; export the model in another way"
+            )));
+        }
         let mut found = String::new();
+        let all = [Scoring::Parallel, Scoring::FirstPass, Scoring::OneByOne];
         for scoring in all.into_iter().filter(|&scoring| asked.map_or(scoring >= known, |asked| scoring == asked)) {
             for &rollback in rollbacks {
                 let export = self.export_mut();
                 (export.scoring, export.rollback) = (scoring, rollback);
-                let Deviation { logits, spreads } = match check::deviation(self) {
+                let Deviation { logits, spreads } = match trial.with_rollbacks(self) {
                     Ok(deviation) => deviation,
                     Err(interrupt) => {
-                        if let Interrupt::Failed(error) = interrupt {
-                            found = format!("it fails: {error}");
-                        }
+                        found = format!("it fails: {}", failed(interrupt));
                         continue;
                     }
                 };
@@ -176,9 +192,9 @@ impl OnnxModel {
                 let export = self.export_mut();
                 if rounds {
                     export.warnings.push(format!(
-                        "its 4-bit products round activations (accuracy_level 4), and otherwise for one position than \
-                         for several, so that speed changes the distribution a little (logits by {logits:.2} when it was \
-                         tried); export with int4_accuracy_level 1, or set \"scoring\": \"one_by_one\""
+                        "its 4-bit products round activations (accuracy_level 4), some kernels otherwise for one position \
+                         than for several, so that speed may change the distribution a little (logits by {logits:.0e} when \
+                         it was tried); export with accuracy_level 1, or set \"scoring\": \"one_by_one\""
                     ));
                 }
                 if scoring != known && asked.is_none() {
@@ -191,9 +207,8 @@ impl OnnxModel {
             }
         }
         Err(Error::Unsupported(format!(
-            "{}: tokens cannot be taken back and others scored ({found}), so nothing could be verified with this model; \
-             export it in another way",
-            self.export.file.display()
+            "{file}: tokens cannot be taken back and others scored ({found}), so nothing could be verified with this model; \
+             export it in another way"
         )))
     }
 
@@ -214,6 +229,7 @@ impl OnnxModel {
             vocab_size: self.vocab_size,
             raw: Vec::new(),
             export: self.export.clone(),
+            provider: self.provider,
             memory: self.memory.clone(),
             options,
             cancel: cancel.clone(),
@@ -314,6 +330,7 @@ struct OnnxSequence {
     /// Logits as the export gives them, where they cannot be written to `rows` at once. In units of four bytes.
     raw: Vec<u32>,
     export: Arc<Export>,
+    provider: Provider,
     memory: Arc<MemoryInfo<'static>>,
     options: Arc<RunOptions>,
     cancel: Arc<Cancel>,
@@ -467,6 +484,8 @@ impl OnnxSequence {
             CacheKind::Concatenated => (entries, entries + width),
             _ => (capacity, capacity),
         };
+        // What is bound to another device is copied there as it is bound.
+        let moved = moved || self.provider != Provider::Cpu;
         if moved || matches!(kind, CacheKind::Concatenated | CacheKind::Fixed { in_place: false, .. }) {
             for ((past, present), tensor) in self.cache.buffers().zip(&self.export.cache) {
                 let value = Tensor::over(&self.memory, past, tensor.element, &tensor.shape(before)[..tensor.rank])?;
