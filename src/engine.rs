@@ -175,7 +175,7 @@ fn agree(models: &[OnnxModel]) -> Result<Agreement> {
             .map_err(|error| Error::Model(format!("cannot read the tokenizer {}: {error}", path.display())))
     };
     let mut first: Option<(&str, Vec<u8>, Text)> = None;
-    let mut sizes = Vec::new();
+    let (mut sizes, mut warnings) = (Vec::new(), Vec::new());
     for model in models {
         let mut size = model.vocab_size();
         if let Some(path) = &model.export().tokenizer {
@@ -204,10 +204,16 @@ fn agree(models: &[OnnxModel]) -> Result<Agreement> {
                 }
             }
         }
+        let columns = model.vocab_size();
+        if columns > size + size / 4 {
+            warnings.push(format!(
+                "{} has {columns} columns of logits, but its tokenizer only {size} tokens; is that the right tokenizer.json?",
+                model.name()
+            ));
+        }
         sizes.push(size);
     }
     let vocab_size = sizes.iter().copied().min().unwrap_or(0);
-    let mut warnings = Vec::new();
     let smallest = sizes.iter().position(|&size| size == vocab_size).map_or("", |index| models[index].name());
     for (model, &size) in models.iter().zip(&sizes).filter(|(_, size)| **size != vocab_size) {
         if let Some(unknown) = models.iter().find(|model| model.export().tokenizer.is_none()) {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use cos::config::Config;
 use cos::decode::policy::Strategy;
+use cos::decode::sampling::Sampler;
 use cos::engine::Engine;
 use cos::error::Error;
 use cos::model::CacheKind::{Concatenated, Fixed, Shared};
@@ -13,8 +14,8 @@ use cos::model::Rollback::{Compact, Mask, Shorten};
 use cos::model::Rows::{All, Counted, Last};
 use cos::model::Scoring::{FirstPass, OneByOne, Parallel};
 use cos::model::{
-    CacheKind, Cancel, Export, Model, OnnxModel, Pass, Provider, Rollback, Rows, Scoring, Sequence, Settings,
-    environment,
+    CacheKind, Cancel, Export, Interrupt, Model, OnnxModel, Pass, Provider, Rollback, Rows, Scoring, Sequence,
+    Settings, environment,
 };
 use cos::session::{Options, Session, State};
 
@@ -195,7 +196,7 @@ fn architectures_agree_with_pytorch() {
 
 /// What must be recognised of each variant. What is not listed is as in the first line.
 #[rustfmt::skip]
-const VARIANTS: [(&str, CacheKind, Rollback, Rows, Scoring); 28] = [
+const VARIANTS: [(&str, CacheKind, Rollback, Rows, Scoring); 33] = [
     ("int32", Concatenated, Mask, All, Parallel),
     ("fp16-io", Concatenated, Mask, All, Parallel),
     ("bf16-io", Concatenated, Mask, All, Parallel),
@@ -226,6 +227,12 @@ const VARIANTS: [(&str, CacheKind, Rollback, Rows, Scoring); 28] = [
     ("mistral-windowless", Shared, Shorten, All, Parallel),
     // Wrong when several positions come on top of a cache, which only a trial shows.
     ("noncausal", Concatenated, Mask, All, FirstPass),
+    ("noncausal-rounded", Concatenated, Mask, All, FirstPass),
+    // config.json knows of the windows
+    ("mistral-genai", Concatenated, Compact, All, Parallel),
+    ("longrope", Shared, Shorten, All, Parallel),
+    ("place-table", Concatenated, Mask, All, Parallel),
+    ("router", Concatenated, Mask, All, Parallel),
     ("../llama/no-cache", CacheKind::None, Shorten, All, Parallel),
     ("../llama/builder-fp32", Shared, Shorten, All, Parallel),
 ];
@@ -238,6 +245,14 @@ fn variants_are_recognised_and_agree_with_pytorch() {
         let golden = if name.starts_with("mistral") { &mistral } else { &llama };
         let label = format!("variants/{name}");
         let found = replay(&label, golden, tolerance(name), &mut failures);
+        let context = match name {
+            "static-cache" => 64,
+            "longrope" => 32,
+            "mistral-windowless" => 8,
+            "no-config" | "mistral-no-config" => 1 << 20,
+            _ => 128,
+        };
+        assert_eq!(found.as_ref().map(|export| export.context_length), Some(context), "{label}");
         let found = found.map(|export| (export.cache_kind, export.rollback, export.logits.rows, export.scoring));
         if found != Some((cache, rollback, rows, scoring)) {
             failures.push(format!("{label}: {found:?}"));
@@ -301,11 +316,91 @@ fn builder_exports_need_no_configuration() {
     }
 }
 
+fn forward(model: &OnnxModel, sequence: &mut dyn Sequence, tokens: &[i32]) -> Result<(), Interrupt> {
+    let keep = sequence.len() + 1;
+    model.forward(&mut [Pass { sequence, tokens, keep }])
+}
+
+/// A token outside the vocabulary makes a pass fail; nothing of it may stay, whatever the pass is cut into.
+#[test]
+fn failed_passes_leave_no_trace() {
+    let golden = Golden::read("llama");
+    let (tokens, rows) = &golden.sequences[0];
+    for form in
+        ["llama/optimum-fp32", "llama/builder-fp32", "llama/no-cache", "llama/mobius-static", "variants/noncausal"]
+    {
+        let model = load(&exports().join(form)).unwrap();
+        let mut sequence = model.start(&Arc::new(Cancel::default())).unwrap();
+        let check = |sequence: &dyn Sequence, position: usize| {
+            let worst = sequence.logits(position).iter().zip(&rows[position - 1]).map(|(a, b)| (a - b).abs());
+            assert!(worst.fold(0.0, f32::max) < 1e-3, "{form}, position {position}");
+        };
+        forward(&model, sequence.as_mut(), &tokens[..1]).unwrap();
+        for (start, end) in [(1, 5), (5, 9), (9, 10)] {
+            // the last of them fails, and so do those before it that were passes of their own
+            let bad = [&tokens[start..start + 2], &[9999]].concat();
+            assert!(matches!(forward(&model, sequence.as_mut(), &bad), Err(Interrupt::Failed(_))), "{form}");
+            assert_eq!(sequence.len(), start, "{form}");
+            // several on top of a cache of one, too
+            forward(&model, sequence.as_mut(), &tokens[start..end]).unwrap();
+            (start + 1..=end).for_each(|position| check(sequence.as_ref(), position));
+        }
+        // of a batch all or none
+        let mut other = model.start(&Arc::new(Cancel::default())).unwrap();
+        let batch = &mut [
+            Pass { sequence: sequence.as_mut(), tokens: &tokens[10..13], keep: 11 },
+            Pass { sequence: other.as_mut(), tokens: &[9999], keep: 1 },
+        ];
+        assert!(matches!(model.forward(batch), Err(Interrupt::Failed(_))));
+        assert_eq!((sequence.len(), other.len()), (10, 0));
+        forward(&model, sequence.as_mut(), &tokens[10..12]).unwrap();
+        check(sequence.as_ref(), 12);
+    }
+}
+
+#[test]
+fn a_cancelled_sequence_runs_no_pass() {
+    let model = load(&exports().join("llama/optimum-fp32")).unwrap();
+    let cancel = Arc::new(Cancel::default());
+    let mut sequence = model.start(&cancel).unwrap();
+    cancel.request();
+    assert!(matches!(forward(&model, sequence.as_mut(), &[5]), Err(Interrupt::Cancelled)));
+    assert_eq!(sequence.len(), 0);
+    cancel.reset();
+    forward(&model, sequence.as_mut(), &[5]).unwrap();
+}
+
+/// Dead entries must not push a pass beyond a table that ends with the context.
+#[test]
+fn every_strategy_reaches_the_end_of_the_context() {
+    for form in ["variants/place-table", "llama/builder-fp32", "variants/static-cache", "variants/no-mask"] {
+        let engine = engine(&[form, "qwen2/optimum-fp32"], r#"{"kind": "weighted", "weights": [0.5, 0.5]}"#).unwrap();
+        let options = |strategy, temperature| Options {
+            strategy,
+            sampler: Sampler::new(temperature, 0, 0.0, 0.0).unwrap(),
+            proposal_lengths: Some(vec![4, 3]),
+            stop_tokens: Some(Vec::new()),
+            ..Options::default()
+        };
+        let whole = decode(&engine, &options(Strategy::Standard, 0.0));
+        assert_eq!(whole.len(), engine.models().iter().map(|model| model.context_length()).min().unwrap() - 5);
+        for strategy in [Strategy::Speculative, Strategy::Cos] {
+            assert_eq!(decode(&engine, &options(strategy, 0.0)), whole, "{form}, {strategy:?}");
+            // sampled drafts are rejected more often
+            assert_eq!(decode(&engine, &options(strategy, 1.5)).len(), whole.len(), "{form}, {strategy:?}");
+        }
+    }
+}
+
 #[test]
 fn windows_that_were_left_out_end_the_context() {
     let model = load(&exports().join("variants/mistral-windowless")).unwrap();
     assert_eq!(model.context_length(), 8);
-    assert!(model.export().warnings[0].contains("sliding windows of 8 tokens"), "{:?}", model.export().warnings);
+    assert!(
+        model.export().warnings[0].contains("ends at 8 tokens rather than 128: the model has sliding windows"),
+        "{:?}",
+        model.export().warnings
+    );
     assert_eq!(load(&exports().join("mistral/builder-fp32")).unwrap().context_length(), 128);
 }
 
@@ -319,15 +414,28 @@ fn loading_can_be_told_otherwise() {
     let slow = load("builder-int4-level4", Some(OneByOne), Option::None).unwrap();
     assert_eq!(slow.export().scoring, OneByOne);
     assert_eq!(load("optimum-fp32", Option::None, Some(40)).unwrap().context_length(), 40);
+    // shorter than a window, which the cache must have room for all the same
+    assert_eq!(load("../gemma2/builder-fp32", Option::None, Some(4)).unwrap().context_length(), 4);
     // and what cannot work still cannot
     let error = load("builder-fp16", Some(Parallel), Option::None).err().unwrap();
     assert!(error.code() == 8 && error.to_string().contains("it fails"), "{error}");
+    for (form, limit) in
+        [("longrope", "32 tokens: the graph"), ("mistral-windowless", "8 tokens: the model has sliding")]
+    {
+        let error = load(&format!("../variants/{form}"), Option::None, Some(100)).err().unwrap();
+        assert!(error.code() == 2 && error.to_string().contains(limit), "{error}");
+    }
     let error = load("../variants/static-cache", Option::None, Some(65)).err().unwrap();
-    assert!(error.code() == 2 && error.to_string().contains("holds 64 tokens"), "{error}");
+    assert!(
+        error.code() == 2 && error.to_string().contains("cannot go beyond 64 tokens: the cache holds no more"),
+        "{error}"
+    );
 }
 
 /// Exports that cannot be verified with, the code of the error, and what it must say.
-const REFUSED: [(&str, i32, &str); 4] = [
+const REFUSED: [(&str, i32, &str); 6] = [
+    ("nan-logits", 8, "its logits are no numbers"),
+    ("encoder", 8, "comes from an encoder"),
     ("conv-state", 8, "past_conv.0 carries a recurrent state"),
     ("merged", 8, "use_cache_branch"),
     ("embeds", 3, "no input input_ids"),

@@ -43,7 +43,8 @@ impl cos_engine {
 ///                     "name": "base",         for messages; the folder's name by default
 ///                     "context_length": 4096, most tokens of a sequence; by default what the export says
 ///                     "scoring": "parallel" },  or "one_by_one": how positions of a draft are scored; by default
-///                                             in parallel, if that is found to be the same when the model is loaded
+///                                             in parallel, if that is found to be the same when the model is loaded;
+///                                             "parallel" insists, and refuses the model otherwise
 ///                   { "kind": "ngram" } ],    optional: a look-up of the last words in the sequence itself, which
 ///                                             drafts at no cost where text repeats itself. It counts as a model
 ///                                             everywhere, has the weight 0, and takes a "name" but no other key.

@@ -97,9 +97,15 @@ impl Beside {
     /// Anything that looks like a window counts as one: the price of a mistake is a copy after a rejection, that of the
     /// opposite one a wrong distribution.
     pub fn attends_to_all(&self) -> Option<bool> {
-        if let Some(genai) = &self.genai {
-            return Some(genai.pointer("/model/decoder/sliding_window").is_none());
+        let sliding = self.genai.as_ref().map(|genai| genai.pointer("/model/decoder/sliding_window"));
+        let genai = sliding.map(|sliding| sliding.is_none_or(Value::is_null));
+        match (genai, self.hub_attends_to_all()) {
+            (Some(false), _) | (_, Some(false)) => Some(false),
+            (genai, hub) => genai.or(hub),
         }
+    }
+
+    fn hub_attends_to_all(&self) -> Option<bool> {
         if let Some(layers) = self.hub("layer_types").and_then(Value::as_array) {
             return Some(layers.iter().all(|layer| layer == "full_attention"));
         }
@@ -123,6 +129,15 @@ impl Beside {
         let genai = self.genai.as_ref().and_then(|config| config.pointer("/model/decoder/sliding_window/window_size"));
         let window = genai.or_else(|| self.hub("sliding_window").filter(|_| self.attends_to_all() == Some(false)))?;
         window.as_u64().filter(|&window| window > 0).map(|window| window as usize)
+    }
+
+    /// The length behind which positions are scaled anew (longrope).
+    pub fn rescaled_behind(&self) -> Option<usize> {
+        let scaling = self.hub("rope_scaling").or_else(|| self.hub("rope_parameters"))?;
+        let kind = scaling.get("rope_type").or_else(|| scaling.get("type"))?.as_str()?;
+        let key = "original_max_position_embeddings";
+        let length = self.hub(key).or_else(|| scaling.get(key))?.as_u64()?;
+        matches!(kind, "longrope" | "su").then_some(length as usize)
     }
 
     /// End-of-sequence tokens: one, or a list.
@@ -174,6 +189,20 @@ mod tests {
         assert_eq!(beside(Some(r#"{"model": {"decoder": {}}}"#), None).attends_to_all(), Some(true));
         let sliding = r#"{"model": {"decoder": {"sliding_window": {"window_size": 8}}}}"#;
         assert_eq!(beside(Some(sliding), None).attends_to_all(), Some(false));
+        let plain = r#"{"model": {"decoder": {}}}"#;
+        assert_eq!(beside(Some(plain), Some(r#"{"sliding_window": 40}"#)).attends_to_all(), Some(false));
+        assert_eq!(beside(Some(plain), Some(r#"{"model_type": "llama"}"#)).attends_to_all(), Some(true));
+    }
+
+    #[test]
+    fn positions_that_are_scaled_anew() {
+        let hub = |text: &str| beside(None, Some(text)).rescaled_behind();
+        let length = "original_max_position_embeddings";
+        assert_eq!(hub(&format!(r#"{{"rope_scaling": {{"type": "longrope"}}, "{length}": 32}}"#)), Some(32));
+        assert_eq!(hub(&format!(r#"{{"rope_scaling": {{"type": "su"}}, "{length}": 32}}"#)), Some(32));
+        assert_eq!(hub(&format!(r#"{{"rope_parameters": {{"rope_type": "longrope", "{length}": 9}}}}"#)), Some(9));
+        assert_eq!(hub(&format!(r#"{{"rope_scaling": {{"type": "yarn"}}, "{length}": 32}}"#)), None);
+        assert_eq!(hub(r#"{"rope_scaling": null}"#), None);
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! The key-value cache of one sequence: buffers that ONNX Runtime reads and writes, and what their entries mean.
 
+use std::alloc::Layout;
+
 use super::export::{CacheKind, CacheTensor, Export, Rollback};
 use crate::error::{Error, Result};
 
@@ -9,6 +11,28 @@ const MIN_CAPACITY: usize = 256;
 /// Dead entries are moved out once they are more than this share of the live ones, and more than [`MIN_DEAD`].
 const DEAD_SHARE: usize = 8;
 const MIN_DEAD: usize = 16;
+
+impl Buffer {
+    /// Units for a number of tokens.
+    fn size(&self, tokens: usize) -> Result<usize> {
+        let size = self.runs.checked_mul(self.units).and_then(|size| size.checked_mul(tokens));
+        size.ok_or_else(|| Error::Runtime(format!("a cache for {tokens} tokens would be larger than any memory")))
+    }
+}
+
+/// Zeroes that take no memory before they are touched. Where there is not enough, that is an error and no abort.
+fn zeroes(units: usize) -> Result<Vec<u32>> {
+    let failed = || Error::Runtime(format!("not enough memory for a cache of {} bytes", units.saturating_mul(4)));
+    let layout = Layout::array::<u32>(units).map_err(|_| failed())?;
+    if units == 0 {
+        return Ok(Vec::new());
+    }
+    // SAFETY: the layout is not empty; zeroes are values of u32; a vector frees what this allocator gave, by this layout.
+    unsafe {
+        let memory = std::alloc::alloc_zeroed(layout).cast::<u32>();
+        if memory.is_null() { Err(failed()) } else { Ok(Vec::from_raw_parts(memory, units, units)) }
+    }
+}
 
 /// Dead entries that so many live ones bear.
 fn bearable(live: usize) -> usize {
@@ -59,19 +83,13 @@ impl Cache {
             }
             Ok(Buffer { runs, units: bytes / 4, past: Vec::new(), present: Vec::new() })
         };
-        // entries that may be left dead before a pass
-        let dead = match export.cache_kind {
-            CacheKind::Concatenated => bearable(export.context_length),
-            _ => 0,
-        };
-        let limit = export.context_length + dead;
         Ok(Cache {
             kind: export.cache_kind,
             rollback: export.rollback,
             buffers: export.cache.iter().map(buffer).collect::<Result<_>>()?,
             capacity: 0,
-            least: export.min_capacity.max(MIN_CAPACITY.min(limit)),
-            limit,
+            least: export.min_capacity.max(MIN_CAPACITY.min(export.context_length)),
+            limit: export.context_length,
             mask: Vec::new(),
             entries: 0,
             len: 0,
@@ -114,46 +132,45 @@ impl Cache {
     }
 
     /// Make room for a pass of `width` tokens. Returns whether shared buffers have moved.
-    pub fn prepare(&mut self, width: usize) -> bool {
+    ///
+    /// An error, when there is not enough memory, leaves the cache as it was.
+    pub fn prepare(&mut self, width: usize) -> Result<bool> {
         let dead = self.entries - self.len;
-        if dead > 0 && (self.rollback == Rollback::Compact || dead > bearable(self.len)) {
+        // Graphs may have tables by place in the cache that end with the context.
+        let crowded = self.entries + width > self.limit;
+        if dead > 0 && (self.rollback == Rollback::Compact || crowded || dead > bearable(self.len)) {
             self.compact();
         }
         let total = self.entries + width;
+        let moved = self.make_room(total)?;
         if total > self.mask.capacity() {
             // as seldom as the buffers
             self.mask.reserve_exact(self.grown(total) - self.mask.len());
         }
         self.mask.resize(total, 1);
-        match self.kind {
-            CacheKind::None => false,
-            CacheKind::Shared => self.grow(total),
-            CacheKind::Fixed { capacity, in_place } => {
-                let moved = self.capacity == 0;
-                self.capacity = capacity;
-                for buffer in self.buffers.iter_mut().filter(|_| moved) {
-                    let size = buffer.runs * capacity * buffer.units;
-                    buffer.past.resize(size, 0);
-                    buffer.present.resize(if in_place { 0 } else { size }, 0);
-                }
-                moved
+        Ok(moved)
+    }
+
+    fn make_room(&mut self, total: usize) -> Result<bool> {
+        let (capacity, has_present) = match self.kind {
+            CacheKind::None => return Ok(false),
+            CacheKind::Shared => return self.grow(total),
+            CacheKind::Fixed { capacity, in_place } => (capacity, !in_place),
+            CacheKind::Concatenated => (self.grown(total).max(self.capacity), true),
+        };
+        let moved = self.capacity < capacity;
+        for buffer in &mut self.buffers {
+            // Nothing in the present counts, so a larger one need not be a copy. The past grows when it is its turn.
+            if has_present && buffer.present.len() < buffer.size(capacity)? {
+                buffer.present = zeroes(buffer.size(capacity)?)?;
             }
-            CacheKind::Concatenated => {
-                let capacity = self.grown(total);
-                self.capacity = self.capacity.max(capacity);
-                for buffer in &mut self.buffers {
-                    // Nothing in it counts, so a larger one need not be a copy. Past grows when it is its turn.
-                    let size = buffer.runs * self.capacity * buffer.units;
-                    if buffer.present.len() < size {
-                        buffer.present = vec![0; size];
-                    }
-                    if buffer.past.is_empty() {
-                        buffer.past.resize(1, 0); // an empty past must be somewhere
-                    }
-                }
-                false
+            if buffer.past.is_empty() {
+                let fixed = matches!(self.kind, CacheKind::Fixed { .. });
+                buffer.past = zeroes(if fixed { buffer.size(capacity)? } else { 1 })?; // an empty past must be somewhere
             }
         }
+        self.capacity = capacity;
+        Ok(moved)
     }
 
     /// The pass that was prepared has succeeded or failed.
@@ -183,22 +200,24 @@ impl Cache {
         tokens.next_power_of_two().min(self.limit.max(tokens)).max(self.least)
     }
 
-    fn grow(&mut self, tokens: usize) -> bool {
+    fn grow(&mut self, tokens: usize) -> Result<bool> {
         if tokens <= self.capacity {
-            return false;
+            return Ok(false);
         }
         let capacity = self.grown(tokens);
-        for buffer in &mut self.buffers {
-            let mut grown = vec![0; buffer.runs * capacity * buffer.units];
+        let grown = self.buffers.iter().map(|buffer| {
+            let mut grown = zeroes(buffer.size(capacity)?)?;
             let kept = self.len * buffer.units;
             for run in 0..buffer.runs {
                 let (from, to) = (run * self.capacity * buffer.units, run * capacity * buffer.units);
                 grown[to..to + kept].copy_from_slice(&buffer.past[from..from + kept]);
             }
-            buffer.past = grown;
-        }
+            Ok(grown)
+        });
+        let grown = grown.collect::<Result<Vec<_>>>()?;
+        self.buffers.iter_mut().zip(grown).for_each(|(buffer, grown)| buffer.past = grown);
         self.capacity = capacity;
-        true
+        Ok(true)
     }
 
     /// Move the live entries together.
@@ -255,7 +274,7 @@ mod tests {
 
     /// A pass of some tokens, as operators of each kind would write them.
     fn pass(cache: &mut Cache, tokens: &[u32]) {
-        cache.prepare(tokens.len());
+        cache.prepare(tokens.len()).unwrap();
         let (entries, total, capacity) = (cache.entries(), cache.entries() + tokens.len(), cache.capacity());
         let kind = cache.kind;
         for (past, present) in cache.buffers() {
@@ -354,7 +373,7 @@ mod tests {
             let mut cache = cache(kind, Rollback::Mask, 100);
             pass(&mut cache, &[1, 2, 3]);
             cache.truncate(2);
-            cache.prepare(4);
+            cache.prepare(4).unwrap();
             cache.settle(false);
             check(&mut cache, &[1, 2]);
         }
@@ -363,22 +382,47 @@ mod tests {
     #[test]
     fn a_shared_cache_never_outgrows_the_context() {
         let mut cache = cache(CacheKind::Shared, Rollback::Shorten, 1000);
-        assert!(cache.prepare(1));
+        assert!(cache.prepare(1).unwrap());
         assert_eq!(cache.capacity(), MIN_CAPACITY);
         cache.settle(true);
-        assert!(!cache.prepare(MIN_CAPACITY - 1));
+        assert!(!cache.prepare(MIN_CAPACITY - 1).unwrap());
         cache.settle(true);
-        assert!(cache.prepare(1));
+        assert!(cache.prepare(1).unwrap());
         assert_eq!(cache.capacity(), 2 * MIN_CAPACITY);
         cache.settle(true);
-        cache.prepare(700);
+        cache.prepare(700).unwrap();
         assert_eq!(cache.capacity(), 1000);
     }
 
     #[test]
     fn a_shared_cache_has_room_for_a_window() {
         let mut cache = Cache { least: 3000, ..cache(CacheKind::Shared, Rollback::Shorten, 2000) };
-        assert!(cache.prepare(1));
+        assert!(cache.prepare(1).unwrap());
         assert_eq!(cache.capacity(), 3000);
+    }
+
+    #[test]
+    fn dead_entries_make_way_at_the_end_of_the_context() {
+        let mut cache = cache(CacheKind::Concatenated, Rollback::Mask, 40);
+        let mut tokens = Vec::new();
+        while tokens.len() < 40 {
+            let new: Vec<u32> = (0..4.min(40 - tokens.len() as u32)).map(|i| 100 + tokens.len() as u32 + i).collect();
+            pass(&mut cache, &new);
+            assert!(cache.entries() <= 40, "{} entries", cache.entries());
+            tokens.push(new[0]);
+            cache.truncate(tokens.len());
+            check(&mut cache, &tokens);
+        }
+    }
+
+    #[test]
+    fn a_cache_that_no_memory_holds_is_an_error() {
+        for kind in [CacheKind::Shared, CacheKind::Concatenated, CacheKind::Fixed { capacity: 1 << 50, in_place: true }]
+        {
+            let mut cache = cache(kind, Rollback::Shorten, usize::MAX);
+            cache.buffers[1].units = 1 << 50;
+            assert_eq!(cache.prepare(3).unwrap_err().code(), 4, "{kind:?}");
+            assert_eq!((cache.len(), cache.entries(), cache.mask().len()), (0, 0, 0));
+        }
     }
 }

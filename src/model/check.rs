@@ -13,7 +13,11 @@ use super::{Cancel, Interrupt, Model, Pass, Sequence};
 /// broken is off by about the spread itself.
 pub const TOLERANCE: f32 = 0.1;
 
-/// The same where the cause is known to be rounding. What is off by more has lost its context.
+/// The same between passes of one width, which run the same kernels.
+pub const EQUAL_WIDTH_TOLERANCE: f32 = 1e-3;
+
+/// The same between passes of several widths where kernels are known to round otherwise. What is off by more has lost its
+/// context.
 pub const ROUNDED_TOLERANCE: f32 = 1.0;
 
 /// The largest difference that was found.
@@ -71,6 +75,28 @@ impl Trial {
             worst = worst.max(self.compare(sequence.as_ref(), start + 1..=end));
         }
         Ok(worst)
+    }
+
+    /// By how much the rows of a pass differ with other tokens behind them: they must not look ahead.
+    pub fn looking_ahead(&self, model: &dyn Model) -> Result<Deviation, Interrupt> {
+        let count = self.tokens.len();
+        let (start, end) = (count / 3, 2 * count / 3);
+        let score = |behind: &[i32]| -> Result<Vec<Vec<f32>>, Interrupt> {
+            let mut sequence = model.start(&Arc::new(Cancel::default()))?;
+            if start > 0 {
+                run(model, sequence.as_mut(), &self.tokens[..start])?;
+            }
+            run(model, sequence.as_mut(), &[&self.tokens[start..end], behind].concat())?;
+            Ok((start + 1..=end).map(|position| sequence.logits(position).to_vec()).collect())
+        };
+        let other: Vec<i32> = (end..count).map(|index| made_up(model, index + count)).collect();
+        let (own, others) = (score(&self.tokens[end..])?, score(&other)?);
+        Ok(own.iter().zip(&others).map(|(a, b)| difference(a, b)).fold(Deviation::default(), Deviation::max))
+    }
+
+    /// Whether no row holds a number.
+    pub fn is_void(&self) -> bool {
+        self.rows.iter().flatten().all(|logit| !logit.is_finite())
     }
 
     fn compare(&self, sequence: &dyn Sequence, positions: RangeInclusive<usize>) -> Deviation {
@@ -134,7 +160,18 @@ mod tests {
             let trial = Trial::new(&model).unwrap();
             assert_eq!(trial.at_once(&model).unwrap(), Deviation::default());
             assert_eq!(trial.with_rollbacks(&model).unwrap(), Deviation::default());
+            assert_eq!(trial.looking_ahead(&model).unwrap(), Deviation::default());
+            assert!(!trial.is_void());
         }
+    }
+
+    #[test]
+    fn a_row_without_numbers_is_void() {
+        let void = Scripted::new(20, |_, row| {
+            row.fill(f32::NAN);
+            Ok(())
+        });
+        assert!(Trial::new(&void).unwrap().is_void());
     }
 
     #[test]

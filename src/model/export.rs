@@ -36,6 +36,8 @@ pub struct Export {
     pub min_capacity: usize,
     /// Most tokens of a sequence.
     pub context_length: usize,
+    /// What it cannot exceed, and why.
+    pub limits: Vec<(usize, &'static str)>,
     /// End-of-sequence tokens.
     pub stop_tokens: Vec<i32>,
     /// Bytes of the model's files, a measure of what a pass costs.
@@ -263,16 +265,14 @@ impl Export {
 
     /// Set the context length; one that the export cannot hold is refused.
     pub fn limit_context(&mut self, length: usize) -> Result<()> {
-        if let CacheKind::Fixed { capacity, .. } = self.cache_kind
-            && length > capacity
-        {
+        if let Some((limit, why)) = self.limits.iter().find(|(limit, _)| length > *limit) {
             return Err(Error::Config(format!(
-                "context_length is {length}, but the cache of {} holds {capacity} tokens",
+                "context_length is {length}, but {} cannot go beyond {limit} tokens: {why}",
                 self.file.display()
             )));
         }
         self.context_length = length;
-        self.warnings.retain(|warning| !warning.starts_with("the context length"));
+        self.warnings.retain(|warning| !warning.starts_with("the context "));
         Ok(())
     }
 

@@ -50,30 +50,39 @@ impl Graph {
             weights: HashMap::new(),
             external_files: BTreeSet::new(),
         };
-        graph.take(main);
-        model.functions.into_iter().for_each(|function| graph.take_nodes(function.node));
+        graph.take(main, true);
+        model.functions.into_iter().for_each(|function| graph.take_nodes(function.node, false));
         Ok(graph)
     }
 
-    fn take(&mut self, graph: GraphProto) {
+    /// Names of subgraphs and functions are their own, so who writes a value is known of the main graph only.
+    fn take(&mut self, graph: GraphProto, main: bool) {
         for weight in graph.initializer {
             let location = weight.external_data.into_iter().find(|entry| entry.key == "location");
             self.external_files.extend(location.map(|entry| entry.value));
             self.weights.insert(weight.name, weight.dims);
         }
-        self.take_nodes(graph.node);
+        self.take_nodes(graph.node, main);
     }
 
-    fn take_nodes(&mut self, nodes: Vec<NodeProto>) {
+    fn take_nodes(&mut self, nodes: Vec<NodeProto>, main: bool) {
         for node in nodes {
-            let mut numbers = HashMap::new();
+            let (mut numbers, mut branches) = (HashMap::new(), Vec::new());
             for attribute in node.attribute {
-                attribute.g.into_iter().chain(attribute.graphs).for_each(|graph| self.take(graph));
+                for graph in attribute.g.into_iter().chain(attribute.graphs) {
+                    branches.extend(graph.output.iter().map(|output| output.name.clone()));
+                    self.take(graph, false);
+                }
+                if let (Some(constant), Some(output)) = (attribute.t, node.output.first()) {
+                    self.weights.insert(output.clone(), constant.dims);
+                }
                 numbers.insert(attribute.name, (attribute.i, attribute.f));
             }
             let NodeProto { op_type, input, output, .. } = node;
-            self.writers.extend(output.iter().map(|value| (value.clone(), self.nodes.len())));
-            self.nodes.push(Node { operator: op_type, inputs: input, outputs: output, numbers });
+            if main {
+                self.writers.extend(output.iter().map(|value| (value.clone(), self.nodes.len())));
+            }
+            self.nodes.push(Node { operator: op_type, inputs: input, outputs: output, numbers, branches });
         }
     }
 
@@ -88,11 +97,20 @@ impl Graph {
 
     /// The operator that a value comes from, but for those that only change how it is written.
     pub fn origin(&self, value: &str) -> Option<&Node> {
-        let node = self.writer(value)?;
-        match node.operator.as_str() {
-            "Cast" | "Identity" | "Transpose" => node.inputs.first().and_then(|input| self.origin(input)),
-            _ => Some(node),
+        let mut node = self.writer(value)?;
+        while matches!(node.operator.as_str(), "Cast" | "Identity" | "Transpose") {
+            node = self.writer(node.inputs.first()?)?;
         }
+        Some(node)
+    }
+
+    /// The fewest rows of a table: of a weight, or of those that a condition chooses among.
+    pub fn rows(&self, table: &str) -> Option<usize> {
+        let chosen = self.origin(table).filter(|node| node.operator == "If").map(|node| node.branches.iter());
+        let own = table.to_owned();
+        let names = chosen.into_iter().flatten().chain([&own]);
+        let rows = names.filter_map(|name| self.weight(name)?.first().copied());
+        rows.filter_map(|rows| usize::try_from(rows).ok()).filter(|&rows| rows > 1).min()
     }
 
     /// Whether an operator has a part in what a node reads, on the way back to the last products of matrices.
@@ -136,6 +154,8 @@ pub struct Node {
     /// What it writes.
     pub outputs: Vec<String>,
     numbers: HashMap<String, (i64, f32)>,
+    /// What the graphs within it give.
+    branches: Vec<String>,
 }
 
 impl Node {
@@ -184,6 +204,14 @@ struct GraphProto {
     node: Vec<NodeProto>,
     #[prost(message, repeated, tag = "5")]
     initializer: Vec<TensorProto>,
+    #[prost(message, repeated, tag = "12")]
+    output: Vec<ValueInfoProto>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct ValueInfoProto {
+    #[prost(string, tag = "1")]
+    name: String,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -206,6 +234,8 @@ struct AttributeProto {
     f: f32,
     #[prost(int64, tag = "3")]
     i: i64,
+    #[prost(message, optional, tag = "5")]
+    t: Option<TensorProto>,
     #[prost(message, optional, tag = "6")]
     g: Option<GraphProto>,
     #[prost(message, repeated, tag = "11")]

@@ -160,9 +160,15 @@ impl OnnxModel {
         };
         self.export_mut().scoring = Scoring::OneByOne;
         let trial = check::Trial::new(self).map_err(|interrupt| self.cannot_run(&failed(interrupt)))?;
+        if trial.is_void() {
+            return Err(Error::Unsupported(format!(
+                "{file}: its logits are no numbers (NaN or infinite); export it in float32 or bfloat16"
+            )));
+        }
         // One by one everything goes through the cache, so that is tried against a pass that needs none.
         self.export_mut().scoring = Scoring::FirstPass;
-        if let Ok(Deviation { logits, spreads }) = trial.at_once(self)
+        if known != Scoring::OneByOne
+            && let Ok(Deviation { logits, spreads }) = trial.at_once(self)
             && spreads > check::ROUNDED_TOLERANCE
         {
             return Err(Error::Unsupported(format!(
@@ -176,13 +182,19 @@ impl OnnxModel {
             for &rollback in rollbacks {
                 let export = self.export_mut();
                 (export.scoring, export.rollback) = (scoring, rollback);
-                let Deviation { logits, spreads } = match trial.with_rollbacks(self) {
-                    Ok(deviation) => deviation,
-                    Err(interrupt) => {
-                        found = format!("it fails: {}", failed(interrupt));
-                        continue;
-                    }
-                };
+                let ahead = trial.looking_ahead(self);
+                let (ahead, Deviation { logits, spreads }) =
+                    match ahead.and_then(|ahead| Ok((ahead, trial.with_rollbacks(self)?))) {
+                        Ok(deviations) => deviations,
+                        Err(interrupt) => {
+                            found = format!("it fails: {}", failed(interrupt));
+                            continue;
+                        }
+                    };
+                if ahead.spreads > check::EQUAL_WIDTH_TOLERANCE {
+                    found = format!("logits change by {:.2} with the tokens behind them", ahead.logits);
+                    continue;
+                }
                 let rounds = self.export.rounds_activations && scoring == Scoring::Parallel;
                 if spreads > check::TOLERANCE && !(rounds && spreads <= check::ROUNDED_TOLERANCE) {
                     found = format!("logits change by up to {logits:.2}");
@@ -224,6 +236,7 @@ impl OnnxModel {
         Ok(OnnxSequence {
             binding: Binding::new(&self.session)?,
             cache: Cache::new(&self.export)?,
+            bound: false,
             feeds: feeds.collect(),
             rows: LogitRows::new(self.export.logits.columns),
             vocab_size: self.vocab_size,
@@ -324,6 +337,8 @@ struct OnnxSequence {
     /// Declared before the buffers, so that it is dropped before them: it points into them.
     binding: Binding,
     cache: Cache,
+    /// Whether the binding has the cache's buffers.
+    bound: bool,
     feeds: Vec<Feed>,
     rows: LogitRows,
     vocab_size: usize,
@@ -366,6 +381,10 @@ impl OnnxSequence {
             // Rows before `keep` are not wanted; after token i comes the row of position i + 1.
             let unwanted = keep.saturating_sub(self.len() + 1).min(left.len() - 1);
             let (width, unwanted) = match self.export.logits.rows {
+                // without a cache a row is scored with all before it, whatever came in earlier passes
+                _ if self.export.scoring == Scoring::OneByOne && self.export.cache_kind == CacheKind::None => {
+                    (unwanted + 1, unwanted)
+                }
                 _ if self.export.scoring == Scoring::OneByOne => (1, 0),
                 _ if self.export.scoring == Scoring::FirstPass && self.len() > 0 => (1, 0),
                 Rows::Last => (unwanted + 1, unwanted),
@@ -476,7 +495,9 @@ impl OnnxSequence {
     }
 
     fn bind_inputs(&mut self, tokens: &[i32], wanted: usize) -> ort::Result<()> {
-        let moved = self.cache.prepare(tokens.len());
+        // What failed to be bound is bound by the next pass, which must not find an old address.
+        let bound = std::mem::replace(&mut self.bound, false);
+        let moved = self.cache.prepare(tokens.len()).map_err(|error| ort::Error::new(error.to_string()))?;
         let (entries, len, capacity) = (self.cache.entries(), self.cache.len(), self.cache.capacity());
         let width = tokens.len();
         let kind = self.export.cache_kind;
@@ -485,7 +506,7 @@ impl OnnxSequence {
             _ => (capacity, capacity),
         };
         // What is bound to another device is copied there as it is bound.
-        let moved = moved || self.provider != Provider::Cpu;
+        let moved = moved || !bound || self.provider != Provider::Cpu;
         if moved || matches!(kind, CacheKind::Concatenated | CacheKind::Fixed { in_place: false, .. }) {
             for ((past, present), tensor) in self.cache.buffers().zip(&self.export.cache) {
                 let value = Tensor::over(&self.memory, past, tensor.element, &tensor.shape(before)[..tensor.rank])?;
@@ -533,6 +554,7 @@ impl OnnxSequence {
             let value = numbers.tensor(&self.memory, &shape[2 - input.rank..])?;
             self.binding.input(&input.name, &value)?;
         }
+        self.bound = true;
         Ok(())
     }
 }
@@ -641,6 +663,19 @@ impl LogitRows {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn numbers_of_every_type() {
+        let input = |element| Input { name: c"x".into(), role: Role::Positions, element, rank: 1, length: None };
+        let fill = |element| {
+            let mut numbers = Numbers::of(&input(element));
+            numbers.fill([0, 1, 70_000]);
+            numbers
+        };
+        assert!(matches!(fill(TensorElementType::Int64), Numbers::Int64(numbers) if numbers == [0, 1, 70_000]));
+        assert!(matches!(fill(TensorElementType::Int32), Numbers::Int32(numbers) if numbers == [0, 1, 70_000]));
+        assert!(matches!(fill(TensorElementType::Bool), Numbers::Bool(numbers) if numbers == [0, 1, 1]));
+    }
 
     #[test]
     fn rows_of_logits_stay_where_they_were_written() {

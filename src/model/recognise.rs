@@ -7,7 +7,7 @@
 use std::ffi::CString;
 use std::path::Path;
 
-use ort::value::{Outlet, TensorElementType, ValueType};
+use ort::value::{Outlet, TensorElementType};
 use serde_json::Value;
 
 use super::beside::Beside;
@@ -16,6 +16,9 @@ use super::export::{
 };
 use super::graph::{Graph, Node};
 use crate::error::{Error, Result};
+
+/// More than any model has heads, or elements in all of them.
+const MAX_SIZE: usize = 1 << 20;
 
 /// Context length of an export that says nothing about it.
 const UNKNOWN_CONTEXT: usize = 1 << 20;
@@ -30,14 +33,12 @@ struct Tensor<'a> {
     element: TensorElementType,
     /// Dimensions; those that are not fixed are -1.
     shape: Vec<i64>,
-    symbols: Vec<String>,
 }
 
 impl<'a> Tensor<'a> {
     fn of(outlet: &'a Outlet) -> Option<Self> {
-        let ValueType::Tensor { ty, shape, dimension_symbols } = outlet.dtype() else { return None };
-        let symbols = dimension_symbols.iter().map(|symbol| symbol.to_lowercase()).collect();
-        Some(Tensor { name: outlet.name(), element: *ty, shape: shape.to_vec(), symbols })
+        let value = outlet.dtype();
+        Some(Tensor { name: outlet.name(), element: value.tensor_type()?, shape: value.tensor_shape()?.to_vec() })
     }
 
     fn fixed(&self, axis: usize) -> Option<usize> {
@@ -72,6 +73,7 @@ impl Reader<'_> {
                 .ok_or_else(|| self.refuse(format_args!("its input {} is no tensor", outlet.name())))?;
             match self.role(input.name) {
                 Some(role) => inputs.push(self.input(&input, role)?),
+                None if input.name.contains("encoder") => return Err(self.unknown(&input)),
                 None if cache_name(input.name).is_some() && (3..=4).contains(&input.shape.len()) => pasts.push(input),
                 None => return Err(self.unknown(&input)),
             }
@@ -130,42 +132,44 @@ impl Reader<'_> {
             _ => Rollback::Shorten,
         };
 
-        let mut context_length = self.context_length();
-        if let CacheKind::Fixed { capacity, .. } = cache_kind {
-            context_length = Some(context_length.map_or(capacity, |length| length.min(capacity)));
-        }
-        if context_length.is_none() {
-            warnings.push(
-                "the context length is not known; put the export's config.json beside it or set context_length".into(),
-            );
-        }
         let window = |node: &Node| node.integer("local_window_size").filter(|&w| w > 0).map(|w| w as usize);
         let windows = self.graph.all("GroupQueryAttention").filter(|node| window(node).is_some());
-        let windowed = windows.clone().next().is_some();
+        let mut limits = Vec::new();
+        if let CacheKind::Fixed { capacity, .. } = cache_kind {
+            limits.push((capacity, "the cache holds no more"));
+        }
+        if let Some(rows) = self.table_rows() {
+            limits.push((rows, "the graph has no further positions"));
+        }
         if let Some(window) = self.beside.window()
             && self.graph.producer.starts_with("onnxruntime-genai")
-            && !windowed
-            && context_length.is_none_or(|length| length > window)
+            && windows.clone().next().is_none()
         {
             // seen of the builder (0.18) for Mistral: its attention is over everything
-            context_length = Some(window);
-            warnings.push(format!(
-                "the model has sliding windows of {window} tokens, but the graph has none; the context ends there, since \
-                 beyond it the export is another model"
-            ));
+            limits.push((window, "the model has sliding windows of this length, but the graph has none"));
         }
-        let long_rope = self.beside.hub("rope_scaling").or_else(|| self.beside.hub("rope_parameters"));
-        let long_rope = long_rope.and_then(|scaling| scaling.get("rope_type").or(scaling.get("type")));
-        let trained = self.beside.hub("original_max_position_embeddings").and_then(Value::as_u64);
-        if let (Some("longrope"), Some(trained)) = (long_rope.and_then(Value::as_str), trained)
-            && context_length.is_some_and(|length| length > trained as usize)
-        {
-            // Behind this length all positions turn otherwise, also those whose keys are cached already.
-            context_length = Some(trained as usize);
-            warnings.push(format!(
-                "positions are scaled anew behind {trained} tokens (longrope), which a cache cannot follow; the context ends there"
-            ));
+        if let Some(trained) = self.beside.rescaled_behind() {
+            // Those whose keys are cached already are, too.
+            limits.push((trained, "behind it all positions are scaled anew (longrope), which a cache cannot follow"));
         }
+        let keys = ["max_position_embeddings", "n_positions", "max_seq_len", "seq_length"];
+        let configured = keys.iter().find_map(|key| self.beside.size("/model/context_length", key));
+        let limit = limits.iter().min_by_key(|(length, _)| *length);
+        let context_length = match (configured, limit) {
+            (Some(configured), Some((limit, why))) if *limit < configured => {
+                warnings.push(format!("the context ends at {limit} tokens rather than {configured}: {why}"));
+                *limit
+            }
+            (Some(configured), _) => configured,
+            (None, Some((limit, _))) => *limit,
+            (None, None) => {
+                warnings.push(
+                    "the context length is not known; put the export's config.json beside it or set context_length"
+                        .into(),
+                );
+                UNKNOWN_CONTEXT
+            }
+        };
         if self.beside.hub("attn_logit_softcapping").is_some() && !self.caps_attention() {
             warnings.push(
                 "the model caps the scores of its attention (attn_logit_softcapping), but the graph does not, so its \
@@ -177,9 +181,9 @@ impl Reader<'_> {
         if dynamic {
             scoring = Scoring::OneByOne;
             warnings.push(
-                "activations are quantised with one scale for all positions of a pass (DynamicQuantizeLinear), so scoring \
-                 several at once would not be scoring one by one; they are scored one by one, and speculation saves \
-                 nothing: export with weight-only quantisation"
+                "activations are quantised with one scale for all positions of a pass (DynamicQuantizeLinear): scoring \
+                 several at once is not scoring one by one, which is what is done unless \"scoring\" says otherwise, and \
+                 then speculation saves nothing; export with weight-only quantisation"
                     .into(),
             );
         }
@@ -206,7 +210,8 @@ impl Reader<'_> {
                 .filter_map(window)
                 .max()
                 .unwrap_or(0),
-            context_length: context_length.unwrap_or(UNKNOWN_CONTEXT),
+            context_length,
+            limits,
             stop_tokens: self.beside.stop_tokens(),
             bytes: self.bytes(),
             scoring,
@@ -251,13 +256,22 @@ impl Reader<'_> {
     }
 
     fn logits(&self) -> Result<Logits> {
-        let named = self.beside.name("outputs", "logits");
-        let mut outputs = self.outputs.iter().filter(|output| match named {
-            Some(name) => output.name() == name,
-            None => output.name().to_lowercase().contains("logits"),
-        });
-        let logits = outputs.next().and_then(Tensor::of);
-        let logits = logits.ok_or_else(|| self.refuse("not a language model, it has no output logits"))?;
+        let named = self.beside.name("outputs", "logits").unwrap_or("logits");
+        let alike: Vec<&Outlet> = self.outputs.iter().filter(|o| o.name().to_lowercase().contains("logits")).collect();
+        let exact = self.outputs.iter().find(|output| output.name() == named);
+        let logits = match (exact, alike.as_slice()) {
+            (Some(output), _) => output,
+            (None, [output]) => output,
+            (None, []) => return Err(self.refuse("not a language model, it has no output logits")),
+            (None, [one, other, ..]) => {
+                return Err(self.unsupported(format_args!(
+                    "its outputs {} and {} could both be the logits; call the right one logits",
+                    one.name(),
+                    other.name()
+                )));
+            }
+        };
+        let logits = Tensor::of(logits).ok_or_else(|| self.refuse("its logits are no tensor"))?;
         if element_bytes(logits.element).is_none() {
             return Err(self.unsupported(format_args!(
                 "its logits are {}; float32, float16 and bfloat16 can be read",
@@ -302,20 +316,9 @@ impl Reader<'_> {
             return Err(self.unsupported(format_args!("{name} has a fixed batch of more than 1")));
         }
         let writer = self.graph.origin(present.name);
-        let configured_heads = self.beside.size("/model/decoder/num_key_value_heads", "num_key_value_heads");
-        let is_time = |axis: usize| {
-            let symbol = past.symbols.get(axis).map_or("", String::as_str);
-            ["seq", "past", "length", "time"].iter().any(|word| symbol.contains(word))
-        };
         let scatters_first =
             writer.is_some_and(|node| node.operator == "TensorScatter" && node.integer("axis") == Some(1));
-        let tokens_first = match (past.fixed(1), past.fixed(2)) {
-            _ if rank == 3 => true,
-            (None, Some(_)) => true,
-            (Some(_), None) => false,
-            (Some(first), Some(second)) => scatters_first || (configured_heads == Some(second) && second != first),
-            (None, None) => is_time(1) && !is_time(2),
-        };
+        let tokens_first = rank == 3 || scatters_first || (past.fixed(1).is_none() && past.fixed(2).is_some());
         let unknown = |what: &str, axis: usize| {
             self.refuse(format_args!(
                 "{what} (axis {axis} of {name}) is not known; put the genai_config.json or config.json of the export beside it"
@@ -327,7 +330,8 @@ impl Reader<'_> {
         } else {
             let heads_axis = if tokens_first { 2 } else { 1 };
             let by_operator = || writer?.integer("kv_num_heads").filter(|&heads| heads > 0).map(|heads| heads as usize);
-            let heads = past.fixed(heads_axis).or_else(by_operator).or(configured_heads);
+            let heads = past.fixed(heads_axis).or_else(by_operator);
+            let heads = heads.or_else(|| self.beside.size("/model/decoder/num_key_value_heads", "num_key_value_heads"));
             let heads = heads.or_else(|| self.beside.size("/model/decoder/num_attention_heads", "num_attention_heads"));
             let head_size = past.fixed(3).or_else(|| self.beside.size("/model/decoder/head_size", "head_dim"));
             let head_size = head_size.or_else(|| self.head_size_by_projection(writer?));
@@ -336,13 +340,16 @@ impl Reader<'_> {
                 head_size.ok_or_else(|| unknown("the size of a head", 3))?,
             )
         };
+        if !(1..=MAX_SIZE).contains(&heads) || !(1..=MAX_SIZE).contains(&head_size) {
+            return Err(self.refuse(format_args!("{name} cannot have {heads} heads of size {head_size}")));
+        }
         let time = if tokens_first { 1 } else { 2 };
         let kind = match (past.fixed(time), writer.map_or("", |node| node.operator.as_str())) {
             (Some(capacity), _) => {
                 let direct = self.graph.readers(name).count() == 1;
                 CacheKind::Fixed { capacity, in_place: direct && present.fixed(time) == Some(capacity) }
             }
-            (None, "GroupQueryAttention" | "TensorScatter") => CacheKind::Shared,
+            (None, "GroupQueryAttention" | "SparseAttention" | "TensorScatter") => CacheKind::Shared,
             (None, "ScatterND" | "ScatterElements") => {
                 return Err(self.unsupported(format_args!(
                     "its cache {name} is written in place, but its length is not fixed; export it with a static cache length"
@@ -374,17 +381,13 @@ impl Reader<'_> {
         (width % heads == 0).then(|| (width / heads) as usize)
     }
 
-    /// Most tokens of a sequence, from a configuration or else from tables of positions in the graph.
-    fn context_length(&self) -> Option<usize> {
-        let keys = ["max_position_embeddings", "n_positions", "max_seq_len", "seq_length"];
-        let configured = keys.iter().find_map(|key| self.beside.size("/model/context_length", key));
-        configured.or_else(|| {
-            let rotary = self.graph.all("GroupQueryAttention").filter_map(|node| node.inputs.get(7));
-            let rotary = rotary.chain(self.graph.all("RotaryEmbedding").filter_map(|node| node.inputs.get(2)));
-            let rows = |name: &String| self.graph.weight(name).and_then(|shape| shape.first().copied());
-            let tables = self.graph.weights().filter(|(name, shape)| name.contains("wpe") && shape.len() == 2);
-            rotary.filter_map(rows).chain(tables.map(|(_, shape)| shape[0])).min().map(|rows| rows as usize)
-        })
+    /// The rows of the smallest table of positions in the graph.
+    fn table_rows(&self) -> Option<usize> {
+        let rotary = self.graph.all("GroupQueryAttention").filter_map(|node| node.inputs.get(7));
+        let rotary = rotary.chain(self.graph.all("RotaryEmbedding").filter_map(|node| node.inputs.get(2)));
+        let rotary = rotary.filter_map(|table| self.graph.rows(table));
+        let learned = self.graph.weights().filter(|(name, shape)| name.contains("wpe") && shape.len() == 2);
+        rotary.chain(learned.map(|(_, shape)| shape[0] as usize)).min()
     }
 
     /// Bytes of the file and of the weights beside it.
@@ -400,6 +403,11 @@ impl Reader<'_> {
         let lower = name.to_lowercase();
         if self.inputs.iter().all(|outlet| self.role(outlet.name()) != Some(Role::Tokens)) {
             return self.refuse("not a language model, it has no input input_ids");
+        }
+        if lower.contains("encoder") {
+            return self.unsupported(format_args!(
+                "its input {name} comes from an encoder; decoders that need none can be verified with"
+            ));
         }
         if ["conv", "ssm", "state", "recurrent"].iter().any(|word| lower.contains(word)) {
             return self.unsupported(format_args!(
