@@ -58,7 +58,7 @@ impl Trial {
     /// By how much they differ when several come at a time, with others tried and taken back in between.
     pub fn with_rollbacks(&self, model: &dyn Model) -> Result<Deviation, Interrupt> {
         let count = self.tokens.len();
-        let other: Vec<i32> = (count..count + 3).map(|index| made_up(model, index)).collect();
+        let other = self.other(3);
         let mut sequence = model.start(&Arc::new(Cancel::default()))?;
         let mut worst = Deviation::default();
         // Lengths after each pass; before each one but the first, other tokens are tried and taken back.
@@ -77,21 +77,31 @@ impl Trial {
         Ok(worst)
     }
 
-    /// By how much the rows of a pass differ with other tokens behind them: they must not look ahead.
-    pub fn looking_ahead(&self, model: &dyn Model) -> Result<Deviation, Interrupt> {
+    /// By how much the rows of a pass differ with other tokens behind them, and after others were tried and taken back.
+    /// The passes are of one width, so that neither is a matter of rounding.
+    pub fn at_equal_widths(&self, model: &dyn Model) -> Result<(Deviation, Deviation), Interrupt> {
         let count = self.tokens.len();
         let (start, end) = (count / 3, 2 * count / 3);
-        let score = |behind: &[i32]| -> Result<Vec<Vec<f32>>, Interrupt> {
+        let score = |tried: &[i32], behind: &[i32]| -> Result<Vec<Vec<f32>>, Interrupt> {
             let mut sequence = model.start(&Arc::new(Cancel::default()))?;
-            if start > 0 {
-                run(model, sequence.as_mut(), &self.tokens[..start])?;
+            for tokens in [&self.tokens[..start], tried].into_iter().filter(|tokens| !tokens.is_empty()) {
+                run(model, sequence.as_mut(), tokens)?;
             }
+            sequence.truncate(start);
             run(model, sequence.as_mut(), &[&self.tokens[start..end], behind].concat())?;
             Ok((start + 1..=end).map(|position| sequence.logits(position).to_vec()).collect())
         };
-        let other: Vec<i32> = (end..count).map(|index| made_up(model, index + count)).collect();
-        let (own, others) = (score(&self.tokens[end..])?, score(&other)?);
-        Ok(own.iter().zip(&others).map(|(a, b)| difference(a, b)).fold(Deviation::default(), Deviation::max))
+        let (behind, other) = (&self.tokens[end..], self.other(count - end));
+        let own = score(&[], behind)?;
+        let worst = |others: Vec<Vec<f32>>| {
+            own.iter().zip(&others).map(|(a, b)| difference(a, b)).fold(Deviation::default(), Deviation::max)
+        };
+        Ok((worst(score(&[], &other)?), worst(score(&other, behind)?)))
+    }
+
+    /// As many tokens that are not those of the trial, in their places.
+    fn other(&self, count: usize) -> Vec<i32> {
+        self.tokens.iter().rev().take(count).copied().collect()
     }
 
     /// Whether no row holds a number.
@@ -160,7 +170,7 @@ mod tests {
             let trial = Trial::new(&model).unwrap();
             assert_eq!(trial.at_once(&model).unwrap(), Deviation::default());
             assert_eq!(trial.with_rollbacks(&model).unwrap(), Deviation::default());
-            assert_eq!(trial.looking_ahead(&model).unwrap(), Deviation::default());
+            assert_eq!(trial.at_equal_widths(&model).unwrap(), Default::default());
             assert!(!trial.is_void());
         }
     }
@@ -183,7 +193,10 @@ mod tests {
             row[0] += calls.fetch_add(1, std::sync::atomic::Ordering::Relaxed) as f32;
             Ok(())
         });
-        assert!(Trial::new(&model).unwrap().with_rollbacks(&model).unwrap().spreads > 1.0);
+        let trial = Trial::new(&model).unwrap();
+        assert!(trial.with_rollbacks(&model).unwrap().spreads > 1.0);
+        let (_, taken_back) = trial.at_equal_widths(&model).unwrap();
+        assert!(taken_back.spreads > 1.0);
     }
 
     #[test]

@@ -182,17 +182,20 @@ impl OnnxModel {
             for &rollback in rollbacks {
                 let export = self.export_mut();
                 (export.scoring, export.rollback) = (scoring, rollback);
-                let ahead = trial.looking_ahead(self);
-                let (ahead, Deviation { logits, spreads }) =
-                    match ahead.and_then(|ahead| Ok((ahead, trial.with_rollbacks(self)?))) {
-                        Ok(deviations) => deviations,
-                        Err(interrupt) => {
-                            found = format!("it fails: {}", failed(interrupt));
-                            continue;
-                        }
-                    };
+                let tried = trial.at_equal_widths(self).and_then(|tried| Ok((tried, trial.with_rollbacks(self)?)));
+                let ((ahead, taken_back), Deviation { logits, spreads }) = match tried {
+                    Ok(deviations) => deviations,
+                    Err(interrupt) => {
+                        found = format!("it fails: {}", failed(interrupt));
+                        continue;
+                    }
+                };
                 if ahead.spreads > check::EQUAL_WIDTH_TOLERANCE {
                     found = format!("logits change by {:.2} with the tokens behind them", ahead.logits);
+                    continue;
+                }
+                if taken_back.spreads > check::TOLERANCE {
+                    found = format!("logits change by {:.2} after tokens were taken back", taken_back.logits);
                     continue;
                 }
                 let rounds = self.export.rounds_activations && scoring == Scoring::Parallel;
