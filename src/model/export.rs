@@ -344,6 +344,12 @@ impl Export {
         self.inputs.iter().any(|input| input.role == role)
     }
 
+    /// Whether logits or caches are bfloat16.
+    pub fn is_bfloat16(&self) -> bool {
+        let elements = self.cache.iter().map(|tensor| tensor.element).chain([self.logits.element]);
+        elements.into_iter().any(|element| element == TensorElementType::Bfloat16)
+    }
+
     /// Layers with a cache.
     pub fn layers(&self) -> usize {
         self.cache.iter().map(|tensor| tensor.layer).collect::<BTreeSet<_>>().len()

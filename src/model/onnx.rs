@@ -176,6 +176,7 @@ impl OnnxModel {
                  its cache or its attention is broken; export the model in another way"
             )));
         }
+        let factor = if self.export.is_bfloat16() { check::BFLOAT16_FACTOR } else { 1.0 };
         let mut found = String::new();
         let all = [Scoring::Parallel, Scoring::FirstPass, Scoring::OneByOne];
         for scoring in all.into_iter().filter(|&scoring| asked.map_or(scoring >= known, |asked| scoring == asked)) {
@@ -190,16 +191,16 @@ impl OnnxModel {
                         continue;
                     }
                 };
-                if ahead.spreads > check::EQUAL_WIDTH_TOLERANCE {
+                if ahead.spreads > factor * check::EQUAL_WIDTH_TOLERANCE {
                     found = format!("logits change by {:.2} with the tokens behind them", ahead.logits);
                     continue;
                 }
-                if taken_back.spreads > check::TOLERANCE {
+                if taken_back.spreads > factor * check::TOLERANCE {
                     found = format!("logits change by {:.2} after tokens were taken back", taken_back.logits);
                     continue;
                 }
                 let rounds = self.export.rounds_activations && scoring == Scoring::Parallel;
-                if spreads > check::TOLERANCE && !(rounds && spreads <= check::ROUNDED_TOLERANCE) {
+                if spreads > factor * check::TOLERANCE && !(rounds && spreads <= check::ROUNDED_TOLERANCE) {
                     found = format!("logits change by up to {logits:.2}");
                     continue;
                 }
