@@ -38,6 +38,9 @@ What a loader has to find out or to warn of:
                        config.json has no layer_types; genai_config.json still says that there are some
   mistral-genai        mistral/optimum-fp32 with a genai_config.json too, which says nothing of its sliding windows
   longrope             llama/builder-fp32 with other rotary tables as soon as there are more than 32 tokens
+  static-mask          static-cache with an attention_mask of fixed length [1, 64], which must count the tokens rightly
+  seqlens              llama/builder-fp32 with seqlens_k and total_sequence_length, no attention_mask
+  single               one token in a pass: input_ids and position_ids are [batch, 1]
   place-table          a table by place in the cache, which ends with the context, as GPT-2 had in older exports
   router               another output whose name speaks of logits, and comes first
   noncausal-rounded    noncausal, with a 4-bit product of accuracy_level 4, which might be to blame and is not
@@ -51,6 +54,7 @@ What it has to refuse, all right as long as they get what they ask for:
   embeds               inputs_embeds, no input_ids
   unknown-input        a float temperature_scale [1], which divides the logits
   nan-logits           all logits are NaN
+  static-int8          static-cache quantised as dynamic-int8 is: dead entries have a part in the scale
   encoder              past_key_values.N.encoder.key and so on, as encoder-decoders have
 
 The same files come out of every run. Needs export-requirements.txt, and what export_architectures.py has made.
@@ -458,7 +462,7 @@ def check(name: str, file: Path, golden: Path, embeddings) -> bool:
 
 
 # Of another border, or such that only a loader has something to find out.
-UNCHECKED = {"mistral-windowless", "mistral-genai", "longrope", "place-table", "router", "noncausal-rounded",
+UNCHECKED = {"static-mask", "seqlens", "single", "static-int8", "mistral-windowless", "mistral-genai", "longrope", "place-table", "router", "noncausal-rounded",
              "nan-logits", "encoder"}
 
 
@@ -482,6 +486,41 @@ def place_table(model):
                          helper.make_node("Sub", ["places", "one"], ["place"]),
                          helper.make_node("Gather", ["table", "place"], ["nothing"]),
                          helper.make_node("Add", ["plain", "nothing"], ["logits"]))
+
+
+def static_mask(model):
+    weights(model, one=np.array([1]), last=np.array([-1]))
+    model.graph.input.append(helper.make_tensor_value_info("attention_mask", INT64, [1, CAPACITY]))
+    return around_logits(model, helper.make_node("ReduceSum", ["attention_mask"], ["ones"], keepdims=0),
+                         helper.make_node("Gather", ["cache_position", "last"], ["place"]),
+                         helper.make_node("Sub", ["ones", "place"], ["length"]),
+                         helper.make_node("Sub", ["length", "one"], ["wrong"]),
+                         helper.make_node("Cast", ["wrong"], ["error"], to=FLOAT),
+                         helper.make_node("Add", ["plain", "error"], ["logits"]))
+
+
+def seqlens(model):
+    graph = model.graph
+    for node in graph.node:
+        if node.op_type == "GroupQueryAttention":
+            node.input[5], node.input[6] = "seqlens_k", "total_sequence_length"
+    used = {name for node in graph.node for name in node.input} | {output.name for output in graph.output}
+    while dead := [node for node in graph.node if not used & set(node.output)]:
+        for node in dead:
+            graph.node.remove(node)
+        used = {name for node in graph.node for name in node.input} | {output.name for output in graph.output}
+    for value in [value for value in graph.input if value.name == "attention_mask"]:
+        graph.input.remove(value)
+    graph.input.append(helper.make_tensor_value_info("seqlens_k", INT32, [BATCH]))
+    graph.input.append(helper.make_tensor_value_info("total_sequence_length", INT32, []))
+    return model
+
+
+def single(model):
+    for value in model.graph.input:
+        if value.name in ("input_ids", "position_ids"):
+            value.type.tensor_type.shape.dim[1].dim_value = 1
+    return model
 
 
 def router(model):
@@ -583,10 +622,14 @@ def main():
     file = folder("mistral-genai", "model.onnx", "config.json", source=mistral)
     plain = {"model": {"context_length": 128, "type": "mistral", "decoder": {"head_size": 16}}}
     file.with_name("genai_config.json").write_text(json.dumps(plain, indent=1) + "\n")
-    for name, change in {"place-table": place_table, "router": router, "nan-logits": nan_logits,
+    for name, change in {"single": single, "place-table": place_table, "router": router, "nan-logits": nan_logits,
                          "encoder": encoder}.items():
         onnx.save(change(load()), folder(name, "config.json"))
     onnx.save(rounded(onnx.load(out / "noncausal/model.onnx")), folder("noncausal-rounded", "config.json"))
+    onnx.save(static_mask(onnx.load(out / "static-cache/model.onnx")), folder("static-mask", "config.json"))
+    quantize_dynamic(onnx.load(out / "static-cache/model.onnx"), folder("static-int8"), weight_type=QuantType.QUInt8)
+    file = folder("seqlens", "genai_config.json", source=exports / "llama/builder-fp32")
+    onnx.save(seqlens(onnx.load(exports / "llama/builder-fp32/model.onnx")), file)
     file = folder("longrope", "genai_config.json", source=exports / "llama/builder-fp32")
     onnx.save(longrope(onnx.load(exports / "llama/builder-fp32/model.onnx")), file)
     hub = folder("hub", "config.json", "tokenizer.json").parent / "onnx"

@@ -424,8 +424,6 @@ impl OnnxSequence {
                 Ok(())
             }
             Err(error) => {
-                let len = self.cache.len();
-                self.tokens.truncate(len);
                 if self.cancel.is_requested() {
                     return Err(Interrupt::Cancelled);
                 }
