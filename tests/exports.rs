@@ -88,6 +88,7 @@ impl<'a> Replay<'a> {
         self.tokens.truncate(start);
         self.tokens.extend_from_slice(tokens);
         for position in keep..=start + width {
+            assert_eq!(self.sequence.logits(position).len(), golden.1[position - 1].len());
             for (&found, &expected) in self.sequence.logits(position).iter().zip(&golden.1[position - 1]) {
                 self.worst = self.worst.max((found - expected).abs());
             }
@@ -455,7 +456,8 @@ fn loading_can_be_told_otherwise() {
 }
 
 /// Exports that cannot be verified with, the code of the error, and what it must say.
-const REFUSED: [(&str, i32, &str); 7] = [
+const REFUSED: [(&str, i32, &str); 8] = [
+    ("stale", 8, "its cache or its attention is broken"),
     ("static-int8", 8, "one scale for a whole cache of fixed length"),
     ("nan-logits", 8, "its logits are no numbers"),
     ("encoder", 8, "comes from an encoder"),

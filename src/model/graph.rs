@@ -259,3 +259,81 @@ struct StringStringEntry {
     #[prost(string, tag = "2")]
     value: String,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn node(operator: &str, inputs: &[&str], output: &str) -> NodeProto {
+        let input = inputs.iter().map(|name| name.to_string()).collect();
+        NodeProto { op_type: operator.into(), input, output: vec![output.into()], attribute: Vec::new() }
+    }
+
+    fn read(name: &str, graph: GraphProto, functions: Vec<FunctionProto>) -> Graph {
+        let model = ModelProto { graph: Some(graph), functions, producer_name: "test".into(), ..Default::default() };
+        let file = std::env::temp_dir().join(format!("cos-graph-{name}-{}.onnx", std::process::id()));
+        std::fs::write(&file, model.encode_to_vec()).unwrap();
+        let graph = Graph::read(&file).unwrap();
+        std::fs::remove_file(file).unwrap();
+        graph
+    }
+
+    #[test]
+    fn what_goes_into_an_operator() {
+        let scores = |capped: bool| {
+            let cap = node(if capped { "Tanh" } else { "Identity" }, &["scores"], "capped");
+            let nodes = vec![
+                node("Tanh", &["x"], "hidden"), // before the product it is no matter
+                node("MatMul", &["hidden", "keys"], "scores"),
+                cap,
+                node("Add", &["capped", "mask"], "masked"),
+                node("Softmax", &["masked"], "weights"),
+            ];
+            let graph = read(&format!("capped-{capped}"), GraphProto { node: nodes, ..Default::default() }, Vec::new());
+            let softmax = graph.all("Softmax").next().unwrap();
+            graph.goes_through(softmax, "Tanh")
+        };
+        assert!(scores(true));
+        assert!(!scores(false));
+    }
+
+    #[test]
+    fn names_of_functions_are_their_own() {
+        // a function may use the names of the graph the other way round; that is no circle
+        let main = vec![node("Concat", &["past"], "b"), node("Identity", &["b"], "a"), node("Cast", &["a"], "present")];
+        let function = FunctionProto { node: vec![node("Identity", &["a"], "b"), node("Concat", &["b"], "c")] };
+        let graph = read("functions", GraphProto { node: main, ..Default::default() }, vec![function]);
+        assert_eq!(graph.origin("present").unwrap().inputs, ["past"]);
+        assert_eq!(graph.all("Concat").count(), 2);
+        assert!(graph.origin("past").is_none());
+    }
+
+    #[test]
+    fn rows_of_tables_that_are_chosen() {
+        let table =
+            |name: &str, rows: i64| TensorProto { name: name.into(), dims: vec![rows, 8], ..Default::default() };
+        let branch = |name: &str, rows: i64| {
+            let initializer = vec![table(name, rows)];
+            let output = vec![ValueInfoProto { name: name.into() }];
+            let g = Some(GraphProto { initializer, output, ..Default::default() });
+            AttributeProto { name: name.into(), g, ..Default::default() }
+        };
+        let attribute = vec![branch("large", 4096), branch("small", 512)];
+        let choice = NodeProto { attribute, ..node("If", &["long"], "table") };
+        let graph = GraphProto { node: vec![choice], initializer: vec![table("plain", 99)], ..Default::default() };
+        let graph = read("rows", graph, Vec::new());
+        assert_eq!(graph.rows("plain"), Some(99));
+        assert_eq!(graph.rows("table"), Some(512));
+        assert_eq!(graph.rows("none"), None);
+    }
+
+    #[test]
+    fn what_is_no_model_is_refused() {
+        let file = std::env::temp_dir().join(format!("cos-graph-none-{}.onnx", std::process::id()));
+        for content in [&b""[..], b"prose", b"\x3a\xff\xff\xff\xff\x0f"] {
+            std::fs::write(&file, content).unwrap();
+            assert_eq!(Graph::read(&file).err().unwrap().code(), 3);
+        }
+        std::fs::remove_file(file).unwrap();
+    }
+}
