@@ -11,17 +11,26 @@ use super::{Cancel, Interrupt, Model, Pass, Sequence};
 
 /// How much of the spread of a row its logits may differ, between passes of several widths. Rounding in half precision
 /// reaches some hundredths, and what is broken is off by about the spread itself.
-pub const TOLERANCE: f32 = 0.1;
+const TOLERANCE: f32 = 0.1;
 
 /// The same between passes of one width, which run the same kernels; experts may get other numbers of tokens, though. A
 /// scale that positions share was seen to move logits by a tenth.
-pub const EQUAL_WIDTH_TOLERANCE: f32 = 0.02;
+const EQUAL_WIDTH_TOLERANCE: f32 = 0.02;
 
 /// The same between several widths where kernels are known to round otherwise. What is off by more has lost its context.
-pub const ROUNDED_TOLERANCE: f32 = 1.0;
+const ROUNDED_TOLERANCE: f32 = 1.0;
 
 /// By how much more bfloat16 may differ, which has three bits less than float16.
-pub const BFLOAT16_FACTOR: f32 = 4.0;
+const BFLOAT16_FACTOR: f32 = 4.0;
+
+/// What excuses a difference.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Excuses {
+    /// Logits or caches are bfloat16.
+    pub bfloat16: bool,
+    /// Kernels round activations, otherwise for one position than for several.
+    pub rounded_activations: bool,
+}
 
 /// The largest difference that was found.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -51,15 +60,43 @@ impl Trial {
         Ok(trial)
     }
 
+    /// Whether one by one, where everything goes through the cache, gives what a pass gives that needs none; if not, by how
+    /// much they differ. A pass that fails shows nothing.
+    pub fn tells_a_broken_cache(&self, model: &dyn Model) -> Option<Deviation> {
+        self.at_once(model).ok().filter(|found| found.spreads > ROUNDED_TOLERANCE)
+    }
+
+    /// Whether a model, as it is set to run now, gives every position the logits that it has by itself: how far it is off,
+    /// or what is wrong.
+    pub fn verdict(&self, model: &dyn Model, excuses: Excuses) -> Result<Deviation, String> {
+        let failed = |interrupt| match interrupt {
+            Interrupt::Failed(error) => format!("it fails: {error}"),
+            Interrupt::Cancelled => "it was cancelled".into(),
+        };
+        let factor = if excuses.bfloat16 { BFLOAT16_FACTOR } else { 1.0 };
+        let (ahead, taken_back) = self.at_equal_widths(model).map_err(failed)?;
+        if ahead.spreads > factor * EQUAL_WIDTH_TOLERANCE {
+            return Err(format!("logits change by {:.2} with the tokens behind them", ahead.logits));
+        }
+        if taken_back.spreads > factor * TOLERANCE {
+            return Err(format!("logits change by {:.2} after tokens were taken back", taken_back.logits));
+        }
+        let tolerance = if excuses.rounded_activations { ROUNDED_TOLERANCE } else { factor * TOLERANCE };
+        match self.with_rollbacks(model).map_err(failed)? {
+            found if found.spreads > tolerance => Err(format!("logits change by up to {:.2}", found.logits)),
+            found => Ok(found),
+        }
+    }
+
     /// By how much the rows differ when all tokens come at once, without a cache to rely on.
-    pub fn at_once(&self, model: &dyn Model) -> Result<Deviation, Interrupt> {
+    fn at_once(&self, model: &dyn Model) -> Result<Deviation, Interrupt> {
         let mut sequence = model.start(&Arc::new(Cancel::default()))?;
         run(model, sequence.as_mut(), &self.tokens)?;
         Ok(self.compare(sequence.as_ref(), 1..=self.tokens.len()))
     }
 
     /// By how much they differ when several come at a time, with others tried and taken back in between.
-    pub fn with_rollbacks(&self, model: &dyn Model) -> Result<Deviation, Interrupt> {
+    fn with_rollbacks(&self, model: &dyn Model) -> Result<Deviation, Interrupt> {
         let count = self.tokens.len();
         let other = self.other(3);
         let mut sequence = model.start(&Arc::new(Cancel::default()))?;
@@ -82,7 +119,7 @@ impl Trial {
 
     /// By how much the rows of a pass differ with other tokens behind them, and after others were tried and taken back.
     /// The passes are of one width, so that neither is a matter of rounding.
-    pub fn at_equal_widths(&self, model: &dyn Model) -> Result<(Deviation, Deviation), Interrupt> {
+    fn at_equal_widths(&self, model: &dyn Model) -> Result<(Deviation, Deviation), Interrupt> {
         let count = self.tokens.len();
         let (start, end) = (count / 3, 2 * count / 3);
         let score = |tried: &[i32], behind: &[i32]| -> Result<Vec<Vec<f32>>, Interrupt> {
@@ -174,7 +211,8 @@ mod tests {
             assert_eq!(trial.at_once(&model).unwrap(), Deviation::default());
             assert_eq!(trial.with_rollbacks(&model).unwrap(), Deviation::default());
             assert_eq!(trial.at_equal_widths(&model).unwrap(), Default::default());
-            assert!(!trial.is_void());
+            assert!(!trial.is_void() && trial.tells_a_broken_cache(&model).is_none());
+            assert_eq!(trial.verdict(&model, Excuses::default()), Ok(Deviation::default()));
         }
     }
 
@@ -200,6 +238,8 @@ mod tests {
         assert!(trial.with_rollbacks(&model).unwrap().spreads > 1.0);
         let (_, taken_back) = trial.at_equal_widths(&model).unwrap();
         assert!(taken_back.spreads > 1.0);
+        let everything = Excuses { bfloat16: true, rounded_activations: true };
+        assert!(trial.verdict(&model, everything).is_err());
     }
 
     #[test]

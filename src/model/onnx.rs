@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 use super::beside;
 use super::binding::{Binding, Tensor};
 use super::cache::Cache;
-use super::check::{self, Deviation};
+use super::check::{self, Deviation, Excuses};
 use super::export::{self, CacheKind, Export, Input, Logits, Role, Rollback, Rows, Scoring};
 use super::graph::Graph;
 use super::huge_pages::Mappings;
@@ -154,63 +154,47 @@ impl OnnxModel {
         let rollbacks: &[Rollback] =
             if rollback == Rollback::Mask { &[Rollback::Mask, Rollback::Compact] } else { &[rollback] };
         let file = self.export.file.display().to_string();
-        let failed = |interrupt| match interrupt {
-            Interrupt::Failed(error) => error,
-            Interrupt::Cancelled => Error::Internal("nobody could cancel this".into()),
-        };
         self.export_mut().scoring = Scoring::OneByOne;
-        let trial = check::Trial::new(self).map_err(|interrupt| self.cannot_run(&failed(interrupt)))?;
+        let trial = check::Trial::new(self).map_err(|interrupt| match interrupt {
+            Interrupt::Failed(error) => self.cannot_run(&error),
+            Interrupt::Cancelled => Error::Internal("nobody could cancel this".into()),
+        })?;
         if trial.is_void() {
             return Err(Error::Unsupported(format!(
                 "{file}: its logits are no numbers (NaN or infinite); export it in float32 or bfloat16"
             )));
         }
-        // One by one everything goes through the cache, so that is tried against a pass that needs none.
         self.export_mut().scoring = Scoring::FirstPass;
         if known != Scoring::OneByOne
-            && let Ok(Deviation { logits, spreads }) = trial.at_once(self)
-            && spreads > check::ROUNDED_TOLERANCE
+            && let Some(Deviation { logits, .. }) = trial.tells_a_broken_cache(self)
         {
             return Err(Error::Unsupported(format!(
                 "{file}: a text in one pass and the same token by token give logits that differ by up to {logits:.2}, so \
                  its cache or its attention is broken; export the model in another way"
             )));
         }
-        let factor = if self.export.is_bfloat16() { check::BFLOAT16_FACTOR } else { 1.0 };
         let mut found = String::new();
         let all = [Scoring::Parallel, Scoring::FirstPass, Scoring::OneByOne];
         for scoring in all.into_iter().filter(|&scoring| asked.map_or(scoring >= known, |asked| scoring == asked)) {
             for &rollback in rollbacks {
                 let export = self.export_mut();
                 (export.scoring, export.rollback) = (scoring, rollback);
-                let tried = trial.at_equal_widths(self).and_then(|tried| Ok((tried, trial.with_rollbacks(self)?)));
-                let ((ahead, taken_back), Deviation { logits, spreads }) = match tried {
-                    Ok(deviations) => deviations,
-                    Err(interrupt) => {
-                        found = format!("it fails: {}", failed(interrupt));
+                let rounds = export.rounds_activations && scoring == Scoring::Parallel;
+                let excuses = Excuses { bfloat16: export.is_bfloat16(), rounded_activations: rounds };
+                match trial.verdict(self, excuses) {
+                    Ok(Deviation { logits, .. }) => self.deviation = logits,
+                    Err(what) => {
+                        found = what;
                         continue;
                     }
-                };
-                if ahead.spreads > factor * check::EQUAL_WIDTH_TOLERANCE {
-                    found = format!("logits change by {:.2} with the tokens behind them", ahead.logits);
-                    continue;
                 }
-                if taken_back.spreads > factor * check::TOLERANCE {
-                    found = format!("logits change by {:.2} after tokens were taken back", taken_back.logits);
-                    continue;
-                }
-                let rounds = self.export.rounds_activations && scoring == Scoring::Parallel;
-                if spreads > factor * check::TOLERANCE && !(rounds && spreads <= check::ROUNDED_TOLERANCE) {
-                    found = format!("logits change by up to {logits:.2}");
-                    continue;
-                }
-                self.deviation = logits;
+                let deviation = self.deviation;
                 let export = self.export_mut();
                 if rounds {
                     export.warnings.push(format!(
                         "its 4-bit products round activations (accuracy_level 4), some kernels otherwise for one position \
-                         than for several, so that speed may change the distribution a little (logits by {logits:.0e} when \
-                         it was tried); export with accuracy_level 1, or set \"scoring\": \"one_by_one\""
+                         than for several, so that speed may change the distribution a little (logits by {deviation:.0e} \
+                         when it was tried); export with accuracy_level 1, or set \"scoring\": \"one_by_one\""
                     ));
                 }
                 if scoring != known && asked.is_none() {

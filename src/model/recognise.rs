@@ -27,6 +27,7 @@ const UNKNOWN_CONTEXT: usize = 1 << 20;
 pub fn read_export(file: &Path, graph: &Graph, inputs: &[Outlet], outputs: &[Outlet]) -> Result<Export> {
     Reader { file, graph, inputs, outputs, beside: Beside::of(file)? }.read()
 }
+
 /// An input or output that is a tensor.
 struct Tensor<'a> {
     name: &'a str,
@@ -82,24 +83,7 @@ impl Reader<'_> {
             return Err(self.refuse("not a language model, it has no input input_ids"));
         }
         let logits = self.logits()?;
-        let mut cache =
-            pasts.iter().map(|past| self.cache_tensor(past)).collect::<Result<Vec<(CacheTensor, CacheKind)>>>()?;
-        cache
-            .sort_by_key(|(tensor, _)| (tensor.layer, cache_name(&tensor.past.to_string_lossy()).map(|(_, key)| !key)));
-        let cache_kind = match cache.first() {
-            None => CacheKind::None,
-            Some((first, kind)) => match cache.iter().find(|(_, other)| other != kind) {
-                None => *kind,
-                Some((other, _)) => {
-                    return Err(self.unsupported(format_args!(
-                        "its caches {:?} and {:?} work in different ways (operators or lengths differ)",
-                        first.past, other.past
-                    )));
-                }
-            },
-        };
-        let cache: Vec<CacheTensor> = cache.into_iter().map(|(tensor, _)| tensor).collect();
-
+        let (cache, cache_kind) = self.cache(&pasts)?;
         let has = |role: Role| inputs.iter().any(|input: &Input| input.role == role);
         if cache_kind == CacheKind::Shared && !has(Role::Mask) && !has(Role::TotalLength) && !has(Role::LastPosition) {
             return Err(self.unsupported("nothing tells it how much of its shared cache is filled (no attention_mask)"));
@@ -110,7 +94,6 @@ impl Reader<'_> {
                 "its cache has a fixed length, but no input says where new entries go (cache_position or write_indices)",
             ));
         }
-        let attends_to_all = self.beside.attends_to_all();
         let dynamic =
             self.graph.all("DynamicQuantizeLinear").chain(self.graph.all("DynamicQuantizeMatMul")).next().is_some();
         if dynamic && matches!(cache_kind, CacheKind::Fixed { .. }) {
@@ -124,7 +107,10 @@ impl Reader<'_> {
             // they be where positions are counted from the cache's length.
             // Nor may they have a part in a scale.
             CacheKind::Concatenated
-                if attends_to_all == Some(true) && has(Role::Mask) && has(Role::Positions) && !dynamic =>
+                if self.beside.attends_to_all() == Some(true)
+                    && has(Role::Mask)
+                    && has(Role::Positions)
+                    && !dynamic =>
             {
                 Rollback::Mask
             }
@@ -132,26 +118,7 @@ impl Reader<'_> {
             _ => Rollback::Shorten,
         };
 
-        let window = |node: &Node| node.integer("local_window_size").filter(|&w| w > 0).map(|w| w as usize);
-        let windows = self.graph.all("GroupQueryAttention").filter(|node| window(node).is_some());
-        let mut limits = Vec::new();
-        if let CacheKind::Fixed { capacity, .. } = cache_kind {
-            limits.push((capacity, "the cache holds no more"));
-        }
-        if let Some(rows) = self.table_rows() {
-            limits.push((rows, "the graph has no further positions"));
-        }
-        if let Some(window) = self.beside.window()
-            && self.graph.producer.starts_with("onnxruntime-genai")
-            && windows.clone().next().is_none()
-        {
-            // seen of the builder (0.18) for Mistral: its attention is over everything
-            limits.push((window, "the model has sliding windows of this length, but the graph has none"));
-        }
-        if let Some(trained) = self.beside.rescaled_behind() {
-            // Those whose keys are cached already are, too.
-            limits.push((trained, "behind it all positions are scaled anew (longrope), which a cache cannot follow"));
-        }
+        let limits = self.limits(cache_kind);
         let keys = ["max_position_embeddings", "n_positions", "max_seq_len", "seq_length"];
         let configured = keys.iter().find_map(|key| self.beside.size("/model/context_length", key));
         let limit = limits.iter().min_by_key(|(length, _)| *length);
@@ -205,9 +172,10 @@ impl Reader<'_> {
             cache_kind,
             rollback,
             cache,
-            min_capacity: windows
-                .filter(|node| node.integer("sliding_window_cache") == Some(1))
-                .filter_map(window)
+            min_capacity: self
+                .windows()
+                .filter(|(node, _)| node.integer("sliding_window_cache") == Some(1))
+                .map(|(_, window)| window)
                 .max()
                 .unwrap_or(0),
             context_length,
@@ -218,6 +186,57 @@ impl Reader<'_> {
             rounds_activations: self.graph.all("MatMulNBits").any(|node| node.integer("accuracy_level") == Some(4)),
             warnings,
         })
+    }
+
+    /// The cache, layer by layer, keys first, and how it is kept.
+    fn cache(&self, pasts: &[Tensor]) -> Result<(Vec<CacheTensor>, CacheKind)> {
+        let tensors = pasts.iter().map(|past| Ok((cache_name(past.name), self.cache_tensor(past)?)));
+        let mut tensors = tensors.collect::<Result<Vec<_>>>()?;
+        tensors.sort_by_key(|(identity, _)| identity.map(|(layer, key)| (layer, !key)));
+        if let Some(pair) = tensors.windows(2).find(|pair| pair[0].0 == pair[1].0) {
+            let [one, other] = [0, 1].map(|index| &pair[index].1.0.past);
+            return Err(self.unsupported(format_args!("its caches {one:?} and {other:?} look like the same one")));
+        }
+        let (tensors, kinds): (Vec<CacheTensor>, Vec<CacheKind>) = tensors.into_iter().map(|(_, found)| found).unzip();
+        let kind = kinds.first().copied().unwrap_or(CacheKind::None);
+        if let Some(index) = kinds.iter().position(|&other| other != kind) {
+            return Err(self.unsupported(format_args!(
+                "its caches {:?} and {:?} work in different ways (operators or lengths differ)",
+                tensors[0].past, tensors[index].past
+            )));
+        }
+        Ok((tensors, kind))
+    }
+
+    /// Attentions with a sliding window, and its length.
+    fn windows(&self) -> impl Iterator<Item = (&Node, usize)> {
+        self.graph.all("GroupQueryAttention").filter_map(|node| {
+            let window = node.integer("local_window_size").filter(|&window| window > 0)?;
+            Some((node, window as usize))
+        })
+    }
+
+    /// Context lengths beyond which this is no longer the model, and why.
+    fn limits(&self, cache_kind: CacheKind) -> Vec<(usize, &'static str)> {
+        let mut limits = Vec::new();
+        if let CacheKind::Fixed { capacity, .. } = cache_kind {
+            limits.push((capacity, "the cache holds no more"));
+        }
+        if let Some(rows) = self.table_rows() {
+            limits.push((rows, "the graph has no further positions"));
+        }
+        if let Some(window) = self.beside.window()
+            && self.graph.producer.starts_with("onnxruntime-genai")
+            && self.windows().next().is_none()
+        {
+            // seen of the builder (0.18) for Mistral: its attention is over everything
+            limits.push((window, "the model has sliding windows of this length, but the graph has none"));
+        }
+        if let Some(trained) = self.beside.rescaled_behind() {
+            // Those whose keys are cached already are, too.
+            limits.push((trained, "behind it all positions are scaled anew (longrope), which a cache cannot follow"));
+        }
+        limits
     }
 
     fn role(&self, name: &str) -> Option<Role> {
