@@ -122,7 +122,8 @@ def decoder(folder: Path, vocab=16, quirks=None, external=False):
 
 
 def optimum(folder: Path, vocab=16):
-    """What Optimum exports look like; it would even run: each token attends to the mean of all keys."""
+    """What Optimum exports look like. Each token attends to the mean of all keys, later and masked ones too, so it is
+    sound only one token at a time and without dead entries."""
     first, constants = embedding(vocab)
     constants |= {"key": wave(vocab, HEAD_SIZE, 0.1), "out": wave(HEAD_SIZE, vocab, 0.2),
                   "axes": np.array([1]), "time": np.array([2])}

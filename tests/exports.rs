@@ -1,9 +1,12 @@
 //! Exports of many architectures and forms against golden logits from PyTorch: prompts, single steps, several positions
 //! on top of a past, and after rollbacks. `scripts/export_architectures.py` and `scripts/export_variants.py` make them.
 
+mod common;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use common::decode;
 use cos::config::Config;
 use cos::decode::policy::Strategy;
 use cos::decode::sampling::Sampler;
@@ -17,7 +20,7 @@ use cos::model::{
     CacheKind, Cancel, Export, Interrupt, Model, OnnxModel, Pass, Provider, Rollback, Rows, Scoring, Sequence,
     Settings, environment,
 };
-use cos::session::{Options, Session, State};
+use cos::session::{Options, Session};
 
 fn exports() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/exports")
@@ -26,6 +29,15 @@ fn exports() -> PathBuf {
 fn load(path: &Path) -> Result<OnnxModel, Error> {
     environment(None, 0).unwrap();
     OnnxModel::load(path, "model", &Settings { provider: provider(), scoring: None, context_length: None })
+}
+
+/// A folder with some files of an export.
+fn copy(form: &str, files: &[&str]) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for file in files {
+        std::fs::copy(exports().join(form).join(file), folder.path().join(file)).unwrap();
+    }
+    folder
 }
 
 /// `COS_TEST_PROVIDER=cuda` runs what is compared with PyTorch on a GPU.
@@ -195,7 +207,7 @@ fn architectures_agree_with_pytorch() {
     assert!(failures.is_empty(), "{}", failures.join("\n"));
 }
 
-/// What must be recognised of each variant. What is not listed is as in the first line.
+/// What must be recognised of each variant.
 #[rustfmt::skip]
 const VARIANTS: [(&str, CacheKind, Rollback, Rows, Scoring); 36] = [
     ("int32", Concatenated, Mask, All, Parallel),
@@ -307,16 +319,11 @@ fn dynamic_quantisation_is_seen_and_scored_one_by_one() {
 fn builder_exports_need_no_configuration() {
     let golden = Golden::read("llama");
     for form in ["builder-fp32", "builder-int4"] {
-        let folder = std::env::temp_dir().join(format!("cos-bare-{form}-{}", std::process::id()));
-        std::fs::create_dir_all(&folder).unwrap();
-        for file in ["model.onnx", "model.onnx.data"] {
-            std::fs::copy(exports().join("llama").join(form).join(file), folder.join(file)).unwrap();
-        }
-        let model = load(&folder).unwrap();
+        let folder = copy(&format!("llama/{form}"), &["model.onnx", "model.onnx.data"]);
+        let model = load(folder.path()).unwrap();
         assert_eq!(model.export().warnings, [] as [&str; 0]);
         assert_eq!(model.context_length(), 128);
         assert!(Replay::new(&model).all(&golden) < 1e-3);
-        std::fs::remove_dir_all(folder).unwrap();
     }
 }
 
@@ -390,12 +397,15 @@ fn every_strategy_reaches_the_end_of_the_context() {
             stop_tokens: Some(Vec::new()),
             ..Options::default()
         };
-        let whole = decode(&engine, &options(Strategy::Standard, 0.0));
-        assert_eq!(whole.len(), engine.models().iter().map(|model| model.context_length()).min().unwrap() - 5);
+        let whole = decode(&engine, &PROMPT, &options(Strategy::Standard, 0.0));
+        assert_eq!(
+            whole.len(),
+            engine.models().iter().map(|model| model.context_length()).min().unwrap() - PROMPT.len()
+        );
         for strategy in [Strategy::Speculative, Strategy::Cos] {
-            assert_eq!(decode(&engine, &options(strategy, 0.0)), whole, "{form}, {strategy:?}");
+            assert_eq!(decode(&engine, &PROMPT, &options(strategy, 0.0)), whole, "{form}, {strategy:?}");
             // sampled drafts are rejected more often
-            assert_eq!(decode(&engine, &options(strategy, 1.5)).len(), whole.len(), "{form}, {strategy:?}");
+            assert_eq!(decode(&engine, &PROMPT, &options(strategy, 1.5)).len(), whole.len(), "{form}, {strategy:?}");
         }
     }
 }
@@ -414,17 +424,27 @@ fn windows_that_were_left_out_end_the_context() {
 
 #[test]
 fn rescaled_positions_end_the_context() {
-    let folder = std::env::temp_dir().join(format!("cos-longrope-{}", std::process::id()));
-    std::fs::create_dir_all(&folder).unwrap();
-    let source = exports().join("llama/optimum-fp32");
-    std::fs::copy(source.join("model.onnx"), folder.join("model.onnx")).unwrap();
-    let config = std::fs::read_to_string(source.join("config.json")).unwrap();
+    let folder = copy("llama/optimum-fp32", &["model.onnx", "config.json"]);
+    let config = std::fs::read_to_string(folder.path().join("config.json")).unwrap();
     let scaled = r#""rope_scaling": {"type": "longrope", "original_max_position_embeddings": 16}"#;
     let long = config.replacen(r#""rope_scaling": null"#, scaled, 1);
     assert_ne!(long, config);
-    std::fs::write(folder.join("config.json"), long).unwrap();
-    assert_eq!(load(&folder).unwrap().context_length(), 16);
-    std::fs::remove_dir_all(folder).unwrap();
+    std::fs::write(folder.path().join("config.json"), long).unwrap();
+    assert_eq!(load(folder.path()).unwrap().context_length(), 16);
+}
+
+#[test]
+fn sizes_that_no_model_has_are_refused() {
+    let folder = copy("llama/builder-fp32", &["model.onnx", "model.onnx.data", "genai_config.json"]);
+    let file = folder.path().join("genai_config.json");
+    let config = std::fs::read_to_string(&file).unwrap();
+    for size in [1u64 << 32, 1 << 40, 1 << 60] {
+        let huge = config.replacen(r#""head_size": 16"#, &format!(r#""head_size": {size}"#), 1);
+        assert_ne!(huge, config);
+        std::fs::write(&file, huge).unwrap();
+        let error = load(folder.path()).err().unwrap();
+        assert!(error.code() == 3 && error.to_string().contains("cannot have 2 heads of size"), "{error}");
+    }
 }
 
 #[test]
@@ -485,18 +505,7 @@ fn engine(models: &[&str], combine: &str) -> Result<Arc<Engine>, Error> {
     Ok(Arc::new(Engine::load(&Config::parse(&config)?)?))
 }
 
-fn decode(engine: &Arc<Engine>, options: &Options) -> Vec<i32> {
-    let mut session = Session::new(engine, options).unwrap();
-    session.prompt(&[5, 9, 33, 20, 61]).unwrap();
-    let mut tokens = Vec::new();
-    loop {
-        let (new, state) = session.step().unwrap();
-        tokens.extend_from_slice(new);
-        if state != State::Open {
-            return tokens;
-        }
-    }
-}
+const PROMPT: [i32; 5] = [5, 9, 33, 20, 61];
 
 /// Members of different kinds, precisions and architectures, in one engine: every strategy gives the same tokens.
 #[test]
@@ -527,7 +536,7 @@ fn mixed_engines_decode_alike() {
             stop_tokens: Some(Vec::new()),
             ..Options::default()
         };
-        let expected = decode(&engine, &options(Strategy::Standard, Option::None));
+        let expected = decode(&engine, &PROMPT, &options(Strategy::Standard, Option::None));
         assert_eq!(expected.len(), 40);
         for (strategy, lengths) in [
             (Strategy::Speculative, Some(3)),
@@ -535,7 +544,11 @@ fn mixed_engines_decode_alike() {
             (Strategy::Cos, Some(2)),
             (Strategy::Auto, Option::None),
         ] {
-            assert_eq!(decode(&engine, &options(strategy, lengths)), expected, "{models:?}, {strategy:?} {lengths:?}");
+            assert_eq!(
+                decode(&engine, &PROMPT, &options(strategy, lengths)),
+                expected,
+                "{models:?}, {strategy:?} {lengths:?}"
+            );
         }
     }
 }
@@ -553,11 +566,8 @@ fn padding_is_masked_and_the_smaller_vocabulary_decides() {
         assert_eq!(engine.describe()["models"][0]["vocab_size"], 96);
     }
     // 112 columns and no tokenizer to tell what they are; nor can the other one's
-    let folder = std::env::temp_dir().join(format!("cos-padding-{}", std::process::id()));
-    std::fs::create_dir_all(&folder).unwrap();
-    for file in ["model.onnx", "config.json"] {
-        std::fs::copy(exports().join("qwen3/optimum-fp32").join(file), folder.join(file)).unwrap();
-    }
+    let folder = copy("qwen3/optimum-fp32", &["model.onnx", "config.json"]);
+    let folder = folder.path();
     let bare = folder.to_str().unwrap();
     assert_eq!(engine(&[bare], target).unwrap().vocab_size(), 112);
     let tokenizer = std::fs::read_to_string(exports().join("qwen3/optimum-fp32/tokenizer.json")).unwrap();
@@ -578,5 +588,4 @@ fn padding_is_masked_and_the_smaller_vocabulary_decides() {
     std::fs::write(folder.join("tokenizer.json"), tokenizer.replacen("\"w50\"", "\"other\"", 1)).unwrap();
     let error = engine(&[bare, "llama/optimum-fp32"], target).err().unwrap();
     assert!(error.to_string().contains("token 50 is \"other\" to 0 but \"w50\" to 1"), "{error}");
-    std::fs::remove_dir_all(folder).unwrap();
 }

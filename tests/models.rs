@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use common::{Sampling, oracle};
+use common::{Sampling, decode, oracle};
 use cos::config::{Combine, Config};
 use cos::decode::policy::{Strategy, Targets};
 use cos::decode::sampling::{NEAR_TIE, Sampler};
@@ -29,19 +29,6 @@ fn prompts(engine: &Engine, file: &str) -> Vec<Vec<i32>> {
         engine.text().unwrap().encode(line["prompt"].as_str().unwrap(), true).unwrap()
     };
     lines.lines().map(line).collect()
-}
-
-fn run(engine: &Arc<Engine>, prompt: &[i32], options: &Options) -> Vec<i32> {
-    let mut session = Session::new(engine, options).unwrap();
-    session.prompt(prompt).unwrap();
-    let mut tokens = Vec::new();
-    loop {
-        let (new, state) = session.step().unwrap();
-        tokens.extend_from_slice(new);
-        if state != State::Open {
-            return tokens;
-        }
-    }
 }
 
 /// Rows of every model after a context, each from a fresh sequence.
@@ -73,13 +60,13 @@ fn check_greedy(config: &str, files: &[(&str, usize)], variants: &[Options], tok
     {
         let prompt = &prompt[..prompt.len().min(900)];
         let standard = Options { strategy: Strategy::Standard, max_tokens: tokens, ..Options::default() };
-        let expected = run(&engine, prompt, &standard);
+        let expected = decode(&engine, prompt, &standard);
         // Every strategy on the first prompts, and in turn on all others.
         for (number, variant) in variants.iter().enumerate() {
             if index >= 20 && index % variants.len() != number {
                 continue;
             }
-            let found = run(&engine, prompt, &Options { max_tokens: tokens, ..variant.clone() });
+            let found = decode(&engine, prompt, &Options { max_tokens: tokens, ..variant.clone() });
             runs += 1;
             match found.iter().zip(&expected).position(|(f, e)| f != e) {
                 None => {
@@ -136,7 +123,7 @@ fn the_standard_decode_is_the_oracles() {
         let prompt = &prompts(&engine, "gsm8k.jsonl")[3];
         let options = Options { strategy: Strategy::Standard, max_tokens: 12, ..Options::default() };
         let mut context = prompt.clone();
-        for token in run(&engine, prompt, &options) {
+        for token in decode(&engine, prompt, &options) {
             let greedy = oracle(&rows(&engine, &context), &combination, Sampling::GREEDY);
             let best = greedy.iter().position(|&p| p == 1.0).unwrap() as i32;
             assert!(token == best || margin(&engine, &context, best, token) < f64::from(NEAR_TIE), "{config}");
@@ -214,7 +201,7 @@ fn threads_do_not_disturb_each_other() {
         max_tokens: 24,
         ..Options::default()
     };
-    let alone: Vec<Vec<i32>> = (0..4).map(|index| run(&engine, &prompts[index], &options(index))).collect();
+    let alone: Vec<Vec<i32>> = (0..4).map(|index| decode(&engine, &prompts[index], &options(index))).collect();
     std::thread::scope(|scope| {
         let running: Vec<_> = (0..4)
             .map(|index| {
@@ -222,7 +209,7 @@ fn threads_do_not_disturb_each_other() {
                     index,
                     scope.spawn({
                         let (engine, prompts) = (&engine, &prompts);
-                        move || run(engine, &prompts[index], &options(index))
+                        move || decode(engine, &prompts[index], &options(index))
                     }),
                 )
             })
@@ -240,7 +227,7 @@ fn long_prompts_can_be_cancelled() {
     let engine = engine("engine.json");
     let prompt: Vec<i32> = prompts(&engine, "humaneval.jsonl").concat().into_iter().take(1000).collect();
     let options = Options { max_tokens: 3, strategy: Strategy::Cos, ..Options::default() };
-    let expected = run(&engine, &prompt, &options);
+    let expected = decode(&engine, &prompt, &options);
     let mut session = Session::new(&engine, &options).unwrap();
     session.prompt(&prompt).unwrap();
     let cancel = session.cancel().clone();
@@ -286,7 +273,7 @@ fn a_chat_goes_on_with_its_caches() {
         let whole = session.decoder().committed().to_vec();
         let second = turns[0].len() + 10 + turns[1].len();
         assert_eq!(whole.len(), second + 10);
-        assert_eq!(whole[second..], run(&engine, &whole[..second], &options), "{strategy:?}");
+        assert_eq!(whole[second..], decode(&engine, &whole[..second], &options), "{strategy:?}");
     }
 }
 
@@ -296,12 +283,12 @@ fn weights_of_a_session_replace_the_engines() {
     let prompt = &prompts(&engine, "gsm8k.jsonl")[5];
     let by = |weights: &[f32]| {
         let options = Options { weights: Some(weights.to_vec()), max_tokens: 16, ..Options::default() };
-        run(&engine, prompt, &options)
+        decode(&engine, prompt, &options)
     };
     let config = |model: usize| {
         let mut config = Config::open(&demo("engine.json")).unwrap();
         config.combine = Combine::Target { model };
-        run(&Arc::new(Engine::load(&config).unwrap()), prompt, &Options { max_tokens: 16, ..Options::default() })
+        decode(&Arc::new(Engine::load(&config).unwrap()), prompt, &Options { max_tokens: 16, ..Options::default() })
     };
     assert_eq!(by(&[1.0, 0.0]), config(0));
     assert_eq!(by(&[0.0, 1.0]), config(1));

@@ -269,13 +269,11 @@ mod tests {
         NodeProto { op_type: operator.into(), input, output: vec![output.into()], attribute: Vec::new() }
     }
 
-    fn read(name: &str, graph: GraphProto, functions: Vec<FunctionProto>) -> Graph {
+    fn read(graph: GraphProto, functions: Vec<FunctionProto>) -> Graph {
         let model = ModelProto { graph: Some(graph), functions, producer_name: "test".into(), ..Default::default() };
-        let file = std::env::temp_dir().join(format!("cos-graph-{name}-{}.onnx", std::process::id()));
-        std::fs::write(&file, model.encode_to_vec()).unwrap();
-        let graph = Graph::read(&file).unwrap();
-        std::fs::remove_file(file).unwrap();
-        graph
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), model.encode_to_vec()).unwrap();
+        Graph::read(file.path()).unwrap()
     }
 
     #[test]
@@ -289,7 +287,7 @@ mod tests {
                 node("Add", &["capped", "mask"], "masked"),
                 node("Softmax", &["masked"], "weights"),
             ];
-            let graph = read(&format!("capped-{capped}"), GraphProto { node: nodes, ..Default::default() }, Vec::new());
+            let graph = read(GraphProto { node: nodes, ..Default::default() }, Vec::new());
             let softmax = graph.all("Softmax").next().unwrap();
             graph.goes_through(softmax, "Tanh")
         };
@@ -302,7 +300,7 @@ mod tests {
         // a function may use the names of the graph the other way round; that is no circle
         let main = vec![node("Concat", &["past"], "b"), node("Identity", &["b"], "a"), node("Cast", &["a"], "present")];
         let function = FunctionProto { node: vec![node("Identity", &["a"], "b"), node("Concat", &["b"], "c")] };
-        let graph = read("functions", GraphProto { node: main, ..Default::default() }, vec![function]);
+        let graph = read(GraphProto { node: main, ..Default::default() }, vec![function]);
         assert_eq!(graph.origin("present").unwrap().inputs, ["past"]);
         assert_eq!(graph.all("Concat").count(), 2);
         assert!(graph.origin("past").is_none());
@@ -321,7 +319,7 @@ mod tests {
         let attribute = vec![branch("large", 4096), branch("small", 512)];
         let choice = NodeProto { attribute, ..node("If", &["long"], "table") };
         let graph = GraphProto { node: vec![choice], initializer: vec![table("plain", 99)], ..Default::default() };
-        let graph = read("rows", graph, Vec::new());
+        let graph = read(graph, Vec::new());
         assert_eq!(graph.rows("plain"), Some(99));
         assert_eq!(graph.rows("table"), Some(512));
         assert_eq!(graph.rows("none"), None);
@@ -329,11 +327,10 @@ mod tests {
 
     #[test]
     fn what_is_no_model_is_refused() {
-        let file = std::env::temp_dir().join(format!("cos-graph-none-{}.onnx", std::process::id()));
+        let file = tempfile::NamedTempFile::new().unwrap();
         for content in [&b""[..], b"prose", b"\x3a\xff\xff\xff\xff\x0f"] {
-            std::fs::write(&file, content).unwrap();
-            assert_eq!(Graph::read(&file).err().unwrap().code(), 3);
+            std::fs::write(file.path(), content).unwrap();
+            assert_eq!(Graph::read(file.path()).err().unwrap().code(), 3);
         }
-        std::fs::remove_file(file).unwrap();
     }
 }

@@ -8,8 +8,24 @@ use cos::decode::combine::{Combination, Plausibility};
 use cos::decode::policy::{Plan, Request, Strategy, Targets};
 use cos::decode::round::{Decoder, Settings};
 use cos::decode::sampling::Sampler;
+use cos::engine::Engine;
 use cos::model::scripted::Scripted;
 use cos::model::{Cancel, Model};
+use cos::session::{Options, Session, State};
+
+/// Decode a prompt to its end.
+pub fn decode(engine: &Arc<Engine>, prompt: &[i32], options: &Options) -> Vec<i32> {
+    let mut session = Session::new(engine, options).unwrap();
+    session.prompt(prompt).unwrap();
+    let mut tokens = Vec::new();
+    loop {
+        let (new, state) = session.step().unwrap();
+        tokens.extend_from_slice(new);
+        if state != State::Open {
+            return tokens;
+        }
+    }
+}
 
 /// A sampler as plain numbers, so that the oracle need not look into the library's.
 #[derive(Debug, Clone, Copy, PartialEq)]
