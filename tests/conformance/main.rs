@@ -1,0 +1,4 @@
+//! `make conformance`
+mod results;
+mod stats;
+fn main() {}

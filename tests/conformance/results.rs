@@ -1,0 +1,93 @@
+//! What a run of the suite finds, for the report.
+
+use crate::stats::{FAMILY_ERROR, Fit};
+
+/// Counts of one configuration beside a reference distribution.
+#[derive(Debug, Clone)]
+pub struct Comparison {
+    /// What was drawn how, in words; unique within its section.
+    pub name: String,
+    pub fit: Fit,
+    /// The likeliest cells (at most [`Comparison::CELLS`]), to show.
+    pub cells: Vec<Cell>,
+}
+
+/// One outcome: what it is, its probability under the reference, and how often it was observed.
+#[derive(Debug, Clone)]
+pub struct Cell {
+    pub label: String,
+    pub expected: f64,
+    pub observed: u64,
+}
+
+impl Comparison {
+    pub const CELLS: usize = 32;
+
+    pub fn new(name: String, cells: impl IntoIterator<Item = (String, f64, u64)>) -> Comparison {
+        let cells = cells.into_iter().map(|(label, expected, observed)| Cell { label, expected, observed });
+        let mut cells: Vec<Cell> = cells.collect();
+        let (expected, observed): (Vec<f64>, Vec<u64>) = cells.iter().map(|c| (c.expected, c.observed)).unzip();
+        cells.sort_by(|a, b| b.expected.total_cmp(&a.expected));
+        cells.truncate(Self::CELLS);
+        Comparison { name, fit: Fit::new(&expected, &observed), cells }
+    }
+}
+
+/// Rows of text with a head.
+#[derive(Debug, Clone, Default)]
+pub struct Table {
+    pub caption: String,
+    pub head: Vec<String>,
+    pub rows: Vec<Vec<String>>,
+}
+
+/// One part of the suite.
+#[derive(Debug, Clone, Default)]
+pub struct Section {
+    pub title: String,
+    /// What is compared with what, and why that proves something: a paragraph.
+    pub about: String,
+    /// What came out: a sentence.
+    pub headline: String,
+    pub comparisons: Vec<Comparison>,
+    pub tables: Vec<Table>,
+    /// What is wrong beside comparisons that do not fit.
+    pub failures: Vec<String>,
+    pub seconds: f64,
+}
+
+/// A run of the suite.
+#[derive(Debug, Clone, Default)]
+pub struct Run {
+    pub sections: Vec<Section>,
+    /// What was run on what: name and value.
+    pub facts: Vec<(String, String)>,
+}
+
+impl Run {
+    pub fn comparisons(&self) -> impl Iterator<Item = &Comparison> {
+        self.sections.iter().flat_map(|section| &section.comparisons)
+    }
+
+    /// Below which p a comparison fails.
+    pub fn threshold(&self) -> f64 {
+        FAMILY_ERROR / self.comparisons().count().max(1) as f64
+    }
+
+    /// Everything that is wrong.
+    pub fn failures(&self) -> Vec<String> {
+        let threshold = self.threshold();
+        let bad = |c: &&Comparison| c.fit.p < threshold;
+        let misfit = |c: &Comparison| {
+            let Fit { draws, degrees, statistic, p, distance, expected_distance } = c.fit;
+            format!(
+                "{}: chi-square {statistic:.1} with {degrees} degrees of freedom over {draws} draws, p = {p:.1e} < \
+                 {threshold:.1e}; total variation {distance:.5}, {expected_distance:.5} expected of sampling",
+                c.name
+            )
+        };
+        let misfits =
+            self.sections.iter().flat_map(|s| s.comparisons.iter().filter(bad).map(misfit).chain(s.failures.clone()));
+        misfits.collect()
+    }
+}
