@@ -188,6 +188,67 @@ impl Way {
     }
 }
 
+/// What every sequence starts with.
+pub const PROMPT: [i32; 5] = [1, 0, 0, 1, 1];
+
+/// Combinations of each kind.
+pub fn combinations(models: usize) -> Vec<Combination> {
+    match models {
+        1 => vec![Combination::mixture(&[1.0]).unwrap(), Combination::logits(&[0.5]).unwrap()],
+        2 => vec![
+            Combination::mixture(&[0.5, 0.5]).unwrap(),
+            Combination::mixture(&[0.8, 0.2]).unwrap(),
+            Combination::mixture(&[1.0, 0.0]).unwrap(),
+            Combination::contrastive(2, 0.5, 0.0).unwrap(),
+            Combination::contrastive(2, 0.3, 0.2).unwrap(),
+            Combination::logits(&[-0.5, 1.5]).unwrap(),
+            Combination::target(2, 0).unwrap(),
+            Combination::target(2, 1).unwrap(),
+        ],
+        3 => vec![
+            Combination::mixture(&[0.2, 0.5, 0.3]).unwrap(),
+            Combination::mixture(&[0.5, 0.0, 0.5]).unwrap(),
+            Combination::logits(&[1.0, 0.7, -0.7]).unwrap(),
+            Combination::contrastive(3, 0.5, 0.1).unwrap(),
+            Combination::target(3, 1).unwrap(),
+        ],
+        _ => vec![Combination::mixture(&[0.25; 4]).unwrap(), Combination::logits(&[0.25; 4]).unwrap()],
+    }
+}
+
+/// Every strategy with some lengths, and every kind of targets.
+pub fn ways(models: usize, combination: &Combination, sampling: Sampling) -> Vec<Way> {
+    let lengths: &[&[i32]] = match models {
+        1 => &[&[1], &[2]],
+        2 => &[&[1, 1], &[2, 1], &[0, 3], &[1, 2]],
+        3 => &[&[1, 1, 1], &[2, 0, 1], &[1, 2, 2]],
+        _ => &[&[1, 1, 1, 1]],
+    };
+    ways_of(lengths, combination, sampling)
+}
+
+pub fn ways_of(lengths: &[&[i32]], combination: &Combination, sampling: Sampling) -> Vec<Way> {
+    let routable = matches!(combination, Combination::Mixture { .. }) && sampling.temperature > 0.0;
+    let mut ways = Vec::new();
+    for &targets in if routable { &[Targets::Combined, Targets::Routed][..] } else { &[Targets::Combined] } {
+        ways.push(Way::new(Strategy::Standard, targets, lengths[0]));
+        for lengths in lengths {
+            ways.push(Way::new(Strategy::Speculative, targets, lengths));
+            ways.push(Way::new(Strategy::Cos, targets, lengths));
+        }
+    }
+    ways
+}
+
+pub const SAMPLINGS: [Sampling; 6] = [
+    Sampling::PLAIN,
+    Sampling::GREEDY,
+    Sampling { temperature: 0.7, ..Sampling::PLAIN },
+    Sampling { temperature: 1.3, top_k: 2, ..Sampling::PLAIN },
+    Sampling { top_p: 0.75, ..Sampling::PLAIN },
+    Sampling { temperature: 1.5, min_p: 0.4, ..Sampling::PLAIN },
+];
+
 /// How a way decodes a combination.
 pub fn plan(models: &[Arc<dyn Model>], combination: &Combination, sampling: Sampling, way: &Way) -> Plan {
     let costs: Vec<u64> = models.iter().map(|model| model.cost()).collect();

@@ -1,6 +1,8 @@
 //! What a run of the suite finds, for the report.
 
-use crate::stats::{FAMILY_ERROR, Fit};
+use std::any::Any;
+
+use super::stats::{FAMILY_ERROR, Fit};
 
 /// Counts of one configuration beside a reference distribution.
 #[derive(Debug, Clone)]
@@ -24,12 +26,31 @@ impl Comparison {
     pub const CELLS: usize = 32;
 
     pub fn new(name: String, cells: impl IntoIterator<Item = (String, f64, u64)>) -> Comparison {
-        let cells = cells.into_iter().map(|(label, expected, observed)| Cell { label, expected, observed });
-        let mut cells: Vec<Cell> = cells.collect();
-        let (expected, observed): (Vec<f64>, Vec<u64>) = cells.iter().map(|c| (c.expected, c.observed)).unzip();
+        Comparison::of_groups(name, [cells.into_iter().collect()])
+    }
+
+    /// A configuration that did not come to an end: it fits nothing.
+    pub fn stopped(name: &str, panic: &(dyn Any + Send)) -> Comparison {
+        let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
+        let name = format!("{name}: stopped by a panic: {}", text.unwrap_or("of an unknown kind"));
+        let fit = Fit { draws: 0, degrees: 0, statistic: 0.0, p: 0.0, distance: 1.0, expected_distance: 0.0 };
+        Comparison { name, fit, cells: Vec::new() }
+    }
+
+    /// See [`Fit::of_groups`]. A cell is shown with its share of all draws.
+    pub fn of_groups(name: String, groups: impl IntoIterator<Item = Vec<(String, f64, u64)>>) -> Comparison {
+        let groups: Vec<Vec<(String, f64, u64)>> = groups.into_iter().collect();
+        let numbers = groups.iter().map(|cells| cells.iter().map(|&(_, p, count)| (p, count)).unzip());
+        let numbers: Vec<(Vec<f64>, Vec<u64>)> = numbers.collect();
+        let fit = Fit::of_groups(numbers.iter().map(|(expected, observed)| (&expected[..], &observed[..])));
+        let mut cells = Vec::new();
+        for (group, (_, observed)) in groups.into_iter().zip(&numbers) {
+            let share = observed.iter().sum::<u64>() as f64 / fit.draws as f64;
+            cells.extend(group.into_iter().map(|(label, p, observed)| Cell { label, expected: share * p, observed }));
+        }
         cells.sort_by(|a, b| b.expected.total_cmp(&a.expected));
         cells.truncate(Self::CELLS);
-        Comparison { name, fit: Fit::new(&expected, &observed), cells }
+        Comparison { name, fit, cells }
     }
 }
 

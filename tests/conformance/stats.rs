@@ -29,38 +29,48 @@ pub struct Fit {
 impl Fit {
     /// `expected` are probabilities that sum to 1.
     pub fn new(expected: &[f64], observed: &[u64]) -> Fit {
-        assert_eq!(expected.len(), observed.len());
-        let draws: u64 = observed.iter().sum();
-        let n = draws as f64;
-        let (mut statistic, mut cells, mut impossible) = (0.0, 0usize, false);
-        let (mut rare, mut rare_observed) = (0.0, 0.0);
-        let (mut distance, mut noise) = (0.0, 0.0);
-        let mut add = |expected: f64, observed: f64| {
-            statistic += (observed - expected).powi(2) / expected;
-            cells += 1;
-        };
-        for (&p, &count) in expected.iter().zip(observed) {
-            distance += (p - count as f64 / n).abs() / 2.0;
-            // E|X − np| of a binomial, by the normal approximation; for rare cells nearly 2np (1−p)^n, so no more than that
-            noise += ((2.0 * p * (1.0 - p) / (std::f64::consts::PI * n)).sqrt()).min(2.0 * p) / 2.0;
-            impossible |= p <= 0.0 && count > 0;
-            if p * n >= LEAST_EXPECTED {
-                add(p * n, count as f64);
-            } else {
-                rare += p * n;
-                rare_observed += count as f64;
+        Fit::of_groups([(expected, observed)])
+    }
+
+    /// Counts that come in groups, each with a distribution of its own, such as next tokens after several contexts. How
+    /// often each group occurred is not judged.
+    pub fn of_groups<'a>(groups: impl IntoIterator<Item = (&'a [f64], &'a [u64])>) -> Fit {
+        let (mut draws, mut degrees, mut statistic, mut impossible) = (0, 0, 0.0, false);
+        let (mut differing, mut noise) = (0.0, 0.0);
+        for (expected, observed) in groups {
+            assert_eq!(expected.len(), observed.len());
+            let group: u64 = observed.iter().sum();
+            let n = group as f64;
+            let (mut cells, mut rare, mut rare_observed) = (0usize, 0.0, 0.0);
+            let mut add = |expected: f64, observed: f64| {
+                statistic += (observed - expected).powi(2) / expected;
+                cells += 1;
+            };
+            for (&p, &count) in expected.iter().zip(observed) {
+                differing += (n * p - count as f64).abs() / 2.0;
+                // E|X − np| of a binomial by the normal approximation; it is never more than 2np
+                noise += (2.0 * n * p * (1.0 - p) / std::f64::consts::PI).sqrt().min(2.0 * n * p) / 2.0;
+                impossible |= p <= 0.0 && count > 0;
+                if p * n >= LEAST_EXPECTED {
+                    add(p * n, count as f64);
+                } else {
+                    rare += p * n;
+                    rare_observed += count as f64;
+                }
             }
+            if rare >= 1.0 {
+                add(rare, rare_observed);
+            }
+            draws += group;
+            degrees += cells.saturating_sub(1);
         }
-        if rare >= 1.0 {
-            add(rare, rare_observed);
-        }
-        let degrees = cells.saturating_sub(1);
         let p = match degrees {
             _ if impossible => 0.0,
             0 => 1.0,
             degrees => ChiSquared::new(degrees as f64).expect("positive").sf(statistic),
         };
-        Fit { draws, degrees, statistic, p, distance, expected_distance: noise }
+        let n = (draws as f64).max(1.0);
+        Fit { draws, degrees, statistic, p, distance: differing / n, expected_distance: noise / n }
     }
 }
 
@@ -81,6 +91,14 @@ mod tests {
     fn what_is_impossible_never_fits() {
         assert_eq!(Fit::new(&[1.0, 0.0], &[1_000_000, 1]).p, 0.0);
         assert_eq!(Fit::new(&[1.0, 0.0], &[1_000_000, 0]).p, 1.0);
+    }
+
+    #[test]
+    fn groups_are_judged_each_by_itself() {
+        let halves = [0.5, 0.5];
+        let fit = Fit::of_groups([(&halves[..], &[60, 40][..]), (&halves, &[500, 500])]);
+        assert_eq!((fit.draws, fit.degrees, fit.statistic), (1100, 2, 4.0));
+        assert!((fit.distance - 10.0 / 1100.0).abs() < 1e-12);
     }
 
     #[test]

@@ -1,0 +1,357 @@
+//! Faults, planted one at a time into a copy of the library: would the suite notice?
+//!
+//! A fault is an edit of the sources. All of them go into one copy at once, each behind a switch, so that the copy is
+//! built once and the library itself holds none of this. An edit whose text is no longer there is an error: give it
+//! the text that took its place.
+
+use std::collections::BTreeMap;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use super::results::{Section, Table};
+use super::{PROBES, Progress};
+
+/// A fault, and where it sits.
+pub struct Fault {
+    pub name: &'static str,
+    pub file: &'static str,
+    /// What occurs once in the file: an expression, or statements.
+    pub right: &'static str,
+    /// What takes its place. Where no `if` of both will do, it holds the condition itself, as `PLANTED`.
+    pub wrong: &'static str,
+    /// Whether only models that ONNX Runtime runs can show it.
+    pub needs_exports: bool,
+}
+
+const fn fault(name: &'static str, file: &'static str, right: &'static str, wrong: &'static str) -> Fault {
+    Fault { name, file, right, wrong, needs_exports: false }
+}
+
+const ROUND: &str = "src/decode/round.rs";
+const VERIFY: &str = "src/decode/verify.rs";
+const COMBINE: &str = "src/decode/combine.rs";
+const SAMPLING: &str = "src/decode/sampling.rs";
+const CHANCE: &str = "src/decode/chance.rs";
+
+#[rustfmt::skip]
+pub const FAULTS: &[Fault] = &[
+    fault("stale row after a role swap: rows that were rolled back still count", ROUND,
+        "self.stamps.iter_mut().filter(|stamp| **stamp > len).for_each(|stamp| *stamp = NO_ROW);", ""),
+    fault("weights in the wrong order", COMBINE,
+        "*out += weight * probability;", "*out += weights[weights.len() - 1 - model] * probability;"),
+    fault("no residual: a rejected proposal is replaced from the target", VERIFY,
+        "(t - q).max(0.0)", "t"),
+    fault("residual not normalised", CHANCE,
+        "u * weights.chunks(BLOCK).map(sum).sum::<f64>()", "u"),
+    fault("residual the wrong way round: from q − t", VERIFY,
+        "(t - q).max(0.0)", "(q - t).max(0.0)"),
+    fault("a verifier's bonus token is committed unverified", ROUND,
+        "self.counters.proposed += 1;",
+        "self.counters.proposed += 1;
+         if PLANTED && position == self.committed { self.drafts.clear(); self.commit(); return Ok(true); }"),
+    fault("the last proposal of a draft is accepted unseen", ROUND,
+        "Target::Row(model) if model == proposer => return None,",
+        "Target::Row(model) if model == proposer => return None,
+         _ if PLANTED && self.drafts.len() == 1 && self.counters.accepted > 0 => return None,"),
+    fault("off-by-one rollback: one rejected token stays in every cache", ROUND,
+        "self.sequence.truncate(len);", "self.sequence.truncate(len + 1);"),
+    fault("the cache of one model is not rolled back", ROUND,
+        "self.lanes.iter_mut().for_each(|lane| lane.truncate(from));",
+        "self.lanes.iter_mut().skip(1).for_each(|lane| lane.truncate(from));"),
+    fault("acceptance 1% too generous", VERIFY,
+        "(f64::from(t) / f64::from(q)).min(1.0)", "(1.01 * f64::from(t) / f64::from(q)).min(1.0)"),
+    fault("acceptance 1% too generous, in the random numbers", CHANCE,
+        "self.uniform(key) < probability", "self.uniform(key) < 1.01 * probability"),
+    fault("acceptance forgets q: min(1, t)", VERIFY,
+        "(f64::from(t) / f64::from(q)).min(1.0)", "f64::from(t)"),
+    fault("random numbers reused after a rejection", ROUND,
+        "Key { position, purpose, epoch: self.epoch }", "Key { position, purpose, epoch: self.route_epoch }"),
+    fault("the number that drew a proposal also accepts it", ROUND,
+        "self.key(position, Purpose::Acceptance)", "self.key(position, Purpose::Proposal)"),
+    fault("the number that accepts also draws the residual", ROUND,
+        "self.key(position, Purpose::Residual)", "self.key(position, Purpose::Acceptance)"),
+    fault("positions share their random numbers", CHANCE,
+        "(key.position as u64).to_le_bytes()", "(key.position as u64 / 2).to_le_bytes()"),
+    fault("top-p measured before top-k instead of after", SAMPLING,
+        "ids.iter().map(|&id| f64::from(weight(scores[id as usize]))).sum()",
+        "scores.iter().map(|&score| f64::from(weight(score))).sum()"),
+    fault("top-p keeps one token too many", SAMPLING,
+        "return sorted + index + 1;", "return (sorted + index + 2).min(ids.len());"),
+    fault("temperature twice", SAMPLING,
+        "((score - max) / self.temperature).exp()", "((score - max) / self.temperature / self.temperature).exp()"),
+    fault("min-p half as strict again", SAMPLING,
+        "weight < self.min_p", "weight < self.min_p * 1.5"),
+    fault("a mixture of one model is what all others get", ROUND,
+        "Combination::mix(weights, |model| self.lanes[model].row(position), &mut self.target);",
+        "Combination::mix(weights, |_| self.lanes[self.settings.combination.needed().next().unwrap_or(0)].row(position), &mut self.target);"),
+    fault("plausibility judged by the wrong model", COMBINE,
+        "row(*model)", "row(1 - *model)"),
+    fault("greedy mixtures rank sums of logits", COMBINE,
+        "*out += scale * (logit - max).exp();", "*out += weights[model] * (logit - max);"),
+    fault("greedy proposals are never rejected", ROUND,
+        "(best != token).then_some(best)", "None"),
+    fault("stop token ignored behind an accepted run", ROUND,
+        "self.settings.stop_tokens.contains(&token)", "self.settings.stop_tokens.contains(&token) && self.drafts.is_empty()"),
+    fault("one token more than max_tokens where a draft is longer", ROUND,
+        "generated == self.settings.max_tokens", "generated == self.settings.max_tokens + usize::from(!self.drafts.is_empty())"),
+    fault("routing drawn again after a rejection", ROUND,
+        "Key { position, purpose: Purpose::Route, epoch: self.route_epoch }",
+        "Key { position, purpose: Purpose::Route, epoch: self.epoch }"),
+    fault("routes ignore the weights", ROUND,
+        "self.chance.pick(key, self.settings.combination.weights())",
+        "self.chance.pick(key, &self.settings.combination.weights().iter().map(|w| w.sqrt()).collect::<Vec<_>>())"),
+    fault("the end of a round tells where the next token is routed", ROUND,
+        "this.settings.combination.needed().all(|model| this.scored(model))", "this.missing().is_none()"),
+    fault("a look-up's rejected token may be drawn again", VERIFY,
+        "out[token] = 0.0;", ""),
+    fault("a second prompt leaves old proposals in the caches", ROUND,
+        "self.drop_pending(self.committed);\n        self.tokens.extend_from_slice(tokens);",
+        "self.tokens.truncate(self.committed); self.drafts.clear(); self.tokens.extend_from_slice(tokens);"),
+    fault("a cancelled round keeps its proposals", ROUND,
+        "self.drop_pending(committed);", ""),
+    fault("new weights keep the proposals of another plan", ROUND,
+        "if !fits {", "if !fits && !PLANTED {"),
+    Fault { needs_exports: true, ..fault("padding columns are sampled", "src/engine.rs",
+        "exports.iter_mut().for_each(|model| model.limit_vocabulary(vocab_size));", "") },
+    Fault { needs_exports: true, ..fault("the cache of an export keeps an entry that was rolled back", "src/model/onnx.rs",
+        "self.cache.truncate(len);", "self.cache.truncate((len + 1).min(self.cache.len()));") },
+    Fault { needs_exports: true, ..fault("rows of a pass over several positions are one off", "src/model/onnx.rs",
+        "&self.rows[start..start + self.columns]",
+        "&self.rows[start - start.min(self.columns)..][..self.columns]") },
+];
+
+/// The library with all faults in it, of which an environment variable plants one.
+struct Planted {
+    /// The suite, linked with it.
+    suite: PathBuf,
+    /// tests/exact.rs, linked with it.
+    enumeration: PathBuf,
+}
+
+/// Names the fault, by its index.
+const VARIABLE: &str = "COS_PLANTED";
+
+/// How long a part may take before it counts as caught: a fault may keep it from ending.
+const PATIENCE: Duration = Duration::from_secs(180);
+
+/// Tests of tests/exact.rs that are shown every fault.
+const ENUMERATION: [&str; 6] = [
+    "two_models",
+    "longer_sequences",
+    "look_ups_draft_exactly",
+    "weights_change_exactly",
+    "later_prompts_continue_the_sequence",
+    "sequences_end_where_they_should",
+];
+
+impl Planted {
+    /// Make the copy in the target folder, and build it. What is unchanged since the last time is not built again.
+    fn build() -> Result<Planted, String> {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let program = std::env::current_exe().map_err(|error| error.to_string())?;
+        let target = program.ancestors().nth(3).expect("target/release/examples or deps").to_path_buf();
+        let copy = target.join("conformance/planted");
+        let io = |error: std::io::Error| format!("{}: {error}", copy.display());
+        std::fs::create_dir_all(&copy).map_err(io)?;
+        for name in ["README.md", "benches", "models", "tests", "include", "cbindgen.toml"] {
+            let link = copy.join(name);
+            let _ = std::fs::remove_file(&link);
+            std::os::unix::fs::symlink(root.join(name), link).map_err(io)?;
+        }
+        // Another name for the package and no shared library, so that nothing of the right one is overwritten.
+        let manifest = std::fs::read_to_string(root.join("Cargo.toml")).map_err(io)?;
+        let manifest = manifest
+            .replacen("name = \"cos\"", "name = \"cos-planted\"", 1)
+            .replacen("crate-type = [\"cdylib\", \"rlib\"]", "crate-type = [\"rlib\"]", 1)
+            .replacen("name = \"conformance\"", "name = \"conformance-planted\"", 1)
+            .replacen("[profile.release.package.cos]\ncodegen-units = 1\n", "", 1);
+        write(&copy.join("Cargo.toml"), &manifest).map_err(io)?;
+        let lock = std::fs::read_to_string(root.join("Cargo.lock")).map_err(io)?;
+        write(&copy.join("Cargo.lock"), &lock.replacen("name = \"cos\"\n", "name = \"cos-planted\"\n", 1))
+            .map_err(io)?;
+        let mut sources = BTreeMap::new();
+        read_folder(&root.join("src"), &mut sources).map_err(io)?;
+        for (index, fault) in FAULTS.iter().enumerate() {
+            let source = sources.get_mut(&root.join(fault.file)).ok_or(format!("{} is gone", fault.file))?;
+            if source.matches(fault.right).count() != 1 {
+                return Err(format!(
+                    "the fault {:?} has no place: {} must hold this once: {}",
+                    fault.name, fault.file, fault.right
+                ));
+            }
+            *source = source.replacen(fault.right, &fault.planted(index), 1);
+        }
+        let library = sources.get_mut(&root.join("src/lib.rs")).expect("the library");
+        library.insert_str(0, "#![allow(warnings)]\n");
+        library.push_str(&format!(
+            "\n/// Whether a fault is planted.\npub fn planted(fault: usize) -> bool {{\n    \
+             static PLANTED: std::sync::LazyLock<Option<usize>> =\n        \
+             std::sync::LazyLock::new(|| std::env::var({VARIABLE:?}).ok()?.parse().ok());\n    \
+             *PLANTED == Some(fault)\n}}\n"
+        ));
+        for (path, source) in &sources {
+            let path = copy.join(path.strip_prefix(root).expect("a source of ours"));
+            std::fs::create_dir_all(path.parent().expect("a folder")).map_err(io)?;
+            write(&path, source).map_err(io)?;
+        }
+        let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or("cargo".into()));
+        cargo.args(["build", "--release", "--offline", "--example", "conformance-planted", "--test", "exact"]);
+        cargo.arg("--message-format=json-render-diagnostics").arg("--target-dir").arg(&target).current_dir(&copy);
+        let output = cargo.output().map_err(io)?;
+        if !output.status.success() {
+            return Err(format!(
+                "cargo build of the planted copy failed:\n{}",
+                String::from_utf8_lossy(&output.stderr)
+            ));
+        }
+        let mut programs = BTreeMap::new();
+        for line in output.stdout.split(|byte| *byte == b'\n') {
+            if let Ok(line) = serde_json::from_slice::<Value>(line)
+                && let (Some(name), Some(program)) = (line["target"]["name"].as_str(), line["executable"].as_str())
+            {
+                programs.insert(name.to_string(), PathBuf::from(program));
+            }
+        }
+        let mut program = |name| programs.remove(name).ok_or(format!("cargo built no {name}"));
+        Ok(Planted { suite: program("conformance-planted")?, enumeration: program("exact")? })
+    }
+
+    /// Run a program with a fault; its standard output, or `None` if it does not end.
+    fn run(&self, program: &Path, fault: Option<usize>, arguments: &[&str]) -> Option<String> {
+        let mut command = Command::new(program);
+        command.args(arguments).stdout(Stdio::piped()).stderr(Stdio::null()).env_remove(VARIABLE);
+        if let Some(fault) = fault {
+            command.env(VARIABLE, fault.to_string());
+        }
+        let mut child = command.spawn().expect("a program that was just built");
+        let mut stdout = child.stdout.take().expect("a pipe");
+        let reader = std::thread::spawn(move || {
+            let mut text = String::new();
+            let _ = stdout.read_to_string(&mut text);
+            text
+        });
+        let started = Instant::now();
+        while child.try_wait().expect("a child").is_none() {
+            if started.elapsed() > PATIENCE {
+                let _ = child.kill();
+                let _ = child.wait();
+                return None;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Some(reader.join().expect("no panic"))
+    }
+
+    /// What each part finds, in a few words, and how often the best of them would find it; nothing where it finds nothing.
+    fn probe(&self, fault: Option<usize>) -> (Vec<String>, String) {
+        let mut found = vec![String::new(); PROBES.len() + 1];
+        let mut power = String::new();
+        match self.run(&self.suite, fault, &["--probe"]).as_deref().map(serde_json::from_str::<Value>) {
+            None => found[1] = "does not end".into(),
+            Some(Err(_)) => found[1] = "ends the process".into(),
+            Some(Ok(parts)) => {
+                let mut best = (1.0, String::new());
+                for ((part, _), found) in PROBES.iter().zip(&mut found) {
+                    let part = (part, &parts[*part]);
+                    let (failed, of, p) = (&part.1["failed"], &part.1["of"], part.1["p"].as_f64().unwrap_or(0.0));
+                    if failed.as_u64() > Some(0) {
+                        *found = format!("{failed} of {of}");
+                        if p < best.0 {
+                            best = (p, format!("{}:{}", part.0, part.1["worst"]));
+                        }
+                    }
+                }
+                if !best.1.is_empty() {
+                    let times = self.run(&self.suite, fault, &["--repeat", &best.1, "--times", "20"]);
+                    power = times.map_or("does not end".into(), |times| format!("{} of 20", times.trim()));
+                }
+            }
+        }
+        let tests = self.run(&self.enumeration, fault, &[&ENUMERATION[..], &["--exact"]].concat());
+        let failed = tests.as_deref().map(|text| text.lines().filter(|line| line.ends_with("... FAILED")).count());
+        found[PROBES.len()] = match failed {
+            None => "does not end".into(),
+            Some(0) => String::new(),
+            Some(failed) => format!("{failed} of {}", ENUMERATION.len()),
+        };
+        (found, power)
+    }
+}
+
+impl Fault {
+    /// What takes the place of the right text: both, behind a switch.
+    fn planted(&self, index: usize) -> String {
+        let condition = format!("crate::planted({index})");
+        if self.wrong.contains("PLANTED") {
+            return self.wrong.replace("PLANTED", &condition);
+        }
+        let (right, wrong) = (self.right, self.wrong);
+        let choice = format!("if {condition} {{ {wrong} }} else {{ {right} }}");
+        if right.ends_with(';') { choice } else { format!("({choice})") }
+    }
+}
+
+/// Write a file, unless it holds the text already: cargo goes by the time of writing.
+fn write(path: &Path, text: &str) -> std::io::Result<()> {
+    if std::fs::read_to_string(path).is_ok_and(|old| old == text) { Ok(()) } else { std::fs::write(path, text) }
+}
+
+fn read_folder(folder: &Path, files: &mut BTreeMap<PathBuf, String>) -> std::io::Result<()> {
+    for entry in std::fs::read_dir(folder)? {
+        let path = entry?.path();
+        if path.is_dir() {
+            read_folder(&path, files)?;
+        } else {
+            files.insert(path.clone(), std::fs::read_to_string(path)?);
+        }
+    }
+    Ok(())
+}
+
+pub fn run(progress: &dyn Progress) -> Section {
+    let mut section = Section {
+        title: "Planted faults".into(),
+        about: "A suite that finds nothing proves little until it is shown to find something. Each of these faults is put into \
+                a copy of the library, and the parts of the suite are run on it with the few draws of `make test`. The \
+                table says how many comparisons or tests of each part fail, and how often the best single comparison \
+                fails, of 20 repetitions with other random numbers: its power."
+            .into(),
+        ..Section::default()
+    };
+    progress.start("planted faults", FAULTS.len() as u64 + 1);
+    let planted = match Planted::build() {
+        Ok(planted) => planted,
+        Err(error) => {
+            section.failures.push(error);
+            return section;
+        }
+    };
+    let mut head = vec!["fault".to_string()];
+    head.extend(PROBES.iter().map(|(part, _)| part.to_string()));
+    head.extend(["enumeration".into(), "power".into()]);
+    let faults: Vec<Option<usize>> = std::iter::once(None).chain((0..FAULTS.len()).map(Some)).collect();
+    let mut rows = Vec::new();
+    for fault in faults {
+        let (found, power) = planted.probe(fault);
+        progress.advance();
+        let caught = found.iter().any(|found| !found.is_empty());
+        let name = match fault {
+            Some(fault) => FAULTS[fault].name,
+            None => "none: the same copy, right",
+        };
+        match fault {
+            None if caught => section.failures.push(format!("a right library is found faulty: {found:?}")),
+            Some(_) if !caught => section.failures.push(format!("not caught: {name}")),
+            _ => {}
+        }
+        let cells = found.into_iter().chain([power]).map(|cell| if cell.is_empty() { "–".into() } else { cell });
+        rows.push(std::iter::once(name.to_string()).chain(cells).collect());
+    }
+    section.headline = format!("{} of {} faults are caught", FAULTS.len() - section.failures.len(), FAULTS.len());
+    section.tables.push(Table { caption: "What was planted, and what noticed".into(), head, rows });
+    section
+}

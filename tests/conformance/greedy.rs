@@ -1,0 +1,201 @@
+//! Greedy decoding of the demo models: every strategy gives the tokens of the standard decode, on every prompt, wherever
+//! the margin between the two best tokens is larger than a near tie.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use cos::config::{Combine, Config};
+use cos::decode::policy::Strategy;
+use cos::decode::sampling::NEAR_TIE;
+use cos::engine::Engine;
+use cos::model::{Cancel, Model, Pass};
+use cos::session::{Options, Session, State};
+
+use super::Progress;
+use super::common::{Sampling, oracle};
+use super::results::{Section, Table};
+
+/// How much is decoded.
+#[derive(Debug, Clone, Copy)]
+pub struct Effort {
+    /// Every how many prompts one is decoded.
+    pub stride: usize,
+    /// How many of them by all strategies; the others by one strategy in turn.
+    pub thorough: usize,
+    /// Tokens of each.
+    pub tokens: usize,
+}
+
+impl Effort {
+    /// For `make test`.
+    pub const QUICK: Effort = Effort { stride: 6, thorough: 10, tokens: 20 };
+    /// For `make conformance`.
+    pub const LONG: Effort = Effort { stride: 1, thorough: usize::MAX, tokens: 20 };
+}
+
+/// Longest prompt; the models' context ends at 1,024 tokens.
+const LONGEST: usize = 900;
+
+fn demo() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("models/demo")
+}
+
+fn engine(config: &str, combine: Option<Combine>) -> Arc<Engine> {
+    let mut config = Config::open(&demo().join(config)).expect("a configuration of the demo");
+    config.combine = combine.unwrap_or(config.combine);
+    Arc::new(Engine::load(&config).expect("the demo models"))
+}
+
+/// All prompts of the demo, as tokens.
+pub fn prompts(engine: &Engine) -> Vec<Vec<i32>> {
+    let mut prompts = Vec::new();
+    for file in ["gsm8k.jsonl", "humaneval.jsonl"] {
+        let lines = std::fs::read_to_string(demo().join("prompts").join(file)).expect("prompts of the demo");
+        for line in lines.lines() {
+            let line: serde_json::Value = serde_json::from_str(line).expect("a line of JSON");
+            let text = line["prompt"].as_str().expect("a prompt");
+            let mut prompt = engine.text().expect("a tokenizer").encode(text, true).expect("text");
+            prompt.truncate(LONGEST);
+            prompts.push(prompt);
+        }
+    }
+    prompts
+}
+
+fn strategies(models: usize) -> Vec<Options> {
+    let of = |strategy, lengths: &[i32]| Options {
+        strategy,
+        proposal_lengths: (!lengths.is_empty()).then(|| lengths[..models].to_vec()),
+        ..Options::default()
+    };
+    vec![
+        of(Strategy::Auto, &[]),
+        of(Strategy::Speculative, &[0, 4, 0]),
+        of(Strategy::Speculative, &[2, 0, 0]),
+        of(Strategy::Cos, &[1, 1, 1]),
+        of(Strategy::Cos, &[3, 2, 1]),
+    ]
+}
+
+fn label(options: &Options) -> String {
+    match &options.proposal_lengths {
+        Some(lengths) => format!("{:?}, γ = {lengths:?}", options.strategy).to_lowercase(),
+        None => format!("{:?}", options.strategy).to_lowercase(),
+    }
+}
+
+/// Decode a prompt to its end: the tokens, and how many near ties were met.
+fn decode(engine: &Arc<Engine>, prompt: &[i32], options: &Options) -> (Vec<i32>, u64) {
+    let mut session = Session::new(engine, options).expect("options that are right");
+    session.prompt(prompt).expect("a prompt that fits");
+    let mut tokens = Vec::new();
+    loop {
+        let (new, state) = session.step().expect("models that do not fail");
+        tokens.extend_from_slice(new);
+        if state != State::Open {
+            return (tokens, session.stats().counters.near_ties);
+        }
+    }
+}
+
+/// By how much the oracle prefers one token to another after a context, in the domain that near ties are counted in. Rows
+/// come from fresh sequences, so that no cache has a say.
+fn margin(engine: &Engine, context: &[i32], a: i32, b: i32) -> f64 {
+    let row = |model: &Arc<dyn Model>| {
+        let mut sequence = model.start(&Arc::new(Cancel::default())).expect("memory");
+        for tokens in context.chunks(model.max_pass()) {
+            let mut pass = [Pass { sequence: sequence.as_mut(), tokens, keep: usize::MAX }];
+            model.forward(&mut pass).expect("models that do not fail");
+        }
+        sequence.logits(context.len()).to_vec()
+    };
+    let rows: Vec<Vec<f32>> = engine.models().iter().map(row).collect();
+    let plain = oracle(&rows, &engine.combination(None).expect("the engine's own"), Sampling::PLAIN);
+    plain[a as usize].ln() - plain[b as usize].ln()
+}
+
+pub fn run(effort: Effort, progress: &dyn Progress) -> Section {
+    let combinations = [
+        ("weighted, base and math", "engine.json", None, 2),
+        ("contrastive, base − 0.1 small", "contrastive.json", None, 2),
+        (
+            "logits, base + 0.5 math − 0.5 small",
+            "three.json",
+            Some(Combine::Logits { weights: vec![1.0, 0.5, -0.5] }),
+            3,
+        ),
+    ];
+    let mut table = Table {
+        caption:
+            "Greedy runs beside the standard decode. A near tie that was met is no difference: it is a choice between \
+                  two scores within 1e-3."
+                .into(),
+        head: ["combination", "strategy", "runs", "tokens", "equal", "parted at a near tie", "near ties met"]
+            .map(String::from)
+            .to_vec(),
+        rows: Vec::new(),
+    };
+    let (mut failures, mut runs, mut tokens, mut parted) = (Vec::new(), 0, 0, 0);
+    for (name, config, combine, models) in combinations {
+        let engine = engine(config, combine);
+        let prompts: Vec<Vec<i32>> = prompts(&engine).into_iter().step_by(effort.stride).collect();
+        progress.start(&format!("greedy: {name}"), prompts.len() as u64);
+        let strategies = strategies(models);
+        // runs, tokens, equal, parted, near ties
+        let mut counts = vec![[0u64; 5]; strategies.len()];
+        for (index, prompt) in prompts.iter().enumerate() {
+            let standard = Options { strategy: Strategy::Standard, max_tokens: effort.tokens, ..Options::default() };
+            let (expected, _) = decode(&engine, prompt, &standard);
+            for (number, strategy) in strategies.iter().enumerate() {
+                if index >= effort.thorough && index % strategies.len() != number {
+                    continue;
+                }
+                let options = Options { max_tokens: effort.tokens, ..strategy.clone() };
+                let (found, ties) = decode(&engine, prompt, &options);
+                let at = found.iter().zip(&expected).position(|(f, e)| f != e);
+                let equal = at.is_none() && found.len() == expected.len();
+                let counts = &mut counts[number];
+                let add = [1, found.len() as u64, u64::from(equal), u64::from(at.is_some()), ties];
+                counts.iter_mut().zip(add).for_each(|(count, add)| *count += add);
+                let off = match at {
+                    Some(at) => {
+                        let context = [&prompt[..], &expected[..at]].concat();
+                        margin(&engine, &context, expected[at], found[at]).abs()
+                    }
+                    None => 0.0,
+                };
+                if off >= f64::from(NEAR_TIE) || at.is_none() && !equal {
+                    failures.push(format!(
+                        "{name}, {}, prompt {index}: token {:?} parted by a margin of {off:.1e}, {} tokens beside {}",
+                        label(strategy),
+                        at.unwrap_or(found.len()),
+                        found.len(),
+                        expected.len()
+                    ));
+                }
+            }
+            progress.advance();
+        }
+        for (strategy, counts) in strategies.iter().zip(&counts) {
+            let numbers = counts.iter().map(u64::to_string);
+            table.rows.push([name.to_string(), label(strategy)].into_iter().chain(numbers).collect());
+            runs += counts[0];
+            tokens += counts[1];
+            parted += counts[3];
+        }
+    }
+    Section {
+        title: "Greedy decoding of the demo models".into(),
+        about: format!(
+            "Every strategy decodes the prompts of GSM8K and HumanEval in models/demo/prompts, {} tokens each, and must give \
+             the tokens of the standard decode. The highest score wins, of equal scores the lowest token. Passes of other \
+             widths run other kernels, whose last bits differ, so two scores within {NEAR_TIE} may be ranked differently; \
+             such choices are counted (near_ties of cos_stats), and where runs part elsewhere the suite fails.",
+            effort.tokens
+        ),
+        headline: format!("{runs} runs of {tokens} tokens equal the standard decode; {parted} parted at a near tie"),
+        tables: vec![table],
+        failures,
+        ..Section::default()
+    }
+}

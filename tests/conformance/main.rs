@@ -1,4 +1,0 @@
-//! `make conformance`
-mod results;
-mod stats;
-fn main() {}

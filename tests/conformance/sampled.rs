@@ -1,0 +1,231 @@
+//! The joint distribution of several tokens, drawn with the real random numbers, against the oracle's: every combination,
+//! strategy, length, sampler and kind of targets, with ends that come early.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use cos::decode::chance::CounterRng;
+use cos::decode::combine::Combination;
+use cos::decode::policy::{Strategy, Targets};
+use cos::model::{Model, Ngram};
+
+use super::common::{PROMPT, SAMPLINGS, Sampling, Way, World, combinations, decoder, oracle, ways, ways_of};
+use super::results::{Comparison, Section};
+use super::tables::{Table, Tree};
+use super::{Progress, parallel};
+
+/// Tokens in the joint distributions.
+pub const TOKENS: usize = 4;
+
+/// How sequences end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// After four tokens.
+    Limit,
+    /// The same, or with a token that ends them.
+    StopToken,
+    /// Where the context of the models ends.
+    Context,
+}
+
+/// One configuration.
+#[derive(Debug, Clone)]
+pub struct Case {
+    pub world: World,
+    pub combination: Combination,
+    pub sampling: Sampling,
+    pub way: Way,
+    pub end: End,
+    /// Whether the last model, of weight 0, is a look-up.
+    pub look_up: bool,
+}
+
+impl Case {
+    pub fn name(&self) -> String {
+        let Case { world, combination, sampling, way, end, look_up } = self;
+        let mut name = format!("{world:?}, {combination:?}, {sampling:?}, {way:?}, {end:?}");
+        if *look_up {
+            name += ", look-up";
+        }
+        name
+    }
+
+    fn stop_tokens(&self) -> &[i32] {
+        if self.end == End::StopToken { &[1] } else { &[] }
+    }
+
+    fn tree(&self) -> Tree {
+        // As many cells for four models would be drawn too thin.
+        Tree { vocab: if self.combination.weights().len() > 3 { 2 } else { 3 }, depth: TOKENS }
+    }
+
+    pub fn models(&self) -> Vec<Arc<dyn Model>> {
+        let count = self.combination.weights().len();
+        let model = |model: usize| -> Arc<dyn Model> {
+            if self.look_up && model == count - 1 {
+                return Arc::new(Ngram::new("ngram"));
+            }
+            let table = Table::new(self.world, model, &PROMPT, self.tree());
+            Arc::new(if self.end == End::Context { table.with_context_length(PROMPT.len() + TOKENS) } else { table })
+        };
+        (0..count).map(model).collect()
+    }
+
+    /// The probability of each sequence, by the number of its context; 0 for those that are not at an end.
+    pub fn expected(&self) -> Vec<f64> {
+        let tree = self.tree();
+        let mut reached = vec![0.0; tree.nodes()];
+        reached[Tree::ROOT] = 1.0;
+        for (node, context) in tree.contexts().iter().enumerate() {
+            let ended = context.last().is_some_and(|last| self.stop_tokens().contains(last));
+            if context.len() == TOKENS || ended || reached[node] == 0.0 {
+                continue;
+            }
+            let rows = |model: usize| self.world.logits(model, &[&PROMPT[..], context].concat(), tree.vocab);
+            let rows: Vec<Vec<f32>> = (0..self.combination.weights().len()).map(rows).collect();
+            let here = std::mem::take(&mut reached[node]);
+            for (token, p) in oracle(&rows, &self.combination, self.sampling).into_iter().enumerate() {
+                reached[tree.child(node, token as i32)] = here * p;
+            }
+        }
+        reached
+    }
+
+    /// Draw sequences, and count them by the numbers of their contexts. Each draw is a session of its own.
+    pub fn draw(&self, seeds: impl Iterator<Item = u64>) -> Vec<u64> {
+        let (models, tree) = (self.models(), self.tree());
+        let mut counts = vec![0; tree.nodes()];
+        let max_tokens = if self.end == End::Context { 0 } else { TOKENS };
+        for seed in seeds {
+            let chance = CounterRng::new(seed);
+            let Case { combination, sampling, way, .. } = self;
+            let mut decoder = decoder(&models, combination, *sampling, way, self.stop_tokens(), max_tokens, chance);
+            decoder.prompt(&PROMPT).expect("a prompt that fits");
+            let mut rounds = 1;
+            while decoder.round().expect("models that never fail").1.is_none() {
+                assert!(rounds < TOKENS, "a round without a token");
+                rounds += 1;
+            }
+            counts[tree.node(&decoder.committed()[PROMPT.len()..])] += 1;
+        }
+        counts
+    }
+
+    /// Draw, and compare. `stream` sets the seeds apart from those of other cases.
+    pub fn compare(&self, stream: u64, draws: u64) -> Comparison {
+        // What is greedy is no matter of chance.
+        let draws = if self.sampling.temperature == 0.0 { 20 } else { draws };
+        let seeds = (0..draws).map(|draw| (stream << 32) + draw);
+        let observed = match catch_unwind(AssertUnwindSafe(|| self.draw(seeds))) {
+            Ok(observed) => observed,
+            Err(panic) => return Comparison::stopped(&self.name(), panic.as_ref()),
+        };
+        let expected = self.expected();
+        let cells = self.tree().contexts().into_iter().zip(expected).zip(observed);
+        let cells = cells.filter(|((_, p), count)| *p > 0.0 || *count > 0);
+        Comparison::new(self.name(), cells.map(|((tokens, p), count)| (format!("{tokens:?}"), p, count)))
+    }
+}
+
+/// Every configuration, in a fixed order.
+pub fn cases() -> Vec<Case> {
+    let mut cases = Vec::new();
+    let mut add = |combination: &Combination, look_up: bool, ways: &dyn Fn(Sampling) -> Vec<Way>| {
+        for world in World::ALL {
+            // Zeros of several models at once may leave sums of logits no token at all.
+            if world == World::Zeros && !matches!(combination, Combination::Mixture { .. }) {
+                continue;
+            }
+            for sampling in SAMPLINGS {
+                for end in [End::Limit, End::StopToken, End::Context] {
+                    let mut ways = ways(sampling);
+                    for targets in [Targets::Combined, Targets::Routed] {
+                        if ways.iter().any(|way| way.targets == targets) {
+                            ways.push(Way::new(Strategy::Auto, targets, &vec![1; combination.weights().len()]));
+                        }
+                    }
+                    let case = |way| Case { world, combination: combination.clone(), sampling, way, end, look_up };
+                    cases.extend(ways.into_iter().map(case));
+                }
+            }
+        }
+    };
+    for models in 1..=4 {
+        for combination in &combinations(models) {
+            add(combination, false, &|sampling| ways(models, combination, sampling));
+        }
+    }
+    let drafted = [
+        (Combination::mixture(&[1.0, 0.0]), &[&[1, 1][..], &[0, 3]][..]),
+        (Combination::mixture(&[0.6, 0.4, 0.0]), &[&[0, 0, 2], &[1, 1, 3]]),
+        (Combination::contrastive(3, 0.3, 0.2), &[&[0, 0, 2], &[2, 1, 1]]),
+    ];
+    for (combination, lengths) in drafted {
+        let combination = combination.expect("weights that are right");
+        add(&combination, true, &|sampling| ways_of(lengths, &combination, sampling));
+    }
+    cases
+}
+
+/// How much is drawn.
+#[derive(Debug, Clone, Copy)]
+pub struct Effort {
+    /// Every how many configurations one is drawn.
+    pub stride: usize,
+    /// How often.
+    pub draws: u64,
+    /// Every how many of the sampled configurations one is drawn `deep_draws` times instead; 0 is none.
+    pub deep_stride: usize,
+    pub deep_draws: u64,
+    /// Shifts all seeds.
+    pub seed: u64,
+}
+
+impl Effort {
+    /// For `make test`.
+    pub const QUICK: Effort = Effort { stride: 23, draws: 10_000, deep_stride: 0, deep_draws: 0, seed: 0 };
+    /// For `make conformance`.
+    pub const LONG: Effort = Effort { stride: 1, draws: 10_000, deep_stride: 149, deep_draws: 1_000_000, seed: 0 };
+    /// For a library with a fault in it.
+    pub const PROBE: Effort = Effort { stride: 161, ..Effort::QUICK };
+}
+
+/// Draw the configuration at an index of [`cases`].
+pub fn repeat(index: usize, case: &Case, draws: u64, seed: u64) -> Comparison {
+    case.compare(seed * 100_000 + index as u64, draws)
+}
+
+pub fn run(effort: Effort, progress: &dyn Progress) -> Section {
+    let all = cases();
+    let total = all.len();
+    let chosen: Vec<(usize, Case)> = all.into_iter().enumerate().step_by(effort.stride).collect();
+    progress.start("joint distributions", chosen.len() as u64);
+    let deep = AtomicUsize::new(0);
+    let comparisons = parallel(&chosen, |&(index, ref case)| {
+        let is_deep = effort.deep_stride > 0 && index % effort.deep_stride == 0 && case.sampling.temperature > 0.0;
+        deep.fetch_add(usize::from(is_deep), Ordering::Relaxed);
+        let draws = if is_deep { effort.deep_draws } else { effort.draws };
+        let comparison = repeat(index, case, draws, effort.seed);
+        progress.advance();
+        comparison
+    });
+    let draws: u64 = comparisons.iter().map(|c| c.fit.draws).sum();
+    let deep = deep.into_inner();
+    let deepest = match deep {
+        0 => String::new(),
+        _ => format!(" ({deep} of them with {} draws each)", effort.deep_draws),
+    };
+    Section {
+        title: "Joint distributions".into(),
+        about: "Scripted models whose distributions depend on the whole context: related, unrelated, identical, with \
+                zeros, nearly deterministic; one to four of them, and look-ups. Every combination, strategy, γ, sampler \
+                setting and kind of targets, with sequences that end after four tokens, at a stop token, or where the \
+                context is full. Each draw is a session with its own seed; the four tokens together are compared with the \
+                oracle, which computes their joint distribution by its definition in double precision."
+            .into(),
+        headline: format!("{} of {total} configurations{deepest}, {draws} draws", chosen.len()),
+        comparisons,
+        ..Section::default()
+    }
+}

@@ -1,0 +1,179 @@
+//! `make conformance`: the proof that what is decoded follows the combined distribution, as a report. `tests/conformance.rs`
+//! runs the same with less effort.
+
+#[path = "../common/mod.rs"]
+mod common;
+pub mod faults;
+pub mod generator;
+pub mod greedy;
+pub mod results;
+pub mod sampled;
+pub mod sequences;
+pub mod stats;
+mod tables;
+
+use std::collections::BTreeMap;
+use std::process::ExitCode;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
+
+use clap::Parser;
+use serde_json::json;
+
+use results::{Run, Section};
+
+/// Shows how far a part of the suite is.
+pub trait Progress: Sync {
+    fn start(&self, what: &str, steps: u64);
+    fn advance(&self);
+}
+
+/// Shows nothing.
+pub struct Silent;
+
+impl Progress for Silent {
+    fn start(&self, _: &str, _: u64) {}
+    fn advance(&self) {}
+}
+
+/// A bar in the terminal; lines where there is none.
+struct Bar(Mutex<indicatif::ProgressBar>);
+
+impl Progress for Bar {
+    fn start(&self, what: &str, steps: u64) {
+        let style = "{msg:40} {wide_bar} {pos}/{len}, {elapsed}, {eta} left";
+        let bar = indicatif::ProgressBar::new(steps).with_message(what.to_string());
+        bar.set_style(indicatif::ProgressStyle::with_template(style).expect("a template"));
+        if bar.is_hidden() {
+            println!("{what}: {steps} steps");
+        }
+        std::mem::replace(&mut *self.0.lock().expect("no panic"), bar).finish();
+    }
+
+    fn advance(&self) {
+        self.0.lock().expect("no panic").inc(1);
+    }
+}
+
+/// Map in parallel, on all cores; the results are in the order of the items.
+pub fn parallel<T: Sync, R: Send>(items: &[T], map: impl Fn(&T) -> R + Sync) -> Vec<R> {
+    let next = AtomicUsize::new(0);
+    let results: Mutex<Vec<Option<R>>> = Mutex::new(items.iter().map(|_| None).collect());
+    std::thread::scope(|scope| {
+        for _ in 0..std::thread::available_parallelism().map_or(2, |n| n.get()) {
+            scope.spawn(|| {
+                while let Some(index) = Some(next.fetch_add(1, Ordering::Relaxed)).filter(|index| *index < items.len())
+                {
+                    let result = map(&items[index]);
+                    results.lock().expect("no panic")[index] = Some(result);
+                }
+            });
+        }
+    });
+    let results = results.into_inner().expect("no panic");
+    results.into_iter().map(|result| result.expect("every item was mapped")).collect()
+}
+
+/// Prove that what is decoded follows the combined distribution, and write a report.
+#[derive(Parser)]
+struct Arguments {
+    /// Where the report goes.
+    #[arg(long, default_value = "target/conformance")]
+    out: std::path::PathBuf,
+    /// As much as `make test` does, in a minute.
+    #[arg(long)]
+    quick: bool,
+    /// Only these parts: numbers, joint, sessions, greedy, faults.
+    #[arg(long, value_delimiter = ',')]
+    only: Vec<String>,
+    /// Shifts all seeds.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// For a library with a fault in it: print in JSON what fails.
+    #[arg(long, hide = true)]
+    probe: bool,
+    /// With a part and the index of a comparison: how often it fails, of so many repetitions with other seeds.
+    #[arg(long, hide = true)]
+    repeat: Option<String>,
+    #[arg(long, hide = true, default_value_t = 20)]
+    times: u64,
+}
+
+/// The parts that a fault is shown to: what each is called, and how it is run.
+pub const PROBES: [(&str, fn() -> Section); 3] = [
+    ("random numbers", || generator::run(50_000, &Silent)),
+    ("joint distributions", || sampled::run(sampled::Effort::PROBE, &Silent)),
+    ("whole sessions", || sequences::run(2_000, 0, &Silent)),
+];
+
+/// Below which p a comparison of a probe fails: as strict as the longest run.
+pub const STRICTEST: f64 = stats::FAMILY_ERROR / 20_000.0;
+
+/// What fails in each part: how many of its comparisons, and the index of the worst.
+fn probe() -> serde_json::Value {
+    let found = PROBES.iter().map(|(part, run)| {
+        let section = run();
+        let p: Vec<f64> = section.comparisons.iter().map(|comparison| comparison.fit.p).collect();
+        let failed = p.iter().filter(|p| **p < STRICTEST).count();
+        let worst = (0..p.len()).min_by(|&a, &b| p[a].total_cmp(&p[b])).expect("every part compares something");
+        let name = &section.comparisons[worst].name;
+        (*part, json!({ "failed": failed, "of": p.len(), "worst": worst, "name": name, "p": p[worst] }))
+    });
+    json!(found.collect::<BTreeMap<_, _>>())
+}
+
+/// How often the comparison at an index of a part fails, with the draws and the threshold of a probe.
+fn repeat(part: &str, index: usize, times: u64) -> u64 {
+    let cases = sampled::cases();
+    let fails = |seed: u64| {
+        let comparison = match part {
+            "random numbers" => generator::repeat(index, 50_000),
+            "joint distributions" => {
+                let index = index * sampled::Effort::PROBE.stride;
+                sampled::repeat(index, &cases[index], sampled::Effort::PROBE.draws, seed)
+            }
+            _ => sequences::repeat(index, 2_000, seed),
+        };
+        comparison.fit.p < STRICTEST
+    };
+    (1..=times).filter(|&seed| fails(seed)).count() as u64
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    if arguments.probe || arguments.repeat.is_some() {
+        std::panic::set_hook(Box::new(|_| {})); // panics are counted, not shown
+        match arguments.repeat.as_deref().and_then(|what| what.split_once(':')) {
+            Some((part, index)) => println!("{}", repeat(part, index.parse().expect("an index"), arguments.times)),
+            None => println!("{}", probe()),
+        }
+        return ExitCode::SUCCESS;
+    }
+    let (quick, seed, bar) = (arguments.quick, arguments.seed, Bar(Mutex::new(indicatif::ProgressBar::hidden())));
+    let mut run = Run::default();
+    let mut part = |name: &str, section: &dyn Fn() -> Section| {
+        if arguments.only.is_empty() || arguments.only.iter().any(|only| only == name) {
+            let started = Instant::now();
+            let section = section();
+            run.sections.push(Section { seconds: started.elapsed().as_secs_f64(), ..section });
+        }
+    };
+    let effort = if quick { sampled::Effort::QUICK } else { sampled::Effort::LONG };
+    part("numbers", &|| generator::run(if quick { 50_000 } else { 5_000_000 }, &bar));
+    part("joint", &|| sampled::run(sampled::Effort { seed, ..effort }, &bar));
+    part("sessions", &|| sequences::run(if quick { 2_000 } else { 50_000 }, seed, &bar));
+    part("greedy", &|| greedy::run(if quick { greedy::Effort::QUICK } else { greedy::Effort::LONG }, &bar));
+    part("faults", &|| faults::run(&bar));
+    for section in &run.sections {
+        println!("{} ({:.0} s): {}", section.title, section.seconds, section.headline);
+        for table in &section.tables {
+            for row in &table.rows {
+                println!("    {}", row.join(" | "));
+            }
+        }
+    }
+    let failures = run.failures();
+    failures.iter().for_each(|failure| println!("FAILED: {failure}"));
+    ExitCode::from(u8::from(!failures.is_empty()))
+}
