@@ -136,7 +136,7 @@ struct Planted {
 const VARIABLE: &str = "COS_PLANTED";
 
 /// How long a part may take before it counts as caught: a fault may keep it from ending.
-const PATIENCE: Duration = Duration::from_secs(180);
+const PATIENCE: Duration = Duration::from_secs(90);
 
 /// Tests of tests/exact.rs that are shown every fault.
 const ENUMERATION: [&str; 6] = [

@@ -155,18 +155,6 @@ impl Plot {
         );
     }
 
-    /// Words at a point, to its left and above it.
-    pub fn note(&mut self, point: (f64, f64), text: &str) {
-        let (x, y) = self.place(point);
-        let _ = writeln!(
-            self.body,
-            "<text class=\"note\" x=\"{:.0}\" y=\"{:.0}\" text-anchor=\"end\">{}</text>",
-            x - 5.0,
-            y - 5.0,
-            escape(text)
-        );
-    }
-
     /// `alternative` is for those who cannot see it.
     pub fn svg(self, alternative: &str) -> String {
         let (right, bottom) = (WIDTH - RIGHT, HEIGHT - BOTTOM);

@@ -8,10 +8,10 @@ use std::path::Path;
 
 use minijinja::syntax::SyntaxConfig;
 use minijinja::{Environment, UndefinedBehavior, Value, context};
-use statrs::distribution::{Beta, Binomial, ChiSquared, ContinuousCDF, DiscreteCDF};
+use statrs::distribution::{Beta, Binomial, ContinuousCDF, DiscreteCDF};
 
-use crate::results::{Cell, Comparison, Run, Section, Table};
-use crate::stats::{FAMILY_ERROR, LEAST_EXPECTED};
+use super::results::{Cell, Comparison, Run, Section, Table};
+use super::stats::{self, FAMILY_ERROR, LEAST_EXPECTED};
 
 // With its path, so that it is found beside this file also where this one is included by its path.
 #[path = "plot.rs"]
@@ -90,7 +90,7 @@ fn section(section: &Section, threshold: f64, share: f64) -> Value {
         let fit = &c.fit;
         context! {
             name => &c.name,
-            misfit => fit.p < threshold,
+            misfit => !c.fits(threshold),
             cells => [
                 thousands(fit.draws as f64),
                 thousands(fit.degrees as f64),
@@ -139,7 +139,7 @@ fn table(table: &Table) -> Value {
 
 /// Whether anything was put to the test.
 fn tested(comparison: &Comparison) -> bool {
-    comparison.fit.degrees > 0 || comparison.fit.p < 1.0
+    comparison.fit.degrees > 0 || comparison.fit.bound < 1.0
 }
 
 /// Many comparisons in a few numbers.
@@ -164,13 +164,13 @@ struct Summary<'a> {
 impl<'a> Summary<'a> {
     fn new(comparisons: impl IntoIterator<Item = &'a Comparison>, threshold: f64) -> Summary<'a> {
         let mut summary = Summary::default();
-        // the quantiles of chi-square, which take a while
+        // found by bisection, which takes a while
         let mut critical = BTreeMap::new();
         for c in comparisons {
             let fit = &c.fit;
             summary.comparisons += 1;
             summary.draws += fit.draws;
-            summary.misfits += usize::from(fit.p < threshold);
+            summary.misfits += usize::from(!c.fits(threshold));
             if fit.draws > 0 && summary.farthest.is_none_or(|other| fit.distance > other.fit.distance) {
                 summary.farthest = Some(c);
             }
@@ -189,8 +189,7 @@ impl<'a> Summary<'a> {
                 summary.smallest = Some(c);
             }
             if fit.degrees > 0 {
-                let chi_square = || ChiSquared::new(fit.degrees as f64).expect("positive").inverse_cdf(1.0 - threshold);
-                let critical = *critical.entry(fit.degrees).or_insert_with(chi_square);
+                let critical = *critical.entry(fit.degrees).or_insert_with(|| stats::critical(fit.degrees, threshold));
                 summary.detectable.push(detectable(fit.draws, fit.degrees, critical));
             }
         }
@@ -227,7 +226,7 @@ impl<'a> Summary<'a> {
 /// The total variation distance from which on an implementation that is wrong fails with a probability of at least 99%, if
 /// a statistic beyond `critical` fails.
 ///
-/// Probabilities q in place of p give a noncentral chi-square with λ = n Σ (q − p)² / p, which is at least 4 n δ² for a
+/// Probabilities q in place of p give about a noncentral chi-square with λ = n Σ (q − p)² / p, which is at least 4 n δ² for a
 /// distance of δ, by Cauchy and Schwarz. With the normal approximation (mean d + λ, variance 2 (d + 2λ)) the 1% quantile
 /// lies at the critical value if λ − (critical − d) = z √(2 d + 4 λ).
 fn detectable(draws: u64, degrees: usize, critical: f64) -> f64 {
@@ -410,13 +409,8 @@ fn quantiles(worst_first: &[&Comparison], threshold: f64) -> Value {
     );
     plot.band("band", &band);
     plot.line("ideal", [(0.0, 0.0), (expected(1), expected(1))]);
-    let shows_limit = limit <= top;
-    if shows_limit {
-        plot.line("limit", [(0.0, limit), (expected(1).max(1.0) * 1.05, limit)]);
-        plot.note((expected(1).max(1.0) * 1.05, limit), "fails above");
-    }
     let place = |(i, c): (usize, &&Comparison)| (expected(i + 1), exponent(c.fit.p));
-    let misfits = worst_first.iter().filter(|c| c.fit.p < threshold).count();
+    let misfits = worst_first.iter().filter(|c| !c.fits(threshold)).count();
     plot.dots("dots", worst_first.iter().enumerate().skip(misfits).map(place));
     plot.crosses("far", worst_first.iter().enumerate().take(misfits).map(place));
     for (i, c) in worst_first.iter().enumerate().take(HINTS) {
@@ -425,10 +419,8 @@ fn quantiles(worst_first: &[&Comparison], threshold: f64) -> Value {
 
     let caption = format!(
         "{} comparisons, the worst at the right. Exact sampling stays on the diagonal, in the band with a probability of \
-         99.9% for each point. Below p = {} ({}) a comparison fails; {}.{}",
+         99.9% for each point. Whether a comparison fails is decided by a bound on p; {}.{}",
         thousands(count as f64),
-        probability(threshold),
-        if shows_limit { "dashed" } else { "above this plot" },
         if misfits == 0 {
             "none does".into()
         } else {
@@ -456,8 +448,8 @@ fn distances(worst_first: &[&Comparison], threshold: f64) -> Value {
     plot.line("ideal", [(least, least), (most, most)]);
     let shown = thin(points);
     let place = |c: &&&Comparison| (c.fit.expected_distance.log10(), c.fit.distance.log10());
-    plot.dots("dots", shown.iter().filter(|c| c.fit.p >= threshold).map(place));
-    plot.crosses("far", shown.iter().filter(|c| c.fit.p < threshold).map(place));
+    plot.dots("dots", shown.iter().filter(|c| c.fits(threshold)).map(place));
+    plot.crosses("far", shown.iter().filter(|c| !c.fits(threshold)).map(place));
     for c in shown.iter().take(HINTS) {
         let (found, expected) = (significant(c.fit.distance), significant(c.fit.expected_distance));
         plot.hint(place(c), &format!("{}: {found} found, {expected} expected", c.name));
@@ -499,7 +491,7 @@ fn bars(comparison: &Comparison, threshold: f64) -> Value {
         name => &comparison.name,
         p,
         draws => thousands(comparison.fit.draws as f64),
-        misfit => comparison.fit.p < threshold,
+        misfit => !comparison.fits(threshold),
         svg => Value::from_safe_string(svg),
     }
 }
@@ -591,8 +583,8 @@ fn markdown(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::stats::Fit;
     use super::*;
-    use crate::stats::Fit;
 
     /// Names as nasty as tokens can be.
     const NASTY: &str = "a <b> & \"c\" | 'd' </svg> `e`";
@@ -795,7 +787,7 @@ mod tests {
             Comparison::new("odd".into(), cells.collect::<Vec<_>>())
         };
         for comparison in [cells(&[(1.0, 100)]), cells(&[(1.0, 100), (0.0, 1)]), cells(&[(0.5, 0), (0.5, 0)])] {
-            let fails = comparison.fit.p == 0.0;
+            let fails = comparison.fit.bound == 0.0;
             let section = Section { comparisons: vec![comparison], ..Section::default() };
             let (html, _) = written(&Run { sections: vec![section], ..Run::default() });
             assert_well_formed(&html);
@@ -822,12 +814,12 @@ mod tests {
     fn what_is_detectable_is_detected() {
         // a distribution off by δ in the least conspicuous way, over two equal cells
         let (draws, threshold) = (100_000, 1e-9);
-        let critical = ChiSquared::new(1.0).unwrap().inverse_cdf(1.0 - threshold);
+        let critical = stats::critical(1, threshold);
         let off = detectable(draws, 1, critical);
         let mut random = Random(7);
         let mut trial = || {
             let count = random.binomial(draws, 0.5 + off);
-            Fit::new(&[0.5, 0.5], &[count, draws - count]).p < threshold
+            Fit::new(&[0.5, 0.5], &[count, draws - count]).bound < threshold
         };
         let found = (0..2000).filter(|_| trial()).count();
         assert!((1960..=1995).contains(&found), "{found} of 2000");

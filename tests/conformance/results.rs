@@ -33,8 +33,22 @@ impl Comparison {
     pub fn stopped(name: &str, panic: &(dyn Any + Send)) -> Comparison {
         let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
         let name = format!("{name}: stopped by a panic: {}", text.unwrap_or("of an unknown kind"));
-        let fit = Fit { draws: 0, degrees: 0, statistic: 0.0, p: 0.0, distance: 1.0, expected_distance: 0.0 };
+        let fit = Fit {
+            draws: 0,
+            degrees: 0,
+            statistic: 0.0,
+            p: 0.0,
+            g: 0.0,
+            bound: 0.0,
+            distance: 1.0,
+            expected_distance: 0.0,
+        };
         Comparison { name, fit, cells: Vec::new() }
+    }
+
+    /// Whether it passes where comparisons fail below a threshold.
+    pub fn fits(&self, threshold: f64) -> bool {
+        self.fit.bound >= threshold
     }
 
     /// See [`Fit::of_groups`]. A cell is shown with its share of all draws.
@@ -90,7 +104,7 @@ impl Run {
         self.sections.iter().flat_map(|section| &section.comparisons)
     }
 
-    /// Below which p a comparison fails.
+    /// Below which [`Fit::bound`] a comparison fails.
     pub fn threshold(&self) -> f64 {
         FAMILY_ERROR / self.comparisons().count().max(1) as f64
     }
@@ -98,17 +112,19 @@ impl Run {
     /// Everything that is wrong.
     pub fn failures(&self) -> Vec<String> {
         let threshold = self.threshold();
-        let bad = |c: &&Comparison| c.fit.p < threshold;
-        let misfit = |c: &Comparison| {
-            let Fit { draws, degrees, statistic, p, distance, expected_distance } = c.fit;
-            format!(
-                "{}: chi-square {statistic:.1} with {degrees} degrees of freedom over {draws} draws, p = {p:.1e} < \
-                 {threshold:.1e}; total variation {distance:.5}, {expected_distance:.5} expected of sampling",
-                c.name
-            )
-        };
-        let misfits =
-            self.sections.iter().flat_map(|s| s.comparisons.iter().filter(bad).map(misfit).chain(s.failures.clone()));
-        misfits.collect()
+        let mut failures = Vec::new();
+        for section in &self.sections {
+            for Comparison { name, fit, .. } in section.comparisons.iter().filter(|c| !c.fits(threshold)) {
+                let Fit { draws, degrees, g, bound, distance, expected_distance, .. } = fit;
+                failures.push(format!(
+                    "{}: {name}: G = {g:.1} with {degrees} degrees of freedom over {draws} draws, which has a \
+                     probability of at most {bound:.0e}; total variation {distance:.5}, where {expected_distance:.5} is \
+                     expected of sampling",
+                    section.title
+                ));
+            }
+            failures.extend(section.failures.iter().map(|failure| format!("{}: {failure}", section.title)));
+        }
+        failures
     }
 }

@@ -6,6 +6,7 @@ mod common;
 pub mod faults;
 pub mod generator;
 pub mod greedy;
+mod report;
 pub mod results;
 pub mod sampled;
 pub mod sequences;
@@ -107,14 +108,14 @@ pub const PROBES: [(&str, fn() -> Section); 3] = [
     ("whole sessions", || sequences::run(2_000, 0, &Silent)),
 ];
 
-/// Below which p a comparison of a probe fails: as strict as the longest run.
+/// Below which bound a comparison of a probe fails: as strict as the longest run.
 pub const STRICTEST: f64 = stats::FAMILY_ERROR / 20_000.0;
 
 /// What fails in each part: how many of its comparisons, and the index of the worst.
 fn probe() -> serde_json::Value {
     let found = PROBES.iter().map(|(part, run)| {
         let section = run();
-        let p: Vec<f64> = section.comparisons.iter().map(|comparison| comparison.fit.p).collect();
+        let p: Vec<f64> = section.comparisons.iter().map(|comparison| comparison.fit.bound).collect();
         let failed = p.iter().filter(|p| **p < STRICTEST).count();
         let worst = (0..p.len()).min_by(|&a, &b| p[a].total_cmp(&p[b])).expect("every part compares something");
         let name = &section.comparisons[worst].name;
@@ -135,9 +136,32 @@ fn repeat(part: &str, index: usize, times: u64) -> u64 {
             }
             _ => sequences::repeat(index, 2_000, seed),
         };
-        comparison.fit.p < STRICTEST
+        !comparison.fits(STRICTEST)
     };
     (1..=times).filter(|&seed| fails(seed)).count() as u64
+}
+
+/// What was run on what.
+fn facts(arguments: &Arguments) -> Vec<(String, String)> {
+    let read = |program: &str, arguments: &[&str]| {
+        let output = std::process::Command::new(program).args(arguments).output().ok()?;
+        Some(String::from_utf8_lossy(&output.stdout).trim().to_string()).filter(|text| !text.is_empty())
+    };
+    let processor = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let processor = processor.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
+    let cores = std::thread::available_parallelism().map_or(0, |n| n.get());
+    let commit = read("git", &["describe", "--always", "--dirty"]).unwrap_or("unknown".into());
+    let command = std::env::args().skip(1).collect::<Vec<_>>().join(" ");
+    [
+        ("CoS", format!("{}, commit {commit}", env!("CARGO_PKG_VERSION"))),
+        ("machine", format!("{cores} cores, {}", processor.map_or("unknown", |(_, name)| name))),
+        ("system", read("uname", &["-srm"]).unwrap_or_default()),
+        ("compiler", read("rustc", &["--version"]).unwrap_or_default()),
+        ("seeds", format!("fixed, shifted by {}", arguments.seed)),
+        ("command", format!("conformance {command}").trim_end().to_string()),
+    ]
+    .map(|(name, value)| (name.to_string(), value))
+    .to_vec()
 }
 
 fn main() -> ExitCode {
@@ -173,6 +197,9 @@ fn main() -> ExitCode {
             }
         }
     }
+    run.facts = facts(&arguments);
+    report::write(&run, &arguments.out).expect("a folder that can be written to");
+    println!("{}", arguments.out.join("index.html").display());
     let failures = run.failures();
     failures.iter().for_each(|failure| println!("FAILED: {failure}"));
     ExitCode::from(u8::from(!failures.is_empty()))

@@ -83,6 +83,7 @@ struct TableSequence {
     rows: Arc<[f32]>,
     vocab: usize,
     cancel: Arc<Cancel>,
+    passes: usize,
 }
 
 impl Sequence for TableSequence {
@@ -128,13 +129,21 @@ impl Model for Table {
     fn start(&self, cancel: &Arc<Cancel>) -> Result<Box<dyn Sequence>> {
         let mut nodes = Vec::with_capacity(self.prompt + self.tree.depth + 1);
         nodes.push(Tree::ROOT);
-        Ok(Box::new(TableSequence { nodes, rows: self.rows.clone(), vocab: self.tree.vocab, cancel: cancel.clone() }))
+        Ok(Box::new(TableSequence {
+            nodes,
+            rows: self.rows.clone(),
+            vocab: self.tree.vocab,
+            cancel: cancel.clone(),
+            passes: 0,
+        }))
     }
 
     fn forward(&self, batch: &mut [Pass<'_>]) -> Result<(), Interrupt> {
         for pass in batch {
             let sequence: &mut TableSequence =
                 (pass.sequence as &mut dyn Any).downcast_mut().expect("a sequence of another model");
+            sequence.passes += 1;
+            assert!(sequence.passes < 1000, "passes without an end");
             let stopped = self.stop.as_ref().is_some_and(|stop| stop(&sequence.cancel));
             if stopped || sequence.cancel.is_requested() {
                 return Err(Interrupt::Cancelled);
