@@ -10,7 +10,7 @@ DEMO := $(RELEASE)/examples/demo
 MODELS := models/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help build onnxruntime demo test lint format clippy bench header clean
+.PHONY: help build onnxruntime demo test conformance lint format clippy bench header clean
 # Cargo uses all cores by itself, and its targets would wait for each other.
 .NOTPARALLEL:
 
@@ -30,6 +30,9 @@ demo: onnxruntime build ## watch models decode together, and compare the strateg
 
 test: onnxruntime lint ## run all checks: unit, integration, C under sanitizers
 	$(CARGO) test --release --locked
+
+conformance: onnxruntime ## prove the distributions at length, and write target/conformance/index.html
+	$(CARGO) run --release --locked --example conformance -- --out "$(CARGO_TARGET_DIR)/conformance"
 
 lint: format clippy ## check the formatting and clippy's lints, where they are installed
 

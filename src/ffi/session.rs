@@ -427,6 +427,9 @@ pub unsafe extern "C" fn cos_prompt(
 /// prompt too. The tokens that there are stay, and all that follow have the distribution that the new weights give
 /// them. A weight that becomes 0, or no longer is, may change the models that run, and with them the room for tokens.
 ///
+/// If a step was cancelled or failed and weights change because of that, ask for COS_TARGETS_COMBINED: how long a routed
+/// step takes depends on the model that its token is routed to, so that stopping the long ones would select among tokens.
+///
 /// On error nothing changes.
 ///
 /// @param session        in/out, must not be NULL

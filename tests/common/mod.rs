@@ -240,13 +240,15 @@ pub fn ways_of(lengths: &[&[i32]], combination: &Combination, sampling: Sampling
     ways
 }
 
-pub const SAMPLINGS: [Sampling; 6] = [
+pub const SAMPLINGS: [Sampling; 7] = [
     Sampling::PLAIN,
     Sampling::GREEDY,
     Sampling { temperature: 0.7, ..Sampling::PLAIN },
     Sampling { temperature: 1.3, top_k: 2, ..Sampling::PLAIN },
     Sampling { top_p: 0.75, ..Sampling::PLAIN },
     Sampling { temperature: 1.5, min_p: 0.4, ..Sampling::PLAIN },
+    // where the order of the filters shows
+    Sampling { temperature: 0.9, top_k: 2, top_p: 0.6, min_p: 0.1 },
 ];
 
 /// How a way decodes a combination.

@@ -188,12 +188,18 @@ impl Effort {
     /// For `make conformance`.
     pub const LONG: Effort = Effort { stride: 1, draws: 10_000, deep_stride: 149, deep_draws: 1_000_000, seed: 0 };
     /// For a library with a fault in it.
-    pub const PROBE: Effort = Effort { stride: 161, ..Effort::QUICK };
+    pub const PROBE: Effort = Effort { stride: 161, draws: 5_000, ..Effort::QUICK };
 }
 
-/// Draw the configuration at an index of [`cases`].
-pub fn repeat(index: usize, case: &Case, draws: u64, seed: u64) -> Comparison {
-    case.compare(seed * 100_000 + index as u64, draws)
+/// Draw the configuration at an index of a section's comparisons again.
+pub fn repeat(index: usize, effort: Effort, seed: u64) -> Comparison {
+    let index = index * effort.stride;
+    cases()[index].compare(stream(index, seed), effort.draws)
+}
+
+/// Seeds of a configuration that no other has.
+fn stream(index: usize, seed: u64) -> u64 {
+    seed * 100_000 + index as u64
 }
 
 pub fn run(effort: Effort, progress: &dyn Progress) -> Section {
@@ -206,7 +212,7 @@ pub fn run(effort: Effort, progress: &dyn Progress) -> Section {
         let is_deep = effort.deep_stride > 0 && index % effort.deep_stride == 0 && case.sampling.temperature > 0.0;
         deep.fetch_add(usize::from(is_deep), Ordering::Relaxed);
         let draws = if is_deep { effort.deep_draws } else { effort.draws };
-        let comparison = repeat(index, case, draws, effort.seed);
+        let comparison = case.compare(stream(index, effort.seed), draws);
         progress.advance();
         comparison
     });

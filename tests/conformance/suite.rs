@@ -101,11 +101,30 @@ struct Arguments {
     times: u64,
 }
 
-/// The parts that a fault is shown to: what each is called, and how it is run.
-pub const PROBES: [(&str, fn() -> Section); 3] = [
-    ("random numbers", || generator::run(50_000, &Silent)),
-    ("joint distributions", || sampled::run(sampled::Effort::PROBE, &Silent)),
-    ("whole sessions", || sequences::run(2_000, 0, &Silent)),
+/// A part of the suite that faults are shown to, with few draws.
+pub struct Probe {
+    pub part: &'static str,
+    run: fn() -> Section,
+    /// One of its comparisons again, by its index, with a seed.
+    repeat: fn(usize, u64) -> results::Comparison,
+}
+
+pub const PROBES: [Probe; 3] = [
+    Probe {
+        part: "random numbers",
+        run: || generator::run(50_000, &Silent),
+        repeat: |index, _| generator::repeat(index, 50_000),
+    },
+    Probe {
+        part: "joint distributions",
+        run: || sampled::run(sampled::Effort::PROBE, &Silent),
+        repeat: |index, seed| sampled::repeat(index, sampled::Effort::PROBE, seed),
+    },
+    Probe {
+        part: "whole sessions",
+        run: || sequences::run(1_000, 0, &Silent),
+        repeat: |index, seed| sequences::repeat(index, 1_000, seed),
+    },
 ];
 
 /// Below which bound a comparison of a probe fails: as strict as the longest run.
@@ -113,32 +132,23 @@ pub const STRICTEST: f64 = stats::FAMILY_ERROR / 20_000.0;
 
 /// What fails in each part: how many of its comparisons, and the index of the worst.
 fn probe() -> serde_json::Value {
-    let found = PROBES.iter().map(|(part, run)| {
+    let found = PROBES.iter().map(|Probe { part, run, .. }| {
         let section = run();
-        let p: Vec<f64> = section.comparisons.iter().map(|comparison| comparison.fit.bound).collect();
-        let failed = p.iter().filter(|p| **p < STRICTEST).count();
-        let worst = (0..p.len()).min_by(|&a, &b| p[a].total_cmp(&p[b])).expect("every part compares something");
-        let name = &section.comparisons[worst].name;
-        (*part, json!({ "failed": failed, "of": p.len(), "worst": worst, "name": name, "p": p[worst] }))
+        let bounds: Vec<f64> = section.comparisons.iter().map(|comparison| comparison.fit.bound).collect();
+        let failed = bounds.iter().filter(|bound| **bound < STRICTEST).count();
+        let worst = (0..bounds.len()).min_by(|&a, &b| bounds[a].total_cmp(&bounds[b]));
+        let worst = worst.expect("every part compares something");
+        (*part, json!({ "failed": failed, "of": bounds.len(), "worst": worst, "bound": bounds[worst] }))
     });
     json!(found.collect::<BTreeMap<_, _>>())
 }
 
-/// How often the comparison at an index of a part fails, with the draws and the threshold of a probe.
-fn repeat(part: &str, index: usize, times: u64) -> u64 {
-    let cases = sampled::cases();
-    let fails = |seed: u64| {
-        let comparison = match part {
-            "random numbers" => generator::repeat(index, 50_000),
-            "joint distributions" => {
-                let index = index * sampled::Effort::PROBE.stride;
-                sampled::repeat(index, &cases[index], sampled::Effort::PROBE.draws, seed)
-            }
-            _ => sequences::repeat(index, 2_000, seed),
-        };
-        !comparison.fits(STRICTEST)
-    };
-    (1..=times).filter(|&seed| fails(seed)).count() as u64
+/// How often a comparison fails, with the draws and the threshold of a probe, given as its part and index.
+fn repeat(what: &str, times: u64) -> u64 {
+    let (part, index) = what.rsplit_once(':').expect("a part and an index");
+    let probe = PROBES.iter().find(|probe| probe.part == part).expect("a part");
+    let index = index.parse().expect("an index");
+    (1..=times).filter(|&seed| !(probe.repeat)(index, seed).fits(STRICTEST)).count() as u64
 }
 
 /// What was run on what.
@@ -168,8 +178,8 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     if arguments.probe || arguments.repeat.is_some() {
         std::panic::set_hook(Box::new(|_| {})); // panics are counted, not shown
-        match arguments.repeat.as_deref().and_then(|what| what.split_once(':')) {
-            Some((part, index)) => println!("{}", repeat(part, index.parse().expect("an index"), arguments.times)),
+        match &arguments.repeat {
+            Some(what) => println!("{}", repeat(what, arguments.times)),
             None => println!("{}", probe()),
         }
         return ExitCode::SUCCESS;
@@ -188,7 +198,7 @@ fn main() -> ExitCode {
     part("joint", &|| sampled::run(sampled::Effort { seed, ..effort }, &bar));
     part("sessions", &|| sequences::run(if quick { 2_000 } else { 50_000 }, seed, &bar));
     part("greedy", &|| greedy::run(if quick { greedy::Effort::QUICK } else { greedy::Effort::LONG }, &bar));
-    part("faults", &|| faults::run(&bar));
+    part("faults", &|| faults::run(if quick { faults::Effort::Quick } else { faults::Effort::Long }, &bar));
     for section in &run.sections {
         println!("{} ({:.0} s): {}", section.title, section.seconds, section.headline);
         for table in &section.tables {
