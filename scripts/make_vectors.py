@@ -20,10 +20,10 @@ import heapq
 import json
 import math
 import sys
-import warnings
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import transformers
 from tokenizers import Tokenizer
@@ -32,7 +32,7 @@ from export_architectures import ARCHITECTURES, SIZES, TOKENS, sequences, set_we
 from export_demo import quantise
 
 VERSION = 1
-GREEDY_TOKENS = 16  # of each greedy continuation, at most
+GREEDY_TOKENS = 12  # of each greedy continuation, at most
 CELLS = {1: 32, 2: 24, 3: 24}  # of the joint distribution of that many tokens
 LISTED_SUPPORT = 256  # supports of up to so many tokens are written down
 # An export computes in fp32, so where a choice is nearer than this, it may be made otherwise: such choices are no part of
@@ -157,6 +157,7 @@ class Model:
                 module.forward = lambda x, m=module: m.weight * x * (x.square().mean(-1, True) + m.variance_epsilon).rsqrt()
 
     def logits(self, context):
+        context = tuple(context)
         if context not in self.rows:
             # Beyond the tokenizer's tokens, embeddings are padding.
             self.rows[context] = self.model(torch.tensor([context])).logits[0, -1, :self.vocabulary]
@@ -194,13 +195,16 @@ def demo_models(folder: Path, packed: bool):
 
 def tiny_models():
     models = {}
-    for name in ("llama", "qwen3", "mistral", "gpt_neox"):
+    for name in ("llama", "qwen3", "mistral", "gpt2"):
         kind, options = ARCHITECTURES[name]
         options = {key: value for key, value in (SIZES | options).items() if value is not None}
         config = getattr(transformers, kind)(**options, bos_token_id=0, eos_token_id=0, pad_token_id=0)
         model = transformers.AutoModelForCausalLM.from_config(config)
         set_weights(name, model)
         models[name] = Model(model, TOKENS)
+        golden = np.fromfile(f"tests/exports/{name}/golden.f32", "<f4")[:model.config.vocab_size]
+        if abs(models[name].logits(sequences()[0][:1]) - golden[:TOKENS]).max() > 1e-5:
+            sys.exit(f"make_vectors: {name} is not the model of tests/exports")
     return models, TOKENS
 
 
@@ -213,7 +217,8 @@ class Set(NamedTuple):
     paths: dict
     engines: dict
     prompts: dict  # tokens and, if there is one, their text
-    greedy_only: set
+    greedy: list  # which of the prompts are continued greedily
+    sampled: list
     tolerance: float
 
 
@@ -224,7 +229,6 @@ def demo_set(folder: Path, exports: Path):
         "class": "class Reader:\n    def read(self",
         "robe": "Question: A robe takes 2 bolts of blue fiber and half that much white fiber.  "
                 "How many bolts in total does it take?\nAnswer:",
-        "truncate": "\n\ndef truncate_number(number: float) -> float:\n    \"\"\" Given a positive floating point number",
     }
     tokenizer = Tokenizer.from_file(str(folder / "base/tokenizer.json"))
     return Set(
@@ -239,25 +243,26 @@ def demo_set(folder: Path, exports: Path):
             "target": (["small", "math"], {"kind": "target", "model": 1}),
         },
         prompts={name: ([0, *tokenizer.encode(text).ids], text) for name, text in texts.items()},
-        greedy_only={"robe", "truncate"},
-        tolerance=1e-3,
+        greedy=["class", "robe"],
+        sampled=["apples", "class"],
+        tolerance=2e-4,
     )
 
 
 def tiny_set(exports: Path):
     # Forms of export that differ: a shared cache and a concatenated one; a sliding window; a vocabulary with padding.
-    forms = {"llama": "builder-fp32", "qwen3": "optimum-fp32", "mistral": "builder-fp32", "gpt_neox": "optimum-fp32"}
+    forms = {"llama": "builder-fp32", "qwen3": "optimum-fp32", "mistral": "builder-fp32", "gpt2": "optimum-fp32"}
     pair, all_of_them = ["llama", "qwen3"], list(forms)
     return Set(
         paths={name: f"{exports}/{name}/{form}" for name, form in forms.items()},
         engines={
             "weighted-2": (pair, {"kind": "weighted", "weights": [0.5, 0.5]}),
-            "weighted-3": (["mistral", "gpt_neox", "llama"], {"kind": "weighted", "weights": [0.2, 0.3, 0.5]}),
+            "weighted-3": (["mistral", "gpt2", "llama"], {"kind": "weighted", "weights": [0.2, 0.3, 0.5]}),
             "weighted-4": (all_of_them, {"kind": "weighted", "weights": [0.4, 0.3, 0.2, 0.1]}),
             "drafter": (["qwen3", "mistral", "llama"], {"kind": "weighted", "weights": [0.75, 0.25, 0.0]}),
             "contrastive-0.1": (pair, {"kind": "contrastive", "mu": 0.1, "plausibility": 0.0}),
-            "contrastive-0.5": (["mistral", "gpt_neox"], {"kind": "contrastive", "mu": 0.5, "plausibility": 0.0}),
-            "plausible-0.5": (["gpt_neox", "llama"], {"kind": "contrastive", "mu": 0.5, "plausibility": 0.1}),
+            "contrastive-0.5": (["mistral", "gpt2"], {"kind": "contrastive", "mu": 0.5, "plausibility": 0.0}),
+            "plausible-0.5": (["gpt2", "llama"], {"kind": "contrastive", "mu": 0.5, "plausibility": 0.1}),
             "plausible-1": (pair[::-1], {"kind": "contrastive", "mu": 1.0, "plausibility": 0.02}),
             "logits": (all_of_them, {"kind": "logits", "weights": [0.5, 0.5, 0.25, -0.25]}),
             "target": (["mistral", "qwen3"], {"kind": "target", "model": 1}),
@@ -265,8 +270,9 @@ def tiny_set(exports: Path):
         # They begin alike; what is behind their 12th tokens is their own.
         prompts={name: (tokens[12:22], None) for name, tokens in zip(("first", "second", "third"), sequences())}
         | {"long": (sequences()[0][:32], None)},
-        greedy_only={"long"},
-        tolerance=1e-4,
+        greedy=["second", "third", "long"],
+        sampled=["first", "second", "third"],
+        tolerance=2e-5,
     )
 
 
@@ -325,12 +331,12 @@ def write_engine(file: Path, title: str, names, combine, asked: Set, models, voc
         lines.append(f"prompt {prompt} {' '.join(map(str, tokens))}")
 
     short = 0
-    for prompt, (tokens, _) in asked.prompts.items():
-        short += write_greedy(lines, prompt, tokens, combine, rows) < GREEDY_TOKENS
-    sampled = [prompt for prompt in asked.prompts if prompt not in asked.greedy_only]
+    for prompt in asked.greedy:
+        short += write_greedy(lines, prompt, asked.prompts[prompt][0], combine, rows) < GREEDY_TOKENS
     for index, sampler in enumerate(SAMPLERS):
         # The prompts take turns. Where the first cut of one is near, the next has its turn.
-        turns = sampled[index % len(sampled):] + sampled[:index % len(sampled)]
+        first = index % len(asked.sampled)
+        turns = asked.sampled[first:] + asked.sampled[:first]
         if not any(write_sampled(lines, name, asked.prompts[name][0], sampler, combine, rows) for name in turns):
             sys.exit(f"make_vectors: {file.stem}: a filter of {sampler} has a near cut after every prompt")
     file.write_text("\n".join([*lines, "end"]) + "\n")
@@ -348,6 +354,7 @@ def main():
                       help="exports of the models, for the engines; default: models/demo")
     args.add_argument("--only", choices=["demo", "tiny"], help="default: both, or demo for original weights")
     args = args.parse_args()
+    torch.set_num_threads(1)  # the same sums on every machine, and no waiting for threads in tiny products
     for name in ("base", "math", "small"):
         if not (args.models / name / "model.safetensors").is_file():
             sys.exit(f"make_vectors: {args.models / name / 'model.safetensors'} is missing")

@@ -71,12 +71,7 @@ pub fn replay(folder: &Path, draws: usize, progress: &mut dyn FnMut(&str)) -> Se
     section.headline = format!(
         "Greedy: {} cases, {} values, all tokens and log-probabilities compared; the greatest difference is {:.1e}. \
          Sampled: {} draws, {} values; the greatest difference is {:.1e}.",
-        total.greedy_cases,
-        total.greedy.values,
-        total.greedy.worst,
-        total.draws,
-        total.drawn.values,
-        total.drawn.worst
+        total.greedy_cases, total.greedy.values, total.greedy.worst, total.draws, total.drawn.values, total.drawn.worst
     );
     section.tables.push(table);
     section.seconds = start.elapsed().as_secs_f64();
@@ -375,7 +370,6 @@ impl Way {
         let drafter = |model| (0..models).map(|other| if other == model { 4 } else { 0 }).collect();
         let mut ways = vec![
             way(COS_STRATEGY_STANDARD, None),
-            way(COS_STRATEGY_COS, Some(vec![1; models])),
             way(COS_STRATEGY_COS, Some((0..models).map(|model| [3, 2][model % 2]).collect())),
             way(COS_STRATEGY_AUTO, None),
         ];
@@ -406,12 +400,7 @@ impl std::fmt::Display for Way {
 
 // The checks.
 
-fn replay_file(
-    name: &str,
-    vectors: &Vectors,
-    draws: usize,
-    tally: &mut Tally,
-) -> Result<Vec<Comparison>, String> {
+fn replay_file(name: &str, vectors: &Vectors, draws: usize, tally: &mut Tally) -> Result<Vec<Comparison>, String> {
     let engine = Engine::new(&vectors.engine)?;
     if engine.vocabulary() != vectors.vocabulary {
         return Err(format!("the engine has {} tokens, not {}", engine.vocabulary(), vectors.vocabulary));
@@ -454,8 +443,7 @@ fn check_greedy(
     way: &Way,
     tally: &mut Tally,
 ) -> Result<(), String> {
-    let options =
-        cos_session_options { max_tokens: greedy.tokens.len() as u32, log_probabilities: 1, ..way.options() };
+    let options = cos_session_options { max_tokens: greedy.tokens.len() as u32, log_probabilities: 1, ..way.options() };
     let (tokens, logarithms) = engine.decode(&greedy.prompt, &options)?;
     if tokens.len() != greedy.tokens.len() || logarithms.len() != tokens.len() {
         return Err(format!("greedy {}, {way}: {} tokens, not {}", greedy.name, tokens.len(), greedy.tokens.len()));
