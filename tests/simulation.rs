@@ -1,0 +1,1612 @@
+//! Deterministic simulation: random worlds of models, sessions, calls and faults, all of them drawn from one seed, against
+//! what the interface promises. After TigerBeetle's VOPR and FoundationDB; every seed switches another set of faults on.
+//!
+//! A run makes an engine of scripted models and drives some sessions of it by turns, only through the `extern "C"`
+//! functions. A mirror of each session says in advance what every call must return, and after each call it is checked that
+//! - committed tokens never change; a failed call changes nothing, and writes nothing;
+//! - stop tokens, `max_tokens` and the context end a sequence exactly where they should, and it stays ended;
+//! - every error, cancellation and panic has a cause that was planted, and every planted cause has its effect;
+//! - each model's cache holds the committed tokens and the same pending ones behind them as all others;
+//! - statistics add up: passes and positions are those that the models saw;
+//! - every token is one that the oracle of `tests/common` allows in its context: the best one of a greedy session,
+//!   a possible one otherwise, with the oracle's log-probability, whatever happened before;
+//! - sampled tokens are on average as surprising as their distributions say (a martingale, so no number of faults,
+//!   cancellations and changes of weights in between may move it).
+//!
+//! `cargo test --release --test simulation` runs a fixed list of seeds with a million rounds, and then asks that every
+//! kind of event has happened. `COS_SIMULATION_ROUNDS=50000000` runs longer. A failure names its seed;
+//! `COS_SEED=123 cargo test --release --test simulation` runs that one alone and prints each call.
+//!
+//! Not here: real models (`tests/models.rs`, `tests/exports.rs`) and calls from several threads (`tests/boundary.rs`).
+
+mod common;
+
+use std::any::Any;
+use std::collections::BTreeMap;
+use std::ffi::{CStr, c_void};
+use std::fmt;
+use std::io::Write;
+use std::ptr::{null, null_mut};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Once};
+use std::time::{Duration, Instant};
+
+use common::{Sampling, World, oracle};
+use cos::config::Combine;
+use cos::decode::combine::{Combination, Function};
+use cos::decode::policy::{Plan, Request, Strategy, Targets};
+use cos::engine::Engine;
+use cos::error::Error;
+use cos::ffi::engine::*;
+use cos::ffi::error::*;
+use cos::ffi::session::*;
+use cos::model::scripted::Scripted;
+use cos::model::{Cancel, Interrupt, Model, Ngram, Pass, Proposal, Sequence};
+use parking_lot::Mutex;
+
+// ---------------------------------------------------------------------------------------------------------------------
+// The models' rows
+
+/// What every model answers to every context, if no fault is planted.
+#[derive(Clone, Copy)]
+struct Truth {
+    seed: u64,
+    world: World,
+    vocab: usize,
+    /// One context in so many has a bad row, for ever; 0 is none.
+    bad: u64,
+}
+
+impl Truth {
+    /// As [`World::logits`], but the context is hashed once for a row, not for each of its tokens.
+    fn row(&self, model: usize, context: &[i32], row: &mut [f32]) {
+        let hash = context.iter().fold(self.seed, |hash, &token| {
+            (hash ^ (token as u64 + 1)).wrapping_mul(0x0000_0100_0000_01b3).rotate_left(23)
+        });
+        let noise = |model: usize, token: usize| {
+            (mix(hash ^ ((model as u64) << 32) ^ token as u64) >> 40) as f32 / (1u64 << 24) as f32
+        };
+        for (token, logit) in row.iter_mut().enumerate() {
+            *logit = match self.world {
+                World::Related => 3.0 * noise(99, token) + noise(model, token),
+                World::Unrelated => 4.0 * noise(model, token),
+                World::Identical => 3.0 * noise(99, token),
+                World::Zeros if token != context.len() % self.vocab && noise(model, token) < 0.4 => f32::NEG_INFINITY,
+                World::Zeros => 2.0 * noise(model + 7, token),
+                World::Sharp if token == (context.len() + model) % self.vocab => 6.0,
+                World::Sharp => noise(model, token),
+            };
+        }
+        let luck = mix(hash ^ !(model as u64));
+        if self.bad > 0 && luck.is_multiple_of(self.bad) {
+            spoil(row, luck >> 32);
+        }
+    }
+}
+
+fn mix(mut hash: u64) -> u64 {
+    hash = (hash ^ (hash >> 31)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    hash = (hash ^ (hash >> 29)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    hash ^ (hash >> 32)
+}
+
+/// Make a row one that must not be used, in one of three ways.
+fn spoil(row: &mut [f32], how: u64) {
+    let token = (how / 3) as usize % row.len();
+    match how % 3 {
+        0 => row[token] = f32::NAN,
+        1 => row[token] = f32::INFINITY,
+        _ => row.fill(f32::NEG_INFINITY),
+    }
+}
+
+fn is_bad(row: &[f32]) -> bool {
+    row.iter().any(|logit| logit.is_nan() || *logit == f32::INFINITY) || row.iter().all(|&l| l == f32::NEG_INFINITY)
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Faults
+
+/// In the message of every planted error and panic.
+const PLANTED: &str = "planted by the simulation";
+
+/// What can happen when a row is scored, or a combine function is called.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fault {
+    /// The pass fails, or the function returns another number than 0.
+    Failure,
+    /// The model panics. Functions must not.
+    Panic,
+    /// The session is cancelled.
+    Cancel,
+    /// The row, or what the function makes, is bad this once.
+    Spoil,
+    /// The session is called from within.
+    Reenter,
+}
+
+/// What was planted since the call began.
+#[derive(Default)]
+struct Events {
+    rows: u64,
+    fault: [bool; 5],
+    /// Model and position of rows that were spoilt.
+    spoilt: Vec<(usize, usize)>,
+    /// Faults of a combine function.
+    function_failed: bool,
+    function_spoilt: bool,
+    /// What the models or a function found to be wrong.
+    violation: Option<String>,
+}
+
+impl Events {
+    fn happened(&self, fault: Fault) -> bool {
+        self.fault[fault as usize]
+    }
+}
+
+/// Where the models and functions of a run meet the simulation.
+struct Stage {
+    truth: Truth,
+    state: Mutex<State>,
+}
+
+struct State {
+    rng: fastrand::Rng,
+    /// What may happen in this run, and mean numbers of rows and of calls of functions between.
+    faults: Vec<Fault>,
+    every: u64,
+    /// Rows and calls until the next fault.
+    rows_left: u64,
+    calls_left: u64,
+    /// The session that is being called.
+    session: *mut cos_session,
+    /// The ledger of the session that is being made.
+    ledger: Option<Arc<Mutex<Ledger>>>,
+    /// Whether the next start of a sequence fails or panics.
+    start: Option<Fault>,
+    events: Events,
+}
+// SAFETY: a run, and all that it makes, stays on one thread.
+unsafe impl Send for State {}
+
+impl State {
+    fn gap(&mut self) -> u64 {
+        if self.faults.is_empty() { u64::MAX } else { self.rng.u64(1..=2 * self.every) }
+    }
+
+    fn draw(&mut self) -> Fault {
+        let fault = self.faults[self.rng.usize(..self.faults.len())];
+        // A panic ends its session, so that many would leave little to see.
+        if fault == Fault::Panic && self.rng.u8(..4) > 0 { Fault::Cancel } else { fault }
+    }
+}
+
+impl Stage {
+    /// A model has scored a row.
+    fn on_row(&self, model: usize, position: usize, row: &mut [f32]) -> Result<(), Interrupt> {
+        let mut state = self.state.lock();
+        state.events.rows += 1;
+        state.rows_left -= 1;
+        if state.rows_left > 0 {
+            return Ok(());
+        }
+        state.rows_left = state.gap();
+        let fault = state.draw();
+        state.events.fault[fault as usize] = true;
+        match fault {
+            Fault::Failure => return Err(Error::Runtime(PLANTED.into()).into()),
+            Fault::Panic => {
+                drop(state);
+                panic!("{PLANTED}");
+            }
+            Fault::Spoil => {
+                let how = state.rng.u64(..);
+                spoil(row, how);
+                state.events.spoilt.push((model, position));
+            }
+            Fault::Cancel | Fault::Reenter => {
+                let session = state.session;
+                drop(state);
+                self.call_back(session, fault);
+            }
+        }
+        Ok(())
+    }
+
+    /// A combine function is called; returns its fault.
+    fn on_call(&self) -> Option<Fault> {
+        let mut state = self.state.lock();
+        state.calls_left -= 1;
+        if state.calls_left > 0 {
+            return None;
+        }
+        state.calls_left = state.gap();
+        let fault = state.draw();
+        match fault {
+            Fault::Panic => return None,
+            Fault::Failure => state.events.function_failed = true,
+            Fault::Spoil => state.events.function_spoilt = true,
+            Fault::Cancel | Fault::Reenter => {
+                state.events.fault[fault as usize] = true;
+                let session = state.session;
+                drop(state);
+                self.call_back(session, fault);
+            }
+        }
+        Some(fault)
+    }
+
+    /// Call the session whose step is running: it may be cancelled and looked at, and is busy otherwise.
+    fn call_back(&self, session: *mut cos_session, fault: Fault) {
+        // SAFETY: the session is in a call, so it lives.
+        let codes = unsafe {
+            match fault {
+                Fault::Cancel => vec![(code(cos_cancel(session)), 0)],
+                _ => vec![
+                    (code(cos_step(session, &mut sentinel())), COS_ERROR_BUSY),
+                    (code(cos_prompt(session, [0].as_ptr(), 1)), COS_ERROR_BUSY),
+                    (code(cos_session_set_weights(session, [1.0; 8].as_ptr(), 8)), COS_ERROR_BUSY),
+                    (code(cos_session_stats(session, &mut no_stats())), 0),
+                ],
+            }
+        };
+        if codes.iter().any(|(found, expected)| found != expected) {
+            self.report(format!("calls from within a step gave (found, expected) {codes:?}"));
+        }
+    }
+
+    fn report(&self, what: String) {
+        self.state.lock().events.violation.get_or_insert(what);
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Models that keep books
+
+/// What is known of one session from both sides: what its caller was told, and what its models were shown.
+#[derive(Default)]
+struct Ledger {
+    committed: Vec<i32>,
+    prompt_end: usize,
+    max_pending: usize,
+    /// What each model's sequence holds.
+    caches: Vec<Vec<i32>>,
+    forwards: u64,
+    positions: u64,
+}
+
+impl Ledger {
+    /// Caches hold the committed tokens, and behind them all the same pending ones.
+    fn check(&self) -> Result<(), String> {
+        let longest = self.caches.iter().max_by_key(|cache| cache.len()).map_or(&[][..], Vec::as_slice);
+        for (model, cache) in self.caches.iter().enumerate() {
+            let common = cache.len().min(self.committed.len());
+            if cache[..common] != self.committed[..common] {
+                return Err(format!("the cache of model {model} holds {cache:?}, committed is {:?}", self.committed));
+            }
+            if *cache != longest[..cache.len()] {
+                return Err(format!("the cache of model {model} holds {cache:?}, another one {longest:?}"));
+            }
+        }
+        if longest.len() > self.committed.len() + self.max_pending {
+            let (found, committed) = (longest.len(), self.committed.len());
+            return Err(format!("a cache holds {found} tokens, of which {committed} are committed: too many pending"));
+        }
+        Ok(())
+    }
+
+    fn longest(&self) -> usize {
+        self.caches.iter().map(Vec::len).max().unwrap_or(0)
+    }
+}
+
+/// A bug that is planted to see that the simulation finds it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Bug {
+    /// Model 0 keeps a token that it should forget.
+    TruncateKeepsOne,
+    /// Model 0 gives the row of a token that it has forgotten in place of that of its successor.
+    StaleRow,
+    /// Model 0 scores the last position of a wide pass wrongly.
+    WideRow,
+    /// The last token of a step with several is lost on the way to the caller.
+    LosesToken,
+    /// A log-probability is that of another temperature.
+    LogProbability,
+    /// A step says that the sequence goes on where it has ended.
+    MissesTheEnd,
+    /// A failed step writes its result.
+    WritesOnError,
+    /// A poisoned session takes a prompt.
+    Forgives,
+}
+
+struct Double {
+    inner: Box<dyn Model>,
+    index: usize,
+    stage: Arc<Stage>,
+    bug: Option<Bug>,
+}
+
+struct DoubleSequence {
+    inner: Box<dyn Sequence>,
+    index: usize,
+    stage: Arc<Stage>,
+    ledger: Arc<Mutex<Ledger>>,
+    bug: Option<Bug>,
+    /// Of a bug: the row that is given in place of a position's own.
+    wrong: Option<(usize, Vec<f32>)>,
+}
+
+impl Sequence for DoubleSequence {
+    fn len(&self) -> usize {
+        self.inner.len()
+    }
+
+    fn truncate(&mut self, len: usize) {
+        let mut ledger = self.ledger.lock();
+        if len + 1 < ledger.committed.len() {
+            let committed = ledger.committed.len();
+            self.stage
+                .report(format!("model {} is to forget all from {len} on; {committed} are committed", self.index));
+        }
+        match self.bug {
+            Some(Bug::TruncateKeepsOne) => self.inner.truncate(len + 1),
+            Some(Bug::StaleRow) => {
+                self.wrong = (self.inner.len() > len).then(|| (len + 1, self.inner.logits(len + 1).to_vec()));
+                self.inner.truncate(len);
+            }
+            _ => self.inner.truncate(len),
+        }
+        ledger.caches[self.index].truncate(self.inner.len());
+    }
+
+    fn logits(&self, position: usize) -> &[f32] {
+        match &self.wrong {
+            Some((wrong, row)) if *wrong == position => row,
+            _ => self.inner.logits(position),
+        }
+    }
+
+    fn proposal(&self, position: usize) -> Proposal<'_> {
+        match self.inner.proposal(position) {
+            Proposal::Row(_) => Proposal::Row(self.logits(position)),
+            other => other,
+        }
+    }
+
+    fn elapsed(&self) -> Duration {
+        self.inner.elapsed()
+    }
+}
+
+impl Model for Double {
+    fn name(&self) -> &str {
+        self.inner.name()
+    }
+
+    fn scores(&self) -> bool {
+        self.inner.scores()
+    }
+
+    fn vocab_size(&self) -> usize {
+        self.inner.vocab_size()
+    }
+
+    fn context_length(&self) -> usize {
+        self.inner.context_length()
+    }
+
+    fn max_pass(&self) -> usize {
+        self.inner.max_pass()
+    }
+
+    fn cost(&self) -> u64 {
+        self.inner.cost()
+    }
+
+    fn start(&self, cancel: &Arc<Cancel>) -> cos::error::Result<Box<dyn Sequence>> {
+        let (ledger, fault) = {
+            let mut state = self.stage.state.lock();
+            (state.ledger.clone().expect("a sequence without a session"), state.start.take())
+        };
+        match fault {
+            Some(Fault::Panic) => panic!("{PLANTED}"),
+            Some(_) => return Err(Error::Runtime(PLANTED.into())),
+            None => {}
+        }
+        let bug = self.bug.filter(|_| self.index == 0 && self.scores());
+        let (inner, stage) = (self.inner.start(cancel)?, self.stage.clone());
+        Ok(Box::new(DoubleSequence { inner, index: self.index, stage, ledger, bug, wrong: None }))
+    }
+
+    fn forward(&self, batch: &mut [Pass<'_>]) -> Result<(), Interrupt> {
+        for pass in batch {
+            let tokens = pass.tokens;
+            let sequence: &mut dyn Any = pass.sequence;
+            let sequence: &mut DoubleSequence = sequence.downcast_mut().expect("a sequence of another model");
+            let start = sequence.len();
+            if tokens.is_empty() || tokens.len() > self.max_pass() {
+                self.stage.report(format!("a pass of {} tokens, where {} are allowed", tokens.len(), self.max_pass()));
+            }
+            self.inner.forward(&mut [Pass { sequence: sequence.inner.as_mut(), tokens, keep: pass.keep }])?;
+            if sequence.bug == Some(Bug::WideRow) && tokens.len() > 2 {
+                let position = sequence.inner.len();
+                let mut row = sequence.inner.logits(position).to_vec();
+                row.rotate_left(1);
+                sequence.wrong = Some((position, row));
+            }
+            let mut ledger = sequence.ledger.lock();
+            ledger.caches[self.index].extend_from_slice(tokens);
+            if ledger.caches[self.index].len() != sequence.len() {
+                self.stage.report(format!("model {} has lost count of its tokens", self.index));
+            }
+            if let Err(what) = ledger.check() {
+                self.stage.report(what);
+            }
+            if self.scores() {
+                // Of what a pass scores, what lies within the prompt does not count.
+                let scored = (start + tokens.len()).saturating_sub(start.max(ledger.prompt_end - 1)) as u64;
+                ledger.forwards += u64::from(scored > 0);
+                ledger.positions += scored;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What [`sum`] is told by.
+struct FunctionData {
+    stage: Arc<Stage>,
+    needed: Vec<bool>,
+}
+
+/// A combine function: the sum of the logits.
+unsafe extern "C-unwind" fn sum(
+    rows: *const *const f32,
+    models_count: usize,
+    vocab_size: usize,
+    out_scores: *mut f32,
+    user_data: *mut c_void,
+) -> i32 {
+    // SAFETY: what the interface promises to a function.
+    let (data, rows, scores) = unsafe {
+        let data = &*user_data.cast::<FunctionData>();
+        let rows = std::slice::from_raw_parts(rows, models_count);
+        (data, rows, std::slice::from_raw_parts_mut(out_scores, vocab_size))
+    };
+    if !rows.iter().map(|row| !row.is_null()).eq(data.needed.iter().copied()) {
+        data.stage.report("a combine function was given rows of other models than it needs".into());
+    }
+    let fault = data.stage.on_call();
+    if fault == Some(Fault::Failure) {
+        return -7;
+    }
+    scores.fill(0.0);
+    for row in rows.iter().filter(|row| !row.is_null()) {
+        // SAFETY: as above.
+        let row = unsafe { std::slice::from_raw_parts(*row, vocab_size) };
+        if is_bad(row) {
+            data.stage.report(format!("a combine function was given the row {row:?}"));
+        }
+        scores.iter_mut().zip(row).for_each(|(score, logit)| *score += logit);
+    }
+    if fault == Some(Fault::Spoil) {
+        spoil(scores, 0);
+    }
+    0
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// The boundary
+
+/// The code of an error, which is freed.
+fn code(error: *mut cos_error) -> i32 {
+    outcome(error).0
+}
+
+/// The code and message of an error, which is freed.
+fn outcome(error: *mut cos_error) -> (i32, String) {
+    if error.is_null() {
+        return (0, String::new());
+    }
+    // SAFETY: not NULL, so an error that was just made.
+    unsafe {
+        let pair = (cos_error_code(error), CStr::from_ptr(cos_error_message(error)).to_string_lossy().into_owned());
+        cos_error_free(error);
+        pair
+    }
+}
+
+/// A result that shows whether it was written.
+fn sentinel() -> cos_step_result {
+    cos_step_result {
+        struct_size: size_of::<cos_step_result>(),
+        tokens: 8 as *const i32,
+        tokens_count: 77,
+        finish: 88,
+        reserved: 99,
+        log_probabilities: 16 as *const f32,
+    }
+}
+
+fn is_untouched(result: &cos_step_result) -> bool {
+    let sentinel = sentinel();
+    (result.tokens, result.tokens_count, result.finish) == (sentinel.tokens, sentinel.tokens_count, sentinel.finish)
+        && (result.reserved, result.log_probabilities) == (sentinel.reserved, sentinel.log_probabilities)
+}
+
+fn no_stats() -> cos_stats {
+    // SAFETY: numbers only.
+    cos_stats { struct_size: size_of::<cos_stats>(), ..unsafe { std::mem::zeroed() } }
+}
+
+const FINISHES: [&str; 5] = ["none", "stop", "max_tokens", "context full", "cancelled"];
+
+fn error_name(code: i32) -> &'static str {
+    match code {
+        0 => "ok",
+        COS_ERROR_INVALID_ARGUMENT => "error: invalid argument",
+        COS_ERROR_RUNTIME => "error: runtime",
+        COS_ERROR_CONTEXT_FULL => "error: context full",
+        COS_ERROR_NUMERIC => "error: numeric",
+        COS_ERROR_UNSUPPORTED => "error: unsupported",
+        COS_ERROR_POISONED => "error: poisoned",
+        COS_ERROR_INTERNAL => "error: internal",
+        COS_ERROR_CALLBACK => "error: callback",
+        _ => "error: another",
+    }
+}
+
+/// A session, and what is known of it without looking.
+struct Session {
+    handle: *mut cos_session,
+    name: u32,
+    ledger: Arc<Mutex<Ledger>>,
+    strategy: i32,
+    targets: i32,
+    sampling: Sampling,
+    lengths: Option<Vec<i32>>,
+    max_tokens: usize,
+    stop_tokens: Vec<i32>,
+    log_probabilities: bool,
+    function: Option<Box<FunctionData>>,
+    /// What the oracle decodes.
+    combination: Combination,
+    routed: bool,
+    capacity: usize,
+    /// How the sequence has ended, if it has.
+    finish: i32,
+    cancel_requested: bool,
+    poisoned: bool,
+    /// Steps that failed in a row.
+    failures: u32,
+    /// Model and position of rows that were spoilt and may be in a cache.
+    spoilt: Vec<(usize, usize)>,
+    steps: u64,
+    tokens: u64,
+    stats: cos_stats,
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        // SAFETY: made by cos_session_new, and freed here only.
+        unsafe { cos_free(self.handle) };
+    }
+}
+
+impl Session {
+    /// Tokens committed, prompts included.
+    fn len(&self) -> usize {
+        self.ledger.lock().committed.len()
+    }
+
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    fn is_greedy(&self) -> bool {
+        self.sampling.temperature == 0.0
+    }
+
+    /// How it decodes, as a name for counts.
+    fn way(&self) -> &'static str {
+        const WAYS: [[&str; 2]; 4] = [
+            ["auto, combined", "auto, routed"],
+            ["standard, combined", "standard, routed"],
+            ["speculative, combined", "speculative, routed"],
+            ["cos, combined", "cos, routed"],
+        ];
+        WAYS[self.strategy as usize][usize::from(self.routed)]
+    }
+
+    /// How the sequence ends with a token, `committed` tokens being there with it.
+    fn end(&self, token: i32, committed: usize, prompt_end: usize) -> i32 {
+        if self.stop_tokens.contains(&token) {
+            COS_FINISH_STOP
+        } else if committed - prompt_end == self.max_tokens {
+            COS_FINISH_MAX_TOKENS
+        } else if committed == self.capacity {
+            COS_FINISH_CONTEXT_FULL
+        } else {
+            COS_FINISH_NONE
+        }
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// What comes of a run
+
+/// Sum of `−ln r(token) − H(r)` over tokens, and the variance that it should have: a martingale if decoding is exact.
+#[derive(Debug, Clone, Copy, Default)]
+struct Surprise {
+    sum: f64,
+    variance: f64,
+    tokens: u64,
+}
+
+impl Surprise {
+    fn add(&mut self, r: &[f64], token: usize) {
+        let parts = || r.iter().filter(|r| **r > 0.0).map(|r| (r, -r.ln()));
+        let entropy: f64 = parts().map(|(r, surprise)| r * surprise).sum();
+        self.sum += -r[token].ln() - entropy;
+        self.variance += parts().map(|(r, surprise)| r * (surprise - entropy).powi(2)).sum::<f64>();
+        self.tokens += 1;
+    }
+
+    /// In standard deviations.
+    fn score(&self) -> f64 {
+        self.sum / self.variance.sqrt().max(f64::MIN_POSITIVE)
+    }
+}
+
+#[derive(Debug, Default)]
+struct Report {
+    /// Steps that ran a round.
+    rounds: u64,
+    /// Tokens that were compared with the oracle, and those of them that lie on an edge of a filter.
+    judged: u64,
+    edges: u64,
+    surprise: BTreeMap<&'static str, Surprise>,
+    coverage: BTreeMap<&'static str, u64>,
+}
+
+impl Report {
+    fn cover(&mut self, what: &'static str) {
+        *self.coverage.entry(what).or_default() += 1;
+    }
+
+    fn merge(&mut self, other: Report) {
+        self.rounds += other.rounds;
+        self.judged += other.judged;
+        self.edges += other.edges;
+        for (way, other) in other.surprise {
+            let own = self.surprise.entry(way).or_default();
+            own.sum += other.sum;
+            own.variance += other.variance;
+            own.tokens += other.tokens;
+        }
+        for (what, count) in other.coverage {
+            *self.coverage.entry(what).or_default() += count;
+        }
+    }
+}
+
+/// A promise that was not kept.
+#[derive(Debug)]
+struct Violation {
+    seed: u64,
+    call: u64,
+    what: String,
+}
+
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Violation { seed, call, what } = self;
+        write!(f, "seed {seed}, call {call}: {what}\n")?;
+        write!(f, "replay: COS_SEED={seed} cargo test --release --test simulation")
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// The simulation
+
+/// One run.
+struct Simulation {
+    rng: fastrand::Rng,
+    stage: Arc<Stage>,
+    models: Vec<Arc<dyn Model>>,
+    combine: Combine,
+    engine: Arc<Engine>,
+    /// NULL once it is freed.
+    handle: *mut cos_engine,
+    sessions: Vec<Session>,
+    names: u32,
+    bug: Option<Bug>,
+    trace: bool,
+    call: u64,
+    rows: Vec<Vec<f32>>,
+    report: Report,
+}
+
+impl Drop for Simulation {
+    fn drop(&mut self) {
+        // SAFETY: made by `into_raw` and freed once, for it is NULL afterwards.
+        unsafe { cos_engine_free(self.handle) };
+    }
+}
+
+/// A line of the trace, made only where it is wanted. Not through `println`, which the test runner keeps to itself.
+macro_rules! trace {
+    ($simulation:expr, $($arg:tt)*) => {
+        if $simulation.trace {
+            let line = format!($($arg)*);
+            let _ = writeln!(std::io::stderr(), "{:>5}  {line}", $simulation.call);
+        }
+    };
+}
+
+/// Fail with what is wrong, unless it is right.
+macro_rules! ensure {
+    ($right:expr, $($arg:tt)*) => {
+        if !$right {
+            return Err(format!($($arg)*));
+        }
+    };
+}
+
+type Check<T = ()> = Result<T, String>;
+
+/// Run one seed.
+fn run(seed: u64, bug: Option<Bug>, trace: bool) -> Result<Report, Violation> {
+    let mut simulation = Simulation::new(seed, bug, trace);
+    let calls = simulation.rng.u64(50..1000);
+    while simulation.call < calls {
+        simulation.call += 1;
+        let done = simulation.act();
+        let found = simulation.stage.state.lock().events.violation.take();
+        if let Some(what) = found.or(done.err()) {
+            return Err(Violation { seed, call: simulation.call, what });
+        }
+    }
+    Ok(std::mem::take(&mut simulation.report))
+}
+
+impl Simulation {
+    fn new(seed: u64, bug: Option<Bug>, trace: bool) -> Self {
+        let mut rng = fastrand::Rng::with_seed(seed);
+        let vocab = rng.usize(2..=12);
+        let world = World::ALL[rng.usize(..World::ALL.len())];
+        let bad = if rng.u8(..4) == 0 { rng.u64(20..200) } else { 0 };
+        let truth = Truth { seed: rng.u64(..), world, vocab, bad };
+
+        // Each seed has its own set of faults, so that some runs see many of one kind, and some none.
+        let all = [Fault::Failure, Fault::Panic, Fault::Cancel, Fault::Spoil, Fault::Reenter];
+        let faults = if rng.bool() { all.into_iter().filter(|_| rng.u8(..5) < 2).collect() } else { Vec::new() };
+        let mut state = State {
+            rng: rng.fork(),
+            faults,
+            every: 10 << rng.u64(..5),
+            rows_left: 0,
+            calls_left: 0,
+            session: null_mut(),
+            ledger: None,
+            start: None,
+            events: Events::default(),
+        };
+        (state.rows_left, state.calls_left) = (state.gap(), state.gap());
+        let stage = Arc::new(Stage { truth, state: Mutex::new(state) });
+
+        let scoring = rng.usize(1..=4);
+        let mut models: Vec<Box<dyn Model>> = Vec::new();
+        let longest = rng.usize(8..=200);
+        for model in 0..scoring {
+            let stage = stage.clone();
+            let script = move |context: &[i32], row: &mut [f32]| {
+                stage.truth.row(model, context, row);
+                stage.on_row(model, context.len(), row)
+            };
+            let context = if rng.bool() { longest } else { rng.usize(8..=longest) };
+            let scripted = Scripted::new(vocab, script)
+                .with_name(["a", "b", "c", "d"][model])
+                .with_context_length(context)
+                .with_max_pass(rng.usize(1..=8))
+                .with_cost(rng.u64(1..=20));
+            models.push(Box::new(scripted));
+        }
+        // behind the others, since rows are known by the numbers of their models
+        if rng.u8(..4) == 0 {
+            models.push(Box::new(Ngram::new("ngram")));
+        }
+        let count = models.len();
+        let double = |(index, inner)| Arc::new(Double { inner, index, stage: stage.clone(), bug }) as Arc<dyn Model>;
+        let models: Vec<Arc<dyn Model>> = models.into_iter().enumerate().map(double).collect();
+        let combine = match rng.u8(..if scoring > 1 { 6 } else { 5 }) {
+            0 | 1 => Combine::Weighted { weights: mixture(&mut rng, scoring, count) },
+            2 | 3 => Combine::Logits { weights: logit_weights(&mut rng, scoring, count) },
+            4 => Combine::Target { model: rng.usize(..scoring) },
+            _ => {
+                let plausibility = if rng.bool() { 0.0 } else { 0.5 * rng.f32() };
+                Combine::Contrastive { mu: rng.f32(), plausibility }
+            }
+        };
+        let stop_tokens = if rng.u8(..4) == 0 { vec![rng.i32(0..vocab as i32)] } else { Vec::new() };
+        let engine = Engine::new(models.clone(), combine.clone(), stop_tokens, None).expect("a valid engine");
+        let engine = Arc::new(engine);
+        let handle = cos_engine::into_raw(engine.clone());
+        let rows = vec![vec![0.0; vocab]; count];
+        let simulation = Simulation {
+            rng,
+            stage,
+            models,
+            combine,
+            engine,
+            handle,
+            sessions: Vec::new(),
+            names: 0,
+            bug,
+            trace,
+            call: 0,
+            rows,
+            report: Report::default(),
+        };
+        if trace {
+            let of = |f: fn(&dyn Model) -> u64| simulation.models.iter().map(|m| f(m.as_ref())).collect::<Vec<_>>();
+            let contexts = of(|model| model.context_length() as u64);
+            let (passes, costs) = (of(|model| model.max_pass() as u64), of(|model| model.cost()));
+            let faults = simulation.stage.state.lock().faults.clone();
+            trace!(
+                simulation,
+                "seed {seed}: {scoring} models of {count} score {vocab} tokens, {world:?}, {:?}", simulation.combine
+            );
+            trace!(
+                simulation,
+                "contexts {contexts:?}, max_pass {passes:?}, costs {costs:?}, faults {faults:?}, bad {bad}"
+            );
+        }
+        simulation
+    }
+
+    fn vocab(&self) -> usize {
+        self.stage.truth.vocab
+    }
+
+    /// Whether something happens that does so once in `n` times.
+    fn once_in(&mut self, n: u32) -> bool {
+        self.rng.u32(..n) == 0
+    }
+
+    /// Make one call, and check what comes of it.
+    fn act(&mut self) -> Check {
+        if self.sessions.is_empty() || (self.sessions.len() < 4 && self.once_in(100)) {
+            if !self.handle.is_null() {
+                return self.start();
+            }
+            if self.sessions.is_empty() {
+                return Ok(()); // nothing is left to call
+            }
+        }
+        if self.once_in(5000) && !self.handle.is_null() {
+            trace!(self, "engine_free");
+            // SAFETY: not freed yet.
+            unsafe { cos_engine_free(std::mem::replace(&mut self.handle, null_mut())) };
+            self.report.cover("engine freed before its sessions");
+        }
+        let index = self.rng.usize(..self.sessions.len());
+        let mut session = self.sessions.swap_remove(index);
+        self.stage.state.lock().session = session.handle;
+        // Of steps, prompts, weights, cancellations, misuses, and ends.
+        let shares: [u32; 6] = match session.finish {
+            _ if session.poisoned => [1, 1, 1, 1, 1, 2],
+            COS_FINISH_CONTEXT_FULL => [3, 2, 2, 1, 1, 6],
+            COS_FINISH_NONE if session.is_empty() || session.failures > 2 => [6, 10, 2, 1, 1, 1],
+            COS_FINISH_NONE => [1800, 40, 60, 30, 15, 5],
+            _ => [10, 40, 6, 2, 2, 3],
+        };
+        let mut at = self.rng.u32(..shares.iter().sum::<u32>());
+        let call = shares.iter().position(|&share| {
+            let here = at < share;
+            at = at.saturating_sub(share);
+            here
+        });
+        let done = match call {
+            Some(0) => self.step(&mut session),
+            Some(1) => self.prompt(&mut session),
+            Some(2) => self.set_weights(&mut session),
+            Some(3) => self.cancel(&mut session),
+            Some(4) => self.misuse(&mut session),
+            _ => {
+                trace!(self, "free {}", session.name);
+                self.report.cover("free");
+                return Ok(());
+            }
+        };
+        self.sessions.push(session);
+        done
+    }
+
+    /// Say what a call returned, and check that it is what it had to.
+    fn expect(&mut self, call: &str, (code, message): (i32, String), expected: i32) -> Check {
+        trace!(self, "{call} -> {}{}{message}", error_name(code), if message.is_empty() { "" } else { ": " });
+        self.report.cover(error_name(code));
+        ensure!(code == expected, "{call} gave {} ({message}), not {}", error_name(code), error_name(expected));
+        Ok(())
+    }
+
+    /// Start a session, mostly a valid one.
+    fn start(&mut self) -> Check {
+        let (vocab, count) = (self.vocab() as i32, self.models.len());
+        let weighted = matches!(self.combine, Combine::Weighted { .. });
+        let greedy = self.rng.u8(..5) < 2;
+        let with_function = self.once_in(5);
+        let mut choose = |values: &[f32]| values[self.rng.usize(..values.len())];
+        let sampling = Sampling {
+            temperature: if greedy { 0.0 } else { choose(&[0.3, 0.7, 1.0, 1.0, 2.0]) },
+            top_k: choose(&[0.0, 0.0, 0.0, 1.0, 2.0, 3.0, 20.0]) as usize,
+            top_p: choose(&[0.0, 0.0, 0.3, 0.8, 0.95, 1.0]),
+            min_p: choose(&[0.0, 0.0, 0.0, 0.05, 0.4]),
+        };
+        let weights = (weighted || matches!(self.combine, Combine::Logits { .. })) && self.once_in(3);
+        let weights = weights.then(|| self.weights());
+        let lengths = self.rng.bool().then(|| (0..count).map(|_| self.rng.i32(0..=8)).collect::<Vec<_>>());
+        let own_stops = (0..self.rng.usize(..3)).map(|_| self.rng.i32(0..vocab)).collect::<Vec<_>>();
+        let own_stops = (self.once_in(3)).then_some(own_stops);
+        let max_tokens = if self.once_in(3) { 0 } else { self.rng.usize(1..=40) };
+        let strategy = self.rng.i32(COS_STRATEGY_AUTO..=COS_STRATEGY_COS);
+        let log_probabilities = self.once_in(3);
+        let routable = weighted && !with_function && !greedy && !log_probabilities;
+        let targets = self.rng.i32(COS_TARGETS_AUTO..=if routable { COS_TARGETS_ROUTED } else { COS_TARGETS_COMBINED });
+
+        let combination = self.engine.combination(weights.as_deref()).expect("valid weights");
+        let needed: Vec<bool> = (0..count).map(|model| combination.needs(model)).collect();
+        let mut function = with_function.then(|| Box::new(FunctionData { stage: self.stage.clone(), needed }));
+        let mut options = cos_session_options {
+            struct_size: size_of::<cos_session_options>(),
+            strategy,
+            temperature: sampling.temperature,
+            top_k: sampling.top_k as i32,
+            top_p: sampling.top_p,
+            min_p: sampling.min_p,
+            seed: self.rng.u64(..),
+            max_tokens: max_tokens as u32,
+            proposal_lengths: lengths.as_ref().map_or(null(), |lengths| lengths.as_ptr()),
+            proposal_lengths_count: lengths.as_ref().map_or(0, Vec::len),
+            weights: weights.as_ref().map_or(null(), |weights| weights.as_ptr()),
+            weights_count: weights.as_ref().map_or(0, Vec::len),
+            stop_tokens: own_stops.as_ref().map_or(null(), |tokens| tokens.as_ptr()),
+            stop_tokens_count: own_stops.as_ref().map_or(0, Vec::len),
+            targets,
+            log_probabilities: i32::from(log_probabilities),
+            combine: if with_function { Some(sum) } else { None },
+            combine_data: function.as_mut().map_or(null_mut(), |data| (&raw mut **data).cast()),
+        };
+        let mut expected = 0;
+        let bad_lengths = vec![65; count];
+        if self.once_in(10) {
+            expected = COS_ERROR_INVALID_ARGUMENT;
+            match self.rng.u8(..10) {
+                0 => options.strategy = 4,
+                1 => options.targets = -1,
+                2 => options.temperature = -1.0,
+                3 => options.top_k = -1,
+                4 => options.top_p = 1.5,
+                5 => options.min_p = f32::NAN,
+                6 => options.log_probabilities = 2,
+                7 => (options.proposal_lengths, options.proposal_lengths_count) = (bad_lengths.as_ptr(), count),
+                8 => (options.stop_tokens, options.stop_tokens_count) = (&vocab, 1),
+                _ if !routable => options.targets = COS_TARGETS_ROUTED,
+                _ => options.struct_size = 8,
+            }
+        } else if self.once_in(50) {
+            let panics = self.rng.bool();
+            expected = if panics { COS_ERROR_INTERNAL } else { COS_ERROR_RUNTIME };
+            self.stage.state.lock().start = Some(if panics { Fault::Panic } else { Fault::Failure });
+        }
+
+        let plan =
+            self.plan(strategy, targets, lengths.as_deref(), &combination, with_function, greedy, log_probabilities);
+        let ledger =
+            Ledger { max_pending: plan.policy.max_pending(), caches: vec![Vec::new(); count], ..Ledger::default() };
+        let ledger = Arc::new(Mutex::new(ledger));
+        self.stage.state.lock().ledger = Some(ledger.clone());
+        let mut handle = null_mut();
+        // SAFETY: the engine lives, and the arrays of the options do.
+        let result = outcome(unsafe { cos_session_new(self.handle, &options, &mut handle) });
+        self.names += 1;
+        let call = format!(
+            "session_new {} of strategy {strategy}, targets {targets}, {sampling:?}, lengths {lengths:?}, \
+             weights {weights:?}, stop {own_stops:?}, max_tokens {max_tokens}, log_probabilities {log_probabilities}, \
+             function {with_function}",
+            self.names
+        );
+        self.expect(&call, result, expected)?;
+        ensure!(handle.is_null() == (expected != 0), "a session was written though {call} failed, or none was");
+        if expected != 0 {
+            return Ok(());
+        }
+        let combination = if with_function { all_ones(&combination) } else { combination };
+        self.report.cover(match (&self.combine, with_function) {
+            (_, true) => "combination: function",
+            (Combine::Weighted { .. }, _) => "combination: weighted",
+            (Combine::Logits { .. }, _) => "combination: logits",
+            (Combine::Target { .. }, _) => "combination: target",
+            (Combine::Contrastive { plausibility: 0.0, .. }, _) => "combination: contrastive",
+            (Combine::Contrastive { .. }, _) => "combination: contrastive, plausible",
+        });
+        let session = Session {
+            handle,
+            name: self.names,
+            ledger,
+            strategy,
+            targets,
+            sampling,
+            lengths,
+            max_tokens,
+            stop_tokens: own_stops.unwrap_or_else(|| self.engine.stop_tokens().to_vec()),
+            log_probabilities,
+            function,
+            routed: plan.targets == Targets::Routed,
+            capacity: self.capacity(&combination, &plan),
+            combination,
+            finish: COS_FINISH_NONE,
+            cancel_requested: false,
+            poisoned: false,
+            failures: 0,
+            spoilt: Vec::new(),
+            steps: 0,
+            tokens: 0,
+            stats: no_stats(),
+        };
+        self.report.cover(session.way());
+        self.sessions.push(session);
+        Ok(())
+    }
+
+    /// Valid weights for this engine.
+    fn weights(&mut self) -> Vec<f32> {
+        let scoring = self.models.iter().filter(|model| model.scores()).count();
+        match self.combine {
+            Combine::Weighted { .. } => mixture(&mut self.rng, scoring, self.models.len()),
+            _ => logit_weights(&mut self.rng, scoring, self.models.len()),
+        }
+    }
+
+    /// How the library decodes: which models run, and how many proposals can be pending, is its own affair.
+    #[allow(clippy::too_many_arguments)] // those of a session
+    fn plan(
+        &self,
+        strategy: i32,
+        targets: i32,
+        lengths: Option<&[i32]>,
+        combination: &Combination,
+        with_function: bool,
+        greedy: bool,
+        log_probabilities: bool,
+    ) -> Plan {
+        let unused = Function::new(|_, _| Ok(()));
+        let combination = if with_function { combination.clone().with_function(unused) } else { combination.clone() };
+        let costs: Vec<u64> = self.models.iter().map(|model| model.cost()).collect();
+        let strategies = [Strategy::Auto, Strategy::Standard, Strategy::Speculative, Strategy::Cos];
+        Plan::new(&Request {
+            strategy: strategies[strategy as usize],
+            targets: [None, Some(Targets::Combined), Some(Targets::Routed)][targets as usize],
+            lengths,
+            combination: &combination,
+            greedy,
+            log_probabilities,
+            costs: &costs,
+        })
+        .expect("a valid session")
+    }
+
+    /// The context of the models that may run.
+    fn capacity(&self, combination: &Combination, plan: &Plan) -> usize {
+        let running = (0..self.models.len()).filter(|&model| combination.needs(model) || plan.policy.uses(model));
+        running.map(|model| self.models[model].context_length()).min().expect("a model that is needed")
+    }
+
+    fn prompt(&mut self, session: &mut Session) -> Check {
+        let (vocab, committed) = (self.vocab() as i32, session.len());
+        let room = session.capacity - committed;
+        let length = match self.rng.u8(..16) {
+            0 => 0,
+            1 => room + self.rng.usize(1..4),
+            2 => session.capacity + self.rng.usize(1..4),
+            3 => room,
+            _ => self.rng.usize(1..=12).min(room.max(1)),
+        };
+        let mut tokens: Vec<i32> = (0..length).map(|_| self.rng.i32(0..vocab)).collect();
+        let foreign = length > 0 && self.once_in(12);
+        if foreign {
+            let at = self.rng.usize(..length);
+            tokens[at] = [-1, vocab, i32::MAX, i32::MIN][self.rng.usize(..4)];
+        }
+        let expected = match () {
+            _ if session.poisoned => COS_ERROR_POISONED,
+            _ if length == 0 => COS_ERROR_INVALID_ARGUMENT,
+            _ if length > room => COS_ERROR_CONTEXT_FULL,
+            _ if foreign => COS_ERROR_INVALID_ARGUMENT,
+            _ => 0,
+        };
+        // SAFETY: the session lives, and the tokens are as many.
+        let mut result = outcome(unsafe { cos_prompt(session.handle, tokens.as_ptr(), length) });
+        if self.bug == Some(Bug::Forgives) && session.poisoned {
+            result.0 = 0;
+        }
+        self.expect(&format!("prompt {} by {tokens:?}", session.name), result, expected)?;
+        if expected == 0 {
+            self.report.cover(if committed == 0 { "prompt" } else { "chat turn" });
+            if session.finish != COS_FINISH_NONE {
+                self.report.cover("prompt after an end");
+            }
+            let mut ledger = session.ledger.lock();
+            ensure!(ledger.longest() <= committed, "a prompt left pending tokens in a cache");
+            ledger.committed.extend_from_slice(&tokens);
+            ledger.prompt_end = ledger.committed.len();
+            let full = ledger.prompt_end == session.capacity;
+            session.finish = if full { COS_FINISH_CONTEXT_FULL } else { COS_FINISH_NONE };
+            session.failures = 0;
+        }
+        self.look(session)
+    }
+
+    fn set_weights(&mut self, session: &mut Session) -> Check {
+        let count = self.models.len();
+        let takes = matches!(self.combine, Combine::Weighted { .. } | Combine::Logits { .. });
+        let mut weights = self.weights();
+        let valid = takes && session.function.is_none();
+        let spoilt = self.once_in(6);
+        if spoilt {
+            match self.rng.u8(..4) {
+                0 => weights.push(0.0),
+                1 => weights[0] = f32::NAN,
+                2 if !self.models[count - 1].scores() => weights[count - 1] = 0.5,
+                2 => weights.clear(),
+                _ => weights.fill(0.0),
+            }
+        }
+        let plan_of = |this: &Self, weights: &[f32]| {
+            let combination = this.engine.combination(Some(weights)).expect("valid weights");
+            let plan = this.plan(
+                session.strategy,
+                session.targets,
+                session.lengths.as_deref(),
+                &combination,
+                false,
+                session.is_greedy(),
+                session.log_probabilities,
+            );
+            (this.capacity(&combination, &plan), combination, plan)
+        };
+        let new = (valid && !spoilt).then(|| plan_of(self, &weights));
+        let committed = session.len();
+        let expected = match &new {
+            _ if session.poisoned => COS_ERROR_POISONED,
+            None => COS_ERROR_INVALID_ARGUMENT,
+            Some((capacity, ..)) if committed > *capacity => COS_ERROR_CONTEXT_FULL,
+            Some(_) => 0,
+        };
+        let pending = session.ledger.lock().longest() > committed;
+        // SAFETY: the session lives, and the weights are as many.
+        let result = outcome(unsafe { cos_session_set_weights(session.handle, weights.as_ptr(), weights.len()) });
+        self.expect(&format!("set_weights {} to {weights:?}", session.name), result, expected)?;
+        if expected == 0
+            && let Some((capacity, combination, plan)) = new
+        {
+            self.report.cover("weights set");
+            if pending {
+                let kept = session.ledger.lock().longest() > committed;
+                self.report.cover(if kept { "weights set, proposals kept" } else { "weights set, proposals dropped" });
+            }
+            session.ledger.lock().max_pending = plan.policy.max_pending();
+            session.combination = combination;
+            session.routed = plan.targets == Targets::Routed;
+            session.capacity = capacity;
+            if matches!(session.finish, COS_FINISH_NONE | COS_FINISH_CONTEXT_FULL) {
+                let full = committed == capacity;
+                if !full && session.finish != COS_FINISH_NONE {
+                    self.report.cover("weights made room");
+                }
+                session.finish = if full { COS_FINISH_CONTEXT_FULL } else { COS_FINISH_NONE };
+            }
+            session.failures = 0;
+        }
+        self.look(session)
+    }
+
+    fn cancel(&mut self, session: &mut Session) -> Check {
+        // SAFETY: the session lives.
+        let result = outcome(unsafe { cos_cancel(session.handle) });
+        let expected = if session.poisoned { COS_ERROR_POISONED } else { 0 };
+        session.cancel_requested |= !session.poisoned;
+        self.expect(&format!("cancel {}", session.name), result, expected)?;
+        self.look(session)
+    }
+
+    /// Calls that are wrong whatever the state; nothing happens.
+    fn misuse(&mut self, session: &mut Session) -> Check {
+        let mut small = cos_step_result { struct_size: 8, ..sentinel() };
+        let mut large = [0usize; 32];
+        large[0] = size_of_val(&large);
+        large[31] = 1; // a member of a later version
+        let invalid = if session.poisoned { COS_ERROR_POISONED } else { COS_ERROR_INVALID_ARGUMENT };
+        // SAFETY: the pointers are NULL or valid; sizes say how far.
+        let (call, error, expected) = unsafe {
+            match self.rng.u8(..6) {
+                0 => ("step into NULL", cos_step(session.handle, null_mut()), invalid),
+                1 => ("step into a small result", cos_step(session.handle, &mut small), invalid),
+                2 => ("step of NULL", cos_step(null_mut(), &mut sentinel()), COS_ERROR_INVALID_ARGUMENT),
+                3 => ("stats into NULL", cos_session_stats(session.handle, null_mut()), COS_ERROR_INVALID_ARGUMENT),
+                4 => ("weights of NULL", cos_session_set_weights(session.handle, null(), self.models.len()), invalid),
+                _ if self.handle.is_null() => return Ok(()),
+                _ => {
+                    let mut out = null_mut();
+                    let error = cos_session_new(self.handle, large.as_ptr().cast(), &mut out);
+                    ensure!(out.is_null(), "a session was written though none was made");
+                    ("session_new of a later version", error, COS_ERROR_UNSUPPORTED)
+                }
+            }
+        };
+        self.expect(call, outcome(error), expected)?;
+        ensure!(is_untouched(&small), "a failed call wrote its output");
+        self.look(session)
+    }
+
+    fn step(&mut self, session: &mut Session) -> Check {
+        let (committed, tested, accepted) = (session.len(), session.stats.tested, session.stats.accepted);
+        let cancelled = session.cancel_requested;
+        let runs = !session.poisoned && !cancelled && committed > 0 && session.finish == COS_FINISH_NONE;
+        self.report.rounds += u64::from(runs);
+        let mut result = sentinel();
+        // SAFETY: the session lives.
+        let (code, message) = outcome(unsafe { cos_step(session.handle, &mut result) });
+        let events = std::mem::take(&mut self.stage.state.lock().events);
+        if let Some(what) = events.violation {
+            return Err(what);
+        }
+        match self.bug {
+            Some(Bug::LosesToken) if code == 0 && result.tokens_count > 1 => result.tokens_count -= 1,
+            Some(Bug::MissesTheEnd) if code == 0 => result.finish %= COS_FINISH_MAX_TOKENS,
+            Some(Bug::WritesOnError) if code != 0 => result.finish = 0,
+            _ => {}
+        }
+        // SAFETY: promised by the interface; a result that was not written is not looked at.
+        let (tokens, values) = unsafe {
+            let count = if code == 0 { result.tokens_count } else { 0 };
+            let values = if code == 0 { result.log_probabilities } else { null() };
+            let tokens = if count > 0 { std::slice::from_raw_parts(result.tokens, count) } else { &[] };
+            (tokens, (!values.is_null()).then(|| std::slice::from_raw_parts(values, count)))
+        };
+        if self.trace {
+            let what = if code == 0 { FINISHES[result.finish as usize] } else { error_name(code) };
+            let values = values.map_or(String::new(), |values| format!(" {values:?}"));
+            trace!(self, "step {} -> {tokens:?}{values} {what} {message}", session.name);
+        }
+        session.steps += u64::from(!session.poisoned);
+        session.cancel_requested |= events.happened(Fault::Cancel);
+        session.spoilt.extend(&events.spoilt);
+        for (happened, what) in [
+            (events.happened(Fault::Failure), "fault: pass"),
+            (events.happened(Fault::Panic), "fault: panic"),
+            (events.happened(Fault::Cancel), "fault: cancel"),
+            (events.happened(Fault::Reenter), "fault: reentry"),
+            (!events.spoilt.is_empty(), "fault: row"),
+            (events.function_failed, "fault: function"),
+            (events.function_spoilt, "fault: scores"),
+        ] {
+            if happened {
+                self.report.cover(what);
+            }
+        }
+        ensure!(runs || events.rows == 0, "a model ran, but there was nothing to decode");
+
+        if code != 0 {
+            self.report.cover(error_name(code));
+            ensure!(is_untouched(&result), "a failed step wrote its result");
+            let planted = match code {
+                COS_ERROR_POISONED => session.poisoned,
+                _ if session.poisoned || cancelled => false,
+                COS_ERROR_INVALID_ARGUMENT => committed == 0,
+                COS_ERROR_RUNTIME => events.happened(Fault::Failure) && message.contains(PLANTED),
+                COS_ERROR_INTERNAL => events.happened(Fault::Panic) && message.contains(PLANTED),
+                COS_ERROR_CALLBACK => events.function_failed && message.contains("-7"),
+                COS_ERROR_NUMERIC => events.function_spoilt || self.is_undecidable(session),
+                _ => false,
+            };
+            ensure!(planted, "step gave {} ({message}), which nothing explains", error_name(code));
+            session.poisoned |= code == COS_ERROR_INTERNAL;
+            session.failures += 1;
+            if runs && !session.poisoned {
+                self.rolled_back(session)?;
+            }
+            return self.look(session);
+        }
+
+        ensure!(!session.poisoned, "a poisoned session made a step");
+        ensure!(committed > 0 || cancelled, "a session without a prompt made a step");
+        ensure!((0..=4).contains(&result.finish) && result.reserved == 0, "finish is {}", result.finish);
+        ensure!(!events.happened(Fault::Failure) && !events.happened(Fault::Panic), "a failed pass went unnoticed");
+        self.report.cover(FINISH_NAMES[result.finish as usize]);
+        let wanted = session.log_probabilities && !tokens.is_empty();
+        ensure!(values.is_some() == wanted, "log-probabilities are missing, or were not asked for");
+        if result.finish == COS_FINISH_CANCELLED {
+            ensure!(session.cancel_requested, "a step was cancelled, which nobody asked for");
+            ensure!(tokens.is_empty(), "a cancelled step has tokens");
+            self.report.cover(if cancelled { "cancelled between steps" } else { "cancelled within a pass" });
+            session.cancel_requested = false;
+            if runs {
+                self.rolled_back(session)?;
+            }
+            return self.look(session);
+        }
+        ensure!(!cancelled, "a cancellation had no effect");
+        if session.finish != COS_FINISH_NONE {
+            ensure!(tokens.is_empty() && result.finish == session.finish, "a sequence that has ended went on");
+            self.report.cover("step after an end");
+            return self.look(session);
+        }
+        ensure!(!tokens.is_empty(), "a step that was neither finished nor cancelled has no tokens");
+        for (index, &token) in tokens.iter().enumerate() {
+            ensure!((0..self.vocab() as i32).contains(&token), "token {token} is outside the vocabulary");
+            let length = committed + index + 1;
+            let prompt_end = session.ledger.lock().prompt_end;
+            let end = session.end(token, length, prompt_end);
+            let expected = if index + 1 < tokens.len() { COS_FINISH_NONE } else { result.finish };
+            ensure!(
+                end == expected,
+                "token {index} of the step ends the sequence by {}, but was told {}",
+                FINISHES[end as usize],
+                FINISHES[expected as usize]
+            );
+            let mut value = values.map(|values| values[index]);
+            if self.bug == Some(Bug::LogProbability) {
+                value = value.map(|value| value * 1.1);
+            }
+            self.judge(session, token as usize, value)?;
+            session.ledger.lock().committed.push(token);
+        }
+        session.finish = result.finish;
+        session.tokens += tokens.len() as u64;
+        session.failures = 0;
+        let length = committed + tokens.len();
+        session.spoilt.retain(|&(_, position)| position >= length);
+        self.look(session)?;
+        let after = &session.stats;
+        let (tested, accepted) = (after.tested - tested, after.accepted - accepted);
+        let (rejected, bonus) = (tested - accepted, tokens.len() as u64 - tested.min(tokens.len() as u64));
+        ensure!(
+            rejected <= 1 && bonus <= 1 && rejected + bonus <= 1 && tested <= tokens.len() as u64,
+            "a step of {} tokens tested {tested} proposals, {rejected} of them in vain",
+            tokens.len()
+        );
+        if session.strategy == COS_STRATEGY_STANDARD {
+            ensure!(after.proposed == 0 && tokens.len() == 1, "nobody proposes, but there are proposals");
+        }
+        if accepted > 0 {
+            self.report.cover("proposal accepted");
+        }
+        if rejected > 0 {
+            self.report.cover("proposal rejected");
+        }
+        if tokens.len() > 1 && bonus > 0 {
+            self.report.cover("bonus token");
+        }
+        Ok(())
+    }
+
+    /// After a failed or cancelled round no cache holds more than all but the last committed token.
+    fn rolled_back(&self, session: &Session) -> Check {
+        let ledger = session.ledger.lock();
+        let (longest, committed) = (ledger.longest(), ledger.committed.len());
+        ensure!(longest < committed, "a cache holds {longest} tokens of {committed} after a failed round");
+        Ok(())
+    }
+
+    /// What holds after every call, whatever it was.
+    fn look(&mut self, session: &mut Session) -> Check {
+        let mut stats = no_stats();
+        // SAFETY: the session lives.
+        let code = code(unsafe { cos_session_stats(session.handle, &mut stats) });
+        if session.poisoned {
+            ensure!(code == COS_ERROR_POISONED, "a poisoned session told its statistics");
+            return Ok(());
+        }
+        ensure!(code == 0, "statistics failed: {}", error_name(code));
+        let ledger = session.ledger.lock();
+        ledger.check()?;
+        let found = [stats.steps, stats.tokens, stats.forwards, stats.positions];
+        let expected = [session.steps, session.tokens, ledger.forwards, ledger.positions];
+        ensure!(found == expected, "steps, tokens, forwards, positions are {found:?}, not {expected:?}");
+        let of = |stats: &cos_stats| {
+            [stats.proposed, stats.tested, stats.accepted, stats.near_ties, stats.model_ns, stats.total_ns]
+        };
+        let (now, before) = (of(&stats), of(&session.stats));
+        ensure!(now.iter().zip(before).all(|(now, before)| *now >= before), "statistics fell: {before:?}, {now:?}");
+        ensure!(stats.accepted <= stats.tested && stats.tested <= stats.proposed, "proposals do not add up: {now:?}");
+        let decided = stats.tokens > session.stats.tokens;
+        ensure!(decided || now[..4] == before[..4], "proposals of a round that failed count: {before:?}, {now:?}");
+        drop(ledger);
+        session.stats = stats;
+        Ok(())
+    }
+
+    /// The models' rows for the next token of a session, into `rows`; whether any, and whether all are bad.
+    fn truth(&mut self, session: &Session) -> (bool, bool) {
+        let ledger = session.ledger.lock();
+        let (mut any, mut all) = (false, true);
+        for model in session.combination.needed() {
+            self.stage.truth.row(model, &ledger.committed, &mut self.rows[model]);
+            let bad = is_bad(&self.rows[model]);
+            (any, all) = (any || bad, all && bad);
+        }
+        (any, all)
+    }
+
+    /// Whether the next token of a session cannot be decided, because of a bad row or an impossible combination.
+    fn is_undecidable(&mut self, session: &Session) -> bool {
+        let position = session.len();
+        let spoilt = |(model, at): &(usize, usize)| *at == position && session.combination.needs(*model);
+        self.truth(session).0
+            || session.spoilt.iter().any(spoilt)
+            || !is_distribution(&oracle(&self.rows, &session.combination, ranking(session.sampling)))
+    }
+
+    /// Whether a token is what the oracle allows as the next one of a session, with its log-probability.
+    fn judge(&mut self, session: &Session, token: usize, value: Option<f32>) -> Check {
+        if let Some(value) = value {
+            ensure!(value.is_finite() && value < 1e-5, "the log-probability {value} is none");
+        }
+        let (any_bad, all_bad) = self.truth(session);
+        if any_bad {
+            // The route of a position, which the simulation cannot see, may have gone around the bad row.
+            ensure!(session.routed && !all_bad, "token {token} was decided by the bad rows {:?}", self.rows);
+            return Ok(());
+        }
+        let sampling = ranking(session.sampling);
+        let wrong = |rows: &[Vec<f32>], tolerance: f64| {
+            let r = oracle(rows, &session.combination, sampling);
+            let best = r.iter().cloned().fold(0.0, f64::max);
+            let fits = match session.is_greedy() {
+                true => r[token] >= best * (1.0 - tolerance),
+                false => r[token] > 0.0,
+            };
+            let told = value.is_none_or(|value| (f64::from(value) - r[token].ln()).abs() < tolerance);
+            (!(fits && told && is_distribution(&r))).then_some(r)
+        };
+        self.report.judged += 1;
+        if let Some(r) = wrong(&self.rows, 1e-4) {
+            // A score or a sum that lies on the edge of a filter may fall on either side of it by rounding.
+            let nearby = (0..8u64).any(|pattern| {
+                let mut rows = self.rows.clone();
+                for (at, logit) in rows.iter_mut().flatten().enumerate() {
+                    *logit += if mix(pattern << 32 | at as u64) & 1 == 0 { 1e-5 } else { -1e-5 };
+                }
+                wrong(&rows, 1e-3).is_none()
+            });
+            ensure!(nearby, "token {token} with {value:?} is not what {r:?} allows, of the rows {:?}", self.rows);
+            self.report.edges += 1;
+        } else if !session.is_greedy() {
+            let r = oracle(&self.rows, &session.combination, sampling);
+            self.report.surprise.entry(session.way()).or_default().add(&r, token);
+        }
+        Ok(())
+    }
+}
+
+const FINISH_NAMES: [&str; 5] =
+    ["finish: none", "finish: stop", "finish: max_tokens", "finish: context full", "finish: cancelled"];
+
+/// What tokens are ranked and told by: a greedy session's log-probabilities are at temperature 1 without filters.
+fn ranking(sampling: Sampling) -> Sampling {
+    if sampling.temperature == 0.0 { Sampling::PLAIN } else { sampling }
+}
+
+fn is_distribution(r: &[f64]) -> bool {
+    (r.iter().sum::<f64>() - 1.0).abs() < 1e-5
+}
+
+/// Weights of a mixture; what does not score has none.
+fn mixture(rng: &mut fastrand::Rng, scoring: usize, count: usize) -> Vec<f32> {
+    let mut weights = vec![0.0; count];
+    weights[rng.usize(..scoring)] = 1.0;
+    if rng.u8(..6) > 0 {
+        weights[..scoring].iter_mut().for_each(|weight| *weight += if rng.u8(..3) > 0 { rng.f32() } else { 0.0 });
+    }
+    let sum: f32 = weights.iter().sum();
+    weights.iter().map(|weight| weight / sum).collect()
+}
+
+/// Weights of logits; what does not score has none.
+fn logit_weights(rng: &mut fastrand::Rng, scoring: usize, count: usize) -> Vec<f32> {
+    let mut weights = vec![0.0; count];
+    weights[..scoring].iter_mut().for_each(|weight| *weight = if rng.bool() { 2.0 * rng.f32() - 0.7 } else { 0.0 });
+    weights[rng.usize(..scoring)] = 1.0;
+    weights
+}
+
+/// What [`sum`] makes of the models that a combination needs.
+fn all_ones(combination: &Combination) -> Combination {
+    let ones: Vec<f32> = combination.weights().iter().map(|&weight| f32::from(u8::from(weight != 0.0))).collect();
+    Combination::logits(&ones).expect("a model that is needed")
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Tests
+
+/// Keep planted panics off the screen; others are shown.
+fn quiet_planted_panics() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let shown = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            let planted = info.payload_as_str().is_some_and(|message| message.contains(PLANTED));
+            if !planted {
+                shown(info);
+            }
+        }));
+    });
+}
+
+/// Run seeds from 0 on, on all cores and in blocks, until there are so many rounds: always the same seeds.
+fn simulate(rounds: u64, bug: Option<Bug>) -> Result<(Report, u64), Violation> {
+    const BLOCK: u64 = 256;
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let (mut report, mut seeds) = (Report::default(), 0);
+    while report.rounds < rounds {
+        let next = AtomicU64::new(seeds);
+        seeds += BLOCK;
+        let work = || {
+            let mut done = Vec::new();
+            loop {
+                let seed = next.fetch_add(1, Ordering::Relaxed);
+                if seed >= seeds {
+                    return done;
+                }
+                done.push((seed, run(seed, bug, false)));
+            }
+        };
+        let mut done: Vec<(u64, Result<Report, Violation>)> = std::thread::scope(|scope| {
+            let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+            workers.into_iter().flat_map(|worker| worker.join().expect("the simulation itself panicked")).collect()
+        });
+        done.sort_by_key(|(seed, _)| *seed); // so that sums are the same on any number of cores
+        for (_, result) in done {
+            report.merge(result?);
+        }
+    }
+    Ok((report, seeds))
+}
+
+fn number(variable: &str) -> Option<u64> {
+    let value = std::env::var(variable).ok()?;
+    Some(value.parse().unwrap_or_else(|_| panic!("{variable} is {value}, not a number")))
+}
+
+#[test]
+fn promises_are_kept() {
+    quiet_planted_panics();
+    if let Some(seed) = number("COS_SEED") {
+        if let Err(violation) = run(seed, None, true) {
+            panic!("{violation}");
+        }
+        return;
+    }
+    let (rounds, started) = (number("COS_SIMULATION_ROUNDS").unwrap_or(1_000_000), Instant::now());
+    let (report, seeds) = simulate(rounds, None).unwrap_or_else(|violation| panic!("{violation}"));
+    let seconds = started.elapsed().as_secs_f64();
+    let mut summary = format!(
+        "{seeds} seeds, {} rounds in {seconds:.1} s ({:.0} a second), {} tokens judged, {} on an edge\n",
+        report.rounds,
+        report.rounds as f64 / seconds,
+        report.judged,
+        report.edges
+    );
+    for (way, surprise) in &report.surprise {
+        summary += &format!("  surprise {way}: {:+.2} sigma of {} tokens\n", surprise.score(), surprise.tokens);
+    }
+    for (what, count) in &report.coverage {
+        summary += &format!("  {what}: {count}\n");
+    }
+    let _ = std::io::stderr().write_all(summary.as_bytes());
+}
