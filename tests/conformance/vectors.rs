@@ -12,7 +12,7 @@ use cos::ffi::engine::*;
 use cos::ffi::error::*;
 use cos::ffi::session::*;
 
-use crate::results::{Comparison, Section, Table};
+use super::results::{Comparison, Section, Table};
 
 /// Tokens that a sampled session draws: as many as the longest cells have.
 const LENGTH: usize = 3;
