@@ -1,5 +1,5 @@
-//! The vectors of `tests/vectors`, with few draws: `make conformance` takes many. `COS_VECTORS` names other folders of
-//! vectors, separated by colons, and `COS_VECTOR_DRAWS` another number of draws.
+//! The vectors of `tests/vectors`, with few draws: `make conformance` takes many. `COS_VECTORS` names more folders of
+//! vectors, separated by colons, and `COS_VECTOR_DRAWS` how many draws are taken for each case of those.
 
 #[allow(dead_code, reason = "the report uses all of it")]
 #[path = "conformance/results.rs"]
@@ -18,6 +18,11 @@ fn folder(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/vectors").join(name)
 }
 
+/// Passes here are short, and the tests run side by side: a pool of one thread is faster than two that wait for each other.
+fn one_thread() {
+    cos::model::environment(None, 1).unwrap();
+}
+
 fn report(section: &Section) {
     println!("{}: {} ({:.1} s)", section.title, section.headline, section.seconds);
     for table in &section.tables {
@@ -26,21 +31,33 @@ fn report(section: &Section) {
     }
 }
 
-#[test]
-fn the_vectors_hold() {
-    let few = |name, draws| (folder(name), draws);
-    let mut folders = vec![few("tiny", 20), few("demo", 4)];
-    if let Ok(others) = std::env::var("COS_VECTORS") {
-        folders = others.split(':').map(|other| (PathBuf::from(other), 8)).collect();
-    }
-    let draws = std::env::var("COS_VECTOR_DRAWS").ok().map(|draws| draws.parse().unwrap());
+fn check(folders: &[PathBuf], draws: usize) {
+    one_thread();
     let mut run = Run::default();
-    for (folder, few) in folders {
-        let section = vectors::replay(&folder, draws.unwrap_or(few), &mut |_| {});
+    for folder in folders {
+        let section = vectors::replay(folder, draws, &mut |_| {});
         report(&section);
         run.sections.push(section);
     }
     assert_eq!(run.failures(), [""; 0]);
+}
+
+#[test]
+fn the_tiny_vectors_hold() {
+    check(&[folder("tiny")], 20);
+}
+
+#[test]
+fn the_demo_vectors_hold() {
+    check(&[folder("demo")], 4);
+}
+
+#[test]
+fn other_vectors_hold() {
+    let folders = std::env::var("COS_VECTORS").unwrap_or_default();
+    let folders: Vec<PathBuf> = folders.split(':').filter(|folder| !folder.is_empty()).map(PathBuf::from).collect();
+    let draws = std::env::var("COS_VECTOR_DRAWS").map_or(8, |draws| draws.parse().unwrap());
+    check(&folders, draws);
 }
 
 /// The first greedy continuation, the first sampled case and the last one (which lists all that is possible) of a file,
@@ -54,6 +71,7 @@ fn replay_changed(change: impl Fn(&mut Vec<Vec<String>>), draws: usize) -> Secti
     lines.drain(sampled[1]..sampled[sampled.len() - 1]);
     lines.drain(greedy[1]..sampled[0]);
     change(&mut lines);
+    one_thread();
     let text: String = lines.iter().map(|line| line.join(" ") + "\n").collect();
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("changed.txt"), text).unwrap();
