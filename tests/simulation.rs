@@ -598,7 +598,7 @@ struct Session {
     finish: i32,
     cancel_requested: bool,
     poisoned: bool,
-    /// Steps that failed in a row.
+    /// Rounds that failed or were cancelled in a row.
     failures: u32,
     /// Model and position of rows that were spoilt and may be in a cache.
     spoilt: Vec<(usize, usize)>,
@@ -918,6 +918,9 @@ impl Simulation {
         let shares: [u32; 6] = match session.finish {
             _ if session.poisoned => [1, 1, 1, 1, 1, 2],
             COS_FINISH_CONTEXT_FULL => [3, 2, 2, 1, 1, 6],
+            // A round that failed may have told where the position is routed. A caller who then leaves it chooses among
+            // tokens; one who changes the weights does not.
+            COS_FINISH_NONE if session.routed && (1..20).contains(&session.failures) => [20, 0, 5, 1, 1, 0],
             COS_FINISH_NONE if session.is_empty() || session.failures > 2 => [6, 10, 2, 1, 1, 1],
             COS_FINISH_NONE => [1800, 40, 60, 30, 15, 5],
             _ => [10, 40, 6, 2, 2, 3],
@@ -1013,7 +1016,7 @@ impl Simulation {
             ledger,
             _function: function,
             routed: plan.targets == Targets::Routed,
-            drafter: self.drafter(&plan),
+            drafter: Self::drafter(&plan),
             stop_tokens: options.stop_tokens.clone().unwrap_or_else(|| self.engine.stop_tokens().to_vec()),
             capacity: self.capacity(&combination, &plan),
             combination: if options.function { all_ones(&combination) } else { combination },
@@ -1123,14 +1126,13 @@ impl Simulation {
         running.map(|model| self.models[model].context_length()).min().expect("a model that is needed")
     }
 
-    /// The model that proposes first, or any one where that has no distribution.
-    fn drafter(&self, plan: &Plan) -> usize {
-        let first = match &plan.policy {
+    /// The model that proposes first, or any one if none does.
+    fn drafter(plan: &Plan) -> usize {
+        match &plan.policy {
             Policy::Standard => 0,
             Policy::Speculative { proposer, .. } => *proposer,
             Policy::Cos { order, .. } => order[0],
-        };
-        if self.models[first].scores() { first } else { 0 }
+        }
     }
 
     fn prompt(&mut self, session: &mut Session) -> Check {
@@ -1223,7 +1225,7 @@ impl Simulation {
             session.ledger.lock().max_pending = plan.policy.max_pending();
             session.combination = combination;
             session.routed = plan.targets == Targets::Routed;
-            session.drafter = self.drafter(&plan);
+            session.drafter = Self::drafter(&plan);
             session.capacity = capacity;
             if matches!(session.finish, COS_FINISH_NONE | COS_FINISH_CONTEXT_FULL) {
                 let full = committed == capacity;
@@ -1358,6 +1360,7 @@ impl Simulation {
             self.report.cover(if cancelled { "cancelled between steps" } else { "cancelled within a pass" });
             session.cancel_requested = false;
             if runs {
+                session.failures += 1;
                 self.rolled_back(session)?;
             }
             return self.look(session);
@@ -1519,13 +1522,32 @@ impl Simulation {
 
     /// Count how a token, whose distribution is `r`, leans towards its drafter.
     fn lean(&mut self, session: &Session, r: &[f64], token: usize) {
+        let ledger = session.ledger.lock();
         let model = session.drafter;
-        self.stage.truth.row(model, &session.ledger.lock().committed, &mut self.rows[model]);
-        if !is_bad(&self.rows[model]) {
+        let q = if self.models[model].scores() {
+            self.stage.truth.row(model, &ledger.committed, &mut self.rows[model]);
+            if is_bad(&self.rows[model]) {
+                return;
+            }
             let alone = Combination::target(self.models.len(), model).expect("a model");
-            let q = oracle(&self.rows, &alone, session.options.sampling);
-            self.report.lean.entry(session.way()).or_default().add(r, &q, token);
-        }
+            oracle(&self.rows, &alone, session.options.sampling)
+        } else {
+            let Some(certain) = look_up(&ledger.committed) else { return };
+            (0..self.vocab()).map(|token| f64::from(u8::from(token == certain as usize))).collect()
+        };
+        self.report.lean.entry(session.way()).or_default().add(r, &q, token);
+        self.report.lean.entry("all").or_default().add(r, &q, token);
+    }
+}
+
+/// What a look-up proposes.
+fn look_up(context: &[i32]) -> Option<i32> {
+    let model = Ngram::new("ngram");
+    let mut sequence = model.start(&Arc::default()).expect("a look-up");
+    model.forward(&mut [Pass { sequence: sequence.as_mut(), tokens: context, keep: 0 }]).expect("a look-up");
+    match sequence.proposal(context.len()) {
+        Proposal::Token(token) => Some(token),
+        _ => None,
     }
 }
 
