@@ -797,32 +797,37 @@ fn a_seed_reproduces_its_run() {
 /// proposals were pending when the prompt came.
 #[test]
 fn later_prompts_continue_the_sequence() {
-    let combination = Combination::mixture(&[0.5, 0.5]).unwrap();
-    for way in ways(2, &combination, Sampling::PLAIN) {
-        let models = World::Unrelated.models(2, 3);
-        let chance = Enumerator::default();
-        let mut joint: BTreeMap<(Vec<i32>, i32), f64> = BTreeMap::new();
-        loop {
-            chance.start();
-            let mut decoder = decoder(&models, &combination, Sampling::PLAIN, &way, &[], 0, &chance);
-            decoder.prompt(&PROMPT).unwrap();
-            let first = decoder.round().unwrap().0.to_vec();
-            decoder.prompt(&[2, 0]).unwrap();
-            let second = decoder.round().unwrap().0[0];
-            *joint.entry((first, second)).or_default() += chance.0.borrow().probability;
-            if !chance.advance() {
-                break;
+    const TURN: [i32; 2] = [1, 0];
+    // of three models, one may have seen what is pending when the prompt comes
+    for (combination, vocab) in [(Combination::mixture(&[0.5, 0.5]), 3), (Combination::mixture(&[0.3, 0.4, 0.3]), 2)] {
+        let combination = combination.unwrap();
+        let count = combination.weights().len();
+        for way in ways(count, &combination, Sampling::PLAIN) {
+            let models = World::Unrelated.models(count, vocab);
+            let chance = Enumerator::default();
+            let mut joint: BTreeMap<(Vec<i32>, i32), f64> = BTreeMap::new();
+            loop {
+                chance.start();
+                let mut decoder = decoder(&models, &combination, Sampling::PLAIN, &way, &[], 0, &chance);
+                decoder.prompt(&PROMPT).unwrap();
+                let first = decoder.round().unwrap().0.to_vec();
+                decoder.prompt(&TURN).unwrap();
+                let second = decoder.round().unwrap().0[0];
+                *joint.entry((first, second)).or_default() += chance.0.borrow().probability;
+                if !chance.advance() {
+                    break;
+                }
             }
-        }
-        let mut first_total: BTreeMap<Vec<i32>, f64> = BTreeMap::new();
-        for ((first, _), p) in &joint {
-            *first_total.entry(first.clone()).or_default() += p;
-        }
-        for ((first, second), p) in &joint {
-            let context: Vec<i32> = PROMPT.iter().chain(first).chain(&[2, 0]).copied().collect();
-            let rows: Vec<Vec<f32>> = (0..2).map(|k| World::Unrelated.logits(k, &context, 3)).collect();
-            let expected = oracle(&rows, &combination, Sampling::PLAIN)[*second as usize];
-            assert!((p / first_total[first] - expected).abs() < ENOUGH, "{way:?} after {first:?}");
+            let mut first_total: BTreeMap<Vec<i32>, f64> = BTreeMap::new();
+            for ((first, _), p) in &joint {
+                *first_total.entry(first.clone()).or_default() += p;
+            }
+            for ((first, second), p) in &joint {
+                let context: Vec<i32> = PROMPT.iter().chain(first).chain(&TURN).copied().collect();
+                let rows: Vec<Vec<f32>> = (0..count).map(|k| World::Unrelated.logits(k, &context, vocab)).collect();
+                let expected = oracle(&rows, &combination, Sampling::PLAIN)[*second as usize];
+                assert!((p / first_total[first] - expected).abs() < ENOUGH, "{way:?} after {first:?}");
+            }
         }
     }
 }

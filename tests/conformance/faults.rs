@@ -5,13 +5,11 @@
 //! the text that took its place.
 
 use std::collections::BTreeMap;
-use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+use super::programs::{self, Done};
 use super::results::{Section, Table};
 use super::{PROBES, Probe, Progress};
 
@@ -130,6 +128,8 @@ struct Planted {
     suite: PathBuf,
     /// tests/exact.rs, linked with it.
     enumeration: PathBuf,
+    /// tests/simulation.rs, linked with it.
+    simulation: PathBuf,
 }
 
 /// How much is tried.
@@ -144,8 +144,11 @@ pub enum Effort {
 /// Names the fault, by its index.
 const VARIABLE: &str = "COS_PLANTED";
 
-/// How long a part may take before it counts as caught: a fault may keep it from ending.
-const PATIENCE: Duration = Duration::from_secs(300);
+/// Parts that look for faults: those of this program, the enumeration, the simulation.
+const PARTS: usize = PROBES.len() + 2;
+
+/// Rounds of the simulation that are shown every fault.
+const SIMULATED: u64 = 100_000;
 
 /// Tests of tests/exact.rs that are shown every fault.
 const ENUMERATION: [&str; 6] = [
@@ -161,9 +164,7 @@ impl Planted {
     /// Make the copy in the target folder, and build it. What is unchanged since the last time is not built again.
     fn build() -> Result<Planted, String> {
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-        let program = std::env::current_exe().map_err(|error| error.to_string())?;
-        let target = program.ancestors().nth(3).expect("target/release/examples or deps").to_path_buf();
-        let copy = target.join("conformance/planted");
+        let copy = programs::target().join("conformance/planted");
         let io = |error: std::io::Error| format!("{}: {error}", copy.display());
         std::fs::create_dir_all(&copy).map_err(io)?;
         for name in ["README.md", "benches", "models", "tests", "include", "cbindgen.toml"] {
@@ -207,65 +208,34 @@ impl Planted {
             std::fs::create_dir_all(path.parent().expect("a folder")).map_err(io)?;
             write(&path, source).map_err(io)?;
         }
-        let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or("cargo".into()));
-        cargo.args(["build", "--release", "--offline", "--example", "conformance-planted", "--test", "exact"]);
-        cargo.arg("--message-format=json-render-diagnostics").arg("--target-dir").arg(&target).current_dir(&copy);
-        let output = cargo.output().map_err(io)?;
-        if !output.status.success() {
-            return Err(format!(
-                "cargo build of the planted copy failed:\n{}",
-                String::from_utf8_lossy(&output.stderr)
-            ));
-        }
-        let mut programs = BTreeMap::new();
-        for line in output.stdout.split(|byte| *byte == b'\n') {
-            if let Ok(line) = serde_json::from_slice::<Value>(line)
-                && let (Some(name), Some(program)) = (line["target"]["name"].as_str(), line["executable"].as_str())
-            {
-                programs.insert(name.to_string(), PathBuf::from(program));
-            }
-        }
+        let parts = ["--example", "conformance-planted", "--test", "exact", "--test", "simulation"];
+        let mut programs = programs::build(&copy, &parts)?;
         let mut program = |name| programs.remove(name).ok_or(format!("cargo built no {name}"));
-        Ok(Planted { suite: program("conformance-planted")?, enumeration: program("exact")? })
+        Ok(Planted {
+            suite: program("conformance-planted")?,
+            enumeration: program("exact")?,
+            simulation: program("simulation")?,
+        })
     }
 
-    /// Run a program with a fault; its standard output, or `None` if it does not end.
-    fn run(&self, program: &Path, fault: Option<usize>, arguments: &[&str]) -> Option<String> {
-        let mut command = Command::new(program);
-        command.args(arguments).stdout(Stdio::piped()).stderr(Stdio::null()).env_remove(VARIABLE);
-        if let Some(fault) = fault {
-            command.env(VARIABLE, fault.to_string());
-        }
-        let mut child = command.spawn().expect("a program that was just built");
-        let mut stdout = child.stdout.take().expect("a pipe");
-        let reader = std::thread::spawn(move || {
-            let mut text = String::new();
-            let _ = stdout.read_to_string(&mut text);
-            text
-        });
-        let started = Instant::now();
-        while child.try_wait().expect("a child").is_none() {
-            if started.elapsed() > PATIENCE {
-                let _ = child.kill();
-                let _ = child.wait();
-                return None;
-            }
-            std::thread::sleep(Duration::from_millis(5));
-        }
-        Some(reader.join().expect("no panic"))
+    /// Run a program with a fault; `None` if it does not end.
+    fn run(&self, program: &Path, fault: Option<usize>, arguments: &[&str]) -> Option<Done> {
+        let planted = fault.map_or(String::new(), |fault| fault.to_string());
+        programs::run(program, arguments, &[(VARIABLE, planted), ("COS_SIMULATION_ROUNDS", SIMULATED.to_string())])
     }
 
     /// What each part finds, in a few words, and how often the best of them would find it; nothing where it finds nothing.
     fn probe(&self, fault: Option<usize>, effort: Effort) -> (Vec<String>, String) {
-        let mut found = vec![String::new(); PROBES.len() + 1];
+        let mut found = vec![String::new(); PARTS];
         let mut power = String::new();
-        let exports = fault.is_some_and(|fault| FAULTS[fault].needs_exports);
+        // Vectors take long, and only they can show some faults.
+        let exports = fault.is_none_or(|fault| FAULTS[fault].needs_exports);
         let arguments: &[&str] = if exports { &["--probe", "--exports"] } else { &["--probe"] };
-        match self.run(&self.suite, fault, arguments).as_deref().map(serde_json::from_str::<Value>) {
+        let mut best = (1.0, String::new());
+        match self.run(&self.suite, fault, arguments).map(|done| serde_json::from_str::<Value>(&done.text)) {
             None => found[0] = "does not end".into(),
             Some(Err(_)) => found[0] = "ends the process".into(),
             Some(Ok(parts)) => {
-                let mut best = (1.0, String::new());
                 for (Probe { part, .. }, found) in PROBES.iter().zip(&mut found) {
                     let Some(result) = parts.get(part) else { continue };
                     let (failed, of, bound) = (&result["failed"], &result["of"], result["bound"].as_f64());
@@ -276,17 +246,19 @@ impl Planted {
                         }
                     }
                 }
-                if effort == Effort::Long && !exports && !best.1.is_empty() {
-                    let times = self.run(&self.suite, fault, &["--repeat", &best.1, "--times", "20"]);
-                    power = times.map_or("does not end".into(), |times| format!("{} of 20", times.trim()));
-                }
             }
         }
-        if exports || effort == Effort::Quick && fault.is_some() && found.iter().any(|found| !found.is_empty()) {
+        let caught = |found: &[String]| found.iter().any(|found| !found.is_empty());
+        let ends = |found: &[String], effort| effort == Effort::Quick && fault.is_some() && caught(found);
+        if fault.is_some() && exports || ends(&found, effort) {
             return (found, power);
         }
+        if !best.1.is_empty() {
+            let times = self.run(&self.suite, fault, &["--repeat", &best.1, "--times", "20"]);
+            power = times.map_or("does not end".into(), |times| format!("{} of 20", times.text.trim()));
+        }
         let tests = self.run(&self.enumeration, fault, &[&ENUMERATION[..], &["--exact"]].concat());
-        let failed = tests.as_deref().map(|text| text.lines().filter(|line| line.ends_with("... FAILED")).count());
+        let failed = tests.map(|done| done.text.lines().filter(|line| line.ends_with("... FAILED")).count());
         found[PROBES.len()] = match failed {
             None => "does not end".into(),
             Some(0) => String::new(),
@@ -295,6 +267,17 @@ impl Planted {
         if power.is_empty() && failed > Some(0) {
             power = "certain".into(); // nothing is drawn
         }
+        if ends(&found, effort) {
+            return (found, power);
+        }
+        found[PROBES.len() + 1] = match self.run(&self.simulation, fault, &["promises", "--test-threads=1"]) {
+            None => "does not end".into(),
+            Some(done) if done.success => String::new(),
+            Some(done) => {
+                let seed = done.text.split("COS_SEED=").nth(1).and_then(|rest| rest.split_whitespace().next());
+                seed.map_or("found".into(), |seed| format!("seed {seed}"))
+            }
+        };
         (found, power)
     }
 }
@@ -349,7 +332,7 @@ pub fn run(effort: Effort, progress: &dyn Progress) -> Section {
     };
     let mut head = vec!["fault".to_string()];
     head.extend(PROBES.iter().map(|probe| probe.part.to_string()));
-    head.extend(["enumeration".into(), "power".into()]);
+    head.extend(["enumeration", "simulation", "power"].map(String::from));
     let faults: Vec<Option<usize>> = std::iter::once(None).chain((0..FAULTS.len()).map(Some)).collect();
     let mut rows = Vec::new();
     for fault in faults {

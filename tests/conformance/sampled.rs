@@ -186,7 +186,7 @@ impl Effort {
     /// For `make test`.
     pub const QUICK: Effort = Effort { stride: 23, draws: 10_000, deep_stride: 0, deep_draws: 0, seed: 0 };
     /// For `make conformance`.
-    pub const LONG: Effort = Effort { stride: 1, draws: 10_000, deep_stride: 149, deep_draws: 1_000_000, seed: 0 };
+    pub const LONG: Effort = Effort { stride: 1, draws: 5_000, deep_stride: 199, deep_draws: 1_000_000, seed: 0 };
     /// For a library with a fault in it.
     pub const PROBE: Effort = Effort { stride: 161, draws: 5_000, ..Effort::QUICK };
 }

@@ -53,7 +53,9 @@ const LIVES: [(&str, Life); 7] = [
 const TURN: [i32; 2] = [2, 0];
 const VOCAB: usize = 3;
 const TREE: Tree = Tree { vocab: VOCAB, depth: 6 };
-const WEIGHTS: [[f32; 2]; 2] = [[0.5, 0.5], [0.15, 0.85]];
+/// Three models, so that one may have seen what another one proposed and nobody has decided yet.
+const MODELS: usize = 3;
+const WEIGHTS: [[f32; MODELS]; 2] = [[0.4, 0.3, 0.3], [0.15, 0.6, 0.25]];
 
 /// For some tokens behind the prompt and the weights of a step: how often each token came next.
 type Counts = BTreeMap<(Vec<i32>, usize), Vec<u64>>;
@@ -72,10 +74,10 @@ fn cases() -> Vec<Case> {
             let all = [Targets::Combined, Targets::Routed];
             for &targets in if life.weights_by_cancels { &all[..1] } else { &all } {
                 for (strategy, lengths) in [
-                    (Strategy::Standard, [1, 1]),
-                    (Strategy::Speculative, [0, 3]),
-                    (Strategy::Cos, [1, 1]),
-                    (Strategy::Cos, [2, 1]),
+                    (Strategy::Standard, [1, 1, 1]),
+                    (Strategy::Speculative, [0, 3, 0]),
+                    (Strategy::Cos, [1, 1, 1]),
+                    (Strategy::Cos, [2, 1, 1]),
                 ] {
                     let options = Options {
                         strategy,
@@ -118,7 +120,7 @@ fn engine(world: World, cancels: bool) -> Arc<Engine> {
         Arc::new(if cancels { table.with_stop(Arc::new(stop)) } else { table })
     };
     let combine = Combine::Weighted { weights: WEIGHTS[0].to_vec() };
-    Arc::new(Engine::new(vec![model(0), model(1)], combine, Vec::new(), None).expect("models that fit"))
+    Arc::new(Engine::new((0..MODELS).map(model).collect(), combine, Vec::new(), None).expect("models that fit"))
 }
 
 /// A session, and what a caller knows of it.
@@ -195,7 +197,7 @@ impl Case {
 fn compare(name: String, world: World, counts: Counts) -> Comparison {
     let groups = counts.into_iter().map(|((tokens, weights), observed)| {
         let context = [&PROMPT[..], &tokens].concat();
-        let rows: Vec<Vec<f32>> = (0..2).map(|model| world.logits(model, &context, VOCAB)).collect();
+        let rows: Vec<Vec<f32>> = (0..MODELS).map(|model| world.logits(model, &context, VOCAB)).collect();
         let combination = Combination::mixture(&WEIGHTS[weights]).expect("weights that are right");
         let expected = oracle(&rows, &combination, Sampling::PLAIN);
         let label = |token| format!("{tokens:?} by {:?}, then {token}", WEIGHTS[weights]);

@@ -6,12 +6,14 @@ mod common;
 pub mod faults;
 pub mod generator;
 pub mod greedy;
+pub mod programs;
 mod report;
 pub mod results;
 pub mod sampled;
 pub mod sequences;
 pub mod stats;
 mod tables;
+pub mod vectors;
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;
@@ -85,7 +87,7 @@ struct Arguments {
     /// As much as `make test` does, in a minute.
     #[arg(long)]
     quick: bool,
-    /// Only these parts: numbers, joint, sessions, greedy, faults.
+    /// Only these parts: numbers, joint, sessions, vectors, greedy, simulation, faults.
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
     /// Shifts all seeds.
@@ -94,6 +96,8 @@ struct Arguments {
     /// For a library with a fault in it: print in JSON what fails.
     #[arg(long, hide = true)]
     probe: bool,
+    #[arg(long, hide = true)]
+    exports: bool,
     /// With a part and the index of a comparison: how often it fails, of so many repetitions with other seeds.
     #[arg(long, hide = true)]
     repeat: Option<String>,
@@ -107,38 +111,106 @@ pub struct Probe {
     run: fn() -> Section,
     /// One of its comparisons again, by its index, with a seed.
     repeat: fn(usize, u64) -> results::Comparison,
+    /// Whether it runs exports, which takes long.
+    exports: bool,
 }
 
-pub const PROBES: [Probe; 3] = [
+pub const PROBES: [Probe; 4] = [
     Probe {
         part: "random numbers",
         run: || generator::run(50_000, &Silent),
         repeat: |index, _| generator::repeat(index, 50_000),
+        exports: false,
     },
     Probe {
         part: "joint distributions",
         run: || sampled::run(sampled::Effort::PROBE, &Silent),
         repeat: |index, seed| sampled::repeat(index, sampled::Effort::PROBE, seed),
+        exports: false,
     },
     Probe {
         part: "whole sessions",
         run: || sequences::run(1_000, 0, &Silent),
         repeat: |index, seed| sequences::repeat(index, 1_000, seed),
+        exports: false,
+    },
+    Probe {
+        part: "vectors",
+        run: || vectors::replay(&reference("tiny"), 8, &mut |_| {}),
+        repeat: |_, _| unreachable!("vectors are not only drawn from"),
+        exports: true,
     },
 ];
+
+/// A folder of reference vectors.
+fn reference(name: &str) -> std::path::PathBuf {
+    std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/vectors").join(name)
+}
+
+/// The vectors of both folders, with so many draws for each case.
+pub fn reference_vectors(tiny: usize, demo: usize, progress: &dyn Progress) -> Vec<Section> {
+    progress.start("reference vectors: files", 17);
+    let mut advance = |_: &str| progress.advance();
+    vec![
+        vectors::replay(&reference("tiny"), tiny, &mut advance),
+        vectors::replay(&reference("demo"), demo, &mut advance),
+    ]
+}
+
+/// Run the simulation, which is a program of its own.
+fn simulate(rounds: u64, progress: &dyn Progress) -> Section {
+    progress.start("simulation", 1);
+    let mut section = Section {
+        title: "Simulation".into(),
+        about: "A seed determines models, options, the calls of a caller and what goes wrong: passes that fail, rows that are \
+                no numbers, panics, cancels, callbacks that fail or call back. After every call the promises of cos.h are \
+                checked: committed tokens never change, nothing is committed on an error, caches hold what was committed, \
+                counters are consistent, sequences end where they should, a poisoned session stays so. A failure names its \
+                seed."
+            .into(),
+        ..Section::default()
+    };
+    let package = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let built = programs::build(package, &["--test", "simulation"]);
+    match built.and_then(|mut programs| programs.remove("simulation").ok_or("cargo built no simulation".into())) {
+        Err(error) => section.failures.push(error),
+        Ok(program) => {
+            let variables = [("COS_SIMULATION_ROUNDS", rounds.to_string())];
+            match programs::run(&program, &["promises", "--nocapture"], &variables) {
+                None => section.failures.push("it does not end".into()),
+                Some(done) if !done.success => section.failures.push(done.text),
+                Some(done) => {
+                    let lines = || done.text.lines();
+                    section.headline = lines().find(|line| line.contains("rounds in")).unwrap_or("").to_string();
+                    let pairs = lines().filter_map(|line| line.strip_prefix("  ")?.rsplit_once(": "));
+                    section.tables.push(results::Table {
+                        caption: "What happened how often".into(),
+                        head: vec!["event".into(), "count".into()],
+                        rows: pairs.map(|(what, count)| vec![what.into(), count.into()]).collect(),
+                    });
+                }
+            }
+        }
+    }
+    progress.advance();
+    section
+}
 
 /// Below which bound a comparison of a probe fails: as strict as the longest run.
 pub const STRICTEST: f64 = stats::FAMILY_ERROR / 20_000.0;
 
 /// What fails in each part: how many of its comparisons, and the index of the worst.
-fn probe() -> serde_json::Value {
-    let found = PROBES.iter().map(|Probe { part, run, .. }| {
+fn probe(exports: bool) -> serde_json::Value {
+    let parts = PROBES.iter().filter(|probe| !probe.exports || exports);
+    let found = parts.map(|Probe { part, run, .. }| {
         let section = run();
         let bounds: Vec<f64> = section.comparisons.iter().map(|comparison| comparison.fit.bound).collect();
         let failed = bounds.iter().filter(|bound| **bound < STRICTEST).count();
         let worst = (0..bounds.len()).min_by(|&a, &b| bounds[a].total_cmp(&bounds[b]));
-        let worst = worst.expect("every part compares something");
-        (*part, json!({ "failed": failed, "of": bounds.len(), "worst": worst, "bound": bounds[worst] }))
+        let bound = worst.map_or(1.0, |worst| bounds[worst]);
+        // what is wrong beside comparisons counts as one
+        let failed = failed + usize::from(!section.failures.is_empty());
+        (*part, json!({ "failed": failed, "of": bounds.len(), "worst": worst, "bound": bound }))
     });
     json!(found.collect::<BTreeMap<_, _>>())
 }
@@ -180,25 +252,30 @@ fn main() -> ExitCode {
         std::panic::set_hook(Box::new(|_| {})); // panics are counted, not shown
         match &arguments.repeat {
             Some(what) => println!("{}", repeat(what, arguments.times)),
-            None => println!("{}", probe()),
+            None => println!("{}", probe(arguments.exports)),
         }
         return ExitCode::SUCCESS;
     }
     let (quick, seed, bar) = (arguments.quick, arguments.seed, Bar(Mutex::new(indicatif::ProgressBar::hidden())));
     let mut run = Run::default();
-    let mut part = |name: &str, section: &dyn Fn() -> Section| {
+    let mut part = |name: &str, sections: &dyn Fn() -> Vec<Section>| {
         if arguments.only.is_empty() || arguments.only.iter().any(|only| only == name) {
             let started = Instant::now();
-            let section = section();
-            run.sections.push(Section { seconds: started.elapsed().as_secs_f64(), ..section });
+            let mut sections = sections();
+            if let [section] = &mut sections[..] {
+                section.seconds = started.elapsed().as_secs_f64();
+            }
+            run.sections.extend(sections);
         }
     };
     let effort = if quick { sampled::Effort::QUICK } else { sampled::Effort::LONG };
-    part("numbers", &|| generator::run(if quick { 50_000 } else { 5_000_000 }, &bar));
-    part("joint", &|| sampled::run(sampled::Effort { seed, ..effort }, &bar));
-    part("sessions", &|| sequences::run(if quick { 2_000 } else { 50_000 }, seed, &bar));
-    part("greedy", &|| greedy::run(if quick { greedy::Effort::QUICK } else { greedy::Effort::LONG }, &bar));
-    part("faults", &|| faults::run(if quick { faults::Effort::Quick } else { faults::Effort::Long }, &bar));
+    part("numbers", &|| vec![generator::run(if quick { 50_000 } else { 5_000_000 }, &bar)]);
+    part("joint", &|| vec![sampled::run(sampled::Effort { seed, ..effort }, &bar)]);
+    part("sessions", &|| vec![sequences::run(if quick { 2_000 } else { 50_000 }, seed, &bar)]);
+    part("vectors", &|| if quick { reference_vectors(20, 4, &bar) } else { reference_vectors(400, 100, &bar) });
+    part("greedy", &|| vec![greedy::run(if quick { greedy::Effort::QUICK } else { greedy::Effort::LONG }, &bar)]);
+    part("simulation", &|| vec![simulate(if quick { 1_000_000 } else { 5_000_000 }, &bar)]);
+    part("faults", &|| vec![faults::run(if quick { faults::Effort::Quick } else { faults::Effort::Long }, &bar)]);
     for section in &run.sections {
         println!("{} ({:.0} s): {}", section.title, section.seconds, section.headline);
         for table in &section.tables {
