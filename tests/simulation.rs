@@ -10,8 +10,8 @@
 //! - statistics add up: passes and positions are those that the models saw;
 //! - tokens are what the oracle of `tests/common` allows in their context: the best one of a greedy session, a possible
 //!   one otherwise, with the oracle's log-probability, whatever happened before (half of all tokens are looked at);
-//! - sampled tokens do not lean towards their drafter, compared with what their distributions say: a martingale, which no
-//!   number of faults, cancellations and changes of weights in between may move.
+//! - sampled tokens do not lean towards their drafter, compared with what their distributions say: a martingale, which
+//!   no number of faults, cancellations and changes of weights in between may move.
 //!
 //! `cargo test --release --test simulation` runs a fixed list of seeds with a million rounds, and then asks that every
 //! kind of event has happened. `COS_SIMULATION_ROUNDS=50000000` runs longer. A failure names its seed;
@@ -679,9 +679,9 @@ impl Session {
 // ---------------------------------------------------------------------------------------------------------------------
 // What comes of a run
 
-/// How far tokens lean from their distributions `r` towards that of their drafter, `q`, as most mistakes of verification
-/// would make them: the sum of `g(token) − E g` with `g = q / r`, a martingale if decoding is exact, and the variance that
-/// it should have.
+/// How far tokens lean from their distributions `r` towards that of their drafter, `q`, as most mistakes of
+/// verification would make them: the sum of `g(token) − E g` with `g = q / r`, a martingale if decoding is exact, and
+/// the variance that it should have.
 #[derive(Debug, Clone, Copy, Default)]
 struct Lean {
     sum: f64,
