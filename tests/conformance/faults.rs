@@ -230,9 +230,11 @@ impl Planted {
         let mut power = String::new();
         // Vectors take long, and only they can show some faults.
         let exports = fault.is_none_or(|fault| FAULTS[fault].needs_exports);
-        let arguments: &[&str] = if exports { &["--probe", "--exports"] } else { &["--probe"] };
+        let mut arguments = vec!["--probe"];
+        arguments.extend(exports.then_some("--exports"));
+        arguments.extend((effort == Effort::Quick && fault.is_some()).then_some("--first"));
         let mut best = (1.0, String::new());
-        match self.run(&self.suite, fault, arguments).map(|done| serde_json::from_str::<Value>(&done.text)) {
+        match self.run(&self.suite, fault, &arguments).map(|done| serde_json::from_str::<Value>(&done.text)) {
             None => found[0] = "does not end".into(),
             Some(Err(_)) => found[0] = "ends the process".into(),
             Some(Ok(parts)) => {

@@ -13,7 +13,7 @@ use cos::model::{Model, Ngram};
 use super::common::{PROMPT, SAMPLINGS, Sampling, Way, World, combinations, decoder, oracle, ways, ways_of};
 use super::results::{Comparison, Section};
 use super::tables::{Table, Tree};
-use super::{Progress, parallel};
+use super::{Progress, STRICTEST, parallel_until};
 
 /// Tokens in the joint distributions.
 pub const TOKENS: usize = 4;
@@ -180,13 +180,17 @@ pub struct Effort {
     pub deep_draws: u64,
     /// Shifts all seeds.
     pub seed: u64,
+    /// Whether to stop at the first comparison that does not fit.
+    pub first: bool,
 }
 
 impl Effort {
     /// For `make test`.
-    pub const QUICK: Effort = Effort { stride: 23, draws: 10_000, deep_stride: 0, deep_draws: 0, seed: 0 };
+    pub const QUICK: Effort =
+        Effort { stride: 23, draws: 10_000, deep_stride: 0, deep_draws: 0, seed: 0, first: false };
     /// For `make conformance`.
-    pub const LONG: Effort = Effort { stride: 1, draws: 5_000, deep_stride: 199, deep_draws: 1_000_000, seed: 0 };
+    pub const LONG: Effort =
+        Effort { stride: 1, draws: 5_000, deep_stride: 199, deep_draws: 1_000_000, seed: 0, first: false };
     /// For a library with a fault in it.
     pub const PROBE: Effort = Effort { stride: 161, draws: 5_000, ..Effort::QUICK };
 }
@@ -208,14 +212,15 @@ pub fn run(effort: Effort, progress: &dyn Progress) -> Section {
     let chosen: Vec<(usize, Case)> = all.into_iter().enumerate().step_by(effort.stride).collect();
     progress.start("joint distributions", chosen.len() as u64);
     let deep = AtomicUsize::new(0);
-    let comparisons = parallel(&chosen, |&(index, ref case)| {
+    let draw = |&(index, ref case): &(usize, Case)| {
         let is_deep = effort.deep_stride > 0 && index % effort.deep_stride == 0 && case.sampling.temperature > 0.0;
         deep.fetch_add(usize::from(is_deep), Ordering::Relaxed);
         let draws = if is_deep { effort.deep_draws } else { effort.draws };
         let comparison = case.compare(stream(index, effort.seed), draws);
         progress.advance();
         comparison
-    });
+    };
+    let comparisons = parallel_until(&chosen, draw, |comparison| effort.first && !comparison.fits(STRICTEST));
     let draws: u64 = comparisons.iter().map(|c| c.fit.draws).sum();
     let deep = deep.into_inner();
     let deepest = match deep {

@@ -219,19 +219,24 @@ fn threads(draws: u64) -> (Comparison, u64) {
         ..Options::default()
     };
     const THREADS: u64 = 4;
-    let over = AtomicBool::new(false);
+    let (over, hits) = (AtomicBool::new(false), AtomicU64::new(0));
     let running: parking_lot::Mutex<Vec<Arc<Cancel>>> = parking_lot::Mutex::new(Vec::new());
-    let found: Vec<(Counts, u64)> = std::thread::scope(|scope| {
-        let (engine, options, running) = (&engine, &options, &running);
+    let found: std::thread::Result<Vec<(Counts, u64)>> = std::thread::scope(|scope| {
+        let (engine, options, running, hits) = (&engine, &options, &running, &hits);
         let work = |thread: u64| {
             scope.spawn(move || {
                 let (mut counts, mut cancelled) = (Counts::new(), 0);
-                for draw in (thread..draws).step_by(THREADS as usize) {
+                for draw in (thread..).step_by(THREADS as usize) {
+                    // on a busy machine the canceller may need more of them until it hits one
+                    if draw >= draws && (hits.load(Ordering::Relaxed) > 0 || draw >= 1000 * draws) {
+                        break;
+                    }
                     let mut session = Running::new(engine, options, (1 << 50) + draw);
                     let cancel = session.session.cancel().clone();
                     running.lock().push(cancel.clone());
                     while session.step(ALONE, &mut counts, &mut cancelled) {}
                     running.lock().retain(|other| !Arc::ptr_eq(other, &cancel));
+                    hits.fetch_max(cancelled, Ordering::Relaxed);
                 }
                 (counts, cancelled)
             })
@@ -243,11 +248,16 @@ fn threads(draws: u64) -> (Comparison, u64) {
                 std::thread::yield_now();
             }
         });
-        let found = threads.into_iter().map(|thread| thread.join().expect("no panic")).collect();
-        over.store(true, Ordering::Relaxed);
-        canceller.join().expect("no panic");
-        found
+        let found: Vec<_> = threads.into_iter().map(|thread| thread.join()).collect();
+        over.store(true, Ordering::Relaxed); // also after a panic, or this would never end
+        canceller.join().expect("it cannot panic");
+        found.into_iter().collect::<Result<_, _>>()
     });
+    let name = "four threads, cancelled by a fifth: Unrelated, Cos, Combined";
+    let found: Vec<(Counts, u64)> = match found {
+        Ok(found) => found,
+        Err(panic) => return (Comparison::stopped(name, panic.as_ref()), 1),
+    };
     let (mut all, mut cancelled) = (Counts::new(), 0);
     for (counts, cancels) in found {
         cancelled += cancels;
@@ -256,7 +266,7 @@ fn threads(draws: u64) -> (Comparison, u64) {
             sum.iter_mut().zip(counts).for_each(|(sum, count)| *sum += count);
         }
     }
-    (compare("four threads, cancelled by a fifth: Unrelated, Cos, Combined".into(), World::Unrelated, all), cancelled)
+    (compare(name.into(), World::Unrelated, all), cancelled)
 }
 
 /// Run the case at an index of the section's comparisons again, with other seeds.

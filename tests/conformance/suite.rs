@@ -61,6 +61,15 @@ impl Progress for Bar {
 
 /// Map in parallel, on all cores; the results are in the order of the items.
 pub fn parallel<T: Sync, R: Send>(items: &[T], map: impl Fn(&T) -> R + Sync) -> Vec<R> {
+    parallel_until(items, map, |_| false)
+}
+
+/// The same, but no more items are begun once a result is enough.
+pub fn parallel_until<T: Sync, R: Send>(
+    items: &[T],
+    map: impl Fn(&T) -> R + Sync,
+    enough: impl Fn(&R) -> bool + Sync,
+) -> Vec<R> {
     let next = AtomicUsize::new(0);
     let results: Mutex<Vec<Option<R>>> = Mutex::new(items.iter().map(|_| None).collect());
     std::thread::scope(|scope| {
@@ -69,13 +78,15 @@ pub fn parallel<T: Sync, R: Send>(items: &[T], map: impl Fn(&T) -> R + Sync) -> 
                 while let Some(index) = Some(next.fetch_add(1, Ordering::Relaxed)).filter(|index| *index < items.len())
                 {
                     let result = map(&items[index]);
+                    if enough(&result) {
+                        next.store(items.len(), Ordering::Relaxed);
+                    }
                     results.lock().expect("no panic")[index] = Some(result);
                 }
             });
         }
     });
-    let results = results.into_inner().expect("no panic");
-    results.into_iter().map(|result| result.expect("every item was mapped")).collect()
+    results.into_inner().expect("no panic").into_iter().flatten().collect()
 }
 
 /// Prove that what is decoded follows the combined distribution, and write a report.
@@ -98,6 +109,9 @@ struct Arguments {
     probe: bool,
     #[arg(long, hide = true)]
     exports: bool,
+    /// Until the first failure.
+    #[arg(long, hide = true)]
+    first: bool,
     /// With a part and the index of a comparison: how often it fails, of so many repetitions with other seeds.
     #[arg(long, hide = true)]
     repeat: Option<String>,
@@ -108,7 +122,8 @@ struct Arguments {
 /// A part of the suite that faults are shown to, with few draws.
 pub struct Probe {
     pub part: &'static str,
-    run: fn() -> Section,
+    /// Until the first failure, or all of it.
+    run: fn(bool) -> Section,
     /// One of its comparisons again, by its index, with a seed.
     repeat: fn(usize, u64) -> results::Comparison,
     /// Whether it runs exports, which takes long.
@@ -118,25 +133,25 @@ pub struct Probe {
 pub const PROBES: [Probe; 4] = [
     Probe {
         part: "random numbers",
-        run: || generator::run(50_000, &Silent),
+        run: |_| generator::run(50_000, &Silent),
         repeat: |index, _| generator::repeat(index, 50_000),
         exports: false,
     },
     Probe {
         part: "joint distributions",
-        run: || sampled::run(sampled::Effort::PROBE, &Silent),
+        run: |first| sampled::run(sampled::Effort { first, ..sampled::Effort::PROBE }, &Silent),
         repeat: |index, seed| sampled::repeat(index, sampled::Effort::PROBE, seed),
         exports: false,
     },
     Probe {
         part: "whole sessions",
-        run: || sequences::run(1_000, 0, &Silent),
+        run: |_| sequences::run(1_000, 0, &Silent),
         repeat: |index, seed| sequences::repeat(index, 1_000, seed),
         exports: false,
     },
     Probe {
         part: "vectors",
-        run: || vectors::replay(&reference("tiny"), 8, &mut |_| {}),
+        run: |_| vectors::replay(&reference("tiny"), 8, &mut |_| {}),
         repeat: |_, _| unreachable!("vectors are not only drawn from"),
         exports: true,
     },
@@ -199,20 +214,23 @@ fn simulate(rounds: u64, progress: &dyn Progress) -> Section {
 /// Below which bound a comparison of a probe fails: as strict as the longest run.
 pub const STRICTEST: f64 = stats::FAMILY_ERROR / 20_000.0;
 
-/// What fails in each part: how many of its comparisons, and the index of the worst.
-fn probe(exports: bool) -> serde_json::Value {
-    let parts = PROBES.iter().filter(|probe| !probe.exports || exports);
-    let found = parts.map(|Probe { part, run, .. }| {
-        let section = run();
+/// What fails in each part: how many of its comparisons, and the index of the worst; all parts, or up to one that fails.
+fn probe(exports: bool, first: bool) -> serde_json::Value {
+    let mut found = BTreeMap::new();
+    for Probe { part, run, .. } in PROBES.iter().filter(|probe| !probe.exports || exports) {
+        let section = run(first);
         let bounds: Vec<f64> = section.comparisons.iter().map(|comparison| comparison.fit.bound).collect();
         let failed = bounds.iter().filter(|bound| **bound < STRICTEST).count();
         let worst = (0..bounds.len()).min_by(|&a, &b| bounds[a].total_cmp(&bounds[b]));
         let bound = worst.map_or(1.0, |worst| bounds[worst]);
         // what is wrong beside comparisons counts as one
         let failed = failed + usize::from(!section.failures.is_empty());
-        (*part, json!({ "failed": failed, "of": bounds.len(), "worst": worst, "bound": bound }))
-    });
-    json!(found.collect::<BTreeMap<_, _>>())
+        found.insert(*part, json!({ "failed": failed, "of": bounds.len(), "worst": worst, "bound": bound }));
+        if first && failed > 0 {
+            break;
+        }
+    }
+    json!(found)
 }
 
 /// How often a comparison fails, with the draws and the threshold of a probe, given as its part and index.
@@ -252,7 +270,7 @@ fn main() -> ExitCode {
         std::panic::set_hook(Box::new(|_| {})); // panics are counted, not shown
         match &arguments.repeat {
             Some(what) => println!("{}", repeat(what, arguments.times)),
-            None => println!("{}", probe(arguments.exports)),
+            None => println!("{}", probe(arguments.exports, arguments.first)),
         }
         return ExitCode::SUCCESS;
     }
