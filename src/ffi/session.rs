@@ -488,7 +488,10 @@ pub unsafe extern "C" fn cos_step(session: *mut cos_session, out_result: *mut co
                 State::Ended(Finish::ContextFull) => COS_FINISH_CONTEXT_FULL,
                 State::Cancelled => COS_FINISH_CANCELLED,
             };
-            let (tokens, tokens_count) = (tokens.as_ptr(), tokens.len());
+            // The pointer of an empty slice is no address, which some garbage collectors stumble over.
+            static NONE: i32 = 0;
+            let tokens_count = tokens.len();
+            let tokens = if tokens.is_empty() { &raw const NONE } else { tokens.as_ptr() };
             let log_probabilities = match session.log_probabilities() {
                 values if values.is_empty() || tokens_count == 0 => std::ptr::null(),
                 values => values.as_ptr(),

@@ -209,7 +209,8 @@ unsafe fn advance(
         let text = body(&mut stream)?;
         // SAFETY: not NULL, and promised by the caller.
         unsafe {
-            out_text.write(text.as_ptr().cast());
+            // An empty string has a pointer to nothing.
+            out_text.write(if text.is_empty() { c"".as_ptr() } else { text.as_ptr().cast() });
             out_bytes.write(text.len());
         }
         Ok(())

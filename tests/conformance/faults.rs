@@ -242,7 +242,7 @@ impl Planted {
                     let Some(result) = parts.get(part) else { continue };
                     let (failed, of, bound) = (&result["failed"], &result["of"], result["bound"].as_f64());
                     if failed.as_u64() > Some(0) {
-                        *found = format!("{failed} of {of}");
+                        *found = if of.as_u64() > Some(0) { format!("{failed} of {of}") } else { "refused".into() };
                         if bound < Some(best.0) {
                             best = (bound.unwrap_or(0.0), format!("{part}:{}", result["worst"]));
                         }
@@ -252,7 +252,10 @@ impl Planted {
         }
         let caught = |found: &[String]| found.iter().any(|found| !found.is_empty());
         let ends = |found: &[String], effort| effort == Effort::Quick && fault.is_some() && caught(found);
-        if fault.is_some() && exports || ends(&found, effort) {
+        if fault.is_some() && exports {
+            return (found, "certain".into()); // log-probabilities differ, or a model is not even loaded
+        }
+        if ends(&found, effort) {
             return (found, power);
         }
         if !best.1.is_empty() {
