@@ -213,7 +213,8 @@ pub fn run(effort: Effort, progress: &dyn Progress) -> Section {
     progress.start("joint distributions", chosen.len() as u64);
     let deep = AtomicUsize::new(0);
     let draw = |&(index, ref case): &(usize, Case)| {
-        let is_deep = effort.deep_stride > 0 && index % effort.deep_stride == 0 && case.sampling.temperature > 0.0;
+        let is_deep =
+            effort.deep_stride > 0 && index.is_multiple_of(effort.deep_stride) && case.sampling.temperature > 0.0;
         deep.fetch_add(usize::from(is_deep), Ordering::Relaxed);
         let draws = if is_deep { effort.deep_draws } else { effort.draws };
         let comparison = case.compare(stream(index, effort.seed), draws);

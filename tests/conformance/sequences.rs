@@ -111,7 +111,7 @@ fn engine(world: World, cancels: bool) -> Arc<Engine> {
         let table = Table::new(world, model, &PROMPT, TREE);
         let passes = passes.clone();
         let stop = move |cancel: &Cancel| {
-            let stops = mixed(passes.fetch_add(1, Ordering::Relaxed)) % 4 == 0;
+            let stops = mixed(passes.fetch_add(1, Ordering::Relaxed)).is_multiple_of(4);
             if stops {
                 cancel.request();
             }
