@@ -151,8 +151,7 @@ const PARTS: usize = PROBES.len() + 2;
 const SIMULATED: u64 = 100_000;
 
 /// Tests of tests/exact.rs that are shown every fault.
-const ENUMERATION: [&str; 6] = [
-    "two_models",
+const ENUMERATION: [&str; 5] = [
     "longer_sequences",
     "look_ups_draft_exactly",
     "weights_change_exactly",

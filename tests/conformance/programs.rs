@@ -20,7 +20,7 @@ pub fn target() -> PathBuf {
 /// Build programs of the package in a folder: what cargo calls them, and where they are.
 pub fn build(package: &Path, arguments: &[&str]) -> Result<BTreeMap<String, PathBuf>, String> {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or("cargo".into()));
-    cargo.args(["build", "--release", "--offline", "--message-format=json-render-diagnostics"]).args(arguments);
+    cargo.args(["build", "--release", "--message-format=json-render-diagnostics"]).args(arguments);
     cargo.arg("--target-dir").arg(target()).current_dir(package);
     let output = cargo.output().map_err(|error| format!("{cargo:?}: {error}"))?;
     if !output.status.success() {
