@@ -1,0 +1,92 @@
+"""A server program under test: started, asked, and stopped."""
+
+import http.client
+import json
+import pathlib
+import re
+import select
+import signal
+import socket
+import subprocess
+import time
+
+import openai
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
+DEMO = ROOT / "models" / "demo" / "engine.json"
+
+
+class Server:
+    def __init__(self, command, sessions, config=DEMO):
+        self.model = pathlib.Path(config).stem
+        arguments = [str(config), "--port", "0", "--max-sessions", str(sessions)]
+        self.process = subprocess.Popen([*command, *arguments], stdout=subprocess.PIPE, text=True)
+        try:
+            self.port = self._listening(deadline=time.monotonic() + 120)
+        except BaseException:
+            self.process.kill()
+            raise
+        # No retries: what the server says is what is tested.
+        self.client = openai.OpenAI(base_url=f"http://127.0.0.1:{self.port}/v1", api_key="none", max_retries=0, timeout=120)
+
+    def _listening(self, deadline):
+        while time.monotonic() < deadline:
+            if not select.select([self.process.stdout], [], [], 1)[0]:
+                continue
+            line = self.process.stdout.readline()
+            if not line:
+                raise AssertionError(f"the server ended with {self.process.wait()} before it listened")
+            if found := re.fullmatch(r"listening on 127\.0\.0\.1:(\d+)\s*", line):
+                return int(found[1])
+        raise AssertionError("the server does not say that it listens")
+
+    def complete(self, prompt, **options):
+        return self.client.completions.create(model=self.model, prompt=prompt, **options)
+
+    def request(self, method, path, body=None, content_type="application/json"):
+        """A request as bytes, past OpenAI's client: the status and the body."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        try:
+            connection.request(method, path, body, {"Content-Type": content_type})
+            response = connection.getresponse()
+            return response.status, response.read().decode("utf-8")
+        finally:
+            connection.close()
+
+    def abandon(self, body, seconds):
+        """Begin a completion, and close the connection after a while without having read anything."""
+        body = json.dumps({"model": self.model, **body}).encode()
+        with socket.create_connection(("127.0.0.1", self.port)) as connection:
+            connection.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+                               b"Content-Length: %d\r\n\r\n%b" % (len(body), body))
+            time.sleep(seconds)
+
+    def metrics(self):
+        """All samples: the name, with its labels, and the value."""
+        status, text = self.request("GET", "/metrics")
+        assert status == 200, f"/metrics gives {status}"
+        samples = {}
+        for line in text.splitlines():
+            if line and not line.startswith("#"):
+                name, value = line.rsplit(" ", 1)
+                samples[name] = float(value)
+        return samples
+
+    def idle(self, seconds):
+        """Wait until no completion runs. How long that took, or None."""
+        start = time.monotonic()
+        while time.monotonic() - start < seconds:
+            if self.metrics()["cos_requests_running"] == 0:
+                return time.monotonic() - start
+            time.sleep(0.02)
+        return None
+
+    def terminate(self):
+        self.process.send_signal(signal.SIGTERM)
+
+    def close(self):
+        self.client.close()
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        self.process.stdout.close()

@@ -1,0 +1,302 @@
+"""Does a server program keep what README.md promises? Run by the script `test`, with the server's command as arguments."""
+
+import concurrent.futures
+import json
+import sys
+import threading
+import time
+
+import openai
+
+from server import Server
+
+CLIENTS = 16
+PROMPTS = [
+    "Question: How many legs do three cats have?\nAnswer:",
+    "Question: James decides to run 3 sprints 3 times a week. He runs 60 meters each sprint. How many meters?\nAnswer:",
+    "Question: A robe takes 2 bolts of blue fiber and half that much white fiber. How many bolts in total?\nAnswer:",
+    "The recipe asks for two cups of flour, and",
+]
+PINNED = {"cos": {"strategy": "cos"}}  # the same seed and a strategy that is not automatic: the same tokens
+
+
+def expect(holds, what):
+    if not holds:
+        raise AssertionError(what)
+
+
+def equal(got, wanted, what):
+    expect(got == wanted, f"{what}: {got!r} is not {wanted!r}")
+
+
+def pieces(stream):
+    """A stream's texts and its last finish_reason."""
+    texts, finish = [], None
+    for chunk in stream:
+        for choice in chunk.choices:
+            expect(finish is None, "something comes behind the finish_reason")
+            texts.append(choice.text)
+            finish = choice.finish_reason
+    return texts, finish
+
+
+def models(server):
+    listed = server.client.models.list().data
+    equal([model.id for model in listed], [server.model], "models")
+    equal(listed[0].object, "model", "object")
+    equal(server.client.models.retrieve(server.model).id, server.model, "the model alone")
+
+
+def completion(server):
+    before = server.metrics()
+    answer = server.complete(PROMPTS[0], max_tokens=24, temperature=0)
+    choice = answer.choices[0]
+    equal(answer.object, "text_completion", "object")
+    equal(answer.model, server.model, "model")
+    expect(len(choice.text) > 10, f"a text of {choice.text!r}")
+    expect(choice.finish_reason in ("stop", "length"), f"finish_reason {choice.finish_reason}")
+    expect(answer.usage.prompt_tokens > 10 and 0 < answer.usage.completion_tokens <= 24, f"usage {answer.usage}")
+    equal(answer.usage.total_tokens, answer.usage.prompt_tokens + answer.usage.completion_tokens, "total_tokens")
+    equal(server.complete(PROMPTS[0], max_tokens=24, temperature=0).choices[0].text, choice.text, "greedy again")
+    equal(server.complete(PROMPTS[0], temperature=0).usage.completion_tokens, 16, "max_tokens by default")
+
+    after = server.metrics()
+    tokens = after["cos_tokens_total"] - before["cos_tokens_total"]
+    equal(tokens, 2 * answer.usage.completion_tokens + 16, "cos_tokens_total")
+    equal(after['cos_requests_total{code="200"}'] - before.get('cos_requests_total{code="200"}', 0), 3, "cos_requests_total")
+    proposed, tested, accepted = (after[f"cos_{name}_total"] for name in ("proposed", "tested", "accepted"))
+    expect(proposed >= tested >= accepted > 0, f"proposed, tested, accepted: {proposed}, {tested}, {accepted}")
+    expect(after["cos_forwards_total"] > before["cos_forwards_total"], "no passes were counted")
+    expect(after["cos_step_seconds_total"] >= after["cos_model_seconds_total"] > 0, "no time was counted")
+
+
+def token_prompts(server):
+    by_tokens = server.complete([10, 20, 30, 40], max_tokens=8, temperature=0)
+    equal(by_tokens.usage.prompt_tokens, 4, "prompt_tokens")
+    equal(by_tokens.usage.completion_tokens, 8, "completion_tokens")
+
+
+def sampling(server):
+    def draw(seed, **more):
+        return server.complete(PROMPTS[1], max_tokens=24, temperature=0.9, top_p=0.95, seed=seed, extra_body=PINNED, **more)
+
+    first = draw(1).choices[0].text
+    equal(draw(1).choices[0].text, first, "the same seed")
+    expect(any(draw(seed).choices[0].text != first for seed in (2, 3, 4)), "other seeds give the same text")
+    expect(len({server.complete(PROMPTS[1], max_tokens=24).choices[0].text for _ in range(4)}) > 1, "no seed is one seed")
+    with_logprobs = draw(1, logprobs=1)
+    equal(with_logprobs.choices[0].text, first, "with logprobs")
+    logprobs = with_logprobs.choices[0].logprobs
+    equal(len(logprobs.token_logprobs), with_logprobs.usage.completion_tokens, "token_logprobs")
+    equal(len(logprobs.tokens), with_logprobs.usage.completion_tokens, "tokens")
+    expect(all(value <= 0 for value in logprobs.token_logprobs), "a log-probability above 0")
+    expect(draw(1).choices[0].logprobs is None, "logprobs that nobody asked for")
+    streamed = [value for chunk in draw(1, logprobs=1, stream=True) for choice in chunk.choices
+                if choice.logprobs for value in choice.logprobs.token_logprobs]
+    equal(streamed, logprobs.token_logprobs, "logprobs of a stream")
+
+
+def extension(server):
+    greedy = server.complete(PROMPTS[0], max_tokens=12, temperature=0).choices[0].text
+    for strategy in ("auto", "standard", "speculative", "cos"):
+        answer = server.complete(PROMPTS[0], max_tokens=12, temperature=0, extra_body={"cos": {"strategy": strategy}})
+        equal(answer.choices[0].text, greedy, strategy)
+    one = {"cos": {"strategy": "standard", "top_k": 1}}
+    likeliest = {"cos": {"strategy": "standard", "min_p": 1}}
+    equal(server.complete(PROMPTS[0], max_tokens=12, extra_body=one, seed=1).choices[0].text,
+          server.complete(PROMPTS[0], max_tokens=12, extra_body=likeliest, seed=2).choices[0].text, "top_k 1 and min_p 1")
+    texts = {server.complete(PROMPTS[0], max_tokens=24, temperature=0, extra_body={"cos": {"weights": weights}}).choices[0].text
+             for weights in ([1, 0], [0, 1])}
+    equal(len(texts), 2, "texts of two models")
+
+
+def streaming(server):
+    for options in ({"temperature": 0}, {"temperature": 1, "seed": 7, "extra_body": PINNED}):
+        for prompt in PROMPTS:
+            whole = server.complete(prompt, max_tokens=40, **options).choices[0]
+            texts, finish = pieces(server.complete(prompt, max_tokens=40, stream=True, **options))
+            equal("".join(texts), whole.text, "a stream's pieces")
+            equal(finish, whole.finish_reason, "a stream's finish_reason")
+            expect(len(texts) > 2, f"a stream of {len(texts)} pieces")
+    chunks = list(server.complete(PROMPTS[0], max_tokens=8, temperature=0, stream=True, stream_options={"include_usage": True}))
+    equal(chunks[-1].usage.completion_tokens, 8, "usage in a stream")
+    equal(chunks[-1].choices, [], "choices beside the usage")
+
+
+def stop_strings(server):
+    options = {"max_tokens": 40, "temperature": 0}
+    text = server.complete(PROMPTS[0], **options).choices[0].text
+    expect(len(text) > 30, f"too short to be stopped: {text!r}")
+    for stop in (text[12:13], text[9:15], text[20:28], [text[25:27], text[14:22]], ["\0never", text[10:13]]):
+        first = min((text.find(one) for one in ([stop] if isinstance(stop, str) else stop) if one in text))
+        whole = server.complete(PROMPTS[0], stop=stop, **options).choices[0]
+        equal(whole.text, text[:first], f"stopped at {stop!r}")
+        equal(whole.finish_reason, "stop", "finish_reason")
+        texts, finish = pieces(server.complete(PROMPTS[0], stop=stop, stream=True, **options))
+        equal("".join(texts), text[:first], f"a stream stopped at {stop!r}")
+        equal(finish, "stop", "finish_reason of a stream")
+    # What looks like the beginning of a stop string is held back, and comes after all.
+    for stop in (text[-3:] + "\0", text[5:9] + "\0"):
+        texts, finish = pieces(server.complete(PROMPTS[0], stop=stop, stream=True, **options))
+        equal("".join(texts), text, f"not stopped at {stop!r}")
+
+
+def leaving(server):
+    """A client that leaves stops its session: no more tokens, and no long pass goes on."""
+    stream = server.complete(PROMPTS[0], max_tokens=1500, temperature=1.5, stream=True, extra_body=PINNED)
+    for _ in range(3):
+        next(stream)
+    equal(server.metrics()["cos_requests_running"], 1, "cos_requests_running")
+    stream.close()
+    after_stream = server.idle(2)
+    expect(after_stream is not None, "a stream whose client left goes on")
+    server.abandon({"prompt": PROMPTS[0], "max_tokens": 1500, "temperature": 1.5}, 0.3)
+    after_body = server.idle(2)
+    expect(after_body is not None, "a request whose client left goes on")
+    # A prompt that takes long: its pass must be stopped in the midst.
+    server.abandon({"prompt": [300] * 1800, "max_tokens": 8}, 0.1)
+    after_pass = server.idle(2)
+    expect(after_pass is not None, "a long pass whose client left goes on")
+    before = server.metrics()
+    time.sleep(0.3)
+    equal(server.metrics()["cos_tokens_total"], before["cos_tokens_total"], "tokens after all clients left")
+    expect(before['cos_requests_total{code="499"}'] >= 3, "clients that left are not counted")
+    return f"stopped {after_stream:.2f}, {after_body:.2f} and {after_pass:.2f} s after the client"
+
+
+def at_once(server):
+    def ask(number):
+        prompt = f"{PROMPTS[number % len(PROMPTS)]} {number}"
+        options = {"max_tokens": 24, "temperature": 1, "seed": number, "extra_body": PINNED}
+        if number % 2:
+            return "".join(pieces(server.complete(prompt, stream=True, **options))[0])
+        return server.complete(prompt, **options).choices[0].text
+
+    alone = [ask(number) for number in range(CLIENTS)]
+    with concurrent.futures.ThreadPoolExecutor(CLIENTS) as pool:
+        equal(list(pool.map(ask, range(CLIENTS))), alone, "at once and alone")
+
+
+def too_many(server):
+    """One more than --max-sessions is told to come later."""
+    streams = [server.complete(PROMPTS[0], max_tokens=1500, temperature=1.5, stream=True) for _ in range(CLIENTS)]
+    try:
+        try:
+            server.complete(PROMPTS[0])
+            raise AssertionError("there is no limit")
+        except openai.RateLimitError:
+            pass
+    finally:
+        for stream in streams:
+            stream.close()
+    expect(server.idle(5) is not None, "streams whose clients left go on")
+    server.complete(PROMPTS[0], max_tokens=1)
+
+
+def bad_requests(server):
+    good = {"model": server.model, "prompt": "Hello", "max_tokens": 1}
+    changes = [
+        {"model": None}, {"model": 5}, {"model": "gpt-4"},
+        {"prompt": None}, {"prompt": 5}, {"prompt": {}}, {"prompt": ""}, {"prompt": []}, {"prompt": ["text"]},
+        {"prompt": [[1, 2]]}, {"prompt": [-1]}, {"prompt": [4096]}, {"prompt": [1.5]}, {"prompt": [2**31]}, {"prompt": [2**70]},
+        {"prompt": [1, None]}, {"prompt": [300] * 100_000}, {"prompt": "one two three " * 5_000},
+        {"max_tokens": 0}, {"max_tokens": -1}, {"max_tokens": 1.5}, {"max_tokens": "ten"}, {"max_tokens": 2**40},
+        {"temperature": -1}, {"temperature": 3}, {"temperature": "hot"}, {"temperature": []},
+        {"top_p": 0}, {"top_p": 1.5}, {"top_p": "most"},
+        {"seed": -1}, {"seed": 1.5}, {"seed": "one"},
+        {"stop": 5}, {"stop": ""}, {"stop": [""]}, {"stop": [1]}, {"stop": ["a", "b", "c", "d", "e"]},
+        {"stream": "yes"}, {"stream": 1}, {"logprobs": -1}, {"logprobs": 6}, {"logprobs": "all"},
+        {"n": 2}, {"best_of": 2}, {"echo": True}, {"suffix": "."}, {"presence_penalty": 1}, {"frequency_penalty": 1},
+        {"logit_bias": {"5": 1}},
+        {"cos": 5}, {"cos": {"strategy": "magic"}}, {"cos": {"strategy": 3}}, {"cos": {"top_k": -1}}, {"cos": {"top_k": "five"}},
+        {"cos": {"top_k": 2**40}}, {"cos": {"min_p": 2}}, {"cos": {"weights": 1}}, {"cos": {"weights": [1]}},
+        {"cos": {"weights": [0.5, 0.1]}}, {"cos": {"weights": ["a", "b"]}},
+    ]
+    bodies = [json.dumps({**good, **change}).encode() for change in changes]
+    bodies += [b"", b"{", b"[]", b"5", b"null", b'{"model": "engine", "prompt": "\xff\xfe"}', b"[" * 100_000, b"\x00" * 64,
+               b'{"model": "engine", "prompt": "Hello", "temperature": 1e999}']
+    for body in bodies:
+        for stream in (b"", b'"stream": true, '):
+            if stream and not body.startswith(b'{"model"'):
+                continue
+            sent = body.replace(b"{", b"{" + stream, 1) if stream and b'"stream"' not in body else body
+            status, text = server.request("POST", "/v1/completions", sent)
+            refused(status, text, sent[:200])
+    equal(server.request("POST", "/v1/completions", json.dumps({**good, "model": "gpt-4"}))[0], 404, "an unknown model")
+    try:
+        server.complete([300] * 3000)
+        raise AssertionError("a prompt without room is taken")
+    except openai.BadRequestError as error:
+        equal(error.code, "context_length_exceeded", "code")
+    for method, path in (("GET", "/v1/nothing"), ("POST", "/v1/chat/completions"), ("GET", "/v1/models/gpt-4"),
+                         ("GET", "/v1/completions"), ("DELETE", "/v1/models")):
+        refused(*server.request(method, path), f"{method} {path}")
+    # null is as good as missing
+    status, text = server.request("POST", "/v1/completions", json.dumps({**good, "stop": None, "seed": None, "cos": None}))
+    equal(status, 200, f"null members: {text}")
+    equal(len(server.complete(PROMPTS[0], max_tokens=2).choices), 1, "choices after all that")
+    return f"{len(bodies)} bodies"
+
+
+def refused(status, text, what):
+    expect(400 <= status < 500, f"{status} for {what!r}: {text[:200]}")
+    try:
+        error = json.loads(text)["error"]
+    except (ValueError, KeyError, TypeError):
+        raise AssertionError(f"no error object for {what!r}: {text[:200]!r}") from None
+    expect(isinstance(error["message"], str) and error["message"], f"no message for {what!r}")
+    expect(isinstance(error["type"], str) and {"param", "code"} <= error.keys(), f"not OpenAI's form for {what!r}: {error}")
+
+
+def drain(server):
+    """SIGTERM: what runs is finished, what is new is refused, and the process ends with 0. The last test."""
+    stream = server.complete(PROMPTS[0], max_tokens=200, temperature=0, stream=True)
+    texts = [next(stream).choices[0].text for _ in range(2)]
+    body = {}
+    other = threading.Thread(target=lambda: body.update(answer=server.complete(PROMPTS[1], max_tokens=200, temperature=0)))
+    other.start()
+    time.sleep(0.1)
+    server.terminate()
+    time.sleep(0.2)
+    expect(server.process.poll() is None, "the server ends before its requests")
+    try:
+        server.complete(PROMPTS[0], max_tokens=1, timeout=10)
+        raise AssertionError("a request is taken after SIGTERM")
+    except (openai.APIConnectionError, openai.InternalServerError):
+        pass
+    rest, finish = pieces(stream)
+    other.join()
+    expect(finish in ("stop", "length"), f"the stream ends with {finish}")
+    expect(len("".join(texts + rest)) > 200, "the stream is cut off")
+    expect(body["answer"].choices[0].finish_reason in ("stop", "length"), "the answer is cut off")
+    equal(server.process.wait(timeout=20), 0, "the exit status")
+
+
+def main():
+    if len(sys.argv) < 2:
+        sys.exit("usage: test COMMAND...")
+    checks = (models, completion, token_prompts, sampling, extension, streaming, stop_strings, leaving, at_once, too_many,
+              bad_requests, drain)
+    server = Server(sys.argv[1:], CLIENTS)
+    failed = 0
+    try:
+        for check in checks:
+            start = time.monotonic()
+            try:
+                note = check(server)
+            except Exception as error:
+                failed += 1
+                print(f"server: {check.__name__}: FAILED: {type(error).__name__}: {error}", flush=True)
+                if server.process.poll() is not None:
+                    sys.exit(f"server: it has ended with {server.process.returncode}")
+            else:
+                print(f"server: {check.__name__}: ok, {time.monotonic() - start:.1f} s{'; ' + note if note else ''}", flush=True)
+    finally:
+        server.close()
+    if failed:
+        sys.exit(f"server: {failed} of {len(checks)} checks failed")
+    print(f"server: {len(checks)} checks passed")
+
+
+if __name__ == "__main__":
+    main()
