@@ -42,7 +42,7 @@ def main():
     parser.add_argument("command", nargs=argparse.REMAINDER)
     arguments = parser.parse_args()
     with open(PROMPTS, encoding="utf-8") as lines:
-        prompts = [f"Question: {json.loads(line)['question']}\nAnswer:" for line in lines]
+        prompts = [json.loads(line)["prompt"] for line in lines]
     server = Server(arguments.command, max(arguments.clients))
     try:
         measure(server, prompts, 1, 1)  # warms up
