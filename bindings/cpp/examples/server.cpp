@@ -229,7 +229,8 @@ private:
 
     static void reply(httplib::Response& out, const json& body, int status = 200) {
         out.status = status;
-        out.set_content(body.dump(), "application/json");
+        // A message may quote bytes of the request that are no UTF-8.
+        out.set_content(body.dump(-1, ' ', false, json::error_handler_t::replace), "application/json");
     }
 
     static Problem unknown_model() { return {404, "there is no such model", "model", "model_not_found"}; }
