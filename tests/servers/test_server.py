@@ -167,7 +167,7 @@ def leaving(server):
     server.abandon({"prompt": PROMPTS[0], "max_tokens": 1500, "temperature": 1.5}, 0.3)
     waits.append(noticed())
     # A prompt that takes long: its pass must be stopped in the midst.
-    server.abandon({"prompt": [300] * 1800, "max_tokens": 8}, 0.1)
+    server.abandon({"prompt": [300] * 1000, "max_tokens": 1500, "temperature": 1.5}, 0.02)
     waits.append(noticed())
     before = server.metrics()["cos_tokens_total"]
     time.sleep(0.3)
