@@ -82,7 +82,7 @@ public:
     constexpr Span(const C&& container) noexcept : data_(container.data()), size_(container.size()) {}
     /** Of `{1, 2, 3}`, for the length of a call. */
     template <typename U = T, typename = std::enable_if_t<std::is_const_v<U>>>
-    constexpr Span(const std::initializer_list<value_type>& list) noexcept : data_(list.begin()), size_(list.size()) {}
+    constexpr Span(const std::initializer_list<value_type>& list) noexcept : Span(list.begin(), list.size()) {}
 
     constexpr T* data() const noexcept { return data_; }
     constexpr std::size_t size() const noexcept { return size_; }
