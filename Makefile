@@ -9,19 +9,49 @@ RELEASE := $(CARGO_TARGET_DIR)/release
 DEMO := $(RELEASE)/examples/demo
 MODELS := models/demo
 
+# Where `make install` puts things, below DESTDIR if that is set.
+PREFIX ?= /usr/local
+LIBDIR ?= $(PREFIX)/lib
+INCLUDEDIR ?= $(PREFIX)/include
+VERSION := $(shell sed -n '/^\[package\]/,/^\[/s/^version = "\(.*\)"/\1/p' Cargo.toml)
+MAJOR := $(firstword $(subst ., ,$(VERSION)))
+SONAME := libcos.so.$(MAJOR)
+
 .DEFAULT_GOAL := help
-.PHONY: help build onnxruntime demo test conformance lint format clippy bench header clean
+.PHONY: help build onnxruntime install demo test test-cpp conformance lint format clippy bench header clean
 # Cargo uses all cores by itself, and its targets would wait for each other.
 .NOTPARALLEL:
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
 
 build: ## build libcos.so
 	$(CARGO) build --release --locked
 
 onnxruntime: ## fetch ONNX Runtime into the target folder, where libcos.so finds it
 	scripts/fetch-onnxruntime "$(CARGO_TARGET_DIR)/onnxruntime"
+
+install: $(RELEASE)/libcos.so ## install library, headers, pkg-config and CMake files: PREFIX=, DESTDIR=, WITH_ONNXRUNTIME=1
+	install -d "$(DESTDIR)$(INCLUDEDIR)" "$(DESTDIR)$(LIBDIR)/pkgconfig" "$(DESTDIR)$(LIBDIR)/cmake/cos"
+	install -m 644 include/cos.h bindings/cpp/cos.hpp "$(DESTDIR)$(INCLUDEDIR)"
+	install -m 755 "$(RELEASE)/libcos.so" "$(DESTDIR)$(LIBDIR)/libcos.so.$(VERSION)"
+	ln -sf libcos.so.$(VERSION) "$(DESTDIR)$(LIBDIR)/$(SONAME)"
+	ln -sf $(SONAME) "$(DESTDIR)$(LIBDIR)/libcos.so"
+	for file in pkgconfig/cos.pc cmake/cos/cosConfig.cmake cmake/cos/cosConfigVersion.cmake; do \
+	    sed -e 's|@PREFIX@|$(PREFIX)|; s|@LIBDIR@|$(LIBDIR)|; s|@INCLUDEDIR@|$(INCLUDEDIR)|' \
+	        -e 's|@VERSION@|$(VERSION)|; s|@MAJOR@|$(MAJOR)|; s|@SONAME@|$(SONAME)|' \
+	        -e "s|@INCLUDE_FROM_LIB@|$$(realpath -m --relative-to="$(LIBDIR)" "$(INCLUDEDIR)")|" \
+	        packaging/$${file##*/}.in >"$(DESTDIR)$(LIBDIR)/$$file" || exit; \
+	done
+ifeq ($(WITH_ONNXRUNTIME),1)
+	$(MAKE) onnxruntime
+	install -d "$(DESTDIR)$(LIBDIR)/onnxruntime"
+	install -m 644 "$(CARGO_TARGET_DIR)"/onnxruntime/* "$(DESTDIR)$(LIBDIR)/onnxruntime"
+endif
+
+# As it is, if it is there: who installs as root has built it before.
+$(RELEASE)/libcos.so:
+	$(MAKE) build
 
 demo: onnxruntime build ## watch models decode together, and compare the strategies
 	$(CXX) -std=c++17 -Wall -Wextra $(CXXFLAGS) -Iinclude bindings/cpp/examples/demo.cpp -o "$(DEMO)" \
@@ -30,6 +60,9 @@ demo: onnxruntime build ## watch models decode together, and compare the strateg
 
 test: onnxruntime lint ## run all checks: unit, integration, C under sanitizers
 	$(CARGO) test --release --locked
+
+test-cpp: onnxruntime build ## check the C++ binding: vectors, safety, packages, server
+	bindings/cpp/test
 
 conformance: onnxruntime ## prove the distributions at length, and write target/conformance/index.html
 	$(CARGO) run --release --locked --example conformance -- --out "$(CARGO_TARGET_DIR)/conformance"

@@ -1,0 +1,292 @@
+// Uses all of cos.hpp, and misuses it: errors, never a crash. Run under the sanitizers in the root of the repository.
+
+#include <array>
+#include <cmath>
+#include <cstdio>
+#include <limits>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "cos.hpp"
+
+#if __cplusplus >= 202002L
+#include <ranges>
+#include <span>
+#endif
+
+namespace {
+
+using cosrt::Code;
+using cosrt::Token;
+
+int checks = 0;
+
+void expect(bool holds, const char* what, int line) {
+    checks++;
+    if (holds) return;
+    std::fprintf(stderr, "safety.cpp:%d: %s\n", line, what);
+    std::exit(1);
+}
+#define EXPECT(what) expect(static_cast<bool>(what), #what, __LINE__)
+
+template <typename T>
+bool fails(const cosrt::Result<T>& result, Code code) {
+    return !result && result.error().code == code && !result.error().message.empty();
+}
+
+const char* const config = R"({"models": [{"path": "tests/exports/llama/builder-fp32", "name": "one"},
+    {"path": "tests/exports/llama/optimum-fp32", "name": "two"}], "combine": {"kind": "weighted", "weights": [0.5, 0.5]}})";
+const std::vector<Token> prompt{1, 2, 3};
+
+cosrt::Engine open() { return cosrt::Engine::from_json(config).value(); }
+
+void engines() {
+    const auto engine = open();
+    EXPECT(engine.vocab_size() == 96);
+    EXPECT(engine.model_count() == 2);
+    EXPECT(engine.describe().value().find("\"vocab_size\"") != std::string_view::npos);
+    EXPECT(engine.describe_table().value().find("one") != std::string_view::npos);
+    EXPECT(!cosrt::version().empty());
+    EXPECT(fails(cosrt::Engine::open("nowhere.json"), Code::config));
+    EXPECT(fails(cosrt::Engine::from_json(""), Code::config));
+    EXPECT(fails(cosrt::Engine::from_json(std::string("{}\0{}", 5)), Code::invalid_argument));
+    EXPECT(fails(cosrt::Engine::from_json("{\"models\": \"\xff\xfe\"}"), Code::invalid_argument));
+    EXPECT(fails(cosrt::Engine::open("models\xff"), Code::invalid_argument));
+}
+
+void spans() {
+    auto session = open().session().value();
+    const Token array[] = {1, 2};
+    std::array<Token, 2> standard{3, 4};
+    EXPECT(session.prompt(array));
+    EXPECT(session.prompt(standard));
+    EXPECT(session.prompt(prompt));
+    EXPECT(session.prompt({0, 5}));
+    EXPECT(session.prompt({prompt.data(), 2}));
+    EXPECT(session.prompt(std::vector<Token>{1, 2}));
+    EXPECT(fails(session.prompt({}), Code::invalid_argument));
+    EXPECT(fails(session.prompt(std::vector<Token>{}), Code::invalid_argument));
+    static_assert(!std::is_constructible_v<cosrt::Span<Token>, const std::vector<Token>&>);
+    static_assert(!std::is_constructible_v<cosrt::Span<const Token>, std::vector<float>&>);
+#if __cplusplus >= 202002L
+    static_assert(std::ranges::contiguous_range<cosrt::Span<const Token>>);
+    static_assert(std::ranges::input_range<cosrt::Steps>);
+    EXPECT(session.prompt(std::span(prompt)));
+    const auto step = session.step().value();
+    const std::span<const Token> tokens = step.tokens;
+    EXPECT(tokens.size() == step.tokens.size());
+    const cosrt::SessionOptions named{.temperature = 0.7F, .max_tokens = 4};
+    EXPECT(named.max_tokens == 4 && named.strategy == cosrt::Strategy::automatic);
+#endif
+}
+
+void texts() {
+    const auto engine = cosrt::Engine::open("models/demo/engine.json").value();
+    const auto tokens = engine.encode("to be or not to be, 是的 🐈").value();
+    EXPECT(!tokens.empty());
+    const std::string text = engine.decode(tokens).value();
+    EXPECT(text == "to be or not to be, 是的 🐈");
+    EXPECT(engine.encode("").has_value());
+    EXPECT(engine.encode(std::string_view()).has_value());
+    EXPECT(engine.decode({}).value().empty());
+    EXPECT(engine.encode_to("to be", {}).value() <= tokens.size());
+    std::array<Token, 1> small{};
+    EXPECT(fails(engine.encode_to("to be or not to be, 是的 🐈", small), Code::buffer_too_small));
+    EXPECT(fails(engine.encode("\xff\xfe"), Code::invalid_argument));
+    EXPECT(fails(engine.encode("cut off: \xe2\x82"), Code::invalid_argument));
+    EXPECT(fails(engine.decode({-1}), Code::invalid_argument));
+    EXPECT(fails(engine.decode({4096}), Code::invalid_argument));
+
+    auto stream = engine.text_stream().value();
+    std::string pieces;
+    for (const Token& token : tokens) pieces += stream.push({&token, 1}).value();
+    pieces += stream.push({}).value();
+    pieces += stream.finish().value();
+    EXPECT(pieces == text);
+    EXPECT(fails(stream.push({4096}), Code::invalid_argument));
+}
+
+void sessions() {
+    const auto engine = open();
+    cosrt::SessionOptions options;
+    options.max_tokens = 8;
+    options.log_probabilities = true;
+    options.stop_tokens.emplace();
+    auto session = engine.session(options).value();
+    EXPECT(fails(session.step(), Code::invalid_argument));
+    session.prompt(prompt).value();
+    std::size_t tokens = 0;
+    cosrt::Finish finish = cosrt::Finish::none;
+    for (const auto& step : session.steps()) {
+        EXPECT(step && step->log_probabilities.size() == step->tokens.size());
+        for (const float value : step->log_probabilities) EXPECT(value <= 0);
+        tokens += step->tokens.size();
+        finish = step->finish;
+    }
+    EXPECT(tokens == 8 && finish == cosrt::Finish::max_tokens);
+    const auto stats = session.stats().value();
+    EXPECT(stats.tokens == 8 && stats.steps > 0 && stats.forwards > 0 && stats.positions >= stats.tokens);
+    EXPECT(stats.total_time >= stats.model_time && stats.model_time.count() > 0);
+    EXPECT(stats.proposed >= stats.tested && stats.tested >= stats.accepted && stats.near_ties <= stats.tokens);
+
+    EXPECT(session.set_weights({1, 0}));
+    EXPECT(fails(session.set_weights({1}), Code::invalid_argument));
+    EXPECT(fails(session.set_weights({}), Code::invalid_argument));
+    session.prompt(prompt).value();
+    EXPECT(session.cancel());
+    EXPECT(session.step().value().finish == cosrt::Finish::cancelled);
+    EXPECT(!session.step().value().tokens.empty());
+
+    options.weights.emplace();  // not given is not the same as none
+    EXPECT(fails(engine.session(options), Code::invalid_argument));
+
+    auto bare = engine.session().value();
+    EXPECT(fails(bare.prompt(std::vector<Token>(50'000'000, 1)), Code::context_full));
+    EXPECT(fails(bare.prompt(std::vector<Token>(100, -1)), Code::invalid_argument));
+    try {
+        bare.step().value();
+        EXPECT(false);
+    } catch (const cosrt::Exception& error) {
+        EXPECT(error.code() == Code::invalid_argument && error.what()[0]);
+    }
+}
+
+void lifetimes() {
+    // The engine goes first; what was made of it goes on.
+    std::optional<cosrt::Engine> engine = open();
+    auto session = engine->session().value();
+    auto stream = engine->text_stream().value();
+    engine.reset();
+    session.prompt(prompt).value();
+    EXPECT(stream.push(session.step().value().tokens));
+
+    // Moved from.
+    cosrt::Session other = std::move(session);
+    EXPECT(other.step());
+    EXPECT(fails(session.step(), Code::invalid_argument));  // NOLINT(bugprone-use-after-move)
+    EXPECT(fails(session.prompt(prompt), Code::invalid_argument));
+    EXPECT(fails(session.cancel(), Code::invalid_argument));
+    EXPECT(fails(session.stats(), Code::invalid_argument));
+    EXPECT(fails(session.set_weights({1, 0}), Code::invalid_argument));
+    for (const auto& step : session.steps()) EXPECT(fails(step, Code::invalid_argument));
+    EXPECT(session.raw() == nullptr && other.raw() != nullptr);
+    const cosrt::TextStream moved_stream = std::move(stream);
+    EXPECT(fails(stream.push({1}), Code::invalid_argument));
+    EXPECT(fails(stream.finish(), Code::invalid_argument));
+    cosrt::Engine first = open();
+    const cosrt::Engine second = std::move(first);
+    EXPECT(fails(first.session(), Code::invalid_argument));
+    EXPECT(fails(first.text_stream(), Code::invalid_argument));
+    EXPECT(fails(first.encode("to"), Code::invalid_argument));
+    EXPECT(fails(first.decode({1}), Code::invalid_argument));
+    EXPECT(fails(first.describe(), Code::invalid_argument));
+    EXPECT(first.vocab_size() == 0 && first.model_count() == 0);
+
+    session = second.session().value();  // assigned to, it is a session again
+    EXPECT(session.prompt(prompt));
+    session = std::move(other);
+    EXPECT(session.step());
+    static_assert(!std::is_copy_constructible_v<cosrt::Session> && !std::is_copy_constructible_v<cosrt::Engine>);
+    static_assert(std::is_nothrow_move_constructible_v<cosrt::Session> && std::is_nothrow_move_assignable_v<cosrt::Session>);
+}
+
+void combinations() {
+    const auto engine = open();
+    struct Mine : std::runtime_error {
+        using runtime_error::runtime_error;
+    };
+    enum { sums, throws, refuses, makes_nan } mode = sums;
+    auto kept = std::make_shared<int>(0);
+    const std::weak_ptr<int> watched = kept;
+
+    std::vector<cosrt::Session> all;
+    {
+        cosrt::SessionOptions options;
+        options.combine = [&mode, kept](const cosrt::Rows& rows, cosrt::Span<float> scores) {
+            ++*kept;
+            if (mode == throws) throw Mine("mine");
+            if (mode == refuses) return 7;
+            for (std::size_t i = 0; i < scores.size(); i++) {
+                scores[i] = mode == makes_nan ? std::numeric_limits<float>::quiet_NaN() : rows[0][i] + rows[1][i];
+            }
+            return rows.size() == 2 ? 0 : 1;
+        };
+        all.push_back(engine.session(options).value());
+        all.push_back(engine.session(options).value());  // moves the first one
+        kept.reset();
+    }
+    auto& session = all.front();
+    session.prompt(prompt).value();
+    EXPECT(session.step());
+    EXPECT(*watched.lock() > 0);
+    const auto before = session.stats().value().tokens;
+
+    mode = throws;
+    auto result = session.step();
+    while (result) result = session.step();  // pending tokens may be decided first
+    EXPECT(fails(result, Code::callback));
+    EXPECT(result.error().cause != nullptr);
+    try {
+        session.step().value();
+        EXPECT(false);
+    } catch (const Mine& error) {
+        EXPECT(std::string(error.what()) == "mine");
+    }
+    mode = refuses;
+    result = session.step();
+    EXPECT(fails(result, Code::callback));
+    EXPECT(result.error().cause == nullptr && result.error().message.find('7') != std::string::npos);
+    mode = makes_nan;
+    EXPECT(fails(session.step(), Code::numeric));
+    mode = sums;
+    EXPECT(session.step());
+    EXPECT(session.stats().value().tokens > before);
+    EXPECT(fails(session.set_weights({0.5F, 0.5F}), Code::invalid_argument));
+    all.clear();
+    EXPECT(watched.expired());
+}
+
+void threads() {
+    // Inside the combine function a step runs for certain.
+    const auto engine = open();
+    std::optional<cosrt::Session> session;
+    bool busy = false, same_thread_busy = false;
+    cosrt::SessionOptions options;
+    options.combine = [&](const cosrt::Rows& rows, cosrt::Span<float> scores) {
+        std::thread([&] { busy = fails(session->step(), Code::busy) && fails(session->prompt({1}), Code::busy); }).join();
+        same_thread_busy = fails(session->step(), Code::busy);
+        std::thread([&] { EXPECT(session->stats() && session->cancel()); }).join();
+        std::copy(rows[0].begin(), rows[0].end(), scores.begin());
+        return 0;
+    };
+    session = engine.session(options).value();
+    session->prompt(prompt).value();
+    EXPECT(session->step());
+    EXPECT(busy && same_thread_busy);
+
+    // One engine, many threads, and a cancellation from outside.
+    std::vector<std::thread> threads;
+    for (int i = 0; i < 4; i++) {
+        threads.emplace_back([&] {
+            auto own = engine.session().value();
+            own.prompt(prompt).value();
+            for (const auto& step : own.steps()) step.value();
+        });
+    }
+    for (auto& thread : threads) thread.join();
+}
+
+}  // namespace
+
+int main() {
+    engines();
+    spans();
+    texts();
+    sessions();
+    lifetimes();
+    combinations();
+    threads();
+    std::printf("safety: %d checks passed\n", checks);
+}
