@@ -9,10 +9,11 @@
 #include <chrono>
 #include <csignal>
 #include <cstdio>
+#include <ctime>
+#include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
-#include <random>
 #include <set>
 #include <string>
 #include <thread>
@@ -20,157 +21,11 @@
 
 #include "cos.hpp"
 #include "httplib.h"
-#include "json.hpp"
+#include "openai.hpp"
 
 namespace {
 
-using json = nlohmann::json;
-using cosrt::Token;
-
-/// What a client is told in OpenAI's form.
-struct Problem {
-    int status;
-    std::string message;
-    json param = nullptr, code = nullptr;
-
-    json body() const {
-        const char* type = status == 429 ? "rate_limit_error" : status >= 500 ? "server_error" : "invalid_request_error";
-        return {{"error", {{"message", message}, {"type", type}, {"param", param}, {"code", code}}}};
-    }
-};
-
-/// The problem that the exception in flight is.
-Problem current_problem() {
-    try {
-        throw;
-    } catch (const Problem& problem) {
-        return problem;
-    } catch (const json::exception& error) {
-        return {400, error.what()};
-    } catch (const cosrt::Exception& error) {
-        switch (error.code()) {
-            case cosrt::Code::context_full: return {400, error.what(), "prompt", "context_length_exceeded"};
-            case cosrt::Code::invalid_argument:
-            case cosrt::Code::unsupported: return {400, error.what()};
-            default: return {500, error.what()};
-        }
-    } catch (const std::exception& error) {
-        return {500, error.what()};
-    }
-}
-
-// ---- what is asked
-
-/// A member of a request: `fallback` if it is missing or null, refused if it is of another type or out of range.
-template <typename T>
-T member(const json& from, const char* name, T fallback, double least = 0, double most = 0) {
-    const auto found = from.find(name);
-    if (found == from.end() || found->is_null()) return fallback;
-    bool fits = false;
-    if constexpr (std::is_same_v<T, bool>) fits = found->is_boolean();
-    else if constexpr (std::is_same_v<T, std::string>) fits = found->is_string();
-    else if constexpr (std::is_integral_v<T>) fits = found->is_number_integer();
-    else fits = found->is_number();
-    if constexpr (std::is_arithmetic_v<T> && !std::is_same_v<T, bool>) {
-        fits = fits && found->template get<double>() >= least && found->template get<double>() <= most;
-    }
-    if (!fits) throw Problem{400, std::string(name) + " has a wrong type, or is out of range", name};
-    return found->template get<T>();
-}
-
-json object(const json& from, const char* name) {
-    const auto found = from.find(name);
-    if (found == from.end() || found->is_null()) return json::object();
-    if (!found->is_object()) throw Problem{400, std::string(name) + " must be an object", name};
-    return *found;
-}
-
-std::vector<Token> prompt_of(const json& body, const cosrt::Engine& engine) {
-    const json prompt = body.value("prompt", json());
-    std::vector<Token> tokens;
-    if (prompt.is_string() && !prompt.get_ref<const std::string&>().empty()) {
-        tokens = engine.encode(prompt.get_ref<const std::string&>()).value();
-    } else if (prompt.is_array()) {
-        for (const json& token : prompt) {
-            if (!token.is_number_integer() || token < 0 || token >= engine.vocab_size()) {
-                throw Problem{400, "prompt must be a string or an array of tokens of the vocabulary", "prompt"};
-            }
-            tokens.push_back(token.get<Token>());
-        }
-    }
-    if (tokens.empty()) throw Problem{400, "prompt must be a string or an array of tokens, and not empty", "prompt"};
-    return tokens;
-}
-
-std::vector<std::string> stops_of(const json& body) {
-    json stop = body.value("stop", json());
-    if (stop.is_null()) return {};
-    if (stop.is_string()) stop = json::array({stop});
-    const auto wrong = [](const json& one) { return !one.is_string() || one.get_ref<const std::string&>().empty(); };
-    if (!stop.is_array() || stop.size() > 4 || std::any_of(stop.begin(), stop.end(), wrong)) {
-        throw Problem{400, "stop must be a string or up to 4, none of them empty", "stop"};
-    }
-    return stop.get<std::vector<std::string>>();
-}
-
-cosrt::SessionOptions options_of(const json& body) {
-    static const std::map<std::string, cosrt::Strategy> strategies{{"auto", cosrt::Strategy::automatic},
-                                                                   {"standard", cosrt::Strategy::standard},
-                                                                   {"speculative", cosrt::Strategy::speculative},
-                                                                   {"cos", cosrt::Strategy::cos}};
-    const std::vector<std::pair<const char*, json>> unsupported{{"n", 1}, {"best_of", 1}, {"echo", false}, {"suffix", ""},
-        {"presence_penalty", 0}, {"frequency_penalty", 0}, {"logit_bias", json::object()}};
-    for (const auto& [name, neutral] : unsupported) {
-        const json given = body.value(name, neutral);
-        if (!given.is_null() && given != neutral) throw Problem{400, std::string(name) + " is not supported", name};
-    }
-    const json extension = object(body, "cos");
-    const auto strategy = strategies.find(member<std::string>(extension, "strategy", "auto"));
-    if (strategy == strategies.end()) throw Problem{400, "cos.strategy must be auto, standard, speculative or cos", "cos"};
-
-    cosrt::SessionOptions options;
-    options.strategy = strategy->second;
-    options.temperature = member<float>(body, "temperature", 1, 0, 2);
-    options.top_p = member<float>(body, "top_p", 1, 1e-9, 1);
-    options.top_k = member<std::int32_t>(extension, "top_k", 0, 0, INT32_MAX);
-    options.min_p = member<float>(extension, "min_p", 0, 0, 1);
-    options.max_tokens = member<std::uint32_t>(body, "max_tokens", 16, 1, UINT32_MAX);
-    options.seed = member<std::uint64_t>(body, "seed", std::random_device()(), 0, 0x1p64);
-    options.log_probabilities = member<int>(body, "logprobs", -1, 0, 5) >= 0;
-    if (extension.contains("weights")) options.weights = extension["weights"].get<std::vector<float>>();
-    return options;
-}
-
-// ---- what is answered
-
-/// Cuts a text before the stop string that is complete first, and holds back what may become one.
-class Cutter {
-public:
-    explicit Cutter(std::vector<std::string> stops) : stops_(std::move(stops)) {}
-
-    /// Takes more text; gives the text that is certain.
-    std::string push(std::string_view text, bool last = false) {
-        held_ += text;
-        std::size_t start = std::string::npos, end = std::string::npos, keep = 0;
-        for (const auto& stop : stops_) {
-            const std::size_t at = held_.find(stop);
-            if (at != std::string::npos && at + stop.size() < end) start = at, end = at + stop.size();
-            for (std::size_t size = std::min(stop.size() - 1, held_.size()); size > keep; size--) {
-                if (held_.compare(held_.size() - size, size, stop, 0, size) == 0) keep = size;
-            }
-        }
-        found_ = start != std::string::npos;
-        std::string certain = held_.substr(0, found_ ? start : last ? held_.size() : held_.size() - keep);
-        held_.erase(0, certain.size());
-        return certain;
-    }
-    bool found() const { return found_; }
-
-private:
-    std::vector<std::string> stops_;
-    std::string held_;
-    bool found_ = false;
-};
+using namespace openai;
 
 /// What one request decodes.
 struct Completion {
@@ -198,13 +53,9 @@ public:
         server.Post("/v1/completions", [this](const auto& in, auto& out) { complete(in, out); });
         server.Get("/metrics", [this](const auto&, auto& out) { out.set_content(metrics(), "text/plain; version=0.0.4"); });
         server.set_exception_handler([this](const auto& in, auto& out, std::exception_ptr thrown) {
-            try {
-                std::rethrow_exception(thrown);
-            } catch (...) {
-                const Problem problem = current_problem();
-                if (in.path == "/v1/completions") count(problem.status);
-                reply(out, problem.body(), problem.status);
-            }
+            const Problem problem = problem_of(thrown);
+            if (in.path == "/v1/completions") count(problem.status);
+            reply(out, problem.body(), problem.status);
         });
         server.set_error_handler([](const auto& in, auto& out) {  // what httplib itself refuses
             if (out.body.empty()) reply(out, Problem{out.status, "cannot " + in.method + " " + in.path}.body(), out.status);
@@ -233,8 +84,6 @@ private:
         out.set_content(body.dump(-1, ' ', false, json::error_handler_t::replace), "application/json");
     }
 
-    static Problem unknown_model() { return {404, "there is no such model", "model", "model_not_found"}; }
-
     void complete(const httplib::Request& in, httplib::Response& out) {
         if (draining_) throw Problem{503, "the server is about to end"};
         const Job job = start(json::parse(in.body), in.is_connection_closed);
@@ -252,18 +101,15 @@ private:
             decode(*job, [&](const std::string& piece, const json& values, const json& why) {
                 text += piece;
                 finish = why;
-                if (log_probabilities.is_null()) log_probabilities = values;
-                else for (const auto& [name, list] : values.items()) {
-                    if (list.is_array()) log_probabilities[name].insert(log_probabilities[name].end(), list.begin(), list.end());
-                }
+                append(log_probabilities, values);
             });
         } catch (...) {
             end(job, 0);
             throw;
         }
         json body = head;
-        body["choices"] = {{{"index", 0}, {"text", text}, {"logprobs", log_probabilities}, {"finish_reason", finish}}};
-        body["usage"] = usage(*job);
+        body["choices"] = choices(text, log_probabilities, finish);
+        body["usage"] = usage(job->prompt_tokens, job->tokens);
         end(job, finish.is_null() ? 499 : 200);
         reply(out, body);
     }
@@ -278,17 +124,17 @@ private:
             decode(*job, [&](const std::string& piece, const json& values, const json& finish) {
                 if (!finish.is_null()) end(job, status = 200);  // so that who has read the last piece finds it counted
                 json event = head;
-                event["choices"] = {{{"index", 0}, {"text", piece}, {"logprobs", values}, {"finish_reason", finish}}};
+                event["choices"] = choices(piece, values, finish);
                 if (!send(event)) job->session.cancel().value();
             });
             if (status == 499) return end(job, status), false;
             json event = head;
             event["choices"] = json::array();
-            event["usage"] = usage(*job);
+            event["usage"] = usage(job->prompt_tokens, job->tokens);
             if (job->counts) send(event);
             sink.write("data: [DONE]\n\n", 14);
         } catch (...) {
-            const Problem problem = current_problem();
+            const Problem problem = problem_of(std::current_exception());
             end(job, problem.status);
             send(problem.body());
         }
@@ -343,11 +189,6 @@ private:
         }
     }
 
-    static json usage(const Completion& job) {
-        return {{"prompt_tokens", job.prompt_tokens}, {"completion_tokens", job.tokens},
-                {"total_tokens", job.prompt_tokens + job.tokens}};
-    }
-
     /// Add what a session did since the last call.
     void tally(Completion& job) {
         const cosrt::Stats now = job.session.stats().value(), &seen = job.seen;
@@ -375,19 +216,16 @@ private:
 
     std::string metrics() {
         const std::lock_guard lock(mutex_);
-        std::string text;
-        const auto add = [&](const char* name, const char* kind, const auto& value) {
-            text += std::string("# TYPE ") + name + " " + kind + "\n" + name + " " + std::to_string(value) + "\n";
-        };
         const auto seconds = [](std::chrono::nanoseconds time) { return std::chrono::duration<double>(time).count(); };
-        add("cos_tokens_total", "counter", totals_.tokens);
-        add("cos_proposed_total", "counter", totals_.proposed);
-        add("cos_tested_total", "counter", totals_.tested);
-        add("cos_accepted_total", "counter", totals_.accepted);
-        add("cos_forwards_total", "counter", totals_.forwards);
-        add("cos_model_seconds_total", "counter", seconds(totals_.model_time));
-        add("cos_step_seconds_total", "counter", seconds(totals_.total_time));
-        add("cos_requests_running", "gauge", running_.size());
+        const auto number = [](std::uint64_t value) { return static_cast<double>(value); };
+        const std::pair<std::string, double> counters[] = {
+            {"tokens", number(totals_.tokens)}, {"proposed", number(totals_.proposed)}, {"tested", number(totals_.tested)},
+            {"accepted", number(totals_.accepted)}, {"forwards", number(totals_.forwards)},
+            {"model_seconds", seconds(totals_.model_time)}, {"step_seconds", seconds(totals_.total_time)}};
+        std::string text = "# TYPE cos_requests_running gauge\ncos_requests_running " + std::to_string(running_.size()) + "\n";
+        for (const auto& [name, value] : counters) {
+            text += "# TYPE cos_" + name + "_total counter\ncos_" + name + "_total " + std::to_string(value) + "\n";
+        }
         text += "# TYPE cos_requests_total counter\n";
         for (const auto& [code, number] : requests_) {
             text += "cos_requests_total{code=\"" + std::to_string(code) + "\"} " + std::to_string(number) + "\n";
