@@ -1,0 +1,12 @@
+#include "combine.h"
+#include "_cgo_export.h"
+
+static int32_t combine(const float *const *rows, size_t models_count, size_t vocab_size, float *out_scores,
+                       void *user_data) {
+    return cosGoCombine((void *)rows, models_count, vocab_size, out_scores, (uintptr_t)user_data);
+}
+
+void cos_go_set_combine(cos_session_options *options, uintptr_t handle) {
+    options->combine = combine;
+    options->combine_data = (void *)handle;
+}

@@ -1,0 +1,566 @@
+package cos_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"math"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	cos "example.com/cos/bindings/go"
+)
+
+const tiny = `{"models": [{"path": "tests/exports/llama/builder-fp32", "name": "one"},
+                           {"path": "tests/exports/llama/optimum-fp32", "name": "two"}],
+               "combine": {"kind": "weighted", "weights": [0.5, 0.5]}}`
+
+func openDemo(t testing.TB) *cos.Engine {
+	t.Helper()
+	engine, err := cos.Open("models/demo/engine.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { engine.Close() })
+	return engine
+}
+
+// The module ships its own copy of the header, because a Go module has nothing outside its folder.
+func TestHeaderIsACopy(t *testing.T) {
+	copied, err := os.ReadFile("bindings/go/cos.h")
+	if err != nil {
+		t.Fatal(err)
+	}
+	header, err := os.ReadFile("include/cos.h")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(copied, header) {
+		t.Error("bindings/go/cos.h is not include/cos.h: cp include/cos.h bindings/go")
+	}
+}
+
+func TestEngine(t *testing.T) {
+	engine := newEngine(t, tiny)
+	if engine.VocabSize() != 96 || engine.ModelCount() != 2 {
+		t.Errorf("%d tokens, %d models", engine.VocabSize(), engine.ModelCount())
+	}
+	text, err := engine.Describe()
+	var description struct {
+		Version   string
+		VocabSize int `json:"vocab_size"`
+		Models    []struct{ Name string }
+	}
+	if err != nil || json.Unmarshal([]byte(text), &description) != nil {
+		t.Fatal(text, err)
+	}
+	if description.Version != cos.Version() || description.VocabSize != 96 || description.Models[1].Name != "two" {
+		t.Errorf("%+v", description)
+	}
+	if table, err := engine.DescribeTable(); err != nil || !strings.Contains(table, "two") {
+		t.Error(table, err)
+	}
+}
+
+func TestText(t *testing.T) {
+	engine := openDemo(t)
+	const text = "Ünïcode, 漢字 and 🙂: 3 + 4 = 7"
+	tokens, err := engine.Encode(text, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if back, err := engine.Decode(tokens); back != text || err != nil {
+		t.Errorf("%q, %v", back, err)
+	}
+	stream, err := engine.NewTextStream()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stream.Close()
+	var pieces []string
+	for i := range tokens {
+		piece, err := stream.Push(tokens[i : i+1])
+		if err != nil || strings.ContainsRune(piece, '\uFFFD') {
+			t.Fatalf("%q, %v", piece, err)
+		}
+		pieces = append(pieces, piece)
+	}
+	rest, err := stream.Finish()
+	if together := strings.Join(pieces, "") + rest; together != text || err != nil {
+		t.Errorf("%q, %v", together, err)
+	}
+}
+
+func TestTextOfExtremes(t *testing.T) {
+	engine := openDemo(t)
+	if tokens, err := engine.Encode("", false); len(tokens) != 0 || err != nil {
+		t.Error(tokens, err)
+	}
+	if text, err := engine.Decode(nil); text != "" || err != nil {
+		t.Error(text, err)
+	}
+	if _, err := engine.Encode("\xff\xfe", false); !errors.Is(err, cos.ErrInvalidArgument) {
+		t.Error(err)
+	}
+	if _, err := engine.Decode([]int32{-1, math.MaxInt32}); !errors.Is(err, cos.ErrInvalidArgument) {
+		t.Error(err)
+	}
+	if tokens, err := engine.Encode("a\x00b", false); err != nil || len(tokens) == 0 {
+		t.Error(tokens, err)
+	}
+	long := strings.Repeat("What is 2 and 3? ", 20_000)
+	tokens, err := engine.Encode(long, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if text, err := engine.Decode(tokens); text != long || err != nil {
+		t.Error(len(text), err)
+	}
+	for _, path := range []string{"", "a\x00b", "\xff", "nowhere.json"} {
+		if _, err := cos.Open(path); err == nil {
+			t.Errorf("%q was opened", path)
+		}
+		if _, err := cos.New(path); !refusedWith(err, cos.ErrConfig) && !refusedWith(err, cos.ErrInvalidArgument) {
+			t.Errorf("%q: %v", path, err)
+		}
+	}
+	stream, err := engine.NewTextStream()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stream.Close()
+	if text, err := stream.Push(nil); text != "" || err != nil {
+		t.Error(text, err)
+	}
+	if _, err := stream.Push([]int32{-1}); !errors.Is(err, cos.ErrInvalidArgument) {
+		t.Error(err)
+	}
+	if text, err := stream.Finish(); text != "" || err != nil {
+		t.Error(text, err)
+	}
+}
+
+func TestPromptsOfExtremes(t *testing.T) {
+	session := newSession(t, newEngine(t, tiny), cos.Options{})
+	for _, tokens := range [][]int32{nil, {}, {96}, {math.MinInt32}} {
+		if err := session.Prompt(tokens); !errors.Is(err, cos.ErrInvalidArgument) {
+			t.Errorf("%v: %v", tokens, err)
+		}
+	}
+	if err := session.Prompt(make([]int32, 1<<24)); !errors.Is(err, cos.ErrContextFull) {
+		t.Error(err)
+	}
+	if err := session.SetWeights(nil); !errors.Is(err, cos.ErrInvalidArgument) {
+		t.Error(err)
+	}
+	if err := session.SetWeights(make([]float32, 1<<20)); !errors.Is(err, cos.ErrInvalidArgument) {
+		t.Error(err)
+	}
+	if tokens, _ := decode(t, session, []int32{1, 2, 3}); len(tokens) == 0 {
+		t.Error("the session does not go on")
+	}
+}
+
+func TestStopTokens(t *testing.T) {
+	engine := newEngine(t, tiny)
+	free, _ := decode(t, newSession(t, engine, cos.Options{MaxTokens: 20, StopTokens: []int32{}}), []int32{1, 2, 3})
+	if len(free) != 20 {
+		t.Fatalf("%d tokens", len(free))
+	}
+	last := free[5]
+	session := newSession(t, engine, cos.Options{MaxTokens: 20, StopTokens: []int32{last}})
+	stopped, _ := decode(t, session, []int32{1, 2, 3})
+	if want := free[:slices.Index(free, last)+1]; !slices.Equal(stopped, want) {
+		t.Errorf("%v, not %v", stopped, want)
+	}
+	if step, err := session.Step(context.Background()); step.Finish != cos.FinishStop || len(step.Tokens) != 0 || err != nil {
+		t.Error(step, err)
+	}
+}
+
+func TestSetWeightsAndStats(t *testing.T) {
+	engine := newEngine(t, strings.Replace(tiny, "llama/optimum-fp32", "qwen3/optimum-fp32", 1))
+	session := newSession(t, engine, cos.Options{MaxTokens: 12, StopTokens: []int32{}})
+	if err := session.SetWeights([]float32{0, 1}); err != nil {
+		t.Fatal(err)
+	}
+	changed, _ := decode(t, session, []int32{1, 2, 3})
+	direct, _ := decode(t, newSession(t, engine,
+		cos.Options{MaxTokens: 12, StopTokens: []int32{}, Weights: []float32{0, 1}}), []int32{1, 2, 3})
+	if !slices.Equal(changed, direct) {
+		t.Errorf("%v, not %v", changed, direct)
+	}
+	stats, err := session.Stats()
+	if err != nil || stats.Tokens != 12 || stats.Steps == 0 || stats.ModelTime <= 0 || stats.TotalTime < stats.ModelTime {
+		t.Errorf("%+v, %v", stats, err)
+	}
+}
+
+func TestCombine(t *testing.T) {
+	engine := newEngine(t, tiny)
+	prompt := []int32{1, 2, 3}
+	options := cos.Options{MaxTokens: 12, StopTokens: []int32{}, Strategy: cos.StrategyStandard}
+	options.Combine = func(rows [][]float32, scores []float32) error {
+		for i := range scores {
+			scores[i] = rows[0][i]
+		}
+		return nil
+	}
+	combined, _ := decode(t, newSession(t, engine, options), prompt)
+	options.Combine = nil
+	options.Weights = []float32{1, 0}
+	if alone, _ := decode(t, newSession(t, engine, options), prompt); !slices.Equal(combined, alone) {
+		t.Errorf("%v, not %v", combined, alone)
+	}
+	// A model of weight 0 is not asked.
+	options.Combine = func(rows [][]float32, scores []float32) error {
+		if len(rows) != 2 || len(rows[0]) != 96 || rows[1] != nil {
+			return errors.New("wrong rows")
+		}
+		copy(scores, rows[0])
+		return nil
+	}
+	if tokens, _ := decode(t, newSession(t, engine, options), prompt); !slices.Equal(tokens, combined) {
+		t.Error(tokens)
+	}
+}
+
+func TestCombineFails(t *testing.T) {
+	engine := newEngine(t, tiny)
+	sorry := errors.New("sorry")
+	for name, fail := range map[string]func() error{
+		"error":         func() error { return sorry },
+		"panic":         func() error { panic(sorry) },
+		"runtime panic": func() error { var none []int; return errors.New(string(rune(none[3]))) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			failing := true
+			session := newSession(t, engine, cos.Options{MaxTokens: 3, Combine: func(rows [][]float32, scores []float32) error {
+				if failing {
+					return fail()
+				}
+				copy(scores, rows[0])
+				return nil
+			}})
+			if err := session.Prompt([]int32{1, 2, 3}); err != nil {
+				t.Fatal(err)
+			}
+			_, err := session.Step(context.Background())
+			var panicked *cos.PanicError
+			if !errors.Is(err, cos.ErrCallback) || errors.As(err, &panicked) != (name != "error") {
+				t.Fatalf("%v", err)
+			}
+			if name != "runtime panic" && !errors.Is(err, sorry) {
+				t.Errorf("%v does not wrap its cause", err)
+			}
+			failing = false
+			if step, err := session.Step(context.Background()); err != nil || len(step.Tokens) == 0 {
+				t.Error("the session does not go on", step, err)
+			}
+		})
+	}
+}
+
+// Inside a combine function its session may be cancelled, asked for statistics and even closed; the rest is refused.
+func TestCombineUsesItsSession(t *testing.T) {
+	engine := newEngine(t, tiny)
+	var session *cos.Session
+	var found []error
+	session = newSession(t, engine, cos.Options{Combine: func(rows [][]float32, scores []float32) error {
+		copy(scores, rows[0])
+		_, busy := session.Step(context.Background())
+		_, stats := session.Stats()
+		found = append(found, busy, session.Prompt([]int32{1}), stats, session.Cancel(), session.Close(), session.Cancel())
+		return nil
+	}})
+	if err := session.Prompt([]int32{1, 2, 3}); err != nil {
+		t.Fatal(err)
+	}
+	_, err := session.Step(context.Background())
+	for i, expected := range []error{cos.ErrBusy, cos.ErrBusy, nil, nil, nil, cos.ErrClosed} {
+		if !errors.Is(found[i], expected) {
+			t.Errorf("%d: %v, not %v", i, found[i], expected)
+		}
+	}
+	if err != nil && !errors.Is(err, cos.ErrClosed) {
+		t.Error(err)
+	}
+	if _, err := session.Step(context.Background()); !errors.Is(err, cos.ErrClosed) {
+		t.Error(err)
+	}
+}
+
+// longPrompt takes a model a while.
+func longPrompt(t testing.TB, engine *cos.Engine) []int32 {
+	t.Helper()
+	tokens, err := engine.Encode(strings.Repeat("How many legs do three cats have? ", 120), true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return tokens[:min(len(tokens), 1000)]
+}
+
+func TestContextStopsTheRunningPass(t *testing.T) {
+	engine := openDemo(t)
+	options := cos.Options{MaxTokens: 4, StopTokens: []int32{}}
+	prompt := longPrompt(t, engine)
+	start := time.Now()
+	expected, _ := decode(t, newSession(t, engine, options), prompt)
+	undisturbed := time.Since(start)
+
+	session := newSession(t, engine, options)
+	if err := session.Prompt(prompt); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), undisturbed/10)
+	defer cancel()
+	start = time.Now()
+	_, err := session.Step(ctx)
+	if took := time.Since(start); !errors.Is(err, context.DeadlineExceeded) || took > undisturbed/2 {
+		t.Errorf("%v after %v of %v", err, took, undisturbed)
+	}
+	if _, err := session.Step(ctx); !errors.Is(err, context.DeadlineExceeded) {
+		t.Error(err)
+	}
+	var tokens []int32
+	for step, err := range session.Steps(context.Background()) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		tokens = append(tokens, step.Tokens...)
+	}
+	if !slices.Equal(tokens, expected) {
+		t.Errorf("after a cancellation %v, not %v", tokens, expected)
+	}
+}
+
+// A context may end at any moment of a step. No later step must be taken for it, and no token lost.
+func TestContextEndsAtAnyTime(t *testing.T) {
+	engine := newEngine(t, tiny)
+	options := cos.Options{MaxTokens: 100, StopTokens: []int32{}}
+	expected, _ := decode(t, newSession(t, engine, options), []int32{1, 2, 3})
+	session := newSession(t, engine, options)
+	if err := session.Prompt([]int32{1, 2, 3}); err != nil {
+		t.Fatal(err)
+	}
+	var tokens []int32
+	for i := 0; ; i++ {
+		ctx, cancel := context.WithCancel(context.Background())
+		if i%2 == 0 {
+			go func() {
+				time.Sleep(time.Duration(i%40) * 20 * time.Microsecond)
+				cancel()
+			}()
+		}
+		step, err := session.Step(ctx)
+		cancel()
+		if err != nil && (i%2 == 1 || !errors.Is(err, context.Canceled)) || step.Finish == cos.FinishCancelled {
+			t.Fatal(i, step, err)
+		}
+		tokens = append(tokens, step.Tokens...)
+		if step.Finish != cos.FinishNone {
+			break
+		}
+	}
+	if !slices.Equal(tokens, expected) {
+		t.Errorf("%v, not %v", tokens, expected)
+	}
+}
+
+func TestCancel(t *testing.T) {
+	session := newSession(t, newEngine(t, tiny), cos.Options{MaxTokens: 3})
+	if err := session.Prompt([]int32{1, 2, 3}); err != nil {
+		t.Fatal(err)
+	}
+	if err := session.Cancel(); err != nil {
+		t.Fatal(err)
+	}
+	if step, err := session.Step(context.Background()); step.Finish != cos.FinishCancelled || err != nil {
+		t.Error(step, err)
+	}
+	if step, err := session.Step(context.Background()); len(step.Tokens) == 0 || err != nil {
+		t.Error(step, err)
+	}
+}
+
+func TestStepsStopsWhenTheLoopDoes(t *testing.T) {
+	session := newSession(t, newEngine(t, tiny), cos.Options{})
+	if err := session.Prompt([]int32{1, 2, 3}); err != nil {
+		t.Fatal(err)
+	}
+	for range session.Steps(context.Background()) {
+		break
+	}
+	if stats, err := session.Stats(); stats.Steps != 1 || err != nil {
+		t.Error(stats, err)
+	}
+}
+
+func TestUseAfterClose(t *testing.T) {
+	engine := openDemo(t)
+	session := newSession(t, engine, cos.Options{MaxTokens: 3})
+	stream, err := engine.NewTextStream()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := engine.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	// Sessions and streams go on without their engine.
+	if tokens, _ := decode(t, session, []int32{1, 2, 3}); len(tokens) == 0 {
+		t.Error("no tokens")
+	}
+	if _, err := stream.Push([]int32{40, 41}); err != nil {
+		t.Error(err)
+	}
+	for range 2 {
+		if session.Close() != nil || stream.Close() != nil {
+			t.Error("a double Close is fine")
+		}
+	}
+	for _, none := range []*cos.Engine{engine, {}} {
+		_, describe := none.Describe()
+		_, table := none.DescribeTable()
+		_, encode := none.Encode("text", true)
+		_, decode := none.Decode([]int32{1})
+		_, session := none.NewSession(cos.Options{})
+		_, stream := none.NewTextStream()
+		for i, err := range []error{describe, table, encode, decode, session, stream} {
+			if err != cos.ErrClosed {
+				t.Errorf("engine %d: %v", i, err)
+			}
+		}
+		if none.VocabSize() != 0 || none.ModelCount() != 0 || none.Close() != nil {
+			t.Error("a closed engine has something")
+		}
+	}
+	for _, none := range []*cos.Session{session, {}} {
+		_, step := none.Step(context.Background())
+		_, stats := none.Stats()
+		for i, err := range []error{step, stats, none.Prompt([]int32{1}), none.SetWeights(nil), none.Cancel()} {
+			if err != cos.ErrClosed {
+				t.Errorf("session %d: %v", i, err)
+			}
+		}
+		for _, err := range none.Steps(context.Background()) {
+			if err != cos.ErrClosed {
+				t.Error(err)
+			}
+		}
+	}
+	_, push := stream.Push(nil)
+	_, finish := stream.Finish()
+	if push != cos.ErrClosed || finish != cos.ErrClosed {
+		t.Error(push, finish)
+	}
+}
+
+func TestCloseStopsTheRunningStep(t *testing.T) {
+	engine := openDemo(t)
+	session := newSession(t, engine, cos.Options{})
+	if err := session.Prompt(longPrompt(t, engine)); err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error)
+	go func() {
+		_, err := session.Step(context.Background())
+		done <- err
+	}()
+	for !busy(session) {
+		time.Sleep(time.Millisecond)
+	}
+	session.Close()
+	if err := <-done; err != cos.ErrClosed {
+		t.Error(err)
+	}
+}
+
+// busy tells whether another goroutine is inside the session.
+func busy(session *cos.Session) bool { return errors.Is(session.Prompt(nil), cos.ErrBusy) }
+
+func TestSecondGoroutine(t *testing.T) {
+	engine := openDemo(t)
+	session := newSession(t, engine, cos.Options{})
+	if err := session.Prompt(longPrompt(t, engine)); err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error)
+	go func() {
+		step, err := session.Step(context.Background())
+		if err == nil && step.Finish != cos.FinishCancelled {
+			err = errors.New("it was not cancelled")
+		}
+		done <- err
+	}()
+	for !busy(session) {
+		time.Sleep(time.Millisecond)
+	}
+	if _, err := session.Step(context.Background()); !errors.Is(err, cos.ErrBusy) {
+		t.Error(err)
+	}
+	if err := session.SetWeights([]float32{0.5, 0.5}); !errors.Is(err, cos.ErrBusy) {
+		t.Error(err)
+	}
+	if _, err := session.Stats(); err != nil {
+		t.Error(err)
+	}
+	if err := session.Cancel(); err != nil {
+		t.Error(err)
+	}
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
+
+// Everything at once, for the race detector: every call ends well or with an error that it may have.
+func TestEverythingAtOnce(t *testing.T) {
+	engine := newEngine(t, tiny)
+	for range 20 {
+		session, err := engine.NewSession(cos.Options{StopTokens: []int32{}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := session.Prompt([]int32{1, 2, 3}); err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), 4*time.Millisecond)
+		var group sync.WaitGroup
+		for worker := range 8 {
+			group.Add(1)
+			go func() {
+				defer group.Done()
+				for err := error(nil); err == nil || errors.Is(err, cos.ErrBusy); {
+					switch worker {
+					case 0, 1, 2:
+						_, err = session.Step(ctx)
+					case 3:
+						err = session.Prompt([]int32{4})
+					case 4:
+						err = session.SetWeights([]float32{0.25, 0.75})
+					case 5:
+						_, err = session.Stats()
+					case 6:
+						err = session.Cancel()
+					case 7:
+						time.Sleep(5 * time.Millisecond)
+						session.Close()
+						err = cos.ErrClosed
+					}
+					if err != nil && !errors.Is(err, cos.ErrBusy) && !errors.Is(err, cos.ErrClosed) &&
+						!errors.Is(err, cos.ErrContextFull) && ctx.Err() == nil {
+						t.Errorf("worker %d: %v", worker, err)
+					}
+				}
+			}()
+		}
+		group.Wait()
+		cancel()
+	}
+}

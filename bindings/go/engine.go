@@ -1,0 +1,175 @@
+package cos
+
+// #include <stdlib.h>
+// #include "cos.h"
+import "C"
+
+import (
+	"errors"
+	"strings"
+	"unsafe"
+)
+
+// Version is the version of libcos, such as "0.1.0".
+func Version() string { return C.GoString(C.cos_version()) }
+
+// Engine is the loaded models and how they are combined. It is immutable; any number of goroutines may use it at once.
+type Engine struct {
+	handle[*C.cos_engine]
+}
+
+// Open makes an engine from a configuration file. Relative paths in it are relative to its folder. cos.h describes the
+// format at cos_engine_open.
+func Open(path string) (*Engine, error) {
+	text, err := cString(path)
+	if err != nil {
+		return nil, err
+	}
+	defer C.free(unsafe.Pointer(text))
+	var engine *C.cos_engine
+	if err := check(C.cos_engine_open(text, &engine)); err != nil {
+		return nil, err
+	}
+	return newEngine(engine), nil
+}
+
+// New makes an engine from the text of a configuration, as [Open] does from a file. Relative paths in it are relative to
+// the working directory.
+func New(config string) (*Engine, error) {
+	text, err := cString(config)
+	if err != nil {
+		return nil, err
+	}
+	defer C.free(unsafe.Pointer(text))
+	var engine *C.cos_engine
+	if err := check(C.cos_engine_new(text, &engine)); err != nil {
+		return nil, err
+	}
+	return newEngine(engine), nil
+}
+
+func newEngine(engine *C.cos_engine) *Engine {
+	e := new(Engine)
+	e.own(engine, func(engine *C.cos_engine) { C.cos_engine_free(engine) })
+	return e
+}
+
+// Close frees the engine. Sessions and streams keep what they need and go on. It never fails.
+func (e *Engine) Close() error {
+	if _, err := e.acquire(); err == nil {
+		e.close()
+		e.release()
+	}
+	return nil
+}
+
+// VocabSize is the number of tokens of the vocabulary that the models share: tokens are 0 to this less 1. It is 0 after
+// Close.
+func (e *Engine) VocabSize() int {
+	engine, err := e.acquire()
+	if err != nil {
+		return 0
+	}
+	defer e.release()
+	return int(C.cos_engine_vocab_size(engine))
+}
+
+// ModelCount is the number of models, in the order of the configuration. It is 0 after Close.
+func (e *Engine) ModelCount() int {
+	engine, err := e.acquire()
+	if err != nil {
+		return 0
+	}
+	defer e.release()
+	return int(C.cos_engine_model_count(engine))
+}
+
+// Describe says, as JSON, what was recognised of each model. cos.h lists the members at cos_engine_describe.
+func (e *Engine) Describe() (string, error) {
+	engine, err := e.acquire()
+	if err != nil {
+		return "", err
+	}
+	defer e.release()
+	var text *C.char
+	if err := check(C.cos_engine_describe(engine, &text)); err != nil {
+		return "", err
+	}
+	return C.GoString(text), nil
+}
+
+// DescribeTable says the same as [Engine.Describe] as a table for people, such as for a log.
+func (e *Engine) DescribeTable() (string, error) {
+	engine, err := e.acquire()
+	if err != nil {
+		return "", err
+	}
+	defer e.release()
+	var text *C.char
+	if err := check(C.cos_engine_describe_table(engine, &text)); err != nil {
+		return "", err
+	}
+	return C.GoString(text), nil
+}
+
+// Encode gives the tokens of a text, which must be valid UTF-8, by the tokenizer.json beside the models. With addSpecial
+// come the tokens that the tokenizer puts around a text, such as one for its start.
+func (e *Engine) Encode(text string, addSpecial bool) ([]int32, error) {
+	engine, err := e.acquire()
+	if err != nil {
+		return nil, err
+	}
+	defer e.release()
+	var special C.int32_t
+	if addSpecial {
+		special = 1
+	}
+	// One token for each byte and a few more are always enough.
+	return fill(len(text)+16, func(tokens *int32, capacity C.size_t, count *C.size_t) error {
+		return check(C.cos_engine_encode(engine, (*C.char)(unsafe.Pointer(unsafe.StringData(text))), C.size_t(len(text)),
+			special, (*C.int32_t)(tokens), capacity, count))
+	})
+}
+
+// Decode gives the text of tokens, without special tokens. Bytes that are no whole character become U+FFFD; to decode a
+// sequence piece by piece, use a [TextStream].
+func (e *Engine) Decode(tokens []int32) (string, error) {
+	engine, err := e.acquire()
+	if err != nil {
+		return "", err
+	}
+	defer e.release()
+	text, err := fill(16*len(tokens)+16, func(text *byte, capacity C.size_t, bytes *C.size_t) error {
+		return check(C.cos_engine_decode(engine, cTokens(tokens), C.size_t(len(tokens)),
+			(*C.char)(unsafe.Pointer(text)), capacity, bytes))
+	})
+	return string(text), err
+}
+
+// fill calls a function that fills a buffer: with a buffer that is likely large enough, and if it is not, with one of the
+// right length.
+func fill[T any](guess int, call func(*T, C.size_t, *C.size_t) error) ([]T, error) {
+	var count C.size_t
+	buffer := make([]T, guess)
+	err := call(unsafe.SliceData(buffer), C.size_t(guess), &count)
+	if errors.Is(err, ErrBufferTooSmall) {
+		if err = call(nil, 0, &count); err == nil {
+			buffer = make([]T, count)
+			err = call(unsafe.SliceData(buffer), count, &count)
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	return buffer[:count:count], nil
+}
+
+// cString copies a text for the library, which takes it to end at its first NUL.
+func cString(text string) (*C.char, error) {
+	if strings.IndexByte(text, 0) >= 0 {
+		return nil, &Error{Code: ErrInvalidArgument, Message: "the text has a NUL byte"}
+	}
+	return C.CString(text), nil
+}
+
+func cTokens(tokens []int32) *C.int32_t { return (*C.int32_t)(unsafe.SliceData(tokens)) }

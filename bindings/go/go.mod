@@ -1,0 +1,3 @@
+module example.com/cos/bindings/go
+
+go 1.24

@@ -1,0 +1,6 @@
+//go:build !cos_pkgconfig
+
+package cos
+
+// #cgo LDFLAGS: -lcos
+import "C"

@@ -1,0 +1,272 @@
+package cos
+
+// #include "combine.h"
+import "C"
+
+import (
+	"context"
+	"fmt"
+	"iter"
+	"runtime"
+	"runtime/cgo"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+	"unsafe"
+)
+
+// Session is one sequence. One goroutine at a time may use it, except for Cancel, Stats and Close.
+type Session struct {
+	handle[*C.cos_session]
+	inUse       sync.Mutex // only ever tried
+	result      C.cos_step_result
+	combination *combination // or nil
+	cancelled   atomic.Bool  // Cancel was called, and no step has said so yet
+}
+
+// Finish says whether and why a sequence has ended.
+type Finish int32
+
+const (
+	// The sequence goes on.
+	FinishNone Finish = C.COS_FINISH_NONE
+	// A stop token was committed; it is the last token.
+	FinishStop Finish = C.COS_FINISH_STOP
+	// Options.MaxTokens were generated since the last prompt.
+	FinishMaxTokens Finish = C.COS_FINISH_MAX_TOKENS
+	// The context has no room for another token.
+	FinishContextFull Finish = C.COS_FINISH_CONTEXT_FULL
+	// Session.Cancel was called; the next step goes on.
+	FinishCancelled Finish = C.COS_FINISH_CANCELLED
+)
+
+// String is the name of the reason.
+func (f Finish) String() string {
+	switch f {
+	case FinishNone:
+		return "none"
+	case FinishStop:
+		return "stop"
+	case FinishMaxTokens:
+		return "max tokens"
+	case FinishContextFull:
+		return "context full"
+	case FinishCancelled:
+		return "cancelled"
+	}
+	return fmt.Sprintf("Finish(%d)", int32(f))
+}
+
+// Step is what a step did.
+type Step struct {
+	// The tokens that the step committed, at least one unless the sequence is finished.
+	Tokens []int32
+	// The natural logarithm of each token's probability under the combined distribution, after temperature, top-k, top-p
+	// and min-p; for a greedy session at temperature 1 without these. Nil if Options did not ask for them.
+	LogProbabilities []float32
+	Finish           Finish
+}
+
+// Stats is what a session did so far, up to the last call that ended.
+type Stats struct {
+	Steps     uint64        // steps in the library: a step that met a cancellation nobody waited for counts twice
+	Tokens    uint64        // tokens committed, prompts excluded
+	Proposed  uint64        // proposals made
+	Tested    uint64        // proposals that reached an accept or reject decision
+	Accepted  uint64        // proposals accepted
+	Forwards  uint64        // passes of all models, those over nothing but prompt excluded
+	Positions uint64        // positions that all models scored, those of the prompt excluded
+	ModelTime time.Duration // inside ONNX Runtime, prompts included
+	TotalTime time.Duration // inside steps
+	NearTies  uint64        // greedy choices between two nearly equal scores
+}
+
+// NewSession starts an empty sequence.
+func (e *Engine) NewSession(options Options) (*Session, error) {
+	engine, err := e.acquire()
+	if err != nil {
+		return nil, err
+	}
+	defer e.release()
+
+	var pinner runtime.Pinner
+	defer pinner.Unpin()
+	cOptions := options.c(&pinner)
+	s := new(Session)
+	discard := func() {} // what goes with the session
+	if options.Combine != nil {
+		s.combination = &combination{function: options.Combine}
+		handle := cgo.NewHandle(s.combination)
+		C.cos_go_set_combine(&cOptions, C.uintptr_t(handle))
+		discard = handle.Delete
+	}
+	var session *C.cos_session
+	if err := check(C.cos_session_new(engine, &cOptions, &session)); err != nil {
+		discard()
+		return nil, err
+	}
+	s.own(session, func(session *C.cos_session) {
+		C.cos_free(session)
+		discard()
+	})
+	return s, nil
+}
+
+// Close frees the session. A step that runs is cancelled and gives [ErrClosed]; Close does not wait for it. It never fails.
+func (s *Session) Close() error {
+	if session, err := s.acquire(); err == nil {
+		s.close()
+		_ = check(C.cos_cancel(session)) // fails for a poisoned session only, in which nothing runs
+		s.release()
+	}
+	return nil
+}
+
+// begin begins a call that no other may run beside. Unless there is an error, end must end it.
+func (s *Session) begin() (*C.cos_session, error) {
+	session, err := s.acquire()
+	if err != nil {
+		return nil, err
+	}
+	if !s.inUse.TryLock() {
+		s.release()
+		return nil, errBusy("the session")
+	}
+	return session, nil
+}
+
+func (s *Session) end() {
+	s.inUse.Unlock()
+	s.release()
+}
+
+// Prompt appends tokens to the sequence: its prompt, or the next turn of a chat between steps. A finished sequence goes
+// on. The models see the tokens in the next step. On an error nothing is appended.
+func (s *Session) Prompt(tokens []int32) error {
+	session, err := s.begin()
+	if err != nil {
+		return err
+	}
+	defer s.end()
+	return check(C.cos_prompt(session, cTokens(tokens), C.size_t(len(tokens))))
+}
+
+// SetWeights decodes with other weights from the next token on, for "weighted" and "logits". On an error nothing changes.
+func (s *Session) SetWeights(weights []float32) error {
+	session, err := s.begin()
+	if err != nil {
+		return err
+	}
+	defer s.end()
+	return check(C.cos_session_set_weights(session, (*C.float)(unsafe.SliceData(weights)), C.size_t(len(weights))))
+}
+
+// Step advances the sequence by one round of collaborative decoding. It commits at least one token unless the sequence is
+// finished: then there are none, and Finish says why again.
+//
+// If the context ends, the running pass stops and Step returns ctx.Err(). No token is lost by it, and the next step goes
+// on where the last token was committed: tokens that were committed just then are returned, without an error.
+func (s *Session) Step(ctx context.Context) (Step, error) {
+	session, err := s.begin()
+	if err != nil {
+		return Step{}, err
+	}
+	defer s.end()
+	if err := ctx.Err(); err != nil {
+		return Step{}, err
+	}
+	if ctx.Done() != nil {
+		defer context.AfterFunc(ctx, s.interrupt)()
+	}
+	for {
+		s.result.struct_size = C.sizeof_cos_step_result
+		if err := check(C.cos_step(session, &s.result)); err != nil {
+			return Step{}, s.combination.explain(err)
+		}
+		if Finish(s.result.finish) != FinishCancelled {
+			return s.step(), nil
+		}
+		cancelled := s.cancelled.Swap(false)
+		switch {
+		case s.closed():
+			return Step{}, ErrClosed
+		case ctx.Err() != nil:
+			return Step{}, ctx.Err()
+		case cancelled:
+			return Step{Finish: FinishCancelled}, nil
+		}
+		// The context of an earlier step ended just as that step did, and the library took it for this one.
+	}
+}
+
+// step copies the result, which is the session's until its next call. Pointers to nothing are not looked at: they may be
+// any number, and Go stops the program if it finds such a pointer on a stack.
+func (s *Session) step() Step {
+	step := Step{Finish: Finish(s.result.finish)}
+	if count := s.result.tokens_count; count > 0 {
+		step.Tokens = slices.Clone(unsafe.Slice((*int32)(s.result.tokens), count))
+		if values := s.result.log_probabilities; values != nil {
+			step.LogProbabilities = slices.Clone(unsafe.Slice((*float32)(values), count))
+		}
+	}
+	return step
+}
+
+// Steps steps until the sequence is finished: the last step says why. It ends with an error where [Session.Step] has one.
+func (s *Session) Steps(ctx context.Context) iter.Seq2[Step, error] {
+	return func(yield func(Step, error) bool) {
+		for {
+			step, err := s.Step(ctx)
+			if !yield(step, err) || err != nil || step.Finish != FinishNone {
+				return
+			}
+		}
+	}
+}
+
+// Cancel stops the running step, or else the next one: it ends early with [FinishCancelled]. Nothing that was committed
+// is lost. It may be called at any time and never waits for a running pass.
+func (s *Session) Cancel() error {
+	session, err := s.acquire()
+	if err != nil {
+		return err
+	}
+	defer s.release()
+	s.cancelled.Store(true)
+	return check(C.cos_cancel(session))
+}
+
+// interrupt stops the running step because its context has ended. It may come late: for the next step, or after Close.
+func (s *Session) interrupt() {
+	if session, err := s.acquire(); err == nil {
+		_ = check(C.cos_cancel(session)) // as in Close
+		s.release()
+	}
+}
+
+// Stats is what the session did so far. It may be called at any time.
+func (s *Session) Stats() (Stats, error) {
+	session, err := s.acquire()
+	if err != nil {
+		return Stats{}, err
+	}
+	defer s.release()
+	var stats C.cos_stats
+	stats.struct_size = C.sizeof_cos_stats
+	if err := check(C.cos_session_stats(session, &stats)); err != nil {
+		return Stats{}, err
+	}
+	return Stats{
+		Steps:     uint64(stats.steps),
+		Tokens:    uint64(stats.tokens),
+		Proposed:  uint64(stats.proposed),
+		Tested:    uint64(stats.tested),
+		Accepted:  uint64(stats.accepted),
+		Forwards:  uint64(stats.forwards),
+		Positions: uint64(stats.positions),
+		ModelTime: time.Duration(stats.model_ns),
+		TotalTime: time.Duration(stats.total_ns),
+		NearTies:  uint64(stats.near_ties),
+	}, nil
+}
