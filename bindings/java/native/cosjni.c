@@ -1,0 +1,453 @@
+/* The native methods of io.cosrt.Native: each is one call of cos.h.
+ *
+ * Java holds all state. What must hold for a pointer (it lives, one thread uses it) is io.cosrt.NativeObject's business,
+ * and so this file has none of its own but method ids and the step that runs on a thread. Text crosses as UTF-8 bytes,
+ * for JNI's strings are of a modified UTF-8. Arrays are copied, so that no call holds up the garbage collector.
+ */
+
+#define _GNU_SOURCE /* RTLD_NOLOAD, dladdr */
+
+#include <dlfcn.h>
+#include <jni.h>
+#include <limits.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "cos.h"
+
+#define POINTER(type, handle) ((type *)(uintptr_t)(handle))
+#define HANDLE(pointer) ((jlong)(uintptr_t)(pointer))
+
+/* Static methods of io.cosrt.Native. Ids, unlike references to the class, do not keep its class loader alive. */
+static jmethodID failed_method, stepped_method, combine_method;
+static jclass byte_buffer_class; /* of the boot loader, which lives forever */
+
+/* ---- errors, text and arrays */
+
+static void out_of_memory(JNIEnv *env)
+{
+    jclass class = (*env)->FindClass(env, "java/lang/OutOfMemoryError");
+    if (class) (*env)->ThrowNew(env, class, "no native memory for an array");
+}
+
+static jbyteArray new_bytes(JNIEnv *env, const char *bytes, size_t count)
+{
+    if (count > INT_MAX) {
+        out_of_memory(env);
+        return NULL;
+    }
+    jbyteArray array = (*env)->NewByteArray(env, (jsize)count);
+    if (array) (*env)->SetByteArrayRegion(env, array, 0, (jsize)count, (const jbyte *)bytes);
+    return array;
+}
+
+static jintArray new_ints(JNIEnv *env, const int32_t *ints, size_t count)
+{
+    jintArray array = (*env)->NewIntArray(env, (jsize)count);
+    if (array) (*env)->SetIntArrayRegion(env, array, 0, (jsize)count, ints);
+    return array;
+}
+
+static jfloatArray new_floats(JNIEnv *env, const float *floats, size_t count)
+{
+    jfloatArray array = (*env)->NewFloatArray(env, (jsize)count);
+    if (array) (*env)->SetFloatArrayRegion(env, array, 0, (jsize)count, floats);
+    return array;
+}
+
+/* Throws what `error` says, if it is one; the error is freed. */
+static int failed(JNIEnv *env, jclass native, cos_error *error, jthrowable cause)
+{
+    if (!error) return 0;
+    const char *text = cos_error_message(error);
+    jbyteArray message = new_bytes(env, text, strlen(text));
+    jint code = cos_error_code(error);
+    cos_error_free(error);
+    if (message) (*env)->CallStaticVoidMethod(env, native, failed_method, code, message, cause);
+    return 1;
+}
+
+/* A copy of an array of bytes with a NUL behind it. */
+static char *copy_text(JNIEnv *env, jbyteArray bytes)
+{
+    jsize count = (*env)->GetArrayLength(env, bytes);
+    char *text = malloc((size_t)count + 1);
+    if (!text) {
+        out_of_memory(env);
+        return NULL;
+    }
+    (*env)->GetByteArrayRegion(env, bytes, 0, count, (jbyte *)text);
+    text[count] = 0;
+    return text;
+}
+
+/* A copy of an array of ints or floats. One without elements is not NULL either: for stop tokens, that differs. */
+typedef struct copied {
+    void *data;
+    size_t count;
+    int failed;
+} copied;
+
+static copied reserve(JNIEnv *env, jarray array)
+{
+    copied copy = {0};
+    if (!array) return copy;
+    copy.count = (size_t)(*env)->GetArrayLength(env, array);
+    copy.data = malloc(copy.count * sizeof(int32_t) + 1);
+    copy.failed = !copy.data;
+    if (copy.failed) out_of_memory(env);
+    return copy;
+}
+
+static copied copy_ints(JNIEnv *env, jintArray array)
+{
+    copied copy = reserve(env, array);
+    if (copy.data) (*env)->GetIntArrayRegion(env, array, 0, (jsize)copy.count, copy.data);
+    return copy;
+}
+
+static copied copy_floats(JNIEnv *env, jfloatArray array)
+{
+    copied copy = reserve(env, array);
+    if (copy.data) (*env)->GetFloatArrayRegion(env, array, 0, (jsize)copy.count, copy.data);
+    return copy;
+}
+
+/* ---- engines */
+
+static jbyteArray version(JNIEnv *env, jclass native)
+{
+    (void)native;
+    return new_bytes(env, cos_version(), strlen(cos_version()));
+}
+
+static jlong make_engine(JNIEnv *env, jclass native, jbyteArray bytes,
+                         cos_error *(*make)(const char *text, cos_engine **out_engine))
+{
+    char *text = copy_text(env, bytes);
+    if (!text) return 0;
+    cos_engine *engine = NULL;
+    cos_error *error = make(text, &engine);
+    free(text);
+    return failed(env, native, error, NULL) ? 0 : HANDLE(engine);
+}
+
+static jlong engine_open(JNIEnv *env, jclass native, jbyteArray path)
+{
+    return make_engine(env, native, path, cos_engine_open);
+}
+
+static jlong engine_new(JNIEnv *env, jclass native, jbyteArray json)
+{
+    return make_engine(env, native, json, cos_engine_new);
+}
+
+static void engine_free(JNIEnv *env, jclass native, jlong engine)
+{
+    (void)env, (void)native;
+    cos_engine_free(POINTER(cos_engine, engine));
+}
+
+static jint engine_vocab_size(JNIEnv *env, jclass native, jlong engine)
+{
+    (void)env, (void)native;
+    return (jint)cos_engine_vocab_size(POINTER(cos_engine, engine));
+}
+
+static jint engine_model_count(JNIEnv *env, jclass native, jlong engine)
+{
+    (void)env, (void)native;
+    return (jint)cos_engine_model_count(POINTER(cos_engine, engine));
+}
+
+static jbyteArray engine_describe(JNIEnv *env, jclass native, jlong engine)
+{
+    const char *json = NULL;
+    if (failed(env, native, cos_engine_describe(POINTER(cos_engine, engine), &json), NULL)) return NULL;
+    return new_bytes(env, json, strlen(json));
+}
+
+static jbyteArray engine_describe_table(JNIEnv *env, jclass native, jlong engine)
+{
+    const char *table = NULL;
+    if (failed(env, native, cos_engine_describe_table(POINTER(cos_engine, engine), &table), NULL)) return NULL;
+    return new_bytes(env, table, strlen(table));
+}
+
+static jintArray engine_encode(JNIEnv *env, jclass native, jlong engine, jbyteArray bytes, jboolean add_special)
+{
+    char *text = copy_text(env, bytes);
+    if (!text) return NULL;
+    size_t length = (size_t)(*env)->GetArrayLength(env, bytes), count = 0;
+    size_t capacity = length + 64; /* always enough, says cos.h */
+    int32_t *tokens = malloc(capacity * sizeof *tokens);
+    jintArray result = NULL;
+    if (!tokens)
+        out_of_memory(env);
+    else if (!failed(env, native, cos_engine_encode(POINTER(cos_engine, engine), text, length, add_special, tokens,
+                                                    capacity, &count), NULL))
+        result = new_ints(env, tokens, count);
+    free(tokens);
+    free(text);
+    return result;
+}
+
+static jbyteArray engine_decode(JNIEnv *env, jclass native, jlong handle, jintArray array)
+{
+    const cos_engine *engine = POINTER(cos_engine, handle);
+    copied tokens = copy_ints(env, array);
+    if (tokens.failed) return NULL;
+    jbyteArray result = NULL;
+    char *text = NULL;
+    size_t bytes = 0;
+    if (failed(env, native, cos_engine_decode(engine, tokens.data, tokens.count, NULL, 0, &bytes), NULL)) goto done;
+    text = malloc(bytes + 1);
+    if (!text)
+        out_of_memory(env);
+    else if (!failed(env, native, cos_engine_decode(engine, tokens.data, tokens.count, text, bytes + 1, &bytes), NULL))
+        result = new_bytes(env, text, bytes);
+done:
+    free(text);
+    free(tokens.data);
+    return result;
+}
+
+/* ---- sessions */
+
+/* The step that runs on this thread, for its combine function. cos_step calls that on its own thread, and so nothing
+ * of Java has to be kept by a session: one that is reachable from its own function alone can be collected. */
+typedef struct stepping {
+    JNIEnv *env;
+    jclass native;
+    jobject combiner;
+} stepping;
+static _Thread_local const stepping *running;
+
+static jobject new_buffer(JNIEnv *env, const float *row, size_t count)
+{
+    return (*env)->NewDirectByteBuffer(env, (void *)row, (jlong)(count * sizeof *row));
+}
+
+/* An exception stays pending until the step has returned: it fails this call and all others of the step. */
+static int32_t combine(const float *const *rows, size_t models_count, size_t vocab_size, float *out_scores, void *user_data)
+{
+    (void)user_data;
+    const stepping *step = running;
+    JNIEnv *env = step->env;
+    if ((*env)->ExceptionCheck(env)) return 1;
+    if ((*env)->PushLocalFrame(env, (jint)models_count + 2)) return 1;
+    jobjectArray buffers = (*env)->NewObjectArray(env, (jsize)models_count, byte_buffer_class, NULL);
+    for (size_t model = 0; model < models_count && !(*env)->ExceptionCheck(env); model++) {
+        if (!rows[model]) continue;
+        jobject row = new_buffer(env, rows[model], vocab_size);
+        if (row) (*env)->SetObjectArrayElement(env, buffers, (jsize)model, row);
+    }
+    jobject scores = (*env)->ExceptionCheck(env) ? NULL : new_buffer(env, out_scores, vocab_size);
+    if (scores) (*env)->CallStaticVoidMethod(env, step->native, combine_method, step->combiner, buffers, scores);
+    int32_t result = (*env)->ExceptionCheck(env);
+    (*env)->PopLocalFrame(env, NULL);
+    return result;
+}
+
+static jlong session_new(JNIEnv *env, jclass native, jlong engine, jint strategy, jfloat temperature, jint top_k,
+                         jfloat top_p, jfloat min_p, jlong seed, jint max_tokens, jintArray proposal_lengths,
+                         jfloatArray weights, jintArray stop_tokens, jint targets, jboolean log_probabilities,
+                         jboolean combined)
+{
+    copied lengths = copy_ints(env, proposal_lengths);
+    copied shares = lengths.failed ? (copied){0} : copy_floats(env, weights);
+    copied stops = lengths.failed || shares.failed ? (copied){0} : copy_ints(env, stop_tokens);
+    cos_session *session = NULL;
+    if (!(lengths.failed || shares.failed || stops.failed)) {
+        const cos_session_options options = {
+            .struct_size = sizeof options,
+            .strategy = strategy,
+            .temperature = temperature,
+            .top_k = top_k,
+            .top_p = top_p,
+            .min_p = min_p,
+            .seed = (uint64_t)seed,
+            .max_tokens = (uint32_t)max_tokens,
+            .proposal_lengths = lengths.data,
+            .proposal_lengths_count = lengths.count,
+            .weights = shares.data,
+            .weights_count = shares.count,
+            .stop_tokens = stops.data,
+            .stop_tokens_count = stops.count,
+            .targets = targets,
+            .log_probabilities = log_probabilities,
+            .combine = combined ? combine : NULL,
+        };
+        failed(env, native, cos_session_new(POINTER(cos_engine, engine), &options, &session), NULL);
+    }
+    free(lengths.data);
+    free(shares.data);
+    free(stops.data);
+    return HANDLE(session);
+}
+
+static void session_free(JNIEnv *env, jclass native, jlong session)
+{
+    (void)env, (void)native;
+    cos_free(POINTER(cos_session, session));
+}
+
+static void prompt(JNIEnv *env, jclass native, jlong session, jintArray array)
+{
+    copied tokens = copy_ints(env, array);
+    if (tokens.failed) return;
+    failed(env, native, cos_prompt(POINTER(cos_session, session), tokens.data, tokens.count), NULL);
+    free(tokens.data);
+}
+
+static void set_weights(JNIEnv *env, jclass native, jlong session, jfloatArray array)
+{
+    copied weights = copy_floats(env, array);
+    if (weights.failed) return;
+    failed(env, native, cos_session_set_weights(POINTER(cos_session, session), weights.data, weights.count), NULL);
+    free(weights.data);
+}
+
+/* `late` takes what the combine function threw in a step that ended well all the same. */
+static jobject step(JNIEnv *env, jclass native, jlong session, jobject combiner, jobjectArray late)
+{
+    const stepping this = { env, native, combiner }, *outer = running; /* a combine function may step other sessions */
+    running = &this;
+    cos_step_result result = { .struct_size = sizeof result };
+    cos_error *error = cos_step(POINTER(cos_session, session), &result);
+    running = outer;
+
+    jthrowable thrown = (*env)->ExceptionOccurred(env);
+    if (thrown) (*env)->ExceptionClear(env);
+    if (failed(env, native, error, thrown)) return NULL;
+    if (thrown) {
+        (*env)->SetObjectArrayElement(env, late, 0, thrown);
+        if ((*env)->ExceptionCheck(env)) return NULL;
+    }
+    jintArray tokens = new_ints(env, result.tokens, result.tokens_count);
+    if (!tokens) return NULL;
+    jfloatArray logarithms = NULL;
+    if (result.log_probabilities) {
+        logarithms = new_floats(env, result.log_probabilities, result.tokens_count);
+        if (!logarithms) return NULL;
+    }
+    return (*env)->CallStaticObjectMethod(env, native, stepped_method, tokens, logarithms, result.finish);
+}
+
+static void cancel(JNIEnv *env, jclass native, jlong session)
+{
+    failed(env, native, cos_cancel(POINTER(cos_session, session)), NULL);
+}
+
+static jlongArray session_stats(JNIEnv *env, jclass native, jlong session)
+{
+    cos_stats stats = { .struct_size = sizeof stats };
+    if (failed(env, native, cos_session_stats(POINTER(cos_session, session), &stats), NULL)) return NULL;
+    const jlong values[] = { /* in the order of io.cosrt.Stats */
+        (jlong)stats.steps, (jlong)stats.tokens, (jlong)stats.proposed, (jlong)stats.tested, (jlong)stats.accepted,
+        (jlong)stats.forwards, (jlong)stats.positions, (jlong)stats.model_ns, (jlong)stats.total_ns,
+        (jlong)stats.near_ties,
+    };
+    const jsize count = sizeof values / sizeof *values;
+    jlongArray array = (*env)->NewLongArray(env, count);
+    if (array) (*env)->SetLongArrayRegion(env, array, 0, count, values);
+    return array;
+}
+
+/* ---- streams of text */
+
+static jlong text_stream_new(JNIEnv *env, jclass native, jlong engine)
+{
+    cos_text_stream *stream = NULL;
+    return failed(env, native, cos_text_stream_new(POINTER(cos_engine, engine), &stream), NULL) ? 0 : HANDLE(stream);
+}
+
+static jbyteArray text_stream_push(JNIEnv *env, jclass native, jlong stream, jintArray array)
+{
+    copied tokens = copy_ints(env, array);
+    if (tokens.failed) return NULL;
+    const char *text = NULL;
+    size_t bytes = 0;
+    cos_error *error = cos_text_stream_push(POINTER(cos_text_stream, stream), tokens.data, tokens.count, &text, &bytes);
+    free(tokens.data);
+    return failed(env, native, error, NULL) ? NULL : new_bytes(env, text, bytes);
+}
+
+static jbyteArray text_stream_finish(JNIEnv *env, jclass native, jlong stream)
+{
+    const char *text = NULL;
+    size_t bytes = 0;
+    if (failed(env, native, cos_text_stream_finish(POINTER(cos_text_stream, stream), &text, &bytes), NULL)) return NULL;
+    return new_bytes(env, text, bytes);
+}
+
+static void text_stream_free(JNIEnv *env, jclass native, jlong stream)
+{
+    (void)env, (void)native;
+    cos_text_stream_free(POINTER(cos_text_stream, stream));
+}
+
+/* ---- registration: a method that Java declares otherwise fails here, when the library is loaded */
+
+#define METHOD(name, signature, function) { (char *)name, (char *)signature, (void *)function }
+
+static const JNINativeMethod methods[] = {
+    METHOD("version", "()[B", version),
+    METHOD("engineOpen", "([B)J", engine_open),
+    METHOD("engineNew", "([B)J", engine_new),
+    METHOD("engineFree", "(J)V", engine_free),
+    METHOD("engineVocabSize", "(J)I", engine_vocab_size),
+    METHOD("engineModelCount", "(J)I", engine_model_count),
+    METHOD("engineDescribe", "(J)[B", engine_describe),
+    METHOD("engineDescribeTable", "(J)[B", engine_describe_table),
+    METHOD("engineEncode", "(J[BZ)[I", engine_encode),
+    METHOD("engineDecode", "(J[I)[B", engine_decode),
+    METHOD("sessionNew", "(JIFIFFJI[I[F[IIZZ)J", session_new),
+    METHOD("sessionFree", "(J)V", session_free),
+    METHOD("prompt", "(J[I)V", prompt),
+    METHOD("setWeights", "(J[F)V", set_weights),
+    METHOD("step", "(JLio/cosrt/Combiner;[Ljava/lang/Throwable;)Lio/cosrt/StepResult;", step),
+    METHOD("cancel", "(J)V", cancel),
+    METHOD("stats", "(J)[J", session_stats),
+    METHOD("textStreamNew", "(J)J", text_stream_new),
+    METHOD("textStreamPush", "(J[I)[B", text_stream_push),
+    METHOD("textStreamFinish", "(J)[B", text_stream_finish),
+    METHOD("textStreamFree", "(J)V", text_stream_free),
+};
+
+/* libcos.so must stay when the class loader of this library goes: ONNX Runtime, which cannot be unloaded, calls it. The
+ * next class loader's copy of this library finds it again by its SONAME. */
+static int keep_libcos(void)
+{
+    Dl_info libcos;
+    return dladdr((void *)(uintptr_t)cos_version, &libcos) &&
+           dlopen(libcos.dli_fname, RTLD_NOW | RTLD_NOLOAD | RTLD_NODELETE);
+}
+
+JNIEXPORT jint JNICALL JNI_OnLoad(JavaVM *vm, void *reserved)
+{
+    (void)reserved;
+    JNIEnv *env = NULL;
+    if (!keep_libcos() || (*vm)->GetEnv(vm, (void **)&env, JNI_VERSION_10)) return JNI_ERR;
+    jclass native = (*env)->FindClass(env, "io/cosrt/Native");
+    if (!native || (*env)->RegisterNatives(env, native, methods, sizeof methods / sizeof *methods)) return JNI_ERR;
+    failed_method = (*env)->GetStaticMethodID(env, native, "failed", "(I[BLjava/lang/Throwable;)V");
+    if (!failed_method) return JNI_ERR;
+    stepped_method = (*env)->GetStaticMethodID(env, native, "stepped", "([I[FI)Lio/cosrt/StepResult;");
+    if (!stepped_method) return JNI_ERR;
+    combine_method = (*env)->GetStaticMethodID(env, native, "combine",
+                                               "(Lio/cosrt/Combiner;[Ljava/nio/ByteBuffer;Ljava/nio/ByteBuffer;)V");
+    if (!combine_method) return JNI_ERR;
+    jclass byte_buffer = (*env)->FindClass(env, "java/nio/ByteBuffer");
+    if (!byte_buffer) return JNI_ERR;
+    byte_buffer_class = (*env)->NewGlobalRef(env, byte_buffer);
+    return byte_buffer_class ? JNI_VERSION_10 : JNI_ERR;
+}
+
+JNIEXPORT void JNICALL JNI_OnUnload(JavaVM *vm, void *reserved)
+{
+    (void)reserved;
+    JNIEnv *env = NULL;
+    if (!(*vm)->GetEnv(vm, (void **)&env, JNI_VERSION_10)) (*env)->DeleteGlobalRef(env, byte_buffer_class);
+}

@@ -1,0 +1,30 @@
+package io.cosrt;
+
+/** Why a sequence ended. */
+public enum Finish {
+    /** The sequence goes on. */
+    NONE(0),
+    /** A stop token was committed; it is the last token. */
+    STOP(1),
+    /** {@link SessionOptions.Builder#maxTokens} were generated since the last prompt. */
+    MAX_TOKENS(2),
+    /** The context has no room for another token. */
+    CONTEXT_FULL(3),
+    /** {@link Session#cancel} was called, or the session is being closed. */
+    CANCELLED(4);
+
+    private final int number;
+
+    Finish(int number) {
+        this.number = number;
+    }
+
+    static Finish of(int number) {
+        for (Finish finish : values()) {
+            if (finish.number == number) {
+                return finish;
+            }
+        }
+        throw new CosException(ErrorCode.UNSUPPORTED, "the library ended a sequence for the unknown reason " + number);
+    }
+}

@@ -1,0 +1,88 @@
+package io.cosrt;
+
+import java.nio.ByteBuffer;
+import java.nio.ByteOrder;
+import java.nio.FloatBuffer;
+import java.util.Arrays;
+import java.util.Collections;
+import java.util.List;
+
+/**
+ * The C interface, function by function, and what {@code native/cosjni.c} calls in turn. Pointers are longs here and in
+ * {@link NativeObject}, nowhere else.
+ */
+final class Native {
+    static {
+        NativeLibrary.load();
+    }
+
+    private Native() {}
+
+    static native byte[] version();
+
+    static native long engineOpen(byte[] path);
+
+    static native long engineNew(byte[] json);
+
+    static native void engineFree(long engine);
+
+    static native int engineVocabSize(long engine);
+
+    static native int engineModelCount(long engine);
+
+    static native byte[] engineDescribe(long engine);
+
+    static native byte[] engineDescribeTable(long engine);
+
+    static native int[] engineEncode(long engine, byte[] text, boolean addSpecial);
+
+    static native byte[] engineDecode(long engine, int[] tokens);
+
+    static native long sessionNew(long engine, int strategy, float temperature, int topK, float topP, float minP, long seed,
+            int maxTokens, int[] proposalLengths, float[] weights, int[] stopTokens, int targets, boolean logProbabilities,
+            boolean combined);
+
+    static native void sessionFree(long session);
+
+    static native void prompt(long session, int[] tokens);
+
+    static native void setWeights(long session, float[] weights);
+
+    /** With what the combiner threw in {@code late[0]}, if the step ended well all the same. */
+    static native StepResult step(long session, Combiner combiner, Throwable[] late);
+
+    static native void cancel(long session);
+
+    static native long[] stats(long session);
+
+    static native long textStreamNew(long engine);
+
+    static native byte[] textStreamPush(long stream, int[] tokens);
+
+    static native byte[] textStreamFinish(long stream);
+
+    static native void textStreamFree(long stream);
+
+    // Called from C.
+
+    private static void failed(int code, byte[] message, Throwable cause) {
+        throw new CosException(code, Utf8.decode(message), cause);
+    }
+
+    private static StepResult stepped(int[] tokens, float[] logProbabilities, int finish) {
+        return new StepResult(tokens, logProbabilities, Finish.of(finish));
+    }
+
+    private static void combine(Combiner combiner, ByteBuffer[] rows, ByteBuffer scores) throws Exception {
+        FloatBuffer[] logits = new FloatBuffer[rows.length];
+        for (int model = 0; model < rows.length; model++) {
+            logits[model] = rows[model] == null ? null : floats(rows[model].asReadOnlyBuffer());
+        }
+        List<FloatBuffer> view = Collections.unmodifiableList(Arrays.asList(logits)); // List.of takes no null
+        combiner.combine(view, floats(scores));
+    }
+
+    private static FloatBuffer floats(ByteBuffer bytes) {
+        return bytes.order(ByteOrder.nativeOrder()).asFloatBuffer();
+    }
+}

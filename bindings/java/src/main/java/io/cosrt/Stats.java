@@ -1,0 +1,33 @@
+package io.cosrt;
+
+/**
+ * What a session did so far.
+ *
+ * @param steps     calls of {@link Session#step}
+ * @param tokens    tokens committed, prompts excluded
+ * @param proposed  proposals made
+ * @param tested    proposals that reached an accept or reject decision; others were dropped behind a rejection or an end
+ * @param accepted  proposals accepted
+ * @param forwards  passes of all models, those over nothing but prompt excluded
+ * @param positions positions that all models scored, those of the prompt excluded
+ * @param modelNs   nanoseconds inside ONNX Runtime, prompts included
+ * @param totalNs   nanoseconds inside steps
+ * @param nearTies  greedy choices between two nearly equal scores, which passes of other widths may decide otherwise
+ */
+public record Stats(
+        long steps,
+        long tokens,
+        long proposed,
+        long tested,
+        long accepted,
+        long forwards,
+        long positions,
+        long modelNs,
+        long totalNs,
+        long nearTies) {
+
+    static Stats of(long[] values) {
+        return new Stats(values[0], values[1], values[2], values[3], values[4], values[5], values[6], values[7], values[8],
+                values[9]);
+    }
+}

@@ -1,0 +1,133 @@
+package io.cosrt;
+
+import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertFalse;
+
+import java.io.IOException;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.util.Arrays;
+import java.util.List;
+import java.util.stream.Stream;
+import org.junit.jupiter.api.Test;
+
+/** Replays {@code tests/vectors/errors.txt}: what must be refused, and with which code. */
+class ErrorsTest {
+    @Test
+    void whatMustBeRefusedIsRefused() throws IOException {
+        List<String> lines = Files.readAllLines(Path.of("tests/vectors/errors.txt"));
+        assertEquals("cos-errors 1", lines.get(0));
+        assertEquals("end", lines.get(lines.size() - 1), "the file was cut off");
+        Engine engine = null;
+        int records = 0;
+        for (String line : lines.subList(1, lines.size() - 1)) {
+            if (line.isEmpty() || line.startsWith("#")) {
+                continue;
+            }
+            String[] fields = line.split(" ", 3);
+            switch (fields[0]) {
+                case "engine" -> engine = Engine.fromJson(line.substring("engine ".length()));
+                case "vocabulary" -> assertEquals(Integer.parseInt(fields[1]), engine.vocabSize());
+                default -> {
+                    String rest = fields.length > 2 ? fields[2] : "";
+                    assertEquals(Integer.parseInt(fields[1]), code(engine, fields[0], rest), line);
+                    records++;
+                }
+            }
+        }
+        engine.close();
+        System.out.printf("errors: %d records%n", records);
+        assertEquals(44, records);
+    }
+
+    private static int code(Engine engine, String record, String rest) {
+        try {
+            switch (record) {
+                case "refuse" -> Engine.fromJson(rest).close();
+                case "options" -> engine.newSession(options(rest)).close();
+                case "prompt" -> with(engine, session -> session.prompt(ints(rest)));
+                case "step" -> with(engine, Session::step);
+                case "weights" -> with(engine, session -> session.setWeights(floats(rest)));
+                default -> throw new AssertionError("a record that this does not know: " + record);
+            }
+            return 0;
+        } catch (CosException e) {
+            assertFalse(e.getMessage().isEmpty());
+            assertEquals(e.number(), e.code().number());
+            return e.number();
+        } catch (Inexpressible e) {
+            return ErrorCode.INVALID_ARGUMENT.number();
+        }
+    }
+
+    private static void with(Engine engine, java.util.function.Consumer<Session> call) {
+        try (Session session = engine.newSession()) {
+            call.accept(session);
+        }
+    }
+
+    /** What the types of this binding cannot say counts as refused. */
+    private static final class Inexpressible extends RuntimeException {
+        private static final long serialVersionUID = 1;
+    }
+
+    private static <T> T at(T[] values, String number) {
+        int index = Integer.parseInt(number);
+        if (index < 0 || index >= values.length) {
+            throw new Inexpressible();
+        }
+        return values[index];
+    }
+
+    private static SessionOptions options(String pairs) {
+        SessionOptions.Builder builder = SessionOptions.builder();
+        for (String pair : pairs.split(" ")) {
+            if (pair.isEmpty()) {
+                continue;
+            }
+            String value = pair.substring(pair.indexOf('=') + 1);
+            String key = pair.substring(0, pair.indexOf('='));
+            switch (key) {
+                case "strategy" -> builder.strategy(at(Strategy.values(), value));
+                case "temperature" -> builder.temperature(number(value));
+                case "top_k" -> builder.topK(Integer.parseInt(value));
+                case "top_p" -> builder.topP(number(value));
+                case "min_p" -> builder.minP(number(value));
+                case "seed" -> builder.seed(Long.parseUnsignedLong(value));
+                case "max_tokens" -> builder.maxTokens(Integer.parseInt(value));
+                case "proposal_lengths" -> builder.proposalLengths(ints(value));
+                case "weights" -> builder.weights(floats(value));
+                case "stop_tokens" -> builder.stopTokens(ints(value));
+                case "targets" -> builder.targets(at(Targets.values(), value));
+                case "log_probabilities" -> builder.logProbabilities(at(new Boolean[] {false, true}, value));
+                default -> throw new AssertionError("an option that this does not know: " + pair);
+            }
+        }
+        return builder.build();
+    }
+
+    private static Stream<String> words(String list) {
+        return Arrays.stream(list.split("[ ,]")).filter(word -> !word.isEmpty());
+    }
+
+    private static int[] ints(String list) {
+        return words(list).mapToInt(Integer::parseInt).toArray();
+    }
+
+    private static float[] floats(String list) {
+        List<Float> values = words(list).map(ErrorsTest::number).toList();
+        float[] floats = new float[values.size()];
+        for (int i = 0; i < floats.length; i++) {
+            floats[i] = values.get(i);
+        }
+        return floats;
+    }
+
+    private static float number(String text) {
+        return switch (text) {
+            case "nan" -> Float.NaN;
+            case "inf" -> Float.POSITIVE_INFINITY;
+            default -> Float.parseFloat(text);
+        };
+    }
+}
