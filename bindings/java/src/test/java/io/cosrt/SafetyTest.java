@@ -1,0 +1,260 @@
+package io.cosrt;
+
+import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertThrows;
+import static org.junit.jupiter.api.Assertions.assertTrue;
+
+import java.lang.management.ManagementFactory;
+import java.util.concurrent.CountDownLatch;
+import java.util.concurrent.ExecutorService;
+import java.util.concurrent.Executors;
+import java.util.concurrent.Future;
+import java.util.concurrent.ThreadLocalRandom;
+import org.junit.jupiter.api.AfterAll;
+import org.junit.jupiter.api.BeforeAll;
+import org.junit.jupiter.api.Test;
+import org.junit.jupiter.api.Timeout;
+import org.junit.jupiter.api.function.Executable;
+
+/** Whatever a program does wrong is an error, and never the end of the process. */
+@Timeout(120)
+class SafetyTest {
+    private static Engine engine;
+    private static ExecutorService threads;
+
+    @BeforeAll
+    static void open() {
+        engine = Engines.weighted();
+        threads = Executors.newCachedThreadPool();
+    }
+
+    @AfterAll
+    static void close() {
+        engine.close();
+        threads.shutdown();
+    }
+
+    private static void refused(ErrorCode code, Executable call) {
+        assertEquals(code, assertThrows(CosException.class, call).code());
+    }
+
+    private static void refusedAsClosed(Executable... calls) {
+        for (Executable call : calls) {
+            assertThrows(IllegalStateException.class, call);
+        }
+    }
+
+    @Test
+    void jniIsChecked() {
+        assertTrue(ManagementFactory.getRuntimeMXBean().getInputArguments().contains("-Xcheck:jni"));
+    }
+
+    @Test
+    void useAfterClose() {
+        Engine closed = Engines.demo();
+        Session session = closed.newSession();
+        TextStream stream = closed.newTextStream();
+        for (int again = 0; again < 2; again++) {
+            closed.close();
+            session.close();
+            stream.close();
+        }
+        refusedAsClosed(closed::vocabSize, closed::modelCount, closed::describe, closed::describeTable,
+                () -> closed.encode("text", true), () -> closed.decode(1), closed::newSession, closed::newTextStream);
+        refusedAsClosed(() -> session.prompt(1), session::step, session::cancel, session::stats, () -> session.setWeights(1, 0));
+        refusedAsClosed(() -> stream.push(1), stream::finish);
+    }
+
+    @Test
+    void aSecondThreadIsRefused() throws Exception {
+        CountDownLatch inside = new CountDownLatch(1);
+        CountDownLatch goOn = new CountDownLatch(1);
+        Combiner waits = (logits, scores) -> {
+            inside.countDown();
+            goOn.await();
+            scores.put(logits.get(0).duplicate());
+        };
+        try (Session session = engine.newSession(SessionOptions.builder().combiner(waits).build())) {
+            session.prompt(Engines.PROMPT);
+            Future<StepResult> step = threads.submit(session::step);
+            inside.await();
+            refused(ErrorCode.BUSY, session::step);
+            refused(ErrorCode.BUSY, () -> session.prompt(1));
+            refused(ErrorCode.BUSY, () -> session.setWeights(1, 0));
+            assertEquals(0, session.stats().tokens());
+            goOn.countDown();
+            assertTrue(step.get().tokens().length > 0);
+        }
+    }
+
+    /** Two threads that fight for a session: each call works or is refused. */
+    @Test
+    void fightingThreads() throws Exception {
+        try (Session session = engine.newSession(SessionOptions.builder().stopTokens().logProbabilities(true).build())) {
+            session.prompt(Engines.PROMPT);
+            Runnable fight = () -> {
+                for (int round = 0; round < 300; round++) {
+                    try {
+                        StepResult step = session.step();
+                        for (int token : step.tokens()) {
+                            assertTrue(token >= 0 && token < 96);
+                        }
+                    } catch (CosException e) {
+                        assertEquals(ErrorCode.BUSY, e.code());
+                    }
+                }
+            };
+            Future<?> one = threads.submit(fight);
+            Future<?> two = threads.submit(fight);
+            one.get();
+            two.get();
+        }
+    }
+
+    @Test
+    void closeDuringStep() throws Exception {
+        try (Engine demo = Engines.demo()) {
+            for (int round = 0; round < 40; round++) {
+                Session session = demo.newSession(SessionOptions.builder().temperature(1).seed(round).stopTokens().build());
+                session.prompt(Engines.PROMPT);
+                CountDownLatch stepping = new CountDownLatch(1);
+                Future<Finish> steps = threads.submit(() -> {
+                    Finish last = Finish.NONE;
+                    try {
+                        while (true) {
+                            stepping.countDown();
+                            last = session.step().finish();
+                        }
+                    } catch (IllegalStateException closed) {
+                        return last;
+                    }
+                });
+                stepping.await();
+                Thread.sleep(0, ThreadLocalRandom.current().nextInt(1_000_000)); // anywhere in a step
+                session.close();
+                assertThrows(IllegalStateException.class, session::stats);
+                Finish last = steps.get();
+                assertTrue(last == Finish.CANCELLED || last == Finish.NONE, () -> "finished: " + last); // or between two
+            }
+        }
+    }
+
+    /** close waits for a step, and keeps the interruption that it cannot obey. */
+    @Test
+    void closeWaits() throws Exception {
+        CountDownLatch inside = new CountDownLatch(1);
+        CountDownLatch goOn = new CountDownLatch(1);
+        Session session = engine.newSession(SessionOptions.builder().combiner((logits, scores) -> {
+            inside.countDown();
+            goOn.await();
+            scores.put(logits.get(0).duplicate());
+        }).build());
+        session.prompt(Engines.PROMPT);
+        Future<StepResult> step = threads.submit(session::step);
+        inside.await();
+        Future<Boolean> close = threads.submit(() -> {
+            Thread.currentThread().interrupt();
+            session.close();
+            return Thread.interrupted();
+        });
+        Thread.sleep(50);
+        assertTrue(!close.isDone());
+        goOn.countDown();
+        assertTrue(close.get(), "the interruption is lost");
+        step.get();
+    }
+
+    @Test
+    void whatIsForgottenIsFreed() throws Exception {
+        int before = NativeObject.LIVING.get();
+        forget();
+        assertTrue(NativeObject.LIVING.get() > before);
+        for (int wait = 0; NativeObject.LIVING.get() > before && wait < 400; wait++) {
+            System.gc();
+            Thread.sleep(10);
+        }
+        assertTrue(NativeObject.LIVING.get() <= before); // other tests forget, too
+    }
+
+    private static void forget() {
+        Engine demo = Engines.demo();
+        for (int i = 0; i < 50; i++) {
+            Session[] own = new Session[1];
+            // A combiner that refers to its own session must not keep it alive.
+            own[0] = demo.newSession(SessionOptions.builder().combiner((logits, scores) -> {
+                own[0].stats();
+                scores.put(logits.get(0).duplicate());
+            }).build());
+            if (i < 3) {
+                own[0].prompt(Engines.PROMPT);
+                own[0].step();
+            }
+            demo.newTextStream().push(1);
+        }
+    }
+
+    /** An object that nothing refers to but its own running call. */
+    @Test
+    void isNotFreedUnderItsLastCall() {
+        for (int i = 0; i < 20; i++) {
+            Session session = engine.newSession(SessionOptions.builder().combiner((logits, scores) -> {
+                System.gc();
+                scores.put(logits.get(0).duplicate());
+            }).build());
+            session.prompt(Engines.PROMPT);
+            assertEquals(Finish.NONE, session.step().finish());
+        }
+    }
+
+    @Test
+    void hugeAndEmptyArrays() {
+        int[] huge = new int[50_000_000];
+        try (Engine demo = Engines.demo(); Session session = demo.newSession(); TextStream stream = demo.newTextStream()) {
+            refused(ErrorCode.CONTEXT_FULL, () -> session.prompt(huge));
+            huge[huge.length - 1] = -1;
+            refused(ErrorCode.INVALID_ARGUMENT, () -> demo.decode(huge));
+            refused(ErrorCode.INVALID_ARGUMENT, () -> stream.push(huge));
+            refused(ErrorCode.INVALID_ARGUMENT, session::prompt);
+            refused(ErrorCode.INVALID_ARGUMENT, session::setWeights);
+            refused(ErrorCode.INVALID_ARGUMENT, () -> session.setWeights(new float[10_000_000]));
+            refused(ErrorCode.INVALID_ARGUMENT,
+                    () -> demo.newSession(SessionOptions.builder().weights(new float[10_000_000]).build()));
+            refused(ErrorCode.INVALID_ARGUMENT,
+                    () -> demo.newSession(SessionOptions.builder().proposalLengths(new int[10_000_000]).build()));
+            assertEquals(0, demo.encode("", false).length);
+            assertTrue(demo.encode("word ".repeat(20_000), true).length > 20_000);
+        }
+    }
+
+    @Test
+    void whatIsNoText() {
+        try (Engine demo = Engines.demo()) {
+            for (String text : new String[] {"\uD83D", "a\uDE00b", "\uDE00\uD83D"}) {
+                refused(ErrorCode.INVALID_ARGUMENT, () -> demo.encode(text, true));
+                refused(ErrorCode.INVALID_ARGUMENT, () -> Engine.fromJson(text));
+            }
+            refused(ErrorCode.INVALID_ARGUMENT, () -> Engine.fromJson("{}\0"));
+        }
+    }
+
+    @Test
+    void nulls() {
+        assertThrows(NullPointerException.class, () -> Engine.open(null));
+        assertThrows(NullPointerException.class, () -> Engine.fromJson(null));
+        assertThrows(NullPointerException.class, () -> engine.encode(null, true));
+        assertThrows(NullPointerException.class, () -> engine.decode((int[]) null));
+        assertThrows(NullPointerException.class, () -> engine.newSession(null));
+        try (Session session = engine.newSession()) {
+            assertThrows(NullPointerException.class, () -> session.prompt((int[]) null));
+            assertThrows(NullPointerException.class, () -> session.setWeights((float[]) null));
+        }
+        assertThrows(NullPointerException.class, () -> SessionOptions.builder().strategy(null));
+    }
+
+    @Test
+    void numbersOutOfRange() {
+        refused(ErrorCode.INVALID_ARGUMENT, () -> SessionOptions.builder().maxTokens(-1));
+        refused(ErrorCode.INVALID_ARGUMENT, () -> SessionOptions.builder().maxTokens(1L << 32));
+        engine.newSession(SessionOptions.builder().maxTokens((1L << 32) - 1).build()).close();
+    }
+}

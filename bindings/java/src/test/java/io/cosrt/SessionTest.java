@@ -1,0 +1,157 @@
+package io.cosrt;
+
+import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertFalse;
+import static org.junit.jupiter.api.Assertions.assertNotEquals;
+import static org.junit.jupiter.api.Assertions.assertNull;
+import static org.junit.jupiter.api.Assertions.assertTrue;
+
+import java.util.List;
+import org.junit.jupiter.api.AfterAll;
+import org.junit.jupiter.api.BeforeAll;
+import org.junit.jupiter.api.Test;
+
+/** What sessions, streams of text and engines do. */
+class SessionTest {
+    private static Engine engine;
+
+    @BeforeAll
+    static void open() {
+        engine = Engines.weighted();
+    }
+
+    @AfterAll
+    static void close() {
+        engine.close();
+    }
+
+    private static SessionOptions.Builder options() {
+        return SessionOptions.builder().stopTokens().maxTokens(16);
+    }
+
+    @Test
+    void engineTellsWhatItIs() {
+        assertEquals("0.1.0", Cos.version());
+        assertEquals(96, engine.vocabSize());
+        assertEquals(2, engine.modelCount());
+        assertTrue(engine.describe().contains("\"vocab_size\":96") || engine.describe().contains("\"vocab_size\": 96"));
+        assertTrue(engine.describeTable().contains("one"));
+    }
+
+    @Test
+    void stopTokensNullAndEmptyDiffer() {
+        int first = Engines.decode(engine, options().build()).get(0);
+        assertEquals(16, Engines.decode(engine, options().build()).size());
+        assertEquals(List.of(first), Engines.decode(engine, options().stopTokens(first).build()));
+        try (Session session = engine.newSession(options().stopTokens(first).build())) {
+            session.prompt(Engines.PROMPT);
+            assertEquals(Finish.STOP, session.step().finish());
+        }
+        // The models' own stop tokens count unless there shall be none.
+        try (Engine demo = Engines.demo()) {
+            int stop = Integer.parseInt(demo.describe().replaceAll("(?s).*\"stop_tokens\": ?\\[(\\d+).*", "$1"));
+            for (int[] own : new int[][] {null, {}}) {
+                Combiner always = (logits, scores) -> {
+                    for (int token = 0; token < scores.capacity(); token++) {
+                        scores.put(token, token == stop ? 1 : 0);
+                    }
+                };
+                try (Session session = demo.newSession(options().stopTokens(own).combiner(always).build())) {
+                    session.prompt(Engines.PROMPT);
+                    assertEquals(own == null, session.step().finish() == Finish.STOP);
+                }
+            }
+        }
+    }
+
+    @Test
+    void seedsGiveTheSameTokens() {
+        SessionOptions.Builder sampled = options().strategy(Strategy.COS).temperature(1).topK(20).topP(0.95f).minP(0.01f);
+        assertEquals(Engines.decode(engine, sampled.seed(-1).build()), Engines.decode(engine, sampled.build()));
+        assertNotEquals(Engines.decode(engine, sampled.seed(1).build()), Engines.decode(engine, sampled.seed(2).build()));
+        Engines.decode(engine, sampled.targets(Targets.ROUTED).build());
+    }
+
+    @Test
+    void logProbabilitiesComeIfAskedFor() {
+        try (Session without = engine.newSession(); Session with = engine.newSession(options().logProbabilities(true).build())) {
+            without.prompt(Engines.PROMPT);
+            assertNull(without.step().logProbabilities());
+            with.prompt(Engines.PROMPT);
+            StepResult step = with.step();
+            assertEquals(step.tokens().length, step.logProbabilities().length);
+        }
+    }
+
+    @Test
+    void weightsMayChange() {
+        try (Engine one = Engines.target(0); Engine two = Engines.target(1); Session session = engine.newSession(options().build())) {
+            session.setWeights(0, 1);
+            session.prompt(Engines.PROMPT);
+            assertEquals(Engines.decode(two, options().build()).get(0), session.step().tokens()[0]);
+            assertEquals(Engines.decode(one, options().build()),
+                    Engines.decode(engine, options().weights(1, 0).build()));
+        }
+    }
+
+    @Test
+    void cancelEndsTheNextStep() {
+        try (Session session = engine.newSession(options().build())) {
+            session.prompt(Engines.PROMPT);
+            session.cancel();
+            StepResult step = session.step();
+            assertEquals(Finish.CANCELLED, step.finish());
+            assertEquals(0, step.tokens().length);
+            assertEquals(Finish.NONE, session.step().finish());
+        }
+    }
+
+    @Test
+    void statisticsCount() {
+        try (Session session = engine.newSession(options().strategy(Strategy.COS).build())) {
+            session.prompt(Engines.PROMPT);
+            int tokens = 0;
+            int steps = 0;
+            StepResult step;
+            do {
+                step = session.step();
+                tokens += step.tokens().length;
+                steps++;
+            } while (step.finish() == Finish.NONE);
+            Stats stats = session.stats();
+            assertEquals(tokens, stats.tokens());
+            assertEquals(steps, stats.steps());
+            assertTrue(stats.proposed() >= stats.tested() && stats.tested() >= stats.accepted());
+            assertTrue(stats.forwards() > 0 && stats.positions() > 0);
+            assertTrue(stats.totalNs() >= stats.modelNs() && stats.modelNs() > 0);
+        }
+    }
+
+    @Test
+    void textGoesThereAndBack() {
+        String text = "Zwölf Boxkämpfer jagen 😀 quer über 東京.\0 And on.";
+        try (Engine demo = Engines.demo(); TextStream stream = demo.newTextStream()) {
+            int[] tokens = demo.encode(text, false);
+            assertEquals(text, demo.decode(tokens));
+            assertEquals("", demo.decode());
+            StringBuilder pieces = new StringBuilder();
+            for (int token : tokens) {
+                String piece = stream.push(token);
+                assertFalse(piece.contains("\uFFFD"), "cut within a character");
+                pieces.append(piece);
+            }
+            assertEquals(text, pieces.append(stream.finish()).toString());
+            assertEquals("", stream.push());
+        }
+    }
+
+    @Test
+    void sessionsOutliveTheirEngine() {
+        Engine shortLived = Engines.weighted();
+        Session session = shortLived.newSession(options().build());
+        shortLived.close();
+        session.prompt(Engines.PROMPT);
+        assertTrue(session.step().tokens().length > 0);
+        session.close();
+    }
+}
