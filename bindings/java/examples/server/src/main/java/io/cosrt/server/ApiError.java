@@ -8,51 +8,34 @@ import io.cosrt.ErrorCode;
 /** An error in OpenAI's form. */
 final class ApiError extends RuntimeException {
     final int status;
-    private final String type;
     private final String parameter;
     private final String code;
 
-    private ApiError(int status, String type, String message, String parameter, String code) {
+    ApiError(int status, String message, String parameter, String code) {
         super(message);
         this.status = status;
-        this.type = type;
         this.parameter = parameter;
         this.code = code;
     }
 
-    static ApiError invalid(String parameter, String message) {
-        return new ApiError(400, "invalid_request_error", message, parameter, null);
+    static ApiError unknownModel(String name) {
+        return new ApiError(404, "the model " + name + " does not exist", "model", "model_not_found");
     }
 
-    static ApiError notFound(String message, String parameter, String code) {
-        return new ApiError(404, "invalid_request_error", message, parameter, code);
-    }
-
-    static ApiError busy() {
-        return new ApiError(429, "rate_limit_error", "too many completions are running; try again later", null, null);
-    }
-
-    static ApiError draining() {
-        return new ApiError(503, "server_error", "the server is about to stop", null, null);
-    }
-
-    static ApiError of(int status, Throwable failure) {
+    /** Any failure: of the library, of Vert.x (which says a status), or of the server. */
+    static ApiError of(Throwable failure, int status) {
         if (failure instanceof ApiError error) {
             return error;
         }
-        String message = failure == null ? "the request cannot be answered" : String.valueOf(failure.getMessage());
-        return new ApiError(status, status < 500 ? "invalid_request_error" : "server_error", message, null, null);
-    }
-
-    /** What the library says of a request: that it is wrong, or that the server is. */
-    static ApiError of(CosException e) {
-        if (e.code() == ErrorCode.CONTEXT_FULL) {
-            return new ApiError(400, "invalid_request_error", e.getMessage(), "prompt", "context_length_exceeded");
+        if (failure instanceof CosException e && e.code() == ErrorCode.CONTEXT_FULL) {
+            return new ApiError(400, e.getMessage(), "prompt", "context_length_exceeded");
         }
-        return of(e.code() == ErrorCode.INVALID_ARGUMENT ? 400 : 500, e);
+        boolean refused = failure instanceof CosException e && e.code() == ErrorCode.INVALID_ARGUMENT;
+        return new ApiError(refused ? 400 : status, failure == null ? "refused" : failure.getMessage(), null, null);
     }
 
     ObjectNode json() {
+        String type = status >= 500 ? "server_error" : status == 429 ? "rate_limit_error" : "invalid_request_error";
         ObjectNode json = JsonNodeFactory.instance.objectNode();
         json.putObject("error").put("message", getMessage()).put("type", type).put("param", parameter).put("code", code);
         return json;

@@ -15,7 +15,7 @@ import java.util.function.ToDoubleFunction;
 final class Metrics {
     private static final PrometheusRegistry REGISTRY = new PrometheusRegistry();
     private static final Map<Counter, ToDoubleFunction<Stats>> OF_STATS = new LinkedHashMap<>();
-    static final Counter REQUESTS = Counter.builder().name("cos_requests_total").help("Answered completions by status")
+    private static final Counter REQUESTS = Counter.builder().name("cos_requests_total").help("Answered completions by status")
             .labelNames("code").register(REGISTRY);
     static final Gauge RUNNING = Gauge.builder().name("cos_requests_running").help("Completions that are running")
             .register(REGISTRY);
@@ -34,6 +34,10 @@ final class Metrics {
 
     private static void counter(String name, String help, ToDoubleFunction<Stats> value) {
         OF_STATS.put(Counter.builder().name(name).help(help).register(REGISTRY), value);
+    }
+
+    static void answered(int status) {
+        REQUESTS.labelValues(Integer.toString(status)).inc();
     }
 
     /** Count what came to the statistics of the session since the last call. */

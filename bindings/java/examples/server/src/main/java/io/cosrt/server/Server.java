@@ -3,15 +3,15 @@ package io.cosrt.server;
 import com.fasterxml.jackson.databind.node.JsonNodeFactory;
 import com.fasterxml.jackson.databind.node.ObjectNode;
 import io.cosrt.Engine;
-import io.cosrt.Session;
 import io.vertx.core.Future;
 import io.vertx.core.Vertx;
 import io.vertx.core.buffer.Buffer;
+import io.vertx.core.http.HttpServerResponse;
 import io.vertx.ext.web.Router;
 import io.vertx.ext.web.RoutingContext;
 import io.vertx.ext.web.handler.BodyHandler;
 import java.nio.file.Path;
-import java.util.UUID;
+import java.util.Map;
 import java.util.concurrent.ExecutorService;
 import java.util.concurrent.Executors;
 import java.util.concurrent.Phaser;
@@ -20,8 +20,6 @@ import sun.misc.Signal;
 
 /** OpenAI's completions over one engine: {@code server CONFIG.json [--port N] [--max-sessions N]}. */
 public final class Server {
-    private static final long MOST_BYTES = 16 << 20;
-
     private final Engine engine;
     private final String model;
     private final Semaphore slots;
@@ -37,22 +35,17 @@ public final class Server {
     }
 
     public static void main(String[] arguments) {
-        if (arguments.length == 0 || arguments.length % 2 == 0) {
-            System.err.println("usage: server CONFIG.json [--port N] [--max-sessions N]");
-            System.exit(2);
-        }
-        int port = 8080;
-        int maxSessions = 32;
+        Map<String, Integer> options = new java.util.HashMap<>(Map.of("--port", 8080, "--max-sessions", 32));
         try {
             for (int i = 1; i < arguments.length; i += 2) {
-                int value = Integer.parseUnsignedInt(arguments[i + 1]);
-                switch (arguments[i]) {
-                    case "--port" -> port = value;
-                    case "--max-sessions" -> maxSessions = value;
-                    default -> throw new IllegalArgumentException("unknown option " + arguments[i]);
+                if (options.replace(arguments[i], Integer.parseInt(arguments[i + 1])) == null) {
+                    throw new IllegalArgumentException("there is no option " + arguments[i]);
                 }
             }
-            new Server(Path.of(arguments[0]), maxSessions).listen(port);
+            new Server(Path.of(arguments[0]), options.get("--max-sessions")).listen(options.get("--port"));
+        } catch (ArrayIndexOutOfBoundsException e) {
+            System.err.println("usage: server CONFIG.json [--port N] [--max-sessions N]");
+            System.exit(2);
         } catch (RuntimeException e) {
             System.err.println("server: " + e.getMessage());
             System.exit(1);
@@ -62,13 +55,18 @@ public final class Server {
     private void listen(int port) {
         Vertx vertx = Vertx.vertx();
         Router router = Router.router(vertx);
-        router.get("/v1/models").handler(this::models);
-        router.get("/v1/models/:id").handler(this::model);
+        router.get("/v1/models").handler(context -> {
+            ObjectNode list = JsonNodeFactory.instance.objectNode().put("object", "list");
+            list.putArray("data").add(describe(model));
+            send(context.response(), 200, list);
+        });
+        router.get("/v1/models/:id").handler(context -> send(context.response(), 200, describe(context.pathParam("id"))));
         router.get("/metrics").handler(context -> context.response()
                 .putHeader("Content-Type", "text/plain; version=0.0.4; charset=utf-8").end(Buffer.buffer(Metrics.text())));
-        router.post("/v1/completions").handler(BodyHandler.create(false).setBodyLimit(MOST_BYTES)).handler(this::complete);
-        router.route().handler(context -> context.fail(
-                ApiError.notFound("there is no " + context.request().method() + " " + context.request().path(), null, null)));
+        router.post("/v1/completions").handler(BodyHandler.create(false).setBodyLimit(16 << 20)).handler(this::complete);
+        router.route().handler(context -> {
+            throw new ApiError(404, "there is no " + context.request().method() + " " + context.request().path(), null, null);
+        });
         router.route().failureHandler(Server::refuse);
         var http = vertx.createHttpServer().requestHandler(router).listen(port, "127.0.0.1").await();
         for (String name : new String[] {"TERM", "INT"}) {
@@ -84,79 +82,65 @@ public final class Server {
         System.exit(0);
     }
 
-    private void models(RoutingContext context) {
-        ObjectNode list = JsonNodeFactory.instance.objectNode().put("object", "list");
-        list.putArray("data").add(describe());
-        Client.send(context.response(), 200, list);
-    }
-
-    private void model(RoutingContext context) {
-        if (!context.pathParam("id").equals(model)) {
-            throw ApiError.notFound("the model " + context.pathParam("id") + " does not exist", "model", "model_not_found");
+    private ObjectNode describe(String name) {
+        if (!name.equals(model)) {
+            throw ApiError.unknownModel(name);
         }
-        Client.send(context.response(), 200, describe());
-    }
-
-    private ObjectNode describe() {
         return JsonNodeFactory.instance.objectNode().put("id", model).put("object", "model").put("created", 0)
                 .put("owned_by", "cos");
     }
 
     /** On the event loop, which must not wait: a thread of its own decodes. */
     private void complete(RoutingContext context) {
+        Buffer body = context.body().buffer();
+        Request request = Request.parse(body == null ? new byte[0] : body.getBytes(), model);
         if (draining) {
-            throw ApiError.draining();
+            throw new ApiError(503, "the server is about to stop", null, null);
         }
         if (!slots.tryAcquire()) {
-            throw ApiError.busy();
+            throw new ApiError(429, "too many completions are running; try again later", null, null);
         }
         unsent.register();
         Metrics.RUNNING.inc();
-        Client client = new Client(context.response(), () -> {
-            Metrics.RUNNING.dec();
-            slots.release();
-        });
+        Answer answer = new Answer(engine, request, context.response());
         threads.execute(() -> {
-            Future<Void> sent;
+            ObjectNode json;
+            int status = 200;
             try {
-                sent = answer(Request.parse(context.body().buffer(), engine, model), client);
+                json = answer.run();
             } catch (RuntimeException e) {
-                sent = client.fail(e);
+                ApiError error = ApiError.of(e, 500);
+                json = error.json();
+                status = error.status;
             }
-            sent.onComplete(done -> unsent.arriveAndDeregister());
+            end(answer, context.response(), status, json).onComplete(sent -> unsent.arriveAndDeregister());
         });
     }
 
-    private Future<Void> answer(Request request, Client client) {
-        ObjectNode answer = JsonNodeFactory.instance.objectNode().put("id", "cmpl-" + UUID.randomUUID())
-                .put("object", "text_completion").put("created", System.currentTimeMillis() / 1000).put("model", model);
-        Completion completion = new Completion(engine, request);
-        try (Session session = engine.newSession(request.options())) {
-            client.watch(session);
-            session.prompt(request.prompt());
-            completion.run(session, client::gone, choice -> {
-                answer.putArray("choices").add(choice);
-                if (request.stream()) {
-                    client.event(answer);
-                }
-            });
+    private Future<?> end(Answer answer, HttpServerResponse response, int status, ObjectNode json) {
+        boolean streaming = response.headWritten();
+        if (streaming && status != 200) {
+            answer.event(json);
         }
-        if (!request.stream()) {
-            return client.end(200, answer.set("usage", completion.usage()));
+        Metrics.answered(answer.gone() ? 499 : status);
+        Metrics.RUNNING.dec();
+        slots.release();
+        if (answer.gone()) {
+            return Future.succeededFuture();
         }
-        if (request.usage()) {
-            answer.putArray("choices");
-            client.event(answer.set("usage", completion.usage()));
-        }
-        return client.endEvents(200);
+        return !streaming ? send(response, status, json) : status == 200 ? response.end("data: [DONE]\n\n") : response.end();
     }
 
-    /** An error outside of a completion that runs. */
+    /** An error of what is no running completion. */
     private static void refuse(RoutingContext context) {
-        ApiError error = ApiError.of(Math.max(400, context.statusCode()), context.failure());
+        ApiError error = ApiError.of(context.failure(), Math.max(400, context.statusCode()));
         if (context.request().path().equals("/v1/completions")) {
-            Metrics.REQUESTS.labelValues(Integer.toString(error.status)).inc();
+            Metrics.answered(error.status);
         }
-        Client.send(context.response(), error.status, error.json());
+        send(context.response(), error.status, error.json());
+    }
+
+    private static Future<Void> send(HttpServerResponse response, int status, ObjectNode json) {
+        return response.setStatusCode(status).putHeader("Content-Type", "application/json").end(json.toString());
     }
 }
