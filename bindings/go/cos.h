@@ -575,6 +575,9 @@ struct cos_error *cos_prompt(struct cos_session *session, const int32_t *tokens,
  * prompt too. The tokens that there are stay, and all that follow have the distribution that the new weights give
  * them. A weight that becomes 0, or no longer is, may change the models that run, and with them the room for tokens.
  *
+ * If a step was cancelled or failed and weights change because of that, ask for COS_TARGETS_COMBINED: how long a routed
+ * step takes depends on the model that its token is routed to, so that stopping the long ones would select among tokens.
+ *
  * On error nothing changes.
  *
  * @param session        in/out, must not be NULL
@@ -585,7 +588,9 @@ struct cos_error *cos_prompt(struct cos_session *session, const int32_t *tokens,
  *         whose weight was 0), BUSY, POISONED
  * Since 0.1.
  */
-struct cos_error *cos_session_set_weights(struct cos_session *session, const float *weights, size_t weights_count);
+struct cos_error *cos_session_set_weights(struct cos_session *session,
+                                          const float *weights,
+                                          size_t weights_count);
 
 /**
  * Advance the sequence by one round of collaborative decoding.
