@@ -14,7 +14,8 @@ PROMPTS = ROOT / "models" / "demo" / "prompts" / "gsm8k.jsonl"
 
 def measure(server, prompts, clients, seconds):
     """Each client asks one request after the other for a while; only tokens within that while count."""
-    end = time.monotonic() + seconds
+    before, start = server.metrics(), time.monotonic()
+    end = start + seconds
 
     def ask(client):
         number, latencies = client, []
@@ -25,7 +26,6 @@ def measure(server, prompts, clients, seconds):
             number += clients
         return latencies
 
-    before, start = server.metrics(), time.monotonic()
     with concurrent.futures.ThreadPoolExecutor(clients) as pool:
         answers = [pool.submit(ask, client) for client in range(clients)]
         time.sleep(max(0, end - time.monotonic()))
