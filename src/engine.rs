@@ -3,21 +3,24 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use parking_lot::Mutex;
 use serde_json::{Value, json};
 
 use crate::config::{Combine, Config, ExportConfig, ModelConfig, ProviderName, ScoringName};
 use crate::decode::combine::Combination;
 use crate::error::{Error, Result};
 use crate::model::{Model, Ngram, OnnxModel, Provider, Scoring, Settings, environment, library};
+use crate::stats::Stats;
 use crate::text::Text;
 
-/// The loaded models and how they are combined. Immutable.
+/// The loaded models and how they are combined. Immutable, but for what its sessions did.
 pub struct Engine {
     models: Vec<Arc<dyn Model>>,
     combine: Combine,
     text: Option<Arc<Text>>,
     stop_tokens: Vec<i32>,
     warnings: Vec<String>,
+    totals: Mutex<Stats>,
 }
 
 impl Engine {
@@ -73,7 +76,7 @@ impl Engine {
         }
         stop_tokens.sort_unstable();
         stop_tokens.dedup();
-        let engine = Engine { models, combine, text, stop_tokens, warnings: Vec::new() };
+        let engine = Engine { models, combine, text, stop_tokens, warnings: Vec::new(), totals: Mutex::default() };
         engine.combination(None)?;
         Ok(engine)
     }
@@ -97,6 +100,11 @@ impl Engine {
     /// Number of tokens of the shared vocabulary.
     pub fn vocab_size(&self) -> usize {
         vocab_size(&self.models)
+    }
+
+    /// What all its sessions did, also those that are no more.
+    pub fn totals(&self) -> &Mutex<Stats> {
+        &self.totals
     }
 
     /// The exports' end-of-sequence tokens.

@@ -10,4 +10,5 @@ pub mod error;
 pub mod ffi;
 pub mod model;
 pub mod session;
+pub mod stats;
 pub mod text;

@@ -6,11 +6,12 @@ use std::time::Instant;
 use crate::decode::chance::CounterRng;
 use crate::decode::combine::{Combination, Function};
 use crate::decode::policy::{Plan, Request, Strategy, Targets};
-use crate::decode::round::{Counters, Decoder, Finish, Settings};
+use crate::decode::round::{Decoder, Finish, Settings};
 use crate::decode::sampling::Sampler;
 use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::model::{Cancel, Interrupt};
+use crate::stats::Stats;
 
 /// What a caller may ask for. The default is greedy and automatic.
 #[derive(Debug, Clone, PartialEq)]
@@ -63,19 +64,6 @@ pub enum State {
     Ended(Finish),
     /// The step was cancelled; the next one goes on.
     Cancelled,
-}
-
-/// What a session did.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Stats {
-    /// Calls of [`Session::step`].
-    pub steps: u64,
-    /// What the decoder counted.
-    pub counters: Counters,
-    /// Nanoseconds inside ONNX Runtime, prompts included.
-    pub model_ns: u64,
-    /// Nanoseconds inside [`Session::step`].
-    pub total_ns: u64,
 }
 
 /// One sequence. Used by one thread at a time.
@@ -136,13 +124,16 @@ impl Session {
     ///
     /// On an error nothing is committed.
     pub fn step(&mut self) -> Result<(&[i32], State)> {
-        let started = Instant::now();
+        let (started, before) = (Instant::now(), self.stats());
+        let start = self.decoder.committed().len();
         self.steps += 1;
         // A request that came between steps is met before anything runs.
-        let result = if self.cancel.is_requested() { Err(Interrupt::Cancelled) } else { self.decoder.round() };
+        let cancelled = self.cancel.is_requested();
+        let result = if cancelled { Err(Interrupt::Cancelled) } else { self.decoder.round().map(|(_, finish)| finish) };
         self.total_ns += started.elapsed().as_nanos() as u64;
+        self.engine.totals().lock().advance(&before, &self.stats());
         match result {
-            Ok((tokens, finish)) => Ok((tokens, finish.map_or(State::Open, State::Ended))),
+            Ok(finish) => Ok((&self.decoder.committed()[start..], finish.map_or(State::Open, State::Ended))),
             Err(Interrupt::Failed(error)) => Err(error),
             Err(Interrupt::Cancelled) => {
                 self.cancel.reset();

@@ -77,9 +77,13 @@ impl Text {
     }
 }
 
-/// Turns a stream of tokens into a stream of text that is always whole UTF-8.
+/// Turns a stream of tokens into a stream of text that is always whole UTF-8, and ends before the first stop string.
 pub struct TextStream {
     text: Arc<Text>,
+    stops: Vec<String>,
+    stopped: bool,
+    /// The end of the text so far, which may be the beginning of a stop string.
+    held: String,
     /// The state of `tokenizers`' decode stream: tokens still needed, the text of those already given out, and how many.
     ids: Vec<u32>,
     prefix: String,
@@ -90,10 +94,36 @@ pub struct TextStream {
 impl TextStream {
     /// An empty stream.
     pub fn new(text: Arc<Text>) -> Self {
-        TextStream { text, ids: Vec::new(), prefix: String::new(), prefix_index: 0, out: String::new() }
+        TextStream {
+            text,
+            stops: Vec::new(),
+            stopped: false,
+            held: String::new(),
+            ids: Vec::new(),
+            prefix: String::new(),
+            prefix_index: 0,
+            out: String::new(),
+        }
     }
 
-    /// The text that these tokens complete. Bytes of an unfinished character are held back.
+    /// End the text before the first of these strings, in place of those set before. What was given out stays so.
+    pub fn set_stops(&mut self, stops: Vec<String>) -> Result<()> {
+        if let Some(index) = stops.iter().position(String::is_empty) {
+            return Err(Error::InvalidArgument(format!(
+                "stop string {index} is empty, which every text has; leave it out"
+            )));
+        }
+        self.stops = stops;
+        Ok(())
+    }
+
+    /// Whether a stop string has ended the text; tokens make no more text until [`TextStream::finish`].
+    pub fn stopped(&self) -> bool {
+        self.stopped
+    }
+
+    /// The text that these tokens complete. Bytes of an unfinished character are held back, and so is what may become a
+    /// stop string.
     ///
     /// On an error no token is taken.
     pub fn push(&mut self, tokens: &[i32]) -> Result<&str> {
@@ -109,31 +139,63 @@ impl TextStream {
                 &mut self.prefix_index,
             );
             match step {
-                Ok(Some(text)) => self.out.push_str(&text),
+                Ok(Some(text)) => self.held.push_str(&text),
                 Ok(None) if self.ids.len() - self.prefix_index > MAX_HELD => self.release()?,
                 Ok(None) => {}
                 Err(_) => self.release()?,
             }
         }
+        self.cut();
         Ok(&self.out)
     }
 
-    /// The end of the stream: what was held back, with U+FFFD for bytes that are no character. The stream starts anew.
+    /// The end of the stream: what was held back, with U+FFFD for bytes that are no character, up to a stop string. The
+    /// stream starts anew.
     pub fn finish(&mut self) -> Result<&str> {
         self.out.clear();
         self.release()?;
+        self.cut();
+        if !std::mem::take(&mut self.stopped) {
+            self.out.push_str(&self.held);
+        }
+        self.held.clear();
         Ok(&self.out)
     }
 
-    /// Give out what is held back as it is, and start anew.
+    /// Move what is certain from the held text to the given one.
+    ///
+    /// The text ends before the stop string that is complete first, and before the longest of those complete at once, so
+    /// that it does not matter in what pieces it came.
+    fn cut(&mut self) {
+        let found = self.stops.iter().filter_map(|stop| self.held.find(stop).map(|at| (at + stop.len(), at))).min();
+        let certain = match found {
+            _ if self.stopped => 0,
+            Some((_, at)) => at,
+            None => self.held.len() - self.stops.iter().map(|stop| beginning(stop, &self.held)).max().unwrap_or(0),
+        };
+        self.out.push_str(&self.held[..certain]);
+        self.held.drain(..certain);
+        self.stopped |= found.is_some();
+        if self.stopped {
+            self.held.clear();
+        }
+    }
+
+    /// Decode the bytes of an unfinished character as they are, and start anew behind them.
     fn release(&mut self) -> Result<()> {
         let whole = self.text.tokenizer.decode(&self.ids, true).map_err(|error| Error::Internal(error.to_string()))?;
-        self.out.push_str(whole.strip_prefix(self.prefix.as_str()).unwrap_or(&whole));
+        self.held.push_str(whole.strip_prefix(self.prefix.as_str()).unwrap_or(&whole));
         self.ids.clear();
         self.prefix.clear();
         self.prefix_index = 0;
         Ok(())
     }
+}
+
+/// How many bytes at the end of a text a stop string that is not in it may begin with.
+fn beginning(stop: &str, text: &str) -> usize {
+    let mut lengths = stop.char_indices().map(|(length, _)| length).rev();
+    lengths.find(|&length| text.ends_with(&stop[..length])).unwrap_or(0)
 }
 
 #[cfg(test)]
@@ -194,6 +256,70 @@ mod tests {
         let mut out = stream.push(&tokens[..tokens.len() - 1]).unwrap().to_owned();
         out.push_str(stream.finish().unwrap());
         assert_eq!(out, "ok\u{fffd}");
+    }
+
+    /// All that a stream gives, in pieces of so many tokens, and whether a stop string ended it.
+    fn streamed(stream: &mut TextStream, tokens: &[i32], size: usize) -> (String, bool) {
+        let mut out = String::new();
+        for piece in tokens.chunks(size) {
+            out.push_str(stream.push(piece).unwrap());
+        }
+        let stopped = stream.stopped();
+        out.push_str(stream.finish().unwrap());
+        (out, stopped)
+    }
+
+    #[test]
+    fn text_ends_before_the_first_stop_string() {
+        let text = demo();
+        let sample = "Größe: one two three 🙂 漢字, two three four";
+        let tokens = text.encode(sample, true).unwrap();
+        let mut stream = TextStream::new(text);
+        for (stops, wanted) in [
+            (vec![], None),
+            (vec!["two"], Some("Größe: one ")),
+            (vec!["three", "two"], Some("Größe: one ")),
+            (vec!["two three four"], Some("Größe: one two three 🙂 漢字, ")),
+            // Complete first, though another one begins before it; then the longest that ends there.
+            (vec!["two three 🙂", "three"], Some("Größe: one two ")),
+            (vec!["o", "two", "wo"], Some("Größe: ")),
+            (vec!["wo", "two"], Some("Größe: one ")),
+            (vec!["öß"], Some("Gr")),
+            (vec!["🙂 漢"], Some("Größe: one two three ")),
+            (vec!["G"], Some("")),
+            // Held back as a beginning, and given out after all.
+            (vec!["four!"], None),
+            (vec!["two three five", "r four"], None),
+        ] {
+            for size in [1, 2, 3, tokens.len()] {
+                stream.set_stops(stops.iter().map(ToString::to_string).collect()).unwrap();
+                let (out, stopped) = streamed(&mut stream, &tokens, size);
+                assert_eq!(out, wanted.unwrap_or(sample), "{stops:?} by {size}");
+                assert_eq!(stopped, wanted.is_some(), "{stops:?} by {size}");
+                assert!(!stream.stopped(), "it starts anew");
+            }
+        }
+    }
+
+    #[test]
+    fn what_cannot_become_a_stop_string_is_not_held_back() {
+        let text = demo();
+        let tokens = text.encode("one two", true).unwrap();
+        let mut stream = TextStream::new(text.clone());
+        stream.set_stops(vec!["two, three".into()]).unwrap();
+        assert_eq!(stream.push(&tokens).unwrap(), "one ");
+        assert_eq!(stream.push(&text.encode(" or", false).unwrap()).unwrap(), "two or");
+        assert_eq!(stream.set_stops(vec!["fine".into(), String::new()]).unwrap_err().code(), 1);
+        assert_eq!(stream.push(&text.encode(" two", false).unwrap()).unwrap(), " ", "the former ones stay");
+    }
+
+    #[test]
+    fn a_stop_string_of_bytes_that_are_no_character() {
+        let text = demo();
+        let tokens = text.encode("ok漢", true).unwrap();
+        let mut stream = TextStream::new(text);
+        stream.set_stops(vec!["\u{fffd}".into()]).unwrap();
+        assert_eq!(streamed(&mut stream, &tokens[..tokens.len() - 1], 1), ("ok".into(), false));
     }
 
     #[test]

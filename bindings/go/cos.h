@@ -179,8 +179,8 @@ typedef struct cos_error cos_error;
 typedef struct cos_session cos_session;
 
 /**
- * Turns a stream of tokens into a stream of text that is cut between characters only. One thread at a time may use
- * it (another one gets BUSY).
+ * Turns a stream of tokens into a stream of text that is cut between characters only, and ends before a stop string if
+ * there are any. One thread at a time may use it (another one gets BUSY).
  *
  * Since 0.1.
  */
@@ -335,7 +335,7 @@ typedef struct cos_step_result {
 } cos_step_result;
 
 /**
- * What a session did so far.
+ * What a session did so far, or all sessions of an engine.
  *
  * Since 0.1.
  */
@@ -637,6 +637,17 @@ void cos_free(struct cos_session *session);
 struct cos_error *cos_session_stats(const struct cos_session *session, struct cos_stats *out_stats);
 
 /**
+ * What all sessions of an engine did so far, also those that were freed: for the metrics of a server. Grows with each
+ * step that ends. May be called from any thread at any time.
+ *
+ * @param engine     must not be NULL
+ * @param out_stats  out, must not be NULL; `struct_size` must be set
+ * @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT
+ * Since 0.1.
+ */
+struct cos_error *cos_engine_stats(const struct cos_engine *engine, struct cos_stats *out_stats);
+
+/**
  * The tokens of a text, by the tokenizer.json beside the models.
  *
  * @param engine          must not be NULL
@@ -690,8 +701,33 @@ struct cos_error *cos_engine_decode(const struct cos_engine *engine,
 struct cos_error *cos_text_stream_new(const struct cos_engine *engine, struct cos_text_stream **out_stream);
 
 /**
- * The text that further tokens complete, such as those of a step. The bytes of an unfinished character are
- * held back until it is whole.
+ * End the text before the first of some strings that appears in it, such as the turn of another speaker: that is the
+ * one that is complete first, and the longest of those. They may be of any length, and reach across tokens. This
+ * replaces the strings set before; what was given out stays.
+ *
+ * @param stream       in/out, must not be NULL
+ * @param stops        `stops_count` strings in UTF-8, none of them empty; they need not end with NUL
+ * @param stops_bytes  their lengths
+ * @param stops_count  length of `stops` and of `stops_bytes`; 0 is none
+ * @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT (the strings before stay), BUSY
+ * Since 0.1.
+ */
+struct cos_error *cos_text_stream_set_stops(struct cos_text_stream *stream,
+                                            const char *const *stops,
+                                            const size_t *stops_bytes,
+                                            size_t stops_count);
+
+/**
+ * Whether a stop string has ended the text: 1 if it has, otherwise 0, also if `stream` is NULL. Tokens then make no more
+ * text until cos_text_stream_finish.
+ *
+ * Since 0.1.
+ */
+int32_t cos_text_stream_stopped(const struct cos_text_stream *stream);
+
+/**
+ * The text that further tokens complete, such as those of a step. The bytes of an unfinished character are held back
+ * until it is whole, and what may become a stop string until that is certain.
  *
  * @param stream        in/out, must not be NULL
  * @param tokens        `tokens_count` tokens; NULL if that is 0
@@ -709,7 +745,8 @@ struct cos_error *cos_text_stream_push(struct cos_text_stream *stream,
                                        size_t *out_bytes);
 
 /**
- * The rest of the text: what was held back, with U+FFFD for bytes that are no character. The stream starts anew.
+ * The rest of the text: what was held back, with U+FFFD for bytes that are no character, up to a stop string. The stream
+ * starts anew, with the same stop strings.
  *
  * @param stream     in/out, must not be NULL
  * @param out_text   as for cos_text_stream_push
@@ -717,7 +754,9 @@ struct cos_error *cos_text_stream_push(struct cos_text_stream *stream,
  * @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT, BUSY
  * Since 0.1.
  */
-struct cos_error *cos_text_stream_finish(struct cos_text_stream *stream, const char **out_text, size_t *out_bytes);
+struct cos_error *cos_text_stream_finish(struct cos_text_stream *stream,
+                                         const char **out_text,
+                                         size_t *out_bytes);
 
 /**
  * Free a stream of text. NULL is fine.

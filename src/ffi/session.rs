@@ -16,7 +16,8 @@ use crate::decode::sampling::Sampler;
 use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::model::Cancel;
-use crate::session::{Options, Session, State, Stats};
+use crate::session::{Options, Session, State};
+use crate::stats::Stats;
 
 /// Chosen by the library: what follows the same distribution at the least cost.
 pub const COS_STRATEGY_AUTO: i32 = 0;
@@ -146,7 +147,7 @@ pub struct cos_step_result {
     pub log_probabilities: *const f32,
 }
 
-/// What a session did so far.
+/// What a session did so far, or all sessions of an engine.
 ///
 /// Since 0.1.
 #[repr(C)]
@@ -560,28 +561,53 @@ pub unsafe extern "C" fn cos_free(session: *mut cos_session) {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cos_session_stats(session: *const cos_session, out_stats: *mut cos_stats) -> *mut cos_error {
     guard(|| {
-        check_out(out_stats, "out_stats")?;
         // SAFETY: promised by the caller.
-        unsafe {
-            let struct_size = struct_size(out_stats)?;
-            let Stats { steps, counters, model_ns, total_ns } = *usable(session)?.stats.lock();
-            write(
-                out_stats,
-                &cos_stats {
-                    struct_size,
-                    steps,
-                    tokens: counters.tokens,
-                    proposed: counters.proposed,
-                    tested: counters.tested,
-                    accepted: counters.accepted,
-                    forwards: counters.forwards,
-                    positions: counters.positions,
-                    model_ns,
-                    total_ns,
-                    near_ties: counters.near_ties,
-                },
-            );
-        }
-        Ok(())
+        unsafe { write_stats(out_stats, || Ok(*usable(session)?.stats.lock())) }
     })
+}
+
+/// What all sessions of an engine did so far, also those that were freed: for the metrics of a server. Grows with each
+/// step that ends. May be called from any thread at any time.
+///
+/// @param engine     must not be NULL
+/// @param out_stats  out, must not be NULL; `struct_size` must be set
+/// @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT
+/// Since 0.1.
+///
+/// # Safety
+/// `engine` is NULL or an engine that was not freed; `out_stats` is NULL or has `struct_size` bytes.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cos_engine_stats(engine: *const cos_engine, out_stats: *mut cos_stats) -> *mut cos_error {
+    guard(|| {
+        // SAFETY: promised by the caller.
+        unsafe { write_stats(out_stats, || Ok(*reference(engine, "engine")?.0.totals().lock())) }
+    })
+}
+
+/// # Safety
+/// `out_stats` is NULL or has `struct_size` bytes.
+unsafe fn write_stats(out_stats: *mut cos_stats, stats: impl FnOnce() -> Result<Stats>) -> Result<()> {
+    check_out(out_stats, "out_stats")?;
+    // SAFETY: promised by the caller.
+    unsafe {
+        let struct_size = struct_size(out_stats)?;
+        let Stats { steps, counters, model_ns, total_ns } = stats()?;
+        write(
+            out_stats,
+            &cos_stats {
+                struct_size,
+                steps,
+                tokens: counters.tokens,
+                proposed: counters.proposed,
+                tested: counters.tested,
+                accepted: counters.accepted,
+                forwards: counters.forwards,
+                positions: counters.positions,
+                model_ns,
+                total_ns,
+                near_ties: counters.near_ties,
+            },
+        );
+    }
+    Ok(())
 }

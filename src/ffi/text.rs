@@ -12,10 +12,10 @@ use crate::text::TextStream;
 
 /// # Safety
 /// `text` is NULL or has `bytes` bytes.
-unsafe fn utf8<'a>(text: *const c_char, bytes: usize) -> Result<&'a str> {
+unsafe fn utf8<'a>(text: *const c_char, bytes: usize, name: &str, bytes_name: &str) -> Result<&'a str> {
     // SAFETY: promised by the caller.
-    let bytes = unsafe { slice(text.cast::<u8>(), bytes, "text", "text_bytes") }?;
-    std::str::from_utf8(bytes).map_err(|error| Error::InvalidArgument(format!("text is not UTF-8: {error}")))
+    let bytes = unsafe { slice(text.cast::<u8>(), bytes, name, bytes_name) }?;
+    std::str::from_utf8(bytes).map_err(|error| Error::InvalidArgument(format!("{name} is not UTF-8: {error}")))
 }
 
 /// The tokens of a text, by the tokenizer.json beside the models.
@@ -47,7 +47,7 @@ pub unsafe extern "C" fn cos_engine_encode(
     guard(|| {
         check_out(out_count, "out_count")?;
         // SAFETY: promised by the caller.
-        let (engine, text) = unsafe { (reference(engine, "engine")?, utf8(text, text_bytes)?) };
+        let (engine, text) = unsafe { (reference(engine, "engine")?, utf8(text, text_bytes, "text", "text_bytes")?) };
         let encoded = engine.0.text()?.encode(text, add_special != 0)?;
         // SAFETY: promised by the caller.
         unsafe {
@@ -113,8 +113,8 @@ unsafe fn fill<T: Copy>(values: &[T], buffer: *mut T, name: &str, capacity: usiz
     Ok(())
 }
 
-/// Turns a stream of tokens into a stream of text that is cut between characters only. One thread at a time may use
-/// it (another one gets BUSY).
+/// Turns a stream of tokens into a stream of text that is cut between characters only, and ends before a stop string if
+/// there are any. One thread at a time may use it (another one gets BUSY).
 ///
 /// Since 0.1.
 pub struct cos_text_stream(Mutex<TextStream>);
@@ -143,8 +143,56 @@ pub unsafe extern "C" fn cos_text_stream_new(
     })
 }
 
-/// The text that further tokens complete, such as those of a step. The bytes of an unfinished character are
-/// held back until it is whole.
+/// End the text before the first of some strings that appears in it, such as the turn of another speaker: that is the
+/// one that is complete first, and the longest of those. They may be of any length, and reach across tokens. This
+/// replaces the strings set before; what was given out stays.
+///
+/// @param stream       in/out, must not be NULL
+/// @param stops        `stops_count` strings in UTF-8, none of them empty; they need not end with NUL
+/// @param stops_bytes  their lengths
+/// @param stops_count  length of `stops` and of `stops_bytes`; 0 is none
+/// @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT (the strings before stay), BUSY
+/// Since 0.1.
+///
+/// # Safety
+/// `stream` is NULL or a stream that was not freed; the arrays are NULL or have their count, and each string is NULL or
+/// has its length.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cos_text_stream_set_stops(
+    stream: *mut cos_text_stream,
+    stops: *const *const c_char,
+    stops_bytes: *const usize,
+    stops_count: usize,
+) -> *mut cos_error {
+    guard(|| {
+        // SAFETY: promised by the caller.
+        let (stream, stops) = unsafe {
+            let stream = reference(stream, "stream")?;
+            let stops = slice(stops, stops_count, "stops", "stops_count")?;
+            let lengths = slice(stops_bytes, stops_count, "stops_bytes", "stops_count")?;
+            let text =
+                |(&stop, &bytes)| Ok(utf8(stop, bytes, "a stop string", "its length in stops_bytes")?.to_owned());
+            (stream, stops.iter().zip(lengths).map(text).collect::<Result<_>>()?)
+        };
+        stream.0.try_lock().ok_or(Error::Busy)?.set_stops(stops)
+    })
+}
+
+/// Whether a stop string has ended the text: 1 if it has, otherwise 0, also if `stream` is NULL. Tokens then make no more
+/// text until cos_text_stream_finish.
+///
+/// Since 0.1.
+///
+/// # Safety
+/// `stream` is NULL or a stream that was not freed.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cos_text_stream_stopped(stream: *const cos_text_stream) -> i32 {
+    // SAFETY: promised by the caller.
+    unsafe { reference(stream, "stream") }.map_or(0, |stream| stream.0.lock().stopped().into())
+}
+
+/// The text that further tokens complete, such as those of a step. The bytes of an unfinished character are held back
+/// until it is whole, and what may become a stop string until that is certain.
 ///
 /// @param stream        in/out, must not be NULL
 /// @param tokens        `tokens_count` tokens; NULL if that is 0
@@ -173,7 +221,8 @@ pub unsafe extern "C" fn cos_text_stream_push(
     }
 }
 
-/// The rest of the text: what was held back, with U+FFFD for bytes that are no character. The stream starts anew.
+/// The rest of the text: what was held back, with U+FFFD for bytes that are no character, up to a stop string. The stream
+/// starts anew, with the same stop strings.
 ///
 /// @param stream     in/out, must not be NULL
 /// @param out_text   as for cos_text_stream_push

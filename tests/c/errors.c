@@ -493,6 +493,8 @@ static void nulls(void) {
     FAILS(cos_cancel(NULL), INVALID_ARGUMENT, "session is NULL");
     FAILS(cos_session_stats(NULL, &out.stats), INVALID_ARGUMENT, "session is NULL");
     FAILS(cos_session_stats(session, NULL), INVALID_ARGUMENT, "out_stats is NULL");
+    FAILS(cos_engine_stats(NULL, &out.stats), INVALID_ARGUMENT, "engine is NULL");
+    FAILS(cos_engine_stats(engine, NULL), INVALID_ARGUMENT, "out_stats is NULL");
     DECODES(session, STOP, 13, 14, 15, 0);
 
     FAILS(cos_engine_encode(NULL, "a", 1, 0, out.tokens, 8, &out.count), INVALID_ARGUMENT, "engine is NULL");
@@ -521,6 +523,13 @@ static void nulls(void) {
     FAILS(cos_text_stream_push(stream, &token, SIZE_MAX, &out.text, &out.count), INVALID_ARGUMENT, "tokens_count");
     FAILS(cos_text_stream_push(stream, &token, 1, NULL, &out.count), INVALID_ARGUMENT, "out_text is NULL");
     FAILS(cos_text_stream_push(stream, &token, 1, &out.text, NULL), INVALID_ARGUMENT, "out_bytes is NULL");
+    const char *stops[] = {"a", NULL};
+    const size_t stops_bytes[] = {1, 1};
+    FAILS(cos_text_stream_set_stops(NULL, stops, stops_bytes, 1), INVALID_ARGUMENT, "stream is NULL");
+    FAILS(cos_text_stream_set_stops(stream, NULL, stops_bytes, 1), INVALID_ARGUMENT, "stops is NULL");
+    FAILS(cos_text_stream_set_stops(stream, stops, NULL, 1), INVALID_ARGUMENT, "stops_bytes is NULL");
+    FAILS(cos_text_stream_set_stops(stream, stops, stops_bytes, SIZE_MAX), INVALID_ARGUMENT, "stops_count");
+    FAILS(cos_text_stream_set_stops(stream, stops, stops_bytes, 2), INVALID_ARGUMENT, "stop string is NULL");
     FAILS(cos_text_stream_finish(NULL, &out.text, &out.count), INVALID_ARGUMENT, "stream is NULL");
     FAILS(cos_text_stream_finish(stream, NULL, &out.count), INVALID_ARGUMENT, "out_text is NULL");
     FAILS(cos_text_stream_finish(stream, &out.text, NULL), INVALID_ARGUMENT, "out_bytes is NULL");
@@ -944,6 +953,11 @@ static void texts(void) {
     FAILS(cos_text_stream_push(stream, TOKENS(3, 16), &out.text, &out.count), INVALID_ARGUMENT, "token 16", "0 to 15");
     OK(cos_text_stream_push(stream, TOKENS(2), &out.text, &out.count)); /* no 3 came between */
     EQUAL(out.count == 2 && !memcmp(out.text, " b", 2), true);
+    FAILS(cos_text_stream_set_stops(stream, (const char *[]){"b", ""}, (size_t[]){1, 0}, 2), INVALID_ARGUMENT,
+          "stop string 1 is empty");
+    FAILS(cos_text_stream_set_stops(stream, (const char *[]){"\xff"}, (size_t[]){1}, 1), INVALID_ARGUMENT, "UTF-8");
+    OK(cos_text_stream_push(stream, TOKENS(2), &out.text, &out.count)); /* "b" is none after these */
+    EQUAL(out.count == 2 && !cos_text_stream_stopped(stream), true);
     cos_text_stream_free(stream);
     cos_engine_free(engine);
 

@@ -111,9 +111,12 @@ static const struct {
     cos_error *(*cancel)(cos_session *);
     void (*free)(cos_session *);
     cos_error *(*session_stats)(const cos_session *, cos_stats *);
+    cos_error *(*engine_stats)(const cos_engine *, cos_stats *);
     cos_error *(*engine_encode)(const cos_engine *, const char *, size_t, int32_t, int32_t *, size_t, size_t *);
     cos_error *(*engine_decode)(const cos_engine *, const int32_t *, size_t, char *, size_t, size_t *);
     cos_error *(*text_stream_new)(const cos_engine *, cos_text_stream **);
+    cos_error *(*text_stream_set_stops)(cos_text_stream *, const char *const *, const size_t *, size_t);
+    int32_t (*text_stream_stopped)(const cos_text_stream *);
     cos_error *(*text_stream_push)(cos_text_stream *, const int32_t *, size_t, const char **, size_t *);
     cos_error *(*text_stream_finish)(cos_text_stream *, const char **, size_t *);
     void (*text_stream_free)(cos_text_stream *);
@@ -136,9 +139,12 @@ static const struct {
     cos_cancel,
     cos_free,
     cos_session_stats,
+    cos_engine_stats,
     cos_engine_encode,
     cos_engine_decode,
     cos_text_stream_new,
+    cos_text_stream_set_stops,
+    cos_text_stream_stopped,
     cos_text_stream_push,
     cos_text_stream_finish,
     cos_text_stream_free,
@@ -773,7 +779,61 @@ static void streaming(const cos_engine *engine) {
         OK(cos_text_stream_push(stream, NULL, 0, &piece, &bytes));
         CHECK(bytes == 0);
     }
+
+    /* Up to the first stop string, which is a part of one token and reaches into others. */
+    const char *const stops[] = {text + 12, "\x01"};
+    const size_t stops_bytes[] = {4, 1};
+    size_t start = 0;
+    while (memcmp(text + start, stops[0], stops_bytes[0]))
+        start++;
+    OK(cos_text_stream_set_stops(stream, stops, stops_bytes, 2));
+    const char *piece = NULL;
+    size_t bytes = 0, length = 0;
+    for (size_t i = 0; i < count; i++) {
+        CHECK(length == start || !cos_text_stream_stopped(stream));
+        OK(cos_text_stream_push(stream, &tokens[i], 1, &piece, &bytes));
+        CHECK(bytes <= start - length);
+        CHECK(!memcmp(text + length, piece, bytes));
+        length += bytes;
+    }
+    CHECK(length == start);
+    CHECK(cos_text_stream_stopped(stream) == 1);
+    OK(cos_text_stream_finish(stream, &piece, &bytes));
+    CHECK(bytes == 0);
+    CHECK(cos_text_stream_stopped(stream) == 0);
+    OK(cos_text_stream_set_stops(stream, NULL, NULL, 0));
+    OK(cos_text_stream_push(stream, tokens, count, &piece, &bytes));
+    CHECK(bytes == TEXT_BYTES);
     cos_text_stream_free(stream);
+}
+
+/* ---- totals ---- */
+
+/* An engine adds up what its sessions did, also those that are no more. */
+static void totals(const cos_engine *engine) {
+    cos_stats before = {.struct_size = sizeof before}, after = before, of[2] = {before, before};
+    OK(cos_engine_stats(engine, &before));
+    for (int i = 0; i < 2; i++) {
+        cos_session_options options = fixed_length(i ? COS_STRATEGY_COS : COS_STRATEGY_STANDARD, 0, TOKENS);
+        cos_session *session = start(engine, &options);
+        to_the_end(session, cos_engine_vocab_size(engine));
+        OK(cos_session_stats(session, &of[i]));
+        cos_free(session);
+    }
+    OK(cos_engine_stats(engine, &after));
+    CHECK(of[0].tokens == TOKENS && of[1].proposed > 0);
+#define ADDED(member) CHECK(after.member - before.member == of[0].member + of[1].member)
+    ADDED(steps);
+    ADDED(tokens);
+    ADDED(proposed);
+    ADDED(tested);
+    ADDED(accepted);
+    ADDED(forwards);
+    ADDED(positions);
+    ADDED(model_ns);
+    ADDED(total_ns);
+    ADDED(near_ties);
+#undef ADDED
 }
 
 /* ---- lives ---- */
@@ -805,6 +865,7 @@ static void null_is_fine(void) {
     CHECK(!*cos_error_message(NULL));
     CHECK(cos_engine_vocab_size(NULL) == 0);
     CHECK(cos_engine_model_count(NULL) == 0);
+    CHECK(cos_text_stream_stopped(NULL) == 0);
 }
 
 int main(int argc, char **argv) {
@@ -845,6 +906,7 @@ int main(int argc, char **argv) {
     sessions_in_parallel(weighted);
     encoding(weighted);
     streaming(weighted);
+    totals(weighted);
 
     /* Another engine beside it, from text. */
     snprintf(config, sizeof config,

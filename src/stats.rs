@@ -1,0 +1,40 @@
+//! What was done, and in what time: of a session, and of all sessions of an engine.
+
+use crate::decode::round::Counters;
+
+/// What one session did, or several.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Calls of [`Session::step`](crate::session::Session::step).
+    pub steps: u64,
+    /// What the decoder counted.
+    pub counters: Counters,
+    /// Nanoseconds inside ONNX Runtime, prompts included.
+    pub model_ns: u64,
+    /// Nanoseconds inside [`Session::step`](crate::session::Session::step).
+    pub total_ns: u64,
+}
+
+impl Stats {
+    /// Add what came to a session's statistics between two looks at them.
+    pub fn advance(&mut self, before: &Stats, now: &Stats) {
+        // All members are named, so that none that is added is forgotten.
+        let Stats { steps, counters, model_ns, total_ns } = self;
+        let Counters { tokens, proposed, tested, accepted, forwards, positions, near_ties } = counters;
+        let (from, to) = (&before.counters, &now.counters);
+        for (total, before, now) in [
+            (steps, before.steps, now.steps),
+            (model_ns, before.model_ns, now.model_ns),
+            (total_ns, before.total_ns, now.total_ns),
+            (tokens, from.tokens, to.tokens),
+            (proposed, from.proposed, to.proposed),
+            (tested, from.tested, to.tested),
+            (accepted, from.accepted, to.accepted),
+            (forwards, from.forwards, to.forwards),
+            (positions, from.positions, to.positions),
+            (near_ties, from.near_ties, to.near_ties),
+        ] {
+            *total += now - before;
+        }
+    }
+}
