@@ -18,7 +18,7 @@ MAJOR := $(firstword $(subst ., ,$(VERSION)))
 SONAME := libcos.so.$(MAJOR)
 
 .DEFAULT_GOAL := help
-.PHONY: help build onnxruntime install demo test test-cpp conformance lint format clippy bench header clean
+.PHONY: help build onnxruntime install demo test test-cpp test-go test-java conformance lint format clippy bench header clean
 # Cargo uses all cores by itself, and its targets would wait for each other.
 .NOTPARALLEL:
 
@@ -58,11 +58,18 @@ demo: onnxruntime build ## watch models decode together, and compare the strateg
 	    -L"$(RELEASE)" -lcos '-Wl,-rpath,$$ORIGIN/..'
 	"$(DEMO)" $(MODELS)
 
-test: onnxruntime lint ## run all checks: unit, integration, C under sanitizers
+test: onnxruntime lint ## run all checks: Rust, C under sanitizers, and the bindings whose languages are installed
 	$(CARGO) test --release --locked
+	$(MAKE) test-cpp test-go test-java
 
 test-cpp: onnxruntime build ## check the C++ binding: vectors, safety, packages, server
 	bindings/cpp/test
+
+test-go: onnxruntime build ## check the Go binding: vectors, safety, the race detector, server
+	bindings/go/test
+
+test-java: onnxruntime build ## check the Java binding: vectors, safety, class loaders, server
+	bindings/java/test
 
 conformance: onnxruntime ## prove the distributions at length, and write target/conformance/index.html
 	$(CARGO) run --release --locked --example conformance -- --out "$(CARGO_TARGET_DIR)/conformance"

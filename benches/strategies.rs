@@ -16,7 +16,8 @@ use cos::config::Config;
 use cos::decode::policy::{Strategy, Targets};
 use cos::decode::sampling::Sampler;
 use cos::engine::Engine;
-use cos::session::{Options, Session, State, Stats};
+use cos::session::{Options, Session, State};
+use cos::stats::Stats;
 
 struct Arguments {
     configs: Vec<PathBuf>,

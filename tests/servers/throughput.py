@@ -1,4 +1,8 @@
-"""Tokens per second of a server with some clients at once. Run by the script `throughput`, with the server's command."""
+"""Tokens per second of a server with some clients at once, against the same without a server: the same requests by threads that
+call the library in this process. Run by the script `throughput`, with the server's command.
+
+Each round measures both in turn, so that noise of the machine hits both alike; the ratio is the median of the rounds'.
+"""
 
 import argparse
 import concurrent.futures
@@ -6,50 +10,59 @@ import json
 import statistics
 import time
 
+from inprocess import InProcess
 from server import ROOT, Server
 
 TOKENS = 64
 PROMPTS = ROOT / "models" / "demo" / "prompts" / "gsm8k.jsonl"
 
 
-def measure(server, prompts, clients, seconds):
+def measure(complete, tokens, prompts, clients, seconds):
     """Each client asks one request after the other for a while; only tokens within that while count."""
-    before, start = server.metrics(), time.monotonic()
+    before, start = tokens(), time.monotonic()
     end = start + seconds
 
     def ask(client):
         number, latencies = client, []
         while time.monotonic() < end:
-            start = time.monotonic()
-            server.complete(prompts[number % len(prompts)], max_tokens=TOKENS, temperature=1, seed=number)
-            latencies.append(time.monotonic() - start)
+            asked = time.monotonic()
+            complete(prompts[number % len(prompts)], max_tokens=TOKENS, temperature=1, seed=number)
+            latencies.append(time.monotonic() - asked)
             number += clients
         return latencies
 
     with concurrent.futures.ThreadPoolExecutor(clients) as pool:
         answers = [pool.submit(ask, client) for client in range(clients)]
         time.sleep(max(0, end - time.monotonic()))
-        after, elapsed = server.metrics(), time.monotonic() - start
+        speed = (tokens() - before) / (time.monotonic() - start)
         latencies = [latency for answer in answers for latency in answer.result()]
-    tokens = after["cos_tokens_total"] - before["cos_tokens_total"]
-    return tokens / elapsed, statistics.median(latencies), len(latencies)
+    return speed, statistics.median(latencies)
 
 
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--clients", type=lambda text: [int(word) for word in text.split(",")], default=[1, 8, 32])
-    parser.add_argument("--seconds", type=float, default=10)
+    parser.add_argument("--seconds", type=float, default=8)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("command", nargs=argparse.REMAINDER)
     arguments = parser.parse_args()
     with open(PROMPTS, encoding="utf-8") as lines:
         prompts = [json.loads(line)["prompt"] for line in lines]
-    server = Server(arguments.command, max(arguments.clients))
+    server, alone = Server(arguments.command, max(arguments.clients)), InProcess()
+    served = (server.complete, lambda: server.metrics()["cos_tokens_total"])
+    called = (alone.complete, alone.tokens)
     try:
-        measure(server, prompts, 1, 1)  # warms up
-        print(f"{'clients':>8} {'tokens/s':>9} {'median of a request':>20}")
+        for each in (served, called):
+            measure(*each, prompts, 1, 1)  # warms up
+        print(f"clients   server tokens/s   in-process tokens/s   ratio (range)       a request, server / in-process")
         for clients in arguments.clients:
-            speed, latency, count = measure(server, prompts, clients, arguments.seconds)
-            print(f"{clients:8} {speed:9.1f} {latency:18.2f} s    ({count} requests of up to {TOKENS} tokens)", flush=True)
+            rounds = [[measure(*each, prompts, clients, arguments.seconds) for each in (served, called)]
+                      for _ in range(arguments.rounds)]
+            ratios = [there[0] / here[0] for there, here in rounds]
+            (there, there_latency), (here, here_latency) = [
+                [statistics.median(values) for values in zip(*(one[index] for one in rounds))] for index in (0, 1)]
+            print(f"{clients:7} {there:17.1f} {here:21.1f}   {statistics.median(ratios):.2f} "
+                  f"({min(ratios):.2f}-{max(ratios):.2f}) {there_latency:13.2f} s / {here_latency:.2f} s", flush=True)
     finally:
         server.close()
 
