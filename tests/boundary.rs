@@ -1,11 +1,14 @@
 //! The boundary under scripted models: what a real model cannot be made to do on demand, such as to panic or to
 //! stand still in the middle of a pass. Everything goes through the `extern "C"` functions.
 
-use std::ffi::{CStr, c_void};
+mod common;
+
+use std::ffi::c_void;
 use std::ptr::null_mut;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Barrier};
 
+use common::boundary::{code, no_stats, options, outcome, result};
 use cos::config::Combine;
 use cos::engine::Engine;
 use cos::ffi::engine::*;
@@ -26,20 +29,6 @@ fn engine(
 fn flat(_: &[i32], row: &mut [f32]) -> Result<(), Interrupt> {
     row.copy_from_slice(&[0.0, 1.0, 0.5, 0.25]);
     Ok(())
-}
-
-fn options() -> cos_session_options {
-    // SAFETY: all zero is what the interface asks for.
-    let mut options: cos_session_options = unsafe { std::mem::zeroed() };
-    options.struct_size = size_of::<cos_session_options>();
-    options
-}
-
-fn result() -> cos_step_result {
-    // SAFETY: as above.
-    let mut result: cos_step_result = unsafe { std::mem::zeroed() };
-    result.struct_size = size_of::<cos_step_result>();
-    result
 }
 
 fn session(engine: *mut cos_engine, options: &cos_session_options) -> Shared {
@@ -75,25 +64,11 @@ impl Shared {
     }
 
     fn stats(&self) -> Result<cos_stats, i32> {
-        let mut stats: cos_stats = unsafe { std::mem::zeroed() };
-        stats.struct_size = size_of::<cos_stats>();
+        let mut stats = no_stats();
         match code(unsafe { cos_session_stats(self.0, &mut stats) }) {
             0 => Ok(stats),
             code => Err(code),
         }
-    }
-}
-
-/// The code of an error, which is freed.
-fn code(error: *mut cos_error) -> i32 {
-    message(error).0
-}
-
-fn message(error: *mut cos_error) -> (i32, String) {
-    unsafe {
-        let pair = (cos_error_code(error), CStr::from_ptr(cos_error_message(error)).to_str().unwrap().to_owned());
-        cos_error_free(error);
-        pair
     }
 }
 
@@ -109,7 +84,7 @@ fn a_panic_poisons_its_session_and_nothing_else() {
             let mut result = result();
             let error = unsafe { cos_step(session.0, &mut result) };
             if !error.is_null() {
-                break message(error);
+                break outcome(error);
             }
         };
         assert_eq!(error.0, COS_ERROR_INTERNAL);
@@ -324,7 +299,7 @@ fn log_probabilities_come_with_their_tokens() {
     session.free();
 
     let refused = |options: cos_session_options, says: &str| {
-        let (code, message) = message(unsafe { cos_session_new(engine, &options, &mut null_mut()) });
+        let (code, message) = outcome(unsafe { cos_session_new(engine, &options, &mut null_mut()) });
         assert!(code == COS_ERROR_INVALID_ARGUMENT && message.contains(says), "{message}");
     };
     refused(cos_session_options { log_probabilities: 2, ..options() }, "log_probabilities is 2");
@@ -357,7 +332,7 @@ fn look_ups_draft_and_have_no_say() {
     let stats = session.stats().unwrap();
     assert!(stats.accepted > 20 && stats.accepted == stats.tested && stats.forwards < 15, "it drafts by itself");
     session.free();
-    let (code, text) = message(unsafe {
+    let (code, text) = outcome(unsafe {
         let weights = [0.5, 0.5];
         let options = cos_session_options { weights: weights.as_ptr(), weights_count: 2, ..options() };
         cos_session_new(engine, &options, &mut null_mut())
@@ -442,7 +417,7 @@ fn functions_combine() {
         ..options()
     };
     let expect = |session: Shared, error: i32, says: &[&str]| {
-        let (code, message) = message(unsafe { cos_step(session.0, &mut result()) });
+        let (code, message) = outcome(unsafe { cos_step(session.0, &mut result()) });
         assert_eq!(code, error, "{message}");
         assert!(says.iter().all(|says| message.contains(says)), "{message}");
     };
@@ -471,7 +446,7 @@ fn functions_combine() {
         assert_eq!(data.codes, [COS_ERROR_BUSY; 3]);
         data.session = null_mut();
         assert_eq!(session.step().0, 0);
-        let (code, text) = message(unsafe { cos_session_set_weights(session.0, both.as_ptr(), 2) });
+        let (code, text) = outcome(unsafe { cos_session_set_weights(session.0, both.as_ptr(), 2) });
         assert!(code == COS_ERROR_INVALID_ARGUMENT && text.contains("combine function"), "{text}");
         session.free();
     }
@@ -486,7 +461,7 @@ fn functions_combine() {
     assert!((value - (e[usize::from(token == 3)] / (e[0] + e[1])).ln()).abs() < 1e-5);
     session.free();
     let routed = cos_session_options { targets: COS_TARGETS_ROUTED, ..sampled };
-    let (code, text) = message(unsafe { cos_session_new(engine, &routed, &mut null_mut()) });
+    let (code, text) = outcome(unsafe { cos_session_new(engine, &routed, &mut null_mut()) });
     assert!(code == COS_ERROR_INVALID_ARGUMENT && text.contains("no combine function"), "{text}");
     unsafe { cos_engine_free(engine) };
 }
@@ -506,7 +481,7 @@ fn weights_are_set_between_steps() {
         cos_engine::into_raw(Arc::new(engine))
     };
     let set = |session: Shared, weights: &[f32]| {
-        message(unsafe { cos_session_set_weights(session.0, weights.as_ptr(), weights.len()) })
+        outcome(unsafe { cos_session_set_weights(session.0, weights.as_ptr(), weights.len()) })
     };
     let weighted = new(Combine::Weighted { weights: vec![0.75, 0.25] });
     let logits = new(Combine::Logits { weights: vec![0.75, 0.25] });
@@ -542,7 +517,7 @@ fn weights_are_set_between_steps() {
             refused(&[1.0, 0.5], "sum to 1.5");
             refused(&[1.5, -0.5], "weights[1] is -0.5");
         }
-        let (code, text) = message(unsafe { cos_session_set_weights(session.0, std::ptr::null(), 2) });
+        let (code, text) = outcome(unsafe { cos_session_set_weights(session.0, std::ptr::null(), 2) });
         assert!(code == COS_ERROR_INVALID_ARGUMENT && text.contains("weights is NULL"), "{text}");
         assert_eq!(session.step().1[0], 2);
         session.free();

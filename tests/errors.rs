@@ -1,22 +1,13 @@
 //! Replays `tests/vectors/errors.txt`: what the C interface must refuse, and with which code.
 
-use std::ffi::{CStr, CString};
+mod common;
+
+use std::ffi::CString;
 use std::ptr::{null, null_mut};
 
+use common::boundary::{code, options, result};
 use cos::ffi::engine::*;
-use cos::ffi::error::*;
 use cos::ffi::session::*;
-
-/// The code of an error, which is freed. Every error says what is wrong.
-fn code(error: *mut cos_error) -> i32 {
-    // SAFETY: errors come from the library and are freed once.
-    unsafe {
-        let code = cos_error_code(error);
-        assert_eq!(CStr::from_ptr(cos_error_message(error)).is_empty(), code == 0);
-        cos_error_free(error);
-        code
-    }
-}
 
 fn list<T: std::str::FromStr>(text: &str) -> Vec<T> {
     text.split([',', ' ']).filter(|word| !word.is_empty()).map(|word| word.parse().ok().expect("a number")).collect()
@@ -45,7 +36,6 @@ fn new_session(engine: *mut cos_engine, pairs: &str) -> (i32, *mut cos_session) 
         if array.is_empty() { null() } else { array.as_ptr() }
     }
     let options = cos_session_options {
-        struct_size: size_of::<cos_session_options>(),
         strategy: of("strategy").parse().unwrap(),
         temperature: of("temperature").parse().unwrap(),
         top_k: of("top_k").parse().unwrap(),
@@ -61,8 +51,7 @@ fn new_session(engine: *mut cos_engine, pairs: &str) -> (i32, *mut cos_session) 
         weights_count: weights.len(),
         stop_tokens: pointer(&stops),
         stop_tokens_count: stops.len(),
-        // SAFETY: all zero is what the interface asks for.
-        ..unsafe { std::mem::zeroed() }
+        ..options()
     };
     let mut session = null_mut();
     // SAFETY: the pointers are valid, and the arrays outlive the call.
@@ -111,10 +100,8 @@ fn what_must_be_refused_is_refused() {
                     code
                 }
                 "step" => {
-                    let mut result: cos_step_result = std::mem::zeroed();
-                    result.struct_size = size_of::<cos_step_result>();
                     let session = session();
-                    let code = code(cos_step(session, &mut result));
+                    let code = code(cos_step(session, &mut result()));
                     cos_free(session);
                     code
                 }

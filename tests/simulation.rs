@@ -23,7 +23,7 @@ mod common;
 
 use std::any::Any;
 use std::collections::BTreeMap;
-use std::ffi::{CStr, c_void};
+use std::ffi::c_void;
 use std::fmt;
 use std::io::Write;
 use std::ptr::{null, null_mut};
@@ -31,7 +31,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Once};
 use std::time::{Duration, Instant};
 
-use common::{Sampling, World, oracle};
+use common::boundary::{code, no_stats, outcome};
+use common::{Sampling, World, mix, oracle};
 use cos::config::Combine;
 use cos::decode::combine::{Combination, Function};
 use cos::decode::policy::{Plan, Policy, Request, Strategy, Targets};
@@ -58,36 +59,13 @@ struct Truth {
 }
 
 impl Truth {
-    /// As [`World::logits`], but the context is hashed once for a row, not for each of its tokens.
     fn row(&self, model: usize, context: &[i32], row: &mut [f32]) {
-        let hash = context.iter().fold(self.seed, |hash, &token| {
-            (hash ^ (token as u64 + 1)).wrapping_mul(0x0000_0100_0000_01b3).rotate_left(23)
-        });
-        let noise = |model: usize, token: usize| {
-            (mix(hash ^ ((model as u64) << 32) ^ token as u64) >> 40) as f32 / (1u64 << 24) as f32
-        };
-        for (token, logit) in row.iter_mut().enumerate() {
-            *logit = match self.world {
-                World::Related => 3.0 * noise(99, token) + noise(model, token),
-                World::Unrelated => 4.0 * noise(model, token),
-                World::Identical => 3.0 * noise(99, token),
-                World::Zeros if token != context.len() % self.vocab && noise(model, token) < 0.4 => f32::NEG_INFINITY,
-                World::Zeros => 2.0 * noise(model + 7, token),
-                World::Sharp if token == (context.len() + model) % self.vocab => 6.0,
-                World::Sharp => noise(model, token),
-            };
-        }
+        let hash = self.world.fill(self.seed, model, context, row);
         let luck = mix(hash ^ !(model as u64));
         if self.bad > 0 && luck.is_multiple_of(self.bad) {
             spoil(row, luck >> 32);
         }
     }
-}
-
-fn mix(mut hash: u64) -> u64 {
-    hash = (hash ^ (hash >> 31)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    hash = (hash ^ (hash >> 29)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    hash ^ (hash >> 32)
 }
 
 /// Make a row one that must not be used, in one of three ways.
@@ -517,22 +495,10 @@ unsafe extern "C-unwind" fn sum(
 // ---------------------------------------------------------------------------------------------------------------------
 // The boundary
 
-/// The code of an error, which is freed.
-fn code(error: *mut cos_error) -> i32 {
-    outcome(error).0
-}
-
-/// The code and message of an error, which is freed.
-fn outcome(error: *mut cos_error) -> (i32, String) {
-    if error.is_null() {
-        return (0, String::new());
-    }
-    // SAFETY: not NULL, so an error that was just made.
-    unsafe {
-        let pair = (cos_error_code(error), CStr::from_ptr(cos_error_message(error)).to_string_lossy().into_owned());
-        cos_error_free(error);
-        pair
-    }
+fn members(stats: &cos_stats) -> [u64; 10] {
+    let cos_stats { struct_size: _, steps, tokens, proposed, tested, .. } = *stats;
+    let cos_stats { accepted, forwards, positions, model_ns, total_ns, near_ties, .. } = *stats;
+    [steps, tokens, proposed, tested, accepted, forwards, positions, model_ns, total_ns, near_ties]
 }
 
 /// A result that shows whether it was written.
@@ -551,11 +517,6 @@ fn is_untouched(result: &cos_step_result) -> bool {
     let sentinel = sentinel();
     (result.tokens, result.tokens_count, result.finish) == (sentinel.tokens, sentinel.tokens_count, sentinel.finish)
         && (result.reserved, result.log_probabilities) == (sentinel.reserved, sentinel.log_probabilities)
-}
-
-fn no_stats() -> cos_stats {
-    // SAFETY: numbers only.
-    cos_stats { struct_size: size_of::<cos_stats>(), ..unsafe { std::mem::zeroed() } }
 }
 
 fn finish_name(finish: i32) -> &'static str {
@@ -772,6 +733,8 @@ struct Simulation {
     trace: bool,
     call: u64,
     rows: Vec<Vec<f32>>,
+    /// What the sessions did, as the engine must say.
+    totals: [u64; 10],
     report: Report,
 }
 
@@ -873,6 +836,7 @@ impl Simulation {
             trace,
             call: 0,
             rows,
+            totals: [0; 10],
             report: Report::default(),
         };
         trace!(simulation, "seed {seed}: {vocab} tokens, {world:?} models, {:?}", simulation.combine);
@@ -1434,7 +1398,16 @@ impl Simulation {
         let decided = stats.tokens > session.stats.tokens;
         ensure!(decided || now[..4] == before[..4], "proposals of a round that failed count: {before:?}, {now:?}");
         drop(ledger);
+        for ((total, now), before) in self.totals.iter_mut().zip(members(&stats)).zip(members(&session.stats)) {
+            *total += now - before;
+        }
         session.stats = stats;
+        let mut totals = no_stats();
+        if !self.handle.is_null() {
+            // SAFETY: the engine lives.
+            ensure!(unsafe { cos_engine_stats(self.handle, &mut totals) }.is_null(), "an engine without statistics");
+            ensure!(members(&totals) == self.totals, "the engine did {:?}, not {:?}", members(&totals), self.totals);
+        }
         Ok(())
     }
 

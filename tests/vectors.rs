@@ -1,6 +1,7 @@
 //! The vectors of `tests/vectors`, with few draws: `make conformance` takes many. `COS_VECTORS` names more folders of
 //! vectors, separated by colons, and `COS_VECTOR_DRAWS` how many draws are taken for each case of those.
 
+mod common;
 #[allow(dead_code, reason = "the report uses all of it")]
 #[path = "conformance/results.rs"]
 mod results;

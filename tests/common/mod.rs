@@ -1,6 +1,8 @@
 //! What the test programs share: scripted worlds of models, and the oracle.
 #![allow(dead_code)] // each test program uses its own part
 
+pub mod boundary;
+
 use std::sync::Arc;
 
 use cos::decode::chance::Chance;
@@ -45,6 +47,16 @@ impl Sampling {
     }
 }
 
+/// The seed of all worlds whose test asks for none.
+const SEED: u64 = 0xcbf2_9ce4_8422_2325;
+
+/// Mix the bits of a hash.
+pub fn mix(mut hash: u64) -> u64 {
+    hash = (hash ^ (hash >> 31)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    hash = (hash ^ (hash >> 29)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    hash ^ (hash >> 32)
+}
+
 /// How the models of a world are related.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum World {
@@ -63,33 +75,40 @@ pub enum World {
 impl World {
     pub const ALL: [World; 5] = [World::Related, World::Unrelated, World::Identical, World::Zeros, World::Sharp];
 
-    /// The logits of a model after a context: a fixed function of both.
-    pub fn logits(self, model: usize, context: &[i32], vocab: usize) -> Vec<f32> {
+    /// The logits of a model after a context: a fixed function of both, another one for each seed. The hash of the
+    /// context comes back.
+    pub fn fill(self, seed: u64, model: usize, context: &[i32], row: &mut [f32]) -> u64 {
+        let vocab = row.len();
+        let hash = context
+            .iter()
+            .fold(seed, |hash, &token| (hash ^ (token as u64 + 1)).wrapping_mul(0x0000_0100_0000_01b3).rotate_left(23));
         let noise = |model: usize, token: usize| {
-            let mut hash = 0xcbf2_9ce4_8422_2325u64 ^ ((model as u64) << 32) ^ token as u64;
-            for &token in context {
-                hash = (hash ^ (token as u64 + 1)).wrapping_mul(0x0000_0100_0000_01b3).rotate_left(23);
-            }
-            hash = (hash ^ (hash >> 31)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-            hash = (hash ^ (hash >> 29)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-            (hash >> 40) as f32 / (1u64 << 24) as f32 // in [0, 1)
+            (mix(hash ^ ((model as u64) << 32) ^ token as u64) >> 40) as f32 / (1u64 << 24) as f32 // in [0, 1)
         };
-        (0..vocab)
-            .map(|token| match self {
-                World::Related => 3.0 * noise(99, token) + 1.0 * noise(model, token),
+        for (token, logit) in row.iter_mut().enumerate() {
+            *logit = match self {
+                World::Related => 3.0 * noise(99, token) + noise(model, token),
                 World::Unrelated => 4.0 * noise(model, token),
                 World::Identical => 3.0 * noise(99, token),
                 World::Zeros if token != context.len() % vocab && noise(model, token) < 0.4 => f32::NEG_INFINITY,
                 World::Zeros => 2.0 * noise(model + 7, token),
                 World::Sharp if token == (context.len() + model) % vocab => 6.0,
                 World::Sharp => noise(model, token),
-            })
-            .collect()
+            };
+        }
+        hash
+    }
+
+    /// The same, as a row of its own.
+    pub fn logits(self, model: usize, context: &[i32], vocab: usize) -> Vec<f32> {
+        let mut row = vec![0.0; vocab];
+        self.fill(SEED, model, context, &mut row);
+        row
     }
 
     pub fn model(self, model: usize, vocab: usize) -> Scripted {
         Scripted::new(vocab, move |context, row| {
-            row.copy_from_slice(&self.logits(model, context, vocab));
+            self.fill(SEED, model, context, row);
             Ok(())
         })
     }

@@ -13,7 +13,7 @@ use cos::engine::Engine;
 use cos::model::{Cancel, Model};
 use cos::session::{Options, Session, State};
 
-use super::common::{PROMPT, Sampling, World, oracle};
+use super::common::{PROMPT, Sampling, World, mix, oracle};
 use super::results::{Comparison, Section};
 use super::tables::{Table, Tree};
 use super::{Progress, parallel};
@@ -97,21 +97,13 @@ fn cases() -> Vec<Case> {
     cases
 }
 
-/// Mixes the bits of a number (splitmix64), for what shall look random and be the same in each run.
-fn mixed(number: u64) -> u64 {
-    let mut z = number.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
-}
-
 fn engine(world: World, cancels: bool) -> Arc<Engine> {
     let passes = Arc::new(AtomicU64::new(0));
     let model = |model: usize| -> Arc<dyn Model> {
         let table = Table::new(world, model, &PROMPT, TREE);
         let passes = passes.clone();
         let stop = move |cancel: &Cancel| {
-            let stops = mixed(passes.fetch_add(1, Ordering::Relaxed)).is_multiple_of(4);
+            let stops = mix(passes.fetch_add(1, Ordering::Relaxed)).is_multiple_of(4);
             if stops {
                 cancel.request();
             }

@@ -2,7 +2,7 @@
 //! what sessions of every strategy decode. `tests/vectors/README.md` defines the files and the checks.
 
 use std::collections::{BTreeMap, HashMap};
-use std::ffi::{CStr, CString};
+use std::ffi::CString;
 use std::path::{Path, PathBuf};
 use std::ptr::null_mut;
 use std::str::FromStr;
@@ -12,6 +12,7 @@ use cos::ffi::engine::*;
 use cos::ffi::error::*;
 use cos::ffi::session::*;
 
+use super::common::boundary::{options, outcome, result};
 use super::results::{Comparison, Section, Table};
 
 /// Tokens that a sampled session draws: as many as the longest cells have.
@@ -314,8 +315,7 @@ impl Engine {
         unsafe {
             check(cos_session_new(self.0, options, &mut session.0))?;
             check(cos_prompt(session.0, prompt.as_ptr(), prompt.len()))?;
-            let mut step: cos_step_result = std::mem::zeroed();
-            step.struct_size = size_of::<cos_step_result>();
+            let mut step = result();
             while step.finish == COS_FINISH_NONE {
                 check(cos_step(session.0, &mut step))?;
                 tokens.extend_from_slice(std::slice::from_raw_parts(step.tokens, step.tokens_count));
@@ -346,14 +346,9 @@ impl Drop for Session {
 }
 
 fn check(error: *mut cos_error) -> Result<(), String> {
-    if error.is_null() {
-        return Ok(());
-    }
-    // SAFETY: the error is ours, and the message is copied before it is freed.
-    unsafe {
-        let message = CStr::from_ptr(cos_error_message(error)).to_string_lossy().into_owned();
-        cos_error_free(error);
-        Err(message)
+    match outcome(error) {
+        (0, _) => Ok(()),
+        (_, message) => Err(message),
     }
 }
 
@@ -378,9 +373,7 @@ impl Way {
     }
 
     fn options(&self) -> cos_session_options {
-        // SAFETY: all zero is what the interface asks for.
-        let mut options: cos_session_options = unsafe { std::mem::zeroed() };
-        options.struct_size = size_of::<cos_session_options>();
+        let mut options = options();
         options.strategy = self.strategy;
         if let Some(lengths) = &self.lengths {
             options.proposal_lengths = lengths.as_ptr();
