@@ -89,10 +89,25 @@ fn errors() {
     check("errors");
 }
 
+/// The program in a README, by its language.
+fn example(readme: &str, language: &str) -> String {
+    let text = std::fs::read_to_string(root().join(readme)).unwrap();
+    let program = text.split(&format!("```{language}\n")).nth(1).and_then(|rest| rest.split("```").next());
+    program.unwrap_or_else(|| panic!("{readme} has no program in {language}")).to_owned()
+}
+
+/// The bindings' tests run the programs of their own READMEs.
+#[test]
+fn the_readme_shows_the_programs_of_the_bindings() {
+    for language in ["cpp", "go", "java"] {
+        let of_binding = example(&format!("bindings/{language}/README.md"), language);
+        assert_eq!(example("README.md", language), of_binding, "the program in {language}");
+    }
+}
+
 #[test]
 fn the_example_of_the_readme_runs() {
-    let readme = std::fs::read_to_string(root().join("README.md")).unwrap();
-    let example = readme.split("```c\n").nth(1).unwrap().split("```").next().unwrap();
+    let example = example("README.md", "c");
     let folder = scratch("readme");
     std::fs::write(folder.join("chat.c"), example).unwrap();
     let out = execute(&compile(&folder.join("chat.c"), &folder), root());
