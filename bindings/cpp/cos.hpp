@@ -332,7 +332,7 @@ struct Step {
     bool finished() const noexcept { return finish != Finish::none; }
 };
 
-/** What a session did so far. */
+/** What a session did so far, or all sessions of an engine. */
 struct Stats {
     /** Calls of step(). */
     std::uint64_t steps = 0;
@@ -389,6 +389,17 @@ auto pointer(const C& elements) noexcept {
 inline std::optional<Error> ends_early(const std::string& text) {
     if (text.find('\0') == std::string::npos) return std::nullopt;
     return Error{Code::invalid_argument, "there is a NUL inside the text"};
+}
+
+/** The statistics of a session or an engine. */
+template <typename T>
+Result<Stats> stats(cos_error* (*function)(const T*, cos_stats*), const T* of) {
+    cos_stats out{};
+    out.struct_size = sizeof out;
+    if (cos_error* error = function(of, &out)) return take(error);
+    const auto time = [](std::uint64_t ns) { return std::chrono::nanoseconds(static_cast<std::int64_t>(ns)); };
+    return Stats{out.steps,    out.tokens,    out.proposed,       out.tested,         out.accepted,
+                 out.forwards, out.positions, time(out.model_ns), time(out.total_ns), out.near_ties};
 }
 
 /** Fill a container whose size is guessed, and once more with the right size if that was too small. */
@@ -533,14 +544,7 @@ public:
     Result<void> cancel() const { return detail::checked(cos_cancel(raw())); }
 
     /** What the session did so far, up to the last call that ended. From any thread at any time. */
-    Result<Stats> stats() const {
-        cos_stats stats{};
-        stats.struct_size = sizeof stats;
-        if (cos_error* error = cos_session_stats(raw(), &stats)) return detail::take(error);
-        const auto time = [](std::uint64_t ns) { return std::chrono::nanoseconds(static_cast<std::int64_t>(ns)); };
-        return Stats{stats.steps,    stats.tokens,    stats.proposed,       stats.tested,         stats.accepted,
-                     stats.forwards, stats.positions, time(stats.model_ns), time(stats.total_ns), stats.near_ties};
-    }
+    Result<Stats> stats() const { return detail::stats(cos_session_stats, raw()); }
 
     /**
      * Decode with other weights from the next token on, for "weighted" and "logits", between steps. On error nothing changes.
@@ -562,12 +566,36 @@ private:
     std::unique_ptr<detail::SessionState> state_;
 };
 
-/** Turns a stream of tokens into a stream of text that is cut between characters only. Made by Engine::text_stream. */
+/**
+ * Turns a stream of tokens into a stream of text that is cut between characters only, and ends before a stop string if there
+ * are any. Made by Engine::text_stream.
+ */
 class TextStream {
 public:
     /**
-     * The text that further tokens complete, such as those of a step; the bytes of an unfinished character are held back
-     * until it is whole. Lent until the stream's next call.
+     * End the text before the first of some strings that appears in it, such as the turn of another speaker: that is the one
+     * that is complete first, and the longest of those. They may be of any length, and reach across tokens. This replaces the
+     * strings set before; what was given out stays. Takes strings or string_views in a row, or `{"one", "two"}`.
+     *
+     * Errors: invalid_argument (one is empty, or no UTF-8; the strings before stay), busy.
+     */
+    template <typename Strings = std::initializer_list<std::string_view>>
+    Result<void> set_stops(const Strings& stops) {
+        std::vector<const char*> pointers;
+        std::vector<std::size_t> bytes;
+        for (const std::string_view stop : Span<const typename Strings::value_type>(stops)) {
+            pointers.push_back(stop.data());
+            bytes.push_back(stop.size());
+        }
+        return detail::checked(cos_text_stream_set_stops(raw(), pointers.data(), bytes.data(), pointers.size()));
+    }
+
+    /** Whether a stop string has ended the text. Tokens then make no more text until finish(). */
+    bool stopped() const noexcept { return cos_text_stream_stopped(raw()) != 0; }
+
+    /**
+     * The text that further tokens complete, such as those of a step. The bytes of an unfinished character are held back
+     * until it is whole, and what may become a stop string until that is certain. Lent until the stream's next call.
      *
      * Errors: invalid_argument (no token is taken), busy.
      */
@@ -580,7 +608,10 @@ public:
         return std::string_view(text, bytes);
     }
 
-    /** What was held back, with U+FFFD for bytes that are no character. The stream starts anew. Lent as by push(). */
+    /**
+     * The rest of the text: what was held back, with U+FFFD for bytes that are no character, up to a stop string. The stream
+     * starts anew, with the same stop strings. Lent as by push().
+     */
     Result<std::string_view> finish() {
         const char* text = nullptr;
         std::size_t bytes = 0;
@@ -712,6 +743,9 @@ public:
         if (cos_error* error = cos_text_stream_new(raw(), &stream)) return detail::take(error);
         return TextStream(stream);
     }
+
+    /** What all sessions did so far, also those that were destroyed: for the metrics of a server. Grows with each step. */
+    Result<Stats> stats() const { return detail::stats(cos_engine_stats, raw()); }
 
     /** The engine of the C interface, still owned by this object. */
     cos_engine* raw() const noexcept { return handle_.get(); }

@@ -1,310 +1,299 @@
 // An HTTP server of OpenAI's completions over one engine; tests/servers/README.md says all that it does.
 //
-//     server CONFIG.json [--port N=8080] [--max-sessions N=32]
+//     server CONFIG.json [--port N] [--max-sessions N]
 //
 // Each request decodes in a session of its own, on the thread of its connection; what runs at once shares ONNX Runtime's
 // threads. One more thread watches for clients that leave, and cancels their sessions in the midst of a pass.
 
+#include <algorithm>
 #include <atomic>
-#include <chrono>
 #include <csignal>
-#include <cstdio>
 #include <ctime>
-#include <functional>
+#include <filesystem>
+#include <iostream>
 #include <map>
-#include <memory>
 #include <mutex>
+#include <random>
 #include <set>
-#include <string>
 #include <thread>
-#include <vector>
 
 #include "cos.hpp"
 #include "httplib.h"
-#include "openai.hpp"
+#include "json.hpp"
 
 namespace {
 
-using namespace openai;
+using nlohmann::json;
+
+std::atomic<bool> draining{false};  // set by signals
+
+/// What a client is told instead of an answer.
+struct Problem {
+    int status;
+    std::string message;
+    json code = nullptr;
+
+    json body() const {
+        const char* type = status == 429 ? "rate_limit_error" : status >= 500 ? "server_error" : "invalid_request_error";
+        return {{"error", {{"message", message}, {"type", type}, {"param", nullptr}, {"code", code}}}};
+    }
+};
+
+/// The exception that is being handled, as a problem.
+Problem current_problem() {
+    using cosrt::Code;
+    try {
+        throw;
+    } catch (const Problem& problem) {
+        return problem;
+    } catch (const json::exception& error) {
+        return {400, error.what()};
+    } catch (const cosrt::Exception& error) {
+        if (error.code() == Code::context_full) return {400, error.what(), "context_length_exceeded"};
+        const bool refused = error.code() == Code::invalid_argument || error.code() == Code::unsupported;
+        return {refused ? 400 : 500, error.what()};
+    } catch (const std::exception& error) {
+        return {500, error.what()};
+    }
+}
+
+const std::map<std::string, cosrt::Strategy> strategies{
+    {"auto", cosrt::Strategy::automatic}, {"standard", cosrt::Strategy::standard},
+    {"speculative", cosrt::Strategy::speculative}, {"cos", cosrt::Strategy::cos}};
+
+/// Drops members of a request that are null, and refuses those of a wrong type, such as 1.5 or true where json would make 1 of
+/// them. The rest is left to the library. What may be nested very deep is not copied, since that would use up the stack.
+void check(json& object) {
+    using Rule = std::function<bool(const json&)>;
+    const auto is = [](json only) { return [=](const json& value) { return value == only; }; };
+    const auto up_to = [](std::uint64_t most) { return [=](const json& v) { return v.is_number_unsigned() && v <= most; }; };
+    const auto list = [](Rule of) { return [=](const json& v) { return v.is_array() && std::all_of(v.begin(), v.end(), of); }; };
+    const auto either = [](Rule one, Rule other) { return [=](const json& value) { return one(value) || other(value); }; };
+    static const std::map<std::string, Rule> rules{
+        {"model", &json::is_string}, {"prompt", either(&json::is_string, list(up_to(INT32_MAX)))},
+        {"max_tokens", up_to(UINT32_MAX)}, {"temperature", &json::is_number}, {"top_p", &json::is_number},
+        {"seed", up_to(UINT64_MAX)}, {"stop", either(&json::is_string, list(&json::is_string))},
+        {"stream", &json::is_boolean}, {"stream_options", &json::is_object}, {"include_usage", &json::is_boolean},
+        {"cos", &json::is_object}, {"weights", list(&json::is_number)},
+        {"strategy", [](const json& value) { return value.is_string() && strategies.count(value.get<std::string>()); }},
+        // Not supported, but for what changes nothing.
+        {"n", is(1)}, {"best_of", is(1)}, {"echo", is(false)}, {"suffix", is("")}, {"logprobs", is(nullptr)},
+        {"presence_penalty", is(0)}, {"frequency_penalty", is(0)}, {"logit_bias", is(json::object())}};
+    for (auto member = object.begin(); member != object.end();) {
+        const auto rule = rules.find(member.key());
+        if (member->is_null()) member = object.erase(member);
+        else if (rule == rules.end() || rule->second(*member)) ++member;
+        else throw Problem{400, member.key() + " is of a wrong type, out of range, or not supported"};
+    }
+}
 
 /// What one request decodes.
 struct Completion {
     cosrt::Session session;
-    cosrt::TextStream stream;
-    Cutter cutter;
-    std::size_t prompt_tokens, tokens = 0;
-    bool streams, counts, log_probabilities;
+    cosrt::TextStream text;
+    std::size_t prompt_tokens;
+    bool stream, include_usage;
+    json head;  // of all that is answered
     std::function<bool()> client_left;
-    cosrt::Stats seen{};
+    json finish = nullptr;
+
+    /// Take a step: the text that it adds, possibly none. The last one sets `finish`.
+    std::string advance() {
+        const cosrt::Step step = session.step().value();
+        if (step.finish == cosrt::Finish::cancelled) throw Problem{499, "the client left"};
+        std::string piece(text.push(step.tokens).value());
+        if (text.stopped() || step.finish == cosrt::Finish::stop) finish = "stop";
+        else if (step.finished()) finish = "length";
+        if (!finish.is_null()) piece += text.finish().value();
+        return piece;
+    }
+
+    json answer(const std::string& piece) const {
+        json body = head;
+        body["choices"] = {{{"index", 0}, {"text", piece}, {"logprobs", nullptr}, {"finish_reason", finish}}};
+        return body;
+    }
+
+    json with_usage(json body) const {
+        const auto decoded = session.stats().value().tokens, total = prompt_tokens + decoded;
+        body["usage"] = {{"prompt_tokens", prompt_tokens}, {"completion_tokens", decoded}, {"total_tokens", total}};
+        return body;
+    }
 };
+
+void reply(httplib::Response& out, const json& body, int status = 200) {
+    out.status = status;
+    // A message may quote bytes of the request that are no UTF-8.
+    out.set_content(body.dump(-1, ' ', false, json::error_handler_t::replace), "application/json");
+}
 
 class Service {
 public:
-    Service(cosrt::Engine engine, std::string model, std::size_t most)
-        : engine_(std::move(engine)), model_(std::move(model)), most_(most) {}
-
-    void routes(httplib::Server& server) {
-        const json model{{"id", model_}, {"object", "model"}, {"created", started_}, {"owned_by", "cos"}};
+    Service(httplib::Server& server, const std::string& config, std::size_t most)
+        : engine_(cosrt::Engine::open(config).value()), model_(std::filesystem::path(config).stem().string()), most_(most) {
+        const json model{{"id", model_}, {"object", "model"}, {"created", std::time(nullptr)}, {"owned_by", "cos"}};
         server.Get("/v1/models", [model](const auto&, auto& out) { reply(out, {{"object", "list"}, {"data", {model}}}); });
-        server.Get("/v1/models/:id", [this, model](const auto& in, auto& out) {
-            if (in.path_params.at("id") != model_) throw unknown_model();
-            reply(out, model);
-        });
-        server.Post("/v1/completions", [this](const auto& in, auto& out) { complete(in, out); });
         server.Get("/metrics", [this](const auto&, auto& out) { out.set_content(metrics(), "text/plain; version=0.0.4"); });
-        server.set_exception_handler([this](const auto& in, auto& out, std::exception_ptr thrown) {
-            const Problem problem = problem_of(thrown);
-            if (in.path == "/v1/completions") count(problem.status);
-            reply(out, problem.body(), problem.status);
-        });
-        server.set_error_handler([](const auto& in, auto& out) {  // what httplib itself refuses
-            if (out.body.empty()) reply(out, Problem{out.status, "cannot " + in.method + " " + in.path}.body(), out.status);
+        server.Post("/v1/completions", [this](const auto& in, auto& out) { complete(in, out); });
+        server.set_error_handler([](const auto&, auto& out) {  // what httplib itself refuses
+            if (out.body.empty()) reply(out, Problem{out.status, httplib::status_message(out.status)}.body(), out.status);
         });
     }
 
-    /// Cancel the sessions whose clients have left.
-    void watch() {
+    /// Cancel the sessions whose clients have left. False once the server may end.
+    bool watch() {
         const std::lock_guard lock(mutex_);
         for (const auto& job : running_) {
             if (job->client_left()) static_cast<void>(job->session.cancel());
         }
-    }
-
-    void drain() {
-        draining_ = true;
-        while (std::lock_guard(mutex_), !running_.empty()) std::this_thread::sleep_for(std::chrono::milliseconds(10));
+        return !draining || !running_.empty();
     }
 
 private:
     using Job = std::shared_ptr<Completion>;
 
-    static void reply(httplib::Response& out, const json& body, int status = 200) {
-        out.status = status;
-        // A message may quote bytes of the request that are no UTF-8.
-        out.set_content(body.dump(-1, ' ', false, json::error_handler_t::replace), "application/json");
-    }
-
     void complete(const httplib::Request& in, httplib::Response& out) {
-        if (draining_) throw Problem{503, "the server is about to end"};
-        const Job job = start(json::parse(in.body), in.is_connection_closed);
-        const json head{{"id", "cmpl-" + std::to_string(++last_id_)}, {"object", "text_completion"},
-                        {"created", std::time(nullptr)}, {"model", model_}};
-        if (job->streams) {
-            out.set_chunked_content_provider("text/event-stream", [this, job, head](std::size_t, httplib::DataSink& sink) {
-                return stream(job, head, sink);
-            }, [this, job](bool) { end(job, 499); });  // a client that left before the first piece
-            return;
-        }
-        std::string text;
-        json log_probabilities, finish;
+        Job job;
         try {
-            decode(*job, [&](const std::string& piece, const json& values, const json& why) {
-                text += piece;
-                finish = why;
-                append(log_probabilities, values);
-            });
+            job = start(json::parse(in.body), in.is_connection_closed);
+            if (job->stream) {
+                const auto next = [this, job](std::size_t, httplib::DataSink& sink) { return stream(job, sink); };
+                return out.set_chunked_content_provider("text/event-stream", next, [this, job](bool) { end(job, 499); });
+            }
+            std::string text;
+            while (job->finish.is_null()) text += job->advance();
+            reply(out, job->with_usage(job->answer(text)));
+            end(job, 200);
         } catch (...) {
-            end(job, 0);
-            throw;
+            const Problem problem = current_problem();
+            end(job, problem.status);
+            reply(out, problem.body(), problem.status);
         }
-        json body = head;
-        body["choices"] = choices(text, log_probabilities, finish);
-        body["usage"] = usage(job->prompt_tokens, job->tokens);
-        end(job, finish.is_null() ? 499 : 200);
-        reply(out, body);
     }
 
-    bool stream(const Job& job, const json& head, httplib::DataSink& sink) {
-        const auto send = [&](const json& event) {
-            const std::string line = "data: " + event.dump() + "\n\n";
-            return sink.write(line.data(), line.size());
-        };
-        int status = 499;
+    /// Send what one step adds. httplib asks for more until the sink is done.
+    bool stream(const Job& job, httplib::DataSink& sink) {
+        std::string events;
+        const auto add = [&](const json& event) { events += "data: " + event.dump() + "\n\n"; };
         try {
-            decode(*job, [&](const std::string& piece, const json& values, const json& finish) {
-                if (!finish.is_null()) end(job, status = 200);  // so that who has read the last piece finds it counted
-                json event = head;
-                event["choices"] = choices(piece, values, finish);
-                if (!send(event)) job->session.cancel().value();
-            });
-            if (status == 499) return end(job, status), false;
-            json event = head;
-            event["choices"] = json::array();
-            event["usage"] = usage(job->prompt_tokens, job->tokens);
-            if (job->counts) send(event);
-            sink.write("data: [DONE]\n\n", 14);
+            const std::string piece = job->advance();
+            const bool last = !job->finish.is_null();
+            if (last || !piece.empty()) add(job->answer(piece));
+            if (!last) return sink.write(events.data(), events.size());
+            if (job->include_usage) add(job->with_usage(job->head));
+            events += "data: [DONE]\n\n";
+            end(job, 200);
         } catch (...) {
-            const Problem problem = problem_of(std::current_exception());
+            const Problem problem = current_problem();
+            add(problem.body());
             end(job, problem.status);
-            send(problem.body());
         }
+        sink.write(events.data(), events.size());
         sink.done();
         return true;
     }
 
     /// Everything that can be wrong with a request is found here, before anything of an answer is sent.
-    Job start(const json& body, std::function<bool()> client_left) {
+    Job start(json body, std::function<bool()> client_left) {
         if (!body.is_object()) throw Problem{400, "the body must be a JSON object"};
-        const auto model = member<std::string>(body, "model", "");
-        if (model.empty()) throw Problem{400, "model is missing", "model"};
-        if (model != model_) throw unknown_model();
-        const auto options = options_of(body);
-        const auto prompt = prompt_of(body, engine_);
-        Job job(new Completion{engine_.session(options).value(), engine_.text_stream().value(), Cutter(stops_of(body)), prompt.size(),
-                               0, member<bool>(body, "stream", false),
-                               member<bool>(object(body, "stream_options"), "include_usage", false), options.log_probabilities,
-                               std::move(client_left)});
-        job->session.prompt(prompt).value();
+        check(body);
+        for (const char* nested : {"cos", "stream_options"}) check(*body.emplace(nested, json::object()).first);
+        if (body.at("model") != model_) throw Problem{404, "there is no such model", "model_not_found"};
+
+        const json& extension = body["cos"];
+        cosrt::SessionOptions options;
+        options.strategy = strategies.at(extension.value("strategy", "auto"));
+        options.temperature = body.value("temperature", 1.0F);
+        options.top_p = body.value("top_p", 1.0F);
+        options.max_tokens = body.value("max_tokens", 16U);
+        options.seed = body.value("seed", std::uint64_t{std::random_device()()});
+        if (extension.contains("weights")) options.weights = extension["weights"].get<std::vector<float>>();
+
+        const json prompt = body.at("prompt"), stop = body.value("stop", json::array());
+        const auto tokens = prompt.is_string() ? engine_.encode(prompt.get<std::string>()).value()
+                                               : prompt.get<std::vector<cosrt::Token>>();
+        const auto stops = stop.is_string() ? std::vector{stop.get<std::string>()} : stop.get<std::vector<std::string>>();
+        const json head{{"id", "cmpl-" + std::to_string(++last_id_)}, {"object", "text_completion"},
+                        {"created", std::time(nullptr)}, {"model", model_}, {"choices", json::array()}};
+        const Job job(new Completion{engine_.session(options).value(), engine_.text_stream().value(), tokens.size(),
+                                     body.value("stream", false), body["stream_options"].value("include_usage", false), head,
+                                     std::move(client_left)});
+        job->session.prompt(tokens).value();
+        job->text.set_stops(stops).value();
         const std::lock_guard lock(mutex_);
-        if (running_.size() >= most_) throw Problem{429, "too many requests run; try again later", nullptr, "rate_limit_exceeded"};
+        if (draining) throw Problem{503, "the server is about to end"};
+        if (running_.size() >= most_) throw Problem{429, "too many requests run; try again later", "rate_limit_exceeded"};
         running_.insert(job);
         return job;
     }
 
-    /// Decode up to the end or until cancelled. `emit` gets text, log-probabilities, and the finish_reason with the last piece.
-    template <typename Emit>
-    void decode(Completion& job, Emit emit) {
-        json values;
-        for (const auto& result : job.session.steps()) {
-            tally(job);
-            const cosrt::Step& step = result.value();
-            std::string text;
-            // Token by token, so that nothing behind a stop string counts, however many tokens the step committed.
-            for (std::size_t i = 0; i < step.tokens.size() && !job.cutter.found(); i++) {
-                const cosrt::Span<const Token> token(&step.tokens[i], 1);
-                job.tokens++;
-                text += job.cutter.push(job.stream.push(token).value());
-                if (!job.log_probabilities) continue;
-                values["tokens"].push_back(engine_.decode(token).value());
-                values["token_logprobs"].push_back(step.log_probabilities[i]);
-                values["top_logprobs"] = values["text_offset"] = nullptr;
-            }
-            json finish;
-            if (step.finish == cosrt::Finish::cancelled) return;
-            if (step.finished() && !job.cutter.found()) text += job.cutter.push(job.stream.finish().value(), true);
-            if (job.cutter.found() || step.finish == cosrt::Finish::stop) finish = "stop";
-            else if (step.finished()) finish = "length";
-            if (!text.empty() || !finish.is_null()) emit(text, std::exchange(values, nullptr), finish);
-            if (!finish.is_null()) return;
-        }
-    }
-
-    /// Add what a session did since the last call.
-    void tally(Completion& job) {
-        const cosrt::Stats now = job.session.stats().value(), &seen = job.seen;
-        const std::lock_guard lock(mutex_);
-        totals_.tokens += now.tokens - seen.tokens;
-        totals_.proposed += now.proposed - seen.proposed;
-        totals_.tested += now.tested - seen.tested;
-        totals_.accepted += now.accepted - seen.accepted;
-        totals_.forwards += now.forwards - seen.forwards;
-        totals_.model_time += now.model_time - seen.model_time;
-        totals_.total_time += now.total_time - seen.total_time;
-        job.seen = now;
-    }
-
-    /// A request no longer runs; its first end is the one that counts. Status 0 leaves the count to the exception handler.
+    /// A request has ended, or never became a job. Only the first end of a job counts.
     void end(const Job& job, int status) {
         const std::lock_guard lock(mutex_);
-        if (running_.erase(job) && status) requests_[status]++;
-    }
-
-    void count(int status) {
-        const std::lock_guard lock(mutex_);
-        requests_[status]++;
+        if (!job || running_.erase(job)) requests_[status]++;
     }
 
     std::string metrics() {
-        const std::lock_guard lock(mutex_);
+        std::string text;
+        const auto add = [&](const std::string& name, auto value) { text += "cos_" + name + ' ' + std::to_string(value) + '\n'; };
         const auto seconds = [](std::chrono::nanoseconds time) { return std::chrono::duration<double>(time).count(); };
-        const auto number = [](std::uint64_t value) { return static_cast<double>(value); };
-        const std::pair<std::string, double> counters[] = {
-            {"tokens", number(totals_.tokens)}, {"proposed", number(totals_.proposed)}, {"tested", number(totals_.tested)},
-            {"accepted", number(totals_.accepted)}, {"forwards", number(totals_.forwards)},
-            {"model_seconds", seconds(totals_.model_time)}, {"step_seconds", seconds(totals_.total_time)}};
-        std::string text = "# TYPE cos_requests_running gauge\ncos_requests_running " + std::to_string(running_.size()) + "\n";
-        for (const auto& [name, value] : counters) {
-            text += "# TYPE cos_" + name + "_total counter\ncos_" + name + "_total " + std::to_string(value) + "\n";
-        }
-        text += "# TYPE cos_requests_total counter\n";
-        for (const auto& [code, number] : requests_) {
-            text += "cos_requests_total{code=\"" + std::to_string(code) + "\"} " + std::to_string(number) + "\n";
-        }
+        const cosrt::Stats stats = engine_.stats().value();
+        add("tokens_total", stats.tokens);
+        add("proposed_total", stats.proposed);
+        add("tested_total", stats.tested);
+        add("accepted_total", stats.accepted);
+        add("forwards_total", stats.forwards);
+        add("model_seconds_total", seconds(stats.model_time));
+        add("step_seconds_total", seconds(stats.total_time));
+        const std::lock_guard lock(mutex_);
+        add("requests_running", running_.size());
+        for (const auto& [code, count] : requests_) add("requests_total{code=\"" + std::to_string(code) + "\"}", count);
         return text;
     }
 
     const cosrt::Engine engine_;
     const std::string model_;
     const std::size_t most_;
-    const std::time_t started_ = std::time(nullptr);
-    std::atomic<bool> draining_{false};
     std::atomic<std::uint64_t> last_id_{0};
-    std::mutex mutex_;  // for all below
+    std::mutex mutex_;  // for both below
     std::set<Job> running_;
     std::map<int, std::uint64_t> requests_;
-    cosrt::Stats totals_;
 };
-
-int serve(const std::string& config, int port, std::size_t most) {
-    // Blocked in all threads, those of ONNX Runtime too, so that this one can wait for them.
-    sigset_t signals;
-    sigemptyset(&signals);
-    sigaddset(&signals, SIGTERM);
-    sigaddset(&signals, SIGINT);
-    pthread_sigmask(SIG_BLOCK, &signals, nullptr);
-    const std::string file = config.substr(config.rfind('/') + 1);
-    Service service(cosrt::Engine::open(config).value(), file.substr(0, file.rfind(".json")), most);
-    httplib::Server server;
-    // A thread for each request that runs, and some for those that are refused or ask for metrics. Connections are not kept
-    // alive, since an idle one would hold a thread.
-    server.new_task_queue = [most] { return new httplib::ThreadPool(most + 8); };
-    server.set_keep_alive_max_count(1);
-    server.set_tcp_nodelay(true);
-    server.set_payload_max_length(16 << 20);
-    server.set_socket_options([](int socket) { httplib::set_socket_opt(socket, SOL_SOCKET, SO_REUSEADDR, 1); });
-    service.routes(server);
-    if (port == 0) port = server.bind_to_any_port("127.0.0.1");
-    else if (!server.bind_to_port("127.0.0.1", port)) port = -1;
-    if (port < 0) throw std::runtime_error("cannot listen on the port");
-
-    std::thread listener([&] { server.listen_after_bind(); });
-    server.wait_until_ready();
-    std::printf("listening on 127.0.0.1:%d\n", port);
-    std::fflush(stdout);
-
-    std::atomic<bool> over{false};
-    std::thread watcher([&] {
-        for (; !over; std::this_thread::sleep_for(std::chrono::milliseconds(50))) service.watch();
-    });
-    int signal = 0;
-    sigwait(&signals, &signal);
-    service.drain();
-    server.stop();
-    listener.join();
-    over = true;
-    watcher.join();
-    return 0;
-}
 
 }  // namespace
 
-int main(int argc, char** argv) {
-    int port = 8080, most = 32;
-    bool understood = argc >= 2 && argc % 2 == 0;
-    for (int i = 2; understood && i < argc; i += 2) {
-        const std::string name = argv[i];
-        if (name == "--port") port = std::atoi(argv[i + 1]);
-        else if (name == "--max-sessions") most = std::atoi(argv[i + 1]);
-        else understood = false;
-    }
-    if (!understood || most < 1) {
-        std::fprintf(stderr, "usage: %s CONFIG.json [--port N] [--max-sessions N]\n", argv[0]);
+int main(int argc, char** argv) try {
+    std::map<std::string, int> options{{"--port", 8080}, {"--max-sessions", 32}};
+    for (int i = 2; i + 1 < argc; i += 2) options[argv[i]] = std::stoi(argv[i + 1]);
+    int port = options["--port"], most = options["--max-sessions"];
+    if (argc % 2 != 0 || options.size() != 2 || most < 1 || port > 65535) {
+        std::cerr << "usage: " << argv[0] << " CONFIG.json [--port N] [--max-sessions N]\n";
         return 2;
     }
-    try {
-        return serve(argv[1], port, static_cast<std::size_t>(most));
-    } catch (const std::exception& error) {
-        std::fprintf(stderr, "server: %s\n", error.what());
-        return 1;
-    }
+    httplib::Server server;
+    // A thread for each request that runs and some for others; a connection that is kept alive would hold one when idle.
+    server.new_task_queue = [=] { return new httplib::ThreadPool(static_cast<std::size_t>(most) + 8); };
+    server.set_keep_alive_max_count(1);
+    server.set_tcp_nodelay(true);
+    server.set_payload_max_length(16 << 20);
+    // In place of SO_REUSEPORT, by which two servers would share a port.
+    server.set_socket_options([](int socket) { httplib::set_socket_opt(socket, SOL_SOCKET, SO_REUSEADDR, 1); });
+    Service service(server, argv[1], static_cast<std::size_t>(most));
+    if (port == 0) port = server.bind_to_any_port("127.0.0.1");
+    else if (!server.bind_to_port("127.0.0.1", port)) port = -1;
+    if (port < 0) throw std::runtime_error("cannot listen on the port");
+    for (const int signal : {SIGTERM, SIGINT}) std::signal(signal, [](int) { draining = true; });
+    std::cout << "listening on 127.0.0.1:" << port << std::endl;
+
+    std::thread watcher([&] {
+        while (service.watch()) std::this_thread::sleep_for(std::chrono::milliseconds(50));
+        server.stop();
+    });
+    server.listen_after_bind();
+    const bool asked = draining.exchange(true);
+    watcher.join();
+    return asked ? 0 : 1;
+} catch (const std::exception& error) {
+    std::cerr << "server: " << error.what() << '\n';
+    return 1;
 }

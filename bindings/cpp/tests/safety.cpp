@@ -108,6 +108,65 @@ void texts() {
     EXPECT(fails(stream.push({4096}), Code::invalid_argument));
 }
 
+/// All that a stream makes of the tokens, one by one, and whether a stop string ended it.
+std::pair<std::string, bool> streamed(cosrt::TextStream& stream, const std::vector<Token>& tokens) {
+    std::string text;
+    for (const Token& token : tokens) text += stream.push({&token, 1}).value();
+    const bool stopped = stream.stopped();
+    text += stream.finish().value();
+    return {text, stopped};
+}
+
+void stop_strings() {
+    const auto engine = cosrt::Engine::open("models/demo/engine.json").value();
+    const std::string text = "one two three, 漢字 🐈 four";
+    const auto tokens = engine.encode(text).value();
+    const std::pair<std::string, bool> whole{text, false}, two{"one ", true}, cat{"one two three, 漢字 ", true};
+    auto stream = engine.text_stream().value();
+    EXPECT(streamed(stream, tokens) == whole);
+
+    // Whatever holds them, and across tokens; the stream starts anew with the same ones.
+    EXPECT(stream.set_stops({"three", "two"}));
+    EXPECT(streamed(stream, tokens) == two);
+    EXPECT(!stream.stopped());
+    EXPECT(streamed(stream, tokens) == two);
+    const std::vector<std::string> strings{"🐈 fo", "never"};
+    EXPECT(stream.set_stops(strings));
+    EXPECT(streamed(stream, tokens) == cat);
+    EXPECT(stream.set_stops(std::array<std::string_view, 1>{std::string_view("two-and-more").substr(0, 3)}));
+    EXPECT(streamed(stream, tokens) == two);
+    EXPECT(stream.set_stops(std::vector<std::string>{"three", "ne t"}));
+    EXPECT(streamed(stream, tokens) == std::pair(std::string("o"), true));
+    EXPECT(stream.set_stops(cosrt::Span<const std::string>(strings)));
+    EXPECT(streamed(stream, tokens) == cat);
+
+    // Refused, and those before stay.
+    EXPECT(fails(stream.set_stops({"two", ""}), Code::invalid_argument));
+    EXPECT(fails(stream.set_stops({std::string_view()}), Code::invalid_argument));
+    EXPECT(fails(stream.set_stops({"\xff"}), Code::invalid_argument));
+    EXPECT(streamed(stream, tokens) == cat);
+    EXPECT(stream.set_stops({}));
+    EXPECT(streamed(stream, tokens) == whole);
+    EXPECT(stream.set_stops(std::vector<std::string>()));
+    EXPECT(streamed(stream, tokens) == whole);
+    EXPECT(stream.set_stops({std::string_view("two\0", 4)}));  // no C string, which would be found
+    EXPECT(streamed(stream, tokens) == whole);
+
+    // What may become a stop string is held back.
+    EXPECT(stream.set_stops({"four!"}));
+    std::string given(stream.push(tokens).value());
+    EXPECT(given == text.substr(0, text.find("four")));
+    given += stream.finish().value();
+    EXPECT(given == text);
+
+    // Behind one there is nothing, until the stream starts anew.
+    EXPECT(stream.set_stops({"two"}));
+    EXPECT(stream.push(tokens).value() == "one " && stream.stopped());
+    EXPECT(stream.push(tokens).value().empty() && stream.stopped());
+    EXPECT(stream.finish().value().empty() && !stream.stopped());
+    EXPECT(stream.push(tokens).value() == "one ");
+}
+
 void sessions() {
     const auto engine = open();
     cosrt::SessionOptions options;
@@ -130,6 +189,13 @@ void sessions() {
     EXPECT(stats.tokens == 8 && stats.steps > 0 && stats.forwards > 0 && stats.positions >= stats.tokens);
     EXPECT(stats.total_time >= stats.model_time && stats.model_time.count() > 0);
     EXPECT(stats.proposed >= stats.tested && stats.tested >= stats.accepted && stats.near_ties <= stats.tokens);
+    EXPECT(engine.stats().value().tokens == 8 && engine.stats().value().model_time == stats.model_time);
+    {
+        auto other = engine.session(options).value();
+        other.prompt(prompt).value();
+        for (const auto& step : other.steps()) step.value();
+    }
+    EXPECT(engine.stats().value().tokens == 16);  // those of destroyed sessions too
 
     EXPECT(session.set_weights({1, 0}));
     EXPECT(fails(session.set_weights({1}), Code::invalid_argument));
@@ -175,6 +241,8 @@ void lifetimes() {
     const cosrt::TextStream moved_stream = std::move(stream);
     EXPECT(fails(stream.push({1}), Code::invalid_argument));
     EXPECT(fails(stream.finish(), Code::invalid_argument));
+    EXPECT(fails(stream.set_stops({"two"}), Code::invalid_argument));
+    EXPECT(!stream.stopped());
     cosrt::Engine first = open();
     const cosrt::Engine second = std::move(first);
     EXPECT(fails(first.session(), Code::invalid_argument));
@@ -182,6 +250,7 @@ void lifetimes() {
     EXPECT(fails(first.encode("to"), Code::invalid_argument));
     EXPECT(fails(first.decode({1}), Code::invalid_argument));
     EXPECT(fails(first.describe(), Code::invalid_argument));
+    EXPECT(fails(first.stats(), Code::invalid_argument));
     EXPECT(first.vocab_size() == 0 && first.model_count() == 0);
 
     session = second.session().value();  // assigned to, it is a session again
@@ -284,6 +353,7 @@ int main() {
     engines();
     spans();
     texts();
+    stop_strings();
     sessions();
     lifetimes();
     combinations();
