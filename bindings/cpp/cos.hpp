@@ -590,7 +590,7 @@ public:
         return detail::checked(cos_text_stream_set_stops(raw(), pointers.data(), bytes.data(), pointers.size()));
     }
 
-    /** Whether a stop string has ended the text. Tokens then make no more text until finish(). */
+    /** Whether a stop string has ended the text, or did when that was finished. Tokens then make no more text until finish(). */
     bool stopped() const noexcept { return cos_text_stream_stopped(raw()) != 0; }
 
     /**
@@ -609,8 +609,8 @@ public:
     }
 
     /**
-     * The rest of the text: what was held back, with U+FFFD for bytes that are no character, up to a stop string. The stream
-     * starts anew, with the same stop strings. Lent as by push().
+     * The rest of the text: what was held back, with U+FFFD for bytes that are no character, up to a stop string. The
+     * next push starts anew, with the same stop strings. Lent as by push().
      */
     Result<std::string_view> finish() {
         const char* text = nullptr;

@@ -718,8 +718,8 @@ struct cos_error *cos_text_stream_set_stops(struct cos_text_stream *stream,
                                             size_t stops_count);
 
 /**
- * Whether a stop string has ended the text: 1 if it has, otherwise 0, also if `stream` is NULL. Tokens then make no more
- * text until cos_text_stream_finish.
+ * Whether a stop string has ended the text, or did when that was finished: 1 if it has, otherwise 0, also if `stream` is
+ * NULL. Tokens then make no more text until cos_text_stream_finish.
  *
  * Since 0.1.
  */
@@ -745,8 +745,8 @@ struct cos_error *cos_text_stream_push(struct cos_text_stream *stream,
                                        size_t *out_bytes);
 
 /**
- * The rest of the text: what was held back, with U+FFFD for bytes that are no character, up to a stop string. The stream
- * starts anew, with the same stop strings.
+ * The rest of the text: what was held back, with U+FFFD for bytes that are no character, up to a stop string. The
+ * next push starts anew, with the same stop strings.
  *
  * @param stream     in/out, must not be NULL
  * @param out_text   as for cos_text_stream_push
@@ -754,9 +754,7 @@ struct cos_error *cos_text_stream_push(struct cos_text_stream *stream,
  * @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT, BUSY
  * Since 0.1.
  */
-struct cos_error *cos_text_stream_finish(struct cos_text_stream *stream,
-                                         const char **out_text,
-                                         size_t *out_bytes);
+struct cos_error *cos_text_stream_finish(struct cos_text_stream *stream, const char **out_text, size_t *out_bytes);
 
 /**
  * Free a stream of text. NULL is fine.

@@ -178,8 +178,8 @@ pub unsafe extern "C" fn cos_text_stream_set_stops(
     })
 }
 
-/// Whether a stop string has ended the text: 1 if it has, otherwise 0, also if `stream` is NULL. Tokens then make no more
-/// text until cos_text_stream_finish.
+/// Whether a stop string has ended the text, or did when that was finished: 1 if it has, otherwise 0, also if `stream` is
+/// NULL. Tokens then make no more text until cos_text_stream_finish.
 ///
 /// Since 0.1.
 ///
@@ -221,8 +221,8 @@ pub unsafe extern "C" fn cos_text_stream_push(
     }
 }
 
-/// The rest of the text: what was held back, with U+FFFD for bytes that are no character, up to a stop string. The stream
-/// starts anew, with the same stop strings.
+/// The rest of the text: what was held back, with U+FFFD for bytes that are no character, up to a stop string. The
+/// next push starts anew, with the same stop strings.
 ///
 /// @param stream     in/out, must not be NULL
 /// @param out_text   as for cos_text_stream_push

@@ -800,10 +800,11 @@ static void streaming(const cos_engine *engine) {
     CHECK(cos_text_stream_stopped(stream) == 1);
     OK(cos_text_stream_finish(stream, &piece, &bytes));
     CHECK(bytes == 0);
-    CHECK(cos_text_stream_stopped(stream) == 0);
+    CHECK(cos_text_stream_stopped(stream) == 1);
     OK(cos_text_stream_set_stops(stream, NULL, NULL, 0));
     OK(cos_text_stream_push(stream, tokens, count, &piece, &bytes));
     CHECK(bytes == TEXT_BYTES);
+    CHECK(cos_text_stream_stopped(stream) == 0);
     cos_text_stream_free(stream);
 }
 

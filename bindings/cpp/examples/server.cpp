@@ -102,9 +102,10 @@ struct Completion {
         const cosrt::Step step = session.step().value();
         if (step.finish == cosrt::Finish::cancelled) throw Problem{499, "the client left"};
         std::string piece(text.push(step.tokens).value());
-        if (text.stopped() || step.finish == cosrt::Finish::stop) finish = "stop";
-        else if (step.finished()) finish = "length";
-        if (!finish.is_null()) piece += text.finish().value();
+        if (text.stopped() || step.finished()) {
+            piece += text.finish().value();
+            finish = text.stopped() || step.finish == cosrt::Finish::stop ? "stop" : "length";
+        }
         return piece;
     }
 
@@ -266,10 +267,8 @@ int main(int argc, char** argv) try {
     std::map<std::string, int> options{{"--port", 8080}, {"--max-sessions", 32}};
     for (int i = 2; i + 1 < argc; i += 2) options[argv[i]] = std::stoi(argv[i + 1]);
     int port = options["--port"], most = options["--max-sessions"];
-    if (argc % 2 != 0 || options.size() != 2 || most < 1 || port > 65535) {
-        std::cerr << "usage: " << argv[0] << " CONFIG.json [--port N] [--max-sessions N]\n";
-        return 2;
-    }
+    if (argc % 2 != 0 || options.size() != 2 || most < 1 || port > 65535)
+        throw std::invalid_argument("usage: server CONFIG.json [--port N] [--max-sessions N]");
     httplib::Server server;
     // A thread for each request that runs and some for others; a connection that is kept alive would hold one when idle.
     server.new_task_queue = [=] { return new httplib::ThreadPool(static_cast<std::size_t>(most) + 8); };

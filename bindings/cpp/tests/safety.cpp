@@ -112,9 +112,8 @@ void texts() {
 std::pair<std::string, bool> streamed(cosrt::TextStream& stream, const std::vector<Token>& tokens) {
     std::string text;
     for (const Token& token : tokens) text += stream.push({&token, 1}).value();
-    const bool stopped = stream.stopped();
     text += stream.finish().value();
-    return {text, stopped};
+    return {text, stream.stopped()};
 }
 
 void stop_strings() {
@@ -128,7 +127,6 @@ void stop_strings() {
     // Whatever holds them, and across tokens; the stream starts anew with the same ones.
     EXPECT(stream.set_stops({"three", "two"}));
     EXPECT(streamed(stream, tokens) == two);
-    EXPECT(!stream.stopped());
     EXPECT(streamed(stream, tokens) == two);
     const std::vector<std::string> strings{"🐈 fo", "never"};
     EXPECT(stream.set_stops(strings));
@@ -163,7 +161,8 @@ void stop_strings() {
     EXPECT(stream.set_stops({"two"}));
     EXPECT(stream.push(tokens).value() == "one " && stream.stopped());
     EXPECT(stream.push(tokens).value().empty() && stream.stopped());
-    EXPECT(stream.finish().value().empty() && !stream.stopped());
+    EXPECT(stream.finish().value().empty() && stream.stopped());
+    EXPECT(stream.push({}).value().empty() && !stream.stopped());
     EXPECT(stream.push(tokens).value() == "one ");
 }
 
