@@ -178,7 +178,8 @@ func (s *Session) step() Step {
 	return step
 }
 
-// Steps steps until the sequence is finished: the last step says why. It ends with an error where [Session.Step] has one.
+// Steps steps until the sequence is finished: the last step says why. An error of [Session.Step], such as that of a
+// context that has ended, comes last and with no tokens.
 func (s *Session) Steps(ctx context.Context) iter.Seq2[Step, error] {
 	return func(yield func(Step, error) bool) {
 		for {

@@ -53,8 +53,8 @@ func (t *TextStream) SetStops(stops ...string) error {
 	texts := make([]*C.char, len(stops))
 	lengths := make([]C.size_t, len(stops))
 	for i, stop := range stops {
-		// A copy, because the bytes of a string may be anybody's, and only Go's can be pinned.
-		texts[i] = (*C.char)(pin(&pinner, []byte(stop)))
+		texts[i] = (*C.char)(unsafe.Pointer(unsafe.StringData(stop)))
+		pinner.Pin(texts[i])
 		lengths[i] = C.size_t(len(stop))
 	}
 	return check(C.cos_text_stream_set_stops(stream, unsafe.SliceData(texts), unsafe.SliceData(lengths),
