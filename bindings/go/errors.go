@@ -122,9 +122,3 @@ func check(e *C.cos_error) error {
 	defer C.cos_error_free(e)
 	return &Error{Code: Code(C.cos_error_code(e)), Message: C.GoString(C.cos_error_message(e))}
 }
-
-// errBusy is the same as the library's, which cannot be left to find it: what a call lends is copied after the call, and
-// until then another goroutine must not begin the next.
-func errBusy(what string) error {
-	return &Error{Code: ErrBusy, Message: what + " is in use by another goroutine"}
-}

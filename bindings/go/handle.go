@@ -62,3 +62,25 @@ func (h *handle[P]) closed() bool {
 	defer h.mu.Unlock()
 	return !h.open
 }
+
+// exclusive is a handle that one goroutine at a time may use. The library would not refuse every second one, for what a
+// call lends is copied after the call, and no other must begin until then.
+type exclusive[P any] struct {
+	handle[P]
+	inUse sync.Mutex // only ever tried
+}
+
+// begin begins a call that no other may run beside. Unless there is an error, end must end it.
+func (x *exclusive[P]) begin() (object P, err error) {
+	if object, err = x.acquire(); err == nil && !x.inUse.TryLock() {
+		x.release()
+		err = &Error{Code: ErrBusy, Message: "in use by another goroutine"}
+	}
+	return object, err
+}
+
+// end ends a call.
+func (x *exclusive[P]) end() {
+	x.inUse.Unlock()
+	x.release()
+}

@@ -10,16 +10,13 @@ import (
 	"runtime"
 	"runtime/cgo"
 	"slices"
-	"sync"
 	"sync/atomic"
-	"time"
 	"unsafe"
 )
 
 // Session is one sequence. One goroutine at a time may use it, except for Cancel, Stats and Close.
 type Session struct {
-	handle[*C.cos_session]
-	inUse       sync.Mutex // only ever tried
+	exclusive[*C.cos_session]
 	result      C.cos_step_result
 	combination *combination // or nil
 	cancelled   atomic.Bool  // Cancel was called, and no step has said so yet
@@ -68,20 +65,6 @@ type Step struct {
 	Finish           Finish
 }
 
-// Stats is what a session did so far, up to the last call that ended.
-type Stats struct {
-	Steps     uint64        // steps in the library: a step that met a cancellation nobody waited for counts twice
-	Tokens    uint64        // tokens committed, prompts excluded
-	Proposed  uint64        // proposals made
-	Tested    uint64        // proposals that reached an accept or reject decision
-	Accepted  uint64        // proposals accepted
-	Forwards  uint64        // passes of all models, those over nothing but prompt excluded
-	Positions uint64        // positions that all models scored, those of the prompt excluded
-	ModelTime time.Duration // inside ONNX Runtime, prompts included
-	TotalTime time.Duration // inside steps
-	NearTies  uint64        // greedy choices between two nearly equal scores
-}
-
 // NewSession starts an empty sequence.
 func (e *Engine) NewSession(options Options) (*Session, error) {
 	engine, err := e.acquire()
@@ -121,24 +104,6 @@ func (s *Session) Close() error {
 		s.release()
 	}
 	return nil
-}
-
-// begin begins a call that no other may run beside. Unless there is an error, end must end it.
-func (s *Session) begin() (*C.cos_session, error) {
-	session, err := s.acquire()
-	if err != nil {
-		return nil, err
-	}
-	if !s.inUse.TryLock() {
-		s.release()
-		return nil, errBusy("the session")
-	}
-	return session, nil
-}
-
-func (s *Session) end() {
-	s.inUse.Unlock()
-	s.release()
 }
 
 // Prompt appends tokens to the sequence: its prompt, or the next turn of a chat between steps. A finished sequence goes
@@ -213,7 +178,8 @@ func (s *Session) step() Step {
 	return step
 }
 
-// Steps steps until the sequence is finished: the last step says why. It ends with an error where [Session.Step] has one.
+// Steps steps until the sequence is finished: the last step says why. An error of [Session.Step], such as that of a
+// context that has ended, comes last and with no tokens.
 func (s *Session) Steps(ctx context.Context) iter.Seq2[Step, error] {
 	return func(yield func(Step, error) bool) {
 		for {
@@ -243,30 +209,4 @@ func (s *Session) interrupt() {
 		_ = check(C.cos_cancel(session)) // as in Close
 		s.release()
 	}
-}
-
-// Stats is what the session did so far. It may be called at any time.
-func (s *Session) Stats() (Stats, error) {
-	session, err := s.acquire()
-	if err != nil {
-		return Stats{}, err
-	}
-	defer s.release()
-	var stats C.cos_stats
-	stats.struct_size = C.sizeof_cos_stats
-	if err := check(C.cos_session_stats(session, &stats)); err != nil {
-		return Stats{}, err
-	}
-	return Stats{
-		Steps:     uint64(stats.steps),
-		Tokens:    uint64(stats.tokens),
-		Proposed:  uint64(stats.proposed),
-		Tested:    uint64(stats.tested),
-		Accepted:  uint64(stats.accepted),
-		Forwards:  uint64(stats.forwards),
-		Positions: uint64(stats.positions),
-		ModelTime: time.Duration(stats.model_ns),
-		TotalTime: time.Duration(stats.total_ns),
-		NearTies:  uint64(stats.near_ties),
-	}, nil
 }

@@ -4,15 +4,14 @@ package cos
 import "C"
 
 import (
-	"sync"
+	"runtime"
 	"unsafe"
 )
 
-// TextStream turns a stream of tokens into a stream of text that is cut between characters only. One goroutine at a time
-// may use it.
+// TextStream turns a stream of tokens into a stream of text that is cut between characters only, and ends before a stop
+// string if there are any. One goroutine at a time may use it.
 type TextStream struct {
-	handle[*C.cos_text_stream]
-	inUse sync.Mutex // only ever tried
+	exclusive[*C.cos_text_stream]
 }
 
 // NewTextStream starts a stream of text.
@@ -40,16 +39,49 @@ func (t *TextStream) Close() error {
 	return nil
 }
 
+// SetStops ends the text before the first of some strings that appears in it: the one that is complete first, and the
+// longest of those. They must be valid UTF-8 and not empty, and may reach across tokens. They replace those set before,
+// unless there is an error; what was given out stays.
+func (t *TextStream) SetStops(stops ...string) error {
+	stream, err := t.begin()
+	if err != nil {
+		return err
+	}
+	defer t.end()
+	var pinner runtime.Pinner
+	defer pinner.Unpin()
+	texts := make([]*C.char, len(stops))
+	lengths := make([]C.size_t, len(stops))
+	for i, stop := range stops {
+		texts[i] = (*C.char)(unsafe.Pointer(unsafe.StringData(stop)))
+		pinner.Pin(texts[i])
+		lengths[i] = C.size_t(len(stop))
+	}
+	return check(C.cos_text_stream_set_stops(stream, unsafe.SliceData(texts), unsafe.SliceData(lengths),
+		C.size_t(len(stops))))
+}
+
+// Stopped tells whether a stop string has ended the text: tokens then make no more text until Finish. It is false after
+// Close.
+func (t *TextStream) Stopped() bool {
+	stream, err := t.acquire()
+	if err != nil {
+		return false
+	}
+	defer t.release()
+	return C.cos_text_stream_stopped(stream) != 0
+}
+
 // Push gives the text that further tokens complete, such as those of a step. The bytes of an unfinished character are held
-// back until it is whole.
+// back until it is whole, and what may become a stop string until that is certain.
 func (t *TextStream) Push(tokens []int32) (string, error) {
 	return t.read(func(stream *C.cos_text_stream, text **C.char, bytes *C.size_t) *C.cos_error {
 		return C.cos_text_stream_push(stream, cTokens(tokens), C.size_t(len(tokens)), text, bytes)
 	})
 }
 
-// Finish gives the rest of the text: what was held back, with U+FFFD for bytes that are no character. The stream starts
-// anew.
+// Finish gives the rest of the text: what was held back, with U+FFFD for bytes that are no character, up to a stop string.
+// The stream starts anew, with the same stop strings.
 func (t *TextStream) Finish() (string, error) {
 	return t.read(func(stream *C.cos_text_stream, text **C.char, bytes *C.size_t) *C.cos_error {
 		return C.cos_text_stream_finish(stream, text, bytes)
@@ -57,15 +89,11 @@ func (t *TextStream) Finish() (string, error) {
 }
 
 func (t *TextStream) read(call func(*C.cos_text_stream, **C.char, *C.size_t) *C.cos_error) (string, error) {
-	stream, err := t.acquire()
+	stream, err := t.begin()
 	if err != nil {
 		return "", err
 	}
-	defer t.release()
-	if !t.inUse.TryLock() {
-		return "", errBusy("the stream")
-	}
-	defer t.inUse.Unlock()
+	defer t.end()
 	var text *C.char
 	var bytes C.size_t
 	if err := check(call(stream, &text, &bytes)); err != nil || bytes == 0 {

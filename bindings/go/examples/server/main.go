@@ -6,21 +6,24 @@ package main
 import (
 	"cmp"
 	"context"
-	"crypto/rand"
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
 	"log"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
 	"os/signal"
 	"path/filepath"
-	"strconv"
+	"reflect"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
+	"unicode/utf8"
 
 	cos "example.com/cos/bindings/go"
 	"github.com/prometheus/client_golang/prometheus"
@@ -28,303 +31,269 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 )
 
+// patience is for clients that are slow to send or to read: they must not hold up the end for ever.
+const patience = 30 * time.Second
+
 func main() {
-	flags := flag.NewFlagSet("server", flag.ExitOnError)
-	port := flags.Int("port", 8080, "port on 127.0.0.1; 0 is any free one")
-	sessions := flags.Int("max-sessions", 32, "requests that are decoded at once")
+	port := flag.Uint("port", 8080, "port on 127.0.0.1; 0 is any free one")
+	sessions := flag.Uint("max-sessions", 32, "requests that are decoded at once")
 	if len(os.Args) < 2 || strings.HasPrefix(os.Args[1], "-") {
 		log.Fatal("usage: server CONFIG.json [--port N] [--max-sessions N]")
 	}
-	_ = flags.Parse(os.Args[2:]) // exits by itself
-	if err := run(os.Args[1], *port, *sessions); err != nil {
+	_ = flag.CommandLine.Parse(os.Args[2:]) // exits by itself
+	signals, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	engine, err := cos.Open(os.Args[1])
+	if err != nil {
 		log.Fatal(err)
 	}
-}
-
-func run(config string, port, sessions int) error {
-	stop, cancel := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
-	defer cancel()
-	engine, err := cos.Open(config)
+	listener, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", *port))
 	if err != nil {
-		return err
+		log.Fatal(err)
 	}
-	defer engine.Close()
-	listener, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
-	if err != nil {
-		return err
-	}
-	name := strings.TrimSuffix(filepath.Base(config), ".json")
-	server := &http.Server{Handler: newServer(engine, name, sessions), ReadHeaderTimeout: 10 * time.Second}
-	failed := make(chan error, 1)
-	go func() { failed <- server.Serve(listener) }()
+	handler := newHandler(engine, strings.TrimSuffix(filepath.Base(os.Args[1]), ".json"), *sessions)
+	server := &http.Server{Handler: handler, ReadTimeout: patience, WriteTimeout: patience}
+	go func() {
+		if err := server.Serve(listener); err != http.ErrServerClosed {
+			log.Fatal(err)
+		}
+	}()
 	fmt.Printf("listening on %v\n", listener.Addr())
-	select {
-	case err := <-failed:
-		return err
-	case <-stop.Done():
-		return server.Shutdown(context.Background()) // waits for what runs
-	}
+	<-signals.Done()
+	stop()                                    // a second signal ends at once
+	_ = server.Shutdown(context.Background()) // waits for what runs
 }
 
-type server struct {
+type service struct {
 	engine   *cos.Engine
 	model    string
 	slots    chan struct{} // one for each completion that runs
 	requests *prometheus.CounterVec
-	counters []counter
 }
 
-// counter is a metric that grows with a member of the statistics.
-type counter struct {
-	prometheus.Counter
-	of func(cos.Stats) float64
-}
-
-func newServer(engine *cos.Engine, model string, sessions int) http.Handler {
+func newHandler(engine *cos.Engine, model string, sessions uint) http.Handler {
 	registry := prometheus.NewRegistry()
 	metrics := promauto.With(registry)
-	counts := func(what string, of func(cos.Stats) float64) counter {
-		return counter{metrics.NewCounter(prometheus.CounterOpts{Name: "cos_" + what + "_total"}), of}
-	}
-	s := &server{engine: engine, model: model, slots: make(chan struct{}, sessions),
-		requests: metrics.NewCounterVec(prometheus.CounterOpts{Name: "cos_requests_total"}, []string{"code"}),
-		counters: []counter{
-			counts("tokens", func(s cos.Stats) float64 { return float64(s.Tokens) }),
-			counts("proposed", func(s cos.Stats) float64 { return float64(s.Proposed) }),
-			counts("tested", func(s cos.Stats) float64 { return float64(s.Tested) }),
-			counts("accepted", func(s cos.Stats) float64 { return float64(s.Accepted) }),
-			counts("forwards", func(s cos.Stats) float64 { return float64(s.Forwards) }),
-			counts("model_seconds", func(s cos.Stats) float64 { return s.ModelTime.Seconds() }),
-			counts("step_seconds", func(s cos.Stats) float64 { return s.TotalTime.Seconds() }),
-		}}
+	s := &service{engine, model, make(chan struct{}, sessions),
+		metrics.NewCounterVec(prometheus.CounterOpts{Name: "cos_requests_total"}, []string{"code"})}
 	metrics.NewGaugeFunc(prometheus.GaugeOpts{Name: "cos_requests_running"}, func() float64 { return float64(len(s.slots)) })
-
+	totals := func() map[string]float64 {
+		stats, _ := engine.Stats() // fails only after Close
+		return map[string]float64{
+			"tokens": float64(stats.Tokens), "proposed": float64(stats.Proposed), "tested": float64(stats.Tested),
+			"accepted": float64(stats.Accepted), "forwards": float64(stats.Forwards),
+			"model_seconds": stats.ModelTime.Seconds(), "step_seconds": stats.TotalTime.Seconds(),
+		}
+	}
+	for name := range totals() {
+		metrics.NewCounterFunc(prometheus.CounterOpts{Name: "cos_" + name + "_total"}, func() float64 { return totals()[name] })
+	}
 	about := object{"id": model, "object": "model", "created": time.Now().Unix(), "owned_by": "cos"}
+	models := object{"object": "list", "data": []object{about}}
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{}))
-	mux.HandleFunc("GET /v1/models", func(w http.ResponseWriter, _ *http.Request) {
-		reply(w, http.StatusOK, object{"object": "list", "data": []object{about}})
-	})
-	mux.HandleFunc("GET /v1/models/"+model, func(w http.ResponseWriter, _ *http.Request) { reply(w, http.StatusOK, about) })
+	mux.HandleFunc("GET /v1/models", func(w http.ResponseWriter, _ *http.Request) { reply(w, models, nil) })
 	mux.HandleFunc("POST /v1/completions", s.completions)
-	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
-		reply(w, http.StatusNotFound, object{"error": refusal(http.StatusNotFound, nil, nil, "there is no %s", r.URL.Path)})
-	})
+	mux.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) { reply(w, nil, errPath) })
 	return mux
 }
 
 // completions answers a request. It is over and counted before its last bytes are sent, so that a client finds it so.
-func (s *server) completions(w http.ResponseWriter, r *http.Request) {
-	c, err := s.begin(w, r)
-	var last choice
+func (s *service) completions(w http.ResponseWriter, r *http.Request) {
+	id, created := fmt.Sprintf("cmpl-%016x", rand.Uint64()), time.Now().Unix()
+	body := func(usage object, choices ...object) object {
+		return object{"id": id, "object": "text_completion", "created": created, "model": s.model,
+			"choices": append([]object{}, choices...), "usage": usage}
+	}
+	var last, usage object
+	streams := false // a piece was sent
+	c, err := s.read(w, r)
 	if err == nil {
-		last, err = c.decode(r.Context(), func(piece choice) { send(w, c.body(nil, piece)) })
+		last, usage, err = s.decode(r.Context(), c, func(piece string) {
+			streams = true
+			send(w, body(nil, choice(piece, nil)))
+		})
 	}
-	status, failure := http.StatusOK, toAPI(err)
+	status, failure := explain(nil, err)
 	if r.Context().Err() != nil {
-		status = 499 // the client left
-	} else if err != nil {
-		status = failure.status
+		status = 499 // the client has left
 	}
-	s.requests.WithLabelValues(strconv.Itoa(status)).Inc()
-	streams := c != nil && c.Stream
+	s.requests.WithLabelValues(fmt.Sprint(status)).Inc()
 	switch {
 	case err != nil && streams:
-		send(w, object{"error": failure})
-	case err != nil:
-		reply(w, status, object{"error": failure})
-	case streams:
-		send(w, c.body(nil, last))
+		send(w, failure)
+	case err == nil && c.Stream:
+		send(w, body(nil, last))
 		if c.StreamOptions.IncludeUsage {
-			send(w, c.body(c.usage()))
+			send(w, body(usage))
 		}
 		fmt.Fprint(w, "data: [DONE]\n\n")
 	default:
-		reply(w, status, c.body(c.usage(), last))
+		reply(w, body(usage, last), err)
 	}
+}
+
+// decode decodes until the sequence ends, or its text. It gives the text of a stream out as it comes, and returns the rest.
+func (s *service) decode(ctx context.Context, c *completion, give func(string)) (last, usage object, err error) {
+	select {
+	case s.slots <- struct{}{}:
+		defer func() { <-s.slots }()
+	default:
+		return nil, nil, fmt.Errorf("%w: too many requests are running", cos.ErrBusy)
+	}
+	session, err := s.engine.NewSession(c.options)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer session.Close()
+	text, err := s.engine.NewTextStream()
+	if err != nil {
+		return nil, nil, err
+	}
+	defer text.Close()
+	if err := errors.Join(text.SetStops(c.Stop.array...), session.Prompt(c.Prompt.array)); err != nil {
+		return nil, nil, err
+	}
+	held, finish := "", "length"
+	for step, err := range session.Steps(ctx) {
+		piece, pushErr := text.Push(step.Tokens)
+		if err := cmp.Or(err, pushErr); err != nil {
+			return nil, nil, err
+		}
+		held += piece
+		if step.Finish == cos.FinishStop || text.Stopped() {
+			finish = "stop"
+			break
+		}
+		if c.Stream && held != "" {
+			give(held)
+			held = ""
+		}
+	}
+	rest, err := text.Finish()
+	stats, statsErr := session.Stats()
+	prompt, completion := len(c.Prompt.array), int(stats.Tokens)
+	usage = object{"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+	return choice(held+rest, finish), usage, cmp.Or(err, statsErr)
 }
 
 type object = map[string]any
 
-// reply answers with JSON. A client that left does not read it, which does no harm.
-func reply(w http.ResponseWriter, status int, body any) {
+// choice is a text or a piece of one, of which the last has a finish_reason.
+func choice(text string, finish any) object {
+	return object{"index": 0, "text": text, "logprobs": nil, "finish_reason": finish}
+}
+
+// reply answers with JSON: a body or an error. A client that left does not read it, which does no harm.
+func reply(w http.ResponseWriter, body object, err error) {
+	status, body := explain(body, err)
+	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(patience))
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)
 	_ = json.NewEncoder(w).Encode(body)
 }
 
-// send sends an event of a stream.
-func send(w http.ResponseWriter, body any) {
-	fmt.Fprint(w, "data: ")
-	_ = json.NewEncoder(w).Encode(body) // ends the line
-	fmt.Fprintln(w)
-	_ = http.NewResponseController(w).Flush()
+// send sends an event of a stream. If it cannot, the context of the request ends.
+func send(w http.ResponseWriter, body object) {
+	controller := http.NewResponseController(w)
+	_ = controller.SetWriteDeadline(time.Now().Add(patience))
+	w.Header().Set("Content-Type", "text/event-stream")
+	text, _ := json.Marshal(body)
+	fmt.Fprintf(w, "data: %s\n\n", text)
+	_ = controller.Flush()
 }
 
-// completion is a request that is decoded.
+// completion is the body of a request. A member that is null keeps its default.
 type completion struct {
-	*request
-	server         *server
-	session        *cos.Session
-	text           *cos.TextStream
-	prompt, tokens int // how many
-	id             string
+	Model         string         `json:"model"`
+	Prompt        textOr[int32]  `json:"prompt"`
+	MaxTokens     uint32         `json:"max_tokens"`
+	Temperature   float32        `json:"temperature"`
+	TopP          float32        `json:"top_p"`
+	Seed          uint64         `json:"seed"`
+	Stop          textOr[string] `json:"stop"`
+	Stream        bool           `json:"stream"`
+	StreamOptions struct {
+		IncludeUsage bool `json:"include_usage"`
+	} `json:"stream_options"`
+	Cos struct {
+		Strategy string          `json:"strategy"`
+		Weights  textOr[float32] `json:"weights"`
+	} `json:"cos"`
+	options cos.Options
 }
 
-// begin reads a request and makes its session, if there is a slot.
-func (s *server) begin(w http.ResponseWriter, r *http.Request) (c *completion, err error) {
-	select {
-	case s.slots <- struct{}{}:
-	default:
-		return nil, &apiError{http.StatusTooManyRequests, "too many requests are running", "rate_limit_error", nil, nil}
+// textOr is a text or an array.
+type textOr[T any] struct {
+	text  *string
+	array []T
+}
+
+// UnmarshalJSON refuses null in an array, which encoding/json takes for zero.
+func (t *textOr[T]) UnmarshalJSON(data []byte) error {
+	if data[0] != '[' {
+		return json.Unmarshal(data, &t.text)
 	}
-	c = &completion{server: s, id: "cmpl-" + rand.Text(), text: new(cos.TextStream), session: new(cos.Session)}
-	defer func() {
-		if err != nil {
-			c.close()
-			c = nil
+	var elements []*T
+	if err := json.Unmarshal(data, &elements); err != nil || slices.Contains(elements, nil) {
+		return cmp.Or(err, errors.New("null in an array"))
+	}
+	return json.Unmarshal(data, &t.array)
+}
+
+// read reads a request. What the library checks is left to it.
+func (s *service) read(w http.ResponseWriter, r *http.Request) (*completion, error) {
+	c := &completion{MaxTokens: 16, Temperature: 1, TopP: 1, Seed: rand.Uint64()}
+	c.Cos.Strategy = "auto"
+	var members object
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, 4<<20))
+	if err := cmp.Or(err, json.Unmarshal(body, &members), json.Unmarshal(body, c)); err != nil {
+		return nil, fmt.Errorf("%w: %w", cos.ErrInvalidArgument, err)
+	}
+	// What is not supported must be as it is by default.
+	for name, only := range map[string]any{"n": 1.0, "best_of": 1.0, "echo": false, "suffix": "", "logprobs": nil,
+		"presence_penalty": 0.0, "frequency_penalty": 0.0, "logit_bias": object{}} {
+		if value := members[name]; value != nil && !reflect.DeepEqual(value, only) {
+			return nil, fmt.Errorf("%w: %s", cos.ErrUnsupported, name)
 		}
-	}()
-	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, 16<<20))
-	if err != nil {
-		return c, refusal(http.StatusBadRequest, nil, nil, "the body cannot be read: %v", err)
 	}
-	var options cos.Options
-	if c.request, options, err = s.parse(body); err != nil {
-		return c, err
+	switch {
+	case !utf8.Valid(body):
+		return nil, fmt.Errorf("%w: the body is not UTF-8", cos.ErrInvalidArgument)
+	case c.Cos.Weights.text != nil:
+		return nil, fmt.Errorf("%w: weights must be an array", cos.ErrInvalidArgument)
+	case c.Model != s.model:
+		return nil, fmt.Errorf("%w: %q", errModel, c.Model)
 	}
-	tokens := c.Prompt.list
+	if c.Stop.text != nil {
+		c.Stop.array = []string{*c.Stop.text}
+	}
+	strategy := slices.Index([]string{"auto", "standard", "speculative", "cos"}, c.Cos.Strategy) // the library refuses -1
+	c.options = cos.Options{Strategy: cos.Strategy(strategy), Temperature: c.Temperature, TopP: c.TopP, Seed: c.Seed,
+		MaxTokens: c.MaxTokens, Weights: c.Cos.Weights.array}
 	if c.Prompt.text != nil {
-		if tokens, err = s.engine.Encode(*c.Prompt.text, true); err != nil {
-			return c, err
-		}
+		c.Prompt.array, err = s.engine.Encode(*c.Prompt.text, true)
 	}
-	session, err := s.engine.NewSession(options)
-	if err != nil {
-		return c, err
-	}
-	c.session = session
-	if err = session.Prompt(tokens); err != nil {
-		return c, err
-	}
-	text, err := s.engine.NewTextStream()
-	if err != nil {
-		return c, err
-	}
-	c.text = text
-	c.prompt = len(tokens)
-	if c.Stream {
-		w.Header().Set("Content-Type", "text/event-stream")
-		_ = http.NewResponseController(w).Flush()
-	}
-	return c, nil
+	return c, err
 }
 
-func (c *completion) close() {
-	_, _ = c.session.Close(), c.text.Close()
-	<-c.server.slots
-}
+var errModel, errPath = errors.New("there is no such model"), errors.New("there is nothing at this path")
 
-// choice is a text, or a piece of one. The last piece has a finish_reason.
-type choice struct {
-	Index        int       `json:"index"`
-	Text         string    `json:"text"`
-	Logprobs     *logprobs `json:"logprobs"`
-	FinishReason *string   `json:"finish_reason"`
-}
-
-type logprobs struct {
-	Tokens        []string  `json:"tokens"`
-	TokenLogprobs []float32 `json:"token_logprobs"`
-	TopLogprobs   *struct{} `json:"top_logprobs"`
-}
-
-// decode decodes until the sequence or the text ends, closes, and returns what was not yet given out. A stream gives text
-// out as soon as it cannot become a stop string.
-func (c *completion) decode(ctx context.Context, give func(choice)) (held choice, err error) {
-	defer c.close()
-	var counted cos.Stats
-	for step, err := range c.session.Steps(ctx) {
-		if stats, err := c.session.Stats(); err == nil {
-			for _, counter := range c.server.counters {
-				counter.Add(counter.of(stats) - counter.of(counted))
-			}
-			counted = stats
-		}
-		if err == nil {
-			err = c.read(step, &held)
-		}
-		if err != nil {
-			return held, err
-		}
-		ready, stopped := cut(held.Text, c.Stop.list)
-		if stopped {
-			held.Text, held.FinishReason = held.Text[:ready], &finishStop
-		}
-		if held.FinishReason != nil {
-			break
-		}
-		if c.Stream && ready > 0 {
-			piece := held
-			piece.Text = held.Text[:ready]
-			held = choice{Text: held.Text[ready:]}
-			give(piece)
-		}
+// explain gives the status and the body of an answer: those of an error, if there is one.
+func explain(body object, err error) (int, object) {
+	status, kind, code := http.StatusBadRequest, "invalid_request_error", any(nil)
+	switch {
+	case err == nil:
+		return http.StatusOK, body
+	case errors.Is(err, errPath):
+		status = http.StatusNotFound
+	case errors.Is(err, errModel):
+		status, code = http.StatusNotFound, "model_not_found"
+	case errors.Is(err, cos.ErrContextFull):
+		code = "context_length_exceeded"
+	case errors.Is(err, cos.ErrBusy):
+		status, kind = http.StatusTooManyRequests, "rate_limit_error"
+	case !errors.Is(err, cos.ErrInvalidArgument) && !errors.Is(err, cos.ErrUnsupported):
+		status, kind = http.StatusInternalServerError, "server_error"
 	}
-	return held, nil
-}
-
-var finishStop, finishLength = "stop", "length"
-
-// read appends what a step decoded.
-func (c *completion) read(step cos.Step, to *choice) error {
-	piece, err := c.text.Push(step.Tokens)
-	var rest string
-	if step.Finish != cos.FinishNone && err == nil {
-		to.FinishReason = &finishLength
-		if step.Finish == cos.FinishStop {
-			to.FinishReason = &finishStop
-		}
-		rest, err = c.text.Finish()
-	}
-	to.Text += piece + rest
-	c.tokens += len(step.Tokens)
-	if c.request.Logprobs == nil {
-		return err
-	}
-	if to.Logprobs == nil {
-		to.Logprobs = new(logprobs)
-	}
-	to.Logprobs.TokenLogprobs = append(to.Logprobs.TokenLogprobs, step.LogProbabilities...)
-	for i := range step.Tokens {
-		text, textErr := c.server.engine.Decode(step.Tokens[i : i+1])
-		to.Logprobs.Tokens = append(to.Logprobs.Tokens, text)
-		err = cmp.Or(err, textErr)
-	}
-	return err
-}
-
-// cut says how much of a text may be given out: up to the first stop string, or to what may become one.
-func cut(text string, stops []string) (ready int, stopped bool) {
-	ready = len(text)
-	for at := range len(text) {
-		for _, stop := range stops {
-			if strings.HasPrefix(text[at:], stop) {
-				return at, true
-			}
-			if strings.HasPrefix(stop, text[at:]) {
-				ready = min(ready, at)
-			}
-		}
-	}
-	return ready, false
-}
-
-func (c *completion) usage() object {
-	return object{"prompt_tokens": c.prompt, "completion_tokens": c.tokens, "total_tokens": c.prompt + c.tokens}
-}
-
-func (c *completion) body(usage object, choices ...choice) object {
-	return object{"id": c.id, "object": "text_completion", "created": time.Now().Unix(), "model": c.server.model,
-		"choices": append([]choice{}, choices...), "usage": usage}
+	return status, object{"error": object{"message": err.Error(), "type": kind, "param": nil, "code": code}}
 }
