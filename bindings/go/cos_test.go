@@ -129,7 +129,7 @@ func TestStops(t *testing.T) {
 		if text := push(t, stream, encode(t, engine, "one two three four never")); text != "one two th" || !stream.Stopped() {
 			t.Errorf("%q, stopped: %v", text, stream.Stopped())
 		}
-		if text := push(t, stream, encode(t, engine, " five")) + finish(t, stream); text != "" || stream.Stopped() {
+		if text := push(t, stream, encode(t, engine, " five")) + finish(t, stream); text != "" || !stream.Stopped() {
 			t.Errorf("behind the end %q, stopped: %v", text, stream.Stopped())
 		}
 	}

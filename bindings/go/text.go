@@ -61,8 +61,8 @@ func (t *TextStream) SetStops(stops ...string) error {
 		C.size_t(len(stops))))
 }
 
-// Stopped tells whether a stop string has ended the text: tokens then make no more text until Finish. It is false after
-// Close.
+// Stopped tells whether a stop string has ended the text, or did when that was finished: tokens then make no more text until
+// Finish. It is false after Close.
 func (t *TextStream) Stopped() bool {
 	stream, err := t.acquire()
 	if err != nil {
@@ -81,7 +81,7 @@ func (t *TextStream) Push(tokens []int32) (string, error) {
 }
 
 // Finish gives the rest of the text: what was held back, with U+FFFD for bytes that are no character, up to a stop string.
-// The stream starts anew, with the same stop strings.
+// The next Push starts anew, with the same stop strings.
 func (t *TextStream) Finish() (string, error) {
 	return t.read(func(stream *C.cos_text_stream, text **C.char, bytes *C.size_t) *C.cos_error {
 		return C.cos_text_stream_finish(stream, text, bytes)
