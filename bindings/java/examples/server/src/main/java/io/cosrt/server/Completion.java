@@ -38,29 +38,23 @@ record Completion(String model, Object prompt, Long maxTokens, Float temperature
             .changeDefaultNullHandling(nulls -> nulls.withContentNulls(Nulls.FAIL))
             .build();
 
-    Completion {
-        if (model == null || prompt == null) {
-            throw new IllegalArgumentException("model and prompt are required");
-        }
-        if (n != null && n != 1 || bestOf != null && bestOf != 1 || echo || suffix != null && !suffix.isEmpty()
-                || logprobs != null || presencePenalty != 0 || frequencyPenalty != 0
-                || logitBias != null && !logitBias.isEmpty()) {
-            throw new IllegalArgumentException("not supported: n, best_of, echo, suffix, logprobs, penalties, logit_bias");
-        }
-        if (seed != null && (seed.signum() < 0 || seed.bitLength() > 64)) {
-            throw new IllegalArgumentException("seed is not from 0 to 2^64 - 1");
-        }
-    }
-
     static Completion parse(Buffer body) {
         Completion completion = JSON.readValue(body == null ? new byte[0] : body.getBytes(), Completion.class);
-        if (completion == null) {
-            throw new ApiError(400, "the body is null", null);
+        if (completion == null || completion.model == null || completion.prompt == null) {
+            throw new ApiError(400, "model and prompt are required", null);
         }
         return completion;
     }
 
     private SessionOptions options() {
+        if (n != null && n != 1 || bestOf != null && bestOf != 1 || echo || suffix != null && !suffix.isEmpty()
+                || logprobs != null || presencePenalty != 0 || frequencyPenalty != 0
+                || logitBias != null && !logitBias.isEmpty()) {
+            throw new ApiError(400, "n, best_of, echo, suffix, logprobs, penalties and logit_bias are not supported", null);
+        }
+        if (seed != null && (seed.signum() < 0 || seed.bitLength() > 64)) {
+            throw new ApiError(400, "seed is not from 0 to 2^64 - 1", null);
+        }
         return SessionOptions.builder()
                 .maxTokens(maxTokens == null ? 16 : maxTokens)
                 .temperature(temperature == null ? 1 : temperature)
@@ -113,12 +107,15 @@ record Completion(String model, Object prompt, Long maxTokens, Float temperature
         return JsonArray.of(JsonObject.of("text", text, "index", 0, "logprobs", null, "finish_reason", reason));
     }
 
-    /** Waits until it is on its way: for a client that reads slowly, decoding is slow. */
+    /**
+     * Waits until it is on its way, so that a client that reads slowly is decoded for slowly. If it cannot be sent, the
+     * client has left, which the caller sees.
+     */
     private static void send(HttpServerResponse response, JsonObject chunk) {
         if (!response.headWritten()) {
             response.setChunked(true).putHeader("Content-Type", "text/event-stream").putHeader("Cache-Control", "no-cache");
         }
-        response.write(event(chunk.encode())).await();
+        response.write(event(chunk.encode())).otherwiseEmpty().await();
     }
 
     static String event(String data) {

@@ -76,9 +76,10 @@ public final class Server {
                 .putHeader("Content-Type", PrometheusTextFormatWriter.CONTENT_TYPE)
                 .end(PrometheusTextFormatWriter.create().toDebugString(metrics.scrape())));
         router.post("/v1/completions").handler(BodyHandler.create(false).setBodyLimit(4 << 20)).handler(this::complete);
-        router.route().handler(context -> context.fail(404));
-        router.route().failureHandler(context ->
-                refuse(context, context.statusCode(), HttpResponseStatus.valueOf(context.statusCode()).reasonPhrase()));
+        for (int status : new int[] {400, 404, 405, 413}) { // those of the router and the body's handler
+            String message = HttpResponseStatus.valueOf(status).reasonPhrase();
+            router.errorHandler(status, context -> refuse(context, status, message));
+        }
         HttpServer http = vertx.createHttpServer().requestHandler(router).listen(port, "127.0.0.1").await();
         for (String name : List.of("TERM", "INT")) { // what runs is finished, but a client may never end its request
             Signal.handle(new Signal(name), signal -> http.shutdown(Duration.ofHours(1)).onComplete(done -> System.exit(0)));
@@ -123,7 +124,7 @@ public final class Server {
 
     /** For what is no running completion. */
     private void refuse(RoutingContext context, int status, String message) {
-        if (context.normalizedPath().equals("/v1/completions")) {
+        if (context.request().path().startsWith("/v1/completions")) {
             requests.labelValues(Integer.toString(status)).inc();
         }
         context.response().setStatusCode(status).putHeader("Content-Type", "application/json")
