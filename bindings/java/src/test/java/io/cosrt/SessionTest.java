@@ -187,7 +187,8 @@ class SessionTest {
             Stats total = own.stats();
             for (RecordComponent member : Stats.class.getRecordComponents()) {
                 Method of = member.getAccessor();
-                assertEquals((long) of.invoke(one.stats()) + (long) of.invoke(two.stats()), of.invoke(total), member.getName());
+                long sum = (long) of.invoke(one.stats()) + (long) of.invoke(two.stats());
+                assertEquals(sum, of.invoke(total), member.getName());
             }
             assertEquals(3, total.steps());
             one.close();

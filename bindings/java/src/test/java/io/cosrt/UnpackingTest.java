@@ -40,10 +40,10 @@ class UnpackingTest {
     }
 
     private String run(boolean named, String... arguments) throws Exception {
-        String classes = String.join(File.pathSeparator, System.getProperty("classes"),
-                Path.of(Probe.class.getProtectionDomain().getCodeSource().getLocation().toURI()).toString(), resources.toString());
+        Path tests = Path.of(Probe.class.getProtectionDomain().getCodeSource().getLocation().toURI());
+        String classPath = System.getProperty("classes") + File.pathSeparator + tests + File.pathSeparator + resources;
         List<String> command = new ArrayList<>(List.of(Path.of(System.getProperty("java.home"), "bin", "java").toString(),
-                "-Djava.io.tmpdir=" + temporary, "-cp", classes, Probe.class.getName()));
+                "-Djava.io.tmpdir=" + temporary, "-cp", classPath, Probe.class.getName()));
         command.addAll(List.of(arguments));
         ProcessBuilder builder = new ProcessBuilder(command).redirectErrorStream(true);
         if (!named) {
@@ -68,8 +68,8 @@ class UnpackingTest {
             return named.toRealPath();
         }
         try (Stream<Path> files = Files.list(named)) {
-            return files.filter(file -> file.getFileName().toString().startsWith("libonnxruntime.so")).findAny().orElseThrow()
-                    .toRealPath();
+            Path file = files.filter(path -> path.getFileName().toString().startsWith("libonnxruntime.so")).findAny().get();
+            return file.toRealPath();
         }
     }
 
