@@ -114,6 +114,20 @@ static copied copy_floats(JNIEnv *env, jfloatArray array)
     return copy;
 }
 
+/* In the order of io.cosrt.Stats. */
+static jlongArray new_stats(JNIEnv *env, const cos_stats *stats)
+{
+    const jlong values[] = {
+        (jlong)stats->steps, (jlong)stats->tokens, (jlong)stats->proposed, (jlong)stats->tested, (jlong)stats->accepted,
+        (jlong)stats->forwards, (jlong)stats->positions, (jlong)stats->model_ns, (jlong)stats->total_ns,
+        (jlong)stats->near_ties,
+    };
+    const jsize count = sizeof values / sizeof *values;
+    jlongArray array = (*env)->NewLongArray(env, count);
+    if (array) (*env)->SetLongArrayRegion(env, array, 0, count, values);
+    return array;
+}
+
 /* ---- engines */
 
 static jbyteArray version(JNIEnv *env, jclass native)
@@ -173,6 +187,13 @@ static jbyteArray engine_describe_table(JNIEnv *env, jclass native, jlong engine
     const char *table = NULL;
     if (failed(env, native, cos_engine_describe_table(POINTER(cos_engine, engine), &table), NULL)) return NULL;
     return new_bytes(env, table, strlen(table));
+}
+
+static jlongArray engine_stats(JNIEnv *env, jclass native, jlong engine)
+{
+    cos_stats stats = { .struct_size = sizeof stats };
+    cos_error *error = cos_engine_stats(POINTER(cos_engine, engine), &stats);
+    return failed(env, native, error, NULL) ? NULL : new_stats(env, &stats);
 }
 
 static jintArray engine_encode(JNIEnv *env, jclass native, jlong engine, jbyteArray bytes, jboolean add_special)
@@ -343,16 +364,8 @@ static void cancel(JNIEnv *env, jclass native, jlong session)
 static jlongArray session_stats(JNIEnv *env, jclass native, jlong session)
 {
     cos_stats stats = { .struct_size = sizeof stats };
-    if (failed(env, native, cos_session_stats(POINTER(cos_session, session), &stats), NULL)) return NULL;
-    const jlong values[] = { /* in the order of io.cosrt.Stats */
-        (jlong)stats.steps, (jlong)stats.tokens, (jlong)stats.proposed, (jlong)stats.tested, (jlong)stats.accepted,
-        (jlong)stats.forwards, (jlong)stats.positions, (jlong)stats.model_ns, (jlong)stats.total_ns,
-        (jlong)stats.near_ties,
-    };
-    const jsize count = sizeof values / sizeof *values;
-    jlongArray array = (*env)->NewLongArray(env, count);
-    if (array) (*env)->SetLongArrayRegion(env, array, 0, count, values);
-    return array;
+    cos_error *error = cos_session_stats(POINTER(cos_session, session), &stats);
+    return failed(env, native, error, NULL) ? NULL : new_stats(env, &stats);
 }
 
 /* ---- streams of text */
@@ -361,6 +374,36 @@ static jlong text_stream_new(JNIEnv *env, jclass native, jlong engine)
 {
     cos_text_stream *stream = NULL;
     return failed(env, native, cos_text_stream_new(POINTER(cos_engine, engine), &stream), NULL) ? 0 : HANDLE(stream);
+}
+
+/* The strings stand one behind another in `text`: as elements of an array each would be a local reference. */
+static void text_stream_set_stops(JNIEnv *env, jclass native, jlong stream, jbyteArray text, jintArray lengths)
+{
+    copied counts = copy_ints(env, lengths);
+    if (counts.failed) return;
+    char *bytes = copy_text(env, text);
+    const char **stops = malloc(counts.count * sizeof *stops + 1);
+    size_t *sizes = malloc(counts.count * sizeof *sizes + 1);
+    if (bytes && stops && sizes) {
+        const char *next = bytes;
+        for (size_t i = 0; i < counts.count; next += sizes[i++]) {
+            stops[i] = next;
+            sizes[i] = (size_t)((const int32_t *)counts.data)[i];
+        }
+        failed(env, native, cos_text_stream_set_stops(POINTER(cos_text_stream, stream), stops, sizes, counts.count), NULL);
+    } else if (bytes) {
+        out_of_memory(env);
+    }
+    free(sizes);
+    free(stops);
+    free(bytes);
+    free(counts.data);
+}
+
+static jboolean text_stream_stopped(JNIEnv *env, jclass native, jlong stream)
+{
+    (void)env, (void)native;
+    return cos_text_stream_stopped(POINTER(cos_text_stream, stream)) != 0;
 }
 
 static jbyteArray text_stream_push(JNIEnv *env, jclass native, jlong stream, jintArray array)
@@ -401,6 +444,7 @@ static const JNINativeMethod methods[] = {
     METHOD("engineModelCount", "(J)I", engine_model_count),
     METHOD("engineDescribe", "(J)[B", engine_describe),
     METHOD("engineDescribeTable", "(J)[B", engine_describe_table),
+    METHOD("engineStats", "(J)[J", engine_stats),
     METHOD("engineEncode", "(J[BZ)[I", engine_encode),
     METHOD("engineDecode", "(J[I)[B", engine_decode),
     METHOD("sessionNew", "(JIFIFFJI[I[F[IIZZ)J", session_new),
@@ -409,8 +453,10 @@ static const JNINativeMethod methods[] = {
     METHOD("setWeights", "(J[F)V", set_weights),
     METHOD("step", "(JLio/cosrt/Combiner;[Ljava/lang/Throwable;)Lio/cosrt/StepResult;", step),
     METHOD("cancel", "(J)V", cancel),
-    METHOD("stats", "(J)[J", session_stats),
+    METHOD("sessionStats", "(J)[J", session_stats),
     METHOD("textStreamNew", "(J)J", text_stream_new),
+    METHOD("textStreamSetStops", "(J[B[I)V", text_stream_set_stops),
+    METHOD("textStreamStopped", "(J)Z", text_stream_stopped),
     METHOD("textStreamPush", "(J[I)[B", text_stream_push),
     METHOD("textStreamFinish", "(J)[B", text_stream_finish),
     METHOD("textStreamFree", "(J)V", text_stream_free),

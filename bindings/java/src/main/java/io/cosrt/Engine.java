@@ -55,6 +55,14 @@ public final class Engine extends NativeObject {
     }
 
     /**
+     * What all its sessions did so far, also those that were closed: for the metrics of a server. Grows with each step that
+     * ends.
+     */
+    public Stats stats() {
+        return Stats.of(shared(Native::engineStats));
+    }
+
+    /**
      * The tokens of a text, by the tokenizer.json beside the models.
      *
      * @param addSpecial add the tokens that the tokenizer puts around a text, such as one for its start

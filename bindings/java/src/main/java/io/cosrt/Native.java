@@ -34,6 +34,8 @@ final class Native {
 
     static native byte[] engineDescribeTable(long engine);
 
+    static native long[] engineStats(long engine);
+
     static native int[] engineEncode(long engine, byte[] text, boolean addSpecial);
 
     static native byte[] engineDecode(long engine, int[] tokens);
@@ -53,9 +55,13 @@ final class Native {
 
     static native void cancel(long session);
 
-    static native long[] stats(long session);
+    static native long[] sessionStats(long session);
 
     static native long textStreamNew(long engine);
+
+    static native void textStreamSetStops(long stream, byte[] text, int[] lengths);
+
+    static native boolean textStreamStopped(long stream);
 
     static native byte[] textStreamPush(long stream, int[] tokens);
 

@@ -4,6 +4,7 @@ import java.io.IOException;
 import java.io.InputStream;
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.util.List;
 import java.util.Locale;
 
 /**
@@ -28,13 +29,13 @@ final class NativeLibrary {
         UnsatisfiedLinkError notInPath;
         try {
             System.loadLibrary("cosjni");
-            System.setProperty(LOADED, "java.library.path");
+            System.setProperty(LOADED, "true");
             return;
         } catch (UnsatisfiedLinkError e) {
             notInPath = e; // it is not there, or another class loader has it
         }
         try {
-            System.load(unpack().toString());
+            loadFromJar();
         } catch (IOException | UnsatisfiedLinkError e) {
             var error = new UnsatisfiedLinkError("cannot load CoS's natives: " + e);
             error.initCause(e);
@@ -43,24 +44,51 @@ final class NativeLibrary {
         }
     }
 
-    /** The JNI library, copied out of the jar to a folder that goes with the process, beside what it needs. */
-    private static Path unpack() throws IOException {
+    /**
+     * Loads the JNI library from a folder of this process, where it finds what it needs beside itself.
+     *
+     * <p>Files are deleted as soon as they are loaded, so that nothing is left by a process that is killed, nor by class
+     * loaders that come and go. It is for safety, too: libcos.so looks for ONNX Runtime in the folders above its own file,
+     * while that exists, and everyone may have left a library in the system's temporary folder.
+     */
+    private static void loadFromJar() throws IOException {
         String natives = "META-INF/native/" + platform() + "/";
-        Path folder = Files.createTempDirectory("cosrt-");
-        folder.toFile().deleteOnExit(); // first registered, deleted last
-        if (!copy(natives + JNI, folder.resolve(JNI))) {
-            throw new IOException("the jar has none for " + platform() + "; build them and set java.library.path");
-        }
-        if (System.getProperty(LOADED) == null) {
-            copy(natives + COS, folder.resolve(COS));
-            // libcos.so looks for ONNX Runtime beside itself: packed with this jar, or Microsoft's own jar.
-            if (System.getenv("ORT_DYLIB_PATH") == null && !copy(natives + ONNX_RUNTIME, folder.resolve(ONNX_RUNTIME))) {
-                copy("ai/onnxruntime/native/linux-" + (platform().endsWith("x86_64") ? "x64" : "aarch64") + "/" + ONNX_RUNTIME,
-                        folder.resolve(ONNX_RUNTIME));
+        Path folder = Files.createTempDirectory("cosrt-"); // which other users can neither read nor write
+        Path jni = folder.resolve(JNI);
+        Path cos = folder.resolve(COS);
+        Path onnxRuntime = folder.resolve(ONNX_RUNTIME);
+        try {
+            if (!copy(natives + JNI, jni)) {
+                throw new IOException("the jar has none for " + platform() + "; build them and set java.library.path");
             }
-            System.setProperty(LOADED, folder.toString());
+            if (System.getProperty(LOADED) == null) {
+                copy(natives + COS, cos);
+                copyOnnxRuntime(natives, onnxRuntime);
+            }
+            System.load(jni.toString());
+            System.setProperty(LOADED, "true");
+        } finally {
+            Files.deleteIfExists(jni);
+            if (Files.exists(onnxRuntime)) { // it is loaded with the first engine
+                for (Path later : List.of(folder, cos, onnxRuntime)) { // in reverse
+                    later.toFile().deleteOnExit();
+                }
+            } else {
+                Files.deleteIfExists(cos);
+                Files.delete(folder);
+            }
         }
-        return folder.resolve(JNI);
+    }
+
+    /** What libcos.so finds beside itself: packed with this jar, or Microsoft's own jar. */
+    private static void copyOnnxRuntime(String natives, Path file) throws IOException {
+        String named = System.getenv("ORT_DYLIB_PATH");
+        if (named == null || named.isEmpty()) {
+            String architecture = platform().endsWith("x86_64") ? "x64" : "aarch64";
+            if (!copy(natives + ONNX_RUNTIME, file)) {
+                copy("ai/onnxruntime/native/linux-" + architecture + "/" + ONNX_RUNTIME, file);
+            }
+        }
     }
 
     private static String platform() {
@@ -76,7 +104,6 @@ final class NativeLibrary {
             if (in == null) {
                 return false;
             }
-            file.toFile().deleteOnExit();
             Files.copy(in, file);
             return true;
         }

@@ -65,15 +65,20 @@ public final class Session extends NativeObject {
 
     /**
      * Stop the running step, or else the next one: it ends early with {@link Finish#CANCELLED}. Nothing that was committed
-     * is lost. May be called from any thread at any time; never waits for a running pass.
+     * is lost. May be called from any thread at any time; never waits for a running pass. Does nothing if the session is
+     * closed, for the thread that cancels cannot know what the one that decodes has come to.
      *
      * @throws CosException POISONED
      */
     public void cancel() {
-        shared(session -> {
-            Native.cancel(session);
-            return null;
-        });
+        try {
+            shared(session -> {
+                Native.cancel(session);
+                return null;
+            });
+        } catch (IllegalStateException closed) {
+            // Nothing runs then.
+        }
     }
 
     /**
@@ -98,6 +103,6 @@ public final class Session extends NativeObject {
      * @throws CosException POISONED
      */
     public Stats stats() {
-        return Stats.of(shared(Native::stats));
+        return Stats.of(shared(Native::sessionStats));
     }
 }

@@ -1,7 +1,7 @@
 package io.cosrt;
 
 /**
- * What a session did so far.
+ * What a session did so far, or all sessions of an engine.
  *
  * @param steps     calls of {@link Session#step}
  * @param tokens    tokens committed, prompts excluded

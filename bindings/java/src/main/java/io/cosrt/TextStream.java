@@ -1,10 +1,11 @@
 package io.cosrt;
 
+import java.io.ByteArrayOutputStream;
 import java.util.Objects;
 
 /**
- * Turns a stream of tokens into a stream of text that is cut between characters only. One thread at a time may use it; a
- * second one gets {@link ErrorCode#BUSY}.
+ * Turns a stream of tokens into a stream of text that is cut between characters only, and ends before a stop string if
+ * there are any. One thread at a time may use it; a second one gets {@link ErrorCode#BUSY}.
  */
 public final class TextStream extends NativeObject {
     TextStream(long pointer) {
@@ -12,8 +13,35 @@ public final class TextStream extends NativeObject {
     }
 
     /**
+     * End the text before the first of some strings that appears in it, such as the turn of another speaker: that is the
+     * one that is complete first, and the longest of those. They may be of any length, and reach across tokens. This
+     * replaces the strings set before; what was given out stays.
+     *
+     * @param stops none of them empty; without any, no string ends the text
+     * @throws CosException INVALID_ARGUMENT (an empty string, or an unpaired surrogate; the strings before stay), BUSY
+     */
+    public void setStops(String... stops) {
+        var text = new ByteArrayOutputStream();
+        int[] lengths = new int[stops.length];
+        for (int i = 0; i < stops.length; i++) {
+            byte[] stop = Utf8.encode(stops[i]);
+            text.writeBytes(stop);
+            lengths[i] = stop.length;
+        }
+        exclusively(stream -> {
+            Native.textStreamSetStops(stream, text.toByteArray(), lengths);
+            return null;
+        });
+    }
+
+    /** Whether a stop string has ended the text. Tokens then make no more text until {@link #finish}. */
+    public boolean stopped() {
+        return shared(Native::textStreamStopped);
+    }
+
+    /**
      * The text that further tokens complete, such as those of a step; possibly empty. The bytes of an unfinished character
-     * are held back until it is whole.
+     * are held back until it is whole, and what may become a stop string until that is certain.
      *
      * @throws CosException INVALID_ARGUMENT (no token is taken), BUSY
      */
@@ -23,7 +51,8 @@ public final class TextStream extends NativeObject {
     }
 
     /**
-     * The rest of the text: what was held back, with U+FFFD for bytes that are no character. The stream starts anew.
+     * The rest of the text: what was held back, with U+FFFD for bytes that are no character, up to a stop string. The
+     * stream starts anew, with the same stop strings.
      *
      * @throws CosException BUSY
      */

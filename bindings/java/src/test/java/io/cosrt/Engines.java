@@ -21,9 +21,13 @@ final class Engines {
         return Engine.fromJson(MODELS + "{\"kind\": \"target\", \"model\": " + model + "}}");
     }
 
-    /** With a tokenizer. */
+    /** With a tokenizer. One for all tests, which takes a second to load: not to be closed. */
     static Engine demo() {
-        return Engine.open(Path.of("models/demo/engine.json"));
+        return Demo.ENGINE;
+    }
+
+    private static final class Demo {
+        static final Engine ENGINE = Engine.open(Path.of("models/demo/engine.json"));
     }
 
     /** What a new session decodes until it is finished. */

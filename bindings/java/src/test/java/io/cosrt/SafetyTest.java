@@ -5,6 +5,7 @@ import static org.junit.jupiter.api.Assertions.assertThrows;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import java.lang.management.ManagementFactory;
+import java.util.Arrays;
 import java.util.concurrent.CountDownLatch;
 import java.util.concurrent.ExecutorService;
 import java.util.concurrent.Executors;
@@ -51,18 +52,20 @@ class SafetyTest {
 
     @Test
     void useAfterClose() {
-        Engine closed = Engines.demo();
+        Engine closed = Engines.weighted();
         Session session = closed.newSession();
-        TextStream stream = closed.newTextStream();
+        TextStream stream = Engines.demo().newTextStream();
         for (int again = 0; again < 2; again++) {
             closed.close();
             session.close();
             stream.close();
         }
         refusedAsClosed(closed::vocabSize, closed::modelCount, closed::describe, closed::describeTable,
-                () -> closed.encode("text", true), () -> closed.decode(1), closed::newSession, closed::newTextStream);
-        refusedAsClosed(() -> session.prompt(1), session::step, session::cancel, session::stats, () -> session.setWeights(1, 0));
-        refusedAsClosed(() -> stream.push(1), stream::finish);
+                () -> closed.encode("text", true), () -> closed.decode(1), closed::stats, closed::newSession,
+                closed::newTextStream);
+        refusedAsClosed(() -> session.prompt(1), session::step, session::stats, () -> session.setWeights(1, 0));
+        session.cancel();
+        refusedAsClosed(() -> stream.push(1), stream::finish, stream::stopped, () -> stream.setStops("a"), stream::setStops);
     }
 
     @Test
@@ -113,29 +116,28 @@ class SafetyTest {
 
     @Test
     void closeDuringStep() throws Exception {
-        try (Engine demo = Engines.demo()) {
-            for (int round = 0; round < 40; round++) {
-                Session session = demo.newSession(SessionOptions.builder().temperature(1).seed(round).stopTokens().build());
-                session.prompt(Engines.PROMPT);
-                CountDownLatch stepping = new CountDownLatch(1);
-                Future<Finish> steps = threads.submit(() -> {
-                    Finish last = Finish.NONE;
-                    try {
-                        while (true) {
-                            stepping.countDown();
-                            last = session.step().finish();
-                        }
-                    } catch (IllegalStateException closed) {
-                        return last;
+        Engine demo = Engines.demo();
+        for (int round = 0; round < 40; round++) {
+            Session session = demo.newSession(SessionOptions.builder().temperature(1).seed(round).stopTokens().build());
+            session.prompt(Engines.PROMPT);
+            CountDownLatch stepping = new CountDownLatch(1);
+            Future<Finish> steps = threads.submit(() -> {
+                Finish last = Finish.NONE;
+                try {
+                    while (true) {
+                        stepping.countDown();
+                        last = session.step().finish();
                     }
-                });
-                stepping.await();
-                Thread.sleep(0, ThreadLocalRandom.current().nextInt(1_000_000)); // anywhere in a step
-                session.close();
-                assertThrows(IllegalStateException.class, session::stats);
-                Finish last = steps.get();
-                assertTrue(last == Finish.CANCELLED || last == Finish.NONE, () -> "finished: " + last); // or between two
-            }
+                } catch (IllegalStateException closed) {
+                    return last;
+                }
+            });
+            stepping.await();
+            Thread.sleep(0, ThreadLocalRandom.current().nextInt(1_000_000)); // anywhere in a step
+            session.close();
+            assertThrows(IllegalStateException.class, session::stats);
+            Finish last = steps.get();
+            assertTrue(last == Finish.CANCELLED || last == Finish.NONE, () -> "finished: " + last); // or between two
         }
     }
 
@@ -166,6 +168,7 @@ class SafetyTest {
 
     @Test
     void whatIsForgottenIsFreed() throws Exception {
+        Engines.demo(); // which is not forgotten
         int before = NativeObject.LIVING.get();
         forget();
         assertTrue(NativeObject.LIVING.get() > before);
@@ -177,11 +180,11 @@ class SafetyTest {
     }
 
     private static void forget() {
-        Engine demo = Engines.demo();
+        Engine forgotten = Engines.weighted();
         for (int i = 0; i < 50; i++) {
             Session[] own = new Session[1];
             // A combiner that refers to its own session must not keep it alive.
-            own[0] = demo.newSession(SessionOptions.builder().combiner((logits, scores) -> {
+            own[0] = forgotten.newSession(SessionOptions.builder().combiner((logits, scores) -> {
                 own[0].stats();
                 scores.put(logits.get(0).duplicate());
             }).build());
@@ -189,7 +192,7 @@ class SafetyTest {
                 own[0].prompt(Engines.PROMPT);
                 own[0].step();
             }
-            demo.newTextStream().push(1);
+            Engines.demo().newTextStream().push(1);
         }
     }
 
@@ -208,8 +211,9 @@ class SafetyTest {
 
     @Test
     void hugeAndEmptyArrays() {
-        int[] huge = new int[50_000_000];
-        try (Engine demo = Engines.demo(); Session session = demo.newSession(); TextStream stream = demo.newTextStream()) {
+        int[] huge = new int[10_000_000];
+        Engine demo = Engines.demo();
+        try (Session session = demo.newSession(); TextStream stream = demo.newTextStream()) {
             refused(ErrorCode.CONTEXT_FULL, () -> session.prompt(huge));
             huge[huge.length - 1] = -1;
             refused(ErrorCode.INVALID_ARGUMENT, () -> demo.decode(huge));
@@ -227,14 +231,33 @@ class SafetyTest {
     }
 
     @Test
-    void whatIsNoText() {
-        try (Engine demo = Engines.demo()) {
-            for (String text : new String[] {"\uD83D", "a\uDE00b", "\uDE00\uD83D"}) {
-                refused(ErrorCode.INVALID_ARGUMENT, () -> demo.encode(text, true));
-                refused(ErrorCode.INVALID_ARGUMENT, () -> Engine.fromJson(text));
-            }
-            refused(ErrorCode.INVALID_ARGUMENT, () -> Engine.fromJson("{}\0"));
+    void stopStringsThatAreNone() {
+        Engine demo = Engines.demo();
+        try (TextStream stream = demo.newTextStream()) {
+            stream.setStops("b");
+            refused(ErrorCode.INVALID_ARGUMENT, () -> stream.setStops(""));
+            refused(ErrorCode.INVALID_ARGUMENT, () -> stream.setStops("a", ""));
+            refused(ErrorCode.INVALID_ARGUMENT, () -> stream.setStops("a", "\uD83D"));
+            assertThrows(NullPointerException.class, () -> stream.setStops("a", null));
+            assertThrows(NullPointerException.class, () -> stream.setStops((String[]) null));
+            assertEquals("a", stream.push(demo.encode("abc", false)) + stream.finish(), "those before stay");
+            String[] many = new String[100_000];
+            Arrays.fill(many, "a\0");
+            stream.setStops(many);
+            stream.setStops("a".repeat(10_000_000));
+            assertEquals("", stream.push(demo.encode("aa", false)));
+            assertEquals("aa", stream.finish());
         }
+    }
+
+    @Test
+    void whatIsNoText() {
+        Engine demo = Engines.demo();
+        for (String text : new String[] {"\uD83D", "a\uDE00b", "\uDE00\uD83D"}) {
+            refused(ErrorCode.INVALID_ARGUMENT, () -> demo.encode(text, true));
+            refused(ErrorCode.INVALID_ARGUMENT, () -> Engine.fromJson(text));
+        }
+        refused(ErrorCode.INVALID_ARGUMENT, () -> Engine.fromJson("{}\0"));
     }
 
     @Test

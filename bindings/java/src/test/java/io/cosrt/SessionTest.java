@@ -6,6 +6,8 @@ import static org.junit.jupiter.api.Assertions.assertNotEquals;
 import static org.junit.jupiter.api.Assertions.assertNull;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
+import java.lang.reflect.Method;
+import java.lang.reflect.RecordComponent;
 import java.util.List;
 import org.junit.jupiter.api.AfterAll;
 import org.junit.jupiter.api.BeforeAll;
@@ -48,18 +50,17 @@ class SessionTest {
             assertEquals(Finish.STOP, session.step().finish());
         }
         // The models' own stop tokens count unless there shall be none.
-        try (Engine demo = Engines.demo()) {
-            int stop = Integer.parseInt(demo.describe().replaceAll("(?s).*\"stop_tokens\": ?\\[(\\d+).*", "$1"));
-            for (int[] own : new int[][] {null, {}}) {
-                Combiner always = (logits, scores) -> {
-                    for (int token = 0; token < scores.capacity(); token++) {
-                        scores.put(token, token == stop ? 1 : 0);
-                    }
-                };
-                try (Session session = demo.newSession(options().stopTokens(own).combiner(always).build())) {
-                    session.prompt(Engines.PROMPT);
-                    assertEquals(own == null, session.step().finish() == Finish.STOP);
+        Engine demo = Engines.demo();
+        int stop = Integer.parseInt(demo.describe().replaceAll("(?s).*\"stop_tokens\": ?\\[(\\d+).*", "$1"));
+        for (int[] own : new int[][] {null, {}}) {
+            Combiner always = (logits, scores) -> {
+                for (int token = 0; token < scores.capacity(); token++) {
+                    scores.put(token, token == stop ? 1 : 0);
                 }
+            };
+            try (Session session = demo.newSession(options().stopTokens(own).combiner(always).build())) {
+                session.prompt(Engines.PROMPT);
+                assertEquals(own == null, session.step().finish() == Finish.STOP);
             }
         }
     }
@@ -130,7 +131,8 @@ class SessionTest {
     @Test
     void textGoesThereAndBack() {
         String text = "Zwölf Boxkämpfer jagen 😀 quer über 東京.\0 And on.";
-        try (Engine demo = Engines.demo(); TextStream stream = demo.newTextStream()) {
+        Engine demo = Engines.demo();
+        try (TextStream stream = demo.newTextStream()) {
             int[] tokens = demo.encode(text, false);
             assertEquals(text, demo.decode(tokens));
             assertEquals("", demo.decode());
@@ -142,6 +144,56 @@ class SessionTest {
             }
             assertEquals(text, pieces.append(stream.finish()).toString());
             assertEquals("", stream.push());
+        }
+    }
+
+    @Test
+    void textEndsBeforeAStopString() {
+        String text = "One cat and two cats, then no more.";
+        Engine demo = Engines.demo();
+        try (TextStream stream = demo.newTextStream()) {
+            int[] tokens = demo.encode(text, false);
+            stream.setStops("never", "d two c");
+            StringBuilder pieces = new StringBuilder();
+            for (int token : tokens) {
+                assertTrue("One cat an".startsWith(pieces.append(stream.push(token)).toString()), "not held back");
+            }
+            assertEquals("One cat an", pieces.toString());
+            assertTrue(stream.stopped());
+            assertEquals("", stream.finish());
+            assertFalse(stream.stopped());
+
+            assertEquals("One cat an", stream.push(tokens) + stream.finish(), "the strings stay");
+            stream.setStops("more. 東京");
+            assertEquals("One cat and two cats, then no ", stream.push(tokens));
+            assertEquals("more.", stream.finish(), "held back, and comes after all");
+            stream.setStops("東京", "t 東京");
+            assertEquals("a", stream.push(demo.encode("at 東京", false)), "beyond ASCII");
+            assertEquals("", stream.finish());
+            stream.setStops();
+            assertEquals(text, stream.push(tokens) + stream.finish());
+        }
+    }
+
+    @Test
+    void anEngineCountsItsSessions() throws ReflectiveOperationException {
+        try (Engine own = Engines.weighted()) {
+            Session one = own.newSession(options().build());
+            Session two = own.newSession(options().strategy(Strategy.COS).build());
+            for (Session session : List.of(one, two, one)) {
+                session.prompt(Engines.PROMPT);
+                session.step();
+            }
+            Stats total = own.stats();
+            for (RecordComponent member : Stats.class.getRecordComponents()) {
+                Method of = member.getAccessor();
+                long sum = (long) of.invoke(one.stats()) + (long) of.invoke(two.stats());
+                assertEquals(sum, of.invoke(total), member.getName());
+            }
+            assertEquals(3, total.steps());
+            one.close();
+            two.close();
+            assertEquals(total, own.stats());
         }
     }
 

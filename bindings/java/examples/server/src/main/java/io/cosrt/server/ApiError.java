@@ -1,43 +1,39 @@
 package io.cosrt.server;
 
-import com.fasterxml.jackson.databind.node.JsonNodeFactory;
-import com.fasterxml.jackson.databind.node.ObjectNode;
 import io.cosrt.CosException;
-import io.cosrt.ErrorCode;
+import io.vertx.core.json.JsonObject;
+import tools.jackson.core.JacksonException;
 
-/** An error in OpenAI's form. */
+/** A refusal or a failure, in OpenAI's form. */
 final class ApiError extends RuntimeException {
     final int status;
-    private final String parameter;
     private final String code;
 
-    ApiError(int status, String message, String parameter, String code) {
+    ApiError(int status, String message, String code) {
         super(message);
         this.status = status;
-        this.parameter = parameter;
         this.code = code;
     }
 
-    static ApiError unknownModel(String name) {
-        return new ApiError(404, "the model " + name + " does not exist", "model", "model_not_found");
-    }
-
-    /** Any failure: of the library, of Vert.x (which says a status), or of the server. */
-    static ApiError of(Throwable failure, int status) {
+    /** What the library refuses is the client's mistake; what it fails with otherwise is not. */
+    static ApiError of(Throwable failure) {
         if (failure instanceof ApiError error) {
             return error;
+        } else if (failure instanceof JacksonException e) {
+            return new ApiError(400, e.getOriginalMessage() + " " + e.getPathReference(), null);
+        } else if (failure instanceof CosException e) {
+            return switch (e.code()) {
+                case INVALID_ARGUMENT, UNSUPPORTED -> new ApiError(400, e.getMessage(), null);
+                case CONTEXT_FULL -> new ApiError(400, e.getMessage(), "context_length_exceeded");
+                default -> new ApiError(500, e.getMessage(), null);
+            };
         }
-        if (failure instanceof CosException e && e.code() == ErrorCode.CONTEXT_FULL) {
-            return new ApiError(400, e.getMessage(), "prompt", "context_length_exceeded");
-        }
-        boolean refused = failure instanceof CosException e && e.code() == ErrorCode.INVALID_ARGUMENT;
-        return new ApiError(refused ? 400 : status, failure == null ? "refused" : failure.getMessage(), null, null);
+        return new ApiError(500, failure.toString(), null);
     }
 
-    ObjectNode json() {
+    String json() {
         String type = status >= 500 ? "server_error" : status == 429 ? "rate_limit_error" : "invalid_request_error";
-        ObjectNode json = JsonNodeFactory.instance.objectNode();
-        json.putObject("error").put("message", getMessage()).put("type", type).put("param", parameter).put("code", code);
-        return json;
+        JsonObject error = JsonObject.of("message", getMessage(), "type", type, "param", null, "code", code);
+        return JsonObject.of("error", error).encode();
     }
 }

@@ -1,21 +1,25 @@
 package io.cosrt.server;
 
-import com.fasterxml.jackson.databind.node.JsonNodeFactory;
-import com.fasterxml.jackson.databind.node.ObjectNode;
 import io.cosrt.Engine;
-import io.vertx.core.Future;
+import io.cosrt.Stats;
+import io.netty.handler.codec.http.HttpResponseStatus;
+import io.prometheus.metrics.core.metrics.*;
+import io.prometheus.metrics.expositionformats.PrometheusTextFormatWriter;
+import io.prometheus.metrics.model.registry.PrometheusRegistry;
 import io.vertx.core.Vertx;
 import io.vertx.core.buffer.Buffer;
+import io.vertx.core.http.HttpServer;
 import io.vertx.core.http.HttpServerResponse;
+import io.vertx.core.json.JsonArray;
+import io.vertx.core.json.JsonObject;
 import io.vertx.ext.web.Router;
 import io.vertx.ext.web.RoutingContext;
 import io.vertx.ext.web.handler.BodyHandler;
 import java.nio.file.Path;
-import java.util.Map;
-import java.util.concurrent.ExecutorService;
-import java.util.concurrent.Executors;
-import java.util.concurrent.Phaser;
+import java.time.Duration;
+import java.util.*;
 import java.util.concurrent.Semaphore;
+import java.util.function.ToDoubleFunction;
 import sun.misc.Signal;
 
 /** OpenAI's completions over one engine: {@code server CONFIG.json [--port N] [--max-sessions N]}. */
@@ -23,30 +27,41 @@ public final class Server {
     private final Engine engine;
     private final String model;
     private final Semaphore slots;
-    private final ExecutorService threads = Executors.newCachedThreadPool();
-    /** The completions that are not sent to their end, and one party for {@link #drain}. */
-    private final Phaser unsent = new Phaser(1);
-    private volatile boolean draining;
+    private final PrometheusRegistry metrics = new PrometheusRegistry();
+    private final Counter requests = Counter.builder().name("cos_requests_total").help("Answered completions by status")
+            .labelNames("code").register(metrics);
 
     private Server(Path config, int maxSessions) {
         engine = Engine.open(config);
         model = config.getFileName().toString().replaceFirst("\\.json$", "");
         slots = new Semaphore(maxSessions);
+        GaugeWithCallback.builder().name("cos_requests_running").help("Completions that are running")
+                .callback(gauge -> gauge.call(maxSessions - slots.availablePermits())).register(metrics);
+        counter("cos_tokens_total", "Tokens committed", Stats::tokens);
+        counter("cos_proposed_total", "Proposals made", Stats::proposed);
+        counter("cos_tested_total", "Proposals that were accepted or rejected", Stats::tested);
+        counter("cos_accepted_total", "Proposals accepted", Stats::accepted);
+        counter("cos_forwards_total", "Passes of all models", Stats::forwards);
+        counter("cos_model_seconds_total", "Seconds inside ONNX Runtime", stats -> stats.modelNs() / 1e9);
+        counter("cos_step_seconds_total", "Seconds inside steps", stats -> stats.totalNs() / 1e9);
+    }
+
+    private void counter(String name, String help, ToDoubleFunction<Stats> value) {
+        CounterWithCallback.builder().name(name).help(help)
+                .callback(counter -> counter.call(value.applyAsDouble(engine.stats()))).register(metrics);
     }
 
     public static void main(String[] arguments) {
-        Map<String, Integer> options = new java.util.HashMap<>(Map.of("--port", 8080, "--max-sessions", 32));
+        Map<String, Integer> options = new HashMap<>(Map.of("--port", 8080, "--max-sessions", 32));
         try {
-            for (int i = 1; i < arguments.length; i += 2) {
-                if (options.replace(arguments[i], Integer.parseInt(arguments[i + 1])) == null) {
-                    throw new IllegalArgumentException("there is no option " + arguments[i]);
-                }
+            for (int i = 1; i + 1 < arguments.length; i += 2) {
+                options.put(arguments[i], Integer.valueOf(arguments[i + 1]));
+            }
+            if (arguments.length % 2 == 0 || options.size() > 2) { // one has no value, or was not there before
+                throw new IllegalArgumentException("usage: server CONFIG.json [--port N] [--max-sessions N]");
             }
             new Server(Path.of(arguments[0]), options.get("--max-sessions")).listen(options.get("--port"));
-        } catch (ArrayIndexOutOfBoundsException e) {
-            System.err.println("usage: server CONFIG.json [--port N] [--max-sessions N]");
-            System.exit(2);
-        } catch (RuntimeException e) {
+        } catch (Exception e) { // also what await throws undeclared, such as of a port that is taken
             System.err.println("server: " + e.getMessage());
             System.exit(1);
         }
@@ -55,92 +70,64 @@ public final class Server {
     private void listen(int port) {
         Vertx vertx = Vertx.vertx();
         Router router = Router.router(vertx);
-        router.get("/v1/models").handler(context -> {
-            ObjectNode list = JsonNodeFactory.instance.objectNode().put("object", "list");
-            list.putArray("data").add(describe(model));
-            send(context.response(), 200, list);
-        });
-        router.get("/v1/models/:id").handler(context -> send(context.response(), 200, describe(context.pathParam("id"))));
+        router.get("/v1/models").handler(context -> context.json(JsonObject.of("object", "list", "data",
+                JsonArray.of(JsonObject.of("id", model, "object", "model", "created", 0, "owned_by", "cos")))));
         router.get("/metrics").handler(context -> context.response()
-                .putHeader("Content-Type", "text/plain; version=0.0.4; charset=utf-8").end(Buffer.buffer(Metrics.text())));
-        router.post("/v1/completions").handler(BodyHandler.create(false).setBodyLimit(16 << 20)).handler(this::complete);
-        router.route().handler(context -> {
-            throw new ApiError(404, "there is no " + context.request().method() + " " + context.request().path(), null, null);
-        });
-        router.route().failureHandler(Server::refuse);
-        var http = vertx.createHttpServer().requestHandler(router).listen(port, "127.0.0.1").await();
-        for (String name : new String[] {"TERM", "INT"}) {
-            Signal.handle(new Signal(name), signal -> threads.execute(this::drain));
+                .putHeader("Content-Type", PrometheusTextFormatWriter.CONTENT_TYPE)
+                .end(PrometheusTextFormatWriter.create().toDebugString(metrics.scrape())));
+        router.post("/v1/completions").handler(BodyHandler.create(false).setBodyLimit(4 << 20)).handler(this::complete);
+        for (int status : new int[] {400, 404, 405, 413}) { // those of the router and the body's handler
+            String message = HttpResponseStatus.valueOf(status).reasonPhrase();
+            router.errorHandler(status, context -> refuse(context, status, message));
+        }
+        HttpServer http = vertx.createHttpServer().requestHandler(router).listen(port, "127.0.0.1").await();
+        for (String name : List.of("TERM", "INT")) { // what runs is finished, but a client may never end its request
+            Signal.handle(new Signal(name), signal -> http.shutdown(Duration.ofHours(1)).onComplete(done -> System.exit(0)));
         }
         System.out.println("listening on 127.0.0.1:" + http.actualPort());
     }
 
-    /** Finish what runs, refuse what is new, and end. */
-    private void drain() {
-        draining = true;
-        unsent.arriveAndAwaitAdvance();
-        System.exit(0);
-    }
-
-    private ObjectNode describe(String name) {
-        if (!name.equals(model)) {
-            throw ApiError.unknownModel(name);
-        }
-        return JsonNodeFactory.instance.objectNode().put("id", model).put("object", "model").put("created", 0)
-                .put("owned_by", "cos");
-    }
-
     /** On the event loop, which must not wait: a thread of its own decodes. */
     private void complete(RoutingContext context) {
-        Buffer body = context.body().buffer();
-        Request request = Request.parse(body == null ? new byte[0] : body.getBytes(), model);
-        if (draining) {
-            throw new ApiError(503, "the server is about to stop", null, null);
+        if (slots.tryAcquire()) {
+            new Thread(() -> answer(context.response(), context.body().buffer())).start();
+        } else {
+            refuse(context, 429, "too many completions are running; try again later");
         }
-        if (!slots.tryAcquire()) {
-            throw new ApiError(429, "too many completions are running; try again later", null, null);
-        }
-        unsent.register();
-        Metrics.RUNNING.inc();
-        Answer answer = new Answer(engine, request, context.response());
-        threads.execute(() -> {
-            ObjectNode json;
-            int status = 200;
-            try {
-                json = answer.run();
-            } catch (RuntimeException e) {
-                ApiError error = ApiError.of(e, 500);
-                json = error.json();
-                status = error.status;
+    }
+
+    private void answer(HttpServerResponse response, Buffer body) {
+        int status = 200;
+        String last;
+        try {
+            Completion completion = Completion.parse(body);
+            if (!completion.model().equals(model)) {
+                throw new ApiError(404, "there is no model " + completion.model(), "model_not_found");
             }
-            end(answer, context.response(), status, json).onComplete(sent -> unsent.arriveAndDeregister());
-        });
-    }
-
-    private Future<?> end(Answer answer, HttpServerResponse response, int status, ObjectNode json) {
-        boolean streaming = response.headWritten();
-        if (streaming && status != 200) {
-            answer.event(json);
+            last = completion.decode(engine, response);
+        } catch (Throwable e) { // also what is no exception: the client waits, and the slot is needed
+            ApiError error = ApiError.of(e);
+            status = error.status;
+            last = response.headWritten() ? Completion.event(error.json()) : error.json();
         }
-        Metrics.answered(answer.gone() ? 499 : status);
-        Metrics.RUNNING.dec();
         slots.release();
-        if (answer.gone()) {
-            return Future.succeededFuture();
+        boolean left = response.closed();
+        requests.labelValues(left ? "499" : Integer.toString(status)).inc();
+        if (left) {
+            return;
         }
-        return !streaming ? send(response, status, json) : status == 200 ? response.end("data: [DONE]\n\n") : response.end();
+        if (!response.headWritten()) {
+            response.setStatusCode(status).putHeader("Content-Type", "application/json");
+        }
+        response.end(last);
     }
 
-    /** An error of what is no running completion. */
-    private static void refuse(RoutingContext context) {
-        ApiError error = ApiError.of(context.failure(), Math.max(400, context.statusCode()));
-        if (context.request().path().equals("/v1/completions")) {
-            Metrics.answered(error.status);
+    /** For what is no running completion. */
+    private void refuse(RoutingContext context, int status, String message) {
+        if (context.request().path().startsWith("/v1/completions")) {
+            requests.labelValues(Integer.toString(status)).inc();
         }
-        send(context.response(), error.status, error.json());
-    }
-
-    private static Future<Void> send(HttpServerResponse response, int status, ObjectNode json) {
-        return response.setStatusCode(status).putHeader("Content-Type", "application/json").end(json.toString());
+        context.response().setStatusCode(status).putHeader("Content-Type", "application/json")
+                .end(new ApiError(status, message, null).json());
     }
 }
