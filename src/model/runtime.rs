@@ -2,6 +2,7 @@
 
 use std::ffi::{CStr, OsStr};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -103,10 +104,13 @@ fn find(configured: Option<&Path>) -> Result<PathBuf> {
         };
     }
     let own = own_path();
-    let folders = own.iter().flat_map(|path| path.ancestors().skip(1).take(4));
+    let folders = own.iter().flat_map(|path| path.ancestors().skip(1).take(4).enumerate());
     folders
-        .flat_map(|folder| [folder.to_owned(), folder.join("onnxruntime")])
-        .find_map(|folder| library_in(&folder))
+        .flat_map(|(above, folder)| [(above, folder.to_owned()), (above, folder.join("onnxruntime"))])
+        .find_map(|(above, folder)| {
+            // Folders above are cargo's, where set-up puts the library. Others may not leave one for us in one like /tmp.
+            library_in(&folder).filter(|library| above == 0 || own.as_deref().is_some_and(|own| same_owner(own, library)))
+        })
         .or_else(system_library)
         .ok_or_else(|| {
             Error::Runtime(format!(
@@ -115,6 +119,11 @@ fn find(configured: Option<&Path>) -> Result<PathBuf> {
                 own.as_deref().unwrap_or(Path::new("libcos.so")).display()
             ))
         })
+}
+
+fn same_owner(one: &Path, other: &Path) -> bool {
+    let owner = |path: &Path| path.metadata().map(|metadata| metadata.uid()).ok();
+    owner(one).is_some_and(|uid| owner(other) == Some(uid))
 }
 
 /// The newest `libonnxruntime.so*` of a folder.

@@ -34,7 +34,10 @@ public final class TextStream extends NativeObject {
         });
     }
 
-    /** Whether a stop string has ended the text. Tokens then make no more text until {@link #finish}. */
+    /**
+     * Whether a stop string has ended the text, or did when that was finished. Tokens then make no more text until
+     * {@link #finish}.
+     */
     public boolean stopped() {
         return shared(Native::textStreamStopped);
     }

@@ -161,6 +161,8 @@ class SessionTest {
             assertEquals("One cat an", pieces.toString());
             assertTrue(stream.stopped());
             assertEquals("", stream.finish());
+            assertTrue(stream.stopped(), "until the next push");
+            stream.push();
             assertFalse(stream.stopped());
 
             assertEquals("One cat an", stream.push(tokens) + stream.finish(), "the strings stay");

@@ -79,9 +79,9 @@ record Completion(String model, Object prompt, Long maxTokens, Float temperature
             while (finish == Finish.NONE && !response.closed()) {
                 StepResult step = session.step();
                 String piece = text.push(step.tokens());
-                finish = text.stopped() ? Finish.STOP : step.finish();
-                if (finish != Finish.NONE) {
+                if (text.stopped() || step.finish() != Finish.NONE) {
                     piece += text.finish();
+                    finish = text.stopped() ? Finish.STOP : step.finish();
                 }
                 if (!stream) {
                     whole.append(piece);
