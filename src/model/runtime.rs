@@ -104,21 +104,22 @@ fn find(configured: Option<&Path>) -> Result<PathBuf> {
         };
     }
     let own = own_path();
-    let folders = own.iter().flat_map(|path| path.ancestors().skip(1).take(4).enumerate());
-    folders
-        .flat_map(|(above, folder)| [(above, folder.to_owned()), (above, folder.join("onnxruntime"))])
-        .find_map(|(above, folder)| {
-            // Folders above are cargo's, where set-up puts the library. Others may not leave one for us in one like /tmp.
-            library_in(&folder).filter(|library| above == 0 || own.as_deref().is_some_and(|own| same_owner(own, library)))
-        })
-        .or_else(system_library)
-        .ok_or_else(|| {
-            Error::Runtime(format!(
-                "libonnxruntime.so was not found beside {}; run `make onnxruntime` in CoS's folder, \
+    own.as_deref().and_then(near).or_else(system_library).ok_or_else(|| {
+        Error::Runtime(format!(
+            "libonnxruntime.so was not found beside {}; run `make onnxruntime` in CoS's folder, \
                  or name the library in {LIBRARY_VARIABLE} or as \"onnxruntime\" in the configuration",
-                own.as_deref().unwrap_or(Path::new("libcos.so")).display()
-            ))
-        })
+            own.as_deref().unwrap_or(Path::new("libcos.so")).display()
+        ))
+    })
+}
+
+/// A library beside a file, or in a folder `onnxruntime` there; or the same in the folders above, where set-up puts it in
+/// cargo's, but then of the same owner: in one like /tmp anybody may have left a library for us.
+fn near(own: &Path) -> Option<PathBuf> {
+    own.ancestors().skip(1).take(4).enumerate().find_map(|(above, folder)| {
+        let folders = [folder.to_owned(), folder.join("onnxruntime")];
+        folders.iter().filter_map(|folder| library_in(folder)).find(|library| above == 0 || same_owner(own, library))
+    })
 }
 
 fn same_owner(one: &Path, other: &Path) -> bool {
@@ -156,4 +157,29 @@ fn system_library() -> Option<PathBuf> {
         let handle = unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_LAZY | libc::RTLD_LOCAL) };
         (!handle.is_null()).then(|| PathBuf::from(OsStr::from_bytes(name.to_bytes())))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_library_that_another_user_left_above_is_not_ours() {
+        let folder = tempfile::tempdir().unwrap();
+        let own = folder.path().join("release/deps/libcos.so");
+        let library = folder.path().join("onnxruntime/libonnxruntime.so.1.31.1");
+        for file in [&own, &library] {
+            std::fs::create_dir_all(file.parent().unwrap()).unwrap();
+            std::fs::write(file, "").unwrap();
+        }
+        assert_eq!(near(&own), Some(library.clone()));
+        if std::os::unix::fs::chown(&library, Some(65534), None).is_ok() {
+            assert_eq!(near(&own), None);
+        } else {
+            println!("skipped in part, because only root can give files away");
+        }
+        let beside = own.with_file_name("libonnxruntime.so");
+        std::fs::write(&beside, "").unwrap();
+        assert_eq!(near(&own), Some(beside));
+    }
 }
