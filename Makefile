@@ -58,7 +58,7 @@ demo: onnxruntime build ## watch models decode together, and compare the strateg
 	    -L"$(RELEASE)" -lcos '-Wl,-rpath,$$ORIGIN/..'
 	"$(DEMO)" $(MODELS)
 
-test: onnxruntime lint ## run all checks: Rust, C under sanitizers, and the bindings whose languages are installed
+test: onnxruntime ## run all tests: Rust, C under sanitizers, and the bindings whose languages are installed
 	$(CARGO) test --release --locked
 	$(MAKE) test-cpp test-go test-java
 

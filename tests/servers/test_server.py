@@ -1,6 +1,7 @@
 """Does a server program keep what README.md promises? Run by the script `test`, with the server's command as arguments."""
 
 import concurrent.futures
+import functools
 import http.client
 import json
 import sys
@@ -41,6 +42,7 @@ def pieces(stream):
     return texts, finish
 
 
+@functools.cache
 def lasting(server):
     """Options of a completion that goes on for long: with this seed no stop token is drawn in its first 400 tokens."""
     for seed in range(7, 50):
