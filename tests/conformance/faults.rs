@@ -316,7 +316,7 @@ fn read_folder(folder: &Path, files: &mut BTreeMap<PathBuf, String>) -> std::io:
     Ok(())
 }
 
-/// `make test` plants one fault in so many.
+/// `.ci/run` plants one fault in so many.
 const QUICK_EACH: usize = 4;
 
 pub fn run(effort: Effort, progress: &dyn Progress) -> Section {

@@ -95,7 +95,7 @@ struct Arguments {
     /// Where the report goes.
     #[arg(long, default_value = "target/conformance")]
     out: std::path::PathBuf,
-    /// As much as `make test` does, in a minute.
+    /// As much as `make test` and CI do, in minutes.
     #[arg(long)]
     quick: bool,
     /// Only these parts: numbers, joint, sessions, vectors, greedy, simulation, faults.
