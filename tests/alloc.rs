@@ -122,7 +122,7 @@ fn other_exports() {
 fn check(engine: &Arc<Engine>, options: Options, config: &str) {
     let prompt = engine.text().unwrap().encode("Question: How many legs do 3 cats have?\nAnswer:", true).unwrap();
     // within the cache's first 256 tokens, so that it does not grow
-    measure(engine, options, config, &prompt, prompt.len() + 60, 150);
+    measure(engine, options, config, &prompt, prompt.len() + 60, 200);
 }
 
 /// The first tokens size the buffers: each model has run at each width, and far behind once.

@@ -38,7 +38,7 @@ fn greedy_strategies_agree() {
 }
 
 #[test]
-#[ignore = "builds a copy of the library, which takes minutes: .ci/run does it, and make conformance plants all faults"]
+#[ignore = "builds a copy of the library, which takes minutes: .ci/run and make conformance do it"]
 fn planted_faults_are_caught() {
     check(suite::faults::run(suite::faults::Effort::Quick, &Silent));
 }

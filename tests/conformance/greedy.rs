@@ -28,7 +28,7 @@ pub struct Effort {
 
 impl Effort {
     /// For `make test`.
-    pub const QUICK: Effort = Effort { stride: 12, thorough: 10, tokens: 20 };
+    pub const QUICK: Effort = Effort { stride: 6, thorough: 10, tokens: 20 };
     /// For `make conformance`.
     pub const LONG: Effort = Effort { stride: 1, thorough: usize::MAX, tokens: 20 };
 }
