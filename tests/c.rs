@@ -1,4 +1,5 @@
-//! The C interface from C: programs under the sanitizers, and the header in every dialect that it is meant for.
+//! The C interface from C: programs under the sanitizers, the header in every dialect that it is meant for, and the programs
+//! of the README.
 
 use std::collections::BTreeSet;
 use std::os::unix::fs::symlink;

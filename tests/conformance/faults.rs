@@ -326,6 +326,7 @@ pub fn run(effort: Effort, progress: &dyn Progress) -> Section {
             .into(),
         ..Section::default()
     };
+    progress.start("planted faults", FAULTS.len() as u64 + 1);
     let planted = match Planted::build() {
         Ok(planted) => planted,
         Err(error) => {
@@ -337,7 +338,6 @@ pub fn run(effort: Effort, progress: &dyn Progress) -> Section {
     head.extend(PROBES.iter().map(|probe| probe.part.to_string()));
     head.extend(["enumeration", "simulation", "power"].map(String::from));
     let faults: Vec<Option<usize>> = std::iter::once(None).chain((0..FAULTS.len()).map(Some)).collect();
-    progress.start("planted faults", faults.len() as u64);
     let mut rows = Vec::new();
     for fault in faults {
         let (found, power) = planted.probe(fault, effort);

@@ -55,7 +55,7 @@ public final class TextStream extends NativeObject {
 
     /**
      * The rest of the text: what was held back, with U+FFFD for bytes that are no character, up to a stop string. The
-     * stream starts anew, with the same stop strings.
+     * next push starts anew, with the same stop strings.
      *
      * @throws CosException BUSY
      */
