@@ -5,6 +5,10 @@
 
 pub mod chance;
 pub mod combine;
+pub mod costs;
+pub mod estimates;
+pub mod forecast;
+pub mod planner;
 pub mod policy;
 pub mod round;
 pub mod sampling;

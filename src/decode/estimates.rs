@@ -1,0 +1,369 @@
+//! What was learned of the models: the time of their passes, and how often their proposals would be accepted.
+//!
+//! Acceptance is learned without trying. A committed token `y` is a draw from the combined distribution `r`, so
+//! `min(1, p(y) / r(y))` has the expectation `Σ min(p, r)`, which is the acceptance rate of proposals from `p`
+//! (`1 − ½‖p − r‖₁`, Theorem 3.1). All it takes is the probability that a model gives to committed tokens, whether it
+//! proposed them or not, or anything at all.
+
+use ndarray::Array2;
+
+use super::costs::Costs;
+
+/// Committed positions whose probabilities are kept until all models have scored them.
+pub const WINDOW: usize = 64;
+
+/// Observations that a mean looks back on.
+const MEMORY: f64 = 192.0;
+
+/// Passes after which a model that was not run is taken to have become slower, or faster, together with those that were.
+const IDLE: u32 = 4;
+
+/// A mean that forgets.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Mean {
+    value: f64,
+    weight: f64,
+}
+
+impl Mean {
+    /// An observation that counts as one, or as part of one.
+    pub fn record(&mut self, value: f64, weight: f64) {
+        if weight > 0.0 && value.is_finite() {
+            self.weight = (self.weight + weight).min(MEMORY);
+            self.value += (value - self.value) * weight / self.weight;
+        }
+    }
+
+    /// The mean, or `other` while there is none.
+    pub fn or(&self, other: f64) -> f64 {
+        if self.weight > 0.0 { self.value } else { other }
+    }
+
+    /// Observations behind it.
+    pub fn weight(&self) -> f64 {
+        self.weight
+    }
+
+    fn forget(&mut self, weight: f64) {
+        self.weight = self.weight.min(weight);
+    }
+}
+
+/// How often a model's proposals would be accepted by the combined distribution.
+///
+/// Text has easy and hard stretches, so a proposal behind an accepted one is accepted more often than one behind a
+/// rejected one; long drafts pay by that. The means are kept apart: `[behind a rejection, behind an acceptance]`.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Acceptance {
+    /// Of the proposals made.
+    pub accepted: [Mean; 2],
+    /// How often there is a proposal at all: less than 1 for look-ups.
+    pub offered: [Mean; 2],
+}
+
+impl Acceptance {
+    /// Whether so much was seen that a plan may build on it.
+    pub fn is_known(&self) -> bool {
+        let weight = |means: &[Mean; 2]| means[0].weight() + means[1].weight();
+        weight(&self.accepted) >= 4.0 || weight(&self.offered) >= 8.0
+    }
+
+    /// The rate with which a proposal is accepted, behind a rejection (`false`) or an acceptance.
+    pub fn rate(&self, behind: bool) -> f64 {
+        let [rejection, acceptance] = &self.accepted;
+        // A model that was never rejected, or always, tells of the other state by this one.
+        if behind { acceptance.or(rejection.or(0.0)) } else { rejection.or(acceptance.or(0.0)) }
+    }
+
+    /// The rate with which there is a proposal.
+    pub fn offers(&self, behind: bool) -> f64 {
+        let [rejection, acceptance] = &self.offered;
+        if behind { acceptance.or(rejection.or(1.0)) } else { rejection.or(acceptance.or(1.0)) }
+    }
+
+    /// Over all positions.
+    pub fn mean(&self) -> f64 {
+        let sum = |means: &[Mean; 2], f: fn(&Mean) -> f64| f(&means[0]) + f(&means[1]);
+        sum(&self.accepted, |mean| mean.value * mean.weight) / sum(&self.accepted, |mean| mean.weight).max(1e-9)
+    }
+
+    fn record(&mut self, behind: f64, offered: bool, accepted: f64) {
+        for (index, weight) in [1.0 - behind, behind].into_iter().enumerate() {
+            self.offered[index].record(f64::from(u8::from(offered)), weight);
+            if offered {
+                self.accepted[index].record(accepted, weight);
+            }
+        }
+    }
+}
+
+/// All that is known of the models of a session, or of an engine.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Estimates {
+    /// Of each model's passes.
+    pub costs: Vec<Costs>,
+    /// Seconds beside the models, for each pass.
+    pub host: Mean,
+    /// Of each model's proposals, against the combined distribution.
+    pub acceptance: Vec<Acceptance>,
+    /// `[proposer, target]`: of a model's proposals, against another model's distribution.
+    pub between: Array2<Mean>,
+}
+
+impl Estimates {
+    /// Nothing but the times of passes, as (width, seconds) of each model.
+    pub fn new(measured: &[Vec<(usize, f64)>]) -> Self {
+        let models = measured.len();
+        Estimates {
+            costs: measured.iter().map(|measured| Costs::new(measured)).collect(),
+            host: Mean::default(),
+            acceptance: vec![Acceptance::default(); models],
+            between: Array2::default((models, models)),
+        }
+    }
+
+    /// Let what comes count as much as if only so many observations had been made before.
+    pub fn forget(&mut self, observations: f64) {
+        self.costs.iter_mut().for_each(|costs| costs.forget(observations));
+        for acceptance in &mut self.acceptance {
+            acceptance.accepted.iter_mut().chain(&mut acceptance.offered).for_each(|mean| mean.forget(observations));
+        }
+        self.between.iter_mut().for_each(|mean| mean.forget(observations));
+        self.host.forget(observations);
+    }
+
+    /// Know nothing of acceptance any more, because something else is decoded.
+    pub fn forget_acceptance(&mut self) {
+        self.acceptance.fill(Acceptance::default());
+        self.between.fill(Mean::default());
+    }
+}
+
+/// Watches a sequence being decoded.
+///
+/// It looks at committed tokens and at times, and is asked only where nothing is pending, so what is made of it tells
+/// nothing of a token that is not decided yet.
+#[derive(Debug, Clone)]
+pub struct Observer {
+    estimates: Estimates,
+    /// `λ` where the combined distribution is a mixture of the models' own, or one of them.
+    weights: Option<Vec<f32>>,
+    /// The probability that each model gives to the token at index `p`, in row `p % WINDOW`; NaN where it is unknown.
+    scores: Array2<f32>,
+    /// The same of the combined distribution.
+    combined: [f32; WINDOW],
+    /// Tokens committed: those at this index and behind it are not known.
+    end: usize,
+    /// The first position that was not yet counted for each proposer.
+    next: Vec<usize>,
+    /// What became of the position before [`Self::next`]; NaN where that is unknown.
+    behind: Vec<f64>,
+    /// Passes since each model was run.
+    idle: Vec<u32>,
+}
+
+impl Observer {
+    /// Knows these; `weights` are those of a mixture or of a single model, `None` of anything else.
+    pub fn new(estimates: Estimates, weights: Option<Vec<f32>>) -> Self {
+        let models = estimates.costs.len();
+        Observer {
+            estimates,
+            weights,
+            scores: Array2::from_elem((WINDOW, models), f32::NAN),
+            combined: [f32::NAN; WINDOW],
+            end: 0,
+            next: vec![0; models],
+            behind: vec![f64::NAN; models],
+            idle: vec![0; models],
+        }
+    }
+
+    /// What it knows.
+    pub fn estimates(&self) -> &Estimates {
+        &self.estimates
+    }
+
+    /// What it knows, to change.
+    pub fn estimates_mut(&mut self) -> &mut Estimates {
+        &mut self.estimates
+    }
+
+    /// The first committed position of which a model has not yet told the probability, as far as it still counts.
+    pub fn wants(&self, model: usize) -> usize {
+        self.next[model].max(self.end.saturating_sub(WINDOW))
+    }
+
+    /// A pass of a model over `width` positions took so long.
+    pub fn passed(&mut self, model: usize, width: usize, seconds: f64) {
+        let factor = self.estimates.costs[model].record(width, seconds);
+        for (other, idle) in self.idle.iter_mut().enumerate() {
+            *idle = if other == model { 0 } else { idle.saturating_add(1) };
+            if *idle > IDLE {
+                self.estimates.costs[other].scale(factor);
+            }
+        }
+    }
+
+    /// What comes next begins at `position`: a prompt, of which nothing is asked, or tokens by another combination.
+    pub fn restart(&mut self, position: usize) {
+        self.end = position;
+        self.next.fill(position);
+        self.behind.fill(f64::NAN);
+    }
+
+    /// The token at `position` was committed; the combined distribution gave it this probability, if it is known.
+    pub fn committed(&mut self, position: usize, combined: Option<f32>) {
+        let row = position % WINDOW;
+        self.scores.row_mut(row).fill(f32::NAN);
+        self.combined[row] = combined.unwrap_or(f32::NAN);
+        self.end = position + 1;
+    }
+
+    /// A model gives this probability to the committed token at `position`.
+    pub fn scored(&mut self, model: usize, position: usize, probability: f32) {
+        if position < self.end && position + WINDOW >= self.end {
+            self.scores[[position % WINDOW, model]] = probability;
+        }
+    }
+
+    /// A look-up proposed `token`, or none, for the position that `committed` then took.
+    pub fn looked_up(&mut self, model: usize, position: usize, token: Option<i32>, committed: i32) {
+        let right = f64::from(u8::from(token == Some(committed)));
+        if self.next[model] == position && !self.behind[model].is_nan() {
+            self.estimates.acceptance[model].record(self.behind[model], token.is_some(), right);
+        }
+        (self.next[model], self.behind[model]) = (position + 1, right);
+    }
+
+    /// Count what has become known.
+    pub fn settle(&mut self) {
+        for model in 0..self.next.len() {
+            let first = self.wants(model);
+            if first > self.next[model] {
+                self.behind[model] = f64::NAN; // some were missed
+            }
+            self.next[model] = (first..self.end).find(|&position| !self.count(model, position)).unwrap_or(self.end);
+        }
+    }
+
+    /// Count a position for a proposer; false if not all that it takes is known.
+    fn count(&mut self, proposer: usize, position: usize) -> bool {
+        let row = self.scores.row(position % WINDOW);
+        let combined = match &self.weights {
+            Some(weights) => {
+                let needed = weights.iter().zip(row).filter(|(weight, _)| **weight != 0.0);
+                needed.map(|(weight, score)| weight * score).sum()
+            }
+            None => self.combined[position % WINDOW],
+        };
+        let (own, combined) = (f64::from(row[proposer]), f64::from(combined));
+        let accepted = (own / combined).min(1.0);
+        if own.is_nan() || accepted.is_nan() {
+            return false;
+        }
+        if let Some(weights) = &self.weights {
+            // y ~ r, so min(p_j(y), p_k(y)) / r(y) has the expectation Σ min(p_j, p_k)
+            for target in (0..weights.len()).filter(|&target| target != proposer && weights[target] != 0.0) {
+                self.estimates.between[[proposer, target]].record(own.min(f64::from(row[target])) / combined, 1.0);
+            }
+        }
+        if !self.behind[proposer].is_nan() {
+            self.estimates.acceptance[proposer].record(self.behind[proposer], true, accepted);
+        }
+        self.behind[proposer] = accepted;
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn observer(weights: Option<Vec<f32>>) -> Observer {
+        let mut observer = Observer::new(Estimates::new(&[vec![], vec![]]), weights);
+        observer.restart(10);
+        observer
+    }
+
+    #[test]
+    fn acceptance_is_learned_from_committed_tokens() {
+        // p = (0.5, 0.5), (0.9, 0.1), so r = (0.7, 0.3): both are accepted by 0.8, and by each other by 0.6.
+        let rows = [[0.5f32, 0.5], [0.9, 0.1]];
+        let mut observer = observer(Some(vec![0.5, 0.5]));
+        let mut random = fastrand::Rng::with_seed(1);
+        for position in 10..3010 {
+            let token = usize::from(random.f64() > 0.7);
+            observer.committed(position, None);
+            observer.scored(0, position, rows[0][token]);
+            // The other model comes later, as one does that was not needed.
+            if position % 3 == 0 {
+                (position - 2..=position).for_each(|earlier| observer.scored(1, earlier, f32::NAN));
+            }
+            observer.scored(1, position, rows[1][token]);
+            observer.settle();
+        }
+        let estimates = observer.estimates();
+        for model in 0..2 {
+            assert!((estimates.acceptance[model].mean() - 0.8).abs() < 0.05, "{estimates:?}");
+            assert!((estimates.between[[model, 1 - model]].or(0.0) - 0.6).abs() < 0.1, "{estimates:?}");
+        }
+    }
+
+    #[test]
+    fn what_comes_late_is_counted_and_what_comes_too_late_is_not() {
+        let mut observer = observer(None);
+        for position in 10..10 + 2 * WINDOW {
+            observer.committed(position, Some(1.0));
+            observer.scored(0, position, 1.0);
+            observer.settle();
+        }
+        assert_eq!(observer.estimates().acceptance[0].mean(), 1.0);
+        assert!(!observer.estimates().acceptance[1].is_known());
+        assert_eq!(observer.wants(1), 10 + WINDOW);
+        (10..10 + 2 * WINDOW).for_each(|position| observer.scored(1, position, 0.25));
+        observer.settle();
+        let weight: f64 = observer.estimates().acceptance[1].accepted.iter().map(Mean::weight).sum();
+        assert!((weight - (WINDOW - 1) as f64).abs() < 1e-6, "the first only says what it is behind: {weight}");
+        assert_eq!(observer.estimates().acceptance[1].mean(), 0.25);
+        assert_eq!(observer.wants(1), 10 + 2 * WINDOW);
+    }
+
+    #[test]
+    fn runs_of_acceptances_are_told_apart() {
+        let mut observer = observer(None);
+        for position in 10..500 {
+            observer.committed(position, Some(1.0));
+            observer.scored(0, position, f32::from(u8::from(position / 8 % 2 == 0)));
+            observer.settle();
+        }
+        let acceptance = observer.estimates().acceptance[0];
+        assert!((acceptance.rate(true) - 7.0 / 8.0).abs() < 0.03 && (acceptance.rate(false) - 1.0 / 8.0).abs() < 0.03);
+        assert!((acceptance.mean() - 0.5).abs() < 0.03);
+    }
+
+    #[test]
+    fn look_ups_have_offers() {
+        let mut observer = observer(None);
+        for position in 10..500 {
+            // It has something to say at every second position, and is right.
+            let token = (position % 2 == 0).then_some(7);
+            observer.committed(position, Some(1.0));
+            observer.looked_up(1, position, token, 7);
+        }
+        let acceptance = observer.estimates().acceptance[1];
+        assert_eq!((acceptance.offers(true), acceptance.offers(false)), (0.0, 1.0));
+        assert_eq!(acceptance.rate(false), 1.0);
+    }
+
+    #[test]
+    fn a_model_that_rests_moves_with_those_that_run() {
+        let mut observer = observer(None);
+        for _ in 0..20 {
+            observer.passed(0, 1, 1.0);
+            observer.passed(1, 1, 0.1);
+        }
+        (0..500).for_each(|_| observer.passed(0, 1, 3.0));
+        let costs = &observer.estimates().costs;
+        assert!((costs[0].at(1) - 3.0).abs() < 0.1 && (0.2..0.31).contains(&costs[1].at(1)), "{costs:?}");
+    }
+}

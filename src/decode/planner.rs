@@ -1,0 +1,294 @@
+//! Chooses the plan of `auto`: what is forecast to take the least time for a token.
+//!
+//! It knows no clock and draws nothing: times and acceptance rates come in as [`Estimates`], a plan comes out.
+
+use super::estimates::Estimates;
+use super::forecast::{Forecast, LONGEST, Task};
+use super::policy::{MAX_PROPOSAL_LENGTH, Plan, Policy, Targets};
+
+/// A plan is left only for one that is forecast to be faster by this share: a change costs a moment without drafts.
+const HYSTERESIS: f64 = 0.02;
+
+/// Tokens of a forecast that compares many plans, and of one that decides.
+const SHORT: usize = 192;
+const LONG: usize = LONGEST - 1;
+
+/// Lengths that are tried.
+const LENGTHS: [usize; 9] = [1, 2, 3, 4, 5, 6, 8, 11, 16];
+
+/// Tokens after which the plan is looked at again: soon at first, while each token says much, then regularly.
+const FIRST_LOOK: usize = 8;
+const LAST_LOOK: usize = 64;
+
+/// Tokens for which a measured time counts as much as the forecast of it.
+const TRUST: f64 = 128.0;
+
+/// What a session leaves to the planner.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Choices {
+    /// What is decoded.
+    pub task: Task,
+    /// Which targets the session may have.
+    pub targets: Vec<Targets>,
+    /// γ of each model, where the caller pinned them.
+    pub lengths: Option<Vec<usize>>,
+    /// Whether each model may propose.
+    pub may_propose: Vec<bool>,
+}
+
+impl Choices {
+    /// Whether a plan is one of those that may be chosen.
+    pub fn allow(&self, plan: &Plan) -> bool {
+        let may = |model: usize, length: usize| {
+            length == 0 || self.may_propose[model] && self.lengths.as_ref().is_none_or(|pinned| pinned[model] == length)
+        };
+        self.targets.contains(&plan.targets)
+            && match &plan.policy {
+                Policy::Standard => true,
+                Policy::Speculative { proposer, length } => may(*proposer, *length),
+                Policy::Cos { lengths, order } => {
+                    let takes_part = |model: usize| lengths[model] > 0 || self.task.weights[model] != 0.0;
+                    (0..lengths.len())
+                        .all(|model| may(model, lengths[model]) && order.contains(&model) == takes_part(model))
+                }
+            }
+    }
+}
+
+/// How well a plan does.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Expectation {
+    /// Forecast seconds for a token by the plan.
+    pub planned: f64,
+    /// Forecast seconds for a token by `standard`.
+    pub standard: f64,
+}
+
+/// Chooses a session's plan, again and again.
+#[derive(Debug, Clone)]
+pub struct Planner {
+    choices: Choices,
+    plan: Plan,
+    expectation: Expectation,
+    forecast: Forecast,
+    /// Tokens and seconds measured since the plan was chosen; they forget.
+    tokens: f64,
+    seconds: f64,
+    /// What plans took against their forecasts, by kind of plan.
+    bias: [f64; KINDS],
+    until_look: usize,
+    interval: usize,
+}
+
+const KINDS: usize = 6;
+
+fn kind(plan: &Plan) -> usize {
+    let policy = match plan.policy {
+        Policy::Standard => 0,
+        Policy::Speculative { .. } => 1,
+        Policy::Cos { .. } => 2,
+    };
+    policy + 3 * usize::from(plan.targets == Targets::Routed)
+}
+
+impl Planner {
+    /// Begins with `plan`.
+    pub fn new(choices: Choices, plan: Plan) -> Self {
+        Planner {
+            choices,
+            plan,
+            expectation: Expectation::default(),
+            forecast: Forecast::default(),
+            tokens: 0.0,
+            seconds: 0.0,
+            bias: [1.0; KINDS],
+            until_look: 0,
+            interval: FIRST_LOOK,
+        }
+    }
+
+    /// The plan in force.
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// What may be chosen.
+    pub fn choices(&self) -> &Choices {
+        &self.choices
+    }
+
+    /// What the plan is expected to take, as of the last look.
+    pub fn expectation(&self) -> Expectation {
+        self.expectation
+    }
+
+    /// The plan in force took so long for so many tokens.
+    pub fn measured(&mut self, tokens: usize, seconds: f64) {
+        self.until_look = self.until_look.saturating_sub(tokens);
+        self.tokens += tokens as f64;
+        self.seconds += seconds;
+        if self.tokens > 4.0 * TRUST {
+            self.tokens /= 2.0;
+            self.seconds /= 2.0;
+        }
+    }
+
+    /// Whether it is time to look at the plan.
+    pub fn is_due(&self) -> bool {
+        self.until_look == 0
+    }
+
+    /// Look at the plan: another one, if one is forecast to be faster.
+    pub fn look(&mut self, estimates: &Estimates) -> Option<Plan> {
+        (self.until_look, self.interval) = (self.interval, (2 * self.interval).min(LAST_LOOK));
+        let current = self.plan.clone();
+        let raw = self.forecast.seconds_per_token(&current, &self.choices.task, estimates, LONG);
+        // What was measured knows what the forecast does not; the less was measured, the less it counts.
+        let trust = self.tokens / (self.tokens + TRUST);
+        if self.tokens > 0.0 {
+            let ratio = (self.seconds / self.tokens / raw).clamp(0.5, 2.0);
+            self.bias[kind(&current)] = 1.0 + (ratio - 1.0) * trust;
+        }
+        let planned = raw * self.bias[kind(&current)];
+        let standard = self.choices.task.standard(estimates) * self.bias[0];
+        self.expectation = Expectation { planned, standard };
+        let mut best: [Option<Best>; KINDS] = Default::default();
+        self.search(estimates, &mut best);
+        // Short forecasts found the best of each kind, a long one decides.
+        for best in best.iter_mut().flatten() {
+            best.seconds = self.seconds(&best.plan, estimates, LONG);
+        }
+        let best = best.into_iter().flatten().min_by(|a, b| a.seconds.total_cmp(&b.seconds))?;
+        if best.plan == current || best.seconds > planned * (1.0 - HYSTERESIS) {
+            return None;
+        }
+        self.expectation.planned = best.seconds;
+        Some(best.plan)
+    }
+
+    /// Take another plan, because it was found better or something else is decoded.
+    pub fn adopt(&mut self, plan: Plan) {
+        self.plan = plan;
+        (self.tokens, self.seconds) = (0.0, 0.0);
+        (self.until_look, self.interval) = (FIRST_LOOK, 2 * FIRST_LOOK);
+    }
+
+    fn search(&mut self, estimates: &Estimates, best: &mut [Option<Best>; KINDS]) {
+        let models = self.choices.task.weights.len();
+        let mut by_cost: Vec<usize> = (0..models).collect();
+        by_cost.sort_by(|&a, &b| {
+            let cost = |model: usize| if self.choices.task.scores[model] { estimates.costs[model].at(1) } else { 0.0 };
+            cost(a).total_cmp(&cost(b))
+        });
+        let proposers: Vec<usize> = by_cost
+            .iter()
+            .copied()
+            .filter(|&model| self.choices.may_propose[model] && estimates.acceptance[model].is_known())
+            .collect();
+        for targets in self.choices.targets.clone() {
+            self.consider(Plan { policy: Policy::Standard, targets }, estimates, best);
+            for &proposer in &proposers {
+                self.speculative(proposer, targets, estimates, best);
+            }
+            if !proposers.is_empty() {
+                self.cos(&proposers, &by_cost, targets, estimates, best);
+            }
+        }
+    }
+
+    /// Of one drafter, the best length. Longer ones pay less and less, so the first that is worse ends the search.
+    fn speculative(
+        &mut self,
+        proposer: usize,
+        targets: Targets,
+        estimates: &Estimates,
+        best: &mut [Option<Best>; KINDS],
+    ) {
+        let mut last = f64::INFINITY;
+        for length in self.lengths(proposer) {
+            let plan = Plan { policy: Policy::Speculative { proposer, length }, targets };
+            let seconds = self.consider(plan, estimates, best);
+            if seconds > 1.01 * last {
+                break;
+            }
+            last = last.min(seconds);
+        }
+    }
+
+    /// Models take turns: from one proposal of each model that is needed, one length after the other is improved.
+    fn cos(
+        &mut self,
+        proposers: &[usize],
+        by_cost: &[usize],
+        targets: Targets,
+        estimates: &Estimates,
+        best: &mut [Option<Best>; KINDS],
+    ) {
+        let needs = |choices: &Choices, model: usize| choices.task.weights[model] != 0.0;
+        let mut lengths = vec![0; by_cost.len()];
+        for &model in proposers.iter().filter(|&&model| needs(&self.choices, model)) {
+            lengths[model] = self.lengths(model).next().unwrap_or(0);
+        }
+        let plan = |this: &Self, lengths: &[usize]| {
+            let takes_part = |model: &usize| lengths[*model] > 0 || needs(&this.choices, *model);
+            let mut order: Vec<usize> = by_cost.iter().copied().filter(takes_part).collect();
+            order.sort_by_key(|&model| lengths[model] == 0);
+            Plan { policy: Policy::Cos { lengths: lengths.to_vec(), order }, targets }
+        };
+        let mut own = f64::INFINITY;
+        if lengths.iter().any(|&length| length > 0) {
+            own = self.consider(plan(self, &lengths), estimates, best);
+        }
+        for _ in 0..2 {
+            let before = lengths.clone();
+            for &model in proposers {
+                let mut last = f64::INFINITY;
+                let all: Vec<usize> = std::iter::once(0).chain(self.lengths(model)).collect();
+                for length in all {
+                    let kept = std::mem::replace(&mut lengths[model], length);
+                    let any = lengths.iter().any(|&length| length > 0);
+                    let seconds =
+                        if any { self.consider(plan(self, &lengths), estimates, best) } else { f64::INFINITY };
+                    if seconds < own {
+                        own = seconds;
+                    } else {
+                        lengths[model] = kept;
+                        if length > 0 && seconds > 1.01 * last {
+                            break;
+                        }
+                    }
+                    last = last.min(seconds);
+                }
+            }
+            if lengths == before {
+                break;
+            }
+        }
+    }
+
+    fn lengths(&self, model: usize) -> impl Iterator<Item = usize> + use<> {
+        let pinned = self.choices.lengths.as_ref().map(|lengths| lengths[model]);
+        let free = LENGTHS.into_iter().filter(move |_| pinned.is_none());
+        free.chain(pinned.filter(|&length| length > 0)).take_while(|&length| length <= MAX_PROPOSAL_LENGTH as usize)
+    }
+
+    fn consider(&mut self, plan: Plan, estimates: &Estimates, best: &mut [Option<Best>; KINDS]) -> f64 {
+        let seconds = self.seconds(&plan, estimates, SHORT);
+        let best = &mut best[kind(&plan)];
+        if best.as_ref().is_none_or(|best| seconds < best.seconds) {
+            *best = Some(Best { plan, seconds });
+        }
+        seconds
+    }
+
+    fn seconds(&mut self, plan: &Plan, estimates: &Estimates, tokens: usize) -> f64 {
+        self.bias[kind(plan)] * self.forecast.seconds_per_token(plan, &self.choices.task, estimates, tokens)
+    }
+}
+
+/// The best plan of a kind so far.
+#[derive(Debug)]
+struct Best {
+    plan: Plan,
+    seconds: f64,
+}
