@@ -69,6 +69,15 @@ fn the_standard_decode_is_the_oracles() {
     }
 }
 
+#[test]
+fn passes_are_timed_at_loading() {
+    for model in engine("engine.json").models() {
+        let times = model.pass_times();
+        assert_eq!(times.iter().map(|(width, _)| *width).collect::<Vec<_>>(), [1, 2, 3, 4, 6, 8, 16]);
+        assert!(times.iter().all(|(_, time)| !time.is_zero()));
+    }
+}
+
 /// Random passes and rollbacks against fresh sequences: cache growth, chunks, rows kept across passes.
 #[test]
 fn caches_survive_any_rollback() {

@@ -6,8 +6,9 @@
 
 use std::ops::RangeInclusive;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use super::{Cancel, Interrupt, Model, Pass, Sequence};
+use super::{Cancel, Interrupt, Model, Pass, Sequence, TIMED_WIDTHS};
 
 /// How much of the spread of a row its logits may differ, between passes of several widths. Rounding in half precision
 /// reaches some hundredths, and what is broken is off by about the spread itself.
@@ -155,6 +156,42 @@ impl Trial {
     }
 }
 
+/// Tokens below the passes that are timed.
+const TIMED_BEHIND: usize = 12;
+
+/// Most rounds of timed passes. The least of few is near what a pass takes on a machine that does nothing else.
+const TIMED_ROUNDS: usize = 5;
+
+/// What passes take, as [`Model::pass_times`] tells it: the least of a few, fewer or only of some widths where `limit` is
+/// over before. Every width that fits has its turn before any has a second one, first those furthest from each other.
+pub fn pass_times(model: &dyn Model, limit: Duration) -> Result<Vec<(usize, Duration)>, Interrupt> {
+    let started = Instant::now();
+    let most = model.context_length();
+    let behind = TIMED_BEHIND.min(most - 1);
+    let tokens: Vec<i32> = (0..most.min(behind + 16)).map(|index| made_up(model, index)).collect();
+    let mut sequence = model.start(&Arc::new(Cancel::default()))?;
+    if behind > 0 {
+        run(model, sequence.as_mut(), &tokens[..behind])?;
+    }
+    let mut times = TIMED_WIDTHS.map(|width| (width, Duration::MAX));
+    let [one, two, three, four, six, eight, sixteen] = &mut times;
+    let mut order = [one, eight, three, sixteen, two, four, six];
+    'rounds: for _ in 0..TIMED_ROUNDS {
+        for (width, least) in &mut order {
+            if started.elapsed() > limit {
+                break 'rounds;
+            }
+            if let Some(tokens) = tokens.get(behind..behind + *width) {
+                let before = sequence.elapsed();
+                run(model, sequence.as_mut(), tokens)?;
+                *least = (sequence.elapsed() - before).min(*least);
+                sequence.truncate(behind);
+            }
+        }
+    }
+    Ok(times.into_iter().filter(|(_, least)| *least != Duration::MAX).collect())
+}
+
 fn made_up(model: &dyn Model, index: usize) -> i32 {
     ((index * 7 + 3) % model.vocab_size()) as i32
 }
@@ -240,6 +277,26 @@ mod tests {
         assert!(taken_back.spreads > 1.0);
         let everything = Excuses { bfloat16: true, rounded_activations: true };
         assert!(trial.verdict(&model, everything).is_err());
+    }
+
+    #[test]
+    fn passes_are_timed_within_a_limit() {
+        let model = || {
+            Scripted::new(20, |_, _| Ok(())).with_pass_times(|width, passes| {
+                // the first ones are slow, as they are where memory is fresh
+                Duration::from_micros(100 + 10 * width as u64 + if passes < 4 { 1000 } else { 0 })
+            })
+        };
+        let widths = |model: &Scripted, limit| {
+            let times = pass_times(model, limit).unwrap();
+            times.into_iter().map(|(width, time)| (width, time.as_micros())).collect::<Vec<_>>()
+        };
+        let long = Duration::from_secs(60);
+        let all = [(1, 110), (2, 120), (3, 130), (4, 140), (6, 160), (8, 180), (16, 260)];
+        assert_eq!(widths(&model(), long), all);
+        assert_eq!(widths(&model().with_context_length(20), long), all[..6]);
+        assert_eq!(widths(&model().with_context_length(1), long), all[..1]);
+        assert_eq!(widths(&model(), Duration::ZERO), []);
     }
 
     #[test]

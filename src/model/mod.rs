@@ -31,6 +31,9 @@ pub use runtime::{LIBRARY_VARIABLE, environment, library};
 
 use crate::error::{Error, Result};
 
+/// Widths whose passes are timed: dense where a draft is short, and one where it is long.
+const TIMED_WIDTHS: [usize; 7] = [1, 2, 3, 4, 6, 8, 16];
+
 /// A language model: its weights, shared by any number of sequences and threads.
 pub trait Model: Send + Sync {
     /// What messages call it.
@@ -54,6 +57,12 @@ pub trait Model: Send + Sync {
 
     /// Cost of a pass relative to other models, deterministic; bytes of weights serve well.
     fn cost(&self) -> u64;
+
+    /// What passes took when the model was loaded, by their width in tokens, the narrowest first: time inside the model,
+    /// on top of a short cache. Empty where nobody measured, and without the widths that do not fit.
+    fn pass_times(&self) -> &[(usize, Duration)] {
+        &[]
+    }
 
     /// What is known of it, for people who look into an engine.
     fn describe(&self) -> Value {

@@ -32,6 +32,9 @@ const LOGITS_BYTES: usize = 64 << 20;
 const MIN_PASS: usize = 16;
 const MAX_PASS: usize = 512;
 
+/// Timing passes at loading takes at most this, or a tenth of what loading took before.
+const TIMING: Duration = Duration::from_millis(100);
+
 /// Where a model runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Provider {
@@ -66,6 +69,7 @@ pub struct OnnxModel {
     vocab_size: usize,
     /// By how much logits of a pass of several tokens differ from those of single ones, as seen when it was loaded.
     deviation: f32,
+    pass_times: Vec<(usize, Duration)>,
 }
 
 impl OnnxModel {
@@ -73,6 +77,7 @@ impl OnnxModel {
     ///
     /// A few passes over made-up tokens show what inputs and outputs cannot tell: see [`check`].
     pub fn load(path: &Path, name: &str, settings: &Settings) -> Result<Self> {
+        let started = Instant::now();
         let file = beside::model_file(path)?;
         let environment = runtime::environment(None, 0)?;
         let refuse = |error: &dyn std::fmt::Display| Error::Model(format!("cannot load {}: {error}", file.display()));
@@ -114,10 +119,13 @@ impl OnnxModel {
             memory: Arc::new(memory),
             vocab_size: 0,
             deviation: 0.0,
+            pass_times: Vec::new(),
         };
         model.try_out()?;
         model.vocab_size = model.export.logits.columns;
         model.settle_scoring(settings.scoring)?;
+        let limit = TIMING.max(started.elapsed() / 10);
+        model.pass_times = check::pass_times(&model, limit).map_err(|interrupt| model.failed_trial(interrupt))?;
         Ok(model)
     }
 
@@ -155,10 +163,7 @@ impl OnnxModel {
             if rollback == Rollback::Mask { &[Rollback::Mask, Rollback::Compact] } else { &[rollback] };
         let file = self.export.file.display().to_string();
         self.export_mut().scoring = Scoring::OneByOne;
-        let trial = check::Trial::new(self).map_err(|interrupt| match interrupt {
-            Interrupt::Failed(error) => self.cannot_run(&error),
-            Interrupt::Cancelled => Error::Internal("nobody could cancel this".into()),
-        })?;
+        let trial = check::Trial::new(self).map_err(|interrupt| self.failed_trial(interrupt))?;
         if trial.is_void() {
             return Err(Error::Unsupported(format!(
                 "{file}: its logits are no numbers (NaN or infinite); export it in float32 or bfloat16"
@@ -210,6 +215,13 @@ impl OnnxModel {
             "{file}: tokens cannot be taken back and others scored ({found}), so nothing could be verified with this model; \
              export it in another way"
         )))
+    }
+
+    fn failed_trial(&self, interrupt: Interrupt) -> Error {
+        match interrupt {
+            Interrupt::Failed(error) => self.cannot_run(&error),
+            Interrupt::Cancelled => Error::Internal("nobody could cancel this".into()),
+        }
     }
 
     fn cannot_run(&self, error: &dyn std::fmt::Display) -> Error {
@@ -279,6 +291,10 @@ impl Model for OnnxModel {
             description.extend(own);
         }
         description
+    }
+
+    fn pass_times(&self) -> &[(usize, Duration)] {
+        &self.pass_times
     }
 
     fn start(&self, cancel: &Arc<Cancel>) -> Result<Box<dyn Sequence>> {

@@ -6,11 +6,14 @@ use std::any::Any;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Cancel, Interrupt, Model, Pass, Sequence};
+use super::{Cancel, Interrupt, Model, Pass, Sequence, TIMED_WIDTHS};
 use crate::error::Result;
 
 /// Writes the logits that follow a context into a row, or fails.
 pub type Script = dyn Fn(&[i32], &mut [f32]) -> Result<(), Interrupt> + Send + Sync;
+
+/// Says what a pass of so many tokens takes, after so many passes of the same sequence.
+pub type PassTime = dyn Fn(usize, u64) -> Duration + Send + Sync;
 
 /// A model whose logits come from a function of the context.
 pub struct Scripted {
@@ -20,6 +23,8 @@ pub struct Scripted {
     max_pass: usize,
     cost: u64,
     script: Box<Script>,
+    pass_time: Box<PassTime>,
+    pass_times: Vec<(usize, Duration)>,
 }
 
 impl Scripted {
@@ -35,6 +40,8 @@ impl Scripted {
             max_pass: 512,
             cost: 1,
             script: Box::new(script),
+            pass_time: Box::new(|_, _| Duration::ZERO),
+            pass_times: Vec::new(),
         }
     }
 
@@ -61,6 +68,14 @@ impl Scripted {
         self.cost = cost;
         self
     }
+
+    /// The same with passes that pretend to take time: `pass_time` of their width and of the number of passes that their
+    /// sequence ran before. What the first ones take is what was measured at loading.
+    pub fn with_pass_times(mut self, pass_time: impl Fn(usize, u64) -> Duration + Send + Sync + 'static) -> Self {
+        self.pass_times = TIMED_WIDTHS.map(|width| (width, pass_time(width, 0))).to_vec();
+        self.pass_time = Box::new(pass_time);
+        self
+    }
 }
 
 struct ScriptedSequence {
@@ -68,6 +83,8 @@ struct ScriptedSequence {
     /// Row of position `p` at index `p`; `None` where it was never made or was let go.
     rows: Vec<Option<Box<[f32]>>>,
     cancel: Arc<Cancel>,
+    passes: u64,
+    elapsed: Duration,
 }
 
 impl Sequence for ScriptedSequence {
@@ -85,7 +102,7 @@ impl Sequence for ScriptedSequence {
     }
 
     fn elapsed(&self) -> Duration {
-        Duration::ZERO
+        self.elapsed
     }
 }
 
@@ -110,8 +127,18 @@ impl Model for Scripted {
         self.cost
     }
 
+    fn pass_times(&self) -> &[(usize, Duration)] {
+        &self.pass_times
+    }
+
     fn start(&self, cancel: &Arc<Cancel>) -> Result<Box<dyn Sequence>> {
-        Ok(Box::new(ScriptedSequence { tokens: Vec::new(), rows: vec![None], cancel: cancel.clone() }))
+        Ok(Box::new(ScriptedSequence {
+            tokens: Vec::new(),
+            rows: vec![None],
+            cancel: cancel.clone(),
+            passes: 0,
+            elapsed: Duration::ZERO,
+        }))
     }
 
     fn forward(&self, batch: &mut [Pass<'_>]) -> Result<(), Interrupt> {
@@ -137,6 +164,8 @@ impl Model for Scripted {
             let sequence = own(pass.sequence);
             sequence.tokens = context;
             sequence.rows.extend(rows);
+            sequence.elapsed += (self.pass_time)(pass.tokens.len(), sequence.passes);
+            sequence.passes += 1;
             let kept = pass.keep.min(sequence.rows.len());
             sequence.rows[..kept].fill(None);
         }
