@@ -10,6 +10,7 @@ use crate::config::{Combine, Config, ExportConfig, ModelConfig, ProviderName, Sc
 use crate::decode::combine::Combination;
 use crate::error::{Error, Result};
 use crate::model::{Model, Ngram, OnnxModel, Provider, Scoring, Settings, environment, library};
+use crate::planning::Priors;
 use crate::stats::Stats;
 use crate::text::Text;
 
@@ -21,6 +22,7 @@ pub struct Engine {
     stop_tokens: Vec<i32>,
     warnings: Vec<String>,
     totals: Mutex<Stats>,
+    priors: Mutex<Priors>,
 }
 
 impl Engine {
@@ -76,7 +78,15 @@ impl Engine {
         }
         stop_tokens.sort_unstable();
         stop_tokens.dedup();
-        let engine = Engine { models, combine, text, stop_tokens, warnings: Vec::new(), totals: Mutex::default() };
+        let engine = Engine {
+            models,
+            combine,
+            text,
+            stop_tokens,
+            warnings: Vec::new(),
+            totals: Mutex::default(),
+            priors: Mutex::default(),
+        };
         engine.combination(None)?;
         Ok(engine)
     }
@@ -105,6 +115,11 @@ impl Engine {
     /// What all its sessions did, also those that are no more.
     pub fn totals(&self) -> &Mutex<Stats> {
         &self.totals
+    }
+
+    /// What its sessions have learned of the models.
+    pub fn priors(&self) -> &Mutex<Priors> {
+        &self.priors
     }
 
     /// The exports' end-of-sequence tokens.

@@ -9,6 +9,7 @@ pub mod engine;
 pub mod error;
 pub mod ffi;
 pub mod model;
+pub mod planning;
 pub mod session;
 pub mod stats;
 pub mod text;

@@ -1,16 +1,21 @@
 //! A session: one sequence, decoded by the models of an engine.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
 
 use crate::decode::chance::CounterRng;
 use crate::decode::combine::{Combination, Function};
+use crate::decode::estimates::Estimates;
+use crate::decode::planner::Choices;
 use crate::decode::policy::{Plan, Request, Strategy, Targets};
 use crate::decode::round::{Decoder, Finish, Settings};
 use crate::decode::sampling::Sampler;
 use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::model::{Cancel, Interrupt};
+use crate::planning::{Gains, Planning, Round, describe_plan};
 use crate::stats::Stats;
 
 /// What a caller may ask for. The default is greedy and automatic.
@@ -69,6 +74,8 @@ pub enum State {
 /// One sequence. Used by one thread at a time.
 pub struct Session {
     decoder: Decoder<CounterRng>,
+    /// For sessions that leave their strategy to the library.
+    planning: Option<Planning>,
     cancel: Arc<Cancel>,
     steps: u64,
     total_ns: u64,
@@ -85,7 +92,11 @@ impl Session {
         if let Some(function) = &options.combine {
             combination = combination.with_function(function.clone());
         }
-        let plan = plan(engine, options, &combination)?;
+        let costs = costs(engine);
+        let request = request(options, &combination, &costs);
+        let plan = Plan::new(&request)?;
+        let (planning, estimates) = planning(engine, &request, options, plan.clone()).unzip();
+        let plan = planning.as_ref().map_or(plan, |planning: &Planning| planning.plan().clone());
         let cancel = Arc::new(Cancel::default());
         let sequences = models.iter().map(|model| model.start(&cancel)).collect::<Result<_>>()?;
         let settings = Settings {
@@ -96,8 +107,17 @@ impl Session {
             max_tokens: options.max_tokens,
             log_probabilities: options.log_probabilities,
         };
-        let decoder = Decoder::new(models.to_vec(), sequences, settings, CounterRng::new(options.seed));
-        Ok(Session { decoder, cancel, steps: 0, total_ns: 0, options: options.clone(), engine: engine.clone() })
+        let mut decoder = Decoder::new(models.to_vec(), sequences, settings, CounterRng::new(options.seed));
+        estimates.into_iter().for_each(|estimates| decoder.observe(estimates));
+        Ok(Session {
+            decoder,
+            planning,
+            cancel,
+            steps: 0,
+            total_ns: 0,
+            options: options.clone(),
+            engine: engine.clone(),
+        })
     }
 
     /// Decode by other weights from the next position on; see [`Decoder::set_combination`].
@@ -111,8 +131,20 @@ impl Session {
             ));
         }
         let combination = self.engine.combination(Some(weights))?;
-        let plan = plan(&self.engine, &self.options, &combination)?;
-        self.decoder.set_combination(combination, plan)
+        let costs = costs(&self.engine);
+        let request = request(&self.options, &combination, &costs);
+        let plan = Plan::new(&request)?;
+        let Some((mut planning, estimates)) = planning(&self.engine, &request, &self.options, plan.clone()) else {
+            return self.decoder.set_combination(combination, plan);
+        };
+        // What is pending may have had a say in what was learned, so nothing of that may choose the plan that verifies it.
+        let current = self.decoder.settings().plan.clone();
+        planning.begin_with(if planning.allows(&current) { current } else { plan });
+        self.decoder.set_combination(combination, planning.plan().clone())?;
+        self.decoder.observe(estimates);
+        planning.go_on(self.planning.as_ref());
+        self.planning = Some(planning);
+        Ok(())
     }
 
     /// Append to the sequence; see [`Decoder::prompt`].
@@ -130,6 +162,16 @@ impl Session {
         // A request that came between steps is met before anything runs.
         let cancelled = self.cancel.is_requested();
         let result = if cancelled { Err(Interrupt::Cancelled) } else { self.decoder.round().map(|(_, finish)| finish) };
+        if let (Some(planning), Ok(finish)) = (&mut self.planning, &result) {
+            let round = Round {
+                tokens: self.decoder.committed().len() - start,
+                total: started.elapsed(),
+                models: self.decoder.elapsed() - Duration::from_nanos(before.model_ns),
+                prompt: start == self.decoder.prompt_end(),
+                open: finish.is_none(),
+            };
+            planning.after_round(self.engine.priors(), &mut self.decoder, round);
+        }
         self.total_ns += started.elapsed().as_nanos() as u64;
         self.engine.totals().lock().advance(&before, &self.stats());
         match result {
@@ -169,20 +211,49 @@ impl Session {
             counters: self.decoder.counters(),
             model_ns: self.decoder.elapsed().as_nanos() as u64,
             total_ns: self.total_ns,
+            gains: self.planning.as_ref().map_or_else(Gains::default, Planning::gains),
         }
+    }
+
+    /// How it decodes, and why, for people who look into a session. Documented with `cos_session_describe`.
+    pub fn describe(&mut self) -> Value {
+        let models = self.engine.models();
+        let names: Vec<&str> = models.iter().map(|model| model.name()).collect();
+        if let (Some(planning), Some(observer)) = (&self.planning, self.decoder.observer()) {
+            return planning.describe(&names, observer.estimates());
+        }
+        let Plan { policy, targets } = &self.decoder.settings().plan;
+        describe_plan(policy, *targets, names.len())
     }
 }
 
-/// How a session decodes a combination.
-fn plan(engine: &Engine, options: &Options, combination: &Combination) -> Result<Plan> {
-    let costs: Vec<u64> = engine.models().iter().map(|model| model.cost()).collect();
-    Plan::new(&Request {
+fn costs(engine: &Engine) -> Vec<u64> {
+    engine.models().iter().map(|model| model.cost()).collect()
+}
+
+/// What is asked of the decoding of a combination.
+fn request<'a>(options: &'a Options, combination: &'a Combination, costs: &'a [u64]) -> Request<'a> {
+    Request {
         strategy: options.strategy,
         targets: options.targets,
         lengths: options.proposal_lengths.as_deref(),
         combination,
         greedy: options.sampler.is_greedy(),
         log_probabilities: options.log_probabilities,
-        costs: &costs,
-    })
+        costs,
+    }
+}
+
+/// The planning of a session that leaves its strategy to the library, and what it knows at first.
+fn planning(engine: &Engine, request: &Request, options: &Options, plan: Plan) -> Option<(Planning, Estimates)> {
+    if request.strategy != Strategy::Auto {
+        return None;
+    }
+    let models = engine.models();
+    let scores: Vec<bool> = models.iter().map(|model| model.scores()).collect();
+    let context = |model: usize| models[model].context_length();
+    let needed = request.combination.needed().map(context).min().unwrap_or(0);
+    let holds: Vec<bool> = (0..models.len()).map(|model| context(model) >= needed).collect();
+    let choices = Choices::new(request, &scores, &holds);
+    Some(Planning::new(&engine.priors().lock(), models, request.combination, &options.sampler, choices, plan))
 }

@@ -1,6 +1,7 @@
 //! What was done, and in what time: of a session, and of all sessions of an engine.
 
 use crate::decode::round::Counters;
+use crate::planning::Gains;
 
 /// What one session did, or several.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -13,19 +14,25 @@ pub struct Stats {
     pub model_ns: u64,
     /// Nanoseconds inside [`Session::step`](crate::session::Session::step).
     pub total_ns: u64,
+    /// What planning gained.
+    pub gains: Gains,
 }
 
 impl Stats {
     /// Add what came to a session's statistics between two looks at them.
     pub fn advance(&mut self, before: &Stats, now: &Stats) {
         // All members are named, so that none that is added is forgotten.
-        let Stats { steps, counters, model_ns, total_ns } = self;
+        let Stats { steps, counters, model_ns, total_ns, gains } = self;
+        let Gains { planned_ns, expected_ns, standard_ns } = gains;
         let Counters { tokens, proposed, tested, accepted, forwards, positions, near_ties } = counters;
         let (from, to) = (&before.counters, &now.counters);
         for (total, before, now) in [
             (steps, before.steps, now.steps),
             (model_ns, before.model_ns, now.model_ns),
             (total_ns, before.total_ns, now.total_ns),
+            (planned_ns, before.gains.planned_ns, now.gains.planned_ns),
+            (expected_ns, before.gains.expected_ns, now.gains.expected_ns),
+            (standard_ns, before.gains.standard_ns, now.gains.standard_ns),
             (tokens, from.tokens, to.tokens),
             (proposed, from.proposed, to.proposed),
             (tested, from.tested, to.tested),

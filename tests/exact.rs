@@ -5,14 +5,16 @@ mod common;
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use common::{PROMPT, SAMPLINGS, Sampling, Way, World, combinations, decoder, oracle, plan, ways, ways_of};
 use cos::decode::chance::{Chance, CounterRng, Key, Purpose};
 use cos::decode::combine::{Combination, Function};
-use cos::decode::policy::{Strategy, Targets};
-use cos::decode::round::{Counters, Finish};
+use cos::decode::estimates::{Acceptance, Estimates};
+use cos::decode::policy::{Plan, Strategy, Targets};
+use cos::decode::round::{Counters, Decoder, Finish};
 use cos::error::Error;
 use cos::model::scripted::Scripted;
 use cos::model::{Cancel, Interrupt, Model, Ngram, Pass, Sequence};
@@ -103,6 +105,8 @@ struct Found {
     continuations: Continuations,
     branches: usize,
     counters: Counters,
+    /// How often the plan was changed.
+    changes: usize,
 }
 
 struct Case<'a> {
@@ -118,6 +122,8 @@ struct Case<'a> {
     choice: Option<&'a Choice<'a>>,
     /// Passes of a faulty model so far in this run.
     passes: Option<Arc<AtomicUsize>>,
+    /// Among what the plan is chosen whenever a round has ended, by all that a planner could see.
+    plans: Vec<Plan>,
 }
 
 impl<'a> Case<'a> {
@@ -128,7 +134,18 @@ impl<'a> Case<'a> {
         sampling: Sampling,
         tokens: usize,
     ) -> Self {
-        Case { models, world, combination, sampling, stop_tokens: &[], tokens, law: None, choice: None, passes: None }
+        Case {
+            models,
+            world,
+            combination,
+            sampling,
+            stop_tokens: &[],
+            tokens,
+            law: None,
+            choice: None,
+            passes: None,
+            plans: Vec::new(),
+        }
     }
 
     fn expected(&self) -> Joint {
@@ -174,6 +191,9 @@ impl<'a> Case<'a> {
             let mut decoder =
                 decoder(&self.models, self.combination, self.sampling, way, self.stop_tokens, self.tokens, &chance);
             decoder.prompt(&PROMPT).unwrap();
+            if !self.plans.is_empty() {
+                decoder.observe(Estimates::new(&vec![Vec::new(); self.models.len()]));
+            }
             let (mut out, mut ends): (Vec<i32>, Vec<End>) = (Vec::new(), Vec::new());
             loop {
                 if let Some(choice) = self.choice {
@@ -203,6 +223,7 @@ impl<'a> Case<'a> {
                         if finish.is_some() {
                             break;
                         }
+                        found.changes += usize::from(change_plan(&mut decoder, &self.plans));
                     }
                     // Tests of failing passes plant these; the sequence must go on as if nothing had been.
                     Err(_) => {
@@ -259,6 +280,34 @@ impl<'a> Case<'a> {
         }
         found
     }
+}
+
+/// What the most cunning planner could do: change the plan, or let what is pending be decided first, or have a model catch
+/// up, by whatever it has seen.
+fn change_plan(decoder: &mut Decoder<&Enumerator>, plans: &[Plan]) -> bool {
+    if plans.is_empty() {
+        return false;
+    }
+    let mut hasher = std::hash::DefaultHasher::new();
+    let counters = decoder.counters();
+    (decoder.committed(), counters.proposed, counters.tested, counters.forwards, counters.positions).hash(&mut hasher);
+    let acceptance = |acceptance: &Acceptance| acceptance.mean().to_bits();
+    let estimates = decoder.observer().unwrap().estimates();
+    estimates.acceptance.iter().map(acceptance).collect::<Vec<_>>().hash(&mut hasher);
+    let seen = hasher.finish() as usize;
+    if seen & 1024 != 0 {
+        _ = decoder.probe(seen / 2048 % decoder.settings().combination.weights().len());
+    }
+    if decoder.has_pending() {
+        if seen & 512 != 0 {
+            decoder.drain();
+        }
+        return false;
+    }
+    let plan = &plans[seen % plans.len()];
+    let changes = *plan != decoder.settings().plan;
+    decoder.set_plan(plan.clone());
+    changes
 }
 
 fn check_all(models: usize, vocab: usize, tokens: usize) {
@@ -613,6 +662,71 @@ fn weights_change_exactly() {
                     let choice = |ends: &[End]| &combinations[ends.len() % combinations.len()];
                     Case { choice: Some(&choice), ..case() }.check(way);
                 }
+            }
+        }
+    }
+}
+
+/// The plan changes between rounds, by anything that could be seen: every token has the distribution that the tokens before
+/// it give, whatever was looked at.
+#[test]
+fn plans_change_exactly() {
+    let mixture = |weights: &[f32]| Combination::mixture(weights).unwrap();
+    let logits = |weights: &[f32]| Combination::logits(weights).unwrap();
+    let cases = [
+        mixture(&[0.5, 0.5]),
+        mixture(&[0.0, 1.0]),
+        mixture(&[0.2, 0.5, 0.3]),
+        mixture(&[0.3, 0.7, 0.0]),
+        logits(&[1.0, -0.5]),
+        logits(&[1.0, 0.0, 0.5]),
+        Combination::target(2, 0).unwrap(),
+    ];
+    let mut changes = 0;
+    for combination in &cases {
+        let models = combination.weights().len();
+        for world in [World::Related, World::Unrelated] {
+            for sampling in [Sampling::PLAIN, Sampling::GREEDY, Sampling { top_p: 0.75, ..Sampling::PLAIN }] {
+                let ways = ways(models, combination, sampling);
+                let plans = |models: &[Arc<dyn Model>]| -> Vec<Plan> {
+                    ways.iter().map(|way| plan(models, combination, sampling, way)).collect()
+                };
+                let models = world.models(models, 2);
+                let plans = plans(&models);
+                for way in ways.iter().filter(|way| way.targets == ways.last().unwrap().targets) {
+                    let case = Case::new(world, models.clone(), combination, sampling, 5);
+                    changes += Case { plans: plans.clone(), ..case }.check(way).changes;
+                }
+            }
+        }
+    }
+    assert!(changes > 1000, "{changes} changes");
+}
+
+/// The same beside look-ups, of which it depends on pending tokens what is drafted, and after rounds that failed.
+#[test]
+fn plans_change_exactly_beside_look_ups_and_after_failures() {
+    let mut combination = Combination::mixture(&[0.3, 0.7, 0.0]).unwrap();
+    let lengths: [&[i32]; 3] = [&[0, 0, 2], &[1, 1, 2], &[2, 1, 1]];
+    let all = |models: &[Arc<dyn Model>], combination: &Combination, ways: &[Way]| -> Vec<Plan> {
+        ways.iter().map(|way| plan(models, combination, Sampling::PLAIN, way)).collect()
+    };
+    for world in [World::Related, World::Unrelated] {
+        let ways = ways_of(&lengths, &combination, Sampling::PLAIN);
+        let mut models = world.models(2, 2);
+        models.push(Arc::new(Ngram::new("ngram")));
+        let case = Case::new(world, models.clone(), &combination, Sampling::PLAIN, 5);
+        Case { plans: all(&models, &combination, &ways), ..case }.check(ways.last().unwrap());
+    }
+    combination = Combination::mixture(&[0.5, 0.5]).unwrap();
+    let ways = ways(2, &combination, Sampling::PLAIN);
+    for failing in 0..2 {
+        for at in 3..9 {
+            let (models, passes) = faulty(failing, at, Interrupt::Failed(Error::Runtime("planted".into())));
+            let plans = all(&models, &combination, &ways);
+            for way in ways.iter().filter(|way| way.targets == Targets::Routed) {
+                let case = Case::new(World::Related, models.clone(), &combination, Sampling::PLAIN, 3);
+                Case { passes: Some(passes.clone()), plans: plans.clone(), ..case }.check(way);
             }
         }
     }

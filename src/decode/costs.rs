@@ -36,12 +36,18 @@ pub struct Costs {
 }
 
 impl Costs {
-    /// What was measured before, as (width, seconds); nothing at all is taken for a microsecond.
+    /// What was measured before, as (width, seconds), the narrowest first; nothing at all is taken for a microsecond.
+    ///
+    /// What disturbs a measurement makes it longer, so a pass is taken for no longer than a wider one.
     pub fn new(measured: &[(usize, f64)]) -> Self {
+        let mut measured = measured.to_vec();
+        for index in (1..measured.len()).rev() {
+            measured[index - 1].1 = measured[index - 1].1.min(measured[index].1);
+        }
         let first = measured.iter().find(|(width, _)| *width > 0);
         let level = first.map_or(1e-6, |(width, seconds)| seconds / guess(*width)).max(f64::MIN_POSITIVE);
         let mut costs = Costs { level, passes: 0.0, shape: [(1.0, 0.0); WIDTHS], last: None };
-        for &(width, seconds) in measured.iter().filter(|(width, _)| (1..=WIDTHS).contains(width)) {
+        for (width, seconds) in measured.into_iter().filter(|(width, _)| (1..=WIDTHS).contains(width)) {
             costs.shape[width - 1] = (seconds / level, MEASURED);
         }
         costs
@@ -138,6 +144,8 @@ mod tests {
         assert!(near(costs.at(8), 3.2 * 1.56 / 1.24));
         assert!(near(Costs::new(&[(8, 1.56)]).at(1), 1.0));
         assert!(near(Costs::new(&[]).at(2), 1.08e-6));
+        let disturbed = Costs::new(&[(1, 9.0), (2, 1.0), (4, 1.2)]);
+        assert!(near(disturbed.at(1), 1.0) && near(disturbed.at(3), 1.1));
     }
 
     #[test]

@@ -4,7 +4,7 @@
 
 use super::estimates::Estimates;
 use super::forecast::{Forecast, LONGEST, Task};
-use super::policy::{MAX_PROPOSAL_LENGTH, Plan, Policy, Targets};
+use super::policy::{MAX_PROPOSAL_LENGTH, Plan, Policy, Request, Targets};
 
 /// A plan is left only for one that is forecast to be faster by this share: a change costs a moment without drafts.
 const HYSTERESIS: f64 = 0.02;
@@ -37,6 +37,30 @@ pub struct Choices {
 }
 
 impl Choices {
+    /// What a request leaves open; `scores` says which models do, and `holds` which hold as much context as is needed.
+    pub fn new(request: &Request, scores: &[bool], holds: &[bool]) -> Self {
+        let combination = request.combination;
+        let lengths: Option<Vec<usize>> =
+            request.lengths.map(|lengths| lengths.iter().map(|&length| length as usize).collect());
+        let may_propose = |model: usize| {
+            let only_itself = combination.needed().eq([model]);
+            !only_itself && holds[model] && lengths.as_ref().is_none_or(|lengths| lengths[model] > 0)
+        };
+        Choices {
+            task: Task {
+                weights: combination.weights().to_vec(),
+                single: combination.single(),
+                scores: scores.to_vec(),
+            },
+            targets: [Targets::Combined, Targets::Routed]
+                .into_iter()
+                .filter(|&targets| request.allows(targets))
+                .collect(),
+            may_propose: (0..scores.len()).map(may_propose).collect(),
+            lengths,
+        }
+    }
+
     /// Whether a plan is one of those that may be chosen.
     pub fn allow(&self, plan: &Plan) -> bool {
         let may = |model: usize, length: usize| {

@@ -110,6 +110,21 @@ impl Policy {
     }
 }
 
+impl Request<'_> {
+    /// Whether the combination is one whose positions can be routed.
+    fn routable(&self) -> bool {
+        matches!(self.combination, Combination::Mixture { .. }) && !self.greedy
+    }
+
+    /// Whether a session that leaves its strategy to the library may have these targets.
+    pub fn allows(&self, targets: Targets) -> bool {
+        match self.targets {
+            Some(pinned) => pinned == targets,
+            None => targets == Targets::Combined || self.routable() && !self.log_probabilities,
+        }
+    }
+}
+
 /// A policy together with its targets.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plan {
@@ -143,7 +158,10 @@ impl Plan {
     ///
     /// Routed targets need a mixture that is sampled: an argmax is no mixture, and neither is a sum of logits. They never
     /// make the combined distribution, so there are no log-probabilities under it.
-    /// `Auto` routes where it can, and otherwise takes `Cos`; with a drafter of weight 0 it takes `Speculative`.
+    /// `Auto` begins with what cannot lose before anything is known: routes where it can, and otherwise `Cos` with one
+    /// proposal of each model that is needed (Corollary 3.7). What it goes on with is the [planner]'s business.
+    ///
+    /// [planner]: super::planner
     pub fn new(request: &Request) -> Result<Self> {
         let models = request.costs.len();
         if let Some(lengths) = request.lengths {
@@ -161,7 +179,7 @@ impl Plan {
                 )));
             }
         }
-        let routable = matches!(request.combination, Combination::Mixture { .. }) && !request.greedy;
+        let routable = request.routable();
         if request.targets == Some(Targets::Routed) && !routable {
             return Err(Error::InvalidArgument(
                 "routed targets need a weighted combination, no combine function, and a temperature above 0; \
@@ -176,14 +194,10 @@ impl Plan {
                     .into(),
             ));
         }
-        let routable = routable && !request.log_probabilities;
         let auto = request.strategy == Strategy::Auto;
-        let routed = request.targets.map_or(auto && routable, |targets| targets == Targets::Routed);
+        let routed = request.targets.map_or(auto && request.allows(Targets::Routed), |t| t == Targets::Routed);
         let strategy = match request.strategy {
             Strategy::Auto if routed => Strategy::Standard,
-            Strategy::Auto if (0..models).any(|k| !request.combination.needs(k) && Self::length(request, k) > 0) => {
-                Strategy::Speculative
-            }
             Strategy::Auto => Strategy::Cos,
             pinned => pinned,
         };
@@ -228,9 +242,12 @@ impl Plan {
         if request.combination.needs(model) {
             return 1;
         }
+        if request.strategy == Strategy::Auto {
+            return 0;
+        }
         let dearest = request.combination.needed().map(|model| request.costs[model]).max().unwrap_or(1).max(1);
         match request.costs[model] as f64 / dearest as f64 {
-            ratio if ratio > 0.5 => usize::from(request.strategy != Strategy::Auto),
+            ratio if ratio > 0.5 => 1,
             ratio if ratio > 0.15 => 2,
             _ => 4,
         }
@@ -287,13 +304,13 @@ mod tests {
     }
 
     #[test]
-    fn auto_drafts_with_models_of_weight_0() {
+    fn drafters_of_weight_0_are_asked_for_or_planned() {
         let target = Combination::target(2, 0).unwrap();
+        assert_eq!(plan(Strategy::Auto, &target, &[100, 10], None, false).policy, Policy::Standard);
         assert_eq!(
-            plan(Strategy::Auto, &target, &[100, 10], None, false).policy,
+            plan(Strategy::Speculative, &target, &[100, 10], None, false).policy,
             Policy::Speculative { proposer: 1, length: 4 }
         );
-        assert_eq!(plan(Strategy::Auto, &target, &[100, 90], None, false).policy, Policy::Standard);
         assert_eq!(
             plan(Strategy::Speculative, &target, &[9, 9], None, false).policy,
             Policy::Speculative { proposer: 1, length: 1 }

@@ -11,6 +11,7 @@ use ndarray::{Array2, s};
 
 use crate::decode::chance::{Chance, Key, Purpose};
 use crate::decode::combine::Combination;
+use crate::decode::estimates::{Estimates, Observer, WINDOW};
 use crate::decode::policy::{Action, Plan, Targets, View};
 use crate::decode::sampling::{self, Candidates, Sampler};
 use crate::decode::verify;
@@ -134,6 +135,10 @@ pub struct Decoder<C> {
     /// `ln r` of the tokens that the round committed, if wanted.
     log_probabilities: Vec<f32>,
     counters: Counters,
+    /// Learns how well the models do, where a planner wants to know.
+    observer: Option<Box<Observer>>,
+    /// Whether nothing is to be proposed until all that is pending is decided.
+    draining: bool,
     /// For the policy: tokens seen by each model.
     seen: Vec<usize>,
     target: Vec<f32>,
@@ -163,6 +168,8 @@ impl<C: Chance> Decoder<C> {
             finish: None,
             log_probabilities: Vec::new(),
             counters: Counters::default(),
+            observer: None,
+            draining: false,
             target: vec![0.0; vocab_size],
             scratch: vec![0.0; vocab_size],
             candidates: Candidates::new(vocab_size),
@@ -218,6 +225,7 @@ impl<C: Chance> Decoder<C> {
         }
         self.settings.combination = combination;
         self.settings.plan = plan;
+        self.draining = false;
         self.fit();
         // The context may have become longer or shorter.
         if matches!(self.finish, None | Some(Finish::ContextFull)) {
@@ -226,9 +234,75 @@ impl<C: Chance> Decoder<C> {
         Ok(())
     }
 
+    /// Learn from what is decoded from here on, beginning with these estimates.
+    pub fn observe(&mut self, estimates: Estimates) {
+        let models = self.models.len();
+        let weights = match &self.settings.combination {
+            _ if self.settings.sampler.is_greedy() => None,
+            Combination::Mixture { weights } => Some(weights.clone()),
+            combination => combination.single().map(|single| {
+                let mut weights = vec![0.0; models];
+                weights[single] = 1.0;
+                weights
+            }),
+        };
+        let mut observer = Observer::new(estimates, weights);
+        observer.restart(self.committed);
+        self.observer = Some(Box::new(observer));
+    }
+
+    /// What was learned, if anything is.
+    pub fn observer(&mut self) -> Option<&mut Observer> {
+        self.observer.as_deref_mut()
+    }
+
+    /// Whether proposals wait to be decided.
+    pub fn has_pending(&self) -> bool {
+        !self.drafts.is_empty()
+    }
+
+    /// Committed tokens that a model has not seen.
+    pub fn gap(&self, model: usize) -> usize {
+        self.committed.saturating_sub(self.lanes[model].sequence.len())
+    }
+
+    /// Propose nothing until all that is pending is decided, so that the plan can be changed.
+    pub fn drain(&mut self) {
+        self.draining = true;
+    }
+
+    /// Decode by another plan for the same combination, whose models hold the context as well.
+    ///
+    /// To be called at the end of a round that succeeded, with nothing pending. Then the choice of a plan may look at
+    /// everything that was observed: all positions that were drafted, or whose route was looked at, are decided or
+    /// dropped. With drafts pending it would be a selection among them: what was observed since they were drawn (passes,
+    /// their times, where a draft was ended) depends on them, and of those that are left by choice `q` is no longer the
+    /// distribution.
+    pub fn set_plan(&mut self, plan: Plan) {
+        assert!(self.drafts.is_empty(), "a plan was changed with proposals pending");
+        self.settings.plan = plan;
+        self.turn = None;
+        self.draining = false;
+        self.fit();
+    }
+
+    /// Let a model that the plan does not run catch up, to learn how well it would do.
+    pub fn probe(&mut self, model: usize) -> Result<(), Interrupt> {
+        let window = self.committed.saturating_sub(WINDOW);
+        self.advance_to(model, window)?;
+        self.advance_to(model, self.committed)?;
+        self.settle();
+        Ok(())
+    }
+
     /// The committed tokens, prompts included.
     pub fn committed(&self) -> &[i32] {
         &self.tokens[..self.committed]
+    }
+
+    /// Tokens committed when the last prompt ended.
+    pub fn prompt_end(&self) -> usize {
+        self.prompt_end
     }
 
     /// Most tokens that the sequence can hold.
@@ -284,6 +358,9 @@ impl<C: Chance> Decoder<C> {
         self.tokens.extend_from_slice(tokens);
         self.committed = self.tokens.len();
         self.prompt_end = self.committed;
+        if let Some(observer) = &mut self.observer {
+            observer.restart(self.committed);
+        }
         self.finish = (self.committed == self.context_length).then_some(Finish::ContextFull);
         Ok(())
     }
@@ -306,6 +383,7 @@ impl<C: Chance> Decoder<C> {
             self.counters = Counters { forwards, positions, ..before };
             return Err(interrupt);
         }
+        self.settle();
         Ok((&self.tokens[start..self.committed], self.finish))
     }
 
@@ -349,14 +427,33 @@ impl<C: Chance> Decoder<C> {
 
     /// Run a model over everything that it has not seen.
     fn advance(&mut self, model: usize) -> Result<(), Interrupt> {
+        self.advance_to(model, self.tokens.len())
+    }
+
+    /// Run a model over the tokens before `until` that it has not seen.
+    fn advance_to(&mut self, model: usize, until: usize) -> Result<(), Interrupt> {
         let sequence = self.lanes[model].sequence.as_mut();
-        while sequence.len() < self.tokens.len() {
+        while sequence.len() < until {
             let start = sequence.len();
-            let end = self.tokens.len().min(start + self.models[model].max_pass());
-            let mut pass = [Pass { sequence, tokens: &self.tokens[start..end], keep: self.committed }];
+            let end = until.min(start + self.models[model].max_pass());
+            // An observer wants to know what the model thinks of tokens that were committed without it.
+            let wanted = self.observer.as_ref().map_or(usize::MAX, |observer| observer.wants(model).max(start + 1));
+            let mut pass = [Pass { sequence, tokens: &self.tokens[start..end], keep: self.committed.min(wanted) }];
+            let before = pass[0].sequence.elapsed();
             self.models[model].forward(&mut pass)?;
             if !self.models[model].scores() {
                 continue;
+            }
+            if let Some(observer) = &mut self.observer
+                && start + 1 >= self.prompt_end
+            {
+                observer.passed(model, end - start, (sequence.elapsed() - before).as_secs_f64());
+                for position in wanted..self.committed.min(end + 1) {
+                    let (token, row) = (self.tokens[position], sequence.logits(position));
+                    let known =
+                        probability(token, row, &self.settings.sampler, &mut self.scratch, &mut self.candidates);
+                    observer.scored(model, position, known);
+                }
             }
             // After the token at index i the row of position i + 1 is scored; those within the prompt do not count.
             let scored = end.saturating_sub(start.max(self.prompt_end - 1));
@@ -388,6 +485,7 @@ impl<C: Chance> Decoder<C> {
     fn has_room(&self) -> bool {
         let generated = self.tokens.len() - self.prompt_end;
         self.drafts.len() < self.max_pending
+            && !(self.draining && self.has_pending())
             && self.tokens.len() < self.context_length
             && (self.settings.max_tokens == 0 || generated < self.settings.max_tokens)
     }
@@ -430,7 +528,10 @@ impl<C: Chance> Decoder<C> {
         };
         while self.finish.is_none() && ready(self) {
             match self.decide() {
-                Ok(()) => self.commit(),
+                Ok(()) => {
+                    self.commit();
+                    self.watch(self.committed - 1);
+                }
                 Err(_) if self.committed > start => break,
                 Err(error) => return Err(error),
             }
@@ -593,6 +694,45 @@ impl<C: Chance> Decoder<C> {
         };
     }
 
+    /// Show the observer what is known of a token that was just committed.
+    fn watch(&mut self, position: usize) {
+        let Some(observer) = &mut self.observer else { return };
+        let (token, sampler) = (self.tokens[position], &self.settings.sampler);
+        // Where the target is a mixture, or one model's own, the observer makes it from the models'.
+        let combined = if sampler.is_greedy() { 1.0 } else { self.target[token as usize] };
+        observer.committed(position, Some(combined));
+        for (model, lane) in self.lanes.iter_mut().enumerate() {
+            if self.models[model].scores() {
+                if lane.sequence.len() >= position {
+                    let row = lane.sequence.logits(position);
+                    let known = probability(token, row, sampler, &mut self.scratch, &mut self.candidates);
+                    observer.scored(model, position, known);
+                }
+                continue;
+            }
+            let sequence = lane.sequence.as_mut();
+            let seen = sequence.len();
+            if seen < position {
+                let mut pass = [Pass { sequence, tokens: &self.tokens[seen..position], keep: position }];
+                if self.models[model].forward(&mut pass).is_err() {
+                    continue; // then it is not known
+                }
+            }
+            let proposal = match lane.sequence.proposal(position) {
+                Proposal::Token(proposed) => Some(proposed),
+                _ => None,
+            };
+            observer.looked_up(model, position, proposal, token);
+        }
+    }
+
+    /// Let the observer count what the round has shown.
+    fn settle(&mut self) {
+        if let Some(observer) = &mut self.observer {
+            observer.settle();
+        }
+    }
+
     /// Drop all tokens from index `from` on, here and in every cache.
     fn drop_pending(&mut self, from: usize) {
         self.tokens.truncate(from);
@@ -611,6 +751,14 @@ impl<C: Chance> Decoder<C> {
         // A pass that failed may have spoiled rows, so the last one is scored anew.
         self.lanes.iter_mut().for_each(|lane| lane.truncate(committed - 1));
     }
+}
+
+/// What a row gives a token: its processed probability, or greedily whether it is the first choice. A bad row gives nothing.
+fn probability(token: i32, row: &[f32], sampler: &Sampler, scratch: &mut [f32], candidates: &mut Candidates) -> f32 {
+    if sampler.is_greedy() {
+        return sampling::argmax_logits(row).map_or(0.0, |(best, _)| f32::from(u8::from(best as i32 == token)));
+    }
+    sampler.process(row, scratch, candidates).map_or(0.0, |()| scratch[token as usize])
 }
 
 /// Most tokens that all models which may run can hold.

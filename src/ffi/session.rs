@@ -591,7 +591,7 @@ unsafe fn write_stats(out_stats: *mut cos_stats, stats: impl FnOnce() -> Result<
     // SAFETY: promised by the caller.
     unsafe {
         let struct_size = struct_size(out_stats)?;
-        let Stats { steps, counters, model_ns, total_ns } = stats()?;
+        let Stats { steps, counters, model_ns, total_ns, gains: _ } = stats()?;
         write(
             out_stats,
             &cos_stats {

@@ -108,7 +108,8 @@ pub trait Sequence: Any + Send {
     /// The row of logits of `position`, `vocab_size` values. Only rows that [`Pass::keep`] kept may be asked for.
     fn logits(&self, position: usize) -> &[f32];
 
-    /// What the model proposes for `position`, which is the one behind all that it has seen.
+    /// What the model proposes for `position`, which is the one behind all that it has seen. A model that does not score
+    /// may be asked of earlier positions too: what it would have proposed.
     fn proposal(&self, position: usize) -> Proposal<'_> {
         Proposal::Row(self.logits(position))
     }

@@ -1,0 +1,338 @@
+//! `auto` in time: shows a planner what a session takes, and lets the sessions of an engine share what they learn.
+//!
+//! The planner itself is pure ([`decode::planner`](crate::decode::planner)); what is here has the clock and the bounds:
+//! planning and probing take at most a hundredth of the time each.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use serde_json::{Value, json};
+
+use crate::decode::chance::Chance;
+use crate::decode::combine::Combination;
+use crate::decode::estimates::Estimates;
+use crate::decode::planner::{Choices, Planner};
+use crate::decode::policy::{Plan, Policy, Targets};
+use crate::decode::round::Decoder;
+use crate::decode::sampling::Sampler;
+use crate::model::Model;
+
+/// Shares of the time that looks at the plan, and probes of models that do not run, may take.
+const PLANNING: f64 = 0.01;
+const PROBING: f64 = 0.01;
+
+/// A drafter of which nothing is known is tried once as soon as that takes no more than this share of a session's time.
+const FIRST_PROBE: f64 = 0.1;
+
+/// Tokens between two thoughts of a probe.
+const PROBE_INTERVAL: usize = 16;
+
+/// Observations that a new session takes over from others: enough to begin with, few enough to learn that it is another text.
+const INHERITED: f64 = 24.0;
+
+/// What is decoded is told apart by this; `None` for a function of the caller, of which nothing is known.
+type Key = Option<String>;
+
+/// Tasks that are remembered.
+const MOST_TASKS: usize = 256;
+
+/// What the sessions of an engine have learned.
+#[derive(Debug, Default)]
+pub struct Priors {
+    tasks: HashMap<String, (Estimates, Plan)>,
+    latest: Option<Estimates>,
+    /// Seconds of all sessions that plan, and of their probes.
+    seconds: f64,
+    probing: f64,
+}
+
+impl Priors {
+    /// What a session begins with.
+    fn start(&self, key: &Key, models: &[Arc<dyn Model>]) -> (Estimates, Option<Plan>) {
+        let task = key.as_ref().and_then(|key| self.tasks.get(key));
+        let mut estimates = match (task, &self.latest) {
+            (Some((estimates, _)), _) => estimates.clone(),
+            (None, Some(latest)) => {
+                let mut estimates = latest.clone();
+                estimates.forget_acceptance();
+                estimates
+            }
+            (None, None) => {
+                let seconds = |&(width, time): &(usize, Duration)| (width, time.as_secs_f64());
+                let measured = |model: &Arc<dyn Model>| model.pass_times().iter().map(seconds).collect();
+                Estimates::new(&models.iter().map(measured).collect::<Vec<_>>())
+            }
+        };
+        if let Some(latest) = &self.latest {
+            estimates.costs.clone_from(&latest.costs);
+        }
+        estimates.forget(INHERITED);
+        (estimates, task.map(|(_, plan)| plan.clone()))
+    }
+
+    fn learn(&mut self, key: &Key, estimates: &Estimates, plan: &Plan) {
+        self.latest = Some(estimates.clone());
+        if let Some(key) = key {
+            if self.tasks.len() == MOST_TASKS && !self.tasks.contains_key(key) {
+                self.tasks.clear();
+            }
+            self.tasks.insert(key.clone(), (estimates.clone(), plan.clone()));
+        }
+    }
+}
+
+/// Nanoseconds of a session that plans, behind its prompts.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Gains {
+    /// That its tokens took.
+    pub planned_ns: u64,
+    /// That they were expected to take.
+    pub expected_ns: u64,
+    /// That `standard` would have taken for as many, by the measured times of passes.
+    pub standard_ns: u64,
+}
+
+/// The planning of one session.
+#[derive(Debug)]
+pub struct Planning {
+    planner: Planner,
+    key: Key,
+    /// The plan to take as soon as nothing is pending.
+    next: Option<Plan>,
+    gains: Gains,
+    changes: u64,
+    /// Seconds of steps so far, of looks at the plan, and of the last look.
+    seconds: f64,
+    looking: f64,
+    look: f64,
+    tokens_to_probe: usize,
+    /// The model to probe next, or one behind it.
+    probe_next: usize,
+    /// Of the seconds, those that the engine knows of.
+    told: f64,
+    /// Passes that the decoder had made before the round.
+    forwards: u64,
+}
+
+/// A round that succeeded, as the clock saw it.
+#[derive(Debug, Clone, Copy)]
+pub struct Round {
+    /// Tokens committed.
+    pub tokens: usize,
+    /// How long it took.
+    pub total: Duration,
+    /// How much of that was spent inside models.
+    pub models: Duration,
+    /// Whether it ran over a prompt.
+    pub prompt: bool,
+    /// Whether the sequence goes on.
+    pub open: bool,
+}
+
+impl Planning {
+    /// Plans for a session that begins, or decodes something else from here on. `plan` is what may be done without any
+    /// knowledge.
+    pub fn new(
+        priors: &Priors,
+        models: &[Arc<dyn Model>],
+        combination: &Combination,
+        sampler: &Sampler,
+        choices: Choices,
+        plan: Plan,
+    ) -> (Self, Estimates) {
+        let key = match combination {
+            Combination::Custom { .. } => None,
+            known => Some(format!("{known:?} {sampler:?} {choices:?}")),
+        };
+        let (estimates, known) = priors.start(&key, models);
+        let plan = known.filter(|plan| choices.allow(plan)).unwrap_or(plan);
+        let planning = Planning {
+            planner: Planner::new(choices, plan),
+            key,
+            next: None,
+            gains: Gains::default(),
+            changes: 0,
+            seconds: 0.0,
+            looking: 0.0,
+            look: 1e-3,
+            tokens_to_probe: PROBE_INTERVAL / 2,
+            probe_next: 0,
+            told: 0.0,
+            forwards: 0,
+        };
+        (planning, estimates)
+    }
+
+    /// The plan in force.
+    pub fn plan(&self) -> &Plan {
+        self.planner.plan()
+    }
+
+    /// Whether a plan is one of those that may be chosen.
+    pub fn allows(&self, plan: &Plan) -> bool {
+        self.planner.choices().allow(plan)
+    }
+
+    /// Begin with this plan instead.
+    pub fn begin_with(&mut self, plan: Plan) {
+        self.planner.adopt(plan);
+    }
+
+    /// Keep the books of what was decoded before.
+    pub fn go_on(&mut self, before: Option<&Planning>) {
+        if let Some(before) = before {
+            (self.gains, self.changes, self.forwards) = (before.gains, before.changes, before.forwards);
+            (self.seconds, self.looking, self.look) = (before.seconds, before.looking, before.look);
+        }
+    }
+
+    /// What was gained so far.
+    pub fn gains(&self) -> Gains {
+        self.gains
+    }
+
+    /// Learn from a round, and change the plan where that pays.
+    pub fn after_round<C: Chance>(&mut self, priors: &Mutex<Priors>, decoder: &mut Decoder<C>, round: Round) {
+        let seconds = round.total.as_secs_f64();
+        self.seconds += seconds;
+        let passes = decoder.counters().forwards - std::mem::replace(&mut self.forwards, decoder.counters().forwards);
+        if !round.prompt {
+            self.count(decoder, round, passes);
+        }
+        if !decoder.has_pending() {
+            if let Some(plan) = self.next.take() {
+                self.change(decoder, plan);
+            }
+            if !round.open {
+                self.share(priors, decoder);
+            }
+        }
+        if !round.open || self.next.is_some() {
+            return;
+        }
+        if self.planner.is_due() && self.looking + self.look <= PLANNING * self.seconds {
+            let started = Instant::now();
+            self.next = decoder.observer().and_then(|observer| self.planner.look(observer.estimates()));
+            self.look = started.elapsed().as_secs_f64();
+            self.looking += self.look;
+            if decoder.has_pending() {
+                if self.next.is_some() {
+                    decoder.drain();
+                }
+            } else {
+                if let Some(plan) = self.next.take() {
+                    self.change(decoder, plan);
+                }
+                self.share(priors, decoder);
+            }
+        }
+        self.tokens_to_probe = self.tokens_to_probe.saturating_sub(round.tokens);
+        if self.tokens_to_probe == 0 {
+            self.tokens_to_probe = PROBE_INTERVAL;
+            self.probe(priors, decoder);
+        }
+    }
+
+    fn count<C: Chance>(&mut self, decoder: &mut Decoder<C>, round: Round, passes: u64) {
+        let seconds = round.total.as_secs_f64();
+        self.planner.measured(round.tokens, seconds);
+        let host = round.total.saturating_sub(round.models).as_secs_f64();
+        if let Some(observer) = decoder.observer()
+            && passes > 0
+        {
+            observer.estimates_mut().host.record(host / passes as f64, passes as f64);
+        }
+        let expectation = self.planner.expectation();
+        if expectation.standard > 0.0 {
+            let nanoseconds = |seconds: f64| (seconds * round.tokens as f64 * 1e9) as u64;
+            self.gains.planned_ns += round.total.as_nanos() as u64;
+            self.gains.expected_ns += nanoseconds(expectation.planned);
+            self.gains.standard_ns += nanoseconds(expectation.standard);
+        }
+    }
+
+    fn change<C: Chance>(&mut self, decoder: &mut Decoder<C>, plan: Plan) {
+        decoder.set_plan(plan.clone());
+        self.planner.adopt(plan);
+        self.changes += 1;
+    }
+
+    fn share<C: Chance>(&mut self, priors: &Mutex<Priors>, decoder: &mut Decoder<C>) {
+        if let Some(observer) = decoder.observer() {
+            priors.lock().learn(&self.key, observer.estimates(), self.planner.plan());
+        }
+    }
+
+    /// Let one model that could draft, and does not run, catch up, if that is worth its time.
+    fn probe<C: Chance>(&mut self, priors: &Mutex<Priors>, decoder: &mut Decoder<C>) {
+        let choices = self.planner.choices();
+        let rests = |&model: &usize| {
+            choices.may_propose[model]
+                && choices.task.scores[model]
+                && choices.task.weights[model] == 0.0
+                && !self.planner.plan().policy.uses(model)
+        };
+        let models = choices.may_propose.len();
+        let Some(model) = (0..models).map(|step| (self.probe_next + step) % models).find(rests) else { return };
+        self.probe_next = model + 1;
+        let gap = decoder.gap(model);
+        let Some(observer) = decoder.observer() else { return };
+        let expected = observer.estimates().costs[model].at(gap);
+        let first = !observer.estimates().acceptance[model].is_known() && expected <= FIRST_PROBE * self.seconds;
+        {
+            let mut priors = priors.lock();
+            priors.seconds += self.seconds - std::mem::replace(&mut self.told, self.seconds);
+            if !first && priors.probing + expected > PROBING * priors.seconds {
+                return;
+            }
+            priors.probing += expected;
+        }
+        // A probe that fails teaches nothing, and the sequence goes on without it.
+        _ = decoder.probe(model);
+    }
+
+    /// What was planned, and why, for people who look into a session.
+    pub fn describe(&self, names: &[&str], estimates: &Estimates) -> Value {
+        let expectation = self.planner.expectation();
+        let ratio = |a: f64, b: f64| if b > 0.0 { json!(a / b) } else { Value::Null };
+        let model = |(model, name): (usize, &&str)| {
+            let times: Vec<f64> = (1..=8).map(|width| 1e3 * estimates.costs[model].at(width)).collect();
+            let acceptance = &estimates.acceptance[model];
+            json!({
+                "name": name,
+                "pass_ms": times,
+                "acceptance": acceptance.is_known().then(|| acceptance.mean()),
+            })
+        };
+        let Plan { policy, targets } = self.planner.plan();
+        let mut description = describe_plan(policy, *targets, names.len());
+        description["changes"] = json!(self.changes);
+        description["expected_gain"] = ratio(expectation.standard, expectation.planned);
+        description["measured_gain"] = ratio(self.gains.standard_ns as f64, self.gains.planned_ns as f64);
+        description["models"] = names.iter().enumerate().map(model).collect();
+        description
+    }
+}
+
+/// The strategy, the targets, and γ of each of so many models.
+pub fn describe_plan(policy: &Policy, targets: Targets, models: usize) -> Value {
+    let mut lengths = vec![0; models];
+    let strategy = match policy {
+        Policy::Standard => "standard",
+        Policy::Speculative { proposer, length } => {
+            lengths[*proposer] = *length;
+            "speculative"
+        }
+        Policy::Cos { lengths: all, .. } => {
+            lengths.clone_from(all);
+            "cos"
+        }
+    };
+    let targets = match targets {
+        Targets::Combined => "combined",
+        Targets::Routed => "routed",
+    };
+    json!({ "strategy": strategy, "targets": targets, "proposal_lengths": lengths })
+}
