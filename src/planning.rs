@@ -1,7 +1,7 @@
 //! `auto` in time: shows a planner what a session takes, and lets the sessions of an engine share what they learn.
 //!
 //! The planner itself is pure ([`decode::planner`](crate::decode::planner)); what is here has the clock and the bounds:
-//! planning and probing take at most a hundredth of the time each.
+//! planning takes at most a hundredth of the time, and probing less.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -21,10 +21,10 @@ use crate::model::Model;
 
 /// Shares of the time that looks at the plan, and probes of models that do not run, may take.
 const PLANNING: f64 = 0.01;
-const PROBING: f64 = 0.01;
+const PROBING: f64 = 0.006;
 
 /// A drafter of which nothing is known is tried once as soon as that takes no more than this share of a session's time.
-const FIRST_PROBE: f64 = 0.1;
+const FIRST_PROBE: f64 = 0.03;
 
 /// Tokens between two thoughts of a probe.
 const PROBE_INTERVAL: usize = 16;
@@ -214,7 +214,7 @@ impl Planning {
         }
         if self.planner.is_due() && self.looking + self.look <= PLANNING * self.seconds {
             let started = Instant::now();
-            self.next = decoder.observer().and_then(|observer| self.planner.look(observer.estimates()));
+            self.next = decoder.observer().and_then(|observer| self.planner.look(observer.estimates_mut()));
             self.look = started.elapsed().as_secs_f64();
             self.looking += self.look;
             if decoder.has_pending() {
@@ -287,10 +287,14 @@ impl Planning {
             if !first && priors.probing + expected > PROBING * priors.seconds {
                 return;
             }
-            priors.probing += expected;
         }
+        let before = decoder.elapsed();
         // A probe that fails teaches nothing, and the sequence goes on without it.
         _ = decoder.probe(model);
+        priors.lock().probing += (decoder.elapsed() - before).as_secs_f64();
+        if first {
+            self.planner.look_soon();
+        }
     }
 
     /// What was planned, and why, for people who look into a session.

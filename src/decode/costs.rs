@@ -93,9 +93,9 @@ impl Costs {
         self.level *= factor;
     }
 
-    /// Let what comes count as much as if only this many passes were behind the level.
-    pub fn forget(&mut self, passes: f64) {
-        self.passes = self.passes.min(passes);
+    /// Let the next pass say how fast the machine is now.
+    pub fn forget_level(&mut self) {
+        (self.passes, self.last) = (0.0, None);
     }
 
     /// The expected seconds of a pass over `width` positions.

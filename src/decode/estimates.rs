@@ -13,7 +13,7 @@ use super::costs::Costs;
 pub const WINDOW: usize = 64;
 
 /// Observations that a mean looks back on.
-const MEMORY: f64 = 192.0;
+const MEMORY: f64 = 128.0;
 
 /// Passes after which a model that was not run is taken to have become slower, or faster, together with those that were.
 const IDLE: u32 = 4;
@@ -122,9 +122,9 @@ impl Estimates {
         }
     }
 
-    /// Let what comes count as much as if only so many observations had been made before.
+    /// Let what comes count as much as if only so many observations had been made before, and times as if none had.
     pub fn forget(&mut self, observations: f64) {
-        self.costs.iter_mut().for_each(|costs| costs.forget(observations));
+        self.costs.iter_mut().for_each(Costs::forget_level);
         for acceptance in &mut self.acceptance {
             acceptance.accepted.iter_mut().chain(&mut acceptance.offered).for_each(|mean| mean.forget(observations));
         }

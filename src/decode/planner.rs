@@ -2,7 +2,7 @@
 //!
 //! It knows no clock and draws nothing: times and acceptance rates come in as [`Estimates`], a plan comes out.
 
-use super::estimates::Estimates;
+use super::estimates::{Acceptance, Estimates};
 use super::forecast::{Forecast, LONGEST, Task};
 use super::policy::{MAX_PROPOSAL_LENGTH, Plan, Policy, Request, Targets};
 
@@ -22,6 +22,12 @@ const LAST_LOOK: usize = 64;
 
 /// Tokens for which a measured time counts as much as the forecast of it.
 const TRUST: f64 = 128.0;
+
+/// A plan that has lost so many tokens' time against `standard` is left at once: something has changed.
+const ALARM: f64 = 6.0;
+
+/// Observations that are left of what was known when something has changed.
+const LEFT: f64 = 12.0;
 
 /// What a session leaves to the planner.
 #[derive(Debug, Clone, PartialEq)]
@@ -100,6 +106,8 @@ pub struct Planner {
     seconds: f64,
     /// What plans took against their forecasts, by kind of plan.
     bias: [f64; KINDS],
+    /// Seconds lost against `standard`, since the plan last was ahead of it.
+    debt: f64,
     until_look: usize,
     interval: usize,
 }
@@ -126,6 +134,7 @@ impl Planner {
             tokens: 0.0,
             seconds: 0.0,
             bias: [1.0; KINDS],
+            debt: 0.0,
             until_look: 0,
             interval: FIRST_LOOK,
         }
@@ -151,6 +160,10 @@ impl Planner {
         self.until_look = self.until_look.saturating_sub(tokens);
         self.tokens += tokens as f64;
         self.seconds += seconds;
+        self.debt = (self.debt + seconds - tokens as f64 * self.expectation.standard).max(0.0);
+        if self.is_alarmed() {
+            self.until_look = 0;
+        }
         if self.tokens > 4.0 * TRUST {
             self.tokens /= 2.0;
             self.seconds /= 2.0;
@@ -162,9 +175,31 @@ impl Planner {
         self.until_look == 0
     }
 
-    /// Look at the plan: another one, if one is forecast to be faster.
-    pub fn look(&mut self, estimates: &Estimates) -> Option<Plan> {
+    /// Something new was learned: it is time to look at the plan.
+    pub fn look_soon(&mut self) {
+        (self.until_look, self.interval) = (0, FIRST_LOOK);
+    }
+
+    /// Whether the plan does so much worse than `standard` that what is known cannot be so any more.
+    fn is_alarmed(&self) -> bool {
+        let standard = Plan { policy: Policy::Standard, targets: Targets::Combined };
+        self.plan != standard && self.expectation.standard > 0.0 && self.debt > ALARM * self.expectation.standard
+    }
+
+    /// Look at the plan: another one, if one is forecast to be faster. Forgets estimates that no longer hold.
+    pub fn look(&mut self, estimates: &mut Estimates) -> Option<Plan> {
         (self.until_look, self.interval) = (self.interval, (2 * self.interval).min(LAST_LOOK));
+        if self.is_alarmed() {
+            estimates.forget(LEFT);
+            // Those that standard does not run will not be seen again unless somebody looks, so they have to begin anew.
+            let rest =
+                self.choices.task.weights.iter().zip(&mut estimates.acceptance).filter(|(weight, _)| **weight == 0.0);
+            rest.for_each(|(_, acceptance)| *acceptance = Acceptance::default());
+            (self.debt, self.bias[kind(&self.plan)]) = (0.0, 1.0);
+            let targets = self.choices.targets[0];
+            return Some(Plan { policy: Policy::Standard, targets });
+        }
+        let estimates = &*estimates;
         let current = self.plan.clone();
         let raw = self.forecast.seconds_per_token(&current, &self.choices.task, estimates, LONG);
         // What was measured knows what the forecast does not; the less was measured, the less it counts.
@@ -193,7 +228,7 @@ impl Planner {
     /// Take another plan, because it was found better or something else is decoded.
     pub fn adopt(&mut self, plan: Plan) {
         self.plan = plan;
-        (self.tokens, self.seconds) = (0.0, 0.0);
+        (self.tokens, self.seconds, self.debt) = (0.0, 0.0, 0.0);
         (self.until_look, self.interval) = (FIRST_LOOK, 2 * FIRST_LOOK);
     }
 

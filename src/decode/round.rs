@@ -444,10 +444,11 @@ impl<C: Chance> Decoder<C> {
             if !self.models[model].scores() {
                 continue;
             }
-            if let Some(observer) = &mut self.observer
-                && start + 1 >= self.prompt_end
-            {
-                observer.passed(model, end - start, (sequence.elapsed() - before).as_secs_f64());
+            if let Some(observer) = &mut self.observer {
+                // A prompt says nothing of the passes behind it.
+                if start + 1 >= self.prompt_end {
+                    observer.passed(model, end - start, (sequence.elapsed() - before).as_secs_f64());
+                }
                 for position in wanted..self.committed.min(end + 1) {
                     let (token, row) = (self.tokens[position], sequence.logits(position));
                     let known =

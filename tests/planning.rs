@@ -1,0 +1,350 @@
+//! `auto` on models whose time and agreement are made up: it comes near the best fixed plan, and never far below standard.
+//!
+//! Time is pretended, a second and more a pass, so nothing here depends on the machine.
+
+mod common;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use common::PROMPT;
+use cos::decode::chance::CounterRng;
+use cos::decode::combine::Combination;
+use cos::decode::estimates::Estimates;
+use cos::decode::forecast::{Forecast, LONGEST, Task};
+use cos::decode::planner::Choices;
+use cos::decode::policy::{Plan, Policy, Request, Strategy, Targets};
+use cos::decode::round::{Decoder, Settings};
+use cos::decode::sampling::Sampler;
+use cos::model::scripted::Scripted;
+use cos::model::{Cancel, Model, Ngram};
+use cos::planning::{Planning, Priors, Round};
+use parking_lot::Mutex;
+
+const VOCAB: usize = 11;
+
+fn hash(context: &[i32], salt: u64) -> u64 {
+    let mix = |state: u64, word: u64| (state ^ word).wrapping_mul(0x9E37_79B9_7F4A_7C15).rotate_left(29);
+    let state =
+        context.iter().rev().take(6).fold(mix(salt, context.len() as u64), |state, &token| mix(state, token as u64));
+    mix(mix(state, 1), 2)
+}
+
+/// A model that is sure of its next token. With the rate that `agreement` has at a position it is the common one.
+fn model(
+    salt: u64,
+    agreement: impl Fn(usize) -> f64 + Send + Sync + 'static,
+    seconds: impl Fn(usize, u64) -> f64 + Send + Sync + 'static,
+) -> Arc<dyn Model> {
+    let script = move |context: &[i32], row: &mut [f32]| {
+        let agrees = (hash(context, salt) >> 11) as f64 / (1u64 << 53) as f64 <= agreement(context.len());
+        let common = hash(context, 0) % VOCAB as u64;
+        let other = (common + 1 + salt % (VOCAB as u64 - 1)) % VOCAB as u64;
+        row[if agrees { common } else { other } as usize] = 40.0;
+        Ok(())
+    };
+    let time = move |width, passes| Duration::from_secs_f64(seconds(width, passes));
+    Arc::new(Scripted::new(VOCAB, script).with_pass_times(time))
+}
+
+/// A pass takes `first` and a tenth more for each further position.
+fn usual(first: f64) -> impl Fn(usize, u64) -> f64 + Copy {
+    move |width, _| first * (1.0 + 0.1 * (width as f64 - 1.0))
+}
+
+struct World {
+    models: Vec<Arc<dyn Model>>,
+    combination: Combination,
+    temperature: f32,
+}
+
+impl World {
+    fn decoder(&self, plan: Plan, seed: u64, tokens: usize) -> Decoder<CounterRng> {
+        let cancel = Arc::new(Cancel::default());
+        let settings = Settings {
+            combination: self.combination.clone(),
+            sampler: Sampler::new(self.temperature, 0, 0.0, 0.0).unwrap(),
+            plan,
+            stop_tokens: Vec::new(),
+            max_tokens: tokens,
+            log_probabilities: false,
+        };
+        let sequences = self.models.iter().map(|model| model.start(&cancel).unwrap()).collect();
+        let mut decoder = Decoder::new(self.models.clone(), sequences, settings, CounterRng::new(seed));
+        // Other prompts are other texts.
+        decoder.prompt(&[&PROMPT[..], &[seed as i32 % VOCAB as i32; 2]].concat()).unwrap();
+        decoder
+    }
+
+    fn request<'a>(&'a self, lengths: Option<&'a [i32]>, targets: Option<Targets>, costs: &'a [u64]) -> Request<'a> {
+        Request {
+            strategy: Strategy::Auto,
+            targets,
+            lengths,
+            combination: &self.combination,
+            greedy: self.temperature == 0.0,
+            log_probabilities: false,
+            costs,
+        }
+    }
+
+    /// Pretended seconds for each token by a fixed plan.
+    fn fixed(&self, plan: &Plan, tokens: usize) -> f64 {
+        let mut decoder = self.decoder(plan.clone(), 1, tokens);
+        while decoder.round().unwrap().1.is_none() {}
+        decoder.elapsed().as_secs_f64() / tokens as f64
+    }
+
+    fn standard(&self, tokens: usize) -> f64 {
+        self.fixed(&Plan { policy: Policy::Standard, targets: Targets::Combined }, tokens)
+    }
+
+    /// The same by `auto`; and what it did.
+    fn auto(&self, priors: &Mutex<Priors>, tokens: usize) -> (f64, Planning) {
+        self.planned(priors, tokens, None, None, |_| ())
+    }
+
+    fn planned(
+        &self,
+        priors: &Mutex<Priors>,
+        tokens: usize,
+        lengths: Option<&[i32]>,
+        targets: Option<Targets>,
+        mut each: impl FnMut(&Plan),
+    ) -> (f64, Planning) {
+        let costs = vec![1; self.models.len()];
+        let request = self.request(lengths, targets, &costs);
+        let scores: Vec<bool> = self.models.iter().map(|model| model.scores()).collect();
+        let choices = Choices::new(&request, &scores, &vec![true; scores.len()]);
+        let plan = Plan::new(&request).unwrap();
+        let sampler = Sampler::new(self.temperature, 0, 0.0, 0.0).unwrap();
+        let (mut planning, estimates) =
+            Planning::new(&priors.lock(), &self.models, &self.combination, &sampler, choices, plan);
+        let mut decoder = self.decoder(planning.plan().clone(), 1, tokens);
+        decoder.observe(estimates);
+        let start = decoder.committed().len();
+        loop {
+            let (before, elapsed) = (decoder.committed().len(), decoder.elapsed());
+            each(&decoder.settings().plan);
+            let open = decoder.round().unwrap().1.is_none();
+            let took = decoder.elapsed() - elapsed;
+            let tokens = decoder.committed().len() - before;
+            let round = Round { tokens, total: took, models: took, prompt: before == start, open };
+            planning.after_round(priors, &mut decoder, round);
+            if !open {
+                return (decoder.elapsed().as_secs_f64() / (decoder.committed().len() - start) as f64, planning);
+            }
+        }
+    }
+
+    /// The best of many fixed plans.
+    fn best(&self, tokens: usize) -> (f64, Plan) {
+        let models = self.models.len();
+        let routable = matches!(self.combination, Combination::Mixture { .. }) && self.temperature > 0.0;
+        let mut plans = Vec::new();
+        for targets in [Targets::Combined, Targets::Routed].into_iter().take(1 + usize::from(routable)) {
+            plans.push(Plan { policy: Policy::Standard, targets });
+            for length in [1, 2, 3, 4, 5, 6, 8, 12] {
+                for proposer in 0..models {
+                    plans.push(Plan { policy: Policy::Speculative { proposer, length }, targets });
+                }
+            }
+            for lengths in
+                [[1, 1, 1], [2, 1, 1], [1, 2, 1], [1, 1, 2], [3, 1, 1], [1, 3, 1], [1, 5, 1], [2, 2, 1], [0, 1, 1]]
+            {
+                let order = (0..models).collect();
+                plans.push(Plan { policy: Policy::Cos { lengths: lengths[..models].to_vec(), order }, targets });
+            }
+        }
+        let all = plans.into_iter().map(|plan| (self.fixed(&plan, tokens), plan));
+        all.min_by(|a, b| a.0.total_cmp(&b.0)).unwrap()
+    }
+}
+
+fn target_and_drafter(agreement: f64, cost: f64, temperature: f32) -> World {
+    World {
+        models: vec![model(1, |_| 1.0, usual(2.0)), model(2, move |_| agreement, usual(2.0 * cost))],
+        combination: Combination::target(2, 0).unwrap(),
+        temperature,
+    }
+}
+
+fn mixture(agreements: &[f64], temperature: f32) -> World {
+    let models = agreements.len();
+    World {
+        models: (0..models)
+            .map(|k| {
+                let agreement = agreements[k];
+                model(k as u64 + 1, move |_| agreement, usual(2.0))
+            })
+            .collect(),
+        combination: Combination::mixture(&vec![1.0 / models as f32; models]).unwrap(),
+        temperature,
+    }
+}
+
+fn contrastive(agreement: f64, cost: f64, temperature: f32) -> World {
+    World {
+        models: vec![model(1, |_| 1.0, usual(2.0)), model(2, move |_| agreement, usual(2.0 * cost))],
+        combination: Combination::contrastive(2, 0.1, 0.0).unwrap(),
+        temperature,
+    }
+}
+
+/// Pairs that gain much, little and nothing: at most 3 % slower than the best of many fixed plans, once it knows them.
+#[test]
+fn auto_comes_near_the_best_fixed_plan() {
+    for temperature in [0.0, 1.0] {
+        for (name, world) in [
+            ("a good drafter", target_and_drafter(0.9, 0.05, temperature)),
+            ("a fair drafter", target_and_drafter(0.6, 0.1, temperature)),
+            ("a dear drafter", target_and_drafter(0.8, 0.6, temperature)),
+            ("two that agree", mixture(&[0.9, 0.9], temperature)),
+            ("three that agree", mixture(&[0.9, 0.8, 0.7], temperature)),
+            ("contrastive", contrastive(0.8, 0.07, temperature)),
+            ("contrastive, dear", contrastive(0.7, 0.8, temperature)),
+        ] {
+            let priors = Mutex::default();
+            let (first, _) = world.auto(&priors, 512);
+            let (auto, planning) = world.auto(&priors, 3000);
+            let (best, plan) = world.best(3000);
+            println!(
+                "{name} at {temperature}: best {best:.3} by {plan:?}, first {first:.3}, auto {auto:.3} by {:?}",
+                planning.plan()
+            );
+            assert!(auto <= 1.03 * best, "{name} at {temperature}: {auto} where {plan:?} takes {best}: {planning:?}");
+            assert!(first <= 1.2 * best, "{name} at {temperature}: {first} at first, where {plan:?} takes {best}");
+        }
+    }
+}
+
+/// Drafters and companions that do harm: at most 1 % slower than nobody proposing, with all that was tried.
+#[test]
+fn auto_is_never_slower_than_standard() {
+    let late = |late: f64| move |position: usize| if position < 300 { 0.95 } else { late };
+    let dearer = |width, passes| usual(if passes < 60 { 0.2 } else { 4.0 })(width, passes);
+    for temperature in [0.0, 1.0] {
+        let mut worlds = vec![
+            ("a drafter that is always wrong", target_and_drafter(0.0, 0.1, temperature)),
+            ("a dear drafter that is always wrong", target_and_drafter(0.0, 1.0, temperature)),
+            ("unrelated models", mixture(&[0.0, 0.0], temperature)),
+            ("three unrelated models", mixture(&[0.0, 0.0, 0.0], temperature)),
+            ("an unrelated amateur", contrastive(0.0, 0.5, temperature)),
+        ];
+        for (name, agreement, cost) in [
+            ("a drafter that fails in the middle", late(0.0), 0.1),
+            ("a dear drafter that fails in the middle", late(0.0), 0.5),
+        ] {
+            let mut world = target_and_drafter(0.9, cost, temperature);
+            world.models[1] = model(2, agreement, usual(2.0 * cost));
+            worlds.push((name, world));
+        }
+        let mut world = target_and_drafter(0.9, 0.1, temperature);
+        world.models[1] = model(2, |_| 0.9, dearer);
+        worlds.push(("a drafter that becomes dear", world));
+        for (name, world) in worlds {
+            let (standard, (auto, planning)) = (world.standard(1024), world.auto(&Mutex::default(), 1024));
+            println!("{name} at {temperature}: standard {standard:.3}, auto {auto:.3} by {:?}", planning.plan());
+            assert!(auto <= 1.01 * standard, "{name} at {temperature}: {auto}, but standard {standard}: {planning:?}");
+        }
+    }
+}
+
+/// What was no good becomes good: probes find it out.
+#[test]
+fn auto_takes_up_a_drafter_that_becomes_good() {
+    let mut world = target_and_drafter(0.0, 0.05, 0.0);
+    world.models[1] = model(2, |position| if position < 400 { 0.0 } else { 0.95 }, usual(0.1));
+    let (_, planning) = world.auto(&Mutex::default(), 2048);
+    assert!(
+        matches!(planning.plan().policy, Policy::Speculative { proposer: 1, .. } | Policy::Cos { .. }),
+        "{planning:?}"
+    );
+}
+
+/// Probes of a model that is never used take a hundredth of the time, and the first one what was allowed for it.
+#[test]
+fn exploration_is_bounded() {
+    let world = target_and_drafter(0.0, 0.1, 0.0);
+    let standard = Plan { policy: Policy::Standard, targets: Targets::Combined };
+    let alone = world.fixed(&standard, 4096);
+    let (auto, planning) = world.auto(&Mutex::default(), 4096);
+    assert_eq!(*planning.plan(), standard);
+    assert!(auto > alone, "a drafter was tried");
+    assert!(auto < 1.0105 * alone, "{auto} against {alone}");
+}
+
+/// A forecast is what the decoder does.
+#[test]
+fn forecasts_hold() {
+    for world in [
+        target_and_drafter(0.7, 0.1, 1.0),
+        contrastive(0.8, 0.3, 1.0),
+        mixture(&[0.9, 0.7], 1.0),
+        mixture(&[0.9, 0.8, 0.7], 1.0),
+    ] {
+        let models = world.models.len();
+        let task = Task {
+            weights: world.combination.weights().to_vec(),
+            single: world.combination.single(),
+            scores: vec![true; models],
+        };
+        let routable = matches!(world.combination, Combination::Mixture { .. });
+        for targets in [Targets::Combined, Targets::Routed].into_iter().take(1 + usize::from(routable)) {
+            let mut policies = vec![Policy::Standard];
+            policies.extend([1, 4].map(|length| Policy::Speculative { proposer: 1, length }));
+            for lengths in [[1, 1, 1], [1, 3, 1]] {
+                policies.push(Policy::Cos { lengths: lengths[..models].to_vec(), order: (0..models).rev().collect() });
+            }
+            for policy in policies {
+                let plan = Plan { policy, targets };
+                let mut decoder = world.decoder(plan.clone(), 3, 3000);
+                let seconds = |&(width, time): &(usize, Duration)| (width, time.as_secs_f64());
+                let times = |model: &Arc<dyn Model>| model.pass_times().iter().map(seconds).collect::<Vec<_>>();
+                decoder.observe(Estimates::new(&world.models.iter().map(times).collect::<Vec<_>>()));
+                while decoder.round().unwrap().1.is_none() {}
+                let found = decoder.elapsed().as_secs_f64() / 3000.0;
+                let estimates = decoder.observer().unwrap().estimates().clone();
+                let forecast = Forecast::default().seconds_per_token(&plan, &task, &estimates, LONGEST - 1);
+                println!("{plan:?}: {found:.3}, forecast {forecast:.3}");
+                assert!((forecast / found - 1.0).abs() < 0.06, "{plan:?}: {found}, forecast {forecast}");
+            }
+        }
+    }
+}
+
+/// Whatever is pinned stays, whatever would be faster.
+#[test]
+fn pinned_lengths_and_targets_stay() {
+    let world = mixture(&[0.9, 0.9], 1.0);
+    let combined = |plan: &Plan| assert_eq!(plan.targets, Targets::Combined);
+    let (_, planning) = world.planned(&Mutex::default(), 512, None, Some(Targets::Combined), combined);
+    assert!(matches!(planning.plan().policy, Policy::Cos { .. }), "{planning:?}");
+    let world = target_and_drafter(0.95, 0.05, 0.0);
+    let short = |plan: &Plan| assert!(plan.policy.max_pending() <= 4, "{plan:?}");
+    let (_, planning) = world.planned(&Mutex::default(), 512, Some(&[0, 2]), None, short);
+    assert!(
+        matches!(&planning.plan().policy, Policy::Speculative { length: 2, .. } | Policy::Cos { .. }),
+        "{planning:?}"
+    );
+    let never = |plan: &Plan| assert_eq!(plan.policy, Policy::Standard);
+    world.planned(&Mutex::default(), 512, Some(&[0, 0]), None, never);
+}
+
+/// A look-up is free, and taken where the text repeats itself.
+#[test]
+fn look_ups_are_planned() {
+    let mut world = target_and_drafter(0.0, 1.0, 0.0);
+    let script = |context: &[i32], row: &mut [f32]| {
+        row[context.len() % 7] = 40.0;
+        Ok(())
+    };
+    world.models = vec![
+        Arc::new(
+            Scripted::new(VOCAB, script).with_pass_times(|width, _| Duration::from_secs_f64(usual(2.0)(width, 0))),
+        ),
+        Arc::new(Ngram::new("ngram")),
+    ];
+    let (auto, planning) = world.auto(&Mutex::default(), 512);
+    assert!(auto < 0.5 * world.standard(512), "{auto}: {planning:?}");
+}
