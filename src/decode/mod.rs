@@ -5,6 +5,7 @@
 
 pub mod chance;
 pub mod combine;
+pub mod kernels;
 pub mod policy;
 pub mod round;
 pub mod sampling;
