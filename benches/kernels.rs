@@ -86,6 +86,10 @@ const KERNELS: &[Kernel] = &[
     kernel("process: top-p 0.9", 2, |rows| rows.process(0.8, 0, 0.9, 0.0)),
     kernel("process: top-k 40, top-p 0.9", 1, |rows| rows.process(0.8, 40, 0.9, 0.0)),
     kernel("process: min-p 0.05", 1, |rows| rows.process(0.8, 0, 0.0, 0.05)),
+    kernel("process, to draw", 4, |rows| {
+        let sampler = Sampler::new(0.8, 0, 0.0, 0.0).expect("a sound sampler");
+        let _ = black_box(sampler.process_to_draw(black_box(&rows.logits[0]), &mut rows.candidates, &mut rows.out));
+    }),
     kernel("form a row", 3, |rows| rows.distributions[0].fill(black_box(&rows.logits[0]), &mut rows.out)),
     kernel("form a mixture of two", 7, |rows| {
         rows.out.fill(0.0);

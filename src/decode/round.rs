@@ -90,6 +90,25 @@ impl Lane {
         Ok(())
     }
 
+    /// [`Lane::process`], and a row to draw from in `out`, not normalised.
+    fn process_to_draw(
+        &mut self,
+        position: usize,
+        sampler: &Sampler,
+        candidates: &mut Candidates,
+        out: &mut [f32],
+    ) -> Result<()> {
+        let slot = position % self.stamps.len();
+        let scores = self.sequence.logits(position);
+        if self.stamps[slot] == position {
+            self.distributions[slot].fill(scores, out);
+        } else {
+            self.distributions[slot] = sampler.process_to_draw(scores, candidates, out)?;
+            self.stamps[slot] = position;
+        }
+        Ok(())
+    }
+
     /// The distribution of a position that was processed, and the row that it is made of.
     fn distribution(&self, position: usize) -> (&Distribution, &[f32]) {
         let slot = position % self.stamps.len();
@@ -408,8 +427,8 @@ impl<C: Chance> Decoder<C> {
             Proposal::Token(token) => (token, true),
             Proposal::Row(row) if self.settings.sampler.is_greedy() => (sampling::argmax(row)?.token as i32, false),
             Proposal::Row(_) => {
-                self.process(model, position)?;
-                self.fill_target(Target::Row(model), position);
+                let (sampler, candidates) = (&self.settings.sampler, &mut self.candidates);
+                self.lanes[model].process_to_draw(position, sampler, candidates, &mut self.target)?;
                 (self.chance.pick(self.key(position, Purpose::Proposal), &self.target) as i32, false)
             }
         };
@@ -481,7 +500,7 @@ impl<C: Chance> Decoder<C> {
         if self.chance.accept(key, verify::acceptance(t, q)) {
             return None;
         }
-        self.fill_target(target, position);
+        self.fill_target(target);
         let any = if certain {
             verify::residual_of_certain(&mut self.target, token)
         } else {
@@ -489,7 +508,7 @@ impl<C: Chance> Decoder<C> {
             verify::residual(&mut self.target, proposal, scores)
         };
         if !any {
-            self.fill_target(target, position);
+            self.fill_target(target);
         }
         Some(self.chance.pick(self.key(position, Purpose::Residual), &self.target))
     }
@@ -499,7 +518,7 @@ impl<C: Chance> Decoder<C> {
         if let Target::Token(best) = target {
             return best;
         }
-        self.fill_target(target, self.committed);
+        self.fill_target(target);
         self.chance.pick(self.key(self.committed, Purpose::Target), &self.target)
     }
 
@@ -527,8 +546,9 @@ impl<C: Chance> Decoder<C> {
         }
     }
 
-    /// Form a target's row, which is needed to draw from it, or from what is left of it.
-    fn fill_target(&mut self, target: Target, position: usize) {
+    /// Form the row of the target of the front position, to draw from it, or from what is left of it.
+    fn fill_target(&mut self, target: Target) {
+        let position = self.committed;
         match target {
             Target::Token(best) => {
                 self.target.fill(0.0);

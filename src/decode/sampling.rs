@@ -209,13 +209,13 @@ impl Sampler {
     /// first maximum has probability 1.
     /// NaN, plus infinity, or a row of nothing but minus infinity is [`Error::Numeric`].
     pub fn process(&self, scores: &[f32], candidates: &mut Candidates) -> Result<Distribution> {
-        let (top_k, top_p) = (self.top_k > 0 && self.top_k < scores.len(), self.top_p < 1.0);
-        let filtered = top_k || top_p || self.min_p > 0.0;
-        let max = if filtered { candidates.measure(scores)? } else { maximum(scores)? };
-        let all = Distribution::unfiltered(max, (1.0 / self.temperature).min(f32::MAX));
-        if !filtered {
-            return Ok(Distribution { total: kernels::sum_exp(scores, max, all.rate), ..all });
+        if !self.filters(scores.len()) {
+            let all = Distribution::unfiltered(maximum(scores)?, self.rate());
+            return Ok(Distribution { total: kernels::sum_exp(scores, all.max, all.rate), ..all });
         }
+        let (top_k, top_p) = (self.top_k > 0 && self.top_k < scores.len(), self.top_p < 1.0);
+        let max = candidates.measure(scores)?;
+        let all = Distribution::unfiltered(max, self.rate());
         // A weight relative to the best is the weight itself.
         let floor = if self.min_p > 0.0 { max + self.temperature * self.min_p.ln() } else { f32::NEG_INFINITY };
         if !top_k && !top_p {
@@ -243,6 +243,33 @@ impl Sampler {
         };
         candidates.keys.retain(|&key| score_of(key) >= floor);
         Ok(Distribution { floor, cut, total: all.weights(&candidates.keys), ..all })
+    }
+
+    /// [`Sampler::process`], and a row to draw from in `out`: the probabilities, but not normalised. Both together take less
+    /// than one after the other.
+    pub fn process_to_draw(
+        &self,
+        scores: &[f32],
+        candidates: &mut Candidates,
+        out: &mut [f32],
+    ) -> Result<Distribution> {
+        if self.filters(scores.len()) {
+            let distribution = self.process(scores, candidates)?;
+            distribution.fill(scores, out);
+            return Ok(distribution);
+        }
+        let all = Distribution::unfiltered(maximum(scores)?, self.rate());
+        Ok(Distribution { total: kernels::fill_exp(scores, all.max, all.rate, out), ..all })
+    }
+
+    /// Whether any filter is on for a row of so many scores.
+    fn filters(&self, vocab_size: usize) -> bool {
+        (self.top_k > 0 && self.top_k < vocab_size) || self.top_p < 1.0 || self.min_p > 0.0
+    }
+
+    /// One over the temperature.
+    fn rate(&self) -> f32 {
+        (1.0 / self.temperature).min(f32::MAX)
     }
 }
 
@@ -322,7 +349,11 @@ mod tests {
     fn process(sampler: Sampler, scores: &[f32]) -> Vec<f32> {
         let distribution = sampler.process(scores, &mut Candidates::default()).unwrap();
         let mut out = vec![9.0; scores.len()];
+        assert_eq!(sampler.process_to_draw(scores, &mut Candidates::default(), &mut out).unwrap(), distribution);
+        let (weights, total) = (out.clone(), kernels::sum(&out));
         distribution.fill(scores, &mut out);
+        let share = |weight: f32| (f64::from(weight) / total) as f32;
+        assert!(weights.iter().zip(&out).all(|(&weight, &p)| (share(weight) - p).abs() <= 1e-5 * p));
         for (token, &probability) in out.iter().enumerate() {
             // What is drawn from and what accepts are the same to the last bit.
             assert_eq!(distribution.probability(scores, token), probability);
