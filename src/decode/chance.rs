@@ -3,6 +3,8 @@
 use chacha20::ChaCha8Rng;
 use chacha20::rand_core::{Rng, SeedableRng};
 
+use crate::decode::kernels::{BLOCK, sum};
+
 /// What an outcome is for. Outcomes for different purposes are independent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Purpose {
@@ -77,39 +79,23 @@ impl Chance for CounterRng {
 
 /// The index at which the running sum of the weights passes the share `u` of the whole.
 fn quantile(weights: &[f32], u: f64) -> usize {
-    // Sums of blocks in independent lanes vectorise; only the block that holds the answer is walked one by one.
-    const BLOCK: usize = 64;
-    let mut left = u * weights.chunks(BLOCK).map(sum).sum::<f64>();
-    let mut last = 0;
+    // Blocks are added up fast; only the one that holds the answer is walked one by one.
+    let mut left = u * sum(weights);
     for (index, block) in weights.chunks(BLOCK).enumerate() {
         let whole = sum(block);
-        if whole == 0.0 {
+        if left >= whole {
+            left -= whole;
             continue;
         }
-        let mut inside = left;
         for (offset, &weight) in block.iter().enumerate() {
-            if weight > 0.0 {
-                last = index * BLOCK + offset;
-                inside -= f64::from(weight);
-                if inside < 0.0 {
-                    return last;
-                }
+            left -= f64::from(weight);
+            if left < 0.0 {
+                return index * BLOCK + offset;
             }
         }
-        left -= whole;
     }
-    last // only rounding leads here
-}
-
-fn sum(block: &[f32]) -> f64 {
-    let mut lanes = [0.0f64; 4];
-    let (quads, rest) = block.as_chunks::<4>();
-    for quad in quads {
-        for lane in 0..4 {
-            lanes[lane] += f64::from(quad[lane]);
-        }
-    }
-    lanes.iter().sum::<f64>() + rest.iter().map(|&weight| f64::from(weight)).sum::<f64>()
+    // Only rounding leads here.
+    weights.iter().rposition(|&weight| weight > 0.0).unwrap_or(0)
 }
 
 #[cfg(test)]

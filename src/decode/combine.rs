@@ -3,11 +3,15 @@
 use std::fmt;
 use std::sync::Arc;
 
-use crate::decode::sampling::{self, NEAR_TIE};
+use crate::decode::kernels;
+use crate::decode::sampling::{self, Best, Distribution};
 use crate::error::{Error, Result};
 
 /// How far the weights of a mixture may be from a sum of 1 before they are refused; nearer ones are rescaled.
 pub const WEIGHT_TOLERANCE: f64 = 1e-3;
+
+/// Elements of a weighted sum that are made at once: a block of it fits into the first cache.
+const SUM_BLOCK: usize = 2048;
 
 /// How the models' rows become one target `r`.
 ///
@@ -162,6 +166,11 @@ impl Combination {
         (0..self.weights().len()).filter(|&model| self.needs(model))
     }
 
+    /// These models, each with its weight.
+    pub fn parts(&self) -> impl Iterator<Item = (usize, f32)> + '_ {
+        self.needed().map(|model| (model, self.weights()[model]))
+    }
+
     /// The model whose own distribution is the target, where there is one.
     pub fn single(&self) -> Option<usize> {
         if let Combination::Logits { plausibility: Some(_), .. } | Combination::Custom { .. } = self {
@@ -179,33 +188,31 @@ impl Combination {
     pub fn scores<'a>(&self, row: impl Fn(usize) -> &'a [f32], out: &mut [f32]) -> Result<()> {
         // A bad row must not hide behind a mask, nor behind a weight that turns infinity into impossibility.
         match self {
-            Combination::Mixture { weights } => {
+            Combination::Mixture { .. } => {
                 out.fill(0.0);
-                for model in self.needed() {
+                for (model, weight) in self.parts() {
                     let logits = row(model);
-                    let max = sampling::maximum(logits)?;
-                    let total: f64 = logits.iter().map(|&logit| f64::from((logit - max).exp())).sum();
-                    let scale = (f64::from(weights[model]) / total) as f32;
-                    for (out, &logit) in out.iter_mut().zip(logits) {
-                        *out += scale * (logit - max).exp();
-                    }
+                    Distribution::softmax(logits)?.add(logits, weight, out);
                 }
             }
-            Combination::Logits { weights, plausibility } => {
-                out.fill(0.0);
-                for model in self.needed() {
-                    let (logits, weight) = (row(model), weights[model]);
-                    sampling::maximum(logits)?;
-                    for (out, &logit) in out.iter_mut().zip(logits) {
-                        *out = if logit == f32::NEG_INFINITY { logit } else { *out + weight * logit };
+            Combination::Logits { plausibility, .. } => {
+                // Block by block, so that a block of the sum stays near while all models are added to it.
+                let mut good = true;
+                for start in (0..out.len()).step_by(SUM_BLOCK) {
+                    let end = out.len().min(start + SUM_BLOCK);
+                    let out = &mut out[start..end];
+                    out.fill(0.0);
+                    for (model, weight) in self.parts() {
+                        good &= kernels::add_scaled(&row(model)[start..end], weight, out);
                     }
+                }
+                // A row of nothing but minus infinity makes such a sum.
+                if !good || out.iter().all(|&score| score == f32::NEG_INFINITY) {
+                    return Err(Error::Numeric("a row of logits, or the sum of all, has no maximum".into()));
                 }
                 if let Some(Plausibility { model, alpha }) = plausibility {
                     let judge = row(*model);
-                    let floor = sampling::maximum(judge)? + alpha.ln();
-                    for (out, &logit) in out.iter_mut().zip(judge) {
-                        *out = if logit < floor { f32::NEG_INFINITY } else { *out };
-                    }
+                    kernels::mask(judge, sampling::maximum(judge)? + alpha.ln(), out);
                 }
             }
             Combination::Custom { weights, function } => {
@@ -220,35 +227,28 @@ impl Combination {
         Ok(())
     }
 
-    /// The mixture `Σ λ_k · p_k` of processed rows.
-    pub fn mix<'a>(weights: &[f32], row: impl Fn(usize) -> &'a [f32], out: &mut [f32]) {
-        out.fill(0.0);
-        for (model, &weight) in weights.iter().enumerate().filter(|(_, weight)| **weight != 0.0) {
-            for (out, &probability) in out.iter_mut().zip(row(model)) {
-                *out += weight * probability;
-            }
-        }
-    }
-
-    /// The greedy choice from rows of logits, and whether it was a near tie; `scratch` has the length of a row.
-    pub fn greedy<'a>(&self, row: impl Fn(usize) -> &'a [f32], scratch: &mut [f32]) -> Result<(usize, bool)> {
+    /// The greedy choice from rows of logits; `scratch` has the length of a row. Its margin is one of scores, or for a
+    /// mixture of logarithms of probabilities.
+    pub fn greedy<'a>(&self, row: impl Fn(usize) -> &'a [f32], scratch: &mut [f32]) -> Result<Best> {
         if let Some(model) = self.single() {
-            return sampling::argmax_logits(row(model));
+            return sampling::argmax(row(model));
         }
         self.scores(row, scratch)?;
-        match self {
-            Combination::Mixture { .. } => sampling::argmax(scratch, |max| max * (1.0 - NEAR_TIE)),
-            _ => sampling::argmax_logits(scratch),
-        }
+        let best = sampling::argmax(scratch)?;
+        Ok(match self {
+            Combination::Mixture { .. } => Best { margin: -(-best.margin / best.score).ln_1p(), ..best },
+            _ => best,
+        })
     }
 
     /// `ln r` of a token at temperature 1 and without filters, after [`Combination::greedy`] left its `scratch`.
     pub fn log_probability<'a>(&self, token: usize, row: impl Fn(usize) -> &'a [f32], scratch: &[f32]) -> f32 {
-        match self.single() {
-            Some(model) => sampling::log_softmax(row(model), token),
-            None if matches!(self, Combination::Mixture { .. }) => f64::from(scratch[token]).ln() as f32,
-            None => sampling::log_softmax(scratch, token),
-        }
+        let scores = match (self.single(), self) {
+            (Some(model), _) => row(model),
+            (None, Combination::Mixture { .. }) => return f64::from(scratch[token]).ln() as f32,
+            (None, _) => scratch,
+        };
+        Distribution::softmax(scores).expect("there was a maximum").log_probability(scores, token)
     }
 }
 
@@ -307,7 +307,7 @@ mod tests {
         let rows: [&[f32]; 3] = [&[2.0, 3.0], &[f32::NAN, 0.0], &[4.0, -5.0]];
         let custom = weights.clone().with_function(product);
         assert_eq!(scores(&custom, &rows), [8.0, -15.0]);
-        assert_eq!(custom.greedy(|model| rows[model], &mut [0.0; 2]).unwrap(), (0, false));
+        assert_eq!(custom.greedy(|model| rows[model], &mut [0.0; 2]).unwrap().token, 0);
         assert_eq!(custom.single(), None);
 
         let lazy = weights.clone().with_function(Function::new(|_, out| {
@@ -355,16 +355,16 @@ mod tests {
         let rows: [Vec<f32>; 2] =
             [vec![0.6f32.ln(), -40.0, 0.4f32.ln()], vec![0.005f32.ln(), 0.99f32.ln(), 0.005f32.ln()]];
         let mixture = Combination::mixture(&[0.5, 0.5]).unwrap();
-        assert_eq!(mixture.greedy(|model| &rows[model], &mut [0.0; 3]).unwrap(), (1, false));
+        assert_eq!(mixture.greedy(|model| &rows[model], &mut [0.0; 3]).unwrap().token, 1);
         let product = Combination::logits(&[0.5, 0.5]).unwrap();
-        assert_eq!(product.greedy(|model| &rows[model], &mut [0.0; 3]).unwrap().0, 0);
+        assert_eq!(product.greedy(|model| &rows[model], &mut [0.0; 3]).unwrap().token, 0);
     }
 
     #[test]
     fn greedy_of_one_negative_weight_is_the_minimum() {
         let combination = Combination::logits(&[0.0, -1.0]).unwrap();
         let rows: [&[f32]; 2] = [&[5.0, 0.0], &[5.0, 0.0]];
-        assert_eq!(combination.greedy(|model| rows[model], &mut [0.0; 2]).unwrap().0, 1);
+        assert_eq!(combination.greedy(|model| rows[model], &mut [0.0; 2]).unwrap().token, 1);
     }
 
     #[test]

@@ -8,6 +8,7 @@ pub mod combine;
 pub mod costs;
 pub mod estimates;
 pub mod forecast;
+pub mod kernels;
 pub mod planner;
 pub mod policy;
 pub mod round;

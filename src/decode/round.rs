@@ -7,13 +7,11 @@
 
 use std::sync::Arc;
 
-use ndarray::{Array2, s};
-
 use crate::decode::chance::{Chance, Key, Purpose};
 use crate::decode::combine::Combination;
 use crate::decode::estimates::{Estimates, Observer, WINDOW};
 use crate::decode::policy::{Action, Plan, Targets, View};
-use crate::decode::sampling::{self, Candidates, Sampler};
+use crate::decode::sampling::{self, Candidates, Distribution, Sampler};
 use crate::decode::verify;
 use crate::error::{Error, Result};
 use crate::model::{Interrupt, Model, Pass, Proposal, Sequence};
@@ -68,8 +66,8 @@ pub struct Settings {
 /// What one model knows of the sequence.
 struct Lane {
     sequence: Box<dyn Sequence>,
-    /// Processed rows: the row of position `p` in slot `p % slots`, where `stamps` says so.
-    rows: Array2<f32>,
+    /// What the sampler makes of the rows: of position `p` in slot `p % slots`, where `stamps` says so.
+    distributions: Vec<Distribution>,
     stamps: Vec<usize>,
 }
 
@@ -83,22 +81,59 @@ impl Lane {
         self.stamps.iter_mut().filter(|stamp| **stamp > len).for_each(|stamp| *stamp = NO_ROW);
     }
 
-    /// Make the processed row of a position, unless it is there.
+    /// Process the row of a position, unless that was done: a pass or two over it, or nothing.
     fn process(&mut self, position: usize, sampler: &Sampler, candidates: &mut Candidates) -> Result<()> {
         let slot = position % self.stamps.len();
         if self.stamps[slot] != position {
-            let mut row = self.rows.row_mut(slot);
-            let row = row.as_slice_mut().expect("rows are contiguous");
-            sampler.process(self.sequence.logits(position), row, candidates)?;
+            self.distributions[slot] = sampler.process(self.sequence.logits(position), candidates)?;
             self.stamps[slot] = position;
         }
         Ok(())
     }
 
-    fn row(&self, position: usize) -> &[f32] {
+    /// [`Lane::process`], and a row to draw from in `out`, not normalised.
+    fn process_to_draw(
+        &mut self,
+        position: usize,
+        sampler: &Sampler,
+        candidates: &mut Candidates,
+        out: &mut [f32],
+    ) -> Result<()> {
         let slot = position % self.stamps.len();
-        assert_eq!(self.stamps[slot], position, "a row was read before it was made");
-        self.rows.slice(s![slot, ..]).to_slice().expect("rows are contiguous")
+        let scores = self.sequence.logits(position);
+        if self.stamps[slot] == position {
+            self.distributions[slot].fill(scores, out);
+        } else {
+            self.distributions[slot] = sampler.process_to_draw(scores, candidates, out)?;
+            self.stamps[slot] = position;
+        }
+        Ok(())
+    }
+
+    /// What an observer is told of a token at a position: its probability, or greedily whether it is the first choice. A bad
+    /// row gives none.
+    fn look(&self, position: usize, token: usize, sampler: &Sampler, candidates: &mut Candidates) -> f32 {
+        let scores = self.sequence.logits(position);
+        if sampler.is_greedy() {
+            return sampling::argmax(scores).map_or(0.0, |best| f32::from(u8::from(best.token == token)));
+        }
+        if self.stamps[position % self.stamps.len()] == position {
+            return self.probability(position, token);
+        }
+        sampler.process(scores, candidates).map_or(0.0, |distribution| distribution.probability(scores, token))
+    }
+
+    /// The distribution of a position that was processed, and the row that it is made of.
+    fn distribution(&self, position: usize) -> (&Distribution, &[f32]) {
+        let slot = position % self.stamps.len();
+        assert_eq!(self.stamps[slot], position, "a row was read before it was processed");
+        (&self.distributions[slot], self.sequence.logits(position))
+    }
+
+    /// The probability of a token at a position that was processed.
+    fn probability(&self, position: usize, token: usize) -> f32 {
+        let (distribution, scores) = self.distribution(position);
+        distribution.probability(scores, token)
     }
 }
 
@@ -137,6 +172,8 @@ pub struct Decoder<C> {
     counters: Counters,
     /// Learns how well the models do, where a planner wants to know.
     observer: Option<Box<Observer>>,
+    /// For the observer: the probability that the target gave the last token, where it is no mixture of the models'.
+    decided: Option<f32>,
     /// Whether nothing is to be proposed until all that is pending is decided.
     draining: bool,
     /// For the policy: tokens seen by each model.
@@ -150,7 +187,7 @@ impl<C: Chance> Decoder<C> {
     /// A decoder of an empty sequence; `sequences` are the models' own, one each, empty.
     pub fn new(models: Vec<Arc<dyn Model>>, sequences: Vec<Box<dyn Sequence>>, settings: Settings, chance: C) -> Self {
         let vocab_size = models.iter().find(|model| model.scores()).map_or(0, |model| model.vocab_size());
-        let lane = |sequence| Lane { sequence, rows: Array2::zeros((0, vocab_size)), stamps: Vec::new() };
+        let lane = |sequence| Lane { sequence, distributions: Vec::new(), stamps: Vec::new() };
         let mut decoder = Decoder {
             seen: vec![0; models.len()],
             models,
@@ -169,6 +206,7 @@ impl<C: Chance> Decoder<C> {
             log_probabilities: Vec::new(),
             counters: Counters::default(),
             observer: None,
+            decided: None,
             draining: false,
             target: vec![0.0; vocab_size],
             scratch: vec![0.0; vocab_size],
@@ -184,10 +222,10 @@ impl<C: Chance> Decoder<C> {
         self.context_length = context_length(&self.models, &self.settings.combination, &self.settings.plan);
         self.max_pending = self.settings.plan.policy.max_pending();
         for (model, lane) in self.models.iter().zip(&mut self.lanes) {
-            // One row for each pending position and the one after them; greedy decoding and look-ups need none.
-            let slots = if self.settings.sampler.is_greedy() || !model.scores() { 0 } else { self.max_pending + 1 };
+            // One for each pending position and the one after them; look-ups need none.
+            let slots = if model.scores() { self.max_pending + 1 } else { 0 };
             if lane.stamps.len() != slots {
-                lane.rows = Array2::zeros((slots, self.target.len()));
+                lane.distributions = vec![Distribution::default(); slots];
                 lane.stamps = vec![NO_ROW; slots];
             }
         }
@@ -432,8 +470,8 @@ impl<C: Chance> Decoder<C> {
 
     /// Run a model over the tokens before `until` that it has not seen.
     fn advance_to(&mut self, model: usize, until: usize) -> Result<(), Interrupt> {
-        let sequence = self.lanes[model].sequence.as_mut();
-        while sequence.len() < until {
+        while self.lanes[model].sequence.len() < until {
+            let sequence = self.lanes[model].sequence.as_mut();
             let start = sequence.len();
             let end = until.min(start + self.models[model].max_pass());
             // An observer wants to know what the model thinks of tokens that were committed without it.
@@ -450,9 +488,8 @@ impl<C: Chance> Decoder<C> {
                     observer.passed(model, end - start, (sequence.elapsed() - before).as_secs_f64());
                 }
                 for position in wanted..self.committed.min(end + 1) {
-                    let (token, row) = (self.tokens[position], sequence.logits(position));
-                    let known =
-                        probability(token, row, &self.settings.sampler, &mut self.scratch, &mut self.candidates);
+                    let token = self.tokens[position] as usize;
+                    let known = self.lanes[model].look(position, token, &self.settings.sampler, &mut self.candidates);
                     observer.scored(model, position, known);
                 }
             }
@@ -502,11 +539,11 @@ impl<C: Chance> Decoder<C> {
         let (token, certain) = match self.lanes[model].sequence.proposal(position) {
             Proposal::Nothing => return Ok(false),
             Proposal::Token(token) => (token, true),
-            Proposal::Row(row) if self.settings.sampler.is_greedy() => (sampling::argmax_logits(row)?.0 as i32, false),
+            Proposal::Row(row) if self.settings.sampler.is_greedy() => (sampling::argmax(row)?.token as i32, false),
             Proposal::Row(_) => {
-                self.process(model, position)?;
-                let key = self.key(position, Purpose::Proposal);
-                (self.chance.pick(key, self.lanes[model].row(position)) as i32, false)
+                let (sampler, candidates) = (&self.settings.sampler, &mut self.candidates);
+                self.lanes[model].process_to_draw(position, sampler, candidates, &mut self.target)?;
+                (self.chance.pick(self.key(position, Purpose::Proposal), &self.target) as i32, false)
             }
         };
         self.tokens.push(token);
@@ -558,6 +595,10 @@ impl<C: Chance> Decoder<C> {
             let token = self.draw(target);
             self.tokens.push(token as i32);
         }
+        if self.observer.is_some() {
+            let known = matches!(target, Target::Token(_) | Target::Scores(_));
+            self.decided = known.then(|| self.target_probability(target, self.tokens[position] as usize));
+        }
         if self.settings.log_probabilities {
             let value = self.log_probability(target, self.tokens[position] as usize);
             self.log_probabilities.push(value);
@@ -575,30 +616,31 @@ impl<C: Chance> Decoder<C> {
             _ => {}
         }
         let key = self.key(position, Purpose::Acceptance);
-        let t = target_row(&self.lanes, &self.target, target, position);
-        if certain {
-            if self.chance.accept(key, verify::acceptance(t[token], 1.0)) {
-                return None;
-            }
-            verify::residual_of_certain(t, token, &mut self.scratch);
-        } else {
-            let q = self.lanes[proposer].row(position);
-            if self.chance.accept(key, verify::acceptance(t[token], q[token])) {
-                return None;
-            }
-            verify::residual(t, q, &mut self.scratch);
+        let t = self.target_probability(target, token);
+        let q = if certain { 1.0 } else { self.lanes[proposer].probability(position, token) };
+        if self.chance.accept(key, verify::acceptance(t, q)) {
+            return None;
         }
-        let key = self.key(position, Purpose::Residual);
-        Some(self.chance.pick(key, &self.scratch))
+        self.fill_target(target);
+        let any = if certain {
+            verify::residual_of_certain(&mut self.target, token)
+        } else {
+            let (proposal, scores) = self.lanes[proposer].distribution(position);
+            verify::residual(&mut self.target, proposal, scores)
+        };
+        if !any {
+            self.fill_target(target);
+        }
+        Some(self.chance.pick(self.key(position, Purpose::Residual), &self.target))
     }
 
     /// Draw the front position from its target.
-    fn draw(&self, target: Target) -> usize {
+    fn draw(&mut self, target: Target) -> usize {
         if let Target::Token(best) = target {
             return best;
         }
-        let key = self.key(self.committed, Purpose::Target);
-        self.chance.pick(key, target_row(&self.lanes, &self.target, target, self.committed))
+        self.fill_target(target);
+        self.chance.pick(self.key(self.committed, Purpose::Target), &self.target)
     }
 
     /// `ln r` of the token of the front position, for which the target was just made.
@@ -608,7 +650,44 @@ impl<C: Chance> Decoder<C> {
             let row = |model: usize| self.lanes[model].sequence.logits(position);
             return self.settings.combination.log_probability(token, row, &self.scratch);
         }
-        f64::from(target_row(&self.lanes, &self.target, target, position)[token]).ln() as f32
+        f64::from(self.target_probability(target, token)).ln() as f32
+    }
+
+    /// The probability that the target of the front position gives a token.
+    fn target_probability(&self, target: Target, token: usize) -> f32 {
+        match target {
+            Target::Token(best) => f32::from(u8::from(best == token)),
+            Target::Row(model) => self.lanes[model].probability(self.committed, token),
+            Target::Mixture => {
+                let part =
+                    |(model, weight): (usize, f32)| weight * self.lanes[model].probability(self.committed, token);
+                self.settings.combination.parts().map(part).sum()
+            }
+            Target::Scores(distribution) => distribution.probability(&self.scratch, token),
+        }
+    }
+
+    /// Form the row of the target of the front position, to draw from it, or from what is left of it.
+    fn fill_target(&mut self, target: Target) {
+        let position = self.committed;
+        match target {
+            Target::Token(best) => {
+                self.target.fill(0.0);
+                self.target[best] = 1.0;
+            }
+            Target::Row(model) => {
+                let (distribution, scores) = self.lanes[model].distribution(position);
+                distribution.fill(scores, &mut self.target);
+            }
+            Target::Mixture => {
+                self.target.fill(0.0);
+                for (model, weight) in self.settings.combination.parts() {
+                    let (distribution, scores) = self.lanes[model].distribution(position);
+                    distribution.add(scores, weight, &mut self.target);
+                }
+            }
+            Target::Scores(distribution) => distribution.fill(&self.scratch, &mut self.target),
+        }
     }
 
     /// Make the target of the front position, and say where it is.
@@ -617,9 +696,9 @@ impl<C: Chance> Decoder<C> {
         if self.settings.sampler.is_greedy() {
             let row = |model: usize| self.lanes[model].sequence.logits(position);
             let greedy = self.settings.combination.greedy(row, &mut self.scratch);
-            let (best, near) = greedy.map_err(|error| self.blame(position, error))?;
-            self.counters.near_ties += u64::from(near);
-            return Ok(Target::Token(best));
+            let best = greedy.map_err(|error| self.blame(position, error))?;
+            self.counters.near_ties += u64::from(best.is_near_tie());
+            return Ok(Target::Token(best.token));
         }
         let single = match self.settings.plan.targets {
             Targets::Routed => Some(self.route(position)),
@@ -635,21 +714,12 @@ impl<C: Chance> Decoder<C> {
                     self.process(model, position)?;
                 }
             }
+            return Ok(Target::Mixture);
         }
-        match &self.settings.combination {
-            Combination::Mixture { weights } => {
-                Combination::mix(weights, |model| self.lanes[model].row(position), &mut self.target);
-            }
-            combination => {
-                let row = |model: usize| self.lanes[model].sequence.logits(position);
-                let (sampler, target) = (&self.settings.sampler, &mut self.target);
-                combination
-                    .scores(row, &mut self.scratch)
-                    .and_then(|()| sampler.process(&self.scratch, target, &mut self.candidates))
-                    .map_err(|error| self.blame(position, error))?;
-            }
-        }
-        Ok(Target::Mixed)
+        let row = |model: usize| self.lanes[model].sequence.logits(position);
+        let scores = self.settings.combination.scores(row, &mut self.scratch);
+        let made = scores.and_then(|()| self.settings.sampler.process(&self.scratch, &mut self.candidates));
+        Ok(Target::Scores(made.map_err(|error| self.blame(position, error))?))
     }
 
     fn process(&mut self, model: usize, position: usize) -> Result<()> {
@@ -698,15 +768,12 @@ impl<C: Chance> Decoder<C> {
     /// Show the observer what is known of a token that was just committed.
     fn watch(&mut self, position: usize) {
         let Some(observer) = &mut self.observer else { return };
-        let (token, sampler) = (self.tokens[position], &self.settings.sampler);
-        // Where the target is a mixture, or one model's own, the observer makes it from the models'.
-        let combined = if sampler.is_greedy() { 1.0 } else { self.target[token as usize] };
-        observer.committed(position, Some(combined));
+        let token = self.tokens[position];
+        observer.committed(position, self.decided);
         for (model, lane) in self.lanes.iter_mut().enumerate() {
             if self.models[model].scores() {
                 if lane.sequence.len() >= position {
-                    let row = lane.sequence.logits(position);
-                    let known = probability(token, row, sampler, &mut self.scratch, &mut self.candidates);
+                    let known = lane.look(position, token as usize, &self.settings.sampler, &mut self.candidates);
                     observer.scored(model, position, known);
                 }
                 continue;
@@ -754,14 +821,6 @@ impl<C: Chance> Decoder<C> {
     }
 }
 
-/// What a row gives a token: its processed probability, or greedily whether it is the first choice. A bad row gives nothing.
-fn probability(token: i32, row: &[f32], sampler: &Sampler, scratch: &mut [f32], candidates: &mut Candidates) -> f32 {
-    if sampler.is_greedy() {
-        return sampling::argmax_logits(row).map_or(0.0, |(best, _)| f32::from(u8::from(best as i32 == token)));
-    }
-    sampler.process(row, scratch, candidates).map_or(0.0, |()| scratch[token as usize])
-}
-
 /// Most tokens that all models which may run can hold.
 fn context_length(models: &[Arc<dyn Model>], combination: &Combination, plan: &Plan) -> usize {
     let running = (0..models.len()).filter(|&model| combination.needs(model) || plan.policy.uses(model));
@@ -769,20 +828,14 @@ fn context_length(models: &[Arc<dyn Model>], combination: &Combination, plan: &P
 }
 
 /// What the front position is verified against, and where it was made.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 enum Target {
     /// This token, greedily. What ranked it is in the decoder's scratch.
     Token(usize),
-    /// The processed row of this model.
+    /// The distribution of this model.
     Row(usize),
-    /// The row in the decoder's own buffer.
-    Mixed,
-}
-
-/// The distribution of a target that is no token.
-fn target_row<'a>(lanes: &'a [Lane], mixed: &'a [f32], target: Target, position: usize) -> &'a [f32] {
-    match target {
-        Target::Row(model) => lanes[model].row(position),
-        _ => mixed,
-    }
+    /// The mixture of the distributions of all that have a weight.
+    Mixture,
+    /// The distribution of the scores in the decoder's scratch.
+    Scores(Distribution),
 }

@@ -1,5 +1,6 @@
 //! From logits to the distribution that tokens are drawn from.
 
+use crate::decode::kernels;
 use crate::error::{Error, Result};
 
 /// Two scores nearer than this are a near tie: passes of different widths may rank them differently, because
@@ -15,22 +16,165 @@ pub struct Sampler {
     min_p: f32,
 }
 
-/// Buffers that [`Sampler::process`] reuses, so that it never allocates after its first call.
+/// Buffers that [`Sampler::process`] reuses, so that it never allocates.
 #[derive(Debug, Default)]
 pub struct Candidates {
-    ids: Vec<u32>,
+    /// The largest score of each block.
+    maxima: Vec<f32>,
+    /// The same, for selection.
+    order: Vec<f32>,
+    /// Tokens that may remain, as [`key`]s.
+    keys: Vec<u64>,
 }
 
 impl Candidates {
     /// Room for a vocabulary.
     pub fn new(vocab_size: usize) -> Self {
-        Candidates { ids: Vec::with_capacity(vocab_size) }
+        let blocks = vocab_size.div_ceil(SMALL_BLOCK);
+        Candidates {
+            maxima: Vec::with_capacity(blocks),
+            order: Vec::with_capacity(blocks),
+            keys: Vec::with_capacity(vocab_size),
+        }
+    }
+
+    /// Find the largest score of each block; returns the largest of all.
+    fn measure(&mut self, scores: &[f32]) -> Result<f32> {
+        self.maxima.resize(scores.len().div_ceil(SMALL_BLOCK), 0.0);
+        checked(kernels::block_maxima(scores, SMALL_BLOCK, &mut self.maxima))
+    }
+
+    /// Gather the tokens whose scores reach `floor`, by looking only into blocks that hold one.
+    fn gather(&mut self, scores: &[f32], floor: f32) {
+        self.keys.clear();
+        for (block, (scores, &max)) in scores.chunks(SMALL_BLOCK).zip(&self.maxima).enumerate() {
+            if max >= floor {
+                let reaches = scores.iter().enumerate().filter(|(_, score)| **score >= floor);
+                self.keys.extend(reaches.map(|(index, &score)| key(score, block * SMALL_BLOCK + index)));
+            }
+        }
+    }
+
+    /// Gather at least the best `k` tokens.
+    fn gather_best(&mut self, scores: &[f32], k: usize) {
+        // Each of the k best blocks holds a score that reaches the worst of their maxima.
+        let floor = if k <= self.maxima.len() {
+            self.order.clone_from(&self.maxima);
+            *self.order.select_nth_unstable_by(k - 1, |a, b| b.total_cmp(a)).1
+        } else {
+            f32::NEG_INFINITY
+        };
+        self.gather(scores, floor);
+    }
+
+    /// Gather the tokens above some score, enough to hold the `share` of the weights.
+    fn gather_share(&mut self, scores: &[f32], share: f64, all: &Distribution) {
+        // The share is nearly always held by few tokens, so the score is lowered in steps.
+        for distance in [3.0, 6.0, 12.0, f32::INFINITY] {
+            self.gather(scores, all.max - distance / all.rate);
+            if all.weights(&self.keys) >= share {
+                break;
+            }
+        }
+    }
+}
+
+/// Scores of which candidates are sought at once.
+const SMALL_BLOCK: usize = 64;
+
+/// A token and its score in an order in which the best is the least: higher score, then lower token.
+fn key(score: f32, token: usize) -> u64 {
+    let bits = (score + 0.0).to_bits(); // no negative 0
+    let ascending = if bits >> 31 == 0 { bits | 1 << 31 } else { !bits };
+    u64::from(!ascending) << 32 | token as u64
+}
+
+/// The score of a [`key`].
+fn score_of(key: u64) -> f32 {
+    let ascending = !((key >> 32) as u32);
+    f32::from_bits(if ascending >> 31 == 1 { ascending & !(1 << 31) } else { !ascending })
+}
+
+/// The token of a [`key`].
+fn token_of(key: u64) -> usize {
+    key as u32 as usize
+}
+
+/// The distribution that a [`Sampler`] makes of a row of scores, as the few numbers that it takes to get every probability
+/// from its score. It is used with the row that it was made of.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Distribution {
+    max: f32,
+    /// One over the temperature.
+    rate: f32,
+    /// Tokens of lower scores have probability 0,
+    floor: f32,
+    /// and so have those of this very score from here on.
+    cut: usize,
+    /// The sum of all weights, a weight being `e^((score − max) / temperature)`.
+    total: f64,
+}
+
+impl Distribution {
+    /// The plain softmax.
+    pub fn softmax(scores: &[f32]) -> Result<Self> {
+        let max = maximum(scores)?;
+        Ok(Distribution { total: kernels::sum_exp(scores, max, 1.0), ..Distribution::unfiltered(max, 1.0) })
+    }
+
+    fn unfiltered(max: f32, rate: f32) -> Self {
+        Distribution { max, rate, floor: f32::NEG_INFINITY, cut: usize::MAX, total: 1.0 }
+    }
+
+    fn weight(&self, score: f32) -> f32 {
+        kernels::exp((score - self.max) * self.rate)
+    }
+
+    fn weights(&self, keys: &[u64]) -> f64 {
+        keys.iter().map(|&key| f64::from(self.weight(score_of(key)))).sum()
+    }
+
+    fn keeps(&self, score: f32, token: usize) -> bool {
+        score > self.floor || (score == self.floor && token < self.cut)
+    }
+
+    fn scale(&self) -> f32 {
+        (1.0 / self.total) as f32
+    }
+
+    /// The probability of one token.
+    pub fn probability(&self, scores: &[f32], token: usize) -> f32 {
+        if self.keeps(scores[token], token) { self.weight(scores[token]) * self.scale() } else { 0.0 }
+    }
+
+    /// The natural logarithm of [`Distribution::probability`], also where that is too small for a float.
+    pub fn log_probability(&self, scores: &[f32], token: usize) -> f32 {
+        if !self.keeps(scores[token], token) {
+            return f32::NEG_INFINITY;
+        }
+        ((f64::from(scores[token]) - f64::from(self.max)) * f64::from(self.rate) - self.total.ln()) as f32
+    }
+
+    /// Form the row: the probabilities of all tokens.
+    pub fn fill(&self, scores: &[f32], out: &mut [f32]) {
+        out.fill(0.0);
+        self.add(scores, 1.0, out);
+    }
+
+    /// Add `weight` times the probabilities of all tokens.
+    pub fn add(&self, scores: &[f32], weight: f32, out: &mut [f32]) {
+        let cut = self.cut.min(scores.len());
+        let (kept, behind) = scores.split_at(cut);
+        let (out, out_behind) = out.split_at_mut(cut);
+        let add = |scores, floor, out| kernels::add_exp(scores, self.max, self.rate, floor, self.scale(), weight, out);
+        add(kept, self.floor, out);
+        add(behind, self.floor.next_up(), out_behind);
     }
 }
 
 impl Sampler {
     /// The first maximum, always.
-    pub const GREEDY: Sampler = Sampler { temperature: 0.0, top_k: 0, top_p: 0.0, min_p: 0.0 };
+    pub const GREEDY: Sampler = Sampler { temperature: 0.0, top_k: 1, top_p: 1.0, min_p: 0.0 };
 
     /// `temperature` 0 is greedy; `top_k` 0, `top_p` 0 or 1, and `min_p` 0 are off.
     pub fn new(temperature: f32, top_k: i32, top_p: f32, min_p: f32) -> Result<Self> {
@@ -47,130 +191,155 @@ impl Sampler {
                 return Err(Error::InvalidArgument(format!("{name} is {value}; it must be between 0 and 1")));
             }
         }
+        if temperature == 0.0 {
+            return Ok(Sampler::GREEDY);
+        }
         Ok(Sampler { temperature, top_k: top_k as usize, top_p: if top_p == 0.0 { 1.0 } else { top_p }, min_p })
     }
 
-    /// Whether the first maximum is always taken. Then [`Sampler::process`] must not be called.
+    /// Whether the first maximum is always taken.
     pub fn is_greedy(&self) -> bool {
         self.temperature == 0.0
     }
 
-    /// Turn a row of scores into probabilities.
+    /// Turn a row of scores into a distribution, without forming the row of probabilities.
     ///
     /// Among equal scores the lower token ranks first: exactly `top_k` tokens remain, and top-p keeps the shortest
-    /// run of tokens, best first, whose share reaches `top_p`. Scores of minus infinity get probability 0.
+    /// run of tokens, best first, whose share reaches `top_p`. Scores of minus infinity get probability 0. Greedily, the
+    /// first maximum has probability 1.
     /// NaN, plus infinity, or a row of nothing but minus infinity is [`Error::Numeric`].
-    pub fn process(&self, scores: &[f32], probabilities: &mut [f32], candidates: &mut Candidates) -> Result<()> {
-        debug_assert!(!self.is_greedy() && scores.len() == probabilities.len());
-        let max = maximum(scores)?;
-        let weight = |score: f32| ((score - max) / self.temperature).exp();
-        if (self.top_k == 0 || self.top_k >= scores.len()) && self.top_p >= 1.0 {
-            // Only min-p is left, and a weight relative to the best is the weight itself.
-            let mut total = 0.0f64;
-            for (probability, &score) in probabilities.iter_mut().zip(scores) {
-                let weight = weight(score);
-                *probability = if weight < self.min_p { 0.0 } else { weight };
-                total += f64::from(*probability);
-            }
-            let scale = (1.0 / total) as f32;
-            probabilities.iter_mut().for_each(|probability| *probability *= scale);
-            return Ok(());
+    pub fn process(&self, scores: &[f32], candidates: &mut Candidates) -> Result<Distribution> {
+        if !self.filters(scores.len()) {
+            let all = Distribution::unfiltered(maximum(scores)?, self.rate());
+            return Ok(Distribution { total: kernels::sum_exp(scores, all.max, all.rate), ..all });
         }
+        let (top_k, top_p) = (self.top_k > 0 && self.top_k < scores.len(), self.top_p < 1.0);
+        let max = candidates.measure(scores)?;
+        let all = Distribution::unfiltered(max, self.rate());
+        // A weight relative to the best is the weight itself.
+        let floor = if self.min_p > 0.0 { max + self.temperature * self.min_p.ln() } else { f32::NEG_INFINITY };
+        if !top_k && !top_p {
+            candidates.gather(scores, floor);
+            return Ok(Distribution { floor, total: all.weights(&candidates.keys), ..all });
+        }
+        if top_k {
+            candidates.gather_best(scores, self.top_k);
+            candidates.keys.select_nth_unstable(self.top_k - 1);
+            candidates.keys.truncate(self.top_k);
+        }
+        if top_p {
+            let total = if top_k { all.weights(&candidates.keys) } else { kernels::sum_exp(scores, max, all.rate) };
+            let share = f64::from(self.top_p) * total;
+            if !top_k {
+                candidates.gather_share(scores, share, &all);
+            }
+            let nucleus = nucleus(&mut candidates.keys, share, |keys| all.weights(keys));
+            candidates.keys.truncate(nucleus);
+        }
+        let &worst = candidates.keys.last().expect("the best remains");
+        let (floor, cut) = match score_of(worst) {
+            score if score < floor => (floor, usize::MAX),
+            score => (score, token_of(worst) + 1),
+        };
+        candidates.keys.retain(|&key| score_of(key) >= floor);
+        Ok(Distribution { floor, cut, total: all.weights(&candidates.keys), ..all })
+    }
 
-        let ids = &mut candidates.ids;
-        ids.clear();
-        ids.extend(0..scores.len() as u32);
-        let kept = if self.top_k > 0 { self.top_k.min(ids.len()) } else { ids.len() };
-        if kept < ids.len() {
-            ids.select_nth_unstable_by(kept - 1, |&a, &b| rank(scores, a, b));
-            ids.truncate(kept);
+    /// [`Sampler::process`], and a row to draw from in `out`: the probabilities, but not normalised. Both together take less
+    /// than one after the other.
+    pub fn process_to_draw(
+        &self,
+        scores: &[f32],
+        candidates: &mut Candidates,
+        out: &mut [f32],
+    ) -> Result<Distribution> {
+        if self.filters(scores.len()) {
+            let distribution = self.process(scores, candidates)?;
+            distribution.fill(scores, out);
+            return Ok(distribution);
         }
-        if self.top_p < 1.0 {
-            let total: f64 = ids.iter().map(|&id| f64::from(weight(scores[id as usize]))).sum();
-            let nucleus = nucleus(scores, ids, self.top_p as f64 * total, |id| f64::from(weight(scores[id as usize])));
-            ids.truncate(nucleus);
-        }
-        probabilities.fill(0.0);
-        let mut total = 0.0f64;
-        for &id in ids.iter() {
-            let weight = weight(scores[id as usize]);
-            if weight >= self.min_p {
-                probabilities[id as usize] = weight;
-                total += f64::from(weight);
-            }
-        }
-        let scale = (1.0 / total) as f32;
-        ids.iter().for_each(|&id| probabilities[id as usize] *= scale);
-        Ok(())
+        let all = Distribution::unfiltered(maximum(scores)?, self.rate());
+        Ok(Distribution { total: kernels::fill_exp(scores, all.max, all.rate, out), ..all })
+    }
+
+    /// Whether any filter is on for a row of so many scores.
+    fn filters(&self, vocab_size: usize) -> bool {
+        (self.top_k > 0 && self.top_k < vocab_size) || self.top_p < 1.0 || self.min_p > 0.0
+    }
+
+    /// One over the temperature.
+    fn rate(&self) -> f32 {
+        (1.0 / self.temperature).min(f32::MAX)
     }
 }
 
-/// Best first: higher score, then lower token.
-fn rank(scores: &[f32], a: u32, b: u32) -> std::cmp::Ordering {
-    scores[b as usize].total_cmp(&scores[a as usize]).then(a.cmp(&b))
-}
-
-/// Order `ids` so that its front is the shortest best-first run whose weight reaches `share`; returns its length.
-fn nucleus(scores: &[f32], ids: &mut [u32], share: f64, weight: impl Fn(u32) -> f64) -> usize {
-    // The nucleus is nearly always short, so a growing front is sorted rather than the whole vocabulary.
-    let (mut sorted, mut reached, mut front) = (0, 0.0, 64);
-    while sorted < ids.len() {
-        let end = front.min(ids.len());
-        if end < ids.len() {
-            ids[sorted..].select_nth_unstable_by(end - 1 - sorted, |&a, &b| rank(scores, a, b));
+/// The length of the shortest run of the best keys whose weight reaches `share`. Puts that run in front, its worst last.
+fn nucleus(keys: &mut [u64], share: f64, weights: impl Fn(&[u64]) -> f64) -> usize {
+    // The run ends between the two, and `reached` is the weight in front of them.
+    let (mut start, mut end, mut reached) = (0, keys.len(), 0.0);
+    while end - start > 32 {
+        let middle = start + (end - start) / 2;
+        keys[start..end].select_nth_unstable(middle - start);
+        let half = weights(&keys[start..middle]);
+        if reached + half >= share {
+            end = middle;
+        } else {
+            (start, reached) = (middle, reached + half);
         }
-        ids[sorted..end].sort_unstable_by(|&a, &b| rank(scores, a, b));
-        for (index, &id) in ids[sorted..end].iter().enumerate() {
-            reached += weight(id);
-            if reached >= share {
-                return sorted + index + 1;
-            }
-        }
-        (sorted, front) = (end, front * 4);
     }
-    ids.len()
+    keys[start..end].sort_unstable();
+    for index in start..end {
+        reached += weights(&keys[index..=index]);
+        if reached >= share {
+            return index + 1;
+        }
+    }
+    end
 }
 
 /// The largest score; an error if there is none that is finite, or if any is NaN or plus infinity.
 pub fn maximum(scores: &[f32]) -> Result<f32> {
-    let mut max = f32::NEG_INFINITY;
-    let mut nan = false;
-    for &score in scores {
-        max = if score > max { score } else { max };
-        nan |= score.is_nan();
+    checked(kernels::maximum(scores))
+}
+
+/// A maximum, NaN if there is a NaN, as an error unless it is finite.
+pub(super) fn checked(max: f32) -> Result<f32> {
+    if max.is_finite() {
+        return Ok(max);
     }
-    if nan || !max.is_finite() {
-        let what = if nan {
-            "NaN"
-        } else if max > 0.0 {
-            "plus infinity"
-        } else {
-            "minus infinity everywhere"
-        };
-        return Err(Error::Numeric(format!("a row of logits holds {what}")));
+    let what = if max.is_nan() {
+        "NaN"
+    } else if max > 0.0 {
+        "plus infinity"
+    } else {
+        "minus infinity everywhere"
+    };
+    Err(Error::Numeric(format!("a row of logits holds {what}")))
+}
+
+/// The first maximum of a row of scores, and how sure it is.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Best {
+    /// The token.
+    pub token: usize,
+    /// Its score.
+    pub score: f32,
+    /// How much higher its score is than that of any other token, 0 among equal ones; infinite if no other is possible.
+    pub margin: f32,
+}
+
+impl Best {
+    /// Whether a pass of another width might choose another token.
+    pub fn is_near_tie(&self) -> bool {
+        self.margin <= NEAR_TIE
     }
-    Ok(max)
 }
 
-/// The first maximum of a row, and whether another score is a near tie with it: at least `near(maximum)`.
-pub fn argmax(scores: &[f32], near: impl Fn(f32) -> f32) -> Result<(usize, bool)> {
-    let max = maximum(scores)?;
-    let best = scores.iter().position(|&score| score == max).unwrap_or(0);
-    let floor = near(max);
-    let rivals: u32 = scores.iter().map(|&score| u32::from(score >= floor)).sum();
-    Ok((best, rivals > 1))
-}
-
-/// [`argmax`] for scores in the domain of logits.
-pub fn argmax_logits(scores: &[f32]) -> Result<(usize, bool)> {
-    argmax(scores, |max| max - NEAR_TIE)
-}
-
-/// The natural logarithm of a token's share of the plain softmax; the scores hold a finite maximum, and no NaN.
-pub fn log_softmax(scores: &[f32], token: usize) -> f32 {
-    let max = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let total: f64 = scores.iter().map(|&score| f64::from((score - max).exp())).sum();
-    (f64::from(scores[token]) - f64::from(max) - total.ln()) as f32
+/// The [`Best`] of a row; an error if there is no score that is finite, or if any is NaN or plus infinity.
+pub fn argmax(scores: &[f32]) -> Result<Best> {
+    let (token, max, second) = kernels::best_two(scores);
+    let score = checked(max)?;
+    Ok(Best { token, score, margin: score - second })
 }
 
 #[cfg(test)]
@@ -178,8 +347,21 @@ mod tests {
     use super::*;
 
     fn process(sampler: Sampler, scores: &[f32]) -> Vec<f32> {
+        let distribution = sampler.process(scores, &mut Candidates::default()).unwrap();
         let mut out = vec![9.0; scores.len()];
-        sampler.process(scores, &mut out, &mut Candidates::default()).unwrap();
+        assert_eq!(sampler.process_to_draw(scores, &mut Candidates::default(), &mut out).unwrap(), distribution);
+        let (weights, total) = (out.clone(), kernels::sum(&out));
+        distribution.fill(scores, &mut out);
+        let share = |weight: f32| (f64::from(weight) / total) as f32;
+        assert!(weights.iter().zip(&out).all(|(&weight, &p)| (share(weight) - p).abs() <= 1e-5 * p));
+        for (token, &probability) in out.iter().enumerate() {
+            // What is drawn from and what accepts are the same to the last bit.
+            assert_eq!(distribution.probability(scores, token), probability);
+            let logarithm = distribution.log_probability(scores, token);
+            assert!(
+                (logarithm.exp() - probability).abs() < 1e-6 && (logarithm == f32::NEG_INFINITY || logarithm <= 1e-6)
+            );
+        }
         out
     }
 
@@ -223,8 +405,18 @@ mod tests {
     fn ties_keep_the_lower_token() {
         check(Sampler::new(1.0, 2, 0.0, 0.0).unwrap(), &[0.0; 4], &[0.5, 0.5, 0.0, 0.0]);
         check(Sampler::new(1.0, 0, 0.5, 0.0).unwrap(), &[0.0; 4], &[0.5, 0.5, 0.0, 0.0]);
-        assert_eq!(argmax_logits(&[0.0, 1.0, 1.0]).unwrap(), (1, true));
-        assert_eq!(argmax_logits(&[0.0, 1.0, 0.5]).unwrap(), (1, false));
+        check(Sampler::GREEDY, &[0.0, 1.0, 1.0], &[0.0, 1.0, 0.0]);
+        check(Sampler::new(1.0, 1, 0.0, 0.0).unwrap(), &[-0.0, 0.0], &[1.0, 0.0]);
+    }
+
+    #[test]
+    fn argmax_says_how_sure_it_is() {
+        assert_eq!(argmax(&[0.0, 1.0, 1.0]).unwrap(), Best { token: 1, score: 1.0, margin: 0.0 });
+        assert_eq!(argmax(&[0.0, 1.0, 0.5]).unwrap(), Best { token: 1, score: 1.0, margin: 0.5 });
+        assert_eq!(argmax(&[3.0]).unwrap().margin, f32::INFINITY);
+        assert!(
+            argmax(&[0.0, 0.9995, 1.0]).unwrap().is_near_tie() && !argmax(&[0.0, 0.99, 1.0]).unwrap().is_near_tie()
+        );
     }
 
     #[test]
@@ -237,9 +429,9 @@ mod tests {
     fn bad_rows_are_errors() {
         for bad in [&[0.0, f32::NAN][..], &[f32::INFINITY, 0.0], &[f32::NEG_INFINITY; 2]] {
             let sampler = Sampler::new(1.0, 0, 0.0, 0.0).unwrap();
-            let error = sampler.process(bad, &mut [0.0; 2], &mut Candidates::default()).unwrap_err();
+            let error = sampler.process(bad, &mut Candidates::default()).unwrap_err();
             assert_eq!(error.code(), 6, "{error}");
-            assert_eq!(argmax_logits(bad).unwrap_err().code(), 6);
+            assert_eq!(argmax(bad).unwrap_err().code(), 6);
         }
     }
 
@@ -258,37 +450,110 @@ mod tests {
         }
     }
 
+    #[test]
+    fn limits_of_the_filters() {
+        // More candidates than a first step of the search takes, and a share that only all together reach.
+        let flat = vec![1.0; 1000];
+        check(Sampler::new(1.0, 0, 0.9, 0.0).unwrap(), &flat, &[vec![1.0 / 900.0; 900], vec![0.0; 100]].concat());
+        check(Sampler::new(1.0, 500, 0.0, 0.0).unwrap(), &flat, &[vec![1.0 / 500.0; 500], vec![0.0; 500]].concat());
+        // A temperature so low that its inverse is infinite
+        check(Sampler::new(1e-40, 0, 0.0, 0.0).unwrap(), &SCORES, &[0.0, 1.0, 0.0, 0.0]);
+        check(Sampler::new(1e-40, 0, 0.5, 0.1).unwrap(), &SCORES, &[0.0, 1.0, 0.0, 0.0]);
+        check(Sampler::new(1e38, 3, 0.9, 0.0).unwrap(), &[0.0, 1.0, 2.0, 3.0], &[0.0, 1.0 / 3.0, 1.0 / 3.0, 1.0 / 3.0]);
+    }
+
+    #[test]
+    fn keys_are_ordered_best_first() {
+        let scores = [f32::MAX, 1.0, 1e-40, 0.0, -1e-40, -1.0, f32::MIN, f32::NEG_INFINITY];
+        for (token, pair) in scores.windows(2).enumerate() {
+            assert!(key(pair[0], token) < key(pair[0], token + 1) && key(pair[0], 7) < key(pair[1], 0));
+        }
+        for score in scores {
+            assert_eq!((score_of(key(score, 151_999)), token_of(key(score, 151_999))), (score, 151_999));
+        }
+        assert_eq!(key(0.0, 1), key(-0.0, 1));
+    }
+
+    /// The filters in double precision, by sorting everything; nothing where a running sum lies on a limit, on either side of
+    /// which single and double precision may fall.
+    fn oracle(scores: &[f32], temperature: f32, k: i32, p: f32, m: f32) -> Option<Vec<f64>> {
+        let mut order: Vec<usize> = (0..scores.len()).collect();
+        order.sort_by(|&a, &b| scores[b].total_cmp(&scores[a]).then(a.cmp(&b)));
+        if k > 0 {
+            order.truncate(k as usize);
+        }
+        let best = f64::from(scores[order[0]]);
+        let weight = |i: usize| ((f64::from(scores[i]) - best) / f64::from(temperature)).exp();
+        let mut kept = Vec::new();
+        let total: f64 = order.iter().map(|&i| weight(i)).sum();
+        let mut running = 0.0;
+        let mut close = false;
+        for &i in &order {
+            if p > 0.0 && !kept.is_empty() && running >= f64::from(p) * total {
+                break;
+            }
+            kept.push(i);
+            running += weight(i);
+            close |= (running - f64::from(p) * total).abs() < 2e-6 * total;
+        }
+        close |= kept.iter().any(|&i| (weight(i) - f64::from(m)).abs() < 1e-5);
+        kept.retain(|&i| weight(i) >= f64::from(m));
+        let total: f64 = kept.iter().map(|&i| weight(i)).sum();
+        let mut row = vec![0.0; scores.len()];
+        kept.iter().for_each(|&i| row[i] = weight(i) / total);
+        (!close || p == 0.0).then_some(row)
+    }
+
+    fn agree(scores: &[f32], temperature: f32, k: i32, p: f32, m: f32) {
+        let found = process(Sampler::new(temperature, k, p, m).unwrap(), scores);
+        for (token, expected) in oracle(scores, temperature, k, p, m).into_iter().flatten().enumerate() {
+            let found = f64::from(found[token]);
+            assert!(
+                (found - expected).abs() < 1e-6,
+                "token {token}: {found}, not {expected}, by {temperature}, {k}, {p}, {m}"
+            );
+        }
+    }
+
     proptest::proptest! {
-        /// The filters against a naive version that sorts everything in double precision.
+        /// The filters against a naive version, on rows with many equal scores.
         #[test]
         fn filters_agree_with_a_naive_oracle(
-            scores in proptest::collection::vec(-8i32..8, 1..300),
+            scores in proptest::collection::vec(-8i32..8, 1..1000),
             temperature in 0.2f32..3.0, k in 0i32..20, p in 0.0f32..1.0, m in 0.0f32..0.5,
+            big in 0i32..1000,
         ) {
             let scores: Vec<f32> = scores.iter().map(|&s| s as f32 * 0.5).collect();
-            let out = process(Sampler::new(temperature, k, p, m).unwrap(), &scores);
-            let mut order: Vec<usize> = (0..scores.len()).collect();
-            order.sort_by(|&a, &b| scores[b].total_cmp(&scores[a]).then(a.cmp(&b)));
-            if k > 0 { order.truncate(k as usize); }
-            let weight = |i: usize| ((f64::from(scores[i]) - f64::from(scores[order[0]])) / f64::from(temperature)).exp();
-            let mut kept = Vec::new();
-            let total: f64 = order.iter().map(|&i| weight(i)).sum();
-            let mut running = 0.0;
-            let mut close = false;
-            for &i in &order {
-                if p > 0.0 && !kept.is_empty() && running >= f64::from(p) * total { break; }
-                kept.push(i);
-                running += weight(i);
-                close |= (running - f64::from(p) * total).abs() < 1e-5 * total;
-            }
-            close |= kept.iter().any(|&i| (weight(i) - f64::from(m)).abs() < 1e-5);
-            kept.retain(|&i| weight(i) >= f64::from(m));
-            let total: f64 = kept.iter().map(|&i| weight(i)).sum();
-            // Where a running sum lies on a limit, single and double precision may fall on either side.
-            if !close {
-                for (i, &found) in out.iter().enumerate() {
-                    let expected = if kept.contains(&i) { weight(i) / total } else { 0.0 };
-                    proptest::prop_assert!((f64::from(found) - expected).abs() < 1e-5);
+            agree(&scores, temperature, k, p, m);
+            agree(&scores, temperature, big, p, m);
+        }
+    }
+
+    /// The same on rows of real sizes, from peaked ones to flat ones, with all subsets of the filters.
+    #[test]
+    fn big_rows_agree_with_a_naive_oracle() {
+        let mut rng = fastrand::Rng::with_seed(7);
+        for vocab_size in [4_096, 32_000, 151_936] {
+            for spread in [0.01, 1.0, 4.0] {
+                let scores: Vec<f32> = (0..vocab_size)
+                    .map(|_| {
+                        spread * (0..6).map(|_| rng.f32() - 0.5).sum::<f32>()
+                            + if rng.u32(..1000) == 0 { spread } else { 0.0 }
+                    })
+                    .collect();
+                for (k, p, m) in [
+                    (0, 0.0, 0.0),
+                    (40, 0.0, 0.0),
+                    (40, 0.9, 0.0),
+                    (0, 0.9, 0.0),
+                    (0, 0.5, 0.01),
+                    (0, 0.0, 0.05),
+                    (3_000, 0.95, 0.001),
+                    (20_000, 0.3, 0.0),
+                    (0, 0.999, 0.0),
+                    (1, 0.5, 0.5),
+                ] {
+                    agree(&scores, 0.8, k, p, m);
                 }
             }
         }

@@ -1,5 +1,8 @@
 //! Accepting and rejecting proposals (Eq. 6 of the paper, after Leviathan et al. 2023 and Chen et al. 2023).
 
+use crate::decode::kernels;
+use crate::decode::sampling::Distribution;
+
 /// The probability with which a proposal drawn from `q` is accepted against the target `t`, given both
 /// probabilities of the proposed token: `min(1, t / q)`.
 ///
@@ -8,27 +11,20 @@ pub fn acceptance(t: f32, q: f32) -> f64 {
     (f64::from(t) / f64::from(q)).min(1.0)
 }
 
-/// What a rejected proposal is replaced from: `max(0, t − q)`, not normalised.
+/// Turn a target into what a rejected proposal is replaced from, `max(0, t − q)`, not normalised; `scores` are the row that
+/// `proposal` was made of.
 ///
-/// A rejection implies that some of it is positive; should rounding leave nothing, the target itself is used.
-pub fn residual(target: &[f32], proposal: &[f32], out: &mut [f32]) {
-    let mut any = false;
-    for ((out, &t), &q) in out.iter_mut().zip(target).zip(proposal) {
-        *out = (t - q).max(0.0);
-        any |= *out > 0.0;
-    }
-    if !any {
-        out.copy_from_slice(target);
-    }
+/// A rejection implies that some of it is positive. Should rounding leave nothing, this is false, and the target itself is
+/// to be used.
+pub fn residual(target: &mut [f32], proposal: &Distribution, scores: &[f32]) -> bool {
+    proposal.add(scores, -1.0, target);
+    kernels::keep_positive(target)
 }
 
 /// [`residual`] of a proposal that was certain: the target without that token.
-pub fn residual_of_certain(target: &[f32], token: usize, out: &mut [f32]) {
-    out.copy_from_slice(target);
-    out[token] = 0.0;
-    if out.iter().all(|&t| t == 0.0) {
-        out[token] = target[token];
-    }
+pub fn residual_of_certain(target: &mut [f32], token: usize) -> bool {
+    target[token] = 0.0;
+    target.iter().any(|&t| t > 0.0)
 }
 
 #[cfg(test)]
@@ -42,42 +38,49 @@ mod tests {
         assert_eq!(acceptance(0.0, 0.5), 0.0);
     }
 
-    #[test]
-    fn residual_is_what_the_proposal_lacked() {
-        let mut out = [9.0; 3];
-        residual(&[0.5, 0.5, 0.0], &[0.75, 0.0, 0.25], &mut out);
-        assert_eq!(out, [0.0, 0.5, 0.0]);
+    /// A distribution and the scores it is made of.
+    fn made_of(row: &[f32]) -> (Distribution, Vec<f32>) {
+        let scores: Vec<f32> = row.iter().map(|p| p.ln()).collect();
+        (Distribution::softmax(&scores).unwrap(), scores)
     }
 
     #[test]
-    fn an_empty_residual_falls_back_to_the_target() {
-        let mut out = [9.0; 2];
-        residual(&[0.5, 0.5], &[0.5, 0.5], &mut out);
-        assert_eq!(out, [0.5, 0.5]);
+    fn residual_is_what_the_proposal_lacked() {
+        let (proposal, scores) = made_of(&[0.75, 0.0, 0.25]);
+        let mut target = [0.5, 0.5, 0.0];
+        assert!(residual(&mut target, &proposal, &scores));
+        assert_eq!(target, [0.0, 0.5, 0.0]);
+    }
+
+    #[test]
+    fn an_empty_residual_is_told() {
+        let (proposal, scores) = made_of(&[0.5, 0.5]);
+        assert!(!residual(&mut [0.5, 0.5], &proposal, &scores));
+        assert!(!residual_of_certain(&mut [0.0, 1.0], 1));
     }
 
     #[test]
     fn a_certain_proposal_has_a_point_mass() {
-        let (target, point) = ([0.5, 0.3, 0.2], [0.0, 1.0, 0.0]);
-        let (mut certain, mut general) = ([9.0; 3], [9.0; 3]);
-        residual_of_certain(&target, 1, &mut certain);
-        residual(&target, &point, &mut general);
+        let (proposal, scores) = made_of(&[0.0, 1.0, 0.0]);
+        let (mut certain, mut general) = ([0.5, 0.3, 0.2], [0.5, 0.3, 0.2]);
+        assert!(residual_of_certain(&mut certain, 1) && residual(&mut general, &proposal, &scores));
         assert_eq!(certain, general);
-        residual_of_certain(&point, 1, &mut certain);
-        assert_eq!(certain, point, "an empty residual falls back to the target");
     }
 
     proptest::proptest! {
         /// Acceptance plus residual gives the target back, whatever the proposal: the heart of exactness.
         #[test]
-        fn accepted_and_replaced_make_the_target(weights in proptest::collection::vec((0u32..9, 0u32..9), 2..9)) {
-            let total = |pick: fn(&(u32, u32)) -> u32| weights.iter().map(pick).sum::<u32>().max(1) as f32;
+        fn accepted_and_replaced_make_the_target(weights in proptest::collection::vec((0u32..9, 0u32..9), 2..300)) {
+            let total = |pick: fn(&(u32, u32)) -> u32| weights.iter().map(pick).sum::<u32>() as f32;
             let (tt, qt) = (total(|w| w.0), total(|w| w.1));
+            proptest::prop_assume!(tt > 0.0 && qt > 0.0);
             let t: Vec<f32> = weights.iter().map(|w| w.0 as f32 / tt).collect();
-            let q: Vec<f32> = weights.iter().map(|w| w.1 as f32 / qt).collect();
-            proptest::prop_assume!(t.iter().sum::<f32>() > 0.5 && q.iter().sum::<f32>() > 0.5);
-            let mut left = vec![0.0; t.len()];
-            residual(&t, &q, &mut left);
+            let (proposal, scores) = made_of(&weights.iter().map(|w| w.1 as f32).collect::<Vec<_>>());
+            let q: Vec<f32> = (0..t.len()).map(|x| proposal.probability(&scores, x)).collect();
+            let mut left = t.clone();
+            if !residual(&mut left, &proposal, &scores) {
+                left.copy_from_slice(&t);
+            }
             let whole: f32 = left.iter().sum();
             let rejected: f64 = (0..t.len()).filter(|&x| q[x] > 0.0).map(|x| f64::from(q[x]) * (1.0 - acceptance(t[x], q[x]))).sum();
             for x in 0..t.len() {

@@ -1,0 +1,146 @@
+//! Host work on rows of logits: what each part takes, and how near it comes to the memory's bandwidth.
+//!
+//! `cargo bench --bench kernels [-- FILTER]`. First divan's statistics. Then a table of shares: the bytes that a part
+//! moves each second, over those of a plain sum of a row, of which all parts are run in turn so that noise of the machine
+//! hits all alike.
+
+use std::fmt;
+use std::hint::black_box;
+use std::time::{Duration, Instant};
+
+use cos::decode::chance::{Chance, CounterRng, Key, Purpose};
+use cos::decode::combine::Combination;
+use cos::decode::sampling::{self, Candidates, Distribution, Sampler};
+use cos::decode::{kernels, verify};
+use divan::Bencher;
+use divan::counter::BytesCount;
+
+const VOCABULARIES: [usize; 3] = [8_000, 32_000, 152_000];
+
+/// Two models' rows for one position, and what a decoder has beside them.
+struct Rows {
+    logits: [Vec<f32>; 2],
+    distributions: [Distribution; 2],
+    /// The probabilities of the first one.
+    probabilities: Vec<f32>,
+    out: Vec<f32>,
+    candidates: Candidates,
+}
+
+impl Rows {
+    /// Rows like those of language models: a few likely tokens before a wide bell.
+    fn new(vocab_size: usize) -> Self {
+        let mut rng = fastrand::Rng::with_seed(1);
+        let mut row = || -> Vec<f32> {
+            let mut bell = || (0..6).map(|_| rng.f32() - 0.5).sum::<f32>();
+            let mut row: Vec<f32> = (0..vocab_size).map(|_| 3.0 * bell() - 12.0).collect();
+            (0..30).for_each(|rank| row[(rank * 7919) % vocab_size] = 4.0 * bell() - 0.2 * rank as f32);
+            row
+        };
+        let logits = [row(), row()];
+        let distributions = [0, 1].map(|model| Distribution::softmax(&logits[model]).expect("a sound row"));
+        let mut probabilities = vec![0.0; vocab_size];
+        distributions[0].fill(&logits[0], &mut probabilities);
+        let (out, candidates) = (vec![0.0; vocab_size], Candidates::new(vocab_size));
+        Rows { logits, distributions, probabilities, out, candidates }
+    }
+
+    fn process(&mut self, temperature: f32, top_k: i32, top_p: f32, min_p: f32) {
+        let sampler = Sampler::new(temperature, top_k, top_p, min_p).expect("a sound sampler");
+        let _ = black_box(sampler.process(black_box(&self.logits[0]), &mut self.candidates));
+    }
+
+    fn combine(&mut self, combination: Combination) {
+        let _ = black_box(combination.scores(|model| black_box(&self.logits[model]), &mut self.out));
+    }
+}
+
+/// A part of the host's work.
+struct Kernel {
+    name: &'static str,
+    /// Rows that it reads or writes, each whole pass counted.
+    rows: usize,
+    run: fn(&mut Rows),
+}
+
+impl fmt::Display for Kernel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name)
+    }
+}
+
+const KEY: Key = Key { position: 0, purpose: Purpose::Target, epoch: 0 };
+
+const fn kernel(name: &'static str, rows: usize, run: fn(&mut Rows)) -> Kernel {
+    Kernel { name, rows, run }
+}
+
+#[rustfmt::skip]
+const KERNELS: &[Kernel] = &[
+    kernel("plain sum", 1, |rows| { black_box(kernels::sum(black_box(&rows.logits[0]))); }),
+    kernel("maximum, checked", 1, |rows| { black_box(kernels::maximum(black_box(&rows.logits[0]))); }),
+    kernel("greedy: best and margin", 1, |rows| { let _ = black_box(sampling::argmax(black_box(&rows.logits[0]))); }),
+    kernel("sum of exponentials", 1, |rows| { black_box(kernels::sum_exp(black_box(&rows.logits[0]), 0.0, 1.0)); }),
+    kernel("process: temperature", 2, |rows| rows.process(0.8, 0, 0.0, 0.0)),
+    kernel("process: top-k 40", 1, |rows| rows.process(0.8, 40, 0.0, 0.0)),
+    kernel("process: top-p 0.9", 2, |rows| rows.process(0.8, 0, 0.9, 0.0)),
+    kernel("process: top-k 40, top-p 0.9", 1, |rows| rows.process(0.8, 40, 0.9, 0.0)),
+    kernel("process: min-p 0.05", 1, |rows| rows.process(0.8, 0, 0.0, 0.05)),
+    kernel("process, to draw", 4, |rows| {
+        let sampler = Sampler::new(0.8, 0, 0.0, 0.0).expect("a sound sampler");
+        let _ = black_box(sampler.process_to_draw(black_box(&rows.logits[0]), &mut rows.candidates, &mut rows.out));
+    }),
+    kernel("form a row", 3, |rows| rows.distributions[0].fill(black_box(&rows.logits[0]), &mut rows.out)),
+    kernel("form a mixture of two", 7, |rows| {
+        rows.out.fill(0.0);
+        (0..2).for_each(|model| rows.distributions[model].add(black_box(&rows.logits[model]), 0.5, &mut rows.out));
+    }),
+    kernel("residual", 5, |rows| {
+        black_box(verify::residual(black_box(&mut rows.out), &rows.distributions[1], &rows.logits[1]));
+    }),
+    kernel("draw from a row", 1, |rows| { black_box(CounterRng::new(1).pick(KEY, black_box(&rows.probabilities))); }),
+    kernel("scores: sum of two", 3, |rows| rows.combine(Combination::contrastive(2, 0.5, 0.0).expect("two models"))),
+    kernel("scores: sum of two, masked", 6, |rows| rows.combine(Combination::contrastive(2, 0.5, 0.1).expect("two models"))),
+    kernel("scores: greedy mixture of two", 9, |rows| rows.combine(Combination::mixture(&[0.5, 0.5]).expect("two models"))),
+];
+
+#[divan::bench(args = KERNELS, consts = VOCABULARIES)]
+fn row<const VOCABULARY: usize>(bencher: Bencher, kernel: &Kernel) {
+    let mut rows = Rows::new(VOCABULARY);
+    bencher.counter(BytesCount::of_many::<f32>(kernel.rows * VOCABULARY)).bench_local(|| (kernel.run)(&mut rows));
+}
+
+/// The least time of each part, of many.
+fn times(vocab_size: usize) -> Vec<Duration> {
+    let mut rows = Rows::new(vocab_size);
+    let mut times = vec![Duration::MAX; KERNELS.len()];
+    for _ in 0..300 {
+        for (kernel, least) in KERNELS.iter().zip(&mut times) {
+            (kernel.run)(&mut rows); // so that no part finds the caches as another one left them
+            let started = Instant::now();
+            (kernel.run)(&mut rows);
+            *least = started.elapsed().min(*least);
+        }
+    }
+    times
+}
+
+fn main() {
+    divan::main();
+    if std::env::args().any(|argument| argument == "--list" || argument == "--test") {
+        return;
+    }
+    println!("\nLeast time, GB/s, and share of the bandwidth of a plain sum");
+    println!("| part | rows moved |{}", VOCABULARIES.map(|size| format!(" {size} tokens |")).concat());
+    println!("| --- | ---: |{}", " ---: |".repeat(VOCABULARIES.len()));
+    let times = VOCABULARIES.map(times);
+    for (index, kernel) in KERNELS.iter().enumerate() {
+        print!("| {} | {} |", kernel.name, kernel.rows);
+        for (size, times) in VOCABULARIES.iter().zip(&times) {
+            let speed = |index: usize| (4 * size * KERNELS[index].rows) as f64 / times[index].as_nanos() as f64;
+            let micros = times[index].as_nanos() as f64 / 1e3;
+            print!(" {micros:.1} µs, {:.1}, {:.0}% |", speed(index), 100.0 * speed(index) / speed(0));
+        }
+        println!();
+    }
+}

@@ -1,0 +1,293 @@
+//! Passes over rows of scores, in a form that the compiler vectorises, for the instructions that the processor has.
+//!
+//! Everything is done in lanes of a fixed number and without fused multiplication and addition, so that a row gives the
+//! same bits on every machine.
+
+use multiversion::multiversion;
+
+/// Elements that go side by side.
+const LANES: usize = 16;
+
+/// Elements of a block: what is added up in single precision before double takes over, and what is passed over at once
+/// where it holds nothing of interest.
+pub const BLOCK: usize = 128;
+
+/// `e^x` for `x ≤ 0`, within 2 ulp, but 0 below -87.3, where single precision loses digits.
+///
+/// The method is that of Cephes: `2^n · e^r` with `|r| ≤ ln 2 / 2`, and a polynomial for `e^r`.
+#[inline(always)]
+#[allow(clippy::excessive_precision, reason = "as published")]
+pub fn exp(x: f32) -> f32 {
+    // Adding it rounds to an integer, which then stands in the last bits.
+    const ROUND: f32 = 1.5 * (1 << 23) as f32;
+    // ln 2 in two parts, the first with so few bits that its products are exact
+    const LN_2: (f32, f32) = (0.693359375, -2.12194440e-4);
+    let shifted = x * std::f32::consts::LOG2_E + ROUND;
+    let n = shifted - ROUND;
+    let r = x - n * LN_2.0 - n * LN_2.1;
+    let mut y = 1.9875691500e-4;
+    y = y * r + 1.3981999507e-3;
+    y = y * r + 8.3334519073e-3;
+    y = y * r + 4.1665795894e-2;
+    y = y * r + 1.6666665459e-1;
+    y = y * r + 5.0000001201e-1;
+    y = y * (r * r) + r + 1.0;
+    let power = f32::from_bits((shifted.to_bits() << 23).wrapping_add(1.0f32.to_bits()));
+    if x < -87.3 { 0.0 } else { y * power }
+}
+
+/// The largest score, or NaN if there is a NaN. Minus infinity for an empty row.
+pub fn maximum(scores: &[f32]) -> f32 {
+    let mut maxima = [f32::NEG_INFINITY];
+    block_maxima(scores, scores.len().max(1), &mut maxima)
+}
+
+/// The largest score of each run of `block` scores; returns the [`maximum`].
+#[multiversion(targets("x86_64+avx2"))]
+pub fn block_maxima(scores: &[f32], block: usize, maxima: &mut [f32]) -> f32 {
+    let mut max = f32::NEG_INFINITY;
+    let mut nan = [0u32; LANES];
+    for (block, out) in scores.chunks(block).zip(maxima) {
+        let (rows, rest) = block.as_chunks::<LANES>();
+        let mut lanes = [f32::NEG_INFINITY; LANES];
+        for row in rows {
+            for lane in 0..LANES {
+                lanes[lane] = if row[lane] > lanes[lane] { row[lane] } else { lanes[lane] };
+                nan[lane] |= u32::from(row[lane].is_nan());
+            }
+        }
+        for (lane, &score) in rest.iter().enumerate() {
+            lanes[lane] = if score > lanes[lane] { score } else { lanes[lane] };
+            nan[lane] |= u32::from(score.is_nan());
+        }
+        *out = lanes.into_iter().fold(f32::NEG_INFINITY, |a, b| if b > a { b } else { a });
+        max = if *out > max { *out } else { max };
+    }
+    if nan.contains(&1) { f32::NAN } else { max }
+}
+
+/// The index of the first maximum, the maximum, and the largest of all other scores; NaN as maximum if there is a NaN.
+#[multiversion(targets("x86_64+avx2"))]
+pub fn best_two(scores: &[f32]) -> (usize, f32, f32) {
+    let (mut best, mut second, mut start) = (f32::NEG_INFINITY, f32::NEG_INFINITY, 0);
+    let mut nan = [0u32; LANES];
+    for (index, block) in scores.chunks(4 * BLOCK).enumerate() {
+        let (rows, rest) = block.as_chunks::<LANES>();
+        let mut first = [f32::NEG_INFINITY; LANES];
+        let mut other = [f32::NEG_INFINITY; LANES];
+        let mut take = |lane: usize, score: f32| {
+            let less = if score > first[lane] { first[lane] } else { score };
+            first[lane] = if score > first[lane] { score } else { first[lane] };
+            other[lane] = if less > other[lane] { less } else { other[lane] };
+            nan[lane] |= u32::from(score.is_nan());
+        };
+        for row in rows {
+            row.iter().enumerate().for_each(|(lane, &score)| take(lane, score));
+        }
+        rest.iter().enumerate().for_each(|(lane, &score)| take(lane, score));
+        for lane in 0..LANES {
+            if first[lane] > best {
+                (second, best, start) = (best, first[lane], index * 4 * BLOCK);
+            } else {
+                second = second.max(first[lane]);
+            }
+            second = second.max(other[lane]);
+        }
+    }
+    let token = start + scores[start..].iter().position(|&score| score == best).unwrap_or(0);
+    (token, if nan.contains(&1) { f32::NAN } else { best }, second)
+}
+
+/// `Σ e^((score − max) · rate)`.
+#[multiversion(targets("x86_64+avx2"))]
+pub fn sum_exp(scores: &[f32], max: f32, rate: f32) -> f64 {
+    let (mut totals, mut out) = ([0.0; LANES], [0.0; BLOCK]);
+    for scores in scores.chunks(BLOCK) {
+        fill_block(scores, max, rate, &mut out[..scores.len()], &mut totals);
+    }
+    totals.into_iter().sum()
+}
+
+/// [`sum_exp`], and each `e^((score − max) · rate)` in `out`.
+#[multiversion(targets("x86_64+avx2"))]
+pub fn fill_exp(scores: &[f32], max: f32, rate: f32, out: &mut [f32]) -> f64 {
+    let mut totals = [0.0; LANES];
+    for (scores, out) in scores.chunks(BLOCK).zip(out.chunks_mut(BLOCK)) {
+        fill_block(scores, max, rate, out, &mut totals);
+    }
+    totals.into_iter().sum()
+}
+
+/// The exponentials of a block, and their sums in lanes.
+#[inline(always)]
+fn fill_block(scores: &[f32], max: f32, rate: f32, out: &mut [f32], totals: &mut [f64; LANES]) {
+    for (&score, out) in scores.iter().zip(&mut *out) {
+        *out = exp((score - max) * rate);
+    }
+    let (rows, rest) = out.as_chunks::<LANES>();
+    let mut lanes = [0.0f32; LANES];
+    for row in rows {
+        for lane in 0..LANES {
+            lanes[lane] += row[lane];
+        }
+    }
+    for (lane, &value) in rest.iter().enumerate() {
+        lanes[lane] += value;
+    }
+    for lane in 0..LANES {
+        totals[lane] += f64::from(lanes[lane]);
+    }
+}
+
+/// `out += weight · (e^((score − max) · rate) · scale)` for the scores that reach `floor`.
+#[multiversion(targets("x86_64+avx2"))]
+pub fn add_exp(scores: &[f32], max: f32, rate: f32, floor: f32, scale: f32, weight: f32, out: &mut [f32]) {
+    for (scores, out) in scores.chunks(BLOCK).zip(out.chunks_mut(BLOCK)) {
+        if !any_reaches(scores, floor) {
+            continue;
+        }
+        for (&score, out) in scores.iter().zip(out) {
+            let value = exp((score - max) * rate) * scale;
+            *out += weight * if score >= floor { value } else { 0.0 };
+        }
+    }
+}
+
+#[inline(always)]
+fn any_reaches(scores: &[f32], floor: f32) -> bool {
+    scores.iter().fold(false, |any, &score| any | (score >= floor))
+}
+
+/// `out += weight · score`, but minus infinity where the score is; false if a score is NaN or plus infinity.
+#[multiversion(targets("x86_64+avx2"))]
+pub fn add_scaled(scores: &[f32], weight: f32, out: &mut [f32]) -> bool {
+    let mut good = true;
+    for (&score, out) in scores.iter().zip(out) {
+        *out = if score == f32::NEG_INFINITY { score } else { *out + weight * score };
+        good &= score < f32::INFINITY;
+    }
+    good
+}
+
+/// Minus infinity in place of `out` where the judge's score is below the floor.
+#[multiversion(targets("x86_64+avx2"))]
+pub fn mask(judge: &[f32], floor: f32, out: &mut [f32]) {
+    for (&score, out) in judge.iter().zip(out) {
+        // A minimum, because a store under a condition is slow.
+        *out = out.min(if score < floor { f32::NEG_INFINITY } else { f32::INFINITY });
+    }
+}
+
+/// No value below 0; returns whether any is above.
+#[multiversion(targets("x86_64+avx2"))]
+pub fn keep_positive(values: &mut [f32]) -> bool {
+    let mut any = false;
+    for value in values {
+        any |= *value > 0.0;
+        *value = value.max(0.0);
+    }
+    any
+}
+
+/// The sum.
+#[multiversion(targets("x86_64+avx2"))]
+pub fn sum(values: &[f32]) -> f64 {
+    let mut lanes = [0.0f64; LANES];
+    let (rows, rest) = values.as_chunks::<LANES>();
+    for row in rows {
+        for lane in 0..LANES {
+            lanes[lane] += f64::from(row[lane]);
+        }
+    }
+    lanes.into_iter().sum::<f64>() + rest.iter().map(|&value| f64::from(value)).sum::<f64>()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const INF: f32 = f32::INFINITY;
+
+    #[test]
+    fn exp_is_exact_to_two_ulp() {
+        let mut x = -87.3f32;
+        while x <= 0.0 {
+            let exact = f64::from(x).exp();
+            let ulp = f64::from((exact as f32).next_up()) - f64::from(exact as f32);
+            assert!((f64::from(exp(x)) - exact).abs() <= 2.0 * ulp, "e^{x}: {}, not {exact}", exp(x));
+            x += 1e-4;
+        }
+        assert_eq!([exp(0.0), exp(-0.0), exp(-88.0), exp(f32::MIN), exp(-INF)], [1.0, 1.0, 0.0, 0.0, 0.0]);
+    }
+
+    #[test]
+    fn bad_scores_are_seen_anywhere() {
+        for len in [1, 15, 16, 17, 128, 300, 1030] {
+            for place in 0..len {
+                let mut row = vec![-INF; len];
+                row[place] = -3.0;
+                assert_eq!((maximum(&row), best_two(&row)), (-3.0, (place, -3.0, -INF)));
+                row[place] = f32::NAN;
+                assert!(
+                    maximum(&row).is_nan() && best_two(&row).1.is_nan() && !add_scaled(&row, 0.5, &mut vec![0.0; len])
+                );
+                row[place] = INF;
+                assert!(maximum(&row) == INF && best_two(&row).1 == INF && !add_scaled(&row, 0.5, &mut vec![0.0; len]));
+            }
+        }
+        assert_eq!(maximum(&[-INF; 40]), -INF);
+        assert_eq!(maximum(&[]), -INF);
+    }
+
+    proptest::proptest! {
+        /// Each kernel against one line that says what it does.
+        #[test]
+        fn kernels_do_what_they_say(
+            scores in proptest::collection::vec(-40i32..40, 1..1500), rate in 0.1f32..4.0, weight in -2.0f32..2.0,
+            floor in -10f32..10.0, block in 1usize..300,
+        ) {
+            let scores: Vec<f32> = scores.iter().map(|&s| if s == -40 { -INF } else { s as f32 * 0.25 }).collect();
+            let max = scores.iter().copied().fold(-INF, f32::max);
+            let exact = |score: f32| (f64::from(score - max) * f64::from(rate)).exp();
+            let near = |found: f64, expected: f64| (found - expected).abs() < 1e-5 * (1.0 + expected.abs());
+
+            let mut maxima = vec![9.0; scores.len().div_ceil(block)];
+            proptest::prop_assert_eq!(block_maxima(&scores, block, &mut maxima), max);
+            let naive: Vec<f32> = scores.chunks(block).map(|block| block.iter().copied().fold(-INF, f32::max)).collect();
+            proptest::prop_assert_eq!(maxima, naive);
+
+            let first = scores.iter().position(|&score| score == max).unwrap();
+            let others = scores.iter().enumerate().filter(|(token, _)| *token != first);
+            let second = others.map(|(_, &score)| score).fold(-INF, f32::max);
+            proptest::prop_assert_eq!(best_two(&scores), (first, max, second));
+
+            proptest::prop_assume!(max.is_finite());
+            let total = sum_exp(&scores, max, rate);
+            proptest::prop_assert!(near(total, scores.iter().map(|&score| exact(score)).sum()));
+            let mut out = vec![0.5; scores.len()];
+            proptest::prop_assert_eq!(fill_exp(&scores, max, rate, &mut out), total);
+            proptest::prop_assert!(scores.iter().zip(&out).all(|(&score, &found)| near(f64::from(found), exact(score))));
+            out.fill(0.5);
+            add_exp(&scores, max, rate, floor, 0.1, weight, &mut out);
+            for (&score, &found) in scores.iter().zip(&out) {
+                let share = if score >= floor { exact(score) * 0.1 } else { 0.0 };
+                proptest::prop_assert!(near(f64::from(found), 0.5 + f64::from(weight) * share));
+            }
+            proptest::prop_assert!(near(sum(&out), out.iter().map(|&value| f64::from(value)).sum()));
+
+            let mut sums = out.clone();
+            proptest::prop_assert!(add_scaled(&scores, weight, &mut sums));
+            for ((&score, &before), &found) in scores.iter().zip(&out).zip(&sums) {
+                proptest::prop_assert_eq!(found, if score == -INF { -INF } else { before + weight * score });
+            }
+            let before = sums.clone();
+            mask(&scores, floor, &mut sums);
+            for ((&score, &before), &found) in scores.iter().zip(&before).zip(&sums) {
+                proptest::prop_assert_eq!(found, if score < floor { -INF } else { before });
+            }
+            let mut values = scores.clone();
+            proptest::prop_assert_eq!(keep_positive(&mut values), max > 0.0);
+            proptest::prop_assert!(values.iter().zip(&scores).all(|(&value, &score)| value == score.max(0.0)));
+        }
+    }
+}
