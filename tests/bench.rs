@@ -234,7 +234,7 @@ fn the_report_shows_what_was_measured() {
 fn a_tiny_run_writes_the_report() {
     let folder = tempfile::tempdir().unwrap();
     let words = ["bench", "--quick", "--no-peers", "--prompts", "1", "--tokens", "8", "--rounds", "1"];
-    let words = words.into_iter().chain(["--cases", "contrastive: greedy,two models: sampled", "--out"]);
+    let words = words.into_iter().chain(["--cases", "contrastive: greedy;two models: sampled", "--out"]);
     let words = words.map(OsString::from).chain([folder.path().into()]);
     bench::run(&bench::Arguments::parse_from(words)).unwrap();
     let page = std::fs::read_to_string(folder.path().join("index.html")).unwrap();

@@ -43,10 +43,10 @@ pub struct Arguments {
     /// Without other ways of decoding.
     #[arg(long)]
     no_peers: bool,
-    /// Only cases whose title contains one of these.
-    #[arg(long, value_delimiter = ',')]
+    /// Only cases whose title contains one of these, with ; between.
+    #[arg(long, value_delimiter = ';')]
     cases: Vec<String>,
-    /// Only rows with one of these names, and `standard`.
+    /// Only rows of these names, with ; between, and `standard`.
     #[arg(long, value_delimiter = ';')]
     only: Vec<String>,
     #[arg(long)]
@@ -87,8 +87,14 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         let wanted = |plan: &cases::Plan| plan.name == "standard" || arguments.only.contains(&plan.name);
         tasks.iter_mut().for_each(|task| task.plans.retain(wanted));
     }
+    if arguments.no_peers {
+        tasks.iter_mut().for_each(|task| task.plans.retain(|plan| matches!(plan.decoder, Decoder::Ours(_))));
+    }
     if !arguments.cases.is_empty() {
         tasks.retain(|task| arguments.cases.iter().any(|part| task.title.contains(part)));
+    }
+    if tasks.is_empty() {
+        return Err("there is nothing to compare: no case of that name, or too few models".into());
     }
     if let Some(count) = arguments.sessions {
         let prompt = prompts(&engine, &tasks[0], 1)?.remove(0);
@@ -119,7 +125,9 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         report::write(&results, &arguments.out)?; // a run that is stopped leaves what it has
     }
     bar.finish_and_clear();
-    println!("{}", report::markdown(&results)?);
+    if !arguments.configs.is_empty() {
+        println!("{}", report::markdown(&results)?);
+    }
     println!("{}", arguments.out.join("index.html").display());
     Ok(())
 }
@@ -240,8 +248,8 @@ fn workers(arguments: &Arguments, tasks: &[Task], notes: &mut Vec<String>) -> (V
     };
     let mut versions = Vec::new();
     let start = |(index, (name, words)): (usize, &(&str, &[&str]))| {
-        if arguments.no_peers || !needs(index) {
-            return Err("not asked for".to_string());
+        if !needs(index) {
+            return Err("not needed".to_string());
         }
         let started = Worker::start(&python, words);
         match &started {

@@ -10,7 +10,7 @@ use cos::decode::sampling::{self, Sampler};
 use cos::model::{Cancel, Interrupt, Model, Pass, Sequence};
 use cos::session::{Options, Session, State};
 use cos::stats::Stats;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::cases::{Decoder, Ours, Task};
 use super::peers::{Answer, Started};
@@ -107,18 +107,7 @@ pub fn run(
                         let tokens = stats.counters.tokens - decoded.before.counters.tokens;
                         Ok((Sample { tokens, seconds: decoded.seconds }, text))
                     }),
-                    Decoder::Peer { worker, request } => {
-                        let mut request = request.clone();
-                        let own = json!({ "prompt": prompt, "tokens": tokens, "seed": seed });
-                        request.as_object_mut().expect("an object").extend(own.as_object().expect("one").clone());
-                        let answer = workers[*worker].as_mut().map_err(|error| error.clone());
-                        match answer.and_then(|worker| worker.ask(&request)) {
-                            Ok(Answer::Done { tokens, seconds }) => {
-                                Ok((Sample { tokens: tokens.len() as u64 - 1, seconds }, tokens))
-                            }
-                            Ok(Answer::Failed { error }) | Err(error) => Err(error.into()),
-                        }
-                    }
+                    Decoder::Peer { worker, request } => ask(&mut workers[*worker], request, prompt, tokens, seed),
                 };
                 match done {
                     Ok((sample, text)) if !warm_up => {
@@ -138,6 +127,18 @@ pub fn run(
         }
     }
     Ok(summary(task, &rows, &setups, &costs, prompts.len(), effort))
+}
+
+fn ask(worker: &mut Started, request: &Value, prompt: &[i32], tokens: usize, seed: u64) -> Result<(Sample, Vec<i32>)> {
+    let mut request = request.clone();
+    request["prompt"] = json!(prompt);
+    request["tokens"] = json!(tokens);
+    request["seed"] = json!(seed);
+    match worker.as_mut().map_err(|reason| reason.clone())?.ask(&request)? {
+        // the first token is not timed
+        Answer::Done { tokens, seconds } => Ok((Sample { tokens: tokens.len() as u64 - 1, seconds }, tokens)),
+        Answer::Failed { error } => Err(error.into()),
+    }
 }
 
 /// Decode a prompt; the first step, which also runs the prompt, is not timed.
