@@ -222,6 +222,7 @@ fn the_report_shows_what_was_measured() {
     assert!(
         page.contains("weighted &lt;two&gt;") && !page.contains("<two>") && page.contains("1.50 (1.40–1.60); -2.50")
     );
+    assert_eq!(page.matches("<svg").count(), 3); // bars of the case, two plots of the sweep
     assert!(!page.contains("NaN") && !page.contains("src=") && !page.contains("http"));
     assert_eq!(
         serde_json::from_str::<serde_json::Value>(&read("results.json")).unwrap()["cases"][0]["rows"][2]["name"],

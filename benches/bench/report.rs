@@ -135,7 +135,7 @@ fn section(case: &Case) -> Value {
         amount => format!("{} prompts × {} tokens, {} rounds", case.prompts_count, case.tokens, case.rounds),
         rows => rows.collect::<Vec<_>>(),
         chosen => chosen.collect::<Vec<_>>(),
-        plot => ratios(case),
+        plot => Value::from_safe_string(ratios(case)),
         costs => costs(case),
     }
 }
@@ -254,6 +254,10 @@ fn sweep(case: &Case) -> Value {
     });
     let symbol = case.sweep.clone().unwrap_or_default();
     let quality = case.judge.is_some();
+    let mut plots = vec![Value::from_safe_string(curves(case, &series, false))];
+    if quality {
+        plots.push(Value::from_safe_string(curves(case, &series, true)));
+    }
     context! {
         title => &case.title,
         about => &case.about,
@@ -264,7 +268,7 @@ fn sweep(case: &Case) -> Value {
         quality,
         series => series.iter().map(|name| name.to_string()).collect::<Vec<_>>(),
         rows => rows.collect::<Vec<_>>(),
-        plots => if quality { vec![curves(case, &series, false), curves(case, &series, true)] } else { vec![curves(case, &series, false)] },
+        plots,
     }
 }
 
