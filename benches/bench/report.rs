@@ -278,8 +278,14 @@ fn curves(case: &Case, series: &[&str], quality: bool) -> String {
     let fastest = rows().map(|row| row.ratio.most).fold(1.0, f64::max) * 1.05;
     let speed = |title| axis(title, 0.0, fastest);
     let (x, y) = if quality {
-        let worst = rows().filter_map(|row| row.likelihood).fold(0.0, f64::min);
-        (speed("speed over the large model alone"), axis("mean log-likelihood of a token", worst * 1.05, 0.0))
+        let likelihoods = || rows().filter_map(|row| row.likelihood);
+        let worst = likelihoods().fold(f64::INFINITY, f64::min);
+        let best = likelihoods().fold(f64::NEG_INFINITY, f64::max);
+        let margin = 0.1 * (best - worst) + 0.01;
+        (
+            speed("speed over the large model alone"),
+            axis("mean log-likelihood of a token", worst - margin, best + margin),
+        )
     } else {
         let most = rows().map(|row| row.at).fold(0.0, f64::max);
         let title = match case.sweep.as_deref() {
