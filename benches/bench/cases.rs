@@ -76,11 +76,11 @@ impl Decoder {
         matches!(self, Decoder::Ours(ours) if ours.strategy == Strategy::Auto)
     }
 
-    /// What the theory is told of it, where it says something.
-    pub fn theory(&self) -> Option<Setup> {
+    /// What the theory is told of it, where it says something and this engine runs it.
+    pub fn theory(&self, engine: &Arc<Engine>) -> Option<Setup> {
         match self {
-            Decoder::Ours(ours) => ours.theory(),
-            Decoder::Peer { .. } => None,
+            Decoder::Ours(ours) if Arc::ptr_eq(&ours.engine, engine) => ours.theory(),
+            _ => None,
         }
     }
 }

@@ -71,7 +71,8 @@ pub fn run(
     workers: &mut [Started],
     tick: &dyn Fn(&str),
 ) -> Result<Case> {
-    let setups: Vec<Option<Setup>> = task.plans.iter().map(|plan| plan.decoder.theory()).collect();
+    // Passes are timed for the models of the case only, so rows with other drafters or models have no theory.
+    let setups = task.plans.iter().map(|plan| plan.decoder.theory(&task.engine)).collect::<Vec<_>>();
     let widths = widths(&setups, task);
     let mut rows: Vec<Measured> = task.plans.iter().map(|_| Measured::default()).collect();
     let mut costs = Vec::new();
@@ -334,8 +335,7 @@ fn summary(
             likelihood: (count > 0).then(|| sum / count as f64),
         };
         if let (Some(setup), false) = (&setups[index], costs.is_empty()) {
-            // rows with drafters of their own are measured with models whose costs are not
-            row.theory = (setup.needed.len() == models.len()).then(|| theory(setup, &row, standard, costs));
+            row.theory = Some(theory(setup, &row, standard, costs));
         }
         row
     };
