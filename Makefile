@@ -7,7 +7,6 @@ export CARGO_TARGET_DIR
 
 RELEASE := $(CARGO_TARGET_DIR)/release
 DEMO := $(RELEASE)/examples/demo
-MODELS := models/demo
 
 # Where `make install` puts things, below DESTDIR if that is set.
 PREFIX ?= /usr/local
@@ -56,7 +55,7 @@ $(RELEASE)/libcos.so:
 demo: onnxruntime build ## watch models decode together, and compare the strategies
 	$(CXX) -std=c++17 -Wall -Wextra $(CXXFLAGS) -Iinclude bindings/cpp/examples/demo.cpp -o "$(DEMO)" \
 	    -L"$(RELEASE)" -lcos '-Wl,-rpath,$$ORIGIN/..'
-	"$(DEMO)" $(MODELS)
+	"$(DEMO)" models/demo
 
 test: onnxruntime ## run all tests: Rust, C under sanitizers, and the bindings whose languages are installed
 	$(CARGO) test --release --locked
@@ -85,10 +84,10 @@ clippy:
 	    $(CARGO) clippy --release --locked --all-targets -- -D warnings; \
 	else echo "clippy: skipped, because it is not installed (rustup component add clippy)"; fi
 
-bench: onnxruntime ## compare the strategies at length
-	$(CARGO) bench --locked --bench strategies -- $(MODELS)/engine.json $(MODELS)/prompts/gsm8k.jsonl
-	$(CARGO) bench --locked --bench strategies -- $(MODELS)/three.json $(MODELS)/prompts/gsm8k.jsonl
-	$(CARGO) bench --locked --bench strategies -- $(MODELS)/contrastive.json $(MODELS)/prompts/gsm8k.jsonl --temperature 0
+bench: onnxruntime ## compare strategies and peers, and write target/bench/index.html: MODELS=, QUICK=1, BENCH_ARGUMENTS=
+	QUICK="$(QUICK)" scripts/bench-setup "$(CARGO_TARGET_DIR)/bench" "$(MODELS)"
+	$(CARGO) bench --locked --bench bench -- --out "$(CARGO_TARGET_DIR)/bench" \
+	    $(if $(MODELS),--models "$(MODELS)") $(if $(QUICK),--quick) $(BENCH_ARGUMENTS)
 
 header: ## write include/cos.h anew from the sources
 	COS_UPDATE_HEADER=1 $(CARGO) test --release --locked --test abi the_header_is_fresh

@@ -136,13 +136,15 @@ fn measure(engine: &Arc<Engine>, options: Options, config: &str, prompt: &[i32],
     while session.decoder().committed().len() < first {
         assert_eq!(session.step().unwrap().1, State::Open);
     }
-    let before = ALLOCATIONS.get();
-    let mut steps = 0;
+    let (mut steps, mut allocating) = (0, 0);
     while session.decoder().committed().len() < last {
+        let before = ALLOCATIONS.get();
         assert_eq!(session.step().unwrap().1, State::Open);
         steps += 1;
+        allocating += usize::from(ALLOCATIONS.get() > before);
     }
-    let allocations = ALLOCATIONS.get() - before;
     assert!(steps > 20, "{config}, {options:?}: only {steps} steps");
-    assert_eq!(allocations, 0, "{config}, {options:?}: {steps} steps");
+    // A planner looks at its plan now and then, and may take another one, with other buffers.
+    let looks = if options.strategy == Strategy::Auto { (last - first) / 8 } else { 0 };
+    assert!(allocating <= looks, "{config}, {options:?}: {allocating} of {steps} steps");
 }

@@ -1,0 +1,407 @@
+//! What is compared: which models go together, and with which strategies.
+
+use std::sync::Arc;
+
+use cos::config::Combine;
+use cos::decode::policy::{Strategy, Targets};
+use cos::engine::Engine;
+use cos::model::{Model, Ngram};
+use serde_json::json;
+
+use super::theory::{Policy, Setup};
+
+/// Models of weights within this factor count as equally large.
+const EQUAL: f64 = 1.25;
+/// A model by this factor smaller may draft, or be subtracted.
+const SMALL: f64 = 2.0;
+
+/// Which models go together, by index.
+#[derive(Debug, PartialEq)]
+pub struct Picks {
+    /// The two that are nearest in size.
+    pub pair: Option<Vec<usize>>,
+    /// The three that are nearest in size.
+    pub triple: Option<Vec<usize>>,
+    /// The largest and the smallest.
+    pub contrast: Option<Vec<usize>>,
+}
+
+impl Picks {
+    /// Of models of these sizes; of equally good ones, those that come first.
+    pub fn new(sizes: &[u64]) -> Picks {
+        let spread = |group: &[usize]| {
+            let sizes = || group.iter().map(|&model| sizes[model] as f64);
+            sizes().fold(0.0, f64::max) / sizes().fold(f64::INFINITY, f64::min)
+        };
+        // the first of those whose spread is least
+        let nearest = |groups: Vec<Vec<usize>>| groups.into_iter().min_by(|a, b| spread(a).total_cmp(&spread(b)));
+        let all = 0..sizes.len();
+        let pairs: Vec<Vec<usize>> = all.clone().flat_map(|a| (a + 1..sizes.len()).map(move |b| vec![a, b])).collect();
+        let last = |pair: &Vec<usize>| pair[1] + 1..sizes.len();
+        let triples = pairs.iter().flat_map(|pair| last(pair).map(|c| vec![pair[0], pair[1], c])).collect();
+        // of several that are largest the first, as max_by_key would take the last
+        let largest = all.clone().min_by_key(|&model| std::cmp::Reverse(sizes[model]));
+        let smallest = all.min_by_key(|&model| sizes[model]);
+        let contrast = largest.zip(smallest).map(|(large, small)| vec![large, small]);
+        Picks {
+            pair: nearest(pairs).filter(|pair| spread(pair) <= EQUAL),
+            triple: nearest(triples),
+            contrast: contrast.filter(|pair| spread(pair) >= SMALL),
+        }
+    }
+}
+
+/// How CoS decodes a row.
+#[derive(Clone)]
+pub struct Ours {
+    pub engine: Arc<Engine>,
+    pub strategy: Strategy,
+    pub targets: Option<Targets>,
+    pub lengths: Option<Vec<i32>>,
+    pub weights: Option<Vec<f32>>,
+}
+
+/// What decodes a row.
+pub enum Decoder {
+    Ours(Ours),
+    /// A worker by its index in [`super::peers::WORKERS`], and the request but for prompt and seed.
+    Peer {
+        worker: usize,
+        request: serde_json::Value,
+    },
+}
+
+impl Decoder {
+    pub fn is_auto(&self) -> bool {
+        matches!(self, Decoder::Ours(ours) if ours.strategy == Strategy::Auto)
+    }
+
+    /// What the theory is told of it, where it says something and this engine runs it.
+    pub fn theory(&self, engine: &Arc<Engine>) -> Option<Setup> {
+        match self {
+            Decoder::Ours(ours) if Arc::ptr_eq(&ours.engine, engine) => ours.theory(),
+            _ => None,
+        }
+    }
+}
+
+/// A row of a case, before it is measured.
+pub struct Plan {
+    pub name: String,
+    pub series: String,
+    pub at: f64,
+    pub decoder: Decoder,
+}
+
+/// What is measured side by side. The first row is `standard`.
+pub struct Task {
+    pub title: String,
+    pub about: String,
+    pub kind: String,
+    pub engine: Arc<Engine>,
+    pub temperature: f32,
+    /// The name of the prompts.
+    pub prompts: &'static str,
+    pub sweep: Option<String>,
+    /// Whose likelihood judges the text.
+    pub judge: Option<Arc<dyn Model>>,
+    pub plans: Vec<Plan>,
+}
+
+pub fn ours(name: &str, ours: Ours) -> Plan {
+    Plan { name: name.into(), series: String::new(), at: 0.0, decoder: Decoder::Ours(ours) }
+}
+
+fn row(engine: &Arc<Engine>, strategy: Strategy, lengths: Option<Vec<i32>>) -> Ours {
+    Ours { engine: engine.clone(), strategy, targets: None, lengths, weights: None }
+}
+
+/// All strategies of an engine.
+pub fn strategies(engine: &Arc<Engine>, greedy: bool) -> Vec<Plan> {
+    let models = engine.models();
+    let each = |length: i32| vec![length; models.len()];
+    let mut plans = vec![ours("standard", row(engine, Strategy::Standard, None))];
+    let mut add = |name: &str, strategy, lengths| plans.push(ours(name, row(engine, strategy, lengths)));
+    if models.len() > 1 {
+        for length in [1, 5] {
+            add(&format!("speculative γ={length}"), Strategy::Speculative, Some(each(length)));
+        }
+        if !matches!(engine.combine(), Combine::Target { .. }) {
+            let cheapest = (0..models.len()).min_by_key(|&model| models[model].cost()).expect("models");
+            let mut mixed = each(1);
+            mixed[cheapest] = 5;
+            let written = mixed.iter().map(i32::to_string).collect::<Vec<_>>().join(",");
+            add("cos γ=1", Strategy::Cos, Some(each(1)));
+            add("cos γ=5", Strategy::Cos, Some(each(5)));
+            add(&format!("cos γ={written}"), Strategy::Cos, Some(mixed));
+        }
+    }
+    if !greedy && matches!(engine.combine(), Combine::Weighted { .. }) {
+        for (name, strategy, lengths) in
+            [("routed", Strategy::Standard, None), ("routed, cos γ=1", Strategy::Cos, Some(each(1)))]
+        {
+            plans.push(ours(name, Ours { targets: Some(Targets::Routed), ..row(engine, strategy, lengths) }));
+        }
+    }
+    plans.push(ours("auto", row(engine, Strategy::Auto, None)));
+    plans
+}
+
+/// An engine of some of another's models, with drafters of weight 0 behind them.
+pub fn engine(
+    all: &Arc<Engine>,
+    group: &[usize],
+    drafters: &[Arc<dyn Model>],
+    combine: &Combine,
+) -> cos::error::Result<Arc<Engine>> {
+    let mut models: Vec<_> = group.iter().map(|&model| all.models()[model].clone()).collect();
+    models.extend(drafters.iter().cloned());
+    let combine = match combine {
+        Combine::Weighted { weights } => {
+            Combine::Weighted { weights: weights.iter().copied().chain(drafters.iter().map(|_| 0.0)).collect() }
+        }
+        // logits, because the contrastive combination takes exactly two models
+        Combine::Contrastive { mu, plausibility: 0.0 } if !drafters.is_empty() => {
+            Combine::Logits { weights: [1.0, -mu].into_iter().chain(drafters.iter().map(|_| 0.0)).collect() }
+        }
+        other => other.clone(),
+    };
+    Ok(Arc::new(Engine::new(models, combine, all.stop_tokens().to_vec(), all.text().ok().cloned())?))
+}
+
+/// What the models of an engine are, and where peers find them: exports, and Hugging Face folders.
+pub struct Peers {
+    pub folders: Vec<(String, Option<String>)>,
+    pub sizes: Vec<u64>,
+    /// All settings of the genai loop, or the defaults only.
+    pub settings: bool,
+}
+
+impl Peers {
+    /// Rows of a group of models.
+    fn plans(&self, group: &[usize], combine: &Combine, temperature: f32, lengths: &[i32]) -> Vec<Plan> {
+        let plan = |name: &str, worker, method: &str, models: Vec<&String>| {
+            let request = json!({
+                "method": method, "models": models, "combine": combine, "temperature": temperature, "lengths": lengths,
+                "sizes": group.iter().map(|&model| self.sizes[model]).collect::<Vec<_>>(),
+            });
+            let decoder = Decoder::Peer { worker, request };
+            Plan { name: name.into(), series: String::new(), at: 0.0, decoder }
+        };
+        let exports: Vec<&String> = group.iter().map(|&model| &self.folders[model].0).collect();
+        let mut plans = vec![
+            plan("genai loop", 0, "standard", exports.clone()),
+            plan("genai loop, spinning off", 1, "standard", exports.clone()),
+        ];
+        if self.settings {
+            plans.push(plan("genai loop, one thread each", 2, "standard", exports));
+        }
+        let originals: Option<Vec<&String>> = group.iter().map(|&model| self.folders[model].1.as_ref()).collect();
+        if let Some(originals) = originals {
+            plans.push(plan("transformers, standard", 3, "standard", originals.clone()));
+            plans.push(plan(&format!("transformers, Algorithm {}", group.len().min(3) - 1), 3, "cos", originals));
+        }
+        plans
+    }
+}
+
+const PROMPTS: [(&str, &str); 2] = [("gsm8k", "GSM8K"), ("humaneval", "HumanEval")];
+
+/// The whole comparison over the models of an engine.
+pub fn all(all: &Arc<Engine>, peers: &Peers, quick: bool) -> cos::error::Result<Vec<Task>> {
+    let sizes: Vec<u64> = all.models().iter().map(|model| model.cost()).collect();
+    let picks = Picks::new(&sizes);
+    let equal = |models: usize| Combine::Weighted { weights: vec![1.0 / models as f32; models] };
+    let contrastive = |mu| Combine::Contrastive { mu, plausibility: 0.0 };
+    let mut tasks = Vec::new();
+    let groups = [
+        ("weighted, two models", &picks.pair, equal(2), "Equal weights, λ = 1/2 each."),
+        ("weighted, three models", &picks.triple, equal(3), "Equal weights, λ = 1/3 each."),
+        ("contrastive", &picks.contrast, contrastive(0.1), "The largest minus μ = 0.1 times the smallest."),
+        (
+            "target with a drafter",
+            &picks.contrast,
+            Combine::Target { model: 0 },
+            "The largest; the smallest only drafts.",
+        ),
+    ];
+    for (kind, group, combine, about) in groups {
+        let Some(group) = group else { continue };
+        let plain = engine(all, group, &[], &combine)?;
+        // A model that drafts must be much smaller than all that are needed.
+        let small = (0..sizes.len())
+            .min_by_key(|&model| sizes[model])
+            .filter(|small| group.iter().all(|&model| sizes[model] as f64 >= SMALL * sizes[*small] as f64));
+        for (temperature, sampled) in [(1.0, "sampled"), (0.0, "greedy")] {
+            for (prompts, written) in PROMPTS.into_iter().take(if quick { 1 } else { 2 }) {
+                let mut plans = strategies(&plain, temperature == 0.0);
+                let mut draft = |name: &str, drafters: &[Arc<dyn Model>], strategy, length: Option<i32>| {
+                    let engine = engine(all, group, drafters, &combine)?;
+                    let models = engine.models().len();
+                    let drafts = |length| (0..models).map(|model| i32::from(model == models - 1) * length).collect();
+                    plans.push(ours(name, row(&engine, strategy, length.map(drafts))));
+                    cos::error::Result::Ok(())
+                };
+                let look_up: Arc<dyn Model> = Arc::new(Ngram::new("look-up"));
+                draft("look-up γ=5", std::slice::from_ref(&look_up), Strategy::Speculative, Some(5))?;
+                if let Some(small) = small {
+                    let small_model = all.models()[small].clone();
+                    let name = format!("{} drafts γ=4", small_model.name());
+                    draft(&name, std::slice::from_ref(&small_model), Strategy::Speculative, Some(4))?;
+                    draft("auto, with both drafters", &[look_up, small_model], Strategy::Auto, None)?;
+                } else {
+                    draft("auto, with look-up", &[look_up], Strategy::Auto, None)?;
+                }
+                if prompts == "gsm8k" {
+                    let length = |&model: &usize| match matches!(combine, Combine::Target { .. }) {
+                        true if model == group[0] => 0, // it would only verify itself
+                        _ if sizes[model] as f64 * SMALL <= sizes[group[0]] as f64 => 5,
+                        _ => 1,
+                    };
+                    let lengths: Vec<i32> = group.iter().map(length).collect();
+                    plans.extend(peers.plans(group, &combine, temperature, &lengths));
+                }
+                tasks.push(Task {
+                    title: format!("{kind}: {sampled}, {written}"),
+                    about: about.into(),
+                    kind: kind.into(),
+                    engine: plain.clone(),
+                    temperature,
+                    prompts,
+                    sweep: None,
+                    judge: None,
+                    plans,
+                });
+            }
+        }
+    }
+    if !quick {
+        sweeps(all, &picks, &mut tasks)?;
+    }
+    Ok(tasks)
+}
+
+/// Like Figures 4 to 6 and Appendix C.1 of the paper.
+fn sweeps(all: &Arc<Engine>, picks: &Picks, tasks: &mut Vec<Task>) -> cos::error::Result<()> {
+    let half = Combine::Weighted { weights: vec![0.5; 2] };
+    let contrastive = |mu| Combine::Contrastive { mu, plausibility: 0.0 };
+    let task = |title: &str, about: &str, sweep: &str, engine: &Arc<Engine>, temperature| Task {
+        title: title.into(),
+        about: about.into(),
+        kind: "sweep".into(),
+        engine: engine.clone(),
+        temperature,
+        prompts: "gsm8k",
+        sweep: Some(sweep.into()),
+        judge: None,
+        plans: vec![ours("standard", row(engine, Strategy::Standard, None))],
+    };
+    let point = |series: &str, symbol: &str, at: f32, ours: Ours| Plan {
+        name: format!("{series}, {symbol} = {at}"),
+        series: series.into(),
+        at: f64::from(at),
+        decoder: Decoder::Ours(ours),
+    };
+    let routed = |ours| Ours { targets: Some(Targets::Routed), ..ours };
+    let gammas = [1, 2, 3, 4, 5, 7];
+    if let Some(pair) = &picks.pair {
+        let engine = engine(all, pair, &[], &half)?;
+        let mut sweep = task("γ sweep, weighted, sampled", "Both models propose γ tokens.", "γ", &engine, 1.0);
+        for gamma in gammas {
+            let at = gamma as f32;
+            let by = |strategy| row(&engine, strategy, Some(vec![gamma; 2]));
+            sweep.plans.push(point("speculative", "γ", at, by(Strategy::Speculative)));
+            sweep.plans.push(point("cos", "γ", at, by(Strategy::Cos)));
+            sweep.plans.push(point("routed, cos", "γ", at, routed(by(Strategy::Cos))));
+        }
+        tasks.push(sweep);
+        let mut sweep = task("λ sweep, weighted, sampled", "λ is the first model's weight.", "λ", &engine, 1.0);
+        for lambda in [0.1f32, 0.3, 0.5, 0.7, 0.9] {
+            let weights = Some(vec![lambda, 1.0 - lambda]);
+            let by = |strategy, lengths| Ours { weights: weights.clone(), ..row(&engine, strategy, lengths) };
+            sweep.plans.push(point("speculative γ=1", "λ", lambda, by(Strategy::Speculative, Some(vec![1; 2]))));
+            sweep.plans.push(point("cos γ=1", "λ", lambda, by(Strategy::Cos, Some(vec![1; 2]))));
+            sweep.plans.push(point("auto", "λ", lambda, by(Strategy::Auto, None)));
+        }
+        tasks.push(sweep);
+    }
+    if let Some(pair) = &picks.contrast {
+        for (temperature, sampled) in [(1.0, "sampled"), (0.0, "greedy")] {
+            let engine = engine(all, pair, &[], &contrastive(0.1))?;
+            let title = format!("γ sweep, contrastive, {sampled}");
+            let about = "The smaller model proposes γ tokens, the larger one the token behind them.";
+            let mut sweep = task(&title, about, "γ", &engine, temperature);
+            for gamma in gammas {
+                let by = |strategy| row(&engine, strategy, Some(vec![1, gamma]));
+                sweep.plans.push(point("speculative", "γ", gamma as f32, by(Strategy::Speculative)));
+                sweep.plans.push(point("cos", "γ", gamma as f32, by(Strategy::Cos)));
+            }
+            tasks.push(sweep);
+        }
+        let base = engine(all, pair, &[], &contrastive(0.1))?;
+        let mut sweep =
+            task("μ sweep, contrastive, sampled", "μ is how much of the smaller model is subtracted.", "μ", &base, 1.0);
+        for mu in [0.05, 0.1, 0.2, 0.3, 0.5] {
+            let engine = engine(all, pair, &[], &contrastive(mu))?;
+            for gamma in [1, 3] {
+                let ours = row(&engine, Strategy::Cos, Some(vec![1, gamma]));
+                sweep.plans.push(point(&format!("cos γ=1,{gamma}"), "μ", mu, ours));
+            }
+            let ours = row(&engine, Strategy::Speculative, Some(vec![0, 3]));
+            sweep.plans.push(point("speculative γ=3", "μ", mu, ours));
+            sweep.plans.push(point("auto", "μ", mu, row(&engine, Strategy::Auto, None)));
+        }
+        tasks.push(sweep);
+        // Quality against speed. The measure is the large model alone: λ = 0.
+        let mixture = engine(all, pair, &[], &Combine::Weighted { weights: vec![1.0, 0.0] })?;
+        let mut sweep = task(
+            "Quality against speed",
+            "The largest and the smallest model mixed, λ being the smallest one's weight. Quality is the mean \
+             log-likelihood of a token under the largest model. The measure of speed is the largest one alone.",
+            "λ",
+            &mixture,
+            1.0,
+        );
+        sweep.judge = Some(mixture.models()[0].clone());
+        for lambda in [0.0f32, 0.1, 0.25, 0.5, 0.75, 0.9] {
+            let weights = Some(vec![1.0 - lambda, lambda]);
+            let by = |strategy, lengths| Ours { weights: weights.clone(), ..row(&mixture, strategy, lengths) };
+            sweep.plans.push(point("cos γ=1,3", "λ", lambda, by(Strategy::Cos, Some(vec![1, 3]))));
+            sweep.plans.push(point("auto", "λ", lambda, by(Strategy::Auto, None)));
+        }
+        tasks.push(sweep);
+    }
+    Ok(())
+}
+
+impl Ours {
+    /// Nothing for `standard`, `auto`, routed targets and look-ups.
+    pub fn theory(&self) -> Option<Setup> {
+        let models = self.engine.models();
+        let combination = self.engine.combination(self.weights.as_deref()).ok()?;
+        let lengths: Vec<usize> = self.lengths.as_ref()?.iter().map(|&length| length as usize).collect();
+        let needed: Vec<bool> = (0..models.len()).map(|model| combination.needs(model)).collect();
+        // A single model that is needed would only verify itself.
+        let alone = needed.iter().filter(|needed| **needed).count() == 1;
+        let length = |model: usize| if alone && needed[model] { 0 } else { lengths[model] };
+        let drafts = |model: &usize| length(*model) > 0;
+        if self.targets.is_some() || (0..models.len()).any(|model| length(model) > 0 && !models[model].scores()) {
+            return None;
+        }
+        let cost = |model: usize| (models[model].cost(), model);
+        let policy = match self.strategy {
+            Strategy::Speculative => {
+                let proposer = (0..models.len()).filter(drafts).min_by_key(|&model| (needed[model], cost(model)))?;
+                Policy::Speculative { proposer, length: length(proposer) }
+            }
+            Strategy::Cos => {
+                let mut order: Vec<usize> = (0..models.len()).filter(|&k| needed[k] || length(k) > 0).collect();
+                order.sort_by_key(|&model| (length(model) == 0, cost(model)));
+                order.first().filter(|model| drafts(model))?;
+                Policy::Cos { lengths: (0..models.len()).map(length).collect(), order }
+            }
+            _ => return None,
+        };
+        Some(Setup { needed, policy })
+    }
+}

@@ -1,0 +1,350 @@
+//! `make bench`: strategies of CoS and other ways of decoding with several models, side by side within one run, with a report.
+//!
+//! `cargo bench --bench bench -- --help` tells what it takes. With configurations of yours, it compares the strategies on those.
+
+pub mod cases;
+pub mod measure;
+mod peers;
+pub mod report;
+pub mod results;
+pub mod theory;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+
+use clap::Parser;
+use cos::config::{Combine, Config, ExportConfig, ModelConfig, ProviderName};
+use cos::engine::Engine;
+use cos::session::{Session, State};
+
+use cases::{Decoder, Peers, Task};
+use measure::{Effort, Result};
+use peers::{Started, Worker};
+use results::Results;
+
+/// Compare the strategies with each other and with other ways of decoding, and write a report.
+#[derive(Parser)]
+pub struct Arguments {
+    /// Engine configurations to compare, in place of the whole benchmark; the first one's `standard` is the measure.
+    configs: Vec<PathBuf>,
+    /// Where the report goes, and where exports and Python are looked for (scripts/bench-setup puts them there).
+    #[arg(long, default_value = "target/bench")]
+    out: PathBuf,
+    /// A folder of Hugging Face models, which are exported; without it, the demo models.
+    #[arg(long)]
+    models: Option<PathBuf>,
+    /// Only these models of the folder; where several could be taken, those that come first are.
+    #[arg(long, value_delimiter = ',')]
+    names: Vec<String>,
+    /// In two or three minutes, for trying out.
+    #[arg(long)]
+    quick: bool,
+    /// Without other ways of decoding.
+    #[arg(long)]
+    no_peers: bool,
+    /// Only cases whose title contains one of these, with ; between.
+    #[arg(long, value_delimiter = ';')]
+    cases: Vec<String>,
+    /// Only rows of these names, with ; between, and `standard`.
+    #[arg(long, value_delimiter = ';')]
+    only: Vec<String>,
+    #[arg(long)]
+    prompts: Option<usize>,
+    #[arg(long)]
+    tokens: Option<usize>,
+    #[arg(long)]
+    rounds: Option<usize>,
+    /// For configurations.
+    #[arg(long, default_value_t = 1.0)]
+    temperature: f32,
+    /// For configurations: gsm8k or humaneval.
+    #[arg(long, default_value = "gsm8k")]
+    prompt_set: PromptSet,
+    /// For configurations: what so many open sessions take in memory, instead of time.
+    #[arg(long)]
+    sessions: Option<usize>,
+    /// Given by cargo.
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum PromptSet {
+    Gsm8k,
+    Humaneval,
+}
+
+fn main() -> Result<()> {
+    run(&Arguments::parse())
+}
+
+pub fn run(arguments: &Arguments) -> Result<()> {
+    let mut results = Results::default();
+    let (engine, mut tasks) =
+        if arguments.configs.is_empty() { whole(arguments, &mut results)? } else { own(arguments)? };
+    if !arguments.only.is_empty() {
+        let wanted = |plan: &cases::Plan| plan.name == "standard" || arguments.only.contains(&plan.name);
+        tasks.iter_mut().for_each(|task| task.plans.retain(wanted));
+    }
+    if arguments.no_peers {
+        tasks.iter_mut().for_each(|task| task.plans.retain(|plan| matches!(plan.decoder, Decoder::Ours(_))));
+    }
+    if !arguments.cases.is_empty() {
+        tasks.retain(|task| arguments.cases.iter().any(|part| task.title.contains(part)));
+    }
+    if tasks.is_empty() {
+        return Err("there is nothing to compare: no case of that name, or too few models".into());
+    }
+    if let Some(count) = arguments.sessions {
+        let prompt = prompts(&engine, &tasks[0], 1)?.remove(0);
+        return memory(&tasks[0], &prompt, arguments.tokens.unwrap_or(96), count);
+    }
+    let (mut workers, versions) = workers(arguments, &tasks, &mut results.notes);
+    results.facts = facts(&engine, versions);
+    let (count, rounds, tokens) = if arguments.quick { (1, 2, 32) } else { (3, 3, 96) };
+    let count = arguments.prompts.unwrap_or(count);
+    let effort = Effort {
+        tokens: arguments.tokens.unwrap_or(tokens),
+        rounds: arguments.rounds.unwrap_or(rounds),
+        peer_prompts: count.div_ceil(3),
+    };
+    let runs = |task: &Task| (task.plans.len() * (1 + effort.rounds * count)) as u64;
+    let bar = indicatif::ProgressBar::new(tasks.iter().map(runs).sum());
+    let style = "{msg:60!} {wide_bar} {pos}/{len}, {elapsed}, {eta} left";
+    bar.set_style(indicatif::ProgressStyle::with_template(style).expect("a template"));
+    for (index, task) in tasks.iter().enumerate() {
+        if bar.is_hidden() {
+            println!("{}/{}: {}", index + 1, tasks.len(), task.title);
+        }
+        let tick = |row: &str| {
+            bar.set_message(format!("{}: {row}", task.title));
+            bar.inc(1);
+        };
+        results.cases.push(measure::run(task, &prompts(&engine, task, count)?, &effort, &mut workers, &tick)?);
+        report::write(&results, &arguments.out)?; // a run that is stopped leaves what it has
+    }
+    bar.finish_and_clear();
+    if !arguments.configs.is_empty() {
+        println!("{}", report::markdown(&results)?);
+    }
+    println!("{}", arguments.out.join("index.html").display());
+    Ok(())
+}
+
+/// The whole benchmark, over a folder of models or the demo models.
+fn whole(arguments: &Arguments, results: &mut Results) -> Result<(Arc<Engine>, Vec<Task>)> {
+    let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/demo");
+    let exports = if arguments.models.is_some() { arguments.out.join("models") } else { demo };
+    let wanted = |name: &String| match &arguments.models {
+        Some(originals) => originals.join(name).join("config.json").is_file(),
+        None => true,
+    };
+    let mut names: Vec<String> = std::fs::read_dir(&exports)
+        .map_err(|error| format!("{}: {error}; run scripts/bench-setup first, or make bench", exports.display()))?
+        .filter_map(|entry| entry.ok().filter(|entry| entry.path().join("model.onnx").is_file()))
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .filter(wanted)
+        .collect();
+    names.sort();
+    if !arguments.names.is_empty() {
+        names = arguments.names.clone();
+    }
+    // Models decode together if they share a vocabulary: those that share the first one's.
+    let tokenizer = |name: &String| std::fs::read(exports.join(name).join("tokenizer.json")).unwrap_or_default();
+    let first = names.first().map(tokenizer).unwrap_or_default();
+    let (names, others): (Vec<_>, Vec<_>) = names.into_iter().partition(|name| tokenizer(name) == first);
+    if !others.is_empty() {
+        results.notes.push(format!("left out, for another tokenizer than that of {}: {}", names[0], others.join(", ")));
+    }
+    let export = |name: &String| {
+        ModelConfig::Onnx(ExportConfig {
+            path: exports.join(name),
+            provider: ProviderName::Cpu,
+            device_id: 0,
+            name: Some(name.clone()),
+            scoring: None,
+            context_length: None,
+        })
+    };
+    let models: Vec<ModelConfig> = names.iter().map(export).collect();
+    let all = Arc::new(Engine::load(&Config {
+        combine: Combine::Target { model: 0 },
+        models,
+        threads: 0,
+        onnxruntime: None,
+    })?);
+    let path = |folder: PathBuf| folder.canonicalize().unwrap_or(folder).to_string_lossy().into_owned();
+    let folder = |name: &String| {
+        let original = arguments.models.as_ref().map(|originals| path(originals.join(name)));
+        (path(exports.join(name)), original)
+    };
+    let peers = Peers {
+        folders: names.iter().map(folder).collect(),
+        sizes: all.models().iter().map(|model| model.cost()).collect(),
+        settings: !arguments.quick,
+    };
+    if arguments.models.is_none() {
+        results.notes.push(
+            "transformers: skipped, because the demo models are not there in its format (MODELS= names some)".into(),
+        );
+    }
+    let tasks = cases::all(&all, &peers, arguments.quick)?;
+    Ok((all, tasks))
+}
+
+/// Configurations of the caller, in one table.
+fn own(arguments: &Arguments) -> Result<(Arc<Engine>, Vec<Task>)> {
+    let mut plans = Vec::new();
+    for (index, config) in arguments.configs.iter().enumerate() {
+        let engine = Arc::new(Engine::load(&Config::open(config)?)?);
+        let stem = config.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        plans.extend(cases::strategies(&engine, arguments.temperature == 0.0).into_iter().map(|mut plan| {
+            if index > 0 {
+                plan.name = format!("{}, {stem}", plan.name);
+            }
+            plan
+        }));
+    }
+    let Decoder::Ours(first) = &plans[0].decoder else { unreachable!("there are no peers here") };
+    let engine = first.engine.clone();
+    let task = Task {
+        title: arguments.configs.iter().map(|config| config.to_string_lossy()).collect::<Vec<_>>().join(", "),
+        about: String::new(),
+        kind: String::new(),
+        engine: engine.clone(),
+        temperature: arguments.temperature,
+        prompts: match arguments.prompt_set {
+            PromptSet::Gsm8k => "gsm8k",
+            PromptSet::Humaneval => "humaneval",
+        },
+        sweep: None,
+        judge: None,
+        plans,
+    };
+    Ok((engine, vec![task]))
+}
+
+fn prompts(engine: &Engine, task: &Task, count: usize) -> Result<Vec<Vec<i32>>> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/demo/prompts");
+    let text = engine.text()?;
+    std::fs::read_to_string(folder.join(task.prompts).with_extension("jsonl"))?
+        .lines()
+        .take(count)
+        .map(|line| {
+            let line: serde_json::Value = serde_json::from_str(line)?;
+            Ok(text.encode(line["prompt"].as_str().ok_or("a line without a prompt")?, true)?)
+        })
+        .collect()
+}
+
+/// Start the workers that any row needs, and say of those that cannot be why.
+fn workers(arguments: &Arguments, tasks: &[Task], notes: &mut Vec<String>) -> (Vec<Started>, Vec<(String, String)>) {
+    let own = arguments.out.join("venv/bin/python");
+    let python = std::env::var_os("BENCH_PYTHON").filter(|path| !path.is_empty()).map_or(own, PathBuf::from);
+    let needs = |index: usize| {
+        let decoders = tasks.iter().flat_map(|task| &task.plans).map(|plan| &plan.decoder);
+        decoders.into_iter().any(|decoder| matches!(decoder, Decoder::Peer { worker, .. } if *worker == index))
+    };
+    let mut versions = Vec::new();
+    let start = |(index, (name, words)): (usize, &(&str, &[&str]))| {
+        if !needs(index) {
+            return Err("not needed".to_string());
+        }
+        let started = Worker::start(&python, words);
+        match &started {
+            Ok(worker) => versions.extend(worker.versions.clone()),
+            Err(error) => {
+                let note = format!("{name}: skipped, because {error}");
+                println!("{note}");
+                notes.push(note);
+            }
+        }
+        started
+    };
+    let workers = peers::WORKERS.iter().enumerate().map(start).collect();
+    versions.sort();
+    versions.dedup();
+    (workers, versions)
+}
+
+/// What was run on what.
+fn facts(engine: &Engine, versions: Vec<(String, String)>) -> Vec<(String, String)> {
+    let read = |program: &str, arguments: &[&str]| {
+        let output = Command::new(program).args(arguments).output().ok()?;
+        Some(String::from_utf8_lossy(&output.stdout).trim().to_string()).filter(|text| !text.is_empty())
+    };
+    let line = |file: &str, name: &str| {
+        let text = std::fs::read_to_string(file).unwrap_or_default();
+        text.lines().find_map(|line| Some(line.strip_prefix(name)?.split_once(':')?.1.trim().to_string()))
+    };
+    let describe = engine.describe();
+    let cores = std::thread::available_parallelism().map_or(0, |cores| cores.get());
+    let threads = match describe["threads"].as_u64() {
+        None | Some(0) => "one for each core".to_string(),
+        Some(threads) => threads.to_string(),
+    };
+    let library = describe["onnxruntime"].as_str().unwrap_or_default().rsplit(".so.").next().unwrap_or_default();
+    let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    let load = load.split(' ').next().unwrap_or_default();
+    let mut facts = vec![
+        (
+            "CoS".to_string(),
+            format!(
+                "{}, commit {}",
+                env!("CARGO_PKG_VERSION"),
+                read("git", &["describe", "--always", "--dirty"]).unwrap_or("unknown".into())
+            ),
+        ),
+        ("ONNX Runtime".to_string(), library.to_string()),
+    ];
+    facts.extend(versions);
+    facts.extend([
+        (
+            "machine".to_string(),
+            format!("{cores} cores, {}", line("/proc/cpuinfo", "model name").unwrap_or("unknown".into())),
+        ),
+        ("memory".to_string(), line("/proc/meminfo", "MemTotal").unwrap_or_default()),
+        ("threads".to_string(), threads),
+        ("load when it began".to_string(), load.to_string()),
+        ("system".to_string(), read("uname", &["-srm"]).unwrap_or_default()),
+        ("models".to_string(), models(engine)),
+        ("command".to_string(), format!("bench {}", std::env::args().skip(1).collect::<Vec<_>>().join(" "))),
+    ]);
+    facts
+}
+
+fn models(engine: &Engine) -> String {
+    let scoring = engine.models().iter().filter(|model| model.scores());
+    scoring
+        .map(|model| format!("{} ({:.1} MB)", model.name(), model.cost() as f64 / 1e6))
+        .collect::<Vec<_>>()
+        .join(", ")
+}
+
+/// What open sessions take, all of them decoding as the rows say.
+fn memory(task: &Task, prompt: &[i32], tokens: usize, count: usize) -> Result<()> {
+    println!("| strategy | tokens in each | KiB for each of {count} sessions |\n| --- | ---: | ---: |");
+    for plan in &task.plans {
+        let Decoder::Ours(ours) = &plan.decoder else { continue };
+        let open = || -> Result<Session> {
+            let mut session = Session::new(&ours.engine, &measure::options(ours, task.temperature, tokens, 0)?)?;
+            session.prompt(prompt)?;
+            while session.step()?.1 == State::Open {}
+            Ok(session)
+        };
+        open()?; // what ONNX Runtime keeps for itself is not a session's
+        let before = resident()?;
+        let sessions = (0..count).map(|_| open()).collect::<Result<Vec<_>>>()?;
+        let tokens = sessions[0].decoder().committed().len();
+        println!("| {} | {tokens} | {} |", plan.name, resident()?.saturating_sub(before) / count as u64);
+    }
+    Ok(())
+}
+
+/// KiB of memory that the process holds.
+fn resident() -> Result<u64> {
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).ok_or("no VmRSS")?;
+    Ok(line.trim().trim_end_matches(" kB").parse()?)
+}

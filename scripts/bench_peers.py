@@ -1,0 +1,223 @@
+#!/usr/bin/env python3
+"""Other ways of decoding with several models, for `make bench`: a worker that answers lines of JSON.
+
+  bench_peers.py genai [KEY=VALUE...]   a loop over onnxruntime-genai generators, with these options of their ONNX Runtime sessions
+  bench_peers.py torch                  Hugging Face transformers with key-value caches, fp32
+
+The first line out is {"versions": {…}}. A line in, {"method", "models", "combine", "lengths", "temperature", "seed",
+"prompt", "tokens"}, is answered by {"tokens": […], "seconds"}, or {"error"}. The clock starts after the first token, as it does for CoS.
+"""
+
+import json
+import os
+import sys
+import time
+
+import numpy as np
+
+
+def softmax(row):
+    exponentials = np.exp(row - row.max())
+    return exponentials / exponentials.sum()
+
+
+def combined(rows, combine, temperature):
+    """The distribution that is decoded; greedily, scores whose first maximum is taken."""
+    greedy = temperature == 0
+    scale = 1 if greedy else 1 / temperature
+    if combine["kind"] == "weighted":
+        return sum(w * softmax(row * scale) for w, row in zip(combine["weights"], rows) if w)
+    if combine["kind"] == "contrastive":
+        scores = rows[0] - combine["mu"] * rows[1]
+    else:
+        scores = rows[combine["model"]]
+    return scores if greedy else softmax(scores * scale)
+
+
+def needed(combine, models):
+    """The models whose rows the combination takes."""
+    if combine["kind"] == "weighted":
+        return [k for k in range(models) if combine["weights"][k]]
+    return [0, 1] if combine["kind"] == "contrastive" else [combine["model"]]
+
+
+def draw(distribution, temperature, random):
+    if temperature == 0:
+        return int(distribution.argmax())
+    cumulative = distribution.cumsum()
+    return min(int(np.searchsorted(cumulative, random.random() * cumulative[-1], side="right")), len(cumulative) - 1)
+
+
+class Genai:
+    """onnxruntime-genai: a generator for each model, the logits of all mixed, the token appended to each."""
+
+    def __init__(self, options):
+        import onnxruntime_genai
+
+        self.genai, self.models = onnxruntime_genai, {}
+        self.options = {key: int(value) if key.endswith("threads") else value for key, value in options}
+        self.versions = {"onnxruntime-genai": onnxruntime_genai.__version__}
+
+    def model(self, path):
+        if path not in self.models:
+            config = self.genai.Config(path)
+            config.overlay(json.dumps({"model": {"decoder": {"session_options": self.options}}}))
+            self.models[path] = self.genai.Model(config)
+        return self.models[path]
+
+    def standard(self, request, random):
+        combine, temperature = request["combine"], request["temperature"]
+        generators = {}
+        for k in needed(combine, len(request["models"])):
+            model = self.model(request["models"][k])
+            params = self.genai.GeneratorParams(model)
+            # as little cache as is needed
+            params.set_search_options(max_length=len(request["prompt"]) + request["tokens"] + 1)
+            generators[k] = self.genai.Generator(model, params)
+        rows, new = [None] * len(request["models"]), np.array(request["prompt"], dtype=np.int32)
+        for _ in range(request["tokens"]):
+            for k, generator in generators.items():
+                generator.append_tokens(new)
+                rows[k] = generator.get_logits()[0, -1]
+            token = draw(combined(rows, combine, temperature), temperature, random)
+            new = np.array([token], dtype=np.int32)
+            yield token
+
+
+class Torch:
+    """transformers: the standard decode, and Algorithms 1 and 2 of the paper, made lossless."""
+
+    def __init__(self):
+        os.environ["HF_HUB_OFFLINE"] = "1"
+        import torch
+        import transformers
+
+        transformers.utils.logging.set_verbosity_error()
+        self.torch, self.transformers, self.models, self.checked = torch, transformers, {}, set()
+        self.versions = {
+            "torch": f"{torch.__version__}, {torch.get_num_threads()} threads",
+            "transformers": transformers.__version__,
+        }
+
+    def lane(self, path):
+        """A model with an empty cache, as a function of tokens that gives a row after each; and the cache."""
+        torch, transformers = self.torch, self.transformers
+        if path not in self.models:
+            self.models[path] = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+        model, cache = self.models[path], transformers.DynamicCache()
+
+        def run(tokens):
+            with torch.inference_mode():
+                return model(input_ids=torch.tensor([tokens]), past_key_values=cache, use_cache=True).logits[0].numpy()
+
+        return run, cache
+
+    def standard(self, request, random):
+        combine, temperature = request["combine"], request["temperature"]
+        lanes = {k: self.lane(request["models"][k])[0] for k in needed(combine, len(request["models"]))}
+        rows, new = [None] * len(request["models"]), request["prompt"]
+        for _ in range(request["tokens"]):
+            for k, run in lanes.items():
+                rows[k] = run(new)[-1]
+            token = draw(combined(rows, combine, temperature), temperature, random)
+            new = [token]
+            yield token
+
+    def cos(self, request, random):
+        self.check(request)
+        yield from self.turns(request, random)
+
+    def check(self, request):
+        """Greedily, turns must give what the standard decode gives, but for near ties."""
+        request = request | {"temperature": 0, "tokens": 48}
+        key = json.dumps([request["models"], request["combine"], request["lengths"]])
+        if key in self.checked:
+            return
+        expected, got = list(self.standard(request, None)), list(self.turns(request, None))
+        if expected != got:
+            same = next(i for i, (a, b) in enumerate(zip(expected, got)) if a != b)
+            last = request | {"prompt": request["prompt"] + expected[:same], "tokens": 1}
+            rows = [self.lane(path)[0](last["prompt"])[-1] for path in request["models"]]
+            best = np.sort(combined(rows, request["combine"], 0))[-2:]
+            if best[1] - best[0] > 1e-3:
+                raise RuntimeError(f"Algorithm 1 is not the standard decode at token {same}, by {best[1] - best[0]}")
+        self.checked.add(key)
+
+    def turns(self, request, random):
+        """The model that is furthest behind runs: its row behind the drafts is its proposal to the others."""
+        combine, temperature, lengths = request["combine"], request["temperature"], request["lengths"]
+        models = range(len(request["models"]))
+        lanes = [self.lane(path) for path in request["models"]]
+        need = needed(combine, len(lanes))
+        order = sorted(models, key=lambda k: (lengths[k] == 0, request["sizes"][k]))
+        tokens, committed = list(request["prompt"]), len(request["prompt"])
+        end, seen = committed + request["tokens"], [0 for _ in models]
+        rows = [{} for _ in models]  # of each model: position → logits
+        drafts = []  # the distribution of each token behind the committed ones
+
+        def run(k):
+            for position, row in enumerate(lanes[k][0](tokens[seen[k] :]), seen[k] + 1):
+                rows[k][position] = row
+            seen[k] = len(tokens)
+
+        def drop():
+            drafts.clear()
+            for k in models:
+                if seen[k] > committed:
+                    lanes[k][1].crop(committed)
+                    seen[k] = committed
+
+        while committed < end:
+            k = min(order, key=lambda k: seen[k])
+            for turn in range(max(lengths[k], 1)):
+                run(k)
+                while committed < end and all(seen[j] >= committed for j in need):
+                    target = combined([rows[j].get(committed) for j in models], combine, temperature)
+                    if not drafts:
+                        tokens.append(draw(target, temperature, random))
+                    else:
+                        draft, q = tokens[committed], drafts.pop(0)
+                        accept = target.argmax() == draft if temperature == 0 else random.random() * q[draft] < target[draft]
+                        if not accept:
+                            residual = target if temperature == 0 else np.maximum(target - q, 0)
+                            del tokens[committed:]
+                            drop()
+                            tokens.append(draw(residual if residual.any() else target, temperature, random))
+                    for row in rows:
+                        row.pop(committed, None)
+                    committed += 1
+                    yield tokens[committed - 1]
+                if turn >= lengths[k] or seen[k] < len(tokens) or len(tokens) >= end:
+                    break
+                q = rows[k][len(tokens)] if temperature == 0 else softmax(rows[k][len(tokens)] / temperature)
+                tokens.append(draw(q, temperature, random))
+                drafts.append(q)
+
+
+def answer(backend, request):
+    random = np.random.default_rng(request["seed"])
+    tokens, start = [], None
+    for token in getattr(backend, request["method"])(request, random):
+        tokens.append(token)
+        if start is None:
+            start = time.perf_counter()
+    return {"tokens": tokens, "seconds": time.perf_counter() - start}
+
+
+def main():
+    # Answers go to what was standard output; whatever libraries print goes to standard error.
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    kind, *options = sys.argv[1:]
+    backend = Genai(option.split("=") for option in options) if kind == "genai" else Torch()
+    print(json.dumps({"versions": backend.versions}), file=answers)
+    for line in sys.stdin:
+        try:
+            result = answer(backend, json.loads(line))
+        except Exception as error:  # the benchmark goes on without this row, and says why
+            result = {"error": f"{type(error).__name__}: {error}"}
+        print(json.dumps(result), file=answers)
+
+
+if __name__ == "__main__":
+    main()
