@@ -21,6 +21,9 @@ pub struct Config {
     /// Threads of the pool that all models of the process share; 0 is one for each physical core.
     #[serde(default)]
     pub threads: usize,
+    /// Whether the threads of that pool stay awake for a while when they have nothing to do. `None` is yes.
+    #[serde(default)]
+    pub spinning: Option<bool>,
     /// Path of the ONNX Runtime library.
     #[serde(default)]
     pub onnxruntime: Option<PathBuf>,
@@ -321,6 +324,8 @@ mod tests {
             r#"{"models":[{"path":"a"}],"combine":{"kind":"target","model":0},"thread":1}"#,
             "unknown field `thread`",
         );
+        check(r#"{"models":[{"path":"a"}],"combine":{"kind":"target","model":0},"spinning":false}"#, "ok");
+        check(r#"{"models":[{"path":"a"}],"combine":{"kind":"target","model":0},"spinning":1}"#, "expected a boolean");
         check("{", "EOF");
     }
 

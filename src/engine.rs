@@ -28,7 +28,7 @@ pub struct Engine {
 impl Engine {
     /// Load everything that a configuration names.
     pub fn load(config: &Config) -> Result<Self> {
-        environment(config.onnxruntime.as_deref(), config.threads)?;
+        environment(config.onnxruntime.as_deref(), config.threads, config.spinning)?;
         let exports = config.models.iter().filter_map(|model| match model {
             ModelConfig::Onnx(export) => Some(export),
             ModelConfig::Ngram { .. } => None,

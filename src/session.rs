@@ -14,7 +14,7 @@ use crate::decode::round::{Decoder, Finish, Settings};
 use crate::decode::sampling::Sampler;
 use crate::engine::Engine;
 use crate::error::{Error, Result};
-use crate::model::{Cancel, Interrupt};
+use crate::model::{Cancel, Interrupt, Memory};
 use crate::planning::{Gains, Planning, Round, describe_plan};
 use crate::stats::Stats;
 
@@ -202,6 +202,12 @@ impl Session {
     /// The decoder, to look at.
     pub fn decoder(&self) -> &Decoder<CounterRng> {
         &self.decoder
+    }
+
+    /// The memory that the session holds: caches, logits, distributions and tokens. The models' weights are not in it, and
+    /// neither is what ONNX Runtime takes for a pass and keeps for the next, which all sessions of a model share.
+    pub fn memory(&self) -> Memory {
+        self.decoder.memory()
     }
 
     /// What was done so far.

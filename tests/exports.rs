@@ -27,7 +27,7 @@ fn exports() -> PathBuf {
 }
 
 fn load(path: &Path) -> Result<OnnxModel, Error> {
-    environment(None, 0).unwrap();
+    environment(None, 0, None).unwrap();
     OnnxModel::load(path, "model", &Settings { provider: provider(), scoring: None, context_length: None })
 }
 
@@ -450,7 +450,7 @@ fn sizes_that_no_model_has_are_refused() {
 #[test]
 fn loading_can_be_told_otherwise() {
     let load = |form: &str, scoring, context_length| {
-        environment(None, 0).unwrap();
+        environment(None, 0, None).unwrap();
         let settings = Settings { provider: Provider::Cpu, scoring, context_length };
         OnnxModel::load(&exports().join("llama").join(form), "model", &settings)
     };

@@ -18,7 +18,7 @@ fn models_share_one_thread_pool() {
         let models: Vec<_> = names.iter().map(|name| serde_json::json!({ "path": demo.join(name) })).collect();
         let weights = vec![1.0; names.len()];
         let config = serde_json::json!({
-            "models": models, "combine": { "kind": "logits", "weights": weights }, "threads": 3
+            "models": models, "combine": { "kind": "logits", "weights": weights }, "threads": 3, "spinning": false
         });
         Arc::new(Engine::load(&Config::parse(&config.to_string()).unwrap()).unwrap())
     };
@@ -40,4 +40,15 @@ fn models_share_one_thread_pool() {
     let error = Engine::load(&Config::parse(config).unwrap()).err().unwrap();
     assert_eq!(error.code(), 2);
     assert!(error.to_string().contains("thread pool of this process was made with 3"), "{error}");
+
+    let spinning = |spinning: bool| {
+        let config = serde_json::json!({
+            "models": [{ "path": demo.join("small") }], "combine": { "kind": "target", "model": 0 }, "spinning": spinning
+        });
+        Engine::load(&Config::parse(&config.to_string()).unwrap())
+    };
+    let error = spinning(true).err().unwrap();
+    assert_eq!(error.code(), 2);
+    assert!(error.to_string().contains("thread pool of this process was made with false"), "{error}");
+    assert!(spinning(false).is_ok());
 }

@@ -14,7 +14,7 @@ use crate::decode::policy::{Action, Plan, Targets, View};
 use crate::decode::sampling::{self, Candidates, Distribution, Sampler};
 use crate::decode::verify;
 use crate::error::{Error, Result};
-use crate::model::{Interrupt, Model, Pass, Proposal, Sequence};
+use crate::model::{Interrupt, Memory, Model, Pass, Proposal, Sequence};
 
 /// Why a sequence ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -818,6 +818,14 @@ impl<C: Chance> Decoder<C> {
         self.drop_pending(committed);
         // A pass that failed may have spoiled rows, so the last one is scored anew.
         self.lanes.iter_mut().for_each(|lane| lane.truncate(committed - 1));
+    }
+
+    /// The memory of the sequence: the models' sequences, and the decoder's own rows and tokens.
+    pub fn memory(&self) -> Memory {
+        // target, scratch and candidates have four bytes for each token of the vocabulary
+        let numbers = self.lanes.iter().map(|lane| lane.rows.len()).sum::<usize>() + 3 * self.target.len();
+        let own = 4 * (numbers + self.tokens.capacity());
+        self.lanes.iter().map(|lane| lane.sequence.memory()).chain([Memory::of(own)]).sum()
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::alloc::Layout;
 
+use super::Memory;
 use super::export::{CacheKind, CacheTensor, Export, Rollback};
 use crate::error::{Error, Result};
 
@@ -58,6 +59,8 @@ pub struct Cache {
     entries: usize,
     /// Live entries: the tokens seen.
     len: usize,
+    /// The most bytes that growing took while old and new buffers were there.
+    peak_bytes: usize,
 }
 
 /// One tensor of the cache: runs of entries, one run for each head (or one for all).
@@ -93,7 +96,15 @@ impl Cache {
             mask: Vec::new(),
             entries: 0,
             len: 0,
+            peak_bytes: 0,
         })
+    }
+
+    /// The memory of its buffers.
+    pub fn memory(&self) -> Memory {
+        let units: usize = self.buffers.iter().map(|buffer| buffer.past.len() + buffer.present.len()).sum();
+        let bytes = 4 * units + size_of::<i64>() * self.mask.capacity();
+        Memory { bytes, peak_bytes: self.peak_bytes.max(bytes) }
     }
 
     /// Tokens seen.
@@ -160,8 +171,9 @@ impl Cache {
         };
         let moved = self.capacity < capacity;
         for buffer in &mut self.buffers {
-            // Nothing in the present counts, so a larger one need not be a copy. The past grows when it is its turn.
+            // Nothing in the present counts, so it can go before a larger one is there. The past grows when it is its turn.
             if has_present && buffer.present.len() < buffer.size(capacity)? {
+                buffer.present = Vec::new();
                 buffer.present = zeroes(buffer.size(capacity)?)?;
             }
             if buffer.past.is_empty() {
@@ -205,18 +217,20 @@ impl Cache {
             return Ok(false);
         }
         let capacity = self.grown(tokens);
-        let grown = self.buffers.iter().map(|buffer| {
-            let mut grown = zeroes(buffer.size(capacity)?)?;
+        // All are there before any is filled, so that nothing can fail half-way. What is not filled takes no memory, so the
+        // most at any time is the new cache and one old buffer.
+        let grown = self.buffers.iter().map(|buffer| zeroes(buffer.size(capacity)?)).collect::<Result<Vec<_>>>()?;
+        let largest = self.buffers.iter().map(|buffer| buffer.past.len()).max().unwrap_or(0);
+        for (buffer, mut grown) in self.buffers.iter_mut().zip(grown) {
             let kept = self.len * buffer.units;
             for run in 0..buffer.runs {
                 let (from, to) = (run * self.capacity * buffer.units, run * capacity * buffer.units);
                 grown[to..to + kept].copy_from_slice(&buffer.past[from..from + kept]);
             }
-            Ok(grown)
-        });
-        let grown = grown.collect::<Result<Vec<_>>>()?;
-        self.buffers.iter_mut().zip(grown).for_each(|(buffer, grown)| buffer.past = grown);
+            buffer.past = grown;
+        }
         self.capacity = capacity;
+        self.peak_bytes = self.memory().bytes + 4 * largest;
         Ok(true)
     }
 
@@ -264,6 +278,7 @@ mod tests {
             mask: Vec::new(),
             entries: 0,
             len: 0,
+            peak_bytes: 0,
         }
     }
 

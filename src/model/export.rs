@@ -32,6 +32,8 @@ pub struct Export {
     pub rollback: Rollback,
     /// The cache, one entry for each key and each value of a layer.
     pub cache: Vec<CacheTensor>,
+    /// Heads that attend in a layer, as far as is known: what the scores of attention take memory by.
+    pub heads: usize,
     /// Least tokens that a shared cache must have room for: the longest window of operators that may keep no more.
     pub min_capacity: usize,
     /// Most tokens of a sequence.

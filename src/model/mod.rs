@@ -14,6 +14,7 @@ mod onnx;
 mod recognise;
 mod runtime;
 pub mod scripted;
+mod weights;
 
 use std::any::Any;
 use std::fmt;
@@ -116,6 +117,36 @@ pub trait Sequence: Any + Send {
 
     /// Time spent inside the model so far.
     fn elapsed(&self) -> Duration;
+
+    /// The memory that it holds, apart from that of its model.
+    fn memory(&self) -> Memory {
+        Memory::default()
+    }
+}
+
+/// Memory in bytes: buffers at their whole length, though of those that grow ahead of need much may never be touched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Memory {
+    /// Held now.
+    pub bytes: usize,
+    /// The most that was held so far; of several together at most this, since each may have had its most at another time.
+    pub peak_bytes: usize,
+}
+
+impl Memory {
+    /// Of buffers that never shrink.
+    pub fn of(bytes: usize) -> Self {
+        Memory { bytes, peak_bytes: bytes }
+    }
+}
+
+impl std::iter::Sum for Memory {
+    fn sum<I: Iterator<Item = Memory>>(parts: I) -> Self {
+        parts.fold(Memory::default(), |sum, part| Memory {
+            bytes: sum.bytes + part.bytes,
+            peak_bytes: sum.peak_bytes + part.peak_bytes,
+        })
+    }
 }
 
 /// What a model proposes for a position.

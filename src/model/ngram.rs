@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::{Cancel, Interrupt, Model, Pass, Proposal, Sequence};
+use super::{Cancel, Interrupt, Memory, Model, Pass, Proposal, Sequence};
 use crate::error::Result;
 
 /// Longest run of tokens that is compared; a longer match would hardly foretell more.
@@ -60,6 +60,10 @@ impl Sequence for NgramSequence {
 
     fn elapsed(&self) -> Duration {
         Duration::ZERO
+    }
+
+    fn memory(&self) -> Memory {
+        Memory::of(size_of::<i32>() * self.tokens.capacity())
     }
 }
 

@@ -22,15 +22,22 @@ use super::cache::Cache;
 use super::check::{self, Deviation, Excuses};
 use super::export::{self, CacheKind, Export, Input, Logits, Role, Rollback, Rows, Scoring};
 use super::graph::Graph;
-use super::huge_pages::Mappings;
 use super::recognise::read_export;
-use super::{Cancel, CancelHook, Interrupt, Model, Pass, Sequence, runtime};
+use super::{Cancel, CancelHook, Interrupt, Memory, Model, Pass, Sequence, weights};
 use crate::error::{Error, Result};
 
 /// Logits of one pass take at most this many bytes, unless a pass of [`MIN_PASS`] tokens takes more.
 const LOGITS_BYTES: usize = 64 << 20;
 const MIN_PASS: usize = 16;
-const MAX_PASS: usize = 512;
+/// Twice as many are a tenth faster (measured on two cores), and what ONNX Runtime takes for a pass, and keeps, grows with them.
+const MAX_PASS: usize = 256;
+
+/// Scores of attention take at most this many bytes in a layer, unless a pass of [`MIN_PASS`] tokens takes more: one for
+/// each head, position and entry of the cache.
+const SCORES_BYTES: usize = 64 << 20;
+
+/// Rows of logits that a sequence keeps room for behind a prompt that took more than twice as many.
+const KEPT_ROWS: usize = 40;
 
 /// Timing passes at loading takes at most this, or a tenth of what loading took before.
 const TIMING: Duration = Duration::from_millis(100);
@@ -61,7 +68,7 @@ pub struct Settings {
 /// A language model that ONNX Runtime runs.
 pub struct OnnxModel {
     name: String,
-    session: Session,
+    session: Arc<Session>,
     export: Arc<Export>,
     provider: Provider,
     memory: Arc<MemoryInfo<'static>>,
@@ -73,38 +80,16 @@ pub struct OnnxModel {
 }
 
 impl OnnxModel {
-    /// Load an export: an `.onnx` file, or a folder that holds one. [`runtime::environment`] must have been made.
+    /// Load an export: an `.onnx` file, or a folder that holds one. [`super::environment`] must have been made. Weights that
+    /// another model of the process has loaded from the same file, and still uses, are shared with it.
     ///
     /// A few passes over made-up tokens show what inputs and outputs cannot tell: see [`check`].
     pub fn load(path: &Path, name: &str, settings: &Settings) -> Result<Self> {
         let started = Instant::now();
         let file = beside::model_file(path)?;
-        let environment = runtime::environment(None, 0)?;
         let refuse = |error: &dyn std::fmt::Display| Error::Model(format!("cannot load {}: {error}", file.display()));
         let graph = Graph::read(&file)?;
-        let mut builder = Session::builder(environment).map_err(|error| refuse(&error))?;
-        // ORT keeps a memory plan for each combination of input shapes, and here every pass has another one.
-        builder = builder.with_memory_pattern(false).map_err(|error| refuse(&error))?;
-        // By default ORT rounds the activations of products with quantised weights to eight bits, and so changes the model.
-        builder =
-            builder.with_config_entry("session.qdq_matmulnbits_accuracy_level", "1").map_err(|error| refuse(&error))?;
-        if let Provider::Cuda { device_id } = settings.provider {
-            // With TF32, logits would depend on the width of a pass in the third digit.
-            let cuda = ort::ep::CUDA::default().with_device_id(device_id).with_tf32(false).build().error_on_failure();
-            builder = builder.with_execution_providers([cuda]).map_err(|error| {
-                Error::Runtime(format!(
-                    "provider \"cuda\" is not available for {}: {error}; it needs an NVIDIA driver, CUDA and cuDNN, and \
-                     libonnxruntime_providers_cuda.so with libonnxruntime_providers_shared.so beside a GPU build of \
-                     libonnxruntime.so (package onnxruntime-gpu); use \"cpu\" otherwise",
-                    file.display()
-                ))
-            })?;
-        }
-        let before = Mappings::now();
-        let session = builder.commit_from_file(&file).map_err(|error| {
-            refuse(&format_args!("{error}; if the file is corrupt or incomplete, copy or export it again"))
-        })?;
-        before.advise_since();
+        let session = weights::load(&file, &graph, settings.provider)?;
         let mut export = read_export(&file, &graph, session.inputs(), session.outputs())?;
         if let Some(length) = settings.context_length {
             export.limit_context(length)?;
@@ -248,6 +233,7 @@ impl OnnxModel {
             cancel: cancel.clone(),
             tokens: Vec::new(),
             elapsed: Duration::ZERO,
+            peak_logits: 0,
         })
     }
 }
@@ -266,7 +252,11 @@ impl Model for OnnxModel {
     }
 
     fn max_pass(&self) -> usize {
-        (LOGITS_BYTES / (4 * self.export.logits.columns)).clamp(MIN_PASS, MAX_PASS)
+        match self.export.logits.rows {
+            Rows::All => (LOGITS_BYTES / (4 * self.export.logits.columns)).clamp(MIN_PASS, MAX_PASS),
+            // no more rows than are wanted, which are few
+            Rows::Counted | Rows::Last => MAX_PASS,
+        }
     }
 
     fn cost(&self) -> u64 {
@@ -356,6 +346,8 @@ struct OnnxSequence {
     /// What was seen, for an export without a cache.
     tokens: Vec<i32>,
     elapsed: Duration,
+    /// The most bytes that `rows` and `raw` had.
+    peak_logits: usize,
 }
 
 impl Sequence for OnnxSequence {
@@ -374,6 +366,12 @@ impl Sequence for OnnxSequence {
 
     fn elapsed(&self) -> Duration {
         self.elapsed
+    }
+
+    fn memory(&self) -> Memory {
+        let logits = Memory { bytes: self.logits_bytes(), peak_bytes: self.peak_logits };
+        let tokens = Memory::of(size_of::<i32>() * self.tokens.capacity());
+        [self.cache.memory(), logits, tokens].into_iter().sum()
     }
 }
 
@@ -396,6 +394,8 @@ impl OnnxSequence {
                 Rows::All if self.export.cache_kind != CacheKind::None => (left.len(), 0),
                 Rows::All | Rows::Counted => (left.len(), unwanted),
             };
+            let width = width.min(self.widest(width));
+            let unwanted = unwanted.min(width - 1);
             let (now, later) = left.split_at(width);
             if let Err(interrupt) = self.pass(now, unwanted, keep) {
                 self.truncate(start);
@@ -403,7 +403,20 @@ impl OnnxSequence {
             }
             left = later;
         }
+        // Only a prompt has so many rows that nobody wants.
+        if keep > start + KEPT_ROWS {
+            self.trim(keep.min(self.len()));
+        }
         Ok(())
+    }
+
+    /// The widest pass, up to `width`, whose attention takes a bearable amount of memory. Without a cache that is a matter
+    /// of the text, not of the pass.
+    fn widest(&self, width: usize) -> usize {
+        match self.export.cache_kind {
+            CacheKind::None => width,
+            _ => widest(self.export.heads, self.cache.capacity().max(self.len() + width)),
+        }
     }
 
     /// One pass, of which the first `unwanted` rows need not be made.
@@ -449,15 +462,30 @@ impl OnnxSequence {
         let Logits { name, element, rank, columns, .. } = &self.export.logits;
         let shape = [1, given as i64, *columns as i64];
         let shape = if *rank == 2 { &[1, *columns as i64][..] } else { &shape };
-        let rows = self.rows.reserve(position, wanted, keep);
+        let rows = self.rows.reserve(position, wanted, keep)?;
         let value = if given == wanted && *element == TensorElementType::Float32 {
             Tensor::over(&self.memory, rows, *element, shape)?
         } else {
             let bytes = given * columns * export::element_bytes(*element).unwrap_or(4);
-            self.raw.resize(self.raw.len().max(bytes.div_ceil(4)), 0);
+            lengthen(&mut self.raw, bytes.div_ceil(4))?;
             Tensor::over(&self.memory, &mut self.raw, *element, shape)?
         };
+        self.peak_logits = self.peak_logits.max(self.logits_bytes());
         self.binding.output(name, &value)
+    }
+
+    fn logits_bytes(&self) -> usize {
+        4 * (self.rows.rows.capacity() + self.raw.capacity())
+    }
+
+    /// Give back what the logits of a long prompt took. Without a cache, the next pass would need it again.
+    fn trim(&mut self, keep: usize) {
+        self.rows.trim(keep);
+        let most = KEPT_ROWS * self.rows.columns;
+        if self.raw.len() > 2 * most && self.export.cache_kind != CacheKind::None {
+            self.raw.truncate(most);
+            self.raw.shrink_to_fit();
+        }
     }
 
     /// How many rows a pass gives of those that are wanted.
@@ -499,7 +527,10 @@ impl OnnxSequence {
     fn bind_inputs(&mut self, tokens: &[i32], wanted: usize) -> ort::Result<()> {
         // What failed to be bound is bound by the next pass, which must not find an old address.
         let bound = std::mem::replace(&mut self.bound, false);
-        let moved = self.cache.prepare(tokens.len()).map_err(|error| ort::Error::new(error.to_string()))?;
+        let moved = self.cache.prepare(tokens.len()).map_err(|error| match error {
+            Error::Runtime(what) => ort::Error::new(what),
+            other => ort::Error::new(other.to_string()),
+        })?;
         let (entries, len, capacity) = (self.cache.entries(), self.cache.len(), self.cache.capacity());
         let width = tokens.len();
         let kind = self.export.cache_kind;
@@ -617,6 +648,20 @@ impl Numbers {
     }
 }
 
+fn widest(heads: usize, entries: usize) -> usize {
+    (SCORES_BYTES / (4 * heads * entries)).max(MIN_PASS)
+}
+
+/// Make a buffer at least so long. Where there is not enough memory, that is an error and no abort.
+fn lengthen<T: Copy + Default>(buffer: &mut Vec<T>, length: usize) -> ort::Result<()> {
+    if let Some(more) = length.checked_sub(buffer.len()) {
+        let failed = |_| ort::Error::new(format!("not enough memory for logits of {} bytes", length * size_of::<T>()));
+        buffer.try_reserve_exact(more).map_err(failed)?;
+        buffer.resize(length, T::default());
+    }
+    Ok(())
+}
+
 /// Rows of logits, written by ONNX Runtime where they are read.
 struct LogitRows {
     rows: Vec<f32>,
@@ -638,7 +683,7 @@ impl LogitRows {
     }
 
     /// Room for the rows of `count` positions from `position` on, keeping those from `keep` on that come before.
-    fn reserve(&mut self, position: usize, count: usize, keep: usize) -> &mut [f32] {
+    fn reserve(&mut self, position: usize, count: usize, keep: usize) -> ort::Result<&mut [f32]> {
         let end = position + count;
         let keep = keep.max(self.first);
         if keep >= position {
@@ -649,11 +694,22 @@ impl LogitRows {
             self.first = keep;
         }
         let needed = (end - self.first) * self.columns;
-        if self.rows.len() < needed {
-            self.rows.resize(needed, 0.0);
-        }
+        lengthen(&mut self.rows, needed)?;
         self.end = needed;
-        &mut self.rows[(position - self.first) * self.columns..needed]
+        Ok(&mut self.rows[(position - self.first) * self.columns..needed])
+    }
+
+    /// Keep no more room than usual passes need, and the rows from `keep` on.
+    fn trim(&mut self, keep: usize) {
+        let from = (keep.max(self.first) - self.first) * self.columns;
+        let least = (self.end - from).max(KEPT_ROWS * self.columns);
+        if self.rows.len() > 2 * least {
+            self.rows.copy_within(from..self.end, 0);
+            self.first = self.first.max(keep);
+            self.end -= from;
+            self.rows.truncate(least);
+            self.rows.shrink_to_fit();
+        }
     }
 
     /// The last rows that were reserved.
@@ -680,10 +736,36 @@ mod tests {
     }
 
     #[test]
+    fn passes_over_long_contexts_are_narrow() {
+        assert!(widest(8, 1024) > MAX_PASS);
+        assert_eq!(widest(32, 8192), 64);
+        assert_eq!(widest(32, 1 << 20), MIN_PASS);
+    }
+
+    #[test]
+    fn a_long_prompt_leaves_room_for_usual_passes_only() {
+        let mut logits = LogitRows::new(2);
+        let mut write = |position: usize, count: usize, keep: usize| {
+            let rows = logits.reserve(position, count, keep).unwrap();
+            rows.iter_mut().enumerate().for_each(|(index, value)| *value = (2 * position + index) as f32);
+            logits.trim(keep);
+            for kept in keep.max(position)..position + count {
+                assert_eq!(logits.row(kept), [2.0 * kept as f32, 2.0 * kept as f32 + 1.0], "row {kept}");
+            }
+            logits.rows.capacity() / 2
+        };
+        assert_eq!(write(1, 200, 200), KEPT_ROWS);
+        assert_eq!(write(201, 1, 201), KEPT_ROWS);
+        assert_eq!(write(202, 2 * KEPT_ROWS, 202), 2 * KEPT_ROWS, "a long draft keeps its room");
+        assert_eq!(write(202, 1, 202), 2 * KEPT_ROWS);
+        assert_eq!(write(203, 300, 403), 100, "rows that are kept stay");
+    }
+
+    #[test]
     fn rows_of_logits_stay_where_they_were_written() {
         let mut logits = LogitRows::new(2);
         let mut write = |position: usize, count: usize, keep: usize| {
-            let rows = logits.reserve(position, count, keep);
+            let rows = logits.reserve(position, count, keep).unwrap();
             assert_eq!(rows.len(), 2 * count);
             for (index, value) in rows.iter_mut().enumerate() {
                 *value = (10 * (position + index / 2) + index % 2) as f32;

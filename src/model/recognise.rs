@@ -161,7 +161,13 @@ impl Reader<'_> {
         if cache_kind == CacheKind::None {
             warnings.push("it has no cache: every pass runs the whole sequence; export it with past".into());
         }
+        let heads = self.graph.all("GroupQueryAttention").filter_map(|node| node.integer("num_heads")).max();
+        let heads = heads.and_then(|heads| usize::try_from(heads).ok());
+        let configured = || self.beside.size("/model/decoder/num_attention_heads", "num_attention_heads");
+        let cached = || cache.iter().map(|tensor| tensor.heads).max();
+        let heads = heads.or_else(configured).or_else(cached).unwrap_or(1);
         Ok(Export {
+            heads,
             file: self.file.into(),
             tokenizer: self.beside.tokenizer.clone(),
             producer: self.graph.producer.clone(),

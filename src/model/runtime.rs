@@ -19,6 +19,7 @@ pub const LIBRARY_VARIABLE: &str = "ORT_DYLIB_PATH";
 struct Shared {
     environment: Environment,
     threads: usize,
+    spinning: bool,
     library: PathBuf,
 }
 
@@ -26,19 +27,27 @@ struct Shared {
 /// (two models with spinning pools of their own run 2.3 times slower on two cores).
 static SHARED: OnceCell<Shared> = OnceCell::new();
 
-/// The environment, made on first use from `library` (unless `ORT_DYLIB_PATH` is set) with `threads` threads.
+/// The environment, made on first use from `library` (unless `ORT_DYLIB_PATH` is set) with `threads` threads, which spin
+/// unless told not to.
 ///
-/// Later calls get the same one; asking for another number of threads then is an error.
-pub fn environment(library: Option<&Path>, threads: usize) -> Result<&'static Environment> {
+/// Later calls get the same one; asking for another number of threads, or for other spinning, then is an error.
+pub fn environment(library: Option<&Path>, threads: usize, spinning: Option<bool>) -> Result<&'static Environment> {
     // Two first uses at once must not both try.
     static FIRST: Mutex<()> = Mutex::new(());
     let _first = FIRST.lock();
-    let shared = SHARED.get_or_try_init(|| make(library, threads))?;
+    let shared = SHARED.get_or_try_init(|| make(library, threads, spinning.unwrap_or(true)))?;
     if threads != 0 && threads != shared.threads {
         return Err(Error::Config(format!(
             "threads is {threads}, but the thread pool of this process was made with {}; \
              it is shared by all engines, so leave threads out or set the same number",
             if shared.threads == 0 { "the default".into() } else { shared.threads.to_string() }
+        )));
+    }
+    if spinning.is_some_and(|spinning| spinning != shared.spinning) {
+        return Err(Error::Config(format!(
+            "spinning is {}, but the thread pool of this process was made with {}; \
+             it is shared by all engines, so leave spinning out or set the same",
+            !shared.spinning, shared.spinning
         )));
     }
     Ok(&shared.environment)
@@ -49,7 +58,7 @@ pub fn library() -> Option<(&'static Path, usize)> {
     SHARED.get().map(|shared| (shared.library.as_path(), shared.threads))
 }
 
-fn make(library: Option<&Path>, threads: usize) -> Result<Shared> {
+fn make(library: Option<&Path>, threads: usize, spinning: bool) -> Result<Shared> {
     let path = find(library)?;
     let failed = |error: &dyn std::fmt::Display| {
         Error::Runtime(format!("{error}; ONNX Runtime 1.{} or newer is needed", ort::MINOR_VERSION))
@@ -68,9 +77,7 @@ fn make(library: Option<&Path>, threads: usize) -> Result<Shared> {
         _ => failed(&error),
     })?;
     let make = || -> ort::Result<Environment> {
-        // Spinning keeps the threads awake between the operators of a pass and between passes: measured 1.6 times
-        // faster than blocking for models of 14 M parameters.
-        let pool = GlobalThreadPoolOptions::default().with_intra_threads(threads)?.with_spin_control(true)?;
+        let pool = GlobalThreadPoolOptions::default().with_intra_threads(threads)?.with_spin_control(spinning)?;
         let environment = builder
             .with_name("cos")
             .with_telemetry(false)
@@ -84,7 +91,7 @@ fn make(library: Option<&Path>, threads: usize) -> Result<Shared> {
         environment.set_log_level(LogLevel::Warning);
         Ok(environment)
     };
-    Ok(Shared { environment: make().map_err(|error| failed(&error))?, threads, library: path })
+    Ok(Shared { environment: make().map_err(|error| failed(&error))?, threads, spinning, library: path })
 }
 
 /// Where the library is: `ORT_DYLIB_PATH`, then the configuration, then beside this library where set-up puts it,
