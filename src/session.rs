@@ -222,11 +222,11 @@ impl Session {
     }
 
     /// How it decodes, and why, for people who look into a session. Documented with `cos_session_describe`.
-    pub fn describe(&mut self) -> Value {
+    pub fn describe(&self) -> Value {
         let models = self.engine.models();
         let names: Vec<&str> = models.iter().map(|model| model.name()).collect();
-        if let (Some(planning), Some(observer)) = (&self.planning, self.decoder.observer()) {
-            return planning.describe(&names, observer.estimates());
+        if let (Some(planning), Some(estimates)) = (&self.planning, self.decoder.estimates()) {
+            return planning.describe(&names, estimates);
         }
         let Plan { policy, targets } = &self.decoder.settings().plan;
         describe_plan(policy, *targets, names.len())

@@ -172,6 +172,7 @@ fn whole(arguments: &Arguments, results: &mut Results) -> Result<(Arc<Engine>, V
         combine: Combine::Target { model: 0 },
         models,
         threads: 0,
+        spinning: None,
         onnxruntime: None,
     })?);
     let path = |folder: PathBuf| folder.canonicalize().unwrap_or(folder).to_string_lossy().into_owned();

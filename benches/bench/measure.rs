@@ -4,9 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Instant;
 
-use cos::decode::policy::Targets;
 use cos::decode::round::Counters;
-use cos::decode::sampling::{self, Sampler};
+use cos::decode::sampling::{Candidates, Sampler};
 use cos::model::{Cancel, Interrupt, Model, Pass, Sequence};
 use cos::session::{Options, Session, State};
 use cos::stats::Stats;
@@ -182,9 +181,10 @@ impl Measured {
 
 /// What a session settled for, in words.
 fn chosen(session: &Session) -> String {
-    let plan = &session.decoder().settings().plan;
-    let targets = if plan.targets == Targets::Routed { "routed, " } else { "" };
-    format!("{targets}{:?}", plan.policy)
+    let plan = session.describe();
+    let gain = plan["expected_gain"].as_f64().map_or(String::new(), |gain| format!(", expects {gain:.2}"));
+    let word = |key: &str| plan[key].as_str().unwrap_or_default();
+    format!("{} {} {}{gain}", word("targets"), word("strategy"), plan["proposal_lengths"])
 }
 
 /// Whose proposals were accepted, from the counters after each step: on the path of the theory it is settled who proposes
@@ -268,6 +268,7 @@ fn extend(model: &dyn Model, sequence: &mut dyn Sequence, tokens: &[i32]) -> Res
 fn likelihood(model: &dyn Model, prompt: &[i32], text: &[i32]) -> Result<f64> {
     let mut sequence = model.start(&Arc::new(Cancel::default()))?;
     extend(model, sequence.as_mut(), &prompt[..prompt.len() - 1])?;
+    let (plain, mut candidates) = (Sampler::new(1.0, 0, 0.0, 0.0)?, Candidates::new(model.vocab_size()));
     let mut total = 0.0;
     // so that the rows of a chunk are there: the one before each token of the text
     let tokens: Vec<i32> = prompt[prompt.len() - 1..].iter().chain(text).copied().collect();
@@ -275,7 +276,8 @@ fn likelihood(model: &dyn Model, prompt: &[i32], text: &[i32]) -> Result<f64> {
         let start = sequence.len();
         extend(model, sequence.as_mut(), chunk)?;
         for (offset, &token) in next.iter().enumerate() {
-            total += f64::from(sampling::log_softmax(sequence.logits(start + 1 + offset), token as usize));
+            let row = sequence.logits(start + 1 + offset);
+            total += f64::from(plain.process(row, &mut candidates)?.log_probability(row, token as usize));
         }
     }
     Ok(total)

@@ -289,9 +289,14 @@ impl<C: Chance> Decoder<C> {
         self.observer = Some(Box::new(observer));
     }
 
-    /// What was learned, if anything is.
+    /// What learns, if anything does.
     pub fn observer(&mut self) -> Option<&mut Observer> {
         self.observer.as_deref_mut()
+    }
+
+    /// What is known, if anything is learned.
+    pub fn estimates(&self) -> Option<&Estimates> {
+        self.observer.as_deref().map(Observer::estimates)
     }
 
     /// Whether proposals wait to be decided.
@@ -823,7 +828,7 @@ impl<C: Chance> Decoder<C> {
     /// The memory of the sequence: the models' sequences, and the decoder's own rows and tokens.
     pub fn memory(&self) -> Memory {
         // target, scratch and candidates have four bytes for each token of the vocabulary
-        let numbers = self.lanes.iter().map(|lane| lane.rows.len()).sum::<usize>() + 3 * self.target.len();
+        let numbers = 3 * self.target.len();
         let own = 4 * (numbers + self.tokens.capacity());
         self.lanes.iter().map(|lane| lane.sequence.memory()).chain([Memory::of(own)]).sum()
     }
