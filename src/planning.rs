@@ -29,6 +29,9 @@ const FIRST_PROBE: f64 = 0.03;
 /// Tokens between two thoughts of a probe.
 const PROBE_INTERVAL: usize = 16;
 
+/// Rounds of `standard` that show what it takes.
+const REFERENCE: u32 = 2;
+
 /// Observations that a new session takes over from others: enough to begin with, few enough to learn that it is another text.
 const INHERITED: f64 = 24.0;
 
@@ -101,6 +104,8 @@ pub struct Planning {
     key: Key,
     /// The plan to take as soon as nothing is pending.
     next: Option<Plan>,
+    /// Whether that is `standard` for a moment, and then the rounds that it has had.
+    reference: Option<u32>,
     gains: Gains,
     changes: u64,
     /// Seconds of steps so far, of looks at the plan, and of the last look.
@@ -147,11 +152,14 @@ impl Planning {
             known => Some(format!("{known:?} {sampler:?} {choices:?}")),
         };
         let (estimates, known) = priors.start(&key, models);
-        let plan = known.filter(|plan| choices.allow(plan)).unwrap_or(plan);
+        let known = known.filter(|plan| choices.allow(plan));
+        let is_known = known.is_some();
+        let plan = known.unwrap_or(plan);
         let planning = Planning {
-            planner: Planner::new(choices, plan),
+            planner: Planner::new(choices, plan, is_known),
             key,
             next: None,
+            reference: None,
             gains: Gains::default(),
             changes: 0,
             seconds: 0.0,
@@ -202,14 +210,21 @@ impl Planning {
             self.count(decoder, round, passes);
         }
         if !decoder.has_pending() {
-            if let Some(plan) = self.next.take() {
-                self.change(decoder, plan);
-            }
+            self.switch(decoder);
             if !round.open {
                 self.share(priors, decoder);
             }
         }
-        if !round.open || self.next.is_some() {
+        if !round.open || self.next.is_some() || self.reference.is_some() {
+            return;
+        }
+        if decoder.estimates().is_some_and(|estimates| self.planner.needs_reference(estimates)) {
+            self.reference = Some(0);
+            if decoder.has_pending() {
+                decoder.drain();
+            } else {
+                self.switch(decoder);
+            }
             return;
         }
         if self.planner.is_due() && self.looking + self.look <= PLANNING * self.seconds {
@@ -217,15 +232,11 @@ impl Planning {
             self.next = decoder.observer().and_then(|observer| self.planner.look(observer.estimates_mut()));
             self.look = started.elapsed().as_secs_f64();
             self.looking += self.look;
-            if decoder.has_pending() {
-                if self.next.is_some() {
-                    decoder.drain();
-                }
-            } else {
-                if let Some(plan) = self.next.take() {
-                    self.change(decoder, plan);
-                }
+            if !decoder.has_pending() {
+                self.switch(decoder);
                 self.share(priors, decoder);
+            } else if self.next.is_some() {
+                decoder.drain();
             }
         }
         self.tokens_to_probe = self.tokens_to_probe.saturating_sub(round.tokens);
@@ -237,7 +248,9 @@ impl Planning {
 
     fn count<C: Chance>(&mut self, decoder: &mut Decoder<C>, round: Round, passes: u64) {
         let seconds = round.total.as_secs_f64();
-        self.planner.measured(round.tokens, seconds);
+        if self.reference.is_none() {
+            self.planner.measured(round.tokens, seconds);
+        }
         let host = round.total.saturating_sub(round.models).as_secs_f64();
         if let Some(observer) = decoder.observer()
             && passes > 0
@@ -253,10 +266,26 @@ impl Planning {
         }
     }
 
-    fn change<C: Chance>(&mut self, decoder: &mut Decoder<C>, plan: Plan) {
-        decoder.set_plan(plan.clone());
-        self.planner.adopt(plan);
-        self.changes += 1;
+    /// Nothing is pending: take the plan that is wanted.
+    fn switch<C: Chance>(&mut self, decoder: &mut Decoder<C>) {
+        if let Some(plan) = self.next.take() {
+            decoder.set_plan(plan.clone());
+            self.planner.adopt(plan);
+            self.changes += 1;
+        }
+        match &mut self.reference {
+            None => {}
+            Some(REFERENCE) => {
+                self.reference = None;
+                decoder.set_plan(self.planner.plan().clone());
+            }
+            Some(rounds) => {
+                if *rounds == 0 {
+                    decoder.set_plan(Plan::STANDARD);
+                }
+                *rounds += 1;
+            }
+        }
     }
 
     fn share<C: Chance>(&mut self, priors: &Mutex<Priors>, decoder: &mut Decoder<C>) {
@@ -279,7 +308,7 @@ impl Planning {
         self.probe_next = model + 1;
         let gap = decoder.gap(model);
         let Some(observer) = decoder.observer() else { return };
-        let expected = observer.estimates().costs[model].at(gap);
+        let expected = observer.estimates().costs[model].at(gap, true);
         let first = !observer.estimates().acceptance[model].is_known() && expected <= FIRST_PROBE * self.seconds;
         {
             let mut priors = priors.lock();
@@ -302,7 +331,7 @@ impl Planning {
         let expectation = self.planner.expectation();
         let ratio = |a: f64, b: f64| if b > 0.0 { json!(a / b) } else { Value::Null };
         let model = |(model, name): (usize, &&str)| {
-            let times: Vec<f64> = (1..=8).map(|width| 1e3 * estimates.costs[model].at(width)).collect();
+            let times: Vec<f64> = (1..=8).map(|width| 1e3 * estimates.costs[model].at(width, true)).collect();
             let acceptance = &estimates.acceptance[model];
             json!({
                 "name": name,

@@ -174,7 +174,7 @@ impl Observer {
             end: 0,
             next: vec![0; models],
             behind: vec![f64::NAN; models],
-            idle: vec![0; models],
+            idle: vec![1; models],
         }
     }
 
@@ -195,7 +195,8 @@ impl Observer {
 
     /// A pass of a model over `width` positions took so long.
     pub fn passed(&mut self, model: usize, width: usize, seconds: f64) {
-        let factor = self.estimates.costs[model].record(width, seconds);
+        let cold = self.idle.iter().any(|idle| *idle == 0) && self.idle[model] != 0;
+        let factor = self.estimates.costs[model].record(width, cold, seconds);
         for (other, idle) in self.idle.iter_mut().enumerate() {
             *idle = if other == model { 0 } else { idle.saturating_add(1) };
             if *idle > IDLE {
@@ -364,6 +365,6 @@ mod tests {
         }
         (0..500).for_each(|_| observer.passed(0, 1, 3.0));
         let costs = &observer.estimates().costs;
-        assert!((costs[0].at(1) - 3.0).abs() < 0.1 && (0.2..0.31).contains(&costs[1].at(1)), "{costs:?}");
+        assert!((costs[0].at(1, false) - 3.0).abs() < 0.1 && (0.2..0.31).contains(&costs[1].at(1, false)), "{costs:?}");
     }
 }

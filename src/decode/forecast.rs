@@ -43,13 +43,15 @@ pub struct Task {
 }
 
 impl Task {
-    fn needed(&self) -> impl Iterator<Item = usize> + '_ {
+    /// The models that the combination depends on.
+    pub fn needed(&self) -> impl Iterator<Item = usize> + '_ {
         (0..self.weights.len()).filter(|&model| self.weights[model] != 0.0)
     }
 
     /// Seconds for a token where nobody proposes: one pass of every model that is needed.
     pub fn standard(&self, estimates: &Estimates) -> f64 {
-        self.needed().map(|model| estimates.costs[model].at(1) + estimates.host.or(0.0)).sum()
+        let cold = self.needed().count() > 1;
+        self.needed().map(|model| estimates.costs[model].at(1, cold) + estimates.host.or(0.0)).sum()
     }
 }
 
@@ -60,6 +62,8 @@ pub struct Forecast {
     pending: Vec<usize>,
     /// Whether each model's proposal for the last position would have been accepted.
     behind: Vec<bool>,
+    /// The model that ran last.
+    last: Option<usize>,
     committed: usize,
     seconds: f64,
 }
@@ -73,6 +77,7 @@ impl Forecast {
         self.behind.clear();
         self.behind.resize(models, true);
         self.pending.clear();
+        self.last = None;
         (self.committed, self.seconds) = (1, 0.0);
         let mut run = Run { state: self, plan, task, estimates };
         // What is pending at the end has been paid for and is not counted, so the end must be a small part.
@@ -124,7 +129,8 @@ impl Run<'_> {
         let width = len - self.state.seen[model];
         self.state.seen[model] = len;
         if self.task.scores[model] && width > 0 {
-            self.state.seconds += self.estimates.costs[model].at(width) + self.estimates.host.or(0.0);
+            let cold = self.state.last.replace(model).is_some_and(|last| last != model);
+            self.state.seconds += self.estimates.costs[model].at(width, cold) + self.estimates.host.or(0.0);
         }
     }
 

@@ -10,11 +10,14 @@ use super::policy::{MAX_PROPOSAL_LENGTH, Plan, Policy, Request, Targets};
 const HYSTERESIS: f64 = 0.02;
 
 /// Tokens of a forecast that compares many plans, and of one that decides.
-const SHORT: usize = 192;
+const SHORT: usize = 320;
 const LONG: usize = LONGEST - 1;
 
 /// Lengths that are tried.
 const LENGTHS: [usize; 9] = [1, 2, 3, 4, 5, 6, 8, 11, 16];
+
+/// A length that is so much worse than a shorter one ends the search for longer ones.
+const MUCH_WORSE: f64 = 1.04;
 
 /// Tokens after which the plan is looked at again: soon at first, while each token says much, then regularly.
 const FIRST_LOOK: usize = 8;
@@ -28,6 +31,11 @@ const ALARM: f64 = 6.0;
 
 /// Observations that are left of what was known when something has changed.
 const LEFT: f64 = 12.0;
+
+/// Passes after which a model that is needed is to run over a single position again, so that it is known what `standard`
+/// takes: at least so many, and so many more the more is lost by a moment of it.
+const STALE: f64 = 40.0;
+const STALE_AND_DEAR: f64 = 160.0;
 
 /// What a session leaves to the planner.
 #[derive(Debug, Clone, PartialEq)]
@@ -124,8 +132,9 @@ fn kind(plan: &Plan) -> usize {
 }
 
 impl Planner {
-    /// Begins with `plan`.
-    pub fn new(choices: Choices, plan: Plan) -> Self {
+    /// Begins with `plan`; if it is `known` to be good, from other sessions, there is no hurry to look at it.
+    pub fn new(choices: Choices, plan: Plan, known: bool) -> Self {
+        let interval = if known { LAST_LOOK } else { FIRST_LOOK };
         Planner {
             choices,
             plan,
@@ -135,8 +144,8 @@ impl Planner {
             seconds: 0.0,
             bias: [1.0; KINDS],
             debt: 0.0,
-            until_look: 0,
-            interval: FIRST_LOOK,
+            until_look: interval,
+            interval,
         }
     }
 
@@ -182,8 +191,19 @@ impl Planner {
 
     /// Whether the plan does so much worse than `standard` that what is known cannot be so any more.
     fn is_alarmed(&self) -> bool {
-        let standard = Plan { policy: Policy::Standard, targets: Targets::Combined };
-        self.plan != standard && self.expectation.standard > 0.0 && self.debt > ALARM * self.expectation.standard
+        !self.is_standard() && self.expectation.standard > 0.0 && self.debt > ALARM * self.expectation.standard
+    }
+
+    /// Whether it has to be seen again what `standard` takes. All else is measured against that, and a plan under which no
+    /// pass is as narrow tells little of it.
+    pub fn needs_reference(&self, estimates: &Estimates) -> bool {
+        let lost = (1.0 - self.expectation.planned / self.expectation.standard.max(f64::MIN_POSITIVE)).clamp(0.0, 1.0);
+        let stale = STALE + STALE_AND_DEAR * lost;
+        !self.is_standard() && self.choices.task.needed().any(|k| f64::from(estimates.costs[k].since_single()) > stale)
+    }
+
+    fn is_standard(&self) -> bool {
+        self.plan == Plan::STANDARD
     }
 
     /// Look at the plan: another one, if one is forecast to be faster. Forgets estimates that no longer hold.
@@ -236,7 +256,8 @@ impl Planner {
         let models = self.choices.task.weights.len();
         let mut by_cost: Vec<usize> = (0..models).collect();
         by_cost.sort_by(|&a, &b| {
-            let cost = |model: usize| if self.choices.task.scores[model] { estimates.costs[model].at(1) } else { 0.0 };
+            let cost =
+                |model: usize| if self.choices.task.scores[model] { estimates.costs[model].at(1, true) } else { 0.0 };
             cost(a).total_cmp(&cost(b))
         });
         let proposers: Vec<usize> = by_cost
@@ -255,7 +276,7 @@ impl Planner {
         }
     }
 
-    /// Of one drafter, the best length. Longer ones pay less and less, so the first that is worse ends the search.
+    /// Of one drafter, the best length. Longer ones pay less and less, so one that is much worse ends the search.
     fn speculative(
         &mut self,
         proposer: usize,
@@ -267,7 +288,7 @@ impl Planner {
         for length in self.lengths(proposer) {
             let plan = Plan { policy: Policy::Speculative { proposer, length }, targets };
             let seconds = self.consider(plan, estimates, best);
-            if seconds > 1.01 * last {
+            if seconds > MUCH_WORSE * last {
                 break;
             }
             last = last.min(seconds);
@@ -312,7 +333,7 @@ impl Planner {
                         own = seconds;
                     } else {
                         lengths[model] = kept;
-                        if length > 0 && seconds > 1.01 * last {
+                        if length > 0 && seconds > MUCH_WORSE * last {
                             break;
                         }
                     }

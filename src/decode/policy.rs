@@ -154,6 +154,9 @@ pub struct Request<'a> {
 }
 
 impl Plan {
+    /// What all others are measured against.
+    pub const STANDARD: Plan = Plan { policy: Policy::Standard, targets: Targets::Combined };
+
     /// Settle how a session decodes.
     ///
     /// Routed targets need a mixture that is sampled: an argmax is no mixture, and neither is a sum of logits. They never
