@@ -323,14 +323,15 @@ fn look_ups_draft_and_have_no_say() {
     let weighted = Combine::Weighted { weights: vec![0.0, 1.0] };
     let engine = cos_engine::into_raw(Arc::new(new(vec![ngram(), scripted()], weighted).unwrap()));
     assert_eq!(unsafe { (cos_engine_model_count(engine), cos_engine_vocab_size(engine)) }, (2, 4));
-    let session = session(engine, &cos_session_options { max_tokens: 40, ..options() });
+    let strategy = COS_STRATEGY_SPECULATIVE;
+    let session = session(engine, &cos_session_options { strategy, max_tokens: 40, ..options() });
     let mut tokens = Vec::new();
     while tokens.len() < 40 {
         tokens.extend(session.step().1);
     }
     assert_eq!(tokens, (0..40).map(|token| token % 4).collect::<Vec<_>>(), "the prompt was 1, 2, 3");
     let stats = session.stats().unwrap();
-    assert!(stats.accepted > 20 && stats.accepted == stats.tested && stats.forwards < 15, "it drafts by itself");
+    assert!(stats.accepted > 20 && stats.accepted == stats.tested && stats.forwards < 15, "it drafts");
     session.free();
     let (code, text) = outcome(unsafe {
         let weights = [0.5, 0.5];
