@@ -239,14 +239,15 @@ impl Plan {
         if request.combination.needed().eq([model]) {
             return 0; // it would only verify itself
         }
+        // The planner takes up drafters once it knows them; until then none of them may limit the context.
+        if request.strategy == Strategy::Auto && !request.combination.needs(model) {
+            return 0;
+        }
         if let Some(lengths) = request.lengths {
             return lengths[model] as usize;
         }
         if request.combination.needs(model) {
             return 1;
-        }
-        if request.strategy == Strategy::Auto {
-            return 0;
         }
         let dearest = request.combination.needed().map(|model| request.costs[model]).max().unwrap_or(1).max(1);
         match request.costs[model] as f64 / dearest as f64 {
