@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use serde_json::{Value, json};
@@ -14,6 +15,9 @@ use crate::planning::Priors;
 use crate::stats::Stats;
 use crate::text::Text;
 
+/// What time it is, since any moment. It is asked on the way of each step, by several threads.
+pub type Clock = dyn Fn() -> Duration + Send + Sync;
+
 /// The loaded models and how they are combined. Immutable, but for what its sessions did.
 pub struct Engine {
     models: Vec<Arc<dyn Model>>,
@@ -23,6 +27,7 @@ pub struct Engine {
     warnings: Vec<String>,
     totals: Mutex<Stats>,
     priors: Mutex<Priors>,
+    clock: Box<Clock>,
 }
 
 impl Engine {
@@ -78,6 +83,7 @@ impl Engine {
         }
         stop_tokens.sort_unstable();
         stop_tokens.dedup();
+        let start = Instant::now();
         let engine = Engine {
             models,
             combine,
@@ -86,9 +92,21 @@ impl Engine {
             warnings: Vec::new(),
             totals: Mutex::default(),
             priors: Mutex::default(),
+            clock: Box::new(move || start.elapsed()),
         };
         engine.combination(None)?;
         Ok(engine)
+    }
+
+    /// The same by another clock. Tests pretend the time, so that what `auto` does can be repeated.
+    pub fn with_clock(mut self, clock: impl Fn() -> Duration + Send + Sync + 'static) -> Self {
+        self.clock = Box::new(clock);
+        self
+    }
+
+    /// What its sessions tell the time by.
+    pub fn clock(&self) -> &Clock {
+        &*self.clock
     }
 
     /// The models, in the order of the configuration.

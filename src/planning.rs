@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use serde_json::{Value, json};
@@ -17,6 +17,7 @@ use crate::decode::planner::{Choices, Planner};
 use crate::decode::policy::{Plan, Policy, Targets};
 use crate::decode::round::Decoder;
 use crate::decode::sampling::Sampler;
+use crate::engine::Clock;
 use crate::model::Model;
 
 /// Shares of the time that looks at the plan, and probes of models that do not run, may take.
@@ -202,7 +203,13 @@ impl Planning {
     }
 
     /// Learn from a round, and change the plan where that pays.
-    pub fn after_round<C: Chance>(&mut self, priors: &Mutex<Priors>, decoder: &mut Decoder<C>, round: Round) {
+    pub fn after_round<C: Chance>(
+        &mut self,
+        priors: &Mutex<Priors>,
+        decoder: &mut Decoder<C>,
+        round: Round,
+        clock: &Clock,
+    ) {
         let seconds = round.total.as_secs_f64();
         self.seconds += seconds;
         let passes = decoder.counters().forwards - std::mem::replace(&mut self.forwards, decoder.counters().forwards);
@@ -228,9 +235,9 @@ impl Planning {
             return;
         }
         if self.planner.is_due() && self.looking + self.look <= PLANNING * self.seconds {
-            let started = Instant::now();
+            let started = clock();
             self.next = decoder.observer().and_then(|observer| self.planner.look(observer.estimates_mut()));
-            self.look = started.elapsed().as_secs_f64();
+            self.look = clock().saturating_sub(started).as_secs_f64();
             self.looking += self.look;
             if !decoder.has_pending() {
                 self.switch(decoder);

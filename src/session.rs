@@ -1,7 +1,7 @@
 //! A session: one sequence, decoded by the models of an engine.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::Value;
 
@@ -156,7 +156,7 @@ impl Session {
     ///
     /// On an error nothing is committed.
     pub fn step(&mut self) -> Result<(&[i32], State)> {
-        let (started, before) = (Instant::now(), self.stats());
+        let (started, before) = (self.engine.clock()(), self.stats());
         let start = self.decoder.committed().len();
         self.steps += 1;
         // A request that came between steps is met before anything runs.
@@ -165,14 +165,14 @@ impl Session {
         if let (Some(planning), Ok(finish)) = (&mut self.planning, &result) {
             let round = Round {
                 tokens: self.decoder.committed().len() - start,
-                total: started.elapsed(),
+                total: self.engine.clock()().saturating_sub(started),
                 models: self.decoder.elapsed() - Duration::from_nanos(before.model_ns),
                 prompt: start == self.decoder.prompt_end(),
                 open: finish.is_none(),
             };
-            planning.after_round(self.engine.priors(), &mut self.decoder, round);
+            planning.after_round(self.engine.priors(), &mut self.decoder, round, self.engine.clock());
         }
-        self.total_ns += started.elapsed().as_nanos() as u64;
+        self.total_ns += self.engine.clock()().saturating_sub(started).as_nanos() as u64;
         self.engine.totals().lock().advance(&before, &self.stats());
         match result {
             Ok(finish) => Ok((&self.decoder.committed()[start..], finish.map_or(State::Open, State::Ended))),

@@ -130,7 +130,7 @@ impl World {
             let took = decoder.elapsed() - elapsed;
             let tokens = decoder.committed().len() - before;
             let round = Round { tokens, total: took, models: took, prompt: before == start, open };
-            planning.after_round(priors, &mut decoder, round);
+            planning.after_round(priors, &mut decoder, round, &|| Duration::ZERO);
             if !open {
                 return (decoder.elapsed().as_secs_f64() / (decoder.committed().len() - start) as f64, planning);
             }

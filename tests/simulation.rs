@@ -110,6 +110,8 @@ struct Events {
     fault: [bool; 5],
     /// Model and position of rows that were spoilt.
     spoilt: Vec<(usize, usize)>,
+    /// The model whose pass failed.
+    failed: usize,
     /// Faults of a combine function.
     function_failed: bool,
     function_spoilt: bool,
@@ -142,6 +144,8 @@ impl Events {
 /// Where the models and functions of a run meet the simulation.
 struct Stage {
     truth: Truth,
+    /// The pretended time, in nanoseconds: passes take some, and so does looking at it.
+    clock: AtomicU64,
     state: Mutex<State>,
 }
 
@@ -189,7 +193,10 @@ impl Stage {
         let fault = state.draw();
         state.events.fault[fault as usize] = true;
         match fault {
-            Fault::Failure => return Err(Error::Runtime(PLANTED.into()).into()),
+            Fault::Failure => {
+                state.events.failed = model;
+                return Err(Error::Runtime(PLANTED.into()).into());
+            }
             Fault::Panic => {
                 drop(state);
                 panic!("{PLANTED}");
@@ -400,6 +407,10 @@ impl Model for Double {
         self.inner.cost()
     }
 
+    fn pass_times(&self) -> &[(usize, Duration)] {
+        self.inner.pass_times()
+    }
+
     fn start(&self, cancel: &Arc<Cancel>) -> cos::error::Result<Box<dyn Sequence>> {
         let (ledger, fault) = {
             let mut state = self.stage.state.lock();
@@ -424,7 +435,10 @@ impl Model for Double {
             if tokens.is_empty() || tokens.len() > self.max_pass() {
                 self.stage.report(format!("a pass of {} tokens, where {} are allowed", tokens.len(), self.max_pass()));
             }
+            let before = sequence.inner.elapsed();
             self.inner.forward(&mut [Pass { sequence: sequence.inner.as_mut(), tokens, keep: pass.keep }])?;
+            let elapsed = sequence.inner.elapsed() - before;
+            self.stage.clock.fetch_add(elapsed.as_nanos() as u64, Ordering::Relaxed);
             if sequence.bug == Some(Bug::WideRow) && tokens.len() > 2 && pass.keep <= sequence.inner.len() {
                 let position = sequence.inner.len();
                 let mut row = sequence.inner.logits(position).to_vec();
@@ -804,7 +818,7 @@ impl Simulation {
             events: Events::default(),
         };
         (state.rows_left, state.calls_left) = (state.gap(), state.gap());
-        let stage = Arc::new(Stage { truth, state: Mutex::new(state) });
+        let stage = Arc::new(Stage { truth, clock: AtomicU64::new(0), state: Mutex::new(state) });
 
         let scoring = rng.usize(1..=4);
         let models = models(&mut rng, &stage, scoring, bug);
@@ -820,6 +834,8 @@ impl Simulation {
         };
         let stop_tokens = if rng.u8(..4) == 0 { vec![rng.i32(0..vocab as i32)] } else { Vec::new() };
         let engine = Engine::new(models.clone(), combine.clone(), stop_tokens, None).expect("a valid engine");
+        let told = stage.clone();
+        let engine = engine.with_clock(move || Duration::from_nanos(told.clock.fetch_add(1000, Ordering::Relaxed)));
         let engine = Arc::new(engine);
         let handle = cos_engine::into_raw(engine.clone());
         let rows = vec![vec![0.0; vocab]; count];
@@ -924,7 +940,7 @@ impl Simulation {
         let plan = self.plan(&options, &combination);
         let needed = (0..self.models.len()).map(|model| combination.needs(model)).collect();
         let function = options.function.then(|| Box::new(FunctionData { stage: self.stage.clone(), needed }));
-        let max_pending = plan.policy.max_pending();
+        let max_pending = self.max_pending(&options, &plan);
         let ledger = Ledger { max_pending, caches: vec![Vec::new(); self.models.len()], ..Ledger::default() };
         let ledger = Arc::new(Mutex::new(ledger));
         self.stage.state.lock().ledger = Some(ledger.clone());
@@ -1082,6 +1098,16 @@ impl Simulation {
         plan.expect("a valid session")
     }
 
+    /// Most proposals that can be pending. `auto` may take any plan with the lengths that it knows.
+    fn max_pending(&self, options: &Options, plan: &Plan) -> usize {
+        const LONGEST: i32 = 16;
+        if options.strategy != COS_STRATEGY_AUTO {
+            return plan.policy.max_pending();
+        }
+        let lengths = options.lengths.clone().unwrap_or_else(|| vec![LONGEST; self.models.len()]);
+        (lengths.iter().sum::<i32>() + lengths.iter().max().expect("a model")) as usize
+    }
+
     /// The context of the models that may run.
     fn capacity(&self, combination: &Combination, plan: &Plan) -> usize {
         let running = (0..self.models.len()).filter(|&model| combination.needs(model) || plan.policy.uses(model));
@@ -1184,7 +1210,7 @@ impl Simulation {
                 let kept = session.ledger.lock().longest() > committed;
                 self.report.cover(if kept { "weights set, proposals kept" } else { "weights set, proposals dropped" });
             }
-            session.ledger.lock().max_pending = plan.policy.max_pending();
+            session.ledger.lock().max_pending = self.max_pending(&session.options, &plan);
             session.combination = combination;
             session.routed = plan.targets == Targets::Routed;
             session.drafter = Self::drafter(&plan);
@@ -1291,7 +1317,10 @@ impl Simulation {
         trace!(self, "step {} -> {tokens:?} {values:?}, {}", session.name, finish_name(result.finish));
         ensure!(!session.poisoned, "a poisoned session made a step");
         ensure!(result.reserved == 0, "reserved is {}", result.reserved);
-        ensure!(!events.happened(Fault::Failure) && !events.happened(Fault::Panic), "a failed pass went unnoticed");
+        ensure!(!events.happened(Fault::Panic), "a panic went unnoticed");
+        // What `auto` tries a drafter for is no more than to learn of it.
+        let probed = session.options.strategy == COS_STRATEGY_AUTO && !session.combination.needs(events.failed);
+        ensure!(!events.happened(Fault::Failure) || probed, "a failed pass went unnoticed");
         let wanted = session.options.log_probabilities && !tokens.is_empty();
         ensure!(values.is_some() == wanted, "log-probabilities are missing, or were not asked for");
         if result.finish == COS_FINISH_CANCELLED {
@@ -1528,6 +1557,9 @@ fn models(rng: &mut fastrand::Rng, stage: &Arc<Stage>, scoring: usize, bug: Opti
             .with_context_length(context)
             .with_max_pass(rng.usize(1..=8))
             .with_cost(rng.u64(1..=20));
+        let (first, further) = (rng.u64(10..2000), rng.u64(..100));
+        let time = move |width: usize, _| Duration::from_micros(first + further * (width as u64 - 1));
+        let scripted = if rng.bool() { scripted.with_pass_times(time) } else { scripted };
         models.push(Box::new(scripted));
     }
     // behind the others, since rows are known by the numbers of their models

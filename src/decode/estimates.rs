@@ -195,7 +195,7 @@ impl Observer {
 
     /// A pass of a model over `width` positions took so long.
     pub fn passed(&mut self, model: usize, width: usize, seconds: f64) {
-        let cold = self.idle.iter().any(|idle| *idle == 0) && self.idle[model] != 0;
+        let cold = self.idle.contains(&0) && self.idle[model] != 0;
         let factor = self.estimates.costs[model].record(width, cold, seconds);
         for (other, idle) in self.idle.iter_mut().enumerate() {
             *idle = if other == model { 0 } else { idle.saturating_add(1) };
