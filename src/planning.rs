@@ -337,29 +337,25 @@ impl Planning {
     pub fn describe(&self, names: &[&str], estimates: &Estimates) -> Value {
         let expectation = self.planner.expectation();
         let ratio = |a: f64, b: f64| if b > 0.0 { json!(a / b) } else { Value::Null };
-        let model = |(model, name): (usize, &&str)| {
-            let times: Vec<f64> = (1..=8).map(|width| 1e3 * estimates.costs[model].at(width, true)).collect();
-            let acceptance = &estimates.acceptance[model];
-            json!({
-                "name": name,
-                "pass_ms": times,
-                "acceptance": acceptance.is_known().then(|| acceptance.mean()),
-            })
-        };
-        let Plan { policy, targets } = self.planner.plan();
-        let mut description = describe_plan(policy, *targets, names.len());
+        let mut description = describe_plan(self.planner.plan(), names);
+        description["planned"] = json!(true);
         description["changes"] = json!(self.changes);
         description["expected_gain"] = ratio(expectation.standard, expectation.planned);
         description["measured_gain"] = ratio(self.gains.standard_ns as f64, self.gains.planned_ns as f64);
-        description["models"] = names.iter().enumerate().map(model).collect();
+        for model in 0..names.len() {
+            let pass_ms: Vec<f64> = (1..=8).map(|width| 1e3 * estimates.costs[model].at(width, true)).collect();
+            let acceptance = &estimates.acceptance[model];
+            description["models"][model]["pass_ms"] = json!(pass_ms);
+            description["models"][model]["acceptance"] = json!(acceptance.is_known().then(|| acceptance.mean()));
+        }
         description
     }
 }
 
-/// The strategy, the targets, and γ of each of so many models.
-pub fn describe_plan(policy: &Policy, targets: Targets, models: usize) -> Value {
-    let mut lengths = vec![0; models];
-    let strategy = match policy {
+/// How models of these names decode, where nothing is known of why.
+pub fn describe_plan(plan: &Plan, names: &[&str]) -> Value {
+    let mut lengths = vec![0; names.len()];
+    let strategy = match &plan.policy {
         Policy::Standard => "standard",
         Policy::Speculative { proposer, length } => {
             lengths[*proposer] = *length;
@@ -370,9 +366,19 @@ pub fn describe_plan(policy: &Policy, targets: Targets, models: usize) -> Value 
             "cos"
         }
     };
-    let targets = match targets {
+    let targets = match plan.targets {
         Targets::Combined => "combined",
         Targets::Routed => "routed",
     };
-    json!({ "strategy": strategy, "targets": targets, "proposal_lengths": lengths })
+    let model = |name: &&str| json!({ "name": name, "pass_ms": null, "acceptance": null });
+    json!({
+        "strategy": strategy,
+        "targets": targets,
+        "proposal_lengths": lengths,
+        "planned": false,
+        "changes": 0,
+        "expected_gain": null,
+        "measured_gain": null,
+        "models": names.iter().map(model).collect::<Vec<_>>(),
+    })
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::decode::chance::CounterRng;
 use crate::decode::combine::{Combination, Function};
@@ -223,13 +223,14 @@ impl Session {
 
     /// How it decodes, and why, for people who look into a session. Documented with `cos_session_describe`.
     pub fn describe(&self) -> Value {
-        let models = self.engine.models();
-        let names: Vec<&str> = models.iter().map(|model| model.name()).collect();
-        if let (Some(planning), Some(estimates)) = (&self.planning, self.decoder.estimates()) {
-            return planning.describe(&names, estimates);
-        }
-        let Plan { policy, targets } = &self.decoder.settings().plan;
-        describe_plan(policy, *targets, names.len())
+        let names: Vec<&str> = self.engine.models().iter().map(|model| model.name()).collect();
+        let Memory { bytes, peak_bytes } = self.memory();
+        let mut description = match (&self.planning, self.decoder.estimates()) {
+            (Some(planning), Some(estimates)) => planning.describe(&names, estimates),
+            _ => describe_plan(&self.decoder.settings().plan, &names),
+        };
+        description["memory"] = json!({ "bytes": bytes, "peak_bytes": peak_bytes });
+        description
     }
 }
 

@@ -384,6 +384,20 @@ typedef struct cos_stats {
    * Greedy choices between two nearly equal scores, which passes of other widths may decide otherwise.
    */
   uint64_t near_ties;
+  /**
+   * With COS_STRATEGY_AUTO, nanoseconds of cos_step since a first look at the plan, passes over prompts excluded. The
+   * next two are about the same tokens, so that standard_ns / planned_ns is the measured gain of planning, and
+   * standard_ns / expected_ns the one that was expected.
+   */
+  uint64_t planned_ns;
+  /**
+   * Nanoseconds that these tokens were expected to take, as the plans were chosen.
+   */
+  uint64_t expected_ns;
+  /**
+   * Nanoseconds that COS_STRATEGY_STANDARD would have taken for them, by the measured times of the models' passes.
+   */
+  uint64_t standard_ns;
 } cos_stats;
 
 #ifdef __cplusplus
@@ -635,6 +649,33 @@ void cos_free(struct cos_session *session);
  * Since 0.1.
  */
 struct cos_error *cos_session_stats(const struct cos_session *session, struct cos_stats *out_stats);
+
+/**
+ * How a session decodes now, and why, as JSON: for a log, a bug report, or a look at what COS_STRATEGY_AUTO does.
+ *
+ *     {
+ *       "strategy": "standard", "speculative" or "cos",       what runs; COS_STRATEGY_AUTO changes it as it learns
+ *       "targets": "combined" or "routed",
+ *       "proposal_lengths": [0, 5],                           of each model
+ *       "planned": true,                                      by COS_STRATEGY_AUTO; else the next three are 0 and null
+ *       "changes": 2,                                         of the plan, so far
+ *       "expected_gain": 1.62,                                over COS_STRATEGY_STANDARD, by the last look at the plan
+ *       "measured_gain": 1.58,                                standard_ns / planned_ns of cos_stats
+ *       "models": [ {
+ *         "name": "base",
+ *         "pass_ms": [4.1, 4.3, 4.6, 4.8, 5.1, 5.3, 5.5, 5.8],  over 1 to 8 positions, as measured; null if not planned
+ *         "acceptance": 0.71 } ],                             of proposals of this model; null if not known
+ *       "memory": { "bytes": 7340032, "peak_bytes": 7340032 }   caches, logits and distributions; not the weights
+ *     }
+ *
+ * Members may be added; those here stay.
+ *
+ * @param session   must not be NULL, not in use on another thread (BUSY)
+ * @param out_json  out, must not be NULL: UTF-8; owned by the session, valid until the next call of this function
+ * @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT, BUSY, POISONED
+ * Since 0.1.
+ */
+struct cos_error *cos_session_describe(const struct cos_session *session, const char **out_json);
 
 /**
  * What all sessions of an engine did so far, also those that were freed: for the metrics of a server. Grows with each

@@ -1,6 +1,6 @@
 //! Sessions.
 
-use std::ffi::c_void;
+use std::ffi::{CString, c_char, c_void};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -174,6 +174,14 @@ pub struct cos_stats {
     pub total_ns: u64,
     /// Greedy choices between two nearly equal scores, which passes of other widths may decide otherwise.
     pub near_ties: u64,
+    /// With COS_STRATEGY_AUTO, nanoseconds of cos_step since a first look at the plan, passes over prompts excluded. The
+    /// next two are about the same tokens, so that standard_ns / planned_ns is the measured gain of planning, and
+    /// standard_ns / expected_ns the one that was expected.
+    pub planned_ns: u64,
+    /// Nanoseconds that these tokens were expected to take, as the plans were chosen.
+    pub expected_ns: u64,
+    /// Nanoseconds that COS_STRATEGY_STANDARD would have taken for them, by the measured times of the models' passes.
+    pub standard_ns: u64,
 }
 
 // SAFETY: plain data; the sizes of version 0.1 stay as they are, and members are added behind the last one.
@@ -193,7 +201,7 @@ unsafe impl Growing for cos_stats {
 }
 const _: () = assert!(<cos_session_options as Growing>::MIN_SIZE == 96 && size_of::<cos_session_options>() == 120);
 const _: () = assert!(<cos_step_result as Growing>::MIN_SIZE == 32 && size_of::<cos_step_result>() == 40);
-const _: () = assert!(<cos_stats as Growing>::MIN_SIZE == 80 && size_of::<cos_stats>() == 88);
+const _: () = assert!(<cos_stats as Growing>::MIN_SIZE == 80 && size_of::<cos_stats>() == 112);
 
 /// A session: one sequence. One thread at a time may use it (another one gets BUSY, except for cos_cancel and
 /// cos_session_stats); different sessions run in parallel.
@@ -204,6 +212,8 @@ pub struct cos_session {
     cancel: Arc<Cancel>,
     /// What cos_session_stats reads while a step runs.
     stats: Mutex<Stats>,
+    /// What cos_session_describe gave last.
+    description: Mutex<CString>,
     poisoned: AtomicBool,
 }
 
@@ -267,6 +277,7 @@ pub unsafe extern "C" fn cos_session_new(
             cancel: session.cancel().clone(),
             stats: Mutex::new(session.stats()),
             inner: Mutex::new(session),
+            description: Mutex::default(),
             poisoned: AtomicBool::new(false),
         };
         // SAFETY: not NULL, and promised by the caller.
@@ -566,6 +577,50 @@ pub unsafe extern "C" fn cos_session_stats(session: *const cos_session, out_stat
     })
 }
 
+/// How a session decodes now, and why, as JSON: for a log, a bug report, or a look at what COS_STRATEGY_AUTO does.
+///
+///     {
+///       "strategy": "standard", "speculative" or "cos",       what runs; COS_STRATEGY_AUTO changes it as it learns
+///       "targets": "combined" or "routed",
+///       "proposal_lengths": [0, 5],                           of each model
+///       "planned": true,                                      by COS_STRATEGY_AUTO; else the next three are 0 and null
+///       "changes": 2,                                         of the plan, so far
+///       "expected_gain": 1.62,                                over COS_STRATEGY_STANDARD, by the last look at the plan
+///       "measured_gain": 1.58,                                standard_ns / planned_ns of cos_stats
+///       "models": [ {
+///         "name": "base",
+///         "pass_ms": [4.1, 4.3, 4.6, 4.8, 5.1, 5.3, 5.5, 5.8],  over 1 to 8 positions, as measured; null if not planned
+///         "acceptance": 0.71 } ],                             of proposals of this model; null if not known
+///       "memory": { "bytes": 7340032, "peak_bytes": 7340032 }   caches, logits and distributions; not the weights
+///     }
+///
+/// Members may be added; those here stay.
+///
+/// @param session   must not be NULL, not in use on another thread (BUSY)
+/// @param out_json  out, must not be NULL: UTF-8; owned by the session, valid until the next call of this function
+/// @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT, BUSY, POISONED
+/// Since 0.1.
+///
+/// # Safety
+/// `session` is NULL or a session that was not freed; `out_json` is NULL or valid for a write.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cos_session_describe(
+    session: *const cos_session,
+    out_json: *mut *const c_char,
+) -> *mut cos_error {
+    // SAFETY: promised by the caller.
+    unsafe {
+        with(session, |inner| {
+            check_out(out_json, "out_json")?;
+            let json = inner.describe().to_string().replace('\0', "\u{fffd}");
+            let mut kept = reference(session, "session")?.description.lock();
+            *kept = CString::new(json).unwrap_or_default();
+            out_json.write(kept.as_ptr());
+            Ok(())
+        })
+    }
+}
+
 /// What all sessions of an engine did so far, also those that were freed: for the metrics of a server. Grows with each
 /// step that ends. May be called from any thread at any time.
 ///
@@ -591,7 +646,7 @@ unsafe fn write_stats(out_stats: *mut cos_stats, stats: impl FnOnce() -> Result<
     // SAFETY: promised by the caller.
     unsafe {
         let struct_size = struct_size(out_stats)?;
-        let Stats { steps, counters, model_ns, total_ns, gains: _ } = stats()?;
+        let Stats { steps, counters, model_ns, total_ns, gains } = stats()?;
         write(
             out_stats,
             &cos_stats {
@@ -606,6 +661,9 @@ unsafe fn write_stats(out_stats: *mut cos_stats, stats: impl FnOnce() -> Result<
                 model_ns,
                 total_ns,
                 near_ties: counters.near_ties,
+                planned_ns: gains.planned_ns,
+                expected_ns: gains.expected_ns,
+                standard_ns: gains.standard_ns,
             },
         );
     }

@@ -474,6 +474,7 @@ static void nulls(void) {
     FAILS(cos_engine_describe(engine, NULL), INVALID_ARGUMENT, "out_json is NULL");
     FAILS(cos_engine_describe_table(NULL, &untouched), INVALID_ARGUMENT, "engine is NULL");
     FAILS(cos_engine_describe_table(engine, NULL), INVALID_ARGUMENT, "out_table is NULL");
+    FAILS(cos_session_describe(NULL, &untouched), INVALID_ARGUMENT, "session is NULL");
     EQUAL(strcmp(untouched, "untouched"), 0);
     FAILS(cos_session_new(NULL, NULL, &out.session), INVALID_ARGUMENT, "engine is NULL");
     FAILS(cos_session_new(engine, NULL, NULL), INVALID_ARGUMENT, "out_session is NULL");
