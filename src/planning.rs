@@ -375,6 +375,7 @@ pub fn describe_plan(plan: &Plan, names: &[&str]) -> Value {
         "strategy": strategy,
         "targets": targets,
         "proposal_lengths": lengths,
+        "stop_below": f64::from(plan.stop_below) / 100.0,
         "planned": false,
         "changes": 0,
         "expected_gain": null,

@@ -703,6 +703,38 @@ fn plans_change_exactly() {
     assert!(changes > 1000, "{changes} changes");
 }
 
+/// Turns end early by how likely their proposals are thought to be accepted, which is learned on the way: what is drafted
+/// depends on all that was decided and on what is pending.
+#[test]
+fn turns_end_early_exactly() {
+    let cases = [
+        Combination::mixture(&[0.5, 0.5]).unwrap(),
+        Combination::mixture(&[0.0, 1.0]).unwrap(),
+        Combination::mixture(&[0.2, 0.5, 0.3]).unwrap(),
+        Combination::logits(&[1.0, -0.5]).unwrap(),
+    ];
+    let mut proposed = [0; 3];
+    for combination in &cases {
+        let count = combination.weights().len();
+        let lengths = [vec![3; count], [&[3], &vec![1; count - 1][..]].concat()];
+        for sampling in [Sampling::PLAIN, Sampling::GREEDY] {
+            for world in [World::Related, World::Unrelated] {
+                let models = world.models(count, 2);
+                let lengths: Vec<&[i32]> = lengths.iter().map(Vec::as_slice).collect();
+                for way in ways_of(&lengths, combination, sampling) {
+                    for (proposed, stop_below) in proposed.iter_mut().zip([0, 40, 100]) {
+                        let plan = Plan { stop_below, ..plan(&models, combination, sampling, &way) };
+                        let case = Case::new(world, models.clone(), combination, sampling, 5);
+                        *proposed += Case { plans: vec![plan], ..case }.check(&way).counters.proposed;
+                    }
+                }
+            }
+        }
+    }
+    let [all, some, few] = proposed;
+    assert!(all > some && some > few, "proposed {proposed:?}");
+}
+
 /// The same beside look-ups, of which it depends on pending tokens what is drafted, and after rounds that failed.
 #[test]
 fn plans_change_exactly_beside_look_ups_and_after_failures() {

@@ -97,6 +97,71 @@ impl Acceptance {
     }
 }
 
+/// Levels of confidence that are told apart.
+const LEVELS: usize = 8;
+
+/// Observations that [`Doubt`] looks back on.
+const DOUBT_MEMORY: f64 = 512.0;
+
+/// Observations that the rate over all levels counts for at each level.
+const SHRINKAGE: f64 = 3.0;
+
+/// What a proposer's confidence says of its proposals: how often they are accepted where it is so sure of itself.
+///
+/// The confidence at a position is a number of its row alone, between 0 and 1, which grows with the share of the best
+/// token. It does not look at the token, so a committed token, whoever proposed it, tells as much as a proposal.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Doubt {
+    /// Weight of what was seen at each level, `[rejected, accepted]`.
+    seen: [[f64; LEVELS]; 2],
+}
+
+impl Doubt {
+    fn level(confidence: f32) -> usize {
+        ((confidence * LEVELS as f32) as usize).min(LEVELS - 1)
+    }
+
+    fn record(&mut self, confidence: f32, accepted: f64) {
+        let level = Self::level(confidence);
+        self.seen[0][level] += 1.0 - accepted;
+        self.seen[1][level] += accepted;
+        if self.weight() > DOUBT_MEMORY {
+            self.seen.iter_mut().flatten().for_each(|weight| *weight *= 0.5);
+        }
+    }
+
+    fn weight(&self) -> f64 {
+        self.seen.iter().flatten().sum()
+    }
+
+    /// Whether so much was seen that a plan may build on it.
+    pub fn is_known(&self) -> bool {
+        self.weight() >= 32.0
+    }
+
+    /// The rate with which a proposal of this confidence is accepted.
+    pub fn rate(&self, confidence: f32) -> f64 {
+        self.rate_of(Self::level(confidence))
+    }
+
+    fn rate_of(&self, level: usize) -> f64 {
+        let [rejected, accepted] = &self.seen;
+        let mean = accepted.iter().sum::<f64>() / self.weight().max(f64::MIN_POSITIVE);
+        (accepted[level] + SHRINKAGE * mean) / (rejected[level] + accepted[level] + SHRINKAGE)
+    }
+
+    /// The rate at a level that is drawn, by a number between 0 and 1, from those of proposals with this outcome.
+    pub fn rate_behind(&self, accepted: bool, luck: f64) -> f64 {
+        let levels = &self.seen[usize::from(accepted)];
+        let mut left = luck * levels.iter().sum::<f64>();
+        let level = levels.iter().position(|weight| {
+            left -= weight;
+            left < 0.0
+        });
+        self.rate_of(level.unwrap_or(LEVELS - 1))
+    }
+}
+
 /// All that is known of the models of a session, or of an engine.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Estimates {
@@ -106,6 +171,8 @@ pub struct Estimates {
     pub host: Mean,
     /// Of each model's proposals, against the combined distribution.
     pub acceptance: Vec<Acceptance>,
+    /// What each model's confidence says of that.
+    pub doubt: Vec<Doubt>,
     /// `[proposer, target]`: of a model's proposals, against another model's distribution.
     pub between: Array2<Mean>,
 }
@@ -118,6 +185,7 @@ impl Estimates {
             costs: measured.iter().map(|measured| Costs::new(measured)).collect(),
             host: Mean::default(),
             acceptance: vec![Acceptance::default(); models],
+            doubt: vec![Doubt::default(); models],
             between: Array2::default((models, models)),
         }
     }
@@ -135,6 +203,7 @@ impl Estimates {
     /// Know nothing of acceptance any more, because something else is decoded.
     pub fn forget_acceptance(&mut self) {
         self.acceptance.fill(Acceptance::default());
+        self.doubt.fill(Doubt::default());
         self.between.fill(Mean::default());
     }
 }
@@ -150,7 +219,9 @@ pub struct Observer {
     weights: Option<Vec<f32>>,
     /// The probability that each model gives to the token at index `p`, in row `p % WINDOW`; NaN where it is unknown.
     scores: Array2<f32>,
-    /// The same of the combined distribution.
+    /// How sure of itself each model was there.
+    confidence: Array2<f32>,
+    /// The same as `scores` of the combined distribution.
     combined: [f32; WINDOW],
     /// Tokens committed: those at this index and behind it are not known.
     end: usize,
@@ -170,6 +241,7 @@ impl Observer {
             estimates,
             weights,
             scores: Array2::from_elem((WINDOW, models), f32::NAN),
+            confidence: Array2::from_elem((WINDOW, models), 0.0),
             combined: [f32::NAN; WINDOW],
             end: 0,
             next: vec![0; models],
@@ -220,10 +292,11 @@ impl Observer {
         self.end = position + 1;
     }
 
-    /// A model gives this probability to the committed token at `position`.
-    pub fn scored(&mut self, model: usize, position: usize, probability: f32) {
+    /// A model gives this probability to the committed token at `position`, with this confidence.
+    pub fn scored(&mut self, model: usize, position: usize, (probability, confidence): (f32, f32)) {
         if position < self.end && position + WINDOW >= self.end {
             self.scores[[position % WINDOW, model]] = probability;
+            self.confidence[[position % WINDOW, model]] = confidence;
         }
     }
 
@@ -272,6 +345,7 @@ impl Observer {
             self.estimates.acceptance[proposer].record(self.behind[proposer], true, accepted);
         }
         self.behind[proposer] = accepted;
+        self.estimates.doubt[proposer].record(self.confidence[[position % WINDOW, proposer]], accepted);
         true
     }
 }
@@ -295,12 +369,12 @@ mod tests {
         for position in 10..3010 {
             let token = usize::from(random.f64() > 0.7);
             observer.committed(position, None);
-            observer.scored(0, position, rows[0][token]);
+            observer.scored(0, position, (rows[0][token], 0.5));
             // The other model comes later, as one does that was not needed.
             if position % 3 == 0 {
-                (position - 2..=position).for_each(|earlier| observer.scored(1, earlier, f32::NAN));
+                (position - 2..=position).for_each(|earlier| observer.scored(1, earlier, (f32::NAN, 0.5)));
             }
-            observer.scored(1, position, rows[1][token]);
+            observer.scored(1, position, (rows[1][token], 0.5));
             observer.settle();
         }
         let estimates = observer.estimates();
@@ -315,13 +389,13 @@ mod tests {
         let mut observer = observer(None);
         for position in 10..10 + 2 * WINDOW {
             observer.committed(position, Some(1.0));
-            observer.scored(0, position, 1.0);
+            observer.scored(0, position, (1.0, 0.5));
             observer.settle();
         }
         assert_eq!(observer.estimates().acceptance[0].mean(), 1.0);
         assert!(!observer.estimates().acceptance[1].is_known());
         assert_eq!(observer.wants(1), 10 + WINDOW);
-        (10..10 + 2 * WINDOW).for_each(|position| observer.scored(1, position, 0.25));
+        (10..10 + 2 * WINDOW).for_each(|position| observer.scored(1, position, (0.25, 0.5)));
         observer.settle();
         let weight: f64 = observer.estimates().acceptance[1].accepted.iter().map(Mean::weight).sum();
         assert!((weight - (WINDOW - 1) as f64).abs() < 1e-6, "the first only says what it is behind: {weight}");
@@ -334,12 +408,34 @@ mod tests {
         let mut observer = observer(None);
         for position in 10..500 {
             observer.committed(position, Some(1.0));
-            observer.scored(0, position, f32::from(u8::from(position / 8 % 2 == 0)));
+            observer.scored(0, position, (f32::from(u8::from(position / 8 % 2 == 0)), 0.5));
             observer.settle();
         }
         let acceptance = observer.estimates().acceptance[0];
         assert!((acceptance.rate(true) - 7.0 / 8.0).abs() < 0.03 && (acceptance.rate(false) - 1.0 / 8.0).abs() < 0.03);
         assert!((acceptance.mean() - 0.5).abs() < 0.03);
+    }
+
+    #[test]
+    fn confidence_says_how_often_proposals_are_accepted() {
+        let mut observer = observer(None);
+        let mut random = fastrand::Rng::with_seed(1);
+        for position in 10..2000 {
+            let confidence = random.f32();
+            let right = random.f32() < confidence;
+            observer.committed(position, Some(1.0));
+            observer.scored(0, position, (f32::from(u8::from(right)), confidence));
+            observer.settle();
+        }
+        let doubt = observer.estimates().doubt[0];
+        assert!(doubt.is_known() && !observer.estimates().doubt[1].is_known());
+        for confidence in [0.06, 0.31, 0.69, 0.94] {
+            assert!((doubt.rate(confidence) - f64::from(confidence)).abs() < 0.12, "{confidence}: {doubt:?}");
+        }
+        // Where it is accepted it was more sure: E[c | accepted] is 2/3 for uniform c.
+        let mean =
+            |accepted| (0..1000).map(|i| doubt.rate_behind(accepted, f64::from(i) / 1000.0)).sum::<f64>() / 1000.0;
+        assert!((mean(true) - 2.0 / 3.0).abs() < 0.07 && (mean(false) - 1.0 / 3.0).abs() < 0.07, "{doubt:?}");
     }
 
     #[test]

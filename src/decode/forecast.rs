@@ -18,6 +18,7 @@ struct Luck {
     accept: f32,
     offer: f32,
     route: f32,
+    confidence: f32,
 }
 
 static LUCK: Lazy<Vec<Luck>> = Lazy::new(|| {
@@ -27,6 +28,7 @@ static LUCK: Lazy<Vec<Luck>> = Lazy::new(|| {
         accept: draw(position, Purpose::Acceptance),
         offer: draw(position, Purpose::Proposal),
         route: draw(position, Purpose::Route),
+        confidence: draw(position, Purpose::Target),
     };
     (0..LONGEST).map(luck).collect()
 });
@@ -59,7 +61,8 @@ impl Task {
 #[derive(Debug, Clone, Default)]
 pub struct Forecast {
     seen: Vec<usize>,
-    pending: Vec<usize>,
+    /// Who proposed what is pending, and the probability with which that is thought to be accepted.
+    pending: Vec<(usize, f64)>,
     /// Whether each model's proposal for the last position would have been accepted.
     behind: Vec<bool>,
     /// The model that ran last.
@@ -103,13 +106,15 @@ impl Run<'_> {
             let mut declined = false;
             self.verify(start, tokens, &mut turn);
             while self.state.committed == start {
-                let Action { model, proposals } = turn.take().unwrap_or_else(|| self.next(declined));
+                let turn_goes_on = turn.take().filter(|_| self.is_hopeful());
+                let Action { model, proposals } = turn_goes_on.unwrap_or_else(|| self.next(declined));
                 self.advance(model);
                 self.verify(start, tokens, &mut turn);
                 let s = &self.state;
                 if proposals > 0 && s.seen[model] == s.committed + s.pending.len() && s.pending.len() < max_pending {
                     if self.offers(model) {
-                        self.state.pending.push(model);
+                        let odds = self.odds(model);
+                        self.state.pending.push((model, odds));
                         turn = Some(Action { model, proposals: proposals - 1 }).filter(|turn| turn.proposals > 0);
                     } else {
                         declined = true;
@@ -145,6 +150,24 @@ impl Run<'_> {
         let position = self.state.committed + self.state.pending.len();
         let behind = !self.state.pending.is_empty() || self.state.behind[model];
         f64::from(self.luck(position).offer) < self.estimates.acceptance[model].offers(behind)
+    }
+
+    fn is_hopeful(&self) -> bool {
+        let least = f64::from(self.plan.stop_below) / 100.0;
+        least == 0.0 || self.state.pending.iter().map(|(_, odds)| odds).product::<f64>() >= least
+    }
+
+    /// What the decoder would think of a proposal of this model: it knows how sure of itself the model is, which is drawn
+    /// from what it is where its proposals have the outcome that this one will have.
+    fn odds(&self, model: usize) -> f64 {
+        let behind = !self.state.pending.is_empty() || self.state.behind[model];
+        let rate = self.estimates.acceptance[model].rate(behind);
+        let doubt = &self.estimates.doubt[model];
+        if self.plan.stop_below == 0 || !self.task.scores[model] || !doubt.is_known() {
+            return rate;
+        }
+        let luck = self.luck(self.state.committed + self.state.pending.len());
+        doubt.rate_behind(f64::from(luck.accept) < rate, f64::from(luck.confidence))
     }
 
     fn scored(&self, model: usize) -> bool {
@@ -183,7 +206,7 @@ impl Run<'_> {
             }
             let accept = self.luck(self.state.committed).accept;
             let rejected = match self.state.pending.first() {
-                Some(&proposer) => f64::from(accept) >= self.rate(proposer),
+                Some(&(proposer, _)) => f64::from(accept) >= self.rate(proposer),
                 None => false,
             };
             if rejected {
@@ -246,7 +269,7 @@ mod tests {
     }
 
     fn gain(policy: Policy, targets: Targets, task: &Task, estimates: &Estimates) -> f64 {
-        let plan = Plan { policy, targets };
+        let plan = Plan::of(policy, targets);
         let seconds = Forecast::default().seconds_per_token(&plan, task, estimates, LONGEST - 1);
         task.standard(estimates) / seconds
     }

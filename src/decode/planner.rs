@@ -16,6 +16,13 @@ const LONG: usize = LONGEST - 1;
 /// Lengths that are tried.
 const LENGTHS: [usize; 9] = [1, 2, 3, 4, 5, 6, 8, 11, 16];
 
+/// Odds, in percent, below which a turn may end early. Tried for a length and for longer ones, which then are seldom reached.
+const STOPS: [u8; 6] = [10, 20, 35, 50, 65, 80];
+
+/// What a forecast of turns that end early is taken times. The best of so many noisy forecasts promises too much, and where
+/// confidence says nothing a length does the same.
+const CAUTION: f64 = 1.015;
+
 /// A length that is so much worse than a shorter one ends the search for longer ones.
 const MUCH_WORSE: f64 = 1.04;
 
@@ -81,6 +88,7 @@ impl Choices {
             length == 0 || self.may_propose[model] && self.lengths.as_ref().is_none_or(|pinned| pinned[model] == length)
         };
         self.targets.contains(&plan.targets)
+            && (plan.stop_below == 0 || self.lengths.is_none())
             && match &plan.policy {
                 Policy::Standard => true,
                 Policy::Speculative { proposer, length } => may(*proposer, *length),
@@ -217,7 +225,7 @@ impl Planner {
             rest.for_each(|(_, acceptance)| *acceptance = Acceptance::default());
             (self.debt, self.bias[kind(&self.plan)]) = (0.0, 1.0);
             let targets = self.choices.targets[0];
-            return Some(Plan { policy: Policy::Standard, targets });
+            return Some(Plan::of(Policy::Standard, targets));
         }
         let estimates = &*estimates;
         let current = self.plan.clone();
@@ -233,6 +241,7 @@ impl Planner {
         self.expectation = Expectation { planned, standard };
         let mut best: [Option<Best>; KINDS] = Default::default();
         self.search(estimates, &mut best);
+        self.stop_early(estimates, &mut best);
         // Short forecasts found the best of each kind, a long one decides.
         for best in best.iter_mut().flatten() {
             best.seconds = self.seconds(&best.plan, estimates, LONG);
@@ -266,7 +275,7 @@ impl Planner {
             .filter(|&model| self.choices.may_propose[model] && estimates.acceptance[model].is_known())
             .collect();
         for targets in self.choices.targets.clone() {
-            self.consider(Plan { policy: Policy::Standard, targets }, estimates, best);
+            self.consider(Plan::of(Policy::Standard, targets), estimates, best);
             for &proposer in &proposers {
                 self.speculative(proposer, targets, estimates, best);
             }
@@ -286,7 +295,7 @@ impl Planner {
     ) {
         let mut last = f64::INFINITY;
         for length in self.lengths(proposer) {
-            let plan = Plan { policy: Policy::Speculative { proposer, length }, targets };
+            let plan = Plan::of(Policy::Speculative { proposer, length }, targets);
             let seconds = self.consider(plan, estimates, best);
             if seconds > MUCH_WORSE * last {
                 break;
@@ -313,7 +322,7 @@ impl Planner {
             let takes_part = |model: &usize| lengths[*model] > 0 || needs(&this.choices, *model);
             let mut order: Vec<usize> = by_cost.iter().copied().filter(takes_part).collect();
             order.sort_by_key(|&model| lengths[model] == 0);
-            Plan { policy: Policy::Cos { lengths: lengths.to_vec(), order }, targets }
+            Plan::of(Policy::Cos { lengths: lengths.to_vec(), order }, targets)
         };
         let mut own = f64::INFINITY;
         if lengths.iter().any(|&length| length > 0) {
@@ -346,6 +355,37 @@ impl Planner {
         }
     }
 
+    /// Of the best plan of each kind, the odds below which turns had better end: for its lengths, and for longer ones.
+    fn stop_early(&mut self, estimates: &Estimates, best: &mut [Option<Best>; KINDS]) {
+        if self.choices.lengths.is_some() {
+            return;
+        }
+        for kind in 0..KINDS {
+            let Some(mut plan) = best[kind].as_ref().map(|best| best.plan.clone()) else { continue };
+            let Some((model, length)) = plan.policy.longest() else { continue };
+            if !estimates.doubt[model].is_known() {
+                continue;
+            }
+            let mut last_of_lengths = f64::INFINITY;
+            for length in LENGTHS.into_iter().filter(|&longer| longer >= length.max(2)) {
+                plan.policy.set_length(model, length);
+                let mut last = f64::INFINITY;
+                for stop_below in STOPS {
+                    plan.stop_below = stop_below;
+                    let seconds = self.consider(plan.clone(), estimates, best);
+                    if seconds > MUCH_WORSE * last {
+                        break;
+                    }
+                    last = last.min(seconds);
+                }
+                if last > last_of_lengths {
+                    break;
+                }
+                last_of_lengths = last;
+            }
+        }
+    }
+
     fn lengths(&self, model: usize) -> impl Iterator<Item = usize> + use<> {
         let pinned = self.choices.lengths.as_ref().map(|lengths| lengths[model]);
         let free = LENGTHS.into_iter().filter(move |_| pinned.is_none());
@@ -362,7 +402,9 @@ impl Planner {
     }
 
     fn seconds(&mut self, plan: &Plan, estimates: &Estimates, tokens: usize) -> f64 {
-        self.bias[kind(plan)] * self.forecast.seconds_per_token(plan, &self.choices.task, estimates, tokens)
+        let caution = if plan.stop_below > 0 { CAUTION } else { 1.0 };
+        let seconds = self.forecast.seconds_per_token(plan, &self.choices.task, estimates, tokens);
+        caution * self.bias[kind(plan)] * seconds
     }
 }
 

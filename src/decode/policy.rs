@@ -99,6 +99,24 @@ impl Policy {
         }
     }
 
+    /// The model that proposes the most tokens in a row, and how many; `None` if nobody proposes.
+    pub fn longest(&self) -> Option<(usize, usize)> {
+        match self {
+            Policy::Standard => None,
+            Policy::Speculative { proposer, length } => Some((*proposer, *length)),
+            Policy::Cos { lengths, .. } => lengths.iter().copied().enumerate().max_by_key(|&(_, length)| length),
+        }
+    }
+
+    /// Let a model that proposes do so with another length.
+    pub fn set_length(&mut self, model: usize, to: usize) {
+        match self {
+            Policy::Standard => {}
+            Policy::Speculative { length, .. } => *length = to,
+            Policy::Cos { lengths, .. } => lengths[model] = to,
+        }
+    }
+
     /// Most proposals that can be pending at once.
     pub fn max_pending(&self) -> usize {
         match self {
@@ -132,6 +150,9 @@ pub struct Plan {
     pub policy: Policy,
     /// What proposals are verified against.
     pub targets: Targets,
+    /// A model's turn ends early where all pending proposals are accepted with less than this probability, in percent, by
+    /// what is known of it; 0 lets it finish.
+    pub stop_below: u8,
 }
 
 /// What a plan is made from.
@@ -155,7 +176,12 @@ pub struct Request<'a> {
 
 impl Plan {
     /// What all others are measured against.
-    pub const STANDARD: Plan = Plan { policy: Policy::Standard, targets: Targets::Combined };
+    pub const STANDARD: Plan = Plan::of(Policy::Standard, Targets::Combined);
+
+    /// A plan whose turns are never ended early.
+    pub const fn of(policy: Policy, targets: Targets) -> Self {
+        Plan { policy, targets, stop_below: 0 }
+    }
 
     /// Settle how a session decodes.
     ///
@@ -209,7 +235,7 @@ impl Plan {
             Strategy::Speculative => Self::speculative(request),
             Strategy::Cos => Self::cos(request),
         };
-        Ok(Plan { policy, targets: if routed { Targets::Routed } else { Targets::Combined } })
+        Ok(Plan::of(policy, if routed { Targets::Routed } else { Targets::Combined }))
     }
 
     fn speculative(request: &Request) -> Policy {
@@ -278,7 +304,7 @@ mod tests {
     fn auto_routes_sampled_mixtures_only() {
         let mixture = Combination::mixture(&[0.5, 0.5]).unwrap();
         let auto = plan(Strategy::Auto, &mixture, &[5, 5], None, false);
-        assert_eq!(auto, Plan { policy: Policy::Standard, targets: Targets::Routed });
+        assert_eq!(auto, Plan::of(Policy::Standard, Targets::Routed));
         let greedy = plan(Strategy::Auto, &mixture, &[5, 5], None, true);
         assert_eq!(greedy.policy, Policy::Cos { lengths: vec![1, 1], order: vec![0, 1] });
         assert_eq!(greedy.targets, Targets::Combined);

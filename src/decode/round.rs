@@ -11,7 +11,7 @@ use crate::decode::chance::{Chance, Key, Purpose};
 use crate::decode::combine::Combination;
 use crate::decode::estimates::{Estimates, Observer, WINDOW};
 use crate::decode::policy::{Action, Plan, Targets, View};
-use crate::decode::sampling::{self, Candidates, Distribution, Sampler};
+use crate::decode::sampling::{self, Best, Candidates, Distribution, Sampler};
 use crate::decode::verify;
 use crate::error::{Error, Result};
 use crate::model::{Interrupt, Memory, Model, Pass, Proposal, Sequence};
@@ -110,17 +110,19 @@ impl Lane {
         Ok(())
     }
 
-    /// What an observer is told of a token at a position: its probability, or greedily whether it is the first choice. A bad
-    /// row gives none.
-    fn look(&self, position: usize, token: usize, sampler: &Sampler, candidates: &mut Candidates) -> f32 {
+    /// What an observer is told of a token at a position: its probability, or greedily whether it is the first choice; and
+    /// how sure of itself the model is there. A bad row gives nothing.
+    fn look(&self, position: usize, token: usize, sampler: &Sampler, candidates: &mut Candidates) -> (f32, f32) {
         let scores = self.sequence.logits(position);
         if sampler.is_greedy() {
-            return sampling::argmax(scores).map_or(0.0, |best| f32::from(u8::from(best.token == token)));
+            let told = |best: Best| (f32::from(u8::from(best.token == token)), best.confidence());
+            return sampling::argmax(scores).map_or((0.0, 0.0), told);
         }
+        let told = |distribution: &Distribution| (distribution.probability(scores, token), distribution.confidence());
         if self.stamps[position % self.stamps.len()] == position {
-            return self.probability(position, token);
+            return told(&self.distributions[position % self.stamps.len()]);
         }
-        sampler.process(scores, candidates).map_or(0.0, |distribution| distribution.probability(scores, token))
+        sampler.process(scores, candidates).map_or((0.0, 0.0), |distribution| told(&distribution))
     }
 
     /// The distribution of a position that was processed, and the row that it is made of.
@@ -143,6 +145,8 @@ struct Draft {
     proposer: usize,
     /// Whether its proposer gave it for certain: `q` is a point mass. Otherwise `q` is the proposer's processed row.
     certain: bool,
+    /// The probability with which it is accepted, by what is known of its proposer; 1 if nobody wants to know.
+    odds: f64,
 }
 
 /// The decoder of one sequence.
@@ -455,6 +459,7 @@ impl<C: Chance> Decoder<C> {
         let room = self.has_room();
         if let Some(turn) = self.turn.take()
             && room
+            && self.is_hopeful()
         {
             return turn;
         }
@@ -533,6 +538,15 @@ impl<C: Chance> Decoder<C> {
             && (self.settings.max_tokens == 0 || generated < self.settings.max_tokens)
     }
 
+    /// Whether what is pending is likely enough to be accepted that a turn is worth going on with.
+    ///
+    /// It may look at anything, also at the tokens that are pending and how they were drawn: whatever it says, each of them
+    /// is verified against the same target, and what is not drafted is drawn from it.
+    fn is_hopeful(&self) -> bool {
+        let least = f64::from(self.settings.plan.stop_below) / 100.0;
+        least == 0.0 || self.drafts.iter().map(|draft| draft.odds).product::<f64>() >= least
+    }
+
     /// Whether a model may propose: it has scored the next position, and there is room.
     fn can_propose(&self, model: usize) -> bool {
         self.finish.is_none() && self.lanes[model].sequence.len() == self.tokens.len() && self.has_room()
@@ -541,18 +555,26 @@ impl<C: Chance> Decoder<C> {
     /// Draw a token from a model and make it pending; false if the model has none to propose.
     fn propose(&mut self, model: usize) -> Result<bool> {
         let position = self.tokens.len();
-        let (token, certain) = match self.lanes[model].sequence.proposal(position) {
+        let (token, confidence) = match self.lanes[model].sequence.proposal(position) {
             Proposal::Nothing => return Ok(false),
-            Proposal::Token(token) => (token, true),
-            Proposal::Row(row) if self.settings.sampler.is_greedy() => (sampling::argmax(row)?.token as i32, false),
+            Proposal::Token(token) => (token, None),
+            Proposal::Row(row) if self.settings.sampler.is_greedy() => {
+                let best = sampling::argmax(row)?;
+                (best.token as i32, Some(best.confidence()))
+            }
             Proposal::Row(_) => {
                 let (sampler, candidates) = (&self.settings.sampler, &mut self.candidates);
                 self.lanes[model].process_to_draw(position, sampler, candidates, &mut self.target)?;
-                (self.chance.pick(self.key(position, Purpose::Proposal), &self.target) as i32, false)
+                let token = self.chance.pick(self.key(position, Purpose::Proposal), &self.target) as i32;
+                (token, Some(self.lanes[model].distribution(position).0.confidence()))
             }
         };
+        let odds = self.estimates().map_or(1.0, |known| match confidence {
+            Some(confidence) => known.doubt[model].rate(confidence),
+            None => known.acceptance[model].rate(self.has_pending()),
+        });
         self.tokens.push(token);
-        self.drafts.push(Draft { proposer: model, certain });
+        self.drafts.push(Draft { proposer: model, certain: confidence.is_none(), odds });
         self.counters.proposed += 1;
         Ok(true)
     }
@@ -612,7 +634,7 @@ impl<C: Chance> Decoder<C> {
     }
 
     /// Accept the front proposal (`None`), or draw its replacement.
-    fn test(&mut self, Draft { proposer, certain }: Draft, target: Target) -> Option<usize> {
+    fn test(&mut self, Draft { proposer, certain, .. }: Draft, target: Target) -> Option<usize> {
         let position = self.committed;
         let token = self.tokens[position] as usize;
         match target {

@@ -126,6 +126,11 @@ impl Distribution {
         Distribution { max, rate, floor: f32::NEG_INFINITY, cut: usize::MAX, total: 1.0 }
     }
 
+    /// The probability of the best token: how sure of itself the model is.
+    pub fn confidence(&self) -> f32 {
+        (1.0 / self.total) as f32
+    }
+
     fn weight(&self, score: f32) -> f32 {
         kernels::exp((score - self.max) * self.rate)
     }
@@ -329,6 +334,11 @@ pub struct Best {
 }
 
 impl Best {
+    /// How sure of itself the model is, between 0 and 1: the share of the two best tokens by which the better one leads.
+    pub fn confidence(&self) -> f32 {
+        (0.5 * self.margin).tanh()
+    }
+
     /// Whether a pass of another width might choose another token.
     pub fn is_near_tie(&self) -> bool {
         self.margin <= NEAR_TIE
