@@ -255,8 +255,9 @@ impl Planning {
 
     fn count<C: Chance>(&mut self, decoder: &mut Decoder<C>, round: Round, passes: u64) {
         let seconds = round.total.as_secs_f64();
+        let standard = decoder.estimates().map_or(0.0, |estimates| self.planner.standard(estimates));
         if self.reference.is_none() {
-            self.planner.measured(round.tokens, seconds);
+            self.planner.measured(round.tokens, seconds, standard);
         }
         let host = round.total.saturating_sub(round.models).as_secs_f64();
         if let Some(observer) = decoder.observer()
@@ -269,7 +270,7 @@ impl Planning {
             let nanoseconds = |seconds: f64| (seconds * round.tokens as f64 * 1e9) as u64;
             self.gains.planned_ns += round.total.as_nanos() as u64;
             self.gains.expected_ns += nanoseconds(expectation.planned);
-            self.gains.standard_ns += nanoseconds(expectation.standard);
+            self.gains.standard_ns += nanoseconds(standard);
         }
     }
 

@@ -10,7 +10,7 @@ use super::policy::{MAX_PROPOSAL_LENGTH, Plan, Policy, Request, Targets};
 const HYSTERESIS: f64 = 0.02;
 
 /// Tokens of a forecast that compares many plans, and of one that decides.
-const SHORT: usize = 320;
+const SHORT: usize = 256;
 const LONG: usize = LONGEST - 1;
 
 /// Lengths that are tried.
@@ -28,13 +28,17 @@ const MUCH_WORSE: f64 = 1.04;
 
 /// Tokens after which the plan is looked at again: soon at first, while each token says much, then regularly.
 const FIRST_LOOK: usize = 8;
-const LAST_LOOK: usize = 64;
+const KNOWN_LOOK: usize = 64;
+const LAST_LOOK: usize = 256;
 
 /// Tokens for which a measured time counts as much as the forecast of it.
 const TRUST: f64 = 128.0;
 
 /// A plan that has lost so many tokens' time against `standard` is left at once: something has changed.
 const ALARM: f64 = 6.0;
+
+/// A round counts for no more lost tokens than this: another process may have had the machine for a while.
+const MOST_LOST: f64 = 2.0;
 
 /// Observations that are left of what was known when something has changed.
 const LEFT: f64 = 12.0;
@@ -117,9 +121,11 @@ pub struct Planner {
     plan: Plan,
     expectation: Expectation,
     forecast: Forecast,
-    /// Tokens and seconds measured since the plan was chosen; they forget.
+    /// Tokens and seconds measured since the plan was chosen, and those that `standard` would have taken by the times of
+    /// passes as they were then; they forget.
     tokens: f64,
     seconds: f64,
+    standard: f64,
     /// What plans took against their forecasts, by kind of plan.
     bias: [f64; KINDS],
     /// Seconds lost against `standard`, since the plan last was ahead of it.
@@ -142,7 +148,7 @@ fn kind(plan: &Plan) -> usize {
 impl Planner {
     /// Begins with `plan`; if it is `known` to be good, from other sessions, there is no hurry to look at it.
     pub fn new(choices: Choices, plan: Plan, known: bool) -> Self {
-        let interval = if known { LAST_LOOK } else { FIRST_LOOK };
+        let interval = if known { KNOWN_LOOK } else { FIRST_LOOK };
         Planner {
             choices,
             plan,
@@ -150,6 +156,7 @@ impl Planner {
             forecast: Forecast::default(),
             tokens: 0.0,
             seconds: 0.0,
+            standard: 0.0,
             bias: [1.0; KINDS],
             debt: 0.0,
             until_look: interval,
@@ -172,18 +179,26 @@ impl Planner {
         self.expectation
     }
 
-    /// The plan in force took so long for so many tokens.
-    pub fn measured(&mut self, tokens: usize, seconds: f64) {
+    /// What `standard` takes for a token, by what is known now: it follows a machine that becomes busy.
+    pub fn standard(&self, estimates: &Estimates) -> f64 {
+        self.choices.task.standard(estimates) * self.bias[0]
+    }
+
+    /// The plan in force took so long for so many tokens, of which each takes `standard` seconds if nobody proposes.
+    pub fn measured(&mut self, tokens: usize, seconds: f64, standard: f64) {
         self.until_look = self.until_look.saturating_sub(tokens);
         self.tokens += tokens as f64;
         self.seconds += seconds;
-        self.debt = (self.debt + seconds - tokens as f64 * self.expectation.standard).max(0.0);
+        self.standard += tokens as f64 * standard / self.bias[0];
+        let lost = (seconds - tokens as f64 * standard).min(MOST_LOST * standard);
+        self.debt = (self.debt + lost).max(0.0);
         if self.is_alarmed() {
             self.until_look = 0;
         }
         if self.tokens > 4.0 * TRUST {
             self.tokens /= 2.0;
             self.seconds /= 2.0;
+            self.standard /= 2.0;
         }
     }
 
@@ -232,12 +247,14 @@ impl Planner {
         let raw = self.forecast.seconds_per_token(&current, &self.choices.task, estimates, LONG);
         // What was measured knows what the forecast does not; the less was measured, the less it counts.
         let trust = self.tokens / (self.tokens + TRUST);
-        if self.tokens > 0.0 {
-            let ratio = (self.seconds / self.tokens / raw).clamp(0.5, 2.0);
+        if self.standard > 0.0 {
+            // Against `standard`, so that a machine that became busy is not taken for a plan that does badly.
+            let forecast = raw / self.choices.task.standard(estimates);
+            let ratio = (self.seconds / self.standard / forecast).clamp(0.5, 2.0);
             self.bias[kind(&current)] = 1.0 + (ratio - 1.0) * trust;
         }
         let planned = raw * self.bias[kind(&current)];
-        let standard = self.choices.task.standard(estimates) * self.bias[0];
+        let standard = self.standard(estimates);
         self.expectation = Expectation { planned, standard };
         let mut best: [Option<Best>; KINDS] = Default::default();
         self.search(estimates, &mut best);
@@ -257,7 +274,7 @@ impl Planner {
     /// Take another plan, because it was found better or something else is decoded.
     pub fn adopt(&mut self, plan: Plan) {
         self.plan = plan;
-        (self.tokens, self.seconds, self.debt) = (0.0, 0.0, 0.0);
+        (self.tokens, self.seconds, self.standard, self.debt) = (0.0, 0.0, 0.0, 0.0);
         (self.until_look, self.interval) = (FIRST_LOOK, 2 * FIRST_LOOK);
     }
 
@@ -378,7 +395,7 @@ impl Planner {
                     }
                     last = last.min(seconds);
                 }
-                if last > last_of_lengths {
+                if last >= last_of_lengths {
                     break;
                 }
                 last_of_lengths = last;
