@@ -18,7 +18,7 @@ pub struct Config {
     pub models: Vec<ModelConfig>,
     /// How they are combined.
     pub combine: Combine,
-    /// Threads of the pool that all models of the process share; 0 is one for each physical core.
+    /// Threads of the pool that all models of the process share; 0 is one for each physical core that the process may use.
     #[serde(default)]
     pub threads: usize,
     /// Whether the threads of that pool stay awake for a while when they have nothing to do. `None` is yes.

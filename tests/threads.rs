@@ -1,4 +1,5 @@
-//! All models of the process share one thread pool: loading more of them starts no more threads.
+//! All models of the process share one thread pool: loading more of them starts no more threads. It has as many as the
+//! process may use cores.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -13,6 +14,12 @@ fn threads() -> usize {
 
 #[test]
 fn models_share_one_thread_pool() {
+    alone("shared_pool", &[]);
+}
+
+#[test]
+#[ignore = "run by models_share_one_thread_pool"]
+fn shared_pool() {
     let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/demo");
     let load = |names: &[&str]| {
         let models: Vec<_> = names.iter().map(|name| serde_json::json!({ "path": demo.join(name) })).collect();
@@ -51,4 +58,49 @@ fn models_share_one_thread_pool() {
     assert_eq!(error.code(), 2);
     assert!(error.to_string().contains("thread pool of this process was made with false"), "{error}");
     assert!(spinning(false).is_ok());
+}
+
+/// Run a test of this program in a process of its own, which has a pool of its own.
+fn alone(test: &str, cores: &[usize]) {
+    use std::os::unix::process::CommandExt;
+    let mut command = std::process::Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", test, "--ignored", "--nocapture"]);
+    let cores = cores.to_vec();
+    // SAFETY: the closure makes one system call with memory of its own, and nothing that needs the other threads.
+    unsafe {
+        command.pre_exec(move || {
+            let mut set: libc::cpu_set_t = std::mem::zeroed();
+            cores.iter().for_each(|&core| libc::CPU_SET(core, &mut set));
+            match cores.is_empty() || libc::sched_setaffinity(0, size_of_val(&set), &set) == 0 {
+                true => Ok(()),
+                false => Err(std::io::Error::last_os_error()),
+            }
+        })
+    };
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+}
+
+fn small() -> Engine {
+    let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/demo/small");
+    let config = serde_json::json!({ "models": [{ "path": demo }], "combine": { "kind": "target", "model": 0 } });
+    Engine::load(&Config::parse(&config.to_string()).unwrap()).unwrap()
+}
+
+#[test]
+fn the_pool_has_as_many_threads_as_the_process_has_cores() {
+    alone("one_core", &[first_core()]);
+}
+
+/// One that this process may run on.
+fn first_core() -> usize {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let list = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).unwrap();
+    list.trim().split(['-', ',']).next().unwrap().parse().unwrap()
+}
+
+#[test]
+#[ignore = "run by the_pool_has_as_many_threads_as_the_process_has_cores"]
+fn one_core() {
+    assert_eq!(small().describe()["threads"], 1);
 }

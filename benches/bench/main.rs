@@ -281,10 +281,6 @@ fn facts(engine: &Engine, versions: Vec<(String, String)>) -> Vec<(String, Strin
     };
     let describe = engine.describe();
     let cores = std::thread::available_parallelism().map_or(0, |cores| cores.get());
-    let threads = match describe["threads"].as_u64() {
-        None | Some(0) => "one for each core".to_string(),
-        Some(threads) => threads.to_string(),
-    };
     let library = describe["onnxruntime"].as_str().unwrap_or_default().rsplit(".so.").next().unwrap_or_default();
     let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
     let load = load.split(' ').next().unwrap_or_default();
@@ -306,7 +302,7 @@ fn facts(engine: &Engine, versions: Vec<(String, String)>) -> Vec<(String, Strin
             format!("{cores} cores, {}", line("/proc/cpuinfo", "model name").unwrap_or("unknown".into())),
         ),
         ("memory".to_string(), line("/proc/meminfo", "MemTotal").unwrap_or_default()),
-        ("threads".to_string(), threads),
+        ("threads".to_string(), describe["threads"].to_string()),
         ("load when it began".to_string(), load.to_string()),
         ("system".to_string(), read("uname", &["-srm"]).unwrap_or_default()),
         ("models".to_string(), models(engine)),

@@ -55,7 +55,9 @@ impl cos_engine {
 ///         { "kind": "logits", "weights": [1, 0.5, -0.5] }           weighted sum of the logits
 ///         { "kind": "target", "model": 0 }                          one model; the others only draft
 ///       "threads": 0,                         of the pool that all models of the process share; 0 by default,
-///                                             one for each core
+///                                             one for each core that the process may use
+///       "spinning": true,                     whether they stay awake for a while when there is nothing to do; false
+///                                             is for machines that have much else to do
 ///       "onnxruntime": "libonnxruntime.so"    optional
 ///     }
 ///
@@ -162,7 +164,7 @@ pub unsafe extern "C" fn cos_engine_model_count(engine: *const cos_engine) -> us
 /// exchanged.
 ///
 ///     {
-///       "version": "0.1.0", "onnxruntime": path, "threads": 0, "vocab_size": 4096, "stop_tokens": [0],
+///       "version": "0.1.0", "onnxruntime": path, "threads": 2, "vocab_size": 4096, "stop_tokens": [0],
 ///       "tokenizer": true, "combine": as configured,
 ///       "models": [ {
 ///         "name": "base", "kind": "onnx",                       or "ngram", which has no more members

@@ -27,20 +27,23 @@ struct Shared {
 /// (two models with spinning pools of their own run 2.3 times slower on two cores).
 static SHARED: OnceCell<Shared> = OnceCell::new();
 
-/// The environment, made on first use from `library` (unless `ORT_DYLIB_PATH` is set) with `threads` threads, which spin
-/// unless told not to.
+/// The environment, made on first use from `library` (unless `ORT_DYLIB_PATH` is set) with `threads` threads (0: as many as
+/// there are cores for us), which spin unless told not to.
 ///
 /// Later calls get the same one; asking for another number of threads, or for other spinning, then is an error.
 pub fn environment(library: Option<&Path>, threads: usize, spinning: Option<bool>) -> Result<&'static Environment> {
     // Two first uses at once must not both try.
     static FIRST: Mutex<()> = Mutex::new(());
     let _first = FIRST.lock();
-    let shared = SHARED.get_or_try_init(|| make(library, threads, spinning.unwrap_or(true)))?;
+    let shared = SHARED.get_or_try_init(|| {
+        let threads = if threads == 0 { cores() } else { threads };
+        make(library, threads, spinning.unwrap_or(true))
+    })?;
     if threads != 0 && threads != shared.threads {
         return Err(Error::Config(format!(
             "threads is {threads}, but the thread pool of this process was made with {}; \
              it is shared by all engines, so leave threads out or set the same number",
-            if shared.threads == 0 { "the default".into() } else { shared.threads.to_string() }
+            shared.threads
         )));
     }
     if spinning.is_some_and(|spinning| spinning != shared.spinning) {
@@ -53,7 +56,16 @@ pub fn environment(library: Option<&Path>, threads: usize, spinning: Option<bool
     Ok(&shared.environment)
 }
 
-/// The ONNX Runtime library that was loaded, and the number of threads of its pool (0: one for each core).
+/// How many threads can compute at once: physical cores, or fewer where affinity or a control group (the limit of a
+/// container) allows no more.
+///
+/// ONNX Runtime counts for itself if it is not told, but knows nothing of control groups, and threads that spin beyond
+/// one's share are the slowest of all.
+fn cores() -> usize {
+    num_cpus::get_physical().min(num_cpus::get()).max(1)
+}
+
+/// The ONNX Runtime library that was loaded, and the number of threads of its pool.
 pub fn library() -> Option<(&'static Path, usize)> {
     SHARED.get().map(|shared| (shared.library.as_path(), shared.threads))
 }
