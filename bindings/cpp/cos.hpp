@@ -354,6 +354,16 @@ struct Stats {
     std::chrono::nanoseconds total_time{};
     /** Greedy choices between two nearly equal scores, which passes of other widths may decide otherwise. */
     std::uint64_t near_ties = 0;
+    /**
+     * With Strategy::automatic, time inside step() since a first look at the plan, passes over prompts excluded; zero with any
+     * other, as the next two are. They are about the same tokens: standard_time / planned_time is the measured gain of
+     * planning, standard_time / expected_time the one that was expected.
+     */
+    std::chrono::nanoseconds planned_time{};
+    /** Time that these tokens were expected to take, as the plans were chosen. */
+    std::chrono::nanoseconds expected_time{};
+    /** Time that Strategy::standard would have taken for them, by the measured times of the models' passes. */
+    std::chrono::nanoseconds standard_time{};
 };
 
 // ---- inside
@@ -398,8 +408,17 @@ Result<Stats> stats(cos_error* (*function)(const T*, cos_stats*), const T* of) {
     out.struct_size = sizeof out;
     if (cos_error* error = function(of, &out)) return take(error);
     const auto time = [](std::uint64_t ns) { return std::chrono::nanoseconds(static_cast<std::int64_t>(ns)); };
-    return Stats{out.steps,    out.tokens,    out.proposed,       out.tested,         out.accepted,
-                 out.forwards, out.positions, time(out.model_ns), time(out.total_ns), out.near_ties};
+    return Stats{out.steps,            out.tokens,            out.proposed,           out.tested,         out.accepted,
+                 out.forwards,         out.positions,         time(out.model_ns),     time(out.total_ns), out.near_ties,
+                 time(out.planned_ns), time(out.expected_ns), time(out.standard_ns)};
+}
+
+/** A text that a session or an engine lends. */
+template <typename T>
+Result<std::string_view> text(cos_error* (*function)(const T*, const char**), const T* of) {
+    const char* out = nullptr;
+    if (cos_error* error = function(of, &out)) return take(error);
+    return std::string_view(out);
 }
 
 /** Fill a container whose size is guessed, and once more with the right size if that was too small. */
@@ -547,6 +566,14 @@ public:
     Result<Stats> stats() const { return detail::stats(cos_session_stats, raw()); }
 
     /**
+     * How the session decodes now, and why, as JSON that cos_session_describe describes: for a log, a bug report, or a look at
+     * what Strategy::automatic does and gains. Lent until the next describe().
+     *
+     * Errors: busy, poisoned.
+     */
+    Result<std::string_view> describe() const { return detail::text(cos_session_describe, raw()); }
+
+    /**
      * Decode with other weights from the next token on, for "weighted" and "logits", between steps. On error nothing changes.
      *
      * Errors: invalid_argument, context_full (the sequence is longer than the context of a model whose weight was 0), busy,
@@ -653,10 +680,10 @@ public:
     std::size_t model_count() const noexcept { return cos_engine_model_count(raw()); }
 
     /** What was recognised of each model, as JSON that cos_engine_describe describes. Lent as long as the engine lives. */
-    Result<std::string_view> describe() const { return text(cos_engine_describe); }
+    Result<std::string_view> describe() const { return detail::text(cos_engine_describe, raw()); }
 
     /** The same as a table for people, such as for a log. Lent as long as the engine lives. */
-    Result<std::string_view> describe_table() const { return text(cos_engine_describe_table); }
+    Result<std::string_view> describe_table() const { return detail::text(cos_engine_describe_table, raw()); }
 
     /**
      * Start an empty sequence.
@@ -758,12 +785,6 @@ private:
         cos_engine* engine = nullptr;
         if (cos_error* error = function(argument.c_str(), &engine)) return detail::take(error);
         return Engine(engine);
-    }
-
-    Result<std::string_view> text(cos_error* (*function)(const cos_engine*, const char**)) const {
-        const char* out = nullptr;
-        if (cos_error* error = function(raw(), &out)) return detail::take(error);
-        return std::string_view(out);
     }
 
     std::unique_ptr<cos_engine, detail::Free<cos_engine_free>> handle_;

@@ -255,6 +255,44 @@ func TestSetWeightsAndStats(t *testing.T) {
 	}
 }
 
+func TestPlan(t *testing.T) {
+	engine, err := demo()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, strategy := range []cos.Strategy{cos.StrategyAuto, cos.StrategyStandard} {
+		session := newSession(t, engine, cos.Options{Strategy: strategy, MaxTokens: 64, StopTokens: []int32{}})
+		decode(t, session, []int32{1, 2, 3})
+		text, err := session.Describe()
+		var description struct {
+			Strategy     string
+			Planned      bool
+			MeasuredGain *float64 `json:"measured_gain"`
+			Models       []struct{ Name string }
+		}
+		if err != nil || json.Unmarshal([]byte(text), &description) != nil {
+			t.Fatal(text, err)
+		}
+		if description.Planned != (strategy == cos.StrategyAuto) || len(description.Models) != engine.ModelCount() ||
+			!description.Planned && description.Strategy != "standard" || description.Strategy == "" {
+			t.Error(text)
+		}
+		stats, err := session.Stats()
+		if err != nil || stats.PlannedTime < 0 || stats.PlannedTime > stats.TotalTime {
+			t.Errorf("%+v, %v", stats, err)
+		}
+		gain := description.MeasuredGain
+		if stats.PlannedTime == 0 { // so far, for it takes a while until the plan is looked at
+			if stats.ExpectedTime != 0 || stats.StandardTime != 0 || gain != nil {
+				t.Errorf("%+v, %s", stats, text)
+			}
+		} else if !description.Planned || gain == nil ||
+			math.Abs(*gain-float64(stats.StandardTime)/float64(stats.PlannedTime)) > 1e-6 {
+			t.Errorf("%+v, %s", stats, text)
+		}
+	}
+}
+
 // The totals of an engine are the sums of its sessions, also of those that were closed.
 func TestEngineStats(t *testing.T) {
 	engine := newEngine(t, tiny)
@@ -271,7 +309,8 @@ func TestEngineStats(t *testing.T) {
 			Tested: sum.Tested + stats.Tested, Accepted: sum.Accepted + stats.Accepted,
 			Forwards: sum.Forwards + stats.Forwards, Positions: sum.Positions + stats.Positions,
 			ModelTime: sum.ModelTime + stats.ModelTime, TotalTime: sum.TotalTime + stats.TotalTime,
-			NearTies: sum.NearTies + stats.NearTies,
+			NearTies: sum.NearTies + stats.NearTies, PlannedTime: sum.PlannedTime + stats.PlannedTime,
+			ExpectedTime: sum.ExpectedTime + stats.ExpectedTime, StandardTime: sum.StandardTime + stats.StandardTime,
 		}
 		if i == 0 {
 			session.Close()
@@ -553,7 +592,8 @@ func TestUseAfterClose(t *testing.T) {
 	for _, none := range []*cos.Session{session, {}} {
 		_, step := none.Step(context.Background())
 		_, stats := none.Stats()
-		for i, err := range []error{step, stats, none.Prompt([]int32{1}), none.SetWeights(nil), none.Cancel()} {
+		_, describe := none.Describe()
+		for i, err := range []error{step, stats, describe, none.Prompt([]int32{1}), none.SetWeights(nil), none.Cancel()} {
 			if err != cos.ErrClosed {
 				t.Errorf("session %d: %v", i, err)
 			}
@@ -599,6 +639,9 @@ func TestSecondGoroutine(t *testing.T) {
 	}
 	done := startStep(context.Background(), session)
 	if _, err := session.Step(context.Background()); !errors.Is(err, cos.ErrBusy) {
+		t.Error(err)
+	}
+	if _, err := session.Describe(); !errors.Is(err, cos.ErrBusy) {
 		t.Error(err)
 	}
 	if err := session.SetWeights([]float32{0.5, 0.5}); !errors.Is(err, cos.ErrBusy) {

@@ -191,6 +191,21 @@ func (s *Session) Steps(ctx context.Context) iter.Seq2[Step, error] {
 	}
 }
 
+// Describe says, as JSON, how the session decodes now, and why: for a log, a bug report, or a look at what [StrategyAuto]
+// does and gains. cos.h lists the members at cos_session_describe.
+func (s *Session) Describe() (string, error) {
+	session, err := s.begin()
+	if err != nil {
+		return "", err
+	}
+	defer s.end()
+	var text *C.char
+	if err := check(C.cos_session_describe(session, &text)); err != nil {
+		return "", err
+	}
+	return C.GoString(text), nil
+}
+
 // Cancel stops the running step, or else the next one: it ends early with [FinishCancelled]. Nothing that was committed
 // is lost. It may be called at any time and never waits for a running pass.
 func (s *Session) Cancel() error {

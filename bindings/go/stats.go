@@ -17,6 +17,15 @@ type Stats struct {
 	ModelTime time.Duration // inside ONNX Runtime, prompts included
 	TotalTime time.Duration // inside steps
 	NearTies  uint64        // greedy choices between two nearly equal scores
+
+	// With StrategyAuto, inside steps since a first look at the plan, passes over prompts excluded; 0 with any other, as
+	// the next two are. They are about the same tokens: StandardTime / PlannedTime is the measured gain of planning,
+	// StandardTime / ExpectedTime the one that was expected.
+	PlannedTime time.Duration
+	// What these tokens were expected to take, as the plans were chosen.
+	ExpectedTime time.Duration
+	// What StrategyStandard would have taken for them, by the measured times of the models' passes.
+	StandardTime time.Duration
 }
 
 // Stats is what the session did so far, up to the last call that ended. It may be called at any time.
@@ -57,5 +66,9 @@ func readStats(read func(*C.cos_stats) *C.cos_error) (Stats, error) {
 		ModelTime: time.Duration(stats.model_ns),
 		TotalTime: time.Duration(stats.total_ns),
 		NearTies:  uint64(stats.near_ties),
+
+		PlannedTime:  time.Duration(stats.planned_ns),
+		ExpectedTime: time.Duration(stats.expected_ns),
+		StandardTime: time.Duration(stats.standard_ns),
 	}, nil
 }

@@ -218,6 +218,33 @@ void sessions() {
     }
 }
 
+void plans() {
+    const auto engine = cosrt::Engine::open("models/demo/engine.json").value();
+    cosrt::SessionOptions options;
+    options.max_tokens = 64;
+    options.stop_tokens.emplace();
+    for (const auto strategy : {cosrt::Strategy::automatic, cosrt::Strategy::standard}) {
+        const bool planned = strategy == cosrt::Strategy::automatic;
+        options.strategy = strategy;
+        auto session = engine.session(options).value();
+        session.prompt(prompt).value();
+        for (const auto& step : session.steps()) step.value();
+        const std::string json(session.describe().value());
+        const auto stats = session.stats().value();
+        EXPECT(json.find(planned ? "\"strategy\":" : "\"strategy\":\"standard\"") != std::string::npos);
+        EXPECT(json.find(planned ? "\"planned\":true" : "\"planned\":false") != std::string::npos);
+        EXPECT(stats.planned_time.count() >= 0 && stats.planned_time <= stats.total_time);
+        const std::string key = "\"measured_gain\":";
+        const std::string gain = json.substr(json.find(key) + key.size());
+        if (stats.planned_time.count() == 0) {  // so far, for it takes a while until the plan is looked at
+            EXPECT(stats.expected_time.count() == 0 && stats.standard_time.count() == 0 && gain.rfind("null", 0) == 0);
+        } else {
+            const std::chrono::duration<double> standard = stats.standard_time;
+            EXPECT(planned && std::abs(std::stod(gain) - standard / stats.planned_time) < 1e-6);
+        }
+    }
+}
+
 void lifetimes() {
     // The engine goes first; what was made of it goes on.
     std::optional<cosrt::Engine> engine = open();
@@ -234,6 +261,7 @@ void lifetimes() {
     EXPECT(fails(session.prompt(prompt), Code::invalid_argument));
     EXPECT(fails(session.cancel(), Code::invalid_argument));
     EXPECT(fails(session.stats(), Code::invalid_argument));
+    EXPECT(fails(session.describe(), Code::invalid_argument));
     EXPECT(fails(session.set_weights({1, 0}), Code::invalid_argument));
     for (const auto& step : session.steps()) EXPECT(fails(step, Code::invalid_argument));
     EXPECT(session.raw() == nullptr && other.raw() != nullptr);
@@ -324,7 +352,7 @@ void threads() {
     cosrt::SessionOptions options;
     options.combine = [&](const cosrt::Rows& rows, cosrt::Span<float> scores) {
         std::thread([&] { busy = fails(session->step(), Code::busy) && fails(session->prompt({1}), Code::busy); }).join();
-        same_thread_busy = fails(session->step(), Code::busy);
+        same_thread_busy = fails(session->step(), Code::busy) && fails(session->describe(), Code::busy);
         std::thread([&] { EXPECT(session->stats() && session->cancel()); }).join();
         std::copy(rows[0].begin(), rows[0].end(), scores.begin());
         return 0;
@@ -354,6 +382,7 @@ int main() {
     texts();
     stop_strings();
     sessions();
+    plans();
     lifetimes();
     combinations();
     threads();

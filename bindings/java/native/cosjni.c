@@ -120,7 +120,7 @@ static jlongArray new_stats(JNIEnv *env, const cos_stats *stats)
     const jlong values[] = {
         (jlong)stats->steps, (jlong)stats->tokens, (jlong)stats->proposed, (jlong)stats->tested, (jlong)stats->accepted,
         (jlong)stats->forwards, (jlong)stats->positions, (jlong)stats->model_ns, (jlong)stats->total_ns,
-        (jlong)stats->near_ties,
+        (jlong)stats->near_ties, (jlong)stats->planned_ns, (jlong)stats->expected_ns, (jlong)stats->standard_ns,
     };
     const jsize count = sizeof values / sizeof *values;
     jlongArray array = (*env)->NewLongArray(env, count);
@@ -368,6 +368,13 @@ static jlongArray session_stats(JNIEnv *env, jclass native, jlong session)
     return failed(env, native, error, NULL) ? NULL : new_stats(env, &stats);
 }
 
+static jbyteArray session_describe(JNIEnv *env, jclass native, jlong session)
+{
+    const char *json = NULL;
+    if (failed(env, native, cos_session_describe(POINTER(cos_session, session), &json), NULL)) return NULL;
+    return new_bytes(env, json, strlen(json));
+}
+
 /* ---- streams of text */
 
 static jlong text_stream_new(JNIEnv *env, jclass native, jlong engine)
@@ -454,6 +461,7 @@ static const JNINativeMethod methods[] = {
     METHOD("step", "(JLio/cosrt/Combiner;[Ljava/lang/Throwable;)Lio/cosrt/StepResult;", step),
     METHOD("cancel", "(J)V", cancel),
     METHOD("sessionStats", "(J)[J", session_stats),
+    METHOD("sessionDescribe", "(J)[B", session_describe),
     METHOD("textStreamNew", "(J)J", text_stream_new),
     METHOD("textStreamSetStops", "(J[B[I)V", text_stream_set_stops),
     METHOD("textStreamStopped", "(J)Z", text_stream_stopped),

@@ -57,6 +57,8 @@ final class Native {
 
     static native long[] sessionStats(long session);
 
+    static native byte[] sessionDescribe(long session);
+
     static native long textStreamNew(long engine);
 
     static native void textStreamSetStops(long stream, byte[] text, int[] lengths);

@@ -105,4 +105,14 @@ public final class Session extends NativeObject {
     public Stats stats() {
         return Stats.of(shared(Native::sessionStats));
     }
+
+    /**
+     * How the session decodes now, and why, as JSON: for a log, a bug report, or a look at what {@link Strategy#AUTO} does
+     * and gains. The members are listed at {@code cos_session_describe} in cos.h.
+     *
+     * @throws CosException BUSY, POISONED
+     */
+    public String describe() {
+        return Utf8.decode(exclusively(Native::sessionDescribe));
+    }
 }

@@ -63,7 +63,8 @@ class SafetyTest {
         refusedAsClosed(closed::vocabSize, closed::modelCount, closed::describe, closed::describeTable,
                 () -> closed.encode("text", true), () -> closed.decode(1), closed::stats, closed::newSession,
                 closed::newTextStream);
-        refusedAsClosed(() -> session.prompt(1), session::step, session::stats, () -> session.setWeights(1, 0));
+        refusedAsClosed(() -> session.prompt(1), session::step, session::stats, session::describe,
+                () -> session.setWeights(1, 0));
         session.cancel();
         refusedAsClosed(() -> stream.push(1), stream::finish, stream::stopped, () -> stream.setStops("a"), stream::setStops);
     }
@@ -82,6 +83,7 @@ class SafetyTest {
             Future<StepResult> step = threads.submit(session::step);
             inside.await();
             refused(ErrorCode.BUSY, session::step);
+            refused(ErrorCode.BUSY, session::describe);
             refused(ErrorCode.BUSY, () -> session.prompt(1));
             refused(ErrorCode.BUSY, () -> session.setWeights(1, 0));
             assertEquals(0, session.stats().tokens());

@@ -129,6 +129,31 @@ class SessionTest {
     }
 
     @Test
+    void plansAreDescribed() {
+        for (Strategy strategy : new Strategy[] {Strategy.AUTO, Strategy.STANDARD}) {
+            boolean planned = strategy == Strategy.AUTO;
+            try (Session session = Engines.demo().newSession(options().strategy(strategy).maxTokens(64).build())) {
+                session.prompt(Engines.PROMPT);
+                while (session.step().finish() == Finish.NONE) { }
+                String json = session.describe();
+                Stats stats = session.stats();
+                assertTrue(json.contains(planned ? "\"strategy\":" : "\"strategy\":\"standard\""), json);
+                assertTrue(json.contains("\"planned\":" + planned), json);
+                assertTrue(stats.plannedNs() >= 0 && stats.plannedNs() <= stats.totalNs());
+                String gain = json.replaceAll("(?s).*\"measured_gain\":([^,}]*).*", "$1");
+                if (stats.plannedNs() == 0) { // so far, for it takes a while until the plan is looked at
+                    assertEquals(0, stats.expectedNs());
+                    assertEquals(0, stats.standardNs());
+                    assertEquals("null", gain);
+                } else {
+                    assertTrue(planned);
+                    assertEquals((double) stats.standardNs() / stats.plannedNs(), Double.parseDouble(gain), 1e-6);
+                }
+            }
+        }
+    }
+
+    @Test
     void textGoesThereAndBack() {
         String text = "Zwölf Boxkämpfer jagen 😀 quer über 東京.\0 And on.";
         Engine demo = Engines.demo();
