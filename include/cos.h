@@ -385,7 +385,8 @@ typedef struct cos_stats {
    */
   uint64_t near_ties;
   /**
-   * With COS_STRATEGY_AUTO, nanoseconds of cos_step since a first look at the plan, passes over prompts excluded. The
+   * With COS_STRATEGY_AUTO, nanoseconds of cos_step since a first look at the plan (by this session, or by one before
+   * that decoded the same), passes over prompts excluded. The
    * next two are about the same tokens, so that standard_ns / planned_ns is the measured gain of planning, and
    * standard_ns / expected_ns the one that was expected.
    */
@@ -659,6 +660,7 @@ struct cos_error *cos_session_stats(const struct cos_session *session, struct co
  *       "strategy": "standard", "speculative" or "cos",       what runs; COS_STRATEGY_AUTO changes it as it learns
  *       "targets": "combined" or "routed",
  *       "proposal_lengths": [0, 5],                           of each model
+ *       "stop_below": 0.35,                                   drafts end where they are less likely to be accepted; 0: never
  *       "planned": true,                                      by COS_STRATEGY_AUTO; else the next three are 0 and null
  *       "changes": 2,                                         of the plan, so far
  *       "expected_gain": 1.62,                                over COS_STRATEGY_STANDARD, by the last look at the plan
@@ -677,7 +679,8 @@ struct cos_error *cos_session_stats(const struct cos_session *session, struct co
  * @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT, BUSY, POISONED
  * Since 0.1.
  */
-struct cos_error *cos_session_describe(const struct cos_session *session, const char **out_json);
+struct cos_error *cos_session_describe(const struct cos_session *session,
+                                       const char **out_json);
 
 /**
  * What all sessions of an engine did so far, also those that were freed: for the metrics of a server. Grows with each

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use crate::decode::chance::Chance;
 use crate::decode::combine::Combination;
 use crate::decode::estimates::Estimates;
-use crate::decode::planner::{Choices, Planner};
+use crate::decode::planner::{Choices, Expectation, Planner};
 use crate::decode::policy::{Plan, Policy, Targets};
 use crate::decode::round::Decoder;
 use crate::decode::sampling::Sampler;
@@ -42,10 +42,18 @@ type Key = Option<String>;
 /// Tasks that are remembered.
 const MOST_TASKS: usize = 256;
 
+/// What is known of a task.
+#[derive(Debug, Clone)]
+struct Known {
+    estimates: Estimates,
+    plan: Plan,
+    expectation: Expectation,
+}
+
 /// What the sessions of an engine have learned.
 #[derive(Debug, Default)]
 pub struct Priors {
-    tasks: HashMap<String, (Estimates, Plan)>,
+    tasks: HashMap<String, Known>,
     latest: Option<Estimates>,
     /// Seconds of all sessions that plan, and of their probes.
     seconds: f64,
@@ -54,10 +62,10 @@ pub struct Priors {
 
 impl Priors {
     /// What a session begins with.
-    fn start(&self, key: &Key, models: &[Arc<dyn Model>]) -> (Estimates, Option<Plan>) {
+    fn start(&self, key: &Key, models: &[Arc<dyn Model>]) -> (Estimates, Option<(Plan, Expectation)>) {
         let task = key.as_ref().and_then(|key| self.tasks.get(key));
         let mut estimates = match (task, &self.latest) {
-            (Some((estimates, _)), _) => estimates.clone(),
+            (Some(known), _) => known.estimates.clone(),
             (None, Some(latest)) => {
                 let mut estimates = latest.clone();
                 estimates.forget_acceptance();
@@ -73,16 +81,16 @@ impl Priors {
             estimates.costs.clone_from(&latest.costs);
         }
         estimates.forget(INHERITED);
-        (estimates, task.map(|(_, plan)| plan.clone()))
+        (estimates, task.map(|known| (known.plan.clone(), known.expectation)))
     }
 
-    fn learn(&mut self, key: &Key, estimates: &Estimates, plan: &Plan) {
-        self.latest = Some(estimates.clone());
+    fn learn(&mut self, key: &Key, known: Known) {
+        self.latest = Some(known.estimates.clone());
         if let Some(key) = key {
             if self.tasks.len() == MOST_TASKS && !self.tasks.contains_key(key) {
                 self.tasks.clear();
             }
-            self.tasks.insert(key.clone(), (estimates.clone(), plan.clone()));
+            self.tasks.insert(key.clone(), known);
         }
     }
 }
@@ -153,11 +161,10 @@ impl Planning {
             known => Some(format!("{known:?} {sampler:?} {choices:?}")),
         };
         let (estimates, known) = priors.start(&key, models);
-        let known = known.filter(|plan| choices.allow(plan));
-        let is_known = known.is_some();
-        let plan = known.unwrap_or(plan);
+        let (plan, expectation) =
+            known.filter(|(plan, _)| choices.allow(plan)).map_or((plan, None), |(plan, known)| (plan, Some(known)));
         let planning = Planning {
-            planner: Planner::new(choices, plan, is_known),
+            planner: Planner::new(choices, plan, expectation),
             key,
             next: None,
             reference: None,
@@ -298,7 +305,8 @@ impl Planning {
 
     fn share<C: Chance>(&mut self, priors: &Mutex<Priors>, decoder: &mut Decoder<C>) {
         if let Some(observer) = decoder.observer() {
-            priors.lock().learn(&self.key, observer.estimates(), self.planner.plan());
+            let (estimates, plan) = (observer.estimates().clone(), self.planner.plan().clone());
+            priors.lock().learn(&self.key, Known { estimates, plan, expectation: self.planner.expectation() });
         }
     }
 

@@ -18,7 +18,7 @@ use cos::decode::round::{Decoder, Settings};
 use cos::decode::sampling::Sampler;
 use cos::model::scripted::Scripted;
 use cos::model::{Cancel, Model, Ngram};
-use cos::planning::{Planning, Priors, Round};
+use cos::planning::{Gains, Planning, Priors, Round};
 use parking_lot::Mutex;
 
 const VOCAB: usize = 11;
@@ -297,6 +297,18 @@ fn exploration_is_bounded() {
     assert_eq!(*planning.plan(), standard);
     assert!(auto > alone, "a drafter was tried");
     assert!(auto < 1.0105 * alone, "{auto} against {alone}");
+}
+
+/// A session that begins with a plan of another one knows from its first token what that is to gain.
+#[test]
+fn what_is_expected_is_inherited() {
+    let (world, priors) = (target_and_drafter(0.9, 0.05, 0.0), Mutex::default());
+    let (_, first) = world.auto(&priors, 512);
+    let (_, second) = world.auto(&priors, 32);
+    assert_eq!(first.plan(), second.plan());
+    let (first, second) = (first.gains(), second.gains());
+    let gain = |gains: Gains| gains.standard_ns as f64 / gains.expected_ns as f64;
+    assert!(second.planned_ns > 0 && (gain(second) / gain(first) - 1.0).abs() < 0.2, "{first:?}, {second:?}");
 }
 
 /// A forecast is what the decoder does.

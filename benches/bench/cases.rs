@@ -8,6 +8,7 @@ use cos::engine::Engine;
 use cos::model::{Model, Ngram};
 use serde_json::json;
 
+use super::hostile::{Hostile, NEVER};
 use super::theory::{Policy, Setup};
 
 /// Models of weights within this factor count as equally large.
@@ -278,7 +279,51 @@ pub fn all(all: &Arc<Engine>, peers: &Peers, quick: bool) -> cos::error::Result<
     if !quick {
         sweeps(all, &picks, &mut tasks)?;
     }
+    hostile(all, &picks, &mut tasks)?;
     Ok(tasks)
+}
+
+/// Where speculation fails, or begins to fail in the middle of the text: `auto` must not lose there what it gains elsewhere.
+fn hostile(all: &Arc<Engine>, picks: &Picks, tasks: &mut Vec<Task>) -> cos::error::Result<()> {
+    /// A prompt takes 50 to 200 tokens, so this lies within the text.
+    const MIDDLE: usize = 200;
+    let half = Combine::Weighted { weights: vec![0.5; 2] };
+    let (contrastive, target) = (Combine::Contrastive { mu: 0.1, plausibility: 0.0 }, Combine::Target { model: 0 });
+    let groups = [
+        ("unrelated models, weighted", &picks.pair, &half, 0, NEVER),
+        ("an unrelated amateur, contrastive", &picks.contrast, &contrastive, 0, NEVER),
+        ("a drafter that is always wrong", &picks.contrast, &target, 0, NEVER),
+        ("a drafter that is wrong from the middle on", &picks.contrast, &target, MIDDLE, NEVER),
+        ("a drafter that is slow from the middle on", &picks.contrast, &target, NEVER, MIDDLE),
+    ];
+    for (title, group, combine, wrong_from, slow_from) in groups {
+        let Some(group) = group else { continue };
+        let inner = all.models()[group[1]].clone();
+        let models: Vec<Arc<dyn Model>> =
+            vec![all.models()[group[0]].clone(), Arc::new(Hostile { inner, wrong_from, slow_from })];
+        let text = all.text().ok().cloned();
+        let engine = Arc::new(Engine::new(models, combine.clone(), all.stop_tokens().to_vec(), text)?);
+        for (temperature, sampled) in [(1.0, "sampled"), (0.0, "greedy")] {
+            let lengths = Some(vec![i32::from(wrong_from == 0 && *combine != target), 4]);
+            tasks.push(Task {
+                title: format!("hostile: {title}, {sampled}"),
+                about: "The second model's logits are those of other tokens, or its passes take 16 times as long."
+                    .into(),
+                kind: "hostile".into(),
+                engine: engine.clone(),
+                temperature,
+                prompts: "gsm8k",
+                sweep: None,
+                judge: None,
+                plans: vec![
+                    ours("standard", row(&engine, Strategy::Standard, None)),
+                    ours("cos", row(&engine, Strategy::Cos, lengths)),
+                    ours("auto", row(&engine, Strategy::Auto, None)),
+                ],
+            });
+        }
+    }
+    Ok(())
 }
 
 /// Like Figures 4 to 6 and Appendix C.1 of the paper.

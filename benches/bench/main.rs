@@ -3,6 +3,7 @@
 //! `cargo bench --bench bench -- --help` tells what it takes. With configurations of yours, it compares the strategies on those.
 
 pub mod cases;
+mod hostile;
 pub mod measure;
 mod peers;
 pub mod report;

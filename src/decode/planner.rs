@@ -146,13 +146,13 @@ fn kind(plan: &Plan) -> usize {
 }
 
 impl Planner {
-    /// Begins with `plan`; if it is `known` to be good, from other sessions, there is no hurry to look at it.
-    pub fn new(choices: Choices, plan: Plan, known: bool) -> Self {
-        let interval = if known { KNOWN_LOOK } else { FIRST_LOOK };
+    /// Begins with `plan`; if other sessions know what to expect of it, there is no hurry to look at it.
+    pub fn new(choices: Choices, plan: Plan, known: Option<Expectation>) -> Self {
+        let interval = if known.is_some() { KNOWN_LOOK } else { FIRST_LOOK };
         Planner {
             choices,
             plan,
-            expectation: Expectation::default(),
+            expectation: known.unwrap_or_default(),
             forecast: Forecast::default(),
             tokens: 0.0,
             seconds: 0.0,

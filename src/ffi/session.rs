@@ -174,7 +174,8 @@ pub struct cos_stats {
     pub total_ns: u64,
     /// Greedy choices between two nearly equal scores, which passes of other widths may decide otherwise.
     pub near_ties: u64,
-    /// With COS_STRATEGY_AUTO, nanoseconds of cos_step since a first look at the plan, passes over prompts excluded. The
+    /// With COS_STRATEGY_AUTO, nanoseconds of cos_step since a first look at the plan (by this session, or by one before
+    /// that decoded the same), passes over prompts excluded. The
     /// next two are about the same tokens, so that standard_ns / planned_ns is the measured gain of planning, and
     /// standard_ns / expected_ns the one that was expected.
     pub planned_ns: u64,
@@ -583,6 +584,7 @@ pub unsafe extern "C" fn cos_session_stats(session: *const cos_session, out_stat
 ///       "strategy": "standard", "speculative" or "cos",       what runs; COS_STRATEGY_AUTO changes it as it learns
 ///       "targets": "combined" or "routed",
 ///       "proposal_lengths": [0, 5],                           of each model
+///       "stop_below": 0.35,                                   drafts end where they are less likely to be accepted; 0: never
 ///       "planned": true,                                      by COS_STRATEGY_AUTO; else the next three are 0 and null
 ///       "changes": 2,                                         of the plan, so far
 ///       "expected_gain": 1.62,                                over COS_STRATEGY_STANDARD, by the last look at the plan

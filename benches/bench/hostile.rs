@@ -1,0 +1,125 @@
+//! Models that make speculation fail: real passes of a real model, whose logits are of other tokens, or which take longer, from
+//! some position on.
+
+use std::any::Any;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use cos::error::Result;
+use cos::model::{Cancel, Interrupt, Memory, Model, Pass, Sequence};
+
+/// A model that does harm.
+pub struct Hostile {
+    pub inner: Arc<dyn Model>,
+    /// Its logits are those of other tokens for the positions behind so many.
+    pub wrong_from: usize,
+    /// Its passes take [`SLOWER`] times as long behind so many positions.
+    pub slow_from: usize,
+}
+
+/// What no text reaches.
+pub const NEVER: usize = usize::MAX;
+
+const SLOWER: u32 = 16;
+
+/// Rows that are kept, more than any draft has.
+const ROWS: usize = 256;
+
+struct HostileSequence {
+    inner: Box<dyn Sequence>,
+    rows: Vec<f32>,
+    vocab_size: usize,
+    wrong_from: usize,
+    waited: Duration,
+}
+
+impl HostileSequence {
+    fn slot(&self, position: usize) -> std::ops::Range<usize> {
+        let start = position % ROWS * self.vocab_size;
+        start..start + self.vocab_size
+    }
+}
+
+impl Sequence for HostileSequence {
+    fn len(&self) -> usize {
+        self.inner.len()
+    }
+
+    fn truncate(&mut self, len: usize) {
+        self.inner.truncate(len);
+    }
+
+    fn logits(&self, position: usize) -> &[f32] {
+        if position <= self.wrong_from { self.inner.logits(position) } else { &self.rows[self.slot(position)] }
+    }
+
+    fn elapsed(&self) -> Duration {
+        self.inner.elapsed() + self.waited
+    }
+
+    fn memory(&self) -> Memory {
+        self.inner.memory()
+    }
+}
+
+impl Model for Hostile {
+    fn name(&self) -> &str {
+        self.inner.name()
+    }
+
+    fn vocab_size(&self) -> usize {
+        self.inner.vocab_size()
+    }
+
+    fn context_length(&self) -> usize {
+        self.inner.context_length()
+    }
+
+    fn max_pass(&self) -> usize {
+        self.inner.max_pass().min(ROWS)
+    }
+
+    fn cost(&self) -> u64 {
+        self.inner.cost()
+    }
+
+    fn pass_times(&self) -> &[(usize, Duration)] {
+        self.inner.pass_times()
+    }
+
+    fn start(&self, cancel: &Arc<Cancel>) -> Result<Box<dyn Sequence>> {
+        let vocab_size = self.vocab_size();
+        let rows = if self.wrong_from == NEVER { Vec::new() } else { vec![0.0; ROWS * vocab_size] };
+        let inner = self.inner.start(cancel)?;
+        let (wrong_from, waited) = (self.wrong_from, Duration::ZERO);
+        Ok(Box::new(HostileSequence { inner, rows, vocab_size, wrong_from, waited }))
+    }
+
+    fn forward(&self, batch: &mut [Pass<'_>]) -> std::result::Result<(), Interrupt> {
+        for pass in batch {
+            let sequence: &mut HostileSequence =
+                (pass.sequence as &mut dyn Any).downcast_mut().expect("a sequence of another model");
+            let (start, before) = (sequence.len(), sequence.inner.elapsed());
+            self.inner.forward(&mut [Pass { sequence: sequence.inner.as_mut(), ..*pass }])?;
+            let end = sequence.len();
+            for position in (start + 1..=end).filter(|&p| p > self.wrong_from && p >= pass.keep) {
+                let slot = sequence.slot(position);
+                // Half of the vocabulary further on is a token that hardly ever comes there.
+                let (front, back) = sequence.rows[slot].split_at_mut(self.vocab_size() / 2);
+                let row = sequence.inner.logits(position);
+                let (own_front, own_back) = row.split_at(row.len() - front.len());
+                back.copy_from_slice(own_front);
+                front.copy_from_slice(own_back);
+            }
+            if end > self.slow_from {
+                let wait = (SLOWER - 1) * (sequence.inner.elapsed() - before);
+                let started = Instant::now();
+                while started.elapsed() < wait {
+                    std::hint::spin_loop();
+                }
+                sequence.waited += wait;
+            }
+        }
+        Ok(())
+    }
+}
