@@ -1,7 +1,7 @@
 //! `auto` in time: shows a planner what a session takes, and lets the sessions of an engine share what they learn.
 //!
 //! The planner itself is pure ([`decode::planner`](crate::decode::planner)); what is here has the clock and the bounds:
-//! planning takes at most a hundredth of the time, and probing less.
+//! looks at the plan and probes take well under a hundredth of the time once something is known.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -20,9 +20,11 @@ use crate::decode::sampling::Sampler;
 use crate::engine::Clock;
 use crate::model::Model;
 
-/// Shares of the time that looks at the plan, and probes of models that do not run, may take.
-const PLANNING: f64 = 0.01;
-const PROBING: f64 = 0.006;
+/// Shares of the time that looks at the plan may take: at first, while each tells much, and later; and probes of models that do
+/// not run.
+const FIRST_LOOKS: f64 = 0.01;
+const LATER_LOOKS: f64 = 0.003;
+const PROBING: f64 = 0.004;
 
 /// A drafter of which nothing is known is tried once as soon as that takes no more than this share of a session's time.
 const FIRST_PROBE: f64 = 0.03;
@@ -55,8 +57,9 @@ struct Known {
 pub struct Priors {
     tasks: HashMap<String, Known>,
     latest: Option<Estimates>,
-    /// Seconds of all sessions that plan, and of their probes.
+    /// Seconds of all sessions that plan, of their looks at the plan, and of their probes.
     seconds: f64,
+    looking: f64,
     probing: f64,
 }
 
@@ -117,9 +120,8 @@ pub struct Planning {
     reference: Option<u32>,
     gains: Gains,
     changes: u64,
-    /// Seconds of steps so far, of looks at the plan, and of the last look.
+    /// Seconds of steps so far, and of the last look at the plan.
     seconds: f64,
-    looking: f64,
     look: f64,
     tokens_to_probe: usize,
     /// The model to probe next, or one behind it.
@@ -171,7 +173,6 @@ impl Planning {
             gains: Gains::default(),
             changes: 0,
             seconds: 0.0,
-            looking: 0.0,
             look: 1e-3,
             tokens_to_probe: PROBE_INTERVAL / 2,
             probe_next: 0,
@@ -200,7 +201,7 @@ impl Planning {
     pub fn go_on(&mut self, before: Option<&Planning>) {
         if let Some(before) = before {
             (self.gains, self.changes, self.forwards) = (before.gains, before.changes, before.forwards);
-            (self.seconds, self.looking, self.look) = (before.seconds, before.looking, before.look);
+            (self.seconds, self.told, self.look) = (before.seconds, before.told, before.look);
         }
     }
 
@@ -241,11 +242,14 @@ impl Planning {
             }
             return;
         }
-        if self.planner.is_due() && self.looking + self.look <= PLANNING * self.seconds {
-            let started = clock();
+        if self.planner.is_due() && self.may_look(priors) {
+            let (started, alarmed) = (clock(), self.planner.is_alarmed());
             self.next = decoder.observer().and_then(|observer| self.planner.look(observer.estimates_mut()));
-            self.look = clock().saturating_sub(started).as_secs_f64();
-            self.looking += self.look;
+            let took = clock().saturating_sub(started).as_secs_f64();
+            priors.lock().looking += took;
+            if !alarmed {
+                self.look = took;
+            }
             if !decoder.has_pending() {
                 self.switch(decoder);
                 self.share(priors, decoder);
@@ -258,6 +262,19 @@ impl Planning {
             self.tokens_to_probe = PROBE_INTERVAL;
             self.probe(priors, decoder);
         }
+    }
+
+    /// Whether there is time for a look at the plan. To leave a plan that fails takes none.
+    fn may_look(&mut self, priors: &Mutex<Priors>) -> bool {
+        let mut priors = priors.lock();
+        self.tell(&mut priors);
+        let share = if self.planner.is_settled() { LATER_LOOKS } else { FIRST_LOOKS };
+        self.planner.is_alarmed() || priors.looking + self.look <= share * priors.seconds
+    }
+
+    /// Let the engine know of the time that the session has taken.
+    fn tell(&mut self, priors: &mut Priors) {
+        priors.seconds += self.seconds - std::mem::replace(&mut self.told, self.seconds);
     }
 
     fn count<C: Chance>(&mut self, decoder: &mut Decoder<C>, round: Round, passes: u64) {
@@ -328,7 +345,7 @@ impl Planning {
         let first = !observer.estimates().acceptance[model].is_known() && expected <= FIRST_PROBE * self.seconds;
         {
             let mut priors = priors.lock();
-            priors.seconds += self.seconds - std::mem::replace(&mut self.told, self.seconds);
+            self.tell(&mut priors);
             if !first && priors.probing + expected > PROBING * priors.seconds {
                 return;
             }

@@ -275,11 +275,11 @@ fn auto_is_never_slower_than_standard() {
     }
 }
 
-/// What was no good becomes good: probes find it out.
+/// What was no good becomes good: probes find it out. To keep its cache in step has to be cheap enough for that.
 #[test]
 fn auto_takes_up_a_drafter_that_becomes_good() {
-    let mut world = target_and_drafter(0.0, 0.05, 0.0);
-    world.models[1] = model(2, |position| if position < 400 { 0.0 } else { 0.95 }, usual(0.1));
+    let mut world = target_and_drafter(0.0, 0.02, 0.0);
+    world.models[1] = model(2, |position| if position < 400 { 0.0 } else { 0.95 }, usual(0.04));
     let (_, planning) = world.auto(&Mutex::default(), 2048);
     assert!(
         matches!(planning.plan().policy, Policy::Speculative { proposer: 1, .. } | Policy::Cos { .. }),
@@ -287,7 +287,7 @@ fn auto_takes_up_a_drafter_that_becomes_good() {
     );
 }
 
-/// Probes of a model that is never used take a hundredth of the time, and the first one what was allowed for it.
+/// Probes of a model that is never used take half of a hundredth of the time, and the first one what was allowed for it.
 #[test]
 fn exploration_is_bounded() {
     let world = target_and_drafter(0.0, 0.1, 0.0);
@@ -296,7 +296,7 @@ fn exploration_is_bounded() {
     let (auto, planning) = world.auto(&Mutex::default(), 4096);
     assert_eq!(*planning.plan(), standard);
     assert!(auto > alone, "a drafter was tried");
-    assert!(auto < 1.0105 * alone, "{auto} against {alone}");
+    assert!(auto < 1.005 * alone, "{auto} against {alone}");
 }
 
 /// A session that begins with a plan of another one knows from its first token what that is to gain.

@@ -285,8 +285,8 @@ pub fn all(all: &Arc<Engine>, peers: &Peers, quick: bool) -> cos::error::Result<
 
 /// Where speculation fails, or begins to fail in the middle of the text: `auto` must not lose there what it gains elsewhere.
 fn hostile(all: &Arc<Engine>, picks: &Picks, tasks: &mut Vec<Task>) -> cos::error::Result<()> {
-    /// A prompt takes 50 to 200 tokens, so this lies within the text.
-    const MIDDLE: usize = 200;
+    /// Behind prompts of 50 to 130 tokens, this lies within the text.
+    const MIDDLE: usize = 160;
     let half = Combine::Weighted { weights: vec![0.5; 2] };
     let (contrastive, target) = (Combine::Contrastive { mu: 0.1, plausibility: 0.0 }, Combine::Target { model: 0 });
     let groups = [

@@ -207,13 +207,18 @@ impl Planner {
         self.until_look == 0
     }
 
+    /// Whether the plan has stood for a while.
+    pub fn is_settled(&self) -> bool {
+        self.interval >= KNOWN_LOOK
+    }
+
     /// Something new was learned: it is time to look at the plan.
     pub fn look_soon(&mut self) {
         (self.until_look, self.interval) = (0, FIRST_LOOK);
     }
 
     /// Whether the plan does so much worse than `standard` that what is known cannot be so any more.
-    fn is_alarmed(&self) -> bool {
+    pub fn is_alarmed(&self) -> bool {
         !self.is_standard() && self.expectation.standard > 0.0 && self.debt > ALARM * self.expectation.standard
     }
 
