@@ -228,10 +228,15 @@ impl Combination {
     }
 
     /// The greedy choice from rows of logits; `scratch` has the length of a row. Its margin is one of scores, or for a
-    /// mixture of logarithms of probabilities.
+    /// mixture of logarithms of probabilities, and then at least so large.
     pub fn greedy<'a>(&self, row: impl Fn(usize) -> &'a [f32], scratch: &mut [f32]) -> Result<Best> {
         if let Some(model) = self.single() {
             return sampling::argmax(row(model));
+        }
+        if let Combination::Mixture { .. } = self
+            && let Some(best) = self.agreed(&row)?
+        {
+            return Ok(best);
         }
         self.scores(row, scratch)?;
         let best = sampling::argmax(scratch)?;
@@ -241,14 +246,34 @@ impl Combination {
         })
     }
 
-    /// `ln r` of a token at temperature 1 and without filters, after [`Combination::greedy`] left its `scratch`.
+    /// The choice of all models of a mixture, if they make the same one and none hesitates: then no exponential is needed. What
+    /// every part gives the most, and by this margin, so does their sum.
+    fn agreed<'a>(&self, row: &impl Fn(usize) -> &'a [f32]) -> Result<Option<Best>> {
+        let mut common: Option<Best> = None;
+        for (model, _) in self.parts() {
+            let best = sampling::argmax(row(model))?;
+            if best.is_near_tie() || common.is_some_and(|common| common.token != best.token) {
+                return Ok(None);
+            }
+            let margin = common.map_or(best.margin, |common| common.margin.min(best.margin));
+            common = Some(Best { margin, ..best });
+        }
+        Ok(common)
+    }
+
+    /// `ln r` of a token at temperature 1 and without filters. After [`Combination::greedy`], which left its `scratch`, unless
+    /// this is a mixture.
     pub fn log_probability<'a>(&self, token: usize, row: impl Fn(usize) -> &'a [f32], scratch: &[f32]) -> f32 {
+        let softmax = |scores: &[f32]| Distribution::softmax(scores).expect("there was a maximum");
         let scores = match (self.single(), self) {
             (Some(model), _) => row(model),
-            (None, Combination::Mixture { .. }) => return f64::from(scratch[token]).ln() as f32,
+            (None, Combination::Mixture { .. }) => {
+                let share = |(model, weight)| weight * softmax(row(model)).probability(row(model), token);
+                return f64::from(self.parts().map(share).sum::<f32>()).ln() as f32;
+            }
             (None, _) => scratch,
         };
-        Distribution::softmax(scores).expect("there was a maximum").log_probability(scores, token)
+        softmax(scores).log_probability(scores, token)
     }
 }
 
@@ -386,5 +411,28 @@ mod tests {
         assert_eq!(Combination::contrastive(2, -0.1, 0.0).unwrap_err().code(), 1);
         assert_eq!(Combination::contrastive(2, 0.1, 1.5).unwrap_err().code(), 1);
         assert_eq!(Combination::target(2, 2).unwrap_err().code(), 1);
+    }
+
+    proptest::proptest! {
+        /// Where all models agree, nothing is summed up; the choice and what is said of its margin are those of the sum.
+        #[test]
+        fn greedy_mixtures_choose_the_first_best_sum(
+            rows in proptest::collection::vec(proptest::collection::vec(-8i32..8, 4), 1..4),
+        ) {
+            let rows: Vec<Vec<f32>> = rows.iter().map(|row| row.iter().map(|&s| s as f32 * 0.5).collect()).collect();
+            let weights = vec![1.0 / rows.len() as f32; rows.len()];
+            let mixture = Combination::mixture(&weights).unwrap();
+            let best = mixture.greedy(|model| &rows[model], &mut [0.0; 4]).unwrap();
+            let share = |row: &[f32], token: usize| {
+                let total: f64 = row.iter().map(|&s| f64::from(s).exp()).sum();
+                f64::from(row[token]).exp() / total / rows.len() as f64
+            };
+            let sums: Vec<f64> = (0..4).map(|token| rows.iter().map(|row| share(row, token)).sum()).collect();
+            let others = (0..4).filter(|&token| token != best.token);
+            let second = others.map(|token| sums[token]).fold(0.0, f64::max);
+            let margin = (sums[best.token] / second).ln();
+            proptest::prop_assert!(margin > -1e-6 && f64::from(best.margin) < margin + 1e-5, "{sums:?}: {best:?}");
+            proptest::prop_assert_eq!(best.is_near_tie(), margin < f64::from(sampling::NEAR_TIE));
+        }
     }
 }

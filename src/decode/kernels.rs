@@ -1,4 +1,5 @@
-//! Passes over rows of scores, in a form that the compiler vectorises, for the instructions that the processor has.
+//! Passes over rows of scores, in a form that the compiler vectorises, for the instructions that the processor has: exponentials
+//! take half the time with AVX-512 of what they take with AVX2.
 //!
 //! Everything is done in lanes of a fixed number and without fused multiplication and addition, so that a row gives the
 //! same bits on every machine.
@@ -43,7 +44,7 @@ pub fn maximum(scores: &[f32]) -> f32 {
 }
 
 /// The largest score of each run of `block` scores; returns the [`maximum`].
-#[multiversion(targets("x86_64+avx2"))]
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
 pub fn block_maxima(scores: &[f32], block: usize, maxima: &mut [f32]) -> f32 {
     let mut max = f32::NEG_INFINITY;
     let mut nan = [0u32; LANES];
@@ -67,7 +68,7 @@ pub fn block_maxima(scores: &[f32], block: usize, maxima: &mut [f32]) -> f32 {
 }
 
 /// The index of the first maximum, the maximum, and the largest of all other scores; NaN as maximum if there is a NaN.
-#[multiversion(targets("x86_64+avx2"))]
+#[multiversion(targets("x86_64+avx2"))] // with 512 bits it was a third slower
 pub fn best_two(scores: &[f32]) -> (usize, f32, f32) {
     let (mut best, mut second, mut start) = (f32::NEG_INFINITY, f32::NEG_INFINITY, 0);
     let mut nan = [0u32; LANES];
@@ -99,7 +100,7 @@ pub fn best_two(scores: &[f32]) -> (usize, f32, f32) {
 }
 
 /// `Σ e^((score − max) · rate)`.
-#[multiversion(targets("x86_64+avx2"))]
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
 pub fn sum_exp(scores: &[f32], max: f32, rate: f32) -> f64 {
     let (mut totals, mut out) = ([0.0; LANES], [0.0; BLOCK]);
     for scores in scores.chunks(BLOCK) {
@@ -109,7 +110,7 @@ pub fn sum_exp(scores: &[f32], max: f32, rate: f32) -> f64 {
 }
 
 /// [`sum_exp`], and each `e^((score − max) · rate)` in `out`.
-#[multiversion(targets("x86_64+avx2"))]
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
 pub fn fill_exp(scores: &[f32], max: f32, rate: f32, out: &mut [f32]) -> f64 {
     let mut totals = [0.0; LANES];
     for (scores, out) in scores.chunks(BLOCK).zip(out.chunks_mut(BLOCK)) {
@@ -140,7 +141,7 @@ fn fill_block(scores: &[f32], max: f32, rate: f32, out: &mut [f32], totals: &mut
 }
 
 /// `out += weight · (e^((score − max) · rate) · scale)` for the scores that reach `floor`.
-#[multiversion(targets("x86_64+avx2"))]
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
 pub fn add_exp(scores: &[f32], max: f32, rate: f32, floor: f32, scale: f32, weight: f32, out: &mut [f32]) {
     for (scores, out) in scores.chunks(BLOCK).zip(out.chunks_mut(BLOCK)) {
         if !any_reaches(scores, floor) {
@@ -159,7 +160,7 @@ fn any_reaches(scores: &[f32], floor: f32) -> bool {
 }
 
 /// `out += weight · score`, but minus infinity where the score is; false if a score is NaN or plus infinity.
-#[multiversion(targets("x86_64+avx2"))]
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
 pub fn add_scaled(scores: &[f32], weight: f32, out: &mut [f32]) -> bool {
     let mut good = true;
     for (&score, out) in scores.iter().zip(out) {
@@ -170,7 +171,7 @@ pub fn add_scaled(scores: &[f32], weight: f32, out: &mut [f32]) -> bool {
 }
 
 /// Minus infinity in place of `out` where the judge's score is below the floor.
-#[multiversion(targets("x86_64+avx2"))]
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
 pub fn mask(judge: &[f32], floor: f32, out: &mut [f32]) {
     for (&score, out) in judge.iter().zip(out) {
         // A minimum, because a store under a condition is slow.
@@ -179,7 +180,7 @@ pub fn mask(judge: &[f32], floor: f32, out: &mut [f32]) {
 }
 
 /// No value below 0; returns whether any is above.
-#[multiversion(targets("x86_64+avx2"))]
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
 pub fn keep_positive(values: &mut [f32]) -> bool {
     let mut any = false;
     for value in values {
@@ -190,7 +191,7 @@ pub fn keep_positive(values: &mut [f32]) -> bool {
 }
 
 /// The sum.
-#[multiversion(targets("x86_64+avx2"))]
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
 pub fn sum(values: &[f32]) -> f64 {
     let mut lanes = [0.0f64; LANES];
     let (rows, rest) = values.as_chunks::<LANES>();

@@ -663,10 +663,12 @@ impl<C: Chance> Decoder<C> {
 
     /// Draw the front position from its target.
     fn draw(&mut self, target: Target) -> usize {
-        if let Target::Token(best) = target {
-            return best;
+        match target {
+            Target::Token(best) => return best,
+            Target::Mixture => self.fill_target(target),
+            // The row was formed in the pass that made the target.
+            Target::Row(_) | Target::Scores(_) => {}
         }
-        self.fill_target(target);
         self.chance.pick(self.key(self.committed, Purpose::Target), &self.target)
     }
 
@@ -717,7 +719,8 @@ impl<C: Chance> Decoder<C> {
         }
     }
 
-    /// Make the target of the front position, and say where it is.
+    /// Make the target of the front position, and say where it is. If nothing is pending there, it is only to be drawn from: a
+    /// single row is formed at once, which takes hardly more than to process it.
     fn make_target(&mut self) -> Result<Target> {
         let position = self.committed;
         if self.settings.sampler.is_greedy() {
@@ -731,8 +734,15 @@ impl<C: Chance> Decoder<C> {
             Targets::Routed => Some(self.route(position)),
             Targets::Combined => self.settings.combination.single(),
         };
+        let draws = self.drafts.is_empty();
         if let Some(model) = single {
-            self.process(model, position)?;
+            if draws {
+                let (sampler, lane) = (&self.settings.sampler, &mut self.lanes[model]);
+                let made = lane.process_to_draw(position, sampler, &mut self.candidates, &mut self.target);
+                made.map_err(|error| self.blame(position, error))?;
+            } else {
+                self.process(model, position)?;
+            }
             return Ok(Target::Row(model));
         }
         if matches!(self.settings.combination, Combination::Mixture { .. }) {
@@ -745,7 +755,13 @@ impl<C: Chance> Decoder<C> {
         }
         let row = |model: usize| self.lanes[model].sequence.logits(position);
         let scores = self.settings.combination.scores(row, &mut self.scratch);
-        let made = scores.and_then(|()| self.settings.sampler.process(&self.scratch, &mut self.candidates));
+        let made = scores.and_then(|()| {
+            let (sampler, scores) = (&self.settings.sampler, &self.scratch);
+            match draws {
+                true => sampler.process_to_draw(scores, &mut self.candidates, &mut self.target),
+                false => sampler.process(scores, &mut self.candidates),
+            }
+        });
         Ok(Target::Scores(made.map_err(|error| self.blame(position, error))?))
     }
 
