@@ -86,10 +86,6 @@ const KERNELS: &[Kernel] = &[
     kernel("process: top-p 0.9", 2, |rows| rows.process(0.8, 0, 0.9, 0.0)),
     kernel("process: top-k 40, top-p 0.9", 1, |rows| rows.process(0.8, 40, 0.9, 0.0)),
     kernel("process: min-p 0.05", 1, |rows| rows.process(0.8, 0, 0.0, 0.05)),
-    kernel("process, to draw", 4, |rows| {
-        let sampler = Sampler::new(0.8, 0, 0.0, 0.0).expect("a sound sampler");
-        let _ = black_box(sampler.process_to_draw(black_box(&rows.logits[0]), &mut rows.candidates, &mut rows.out));
-    }),
     kernel("form a row", 3, |rows| rows.distributions[0].fill(black_box(&rows.logits[0]), &mut rows.out)),
     kernel("form a mixture of two", 7, |rows| {
         rows.out.fill(0.0);
@@ -98,7 +94,10 @@ const KERNELS: &[Kernel] = &[
     kernel("residual", 5, |rows| {
         black_box(verify::residual(black_box(&mut rows.out), &rows.distributions[1], &rows.logits[1]));
     }),
-    kernel("draw from a row", 1, |rows| { black_box(CounterRng::new(1).pick(KEY, black_box(&rows.probabilities))); }),
+    kernel("draw from a row of logits", 1, |rows| {
+        black_box(CounterRng::new(1).pick(KEY, black_box(&rows.distributions[0].of(&rows.logits[0]))));
+    }),
+    kernel("draw from a residual", 2, |rows| { black_box(CounterRng::new(1).pick(KEY, black_box(&rows.probabilities[..]))); }),
     kernel("scores: sum of two", 3, |rows| rows.combine(Combination::contrastive(2, 0.5, 0.0).expect("two models"))),
     kernel("scores: sum of two, masked", 6, |rows| rows.combine(Combination::contrastive(2, 0.5, 0.1).expect("two models"))),
     kernel("scores: greedy mixture of two", 9, |rows| rows.combine(Combination::mixture(&[0.5, 0.5]).expect("two models"))),

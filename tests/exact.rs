@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use common::{PROMPT, SAMPLINGS, Sampling, Way, World, combinations, decoder, oracle, plan, ways, ways_of};
-use cos::decode::chance::{Chance, CounterRng, Key, Purpose};
+use cos::decode::chance::{Chance, CounterRng, Key, Purpose, Weights};
 use cos::decode::combine::{Combination, Function};
 use cos::decode::estimates::{Acceptance, Estimates};
 use cos::decode::policy::{Plan, Strategy, Targets};
@@ -81,9 +81,13 @@ impl Chance for &Enumerator {
         self.choose(key, [(1, probability), (0, 1.0 - probability)].into_iter()) == 1
     }
 
-    fn pick(&self, key: Key, weights: &[f32]) -> usize {
-        let total: f64 = weights.iter().map(|&w| f64::from(w)).sum();
-        self.choose(key, weights.iter().map(|&w| f64::from(w) / total).enumerate())
+    fn pick<W: Weights + ?Sized>(&self, key: Key, weights: &W) -> usize {
+        let mut row = vec![f32::NAN; weights.count()];
+        // In pieces, as they are asked for.
+        row.chunks_mut(3).enumerate().for_each(|(index, piece)| weights.write(3 * index, piece));
+        let total: f64 = row.iter().map(|&w| f64::from(w)).sum();
+        assert!((weights.total() / total - 1.0).abs() < 1e-6, "{key:?}: {} for {row:?}", weights.total());
+        self.choose(key, row.iter().map(|&w| f64::from(w) / total).enumerate())
     }
 }
 

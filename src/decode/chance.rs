@@ -33,13 +33,40 @@ pub struct Key {
     pub epoch: u32,
 }
 
+/// Weights to draw by, not negative and not all 0. They are made piece by piece, for a draw seldom asks for all: a row of a
+/// large vocabulary is then neither written nor read again.
+pub trait Weights {
+    /// How many there are.
+    fn count(&self) -> usize;
+
+    /// Their sum.
+    fn total(&self) -> f64;
+
+    /// Write those from index `start` on.
+    fn write(&self, start: usize, out: &mut [f32]);
+}
+
+impl Weights for [f32] {
+    fn count(&self) -> usize {
+        self.len()
+    }
+
+    fn total(&self) -> f64 {
+        sum(self)
+    }
+
+    fn write(&self, start: usize, out: &mut [f32]) {
+        out.copy_from_slice(&self[start..start + out.len()]);
+    }
+}
+
 /// A source of random outcomes. The same key gives the same outcome.
 pub trait Chance {
     /// True with the given probability.
     fn accept(&self, key: Key, probability: f64) -> bool;
 
-    /// An index, with probability in proportion to its weight. The weights are finite, not negative, and not all 0.
-    fn pick(&self, key: Key, weights: &[f32]) -> usize;
+    /// An index, with probability in proportion to its weight.
+    fn pick<W: Weights + ?Sized>(&self, key: Key, weights: &W) -> usize;
 }
 
 /// The random numbers of a session: ChaCha8 in counter mode, one block for each (seed, key).
@@ -72,31 +99,42 @@ impl Chance for CounterRng {
         self.uniform(key) < probability
     }
 
-    fn pick(&self, key: Key, weights: &[f32]) -> usize {
+    fn pick<W: Weights + ?Sized>(&self, key: Key, weights: &W) -> usize {
         quantile(weights, self.uniform(key))
     }
 }
 
 /// The index at which the running sum of the weights passes the share `u` of the whole.
-fn quantile(weights: &[f32], u: f64) -> usize {
-    // Blocks are added up fast; only the one that holds the answer is walked one by one.
-    let mut left = u * sum(weights);
-    for (index, block) in weights.chunks(BLOCK).enumerate() {
-        let whole = sum(block);
-        if left >= whole {
-            left -= whole;
-            continue;
-        }
-        for (offset, &weight) in block.iter().enumerate() {
-            left -= f64::from(weight);
-            if left < 0.0 {
-                return index * BLOCK + offset;
+fn quantile<W: Weights + ?Sized>(weights: &W, u: f64) -> usize {
+    let mut left = u * weights.total();
+    let (mut piece, mut last) = ([0.0; PIECE], 0);
+    for start in (0..weights.count()).step_by(PIECE) {
+        let piece = &mut piece[..PIECE.min(weights.count() - start)];
+        weights.write(start, piece);
+        // Blocks are added up fast; only the one that holds the answer is walked one by one.
+        for (index, block) in piece.chunks(BLOCK).enumerate() {
+            let whole = sum(block);
+            let start = start + index * BLOCK;
+            if left < whole {
+                for (offset, &weight) in block.iter().enumerate() {
+                    left -= f64::from(weight);
+                    if left < 0.0 {
+                        return start + offset;
+                    }
+                }
+            } else {
+                left -= whole;
+            }
+            if whole > 0.0 {
+                last = start + block.iter().rposition(|&weight| weight > 0.0).unwrap_or(0);
             }
         }
     }
-    // Only rounding leads here.
-    weights.iter().rposition(|&weight| weight > 0.0).unwrap_or(0)
+    last // only rounding leads here
 }
+
+/// Weights that are made at a time.
+const PIECE: usize = 8 * BLOCK;
 
 #[cfg(test)]
 mod tests {
@@ -138,7 +176,7 @@ mod tests {
 
     #[test]
     fn quantile_agrees_with_a_plain_scan() {
-        let weights: Vec<f32> = (0..1000).map(|i| if i % 7 == 3 { 0.0 } else { (i % 13) as f32 }).collect();
+        let weights: Vec<f32> = (0..3000).map(|i| if i % 7 == 3 { 0.0 } else { (i % 13) as f32 }).collect();
         let total: f64 = weights.iter().map(|&w| f64::from(w)).sum();
         for step in 0..5000 {
             let u = f64::from(step) / 5000.0;
@@ -147,14 +185,14 @@ mod tests {
                 running += f64::from(w);
                 running > u * total
             });
-            assert_eq!(Some(quantile(&weights, u)), plain, "u = {u}");
+            assert_eq!(Some(quantile(&weights[..], u)), plain, "u = {u}");
         }
     }
 
     #[test]
     fn quantile_never_picks_a_weight_of_zero() {
-        assert_eq!(quantile(&[0.0, 1.0, 0.0], 0.0), 1);
-        assert_eq!(quantile(&[0.0, 1.0, 0.0], 1.0 - f64::EPSILON / 2.0), 1);
-        assert_eq!(quantile(&[0.5, 0.5, 0.0, 0.0], 1.0), 1);
+        assert_eq!(quantile(&[0.0, 1.0, 0.0][..], 0.0), 1);
+        assert_eq!(quantile(&[0.0, 1.0, 0.0][..], 1.0 - f64::EPSILON / 2.0), 1);
+        assert_eq!(quantile(&[0.5, 0.5, 0.0, 0.0][..], 1.0), 1);
     }
 }

@@ -102,42 +102,27 @@ pub fn best_two(scores: &[f32]) -> (usize, f32, f32) {
 /// `Σ e^((score − max) · rate)`.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
 pub fn sum_exp(scores: &[f32], max: f32, rate: f32) -> f64 {
-    let (mut totals, mut out) = ([0.0; LANES], [0.0; BLOCK]);
+    let (mut totals, mut out) = ([0.0f64; LANES], [0.0; BLOCK]);
     for scores in scores.chunks(BLOCK) {
-        fill_block(scores, max, rate, &mut out[..scores.len()], &mut totals);
-    }
-    totals.into_iter().sum()
-}
-
-/// [`sum_exp`], and each `e^((score − max) · rate)` in `out`.
-#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
-pub fn fill_exp(scores: &[f32], max: f32, rate: f32, out: &mut [f32]) -> f64 {
-    let mut totals = [0.0; LANES];
-    for (scores, out) in scores.chunks(BLOCK).zip(out.chunks_mut(BLOCK)) {
-        fill_block(scores, max, rate, out, &mut totals);
-    }
-    totals.into_iter().sum()
-}
-
-/// The exponentials of a block, and their sums in lanes.
-#[inline(always)]
-fn fill_block(scores: &[f32], max: f32, rate: f32, out: &mut [f32], totals: &mut [f64; LANES]) {
-    for (&score, out) in scores.iter().zip(&mut *out) {
-        *out = exp((score - max) * rate);
-    }
-    let (rows, rest) = out.as_chunks::<LANES>();
-    let mut lanes = [0.0f32; LANES];
-    for row in rows {
+        let out = &mut out[..scores.len()];
+        for (&score, out) in scores.iter().zip(&mut *out) {
+            *out = exp((score - max) * rate);
+        }
+        let (rows, rest) = out.as_chunks::<LANES>();
+        let mut lanes = [0.0f32; LANES];
+        for row in rows {
+            for lane in 0..LANES {
+                lanes[lane] += row[lane];
+            }
+        }
+        for (lane, &value) in rest.iter().enumerate() {
+            lanes[lane] += value;
+        }
         for lane in 0..LANES {
-            lanes[lane] += row[lane];
+            totals[lane] += f64::from(lanes[lane]);
         }
     }
-    for (lane, &value) in rest.iter().enumerate() {
-        lanes[lane] += value;
-    }
-    for lane in 0..LANES {
-        totals[lane] += f64::from(lanes[lane]);
-    }
+    totals.into_iter().sum()
 }
 
 /// `out += weight · (e^((score − max) · rate) · scale)` for the scores that reach `floor`.
@@ -266,9 +251,6 @@ mod tests {
             let total = sum_exp(&scores, max, rate);
             proptest::prop_assert!(near(total, scores.iter().map(|&score| exact(score)).sum()));
             let mut out = vec![0.5; scores.len()];
-            proptest::prop_assert_eq!(fill_exp(&scores, max, rate, &mut out), total);
-            proptest::prop_assert!(scores.iter().zip(&out).all(|(&score, &found)| near(f64::from(found), exact(score))));
-            out.fill(0.5);
             add_exp(&scores, max, rate, floor, 0.1, weight, &mut out);
             for (&score, &found) in scores.iter().zip(&out) {
                 let share = if score >= floor { exact(score) * 0.1 } else { 0.0 };

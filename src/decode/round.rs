@@ -7,7 +7,7 @@
 
 use std::sync::Arc;
 
-use crate::decode::chance::{Chance, Key, Purpose};
+use crate::decode::chance::{Chance, Key, Purpose, Weights};
 use crate::decode::combine::Combination;
 use crate::decode::estimates::{Estimates, Observer, WINDOW};
 use crate::decode::policy::{Action, Plan, Targets, View};
@@ -86,25 +86,6 @@ impl Lane {
         let slot = position % self.stamps.len();
         if self.stamps[slot] != position {
             self.distributions[slot] = sampler.process(self.sequence.logits(position), candidates)?;
-            self.stamps[slot] = position;
-        }
-        Ok(())
-    }
-
-    /// [`Lane::process`], and a row to draw from in `out`, not normalised.
-    fn process_to_draw(
-        &mut self,
-        position: usize,
-        sampler: &Sampler,
-        candidates: &mut Candidates,
-        out: &mut [f32],
-    ) -> Result<()> {
-        let slot = position % self.stamps.len();
-        let scores = self.sequence.logits(position);
-        if self.stamps[slot] == position {
-            self.distributions[slot].fill(scores, out);
-        } else {
-            self.distributions[slot] = sampler.process_to_draw(scores, candidates, out)?;
             self.stamps[slot] = position;
         }
         Ok(())
@@ -563,10 +544,10 @@ impl<C: Chance> Decoder<C> {
                 (best.token as i32, Some(best.confidence()))
             }
             Proposal::Row(_) => {
-                let (sampler, candidates) = (&self.settings.sampler, &mut self.candidates);
-                self.lanes[model].process_to_draw(position, sampler, candidates, &mut self.target)?;
-                let token = self.chance.pick(self.key(position, Purpose::Proposal), &self.target) as i32;
-                (token, Some(self.lanes[model].distribution(position).0.confidence()))
+                self.lanes[model].process(position, &self.settings.sampler, &mut self.candidates)?;
+                let (distribution, scores) = self.lanes[model].distribution(position);
+                let token = self.chance.pick(self.key(position, Purpose::Proposal), &distribution.of(scores));
+                (token as i32, Some(distribution.confidence()))
             }
         };
         let odds = self.estimates().map_or(1.0, |known| match confidence {
@@ -658,18 +639,25 @@ impl<C: Chance> Decoder<C> {
         if !any {
             self.fill_target(target);
         }
-        Some(self.chance.pick(self.key(position, Purpose::Residual), &self.target))
+        Some(self.chance.pick(self.key(position, Purpose::Residual), &self.target[..]))
     }
 
     /// Draw the front position from its target.
     fn draw(&mut self, target: Target) -> usize {
+        let position = self.committed;
+        let key = self.key(position, Purpose::Target);
         match target {
-            Target::Token(best) => return best,
-            Target::Mixture => self.fill_target(target),
-            // The row was formed in the pass that made the target.
-            Target::Row(_) | Target::Scores(_) => {}
+            Target::Token(best) => best,
+            Target::Row(model) => {
+                let (distribution, scores) = self.lanes[model].distribution(position);
+                self.chance.pick(key, &distribution.of(scores))
+            }
+            Target::Mixture => {
+                let combination = &self.settings.combination;
+                self.chance.pick(key, &Mixed { combination, lanes: &self.lanes, position })
+            }
+            Target::Scores(distribution) => self.chance.pick(key, &distribution.of(&self.scratch)),
         }
-        self.chance.pick(self.key(self.committed, Purpose::Target), &self.target)
     }
 
     /// `ln r` of the token of the front position, for which the target was just made.
@@ -696,7 +684,7 @@ impl<C: Chance> Decoder<C> {
         }
     }
 
-    /// Form the row of the target of the front position, to draw from it, or from what is left of it.
+    /// Form the row of the target of the front position, to draw from what a proposal leaves of it.
     fn fill_target(&mut self, target: Target) {
         let position = self.committed;
         match target {
@@ -719,8 +707,7 @@ impl<C: Chance> Decoder<C> {
         }
     }
 
-    /// Make the target of the front position, and say where it is. If nothing is pending there, it is only to be drawn from: a
-    /// single row is formed at once, which takes hardly more than to process it.
+    /// Make the target of the front position, and say where it is.
     fn make_target(&mut self) -> Result<Target> {
         let position = self.committed;
         if self.settings.sampler.is_greedy() {
@@ -734,15 +721,8 @@ impl<C: Chance> Decoder<C> {
             Targets::Routed => Some(self.route(position)),
             Targets::Combined => self.settings.combination.single(),
         };
-        let draws = self.drafts.is_empty();
         if let Some(model) = single {
-            if draws {
-                let (sampler, lane) = (&self.settings.sampler, &mut self.lanes[model]);
-                let made = lane.process_to_draw(position, sampler, &mut self.candidates, &mut self.target);
-                made.map_err(|error| self.blame(position, error))?;
-            } else {
-                self.process(model, position)?;
-            }
+            self.process(model, position)?;
             return Ok(Target::Row(model));
         }
         if matches!(self.settings.combination, Combination::Mixture { .. }) {
@@ -755,13 +735,7 @@ impl<C: Chance> Decoder<C> {
         }
         let row = |model: usize| self.lanes[model].sequence.logits(position);
         let scores = self.settings.combination.scores(row, &mut self.scratch);
-        let made = scores.and_then(|()| {
-            let (sampler, scores) = (&self.settings.sampler, &self.scratch);
-            match draws {
-                true => sampler.process_to_draw(scores, &mut self.candidates, &mut self.target),
-                false => sampler.process(scores, &mut self.candidates),
-            }
-        });
+        let made = scores.and_then(|()| self.settings.sampler.process(&self.scratch, &mut self.candidates));
         Ok(Target::Scores(made.map_err(|error| self.blame(position, error))?))
     }
 
@@ -869,6 +843,33 @@ impl<C: Chance> Decoder<C> {
         let numbers = 3 * self.target.len();
         let own = 4 * (numbers + self.tokens.capacity());
         self.lanes.iter().map(|lane| lane.sequence.memory()).chain([Memory::of(own)]).sum()
+    }
+}
+
+/// The mixture of the models' distributions at a position, to draw from.
+struct Mixed<'a> {
+    combination: &'a Combination,
+    lanes: &'a [Lane],
+    position: usize,
+}
+
+impl Weights for Mixed<'_> {
+    fn count(&self) -> usize {
+        self.combination.needed().next().map_or(0, |model| self.lanes[model].distribution(self.position).1.len())
+    }
+
+    fn total(&self) -> f64 {
+        let part =
+            |(model, weight): (usize, f32)| f64::from(weight) * self.lanes[model].distribution(self.position).0.sum();
+        self.combination.parts().map(part).sum()
+    }
+
+    fn write(&self, start: usize, out: &mut [f32]) {
+        out.fill(0.0);
+        for (model, weight) in self.combination.parts() {
+            let (distribution, scores) = self.lanes[model].distribution(self.position);
+            distribution.add_from(start, scores, weight, out);
+        }
     }
 }
 

@@ -1,5 +1,6 @@
 //! From logits to the distribution that tokens are drawn from.
 
+use crate::decode::chance::Weights;
 use crate::decode::kernels;
 use crate::error::{Error, Result};
 
@@ -168,12 +169,55 @@ impl Distribution {
 
     /// Add `weight` times the probabilities of all tokens.
     pub fn add(&self, scores: &[f32], weight: f32, out: &mut [f32]) {
-        let cut = self.cut.min(scores.len());
+        self.add_from(0, scores, weight, out);
+    }
+
+    /// Add `weight` times the probabilities of the tokens from `start` on.
+    pub fn add_from(&self, start: usize, scores: &[f32], weight: f32, out: &mut [f32]) {
+        self.add_scaled(start, scores, self.scale(), weight, out);
+    }
+
+    fn add_scaled(&self, start: usize, scores: &[f32], scale: f32, weight: f32, out: &mut [f32]) {
+        let scores = &scores[start..start + out.len()];
+        let cut = self.cut.saturating_sub(start).min(scores.len());
         let (kept, behind) = scores.split_at(cut);
         let (out, out_behind) = out.split_at_mut(cut);
-        let add = |scores, floor, out| kernels::add_exp(scores, self.max, self.rate, floor, self.scale(), weight, out);
+        let add = |scores, floor, out| kernels::add_exp(scores, self.max, self.rate, floor, scale, weight, out);
         add(kept, self.floor, out);
         add(behind, self.floor.next_up(), out_behind);
+    }
+
+    /// Of all probabilities that [`Distribution::add`] makes, the sum: 1 but for the rounding of the scale.
+    pub fn sum(&self) -> f64 {
+        self.total * f64::from(self.scale())
+    }
+
+    /// To draw from, with the row that it was made of.
+    pub fn of<'a>(&'a self, scores: &'a [f32]) -> Row<'a> {
+        Row { distribution: self, scores }
+    }
+}
+
+/// A distribution and the scores that it was made of, to draw from. Its weights are the probabilities before they are
+/// normalised.
+#[derive(Debug, Clone, Copy)]
+pub struct Row<'a> {
+    distribution: &'a Distribution,
+    scores: &'a [f32],
+}
+
+impl Weights for Row<'_> {
+    fn count(&self) -> usize {
+        self.scores.len()
+    }
+
+    fn total(&self) -> f64 {
+        self.distribution.total
+    }
+
+    fn write(&self, start: usize, out: &mut [f32]) {
+        out.fill(0.0);
+        self.distribution.add_scaled(start, self.scores, 1.0, 1.0, out);
     }
 }
 
@@ -248,23 +292,6 @@ impl Sampler {
         };
         candidates.keys.retain(|&key| score_of(key) >= floor);
         Ok(Distribution { floor, cut, total: all.weights(&candidates.keys), ..all })
-    }
-
-    /// [`Sampler::process`], and a row to draw from in `out`: the probabilities, but not normalised. Both together take less
-    /// than one after the other.
-    pub fn process_to_draw(
-        &self,
-        scores: &[f32],
-        candidates: &mut Candidates,
-        out: &mut [f32],
-    ) -> Result<Distribution> {
-        if self.filters(scores.len()) {
-            let distribution = self.process(scores, candidates)?;
-            distribution.fill(scores, out);
-            return Ok(distribution);
-        }
-        let all = Distribution::unfiltered(maximum(scores)?, self.rate());
-        Ok(Distribution { total: kernels::fill_exp(scores, all.max, all.rate, out), ..all })
     }
 
     /// Whether any filter is on for a row of so many scores.
@@ -359,11 +386,17 @@ mod tests {
     fn process(sampler: Sampler, scores: &[f32]) -> Vec<f32> {
         let distribution = sampler.process(scores, &mut Candidates::default()).unwrap();
         let mut out = vec![9.0; scores.len()];
-        assert_eq!(sampler.process_to_draw(scores, &mut Candidates::default(), &mut out).unwrap(), distribution);
-        let (weights, total) = (out.clone(), kernels::sum(&out));
         distribution.fill(scores, &mut out);
-        let share = |weight: f32| (f64::from(weight) / total) as f32;
-        assert!(weights.iter().zip(&out).all(|(&weight, &p)| (share(weight) - p).abs() <= 1e-5 * p));
+        // What is drawn from is that in proportion, in pieces of any size.
+        let mut weights = vec![9.0; scores.len()];
+        for piece in [1, 3, 64, scores.len()] {
+            let row = distribution.of(scores);
+            weights.chunks_mut(piece).enumerate().for_each(|(index, out)| row.write(index * piece, out));
+            assert!((kernels::sum(&weights) / row.total() - 1.0).abs() < 1e-6);
+            let share = |weight: f32| (f64::from(weight) / row.total()) as f32;
+            assert!(weights.iter().zip(&out).all(|(&weight, &p)| (share(weight) - p).abs() <= 1e-5 * p));
+        }
+        assert!((kernels::sum(&out) / distribution.sum() - 1.0).abs() < 1e-6);
         for (token, &probability) in out.iter().enumerate() {
             // What is drawn from and what accepts are the same to the last bit.
             assert_eq!(distribution.probability(scores, token), probability);

@@ -102,7 +102,7 @@ pub const FAULTS: &[Fault] = &[
         "Key { position, purpose: Purpose::Route, epoch: self.epoch }"),
     fault("routes ignore the weights", ROUND,
         "self.chance.pick(key, self.settings.combination.weights())",
-        "self.chance.pick(key, &self.settings.combination.weights().iter().map(|w| w.sqrt()).collect::<Vec<_>>())"),
+        "self.chance.pick(key, &self.settings.combination.weights().iter().map(|w| w.sqrt()).collect::<Vec<_>>()[..])"),
     fault("the end of a round tells where the next token is routed", ROUND,
         "this.settings.combination.needed().all(|model| this.scored(model))", "this.missing().is_none()"),
     fault("a look-up's rejected token may be drawn again", VERIFY,
