@@ -44,7 +44,7 @@ pub const FAULTS: &[Fault] = &[
     fault("no residual: a rejected proposal is replaced from the target", VERIFY,
         "proposal.add(scores, -1.0, target);", ""),
     fault("residual not normalised", CHANCE,
-        "u * sum(weights)", "u"),
+        "u * weights.total()", "u"),
     fault("residual the wrong way round: from q − t", VERIFY,
         "kernels::keep_positive(target)", "{ target.iter_mut().for_each(|t| *t = -*t); kernels::keep_positive(target) }"),
     fault("a verifier's bonus token is committed unverified", ROUND,
