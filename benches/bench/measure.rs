@@ -141,15 +141,30 @@ fn ask(worker: &mut Started, request: &Value, prompt: &[i32], tokens: usize, see
     }
 }
 
-/// Decode a prompt; the first step, which also runs the prompt, is not timed.
+/// Steps that are not timed, at most.
+const FIRST_STEPS: usize = 16;
+
+/// Decode a prompt. What is timed begins when all models that are needed have read the prompt: with `standard` that is after the
+/// first step, with routes some steps later, and a prompt takes as long as many tokens.
 fn decode(ours: &Ours, temperature: f32, prompt: &[i32], tokens: usize, seed: u64) -> Result<Decoded> {
     let mut session = Session::new(&ours.engine, &options(ours, temperature, tokens, seed)?)?;
     session.prompt(prompt)?;
     let mut steps = Vec::with_capacity(tokens + 1);
     steps.push(session.stats().counters);
-    session.step()?;
+    let needed = |session: &Session| {
+        let (decoder, models) = (session.decoder(), ours.engine.models().len());
+        let combination = &decoder.settings().combination;
+        let read = |model: usize| decoder.gap(model) <= decoder.committed().len() - prompt.len();
+        (0..models).all(|model| !combination.needs(model) || read(model))
+    };
+    for _ in 0..FIRST_STEPS.min(tokens / 4) {
+        session.step()?;
+        steps.push(session.stats().counters);
+        if needed(&session) {
+            break;
+        }
+    }
     let before = session.stats();
-    steps.push(before.counters);
     let started = Instant::now();
     while session.step()?.1 == State::Open {
         steps.push(session.stats().counters);
