@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use crate::decode::chance::Chance;
 use crate::decode::combine::Combination;
 use crate::decode::estimates::Estimates;
-use crate::decode::planner::{Choices, Expectation, Planner};
+use crate::decode::planner::{Choices, Experience, Planner};
 use crate::decode::policy::{Plan, Policy, Targets};
 use crate::decode::round::Decoder;
 use crate::decode::sampling::Sampler;
@@ -23,8 +23,8 @@ use crate::model::Model;
 /// Shares of the time that looks at the plan may take: at first, while each tells much, and later; and probes of models that do
 /// not run.
 const FIRST_LOOKS: f64 = 0.01;
-const LATER_LOOKS: f64 = 0.003;
-const PROBING: f64 = 0.004;
+const LATER_LOOKS: f64 = 0.002;
+const PROBING: f64 = 0.003;
 
 /// A drafter of which nothing is known is tried once as soon as that takes no more than this share of a session's time.
 const FIRST_PROBE: f64 = 0.03;
@@ -48,8 +48,7 @@ const MOST_TASKS: usize = 256;
 #[derive(Debug, Clone)]
 struct Known {
     estimates: Estimates,
-    plan: Plan,
-    expectation: Expectation,
+    experience: Experience,
 }
 
 /// What the sessions of an engine have learned.
@@ -65,7 +64,7 @@ pub struct Priors {
 
 impl Priors {
     /// What a session begins with.
-    fn start(&self, key: &Key, models: &[Arc<dyn Model>]) -> (Estimates, Option<(Plan, Expectation)>) {
+    fn start(&self, key: &Key, models: &[Arc<dyn Model>]) -> (Estimates, Option<Experience>) {
         let task = key.as_ref().and_then(|key| self.tasks.get(key));
         let mut estimates = match (task, &self.latest) {
             (Some(known), _) => known.estimates.clone(),
@@ -84,7 +83,7 @@ impl Priors {
             estimates.costs.clone_from(&latest.costs);
         }
         estimates.forget(INHERITED);
-        (estimates, task.map(|known| (known.plan.clone(), known.expectation)))
+        (estimates, task.map(|known| known.experience.clone()))
     }
 
     fn learn(&mut self, key: &Key, known: Known) {
@@ -163,10 +162,9 @@ impl Planning {
             known => Some(format!("{known:?} {sampler:?} {choices:?}")),
         };
         let (estimates, known) = priors.start(&key, models);
-        let (plan, expectation) =
-            known.filter(|(plan, _)| choices.allow(plan)).map_or((plan, None), |(plan, known)| (plan, Some(known)));
+        let known = known.filter(|known| choices.allow(&known.plan));
         let planning = Planning {
-            planner: Planner::new(choices, plan, expectation),
+            planner: Planner::new(choices, plan, known),
             key,
             next: None,
             reference: None,
@@ -322,8 +320,8 @@ impl Planning {
 
     fn share<C: Chance>(&mut self, priors: &Mutex<Priors>, decoder: &mut Decoder<C>) {
         if let Some(observer) = decoder.observer() {
-            let (estimates, plan) = (observer.estimates().clone(), self.planner.plan().clone());
-            priors.lock().learn(&self.key, Known { estimates, plan, expectation: self.planner.expectation() });
+            let (estimates, experience) = (observer.estimates().clone(), self.planner.experience());
+            priors.lock().learn(&self.key, Known { estimates, experience });
         }
     }
 

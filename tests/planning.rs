@@ -287,7 +287,7 @@ fn auto_takes_up_a_drafter_that_becomes_good() {
     );
 }
 
-/// Probes of a model that is never used take half of a hundredth of the time, and the first one what was allowed for it.
+/// Probes of a model that is never used take less than half of a hundredth of the time, and the first one what was allowed for it.
 #[test]
 fn exploration_is_bounded() {
     let world = target_and_drafter(0.0, 0.1, 0.0);

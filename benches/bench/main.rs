@@ -103,7 +103,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     }
     let (mut workers, versions) = workers(arguments, &tasks, &mut results.notes);
     results.facts = facts(&engine, versions);
-    let (count, rounds, tokens) = if arguments.quick { (1, 2, 32) } else { (3, 3, 96) };
+    let (count, rounds, tokens) = if arguments.quick { (1, 2, 32) } else { (3, 5, 96) };
     let count = arguments.prompts.unwrap_or(count);
     let effort = Effort {
         tokens: arguments.tokens.unwrap_or(tokens),

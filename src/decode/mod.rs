@@ -13,4 +13,5 @@ pub mod planner;
 pub mod policy;
 pub mod round;
 pub mod sampling;
+mod trials;
 pub mod verify;

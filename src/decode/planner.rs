@@ -5,6 +5,7 @@
 use super::estimates::{Acceptance, Estimates};
 use super::forecast::{Forecast, LONGEST, Task};
 use super::policy::{MAX_PROPOSAL_LENGTH, Plan, Policy, Request, Targets};
+use super::trials::{KINDS, Trials, kind};
 
 /// A plan is left only for one that is forecast to be faster by this share: a change costs a moment without drafts.
 const HYSTERESIS: f64 = 0.02;
@@ -30,9 +31,6 @@ const MUCH_WORSE: f64 = 1.04;
 const FIRST_LOOK: usize = 8;
 const KNOWN_LOOK: usize = 64;
 const LAST_LOOK: usize = 256;
-
-/// Tokens for which a measured time counts as much as the forecast of it.
-const TRUST: f64 = 128.0;
 
 /// A plan that has lost so many tokens' time against `standard` is left at once: something has changed.
 const ALARM: f64 = 6.0;
@@ -114,6 +112,15 @@ pub struct Expectation {
     pub standard: f64,
 }
 
+/// What sessions that decode the same hand on.
+#[derive(Debug, Clone)]
+pub struct Experience {
+    /// The last plan.
+    pub plan: Plan,
+    expectation: Expectation,
+    trials: Trials,
+}
+
 /// Chooses a session's plan, again and again.
 #[derive(Debug, Clone)]
 pub struct Planner {
@@ -121,47 +128,35 @@ pub struct Planner {
     plan: Plan,
     expectation: Expectation,
     forecast: Forecast,
-    /// Tokens and seconds measured since the plan was chosen, and those that `standard` would have taken by the times of
-    /// passes as they were then; they forget.
-    tokens: f64,
-    seconds: f64,
-    standard: f64,
-    /// What plans took against their forecasts, by kind of plan.
-    bias: [f64; KINDS],
+    trials: Trials,
     /// Seconds lost against `standard`, since the plan last was ahead of it.
     debt: f64,
     until_look: usize,
     interval: usize,
 }
 
-const KINDS: usize = 6;
-
-fn kind(plan: &Plan) -> usize {
-    let policy = match plan.policy {
-        Policy::Standard => 0,
-        Policy::Speculative { .. } => 1,
-        Policy::Cos { .. } => 2,
-    };
-    policy + 3 * usize::from(plan.targets == Targets::Routed)
-}
-
 impl Planner {
-    /// Begins with `plan`; if other sessions know what to expect of it, there is no hurry to look at it.
-    pub fn new(choices: Choices, plan: Plan, known: Option<Expectation>) -> Self {
+    /// Begins with `plan`, or with that of other sessions; then there is no hurry to look at it.
+    pub fn new(choices: Choices, plan: Plan, known: Option<Experience>) -> Self {
         let interval = if known.is_some() { KNOWN_LOOK } else { FIRST_LOOK };
+        let new = Experience { plan, expectation: Expectation::default(), trials: Trials::default() };
+        let Experience { plan, expectation, mut trials } = known.unwrap_or(new);
+        trials.begin(&plan);
         Planner {
             choices,
             plan,
-            expectation: known.unwrap_or_default(),
+            expectation,
             forecast: Forecast::default(),
-            tokens: 0.0,
-            seconds: 0.0,
-            standard: 0.0,
-            bias: [1.0; KINDS],
+            trials,
             debt: 0.0,
             until_look: interval,
             interval,
         }
+    }
+
+    /// For sessions that begin later.
+    pub fn experience(&self) -> Experience {
+        Experience { plan: self.plan.clone(), expectation: self.expectation, trials: self.trials.clone() }
     }
 
     /// The plan in force.
@@ -181,24 +176,18 @@ impl Planner {
 
     /// What `standard` takes for a token, by what is known now: it follows a machine that becomes busy.
     pub fn standard(&self, estimates: &Estimates) -> f64 {
-        self.choices.task.standard(estimates) * self.bias[0]
+        self.choices.task.standard(estimates) * self.trials.bias(&Plan::STANDARD)
     }
 
     /// The plan in force took so long for so many tokens, of which each takes `standard` seconds if nobody proposes.
     pub fn measured(&mut self, tokens: usize, seconds: f64, standard: f64) {
         self.until_look = self.until_look.saturating_sub(tokens);
-        self.tokens += tokens as f64;
-        self.seconds += seconds;
-        self.standard += tokens as f64 * standard / self.bias[0];
+        let unbiased = tokens as f64 * standard / self.trials.bias(&Plan::STANDARD);
+        self.trials.record(&self.plan, tokens as f64, seconds, unbiased);
         let lost = (seconds - tokens as f64 * standard).min(MOST_LOST * standard);
         self.debt = (self.debt + lost).max(0.0);
         if self.is_alarmed() {
             self.until_look = 0;
-        }
-        if self.tokens > 4.0 * TRUST {
-            self.tokens /= 2.0;
-            self.seconds /= 2.0;
-            self.standard /= 2.0;
         }
     }
 
@@ -243,22 +232,17 @@ impl Planner {
             let rest =
                 self.choices.task.weights.iter().zip(&mut estimates.acceptance).filter(|(weight, _)| **weight == 0.0);
             rest.for_each(|(_, acceptance)| *acceptance = Acceptance::default());
-            (self.debt, self.bias[kind(&self.plan)]) = (0.0, 1.0);
+            self.debt = 0.0;
+            self.trials.forget();
             let targets = self.choices.targets[0];
             return Some(Plan::of(Policy::Standard, targets));
         }
         let estimates = &*estimates;
         let current = self.plan.clone();
         let raw = self.forecast.seconds_per_token(&current, &self.choices.task, estimates, LONG);
-        // What was measured knows what the forecast does not; the less was measured, the less it counts.
-        let trust = self.tokens / (self.tokens + TRUST);
-        if self.standard > 0.0 {
-            // Against `standard`, so that a machine that became busy is not taken for a plan that does badly.
-            let forecast = raw / self.choices.task.standard(estimates);
-            let ratio = (self.seconds / self.standard / forecast).clamp(0.5, 2.0);
-            self.bias[kind(&current)] = 1.0 + (ratio - 1.0) * trust;
-        }
-        let planned = raw * self.bias[kind(&current)];
+        // What was measured knows what the forecast does not.
+        self.trials.compare(&current, raw / self.choices.task.standard(estimates));
+        let planned = raw * self.trials.bias(&current);
         let standard = self.standard(estimates);
         self.expectation = Expectation { planned, standard };
         let mut best: [Option<Best>; KINDS] = Default::default();
@@ -279,7 +263,8 @@ impl Planner {
     /// Take another plan, because it was found better or something else is decoded.
     pub fn adopt(&mut self, plan: Plan) {
         self.plan = plan;
-        (self.tokens, self.seconds, self.standard, self.debt) = (0.0, 0.0, 0.0, 0.0);
+        self.trials.begin(&self.plan);
+        self.debt = 0.0;
         (self.until_look, self.interval) = (FIRST_LOOK, 2 * FIRST_LOOK);
     }
 
@@ -301,7 +286,8 @@ impl Planner {
             for &proposer in &proposers {
                 self.speculative(proposer, targets, estimates, best);
             }
-            if !proposers.is_empty() {
+            // One drafter before one verifier is what was just looked at.
+            if !proposers.is_empty() && (proposers.len() > 1 || self.choices.task.needed().count() > 1) {
                 self.cos(&proposers, &by_cost, targets, estimates, best);
             }
         }
@@ -426,7 +412,7 @@ impl Planner {
     fn seconds(&mut self, plan: &Plan, estimates: &Estimates, tokens: usize) -> f64 {
         let caution = if plan.stop_below > 0 { CAUTION } else { 1.0 };
         let seconds = self.forecast.seconds_per_token(plan, &self.choices.task, estimates, tokens);
-        caution * self.bias[kind(plan)] * seconds
+        caution * self.trials.bias(plan) * seconds
     }
 }
 
