@@ -26,6 +26,9 @@ const FIRST_LOOKS: f64 = 0.01;
 const LATER_LOOKS: f64 = 0.002;
 const PROBING: f64 = 0.003;
 
+/// Looks that may be saved up.
+const SAVED: f64 = 4.0;
+
 /// A drafter of which nothing is known is tried once as soon as that takes no more than this share of a session's time.
 const FIRST_PROBE: f64 = 0.03;
 
@@ -56,10 +59,11 @@ struct Known {
 pub struct Priors {
     tasks: HashMap<String, Known>,
     latest: Option<Estimates>,
-    /// Seconds of all sessions that plan, of their looks at the plan, and of their probes.
+    /// Seconds of all sessions that plan, and of their probes.
     seconds: f64,
-    looking: f64,
     probing: f64,
+    /// Seconds of looks at the plan that were not allowed for yet, or less than 0 if some are to spare.
+    looking: f64,
 }
 
 impl Priors {
@@ -266,13 +270,16 @@ impl Planning {
     fn may_look(&mut self, priors: &Mutex<Priors>) -> bool {
         let mut priors = priors.lock();
         self.tell(&mut priors);
-        let share = if self.planner.is_settled() { LATER_LOOKS } else { FIRST_LOOKS };
-        self.planner.is_alarmed() || priors.looking + self.look <= share * priors.seconds
+        self.planner.is_alarmed() || priors.looking + self.look <= 0.0
     }
 
     /// Let the engine know of the time that the session has taken.
     fn tell(&mut self, priors: &mut Priors) {
-        priors.seconds += self.seconds - std::mem::replace(&mut self.told, self.seconds);
+        let seconds = self.seconds - std::mem::replace(&mut self.told, self.seconds);
+        priors.seconds += seconds;
+        // Each session allows for looks as it needs them itself, and few are saved up.
+        let share = if self.planner.is_settled() { LATER_LOOKS } else { FIRST_LOOKS };
+        priors.looking = (priors.looking - share * seconds).max(-SAVED * self.look);
     }
 
     fn count<C: Chance>(&mut self, decoder: &mut Decoder<C>, round: Round, passes: u64) {

@@ -119,6 +119,7 @@ pub struct Experience {
     pub plan: Plan,
     expectation: Expectation,
     trials: Trials,
+    interval: usize,
 }
 
 /// Chooses a session's plan, again and again.
@@ -136,11 +137,11 @@ pub struct Planner {
 }
 
 impl Planner {
-    /// Begins with `plan`, or with that of other sessions; then there is no hurry to look at it.
+    /// Begins with `plan`, or with that of other sessions; then there is as much hurry to look at it as these had.
     pub fn new(choices: Choices, plan: Plan, known: Option<Experience>) -> Self {
-        let interval = if known.is_some() { KNOWN_LOOK } else { FIRST_LOOK };
-        let new = Experience { plan, expectation: Expectation::default(), trials: Trials::default() };
-        let Experience { plan, expectation, mut trials } = known.unwrap_or(new);
+        let (expectation, trials) = Default::default();
+        let new = Experience { plan, expectation, trials, interval: FIRST_LOOK };
+        let Experience { plan, expectation, mut trials, interval } = known.unwrap_or(new);
         trials.begin(&plan);
         Planner {
             choices,
@@ -156,7 +157,8 @@ impl Planner {
 
     /// For sessions that begin later.
     pub fn experience(&self) -> Experience {
-        Experience { plan: self.plan.clone(), expectation: self.expectation, trials: self.trials.clone() }
+        let (plan, trials) = (self.plan.clone(), self.trials.clone());
+        Experience { plan, expectation: self.expectation, trials, interval: self.interval.min(KNOWN_LOOK) }
     }
 
     /// The plan in force.
