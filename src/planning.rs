@@ -285,8 +285,11 @@ impl Planning {
     fn count<C: Chance>(&mut self, decoder: &mut Decoder<C>, round: Round, passes: u64) {
         let seconds = round.total.as_secs_f64();
         let standard = decoder.estimates().map_or(0.0, |estimates| self.planner.standard(estimates));
-        if self.reference.is_none() {
-            self.planner.measured(round.tokens, seconds, standard);
+        match self.reference {
+            None => self.planner.measured(round.tokens, seconds, standard),
+            // The first one runs behind passes of other models.
+            Some(REFERENCE) => self.planner.measured_standard(round.tokens, seconds, standard),
+            Some(_) => {}
         }
         let host = round.total.saturating_sub(round.models).as_secs_f64();
         if let Some(observer) = decoder.observer()

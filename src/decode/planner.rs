@@ -35,6 +35,11 @@ const LAST_LOOK: usize = 256;
 /// A plan that has lost so many tokens' time against `standard` is left at once: something has changed.
 const ALARM: f64 = 6.0;
 
+/// Of the tokens' time that planning has gained before, the share that a plan may lose besides, and the most that counts: a hard
+/// stretch of text is not worth leaving a plan that has done well.
+const STAKE: f64 = 0.1;
+const MOST_GAINED: f64 = 100.0;
+
 /// A round counts for no more lost tokens than this: another process may have had the machine for a while.
 const MOST_LOST: f64 = 2.0;
 
@@ -119,7 +124,36 @@ pub struct Experience {
     pub plan: Plan,
     expectation: Expectation,
     trials: Trials,
+    reference: Reference,
+    gained: f64,
     interval: usize,
+}
+
+/// What `standard` takes against the times of its passes as they are known while another plan is in force: those of wider passes
+/// move with what is run, and the narrow ones are thought to move with them.
+#[derive(Debug, Clone, Copy)]
+struct Reference {
+    ratio: f64,
+    weight: f64,
+}
+
+/// Measurements that a [`Reference`] looks back on, and how far off one is believed to be.
+const REFERENCES: f64 = 6.0;
+const FAR_OFF: f64 = 1.5;
+
+impl Default for Reference {
+    fn default() -> Self {
+        Reference { ratio: 1.0, weight: 1.0 }
+    }
+}
+
+impl Reference {
+    fn record(&mut self, ratio: f64) {
+        if ratio.is_finite() {
+            self.weight = (self.weight + 1.0).min(REFERENCES);
+            self.ratio += (ratio.clamp(1.0 / FAR_OFF, FAR_OFF) - self.ratio) / self.weight;
+        }
+    }
 }
 
 /// Chooses a session's plan, again and again.
@@ -130,6 +164,9 @@ pub struct Planner {
     expectation: Expectation,
     forecast: Forecast,
     trials: Trials,
+    reference: Reference,
+    /// Tokens whose time was gained over `standard`, at most [`MOST_GAINED`].
+    gained: f64,
     /// Seconds lost against `standard`, since the plan last was ahead of it.
     debt: f64,
     until_look: usize,
@@ -139,9 +176,9 @@ pub struct Planner {
 impl Planner {
     /// Begins with `plan`, or with that of other sessions; then there is as much hurry to look at it as these had.
     pub fn new(choices: Choices, plan: Plan, known: Option<Experience>) -> Self {
-        let (expectation, trials) = Default::default();
-        let new = Experience { plan, expectation, trials, interval: FIRST_LOOK };
-        let Experience { plan, expectation, mut trials, interval } = known.unwrap_or(new);
+        let (expectation, trials, reference) = Default::default();
+        let new = Experience { plan, expectation, trials, reference, gained: 0.0, interval: FIRST_LOOK };
+        let Experience { plan, expectation, mut trials, reference, gained, interval } = known.unwrap_or(new);
         trials.begin(&plan);
         Planner {
             choices,
@@ -149,6 +186,8 @@ impl Planner {
             expectation,
             forecast: Forecast::default(),
             trials,
+            reference,
+            gained,
             debt: 0.0,
             until_look: interval,
             interval,
@@ -157,8 +196,14 @@ impl Planner {
 
     /// For sessions that begin later.
     pub fn experience(&self) -> Experience {
-        let (plan, trials) = (self.plan.clone(), self.trials.clone());
-        Experience { plan, expectation: self.expectation, trials, interval: self.interval.min(KNOWN_LOOK) }
+        Experience {
+            plan: self.plan.clone(),
+            expectation: self.expectation,
+            trials: self.trials.clone(),
+            reference: self.reference,
+            gained: self.gained,
+            interval: self.interval.min(KNOWN_LOOK),
+        }
     }
 
     /// The plan in force.
@@ -178,16 +223,28 @@ impl Planner {
 
     /// What `standard` takes for a token, by what is known now: it follows a machine that becomes busy.
     pub fn standard(&self, estimates: &Estimates) -> f64 {
-        self.choices.task.standard(estimates) * self.trials.bias(&Plan::STANDARD)
+        self.choices.task.standard(estimates) * self.reference()
+    }
+
+    fn reference(&self) -> f64 {
+        if self.is_standard() { 1.0 } else { self.reference.ratio }
+    }
+
+    /// While another plan is in force, `standard` was run for so many tokens and took so long, where `standard` seconds were
+    /// expected for each.
+    pub fn measured_standard(&mut self, tokens: usize, seconds: f64, standard: f64) {
+        self.reference.record(seconds / (tokens as f64 * standard / self.reference()));
     }
 
     /// The plan in force took so long for so many tokens, of which each takes `standard` seconds if nobody proposes.
     pub fn measured(&mut self, tokens: usize, seconds: f64, standard: f64) {
         self.until_look = self.until_look.saturating_sub(tokens);
-        let unbiased = tokens as f64 * standard / self.trials.bias(&Plan::STANDARD);
-        self.trials.record(&self.plan, tokens as f64, seconds, unbiased);
+        self.trials.record(&self.plan, tokens as f64, seconds, tokens as f64 * standard / self.reference());
         let lost = (seconds - tokens as f64 * standard).min(MOST_LOST * standard);
         self.debt = (self.debt + lost).max(0.0);
+        // A round that takes so much longer is no bad luck with its proposals, but a change.
+        let is_slow = lost >= MOST_LOST * standard;
+        self.gained = if is_slow { 0.0 } else { (self.gained - lost / standard).clamp(0.0, MOST_GAINED) };
         if self.is_alarmed() {
             self.until_look = 0;
         }
@@ -210,7 +267,9 @@ impl Planner {
 
     /// Whether the plan does so much worse than `standard` that what is known cannot be so any more.
     pub fn is_alarmed(&self) -> bool {
-        !self.is_standard() && self.expectation.standard > 0.0 && self.debt > ALARM * self.expectation.standard
+        !self.is_standard()
+            && self.expectation.standard > 0.0
+            && self.debt > (ALARM + STAKE * self.gained) * self.expectation.standard
     }
 
     /// Whether it has to be seen again what `standard` takes. All else is measured against that, and a plan under which no
@@ -244,8 +303,8 @@ impl Planner {
         let raw = self.forecast.seconds_per_token(&current, &self.choices.task, estimates, LONG);
         // What was measured knows what the forecast does not.
         self.trials.compare(&current, raw / self.choices.task.standard(estimates));
-        let planned = raw * self.trials.bias(&current);
         let standard = self.standard(estimates);
+        let planned = if self.is_standard() { standard } else { raw * self.trials.bias(&current) };
         self.expectation = Expectation { planned, standard };
         let mut best: [Option<Best>; KINDS] = Default::default();
         self.search(estimates, &mut best);
@@ -414,7 +473,8 @@ impl Planner {
     fn seconds(&mut self, plan: &Plan, estimates: &Estimates, tokens: usize) -> f64 {
         let caution = if plan.stop_below > 0 { CAUTION } else { 1.0 };
         let seconds = self.forecast.seconds_per_token(plan, &self.choices.task, estimates, tokens);
-        caution * self.trials.bias(plan) * seconds
+        let bias = if *plan == Plan::STANDARD { self.reference() } else { self.trials.bias(plan) };
+        caution * bias * seconds
     }
 }
 
