@@ -99,7 +99,7 @@ const KERNELS: &[Kernel] = &[
     }),
     kernel("draw from a residual", 2, |rows| { black_box(CounterRng::new(1).pick(KEY, black_box(&rows.probabilities[..]))); }),
     kernel("scores: sum of two", 3, |rows| rows.combine(Combination::contrastive(2, 0.5, 0.0).expect("two models"))),
-    kernel("scores: sum of two, masked", 6, |rows| rows.combine(Combination::contrastive(2, 0.5, 0.1).expect("two models"))),
+    kernel("scores: sum of two, masked", 4, |rows| rows.combine(Combination::contrastive(2, 0.5, 0.1).expect("two models"))),
     kernel("scores: greedy mixture of two", 9, |rows| rows.combine(Combination::mixture(&[0.5, 0.5]).expect("two models"))),
 ];
 

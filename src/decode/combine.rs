@@ -10,8 +10,8 @@ use crate::error::{Error, Result};
 /// How far the weights of a mixture may be from a sum of 1 before they are refused; nearer ones are rescaled.
 pub const WEIGHT_TOLERANCE: f64 = 1e-3;
 
-/// Elements of a weighted sum that are made at once: a block of it fits into the first cache.
-const SUM_BLOCK: usize = 2048;
+/// Elements of a weighted sum that are made at once, or passed over where none is plausible: a block fits into the first cache.
+const SUM_BLOCK: usize = 512;
 
 /// How the models' rows become one target `r`.
 ///
@@ -196,23 +196,37 @@ impl Combination {
                 }
             }
             Combination::Logits { plausibility, .. } => {
+                let judged = match plausibility {
+                    None => None,
+                    Some(Plausibility { model, alpha }) => {
+                        let mut rest = self.needed().filter(|other| other != model);
+                        rest.try_for_each(|model| sampling::maximum(row(model)).map(drop))?;
+                        let judge = row(*model);
+                        Some((judge, sampling::maximum(judge)? + alpha.ln()))
+                    }
+                };
                 // Block by block, so that a block of the sum stays near while all models are added to it.
-                let mut good = true;
+                let (mut good, mut any) = (true, false);
                 for start in (0..out.len()).step_by(SUM_BLOCK) {
                     let end = out.len().min(start + SUM_BLOCK);
                     let out = &mut out[start..end];
+                    let judged = judged.map(|(judge, floor)| (&judge[start..end], floor));
+                    if judged.is_some_and(|(judge, floor)| !kernels::any_reaches(judge, floor)) {
+                        out.fill(f32::NEG_INFINITY); // no token is plausible
+                        continue;
+                    }
                     out.fill(0.0);
                     for (model, weight) in self.parts() {
                         good &= kernels::add_scaled(&row(model)[start..end], weight, out);
                     }
+                    if let Some((judge, floor)) = judged {
+                        kernels::mask(judge, floor, out);
+                    }
+                    any |= kernels::any_reaches(out, f32::MIN);
                 }
                 // A row of nothing but minus infinity makes such a sum.
-                if !good || out.iter().all(|&score| score == f32::NEG_INFINITY) {
+                if !(good && any) {
                     return Err(Error::Numeric("a row of logits, or the sum of all, has no maximum".into()));
-                }
-                if let Some(Plausibility { model, alpha }) = plausibility {
-                    let judge = row(*model);
-                    kernels::mask(judge, sampling::maximum(judge)? + alpha.ln(), out);
                 }
             }
             Combination::Custom { weights, function } => {
@@ -293,6 +307,26 @@ mod tests {
     fn contrastive_subtracts_the_amateur() {
         let contrastive = Combination::contrastive(2, 0.5, 0.0).unwrap();
         assert_eq!(scores(&contrastive, &[&[1.0, 2.0], &[4.0, -2.0]]), [-1.0, 3.0]);
+    }
+
+    #[test]
+    fn blocks_without_plausible_tokens_are_passed_over_but_checked() {
+        let mut random = fastrand::Rng::with_seed(1);
+        let mut row = || (0..5 * SUM_BLOCK + 7).map(|_| 8.0 * random.f32()).collect::<Vec<f32>>();
+        let (mut expert, mut amateur) = (row(), row());
+        for token in [3, 2 * SUM_BLOCK, 2 * SUM_BLOCK + 9] {
+            expert[token] = 20.0 - token as f32 * 1e-3;
+        }
+        let contrastive = Combination::contrastive(2, 0.5, 0.1).unwrap();
+        let found = scores(&contrastive, &[&expert, &amateur]);
+        for token in 0..expert.len() {
+            let plausible = expert[token] >= expert[3] + 0.1f32.ln();
+            let expected = if plausible { expert[token] - 0.5 * amateur[token] } else { -INF };
+            assert_eq!(found[token], expected, "{token}");
+        }
+        assert_eq!(found.iter().filter(|score| score.is_finite()).count(), 3);
+        amateur[4 * SUM_BLOCK] = f32::NAN;
+        assert!(contrastive.scores(|model| [&expert[..], &amateur][model], &mut vec![0.0; found.len()]).is_err());
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! Passes over rows of scores, in a form that the compiler vectorises, for the instructions that the processor has: exponentials
 //! take half the time with AVX-512 of what they take with AVX2.
 //!
-//! Everything is done in lanes of a fixed number and without fused multiplication and addition, so that a row gives the
-//! same bits on every machine.
+//! Everything is done in lanes of a fixed number, and multiplication and addition are fused where that is written, so that a row
+//! gives the same bits on every machine. One that cannot fuse them (x86-64 before 2013) does so in software, and slowly.
 
 use multiversion::multiversion;
 
@@ -13,7 +13,10 @@ const LANES: usize = 16;
 /// where it holds nothing of interest.
 pub const BLOCK: usize = 128;
 
-/// `e^x` for `x ≤ 0`, within 2 ulp, but 0 below -87.3, where single precision loses digits.
+/// Exponentials of less than minus this lose digits in single precision.
+const NO_DIGITS: f32 = 87.3;
+
+/// `e^x` for `x ≤ 0`, within 2 ulp, but 0 below `-NO_DIGITS`.
 ///
 /// The method is that of Cephes: `2^n · e^r` with `|r| ≤ ln 2 / 2`, and a polynomial for `e^r`.
 #[inline(always)]
@@ -23,18 +26,18 @@ pub fn exp(x: f32) -> f32 {
     const ROUND: f32 = 1.5 * (1 << 23) as f32;
     // ln 2 in two parts, the first with so few bits that its products are exact
     const LN_2: (f32, f32) = (0.693359375, -2.12194440e-4);
-    let shifted = x * std::f32::consts::LOG2_E + ROUND;
+    let shifted = x.mul_add(std::f32::consts::LOG2_E, ROUND);
     let n = shifted - ROUND;
-    let r = x - n * LN_2.0 - n * LN_2.1;
-    let mut y = 1.9875691500e-4;
-    y = y * r + 1.3981999507e-3;
-    y = y * r + 8.3334519073e-3;
-    y = y * r + 4.1665795894e-2;
-    y = y * r + 1.6666665459e-1;
-    y = y * r + 5.0000001201e-1;
-    y = y * (r * r) + r + 1.0;
+    let r = n.mul_add(-LN_2.1, n.mul_add(-LN_2.0, x));
+    let mut y = 1.9875691500e-4f32;
+    y = y.mul_add(r, 1.3981999507e-3);
+    y = y.mul_add(r, 8.3334519073e-3);
+    y = y.mul_add(r, 4.1665795894e-2);
+    y = y.mul_add(r, 1.6666665459e-1);
+    y = y.mul_add(r, 5.0000001201e-1);
+    y = y.mul_add(r * r, r) + 1.0;
     let power = f32::from_bits((shifted.to_bits() << 23).wrapping_add(1.0f32.to_bits()));
-    if x < -87.3 { 0.0 } else { y * power }
+    if x < -NO_DIGITS { 0.0 } else { y * power }
 }
 
 /// The largest score, or NaN if there is a NaN. Minus infinity for an empty row.
@@ -44,15 +47,16 @@ pub fn maximum(scores: &[f32]) -> f32 {
 }
 
 /// The largest score of each run of `block` scores; returns the [`maximum`].
-#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+fma", "x86_64+avx2+fma"))]
 pub fn block_maxima(scores: &[f32], block: usize, maxima: &mut [f32]) -> f32 {
     let mut max = f32::NEG_INFINITY;
-    let mut nan = [0u32; LANES];
+    const PAIR: usize = 2 * LANES; // one vector waits for itself
+    let mut nan = [0u32; PAIR];
     for (block, out) in scores.chunks(block).zip(maxima) {
-        let (rows, rest) = block.as_chunks::<LANES>();
-        let mut lanes = [f32::NEG_INFINITY; LANES];
+        let (rows, rest) = block.as_chunks::<PAIR>();
+        let mut lanes = [f32::NEG_INFINITY; PAIR];
         for row in rows {
-            for lane in 0..LANES {
+            for lane in 0..PAIR {
                 lanes[lane] = if row[lane] > lanes[lane] { row[lane] } else { lanes[lane] };
                 nan[lane] |= u32::from(row[lane].is_nan());
             }
@@ -61,14 +65,26 @@ pub fn block_maxima(scores: &[f32], block: usize, maxima: &mut [f32]) -> f32 {
             lanes[lane] = if score > lanes[lane] { score } else { lanes[lane] };
             nan[lane] |= u32::from(score.is_nan());
         }
-        *out = lanes.into_iter().fold(f32::NEG_INFINITY, |a, b| if b > a { b } else { a });
+        *out = largest(lanes);
         max = if *out > max { *out } else { max };
     }
     if nan.contains(&1) { f32::NAN } else { max }
 }
 
+#[inline(always)]
+fn largest<const N: usize>(mut lanes: [f32; N]) -> f32 {
+    let mut half = N / 2;
+    while half > 0 {
+        for lane in 0..half {
+            lanes[lane] = if lanes[half + lane] > lanes[lane] { lanes[half + lane] } else { lanes[lane] };
+        }
+        half /= 2;
+    }
+    lanes[0]
+}
+
 /// The index of the first maximum, the maximum, and the largest of all other scores; NaN as maximum if there is a NaN.
-#[multiversion(targets("x86_64+avx2"))] // with 512 bits it was a third slower
+#[multiversion(targets("x86_64+avx2+fma"))] // with 512 bits it was a third slower
 pub fn best_two(scores: &[f32]) -> (usize, f32, f32) {
     let (mut best, mut second, mut start) = (f32::NEG_INFINITY, f32::NEG_INFINITY, 0);
     let mut nan = [0u32; LANES];
@@ -100,10 +116,14 @@ pub fn best_two(scores: &[f32]) -> (usize, f32, f32) {
 }
 
 /// `Σ e^((score − max) · rate)`.
-#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+fma", "x86_64+avx2+fma"))]
 pub fn sum_exp(scores: &[f32], max: f32, rate: f32) -> f64 {
     let (mut totals, mut out) = ([0.0f64; LANES], [0.0; BLOCK]);
+    let floor = max - NO_DIGITS / rate;
     for scores in scores.chunks(BLOCK) {
+        if !any_reaches_inline(scores, floor) {
+            continue; // all are 0, as where a mask was
+        }
         let out = &mut out[..scores.len()];
         for (&score, out) in scores.iter().zip(&mut *out) {
             *out = exp((score - max) * rate);
@@ -126,10 +146,10 @@ pub fn sum_exp(scores: &[f32], max: f32, rate: f32) -> f64 {
 }
 
 /// `out += weight · (e^((score − max) · rate) · scale)` for the scores that reach `floor`.
-#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+fma", "x86_64+avx2+fma"))]
 pub fn add_exp(scores: &[f32], max: f32, rate: f32, floor: f32, scale: f32, weight: f32, out: &mut [f32]) {
     for (scores, out) in scores.chunks(BLOCK).zip(out.chunks_mut(BLOCK)) {
-        if !any_reaches(scores, floor) {
+        if !any_reaches_inline(scores, floor) {
             continue;
         }
         for (&score, out) in scores.iter().zip(out) {
@@ -139,13 +159,19 @@ pub fn add_exp(scores: &[f32], max: f32, rate: f32, floor: f32, scale: f32, weig
     }
 }
 
+/// Whether any score reaches `floor`.
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+fma", "x86_64+avx2+fma"))]
+pub fn any_reaches(scores: &[f32], floor: f32) -> bool {
+    any_reaches_inline(scores, floor)
+}
+
 #[inline(always)]
-fn any_reaches(scores: &[f32], floor: f32) -> bool {
+fn any_reaches_inline(scores: &[f32], floor: f32) -> bool {
     scores.iter().fold(false, |any, &score| any | (score >= floor))
 }
 
 /// `out += weight · score`, but minus infinity where the score is; false if a score is NaN or plus infinity.
-#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+fma", "x86_64+avx2+fma"))]
 pub fn add_scaled(scores: &[f32], weight: f32, out: &mut [f32]) -> bool {
     let mut good = true;
     for (&score, out) in scores.iter().zip(out) {
@@ -156,7 +182,7 @@ pub fn add_scaled(scores: &[f32], weight: f32, out: &mut [f32]) -> bool {
 }
 
 /// Minus infinity in place of `out` where the judge's score is below the floor.
-#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+fma", "x86_64+avx2+fma"))]
 pub fn mask(judge: &[f32], floor: f32, out: &mut [f32]) {
     for (&score, out) in judge.iter().zip(out) {
         // A minimum, because a store under a condition is slow.
@@ -165,7 +191,7 @@ pub fn mask(judge: &[f32], floor: f32, out: &mut [f32]) {
 }
 
 /// No value below 0; returns whether any is above.
-#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+fma", "x86_64+avx2+fma"))]
 pub fn keep_positive(values: &mut [f32]) -> bool {
     let mut any = false;
     for value in values {
@@ -176,7 +202,7 @@ pub fn keep_positive(values: &mut [f32]) -> bool {
 }
 
 /// The sum.
-#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+fma", "x86_64+avx2+fma"))]
 pub fn sum(values: &[f32]) -> f64 {
     let mut lanes = [0.0f64; LANES];
     let (rows, rest) = values.as_chunks::<LANES>();
@@ -246,6 +272,7 @@ mod tests {
             let others = scores.iter().enumerate().filter(|(token, _)| *token != first);
             let second = others.map(|(_, &score)| score).fold(-INF, f32::max);
             proptest::prop_assert_eq!(best_two(&scores), (first, max, second));
+            proptest::prop_assert_eq!(any_reaches(&scores, floor), max >= floor);
 
             proptest::prop_assume!(max.is_finite());
             let total = sum_exp(&scores, max, rate);

@@ -9,6 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytemuck::Zeroable;
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use ort::memory::{AllocationDevice, AllocatorType, MemoryInfo, MemoryType};
@@ -467,7 +468,7 @@ impl OnnxSequence {
             Tensor::over(&self.memory, rows, *element, shape)?
         } else {
             let bytes = given * columns * export::element_bytes(*element).unwrap_or(4);
-            lengthen(&mut self.raw, bytes.div_ceil(4))?;
+            lengthen(&mut self.raw, bytes.div_ceil(4), 0)?;
             Tensor::over(&self.memory, &mut self.raw, *element, shape)?
         };
         self.peak_logits = self.peak_logits.max(self.logits_bytes());
@@ -652,12 +653,14 @@ fn widest(heads: usize, entries: usize) -> usize {
     (SCORES_BYTES / (4 * heads * entries)).max(MIN_PASS)
 }
 
-/// Make a buffer at least so long. Where there is not enough memory, that is an error and no abort.
-fn lengthen<T: Copy + Default>(buffer: &mut Vec<T>, length: usize) -> ort::Result<()> {
-    if let Some(more) = length.checked_sub(buffer.len()) {
-        let failed = |_| ort::Error::new(format!("not enough memory for logits of {} bytes", length * size_of::<T>()));
-        buffer.try_reserve_exact(more).map_err(failed)?;
-        buffer.resize(length, T::default());
+/// Make a buffer at least so long, and keep its beginning. Where there is not enough memory, that is an error and no abort. The
+/// system makes the zeros, page by page as they are written to: a prompt has many rows.
+fn lengthen<T: Zeroable + Copy>(buffer: &mut Vec<T>, length: usize, kept: usize) -> ort::Result<()> {
+    if buffer.len() < length {
+        let failed = |()| ort::Error::new(format!("not enough memory for logits of {} bytes", length * size_of::<T>()));
+        let mut longer = bytemuck::allocation::try_zeroed_vec(length).map_err(failed)?;
+        longer[..kept].copy_from_slice(&buffer[..kept]);
+        *buffer = longer;
     }
     Ok(())
 }
@@ -693,10 +696,10 @@ impl LogitRows {
             self.rows.copy_within(kept, 0);
             self.first = keep;
         }
-        let needed = (end - self.first) * self.columns;
-        lengthen(&mut self.rows, needed)?;
+        let (kept, needed) = ((position - self.first) * self.columns, (end - self.first) * self.columns);
+        lengthen(&mut self.rows, needed, kept)?;
         self.end = needed;
-        Ok(&mut self.rows[(position - self.first) * self.columns..needed])
+        Ok(&mut self.rows[kept..needed])
     }
 
     /// Keep no more room than usual passes need, and the rows from `keep` on.
