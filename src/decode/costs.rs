@@ -12,8 +12,8 @@ const SHAPE_MEMORY: f64 = 256.0;
 /// Pairs of passes that a measurement from before counts for. It tells of a moment when nothing else was done.
 const MEASURED: f64 = 8.0;
 
-/// Passes that the mean of what cold ones take besides looks back on.
-const COLD_MEMORY: f64 = 32.0;
+/// Pairs of passes that what cold ones take besides looks back on.
+const COLD_MEMORY: f64 = 16.0;
 
 /// What each further position is taken to cost, as a share of the first, until it is known better. Measured: 3 to
 /// 12 % for models of a few million parameters on a CPU, less on a GPU.
@@ -27,8 +27,9 @@ const OUTLIER: f64 = 2.5;
 ///
 /// A pass takes `level · (shape[width] + cold)`, where `cold` is for a pass behind one of another model: its weights have
 /// pushed those of this one out of the processor's caches, which for a small model beside a large one can take longer than
-/// the pass. Each pass moves the level, so that all widths follow a machine that slows down. The shape is learned from
-/// pairs of passes, one after the other and of two widths, which had the same level.
+/// the pass. Each pass moves the level, so that all widths follow a machine that slows down. The rest is learned from
+/// pairs of passes, one after the other, which had the same level: the shape from those of two widths, and what a cold one takes
+/// besides from those of which one was cold. (Cold ones alone would not tell it from the level.)
 #[derive(Debug, Clone, PartialEq)]
 pub struct Costs {
     level: f64,
@@ -36,10 +37,8 @@ pub struct Costs {
     passes: f64,
     /// Each width against the level, and the pairs behind it.
     shape: [(f64, f64); WIDTHS],
-    /// What a pass behind one of another model takes besides, against the level, and the passes behind it.
+    /// What a pass behind one of another model takes besides, against the level, and the pairs behind it.
     cold: (f64, f64),
-    /// Whether there was any that was not.
-    warm: bool,
     /// Passes since one of a single position.
     since_single: u32,
     /// The last pass: its width, whether it was cold, and its seconds.
@@ -68,7 +67,6 @@ impl Costs {
             passes: 0.0,
             shape: std::array::from_fn(|index| (1.0 + further * index as f64, known)),
             cold: (0.0, 0.0),
-            warm: false,
             since_single: u32::MAX,
             last: None,
         }
@@ -82,11 +80,11 @@ impl Costs {
         if width == 0 || width > WIDTHS || seconds <= 0.0 || !seconds.is_finite() {
             return 1.0;
         }
-        if let Some((before, was_cold, then)) = self.last.replace((width, cold, seconds))
-            && before != width
-            && was_cold == cold
-        {
-            self.compare((before, then), (width, seconds), cold);
+        match self.last.replace((width, cold, seconds)) {
+            Some((before, false, then)) if cold => self.compare_cold((before, then), (width, seconds)),
+            Some((before, true, then)) if !cold => self.compare_cold((width, seconds), (before, then)),
+            Some((before, _, then)) if before != width => self.compare((before, then), (width, seconds), cold),
+            _ => {}
         }
         self.since_single = if width == 1 { 0 } else { self.since_single.saturating_add(1) };
         let (expected, before) = (self.relative(width, cold), self.level);
@@ -97,14 +95,16 @@ impl Costs {
             self.level *= 1.0 + (ratio - 1.0) / (self.passes + 1.0).min(MEMORY);
         }
         self.passes = (self.passes + 1.0).min(MEMORY);
-        // As long as all are cold, that is what a pass takes.
-        self.warm |= !cold;
-        if cold && self.warm {
-            self.cold.1 = (self.cold.1 + 1.0).min(COLD_MEMORY);
-            let besides = (seconds / self.level - self.shape_at(width)).clamp(0.0, OUTLIER * expected);
-            self.cold.0 += (besides - self.cold.0) / self.cold.1;
-        }
         self.level / before
+    }
+
+    /// A pass that was not cold and one that was, at one level.
+    fn compare_cold(&mut self, (warm, seconds): (usize, f64), (cold, others): (usize, f64)) {
+        let expected = self.relative(cold, true);
+        let found = self.shape_at(warm) * others / seconds;
+        let besides = found.clamp(expected / OUTLIER, expected * OUTLIER) - self.shape_at(cold);
+        self.cold.1 = (self.cold.1 + 1.0).min(COLD_MEMORY);
+        self.cold.0 = (self.cold.0 + (besides - self.cold.0) / self.cold.1).max(0.0);
     }
 
     /// Two passes at one level: how far their ratio is from the expected one is shared by how little is known of each.
@@ -237,6 +237,25 @@ mod tests {
         let mut costs = Costs::new(&[(1, 0.13), (2, 0.14)]);
         (0..100).for_each(|_| _ = costs.record(1, true, 0.4));
         assert!(near(costs.at(1, true), 0.4) && near(costs.at(2, true), 0.43));
+    }
+
+    #[test]
+    fn cold_passes_alone_do_not_move_what_a_warm_one_takes() {
+        let mut costs = Costs::new(&[(1, 3.5), (8, 4.5)]);
+        // Now and then the machine is busy.
+        let mut passes = 0;
+        let mut record = |costs: &mut Costs, width, cold, seconds: f64| {
+            passes += 1;
+            costs.record(width, cold, seconds * if (passes + 35) % 70 < 20 { 1.7 } else { 1.0 });
+        };
+        (0..50).for_each(|_| record(&mut costs, 1, false, 3.5));
+        for _ in 0..10 {
+            (0..198).for_each(|_| record(&mut costs, 5, true, 5.4));
+            record(&mut costs, 1, true, 4.8);
+            record(&mut costs, 1, false, 3.5);
+        }
+        let besides = costs.at(1, true) / costs.at(1, false);
+        assert!((besides / (4.8 / 3.5) - 1.0).abs() < 0.05, "{besides}: {costs:?}");
     }
 
     #[test]
