@@ -1,5 +1,4 @@
-//! Passes over rows of scores, in a form that the compiler vectorises, for the instructions that the processor has: exponentials
-//! take half the time with AVX-512 of what they take with AVX2.
+//! Passes over rows of scores, in a form that the compiler vectorises, for the instructions that the processor has.
 //!
 //! Everything is done in lanes of a fixed number, and multiplication and addition are fused where that is written, so that a row
 //! gives the same bits on every machine. One that cannot fuse them (x86-64 before 2013) does so in software, and slowly.

@@ -1,7 +1,5 @@
 //! The key-value cache of one sequence: buffers that ONNX Runtime reads and writes, and what their entries mean.
 
-use std::alloc::Layout;
-
 use super::Memory;
 use super::export::{CacheKind, CacheTensor, Export, Rollback};
 use crate::error::{Error, Result};
@@ -23,16 +21,8 @@ impl Buffer {
 
 /// Zeroes that take no memory before they are touched. Where there is not enough, that is an error and no abort.
 fn zeroes(units: usize) -> Result<Vec<u32>> {
-    let failed = || Error::Runtime(format!("not enough memory for a cache of {} bytes", units.saturating_mul(4)));
-    let layout = Layout::array::<u32>(units).map_err(|_| failed())?;
-    if units == 0 {
-        return Ok(Vec::new());
-    }
-    // SAFETY: the layout is not empty; zeroes are values of u32; a vector frees what this allocator gave, by this layout.
-    unsafe {
-        let memory = std::alloc::alloc_zeroed(layout).cast::<u32>();
-        if memory.is_null() { Err(failed()) } else { Ok(Vec::from_raw_parts(memory, units, units)) }
-    }
+    let failed = |()| Error::Runtime(format!("not enough memory for a cache of {} bytes", units.saturating_mul(4)));
+    bytemuck::allocation::try_zeroed_vec(units).map_err(failed)
 }
 
 /// Dead entries that so many live ones bear.
