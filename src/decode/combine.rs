@@ -215,9 +215,11 @@ impl Combination {
                         out.fill(f32::NEG_INFINITY); // no token is plausible
                         continue;
                     }
-                    out.fill(0.0);
-                    for (model, weight) in self.parts() {
-                        good &= kernels::add_scaled(&row(model)[start..end], weight, out);
+                    let mut parts = self.parts().map(|(model, weight)| (&row(model)[start..end], weight));
+                    let first = parts.next().expect("a weight that is not 0");
+                    good &= kernels::sum_of_two(first, parts.next().unwrap_or((first.0, 0.0)), out);
+                    for (logits, weight) in parts {
+                        good &= kernels::add_scaled(logits, weight, out);
                     }
                     if let Some((judge, floor)) = judged {
                         kernels::mask(judge, floor, out);

@@ -15,6 +15,12 @@ pub const WINDOW: usize = 64;
 /// Observations that a mean looks back on.
 const MEMORY: f64 = 128.0;
 
+/// Columns of a row that is processed in next to no time.
+const SHORT_ROW: usize = 1 << 15;
+
+/// Positions side by side at which long rows are processed for the observer alone, or not.
+const STRETCH: usize = 16;
+
 /// Passes after which a model that was not run is taken to have become slower, or faster, together with those that were.
 const IDLE: u32 = 4;
 
@@ -297,6 +303,20 @@ impl Observer {
         if position < self.end && position + WINDOW >= self.end {
             self.scores[[position % WINDOW, model]] = probability;
             self.confidence[[position % WINDOW, model]] = confidence;
+        }
+    }
+
+    /// Whether a model's row of `columns` at a position need not be processed if only the observer asks for it: most are not
+    /// where they are long, once the model is known. What is looked at are stretches, as they tell what is behind what.
+    pub fn can_spare(&self, model: usize, position: usize, columns: usize) -> bool {
+        let known = self.estimates.acceptance[model].is_known() && self.estimates.doubt[model].is_known();
+        known && !(position / STRETCH).is_multiple_of(1 + columns / SHORT_ROW)
+    }
+
+    /// What a model gives to the token at `position` will not be told.
+    pub fn spared(&mut self, model: usize, position: usize) {
+        if self.next[model] == position {
+            (self.next[model], self.behind[model]) = (position + 1, f64::NAN);
         }
     }
 

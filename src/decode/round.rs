@@ -84,11 +84,15 @@ impl Lane {
     /// Process the row of a position, unless that was done: a pass or two over it, or nothing.
     fn process(&mut self, position: usize, sampler: &Sampler, candidates: &mut Candidates) -> Result<()> {
         let slot = position % self.stamps.len();
-        if self.stamps[slot] != position {
+        if !self.is_processed(position) {
             self.distributions[slot] = sampler.process(self.sequence.logits(position), candidates)?;
             self.stamps[slot] = position;
         }
         Ok(())
+    }
+
+    fn is_processed(&self, position: usize) -> bool {
+        self.stamps[position % self.stamps.len()] == position
     }
 
     /// What an observer is told of a token at a position: its probability, or greedily whether it is the first choice; and
@@ -100,7 +104,7 @@ impl Lane {
             return sampling::argmax(scores).map_or((0.0, 0.0), told);
         }
         let told = |distribution: &Distribution| (distribution.probability(scores, token), distribution.confidence());
-        if self.stamps[position % self.stamps.len()] == position {
+        if self.is_processed(position) {
             return told(&self.distributions[position % self.stamps.len()]);
         }
         sampler.process(scores, candidates).map_or((0.0, 0.0), |distribution| told(&distribution))
@@ -790,6 +794,11 @@ impl<C: Chance> Decoder<C> {
         for (model, lane) in self.lanes.iter_mut().enumerate() {
             if self.models[model].scores() {
                 if lane.sequence.len() >= position {
+                    let costly = !self.settings.sampler.is_greedy() && !lane.is_processed(position);
+                    if costly && observer.can_spare(model, position, self.target.len()) {
+                        observer.spared(model, position);
+                        continue;
+                    }
                     let known = lane.look(position, token as usize, &self.settings.sampler, &mut self.candidates);
                     observer.scored(model, position, known);
                 }

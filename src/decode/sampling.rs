@@ -133,7 +133,7 @@ impl Distribution {
     }
 
     fn weight(&self, score: f32) -> f32 {
-        kernels::exp((score - self.max) * self.rate)
+        kernels::Exp::new(self.rate).of(score - self.max)
     }
 
     fn weights(&self, keys: &[u64]) -> f64 {
