@@ -51,7 +51,7 @@ impl Rows {
     }
 
     fn combine(&mut self, combination: Combination) {
-        let _ = black_box(combination.scores(|model| black_box(&self.logits[model]), &mut self.out));
+        let _ = black_box(combination.scores(|model| black_box(&self.logits[model]), &mut self.out, |_| ()));
     }
 }
 

@@ -184,8 +184,14 @@ impl Combination {
     ///
     /// For a mixture these are the probabilities `Σ λ_k · softmax(l_k)`. Otherwise they are scores that `process` takes:
     /// `Σ w_k · l_k`, masked, where a token that a needed model gives minus infinity is impossible whatever the sign of
-    /// that model's weight; or what a caller's function makes of the logits.
-    pub fn scores<'a>(&self, row: impl Fn(usize) -> &'a [f32], out: &mut [f32]) -> Result<()> {
+    /// that model's weight; or what a caller's function makes of the logits. `made` is shown each part of `out` that may hold a
+    /// possible token, as soon as it is written.
+    pub fn scores<'a>(
+        &self,
+        row: impl Fn(usize) -> &'a [f32],
+        out: &mut [f32],
+        mut made: impl FnMut(&[f32]),
+    ) -> Result<()> {
         // A bad row must not hide behind a mask, nor behind a weight that turns infinity into impossibility.
         match self {
             Combination::Mixture { .. } => {
@@ -194,6 +200,7 @@ impl Combination {
                     let logits = row(model);
                     Distribution::softmax(logits)?.add(logits, weight, out);
                 }
+                made(out);
             }
             Combination::Logits { plausibility, .. } => {
                 let judged = match plausibility {
@@ -225,6 +232,7 @@ impl Combination {
                         kernels::mask(judge, floor, out);
                     }
                     any |= kernels::any_reaches(out, f32::MIN);
+                    made(out);
                 }
                 // A row of nothing but minus infinity makes such a sum.
                 if !(good && any) {
@@ -238,6 +246,7 @@ impl Combination {
                 out.fill(f32::NAN); // so that a score which is left out is an error
                 let mut rows = (0..weights.len()).map(|model| self.needs(model).then(|| row(model)));
                 function.0(&mut rows, out)?;
+                made(out);
             }
         }
         Ok(())
@@ -254,7 +263,7 @@ impl Combination {
         {
             return Ok(best);
         }
-        self.scores(row, scratch)?;
+        self.scores(row, scratch, |_| ())?;
         let best = sampling::argmax(scratch)?;
         Ok(match self {
             Combination::Mixture { .. } => Best { margin: -(-best.margin / best.score).ln_1p(), ..best },
@@ -301,7 +310,7 @@ mod tests {
 
     fn scores(combination: &Combination, rows: &[&[f32]]) -> Vec<f32> {
         let mut out = vec![9.0; rows[0].len()];
-        combination.scores(|model| rows[model], &mut out).unwrap();
+        combination.scores(|model| rows[model], &mut out, |_| ()).unwrap();
         out
     }
 
@@ -328,7 +337,7 @@ mod tests {
         }
         assert_eq!(found.iter().filter(|score| score.is_finite()).count(), 3);
         amateur[4 * SUM_BLOCK] = f32::NAN;
-        assert!(contrastive.scores(|model| [&expert[..], &amateur][model], &mut vec![0.0; found.len()]).is_err());
+        assert!(contrastive.scores(|model| [&expert[..], &amateur][model], &mut vec![0.0; found.len()], |_| ()).is_err());
     }
 
     #[test]
@@ -348,7 +357,7 @@ mod tests {
         for combination in [masked.clone(), masked.with_function(unasked), Combination::mixture(&[0.5, 0.5]).unwrap()] {
             for bad in [[0.0, f32::NAN], [0.0, INF], [-INF, -INF]] {
                 let rows: [&[f32]; 2] = [&[9.0, 0.0], &bad];
-                let error = combination.scores(|model| rows[model], &mut [0.0; 2]).unwrap_err();
+                let error = combination.scores(|model| rows[model], &mut [0.0; 2], |_| ()).unwrap_err();
                 assert_eq!(error.code(), 6, "{combination:?} of {bad:?}");
             }
         }

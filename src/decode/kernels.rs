@@ -155,6 +155,48 @@ pub fn sum_exp(scores: &[f32], max: f32, rate: f32) -> f64 {
     totals.into_iter().sum()
 }
 
+/// Scores of a row that [`Normaliser`] takes at once: so few that they stay near, so many that a call does not count.
+const PIECE: usize = 1024;
+
+/// The largest score of a row and `Σ e^((score − max) · rate)`, of a row that comes in parts and is read once: a row that a pass
+/// has just made is not in the processor's caches. What was added up follows the maximum so far.
+#[derive(Debug, Clone, Copy)]
+pub struct Normaliser {
+    rate: f32,
+    max: f32,
+    total: f64,
+}
+
+impl Normaliser {
+    /// Of no scores yet.
+    pub fn new(rate: f32) -> Self {
+        Normaliser { rate, max: f32::NEG_INFINITY, total: 0.0 }
+    }
+
+    /// Of these scores too.
+    pub fn add(&mut self, scores: &[f32]) {
+        for scores in scores.chunks(PIECE) {
+            let max = maximum(scores);
+            if max > self.max || max.is_nan() {
+                // not of the standard library, which differs between systems
+                self.total *= libm::exp(f64::from(self.max - max) * f64::from(self.rate));
+                self.max = max;
+            }
+            if self.max.is_nan() {
+                return; // and remains so
+            }
+            if max > f32::NEG_INFINITY {
+                self.total += sum_exp(scores, self.max, self.rate);
+            }
+        }
+    }
+
+    /// The [`maximum`] and the sum. There is no sum where the maximum is not finite.
+    pub fn result(self) -> (f32, f64) {
+        (self.max, self.total)
+    }
+}
+
 /// `out += weight · (e^((score − max) · rate) · scale)` for the scores that reach `floor`.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+fma", "x86_64+avx2+fma"))]
 pub fn add_exp(scores: &[f32], max: f32, rate: f32, floor: f32, scale: f32, weight: f32, out: &mut [f32]) {
@@ -266,7 +308,13 @@ mod tests {
             for place in 0..len {
                 let mut row = vec![-INF; len];
                 row[place] = -3.0;
+                let normalised = |row: &[f32]| {
+                    let mut normaliser = Normaliser::new(0.5);
+                    normaliser.add(row);
+                    normaliser.result()
+                };
                 assert_eq!((maximum(&row), best_two(&row)), (-3.0, (place, -3.0, -INF)));
+                assert_eq!(normalised(&row), (-3.0, 1.0));
                 row[place] = f32::NAN;
                 let (good, mut out) = (vec![0.0; len], vec![0.0; len]);
                 let mut summed = |row: &[f32]| {
@@ -275,8 +323,10 @@ mod tests {
                         || add_scaled(row, 0.5, &mut out)
                 };
                 assert!(maximum(&row).is_nan() && best_two(&row).1.is_nan() && !summed(&row));
+                assert!(normalised(&row).0.is_nan());
                 row[place] = INF;
                 assert!(maximum(&row) == INF && best_two(&row).1 == INF && !summed(&row));
+                assert_eq!(normalised(&row).0, INF);
             }
         }
         assert_eq!(maximum(&[-INF; 40]), -INF);
@@ -309,6 +359,10 @@ mod tests {
             proptest::prop_assume!(max.is_finite());
             let total = sum_exp(&scores, max, rate);
             proptest::prop_assert!(near(total, scores.iter().map(|&score| exact(score)).sum()));
+            let mut normaliser = Normaliser::new(rate);
+            scores.chunks(block).for_each(|part| normaliser.add(part));
+            let (greatest, added) = normaliser.result();
+            proptest::prop_assert!(greatest == max && near(added, total));
             let mut out = vec![0.5; scores.len()];
             add_exp(&scores, max, rate, floor, 0.1, weight, &mut out);
             for (&score, &found) in scores.iter().zip(&out) {

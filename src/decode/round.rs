@@ -738,8 +738,9 @@ impl<C: Chance> Decoder<C> {
             return Ok(Target::Mixture);
         }
         let row = |model: usize| self.lanes[model].sequence.logits(position);
-        let scores = self.settings.combination.scores(row, &mut self.scratch);
-        let made = scores.and_then(|()| self.settings.sampler.process(&self.scratch, &mut self.candidates));
+        let combination = &self.settings.combination;
+        let make = |out: &mut [f32], made: &mut dyn FnMut(&[f32])| combination.scores(row, out, made);
+        let made = self.settings.sampler.process_made(&mut self.scratch, &mut self.candidates, make);
         Ok(Target::Scores(made.map_err(|error| self.blame(position, error))?))
     }
 
@@ -794,8 +795,7 @@ impl<C: Chance> Decoder<C> {
         for (model, lane) in self.lanes.iter_mut().enumerate() {
             if self.models[model].scores() {
                 if lane.sequence.len() >= position {
-                    let costly = !self.settings.sampler.is_greedy() && !lane.is_processed(position);
-                    if costly && observer.can_spare(model, position, self.target.len()) {
+                    if !lane.is_processed(position) && observer.can_spare(model, position, self.target.len()) {
                         observer.spared(model, position);
                         continue;
                     }

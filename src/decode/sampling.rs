@@ -1,7 +1,7 @@
 //! From logits to the distribution that tokens are drawn from.
 
 use crate::decode::chance::Weights;
-use crate::decode::kernels;
+use crate::decode::kernels::{self, Normaliser};
 use crate::error::{Error, Result};
 
 /// Two scores nearer than this are a near tie: passes of different widths may rank them differently, because
@@ -119,8 +119,19 @@ pub struct Distribution {
 impl Distribution {
     /// The plain softmax.
     pub fn softmax(scores: &[f32]) -> Result<Self> {
-        let max = maximum(scores)?;
-        Ok(Distribution { total: kernels::sum_exp(scores, max, 1.0), ..Distribution::unfiltered(max, 1.0) })
+        Distribution::of_all(scores, 1.0)
+    }
+
+    fn of_all(scores: &[f32], rate: f32) -> Result<Self> {
+        let mut normaliser = Normaliser::new(rate);
+        normaliser.add(scores);
+        Distribution::normalised(normaliser, rate)
+    }
+
+    /// That of all scores which a normaliser has seen.
+    fn normalised(normaliser: Normaliser, rate: f32) -> Result<Self> {
+        let (max, total) = normaliser.result();
+        Ok(Distribution { total, ..Distribution::unfiltered(checked(max)?, rate) })
     }
 
     fn unfiltered(max: f32, rate: f32) -> Self {
@@ -259,8 +270,7 @@ impl Sampler {
     /// NaN, plus infinity, or a row of nothing but minus infinity is [`Error::Numeric`].
     pub fn process(&self, scores: &[f32], candidates: &mut Candidates) -> Result<Distribution> {
         if !self.filters(scores.len()) {
-            let all = Distribution::unfiltered(maximum(scores)?, self.rate());
-            return Ok(Distribution { total: kernels::sum_exp(scores, all.max, all.rate), ..all });
+            return Distribution::of_all(scores, self.rate());
         }
         let (top_k, top_p) = (self.top_k > 0 && self.top_k < scores.len(), self.top_p < 1.0);
         let max = candidates.measure(scores)?;
@@ -292,6 +302,24 @@ impl Sampler {
         };
         candidates.keys.retain(|&key| score_of(key) >= floor);
         Ok(Distribution { floor, cut, total: all.weights(&candidates.keys), ..all })
+    }
+
+    /// The same for a row that `make` is yet to write, and of which it is to show each part that it has written: where no filter
+    /// is on, the row is not read again.
+    pub fn process_made(
+        &self,
+        scores: &mut [f32],
+        candidates: &mut Candidates,
+        make: impl FnOnce(&mut [f32], &mut dyn FnMut(&[f32])) -> Result<()>,
+    ) -> Result<Distribution> {
+        let filters = self.filters(scores.len());
+        let mut normaliser = Normaliser::new(self.rate());
+        make(scores, &mut |part| {
+            if !filters {
+                normaliser.add(part);
+            }
+        })?;
+        if filters { self.process(scores, candidates) } else { Distribution::normalised(normaliser, self.rate()) }
     }
 
     /// Whether any filter is on for a row of so many scores.

@@ -24,7 +24,7 @@ use super::check::{self, Deviation, Excuses};
 use super::export::{self, CacheKind, Export, Input, Logits, Role, Rollback, Rows, Scoring};
 use super::graph::Graph;
 use super::recognise::read_export;
-use super::{Cancel, CancelHook, Interrupt, Memory, Model, Pass, Sequence, weights};
+use super::{Cancel, CancelHook, Interrupt, Memory, Model, Pass, Sequence, huge_pages, weights};
 use crate::error::{Error, Result};
 
 /// Logits of one pass take at most this many bytes, unless a pass of [`MIN_PASS`] tokens takes more.
@@ -659,6 +659,7 @@ fn lengthen<T: Zeroable + Copy>(buffer: &mut Vec<T>, length: usize, kept: usize)
     if buffer.len() < length {
         let failed = |()| ort::Error::new(format!("not enough memory for logits of {} bytes", length * size_of::<T>()));
         let mut longer = bytemuck::allocation::try_zeroed_vec(length).map_err(failed)?;
+        huge_pages::advise_new(&mut longer);
         longer[..kept].copy_from_slice(&buffer[..kept]);
         *buffer = longer;
     }
