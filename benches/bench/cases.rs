@@ -283,6 +283,30 @@ pub fn all(all: &Arc<Engine>, peers: &Peers, quick: bool) -> cos::error::Result<
     Ok(tasks)
 }
 
+/// What long rows of logits cost, over two models that have them.
+pub fn long_rows(wide: &Arc<Engine>) -> cos::error::Result<Vec<Task>> {
+    let half = Combine::Weighted { weights: vec![0.5; 2] };
+    let contrastive = Combine::Contrastive { mu: 0.1, plausibility: 0.0 };
+    let mut tasks = Vec::new();
+    for (kind, combine) in [("weighted", half), ("contrastive", contrastive)] {
+        let engine = engine(wide, &[0, 1], &[], &combine)?;
+        for (temperature, sampled) in [(1.0, "sampled"), (0.0, "greedy")] {
+            tasks.push(Task {
+                title: format!("{} tokens, {kind}: {sampled}", wide.models()[0].vocab_size()),
+                about: "Two models whose vocabulary was made longer by tokens that are never likely.".into(),
+                kind: "long rows".into(),
+                engine: engine.clone(),
+                temperature,
+                prompts: "gsm8k",
+                sweep: None,
+                judge: None,
+                plans: strategies(&engine, temperature == 0.0),
+            });
+        }
+    }
+    Ok(tasks)
+}
+
 /// Where speculation fails, or begins to fail in the middle of the text: `auto` must not lose there what it gains elsewhere.
 fn hostile(all: &Arc<Engine>, picks: &Picks, tasks: &mut Vec<Task>) -> cos::error::Result<()> {
     /// Behind prompts of 50 to 130 tokens, this lies within the text.

@@ -98,7 +98,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         return Err("there is nothing to compare: no case of that name, or too few models".into());
     }
     if let Some(count) = arguments.sessions {
-        let prompt = prompts(&engine, &tasks[0], 1)?.remove(0);
+        let prompt = prompts(&tasks[0], 1)?.remove(0);
         return memory(&tasks[0], &prompt, arguments.tokens.unwrap_or(96), count);
     }
     let (mut workers, versions) = workers(arguments, &tasks, &mut results.notes);
@@ -122,7 +122,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
             bar.set_message(format!("{}: {row}", task.title));
             bar.inc(1);
         };
-        results.cases.push(measure::run(task, &prompts(&engine, task, count)?, &effort, &mut workers, &tick)?);
+        results.cases.push(measure::run(task, &prompts(task, count)?, &effort, &mut workers, &tick)?);
         report::write(&results, &arguments.out)?; // a run that is stopped leaves what it has
     }
     bar.finish_and_clear();
@@ -158,24 +158,7 @@ fn whole(arguments: &Arguments, results: &mut Results) -> Result<(Arc<Engine>, V
     if !others.is_empty() {
         results.notes.push(format!("left out, for another tokenizer than that of {}: {}", names[0], others.join(", ")));
     }
-    let export = |name: &String| {
-        ModelConfig::Onnx(ExportConfig {
-            path: exports.join(name),
-            provider: ProviderName::Cpu,
-            device_id: 0,
-            name: Some(name.clone()),
-            scoring: None,
-            context_length: None,
-        })
-    };
-    let models: Vec<ModelConfig> = names.iter().map(export).collect();
-    let all = Arc::new(Engine::load(&Config {
-        combine: Combine::Target { model: 0 },
-        models,
-        threads: 0,
-        spinning: None,
-        onnxruntime: None,
-    })?);
+    let all = load(&exports, &names)?;
     let path = |folder: PathBuf| folder.canonicalize().unwrap_or(folder).to_string_lossy().into_owned();
     let folder = |name: &String| {
         let original = arguments.models.as_ref().map(|originals| path(originals.join(name)));
@@ -191,8 +174,35 @@ fn whole(arguments: &Arguments, results: &mut Results) -> Result<(Arc<Engine>, V
             "transformers: skipped, because the demo models are not there in its format (MODELS= names some)".into(),
         );
     }
-    let tasks = cases::all(&all, &peers, arguments.quick)?;
+    let mut tasks = cases::all(&all, &peers, arguments.quick)?;
+    let wide = arguments.out.join("wide");
+    let widened: Vec<String> =
+        names.iter().filter(|name| wide.join(name).join("model.onnx").is_file()).take(2).cloned().collect();
+    if arguments.models.is_some() && !arguments.quick && widened.len() == 2 {
+        tasks.extend(cases::long_rows(&load(&wide, &widened)?)?);
+    }
     Ok((all, tasks))
+}
+
+/// Exports of a folder, to make engines of.
+fn load(folder: &Path, names: &[String]) -> Result<Arc<Engine>> {
+    let export = |name: &String| {
+        ModelConfig::Onnx(ExportConfig {
+            path: folder.join(name),
+            provider: ProviderName::Cpu,
+            device_id: 0,
+            name: Some(name.clone()),
+            scoring: None,
+            context_length: None,
+        })
+    };
+    Ok(Arc::new(Engine::load(&Config {
+        combine: Combine::Target { model: 0 },
+        models: names.iter().map(export).collect(),
+        threads: 0,
+        spinning: None,
+        onnxruntime: None,
+    })?))
 }
 
 /// Configurations of the caller, in one table.
@@ -227,9 +237,9 @@ fn own(arguments: &Arguments) -> Result<(Arc<Engine>, Vec<Task>)> {
     Ok((engine, vec![task]))
 }
 
-fn prompts(engine: &Engine, task: &Task, count: usize) -> Result<Vec<Vec<i32>>> {
+fn prompts(task: &Task, count: usize) -> Result<Vec<Vec<i32>>> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/demo/prompts");
-    let text = engine.text()?;
+    let text = task.engine.text()?;
     std::fs::read_to_string(folder.join(task.prompts).with_extension("jsonl"))?
         .lines()
         .take(count)
