@@ -187,7 +187,7 @@ pub fn oracle(rows: &[Vec<f32>], combination: &Combination, sampling: Sampling) 
         Combination::Custom { .. } => {
             // The function is taken at its word here, and compared with what it stands for by the tests.
             let mut scores = vec![0.0; rows[0].len()];
-            combination.scores(|model| &rows[model], &mut scores).unwrap();
+            combination.scores(|model| &rows[model], &mut scores, |_| ()).unwrap();
             process(&wide(&scores))
         }
     }
