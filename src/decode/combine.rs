@@ -337,7 +337,9 @@ mod tests {
         }
         assert_eq!(found.iter().filter(|score| score.is_finite()).count(), 3);
         amateur[4 * SUM_BLOCK] = f32::NAN;
-        assert!(contrastive.scores(|model| [&expert[..], &amateur][model], &mut vec![0.0; found.len()], |_| ()).is_err());
+        assert!(
+            contrastive.scores(|model| [&expert[..], &amateur][model], &mut vec![0.0; found.len()], |_| ()).is_err()
+        );
     }
 
     #[test]

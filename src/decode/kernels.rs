@@ -28,7 +28,10 @@ impl Exp {
     /// For `rate > 0`: one over a temperature.
     pub fn new(rate: f32) -> Self {
         let powers = (f64::from(rate) * std::f64::consts::LOG2_E).min(f64::from(f32::MAX));
-        Exp { powers: (powers as f32, (powers - f64::from(powers as f32)) as f32), least: (-NO_DIGITS / rate).max(f32::MIN) }
+        Exp {
+            powers: (powers as f32, (powers - f64::from(powers as f32)) as f32),
+            least: (-NO_DIGITS / rate).max(f32::MIN),
+        }
     }
 
     /// `2^n · 2^r` with `|r| ≤ 1/2`, and a polynomial for `2^r`: of degree 5, that of the least relative error (9.2e-8) among those
