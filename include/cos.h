@@ -443,6 +443,8 @@ void cos_error_free(struct cos_error *error);
  *       "models": [ { "path": "base",         an .onnx file, or a folder that holds one
  *                     "provider": "cpu",      or "cuda"; "cpu" by default
  *                     "device_id": 0,         which GPU; 0 by default
+ *                     "options": {},          of ONNX Runtime's CUDA provider, by its names, such as "gpu_mem_limit": bytes;
+ *                                             "enable_cuda_graph": false has no passes captured
  *                     "name": "base",         for messages; the folder's name by default
  *                     "context_length": 4096, most tokens of a sequence; by default what the export says
  *                     "scoring": "parallel" },  or "one_by_one": how positions of a draft are scored; by default
@@ -475,7 +477,8 @@ void cos_error_free(struct cos_error *error);
  *         that could not be verified with; the message says why)
  * Since 0.1.
  */
-struct cos_error *cos_engine_open(const char *config_path, struct cos_engine **out_engine);
+struct cos_error *cos_engine_open(const char *config_path,
+                                  struct cos_engine **out_engine);
 
 /**
  * Make an engine from configuration text, as cos_engine_open does from a file. Relative paths in it are
@@ -522,6 +525,8 @@ size_t cos_engine_model_count(const struct cos_engine *engine);
  *         "file": path, "bytes": with external data, "producer": "pytorch 2.11.0", "opset": 18,
  *         "architecture": "llama",                              or null
  *         "provider": "cpu" or "cuda", "device_id": 0,
+ *         "graphs": true,                                       whether passes are captured and replayed on the GPU
+ *         "no_graphs": null,                                    or why not
  *         "inputs": [ { "name": "input_ids", "type": "int64" } ],       the caches aside
  *         "logits": { "name": "logits", "type": "float32", "columns": 4096,
  *                     "rows": "all", "counted" (by num_logits_to_keep) or "last" },

@@ -1,8 +1,10 @@
 //! The engine configuration: JSON, unknown keys rejected by name.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::decode::combine::Combination;
 use crate::error::{Error, Result};
@@ -51,6 +53,8 @@ pub struct ExportConfig {
     pub provider: ProviderName,
     /// Which device of that provider.
     pub device_id: i32,
+    /// Options of that provider, by its own names.
+    pub options: BTreeMap<String, String>,
     /// What messages call it; the folder's name by default.
     pub name: Option<String>,
     /// How positions are scored, in place of what was found out.
@@ -78,6 +82,7 @@ struct ModelKeys {
     path: Option<PathBuf>,
     provider: Option<ProviderName>,
     device_id: Option<i32>,
+    options: Option<BTreeMap<String, Value>>,
     name: Option<String>,
     scoring: Option<ScoringName>,
     context_length: Option<usize>,
@@ -95,12 +100,13 @@ impl TryFrom<ModelKeys> for ModelConfig {
     type Error = String;
 
     fn try_from(keys: ModelKeys) -> Result<Self, String> {
-        let ModelKeys { kind, path, provider, device_id, name, scoring, context_length } = keys;
+        let ModelKeys { kind, path, provider, device_id, options, name, scoring, context_length } = keys;
         match kind {
             Kind::Onnx => Ok(ModelConfig::Onnx(ExportConfig {
                 path: path.ok_or("missing field `path` of a model")?,
                 provider: provider.unwrap_or_default(),
                 device_id: device_id.unwrap_or_default(),
+                options: options.unwrap_or_default().into_iter().map(provider_option).collect::<Result<_, _>>()?,
                 name,
                 scoring,
                 context_length,
@@ -110,6 +116,7 @@ impl TryFrom<ModelKeys> for ModelConfig {
                     ("path", path.is_some()),
                     ("provider", provider.is_some()),
                     ("device_id", device_id.is_some()),
+                    ("options", options.is_some()),
                     ("scoring", scoring.is_some()),
                     ("context_length", context_length.is_some()),
                 ];
@@ -120,6 +127,25 @@ impl TryFrom<ModelKeys> for ModelConfig {
             }
         }
     }
+}
+
+/// Options that others settle.
+const RESERVED_OPTIONS: [&str; 3] = ["device_id", "has_user_compute_stream", "user_compute_stream"];
+
+/// An option of a provider as ONNX Runtime wants it: as text.
+fn provider_option((name, value): (String, Value)) -> Result<(String, String), String> {
+    if RESERVED_OPTIONS.contains(&name.as_str()) {
+        return Err(format!(
+            "`{name}` is not an option here: the device is set by `device_id` beside `options`, the stream by CoS"
+        ));
+    }
+    let value = match value {
+        Value::String(text) => text,
+        Value::Number(number) => number.to_string(),
+        Value::Bool(is_on) => u8::from(is_on).to_string(),
+        _ => return Err(format!("option `{name}` is {value}; it must be a string, a number, true or false")),
+    };
+    Ok((name, value))
 }
 
 /// An execution provider of ONNX Runtime.
@@ -252,7 +278,16 @@ impl Config {
             return Err(Error::Config(format!("threads is {}; it cannot be more than {MAX_THREADS}", config.threads)));
         }
         for model in &config.models {
-            let ModelConfig::Onnx(ExportConfig { path, device_id, context_length, .. }) = model else { continue };
+            let ModelConfig::Onnx(ExportConfig { path, provider, device_id, options, context_length, .. }) = model
+            else {
+                continue;
+            };
+            if *provider == ProviderName::Cpu && !options.is_empty() {
+                return Err(Error::Config(format!(
+                    "options of {} are for provider \"cuda\", but its provider is \"cpu\"; set \"provider\", or leave them out",
+                    path.display()
+                )));
+            }
             if *device_id < 0 {
                 return Err(Error::Config(format!(
                     "device_id of {} is {device_id}; it must be 0 or positive",
@@ -354,6 +389,13 @@ mod tests {
         let alone = r#"{"kind":"target","model":0}"#;
         check(&with(r#"{"path":"a","kind":"onnx"}"#, alone), "ok");
         check(&with(r#"{"path":"a","scoring":"one_by_one","context_length":100}"#, alone), "ok");
+        check(
+            &with(r#"{"path":"a","provider":"cuda","options":{"gpu_mem_limit":1000000000,"x":"y","z":true}}"#, alone),
+            "ok",
+        );
+        check(&with(r#"{"path":"a","options":{"gpu_mem_limit":1}}"#, alone), "options of a are for provider \"cuda\"");
+        check(&with(r#"{"path":"a","provider":"cuda","options":{"device_id":1}}"#, alone), "set by `device_id` beside");
+        check(&with(r#"{"path":"a","provider":"cuda","options":{"x":[]}}"#, alone), "option `x` is []");
         check(&with(r#"{"path":"a","scoring":"fast"}"#, alone), "unknown variant `fast`");
         check(&with(r#"{"path":"a","context_length":0}"#, alone), "context_length of a is 0");
         check(&with(r#"{"path":"a","kind":"gguf"}"#, alone), "unknown variant `gguf`");
@@ -363,6 +405,7 @@ mod tests {
             ("path", "\"a\""),
             ("provider", "\"cpu\""),
             ("device_id", "0"),
+            ("options", "{}"),
             ("scoring", "\"parallel\""),
             ("context_length", "9"),
         ] {

@@ -182,7 +182,7 @@ fn vocab_size(models: &[Arc<dyn Model>]) -> usize {
 fn load(config: &ExportConfig) -> Result<OnnxModel> {
     let provider = match config.provider {
         ProviderName::Cpu => Provider::Cpu,
-        ProviderName::Cuda => Provider::Cuda { device_id: config.device_id },
+        ProviderName::Cuda => Provider::Cuda { device_id: config.device_id, options: config.options.clone() },
     };
     let name = config.name.clone().unwrap_or_else(|| folder_name(&config.path));
     let scoring = config.scoring.map(|scoring| match scoring {

@@ -23,7 +23,7 @@ use cos::model::{
 use cos::session::{Options, Session};
 
 fn exports() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/exports")
+    common::root().join("tests/exports")
 }
 
 fn load(path: &Path) -> Result<OnnxModel, Error> {
@@ -43,7 +43,7 @@ fn copy(form: &str, files: &[&str]) -> tempfile::TempDir {
 /// `COS_TEST_PROVIDER=cuda` runs what is compared with PyTorch on a GPU.
 fn provider() -> Provider {
     match std::env::var("COS_TEST_PROVIDER").as_deref() {
-        Ok("cuda") => Provider::Cuda { device_id: 0 },
+        Ok("cuda") => Provider::Cuda { device_id: 0, options: Default::default() },
         _ => Provider::Cpu,
     }
 }

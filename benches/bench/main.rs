@@ -191,6 +191,7 @@ fn load(folder: &Path, names: &[String]) -> Result<Arc<Engine>> {
             path: folder.join(name),
             provider: ProviderName::Cpu,
             device_id: 0,
+            options: Default::default(),
             name: Some(name.clone()),
             scoring: None,
             context_length: None,

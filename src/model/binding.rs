@@ -1,6 +1,6 @@
 //! Tensors over our own buffers, and passes over them: ONNX Runtime's C API, where `ort` would copy or lock.
 
-use std::ffi::CStr;
+use std::ffi::{CStr, c_void};
 use std::ptr;
 use std::sync::Arc;
 
@@ -22,14 +22,29 @@ impl Tensor {
         element: TensorElementType,
         shape: &[i64],
     ) -> ort::Result<Self> {
+        // SAFETY: the buffer has that many bytes.
+        unsafe { Self::at(memory, data.as_mut_ptr().cast(), size_of_val(data), element, shape) }
+    }
+
+    /// At an address of the memory that `memory` describes.
+    ///
+    /// # Safety
+    /// So many bytes must be there, and stay until the tensor is dropped and unbound.
+    pub unsafe fn at(
+        memory: &MemoryInfo,
+        address: *mut c_void,
+        bytes: usize,
+        element: TensorElementType,
+        shape: &[i64],
+    ) -> ort::Result<Self> {
         let mut value = ptr::null_mut();
         // SAFETY: the buffer outlives every pass that uses it: bindings are renewed before a buffer moves, and
         // `OnnxSequence` drops its binding before its buffers. Sizes are checked by ONNX Runtime.
         let status = unsafe {
             (ort::api().CreateTensorWithDataAsOrtValue)(
                 memory.ptr(),
-                data.as_mut_ptr().cast(),
-                size_of_val(data),
+                address,
+                bytes,
                 shape.as_ptr(),
                 shape.len(),
                 element.into(),

@@ -1,6 +1,10 @@
 //! The key-value cache of one sequence: buffers that ONNX Runtime reads and writes, and what their entries mean.
 
+use std::ffi::c_void;
+use std::sync::Arc;
+
 use super::Memory;
+use super::cuda::{Device, DeviceBuffer};
 use super::export::{CacheKind, CacheTensor, Export, Rollback};
 use crate::error::{Error, Result};
 
@@ -16,6 +20,73 @@ impl Buffer {
     fn size(&self, tokens: usize) -> Result<usize> {
         let size = self.runs.checked_mul(self.units).and_then(|size| size.checked_mul(tokens));
         size.ok_or_else(|| Error::Runtime(format!("a cache for {tokens} tokens would be larger than any memory")))
+    }
+}
+
+/// Where a tensor of the cache is.
+pub enum Store {
+    /// In the memory of the host.
+    Host(Vec<u32>),
+    /// In that of a GPU.
+    Device(DeviceBuffer),
+}
+
+impl Store {
+    /// Zeroes on a device, or on the host.
+    fn zeroed(device: Option<&Arc<Device>>, units: usize) -> Result<Self> {
+        Ok(match device {
+            None => Store::Host(zeroes(units)?),
+            Some(device) => {
+                let bytes = units.checked_mul(4).ok_or_else(|| Error::Runtime("no GPU has so much memory".into()))?;
+                let failed = |error| Error::Runtime(format!("a cache of {bytes} bytes: {error}"));
+                Store::Device(DeviceBuffer::zeroed(device, bytes).map_err(failed)?)
+            }
+        })
+    }
+
+    fn empty() -> Self {
+        Store::Host(Vec::new())
+    }
+
+    /// Its length in units.
+    pub fn len(&self) -> usize {
+        match self {
+            Store::Host(units) => units.len(),
+            Store::Device(buffer) => buffer.len() / 4,
+        }
+    }
+
+    /// Its address, on the host or on the device.
+    pub fn address(&mut self) -> *mut c_void {
+        match self {
+            Store::Host(units) => units.as_mut_ptr().cast(),
+            Store::Device(buffer) => buffer.address(),
+        }
+    }
+
+    /// Copy runs of `units` from another store of the same kind, the first from and to these places, each `pitch` behind the one
+    /// before: there, and here.
+    fn copy_runs(
+        &mut self,
+        from: &Store,
+        places: (usize, usize),
+        pitch: (usize, usize),
+        units: usize,
+        runs: usize,
+    ) -> Result<()> {
+        match (self, from) {
+            (Store::Host(to), Store::Host(from)) => {
+                for run in 0..runs {
+                    let (from_place, to_place) = (places.0 + run * pitch.0, places.1 + run * pitch.1);
+                    to[to_place..to_place + units].copy_from_slice(&from[from_place..from_place + units]);
+                }
+                Ok(())
+            }
+            (Store::Device(to), Store::Device(from)) => to
+                .copy_runs(from, (4 * places.0, 4 * places.1), (4 * pitch.0, 4 * pitch.1), 4 * units, runs)
+                .map_err(|error| Error::Runtime(format!("the cache could not be moved: {error}"))),
+            _ => Err(Error::Internal("a cache is in two places".into())),
+        }
     }
 }
 
@@ -37,6 +108,8 @@ fn bearable(live: usize) -> usize {
 pub struct Cache {
     kind: CacheKind,
     rollback: Rollback,
+    /// Where the buffers are; `None` is the host.
+    device: Option<Arc<Device>>,
     buffers: Vec<Buffer>,
     /// Tokens that fit without growing.
     capacity: usize,
@@ -58,14 +131,14 @@ struct Buffer {
     runs: usize,
     /// Size of an entry in a run, in units of four bytes, which fits every element type and keeps them aligned.
     units: usize,
-    past: Vec<u32>,
+    past: Store,
     /// Empty where past and present are one.
-    present: Vec<u32>,
+    present: Store,
 }
 
 impl Cache {
-    /// An empty cache.
-    pub fn new(export: &Export) -> Result<Self> {
+    /// An empty cache, on a device or on the host.
+    pub fn new(export: &Export, device: Option<&Arc<Device>>) -> Result<Self> {
         let buffer = |tensor: &CacheTensor| {
             let (runs, bytes) = tensor.layout();
             if bytes % 4 != 0 {
@@ -74,11 +147,12 @@ impl Cache {
                     tensor.head_size, tensor.element, tensor.past
                 )));
             }
-            Ok(Buffer { runs, units: bytes / 4, past: Vec::new(), present: Vec::new() })
+            Ok(Buffer { runs, units: bytes / 4, past: Store::empty(), present: Store::empty() })
         };
         Ok(Cache {
             kind: export.cache_kind,
             rollback: export.rollback,
+            device: device.cloned(),
             buffers: export.cache.iter().map(buffer).collect::<Result<_>>()?,
             capacity: 0,
             least: export.min_capacity.max(MIN_CAPACITY.min(export.context_length)),
@@ -132,6 +206,21 @@ impl Cache {
         self.len = len;
     }
 
+    /// Zeroes in all buffers, as in new ones.
+    pub fn clear(&mut self) -> Result<()> {
+        self.peak_bytes = 0;
+        let failed = |error| Error::Runtime(format!("the cache could not be cleared: {error}"));
+        self.buffers.iter_mut().flat_map(|buffer| [&mut buffer.past, &mut buffer.present]).try_for_each(|store| {
+            match store {
+                Store::Host(units) => {
+                    units.fill(0);
+                    Ok(())
+                }
+                Store::Device(buffer) => buffer.clear().map_err(failed),
+            }
+        })
+    }
+
     /// Make room for a pass of `width` tokens. Returns whether shared buffers have moved.
     ///
     /// An error, when there is not enough memory, leaves the cache as it was.
@@ -140,7 +229,7 @@ impl Cache {
         // Graphs may have tables by place in the cache that end with the context.
         let crowded = self.entries + width > self.limit;
         if dead > 0 && (self.rollback == Rollback::Compact || crowded || dead > bearable(self.len)) {
-            self.compact();
+            self.compact()?;
         }
         let total = self.entries + width;
         let moved = self.make_room(total)?;
@@ -160,13 +249,14 @@ impl Cache {
             CacheKind::Concatenated => (self.grown(total).max(self.capacity), true),
         };
         let moved = self.capacity < capacity;
+        let zeroes = |units| Store::zeroed(self.device.as_ref(), units);
         for buffer in &mut self.buffers {
             // Nothing in the present counts, so it can go before a larger one is there. The past grows when it is its turn.
             if has_present && buffer.present.len() < buffer.size(capacity)? {
-                buffer.present = Vec::new();
+                buffer.present = Store::empty();
                 buffer.present = zeroes(buffer.size(capacity)?)?;
             }
-            if buffer.past.is_empty() {
+            if buffer.past.len() == 0 {
                 let fixed = matches!(self.kind, CacheKind::Fixed { .. });
                 buffer.past = zeroes(if fixed { buffer.size(capacity)? } else { 1 })?; // an empty past must be somewhere
             }
@@ -191,10 +281,10 @@ impl Cache {
     }
 
     /// Past and present of each tensor, in the order of the export; no present where it is the past.
-    pub fn buffers(&mut self) -> impl Iterator<Item = (&mut [u32], Option<&mut [u32]>)> {
+    pub fn buffers(&mut self) -> impl Iterator<Item = (&mut Store, Option<&mut Store>)> {
         self.buffers.iter_mut().map(|buffer| {
-            let present = (!buffer.present.is_empty()).then_some(buffer.present.as_mut_slice());
-            (buffer.past.as_mut_slice(), present)
+            let present = (buffer.present.len() > 0).then_some(&mut buffer.present);
+            (&mut buffer.past, present)
         })
     }
 
@@ -209,13 +299,13 @@ impl Cache {
         let capacity = self.grown(tokens);
         // All are there before any is filled, so that nothing can fail half-way. What is not filled takes no memory, so the
         // most at any time is the new cache and one old buffer.
+        let zeroes = |units| Store::zeroed(self.device.as_ref(), units);
         let grown = self.buffers.iter().map(|buffer| zeroes(buffer.size(capacity)?)).collect::<Result<Vec<_>>>()?;
         let largest = self.buffers.iter().map(|buffer| buffer.past.len()).max().unwrap_or(0);
         for (buffer, mut grown) in self.buffers.iter_mut().zip(grown) {
-            let kept = self.len * buffer.units;
-            for run in 0..buffer.runs {
-                let (from, to) = (run * self.capacity * buffer.units, run * capacity * buffer.units);
-                grown[to..to + kept].copy_from_slice(&buffer.past[from..from + kept]);
+            if self.len > 0 {
+                let pitch = (self.capacity * buffer.units, capacity * buffer.units);
+                grown.copy_runs(&buffer.past, (0, 0), pitch, self.len * buffer.units, buffer.runs)?;
             }
             buffer.past = grown;
         }
@@ -224,20 +314,33 @@ impl Cache {
         Ok(true)
     }
 
-    /// Move the live entries together.
-    fn compact(&mut self) {
+    /// Move the live entries together, whole stretches at a time. An error leaves them where they are.
+    fn compact(&mut self) -> Result<()> {
+        match &self.device {
+            None => self.compact_in_place(),
+            Some(device) => {
+                let moved = self.buffers.iter().map(|buffer| self.compacted(buffer, device));
+                let moved = moved.collect::<Result<Vec<_>>>()?;
+                self.buffers.iter_mut().zip(moved).for_each(|(buffer, moved)| buffer.past = moved);
+            }
+        }
+        self.entries = self.len;
+        self.mask.clear();
+        self.mask.resize(self.len, 1);
+        Ok(())
+    }
+
+    fn compact_in_place(&mut self) {
         for buffer in &mut self.buffers {
+            let Store::Host(past) = &mut buffer.past else { continue };
             let mut to = 0;
             for run in 0..buffer.runs {
-                let start = run * self.entries * buffer.units;
-                let mut live = self.mask[..self.entries].chunk_by(|a, b| a == b);
-                let mut from = start;
-                // Whole stretches at a time; what is moved only ever moves to the front.
-                for stretch in &mut live {
+                let mut from = run * self.entries * buffer.units;
+                for stretch in self.mask[..self.entries].chunk_by(|a, b| a == b) {
                     let size = stretch.len() * buffer.units;
                     if stretch[0] == 1 {
                         if to != from {
-                            buffer.past.copy_within(from..from + size, to);
+                            past.copy_within(from..from + size, to); // only ever to the front
                         }
                         to += size;
                     }
@@ -245,9 +348,21 @@ impl Cache {
                 }
             }
         }
-        self.entries = self.len;
-        self.mask.clear();
-        self.mask.resize(self.len, 1);
+    }
+
+    fn compacted(&self, buffer: &Buffer, device: &Arc<Device>) -> Result<Store> {
+        let mut moved = Store::zeroed(Some(device), buffer.past.len())?;
+        let pitch = (self.entries * buffer.units, self.len * buffer.units);
+        let (mut from, mut to) = (0, 0);
+        for stretch in self.mask[..self.entries].chunk_by(|a, b| a == b) {
+            let size = stretch.len() * buffer.units;
+            if stretch[0] == 1 {
+                moved.copy_runs(&buffer.past, (from, to), pitch, size, buffer.runs)?;
+                to += size;
+            }
+            from += size;
+        }
+        Ok(moved)
     }
 }
 
@@ -256,11 +371,12 @@ mod tests {
     use super::*;
 
     fn cache(kind: CacheKind, rollback: Rollback, limit: usize) -> Cache {
-        let buffer = || Buffer { runs: 2, units: 3, past: Vec::new(), present: Vec::new() };
+        let buffer = || Buffer { runs: 2, units: 3, past: Store::empty(), present: Store::empty() };
         let buffers = vec![buffer(), buffer()];
         Cache {
             kind,
             rollback,
+            device: None,
             buffers,
             capacity: 0,
             least: MIN_CAPACITY.min(limit),
@@ -269,6 +385,13 @@ mod tests {
             entries: 0,
             len: 0,
             peak_bytes: 0,
+        }
+    }
+
+    fn units(store: &mut Store) -> &mut [u32] {
+        match store {
+            Store::Host(units) => units,
+            Store::Device(_) => panic!("there is no device"),
         }
     }
 
@@ -283,6 +406,7 @@ mod tests {
         let (entries, total, capacity) = (cache.entries(), cache.entries() + tokens.len(), cache.capacity());
         let kind = cache.kind;
         for (past, present) in cache.buffers() {
+            let (past, present) = (units(past), present.map(units));
             for run in 0..2 {
                 let place = |entry: usize, length: usize| (run * length + entry) * 3;
                 match kind {
@@ -331,6 +455,7 @@ mod tests {
         assert_eq!(mask.len(), entries);
         let length = if kind == CacheKind::Concatenated { entries } else { capacity };
         for (past, _) in cache.buffers() {
+            let past = units(past);
             for run in 0..2 {
                 let live = (0..entries).filter(|&entry| mask[entry] == 1);
                 let found: Vec<u32> = live.map(|entry| past[(run * length + entry) * 3 + 2]).collect();

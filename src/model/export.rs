@@ -107,6 +107,11 @@ impl Role {
         })
     }
 
+    /// Whether it has a number for each token, and not one of which a graph may depend.
+    pub fn is_sequence(self) -> bool {
+        matches!(self, Role::Tokens | Role::Mask | Role::Positions | Role::CachePositions | Role::TokenTypes)
+    }
+
     /// Ranks that this input may have.
     pub fn ranks(self) -> &'static [usize] {
         match self {
@@ -334,6 +339,19 @@ impl Export {
             },
             "warnings": self.warnings,
         })
+    }
+
+    /// Why a pass on a GPU cannot be captured and run again, if it cannot: all that changes between passes of a width must be
+    /// numbers at places that stay.
+    pub fn no_graphs(&self) -> Option<&'static str> {
+        let in_place = matches!(self.cache_kind, CacheKind::Shared | CacheKind::Fixed { in_place: true, .. });
+        if !in_place {
+            return Some("its cache moves with every pass");
+        }
+        if self.inputs.iter().any(|input| !input.role.is_sequence()) {
+            return Some("it takes lengths as numbers, which a graph would keep");
+        }
+        (!self.takes(Role::Mask)).then_some("it has no attention mask to tell lengths by")
     }
 
     /// Whether a pass takes one token only.

@@ -5,26 +5,30 @@
 //! itself allows concurrent runs, and binds tensors over our own buffers without a copy.
 
 use std::any::Any;
+use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use bytemuck::Zeroable;
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use ort::memory::{AllocationDevice, AllocatorType, MemoryInfo, MemoryType};
-use ort::session::{RunOptions, Session};
+use ort::session::RunOptions;
 use ort::value::TensorElementType;
+use parking_lot::Mutex;
 use serde_json::{Value, json};
 
 use super::beside;
 use super::binding::{Binding, Tensor};
-use super::cache::Cache;
+use super::cache::{Cache, Store};
 use super::check::{self, Deviation, Excuses};
-use super::export::{self, CacheKind, Export, Input, Logits, Role, Rollback, Rows, Scoring};
+use super::export::{self, CacheKind, CacheTensor, Export, Input, Logits, Role, Rollback, Rows, Scoring};
+use super::gpu::Gpu;
 use super::graph::Graph;
 use super::recognise::read_export;
-use super::{Cancel, CancelHook, Interrupt, Memory, Model, Pass, Sequence, huge_pages, weights};
+use super::weights::{self, Loaded};
+use super::{Cancel, CancelHook, Interrupt, Memory, Model, Pass, Sequence, huge_pages};
 use crate::error::{Error, Result};
 
 /// Logits of one pass take at most this many bytes, unless a pass of [`MIN_PASS`] tokens takes more.
@@ -44,7 +48,7 @@ const KEPT_ROWS: usize = 40;
 const TIMING: Duration = Duration::from_millis(100);
 
 /// Where a model runs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Provider {
     /// The processor.
     Cpu,
@@ -52,11 +56,13 @@ pub enum Provider {
     Cuda {
         /// Which one.
         device_id: i32,
+        /// Options of ONNX Runtime's provider, by its names.
+        options: BTreeMap<String, String>,
     },
 }
 
 /// How to load a model, beyond where it is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
     /// Where it runs.
     pub provider: Provider,
@@ -69,7 +75,7 @@ pub struct Settings {
 /// A language model that ONNX Runtime runs.
 pub struct OnnxModel {
     name: String,
-    session: Arc<Session>,
+    loaded: Arc<Loaded>,
     export: Arc<Export>,
     provider: Provider,
     memory: Arc<MemoryInfo<'static>>,
@@ -78,6 +84,9 @@ pub struct OnnxModel {
     /// By how much logits of a pass of several tokens differ from those of single ones, as seen when it was loaded.
     deviation: f32,
     pass_times: Vec<(usize, Duration)>,
+    /// Why passes on a GPU are not captured, if they are not.
+    no_graphs: Option<String>,
+    spares: Arc<Spares>,
 }
 
 impl OnnxModel {
@@ -90,22 +99,28 @@ impl OnnxModel {
         let file = beside::model_file(path)?;
         let refuse = |error: &dyn std::fmt::Display| Error::Model(format!("cannot load {}: {error}", file.display()));
         let graph = Graph::read(&file)?;
-        let session = weights::load(&file, &graph, settings.provider)?;
-        let mut export = read_export(&file, &graph, session.inputs(), session.outputs())?;
+        let loaded = weights::load(&file, &graph, &settings.provider)?;
+        let mut export = read_export(&file, &graph, loaded.session.inputs(), loaded.session.outputs())?;
         if let Some(length) = settings.context_length {
             export.limit_context(length)?;
         }
         let memory = MemoryInfo::new(AllocationDevice::CPU, 0, AllocatorType::Device, MemoryType::Default)
             .map_err(|error| refuse(&error))?;
+        let no_graphs = match settings.provider {
+            Provider::Cpu => None,
+            Provider::Cuda { .. } => loaded.no_graphs.clone().or_else(|| export.no_graphs().map(String::from)),
+        };
         let mut model = OnnxModel {
             name: name.into(),
-            session,
+            no_graphs,
+            loaded,
             export: Arc::new(export),
-            provider: settings.provider,
+            provider: settings.provider.clone(),
             memory: Arc::new(memory),
             vocab_size: 0,
             deviation: 0.0,
             pass_times: Vec::new(),
+            spares: Arc::default(),
         };
         model.try_out()?;
         model.vocab_size = model.export.logits.columns;
@@ -130,7 +145,13 @@ impl OnnxModel {
         self.vocab_size = self.vocab_size.min(tokens);
     }
 
+    /// Whether passes on a GPU are captured.
+    fn captures(&self) -> bool {
+        self.loaded.device.is_some() && self.no_graphs.is_none()
+    }
+
     fn export_mut(&mut self) -> &mut Export {
+        self.spares.clear(); // they are of the export as it was
         Arc::make_mut(&mut self.export)
     }
 
@@ -138,7 +159,7 @@ impl OnnxModel {
     fn try_out(&mut self) -> Result<()> {
         let width = if self.export.single_tokens() { 1 } else { 2 };
         let mut sequence = self.sequence(&Arc::new(Cancel::default()))?;
-        let shape = sequence.try_out(&[0, 0][..width]).map_err(|error| self.cannot_run(&error))?;
+        let shape = sequence.get_mut().try_out(&[0, 0][..width]).map_err(|error| self.cannot_run(&error))?;
         self.export_mut().see_logits(&shape, width)
     }
 
@@ -156,9 +177,15 @@ impl OnnxModel {
             )));
         }
         self.export_mut().scoring = Scoring::FirstPass;
-        if known != Scoring::OneByOne
-            && let Some(Deviation { logits, .. }) = trial.tells_a_broken_cache(self)
-        {
+        let broken = |model: &Self| if known == Scoring::OneByOne { None } else { trial.tells_a_broken_cache(model) };
+        let mut is_broken = broken(self);
+        if is_broken.is_some() && self.captures() {
+            self.spares.clear();
+            self.no_graphs =
+                Some("its attention counts from the end of the mask, which a graph keeps as long as the cache".into());
+            is_broken = broken(self);
+        }
+        if let Some(Deviation { logits, .. }) = is_broken {
             return Err(Error::Unsupported(format!(
                 "{file}: a text in one pass and the same token by token give logits that differ by up to {logits:.2}, so \
                  its cache or its attention is broken; export the model in another way"
@@ -214,28 +241,45 @@ impl OnnxModel {
         Error::Model(format!("cannot run {}: {error}", self.export.file.display()))
     }
 
-    fn sequence(&self, cancel: &Arc<Cancel>) -> Result<OnnxSequence> {
+    /// An empty sequence: one that was given back, or a new one.
+    fn sequence(&self, cancel: &Arc<Cancel>) -> Result<Lent> {
         let failed = |error: ort::Error| Error::Runtime(error.to_string());
-        let options = Arc::new(RunOptions::new().map_err(failed)?);
+        let mut options = RunOptions::new().map_err(failed)?;
+        if self.loaded.device.is_some() {
+            Gpu::set_options(&mut options).map_err(failed)?;
+        }
+        let options = Arc::new(options);
         cancel.add_hook(Box::new(Terminate(options.clone())));
+        let lend = |sequence| Lent { sequence: Some(sequence), spares: self.spares.clone() };
+        if let Some(mut sequence) = self.spares.take() {
+            sequence.restart(options, cancel, self.vocab_size)?;
+            return Ok(lend(sequence));
+        }
+        let gpu = match &self.loaded.device {
+            None => None,
+            Some(device) => Some(Gpu::new(device, self.no_graphs.clone()).map_err(failed)?),
+        };
         let feeds = self.export.inputs.iter().map(|input| Feed { input: input.clone(), numbers: Numbers::of(input) });
-        Ok(OnnxSequence {
-            binding: Binding::new(&self.session)?,
-            cache: Cache::new(&self.export)?,
+        Ok(lend(OnnxSequence {
+            binding: Binding::new(&self.loaded.session)?,
+            cache: Cache::new(&self.export, self.loaded.device.as_ref())?,
+            gpu,
             bound: false,
+            copies: self.provider != Provider::Cpu && self.loaded.device.is_none(),
             feeds: feeds.collect(),
             rows: LogitRows::new(self.export.logits.columns),
             vocab_size: self.vocab_size,
             raw: Vec::new(),
             export: self.export.clone(),
-            provider: self.provider,
             memory: self.memory.clone(),
             options,
             cancel: cancel.clone(),
             tokens: Vec::new(),
             elapsed: Duration::ZERO,
             peak_logits: 0,
-        })
+            spares: Arc::downgrade(&self.spares),
+            sound: true,
+        }))
     }
 }
 
@@ -265,9 +309,9 @@ impl Model for OnnxModel {
     }
 
     fn describe(&self) -> Value {
-        let (provider, device_id) = match self.provider {
+        let (provider, device_id) = match &self.provider {
             Provider::Cpu => ("cpu", 0),
-            Provider::Cuda { device_id } => ("cuda", device_id),
+            Provider::Cuda { device_id, .. } => ("cuda", *device_id),
         };
         let mut description = self.export.describe();
         let own = json!({
@@ -276,6 +320,8 @@ impl Model for OnnxModel {
             "vocab_size": self.vocab_size,
             "provider": provider,
             "device_id": device_id,
+            "graphs": self.captures(),
+            "no_graphs": self.no_graphs,
             "deviation": self.deviation,
         });
         if let (Value::Object(description), Value::Object(own)) = (&mut description, own) {
@@ -310,7 +356,58 @@ impl Model for OnnxModel {
 }
 
 fn own(sequence: &mut dyn Sequence) -> &mut OnnxSequence {
-    (sequence as &mut dyn Any).downcast_mut().expect("a sequence of another model")
+    let lent: &mut Lent = (sequence as &mut dyn Any).downcast_mut().expect("a sequence of another model");
+    lent.get_mut()
+}
+
+/// Sequences on a GPU that ended, so that the next one has their buffers, and with them the graphs of passes that were captured.
+#[derive(Default)]
+struct Spares(Mutex<Vec<OnnxSequence>>);
+
+/// Sequences that a model keeps at most.
+const MOST_SPARES: usize = 4;
+
+impl Spares {
+    fn take(&self) -> Option<OnnxSequence> {
+        self.0.lock().pop()
+    }
+
+    fn give(&self, sequence: OnnxSequence) {
+        let mut spares = self.0.lock();
+        if spares.len() < MOST_SPARES {
+            spares.push(sequence);
+        }
+    }
+
+    /// Free what they hold. Returns whether there were any.
+    fn clear(&self) -> bool {
+        !std::mem::take(&mut *self.0.lock()).is_empty()
+    }
+}
+
+/// A sequence until it ends.
+struct Lent {
+    /// Always there, but for `drop`.
+    sequence: Option<OnnxSequence>,
+    spares: Arc<Spares>,
+}
+
+impl Lent {
+    fn get(&self) -> &OnnxSequence {
+        self.sequence.as_ref().expect("it has not ended")
+    }
+
+    fn get_mut(&mut self) -> &mut OnnxSequence {
+        self.sequence.as_mut().expect("it has not ended")
+    }
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        if let Some(sequence) = self.sequence.take_if(|sequence| sequence.gpu.is_some() && sequence.sound) {
+            self.spares.give(sequence);
+        }
+    }
 }
 
 /// Stops a running pass by ORT's run options.
@@ -331,16 +428,19 @@ impl CancelHook for Terminate {
 struct OnnxSequence {
     /// Declared before the buffers, so that it is dropped before them: it points into them.
     binding: Binding,
+    /// What it has on a GPU; likewise before the buffers of the cache.
+    gpu: Option<Gpu>,
     cache: Cache,
     /// Whether the binding has the cache's buffers.
     bound: bool,
+    /// Whether ONNX Runtime may copy to a device what is bound, as it is bound: then all is bound anew for each pass.
+    copies: bool,
     feeds: Vec<Feed>,
     rows: LogitRows,
     vocab_size: usize,
     /// Logits as the export gives them, where they cannot be written to `rows` at once. In units of four bytes.
     raw: Vec<u32>,
     export: Arc<Export>,
-    provider: Provider,
     memory: Arc<MemoryInfo<'static>>,
     options: Arc<RunOptions>,
     cancel: Arc<Cancel>,
@@ -349,9 +449,38 @@ struct OnnxSequence {
     elapsed: Duration,
     /// The most bytes that `rows` and `raw` had.
     peak_logits: usize,
+    spares: Weak<Spares>,
+    /// Whether no pass has failed, so that another sequence may have its buffers.
+    sound: bool,
 }
 
-impl Sequence for OnnxSequence {
+impl Sequence for Lent {
+    fn len(&self) -> usize {
+        self.get().cache.len()
+    }
+
+    fn truncate(&mut self, len: usize) {
+        self.get_mut().truncate(len);
+    }
+
+    fn logits(&self, position: usize) -> &[f32] {
+        let sequence = self.get();
+        &sequence.rows.row(position)[..sequence.vocab_size]
+    }
+
+    fn elapsed(&self) -> Duration {
+        self.get().elapsed
+    }
+
+    fn memory(&self) -> Memory {
+        let sequence = self.get();
+        let logits = Memory { bytes: sequence.logits_bytes(), peak_bytes: sequence.peak_logits };
+        let tokens = Memory::of(size_of::<i32>() * sequence.tokens.capacity());
+        [sequence.cache.memory(), logits, tokens].into_iter().sum()
+    }
+}
+
+impl OnnxSequence {
     fn len(&self) -> usize {
         self.cache.len()
     }
@@ -361,22 +490,17 @@ impl Sequence for OnnxSequence {
         self.tokens.truncate(len);
     }
 
-    fn logits(&self, position: usize) -> &[f32] {
-        &self.rows.row(position)[..self.vocab_size]
+    /// Begin anew, as if nothing had been: what another session's text left in the cache goes.
+    fn restart(&mut self, options: Arc<RunOptions>, cancel: &Arc<Cancel>, vocab_size: usize) -> Result<()> {
+        self.truncate(0);
+        self.cache.clear()?;
+        self.rows =
+            LogitRows { rows: std::mem::take(&mut self.rows.rows), ..LogitRows::new(self.export.logits.columns) };
+        (self.options, self.cancel, self.vocab_size) = (options, cancel.clone(), vocab_size);
+        (self.elapsed, self.peak_logits) = (Duration::ZERO, 0);
+        Ok(())
     }
 
-    fn elapsed(&self) -> Duration {
-        self.elapsed
-    }
-
-    fn memory(&self) -> Memory {
-        let logits = Memory { bytes: self.logits_bytes(), peak_bytes: self.peak_logits };
-        let tokens = Memory::of(size_of::<i32>() * self.tokens.capacity());
-        [self.cache.memory(), logits, tokens].into_iter().sum()
-    }
-}
-
-impl OnnxSequence {
     fn run(&mut self, tokens: &[i32], keep: usize) -> Result<(), Interrupt> {
         let start = self.len();
         let mut left = tokens;
@@ -391,8 +515,8 @@ impl OnnxSequence {
                 _ if self.export.scoring == Scoring::OneByOne => (1, 0),
                 _ if self.export.scoring == Scoring::FirstPass && self.len() > 0 => (1, 0),
                 Rows::Last => (unwanted + 1, unwanted),
-                // all come anyway, and go to where they are read without a copy
-                Rows::All if self.export.cache_kind != CacheKind::None => (left.len(), 0),
+                // all come anyway, and go to where they are read without a copy, unless that is somewhere else
+                Rows::All if self.export.cache_kind != CacheKind::None && self.gpu.is_none() => (left.len(), 0),
                 Rows::All | Rows::Counted => (left.len(), unwanted),
             };
             let width = width.min(self.widest(width));
@@ -425,12 +549,10 @@ impl OnnxSequence {
         if self.cancel.is_requested() {
             return Err(Interrupt::Cancelled);
         }
-        let result = self.bind(tokens, unwanted, keep).and_then(|()| {
-            let started = Instant::now();
-            let result = self.binding.run(&self.options);
-            self.elapsed += started.elapsed();
-            result
-        });
+        let result = match self.gpu {
+            None => self.run_on_host(tokens, unwanted, keep),
+            Some(_) => self.run_on_gpu(tokens, unwanted, keep),
+        };
         self.cache.settle(result.is_ok());
         match result {
             Ok(()) => {
@@ -438,6 +560,7 @@ impl OnnxSequence {
                 Ok(())
             }
             Err(error) => {
+                self.sound = false;
                 if self.cancel.is_requested() {
                     return Err(Interrupt::Cancelled);
                 }
@@ -448,17 +571,70 @@ impl OnnxSequence {
 
     /// Run a pass without knowing the shape of the logits, and return it.
     fn try_out(&mut self, tokens: &[i32]) -> ort::Result<Vec<i64>> {
-        self.bind_inputs(tokens, tokens.len())?;
+        self.fill_inputs(tokens, tokens.len())?;
+        self.bind_inputs()?;
         self.binding.output_anywhere(&self.export.logits.name, &self.memory)?;
-        self.binding.run(&self.options)?;
+        match &self.gpu {
+            None => self.binding.run(&self.options)?,
+            Some(gpu) => {
+                let queue = gpu.queue()?;
+                let result = gpu.copy_in(&queue).and_then(|()| self.binding.run(&self.options));
+                queue.drain();
+                result?;
+            }
+        }
         self.binding.last_output_shape()
+    }
+
+    fn run_on_host(&mut self, tokens: &[i32], unwanted: usize, keep: usize) -> ort::Result<()> {
+        self.bind(tokens, unwanted, keep)?;
+        let started = Instant::now();
+        let result = self.binding.run(&self.options);
+        self.elapsed += started.elapsed();
+        result
+    }
+
+    /// As [`OnnxSequence::run_on_host`], with copies before and behind, and by a graph if one was captured of this width.
+    fn run_on_gpu(&mut self, tokens: &[i32], unwanted: usize, keep: usize) -> ort::Result<()> {
+        let wanted = tokens.len() - unwanted;
+        let position = self.cache.len() + 1 + unwanted;
+        self.fill_inputs(tokens, wanted)?;
+        let given = self.rows_given(tokens.len(), wanted);
+        self.rows.reserve(position, wanted, keep)?;
+        let Logits { element, columns, .. } = self.export.logits;
+        let row = columns * export::element_bytes(element).unwrap_or(4);
+        let gpu = self.gpu.as_mut().expect("it is on a GPU");
+        gpu.make_room(given * row, tokens.len())?;
+        self.peak_logits = self.peak_logits.max(self.logits_bytes());
+        let started = Instant::now();
+        let result = self.queue_pass(tokens.len(), (given - wanted) * row, given * row);
+        self.elapsed += started.elapsed();
+        result
+    }
+
+    /// Put a pass on the GPU's stream, and wait for it. Of the logits, the bytes of this range come back.
+    fn queue_pass(&mut self, width: usize, start: usize, end: usize) -> ort::Result<()> {
+        let use_graph = self.gpu.as_ref().is_some_and(|gpu| gpu.has_graph(width));
+        if !use_graph {
+            self.bind_inputs()?;
+            let Logits { name, element, rank, columns, .. } = &self.export.logits;
+            let row = columns * export::element_bytes(*element).unwrap_or(4);
+            let shape = [1, (end / row) as i64, *columns as i64];
+            let shape = if *rank == 2 { &[1, *columns as i64][..] } else { &shape };
+            let gpu = self.gpu.as_mut().expect("it is on a GPU");
+            let value = gpu.logits_tensor(width, end, *element, shape)?;
+            self.binding.output(name, &value)?;
+        }
+        let OnnxSequence { gpu, binding, options, .. } = self;
+        gpu.as_mut().expect("it is on a GPU").pass(width, start, end, || binding.run(options))
     }
 
     /// Point the inputs and outputs at what this pass reads and writes.
     fn bind(&mut self, tokens: &[i32], unwanted: usize, keep: usize) -> ort::Result<()> {
         let position = self.cache.len() + 1 + unwanted;
         let wanted = tokens.len() - unwanted;
-        self.bind_inputs(tokens, wanted)?;
+        self.fill_inputs(tokens, wanted)?;
+        self.bind_inputs()?;
         let given = self.rows_given(tokens.len(), wanted);
         let Logits { name, element, rank, columns, .. } = &self.export.logits;
         let shape = [1, given as i64, *columns as i64];
@@ -476,12 +652,15 @@ impl OnnxSequence {
     }
 
     fn logits_bytes(&self) -> usize {
-        4 * (self.rows.rows.capacity() + self.raw.capacity())
+        4 * (self.rows.rows.capacity() + self.raw.capacity()) + self.gpu.as_ref().map_or(0, Gpu::bytes)
     }
 
     /// Give back what the logits of a long prompt took. Without a cache, the next pass would need it again.
     fn trim(&mut self, keep: usize) {
         self.rows.trim(keep);
+        if let Some(gpu) = &mut self.gpu {
+            gpu.trim();
+        }
         let most = KEPT_ROWS * self.rows.columns;
         if self.raw.len() > 2 * most && self.export.cache_kind != CacheKind::None {
             self.raw.truncate(most);
@@ -504,12 +683,15 @@ impl OnnxSequence {
         let wanted = width - unwanted;
         let given = self.rows_given(width, wanted);
         let Logits { element, columns, .. } = self.export.logits;
-        if given == wanted && element == TensorElementType::Float32 {
+        if given == wanted && element == TensorElementType::Float32 && self.gpu.is_none() {
             return;
         }
         let rows = self.rows.last(wanted);
         let (skipped, size) = ((given - wanted) * columns, rows.len());
-        let raw = self.raw.as_ptr();
+        let raw = match &self.gpu {
+            None => self.raw.as_ptr().cast::<u8>(),
+            Some(gpu) => gpu.logits(width).as_ptr(),
+        };
         // SAFETY: the buffer has room for `given` rows of this type, all of whose bit patterns are values; four bytes
         // are aligned for each of them.
         unsafe {
@@ -525,55 +707,38 @@ impl OnnxSequence {
         }
     }
 
-    fn bind_inputs(&mut self, tokens: &[i32], wanted: usize) -> ort::Result<()> {
-        // What failed to be bound is bound by the next pass, which must not find an old address.
-        let bound = std::mem::replace(&mut self.bound, false);
-        let moved = self.cache.prepare(tokens.len()).map_err(|error| match error {
+    /// Make room in the cache for a pass, and make its inputs.
+    fn fill_inputs(&mut self, tokens: &[i32], wanted: usize) -> ort::Result<()> {
+        let mut prepared = self.cache.prepare(tokens.len());
+        if prepared.is_err() && self.spares.upgrade().is_some_and(|spares| spares.clear()) {
+            prepared = self.cache.prepare(tokens.len()); // with the memory that nobody used
+        }
+        let moved = prepared.map_err(|error| match error {
             Error::Runtime(what) => ort::Error::new(what),
             other => ort::Error::new(other.to_string()),
         })?;
+        // What failed to be bound is bound by the next pass, which must not find an old address.
+        self.bound &= !moved;
         let (entries, len, capacity) = (self.cache.entries(), self.cache.len(), self.cache.capacity());
-        let width = tokens.len();
-        let kind = self.export.cache_kind;
-        let (before, behind) = match kind {
-            CacheKind::Concatenated => (entries, entries + width),
-            _ => (capacity, capacity),
-        };
-        // What is bound to another device is copied there as it is bound.
-        let moved = moved || !bound || self.provider != Provider::Cpu;
-        if moved || matches!(kind, CacheKind::Concatenated | CacheKind::Fixed { in_place: false, .. }) {
-            for ((past, present), tensor) in self.cache.buffers().zip(&self.export.cache) {
-                let value = Tensor::over(&self.memory, past, tensor.element, &tensor.shape(before)[..tensor.rank])?;
-                self.binding.input(&tensor.past, &value)?;
-                match present {
-                    Some(present) => {
-                        let value =
-                            Tensor::over(&self.memory, present, tensor.element, &tensor.shape(behind)[..tensor.rank])?;
-                        self.binding.output(&tensor.present, &value)?;
-                    }
-                    None => self.binding.output(&tensor.present, &value)?,
-                }
-            }
-        }
         // Without a cache every pass is one over the whole sequence.
-        let (first, place, width) = match kind {
+        let (first, place, width) = match self.export.cache_kind {
             CacheKind::None => {
                 self.tokens.extend_from_slice(tokens);
                 (0, 0, self.tokens.len())
             }
-            _ => (len as i64, entries as i64, width),
+            _ => (len as i64, entries as i64, tokens.len()),
         };
-        let tokens = if kind == CacheKind::None { &self.tokens } else { tokens };
+        let tokens = if self.export.cache_kind == CacheKind::None { &self.tokens } else { tokens };
         let (width, total) = (width as i64, place + width as i64);
-        for Feed { input, numbers } in &mut self.feeds {
-            let room = input.length.unwrap_or(0).saturating_sub(total as usize);
-            if input.role == Role::Mask && input.element == TensorElementType::Int64 && room == 0 {
-                // as the cache keeps it, since a copy would grow with every token
-                let value = Tensor::over(&self.memory, self.cache.mask(), input.element, &[1, total])?;
-                self.binding.input(&input.name, &value)?;
-                continue;
-            }
+        // A graph has one length of the mask for all passes over the same cache.
+        let whole = self.gpu.as_ref().is_some_and(Gpu::captures).then_some(capacity);
+        for Feed { input, numbers, .. } in &mut self.feeds {
+            let room = input.length.or(whole).unwrap_or(0).saturating_sub(total as usize);
             match input.role {
+                // as the cache keeps it, since a copy would grow with every token
+                Role::Mask if input.element == TensorElementType::Int64 && room == 0 && self.gpu.is_none() => {
+                    *numbers = Numbers::OfCache;
+                }
                 Role::Tokens => numbers.fill(tokens.iter().map(|&token| i64::from(token))),
                 Role::Mask => numbers.fill(self.cache.mask().iter().copied().chain(std::iter::repeat_n(0, room))),
                 Role::Positions => numbers.fill(first..first + width),
@@ -584,8 +749,60 @@ impl OnnxSequence {
                 Role::TotalLength => numbers.fill([total]),
                 Role::LastPosition => numbers.fill([total - 1]),
             }
+        }
+        if let Some(gpu) = &mut self.gpu {
+            if moved {
+                gpu.forget_graphs();
+            }
+            let on_device = self.feeds.iter().filter(|feed| feed.input.role.is_sequence());
+            gpu.fill(on_device.map(|feed| feed.numbers.bytes()))?;
+        }
+        Ok(())
+    }
+
+    /// Bind what was made by [`OnnxSequence::fill_inputs`], and the cache unless it is bound.
+    fn bind_inputs(&mut self) -> ort::Result<()> {
+        let bound = std::mem::replace(&mut self.bound, false) && !self.copies;
+        let (entries, total, capacity) = (self.cache.entries(), self.cache.mask().len(), self.cache.capacity());
+        let kind = self.export.cache_kind;
+        let (before, behind) = match kind {
+            CacheKind::Concatenated => (entries, total),
+            _ => (capacity, capacity),
+        };
+        if !bound || matches!(kind, CacheKind::Concatenated | CacheKind::Fixed { in_place: false, .. }) {
+            let memory = self.gpu.as_ref().map_or(&*self.memory, Gpu::memory);
+            let tensor = |store: &mut Store, tensor: &CacheTensor, tokens: usize| {
+                // SAFETY: a store has that many bytes, and stays until the next one is bound in its place.
+                unsafe {
+                    let shape = tensor.shape(tokens);
+                    Tensor::at(memory, store.address(), 4 * store.len(), tensor.element, &shape[..tensor.rank])
+                }
+            };
+            for ((past, present), of) in self.cache.buffers().zip(&self.export.cache) {
+                let value = tensor(past, of, before)?;
+                self.binding.input(&of.past, &value)?;
+                match present {
+                    Some(present) => self.binding.output(&of.present, &tensor(present, of, behind)?)?,
+                    None => self.binding.output(&of.present, &value)?,
+                }
+            }
+        }
+        let mut index = 0;
+        for Feed { input, numbers } in &mut self.feeds {
+            if let Numbers::OfCache = numbers {
+                let value = Tensor::over(&self.memory, self.cache.mask(), input.element, &[1, total as i64])?;
+                self.binding.input(&input.name, &value)?;
+                continue;
+            }
             let shape = [1, numbers.len() as i64];
-            let value = numbers.tensor(&self.memory, &shape[2 - input.rank..])?;
+            let shape = &shape[2 - input.rank..];
+            let value = match &mut self.gpu {
+                Some(gpu) if input.role.is_sequence() => {
+                    index += 1;
+                    gpu.input_tensor(index - 1, input.element, shape)?
+                }
+                _ => numbers.tensor(&self.memory, shape)?,
+            };
             self.binding.input(&input.name, &value)?;
         }
         self.bound = true;
@@ -604,6 +821,8 @@ enum Numbers {
     Int64(Vec<i64>),
     Int32(Vec<i32>),
     Bool(Vec<u8>),
+    /// The mask that the cache keeps.
+    OfCache,
 }
 
 impl Numbers {
@@ -629,6 +848,18 @@ impl Numbers {
                 numbers.clear();
                 numbers.extend(values.into_iter().map(|value| u8::from(value != 0)));
             }
+            Numbers::OfCache => {
+                *self = Numbers::Int64(values.into_iter().collect());
+            }
+        }
+    }
+
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Numbers::Int64(numbers) => bytemuck::cast_slice(numbers),
+            Numbers::Int32(numbers) => bytemuck::cast_slice(numbers),
+            Numbers::Bool(numbers) => numbers,
+            Numbers::OfCache => &[],
         }
     }
 
@@ -637,6 +868,7 @@ impl Numbers {
             Numbers::Int64(numbers) => numbers.len(),
             Numbers::Int32(numbers) => numbers.len(),
             Numbers::Bool(numbers) => numbers.len(),
+            Numbers::OfCache => 0,
         }
     }
 
@@ -645,6 +877,7 @@ impl Numbers {
             Numbers::Int64(numbers) => Tensor::over(memory, numbers, TensorElementType::Int64, shape),
             Numbers::Int32(numbers) => Tensor::over(memory, numbers, TensorElementType::Int32, shape),
             Numbers::Bool(numbers) => Tensor::over(memory, numbers, TensorElementType::Bool, shape),
+            Numbers::OfCache => Err(ort::Error::new("the mask is not here")),
         }
     }
 }

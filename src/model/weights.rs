@@ -4,16 +4,30 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::{Arc, Weak};
 
+use ort::ep::ArbitrarilyConfigurableExecutionProvider;
 use ort::session::Session;
 use parking_lot::Mutex;
 
+use super::cuda::Device;
 use super::graph::Graph;
 use super::huge_pages::Mappings;
 use super::{Provider, runtime};
 use crate::error::{Error, Result};
 
-/// The sessions that were made, with what of, while there are models that use them.
-static LOADED: Mutex<Vec<(Source, Weak<Session>)>> = Mutex::new(Vec::new());
+/// A session of ONNX Runtime, and where it runs.
+pub struct Loaded {
+    /// Declared before the device, so that it is dropped before: it uses the device's stream.
+    pub session: Session,
+    /// The GPU where all of it runs, so that its cache and logits are there.
+    pub device: Option<Arc<Device>>,
+    /// The GPU whose stream it uses.
+    _stream: Option<Arc<Device>>,
+    /// Why passes cannot be captured, if they cannot.
+    pub no_graphs: Option<String>,
+}
+
+/// What was loaded, with what of, while there are models that use it.
+static LOADED: Mutex<Vec<(Source, Weak<Loaded>)>> = Mutex::new(Vec::new());
 
 /// What a session was made of. How models use it is no part of it.
 #[derive(Clone, PartialEq)]
@@ -27,7 +41,7 @@ type Version = (u64, u64, u64, i64, i64);
 
 impl Source {
     /// Of an export and the files with its weights; `None` where one cannot be seen.
-    fn of(file: &Path, graph: &Graph, provider: Provider) -> Option<Self> {
+    fn of(file: &Path, graph: &Graph, provider: &Provider) -> Option<Self> {
         let folder = file.parent().unwrap_or(Path::new(""));
         let external = graph.external_files.iter().map(|name| folder.join(name));
         let version = |path: &Path| {
@@ -35,7 +49,7 @@ impl Source {
             Some((file.dev(), file.ino(), file.size(), file.mtime(), file.mtime_nsec()))
         };
         let files = std::iter::once(file.to_path_buf()).chain(external).map(|path| version(&path));
-        Some(Source { provider, files: files.collect::<Option<_>>()? })
+        Some(Source { provider: provider.clone(), files: files.collect::<Option<_>>()? })
     }
 }
 
@@ -43,25 +57,71 @@ impl Source {
 ///
 /// Runs of one session may be at the same time, so those who share it do not notice. Two that load the same export for
 /// the first time at the same moment do not share: waiting for each other could be long.
-pub fn load(file: &Path, graph: &Graph, provider: Provider) -> Result<Arc<Session>> {
+pub fn load(file: &Path, graph: &Graph, provider: &Provider) -> Result<Arc<Loaded>> {
     let source = Source::of(file, graph, provider);
-    if let Some(session) = source.as_ref().and_then(find) {
-        return Ok(session);
+    if let Some(loaded) = source.as_ref().and_then(find) {
+        return Ok(loaded);
     }
-    let session = Arc::new(make(file, provider)?);
+    let made = Arc::new(match provider {
+        Provider::Cpu => Loaded { session: make(file, None)?, device: None, _stream: None, no_graphs: None },
+        Provider::Cuda { device_id, options } => on_gpu(file, *device_id, options)?,
+    });
     if let Some(source) = source {
         let mut loaded = LOADED.lock();
-        loaded.retain(|(_, session)| session.strong_count() > 0);
-        loaded.push((source, Arc::downgrade(&session)));
+        loaded.retain(|(_, loaded)| loaded.strong_count() > 0);
+        loaded.push((source, Arc::downgrade(&made)));
     }
-    Ok(session)
+    Ok(made)
 }
 
-fn find(source: &Source) -> Option<Arc<Session>> {
-    LOADED.lock().iter().filter(|(other, _)| other == source).find_map(|(_, session)| session.upgrade())
+fn find(source: &Source) -> Option<Arc<Loaded>> {
+    LOADED.lock().iter().filter(|(other, _)| other == source).find_map(|(_, loaded)| loaded.upgrade())
 }
 
-fn make(file: &Path, provider: Provider) -> Result<Session> {
+/// The option of the provider that says whether passes are captured. ONNX Runtime is told of it, because it then leaves nothing
+/// behind on the stream that could not be captured; but the capturing is ours.
+const GRAPHS: &str = "enable_cuda_graph";
+
+fn on_gpu(file: &Path, device_id: i32, options: &Options) -> Result<Loaded> {
+    let device = Device::open(device_id).map_err(|error| match error {
+        Error::Runtime(what) => unavailable(file, &what),
+        other => other,
+    })?;
+    let make = |graphs: bool| {
+        // With TF32, logits would depend on the width of a pass in the third digit.
+        let cuda = ort::ep::CUDA::default().with_device_id(device_id).with_tf32(false);
+        let cuda = options.iter().fold(cuda, |cuda, (key, value)| cuda.with_arbitrary_config(key, value));
+        // SAFETY: the device, and so its stream, outlives the session: see `Loaded`.
+        make(file, Some(unsafe { cuda.with_cuda_graph(graphs).with_compute_stream(device.stream()) }))
+    };
+    let asked = options.get(GRAPHS).is_none_or(|value| value != "0");
+    // This fails unless all operators run on the GPU. An operator on the host, such as attention in float32, takes the cache where
+    // it can write to it in place.
+    Ok(match make(true) {
+        Ok(session) => {
+            let no_graphs = (!asked).then(|| format!("\"{GRAPHS}\" is \"0\""));
+            Loaded { session, device: Some(device.clone()), _stream: Some(device), no_graphs }
+        }
+        // Who cannot capture may run all the same; if not, the second error says it better.
+        Err(error) => {
+            Loaded { session: make(false)?, device: None, _stream: Some(device), no_graphs: Some(error.to_string()) }
+        }
+    })
+}
+
+fn unavailable(file: &Path, why: &str) -> Error {
+    Error::Runtime(format!(
+        "provider \"cuda\" is not available for {}: {why}; it needs an NVIDIA driver, CUDA and cuDNN, and \
+         libonnxruntime_providers_cuda.so with libonnxruntime_providers_shared.so beside a GPU build of \
+         libonnxruntime.so (package onnxruntime-gpu); use \"cpu\" otherwise",
+        file.display()
+    ))
+}
+
+/// Options of a provider.
+pub type Options = std::collections::BTreeMap<String, String>;
+
+fn make(file: &Path, cuda: Option<ort::ep::CUDA>) -> Result<Session> {
     let environment = runtime::environment(None, 0, None)?;
     let refuse = |error: &dyn std::fmt::Display| Error::Model(format!("cannot load {}: {error}", file.display()));
     let mut builder = Session::builder(environment).map_err(|error| refuse(&error))?;
@@ -70,17 +130,9 @@ fn make(file: &Path, provider: Provider) -> Result<Session> {
     // By default ORT rounds the activations of products with quantised weights to eight bits, and so changes the model.
     builder =
         builder.with_config_entry("session.qdq_matmulnbits_accuracy_level", "1").map_err(|error| refuse(&error))?;
-    if let Provider::Cuda { device_id } = provider {
-        // With TF32, logits would depend on the width of a pass in the third digit.
-        let cuda = ort::ep::CUDA::default().with_device_id(device_id).with_tf32(false).build().error_on_failure();
-        builder = builder.with_execution_providers([cuda]).map_err(|error| {
-            Error::Runtime(format!(
-                "provider \"cuda\" is not available for {}: {error}; it needs an NVIDIA driver, CUDA and cuDNN, and \
-                 libonnxruntime_providers_cuda.so with libonnxruntime_providers_shared.so beside a GPU build of \
-                 libonnxruntime.so (package onnxruntime-gpu); use \"cpu\" otherwise",
-                file.display()
-            ))
-        })?;
+    if let Some(cuda) = cuda {
+        let cuda = cuda.build().error_on_failure();
+        builder = builder.with_execution_providers([cuda]).map_err(|error| unavailable(file, &error.to_string()))?;
     }
     let before = Mappings::now();
     let session = builder.commit_from_file(file).map_err(|error| {
@@ -101,7 +153,7 @@ mod tests {
         let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/demo/small");
         let file = folder.path().join("model.onnx");
         std::fs::copy(demo.join("model.onnx"), &file).unwrap();
-        let load = |file: &Path| load(file, &Graph::read(file).unwrap(), Provider::Cpu).unwrap();
+        let load = |file: &Path| load(file, &Graph::read(file).unwrap(), &Provider::Cpu).unwrap();
         let first = load(&file);
         assert!(Arc::ptr_eq(&first, &load(&file)));
         let other_way = folder.path().join("../").join(folder.path().file_name().unwrap()).join("model.onnx");

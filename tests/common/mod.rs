@@ -3,6 +3,7 @@
 
 pub mod boundary;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use cos::decode::chance::Chance;
@@ -14,6 +15,11 @@ use cos::engine::Engine;
 use cos::model::scripted::Scripted;
 use cos::model::{Cancel, Model};
 use cos::session::{Options, Session, State};
+
+/// The project's folder: where Cargo says, or whoever runs a test program that was built elsewhere.
+pub fn root() -> PathBuf {
+    std::env::var_os("CARGO_MANIFEST_DIR").map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), PathBuf::from)
+}
 
 /// Decode a prompt to its end.
 pub fn decode(engine: &Arc<Engine>, prompt: &[i32], options: &Options) -> Vec<i32> {

@@ -1,0 +1,72 @@
+#!/usr/bin/env python3
+"""Makes a small export cost what a large model does: extend_model.py EXPORT OUT LAYERS [WIDTH].
+
+Adds residual feed-forward layers behind the last one: WIDTH wide (16384 unless given), with real weights in front and zeros behind, so
+that what they add is 0. The distributions stay what they are; each pass reads and multiplies all the new weights. For `make bench-cuda`,
+which would otherwise compare models so small that launching their kernels is all that they cost.
+"""
+
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+
+source, out, layers = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+width = int(sys.argv[4]) if len(sys.argv) > 4 else 16384
+model = onnx.load(source / "model.onnx")
+graph = model.graph
+
+# The last normalisation adds the last layer's output to the residual stream, and feeds the head.
+norms = [node for node in graph.node if node.op_type.startswith("Skip") and "LayerNorm" in node.op_type]
+last = norms[-1]
+stream = last.input[1]
+gain = next(tensor for tensor in graph.initializer if tensor.name == last.input[2])
+hidden, dtype = gain.dims[0], gain.data_type
+kind = {TensorProto.FLOAT16: np.float16, TensorProto.FLOAT: np.float32}[dtype]
+random = np.random.default_rng(1)
+
+out.mkdir(parents=True, exist_ok=True)
+data, offset = open(out / "extension.data", "wb"), 0
+
+
+def external(name, values):
+    """An initializer whose values are in the file beside the model."""
+    global offset
+    tensor = TensorProto(name=name, dims=values.shape, data_type=dtype, data_location=TensorProto.EXTERNAL)
+    for key, value in (("location", "extension.data"), ("offset", offset), ("length", values.nbytes)):
+        tensor.external_data.add(key=key, value=str(value))
+    data.write(values.tobytes())
+    offset += values.nbytes
+    padding = -offset % 4096
+    data.write(bytes(padding))
+    offset += padding
+    graph.initializer.append(tensor)
+    return name
+
+
+place = list(graph.node).index(last)
+nodes = []
+for layer in range(layers):
+    name = f"extension.{layer}"
+    up = external(f"{name}.up", (0.02 * random.standard_normal((hidden, width), dtype=np.float32)).astype(kind))
+    down = external(f"{name}.down", np.zeros((width, hidden), kind))
+    nodes += [
+        helper.make_node("MatMul", [stream, up], [f"{name}.wide"], name=f"{name}.up"),
+        helper.make_node("Relu", [f"{name}.wide"], [f"{name}.active"], name=f"{name}.active"),
+        helper.make_node("MatMul", [f"{name}.active", down], [f"{name}.nothing"], name=f"{name}.down"),
+        helper.make_node("Add", [stream, f"{name}.nothing"], [f"{name}.stream"], name=f"{name}.add"),
+    ]
+    stream = f"{name}.stream"
+last.input[1] = stream
+others = list(graph.node)
+del graph.node[:]
+graph.node.extend(others[:place] + nodes + others[place:])
+data.close()
+onnx.save(model, out / "model.onnx")
+for file in source.iterdir():
+    if file.suffix == ".json":
+        shutil.copy(file, out)
+print(f"{out}: {layers} layers of {hidden} x {width} more, {offset / 1e9:.2f} GB")

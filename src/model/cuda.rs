@@ -1,0 +1,353 @@
+//! NVIDIA GPUs, by the driver's interface: memory, copies, and graphs of passes.
+//!
+//! ONNX Runtime runs the passes of a model on a stream of ours, where copies of inputs and logits go in order with them. The first
+//! use of a width is a plain run, the second is captured as a graph, which later ones launch without ONNX Runtime. What
+//! allocates and clears has another stream, because one that is captured takes nothing else.
+
+use std::ffi::c_void;
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+use cudarc::driver::{DriverError, result, sys};
+use parking_lot::{Mutex, MutexGuard};
+
+use crate::error::{Error, Result};
+
+/// A GPU as one model uses it.
+#[derive(Debug)]
+pub struct Device {
+    id: i32,
+    device: sys::CUdevice,
+    context: sys::CUcontext,
+    stream: sys::CUstream,
+    side: sys::CUstream,
+    /// Held while work is put on the stream.
+    queue: Mutex<()>,
+}
+
+// SAFETY: the driver's handles may be used by any thread, once the context is current there.
+unsafe impl Send for Device {}
+// SAFETY: as above; what must not be mixed is guarded by `queue`.
+unsafe impl Sync for Device {}
+
+impl Device {
+    /// The GPU of this number.
+    pub fn open(id: i32) -> Result<Arc<Self>> {
+        // SAFETY: this only looks for the library.
+        if !unsafe { sys::is_culib_present() } {
+            return Err(Error::Runtime(
+                "there is no NVIDIA driver (libcuda.so.1 was not found; in a container, run it with the \
+                                       NVIDIA container toolkit)"
+                    .into(),
+            ));
+        }
+        let failed = |error: DriverError| Error::Runtime(format!("GPU {id}: {}", describe(error)));
+        result::init().map_err(failed)?;
+        let count = result::device::get_count().map_err(failed)?;
+        if id >= count {
+            return Err(Error::Config(format!(
+                "device_id is {id}, but the GPUs that CUDA sees here are 0 to {}",
+                count - 1
+            )));
+        }
+        let device = result::device::get(id).map_err(failed)?;
+        // SAFETY: the device exists; the context is retained until `drop`; streams belong to it.
+        unsafe {
+            let context = result::primary_ctx::retain(device).map_err(failed)?;
+            let streams = result::ctx::set_current(context).and_then(|()| {
+                let create = || result::stream::create(result::stream::StreamKind::NonBlocking);
+                Ok((create()?, create()?))
+            });
+            match streams {
+                Ok((stream, side)) => Ok(Arc::new(Device { id, device, context, stream, side, queue: Mutex::new(()) })),
+                Err(error) => {
+                    _ = result::primary_ctx::release(device);
+                    Err(failed(error))
+                }
+            }
+        }
+    }
+
+    /// Its number.
+    pub fn id(&self) -> i32 {
+        self.id
+    }
+
+    /// Where ONNX Runtime is to put its work.
+    pub fn stream(&self) -> *mut () {
+        self.stream.cast()
+    }
+
+    /// Put work on the stream, alone.
+    pub fn queue(&self) -> ort::Result<Queue<'_>> {
+        let guard = self.queue.lock();
+        self.enter()?;
+        Ok(Queue { device: self, _guard: guard })
+    }
+
+    fn enter(&self) -> ort::Result<()> {
+        // SAFETY: the context is retained.
+        done(unsafe { result::ctx::set_current(self.context) })
+    }
+
+    fn aside(&self, work: impl FnOnce(sys::CUstream) -> Result<(), DriverError>) -> ort::Result<()> {
+        self.enter()?;
+        // SAFETY: the stream is alive.
+        done(work(self.side).and_then(|()| unsafe { result::stream::synchronize(self.side) }))
+    }
+}
+
+impl Drop for Device {
+    fn drop(&mut self) {
+        // SAFETY: nobody has the streams any more: what uses them holds the device.
+        unsafe {
+            _ = result::ctx::set_current(self.context);
+            _ = result::stream::synchronize(self.stream);
+            _ = result::stream::destroy(self.stream);
+            _ = result::stream::destroy(self.side);
+            _ = result::primary_ctx::release(self.device);
+        }
+    }
+}
+
+/// The right to put work on a device's stream.
+pub struct Queue<'a> {
+    device: &'a Device,
+    _guard: MutexGuard<'a, ()>,
+}
+
+impl Queue<'_> {
+    /// Copy the front of a host buffer to the front of one on the device.
+    pub fn copy_in(&self, from: &HostBuffer, to: &DeviceBuffer, bytes: usize) -> ort::Result<()> {
+        assert!(bytes <= from.bytes && bytes <= to.bytes);
+        // SAFETY: both are that long and outlive the work, since whoever owns them waits for it.
+        done(unsafe { result::memcpy_htod_async(to.address, &from.bytes()[..bytes], self.device.stream) })
+    }
+
+    /// Copy a part of a buffer on the device to the same place of a host buffer.
+    pub fn copy_out(&self, from: &DeviceBuffer, to: &mut HostBuffer, start: usize, end: usize) -> ort::Result<()> {
+        assert!(start <= end && end <= from.bytes && end <= to.bytes);
+        // SAFETY: as above.
+        done(unsafe {
+            let address = from.address + start as u64;
+            result::memcpy_dtoh_async(&mut to.bytes_mut()[start..end], address, self.device.stream)
+        })
+    }
+
+    /// Have what `work` puts on the stream recorded instead of run.
+    pub fn capture(&self, work: impl FnOnce(&Self) -> ort::Result<()>) -> ort::Result<Graph> {
+        let stream = self.device.stream;
+        // SAFETY: the stream is alive, and ours alone while the queue is held; the graph is destroyed here.
+        unsafe {
+            let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+            done(result::stream::begin_capture(stream, mode))?;
+            let worked = work(self);
+            let graph = done(result::stream::end_capture(stream));
+            worked?;
+            let graph = graph?;
+            let made = result::graph::instantiate(graph, sys::CUgraphInstantiate_flags(0));
+            _ = result::graph::destroy(graph);
+            Ok(Graph(done(made)?))
+        }
+    }
+
+    /// Run what was captured.
+    pub fn launch(&self, graph: &Graph) -> ort::Result<()> {
+        // SAFETY: both are alive.
+        done(unsafe { result::graph::launch(graph.0, self.device.stream) })
+    }
+
+    /// Mark the end of the work so far.
+    pub fn record(&self, event: &Event) -> ort::Result<()> {
+        // SAFETY: both are alive.
+        done(unsafe { result::event::record(event.0, self.device.stream) })
+    }
+
+    /// Wait for all work, whatever came of it.
+    pub fn drain(&self) {
+        // SAFETY: the stream is alive.
+        _ = unsafe { result::stream::synchronize(self.device.stream) };
+    }
+}
+
+/// A pass that was captured.
+pub struct Graph(sys::CUgraphExec);
+
+// SAFETY: any thread may launch and destroy it; the queue keeps them apart.
+unsafe impl Send for Graph {}
+
+impl Drop for Graph {
+    fn drop(&mut self) {
+        // SAFETY: made by `capture`, destroyed once; a sequence waits for its passes.
+        _ = unsafe { result::graph::exec_destroy(self.0) };
+    }
+}
+
+/// A mark on the stream to wait for.
+pub struct Event(sys::CUevent);
+
+// SAFETY: any thread may wait for it.
+unsafe impl Send for Event {}
+
+impl Event {
+    /// Not recorded yet.
+    pub fn new(device: &Device) -> ort::Result<Self> {
+        device.enter()?;
+        done(result::event::create(sys::CUevent_flags::CU_EVENT_DISABLE_TIMING)).map(Event)
+    }
+
+    /// Wait until the stream has come to where it was recorded.
+    pub fn wait(&self) -> ort::Result<()> {
+        // SAFETY: the event is alive.
+        done(unsafe { result::event::synchronize(self.0) })
+    }
+}
+
+impl Drop for Event {
+    fn drop(&mut self) {
+        // SAFETY: created once, destroyed once.
+        _ = unsafe { result::event::destroy(self.0) };
+    }
+}
+
+/// Memory of a device. Nothing runs on it when it is dropped: a sequence waits for its passes.
+pub struct DeviceBuffer {
+    device: Arc<Device>,
+    address: sys::CUdeviceptr,
+    bytes: usize,
+}
+
+impl DeviceBuffer {
+    /// Zeroes.
+    pub fn zeroed(device: &Arc<Device>, bytes: usize) -> ort::Result<Self> {
+        let mut address = 0;
+        // SAFETY: what is allocated is that long.
+        device.aside(|stream| unsafe {
+            address = result::malloc_async(stream, bytes.max(1))?;
+            result::memset_d8_async(address, 0, bytes.max(1), stream)
+        })?;
+        Ok(DeviceBuffer { device: device.clone(), address, bytes })
+    }
+
+    /// Zeroes, where it is.
+    pub fn clear(&mut self) -> ort::Result<()> {
+        // SAFETY: it is that long.
+        self.device.aside(|stream| unsafe { result::memset_d8_async(self.address, 0, self.bytes, stream) })
+    }
+
+    /// Its length in bytes.
+    pub fn len(&self) -> usize {
+        self.bytes
+    }
+
+    /// Its address on the device.
+    pub fn address(&mut self) -> *mut c_void {
+        self.address as *mut c_void
+    }
+
+    /// Copy runs of `bytes` from another buffer: each `pitch.0` behind the one before there, and `pitch.1` here, the first from and
+    /// to these places.
+    pub fn copy_runs(
+        &mut self,
+        from: &DeviceBuffer,
+        places: (usize, usize),
+        pitch: (usize, usize),
+        bytes: usize,
+        runs: usize,
+    ) -> ort::Result<()> {
+        if bytes == 0 || runs == 0 {
+            return Ok(());
+        }
+        let end = |place: usize, pitch: usize| place + (runs - 1) * pitch + bytes;
+        assert!(end(places.0, pitch.0) <= from.bytes && end(places.1, pitch.1) <= self.bytes);
+        let copy = sys::CUDA_MEMCPY2D {
+            srcXInBytes: 0,
+            srcY: 0,
+            srcHost: std::ptr::null(),
+            srcArray: std::ptr::null_mut(),
+            dstXInBytes: 0,
+            dstY: 0,
+            dstHost: std::ptr::null_mut(),
+            dstArray: std::ptr::null_mut(),
+            srcMemoryType: sys::CUmemorytype::CU_MEMORYTYPE_DEVICE,
+            srcDevice: from.address + places.0 as u64,
+            srcPitch: pitch.0.max(bytes),
+            dstMemoryType: sys::CUmemorytype::CU_MEMORYTYPE_DEVICE,
+            dstDevice: self.address + places.1 as u64,
+            dstPitch: pitch.1.max(bytes),
+            WidthInBytes: bytes,
+            Height: runs,
+        };
+        // SAFETY: both places are inside their buffers, and these are not one.
+        self.device.aside(|stream| unsafe { sys::cuMemcpy2DAsync_v2(&copy, stream).result() })
+    }
+}
+
+impl Drop for DeviceBuffer {
+    fn drop(&mut self) {
+        // SAFETY: allocated once, freed once.
+        _ = self.device.aside(|stream| unsafe { result::free_async(self.address, stream) });
+    }
+}
+
+/// Memory of the host that devices reach by themselves.
+pub struct HostBuffer {
+    device: Arc<Device>,
+    memory: NonNull<u8>,
+    bytes: usize,
+}
+
+// SAFETY: it owns its memory.
+unsafe impl Send for HostBuffer {}
+
+impl HostBuffer {
+    /// Zeroes, aligned for any number.
+    pub fn zeroed(device: &Arc<Device>, bytes: usize) -> ort::Result<Self> {
+        device.enter()?;
+        // SAFETY: what is allocated is that long.
+        let memory = unsafe {
+            let memory = done(result::malloc_host(bytes.max(1), sys::CU_MEMHOSTALLOC_PORTABLE))?.cast::<u8>();
+            memory.write_bytes(0, bytes);
+            memory
+        };
+        let memory = NonNull::new(memory).ok_or_else(|| ort::Error::new("no memory was given"))?;
+        Ok(HostBuffer { device: device.clone(), memory, bytes })
+    }
+
+    /// Its contents.
+    pub fn bytes(&self) -> &[u8] {
+        // SAFETY: it is that long, and was written to.
+        unsafe { std::slice::from_raw_parts(self.memory.as_ptr(), self.bytes) }
+    }
+
+    /// Its contents.
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as above.
+        unsafe { std::slice::from_raw_parts_mut(self.memory.as_ptr(), self.bytes) }
+    }
+}
+
+impl Drop for HostBuffer {
+    fn drop(&mut self) {
+        _ = self.device.enter();
+        // SAFETY: allocated once, freed once.
+        _ = unsafe { result::free_host(self.memory.as_ptr().cast()) };
+    }
+}
+
+fn done<T>(result: Result<T, DriverError>) -> ort::Result<T> {
+    result.map_err(|error| ort::Error::new(describe(error)))
+}
+
+fn describe(error: DriverError) -> String {
+    match error.0 {
+        sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => {
+            "the GPU is out of memory; end sessions, shorten contexts, or use smaller models".into()
+        }
+        sys::CUresult::CUDA_ERROR_NO_DEVICE => "the NVIDIA driver sees no GPU".into(),
+        _ => match error.error_string() {
+            Ok(text) => format!("CUDA: {}", text.to_string_lossy()),
+            Err(_) => format!("CUDA: {error:?}"),
+        },
+    }
+}

@@ -1,0 +1,253 @@
+//! What one sequence has on a GPU beside its cache: inputs, logits, and the graphs of its passes.
+
+use std::sync::Arc;
+
+use ort::memory::{AllocationDevice, AllocatorType, MemoryInfo, MemoryType};
+use ort::session::RunOptions;
+use ort::value::TensorElementType;
+
+use super::binding::Tensor;
+use super::cuda::{Device, DeviceBuffer, Event, Graph, HostBuffer, Queue};
+
+/// The widest pass that is captured: drafts are shorter, prompts longer.
+const WIDEST_GRAPH: usize = 16;
+
+/// Graphs that a sequence keeps.
+const MOST_GRAPHS: usize = 8;
+
+/// Places of inputs are aligned to this.
+const ALIGNMENT: usize = 256;
+
+/// A buffer on the host, and what it is copied to or from.
+struct Pair {
+    host: HostBuffer,
+    there: DeviceBuffer,
+}
+
+impl Pair {
+    fn new(device: &Arc<Device>, bytes: usize) -> ort::Result<Self> {
+        Ok(Pair { host: HostBuffer::zeroed(device, bytes)?, there: DeviceBuffer::zeroed(device, bytes)? })
+    }
+}
+
+/// What is known of passes of a width, with all buffers where they are now.
+enum Captured {
+    /// One was run, so ONNX Runtime has all the memory that it needs for it.
+    Warm,
+    Graph(Graph),
+}
+
+/// What a sequence has on a GPU.
+pub struct Gpu {
+    /// Before the buffers, whose addresses they hold. By width, the one used last at the end.
+    graphs: Vec<(usize, Captured)>,
+    /// Why passes are not captured, if they are not.
+    no_graphs: Option<String>,
+    done: Event,
+    inputs: Option<Pair>,
+    /// Where each input is in that, and how long.
+    places: Vec<(usize, usize)>,
+    /// Logits of passes up to [`WIDEST_GRAPH`], which stay where they are, and of the last wider one.
+    logits: Option<Pair>,
+    wide: Option<Pair>,
+    memory: MemoryInfo<'static>,
+    device: Arc<Device>,
+}
+
+impl Gpu {
+    /// Without any buffers yet.
+    pub fn new(device: &Arc<Device>, no_graphs: Option<String>) -> ort::Result<Self> {
+        Ok(Gpu {
+            graphs: Vec::new(),
+            no_graphs,
+            done: Event::new(device)?,
+            inputs: None,
+            places: Vec::new(),
+            logits: None,
+            wide: None,
+            memory: MemoryInfo::new(AllocationDevice::CUDA, device.id(), AllocatorType::Device, MemoryType::Default)?,
+            device: device.clone(),
+        })
+    }
+
+    /// Have no run captured by ONNX Runtime itself, and let it return before its work is done. All of that has to be on the device:
+    /// otherwise it may still be copying from memory of the host that it then frees.
+    pub fn set_options(options: &mut RunOptions) -> ort::Result<()> {
+        options.set("gpu_graph_id", "-1")?;
+        options.set("disable_synchronize_execution_providers", "1")
+    }
+
+    /// Whether passes are captured.
+    pub fn captures(&self) -> bool {
+        self.no_graphs.is_none()
+    }
+
+    /// Memory of the device, for tensors.
+    pub fn memory(&self) -> &MemoryInfo<'static> {
+        &self.memory
+    }
+
+    /// The right to put work on the device's stream.
+    pub fn queue(&self) -> ort::Result<Queue<'_>> {
+        self.device.queue()
+    }
+
+    /// Bytes of its buffers.
+    pub fn bytes(&self) -> usize {
+        let pairs = [&self.inputs, &self.logits, &self.wide];
+        pairs.into_iter().flatten().map(|pair| 2 * pair.there.len()).sum()
+    }
+
+    /// Buffers that graphs know have moved.
+    pub fn forget_graphs(&mut self) {
+        self.graphs.clear();
+    }
+
+    /// Set the inputs, in their order.
+    pub fn fill<'a>(&mut self, inputs: impl Iterator<Item = &'a [u8]> + Clone) -> ort::Result<()> {
+        let fits = self.places.len() == inputs.clone().count()
+            && inputs.clone().zip(&self.places).all(|(bytes, (_, room))| bytes.len() <= *room);
+        if !fits {
+            self.forget_graphs();
+            let mut end = 0;
+            self.places.clear();
+            for bytes in inputs.clone() {
+                let room = bytes.len().next_power_of_two().max(ALIGNMENT);
+                self.places.push((end, room));
+                end += room;
+            }
+            self.inputs = None;
+            self.inputs = Some(Pair::new(&self.device, end)?);
+        }
+        if let Some(pair) = &mut self.inputs {
+            let host = pair.host.bytes_mut();
+            for (bytes, (place, _)) in inputs.zip(&self.places) {
+                host[*place..place + bytes.len()].copy_from_slice(bytes);
+            }
+        }
+        Ok(())
+    }
+
+    /// An input as a tensor on the device.
+    pub fn input_tensor(&mut self, index: usize, element: TensorElementType, shape: &[i64]) -> ort::Result<Tensor> {
+        let (place, room) = self.places[index];
+        let pair = self.inputs.as_mut().ok_or_else(|| ort::Error::new("there are no inputs"))?;
+        // SAFETY: the place is inside the buffer, which stays until another one is bound.
+        unsafe { Tensor::at(&self.memory, pair.there.address().byte_add(place), room, element, shape) }
+    }
+
+    /// Make room for the logits of a pass.
+    pub fn make_room(&mut self, bytes: usize, width: usize) -> ort::Result<()> {
+        let narrow = width <= WIDEST_GRAPH;
+        let (pair, least) = match narrow {
+            true => (&mut self.logits, bytes.div_ceil(width) * WIDEST_GRAPH),
+            false => (&mut self.wide, bytes),
+        };
+        if pair.as_ref().is_none_or(|pair| pair.there.len() < bytes) {
+            if narrow {
+                self.graphs.clear();
+            }
+            *pair = None;
+            *pair = Some(Pair::new(&self.device, least.max(bytes))?);
+        }
+        Ok(())
+    }
+
+    /// Give back what a long prompt took.
+    pub fn trim(&mut self) {
+        self.wide = None;
+    }
+
+    fn pair(&self, width: usize) -> Option<&Pair> {
+        if width <= WIDEST_GRAPH { self.logits.as_ref() } else { self.wide.as_ref() }
+    }
+
+    /// The logits of the last pass, which had this width.
+    pub fn logits(&self, width: usize) -> &[u8] {
+        self.pair(width).map_or(&[], |pair| pair.host.bytes())
+    }
+
+    /// The logits of a pass as a tensor on the device.
+    pub fn logits_tensor(
+        &mut self,
+        width: usize,
+        bytes: usize,
+        element: TensorElementType,
+        shape: &[i64],
+    ) -> ort::Result<Tensor> {
+        let pair = if width <= WIDEST_GRAPH { &mut self.logits } else { &mut self.wide };
+        let pair = pair.as_mut().ok_or_else(|| ort::Error::new("there is no room for logits"))?;
+        // SAFETY: room was made for so many bytes, and the buffer stays until another one is bound.
+        unsafe { Tensor::at(&self.memory, pair.there.address(), bytes, element, shape) }
+    }
+
+    /// Copy the inputs to the device.
+    pub fn copy_in(&self, queue: &Queue) -> ort::Result<()> {
+        self.inputs.as_ref().map_or(Ok(()), |pair| queue.copy_in(&pair.host, &pair.there, pair.there.len()))
+    }
+
+    /// Whether a pass of this width was captured, so that nothing need be bound for it.
+    pub fn has_graph(&self, width: usize) -> bool {
+        self.graphs.iter().any(|(of, captured)| *of == width && matches!(captured, Captured::Graph(_)))
+    }
+
+    /// Run a pass, by a graph if there is one, and otherwise by `run`; wait for it. Of the logits, the bytes of this range come back.
+    pub fn pass(
+        &mut self,
+        width: usize,
+        start: usize,
+        end: usize,
+        mut run: impl FnMut() -> ort::Result<()>,
+    ) -> ort::Result<()> {
+        let Gpu { graphs, no_graphs, done, inputs, logits, wide, device, .. } = self;
+        let logits = if width <= WIDEST_GRAPH { logits } else { wide };
+        let queue = device.queue()?;
+        let mut work = |queue: &Queue, start: usize| {
+            if let Some(pair) = inputs {
+                queue.copy_in(&pair.host, &pair.there, pair.there.len())?;
+            }
+            run()?;
+            logits.as_mut().map_or(Ok(()), |pair| queue.copy_out(&pair.there, &mut pair.host, start, end))
+        };
+        let known = graphs.iter().position(|(of, _)| *of == width);
+        let result = match known.map(|index| graphs.remove(index).1) {
+            Some(Captured::Graph(graph)) => {
+                let result = queue.launch(&graph);
+                graphs.push((width, Captured::Graph(graph)));
+                result
+            }
+            // All rows come back, since later passes want other ones.
+            Some(Captured::Warm) => match queue.capture(|queue| work(queue, 0)) {
+                Ok(graph) => {
+                    let result = queue.launch(&graph);
+                    graphs.push((width, Captured::Graph(graph)));
+                    result
+                }
+                Err(error) => {
+                    tracing::warn!("a pass of {width} tokens cannot be captured: {error}");
+                    *no_graphs = Some(error.to_string());
+                    work(&queue, start)
+                }
+            },
+            None => {
+                if no_graphs.is_none() && width <= WIDEST_GRAPH {
+                    if graphs.len() == MOST_GRAPHS {
+                        graphs.remove(0);
+                    }
+                    graphs.push((width, Captured::Warm));
+                }
+                work(&queue, start)
+            }
+        };
+        match result.and_then(|()| queue.record(done)) {
+            Ok(()) => {
+                drop(queue);
+                done.wait()
+            }
+            Err(error) => {
+                queue.drain();
+                Err(error)
+            }
+        }
+    }
+}

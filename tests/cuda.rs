@@ -1,0 +1,352 @@
+//! What needs a GPU. Without one each test says why it is skipped, unless `COS_TEST_PROVIDER=cuda`: `scripts/gpu-check` runs them so.
+
+mod common;
+#[path = "conformance/stats.rs"]
+mod stats;
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use common::{Sampling, decode, oracle};
+use cos::config::Config;
+use cos::decode::policy::{Strategy, Targets};
+use cos::decode::sampling::Sampler;
+use cos::engine::Engine;
+use cos::error::Error;
+use cos::model::{Cancel, Interrupt, Model, OnnxModel, Pass, Provider, Sequence, Settings, environment};
+use cos::session::{Options, Session, State};
+use cudarc::driver::result as driver;
+
+/// Its passes are captured.
+const GRAPHS: &str = "llama/builder-fp16-cuda";
+/// The same model in float32, whose attention ONNX Runtime has on the processor only.
+const HALF: &str = "llama/builder-fp32";
+/// All of it runs on the GPU, with a cache that grows by one with each token, so it is not captured.
+const PLAIN: &str = "qwen2/optimum-fp32";
+
+/// Tests take turns, because one of them takes all the memory that there is.
+static TURN: Mutex<()> = Mutex::new(());
+
+/// The right to use a GPU, if there is one.
+fn gpu() -> Option<MutexGuard<'static, ()>> {
+    let turn = TURN.lock().unwrap_or_else(|poison| poison.into_inner());
+    match load(GRAPHS, &[]) {
+        Ok(_) => Some(turn),
+        Err(error) if std::env::var("COS_TEST_PROVIDER").as_deref() == Ok("cuda") => panic!("{error}"),
+        Err(error) => {
+            println!("skipped: {error}");
+            None
+        }
+    }
+}
+
+fn path(form: &str) -> PathBuf {
+    common::root().join("tests/exports").join(form)
+}
+
+fn load(form: &str, options: &[(&str, &str)]) -> Result<OnnxModel, Error> {
+    environment(None, 0, None).unwrap();
+    let options = options.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect();
+    let provider = Provider::Cuda { device_id: 0, options };
+    OnnxModel::load(&path(form), form, &Settings { provider, scoring: None, context_length: None })
+}
+
+/// A weighted engine of exports, each with its provider.
+fn engine(models: &[(&str, &str)]) -> Arc<Engine> {
+    let model = |(form, provider): &(&str, &str)| {
+        format!(r#"{{"path": "{}", "name": "{form}", "provider": "{provider}"}}"#, path(form).display())
+    };
+    let models: Vec<String> = models.iter().map(model).collect();
+    let weights = vec![1.0 / models.len() as f64; models.len()];
+    let config =
+        format!(r#"{{"models": [{}], "combine": {{"kind": "weighted", "weights": {weights:?}}}}}"#, models.join(", "));
+    Arc::new(Engine::load(&Config::parse(&config).unwrap()).unwrap())
+}
+
+fn forward(model: &dyn Model, sequence: &mut dyn Sequence, tokens: &[i32], keep: usize) -> Result<(), Interrupt> {
+    model.forward(&mut [Pass { sequence, tokens, keep }])
+}
+
+fn fresh(model: &dyn Model, context: &[i32]) -> Vec<f32> {
+    let mut sequence = model.start(&Arc::new(Cancel::default())).unwrap();
+    forward(model, sequence.as_mut(), context, context.len()).unwrap();
+    sequence.logits(context.len()).to_vec()
+}
+
+fn worst(a: &[f32], b: &[f32]) -> f32 {
+    a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+}
+
+fn token(index: usize) -> i32 {
+    ((index * 37 + 11) % 96) as i32
+}
+
+fn ways() -> Vec<Options> {
+    let way = |strategy, targets, lengths: Option<[i32; 2]>| Options {
+        strategy,
+        targets,
+        proposal_lengths: lengths.map(|lengths| lengths.to_vec()),
+        stop_tokens: Some(Vec::new()),
+        ..Options::default()
+    };
+    vec![
+        way(Strategy::Standard, None, None),
+        way(Strategy::Speculative, None, Some([0, 4])),
+        way(Strategy::Cos, None, Some([1, 1])),
+        way(Strategy::Cos, None, Some([3, 5])),
+        way(Strategy::Standard, Some(Targets::Routed), None),
+        way(Strategy::Cos, Some(Targets::Routed), Some([1, 2])),
+        way(Strategy::Auto, None, None),
+    ]
+}
+
+#[test]
+fn what_is_captured_is_said() {
+    let Some(_turn) = gpu() else { return };
+    let about = |form, options| {
+        let description = load(form, options).unwrap().describe();
+        (description["graphs"].as_bool().unwrap(), description["no_graphs"].as_str().unwrap_or("").to_string())
+    };
+    assert_eq!(about(GRAPHS, &[]), (true, String::new()));
+    let (graphs, why) = about(GRAPHS, &[("enable_cuda_graph", "0")]);
+    assert!(!graphs && why.contains("enable_cuda_graph"), "{why}");
+    for form in [HALF, PLAIN] {
+        let (graphs, why) = about(form, &[]);
+        assert!(!graphs && !why.is_empty(), "{form}");
+    }
+}
+
+/// Random passes and rollbacks by graphs and without, against fresh sequences of the same model on the processor.
+#[test]
+fn caches_survive_any_rollback() {
+    let Some(_turn) = gpu() else { return };
+    environment(None, 0, None).unwrap();
+    let on_host = |form: &str| {
+        let settings = Settings { provider: Provider::Cpu, scoring: None, context_length: None };
+        OnnxModel::load(&path(form), form, &settings).unwrap()
+    };
+    let no_graphs = &[("enable_cuda_graph", "0")][..];
+    for (form, options, reference, tolerance) in [
+        (GRAPHS, &[][..], HALF, 0.03),
+        (GRAPHS, no_graphs, HALF, 0.03),
+        (HALF, &[], HALF, 1e-3),
+        (PLAIN, &[], PLAIN, 1e-3),
+    ] {
+        let (model, reference) = (load(form, options).unwrap(), on_host(reference));
+        let mut random = fastrand::Rng::with_seed(3);
+        // several after each other, which have the same buffers and graphs
+        for _ in 0..3 {
+            let mut sequence = model.start(&Arc::new(Cancel::default())).unwrap();
+            let mut context: Vec<i32> = Vec::new();
+            for _ in 0..60 {
+                let width = random.choice([1, 1, 1, 2, 3, 5, 8, 20]).unwrap();
+                let new: Vec<i32> = (0..width).map(|_| token(random.usize(..96))).collect();
+                let first = context.len() + 1;
+                forward(&model, sequence.as_mut(), &new, first).unwrap();
+                context.extend_from_slice(&new);
+                for position in [first, context.len()] {
+                    let off = worst(sequence.logits(position), &fresh(&reference, &context[..position]));
+                    assert!(off < tolerance, "{form} {options:?}, position {position}: off by {off}");
+                }
+                let len = context.len();
+                let len = if len > 90 { 9 } else { len - random.usize(..2) * random.usize(..len.min(12)) };
+                context.truncate(len);
+                sequence.truncate(len);
+                assert_eq!(sequence.len(), len);
+            }
+        }
+    }
+}
+
+/// Greedily, all strategies on the GPU give what the processor does, as far as what it prefers is more than rounding.
+#[test]
+fn greedy_text_is_the_processors() {
+    let Some(_turn) = gpu() else { return };
+    const ROUNDING: f64 = 0.02;
+    let reference = engine(&[(HALF, "cpu"), (PLAIN, "cpu")]);
+    let combination = reference.combination(None).unwrap();
+    for providers in [["cuda", "cuda"], ["cuda", "cpu"], ["cpu", "cuda"]] {
+        let first = if providers[0] == "cuda" { GRAPHS } else { HALF };
+        let engine = engine(&[(first, providers[0]), (PLAIN, providers[1])]);
+        for (index, options) in ways().into_iter().enumerate() {
+            if options.targets == Some(Targets::Routed) {
+                continue; // is of sampling only
+            }
+            let mut context = vec![5, 9, 33, 20, 61];
+            let told = decode(&engine, &context, &options);
+            assert_eq!(told.len(), 128 - context.len());
+            for found in told {
+                let rows: Vec<Vec<f32>> =
+                    reference.models().iter().map(|model| fresh(model.as_ref(), &context)).collect();
+                let shares = oracle(&rows, &combination, Sampling::PLAIN);
+                let best = shares.iter().cloned().fold(0.0, f64::max);
+                let off = best.ln() - shares[found as usize].ln();
+                assert!(off < ROUNDING, "{providers:?}, way {index}, position {}: off by {off}", context.len());
+                context.push(found);
+            }
+        }
+    }
+}
+
+/// Draws on the GPU follow the distribution that the processor gives: two tokens after a prompt, by every strategy.
+#[test]
+fn draws_follow_the_processors_distribution() {
+    let Some(_turn) = gpu() else { return };
+    const DRAWS: u64 = 3000;
+    let reference = engine(&[(HALF, "cpu"), (PLAIN, "cpu")]);
+    let combination = reference.combination(None).unwrap();
+    let engine = engine(&[(GRAPHS, "cuda"), (PLAIN, "cuda")]);
+    let sampling = Sampling { temperature: 0.7, top_k: 5, ..Sampling::PLAIN };
+    let prompt = [5, 9, 33, 20, 61];
+    let after = |context: &[i32]| {
+        let rows: Vec<Vec<f32>> = reference.models().iter().map(|model| fresh(model.as_ref(), context)).collect();
+        oracle(&rows, &combination, sampling)
+    };
+    let all = ways();
+    for (way, options) in all.iter().enumerate() {
+        let mut seen = vec![vec![0u64; 96]; 97];
+        for seed in 0..DRAWS {
+            let options = Options { seed, max_tokens: 2, sampler: sampling.sampler(), ..clone(options) };
+            let told = decode(&engine, &prompt, &options);
+            seen[96][told[0] as usize] += 1;
+            seen[told[0] as usize][told[1] as usize] += 1;
+        }
+        let expected: Vec<Vec<f64>> = (0..97)
+            .map(|first| match first {
+                96 => after(&prompt),
+                first if seen[first].iter().sum::<u64>() == 0 => vec![1.0 / 96.0; 96],
+                first => after(&[&prompt[..], &[first as i32]].concat()),
+            })
+            .collect();
+        let groups = expected.iter().zip(&seen).map(|(expected, seen)| (&expected[..], &seen[..]));
+        let fit = stats::Fit::of_groups(groups.filter(|(_, seen)| seen.iter().sum::<u64>() > 0));
+        assert!(fit.bound >= stats::FAMILY_ERROR / all.len() as f64, "way {way}: {fit:?}");
+    }
+}
+
+fn clone(options: &Options) -> Options {
+    Options {
+        strategy: options.strategy,
+        targets: options.targets,
+        proposal_lengths: options.proposal_lengths.clone(),
+        stop_tokens: options.stop_tokens.clone(),
+        ..Options::default()
+    }
+}
+
+/// A session that follows another one's has its buffers and graphs, and nothing of its text; neither does one beside it.
+#[test]
+fn sessions_do_not_see_each_other() {
+    let Some(_turn) = gpu() else { return };
+    let engine = engine(&[(GRAPHS, "cuda"), (PLAIN, "cuda")]);
+    let options = |seed| Options {
+        seed,
+        strategy: Strategy::Cos,
+        sampler: Sampler::new(1.0, 0, 0.0, 0.0).unwrap(),
+        proposal_lengths: Some(vec![2, 2]),
+        stop_tokens: Some(Vec::new()),
+        ..Options::default()
+    };
+    let alone: Vec<Vec<i32>> = (0..4).map(|seed| decode(&engine, &[seed as i32 + 1, 7], &options(seed))).collect();
+    let again: Vec<Vec<i32>> =
+        (0..4).rev().map(|seed| decode(&engine, &[seed as i32 + 1, 7], &options(seed))).collect();
+    assert!(alone.iter().eq(again.iter().rev()));
+    let beside: Vec<Vec<i32>> = std::thread::scope(|scope| {
+        let run = |seed| {
+            let (engine, options) = (&engine, &options);
+            scope.spawn(move || decode(engine, &[seed as i32 + 1, 7], &options(seed)))
+        };
+        let threads: Vec<_> = (0..4).map(run).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    assert_eq!(alone, beside);
+}
+
+#[test]
+fn a_cancelled_step_leaves_the_session_as_it_was() {
+    let Some(_turn) = gpu() else { return };
+    let engine = engine(&[(GRAPHS, "cuda"), (PLAIN, "cuda")]);
+    let options = || Options { stop_tokens: Some(Vec::new()), strategy: Strategy::Standard, ..Options::default() };
+    let whole = decode(&engine, &[5, 9, 33], &options());
+    let mut session = Session::new(&engine, &options()).unwrap();
+    session.prompt(&[5, 9, 33]).unwrap();
+    let mut tokens = Vec::new();
+    for step in 0.. {
+        if step % 3 == 1 {
+            session.cancel().request();
+        }
+        let (new, state) = session.step().unwrap();
+        tokens.extend_from_slice(new);
+        match state {
+            State::Open => {}
+            State::Cancelled => assert!(new.is_empty() && step % 3 == 1),
+            _ => break,
+        }
+    }
+    assert_eq!(tokens, whole);
+}
+
+/// Where the memory of the GPU ends, a session fails and says why; the others go on, and what it had comes back.
+#[test]
+fn sessions_fail_where_memory_ends() {
+    let Some(_turn) = gpu() else { return };
+    let model = load(GRAPHS, &[]).unwrap();
+    let cancel = Arc::new(Cancel::default());
+    let mut first = model.start(&cancel).unwrap();
+    forward(&model, first.as_mut(), &[1, 2, 3], 3).unwrap();
+
+    // Take all of it, piece by piece.
+    let free = || driver::mem_get_info().unwrap().0;
+    let before = free();
+    let mut taken = Vec::new();
+    let mut piece = 1usize << 33;
+    while piece >= 1 << 21 {
+        // SAFETY: it is freed below.
+        match unsafe { driver::malloc_sync(piece) } {
+            Ok(address) => taken.push(address),
+            Err(_) => piece /= 2,
+        }
+    }
+    let mut sessions = Vec::new();
+    let error = loop {
+        assert!(sessions.len() < 20_000, "the memory does not end");
+        let started = model.start(&cancel).map_err(Interrupt::from);
+        let ran = started.and_then(|mut sequence| {
+            forward(&model, sequence.as_mut(), &[4, 5], 2)?;
+            sessions.push(sequence);
+            Ok(())
+        });
+        match ran {
+            Ok(()) => {}
+            Err(Interrupt::Failed(error)) => break error,
+            Err(Interrupt::Cancelled) => panic!("nobody did"),
+        }
+    };
+    assert!(error.to_string().contains("out of memory"), "{error}");
+    forward(&model, first.as_mut(), &[4], 4).unwrap();
+    // SAFETY: allocated above, and used by nobody.
+    taken.into_iter().for_each(|address| unsafe { driver::free_sync(address).unwrap() });
+    drop(sessions);
+    let mut next = model.start(&cancel).unwrap();
+    forward(&model, next.as_mut(), &[1, 2, 3, 4], 4).unwrap();
+    assert!(worst(next.logits(4), first.logits(4)) < 0.03);
+    assert!(free() + (256 << 20) > before, "{} of {before} bytes are free", free());
+}
+
+/// What is asked of the provider reaches it, and what it refuses says what it was.
+#[test]
+fn options_reach_the_provider() {
+    let Some(_turn) = gpu() else { return };
+    load(GRAPHS, &[("gpu_mem_limit", "1073741824"), ("arena_extend_strategy", "kSameAsRequested")]).unwrap();
+    let error = load(GRAPHS, &[("gpu_mem_limit", "65536")]).err().unwrap();
+    assert!(error.to_string().contains("memory"), "{error}");
+    let error = load(GRAPHS, &[("no_such_option", "1")]).err().unwrap();
+    assert!(error.to_string().contains("no_such_option"), "{error}");
+    let settings = Settings {
+        provider: Provider::Cuda { device_id: 64, options: Default::default() },
+        scoring: None,
+        context_length: None,
+    };
+    let error = OnnxModel::load(&path(GRAPHS), "far", &settings).err().unwrap();
+    assert!(error.to_string().contains("device_id is 64"), "{error}");
+}
