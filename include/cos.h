@@ -445,6 +445,8 @@ void cos_error_free(struct cos_error *error);
  *                     "device_id": 0,         which GPU; 0 by default
  *                     "options": {},          of ONNX Runtime's CUDA provider, by its names, such as "gpu_mem_limit": bytes;
  *                                             "enable_cuda_graph": false has no passes captured
+ *                     "rows": "gpu",          or "host": where rows of logits stay that a GPU makes; by default on the GPU if
+ *                                             they are long
  *                     "name": "base",         for messages; the folder's name by default
  *                     "context_length": 4096, most tokens of a sequence; by default what the export says
  *                     "scoring": "parallel" },  or "one_by_one": how positions of a draft are scored; by default
@@ -527,6 +529,7 @@ size_t cos_engine_model_count(const struct cos_engine *engine);
  *         "provider": "cpu" or "cuda", "device_id": 0,
  *         "graphs": true,                                       whether passes are captured and replayed on the GPU
  *         "no_graphs": null,                                    or why not
+ *         "rows_on": "gpu" or "host",                           where rows of logits stay
  *         "inputs": [ { "name": "input_ids", "type": "int64" } ],       the caches aside
  *         "logits": { "name": "logits", "type": "float32", "columns": 4096,
  *                     "rows": "all", "counted" (by num_logits_to_keep) or "last" },

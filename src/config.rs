@@ -59,6 +59,8 @@ pub struct ExportConfig {
     pub name: Option<String>,
     /// How positions are scored, in place of what was found out.
     pub scoring: Option<ScoringName>,
+    /// Where the rows of logits of a model on a GPU stay; without it, that depends on their length.
+    pub rows: Option<RowsName>,
     /// Most tokens of a sequence, in place of what the export says.
     pub context_length: Option<usize>,
 }
@@ -73,6 +75,16 @@ pub enum ScoringName {
     OneByOne,
 }
 
+/// Where rows of logits stay.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RowsName {
+    /// Where the model is, of which a few numbers are asked.
+    Gpu,
+    /// They are copied to the host.
+    Host,
+}
+
 /// The keys of a model, before its kind says which of them it takes.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -85,6 +97,7 @@ struct ModelKeys {
     options: Option<BTreeMap<String, Value>>,
     name: Option<String>,
     scoring: Option<ScoringName>,
+    rows: Option<RowsName>,
     context_length: Option<usize>,
 }
 
@@ -100,7 +113,7 @@ impl TryFrom<ModelKeys> for ModelConfig {
     type Error = String;
 
     fn try_from(keys: ModelKeys) -> Result<Self, String> {
-        let ModelKeys { kind, path, provider, device_id, options, name, scoring, context_length } = keys;
+        let ModelKeys { kind, path, provider, device_id, options, name, scoring, rows, context_length } = keys;
         match kind {
             Kind::Onnx => Ok(ModelConfig::Onnx(ExportConfig {
                 path: path.ok_or("missing field `path` of a model")?,
@@ -109,6 +122,7 @@ impl TryFrom<ModelKeys> for ModelConfig {
                 options: options.unwrap_or_default().into_iter().map(provider_option).collect::<Result<_, _>>()?,
                 name,
                 scoring,
+                rows,
                 context_length,
             })),
             Kind::Ngram => {
@@ -118,6 +132,7 @@ impl TryFrom<ModelKeys> for ModelConfig {
                     ("device_id", device_id.is_some()),
                     ("options", options.is_some()),
                     ("scoring", scoring.is_some()),
+                    ("rows", rows.is_some()),
                     ("context_length", context_length.is_some()),
                 ];
                 match given.iter().find(|(_, given)| *given) {
@@ -407,6 +422,7 @@ mod tests {
             ("device_id", "0"),
             ("options", "{}"),
             ("scoring", "\"parallel\""),
+            ("rows", "\"gpu\""),
             ("context_length", "9"),
         ] {
             let ngram = format!(r#"{export},{{"kind":"ngram","{key}":{value}}}"#);

@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 
-use crate::config::{Combine, Config, ExportConfig, ModelConfig, ProviderName, ScoringName};
+use crate::config::{Combine, Config, ExportConfig, ModelConfig, ProviderName, RowsName, ScoringName};
 use crate::decode::combine::Combination;
 use crate::error::{Error, Result};
-use crate::model::{Model, Ngram, OnnxModel, Provider, Scoring, Settings, environment, library};
+use crate::model::{Model, Ngram, OnnxModel, Provider, RowsOn, Scoring, Settings, environment, library};
 use crate::planning::Priors;
 use crate::stats::Stats;
 use crate::text::Text;
@@ -189,7 +189,11 @@ fn load(config: &ExportConfig) -> Result<OnnxModel> {
         ScoringName::Parallel => Scoring::Parallel,
         ScoringName::OneByOne => Scoring::OneByOne,
     });
-    OnnxModel::load(&config.path, &name, &Settings { provider, scoring, context_length: config.context_length })
+    let rows = config.rows.map(|rows| match rows {
+        RowsName::Gpu => RowsOn::Gpu,
+        RowsName::Host => RowsOn::Host,
+    });
+    OnnxModel::load(&config.path, &name, &Settings { provider, scoring, context_length: config.context_length, rows })
 }
 
 fn folder_name(path: &Path) -> String {

@@ -13,7 +13,7 @@ use cos::decode::policy::{Strategy, Targets};
 use cos::decode::sampling::Sampler;
 use cos::engine::Engine;
 use cos::error::Error;
-use cos::model::{Cancel, Interrupt, Model, OnnxModel, Pass, Provider, Sequence, Settings, environment};
+use cos::model::{Cancel, Interrupt, Model, OnnxModel, Pass, Provider, RowsOn, Sequence, Settings, environment};
 use cos::session::{Options, Session, State};
 use cudarc::driver::result as driver;
 
@@ -45,16 +45,25 @@ fn path(form: &str) -> PathBuf {
 }
 
 fn load(form: &str, options: &[(&str, &str)]) -> Result<OnnxModel, Error> {
+    load_with(form, options, None)
+}
+
+fn load_with(form: &str, options: &[(&str, &str)], rows: Option<RowsOn>) -> Result<OnnxModel, Error> {
     environment(None, 0, None).unwrap();
     let options = options.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect();
     let provider = Provider::Cuda { device_id: 0, options };
-    OnnxModel::load(&path(form), form, &Settings { provider, scoring: None, context_length: None })
+    OnnxModel::load(&path(form), form, &Settings { provider, scoring: None, context_length: None, rows })
 }
 
 /// A weighted engine of exports, each with its provider.
 fn engine(models: &[(&str, &str)]) -> Arc<Engine> {
+    engine_with(models, "host")
+}
+
+fn engine_with(models: &[(&str, &str)], rows: &str) -> Arc<Engine> {
     let model = |(form, provider): &(&str, &str)| {
-        format!(r#"{{"path": "{}", "name": "{form}", "provider": "{provider}"}}"#, path(form).display())
+        let path = path(form);
+        format!(r#"{{"path": "{}", "name": "{form}", "provider": "{provider}", "rows": "{rows}"}}"#, path.display())
     };
     let models: Vec<String> = models.iter().map(model).collect();
     let weights = vec![1.0 / models.len() as f64; models.len()];
@@ -122,7 +131,7 @@ fn caches_survive_any_rollback() {
     let Some(_turn) = gpu() else { return };
     environment(None, 0, None).unwrap();
     let on_host = |form: &str| {
-        let settings = Settings { provider: Provider::Cpu, scoring: None, context_length: None };
+        let settings = Settings { provider: Provider::Cpu, scoring: None, context_length: None, rows: None };
         OnnxModel::load(&path(form), form, &settings).unwrap()
     };
     let no_graphs = &[("enable_cuda_graph", "0")][..];
@@ -158,6 +167,48 @@ fn caches_survive_any_rollback() {
     }
 }
 
+/// What is made of rows on the GPU is what their scores say.
+#[test]
+fn numbers_of_rows_are_theirs() {
+    let Some(_turn) = gpu() else { return };
+    for form in [GRAPHS, PLAIN] {
+        let model = load_with(form, &[], Some(RowsOn::Gpu)).unwrap();
+        assert_eq!(model.describe()["rows_on"], "gpu");
+        let mut sequence = model.start(&Arc::new(Cancel::default())).unwrap();
+        sequence.set_rate(1.25);
+        for (pass, width) in [3, 1, 1, 1, 4, 4, 4, 17].into_iter().enumerate() {
+            let start = sequence.len();
+            let tokens: Vec<i32> = (0..width).map(|index| token(7 * pass + index)).collect();
+            forward(&model, sequence.as_mut(), &tokens, start + 1).unwrap();
+            for position in start + 1..=sequence.len() {
+                let what = format!("{form}, position {position}");
+                let scored: Vec<f32> = (0..96).map(|token| sequence.score(position, token)).collect();
+                let (max, total) = sequence.normaliser(position, 1.25).expect(&what);
+                let (best, top, second) = sequence.best(position).expect(&what);
+                let shares = [0.0, 1e-4, 0.2, 0.4999, 0.9, 0.9999].map(|share| share * total);
+                let drawn = shares.map(|share| sequence.draw(position, share).expect(&what));
+                let row = sequence.logits(position);
+                assert_eq!(row, scored, "{what}");
+                let first = row.iter().position(|score| row.iter().all(|other| other <= score)).unwrap();
+                let others = row.iter().enumerate().filter(|(token, _)| *token != first);
+                assert_eq!((max, best, top), (row[first], first, row[first]), "{what}");
+                assert_eq!(second, others.map(|(_, &score)| score).fold(f32::NEG_INFINITY, f32::max), "{what}");
+                let weights: Vec<f64> = row.iter().map(|score| (f64::from(score - max) * 1.25).exp()).collect();
+                assert!((weights.iter().sum::<f64>() / total - 1.0).abs() < 1e-6, "{what}");
+                for (share, token) in shares.into_iter().zip(drawn) {
+                    let before: f64 = weights[..token].iter().sum();
+                    let near = 1e-6 * total;
+                    assert!(
+                        before <= share + near && share <= before + weights[token] + near,
+                        "{what}: {share}, {token}"
+                    );
+                }
+                assert_eq!(sequence.normaliser(position, 1.0), None);
+            }
+        }
+    }
+}
+
 /// Greedily, all strategies on the GPU give what the processor does, as far as what it prefers is more than rounding.
 #[test]
 fn greedy_text_is_the_processors() {
@@ -165,9 +216,11 @@ fn greedy_text_is_the_processors() {
     const ROUNDING: f64 = 0.02;
     let reference = engine(&[(HALF, "cpu"), (PLAIN, "cpu")]);
     let combination = reference.combination(None).unwrap();
-    for providers in [["cuda", "cuda"], ["cuda", "cpu"], ["cpu", "cuda"]] {
+    for (providers, rows) in
+        [(["cuda", "cuda"], "host"), (["cuda", "cuda"], "gpu"), (["cuda", "cpu"], "gpu"), (["cpu", "cuda"], "host")]
+    {
         let first = if providers[0] == "cuda" { GRAPHS } else { HALF };
-        let engine = engine(&[(first, providers[0]), (PLAIN, providers[1])]);
+        let engine = engine_with(&[(first, providers[0]), (PLAIN, providers[1])], rows);
         for (index, options) in ways().into_iter().enumerate() {
             if options.targets == Some(Targets::Routed) {
                 continue; // is of sampling only
@@ -192,11 +245,16 @@ fn greedy_text_is_the_processors() {
 #[test]
 fn draws_follow_the_processors_distribution() {
     let Some(_turn) = gpu() else { return };
-    const DRAWS: u64 = 3000;
     let reference = engine(&[(HALF, "cpu"), (PLAIN, "cpu")]);
+    for (rows, top_k) in [("host", 5), ("gpu", 5), ("gpu", 0)] {
+        draws_follow(&engine_with(&[(GRAPHS, "cuda"), (PLAIN, "cuda")], rows), &reference, top_k);
+    }
+}
+
+fn draws_follow(engine: &Arc<Engine>, reference: &Arc<Engine>, top_k: usize) {
+    const DRAWS: u64 = 2000;
     let combination = reference.combination(None).unwrap();
-    let engine = engine(&[(GRAPHS, "cuda"), (PLAIN, "cuda")]);
-    let sampling = Sampling { temperature: 0.7, top_k: 5, ..Sampling::PLAIN };
+    let sampling = Sampling { temperature: 0.7, top_k, ..Sampling::PLAIN };
     let prompt = [5, 9, 33, 20, 61];
     let after = |context: &[i32]| {
         let rows: Vec<Vec<f32>> = reference.models().iter().map(|model| fresh(model.as_ref(), context)).collect();
@@ -207,7 +265,7 @@ fn draws_follow_the_processors_distribution() {
         let mut seen = vec![vec![0u64; 96]; 97];
         for seed in 0..DRAWS {
             let options = Options { seed, max_tokens: 2, sampler: sampling.sampler(), ..clone(options) };
-            let told = decode(&engine, &prompt, &options);
+            let told = decode(engine, &prompt, &options);
             seen[96][told[0] as usize] += 1;
             seen[told[0] as usize][told[1] as usize] += 1;
         }
@@ -346,6 +404,7 @@ fn options_reach_the_provider() {
         provider: Provider::Cuda { device_id: 64, options: Default::default() },
         scoring: None,
         context_length: None,
+        rows: None,
     };
     let error = OnnxModel::load(&path(GRAPHS), "far", &settings).err().unwrap();
     assert!(error.to_string().contains("device_id is 64"), "{error}");

@@ -28,7 +28,7 @@ fn exports() -> PathBuf {
 
 fn load(path: &Path) -> Result<OnnxModel, Error> {
     environment(None, 0, None).unwrap();
-    OnnxModel::load(path, "model", &Settings { provider: provider(), scoring: None, context_length: None })
+    OnnxModel::load(path, "model", &Settings { provider: provider(), scoring: None, context_length: None, rows: None })
 }
 
 /// A folder with some files of an export.
@@ -451,7 +451,7 @@ fn sizes_that_no_model_has_are_refused() {
 fn loading_can_be_told_otherwise() {
     let load = |form: &str, scoring, context_length| {
         environment(None, 0, None).unwrap();
-        let settings = Settings { provider: Provider::Cpu, scoring, context_length };
+        let settings = Settings { provider: Provider::Cpu, scoring, context_length, rows: None };
         OnnxModel::load(&exports().join("llama").join(form), "model", &settings)
     };
     let slow = load("builder-int4-level4", Some(OneByOne), Option::None).unwrap();

@@ -371,9 +371,9 @@ impl Sequence for DoubleSequence {
         }
     }
 
-    fn proposal(&self, position: usize) -> Proposal<'_> {
+    fn proposal(&self, position: usize) -> Proposal {
         match self.inner.proposal(position) {
-            Proposal::Row(_) => Proposal::Row(self.logits(position)),
+            Proposal::Row => Proposal::Row,
             other => other,
         }
     }

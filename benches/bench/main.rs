@@ -194,6 +194,7 @@ fn load(folder: &Path, names: &[String]) -> Result<Arc<Engine>> {
             options: Default::default(),
             name: Some(name.clone()),
             scoring: None,
+            rows: None,
             context_length: None,
         })
     };

@@ -18,6 +18,8 @@ pub enum Purpose {
     Residual = 3,
     /// A token drawn from a target.
     Target = 4,
+    /// The model of a mixture that a token of its target is drawn from.
+    Component = 5,
 }
 
 /// Names one outcome of a sequence; no two outcomes share a key.
@@ -44,6 +46,11 @@ pub trait Weights {
 
     /// Write those from index `start` on.
     fn write(&self, start: usize, out: &mut [f32]);
+
+    /// The index at which their sum from the front passes `share`, where whoever has them knows it without writing them.
+    fn find(&self, _share: f64) -> Option<usize> {
+        None
+    }
 }
 
 impl Weights for [f32] {
@@ -107,6 +114,9 @@ impl Chance for CounterRng {
 /// The index at which the running sum of the weights passes the share `u` of the whole.
 fn quantile<W: Weights + ?Sized>(weights: &W, u: f64) -> usize {
     let mut left = u * weights.total();
+    if let Some(index) = weights.find(left) {
+        return index;
+    }
     let (mut piece, mut last) = ([0.0; PIECE], 0);
     for start in (0..weights.count()).step_by(PIECE) {
         let piece = &mut piece[..PIECE.min(weights.count() - start)];

@@ -85,10 +85,25 @@ impl Lane {
     fn process(&mut self, position: usize, sampler: &Sampler, candidates: &mut Candidates) -> Result<()> {
         let slot = position % self.stamps.len();
         if !self.is_processed(position) {
-            self.distributions[slot] = sampler.process(self.sequence.logits(position), candidates)?;
+            self.distributions[slot] = self.made(position, sampler, candidates)?;
             self.stamps[slot] = position;
         }
         Ok(())
+    }
+
+    fn made(&self, position: usize, sampler: &Sampler, candidates: &mut Candidates) -> Result<Distribution> {
+        match sampler.process_known(|rate| self.sequence.normaliser(position, rate))? {
+            Some(distribution) => Ok(distribution),
+            None => sampler.process(self.sequence.logits(position), candidates),
+        }
+    }
+
+    /// The greedy choice at a position.
+    fn best(&self, position: usize) -> Result<Best> {
+        match self.sequence.best(position) {
+            Some((token, score, second)) => Best::new(token, score, second),
+            None => sampling::argmax(self.sequence.logits(position)),
+        }
     }
 
     fn is_processed(&self, position: usize) -> bool {
@@ -98,16 +113,17 @@ impl Lane {
     /// What an observer is told of a token at a position: its probability, or greedily whether it is the first choice; and
     /// how sure of itself the model is there. A bad row gives nothing.
     fn look(&self, position: usize, token: usize, sampler: &Sampler, candidates: &mut Candidates) -> (f32, f32) {
-        let scores = self.sequence.logits(position);
         if sampler.is_greedy() {
             let told = |best: Best| (f32::from(u8::from(best.token == token)), best.confidence());
-            return sampling::argmax(scores).map_or((0.0, 0.0), told);
+            return self.best(position).map_or((0.0, 0.0), told);
         }
-        let told = |distribution: &Distribution| (distribution.probability(scores, token), distribution.confidence());
+        let told = |distribution: &Distribution| {
+            (distribution.probability_of(token, self.sequence.score(position, token)), distribution.confidence())
+        };
         if self.is_processed(position) {
             return told(&self.distributions[position % self.stamps.len()]);
         }
-        sampler.process(scores, candidates).map_or((0.0, 0.0), |distribution| told(&distribution))
+        self.made(position, sampler, candidates).map_or((0.0, 0.0), |distribution| told(&distribution))
     }
 
     /// The distribution of a position that was processed, and the row that it is made of.
@@ -117,10 +133,15 @@ impl Lane {
         (&self.distributions[slot], self.sequence.logits(position))
     }
 
+    /// To draw from the distribution of a position that was processed.
+    fn at(&self, position: usize) -> Place<'_> {
+        assert!(self.is_processed(position), "a row was drawn from before it was processed");
+        Place { lane: self, position, distribution: &self.distributions[position % self.stamps.len()] }
+    }
+
     /// The probability of a token at a position that was processed.
     fn probability(&self, position: usize, token: usize) -> f32 {
-        let (distribution, scores) = self.distribution(position);
-        distribution.probability(scores, token)
+        self.at(position).distribution.probability_of(token, self.sequence.score(position, token))
     }
 }
 
@@ -210,6 +231,8 @@ impl<C: Chance> Decoder<C> {
     fn fit(&mut self) {
         self.context_length = context_length(&self.models, &self.settings.combination, &self.settings.plan);
         self.max_pending = self.settings.plan.policy.max_pending();
+        let rate = self.settings.sampler.rate();
+        self.lanes.iter_mut().for_each(|lane| lane.sequence.set_rate(rate));
         for (model, lane) in self.models.iter().zip(&mut self.lanes) {
             // One for each pending position and the one after them; look-ups need none.
             let slots = if model.scores() { self.max_pending + 1 } else { 0 };
@@ -543,15 +566,15 @@ impl<C: Chance> Decoder<C> {
         let (token, confidence) = match self.lanes[model].sequence.proposal(position) {
             Proposal::Nothing => return Ok(false),
             Proposal::Token(token) => (token, None),
-            Proposal::Row(row) if self.settings.sampler.is_greedy() => {
-                let best = sampling::argmax(row)?;
+            Proposal::Row if self.settings.sampler.is_greedy() => {
+                let best = self.lanes[model].best(position)?;
                 (best.token as i32, Some(best.confidence()))
             }
-            Proposal::Row(_) => {
+            Proposal::Row => {
                 self.lanes[model].process(position, &self.settings.sampler, &mut self.candidates)?;
-                let (distribution, scores) = self.lanes[model].distribution(position);
-                let token = self.chance.pick(self.key(position, Purpose::Proposal), &distribution.of(scores));
-                (token as i32, Some(distribution.confidence()))
+                let place = self.lanes[model].at(position);
+                let token = self.chance.pick(self.key(position, Purpose::Proposal), &place);
+                (token as i32, Some(place.distribution.confidence()))
             }
         };
         let odds = self.estimates().map_or(1.0, |known| match confidence {
@@ -652,13 +675,12 @@ impl<C: Chance> Decoder<C> {
         let key = self.key(position, Purpose::Target);
         match target {
             Target::Token(best) => best,
-            Target::Row(model) => {
-                let (distribution, scores) = self.lanes[model].distribution(position);
-                self.chance.pick(key, &distribution.of(scores))
-            }
+            Target::Row(model) => self.chance.pick(key, &self.lanes[model].at(position)),
             Target::Mixture => {
-                let combination = &self.settings.combination;
-                self.chance.pick(key, &Mixed { combination, lanes: &self.lanes, position })
+                // From one of its parts, by their weights: that needs one row, where its model has it.
+                let weights = self.settings.combination.weights();
+                let model = self.chance.pick(self.key(position, Purpose::Component), weights);
+                self.chance.pick(key, &self.lanes[model].at(position))
             }
             Target::Scores(distribution) => self.chance.pick(key, &distribution.of(&self.scratch)),
         }
@@ -716,7 +738,8 @@ impl<C: Chance> Decoder<C> {
         let position = self.committed;
         if self.settings.sampler.is_greedy() {
             let row = |model: usize| self.lanes[model].sequence.logits(position);
-            let greedy = self.settings.combination.greedy(row, &mut self.scratch);
+            let best = |model: usize| self.lanes[model].best(position);
+            let greedy = self.settings.combination.greedy(best, row, &mut self.scratch);
             let best = greedy.map_err(|error| self.blame(position, error))?;
             self.counters.near_ties += u64::from(best.is_near_tie());
             return Ok(Target::Token(best.token));
@@ -855,30 +878,28 @@ impl<C: Chance> Decoder<C> {
     }
 }
 
-/// The mixture of the models' distributions at a position, to draw from.
-struct Mixed<'a> {
-    combination: &'a Combination,
-    lanes: &'a [Lane],
+/// A model's distribution at a position, to draw from.
+struct Place<'a> {
+    lane: &'a Lane,
     position: usize,
+    distribution: &'a Distribution,
 }
 
-impl Weights for Mixed<'_> {
+impl Weights for Place<'_> {
     fn count(&self) -> usize {
-        self.combination.needed().next().map_or(0, |model| self.lanes[model].distribution(self.position).1.len())
+        self.lane.sequence.logits(self.position).len()
     }
 
     fn total(&self) -> f64 {
-        let part =
-            |(model, weight): (usize, f32)| f64::from(weight) * self.lanes[model].distribution(self.position).0.sum();
-        self.combination.parts().map(part).sum()
+        self.distribution.total()
     }
 
     fn write(&self, start: usize, out: &mut [f32]) {
-        out.fill(0.0);
-        for (model, weight) in self.combination.parts() {
-            let (distribution, scores) = self.lanes[model].distribution(self.position);
-            distribution.add_from(start, scores, weight, out);
-        }
+        self.distribution.of(self.lane.sequence.logits(self.position)).write(start, out);
+    }
+
+    fn find(&self, share: f64) -> Option<usize> {
+        if self.distribution.is_whole() { self.lane.sequence.draw(self.position, share) } else { None }
     }
 }
 

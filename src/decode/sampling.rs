@@ -161,7 +161,17 @@ impl Distribution {
 
     /// The probability of one token.
     pub fn probability(&self, scores: &[f32], token: usize) -> f32 {
-        if self.keeps(scores[token], token) { self.weight(scores[token]) * self.scale() } else { 0.0 }
+        self.probability_of(token, scores[token])
+    }
+
+    /// The probability of a token of this score.
+    pub fn probability_of(&self, token: usize, score: f32) -> f32 {
+        if self.keeps(score, token) { self.weight(score) * self.scale() } else { 0.0 }
+    }
+
+    /// Whether no filter has taken any token away.
+    pub fn is_whole(&self) -> bool {
+        self.floor == f32::NEG_INFINITY
     }
 
     /// The natural logarithm of [`Distribution::probability`], also where that is too small for a float.
@@ -201,6 +211,11 @@ impl Distribution {
     /// Of all probabilities that [`Distribution::add`] makes, the sum: 1 but for the rounding of the scale.
     pub fn sum(&self) -> f64 {
         self.total * f64::from(self.scale())
+    }
+
+    /// The sum of all weights.
+    pub fn total(&self) -> f64 {
+        self.total
     }
 
     /// To draw from, with the row that it was made of.
@@ -322,14 +337,26 @@ impl Sampler {
         if filters { self.process(scores, candidates) } else { Distribution::normalised(normaliser, self.rate()) }
     }
 
+    /// What [`Sampler::process`] makes of a row without looking at it, of the largest score and the sum of `e^((score − max) · rate)` where
+    /// those are known.
+    pub fn process_known(&self, known: impl FnOnce(f32) -> Option<(f32, f64)>) -> Result<Option<Distribution>> {
+        if self.is_greedy() || self.filters(usize::MAX) {
+            return Ok(None);
+        }
+        let known = known(self.rate());
+        known
+            .map(|(max, total)| Ok(Distribution { total, ..Distribution::unfiltered(checked(max)?, self.rate()) }))
+            .transpose()
+    }
+
     /// Whether any filter is on for a row of so many scores.
     fn filters(&self, vocab_size: usize) -> bool {
         (self.top_k > 0 && self.top_k < vocab_size) || self.top_p < 1.0 || self.min_p > 0.0
     }
 
-    /// One over the temperature.
-    fn rate(&self) -> f32 {
-        (1.0 / self.temperature).min(f32::MAX)
+    /// One over the temperature; 1 for greedy sampling, which asks for none.
+    pub fn rate(&self) -> f32 {
+        if self.is_greedy() { 1.0 } else { (1.0 / self.temperature).min(f32::MAX) }
     }
 }
 
@@ -389,6 +416,12 @@ pub struct Best {
 }
 
 impl Best {
+    /// Of a token, its score and the largest of all others.
+    pub fn new(token: usize, score: f32, second: f32) -> Result<Self> {
+        let score = checked(score)?;
+        Ok(Best { token, score, margin: score - second })
+    }
+
     /// How sure of itself the model is, between 0 and 1: the share of the two best tokens by which the better one leads.
     pub fn confidence(&self) -> f32 {
         (0.5 * self.margin).tanh()
@@ -402,9 +435,8 @@ impl Best {
 
 /// The [`Best`] of a row; an error if there is no score that is finite, or if any is NaN or plus infinity.
 pub fn argmax(scores: &[f32]) -> Result<Best> {
-    let (token, max, second) = kernels::best_two(scores);
-    let score = checked(max)?;
-    Ok(Best { token, score, margin: score - second })
+    let (token, score, second) = kernels::best_two(scores);
+    Best::new(token, score, second)
 }
 
 #[cfg(test)]

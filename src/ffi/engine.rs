@@ -42,6 +42,8 @@ impl cos_engine {
 ///                     "device_id": 0,         which GPU; 0 by default
 ///                     "options": {},          of ONNX Runtime's CUDA provider, by its names, such as "gpu_mem_limit": bytes;
 ///                                             "enable_cuda_graph": false has no passes captured
+///                     "rows": "gpu",          or "host": where rows of logits stay that a GPU makes; by default on the GPU if
+///                                             they are long
 ///                     "name": "base",         for messages; the folder's name by default
 ///                     "context_length": 4096, most tokens of a sequence; by default what the export says
 ///                     "scoring": "parallel" },  or "one_by_one": how positions of a draft are scored; by default
@@ -175,6 +177,7 @@ pub unsafe extern "C" fn cos_engine_model_count(engine: *const cos_engine) -> us
 ///         "provider": "cpu" or "cuda", "device_id": 0,
 ///         "graphs": true,                                       whether passes are captured and replayed on the GPU
 ///         "no_graphs": null,                                    or why not
+///         "rows_on": "gpu" or "host",                           where rows of logits stay
 ///         "inputs": [ { "name": "input_ids", "type": "int64" } ],       the caches aside
 ///         "logits": { "name": "logits", "type": "float32", "columns": 4096,
 ///                     "rows": "all", "counted" (by num_logits_to_keep) or "last" },

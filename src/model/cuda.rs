@@ -23,6 +23,31 @@ pub struct Device {
     side: sys::CUstream,
     /// Held while work is put on the stream.
     queue: Mutex<()>,
+    kernels: Option<Kernels>,
+}
+
+/// The functions of `cuda/rows.cu`.
+#[derive(Debug)]
+pub struct Kernels {
+    /// Keeps rows of logits, and looks at their parts.
+    pub keep: sys::CUfunction,
+    /// Joins what is known of the parts.
+    pub summarise: sys::CUfunction,
+    /// Draws a token.
+    pub draw: sys::CUfunction,
+}
+
+impl Kernels {
+    /// Have the driver compile them, for the context that is current.
+    fn load() -> Result<Self, DriverError> {
+        const SOURCE: &str = concat!(include_str!("cuda/rows.ptx"), "\0");
+        // SAFETY: the source ends with a zero; the module stays as long as the context.
+        unsafe {
+            let module = result::module::load_data(SOURCE.as_ptr().cast())?;
+            let function = |name: &std::ffi::CStr| result::module::get_function(module, name.into());
+            Ok(Kernels { keep: function(c"keep")?, summarise: function(c"summarise")?, draw: function(c"draw")? })
+        }
+    }
 }
 
 // SAFETY: the driver's handles may be used by any thread, once the context is current there.
@@ -59,7 +84,16 @@ impl Device {
                 Ok((create()?, create()?))
             });
             match streams {
-                Ok((stream, side)) => Ok(Arc::new(Device { id, device, context, stream, side, queue: Mutex::new(()) })),
+                Ok((stream, side)) => {
+                    let loaded = Kernels::load().inspect_err(|error| {
+                        tracing::warn!(
+                            "rows of logits go to the host, for the driver refuses kernels: {}",
+                            describe(*error)
+                        );
+                    });
+                    let kernels = loaded.ok();
+                    Ok(Arc::new(Device { id, device, context, stream, side, queue: Mutex::new(()), kernels }))
+                }
                 Err(error) => {
                     _ = result::primary_ctx::release(device);
                     Err(failed(error))
@@ -71,6 +105,16 @@ impl Device {
     /// Its number.
     pub fn id(&self) -> i32 {
         self.id
+    }
+
+    /// Whether it has what [`Device::kernels`] gives.
+    pub fn has_kernels(&self) -> bool {
+        self.kernels.is_some()
+    }
+
+    /// What is run on rows of logits.
+    pub fn kernels(&self) -> ort::Result<&Kernels> {
+        self.kernels.as_ref().ok_or_else(|| ort::Error::new("there are no kernels"))
     }
 
     /// Where ONNX Runtime is to put its work.
@@ -132,6 +176,31 @@ impl Queue<'_> {
             let address = from.address + start as u64;
             result::memcpy_dtoh_async(&mut to.bytes_mut()[start..end], address, self.device.stream)
         })
+    }
+
+    /// Copy `bytes` of a buffer on the device to the front of a host buffer.
+    pub fn copy_part(&self, from: &DeviceBuffer, place: usize, to: &mut HostBuffer, bytes: usize) -> ort::Result<()> {
+        assert!(place + bytes <= from.bytes && bytes <= to.bytes);
+        // SAFETY: as above.
+        done(unsafe {
+            let address = from.address + place as u64;
+            result::memcpy_dtoh_async(&mut to.bytes_mut()[..bytes], address, self.device.stream)
+        })
+    }
+
+    /// Run a kernel, on a grid of blocks of so many threads.
+    ///
+    /// # Safety
+    /// The arguments are what the kernel takes, and what they point to stays until it is done.
+    pub unsafe fn run(
+        &self,
+        kernel: sys::CUfunction,
+        grid: (u32, u32, u32),
+        threads: u32,
+        arguments: &mut [*mut c_void],
+    ) -> ort::Result<()> {
+        // SAFETY: as the caller says.
+        done(unsafe { result::launch_kernel(kernel, grid, (threads, 1, 1), 0, self.device.stream, arguments) })
     }
 
     /// Have what `work` puts on the stream recorded instead of run.
@@ -238,6 +307,11 @@ impl DeviceBuffer {
     /// Its length in bytes.
     pub fn len(&self) -> usize {
         self.bytes
+    }
+
+    /// Its address on the device, for kernels.
+    pub fn place(&self) -> u64 {
+        self.address
     }
 
     /// Its address on the device.

@@ -8,6 +8,7 @@ use ort::value::TensorElementType;
 
 use super::binding::Tensor;
 use super::cuda::{Device, DeviceBuffer, Event, Graph, HostBuffer, Queue};
+use super::rows::{Control, DeviceRows};
 
 /// The widest pass that is captured: drafts are shorter, prompts longer.
 const WIDEST_GRAPH: usize = 16;
@@ -51,12 +52,23 @@ pub struct Gpu {
     logits: Option<Pair>,
     wide: Option<Pair>,
     memory: MemoryInfo<'static>,
+    /// Where rows stay, if they do.
+    pub rows: Option<DeviceRows>,
     device: Arc<Device>,
+}
+
+/// Where the rows of a pass go.
+#[derive(Clone, Copy)]
+pub enum Output {
+    /// These bytes of the logits to the host.
+    Host(usize, usize),
+    /// So many rows are kept where they are.
+    Device(usize),
 }
 
 impl Gpu {
     /// Without any buffers yet.
-    pub fn new(device: &Arc<Device>, no_graphs: Option<String>) -> ort::Result<Self> {
+    pub fn new(device: &Arc<Device>, no_graphs: Option<String>, rows: Option<DeviceRows>) -> ort::Result<Self> {
         Ok(Gpu {
             graphs: Vec::new(),
             no_graphs,
@@ -66,6 +78,7 @@ impl Gpu {
             logits: None,
             wide: None,
             memory: MemoryInfo::new(AllocationDevice::CUDA, device.id(), AllocatorType::Device, MemoryType::Default)?,
+            rows,
             device: device.clone(),
         })
     }
@@ -95,7 +108,8 @@ impl Gpu {
     /// Bytes of its buffers.
     pub fn bytes(&self) -> usize {
         let pairs = [&self.inputs, &self.logits, &self.wide];
-        pairs.into_iter().flatten().map(|pair| 2 * pair.there.len()).sum()
+        let pairs: usize = pairs.into_iter().flatten().map(|pair| 2 * pair.there.len()).sum();
+        pairs + self.rows.as_ref().map_or(0, DeviceRows::bytes)
     }
 
     /// Buffers that graphs know have moved.
@@ -103,8 +117,13 @@ impl Gpu {
         self.graphs.clear();
     }
 
-    /// Set the inputs, in their order.
-    pub fn fill<'a>(&mut self, inputs: impl Iterator<Item = &'a [u8]> + Clone) -> ort::Result<()> {
+    /// Set the inputs, in their order, and what kernels are told.
+    pub fn fill<'a>(
+        &mut self,
+        inputs: impl Iterator<Item = &'a [u8]> + Clone,
+        control: &'a Control,
+    ) -> ort::Result<()> {
+        let inputs = inputs.chain(std::iter::once(bytemuck::bytes_of(control)));
         let fits = self.places.len() == inputs.clone().count()
             && inputs.clone().zip(&self.places).all(|(bytes, (_, room))| bytes.len() <= *room);
         if !fits {
@@ -186,38 +205,49 @@ impl Gpu {
         self.inputs.as_ref().map_or(Ok(()), |pair| queue.copy_in(&pair.host, &pair.there, pair.there.len()))
     }
 
-    /// Whether a pass of this width was captured, so that nothing need be bound for it.
-    pub fn has_graph(&self, width: usize) -> bool {
-        self.graphs.iter().any(|(of, captured)| *of == width && matches!(captured, Captured::Graph(_)))
+    /// Whether passes whose rows go there are captured: those whose rows go where they usually do.
+    fn captures_to(&self, output: Output) -> bool {
+        self.no_graphs.is_none() && self.rows.is_some() == matches!(output, Output::Device(_))
     }
 
-    /// Run a pass, by a graph if there is one, and otherwise by `run`; wait for it. Of the logits, the bytes of this range come back.
-    pub fn pass(
-        &mut self,
-        width: usize,
-        start: usize,
-        end: usize,
-        mut run: impl FnMut() -> ort::Result<()>,
-    ) -> ort::Result<()> {
-        let Gpu { graphs, no_graphs, done, inputs, logits, wide, device, .. } = self;
+    /// Whether a pass of this width was captured, so that nothing need be bound for it.
+    pub fn has_graph(&self, width: usize, output: Output) -> bool {
+        self.captures_to(output)
+            && self.graphs.iter().any(|(of, captured)| *of == width && matches!(captured, Captured::Graph(_)))
+    }
+
+    /// Run a pass, by a graph if there is one, and otherwise by `run`; wait for it.
+    pub fn pass(&mut self, width: usize, output: Output, mut run: impl FnMut() -> ort::Result<()>) -> ort::Result<()> {
+        let captures = self.captures_to(output) && width <= WIDEST_GRAPH;
+        let Gpu { graphs, no_graphs, done, inputs, places, logits, wide, rows, device, .. } = self;
         let logits = if width <= WIDEST_GRAPH { logits } else { wide };
         let queue = device.queue()?;
-        let mut work = |queue: &Queue, start: usize| {
+        let mut work = |queue: &Queue, output: Output| {
+            let mut control = 0;
             if let Some(pair) = inputs {
+                control = pair.there.place() + places.last().map_or(0, |(place, _)| *place as u64);
                 queue.copy_in(&pair.host, &pair.there, pair.there.len())?;
             }
             run()?;
-            logits.as_mut().map_or(Ok(()), |pair| queue.copy_out(&pair.there, &mut pair.host, start, end))
+            match (logits.as_mut(), rows.as_ref(), output) {
+                (Some(pair), _, Output::Host(start, end)) => queue.copy_out(&pair.there, &mut pair.host, start, end),
+                (Some(pair), Some(rows), Output::Device(given)) => rows.queue(queue, &pair.there, given, control),
+                _ => Ok(()),
+            }
         };
-        let known = graphs.iter().position(|(of, _)| *of == width);
+        // All rows come back, since later passes want other ones.
+        let whole = match output {
+            Output::Host(_, end) => Output::Host(0, end),
+            kept => kept,
+        };
+        let known = graphs.iter().position(|(of, _)| captures && *of == width);
         let result = match known.map(|index| graphs.remove(index).1) {
             Some(Captured::Graph(graph)) => {
                 let result = queue.launch(&graph);
                 graphs.push((width, Captured::Graph(graph)));
                 result
             }
-            // All rows come back, since later passes want other ones.
-            Some(Captured::Warm) => match queue.capture(|queue| work(queue, 0)) {
+            Some(Captured::Warm) => match queue.capture(|queue| work(queue, whole)) {
                 Ok(graph) => {
                     let result = queue.launch(&graph);
                     graphs.push((width, Captured::Graph(graph)));
@@ -226,17 +256,17 @@ impl Gpu {
                 Err(error) => {
                     tracing::warn!("a pass of {width} tokens cannot be captured: {error}");
                     *no_graphs = Some(error.to_string());
-                    work(&queue, start)
+                    work(&queue, output)
                 }
             },
             None => {
-                if no_graphs.is_none() && width <= WIDEST_GRAPH {
+                if captures {
                     if graphs.len() == MOST_GRAPHS {
                         graphs.remove(0);
                     }
                     graphs.push((width, Captured::Warm));
                 }
-                work(&queue, start)
+                work(&queue, output)
             }
         };
         match result.and_then(|()| queue.record(done)) {

@@ -14,6 +14,7 @@ mod huge_pages;
 mod ngram;
 mod onnx;
 mod recognise;
+mod rows;
 mod runtime;
 pub mod scripted;
 mod weights;
@@ -29,7 +30,7 @@ use serde_json::{Value, json};
 
 pub use export::{CacheKind, Export, Role, Rollback, Rows, Scoring};
 pub use ngram::Ngram;
-pub use onnx::{OnnxModel, Provider, Settings};
+pub use onnx::{OnnxModel, Provider, RowsOn, Settings};
 pub use runtime::{LIBRARY_VARIABLE, environment, library};
 
 use crate::error::{Error, Result};
@@ -111,10 +112,34 @@ pub trait Sequence: Any + Send {
     /// The row of logits of `position`, `vocab_size` values. Only rows that [`Pass::keep`] kept may be asked for.
     fn logits(&self, position: usize) -> &[f32];
 
+    /// The score of a token at `position`: that of its row of logits, which need not be had in full.
+    fn score(&self, position: usize, token: usize) -> f32 {
+        self.logits(position)[token]
+    }
+
+    /// One over the temperature that rows will be asked about, where that is done without the row.
+    fn set_rate(&mut self, _rate: f32) {}
+
+    /// The largest score at `position`, and the sum of `e^((score − max) · rate)`, where they are known without the row; the maximum
+    /// is NaN for a bad row.
+    fn normaliser(&self, _position: usize, _rate: f32) -> Option<(f32, f64)> {
+        None
+    }
+
+    /// The first token of the largest score at `position`, that score, and the largest of all others, in the same way.
+    fn best(&self, _position: usize) -> Option<(usize, f32, f32)> {
+        None
+    }
+
+    /// The token at which the sum of these weights from the front reaches `share`, in the same way, for what `normaliser` gave.
+    fn draw(&self, _position: usize, _share: f64) -> Option<usize> {
+        None
+    }
+
     /// What the model proposes for `position`, which is the one behind all that it has seen. A model that does not score
     /// may be asked of earlier positions too: what it would have proposed.
-    fn proposal(&self, position: usize) -> Proposal<'_> {
-        Proposal::Row(self.logits(position))
+    fn proposal(&self, _position: usize) -> Proposal {
+        Proposal::Row
     }
 
     /// Time spent inside the model so far.
@@ -153,9 +178,9 @@ impl std::iter::Sum for Memory {
 
 /// What a model proposes for a position.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Proposal<'a> {
-    /// A draw from the distribution of these logits.
-    Row(&'a [f32]),
+pub enum Proposal {
+    /// A draw from the distribution of the row of logits there.
+    Row,
     /// This token, for certain.
     Token(i32),
     /// None.

@@ -51,7 +51,7 @@ impl Sequence for NgramSequence {
         unreachable!("a look-up has no logits")
     }
 
-    fn proposal(&self, position: usize) -> Proposal<'_> {
+    fn proposal(&self, position: usize) -> Proposal {
         match successor(&self.tokens[..position]) {
             Some(token) => Proposal::Token(token),
             None => Proposal::Nothing,

@@ -24,9 +24,10 @@ use super::binding::{Binding, Tensor};
 use super::cache::{Cache, Store};
 use super::check::{self, Deviation, Excuses};
 use super::export::{self, CacheKind, CacheTensor, Export, Input, Logits, Role, Rollback, Rows, Scoring};
-use super::gpu::Gpu;
+use super::gpu::{Gpu, Output};
 use super::graph::Graph;
 use super::recognise::read_export;
+use super::rows::{self, Control, DeviceRows};
 use super::weights::{self, Loaded};
 use super::{Cancel, CancelHook, Interrupt, Memory, Model, Pass, Sequence, huge_pages};
 use crate::error::{Error, Result};
@@ -70,7 +71,21 @@ pub struct Settings {
     pub scoring: Option<Scoring>,
     /// Most tokens of a sequence, in place of what the export says.
     pub context_length: Option<usize>,
+    /// Where the rows of logits of a model on a GPU stay; `None` is settled by their length.
+    pub rows: Option<RowsOn>,
 }
+
+/// Where rows of logits are read, and proposals verified.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RowsOn {
+    /// On the host, where they are copied to.
+    Host,
+    /// On the GPU, of which a few numbers are asked.
+    Gpu,
+}
+
+/// Columns from which on rows stay on the GPU: shorter ones are copied and read in less time than it takes to ask the GPU.
+const LONG_ROW: usize = 1 << 15;
 
 /// A language model that ONNX Runtime runs.
 pub struct OnnxModel {
@@ -86,6 +101,7 @@ pub struct OnnxModel {
     pass_times: Vec<(usize, Duration)>,
     /// Why passes on a GPU are not captured, if they are not.
     no_graphs: Option<String>,
+    rows: Option<RowsOn>,
     spares: Arc<Spares>,
 }
 
@@ -120,6 +136,7 @@ impl OnnxModel {
             vocab_size: 0,
             deviation: 0.0,
             pass_times: Vec::new(),
+            rows: settings.rows,
             spares: Arc::default(),
         };
         model.try_out()?;
@@ -148,6 +165,15 @@ impl OnnxModel {
     /// Whether passes on a GPU are captured.
     fn captures(&self) -> bool {
         self.loaded.device.is_some() && self.no_graphs.is_none()
+    }
+
+    /// Where its rows stay.
+    fn rows_on(&self) -> RowsOn {
+        let long = if self.export.logits.columns >= LONG_ROW { RowsOn::Gpu } else { RowsOn::Host };
+        match &self.loaded.device {
+            Some(device) if device.has_kernels() => self.rows.unwrap_or(long),
+            _ => RowsOn::Host,
+        }
     }
 
     fn export_mut(&mut self) -> &mut Export {
@@ -257,7 +283,15 @@ impl OnnxModel {
         }
         let gpu = match &self.loaded.device {
             None => None,
-            Some(device) => Some(Gpu::new(device, self.no_graphs.clone()).map_err(failed)?),
+            Some(device) => {
+                let rows = if self.rows_on() == RowsOn::Gpu {
+                    let Logits { columns, element, .. } = self.export.logits;
+                    DeviceRows::new(device, columns, element).map_err(failed)?
+                } else {
+                    None
+                };
+                Some(Gpu::new(device, self.no_graphs.clone(), rows).map_err(failed)?)
+            }
         };
         let feeds = self.export.inputs.iter().map(|input| Feed { input: input.clone(), numbers: Numbers::of(input) });
         Ok(lend(OnnxSequence {
@@ -322,6 +356,7 @@ impl Model for OnnxModel {
             "device_id": device_id,
             "graphs": self.captures(),
             "no_graphs": self.no_graphs,
+            "rows_on": if self.rows_on() == RowsOn::Gpu { "gpu" } else { "host" },
             "deviation": self.deviation,
         });
         if let (Value::Object(description), Value::Object(own)) = (&mut description, own) {
@@ -464,8 +499,36 @@ impl Sequence for Lent {
     }
 
     fn logits(&self, position: usize) -> &[f32] {
+        &self.get().row(position)[..self.get().vocab_size]
+    }
+
+    fn score(&self, position: usize, token: usize) -> f32 {
+        match self.get().on_gpu(position) {
+            Some(rows) => rows.score(position, token).unwrap_or(f32::NAN),
+            None => self.logits(position)[token],
+        }
+    }
+
+    fn set_rate(&mut self, rate: f32) {
+        if let Some(rows) = self.get_mut().gpu.as_mut().and_then(|gpu| gpu.rows.as_mut()) {
+            rows.rate = rate;
+        }
+    }
+
+    fn normaliser(&self, position: usize, rate: f32) -> Option<(f32, f64)> {
+        let summary = self.get().on_gpu(position)?.summary(position, rate)?;
+        Some((summary.max, summary.total))
+    }
+
+    fn best(&self, position: usize) -> Option<(usize, f32, f32)> {
+        let rows = self.get().on_gpu(position)?;
+        let summary = rows.summary(position, rows.rate)?;
+        Some((summary.best as usize, summary.max, summary.second))
+    }
+
+    fn draw(&self, position: usize, share: f64) -> Option<usize> {
         let sequence = self.get();
-        &sequence.rows.row(position)[..sequence.vocab_size]
+        sequence.on_gpu(position)?.draw(position, sequence.vocab_size, share).ok()
     }
 
     fn elapsed(&self) -> Duration {
@@ -490,10 +553,26 @@ impl OnnxSequence {
         self.tokens.truncate(len);
     }
 
+    /// The rows on the GPU, if that of a position is among them.
+    fn on_gpu(&self, position: usize) -> Option<&DeviceRows> {
+        self.gpu.as_ref().and_then(|gpu| gpu.rows.as_ref()).filter(|rows| rows.holds(position))
+    }
+
+    /// The row of a position, padding and all.
+    fn row(&self, position: usize) -> &[f32] {
+        match self.on_gpu(position) {
+            Some(rows) => rows.row(position),
+            None => self.rows.row(position),
+        }
+    }
+
     /// Begin anew, as if nothing had been: what another session's text left in the cache goes.
     fn restart(&mut self, options: Arc<RunOptions>, cancel: &Arc<Cancel>, vocab_size: usize) -> Result<()> {
         self.truncate(0);
         self.cache.clear()?;
+        if let Some(rows) = self.gpu.as_mut().and_then(|gpu| gpu.rows.as_mut()) {
+            rows.clear();
+        }
         self.rows =
             LogitRows { rows: std::mem::take(&mut self.rows.rows), ..LogitRows::new(self.export.logits.columns) };
         (self.options, self.cancel, self.vocab_size) = (options, cancel.clone(), vocab_size);
@@ -555,10 +634,7 @@ impl OnnxSequence {
         };
         self.cache.settle(result.is_ok());
         match result {
-            Ok(()) => {
-                self.read_raw(tokens.len(), unwanted);
-                Ok(())
-            }
+            Ok(()) => Ok(()),
             Err(error) => {
                 self.sound = false;
                 if self.cancel.is_requested() {
@@ -571,7 +647,7 @@ impl OnnxSequence {
 
     /// Run a pass without knowing the shape of the logits, and return it.
     fn try_out(&mut self, tokens: &[i32]) -> ort::Result<Vec<i64>> {
-        self.fill_inputs(tokens, tokens.len())?;
+        self.fill_inputs(tokens, tokens.len(), &Control::zeroed())?;
         self.bind_inputs()?;
         self.binding.output_anywhere(&self.export.logits.name, &self.memory)?;
         match &self.gpu {
@@ -591,49 +667,90 @@ impl OnnxSequence {
         let started = Instant::now();
         let result = self.binding.run(&self.options);
         self.elapsed += started.elapsed();
-        result
+        result?;
+        self.read_raw(tokens.len(), unwanted);
+        Ok(())
     }
 
     /// As [`OnnxSequence::run_on_host`], with copies before and behind, and by a graph if one was captured of this width.
     fn run_on_gpu(&mut self, tokens: &[i32], unwanted: usize, keep: usize) -> ort::Result<()> {
-        let wanted = tokens.len() - unwanted;
-        let position = self.cache.len() + 1 + unwanted;
-        self.fill_inputs(tokens, wanted)?;
-        let given = self.rows_given(tokens.len(), wanted);
-        self.rows.reserve(position, wanted, keep)?;
+        let (width, wanted) = (tokens.len(), tokens.len() - unwanted);
+        let start = self.cache.len();
+        let position = start + 1 + unwanted;
+        let end = position + wanted;
+        let given = self.rows_given(width, wanted);
+        let keep = keep.min(position);
+        let kept = self.gpu.as_ref().and_then(|gpu| gpu.rows.as_ref()).filter(|_| end - keep <= rows::SLOTS);
+        let (control, output) = match kept {
+            Some(rows) => {
+                let control = rows.control(start, tokens, end - given, given - wanted, self.vocab_size);
+                (control, Output::Device(given))
+            }
+            None => {
+                self.join_rows(position, keep);
+                (Control::zeroed(), Output::Host(given - wanted, given))
+            }
+        };
+        self.fill_inputs(tokens, wanted, &control)?;
         let Logits { element, columns, .. } = self.export.logits;
         let row = columns * export::element_bytes(element).unwrap_or(4);
+        let output = match output {
+            Output::Host(from, to) => {
+                self.rows.reserve(position, wanted, keep)?;
+                Output::Host(from * row, to * row)
+            }
+            kept => kept,
+        };
         let gpu = self.gpu.as_mut().expect("it is on a GPU");
-        gpu.make_room(given * row, tokens.len())?;
+        gpu.make_room(given * row, width)?;
         self.peak_logits = self.peak_logits.max(self.logits_bytes());
         let started = Instant::now();
-        let result = self.queue_pass(tokens.len(), (given - wanted) * row, given * row);
+        let result = self.queue_pass(width, given, output);
         self.elapsed += started.elapsed();
-        result
+        result?;
+        match (output, self.gpu.as_mut().and_then(|gpu| gpu.rows.as_mut())) {
+            (Output::Device(_), Some(rows)) => rows.keep(position..end),
+            (_, rows) => {
+                if let Some(rows) = rows {
+                    rows.lose(position..end);
+                }
+                self.read_raw(width, unwanted);
+            }
+        }
+        Ok(())
     }
 
-    /// Put a pass on the GPU's stream, and wait for it. Of the logits, the bytes of this range come back.
-    fn queue_pass(&mut self, width: usize, start: usize, end: usize) -> ort::Result<()> {
-        let use_graph = self.gpu.as_ref().is_some_and(|gpu| gpu.has_graph(width));
+    /// Have the rows from `keep` on that come before `position` on the host, beside each other: some are if the last pass left them there.
+    fn join_rows(&mut self, position: usize, keep: usize) {
+        if self.rows.next() == position || self.gpu.as_ref().is_none_or(|gpu| gpu.rows.is_none()) {
+            return;
+        }
+        let kept: Vec<Vec<f32>> = (keep..position).map(|position| self.row(position).to_vec()).collect();
+        self.rows.set(keep, &kept);
+    }
+
+    /// Put a pass on the GPU's stream, and wait for it.
+    fn queue_pass(&mut self, width: usize, given: usize, output: Output) -> ort::Result<()> {
+        let use_graph = self.gpu.as_ref().is_some_and(|gpu| gpu.has_graph(width, output));
         if !use_graph {
             self.bind_inputs()?;
             let Logits { name, element, rank, columns, .. } = &self.export.logits;
-            let row = columns * export::element_bytes(*element).unwrap_or(4);
-            let shape = [1, (end / row) as i64, *columns as i64];
+            let bytes = given * columns * export::element_bytes(*element).unwrap_or(4);
+            let shape = [1, given as i64, *columns as i64];
             let shape = if *rank == 2 { &[1, *columns as i64][..] } else { &shape };
             let gpu = self.gpu.as_mut().expect("it is on a GPU");
-            let value = gpu.logits_tensor(width, end, *element, shape)?;
+            let value = gpu.logits_tensor(width, bytes, *element, shape)?;
             self.binding.output(name, &value)?;
         }
         let OnnxSequence { gpu, binding, options, .. } = self;
-        gpu.as_mut().expect("it is on a GPU").pass(width, start, end, || binding.run(options))
+        gpu.as_mut().expect("it is on a GPU").pass(width, output, || binding.run(options))
     }
 
     /// Point the inputs and outputs at what this pass reads and writes.
     fn bind(&mut self, tokens: &[i32], unwanted: usize, keep: usize) -> ort::Result<()> {
         let position = self.cache.len() + 1 + unwanted;
         let wanted = tokens.len() - unwanted;
-        self.fill_inputs(tokens, wanted)?;
+        self.fill_inputs(tokens, wanted, &Control::zeroed())?;
         self.bind_inputs()?;
         let given = self.rows_given(tokens.len(), wanted);
         let Logits { name, element, rank, columns, .. } = &self.export.logits;
@@ -708,7 +825,7 @@ impl OnnxSequence {
     }
 
     /// Make room in the cache for a pass, and make its inputs.
-    fn fill_inputs(&mut self, tokens: &[i32], wanted: usize) -> ort::Result<()> {
+    fn fill_inputs(&mut self, tokens: &[i32], wanted: usize, control: &Control) -> ort::Result<()> {
         let mut prepared = self.cache.prepare(tokens.len());
         if prepared.is_err() && self.spares.upgrade().is_some_and(|spares| spares.clear()) {
             prepared = self.cache.prepare(tokens.len()); // with the memory that nobody used
@@ -755,7 +872,7 @@ impl OnnxSequence {
                 gpu.forget_graphs();
             }
             let on_device = self.feeds.iter().filter(|feed| feed.input.role.is_sequence());
-            gpu.fill(on_device.map(|feed| feed.numbers.bytes()))?;
+            gpu.fill(on_device.map(|feed| feed.numbers.bytes()), control)?;
         }
         Ok(())
     }
@@ -917,6 +1034,18 @@ impl LogitRows {
     fn row(&self, position: usize) -> &[f32] {
         let start = (position - self.first) * self.columns;
         &self.rows[start..start + self.columns]
+    }
+
+    /// The position behind the last row.
+    fn next(&self) -> usize {
+        self.first + self.end / self.columns
+    }
+
+    /// These rows, from a position on, and no others.
+    fn set(&mut self, first: usize, rows: &[Vec<f32>]) {
+        self.rows.clear();
+        rows.iter().for_each(|row| self.rows.extend_from_slice(row));
+        (self.first, self.end) = (first, self.rows.len());
     }
 
     /// Room for the rows of `count` positions from `position` on, keeping those from `keep` on that come before.

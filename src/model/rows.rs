@@ -1,0 +1,330 @@
+//! Rows of logits that stay on a GPU, and what is made of them there: see `cuda/rows.cu`.
+
+use std::cell::{Cell, OnceCell, RefCell};
+use std::sync::Arc;
+
+use bytemuck::{Pod, Zeroable};
+use half::slice::HalfFloatSliceExt;
+use half::{bf16, f16};
+use ort::value::TensorElementType;
+
+use super::cuda::{Device, DeviceBuffer, Event, HostBuffer, Queue};
+
+/// Rows that are kept. The same number is in `rows.cu`, as are the next two.
+pub const SLOTS: usize = 64;
+const CHUNKS: usize = 32;
+const THREADS: usize = 256;
+
+/// Tokens of a pass whose scores are noted.
+const NOTED: usize = 16;
+
+/// What the kernels are told of a pass.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Zeroable, Pod)]
+pub struct Control {
+    first: i32,
+    skipped: i32,
+    vocab: i32,
+    rate: f32,
+    start: i32,
+    known: i32,
+    width: i32,
+    tokens: [i32; NOTED],
+}
+
+/// Of a row: the sum of `e^((score − max) · rate)`, the first maximum, the largest of all other scores, and the score of the token
+/// that came next.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Zeroable, Pod)]
+pub struct Summary {
+    pub total: f64,
+    /// NaN if any score is NaN or plus infinity.
+    pub max: f32,
+    pub second: f32,
+    pub best: i32,
+    position: i32,
+    token: i32,
+    score: f32,
+}
+
+/// The rows of one sequence. Its methods wait for what they ask the GPU, but for [`DeviceRows::queue`].
+pub struct DeviceRows {
+    device: Arc<Device>,
+    ring: DeviceBuffer,
+    parts: DeviceBuffer,
+    /// One for each slot, written by the GPU, and one more for a draw.
+    summaries: HostBuffer,
+    staging: RefCell<HostBuffer>,
+    done: Event,
+    /// The position in each slot, and the rate of its summary.
+    held: [(usize, f32); SLOTS],
+    /// The rows that were asked for in full.
+    fetched: [OnceCell<Box<[f32]>>; SLOTS],
+    spare: RefCell<Vec<Box<[f32]>>>,
+    /// The last draw: its position, the token and its score, which is asked for next.
+    drawn: Cell<(usize, i32, f32)>,
+    columns: usize,
+    element: TensorElementType,
+    /// One over the temperature, for the rows to come.
+    pub rate: f32,
+}
+
+const NONE: (usize, f32) = (usize::MAX, 0.0);
+
+impl DeviceRows {
+    /// None are kept yet. `None` where the kernels cannot be had or the element is another one.
+    pub fn new(device: &Arc<Device>, columns: usize, element: TensorElementType) -> ort::Result<Option<Self>> {
+        let Some(size) = size(element).filter(|_| device.has_kernels()) else { return Ok(None) };
+        Ok(Some(DeviceRows {
+            device: device.clone(),
+            ring: DeviceBuffer::zeroed(device, SLOTS * columns * size)?,
+            parts: DeviceBuffer::zeroed(device, SLOTS * CHUNKS * 24)?,
+            summaries: HostBuffer::zeroed(device, (SLOTS + 1) * size_of::<Summary>())?,
+            staging: RefCell::new(HostBuffer::zeroed(device, columns * size)?),
+            done: Event::new(device)?,
+            held: [NONE; SLOTS],
+            fetched: std::array::from_fn(|_| OnceCell::new()),
+            spare: RefCell::default(),
+            drawn: Cell::new((usize::MAX, 0, 0.0)),
+            columns,
+            element,
+            rate: 1.0,
+        }))
+    }
+
+    /// Bytes of its buffers.
+    pub fn bytes(&self) -> usize {
+        let rows = self.fetched.iter().filter(|row| row.get().is_some()).count() + self.spare.borrow().len();
+        self.ring.len() + self.parts.len() + 4 * self.columns * rows
+    }
+
+    /// Forget all rows.
+    pub fn clear(&mut self) {
+        self.held = [NONE; SLOTS];
+        self.rate = 1.0;
+    }
+
+    /// For a pass over `tokens` from `start` on, that gives rows of the positions from `first` on, of which the first are not wanted.
+    pub fn control(&self, start: usize, tokens: &[i32], first: usize, skipped: usize, vocab: usize) -> Control {
+        let mut control = Control {
+            first: first as i32,
+            skipped: skipped as i32,
+            vocab: vocab as i32,
+            rate: self.rate,
+            start: start as i32,
+            ..Control::zeroed()
+        };
+        if tokens.len() <= NOTED {
+            control.width = tokens.len() as i32;
+            control.known = i32::from(self.holds(start));
+            control.tokens[..tokens.len()].copy_from_slice(tokens);
+        }
+        control
+    }
+
+    /// Keep the rows of a pass, `given` of them at the front of `logits`, and summarise them. `control` is an address on the device.
+    pub fn queue(&self, queue: &Queue, logits: &DeviceBuffer, given: usize, control: u64) -> ort::Result<()> {
+        let (mut from, mut ring, mut parts) = (logits.place(), self.ring.place(), self.parts.place());
+        let mut summaries = self.summaries.bytes().as_ptr() as u64;
+        let (mut element, mut columns, mut rows) = (code(self.element), self.columns as i64, given as i32);
+        let mut control = control;
+        let kernels = self.device.kernels()?;
+        // SAFETY: the arguments are those of the kernels, and all addresses stay as long as the graphs that hold them.
+        unsafe {
+            let grid = (CHUNKS as u32, given as u32, 1);
+            let arguments = &mut [
+                pointer(&mut from),
+                pointer(&mut element),
+                pointer(&mut columns),
+                pointer(&mut control),
+                pointer(&mut ring),
+                pointer(&mut parts),
+            ];
+            queue.run(kernels.keep, grid, THREADS as u32, arguments)?;
+            let arguments = &mut [
+                pointer(&mut from),
+                pointer(&mut element),
+                pointer(&mut columns),
+                pointer(&mut control),
+                pointer(&mut ring),
+                pointer(&mut parts),
+                pointer(&mut summaries),
+                pointer(&mut rows),
+            ];
+            queue.run(kernels.summarise, (given as u32 + 1, 1, 1), 1, arguments)
+        }
+    }
+
+    /// The rows of these positions were kept by a pass that has succeeded.
+    pub fn keep(&mut self, positions: std::ops::Range<usize>) {
+        for position in positions {
+            self.held[position % SLOTS] = (position, self.rate);
+            self.drawn.set((usize::MAX, 0, 0.0));
+            self.spare.get_mut().extend(self.fetched[position % SLOTS].take());
+        }
+    }
+
+    /// The rows of these positions are somewhere else.
+    pub fn lose(&mut self, positions: std::ops::Range<usize>) {
+        for position in positions {
+            let held = &mut self.held[position % SLOTS];
+            if held.0 == position {
+                *held = NONE;
+            }
+        }
+    }
+
+    /// Whether it has the row of a position.
+    pub fn holds(&self, position: usize) -> bool {
+        self.held[position % SLOTS].0 == position
+    }
+
+    fn summary_at(&self, slot: usize) -> Summary {
+        let size = size_of::<Summary>();
+        bytemuck::pod_read_unaligned(&self.summaries.bytes()[slot * size..(slot + 1) * size])
+    }
+
+    /// What is known of the row of a position at a rate.
+    pub fn summary(&self, position: usize, rate: f32) -> Option<Summary> {
+        let held = self.held[position % SLOTS] == (position, rate);
+        held.then(|| self.summary_at(position % SLOTS))
+    }
+
+    /// The score of a token at a position that is held.
+    pub fn score(&self, position: usize, token: usize) -> ort::Result<f32> {
+        let slot = position % SLOTS;
+        if let Some(row) = self.fetched[slot].get() {
+            return Ok(row[token]);
+        }
+        let summary = self.summary_at(slot);
+        if summary.position == position as i32 && summary.token == token as i32 {
+            return Ok(summary.score);
+        }
+        if let (of, drawn, score) = self.drawn.get()
+            && (of, drawn) == (position, token as i32)
+        {
+            return Ok(score);
+        }
+        let mut score = [0.0];
+        self.copy(slot * self.columns + token, 1, &mut score)?;
+        Ok(score[0])
+    }
+
+    /// The whole row of a position that is held. One that the GPU does not give is NaN, which whoever reads it takes for an error.
+    pub fn row(&self, position: usize) -> &[f32] {
+        let slot = position % SLOTS;
+        if self.fetched[slot].get().is_none() {
+            let spare = self.spare.borrow_mut().pop();
+            let mut row = spare.unwrap_or_else(|| vec![0.0; self.columns].into());
+            if let Err(error) = self.copy(slot * self.columns, self.columns, &mut row) {
+                tracing::error!("a row of logits was not to be had: {error}");
+                row.fill(f32::NAN);
+            }
+            _ = self.fetched[slot].set(row);
+        }
+        self.fetched[slot].get().expect("it was set")
+    }
+
+    fn copy(&self, place: usize, count: usize, out: &mut [f32]) -> ort::Result<()> {
+        let size = size(self.element).expect("it was checked");
+        let mut staging = self.staging.borrow_mut();
+        let queue = self.device.queue()?;
+        let queued = queue.copy_part(&self.ring, place * size, &mut staging, count * size);
+        self.wait(queue, queued)?;
+        let bytes = &staging.bytes()[..count * size];
+        match self.element {
+            TensorElementType::Float16 => bytemuck::cast_slice::<u8, f16>(bytes).convert_to_f32_slice(out),
+            TensorElementType::Bfloat16 => bytemuck::cast_slice::<u8, bf16>(bytes).convert_to_f32_slice(out),
+            _ => out.copy_from_slice(bytemuck::cast_slice(bytes)),
+        }
+        Ok(())
+    }
+
+    /// The token at which the sum of weights from the front passes `share` of the sum of all, by the summary's rate and maximum.
+    pub fn draw(&self, position: usize, vocab: usize, share: f64) -> ort::Result<usize> {
+        let slot = position % SLOTS;
+        let mut max = self.summary_at(slot).max;
+        let (mut rate, mut share) = (self.held[slot].1, share);
+        let (mut ring, mut parts) = (self.ring.place(), self.parts.place());
+        let mut out = self.summaries.bytes()[SLOTS * size_of::<Summary>()..].as_ptr() as u64;
+        let (mut element, mut columns) = (code(self.element), self.columns as i64);
+        let (mut vocab, mut slot) = (vocab as i32, slot as i32);
+        let arguments = &mut [
+            pointer(&mut ring),
+            pointer(&mut element),
+            pointer(&mut columns),
+            pointer(&mut vocab),
+            pointer(&mut slot),
+            pointer(&mut parts),
+            pointer(&mut max),
+            pointer(&mut rate),
+            pointer(&mut share),
+            pointer(&mut out),
+        ];
+        let queue = self.device.queue()?;
+        // SAFETY: the arguments are those of the kernel, and all addresses stay until it is done.
+        let queued = unsafe { queue.run(self.device.kernels()?.draw, (1, 1, 1), THREADS as u32, arguments) };
+        self.wait(queue, queued)?;
+        let drawn = self.summary_at(SLOTS);
+        self.drawn.set((position, drawn.token, drawn.score));
+        Ok(drawn.token as usize)
+    }
+
+    fn wait(&self, queue: Queue, queued: ort::Result<()>) -> ort::Result<()> {
+        match queued.and_then(|()| queue.record(&self.done)) {
+            Ok(()) => {
+                drop(queue);
+                self.done.wait()
+            }
+            Err(error) => {
+                queue.drain();
+                Err(error)
+            }
+        }
+    }
+}
+
+fn pointer<T>(argument: &mut T) -> *mut std::ffi::c_void {
+    std::ptr::from_mut(argument).cast()
+}
+
+fn size(element: TensorElementType) -> Option<usize> {
+    match element {
+        TensorElementType::Float32 => Some(4),
+        TensorElementType::Float16 | TensorElementType::Bfloat16 => Some(2),
+        _ => None,
+    }
+}
+
+/// What the kernels call it.
+fn code(element: TensorElementType) -> i32 {
+    match element {
+        TensorElementType::Float32 => 0,
+        TensorElementType::Float16 => 1,
+        _ => 2,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `scripts/make-ptx` makes it.
+    #[test]
+    fn the_ptx_is_of_the_source() {
+        let source = include_str!("cuda/rows.cu");
+        let step = |mark: u64, &byte: &u8| (mark ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3);
+        let mark = source.as_bytes().iter().fold(0xcbf2_9ce4_8422_2325, step);
+        let ptx = include_str!("cuda/rows.ptx");
+        assert!(ptx.starts_with(&format!("// rows.cu {mark:016x}\n")), "run scripts/make-ptx");
+    }
+
+    #[test]
+    fn sizes_are_those_of_the_kernels() {
+        let source = include_str!("cuda/rows.cu");
+        for (name, value) in [("CHUNKS", CHUNKS), ("THREADS", THREADS), ("ROWS", SLOTS)] {
+            assert!(source.contains(&format!("const int {name} = {value};")), "{name}");
+        }
+        assert_eq!((size_of::<Control>(), size_of::<Summary>()), (4 * (7 + NOTED), 32));
+    }
+}
