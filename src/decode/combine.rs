@@ -252,6 +252,17 @@ impl Combination {
         Ok(())
     }
 
+    /// Whether the target is of sums of logits, and which model judges what is plausible: with the logarithm of the share of its best
+    /// probability that a token must reach.
+    pub fn sums(&self) -> Option<Option<(usize, f32)>> {
+        match self {
+            Combination::Logits { plausibility, .. } if self.single().is_none() => {
+                Some(plausibility.as_ref().map(|judge| (judge.model, judge.alpha.ln())))
+            }
+            _ => None,
+        }
+    }
+
     /// The greedy choice from each model's own one, and if these do not settle it from rows of logits; `scratch` has the length of a row.
     /// Its margin is one of scores, or for a mixture of logarithms of probabilities, and then at least so large.
     pub fn greedy<'a>(
@@ -263,22 +274,27 @@ impl Combination {
         if let Some(model) = self.single() {
             return best(model);
         }
-        if let Combination::Mixture { .. } = self
-            && let Some(best) = self.agreed(best)?
-        {
+        if let Some(best) = self.agreed(best)? {
             return Ok(best);
         }
         self.scores(row, scratch, |_| ())?;
-        let best = sampling::argmax(scratch)?;
-        Ok(match self {
+        Ok(self.margin(sampling::argmax(scratch)?))
+    }
+
+    /// The best of what [`Combination::scores`] gives, with its margin in the domain that near ties are counted in.
+    pub fn margin(&self, best: Best) -> Best {
+        match self {
             Combination::Mixture { .. } => Best { margin: -(-best.margin / best.score).ln_1p(), ..best },
             _ => best,
-        })
+        }
     }
 
     /// The choice of all models of a mixture, if they make the same one and none hesitates: then no exponential is needed. What
     /// every part gives the most, and by this margin, so does their sum.
-    fn agreed(&self, best: impl Fn(usize) -> Result<Best>) -> Result<Option<Best>> {
+    pub fn agreed(&self, best: impl Fn(usize) -> Result<Best>) -> Result<Option<Best>> {
+        if !matches!(self, Combination::Mixture { .. }) {
+            return Ok(None);
+        }
         let mut common: Option<Best> = None;
         for (model, _) in self.parts() {
             let best = best(model)?;

@@ -14,7 +14,7 @@ use crate::decode::policy::{Action, Plan, Targets, View};
 use crate::decode::sampling::{self, Best, Candidates, Distribution, Sampler};
 use crate::decode::verify;
 use crate::error::{Error, Result};
-use crate::model::{Interrupt, Memory, Model, Pass, Proposal, Sequence};
+use crate::model::{Interrupt, Memory, Model, Pass, Proposal, RowMath, Sequence, Term};
 
 /// Why a sequence ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -139,6 +139,14 @@ impl Lane {
         Place { lane: self, position, distribution: &self.distributions[position % self.stamps.len()] }
     }
 
+    /// The distribution of a position as a part of what is made on a GPU, if the row is there and no filter is on.
+    fn term(&self, position: usize, weight: f32) -> Option<Term> {
+        let distribution = self.at(position).distribution;
+        let row = self.sequence.placed(position).filter(|_| distribution.is_whole())?;
+        let (scale, max, rate) = distribution.term(weight);
+        Some((row, scale, max, rate))
+    }
+
     /// The probability of a token at a position that was processed.
     fn probability(&self, position: usize, token: usize) -> f32 {
         self.at(position).distribution.probability_of(token, self.sequence.score(position, token))
@@ -181,6 +189,8 @@ pub struct Decoder<C> {
     log_probabilities: Vec<f32>,
     counters: Counters,
     /// Learns how well the models do, where a planner wants to know.
+    /// What makes something of rows that are on a GPU.
+    math: Option<Box<dyn RowMath>>,
     observer: Option<Box<Observer>>,
     /// For the observer: the probability that the target gave the last token, where it is no mixture of the models'.
     decided: Option<f32>,
@@ -216,6 +226,7 @@ impl<C: Chance> Decoder<C> {
             log_probabilities: Vec::new(),
             counters: Counters::default(),
             observer: None,
+            math: None,
             decided: None,
             draining: false,
             target: vec![0.0; vocab_size],
@@ -231,6 +242,9 @@ impl<C: Chance> Decoder<C> {
     fn fit(&mut self) {
         self.context_length = context_length(&self.models, &self.settings.combination, &self.settings.plan);
         self.max_pending = self.settings.plan.policy.max_pending();
+        if self.math.is_none() {
+            self.math = self.lanes.iter().find_map(|lane| lane.sequence.row_math());
+        }
         let rate = self.settings.sampler.rate();
         self.lanes.iter_mut().for_each(|lane| lane.sequence.set_rate(rate));
         for (model, lane) in self.models.iter().zip(&mut self.lanes) {
@@ -631,7 +645,7 @@ impl<C: Chance> Decoder<C> {
             self.tokens.push(token as i32);
         }
         if self.observer.is_some() {
-            let known = matches!(target, Target::Token(_) | Target::Scores(_));
+            let known = matches!(target, Target::Token(_) | Target::Scores(_) | Target::Sum(_));
             self.decided = known.then(|| self.target_probability(target, self.tokens[position] as usize));
         }
         if self.settings.log_probabilities {
@@ -655,6 +669,9 @@ impl<C: Chance> Decoder<C> {
         let q = if certain { 1.0 } else { self.lanes[proposer].probability(position, token) };
         if self.chance.accept(key, verify::acceptance(t, q)) {
             return None;
+        }
+        if !certain && let Some(token) = self.draw_residual(target, proposer) {
+            return Some(token);
         }
         self.fill_target(target);
         let any = if certain {
@@ -683,6 +700,10 @@ impl<C: Chance> Decoder<C> {
                 self.chance.pick(key, &self.lanes[model].at(position))
             }
             Target::Scores(distribution) => self.chance.pick(key, &distribution.of(&self.scratch)),
+            Target::Sum(distribution) => {
+                let find = |share| self.math().draw(share);
+                self.chance.pick(key, &There { total: distribution.total(), find })
+            }
         }
     }
 
@@ -707,6 +728,7 @@ impl<C: Chance> Decoder<C> {
                 self.settings.combination.parts().map(part).sum()
             }
             Target::Scores(distribution) => distribution.probability(&self.scratch, token),
+            Target::Sum(distribution) => distribution.probability_of(token, self.math().score(token)),
         }
     }
 
@@ -730,6 +752,12 @@ impl<C: Chance> Decoder<C> {
                 }
             }
             Target::Scores(distribution) => distribution.fill(&self.scratch, &mut self.target),
+            Target::Sum(distribution) => {
+                let row = |model: usize| self.lanes[model].sequence.logits(position);
+                // That it is good was found when the sum was made.
+                _ = self.settings.combination.scores(row, &mut self.scratch, |_| ());
+                distribution.fill(&self.scratch, &mut self.target);
+            }
         }
     }
 
@@ -739,7 +767,12 @@ impl<C: Chance> Decoder<C> {
         if self.settings.sampler.is_greedy() {
             let row = |model: usize| self.lanes[model].sequence.logits(position);
             let best = |model: usize| self.lanes[model].best(position);
-            let greedy = self.settings.combination.greedy(best, row, &mut self.scratch);
+            // Log-probabilities are made of the scratch.
+            let there = (!self.settings.log_probabilities).then(|| self.greedy_there(position)).flatten();
+            let greedy = match there {
+                Some(best) => best,
+                None => self.settings.combination.greedy(best, row, &mut self.scratch),
+            };
             let best = greedy.map_err(|error| self.blame(position, error))?;
             self.counters.near_ties += u64::from(best.is_near_tie());
             return Ok(Target::Token(best.token));
@@ -760,11 +793,84 @@ impl<C: Chance> Decoder<C> {
             }
             return Ok(Target::Mixture);
         }
+        if self.settings.sampler.is_plain() && self.weigh(position) {
+            let made = self.settings.sampler.process_known(|_| self.math().normaliser());
+            if let Some(distribution) = made.map_err(|error| self.blame(position, error))? {
+                return Ok(Target::Sum(distribution));
+            }
+        }
         let row = |model: usize| self.lanes[model].sequence.logits(position);
         let combination = &self.settings.combination;
         let make = |out: &mut [f32], made: &mut dyn FnMut(&[f32])| combination.scores(row, out, made);
         let made = self.settings.sampler.process_made(&mut self.scratch, &mut self.candidates, make);
         Ok(Target::Scores(made.map_err(|error| self.blame(position, error))?))
+    }
+
+    fn math(&self) -> &dyn RowMath {
+        self.math.as_deref().expect("it has made something")
+    }
+
+    /// The greedy choice by a sum that is made on a GPU, unless a mixture's models agree or there is no such sum.
+    fn greedy_there(&self, position: usize) -> Option<Result<Best>> {
+        let combination = &self.settings.combination;
+        let best = |model: usize| self.lanes[model].best(position);
+        if combination.single().is_some() || matches!(combination.agreed(best), Ok(Some(_)) | Err(_)) {
+            return None;
+        }
+        if !self.weigh(position) {
+            return None;
+        }
+        let (token, score, second) = self.math().best()?;
+        Some(Best::new(token, score, second).map(|best| combination.margin(best)))
+    }
+
+    /// Make the sum that the target is of on a GPU, if all rows are there: of logits, or greedily of a mixture's probabilities.
+    fn weigh(&self, position: usize) -> bool {
+        let combination = &self.settings.combination;
+        let Some(math) = &self.math else { return false };
+        let part = |(model, weight): (usize, f32)| {
+            let sequence = &self.lanes[model].sequence;
+            let row = sequence.placed(position)?;
+            if combination.sums().is_some() {
+                return Some((row, f64::from(weight), 0.0, 0.0));
+            }
+            let (max, total) = sequence.normaliser(position, 1.0)?;
+            Some((row, f64::from(weight) / total, max, 1.0))
+        };
+        let mixture = matches!(combination, Combination::Mixture { .. });
+        if (combination.sums().is_none() && !mixture) || !combination.parts().all(|each| part(each).is_some()) {
+            return false;
+        }
+        let judge = combination.sums().flatten().and_then(|(model, distance)| {
+            self.lanes[model].sequence.placed(position).map(|row| (row, row.max + distance))
+        });
+        let token = self.tokens.get(position).map_or(0, |&token| token as usize);
+        let rate = self.settings.sampler.rate();
+        math.weigh(&mut combination.parts().filter_map(part), judge, rate, token).is_some()
+    }
+
+    /// Draw what replaces a rejected proposal from the residual on a GPU, if all rows that it is of are there.
+    fn draw_residual(&self, target: Target, proposer: usize) -> Option<usize> {
+        let (math, position) = (self.math.as_deref()?, self.committed);
+        let term = |model: usize, weight: f32| self.lanes[model].term(position, weight);
+        let proposal = term(proposer, 1.0)?;
+        let total = match target {
+            Target::Row(model) => math.residual(&mut [term(model, 1.0)?, proposal].into_iter()),
+            Target::Mixture => {
+                let parts = || self.settings.combination.parts().map(|(model, weight)| term(model, weight));
+                if !parts().all(|part| part.is_some()) {
+                    return None;
+                }
+                math.residual(&mut parts().flatten().chain([proposal]))
+            }
+            Target::Sum(distribution) => {
+                let (scale, max, rate) = distribution.term(1.0);
+                math.residual(&mut [(math.placed(), scale, max, rate), proposal].into_iter())
+            }
+            Target::Token(_) | Target::Scores(_) => None,
+        }?;
+        let find = |share| math.draw_residual(share);
+        (total > 0.0).then(|| self.chance.pick(self.key(position, Purpose::Residual), &There { total, find }))
     }
 
     fn process(&mut self, model: usize, position: usize) -> Result<()> {
@@ -878,6 +984,28 @@ impl<C: Chance> Decoder<C> {
     }
 }
 
+/// Weights that are somewhere else, to draw from there.
+struct There<F> {
+    total: f64,
+    find: F,
+}
+
+impl<F: Fn(f64) -> Option<usize>> Weights for There<F> {
+    fn count(&self) -> usize {
+        0
+    }
+
+    fn total(&self) -> f64 {
+        self.total
+    }
+
+    fn write(&self, _: usize, _: &mut [f32]) {}
+
+    fn find(&self, share: f64) -> Option<usize> {
+        (self.find)(share)
+    }
+}
+
 /// A model's distribution at a position, to draw from.
 struct Place<'a> {
     lane: &'a Lane,
@@ -920,4 +1048,6 @@ enum Target {
     Mixture,
     /// The distribution of the scores in the decoder's scratch.
     Scores(Distribution),
+    /// The distribution of the sum of scores that was made on a GPU.
+    Sum(Distribution),
 }

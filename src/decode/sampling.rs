@@ -169,6 +169,11 @@ impl Distribution {
         if self.keeps(score, token) { self.weight(score) * self.scale() } else { 0.0 }
     }
 
+    /// As what a term `scale · e^((score − max) · rate)` needs to be `weight` times the probability, with a score: scale, max, rate.
+    pub fn term(&self, weight: f32) -> (f64, f32, f32) {
+        (f64::from(weight * self.scale()), self.max, self.rate)
+    }
+
     /// Whether no filter has taken any token away.
     pub fn is_whole(&self) -> bool {
         self.floor == f32::NEG_INFINITY
@@ -272,6 +277,11 @@ impl Sampler {
         Ok(Sampler { temperature, top_k: top_k as usize, top_p: if top_p == 0.0 { 1.0 } else { top_p }, min_p })
     }
 
+    /// Whether a row is made into its softmax, at some temperature, and nothing else.
+    pub fn is_plain(&self) -> bool {
+        !self.is_greedy() && !self.filters(usize::MAX)
+    }
+
     /// Whether the first maximum is always taken.
     pub fn is_greedy(&self) -> bool {
         self.temperature == 0.0
@@ -340,7 +350,7 @@ impl Sampler {
     /// What [`Sampler::process`] makes of a row without looking at it, of the largest score and the sum of `e^((score − max) · rate)` where
     /// those are known.
     pub fn process_known(&self, known: impl FnOnce(f32) -> Option<(f32, f64)>) -> Result<Option<Distribution>> {
-        if self.is_greedy() || self.filters(usize::MAX) {
+        if !self.is_plain() {
             return Ok(None);
         }
         let known = known(self.rate());

@@ -23,7 +23,8 @@ pub struct Device {
     side: sys::CUstream,
     /// Held while work is put on the stream.
     queue: Mutex<()>,
-    kernels: Option<Kernels>,
+    /// Or why the driver does not take them.
+    kernels: Result<Kernels, String>,
 }
 
 /// The functions of `cuda/rows.cu`.
@@ -35,6 +36,12 @@ pub struct Kernels {
     pub summarise: sys::CUfunction,
     /// Draws a token.
     pub draw: sys::CUfunction,
+    /// Adds rows up.
+    pub weigh: sys::CUfunction,
+    /// Adds up what a proposal leaves of a target.
+    pub residual: sys::CUfunction,
+    /// Draws a token from that.
+    pub pick: sys::CUfunction,
 }
 
 impl Kernels {
@@ -45,7 +52,14 @@ impl Kernels {
         unsafe {
             let module = result::module::load_data(SOURCE.as_ptr().cast())?;
             let function = |name: &std::ffi::CStr| result::module::get_function(module, name.into());
-            Ok(Kernels { keep: function(c"keep")?, summarise: function(c"summarise")?, draw: function(c"draw")? })
+            Ok(Kernels {
+                keep: function(c"keep")?,
+                summarise: function(c"summarise")?,
+                draw: function(c"draw")?,
+                weigh: function(c"weigh")?,
+                residual: function(c"residual")?,
+                pick: function(c"pick")?,
+            })
         }
     }
 }
@@ -85,13 +99,7 @@ impl Device {
             });
             match streams {
                 Ok((stream, side)) => {
-                    let loaded = Kernels::load().inspect_err(|error| {
-                        tracing::warn!(
-                            "rows of logits go to the host, for the driver refuses kernels: {}",
-                            describe(*error)
-                        );
-                    });
-                    let kernels = loaded.ok();
+                    let kernels = Kernels::load().map_err(describe);
                     Ok(Arc::new(Device { id, device, context, stream, side, queue: Mutex::new(()), kernels }))
                 }
                 Err(error) => {
@@ -107,14 +115,14 @@ impl Device {
         self.id
     }
 
-    /// Whether it has what [`Device::kernels`] gives.
-    pub fn has_kernels(&self) -> bool {
-        self.kernels.is_some()
+    /// Why rows of logits cannot stay on it, if they cannot.
+    pub fn no_kernels(&self) -> Option<&str> {
+        self.kernels.as_ref().err().map(String::as_str)
     }
 
     /// What is run on rows of logits.
     pub fn kernels(&self) -> ort::Result<&Kernels> {
-        self.kernels.as_ref().ok_or_else(|| ort::Error::new("there are no kernels"))
+        self.kernels.as_ref().map_err(ort::Error::new)
     }
 
     /// Where ONNX Runtime is to put its work.

@@ -13,8 +13,8 @@ use super::rows::{Control, DeviceRows};
 /// The widest pass that is captured: drafts are shorter, prompts longer.
 const WIDEST_GRAPH: usize = 16;
 
-/// Graphs that a sequence keeps.
-const MOST_GRAPHS: usize = 8;
+/// Graphs that a sequence keeps: with fewer than there are widths, some are captured again and again.
+const MOST_GRAPHS: usize = WIDEST_GRAPH;
 
 /// Places of inputs are aligned to this.
 const ALIGNMENT: usize = 256;

@@ -31,6 +31,7 @@ use serde_json::{Value, json};
 pub use export::{CacheKind, Export, Role, Rollback, Rows, Scoring};
 pub use ngram::Ngram;
 pub use onnx::{OnnxModel, Provider, RowsOn, Settings};
+pub use rows::Placed;
 pub use runtime::{LIBRARY_VARIABLE, environment, library};
 
 use crate::error::{Error, Result};
@@ -136,6 +137,16 @@ pub trait Sequence: Any + Send {
         None
     }
 
+    /// Where the row of `position` is, if that is on a GPU.
+    fn placed(&self, _position: usize) -> Option<Placed> {
+        None
+    }
+
+    /// What makes something of rows on the GPU that this sequence has its rows on.
+    fn row_math(&self) -> Option<Box<dyn RowMath>> {
+        None
+    }
+
     /// What the model proposes for `position`, which is the one behind all that it has seen. A model that does not score
     /// may be asked of earlier positions too: what it would have proposed.
     fn proposal(&self, _position: usize) -> Proposal {
@@ -149,6 +160,45 @@ pub trait Sequence: Any + Send {
     fn memory(&self) -> Memory {
         Memory::default()
     }
+}
+
+/// A row as a part of something, with scale, maximum and rate.
+pub type Term = (Placed, f64, f32, f32);
+
+/// What is made of several rows that are on one GPU. Whoever asks has what was asked before in mind: one sum, one residual. `None`
+/// where it cannot be done there.
+pub trait RowMath: Send {
+    /// The sum of rows, each times its scale, impossible where any is and where the judge is below its floor. Of a part with a rate, what is
+    /// added is `scale · e^((score − max) · rate)`. The score of `token` is asked for next, perhaps.
+    fn weigh(
+        &self,
+        parts: &mut dyn Iterator<Item = Term>,
+        judge: Option<(Placed, f32)>,
+        rate: f32,
+        token: usize,
+    ) -> Option<()>;
+
+    /// Of the sum, as [`Sequence::best`].
+    fn best(&self) -> Option<(usize, f32, f32)>;
+
+    /// Of the sum, as [`Sequence::normaliser`] at the rate that it was made with.
+    fn normaliser(&self) -> Option<(f32, f64)>;
+
+    /// Of the sum, as [`Sequence::score`].
+    fn score(&self, token: usize) -> f32;
+
+    /// Of the sum, as [`Sequence::draw`].
+    fn draw(&self, share: f64) -> Option<usize>;
+
+    /// Where the sum is.
+    fn placed(&self) -> Placed;
+
+    /// How much the last part leaves of the others: the sum of the positive parts of `Σ scale · e^((score − max) · rate)`, the last one
+    /// subtracted.
+    fn residual(&self, parts: &mut dyn Iterator<Item = Term>) -> Option<f64>;
+
+    /// The token at which that sum from the front passes `share`.
+    fn draw_residual(&self, share: f64) -> Option<usize>;
 }
 
 /// Memory in bytes: buffers at their whole length, though of those that grow ahead of need much may never be touched.

@@ -27,9 +27,9 @@ use super::export::{self, CacheKind, CacheTensor, Export, Input, Logits, Role, R
 use super::gpu::{Gpu, Output};
 use super::graph::Graph;
 use super::recognise::read_export;
-use super::rows::{self, Control, DeviceRows};
+use super::rows::{self, Control, DeviceRows, Placed};
 use super::weights::{self, Loaded};
-use super::{Cancel, CancelHook, Interrupt, Memory, Model, Pass, Sequence, huge_pages};
+use super::{Cancel, CancelHook, Interrupt, Memory, Model, Pass, RowMath, Sequence, huge_pages};
 use crate::error::{Error, Result};
 
 /// Logits of one pass take at most this many bytes, unless a pass of [`MIN_PASS`] tokens takes more.
@@ -171,7 +171,7 @@ impl OnnxModel {
     fn rows_on(&self) -> RowsOn {
         let long = if self.export.logits.columns >= LONG_ROW { RowsOn::Gpu } else { RowsOn::Host };
         match &self.loaded.device {
-            Some(device) if device.has_kernels() => self.rows.unwrap_or(long),
+            Some(device) if device.no_kernels().is_none() => self.rows.unwrap_or(long),
             _ => RowsOn::Host,
         }
     }
@@ -356,6 +356,7 @@ impl Model for OnnxModel {
             "device_id": device_id,
             "graphs": self.captures(),
             "no_graphs": self.no_graphs,
+            "no_gpu_rows": self.loaded.device.as_ref().and_then(|device| device.no_kernels()),
             "rows_on": if self.rows_on() == RowsOn::Gpu { "gpu" } else { "host" },
             "deviation": self.deviation,
         });
@@ -524,6 +525,16 @@ impl Sequence for Lent {
         let rows = self.get().on_gpu(position)?;
         let summary = rows.summary(position, rows.rate)?;
         Some((summary.best as usize, summary.max, summary.second))
+    }
+
+    fn placed(&self, position: usize) -> Option<Placed> {
+        Some(self.get().on_gpu(position)?.placed(position))
+    }
+
+    fn row_math(&self) -> Option<Box<dyn RowMath>> {
+        let sequence = self.get();
+        let together = sequence.gpu.as_ref()?.rows.as_ref()?.together(sequence.vocab_size).ok()??;
+        Some(Box::new(together))
     }
 
     fn draw(&self, position: usize, share: f64) -> Option<usize> {

@@ -8,6 +8,7 @@ use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use ort::value::TensorElementType;
 
+use super::RowMath;
 use super::cuda::{Device, DeviceBuffer, Event, HostBuffer, Queue};
 
 /// Rows that are kept. The same number is in `rows.cu`, as are the next two.
@@ -74,10 +75,19 @@ const NONE: (usize, f32) = (usize::MAX, 0.0);
 impl DeviceRows {
     /// None are kept yet. `None` where the kernels cannot be had or the element is another one.
     pub fn new(device: &Arc<Device>, columns: usize, element: TensorElementType) -> ort::Result<Option<Self>> {
-        let Some(size) = size(element).filter(|_| device.has_kernels()) else { return Ok(None) };
+        Self::with_slots(device, columns, element, SLOTS)
+    }
+
+    fn with_slots(
+        device: &Arc<Device>,
+        columns: usize,
+        element: TensorElementType,
+        slots: usize,
+    ) -> ort::Result<Option<Self>> {
+        let Some(size) = size(element).filter(|_| device.no_kernels().is_none()) else { return Ok(None) };
         Ok(Some(DeviceRows {
             device: device.clone(),
-            ring: DeviceBuffer::zeroed(device, SLOTS * columns * size)?,
+            ring: DeviceBuffer::zeroed(device, slots * columns * size)?,
             parts: DeviceBuffer::zeroed(device, SLOTS * CHUNKS * 24)?,
             summaries: HostBuffer::zeroed(device, (SLOTS + 1) * size_of::<Summary>())?,
             staging: RefCell::new(HostBuffer::zeroed(device, columns * size)?),
@@ -270,6 +280,32 @@ impl DeviceRows {
         Ok(drawn.token as usize)
     }
 
+    /// Where the row of a position that is held is.
+    pub fn placed(&self, position: usize) -> Placed {
+        let row = self.ring.place() + (position % SLOTS * self.columns * size(self.element).unwrap_or(4)) as u64;
+        Placed {
+            device: self.device.id(),
+            row,
+            element: code(self.element),
+            max: self.summary_at(position % SLOTS).max,
+        }
+    }
+
+    /// What adds up rows on this GPU.
+    pub fn together(&self, vocab: usize) -> ort::Result<Option<Together>> {
+        let device = &self.device;
+        let Some(sum) = Self::with_slots(device, vocab, TensorElementType::Float32, 1)? else { return Ok(None) };
+        Ok(Some(Together {
+            sum: RefCell::new(sum),
+            control: RefCell::new(HostBuffer::zeroed(device, size_of::<Control>())?),
+            sums: HostBuffer::zeroed(device, 8 * CHUNKS)?,
+            drawn: HostBuffer::zeroed(device, size_of::<Summary>())?,
+            terms: Cell::new(Terms::zeroed()),
+            device: device.clone(),
+            vocab,
+        }))
+    }
+
     fn wait(&self, queue: Queue, queued: ort::Result<()>) -> ort::Result<()> {
         match queued.and_then(|()| queue.record(&self.done)) {
             Ok(()) => {
@@ -281,6 +317,159 @@ impl DeviceRows {
                 Err(error)
             }
         }
+    }
+}
+
+/// Where a row is.
+#[derive(Debug, Clone, Copy)]
+pub struct Placed {
+    device: i32,
+    row: u64,
+    element: i32,
+    /// Its largest score.
+    pub max: f32,
+}
+
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Zeroable)]
+struct Term {
+    row: u64,
+    scale: f64,
+    max: f32,
+    rate: f32,
+    element: i32,
+    padding: i32,
+}
+
+/// Rows that kernels take at once.
+const TERMS: usize = 8;
+
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Zeroable)]
+struct Terms {
+    terms: [Term; TERMS],
+    count: i32,
+    vocab: i32,
+}
+
+/// Rows of several models on one GPU, and what is made of them together: see [`RowMath`].
+pub struct Together {
+    /// The sum, in the one slot there is.
+    sum: RefCell<DeviceRows>,
+    control: RefCell<HostBuffer>,
+    /// What a residual has in each chunk.
+    sums: HostBuffer,
+    drawn: HostBuffer,
+    /// Those of the last residual.
+    terms: Cell<Terms>,
+    device: Arc<Device>,
+    vocab: usize,
+}
+
+impl Together {
+    fn terms(&self, parts: impl Iterator<Item = super::Term>) -> Option<Terms> {
+        let mut terms = Terms { vocab: self.vocab as i32, ..Terms::zeroed() };
+        for (placed, scale, max, rate) in parts {
+            let term = terms.terms.get_mut(terms.count as usize).filter(|_| placed.device == self.device.id())?;
+            *term = Term { row: placed.row, scale, max, rate, element: placed.element, padding: 0 };
+            terms.count += 1;
+        }
+        Some(terms)
+    }
+
+    fn work(&self, work: impl FnOnce(&Queue) -> ort::Result<()>) -> Option<()> {
+        let sum = self.sum.borrow();
+        let waited = self.device.queue().and_then(|queue| {
+            let queued = work(&queue);
+            sum.wait(queue, queued)
+        });
+        waited.inspect_err(|error| tracing::error!("rows of logits could not be put together: {error}")).ok()
+    }
+}
+
+impl RowMath for Together {
+    fn weigh(
+        &self,
+        parts: &mut dyn Iterator<Item = super::Term>,
+        judge: Option<(Placed, f32)>,
+        rate: f32,
+        token: usize,
+    ) -> Option<()> {
+        let mut terms = self.terms(parts.chain(judge.map(|(placed, _)| (placed, 0.0, 0.0, 0.0))))?;
+        let (mut judged, mut floor) = (i32::from(judge.is_some()), judge.map_or(0.0, |(_, floor)| floor));
+        self.sum.borrow_mut().rate = rate;
+        // As of a pass of one row, at position 0, behind which the token came.
+        let mut control = Control { vocab: self.vocab as i32, rate, width: 1, ..Control::zeroed() };
+        control.tokens[0] = token as i32;
+        let mut buffer = self.control.borrow_mut();
+        buffer.bytes_mut().copy_from_slice(bytemuck::bytes_of(&control));
+        let control = buffer.bytes().as_ptr() as u64;
+        self.work(|queue| {
+            let sum = self.sum.borrow();
+            let mut out = sum.ring.place();
+            let arguments = &mut [pointer(&mut terms), pointer(&mut judged), pointer(&mut floor), pointer(&mut out)];
+            // SAFETY: the arguments are those of the kernel; rows stay until their sequences run again.
+            unsafe { queue.run(self.device.kernels()?.weigh, (132, 1, 1), THREADS as u32, arguments)? };
+            sum.queue(queue, &sum.ring, 1, control)
+        })?;
+        self.sum.borrow_mut().keep(0..1);
+        Some(())
+    }
+
+    fn best(&self) -> Option<(usize, f32, f32)> {
+        let sum = self.sum.borrow();
+        let summary = sum.summary(0, sum.rate)?;
+        Some((summary.best as usize, summary.max, summary.second))
+    }
+
+    fn normaliser(&self) -> Option<(f32, f64)> {
+        let sum = self.sum.borrow();
+        let summary = sum.summary(0, sum.rate)?;
+        Some((summary.max, summary.total))
+    }
+
+    fn score(&self, token: usize) -> f32 {
+        self.sum.borrow().score(0, token).unwrap_or(f32::NAN)
+    }
+
+    fn draw(&self, share: f64) -> Option<usize> {
+        self.sum.borrow().draw(0, self.vocab, share).ok()
+    }
+
+    fn placed(&self) -> Placed {
+        self.sum.borrow().placed(0)
+    }
+
+    fn residual(&self, parts: &mut dyn Iterator<Item = super::Term>) -> Option<f64> {
+        let mut terms = self.terms(parts)?;
+        let mut sums = self.sums.bytes().as_ptr() as u64;
+        let arguments = &mut [pointer(&mut terms), pointer(&mut sums)];
+        // SAFETY: as above.
+        self.work(|queue| unsafe {
+            queue.run(self.device.kernels()?.residual, (CHUNKS as u32, 1, 1), THREADS as u32, arguments)
+        })?;
+        self.terms.set(terms);
+        Some(bytemuck::cast_slice::<u8, f64>(self.sums.bytes()).iter().sum())
+    }
+
+    fn draw_residual(&self, share: f64) -> Option<usize> {
+        let (mut left, mut chunk) = (share, 0);
+        for (index, &sum) in bytemuck::cast_slice::<u8, f64>(self.sums.bytes()).iter().enumerate() {
+            if sum > 0.0 {
+                chunk = index as i32;
+                if left < sum {
+                    break;
+                }
+                left -= sum; // rounding may lead behind the last one, and then it is too much of that
+            }
+        }
+        let mut terms = self.terms.get();
+        let mut out = self.drawn.bytes().as_ptr() as u64;
+        let arguments = &mut [pointer(&mut terms), pointer(&mut chunk), pointer(&mut left), pointer(&mut out)];
+        // SAFETY: as above.
+        self.work(|queue| unsafe { queue.run(self.device.kernels()?.pick, (1, 1, 1), THREADS as u32, arguments) })?;
+        let drawn: Summary = bytemuck::pod_read_unaligned(self.drawn.bytes());
+        usize::try_from(drawn.token).ok()
     }
 }
 
@@ -326,5 +515,6 @@ mod tests {
             assert!(source.contains(&format!("const int {name} = {value};")), "{name}");
         }
         assert_eq!((size_of::<Control>(), size_of::<Summary>()), (4 * (7 + NOTED), 32));
+        assert_eq!((size_of::<Term>(), size_of::<Terms>()), (32, 32 * TERMS + 8));
     }
 }

@@ -206,3 +206,104 @@ extern "C" __global__ void draw(const char *ring, int element, long columns, int
         out->score = to_float(row, element, token);
     }
 }
+
+// Rows of several models, or one.
+struct Term {
+    const void *row;
+    double scale;
+    float max, rate;
+    int element, padding;
+};
+struct Terms {
+    Term terms[8];
+    int count, vocab;
+};
+
+// The sum of rows, each times its scale: NaN where any score is NaN or plus infinity, impossible where any is impossible, or where the
+// judge, the last term, is below the floor. Of a term with a rate, its weights are added in place of its scores.
+extern "C" __global__ void weigh(Terms terms, int judged, float floor, float *out) {
+    const float INF = __int_as_float(0x7f800000);
+    int count = terms.count - judged;
+    for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < terms.vocab; i += gridDim.x * blockDim.x) {
+        float sum = 0;
+        bool impossible = false, bad = false;
+        for (int k = 0; k < count; k++) {
+            float score = to_float(terms.terms[k].row, terms.terms[k].element, i);
+            bad |= !(score < INF);
+            if (terms.terms[k].rate > 0) {
+                sum += (float)terms.terms[k].scale * expf((score - terms.terms[k].max) * terms.terms[k].rate);
+                continue;
+            }
+            impossible |= score == -INF;
+            sum = __fadd_rn(sum, __fmul_rn((float)terms.terms[k].scale, score));
+        }
+        if (judged) {
+            float score = to_float(terms.terms[count].row, terms.terms[count].element, i);
+            impossible |= score < floor;
+            bad |= !(score < INF);
+        }
+        out[i] = bad ? nan() : impossible ? -INF : sum;
+    }
+}
+
+// What the last term leaves of the sum of the others' probabilities.
+__device__ float left_over(const Terms &terms, int i) {
+    float weight = 0;
+    for (int k = 0; k < terms.count; k++) {
+        const Term &term = terms.terms[k];
+        float share = (float)term.scale * expf((to_float(term.row, term.element, i) - term.max) * term.rate);
+        weight += k + 1 < terms.count ? share : -share;
+    }
+    return weight > 0 ? weight : 0;
+}
+
+// Block (chunk): the sum of what is left there.
+extern "C" __global__ void residual(Terms terms, double *sums) {
+    int chunk = blockIdx.x, thread = threadIdx.x;
+    int length = (terms.vocab + CHUNKS - 1) / CHUNKS;
+    int begin = min(terms.vocab, chunk * length), end = min(terms.vocab, begin + length);
+    double total = 0;
+    for (int i = begin + thread; i < end; i += THREADS) total += left_over(terms, i);
+    __shared__ double totals[THREADS];
+    totals[thread] = total;
+    __syncthreads();
+    for (int half = THREADS / 2; half > 0; half /= 2) {
+        if (thread < half) totals[thread] += totals[thread + half];
+        __syncthreads();
+    }
+    if (thread == 0) sums[chunk] = totals[0];
+}
+
+// One block: the token of a chunk at which the sum of what is left there passes `left`.
+extern "C" __global__ void pick(Terms terms, int chunk, double left, Summary *out) {
+    int thread = threadIdx.x;
+    int length = (terms.vocab + CHUNKS - 1) / CHUNKS;
+    int begin = min(terms.vocab, chunk * length), end = min(terms.vocab, begin + length);
+    int each = (end - begin + THREADS - 1) / THREADS;
+    int from = min(end, begin + thread * each), to = min(end, from + each);
+    __shared__ double sums[THREADS];
+    double sum = 0;
+    for (int i = from; i < to; i++) sum += left_over(terms, i);
+    sums[thread] = sum;
+    __syncthreads();
+    if (thread == 0) {
+        double before = 0;
+        int token = -1, last = 0; // the last thread that has anything, where rounding leads behind it
+        for (int t = 0; t < THREADS; t++)
+            if (sums[t] > 0) {
+                last = t;
+                if (before + sums[t] > left) break;
+                before += sums[t];
+            }
+        int i = min(end, begin + last * each), stop = min(end, i + each);
+        if (before + sums[last] <= left) before -= sums[last];
+        for (; i < stop; i++) {
+            double weight = left_over(terms, i);
+            if (weight <= 0) continue;
+            token = i;
+            before += weight;
+            if (before > left) break;
+        }
+        out->token = token;
+    }
+}
