@@ -1,21 +1,24 @@
 #!/usr/bin/env python3
-"""Makes a small export cost what a large model does: extend_model.py EXPORT OUT LAYERS [WIDTH].
+"""Makes a small export cost what a large model does: extend_model.py EXPORT OUT LAYERS [WIDTH [TOKENS]].
 
-Adds residual feed-forward layers behind the last one: WIDTH wide (16384 unless given), with real weights in front and zeros behind, so
-that what they add is 0. The distributions stay what they are; each pass reads and multiplies all the new weights. For `make bench-cuda`,
-which would otherwise compare models so small that launching their kernels is all that they cost.
+Adds residual feed-forward layers behind the last one: WIDTH wide (16384 unless given), with real weights in front and zeros
+behind, so that what they add is 0. The distributions stay what they are; each pass reads and multiplies all the new weights.
+Models so small would otherwise cost little but the launches of their kernels. With TOKENS, the vocabulary is made that long by
+copies of the last 200 tokens of the old one, so that rows of logits are as long as those of large models.
 """
 
+import json
 import shutil
 import sys
 from pathlib import Path
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 source, out, layers = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
 width = int(sys.argv[4]) if len(sys.argv) > 4 else 16384
+tokens = int(sys.argv[5]) if len(sys.argv) > 5 else 0
 model = onnx.load(source / "model.onnx")
 graph = model.graph
 
@@ -65,8 +68,30 @@ others = list(graph.node)
 del graph.node[:]
 graph.node.extend(others[:place] + nodes + others[place:])
 data.close()
-onnx.save(model, out / "model.onnx")
 for file in source.iterdir():
     if file.suffix == ".json":
         shutil.copy(file, out)
+
+if tokens:
+    settings = json.loads((out / "genai_config.json").read_text())
+    old = settings["model"]["vocab_size"]
+    settings["model"]["vocab_size"] = tokens
+    (out / "genai_config.json").write_text(json.dumps(settings))
+    copied = random.integers(old - 200, old, tokens - old)
+    for tensor in graph.initializer:
+        if len(tensor.dims) == 2 and old in tensor.dims:
+            axis = list(tensor.dims).index(old)
+            values = numpy_helper.to_array(tensor)
+            values = np.concatenate([values, values.take(copied, axis)], axis)
+            tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+    for value in graph.output:
+        for dimension in value.type.tensor_type.shape.dim:
+            if dimension.dim_value == old:
+                dimension.dim_value = tokens
+    tokenizer = json.loads((out / "tokenizer.json").read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    taken = {*vocabulary.values(), *(added["id"] for added in tokenizer["added_tokens"])}
+    vocabulary.update({f"<new {token}>": token for token in range(tokens) if token not in taken})
+    (out / "tokenizer.json").write_text(json.dumps(tokenizer))
+onnx.save(model, out / "model.onnx")
 print(f"{out}: {layers} layers of {hidden} x {width} more, {offset / 1e9:.2f} GB")

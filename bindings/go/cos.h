@@ -530,6 +530,7 @@ size_t cos_engine_model_count(const struct cos_engine *engine);
  *         "graphs": true,                                       whether passes are captured and replayed on the GPU
  *         "no_graphs": null,                                    or why not
  *         "rows_on": "gpu" or "host",                           where rows of logits stay
+ *         "no_gpu_rows": null,                                  or why they cannot stay on the GPU
  *         "inputs": [ { "name": "input_ids", "type": "int64" } ],       the caches aside
  *         "logits": { "name": "logits", "type": "float32", "columns": 4096,
  *                     "rows": "all", "counted" (by num_logits_to_keep) or "last" },

@@ -178,6 +178,7 @@ pub unsafe extern "C" fn cos_engine_model_count(engine: *const cos_engine) -> us
 ///         "graphs": true,                                       whether passes are captured and replayed on the GPU
 ///         "no_graphs": null,                                    or why not
 ///         "rows_on": "gpu" or "host",                           where rows of logits stay
+///         "no_gpu_rows": null,                                  or why they cannot stay on the GPU
 ///         "inputs": [ { "name": "input_ids", "type": "int64" } ],       the caches aside
 ///         "logits": { "name": "logits", "type": "float32", "columns": 4096,
 ///                     "rows": "all", "counted" (by num_logits_to_keep) or "last" },
