@@ -670,7 +670,8 @@ impl<C: Chance> Decoder<C> {
         if self.chance.accept(key, verify::acceptance(t, q)) {
             return None;
         }
-        if !certain && let Some(token) = self.draw_residual(target, proposer) {
+        let redraw = self.key(position, Purpose::Residual);
+        if !certain && let Some(token) = self.draw_residual(target, proposer, redraw) {
             return Some(token);
         }
         self.fill_target(target);
@@ -683,7 +684,7 @@ impl<C: Chance> Decoder<C> {
         if !any {
             self.fill_target(target);
         }
-        Some(self.chance.pick(self.key(position, Purpose::Residual), &self.target[..]))
+        Some(self.chance.pick(redraw, &self.target[..]))
     }
 
     /// Draw the front position from its target.
@@ -850,7 +851,7 @@ impl<C: Chance> Decoder<C> {
     }
 
     /// Draw what replaces a rejected proposal from the residual on a GPU, if all rows that it is of are there.
-    fn draw_residual(&self, target: Target, proposer: usize) -> Option<usize> {
+    fn draw_residual(&self, target: Target, proposer: usize, key: Key) -> Option<usize> {
         let (math, position) = (self.math.as_deref()?, self.committed);
         let term = |model: usize, weight: f32| self.lanes[model].term(position, weight);
         let proposal = term(proposer, 1.0)?;
@@ -870,7 +871,7 @@ impl<C: Chance> Decoder<C> {
             Target::Token(_) | Target::Scores(_) => None,
         }?;
         let find = |share| math.draw_residual(share);
-        (total > 0.0).then(|| self.chance.pick(self.key(position, Purpose::Residual), &There { total, find }))
+        (total > 0.0).then(|| self.chance.pick(key, &There { total, find }))
     }
 
     fn process(&mut self, model: usize, position: usize) -> Result<()> {
