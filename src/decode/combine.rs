@@ -263,38 +263,40 @@ impl Combination {
         }
     }
 
-    /// The greedy choice from each model's own one, and if these do not settle it from rows of logits; `scratch` has the length of a row.
-    /// Its margin is one of scores, or for a mixture of logarithms of probabilities, and then at least so large.
+    /// The greedy choice: from each model's own one, if these settle it; from the best score of the sum, where `sum` has that from
+    /// somewhere else; or from rows of logits, with `scratch` of the length of a row. Its margin is one of scores, or for a
+    /// mixture of logarithms of probabilities, and then at least so large.
     pub fn greedy<'a>(
         &self,
         best: impl Fn(usize) -> Result<Best>,
+        sum: impl FnOnce() -> Option<Result<Best>>,
         row: impl Fn(usize) -> &'a [f32],
         scratch: &mut [f32],
     ) -> Result<Best> {
         if let Some(model) = self.single() {
             return best(model);
         }
-        if let Some(best) = self.agreed(best)? {
+        if let Combination::Mixture { .. } = self
+            && let Some(best) = self.agreed(best)?
+        {
             return Ok(best);
         }
-        self.scores(row, scratch, |_| ())?;
-        Ok(self.margin(sampling::argmax(scratch)?))
-    }
-
-    /// The best of what [`Combination::scores`] gives, with its margin in the domain that near ties are counted in.
-    pub fn margin(&self, best: Best) -> Best {
-        match self {
+        let best = match sum() {
+            Some(best) => best?,
+            None => {
+                self.scores(row, scratch, |_| ())?;
+                sampling::argmax(scratch)?
+            }
+        };
+        Ok(match self {
             Combination::Mixture { .. } => Best { margin: -(-best.margin / best.score).ln_1p(), ..best },
             _ => best,
-        }
+        })
     }
 
     /// The choice of all models of a mixture, if they make the same one and none hesitates: then no exponential is needed. What
     /// every part gives the most, and by this margin, so does their sum.
-    pub fn agreed(&self, best: impl Fn(usize) -> Result<Best>) -> Result<Option<Best>> {
-        if !matches!(self, Combination::Mixture { .. }) {
-            return Ok(None);
-        }
+    fn agreed(&self, best: impl Fn(usize) -> Result<Best>) -> Result<Option<Best>> {
         let mut common: Option<Best> = None;
         for (model, _) in self.parts() {
             let best = best(model)?;
@@ -333,6 +335,11 @@ mod tests {
         let mut out = vec![9.0; rows[0].len()];
         combination.scores(|model| rows[model], &mut out, |_| ()).unwrap();
         out
+    }
+
+    fn greedy(combination: &Combination, rows: &[impl AsRef<[f32]>], scratch: &mut [f32]) -> Result<Best> {
+        let row = |model: usize| rows[model].as_ref();
+        combination.greedy(|model| sampling::argmax(row(model)), || None, row, &mut scratch[..row(0).len()])
     }
 
     #[test]
@@ -400,29 +407,16 @@ mod tests {
         let rows: [&[f32]; 3] = [&[2.0, 3.0], &[f32::NAN, 0.0], &[4.0, -5.0]];
         let custom = weights.clone().with_function(product);
         assert_eq!(scores(&custom, &rows), [8.0, -15.0]);
-        assert_eq!(
-            custom.greedy(|model| sampling::argmax(rows[model]), |model| rows[model], &mut [0.0; 2]).unwrap().token,
-            0
-        );
+        assert_eq!(greedy(&custom, &rows, &mut [0.0; 4]).unwrap().token, 0);
         assert_eq!(custom.single(), None);
 
         let lazy = weights.clone().with_function(Function::new(|_, out| {
             out[0] = 1.0;
             Ok(())
         }));
-        assert_eq!(
-            lazy.greedy(|model| sampling::argmax(rows[model]), |model| rows[model], &mut [0.0; 2]).unwrap_err().code(),
-            6,
-            "a score was left out"
-        );
+        assert_eq!(greedy(&lazy, &rows, &mut [0.0; 4]).unwrap_err().code(), 6, "a score was left out");
         let failing = weights.with_function(Function::new(|_, _| Err(Error::Callback("planted".into()))));
-        assert_eq!(
-            failing
-                .greedy(|model| sampling::argmax(rows[model]), |model| rows[model], &mut [0.0; 2])
-                .unwrap_err()
-                .code(),
-            12
-        );
+        assert_eq!(greedy(&failing, &rows, &mut [0.0; 4]).unwrap_err().code(), 12);
     }
 
     #[test]
@@ -430,7 +424,7 @@ mod tests {
         let rows: [&[f32]; 2] = [&[1.0, 0.0, -INF], &[0.0, 2.0, 1.0]];
         let check = |combination: Combination, expected: [f64; 3]| {
             let mut scratch = [9.0; 3];
-            combination.greedy(|model| sampling::argmax(rows[model]), |model| rows[model], &mut scratch).unwrap();
+            greedy(&combination, &rows, &mut scratch).unwrap();
             for (token, expected) in expected.into_iter().enumerate() {
                 let found = combination.log_probability(token, |model| rows[model], &scratch);
                 assert!((f64::from(found).exp() - expected).abs() < 1e-6, "{combination:?}, {token}: {found}");
@@ -461,28 +455,16 @@ mod tests {
         let rows: [Vec<f32>; 2] =
             [vec![0.6f32.ln(), -40.0, 0.4f32.ln()], vec![0.005f32.ln(), 0.99f32.ln(), 0.005f32.ln()]];
         let mixture = Combination::mixture(&[0.5, 0.5]).unwrap();
-        assert_eq!(
-            mixture.greedy(|model| sampling::argmax(&rows[model]), |model| &rows[model], &mut [0.0; 3]).unwrap().token,
-            1
-        );
+        assert_eq!(greedy(&mixture, &rows, &mut [0.0; 4]).unwrap().token, 1);
         let product = Combination::logits(&[0.5, 0.5]).unwrap();
-        assert_eq!(
-            product.greedy(|model| sampling::argmax(&rows[model]), |model| &rows[model], &mut [0.0; 3]).unwrap().token,
-            0
-        );
+        assert_eq!(greedy(&product, &rows, &mut [0.0; 4]).unwrap().token, 0);
     }
 
     #[test]
     fn greedy_of_one_negative_weight_is_the_minimum() {
         let combination = Combination::logits(&[0.0, -1.0]).unwrap();
         let rows: [&[f32]; 2] = [&[5.0, 0.0], &[5.0, 0.0]];
-        assert_eq!(
-            combination
-                .greedy(|model| sampling::argmax(rows[model]), |model| rows[model], &mut [0.0; 2])
-                .unwrap()
-                .token,
-            1
-        );
+        assert_eq!(greedy(&combination, &rows, &mut [0.0; 4]).unwrap().token, 1);
     }
 
     #[test]
@@ -515,7 +497,7 @@ mod tests {
             let rows: Vec<Vec<f32>> = rows.iter().map(|row| row.iter().map(|&s| s as f32 * 0.5).collect()).collect();
             let weights = vec![1.0 / rows.len() as f32; rows.len()];
             let mixture = Combination::mixture(&weights).unwrap();
-            let best = mixture.greedy(|model| sampling::argmax(&rows[model]), |model| &rows[model], &mut [0.0; 4]).unwrap();
+            let best = greedy(&mixture, &rows, &mut [0.0; 4]).unwrap();
             let share = |row: &[f32], token: usize| {
                 let total: f64 = row.iter().map(|&s| f64::from(s).exp()).sum();
                 f64::from(row[token]).exp() / total / rows.len() as f64

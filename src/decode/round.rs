@@ -766,14 +766,20 @@ impl<C: Chance> Decoder<C> {
     fn make_target(&mut self) -> Result<Target> {
         let position = self.committed;
         if self.settings.sampler.is_greedy() {
+            // Lent out of the decoder, which the sum looks at.
+            let mut scratch = std::mem::take(&mut self.scratch);
             let row = |model: usize| self.lanes[model].sequence.logits(position);
             let best = |model: usize| self.lanes[model].best(position);
             // Log-probabilities are made of the scratch.
-            let there = (!self.settings.log_probabilities).then(|| self.greedy_there(position)).flatten();
-            let greedy = match there {
-                Some(best) => best,
-                None => self.settings.combination.greedy(best, row, &mut self.scratch),
+            let there = !self.settings.log_probabilities;
+            let sum = || {
+                (there && self.weigh(position))
+                    .then(|| self.math().best())
+                    .flatten()
+                    .map(|(token, score, second)| Best::new(token, score, second))
             };
+            let greedy = self.settings.combination.greedy(best, sum, row, &mut scratch);
+            self.scratch = scratch;
             let best = greedy.map_err(|error| self.blame(position, error))?;
             self.counters.near_ties += u64::from(best.is_near_tie());
             return Ok(Target::Token(best.token));
@@ -809,20 +815,6 @@ impl<C: Chance> Decoder<C> {
 
     fn math(&self) -> &dyn RowMath {
         self.math.as_deref().expect("it has made something")
-    }
-
-    /// The greedy choice by a sum that is made on a GPU, unless a mixture's models agree or there is no such sum.
-    fn greedy_there(&self, position: usize) -> Option<Result<Best>> {
-        let combination = &self.settings.combination;
-        let best = |model: usize| self.lanes[model].best(position);
-        if combination.single().is_some() || matches!(combination.agreed(best), Ok(Some(_)) | Err(_)) {
-            return None;
-        }
-        if !self.weigh(position) {
-            return None;
-        }
-        let (token, score, second) = self.math().best()?;
-        Some(Best::new(token, score, second).map(|best| combination.margin(best)))
     }
 
     /// Make the sum that the target is of on a GPU, if all rows are there: of logits, or greedily of a mixture's probabilities.

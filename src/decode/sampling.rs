@@ -125,12 +125,11 @@ impl Distribution {
     fn of_all(scores: &[f32], rate: f32) -> Result<Self> {
         let mut normaliser = Normaliser::new(rate);
         normaliser.add(scores);
-        Distribution::normalised(normaliser, rate)
+        Distribution::normalised(normaliser.result(), rate)
     }
 
-    /// That of all scores which a normaliser has seen.
-    fn normalised(normaliser: Normaliser, rate: f32) -> Result<Self> {
-        let (max, total) = normaliser.result();
+    /// That of all scores of which these are the largest and the sum of weights.
+    fn normalised((max, total): (f32, f64), rate: f32) -> Result<Self> {
         Ok(Distribution { total, ..Distribution::unfiltered(checked(max)?, rate) })
     }
 
@@ -344,7 +343,11 @@ impl Sampler {
                 normaliser.add(part);
             }
         })?;
-        if filters { self.process(scores, candidates) } else { Distribution::normalised(normaliser, self.rate()) }
+        if filters {
+            self.process(scores, candidates)
+        } else {
+            Distribution::normalised(normaliser.result(), self.rate())
+        }
     }
 
     /// What [`Sampler::process`] makes of a row without looking at it, of the largest score and the sum of `e^((score − max) · rate)` where
@@ -353,10 +356,7 @@ impl Sampler {
         if !self.is_plain() {
             return Ok(None);
         }
-        let known = known(self.rate());
-        known
-            .map(|(max, total)| Ok(Distribution { total, ..Distribution::unfiltered(checked(max)?, self.rate()) }))
-            .transpose()
+        known(self.rate()).map(|known| Distribution::normalised(known, self.rate())).transpose()
     }
 
     /// Whether any filter is on for a row of so many scores.

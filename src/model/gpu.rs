@@ -10,11 +10,9 @@ use super::binding::Tensor;
 use super::cuda::{Device, DeviceBuffer, Event, Graph, HostBuffer, Queue};
 use super::rows::{Control, DeviceRows};
 
-/// The widest pass that is captured: drafts are shorter, prompts longer.
+/// The widest pass that is captured: drafts are shorter, prompts longer. A sequence has a graph for each width at most, since with
+/// fewer some would be captured again and again.
 const WIDEST_GRAPH: usize = 16;
-
-/// Graphs that a sequence keeps: with fewer than there are widths, some are captured again and again.
-const MOST_GRAPHS: usize = WIDEST_GRAPH;
 
 /// Places of inputs are aligned to this.
 const ALIGNMENT: usize = 256;
@@ -40,7 +38,7 @@ enum Captured {
 
 /// What a sequence has on a GPU.
 pub struct Gpu {
-    /// Before the buffers, whose addresses they hold. By width, the one used last at the end.
+    /// Before the buffers, whose addresses they hold. By width.
     graphs: Vec<(usize, Captured)>,
     /// Why passes are not captured, if they are not.
     no_graphs: Option<String>,
@@ -261,9 +259,6 @@ impl Gpu {
             },
             None => {
                 if captures {
-                    if graphs.len() == MOST_GRAPHS {
-                        graphs.remove(0);
-                    }
                     graphs.push((width, Captured::Warm));
                 }
                 work(&queue, output)

@@ -142,16 +142,7 @@ impl DeviceRows {
         // SAFETY: the arguments are those of the kernels, and all addresses stay as long as the graphs that hold them.
         unsafe {
             let grid = (CHUNKS as u32, given as u32, 1);
-            let arguments = &mut [
-                pointer(&mut from),
-                pointer(&mut element),
-                pointer(&mut columns),
-                pointer(&mut control),
-                pointer(&mut ring),
-                pointer(&mut parts),
-            ];
-            queue.run(kernels.keep, grid, THREADS as u32, arguments)?;
-            let arguments = &mut [
+            let mut arguments = [
                 pointer(&mut from),
                 pointer(&mut element),
                 pointer(&mut columns),
@@ -161,7 +152,8 @@ impl DeviceRows {
                 pointer(&mut summaries),
                 pointer(&mut rows),
             ];
-            queue.run(kernels.summarise, (given as u32 + 1, 1, 1), 1, arguments)
+            queue.run(kernels.keep, grid, THREADS as u32, &mut arguments[..6])?;
+            queue.run(kernels.summarise, (given as u32 + 1, 1, 1), 1, &mut arguments)
         }
     }
 
