@@ -372,10 +372,7 @@ impl Sequence for DoubleSequence {
     }
 
     fn proposal(&self, position: usize) -> Proposal {
-        match self.inner.proposal(position) {
-            Proposal::Row => Proposal::Row,
-            other => other,
-        }
+        self.inner.proposal(position)
     }
 
     fn elapsed(&self) -> Duration {

@@ -630,19 +630,29 @@ impl<C: Chance> Decoder<C> {
     fn decide(&mut self) -> Result<()> {
         let position = self.committed;
         let target = self.make_target()?;
-        if let Some(&draft) = self.drafts.first() {
-            self.counters.tested += 1;
-            if let Some(token) = self.test(draft, target) {
-                self.drop_pending(position);
-                self.tokens.push(token as i32);
-            } else {
+        let draft = self.drafts.first().copied();
+        let drawn = match draft {
+            Some(draft) => self.test(draft, target),
+            // Nothing is pending and the target is known: a true bonus token.
+            None => Some(self.draw(target)),
+        };
+        // Nothing is told of what was answered wrongly.
+        let faults = self.lanes.iter().filter_map(|lane| lane.sequence.fault());
+        if let Some(fault) = faults.chain(self.math.as_ref().and_then(|math| math.fault())).next() {
+            return Err(fault);
+        }
+        self.counters.tested += u64::from(draft.is_some());
+        match drawn {
+            None => {
                 self.counters.accepted += 1;
                 self.drafts.remove(0);
             }
-        } else {
-            // Nothing is pending and the target is known: a true bonus token.
-            let token = self.draw(target);
-            self.tokens.push(token as i32);
+            Some(token) => {
+                if draft.is_some() {
+                    self.drop_pending(position);
+                }
+                self.tokens.push(token as i32);
+            }
         }
         if self.observer.is_some() {
             let known = matches!(target, Target::Token(_) | Target::Scores(_) | Target::Sum(_));

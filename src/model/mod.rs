@@ -137,6 +137,11 @@ pub trait Sequence: Any + Send {
         None
     }
 
+    /// Why answers to these questions cannot be relied upon any more, if they cannot: asking a device has failed.
+    fn fault(&self) -> Option<Error> {
+        None
+    }
+
     /// Where the row of `position` is, if that is on a GPU.
     fn placed(&self, _position: usize) -> Option<Placed> {
         None
@@ -199,6 +204,9 @@ pub trait RowMath: Send {
 
     /// The token at which that sum from the front passes `share`.
     fn draw_residual(&self, share: f64) -> Option<usize>;
+
+    /// As [`Sequence::fault`].
+    fn fault(&self) -> Option<Error>;
 }
 
 /// Memory in bytes: buffers at their whole length, though of those that grow ahead of need much may never be touched.

@@ -440,7 +440,8 @@ impl Lent {
 
 impl Drop for Lent {
     fn drop(&mut self) {
-        if let Some(sequence) = self.sequence.take_if(|sequence| sequence.gpu.is_some() && sequence.sound) {
+        let sound = self.get().sound && self.fault().is_none();
+        if let Some(sequence) = self.sequence.take_if(|sequence| sequence.gpu.is_some() && sound) {
             self.spares.give(sequence);
         }
     }
@@ -525,6 +526,10 @@ impl Sequence for Lent {
         let rows = self.get().on_gpu(position)?;
         let summary = rows.summary(position, rows.rate)?;
         Some((summary.best as usize, summary.max, summary.second))
+    }
+
+    fn fault(&self) -> Option<Error> {
+        self.get().gpu.as_ref()?.rows.as_ref()?.fault()
     }
 
     fn placed(&self, position: usize) -> Option<Placed> {

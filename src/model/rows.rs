@@ -10,6 +10,7 @@ use ort::value::TensorElementType;
 
 use super::RowMath;
 use super::cuda::{Device, DeviceBuffer, Event, HostBuffer, Queue};
+use crate::error::Error;
 
 /// Rows that are kept. The same number is in `rows.cu`, as are the next two.
 pub const SLOTS: usize = 64;
@@ -64,6 +65,8 @@ pub struct DeviceRows {
     spare: RefCell<Vec<Box<[f32]>>>,
     /// The last draw: its position, the token and its score, which is asked for next.
     drawn: Cell<(usize, i32, f32)>,
+    /// The first thing that failed.
+    fault: OnceCell<String>,
     columns: usize,
     element: TensorElementType,
     /// One over the temperature, for the rows to come.
@@ -96,6 +99,7 @@ impl DeviceRows {
             fetched: std::array::from_fn(|_| OnceCell::new()),
             spare: RefCell::default(),
             drawn: Cell::new((usize::MAX, 0, 0.0)),
+            fault: OnceCell::new(),
             columns,
             element,
             rate: 1.0,
@@ -176,6 +180,15 @@ impl DeviceRows {
         }
     }
 
+    /// What has failed, if anything has: what was told since then does not count.
+    pub fn fault(&self) -> Option<Error> {
+        self.fault.get().map(|what| Error::Runtime(format!("rows of logits on the GPU: {what}")))
+    }
+
+    fn noted<T>(&self, result: ort::Result<T>) -> ort::Result<T> {
+        result.inspect_err(|error| _ = self.fault.set(error.to_string()))
+    }
+
     /// Whether it has the row of a position.
     pub fn holds(&self, position: usize) -> bool {
         self.held[position % SLOTS].0 == position
@@ -208,18 +221,17 @@ impl DeviceRows {
             return Ok(score);
         }
         let mut score = [0.0];
-        self.copy(slot * self.columns + token, 1, &mut score)?;
+        self.noted(self.copy(slot * self.columns + token, 1, &mut score))?;
         Ok(score[0])
     }
 
-    /// The whole row of a position that is held. One that the GPU does not give is NaN, which whoever reads it takes for an error.
+    /// The whole row of a position that is held. One that the GPU does not give is NaN.
     pub fn row(&self, position: usize) -> &[f32] {
         let slot = position % SLOTS;
         if self.fetched[slot].get().is_none() {
             let spare = self.spare.borrow_mut().pop();
             let mut row = spare.unwrap_or_else(|| vec![0.0; self.columns].into());
-            if let Err(error) = self.copy(slot * self.columns, self.columns, &mut row) {
-                tracing::error!("a row of logits was not to be had: {error}");
+            if self.noted(self.copy(slot * self.columns, self.columns, &mut row)).is_err() {
                 row.fill(f32::NAN);
             }
             _ = self.fetched[slot].set(row);
@@ -263,10 +275,12 @@ impl DeviceRows {
             pointer(&mut share),
             pointer(&mut out),
         ];
-        let queue = self.device.queue()?;
-        // SAFETY: the arguments are those of the kernel, and all addresses stay until it is done.
-        let queued = unsafe { queue.run(self.device.kernels()?.draw, (1, 1, 1), THREADS as u32, arguments) };
-        self.wait(queue, queued)?;
+        self.noted(self.device.queue().and_then(|queue| {
+            let kernel = self.device.kernels()?.draw;
+            // SAFETY: the arguments are those of the kernel, and all addresses stay until it is done.
+            let queued = unsafe { queue.run(kernel, (1, 1, 1), THREADS as u32, arguments) };
+            self.wait(queue, queued)
+        }))?;
         let drawn = self.summary_at(SLOTS);
         self.drawn.set((position, drawn.token, drawn.score));
         Ok(drawn.token as usize)
@@ -375,7 +389,7 @@ impl Together {
             let queued = work(&queue);
             sum.wait(queue, queued)
         });
-        waited.inspect_err(|error| tracing::error!("rows of logits could not be put together: {error}")).ok()
+        sum.noted(waited).ok()
     }
 }
 
@@ -430,6 +444,10 @@ impl RowMath for Together {
 
     fn placed(&self) -> Placed {
         self.sum.borrow().placed(0)
+    }
+
+    fn fault(&self) -> Option<Error> {
+        self.sum.borrow().fault()
     }
 
     fn residual(&self, parts: &mut dyn Iterator<Item = super::Term>) -> Option<f64> {
