@@ -143,8 +143,7 @@ impl Lane {
     fn term(&self, position: usize, weight: f32) -> Option<Term> {
         let distribution = self.at(position).distribution;
         let row = self.sequence.placed(position).filter(|_| distribution.is_whole())?;
-        let (scale, max, rate) = distribution.term(weight);
-        Some((row, scale, max, rate))
+        Some(distribution.term(row, weight))
     }
 
     /// The probability of a token at a position that was processed.
@@ -835,10 +834,10 @@ impl<C: Chance> Decoder<C> {
             let sequence = &self.lanes[model].sequence;
             let row = sequence.placed(position)?;
             if combination.sums().is_some() {
-                return Some((row, f64::from(weight), 0.0, 0.0));
+                return Some(Term::of_scores(row, f64::from(weight)));
             }
             let (max, total) = sequence.normaliser(position, 1.0)?;
-            Some((row, f64::from(weight) / total, max, 1.0))
+            Some(Term { row, scale: f64::from(weight) / total, max, rate: 1.0 })
         };
         let mixture = matches!(combination, Combination::Mixture { .. });
         if (combination.sums().is_none() && !mixture) || !combination.parts().all(|each| part(each).is_some()) {
@@ -867,8 +866,7 @@ impl<C: Chance> Decoder<C> {
                 math.residual(&mut parts().flatten().chain([proposal]))
             }
             Target::Sum(distribution) => {
-                let (scale, max, rate) = distribution.term(1.0);
-                math.residual(&mut [(math.placed(), scale, max, rate), proposal].into_iter())
+                math.residual(&mut [distribution.term(math.placed(), 1.0), proposal].into_iter())
             }
             Target::Token(_) | Target::Scores(_) => None,
         }?;

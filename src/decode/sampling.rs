@@ -3,6 +3,7 @@
 use crate::decode::chance::Weights;
 use crate::decode::kernels::{self, Normaliser};
 use crate::error::{Error, Result};
+use crate::model::{Placed, Term};
 
 /// Two scores nearer than this are a near tie: passes of different widths may rank them differently, because
 /// other kernels add in another order. For mixtures the scores are logarithms of probabilities.
@@ -168,9 +169,9 @@ impl Distribution {
         if self.keeps(score, token) { self.weight(score) * self.scale() } else { 0.0 }
     }
 
-    /// As what a term `scale · e^((score − max) · rate)` needs to be `weight` times the probability, with a score: scale, max, rate.
-    pub fn term(&self, weight: f32) -> (f64, f32, f32) {
-        (f64::from(weight * self.scale()), self.max, self.rate)
+    /// As a part of something: `weight` times the probability, with the scores of a row.
+    pub fn term(&self, row: Placed, weight: f32) -> Term {
+        Term { row, scale: f64::from(weight * self.scale()), max: self.max, rate: self.rate }
     }
 
     /// Whether no filter has taken any token away.

@@ -167,14 +167,31 @@ pub trait Sequence: Any + Send {
     }
 }
 
-/// A row as a part of something, with scale, maximum and rate.
-pub type Term = (Placed, f64, f32, f32);
+/// A row as a part of something: `scale · e^((score − max) · rate)` of each score, or with a rate of 0 `scale · score`.
+#[derive(Debug, Clone, Copy)]
+pub struct Term {
+    /// Where the row is.
+    pub row: Placed,
+    /// What each score, or its exponential, is multiplied by.
+    pub scale: f64,
+    /// The score whose exponential is 1.
+    pub max: f32,
+    /// One over the temperature.
+    pub rate: f32,
+}
+
+impl Term {
+    /// Of a sum of scores.
+    pub fn of_scores(row: Placed, scale: f64) -> Self {
+        Term { row, scale, max: 0.0, rate: 0.0 }
+    }
+}
 
 /// What is made of several rows that are on one GPU. Whoever asks has what was asked before in mind: one sum, one residual. `None`
 /// where it cannot be done there.
 pub trait RowMath: Send {
-    /// The sum of rows, each times its scale, impossible where any is and where the judge is below its floor. Of a part with a rate, what is
-    /// added is `scale · e^((score − max) · rate)`. The score of `token` is asked for next, perhaps.
+    /// The sum of parts, impossible where any is and where the judge is below its floor. The score of `token` is asked for next,
+    /// perhaps.
     fn weigh(
         &self,
         parts: &mut dyn Iterator<Item = Term>,

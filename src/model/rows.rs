@@ -375,9 +375,9 @@ pub struct Together {
 impl Together {
     fn terms(&self, parts: impl Iterator<Item = super::Term>) -> Option<Terms> {
         let mut terms = Terms { vocab: self.vocab as i32, ..Terms::zeroed() };
-        for (placed, scale, max, rate) in parts {
-            let term = terms.terms.get_mut(terms.count as usize).filter(|_| placed.device == self.device.id())?;
-            *term = Term { row: placed.row, scale, max, rate, element: placed.element, padding: 0 };
+        for super::Term { row, scale, max, rate } in parts {
+            let term = terms.terms.get_mut(terms.count as usize).filter(|_| row.device == self.device.id())?;
+            *term = Term { row: row.row, scale, max, rate, element: row.element, padding: 0 };
             terms.count += 1;
         }
         Some(terms)
@@ -401,7 +401,7 @@ impl RowMath for Together {
         rate: f32,
         token: usize,
     ) -> Option<()> {
-        let mut terms = self.terms(parts.chain(judge.map(|(placed, _)| (placed, 0.0, 0.0, 0.0))))?;
+        let mut terms = self.terms(parts.chain(judge.map(|(row, _)| super::Term::of_scores(row, 0.0))))?;
         let (mut judged, mut floor) = (i32::from(judge.is_some()), judge.map_or(0.0, |(_, floor)| floor));
         self.sum.borrow_mut().rate = rate;
         // As of a pass of one row, at position 0, behind which the token came.
