@@ -399,6 +399,12 @@ typedef struct cos_stats {
    * Nanoseconds that COS_STRATEGY_STANDARD would have taken for them, by the measured times of the models' passes.
    */
   uint64_t standard_ns;
+  /**
+   * Rows of logits that models on a GPU keep there, and that had to be copied to the host: for filters (top_k, top_p,
+   * min_p), functions of the caller, log-probabilities of greedy sessions, rejected look-ups, sums with models that are
+   * elsewhere. 0 where all work on rows was done on the GPU. Rows that are on the host anyway do not count.
+   */
+  uint64_t rows_copied;
 } cos_stats;
 
 #ifdef __cplusplus
@@ -677,7 +683,8 @@ struct cos_error *cos_session_stats(const struct cos_session *session, struct co
  *       "models": [ {
  *         "name": "base",
  *         "pass_ms": [4.1, 4.3, 4.6, 4.8, 5.1, 5.3, 5.5, 5.8],  over 1 to 8 positions, as measured; null if not planned
- *         "acceptance": 0.71 } ],                             of proposals of this model; null if not known
+ *         "acceptance": 0.71,                                 of proposals of this model; null if not known
+ *         "rows_copied": 0 } ],                               of this model: see cos_stats
  *       "memory": { "bytes": 7340032, "peak_bytes": 7340032 }   caches, logits and distributions; not the weights
  *     }
  *

@@ -217,6 +217,7 @@ impl Session {
             counters: self.decoder.counters(),
             model_ns: self.decoder.elapsed().as_nanos() as u64,
             total_ns: self.total_ns,
+            rows_copied: self.decoder.rows_copied().sum(),
             gains: self.planning.as_ref().map_or_else(Gains::default, Planning::gains),
         }
     }
@@ -229,6 +230,9 @@ impl Session {
             (Some(planning), Some(estimates)) => planning.describe(&names, estimates),
             _ => describe_plan(&self.decoder.settings().plan, &names),
         };
+        for (model, copied) in self.decoder.rows_copied().enumerate() {
+            description["models"][model]["rows_copied"] = json!(copied);
+        }
         description["memory"] = json!({ "bytes": bytes, "peak_bytes": peak_bytes });
         description
     }

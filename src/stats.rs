@@ -14,6 +14,8 @@ pub struct Stats {
     pub model_ns: u64,
     /// Nanoseconds inside [`Session::step`](crate::session::Session::step).
     pub total_ns: u64,
+    /// Rows of logits that models on a GPU keep there, and that were copied to the host. Those of failed rounds count.
+    pub rows_copied: u64,
     /// What planning gained.
     pub gains: Gains,
 }
@@ -22,7 +24,7 @@ impl Stats {
     /// Add what came to a session's statistics between two looks at them.
     pub fn advance(&mut self, before: &Stats, now: &Stats) {
         // All members are named, so that none that is added is forgotten.
-        let Stats { steps, counters, model_ns, total_ns, gains } = self;
+        let Stats { steps, counters, model_ns, total_ns, rows_copied, gains } = self;
         let Gains { planned_ns, expected_ns, standard_ns } = gains;
         let Counters { tokens, proposed, tested, accepted, forwards, positions, near_ties } = counters;
         let (from, to) = (&before.counters, &now.counters);
@@ -30,6 +32,7 @@ impl Stats {
             (steps, before.steps, now.steps),
             (model_ns, before.model_ns, now.model_ns),
             (total_ns, before.total_ns, now.total_ns),
+            (rows_copied, before.rows_copied, now.rows_copied),
             (planned_ns, before.gains.planned_ns, now.gains.planned_ns),
             (expected_ns, before.gains.expected_ns, now.gains.expected_ns),
             (standard_ns, before.gains.standard_ns, now.gains.standard_ns),

@@ -1,16 +1,23 @@
-//! Sequences that answer what is asked of rows, as those on a GPU do, so that the decoder does not read them.
+//! Sequences that answer what is asked of rows, as those on a GPU do, so that the decoder does not read them, and count the rows that
+//! it reads all the same.
 
 mod common;
 
 use std::any::Any;
+use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use common::{PROMPT, SAMPLINGS, World, combinations, decoder, ways};
+use common::{PROMPT, SAMPLINGS, Sampling, World, combinations, decoder, ways};
+use cos::config::Combine;
 use cos::decode::chance::CounterRng;
+use cos::decode::combine::Function;
+use cos::decode::policy::{Strategy, Targets};
+use cos::engine::Engine;
 use cos::error::Error;
 use cos::model::{Cancel, Interrupt, Model, Pass, Sequence};
+use cos::session::{Options, Session, State};
 
 /// A model whose sequences answer; once `fails`, wrongly.
 struct Answering {
@@ -21,6 +28,7 @@ struct Answering {
 struct Answers {
     inner: Box<dyn Sequence>,
     rate: f32,
+    copied: Cell<u64>,
     fails: Arc<AtomicBool>,
 }
 
@@ -42,7 +50,16 @@ impl Sequence for Answers {
     }
 
     fn logits(&self, position: usize) -> &[f32] {
+        self.copied.set(self.copied.get() + 1);
         self.inner.logits(position)
+    }
+
+    fn score(&self, position: usize, token: usize) -> f32 {
+        self.inner.logits(position)[token]
+    }
+
+    fn rows_copied(&self) -> u64 {
+        self.copied.get()
     }
 
     fn elapsed(&self) -> Duration {
@@ -104,7 +121,8 @@ impl Model for Answering {
     }
 
     fn start(&self, cancel: &Arc<Cancel>) -> Result<Box<dyn Sequence>, Error> {
-        Ok(Box::new(Answers { inner: self.inner.start(cancel)?, rate: 0.0, fails: self.fails.clone() }))
+        let (inner, fails) = (self.inner.start(cancel)?, self.fails.clone());
+        Ok(Box::new(Answers { inner, rate: 0.0, copied: Cell::new(0), fails }))
     }
 
     fn forward(&self, batch: &mut [Pass<'_>]) -> Result<(), Interrupt> {
@@ -169,4 +187,62 @@ fn a_wrong_answer_is_an_error() {
             assert_eq!(decoder.committed(), before);
         }
     }
+}
+
+/// Rows are read only where answers do not do, and the statistics count them: of a session, of each of its models, and of the engine.
+#[test]
+fn rows_that_are_read_are_counted() {
+    let fails = Arc::new(AtomicBool::new(false));
+    let models = answering(&World::Related.models(2, 5), &fails);
+    let engine = Engine::new(models, Combine::Weighted { weights: vec![0.5, 0.5] }, Vec::new(), None).unwrap();
+    let engine = Arc::new(engine);
+    let way = |sampling: Sampling, strategy, targets| Options {
+        sampler: sampling.sampler(),
+        strategy,
+        targets: Some(targets),
+        proposal_lengths: Some(vec![1, 1]),
+        max_tokens: 20,
+        ..Options::default()
+    };
+    let (plain, greedy, standard) = (Sampling::PLAIN, Sampling::GREEDY, Strategy::Standard);
+    let top_k = Sampling { top_k: 2, ..plain };
+    let first = Function::new(|rows, out| {
+        out.copy_from_slice(rows.next().flatten().expect("the first model is needed"));
+        Ok(())
+    });
+    let mut total = 0;
+    for (reads, options) in [
+        (false, way(plain, standard, Targets::Combined)),
+        (false, way(plain, standard, Targets::Routed)),
+        (false, Options { log_probabilities: true, ..way(plain, standard, Targets::Combined) }),
+        (false, Options { weights: Some(vec![1.0, 0.0]), ..way(greedy, Strategy::Cos, Targets::Combined) }),
+        // A rejected proposal leaves a residual, and nobody here makes that.
+        (true, way(plain, Strategy::Cos, Targets::Combined)),
+        (true, way(top_k, standard, Targets::Combined)),
+        (true, way(top_k, Strategy::Cos, Targets::Routed)),
+        (true, Options { log_probabilities: true, ..way(greedy, standard, Targets::Combined) }),
+        (true, Options { combine: Some(first), ..way(plain, standard, Targets::Combined) }),
+    ] {
+        let mut session = Session::new(&engine, &options).unwrap();
+        session.prompt(&PROMPT).unwrap();
+        while session.step().unwrap().1 == State::Open {}
+        let copied = session.stats().rows_copied;
+        assert_eq!(copied > 0, reads, "{options:?}: {copied} rows");
+        let described = session.describe();
+        let of_models =
+            described["models"].as_array().unwrap().iter().map(|model| model["rows_copied"].as_u64().unwrap());
+        assert_eq!(of_models.sum::<u64>(), copied);
+        total += copied;
+        assert_eq!(engine.totals().lock().rows_copied, total);
+    }
+
+    // What a round read counts, though it failed.
+    let mut session = Session::new(&engine, &way(top_k, standard, Targets::Combined)).unwrap();
+    session.prompt(&PROMPT).unwrap();
+    session.step().unwrap();
+    let before = session.stats().rows_copied;
+    fails.store(true, Ordering::Relaxed);
+    session.step().unwrap_err();
+    assert!(session.stats().rows_copied > before);
+    assert_eq!(engine.totals().lock().rows_copied, total + session.stats().rows_copied);
 }

@@ -510,9 +510,9 @@ unsafe extern "C-unwind" fn sum(
 fn members(stats: &cos_stats) -> Vec<u64> {
     // All members are named, so that none that is added is forgotten.
     let cos_stats { struct_size: _, steps, tokens, proposed, tested, accepted, forwards, positions, .. } = *stats;
-    let cos_stats { model_ns, total_ns, near_ties, planned_ns, expected_ns, standard_ns, .. } = *stats;
+    let cos_stats { model_ns, total_ns, near_ties, planned_ns, expected_ns, standard_ns, rows_copied, .. } = *stats;
     let counts = [steps, tokens, proposed, tested, accepted, forwards, positions, near_ties];
-    [&counts[..], &[model_ns, total_ns, planned_ns, expected_ns, standard_ns]].concat()
+    [&counts[..], &[model_ns, total_ns, planned_ns, expected_ns, standard_ns, rows_copied]].concat()
 }
 
 /// A result that shows whether it was written.

@@ -364,6 +364,8 @@ struct Stats {
     std::chrono::nanoseconds expected_time{};
     /** Time that Strategy::standard would have taken for them, by the measured times of the models' passes. */
     std::chrono::nanoseconds standard_time{};
+    /** Rows of logits that models on a GPU keep there, and that had to be copied to the host; see cos_stats. */
+    std::uint64_t rows_copied = 0;
 };
 
 // ---- inside
@@ -410,7 +412,7 @@ Result<Stats> stats(cos_error* (*function)(const T*, cos_stats*), const T* of) {
     const auto time = [](std::uint64_t ns) { return std::chrono::nanoseconds(static_cast<std::int64_t>(ns)); };
     return Stats{out.steps,            out.tokens,            out.proposed,           out.tested,         out.accepted,
                  out.forwards,         out.positions,         time(out.model_ns),     time(out.total_ns), out.near_ties,
-                 time(out.planned_ns), time(out.expected_ns), time(out.standard_ns)};
+                 time(out.planned_ns), time(out.expected_ns), time(out.standard_ns), out.rows_copied};
 }
 
 /** A text that a session or an engine lends. */

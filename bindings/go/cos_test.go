@@ -311,6 +311,7 @@ func TestEngineStats(t *testing.T) {
 			ModelTime: sum.ModelTime + stats.ModelTime, TotalTime: sum.TotalTime + stats.TotalTime,
 			NearTies: sum.NearTies + stats.NearTies, PlannedTime: sum.PlannedTime + stats.PlannedTime,
 			ExpectedTime: sum.ExpectedTime + stats.ExpectedTime, StandardTime: sum.StandardTime + stats.StandardTime,
+			RowsCopied: sum.RowsCopied + stats.RowsCopied,
 		}
 		if i == 0 {
 			session.Close()

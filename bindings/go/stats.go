@@ -26,6 +26,10 @@ type Stats struct {
 	ExpectedTime time.Duration
 	// What StrategyStandard would have taken for them, by the measured times of the models' passes.
 	StandardTime time.Duration
+
+	// Rows of logits that models on a GPU keep there, and that had to be copied to the host: for filters, functions of the
+	// caller, and other work that is not done on the GPU.
+	RowsCopied uint64
 }
 
 // Stats is what the session did so far, up to the last call that ended. It may be called at any time.
@@ -70,5 +74,7 @@ func readStats(read func(*C.cos_stats) *C.cos_error) (Stats, error) {
 		PlannedTime:  time.Duration(stats.planned_ns),
 		ExpectedTime: time.Duration(stats.expected_ns),
 		StandardTime: time.Duration(stats.standard_ns),
+
+		RowsCopied: uint64(stats.rows_copied),
 	}, nil
 }

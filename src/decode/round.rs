@@ -976,11 +976,16 @@ impl<C: Chance> Decoder<C> {
         self.lanes.iter_mut().for_each(|lane| lane.truncate(committed - 1));
     }
 
+    /// Of each model, the rows of logits that it keeps on a GPU and that were copied to the host all the same.
+    pub fn rows_copied(&self) -> impl Iterator<Item = u64> {
+        self.lanes.iter().map(|lane| lane.sequence.rows_copied())
+    }
+
     /// The memory of the sequence: the models' sequences, and the decoder's own rows and tokens.
     pub fn memory(&self) -> Memory {
         // target, scratch and candidates have four bytes for each token of the vocabulary
         let numbers = 3 * self.target.len();
-        let own = 4 * (numbers + self.tokens.capacity());
+        let own = 4 * (numbers + self.tokens.capacity()) + self.math.as_ref().map_or(0, |math| math.bytes());
         self.lanes.iter().map(|lane| lane.sequence.memory()).chain([Memory::of(own)]).sum()
     }
 }

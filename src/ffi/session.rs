@@ -183,6 +183,10 @@ pub struct cos_stats {
     pub expected_ns: u64,
     /// Nanoseconds that COS_STRATEGY_STANDARD would have taken for them, by the measured times of the models' passes.
     pub standard_ns: u64,
+    /// Rows of logits that models on a GPU keep there, and that had to be copied to the host: for filters (top_k, top_p,
+    /// min_p), functions of the caller, log-probabilities of greedy sessions, rejected look-ups, sums with models that are
+    /// elsewhere. 0 where all work on rows was done on the GPU. Rows that are on the host anyway do not count.
+    pub rows_copied: u64,
 }
 
 // SAFETY: plain data; the sizes of version 0.1 stay as they are, and members are added behind the last one.
@@ -202,7 +206,7 @@ unsafe impl Growing for cos_stats {
 }
 const _: () = assert!(<cos_session_options as Growing>::MIN_SIZE == 96 && size_of::<cos_session_options>() == 120);
 const _: () = assert!(<cos_step_result as Growing>::MIN_SIZE == 32 && size_of::<cos_step_result>() == 40);
-const _: () = assert!(<cos_stats as Growing>::MIN_SIZE == 80 && size_of::<cos_stats>() == 112);
+const _: () = assert!(<cos_stats as Growing>::MIN_SIZE == 80 && size_of::<cos_stats>() == 120);
 
 /// A session: one sequence. One thread at a time may use it (another one gets BUSY, except for cos_cancel and
 /// cos_session_stats); different sessions run in parallel.
@@ -592,7 +596,8 @@ pub unsafe extern "C" fn cos_session_stats(session: *const cos_session, out_stat
 ///       "models": [ {
 ///         "name": "base",
 ///         "pass_ms": [4.1, 4.3, 4.6, 4.8, 5.1, 5.3, 5.5, 5.8],  over 1 to 8 positions, as measured; null if not planned
-///         "acceptance": 0.71 } ],                             of proposals of this model; null if not known
+///         "acceptance": 0.71,                                 of proposals of this model; null if not known
+///         "rows_copied": 0 } ],                               of this model: see cos_stats
 ///       "memory": { "bytes": 7340032, "peak_bytes": 7340032 }   caches, logits and distributions; not the weights
 ///     }
 ///
@@ -648,7 +653,7 @@ unsafe fn write_stats(out_stats: *mut cos_stats, stats: impl FnOnce() -> Result<
     // SAFETY: promised by the caller.
     unsafe {
         let struct_size = struct_size(out_stats)?;
-        let Stats { steps, counters, model_ns, total_ns, gains } = stats()?;
+        let Stats { steps, counters, model_ns, total_ns, rows_copied, gains } = stats()?;
         write(
             out_stats,
             &cos_stats {
@@ -666,6 +671,7 @@ unsafe fn write_stats(out_stats: *mut cos_stats, stats: impl FnOnce() -> Result<
                 planned_ns: gains.planned_ns,
                 expected_ns: gains.expected_ns,
                 standard_ns: gains.standard_ns,
+                rows_copied,
             },
         );
     }

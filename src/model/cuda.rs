@@ -396,6 +396,11 @@ impl HostBuffer {
         Ok(HostBuffer { device: device.clone(), memory, bytes })
     }
 
+    /// Its length in bytes.
+    pub fn len(&self) -> usize {
+        self.bytes
+    }
+
     /// Its contents.
     pub fn bytes(&self) -> &[u8] {
         // SAFETY: it is that long, and was written to.

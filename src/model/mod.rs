@@ -137,6 +137,11 @@ pub trait Sequence: Any + Send {
         None
     }
 
+    /// Rows that were copied to the host from a GPU that keeps them, because somebody asked for all of one.
+    fn rows_copied(&self) -> u64 {
+        0
+    }
+
     /// Why answers to these questions cannot be relied upon any more, if they cannot: asking a device has failed.
     fn fault(&self) -> Option<Error> {
         None
@@ -224,6 +229,9 @@ pub trait RowMath: Send {
 
     /// As [`Sequence::fault`].
     fn fault(&self) -> Option<Error>;
+
+    /// Bytes of its buffers, which never grow.
+    fn bytes(&self) -> usize;
 }
 
 /// Memory in bytes: buffers at their whole length, though of those that grow ahead of need much may never be touched.

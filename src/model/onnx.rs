@@ -528,6 +528,10 @@ impl Sequence for Lent {
         Some((summary.best as usize, summary.max, summary.second))
     }
 
+    fn rows_copied(&self) -> u64 {
+        self.get().gpu.as_ref().and_then(|gpu| gpu.rows.as_ref()).map_or(0, DeviceRows::copied)
+    }
+
     fn fault(&self) -> Option<Error> {
         self.get().gpu.as_ref()?.rows.as_ref()?.fault()
     }
@@ -553,7 +557,8 @@ impl Sequence for Lent {
 
     fn memory(&self) -> Memory {
         let sequence = self.get();
-        let logits = Memory { bytes: sequence.logits_bytes(), peak_bytes: sequence.peak_logits };
+        let bytes = sequence.logits_bytes();
+        let logits = Memory { bytes, peak_bytes: sequence.peak_logits.max(bytes) };
         let tokens = Memory::of(size_of::<i32>() * sequence.tokens.capacity());
         [sequence.cache.memory(), logits, tokens].into_iter().sum()
     }
@@ -725,7 +730,7 @@ impl OnnxSequence {
         self.elapsed += started.elapsed();
         result?;
         match (output, self.gpu.as_mut().and_then(|gpu| gpu.rows.as_mut())) {
-            (Output::Device(_), Some(rows)) => rows.keep(position..end),
+            (Output::Device(_), Some(rows)) => rows.keep(position..end, keep),
             (_, rows) => {
                 if let Some(rows) = rows {
                     rows.lose(position..end);

@@ -1,6 +1,7 @@
 //! Rows of logits that stay on a GPU, and what is made of them there: see `cuda/rows.cu`.
 
 use std::cell::{Cell, OnceCell, RefCell};
+use std::ops::Range;
 use std::sync::Arc;
 
 use bytemuck::{Pod, Zeroable};
@@ -19,6 +20,9 @@ const THREADS: usize = 256;
 
 /// Tokens of a pass whose scores are noted.
 const NOTED: usize = 16;
+
+/// Rows on the host that are kept for the next ones to be asked for.
+const SPARE_ROWS: usize = 16;
 
 /// What the kernels are told of a pass.
 #[repr(C)]
@@ -60,9 +64,11 @@ pub struct DeviceRows {
     done: Event,
     /// The position in each slot, and the rate of its summary.
     held: [(usize, f32); SLOTS],
-    /// The rows that were asked for in full.
+    /// The rows that were asked for in full, until nobody may ask any more.
     fetched: [OnceCell<Box<[f32]>>; SLOTS],
     spare: RefCell<Vec<Box<[f32]>>>,
+    /// How many rows went to the host.
+    copied: Cell<u64>,
     /// The last draw: its position, the token and its score, which is asked for next.
     drawn: Cell<(usize, i32, f32)>,
     /// The first thing that failed.
@@ -98,6 +104,7 @@ impl DeviceRows {
             held: [NONE; SLOTS],
             fetched: std::array::from_fn(|_| OnceCell::new()),
             spare: RefCell::default(),
+            copied: Cell::new(0),
             drawn: Cell::new((usize::MAX, 0, 0.0)),
             fault: OnceCell::new(),
             columns,
@@ -109,13 +116,23 @@ impl DeviceRows {
     /// Bytes of its buffers.
     pub fn bytes(&self) -> usize {
         let rows = self.fetched.iter().filter(|row| row.get().is_some()).count() + self.spare.borrow().len();
-        self.ring.len() + self.parts.len() + 4 * self.columns * rows
+        let pinned = self.summaries.len() + self.staging.borrow().len();
+        self.ring.len() + self.parts.len() + pinned + 4 * self.columns * rows
     }
 
     /// Forget all rows.
     pub fn clear(&mut self) {
         self.held = [NONE; SLOTS];
+        self.fetched = std::array::from_fn(|_| OnceCell::new());
+        self.spare.get_mut().clear();
+        self.copied.set(0);
         self.rate = 1.0;
+    }
+
+    /// How many rows went to the host since all were forgotten: those that were asked for in full, and those of passes that left theirs
+    /// there.
+    pub fn copied(&self) -> u64 {
+        self.copied.get()
     }
 
     /// For a pass over `tokens` from `start` on, that gives rows of the positions from `first` on, of which the first are not wanted.
@@ -161,17 +178,23 @@ impl DeviceRows {
         }
     }
 
-    /// The rows of these positions were kept by a pass that has succeeded.
-    pub fn keep(&mut self, positions: std::ops::Range<usize>) {
-        for position in positions {
-            self.held[position % SLOTS] = (position, self.rate);
-            self.drawn.set((usize::MAX, 0, 0.0));
-            self.spare.get_mut().extend(self.fetched[position % SLOTS].take());
+    /// The rows of these positions were kept by a pass that has succeeded. Of those before them, nobody asks for what comes before
+    /// `wanted`.
+    pub fn keep(&mut self, positions: Range<usize>, wanted: usize) {
+        let spare = self.spare.get_mut();
+        for (row, (position, _)) in self.fetched.iter_mut().zip(&self.held) {
+            if !(wanted..positions.start).contains(position) {
+                spare.extend(row.take());
+            }
         }
+        spare.truncate(SPARE_ROWS);
+        self.drawn.set((usize::MAX, 0, 0.0));
+        positions.for_each(|position| self.held[position % SLOTS] = (position, self.rate));
     }
 
-    /// The rows of these positions are somewhere else.
-    pub fn lose(&mut self, positions: std::ops::Range<usize>) {
+    /// The rows of these positions are on the host: a pass has left them there.
+    pub fn lose(&mut self, positions: Range<usize>) {
+        self.copied.set(self.copied.get() + positions.len() as u64);
         for position in positions {
             let held = &mut self.held[position % SLOTS];
             if held.0 == position {
@@ -229,6 +252,7 @@ impl DeviceRows {
     pub fn row(&self, position: usize) -> &[f32] {
         let slot = position % SLOTS;
         if self.fetched[slot].get().is_none() {
+            self.copied.set(self.copied.get() + 1);
             let spare = self.spare.borrow_mut().pop();
             let mut row = spare.unwrap_or_else(|| vec![0.0; self.columns].into());
             if self.noted(self.copy(slot * self.columns, self.columns, &mut row)).is_err() {
@@ -418,7 +442,7 @@ impl RowMath for Together {
             unsafe { queue.run(self.device.kernels()?.weigh, (132, 1, 1), THREADS as u32, arguments)? };
             sum.queue(queue, &sum.ring, 1, control)
         })?;
-        self.sum.borrow_mut().keep(0..1);
+        self.sum.borrow_mut().keep(0..1, 0);
         Some(())
     }
 
@@ -448,6 +472,10 @@ impl RowMath for Together {
 
     fn fault(&self) -> Option<Error> {
         self.sum.borrow().fault()
+    }
+
+    fn bytes(&self) -> usize {
+        self.sum.borrow().bytes() + self.control.borrow().len() + self.sums.len() + self.drawn.len()
     }
 
     fn residual(&self, parts: &mut dyn Iterator<Item = super::Term>) -> Option<f64> {

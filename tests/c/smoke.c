@@ -62,7 +62,8 @@ MEMBER(cos_stats, near_ties, uint64_t, 80);
 MEMBER(cos_stats, planned_ns, uint64_t, 88);
 MEMBER(cos_stats, expected_ns, uint64_t, 96);
 MEMBER(cos_stats, standard_ns, uint64_t, 104);
-_Static_assert(sizeof(cos_stats) >= 112, "cos_stats has shrunk");
+MEMBER(cos_stats, rows_copied, uint64_t, 112);
+_Static_assert(sizeof(cos_stats) >= 120, "cos_stats has shrunk");
 
 /* Sizes of the structs before anything was added to them. */
 enum { FIRST_OPTIONS_SIZE = 96, FIRST_RESULT_SIZE = 32, FIRST_STATS_SIZE = 80 };
@@ -857,6 +858,7 @@ static void totals(const cos_engine *engine) {
     ADDED(planned_ns);
     ADDED(expected_ns);
     ADDED(standard_ns);
+    ADDED(rows_copied);
 #undef ADDED
 }
 

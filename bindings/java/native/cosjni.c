@@ -121,6 +121,7 @@ static jlongArray new_stats(JNIEnv *env, const cos_stats *stats)
         (jlong)stats->steps, (jlong)stats->tokens, (jlong)stats->proposed, (jlong)stats->tested, (jlong)stats->accepted,
         (jlong)stats->forwards, (jlong)stats->positions, (jlong)stats->model_ns, (jlong)stats->total_ns,
         (jlong)stats->near_ties, (jlong)stats->planned_ns, (jlong)stats->expected_ns, (jlong)stats->standard_ns,
+        (jlong)stats->rows_copied,
     };
     const jsize count = sizeof values / sizeof *values;
     jlongArray array = (*env)->NewLongArray(env, count);

@@ -19,6 +19,8 @@ package io.cosrt;
  * @param expectedNs nanoseconds that these tokens were expected to take, as the plans were chosen
  * @param standardNs nanoseconds that {@link Strategy#STANDARD} would have taken for them, by the measured times of the
  *                   models' passes
+ * @param rowsCopied rows of logits that models on a GPU keep there, and that had to be copied to the host: for filters,
+ *                   functions of the caller, and other work that is not done on the GPU
  */
 public record Stats(
         long steps,
@@ -33,10 +35,11 @@ public record Stats(
         long nearTies,
         long plannedNs,
         long expectedNs,
-        long standardNs) {
+        long standardNs,
+        long rowsCopied) {
 
     static Stats of(long[] values) {
         return new Stats(values[0], values[1], values[2], values[3], values[4], values[5], values[6], values[7], values[8],
-                values[9], values[10], values[11], values[12]);
+                values[9], values[10], values[11], values[12], values[13]);
     }
 }
