@@ -22,6 +22,8 @@ Made in tests/exports/ARCH:
 and for llama alone
   no-cache             Optimum, --task text-generation: no cache, the whole context in every pass
   builder-fp16-cuda    builder-fp16 for CUDA: a shared cache, as fp32 has for the CPU
+  builder-bf16-cuda    the same in bfloat16, with logits that are cast to float32
+  bf16-logits-cuda     builder-bf16-cuda without that cast
   builder-int4-level4  builder-int4 with activations rounded to 8 bits, which is the builder's default for CPU
   torch-opset23        torch.onnx.export: the standard operator Attention, a concatenated cache, nameless dimensions
   mobius               Microsoft's mobius: the standard operator Attention of opset 24, which concatenates the cache
@@ -236,6 +238,19 @@ def optimum(name: str, work: Path, out: Path):
         (source / "config.json").write_text(json.dumps(config))
 
 
+def drop_last_cast(folder: Path):
+    model = onnx.load(folder / "model.onnx", load_external_data=False)
+    graph = model.graph
+    cast = next(node for node in graph.node if node.output[0] == "logits")
+    assert cast.op_type == "Cast"
+    graph.node.remove(cast)
+    made = next(node for node in graph.node if node.output[0] == cast.input[0])
+    made.output[0] = "logits"
+    logits = next(value for value in graph.output if value.name == "logits")
+    logits.type.tensor_type.elem_type = onnx.TensorProto.BFLOAT16
+    onnx.save(model, folder / "model.onnx")
+
+
 def run_module(*words):
     done = subprocess.run([sys.executable, "-m", *map(str, words)], env=os.environ | {"HF_HUB_OFFLINE": "1"},
                           text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
@@ -283,13 +298,16 @@ def builder(name: str, work: Path, out: Path):
     if name in BUILDER_FP16:
         forms["builder-fp16"] = ("fp16", "cpu")
     if name == "llama":
-        forms |= {"builder-int4-level4": ("int4", "cpu"), "builder-fp16-cuda": ("fp16", "cuda")}
+        forms |= {"builder-int4-level4": ("int4", "cpu"), "builder-fp16-cuda": ("fp16", "cuda"),
+                  "builder-bf16-cuda": ("bf16", "cuda")}
     for form, (precision, provider, *options) in forms.items():
         with tempfile.TemporaryDirectory() as cache:
             run_module("onnxruntime_genai.models.builder", "-i", source, "-o", fresh(out / form), "-p", precision,
                        "-e", provider, "-c", cache, *options)
         tidy(out / form, source)
     if name == "llama":
+        shutil.copytree(out / "builder-bf16-cuda", out / "bf16-logits-cuda", dirs_exist_ok=True)
+        drop_last_cast(out / "bf16-logits-cuda")
         torch_export(source, fresh(out / "torch-opset23"))
         run_module("mobius", "build", "--config", source, fresh(out / "mobius"))
         run_module("mobius", "build", "--config", source, fresh(out / "mobius-static"), "--static-cache",

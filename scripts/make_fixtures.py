@@ -13,6 +13,8 @@ token after the last one, so that greedy decoding counts: 1 2 3 … 15 0, where 
   wide      24 tokens
   nan       tiny, but the logits of token 15 after a token 13 are NaN
   inf       tiny, but the logits of token 15 after a token 11 are +inf, and all after a token 12 are -inf
+  half      tiny in float16, for CUDA: all of it has kernels there
+  half-bad  the same, but the logits of token 15 are +inf after a token 11, and NaN after a token 13
   external  tiny with its weights in a model.onnx.data that is missing
   optimum   in the form of an Optimum export: position_ids, a concatenated cache, no genai_config.json
   headless  gives last_hidden_state, no logits
@@ -31,7 +33,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 CONTEXT, HEADS, HEAD_SIZE = 32, 2, 16  # two heads of queries, one of keys and values
-FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
+FLOAT, FLOAT16, INT64 = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.INT64
 
 
 def wave(rows: int, columns: int, phase: float):
@@ -43,9 +45,9 @@ def value(name: str, *shape, kind=FLOAT):
     return helper.make_tensor_value_info(name, kind, shape)
 
 
-def save(folder: Path, nodes, inputs, outputs, constants, external=False):
+def save(folder: Path, nodes, inputs, outputs, constants, external=False, number=np.float32):
     """Write a graph as model.onnx."""
-    tensors = [numpy_helper.from_array(np.asarray(v, np.int64 if np.asarray(v).dtype == int else np.float32), k)
+    tensors = [numpy_helper.from_array(np.asarray(v, np.int64 if np.asarray(v).dtype == int else number), k)
                for k, v in constants.items()]
     graph = helper.make_graph(nodes, "main_graph", inputs, outputs, tensors)
     opsets = [helper.make_opsetid("", 22), helper.make_opsetid("com.microsoft", 1)]
@@ -60,7 +62,7 @@ def embedding(vocab: int):
     return helper.make_node("Gather", ["embedding", "input_ids"], ["hidden"]), {"embedding": np.eye(vocab)}
 
 
-def decoder(folder: Path, vocab=16, quirks=None, external=False):
+def decoder(folder: Path, vocab=16, quirks=None, external=False, half=False):
     """A builder export whose logits after the tokens in `quirks` have those added to them."""
     first, constants = embedding(vocab)
     angles = np.outer(np.arange(CONTEXT), 0.1 ** np.arange(HEAD_SIZE // 2))
@@ -96,13 +98,13 @@ def decoder(folder: Path, vocab=16, quirks=None, external=False):
         nodes += [helper.make_node("Gather", ["quirks", "input_ids"], ["quirk"]),
                   helper.make_node("Add", ["plain", "quirk"], ["logits"])]
     batch, past, present = "batch_size", "past_sequence_length", "total_sequence_length"
-    parts = ("key", "value")
+    parts, kind = ("key", "value"), FLOAT16 if half else FLOAT
     save(folder, nodes,
          [value("input_ids", batch, "sequence_length", kind=INT64), value("attention_mask", batch, present, kind=INT64)]
-         + [value(f"past_key_values.0.{part}", batch, 1, past, HEAD_SIZE) for part in parts],
-         [value("logits", batch, "sequence_length", vocab)]
-         + [value(f"present.0.{part}", batch, 1, present, HEAD_SIZE) for part in parts],
-         constants, external)
+         + [value(f"past_key_values.0.{part}", batch, 1, past, HEAD_SIZE, kind=kind) for part in parts],
+         [value("logits", batch, "sequence_length", vocab, kind=kind)]
+         + [value(f"present.0.{part}", batch, 1, present, HEAD_SIZE, kind=kind) for part in parts],
+         constants, external, np.float16 if half else np.float32)
     genai = {
         "model": {
             "bos_token_id": 0, "context_length": CONTEXT, "eos_token_id": 0, "pad_token_id": 0, "type": "llama",
@@ -186,7 +188,8 @@ def main():
         nan, inf = np.where(at_end > 0, np.nan, 0), np.where(at_end > 0, np.inf, 0)
     for name, settings in {
         "tiny": {}, "notoken": {}, "renamed": {}, "wide": {"vocab": 24}, "nan": {"quirks": {13: nan}},
-        "inf": {"quirks": {11: inf, 12: np.full(16, -np.inf)}}, "external": {"external": True},
+        "inf": {"quirks": {11: inf, 12: np.full(16, -np.inf)}}, "half": {"half": True},
+        "half-bad": {"quirks": {11: inf, 13: nan}, "half": True}, "external": {"external": True},
     }.items():
         decoder(out / name, **settings)
         if name != "notoken":

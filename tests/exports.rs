@@ -6,7 +6,7 @@ mod common;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use common::decode;
+use common::{Golden, decode};
 use cos::config::Config;
 use cos::decode::policy::Strategy;
 use cos::decode::sampling::Sampler;
@@ -45,30 +45,6 @@ fn provider() -> Provider {
     match std::env::var("COS_TEST_PROVIDER").as_deref() {
         Ok("cuda") => Provider::Cuda { device_id: 0, options: Default::default() },
         _ => Provider::Cpu,
-    }
-}
-
-/// Token sequences, and the logits after each of their tokens.
-struct Golden {
-    sequences: Vec<(Vec<i32>, Vec<Vec<f32>>)>,
-}
-
-impl Golden {
-    fn read(architecture: &str) -> Self {
-        let folder = exports().join(architecture);
-        let text = std::fs::read_to_string(folder.join("golden.json")).unwrap();
-        let about: serde_json::Value = serde_json::from_str(&text).unwrap();
-        let columns = about["columns"].as_u64().unwrap() as usize;
-        let bytes = std::fs::read(folder.join("golden.f32")).unwrap();
-        let (values, rest) = bytes.as_chunks::<4>();
-        assert!(rest.is_empty());
-        let mut rows = values.chunks(columns).map(|row| row.iter().map(|&value| f32::from_le_bytes(value)).collect());
-        let sequence = |tokens: &serde_json::Value| {
-            let tokens: Vec<i32> = serde_json::from_value(tokens.clone()).unwrap();
-            let rows = rows.by_ref().take(tokens.len()).collect();
-            (tokens, rows)
-        };
-        Golden { sequences: about["sequences"].as_array().unwrap().iter().map(sequence).collect() }
     }
 }
 
@@ -199,6 +175,10 @@ fn architectures_agree_with_pytorch() {
         let golden = Golden::read(architecture);
         for form in forms(&exports().join(architecture)) {
             let label = format!("{architecture}/{}", name(&form));
+            if provider() == Provider::Cpu && label.contains("bf16") {
+                println!("{label}: skipped, because ONNX Runtime has no products in bfloat16 on the processor");
+                continue;
+            }
             let export = replay(&label, &golden, tolerance(&label), &mut failures);
             let uncapped = export.is_some_and(|export| export.warnings.iter().any(|w| w.contains("caps the scores")));
             assert_eq!(uncapped, label == "gemma2/optimum-fp32", "{label}");

@@ -35,6 +35,30 @@ pub fn decode(engine: &Arc<Engine>, prompt: &[i32], options: &Options) -> Vec<i3
     }
 }
 
+/// Token sequences, and PyTorch's logits after each of their tokens: what an architecture of `tests/exports` is compared with.
+pub struct Golden {
+    pub sequences: Vec<(Vec<i32>, Vec<Vec<f32>>)>,
+}
+
+impl Golden {
+    pub fn read(architecture: &str) -> Self {
+        let folder = root().join("tests/exports").join(architecture);
+        let text = std::fs::read_to_string(folder.join("golden.json")).unwrap();
+        let about: serde_json::Value = serde_json::from_str(&text).unwrap();
+        let columns = about["columns"].as_u64().unwrap() as usize;
+        let bytes = std::fs::read(folder.join("golden.f32")).unwrap();
+        let (values, rest) = bytes.as_chunks::<4>();
+        assert!(rest.is_empty());
+        let mut rows = values.chunks(columns).map(|row| row.iter().map(|&value| f32::from_le_bytes(value)).collect());
+        let sequence = |tokens: &serde_json::Value| {
+            let tokens: Vec<i32> = serde_json::from_value(tokens.clone()).unwrap();
+            let rows = rows.by_ref().take(tokens.len()).collect();
+            (tokens, rows)
+        };
+        Golden { sequences: about["sequences"].as_array().unwrap().iter().map(sequence).collect() }
+    }
+}
+
 /// A sampler as plain numbers, so that the oracle need not look into the library's.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Sampling {
