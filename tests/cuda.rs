@@ -1,4 +1,5 @@
-//! What needs a GPU. Without one each test says why it is skipped, unless `COS_TEST_PROVIDER=cuda`: `scripts/gpu-check` runs them so.
+//! What needs a GPU. Without one each test says why it is skipped, unless `COS_TEST_PROVIDER=cuda`: `scripts/gpu-check` runs them so. What
+//! can be had of a test without one is tested before.
 
 mod common;
 #[path = "conformance/stats.rs"]
@@ -7,8 +8,9 @@ mod stats;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
-use common::{Sampling, decode, oracle};
+use common::{Golden, Sampling, decode, oracle};
 use cos::config::{Combine, Config};
+use cos::decode::combine::Function;
 use cos::decode::policy::{Strategy, Targets};
 use cos::decode::sampling::Sampler;
 use cos::engine::Engine;
@@ -16,9 +18,16 @@ use cos::error::Error;
 use cos::model::{Cancel, Interrupt, Model, OnnxModel, Pass, Provider, RowsOn, Sequence, Settings, environment};
 use cos::session::{Options, Session, State};
 use cudarc::driver::result as driver;
+use half::{bf16, f16};
 
 /// Its passes are captured.
 const GRAPHS: &str = "llama/builder-fp16-cuda";
+/// The same in bfloat16, whose logits are cast to float32.
+const BF16: &str = "llama/builder-bf16-cuda";
+/// The same without that cast.
+const BF16_LOGITS: &str = "llama/bf16-logits-cuda";
+/// Another one in float16, with bad rows behind some tokens.
+const BAD: &str = "../fixtures/half-bad";
 /// The same model in float32, whose attention ONNX Runtime has on the processor only.
 const HALF: &str = "llama/builder-fp32";
 /// All of it runs on the GPU, with a cache that grows by one with each token, so it is not captured.
@@ -78,6 +87,11 @@ fn load_with(form: &str, options: &[(&str, &str)], rows: Option<RowsOn>) -> Resu
 
 const WEIGHTED: &str = r#"{"kind": "weighted", "weights": [0.4, 0.6]}"#;
 const CONTRASTIVE: &str = r#"{"kind": "contrastive", "mu": 0.5, "plausibility": 0}"#;
+const MASKED: &str = r#"{"kind": "contrastive", "mu": 0.5, "plausibility": 0.05}"#;
+const LOGITS: &str = r#"{"kind": "logits", "weights": [1, -0.5]}"#;
+const TARGET: &str = r#"{"kind": "target", "model": 0}"#;
+
+const PROMPT: [i32; 5] = [5, 9, 33, 20, 61];
 
 /// An engine of exports, each with its provider.
 fn engine(models: &[(&str, &str)]) -> Arc<Engine> {
@@ -92,6 +106,20 @@ fn engine_with(models: &[(&str, &str)], rows: &str, combine: &str) -> Arc<Engine
     let models: Vec<String> = models.iter().map(model).collect();
     let config = format!(r#"{{"models": [{}], "combine": {combine}}}"#, models.join(", "));
     Arc::new(Engine::load(&Config::parse(&config).unwrap()).unwrap())
+}
+
+/// Decode a prompt to its end: the tokens, their log-probabilities, and what was done.
+fn run(engine: &Arc<Engine>, prompt: &[i32], options: &Options) -> (Vec<i32>, Vec<f32>, Session) {
+    let mut session = Session::new(engine, options).unwrap();
+    session.prompt(prompt).unwrap();
+    let (mut tokens, mut logs, mut state) = (Vec::new(), Vec::new(), State::Open);
+    while state == State::Open {
+        let (new, now) = session.step().unwrap();
+        tokens.extend_from_slice(new);
+        state = now;
+        logs.extend_from_slice(session.log_probabilities());
+    }
+    (tokens, logs, session)
 }
 
 fn forward(model: &dyn Model, sequence: &mut dyn Sequence, tokens: &[i32], keep: usize) -> Result<(), Interrupt> {
@@ -138,7 +166,9 @@ fn what_is_captured_is_said() {
         let description = load(form, options).unwrap().describe();
         (description["graphs"].as_bool().unwrap(), description["no_graphs"].as_str().unwrap_or("").to_string())
     };
-    assert_eq!(about(GRAPHS, &[]), (true, String::new()));
+    for form in [GRAPHS, BF16, BF16_LOGITS, "../fixtures/half", BAD] {
+        assert_eq!(about(form, &[]), (true, String::new()), "{form}");
+    }
     let (graphs, why) = about(GRAPHS, &[("enable_cuda_graph", "0")]);
     assert!(!graphs && why.contains("enable_cuda_graph"), "{why}");
     for form in [HALF, PLAIN] {
@@ -193,7 +223,7 @@ fn caches_survive_any_rollback() {
 #[test]
 fn numbers_of_rows_are_theirs() {
     let Some(_turn) = gpu() else { return };
-    for form in [GRAPHS, OTHER] {
+    for form in [GRAPHS, OTHER, BF16, BF16_LOGITS] {
         let model = load_with(form, &[], Some(RowsOn::Gpu)).unwrap();
         let about = model.describe();
         assert_eq!((&about["rows_on"], &about["no_gpu_rows"]), (&"gpu".into(), &serde_json::Value::Null), "{about}");
@@ -272,11 +302,8 @@ fn greedy_text_is_the_processors() {
 #[test]
 fn rows_give_the_same_text_anywhere() {
     let Some(_turn) = gpu() else { return };
-    const MASKED: &str = r#"{"kind": "contrastive", "mu": 0.5, "plausibility": 0.05}"#;
     let (mut texts, mut others) = (0, 0);
-    for combine in
-        [WEIGHTED, MASKED, r#"{"kind": "logits", "weights": [1, -0.5]}"#, r#"{"kind": "target", "model": 0}"#]
-    {
+    for combine in [WEIGHTED, MASKED, LOGITS, TARGET] {
         let [host, gpu] = ["host", "gpu"].map(|rows| engine_with(&[(GRAPHS, "cuda"), (OTHER, "cuda")], rows, combine));
         for options in ways() {
             // `auto` plans by the clock
@@ -475,4 +502,272 @@ fn options_reach_the_provider() {
     };
     let error = OnnxModel::load(&path(GRAPHS), "far", &settings).err().unwrap();
     assert!(error.to_string().contains("device_id is 64"), "{error}");
+}
+
+/// Whether a score is one of the half precision that an export has.
+fn is_half(form: &str, score: f32) -> bool {
+    score == if form.contains("bf16") { bf16::from_f32(score).to_f32() } else { f16::from_f32(score).to_f32() }
+}
+
+/// Rows in half precision are PyTorch's in float32, but for rounding, and the same wherever they are read.
+#[test]
+fn half_rows_are_pytorchs_anywhere() {
+    let Some(_turn) = gpu() else { return };
+    let golden = Golden::read("llama");
+    // PyTorch's own in these types are off by 0.012 and 0.1.
+    for (form, element, tolerance) in
+        [(GRAPHS, "float16", 0.05), (BF16, "float32", 0.3), (BF16_LOGITS, "bfloat16", 0.3)]
+    {
+        let models = [RowsOn::Host, RowsOn::Gpu].map(|rows| load_with(form, &[], Some(rows)).unwrap());
+        models.iter().for_each(|model| assert_eq!(model.describe()["logits"]["type"], element, "{form}"));
+        let mut off = 0.0f32;
+        for (tokens, rows) in &golden.sequences {
+            let mut sequences = models.each_ref().map(|model| model.start(&Arc::new(Cancel::default())).unwrap());
+            for width in [6, 1, 1, 1, 4, 4, 4, 17].into_iter().cycle() {
+                let start = sequences[0].len();
+                let end = tokens.len().min(start + width);
+                if start == end {
+                    break;
+                }
+                for (model, sequence) in models.iter().zip(&mut sequences) {
+                    forward(model, sequence.as_mut(), &tokens[start..end], start + 1).unwrap();
+                }
+                for position in start + 1..=end {
+                    let [host, gpu] = sequences.each_ref().map(|sequence| sequence.logits(position));
+                    assert_eq!(host, gpu, "{form}, position {position}");
+                    assert!(host.iter().all(|&score| is_half(form, score)), "{form}, position {position}");
+                    off = off.max(worst(host, &rows[position - 1]));
+                }
+            }
+        }
+        println!("{form}: {off:.1e} from PyTorch");
+        assert!(off < tolerance, "{form}: off by {off}");
+    }
+}
+
+/// Of rows in half precision, what is drawn from has the probabilities that a softmax in float32 gives them, or better.
+#[test]
+fn probabilities_of_half_rows_are_made_in_float32() {
+    for form in ["variants/fp16-io", "variants/bf16-io"] {
+        probabilities_are_a_softmax(form, "cpu", "host");
+    }
+    let Some(_turn) = gpu() else { return };
+    for form in [GRAPHS, BF16, BF16_LOGITS] {
+        let texts = ["host", "gpu"].map(|rows| probabilities_are_a_softmax(form, "cuda", rows));
+        assert_eq!(texts[0], texts[1], "{form}");
+    }
+}
+
+/// Returns the greedy text.
+fn probabilities_are_a_softmax(form: &str, provider: &str, rows: &str) -> Vec<i32> {
+    let engine = engine_with(&[(form, provider)], rows, TARGET);
+    let model = engine.models()[0].as_ref();
+    let mut text = Vec::new();
+    // The first one leaves its buffers, whose lengths kernels may go by, to all others.
+    let warm = Options { strategy: Strategy::Standard, stop_tokens: Some(Vec::new()), ..Options::default() };
+    run(&engine, &PROMPT, &warm);
+    for (seed, temperature) in [(1, 1.0), (2, 0.7), (3, 1.5), (0, 0.0)] {
+        let options = Options {
+            seed,
+            strategy: Strategy::Standard,
+            sampler: Sampler::new(temperature, 0, 0.0, 0.0).unwrap(),
+            log_probabilities: true,
+            max_tokens: 60,
+            stop_tokens: Some(Vec::new()),
+            ..Options::default()
+        };
+        let logs;
+        (text, logs, _) = run(&engine, &PROMPT, &options);
+        assert_eq!((text.len(), logs.len()), (60, 60));
+        let rate = if temperature == 0.0 { 1.0 } else { 1.0 / f64::from(temperature) };
+        // The same passes give the same rows.
+        let mut sequence = model.start(&Arc::new(Cancel::default())).unwrap();
+        forward(model, sequence.as_mut(), &PROMPT, PROMPT.len()).unwrap();
+        for (&token, log) in text.iter().zip(logs) {
+            let position = sequence.len();
+            let row = sequence.logits(position);
+            assert!(row.iter().all(|&score| is_half(form, score)), "{form}, position {position}");
+            let score = |score: f32| f64::from(score) * rate;
+            let max = row.iter().copied().map(score).fold(f64::NEG_INFINITY, f64::max);
+            let total: f64 = row.iter().map(|&of| (score(of) - max).exp()).sum();
+            let expected = score(row[token as usize]) - max - total.ln();
+            let off = (f64::from(log) - expected).abs();
+            assert!(off < 1e-3, "{form} on {provider}, {rows}, {temperature}, position {position}: off by {off}");
+            forward(model, sequence.as_mut(), &[token], position + 1).unwrap();
+        }
+    }
+    text
+}
+
+/// A row of a float16 member that is bad is an error that names it, wherever its rows are, and the session goes on as on the
+/// processor.
+#[test]
+fn bad_half_rows_are_errors_anywhere() {
+    let ways = || {
+        let way = |strategy, lengths: [i32; 2], temperature, top_k| Options {
+            strategy,
+            targets: Some(Targets::Combined),
+            sampler: Sampler::new(temperature, top_k, 0.0, 0.0).unwrap(),
+            proposal_lengths: (strategy != Strategy::Standard).then(|| lengths.to_vec()),
+            ..Options::default()
+        };
+        // The temperature leaves the next token no rival.
+        [(0.0, 0), (0.1, 0), (0.1, 3)].into_iter().flat_map(move |(temperature, top_k)| {
+            [
+                (Strategy::Standard, [0, 0]),
+                (Strategy::Speculative, [0, 4]),
+                (Strategy::Speculative, [4, 0]),
+                (Strategy::Cos, [3, 3]),
+            ]
+            .map(|(strategy, lengths)| way(strategy, lengths, temperature, top_k))
+        })
+    };
+    let pair = |providers: [&str; 2], rows: &str, combine: &str| {
+        engine_with(&[(BAD, providers[0]), ("../fixtures/half", providers[1])], rows, combine)
+    };
+    for combine in [WEIGHTED, CONTRASTIVE] {
+        let engine = pair(["cpu", "cpu"], "host", combine);
+        ways().for_each(|options| bad_rows_are_errors(&engine, &options));
+    }
+    let Some(_turn) = gpu() else { return };
+    for (providers, rows) in
+        [(["cuda", "cuda"], "host"), (["cuda", "cuda"], "gpu"), (["cuda", "cpu"], "host"), (["cuda", "cpu"], "gpu")]
+    {
+        for combine in [WEIGHTED, CONTRASTIVE] {
+            let engine = pair(providers, rows, combine);
+            ways().for_each(|options| bad_rows_are_errors(&engine, &options));
+        }
+    }
+}
+
+/// Decodes 9, 10, 11 and so on, with an infinity behind an 11 and no number behind a 13, from the first model of two.
+fn bad_rows_are_errors(engine: &Arc<Engine>, options: &Options) {
+    let what = format!("{:?}, {options:?}", engine.combine());
+    let start = |prompt: &[i32]| {
+        let mut session = Session::new(engine, options).unwrap();
+        session.prompt(prompt).unwrap();
+        session
+    };
+    // As far as rows are good; whoever asks again is told the same.
+    let fails = |session: &mut Session, tokens: &[i32], says: &str| {
+        let (mut found, before) = (Vec::new(), session.decoder().counters().tokens as usize);
+        let error = loop {
+            match session.step() {
+                Ok((new, state)) => {
+                    found.extend_from_slice(new);
+                    assert_eq!(state, State::Open, "{what}: {found:?}");
+                }
+                Err(error) => break error,
+            }
+        };
+        assert_eq!(found, tokens, "{what}");
+        let committed = session.decoder().committed().to_vec();
+        let says = format!("{BAD}, position {}: {says}", committed.len());
+        for error in [error, session.step().map(drop).unwrap_err()] {
+            assert!(matches!(&error, Error::Numeric(message) if message.contains(&says)), "{what}: {error}");
+        }
+        assert_eq!(session.decoder().committed(), committed, "{what}");
+        let counters = session.decoder().counters();
+        assert!(
+            counters.tokens as usize == before + tokens.len() && counters.accepted <= counters.tested,
+            "{what}: {counters:?}"
+        );
+    };
+    let ends = |session: &mut Session, tokens: &[i32]| {
+        let (mut found, mut state) = (Vec::new(), State::Open);
+        while state == State::Open {
+            let (new, now) = session.step().unwrap_or_else(|error| panic!("{what}: {error}"));
+            found.extend_from_slice(new);
+            state = now;
+        }
+        assert_eq!(found, tokens, "{what}");
+    };
+    let mut session = start(&[9]);
+    fails(&mut session, &[10, 11], "a row of logits holds plus infinity");
+    // Tokens of the caller need no row.
+    session.prompt(&[12]).unwrap();
+    fails(&mut session, &[13], "a row of logits holds NaN");
+    session.prompt(&[14]).unwrap();
+    ends(&mut session, &[15, 0]);
+
+    // At once behind a prompt; then without the member whose rows are bad.
+    let mut session = start(&[1, 13]);
+    fails(&mut session, &[], "a row of logits holds NaN");
+    if matches!(engine.combine(), Combine::Weighted { .. }) {
+        session.set_weights(&[0.0, 1.0]).unwrap();
+        ends(&mut session, &[14, 15, 0]);
+        let mut session = start(&[9]);
+        fails(&mut session, &[10, 11], "a row of logits holds plus infinity");
+        session.set_weights(&[0.0, 1.0]).unwrap();
+        ends(&mut session, &[12, 13, 14, 15, 0]);
+    }
+    // Others do not notice.
+    ends(&mut start(&[14]), &[15, 0]);
+}
+
+/// Rows that stay on the GPU come to the host for filters and functions alone, and are counted; those that are there anyway are not.
+#[test]
+fn rows_that_are_copied_are_counted() {
+    let filtered = || Sampler::new(1.0, 5, 0.0, 0.0).unwrap();
+    let with = |sampler, way: &Options| Options { seed: 7, max_tokens: 40, sampler, ..clone(way) };
+    let copied = |engine: &Arc<Engine>, options: &Options| {
+        let before = engine.totals().lock().rows_copied;
+        let (_, _, session) = run(engine, &PROMPT, options);
+        let copied = session.stats().rows_copied;
+        assert_eq!(engine.totals().lock().rows_copied - before, copied);
+        copied
+    };
+    let on_host = engine(&[(HALF, "cpu"), (PLAIN, "cpu")]);
+    ways().iter().for_each(|way| assert_eq!(copied(&on_host, &with(filtered(), way)), 0));
+    let Some(_turn) = gpu() else { return };
+    for combine in [WEIGHTED, CONTRASTIVE, MASKED, LOGITS, TARGET] {
+        let [host, gpu] = ["host", "gpu"].map(|rows| engine_with(&[(GRAPHS, "cuda"), (OTHER, "cuda")], rows, combine));
+        for way in ways() {
+            if way.targets.is_some() && combine != WEIGHTED {
+                continue;
+            }
+            let what = format!("{combine}, {:?}, {:?}", way.strategy, way.targets);
+            assert_eq!(copied(&host, &with(filtered(), &way)), 0, "{what}");
+            assert!(copied(&gpu, &with(filtered(), &way)) > 0, "{what}");
+            // `auto` plans by the clock, and may look back at more rows than are kept.
+            if way.strategy == Strategy::Auto {
+                continue;
+            }
+            assert_eq!(copied(&gpu, &with(Sampler::new(1.0, 0, 0.0, 0.0).unwrap(), &way)), 0, "{what}");
+            if way.targets.is_none() {
+                assert_eq!(copied(&gpu, &with(Sampler::GREEDY, &way)), 0, "{what}, greedily");
+                let first = Function::new(|rows, out| {
+                    out.copy_from_slice(rows.next().flatten().expect("the first model is needed"));
+                    Ok(())
+                });
+                let options = Options { combine: Some(first), ..with(Sampler::new(1.0, 0, 0.0, 0.0).unwrap(), &way) };
+                assert!(copied(&gpu, &options) > 0, "{what}, a function");
+            }
+        }
+    }
+}
+
+/// Rows that came to the host go when nobody may ask for them any more.
+#[test]
+fn a_session_holds_few_rows_that_were_copied() {
+    let Some(_turn) = gpu() else { return };
+    let engine = engine_with(&[(GRAPHS, "cuda"), (OTHER, "cuda")], "gpu", WEIGHTED);
+    for (strategy, lengths, pending) in [(Strategy::Standard, None, 0), (Strategy::Cos, Some(vec![2, 2]), 6)] {
+        // The first one leaves its buffers to the others.
+        let [_, plain, filtered] = [0, 0, 5].map(|top_k| {
+            let sampler = Sampler::new(1.0, top_k, 0.0, 0.0).unwrap();
+            let (strategy, proposal_lengths) = (strategy, lengths.clone());
+            let stop_tokens = Some(Vec::new());
+            let options = Options { strategy, proposal_lengths, sampler, stop_tokens, ..Options::default() };
+            let (_, _, session) = run(&engine, &PROMPT, &options);
+            let memory = session.memory();
+            assert!(memory.peak_bytes >= memory.bytes, "{memory:?}");
+            memory.bytes
+        });
+        let most = 2 * (pending + 2) * 4 * 96;
+        assert!(
+            filtered > plain && filtered <= plain + most,
+            "{strategy:?}: {filtered} bytes, {plain} without filters"
+        );
+    }
 }
