@@ -108,6 +108,7 @@ impl Session {
             log_probabilities: options.log_probabilities,
         };
         let mut decoder = Decoder::new(models.to_vec(), sequences, settings, CounterRng::new(options.seed));
+        decoder.set_overlaps(engine.overlaps());
         estimates.into_iter().for_each(|estimates| decoder.observe(estimates));
         Ok(Session {
             decoder,

@@ -399,6 +399,32 @@ fn pinned_lengths_and_targets_stay() {
     world.planned(&Mutex::default(), 512, Some(&[0, 0]), None, never);
 }
 
+/// Of models that run at the same time, `standard` is what it then takes, and a plan must gain more than that.
+#[test]
+fn models_that_run_at_the_same_time_are_planned() {
+    for (agreement, serial, is_standard) in [(0.4, 0.0, true), (0.95, 0.1, true), (0.95, 0.8, false)] {
+        let overlapping = |salt: u64, agreement: f64| {
+            let script = move |context: &[i32], row: &mut [f32]| {
+                let agrees = (hash(context, salt) >> 11) as f64 / (1u64 << 53) as f64 <= agreement;
+                row[((hash(context, 0) + u64::from(!agrees)) % VOCAB as u64) as usize] = 40.0;
+                Ok(())
+            };
+            let time = |width, passes| Duration::from_secs_f64(usual(2.0)(width, passes));
+            let model = Scripted::new(VOCAB, script).with_pass_times(time).with_overlap((1.0 + serial) / 2.0);
+            Arc::new(model) as Arc<dyn Model>
+        };
+        let mut world = contrastive(0.0, 1.0, 0.0);
+        world.models = vec![overlapping(1, 1.0), overlapping(2, agreement)];
+        let priors = Mutex::new(Priors::new(Some(serial)));
+        world.auto(&priors, 512);
+        let (auto, planning) = world.auto(&priors, 3000);
+        let (best, plan) = world.best(3000);
+        println!("{agreement}, {serial}: best {best:.3} by {plan:?}, auto {auto:.3} by {:?}", planning.plan());
+        assert_eq!(planning.plan().policy == Policy::Standard, is_standard, "{agreement}, {serial}: {planning:?}");
+        assert!(auto <= 1.03 * best, "{agreement}, {serial}: {auto} where {plan:?} takes {best}: {planning:?}");
+    }
+}
+
 /// A look-up is free, and taken where the text repeats itself.
 #[test]
 fn look_ups_are_planned() {

@@ -214,8 +214,13 @@ impl Gpu {
             && self.graphs.iter().any(|(of, captured)| *of == width && matches!(captured, Captured::Graph(_)))
     }
 
-    /// Run a pass, by a graph if there is one, and otherwise by `run`; wait for it.
-    pub fn pass(&mut self, width: usize, output: Output, mut run: impl FnMut() -> ort::Result<()>) -> ort::Result<()> {
+    /// Put a pass on the stream, by a graph if there is one, and otherwise by `run`. It is over after [`Gpu::wait`], or an error.
+    pub fn launch(
+        &mut self,
+        width: usize,
+        output: Output,
+        mut run: impl FnMut() -> ort::Result<()>,
+    ) -> ort::Result<()> {
         let captures = self.captures_to(output) && width <= WIDEST_GRAPH;
         let Gpu { graphs, no_graphs, done, inputs, places, logits, wide, rows, device, .. } = self;
         let logits = if width <= WIDEST_GRAPH { logits } else { wide };
@@ -264,15 +269,11 @@ impl Gpu {
                 work(&queue, output)
             }
         };
-        match result.and_then(|()| queue.record(done)) {
-            Ok(()) => {
-                drop(queue);
-                done.wait()
-            }
-            Err(error) => {
-                queue.drain();
-                Err(error)
-            }
-        }
+        result.and_then(|()| queue.record(done)).inspect_err(|_| queue.drain())
+    }
+
+    /// Wait for the pass that was launched last.
+    pub fn wait(&self) -> ort::Result<()> {
+        self.done.wait()
     }
 }

@@ -25,6 +25,8 @@ pub struct Scripted {
     script: Box<Script>,
     pass_time: Box<PassTime>,
     pass_times: Vec<(usize, Duration)>,
+    /// Of the time of a pass that was begun, what is left when it is waited for; 1 if none can be.
+    left: f64,
 }
 
 impl Scripted {
@@ -42,7 +44,14 @@ impl Scripted {
             script: Box::new(script),
             pass_time: Box::new(|_, _| Duration::ZERO),
             pass_times: Vec::new(),
+            left: 1.0,
         }
+    }
+
+    /// The same with passes that can be begun, and pretend to take this share of their time then: the rest is that of others.
+    pub fn with_overlap(mut self, left: f64) -> Self {
+        self.left = left;
+        self
     }
 
     /// The same with another name.
@@ -85,6 +94,8 @@ struct ScriptedSequence {
     cancel: Arc<Cancel>,
     passes: u64,
     elapsed: Duration,
+    /// What a pass that was begun is over, and the rows that it keeps.
+    begun: Option<(Vec<i32>, usize)>,
 }
 
 impl Sequence for ScriptedSequence {
@@ -93,11 +104,13 @@ impl Sequence for ScriptedSequence {
     }
 
     fn truncate(&mut self, len: usize) {
+        self.begun = None;
         self.tokens.truncate(len);
         self.rows.truncate(len + 1);
     }
 
     fn logits(&self, position: usize) -> &[f32] {
+        assert!(self.begun.is_none(), "the decoder read a row while a pass was running");
         self.rows[position].as_ref().expect("the decoder read a row that it had let go")
     }
 
@@ -138,7 +151,21 @@ impl Model for Scripted {
             cancel: cancel.clone(),
             passes: 0,
             elapsed: Duration::ZERO,
+            begun: None,
         }))
+    }
+
+    fn overlaps(&self) -> bool {
+        self.left < 1.0
+    }
+
+    fn begin(&self, pass: &mut Pass<'_>) -> bool {
+        let sequence = own(pass.sequence);
+        assert!(sequence.begun.is_none(), "a second pass was begun");
+        if self.overlaps() && !sequence.cancel.is_requested() {
+            sequence.begun = Some((pass.tokens.to_vec(), pass.keep));
+        }
+        sequence.begun.is_some()
     }
 
     fn forward(&self, batch: &mut [Pass<'_>]) -> Result<(), Interrupt> {
@@ -146,6 +173,9 @@ impl Model for Scripted {
         for pass in batch.iter_mut() {
             assert!(!pass.tokens.is_empty() && pass.tokens.len() <= self.max_pass, "a pass of a forbidden width");
             let sequence = own(pass.sequence);
+            if let Some((tokens, keep)) = &sequence.begun {
+                assert_eq!((&tokens[..], *keep), (pass.tokens, pass.keep), "another pass was begun");
+            }
             let mut context = sequence.tokens.clone();
             let mut rows = Vec::with_capacity(pass.tokens.len());
             for &token in pass.tokens {
@@ -164,7 +194,8 @@ impl Model for Scripted {
             let sequence = own(pass.sequence);
             sequence.tokens = context;
             sequence.rows.extend(rows);
-            sequence.elapsed += (self.pass_time)(pass.tokens.len(), sequence.passes);
+            let left = if sequence.begun.take().is_some() { self.left } else { 1.0 };
+            sequence.elapsed += (self.pass_time)(pass.tokens.len(), sequence.passes).mul_f64(left);
             sequence.passes += 1;
             let kept = pass.keep.min(sequence.rows.len());
             sequence.rows[..kept].fill(None);
