@@ -152,8 +152,8 @@ pub struct Round {
     pub total: Duration,
     /// How much of that was spent inside models.
     pub models: Duration,
-    /// Whether it ran over a prompt.
-    pub prompt: bool,
+    /// Whether it took what others like it will: it ran over no prompt, and no pass of it prepared others.
+    pub is_usual: bool,
     /// Whether the sequence goes on.
     pub open: bool,
 }
@@ -231,7 +231,7 @@ impl Planning {
         let seconds = round.total.as_secs_f64();
         self.seconds += seconds;
         let passes = decoder.counters().forwards - std::mem::replace(&mut self.forwards, decoder.counters().forwards);
-        if !round.prompt {
+        if round.is_usual {
             self.count(decoder, round, passes);
         }
         if !decoder.has_pending() {

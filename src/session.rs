@@ -168,7 +168,7 @@ impl Session {
                 tokens: self.decoder.committed().len() - start,
                 total: self.engine.clock()().saturating_sub(started),
                 models: self.decoder.elapsed() - Duration::from_nanos(before.model_ns),
-                prompt: start == self.decoder.prompt_end(),
+                is_usual: start > self.decoder.prompt_end() && self.decoder.is_usual(),
                 open: finish.is_none(),
             };
             planning.after_round(self.engine.priors(), &mut self.decoder, round, self.engine.clock());

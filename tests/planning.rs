@@ -129,7 +129,8 @@ impl World {
             let open = decoder.round().unwrap().1.is_none();
             let took = decoder.elapsed() - elapsed;
             let tokens = decoder.committed().len() - before;
-            let round = Round { tokens, total: took, models: took, prompt: before == start, open };
+            let round =
+                Round { tokens, total: took, models: took, is_usual: before > start && decoder.is_usual(), open };
             planning.after_round(priors, &mut decoder, round, &|| Duration::ZERO);
             if !open {
                 return (decoder.elapsed().as_secs_f64() / (decoder.committed().len() - start) as f64, planning);
@@ -397,6 +398,31 @@ fn pinned_lengths_and_targets_stay() {
     );
     let never = |plan: &Plan| assert_eq!(plan.policy, Policy::Standard);
     world.planned(&Mutex::default(), 512, Some(&[0, 0]), None, never);
+}
+
+/// Passes that prepare others, as where a GPU captures each width, take much longer, and tell nothing of later ones.
+#[test]
+fn preparation_teaches_nothing() {
+    for times in [1.0, 10.0, 100.0] {
+        let mut world = mixture(&[0.6, 0.6], 1.0);
+        for (salt, model) in (1..).zip(&mut world.models) {
+            let script = move |context: &[i32], row: &mut [f32]| {
+                let agrees = (hash(context, salt) >> 11) as f64 / (1u64 << 53) as f64 <= 0.6;
+                row[((hash(context, 0) + salt * u64::from(!agrees)) % VOCAB as u64) as usize] = 40.0;
+                Ok(())
+            };
+            let time = |width, passes| Duration::from_secs_f64(usual(2.0)(width, passes));
+            *model = Arc::new(Scripted::new(VOCAB, script).with_pass_times(time).with_preparation(times));
+        }
+        let priors = Mutex::default();
+        world.auto(&priors, 100);
+        let (_, planning) = world.auto(&priors, 400);
+        assert_eq!(planning.plan().targets, Targets::Routed, "{planning:?}");
+        let Gains { planned_ns, expected_ns, standard_ns } = planning.gains();
+        let (taken, gained) = (planned_ns as f64 / expected_ns as f64, standard_ns as f64 / planned_ns as f64);
+        println!("{times}: {taken:.3} of what was expected, {gained:.3} times as fast as standard");
+        assert!((taken - 1.0).abs() < 0.05 && gained > 1.7, "{times}: {taken}, {gained}: {planning:?}");
+    }
 }
 
 /// Of models that run at the same time, `standard` is what it then takes, and a plan must gain more than that.

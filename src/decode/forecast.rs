@@ -135,7 +135,7 @@ impl Run<'_> {
         let (task, plan, estimates) = (self.task, self.plan, self.estimates);
         let first = self.pass(model);
         let others = task.needed().filter(|&other| plan.verifies_beside(proposals, other));
-        let others = others.filter_map(|other| (!self.scored(other)).then(|| self.pass(other)));
+        let others = others.filter_map(|other| if self.scored(other) { None } else { Some(self.pass(other)) });
         let seconds = estimates.together(std::iter::once(first).chain(others));
         self.state.seconds += seconds;
     }

@@ -207,6 +207,8 @@ pub struct Decoder<C> {
     decided: Option<f32>,
     /// Whether nothing is to be proposed until all that is pending is decided.
     draining: bool,
+    /// Whether all passes of the round took what others like them will.
+    is_usual: bool,
     /// For the policy: tokens seen by each model.
     seen: Vec<usize>,
     /// The models that run at the same time.
@@ -247,6 +249,7 @@ impl<C: Chance> Decoder<C> {
             math: None,
             decided: None,
             draining: false,
+            is_usual: true,
             target: vec![0.0; vocab_size],
             scratch: vec![0.0; vocab_size],
             candidates: Candidates::new(vocab_size),
@@ -331,6 +334,11 @@ impl<C: Chance> Decoder<C> {
         let mut observer = Observer::new(estimates, weights);
         observer.restart(self.committed);
         self.observer = Some(Box::new(observer));
+    }
+
+    /// Whether the time that the last round took tells what others like it will take, as far as the models know.
+    pub fn is_usual(&self) -> bool {
+        self.is_usual
     }
 
     /// Let passes that do not depend on each other run at the same time, where models can, or not. At first they may.
@@ -467,6 +475,7 @@ impl<C: Chance> Decoder<C> {
             return Err(Error::InvalidArgument("the session has no tokens yet; give it a prompt first".into()).into());
         }
         let (start, before) = (self.committed, self.counters);
+        self.is_usual = true;
         self.log_probabilities.clear();
         if self.finish.is_none()
             && let Err(interrupt) = self.run_round()
@@ -603,7 +612,7 @@ impl<C: Chance> Decoder<C> {
     }
 
     /// Run a model over the tokens before `until` that it has not seen. Returns the last pass that was made, unless it was one over
-    /// a prompt, which says nothing of those behind it.
+    /// a prompt, or of those that prepare others, and so says nothing of those behind it.
     fn advance_to(&mut self, model: usize, until: usize) -> Result<Option<Passed>, Interrupt> {
         let mut passed = None;
         while self.lanes[model].sequence.len() < until {
@@ -618,7 +627,10 @@ impl<C: Chance> Decoder<C> {
                 continue;
             }
             let seconds = (sequence.elapsed() - before).as_secs_f64();
-            passed = Some(Passed { model, width: end - start, seconds }).filter(|_| start + 1 >= self.prompt_end);
+            let is_usual = sequence.is_usual();
+            self.is_usual &= is_usual;
+            passed =
+                (is_usual && start + 1 >= self.prompt_end).then_some(Passed { model, width: end - start, seconds });
             if let Some(observer) = &mut self.observer {
                 for position in wanted..self.committed.min(end + 1) {
                     let token = self.tokens[position] as usize;

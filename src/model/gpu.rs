@@ -50,6 +50,8 @@ pub struct Gpu {
     logits: Option<Pair>,
     wide: Option<Pair>,
     memory: MemoryInfo<'static>,
+    /// Whether the last pass took what others of its width will: it was neither captured nor run to be captured next time.
+    pub is_usual: bool,
     /// Where rows stay, if they do.
     pub rows: Option<DeviceRows>,
     device: Arc<Device>,
@@ -76,6 +78,7 @@ impl Gpu {
             logits: None,
             wide: None,
             memory: MemoryInfo::new(AllocationDevice::CUDA, device.id(), AllocatorType::Device, MemoryType::Default)?,
+            is_usual: true,
             rows,
             device: device.clone(),
         })
@@ -222,7 +225,7 @@ impl Gpu {
         mut run: impl FnMut() -> ort::Result<()>,
     ) -> ort::Result<()> {
         let captures = self.captures_to(output) && width <= WIDEST_GRAPH;
-        let Gpu { graphs, no_graphs, done, inputs, places, logits, wide, rows, device, .. } = self;
+        let Gpu { graphs, no_graphs, done, inputs, places, logits, wide, rows, device, is_usual, .. } = self;
         let logits = if width <= WIDEST_GRAPH { logits } else { wide };
         let queue = device.queue()?;
         let mut work = |queue: &Queue, output: Output| {
@@ -244,6 +247,7 @@ impl Gpu {
             kept => kept,
         };
         let known = graphs.iter().position(|(of, _)| captures && *of == width);
+        *is_usual = !captures || known.is_some_and(|index| matches!(graphs[index].1, Captured::Graph(_)));
         let result = match known.map(|index| graphs.remove(index).1) {
             Some(Captured::Graph(graph)) => {
                 let result = queue.launch(&graph);

@@ -174,6 +174,11 @@ pub trait Sequence: Any + Send {
     /// Time spent inside the model so far.
     fn elapsed(&self) -> Duration;
 
+    /// Whether the last pass tells what others of its width will take: one that prepares them takes longer.
+    fn is_usual(&self) -> bool {
+        true
+    }
+
     /// The memory that it holds, apart from that of its model.
     fn memory(&self) -> Memory {
         Memory::default()

@@ -571,6 +571,10 @@ impl Sequence for Lent {
         self.get().elapsed
     }
 
+    fn is_usual(&self) -> bool {
+        self.get().gpu.as_ref().is_none_or(|gpu| gpu.is_usual)
+    }
+
     fn memory(&self) -> Memory {
         let sequence = self.get();
         let logits = Memory { bytes: sequence.logits_bytes(), peak_bytes: sequence.peak_logits };

@@ -27,6 +27,8 @@ pub struct Scripted {
     pass_times: Vec<(usize, Duration)>,
     /// Of the time of a pass that was begun, what is left when it is waited for; 1 if none can be.
     left: f64,
+    /// How many times as long the first two passes of each width take.
+    preparation: f64,
 }
 
 impl Scripted {
@@ -45,7 +47,14 @@ impl Scripted {
             pass_time: Box::new(|_, _| Duration::ZERO),
             pass_times: Vec::new(),
             left: 1.0,
+            preparation: 1.0,
         }
+    }
+
+    /// The same where the first two passes of each width pretend to take so many times as long, and say that this is not usual.
+    pub fn with_preparation(mut self, times: f64) -> Self {
+        self.preparation = times;
+        self
     }
 
     /// The same with passes that can be begun, and pretend to take this share of their time then: the rest is that of others.
@@ -96,6 +105,9 @@ struct ScriptedSequence {
     elapsed: Duration,
     /// What a pass that was begun is over, and the rows that it keeps.
     begun: Option<(Vec<i32>, usize)>,
+    /// The widths of all passes, where some are to prepare others.
+    widths: Vec<usize>,
+    is_usual: bool,
 }
 
 impl Sequence for ScriptedSequence {
@@ -116,6 +128,10 @@ impl Sequence for ScriptedSequence {
 
     fn elapsed(&self) -> Duration {
         self.elapsed
+    }
+
+    fn is_usual(&self) -> bool {
+        self.is_usual
     }
 }
 
@@ -152,6 +168,8 @@ impl Model for Scripted {
             passes: 0,
             elapsed: Duration::ZERO,
             begun: None,
+            widths: Vec::new(),
+            is_usual: true,
         }))
     }
 
@@ -194,8 +212,14 @@ impl Model for Scripted {
             let sequence = own(pass.sequence);
             sequence.tokens = context;
             sequence.rows.extend(rows);
-            let left = if sequence.begun.take().is_some() { self.left } else { 1.0 };
-            sequence.elapsed += (self.pass_time)(pass.tokens.len(), sequence.passes).mul_f64(left);
+            let width = pass.tokens.len();
+            let mut share = if sequence.begun.take().is_some() { self.left } else { 1.0 };
+            if self.preparation > 1.0 {
+                sequence.is_usual = sequence.widths.iter().filter(|of| **of == width).count() >= 2;
+                sequence.widths.push(width);
+                share *= if sequence.is_usual { 1.0 } else { self.preparation };
+            }
+            sequence.elapsed += (self.pass_time)(width, sequence.passes).mul_f64(share);
             sequence.passes += 1;
             let kept = pass.keep.min(sequence.rows.len());
             sequence.rows[..kept].fill(None);
