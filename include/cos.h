@@ -471,6 +471,9 @@ void cos_error_free(struct cos_error *error);
  *                                             one for each core that the process may use
  *       "spinning": true,                     whether they stay awake for a while when there is nothing to do; false
  *                                             is for machines that have much else to do
+ *       "overlap": true,                      whether passes that do not depend on each other run at the same time: of models
+ *                                             on GPUs beside others; false: one after the other; by default it is found out
+ *                                             whether that pays, in some milliseconds
  *       "onnxruntime": "libonnxruntime.so"    optional
  *     }
  *
@@ -528,6 +531,8 @@ size_t cos_engine_model_count(const struct cos_engine *engine);
  *     {
  *       "version": "0.1.0", "onnxruntime": path, "threads": 2, "vocab_size": 4096, "stop_tokens": [0],
  *       "tokenizer": true, "combine": as configured,
+ *       "overlap": 0.83,                                        where passes of several models run at the same time, the share of
+ *                                                               all but the longest that is hidden by it; else null
  *       "models": [ {
  *         "name": "base", "kind": "onnx",                       or "ngram", which has no more members
  *         "file": path, "bytes": with external data, "producer": "pytorch 2.11.0", "opset": 18,
@@ -560,7 +565,8 @@ size_t cos_engine_model_count(const struct cos_engine *engine);
  * @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT
  * Since 0.1.
  */
-struct cos_error *cos_engine_describe(const struct cos_engine *engine, const char **out_json);
+struct cos_error *cos_engine_describe(const struct cos_engine *engine,
+                                      const char **out_json);
 
 /**
  * The same as cos_engine_describe as a table for people, such as for a log: one column for each model, then the warnings.

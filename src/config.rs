@@ -26,6 +26,10 @@ pub struct Config {
     /// Whether the threads of that pool stay awake for a while when they have nothing to do. `None` is yes.
     #[serde(default)]
     pub spinning: Option<bool>,
+    /// Whether passes of several models run at the same time where they do not depend on each other and one of them is on a GPU;
+    /// `None` finds out whether that pays.
+    #[serde(default)]
+    pub overlap: Option<bool>,
     /// Path of the ONNX Runtime library.
     #[serde(default)]
     pub onnxruntime: Option<PathBuf>,
@@ -376,6 +380,11 @@ mod tests {
         );
         check(r#"{"models":[{"path":"a"}],"combine":{"kind":"target","model":0},"spinning":false}"#, "ok");
         check(r#"{"models":[{"path":"a"}],"combine":{"kind":"target","model":0},"spinning":1}"#, "expected a boolean");
+        check(r#"{"models":[{"path":"a"}],"combine":{"kind":"target","model":0},"overlap":false}"#, "ok");
+        check(
+            r#"{"models":[{"path":"a"}],"combine":{"kind":"target","model":0},"overlap":"no"}"#,
+            "expected a boolean",
+        );
         check("{", "EOF");
     }
 

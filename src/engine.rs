@@ -10,10 +10,13 @@ use serde_json::{Value, json};
 use crate::config::{Combine, Config, ExportConfig, ModelConfig, ProviderName, RowsName, ScoringName};
 use crate::decode::combine::Combination;
 use crate::error::{Error, Result};
-use crate::model::{Model, Ngram, OnnxModel, Provider, RowsOn, Scoring, Settings, environment, library};
+use crate::model::{Model, Ngram, OnnxModel, Provider, RowsOn, Scoring, Settings, environment, library, overlap};
 use crate::planning::Priors;
 use crate::stats::Stats;
 use crate::text::Text;
+
+/// Passes run at the same time if no more than this share of all but the longest comes on top of it.
+const WORTHWHILE: f64 = 0.9;
 
 /// What time it is, since any moment. It is asked on the way of each step, by several threads.
 pub type Clock = dyn Fn() -> Duration + Send + Sync;
@@ -27,6 +30,8 @@ pub struct Engine {
     warnings: Vec<String>,
     totals: Mutex<Stats>,
     priors: Mutex<Priors>,
+    /// What of passes at the same time does not overlap, if they do at all.
+    serial: Option<f64>,
     clock: Box<Clock>,
 }
 
@@ -59,7 +64,8 @@ impl Engine {
             ModelConfig::Ngram { name } => Some(Arc::new(Ngram::new(name))),
         });
         let models = models.collect();
-        Ok(Engine { warnings, ..Self::new(models, config.combine.clone(), stop_tokens, text)? })
+        let engine = Self::new(models, config.combine.clone(), stop_tokens, text)?.with_overlap(config.overlap)?;
+        Ok(Engine { warnings, ..engine })
     }
 
     /// An engine of models made elsewhere.
@@ -92,10 +98,30 @@ impl Engine {
             warnings: Vec::new(),
             totals: Mutex::default(),
             priors: Mutex::default(),
+            serial: None,
             clock: Box::new(move || start.elapsed()),
         };
         engine.combination(None)?;
         Ok(engine)
+    }
+
+    /// Let passes of several models that do not depend on each other run at the same time: `Some(true)`, or only if that pays, as is
+    /// then measured. Unless one of these is asked for, they run one after the other.
+    pub fn with_overlap(self, asked: Option<bool>) -> Result<Self> {
+        let measured = if asked == Some(false) { None } else { overlap::measure(&self.models)? };
+        Ok(self.with_serial(measured.filter(|serial| asked == Some(true) || *serial <= WORTHWHILE)))
+    }
+
+    /// The same, where it is known what of all passes but the longest does not overlap; `None` lets none overlap.
+    pub fn with_serial(mut self, serial: Option<f64>) -> Self {
+        self.serial = serial;
+        self.priors = Mutex::new(Priors::new(serial));
+        self
+    }
+
+    /// Whether passes of several models run at the same time.
+    pub fn overlaps(&self) -> bool {
+        self.serial.is_some()
     }
 
     /// The same by another clock. Tests pretend the time, so that what `auto` does can be repeated.
@@ -159,6 +185,7 @@ impl Engine {
             "stop_tokens": self.stop_tokens,
             "tokenizer": self.text.is_some(),
             "combine": combine,
+            "overlap": self.serial.map(|serial| 1.0 - serial),
             "models": self.models.iter().map(|model| model.describe()).collect::<Vec<_>>(),
             "warnings": self.warnings,
         })

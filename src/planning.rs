@@ -64,9 +64,16 @@ pub struct Priors {
     probing: f64,
     /// Seconds of looks at the plan that were not allowed for yet, or less than 0 if some are to spare.
     looking: f64,
+    /// See [`Priors::new`].
+    serial: Option<f64>,
 }
 
 impl Priors {
+    /// Of models whose passes run at the same time, if that is given: as [`Estimates::serial`].
+    pub fn new(serial: Option<f64>) -> Self {
+        Priors { serial, ..Priors::default() }
+    }
+
     /// What a session begins with.
     fn start(&self, key: &Key, models: &[Arc<dyn Model>]) -> (Estimates, Option<Experience>) {
         let task = key.as_ref().and_then(|key| self.tasks.get(key));
@@ -86,6 +93,7 @@ impl Priors {
         if let Some(latest) = &self.latest {
             estimates.costs.clone_from(&latest.costs);
         }
+        estimates.serial = self.serial.unwrap_or(1.0);
         estimates.forget(INHERITED);
         (estimates, task.map(|known| known.experience.clone()))
     }
@@ -144,8 +152,8 @@ pub struct Round {
     pub total: Duration,
     /// How much of that was spent inside models.
     pub models: Duration,
-    /// Whether it ran over a prompt.
-    pub prompt: bool,
+    /// Whether it took what others like it will: it ran over no prompt, and no pass of it prepared others.
+    pub is_usual: bool,
     /// Whether the sequence goes on.
     pub open: bool,
 }
@@ -223,7 +231,7 @@ impl Planning {
         let seconds = round.total.as_secs_f64();
         self.seconds += seconds;
         let passes = decoder.counters().forwards - std::mem::replace(&mut self.forwards, decoder.counters().forwards);
-        if !round.prompt {
+        if round.is_usual {
             self.count(decoder, round, passes);
         }
         if !decoder.has_pending() {

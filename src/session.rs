@@ -108,6 +108,7 @@ impl Session {
             log_probabilities: options.log_probabilities,
         };
         let mut decoder = Decoder::new(models.to_vec(), sequences, settings, CounterRng::new(options.seed));
+        decoder.set_overlaps(engine.overlaps());
         estimates.into_iter().for_each(|estimates| decoder.observe(estimates));
         Ok(Session {
             decoder,
@@ -167,7 +168,7 @@ impl Session {
                 tokens: self.decoder.committed().len() - start,
                 total: self.engine.clock()().saturating_sub(started),
                 models: self.decoder.elapsed() - Duration::from_nanos(before.model_ns),
-                prompt: start == self.decoder.prompt_end(),
+                is_usual: start > self.decoder.prompt_end() && self.decoder.is_usual(),
                 open: finish.is_none(),
             };
             planning.after_round(self.engine.priors(), &mut self.decoder, round, self.engine.clock());

@@ -93,18 +93,26 @@ const TARGET: &str = r#"{"kind": "target", "model": 0}"#;
 
 const PROMPT: [i32; 5] = [5, 9, 33, 20, 61];
 
-/// An engine of exports, each with its provider.
+/// An engine of exports, each with its provider: `cpu`, `cuda`, or `cuda:1` for the second GPU. Their passes overlap.
 fn engine(models: &[(&str, &str)]) -> Arc<Engine> {
     engine_with(models, "host", WEIGHTED)
 }
 
 fn engine_with(models: &[(&str, &str)], rows: &str, combine: &str) -> Arc<Engine> {
+    overlapping(models, rows, combine, true)
+}
+
+fn overlapping(models: &[(&str, &str)], rows: &str, combine: &str, overlap: bool) -> Arc<Engine> {
     let model = |(form, provider): &(&str, &str)| {
         let path = path(form);
-        format!(r#"{{"path": "{}", "name": "{form}", "provider": "{provider}", "rows": "{rows}"}}"#, path.display())
+        let (provider, device) = provider.split_once(':').unwrap_or((provider, "0"));
+        format!(
+            r#"{{"path": "{}", "name": "{form}", "provider": "{provider}", "device_id": {device}, "rows": "{rows}"}}"#,
+            path.display()
+        )
     };
     let models: Vec<String> = models.iter().map(model).collect();
-    let config = format!(r#"{{"models": [{}], "combine": {combine}}}"#, models.join(", "));
+    let config = format!(r#"{{"models": [{}], "combine": {combine}, "overlap": {overlap}}}"#, models.join(", "));
     Arc::new(Engine::load(&Config::parse(&config).unwrap()).unwrap())
 }
 
@@ -328,6 +336,46 @@ fn rows_give_the_same_text_anywhere() {
 }
 
 /// Draws on the GPU follow the distribution that the processor gives: two tokens after a prompt, by every strategy.
+/// Passes at the same time: on one GPU, beside the processor, and on two GPUs where there are.
+#[test]
+fn passes_that_overlap_change_nothing() {
+    let Some(_turn) = gpu() else { return };
+    let two = driver::device::get_count().unwrap() > 1;
+    if !two {
+        println!("skipped in part: there is one GPU only");
+    }
+    let groups = [
+        vec![(GRAPHS, "cuda"), (OTHER, "cuda")],
+        vec![(GRAPHS, "cuda"), (HALF, "cpu")],
+        vec![(HALF, "cpu"), (GRAPHS, "cuda")],
+        vec![(GRAPHS, "cuda"), (OTHER, "cuda:1")],
+    ];
+    for models in groups.into_iter().take(if two { 4 } else { 3 }) {
+        for rows in ["host", "gpu"] {
+            let engine = |overlap| overlapping(&models, rows, WEIGHTED, overlap);
+            let (overlapping, turns) = (engine(true), engine(false));
+            let overlap = &overlapping.describe()["overlap"];
+            println!("{models:?}, rows on the {rows}: {overlap} of the shorter passes is hidden");
+            assert!(overlap.is_f64() && turns.describe()["overlap"].is_null());
+            for temperature in [0.0, 1.0] {
+                for way in ways() {
+                    if temperature > 0.0 && way.strategy == Strategy::Auto {
+                        continue; // which decodes as time says
+                    }
+                    let sampler = Sampler::new(temperature, 0, 0.0, 0.0).unwrap();
+                    let options = Options { sampler, max_tokens: 40, seed: 5, ..way };
+                    let prompt: Vec<i32> = (0..20).map(token).collect();
+                    if temperature == 0.0 && options.targets == Some(Targets::Routed) {
+                        continue;
+                    }
+                    let text = |engine| decode(engine, &prompt, &options);
+                    assert_eq!(text(&overlapping), text(&turns), "{models:?} {rows} {options:?}");
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn draws_follow_the_processors_distribution() {
     let Some(_turn) = gpu() else { return };

@@ -129,7 +129,8 @@ impl World {
             let open = decoder.round().unwrap().1.is_none();
             let took = decoder.elapsed() - elapsed;
             let tokens = decoder.committed().len() - before;
-            let round = Round { tokens, total: took, models: took, prompt: before == start, open };
+            let round =
+                Round { tokens, total: took, models: took, is_usual: before > start && decoder.is_usual(), open };
             planning.after_round(priors, &mut decoder, round, &|| Duration::ZERO);
             if !open {
                 return (decoder.elapsed().as_secs_f64() / (decoder.committed().len() - start) as f64, planning);
@@ -397,6 +398,57 @@ fn pinned_lengths_and_targets_stay() {
     );
     let never = |plan: &Plan| assert_eq!(plan.policy, Policy::Standard);
     world.planned(&Mutex::default(), 512, Some(&[0, 0]), None, never);
+}
+
+/// Passes that prepare others, as where a GPU captures each width, take much longer, and tell nothing of later ones.
+#[test]
+fn preparation_teaches_nothing() {
+    for times in [1.0, 10.0, 100.0] {
+        let mut world = mixture(&[0.6, 0.6], 1.0);
+        for (salt, model) in (1..).zip(&mut world.models) {
+            let script = move |context: &[i32], row: &mut [f32]| {
+                let agrees = (hash(context, salt) >> 11) as f64 / (1u64 << 53) as f64 <= 0.6;
+                row[((hash(context, 0) + salt * u64::from(!agrees)) % VOCAB as u64) as usize] = 40.0;
+                Ok(())
+            };
+            let time = |width, passes| Duration::from_secs_f64(usual(2.0)(width, passes));
+            *model = Arc::new(Scripted::new(VOCAB, script).with_pass_times(time).with_preparation(times));
+        }
+        let priors = Mutex::default();
+        world.auto(&priors, 100);
+        let (_, planning) = world.auto(&priors, 400);
+        assert_eq!(planning.plan().targets, Targets::Routed, "{planning:?}");
+        let Gains { planned_ns, expected_ns, standard_ns } = planning.gains();
+        let (taken, gained) = (planned_ns as f64 / expected_ns as f64, standard_ns as f64 / planned_ns as f64);
+        println!("{times}: {taken:.3} of what was expected, {gained:.3} times as fast as standard");
+        assert!((taken - 1.0).abs() < 0.05 && gained > 1.7, "{times}: {taken}, {gained}: {planning:?}");
+    }
+}
+
+/// Of models that run at the same time, `standard` is what it then takes, and a plan must gain more than that.
+#[test]
+fn models_that_run_at_the_same_time_are_planned() {
+    for (agreement, serial, is_standard) in [(0.4, 0.0, true), (0.95, 0.1, true), (0.95, 0.8, false)] {
+        let overlapping = |salt: u64, agreement: f64| {
+            let script = move |context: &[i32], row: &mut [f32]| {
+                let agrees = (hash(context, salt) >> 11) as f64 / (1u64 << 53) as f64 <= agreement;
+                row[((hash(context, 0) + u64::from(!agrees)) % VOCAB as u64) as usize] = 40.0;
+                Ok(())
+            };
+            let time = |width, passes| Duration::from_secs_f64(usual(2.0)(width, passes));
+            let model = Scripted::new(VOCAB, script).with_pass_times(time).with_overlap((1.0 + serial) / 2.0);
+            Arc::new(model) as Arc<dyn Model>
+        };
+        let mut world = contrastive(0.0, 1.0, 0.0);
+        world.models = vec![overlapping(1, 1.0), overlapping(2, agreement)];
+        let priors = Mutex::new(Priors::new(Some(serial)));
+        world.auto(&priors, 512);
+        let (auto, planning) = world.auto(&priors, 3000);
+        let (best, plan) = world.best(3000);
+        println!("{agreement}, {serial}: best {best:.3} by {plan:?}, auto {auto:.3} by {:?}", planning.plan());
+        assert_eq!(planning.plan().policy == Policy::Standard, is_standard, "{agreement}, {serial}: {planning:?}");
+        assert!(auto <= 1.03 * best, "{agreement}, {serial}: {auto} where {plan:?} takes {best}: {planning:?}");
+    }
 }
 
 /// A look-up is free, and taken where the text repeats itself.

@@ -348,7 +348,7 @@ impl Sequence for DoubleSequence {
 
     fn truncate(&mut self, len: usize) {
         let mut ledger = self.ledger.lock();
-        if len + 1 < ledger.committed.len() {
+        if len < self.inner.len() && len + 1 < ledger.committed.len() {
             let committed = ledger.committed.len();
             self.stage
                 .report(format!("model {} is to forget all from {len} on; {committed} are committed", self.index));
@@ -422,6 +422,16 @@ impl Model for Double {
         let bug = self.bug.filter(|_| self.index == 0 && self.scores());
         let (inner, stage) = (self.inner.start(cancel)?, self.stage.clone());
         Ok(Box::new(DoubleSequence { inner, index: self.index, stage, ledger, bug, wrong: None }))
+    }
+
+    fn overlaps(&self) -> bool {
+        self.inner.overlaps()
+    }
+
+    fn begin(&self, pass: &mut Pass<'_>) -> bool {
+        let sequence: &mut dyn Any = pass.sequence;
+        let sequence: &mut DoubleSequence = sequence.downcast_mut().expect("a sequence of another model");
+        self.inner.begin(&mut Pass { sequence: sequence.inner.as_mut(), ..*pass })
     }
 
     fn forward(&self, batch: &mut [Pass<'_>]) -> Result<(), Interrupt> {
@@ -834,6 +844,7 @@ impl Simulation {
         };
         let stop_tokens = if rng.u8(..4) == 0 { vec![rng.i32(0..vocab as i32)] } else { Vec::new() };
         let engine = Engine::new(models.clone(), combine.clone(), stop_tokens, None).expect("a valid engine");
+        let engine = engine.with_serial(rng.bool().then(|| rng.f64()));
         let told = stage.clone();
         let engine = engine.with_clock(move || Duration::from_nanos(told.clock.fetch_add(1000, Ordering::Relaxed)));
         let engine = Arc::new(engine);
@@ -1594,6 +1605,7 @@ fn models(rng: &mut fastrand::Rng, stage: &Arc<Stage>, scoring: usize, bug: Opti
         let (first, further) = (rng.u64(10..2000), rng.u64(..100));
         let time = move |width: usize, _| Duration::from_micros(first + further * (width as u64 - 1));
         let scripted = if rng.bool() { scripted.with_pass_times(time) } else { scripted };
+        let scripted = if rng.bool() { scripted.with_overlap(rng.f64()) } else { scripted };
         models.push(Box::new(scripted));
     }
     // behind the others, since rows are known by the numbers of their models

@@ -203,6 +203,7 @@ fn load(folder: &Path, names: &[String]) -> Result<Arc<Engine>> {
         models: names.iter().map(export).collect(),
         threads: 0,
         spinning: None,
+        overlap: None,
         onnxruntime: None,
     })?))
 }

@@ -173,6 +173,9 @@ impl Doubt {
 pub struct Estimates {
     /// Of each model's passes.
     pub costs: Vec<Costs>,
+    /// Of passes that run at the same time, the share of all but the longest that comes on top of it; 1 where they run one after
+    /// the other.
+    pub serial: f64,
     /// Seconds beside the models, for each pass.
     pub host: Mean,
     /// Of each model's proposals, against the combined distribution.
@@ -189,11 +192,18 @@ impl Estimates {
         let models = measured.len();
         Estimates {
             costs: measured.iter().map(|measured| Costs::new(measured)).collect(),
+            serial: 1.0,
             host: Mean::default(),
             acceptance: vec![Acceptance::default(); models],
             doubt: vec![Doubt::default(); models],
             between: Array2::default((models, models)),
         }
+    }
+
+    /// Seconds of passes that run at the same time; each takes so long by itself.
+    pub fn together(&self, alone: impl Iterator<Item = f64>) -> f64 {
+        let (longest, sum) = alone.fold((0.0f64, 0.0), |(longest, sum), each| (longest.max(each), sum + each));
+        longest + self.serial * (sum - longest)
     }
 
     /// Let what comes count as much as if only so many observations had been made before, and times as if none had.
@@ -280,6 +290,16 @@ impl Observer {
             if *idle > IDLE {
                 self.estimates.costs[other].scale(factor);
             }
+        }
+    }
+
+    /// Passes of several models, as (model, width), that ran at the same time took so long together. What each would have taken by
+    /// itself is not known, so they share what was unexpected.
+    pub fn passed_together(&mut self, passes: impl Iterator<Item = (usize, usize)> + Clone, seconds: f64) {
+        let alone = |estimates: &Estimates, (model, width): (usize, usize)| estimates.costs[model].at(width, true);
+        let expected = self.estimates.together(passes.clone().map(|pass| alone(&self.estimates, pass)));
+        for pass in passes {
+            self.passed(pass.0, pass.1, alone(&self.estimates, pass) * seconds / expected);
         }
     }
 

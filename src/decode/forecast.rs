@@ -52,8 +52,9 @@ impl Task {
 
     /// Seconds for a token where nobody proposes: one pass of every model that is needed.
     pub fn standard(&self, estimates: &Estimates) -> f64 {
-        let cold = self.needed().count() > 1;
-        self.needed().map(|model| estimates.costs[model].at(1, cold) + estimates.host.or(0.0)).sum()
+        let models = self.needed().count();
+        let passes = self.needed().map(|model| estimates.costs[model].at(1, models > 1));
+        estimates.together(passes) + models as f64 * estimates.host.or(0.0)
     }
 }
 
@@ -108,7 +109,7 @@ impl Run<'_> {
             while self.state.committed == start {
                 let turn_goes_on = turn.take().filter(|_| self.is_hopeful());
                 let Action { model, proposals } = turn_goes_on.unwrap_or_else(|| self.next(declined));
-                self.advance(model);
+                self.advance(model, proposals);
                 self.verify(start, tokens, &mut turn);
                 let s = &self.state;
                 if proposals > 0 && s.seen[model] == s.committed + s.pending.len() && s.pending.len() < max_pending {
@@ -129,14 +130,27 @@ impl Run<'_> {
         self.plan.policy.next(&View { pending: self.state.pending.len(), missing, seen: &self.state.seen, declined })
     }
 
-    fn advance(&mut self, model: usize) {
+    /// Passes of a model, and of those that run at the same time.
+    fn advance(&mut self, model: usize, proposals: usize) {
+        let (task, plan, estimates) = (self.task, self.plan, self.estimates);
+        let first = self.pass(model);
+        let others = task.needed().filter(|&other| plan.verifies_beside(proposals, other));
+        let others = others.filter_map(|other| if self.scored(other) { None } else { Some(self.pass(other)) });
+        let seconds = estimates.together(std::iter::once(first).chain(others));
+        self.state.seconds += seconds;
+    }
+
+    /// A pass by itself.
+    fn pass(&mut self, model: usize) -> f64 {
         let len = self.state.committed + self.state.pending.len();
         let width = len - self.state.seen[model];
         self.state.seen[model] = len;
-        if self.task.scores[model] && width > 0 {
-            let cold = self.state.last.replace(model).is_some_and(|last| last != model);
-            self.state.seconds += self.estimates.costs[model].at(width, cold) + self.estimates.host.or(0.0);
+        if !self.task.scores[model] || width == 0 {
+            return 0.0;
         }
+        self.state.seconds += self.estimates.host.or(0.0);
+        let cold = self.state.last.replace(model).is_some_and(|last| last != model);
+        self.estimates.costs[model].at(width, cold)
     }
 
     fn luck(&self, position: usize) -> &'static Luck {

@@ -90,6 +90,15 @@ impl Policy {
         }
     }
 
+    /// Whether a model only ever runs to score what others have proposed, or nobody has.
+    fn only_verifies(&self, model: usize) -> bool {
+        match self {
+            Policy::Standard => true,
+            Policy::Speculative { proposer, .. } => *proposer != model,
+            Policy::Cos { lengths, .. } => lengths[model] == 0,
+        }
+    }
+
     /// Whether a model may ever run.
     pub fn uses(&self, model: usize) -> bool {
         match self {
@@ -181,6 +190,12 @@ impl Plan {
     /// A plan whose turns are never ended early.
     pub const fn of(policy: Policy, targets: Targets) -> Self {
         Plan { policy, targets, stop_below: 0 }
+    }
+
+    /// Whether, beside a pass behind which so many proposals are made, another model that is needed and has not scored the front
+    /// position can run over the same tokens: its pass comes before anything is decided or proposed.
+    pub fn verifies_beside(&self, proposals: usize, other: usize) -> bool {
+        proposals == 0 && self.targets == Targets::Combined && self.policy.only_verifies(other)
     }
 
     /// Settle how a session decodes.

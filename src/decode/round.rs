@@ -69,6 +69,17 @@ struct Lane {
     /// What the sampler makes of the rows: of position `p` in slot `p % slots`, where `stamps` says so.
     distributions: Vec<Distribution>,
     stamps: Vec<usize>,
+    /// Of passes at the same time as others': whether it was begun, and what it was.
+    running: bool,
+    passed: Option<Passed>,
+}
+
+/// A pass of a model.
+#[derive(Debug, Clone, Copy)]
+struct Passed {
+    model: usize,
+    width: usize,
+    seconds: f64,
 }
 
 const NO_ROW: usize = usize::MAX;
@@ -195,8 +206,14 @@ pub struct Decoder<C> {
     decided: Option<f32>,
     /// Whether nothing is to be proposed until all that is pending is decided.
     draining: bool,
+    /// Whether all passes of the round took what others like them will.
+    is_usual: bool,
     /// For the policy: tokens seen by each model.
     seen: Vec<usize>,
+    /// The models that run at the same time.
+    together: Vec<usize>,
+    /// Whether any may.
+    overlaps: bool,
     target: Vec<f32>,
     scratch: Vec<f32>,
     candidates: Candidates,
@@ -206,9 +223,12 @@ impl<C: Chance> Decoder<C> {
     /// A decoder of an empty sequence; `sequences` are the models' own, one each, empty.
     pub fn new(models: Vec<Arc<dyn Model>>, sequences: Vec<Box<dyn Sequence>>, settings: Settings, chance: C) -> Self {
         let vocab_size = models.iter().find(|model| model.scores()).map_or(0, |model| model.vocab_size());
-        let lane = |sequence| Lane { sequence, distributions: Vec::new(), stamps: Vec::new() };
+        let lane =
+            |sequence| Lane { sequence, distributions: Vec::new(), stamps: Vec::new(), running: false, passed: None };
         let mut decoder = Decoder {
             seen: vec![0; models.len()],
+            together: Vec::with_capacity(models.len()),
+            overlaps: true,
             models,
             lanes: sequences.into_iter().map(lane).collect(),
             chance,
@@ -228,6 +248,7 @@ impl<C: Chance> Decoder<C> {
             math: None,
             decided: None,
             draining: false,
+            is_usual: true,
             target: vec![0.0; vocab_size],
             scratch: vec![0.0; vocab_size],
             candidates: Candidates::new(vocab_size),
@@ -314,6 +335,16 @@ impl<C: Chance> Decoder<C> {
         self.observer = Some(Box::new(observer));
     }
 
+    /// Whether the time that the last round took tells what others like it will take, as far as the models know.
+    pub fn is_usual(&self) -> bool {
+        self.is_usual
+    }
+
+    /// Let passes that do not depend on each other run at the same time, where models can, or not. At first they may.
+    pub fn set_overlaps(&mut self, overlaps: bool) {
+        self.overlaps = overlaps;
+    }
+
     /// What learns, if anything does.
     pub fn observer(&mut self) -> Option<&mut Observer> {
         self.observer.as_deref_mut()
@@ -357,8 +388,10 @@ impl<C: Chance> Decoder<C> {
     /// Let a model that the plan does not run catch up, to learn how well it would do.
     pub fn probe(&mut self, model: usize) -> Result<(), Interrupt> {
         let window = self.committed.saturating_sub(WINDOW);
-        self.advance_to(model, window)?;
-        self.advance_to(model, self.committed)?;
+        for until in [window, self.committed] {
+            let passed = self.advance_to(model, until)?;
+            self.passed(passed);
+        }
         self.settle();
         Ok(())
     }
@@ -441,6 +474,7 @@ impl<C: Chance> Decoder<C> {
             return Err(Error::InvalidArgument("the session has no tokens yet; give it a prompt first".into()).into());
         }
         let (start, before) = (self.committed, self.counters);
+        self.is_usual = true;
         self.log_probabilities.clear();
         if self.finish.is_none()
             && let Err(interrupt) = self.run_round()
@@ -461,7 +495,7 @@ impl<C: Chance> Decoder<C> {
         let mut declined = false;
         while self.committed == start {
             let Action { model, proposals } = self.next_action(declined);
-            self.advance(model)?;
+            self.advance(model, proposals)?;
             self.verify(start)?;
             if proposals > 0 && self.can_propose(model) {
                 // A proposal that fails is none. Whether the bad row matters shows when it is needed to decide.
@@ -494,30 +528,109 @@ impl<C: Chance> Decoder<C> {
         self.settings.plan.policy.next(&View { pending, missing, seen: &self.seen, declined })
     }
 
-    /// Run a model over everything that it has not seen.
-    fn advance(&mut self, model: usize) -> Result<(), Interrupt> {
-        self.advance_to(model, self.tokens.len())
+    /// Run a model over everything that it has not seen, and those whose passes come next for certain: at the same time, where
+    /// they can.
+    fn advance(&mut self, model: usize, proposals: usize) -> Result<(), Interrupt> {
+        let until = self.tokens.len();
+        let mut models = std::mem::take(&mut self.together);
+        models.clear();
+        models.push(model);
+        let others = self.settings.combination.needed().filter(|&other| other != model && !self.scored(other));
+        models.extend(others.filter(|&other| self.settings.plan.verifies_beside(proposals, other)));
+        let result = match &models[..] {
+            [_] => self.advance_to(model, until).map(|passed| self.passed(passed)),
+            _ => self.advance_together(&models, until),
+        };
+        self.together = models;
+        result
     }
 
-    /// Run a model over the tokens before `until` that it has not seen.
-    fn advance_to(&mut self, model: usize, until: usize) -> Result<(), Interrupt> {
+    fn advance_together(&mut self, models: &[usize], until: usize) -> Result<(), Interrupt> {
+        let before = self.elapsed();
+        let mut running = 0;
+        for &model in models {
+            self.lanes[model].running = self.overlaps && self.begin(model, until);
+            running += usize::from(self.lanes[model].running);
+        }
+        // Those that run already are waited for last.
+        for is_running in [false, true] {
+            for &model in models {
+                if self.lanes[model].running != is_running {
+                    continue;
+                }
+                match self.advance_to(model, until) {
+                    Ok(passed) if running == 0 => self.passed(passed),
+                    Ok(passed) => self.lanes[model].passed = passed,
+                    Err(interrupt) => {
+                        // The others' passes are given up.
+                        for &model in models {
+                            let sequence = &mut self.lanes[model].sequence;
+                            sequence.truncate(sequence.len());
+                        }
+                        return Err(interrupt);
+                    }
+                }
+            }
+        }
+        let (lanes, seconds) = (&self.lanes, (self.elapsed() - before).as_secs_f64());
+        let passes = models.iter().map(|&model| lanes[model].passed.map(|passed| (passed.model, passed.width)));
+        if running > 0
+            && let Some(observer) = &mut self.observer
+            && passes.clone().all(|pass| pass.is_some())
+        {
+            observer.passed_together(passes.flatten(), seconds);
+        }
+        Ok(())
+    }
+
+    /// Begin a model's next pass, of those that [`Decoder::advance_to`] makes. Returns whether it is running.
+    fn begin(&mut self, model: usize, until: usize) -> bool {
+        let end = until.min(self.lanes[model].sequence.len() + self.models[model].max_pass());
+        let keep = self.keeps(model);
+        let sequence = self.lanes[model].sequence.as_mut();
+        let start = sequence.len();
+        start < end && self.models[model].begin(&mut Pass { sequence, tokens: &self.tokens[start..end], keep })
+    }
+
+    /// Let the observer know of a pass.
+    fn passed(&mut self, passed: Option<Passed>) {
+        if let (Some(observer), Some(Passed { model, width, seconds })) = (&mut self.observer, passed) {
+            observer.passed(model, width, seconds);
+        }
+    }
+
+    /// The first position that an observer wants to know a model's thoughts of, if it runs: it was committed without it.
+    fn wanted(&self, model: usize) -> usize {
+        let start = self.lanes[model].sequence.len();
+        self.observer.as_ref().map_or(usize::MAX, |observer| observer.wants(model).max(start + 1))
+    }
+
+    /// The first position whose row is wanted of a model's next pass, or of those before.
+    fn keeps(&self, model: usize) -> usize {
+        self.committed.min(self.wanted(model))
+    }
+
+    /// Run a model over the tokens before `until` that it has not seen. Returns the last pass that was made, unless it was one over
+    /// a prompt, or of those that prepare others, and so says nothing of those behind it.
+    fn advance_to(&mut self, model: usize, until: usize) -> Result<Option<Passed>, Interrupt> {
+        let mut passed = None;
         while self.lanes[model].sequence.len() < until {
+            let (wanted, keep) = (self.wanted(model), self.keeps(model));
             let sequence = self.lanes[model].sequence.as_mut();
             let start = sequence.len();
             let end = until.min(start + self.models[model].max_pass());
-            // An observer wants to know what the model thinks of tokens that were committed without it.
-            let wanted = self.observer.as_ref().map_or(usize::MAX, |observer| observer.wants(model).max(start + 1));
-            let mut pass = [Pass { sequence, tokens: &self.tokens[start..end], keep: self.committed.min(wanted) }];
+            let mut pass = [Pass { sequence, tokens: &self.tokens[start..end], keep }];
             let before = pass[0].sequence.elapsed();
             self.models[model].forward(&mut pass)?;
             if !self.models[model].scores() {
                 continue;
             }
+            let seconds = (sequence.elapsed() - before).as_secs_f64();
+            let is_usual = sequence.is_usual();
+            self.is_usual &= is_usual;
+            passed =
+                (is_usual && start + 1 >= self.prompt_end).then_some(Passed { model, width: end - start, seconds });
             if let Some(observer) = &mut self.observer {
-                // A prompt says nothing of the passes behind it.
-                if start + 1 >= self.prompt_end {
-                    observer.passed(model, end - start, (sequence.elapsed() - before).as_secs_f64());
-                }
                 for position in wanted..self.committed.min(end + 1) {
                     let token = self.tokens[position] as usize;
                     let known = self.lanes[model].look(position, token, &self.settings.sampler, &mut self.candidates);
@@ -529,7 +642,7 @@ impl<C: Chance> Decoder<C> {
             self.counters.forwards += u64::from(scored > 0);
             self.counters.positions += scored as u64;
         }
-        Ok(())
+        Ok(passed)
     }
 
     /// The first model that must still score the front position before it can be decided.

@@ -50,6 +50,8 @@ pub struct Gpu {
     logits: Option<Pair>,
     wide: Option<Pair>,
     memory: MemoryInfo<'static>,
+    /// Whether the last pass took what others of its width will: it was neither captured nor run to be captured next time.
+    pub is_usual: bool,
     /// Where rows stay, if they do.
     pub rows: Option<DeviceRows>,
     device: Arc<Device>,
@@ -76,6 +78,7 @@ impl Gpu {
             logits: None,
             wide: None,
             memory: MemoryInfo::new(AllocationDevice::CUDA, device.id(), AllocatorType::Device, MemoryType::Default)?,
+            is_usual: true,
             rows,
             device: device.clone(),
         })
@@ -214,10 +217,15 @@ impl Gpu {
             && self.graphs.iter().any(|(of, captured)| *of == width && matches!(captured, Captured::Graph(_)))
     }
 
-    /// Run a pass, by a graph if there is one, and otherwise by `run`; wait for it.
-    pub fn pass(&mut self, width: usize, output: Output, mut run: impl FnMut() -> ort::Result<()>) -> ort::Result<()> {
+    /// Put a pass on the stream, by a graph if there is one, and otherwise by `run`. It is over after [`Gpu::wait`], or an error.
+    pub fn launch(
+        &mut self,
+        width: usize,
+        output: Output,
+        mut run: impl FnMut() -> ort::Result<()>,
+    ) -> ort::Result<()> {
         let captures = self.captures_to(output) && width <= WIDEST_GRAPH;
-        let Gpu { graphs, no_graphs, done, inputs, places, logits, wide, rows, device, .. } = self;
+        let Gpu { graphs, no_graphs, done, inputs, places, logits, wide, rows, device, is_usual, .. } = self;
         let logits = if width <= WIDEST_GRAPH { logits } else { wide };
         let queue = device.queue()?;
         let mut work = |queue: &Queue, output: Output| {
@@ -239,6 +247,7 @@ impl Gpu {
             kept => kept,
         };
         let known = graphs.iter().position(|(of, _)| captures && *of == width);
+        *is_usual = !captures || known.is_some_and(|index| matches!(graphs[index].1, Captured::Graph(_)));
         let result = match known.map(|index| graphs.remove(index).1) {
             Some(Captured::Graph(graph)) => {
                 let result = queue.launch(&graph);
@@ -264,15 +273,11 @@ impl Gpu {
                 work(&queue, output)
             }
         };
-        match result.and_then(|()| queue.record(done)) {
-            Ok(()) => {
-                drop(queue);
-                done.wait()
-            }
-            Err(error) => {
-                queue.drain();
-                Err(error)
-            }
-        }
+        result.and_then(|()| queue.record(done)).inspect_err(|_| queue.drain())
+    }
+
+    /// Wait for the pass that was launched last.
+    pub fn wait(&self) -> ort::Result<()> {
+        self.done.wait()
     }
 }

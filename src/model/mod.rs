@@ -13,6 +13,7 @@ mod graph;
 mod huge_pages;
 mod ngram;
 mod onnx;
+pub mod overlap;
 mod recognise;
 mod rows;
 mod runtime;
@@ -77,6 +78,18 @@ pub trait Model: Send + Sync {
     /// Start an empty sequence. Its passes end early once `cancel` is requested.
     fn start(&self, cancel: &Arc<Cancel>) -> Result<Box<dyn Sequence>>;
 
+    /// Whether [`Model::begin`] can leave passes running.
+    fn overlaps(&self) -> bool {
+        false
+    }
+
+    /// Begin the pass that [`Model::forward`] is then asked for with the same arguments, alone in its batch, and return without
+    /// waiting for it, so that other models run meanwhile. Returns whether it is running; otherwise all is left to `forward`,
+    /// which also tells what went wrong. [`Sequence::truncate`], if only to the length that the sequence has, gives it up.
+    fn begin(&self, _pass: &mut Pass<'_>) -> bool {
+        false
+    }
+
     /// Run one pass over a batch of sequences that this model started, all at once where it can.
     ///
     /// Each sequence is extended by its tokens and yields one row of logits after each of them. On an error
@@ -107,7 +120,7 @@ pub trait Sequence: Any + Send {
         self.len() == 0
     }
 
-    /// Forget all tokens from index `len` on; the rows of positions up to `len` stay valid.
+    /// Forget all tokens from index `len` on; the rows of positions up to `len` stay valid. A pass that was begun ends.
     fn truncate(&mut self, len: usize);
 
     /// The row of logits of `position`, `vocab_size` values. Only rows that [`Pass::keep`] kept may be asked for.
@@ -165,6 +178,11 @@ pub trait Sequence: Any + Send {
 
     /// Time spent inside the model so far.
     fn elapsed(&self) -> Duration;
+
+    /// Whether the last pass tells what others of its width will take: one that prepares them takes longer.
+    fn is_usual(&self) -> bool {
+        true
+    }
 
     /// The memory that it holds, apart from that of its model.
     fn memory(&self) -> Memory {

@@ -313,6 +313,7 @@ impl OnnxModel {
             peak_logits: 0,
             spares: Arc::downgrade(&self.spares),
             sound: true,
+            begun: None,
         }))
     }
 }
@@ -372,6 +373,14 @@ impl Model for OnnxModel {
 
     fn start(&self, cancel: &Arc<Cancel>) -> Result<Box<dyn Sequence>> {
         Ok(Box::new(self.sequence(cancel)?))
+    }
+
+    fn overlaps(&self) -> bool {
+        self.loaded.device.is_some()
+    }
+
+    fn begin(&self, pass: &mut Pass<'_>) -> bool {
+        own(pass.sequence).begin(pass.tokens, pass.keep)
     }
 
     fn forward(&self, batch: &mut [Pass<'_>]) -> Result<(), Interrupt> {
@@ -440,6 +449,7 @@ impl Lent {
 
 impl Drop for Lent {
     fn drop(&mut self) {
+        self.get_mut().abandon();
         let sound = self.get().sound && self.fault().is_none();
         if let Some(sequence) = self.sequence.take_if(|sequence| sequence.gpu.is_some() && sound) {
             self.spares.give(sequence);
@@ -489,6 +499,16 @@ struct OnnxSequence {
     spares: Weak<Spares>,
     /// Whether no pass has failed, so that another sequence may have its buffers.
     sound: bool,
+    /// A pass that was begun, or why it was not.
+    begun: Option<Begun>,
+}
+
+/// A pass on a GPU until it is over.
+struct Begun {
+    width: usize,
+    unwanted: usize,
+    /// Where its rows go, or what went wrong.
+    output: ort::Result<Output>,
 }
 
 impl Sequence for Lent {
@@ -555,6 +575,10 @@ impl Sequence for Lent {
         self.get().elapsed
     }
 
+    fn is_usual(&self) -> bool {
+        self.get().gpu.as_ref().is_none_or(|gpu| gpu.is_usual)
+    }
+
     fn memory(&self) -> Memory {
         let sequence = self.get();
         let bytes = sequence.logits_bytes();
@@ -570,6 +594,7 @@ impl OnnxSequence {
     }
 
     fn truncate(&mut self, len: usize) {
+        self.abandon();
         self.cache.truncate(len);
         self.tokens.truncate(len);
     }
@@ -605,22 +630,8 @@ impl OnnxSequence {
         let start = self.len();
         let mut left = tokens;
         while !left.is_empty() {
-            // Rows before `keep` are not wanted; after token i comes the row of position i + 1.
-            let unwanted = keep.saturating_sub(self.len() + 1).min(left.len() - 1);
-            let (width, unwanted) = match self.export.logits.rows {
-                // without a cache a row is scored with all before it, whatever came in earlier passes
-                _ if self.export.scoring == Scoring::OneByOne && self.export.cache_kind == CacheKind::None => {
-                    (unwanted + 1, unwanted)
-                }
-                _ if self.export.scoring == Scoring::OneByOne => (1, 0),
-                _ if self.export.scoring == Scoring::FirstPass && self.len() > 0 => (1, 0),
-                Rows::Last => (unwanted + 1, unwanted),
-                // all come anyway, and go to where they are read without a copy, unless that is somewhere else
-                Rows::All if self.export.cache_kind != CacheKind::None && self.gpu.is_none() => (left.len(), 0),
-                Rows::All | Rows::Counted => (left.len(), unwanted),
-            };
-            let width = width.min(self.widest(width));
-            let unwanted = unwanted.min(width - 1);
+            let begun = self.begun.as_ref().map(|begun| (begun.width, begun.unwanted));
+            let (width, unwanted) = begun.unwrap_or_else(|| self.next_pass(left.len(), keep));
             let (now, later) = left.split_at(width);
             if let Err(interrupt) = self.pass(now, unwanted, keep) {
                 self.truncate(start);
@@ -635,6 +646,45 @@ impl OnnxSequence {
         Ok(())
     }
 
+    /// Leave the first pass of [`OnnxSequence::run`] with the same arguments running. Returns whether it is.
+    fn begin(&mut self, tokens: &[i32], keep: usize) -> bool {
+        if self.gpu.is_none() || self.cancel.is_requested() {
+            return false;
+        }
+        let (width, unwanted) = self.next_pass(tokens.len(), keep);
+        self.begin_on_gpu(&tokens[..width], unwanted, keep);
+        true
+    }
+
+    /// Wait for a pass that was begun and that nobody wants any more.
+    fn abandon(&mut self) {
+        if self.begun.take().is_some() {
+            // One that went wrong is over too.
+            self.sound &= self.gpu.as_ref().is_none_or(|gpu| gpu.wait().is_ok());
+            self.cache.settle(false);
+        }
+    }
+
+    /// How many of the next tokens are run in one pass, and how many of its rows, from the front, need not be made.
+    fn next_pass(&self, tokens: usize, keep: usize) -> (usize, usize) {
+        // Rows before `keep` are not wanted; after token i comes the row of position i + 1.
+        let unwanted = keep.saturating_sub(self.len() + 1).min(tokens - 1);
+        let (width, unwanted) = match self.export.logits.rows {
+            // without a cache a row is scored with all before it, whatever came in earlier passes
+            _ if self.export.scoring == Scoring::OneByOne && self.export.cache_kind == CacheKind::None => {
+                (unwanted + 1, unwanted)
+            }
+            _ if self.export.scoring == Scoring::OneByOne => (1, 0),
+            _ if self.export.scoring == Scoring::FirstPass && self.len() > 0 => (1, 0),
+            Rows::Last => (unwanted + 1, unwanted),
+            // all come anyway, and go to where they are read without a copy, unless that is somewhere else
+            Rows::All if self.export.cache_kind != CacheKind::None && self.gpu.is_none() => (tokens, 0),
+            Rows::All | Rows::Counted => (tokens, unwanted),
+        };
+        let width = width.min(self.widest(width));
+        (width, unwanted.min(width - 1))
+    }
+
     /// The widest pass, up to `width`, whose attention takes a bearable amount of memory. Without a cache that is a matter
     /// of the text, not of the pass.
     fn widest(&self, width: usize) -> usize {
@@ -647,11 +697,17 @@ impl OnnxSequence {
     /// One pass, of which the first `unwanted` rows need not be made.
     fn pass(&mut self, tokens: &[i32], unwanted: usize, keep: usize) -> Result<(), Interrupt> {
         if self.cancel.is_requested() {
+            self.abandon();
             return Err(Interrupt::Cancelled);
         }
         let result = match self.gpu {
             None => self.run_on_host(tokens, unwanted, keep),
-            Some(_) => self.run_on_gpu(tokens, unwanted, keep),
+            Some(_) => {
+                if self.begun.is_none() {
+                    self.begin_on_gpu(tokens, unwanted, keep);
+                }
+                self.finish_on_gpu(keep)
+            }
         };
         self.cache.settle(result.is_ok());
         match result {
@@ -693,8 +749,13 @@ impl OnnxSequence {
         Ok(())
     }
 
-    /// As [`OnnxSequence::run_on_host`], with copies before and behind, and by a graph if one was captured of this width.
-    fn run_on_gpu(&mut self, tokens: &[i32], unwanted: usize, keep: usize) -> ort::Result<()> {
+    /// Put a pass on the GPU's stream, with copies before and behind, and by a graph if one was captured of this width.
+    fn begin_on_gpu(&mut self, tokens: &[i32], unwanted: usize, keep: usize) {
+        let output = self.queue_tokens(tokens, unwanted, keep);
+        self.begun = Some(Begun { width: tokens.len(), unwanted, output });
+    }
+
+    fn queue_tokens(&mut self, tokens: &[i32], unwanted: usize, keep: usize) -> ort::Result<Output> {
         let (width, wanted) = (tokens.len(), tokens.len() - unwanted);
         let start = self.cache.len();
         let position = start + 1 + unwanted;
@@ -728,7 +789,18 @@ impl OnnxSequence {
         let started = Instant::now();
         let result = self.queue_pass(width, given, output);
         self.elapsed += started.elapsed();
-        result?;
+        result.map(|()| output)
+    }
+
+    /// Wait for the pass that was begun, and have its rows where they are read.
+    fn finish_on_gpu(&mut self, keep: usize) -> ort::Result<()> {
+        let Some(Begun { width, unwanted, output }) = self.begun.take() else { return Ok(()) };
+        let output = output?;
+        let started = Instant::now();
+        let waited = self.gpu.as_ref().map_or(Ok(()), Gpu::wait);
+        self.elapsed += started.elapsed();
+        waited?;
+        let (position, end) = (self.cache.len() + 1 + unwanted, self.cache.len() + 1 + width);
         match (output, self.gpu.as_mut().and_then(|gpu| gpu.rows.as_mut())) {
             (Output::Device(_), Some(rows)) => rows.keep(position..end, keep),
             (_, rows) => {
@@ -750,7 +822,6 @@ impl OnnxSequence {
         self.rows.set(keep, &kept);
     }
 
-    /// Put a pass on the GPU's stream, and wait for it.
     fn queue_pass(&mut self, width: usize, given: usize, output: Output) -> ort::Result<()> {
         let use_graph = self.gpu.as_ref().is_some_and(|gpu| gpu.has_graph(width, output));
         if !use_graph {
@@ -764,7 +835,7 @@ impl OnnxSequence {
             self.binding.output(name, &value)?;
         }
         let OnnxSequence { gpu, binding, options, .. } = self;
-        gpu.as_mut().expect("it is on a GPU").pass(width, output, || binding.run(options))
+        gpu.as_mut().expect("it is on a GPU").launch(width, output, || binding.run(options))
     }
 
     /// Point the inputs and outputs at what this pass reads and writes.

@@ -25,6 +25,10 @@ pub struct Scripted {
     script: Box<Script>,
     pass_time: Box<PassTime>,
     pass_times: Vec<(usize, Duration)>,
+    /// Of the time of a pass that was begun, what is left when it is waited for; 1 if none can be.
+    left: f64,
+    /// How many times as long the first two passes of each width take.
+    preparation: f64,
 }
 
 impl Scripted {
@@ -42,7 +46,21 @@ impl Scripted {
             script: Box::new(script),
             pass_time: Box::new(|_, _| Duration::ZERO),
             pass_times: Vec::new(),
+            left: 1.0,
+            preparation: 1.0,
         }
+    }
+
+    /// The same where the first two passes of each width pretend to take so many times as long, and say that this is not usual.
+    pub fn with_preparation(mut self, times: f64) -> Self {
+        self.preparation = times;
+        self
+    }
+
+    /// The same with passes that can be begun, and pretend to take this share of their time then: the rest is that of others.
+    pub fn with_overlap(mut self, left: f64) -> Self {
+        self.left = left;
+        self
     }
 
     /// The same with another name.
@@ -85,6 +103,11 @@ struct ScriptedSequence {
     cancel: Arc<Cancel>,
     passes: u64,
     elapsed: Duration,
+    /// What a pass that was begun is over, and the rows that it keeps.
+    begun: Option<(Vec<i32>, usize)>,
+    /// The widths of all passes, where some are to prepare others.
+    widths: Vec<usize>,
+    is_usual: bool,
 }
 
 impl Sequence for ScriptedSequence {
@@ -93,16 +116,22 @@ impl Sequence for ScriptedSequence {
     }
 
     fn truncate(&mut self, len: usize) {
+        self.begun = None;
         self.tokens.truncate(len);
         self.rows.truncate(len + 1);
     }
 
     fn logits(&self, position: usize) -> &[f32] {
+        assert!(self.begun.is_none(), "the decoder read a row while a pass was running");
         self.rows[position].as_ref().expect("the decoder read a row that it had let go")
     }
 
     fn elapsed(&self) -> Duration {
         self.elapsed
+    }
+
+    fn is_usual(&self) -> bool {
+        self.is_usual
     }
 }
 
@@ -138,7 +167,23 @@ impl Model for Scripted {
             cancel: cancel.clone(),
             passes: 0,
             elapsed: Duration::ZERO,
+            begun: None,
+            widths: Vec::new(),
+            is_usual: true,
         }))
+    }
+
+    fn overlaps(&self) -> bool {
+        self.left < 1.0
+    }
+
+    fn begin(&self, pass: &mut Pass<'_>) -> bool {
+        let sequence = own(pass.sequence);
+        assert!(sequence.begun.is_none(), "a second pass was begun");
+        if self.overlaps() && !sequence.cancel.is_requested() {
+            sequence.begun = Some((pass.tokens.to_vec(), pass.keep));
+        }
+        sequence.begun.is_some()
     }
 
     fn forward(&self, batch: &mut [Pass<'_>]) -> Result<(), Interrupt> {
@@ -146,6 +191,9 @@ impl Model for Scripted {
         for pass in batch.iter_mut() {
             assert!(!pass.tokens.is_empty() && pass.tokens.len() <= self.max_pass, "a pass of a forbidden width");
             let sequence = own(pass.sequence);
+            if let Some((tokens, keep)) = &sequence.begun {
+                assert_eq!((&tokens[..], *keep), (pass.tokens, pass.keep), "another pass was begun");
+            }
             let mut context = sequence.tokens.clone();
             let mut rows = Vec::with_capacity(pass.tokens.len());
             for &token in pass.tokens {
@@ -164,7 +212,14 @@ impl Model for Scripted {
             let sequence = own(pass.sequence);
             sequence.tokens = context;
             sequence.rows.extend(rows);
-            sequence.elapsed += (self.pass_time)(pass.tokens.len(), sequence.passes);
+            let width = pass.tokens.len();
+            let mut share = if sequence.begun.take().is_some() { self.left } else { 1.0 };
+            if self.preparation > 1.0 {
+                sequence.is_usual = sequence.widths.iter().filter(|of| **of == width).count() >= 2;
+                sequence.widths.push(width);
+                share *= if sequence.is_usual { 1.0 } else { self.preparation };
+            }
+            sequence.elapsed += (self.pass_time)(width, sequence.passes).mul_f64(share);
             sequence.passes += 1;
             let kept = pass.keep.min(sequence.rows.len());
             sequence.rows[..kept].fill(None);
