@@ -209,6 +209,7 @@ fn the_report_shows_what_was_measured() {
         facts: vec![("machine".into(), "two cores".into())],
         notes: vec!["transformers: skipped".into()],
         cases: vec![case, sweep],
+        raw: Vec::new(),
     };
     let folder = tempfile::tempdir().unwrap();
     report::write(&results, folder.path()).unwrap();
