@@ -219,7 +219,9 @@ impl Peers {
         }
         if let Some(originals) = originals {
             plans.push(plan("transformers, standard", 3, "standard", originals.clone()));
-            plans.push(plan(&format!("transformers, Algorithm {}", group.len().min(3) - 1), 3, "cos", originals));
+            if group.len() > 1 {
+                plans.push(plan(&format!("transformers, Algorithm {}", group.len().min(3) - 1), 3, "cos", originals));
+            }
         }
         plans
     }

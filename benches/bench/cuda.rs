@@ -55,8 +55,12 @@ pub fn write(from: &Path, folder: &Path) -> Result<()> {
     for variant in &variants {
         save(variant.name, columns(variant.results.cases.iter().filter(|case| case.kind != ALONE).map(panel)))?;
     }
-    save("passes", columns(variants.iter().filter_map(passes_plot)))?;
-    save("peers", columns(variants.iter().flat_map(peer_cases).map(|(variant, case)| speeds(variant, case))))?;
+    if variants.iter().any(|variant| !variant.results.raw.is_empty()) {
+        save("passes", columns(variants.iter().filter_map(passes_plot)))?;
+    }
+    if variants.iter().any(|variant| peer_cases(variant).next().is_some()) {
+        save("peers", columns(variants.iter().flat_map(peer_cases).map(|(variant, case)| speeds(variant, case))))?;
+    }
     std::fs::write(folder.join("cuda.md"), render_with("cuda.md", include_str!("cuda.md"), page(&variants))?)?;
     println!("{}", folder.join("cuda.md").display());
     Ok(())
@@ -263,14 +267,14 @@ struct Panel {
 /// Plots in two columns, as a file of its own: without a page around it, so the style is in it.
 fn columns(panels: impl Iterator<Item = Panel>) -> String {
     const STYLE: &str = "
-  svg { --paper: #fff; --ink: #1a1d21; --soft: #5c6570; --grid: #e8ebef; --blue: #1f66c1; --amber: #b26a00; --grey: #a9b1bb; }
-  @media (prefers-color-scheme: dark) { svg { --paper: #15181c; --ink: #e6e9ed; --soft: #98a2ae; --grid: #262c33; --blue: #6aa9f4;
-    --amber: #e0a64b; --grey: #66707c; } }
-  text { font: 12px system-ui, sans-serif; fill: var(--soft); } .title { fill: var(--ink); font-size: 13px; }
-  path { fill: none; stroke-width: 1; } .paper { fill: var(--paper); } .grid { stroke: var(--grid); } .axis { stroke: var(--soft); }
-  .own { fill: var(--blue); } .peer { fill: var(--grey); } .whisker { stroke: var(--ink); }
-  .one { stroke: var(--ink); stroke-dasharray: 3 3; } .curve { stroke-width: 2; } .dots { stroke-width: 7; stroke-linecap: round; }
-  .c0 { stroke: var(--blue); } .c1 { stroke: var(--amber); } .hint { fill: transparent; }
+  text { font: 12px system-ui, sans-serif; fill: #5c6570; } .title { fill: #1a1d21; font-size: 13px; }
+  path { fill: none; stroke-width: 1; } .paper { fill: #fff; } .grid { stroke: #e8ebef; } .axis { stroke: #5c6570; }
+  .own { fill: #1f66c1; } .peer { fill: #a9b1bb; } .whisker { stroke: #1a1d21; } .one { stroke: #1a1d21; stroke-dasharray: 3 3; }
+  .curve { stroke-width: 2; } .dots { stroke-width: 7; stroke-linecap: round; } .c0 { stroke: #1f66c1; } .c1 { stroke: #b26a00; }
+  @media (prefers-color-scheme: dark) {
+    text { fill: #98a2ae; } .title { fill: #e6e9ed; } .paper { fill: #15181c; } .grid { stroke: #262c33; } .axis { stroke: #98a2ae; }
+    .own { fill: #6aa9f4; } .peer { fill: #66707c; } .whisker, .one { stroke: #e6e9ed; } .c0 { stroke: #6aa9f4; } .c1 { stroke: #e0a64b; }
+  }
 ";
     const MARGIN: f64 = 16.0;
     const TITLE: f64 = 22.0;

@@ -412,13 +412,14 @@ fn raw_costs(
     const SMALL: u64 = 1 << 30;
     let folder = arguments.exports.as_deref().unwrap_or(Path::new(""));
     let text = prompts(task, 1)?.remove(0);
+    let turn = if arguments.quick { 0.01 } else { 0.12 };
     let mut costs = Vec::new();
     for (index, model) in engine.models().iter().enumerate() {
         if index > 0 && model.cost() > SMALL {
             continue;
         }
         let file = folder.join(model.name()).join("model.onnx");
-        match raw::compare(model.as_ref(), &file, arguments.provider == Provider::Cuda, &text) {
+        match raw::compare(model.as_ref(), &file, arguments.provider == Provider::Cuda, &text, turn) {
             Ok(own) => costs.extend(own),
             Err(error) => notes.push(format!("plain ONNX Runtime with {}: {error}", model.name())),
         }

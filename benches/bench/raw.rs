@@ -19,14 +19,13 @@ use super::results::{RawCost, Spread};
 const WIDTHS: [usize; 3] = [1, 2, 5];
 /// Tokens before each pass.
 const CONTEXT: usize = 150;
-/// Ours and theirs take turns, each with so many seconds of passes.
+/// Ours and theirs take turns.
 const TURNS: usize = 5;
-const TURN: f64 = 0.12;
 /// The first pass is plain, the second is captured.
 const WARM_UP: usize = 20;
 
-/// A model of an engine, and the same file in a session of its own.
-pub fn compare(model: &dyn Model, file: &Path, cuda: bool, text: &[i32]) -> Result<Vec<RawCost>> {
+/// A model of an engine, and the same file in a session of its own, each for so many seconds in a turn.
+pub fn compare(model: &dyn Model, file: &Path, cuda: bool, text: &[i32], turn: f64) -> Result<Vec<RawCost>> {
     let context: Vec<i32> = text.iter().copied().cycle().take(CONTEXT).collect();
     let mut sequence = model.start(&Arc::new(Cancel::default()))?;
     extend(model, sequence.as_mut(), &context)?;
@@ -44,7 +43,7 @@ pub fn compare(model: &dyn Model, file: &Path, cuda: bool, text: &[i32]) -> Resu
         plain.run(index, WARM_UP)?;
         let started = Instant::now();
         plain.run(index, 1)?;
-        let times = (TURN / started.elapsed().as_secs_f64()).clamp(5.0, 100.0) as usize;
+        let times = (turn / started.elapsed().as_secs_f64()).clamp(5.0, 100.0) as usize;
         let (mut own, mut raw) = (Vec::new(), Vec::new());
         for _ in 0..TURNS {
             let started = Instant::now();
@@ -100,11 +99,15 @@ impl Plain {
             Ok(tensor)
         };
 
+        // the graph does not say how long a head is
+        let settings: serde_json::Value =
+            serde_json::from_slice(&std::fs::read(file.with_file_name("genai_config.json"))?)?;
+        let head = settings["model"]["decoder"]["head_size"].as_i64().ok_or("genai_config.json has no head_size")?;
         let mut cache = Vec::new();
         let mut pairs = Vec::new();
         for input in session.inputs().iter().filter(|input| input.name().starts_with("past_key_values.")) {
             let ValueType::Tensor { ty, shape, .. } = input.dtype() else { continue };
-            cache.push(tensor(*ty, &[1, shape[1], capacity as i64, shape[3]])?);
+            cache.push(tensor(*ty, &[1, shape[1], capacity as i64, head])?);
             pairs.push((input.name().to_string(), input.name().replace("past_key_values.", "present.")));
         }
         if cache.is_empty() {
