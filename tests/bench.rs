@@ -263,6 +263,7 @@ fn a_tiny_run_over_exports_writes_the_page_of_the_gpu() {
         ["--quick", "--no-peers", "--prompts", "1", "--tokens", "8", "--rounds", "1", "--cases", "sampled;one model"];
     let words: Vec<&str> = few.into_iter().chain(["--exports", demo, "--out"]).collect();
     run(&words, &[&results]);
+    run(&["--quick", "--passes", "--exports", demo, "--out"], &[&folder.path().join("models-passes")]);
     let docs = folder.path().join("docs");
     run(&["--out", docs.to_str().unwrap(), "--cuda-report"], &[folder.path()]);
     let page = std::fs::read_to_string(docs.join("cuda.md")).unwrap();

@@ -40,7 +40,14 @@ pub fn write(from: &Path, folder: &Path) -> Result<()> {
             println!("{}: not there, so left out", file.display());
             continue;
         };
-        let results = serde_json::from_str(&text).map_err(|error| format!("{}: {error}", file.display()))?;
+        let mut results: Results =
+            serde_json::from_str(&text).map_err(|error| format!("{}: {error}", file.display()))?;
+        // passes are measured by a process of their own, whose failure does no harm to the rest
+        if let Ok(text) = std::fs::read_to_string(from.join(format!("{name}-passes/results.json"))) {
+            let passes: Results = serde_json::from_str(&text)?;
+            results.raw = passes.raw;
+            results.notes.extend(passes.notes);
+        }
         let added = std::fs::read_to_string(from.join(name).with_extension("txt")).unwrap_or_default();
         let added = added.lines().collect::<Vec<_>>().join("; ");
         let about = if added.is_empty() { about.into() } else { format!("{about} Added: {added}.") };

@@ -68,10 +68,13 @@ pub struct Arguments {
     /// For configurations: what so many open sessions take in memory, instead of time.
     #[arg(long)]
     sessions: Option<usize>,
-    /// Exports that are there already, such as those of scripts/bench-cuda: strategies and peers on GSM8K, and passes beside plain
-    /// ONNX Runtime's. `--models` then names Hugging Face folders of the same names, for peers, if there are any.
+    /// Exports that are there already, such as those of scripts/bench-cuda: strategies and peers on GSM8K. `--models` then names
+    /// Hugging Face folders of the same names, for peers, if there are any.
     #[arg(long, conflicts_with = "configs")]
     exports: Option<PathBuf>,
+    /// With `--exports`: only passes, beside those of plain ONNX Runtime, in place of cases.
+    #[arg(long, requires = "exports")]
+    passes: bool,
     /// Where `--exports` run.
     #[arg(long, default_value = "cpu")]
     provider: Provider,
@@ -127,6 +130,11 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         let prompt = prompts(&tasks[0], 1)?.remove(0);
         return memory(&tasks[0], &prompt, arguments.tokens.unwrap_or(96), count);
     }
+    if arguments.passes {
+        results.raw = raw_costs(arguments, &engine, &tasks[0], &mut results.notes)?;
+        results.facts = facts(&engine, Vec::new(), arguments.provider);
+        return report::write(&results, &arguments.out);
+    }
     let (mut workers, versions) = workers(arguments, &tasks, &mut results.notes);
     results.facts = facts(&engine, versions, arguments.provider);
     let (count, rounds, tokens) = if arguments.quick { (1, 2, 32) } else { (3, 5, 96) };
@@ -140,9 +148,6 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let bar = indicatif::ProgressBar::new(tasks.iter().map(runs).sum());
     let style = "{msg:60!} {wide_bar} {pos}/{len}, {elapsed}, {eta} left";
     bar.set_style(indicatif::ProgressStyle::with_template(style).expect("a template"));
-    if arguments.exports.is_some() {
-        results.raw = raw_costs(arguments, &engine, &tasks[0], &mut results.notes)?;
-    }
     let mut longest = Duration::ZERO;
     for (index, task) in tasks.iter().enumerate() {
         if arguments.budget.is_some_and(|budget| began.elapsed() + longest > Duration::from_secs(budget)) {
@@ -159,11 +164,22 @@ pub fn run(arguments: &Arguments) -> Result<()> {
             bar.inc(1);
         };
         let prompts = prompts(task, count)?;
-        let mut case = measure::run(task, &prompts, &effort, &mut workers, &tick)?;
-        if arguments.exports.is_some() && arguments.provider == Provider::Cuda {
-            case.device_bytes = Some(device_memory(task, &prompts[0])?);
+        match measure::run(task, &prompts, &effort, &mut workers, &tick) {
+            Ok(mut case) => {
+                if arguments.exports.is_some() && arguments.provider == Provider::Cuda {
+                    match device_memory(task, &prompts[0]) {
+                        Ok(bytes) => case.device_bytes = Some(bytes),
+                        Err(error) => results.notes.push(format!("{}, memory of the GPU: {error}", task.title)),
+                    }
+                }
+                results.cases.push(case);
+            }
+            // the others may succeed, and cannot be run again soon
+            Err(error) if arguments.exports.is_some() => {
+                results.notes.push(format!("{} failed: {error}", task.title));
+            }
+            Err(error) => return Err(error),
         }
-        results.cases.push(case);
         longest = longest.max(started.elapsed());
         report::write(&results, &arguments.out)?; // a run that is stopped leaves what it has
     }
@@ -402,22 +418,18 @@ fn models(engine: &Engine) -> String {
         .join(", ")
 }
 
-/// Passes of the models beside plain ONNX Runtime's: of all that are small, or the first one, which must be loaded once more.
+/// Passes of the models beside plain ONNX Runtime's, which loads each of them once more.
 fn raw_costs(
     arguments: &Arguments,
     engine: &Engine,
     task: &Task,
     notes: &mut Vec<String>,
 ) -> Result<Vec<results::RawCost>> {
-    const SMALL: u64 = 1 << 30;
     let folder = arguments.exports.as_deref().unwrap_or(Path::new(""));
     let text = prompts(task, 1)?.remove(0);
     let turn = if arguments.quick { 0.01 } else { 0.12 };
     let mut costs = Vec::new();
-    for (index, model) in engine.models().iter().enumerate() {
-        if index > 0 && model.cost() > SMALL {
-            continue;
-        }
+    for model in engine.models() {
         let file = folder.join(model.name()).join("model.onnx");
         match raw::compare(model.as_ref(), &file, arguments.provider == Provider::Cuda, &text, turn) {
             Ok(own) => costs.extend(own),

@@ -162,7 +162,7 @@ impl Plain {
     fn run(&mut self, index: usize, times: usize) -> Result<()> {
         let Pass { binding, options, .. } = &self.passes[index];
         for _ in 0..times {
-            // SAFETY: all are alive, and used by nobody else. `Session::run_binding` would look for outputs that it has bound itself.
+            // SAFETY: all are alive, and used by nobody else. `Session::run_binding` looks for outputs that it has bound itself.
             succeed(unsafe {
                 (ort::api().RunWithBinding)(self.session.ptr().cast_mut(), options.ptr(), binding.ptr().cast_mut())
             })?;
