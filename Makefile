@@ -17,7 +17,7 @@ MAJOR := $(firstword $(subst ., ,$(VERSION)))
 SONAME := libcos.so.$(MAJOR)
 
 .DEFAULT_GOAL := help
-.PHONY: help build onnxruntime install demo test test-cpp test-go test-java conformance lint format clippy bench header clean
+.PHONY: help build onnxruntime install demo test test-cpp test-go test-java conformance lint format clippy bench bench-cuda header clean
 # Cargo uses all cores by itself, and its targets would wait for each other.
 .NOTPARALLEL:
 
@@ -88,6 +88,12 @@ bench: onnxruntime ## compare strategies and peers, and write target/bench/index
 	QUICK="$(QUICK)" scripts/bench-setup "$(CARGO_TARGET_DIR)/bench" "$(MODELS)"
 	$(CARGO) bench --locked --bench bench -- --out "$(CARGO_TARGET_DIR)/bench" \
 	    $(if $(MODELS),--models "$(MODELS)") $(if $(QUICK),--quick) $(BENCH_ARGUMENTS)
+
+bench-cuda: ## measure on an NVIDIA GPU, and write docs/cuda.md: MODELS=, ORT_DYLIB_PATH=, BENCH_PYTHON=
+	scripts/bench-cuda pack "$(CARGO_TARGET_DIR)/bench-cuda" "$(MODELS)"
+	rm -rf "$(CARGO_TARGET_DIR)/bench-cuda-results"
+	scripts/bench-cuda run "$(CARGO_TARGET_DIR)/bench-cuda" "$(CARGO_TARGET_DIR)/bench-cuda-results"
+	scripts/bench-cuda report "$(CARGO_TARGET_DIR)/bench-cuda-results"
 
 header: ## write include/cos.h anew from the sources
 	COS_UPDATE_HEADER=1 $(CARGO) test --release --locked --test abi the_header_is_fresh

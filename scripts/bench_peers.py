@@ -2,9 +2,10 @@
 """Other ways of decoding with several models, for `make bench`: a worker that answers lines of JSON.
 
   bench_peers.py genai [KEY=VALUE...]   a loop over onnxruntime-genai generators, with these options of their ONNX Runtime sessions
-  bench_peers.py torch                  Hugging Face transformers with key-value caches, fp32
+  bench_peers.py genai provider=cuda [KEY=VALUE...]   the same on a GPU (onnxruntime-genai-cuda), with options of the provider
+  bench_peers.py torch [cuda]           Hugging Face transformers with key-value caches: fp32, or on a GPU fp16
 
-The first line out is {"versions": {…}}. A line in, {"method", "models", "combine", "lengths", "temperature", "seed",
+The first line out is {"versions": {…}}, or {"error"}. A line in, {"method", "models", "combine", "lengths", "temperature", "seed",
 "prompt", "tokens"}, is answered by {"tokens": […], "seconds"}, or {"error"}. The clock starts after the first token, as it does for CoS.
 """
 
@@ -56,29 +57,54 @@ class Genai:
 
         self.genai, self.models = onnxruntime_genai, {}
         self.options = {key: int(value) if key.endswith("threads") else value for key, value in options}
-        self.versions = {"onnxruntime-genai": onnxruntime_genai.__version__}
+        self.provider = self.options.pop("provider", None)
+        name = getattr(onnxruntime_genai, "__id__", "onnxruntime-genai")
+        self.versions = {name: onnxruntime_genai.__version__}
 
     def model(self, path):
         if path not in self.models:
             config = self.genai.Config(path)
-            config.overlay(json.dumps({"model": {"decoder": {"session_options": self.options}}}))
+            # No token ends the text for CoS; here one must, so it is a rare one.
+            with open(os.path.join(path, "genai_config.json")) as file:
+                rare = json.load(file)["model"]["vocab_size"] - 1
+            changes = {"model": {"eos_token_id": rare}}
+            config.clear_providers()
+            if self.provider:
+                config.append_provider(self.provider)
+                for key, value in self.options.items():
+                    config.set_provider_option(self.provider, key, value)
+            else:
+                changes["model"]["decoder"] = {"session_options": self.options}
+            config.overlay(json.dumps(changes))
             self.models[path] = self.genai.Model(config)
         return self.models[path]
 
+    def generator(self, request, index, **options):
+        model = self.model(request["models"][index])
+        params = self.genai.GeneratorParams(model)
+        # as little cache as is needed
+        params.set_search_options(max_length=len(request["prompt"]) + request["tokens"] + 1, **options)
+        return self.genai.Generator(model, params)
+
+    def generate(self, request, _):
+        """One model, greedily, by genai's own loop, whose logits stay where they are."""
+        generator = self.generator(request, 0, do_sample=False)
+        generator.append_tokens(np.array(request["prompt"], dtype=np.int32))
+        for _ in range(request["tokens"]):
+            if generator.is_done():
+                return
+            generator.generate_next_token()
+            yield int(generator.get_next_tokens()[0])
+
     def standard(self, request, random):
         combine, temperature = request["combine"], request["temperature"]
-        generators = {}
-        for k in needed(combine, len(request["models"])):
-            model = self.model(request["models"][k])
-            params = self.genai.GeneratorParams(model)
-            # as little cache as is needed
-            params.set_search_options(max_length=len(request["prompt"]) + request["tokens"] + 1)
-            generators[k] = self.genai.Generator(model, params)
+        models = needed(combine, len(request["models"]))
+        generators = {k: self.generator(request, k) for k in models}
         rows, new = [None] * len(request["models"]), np.array(request["prompt"], dtype=np.int32)
         for _ in range(request["tokens"]):
             for k, generator in generators.items():
                 generator.append_tokens(new)
-                rows[k] = generator.get_logits()[0, -1]
+                rows[k] = np.asarray(generator.get_logits(), dtype=np.float32)[0, -1]
             token = draw(combined(rows, combine, temperature), temperature, random)
             new = np.array([token], dtype=np.int32)
             yield token
@@ -87,15 +113,20 @@ class Genai:
 class Torch:
     """transformers: the standard decode, and Algorithms 1 and 2 of the paper, made lossless."""
 
-    def __init__(self):
+    def __init__(self, device="cpu"):
         os.environ["HF_HUB_OFFLINE"] = "1"
         import torch
         import transformers
 
         transformers.utils.logging.set_verbosity_error()
         self.torch, self.transformers, self.models, self.checked = torch, transformers, {}, set()
+        self.device, where = device, f"{torch.get_num_threads()} threads"
+        # near ties within which the order of sums decides
+        self.dtype, self.tie = torch.float32, 1e-3
+        if device != "cpu":
+            self.dtype, self.tie, where = torch.float16, 2e-2, torch.cuda.get_device_name()
         self.versions = {
-            "torch": f"{torch.__version__}, {torch.get_num_threads()} threads",
+            "torch": f"{torch.__version__}, {where}",
             "transformers": transformers.__version__,
         }
 
@@ -103,12 +134,15 @@ class Torch:
         """A model with an empty cache, as a function of tokens that gives a row after each; and the cache."""
         torch, transformers = self.torch, self.transformers
         if path not in self.models:
-            self.models[path] = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+            model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=self.dtype)
+            self.models[path] = model.to(self.device).eval()
         model, cache = self.models[path], transformers.DynamicCache()
 
         def run(tokens):
             with torch.inference_mode():
-                return model(input_ids=torch.tensor([tokens]), past_key_values=cache, use_cache=True).logits[0].numpy()
+                tokens = torch.tensor([tokens], device=self.device)
+                logits = model(input_ids=tokens, past_key_values=cache, use_cache=True).logits[0]
+                return logits.float().cpu().numpy()
 
         return run, cache
 
@@ -139,7 +173,7 @@ class Torch:
             last = request | {"prompt": request["prompt"] + expected[:same], "tokens": 1}
             rows = [self.lane(path)[0](last["prompt"])[-1] for path in request["models"]]
             best = np.sort(combined(rows, request["combine"], 0))[-2:]
-            if best[1] - best[0] > 1e-3:
+            if best[1] - best[0] > self.tie:
                 raise RuntimeError(f"Algorithm 1 is not the standard decode at token {same}, by {best[1] - best[0]}")
         self.checked.add(key)
 
@@ -209,7 +243,11 @@ def main():
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     kind, *options = sys.argv[1:]
-    backend = Genai(option.split("=") for option in options) if kind == "genai" else Torch()
+    try:
+        backend = Genai(option.split("=") for option in options) if kind == "genai" else Torch(*options)
+    except Exception as error:  # a package that is missing, or a library of it
+        print(json.dumps({"error": f"{type(error).__name__}: {error}"}), file=answers)
+        return
     print(json.dumps({"versions": backend.versions}), file=answers)
     for line in sys.stdin:
         try:

@@ -2,7 +2,8 @@
 """Makes a small export cost what a large model does: extend_model.py EXPORT OUT LAYERS [WIDTH [TOKENS]].
 
 Adds residual feed-forward layers behind the last one: WIDTH wide (16384 unless given), with real weights in front and zeros
-behind, so that what they add is 0. The distributions stay what they are; each pass reads and multiplies all the new weights.
+behind, so that what they add is 0. The distributions stay what they are; each pass reads and multiplies all the new weights (which
+are the same random ones in all layers, moved on).
 Models so small would otherwise cost little but the launches of their kernels. With TOKENS, the vocabulary is made that long by
 copies of the last 200 tokens of the old one, so that rows of logits are as long as those of large models.
 """
@@ -41,21 +42,23 @@ def external(name, values):
     tensor = TensorProto(name=name, dims=values.shape, data_type=dtype, data_location=TensorProto.EXTERNAL)
     for key, value in (("location", "extension.data"), ("offset", offset), ("length", values.nbytes)):
         tensor.external_data.add(key=key, value=str(value))
-    data.write(values.tobytes())
-    offset += values.nbytes
-    padding = -offset % 4096
-    data.write(bytes(padding))
-    offset += padding
+    data.seek(offset)
+    if values.any():
+        data.write(values.data)
+    offset += values.nbytes + -values.nbytes % 4096
+    data.truncate(offset)  # zeros take no place on the disk
     graph.initializer.append(tensor)
     return name
 
 
 place = list(graph.node).index(last)
 nodes = []
+weights = (0.02 * random.standard_normal((hidden, width), dtype=np.float32)).astype(kind)
+nothing = np.zeros((width, hidden), kind)
 for layer in range(layers):
     name = f"extension.{layer}"
-    up = external(f"{name}.up", (0.02 * random.standard_normal((hidden, width), dtype=np.float32)).astype(kind))
-    down = external(f"{name}.down", np.zeros((width, hidden), kind))
+    up = external(f"{name}.up", np.roll(weights, 997 * layer))
+    down = external(f"{name}.down", nothing)
     nodes += [
         helper.make_node("MatMul", [stream, up], [f"{name}.wide"], name=f"{name}.up"),
         helper.make_node("Relu", [f"{name}.wide"], [f"{name}.active"], name=f"{name}.active"),

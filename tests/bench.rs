@@ -209,6 +209,7 @@ fn the_report_shows_what_was_measured() {
         facts: vec![("machine".into(), "two cores".into())],
         notes: vec!["transformers: skipped".into()],
         cases: vec![case, sweep],
+        raw: Vec::new(),
     };
     let folder = tempfile::tempdir().unwrap();
     report::write(&results, folder.path()).unwrap();
@@ -245,4 +246,42 @@ fn a_tiny_run_writes_the_report() {
         assert!(page.contains(text), "{text}");
     }
     assert!(!page.contains("NaN"));
+}
+
+/// What scripts/bench-cuda runs, but on the processor.
+#[test]
+fn a_tiny_run_over_exports_writes_the_page_of_the_gpu() {
+    let folder = tempfile::tempdir().unwrap();
+    let results = folder.path().join("models");
+    let run = |words: &[&str], paths: &[&std::path::Path]| {
+        let words = std::iter::once("bench").chain(words.iter().copied()).map(OsString::from);
+        let words = words.chain(paths.iter().map(|path| path.into()));
+        bench::run(&bench::Arguments::parse_from(words)).unwrap();
+    };
+    let demo = concat!(env!("CARGO_MANIFEST_DIR"), "/models/demo");
+    let few =
+        ["--quick", "--no-peers", "--prompts", "1", "--tokens", "8", "--rounds", "1", "--cases", "sampled;one model"];
+    let words: Vec<&str> = few.into_iter().chain(["--exports", demo, "--out"]).collect();
+    run(&words, &[&results]);
+    run(&["--quick", "--passes", "--exports", demo, "--out"], &[&folder.path().join("models-passes")]);
+    let docs = folder.path().join("docs");
+    run(&["--out", docs.to_str().unwrap(), "--cuda-report"], &[folder.path()]);
+    let page = std::fs::read_to_string(docs.join("cuda.md")).unwrap();
+    for text in
+        ["| routed |", "one model: greedy, GSM8K", "## A pass beside plain ONNX Runtime", "behind 150 tokens", " MB |"]
+    {
+        assert!(page.contains(text), "{text}: {page}");
+    }
+    assert!(!page.contains("NaN") && !page.contains("plain ONNX Runtime with base"), "{page}");
+    for plot in ["models", "passes"] {
+        assert!(
+            std::fs::read_to_string(docs.join("cuda").join(plot).with_extension("svg"))
+                .unwrap()
+                .starts_with("<svg xmlns")
+        );
+    }
+    // Without time, nothing is begun, and that is said.
+    run(&["--quick", "--no-peers", "--exports", demo, "--budget", "0", "--out"], &[&results]);
+    let report = std::fs::read_to_string(results.join("report.md")).unwrap();
+    assert!(report.contains("left out for want of time: weighted, two models: sampled, GSM8K"), "{report}");
 }

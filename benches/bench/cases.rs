@@ -122,6 +122,8 @@ pub fn strategies(engine: &Arc<Engine>, greedy: bool) -> Vec<Plan> {
     let models = engine.models();
     let each = |length: i32| vec![length; models.len()];
     let mut plans = vec![ours("standard", row(engine, Strategy::Standard, None))];
+    // OVERLAP: once passes of several models overlap ("overlap" of the configuration), a row "standard, one after another" goes
+    // here, of an engine of the same models with `overlap: Some(false)`.
     let mut add = |name: &str, strategy, lengths| plans.push(ours(name, row(engine, strategy, lengths)));
     if models.len() > 1 {
         for length in [1, 5] {
@@ -176,6 +178,8 @@ pub struct Peers {
     pub sizes: Vec<u64>,
     /// All settings of the genai loop, or the defaults only.
     pub settings: bool,
+    /// They run on a GPU too.
+    pub cuda: bool,
 }
 
 impl Peers {
@@ -190,6 +194,22 @@ impl Peers {
             Plan { name: name.into(), series: String::new(), at: 0.0, decoder }
         };
         let exports: Vec<&String> = group.iter().map(|&model| &self.folders[model].0).collect();
+        let originals: Option<Vec<&String>> = group.iter().map(|&model| self.folders[model].1.as_ref()).collect();
+        if self.cuda {
+            // Each kind of worker holds all the models that it decodes with in the GPU's memory.
+            let mut plans = Vec::new();
+            match (group.len(), combine) {
+                (1, _) => {
+                    plans.push(plan("genai", 4, "generate", exports.clone()));
+                    plans.push(plan("genai, CUDA graphs", 5, "generate", exports.clone()));
+                    plans.push(plan("genai, logits read by Python", 4, "standard", exports));
+                }
+                (2, Combine::Weighted { .. }) => plans.push(plan("genai loop", 4, "standard", exports)),
+                _ => return plans,
+            }
+            plans.extend(originals.map(|originals| plan("transformers, standard", 6, "standard", originals)));
+            return plans;
+        }
         let mut plans = vec![
             plan("genai loop", 0, "standard", exports.clone()),
             plan("genai loop, spinning off", 1, "standard", exports.clone()),
@@ -197,10 +217,11 @@ impl Peers {
         if self.settings {
             plans.push(plan("genai loop, one thread each", 2, "standard", exports));
         }
-        let originals: Option<Vec<&String>> = group.iter().map(|&model| self.folders[model].1.as_ref()).collect();
         if let Some(originals) = originals {
             plans.push(plan("transformers, standard", 3, "standard", originals.clone()));
-            plans.push(plan(&format!("transformers, Algorithm {}", group.len().min(3) - 1), 3, "cos", originals));
+            if group.len() > 1 {
+                plans.push(plan(&format!("transformers, Algorithm {}", group.len().min(3) - 1), 3, "cos", originals));
+            }
         }
         plans
     }
@@ -210,8 +231,49 @@ const PROMPTS: [(&str, &str); 2] = [("gsm8k", "GSM8K"), ("humaneval", "HumanEval
 
 /// The whole comparison over the models of an engine.
 pub fn all(all: &Arc<Engine>, peers: &Peers, quick: bool) -> cos::error::Result<Vec<Task>> {
-    let sizes: Vec<u64> = all.models().iter().map(|model| model.cost()).collect();
-    let picks = Picks::new(&sizes);
+    let picks = Picks::new(&sizes(all));
+    let mut tasks = combinations(all, peers, &picks, if quick { 1 } else { 2 })?;
+    if !quick {
+        sweeps(all, &picks, &mut tasks)?;
+    }
+    hostile(all, &picks, &mut tasks)?;
+    Ok(tasks)
+}
+
+/// What `make bench-cuda` compares, the most important first: there may not be time for all of it.
+pub fn on_gpu(all: &Arc<Engine>, peers: &Peers) -> cos::error::Result<Vec<Task>> {
+    let picks = Picks::new(&sizes(all));
+    let mut tasks = combinations(all, peers, &picks, 1)?;
+    let (first, combine) = (picks.pair.as_ref().map_or(0, |pair| pair[0]), Combine::Target { model: 0 });
+    let alone = engine(all, &[first], &[], &combine)?;
+    let mut plans = vec![ours("standard", row(&alone, Strategy::Standard, None))];
+    plans.extend(peers.plans(&[first], &combine, 0.0, &[0]));
+    tasks.push(Task {
+        title: "one model: greedy, GSM8K".into(),
+        about: "One model by itself, without speculation.".into(),
+        kind: ALONE.into(),
+        engine: alone,
+        temperature: 0.0,
+        prompts: "gsm8k",
+        sweep: None,
+        judge: None,
+        plans,
+    });
+    let drafted = |task: &Task| task.kind == "target with a drafter";
+    tasks.sort_by_key(|task| (task.kind != ALONE && task.temperature == 0.0, drafted(task)));
+    Ok(tasks)
+}
+
+/// The kind of a case of one model.
+pub const ALONE: &str = "one model";
+
+fn sizes(all: &Arc<Engine>) -> Vec<u64> {
+    all.models().iter().map(|model| model.cost()).collect()
+}
+
+/// All strategies on all kinds of combinations, on so many sets of prompts.
+fn combinations(all: &Arc<Engine>, peers: &Peers, picks: &Picks, sets: usize) -> cos::error::Result<Vec<Task>> {
+    let sizes = sizes(all);
     let equal = |models: usize| Combine::Weighted { weights: vec![1.0 / models as f32; models] };
     let contrastive = |mu| Combine::Contrastive { mu, plausibility: 0.0 };
     let mut tasks = Vec::new();
@@ -234,7 +296,7 @@ pub fn all(all: &Arc<Engine>, peers: &Peers, quick: bool) -> cos::error::Result<
             .min_by_key(|&model| sizes[model])
             .filter(|small| group.iter().all(|&model| sizes[model] as f64 >= SMALL * sizes[*small] as f64));
         for (temperature, sampled) in [(1.0, "sampled"), (0.0, "greedy")] {
-            for (prompts, written) in PROMPTS.into_iter().take(if quick { 1 } else { 2 }) {
+            for (prompts, written) in PROMPTS.into_iter().take(sets) {
                 let mut plans = strategies(&plain, temperature == 0.0);
                 let mut draft = |name: &str, drafters: &[Arc<dyn Model>], strategy, length: Option<i32>| {
                     let engine = engine(all, group, drafters, &combine)?;
@@ -276,10 +338,6 @@ pub fn all(all: &Arc<Engine>, peers: &Peers, quick: bool) -> cos::error::Result<
             }
         }
     }
-    if !quick {
-        sweeps(all, &picks, &mut tasks)?;
-    }
-    hostile(all, &picks, &mut tasks)?;
     Ok(tasks)
 }
 

@@ -3,9 +3,11 @@
 //! `cargo bench --bench bench -- --help` tells what it takes. With configurations of yours, it compares the strategies on those.
 
 pub mod cases;
+pub mod cuda;
 mod hostile;
 pub mod measure;
 mod peers;
+mod raw;
 pub mod report;
 pub mod results;
 pub mod theory;
@@ -13,6 +15,7 @@ pub mod theory;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use clap::Parser;
 use cos::config::{Combine, Config, ExportConfig, ModelConfig, ProviderName};
@@ -65,9 +68,31 @@ pub struct Arguments {
     /// For configurations: what so many open sessions take in memory, instead of time.
     #[arg(long)]
     sessions: Option<usize>,
+    /// Exports that are there already, such as those of scripts/bench-cuda: strategies and peers on GSM8K. `--models` then names
+    /// Hugging Face folders of the same names, for peers, if there are any.
+    #[arg(long, conflicts_with = "configs")]
+    exports: Option<PathBuf>,
+    /// With `--exports`: only passes, beside those of plain ONNX Runtime, in place of cases.
+    #[arg(long, requires = "exports")]
+    passes: bool,
+    /// Where `--exports` run.
+    #[arg(long, default_value = "cpu")]
+    provider: Provider,
+    /// With `--exports`: begin no case that is likely to end later than so many seconds after the start.
+    #[arg(long)]
+    budget: Option<u64>,
+    /// Measure nothing: write cuda.md and its plots into the folder `--out`, from what scripts/bench-cuda left in this one.
+    #[arg(long, conflicts_with_all = ["configs", "exports"])]
+    cuda_report: Option<PathBuf>,
     /// Given by cargo.
     #[arg(long, hide = true)]
     bench: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, clap::ValueEnum)]
+enum Provider {
+    Cpu,
+    Cuda,
 }
 
 #[derive(Clone, Copy, clap::ValueEnum)]
@@ -81,6 +106,10 @@ fn main() -> Result<()> {
 }
 
 pub fn run(arguments: &Arguments) -> Result<()> {
+    let began = Instant::now();
+    if let Some(folder) = &arguments.cuda_report {
+        return cuda::write(folder, &arguments.out);
+    }
     let mut results = Results::default();
     let (engine, mut tasks) =
         if arguments.configs.is_empty() { whole(arguments, &mut results)? } else { own(arguments)? };
@@ -101,8 +130,13 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         let prompt = prompts(&tasks[0], 1)?.remove(0);
         return memory(&tasks[0], &prompt, arguments.tokens.unwrap_or(96), count);
     }
+    if arguments.passes {
+        results.raw = raw_costs(arguments, &engine, &tasks[0], &mut results.notes)?;
+        results.facts = facts(&engine, Vec::new(), arguments.provider);
+        return report::write(&results, &arguments.out);
+    }
     let (mut workers, versions) = workers(arguments, &tasks, &mut results.notes);
-    results.facts = facts(&engine, versions);
+    results.facts = facts(&engine, versions, arguments.provider);
     let (count, rounds, tokens) = if arguments.quick { (1, 2, 32) } else { (3, 5, 96) };
     let count = arguments.prompts.unwrap_or(count);
     let effort = Effort {
@@ -114,7 +148,14 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let bar = indicatif::ProgressBar::new(tasks.iter().map(runs).sum());
     let style = "{msg:60!} {wide_bar} {pos}/{len}, {elapsed}, {eta} left";
     bar.set_style(indicatif::ProgressStyle::with_template(style).expect("a template"));
+    let mut longest = Duration::ZERO;
     for (index, task) in tasks.iter().enumerate() {
+        if arguments.budget.is_some_and(|budget| began.elapsed() + longest > Duration::from_secs(budget)) {
+            results.notes.push(format!("left out for want of time: {}", task.title));
+            report::write(&results, &arguments.out)?;
+            continue;
+        }
+        let started = Instant::now();
         if bar.is_hidden() {
             println!("{}/{}: {}", index + 1, tasks.len(), task.title);
         }
@@ -122,7 +163,24 @@ pub fn run(arguments: &Arguments) -> Result<()> {
             bar.set_message(format!("{}: {row}", task.title));
             bar.inc(1);
         };
-        results.cases.push(measure::run(task, &prompts(task, count)?, &effort, &mut workers, &tick)?);
+        let prompts = prompts(task, count)?;
+        match measure::run(task, &prompts, &effort, &mut workers, &tick) {
+            Ok(mut case) => {
+                if arguments.exports.is_some() && arguments.provider == Provider::Cuda {
+                    match device_memory(task, &prompts[0]) {
+                        Ok(bytes) => case.device_bytes = Some(bytes),
+                        Err(error) => results.notes.push(format!("{}, memory of the GPU: {error}", task.title)),
+                    }
+                }
+                results.cases.push(case);
+            }
+            // the others may succeed, and cannot be run again soon
+            Err(error) if arguments.exports.is_some() => {
+                results.notes.push(format!("{} failed: {error}", task.title));
+            }
+            Err(error) => return Err(error),
+        }
+        longest = longest.max(started.elapsed());
         report::write(&results, &arguments.out)?; // a run that is stopped leaves what it has
     }
     bar.finish_and_clear();
@@ -133,13 +191,21 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
+/// The project's folder: where Cargo says, or whoever runs a program that was built elsewhere.
+fn root() -> PathBuf {
+    std::env::var_os("CARGO_MANIFEST_DIR").map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), PathBuf::from)
+}
+
 /// The whole benchmark, over a folder of models or the demo models.
 fn whole(arguments: &Arguments, results: &mut Results) -> Result<(Arc<Engine>, Vec<Task>)> {
-    let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/demo");
-    let exports = if arguments.models.is_some() { arguments.out.join("models") } else { demo };
+    let exports = match (&arguments.exports, &arguments.models) {
+        (Some(exports), _) => exports.clone(),
+        (None, Some(_)) => arguments.out.join("models"),
+        (None, None) => root().join("models/demo"),
+    };
     let wanted = |name: &String| match &arguments.models {
-        Some(originals) => originals.join(name).join("config.json").is_file(),
-        None => true,
+        Some(originals) if arguments.exports.is_none() => originals.join(name).join("config.json").is_file(),
+        _ => true,
     };
     let mut names: Vec<String> = std::fs::read_dir(&exports)
         .map_err(|error| format!("{}: {error}; run scripts/bench-setup first, or make bench", exports.display()))?
@@ -158,17 +224,25 @@ fn whole(arguments: &Arguments, results: &mut Results) -> Result<(Arc<Engine>, V
     if !others.is_empty() {
         results.notes.push(format!("left out, for another tokenizer than that of {}: {}", names[0], others.join(", ")));
     }
-    let all = load(&exports, &names)?;
+    if names.is_empty() {
+        return Err(format!("{}: there is no folder with a model.onnx", exports.display()).into());
+    }
+    let all = load(&exports, &names, arguments.provider)?;
     let path = |folder: PathBuf| folder.canonicalize().unwrap_or(folder).to_string_lossy().into_owned();
     let folder = |name: &String| {
-        let original = arguments.models.as_ref().map(|originals| path(originals.join(name)));
-        (path(exports.join(name)), original)
+        let original = arguments.models.as_ref().map(|originals| originals.join(name));
+        (path(exports.join(name)), original.filter(|folder| folder.join("config.json").is_file()).map(path))
     };
     let peers = Peers {
         folders: names.iter().map(folder).collect(),
         sizes: all.models().iter().map(|model| model.cost()).collect(),
         settings: !arguments.quick,
+        cuda: arguments.provider == Provider::Cuda,
     };
+    if arguments.exports.is_some() {
+        let tasks = cases::on_gpu(&all, &peers)?;
+        return Ok((all, tasks));
+    }
     if arguments.models.is_none() {
         results.notes.push(
             "transformers: skipped, because the demo models are not there in its format (MODELS= names some)".into(),
@@ -179,17 +253,20 @@ fn whole(arguments: &Arguments, results: &mut Results) -> Result<(Arc<Engine>, V
     let widened: Vec<String> =
         names.iter().filter(|name| wide.join(name).join("model.onnx").is_file()).take(2).cloned().collect();
     if arguments.models.is_some() && !arguments.quick && widened.len() == 2 {
-        tasks.extend(cases::long_rows(&load(&wide, &widened)?)?);
+        tasks.extend(cases::long_rows(&load(&wide, &widened, arguments.provider)?)?);
     }
     Ok((all, tasks))
 }
 
 /// Exports of a folder, to make engines of.
-fn load(folder: &Path, names: &[String]) -> Result<Arc<Engine>> {
+fn load(folder: &Path, names: &[String], provider: Provider) -> Result<Arc<Engine>> {
     let export = |name: &String| {
         ModelConfig::Onnx(ExportConfig {
             path: folder.join(name),
-            provider: ProviderName::Cpu,
+            provider: match provider {
+                Provider::Cpu => ProviderName::Cpu,
+                Provider::Cuda => ProviderName::Cuda,
+            },
             device_id: 0,
             options: Default::default(),
             name: Some(name.clone()),
@@ -241,7 +318,7 @@ fn own(arguments: &Arguments) -> Result<(Arc<Engine>, Vec<Task>)> {
 }
 
 fn prompts(task: &Task, count: usize) -> Result<Vec<Vec<i32>>> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/demo/prompts");
+    let folder = root().join("models/demo/prompts");
     let text = task.engine.text()?;
     std::fs::read_to_string(folder.join(task.prompts).with_extension("jsonl"))?
         .lines()
@@ -284,7 +361,7 @@ fn workers(arguments: &Arguments, tasks: &[Task], notes: &mut Vec<String>) -> (V
 }
 
 /// What was run on what.
-fn facts(engine: &Engine, versions: Vec<(String, String)>) -> Vec<(String, String)> {
+fn facts(engine: &Engine, versions: Vec<(String, String)>, provider: Provider) -> Vec<(String, String)> {
     let read = |program: &str, arguments: &[&str]| {
         let output = Command::new(program).args(arguments).output().ok()?;
         Some(String::from_utf8_lossy(&output.stdout).trim().to_string()).filter(|text| !text.is_empty())
@@ -304,12 +381,21 @@ fn facts(engine: &Engine, versions: Vec<(String, String)>) -> Vec<(String, Strin
             format!(
                 "{}, commit {}",
                 env!("CARGO_PKG_VERSION"),
-                read("git", &["describe", "--always", "--dirty"]).unwrap_or("unknown".into())
+                // where there is no repository, whoever brought the program says it
+                std::env::var("COS_COMMIT")
+                    .ok()
+                    .or_else(|| read("git", &["describe", "--always", "--dirty"]))
+                    .unwrap_or("unknown".into())
             ),
         ),
         ("ONNX Runtime".to_string(), library.to_string()),
     ];
     facts.extend(versions);
+    if provider == Provider::Cuda {
+        let asked = ["--query-gpu=name,driver_version,memory.total", "--format=csv,noheader", "--id=0"];
+        let gpu = read("nvidia-smi", &asked).unwrap_or("unknown".into());
+        facts.push(("GPU, driver, memory".into(), gpu));
+    }
     facts.extend([
         (
             "machine".to_string(),
@@ -331,6 +417,45 @@ fn models(engine: &Engine) -> String {
         .map(|model| format!("{} ({:.1} MB)", model.name(), model.cost() as f64 / 1e6))
         .collect::<Vec<_>>()
         .join(", ")
+}
+
+/// Passes of the models beside plain ONNX Runtime's, which loads each of them once more.
+fn raw_costs(
+    arguments: &Arguments,
+    engine: &Engine,
+    task: &Task,
+    notes: &mut Vec<String>,
+) -> Result<Vec<results::RawCost>> {
+    let folder = arguments.exports.as_deref().unwrap_or(Path::new(""));
+    let text = prompts(task, 1)?.remove(0);
+    let turn = if arguments.quick { 0.01 } else { 0.12 };
+    let mut costs = Vec::new();
+    for model in engine.models() {
+        let file = folder.join(model.name()).join("model.onnx");
+        match raw::compare(model.as_ref(), &file, arguments.provider == Provider::Cuda, &text, turn) {
+            Ok(own) => costs.extend(own),
+            Err(error) => notes.push(format!("plain ONNX Runtime with {}: {error}", model.name())),
+        }
+    }
+    Ok(costs)
+}
+
+/// What one of several open sessions takes of the GPU's memory, by its driver: caches, logits, graphs.
+fn device_memory(task: &Task, prompt: &[i32]) -> Result<u64> {
+    const SESSIONS: usize = 8;
+    let Decoder::Ours(ours) = &task.plans[0].decoder else { unreachable!("`standard` is first") };
+    let open = |seed| -> Result<Session> {
+        let mut session = Session::new(&ours.engine, &measure::options(ours, task.temperature, 8, seed)?)?;
+        session.prompt(prompt)?;
+        while session.step()?.1 == State::Open {}
+        Ok(session)
+    };
+    let first = open(0)?; // has what earlier ones left
+    let before = raw::device_memory_free()?;
+    let sessions = (0..SESSIONS).map(|seed| open(seed as u64)).collect::<Result<Vec<_>>>()?;
+    let taken = before.saturating_sub(raw::device_memory_free()?);
+    drop((first, sessions));
+    Ok(taken / SESSIONS as u64)
 }
 
 /// What open sessions take, all of them decoding as the rows say.

@@ -44,6 +44,8 @@ struct Measured {
     chosen: Option<String>,
     /// Sum over tokens, and their number.
     likelihood: (f64, usize),
+    /// The most that a session held.
+    memory: usize,
 }
 
 /// Seconds of a pass by model and width, of one round.
@@ -191,6 +193,7 @@ impl Measured {
             attribute(setup, steps, &mut self.tests);
         }
         self.chosen = Some(chosen(session));
+        self.memory = self.memory.max(session.memory().peak_bytes);
     }
 }
 
@@ -268,7 +271,7 @@ fn pass_costs(models: &[Arc<dyn Model>], widths: &BTreeSet<usize>, context: &[i3
     Ok(times.into_iter().map(|(key, times)| (key, Spread::of(times).median)).collect())
 }
 
-fn extend(model: &dyn Model, sequence: &mut dyn Sequence, tokens: &[i32]) -> Result<()> {
+pub fn extend(model: &dyn Model, sequence: &mut dyn Sequence, tokens: &[i32]) -> Result<()> {
     for tokens in tokens.chunks(model.max_pass()) {
         let keep = sequence.len() + 1;
         model.forward(&mut [Pass { sequence, tokens, keep }]).map_err(|interrupt| match interrupt {
@@ -350,6 +353,7 @@ fn summary(
             chosen: measured.chosen.clone().filter(|_| plan.decoder.is_auto()),
             theory: None,
             likelihood: (count > 0).then(|| sum / count as f64),
+            memory: (!peer).then_some(measured.memory),
         };
         if let (Some(setup), false) = (&setups[index], costs.is_empty()) {
             row.theory = Some(theory(setup, &row, standard, costs));
@@ -376,6 +380,7 @@ fn summary(
         judge: task.judge.as_ref().map(|judge| judge.name().into()),
         pass_costs: pass_costs.collect(),
         rows: rows.iter().enumerate().map(row).collect(),
+        device_bytes: None,
     }
 }
 

@@ -3,24 +3,32 @@
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::time::Duration;
 
 use serde::Deserialize;
 use serde_json::Value;
 
 /// The kinds of workers: a name, what the worker is told, and what it decodes with.
-pub const WORKERS: [(&str, &[&str]); 4] = [
+pub const WORKERS: [(&str, &[&str]); 7] = [
     ("genai", &["genai"]),
     ("genai, spinning off", &["genai", "session.intra_op.allow_spinning=0"]),
     ("genai, one thread", &["genai", "intra_op_num_threads=1"]),
     ("torch", &["torch"]),
+    ("genai on the GPU", &["genai", "provider=cuda"]),
+    ("genai on the GPU with graphs", &["genai", "provider=cuda", "enable_cuda_graph=1"]),
+    ("torch on the GPU", &["torch", "cuda"]),
 ];
+
+/// A worker that has not answered for so long is given up, for it would hold up all others.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A running worker.
 pub struct Worker {
     child: Child,
     requests: Option<ChildStdin>,
-    answers: BufReader<ChildStdout>,
+    answers: Receiver<String>,
     /// Of the packages that it decodes with.
     pub versions: BTreeMap<String, String>,
 }
@@ -38,7 +46,7 @@ pub enum Answer {
 
 impl Worker {
     pub fn start(python: &Path, arguments: &[&str]) -> Started {
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/bench_peers.py");
+        let script = super::root().join("scripts/bench_peers.py");
         let mut child = Command::new(python)
             .arg(script)
             .args(arguments)
@@ -49,9 +57,14 @@ impl Worker {
             .stderr(Stdio::null())
             .spawn()
             .map_err(|error| format!("cannot run {}: {error}", python.display()))?;
-        let (requests, answers) = (child.stdin.take(), BufReader::new(child.stdout.take().expect("piped")));
+        let (requests, lines) = (child.stdin.take(), BufReader::new(child.stdout.take().expect("piped")));
+        let (sender, answers) = channel();
+        std::thread::spawn(move || lines.lines().map_while(|line| line.ok()).try_for_each(|line| sender.send(line)));
         let mut worker = Worker { child, requests, answers, versions: BTreeMap::new() };
         let mut first = worker.read()?;
+        if let Some(error) = first["error"].as_str() {
+            return Err(error.into());
+        }
         worker.versions = serde_json::from_value(first["versions"].take()).map_err(|error| error.to_string())?;
         Ok(worker)
     }
@@ -63,11 +76,15 @@ impl Worker {
     }
 
     fn read(&mut self) -> Result<Value, String> {
-        let mut line = String::new();
-        self.answers.read_line(&mut line).map_err(|error| error.to_string())?;
-        if line.is_empty() {
-            return Err("the worker ended; are the packages of scripts/export-requirements.txt installed?".into());
-        }
+        let line = self.answers.recv_timeout(PATIENCE).map_err(|error| match error {
+            RecvTimeoutError::Timeout => {
+                let _ = self.child.kill();
+                format!("it did not answer for {} s", PATIENCE.as_secs())
+            }
+            RecvTimeoutError::Disconnected => {
+                "the worker ended; are the packages of scripts/export-requirements.txt installed?".into()
+            }
+        })?;
         serde_json::from_str(&line).map_err(|error| error.to_string())
     }
 }

@@ -13,7 +13,7 @@ use super::results::{Case, Results, Row, Spread};
 #[allow(dead_code, unused_imports, reason = "the conformance report uses more of it, and has its tests")]
 #[path = "../../tests/conformance/plot.rs"]
 mod plot;
-use plot::{Axis, Plot, escape};
+pub use plot::{Axis, Plot, escape};
 
 /// Below this share of what the theory expects, the report says why.
 const REACHED: f64 = 0.97;
@@ -31,12 +31,16 @@ pub fn markdown(results: &Results) -> Result<String> {
 }
 
 fn render(name: &str, template: &str, results: &Results) -> Result<String> {
+    render_with(name, template, page(results))
+}
+
+pub fn render_with(name: &str, template: &str, page: Value) -> Result<String> {
     let mut environment = Environment::new();
     let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).keep_trailing_newline(true).build()?;
     environment.set_syntax(syntax);
     environment.set_undefined_behavior(UndefinedBehavior::Strict);
     environment.add_template(name, template)?;
-    Ok(environment.get_template(name)?.render(page(results))?)
+    Ok(environment.get_template(name)?.render(page)?)
 }
 
 /// What the templates show.
@@ -55,11 +59,11 @@ fn page(results: &Results) -> Value {
     }
 }
 
-fn spread(spread: Spread) -> String {
+pub fn spread(spread: Spread) -> String {
     format!("{:.2} ({:.2}–{:.2})", spread.median, spread.least, spread.most)
 }
 
-fn or_dash(value: Option<String>) -> String {
+pub fn or_dash(value: Option<String>) -> String {
     value.unwrap_or_else(|| "–".into())
 }
 
@@ -68,19 +72,23 @@ fn over(own: &Row, other: &Row) -> Spread {
     Spread::of(own.ratios.iter().zip(&other.ratios).map(|(own, other)| own / other))
 }
 
+/// Of rows, the fastest.
+fn best<'a>(rows: impl Iterator<Item = &'a Row>) -> Option<&'a Row> {
+    rows.filter(|row| row.failed.is_none()).max_by(|a, b| a.ratio.median.total_cmp(&b.ratio.median))
+}
+
+/// The fastest setting that is fixed, and the fastest `auto`.
+pub fn over_standard(case: &Case) -> (Option<&Row>, Option<&Row>) {
+    let is_auto = |row: &&Row| !row.peer && row.name.starts_with("auto");
+    (best(case.rows.iter().filter(|row| !row.peer && !is_auto(row))), best(case.rows.iter().filter(is_auto)))
+}
+
 /// The line of a case in the table of all.
 fn summary(case: &Case) -> Value {
-    let measured = || case.rows.iter().filter(|row| row.failed.is_none());
-    let best = |rows: &mut dyn Iterator<Item = &'_ Row>| -> Option<usize> {
-        rows.max_by(|a, b| a.ratio.median.total_cmp(&b.ratio.median))
-            .and_then(|best| case.rows.iter().position(|row| row.name == best.name))
-    };
-    let is_auto = |row: &&Row| !row.peer && row.name.starts_with("auto");
-    let fixed = best(&mut measured().filter(|row| !row.peer && !is_auto(row))).map(|index| &case.rows[index]);
-    let auto = best(&mut measured().filter(is_auto)).map(|index| &case.rows[index]);
+    let (fixed, auto) = over_standard(case);
     let peer = |prefix: &str| {
-        let peer = best(&mut measured().filter(|row| row.peer && row.name.starts_with(prefix)))?;
-        auto.map(|auto| spread(over(auto, &case.rows[peer])))
+        let peer = best(case.rows.iter().filter(|row| row.peer && row.name.starts_with(prefix)))?;
+        auto.map(|auto| spread(over(auto, peer)))
     };
     context! {
         title => &case.title,
@@ -189,7 +197,7 @@ fn why(host: f64, passes: f64, rest: f64) -> String {
 }
 
 /// Bars of all rows: the median, with the range over rounds.
-fn ratios(case: &Case) -> String {
+pub fn ratios(case: &Case) -> String {
     const NAME: f64 = 190.0;
     const LENGTH: f64 = 250.0;
     const ROW: f64 = 19.0;
@@ -320,7 +328,7 @@ fn curves(case: &Case, series: &[&str], quality: bool) -> String {
 }
 
 /// With five to ten ticks at round numbers.
-fn axis(title: &'static str, least: f64, most: f64) -> Axis {
+pub fn axis(title: &'static str, least: f64, most: f64) -> Axis {
     let rough = (most - least) / 8.0;
     let power = 10f64.powf(rough.log10().floor());
     let step =

@@ -1,18 +1,21 @@
 //! What was measured, as it goes into results.json, and the statistics of it.
 
-use serde::Serialize;
+use serde::{Deserialize, Deserializer, Serialize};
 
-#[derive(Debug, Default, Serialize)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub struct Results {
     /// Versions, machine, command.
     pub facts: Vec<(String, String)>,
     /// What was left out, and why.
     pub notes: Vec<String>,
     pub cases: Vec<Case>,
+    /// Passes beside those of plain ONNX Runtime.
+    #[serde(default)]
+    pub raw: Vec<RawCost>,
 }
 
 /// Rows that were measured side by side.
-#[derive(Debug, Default, Serialize)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub struct Case {
     pub title: String,
     pub about: String,
@@ -30,17 +33,31 @@ pub struct Case {
     pub judge: Option<String>,
     pub pass_costs: Vec<PassCost>,
     pub rows: Vec<Row>,
+    /// What one of several open sessions that decode by `standard` takes of the GPU's memory, by its driver.
+    #[serde(default)]
+    pub device_bytes: Option<u64>,
+}
+
+/// Time of a pass, of a model as CoS runs it and as ONNX Runtime does with nothing around it.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct RawCost {
+    pub model: String,
+    pub width: usize,
+    /// Tokens before the pass.
+    pub context: usize,
+    pub ours: Spread,
+    pub raw: Spread,
 }
 
 /// Time of a pass.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct PassCost {
     pub model: String,
     pub width: usize,
     pub milliseconds: Spread,
 }
 
-#[derive(Debug, Default, Serialize)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub struct Row {
     pub name: String,
     /// Not CoS.
@@ -66,31 +83,46 @@ pub struct Row {
     /// What `auto` settled for.
     pub chosen: Option<String>,
     pub theory: Option<Theory>,
+    /// What a session held at the end of its text, or before: its peak.
+    #[serde(default)]
+    pub memory: Option<usize>,
     /// Mean log-likelihood of a token under the judge.
     pub likelihood: Option<f64>,
 }
 
 /// What should have been gained.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Theory {
     /// Theorem 3.1 or 3.6, for two models.
     pub theorem: Option<f64>,
     /// Counted with the cost of passes by width, within each round.
+    #[serde(deserialize_with = "number")]
     pub expected: f64,
     /// Measured over expected, within each round.
     pub reached: Spread,
     /// The factors of that: work outside ONNX Runtime, more passes than acceptance says, and all else (dearer passes).
+    #[serde(deserialize_with = "number")]
     pub host: f64,
+    #[serde(deserialize_with = "number")]
     pub passes: f64,
+    #[serde(deserialize_with = "number")]
     pub rest: f64,
 }
 
 /// A median with the range around it.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct Spread {
+    #[serde(deserialize_with = "number")]
     pub median: f64,
+    #[serde(deserialize_with = "number")]
     pub least: f64,
+    #[serde(deserialize_with = "number")]
     pub most: f64,
+}
+
+/// JSON has null for what is not a number.
+fn number<'de, D: Deserializer<'de>>(from: D) -> Result<f64, D::Error> {
+    Ok(Option::deserialize(from)?.unwrap_or(f64::NAN))
 }
 
 impl Spread {

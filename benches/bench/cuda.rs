@@ -1,0 +1,309 @@
+//! The report of `make bench-cuda`: a page of Markdown with plots, from the results of one run over small models and one over the
+//! same models extended.
+
+use std::fmt::Write;
+use std::path::Path;
+
+use minijinja::{Value, context};
+
+use super::cases::ALONE;
+use super::measure::Result;
+use super::report::{Axis, Plot, escape};
+use super::report::{axis, or_dash, over_standard, ratios, render_with, spread};
+use super::results::{Case, RawCost, Results, Row};
+
+/// A folder of results, what to call it, and what the models are.
+const VARIANTS: [(&str, &str, &str); 2] = [
+    ("models", "The models", "the models as they are, exported in float16 for CUDA."),
+    (
+        "extended",
+        "The extended models",
+        "the same models, not others: each has further residual layers that are computed in full and whose output is zero \
+         (`scripts/extend_model.py`). The distributions, and so all acceptances, are those of the small models; a pass costs \
+         what one of a model with so many more parameters costs. They stand in for large models, and are none.",
+    ),
+];
+
+struct Variant {
+    name: &'static str,
+    title: &'static str,
+    about: String,
+    results: Results,
+}
+
+/// Write `cuda.md` and `cuda/*.svg`.
+pub fn write(from: &Path, folder: &Path) -> Result<()> {
+    let mut variants = Vec::new();
+    for (name, title, about) in VARIANTS {
+        let file = from.join(name).join("results.json");
+        let Ok(text) = std::fs::read_to_string(&file) else {
+            println!("{}: not there, so left out", file.display());
+            continue;
+        };
+        let mut results: Results =
+            serde_json::from_str(&text).map_err(|error| format!("{}: {error}", file.display()))?;
+        // passes are measured by a process of their own, whose failure does no harm to the rest
+        if let Ok(text) = std::fs::read_to_string(from.join(format!("{name}-passes/results.json"))) {
+            let passes: Results = serde_json::from_str(&text)?;
+            results.raw = passes.raw;
+            results.notes.extend(passes.notes);
+        }
+        let added = std::fs::read_to_string(from.join(name).with_extension("txt")).unwrap_or_default();
+        let added = added.lines().collect::<Vec<_>>().join("; ");
+        let about = if added.is_empty() { about.into() } else { format!("{about} Added: {added}.") };
+        variants.push(Variant { name, title, about, results });
+    }
+    if variants.is_empty() {
+        return Err(format!("{}: there are no results of scripts/bench-cuda run", from.display()).into());
+    }
+    let plots = folder.join("cuda");
+    std::fs::create_dir_all(&plots)?;
+    let save = |name: &str, svg: String| std::fs::write(plots.join(name).with_extension("svg"), svg);
+    for variant in &variants {
+        save(variant.name, columns(variant.results.cases.iter().filter(|case| case.kind != ALONE).map(panel)))?;
+    }
+    if variants.iter().any(|variant| !variant.results.raw.is_empty()) {
+        save("passes", columns(variants.iter().filter_map(passes_plot)))?;
+    }
+    if variants.iter().any(|variant| peer_cases(variant).next().is_some()) {
+        save("peers", columns(variants.iter().flat_map(peer_cases).map(|(variant, case)| speeds(variant, case))))?;
+    }
+    std::fs::write(folder.join("cuda.md"), render_with("cuda.md", include_str!("cuda.md"), page(&variants))?)?;
+    println!("{}", folder.join("cuda.md").display());
+    Ok(())
+}
+
+fn page(variants: &[Variant]) -> Value {
+    let fact = |name: &str| {
+        let facts = variants.iter().flat_map(|variant| &variant.results.facts);
+        facts.into_iter().find(|(key, _)| key == name).map(|(_, value)| value.clone())
+    };
+    let raw = || variants.iter().flat_map(|variant| variant.results.raw.iter().map(move |cost| (variant, cost)));
+    let pass = |(variant, cost): (&Variant, &RawCost)| {
+        let ratio = cost.ours.median / cost.raw.median;
+        let (width, ratio) = (cost.width.to_string(), format!("{ratio:.2}"));
+        vec![
+            variant.title.to_string(),
+            cost.model.clone(),
+            width,
+            milliseconds(cost.ours),
+            milliseconds(cost.raw),
+            ratio,
+        ]
+    };
+    let peers = variants.iter().flat_map(peer_cases).flat_map(|(variant, case)| {
+        compared(case).into_iter().map(|row| {
+            let measured = match &row.failed {
+                Some(reason) => [format!("failed: {}", cell(reason)), String::new()],
+                None => [format!("{:.0}", row.tokens_per_second.median), spread(row.ratio)],
+            };
+            let name = if row.peer { row.name.clone() } else { format!("CoS, {}", row.name) };
+            [variant.title.to_string(), case.title.clone(), name].into_iter().chain(measured).collect::<Vec<_>>()
+        })
+    });
+    context! {
+        device => fact("GPU, driver, memory").or(fact("machine")).unwrap_or_default(),
+        variants => variants.iter().map(section).collect::<Vec<_>>(),
+        context => raw().map(|(_, cost)| cost.context).next(),
+        passes => raw().map(pass).collect::<Vec<_>>(),
+        passes_plot => "cuda/passes.svg",
+        peers => peers.collect::<Vec<_>>(),
+        peers_plot => "cuda/peers.svg",
+    }
+}
+
+fn section(variant: &Variant) -> Value {
+    let case = |case: &Case| {
+        let (fixed, auto) = over_standard(case);
+        context! {
+            title => &case.title,
+            about => &case.about,
+            models => case.models.join(", "),
+            standard => case.rows.first().map(|row| format!("{:.0}", row.tokens_per_second.median)),
+            fixed => or_dash(fixed.map(|row| format!("{} {}", row.name, spread(row.ratio)))),
+            auto => or_dash(auto.map(|row| spread(row.ratio))),
+            device => or_dash(case.device_bytes.map(|bytes| megabytes(bytes as usize))),
+            amount => format!("{} prompts × {} tokens, {} rounds", case.prompts_count, case.tokens, case.rounds),
+            rows => case.rows.iter().map(line).collect::<Vec<_>>(),
+        }
+    };
+    context! {
+        title => variant.title,
+        about => &variant.about,
+        plot => format!("cuda/{}.svg", variant.name),
+        cases => variant.results.cases.iter().map(case).collect::<Vec<_>>(),
+        facts => variant.results.facts.iter().map(|(key, value)| [key.clone(), cell(value)]).collect::<Vec<_>>(),
+        notes => &variant.results.notes,
+    }
+}
+
+/// A row of a case.
+fn line(row: &Row) -> Vec<String> {
+    if let Some(reason) = &row.failed {
+        let empty = std::iter::repeat_n(String::new(), 6);
+        return [row.name.clone(), format!("failed: {}", cell(reason))].into_iter().chain(empty).collect();
+    }
+    let accepted = row.acceptance.iter().flatten().count();
+    let accepted = match row.accepted {
+        Some(_) if accepted > 1 => {
+            let each = row.acceptance.iter().map(|share| or_dash(share.map(|share| format!("{share:.2}"))));
+            Some(each.collect::<Vec<_>>().join(", "))
+        }
+        share => share.map(|share| format!("{share:.2}")),
+    };
+    let equal = row.equal.filter(|(same, of)| same < of && row.name != "standard");
+    let equal = equal.map_or(String::new(), |(same, of)| format!(", {same}/{of} texts equal"));
+    let chosen = row.chosen.as_ref().map_or(String::new(), |chosen| format!(" (chose {})", cell(chosen)));
+    vec![
+        format!("{}{chosen}{equal}", row.name),
+        format!("{:.0}", row.tokens_per_second.median),
+        spread(row.ratio),
+        or_dash(accepted),
+        or_dash(row.host_share.map(|share| format!("{:.1} %", 100.0 * share))),
+        or_dash(row.theory.as_ref().map(|theory| format!("{:.2}", theory.expected))),
+        or_dash(row.theory.as_ref().map(|theory| spread(theory.reached))),
+        or_dash(row.memory.map(megabytes)),
+    ]
+}
+
+fn milliseconds(spread: super::results::Spread) -> String {
+    format!("{:.3} ({:.3}–{:.3})", spread.median, spread.least, spread.most)
+}
+
+fn megabytes(bytes: usize) -> String {
+    format!("{:.1} MB", bytes as f64 / 1e6)
+}
+
+/// Text within a table of Markdown.
+fn cell(text: &str) -> String {
+    text.replace('|', "\\|").replace('\n', " ")
+}
+
+/// The cases in which there are peers.
+fn peer_cases(variant: &Variant) -> impl Iterator<Item = (&Variant, &Case)> {
+    let cases = variant.results.cases.iter().filter(|case| case.rows.iter().any(|row| row.peer));
+    cases.map(move |case| (variant, case))
+}
+
+/// What is compared with peers: `standard`, `auto`, and they.
+fn compared(case: &Case) -> Vec<&Row> {
+    case.rows.iter().filter(|row| row.peer || row.name == "standard" || row.name == "auto").collect()
+}
+
+fn panel(case: &Case) -> Panel {
+    let rows = case.rows.iter().filter(|row| row.failed.is_none()).count();
+    Panel { title: case.title.clone(), width: 500.0, height: 19.0 * rows as f64 + 4.0, svg: ratios(case) }
+}
+
+/// Time of a pass by width: ours and plain ONNX Runtime's, of the first model.
+fn passes_plot(variant: &Variant) -> Option<Panel> {
+    let first = &variant.results.raw.first()?.model;
+    let costs: Vec<&RawCost> = variant.results.raw.iter().filter(|cost| cost.model == *first).collect();
+    let most = costs.iter().map(|cost| cost.ours.most.max(cost.raw.most)).fold(0.0, f64::max);
+    let widest = costs.iter().map(|cost| cost.width as f64).fold(1.0, f64::max);
+    let ticks = costs.iter().map(|cost| (cost.width as f64, cost.width.to_string())).collect();
+    let x = Axis { title: "tokens in the pass", least: 0.0, most: widest * 1.05, ticks };
+    let mut plot = Plot::new(x, axis("milliseconds", 0.0, most * 1.15));
+    let mut key = String::new();
+    for (index, name) in ["CoS, with copies", "plain ONNX Runtime, graph"].into_iter().enumerate() {
+        let of = |cost: &RawCost| if index == 0 { cost.ours } else { cost.raw };
+        let at = |cost: &RawCost, value: f64| (cost.width as f64, value);
+        for cost in &costs {
+            let of = of(cost);
+            plot.line(&format!("range c{index}"), [at(cost, of.least), at(cost, of.most)]);
+        }
+        plot.line(&format!("curve c{index}"), costs.iter().map(|cost| at(cost, of(cost).median)));
+        plot.dots(&format!("dots c{index}"), costs.iter().map(|cost| at(cost, of(cost).median)));
+        let y = 330 + 14 * index;
+        let _ = write!(
+            key,
+            "<path class=\"curve c{index}\" d=\"M80 {y}h24\"/><text x=\"110\" y=\"{}\">{}</text>",
+            y + 4,
+            escape(name)
+        );
+    }
+    let title = format!("{}: {first}", variant.title);
+    let svg = plot.svg(&title).replace("</svg>", &format!("{key}</svg>"));
+    Some(Panel { title, width: 460.0, height: 400.0, svg })
+}
+
+/// Bars of tokens per second.
+fn speeds(variant: &Variant, case: &Case) -> Panel {
+    const NAME: f64 = 190.0;
+    const LENGTH: f64 = 250.0;
+    const ROW: f64 = 19.0;
+    let rows: Vec<&Row> = compared(case).into_iter().filter(|row| row.failed.is_none()).collect();
+    let most = rows.iter().map(|row| row.tokens_per_second.most).fold(1.0, f64::max);
+    let height = ROW * rows.len() as f64 + 4.0;
+    let mut svg = format!("<svg viewBox=\"0 0 500 {height}\">\n");
+    for (index, row) in rows.iter().enumerate() {
+        let y = ROW * index as f64 + 2.0;
+        let x = |speed: f64| NAME + LENGTH * speed / most;
+        let name = if row.peer { row.name.clone() } else { format!("CoS, {}", row.name) };
+        let speed = row.tokens_per_second;
+        let _ = writeln!(
+            svg,
+            "<text x=\"{}\" y=\"{}\" text-anchor=\"end\">{}</text>\
+             <rect class=\"{}\" x=\"{NAME}\" y=\"{y}\" width=\"{:.1}\" height=\"15\"/>\
+             <path class=\"whisker\" d=\"M{:.1} {}H{:.1}\"/><text x=\"{}\" y=\"{}\">{:.0}</text>",
+            NAME - 6.0,
+            y + 12.0,
+            escape(&name),
+            if row.peer { "peer" } else { "own" },
+            x(speed.median) - NAME,
+            x(speed.least),
+            y + 7.5,
+            x(speed.most),
+            NAME + LENGTH + 8.0,
+            y + 12.0,
+            speed.median
+        );
+    }
+    svg.push_str("</svg>\n");
+    Panel { title: format!("{}: {}, tokens/s", variant.title, case.title), width: 500.0, height, svg }
+}
+
+/// A plot, to be put beside others.
+struct Panel {
+    title: String,
+    width: f64,
+    height: f64,
+    svg: String,
+}
+
+/// Plots in two columns, as a file of its own: without a page around it, so the style is in it.
+fn columns(panels: impl Iterator<Item = Panel>) -> String {
+    const STYLE: &str = "
+  text { font: 12px system-ui, sans-serif; fill: #5c6570; } .title { fill: #1a1d21; font-size: 13px; }
+  path { fill: none; stroke-width: 1; } .paper { fill: #fff; } .grid { stroke: #e8ebef; } .axis { stroke: #5c6570; }
+  .own { fill: #1f66c1; } .peer { fill: #a9b1bb; } .whisker { stroke: #1a1d21; } .one { stroke: #1a1d21; stroke-dasharray: 3 3; }
+  .curve { stroke-width: 2; } .dots { stroke-width: 7; stroke-linecap: round; } .c0 { stroke: #1f66c1; } .c1 { stroke: #b26a00; }
+  @media (prefers-color-scheme: dark) {
+    text { fill: #98a2ae; } .title { fill: #e6e9ed; } .paper { fill: #15181c; } .grid { stroke: #262c33; } .axis { stroke: #98a2ae; }
+    .own { fill: #6aa9f4; } .peer { fill: #66707c; } .whisker, .one { stroke: #e6e9ed; } .c0 { stroke: #6aa9f4; } .c1 { stroke: #e0a64b; }
+  }
+";
+    const MARGIN: f64 = 16.0;
+    const TITLE: f64 = 22.0;
+    const WIDTH: f64 = 500.0;
+    let mut y = [MARGIN; 2];
+    let mut body = String::new();
+    for panel in panels {
+        let column = usize::from(y[1] < y[0]);
+        let (x, top) = (MARGIN + column as f64 * (WIDTH + 2.0 * MARGIN), y[column] + TITLE);
+        let size = format!("<svg x=\"{x}\" y=\"{top}\" width=\"{}\" height=\"{}\"", panel.width, panel.height);
+        let _ = writeln!(
+            body,
+            "<text class=\"title\" x=\"{x}\" y=\"{}\">{}</text>\n{}",
+            top - 8.0,
+            escape(&panel.title),
+            panel.svg.replacen("<svg", &size, 1)
+        );
+        y[column] = top + panel.height + MARGIN;
+    }
+    let (width, height) = (2.0 * WIDTH + 4.0 * MARGIN, y[0].max(y[1]));
+    format!(
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{width}\" height=\"{height}\" viewBox=\"0 0 {width} {height}\">\n\
+         <style>{STYLE}</style>\n<rect class=\"paper\" width=\"{width}\" height=\"{height}\"/>\n{body}</svg>\n"
+    )
+}
