@@ -122,8 +122,6 @@ pub fn strategies(engine: &Arc<Engine>, greedy: bool) -> Vec<Plan> {
     let models = engine.models();
     let each = |length: i32| vec![length; models.len()];
     let mut plans = vec![ours("standard", row(engine, Strategy::Standard, None))];
-    // OVERLAP: once passes of several models overlap ("overlap" of the configuration), a row "standard, one after another" goes
-    // here, of an engine of the same models with `overlap: Some(false)`.
     let mut add = |name: &str, strategy, lengths| plans.push(ours(name, row(engine, strategy, lengths)));
     if models.len() > 1 {
         for length in [1, 5] {
@@ -170,6 +168,16 @@ pub fn engine(
         other => other.clone(),
     };
     Ok(Arc::new(Engine::new(models, combine, all.stop_tokens().to_vec(), all.text().ok().cloned())?))
+}
+
+/// The end of the names of rows whose models run at the same time where they can; those of others run one after the other.
+pub const OVERLAPPING: &str = ", overlapping";
+
+/// The same engine, whose models run at the same time where that pays.
+fn overlapping(engine: &Arc<Engine>, all: &Arc<Engine>) -> cos::error::Result<Arc<Engine>> {
+    let text = all.text().ok().cloned();
+    let engine = Engine::new(engine.models().to_vec(), engine.combine().clone(), all.stop_tokens().to_vec(), text)?;
+    engine.with_overlap(None).map(Arc::new)
 }
 
 /// What the models of an engine are, and where peers find them: exports, and Hugging Face folders.
@@ -314,6 +322,12 @@ fn combinations(all: &Arc<Engine>, peers: &Peers, picks: &Picks, sets: usize) ->
                     draft("auto, with both drafters", &[look_up, small_model], Strategy::Auto, None)?;
                 } else {
                     draft("auto, with look-up", &[look_up], Strategy::Auto, None)?;
+                }
+                if peers.cuda && plain.models().len() > 1 {
+                    let side = overlapping(&plain, all)?;
+                    for (name, strategy) in [("standard", Strategy::Standard), ("auto", Strategy::Auto)] {
+                        plans.push(ours(&format!("{name}{OVERLAPPING}"), row(&side, strategy, None)));
+                    }
                 }
                 if prompts == "gsm8k" {
                     let length = |&model: &usize| match matches!(combine, Combine::Target { .. }) {

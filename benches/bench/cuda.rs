@@ -6,10 +6,9 @@ use std::path::Path;
 
 use minijinja::{Value, context};
 
-use super::cases::ALONE;
+use super::cases::{ALONE, OVERLAPPING};
 use super::measure::Result;
-use super::report::{Axis, Plot, escape};
-use super::report::{axis, or_dash, over_standard, ratios, render_with, spread};
+use super::report::{Axis, Plot, axis, escape, or_dash, over_standard, ratios, render_with, spread};
 use super::results::{Case, RawCost, Results, Row};
 
 /// A folder of results, what to call it, and what the models are.
@@ -122,6 +121,10 @@ fn section(variant: &Variant) -> Value {
             standard => case.rows.first().map(|row| format!("{:.0}", row.tokens_per_second.median)),
             fixed => or_dash(fixed.map(|row| format!("{} {}", row.name, spread(row.ratio)))),
             auto => or_dash(auto.map(|row| spread(row.ratio))),
+            overlapping => ["standard", "auto"].map(|name| {
+                let row = case.rows.iter().find(|row| row.name.strip_suffix(OVERLAPPING) == Some(name));
+                or_dash(row.map(|row| spread(row.ratio)))
+            }),
             device => or_dash(case.device_bytes.map(|bytes| megabytes(bytes as usize))),
             amount => format!("{} prompts × {} tokens, {} rounds", case.prompts_count, case.tokens, case.rounds),
             rows => case.rows.iter().map(line).collect::<Vec<_>>(),
@@ -187,7 +190,8 @@ fn peer_cases(variant: &Variant) -> impl Iterator<Item = (&Variant, &Case)> {
 
 /// What is compared with peers: `standard`, `auto`, and they.
 fn compared(case: &Case) -> Vec<&Row> {
-    case.rows.iter().filter(|row| row.peer || row.name == "standard" || row.name == "auto").collect()
+    let name = |row: &Row| row.name.strip_suffix(OVERLAPPING).unwrap_or(&row.name).to_owned();
+    case.rows.iter().filter(|row| row.peer || ["standard", "auto"].contains(&&*name(row))).collect()
 }
 
 fn panel(case: &Case) -> Panel {

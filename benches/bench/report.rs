@@ -7,6 +7,7 @@ use std::path::Path;
 use minijinja::syntax::SyntaxConfig;
 use minijinja::{Environment, UndefinedBehavior, Value, context};
 
+use super::cases::OVERLAPPING;
 use super::measure::Result;
 use super::results::{Case, Results, Row, Spread};
 
@@ -79,8 +80,9 @@ fn best<'a>(rows: impl Iterator<Item = &'a Row>) -> Option<&'a Row> {
 
 /// The fastest setting that is fixed, and the fastest `auto`.
 pub fn over_standard(case: &Case) -> (Option<&Row>, Option<&Row>) {
-    let is_auto = |row: &&Row| !row.peer && row.name.starts_with("auto");
-    (best(case.rows.iter().filter(|row| !row.peer && !is_auto(row))), best(case.rows.iter().filter(is_auto)))
+    let own = || case.rows.iter().filter(|row| !row.peer && !row.name.ends_with(OVERLAPPING));
+    let is_auto = |row: &&Row| row.name.starts_with("auto");
+    (best(own().filter(|row| !is_auto(row))), best(own().filter(is_auto)))
 }
 
 /// The line of a case in the table of all.
