@@ -135,6 +135,9 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         results.facts = facts(&engine, Vec::new(), arguments.provider);
         return report::write(&results, &arguments.out);
     }
+    if arguments.exports.is_some() && arguments.provider == Provider::Cuda {
+        prepare(&engine, &prompts(&tasks[0], 1)?[0])?;
+    }
     let (mut workers, versions) = workers(arguments, &tasks, &mut results.notes);
     results.facts = facts(&engine, versions, arguments.provider);
     let (count, rounds, tokens) = if arguments.quick { (1, 2, 32) } else { (3, 5, 96) };
@@ -438,6 +441,21 @@ fn raw_costs(
         }
     }
     Ok(costs)
+}
+
+/// Have passes of all widths planned and captured: that takes a GPU up to 90 ms for each, once for a process.
+fn prepare(engine: &Engine, text: &[i32]) -> Result<()> {
+    for model in engine.models().iter().filter(|model| model.scores()) {
+        let mut sequence = model.start(&Arc::default())?;
+        measure::extend(model.as_ref(), sequence.as_mut(), text)?;
+        for width in 1..=16.min(text.len()) {
+            for _ in 0..2 {
+                measure::extend(model.as_ref(), sequence.as_mut(), &text[..width])?;
+                sequence.truncate(text.len());
+            }
+        }
+    }
+    Ok(())
 }
 
 /// What one of several open sessions takes of the GPU's memory, by its driver: caches, logits, graphs.
