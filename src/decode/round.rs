@@ -198,9 +198,9 @@ pub struct Decoder<C> {
     /// `ln r` of the tokens that the round committed, if wanted.
     log_probabilities: Vec<f32>,
     counters: Counters,
-    /// Learns how well the models do, where a planner wants to know.
     /// What makes something of rows that are on a GPU.
     math: Option<Box<dyn RowMath>>,
+    /// Learns how well the models do, where a planner wants to know.
     observer: Option<Box<Observer>>,
     /// For the observer: the probability that the target gave the last token, where it is no mixture of the models'.
     decided: Option<f32>,
