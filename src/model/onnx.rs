@@ -658,9 +658,9 @@ impl OnnxSequence {
 
     /// Wait for a pass that was begun and that nobody wants any more.
     fn abandon(&mut self) {
-        if self.begun.take().is_some() {
-            // One that went wrong is over too.
-            self.sound &= self.gpu.as_ref().is_none_or(|gpu| gpu.wait().is_ok());
+        if let Some(begun) = self.begun.take() {
+            // One that went wrong was drained, and leaves nothing to others.
+            self.sound &= begun.output.is_ok() && self.gpu.as_ref().is_none_or(|gpu| gpu.wait().is_ok());
             self.cache.settle(false);
         }
     }
