@@ -9,7 +9,7 @@ use minijinja::{Value, context};
 use super::cases::{ALONE, OVERLAPPING};
 use super::measure::Result;
 use super::report::{Axis, Plot, axis, escape, or_dash, over_standard, ratios, render_with, spread};
-use super::results::{Case, RawCost, Results, Row};
+use super::results::{Case, RawCost, Results, Row, Spread};
 
 /// A folder of results, what to call it, and what the models are.
 const VARIANTS: [(&str, &str, &str); 2] = [
@@ -79,15 +79,16 @@ fn page(variants: &[Variant]) -> Value {
     };
     let raw = || variants.iter().flat_map(|variant| variant.results.raw.iter().map(move |cost| (variant, cost)));
     let pass = |(variant, cost): (&Variant, &RawCost)| {
-        let ratio = cost.ours.median / cost.raw.median;
-        let (width, ratio) = (cost.width.to_string(), format!("{ratio:.2}"));
+        let over = |other: Spread| format!("{:.2}", cost.ours.median / other.median);
         vec![
             variant.title.to_string(),
             cost.model.clone(),
-            width,
+            cost.width.to_string(),
             milliseconds(cost.ours),
             milliseconds(cost.raw),
-            ratio,
+            over(cost.raw),
+            or_dash(cost.copied.map(milliseconds)),
+            or_dash(cost.copied.map(over)),
         ]
     };
     let peers = variants.iter().flat_map(peer_cases).flat_map(|(variant, case)| {
@@ -169,7 +170,7 @@ fn line(row: &Row) -> Vec<String> {
     ]
 }
 
-fn milliseconds(spread: super::results::Spread) -> String {
+fn milliseconds(spread: Spread) -> String {
     format!("{:.3} ({:.3}–{:.3})", spread.median, spread.least, spread.most)
 }
 
@@ -199,25 +200,33 @@ fn panel(case: &Case) -> Panel {
     Panel { title: case.title.clone(), width: 500.0, height: 19.0 * rows as f64 + 4.0, svg: ratios(case) }
 }
 
+/// How passes are run, and their time.
+type Series = (&'static str, fn(&RawCost) -> Option<Spread>);
+
 /// Time of a pass by width: ours and plain ONNX Runtime's, of the first model.
 fn passes_plot(variant: &Variant) -> Option<Panel> {
     let first = &variant.results.raw.first()?.model;
     let costs: Vec<&RawCost> = variant.results.raw.iter().filter(|cost| cost.model == *first).collect();
-    let most = costs.iter().map(|cost| cost.ours.most.max(cost.raw.most)).fold(0.0, f64::max);
+    let series: [Series; 3] = [
+        ("CoS, with copies", |cost| Some(cost.ours)),
+        ("plain ONNX Runtime, copied", |cost| cost.copied),
+        ("plain ONNX Runtime, nothing copied", |cost| Some(cost.raw)),
+    ];
+    let all = series.iter().flat_map(|(_, of)| costs.iter().filter_map(|cost| of(cost)));
+    let most = all.map(|spread| spread.most).fold(0.0, f64::max);
     let widest = costs.iter().map(|cost| cost.width as f64).fold(1.0, f64::max);
     let ticks = costs.iter().map(|cost| (cost.width as f64, cost.width.to_string())).collect();
     let x = Axis { title: "tokens in the pass", least: 0.0, most: widest * 1.05, ticks };
     let mut plot = Plot::new(x, axis("milliseconds", 0.0, most * 1.15));
     let mut key = String::new();
-    for (index, name) in ["CoS, with copies", "plain ONNX Runtime, graph"].into_iter().enumerate() {
-        let of = |cost: &RawCost| if index == 0 { cost.ours } else { cost.raw };
-        let at = |cost: &RawCost, value: f64| (cost.width as f64, value);
-        for cost in &costs {
-            let of = of(cost);
-            plot.line(&format!("range c{index}"), [at(cost, of.least), at(cost, of.most)]);
+    for (index, (name, of)) in series.into_iter().enumerate() {
+        let points: Vec<(f64, Spread)> = costs.iter().filter_map(|cost| Some((cost.width as f64, of(cost)?))).collect();
+        for &(width, time) in &points {
+            plot.line(&format!("range c{index}"), [(width, time.least), (width, time.most)]);
         }
-        plot.line(&format!("curve c{index}"), costs.iter().map(|cost| at(cost, of(cost).median)));
-        plot.dots(&format!("dots c{index}"), costs.iter().map(|cost| at(cost, of(cost).median)));
+        let medians = || points.iter().map(|&(width, time)| (width, time.median));
+        plot.line(&format!("curve c{index}"), medians());
+        plot.dots(&format!("dots c{index}"), medians());
         let y = 330 + 14 * index;
         let _ = write!(
             key,
@@ -282,9 +291,11 @@ fn columns(panels: impl Iterator<Item = Panel>) -> String {
   path { fill: none; stroke-width: 1; } .paper { fill: #fff; } .grid { stroke: #e8ebef; } .axis { stroke: #5c6570; }
   .own { fill: #1f66c1; } .peer { fill: #a9b1bb; } .whisker { stroke: #1a1d21; } .one { stroke: #1a1d21; stroke-dasharray: 3 3; }
   .curve { stroke-width: 2; } .dots { stroke-width: 7; stroke-linecap: round; } .c0 { stroke: #1f66c1; } .c1 { stroke: #b26a00; }
+  .c2 { stroke: #7a828c; }
   @media (prefers-color-scheme: dark) {
     text { fill: #98a2ae; } .title { fill: #e6e9ed; } .paper { fill: #15181c; } .grid { stroke: #262c33; } .axis { stroke: #98a2ae; }
     .own { fill: #6aa9f4; } .peer { fill: #66707c; } .whisker, .one { stroke: #e6e9ed; } .c0 { stroke: #6aa9f4; } .c1 { stroke: #e0a64b; }
+    .c2 { stroke: #8d96a1; }
   }
 ";
     const MARGIN: f64 = 16.0;

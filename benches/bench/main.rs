@@ -169,7 +169,8 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         let prompts = prompts(task, count)?;
         match measure::run(task, &prompts, &effort, &mut workers, &tick) {
             Ok(mut case) => {
-                if arguments.exports.is_some() && arguments.provider == Provider::Cuda {
+                let measured = task.kind == cases::ALONE || task.temperature > 0.0; // greedy ones have the same models
+                if arguments.exports.is_some() && arguments.provider == Provider::Cuda && measured {
                     match device_memory(task, &prompts[0]) {
                         Ok(bytes) => case.device_bytes = Some(bytes),
                         Err(error) => results.notes.push(format!("{}, memory of the GPU: {error}", task.title)),
@@ -458,22 +459,24 @@ fn prepare(engine: &Engine, text: &[i32]) -> Result<()> {
     Ok(())
 }
 
-/// What one of several open sessions takes of the GPU's memory, by its driver: caches, logits, graphs.
+/// What one of many open sessions takes of the GPU's memory, by its driver: caches, logits, graphs.
 fn device_memory(task: &Task, prompt: &[i32]) -> Result<u64> {
-    const SESSIONS: usize = 8;
+    /// These may have what earlier sessions left, and what is allocated in large pieces is then begun.
+    const FIRST: u64 = 16;
+    const SESSIONS: u64 = 32;
     let Decoder::Ours(ours) = &task.plans[0].decoder else { unreachable!("`standard` is first") };
     let open = |seed| -> Result<Session> {
-        let mut session = Session::new(&ours.engine, &measure::options(ours, task.temperature, 8, seed)?)?;
+        let mut session = Session::new(&ours.engine, &measure::options(ours, task.temperature, 4, seed)?)?;
         session.prompt(prompt)?;
         while session.step()?.1 == State::Open {}
         Ok(session)
     };
-    let first = open(0)?; // has what earlier ones left
+    let mut sessions = (0..FIRST).map(open).collect::<Result<Vec<_>>>()?;
     let before = raw::device_memory_free()?;
-    let sessions = (0..SESSIONS).map(|seed| open(seed as u64)).collect::<Result<Vec<_>>>()?;
-    let taken = before.saturating_sub(raw::device_memory_free()?);
-    drop((first, sessions));
-    Ok(taken / SESSIONS as u64)
+    for seed in FIRST..FIRST + SESSIONS {
+        sessions.push(open(seed)?);
+    }
+    Ok(before.saturating_sub(raw::device_memory_free()?) / SESSIONS)
 }
 
 /// What open sessions take, all of them decoding as the rows say.

@@ -1,5 +1,6 @@
 //! Passes of plain ONNX Runtime, with nothing of CoS around them: a session, tensors that stay where they are, and on a GPU a graph
-//! that ONNX Runtime captures and replays by itself. Nothing is copied between passes, so this is the least that a pass can take.
+//! that ONNX Runtime captures and replays by itself. Without copies between passes this is the least that a pass can take; with them,
+//! as whoever decodes needs them, it is what a careful loop by hand takes.
 
 use std::ffi::CString;
 use std::path::Path;
@@ -36,22 +37,27 @@ pub fn compare(model: &dyn Model, file: &Path, cuda: bool, text: &[i32], turn: f
         }
         Result::Ok(())
     };
+    let _gpu = cuda.then(Context::enter).transpose()?; // outlives what is pinned
     let mut plain = Plain::new(file, cuda, &context)?;
     let mut costs = Vec::new();
     for (index, width) in WIDTHS.into_iter().enumerate() {
         ours(width, WARM_UP)?;
-        plain.run(index, WARM_UP)?;
+        plain.run(index, WARM_UP, false)?;
         let started = Instant::now();
-        plain.run(index, 1)?;
+        plain.run(index, 1, false)?;
         let times = (turn / started.elapsed().as_secs_f64()).clamp(5.0, 100.0) as usize;
-        let (mut own, mut raw) = (Vec::new(), Vec::new());
+        let (mut own, mut raw, mut copied) = (Vec::new(), Vec::new(), Vec::new());
+        let timed = |runs: &mut dyn FnMut() -> Result<()>| {
+            let started = Instant::now();
+            runs()?;
+            Result::Ok(1e3 * started.elapsed().as_secs_f64() / times as f64)
+        };
         for _ in 0..TURNS {
-            let started = Instant::now();
-            plain.run(index, times)?;
-            raw.push(1e3 * started.elapsed().as_secs_f64() / times as f64);
-            let started = Instant::now();
-            ours(width, times)?;
-            own.push(1e3 * started.elapsed().as_secs_f64() / times as f64);
+            raw.push(timed(&mut || plain.run(index, times, false))?);
+            if cuda {
+                copied.push(timed(&mut || plain.run(index, times, true))?);
+            }
+            own.push(timed(&mut || ours(width, times))?);
         }
         costs.push(RawCost {
             model: model.name().into(),
@@ -59,6 +65,7 @@ pub fn compare(model: &dyn Model, file: &Path, cuda: bool, text: &[i32], turn: f
             context: CONTEXT,
             ours: Spread::of(own),
             raw: Spread::of(raw),
+            copied: cuda.then(|| Spread::of(copied)),
         });
     }
     Ok(costs)
@@ -76,7 +83,16 @@ struct Plain {
 struct Pass {
     binding: IoBinding,
     options: RunOptions,
+    /// On a GPU: what is copied to it before a pass, and from it after that.
+    inputs: Vec<Copied>,
+    logits: Option<Copied>,
     _tensors: Vec<DynTensor>,
+}
+
+/// A tensor on the GPU, and as much pinned memory of the host.
+struct Copied {
+    host: Pinned,
+    device: u64,
 }
 
 impl Plain {
@@ -121,7 +137,7 @@ impl Plain {
                 bind(&binding, past, value, true)?;
                 bind(&binding, present, value, false)?;
             }
-            let mut tensors = Vec::new();
+            let (mut tensors, mut copied) = (Vec::new(), Vec::new());
             for input in session.inputs().iter().filter(|input| !input.name().starts_with("past_key_values.")) {
                 let ValueType::Tensor { ty, .. } = input.dtype() else { continue };
                 let numbers: Vec<i64> = match input.name() {
@@ -133,39 +149,61 @@ impl Plain {
                     other => return Err(format!("the input {other} is not known").into()),
                 };
                 let mut value = tensor(*ty, &[1, numbers.len() as i64])?;
-                match ty {
-                    TensorElementType::Int64 => fill(&mut value, &numbers, cuda)?,
+                let bytes: Vec<u8> = match ty {
+                    TensorElementType::Int64 => numbers.iter().flat_map(|number| number.to_ne_bytes()).collect(),
                     TensorElementType::Int32 => {
-                        let numbers: Vec<i32> = numbers.iter().map(|&number| number as i32).collect();
-                        fill(&mut value, &numbers, cuda)?;
+                        numbers.iter().flat_map(|&number| (number as i32).to_ne_bytes()).collect()
                     }
                     other => return Err(format!("the input {} is of type {other}", input.name()).into()),
+                };
+                if cuda {
+                    let mut host = Pinned::new(bytes.len())?;
+                    host.bytes().copy_from_slice(&bytes);
+                    copied.push(Copied { host, device: value.data_ptr_mut() as u64 });
+                } else {
+                    // SAFETY: the tensor has room for just these bytes.
+                    unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), value.data_ptr_mut().cast(), bytes.len()) };
                 }
                 bind(&binding, input.name(), &value, true)?;
                 tensors.push(value);
             }
             let logits = session.outputs().iter().find(|output| output.name() == "logits").ok_or("it has no logits")?;
             let ValueType::Tensor { ty, shape, .. } = logits.dtype() else { return Err("logits are no tensor".into()) };
-            let value = tensor(*ty, &[1, width as i64, shape[2]])?;
+            let mut value = tensor(*ty, &[1, width as i64, shape[2]])?;
             bind(&binding, logits.name(), &value, false)?;
+            let logits = if cuda {
+                let host = Pinned::new(size(&value)?)?;
+                Some(Copied { host, device: value.data_ptr_mut() as u64 })
+            } else {
+                None
+            };
             tensors.push(value);
             let mut options = RunOptions::new()?;
             if cuda {
                 options.set("gpu_graph_id", width.to_string())?;
             }
-            passes.push(Pass { binding, options, _tensors: tensors });
+            copied.iter_mut().try_for_each(Copied::upload)?;
+            passes.push(Pass { binding, options, inputs: copied, logits, _tensors: tensors });
         }
         Ok(Plain { passes, _cache: cache, _allocator: allocator, session })
     }
 
-    /// Run passes of the width of this index, and wait for the last one.
-    fn run(&mut self, index: usize, times: usize) -> Result<()> {
-        let Pass { binding, options, .. } = &self.passes[index];
+    /// Run passes of the width of this index, and wait for the last one: with copies of all that a pass is asked, and of its logits, or
+    /// with none.
+    fn run(&mut self, index: usize, times: usize, copies: bool) -> Result<()> {
+        let Pass { binding, options, inputs, logits, .. } = &mut self.passes[index];
         for _ in 0..times {
+            if copies {
+                inputs.iter_mut().try_for_each(Copied::upload)?;
+            }
             // SAFETY: all are alive, and used by nobody else. `Session::run_binding` looks for outputs that it has bound itself.
             succeed(unsafe {
                 (ort::api().RunWithBinding)(self.session.ptr().cast_mut(), options.ptr(), binding.ptr().cast_mut())
             })?;
+            if let (true, Some(logits)) = (copies, logits.as_mut()) {
+                // SAFETY: both are that long, and the pass is over.
+                unsafe { driver::memcpy_dtoh_sync(logits.host.bytes(), logits.device) }?;
+            }
         }
         Ok(binding.synchronize_outputs()?)
     }
@@ -185,28 +223,55 @@ fn succeed(status: sys::OrtStatusPtr) -> Result<()> {
     Ok(unsafe { ort::Error::result_from_status(status) }?)
 }
 
-fn fill<T: Copy>(tensor: &mut DynTensor, numbers: &[T], cuda: bool) -> Result<()> {
-    let to = tensor.data_ptr_mut();
-    if cuda {
-        let _context = Context::enter()?;
-        // SAFETY: the tensor has room for just these numbers.
-        unsafe { driver::memcpy_htod_sync(to as u64, numbers) }?;
-        driver::ctx::synchronize()?;
-    } else {
-        // SAFETY: as above.
-        unsafe { std::ptr::copy_nonoverlapping(numbers.as_ptr(), to.cast(), numbers.len()) };
+impl Copied {
+    /// It has arrived when this returns, for the memory is pinned.
+    fn upload(&mut self) -> Result<()> {
+        // SAFETY: both are that long, and no pass is running.
+        Ok(unsafe { driver::memcpy_htod_sync(self.device, self.host.bytes()) }?)
     }
-    Ok(())
+}
+
+/// Memory of the host that the GPU copies to and from without a detour. A context is current while it lives.
+struct Pinned {
+    at: *mut u8,
+    length: usize,
+}
+
+impl Pinned {
+    fn new(length: usize) -> Result<Pinned> {
+        // SAFETY: it is written before it is read.
+        let at = unsafe { driver::malloc_host(length, 0) }?.cast::<u8>();
+        // SAFETY: so long is what has just been allocated.
+        unsafe { at.write_bytes(0, length) };
+        Ok(Pinned { at, length })
+    }
+
+    fn bytes(&mut self) -> &mut [u8] {
+        // SAFETY: allocated and written by `new`, and borrowed from its only owner.
+        unsafe { std::slice::from_raw_parts_mut(self.at, self.length) }
+    }
+}
+
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        // SAFETY: allocated once, freed once.
+        let _ = unsafe { driver::free_host(self.at.cast()) };
+    }
 }
 
 /// Fill a tensor on the GPU with zeros.
 fn clear(tensor: &mut DynTensor) -> Result<()> {
-    let elements: i64 = tensor.shape().iter().product();
-    let bytes = tensor.data_type().byte_size(elements as usize).ok_or("a tensor of no known size")?;
+    let bytes = size(tensor)?;
     let _context = Context::enter()?;
     // SAFETY: the tensor has so many bytes.
     unsafe { driver::memset_d8_sync(tensor.data_ptr_mut() as u64, 0, bytes) }?;
     Ok(driver::ctx::synchronize()?)
+}
+
+/// In bytes.
+fn size(tensor: &DynTensor) -> Result<usize> {
+    let elements: i64 = tensor.shape().iter().product();
+    Ok(tensor.data_type().byte_size(elements as usize).ok_or("a tensor of no known size")?)
 }
 
 /// Bytes of the first GPU's memory that nobody has taken.

@@ -47,6 +47,8 @@ pub struct RawCost {
     pub context: usize,
     pub ours: Spread,
     pub raw: Spread,
+    /// With copies of what goes in and of the logits; on a GPU.
+    pub copied: Option<Spread>,
 }
 
 /// Time of a pass.
