@@ -10,6 +10,9 @@ use std::time::{Duration, Instant};
 
 use cos::decode::chance::{Chance, CounterRng, Key, Purpose};
 use cos::decode::combine::Combination;
+use cos::decode::estimates::{Estimates, Observer};
+use cos::decode::planner::{Choices, Planner};
+use cos::decode::policy::{Plan, Request, Strategy};
 use cos::decode::sampling::{self, Candidates, Distribution, Sampler};
 use cos::decode::{kernels, verify};
 use divan::Bencher;
@@ -122,6 +125,46 @@ fn times(vocab_size: usize) -> Vec<Duration> {
         }
     }
     times
+}
+
+/// A look at the plan, where all is known of two or three models of a mixture, or of these and a drafter a tenth as dear.
+#[divan::bench(args = [(2, false), (2, true), (3, false), (3, true)])]
+fn look(bencher: Bencher, (needed, drafter): (usize, bool)) {
+    let models = needed + usize::from(drafter);
+    let weights: Vec<f32> = (0..models).map(|model| if model < needed { 1.0 / needed as f32 } else { 0.0 }).collect();
+    let combination = Combination::mixture(&weights).expect("sound weights");
+    let cost = |model: usize| if model < needed { 1e-3 } else { 1e-4 };
+    let passes = |model| (1..=16).map(|width| (width, cost(model) * (1.0 + 0.02 * width as f64))).collect();
+    let mut observer = Observer::new(Estimates::new(&(0..models).map(passes).collect::<Vec<_>>()), Some(weights));
+    let mut random = fastrand::Rng::with_seed(1);
+    for position in 0..500 {
+        observer.committed(position, None);
+        for model in 0..models {
+            // easy and hard stretches
+            let likely = if position / 8 % 2 == 0 { 0.9 } else { 0.3 };
+            let probability = if random.f32() < likely { 0.5 } else { 0.1 };
+            observer.scored(model, position, (probability, random.f32()));
+        }
+        observer.settle();
+    }
+    let costs = vec![1; models];
+    let request = Request {
+        strategy: Strategy::Auto,
+        targets: None,
+        lengths: None,
+        combination: &combination,
+        greedy: false,
+        log_probabilities: false,
+        costs: &costs,
+    };
+    let choices = Choices::new(&request, &vec![true; models], &vec![true; models]);
+    let planner = Planner::new(choices, Plan::STANDARD, None);
+    bencher.with_inputs(|| (planner.clone(), observer.estimates().clone())).bench_values(
+        |(mut planner, mut estimates)| {
+            let plan = planner.look(&mut estimates);
+            (planner, plan)
+        },
+    );
 }
 
 fn main() {

@@ -374,7 +374,7 @@ fn forecasts_hold() {
                 while decoder.round().unwrap().1.is_none() {}
                 let found = decoder.elapsed().as_secs_f64() / 3000.0;
                 let estimates = decoder.observer().unwrap().estimates().clone();
-                let forecast = Forecast::default().seconds_per_token(&plan, &task, &estimates, LONGEST - 1);
+                let forecast = Forecast::new(&task, &estimates).seconds_per_token(&plan, LONGEST - 1);
                 println!("{plan:?}: {found:.3}, forecast {forecast:.3}");
                 assert!((forecast / found - 1.0).abs() < 0.06, "{plan:?}: {found}, forecast {forecast}");
             }

@@ -156,15 +156,34 @@ impl Doubt {
         (accepted[level] + SHRINKAGE * mean) / (rejected[level] + accepted[level] + SHRINKAGE)
     }
 
+    /// What it says of proposals whose outcome is known; `None` while [`Doubt::is_known`] does not hold.
+    pub fn outcomes(&self) -> Option<Outcomes> {
+        self.is_known().then(|| Outcomes {
+            seen: self.seen,
+            sums: self.seen.map(|levels| levels.iter().sum()),
+            rates: std::array::from_fn(|level| self.rate_of(level)),
+        })
+    }
+}
+
+/// See [`Doubt::outcomes`].
+#[derive(Debug, Clone, Copy)]
+pub struct Outcomes {
+    seen: [[f64; LEVELS]; 2],
+    sums: [f64; 2],
+    rates: [f64; LEVELS],
+}
+
+impl Outcomes {
     /// The rate at a level that is drawn, by a number between 0 and 1, from those of proposals with this outcome.
-    pub fn rate_behind(&self, accepted: bool, luck: f64) -> f64 {
-        let levels = &self.seen[usize::from(accepted)];
-        let mut left = luck * levels.iter().sum::<f64>();
-        let level = levels.iter().position(|weight| {
+    pub fn rate(&self, accepted: bool, luck: f64) -> f64 {
+        let outcome = usize::from(accepted);
+        let mut left = luck * self.sums[outcome];
+        let level = self.seen[outcome].iter().position(|weight| {
             left -= weight;
             left < 0.0
         });
-        self.rate_of(level.unwrap_or(LEVELS - 1))
+        self.rates[level.unwrap_or(LEVELS - 1)]
     }
 }
 
@@ -472,9 +491,9 @@ mod tests {
         for confidence in [0.06, 0.31, 0.69, 0.94] {
             assert!((doubt.rate(confidence) - f64::from(confidence)).abs() < 0.12, "{confidence}: {doubt:?}");
         }
+        let outcomes = doubt.outcomes().unwrap();
         // Where it is accepted it was more sure: E[c | accepted] is 2/3 for uniform c.
-        let mean =
-            |accepted| (0..1000).map(|i| doubt.rate_behind(accepted, f64::from(i) / 1000.0)).sum::<f64>() / 1000.0;
+        let mean = |accepted| (0..1000).map(|i| outcomes.rate(accepted, f64::from(i) / 1000.0)).sum::<f64>() / 1000.0;
         assert!((mean(true) - 2.0 / 3.0).abs() < 0.07 && (mean(false) - 1.0 / 3.0).abs() < 0.07, "{doubt:?}");
     }
 

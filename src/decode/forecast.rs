@@ -4,10 +4,12 @@
 //! and a proposal is accepted with its expected rate. So every strategy is forecast alike, routed or not, for any number
 //! of models, and a new one needs nothing here. For two models it agrees with Theorem 3.6.
 
+use std::collections::VecDeque;
+
 use once_cell::sync::Lazy;
 
 use super::chance::{CounterRng, Key, Purpose};
-use super::estimates::Estimates;
+use super::estimates::{Doubt, Estimates};
 use super::policy::{Action, Plan, Targets, View};
 
 /// Tokens of the longest forecast.
@@ -58,64 +60,134 @@ impl Task {
     }
 }
 
-/// Forecasts plans. Its buffers are reused.
-#[derive(Debug, Clone, Default)]
-pub struct Forecast {
+/// Forecasts plans, from what is known now.
+#[derive(Debug)]
+pub struct Forecast<'a> {
+    task: &'a Task,
+    estimates: &'a Estimates,
+    needed: Vec<usize>,
+    /// The model that each position is routed to.
+    routes: Vec<usize>,
+    /// By position, and by model within it.
+    fates: Vec<Fate>,
+    /// Buffers of a run.
     seen: Vec<usize>,
-    /// Who proposed what is pending, and the probability with which that is thought to be accepted.
-    pending: Vec<(usize, f64)>,
-    /// Whether each model's proposal for the last position would have been accepted.
-    behind: Vec<bool>,
+    pending: VecDeque<(usize, f64)>,
+}
+
+/// What luck holds for a model's proposal at a position: that depends on the luck before, and on no plan.
+#[derive(Debug, Clone, Copy)]
+struct Fate {
+    /// Whether it would be accepted: by the combined distribution, and by that of the model that the position is routed to.
+    accepted: [bool; 2],
+    /// Whether there is one at all: behind committed tokens, and behind a draft.
+    offered: [bool; 2],
+    /// The probability with which it is thought to be accepted by a decoder that knows how sure of itself the model is; likewise.
+    /// That is drawn from what it is where proposals have the outcome that this one will have.
+    odds: [f64; 2],
+}
+
+impl<'a> Forecast<'a> {
+    /// Draw the luck of all positions.
+    pub fn new(task: &'a Task, estimates: &'a Estimates) -> Self {
+        let models = task.weights.len();
+        let needed: Vec<usize> = task.needed().collect();
+        let doubts: Vec<_> = estimates.doubt.iter().map(Doubt::outcomes).collect();
+        let mut behind = vec![true; models]; // whether the proposal for the last position would have been accepted
+        let (mut routes, mut fates) = (Vec::with_capacity(LONGEST), Vec::with_capacity(LONGEST * models));
+        // the first position comes behind a prompt
+        for position in (0..LONGEST).map(|index| (index + 1) % LONGEST) {
+            let luck = &LUCK[position];
+            let (accept, offer) = (f64::from(luck.accept), f64::from(luck.offer));
+            let route = route(&needed, &task.weights, luck.route);
+            routes.push(route);
+            for (model, behind) in behind.iter_mut().enumerate() {
+                let (acceptance, doubt) = (&estimates.acceptance[model], &doubts[model]);
+                let rates = [*behind, true].map(|behind| acceptance.rate(behind));
+                let between = estimates.between[[model, route]].or(acceptance.mean());
+                let offers = |behind| !task.scores[model] && offer >= acceptance.offers(behind);
+                let odds = |rate: f64| match doubt {
+                    Some(doubt) if task.scores[model] => doubt.rate(accept < rate, f64::from(luck.confidence)),
+                    _ => rate,
+                };
+                let fate = Fate {
+                    accepted: [task.single == Some(model) || accept < rates[0], model == route || accept < between],
+                    offered: [*behind, true].map(|behind| !offers(behind)),
+                    odds: rates.map(odds),
+                };
+                *behind = fate.offered[0] && accept < rates[0];
+                fates.push(fate);
+            }
+        }
+        // so that each is found at its position
+        routes.rotate_right(1);
+        fates.rotate_right(models);
+        Forecast { task, estimates, needed, routes, fates, seen: Vec::new(), pending: VecDeque::new() }
+    }
+
+    /// What it is made from.
+    pub fn estimates(&self) -> &'a Estimates {
+        self.estimates
+    }
+
+    /// Seconds for a token, over so many tokens, at most [`LONGEST`].
+    pub fn seconds_per_token(&mut self, plan: &Plan, tokens: usize) -> f64 {
+        self.seen.clear();
+        self.seen.resize(self.task.weights.len(), 0);
+        self.pending.clear();
+        let mut run = Run { world: self, plan, last: None, committed: 1, seconds: 0.0 };
+        // What is pending at the end has been paid for and is not counted, so the end must be a small part.
+        run.decode(tokens.min(LONGEST - 1));
+        run.seconds / (run.committed - 1) as f64
+    }
+
+    fn fate(&self, model: usize, position: usize) -> &Fate {
+        &self.fates[position % LONGEST * self.task.weights.len() + model]
+    }
+}
+
+/// The model that a position with this luck is routed to.
+fn route(needed: &[usize], weights: &[f32], luck: f32) -> usize {
+    let (mut left, mut last) = (luck, 0);
+    for &model in needed {
+        last = model;
+        left -= weights[model];
+        if left < 0.0 {
+            break;
+        }
+    }
+    last
+}
+
+struct Run<'a, 'b> {
+    world: &'a mut Forecast<'b>,
+    plan: &'a Plan,
     /// The model that ran last.
     last: Option<usize>,
     committed: usize,
     seconds: f64,
 }
 
-impl Forecast {
-    /// Seconds for a token, over so many tokens, at most [`LONGEST`].
-    pub fn seconds_per_token(&mut self, plan: &Plan, task: &Task, estimates: &Estimates, tokens: usize) -> f64 {
-        let models = task.weights.len();
-        self.seen.clear();
-        self.seen.resize(models, 0);
-        self.behind.clear();
-        self.behind.resize(models, true);
-        self.pending.clear();
-        self.last = None;
-        (self.committed, self.seconds) = (1, 0.0);
-        let mut run = Run { state: self, plan, task, estimates };
-        // What is pending at the end has been paid for and is not counted, so the end must be a small part.
-        let tokens = tokens.min(LONGEST - 1);
-        run.decode(tokens);
-        self.seconds / (self.committed - 1) as f64
-    }
-}
-
-struct Run<'a> {
-    state: &'a mut Forecast,
-    plan: &'a Plan,
-    task: &'a Task,
-    estimates: &'a Estimates,
-}
-
-impl Run<'_> {
+impl Run<'_, '_> {
     fn decode(&mut self, tokens: usize) {
         let max_pending = self.plan.policy.max_pending();
         let mut turn: Option<Action> = None;
-        while self.state.committed <= tokens {
-            let start = self.state.committed;
+        while self.committed <= tokens {
+            let start = self.committed;
             let mut declined = false;
             self.verify(start, tokens, &mut turn);
-            while self.state.committed == start {
+            while self.committed == start {
                 let turn_goes_on = turn.take().filter(|_| self.is_hopeful());
                 let Action { model, proposals } = turn_goes_on.unwrap_or_else(|| self.next(declined));
                 self.advance(model, proposals);
                 self.verify(start, tokens, &mut turn);
-                let s = &self.state;
-                if proposals > 0 && s.seen[model] == s.committed + s.pending.len() && s.pending.len() < max_pending {
-                    if self.offers(model) {
-                        let odds = self.odds(model);
-                        self.state.pending.push((model, odds));
+                let pending = self.world.pending.len();
+                if proposals > 0 && self.world.seen[model] == self.committed + pending && pending < max_pending {
+                    let behind = usize::from(pending > 0);
+                    let fate = self.world.fate(model, self.committed + pending);
+                    let (offered, odds) = (fate.offered[behind], fate.odds[behind]);
+                    if offered {
+                        self.world.pending.push_back((model, odds));
                         turn = Some(Action { model, proposals: proposals - 1 }).filter(|turn| turn.proposals > 0);
                     } else {
                         declined = true;
@@ -127,133 +199,72 @@ impl Run<'_> {
 
     fn next(&self, declined: bool) -> Action {
         let missing = self.missing().unwrap_or(0);
-        self.plan.policy.next(&View { pending: self.state.pending.len(), missing, seen: &self.state.seen, declined })
+        let pending = self.world.pending.len();
+        self.plan.policy.next(&View { pending, missing, seen: &self.world.seen, declined })
     }
 
     /// Passes of a model, and of those that run at the same time.
     fn advance(&mut self, model: usize, proposals: usize) {
-        let (task, plan, estimates) = (self.task, self.plan, self.estimates);
         let first = self.pass(model);
-        let others = task.needed().filter(|&other| plan.verifies_beside(proposals, other));
-        let others = others.filter_map(|other| if self.scored(other) { None } else { Some(self.pass(other)) });
+        if proposals > 0 {
+            self.seconds += first;
+            return;
+        }
+        let (plan, estimates) = (self.plan, self.world.estimates);
+        let others = (0..self.world.needed.len()).filter_map(|index| {
+            let other = self.world.needed[index];
+            (plan.verifies_beside(proposals, other) && !self.scored(other)).then(|| self.pass(other))
+        });
         let seconds = estimates.together(std::iter::once(first).chain(others));
-        self.state.seconds += seconds;
+        self.seconds += seconds;
     }
 
     /// A pass by itself.
     fn pass(&mut self, model: usize) -> f64 {
-        let len = self.state.committed + self.state.pending.len();
-        let width = len - self.state.seen[model];
-        self.state.seen[model] = len;
-        if !self.task.scores[model] || width == 0 {
+        let len = self.committed + self.world.pending.len();
+        let width = len - std::mem::replace(&mut self.world.seen[model], len);
+        if !self.world.task.scores[model] || width == 0 {
             return 0.0;
         }
-        self.state.seconds += self.estimates.host.or(0.0);
-        let cold = self.state.last.replace(model).is_some_and(|last| last != model);
-        self.estimates.costs[model].at(width, cold)
-    }
-
-    fn luck(&self, position: usize) -> &'static Luck {
-        &LUCK[position % LONGEST]
-    }
-
-    fn offers(&self, model: usize) -> bool {
-        if self.task.scores[model] {
-            return true;
-        }
-        let position = self.state.committed + self.state.pending.len();
-        let behind = !self.state.pending.is_empty() || self.state.behind[model];
-        f64::from(self.luck(position).offer) < self.estimates.acceptance[model].offers(behind)
+        self.seconds += self.world.estimates.host.or(0.0);
+        let cold = self.last.replace(model).is_some_and(|last| last != model);
+        self.world.estimates.costs[model].at(width, cold)
     }
 
     fn is_hopeful(&self) -> bool {
         let least = f64::from(self.plan.stop_below) / 100.0;
-        least == 0.0 || self.state.pending.iter().map(|(_, odds)| odds).product::<f64>() >= least
-    }
-
-    /// What the decoder would think of a proposal of this model: it knows how sure of itself the model is, which is drawn
-    /// from what it is where its proposals have the outcome that this one will have.
-    fn odds(&self, model: usize) -> f64 {
-        let behind = !self.state.pending.is_empty() || self.state.behind[model];
-        let rate = self.estimates.acceptance[model].rate(behind);
-        let doubt = &self.estimates.doubt[model];
-        if self.plan.stop_below == 0 || !self.task.scores[model] || !doubt.is_known() {
-            return rate;
-        }
-        let luck = self.luck(self.state.committed + self.state.pending.len());
-        doubt.rate_behind(f64::from(luck.accept) < rate, f64::from(luck.confidence))
+        least == 0.0 || self.world.pending.iter().map(|(_, odds)| odds).product::<f64>() >= least
     }
 
     fn scored(&self, model: usize) -> bool {
-        self.state.seen[model] >= self.state.committed
+        self.world.seen[model] >= self.committed
     }
 
     fn missing(&self) -> Option<usize> {
         match self.plan.targets {
-            Targets::Combined => self.task.needed().find(|&model| !self.scored(model)),
-            Targets::Routed => Some(self.route()).filter(|&model| !self.scored(model)),
+            Targets::Combined => self.world.needed.iter().copied().find(|&model| !self.scored(model)),
+            Targets::Routed => Some(self.world.routes[self.committed % LONGEST]).filter(|&model| !self.scored(model)),
         }
-    }
-
-    /// The model that the front position is routed to.
-    fn route(&self) -> usize {
-        let mut left = self.luck(self.state.committed).route;
-        let mut last = 0;
-        for model in self.task.needed() {
-            last = model;
-            left -= self.task.weights[model];
-            if left < 0.0 {
-                break;
-            }
-        }
-        last
     }
 
     fn verify(&mut self, start: usize, tokens: usize, turn: &mut Option<Action>) {
-        while self.state.committed <= tokens {
-            let ready = match self.state.committed > start {
-                true => self.task.needed().all(|model| self.scored(model)),
+        while self.committed <= tokens {
+            let ready = match self.committed > start {
+                true => self.world.needed.iter().all(|&model| self.scored(model)),
                 false => self.missing().is_none(),
             };
             if !ready {
                 return;
             }
-            let accept = self.luck(self.state.committed).accept;
-            let rejected = match self.state.pending.first() {
-                Some(&(proposer, _)) => f64::from(accept) >= self.rate(proposer),
-                None => false,
-            };
-            if rejected {
-                let front = self.state.committed;
-                self.state.pending.clear();
-                *turn = None;
-                self.state.seen.iter_mut().for_each(|seen| *seen = (*seen).min(front));
-            } else if !self.state.pending.is_empty() {
-                self.state.pending.remove(0);
+            if let Some((proposer, _)) = self.world.pending.pop_front() {
+                let accepted = self.world.fate(proposer, self.committed).accepted;
+                if !accepted[usize::from(self.plan.targets == Targets::Routed)] {
+                    self.world.pending.clear();
+                    *turn = None;
+                    self.world.seen.iter_mut().for_each(|seen| *seen = (*seen).min(self.committed));
+                }
             }
-            for (model, behind) in self.state.behind.iter_mut().enumerate() {
-                let acceptance = &self.estimates.acceptance[model];
-                let offered = self.task.scores[model]
-                    || f64::from(LUCK[self.state.committed % LONGEST].offer) < acceptance.offers(*behind);
-                *behind = offered && f64::from(accept) < acceptance.rate(*behind);
-            }
-            self.state.committed += 1;
-        }
-    }
-
-    /// The rate with which a proposal for the front position is accepted.
-    fn rate(&self, proposer: usize) -> f64 {
-        let target = match self.plan.targets {
-            Targets::Combined => self.task.single,
-            Targets::Routed => Some(self.route()),
-        };
-        let acceptance = &self.estimates.acceptance[proposer];
-        match target {
-            Some(target) if target == proposer => 1.0,
-            Some(target) if self.plan.targets == Targets::Routed => {
-                self.estimates.between[[proposer, target]].or(acceptance.mean())
-            }
-            _ => acceptance.rate(self.state.behind[proposer]),
+            self.committed += 1;
         }
     }
 }
@@ -284,7 +295,7 @@ mod tests {
 
     fn gain(policy: Policy, targets: Targets, task: &Task, estimates: &Estimates) -> f64 {
         let plan = Plan::of(policy, targets);
-        let seconds = Forecast::default().seconds_per_token(&plan, task, estimates, LONGEST - 1);
+        let seconds = Forecast::new(task, estimates).seconds_per_token(&plan, LONGEST - 1);
         task.standard(estimates) / seconds
     }
 

@@ -162,7 +162,6 @@ pub struct Planner {
     choices: Choices,
     plan: Plan,
     expectation: Expectation,
-    forecast: Forecast,
     trials: Trials,
     reference: Reference,
     /// Tokens whose time was gained over `standard`, at most [`MOST_GAINED`].
@@ -180,18 +179,7 @@ impl Planner {
         let new = Experience { plan, expectation, trials, reference, gained: 0.0, interval: FIRST_LOOK };
         let Experience { plan, expectation, mut trials, reference, gained, interval } = known.unwrap_or(new);
         trials.begin(&plan);
-        Planner {
-            choices,
-            plan,
-            expectation,
-            forecast: Forecast::default(),
-            trials,
-            reference,
-            gained,
-            debt: 0.0,
-            until_look: interval,
-            interval,
-        }
+        Planner { choices, plan, expectation, trials, reference, gained, debt: 0.0, until_look: interval, interval }
     }
 
     /// For sessions that begin later.
@@ -300,18 +288,19 @@ impl Planner {
         }
         let estimates = &*estimates;
         let current = self.plan.clone();
-        let raw = self.forecast.seconds_per_token(&current, &self.choices.task, estimates, LONG);
+        let mut forecast = Forecast::new(&self.choices.task, estimates);
+        let raw = forecast.seconds_per_token(&current, LONG);
         // What was measured knows what the forecast does not.
         self.trials.compare(&current, raw / self.choices.task.standard(estimates));
         let standard = self.standard(estimates);
         let planned = if self.is_standard() { standard } else { raw * self.trials.bias(&current) };
         self.expectation = Expectation { planned, standard };
         let mut best: [Option<Best>; KINDS] = Default::default();
-        self.search(estimates, &mut best);
-        self.stop_early(estimates, &mut best);
+        self.search(&mut forecast, &mut best);
+        self.stop_early(&mut forecast, &mut best);
         // Short forecasts found the best of each kind, a long one decides.
         for best in best.iter_mut().flatten() {
-            best.seconds = self.seconds(&best.plan, estimates, LONG);
+            best.seconds = self.seconds(&best.plan, &mut forecast, LONG);
         }
         let best = best.into_iter().flatten().min_by(|a, b| a.seconds.total_cmp(&b.seconds))?;
         if best.plan == current || best.seconds > planned * (1.0 - HYSTERESIS) {
@@ -329,7 +318,8 @@ impl Planner {
         (self.until_look, self.interval) = (FIRST_LOOK, 2 * FIRST_LOOK);
     }
 
-    fn search(&mut self, estimates: &Estimates, best: &mut [Option<Best>; KINDS]) {
+    fn search(&self, forecast: &mut Forecast, best: &mut [Option<Best>; KINDS]) {
+        let estimates = forecast.estimates();
         let models = self.choices.task.weights.len();
         let mut by_cost: Vec<usize> = (0..models).collect();
         by_cost.sort_by(|&a, &b| {
@@ -342,30 +332,30 @@ impl Planner {
             .copied()
             .filter(|&model| self.choices.may_propose[model] && estimates.acceptance[model].is_known())
             .collect();
-        for targets in self.choices.targets.clone() {
-            self.consider(Plan::of(Policy::Standard, targets), estimates, best);
+        for &targets in &self.choices.targets {
+            self.consider(Plan::of(Policy::Standard, targets), forecast, best);
             for &proposer in &proposers {
-                self.speculative(proposer, targets, estimates, best);
+                self.speculative(proposer, targets, forecast, best);
             }
             // One drafter before one verifier is what was just looked at.
             if !proposers.is_empty() && (proposers.len() > 1 || self.choices.task.needed().count() > 1) {
-                self.cos(&proposers, &by_cost, targets, estimates, best);
+                self.cos(&proposers, &by_cost, targets, forecast, best);
             }
         }
     }
 
     /// Of one drafter, the best length. Longer ones pay less and less, so one that is much worse ends the search.
     fn speculative(
-        &mut self,
+        &self,
         proposer: usize,
         targets: Targets,
-        estimates: &Estimates,
+        forecast: &mut Forecast,
         best: &mut [Option<Best>; KINDS],
     ) {
         let mut last = f64::INFINITY;
         for length in self.lengths(proposer) {
             let plan = Plan::of(Policy::Speculative { proposer, length }, targets);
-            let seconds = self.consider(plan, estimates, best);
+            let seconds = self.consider(plan, forecast, best);
             if seconds > MUCH_WORSE * last {
                 break;
             }
@@ -375,11 +365,11 @@ impl Planner {
 
     /// Models take turns: from one proposal of each model that is needed, one length after the other is improved.
     fn cos(
-        &mut self,
+        &self,
         proposers: &[usize],
         by_cost: &[usize],
         targets: Targets,
-        estimates: &Estimates,
+        forecast: &mut Forecast,
         best: &mut [Option<Best>; KINDS],
     ) {
         let needs = |choices: &Choices, model: usize| choices.task.weights[model] != 0.0;
@@ -395,7 +385,7 @@ impl Planner {
         };
         let mut own = f64::INFINITY;
         if lengths.iter().any(|&length| length > 0) {
-            own = self.consider(plan(self, &lengths), estimates, best);
+            own = self.consider(plan(self, &lengths), forecast, best);
         }
         for _ in 0..2 {
             let before = lengths.clone();
@@ -405,8 +395,7 @@ impl Planner {
                 for length in all {
                     let kept = std::mem::replace(&mut lengths[model], length);
                     let any = lengths.iter().any(|&length| length > 0);
-                    let seconds =
-                        if any { self.consider(plan(self, &lengths), estimates, best) } else { f64::INFINITY };
+                    let seconds = if any { self.consider(plan(self, &lengths), forecast, best) } else { f64::INFINITY };
                     if seconds < own {
                         own = seconds;
                     } else {
@@ -425,14 +414,14 @@ impl Planner {
     }
 
     /// Of the best plan of each kind, the odds below which turns had better end: for its lengths, and for longer ones.
-    fn stop_early(&mut self, estimates: &Estimates, best: &mut [Option<Best>; KINDS]) {
+    fn stop_early(&self, forecast: &mut Forecast, best: &mut [Option<Best>; KINDS]) {
         if self.choices.lengths.is_some() {
             return;
         }
         for kind in 0..KINDS {
             let Some(mut plan) = best[kind].as_ref().map(|best| best.plan.clone()) else { continue };
             let Some((model, length)) = plan.policy.longest() else { continue };
-            if !estimates.doubt[model].is_known() {
+            if !forecast.estimates().doubt[model].is_known() {
                 continue;
             }
             let mut last_of_lengths = f64::INFINITY;
@@ -441,7 +430,7 @@ impl Planner {
                 let mut last = f64::INFINITY;
                 for stop_below in STOPS {
                     plan.stop_below = stop_below;
-                    let seconds = self.consider(plan.clone(), estimates, best);
+                    let seconds = self.consider(plan.clone(), forecast, best);
                     if seconds > MUCH_WORSE * last {
                         break;
                     }
@@ -461,8 +450,8 @@ impl Planner {
         free.chain(pinned.filter(|&length| length > 0)).take_while(|&length| length <= MAX_PROPOSAL_LENGTH as usize)
     }
 
-    fn consider(&mut self, plan: Plan, estimates: &Estimates, best: &mut [Option<Best>; KINDS]) -> f64 {
-        let seconds = self.seconds(&plan, estimates, SHORT);
+    fn consider(&self, plan: Plan, forecast: &mut Forecast, best: &mut [Option<Best>; KINDS]) -> f64 {
+        let seconds = self.seconds(&plan, forecast, SHORT);
         let best = &mut best[kind(&plan)];
         if best.as_ref().is_none_or(|best| seconds < best.seconds) {
             *best = Some(Best { plan, seconds });
@@ -470,9 +459,9 @@ impl Planner {
         seconds
     }
 
-    fn seconds(&mut self, plan: &Plan, estimates: &Estimates, tokens: usize) -> f64 {
+    fn seconds(&self, plan: &Plan, forecast: &mut Forecast, tokens: usize) -> f64 {
         let caution = if plan.stop_below > 0 { CAUTION } else { 1.0 };
-        let seconds = self.forecast.seconds_per_token(plan, &self.choices.task, estimates, tokens);
+        let seconds = forecast.seconds_per_token(plan, tokens);
         let bias = if *plan == Plan::STANDARD { self.reference() } else { self.trials.bias(plan) };
         caution * bias * seconds
     }
