@@ -135,7 +135,7 @@ fn look(bencher: Bencher, (needed, drafter): (usize, bool)) {
     let combination = Combination::mixture(&weights).expect("sound weights");
     let cost = |model: usize| if model < needed { 1e-3 } else { 1e-4 };
     let passes = |model| (1..=16).map(|width| (width, cost(model) * (1.0 + 0.02 * width as f64))).collect();
-    let mut observer = Observer::new(Estimates::new(&(0..models).map(passes).collect::<Vec<_>>()), Some(weights));
+    let mut observer = Observer::new(Estimates::new(&(0..models).map(passes).collect::<Vec<_>>()), Some(weights), 0);
     let mut random = fastrand::Rng::with_seed(1);
     for position in 0..500 {
         observer.committed(position, None);

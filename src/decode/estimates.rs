@@ -15,10 +15,13 @@ pub const WINDOW: usize = 64;
 /// Observations that a mean looks back on.
 const MEMORY: f64 = 128.0;
 
-/// Columns of a row that is processed in next to no time.
-const SHORT_ROW: usize = 1 << 15;
+/// Seconds that it takes to process a column of a row, roughly.
+const COLUMN: f64 = 1e-9;
 
-/// Positions side by side at which long rows are processed for the observer alone, or not.
+/// Of the passes' time, the share that rows may take that are processed for the observer alone.
+const LOOKING: f64 = 0.005;
+
+/// Positions side by side at which such rows are processed, or not. There is always a stretch in the window at which they are.
 const STRETCH: usize = 16;
 
 /// Passes after which a model that was not run is taken to have become slower, or faster, together with those that were.
@@ -258,6 +261,12 @@ pub struct Observer {
     confidence: Array2<f32>,
     /// The same as `scores` of the combined distribution.
     combined: [f32; WINDOW],
+    /// Whether rows of a position need not be processed if only the observer asks for them; see [`Observer::spares`].
+    spared: [bool; WINDOW],
+    /// One of so many stretches is looked at.
+    rarity: usize,
+    /// Columns of a row.
+    columns: usize,
     /// Tokens committed: those at this index and behind it are not known.
     end: usize,
     /// The first position that was not yet counted for each proposer.
@@ -269,8 +278,8 @@ pub struct Observer {
 }
 
 impl Observer {
-    /// Knows these; `weights` are those of a mixture or of a single model, `None` of anything else.
-    pub fn new(estimates: Estimates, weights: Option<Vec<f32>>) -> Self {
+    /// Knows these; `weights` are those of a mixture or of a single model, `None` of anything else, and rows have so many columns.
+    pub fn new(estimates: Estimates, weights: Option<Vec<f32>>, columns: usize) -> Self {
         let models = estimates.costs.len();
         Observer {
             estimates,
@@ -278,6 +287,9 @@ impl Observer {
             scores: Array2::from_elem((WINDOW, models), f32::NAN),
             confidence: Array2::from_elem((WINDOW, models), 0.0),
             combined: [f32::NAN; WINDOW],
+            spared: [false; WINDOW],
+            rarity: 1,
+            columns,
             end: 0,
             next: vec![0; models],
             behind: vec![f64::NAN; models],
@@ -297,7 +309,35 @@ impl Observer {
 
     /// The first committed position of which a model has not yet told the probability, as far as it still counts.
     pub fn wants(&self, model: usize) -> usize {
+        let first = self.first(model);
+        (first..self.end).find(|&position| !self.spares(model, position)).unwrap_or(first.max(self.end))
+    }
+
+    fn first(&self, model: usize) -> usize {
         self.next[model].max(self.end.saturating_sub(WINDOW))
+    }
+
+    /// Whether a model's row at a committed position need not be processed if only the observer asks for it: where rows take long
+    /// beside passes, a part of them is enough for a model that is known. What is looked at are stretches, as they tell what is
+    /// behind what.
+    pub fn spares(&self, model: usize, position: usize) -> bool {
+        self.spared[position % WINDOW] && self.knows(model)
+    }
+
+    fn knows(&self, model: usize) -> bool {
+        let (acceptance, doubt) = (&self.estimates.acceptance[model], &self.estimates.doubt[model]);
+        // look-ups are never in doubt
+        acceptance.is_known() && (doubt.is_known() || doubt.weight() == 0.0)
+    }
+
+    /// One of so many stretches is looked at: all of them until everybody who has been seen is known.
+    fn stretches(&self) -> usize {
+        let seen = || (0..self.next.len()).filter(|&model| self.estimates.acceptance[model] != Acceptance::default());
+        if seen().next().is_none() || !seen().all(|model| self.knows(model)) {
+            return 1;
+        }
+        let pass = self.estimates.costs.iter().map(|costs| costs.at(1, false)).fold(0.0, f64::max);
+        (1 + (COLUMN * self.columns as f64 / (LOOKING * pass)) as usize).min(WINDOW / STRETCH)
     }
 
     /// A pass of a model over `width` positions took so long.
@@ -334,6 +374,10 @@ impl Observer {
         let row = position % WINDOW;
         self.scores.row_mut(row).fill(f32::NAN);
         self.combined[row] = combined.unwrap_or(f32::NAN);
+        if position.is_multiple_of(STRETCH) {
+            self.rarity = self.stretches();
+        }
+        self.spared[row] = !(position / STRETCH).is_multiple_of(self.rarity);
         self.end = position + 1;
     }
 
@@ -342,20 +386,6 @@ impl Observer {
         if position < self.end && position + WINDOW >= self.end {
             self.scores[[position % WINDOW, model]] = probability;
             self.confidence[[position % WINDOW, model]] = confidence;
-        }
-    }
-
-    /// Whether a model's row of `columns` at a position need not be processed if only the observer asks for it: most are not
-    /// where they are long, once the model is known. What is looked at are stretches, as they tell what is behind what.
-    pub fn can_spare(&self, model: usize, position: usize, columns: usize) -> bool {
-        let known = self.estimates.acceptance[model].is_known() && self.estimates.doubt[model].is_known();
-        known && !(position / STRETCH).is_multiple_of(1 + columns / SHORT_ROW)
-    }
-
-    /// What a model gives to the token at `position` will not be told.
-    pub fn spared(&mut self, model: usize, position: usize) {
-        if self.next[model] == position {
-            (self.next[model], self.behind[model]) = (position + 1, f64::NAN);
         }
     }
 
@@ -371,7 +401,7 @@ impl Observer {
     /// Count what has become known.
     pub fn settle(&mut self) {
         for model in 0..self.next.len() {
-            let first = self.wants(model);
+            let first = self.first(model);
             if first > self.next[model] {
                 self.behind[model] = f64::NAN; // some were missed
             }
@@ -379,7 +409,7 @@ impl Observer {
         }
     }
 
-    /// Count a position for a proposer; false if not all that it takes is known.
+    /// Count a position for a proposer, or know that there will be nothing to count; false if it may still become known.
     fn count(&mut self, proposer: usize, position: usize) -> bool {
         let row = self.scores.row(position % WINDOW);
         let combined = match &self.weights {
@@ -390,10 +420,14 @@ impl Observer {
             None => self.combined[position % WINDOW],
         };
         let (own, combined) = (f64::from(row[proposer]), f64::from(combined));
-        let accepted = (own / combined).min(1.0);
-        if own.is_nan() || accepted.is_nan() {
-            return false;
+        if own.is_nan() || combined.is_nan() {
+            let spared = self.spares(proposer, position) || self.spared[position % WINDOW] && combined.is_nan();
+            if spared {
+                self.behind[proposer] = f64::NAN;
+            }
+            return spared;
         }
+        let accepted = (own / combined).min(1.0);
         if let Some(weights) = &self.weights {
             // y ~ r, so min(p_j(y), p_k(y)) / r(y) has the expectation Σ min(p_j, p_k)
             for target in (0..weights.len()).filter(|&target| target != proposer && weights[target] != 0.0) {
@@ -414,7 +448,7 @@ mod tests {
     use super::*;
 
     fn observer(weights: Option<Vec<f32>>) -> Observer {
-        let mut observer = Observer::new(Estimates::new(&[vec![], vec![]]), weights);
+        let mut observer = Observer::new(Estimates::new(&[vec![], vec![]]), weights, 0);
         observer.restart(10);
         observer
     }
@@ -495,6 +529,62 @@ mod tests {
         // Where it is accepted it was more sure: E[c | accepted] is 2/3 for uniform c.
         let mean = |accepted| (0..1000).map(|i| outcomes.rate(accepted, f64::from(i) / 1000.0)).sum::<f64>() / 1000.0;
         assert!((mean(true) - 2.0 / 3.0).abs() < 0.07 && (mean(false) - 1.0 / 3.0).abs() < 0.07, "{doubt:?}");
+    }
+
+    #[test]
+    fn a_mixture_says_nothing_before_all_of_its_models_do() {
+        let mut observer = observer(Some(vec![0.5, 0.5]));
+        for position in 10..10 + 2 * WINDOW {
+            observer.committed(position, None);
+            observer.scored(0, position, (0.1, 0.5)); // as a model that routes lead to, while the other one rests
+            observer.settle();
+        }
+        assert_eq!(observer.estimates().acceptance[0], Acceptance::default());
+        (10 + WINDOW..10 + 2 * WINDOW).for_each(|position| observer.scored(1, position, (0.3, 0.5)));
+        observer.settle();
+        assert!((observer.estimates().acceptance[0].mean() - 0.5).abs() < 1e-6);
+    }
+
+    #[test]
+    fn long_rows_of_known_models_are_looked_at_in_stretches() {
+        let quick = || vec![(1, 1e-3)];
+        for (columns, share) in [(1, 1.0), (1_000_000, 0.25)] {
+            let estimates = Estimates::new(&[quick(), quick(), quick()]);
+            let mut observer = Observer::new(estimates, Some(vec![0.5, 0.5, 0.0]), columns);
+            observer.restart(0);
+            let (mut looked, mut late) = (0, 0);
+            for position in 0..1600 {
+                observer.committed(position, None);
+                for model in 0..2 {
+                    // the second one comes later
+                    let first = if model == 0 { position } else { observer.wants(1) };
+                    for earlier in (first..=position).filter(|_| model == 0 || position % 8 == 7) {
+                        if !observer.spares(model, earlier) {
+                            observer.scored(model, earlier, ([0.4, 0.8][model], 0.5));
+                            looked += 1;
+                        }
+                    }
+                }
+                observer.settle();
+                late = late.max(position - observer.wants(1).min(position));
+            }
+            let found = f64::from(looked) / 3200.0;
+            assert!((share..share + 0.05).contains(&found), "{columns} columns: {found} of the rows");
+            assert!(late < 8, "nothing is waited for that will not come: {late}");
+            // p / r is 0.4 / 0.6 and more than 1
+            let means = [0, 1].map(|model| observer.estimates().acceptance[model].mean());
+            assert!((means[0] - 2.0 / 3.0).abs() < 0.01 && means[1] == 1.0, "{means:?}");
+            // somebody who is not known is looked at wherever the others are
+            let known = (1600 - WINDOW..1600).filter(|&position| !observer.spares(0, position)).count();
+            assert_eq!(known, if columns == 1 { WINDOW } else { STRETCH });
+            let end = 1600 - WINDOW;
+            (end..1600).for_each(|position| observer.scored(2, position, (0.3, 0.5)));
+            observer.settle();
+            let seen = observer.estimates().acceptance[2];
+            assert!((seen.mean() - 0.5).abs() < 0.01 && seen.is_known(), "{seen:?}");
+            observer.committed(1600, None);
+            assert!(!observer.spares(0, 1600) && !observer.spares(2, 1600), "while it is not known, all rows count");
+        }
     }
 
     #[test]

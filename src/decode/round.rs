@@ -330,7 +330,7 @@ impl<C: Chance> Decoder<C> {
                 weights
             }),
         };
-        let mut observer = Observer::new(estimates, weights);
+        let mut observer = Observer::new(estimates, weights, self.target.len());
         observer.restart(self.committed);
         self.observer = Some(Box::new(observer));
     }
@@ -632,6 +632,9 @@ impl<C: Chance> Decoder<C> {
                 (is_usual && start + 1 >= self.prompt_end).then_some(Passed { model, width: end - start, seconds });
             if let Some(observer) = &mut self.observer {
                 for position in wanted..self.committed.min(end + 1) {
+                    if observer.spares(model, position) {
+                        continue;
+                    }
                     let token = self.tokens[position] as usize;
                     let known = self.lanes[model].look(position, token, &self.settings.sampler, &mut self.candidates);
                     observer.scored(model, position, known);
@@ -1038,8 +1041,7 @@ impl<C: Chance> Decoder<C> {
         for (model, lane) in self.lanes.iter_mut().enumerate() {
             if self.models[model].scores() {
                 if lane.sequence.len() >= position {
-                    if !lane.is_processed(position) && observer.can_spare(model, position, self.target.len()) {
-                        observer.spared(model, position);
+                    if !lane.is_processed(position) && observer.spares(model, position) {
                         continue;
                     }
                     let known = lane.look(position, token as usize, &self.settings.sampler, &mut self.candidates);
