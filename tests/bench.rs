@@ -267,9 +267,13 @@ fn a_tiny_run_over_exports_writes_the_page_of_the_gpu() {
     let docs = folder.path().join("docs");
     run(&["--out", docs.to_str().unwrap(), "--cuda-report"], &[folder.path()]);
     let page = std::fs::read_to_string(docs.join("cuda.md")).unwrap();
-    for text in
-        ["| routed |", "one model: greedy, GSM8K", "## A pass beside plain ONNX Runtime", "behind 150 tokens", " MB |"]
-    {
+    for text in [
+        "| routed |",
+        "one model: greedy, GSM8K",
+        "## A pass beside plain ONNX Runtime",
+        "150 tokens, float16",
+        " MB |",
+    ] {
         assert!(page.contains(text), "{text}: {page}");
     }
     assert!(!page.contains("NaN") && !page.contains("plain ONNX Runtime with base"), "{page}");
@@ -280,6 +284,18 @@ fn a_tiny_run_over_exports_writes_the_page_of_the_gpu() {
                 .starts_with("<svg xmlns")
         );
     }
+    // Rows of two GPUs have columns where there are any.
+    let file = results.join("results.json");
+    let text = std::fs::read_to_string(&file).unwrap();
+    let renamed = text.replace("\"routed\"", "\"standard, two GPUs\"");
+    assert!(!page.contains("two GPUs") && renamed != text, "{page}");
+    std::fs::write(&file, renamed).unwrap();
+    run(&["--out", docs.to_str().unwrap(), "--cuda-report"], &[folder.path()]);
+    let page = std::fs::read_to_string(docs.join("cuda.md")).unwrap();
+    let cells =
+        |start: &str| page.lines().find(|line| line.starts_with(start)).unwrap_or_default().matches('|').count();
+    assert_eq!((cells("| case |"), cells("| weighted, two models: sampled")), (10, 10), "{page}");
+
     // Without time, nothing is begun, and that is said.
     run(&["--quick", "--no-peers", "--exports", demo, "--budget", "0", "--out"], &[&results]);
     let report = std::fs::read_to_string(results.join("report.md")).unwrap();

@@ -173,10 +173,26 @@ pub fn engine(
 /// The end of the names of rows whose models run at the same time where they can; those of others run one after the other.
 pub const OVERLAPPING: &str = ", overlapping";
 
+/// The same, with models on two GPUs in turn.
+pub const TWO_GPUS: &str = ", two GPUs";
+
 /// The same engine, whose models run at the same time where that pays.
 fn overlapping(engine: &Arc<Engine>, all: &Arc<Engine>) -> cos::error::Result<Arc<Engine>> {
     let text = all.text().ok().cloned();
     let engine = Engine::new(engine.models().to_vec(), engine.combine().clone(), all.stop_tokens().to_vec(), text)?;
+    engine.with_overlap(None).map(Arc::new)
+}
+
+/// The same models as those of a group, every other one of them from an engine of another GPU, at the same time where that pays.
+fn beside(
+    all: &Arc<Engine>,
+    second: &Arc<Engine>,
+    group: &[usize],
+    combine: &Combine,
+) -> cos::error::Result<Arc<Engine>> {
+    let from = |turn: usize| if turn.is_multiple_of(2) { all } else { second };
+    let models = group.iter().enumerate().map(|(turn, &model)| from(turn).models()[model].clone()).collect();
+    let engine = Engine::new(models, combine.clone(), all.stop_tokens().to_vec(), all.text().ok().cloned())?;
     engine.with_overlap(None).map(Arc::new)
 }
 
@@ -240,7 +256,7 @@ const PROMPTS: [(&str, &str); 2] = [("gsm8k", "GSM8K"), ("humaneval", "HumanEval
 /// The whole comparison over the models of an engine.
 pub fn all(all: &Arc<Engine>, peers: &Peers, quick: bool) -> cos::error::Result<Vec<Task>> {
     let picks = Picks::new(&sizes(all));
-    let mut tasks = combinations(all, peers, &picks, if quick { 1 } else { 2 })?;
+    let mut tasks = combinations(all, None, peers, &picks, if quick { 1 } else { 2 })?;
     if !quick {
         sweeps(all, &picks, &mut tasks)?;
     }
@@ -248,10 +264,11 @@ pub fn all(all: &Arc<Engine>, peers: &Peers, quick: bool) -> cos::error::Result<
     Ok(tasks)
 }
 
-/// What `make bench-cuda` compares, the most important first: there may not be time for all of it.
-pub fn on_gpu(all: &Arc<Engine>, peers: &Peers) -> cos::error::Result<Vec<Task>> {
+/// What `make bench-cuda` compares, the most important first: there may not be time for all of it. `second` has the same models on
+/// another GPU.
+pub fn on_gpu(all: &Arc<Engine>, second: Option<&Arc<Engine>>, peers: &Peers) -> cos::error::Result<Vec<Task>> {
     let picks = Picks::new(&sizes(all));
-    let mut tasks = combinations(all, peers, &picks, 1)?;
+    let mut tasks = combinations(all, second, peers, &picks, 1)?;
     let (first, combine) = (picks.pair.as_ref().map_or(0, |pair| pair[0]), Combine::Target { model: 0 });
     let alone = engine(all, &[first], &[], &combine)?;
     let mut plans = vec![ours("standard", row(&alone, Strategy::Standard, None))];
@@ -280,7 +297,13 @@ fn sizes(all: &Arc<Engine>) -> Vec<u64> {
 }
 
 /// All strategies on all kinds of combinations, on so many sets of prompts.
-fn combinations(all: &Arc<Engine>, peers: &Peers, picks: &Picks, sets: usize) -> cos::error::Result<Vec<Task>> {
+fn combinations(
+    all: &Arc<Engine>,
+    second: Option<&Arc<Engine>>,
+    peers: &Peers,
+    picks: &Picks,
+    sets: usize,
+) -> cos::error::Result<Vec<Task>> {
     let sizes = sizes(all);
     let equal = |models: usize| Combine::Weighted { weights: vec![1.0 / models as f32; models] };
     let contrastive = |mu| Combine::Contrastive { mu, plausibility: 0.0 };
@@ -324,9 +347,14 @@ fn combinations(all: &Arc<Engine>, peers: &Peers, picks: &Picks, sets: usize) ->
                     draft("auto, with look-up", &[look_up], Strategy::Auto, None)?;
                 }
                 if peers.cuda && plain.models().len() > 1 {
-                    let side = overlapping(&plain, all)?;
-                    for (name, strategy) in [("standard", Strategy::Standard), ("auto", Strategy::Auto)] {
-                        plans.push(ours(&format!("{name}{OVERLAPPING}"), row(&side, strategy, None)));
+                    let mut engines = vec![(OVERLAPPING, overlapping(&plain, all)?)];
+                    if let Some(second) = second {
+                        engines.push((TWO_GPUS, beside(all, second, group, &combine)?));
+                    }
+                    for (end, engine) in &engines {
+                        for (name, strategy) in [("standard", Strategy::Standard), ("auto", Strategy::Auto)] {
+                            plans.push(ours(&format!("{name}{end}"), row(engine, strategy, None)));
+                        }
                     }
                 }
                 if prompts == "gsm8k" {

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use minijinja::{Value, context};
 
-use super::cases::{ALONE, OVERLAPPING};
+use super::cases::{ALONE, OVERLAPPING, TWO_GPUS};
 use super::measure::Result;
 use super::report::{Axis, Plot, axis, escape, or_dash, over_standard, ratios, render_with, spread};
 use super::results::{Case, RawCost, Results, Row, Spread};
@@ -102,6 +102,8 @@ fn page(variants: &[Variant]) -> Value {
         })
     });
     context! {
+        two_gpus => variants.iter().flat_map(|variant| &variant.results.cases).flat_map(|case| &case.rows)
+            .any(|row| row.name.ends_with(TWO_GPUS)),
         device => fact("GPU, driver, memory").or(fact("machine")).unwrap_or_default(),
         variants => variants.iter().map(section).collect::<Vec<_>>(),
         context => raw().map(|(_, cost)| cost.context).next(),
@@ -122,10 +124,8 @@ fn section(variant: &Variant) -> Value {
             standard => case.rows.first().map(|row| format!("{:.0}", row.tokens_per_second.median)),
             fixed => or_dash(fixed.map(|row| format!("{} {}", row.name, spread(row.ratio)))),
             auto => or_dash(auto.map(|row| spread(row.ratio))),
-            overlapping => ["standard", "auto"].map(|name| {
-                let row = case.rows.iter().find(|row| row.name.strip_suffix(OVERLAPPING) == Some(name));
-                or_dash(row.map(|row| spread(row.ratio)))
-            }),
+            overlapping => both(case, OVERLAPPING),
+            two_gpus => both(case, TWO_GPUS),
             device => or_dash(case.device_bytes.map(|bytes| megabytes(bytes as usize))),
             amount => format!("{} prompts × {} tokens, {} rounds", case.prompts_count, case.tokens, case.rounds),
             rows => case.rows.iter().map(line).collect::<Vec<_>>(),
@@ -139,6 +139,14 @@ fn section(variant: &Variant) -> Value {
         facts => variant.results.facts.iter().map(|(key, value)| [key.clone(), cell(value)]).collect::<Vec<_>>(),
         notes => &variant.results.notes,
     }
+}
+
+/// The ratios of `standard` and `auto`, by the ends of their names.
+fn both(case: &Case, end: &str) -> [String; 2] {
+    ["standard", "auto"].map(|name| {
+        let row = case.rows.iter().find(|row| row.name.strip_suffix(end) == Some(name));
+        or_dash(row.map(|row| spread(row.ratio)))
+    })
 }
 
 /// A row of a case.

@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 use clap::Parser;
 use cos::config::{Combine, Config, ExportConfig, ModelConfig, ProviderName};
 use cos::engine::Engine;
+use cos::model::Model;
 use cos::session::{Session, State};
 
 use cases::{Decoder, Peers, Task};
@@ -136,7 +137,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         return report::write(&results, &arguments.out);
     }
     if arguments.exports.is_some() && arguments.provider == Provider::Cuda {
-        prepare(&engine, &prompts(&tasks[0], 1)?[0])?;
+        prepare(&tasks, arguments)?;
     }
     let (mut workers, versions) = workers(arguments, &tasks, &mut results.notes);
     results.facts = facts(&engine, versions, arguments.provider);
@@ -231,7 +232,7 @@ fn whole(arguments: &Arguments, results: &mut Results) -> Result<(Arc<Engine>, V
     if names.is_empty() {
         return Err(format!("{}: there is no folder with a model.onnx", exports.display()).into());
     }
-    let all = load(&exports, &names, arguments.provider)?;
+    let all = load(&exports, &names, arguments.provider, 0)?;
     let path = |folder: PathBuf| folder.canonicalize().unwrap_or(folder).to_string_lossy().into_owned();
     let folder = |name: &String| {
         let original = arguments.models.as_ref().map(|originals| originals.join(name));
@@ -244,7 +245,11 @@ fn whole(arguments: &Arguments, results: &mut Results) -> Result<(Arc<Engine>, V
         cuda: arguments.provider == Provider::Cuda,
     };
     if arguments.exports.is_some() {
-        let tasks = cases::on_gpu(&all, &peers)?;
+        let second = match arguments.provider {
+            Provider::Cuda if raw::devices()? > 1 => Some(load(&exports, &names, arguments.provider, 1)?),
+            _ => None,
+        };
+        let tasks = cases::on_gpu(&all, second.as_ref(), &peers)?;
         return Ok((all, tasks));
     }
     if arguments.models.is_none() {
@@ -257,13 +262,13 @@ fn whole(arguments: &Arguments, results: &mut Results) -> Result<(Arc<Engine>, V
     let widened: Vec<String> =
         names.iter().filter(|name| wide.join(name).join("model.onnx").is_file()).take(2).cloned().collect();
     if arguments.models.is_some() && !arguments.quick && widened.len() == 2 {
-        tasks.extend(cases::long_rows(&load(&wide, &widened, arguments.provider)?)?);
+        tasks.extend(cases::long_rows(&load(&wide, &widened, arguments.provider, 0)?)?);
     }
     Ok((all, tasks))
 }
 
 /// Exports of a folder, to make engines of.
-fn load(folder: &Path, names: &[String], provider: Provider) -> Result<Arc<Engine>> {
+fn load(folder: &Path, names: &[String], provider: Provider, device: i32) -> Result<Arc<Engine>> {
     let export = |name: &String| {
         ModelConfig::Onnx(ExportConfig {
             path: folder.join(name),
@@ -271,7 +276,7 @@ fn load(folder: &Path, names: &[String], provider: Provider) -> Result<Arc<Engin
                 Provider::Cpu => ProviderName::Cpu,
                 Provider::Cuda => ProviderName::Cuda,
             },
-            device_id: 0,
+            device_id: device,
             options: Default::default(),
             name: Some(name.clone()),
             scoring: None,
@@ -444,15 +449,31 @@ fn raw_costs(
     Ok(costs)
 }
 
-/// Have passes of all widths planned and captured: that takes a GPU up to 90 ms for each, once for a process.
-fn prepare(engine: &Engine, text: &[i32]) -> Result<()> {
-    for model in engine.models().iter().filter(|model| model.scores()) {
-        let mut sequence = model.start(&Arc::default())?;
-        measure::extend(model.as_ref(), sequence.as_mut(), text)?;
-        for width in 1..=16.min(text.len()) {
-            for _ in 0..2 {
-                measure::extend(model.as_ref(), sequence.as_mut(), &text[..width])?;
-                sequence.truncate(text.len());
+/// Have passes of all widths planned, behind a prompt and behind what will be decoded: that takes a GPU up to 90 ms for each width and
+/// size of the cache, once for a process.
+fn prepare(tasks: &[Task], arguments: &Arguments) -> Result<()> {
+    const WIDEST: usize = 16;
+    let prompt = prompts(&tasks[0], 1)?.remove(0);
+    let tokens = arguments.tokens.unwrap_or(96) + WIDEST;
+    let text: Vec<i32> = prompt.iter().copied().cycle().take(prompt.len() + tokens).collect();
+    let mut prepared: Vec<&Arc<dyn Model>> = Vec::new();
+    for plan in tasks.iter().flat_map(|task| &task.plans) {
+        let Decoder::Ours(ours) = &plan.decoder else { continue };
+        for model in ours.engine.models().iter().filter(|model| model.scores()) {
+            if prepared.iter().any(|other| Arc::ptr_eq(other, model)) {
+                continue;
+            }
+            prepared.push(model);
+            let mut sequence = model.start(&Arc::default())?;
+            for end in [prompt.len(), text.len()] {
+                let seen = sequence.len();
+                measure::extend(model.as_ref(), sequence.as_mut(), &text[seen..end])?;
+                for width in 1..=WIDEST.min(end) {
+                    for _ in 0..2 {
+                        measure::extend(model.as_ref(), sequence.as_mut(), &text[..width])?;
+                        sequence.truncate(end);
+                    }
+                }
             }
         }
     }

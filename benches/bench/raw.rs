@@ -274,6 +274,12 @@ fn size(tensor: &DynTensor) -> Result<usize> {
     Ok(tensor.data_type().byte_size(elements as usize).ok_or("a tensor of no known size")?)
 }
 
+/// How many GPUs there are.
+pub fn devices() -> Result<i32> {
+    driver::init()?;
+    Ok(driver::device::get_count()?)
+}
+
 /// Bytes of the first GPU's memory that nobody has taken.
 pub fn device_memory_free() -> Result<u64> {
     let _context = Context::enter()?;

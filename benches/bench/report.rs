@@ -7,7 +7,7 @@ use std::path::Path;
 use minijinja::syntax::SyntaxConfig;
 use minijinja::{Environment, UndefinedBehavior, Value, context};
 
-use super::cases::OVERLAPPING;
+use super::cases::{OVERLAPPING, TWO_GPUS};
 use super::measure::Result;
 use super::results::{Case, Results, Row, Spread};
 
@@ -80,7 +80,8 @@ fn best<'a>(rows: impl Iterator<Item = &'a Row>) -> Option<&'a Row> {
 
 /// The fastest setting that is fixed, and the fastest `auto`.
 pub fn over_standard(case: &Case) -> (Option<&Row>, Option<&Row>) {
-    let own = || case.rows.iter().filter(|row| !row.peer && !row.name.ends_with(OVERLAPPING));
+    let taking_turns = |row: &&Row| ![OVERLAPPING, TWO_GPUS].iter().any(|end| row.name.ends_with(end));
+    let own = || case.rows.iter().filter(|row| !row.peer).filter(taking_turns);
     let is_auto = |row: &&Row| row.name.starts_with("auto");
     (best(own().filter(|row| !is_auto(row))), best(own().filter(is_auto)))
 }
