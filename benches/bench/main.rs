@@ -246,7 +246,9 @@ fn whole(arguments: &Arguments, results: &mut Results) -> Result<(Arc<Engine>, V
     };
     if arguments.exports.is_some() {
         let second = match arguments.provider {
-            Provider::Cuda if raw::devices()? > 1 => Some(load(&exports, &names, arguments.provider, 1)?),
+            Provider::Cuda if !arguments.passes && raw::devices()? > 1 => {
+                Some(load(&exports, &names, arguments.provider, 1)?)
+            }
             _ => None,
         };
         let tasks = cases::on_gpu(&all, second.as_ref(), &peers)?;
@@ -404,6 +406,9 @@ fn facts(engine: &Engine, versions: Vec<(String, String)>, provider: Provider) -
         let asked = ["--query-gpu=name,driver_version,memory.total", "--format=csv,noheader", "--id=0"];
         let gpu = read("nvidia-smi", &asked).unwrap_or("unknown".into());
         facts.push(("GPU, driver, memory".into(), gpu));
+        if let Ok(value) = std::env::var("ORT_ENABLE_XQA") {
+            facts.push(("ORT_ENABLE_XQA".into(), value));
+        }
     }
     facts.extend([
         (

@@ -264,7 +264,9 @@ impl OnnxModel {
     }
 
     fn cannot_run(&self, error: &dyn std::fmt::Display) -> Error {
-        Error::Model(format!("cannot run {}: {error}", self.export.file.display()))
+        let error = error.to_string();
+        let mend = mend(&error).map_or(String::new(), |mend| format!("; {mend}"));
+        Error::Model(format!("cannot run {}: {error}{mend}", self.export.file.display()))
     }
 
     /// An empty sequence: one that was given back, or a new one.
@@ -398,6 +400,16 @@ impl Model for OnnxModel {
         }
         Ok(())
     }
+}
+
+/// What helps against a known failure of ONNX Runtime.
+fn mend(error: &str) -> Option<&'static str> {
+    // Its XQA kernels are told once for a process how much shared memory they have, and then only the first GPU that ran them
+    // knows. No option of the provider turns them off.
+    (error.contains("GroupQueryAttention") && error.contains("cudaErrorInvalidValue")).then_some(
+        "ONNX Runtime's XQA kernels for attention run on one GPU of a process only, and on none that is newer than it knows; set \
+         ORT_ENABLE_XQA=0 in the environment before the process starts, and it takes others",
+    )
 }
 
 fn own(sequence: &mut dyn Sequence) -> &mut OnnxSequence {
@@ -1217,6 +1229,14 @@ mod tests {
         assert_eq!(write(202, 2 * KEPT_ROWS, 202), 2 * KEPT_ROWS, "a long draft keeps its room");
         assert_eq!(write(202, 1, 202), 2 * KEPT_ROWS);
         assert_eq!(write(203, 300, 403), 100, "rows that are kept stay");
+    }
+
+    #[test]
+    fn failures_that_are_known_have_a_mend() {
+        let failed = "model.onnx: Non-zero status code returned while running GroupQueryAttention node. Name:'/model/layers.0/attn/\
+                      GroupQueryAttention' Status Message: cudaErrorInvalidValue";
+        assert!(mend(failed).unwrap().contains("ORT_ENABLE_XQA=0"));
+        assert_eq!(mend("Non-zero status code returned while running GroupQueryAttention node."), None);
     }
 
     #[test]
