@@ -210,6 +210,7 @@ fn the_report_shows_what_was_measured() {
         notes: vec!["transformers: skipped".into()],
         cases: vec![case, sweep],
         raw: Vec::new(),
+        prompts: Vec::new(),
     };
     let folder = tempfile::tempdir().unwrap();
     report::write(&results, folder.path()).unwrap();

@@ -9,7 +9,7 @@ use minijinja::{Value, context};
 use super::cases::{ALONE, OVERLAPPING, TWO_GPUS};
 use super::measure::Result;
 use super::report::{Axis, Plot, axis, escape, or_dash, over_standard, ratios, render_with, spread};
-use super::results::{Case, RawCost, Results, Row, Spread};
+use super::results::{Case, PromptCost, RawCost, Results, Row, Spread};
 
 /// A folder of results, what to call it, and what the models are.
 const VARIANTS: [(&str, &str, &str); 2] = [
@@ -44,7 +44,7 @@ pub fn write(from: &Path, folder: &Path) -> Result<()> {
         // passes are measured by a process of their own, whose failure does no harm to the rest
         if let Ok(text) = std::fs::read_to_string(from.join(format!("{name}-passes/results.json"))) {
             let passes: Results = serde_json::from_str(&text)?;
-            results.raw = passes.raw;
+            (results.raw, results.prompts) = (passes.raw, passes.prompts);
             results.notes.extend(passes.notes);
         }
         let added = std::fs::read_to_string(from.join(name).with_extension("txt")).unwrap_or_default();
@@ -91,6 +91,12 @@ fn page(variants: &[Variant]) -> Value {
             or_dash(cost.copied.map(over)),
         ]
     };
+    let prompt = |(variant, cost): (&Variant, &PromptCost)| {
+        let tokens = cost.tokens.to_string();
+        vec![variant.title.to_string(), cost.model.clone(), tokens, milliseconds(cost.first), milliseconds(cost.again)]
+    };
+    let prompts =
+        variants.iter().flat_map(|variant| variant.results.prompts.iter().map(move |cost| prompt((variant, cost))));
     let peers = variants.iter().flat_map(peer_cases).flat_map(|(variant, case)| {
         compared(case).into_iter().map(|row| {
             let measured = match &row.failed {
@@ -109,6 +115,7 @@ fn page(variants: &[Variant]) -> Value {
         context => raw().map(|(_, cost)| cost.context).next(),
         passes => raw().map(pass).collect::<Vec<_>>(),
         passes_plot => "cuda/passes.svg",
+        prompts => prompts.collect::<Vec<_>>(),
         peers => peers.collect::<Vec<_>>(),
         peers_plot => "cuda/peers.svg",
     }

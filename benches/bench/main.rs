@@ -26,7 +26,7 @@ use cos::session::{Session, State};
 use cases::{Decoder, Peers, Task};
 use measure::{Effort, Result};
 use peers::{Started, Worker};
-use results::Results;
+use results::{Results, Spread};
 
 /// Compare the strategies with each other and with other ways of decoding, and write a report.
 #[derive(Parser)]
@@ -132,6 +132,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         return memory(&tasks[0], &prompt, arguments.tokens.unwrap_or(96), count);
     }
     if arguments.passes {
+        results.prompts = prompt_costs(&engine, &prompts(&tasks[0], 1)?[0])?;
         results.raw = raw_costs(arguments, &engine, &tasks[0], &mut results.notes)?;
         results.facts = facts(&engine, Vec::new(), arguments.provider);
         return report::write(&results, &arguments.out);
@@ -450,6 +451,26 @@ fn raw_costs(
             Ok(own) => costs.extend(own),
             Err(error) => notes.push(format!("plain ONNX Runtime with {}: {error}", model.name())),
         }
+    }
+    Ok(costs)
+}
+
+/// Prompts of lengths that come for the first time, which attention may be planned for, and for the second.
+fn prompt_costs(engine: &Engine, text: &[i32]) -> Result<Vec<results::PromptCost>> {
+    const SHORTEST: usize = 201;
+    const LENGTHS: usize = 5;
+    let text: Vec<i32> = text.iter().copied().cycle().take(SHORTEST + LENGTHS).collect();
+    let mut costs = Vec::new();
+    for model in engine.models().iter().filter(|model| model.scores()) {
+        let read = |tokens: usize| {
+            let mut sequence = model.start(&Arc::default())?;
+            let started = Instant::now();
+            measure::extend(model.as_ref(), sequence.as_mut(), &text[..tokens])?;
+            Result::Ok(1e3 * started.elapsed().as_secs_f64())
+        };
+        read(SHORTEST - 1)?; // has memory allocated
+        let all = || (SHORTEST..SHORTEST + LENGTHS).map(read).collect::<Result<Vec<_>>>().map(Spread::of);
+        costs.push(results::PromptCost { model: model.name().into(), tokens: SHORTEST, first: all()?, again: all()? });
     }
     Ok(costs)
 }

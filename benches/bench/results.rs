@@ -12,6 +12,8 @@ pub struct Results {
     /// Passes beside those of plain ONNX Runtime.
     #[serde(default)]
     pub raw: Vec<RawCost>,
+    #[serde(default)]
+    pub prompts: Vec<PromptCost>,
 }
 
 /// Rows that were measured side by side.
@@ -49,6 +51,16 @@ pub struct RawCost {
     pub raw: Spread,
     /// With copies of what goes in and of the logits; on a GPU.
     pub copied: Option<Spread>,
+}
+
+/// Milliseconds of prompts on an empty cache, of lengths that the process has not met, and of the same lengths again.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct PromptCost {
+    pub model: String,
+    /// Of the shortest.
+    pub tokens: usize,
+    pub first: Spread,
+    pub again: Spread,
 }
 
 /// Time of a pass.

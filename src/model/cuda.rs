@@ -115,6 +115,14 @@ impl Device {
         self.id
     }
 
+    /// Whether ONNX Runtime has attention done by cuDNN there, if it is not told otherwise.
+    pub fn prefers_cudnn(&self) -> bool {
+        const FIRST: i32 = 9; // Hopper
+        let major = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR;
+        // SAFETY: the device exists.
+        unsafe { result::device::get_attribute(self.device, major) }.is_ok_and(|major| major >= FIRST)
+    }
+
     /// Why rows of logits cannot stay on it, if they cannot.
     pub fn no_kernels(&self) -> Option<&str> {
         self.kernels.as_ref().err().map(String::as_str)

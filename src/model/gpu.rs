@@ -14,6 +14,12 @@ use super::rows::{Control, DeviceRows};
 /// fewer some would be captured again and again.
 const WIDEST_GRAPH: usize = 16;
 
+/// Where each width is planned: of wide passes, those whose three first binary digits count. A prompt of any length is a few of them,
+/// the first over at least four fifths of it, and so are tokens that a model which rested has to catch up with.
+fn narrowed(width: usize) -> usize {
+    if width <= WIDEST_GRAPH { width } else { width >> (width.ilog2() - 2) << (width.ilog2() - 2) }
+}
+
 /// Places of inputs are aligned to this.
 const ALIGNMENT: usize = 256;
 
@@ -42,6 +48,8 @@ pub struct Gpu {
     graphs: Vec<(usize, Captured)>,
     /// Why passes are not captured, if they are not.
     no_graphs: Option<String>,
+    /// Whether each width is planned on each size of the cache.
+    plans_widths: bool,
     done: Event,
     inputs: Option<Pair>,
     /// Where each input is in that, and how long.
@@ -68,10 +76,16 @@ pub enum Output {
 
 impl Gpu {
     /// Without any buffers yet.
-    pub fn new(device: &Arc<Device>, no_graphs: Option<String>, rows: Option<DeviceRows>) -> ort::Result<Self> {
+    pub fn new(
+        device: &Arc<Device>,
+        no_graphs: Option<String>,
+        plans_widths: bool,
+        rows: Option<DeviceRows>,
+    ) -> ort::Result<Self> {
         Ok(Gpu {
             graphs: Vec::new(),
             no_graphs,
+            plans_widths,
             done: Event::new(device)?,
             inputs: None,
             places: Vec::new(),
@@ -94,6 +108,11 @@ impl Gpu {
     /// Whether passes are captured.
     pub fn captures(&self) -> bool {
         self.no_graphs.is_none()
+    }
+
+    /// How many of so many tokens are best run in one pass.
+    pub fn narrowed(&self, width: usize) -> usize {
+        if self.plans_widths { narrowed(width) } else { width }
     }
 
     /// Memory of the device, for tensors.
@@ -279,5 +298,26 @@ impl Gpu {
     /// Wait for the pass that was launched last.
     pub fn wait(&self) -> ort::Result<()> {
         self.done.wait()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn texts_of_any_length_are_passes_of_few_widths() {
+        let mut widths = std::collections::BTreeSet::new();
+        for length in 1..5000 {
+            let (mut left, mut passes) = (length, 0);
+            while left > 0 {
+                let width = narrowed(left);
+                assert!(width <= left && 5 * width >= 4 * left, "{width} of {left}");
+                widths.insert(width);
+                (left, passes) = (left - width, passes + 1);
+            }
+            assert!(passes <= 4, "{length} tokens in {passes} passes");
+        }
+        assert_eq!(widths.len(), WIDEST_GRAPH + 3 + 7 * 4 + 1, "{widths:?}");
     }
 }

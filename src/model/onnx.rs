@@ -292,7 +292,7 @@ impl OnnxModel {
                 } else {
                     None
                 };
-                Some(Gpu::new(device, self.no_graphs.clone(), rows).map_err(failed)?)
+                Some(Gpu::new(device, self.no_graphs.clone(), self.loaded.plans_widths, rows).map_err(failed)?)
             }
         };
         let feeds = self.export.inputs.iter().map(|input| Feed { input: input.clone(), numbers: Numbers::of(input) });
@@ -359,6 +359,7 @@ impl Model for OnnxModel {
             "device_id": device_id,
             "graphs": self.captures(),
             "no_graphs": self.no_graphs,
+            "sdpa_kernel": self.loaded.attention,
             "no_gpu_rows": self.loaded.device.as_ref().and_then(|device| device.no_kernels()),
             "rows_on": if self.rows_on() == RowsOn::Gpu { "gpu" } else { "host" },
             "deviation": self.deviation,
@@ -692,6 +693,10 @@ impl OnnxSequence {
             // all come anyway, and go to where they are read without a copy, unless that is somewhere else
             Rows::All if self.export.cache_kind != CacheKind::None && self.gpu.is_none() => (tokens, 0),
             Rows::All | Rows::Counted => (tokens, unwanted),
+        };
+        let width = match &self.gpu {
+            Some(gpu) if self.export.cache_kind != CacheKind::None => gpu.narrowed(width),
+            _ => width,
         };
         let width = width.min(self.widest(width));
         (width, unwanted.min(width - 1))

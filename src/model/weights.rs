@@ -9,7 +9,7 @@ use ort::session::Session;
 use parking_lot::Mutex;
 
 use super::cuda::Device;
-use super::graph::Graph;
+use super::graph::{Graph, Node};
 use super::huge_pages::Mappings;
 use super::{Provider, runtime};
 use crate::error::{Error, Result};
@@ -24,6 +24,10 @@ pub struct Loaded {
     _stream: Option<Arc<Device>>,
     /// Why passes cannot be captured, if they cannot.
     pub no_graphs: Option<String>,
+    /// What it was told of the kernels for attention, if anything.
+    pub attention: Option<String>,
+    /// Whether each width is planned on each size of the cache, which takes long.
+    pub plans_widths: bool,
 }
 
 /// What was loaded, with what of, while there are models that use it.
@@ -63,8 +67,15 @@ pub fn load(file: &Path, graph: &Graph, provider: &Provider) -> Result<Arc<Loade
         return Ok(loaded);
     }
     let made = Arc::new(match provider {
-        Provider::Cpu => Loaded { session: make(file, None)?, device: None, _stream: None, no_graphs: None },
-        Provider::Cuda { device_id, options } => on_gpu(file, *device_id, options)?,
+        Provider::Cpu => Loaded {
+            session: make(file, None)?,
+            device: None,
+            _stream: None,
+            no_graphs: None,
+            attention: None,
+            plans_widths: false,
+        },
+        Provider::Cuda { device_id, options } => on_gpu(file, graph, *device_id, options)?,
     });
     if let Some(source) = source {
         let mut loaded = LOADED.lock();
@@ -82,31 +93,56 @@ fn find(source: &Source) -> Option<Arc<Loaded>> {
 /// behind on the stream that could not be captured; but the capturing is ours.
 const GRAPHS: &str = "enable_cuda_graph";
 
-fn on_gpu(file: &Path, device_id: i32, options: &Options) -> Result<Loaded> {
+/// The option of the provider that says which kernels it has for attention, and the sum of all of them but cuDNN's.
+const ATTENTION: &str = "sdpa_kernel";
+const WITHOUT_CUDNN: &str = "23";
+
+/// Groups of heads for which ONNX Runtime has XQA kernels, of single tokens.
+const XQA_GROUPS: [i64; 7] = [1, 2, 4, 5, 8, 16, 32];
+
+/// Operators whose attention may be cuDNN's.
+const BY_CUDNN: [&str; 3] = ["GroupQueryAttention", "MultiHeadAttention", "Attention"];
+
+/// Whether passes over single tokens, which gain most by cuDNN, have better kernels.
+fn has_xqa(graph: &Graph) -> bool {
+    let group =
+        |node: &Node| Some(node.integer("num_heads")? / node.integer("kv_num_heads").filter(|&heads| heads > 0)?);
+    BY_CUDNN.iter().flat_map(|operator| graph.all(operator)).all(|node| {
+        node.operator == "GroupQueryAttention" && group(node).is_some_and(|group| XQA_GROUPS.contains(&group))
+    })
+}
+
+fn on_gpu(file: &Path, graph: &Graph, device_id: i32, options: &Options) -> Result<Loaded> {
     let device = Device::open(device_id).map_err(|error| match error {
         Error::Runtime(what) => unavailable(file, &what),
         other => other,
     })?;
+    // By default attention is cuDNN's, which takes 60 ms and more for a width on a size of the cache that it has not met: any prompt of
+    // another length. It is left out where nothing is lost by that; elsewhere there are few widths (see `Gpu::narrowed`).
+    let by_cudnn = !options.contains_key(ATTENTION)
+        && device.prefers_cudnn()
+        && BY_CUDNN.iter().any(|operator| graph.all(operator).next().is_some());
+    let without = by_cudnn && has_xqa(graph);
+    let attention = options.get(ATTENTION).cloned().or_else(|| without.then(|| WITHOUT_CUDNN.into()));
     let make = |graphs: bool| {
         // With TF32, logits would depend on the width of a pass in the third digit.
         let cuda = ort::ep::CUDA::default().with_device_id(device_id).with_tf32(false);
-        let cuda = options.iter().fold(cuda, |cuda, (key, value)| cuda.with_arbitrary_config(key, value));
+        let own = attention.iter().map(|kernels| (ATTENTION, kernels.as_str()));
+        let given = options.iter().map(|(key, value)| (key.as_str(), value.as_str()));
+        let cuda = own.chain(given).fold(cuda, |cuda, (key, value)| cuda.with_arbitrary_config(key, value));
         // SAFETY: the device, and so its stream, outlives the session: see `Loaded`.
         make(file, Some(unsafe { cuda.with_cuda_graph(graphs).with_compute_stream(device.stream()) }))
     };
     let asked = options.get(GRAPHS).is_none_or(|value| value != "0");
     // This fails unless all operators run on the GPU. An operator on the host, such as attention in float32, takes the cache where
     // it can write to it in place.
-    Ok(match make(true) {
-        Ok(session) => {
-            let no_graphs = (!asked).then(|| format!("\"{GRAPHS}\" is \"0\""));
-            Loaded { session, device: Some(device.clone()), _stream: Some(device), no_graphs }
-        }
+    let (session, on_device, no_graphs) = match make(true) {
+        Ok(session) => (session, Some(device.clone()), (!asked).then(|| format!("\"{GRAPHS}\" is \"0\""))),
         // Who cannot capture may run all the same; if not, the second error says it better.
-        Err(error) => {
-            Loaded { session: make(false)?, device: None, _stream: Some(device), no_graphs: Some(error.to_string()) }
-        }
-    })
+        Err(error) => (make(false)?, None, Some(error.to_string())),
+    };
+    let plans_widths = by_cudnn && !without;
+    Ok(Loaded { session, device: on_device, _stream: Some(device), no_graphs, attention, plans_widths })
 }
 
 fn unavailable(file: &Path, why: &str) -> Error {
@@ -145,6 +181,14 @@ fn make(file: &Path, cuda: Option<ort::ep::CUDA>) -> Result<Session> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn cudnn_is_left_out_where_xqa_takes_single_tokens() {
+        let exports = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let graph = |path: &str| Graph::read(&exports.join(path).join("model.onnx")).unwrap();
+        assert!(has_xqa(&graph("models/demo/small")), "two heads, and one for keys");
+        assert!(!has_xqa(&graph("models/demo/base")), "six heads, and two for keys");
+    }
 
     #[test]
     fn an_export_is_loaded_once_as_long_as_it_stays() {
