@@ -5,9 +5,11 @@
 mod common;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use common::PROMPT;
+use cos::config::Combine;
 use cos::decode::chance::CounterRng;
 use cos::decode::combine::Combination;
 use cos::decode::estimates::Estimates;
@@ -16,9 +18,11 @@ use cos::decode::planner::{Choices, Planner};
 use cos::decode::policy::{Plan, Policy, Request, Strategy, Targets};
 use cos::decode::round::{Decoder, Settings};
 use cos::decode::sampling::Sampler;
+use cos::engine::Engine;
 use cos::model::scripted::Scripted;
 use cos::model::{Cancel, Model, Ngram};
 use cos::planning::{Gains, Planning, Priors, Round};
+use cos::session::{Options, Session, State};
 use parking_lot::Mutex;
 
 const VOCAB: usize = 11;
@@ -423,6 +427,41 @@ fn preparation_teaches_nothing() {
         println!("{times}: {taken:.3} of what was expected, {gained:.3} times as fast as standard");
         assert!((taken - 1.0).abs() < 0.05 && gained > 1.7, "{times}: {taken}, {gained}: {planning:?}");
     }
+}
+
+/// The same through a session, with the clock that it sees.
+#[test]
+fn sessions_do_not_count_rounds_that_prepare_others() {
+    const TIMES: u64 = 100;
+    let clock = Arc::new(AtomicU64::new(0));
+    let model = |salt: u64| {
+        let script = move |context: &[i32], row: &mut [f32]| {
+            row[((hash(context, 0) + u64::from(hash(context, salt).is_multiple_of(3))) % VOCAB as u64) as usize] = 40.0;
+            Ok(())
+        };
+        let (clock, widths) = (clock.clone(), Mutex::new(Vec::new()));
+        let time = move |width: usize, passes: u64| {
+            let time = Duration::from_secs_f64(usual(2.0)(width, passes));
+            let mut widths = widths.lock();
+            let met = widths.iter().filter(|of| **of == width).count() as u64;
+            widths.push(width);
+            clock.fetch_add(time.as_nanos() as u64 * if met < 2 { TIMES } else { 1 }, Ordering::Relaxed);
+            time
+        };
+        Arc::new(Scripted::new(VOCAB, script).with_pass_times(time).with_preparation(TIMES as f64)) as Arc<dyn Model>
+    };
+    let combine = Combine::Weighted { weights: vec![0.5, 0.5] };
+    let engine = Engine::new(vec![model(1), model(2)], combine, Vec::new(), None).unwrap();
+    let told = clock.clone();
+    let engine = Arc::new(engine.with_clock(move || Duration::from_nanos(told.load(Ordering::Relaxed))));
+    let sampler = Sampler::new(1.0, 0, 0.0, 0.0).unwrap();
+    let options = Options { strategy: Strategy::Auto, sampler, max_tokens: 400, ..Options::default() };
+    let mut session = Session::new(&engine, &options).unwrap();
+    session.prompt(&PROMPT).unwrap();
+    while session.step().unwrap().1 == State::Open {}
+    let Gains { planned_ns, standard_ns, .. } = session.stats().gains;
+    let gained = standard_ns as f64 / planned_ns as f64;
+    assert!(gained > 1.5, "{gained}: {}", session.describe());
 }
 
 /// Of models that run at the same time, `standard` is what it then takes, and a plan must gain more than that.

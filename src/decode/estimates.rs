@@ -310,7 +310,10 @@ impl Observer {
     /// The first committed position of which a model has not yet told the probability, as far as it still counts.
     pub fn wants(&self, model: usize) -> usize {
         let first = self.first(model);
-        (first..self.end).find(|&position| !self.spares(model, position)).unwrap_or(first.max(self.end))
+        if !self.knows(model) {
+            return first;
+        }
+        (first..self.end).find(|position| !self.spared[position % WINDOW]).unwrap_or(first.max(self.end))
     }
 
     fn first(&self, model: usize) -> usize {

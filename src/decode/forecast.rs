@@ -105,14 +105,14 @@ impl<'a> Forecast<'a> {
                 let (acceptance, doubt) = (&estimates.acceptance[model], &doubts[model]);
                 let rates = [*behind, true].map(|behind| acceptance.rate(behind));
                 let between = estimates.between[[model, route]].or(acceptance.mean());
-                let offers = |behind| !task.scores[model] && offer >= acceptance.offers(behind);
+                let offers = |behind| task.scores[model] || offer < acceptance.offers(behind);
                 let odds = |rate: f64| match doubt {
                     Some(doubt) if task.scores[model] => doubt.rate(accept < rate, f64::from(luck.confidence)),
                     _ => rate,
                 };
                 let fate = Fate {
                     accepted: [task.single == Some(model) || accept < rates[0], model == route || accept < between],
-                    offered: [*behind, true].map(|behind| !offers(behind)),
+                    offered: [*behind, true].map(offers),
                     odds: rates.map(odds),
                 };
                 *behind = fate.offered[0] && accept < rates[0];
