@@ -695,7 +695,9 @@ impl OnnxSequence {
             Rows::All | Rows::Counted => (tokens, unwanted),
         };
         let width = match &self.gpu {
-            Some(gpu) if self.export.cache_kind != CacheKind::None => gpu.narrowed(width),
+            Some(gpu) if self.export.cache_kind != CacheKind::None && self.export.scoring == Scoring::Parallel => {
+                gpu.narrowed(width)
+            }
             _ => width,
         };
         let width = width.min(self.widest(width));
