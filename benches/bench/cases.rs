@@ -176,22 +176,10 @@ pub const OVERLAPPING: &str = ", overlapping";
 /// The same, with models on two GPUs in turn.
 pub const TWO_GPUS: &str = ", two GPUs";
 
-/// The same engine, whose models run at the same time where that pays.
-fn overlapping(engine: &Arc<Engine>, all: &Arc<Engine>) -> cos::error::Result<Arc<Engine>> {
-    let text = all.text().ok().cloned();
-    let engine = Engine::new(engine.models().to_vec(), engine.combine().clone(), all.stop_tokens().to_vec(), text)?;
-    engine.with_overlap(None).map(Arc::new)
-}
-
-/// The same models as those of a group, every other one of them from an engine of another GPU, at the same time where that pays.
-fn beside(
-    all: &Arc<Engine>,
-    second: &Arc<Engine>,
-    group: &[usize],
-    combine: &Combine,
-) -> cos::error::Result<Arc<Engine>> {
-    let from = |turn: usize| if turn.is_multiple_of(2) { all } else { second };
-    let models = group.iter().enumerate().map(|(turn, &model)| from(turn).models()[model].clone()).collect();
+/// An engine of these models of two others, which take turns in giving one; they run at the same time where that pays.
+fn overlapping(by_turns: [&Arc<Engine>; 2], group: &[usize], combine: &Combine) -> cos::error::Result<Arc<Engine>> {
+    let [all, _] = by_turns;
+    let models = group.iter().zip(by_turns.iter().cycle()).map(|(&model, of)| of.models()[model].clone()).collect();
     let engine = Engine::new(models, combine.clone(), all.stop_tokens().to_vec(), all.text().ok().cloned())?;
     engine.with_overlap(None).map(Arc::new)
 }
@@ -347,9 +335,9 @@ fn combinations(
                     draft("auto, with look-up", &[look_up], Strategy::Auto, None)?;
                 }
                 if peers.cuda && plain.models().len() > 1 {
-                    let mut engines = vec![(OVERLAPPING, overlapping(&plain, all)?)];
+                    let mut engines = vec![(OVERLAPPING, overlapping([all, all], group, &combine)?)];
                     if let Some(second) = second {
-                        engines.push((TWO_GPUS, beside(all, second, group, &combine)?));
+                        engines.push((TWO_GPUS, overlapping([all, second], group, &combine)?));
                     }
                     for (end, engine) in &engines {
                         for (name, strategy) in [("standard", Strategy::Standard), ("auto", Strategy::Auto)] {

@@ -133,7 +133,6 @@ fn section(variant: &Variant) -> Value {
             auto => or_dash(auto.map(|row| spread(row.ratio))),
             overlapping => both(case, OVERLAPPING),
             two_gpus => both(case, TWO_GPUS),
-            device => or_dash(case.device_bytes.map(|bytes| megabytes(bytes as usize))),
             amount => format!("{} prompts × {} tokens, {} rounds", case.prompts_count, case.tokens, case.rounds),
             rows => case.rows.iter().map(line).collect::<Vec<_>>(),
         }

@@ -170,16 +170,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         };
         let prompts = prompts(task, count)?;
         match measure::run(task, &prompts, &effort, &mut workers, &tick) {
-            Ok(mut case) => {
-                let measured = task.kind == cases::ALONE || task.temperature > 0.0; // greedy ones have the same models
-                if arguments.exports.is_some() && arguments.provider == Provider::Cuda && measured {
-                    match device_memory(task, &prompts[0]) {
-                        Ok(bytes) => case.device_bytes = Some(bytes),
-                        Err(error) => results.notes.push(format!("{}, memory of the GPU: {error}", task.title)),
-                    }
-                }
-                results.cases.push(case);
-            }
+            Ok(case) => results.cases.push(case),
             // the others may succeed, and cannot be run again soon
             Err(error) if arguments.exports.is_some() => {
                 results.notes.push(format!("{} failed: {error}", task.title));
@@ -504,26 +495,6 @@ fn prepare(tasks: &[Task], arguments: &Arguments) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// What one of many open sessions takes of the GPU's memory, by its driver: caches, logits, graphs.
-fn device_memory(task: &Task, prompt: &[i32]) -> Result<u64> {
-    /// These may have what earlier sessions left, and what is allocated in large pieces is then begun.
-    const FIRST: u64 = 16;
-    const SESSIONS: u64 = 32;
-    let Decoder::Ours(ours) = &task.plans[0].decoder else { unreachable!("`standard` is first") };
-    let open = |seed| -> Result<Session> {
-        let mut session = Session::new(&ours.engine, &measure::options(ours, task.temperature, 4, seed)?)?;
-        session.prompt(prompt)?;
-        while session.step()?.1 == State::Open {}
-        Ok(session)
-    };
-    let mut sessions = (0..FIRST).map(open).collect::<Result<Vec<_>>>()?;
-    let before = raw::device_memory_free()?;
-    for seed in FIRST..FIRST + SESSIONS {
-        sessions.push(open(seed)?);
-    }
-    Ok(before.saturating_sub(raw::device_memory_free()?) / SESSIONS)
 }
 
 /// What open sessions take, all of them decoding as the rows say.

@@ -380,7 +380,6 @@ fn summary(
         judge: task.judge.as_ref().map(|judge| judge.name().into()),
         pass_costs: pass_costs.collect(),
         rows: rows.iter().enumerate().map(row).collect(),
-        device_bytes: None,
     }
 }
 

@@ -280,12 +280,6 @@ pub fn devices() -> Result<i32> {
     Ok(driver::device::get_count()?)
 }
 
-/// Bytes of the first GPU's memory that nobody has taken.
-pub fn device_memory_free() -> Result<u64> {
-    let _context = Context::enter()?;
-    Ok(driver::mem_get_info()?.0 as u64)
-}
-
 /// The first GPU's primary context, the current one of this thread. It is ONNX Runtime's too.
 struct Context(cudarc::driver::sys::CUdevice);
 

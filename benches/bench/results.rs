@@ -35,9 +35,6 @@ pub struct Case {
     pub judge: Option<String>,
     pub pass_costs: Vec<PassCost>,
     pub rows: Vec<Row>,
-    /// What one of several open sessions that decode by `standard` takes of the GPU's memory, by its driver.
-    #[serde(default)]
-    pub device_bytes: Option<u64>,
 }
 
 /// Time of a pass, of a model as CoS runs it and as ONNX Runtime does with nothing around it.

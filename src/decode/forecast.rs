@@ -70,8 +70,9 @@ pub struct Forecast<'a> {
     routes: Vec<usize>,
     /// By position, and by model within it.
     fates: Vec<Fate>,
-    /// Buffers of a run.
+    /// Of a run: how much each model has seen.
     seen: Vec<usize>,
+    /// Of a run: who proposed what is pending, and the probability with which that is thought to be accepted.
     pending: VecDeque<(usize, f64)>,
 }
 
@@ -95,9 +96,10 @@ impl<'a> Forecast<'a> {
         let doubts: Vec<_> = estimates.doubt.iter().map(Doubt::outcomes).collect();
         let mut behind = vec![true; models]; // whether the proposal for the last position would have been accepted
         let (mut routes, mut fates) = (Vec::with_capacity(LONGEST), Vec::with_capacity(LONGEST * models));
-        // the first position comes behind a prompt
-        for position in (0..LONGEST).map(|index| (index + 1) % LONGEST) {
-            let luck = &LUCK[position];
+        for (position, luck) in LUCK.iter().enumerate() {
+            if position == 1 {
+                behind.fill(true); // the first position that is decoded comes behind a prompt
+            }
             let (accept, offer) = (f64::from(luck.accept), f64::from(luck.offer));
             let route = route(&needed, &task.weights, luck.route);
             routes.push(route);
@@ -119,9 +121,6 @@ impl<'a> Forecast<'a> {
                 fates.push(fate);
             }
         }
-        // so that each is found at its position
-        routes.rotate_right(1);
-        fates.rotate_right(models);
         Forecast { task, estimates, needed, routes, fates, seen: Vec::new(), pending: VecDeque::new() }
     }
 

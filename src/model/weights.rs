@@ -123,13 +123,14 @@ fn on_gpu(file: &Path, graph: &Graph, device_id: i32, options: &Options) -> Resu
         && device.prefers_cudnn()
         && BY_CUDNN.iter().any(|operator| graph.all(operator).next().is_some());
     let without = by_cudnn && has_xqa(graph);
-    let attention = options.get(ATTENTION).cloned().or_else(|| without.then(|| WITHOUT_CUDNN.into()));
+    let mut options = options.clone();
+    if without {
+        options.insert(ATTENTION.into(), WITHOUT_CUDNN.into());
+    }
     let make = |graphs: bool| {
         // With TF32, logits would depend on the width of a pass in the third digit.
         let cuda = ort::ep::CUDA::default().with_device_id(device_id).with_tf32(false);
-        let own = attention.iter().map(|kernels| (ATTENTION, kernels.as_str()));
-        let given = options.iter().map(|(key, value)| (key.as_str(), value.as_str()));
-        let cuda = own.chain(given).fold(cuda, |cuda, (key, value)| cuda.with_arbitrary_config(key, value));
+        let cuda = options.iter().fold(cuda, |cuda, (key, value)| cuda.with_arbitrary_config(key, value));
         // SAFETY: the device, and so its stream, outlives the session: see `Loaded`.
         make(file, Some(unsafe { cuda.with_cuda_graph(graphs).with_compute_stream(device.stream()) }))
     };
@@ -141,7 +142,7 @@ fn on_gpu(file: &Path, graph: &Graph, device_id: i32, options: &Options) -> Resu
         // Who cannot capture may run all the same; if not, the second error says it better.
         Err(error) => (make(false)?, None, Some(error.to_string())),
     };
-    let plans_widths = by_cudnn && !without;
+    let (attention, plans_widths) = (options.get(ATTENTION).cloned(), by_cudnn && !without);
     Ok(Loaded { session, device: on_device, _stream: Some(device), no_graphs, attention, plans_widths })
 }
 
