@@ -134,9 +134,11 @@ impl Graph {
         self.nodes.iter().filter(move |node| node.inputs.iter().any(|input| input == value))
     }
 
-    /// The dimensions of a weight.
+    /// The dimensions of a weight, or of what is cast from one.
     pub fn weight(&self, name: &str) -> Option<&[i64]> {
-        self.weights.get(name).map(Vec::as_slice)
+        let cast = self.writer(name).filter(|node| node.operator == "Cast");
+        let stored = cast.and_then(|node| node.inputs.first()).map_or(name, String::as_str);
+        self.weights.get(stored).map(Vec::as_slice)
     }
 
     /// All weights, with their dimensions.

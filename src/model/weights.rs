@@ -97,19 +97,61 @@ const GRAPHS: &str = "enable_cuda_graph";
 const ATTENTION: &str = "sdpa_kernel";
 const WITHOUT_CUDNN: &str = "23";
 
-/// Groups of heads for which ONNX Runtime has XQA kernels, of single tokens.
+/// Groups of heads, and their sizes, for which ONNX Runtime has XQA kernels, of single tokens.
 const XQA_GROUPS: [i64; 7] = [1, 2, 4, 5, 8, 16, 32];
+const XQA_HEADS: [i64; 3] = [64, 128, 256];
 
-/// Operators whose attention may be cuDNN's.
-const BY_CUDNN: [&str; 3] = ["GroupQueryAttention", "MultiHeadAttention", "Attention"];
+/// Inputs of `GroupQueryAttention`.
+const COSINES: usize = 7;
+const BIAS: usize = 10;
+const SINK: usize = 11;
 
-/// Whether passes over single tokens, which gain most by cuDNN, have better kernels.
-fn has_xqa(graph: &Graph) -> bool {
-    let group =
-        |node: &Node| Some(node.integer("num_heads")? / node.integer("kv_num_heads").filter(|&heads| heads > 0)?);
-    BY_CUDNN.iter().flat_map(|operator| graph.all(operator)).all(|node| {
-        node.operator == "GroupQueryAttention" && group(node).is_some_and(|group| XQA_GROUPS.contains(&group))
-    })
+/// Kernels of attention that ONNX Runtime 1.31 may take by itself on a GPU of Hopper's or newer
+/// (contrib_ops/cuda/bert/group_query_attention.cc).
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Attention {
+    /// None of cuDNN's.
+    Own,
+    /// cuDNN's for several tokens; single ones go to XQA.
+    WideByCudnn,
+    /// cuDNN's.
+    Cudnn,
+}
+
+impl Attention {
+    fn of(graph: &Graph) -> Self {
+        let others = ["MultiHeadAttention", "Attention"].iter().any(|operator| graph.all(operator).next().is_some());
+        let mut by_cudnn = graph.all("GroupQueryAttention").filter(|node| may_be_cudnns(node));
+        if others || by_cudnn.clone().any(|node| !has_xqa(graph, node)) {
+            Attention::Cudnn
+        } else if by_cudnn.next().is_some() {
+            Attention::WideByCudnn
+        } else {
+            Attention::Own
+        }
+    }
+}
+
+fn input(node: &Node, index: usize) -> Option<&str> {
+    node.inputs.get(index).map(String::as_str).filter(|name| !name.is_empty())
+}
+
+/// Whether cuDNN can do it: neither capped, nor of a window, nor with a sink.
+fn may_be_cudnns(node: &Node) -> bool {
+    node.fraction("softcap").unwrap_or(0.0) == 0.0
+        && node.integer("local_window_size").unwrap_or(-1) == -1
+        && node.integer("smooth_softmax").unwrap_or(0) != 1
+        && input(node, SINK).is_none()
+}
+
+/// Whether what cuDNN can do has better kernels for single tokens. Positions turn a head's numbers in pairs: two for each cosine.
+fn has_xqa(graph: &Graph, node: &Node) -> bool {
+    let heads = node.integer("num_heads").zip(node.integer("kv_num_heads").filter(|&heads| heads > 0));
+    let size = input(node, COSINES).and_then(|table| Some(2 * graph.weight(table)?.last()?));
+    heads.is_some_and(|(heads, shared)| XQA_GROUPS.contains(&(heads / shared)))
+        && size.is_some_and(|size| XQA_HEADS.contains(&size))
+        && input(node, BIAS).is_none()
+        && std::env::var("ORT_ENABLE_XQA").map_or(true, |value| value.trim() != "0")
 }
 
 fn on_gpu(file: &Path, graph: &Graph, device_id: i32, options: &Options) -> Result<Loaded> {
@@ -119,12 +161,10 @@ fn on_gpu(file: &Path, graph: &Graph, device_id: i32, options: &Options) -> Resu
     })?;
     // By default attention is cuDNN's, which takes 60 ms and more for a width on a size of the cache that it has not met: any prompt of
     // another length. It is left out where nothing is lost by that; elsewhere there are few widths (see `Gpu::narrowed`).
-    let by_cudnn = !options.contains_key(ATTENTION)
-        && device.prefers_cudnn()
-        && BY_CUDNN.iter().any(|operator| graph.all(operator).next().is_some());
-    let without = by_cudnn && has_xqa(graph);
+    let by_default = device.prefers_cudnn() && !options.contains_key(ATTENTION);
+    let kernels = if by_default { Attention::of(graph) } else { Attention::Own };
     let mut options = options.clone();
-    if without {
+    if kernels == Attention::WideByCudnn {
         options.insert(ATTENTION.into(), WITHOUT_CUDNN.into());
     }
     let make = |graphs: bool| {
@@ -142,7 +182,7 @@ fn on_gpu(file: &Path, graph: &Graph, device_id: i32, options: &Options) -> Resu
         // Who cannot capture may run all the same; if not, the second error says it better.
         Err(error) => (make(false)?, None, Some(error.to_string())),
     };
-    let (attention, plans_widths) = (options.get(ATTENTION).cloned(), by_cudnn && !without);
+    let (attention, plans_widths) = (options.get(ATTENTION).cloned(), kernels == Attention::Cudnn);
     Ok(Loaded { session, device: on_device, _stream: Some(device), no_graphs, attention, plans_widths })
 }
 
@@ -184,11 +224,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn cudnn_is_left_out_where_xqa_takes_single_tokens() {
-        let exports = Path::new(env!("CARGO_MANIFEST_DIR"));
-        let graph = |path: &str| Graph::read(&exports.join(path).join("model.onnx")).unwrap();
-        assert!(has_xqa(&graph("models/demo/small")), "two heads, and one for keys");
-        assert!(!has_xqa(&graph("models/demo/base")), "six heads, and two for keys");
+    fn what_takes_attention_is_known() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        for (export, kernels, why) in [
+            ("models/demo/small", Attention::WideByCudnn, "two heads of 64, and one for keys"),
+            ("models/demo/base", Attention::Cudnn, "six heads, and two for keys"),
+            ("tests/exports/llama/builder-fp16-cuda", Attention::Cudnn, "heads of 16"),
+            ("tests/exports/gemma2/builder-fp32", Attention::Own, "capped scores"),
+            ("tests/exports/gpt_oss/builder-fp32", Attention::Own, "sinks"),
+            ("tests/exports/llama/optimum-fp32", Attention::Own, "products of matrices"),
+            ("tests/exports/llama/torch-opset23", Attention::Cudnn, "the standard operator"),
+        ] {
+            let graph = Graph::read(&root.join(export).join("model.onnx")).unwrap();
+            assert_eq!(Attention::of(&graph), kernels, "{export}: {why}");
+        }
     }
 
     #[test]
