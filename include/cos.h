@@ -540,6 +540,8 @@ size_t cos_engine_model_count(const struct cos_engine *engine);
  *         "provider": "cpu" or "cuda", "device_id": 0,
  *         "graphs": true,                                       whether passes are captured and replayed on the GPU
  *         "no_graphs": null,                                    or why not
+ *         "sdpa_kernel": null,                                  or what ONNX Runtime was told of attention on the GPU
+ *         "cache_on": "gpu" or "host",                          where the cache is
  *         "rows_on": "gpu" or "host",                           where rows of logits stay
  *         "no_gpu_rows": null,                                  or why they cannot stay on the GPU
  *         "inputs": [ { "name": "input_ids", "type": "int64" } ],       the caches aside

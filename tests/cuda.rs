@@ -30,8 +30,11 @@ const BF16_LOGITS: &str = "llama/bf16-logits-cuda";
 const BAD: &str = "../fixtures/half-bad";
 /// The same model in float32, whose attention ONNX Runtime has on the processor only.
 const HALF: &str = "llama/builder-fp32";
-/// All of it runs on the GPU, with a cache that grows by one with each token, so it is not captured.
-const PLAIN: &str = "qwen2/optimum-fp32";
+/// All of it runs on the GPU, but with a cache that is another one after each pass, so it is not captured.
+const PLAIN: &str = "opt/optimum-fp32";
+/// The same, and operators on shapes are on the processor.
+const MIXED: &str = "qwen2/optimum-fp32";
+const NO_CACHE: &str = "llama/no-cache";
 
 /// Tests take turns, because one of them takes all the memory that there is.
 static TURN: Mutex<()> = Mutex::new(());
@@ -170,18 +173,21 @@ fn ways() -> Vec<Options> {
 #[test]
 fn what_is_captured_is_said() {
     let Some(_turn) = gpu() else { return };
-    let about = |form, options| {
-        let description = load(form, options).unwrap().describe();
-        (description["graphs"].as_bool().unwrap(), description["no_graphs"].as_str().unwrap_or("").to_string())
-    };
     for form in [GRAPHS, BF16, BF16_LOGITS, "../fixtures/half", BAD] {
-        assert_eq!(about(form, &[]), (true, String::new()), "{form}");
+        let about = load(form, &[]).unwrap().describe();
+        assert_eq!((&about["graphs"], &about["cache_on"]), (&true.into(), &"gpu".into()), "{form}");
+        assert!(about["no_graphs"].is_null(), "{about}");
     }
-    let (graphs, why) = about(GRAPHS, &[("enable_cuda_graph", "0")]);
-    assert!(!graphs && why.contains("enable_cuda_graph"), "{why}");
-    for form in [HALF, PLAIN] {
-        let (graphs, why) = about(form, &[]);
-        assert!(!graphs && !why.is_empty(), "{form}");
+    for (form, options, cache, why) in [
+        (GRAPHS, &[("enable_cuda_graph", "0")][..], "gpu", "\"enable_cuda_graph\" is"),
+        (HALF, &[], "host", "GroupQueryAttention"),
+        (MIXED, &[], "gpu", "on the processor: "),
+        (PLAIN, &[], "gpu", "moves with every pass"),
+        (NO_CACHE, &[], "host", "on the processor: "),
+    ] {
+        let about = load(form, options).unwrap().describe();
+        assert_eq!((&about["graphs"], &about["cache_on"]), (&false.into(), &cache.into()), "{form}");
+        assert!(about["no_graphs"].as_str().unwrap().contains(why), "{about}");
     }
 }
 
@@ -199,6 +205,7 @@ fn caches_survive_any_rollback() {
         (GRAPHS, &[][..], HALF, 0.03),
         (GRAPHS, no_graphs, HALF, 0.03),
         (HALF, &[], HALF, 1e-3),
+        (MIXED, &[], MIXED, 1e-3),
         (PLAIN, &[], PLAIN, 1e-3),
     ] {
         let (model, reference) = (load(form, options).unwrap(), on_host(reference));
@@ -311,10 +318,10 @@ fn greedy_text_is_the_processors() {
         (["cpu", "cuda"], "host", CONTRASTIVE),
         (["cuda", "cuda"], "gpu", CONTRASTIVE),
     ] {
-        let reference = engine_with(&[(HALF, "cpu"), (PLAIN, "cpu")], "host", combine);
+        let reference = engine_with(&[(HALF, "cpu"), (MIXED, "cpu")], "host", combine);
         let combination = reference.combination(None).unwrap();
         let first = if providers[0] == "cuda" { GRAPHS } else { HALF };
-        let engine = engine_with(&[(first, providers[0]), (PLAIN, providers[1])], rows, combine);
+        let engine = engine_with(&[(first, providers[0]), (MIXED, providers[1])], rows, combine);
         for (index, options) in ways().into_iter().enumerate() {
             if options.targets == Some(Targets::Routed) {
                 continue; // is of sampling only
@@ -410,8 +417,8 @@ fn passes_that_overlap_change_nothing() {
 #[test]
 fn draws_follow_the_processors_distribution() {
     let Some(_turn) = gpu() else { return };
-    let reference = engine(&[(HALF, "cpu"), (PLAIN, "cpu")]);
-    draws_follow(&engine(&[(GRAPHS, "cuda"), (PLAIN, "cuda")]), &reference, 0);
+    let reference = engine(&[(HALF, "cpu"), (MIXED, "cpu")]);
+    draws_follow(&engine(&[(GRAPHS, "cuda"), (MIXED, "cuda")]), &reference, 0);
     for (top_k, combine) in [(5, WEIGHTED), (0, WEIGHTED), (0, CONTRASTIVE)] {
         let [reference, engine] =
             ["host", "gpu"].map(|rows| engine_with(&[(GRAPHS, "cuda"), (OTHER, "cuda")], rows, combine));
@@ -469,7 +476,7 @@ fn clone(options: &Options) -> Options {
 #[test]
 fn sessions_do_not_see_each_other() {
     let Some(_turn) = gpu() else { return };
-    let engine = engine(&[(GRAPHS, "cuda"), (PLAIN, "cuda")]);
+    let engine = engine(&[(GRAPHS, "cuda"), (MIXED, "cuda")]);
     let options = |seed| Options {
         seed,
         strategy: Strategy::Cos,
@@ -496,7 +503,7 @@ fn sessions_do_not_see_each_other() {
 #[test]
 fn a_cancelled_step_leaves_the_session_as_it_was() {
     let Some(_turn) = gpu() else { return };
-    let engine = engine(&[(GRAPHS, "cuda"), (PLAIN, "cuda")]);
+    let engine = engine(&[(GRAPHS, "cuda"), (MIXED, "cuda")]);
     let options = || Options { stop_tokens: Some(Vec::new()), strategy: Strategy::Standard, ..Options::default() };
     let whole = decode(&engine, &[5, 9, 33], &options());
     let mut session = Session::new(&engine, &options()).unwrap();
@@ -796,7 +803,7 @@ fn rows_that_are_copied_are_counted() {
         assert_eq!(engine.totals().lock().rows_copied - before, copied);
         copied
     };
-    let on_host = engine(&[(HALF, "cpu"), (PLAIN, "cpu")]);
+    let on_host = engine(&[(HALF, "cpu"), (MIXED, "cpu")]);
     ways().iter().for_each(|way| assert_eq!(copied(&on_host, &with(filtered(), way)), 0));
     let Some(_turn) = gpu() else { return };
     for combine in [WEIGHTED, CONTRASTIVE, MASKED, LOGITS, TARGET] {

@@ -1,5 +1,6 @@
 //! Tensors over our own buffers, and passes over them: ONNX Runtime's C API, where `ort` would copy or lock.
 
+use std::collections::BTreeSet;
 use std::ffi::{CStr, c_void};
 use std::ptr;
 use std::sync::Arc;
@@ -62,6 +63,34 @@ impl Drop for Tensor {
         unsafe { (ort::api().ReleaseValue)(self.0.as_ptr()) }
     }
 }
+
+/// The types of the operators that a session runs by a provider, if it was told to remember ([`REMEMBER_PROVIDERS`]).
+pub fn operators_by(session: &Session, provider: &CStr) -> ort::Result<BTreeSet<String>> {
+    let api = ort::api();
+    let mut operators = BTreeSet::new();
+    // SAFETY: what is asked for belongs to the session, which is there until the end; strings end with a zero.
+    unsafe {
+        let (mut parts, mut count, mut name) = (ptr::null(), 0, ptr::null());
+        succeed((api.Session_GetEpGraphAssignmentInfo)(session.ptr(), &mut parts, &mut count))?;
+        for index in 0..count {
+            let part = *parts.add(index);
+            succeed((api.EpAssignedSubgraph_GetEpName)(part, &mut name))?;
+            if CStr::from_ptr(name) != provider {
+                continue;
+            }
+            let (mut nodes, mut count) = (ptr::null(), 0);
+            succeed((api.EpAssignedSubgraph_GetNodes)(part, &mut nodes, &mut count))?;
+            for index in 0..count {
+                succeed((api.EpAssignedNode_GetOperatorType)(*nodes.add(index), &mut name))?;
+                operators.insert(CStr::from_ptr(name).to_string_lossy().into_owned());
+            }
+        }
+    }
+    Ok(operators)
+}
+
+/// The entry of a session's configuration that has it remember which provider runs what.
+pub const REMEMBER_PROVIDERS: &str = "session.record_ep_graph_assignment_info";
 
 /// The inputs and outputs of one sequence's passes.
 pub struct Binding {

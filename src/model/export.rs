@@ -344,14 +344,18 @@ impl Export {
     /// Why a pass on a GPU cannot be captured and run again, if it cannot: all that changes between passes of a width must be
     /// numbers at places that stay.
     pub fn no_graphs(&self) -> Option<&'static str> {
-        let in_place = matches!(self.cache_kind, CacheKind::Shared | CacheKind::Fixed { in_place: true, .. });
-        if !in_place {
+        if !self.is_in_place() {
             return Some("its cache moves with every pass");
         }
         if self.inputs.iter().any(|input| !input.role.is_sequence()) {
             return Some("it takes lengths as numbers, which a graph would keep");
         }
         (!self.takes(Role::Mask)).then_some("it has no attention mask to tell lengths by")
+    }
+
+    /// Whether passes write to the cache where it is.
+    pub fn is_in_place(&self) -> bool {
+        matches!(self.cache_kind, CacheKind::Shared | CacheKind::Fixed { in_place: true, .. })
     }
 
     /// Whether a pass takes one token only.

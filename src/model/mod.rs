@@ -19,6 +19,7 @@ mod rows;
 mod runtime;
 pub mod scripted;
 mod weights;
+mod widen;
 
 use std::any::Any;
 use std::fmt;

@@ -11,7 +11,6 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use bytemuck::Zeroable;
-use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use ort::memory::{AllocationDevice, AllocatorType, MemoryInfo, MemoryType};
 use ort::session::RunOptions;
@@ -23,12 +22,14 @@ use super::beside;
 use super::binding::{Binding, Tensor};
 use super::cache::{Cache, Store};
 use super::check::{self, Deviation, Excuses};
+use super::cuda::Device;
 use super::export::{self, CacheKind, CacheTensor, Export, Input, Logits, Role, Rollback, Rows, Scoring};
 use super::gpu::{Gpu, Output};
 use super::graph::Graph;
 use super::recognise::read_export;
 use super::rows::{self, Control, DeviceRows, Placed};
 use super::weights::{self, Loaded};
+use super::widen::{widen_bf16, widen_f16};
 use super::{Cancel, CancelHook, Interrupt, Memory, Model, Pass, RowMath, Sequence, huge_pages};
 use crate::error::{Error, Result};
 
@@ -99,6 +100,8 @@ pub struct OnnxModel {
     /// By how much logits of a pass of several tokens differ from those of single ones, as seen when it was loaded.
     deviation: f32,
     pass_times: Vec<(usize, Duration)>,
+    /// The GPU where its cache and logits are, if they are on one.
+    device: Option<Arc<Device>>,
     /// Why passes on a GPU are not captured, if they are not.
     no_graphs: Option<String>,
     rows: Option<RowsOn>,
@@ -126,8 +129,14 @@ impl OnnxModel {
             Provider::Cpu => None,
             Provider::Cuda { .. } => loaded.no_graphs.clone().or_else(|| export.no_graphs().map(String::from)),
         };
+        // What takes a cache in place takes it where it runs; all else copies it anyway.
+        let writer = |tensor: &CacheTensor| graph.origin(tensor.present.to_str().ok()?);
+        let mut writers = export.cache.iter().filter_map(writer);
+        let stays = export.is_in_place() && writers.any(|node| loaded.on_processor.contains(&node.operator));
+        let is_there = loaded.is_whole || (export.cache_kind != CacheKind::None && !stays);
         let mut model = OnnxModel {
             name: name.into(),
+            device: loaded.device.clone().filter(|_| is_there),
             no_graphs,
             loaded,
             export: Arc::new(export),
@@ -164,13 +173,13 @@ impl OnnxModel {
 
     /// Whether passes on a GPU are captured.
     fn captures(&self) -> bool {
-        self.loaded.device.is_some() && self.no_graphs.is_none()
+        self.device.is_some() && self.no_graphs.is_none()
     }
 
     /// Where its rows stay.
     fn rows_on(&self) -> RowsOn {
         let long = if self.export.logits.columns >= LONG_ROW { RowsOn::Gpu } else { RowsOn::Host };
-        match &self.loaded.device {
+        match &self.device {
             Some(device) if device.no_kernels().is_none() => self.rows.unwrap_or(long),
             _ => RowsOn::Host,
         }
@@ -273,7 +282,7 @@ impl OnnxModel {
     fn sequence(&self, cancel: &Arc<Cancel>) -> Result<Lent> {
         let failed = |error: ort::Error| Error::Runtime(error.to_string());
         let mut options = RunOptions::new().map_err(failed)?;
-        if self.loaded.device.is_some() {
+        if self.loaded.is_whole {
             Gpu::set_options(&mut options).map_err(failed)?;
         }
         let options = Arc::new(options);
@@ -283,7 +292,7 @@ impl OnnxModel {
             sequence.restart(options, cancel, self.vocab_size)?;
             return Ok(lend(sequence));
         }
-        let gpu = match &self.loaded.device {
+        let gpu = match &self.device {
             None => None,
             Some(device) => {
                 let rows = if self.rows_on() == RowsOn::Gpu {
@@ -298,10 +307,10 @@ impl OnnxModel {
         let feeds = self.export.inputs.iter().map(|input| Feed { input: input.clone(), numbers: Numbers::of(input) });
         Ok(lend(OnnxSequence {
             binding: Binding::new(&self.loaded.session)?,
-            cache: Cache::new(&self.export, self.loaded.device.as_ref())?,
+            cache: Cache::new(&self.export, self.device.as_ref())?,
             gpu,
             bound: false,
-            copies: self.provider != Provider::Cpu && self.loaded.device.is_none(),
+            copies: self.provider != Provider::Cpu && self.device.is_none(),
             feeds: feeds.collect(),
             rows: LogitRows::new(self.export.logits.columns),
             vocab_size: self.vocab_size,
@@ -360,7 +369,8 @@ impl Model for OnnxModel {
             "graphs": self.captures(),
             "no_graphs": self.no_graphs,
             "sdpa_kernel": self.loaded.attention,
-            "no_gpu_rows": self.loaded.device.as_ref().and_then(|device| device.no_kernels()),
+            "cache_on": if self.device.is_some() { "gpu" } else { "host" },
+            "no_gpu_rows": self.device.as_ref().and_then(|device| device.no_kernels()),
             "rows_on": if self.rows_on() == RowsOn::Gpu { "gpu" } else { "host" },
             "deviation": self.deviation,
         });
@@ -379,11 +389,11 @@ impl Model for OnnxModel {
     }
 
     fn overlaps(&self) -> bool {
-        self.loaded.device.is_some()
+        self.loaded.is_whole
     }
 
     fn begin(&self, pass: &mut Pass<'_>) -> bool {
-        own(pass.sequence).begin(pass.tokens, pass.keep)
+        self.overlaps() && own(pass.sequence).begin(pass.tokens, pass.keep)
     }
 
     fn forward(&self, batch: &mut [Pass<'_>]) -> Result<(), Interrupt> {
@@ -925,10 +935,10 @@ impl OnnxSequence {
         unsafe {
             match element {
                 TensorElementType::Float16 => {
-                    std::slice::from_raw_parts(raw.cast::<f16>().add(skipped), size).convert_to_f32_slice(rows);
+                    widen_f16(std::slice::from_raw_parts(raw.cast::<f16>().add(skipped), size), rows);
                 }
                 TensorElementType::Bfloat16 => {
-                    std::slice::from_raw_parts(raw.cast::<bf16>().add(skipped), size).convert_to_f32_slice(rows);
+                    widen_bf16(std::slice::from_raw_parts(raw.cast::<bf16>().add(skipped), size), rows);
                 }
                 _ => rows.copy_from_slice(std::slice::from_raw_parts(raw.cast::<f32>().add(skipped), size)),
             }

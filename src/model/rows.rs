@@ -5,12 +5,11 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use bytemuck::{Pod, Zeroable};
-use half::slice::HalfFloatSliceExt;
-use half::{bf16, f16};
 use ort::value::TensorElementType;
 
 use super::RowMath;
 use super::cuda::{Device, DeviceBuffer, Event, HostBuffer, Queue};
+use super::widen::{widen_bf16, widen_f16};
 use crate::error::Error;
 
 /// Rows that are kept. The same number is in `rows.cu`, as are the next two.
@@ -271,8 +270,8 @@ impl DeviceRows {
         self.wait(queue, queued)?;
         let bytes = &staging.bytes()[..count * size];
         match self.element {
-            TensorElementType::Float16 => bytemuck::cast_slice::<u8, f16>(bytes).convert_to_f32_slice(out),
-            TensorElementType::Bfloat16 => bytemuck::cast_slice::<u8, bf16>(bytes).convert_to_f32_slice(out),
+            TensorElementType::Float16 => widen_f16(bytemuck::cast_slice(bytes), out),
+            TensorElementType::Bfloat16 => widen_bf16(bytemuck::cast_slice(bytes), out),
             _ => out.copy_from_slice(bytemuck::cast_slice(bytes)),
         }
         Ok(())

@@ -1,5 +1,6 @@
 //! Loads exports into ONNX Runtime: each once, for all models of the process that name it.
 
+use std::collections::BTreeSet;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::{Arc, Weak};
@@ -8,6 +9,7 @@ use ort::ep::ArbitrarilyConfigurableExecutionProvider;
 use ort::session::Session;
 use parking_lot::Mutex;
 
+use super::binding::{REMEMBER_PROVIDERS, operators_by};
 use super::cuda::Device;
 use super::graph::{Graph, Node};
 use super::huge_pages::Mappings;
@@ -18,10 +20,12 @@ use crate::error::{Error, Result};
 pub struct Loaded {
     /// Declared before the device, so that it is dropped before: it uses the device's stream.
     pub session: Session,
-    /// The GPU where all of it runs, so that its cache and logits are there.
+    /// The GPU that it runs on.
     pub device: Option<Arc<Device>>,
-    /// The GPU whose stream it uses.
-    _stream: Option<Arc<Device>>,
+    /// Whether all that counts runs on a GPU, so that its passes could be captured.
+    pub is_whole: bool,
+    /// If not, the operators that ONNX Runtime runs on the processor.
+    pub on_processor: BTreeSet<String>,
     /// Why passes cannot be captured, if they cannot.
     pub no_graphs: Option<String>,
     /// What it was told of the kernels for attention, if anything.
@@ -70,7 +74,8 @@ pub fn load(file: &Path, graph: &Graph, provider: &Provider) -> Result<Arc<Loade
         Provider::Cpu => Loaded {
             session: make(file, None)?,
             device: None,
-            _stream: None,
+            is_whole: false,
+            on_processor: BTreeSet::new(),
             no_graphs: None,
             attention: None,
             plans_widths: false,
@@ -175,15 +180,25 @@ fn on_gpu(file: &Path, graph: &Graph, device_id: i32, options: &Options) -> Resu
         make(file, Some(unsafe { cuda.with_cuda_graph(graphs).with_compute_stream(device.stream()) }))
     };
     let asked = options.get(GRAPHS).is_none_or(|value| value != "0");
-    // This fails unless all operators run on the GPU. An operator on the host, such as attention in float32, takes the cache where
-    // it can write to it in place.
-    let (session, on_device, no_graphs) = match make(true) {
-        Ok(session) => (session, Some(device.clone()), (!asked).then(|| format!("\"{GRAPHS}\" is \"0\""))),
+    let (mut is_whole, mut on_processor) = (true, BTreeSet::new());
+    // This fails unless all operators run on the GPU, but for those that only look at shapes.
+    let (session, no_graphs) = match make(true) {
+        Ok(session) => (session, (!asked).then(|| format!("\"{GRAPHS}\" is \"0\""))),
         // Who cannot capture may run all the same; if not, the second error says it better.
-        Err(error) => (make(false)?, None, Some(error.to_string())),
+        Err(error) => {
+            let session = make(false)?;
+            is_whole = false;
+            on_processor = operators_by(&session, c"CPUExecutionProvider").unwrap_or_default();
+            let operators: Vec<&str> = on_processor.iter().map(String::as_str).collect();
+            let why = match operators[..] {
+                [] => error.to_string(),
+                _ => format!("ONNX Runtime runs some operators on the processor: {}", operators.join(", ")),
+            };
+            (session, Some(why))
+        }
     };
     let (attention, plans_widths) = (options.get(ATTENTION).cloned(), kernels == Attention::Cudnn);
-    Ok(Loaded { session, device: on_device, _stream: Some(device), no_graphs, attention, plans_widths })
+    Ok(Loaded { session, device: Some(device), is_whole, on_processor, no_graphs, attention, plans_widths })
 }
 
 fn unavailable(file: &Path, why: &str) -> Error {
@@ -208,6 +223,7 @@ fn make(file: &Path, cuda: Option<ort::ep::CUDA>) -> Result<Session> {
     builder =
         builder.with_config_entry("session.qdq_matmulnbits_accuracy_level", "1").map_err(|error| refuse(&error))?;
     if let Some(cuda) = cuda {
+        builder = builder.with_config_entry(REMEMBER_PROVIDERS, "1").map_err(|error| refuse(&error))?;
         let cuda = cuda.build().error_on_failure();
         builder = builder.with_execution_providers([cuda]).map_err(|error| unavailable(file, &error.to_string()))?;
     }
@@ -238,6 +254,21 @@ mod tests {
             let graph = Graph::read(&root.join(export).join("model.onnx")).unwrap();
             assert_eq!(Attention::of(&graph), kernels, "{export}: {why}");
         }
+    }
+
+    #[test]
+    fn what_runs_an_operator_is_remembered() {
+        let environment = runtime::environment(None, 0, None).unwrap();
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/demo/small/model.onnx");
+        let load = |remember| {
+            let builder = Session::builder(environment).unwrap();
+            builder.with_config_entry(REMEMBER_PROVIDERS, remember).unwrap().commit_from_file(&file).unwrap()
+        };
+        let session = load("1");
+        let operators = operators_by(&session, c"CPUExecutionProvider").unwrap();
+        assert!(operators.contains("GroupQueryAttention"), "{operators:?}");
+        assert!(operators_by(&session, c"CUDAExecutionProvider").unwrap().is_empty());
+        assert!(operators_by(&load("0"), c"CPUExecutionProvider").is_err());
     }
 
     #[test]

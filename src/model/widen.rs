@@ -1,0 +1,76 @@
+//! Scores in half precision as numbers of 32 bits. The crate `half` calls a function for each eight of them, and takes four times as
+//! long: with rows of 4,096 scores, two hundredths of a pass of five tokens on a GPU.
+
+use half::slice::HalfFloatSliceExt;
+use half::{bf16, f16};
+
+/// Each number of float16 as float32, which has all of them.
+pub fn widen_f16(from: &[f16], to: &mut [f32]) {
+    #[cfg(target_arch = "x86_64")]
+    if is_x86_feature_detected!("f16c") {
+        // SAFETY: the processor has the instructions.
+        return unsafe { x86::widen(from, to) };
+    }
+    from.convert_to_f32_slice(to);
+}
+
+/// Each number of bfloat16 as float32: its upper half.
+pub fn widen_bf16(from: &[bf16], to: &mut [f32]) {
+    assert_eq!(from.len(), to.len());
+    for (to, from) in to.iter_mut().zip(from) {
+        *to = f32::from_bits(u32::from(from.to_bits()) << 16);
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use std::arch::x86_64::{_mm_loadu_si128, _mm256_cvtph_ps, _mm256_storeu_ps};
+
+    use half::f16;
+
+    #[target_feature(enable = "f16c")]
+    pub fn widen(from: &[f16], to: &mut [f32]) {
+        assert_eq!(from.len(), to.len());
+        let (eights, rest) = from.as_chunks::<8>();
+        let (wide, wide_rest) = to.as_chunks_mut::<8>();
+        for (from, to) in eights.iter().zip(wide) {
+            // SAFETY: both have eight numbers, wherever they are.
+            unsafe { _mm256_storeu_ps(to.as_mut_ptr(), _mm256_cvtph_ps(_mm_loadu_si128(from.as_ptr().cast()))) }
+        }
+        for (from, to) in rest.iter().zip(wide_rest) {
+            *to = from.to_f32();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_numbers_are_the_same_in_more_bits() {
+        let mut wide = vec![0.0; 1 << 16];
+        let halves: Vec<f16> = (0..=u16::MAX).map(f16::from_bits).collect();
+        widen_f16(&halves, &mut wide);
+        let same = |a: f32, b: f32| a.to_bits() == b.to_bits() || (a.is_nan() && b.is_nan());
+        assert!(halves.iter().zip(&wide).all(|(half, &wide)| same(half.to_f32(), wide)));
+        let brains: Vec<bf16> = (0..=u16::MAX).map(bf16::from_bits).collect();
+        widen_bf16(&brains, &mut wide);
+        assert!(brains.iter().zip(&wide).all(|(brain, &wide)| same(brain.to_f32(), wide)));
+    }
+
+    #[test]
+    fn any_length_from_any_place() {
+        let halves: Vec<f16> = (0..40).map(|number| f16::from_f32(number as f32)).collect();
+        let brains: Vec<bf16> = (0..40).map(|number| bf16::from_f32(number as f32)).collect();
+        for (start, end) in (0..9).flat_map(|start| (start..40).map(move |end| (start, end))) {
+            let expected: Vec<f32> = (start..end).map(|number| number as f32).collect();
+            let mut wide = vec![-1.0; end - start];
+            widen_f16(&halves[start..end], &mut wide);
+            assert_eq!(wide, expected);
+            wide.fill(-1.0);
+            widen_bf16(&brains[start..end], &mut wide);
+            assert_eq!(wide, expected);
+        }
+    }
+}
