@@ -449,7 +449,7 @@ fn raw_costs(
 /// Prompts of lengths that come for the first time, which attention may be planned for, and for the second.
 fn prompt_costs(engine: &Engine, text: &[i32]) -> Result<Vec<results::PromptCost>> {
     const SHORTEST: usize = 201;
-    const LENGTHS: usize = 5;
+    const LENGTHS: usize = 40;
     let text: Vec<i32> = text.iter().copied().cycle().take(SHORTEST + LENGTHS).collect();
     let mut costs = Vec::new();
     for model in engine.models().iter().filter(|model| model.scores()) {
@@ -469,7 +469,7 @@ fn prompt_costs(engine: &Engine, text: &[i32]) -> Result<Vec<results::PromptCost
 /// Have passes of all widths planned, behind a prompt and behind what will be decoded: that takes a GPU up to 90 ms for each width and
 /// size of the cache, once for a process.
 fn prepare(tasks: &[Task], arguments: &Arguments) -> Result<()> {
-    const WIDEST: usize = 16;
+    const WIDEST: usize = 20;
     let prompt = prompts(&tasks[0], 1)?.remove(0);
     let tokens = arguments.tokens.unwrap_or(96) + WIDEST;
     let text: Vec<i32> = prompt.iter().copied().cycle().take(prompt.len() + tokens).collect();

@@ -186,6 +186,11 @@ impl Cache {
         self.capacity
     }
 
+    /// Tokens that fit once so many do.
+    pub fn room(&self, tokens: usize) -> usize {
+        if tokens <= self.capacity { self.capacity } else { self.grown(tokens) }
+    }
+
     /// The attention mask of the pass that was prepared.
     pub fn mask(&mut self) -> &mut [i64] {
         &mut self.mask
@@ -293,10 +298,10 @@ impl Cache {
     }
 
     fn grow(&mut self, tokens: usize) -> Result<bool> {
-        if tokens <= self.capacity {
+        let capacity = self.room(tokens);
+        if capacity == self.capacity {
             return Ok(false);
         }
-        let capacity = self.grown(tokens);
         // All are there before any is filled, so that nothing can fail half-way. What is not filled takes no memory, so the
         // most at any time is the new cache and one old buffer.
         let zeroes = |units| Store::zeroed(self.device.as_ref(), units);

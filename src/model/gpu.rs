@@ -10,14 +10,17 @@ use super::binding::Tensor;
 use super::cuda::{Device, DeviceBuffer, Event, Graph, HostBuffer, Queue};
 use super::rows::{Control, DeviceRows};
 
-/// The widest pass that is captured: drafts are shorter, prompts longer. A sequence has a graph for each width at most, since with
-/// fewer some would be captured again and again.
-const WIDEST_GRAPH: usize = 16;
+/// The widest pass that is captured: over the longest draft that a planner makes of itself, 16, what comes before it and what others
+/// add; prompts are longer. A sequence has a graph for each width at most, since with fewer some would be captured again and again.
+pub const WIDEST_GRAPH: usize = 20;
 
-/// Where each width is planned: of wide passes, those whose three first binary digits count. A prompt of any length is a few of them,
-/// the first over at least four fifths of it, and so are tokens that a model which rested has to catch up with.
-fn narrowed(width: usize) -> usize {
-    if width <= WIDEST_GRAPH { width } else { width >> (width.ilog2() - 2) << (width.ilog2() - 2) }
+/// Widths of wide passes where each is planned: multiples of this, and beyond 256 eight between a power of two and the next.
+const STEP: usize = 16;
+
+/// The least of these that takes so many tokens. Few widths, so that a process soon has met all, and at most an eighth more tokens where
+/// these take time.
+fn planned(width: usize) -> usize {
+    if width <= WIDEST_GRAPH { width } else { width.next_multiple_of(STEP.max(1 << (width.ilog2() - 3))) }
 }
 
 /// Places of inputs are aligned to this.
@@ -110,9 +113,9 @@ impl Gpu {
         self.no_graphs.is_none()
     }
 
-    /// How many of so many tokens are best run in one pass.
-    pub fn narrowed(&self, width: usize) -> usize {
-        if self.plans_widths { narrowed(width) } else { width }
+    /// How many tokens a pass over so many takes more, so that its width is one of few where each is planned.
+    pub fn padding(&self, width: usize) -> usize {
+        if self.plans_widths { planned(width) - width } else { 0 }
     }
 
     /// Memory of the device, for tensors.
@@ -306,18 +309,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn texts_of_any_length_are_passes_of_few_widths() {
+    fn passes_of_any_length_have_few_widths() {
         let mut widths = std::collections::BTreeSet::new();
-        for length in 1..5000 {
-            let (mut left, mut passes) = (length, 0);
-            while left > 0 {
-                let width = narrowed(left);
-                assert!(width <= left && 5 * width >= 4 * left, "{width} of {left}");
-                widths.insert(width);
-                (left, passes) = (left - width, passes + 1);
-            }
-            assert!(passes <= 4, "{length} tokens in {passes} passes");
+        for length in 1..=4096 {
+            let width = planned(length);
+            assert!(length <= WIDEST_GRAPH || width.is_multiple_of(STEP));
+            assert!(width >= length && width - length < STEP.max(length / 8 + 1), "{width} for {length}");
+            widths.insert(width);
         }
-        assert_eq!(widths.len(), WIDEST_GRAPH + 3 + 7 * 4 + 1, "{widths:?}");
+        assert_eq!(widths.len(), WIDEST_GRAPH + 15 + 4 * 8, "{widths:?}");
     }
 }

@@ -526,10 +526,30 @@ struct OnnxSequence {
     begun: Option<Begun>,
 }
 
+/// How tokens are run in one pass.
+#[derive(Clone, Copy)]
+struct Cut {
+    /// How many there are.
+    width: usize,
+    /// How many of their rows, from the front, need not be made.
+    unwanted: usize,
+    /// How many more tokens the pass takes behind them, whose rows nobody sees and whose entries are taken back.
+    padding: usize,
+}
+
+impl Cut {
+    fn wanted(self) -> usize {
+        self.width - self.unwanted
+    }
+
+    fn total(self) -> usize {
+        self.width + self.padding
+    }
+}
+
 /// A pass on a GPU until it is over.
 struct Begun {
-    width: usize,
-    unwanted: usize,
+    cut: Cut,
     /// Where its rows go, or what went wrong.
     output: ort::Result<Output>,
 }
@@ -653,10 +673,10 @@ impl OnnxSequence {
         let start = self.len();
         let mut left = tokens;
         while !left.is_empty() {
-            let begun = self.begun.as_ref().map(|begun| (begun.width, begun.unwanted));
-            let (width, unwanted) = begun.unwrap_or_else(|| self.next_pass(left.len(), keep));
-            let (now, later) = left.split_at(width);
-            if let Err(interrupt) = self.pass(now, unwanted, keep) {
+            let begun = self.begun.as_ref().map(|begun| begun.cut);
+            let cut = begun.unwrap_or_else(|| self.next_pass(left.len(), keep));
+            let (now, later) = left.split_at(cut.width);
+            if let Err(interrupt) = self.pass(now, cut, keep) {
                 self.truncate(start);
                 return Err(interrupt);
             }
@@ -674,8 +694,8 @@ impl OnnxSequence {
         if self.gpu.is_none() || self.cancel.is_requested() {
             return false;
         }
-        let (width, unwanted) = self.next_pass(tokens.len(), keep);
-        self.begin_on_gpu(&tokens[..width], unwanted, keep);
+        let cut = self.next_pass(tokens.len(), keep);
+        self.begin_on_gpu(&tokens[..cut.width], cut, keep);
         true
     }
 
@@ -688,8 +708,8 @@ impl OnnxSequence {
         }
     }
 
-    /// How many of the next tokens are run in one pass, and how many of its rows, from the front, need not be made.
-    fn next_pass(&self, tokens: usize, keep: usize) -> (usize, usize) {
+    /// How the first of so many tokens are run in one pass.
+    fn next_pass(&self, tokens: usize, keep: usize) -> Cut {
         // Rows before `keep` are not wanted; after token i comes the row of position i + 1.
         let unwanted = keep.saturating_sub(self.len() + 1).min(tokens - 1);
         let (width, unwanted) = match self.export.logits.rows {
@@ -704,14 +724,19 @@ impl OnnxSequence {
             Rows::All if self.export.cache_kind != CacheKind::None && self.gpu.is_none() => (tokens, 0),
             Rows::All | Rows::Counted => (tokens, unwanted),
         };
-        let width = match &self.gpu {
-            Some(gpu) if self.export.cache_kind != CacheKind::None && self.export.scoring == Scoring::Parallel => {
-                gpu.narrowed(width)
-            }
-            _ => width,
-        };
         let width = width.min(self.widest(width));
-        (width, unwanted.min(width - 1))
+        Cut { width, unwanted: unwanted.min(width - 1), padding: self.padding(width) }
+    }
+
+    /// How many tokens a pass over so many takes more.
+    fn padding(&self, width: usize) -> usize {
+        let can = self.export.cache_kind == CacheKind::Shared
+            && self.export.scoring == Scoring::Parallel
+            && self.export.logits.rows != Rows::Last;
+        let padding = self.gpu.as_ref().filter(|_| can).map_or(0, |gpu| gpu.padding(width));
+        let (total, end) = (width + padding, self.len() + width);
+        let fits = end + padding <= self.cache.room(end) && total <= self.widest(total);
+        if fits { padding } else { 0 }
     }
 
     /// The widest pass, up to `width`, whose attention takes a bearable amount of memory. Without a cache that is a matter
@@ -723,22 +748,24 @@ impl OnnxSequence {
         }
     }
 
-    /// One pass, of which the first `unwanted` rows need not be made.
-    fn pass(&mut self, tokens: &[i32], unwanted: usize, keep: usize) -> Result<(), Interrupt> {
+    /// One pass.
+    fn pass(&mut self, tokens: &[i32], cut: Cut, keep: usize) -> Result<(), Interrupt> {
         if self.cancel.is_requested() {
             self.abandon();
             return Err(Interrupt::Cancelled);
         }
         let result = match self.gpu {
-            None => self.run_on_host(tokens, unwanted, keep),
+            None => self.run_on_host(tokens, cut, keep),
             Some(_) => {
                 if self.begun.is_none() {
-                    self.begin_on_gpu(tokens, unwanted, keep);
+                    self.begin_on_gpu(tokens, cut, keep);
                 }
                 self.finish_on_gpu(keep)
             }
         };
+        let end = self.len() + cut.width;
         self.cache.settle(result.is_ok());
+        self.cache.truncate(end); // without the padding
         match result {
             Ok(()) => Ok(()),
             Err(error) => {
@@ -753,7 +780,8 @@ impl OnnxSequence {
 
     /// Run a pass without knowing the shape of the logits, and return it.
     fn try_out(&mut self, tokens: &[i32]) -> ort::Result<Vec<i64>> {
-        self.fill_inputs(tokens, tokens.len(), &Control::zeroed())?;
+        let cut = Cut { width: tokens.len(), unwanted: 0, padding: 0 };
+        self.fill_inputs(tokens, cut, &Control::zeroed())?;
         self.bind_inputs()?;
         self.binding.output_anywhere(&self.export.logits.name, &self.memory)?;
         match &self.gpu {
@@ -768,28 +796,28 @@ impl OnnxSequence {
         self.binding.last_output_shape()
     }
 
-    fn run_on_host(&mut self, tokens: &[i32], unwanted: usize, keep: usize) -> ort::Result<()> {
-        self.bind(tokens, unwanted, keep)?;
+    fn run_on_host(&mut self, tokens: &[i32], cut: Cut, keep: usize) -> ort::Result<()> {
+        self.bind(tokens, cut, keep)?;
         let started = Instant::now();
         let result = self.binding.run(&self.options);
         self.elapsed += started.elapsed();
         result?;
-        self.read_raw(tokens.len(), unwanted);
+        self.read_raw(cut);
         Ok(())
     }
 
     /// Put a pass on the GPU's stream, with copies before and behind, and by a graph if one was captured of this width.
-    fn begin_on_gpu(&mut self, tokens: &[i32], unwanted: usize, keep: usize) {
-        let output = self.queue_tokens(tokens, unwanted, keep);
-        self.begun = Some(Begun { width: tokens.len(), unwanted, output });
+    fn begin_on_gpu(&mut self, tokens: &[i32], cut: Cut, keep: usize) {
+        let output = self.queue_tokens(tokens, cut, keep);
+        self.begun = Some(Begun { cut, output });
     }
 
-    fn queue_tokens(&mut self, tokens: &[i32], unwanted: usize, keep: usize) -> ort::Result<Output> {
-        let (width, wanted) = (tokens.len(), tokens.len() - unwanted);
+    fn queue_tokens(&mut self, tokens: &[i32], cut: Cut, keep: usize) -> ort::Result<Output> {
+        let (wanted, all) = (cut.wanted(), self.rows_given(cut));
         let start = self.cache.len();
-        let position = start + 1 + unwanted;
+        let position = start + 1 + cut.unwanted;
         let end = position + wanted;
-        let given = self.rows_given(width, wanted);
+        let given = all - cut.padding;
         let keep = keep.min(position);
         let kept = self.gpu.as_ref().and_then(|gpu| gpu.rows.as_ref()).filter(|_| end - keep <= rows::SLOTS);
         let (control, output) = match kept {
@@ -802,7 +830,7 @@ impl OnnxSequence {
                 (Control::zeroed(), Output::Host(given - wanted, given))
             }
         };
-        self.fill_inputs(tokens, wanted, &control)?;
+        self.fill_inputs(tokens, cut, &control)?;
         let Logits { element, columns, .. } = self.export.logits;
         let row = columns * export::element_bytes(element).unwrap_or(4);
         let output = match output {
@@ -813,30 +841,30 @@ impl OnnxSequence {
             kept => kept,
         };
         let gpu = self.gpu.as_mut().expect("it is on a GPU");
-        gpu.make_room(given * row, width)?;
+        gpu.make_room(all * row, cut.total())?;
         self.peak_logits = self.peak_logits.max(self.logits_bytes());
         let started = Instant::now();
-        let result = self.queue_pass(width, given, output);
+        let result = self.queue_pass(cut.total(), all, output);
         self.elapsed += started.elapsed();
         result.map(|()| output)
     }
 
     /// Wait for the pass that was begun, and have its rows where they are read.
     fn finish_on_gpu(&mut self, keep: usize) -> ort::Result<()> {
-        let Some(Begun { width, unwanted, output }) = self.begun.take() else { return Ok(()) };
+        let Some(Begun { cut, output }) = self.begun.take() else { return Ok(()) };
         let output = output?;
         let started = Instant::now();
         let waited = self.gpu.as_ref().map_or(Ok(()), Gpu::wait);
         self.elapsed += started.elapsed();
         waited?;
-        let (position, end) = (self.cache.len() + 1 + unwanted, self.cache.len() + 1 + width);
+        let (position, end) = (self.cache.len() + 1 + cut.unwanted, self.cache.len() + 1 + cut.width);
         match (output, self.gpu.as_mut().and_then(|gpu| gpu.rows.as_mut())) {
             (Output::Device(_), Some(rows)) => rows.keep(position..end, keep),
             (_, rows) => {
                 if let Some(rows) = rows {
                     rows.lose(position..end);
                 }
-                self.read_raw(width, unwanted);
+                self.read_raw(cut);
             }
         }
         Ok(())
@@ -868,12 +896,12 @@ impl OnnxSequence {
     }
 
     /// Point the inputs and outputs at what this pass reads and writes.
-    fn bind(&mut self, tokens: &[i32], unwanted: usize, keep: usize) -> ort::Result<()> {
-        let position = self.cache.len() + 1 + unwanted;
-        let wanted = tokens.len() - unwanted;
-        self.fill_inputs(tokens, wanted, &Control::zeroed())?;
+    fn bind(&mut self, tokens: &[i32], cut: Cut, keep: usize) -> ort::Result<()> {
+        let position = self.cache.len() + 1 + cut.unwanted;
+        let wanted = cut.wanted();
+        self.fill_inputs(tokens, cut, &Control::zeroed())?;
         self.bind_inputs()?;
-        let given = self.rows_given(tokens.len(), wanted);
+        let given = self.rows_given(cut);
         let Logits { name, element, rank, columns, .. } = &self.export.logits;
         let shape = [1, given as i64, *columns as i64];
         let shape = if *rank == 2 { &[1, *columns as i64][..] } else { &shape };
@@ -906,20 +934,20 @@ impl OnnxSequence {
         }
     }
 
-    /// How many rows a pass gives of those that are wanted.
-    fn rows_given(&self, width: usize, wanted: usize) -> usize {
+    /// How many rows a pass gives, those of padding behind the others.
+    fn rows_given(&self, cut: Cut) -> usize {
         match (self.export.logits.rows, self.export.cache_kind) {
             (Rows::Last, _) => 1,
-            (Rows::Counted, _) => wanted,
+            (Rows::Counted, _) => cut.wanted() + cut.padding,
             (Rows::All, CacheKind::None) => self.tokens.len(),
-            (Rows::All, _) => width,
+            (Rows::All, _) => cut.total(),
         }
     }
 
     /// Bring the rows of a pass to where they are read.
-    fn read_raw(&mut self, width: usize, unwanted: usize) {
-        let wanted = width - unwanted;
-        let given = self.rows_given(width, wanted);
+    fn read_raw(&mut self, cut: Cut) {
+        let wanted = cut.wanted();
+        let given = self.rows_given(cut) - cut.padding;
         let Logits { element, columns, .. } = self.export.logits;
         if given == wanted && element == TensorElementType::Float32 && self.gpu.is_none() {
             return;
@@ -928,7 +956,7 @@ impl OnnxSequence {
         let (skipped, size) = ((given - wanted) * columns, rows.len());
         let raw = match &self.gpu {
             None => self.raw.as_ptr().cast::<u8>(),
-            Some(gpu) => gpu.logits(width).as_ptr(),
+            Some(gpu) => gpu.logits(cut.total()).as_ptr(),
         };
         // SAFETY: the buffer has room for `given` rows of this type, all of whose bit patterns are values; four bytes
         // are aligned for each of them.
@@ -946,10 +974,10 @@ impl OnnxSequence {
     }
 
     /// Make room in the cache for a pass, and make its inputs.
-    fn fill_inputs(&mut self, tokens: &[i32], wanted: usize, control: &Control) -> ort::Result<()> {
-        let mut prepared = self.cache.prepare(tokens.len());
+    fn fill_inputs(&mut self, tokens: &[i32], cut: Cut, control: &Control) -> ort::Result<()> {
+        let mut prepared = self.cache.prepare(cut.total());
         if prepared.is_err() && self.spares.upgrade().is_some_and(|spares| spares.clear()) {
-            prepared = self.cache.prepare(tokens.len()); // with the memory that nobody used
+            prepared = self.cache.prepare(cut.total()); // with the memory that nobody used
         }
         let moved = prepared.map_err(|error| match error {
             Error::Runtime(what) => ort::Error::new(what),
@@ -964,7 +992,7 @@ impl OnnxSequence {
                 self.tokens.extend_from_slice(tokens);
                 (0, 0, self.tokens.len())
             }
-            _ => (len as i64, entries as i64, tokens.len()),
+            _ => (len as i64, entries as i64, cut.total()),
         };
         let tokens = if self.export.cache_kind == CacheKind::None { &self.tokens } else { tokens };
         let (width, total) = (width as i64, place + width as i64);
@@ -977,11 +1005,14 @@ impl OnnxSequence {
                 Role::Mask if input.element == TensorElementType::Int64 && room == 0 && self.gpu.is_none() => {
                     *numbers = Numbers::OfCache;
                 }
-                Role::Tokens => numbers.fill(tokens.iter().map(|&token| i64::from(token))),
+                Role::Tokens => {
+                    let padding = std::iter::repeat_n(0, cut.padding);
+                    numbers.fill(tokens.iter().map(|&token| i64::from(token)).chain(padding));
+                }
                 Role::Mask => numbers.fill(self.cache.mask().iter().copied().chain(std::iter::repeat_n(0, room))),
                 Role::Positions => numbers.fill(first..first + width),
                 Role::CachePositions => numbers.fill(place..total),
-                Role::LogitsToKeep => numbers.fill([wanted as i64]),
+                Role::LogitsToKeep => numbers.fill([(cut.wanted() + cut.padding) as i64]),
                 Role::TokenTypes => numbers.fill(std::iter::repeat_n(0, width as usize)),
                 Role::PastLength => numbers.fill([place]),
                 Role::TotalLength => numbers.fill([total]),

@@ -9,16 +9,17 @@ use ort::value::TensorElementType;
 
 use super::RowMath;
 use super::cuda::{Device, DeviceBuffer, Event, HostBuffer, Queue};
+use super::gpu::WIDEST_GRAPH;
 use super::widen::{widen_bf16, widen_f16};
 use crate::error::Error;
 
-/// Rows that are kept. The same number is in `rows.cu`, as are the next two.
+/// Rows that are kept. The same number is in `rows.cu`, as are the next three.
 pub const SLOTS: usize = 64;
 const CHUNKS: usize = 32;
 const THREADS: usize = 256;
 
 /// Tokens of a pass whose scores are noted.
-const NOTED: usize = 16;
+const NOTED: usize = WIDEST_GRAPH;
 
 /// Rows on the host that are kept for the next ones to be asked for.
 const SPARE_ROWS: usize = 16;
@@ -548,7 +549,7 @@ mod tests {
     #[test]
     fn sizes_are_those_of_the_kernels() {
         let source = include_str!("cuda/rows.cu");
-        for (name, value) in [("CHUNKS", CHUNKS), ("THREADS", THREADS), ("ROWS", SLOTS)] {
+        for (name, value) in [("CHUNKS", CHUNKS), ("THREADS", THREADS), ("ROWS", SLOTS), ("NOTED", NOTED)] {
             assert!(source.contains(&format!("const int {name} = {value};")), "{name}");
         }
         assert_eq!((size_of::<Control>(), size_of::<Summary>()), (4 * (7 + NOTED), 32));

@@ -111,8 +111,8 @@ const COSINES: usize = 7;
 const BIAS: usize = 10;
 const SINK: usize = 11;
 
-/// Kernels of attention that ONNX Runtime 1.31 may take by itself on a GPU of Hopper's or newer
-/// (contrib_ops/cuda/bert/group_query_attention.cc).
+/// Kernels of `GroupQueryAttention`, which alone has caches of few sizes, that ONNX Runtime 1.31 takes by itself on a GPU of Hopper's
+/// or newer (contrib_ops/cuda/bert/group_query_attention.cc).
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Attention {
     /// None of cuDNN's.
@@ -125,9 +125,8 @@ enum Attention {
 
 impl Attention {
     fn of(graph: &Graph) -> Self {
-        let others = ["MultiHeadAttention", "Attention"].iter().any(|operator| graph.all(operator).next().is_some());
         let mut by_cudnn = graph.all("GroupQueryAttention").filter(|node| may_be_cudnns(node));
-        if others || by_cudnn.clone().any(|node| !has_xqa(graph, node)) {
+        if by_cudnn.clone().any(|node| !has_xqa(graph, node)) {
             Attention::Cudnn
         } else if by_cudnn.next().is_some() {
             Attention::WideByCudnn
@@ -165,7 +164,7 @@ fn on_gpu(file: &Path, graph: &Graph, device_id: i32, options: &Options) -> Resu
         other => other,
     })?;
     // By default attention is cuDNN's, which takes 60 ms and more for a width on a size of the cache that it has not met: any prompt of
-    // another length. It is left out where nothing is lost by that; elsewhere there are few widths (see `Gpu::narrowed`).
+    // another length. It is left out where nothing is lost by that; elsewhere there are few widths (see `Gpu::padding`).
     let by_default = device.prefers_cudnn() && !options.contains_key(ATTENTION);
     let kernels = if by_default { Attention::of(graph) } else { Attention::Own };
     let mut options = options.clone();
@@ -249,7 +248,6 @@ mod tests {
             ("tests/exports/gemma2/builder-fp32", Attention::Own, "capped scores"),
             ("tests/exports/gpt_oss/builder-fp32", Attention::Own, "sinks"),
             ("tests/exports/llama/optimum-fp32", Attention::Own, "products of matrices"),
-            ("tests/exports/llama/torch-opset23", Attention::Cudnn, "the standard operator"),
         ] {
             let graph = Graph::read(&root.join(export).join("model.onnx")).unwrap();
             assert_eq!(Attention::of(&graph), kernels, "{export}: {why}");

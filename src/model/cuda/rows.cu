@@ -7,6 +7,7 @@ typedef unsigned int u32;
 const int CHUNKS = 32;   // parts of a row, each for one block of THREADS
 const int THREADS = 256;
 const int ROWS = 64;     // of the ring; a position's row is in slot `position % ROWS`
+const int NOTED = 20;    // most tokens of a pass whose scores are noted
 
 // What a pass is told beside its inputs.
 struct Control {
@@ -17,7 +18,7 @@ struct Control {
     int start;    // position that the first token of the pass took; its row is in the ring if `known`
     int known;
     int width;
-    int tokens[16];
+    int tokens[NOTED];
 };
 
 // What is known of a part of a row, and of a row: the first maximum, the largest of all other scores, the sum of
