@@ -285,6 +285,51 @@ fn texts_of_any_length_are_scored_alike() {
     }
 }
 
+/// While a stream is captured, CUDA refuses much of what a model needs that is loaded or first run.
+#[test]
+fn models_are_loaded_while_others_are_captured() {
+    let Some(_turn) = gpu() else { return };
+    let end = std::time::Instant::now() + std::time::Duration::from_secs(10);
+    let before_end = || std::time::Instant::now() < end;
+    let (mut captured, mut loads) = (0, 0);
+    std::thread::scope(|scope| {
+        let captures = scope.spawn(|| {
+            let model = load(GRAPHS, &[]).unwrap();
+            let mut count = 0;
+            while before_end() {
+                // all at once, so that none has the graphs of another
+                let mut sequences: Vec<_> =
+                    (0..8).map(|_| model.start(&Arc::new(Cancel::default())).unwrap()).collect();
+                for sequence in &mut sequences {
+                    for width in [1, 2, 3, 4, 5, 6].into_iter().cycle().take(18) {
+                        let len = sequence.len();
+                        let tokens: Vec<i32> = (0..width).map(token).collect();
+                        forward(&model, sequence.as_mut(), &tokens, len + 1).unwrap();
+                        count += usize::from(!sequence.is_usual());
+                    }
+                }
+            }
+            count
+        });
+        let loaders = [MIXED, OTHER, BF16].map(|form| {
+            scope.spawn(move || {
+                let mut count = 0;
+                while before_end() {
+                    let model = load(form, &[]).unwrap();
+                    let text: Vec<i32> = (0..40).map(token).collect();
+                    fresh(&model, &text);
+                    count += 1;
+                }
+                count
+            })
+        });
+        captured = captures.join().unwrap();
+        loads = loaders.map(|loader| loader.join().unwrap()).iter().sum();
+    });
+    println!("{loads} models were loaded, and {captured} passes were captured or run to be");
+    assert!(captured > 20 && loads > 10, "{captured}, {loads}");
+}
+
 /// What is made of rows on the GPU is what their scores say.
 #[test]
 fn numbers_of_rows_are_theirs() {

@@ -7,11 +7,36 @@
 use std::ffi::c_void;
 use std::ptr::NonNull;
 use std::sync::Arc;
+use std::time::Duration;
 
 use cudarc::driver::{DriverError, result, sys};
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::{Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use crate::error::{Error, Result};
+
+/// While a stream is captured, CUDA lets nobody wait for its whole device, as ONNX Runtime does where it loads a model, lets one go or
+/// uses something for the first time: the capture fails, and so does what that thread runs next, which takes the error for its own. So
+/// who captures holds both of these alone. A load may take long, and is not waited for.
+static LOADS: RwLock<()> = RwLock::new(());
+static RUNS: RwLock<()> = RwLock::new(());
+
+/// How long a capture waits for passes that run.
+const PATIENCE: Duration = Duration::from_millis(5);
+
+/// To be held while ONNX Runtime loads a model or lets one go.
+pub fn loading() -> RwLockReadGuard<'static, ()> {
+    LOADS.read()
+}
+
+/// To be held while ONNX Runtime runs a pass that is not captured.
+pub fn running() -> RwLockReadGuard<'static, ()> {
+    RUNS.read()
+}
+
+/// To be held while a pass is captured. `None` where that cannot be now.
+pub fn alone() -> Option<(RwLockWriteGuard<'static, ()>, RwLockWriteGuard<'static, ()>)> {
+    Some((LOADS.try_write()?, RUNS.try_write_for(PATIENCE)?))
+}
 
 /// A GPU as one model uses it.
 #[derive(Debug)]

@@ -7,7 +7,7 @@ use ort::session::RunOptions;
 use ort::value::TensorElementType;
 
 use super::binding::Tensor;
-use super::cuda::{Device, DeviceBuffer, Event, Graph, HostBuffer, Queue};
+use super::cuda::{self, Device, DeviceBuffer, Event, Graph, HostBuffer, Queue};
 use super::rows::{Control, DeviceRows};
 
 /// The widest pass that is captured: over the longest draft that a planner makes of itself, 16, what comes before it and what others
@@ -22,6 +22,9 @@ const STEP: usize = 16;
 fn planned(width: usize) -> usize {
     if width <= WIDEST_GRAPH { width } else { width.next_multiple_of(STEP.max(1 << (width.ilog2() - 3))) }
 }
+
+/// So many captures have to fail before none is tried any more: one may, by what others do with the GPU meanwhile.
+const FAILURES: u32 = 3;
 
 /// Places of inputs are aligned to this.
 const ALIGNMENT: usize = 256;
@@ -51,6 +54,8 @@ pub struct Gpu {
     graphs: Vec<(usize, Captured)>,
     /// Why passes are not captured, if they are not.
     no_graphs: Option<String>,
+    /// Captures that have failed.
+    failures: u32,
     /// Whether each width is planned on each size of the cache.
     plans_widths: bool,
     done: Event,
@@ -88,6 +93,7 @@ impl Gpu {
         Ok(Gpu {
             graphs: Vec::new(),
             no_graphs,
+            failures: 0,
             plans_widths,
             done: Event::new(device)?,
             inputs: None,
@@ -247,7 +253,7 @@ impl Gpu {
         mut run: impl FnMut() -> ort::Result<()>,
     ) -> ort::Result<()> {
         let captures = self.captures_to(output) && width <= WIDEST_GRAPH;
-        let Gpu { graphs, no_graphs, done, inputs, places, logits, wide, rows, device, is_usual, .. } = self;
+        let Gpu { graphs, no_graphs, failures, done, inputs, places, logits, wide, rows, device, is_usual, .. } = self;
         let logits = if width <= WIDEST_GRAPH { logits } else { wide };
         let queue = device.queue()?;
         let mut work = |queue: &Queue, output: Output| {
@@ -276,22 +282,34 @@ impl Gpu {
                 graphs.push((width, Captured::Graph(graph)));
                 result
             }
-            Some(Captured::Warm) => match queue.capture(|queue| work(queue, whole)) {
-                Ok(graph) => {
-                    let result = queue.launch(&graph);
-                    graphs.push((width, Captured::Graph(graph)));
-                    result
+            Some(Captured::Warm) => {
+                let captured = cuda::alone().map(|_alone| queue.capture(|queue| work(queue, whole)));
+                match captured {
+                    Some(Ok(graph)) => {
+                        let result = queue.launch(&graph);
+                        graphs.push((width, Captured::Graph(graph)));
+                        result
+                    }
+                    not_now => {
+                        graphs.push((width, Captured::Warm));
+                        let _running = cuda::running();
+                        if let Some(Err(error)) = not_now {
+                            *failures += 1;
+                            tracing::warn!("a pass of {width} tokens could not be captured: {error}");
+                            *no_graphs = (*failures >= FAILURES).then(|| error.to_string());
+                            // The next run may take that error for its own.
+                            work(&queue, output).or_else(|_| work(&queue, output))
+                        } else {
+                            work(&queue, output)
+                        }
+                    }
                 }
-                Err(error) => {
-                    tracing::warn!("a pass of {width} tokens cannot be captured: {error}");
-                    *no_graphs = Some(error.to_string());
-                    work(&queue, output)
-                }
-            },
+            }
             None => {
                 if captures {
                     graphs.push((width, Captured::Warm));
                 }
+                let _running = cuda::running();
                 work(&queue, output)
             }
         };

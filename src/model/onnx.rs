@@ -22,7 +22,7 @@ use super::beside;
 use super::binding::{Binding, Tensor};
 use super::cache::{Cache, Store};
 use super::check::{self, Deviation, Excuses};
-use super::cuda::Device;
+use super::cuda::{self, Device};
 use super::export::{self, CacheKind, CacheTensor, Export, Input, Logits, Role, Rollback, Rows, Scoring};
 use super::gpu::{Gpu, Output};
 use super::graph::Graph;
@@ -326,6 +326,12 @@ impl OnnxModel {
             sound: true,
             begun: None,
         }))
+    }
+}
+
+impl Drop for OnnxModel {
+    fn drop(&mut self) {
+        self.spares.clear(); // so that the session goes with what was loaded
     }
 }
 
@@ -784,6 +790,7 @@ impl OnnxSequence {
         self.fill_inputs(tokens, cut, &Control::zeroed())?;
         self.bind_inputs()?;
         self.binding.output_anywhere(&self.export.logits.name, &self.memory)?;
+        let _running = (self.copies || self.gpu.is_some()).then(cuda::running);
         match &self.gpu {
             None => self.binding.run(&self.options)?,
             Some(gpu) => {
@@ -799,7 +806,10 @@ impl OnnxSequence {
     fn run_on_host(&mut self, tokens: &[i32], cut: Cut, keep: usize) -> ort::Result<()> {
         self.bind(tokens, cut, keep)?;
         let started = Instant::now();
-        let result = self.binding.run(&self.options);
+        let result = {
+            let _running = self.copies.then(cuda::running);
+            self.binding.run(&self.options)
+        };
         self.elapsed += started.elapsed();
         result?;
         self.read_raw(cut);

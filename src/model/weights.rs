@@ -1,6 +1,7 @@
 //! Loads exports into ONNX Runtime: each once, for all models of the process that name it.
 
 use std::collections::BTreeSet;
+use std::mem::ManuallyDrop;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::{Arc, Weak};
@@ -10,7 +11,7 @@ use ort::session::Session;
 use parking_lot::Mutex;
 
 use super::binding::{REMEMBER_PROVIDERS, operators_by};
-use super::cuda::Device;
+use super::cuda::{self, Device};
 use super::graph::{Graph, Node};
 use super::huge_pages::Mappings;
 use super::{Provider, runtime};
@@ -18,8 +19,8 @@ use crate::error::{Error, Result};
 
 /// A session of ONNX Runtime, and where it runs.
 pub struct Loaded {
-    /// Declared before the device, so that it is dropped before: it uses the device's stream.
-    pub session: Session,
+    /// Dropped before the device, whose stream it uses.
+    pub session: ManuallyDrop<Session>,
     /// The GPU that it runs on.
     pub device: Option<Arc<Device>>,
     /// Whether all that counts runs on a GPU, so that its passes could be captured.
@@ -32,6 +33,14 @@ pub struct Loaded {
     pub attention: Option<String>,
     /// Whether each width is planned on each size of the cache, which takes long.
     pub plans_widths: bool,
+}
+
+impl Drop for Loaded {
+    fn drop(&mut self) {
+        let _unloading = cuda::loading();
+        // SAFETY: nobody has it any more.
+        unsafe { ManuallyDrop::drop(&mut self.session) }
+    }
 }
 
 /// What was loaded, with what of, while there are models that use it.
@@ -72,7 +81,7 @@ pub fn load(file: &Path, graph: &Graph, provider: &Provider) -> Result<Arc<Loade
     }
     let made = Arc::new(match provider {
         Provider::Cpu => Loaded {
-            session: make(file, None)?,
+            session: ManuallyDrop::new(make(file, None)?),
             device: None,
             is_whole: false,
             on_processor: BTreeSet::new(),
@@ -159,6 +168,7 @@ fn has_xqa(graph: &Graph, node: &Node) -> bool {
 }
 
 fn on_gpu(file: &Path, graph: &Graph, device_id: i32, options: &Options) -> Result<Loaded> {
+    let _loading = cuda::loading();
     let device = Device::open(device_id).map_err(|error| match error {
         Error::Runtime(what) => unavailable(file, &what),
         other => other,
@@ -197,6 +207,7 @@ fn on_gpu(file: &Path, graph: &Graph, device_id: i32, options: &Options) -> Resu
         }
     };
     let (attention, plans_widths) = (options.get(ATTENTION).cloned(), kernels == Attention::Cudnn);
+    let session = ManuallyDrop::new(session);
     Ok(Loaded { session, device: Some(device), is_whole, on_processor, no_graphs, attention, plans_widths })
 }
 
