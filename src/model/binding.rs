@@ -1,4 +1,5 @@
-//! Tensors over our own buffers, and passes over them: ONNX Runtime's C API, where `ort` would copy or lock.
+//! ONNX Runtime's C API where `ort` would copy or lock, or does not ask: tensors over our own buffers, passes over them, and what runs
+//! where.
 
 use std::collections::BTreeSet;
 use std::ffi::{CStr, c_void};

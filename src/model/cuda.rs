@@ -28,7 +28,7 @@ pub fn loading() -> RwLockReadGuard<'static, ()> {
     LOADS.read()
 }
 
-/// To be held while ONNX Runtime runs a pass that is not captured.
+/// To be held while ONNX Runtime runs a pass that is not captured. Whoever takes a queue too takes that first.
 pub fn running() -> RwLockReadGuard<'static, ()> {
     RUNS.read()
 }

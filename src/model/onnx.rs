@@ -790,11 +790,14 @@ impl OnnxSequence {
         self.fill_inputs(tokens, cut, &Control::zeroed())?;
         self.bind_inputs()?;
         self.binding.output_anywhere(&self.export.logits.name, &self.memory)?;
-        let _running = (self.copies || self.gpu.is_some()).then(cuda::running);
         match &self.gpu {
-            None => self.binding.run(&self.options)?,
+            None => {
+                let _running = self.copies.then(cuda::running);
+                self.binding.run(&self.options)?;
+            }
             Some(gpu) => {
                 let queue = gpu.queue()?;
+                let _running = cuda::running();
                 let result = gpu.copy_in(&queue).and_then(|()| self.binding.run(&self.options));
                 queue.drain();
                 result?;

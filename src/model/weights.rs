@@ -160,9 +160,9 @@ fn may_be_cudnns(node: &Node) -> bool {
 /// Whether what cuDNN can do has better kernels for single tokens. Positions turn a head's numbers in pairs: two for each cosine.
 fn has_xqa(graph: &Graph, node: &Node) -> bool {
     let heads = node.integer("num_heads").zip(node.integer("kv_num_heads").filter(|&heads| heads > 0));
-    let size = input(node, COSINES).and_then(|table| Some(2 * graph.weight(table)?.last()?));
+    let cosines = input(node, COSINES).and_then(|table| graph.weight(table)?.last().copied());
     heads.is_some_and(|(heads, shared)| XQA_GROUPS.contains(&(heads / shared)))
-        && size.is_some_and(|size| XQA_HEADS.contains(&size))
+        && cosines.is_some_and(|cosines| XQA_HEADS.iter().any(|size| size / 2 == cosines))
         && input(node, BIAS).is_none()
         && std::env::var("ORT_ENABLE_XQA").map_or(true, |value| value.trim() != "0")
 }
