@@ -232,7 +232,11 @@ impl Session {
             _ => describe_plan(&self.decoder.settings().plan, &names),
         };
         for (model, copied) in self.decoder.rows_copied().enumerate() {
-            description["models"][model]["rows_copied"] = json!(copied);
+            let (captured, why_not) = self.engine.models()[model].captured().unzip();
+            let of_model = &mut description["models"][model];
+            of_model["rows_copied"] = json!(copied);
+            of_model["captured"] = json!(captured);
+            of_model["no_graphs"] = json!(why_not.flatten());
         }
         description["memory"] = json!({ "bytes": bytes, "peak_bytes": peak_bytes });
         description

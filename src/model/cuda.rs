@@ -52,9 +52,17 @@ pub struct Device {
     kernels: Result<Kernels, String>,
 }
 
+/// Up to so many bytes are copied by a kernel, which begins some microseconds before a copy by the driver does.
+const FEW_BYTES: usize = 256 << 10;
+
+/// What that kernel copies at once; buffers have room for whole ones.
+const WORD: usize = 16;
+
 /// The functions of `cuda/rows.cu`.
 #[derive(Debug)]
 pub struct Kernels {
+    /// Copies between the host and the GPU.
+    transfer: sys::CUfunction,
     /// Keeps rows of logits, and looks at their parts.
     pub keep: sys::CUfunction,
     /// Joins what is known of the parts.
@@ -78,6 +86,7 @@ impl Kernels {
             let module = result::module::load_data(SOURCE.as_ptr().cast())?;
             let function = |name: &std::ffi::CStr| result::module::get_function(module, name.into());
             Ok(Kernels {
+                transfer: function(c"transfer")?,
                 keep: function(c"keep")?,
                 summarise: function(c"summarise")?,
                 draw: function(c"draw")?,
@@ -202,21 +211,46 @@ pub struct Queue<'a> {
 }
 
 impl Queue<'_> {
-    /// Copy the front of a host buffer to the front of one on the device.
-    pub fn copy_in(&self, from: &HostBuffer, to: &DeviceBuffer, bytes: usize) -> ort::Result<()> {
-        assert!(bytes <= from.bytes && bytes <= to.bytes);
+    /// Copy a host buffer to the front of one on the device.
+    pub fn copy_in(&self, from: &HostBuffer, to: &DeviceBuffer) -> ort::Result<()> {
+        assert!(from.bytes <= to.bytes);
+        if self.transfer(from.bytes().as_ptr() as u64, to.address, 0, from.bytes)? {
+            return Ok(());
+        }
         // SAFETY: both are that long and outlive the work, since whoever owns them waits for it.
-        done(unsafe { result::memcpy_htod_async(to.address, &from.bytes()[..bytes], self.device.stream) })
+        done(unsafe { result::memcpy_htod_async(to.address, from.bytes(), self.device.stream) })
     }
 
     /// Copy a part of a buffer on the device to the same place of a host buffer.
     pub fn copy_out(&self, from: &DeviceBuffer, to: &mut HostBuffer, start: usize, end: usize) -> ort::Result<()> {
         assert!(start <= end && end <= from.bytes && end <= to.bytes);
+        if self.transfer(from.address, to.bytes().as_ptr() as u64, start, end)? {
+            return Ok(());
+        }
         // SAFETY: as above.
         done(unsafe {
             let address = from.address + start as u64;
             result::memcpy_dtoh_async(&mut to.bytes_mut()[start..end], address, self.device.stream)
         })
+    }
+
+    /// Copy a part of a buffer to the same place of another one by a kernel, and what shares its first and last word. Returns whether that
+    /// is the way to do it.
+    fn transfer(&self, from: u64, to: u64, start: usize, end: usize) -> ort::Result<bool> {
+        const THREADS: usize = 256; // as in rows.cu
+        let (start, end) = (start / WORD * WORD, end.next_multiple_of(WORD));
+        let Some(kernels) = self.device.kernels.as_ref().ok().filter(|_| (1..=FEW_BYTES).contains(&(end - start))) else {
+            return Ok(false);
+        };
+        let (mut from, mut to, mut words) = (from + start as u64, to + start as u64, ((end - start) / WORD) as i32);
+        let blocks = (words as usize).div_ceil(THREADS) as u32;
+        let mut arguments = [
+            std::ptr::from_mut(&mut from).cast(),
+            std::ptr::from_mut(&mut to).cast(),
+            std::ptr::from_mut(&mut words).cast(),
+        ];
+        // SAFETY: the arguments are those of the kernel; both buffers have room for whole words, and whoever owns them waits for the work.
+        unsafe { self.run(kernels.transfer, (blocks, 1, 1), THREADS as u32, &mut arguments) }.map(|()| true)
     }
 
     /// Copy `bytes` of a buffer on the device to the front of a host buffer.
@@ -333,8 +367,9 @@ impl DeviceBuffer {
         let mut address = 0;
         // SAFETY: what is allocated is that long.
         device.aside(|stream| unsafe {
-            address = result::malloc_async(stream, bytes.max(1))?;
-            result::memset_d8_async(address, 0, bytes.max(1), stream)
+            let whole = bytes.max(1).next_multiple_of(WORD);
+            address = result::malloc_async(stream, whole)?;
+            result::memset_d8_async(address, 0, whole, stream)
         })?;
         Ok(DeviceBuffer { device: device.clone(), address, bytes })
     }
@@ -421,8 +456,9 @@ impl HostBuffer {
         device.enter()?;
         // SAFETY: what is allocated is that long.
         let memory = unsafe {
-            let memory = done(result::malloc_host(bytes.max(1), sys::CU_MEMHOSTALLOC_PORTABLE))?.cast::<u8>();
-            memory.write_bytes(0, bytes);
+            let whole = bytes.max(1).next_multiple_of(WORD);
+            let memory = done(result::malloc_host(whole, sys::CU_MEMHOSTALLOC_PORTABLE))?.cast::<u8>();
+            memory.write_bytes(0, whole);
             memory
         };
         let memory = NonNull::new(memory).ok_or_else(|| ort::Error::new("no memory was given"))?;
@@ -469,5 +505,38 @@ fn describe(error: DriverError) -> String {
             Ok(text) => format!("CUDA: {}", text.to_string_lossy()),
             Err(_) => format!("CUDA: {error:?}"),
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// By the kernel and by the driver, whatever the places and the lengths.
+    #[test]
+    fn parts_of_buffers_are_copied() {
+        let device = match Device::open(0) {
+            Ok(device) => device,
+            Err(error) if std::env::var("COS_TEST_PROVIDER").as_deref() == Ok("cuda") => panic!("{error}"),
+            Err(error) => return println!("skipped: {error}"),
+        };
+        let mut random = fastrand::Rng::with_seed(5);
+        for bytes in [1, 15, 16, 17, 194, 4096, 70_001, FEW_BYTES - 1, FEW_BYTES, FEW_BYTES + 1, 3 * FEW_BYTES + 7] {
+            let mut host = HostBuffer::zeroed(&device, bytes).unwrap();
+            let there = DeviceBuffer::zeroed(&device, bytes).unwrap();
+            random.fill(host.bytes_mut());
+            let queue = device.queue().unwrap();
+            queue.copy_in(&host, &there).unwrap();
+            for part in 0..20 {
+                let ends = [random.usize(..=bytes), random.usize(..=bytes)];
+                let (start, end) = if part == 0 { (0, bytes) } else { (ends[0].min(ends[1]), ends[0].max(ends[1])) };
+                let mut back = HostBuffer::zeroed(&device, bytes).unwrap();
+                queue.copy_out(&there, &mut back, start, end).unwrap();
+                queue.drain();
+                assert_eq!(back.bytes()[start..end], host.bytes()[start..end], "{start} to {end} of {bytes}");
+                let beside = |place: usize| place / WORD == start / WORD || place / WORD == (end.max(1) - 1) / WORD;
+                assert!((0..bytes).all(|place| back.bytes()[place] == 0 || (start..end).contains(&place) || beside(place)));
+            }
+        }
     }
 }

@@ -1,6 +1,7 @@
 //! What one sequence has on a GPU beside its cache: inputs, logits, and the graphs of its passes.
 
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock};
 
 use ort::memory::{AllocationDevice, AllocatorType, MemoryInfo, MemoryType};
 use ort::session::RunOptions;
@@ -23,8 +24,46 @@ fn planned(width: usize) -> usize {
     if width <= WIDEST_GRAPH { width } else { width.next_multiple_of(STEP.max(1 << (width.ilog2() - 3))) }
 }
 
-/// So many captures have to fail before none is tried any more: one may, by what others do with the GPU meanwhile.
+/// So many captures of a model have to fail in a row before none is tried any more: one may, by what others do with the GPU meanwhile.
 const FAILURES: u32 = 3;
+
+/// What is known of the captures of a model.
+#[derive(Debug, Default)]
+pub struct Captures {
+    made: AtomicU64,
+    /// In a row.
+    failed: AtomicU32,
+    refused: OnceLock<String>,
+}
+
+impl Captures {
+    /// How many were made.
+    pub fn made(&self) -> u64 {
+        self.made.load(Relaxed)
+    }
+
+    /// Why none is made any more, if so. Then all passes are run plainly, also those of widths that were captured.
+    pub fn refused(&self) -> Option<&str> {
+        self.refused.get().map(String::as_str)
+    }
+
+    /// Have none made any more.
+    pub fn refuse(&self, why: String) {
+        _ = self.refused.set(why);
+    }
+
+    fn succeed(&self) {
+        self.made.fetch_add(1, Relaxed);
+        self.failed.store(0, Relaxed);
+    }
+
+    fn fail(&self, width: usize, error: &ort::Error) {
+        tracing::warn!("a pass of {width} tokens could not be captured: {error}");
+        if self.failed.fetch_add(1, Relaxed) + 1 >= FAILURES {
+            self.refuse(format!("{FAILURES} captures in a row have failed, the last one by this: {error}"));
+        }
+    }
+}
 
 /// Places of inputs are aligned to this.
 const ALIGNMENT: usize = 256;
@@ -52,10 +91,9 @@ enum Captured {
 pub struct Gpu {
     /// Before the buffers, whose addresses they hold. By width.
     graphs: Vec<(usize, Captured)>,
-    /// Why passes are not captured, if they are not.
-    no_graphs: Option<String>,
-    /// Captures that have failed.
-    failures: u32,
+    captures: Arc<Captures>,
+    /// Whether the pass that is being made may be captured.
+    captures_now: bool,
     /// Whether each width is planned on each size of the cache.
     plans_widths: bool,
     done: Event,
@@ -86,14 +124,14 @@ impl Gpu {
     /// Without any buffers yet.
     pub fn new(
         device: &Arc<Device>,
-        no_graphs: Option<String>,
+        captures: &Arc<Captures>,
         plans_widths: bool,
         rows: Option<DeviceRows>,
     ) -> ort::Result<Self> {
         Ok(Gpu {
             graphs: Vec::new(),
-            no_graphs,
-            failures: 0,
+            captures: captures.clone(),
+            captures_now: false,
             plans_widths,
             done: Event::new(device)?,
             inputs: None,
@@ -114,9 +152,10 @@ impl Gpu {
         options.set("disable_synchronize_execution_providers", "1")
     }
 
-    /// Whether passes are captured.
-    pub fn captures(&self) -> bool {
-        self.no_graphs.is_none()
+    /// Decide whether the pass to come may be captured, which other threads may change at any time.
+    pub fn may_capture(&mut self) -> bool {
+        self.captures_now = self.captures.refused().is_none();
+        self.captures_now
     }
 
     /// How many tokens a pass over so many takes more, so that its width is one of few where each is planned.
@@ -231,12 +270,12 @@ impl Gpu {
 
     /// Copy the inputs to the device.
     pub fn copy_in(&self, queue: &Queue) -> ort::Result<()> {
-        self.inputs.as_ref().map_or(Ok(()), |pair| queue.copy_in(&pair.host, &pair.there, pair.there.len()))
+        self.inputs.as_ref().map_or(Ok(()), |pair| queue.copy_in(&pair.host, &pair.there))
     }
 
     /// Whether passes whose rows go there are captured: those whose rows go where they usually do.
     fn captures_to(&self, output: Output) -> bool {
-        self.no_graphs.is_none() && self.rows.is_some() == matches!(output, Output::Device(_))
+        self.captures_now && self.rows.is_some() == matches!(output, Output::Device(_))
     }
 
     /// Whether a pass of this width was captured, so that nothing need be bound for it.
@@ -252,15 +291,15 @@ impl Gpu {
         output: Output,
         mut run: impl FnMut() -> ort::Result<()>,
     ) -> ort::Result<()> {
-        let captures = self.captures_to(output) && width <= WIDEST_GRAPH;
-        let Gpu { graphs, no_graphs, failures, done, inputs, places, logits, wide, rows, device, is_usual, .. } = self;
+        let may_capture = self.captures_to(output) && width <= WIDEST_GRAPH;
+        let Gpu { graphs, captures, done, inputs, places, logits, wide, rows, device, is_usual, .. } = self;
         let logits = if width <= WIDEST_GRAPH { logits } else { wide };
         let queue = device.queue()?;
         let mut work = |queue: &Queue, output: Output| {
             let mut control = 0;
             if let Some(pair) = inputs {
                 control = pair.there.place() + places.last().map_or(0, |(place, _)| *place as u64);
-                queue.copy_in(&pair.host, &pair.there, pair.there.len())?;
+                queue.copy_in(&pair.host, &pair.there)?;
             }
             run()?;
             match (logits.as_mut(), rows.as_ref(), output) {
@@ -274,8 +313,8 @@ impl Gpu {
             Output::Host(_, end) => Output::Host(0, end),
             kept => kept,
         };
-        let known = graphs.iter().position(|(of, _)| captures && *of == width);
-        *is_usual = !captures || known.is_some_and(|index| matches!(graphs[index].1, Captured::Graph(_)));
+        let known = graphs.iter().position(|(of, _)| may_capture && *of == width);
+        *is_usual = !may_capture || known.is_some_and(|index| matches!(graphs[index].1, Captured::Graph(_)));
         let result = match known.map(|index| graphs.remove(index).1) {
             Some(Captured::Graph(graph)) => {
                 let result = queue.launch(&graph);
@@ -284,29 +323,26 @@ impl Gpu {
             }
             Some(Captured::Warm) => {
                 let captured = cuda::alone().map(|_alone| queue.capture(|queue| work(queue, whole)));
-                match captured {
-                    Some(Ok(graph)) => {
-                        let result = queue.launch(&graph);
-                        graphs.push((width, Captured::Graph(graph)));
-                        result
-                    }
-                    not_now => {
-                        graphs.push((width, Captured::Warm));
-                        let _running = cuda::running();
-                        if let Some(Err(error)) = not_now {
-                            *failures += 1;
-                            tracing::warn!("a pass of {width} tokens could not be captured: {error}");
-                            *no_graphs = (*failures >= FAILURES).then(|| error.to_string());
+                if let Some(Ok(graph)) = captured {
+                    captures.succeed();
+                    let result = queue.launch(&graph);
+                    graphs.push((width, Captured::Graph(graph)));
+                    result
+                } else {
+                    graphs.push((width, Captured::Warm));
+                    let _running = cuda::running();
+                    match captured {
+                        Some(Err(error)) => {
+                            captures.fail(width, &error);
                             // The next run may take that error for its own.
                             work(&queue, output).or_else(|_| work(&queue, output))
-                        } else {
-                            work(&queue, output)
                         }
+                        _ => work(&queue, output),
                     }
                 }
             }
             None => {
-                if captures {
+                if may_capture {
                     graphs.push((width, Captured::Warm));
                 }
                 let _running = cuda::running();
@@ -325,6 +361,19 @@ impl Gpu {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn captures_end_when_several_in_a_row_have_failed() {
+        let (captures, error) = (Captures::default(), ort::Error::new("busy"));
+        for _ in 0..2 {
+            (1..FAILURES).for_each(|_| captures.fail(1, &error));
+            assert_eq!(captures.refused(), None);
+            captures.succeed();
+        }
+        (0..FAILURES).for_each(|_| captures.fail(1, &error));
+        assert!(captures.refused().unwrap().contains("3 captures in a row have failed, the last one by this: busy"));
+        assert_eq!(captures.made(), 2);
+    }
 
     #[test]
     fn passes_of_any_length_have_few_widths() {

@@ -76,6 +76,11 @@ pub trait Model: Send + Sync {
         json!({ "name": self.name(), "vocab_size": self.vocab_size(), "context_length": self.context_length() })
     }
 
+    /// How many passes were captured on a GPU so far, and why none is any more, if so. `None` of a model that is on none.
+    fn captured(&self) -> Option<(u64, Option<&str>)> {
+        None
+    }
+
     /// Start an empty sequence. Its passes end early once `cancel` is requested.
     fn start(&self, cancel: &Arc<Cancel>) -> Result<Box<dyn Sequence>>;
 

@@ -24,7 +24,7 @@ use super::cache::{Cache, Store};
 use super::check::{self, Deviation, Excuses};
 use super::cuda::{self, Device};
 use super::export::{self, CacheKind, CacheTensor, Export, Input, Logits, Role, Rollback, Rows, Scoring};
-use super::gpu::{Gpu, Output};
+use super::gpu::{Captures, Gpu, Output};
 use super::graph::Graph;
 use super::recognise::read_export;
 use super::rows::{self, Control, DeviceRows, Placed};
@@ -102,8 +102,7 @@ pub struct OnnxModel {
     pass_times: Vec<(usize, Duration)>,
     /// The GPU where its cache and logits are, if they are on one.
     device: Option<Arc<Device>>,
-    /// Why passes on a GPU are not captured, if they are not.
-    no_graphs: Option<String>,
+    captures: Arc<Captures>,
     rows: Option<RowsOn>,
     spares: Arc<Spares>,
 }
@@ -125,10 +124,12 @@ impl OnnxModel {
         }
         let memory = MemoryInfo::new(AllocationDevice::CPU, 0, AllocatorType::Device, MemoryType::Default)
             .map_err(|error| refuse(&error))?;
-        let no_graphs = match settings.provider {
-            Provider::Cpu => None,
-            Provider::Cuda { .. } => loaded.no_graphs.clone().or_else(|| export.no_graphs().map(String::from)),
-        };
+        let captures = Arc::new(Captures::default());
+        if let Provider::Cuda { .. } = settings.provider
+            && let Some(why) = loaded.no_graphs.as_deref().or(export.no_graphs())
+        {
+            captures.refuse(why.into());
+        }
         // What takes a cache in place takes it where it runs; all else copies it anyway.
         let writer = |tensor: &CacheTensor| graph.origin(tensor.present.to_str().ok()?);
         let mut writers = export.cache.iter().filter_map(writer);
@@ -137,7 +138,7 @@ impl OnnxModel {
         let mut model = OnnxModel {
             name: name.into(),
             device: loaded.device.clone().filter(|_| is_there),
-            no_graphs,
+            captures,
             loaded,
             export: Arc::new(export),
             provider: settings.provider.clone(),
@@ -173,7 +174,7 @@ impl OnnxModel {
 
     /// Whether passes on a GPU are captured.
     fn captures(&self) -> bool {
-        self.device.is_some() && self.no_graphs.is_none()
+        self.device.is_some() && self.captures.refused().is_none()
     }
 
     /// Where its rows stay.
@@ -216,8 +217,8 @@ impl OnnxModel {
         let mut is_broken = broken(self);
         if is_broken.is_some() && self.captures() {
             self.spares.clear();
-            self.no_graphs =
-                Some("its attention counts from the end of the mask, which a graph keeps as long as the cache".into());
+            let why = "its attention counts from the end of the mask, which a graph keeps as long as the cache";
+            self.captures.refuse(why.into());
             is_broken = broken(self);
         }
         if let Some(Deviation { logits, .. }) = is_broken {
@@ -301,7 +302,7 @@ impl OnnxModel {
                 } else {
                     None
                 };
-                Some(Gpu::new(device, self.no_graphs.clone(), self.loaded.plans_widths, rows).map_err(failed)?)
+                Some(Gpu::new(device, &self.captures, self.loaded.plans_widths, rows).map_err(failed)?)
             }
         };
         let feeds = self.export.inputs.iter().map(|input| Feed { input: input.clone(), numbers: Numbers::of(input) });
@@ -373,7 +374,7 @@ impl Model for OnnxModel {
             "provider": provider,
             "device_id": device_id,
             "graphs": self.captures(),
-            "no_graphs": self.no_graphs,
+            "no_graphs": self.captures.refused(),
             "sdpa_kernel": self.loaded.attention,
             "cache_on": if self.device.is_some() { "gpu" } else { "host" },
             "no_gpu_rows": self.device.as_ref().and_then(|device| device.no_kernels()),
@@ -388,6 +389,11 @@ impl Model for OnnxModel {
 
     fn pass_times(&self) -> &[(usize, Duration)] {
         &self.pass_times
+    }
+
+    fn captured(&self) -> Option<(u64, Option<&str>)> {
+        let on_gpu = self.provider != Provider::Cpu;
+        on_gpu.then(|| (self.captures.made(), self.captures.refused()))
     }
 
     fn start(&self, cancel: &Arc<Cancel>) -> Result<Box<dyn Sequence>> {
@@ -1010,7 +1016,7 @@ impl OnnxSequence {
         let tokens = if self.export.cache_kind == CacheKind::None { &self.tokens } else { tokens };
         let (width, total) = (width as i64, place + width as i64);
         // A graph has one length of the mask for all passes over the same cache.
-        let whole = self.gpu.as_ref().is_some_and(Gpu::captures).then_some(capacity);
+        let whole = self.gpu.as_mut().is_some_and(Gpu::may_capture).then_some(capacity);
         for Feed { input, numbers, .. } in &mut self.feeds {
             let room = input.length.or(whole).unwrap_or(0).saturating_sub(total as usize);
             match input.role {

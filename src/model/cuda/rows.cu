@@ -71,6 +71,11 @@ __device__ void join(Part &a, const Part &b, float rate) {
     a.max = max, a.second = second, a.best = best, a.total = total;
 }
 
+// Words of 16 bytes from the host to the GPU or back: where they are few, in less time than a copy by the driver takes to begin.
+extern "C" __global__ void transfer(const uint4 *from, uint4 *to, int words) {
+    for (int i = blockIdx.x * THREADS + threadIdx.x; i < words; i += gridDim.x * THREADS) to[i] = from[i];
+}
+
 // Block (chunk, row): keeps a part of a row in the ring, and makes its Part.
 extern "C" __global__ void keep(const void *logits, int element, long columns, const Control *control, char *ring, Part *parts) {
     int row = blockIdx.y, chunk = blockIdx.x, thread = threadIdx.x;
