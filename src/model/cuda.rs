@@ -509,17 +509,39 @@ fn describe(error: DriverError) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub mod tests {
     use super::*;
+
+    /// The first GPU, if there is one.
+    pub fn gpu() -> Option<Arc<Device>> {
+        match Device::open(0) {
+            Ok(device) => Some(device),
+            Err(error) if std::env::var("COS_TEST_PROVIDER").as_deref() == Ok("cuda") => panic!("{error}"),
+            Err(error) => {
+                println!("skipped: {error}");
+                None
+            }
+        }
+    }
+
+    impl Device {
+        /// Wait for its stream, which breaks off a capture.
+        pub fn interrupt(&self) {
+            // SAFETY: the stream is alive.
+            _ = unsafe { result::stream::synchronize(self.stream) };
+        }
+
+        /// Put a copy from one place of its memory to another on its stream.
+        pub fn copy_there(&self, from: u64, to: u64, bytes: usize) -> ort::Result<()> {
+            // SAFETY: tests have allocated both.
+            done(unsafe { result::memcpy_dtod_async(to, from, bytes, self.stream) })
+        }
+    }
 
     /// By the kernel and by the driver, whatever the places and the lengths.
     #[test]
     fn parts_of_buffers_are_copied() {
-        let device = match Device::open(0) {
-            Ok(device) => device,
-            Err(error) if std::env::var("COS_TEST_PROVIDER").as_deref() == Ok("cuda") => panic!("{error}"),
-            Err(error) => return println!("skipped: {error}"),
-        };
+        let Some(device) = gpu() else { return };
         let mut random = fastrand::Rng::with_seed(5);
         for bytes in [1, 15, 16, 17, 194, 4096, 70_001, FEW_BYTES - 1, FEW_BYTES, FEW_BYTES + 1, 3 * FEW_BYTES + 7] {
             let mut host = HostBuffer::zeroed(&device, bytes).unwrap();

@@ -360,6 +360,8 @@ impl Gpu {
 
 #[cfg(test)]
 mod tests {
+    use bytemuck::Zeroable;
+
     use super::*;
 
     #[test]
@@ -373,6 +375,49 @@ mod tests {
         (0..FAILURES).for_each(|_| captures.fail(1, &error));
         assert!(captures.refused().unwrap().contains("3 captures in a row have failed, the last one by this: busy"));
         assert_eq!(captures.made(), 2);
+    }
+
+    /// Passes that only add up what they are fed, of which some captures are broken off.
+    #[test]
+    fn passes_whose_captures_fail_are_run_all_the_same() {
+        let Some(device) = cuda::tests::gpu() else { return };
+        let captures = Arc::new(Captures::default());
+        let mut gpu = Gpu::new(&device, &captures, false, None).unwrap();
+        let (control, output) = (Control::zeroed(), Output::Host(0, 8));
+        // What the closure does when a pass is captured, and whether that may be.
+        for (pass, (broken, may, made)) in [
+            (true, true, 0), // the first one is plain
+            (true, true, 0),
+            (true, true, 0),
+            (false, true, 1),
+            (true, true, 1), // has a graph, so the closure is not asked
+        ]
+        .into_iter()
+        .chain([(true, true, 1); 4]) // another width
+        .chain([(false, false, 1); 3])
+        .enumerate()
+        {
+            let width = if pass < 5 { 1 } else { 2 };
+            assert_eq!(gpu.may_capture(), may, "pass {pass}");
+            let tokens = [pass as i64 + 1];
+            gpu.fill([bytemuck::cast_slice(&tokens)].into_iter(), &control).unwrap();
+            gpu.make_room(8, 1).unwrap();
+            let (from, to) = (gpu.inputs.as_ref().unwrap().there.place(), gpu.logits.as_ref().unwrap().there.place());
+            let (of, mut runs) = (device.clone(), 0);
+            let copy = || {
+                runs += 1;
+                if broken {
+                    of.interrupt();
+                }
+                of.copy_there(from, to, 8)
+            };
+            gpu.launch(width, output, copy).unwrap();
+            gpu.wait().unwrap();
+            assert_eq!(gpu.logits(width)[..8], tokens[0].to_ne_bytes(), "pass {pass}");
+            assert_eq!((captures.made(), gpu.is_usual), (made, pass == 4 || !may), "pass {pass}");
+            assert_eq!(runs, [1, 2, 2, 1, 0, 1, 2, 2, 2, 1, 1, 1][pass], "pass {pass}");
+        }
+        assert!(captures.refused().unwrap().contains("3 captures in a row"), "{captures:?}");
     }
 
     #[test]
