@@ -692,7 +692,9 @@ struct cos_error *cos_session_stats(const struct cos_session *session, struct co
  *         "name": "base",
  *         "pass_ms": [4.1, 4.3, 4.6, 4.8, 5.1, 5.3, 5.5, 5.8],  over 1 to 8 positions, as measured; null if not planned
  *         "acceptance": 0.71,                                 of proposals of this model; null if not known
- *         "rows_copied": 0 } ],                               of this model: see cos_stats
+ *         "rows_copied": 0,                                   of this model: see cos_stats
+ *         "captured": 12,                                     of its passes on a GPU, by all sessions of the engine; else null
+ *         "no_graphs": null } ],                              or why none is captured any more
  *       "memory": { "bytes": 7340032, "peak_bytes": 7340032 }   caches, logits and distributions; not the weights
  *     }
  *
