@@ -295,11 +295,12 @@ impl Gpu {
         let Gpu { graphs, captures, done, inputs, places, logits, wide, rows, device, is_usual, .. } = self;
         let logits = if width <= WIDEST_GRAPH { logits } else { wide };
         let queue = device.queue()?;
-        // Before a graph, not in it: the copy is done while the driver makes the graph's launch.
-        let control = inputs.as_ref().zip(places.last()).map_or(0, |(pair, (place, _))| pair.there.place() + *place as u64);
-        let copied = inputs.as_ref().map_or(Ok(()), |pair| queue.copy_in(&pair.host, &pair.there));
-        copied.inspect_err(|_| queue.drain())?;
         let mut work = |queue: &Queue, output: Output| {
+            let mut control = 0;
+            if let Some(pair) = inputs {
+                control = pair.there.place() + places.last().map_or(0, |(place, _)| *place as u64);
+                queue.copy_in(&pair.host, &pair.there)?;
+            }
             run()?;
             match (logits.as_mut(), rows.as_ref(), output) {
                 (Some(pair), _, Output::Host(start, end)) => queue.copy_out(&pair.there, &mut pair.host, start, end),
