@@ -357,7 +357,8 @@ fn many_engines_in_many_threads() {
         (vec![(MIXED, "cuda"), (PLAIN, "cuda")], "host"),
         (vec![(HALF, "cuda"), (BF16_LOGITS, "cuda")], "host"),
     ];
-    let ways = || ways().into_iter().enumerate().map(|(seed, way)| Options { seed: seed as u64, max_tokens: 30, ..way });
+    let ways =
+        || ways().into_iter().enumerate().map(|(seed, way)| Options { seed: seed as u64, max_tokens: 30, ..way });
     let sampled = |options: Options| match options.targets {
         None => options,
         Some(_) => Options { sampler: Sampler::new(1.0, 0, 0.0, 0.0).unwrap(), ..options },

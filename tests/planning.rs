@@ -324,6 +324,21 @@ fn auto_takes_up_a_drafter_that_becomes_good() {
 }
 
 /// Probes of a model that is never used take less than half of a hundredth of the time, and the first one what was allowed for it.
+/// Where a pass takes less than a look: the first looks are not waited for.
+#[test]
+fn what_is_fast_is_planned_soon() {
+    let models = vec![model(1, |_| 1.0, usual(3e-4)), model(2, |_| 0.9, usual(3e-5))];
+    let world = World { models, combination: Combination::target(2, 0).unwrap(), temperature: 0.0 };
+    let mut plans: Vec<Plan> = Vec::new();
+    world.planned(&Mutex::default(), 100, None, None, |plan| {
+        if plans.last() != Some(plan) {
+            plans.push(plan.clone());
+        }
+    });
+    let longest = |plan: &Plan| plan.policy.longest().map_or(0, |(_, length)| length);
+    assert!(longest(&plans[0]) <= 1 && longest(plans.last().unwrap()) >= 4, "{plans:?}");
+}
+
 #[test]
 fn exploration_is_bounded() {
     let world = target_and_drafter(0.0, 0.1, 0.0);

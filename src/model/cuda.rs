@@ -239,7 +239,8 @@ impl Queue<'_> {
     fn transfer(&self, from: u64, to: u64, start: usize, end: usize) -> ort::Result<bool> {
         const THREADS: usize = 256; // as in rows.cu
         let (start, end) = (start / WORD * WORD, end.next_multiple_of(WORD));
-        let Some(kernels) = self.device.kernels.as_ref().ok().filter(|_| (1..=FEW_BYTES).contains(&(end - start))) else {
+        let Some(kernels) = self.device.kernels.as_ref().ok().filter(|_| (1..=FEW_BYTES).contains(&(end - start)))
+        else {
             return Ok(false);
         };
         let (mut from, mut to, mut words) = (from + start as u64, to + start as u64, ((end - start) / WORD) as i32);
@@ -557,7 +558,9 @@ pub mod tests {
                 queue.drain();
                 assert_eq!(back.bytes()[start..end], host.bytes()[start..end], "{start} to {end} of {bytes}");
                 let beside = |place: usize| place / WORD == start / WORD || place / WORD == (end.max(1) - 1) / WORD;
-                assert!((0..bytes).all(|place| back.bytes()[place] == 0 || (start..end).contains(&place) || beside(place)));
+                assert!(
+                    (0..bytes).all(|place| back.bytes()[place] == 0 || (start..end).contains(&place) || beside(place))
+                );
             }
         }
     }
