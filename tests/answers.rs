@@ -16,27 +16,54 @@ use cos::decode::combine::Function;
 use cos::decode::policy::{Strategy, Targets};
 use cos::engine::Engine;
 use cos::error::Error;
-use cos::model::{Cancel, Interrupt, Model, Pass, Sequence};
+use cos::model::{Cancel, Filter, Filtered, Interrupt, Model, Pass, Sequence};
 use cos::session::{Options, Session, State};
 
 /// A model whose sequences answer; once `fails`, wrongly.
 struct Answering {
     inner: Arc<dyn Model>,
     fails: Arc<AtomicBool>,
+    /// Whether it is never too much to say what a filter keeps.
+    knows: bool,
 }
 
 struct Answers {
     inner: Box<dyn Sequence>,
-    rate: f32,
+    filter: Filter,
     copied: Cell<u64>,
     fails: Arc<AtomicBool>,
+    knows: bool,
 }
 
 impl Answers {
-    fn weights(&self, position: usize) -> Vec<f64> {
+    /// What the filter keeps, and the weights of that.
+    fn kept(&self, position: usize) -> Option<(Filtered, Vec<f64>)> {
+        let Filter { rate, top_k, top_p, distance } = self.filter;
+        if !self.knows && !self.filter.is_plain() && position.is_multiple_of(3) {
+            return None;
+        }
         let row = self.inner.logits(position);
-        let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        row.iter().map(|score| (f64::from(score - max) * f64::from(self.rate)).exp()).collect()
+        let mut order: Vec<usize> = (0..row.len()).collect();
+        order.sort_by(|&a, &b| row[b].total_cmp(&row[a]));
+        let max = row[order[0]];
+        let mut weights: Vec<f64> = row.iter().map(|score| (f64::from(score - max) * f64::from(rate)).exp()).collect();
+        let mut out = order.split_off(if top_k == 0 { order.len() } else { top_k.min(order.len()) });
+        if top_p < 1.0 {
+            let mut left = f64::from(top_p) * order.iter().map(|&token| weights[token]).sum::<f64>();
+            let reaches = |&token: &usize| {
+                left -= weights[token];
+                left <= 0.0
+            };
+            let length = order.iter().position(reaches).map_or(order.len(), |last| last + 1);
+            out.extend(order.split_off(length));
+        }
+        let (least, last) = (max + distance, *order.last()?);
+        let (floor, cut) =
+            if row[last] < least || out.is_empty() { (least, usize::MAX) } else { (row[last], last + 1) };
+        out.into_iter()
+            .chain(order.into_iter().filter(|&token| row[token] < least))
+            .for_each(|token| weights[token] = 0.0);
+        Some((Filtered { max, total: weights.iter().sum(), floor, cut }, weights))
     }
 }
 
@@ -66,14 +93,13 @@ impl Sequence for Answers {
         self.inner.elapsed()
     }
 
-    fn set_rate(&mut self, rate: f32) {
-        self.rate = rate;
+    fn set_filter(&mut self, filter: Filter) {
+        self.filter = filter;
     }
 
-    fn normaliser(&self, position: usize, rate: f32) -> Option<(f32, f64)> {
-        assert_eq!(rate, self.rate, "nobody asks at another temperature");
-        let max = self.inner.logits(position).iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        Some((max, self.weights(position).iter().sum()))
+    fn filtered(&self, position: usize, filter: Filter) -> Option<Filtered> {
+        assert_eq!(filter, self.filter, "nobody asks for another one");
+        Some(self.kept(position)?.0)
     }
 
     fn best(&self, position: usize) -> Option<(usize, f32, f32)> {
@@ -88,7 +114,7 @@ impl Sequence for Answers {
             return Some(0);
         }
         let mut left = share;
-        self.weights(position).iter().position(|weight| {
+        self.kept(position)?.1.iter().position(|weight| {
             left -= weight;
             left < 0.0
         })
@@ -122,7 +148,7 @@ impl Model for Answering {
 
     fn start(&self, cancel: &Arc<Cancel>) -> Result<Box<dyn Sequence>, Error> {
         let (inner, fails) = (self.inner.start(cancel)?, self.fails.clone());
-        Ok(Box::new(Answers { inner, rate: 0.0, copied: Cell::new(0), fails }))
+        Ok(Box::new(Answers { inner, filter: Filter::plain(0.0), copied: Cell::new(0), fails, knows: self.knows }))
     }
 
     fn forward(&self, batch: &mut [Pass<'_>]) -> Result<(), Interrupt> {
@@ -136,8 +162,9 @@ impl Model for Answering {
     }
 }
 
-fn answering(models: &[Arc<dyn Model>], fails: &Arc<AtomicBool>) -> Vec<Arc<dyn Model>> {
-    let answer = |inner: &Arc<dyn Model>| Arc::new(Answering { inner: inner.clone(), fails: fails.clone() }) as _;
+fn answering(models: &[Arc<dyn Model>], fails: &Arc<AtomicBool>, knows: bool) -> Vec<Arc<dyn Model>> {
+    let answer =
+        |inner: &Arc<dyn Model>| Arc::new(Answering { inner: inner.clone(), fails: fails.clone(), knows }) as _;
     models.iter().map(answer).collect()
 }
 
@@ -145,13 +172,13 @@ fn answering(models: &[Arc<dyn Model>], fails: &Arc<AtomicBool>) -> Vec<Arc<dyn 
 #[test]
 fn answers_are_as_good_as_rows() {
     let models = World::Related.models(2, 5);
-    let told = answering(&models, &Arc::default());
+    let told = [true, false].map(|knows| answering(&models, &Arc::default(), knows));
     let (mut texts, mut others) = (0, 0);
     for combination in combinations(2) {
         for sampling in SAMPLINGS {
             for way in ways(2, &combination, sampling) {
                 for seed in 0..5 {
-                    let [rows, answers] = [&models, &told].map(|models| {
+                    let [rows, answers, some] = [&models, &told[0], &told[1]].map(|models| {
                         let chance = CounterRng::new(seed);
                         let mut decoder = decoder(models, &combination, sampling, &way, &[], 12, chance);
                         decoder.prompt(&PROMPT).unwrap();
@@ -159,7 +186,7 @@ fn answers_are_as_good_as_rows() {
                         decoder.committed().to_vec()
                     });
                     texts += 1;
-                    others += i32::from(rows != answers);
+                    others += i32::from(rows != answers || rows != some);
                 }
             }
         }
@@ -171,7 +198,7 @@ fn answers_are_as_good_as_rows() {
 #[test]
 fn a_wrong_answer_is_an_error() {
     let fails = Arc::new(AtomicBool::new(false));
-    let models = answering(&World::Related.models(2, 5), &fails);
+    let models = answering(&World::Related.models(2, 5), &fails, true);
     let sampling = SAMPLINGS[0];
     for combination in combinations(2) {
         for way in ways(2, &combination, sampling) {
@@ -193,7 +220,7 @@ fn a_wrong_answer_is_an_error() {
 #[test]
 fn rows_that_are_read_are_counted() {
     let fails = Arc::new(AtomicBool::new(false));
-    let models = answering(&World::Related.models(2, 5), &fails);
+    let models = answering(&World::Related.models(2, 5), &fails, true);
     let engine = Engine::new(models, Combine::Weighted { weights: vec![0.5, 0.5] }, Vec::new(), None).unwrap();
     let engine = Arc::new(engine);
     let way = |sampling: Sampling, strategy, targets| Options {
@@ -216,10 +243,11 @@ fn rows_that_are_read_are_counted() {
         (false, way(plain, standard, Targets::Routed)),
         (false, Options { log_probabilities: true, ..way(plain, standard, Targets::Combined) }),
         (false, Options { weights: Some(vec![1.0, 0.0]), ..way(greedy, Strategy::Cos, Targets::Combined) }),
+        (false, way(top_k, standard, Targets::Combined)),
+        (false, way(top_k, standard, Targets::Routed)),
         // A rejected proposal leaves a residual, and nobody here makes that.
         (true, way(plain, Strategy::Cos, Targets::Combined)),
-        (true, way(top_k, standard, Targets::Combined)),
-        (true, way(top_k, Strategy::Cos, Targets::Routed)),
+        (true, way(top_k, Strategy::Cos, Targets::Combined)),
         (true, Options { log_probabilities: true, ..way(greedy, standard, Targets::Combined) }),
         (true, Options { combine: Some(first), ..way(plain, standard, Targets::Combined) }),
     ] {
@@ -237,7 +265,7 @@ fn rows_that_are_read_are_counted() {
     }
 
     // What a round read counts, though it failed.
-    let mut session = Session::new(&engine, &way(top_k, standard, Targets::Combined)).unwrap();
+    let mut session = Session::new(&engine, &way(plain, Strategy::Cos, Targets::Combined)).unwrap();
     session.prompt(&PROMPT).unwrap();
     session.step().unwrap();
     let before = session.stats().rows_copied;

@@ -94,6 +94,8 @@ pub struct Plan {
     pub decoder: Decoder,
 }
 
+const UNFILTERED: (i32, f32, f32) = (0, 1.0, 0.0);
+
 /// What is measured side by side. The first row is `standard`.
 pub struct Task {
     pub title: String,
@@ -101,6 +103,8 @@ pub struct Task {
     pub kind: String,
     pub engine: Arc<Engine>,
     pub temperature: f32,
+    /// top-k, top-p and min-p.
+    pub filters: (i32, f32, f32),
     /// The name of the prompts.
     pub prompts: &'static str,
     pub sweep: Option<String>,
@@ -267,6 +271,7 @@ pub fn on_gpu(all: &Arc<Engine>, second: Option<&Arc<Engine>>, peers: &Peers) ->
         kind: ALONE.into(),
         engine: alone,
         temperature: 0.0,
+        filters: UNFILTERED,
         prompts: "gsm8k",
         sweep: None,
         judge: None,
@@ -360,6 +365,7 @@ fn combinations(
                     kind: kind.into(),
                     engine: plain.clone(),
                     temperature,
+                    filters: UNFILTERED,
                     prompts,
                     sweep: None,
                     judge: None,
@@ -385,6 +391,7 @@ pub fn long_rows(wide: &Arc<Engine>) -> cos::error::Result<Vec<Task>> {
                 kind: "long rows".into(),
                 engine: engine.clone(),
                 temperature,
+                filters: UNFILTERED,
                 prompts: "gsm8k",
                 sweep: None,
                 judge: None,
@@ -424,6 +431,7 @@ fn hostile(all: &Arc<Engine>, picks: &Picks, tasks: &mut Vec<Task>) -> cos::erro
                 kind: "hostile".into(),
                 engine: engine.clone(),
                 temperature,
+                filters: UNFILTERED,
                 prompts: "gsm8k",
                 sweep: None,
                 judge: None,
@@ -448,6 +456,7 @@ fn sweeps(all: &Arc<Engine>, picks: &Picks, tasks: &mut Vec<Task>) -> cos::error
         kind: "sweep".into(),
         engine: engine.clone(),
         temperature,
+        filters: UNFILTERED,
         prompts: "gsm8k",
         sweep: Some(sweep.into()),
         judge: None,

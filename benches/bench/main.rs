@@ -63,6 +63,13 @@ pub struct Arguments {
     /// For configurations.
     #[arg(long, default_value_t = 1.0)]
     temperature: f32,
+    /// For configurations, as are the next two.
+    #[arg(long, default_value_t = 0)]
+    top_k: i32,
+    #[arg(long, default_value_t = 1.0)]
+    top_p: f32,
+    #[arg(long, default_value_t = 0.0)]
+    min_p: f32,
     /// For configurations: gsm8k or humaneval.
     #[arg(long, default_value = "gsm8k")]
     prompt_set: PromptSet,
@@ -309,6 +316,7 @@ fn own(arguments: &Arguments) -> Result<(Arc<Engine>, Vec<Task>)> {
         kind: String::new(),
         engine: engine.clone(),
         temperature: arguments.temperature,
+        filters: (arguments.top_k, arguments.top_p, arguments.min_p),
         prompts: match arguments.prompt_set {
             PromptSet::Gsm8k => "gsm8k",
             PromptSet::Humaneval => "humaneval",
@@ -503,7 +511,7 @@ fn memory(task: &Task, prompt: &[i32], tokens: usize, count: usize) -> Result<()
     for plan in &task.plans {
         let Decoder::Ours(ours) = &plan.decoder else { continue };
         let open = || -> Result<Session> {
-            let mut session = Session::new(&ours.engine, &measure::options(ours, task.temperature, tokens, 0)?)?;
+            let mut session = Session::new(&ours.engine, &measure::options(ours, task, tokens, 0)?)?;
             session.prompt(prompt)?;
             while session.step()?.1 == State::Open {}
             Ok(session)

@@ -51,13 +51,14 @@ struct Measured {
 /// Seconds of a pass by model and width, of one round.
 type Costs = BTreeMap<(usize, usize), f64>;
 
-pub fn options(ours: &Ours, temperature: f32, tokens: usize, seed: u64) -> Result<Options> {
+pub fn options(ours: &Ours, task: &Task, tokens: usize, seed: u64) -> Result<Options> {
+    let (top_k, top_p, min_p) = task.filters;
     Ok(Options {
         strategy: ours.strategy,
         targets: ours.targets,
         proposal_lengths: ours.lengths.clone(),
         weights: ours.weights.clone(),
-        sampler: Sampler::new(temperature, 0, 0.0, 0.0)?,
+        sampler: Sampler::new(task.temperature, top_k, top_p, min_p)?,
         seed,
         max_tokens: tokens,
         stop_tokens: Some(Vec::new()),
@@ -96,7 +97,7 @@ pub fn run(
                 let seed = index as u64 + 1000 * round as u64;
                 let tokens = if warm_up { 16.min(effort.tokens) } else { effort.tokens };
                 let done = match &plan.decoder {
-                    Decoder::Ours(ours) => decode(ours, task.temperature, prompt, tokens, seed).and_then(|decoded| {
+                    Decoder::Ours(ours) => decode(ours, task, prompt, tokens, seed).and_then(|decoded| {
                         let stats = decoded.session.stats();
                         let text = decoded.session.decoder().committed()[prompt.len()..].to_vec();
                         if !warm_up {
@@ -148,8 +149,8 @@ const FIRST_STEPS: usize = 16;
 
 /// Decode a prompt. What is timed begins when all models that are needed have read the prompt: with `standard` that is after the
 /// first step, with routes some steps later, and a prompt takes as long as many tokens.
-fn decode(ours: &Ours, temperature: f32, prompt: &[i32], tokens: usize, seed: u64) -> Result<Decoded> {
-    let mut session = Session::new(&ours.engine, &options(ours, temperature, tokens, seed)?)?;
+fn decode(ours: &Ours, task: &Task, prompt: &[i32], tokens: usize, seed: u64) -> Result<Decoded> {
+    let mut session = Session::new(&ours.engine, &options(ours, task, tokens, seed)?)?;
     session.prompt(prompt)?;
     let mut steps = Vec::with_capacity(tokens + 1);
     steps.push(session.stats().counters);

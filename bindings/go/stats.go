@@ -27,8 +27,8 @@ type Stats struct {
 	// What StrategyStandard would have taken for them, by the measured times of the models' passes.
 	StandardTime time.Duration
 
-	// Rows of logits that models on a GPU keep there, and that had to be copied to the host: for filters, functions of the
-	// caller, and other work that is not done on the GPU.
+	// Rows of logits that models on a GPU keep there, and that had to be copied to the host: for functions of the caller,
+	// and other work that is not done on the GPU.
 	RowsCopied uint64
 }
 

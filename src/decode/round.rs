@@ -14,7 +14,7 @@ use crate::decode::policy::{Action, Plan, Targets, View};
 use crate::decode::sampling::{self, Best, Candidates, Distribution, Sampler};
 use crate::decode::verify;
 use crate::error::{Error, Result};
-use crate::model::{Interrupt, Memory, Model, Pass, Proposal, RowMath, Sequence, Term};
+use crate::model::{Filtered, Interrupt, Memory, Model, Pass, Proposal, RowMath, Sequence, Term};
 
 /// Why a sequence ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -103,7 +103,7 @@ impl Lane {
     }
 
     fn made(&self, position: usize, sampler: &Sampler, candidates: &mut Candidates) -> Result<Distribution> {
-        match sampler.process_known(|rate| self.sequence.normaliser(position, rate))? {
+        match sampler.process_known(|filter| self.sequence.filtered(position, filter))? {
             Some(distribution) => Ok(distribution),
             None => sampler.process(self.sequence.logits(position), candidates),
         }
@@ -150,11 +150,10 @@ impl Lane {
         Place { lane: self, position, distribution: &self.distributions[position % self.stamps.len()] }
     }
 
-    /// The distribution of a position as a part of what is made on a GPU, if the row is there and no filter is on.
+    /// The distribution of a position as a part of what is made on a GPU, if the row is there.
     fn term(&self, position: usize, weight: f32) -> Option<Term> {
         let distribution = self.at(position).distribution;
-        let row = self.sequence.placed(position).filter(|_| distribution.is_whole())?;
-        Some(distribution.term(row, weight))
+        self.sequence.placed(position).map(|row| distribution.term(row, weight))
     }
 
     /// The probability of a token at a position that was processed.
@@ -265,8 +264,8 @@ impl<C: Chance> Decoder<C> {
         if self.math.is_none() {
             self.math = self.lanes.iter().find_map(|lane| lane.sequence.row_math());
         }
-        let rate = self.settings.sampler.rate();
-        self.lanes.iter_mut().for_each(|lane| lane.sequence.set_rate(rate));
+        let filter = self.settings.sampler.filter();
+        self.lanes.iter_mut().for_each(|lane| lane.sequence.set_filter(filter));
         for (model, lane) in self.models.iter().zip(&mut self.lanes) {
             // One for each pending position and the one after them; look-ups need none.
             let slots = if model.scores() { self.max_pending + 1 } else { 0 };
@@ -925,8 +924,8 @@ impl<C: Chance> Decoder<C> {
             }
             return Ok(Target::Mixture);
         }
-        if self.settings.sampler.is_plain() && self.weigh(position) {
-            let made = self.settings.sampler.process_known(|_| self.math().normaliser());
+        if self.weigh(position) {
+            let made = self.settings.sampler.process_known(|_| self.math().filtered());
             if let Some(distribution) = made.map_err(|error| self.blame(position, error))? {
                 return Ok(Target::Sum(distribution));
             }
@@ -953,7 +952,8 @@ impl<C: Chance> Decoder<C> {
                 return Some(Term::of_scores(row, f64::from(weight)));
             }
             let (max, total) = sequence.normaliser(position, 1.0)?;
-            Some(Term { row, scale: f64::from(weight) / total, max, rate: 1.0 })
+            let kept = Filtered::whole((max, total));
+            Some(Term { row, scale: f64::from(weight) / total, rate: 1.0, kept })
         };
         let mixture = matches!(combination, Combination::Mixture { .. });
         if (combination.sums().is_none() && !mixture) || !combination.parts().all(|each| part(each).is_some()) {
@@ -963,8 +963,8 @@ impl<C: Chance> Decoder<C> {
             self.lanes[model].sequence.placed(position).map(|row| (row, row.max + distance))
         });
         let token = self.tokens.get(position).map_or(0, |&token| token as usize);
-        let rate = self.settings.sampler.rate();
-        math.weigh(&mut combination.parts().filter_map(part), judge, rate, token).is_some()
+        let filter = self.settings.sampler.filter();
+        math.weigh(&mut combination.parts().filter_map(part), judge, filter, token).is_some()
     }
 
     /// Draw what replaces a rejected proposal from the residual on a GPU, if all rows that it is of are there.
@@ -1148,7 +1148,7 @@ impl Weights for Place<'_> {
     }
 
     fn find(&self, share: f64) -> Option<usize> {
-        if self.distribution.is_whole() { self.lane.sequence.draw(self.position, share) } else { None }
+        self.lane.sequence.draw(self.position, share)
     }
 }
 

@@ -3,7 +3,7 @@
 use crate::decode::chance::Weights;
 use crate::decode::kernels::{self, Normaliser};
 use crate::error::{Error, Result};
-use crate::model::{Placed, Term};
+use crate::model::{Filter, Filtered, Placed, Term};
 
 /// Two scores nearer than this are a near tie: passes of different widths may rank them differently, because
 /// other kernels add in another order. For mixtures the scores are logarithms of probabilities.
@@ -171,12 +171,8 @@ impl Distribution {
 
     /// As a part of something: `weight` times the probability, with the scores of a row.
     pub fn term(&self, row: Placed, weight: f32) -> Term {
-        Term { row, scale: f64::from(weight * self.scale()), max: self.max, rate: self.rate }
-    }
-
-    /// Whether no filter has taken any token away.
-    pub fn is_whole(&self) -> bool {
-        self.floor == f32::NEG_INFINITY
+        let Distribution { max, rate, floor, cut, total } = *self;
+        Term { row, scale: f64::from(weight * self.scale()), rate, kept: Filtered { max, total, floor, cut } }
     }
 
     /// The natural logarithm of [`Distribution::probability`], also where that is too small for a float.
@@ -277,11 +273,6 @@ impl Sampler {
         Ok(Sampler { temperature, top_k: top_k as usize, top_p: if top_p == 0.0 { 1.0 } else { top_p }, min_p })
     }
 
-    /// Whether a row is made into its softmax, at some temperature, and nothing else.
-    pub fn is_plain(&self) -> bool {
-        !self.is_greedy() && !self.filters(usize::MAX)
-    }
-
     /// Whether the first maximum is always taken.
     pub fn is_greedy(&self) -> bool {
         self.temperature == 0.0
@@ -301,7 +292,7 @@ impl Sampler {
         let max = candidates.measure(scores)?;
         let all = Distribution::unfiltered(max, self.rate());
         // A weight relative to the best is the weight itself.
-        let floor = if self.min_p > 0.0 { max + self.temperature * self.min_p.ln() } else { f32::NEG_INFINITY };
+        let floor = max + self.distance();
         if !top_k && !top_p {
             candidates.gather(scores, floor);
             return Ok(Distribution { floor, total: all.weights(&candidates.keys), ..all });
@@ -351,13 +342,26 @@ impl Sampler {
         }
     }
 
-    /// What [`Sampler::process`] makes of a row without looking at it, of the largest score and the sum of `e^((score − max) · rate)` where
-    /// those are known.
-    pub fn process_known(&self, known: impl FnOnce(f32) -> Option<(f32, f64)>) -> Result<Option<Distribution>> {
-        if !self.is_plain() {
+    /// What [`Sampler::process`] makes of a row without looking at it, where it is known what is kept of that.
+    pub fn process_known(&self, known: impl FnOnce(Filter) -> Option<Filtered>) -> Result<Option<Distribution>> {
+        if self.is_greedy() {
             return Ok(None);
         }
-        known(self.rate()).map(|known| Distribution::normalised(known, self.rate())).transpose()
+        let Some(Filtered { max, total, floor, cut }) = known(self.filter()) else { return Ok(None) };
+        Ok(Some(Distribution { max: checked(max)?, rate: self.rate(), floor, cut, total }))
+    }
+
+    /// How rows are processed; greedily, only what is asked of them.
+    pub fn filter(&self) -> Filter {
+        if self.is_greedy() {
+            return Filter::plain(self.rate());
+        }
+        Filter { rate: self.rate(), top_k: self.top_k, top_p: self.top_p, distance: self.distance() }
+    }
+
+    /// From the largest score, how far min-p lets a token be below it.
+    fn distance(&self) -> f32 {
+        if self.min_p > 0.0 { self.temperature * self.min_p.ln() } else { f32::NEG_INFINITY }
     }
 
     /// Whether any filter is on for a row of so many scores.

@@ -67,6 +67,8 @@ pub struct Kernels {
     pub keep: sys::CUfunction,
     /// Joins what is known of the parts.
     pub summarise: sys::CUfunction,
+    /// Finds what filters keep.
+    pub filter: sys::CUfunction,
     /// Draws a token.
     pub draw: sys::CUfunction,
     /// Adds rows up.
@@ -89,6 +91,7 @@ impl Kernels {
                 transfer: function(c"transfer")?,
                 keep: function(c"keep")?,
                 summarise: function(c"summarise")?,
+                filter: function(c"filter")?,
                 draw: function(c"draw")?,
                 weigh: function(c"weigh")?,
                 residual: function(c"residual")?,

@@ -137,12 +137,17 @@ pub trait Sequence: Any + Send {
         self.logits(position)[token]
     }
 
-    /// One over the temperature that rows will be asked about, where that is done without the row.
-    fn set_rate(&mut self, _rate: f32) {}
+    /// How rows are processed that will be asked about, where that is done without the row.
+    fn set_filter(&mut self, _filter: Filter) {}
 
     /// The largest score at `position`, and the sum of `e^((score − max) · rate)`, where they are known without the row; the maximum
     /// is NaN for a bad row.
     fn normaliser(&self, _position: usize, _rate: f32) -> Option<(f32, f64)> {
+        None
+    }
+
+    /// What a filter keeps at `position`, in the same way.
+    fn filtered(&self, _position: usize, _filter: Filter) -> Option<Filtered> {
         None
     }
 
@@ -151,7 +156,8 @@ pub trait Sequence: Any + Send {
         None
     }
 
-    /// The token at which the sum of these weights from the front reaches `share`, in the same way, for what `normaliser` gave.
+    /// The token at which the sum of the weights that the filter keeps reaches `share` from the front, in the same way, for what `filtered`
+    /// gave.
     fn draw(&self, _position: usize, _share: f64) -> Option<usize> {
         None
     }
@@ -196,23 +202,68 @@ pub trait Sequence: Any + Send {
     }
 }
 
-/// A row as a part of something: `scale · e^((score − max) · rate)` of each score, or with a rate of 0 `scale · score`.
+/// How a row of scores is processed: temperature, then top-k, top-p and min-p.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Filter {
+    /// One over the temperature.
+    pub rate: f32,
+    /// So many tokens at most; 0 if that is no matter.
+    pub top_k: usize,
+    /// The share that the tokens hold; 1 if that is no matter.
+    pub top_p: f32,
+    /// From the largest score, how far a token may be below it; or minus infinity.
+    pub distance: f32,
+}
+
+impl Filter {
+    /// Only a temperature.
+    pub fn plain(rate: f32) -> Self {
+        Filter { rate, top_k: 0, top_p: 1.0, distance: f32::NEG_INFINITY }
+    }
+
+    /// Whether it keeps all tokens.
+    pub fn is_plain(&self) -> bool {
+        *self == Filter::plain(self.rate)
+    }
+}
+
+/// What a [`Filter`] keeps of a row: scores above the floor, and those of this very score before `cut`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Filtered {
+    /// The largest score.
+    pub max: f32,
+    /// The sum of `e^((score − max) · rate)` of what is kept.
+    pub total: f64,
+    /// The least score that is kept.
+    pub floor: f32,
+    /// The first token of that score that is not.
+    pub cut: usize,
+}
+
+impl Filtered {
+    /// All of a row with this maximum and sum.
+    pub fn whole((max, total): (f32, f64)) -> Self {
+        Filtered { max, total, floor: f32::NEG_INFINITY, cut: usize::MAX }
+    }
+}
+
+/// A row as a part of something: `scale · e^((score − max) · rate)` of each score that is kept, or with a rate of 0 `scale · score`.
 #[derive(Debug, Clone, Copy)]
 pub struct Term {
     /// Where the row is.
     pub row: Placed,
     /// What each score, or its exponential, is multiplied by.
     pub scale: f64,
-    /// The score whose exponential is 1.
-    pub max: f32,
     /// One over the temperature.
     pub rate: f32,
+    /// What is kept, and the score whose exponential is 1.
+    pub kept: Filtered,
 }
 
 impl Term {
     /// Of a sum of scores.
     pub fn of_scores(row: Placed, scale: f64) -> Self {
-        Term { row, scale, max: 0.0, rate: 0.0 }
+        Term { row, scale, rate: 0.0, kept: Filtered::whole((0.0, 1.0)) }
     }
 }
 
@@ -225,15 +276,15 @@ pub trait RowMath: Send {
         &self,
         parts: &mut dyn Iterator<Item = Term>,
         judge: Option<(Placed, f32)>,
-        rate: f32,
+        filter: Filter,
         token: usize,
     ) -> Option<()>;
 
     /// Of the sum, as [`Sequence::best`].
     fn best(&self) -> Option<(usize, f32, f32)>;
 
-    /// Of the sum, as [`Sequence::normaliser`] at the rate that it was made with.
-    fn normaliser(&self) -> Option<(f32, f64)>;
+    /// Of the sum, as [`Sequence::filtered`] by the filter that it was made with.
+    fn filtered(&self) -> Option<Filtered>;
 
     /// Of the sum, as [`Sequence::score`].
     fn score(&self, token: usize) -> f32;
@@ -244,8 +295,8 @@ pub trait RowMath: Send {
     /// Where the sum is.
     fn placed(&self) -> Placed;
 
-    /// How much the last part leaves of the others: the sum of the positive parts of `Σ scale · e^((score − max) · rate)`, the last one
-    /// subtracted.
+    /// How much the last part leaves of the others: the sum of the positive parts of `Σ scale · e^((score − max) · rate)` over what each
+    /// keeps, the last one subtracted.
     fn residual(&self, parts: &mut dyn Iterator<Item = Term>) -> Option<f64>;
 
     /// The token at which that sum from the front passes `share`.

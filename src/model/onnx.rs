@@ -30,7 +30,7 @@ use super::recognise::read_export;
 use super::rows::{self, Control, DeviceRows, Placed};
 use super::weights::{self, Loaded};
 use super::widen::{widen_bf16, widen_f16};
-use super::{Cancel, CancelHook, Interrupt, Memory, Model, Pass, RowMath, Sequence, huge_pages};
+use super::{Cancel, CancelHook, Filter, Filtered, Interrupt, Memory, Model, Pass, RowMath, Sequence, huge_pages};
 use crate::error::{Error, Result};
 
 /// Logits of one pass take at most this many bytes, unless a pass of [`MIN_PASS`] tokens takes more.
@@ -586,9 +586,11 @@ impl Sequence for Lent {
         }
     }
 
-    fn set_rate(&mut self, rate: f32) {
-        if let Some(rows) = self.get_mut().gpu.as_mut().and_then(|gpu| gpu.rows.as_mut()) {
-            rows.rate = rate;
+    fn set_filter(&mut self, filter: Filter) {
+        if let Some(gpu) = &mut self.get_mut().gpu
+            && gpu.rows.as_mut().is_some_and(|rows| rows.set_filter(filter))
+        {
+            gpu.forget_graphs();
         }
     }
 
@@ -597,9 +599,13 @@ impl Sequence for Lent {
         Some((summary.max, summary.total))
     }
 
+    fn filtered(&self, position: usize, filter: Filter) -> Option<Filtered> {
+        self.get().on_gpu(position)?.filtered(position, filter)
+    }
+
     fn best(&self, position: usize) -> Option<(usize, f32, f32)> {
         let rows = self.get().on_gpu(position)?;
-        let summary = rows.summary(position, rows.rate)?;
+        let summary = rows.summary(position, rows.rate())?;
         Some((summary.best as usize, summary.max, summary.second))
     }
 
@@ -623,7 +629,7 @@ impl Sequence for Lent {
 
     fn draw(&self, position: usize, share: f64) -> Option<usize> {
         let sequence = self.get();
-        sequence.on_gpu(position)?.draw(position, sequence.vocab_size, share).ok()
+        sequence.on_gpu(position)?.draw(position, sequence.vocab_size, share)?.ok()
     }
 
     fn elapsed(&self) -> Duration {

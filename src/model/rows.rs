@@ -7,16 +7,22 @@ use std::sync::Arc;
 use bytemuck::{Pod, Zeroable};
 use ort::value::TensorElementType;
 
-use super::RowMath;
 use super::cuda::{Device, DeviceBuffer, Event, HostBuffer, Queue};
 use super::gpu::WIDEST_GRAPH;
 use super::widen::{widen_bf16, widen_f16};
+use super::{Filter, Filtered, RowMath};
 use crate::error::Error;
 
 /// Rows that are kept. The same number is in `rows.cu`, as are the next three.
 pub const SLOTS: usize = 64;
 const CHUNKS: usize = 32;
 const THREADS: usize = 256;
+
+/// Threads that look for what filters keep of a row: as many as the tokens that top-k is sought among.
+const NEAR: usize = 1024;
+
+/// Bytes at a multiple of which each row of the ring begins.
+const WORD: usize = 16;
 
 /// Tokens of a pass whose scores are noted.
 const NOTED: usize = WIDEST_GRAPH;
@@ -35,11 +41,21 @@ pub struct Control {
     start: i32,
     known: i32,
     width: i32,
+    top_k: i32,
+    top_p: f32,
+    distance: f32,
     tokens: [i32; NOTED],
 }
 
-/// Of a row: the sum of `e^((score − max) · rate)`, the first maximum, the largest of all other scores, and the score of the token
-/// that came next.
+impl Control {
+    fn of(Filter { rate, top_k, top_p, distance }: Filter, vocab: usize) -> Self {
+        let top_k = if top_k < vocab { top_k as i32 } else { 0 };
+        Control { vocab: vocab as i32, rate, top_k, top_p, distance, ..Control::zeroed() }
+    }
+}
+
+/// Of a row: the sum of `e^((score − max) · rate)`, the first maximum, the largest of all other scores, the score of the token
+/// that came next, and what a filter keeps.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Zeroable, Pod)]
 pub struct Summary {
@@ -51,6 +67,21 @@ pub struct Summary {
     position: i32,
     token: i32,
     score: f32,
+    /// The sum over what is kept.
+    kept: f64,
+    floor: f32,
+    /// -1 if it is not known what is kept.
+    cut: i32,
+}
+
+impl Summary {
+    fn filtered(&self, filter: Filter) -> Option<Filtered> {
+        if filter.is_plain() {
+            return Some(Filtered::whole((self.max, self.total)));
+        }
+        let cut = usize::try_from(self.cut).ok()?;
+        Some(Filtered { max: self.max, total: self.kept, floor: self.floor, cut })
+    }
 }
 
 /// The rows of one sequence. Its methods wait for what they ask the GPU, but for [`DeviceRows::queue`].
@@ -58,12 +89,14 @@ pub struct DeviceRows {
     device: Arc<Device>,
     ring: DeviceBuffer,
     parts: DeviceBuffer,
+    /// Of each part, the sum over what a filter keeps.
+    kept: DeviceBuffer,
     /// One for each slot, written by the GPU, and one more for a draw.
     summaries: HostBuffer,
     staging: RefCell<HostBuffer>,
     done: Event,
-    /// The position in each slot, and the rate of its summary.
-    held: [(usize, f32); SLOTS],
+    /// The position in each slot, and what its summary was made with.
+    held: [(usize, Filter); SLOTS],
     /// The rows that were asked for in full, until nobody may ask any more.
     fetched: [OnceCell<Box<[f32]>>; SLOTS],
     spare: RefCell<Vec<Box<[f32]>>>,
@@ -75,11 +108,11 @@ pub struct DeviceRows {
     fault: OnceCell<String>,
     columns: usize,
     element: TensorElementType,
-    /// One over the temperature, for the rows to come.
-    pub rate: f32,
+    /// For the rows to come.
+    filter: Filter,
 }
 
-const NONE: (usize, f32) = (usize::MAX, 0.0);
+const NONE: (usize, Filter) = (usize::MAX, Filter { rate: 0.0, top_k: 0, top_p: 1.0, distance: f32::NEG_INFINITY });
 
 impl DeviceRows {
     /// None are kept yet. `None` where the kernels cannot be had or the element is another one.
@@ -96,8 +129,9 @@ impl DeviceRows {
         let Some(size) = size(element).filter(|_| device.no_kernels().is_none()) else { return Ok(None) };
         Ok(Some(DeviceRows {
             device: device.clone(),
-            ring: DeviceBuffer::zeroed(device, slots * columns * size)?,
+            ring: DeviceBuffer::zeroed(device, slots * (columns * size).next_multiple_of(WORD))?,
             parts: DeviceBuffer::zeroed(device, SLOTS * CHUNKS * 24)?,
+            kept: DeviceBuffer::zeroed(device, SLOTS * CHUNKS * 8)?,
             summaries: HostBuffer::zeroed(device, (SLOTS + 1) * size_of::<Summary>())?,
             staging: RefCell::new(HostBuffer::zeroed(device, columns * size)?),
             done: Event::new(device)?,
@@ -109,7 +143,7 @@ impl DeviceRows {
             fault: OnceCell::new(),
             columns,
             element,
-            rate: 1.0,
+            filter: Filter::plain(1.0),
         }))
     }
 
@@ -117,7 +151,7 @@ impl DeviceRows {
     pub fn bytes(&self) -> usize {
         let rows = self.fetched.iter().filter(|row| row.get().is_some()).count() + self.spare.borrow().len();
         let pinned = self.summaries.len() + self.staging.borrow().len();
-        self.ring.len() + self.parts.len() + pinned + 4 * self.columns * rows
+        self.ring.len() + self.parts.len() + self.kept.len() + pinned + 4 * self.columns * rows
     }
 
     /// Forget all rows.
@@ -126,7 +160,22 @@ impl DeviceRows {
         self.fetched = std::array::from_fn(|_| OnceCell::new());
         self.spare.get_mut().clear();
         self.copied.set(0);
-        self.rate = 1.0;
+    }
+
+    /// How the rows to come are asked about. Returns whether other kernels are run for them now.
+    pub fn set_filter(&mut self, filter: Filter) -> bool {
+        let before = std::mem::replace(&mut self.filter, filter);
+        before.is_plain() != filter.is_plain()
+    }
+
+    /// One over the temperature, of the rows to come.
+    pub fn rate(&self) -> f32 {
+        self.filter.rate
+    }
+
+    /// The place of a slot in the ring.
+    fn place(&self, slot: usize) -> usize {
+        slot * (self.columns * size(self.element).unwrap_or(4)).next_multiple_of(WORD)
     }
 
     /// How many rows went to the host since all were forgotten: those that were asked for in full, and those of passes that left theirs
@@ -140,10 +189,8 @@ impl DeviceRows {
         let mut control = Control {
             first: first as i32,
             skipped: skipped as i32,
-            vocab: vocab as i32,
-            rate: self.rate,
             start: start as i32,
-            ..Control::zeroed()
+            ..Control::of(self.filter, vocab)
         };
         if tokens.len() <= NOTED {
             control.width = tokens.len() as i32;
@@ -158,7 +205,7 @@ impl DeviceRows {
         let (mut from, mut ring, mut parts) = (logits.place(), self.ring.place(), self.parts.place());
         let mut summaries = self.summaries.bytes().as_ptr() as u64;
         let (mut element, mut columns, mut rows) = (code(self.element), self.columns as i64, given as i32);
-        let mut control = control;
+        let (mut control, mut kept) = (control, self.kept.place());
         let kernels = self.device.kernels()?;
         // SAFETY: the arguments are those of the kernels, and all addresses stay as long as the graphs that hold them.
         unsafe {
@@ -174,7 +221,20 @@ impl DeviceRows {
                 pointer(&mut rows),
             ];
             queue.run(kernels.keep, grid, THREADS as u32, &mut arguments[..6])?;
-            queue.run(kernels.summarise, (given as u32 + 1, 1, 1), 1, &mut arguments)
+            queue.run(kernels.summarise, (given as u32 + 1, 1, 1), 1, &mut arguments)?;
+            if self.filter.is_plain() {
+                return Ok(());
+            }
+            let mut arguments = [
+                pointer(&mut element),
+                pointer(&mut columns),
+                pointer(&mut control),
+                pointer(&mut ring),
+                pointer(&mut parts),
+                pointer(&mut summaries),
+                pointer(&mut kept),
+            ];
+            queue.run(kernels.filter, (given as u32, 1, 1), NEAR as u32, &mut arguments)
         }
     }
 
@@ -189,7 +249,7 @@ impl DeviceRows {
         }
         spare.truncate(SPARE_ROWS);
         self.drawn.set((usize::MAX, 0, 0.0));
-        positions.for_each(|position| self.held[position % SLOTS] = (position, self.rate));
+        positions.for_each(|position| self.held[position % SLOTS] = (position, self.filter));
     }
 
     /// The rows of these positions are on the host: a pass has left them there.
@@ -224,8 +284,14 @@ impl DeviceRows {
 
     /// What is known of the row of a position at a rate.
     pub fn summary(&self, position: usize, rate: f32) -> Option<Summary> {
-        let held = self.held[position % SLOTS] == (position, rate);
-        held.then(|| self.summary_at(position % SLOTS))
+        let (of, filter) = self.held[position % SLOTS];
+        ((of, filter.rate) == (position, rate)).then(|| self.summary_at(position % SLOTS))
+    }
+
+    /// What a filter keeps of the row of a position, if that is known.
+    pub fn filtered(&self, position: usize, filter: Filter) -> Option<Filtered> {
+        let held = self.held[position % SLOTS] == (position, filter);
+        if held { self.summary_at(position % SLOTS).filtered(filter) } else { None }
     }
 
     /// The score of a token at a position that is held.
@@ -244,7 +310,8 @@ impl DeviceRows {
             return Ok(score);
         }
         let mut score = [0.0];
-        self.noted(self.copy(slot * self.columns + token, 1, &mut score))?;
+        let place = self.place(slot) + token * size(self.element).unwrap_or(4);
+        self.noted(self.copy(place, 1, &mut score))?;
         Ok(score[0])
     }
 
@@ -255,7 +322,7 @@ impl DeviceRows {
             self.copied.set(self.copied.get() + 1);
             let spare = self.spare.borrow_mut().pop();
             let mut row = spare.unwrap_or_else(|| vec![0.0; self.columns].into());
-            if self.noted(self.copy(slot * self.columns, self.columns, &mut row)).is_err() {
+            if self.noted(self.copy(self.place(slot), self.columns, &mut row)).is_err() {
                 row.fill(f32::NAN);
             }
             _ = self.fetched[slot].set(row);
@@ -267,7 +334,7 @@ impl DeviceRows {
         let size = size(self.element).expect("it was checked");
         let mut staging = self.staging.borrow_mut();
         let queue = self.device.queue()?;
-        let queued = queue.copy_part(&self.ring, place * size, &mut staging, count * size);
+        let queued = queue.copy_part(&self.ring, place, &mut staging, count * size);
         self.wait(queue, queued)?;
         let bytes = &staging.bytes()[..count * size];
         match self.element {
@@ -278,11 +345,24 @@ impl DeviceRows {
         Ok(())
     }
 
-    /// The token at which the sum of weights from the front passes `share` of the sum of all, by the summary's rate and maximum.
-    pub fn draw(&self, position: usize, vocab: usize, share: f64) -> ort::Result<usize> {
-        let slot = position % SLOTS;
-        let mut max = self.summary_at(slot).max;
-        let (mut rate, mut share) = (self.held[slot].1, share);
+    /// The token at which the sum of weights from the front passes `share` of the sum of all that is kept, if that is known.
+    pub fn draw(&self, position: usize, vocab: usize, share: f64) -> Option<ort::Result<usize>> {
+        let (slot, filter) = (position % SLOTS, self.held[position % SLOTS].1);
+        let Filtered { max, floor, cut, .. } = self.summary_at(slot).filtered(filter)?;
+        Some(self.draw_kept(slot, position, vocab, (max, floor, cut), share))
+    }
+
+    fn draw_kept(
+        &self,
+        slot: usize,
+        position: usize,
+        vocab: usize,
+        (mut max, mut floor, cut): (f32, f32, usize),
+        mut share: f64,
+    ) -> ort::Result<usize> {
+        let filter = self.held[slot].1;
+        let (mut rate, mut cut) = (filter.rate, whole(cut));
+        let mut kept = if filter.is_plain() { 0 } else { self.kept.place() };
         let (mut ring, mut parts) = (self.ring.place(), self.parts.place());
         let mut out = self.summaries.bytes()[SLOTS * size_of::<Summary>()..].as_ptr() as u64;
         let (mut element, mut columns) = (code(self.element), self.columns as i64);
@@ -297,6 +377,9 @@ impl DeviceRows {
             pointer(&mut max),
             pointer(&mut rate),
             pointer(&mut share),
+            pointer(&mut kept),
+            pointer(&mut floor),
+            pointer(&mut cut),
             pointer(&mut out),
         ];
         self.noted(self.device.queue().and_then(|queue| {
@@ -312,7 +395,7 @@ impl DeviceRows {
 
     /// Where the row of a position that is held is.
     pub fn placed(&self, position: usize) -> Placed {
-        let row = self.ring.place() + (position % SLOTS * self.columns * size(self.element).unwrap_or(4)) as u64;
+        let row = self.ring.place() + self.place(position % SLOTS) as u64;
         Placed {
             device: self.device.id(),
             row,
@@ -368,6 +451,8 @@ struct Term {
     max: f32,
     rate: f32,
     element: i32,
+    cut: i32,
+    floor: f32,
     padding: i32,
 }
 
@@ -399,9 +484,9 @@ pub struct Together {
 impl Together {
     fn terms(&self, parts: impl Iterator<Item = super::Term>) -> Option<Terms> {
         let mut terms = Terms { vocab: self.vocab as i32, ..Terms::zeroed() };
-        for super::Term { row, scale, max, rate } in parts {
+        for super::Term { row, scale, rate, kept: Filtered { max, floor, cut, .. } } in parts {
             let term = terms.terms.get_mut(terms.count as usize).filter(|_| row.device == self.device.id())?;
-            *term = Term { row: row.row, scale, max, rate, element: row.element, padding: 0 };
+            *term = Term { row: row.row, scale, max, rate, element: row.element, cut: whole(cut), floor, padding: 0 };
             terms.count += 1;
         }
         Some(terms)
@@ -422,14 +507,14 @@ impl RowMath for Together {
         &self,
         parts: &mut dyn Iterator<Item = super::Term>,
         judge: Option<(Placed, f32)>,
-        rate: f32,
+        filter: Filter,
         token: usize,
     ) -> Option<()> {
         let mut terms = self.terms(parts.chain(judge.map(|(row, _)| super::Term::of_scores(row, 0.0))))?;
         let (mut judged, mut floor) = (i32::from(judge.is_some()), judge.map_or(0.0, |(_, floor)| floor));
-        self.sum.borrow_mut().rate = rate;
+        self.sum.borrow_mut().set_filter(filter);
         // As of a pass of one row, at position 0, behind which the token came.
-        let mut control = Control { vocab: self.vocab as i32, rate, width: 1, ..Control::zeroed() };
+        let mut control = Control { width: 1, ..Control::of(filter, self.vocab) };
         control.tokens[0] = token as i32;
         let mut buffer = self.control.borrow_mut();
         buffer.bytes_mut().copy_from_slice(bytemuck::bytes_of(&control));
@@ -448,14 +533,13 @@ impl RowMath for Together {
 
     fn best(&self) -> Option<(usize, f32, f32)> {
         let sum = self.sum.borrow();
-        let summary = sum.summary(0, sum.rate)?;
+        let summary = sum.summary(0, sum.rate())?;
         Some((summary.best as usize, summary.max, summary.second))
     }
 
-    fn normaliser(&self) -> Option<(f32, f64)> {
+    fn filtered(&self) -> Option<Filtered> {
         let sum = self.sum.borrow();
-        let summary = sum.summary(0, sum.rate)?;
-        Some((summary.max, summary.total))
+        sum.filtered(0, sum.filter)
     }
 
     fn score(&self, token: usize) -> f32 {
@@ -463,7 +547,7 @@ impl RowMath for Together {
     }
 
     fn draw(&self, share: f64) -> Option<usize> {
-        self.sum.borrow().draw(0, self.vocab, share).ok()
+        self.sum.borrow().draw(0, self.vocab, share)?.ok()
     }
 
     fn placed(&self) -> Placed {
@@ -515,6 +599,11 @@ fn pointer<T>(argument: &mut T) -> *mut std::ffi::c_void {
     std::ptr::from_mut(argument).cast()
 }
 
+/// A token as kernels take it, or the largest number.
+fn whole(token: usize) -> i32 {
+    i32::try_from(token).unwrap_or(i32::MAX)
+}
+
 fn size(element: TensorElementType) -> Option<usize> {
     match element {
         TensorElementType::Float32 => Some(4),
@@ -549,10 +638,12 @@ mod tests {
     #[test]
     fn sizes_are_those_of_the_kernels() {
         let source = include_str!("cuda/rows.cu");
-        for (name, value) in [("CHUNKS", CHUNKS), ("THREADS", THREADS), ("ROWS", SLOTS), ("NOTED", NOTED)] {
+        for (name, value) in
+            [("CHUNKS", CHUNKS), ("THREADS", THREADS), ("ROWS", SLOTS), ("NOTED", NOTED), ("NEAR", NEAR)]
+        {
             assert!(source.contains(&format!("const int {name} = {value};")), "{name}");
         }
-        assert_eq!((size_of::<Control>(), size_of::<Summary>()), (4 * (7 + NOTED), 32));
-        assert_eq!((size_of::<Term>(), size_of::<Terms>()), (32, 32 * TERMS + 8));
+        assert_eq!((size_of::<Control>(), size_of::<Summary>()), (4 * (10 + NOTED), 48));
+        assert_eq!((size_of::<Term>(), size_of::<Terms>()), (40, 40 * TERMS + 8));
     }
 }

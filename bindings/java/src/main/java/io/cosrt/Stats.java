@@ -19,7 +19,7 @@ package io.cosrt;
  * @param expectedNs nanoseconds that these tokens were expected to take, as the plans were chosen
  * @param standardNs nanoseconds that {@link Strategy#STANDARD} would have taken for them, by the measured times of the
  *                   models' passes
- * @param rowsCopied rows of logits that models on a GPU keep there, and that had to be copied to the host: for filters,
+ * @param rowsCopied rows of logits that models on a GPU keep there, and that had to be copied to the host: for
  *                   functions of the caller, and other work that is not done on the GPU
  */
 public record Stats(

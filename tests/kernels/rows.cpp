@@ -1,0 +1,269 @@
+// The kernels of src/model/cuda/rows.cu against what they say they do, without a GPU: see emulate.h.
+#include "emulate.h"
+
+#include "../../src/model/cuda/rows.cu"
+
+#include <algorithm>
+#include <numeric>
+#include <random>
+
+using emulation::launch;
+
+static std::mt19937_64 engine(7);
+static double uniform() { return std::uniform_real_distribution<double>(0, 1)(engine); }
+static int below(int n) { return (int)(engine() % n); }
+
+#define CHECK(what, ...)                                                        \
+    do {                                                                        \
+        if (!(what)) {                                                          \
+            fprintf(stderr, "%s:%d: not %s: ", __FILE__, __LINE__, #what);      \
+            fprintf(stderr, __VA_ARGS__);                                       \
+            fprintf(stderr, "\n");                                              \
+            exit(1);                                                            \
+        }                                                                       \
+    } while (0)
+
+// Of 16 bits, without the digits that they do not hold.
+static u16 bits_of(float score, int element) {
+    u32 bits = __float_as_uint(score), sign = bits >> 16 & 0x8000, exponent = bits >> 23 & 255;
+    if (element == 2) return (u16)(bits >> 16);
+    if (exponent == 255) return (u16)(sign | 0x7c00 | (bits & 0x7fffff ? 1 : 0));
+    if (exponent <= 112) return (u16)sign;
+    return (u16)(sign | (exponent - 112) << 10 | (bits >> 13 & 1023));
+}
+
+// Rows in the memory of a sequence.
+struct World {
+    int element;
+    long columns;
+    int vocab;
+    std::vector<uint4> ring;
+    std::vector<char> logits;
+    std::vector<Part> parts = std::vector<Part>(ROWS * CHUNKS);
+    std::vector<double> kept = std::vector<double>(ROWS * CHUNKS);
+    std::vector<Summary> summaries = std::vector<Summary>(ROWS + 1);
+    Control control = {};
+
+    World(int element, long columns, int vocab)
+        : element(element), columns(columns), vocab(vocab), ring(ROWS * stride_of(columns, element) / 16) {
+        // what is behind the rows is not theirs
+        memset((void *)ring.data(), 0x7b, ring.size() * 16);
+        control.vocab = vocab, control.rate = 1, control.top_p = 1, control.distance = -INFINITY;
+    }
+
+    char *row(int position) { return (char *)ring.data() + position % ROWS * stride_of(columns, element); }
+
+    // What a pass leaves: rows from `first` on, of which some are not wanted.
+    void pass(const std::vector<std::vector<float>> &rows, int first, int skipped, unsigned threads) {
+        int given = (int)rows.size();
+        logits.assign(given * columns * bytes_of(element), 0);
+        for (int r = 0; r < given; r++)
+            for (long i = 0; i < columns; i++) {
+                float score = i < vocab ? rows[r][i] : 99;
+                if (element == 0)
+                    ((float *)logits.data())[r * columns + i] = score;
+                else
+                    ((u16 *)logits.data())[r * columns + i] = bits_of(score, element);
+            }
+        control.first = first, control.skipped = skipped;
+        launch({(unsigned)CHUNKS, (unsigned)given}, THREADS,
+               [&] { keep(logits.data(), element, columns, &control, (char *)ring.data(), parts.data()); });
+        launch({(unsigned)given + 1}, 1, [&] {
+            summarise(logits.data(), element, columns, &control, (char *)ring.data(), parts.data(), summaries.data(), given);
+        });
+        launch({(unsigned)given}, threads, [&] {
+            filter(element, columns, &control, (char *)ring.data(), parts.data(), summaries.data(), kept.data());
+        });
+    }
+
+    std::vector<float> scores(int position) {
+        std::vector<float> out(vocab);
+        for (int i = 0; i < vocab; i++) out[i] = to_float(row(position), element, i);
+        return out;
+    }
+};
+
+// What `Sampler::process` keeps of a row: its weights, and 0 for what goes.
+static std::vector<double> filtered(const std::vector<float> &row, float rate, int top_k, float top_p, float distance, bool &near) {
+    int vocab = (int)row.size();
+    float max = *std::max_element(row.begin(), row.end());
+    std::vector<int> order(vocab);
+    std::iota(order.begin(), order.end(), 0);
+    std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return row[a] > row[b]; });
+    std::vector<double> weights(vocab), out(vocab, 0.0);
+    for (int i = 0; i < vocab; i++) weights[i] = exp((double)(row[i] - max) * rate);
+    int end = top_k > 0 && top_k < vocab ? top_k : vocab;
+    near = false;
+    if (top_p < 1) {
+        double total = 0, reached = 0;
+        for (int i = 0; i < end; i++) total += weights[order[i]];
+        int length = 0;
+        while (length < end && reached < top_p * total) {
+            reached += weights[order[length++]];
+            near |= fabs(reached - top_p * total) < 1e-6 * total;
+        }
+        end = length;
+    }
+    for (int i = 0; i < end; i++)
+        if (row[order[i]] >= max + distance) out[order[i]] = weights[order[i]];
+    return out;
+}
+
+static std::vector<float> random_row(int vocab, int kind) {
+    std::vector<float> row(vocab);
+    for (float &score : row) {
+        double u = uniform();
+        switch (kind) {
+        case 0: score = (float)(-12 + 4 * u + (uniform() < 0.01 ? 14 * uniform() : 0)); break; // a few good ones
+        case 1: score = (float)below(9); break;                                            // many equal ones
+        case 2: score = (float)(6 * u - 3); break;                                         // flat
+        case 3: score = uniform() < 0.5 ? -INFINITY : (float)(8 * u); break;
+        default: score = (float)(-0.0 * u); // all equal
+        }
+    }
+    return row;
+}
+
+static void filters_keep_what_the_sampler_does() {
+    int settled = 0, all = 0;
+    for (int round = 0; round < 200; round++) {
+        int element = below(3);
+        long columns = (long[]){96, 97, 1000, 4099, 33}[below(5)];
+        int vocab = (int)(below(2) ? columns : columns - 1 - below(8));
+        World world(element, columns, vocab);
+        world.control.rate = (float[]){1, 1.25f, 0.5f, 3}[below(4)];
+        int top_k = below(2) ? 0 : 1 + below(below(2) ? 8 : vocab - 1);
+        float top_p = below(2) ? 1 : (float[]){0.5f, 0.9f, 0.95f, 0.999f, 0.01f}[below(5)];
+        float distance = below(3) ? -INFINITY : (float)log((double[]){0.05, 0.5, 1, 1e-6}[below(4)]) / world.control.rate;
+        world.control.top_k = top_k, world.control.top_p = top_p, world.control.distance = distance;
+        int given = 1 + below(3), skipped = below(given), first = below(200);
+        std::vector<std::vector<float>> rows;
+        int kind = below(5);
+        for (int r = 0; r < given; r++) rows.push_back(random_row(vocab, kind));
+        world.pass(rows, first, skipped, (unsigned[]){64, 256, 1024}[below(3)]);
+        for (int r = skipped; r < given; r++) {
+            int slot = (first + r) % ROWS;
+            const Summary &summary = world.summaries[slot];
+            std::vector<float> row = world.scores(first + r);
+            if (*std::max_element(row.begin(), row.end()) == -INFINITY) continue;
+            bool near;
+            std::vector<double> expected = filtered(row, world.control.rate, top_k, top_p, distance, near);
+            all++;
+            if (summary.cut < 0) continue;
+            settled++;
+            double total = 0;
+            for (int i = 0; i < vocab; i++) {
+                bool is_kept = keeps(row[i], i, summary.floor, summary.cut);
+                // Rounding may shift the end of the nucleus where that is very near a token's.
+                CHECK(near || is_kept == (expected[i] > 0) || expected[i] < 1e-30,
+                      "round %d, kind %d, %d columns, k %d, p %g, distance %g: token %d of score %g, floor %g, cut %d", round, kind, vocab,
+                      top_k, top_p, distance, i, row[i], summary.floor, summary.cut);
+                if (is_kept) total += exp((double)(row[i] - summary.max) * world.control.rate);
+            }
+            CHECK(fabs(summary.kept / total - 1) < 1e-6, "%g, not %g", summary.kept, total);
+            double chunks = 0;
+            for (int c = 0; c < CHUNKS; c++) chunks += world.kept[slot * CHUNKS + c];
+            CHECK(fabs(chunks / summary.kept - 1) < 1e-12, "%g, not %g", chunks, summary.kept);
+
+            // Draws find the token at which the sum from the front passes a share.
+            for (int d = 0; d < 6; d++) {
+                double draw_share = (double[]){0, 0.3, 0.77, 0.9999, 1e-9, 1}[d] * summary.kept;
+                Summary out = {};
+                launch({1}, THREADS, [&] {
+                    draw((char *)world.ring.data(), element, columns, vocab, slot, world.parts.data(), summary.max, world.control.rate,
+                         draw_share, world.kept.data(), summary.floor, summary.cut, &out);
+                });
+                CHECK(keeps(row[out.token], out.token, summary.floor, summary.cut), "token %d was drawn", out.token);
+                double before = 0;
+                for (int i = 0; i < out.token; i++)
+                    if (keeps(row[i], i, summary.floor, summary.cut)) before += exp((double)(row[i] - summary.max) * world.control.rate);
+                double own = exp((double)(row[out.token] - summary.max) * world.control.rate), slack = 1e-6 * summary.kept;
+                bool behind = draw_share >= summary.kept; // where there is nothing, and any token is right
+                CHECK(behind || (before <= draw_share + slack && draw_share <= before + own + slack), "token %d at %g, share %g", out.token, before,
+                      draw_share);
+                CHECK(out.score == row[out.token], "score %g", out.score);
+            }
+        }
+    }
+    CHECK(settled > all * 9 / 10, "%d of %d", settled, all);
+    printf("filters: %d of %d rows were settled\n", settled, all);
+}
+
+static void summaries_are_of_the_rows() {
+    for (int round = 0; round < 60; round++) {
+        int element = below(3);
+        long columns = (long[]){96, 97, 1000, 33}[below(4)];
+        World world(element, columns, (int)columns - below(3));
+        world.control.rate = 0.7f;
+        std::vector<std::vector<float>> rows = {random_row(world.vocab, below(5)), random_row(world.vocab, below(3))};
+        int bad = round % 5 ? -1 : below(world.vocab);
+        if (bad >= 0) rows[1][bad] = below(2) ? NAN : INFINITY;
+        world.pass(rows, 63, 0, 256);
+        for (int r = 0; r < 2; r++) {
+            const Summary &summary = world.summaries[(63 + r) % ROWS];
+            std::vector<float> row = world.scores(63 + r);
+            if (r == 1 && bad >= 0) {
+                CHECK(summary.max != summary.max && summary.cut < 0, "%g, %d", summary.max, summary.cut);
+                continue;
+            }
+            int best = (int)(std::max_element(row.begin(), row.end()) - row.begin());
+            CHECK(summary.max == row[best] && summary.best == best && summary.position == 63 + r, "%g at %d", summary.max, summary.best);
+            if (summary.max == -INFINITY) continue;
+            double total = 0;
+            for (float score : row) total += exp((double)(score - row[best]) * 0.7);
+            CHECK(fabs(summary.total / total - 1) < 1e-6, "%g, not %g", summary.total, total);
+        }
+    }
+}
+
+// What a filtered proposal leaves of a filtered target, and draws from that.
+static void residuals_are_of_what_is_kept() {
+    for (int round = 0; round < 60; round++) {
+        int vocab = 700;
+        World target(1, vocab, vocab), proposal(1, vocab, vocab);
+        Terms terms = {};
+        World *worlds[] = {&target, &proposal};
+        std::vector<double> left(vocab, 0.0);
+        for (int w = 0; w < 2; w++) {
+            World &world = *worlds[w];
+            world.control.top_k = below(2) ? 40 : 0, world.control.top_p = below(2) ? 0.9f : 1;
+            world.control.distance = below(2) ? -2 : -INFINITY;
+            world.pass({random_row(vocab, 0)}, 5, 0, 256);
+            const Summary &summary = world.summaries[5];
+            CHECK(summary.cut >= 0, "not settled");
+            terms.terms[w] = {world.row(5), 1 / summary.kept, summary.max, 1, 1, summary.cut, summary.floor, 0};
+            std::vector<float> row = world.scores(5);
+            for (int i = 0; i < vocab; i++)
+                if (keeps(row[i], i, summary.floor, summary.cut))
+                    left[i] += (w ? -1 : 1) * exp((double)(row[i] - summary.max)) / summary.kept;
+        }
+        terms.count = 2, terms.vocab = vocab;
+        std::vector<double> sums(CHUNKS);
+        launch({(unsigned)CHUNKS}, THREADS, [&] { residual(terms, sums.data()); });
+        int length = (vocab + CHUNKS - 1) / CHUNKS;
+        for (int chunk = 0; chunk < CHUNKS; chunk++) {
+            double expected = 0;
+            for (int i = chunk * length; i < std::min(vocab, (chunk + 1) * length); i++) expected += std::max(0.0, left[i]);
+            CHECK(fabs(sums[chunk] - expected) < 1e-6, "%g, not %g", sums[chunk], expected);
+            if (expected < 1e-4) continue;
+            Summary out = {};
+            launch({1}, THREADS, [&] { pick(terms, chunk, sums[chunk] * uniform(), &out); });
+            CHECK(out.token / length == chunk && left[out.token] > 0, "token %d, %g", out.token, left[out.token]);
+        }
+    }
+}
+
+static void words_are_transferred() {
+    std::vector<uint4> from(1000), to(1000);
+    for (uint4 &word : from) word = {(unsigned)engine(), (unsigned)engine(), (unsigned)engine(), (unsigned)engine()};
+    launch({3}, THREADS, [&] { transfer(from.data(), to.data(), 999); });
+    CHECK(memcmp(from.data(), to.data(), 999 * 16) == 0 && to[999].x == 0, "as they were");
+}
+
+int main() {
+    words_are_transferred();
+    summaries_are_of_the_rows();
+    filters_keep_what_the_sampler_does();
+    residuals_are_of_what_is_kept();
+    return 0;
+}
