@@ -97,6 +97,11 @@ impl Sequence for Answers {
         self.filter = filter;
     }
 
+    fn normaliser(&self, position: usize, rate: f32) -> Option<(f32, f64)> {
+        let (Filtered { max, total, .. }, _) = self.kept(position).filter(|_| self.filter == Filter::plain(rate))?;
+        Some((max, total))
+    }
+
     fn filtered(&self, position: usize, filter: Filter) -> Option<Filtered> {
         assert_eq!(filter, self.filter, "nobody asks for another one");
         Some(self.kept(position)?.0)
@@ -194,6 +199,41 @@ fn answers_are_as_good_as_rows() {
     assert!(texts > 500 && others == 0, "{others} of {texts} texts differ");
 }
 
+/// Log-probabilities are the same, of whatever they are made.
+#[test]
+fn log_probabilities_are_of_answers_too() {
+    let models = World::Related.models(2, 5);
+    let told = answering(&models, &Arc::default(), true);
+    let engines = [models, told].map(|models| {
+        let combine = Combine::Weighted { weights: vec![0.3, 0.7] };
+        Arc::new(Engine::new(models, combine, Vec::new(), None).unwrap())
+    });
+    for sampling in SAMPLINGS {
+        for weights in [vec![0.3, 0.7], vec![0.0, 1.0]] {
+            let [rows, answers] = engines.each_ref().map(|engine| {
+                let options = Options {
+                    sampler: sampling.sampler(),
+                    strategy: Strategy::Standard,
+                    weights: Some(weights.clone()),
+                    log_probabilities: true,
+                    max_tokens: 20,
+                    ..Options::default()
+                };
+                let mut session = Session::new(engine, &options).unwrap();
+                session.prompt(&PROMPT).unwrap();
+                let mut logs = Vec::new();
+                while session.step().unwrap().1 == State::Open {
+                    logs.extend_from_slice(session.log_probabilities());
+                }
+                logs
+            });
+            assert!(rows.len() >= 19 && rows.len() == answers.len());
+            let off = rows.iter().zip(&answers).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            assert!(off < 1e-5, "{sampling:?}, {weights:?}: off by {off}");
+        }
+    }
+}
+
 /// A device that fails makes an error, and no token of what it said.
 #[test]
 fn a_wrong_answer_is_an_error() {
@@ -248,6 +288,15 @@ fn rows_that_are_read_are_counted() {
         // A rejected proposal leaves a residual, and nobody here makes that.
         (true, way(plain, Strategy::Cos, Targets::Combined)),
         (true, way(top_k, Strategy::Cos, Targets::Combined)),
+        (
+            false,
+            Options {
+                log_probabilities: true,
+                weights: Some(vec![0.0, 1.0]),
+                ..way(greedy, standard, Targets::Combined)
+            },
+        ),
+        // To choose greedily among sums, too.
         (true, Options { log_probabilities: true, ..way(greedy, standard, Targets::Combined) }),
         (true, Options { combine: Some(first), ..way(plain, standard, Targets::Combined) }),
     ] {

@@ -56,6 +56,9 @@ fn gpu() -> Option<MutexGuard<'static, ()>> {
     }
 }
 
+/// A look-up in the text.
+const LOOK_UP: &str = "ngram";
+
 /// Another model that is captured: the same with other weights.
 const OTHER: &str = "other";
 
@@ -111,6 +114,9 @@ fn engine_with(models: &[(&str, &str)], rows: &str, combine: &str) -> Arc<Engine
 
 fn overlapping(models: &[(&str, &str)], rows: &str, combine: &str, overlap: bool) -> Arc<Engine> {
     let model = |(form, provider): &(&str, &str)| {
+        if *form == LOOK_UP {
+            return r#"{"kind": "ngram"}"#.into();
+        }
         let path = path(form);
         let (provider, device) = provider.split_once(':').unwrap_or((provider, "0"));
         format!(
@@ -1072,6 +1078,44 @@ fn rows_that_are_copied_are_counted() {
             }
         }
     }
+}
+
+/// Look-ups that are rejected, and log-probabilities of greedy text, need no row on the host, and are what they are there.
+#[test]
+fn look_ups_and_log_probabilities_copy_nothing() {
+    let Some(_turn) = gpu() else { return };
+    let prompt: Vec<i32> = (0..30).map(|index| token(index % 6)).collect();
+    let (mut tested, mut accepted) = (0, 0);
+    for combine in [
+        r#"{"kind": "weighted", "weights": [0.4, 0.6, 0]}"#,
+        r#"{"kind": "logits", "weights": [1, -0.5, 0]}"#,
+        r#"{"kind": "target", "model": 1}"#,
+    ] {
+        let engines =
+            ["host", "gpu"].map(|rows| engine_with(&[(GRAPHS, "cuda"), (OTHER, "cuda"), (LOOK_UP, "")], rows, combine));
+        for (temperature, top_k) in [(0.0, 0), (1.0, 0), (1.3, 20)] {
+            let [host, gpu] = engines.each_ref().map(|engine| {
+                let options = Options {
+                    strategy: Strategy::Speculative,
+                    proposal_lengths: Some(vec![0, 0, 3]),
+                    sampler: Sampler::new(temperature, top_k, 0.0, 0.0).unwrap(),
+                    log_probabilities: true,
+                    max_tokens: 60,
+                    seed: 3,
+                    stop_tokens: Some(Vec::new()),
+                    ..Options::default()
+                };
+                let (text, logs, session) = run(engine, &prompt, &options);
+                let stats = session.stats();
+                (text, logs, stats.rows_copied, stats.counters)
+            });
+            assert_eq!(host.0, gpu.0, "{combine}, {temperature}");
+            assert!(worst(&host.1, &gpu.1) < 1e-3, "{combine}, {temperature}: {:?}, {:?}", host.1, gpu.1);
+            assert_eq!((host.1.len(), host.2, gpu.2), (60, 0, 0), "{combine}, {temperature}");
+            (tested, accepted) = (tested + gpu.3.tested, accepted + gpu.3.accepted);
+        }
+    }
+    assert!(tested > accepted && tested > 20, "{accepted} of {tested} were accepted");
 }
 
 /// Rows that came to the host go when nobody may ask for them any more.

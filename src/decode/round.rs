@@ -199,6 +199,8 @@ pub struct Decoder<C> {
     counters: Counters,
     /// What makes something of rows that are on a GPU.
     math: Option<Box<dyn RowMath>>,
+    /// Whether it has made the sum of which the front position's greedy target is.
+    summed: bool,
     /// Learns how well the models do, where a planner wants to know.
     observer: Option<Box<Observer>>,
     /// For the observer: the probability that the target gave the last token, where it is no mixture of the models'.
@@ -243,6 +245,7 @@ impl<C: Chance> Decoder<C> {
             finish: None,
             log_probabilities: Vec::new(),
             counters: Counters::default(),
+            summed: false,
             observer: None,
             math: None,
             decided: None,
@@ -750,6 +753,8 @@ impl<C: Chance> Decoder<C> {
             // Nothing is pending and the target is known: a true bonus token.
             None => Some(self.draw(target)),
         };
+        let told = drawn.unwrap_or_else(|| self.tokens[position] as usize);
+        let log_probability = self.settings.log_probabilities.then(|| self.log_probability(target, told));
         // Nothing is told of what was answered wrongly.
         let faults = self.lanes.iter().filter_map(|lane| lane.sequence.fault());
         if let Some(fault) = faults.chain(self.math.as_ref().and_then(|math| math.fault())).next() {
@@ -770,12 +775,9 @@ impl<C: Chance> Decoder<C> {
         }
         if self.observer.is_some() {
             let known = matches!(target, Target::Token(_) | Target::Scores(_) | Target::Sum(_));
-            self.decided = known.then(|| self.target_probability(target, self.tokens[position] as usize));
+            self.decided = known.then(|| self.target_probability(target, told));
         }
-        if self.settings.log_probabilities {
-            let value = self.log_probability(target, self.tokens[position] as usize);
-            self.log_probabilities.push(value);
-        }
+        self.log_probabilities.extend(log_probability);
         Ok(())
     }
 
@@ -795,7 +797,7 @@ impl<C: Chance> Decoder<C> {
             return None;
         }
         let redraw = self.key(position, Purpose::Residual);
-        if !certain && let Some(token) = self.draw_residual(target, proposer, redraw) {
+        if let Some(token) = self.draw_residual(target, proposer, certain.then_some(token), redraw) {
             return Some(token);
         }
         self.fill_target(target);
@@ -836,10 +838,39 @@ impl<C: Chance> Decoder<C> {
     fn log_probability(&self, target: Target, token: usize) -> f32 {
         let position = self.committed;
         if let Target::Token(_) = target {
-            let row = |model: usize| self.lanes[model].sequence.logits(position);
-            return self.settings.combination.log_probability(token, row, &self.scratch);
+            return self.known_log_probability(token).unwrap_or_else(|| {
+                let row = |model: usize| self.lanes[model].sequence.logits(position);
+                self.settings.combination.log_probability(token, row, &self.scratch)
+            });
         }
         f64::from(self.target_probability(target, token)).ln() as f32
+    }
+
+    /// The same of a greedy choice, where that is known without the rows.
+    fn known_log_probability(&self, token: usize) -> Option<f32> {
+        let (position, combination) = (self.committed, &self.settings.combination);
+        let log = |max: f32, total: f64, score: f32| f64::from(score) - f64::from(max) - total.ln();
+        let of = |model: usize| {
+            let sequence = &self.lanes[model].sequence;
+            let (max, total) = sequence.normaliser(position, 1.0)?;
+            Some(log(max, total, sequence.score(position, token)))
+        };
+        let value = match combination {
+            Combination::Custom { .. } => return None,
+            _ if combination.single().is_some() => of(combination.single()?)?,
+            Combination::Mixture { .. } => {
+                let mut sum = 0.0;
+                for (model, weight) in combination.parts() {
+                    sum += f64::from(weight) * of(model)?.exp();
+                }
+                sum.ln()
+            }
+            Combination::Logits { .. } => {
+                let math = self.math.as_ref().filter(|_| self.summed)?;
+                math.filtered().map_or(f64::NAN, |Filtered { max, total, .. }| log(max, total, math.score(token)))
+            }
+        };
+        Some(value as f32)
     }
 
     /// The probability that the target of the front position gives a token.
@@ -894,16 +925,14 @@ impl<C: Chance> Decoder<C> {
             let mut scratch = std::mem::take(&mut self.scratch);
             let row = |model: usize| self.lanes[model].sequence.logits(position);
             let best = |model: usize| self.lanes[model].best(position);
-            // Log-probabilities are made of the scratch.
-            let there = !self.settings.log_probabilities;
+            let mut summed = false;
             let sum = || {
-                (there && self.weigh(position))
-                    .then(|| self.math().best())
-                    .flatten()
-                    .map(|(token, score, second)| Best::new(token, score, second))
+                let best = self.weigh(position).then(|| self.math().best()).flatten();
+                summed = best.is_some();
+                best.map(|(token, score, second)| Best::new(token, score, second))
             };
             let greedy = self.settings.combination.greedy(best, sum, row, &mut scratch);
-            self.scratch = scratch;
+            (self.scratch, self.summed) = (scratch, summed);
             let best = greedy.map_err(|error| self.blame(position, error))?;
             self.counters.near_ties += u64::from(best.is_near_tie());
             return Ok(Target::Token(best.token));
@@ -967,22 +996,26 @@ impl<C: Chance> Decoder<C> {
         math.weigh(&mut combination.parts().filter_map(part), judge, filter, token).is_some()
     }
 
-    /// Draw what replaces a rejected proposal from the residual on a GPU, if all rows that it is of are there.
-    fn draw_residual(&self, target: Target, proposer: usize, key: Key) -> Option<usize> {
+    /// Draw what replaces a rejected proposal, perhaps one that was certain, from the residual on a GPU, if all rows that it is of are
+    /// there.
+    fn draw_residual(&self, target: Target, proposer: usize, certain: Option<usize>, key: Key) -> Option<usize> {
         let (math, position) = (self.math.as_deref()?, self.committed);
         let term = |model: usize, weight: f32| self.lanes[model].term(position, weight);
-        let proposal = term(proposer, 1.0)?;
+        let proposal = if certain.is_some() { None } else { Some(term(proposer, 1.0)?) };
         let total = match target {
-            Target::Row(model) => math.residual(&mut [term(model, 1.0)?, proposal].into_iter()),
+            Target::Row(model) => {
+                math.residual(&mut [Some(term(model, 1.0)?), proposal].into_iter().flatten(), certain)
+            }
             Target::Mixture => {
                 let parts = || self.settings.combination.parts().map(|(model, weight)| term(model, weight));
                 if !parts().all(|part| part.is_some()) {
                     return None;
                 }
-                math.residual(&mut parts().flatten().chain([proposal]))
+                math.residual(&mut parts().flatten().chain(proposal), certain)
             }
             Target::Sum(distribution) => {
-                math.residual(&mut [distribution.term(math.placed(), 1.0), proposal].into_iter())
+                let sum = distribution.term(math.placed(), 1.0);
+                math.residual(&mut std::iter::once(sum).chain(proposal), certain)
             }
             Target::Token(_) | Target::Scores(_) => None,
         }?;

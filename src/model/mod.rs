@@ -295,9 +295,9 @@ pub trait RowMath: Send {
     /// Where the sum is.
     fn placed(&self) -> Placed;
 
-    /// How much the last part leaves of the others: the sum of the positive parts of `Σ scale · e^((score − max) · rate)` over what each
-    /// keeps, the last one subtracted.
-    fn residual(&self, parts: &mut dyn Iterator<Item = Term>) -> Option<f64>;
+    /// How much a proposal, the last part, leaves of the others: the sum of the positive parts of `Σ scale · e^((score − max) · rate)` over
+    /// what each keeps, the last one subtracted. Or, of a proposal that was `certain`, what all parts hold but for that token.
+    fn residual(&self, parts: &mut dyn Iterator<Item = Term>, certain: Option<usize>) -> Option<f64>;
 
     /// The token at which that sum from the front passes `share`.
     fn draw_residual(&self, share: f64) -> Option<usize>;

@@ -301,8 +301,13 @@ impl DeviceRows {
             return Ok(row[token]);
         }
         let summary = self.summary_at(slot);
-        if summary.position == position as i32 && summary.token == token as i32 {
-            return Ok(summary.score);
+        if summary.position == position as i32 {
+            if summary.token == token as i32 {
+                return Ok(summary.score);
+            }
+            if summary.best == token as i32 && !summary.max.is_nan() {
+                return Ok(summary.max);
+            }
         }
         if let (of, drawn, score) = self.drawn.get()
             && (of, drawn) == (position, token as i32)
@@ -465,6 +470,8 @@ struct Terms {
     terms: [Term; TERMS],
     count: i32,
     vocab: i32,
+    without: i32,
+    padding: i32,
 }
 
 /// Rows of several models on one GPU, and what is made of them together: see [`RowMath`].
@@ -483,7 +490,7 @@ pub struct Together {
 
 impl Together {
     fn terms(&self, parts: impl Iterator<Item = super::Term>) -> Option<Terms> {
-        let mut terms = Terms { vocab: self.vocab as i32, ..Terms::zeroed() };
+        let mut terms = Terms { vocab: self.vocab as i32, without: -1, ..Terms::zeroed() };
         for super::Term { row, scale, rate, kept: Filtered { max, floor, cut, .. } } in parts {
             let term = terms.terms.get_mut(terms.count as usize).filter(|_| row.device == self.device.id())?;
             *term = Term { row: row.row, scale, max, rate, element: row.element, cut: whole(cut), floor, padding: 0 };
@@ -562,8 +569,9 @@ impl RowMath for Together {
         self.sum.borrow().bytes() + self.control.borrow().len() + self.sums.len() + self.drawn.len()
     }
 
-    fn residual(&self, parts: &mut dyn Iterator<Item = super::Term>) -> Option<f64> {
+    fn residual(&self, parts: &mut dyn Iterator<Item = super::Term>, certain: Option<usize>) -> Option<f64> {
         let mut terms = self.terms(parts)?;
+        terms.without = certain.map_or(-1, whole);
         let mut sums = self.sums.bytes().as_ptr() as u64;
         let arguments = &mut [pointer(&mut terms), pointer(&mut sums)];
         // SAFETY: as above.
@@ -644,6 +652,6 @@ mod tests {
             assert!(source.contains(&format!("const int {name} = {value};")), "{name}");
         }
         assert_eq!((size_of::<Control>(), size_of::<Summary>()), (4 * (10 + NOTED), 48));
-        assert_eq!((size_of::<Term>(), size_of::<Terms>()), (40, 40 * TERMS + 8));
+        assert_eq!((size_of::<Term>(), size_of::<Terms>()), (40, 40 * TERMS + 16));
     }
 }

@@ -219,9 +219,10 @@ static void summaries_are_of_the_rows() {
 // What a filtered proposal leaves of a filtered target, and draws from that.
 static void residuals_are_of_what_is_kept() {
     for (int round = 0; round < 60; round++) {
-        int vocab = 700;
+        int vocab = 700, certain = round % 3 == 0 ? below(vocab) : -1;
         World target(1, vocab, vocab), proposal(1, vocab, vocab);
         Terms terms = {};
+        terms.without = certain;
         World *worlds[] = {&target, &proposal};
         std::vector<double> left(vocab, 0.0);
         for (int w = 0; w < 2; w++) {
@@ -235,8 +236,9 @@ static void residuals_are_of_what_is_kept() {
             std::vector<float> row = world.scores(5);
             for (int i = 0; i < vocab; i++)
                 if (keeps(row[i], i, summary.floor, summary.cut))
-                    left[i] += (w ? -1 : 1) * exp((double)(row[i] - summary.max)) / summary.kept;
+                    left[i] += (w && certain < 0 ? -1 : 1) * exp((double)(row[i] - summary.max)) / summary.kept;
         }
+        if (certain >= 0) left[certain] = 0;
         terms.count = 2, terms.vocab = vocab;
         std::vector<double> sums(CHUNKS);
         launch({(unsigned)CHUNKS}, THREADS, [&] { residual(terms, sums.data()); });

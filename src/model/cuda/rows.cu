@@ -442,6 +442,8 @@ struct Term {
 struct Terms {
     Term terms[8];
     int count, vocab;
+    int without; // of a proposal that was certain: that token; else -1
+    int padding;
 };
 
 // The sum of rows, each times its scale: NaN where any score is NaN or plus infinity, impossible where any is impossible, or where the
@@ -471,15 +473,16 @@ extern "C" __global__ void weigh(Terms terms, int judged, float floor, float *ou
     }
 }
 
-// What the last term leaves of the sum of the others' probabilities.
+// What a proposal, the last term, leaves of the sum of the others' probabilities; or of all of them, if it was certain.
 __device__ float left_over(const Terms &terms, int i) {
+    if (i == terms.without) return 0;
     float weight = 0;
     for (int k = 0; k < terms.count; k++) {
         const Term &term = terms.terms[k];
         float score = to_float(term.row, term.element, i);
         if (!keeps(score, i, term.floor, term.cut)) continue;
         float share = (float)term.scale * expf((score - term.max) * term.rate);
-        weight += k + 1 < terms.count ? share : -share;
+        weight += terms.without >= 0 || k + 1 < terms.count ? share : -share;
     }
     return weight > 0 ? weight : 0;
 }
