@@ -309,6 +309,15 @@ extern "C" __global__ void __launch_bounds__(NEAR) filter(int element, long colu
     }
     __syncthreads();
     if (!(search.max < INF && search.max > -INF)) return;
+    Summary *summary = summaries + slot;
+    if (top_k <= 0 && top_p >= 1 && control->distance == -INF) { // top-k of as many tokens as there are
+        if (thread < CHUNKS) {
+            Part part = parts[slot * CHUNKS + thread];
+            kept[slot * CHUNKS + thread] = part.total > 0 ? part.total * exp((double)(part.max - search.max) * search.rate) : 0;
+        }
+        if (thread == 0) summary->kept = search.share, summary->floor = -INF, summary->cut = NONE;
+        return;
+    }
 
     if (top_k > 0) {
         // The best of what each thread sees: so many as reach the k-th of these are at least k, and seldom many more.
@@ -368,7 +377,6 @@ extern "C" __global__ void __launch_bounds__(NEAR) filter(int element, long colu
     if (thread == 0) {
         u64 all = 0;
         for (int chunk = 0; chunk < CHUNKS; chunk++) all += search.chunks[chunk];
-        Summary *summary = summaries + slot;
         summary->kept = all / ONE, summary->floor = search.floor, summary->cut = search.cut;
     }
 }
