@@ -189,6 +189,19 @@ static void filters_keep_what_the_sampler_does() {
     printf("filters: %d of %d rows were settled\n", settled, all);
 }
 
+// A mask leaves fewer tokens than top-k asks for, and more impossible ones than there is room for.
+static void masked_rows_are_filtered_too() {
+    World world(0, 4099, 4099);
+    world.control.top_k = 40;
+    std::vector<float> row(4099, -INFINITY);
+    for (int i = 0; i < 20; i++) row[i * 200] = (float)(i % 7);
+    world.pass({row}, 3, 0, 1024);
+    const Summary &summary = world.summaries[3];
+    double total = 0;
+    for (float score : row) total += exp((double)(score - 6));
+    CHECK(summary.cut >= 0 && fabs(summary.kept / total - 1) < 1e-6, "cut %d, %g, not %g", summary.cut, summary.kept, total);
+}
+
 static void summaries_are_of_the_rows() {
     for (int round = 0; round < 60; round++) {
         int element = below(3);
@@ -265,6 +278,7 @@ static void words_are_transferred() {
 int main() {
     words_are_transferred();
     summaries_are_of_the_rows();
+    masked_rows_are_filtered_too();
     filters_keep_what_the_sampler_does();
     residuals_are_of_what_is_kept();
     return 0;

@@ -328,6 +328,7 @@ extern "C" __global__ void __launch_bounds__(NEAR) filter(int element, long colu
         sort(search.keys, blockDim.x);
         float lowest = top_k <= (int)blockDim.x ? score_of(search.keys[top_k - 1]) : -INF;
         __syncthreads(); // all have read it
+        lowest = fmaxf(lowest, -3.402823466e38f); // what is impossible has no weight, and there may be much of it
         look_at(search, LIST, scores, element, vocab, lowest);
         if (search.listed > NEAR) return;
         sort(search.keys, search.listed);
