@@ -352,6 +352,25 @@ fn sessions_say_what_was_captured() {
     assert!(host["captured"].is_null() && host["no_graphs"].is_null(), "{host}");
 }
 
+/// Sessions that filter rows and others that do not take turns with what is kept of those that ended.
+#[test]
+fn what_is_captured_with_filters_and_without_is_kept() {
+    let Some(_turn) = gpu() else { return };
+    let engine = engine_with(&[(GRAPHS, "cuda"), (OTHER, "cuda")], "gpu", WEIGHTED);
+    let mut captured = Vec::new();
+    let mut texts = Vec::new();
+    for turn in 0..6 {
+        let sampler = Sampler::new(1.0, if turn % 2 == 0 { 0 } else { 5 }, 0.0, 0.0).unwrap();
+        let options = Options { strategy: Strategy::Standard, sampler, seed: 4, ..Options::default() };
+        let (text, _, session) = run(&engine, &PROMPT, &options);
+        captured.push(session.describe()["models"][0]["captured"].as_u64().unwrap());
+        texts.push(text);
+    }
+    assert!(0 < captured[0] && captured[0] < captured[1], "{captured:?}");
+    assert!(captured[1..].iter().all(|count| *count == captured[1]), "{captured:?}");
+    assert!(texts[0] != texts[1] && (2..6).all(|turn| texts[turn] == texts[turn % 2]), "{texts:?}");
+}
+
 /// Engines are loaded and go, and their sessions run, end half-way and are cancelled, in many threads. For `COS_TEST_SECONDS`.
 #[test]
 fn many_engines_in_many_threads() {

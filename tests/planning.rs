@@ -323,7 +323,6 @@ fn auto_takes_up_a_drafter_that_becomes_good() {
     );
 }
 
-/// Probes of a model that is never used take less than half of a hundredth of the time, and the first one what was allowed for it.
 /// Where a pass takes less than a look: the first looks are not waited for.
 #[test]
 fn what_is_fast_is_planned_soon() {
@@ -339,6 +338,7 @@ fn what_is_fast_is_planned_soon() {
     assert!(longest(&plans[0]) <= 1 && longest(plans.last().unwrap()) >= 4, "{plans:?}");
 }
 
+/// Probes of a model that is never used take less than half of a hundredth of the time, and the first one what was allowed for it.
 #[test]
 fn exploration_is_bounded() {
     let world = target_and_drafter(0.0, 0.1, 0.0);

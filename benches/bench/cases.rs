@@ -94,6 +94,7 @@ pub struct Plan {
     pub decoder: Decoder,
 }
 
+/// Top-k, top-p and min-p that keep all tokens.
 const UNFILTERED: (i32, f32, f32) = (0, 1.0, 0.0);
 
 /// What is measured side by side. The first row is `standard`.

@@ -310,18 +310,20 @@ impl Combination {
     }
 
     /// `ln r` of a token at temperature 1 and without filters. After [`Combination::greedy`], which left its `scratch`, unless
-    /// this is a mixture.
+    /// this is a mixture. NaN where a row has no maximum, as one that a GPU does not give.
     pub fn log_probability<'a>(&self, token: usize, row: impl Fn(usize) -> &'a [f32], scratch: &[f32]) -> f32 {
-        let softmax = |scores: &[f32]| Distribution::softmax(scores).expect("there was a maximum");
+        let softmax = |scores: &[f32]| Distribution::softmax(scores).ok();
         let scores = match (self.single(), self) {
             (Some(model), _) => row(model),
             (None, Combination::Mixture { .. }) => {
-                let share = |(model, weight)| weight * softmax(row(model)).probability(row(model), token);
+                let share = |(model, weight): (usize, f32)| {
+                    softmax(row(model)).map_or(f32::NAN, |of| weight * of.probability(row(model), token))
+                };
                 return f64::from(self.parts().map(share).sum::<f32>()).ln() as f32;
             }
             (None, _) => scratch,
         };
-        softmax(scores).log_probability(scores, token)
+        softmax(scores).map_or(f32::NAN, |of| of.log_probability(scores, token))
     }
 }
 
@@ -438,6 +440,16 @@ mod tests {
         check(Combination::mixture(&[0.5, 0.5]).unwrap(), [0, 1, 2].map(|i| (first[i] + second[i]) / 2.0));
         let c = e(1.0) + e(-2.0);
         check(Combination::logits(&[1.0, -1.0]).unwrap(), [e(1.0) / c, e(-2.0) / c, 0.0]);
+    }
+
+    /// A row that a GPU does not give is NaN, and who decides learns of it after that.
+    #[test]
+    fn log_probabilities_of_rows_that_are_missing_are_none() {
+        let rows: [&[f32]; 2] = [&[1.0, 0.0], &[f32::NAN; 2]];
+        for combination in [Combination::mixture(&[0.5, 0.5]).unwrap(), Combination::target(2, 1).unwrap()] {
+            assert!(combination.log_probability(0, |model| rows[model], &[]).is_nan(), "{combination:?}");
+        }
+        assert!(Combination::logits(&[1.0, 1.0]).unwrap().log_probability(0, |model| rows[model], rows[1]).is_nan());
     }
 
     #[test]

@@ -55,8 +55,11 @@ pub struct Device {
 /// Up to so many bytes are copied by a kernel, which begins some microseconds before a copy by the driver does.
 const FEW_BYTES: usize = 256 << 10;
 
-/// What that kernel copies at once; buffers have room for whole ones.
-const WORD: usize = 16;
+/// What kernels read at once, in bytes; buffers have room for whole ones.
+pub const WORD: usize = 16;
+
+/// Threads of a block of most kernels.
+pub const THREADS: usize = 256;
 
 /// The functions of `cuda/rows.cu`.
 #[derive(Debug)]
@@ -240,7 +243,6 @@ impl Queue<'_> {
     /// Copy a part of a buffer to the same place of another one by a kernel, and what shares its first and last word. Returns whether that
     /// is the way to do it.
     fn transfer(&self, from: u64, to: u64, start: usize, end: usize) -> ort::Result<bool> {
-        const THREADS: usize = 256; // as in rows.cu
         let (start, end) = (start / WORD * WORD, end.next_multiple_of(WORD));
         let Some(kernels) = self.device.kernels.as_ref().ok().filter(|_| (1..=FEW_BYTES).contains(&(end - start)))
         else {
@@ -248,11 +250,7 @@ impl Queue<'_> {
         };
         let (mut from, mut to, mut words) = (from + start as u64, to + start as u64, ((end - start) / WORD) as i32);
         let blocks = (words as usize).div_ceil(THREADS) as u32;
-        let mut arguments = [
-            std::ptr::from_mut(&mut from).cast(),
-            std::ptr::from_mut(&mut to).cast(),
-            std::ptr::from_mut(&mut words).cast(),
-        ];
+        let mut arguments = [argument(&mut from), argument(&mut to), argument(&mut words)];
         // SAFETY: the arguments are those of the kernel; both buffers have room for whole words, and whoever owns them waits for the work.
         unsafe { self.run(kernels.transfer, (blocks, 1, 1), THREADS as u32, &mut arguments) }.map(|()| true)
     }
@@ -493,6 +491,11 @@ impl Drop for HostBuffer {
         // SAFETY: allocated once, freed once.
         _ = unsafe { result::free_host(self.memory.as_ptr().cast()) };
     }
+}
+
+/// An argument of a kernel, as the driver takes it.
+pub fn argument<T>(value: &mut T) -> *mut c_void {
+    std::ptr::from_mut(value).cast()
 }
 
 fn done<T>(result: Result<T, DriverError>) -> ort::Result<T> {

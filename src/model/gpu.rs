@@ -12,7 +12,8 @@ use super::cuda::{self, Device, DeviceBuffer, Event, Graph, HostBuffer, Queue};
 use super::rows::{Control, DeviceRows};
 
 /// The widest pass that is captured: over the longest draft that a planner makes of itself, 16, what comes before it and what others
-/// add; prompts are longer. A sequence has a graph for each width at most, since with fewer some would be captured again and again.
+/// add; prompts are longer. A sequence has a graph for each width at most, with filters of rows and without, since with fewer some would
+/// be captured again and again.
 pub const WIDEST_GRAPH: usize = 20;
 
 /// Widths of wide passes where each is planned: multiples of this, and beyond 256 eight between a power of two and the next.
@@ -80,7 +81,10 @@ impl Pair {
     }
 }
 
-/// What is known of passes of a width, with all buffers where they are now.
+/// Passes that are captured once: their width, and whether rows are filtered.
+type Kind = (usize, bool);
+
+/// What is known of passes of a kind, with all buffers where they are now.
 enum Captured {
     /// One was run, so ONNX Runtime has all the memory that it needs for it.
     Warm,
@@ -89,8 +93,8 @@ enum Captured {
 
 /// What a sequence has on a GPU.
 pub struct Gpu {
-    /// Before the buffers, whose addresses they hold. By width.
-    graphs: Vec<(usize, Captured)>,
+    /// Before the buffers, whose addresses they hold.
+    graphs: Vec<(Kind, Captured)>,
     captures: Arc<Captures>,
     /// Whether the pass that is being made may be captured.
     captures_now: bool,
@@ -104,7 +108,7 @@ pub struct Gpu {
     logits: Option<Pair>,
     wide: Option<Pair>,
     memory: MemoryInfo<'static>,
-    /// Whether the last pass took what others of its width will: it was neither captured nor run to be captured next time.
+    /// Whether the last pass took what others of its kind will: it was neither captured nor run to be captured next time.
     pub is_usual: bool,
     /// Where rows stay, if they do.
     pub rows: Option<DeviceRows>,
@@ -278,10 +282,15 @@ impl Gpu {
         self.captures_now && self.rows.is_some() == matches!(output, Output::Device(_))
     }
 
-    /// Whether a pass of this width was captured, so that nothing need be bound for it.
+    fn kind(&self, width: usize) -> Kind {
+        (width, self.rows.as_ref().is_some_and(DeviceRows::filters))
+    }
+
+    /// Whether a pass of this width, with rows filtered as they are now, was captured, so that nothing need be bound for it.
     pub fn has_graph(&self, width: usize, output: Output) -> bool {
+        let kind = self.kind(width);
         self.captures_to(output)
-            && self.graphs.iter().any(|(of, captured)| *of == width && matches!(captured, Captured::Graph(_)))
+            && self.graphs.iter().any(|(of, captured)| *of == kind && matches!(captured, Captured::Graph(_)))
     }
 
     /// Put a pass on the stream, by a graph if there is one, and otherwise by `run`. It is over after [`Gpu::wait`], or an error.
@@ -292,6 +301,7 @@ impl Gpu {
         mut run: impl FnMut() -> ort::Result<()>,
     ) -> ort::Result<()> {
         let may_capture = self.captures_to(output) && width <= WIDEST_GRAPH;
+        let kind = self.kind(width);
         let Gpu { graphs, captures, done, inputs, places, logits, wide, rows, device, is_usual, .. } = self;
         let logits = if width <= WIDEST_GRAPH { logits } else { wide };
         let queue = device.queue()?;
@@ -313,12 +323,12 @@ impl Gpu {
             Output::Host(_, end) => Output::Host(0, end),
             kept => kept,
         };
-        let known = graphs.iter().position(|(of, _)| may_capture && *of == width);
+        let known = graphs.iter().position(|(of, _)| may_capture && *of == kind);
         *is_usual = !may_capture || known.is_some_and(|index| matches!(graphs[index].1, Captured::Graph(_)));
         let result = match known.map(|index| graphs.remove(index).1) {
             Some(Captured::Graph(graph)) => {
                 let result = queue.launch(&graph);
-                graphs.push((width, Captured::Graph(graph)));
+                graphs.push((kind, Captured::Graph(graph)));
                 result
             }
             Some(Captured::Warm) => {
@@ -326,10 +336,10 @@ impl Gpu {
                 if let Some(Ok(graph)) = captured {
                     captures.succeed();
                     let result = queue.launch(&graph);
-                    graphs.push((width, Captured::Graph(graph)));
+                    graphs.push((kind, Captured::Graph(graph)));
                     result
                 } else {
-                    graphs.push((width, Captured::Warm));
+                    graphs.push((kind, Captured::Warm));
                     let _running = cuda::running();
                     match captured {
                         Some(Err(error)) => {
@@ -343,7 +353,7 @@ impl Gpu {
             }
             None => {
                 if may_capture {
-                    graphs.push((width, Captured::Warm));
+                    graphs.push((kind, Captured::Warm));
                 }
                 let _running = cuda::running();
                 work(&queue, output)

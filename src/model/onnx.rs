@@ -102,6 +102,7 @@ pub struct OnnxModel {
     pass_times: Vec<(usize, Duration)>,
     /// The GPU where its cache and logits are, if they are on one.
     device: Option<Arc<Device>>,
+    /// What became of captures on a GPU.
     captures: Arc<Captures>,
     rows: Option<RowsOn>,
     spares: Arc<Spares>,
@@ -587,10 +588,8 @@ impl Sequence for Lent {
     }
 
     fn set_filter(&mut self, filter: Filter) {
-        if let Some(gpu) = &mut self.get_mut().gpu
-            && gpu.rows.as_mut().is_some_and(|rows| rows.set_filter(filter))
-        {
-            gpu.forget_graphs();
+        if let Some(rows) = self.get_mut().gpu.as_mut().and_then(|gpu| gpu.rows.as_mut()) {
+            rows.set_filter(filter);
         }
     }
 

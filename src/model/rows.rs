@@ -7,7 +7,7 @@ use std::sync::Arc;
 use bytemuck::{Pod, Zeroable};
 use ort::value::TensorElementType;
 
-use super::cuda::{Device, DeviceBuffer, Event, HostBuffer, Queue};
+use super::cuda::{Device, DeviceBuffer, Event, HostBuffer, Queue, THREADS, WORD, argument};
 use super::gpu::WIDEST_GRAPH;
 use super::widen::{widen_bf16, widen_f16};
 use super::{Filter, Filtered, RowMath};
@@ -16,13 +16,9 @@ use crate::error::Error;
 /// Rows that are kept. The same number is in `rows.cu`, as are the next three.
 pub const SLOTS: usize = 64;
 const CHUNKS: usize = 32;
-const THREADS: usize = 256;
 
 /// Threads that look for what filters keep of a row: as many as the tokens that top-k is sought among.
 const NEAR: usize = 1024;
-
-/// Bytes at a multiple of which each row of the ring begins.
-const WORD: usize = 16;
 
 /// Tokens of a pass whose scores are noted.
 const NOTED: usize = WIDEST_GRAPH;
@@ -162,10 +158,14 @@ impl DeviceRows {
         self.copied.set(0);
     }
 
-    /// How the rows to come are asked about. Returns whether other kernels are run for them now.
-    pub fn set_filter(&mut self, filter: Filter) -> bool {
-        let before = std::mem::replace(&mut self.filter, filter);
-        before.is_plain() != filter.is_plain()
+    /// How the rows to come are asked about.
+    pub fn set_filter(&mut self, filter: Filter) {
+        self.filter = filter;
+    }
+
+    /// Whether one more kernel is run for the rows to come.
+    pub fn filters(&self) -> bool {
+        !self.filter.is_plain()
     }
 
     /// One over the temperature, of the rows to come.
@@ -211,30 +211,23 @@ impl DeviceRows {
         unsafe {
             let grid = (CHUNKS as u32, given as u32, 1);
             let mut arguments = [
-                pointer(&mut from),
-                pointer(&mut element),
-                pointer(&mut columns),
-                pointer(&mut control),
-                pointer(&mut ring),
-                pointer(&mut parts),
-                pointer(&mut summaries),
-                pointer(&mut rows),
+                argument(&mut from),
+                argument(&mut element),
+                argument(&mut columns),
+                argument(&mut control),
+                argument(&mut ring),
+                argument(&mut parts),
+                argument(&mut summaries),
+                argument(&mut rows),
             ];
             queue.run(kernels.keep, grid, THREADS as u32, &mut arguments[..6])?;
             queue.run(kernels.summarise, (given as u32 + 1, 1, 1), 1, &mut arguments)?;
             if self.filter.is_plain() {
                 return Ok(());
             }
-            let mut arguments = [
-                pointer(&mut element),
-                pointer(&mut columns),
-                pointer(&mut control),
-                pointer(&mut ring),
-                pointer(&mut parts),
-                pointer(&mut summaries),
-                pointer(&mut kept),
-            ];
-            queue.run(kernels.filter, (given as u32, 1, 1), NEAR as u32, &mut arguments)
+            // It takes the sums of what is kept in place of the number of rows, and no logits.
+            arguments[7] = argument(&mut kept);
+            queue.run(kernels.filter, (given as u32, 1, 1), NEAR as u32, &mut arguments[1..])
         }
     }
 
@@ -366,26 +359,26 @@ impl DeviceRows {
         mut share: f64,
     ) -> ort::Result<usize> {
         let filter = self.held[slot].1;
-        let (mut rate, mut cut) = (filter.rate, whole(cut));
+        let (mut rate, mut cut) = (filter.rate, token_of(cut));
         let mut kept = if filter.is_plain() { 0 } else { self.kept.place() };
         let (mut ring, mut parts) = (self.ring.place(), self.parts.place());
         let mut out = self.summaries.bytes()[SLOTS * size_of::<Summary>()..].as_ptr() as u64;
         let (mut element, mut columns) = (code(self.element), self.columns as i64);
         let (mut vocab, mut slot) = (vocab as i32, slot as i32);
         let arguments = &mut [
-            pointer(&mut ring),
-            pointer(&mut element),
-            pointer(&mut columns),
-            pointer(&mut vocab),
-            pointer(&mut slot),
-            pointer(&mut parts),
-            pointer(&mut max),
-            pointer(&mut rate),
-            pointer(&mut share),
-            pointer(&mut kept),
-            pointer(&mut floor),
-            pointer(&mut cut),
-            pointer(&mut out),
+            argument(&mut ring),
+            argument(&mut element),
+            argument(&mut columns),
+            argument(&mut vocab),
+            argument(&mut slot),
+            argument(&mut parts),
+            argument(&mut max),
+            argument(&mut rate),
+            argument(&mut share),
+            argument(&mut kept),
+            argument(&mut floor),
+            argument(&mut cut),
+            argument(&mut out),
         ];
         self.noted(self.device.queue().and_then(|queue| {
             let kernel = self.device.kernels()?.draw;
@@ -493,7 +486,8 @@ impl Together {
         let mut terms = Terms { vocab: self.vocab as i32, without: -1, ..Terms::zeroed() };
         for super::Term { row, scale, rate, kept: Filtered { max, floor, cut, .. } } in parts {
             let term = terms.terms.get_mut(terms.count as usize).filter(|_| row.device == self.device.id())?;
-            *term = Term { row: row.row, scale, max, rate, element: row.element, cut: whole(cut), floor, padding: 0 };
+            *term =
+                Term { row: row.row, scale, max, rate, element: row.element, cut: token_of(cut), floor, padding: 0 };
             terms.count += 1;
         }
         Some(terms)
@@ -529,7 +523,8 @@ impl RowMath for Together {
         self.work(|queue| {
             let sum = self.sum.borrow();
             let mut out = sum.ring.place();
-            let arguments = &mut [pointer(&mut terms), pointer(&mut judged), pointer(&mut floor), pointer(&mut out)];
+            let arguments =
+                &mut [argument(&mut terms), argument(&mut judged), argument(&mut floor), argument(&mut out)];
             // SAFETY: the arguments are those of the kernel; rows stay until their sequences run again.
             unsafe { queue.run(self.device.kernels()?.weigh, (132, 1, 1), THREADS as u32, arguments)? };
             sum.queue(queue, &sum.ring, 1, control)
@@ -571,9 +566,9 @@ impl RowMath for Together {
 
     fn residual(&self, parts: &mut dyn Iterator<Item = super::Term>, certain: Option<usize>) -> Option<f64> {
         let mut terms = self.terms(parts)?;
-        terms.without = certain.map_or(-1, whole);
+        terms.without = certain.map_or(-1, token_of);
         let mut sums = self.sums.bytes().as_ptr() as u64;
-        let arguments = &mut [pointer(&mut terms), pointer(&mut sums)];
+        let arguments = &mut [argument(&mut terms), argument(&mut sums)];
         // SAFETY: as above.
         self.work(|queue| unsafe {
             queue.run(self.device.kernels()?.residual, (CHUNKS as u32, 1, 1), THREADS as u32, arguments)
@@ -595,7 +590,7 @@ impl RowMath for Together {
         }
         let mut terms = self.terms.get();
         let mut out = self.drawn.bytes().as_ptr() as u64;
-        let arguments = &mut [pointer(&mut terms), pointer(&mut chunk), pointer(&mut left), pointer(&mut out)];
+        let arguments = &mut [argument(&mut terms), argument(&mut chunk), argument(&mut left), argument(&mut out)];
         // SAFETY: as above.
         self.work(|queue| unsafe { queue.run(self.device.kernels()?.pick, (1, 1, 1), THREADS as u32, arguments) })?;
         let drawn: Summary = bytemuck::pod_read_unaligned(self.drawn.bytes());
@@ -603,12 +598,8 @@ impl RowMath for Together {
     }
 }
 
-fn pointer<T>(argument: &mut T) -> *mut std::ffi::c_void {
-    std::ptr::from_mut(argument).cast()
-}
-
 /// A token as kernels take it, or the largest number.
-fn whole(token: usize) -> i32 {
+fn token_of(token: usize) -> i32 {
     i32::try_from(token).unwrap_or(i32::MAX)
 }
 
@@ -631,7 +622,11 @@ fn code(element: TensorElementType) -> i32 {
 
 #[cfg(test)]
 mod tests {
+    use half::{bf16, f16};
+
+    use super::super::cuda::tests::gpu;
     use super::*;
+    use crate::decode::sampling::{Candidates, Distribution, Sampler};
 
     /// `scripts/make-ptx` makes it.
     #[test]
@@ -653,5 +648,109 @@ mod tests {
         }
         assert_eq!((size_of::<Control>(), size_of::<Summary>()), (4 * (10 + NOTED), 48));
         assert_eq!((size_of::<Term>(), size_of::<Terms>()), (40, 40 * TERMS + 16));
+    }
+
+    /// As their type holds them.
+    fn narrow(scores: &[f32], element: TensorElementType) -> (Vec<u8>, Vec<f32>) {
+        match element {
+            TensorElementType::Float16 => {
+                let row: Vec<f16> = scores.iter().map(|&score| f16::from_f32(score)).collect();
+                (bytemuck::cast_slice(&row).to_vec(), row.iter().map(|score| score.to_f32()).collect())
+            }
+            TensorElementType::Bfloat16 => {
+                let row: Vec<bf16> = scores.iter().map(|&score| bf16::from_f32(score)).collect();
+                (bytemuck::cast_slice(&row).to_vec(), row.iter().map(|score| score.to_f32()).collect())
+            }
+            _ => (bytemuck::cast_slice(scores).to_vec(), scores.to_vec()),
+        }
+    }
+
+    /// Three rows of a pass, as long as those of large models, and not aligned.
+    #[test]
+    fn long_rows_are_filtered_as_the_sampler_does() {
+        let Some(device) = gpu() else { return };
+        let mut random = fastrand::Rng::with_seed(11);
+        for (element, columns, vocab) in [
+            (TensorElementType::Float32, 151_936, 151_936),
+            (TensorElementType::Float16, 152_063, 152_063),
+            (TensorElementType::Bfloat16, 152_063, 151_669),
+            (TensorElementType::Float32, 152_061, 151_669),
+            (TensorElementType::Float16, 4_097, 4_000),
+        ] {
+            let mut peaked =
+                || -12.0 + 4.0 * random.f32() + if random.f32() < 0.01 { 14.0 * random.f32() } else { 0.0 };
+            let kinds: [Vec<f32>; 3] = [
+                (0..vocab).map(|_| peaked()).collect(),
+                (0..vocab).map(|token| if token % 2 == 0 { f32::NEG_INFINITY } else { peaked() }).collect(),
+                vec![1.5; vocab],
+            ];
+            // Behind the vocabulary there may be anything.
+            let given = kinds.each_ref().map(|scores| {
+                let mut whole = scores.clone();
+                whole.resize(columns, 99.0);
+                narrow(&whole, element)
+            });
+            let bytes: Vec<u8> = given.iter().flat_map(|(bytes, _)| bytes).copied().collect();
+            let mut host = HostBuffer::zeroed(&device, bytes.len()).unwrap();
+            host.bytes_mut().copy_from_slice(&bytes);
+            let logits = DeviceBuffer::zeroed(&device, bytes.len()).unwrap();
+            device.queue().unwrap().copy_in(&host, &logits).unwrap();
+            let mut rows = DeviceRows::new(&device, columns, element).unwrap().unwrap();
+            let mut told = HostBuffer::zeroed(&device, size_of::<Control>()).unwrap();
+            for (top_k, top_p, min_p) in [
+                (1, 1.0, 0.0),
+                (40, 1.0, 0.0),
+                (600, 1.0, 0.0),
+                (1000, 1.0, 0.0),
+                (40, 0.9, 0.0),
+                (0, 0.5, 0.0),
+                (0, 0.999, 0.0),
+                (0, 1.0, 0.05),
+                (600, 0.95, 0.01),
+            ] {
+                let sampler = Sampler::new(0.8, top_k, top_p, min_p).unwrap();
+                rows.set_filter(sampler.filter());
+                let control = rows.control(0, &[7, 8, 9], 0, 0, vocab);
+                told.bytes_mut().copy_from_slice(bytemuck::bytes_of(&control));
+                let queue = device.queue().unwrap();
+                rows.queue(&queue, &logits, 3, told.bytes().as_ptr() as u64).unwrap();
+                rows.wait(queue, Ok(())).unwrap();
+                rows.keep(0..3, 0);
+                for (position, (_, scores)) in given.iter().enumerate() {
+                    let what =
+                        format!("{element:?}, {vocab} of {columns}, k {top_k}, p {top_p}, {min_p}: row {position}");
+                    let scores = &scores[..vocab];
+                    let expected = sampler.process(scores, &mut Candidates::default()).unwrap();
+                    let found = sampler.process_known(|filter| rows.filtered(position, filter)).unwrap();
+                    // All are the best, or there may be too many of them, or too much is needed of what is bad.
+                    let Some(found) = found else {
+                        assert!(
+                            position == 2 || top_k == 1000 || top_p == 0.999 || (top_k, vocab) == (600, 4_000),
+                            "{what}"
+                        );
+                        continue;
+                    };
+                    let kept = |of: &Distribution, token| of.probability(scores, token) > 0.0;
+                    let others = (0..vocab).filter(|&token| kept(&found, token) != kept(&expected, token)).count();
+                    // Rounding may move the end of a nucleus by a token.
+                    assert!(others <= usize::from(top_p < 1.0), "{what}: {others} tokens");
+                    for token in (0..vocab).filter(|&token| kept(&found, token) && kept(&expected, token)) {
+                        let (a, b) = (found.probability(scores, token), expected.probability(scores, token));
+                        assert!((a / b - 1.0).abs() < 1e-4, "{what}: {a}, not {b}");
+                    }
+                    for share in [0.0, 0.3, 0.77, 0.999] {
+                        let drawn = rows.draw(position, vocab, share * found.total()).unwrap().unwrap();
+                        let p = |tokens: Range<usize>| -> f64 {
+                            tokens.map(|token| f64::from(found.probability(scores, token))).sum()
+                        };
+                        let before = p(0..drawn);
+                        let is_there = before - 1e-5 <= share && share <= before + p(drawn..drawn + 1) + 1e-5;
+                        assert!(kept(&found, drawn) && is_there, "{what}: token {drawn} at {share}");
+                        assert_eq!(rows.score(position, drawn).unwrap(), scores[drawn], "{what}");
+                    }
+                }
+            }
+            assert!(rows.fault().is_none() && rows.copied() == 0);
+        }
     }
 }

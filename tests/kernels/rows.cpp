@@ -128,7 +128,8 @@ static void filters_keep_what_the_sampler_does() {
     int settled = 0, all = 0;
     for (int round = 0; round < 200; round++) {
         int element = below(3);
-        long columns = (long[]){96, 97, 1000, 4099, 33}[below(5)];
+        bool large = round < 4;
+        long columns = large ? 152063 : (long[]){96, 97, 1000, 4099, 33}[below(5)];
         int vocab = (int)(below(2) ? columns : columns - 1 - below(8));
         World world(element, columns, vocab);
         world.control.rate = (float[]){1, 1.25f, 0.5f, 3}[below(4)];
@@ -138,7 +139,7 @@ static void filters_keep_what_the_sampler_does() {
         world.control.top_k = top_k, world.control.top_p = top_p, world.control.distance = distance;
         int given = 1 + below(3), skipped = below(given), first = below(200);
         std::vector<std::vector<float>> rows;
-        int kind = below(5);
+        int kind = large ? 0 : below(5);
         for (int r = 0; r < given; r++) rows.push_back(random_row(vocab, kind));
         world.pass(rows, first, skipped, (unsigned[]){64, 256, 1024}[below(3)]);
         for (int r = skipped; r < given; r++) {
@@ -185,7 +186,7 @@ static void filters_keep_what_the_sampler_does() {
             }
         }
     }
-    CHECK(settled > all * 9 / 10, "%d of %d", settled, all);
+    CHECK(settled > all * 8 / 10, "%d of %d", settled, all);
     printf("filters: %d of %d rows were settled\n", settled, all);
 }
 

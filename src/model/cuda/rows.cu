@@ -186,7 +186,7 @@ extern "C" __global__ void summarise(const void *logits, int element, long colum
 }
 
 // Weights as whole numbers, whose sum is the same in any order.
-const double ONE = 17592186044416.0; // 2^44
+const double ONE = 4398046511104.0; // 2^42: weights are at most 1, and there may be 2^22 of them
 __device__ u64 whole(float weight) { return (u64)((double)weight * ONE); }
 
 // A token and its score in an order in which the best is the least: higher score, then lower token.
@@ -234,7 +234,6 @@ __device__ void scan(const char *row, int element, int vocab, float floor, Visit
 
 // What a block knows of the row that it filters.
 struct Search {
-    u32 counts[BINS];
     u64 masses[BINS], chunks[CHUNKS], keys[NEAR];
     double share; // of top-p
     u64 mass;     // weights in better bins
@@ -254,9 +253,8 @@ __device__ __noinline__ void take(Search &search, Look look, int token, float sc
         if (keeps(score, token, search.floor, search.cut)) atomicAdd(&search.chunks[token / search.length], weight_in(search, score));
         return;
     }
-    int bin = min(BINS - 1, (int)((search.max - score) * search.rate * (BINS / REACH)));
+    int bin = (int)fminf(BINS - 1, (search.max - score) * search.rate * (BINS / REACH));
     if (look == COUNT) {
-        atomicAdd(&search.counts[bin], 1u);
         atomicAdd(&search.masses[bin], weight_in(search, score));
     } else if (look == LIST || bin == search.bin) {
         int place = atomicAdd(&search.listed, 1);
@@ -298,7 +296,7 @@ extern "C" __global__ void __launch_bounds__(NEAR) filter(int element, long colu
     int slot = (control->first + row) % ROWS, vocab = control->vocab, top_k = control->top_k;
     float top_p = control->top_p;
     const char *scores = ring + slot * stride_of(columns, element);
-    for (int i = thread; i < BINS; i += blockDim.x) search.counts[i] = 0, search.masses[i] = 0;
+    for (int i = thread; i < BINS; i += blockDim.x) search.masses[i] = 0;
     for (int i = thread; i < CHUNKS; i += blockDim.x) search.chunks[i] = 0;
     if (thread == 0) {
         Part all = parts[slot * CHUNKS];
@@ -373,7 +371,11 @@ extern "C" __global__ void __launch_bounds__(NEAR) filter(int element, long colu
         if (search.floor < least) search.floor = least, search.cut = NONE;
     }
     __syncthreads();
-    look_at(search, SUM, scores, element, vocab, search.floor);
+    if (top_k > 0) { // all that is kept is there
+        for (int i = thread; i <= search.last; i += blockDim.x) take(search, SUM, (int)(u32)search.keys[i], score_of(search.keys[i]));
+        __syncthreads();
+    } else
+        look_at(search, SUM, scores, element, vocab, search.floor);
     if (thread < CHUNKS) kept[slot * CHUNKS + thread] = search.chunks[thread] / ONE;
     if (thread == 0) {
         u64 all = 0;
