@@ -366,8 +366,9 @@ fn what_is_captured_with_filters_and_without_is_kept() {
         captured.push(session.describe()["models"][0]["captured"].as_u64().unwrap());
         texts.push(text);
     }
+    // A kind of pass is captured when it comes for the second time, which may be in the second session of that kind.
     assert!(0 < captured[0] && captured[0] < captured[1], "{captured:?}");
-    assert!(captured[1..].iter().all(|count| *count == captured[1]), "{captured:?}");
+    assert!(captured[3..].iter().all(|count| *count == captured[3]), "{captured:?}");
     assert!(texts[0] != texts[1] && (2..6).all(|turn| texts[turn] == texts[turn % 2]), "{texts:?}");
 }
 

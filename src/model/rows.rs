@@ -17,7 +17,7 @@ use crate::error::Error;
 pub const SLOTS: usize = 64;
 const CHUNKS: usize = 32;
 
-/// Threads that look for what filters keep of a row: as many as the tokens that top-k is sought among.
+/// Groups of a row whose largest scores are noted; as many threads look for what filters keep of it.
 const NEAR: usize = 1024;
 
 /// Tokens of a pass whose scores are noted.
@@ -85,6 +85,8 @@ pub struct DeviceRows {
     device: Arc<Device>,
     ring: DeviceBuffer,
     parts: DeviceBuffer,
+    /// The largest score of each group.
+    peaks: DeviceBuffer,
     /// Of each part, the sum over what a filter keeps.
     kept: DeviceBuffer,
     /// One for each slot, written by the GPU, and one more for a draw.
@@ -127,6 +129,7 @@ impl DeviceRows {
             device: device.clone(),
             ring: DeviceBuffer::zeroed(device, slots * (columns * size).next_multiple_of(WORD))?,
             parts: DeviceBuffer::zeroed(device, SLOTS * CHUNKS * 24)?,
+            peaks: DeviceBuffer::zeroed(device, SLOTS * NEAR * 4)?,
             kept: DeviceBuffer::zeroed(device, SLOTS * CHUNKS * 8)?,
             summaries: HostBuffer::zeroed(device, (SLOTS + 1) * size_of::<Summary>())?,
             staging: RefCell::new(HostBuffer::zeroed(device, columns * size)?),
@@ -147,7 +150,7 @@ impl DeviceRows {
     pub fn bytes(&self) -> usize {
         let rows = self.fetched.iter().filter(|row| row.get().is_some()).count() + self.spare.borrow().len();
         let pinned = self.summaries.len() + self.staging.borrow().len();
-        self.ring.len() + self.parts.len() + self.kept.len() + pinned + 4 * self.columns * rows
+        self.ring.len() + self.parts.len() + self.peaks.len() + self.kept.len() + pinned + 4 * self.columns * rows
     }
 
     /// Forget all rows.
@@ -203,31 +206,34 @@ impl DeviceRows {
     /// Keep the rows of a pass, `given` of them at the front of `logits`, and summarise them. `control` is an address on the device.
     pub fn queue(&self, queue: &Queue, logits: &DeviceBuffer, given: usize, control: u64) -> ort::Result<()> {
         let (mut from, mut ring, mut parts) = (logits.place(), self.ring.place(), self.parts.place());
+        let (mut peaks, mut kept) = (self.peaks.place(), self.kept.place());
         let mut summaries = self.summaries.bytes().as_ptr() as u64;
         let (mut element, mut columns, mut rows) = (code(self.element), self.columns as i64, given as i32);
-        let (mut control, mut kept) = (control, self.kept.place());
-        let kernels = self.device.kernels()?;
+        let mut control = control;
+        let [logits, element, columns, control, ring, parts, peaks, kept, summaries, rows] = [
+            argument(&mut from),
+            argument(&mut element),
+            argument(&mut columns),
+            argument(&mut control),
+            argument(&mut ring),
+            argument(&mut parts),
+            argument(&mut peaks),
+            argument(&mut kept),
+            argument(&mut summaries),
+            argument(&mut rows),
+        ];
+        let (kernels, count) = (self.device.kernels()?, given as u32);
         // SAFETY: the arguments are those of the kernels, and all addresses stay as long as the graphs that hold them.
         unsafe {
-            let grid = (CHUNKS as u32, given as u32, 1);
-            let mut arguments = [
-                argument(&mut from),
-                argument(&mut element),
-                argument(&mut columns),
-                argument(&mut control),
-                argument(&mut ring),
-                argument(&mut parts),
-                argument(&mut summaries),
-                argument(&mut rows),
-            ];
-            queue.run(kernels.keep, grid, THREADS as u32, &mut arguments[..6])?;
-            queue.run(kernels.summarise, (given as u32 + 1, 1, 1), 1, &mut arguments)?;
+            let arguments = &mut [logits, element, columns, control, ring, parts, peaks];
+            queue.run(kernels.keep, (CHUNKS as u32, count, 1), THREADS as u32, arguments)?;
+            let arguments = &mut [logits, element, columns, control, ring, parts, summaries, rows];
+            queue.run(kernels.summarise, (count + 1, 1, 1), CHUNKS as u32, arguments)?;
             if self.filter.is_plain() {
                 return Ok(());
             }
-            // It takes the sums of what is kept in place of the number of rows, and no logits.
-            arguments[7] = argument(&mut kept);
-            queue.run(kernels.filter, (given as u32, 1, 1), NEAR as u32, &mut arguments[1..])
+            let arguments = &mut [element, columns, control, ring, parts, peaks, summaries, kept];
+            queue.run(kernels.filter, (count, 1, 1), NEAR as u32, arguments)
         }
     }
 
@@ -724,10 +730,7 @@ mod tests {
                     let found = sampler.process_known(|filter| rows.filtered(position, filter)).unwrap();
                     // All are the best, or there may be too many of them, or too much is needed of what is bad.
                     let Some(found) = found else {
-                        assert!(
-                            position == 2 || top_k == 1000 || top_p == 0.999 || (top_k, vocab) == (600, 4_000),
-                            "{what}"
-                        );
+                        assert!(position == 2 || top_k >= 600, "{what}");
                         continue;
                     };
                     let kept = |of: &Distribution, token| of.probability(scores, token) > 0.0;

@@ -9,9 +9,10 @@ const int CHUNKS = 32;   // parts of a row, each for one block of THREADS
 const int THREADS = 256;
 const int ROWS = 64;     // of the ring; a position's row is in slot `position % ROWS`
 const int NOTED = 20;    // most tokens of a pass whose scores are noted
-const int BINS = 256;    // of equal width, in which the last token is sought that filters keep
-const int NEAR = 1024;   // tokens among which it is then found
-const float REACH = 10;  // how far they reach: below e^-REACH of the best weight nothing is sought
+const int GROUP = 8;     // threads of such a block whose largest score is noted
+const int NEAR = 1024;   // groups of a row, threads that filter it, and tokens among which they seek the last one that is kept
+const int BINS = 512;    // of equal width, in which it is sought if it is not among the best
+const float REACH = 16;  // how far they reach: below e^-REACH of the best weight nothing is sought
 const int NONE = 0x7fffffff;
 
 // What a pass is told beside its inputs.
@@ -76,23 +77,40 @@ __device__ bool keeps(float score, int token, float floor, int cut) { return sco
 
 __device__ float nan() { return __uint_as_float(0x7fc00000u); }
 
-// The better of two parts of a row, the first one in front: scores, and where they are. NaN stays.
-__device__ void join(Part &a, const Part &b, float rate) {
-    float max, second;
-    int best;
-    if (a.max != a.max || b.max != b.max) {
-        a.max = nan();
-        return;
+// The parts of a row, joined by all threads of a block. NaN stays.
+struct Joined {
+    Part parts[CHUNKS], whole;
+    double totals[CHUNKS]; // of each part, in weights relative to the largest score of the row
+};
+__device__ void join(Joined &row, const Part *parts, float rate) {
+    int thread = threadIdx.x;
+    if (thread < CHUNKS) row.parts[thread] = parts[thread];
+    __syncthreads();
+    if (thread == 0) {
+        Part whole = row.parts[0];
+        for (int chunk = 1; chunk < CHUNKS; chunk++) {
+            Part part = row.parts[chunk];
+            if (part.max != part.max || whole.max != whole.max)
+                whole.max = nan();
+            else if (part.max > whole.max)
+                whole.second = fmaxf(part.second, whole.max), whole.max = part.max, whole.best = part.best;
+            else
+                whole.second = fmaxf(whole.second, part.max);
+        }
+        row.whole = whole;
     }
-    if (b.max > a.max) {
-        max = b.max, best = b.best, second = fmaxf(b.second, a.max);
-    } else {
-        max = a.max, best = a.best, second = fmaxf(a.second, b.max);
+    __syncthreads();
+    if (thread < CHUNKS) {
+        Part part = row.parts[thread];
+        row.totals[thread] = part.total > 0 ? part.total * exp((double)(part.max - row.whole.max) * rate) : 0;
     }
-    double total = 0;
-    if (a.max > -__int_as_float(0x7f800000)) total += a.total * exp((double)(a.max - max) * rate);
-    if (b.max > -__int_as_float(0x7f800000)) total += b.total * exp((double)(b.max - max) * rate);
-    a.max = max, a.second = second, a.best = best, a.total = total;
+    __syncthreads();
+    if (thread == 0) {
+        double total = 0;
+        for (int chunk = 0; chunk < CHUNKS; chunk++) total += row.totals[chunk];
+        row.whole.total = total;
+    }
+    __syncthreads();
 }
 
 // Words of 16 bytes from the host to the GPU or back: where they are few, in less time than a copy by the driver takes to begin.
@@ -100,32 +118,43 @@ extern "C" __global__ void transfer(const uint4 *from, uint4 *to, int words) {
     for (int i = blockIdx.x * THREADS + threadIdx.x; i < words; i += gridDim.x * THREADS) to[i] = from[i];
 }
 
-// Block (chunk, row): keeps a part of a row in the ring, and makes its Part.
-extern "C" __global__ void keep(const void *logits, int element, long columns, const Control *control, char *ring, Part *parts) {
+// Block (chunk, row): keeps a part of a row in the ring, and makes its Part, and the largest score of each group of threads.
+extern "C" __global__ void keep(const void *logits, int element, long columns, const Control *control, char *ring, Part *parts, float *peaks) {
     int row = blockIdx.y, chunk = blockIdx.x, thread = threadIdx.x;
     if (row < control->skipped) return;
     const float INF = __int_as_float(0x7f800000);
     int vocab = control->vocab;
     float rate = control->rate;
-    long size = bytes_of(element);
     int slot = (control->first + row) % ROWS;
-    const char *from = (const char *)logits + row * columns * size;
+    const char *from = (const char *)logits + row * columns * bytes_of(element);
     char *to = ring + slot * stride_of(columns, element);
     int length = (vocab + CHUNKS - 1) / CHUNKS, begin = min(vocab, chunk * length), end = min(vocab, begin + length);
 
     Part part = {0, -INF, -INF, begin, 0};
     bool bad = false;
-    for (int i = begin + thread; i < end; i += THREADS) {
-        float score = to_float(from, element, i);
-        if (element == 0)
-            ((float *)to)[i] = score;
-        else
-            ((u16 *)to)[i] = ((const u16 *)from)[i];
-        bad |= !(score < INF);
-        if (score > part.max)
-            part.second = part.max, part.max = score, part.best = i;
-        else
-            part.second = fmaxf(part.second, score);
+    const int BATCH = 8; // that are asked for before one is looked at
+    for (int first = begin + thread; first < end; first += BATCH * THREADS) {
+        u32 bits[BATCH];
+#pragma unroll
+        for (int k = 0; k < BATCH; k++) {
+            int i = min(first + k * THREADS, end - 1);
+            bits[k] = element == 0 ? ((const u32 *)from)[i] : ((const u16 *)from)[i];
+        }
+#pragma unroll
+        for (int k = 0; k < BATCH; k++) {
+            int i = first + k * THREADS;
+            if (i >= end) break;
+            float score = element == 0 ? __uint_as_float(bits[k]) : of_bits((u16)bits[k], element);
+            if (element == 0)
+                ((u32 *)to)[i] = bits[k];
+            else
+                ((u16 *)to)[i] = (u16)bits[k];
+            bad |= !(score < INF);
+            if (score > part.max)
+                part.second = part.max, part.max = score, part.best = i;
+            else
+                part.second = fmaxf(part.second, score);
+        }
     }
     __shared__ float maxima[THREADS], seconds[THREADS];
     __shared__ int bests[THREADS];
@@ -133,18 +162,20 @@ extern "C" __global__ void keep(const void *logits, int element, long columns, c
     int any_bad = __syncthreads_or(bad);
     maxima[thread] = part.max, seconds[thread] = part.second, bests[thread] = part.best;
     __syncthreads();
-    for (int half = THREADS / 2; half > 0; half /= 2) {
-        if (thread < half) {
-            float a = maxima[thread], b = maxima[thread + half];
-            bool other = b > a || (b == a && bests[thread + half] < bests[thread]);
-            seconds[thread] = fmaxf(fmaxf(seconds[thread], seconds[thread + half]), fminf(a, b));
-            if (other) maxima[thread] = b, bests[thread] = bests[thread + half];
+    for (int gap = 1; gap < THREADS; gap *= 2) {
+        if (gap == GROUP && thread % GROUP == 0) peaks[slot * NEAR + (chunk * THREADS + thread) / GROUP] = maxima[thread];
+        if (thread % (2 * gap) == 0) {
+            float a = maxima[thread], b = maxima[thread + gap];
+            bool other = b > a || (b == a && bests[thread + gap] < bests[thread]);
+            seconds[thread] = fmaxf(fmaxf(seconds[thread], seconds[thread + gap]), fminf(a, b));
+            if (other) maxima[thread] = b, bests[thread] = bests[thread + gap];
         }
         __syncthreads();
     }
     float max = maxima[0];
     double total = 0;
     if (max > -INF)
+#pragma unroll 4
         for (int i = begin + thread; i < end; i += THREADS) total += expf((to_float(from, element, i) - max) * rate);
     totals[thread] = total;
     __syncthreads();
@@ -158,14 +189,14 @@ extern "C" __global__ void keep(const void *logits, int element, long columns, c
     }
 }
 
-// Block (row): joins the parts of a row, and adds the score of the token behind it. One more block does the latter for the row before
-// the pass.
+// Block (row), of CHUNKS threads: joins the parts of a row, and adds the score of the token behind it. One more block does the latter for
+// the row before the pass.
 extern "C" __global__ void summarise(const void *logits, int element, long columns, const Control *control, const char *ring,
                                      const Part *parts, Summary *summaries, int given) {
-    int row = blockIdx.x;
+    int row = blockIdx.x, thread = threadIdx.x;
     long size = bytes_of(element);
     if (row == given) {
-        if (!control->known) return;
+        if (!control->known || thread > 0) return;
         int slot = control->start % ROWS;
         Summary *summary = summaries + slot;
         summary->token = control->tokens[0];
@@ -174,8 +205,10 @@ extern "C" __global__ void summarise(const void *logits, int element, long colum
     }
     if (row < control->skipped) return;
     int position = control->first + row, slot = position % ROWS;
-    Part whole = parts[slot * CHUNKS];
-    for (int chunk = 1; chunk < CHUNKS; chunk++) join(whole, parts[slot * CHUNKS + chunk], control->rate);
+    __shared__ Joined joined;
+    join(joined, parts + slot * CHUNKS, control->rate);
+    if (thread > 0) return;
+    const Part &whole = joined.whole;
     Summary summary = {whole.total, whole.max, whole.second, whole.best, position, -1, 0, 0, 0, -1};
     int next = position - control->start;
     if (next < control->width) {
@@ -187,7 +220,17 @@ extern "C" __global__ void summarise(const void *logits, int element, long colum
 
 // Weights as whole numbers, whose sum is the same in any order.
 const double ONE = 4398046511104.0; // 2^42: weights are at most 1, and there may be 2^22 of them
-__device__ u64 whole(float weight) { return (u64)((double)weight * ONE); }
+__device__ u64 weight_of(float score, float max, float rate) { return (u64)((double)expf((score - max) * rate) * ONE); }
+
+// Their sum, by the atomics that shared memory has: of 32 bits.
+struct Sum {
+    u32 low, high;
+};
+__device__ void add(Sum &sum, u64 weight) {
+    u32 low = (u32)weight, before = atomicAdd(&sum.low, low), high = (u32)(weight >> 32) + (before + low < before);
+    if (high) atomicAdd(&sum.high, high);
+}
+__device__ u64 value_of(const Sum &sum) { return (u64)sum.high << 32 | sum.low; }
 
 // A token and its score in an order in which the best is the least: higher score, then lower token.
 __device__ u64 key_of(float score, int token) {
@@ -200,84 +243,33 @@ __device__ float score_of(u64 key) {
     return __uint_as_float(ascending >> 31 ? ascending & 0x7fffffffu : ~ascending);
 }
 
-// Calls `visit(token, score)` for the scores of a row that reach `floor`, by all threads of a block. It begins at a multiple of 16 bytes.
-template <typename Visit>
-__device__ void scan(const char *row, int element, int vocab, float floor, Visit visit) {
-    const int BATCH = 4; // words that are asked for before one is looked at
-    const uint4 *words = (const uint4 *)row;
-    int each = 16 / bytes_of(element), count = (vocab + each - 1) / each;
-    for (int first = threadIdx.x; first < count; first += BATCH * blockDim.x) {
-        uint4 batch[BATCH];
-#pragma unroll
-        for (int k = 0; k < BATCH; k++) batch[k] = words[min(first + k * (int)blockDim.x, count - 1)];
-#pragma unroll
-        for (int k = 0; k < BATCH; k++) {
-            int word = first + k * (int)blockDim.x;
-            u32 bits[4] = {batch[k].x, batch[k].y, batch[k].z, batch[k].w};
-            if (word >= count) break;
-#pragma unroll
-            for (int j = 0; j < 4; j++)
-                if (element == 0) {
-                    int token = word * 4 + j;
-                    float score = __uint_as_float(bits[j]);
-                    if (token < vocab && score >= floor) visit(token, score);
-                } else {
-                    int token = word * 8 + 2 * j;
-                    float low = of_bits((u16)bits[j], element), high = of_bits((u16)(bits[j] >> 16), element);
-                    if (token < vocab && low >= floor) visit(token, low);
-                    if (token + 1 < vocab && high >= floor) visit(token + 1, high);
-                }
-        }
-    }
-    __syncthreads();
-}
-
-// What a block knows of the row that it filters.
+// What a block of NEAR threads knows of the row that it filters.
 struct Search {
-    u64 masses[BINS], chunks[CHUNKS], keys[NEAR];
-    double share; // of top-p
-    u64 mass;     // weights in better bins
-    float max, rate, floor;
-    int cut, length;
-    int bin;
+    Joined row;
+    u64 groups[NEAR], keys[NEAR], sums[NEAR];
+    Sum bins[BINS], chunks[CHUNKS];
     int listed; // tokens that are in `keys`, or would be if there were room
-    int last;   // the key that is kept last; -1 if it is not known
+    int last;   // the key that is kept last
+    int bin;
+    float floor;
+    int cut;
 };
 
-__device__ u64 weight_in(const Search &search, float score) { return whole(expf((score - search.max) * search.rate)); }
-
-enum Look { COUNT, LIST, LIST_BIN, SUM };
-
-__device__ __noinline__ void take(Search &search, Look look, int token, float score) {
-    if (look == SUM) {
-        if (keeps(score, token, search.floor, search.cut)) atomicAdd(&search.chunks[token / search.length], weight_in(search, score));
-        return;
-    }
-    int bin = (int)fminf(BINS - 1, (search.max - score) * search.rate * (BINS / REACH));
-    if (look == COUNT) {
-        atomicAdd(&search.masses[bin], weight_in(search, score));
-    } else if (look == LIST || bin == search.bin) {
-        int place = atomicAdd(&search.listed, 1);
-        if (place < NEAR) search.keys[place] = key_of(score, token);
-    }
-}
-
-__device__ __noinline__ void look_at(Search &search, Look look, const char *row, int element, int vocab, float floor) {
-    scan(row, element, vocab, floor, [&](int token, float score) { take(search, look, token, score); });
+__device__ void list(Search &search, int token, float score) {
+    int place = atomicAdd(&search.listed, 1);
+    if (place < NEAR) search.keys[place] = key_of(score, token);
 }
 
 // Puts keys in order; `count` of them are there.
-__device__ __noinline__ void sort(u64 *keys, int count) {
-    int size = 1;
+__device__ void sort(u64 *keys, int count) {
+    int size = 1, i = threadIdx.x;
     while (size < count) size *= 2;
-    for (int i = threadIdx.x; i < size; i += blockDim.x)
-        if (i >= count) keys[i] = ~0ull;
+    if (i >= count && i < size) keys[i] = ~0ull;
     __syncthreads();
     for (int run = 2; run <= size; run *= 2)
         for (int gap = run / 2; gap > 0; gap /= 2) {
-            for (int i = threadIdx.x; i < size; i += blockDim.x) {
-                int other = i ^ gap;
-                if (other < i) continue;
+            int other = i ^ gap;
+            if (i < size && i < other) {
                 u64 a = keys[i], b = keys[other];
                 if ((a > b) == ((i & run) == 0)) keys[i] = b, keys[other] = a;
             }
@@ -285,102 +277,152 @@ __device__ __noinline__ void sort(u64 *keys, int count) {
         }
 }
 
-// Block (row), of at most NEAR threads: what filters keep of it, in the order top-k, top-p, min-p. Leaves -1 as `cut` where that is too
-// much to be sought here.
+// Makes of each number its sum with all in front of it.
+__device__ void accumulate(u64 *numbers, int count) {
+    int i = threadIdx.x;
+    __syncthreads();
+    for (int gap = 1; gap < count; gap *= 2) {
+        u64 more = i >= gap && i < count ? numbers[i - gap] : 0;
+        __syncthreads();
+        numbers[i] += more;
+        __syncthreads();
+    }
+}
+
+// Lists the tokens that reach `lowest`, by looking at groups that have one; a warp for each.
+__device__ void list_best(Search &search, const char *row, int element, int vocab, float lowest) {
+    const int EACH = THREADS / GROUP, WARPS = NEAR / 32;
+    int lane = threadIdx.x % 32, length = (vocab + CHUNKS - 1) / CHUNKS;
+    for (int i = threadIdx.x / 32; i < NEAR && score_of(search.groups[i]) >= lowest; i += WARPS) {
+        int group = (int)(u32)search.groups[i], begin = group / EACH * length, end = min(vocab, begin + length);
+        begin += group % EACH * GROUP + lane % GROUP;
+#pragma unroll 4
+        for (int token = begin + lane / GROUP * THREADS; token < end; token += 32 / GROUP * THREADS) {
+            float score = to_float(row, element, token);
+            if (score >= lowest) list(search, token, score);
+        }
+    }
+}
+
+// Calls `visit(token, score)` for all scores that reach `lowest`; a warp looks at a chunk.
+template <typename Visit>
+__device__ void scan(const Search &search, const char *row, int element, int vocab, float lowest, Visit visit) {
+    int chunk = threadIdx.x / 32, length = (vocab + CHUNKS - 1) / CHUNKS, end = min(vocab, (chunk + 1) * length);
+    if (search.row.parts[chunk].max < lowest) return;
+#pragma unroll 4
+    for (int token = chunk * length + threadIdx.x % 32; token < end; token += 32) {
+        float score = to_float(row, element, token);
+        if (score >= lowest) visit(token, score);
+    }
+}
+
+// Block (row), of NEAR threads: what filters keep of it, in the order top-k, top-p, min-p. Leaves -1 as `cut` where that is too much to be
+// sought here.
 extern "C" __global__ void __launch_bounds__(NEAR) filter(int element, long columns, const Control *control, const char *ring, const Part *parts,
-                                  Summary *summaries, double *kept) {
-    const float INF = __int_as_float(0x7f800000);
+                                  const float *peaks, Summary *summaries, double *kept) {
+    const float INF = __int_as_float(0x7f800000), LEAST = -3.402823466e38f; // of what is possible
+    const int FEW = 64, MANY = 512; // tokens among which the end of top-p is sought first, and then
     __shared__ Search search;
     int row = blockIdx.x, thread = threadIdx.x;
     if (row < control->skipped) return;
-    int slot = (control->first + row) % ROWS, vocab = control->vocab, top_k = control->top_k;
-    float top_p = control->top_p;
+    int slot = (control->first + row) % ROWS, vocab = control->vocab, length = (vocab + CHUNKS - 1) / CHUNKS, top_k = control->top_k;
+    float top_p = control->top_p, distance = control->distance, rate = control->rate;
     const char *scores = ring + slot * stride_of(columns, element);
-    for (int i = thread; i < BINS; i += blockDim.x) search.masses[i] = 0;
-    for (int i = thread; i < CHUNKS; i += blockDim.x) search.chunks[i] = 0;
-    if (thread == 0) {
-        Part all = parts[slot * CHUNKS];
-        for (int chunk = 1; chunk < CHUNKS; chunk++) join(all, parts[slot * CHUNKS + chunk], control->rate);
-        search.max = all.max, search.rate = control->rate, search.share = top_p * all.total;
-        search.floor = -INF, search.cut = NONE, search.length = (vocab + CHUNKS - 1) / CHUNKS;
-        search.listed = 0, search.mass = 0, search.last = -1;
-    }
-    __syncthreads();
-    if (!(search.max < INF && search.max > -INF)) return;
+    kept += slot * CHUNKS;
+    search.groups[thread] = key_of(peaks[slot * NEAR + thread], thread);
+    if (thread < CHUNKS) search.chunks[thread] = {0, 0};
+    if (thread == 0) search.listed = 0, search.bin = BINS;
+    join(search.row, parts + slot * CHUNKS, rate);
+    float max = search.row.whole.max;
+    if (!(max < INF && max > -INF)) return;
     Summary *summary = summaries + slot;
-    if (top_k <= 0 && top_p >= 1 && control->distance == -INF) { // top-k of as many tokens as there are
-        if (thread < CHUNKS) {
-            Part part = parts[slot * CHUNKS + thread];
-            kept[slot * CHUNKS + thread] = part.total > 0 ? part.total * exp((double)(part.max - search.max) * search.rate) : 0;
-        }
-        if (thread == 0) summary->kept = search.share, summary->floor = -INF, summary->cut = NONE;
+    if (top_k <= 0 && top_p >= 1 && distance == -INF) { // top-k of as many tokens as there are
+        if (thread < CHUNKS) kept[thread] = search.row.totals[thread];
+        if (thread == 0) summary->kept = search.row.whole.total, summary->floor = -INF, summary->cut = NONE;
         return;
     }
 
-    if (top_k > 0) {
-        // The best of what each thread sees: so many as reach the k-th of these are at least k, and seldom many more.
-        float best = -INF;
-        scan(scores, element, vocab, -INF, [&](int, float score) { best = fmaxf(best, score); });
-        search.keys[thread] = key_of(best, thread);
+    // What is kept of the tokens in `keys`, if these are all of the best.
+    double share = top_p * search.row.whole.total;
+    auto find = [&](int listed, u64 before) {
+        sort(search.keys, listed);
+        search.sums[thread] = thread < listed ? weight_of(score_of(search.keys[thread]), max, rate) : 0;
+        accumulate(search.sums, listed);
+        int count = top_k > 0 ? min(top_k, listed) : listed;
+        if (top_k > 0) share = top_p * (search.sums[count - 1] / ONE);
+        auto reaches = [&](int i) { return top_p < 1 && (before + search.sums[i]) / ONE >= share; };
+        if (thread < count && (thread == count - 1 || reaches(thread)) && (thread == 0 || !reaches(thread - 1))) search.last = thread;
+        bool enough = top_k > 0 || reaches(count - 1);
         __syncthreads();
-        sort(search.keys, blockDim.x);
-        float lowest = top_k <= (int)blockDim.x ? score_of(search.keys[top_k - 1]) : -INF;
-        __syncthreads(); // all have read it
-        lowest = fmaxf(lowest, -3.402823466e38f); // what is impossible has no weight, and there may be much of it
-        look_at(search, LIST, scores, element, vocab, lowest);
-        if (search.listed > NEAR) return;
-        sort(search.keys, search.listed);
-        if (thread == 0) {
-            search.last = min(top_k, search.listed) - 1;
-            if (top_p < 1) {
-                u64 mass = 0;
-                for (int i = 0; i <= search.last; i++) mass += weight_in(search, score_of(search.keys[i]));
-                search.share = top_p * (mass / ONE);
-            }
-        }
-    } else if (top_p < 1) {
-        float lowest = search.max - REACH / search.rate;
-        look_at(search, COUNT, scores, element, vocab, lowest);
-        if (thread == 0) {
-            u64 mass = 0;
-            int bin = 0;
-            while (bin < BINS && (mass + search.masses[bin]) / ONE < search.share) mass += search.masses[bin++];
-            search.mass = mass, search.bin = bin;
-        }
+        return enough;
+    };
+    bool orders = top_k > 0 || top_p < 1, found = false;
+    float least = __fadd_rn(max, distance); // of min-p
+    sort(search.groups, NEAR);
+    for (int k = top_k > 0 ? top_k : FEW; !found; k = MANY) {
+        // So many tokens as reach the k-th best of the groups are at least k, and seldom many more. What is impossible has no weight, and
+        // there may be much of it.
+        float lowest = fmaxf(orders ? k <= NEAR ? score_of(search.groups[k - 1]) : -INF : least, LEAST);
+        list_best(search, scores, element, vocab, lowest);
         __syncthreads();
-        if (search.bin == BINS) return;
-        look_at(search, LIST_BIN, scores, element, vocab, lowest);
-        if (search.listed > NEAR) return;
-        sort(search.keys, search.listed);
-        if (thread == 0) search.last = search.listed - 1;
+        int listed = search.listed;
+        found = listed <= NEAR && (find(listed, 0) || lowest == LEAST || !orders);
+        __syncthreads();
+        if (thread == 0) search.listed = 0;
+        __syncthreads();
+        if (!orders || top_k > 0 || k == MANY) break;
+    }
+    if (!found && top_k > 0) return;
+    if (!found && orders) {
+        float lowest = max - REACH / rate;
+        auto bin_of = [&](float score) { return (int)fminf(BINS - 1, (max - score) * rate * (BINS / REACH)); };
+        if (thread < BINS) search.bins[thread] = {0, 0};
+        __syncthreads();
+        scan(search, scores, element, vocab, lowest, [&](int, float score) { add(search.bins[bin_of(score)], weight_of(score, max, rate)); });
+        __syncthreads();
+        search.sums[thread] = thread < BINS ? value_of(search.bins[thread]) : 0;
+        accumulate(search.sums, BINS);
+        auto reaches = [&](int bin) { return search.sums[bin] / ONE >= share; };
+        if (thread < BINS && reaches(thread) && (thread == 0 || !reaches(thread - 1))) search.bin = thread;
+        __syncthreads();
+        int bin = search.bin;
+        if (bin == BINS) return;
+        u64 before = bin > 0 ? search.sums[bin - 1] : 0;
+        scan(search, scores, element, vocab, lowest, [&](int token, float score) {
+            if (bin_of(score) == bin) list(search, token, score);
+        });
+        __syncthreads();
+        int listed = search.listed;
+        if (listed > NEAR) return;
+        find(listed, before);
     }
     if (thread == 0) {
-        if (top_p < 1) {
-            // The last token that is needed for the share, of those up to `last`.
-            u64 mass = search.mass;
-            int most = search.last, i = -1;
-            do mass += weight_in(search, score_of(search.keys[++i]));
-            while (i < most && mass / ONE < search.share);
-            search.last = i;
-        }
-        if (search.last >= 0) {
-            u64 key = search.keys[search.last];
-            search.floor = score_of(key), search.cut = (int)(u32)key + 1;
-        }
-        float least = __fadd_rn(search.max, control->distance);
-        if (search.floor < least) search.floor = least, search.cut = NONE;
+        float floor = -INF;
+        int cut = NONE;
+        if (orders) floor = score_of(search.keys[search.last]), cut = (int)(u32)search.keys[search.last] + 1;
+        if (floor < least) floor = least, cut = NONE;
+        search.floor = floor, search.cut = cut;
     }
     __syncthreads();
-    if (top_k > 0) { // all that is kept is there
-        for (int i = thread; i <= search.last; i += blockDim.x) take(search, SUM, (int)(u32)search.keys[i], score_of(search.keys[i]));
-        __syncthreads();
-    } else
-        look_at(search, SUM, scores, element, vocab, search.floor);
-    if (thread < CHUNKS) kept[slot * CHUNKS + thread] = search.chunks[thread] / ONE;
+    float floor = search.floor;
+    int cut = search.cut;
+    u64 sum = 0;
+    if (!found)
+        scan(search, scores, element, vocab, floor, [&](int token, float score) {
+            if (keeps(score, token, floor, cut)) sum += weight_of(score, max, rate);
+        });
+    if (sum > 0) add(search.chunks[thread / 32], sum);
+    if (found && thread <= search.last) { // all that is kept is among the keys
+        int token = (int)(u32)search.keys[thread];
+        float score = score_of(search.keys[thread]);
+        if (keeps(score, token, floor, cut)) add(search.chunks[token / length], weight_of(score, max, rate));
+    }
+    __syncthreads();
+    if (thread < CHUNKS) kept[thread] = value_of(search.chunks[thread]) / ONE;
     if (thread == 0) {
         u64 all = 0;
-        for (int chunk = 0; chunk < CHUNKS; chunk++) all += search.chunks[chunk];
-        summary->kept = all / ONE, summary->floor = search.floor, summary->cut = search.cut;
+        for (int chunk = 0; chunk < CHUNKS; chunk++) all += value_of(search.chunks[chunk]);
+        summary->kept = all / ONE, summary->floor = floor, summary->cut = cut;
     }
 }
 
@@ -395,15 +437,20 @@ extern "C" __global__ void draw(const char *ring, int element, long columns, int
         float score = to_float(row, element, i);
         return keeps(score, i, floor, cut) ? expf((score - max) * rate) : 0.0f;
     };
-    __shared__ double sums[THREADS];
+    const int RUN = 16; // sums that are passed over at once
+    __shared__ double sums[THREADS], runs[THREADS / RUN];
     __shared__ int chosen;
     __shared__ double left;
+    if (thread < CHUNKS) {
+        Part part = parts[thread];
+        sums[thread] = kept ? kept[slot * CHUNKS + thread] : part.total > 0 ? part.total * exp((double)(part.max - max) * rate) : 0;
+    }
+    __syncthreads();
     if (thread == 0) {
         double before = 0;
         int chunk = -1;
         for (int i = 0; i < CHUNKS; i++) {
-            double part = parts[i].total > 0 ? parts[i].total * exp((double)(parts[i].max - max) * rate) : 0;
-            if (kept) part = kept[slot * CHUNKS + i];
+            double part = sums[i];
             if (part <= 0) continue;
             chunk = i, left = share - before; // rounding may leave a little behind the last one
             if (before + part > share) break;
@@ -419,11 +466,18 @@ extern "C" __global__ void draw(const char *ring, int element, long columns, int
     for (int i = from; i < to; i++) sum += weight(i);
     sums[thread] = sum;
     __syncthreads();
+    if (thread < THREADS / RUN) {
+        double of = 0;
+        for (int t = 0; t < RUN; t++) of += sums[thread * RUN + t];
+        runs[thread] = of;
+    }
+    __syncthreads();
     if (thread == 0) {
         double before = 0;
-        int token = parts[chosen].best;
+        int token = parts[chosen].best, t = 0;
         bool found = false;
-        for (int t = 0; t < THREADS && !found; t++) {
+        for (; t < THREADS && before + runs[t / RUN] <= left; t += RUN) before += runs[t / RUN];
+        for (; t < THREADS && !found; t++) {
             if (before + sums[t] <= left) {
                 before += sums[t];
                 continue;
