@@ -15,7 +15,7 @@ use crate::decode::combine::Combination;
 use crate::decode::estimates::Estimates;
 use crate::decode::planner::{Choices, Experience, Planner};
 use crate::decode::policy::{Plan, Policy, Targets};
-use crate::decode::round::Decoder;
+use crate::decode::round::{Counters, Decoder};
 use crate::decode::sampling::Sampler;
 use crate::engine::Clock;
 use crate::model::Model;
@@ -150,8 +150,9 @@ pub struct Planning {
     probe_next: usize,
     /// Of the seconds, those that the engine knows of.
     told: f64,
-    /// Passes that the decoder had made before the round.
+    /// Passes that the decoder had made before the round, and proposals that it had tested.
     forwards: u64,
+    tested: u64,
 }
 
 /// A round that succeeded, as the clock saw it.
@@ -199,6 +200,7 @@ impl Planning {
             probe_next: 0,
             told: 0.0,
             forwards: 0,
+            tested: 0,
         };
         (planning, estimates)
     }
@@ -221,7 +223,8 @@ impl Planning {
     /// Keep the books of what was decoded before.
     pub fn go_on(&mut self, before: Option<&Planning>) {
         if let Some(before) = before {
-            (self.gains, self.changes, self.forwards) = (before.gains, before.changes, before.forwards);
+            (self.gains, self.changes) = (before.gains, before.changes);
+            (self.forwards, self.tested) = (before.forwards, before.tested);
             (self.seconds, self.told, self.look) = (before.seconds, before.told, before.look);
         }
     }
@@ -241,9 +244,11 @@ impl Planning {
     ) {
         let seconds = round.total.as_secs_f64();
         self.seconds += seconds;
-        let passes = decoder.counters().forwards - std::mem::replace(&mut self.forwards, decoder.counters().forwards);
+        let Counters { forwards, tested, .. } = decoder.counters();
+        let passes = forwards - std::mem::replace(&mut self.forwards, forwards);
+        let tested = tested - std::mem::replace(&mut self.tested, tested);
         if round.is_usual {
-            self.count(decoder, round, passes);
+            self.count(decoder, round, passes, tested);
         }
         if !decoder.has_pending() {
             self.switch(decoder);
@@ -301,7 +306,7 @@ impl Planning {
         priors.looking = (priors.looking - share * seconds).max(-SAVED * self.look);
     }
 
-    fn count<C: Chance>(&mut self, decoder: &mut Decoder<C>, round: Round, passes: u64) {
+    fn count<C: Chance>(&mut self, decoder: &mut Decoder<C>, round: Round, passes: u64, tested: u64) {
         let seconds = round.total.as_secs_f64();
         let standard = decoder.estimates().map_or(0.0, |estimates| self.planner.standard(estimates));
         match self.reference {
@@ -311,10 +316,8 @@ impl Planning {
             Some(_) => {}
         }
         let host = round.total.saturating_sub(round.models).as_secs_f64();
-        if let Some(observer) = decoder.observer()
-            && passes > 0
-        {
-            observer.estimates_mut().host.record(host / passes as f64, passes as f64);
+        if let Some(observer) = decoder.observer() {
+            observer.estimates_mut().beside.record(passes, tested, host);
         }
         let expectation = self.planner.expectation();
         if expectation.standard > 0.0 {

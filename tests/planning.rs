@@ -60,6 +60,8 @@ struct World {
     models: Vec<Arc<dyn Model>>,
     combination: Combination,
     temperature: f32,
+    /// Seconds beside the models for each proposal that is tested.
+    beside: f64,
 }
 
 impl World {
@@ -127,17 +129,22 @@ impl World {
         let mut decoder = self.decoder(planning.plan().clone(), 1, tokens);
         decoder.observe(estimates);
         let start = decoder.committed().len();
+        let mut beside = 0.0;
         loop {
             let (before, elapsed) = (decoder.committed().len(), decoder.elapsed());
+            let tested = decoder.counters().tested;
             each(&decoder.settings().plan);
             let open = decoder.round().unwrap().1.is_none();
-            let took = decoder.elapsed() - elapsed;
+            let models = decoder.elapsed() - elapsed;
+            let more = self.beside * (decoder.counters().tested - tested) as f64;
+            let total = models + Duration::from_secs_f64(more);
+            beside += more;
             let tokens = decoder.committed().len() - before;
-            let round =
-                Round { tokens, total: took, models: took, is_usual: before > start && decoder.is_usual(), open };
+            let round = Round { tokens, total, models, is_usual: before > start && decoder.is_usual(), open };
             planning.after_round(priors, &mut decoder, round, &|| Duration::ZERO);
             if !open {
-                return (decoder.elapsed().as_secs_f64() / (decoder.committed().len() - start) as f64, planning);
+                let seconds = decoder.elapsed().as_secs_f64() + beside;
+                return (seconds / (decoder.committed().len() - start) as f64, planning);
             }
         }
     }
@@ -171,6 +178,7 @@ fn target_and_drafter(agreement: f64, cost: f64, temperature: f32) -> World {
         models: vec![model(1, |_| 1.0, usual(2.0)), model(2, move |_| agreement, usual(2.0 * cost))],
         combination: Combination::target(2, 0).unwrap(),
         temperature,
+        beside: 0.0,
     }
 }
 
@@ -185,6 +193,7 @@ fn mixture(agreements: &[f64], temperature: f32) -> World {
             .collect(),
         combination: Combination::mixture(&vec![1.0 / models as f32; models]).unwrap(),
         temperature,
+        beside: 0.0,
     }
 }
 
@@ -193,6 +202,7 @@ fn contrastive(agreement: f64, cost: f64, temperature: f32) -> World {
         models: vec![model(1, |_| 1.0, usual(2.0)), model(2, move |_| agreement, usual(2.0 * cost))],
         combination: Combination::contrastive(2, 0.1, 0.0).unwrap(),
         temperature,
+        beside: 0.0,
     }
 }
 
@@ -327,7 +337,7 @@ fn auto_takes_up_a_drafter_that_becomes_good() {
 #[test]
 fn what_is_fast_is_planned_soon() {
     let models = vec![model(1, |_| 1.0, usual(3e-4)), model(2, |_| 0.9, usual(3e-5))];
-    let world = World { models, combination: Combination::target(2, 0).unwrap(), temperature: 0.0 };
+    let world = World { models, combination: Combination::target(2, 0).unwrap(), temperature: 0.0, beside: 0.0 };
     let mut plans: Vec<Plan> = Vec::new();
     world.planned(&Mutex::default(), 100, None, None, |plan| {
         if plans.last() != Some(plan) {
@@ -479,22 +489,27 @@ fn sessions_do_not_count_rounds_that_prepare_others() {
     assert!(gained > 1.5, "{gained}: {}", session.describe());
 }
 
+/// A contrastive world of two models that agree so often, and whose passes run at the same time: all but the longest pass of those
+/// takes only this share.
+fn overlapping(agreement: f64, serial: f64) -> World {
+    let model = |salt: u64, agreement: f64| {
+        let script = move |context: &[i32], row: &mut [f32]| {
+            let agrees = (hash(context, salt) >> 11) as f64 / (1u64 << 53) as f64 <= agreement;
+            row[((hash(context, 0) + u64::from(!agrees)) % VOCAB as u64) as usize] = 40.0;
+            Ok(())
+        };
+        let time = |width, passes| Duration::from_secs_f64(usual(2.0)(width, passes));
+        let model = Scripted::new(VOCAB, script).with_pass_times(time).with_overlap((1.0 + serial) / 2.0);
+        Arc::new(model) as Arc<dyn Model>
+    };
+    World { models: vec![model(1, 1.0), model(2, agreement)], ..contrastive(0.0, 1.0, 0.0) }
+}
+
 /// Of models that run at the same time, `standard` is what it then takes, and a plan must gain more than that.
 #[test]
 fn models_that_run_at_the_same_time_are_planned() {
     for (agreement, serial, is_standard) in [(0.4, 0.0, true), (0.95, 0.1, true), (0.95, 0.8, false)] {
-        let overlapping = |salt: u64, agreement: f64| {
-            let script = move |context: &[i32], row: &mut [f32]| {
-                let agrees = (hash(context, salt) >> 11) as f64 / (1u64 << 53) as f64 <= agreement;
-                row[((hash(context, 0) + u64::from(!agrees)) % VOCAB as u64) as usize] = 40.0;
-                Ok(())
-            };
-            let time = |width, passes| Duration::from_secs_f64(usual(2.0)(width, passes));
-            let model = Scripted::new(VOCAB, script).with_pass_times(time).with_overlap((1.0 + serial) / 2.0);
-            Arc::new(model) as Arc<dyn Model>
-        };
-        let mut world = contrastive(0.0, 1.0, 0.0);
-        world.models = vec![overlapping(1, 1.0), overlapping(2, agreement)];
+        let world = overlapping(agreement, serial);
         let priors = Mutex::new(Priors::new(Some(serial)));
         world.auto(&priors, 512);
         let (auto, planning) = world.auto(&priors, 3000);
@@ -503,6 +518,26 @@ fn models_that_run_at_the_same_time_are_planned() {
         assert_eq!(planning.plan().policy == Policy::Standard, is_standard, "{agreement}, {serial}: {planning:?}");
         assert!(auto <= 1.03 * best, "{agreement}, {serial}: {auto} where {plan:?} takes {best}: {planning:?}");
     }
+}
+
+/// Work beside the models that comes with proposals, as with long rows on the host, is no part of what `standard` takes.
+#[test]
+fn work_for_proposals_is_not_taken_for_that_of_passes() {
+    for (agreement, beside) in [(0.5, 1.0), (0.65, 1.0), (0.65, 2.0), (0.8, 4.0)] {
+        let world = World { beside, ..overlapping(agreement, 0.3) };
+        let priors = Mutex::new(Priors::new(Some(0.3)));
+        world.auto(&priors, 512);
+        let (auto, planning) = world.auto(&priors, 3000);
+        let standard = world.standard(3000);
+        assert!(auto < 1.03 * standard, "{agreement}, {beside}: {auto}, and {standard} by standard: {planning:?}");
+    }
+    // Where proposals pay all the same, they are made.
+    let world = World { beside: 0.2, ..overlapping(0.95, 0.8) };
+    let priors = Mutex::new(Priors::new(Some(0.8)));
+    world.auto(&priors, 512);
+    let (auto, planning) = world.auto(&priors, 3000);
+    let standard = world.standard(3000);
+    assert!(auto < 0.8 * standard, "{auto}, and {standard} by standard: {planning:?}");
 }
 
 /// A look-up is free, and taken where the text repeats itself.

@@ -401,8 +401,8 @@ typedef struct cos_stats {
   uint64_t standard_ns;
   /**
    * Rows of logits that models on a GPU keep there, and that had to be copied to the host: for functions of the caller,
-   * work together with models that are elsewhere, and filters that keep many tokens (top_k above some 600, top_p down to
-   * tokens less than e^-16 times as likely as the best). 0 where all work on rows was done on the GPU. Rows that are on
+   * work together with models that are elsewhere, and filters that end where very many tokens have nearly the same score,
+   * or (top_k, top_p) at tokens less than e^-16 times as likely as the best. 0 where all work on rows was done on the GPU. Rows that are on
    * the host anyway do not count.
    */
   uint64_t rows_copied;

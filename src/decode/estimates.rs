@@ -58,6 +58,53 @@ impl Mean {
     }
 }
 
+/// Seconds beside the models: so much for each pass, and so much more for each proposal that is tested. Drawing it, and what is left
+/// where it is rejected, can be more work than all of a pass.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Beside {
+    /// Of rounds that tested none, for each pass.
+    passes: Mean,
+    /// Of all others beyond that, for each proposal.
+    proposals: Mean,
+    /// Of any round, for each pass: what is known until there was one that tested none.
+    all: Mean,
+}
+
+impl Beside {
+    /// A round made so many passes, tested so many proposals, and took so long beside the models.
+    pub fn record(&mut self, passes: u64, tested: u64, seconds: f64) {
+        if passes == 0 {
+            return;
+        }
+        let (passes, tested) = (passes as f64, tested as f64);
+        self.all.record(seconds / passes, passes);
+        if tested == 0.0 {
+            self.passes.record(seconds / passes, passes);
+        } else if self.is_known() {
+            self.proposals.record((seconds - passes * self.pass()).max(0.0) / tested, tested);
+        }
+    }
+
+    /// Whether that of passes was told from that of proposals.
+    pub fn is_known(&self) -> bool {
+        self.passes.weight > 0.0
+    }
+
+    /// Seconds for each pass.
+    pub fn pass(&self) -> f64 {
+        self.passes.or(self.all.or(0.0))
+    }
+
+    /// Seconds more for each proposal that is tested.
+    pub fn proposal(&self) -> f64 {
+        self.proposals.or(0.0)
+    }
+
+    fn forget(&mut self, weight: f64) {
+        [&mut self.passes, &mut self.proposals, &mut self.all].into_iter().for_each(|mean| mean.forget(weight));
+    }
+}
+
 /// How often a model's proposals would be accepted by the combined distribution.
 ///
 /// Text has easy and hard stretches, so a proposal behind an accepted one is accepted more often than one behind a
@@ -198,8 +245,8 @@ pub struct Estimates {
     /// Of passes that run at the same time, the share of all but the longest that comes on top of it; 1 where they run one after
     /// the other.
     pub serial: f64,
-    /// Seconds beside the models, for each pass.
-    pub host: Mean,
+    /// What there is to do beside the models.
+    pub beside: Beside,
     /// Of each model's proposals, against the combined distribution.
     pub acceptance: Vec<Acceptance>,
     /// What each model's confidence says of that.
@@ -215,7 +262,7 @@ impl Estimates {
         Estimates {
             costs: measured.iter().map(|measured| Costs::new(measured)).collect(),
             serial: 1.0,
-            host: Mean::default(),
+            beside: Beside::default(),
             acceptance: vec![Acceptance::default(); models],
             doubt: vec![Doubt::default(); models],
             between: Array2::default((models, models)),
@@ -235,7 +282,7 @@ impl Estimates {
             acceptance.accepted.iter_mut().chain(&mut acceptance.offered).for_each(|mean| mean.forget(observations));
         }
         self.between.iter_mut().for_each(|mean| mean.forget(observations));
-        self.host.forget(observations);
+        self.beside.forget(observations);
     }
 
     /// Know nothing of acceptance any more, because something else is decoded.
@@ -454,6 +501,21 @@ mod tests {
         let mut observer = Observer::new(Estimates::new(&[vec![], vec![]]), weights, 0);
         observer.restart(10);
         observer
+    }
+
+    #[test]
+    fn work_for_proposals_is_told_from_that_for_passes() {
+        let mut beside = Beside::default();
+        beside.record(2, 3, 8.0);
+        assert_eq!((beside.pass(), beside.proposal(), beside.is_known()), (4.0, 0.0, false), "as it seems");
+        beside.record(0, 0, 9.0);
+        beside.record(2, 0, 2.0);
+        assert_eq!((beside.pass(), beside.is_known()), (1.0, true));
+        (0..50).for_each(|_| beside.record(2, 3, 8.0));
+        beside.record(2, 0, 2.0);
+        assert_eq!((beside.pass(), beside.proposal()), (1.0, 2.0));
+        beside.record(4, 1, 1.0);
+        assert!(beside.proposal() < 2.0 && beside.proposal() > 1.9, "no less than none");
     }
 
     #[test]

@@ -56,7 +56,7 @@ impl Task {
     pub fn standard(&self, estimates: &Estimates) -> f64 {
         let models = self.needed().count();
         let passes = self.needed().map(|model| estimates.costs[model].at(1, models > 1));
-        estimates.together(passes) + models as f64 * estimates.host.or(0.0)
+        estimates.together(passes) + models as f64 * estimates.beside.pass()
     }
 }
 
@@ -225,7 +225,7 @@ impl Run<'_, '_> {
         if !self.world.task.scores[model] || width == 0 {
             return 0.0;
         }
-        self.seconds += self.world.estimates.host.or(0.0);
+        self.seconds += self.world.estimates.beside.pass();
         let cold = self.last.replace(model).is_some_and(|last| last != model);
         self.world.estimates.costs[model].at(width, cold)
     }
@@ -256,6 +256,7 @@ impl Run<'_, '_> {
                 return;
             }
             if let Some((proposer, _)) = self.world.pending.pop_front() {
+                self.seconds += self.world.estimates.beside.proposal();
                 let accepted = self.world.fate(proposer, self.committed).accepted;
                 if !accepted[usize::from(self.plan.targets == Targets::Routed)] {
                     self.world.pending.clear();

@@ -51,6 +51,10 @@ const LEFT: f64 = 12.0;
 const STALE: f64 = 40.0;
 const STALE_AND_DEAR: f64 = 160.0;
 
+/// Tokens after which it is to be seen again what `standard` takes even where narrow passes are run, against that number of passes: its
+/// passes may run at the same time, and there is other work beside them.
+const SELDOM: f64 = 4.0;
+
 /// What a session leaves to the planner.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Choices {
@@ -126,6 +130,7 @@ pub struct Experience {
     trials: Trials,
     reference: Reference,
     gained: f64,
+    since_standard: usize,
     interval: usize,
 }
 
@@ -166,6 +171,8 @@ pub struct Planner {
     reference: Reference,
     /// Tokens whose time was gained over `standard`, at most [`MOST_GAINED`].
     gained: f64,
+    /// Tokens since `standard` was run.
+    since_standard: usize,
     /// Seconds lost against `standard`, since the plan last was ahead of it.
     debt: f64,
     until_look: usize,
@@ -176,10 +183,13 @@ impl Planner {
     /// Begins with `plan`, or with that of other sessions; then there is as much hurry to look at it as these had.
     pub fn new(choices: Choices, plan: Plan, known: Option<Experience>) -> Self {
         let (expectation, trials, reference) = Default::default();
-        let new = Experience { plan, expectation, trials, reference, gained: 0.0, interval: FIRST_LOOK };
-        let Experience { plan, expectation, mut trials, reference, gained, interval } = known.unwrap_or(new);
+        let (gained, since_standard, interval) = (0.0, 0, FIRST_LOOK);
+        let new = Experience { plan, expectation, trials, reference, gained, since_standard, interval };
+        let Experience { plan, expectation, mut trials, reference, gained, since_standard, interval } =
+            known.unwrap_or(new);
         trials.begin(&plan);
-        Planner { choices, plan, expectation, trials, reference, gained, debt: 0.0, until_look: interval, interval }
+        let (debt, until_look) = (0.0, interval);
+        Planner { choices, plan, expectation, trials, reference, gained, since_standard, debt, until_look, interval }
     }
 
     /// For sessions that begin later.
@@ -190,6 +200,7 @@ impl Planner {
             trials: self.trials.clone(),
             reference: self.reference,
             gained: self.gained,
+            since_standard: self.since_standard,
             interval: self.interval.min(KNOWN_LOOK),
         }
     }
@@ -222,11 +233,13 @@ impl Planner {
     /// expected for each.
     pub fn measured_standard(&mut self, tokens: usize, seconds: f64, standard: f64) {
         self.reference.record(seconds / (tokens as f64 * standard / self.reference()));
+        self.since_standard = 0;
     }
 
     /// The plan in force took so long for so many tokens, of which each takes `standard` seconds if nobody proposes.
     pub fn measured(&mut self, tokens: usize, seconds: f64, standard: f64) {
         self.until_look = self.until_look.saturating_sub(tokens);
+        self.since_standard = if self.is_standard() { 0 } else { self.since_standard + tokens };
         self.trials.record(&self.plan, tokens as f64, seconds, tokens as f64 * standard / self.reference());
         let lost = (seconds - tokens as f64 * standard).min(MOST_LOST * standard);
         self.debt = (self.debt + lost).max(0.0);
@@ -265,7 +278,10 @@ impl Planner {
     pub fn needs_reference(&self, estimates: &Estimates) -> bool {
         let lost = (1.0 - self.expectation.planned / self.expectation.standard.max(f64::MIN_POSITIVE)).clamp(0.0, 1.0);
         let stale = STALE + STALE_AND_DEAR * lost;
-        !self.is_standard() && self.choices.task.needed().any(|k| f64::from(estimates.costs[k].since_single()) > stale)
+        let passes =
+            self.choices.task.needed().map(|k| f64::from(estimates.costs[k].since_single())).fold(0.0, f64::max);
+        let is_new = !estimates.beside.is_known() && self.since_standard >= FIRST_LOOK;
+        !self.is_standard() && (is_new || passes > stale || self.since_standard as f64 > SELDOM * stale)
     }
 
     fn is_standard(&self) -> bool {

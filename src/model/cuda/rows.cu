@@ -9,8 +9,8 @@ const int CHUNKS = 32;   // parts of a row, each for one block of THREADS
 const int THREADS = 256;
 const int ROWS = 64;     // of the ring; a position's row is in slot `position % ROWS`
 const int NOTED = 20;    // most tokens of a pass whose scores are noted
-const int GROUP = 8;     // threads of such a block whose largest score is noted
-const int NEAR = 1024;   // groups of a row, threads that filter it, and tokens among which they seek the last one that is kept
+const int NEAR = 1024;   // threads that filter a row, and tokens among which they seek the last one that is kept
+const int FOLD = 8;      // threads of such blocks whose tokens are one group for them: CHUNKS * THREADS / NEAR
 const int BINS = 512;    // of equal width, in which it is sought if it is not among the best
 const float REACH = 16;  // how far they reach: below e^-REACH of the best weight nothing is sought
 const int NONE = 0x7fffffff;
@@ -118,7 +118,7 @@ extern "C" __global__ void transfer(const uint4 *from, uint4 *to, int words) {
     for (int i = blockIdx.x * THREADS + threadIdx.x; i < words; i += gridDim.x * THREADS) to[i] = from[i];
 }
 
-// Block (chunk, row): keeps a part of a row in the ring, and makes its Part, and the largest score of each group of threads.
+// Block (chunk, row): keeps a part of a row in the ring, and makes its Part, and notes the largest score that each thread has seen.
 extern "C" __global__ void keep(const void *logits, int element, long columns, const Control *control, char *ring, Part *parts, float *peaks) {
     int row = blockIdx.y, chunk = blockIdx.x, thread = threadIdx.x;
     if (row < control->skipped) return;
@@ -160,15 +160,15 @@ extern "C" __global__ void keep(const void *logits, int element, long columns, c
     __shared__ int bests[THREADS];
     __shared__ double totals[THREADS];
     int any_bad = __syncthreads_or(bad);
+    peaks[(slot * CHUNKS + chunk) * THREADS + thread] = part.max;
     maxima[thread] = part.max, seconds[thread] = part.second, bests[thread] = part.best;
     __syncthreads();
-    for (int gap = 1; gap < THREADS; gap *= 2) {
-        if (gap == GROUP && thread % GROUP == 0) peaks[slot * NEAR + (chunk * THREADS + thread) / GROUP] = maxima[thread];
-        if (thread % (2 * gap) == 0) {
-            float a = maxima[thread], b = maxima[thread + gap];
-            bool other = b > a || (b == a && bests[thread + gap] < bests[thread]);
-            seconds[thread] = fmaxf(fmaxf(seconds[thread], seconds[thread + gap]), fminf(a, b));
-            if (other) maxima[thread] = b, bests[thread] = bests[thread + gap];
+    for (int half = THREADS / 2; half > 0; half /= 2) {
+        if (thread < half) {
+            float a = maxima[thread], b = maxima[thread + half];
+            bool other = b > a || (b == a && bests[thread + half] < bests[thread]);
+            seconds[thread] = fmaxf(fmaxf(seconds[thread], seconds[thread + half]), fminf(a, b));
+            if (other) maxima[thread] = b, bests[thread] = bests[thread + half];
         }
         __syncthreads();
     }
@@ -290,14 +290,14 @@ __device__ void accumulate(u64 *numbers, int count) {
 }
 
 // Lists the tokens that reach `lowest`, by looking at groups that have one; a warp for each.
-__device__ void list_best(Search &search, const char *row, int element, int vocab, float lowest) {
-    const int EACH = THREADS / GROUP, WARPS = NEAR / 32;
+__device__ void list_best(Search &search, const char *row, const float *peaks, int element, int vocab, float lowest) {
+    const int TEAM = 32 / FOLD; // lanes for what one thread of `keep` has seen
     int lane = threadIdx.x % 32, length = (vocab + CHUNKS - 1) / CHUNKS;
-    for (int i = threadIdx.x / 32; i < NEAR && score_of(search.groups[i]) >= lowest; i += WARPS) {
-        int group = (int)(u32)search.groups[i], begin = group / EACH * length, end = min(vocab, begin + length);
-        begin += group % EACH * GROUP + lane % GROUP;
+    for (int i = threadIdx.x / 32; i < NEAR && score_of(search.groups[i]) >= lowest; i += NEAR / 32) {
+        int seen = (int)(u32)search.groups[i] + lane / TEAM * NEAR, begin = seen / THREADS * length, end = min(vocab, begin + length);
+        if (peaks[seen] < lowest) continue;
 #pragma unroll 4
-        for (int token = begin + lane / GROUP * THREADS; token < end; token += 32 / GROUP * THREADS) {
+        for (int token = begin + seen % THREADS + lane % TEAM * THREADS; token < end; token += TEAM * THREADS) {
             float score = to_float(row, element, token);
             if (score >= lowest) list(search, token, score);
         }
@@ -316,6 +316,14 @@ __device__ void scan(const Search &search, const char *row, int element, int voc
     }
 }
 
+// Puts listed tokens in order, and makes `sums`: what each is worth, with all in front of it.
+template <typename Worth> __device__ void rank(Search &search, int listed, Worth worth) {
+    int i = threadIdx.x;
+    sort(search.keys, listed);
+    search.sums[i] = i < listed ? worth(score_of(search.keys[i])) : 0;
+    accumulate(search.sums, listed);
+}
+
 // Block (row), of NEAR threads: what filters keep of it, in the order top-k, top-p, min-p. Leaves -1 as `cut` where that is too much to be
 // sought here.
 extern "C" __global__ void __launch_bounds__(NEAR) filter(int element, long columns, const Control *control, const char *ring, const Part *parts,
@@ -328,10 +336,13 @@ extern "C" __global__ void __launch_bounds__(NEAR) filter(int element, long colu
     int slot = (control->first + row) % ROWS, vocab = control->vocab, length = (vocab + CHUNKS - 1) / CHUNKS, top_k = control->top_k;
     float top_p = control->top_p, distance = control->distance, rate = control->rate;
     const char *scores = ring + slot * stride_of(columns, element);
-    kept += slot * CHUNKS;
-    search.groups[thread] = key_of(peaks[slot * NEAR + thread], thread);
+    kept += slot * CHUNKS, peaks += slot * CHUNKS * THREADS;
+    // Tokens of numbers near each other are often alike, so groups are of chunks that are far apart.
+    float peak = -INF;
+    for (int seen = thread; seen < CHUNKS * THREADS; seen += NEAR) peak = fmaxf(peak, peaks[seen]);
+    search.groups[thread] = key_of(peak, thread);
     if (thread < CHUNKS) search.chunks[thread] = {0, 0};
-    if (thread == 0) search.listed = 0, search.bin = BINS;
+    if (thread == 0) search.listed = 0;
     join(search.row, parts + slot * CHUNKS, rate);
     float max = search.row.whole.max;
     if (!(max < INF && max > -INF)) return;
@@ -342,48 +353,56 @@ extern "C" __global__ void __launch_bounds__(NEAR) filter(int element, long colu
         return;
     }
 
-    // What is kept of the tokens in `keys`, if these are all of the best.
-    double share = top_p * search.row.whole.total;
-    auto find = [&](int listed, u64 before) {
-        sort(search.keys, listed);
-        search.sums[thread] = thread < listed ? weight_of(score_of(search.keys[thread]), max, rate) : 0;
-        accumulate(search.sums, listed);
-        int count = top_k > 0 ? min(top_k, listed) : listed;
-        if (top_k > 0) share = top_p * (search.sums[count - 1] / ONE);
-        auto reaches = [&](int i) { return top_p < 1 && (before + search.sums[i]) / ONE >= share; };
-        if (thread < count && (thread == count - 1 || reaches(thread)) && (thread == 0 || !reaches(thread - 1))) search.last = thread;
-        bool enough = top_k > 0 || reaches(count - 1);
-        __syncthreads();
-        return enough;
+    auto weight = [&](float score) { return weight_of(score, max, rate); };
+    auto keep_sum = [&](float floor, int cut) { // the weights of what is kept, by chunk
+        u64 sum = 0;
+        scan(search, scores, element, vocab, floor, [&](int token, float score) {
+            if (keeps(score, token, floor, cut)) sum += weight(score);
+        });
+        if (sum > 0) add(search.chunks[thread / 32], sum);
     };
     bool orders = top_k > 0 || top_p < 1, found = false;
-    float least = __fadd_rn(max, distance); // of min-p
+    double share = top_p * search.row.whole.total; // that top-p asks for
+    float least = __fadd_rn(max, distance);        // that min-p does
+
+    // Among the best tokens, all of which are listed.
     sort(search.groups, NEAR);
-    for (int k = top_k > 0 ? top_k : FEW; !found; k = MANY) {
+    for (int k = top_k > 0 ? top_k : FEW; k <= NEAR; k = MANY) {
         // So many tokens as reach the k-th best of the groups are at least k, and seldom many more. What is impossible has no weight, and
         // there may be much of it.
-        float lowest = fmaxf(orders ? k <= NEAR ? score_of(search.groups[k - 1]) : -INF : least, LEAST);
-        list_best(search, scores, element, vocab, lowest);
+        float lowest = fmaxf(orders ? score_of(search.groups[k - 1]) : least, LEAST);
+        list_best(search, scores, peaks, element, vocab, lowest);
         __syncthreads();
         int listed = search.listed;
-        found = listed <= NEAR && (find(listed, 0) || lowest == LEAST || !orders);
+        if (listed <= NEAR) {
+            rank(search, listed, weight);
+            int count = top_k > 0 ? min(top_k, listed) : listed;
+            if (top_k > 0) share = top_p * (search.sums[count - 1] / ONE);
+            auto reaches = [&](int i) { return top_p < 1 && search.sums[i] / ONE >= share; };
+            if (thread < count && (thread == count - 1 || reaches(thread)) && (thread == 0 || !reaches(thread - 1))) search.last = thread;
+            found = !orders || top_k > 0 || reaches(count - 1) || lowest == LEAST;
+        }
         __syncthreads();
         if (thread == 0) search.listed = 0;
         __syncthreads();
-        if (!orders || top_k > 0 || k == MANY) break;
+        if (found || !orders || top_k > 0 || k == MANY) break;
     }
-    if (!found && top_k > 0) return;
-    if (!found && orders) {
-        float lowest = max - REACH / rate;
+
+    // Among all: in which bin the last one is, then which of that. Top-k counts tokens, top-p adds up their weights.
+    for (bool counts = top_k > 0; orders && !found; counts = false) {
+        double enough = counts ? top_k : share;
+        auto worth = [&](float score) { return counts ? (u64)ONE : weight(score); };
         auto bin_of = [&](float score) { return (int)fminf(BINS - 1, (max - score) * rate * (BINS / REACH)); };
+        auto reaches = [&](int i, u64 before) { return (before + search.sums[i]) / ONE >= enough; };
+        float lowest = max - REACH / rate;
         if (thread < BINS) search.bins[thread] = {0, 0};
+        if (thread == 0) search.bin = BINS;
         __syncthreads();
-        scan(search, scores, element, vocab, lowest, [&](int, float score) { add(search.bins[bin_of(score)], weight_of(score, max, rate)); });
+        scan(search, scores, element, vocab, lowest, [&](int, float score) { add(search.bins[bin_of(score)], worth(score)); });
         __syncthreads();
         search.sums[thread] = thread < BINS ? value_of(search.bins[thread]) : 0;
         accumulate(search.sums, BINS);
-        auto reaches = [&](int bin) { return search.sums[bin] / ONE >= share; };
-        if (thread < BINS && reaches(thread) && (thread == 0 || !reaches(thread - 1))) search.bin = thread;
+        if (thread < BINS && reaches(thread, 0) && (thread == 0 || !reaches(thread - 1, 0))) search.bin = thread;
         __syncthreads();
         int bin = search.bin;
         if (bin == BINS) return;
@@ -394,8 +413,21 @@ extern "C" __global__ void __launch_bounds__(NEAR) filter(int element, long colu
         __syncthreads();
         int listed = search.listed;
         if (listed > NEAR) return;
-        find(listed, before);
+        rank(search, listed, worth);
+        if (thread < listed && reaches(thread, before) && (thread == 0 || !reaches(thread - 1, before))) search.last = thread;
+        __syncthreads();
+        if (!counts || top_p >= 1) break;
+        u64 last = search.keys[search.last];
+        keep_sum(score_of(last), (int)(u32)last + 1);
+        __syncthreads();
+        u64 all = 0;
+        for (int chunk = 0; chunk < CHUNKS; chunk++) all += value_of(search.chunks[chunk]);
+        share = top_p * (all / ONE);
+        __syncthreads();
+        if (thread < CHUNKS) search.chunks[thread] = {0, 0};
+        if (thread == 0) search.listed = 0;
     }
+
     if (thread == 0) {
         float floor = -INF;
         int cut = NONE;
@@ -406,16 +438,11 @@ extern "C" __global__ void __launch_bounds__(NEAR) filter(int element, long colu
     __syncthreads();
     float floor = search.floor;
     int cut = search.cut;
-    u64 sum = 0;
-    if (!found)
-        scan(search, scores, element, vocab, floor, [&](int token, float score) {
-            if (keeps(score, token, floor, cut)) sum += weight_of(score, max, rate);
-        });
-    if (sum > 0) add(search.chunks[thread / 32], sum);
+    if (!found) keep_sum(floor, cut);
     if (found && thread <= search.last) { // all that is kept is among the keys
         int token = (int)(u32)search.keys[thread];
         float score = score_of(search.keys[thread]);
-        if (keeps(score, token, floor, cut)) add(search.chunks[token / length], weight_of(score, max, rate));
+        if (keeps(score, token, floor, cut)) add(search.chunks[token / length], weight(score));
     }
     __syncthreads();
     if (thread < CHUNKS) kept[thread] = value_of(search.chunks[thread]) / ONE;
