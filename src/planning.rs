@@ -39,6 +39,9 @@ const FIRST_PROBE: f64 = 0.03;
 /// Tokens between two thoughts of a probe.
 const PROBE_INTERVAL: usize = 16;
 
+/// Work beside the models is taken for so many times that of the models at most.
+const MOST_BESIDE: u32 = 8;
+
 /// Rounds of `standard` that show what it takes.
 const REFERENCE: u32 = 2;
 
@@ -315,8 +318,11 @@ impl Planning {
             Some(REFERENCE) => self.planner.measured_standard(round.tokens, seconds, standard),
             Some(_) => {}
         }
-        let host = round.total.saturating_sub(round.models).as_secs_f64();
-        if let Some(observer) = decoder.observer() {
+        // As above; and a round in which another process had the machine is no measure.
+        let host = round.total.saturating_sub(round.models).min(MOST_BESIDE * round.models).as_secs_f64();
+        if let Some(observer) = decoder.observer()
+            && self.reference.is_none_or(|rounds| rounds == REFERENCE)
+        {
             observer.estimates_mut().beside.record(passes, tested, host);
         }
         let expectation = self.planner.expectation();

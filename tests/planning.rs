@@ -540,6 +540,28 @@ fn work_for_proposals_is_not_taken_for_that_of_passes() {
     assert!(auto < 0.8 * standard, "{auto}, and {standard} by standard: {planning:?}");
 }
 
+/// Work for proposals that was much once, or in another task, keeps nobody from proposing when it is little.
+#[test]
+fn work_for_proposals_that_becomes_little_is_found_out() {
+    let world = |beside: f64, temperature: f32| World { beside, temperature, ..overlapping(0.95, 0.8) };
+    let priors = || {
+        let priors = Mutex::new(Priors::new(Some(0.8)));
+        assert_eq!(world(6.0, 0.0).auto(&priors, 1000).1.plan().policy, Policy::Standard);
+        priors
+    };
+    let standard = world(0.0, 0.0).standard(3000);
+    // Something else is decoded.
+    let priors_of_another = priors();
+    world(0.0, 1.0).auto(&priors_of_another, 256);
+    let (auto, planning) = world(0.0, 1.0).auto(&priors_of_another, 3000);
+    assert!(auto < 0.8 * standard, "{auto}, and {standard} by standard: {planning:?}");
+    // It has become less.
+    let priors = priors();
+    world(0.0, 0.0).auto(&priors, 6000);
+    let (auto, planning) = world(0.0, 0.0).auto(&priors, 3000);
+    assert!(auto < 0.8 * standard, "{auto}, and {standard} by standard: {planning:?}");
+}
+
 /// A look-up is free, and taken where the text repeats itself.
 #[test]
 fn look_ups_are_planned() {
