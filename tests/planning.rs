@@ -552,8 +552,7 @@ fn work_for_proposals_that_becomes_little_is_found_out() {
     let standard = world(0.0, 0.0).standard(3000);
     // Something else is decoded.
     let priors_of_another = priors();
-    world(0.0, 1.0).auto(&priors_of_another, 256);
-    let (auto, planning) = world(0.0, 1.0).auto(&priors_of_another, 3000);
+    let (auto, planning) = world(0.0, 1.0).auto(&priors_of_another, 512);
     assert!(auto < 0.8 * standard, "{auto}, and {standard} by standard: {planning:?}");
     // It has become less.
     let priors = priors();

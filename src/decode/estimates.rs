@@ -531,6 +531,10 @@ mod tests {
         // Where none is tested any more, it may be worth to try again.
         (0..1500).for_each(|_| beside.record(2, 0, 2.0));
         assert!(beside.pass() == 1.0 && beside.proposal() < 0.5, "{beside:?}");
+        // Of something else it says nothing.
+        let mut estimates = Estimates { beside, ..Estimates::new(&[vec![]]) };
+        estimates.forget_acceptance();
+        assert_eq!(estimates.beside, Beside::default());
     }
 
     #[test]
