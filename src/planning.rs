@@ -95,7 +95,7 @@ impl Priors {
             (Some(known), _) => known.estimates.clone(),
             (None, Some(latest)) => {
                 let mut estimates = latest.clone();
-                estimates.forget_acceptance();
+                estimates.forget_task();
                 estimates
             }
             (None, None) => {
@@ -318,7 +318,7 @@ impl Planning {
             Some(REFERENCE) => self.planner.measured_standard(round.tokens, seconds, standard),
             Some(_) => {}
         }
-        // As above; and a round in which another process had the machine is no measure.
+        // Nor is that first round counted here. One in which another process had the machine is no measure.
         let host = round.total.saturating_sub(round.models).min(MOST_BESIDE * round.models).as_secs_f64();
         if let Some(observer) = decoder.observer()
             && self.reference.is_none_or(|rounds| rounds == REFERENCE)

@@ -296,8 +296,8 @@ impl Estimates {
         self.beside.forget(observations);
     }
 
-    /// Know nothing of acceptance any more, nor of the work for proposals, because something else is decoded.
-    pub fn forget_acceptance(&mut self) {
+    /// Something else is decoded: know only times of passes any more, nothing of acceptance nor of work beside them.
+    pub fn forget_task(&mut self) {
         self.beside = Beside::default();
         self.acceptance.fill(Acceptance::default());
         self.doubt.fill(Doubt::default());
@@ -533,7 +533,7 @@ mod tests {
         assert!(beside.pass() == 1.0 && beside.proposal() < 0.5, "{beside:?}");
         // Of something else it says nothing.
         let mut estimates = Estimates { beside, ..Estimates::new(&[vec![]]) };
-        estimates.forget_acceptance();
+        estimates.forget_task();
         assert_eq!(estimates.beside, Beside::default());
     }
 

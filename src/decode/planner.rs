@@ -278,10 +278,10 @@ impl Planner {
     pub fn needs_reference(&self, estimates: &Estimates) -> bool {
         let lost = (1.0 - self.expectation.planned / self.expectation.standard.max(f64::MIN_POSITIVE)).clamp(0.0, 1.0);
         let stale = STALE + STALE_AND_DEAR * lost;
-        let passes =
-            self.choices.task.needed().map(|k| f64::from(estimates.costs[k].since_single())).fold(0.0, f64::max);
         let is_new = !estimates.beside.is_known() && self.since_standard >= FIRST_LOOK;
-        !self.is_standard() && (is_new || passes > stale || self.since_standard as f64 > SELDOM * stale)
+        let mut passes = self.choices.task.needed().map(|k| f64::from(estimates.costs[k].since_single()));
+        !self.is_standard()
+            && (is_new || self.since_standard as f64 > SELDOM * stale || passes.any(|passes| passes > stale))
     }
 
     fn is_standard(&self) -> bool {

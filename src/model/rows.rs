@@ -204,12 +204,11 @@ impl DeviceRows {
     }
 
     /// Keep the rows of a pass, `given` of them at the front of `logits`, and summarise them. `control` is an address on the device.
-    pub fn queue(&self, queue: &Queue, logits: &DeviceBuffer, given: usize, control: u64) -> ort::Result<()> {
+    pub fn queue(&self, queue: &Queue, logits: &DeviceBuffer, given: usize, mut control: u64) -> ort::Result<()> {
         let (mut from, mut ring, mut parts) = (logits.place(), self.ring.place(), self.parts.place());
         let (mut peaks, mut kept) = (self.peaks.place(), self.kept.place());
         let mut summaries = self.summaries.bytes().as_ptr() as u64;
         let (mut element, mut columns, mut rows) = (code(self.element), self.columns as i64, given as i32);
-        let mut control = control;
         let [logits, element, columns, control, ring, parts, peaks, kept, summaries, rows] = [
             argument(&mut from),
             argument(&mut element),

@@ -10,10 +10,11 @@ const int THREADS = 256;
 const int ROWS = 64;     // of the ring; a position's row is in slot `position % ROWS`
 const int NOTED = 20;    // most tokens of a pass whose scores are noted
 const int NEAR = 1024;   // threads that filter a row, and tokens among which they seek the last one that is kept
-const int FOLD = 8;      // threads of such blocks whose tokens are one group for them: CHUNKS * THREADS / NEAR
+const int FOLD = CHUNKS * THREADS / NEAR; // threads of such blocks whose tokens are one group for them
 const int BINS = 512;    // of equal width, in which it is sought if it is not among the best
 const float REACH = 16;  // how far they reach: below e^-REACH of the best weight nothing is sought
 const int NONE = 0x7fffffff;
+static_assert(NEAR == 32 * CHUNKS, "to scan a row, each warp takes a chunk");
 
 // What a pass is told beside its inputs.
 struct Control {
