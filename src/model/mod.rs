@@ -16,6 +16,7 @@ mod onnx;
 pub mod overlap;
 mod recognise;
 mod rows;
+mod runner;
 mod runtime;
 pub mod scripted;
 mod weights;

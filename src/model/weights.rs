@@ -37,9 +37,12 @@ pub struct Loaded {
 
 impl Drop for Loaded {
     fn drop(&mut self) {
-        let _unloading = cuda::loading();
         // SAFETY: nobody has it any more.
-        unsafe { ManuallyDrop::drop(&mut self.session) }
+        let session = unsafe { ManuallyDrop::take(&mut self.session) };
+        if let Some(device) = &self.device {
+            let _unloading = cuda::loading();
+            device.by_runner(|| drop(session));
+        }
     }
 }
 
@@ -186,7 +189,8 @@ fn on_gpu(file: &Path, graph: &Graph, device_id: i32, options: &Options) -> Resu
         let cuda = ort::ep::CUDA::default().with_device_id(device_id).with_tf32(false);
         let cuda = options.iter().fold(cuda, |cuda, (key, value)| cuda.with_arbitrary_config(key, value));
         // SAFETY: the device, and so its stream, outlives the session: see `Loaded`.
-        make(file, Some(unsafe { cuda.with_cuda_graph(graphs).with_compute_stream(device.stream()) }))
+        let cuda = unsafe { cuda.with_cuda_graph(graphs).with_compute_stream(device.stream()) };
+        device.by_runner(|| make(file, Some(cuda)))
     };
     let asked = options.get(GRAPHS).is_none_or(|value| value != "0");
     let (mut is_whole, mut on_processor) = (true, BTreeSet::new());
