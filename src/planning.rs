@@ -253,6 +253,7 @@ impl Planning {
         if round.is_usual {
             self.count(decoder, round, passes, tested);
         }
+        self.retire(decoder);
         if !decoder.has_pending() {
             self.switch(decoder);
             if !round.open {
@@ -290,6 +291,18 @@ impl Planning {
         if self.tokens_to_probe == 0 {
             self.tokens_to_probe = PROBE_INTERVAL;
             self.probe(priors, decoder);
+        }
+    }
+
+    /// Plan without the drafters whose context has ended.
+    fn retire<C: Chance>(&mut self, decoder: &mut Decoder<C>) {
+        for model in 0..self.planner.choices().may_propose.len() {
+            if self.planner.choices().may_propose[model] && decoder.is_exhausted(model) {
+                self.next = self.planner.retire(model).or(self.next.take()).filter(|plan| self.allows(plan));
+            }
+        }
+        if self.next.is_some() && decoder.has_pending() {
+            decoder.drain();
         }
     }
 

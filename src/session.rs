@@ -269,9 +269,6 @@ fn planning(engine: &Engine, request: &Request, options: &Options, plan: Plan) -
     }
     let models = engine.models();
     let scores: Vec<bool> = models.iter().map(|model| model.scores()).collect();
-    let context = |model: usize| models[model].context_length();
-    let needed = request.combination.needed().map(context).min().unwrap_or(0);
-    let holds: Vec<bool> = (0..models.len()).map(|model| context(model) >= needed).collect();
-    let choices = Choices::new(request, &scores, &holds);
+    let choices = Choices::new(request, &scores);
     Some(Planning::new(&engine.priors().lock(), models, request.combination, &options.sampler, choices, plan))
 }

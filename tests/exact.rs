@@ -13,7 +13,7 @@ use common::{PROMPT, SAMPLINGS, Sampling, Way, World, combinations, decoder, ora
 use cos::decode::chance::{Chance, CounterRng, Key, Purpose, Weights};
 use cos::decode::combine::{Combination, Function};
 use cos::decode::estimates::{Acceptance, Estimates};
-use cos::decode::policy::{Plan, Strategy, Targets};
+use cos::decode::policy::{Plan, Policy, Strategy, Targets};
 use cos::decode::round::{Counters, Decoder, Finish};
 use cos::error::Error;
 use cos::model::scripted::Scripted;
@@ -826,6 +826,53 @@ fn weights_that_change_keep_what_is_pending() {
     let (others, dropped) = run(&[mixture(&[0.5, 0.5]), mixture(&[1.0, 0.0])]);
     assert_eq!(others, tokens);
     assert!(dropped.accepted < steady.accepted, "another plan drops them");
+}
+
+/// Drafters whose context ends before, in or behind the text: they draft as long as they can, and neither end nor change it.
+#[test]
+fn drafters_of_a_shorter_context_limit_nothing() {
+    let target = Combination::target(2, 0).unwrap();
+    let mixture = Combination::mixture(&[0.5, 0.5, 0.0]).unwrap();
+    for (combination, tokens) in [(&target, 5), (&mixture, 4)] {
+        let count = combination.weights().len();
+        let models = |context: usize| -> Vec<Arc<dyn Model>> {
+            let drafter = World::Related.model(count - 1, 2).with_context_length(context);
+            let others = World::Related.models(count - 1, 2).into_iter();
+            others.chain([Arc::new(drafter) as Arc<dyn Model>]).collect()
+        };
+        for sampling in [Sampling::PLAIN, Sampling::GREEDY] {
+            for way in ways(count, combination, sampling) {
+                let mut proposed = Vec::new();
+                for context in PROMPT.len() - 1..=PROMPT.len() + tokens {
+                    let case = Case::new(World::Related, models(context), combination, sampling, tokens);
+                    proposed.push(case.check(&way).counters.proposed);
+                }
+                let policy = plan(&models(1), combination, sampling, &way).policy;
+                if matches!(policy, Policy::Speculative { proposer, .. } if proposer == count - 1) {
+                    assert!(proposed[0] == 0 && proposed.is_sorted(), "{way:?}: {proposed:?}");
+                    assert_ne!(proposed.last(), Some(&0), "{way:?}");
+                }
+            }
+        }
+    }
+}
+
+/// The same where a planner changes plans, and probes.
+#[test]
+fn plans_change_around_the_end_of_a_drafters_context() {
+    let mixture = Combination::mixture(&[0.5, 0.5, 0.0]).unwrap();
+    for targets in [Targets::Combined, Targets::Routed] {
+        let ways: Vec<Way> =
+            ways(3, &mixture, Sampling::PLAIN).into_iter().filter(|way| way.targets == targets).collect();
+        for context in [PROMPT.len() - 1, PROMPT.len() + 1, PROMPT.len() + 2] {
+            let drafter = Arc::new(World::Related.model(2, 2).with_context_length(context)) as Arc<dyn Model>;
+            let models: Vec<_> = World::Related.models(2, 2).into_iter().chain([drafter]).collect();
+            let plans = ways.iter().map(|way| plan(&models, &mixture, Sampling::PLAIN, way)).collect();
+            let case = Case::new(World::Related, models, &mixture, Sampling::PLAIN, 4);
+            let found = Case { plans, ..case }.check(&ways[0]);
+            assert!(found.changes > 0, "no plan was changed");
+        }
+    }
 }
 
 /// Weights that need a model of another context.

@@ -40,6 +40,14 @@ fn model(
     agreement: impl Fn(usize) -> f64 + Send + Sync + 'static,
     seconds: impl Fn(usize, u64) -> f64 + Send + Sync + 'static,
 ) -> Arc<dyn Model> {
+    Arc::new(scripted(salt, agreement, seconds))
+}
+
+fn scripted(
+    salt: u64,
+    agreement: impl Fn(usize) -> f64 + Send + Sync + 'static,
+    seconds: impl Fn(usize, u64) -> f64 + Send + Sync + 'static,
+) -> Scripted {
     let script = move |context: &[i32], row: &mut [f32]| {
         let agrees = (hash(context, salt) >> 11) as f64 / (1u64 << 53) as f64 <= agreement(context.len());
         let common = hash(context, 0) % VOCAB as u64;
@@ -48,7 +56,7 @@ fn model(
         Ok(())
     };
     let time = move |width, passes| Duration::from_secs_f64(seconds(width, passes));
-    Arc::new(Scripted::new(VOCAB, script).with_pass_times(time))
+    Scripted::new(VOCAB, script).with_pass_times(time)
 }
 
 /// A pass takes `first` and a tenth more for each further position.
@@ -121,7 +129,7 @@ impl World {
         let costs = vec![1; self.models.len()];
         let request = self.request(lengths, targets, &costs);
         let scores: Vec<bool> = self.models.iter().map(|model| model.scores()).collect();
-        let choices = Choices::new(&request, &scores, &vec![true; scores.len()]);
+        let choices = Choices::new(&request, &scores);
         let plan = Plan::new(&request).unwrap();
         let sampler = Sampler::new(self.temperature, 0, 0.0, 0.0).unwrap();
         let (mut planning, estimates) =
@@ -308,7 +316,7 @@ fn hard_stretches_are_ridden_out() {
 fn standard_is_what_was_measured() {
     let world = target_and_drafter(0.9, 0.05, 0.0);
     let speculative = Plan::of(Policy::Speculative { proposer: 1, length: 4 }, Targets::Combined);
-    let choices = Choices::new(&world.request(None, None, &[1, 1]), &[true; 2], &[true; 2]);
+    let choices = Choices::new(&world.request(None, None, &[1, 1]), &[true; 2]);
     let estimates = Estimates::new(&[vec![(1, 2.0), (8, 3.0)], vec![(1, 0.1), (8, 0.2)]]);
     let mut planner = Planner::new(choices.clone(), speculative.clone(), None);
     let guessed = planner.standard(&estimates);
@@ -331,6 +339,21 @@ fn auto_takes_up_a_drafter_that_becomes_good() {
         matches!(planning.plan().policy, Policy::Speculative { proposer: 1, .. } | Policy::Cos { .. }),
         "{planning:?}"
     );
+}
+
+/// A drafter whose context ends in the middle of the text: it is used until then, and then costs nothing more.
+#[test]
+fn a_drafter_is_used_until_its_context_ends() {
+    let mut world = target_and_drafter(0.9, 0.05, 0.0);
+    let (standard, (best, _)) = (world.standard(1000), world.best(1000));
+    world.models[1] = Arc::new(scripted(2, |_| 0.9, usual(0.1)).with_context_length(1000 + PROMPT.len() + 2));
+    let priors = Mutex::default();
+    for text in 0..2 {
+        let (auto, planning) = world.auto(&priors, 2000);
+        let expected = (standard + best) / 2.0;
+        assert!(auto <= 1.05 * expected, "text {text}: {auto}, where {expected} is expected: {planning:?}");
+        assert_eq!(planning.plan().policy, Policy::Standard, "text {text}");
+    }
 }
 
 /// Where a pass takes less than a look: the first looks are not waited for.

@@ -1007,7 +1007,7 @@ impl Simulation {
             routed: plan.targets == Targets::Routed,
             drafter: Self::drafter(&plan),
             stop_tokens: options.stop_tokens.clone().unwrap_or_else(|| self.engine.stop_tokens().to_vec()),
-            capacity: self.capacity(&combination, &plan),
+            capacity: self.capacity(&combination),
             combination: if options.function { all_ones(&combination) } else { combination },
             options,
             finish: COS_FINISH_NONE,
@@ -1119,10 +1119,10 @@ impl Simulation {
         (lengths.iter().sum::<i32>() + lengths.iter().max().expect("a model")) as usize
     }
 
-    /// The context of the models that may run.
-    fn capacity(&self, combination: &Combination, plan: &Plan) -> usize {
-        let running = (0..self.models.len()).filter(|&model| combination.needs(model) || plan.policy.uses(model));
-        running.map(|model| self.models[model].context_length()).min().expect("a model that is needed")
+    /// The context of the models that have a say.
+    fn capacity(&self, combination: &Combination) -> usize {
+        let needed = combination.needed();
+        needed.map(|model| self.models[model].context_length()).min().expect("a model that is needed")
     }
 
     /// The model that proposes first, or any one if none does.
@@ -1197,7 +1197,7 @@ impl Simulation {
         let new = (valid && !spoilt).then(|| {
             let combination = self.engine.combination(Some(&weights)).expect("valid weights");
             let plan = self.plan(&session.options, &combination);
-            (self.capacity(&combination, &plan), combination, plan)
+            (self.capacity(&combination), combination, plan)
         });
         let committed = session.len();
         let expected = match &new {

@@ -69,14 +69,14 @@ pub struct Choices {
 }
 
 impl Choices {
-    /// What a request leaves open; `scores` says which models do, and `holds` which hold as much context as is needed.
-    pub fn new(request: &Request, scores: &[bool], holds: &[bool]) -> Self {
+    /// What a request leaves open; `scores` says which models do.
+    pub fn new(request: &Request, scores: &[bool]) -> Self {
         let combination = request.combination;
         let lengths: Option<Vec<usize>> =
             request.lengths.map(|lengths| lengths.iter().map(|&length| length as usize).collect());
         let may_propose = |model: usize| {
             let only_itself = combination.needed().eq([model]);
-            !only_itself && holds[model] && lengths.as_ref().is_none_or(|lengths| lengths[model] > 0)
+            !only_itself && lengths.as_ref().is_none_or(|lengths| lengths[model] > 0)
         };
         Choices {
             task: Task {
@@ -324,6 +324,16 @@ impl Planner {
         }
         self.expectation.planned = best.seconds;
         Some(best.plan)
+    }
+
+    /// A model proposes no more from here on. Returns the plan to go on with until the next look, if the one in force has it propose.
+    pub fn retire(&mut self, model: usize) -> Option<Plan> {
+        self.choices.may_propose[model] = false;
+        if self.choices.allow(&self.plan) {
+            return None;
+        }
+        self.look_soon();
+        Some(Plan::of(Policy::Standard, self.choices.targets[0]))
     }
 
     /// Take another plan, because it was found better or something else is decoded.

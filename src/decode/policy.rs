@@ -77,10 +77,12 @@ impl Policy {
     /// Decide what to do next. There is always something: a front position that is not yet decidable.
     pub fn next(&self, view: &View) -> Action {
         match self {
-            Policy::Speculative { proposer, length } if view.pending == 0 && !view.declined => {
+            Policy::Speculative { proposer, length }
+                if view.pending == 0 && !view.declined && view.seen[*proposer] != usize::MAX =>
+            {
                 Action { model: *proposer, proposals: *length }
             }
-            // without a draft there is nothing to be but standard
+            // Without a draft, `speculative` acts like `standard`.
             Policy::Standard | Policy::Speculative { .. } => Action { model: view.missing, proposals: 0 },
             Policy::Cos { lengths, order } => {
                 let behind = order.iter().copied().min_by_key(|&model| view.seen[model]);
@@ -280,7 +282,7 @@ impl Plan {
         if request.combination.needed().eq([model]) {
             return 0; // it would only verify itself
         }
-        // The planner takes up drafters once it knows them; until then none of them may limit the context.
+        // The planner takes up drafters once it knows them.
         if request.strategy == Strategy::Auto && !request.combination.needs(model) {
             return 0;
         }
@@ -392,6 +394,8 @@ mod tests {
         let next = |declined| policy.next(&View { pending: 0, missing: 0, seen: &[6, 7], declined });
         assert_eq!(next(false), Action { model: 1, proposals: 4 });
         assert_eq!(next(true), Action { model: 0, proposals: 0 });
+        let idle = View { pending: 0, missing: 0, seen: &[6, usize::MAX], declined: false };
+        assert_eq!(policy.next(&idle), Action { model: 0, proposals: 0 }, "nor is one that has no business");
     }
 
     #[test]

@@ -262,7 +262,7 @@ impl<C: Chance> Decoder<C> {
 
     /// Make room for all that the combination and the plan can need, so that rounds need not.
     fn fit(&mut self) {
-        self.context_length = context_length(&self.models, &self.settings.combination, &self.settings.plan);
+        self.context_length = context_length(&self.models, &self.settings.combination);
         self.max_pending = self.settings.plan.policy.max_pending();
         if self.math.is_none() {
             self.math = self.lanes.iter().find_map(|lane| lane.sequence.row_math());
@@ -294,7 +294,7 @@ impl<C: Chance> Decoder<C> {
     ///
     /// On an error, [`Error::ContextFull`] if a model that is needed now cannot hold the committed tokens, nothing changes.
     pub fn set_combination(&mut self, combination: Combination, plan: Plan) -> Result<()> {
-        let context_length = context_length(&self.models, &combination, &plan);
+        let context_length = context_length(&self.models, &combination);
         if self.committed > context_length {
             return Err(Error::ContextFull(format!(
                 "the sequence has {} tokens, but the models of these weights hold {context_length}; \
@@ -362,6 +362,17 @@ impl<C: Chance> Decoder<C> {
         !self.drafts.is_empty()
     }
 
+    /// Whether a model can propose no more, because the sequence is longer than its context. One that is needed ends the sequence
+    /// before.
+    pub fn is_exhausted(&self, model: usize) -> bool {
+        self.committed > self.models[model].context_length()
+    }
+
+    /// Whether a model's context holds all tokens, so that it may run over them and propose the next one.
+    fn holds_all(&self, model: usize) -> bool {
+        self.tokens.len() <= self.models[model].context_length()
+    }
+
     /// Committed tokens that a model has not seen.
     pub fn gap(&self, model: usize) -> usize {
         self.committed.saturating_sub(self.lanes[model].sequence.len())
@@ -372,7 +383,7 @@ impl<C: Chance> Decoder<C> {
         self.draining = true;
     }
 
-    /// Decode by another plan for the same combination, whose models hold the context as well.
+    /// Decode by another plan for the same combination.
     ///
     /// To be called at the end of a round that succeeded, with nothing pending. Then the choice of a plan may look at
     /// everything that was observed: all positions that were drafted, or whose route was looked at, are decided or
@@ -387,8 +398,11 @@ impl<C: Chance> Decoder<C> {
         self.fit();
     }
 
-    /// Let a model that the plan does not run catch up, to learn how well it would do.
+    /// Let a model that the plan does not run catch up, to learn how well it would do. One whose context has ended cannot.
     pub fn probe(&mut self, model: usize) -> Result<(), Interrupt> {
+        if self.is_exhausted(model) {
+            return Ok(());
+        }
         let window = self.committed.saturating_sub(WINDOW);
         for until in [window, self.committed] {
             let passed = self.advance_to(model, until)?;
@@ -516,14 +530,16 @@ impl<C: Chance> Decoder<C> {
         let room = self.has_room();
         if let Some(turn) = self.turn.take()
             && room
+            && self.holds_all(turn.model)
             && self.is_hopeful()
         {
             return turn;
         }
-        for (model, (seen, lane)) in self.seen.iter_mut().zip(&self.lanes).enumerate() {
-            // Without room, one that may only draft has nothing to run for.
-            let idle = !room && !self.settings.combination.needs(model);
-            *seen = if idle { usize::MAX } else { lane.sequence.len() };
+        for model in 0..self.lanes.len() {
+            // One that may only draft has nothing to run for where a draft has no room, or where its context ends.
+            let may_draft = room && self.holds_all(model);
+            let is_idle = !may_draft && !self.settings.combination.needs(model);
+            self.seen[model] = if is_idle { usize::MAX } else { self.lanes[model].sequence.len() };
         }
         let missing = self.missing().expect("a decidable position was left undecided");
         let pending = self.drafts.len();
@@ -1185,10 +1201,9 @@ impl Weights for Place<'_> {
     }
 }
 
-/// Most tokens that all models which may run can hold.
-fn context_length(models: &[Arc<dyn Model>], combination: &Combination, plan: &Plan) -> usize {
-    let running = (0..models.len()).filter(|&model| combination.needs(model) || plan.policy.uses(model));
-    running.map(|model| models[model].context_length()).min().unwrap_or(0)
+/// Most tokens that all models can hold that have a say. A drafter drafts as long as it can, and limits nothing.
+fn context_length(models: &[Arc<dyn Model>], combination: &Combination) -> usize {
+    combination.needed().map(|model| models[model].context_length()).min().unwrap_or(0)
 }
 
 /// What the front position is verified against, and where it was made.
