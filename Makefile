@@ -15,9 +15,18 @@ INCLUDEDIR ?= $(PREFIX)/include
 VERSION := $(shell sed -n '/^\[package\]/,/^\[/s/^version = "\(.*\)"/\1/p' Cargo.toml)
 MAJOR := $(firstword $(subst ., ,$(VERSION)))
 SONAME := libcos.so.$(MAJOR)
+# Whether ONNX Runtime is installed beside the library. 0 is for systems that have another one, such as a build for GPUs.
+WITH_ONNXRUNTIME ?= 1
+
+# Made when a build begins. What `make install` takes is built anew only if sources are younger than this file, so root,
+# who may have no cargo, can install what a user has built.
+BUILT := $(RELEASE)/.libcos-built
+SOURCES := Cargo.toml Cargo.lock build.rs $(shell find src -type f)
+ONNXRUNTIME := $(CARGO_TARGET_DIR)/onnxruntime
 
 .DEFAULT_GOAL := help
-.PHONY: help build onnxruntime install demo test test-cpp test-go test-java conformance lint format clippy bench bench-cuda header clean
+.PHONY: help build onnxruntime install demo test test-cpp test-go test-java conformance \
+    lint format clippy bench bench-cuda header clean
 # Cargo uses all cores by itself, and its targets would wait for each other.
 .NOTPARALLEL:
 
@@ -25,12 +34,20 @@ help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
 
 build: ## build libcos.so
+	@mkdir -p "$(RELEASE)" && touch "$(BUILT).begun"
 	$(CARGO) build --release --locked
+	@mv "$(BUILT).begun" "$(BUILT)"
+
+$(BUILT): $(SOURCES)
+	@command -v $(firstword $(CARGO)) >/dev/null || { \
+	    echo "$(RELEASE)/libcos.so is missing or older than its sources, and there is no cargo: run \`make build\` before," \
+	        "as a user who has it" >&2; exit 1; }
+	@$(MAKE) --no-print-directory build
 
 onnxruntime: ## fetch ONNX Runtime into the target folder, where libcos.so finds it
-	scripts/fetch-onnxruntime "$(CARGO_TARGET_DIR)/onnxruntime"
+	scripts/fetch-onnxruntime "$(ONNXRUNTIME)"
 
-install: $(RELEASE)/libcos.so ## install library, headers, pkg-config and CMake files: PREFIX=, DESTDIR=, WITH_ONNXRUNTIME=1
+install: $(BUILT) ## install library, headers, pkg-config and CMake files, ONNX Runtime: PREFIX=, DESTDIR=, WITH_ONNXRUNTIME=0
 	install -d "$(DESTDIR)$(INCLUDEDIR)" "$(DESTDIR)$(LIBDIR)/pkgconfig" "$(DESTDIR)$(LIBDIR)/cmake/cos"
 	install -m 644 include/cos.h bindings/cpp/cos.hpp "$(DESTDIR)$(INCLUDEDIR)"
 	install -m 755 "$(RELEASE)/libcos.so" "$(DESTDIR)$(LIBDIR)/libcos.so.$(VERSION)"
@@ -43,14 +60,14 @@ install: $(RELEASE)/libcos.so ## install library, headers, pkg-config and CMake 
 	        packaging/$${file##*/}.in >"$(DESTDIR)$(LIBDIR)/$$file" || exit; \
 	done
 ifeq ($(WITH_ONNXRUNTIME),1)
-	$(MAKE) onnxruntime
 	install -d "$(DESTDIR)$(LIBDIR)/onnxruntime"
-	install -m 644 "$(CARGO_TARGET_DIR)"/onnxruntime/* "$(DESTDIR)$(LIBDIR)/onnxruntime"
+	install -m 644 "$(ONNXRUNTIME)"/* "$(DESTDIR)$(LIBDIR)/onnxruntime"
 endif
+	@[ -n "$(DESTDIR)" ] || packaging/after-install "$(LIBDIR)"
 
-# As it is, if it is there: who installs as root has built it before.
-$(RELEASE)/libcos.so:
-	$(MAKE) build
+ifeq ($(WITH_ONNXRUNTIME),1)
+install: onnxruntime
+endif
 
 demo: onnxruntime build ## watch models decode together, and compare the strategies
 	$(CXX) -std=c++17 -Wall -Wextra $(CXXFLAGS) -Iinclude bindings/cpp/examples/demo.cpp -o "$(DEMO)" \

@@ -243,13 +243,20 @@ fn find(configured: Option<&Path>) -> Result<PathBuf> {
         };
     }
     let own = own_path();
-    own.as_deref().and_then(near).or_else(system_library).ok_or_else(|| {
-        Error::Runtime(format!(
-            "libonnxruntime.so was not found beside {}; run `make onnxruntime` in CoS's folder, \
-                 or name the library in {LIBRARY_VARIABLE} or as \"onnxruntime\" in the configuration",
-            own.as_deref().unwrap_or(Path::new("libcos.so")).display()
-        ))
-    })
+    own.as_deref().and_then(near).or_else(system_library).ok_or_else(|| missing(own.as_deref()))
+}
+
+/// What to do without ONNX Runtime: the command puts it where [`near`] looks, in a source tree and in an installation.
+fn missing(own: Option<&Path>) -> Error {
+    let place = own.and_then(|own| Some((own, own.parent()?.join("onnxruntime"))));
+    let beside = place.map_or(String::from("; "), |(own, folder)| {
+        let (own, folder) = (own.display(), folder.display());
+        format!(" beside {own}; run `scripts/fetch-onnxruntime '{folder}'` in CoS's source folder, or ")
+    });
+    Error::Runtime(format!(
+        "libonnxruntime.so was not found{beside}name the library in {LIBRARY_VARIABLE} or as \"onnxruntime\" in the \
+         configuration"
+    ))
 }
 
 /// A library beside a file, or in a folder `onnxruntime` there; or the same in the folders above, where set-up puts it in
