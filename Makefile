@@ -25,7 +25,7 @@ SOURCES := Cargo.toml Cargo.lock build.rs $(shell find src -type f)
 ONNXRUNTIME := $(CARGO_TARGET_DIR)/onnxruntime
 
 .DEFAULT_GOAL := help
-.PHONY: help build onnxruntime install demo test test-cpp test-go test-java conformance \
+.PHONY: help build onnxruntime install export demo demo-program test test-export test-cpp test-go test-java conformance \
     lint format clippy bench bench-cuda header clean
 # Cargo uses all cores by itself, and its targets would wait for each other.
 .NOTPARALLEL:
@@ -69,13 +69,23 @@ ifeq ($(WITH_ONNXRUNTIME),1)
 install: onnxruntime
 endif
 
-demo: onnxruntime build ## watch models decode together, and compare the strategies
+export: ## export a Hugging Face model: MODEL=FOLDER OUT=FOLDER, TOOL=, PRECISION=, DEVICE= (scripts/export --help)
+	@scripts/export $(if $(TOOL),--tool "$(TOOL)") $(if $(PRECISION),--precision "$(PRECISION)") \
+	    $(if $(DEVICE),--device "$(DEVICE)") "$(MODEL)" "$(OUT)"
+
+demo: demo-program onnxruntime ## watch models decode together, and compare the strategies
+	"$(DEMO)" models/demo
+
+demo-program: build
 	$(CXX) -std=c++17 -Wall -Wextra $(CXXFLAGS) -Iinclude bindings/cpp/examples/demo.cpp -o "$(DEMO)" \
 	    -L"$(RELEASE)" -lcos '-Wl,-rpath,$$ORIGIN/..'
-	"$(DEMO)" models/demo
+
+test-export: onnxruntime demo-program ## export a small model by both tools; fetches several GB once
+	tests/export/test arguments models
 
 test: onnxruntime ## run all tests: Rust, C under sanitizers, and the bindings whose languages are installed
 	$(CARGO) test --release --locked
+	tests/export/test arguments
 	$(MAKE) test-cpp test-go test-java
 
 test-cpp: onnxruntime build ## check the C++ binding: vectors, safety, packages, server

@@ -32,7 +32,7 @@ pub fn model_file(path: &Path) -> Result<PathBuf> {
     match (files.len(), preferred) {
         // the layout of the hub: configurations above, exports in a folder of their own
         (0, _) if path.join("onnx").is_dir() => model_file(&path.join("onnx")),
-        (0, _) => Err(Error::Model(format!("{} holds no .onnx file", path.display()))),
+        (0, _) => Err(Error::Model(no_export(path))),
         (_, Some(index)) => Ok(files.swap_remove(index)),
         (1, None) => Ok(files.swap_remove(0)),
         _ => {
@@ -45,6 +45,24 @@ pub fn model_file(path: &Path) -> Result<PathBuf> {
         }
     }
 }
+
+/// What to say of a folder without an export: how to make one, where it holds a model to be exported.
+fn no_export(path: &Path) -> String {
+    let weights =
+        |name: &str| name.ends_with(".safetensors") || name.starts_with("pytorch_model") && name.ends_with(".bin");
+    let mut entries = path.read_dir().into_iter().flatten().flatten();
+    let path = path.canonicalize().unwrap_or(path.into());
+    let shown = path.display();
+    if path.join("config.json").is_file() && entries.any(|entry| entry.file_name().to_str().is_some_and(weights)) {
+        format!(
+            "{shown} holds the weights of a model in Hugging Face's format, but no .onnx file; export it in CoS's source folder: \
+             `make export MODEL='{shown}' OUT='{shown}-onnx'`, and let path name '{shown}-onnx'"
+        )
+    } else {
+        format!("{shown} holds no .onnx file")
+    }
+}
+
 /// The configurations that came with a model.
 pub struct Beside {
     genai: Option<Value>,
@@ -169,6 +187,22 @@ mod tests {
     fn beside(genai: Option<&str>, hub: Option<&str>) -> Beside {
         let parse = |text: Option<&str>| text.map(|text| serde_json::from_str(text).unwrap());
         Beside { genai: parse(genai), hub: parse(hub), generation: None, tokenizer: None }
+    }
+
+    #[test]
+    fn weights_to_be_exported_are_told_how() {
+        let folder = tempfile::tempdir().unwrap();
+        let message = || model_file(folder.path()).unwrap_err().to_string();
+        let shown = folder.path().canonicalize().unwrap();
+        let command = format!("`make export MODEL='{0}' OUT='{0}-onnx'`", shown.display());
+        assert!(message().ends_with("holds no .onnx file"));
+        std::fs::write(folder.path().join("config.json"), "{}").unwrap();
+        assert!(message().ends_with("holds no .onnx file"));
+        for weights in ["model-00001-of-00002.safetensors", "pytorch_model.bin"] {
+            std::fs::write(folder.path().join(weights), "").unwrap();
+            assert!(message().contains(&command), "{}", message());
+            std::fs::remove_file(folder.path().join(weights)).unwrap();
+        }
     }
 
     #[test]
