@@ -26,7 +26,7 @@ ONNXRUNTIME := $(CARGO_TARGET_DIR)/onnxruntime
 
 .DEFAULT_GOAL := help
 .PHONY: help build onnxruntime install export demo demo-program test test-export test-cpp test-go test-java conformance \
-    lint format clippy bench bench-cuda header clean
+    lint format clippy bench evaluate bench-cuda header clean
 # Cargo uses all cores by itself, and its targets would wait for each other.
 .NOTPARALLEL:
 
@@ -115,6 +115,10 @@ bench: onnxruntime ## compare strategies and peers, and write target/bench/index
 	QUICK="$(QUICK)" scripts/bench-setup "$(CARGO_TARGET_DIR)/bench" "$(MODELS)"
 	$(CARGO) bench --locked --bench bench -- --out "$(CARGO_TARGET_DIR)/bench" \
 	    $(if $(MODELS),--models "$(MODELS)") $(if $(QUICK),--quick) $(BENCH_ARGUMENTS)
+
+evaluate: onnxruntime ## measure what combinations do to the text, beside each of their models alone: CONFIGS=
+	$(CARGO) bench --locked --bench bench -- --quality \
+	    $(or $(CONFIGS),$(addprefix models/demo/,engine.json three.json contrastive.json contrastive-strong.json))
 
 bench-cuda: ## measure on an NVIDIA GPU, and write docs/cuda.md: MODELS=, ORT_DYLIB_PATH=, BENCH_PYTHON=
 	scripts/bench-cuda pack "$(CARGO_TARGET_DIR)/bench-cuda" "$(MODELS)"

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use bench::cases::Picks;
 use bench::measure;
+use bench::quality;
 use bench::report;
 use bench::results::{Case, PassCost, Results, Row, Sample, Spread, Theory, paired};
 use bench::theory::{Event, Policy, Setup, theorem_3_1, theorem_3_6};
@@ -301,4 +302,42 @@ fn a_tiny_run_over_exports_writes_the_page_of_the_gpu() {
     run(&["--quick", "--no-peers", "--exports", demo, "--budget", "0", "--out"], &[&results]);
     let report = std::fs::read_to_string(results.join("report.md")).unwrap();
     assert!(report.contains("left out for want of time: weighted, two models: sampled, GSM8K"), "{report}");
+}
+
+#[test]
+fn what_a_combination_does_to_the_text_is_told() {
+    // Two models of three tokens: one is sure of what follows each token, the other one of something else; none of 0.
+    let model = |name: &str, step: i32| {
+        let script = move |tokens: &[i32], row: &mut [f32]| {
+            row.fill(0.0);
+            row[(1 + (tokens.last().unwrap() + step) % 2) as usize] = 2.0;
+            Ok(())
+        };
+        Arc::new(Scripted::new(3, script).with_name(name).with_max_pass(2)) as Arc<dyn Model>
+    };
+    let models = vec![model("same", 1), model("other", 0)];
+    let engine = Engine::new(models, Combine::Weighted { weights: vec![0.5, 0.5] }, Vec::new(), None).unwrap();
+    // By turns, so that half of it is likely under one model, and half under the other one.
+    let prompt = vec![1, 1, 2, 2, 1, 1, 2, 2, 1];
+    let (likely, unlikely) = (2.0 - (2.0f64.exp() + 2.0).ln(), -(2.0f64.exp() + 2.0).ln());
+    let of = |combine| quality::quality(&engine, combine, std::slice::from_ref(&prompt), 12).unwrap();
+    let alone = of(Combine::Target { model: 0 });
+    near(alone.likelihoods[0], (likely + unlikely) / 2.0, 1e-5);
+    // 12 tokens, which are all the same, have 9 stretches of 4.
+    near(alone.repeated, 8.0 / 9.0, 1e-9);
+    let together = of(engine.combine().clone());
+    near(together.likelihoods[0], (0.5 * (likely.exp() + unlikely.exp())).ln(), 1e-5);
+    let sum = of(Combine::Contrastive { mu: 1.0, plausibility: 0.0 });
+    near(sum.likelihoods[0], 0.5 * (2.0 - 2.0) - (2.0f64.exp() + (-2.0f64).exp() + 1.0).ln(), 1e-5);
+
+    let table = quality::table(&engine, &[prompt], 12).unwrap();
+    for text in
+        ["| same alone | -1.24 | 88.9 % |", "| other alone | -1.24 |", "| **together** | -0.81 |", "1 of 1 prompts"]
+    {
+        assert!(table.contains(text), "no {text:?} in\n{table}");
+    }
+    let masked = Combine::Contrastive { mu: 1.0, plausibility: 0.9 };
+    let engine = Engine::new(engine.models().to_vec(), masked, Vec::new(), None).unwrap();
+    assert!(quality::table(&engine, &[vec![1, 0]], 12).unwrap().contains("| **together** | some are masked |"));
+    assert_eq!(quality::repetitions(&[1, 2, 3, 4, 1, 2, 3, 4, 1]), 2);
 }

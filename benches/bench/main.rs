@@ -7,6 +7,7 @@ pub mod cuda;
 mod hostile;
 pub mod measure;
 mod peers;
+pub mod quality;
 mod raw;
 pub mod report;
 pub mod results;
@@ -73,6 +74,9 @@ pub struct Arguments {
     /// For configurations: gsm8k or humaneval.
     #[arg(long, default_value = "gsm8k")]
     prompt_set: PromptSet,
+    /// For configurations: what they do to the text, instead of time.
+    #[arg(long, requires = "configs")]
+    quality: bool,
     /// For configurations: what so many open sessions take in memory, instead of time.
     #[arg(long)]
     sessions: Option<usize>,
@@ -118,6 +122,9 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     if let Some(folder) = &arguments.cuda_report {
         return cuda::write(folder, &arguments.out);
     }
+    if arguments.quality {
+        return quality(arguments);
+    }
     let mut results = Results::default();
     let (engine, mut tasks) =
         if arguments.configs.is_empty() { whole(arguments, &mut results)? } else { own(arguments)? };
@@ -135,11 +142,11 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         return Err("there is nothing to compare: no case of that name, or too few models".into());
     }
     if let Some(count) = arguments.sessions {
-        let prompt = prompts(&tasks[0], 1)?.remove(0);
+        let prompt = prompts(&engine, tasks[0].prompts, 1)?.remove(0);
         return memory(&tasks[0], &prompt, arguments.tokens.unwrap_or(96), count);
     }
     if arguments.passes {
-        results.prompts = prompt_costs(&engine, &prompts(&tasks[0], 1)?[0])?;
+        results.prompts = prompt_costs(&engine, &prompts(&engine, tasks[0].prompts, 1)?[0])?;
         results.raw = raw_costs(arguments, &engine, &tasks[0], &mut results.notes)?;
         results.facts = facts(&engine, Vec::new(), arguments.provider);
         return report::write(&results, &arguments.out);
@@ -175,7 +182,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
             bar.set_message(format!("{}: {row}", task.title));
             bar.inc(1);
         };
-        let prompts = prompts(task, count)?;
+        let prompts = prompts(&task.engine, task.prompts, count)?;
         match measure::run(task, &prompts, &effort, &mut workers, &tick) {
             Ok(case) => results.cases.push(case),
             // the others may succeed, and cannot be run again soon
@@ -328,10 +335,24 @@ fn own(arguments: &Arguments) -> Result<(Arc<Engine>, Vec<Task>)> {
     Ok((engine, vec![task]))
 }
 
-fn prompts(task: &Task, count: usize) -> Result<Vec<Vec<i32>>> {
+/// The tables of configurations, over both sets of prompts.
+fn quality(arguments: &Arguments) -> Result<()> {
+    let (count, tokens) = if arguments.quick { (2, 32) } else { (20, 128) };
+    let (count, tokens) = (arguments.prompts.unwrap_or(count), arguments.tokens.unwrap_or(tokens));
+    for config in &arguments.configs {
+        let engine = Engine::load(&Config::open(config)?)?;
+        for set in ["gsm8k", "humaneval"] {
+            println!("{}, {count} prompts of {set}\n", config.display());
+            println!("{}", quality::table(&engine, &prompts(&engine, set, count)?, tokens)?);
+        }
+    }
+    Ok(())
+}
+
+fn prompts(engine: &Engine, set: &str, count: usize) -> Result<Vec<Vec<i32>>> {
     let folder = root().join("models/demo/prompts");
-    let text = task.engine.text()?;
-    std::fs::read_to_string(folder.join(task.prompts).with_extension("jsonl"))?
+    let text = engine.text()?;
+    std::fs::read_to_string(folder.join(set).with_extension("jsonl"))?
         .lines()
         .take(count)
         .map(|line| {
@@ -441,7 +462,7 @@ fn raw_costs(
     notes: &mut Vec<String>,
 ) -> Result<Vec<results::RawCost>> {
     let folder = arguments.exports.as_deref().unwrap_or(Path::new(""));
-    let text = prompts(task, 1)?.remove(0);
+    let text = prompts(engine, task.prompts, 1)?.remove(0);
     let turn = if arguments.quick { 0.01 } else { 0.12 };
     let mut costs = Vec::new();
     for model in engine.models() {
@@ -478,7 +499,7 @@ fn prompt_costs(engine: &Engine, text: &[i32]) -> Result<Vec<results::PromptCost
 /// size of the cache, once for a process.
 fn prepare(tasks: &[Task], arguments: &Arguments) -> Result<()> {
     const WIDEST: usize = 20;
-    let prompt = prompts(&tasks[0], 1)?.remove(0);
+    let prompt = prompts(&tasks[0].engine, tasks[0].prompts, 1)?.remove(0);
     let tokens = arguments.tokens.unwrap_or(96) + WIDEST;
     let text: Vec<i32> = prompt.iter().copied().cycle().take(prompt.len() + tokens).collect();
     let mut prepared: Vec<&Arc<dyn Model>> = Vec::new();

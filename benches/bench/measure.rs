@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Instant;
 
+use cos::decode::combine::Combination;
 use cos::decode::round::Counters;
-use cos::decode::sampling::{Candidates, Sampler};
+use cos::decode::sampling::Sampler;
 use cos::model::{Cancel, Interrupt, Model, Pass, Sequence};
 use cos::session::{Options, Session, State};
 use cos::stats::Stats;
@@ -13,6 +14,7 @@ use serde_json::{Value, json};
 
 use super::cases::{Decoder, Ours, Task};
 use super::peers::{Answer, Started};
+use super::quality::log_likelihood;
 use super::results::{Case, PassCost, Row, Sample, Spread, Theory, paired, speed};
 use super::theory::{self, Event, Policy, Setup};
 
@@ -103,7 +105,9 @@ pub fn run(
                         if !warm_up {
                             row.add(&decoded, setups[current].as_ref());
                             if let Some(judge) = &task.judge {
-                                row.likelihood.0 += likelihood(judge.as_ref(), prompt, &text)?;
+                                let all = decoded.session.decoder().committed();
+                                let judge = (std::slice::from_ref(judge), &Combination::target(1, 0)?);
+                                row.likelihood.0 += log_likelihood(judge.0, judge.1, all, prompt.len())?;
                                 row.likelihood.1 += text.len();
                             }
                         }
@@ -281,25 +285,6 @@ pub fn extend(model: &dyn Model, sequence: &mut dyn Sequence, tokens: &[i32]) ->
         })?;
     }
     Ok(())
-}
-
-/// The log-likelihood of a text behind a prompt.
-fn likelihood(model: &dyn Model, prompt: &[i32], text: &[i32]) -> Result<f64> {
-    let mut sequence = model.start(&Arc::new(Cancel::default()))?;
-    extend(model, sequence.as_mut(), &prompt[..prompt.len() - 1])?;
-    let (plain, mut candidates) = (Sampler::new(1.0, 0, 0.0, 0.0)?, Candidates::new(model.vocab_size()));
-    let mut total = 0.0;
-    // so that the rows of a chunk are there: the one before each token of the text
-    let tokens: Vec<i32> = prompt[prompt.len() - 1..].iter().chain(text).copied().collect();
-    for (chunk, next) in tokens[..text.len()].chunks(64).zip(text.chunks(64)) {
-        let start = sequence.len();
-        extend(model, sequence.as_mut(), chunk)?;
-        for (offset, &token) in next.iter().enumerate() {
-            let row = sequence.logits(start + 1 + offset);
-            total += f64::from(plain.process(row, &mut candidates)?.log_probability(row, token as usize));
-        }
-    }
-    Ok(total)
 }
 
 fn summary(
