@@ -19,6 +19,7 @@ DEMO = ROOT / "models" / "demo" / "engine.json"
 class Server:
     def __init__(self, command, sessions, config=DEMO):
         self.model = pathlib.Path(config).stem
+        self.command = command
         arguments = [str(config), "--port", "0", "--max-sessions", str(sessions)]
         self.process = subprocess.Popen([*command, *arguments], stdout=subprocess.PIPE, text=True)
         try:

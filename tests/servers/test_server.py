@@ -4,13 +4,14 @@ import concurrent.futures
 import functools
 import http.client
 import json
+import subprocess
 import sys
 import threading
 import time
 
 import openai
 
-from server import Server
+from server import DEMO, Server
 
 CLIENTS = 16
 PROMPTS = [
@@ -50,6 +51,20 @@ def lasting(server):
         if server.complete(PROMPTS[0], max_tokens=400, **options, extra_body=PINNED).usage.completion_tokens == 400:
             return {"prompt": PROMPTS[0], "max_tokens": 1500, **options}
     raise AssertionError("every seed ends early")
+
+
+def arguments(server):
+    """What asks for help, and what is no call of a server."""
+    def said(*words):
+        done = subprocess.run([*server.command, *words], text=True, capture_output=True, timeout=60)
+        expect("usage: server CONFIG.json [--port N] [--max-sessions N]" in done.stdout + done.stderr,
+               f"{words} says no usage but {done.stdout + done.stderr!r}")
+        return done.returncode
+    equal(said("--help"), 0, "--help")
+    config = str(DEMO)
+    for words in ([], ["--port", "0"], ["--quick", config], [config, "--quick", "1"], [config, "--port"],
+                  [config, "--port", "all"], [config, "--port", "65536"], [config, "--max-sessions", "0"]):
+        expect(said(*words) not in (0, 1), f"{words} is not refused as a wrong call")
 
 
 def models(server):
@@ -285,8 +300,8 @@ def drain(server):
 def main():
     if len(sys.argv) < 2:
         sys.exit("usage: test COMMAND...")
-    checks = (models, completion, token_prompts, sampling, extension, streaming, stop_strings, leaving, at_once, too_many,
-              bad_requests, drain)
+    checks = (arguments, models, completion, token_prompts, sampling, extension, streaming, stop_strings, leaving, at_once,
+              too_many, bad_requests, drain)
     server = Server(sys.argv[1:], CLIENTS)
     failed = 0
     try:

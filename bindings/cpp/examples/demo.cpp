@@ -91,6 +91,11 @@ cos_session_options make_options(int32_t strategy, float temperature, uint64_t s
 
 // ---- to be read
 
+constexpr const char* demo_folder = "models/demo";
+constexpr const char* about_models =
+    "The models are toys of 14 (base, math) and 1 million parameters (small), trained for minutes on word problems and\n"
+    "Python code. They write fluent nonsense. What counts here is that they decode together, and how fast.\n\n";
+
 const char* why(int32_t finish) {
     switch (finish) {
         case COS_FINISH_STOP: return "a stop token";
@@ -215,7 +220,8 @@ void run(const std::string& folder, const std::string& prompt) {
     const Engine weighted = open_engine(folder + "/engine.json");
     const Engine contrastive = open_engine(folder + "/contrastive.json");
 
-    std::printf("CoS %s\n\n---- A weighted ensemble (engine.json), sampled at temperature 1\n\n", cos_version());
+    std::printf("CoS %s\n\n%s---- A weighted ensemble (engine.json), sampled at temperature 1\n\n", cos_version(),
+                folder == demo_folder ? about_models : "");
     stream(weighted, prompt, 1);
     std::printf("---- Contrastive decoding (contrastive.json), greedy\n\n");
     stream(contrastive, prompt, 0);
@@ -223,6 +229,7 @@ void run(const std::string& folder, const std::string& prompt) {
     std::printf("---- Strategies: the same distribution, at which speed?\n\n");
     compare(weighted, "Weighted, base + math");
     compare(contrastive, "Contrastive, base - 0.1 x small");
+    if (folder == demo_folder) std::printf("What the combinations do to the text: make evaluate\n");
 }
 
 void inspect(const std::string& config) {
@@ -235,17 +242,19 @@ void inspect(const std::string& config) {
 }  // namespace
 
 int main(int argc, char** argv) {
-    const bool inspects = argc > 1 && std::string(argv[1]) == "inspect";
-    if (argc > 3 || (inspects && argc != 3)) {
-        std::fprintf(stderr, "usage: %s [CONFIG_DIR] [PROMPT]\n       %s inspect CONFIG\n", argv[0], argv[0]);
-        return 2;
+    const std::vector<std::string> words(argv + 1, argv + argc);
+    const bool helps = words.size() == 1 && words[0] == "--help", inspects = !words.empty() && words[0] == "inspect";
+    const bool is_option = !words.empty() && words[0].rfind('-', 0) == 0;
+    if (words.size() > 2 || (inspects && words.size() != 2) || is_option) {
+        std::fprintf(helps ? stdout : stderr, "usage: %s [CONFIG_DIR] [PROMPT]\n       %s inspect CONFIG\n", argv[0], argv[0]);
+        return helps ? 0 : 2;
     }
     try {
         if (inspects) {
-            inspect(argv[2]);
+            inspect(words[1]);
             return 0;
         }
-        run(argc > 1 ? argv[1] : "models/demo", argc > 2 ? argv[2] : prompts[0]);
+        run(words.empty() ? demo_folder : words[0], words.size() < 2 ? prompts[0] : words[1]);
     } catch (const std::exception& error) {
         std::fprintf(stderr, "demo: %s\n", error.what());
         return 1;

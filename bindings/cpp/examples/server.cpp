@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <atomic>
 #include <csignal>
+#include <cstdio>
 #include <ctime>
 #include <filesystem>
 #include <iostream>
@@ -265,22 +266,21 @@ private:
 
 int main(int argc, char** argv) try {
     std::map<std::string, int> options{{"--port", 8080}, {"--max-sessions", 32}};
-    for (int i = 2; i + 1 < argc; i += 2) options[argv[i]] = std::stoi(argv[i + 1]);
+    bool help = argc == 2 && argv[1] == std::string("--help"), good = argc % 2 == 0 && argv[1][0] != '-';
+    for (int i = 2, end; good && i < argc; i += 2)
+        good = options.count(argv[i]) && std::sscanf(argv[i + 1], "%d%n", &options[argv[i]], &end) == 1 && !argv[i + 1][end];
     int port = options["--port"], most = options["--max-sessions"];
-    if (argc % 2 != 0 || options.size() != 2 || most < 1 || port > 65535)
-        throw std::invalid_argument("usage: server CONFIG.json [--port N] [--max-sessions N]");
+    if (!good || most < 1 || port < 0 || port > 65535)
+        return (help ? std::cout : std::cerr) << "usage: server CONFIG.json [--port N] [--max-sessions N]\n", help ? 0 : 2;
     httplib::Server server;
     // A thread for each request that runs and some for others; a connection that is kept alive would hold one when idle.
     server.new_task_queue = [=] { return new httplib::ThreadPool(static_cast<std::size_t>(most) + 8); };
-    server.set_keep_alive_max_count(1);
-    server.set_tcp_nodelay(true);
-    server.set_payload_max_length(16 << 20);
+    server.set_keep_alive_max_count(1).set_tcp_nodelay(true).set_payload_max_length(16 << 20);
     // In place of SO_REUSEPORT, by which two servers would share a port.
     server.set_socket_options([](int socket) { httplib::set_socket_opt(socket, SOL_SOCKET, SO_REUSEADDR, 1); });
     Service service(server, argv[1], static_cast<std::size_t>(most));
-    if (port == 0) port = server.bind_to_any_port("127.0.0.1");
-    else if (!server.bind_to_port("127.0.0.1", port)) port = -1;
-    if (port < 0) throw std::runtime_error("cannot listen on the port");
+    const bool bound = port ? server.bind_to_port("127.0.0.1", port) : (port = server.bind_to_any_port("127.0.0.1")) > 0;
+    if (!bound) throw std::runtime_error("cannot listen on the port");
     for (const int signal : {SIGTERM, SIGINT}) std::signal(signal, [](int) { draining = true; });
     std::cout << "listening on 127.0.0.1:" << port << std::endl;
 

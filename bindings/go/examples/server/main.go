@@ -37,20 +37,21 @@ const patience = 30 * time.Second
 func main() {
 	port := flag.Uint("port", 8080, "port on 127.0.0.1; 0 is any free one")
 	sessions := flag.Uint("max-sessions", 32, "requests that are decoded at once")
-	if len(os.Args) < 2 || strings.HasPrefix(os.Args[1], "-") {
-		log.Fatal("usage: server CONFIG.json [--port N] [--max-sessions N]")
+	flag.Usage = func() { fmt.Fprintln(os.Stderr, "usage: server CONFIG.json [--port N] [--max-sessions N]") }
+	flag.Parse() // exits by itself, also with --help
+	config := flag.Arg(0)
+	_ = flag.CommandLine.Parse(flag.Args()[min(1, flag.NArg()):])
+	if config == "" || flag.NArg() > 0 || *port > 65535 || *sessions == 0 {
+		flag.Usage()
+		os.Exit(2)
 	}
-	_ = flag.CommandLine.Parse(os.Args[2:]) // exits by itself
 	signals, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
-	engine, err := cos.Open(os.Args[1])
-	if err != nil {
+	engine, err := cos.Open(config)
+	listener, listenErr := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", *port))
+	if err := cmp.Or(err, listenErr); err != nil {
 		log.Fatal(err)
 	}
-	listener, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", *port))
-	if err != nil {
-		log.Fatal(err)
-	}
-	handler := newHandler(engine, strings.TrimSuffix(filepath.Base(os.Args[1]), ".json"), *sessions)
+	handler := newHandler(engine, strings.TrimSuffix(filepath.Base(config), ".json"), *sessions)
 	server := &http.Server{Handler: handler, ReadTimeout: patience, WriteTimeout: patience}
 	go func() {
 		if err := server.Serve(listener); err != http.ErrServerClosed {
@@ -104,8 +105,7 @@ func (s *service) completions(w http.ResponseWriter, r *http.Request) {
 		return object{"id": id, "object": "text_completion", "created": created, "model": s.model,
 			"choices": append([]object{}, choices...), "usage": usage}
 	}
-	var last, usage object
-	streams := false // a piece was sent
+	last, usage, streams := object(nil), object(nil), false // whether a piece was sent
 	c, err := s.read(w, r)
 	if err == nil {
 		last, usage, err = s.decode(r.Context(), c, func(piece string) {

@@ -10,8 +10,7 @@ import io.vertx.core.Vertx;
 import io.vertx.core.buffer.Buffer;
 import io.vertx.core.http.HttpServer;
 import io.vertx.core.http.HttpServerResponse;
-import io.vertx.core.json.JsonArray;
-import io.vertx.core.json.JsonObject;
+import io.vertx.core.json.*;
 import io.vertx.ext.web.Router;
 import io.vertx.ext.web.RoutingContext;
 import io.vertx.ext.web.handler.BodyHandler;
@@ -53,13 +52,17 @@ public final class Server {
 
     public static void main(String[] arguments) {
         Map<String, Integer> options = new HashMap<>(Map.of("--port", 8080, "--max-sessions", 32));
+        boolean help = List.of(arguments).equals(List.of("--help"));
+        boolean good = arguments.length % 2 == 1 && !arguments[0].startsWith("-");
+        for (int i = 1; good && i < arguments.length; i += 2) { // nine digits are an int
+            good = options.containsKey(arguments[i]) && arguments[i + 1].matches("\\d{1,9}")
+                    && options.put(arguments[i], Integer.valueOf(arguments[i + 1])) != null; // what was there
+        }
+        if (!good || options.get("--max-sessions") == 0 || options.get("--port") > 65535) {
+            (help ? System.out : System.err).println("usage: server CONFIG.json [--port N] [--max-sessions N]");
+            System.exit(help ? 0 : 2);
+        }
         try {
-            for (int i = 1; i + 1 < arguments.length; i += 2) {
-                options.put(arguments[i], Integer.valueOf(arguments[i + 1]));
-            }
-            if (arguments.length % 2 == 0 || options.size() > 2) { // one has no value, or was not there before
-                throw new IllegalArgumentException("usage: server CONFIG.json [--port N] [--max-sessions N]");
-            }
             new Server(Path.of(arguments[0]), options.get("--max-sessions")).listen(options.get("--port"));
         } catch (Exception e) { // also what await throws undeclared, such as of a port that is taken
             System.err.println("server: " + e.getMessage());
