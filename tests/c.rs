@@ -160,25 +160,45 @@ fn a_host_may_fork() {
     assert_eq!(host("daemons"), [&[&*text][..], &["pool process"], &[&text], &["pool process"]].concat());
 }
 
-/// The program in a README, by its language.
-fn example(readme: &str, language: &str) -> String {
+/// The first code block of a language in a README, behind a mark.
+fn example(readme: &str, mark: &str, language: &str) -> String {
     let text = std::fs::read_to_string(root().join(readme)).unwrap();
-    let program = text.split(&format!("```{language}\n")).nth(1).and_then(|rest| rest.split("```").next());
-    program.unwrap_or_else(|| panic!("{readme} has no program in {language}")).to_owned()
+    let block = text.split_once(mark).and_then(|(_, rest)| rest.split(&format!("```{language}\n")).nth(1));
+    let block = block.and_then(|rest| rest.split("```").next());
+    block.unwrap_or_else(|| panic!("{readme} has nothing in {language} behind {mark:?}")).to_owned()
 }
 
-/// The bindings' tests run the programs of their own READMEs.
+/// The bindings' tests run the programs of their own READMEs, by the commands there.
 #[test]
 fn the_readme_shows_the_programs_of_the_bindings() {
     for language in ["cpp", "go", "java"] {
-        let of_binding = example(&format!("bindings/{language}/README.md"), language);
-        assert_eq!(example("README.md", language), of_binding, "the program in {language}");
+        let of_binding = std::fs::read_to_string(root().join(format!("bindings/{language}/README.md"))).unwrap();
+        let program = format!("```{language}\n");
+        for (mark, block) in [("## Use", language), ("## Use", "sh"), (&program, "sh")] {
+            let shown = example("README.md", mark, block);
+            assert!(
+                of_binding.contains(&format!("```{block}\n{shown}```")),
+                "in {language} there is not this:\n{shown}"
+            );
+        }
+    }
+}
+
+#[test]
+fn the_configurations_of_the_readme_are_valid() {
+    let readme = std::fs::read_to_string(root().join("README.md")).unwrap();
+    let configurations: Vec<&str> =
+        readme.split("```json\n").skip(1).map(|rest| rest.split("```").next().unwrap()).collect();
+    assert!(configurations.len() >= 3);
+    for configuration in configurations {
+        Config::parse(configuration).unwrap_or_else(|error| panic!("{configuration}: {error}"));
     }
 }
 
 #[test]
 fn the_example_of_the_readme_runs() {
-    let example = example("README.md", "c");
+    let example = example("README.md", "## Use", "c");
+    assert!(example.contains("cos_text_stream_finish"), "the last characters of a text may be missing");
     let folder = scratch("readme");
     std::fs::write(folder.join("chat.c"), example).unwrap();
     let out = execute(&compile(&folder.join("chat.c"), &folder), root());
@@ -205,9 +225,9 @@ fn the_header_compiles_alone_and_twice() {
     }
 }
 
-#[test]
-fn the_demo_inspects_a_configuration() {
-    let folder = scratch("demo");
+/// The program of `make demo`, in a folder of its own.
+fn demo(folder: &str) -> PathBuf {
+    let folder = scratch(folder);
     symlink(library(), folder.join(SONAME)).unwrap();
     let program = folder.join("demo");
     run(compiler("CXX", "c++", "c++17")
@@ -216,11 +236,32 @@ fn the_demo_inspects_a_configuration() {
         .arg("-Wl,-rpath,$ORIGIN")
         .arg("-o")
         .arg(&program));
+    program
+}
+
+#[test]
+fn the_demo_inspects_a_configuration() {
+    let program = demo("demo");
     let inspect = |config: &str| {
         run(Command::new(&program).args(["inspect", config]).current_dir(root()).env_remove("LD_LIBRARY_PATH"))
     };
     let table = inspect("models/demo/three.json");
     for expected in ["base", "math", "small", "vocabulary of 4096 tokens", "shared, float32", "8 x 2 x 64", "8,192"] {
         assert!(table.contains(expected), "no {expected:?} in\n{table}");
+    }
+}
+
+#[test]
+fn the_demo_tells_how_it_is_called() {
+    let program = demo("demo-usage");
+    let call = |words: &[&str]| {
+        let output = Command::new(&program).args(words).env_remove("LD_LIBRARY_PATH").output().unwrap();
+        (output.status.code(), [output.stdout, output.stderr].map(|text| String::from_utf8(text).unwrap()))
+    };
+    let (code, [out, err]) = call(&["--help"]);
+    assert!(code == Some(0) && out.starts_with("usage: ") && err.is_empty(), "{code:?} {out:?} {err:?}");
+    for words in [&["--quick"][..], &["-h", "x"], &["inspect"], &["a", "b", "c"]] {
+        let (code, [out, err]) = call(words);
+        assert!(code == Some(2) && out.is_empty() && err.starts_with("usage: "), "{words:?}: {code:?} {out:?} {err:?}");
     }
 }
