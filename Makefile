@@ -80,12 +80,12 @@ demo-program: build
 	$(CXX) -std=c++17 -Wall -Wextra $(CXXFLAGS) -Iinclude bindings/cpp/examples/demo.cpp -o "$(DEMO)" \
 	    -L"$(RELEASE)" -lcos '-Wl,-rpath,$$ORIGIN/..'
 
-test-export: onnxruntime demo-program ## export a small model by both tools; fetches several GB once
-	tests/export/test arguments models
+test-export: onnxruntime demo-program ## check the exports of a small model by both tools; fetches several GB once
+	tests/export/test arguments fetch models
 
-test: onnxruntime ## run all tests: Rust, C under sanitizers, and the bindings whose languages are installed
+test: onnxruntime demo-program ## run all tests: Rust, C under sanitizers, and the bindings whose languages are installed
 	$(CARGO) test --release --locked
-	tests/export/test arguments
+	tests/export/test arguments models
 	$(MAKE) test-cpp test-go test-java
 
 test-cpp: onnxruntime build ## check the C++ binding: vectors, safety, packages, server
