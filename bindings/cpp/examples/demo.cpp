@@ -229,6 +229,7 @@ void run(const std::string& folder, const std::string& prompt) {
     std::printf("---- Strategies: the same distribution, at which speed?\n\n");
     compare(weighted, "Weighted, base + math");
     compare(contrastive, "Contrastive, base - 0.1 x small");
+    std::printf("auto learns while it decodes which of the others is the fastest; texts are short here.\n");
     if (folder == demo_folder) std::printf("What the combinations do to the text: make evaluate\n");
 }
 
