@@ -15,7 +15,7 @@ INCLUDEDIR ?= $(PREFIX)/include
 VERSION := $(shell sed -n '/^\[package\]/,/^\[/s/^version = "\(.*\)"/\1/p' Cargo.toml)
 MAJOR := $(firstword $(subst ., ,$(VERSION)))
 SONAME := libcos.so.$(MAJOR)
-# Whether ONNX Runtime is installed beside the library. 0 is for systems that have another one, such as a build for GPUs.
+# 0 installs no ONNX Runtime beside the library, for systems that have another one, such as a build for GPUs.
 WITH_ONNXRUNTIME ?= 1
 
 # Made when a build begins. What `make install` takes is built anew only if sources are younger than this file, so root,
@@ -25,8 +25,8 @@ SOURCES := Cargo.toml Cargo.lock build.rs $(shell find src -type f)
 ONNXRUNTIME := $(CARGO_TARGET_DIR)/onnxruntime
 
 .DEFAULT_GOAL := help
-.PHONY: help build onnxruntime install export demo demo-program test test-export test-cpp test-go test-java conformance \
-    lint format clippy bench evaluate bench-cuda header clean
+.PHONY: help build onnxruntime install export demo demo-program test test-export test-cpp test-go test-java \
+    conformance lint format clippy bench evaluate bench-cuda header clean
 # Cargo uses all cores by itself, and its targets would wait for each other.
 .NOTPARALLEL:
 
@@ -40,14 +40,14 @@ build: ## build libcos.so
 
 $(BUILT): $(SOURCES)
 	@command -v $(firstword $(CARGO)) >/dev/null || { \
-	    echo "$(RELEASE)/libcos.so is missing or older than its sources, and there is no cargo: run \`make build\` before," \
-	        "as a user who has it" >&2; exit 1; }
+	    echo "$(RELEASE)/libcos.so is missing or older than its sources, and there is no cargo:" \
+	        "run \`make build\` before, as a user who has it" >&2; exit 1; }
 	@$(MAKE) --no-print-directory build
 
 onnxruntime: ## fetch ONNX Runtime into the target folder, where libcos.so finds it
 	scripts/fetch-onnxruntime "$(ONNXRUNTIME)"
 
-install: $(BUILT) ## install library, headers, pkg-config and CMake files, ONNX Runtime: PREFIX=, DESTDIR=, WITH_ONNXRUNTIME=0
+install: $(BUILT) ## install the library and ONNX Runtime, for C and C++: PREFIX=, DESTDIR=, WITH_ONNXRUNTIME=0
 	install -d "$(DESTDIR)$(INCLUDEDIR)" "$(DESTDIR)$(LIBDIR)/pkgconfig" "$(DESTDIR)$(LIBDIR)/cmake/cos"
 	install -m 644 include/cos.h bindings/cpp/cos.hpp "$(DESTDIR)$(INCLUDEDIR)"
 	install -m 755 "$(RELEASE)/libcos.so" "$(DESTDIR)$(LIBDIR)/libcos.so.$(VERSION)"

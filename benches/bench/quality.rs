@@ -1,5 +1,5 @@
-//! What a combination does to the text, beside each of its models alone: how likely it makes text that people wrote, and how much
-//! its greedy text repeats itself. This does not depend on time.
+//! What a combination does to the text, beside each of its models alone: how likely it makes text that people wrote, and how
+//! much its greedy text repeats itself. This does not depend on time.
 
 use std::collections::HashSet;
 use std::fmt::Write;

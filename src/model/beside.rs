@@ -55,8 +55,8 @@ fn no_export(path: &Path) -> String {
     let shown = path.display();
     if path.join("config.json").is_file() && entries.any(|entry| entry.file_name().to_str().is_some_and(weights)) {
         format!(
-            "{shown} holds the weights of a model in Hugging Face's format, but no .onnx file; export it in CoS's source folder: \
-             `make export MODEL='{shown}' OUT='{shown}-onnx'`, and let path name '{shown}-onnx'"
+            "{shown} holds weights in Hugging Face's format, but no .onnx file; export them in CoS's source folder: \
+             `make export MODEL='{shown}' OUT='{shown}-onnx'` (DEVICE=cuda for a GPU), and let path name '{shown}-onnx'"
         )
     } else {
         format!("{shown} holds no .onnx file")
