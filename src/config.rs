@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use crate::decode::combine::Combination;
 use crate::error::{Error, Result};
+use crate::files;
 
 /// More threads than any machine runs a pass on.
 const MAX_THREADS: usize = 1024;
@@ -273,8 +274,7 @@ impl Combine {
 impl Config {
     /// Read a configuration file; its paths are relative to its folder.
     pub fn open(path: &Path) -> Result<Self> {
-        let text =
-            std::fs::read_to_string(path).map_err(|error| Error::Config(format!("cannot read {path:?}: {error}")))?;
+        let text = files::text(path, files::CONFIGURATION).map_err(Error::Config)?;
         let mut config =
             Self::parse(&text).map_err(|error| Error::Config(format!("{}: {}", path.display(), inner(error))))?;
         let folder = path.parent().unwrap_or(Path::new(""));
@@ -289,7 +289,8 @@ impl Config {
 
     /// Read a configuration from JSON text.
     pub fn parse(text: &str) -> Result<Self> {
-        let config: Config = serde_json::from_str(text).map_err(|error| Error::Config(error.to_string()))?;
+        let config: Config =
+            serde_json::from_str(files::without_mark(text)).map_err(|error| Error::Config(error.to_string()))?;
         if config.models.is_empty() {
             return Err(Error::Config("models is empty; name at least one".into()));
         }

@@ -1,5 +1,6 @@
 //! The engine: models loaded once, shared by any number of sessions and threads.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -10,6 +11,7 @@ use serde_json::{Value, json};
 use crate::config::{Combine, Config, ExportConfig, ModelConfig, ProviderName, RowsName, ScoringName};
 use crate::decode::combine::Combination;
 use crate::error::{Error, Result};
+use crate::files;
 use crate::model::{Model, Ngram, OnnxModel, Provider, RowsOn, Scoring, Settings, environment, library, overlap};
 use crate::planning::Priors;
 use crate::stats::Stats;
@@ -50,7 +52,8 @@ impl Engine {
             text.limit_vocabulary(vocab_size);
             Arc::new(text)
         });
-        let mut stop_tokens: Vec<i32> = exports.iter().flat_map(|model| model.export().stop_tokens.clone()).collect();
+        let named: BTreeSet<i32> = exports.iter().flat_map(|model| model.export().stop_tokens.clone()).collect();
+        let mut stop_tokens: Vec<i32> = named.into_iter().collect();
         stop_tokens.retain(|&token| {
             let known = usize::try_from(token).is_ok_and(|token| token < vocab_size);
             if !known {
@@ -69,6 +72,13 @@ impl Engine {
     }
 
     /// An engine of models made elsewhere.
+        if stop_tokens.is_empty() {
+            warnings.push(
+                "no file of a model names a stop token, so only max_tokens or a full context ends a text; put the \
+                 model's generation_config.json beside it, or give sessions stop_tokens"
+                    .into(),
+            );
+        }
     pub fn new(
         models: Vec<Arc<dyn Model>>,
         combine: Combine,
@@ -242,11 +252,8 @@ struct Agreement {
 /// A model has as many tokens as its tokenizer says, if that is fewer than its logits have columns: the others are
 /// padding. Of several models the smallest vocabulary decides, provided that tokenizers show that it is one.
 fn agree(models: &[OnnxModel]) -> Result<Agreement> {
-    let read = |path: &Path| {
-        std::fs::read(path)
-            .map_err(|error| Error::Model(format!("cannot read the tokenizer {}: {error}", path.display())))
-    };
-    let mut first: Option<(&str, Vec<u8>, Text)> = None;
+    let read = |path: &Path| files::text(path, files::TOKENIZER).map_err(Error::Model);
+    let mut first: Option<(&str, String, Text)> = None;
     let (mut sizes, mut warnings) = (Vec::new(), Vec::new());
     for model in models {
         let mut size = model.vocab_size();
