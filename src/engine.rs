@@ -40,7 +40,10 @@ pub struct Engine {
 impl Engine {
     /// Load everything that a configuration names.
     pub fn load(config: &Config) -> Result<Self> {
-        environment(config.onnxruntime.as_deref(), config.threads, config.spinning)?;
+        let cores = num_cpus::get();
+        let crowded = config.threads > cores;
+        let spinning = if crowded { Some(false) } else { config.spinning };
+        environment(config.onnxruntime.as_deref(), config.threads, spinning)?;
         let exports = config.models.iter().filter_map(|model| match model {
             ModelConfig::Onnx(export) => Some(export),
             ModelConfig::Ngram { .. } => None,
@@ -48,6 +51,13 @@ impl Engine {
         let mut exports = exports.map(load).collect::<Result<Vec<_>>>()?;
         let Agreement { vocab_size, text, mut warnings } = agree(&exports)?;
         exports.iter_mut().for_each(|model| model.limit_vocabulary(vocab_size));
+        if crowded {
+            warnings.push(format!(
+                "there are more threads ({}) than cores ({cores}), so they do not spin: those without a core would hold \
+                 up every pass; leave threads out to have one for each core",
+                config.threads
+            ));
+        }
         let text = text.map(|mut text| {
             text.limit_vocabulary(vocab_size);
             Arc::new(text)
