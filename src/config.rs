@@ -13,6 +13,9 @@ use crate::files;
 /// More threads than any machine runs a pass on.
 const MAX_THREADS: usize = 1024;
 
+/// More models than anybody combines. Each session has buffers for every model, also for look-ups.
+const MAX_MODELS: usize = 64;
+
 /// The configuration of an engine.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -31,6 +34,9 @@ pub struct Config {
     /// `None` finds out whether that pays.
     #[serde(default)]
     pub overlap: Option<bool>,
+    /// Sessions with a temperature below this are greedy.
+    #[serde(default)]
+    pub greedy_below: f32,
     /// Path of the ONNX Runtime library.
     #[serde(default)]
     pub onnxruntime: Option<PathBuf>,
@@ -294,6 +300,14 @@ impl Config {
         if config.models.is_empty() {
             return Err(Error::Config("models is empty; name at least one".into()));
         }
+        if config.models.len() > MAX_MODELS {
+            let listed = config.models.len();
+            return Err(Error::Config(format!("models lists {listed}; an engine takes at most {MAX_MODELS}")));
+        }
+        if !(config.greedy_below.is_finite() && config.greedy_below >= 0.0) {
+            let given = config.greedy_below;
+            return Err(Error::Config(format!("greedy_below is {given}; it must be a temperature, or 0 (off)")));
+        }
         if config.threads > MAX_THREADS {
             return Err(Error::Config(format!("threads is {}; it cannot be more than {MAX_THREADS}", config.threads)));
         }
@@ -386,7 +400,18 @@ mod tests {
             r#"{"models":[{"path":"a"}],"combine":{"kind":"target","model":0},"overlap":"no"}"#,
             "expected a boolean",
         );
-        check("{", "EOF");
+        check(r#"{"models":[{"path":"a"}],"combine":{"kind":"target","model":0},"greedy_below":0.01}"#, "ok");
+        check(
+            r#"{"models":[{"path":"a"}],"combine":{"kind":"target","model":0},"greedy_below":-1}"#,
+            "greedy_below is -1",
+        );
+        check("\u{feff}{", "EOF");
+        let many = |look_ups: usize| {
+            let models = r#",{"kind":"ngram"}"#.repeat(look_ups);
+            format!(r#"{{"models":[{{"path":"a"}}{models}],"combine":{{"kind":"target","model":0}}}}"#)
+        };
+        check(&many(63), "ok");
+        check(&many(64), "models lists 65; an engine takes at most 64");
     }
 
     #[test]

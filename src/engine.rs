@@ -34,6 +34,7 @@ pub struct Engine {
     priors: Mutex<Priors>,
     /// What of passes at the same time does not overlap, if they do at all.
     serial: Option<f64>,
+    greedy_below: f32,
     clock: Box<Clock>,
 }
 
@@ -50,7 +51,6 @@ impl Engine {
         });
         let mut exports = exports.map(load).collect::<Result<Vec<_>>>()?;
         let Agreement { vocab_size, text, mut warnings } = agree(&exports)?;
-        exports.iter_mut().for_each(|model| model.limit_vocabulary(vocab_size));
         if crowded {
             warnings.push(format!(
                 "there are more threads ({}) than cores ({cores}), so they do not spin: those without a core would hold \
@@ -58,6 +58,7 @@ impl Engine {
                 config.threads
             ));
         }
+        exports.iter_mut().for_each(|model| model.limit_vocabulary(vocab_size));
         let text = text.map(|mut text| {
             text.limit_vocabulary(vocab_size);
             Arc::new(text)
@@ -71,17 +72,6 @@ impl Engine {
             }
             known
         });
-        let mut exports = exports.into_iter();
-        let models = config.models.iter().filter_map(|model| match model {
-            ModelConfig::Onnx(_) => exports.next().map(|export| Arc::new(export) as Arc<dyn Model>),
-            ModelConfig::Ngram { name } => Some(Arc::new(Ngram::new(name))),
-        });
-        let models = models.collect();
-        let engine = Self::new(models, config.combine.clone(), stop_tokens, text)?.with_overlap(config.overlap)?;
-        Ok(Engine { warnings, ..engine })
-    }
-
-    /// An engine of models made elsewhere.
         if stop_tokens.is_empty() {
             warnings.push(
                 "no file of a model names a stop token, so only max_tokens or a full context ends a text; put the \
@@ -89,6 +79,17 @@ impl Engine {
                     .into(),
             );
         }
+        let mut exports = exports.into_iter();
+        let models = config.models.iter().filter_map(|model| match model {
+            ModelConfig::Onnx(_) => exports.next().map(|export| Arc::new(export) as Arc<dyn Model>),
+            ModelConfig::Ngram { name } => Some(Arc::new(Ngram::new(name))),
+        });
+        let models = models.collect();
+        let engine = Self::new(models, config.combine.clone(), stop_tokens, text)?.with_overlap(config.overlap)?;
+        Ok(Engine { warnings, greedy_below: config.greedy_below, ..engine })
+    }
+
+    /// An engine of models made elsewhere.
     pub fn new(
         models: Vec<Arc<dyn Model>>,
         combine: Combine,
@@ -119,6 +120,7 @@ impl Engine {
             totals: Mutex::default(),
             priors: Mutex::default(),
             serial: None,
+            greedy_below: 0.0,
             clock: Box::new(move || start.elapsed()),
         };
         engine.combination(None)?;
@@ -186,6 +188,11 @@ impl Engine {
         &self.priors
     }
 
+    /// Sessions with a temperature below this are greedy.
+    pub fn greedy_below(&self) -> f32 {
+        self.greedy_below
+    }
+
     /// The exports' end-of-sequence tokens.
     pub fn stop_tokens(&self) -> &[i32] {
         &self.stop_tokens
@@ -195,8 +202,10 @@ impl Engine {
     pub fn describe(&self) -> Value {
         let (library, threads) = library().map_or((None, 0), |(library, threads)| (Some(library), threads));
         // By way of text, which keeps a weight of 0.1 as it was written; as a value it would become 0.10000000149.
-        let combine: Value =
-            serde_json::to_string(&self.combine).and_then(|text| serde_json::from_str(&text)).unwrap_or_default();
+        let by_text =
+            |text: serde_json::Result<String>| text.and_then(|text| serde_json::from_str(&text)).unwrap_or_default();
+        let combine: Value = by_text(serde_json::to_string(&self.combine));
+        let greedy_below: Value = by_text(serde_json::to_string(&self.greedy_below));
         json!({
             "version": env!("CARGO_PKG_VERSION"),
             "onnxruntime": library,
@@ -205,6 +214,7 @@ impl Engine {
             "stop_tokens": self.stop_tokens,
             "tokenizer": self.text.is_some(),
             "combine": combine,
+            "greedy_below": greedy_below,
             "overlap": self.serial.map(|serial| 1.0 - serial),
             "models": self.models.iter().map(|model| model.describe()).collect::<Vec<_>>(),
             "warnings": self.warnings,

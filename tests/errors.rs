@@ -278,3 +278,51 @@ fn stop_tokens_are_what_all_files_name() {
     write("generation_config.json", "{}");
     assert_eq!(found(), ("[]".into(), true));
 }
+
+/// A mixture at a temperature near 0 is one of point masses, not one point mass; `greedy_below` takes it for 0.
+#[test]
+fn small_temperatures_are_greedy_if_asked_for() {
+    let models = ["llama", "qwen2"].map(|name| root().join("tests/exports").join(name).join("builder-fp32"));
+    let engine = |more: &str| {
+        let models =
+            serde_json::json!(models.iter().map(|path| serde_json::json!({ "path": path })).collect::<Vec<_>>());
+        new_engine(&format!(r#"{{"models":{models},"combine":{{"kind":"weighted","weights":[0.5,0.5]}}{more}}}"#))
+            .unwrap()
+    };
+    let run = |engine, temperature: f32| {
+        let options = format!("temperature={temperature} seed=3 max_tokens=30 strategy=1");
+        let (code, session) = new_session(engine, &options);
+        assert_eq!(code, 0);
+        let mut tokens = Vec::new();
+        // SAFETY: session and result are valid, and tokens are copied before the next call.
+        unsafe {
+            assert_eq!(self::code(cos_prompt(session, [1, 2, 3].as_ptr(), 3)), 0);
+            loop {
+                let mut step = result();
+                assert_eq!(self::code(cos_step(session, &mut step)), 0);
+                tokens.extend_from_slice(std::slice::from_raw_parts(step.tokens, step.tokens_count));
+                if step.finish != COS_FINISH_NONE {
+                    break;
+                }
+            }
+            cos_free(session);
+        }
+        tokens
+    };
+    let (plain, greedy) = (engine(""), engine(r#","greedy_below":0.01"#));
+    let expected = run(plain, 0.0);
+    for temperature in [1e-45, 1e-38, 1e-6, 0.005] {
+        assert_ne!(run(plain, temperature), expected, "temperature {temperature}");
+        assert_eq!(run(greedy, temperature), expected, "temperature {temperature}");
+    }
+    assert_eq!(run(greedy, 0.01), run(plain, 0.01), "not below it");
+    // SAFETY: they are freed once.
+    unsafe {
+        cos_engine_free(plain);
+        cos_engine_free(greedy);
+    }
+    let config = config_of(&models[0]);
+    for wrong in ["-0.5", "1e39", "\"0.01\""] {
+        assert_eq!(new_engine(&config.replacen('{', &format!(r#"{{"greedy_below":{wrong},"#), 1)), Err(2), "{wrong}");
+    }
+}
