@@ -17,6 +17,7 @@ pub mod text;
 use std::ffi::{CStr, c_char};
 use std::mem::MaybeUninit;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 
 use error::cos_error;
 
@@ -60,6 +61,41 @@ fn null(name: &str) -> Error {
 unsafe fn reference<'a, T>(pointer: *const T, name: &str) -> Result<&'a T> {
     // SAFETY: promised by the caller.
     unsafe { pointer.as_ref() }.ok_or_else(|| null(name))
+}
+
+/// Hand an object to C, which gives it back with [`release`].
+fn handle<T>(object: T) -> *mut T {
+    Arc::into_raw(Arc::new(object)).cast_mut()
+}
+
+/// The object of a handle. Each call holds it for as long as it runs, so another thread that frees the handle takes
+/// nothing away from it. A call that begins after that is the caller's fault: nothing is left to hold.
+///
+/// # Safety
+/// `handle` is NULL, or comes from [`handle`] and was not released.
+unsafe fn hold<T>(handle: *const T, name: &str) -> Result<Arc<T>> {
+    if handle.is_null() {
+        return Err(null(name));
+    }
+    // SAFETY: promised by the caller.
+    unsafe {
+        Arc::increment_strong_count(handle);
+        Ok(Arc::from_raw(handle))
+    }
+}
+
+/// Free a handle; what calls still hold goes with the last of them. NULL is fine.
+///
+/// # Safety
+/// As for [`hold`]; no call with this handle begins any more.
+unsafe fn release<T>(handle: *const T) {
+    if !handle.is_null() {
+        // SAFETY: promised by the caller. An error has nowhere to go.
+        let _ = catch(|| {
+            drop(unsafe { Arc::from_raw(handle) });
+            Ok(())
+        });
+    }
 }
 
 fn check_out<T>(pointer: *mut T, name: &str) -> Result<()> {
