@@ -6,16 +6,17 @@ use std::borrow::Cow;
 use std::fmt::Display;
 use std::fs::{File, FileType};
 use std::io::Read;
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 
+use serde::de::{DeserializeOwned, IgnoredAny};
 use serde_json::Value;
 
 /// Most bytes of a configuration. The longest that models come with have less than one million.
 pub const CONFIGURATION: u64 = 1 << 24;
 
 /// Most bytes of a `tokenizer.json`. The longest that models come with have some 40 million.
-pub const TOKENIZER: u64 = 1 << 29;
+const TOKENIZER: u64 = 1 << 29;
 
 fn cannot_read(path: &Path, why: impl Display) -> String {
     format!("cannot read {}: {why}", path.display())
@@ -26,7 +27,7 @@ pub fn is_there(path: &Path) -> bool {
     path.symlink_metadata().is_ok()
 }
 
-/// Open a regular file.
+/// Open a regular file, unless it begins like something that came in its place.
 ///
 /// Nothing else is opened: a pipe may never say anything, a device may never end, and opening one may have effects.
 pub fn open(path: &Path) -> Result<File, String> {
@@ -40,7 +41,9 @@ pub fn open(path: &Path) -> Result<File, String> {
     // Another file may be there by now. It is opened without waiting, and looked at again.
     let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path).map_err(refuse)?;
     check_kind(path, file.metadata().map_err(refuse)?.file_type())?;
-    Ok(file)
+    let mut start = [0; 256];
+    let length = file.read_at(&mut start, 0).map_err(refuse)?;
+    mistaken(&start[..length]).map_or(Ok(file), |what| Err(cannot_read(path, what)))
 }
 
 fn check_kind(path: &Path, kind: FileType) -> Result<(), String> {
@@ -61,9 +64,6 @@ pub fn text(path: &Path, limit: u64) -> Result<String, String> {
     if bytes.len() as u64 > limit {
         return Err(cannot_read(path, format_args!("it has more than {limit} bytes, which no file of its kind has")));
     }
-    if let Some(what) = mistaken(&bytes) {
-        return Err(cannot_read(path, what));
-    }
     if bytes.starts_with(b"\xff\xfe") || bytes.starts_with(b"\xfe\xff") {
         return Err(cannot_read(path, "it is UTF-16, as its byte order mark says; save it as UTF-8"));
     }
@@ -78,13 +78,13 @@ pub fn without_mark(text: &str) -> &str {
 }
 
 /// What a file is that begins like this, if it came in place of another one, and the mend.
-pub fn mistaken(bytes: &[u8]) -> Option<&'static str> {
-    let start = bytes[..bytes.len().min(256)].trim_ascii_start().to_ascii_lowercase();
-    if bytes.is_empty() {
+fn mistaken(start: &[u8]) -> Option<&'static str> {
+    let text = start.trim_ascii_start().to_ascii_lowercase();
+    if start.is_empty() {
         Some("it is empty; download or export it again")
-    } else if start.starts_with(b"version https://git-lfs") {
+    } else if text.starts_with(b"version https://git-lfs") {
         Some("it is a pointer of Git LFS in place of the file; run `git lfs pull` in the folder that was cloned")
-    } else if [&b"<!doctype html"[..], b"<html", b"<?xml"].iter().any(|page| start.starts_with(page)) {
+    } else if [&b"<!doctype html"[..], b"<html", b"<?xml"].iter().any(|page| text.starts_with(page)) {
         Some("it is a page (HTML or XML), as servers send it with an error or a login; download the file again")
     } else {
         None
@@ -92,14 +92,22 @@ pub fn mistaken(bytes: &[u8]) -> Option<&'static str> {
 }
 
 /// The JSON of a model's configuration. NaN and infinities, which Python writes, become null.
-pub fn json(path: &Path) -> Result<Value, String> {
-    serde_json::from_str(&without_bare_numbers(&text(path, CONFIGURATION)?)).map_err(|error| not_json(path, &error))
+pub fn configuration(path: &Path) -> Result<Value, String> {
+    parse(path, &without_bare_numbers(&text(path, CONFIGURATION)?))
 }
 
-/// What is wrong with a file that should be JSON.
-pub fn not_json(path: &Path, error: &serde_json::Error) -> String {
-    let mend = if error.is_eof() { "; it is cut off, so download or copy it again" } else { "" };
-    format!("{} is not JSON: {error}{mend}", path.display())
+/// The text of a `tokenizer.json`, which is JSON.
+pub fn tokenizer(path: &Path) -> Result<String, String> {
+    let text = text(path, TOKENIZER)?;
+    parse::<IgnoredAny>(path, &text)?;
+    Ok(text)
+}
+
+fn parse<T: DeserializeOwned>(path: &Path, text: &str) -> Result<T, String> {
+    serde_json::from_str(text).map_err(|error| {
+        let mend = if error.is_eof() { "; it is cut off, so download or copy it again" } else { "" };
+        format!("{} is not JSON: {error}{mend}", path.display())
+    })
 }
 
 /// `NaN`, `Infinity` and `-Infinity` outside of strings as `null`, since JSON has no such numbers.
@@ -140,12 +148,12 @@ mod tests {
         let file = folder.path().join("config.json");
         let read = |content: &[u8]| {
             std::fs::write(&file, content).unwrap();
-            json(&file)
+            configuration(&file)
         };
         assert_eq!(read(b"\xef\xbb\xbf{}"), Ok(serde_json::json!({})), "a byte order mark");
         assert_eq!(read(b"{\"a\": NaN}"), Ok(serde_json::json!({ "a": null })));
         let long = vec![b' '; CONFIGURATION as usize + 1];
-        let refused: [(&[u8], &[&str]); 8] = [
+        let refused: [(&[u8], &[&str]); 9] = [
             (b"", &["it is empty", "download"]),
             (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", &["Git LFS", "git lfs pull"]),
             (b"\n<!DOCTYPE html><html>404</html>", &["HTML", "download the file again"]),
@@ -153,6 +161,7 @@ mod tests {
             (b"\xff\xfe{\0}\0", &["UTF-16", "byte order mark", "UTF-8"]),
             (b"{\"a\": \"\xe4\"}", &["not UTF-8"]),
             (b"{\"a\": [1, 2", &["not JSON", "cut off"]),
+            (b"{\"a\": 1,}", &["not JSON: trailing comma"]),
             (&long, &["more than 16777216 bytes"]),
         ];
         for (content, says) in refused {

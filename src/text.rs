@@ -22,7 +22,7 @@ impl Text {
     /// Load a `tokenizer.json`.
     pub fn load(path: &Path) -> Result<Self> {
         let refuse = |error| Error::Model(format!("cannot read the tokenizer {}: {error}", path.display()));
-        let content = files::text(path, files::TOKENIZER).map_err(Error::Model)?;
+        let content = files::tokenizer(path).map_err(Error::Model)?;
         let mut tokenizer = Tokenizer::from_bytes(content).map_err(refuse)?;
         // Some files carry settings of their training; a prompt must be neither cut nor filled up.
         tokenizer.with_truncation(None).map_err(refuse)?;

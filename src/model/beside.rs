@@ -1,7 +1,6 @@
 //! The files that come with an exported model: its configurations and its tokenizer.
 
 use std::collections::BTreeSet;
-use std::io::Read;
 use std::path::{Component, Path, PathBuf};
 
 use serde::Deserialize;
@@ -24,7 +23,7 @@ pub fn model_file(path: &Path) -> Result<PathBuf> {
             )))
         };
     }
-    if let Some(file) = configured_file(path)?.filter(|file| file.is_file()) {
+    if let Some(file) = configured_file(path)?.filter(|file| files::is_there(file)) {
         return Ok(file);
     }
     let entries = path.read_dir().map_err(|error| Error::Model(format!("cannot read {}: {error}", path.display())))?;
@@ -50,6 +49,7 @@ pub fn model_file(path: &Path) -> Result<PathBuf> {
         }
     }
 }
+
 /// The file that `genai_config.json` names. It may be a link to any place, as in a cache of the hub, but its name may
 /// not lead out of the folder.
 fn configured_file(folder: &Path) -> Result<Option<PathBuf>> {
@@ -91,13 +91,7 @@ fn check_external(folder: &Path, name: &str, needed: u64) -> Result<(), String> 
         return Err(format!("{} is missing; copy it beside the model, or export the model again", path.display()));
     }
     let weights = files::open(&path)?;
-    let unreadable = |error| format!("cannot read {}: {error}", path.display());
-    let bytes = weights.metadata().map_err(unreadable)?.len();
-    let mut start = Vec::new();
-    weights.take(256).read_to_end(&mut start).map_err(unreadable)?;
-    if let Some(what) = files::mistaken(&start) {
-        return Err(format!("cannot read {}: {what}", path.display()));
-    }
+    let bytes = weights.metadata().map_err(|error| format!("cannot read {}: {error}", path.display()))?.len();
     if bytes < needed {
         return Err(format!(
             "{} is cut off at {bytes} bytes, of which {needed} are needed; copy or download it again",
@@ -265,7 +259,7 @@ impl Beside {
     fn stop_token_by_text(&self) -> Option<i32> {
         let named = self.tokenizer_config.as_ref()?.get("eos_token")?;
         let text = named.get("content").unwrap_or(named).as_str()?;
-        let tokenizer = files::text(self.tokenizer.as_ref()?, files::TOKENIZER).ok()?;
+        let tokenizer = files::tokenizer(self.tokenizer.as_ref()?).ok()?;
         let tokens: Tokens = serde_json::from_str(&tokenizer).ok()?;
         tokens.find(text).and_then(|token| i32::try_from(token).ok())
     }
@@ -304,10 +298,12 @@ impl Tokens {
         }
     }
 }
+
 /// A JSON file, if it is there.
 fn json(path: &Path) -> Result<Option<Value>> {
-    if files::is_there(path) { files::json(path).map(Some).map_err(Error::Model) } else { Ok(None) }
+    if files::is_there(path) { files::configuration(path).map(Some).map_err(Error::Model) } else { Ok(None) }
 }
+
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::symlink;
@@ -409,5 +405,7 @@ mod tests {
         symlink(&outside, folder.path().join("decoder.onnx")).unwrap();
         assert_eq!(named("decoder.onnx"), Ok(folder.path().join("decoder.onnx")));
         assert_eq!(named("gone.onnx"), Ok(folder.path().join("decoder.onnx")), "the only one");
+        symlink("nowhere", folder.path().join("dangling.onnx")).unwrap();
+        assert_eq!(named("dangling.onnx"), Ok(folder.path().join("dangling.onnx")), "not another one in its place");
     }
 }

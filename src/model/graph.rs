@@ -40,9 +40,6 @@ impl Graph {
         // SAFETY: the mapping is read here only and dropped at the end. A file that is cut short meanwhile would raise
         // SIGBUS, as it would when ONNX Runtime maps it.
         let bytes = unsafe { Mmap::map(&opened) }.map_err(|error| refuse(&error))?;
-        if let Some(what) = files::mistaken(&bytes) {
-            return Err(Error::Model(format!("cannot load {}: {what}", file.display())));
-        }
         let model = ModelProto::decode(&*bytes).map_err(|error| refuse(&format_args!("it is not ONNX ({error})")))?;
         let main = model.graph.ok_or_else(|| refuse(&"it holds no graph"))?;
         let mut graph = Graph {
