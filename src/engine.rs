@@ -43,6 +43,7 @@ impl Engine {
     pub fn load(config: &Config) -> Result<Self> {
         let cores = num_cpus::get();
         let crowded = config.threads > cores;
+        // Threads that spin without a core would hold up every pass of those that have one.
         let spinning = if crowded { Some(false) } else { config.spinning };
         environment(config.onnxruntime.as_deref(), config.threads, spinning)?;
         let exports = config.models.iter().filter_map(|model| match model {
@@ -53,8 +54,8 @@ impl Engine {
         let Agreement { vocab_size, text, mut warnings } = agree(&exports)?;
         if crowded {
             warnings.push(format!(
-                "there are more threads ({}) than cores ({cores}), so they do not spin: those without a core would hold \
-                 up every pass; leave threads out to have one for each core",
+                "there are more threads ({}) than cores ({cores}), so they do not spin; leave threads out to have one \
+                 for each core",
                 config.threads
             ));
         }
@@ -63,22 +64,8 @@ impl Engine {
             text.limit_vocabulary(vocab_size);
             Arc::new(text)
         });
-        let named: BTreeSet<i32> = exports.iter().flat_map(|model| model.export().stop_tokens.clone()).collect();
-        let mut stop_tokens: Vec<i32> = named.into_iter().collect();
-        stop_tokens.retain(|&token| {
-            let known = usize::try_from(token).is_ok_and(|token| token < vocab_size);
-            if !known {
-                warnings.push(format!("stop token {token} is never produced, since not all models have it"));
-            }
-            known
-        });
-        if stop_tokens.is_empty() {
-            warnings.push(
-                "no file of a model names a stop token, so only max_tokens or a full context ends a text; put the \
-                 model's generation_config.json beside it, or give sessions stop_tokens"
-                    .into(),
-            );
-        }
+        let (stop_tokens, of_stop_tokens) = stop_tokens(&exports, vocab_size);
+        warnings.extend(of_stop_tokens);
         let mut exports = exports.into_iter();
         let models = config.models.iter().filter_map(|model| match model {
             ModelConfig::Onnx(_) => exports.next().map(|export| Arc::new(export) as Arc<dyn Model>),
@@ -259,6 +246,23 @@ fn folder_name(path: &Path) -> String {
     name.unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
 }
 
+/// The tokens that end a text, which are those of all models, and what should be known of them.
+fn stop_tokens(models: &[OnnxModel], vocab_size: usize) -> (Vec<i32>, Vec<String>) {
+    let named: BTreeSet<i32> = models.iter().flat_map(|model| model.export().stop_tokens.iter().copied()).collect();
+    let known = |token: &i32| usize::try_from(*token).is_ok_and(|token| token < vocab_size);
+    let (tokens, unknown): (Vec<i32>, Vec<i32>) = named.into_iter().partition(known);
+    let never = |token| format!("stop token {token} is never produced, since not all models have it");
+    let mut warnings: Vec<String> = unknown.into_iter().map(never).collect();
+    if tokens.is_empty() {
+        warnings.push(
+            "no file of a model names a stop token, so only max_tokens or a full context ends a text; put the model's \
+             generation_config.json beside it, or give sessions stop_tokens"
+                .into(),
+        );
+    }
+    (tokens, warnings)
+}
+
 /// What the models have in common.
 struct Agreement {
     /// The tokens are 0 to this less 1.
@@ -272,7 +276,7 @@ struct Agreement {
 /// A model has as many tokens as its tokenizer says, if that is fewer than its logits have columns: the others are
 /// padding. Of several models the smallest vocabulary decides, provided that tokenizers show that it is one.
 fn agree(models: &[OnnxModel]) -> Result<Agreement> {
-    let read = |path: &Path| files::text(path, files::TOKENIZER).map_err(Error::Model);
+    let read = |path: &Path| files::tokenizer(path).map_err(Error::Model);
     let mut first: Option<(&str, String, Text)> = None;
     let (mut sizes, mut warnings) = (Vec::new(), Vec::new());
     for model in models {

@@ -219,3 +219,50 @@ unsafe fn write<T: Growing>(pointer: *mut T, value: &T) {
         std::ptr::write_bytes(to.add(known), 0, size - known);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::ptr::{null, null_mut};
+
+    use super::engine::{cos_engine, cos_engine_free};
+    use super::error::*;
+    use super::session::*;
+    use super::*;
+    use crate::config::Combine;
+    use crate::engine::Engine;
+    use crate::model::scripted::Scripted;
+
+    /// Calls that have begun on other threads when a session is freed.
+    #[test]
+    fn calls_that_are_running_outlive_the_session() {
+        let used = Arc::new(());
+        let script = {
+            let used = used.clone();
+            move |_: &[i32], row: &mut [f32]| {
+                let _ = &used;
+                row.fill(0.0);
+                Ok(())
+            }
+        };
+        let combine = Combine::Target { model: 0 };
+        let engine = Engine::new(vec![Arc::new(Scripted::new(4, script))], combine, Vec::new(), None).unwrap();
+        let engine = cos_engine::into_raw(Arc::new(engine));
+        let mut session = null_mut();
+        // SAFETY: engine and session are live until they are freed, and then the session is held as by a call.
+        unsafe {
+            assert!(cos_session_new(engine, null(), &mut session).is_null());
+            cos_engine_free(engine);
+            let held = hold(session, "session").unwrap();
+            cos_free(session);
+            assert_eq!(Arc::strong_count(&used), 1, "the session and its models are gone");
+            assert!(cos_cancel(session).is_null());
+            let mut stats = std::mem::zeroed::<cos_stats>();
+            stats.struct_size = size_of::<cos_stats>();
+            assert!(cos_session_stats(session, &mut stats).is_null());
+            let error = cos_prompt(session, [1].as_ptr(), 1);
+            assert_eq!(cos_error_code(error), COS_ERROR_INVALID_ARGUMENT);
+            cos_error_free(error);
+            assert_eq!(Arc::strong_count(&held), 1);
+        }
+    }
+}
