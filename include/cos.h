@@ -448,9 +448,9 @@ void cos_error_free(struct cos_error *error);
 /**
  * Make an engine from a configuration file. Relative paths in it are relative to its folder.
  *
- * The file is a JSON object in UTF-8; an unknown key is an error that names it:
+ * The file is a JSON object in UTF-8, of at most 64 models. An unknown key is an error that names it:
  *
- *     {                                       at most 64 models:
+ *     {
  *       "models": [ { "path": "base",         an .onnx file, or a folder that holds one
  *                     "provider": "cpu",      or "cuda"; "cpu" by default
  *                     "device_id": 0,         which GPU; 0 by default

@@ -302,7 +302,9 @@ impl Config {
         }
         if config.models.len() > MAX_MODELS {
             let listed = config.models.len();
-            return Err(Error::Config(format!("models lists {listed}; an engine takes at most {MAX_MODELS}")));
+            return Err(Error::Config(format!(
+                "models lists {listed}; an engine takes at most {MAX_MODELS}, so name fewer"
+            )));
         }
         if !(config.greedy_below.is_finite() && config.greedy_below >= 0.0) {
             let given = config.greedy_below;
@@ -411,7 +413,7 @@ mod tests {
             format!(r#"{{"models":[{{"path":"a"}}{models}],"combine":{{"kind":"target","model":0}}}}"#)
         };
         check(&many(63), "ok");
-        check(&many(64), "models lists 65; an engine takes at most 64");
+        check(&many(64), "models lists 65; an engine takes at most 64, so name fewer");
     }
 
     #[test]
