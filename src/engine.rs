@@ -12,8 +12,9 @@ use crate::config::{Combine, Config, ExportConfig, ModelConfig, ProviderName, Ro
 use crate::decode::combine::Combination;
 use crate::error::{Error, Result};
 use crate::files;
-use crate::model::{Model, Ngram, OnnxModel, Provider, RowsOn, Scoring, Settings, environment, library, overlap};
+use crate::model::{Model, Ngram, OnnxModel, Provider, RowsOn, Scoring, Settings, environment, loaded, overlap};
 use crate::planning::Priors;
+use crate::process::Process;
 use crate::stats::Stats;
 use crate::text::Text;
 
@@ -36,6 +37,8 @@ pub struct Engine {
     serial: Option<f64>,
     greedy_below: f32,
     clock: Box<Clock>,
+    /// Where its models are.
+    process: Process,
 }
 
 impl Engine {
@@ -52,7 +55,7 @@ impl Engine {
         });
         let mut exports = exports.map(load).collect::<Result<Vec<_>>>()?;
         let Agreement { vocab_size, text, mut warnings } = agree(&exports)?;
-        if crowded {
+        if crowded && loaded().is_some_and(|runtime| runtime.threads.is_some()) {
             warnings.push(format!(
                 "there are more threads ({}) than cores ({cores}), so they do not spin; leave threads out to have one \
                  for each core",
@@ -72,6 +75,7 @@ impl Engine {
             ModelConfig::Ngram { name } => Some(Arc::new(Ngram::new(name))),
         });
         let models = models.collect();
+        warnings.extend(loaded().and_then(|runtime| runtime.pools.warning()).map(str::to_owned));
         let engine = Self::new(models, config.combine.clone(), stop_tokens, text)?.with_overlap(config.overlap)?;
         Ok(Engine { warnings, greedy_below: config.greedy_below, ..engine })
     }
@@ -109,6 +113,7 @@ impl Engine {
             serial: None,
             greedy_below: 0.0,
             clock: Box::new(move || start.elapsed()),
+            process: Process::current(),
         };
         engine.combination(None)?;
         Ok(engine)
@@ -160,6 +165,11 @@ impl Engine {
         self.combine.resolve(&scores, weights)
     }
 
+    /// The process that it belongs to.
+    pub fn process(&self) -> Process {
+        self.process
+    }
+
     /// Number of tokens of the shared vocabulary.
     pub fn vocab_size(&self) -> usize {
         vocab_size(&self.models)
@@ -187,7 +197,7 @@ impl Engine {
 
     /// What was recognised, for people who look into an engine. Documented with `cos_engine_describe`.
     pub fn describe(&self) -> Value {
-        let (library, threads) = library().map_or((None, 0), |(library, threads)| (Some(library), threads));
+        let runtime = loaded();
         // By way of text, which keeps a weight of 0.1 as it was written; as a value it would become 0.10000000149.
         let by_text =
             |text: serde_json::Result<String>| text.and_then(|text| serde_json::from_str(&text)).unwrap_or_default();
@@ -195,8 +205,9 @@ impl Engine {
         let greedy_below: Value = by_text(serde_json::to_string(&self.greedy_below));
         json!({
             "version": env!("CARGO_PKG_VERSION"),
-            "onnxruntime": library,
-            "threads": threads,
+            "onnxruntime": runtime.map(|runtime| &runtime.library),
+            "threads": runtime.and_then(|runtime| runtime.threads),
+            "thread_pool": runtime.map(|runtime| runtime.pools.name()),
             "vocab_size": self.vocab_size(),
             "stop_tokens": self.stop_tokens,
             "tokenizer": self.text.is_some(),

@@ -11,6 +11,7 @@ pub mod ffi;
 pub mod files;
 pub mod model;
 pub mod planning;
+pub mod process;
 pub mod session;
 pub mod stats;
 pub mod text;

@@ -87,6 +87,7 @@ pub struct Session {
 impl Session {
     /// An empty sequence.
     pub fn new(engine: &Arc<Engine>, options: &Options) -> Result<Self> {
+        engine.process().check()?;
         let sampler = options.sampler.greedy_below(engine.greedy_below());
         let options = &Options { sampler, ..options.clone() };
         let models = engine.models();
@@ -159,6 +160,7 @@ impl Session {
     ///
     /// On an error nothing is committed.
     pub fn step(&mut self) -> Result<(&[i32], State)> {
+        self.engine.process().check()?;
         let (started, before) = (self.engine.clock()(), self.stats());
         let start = self.decoder.committed().len();
         self.steps += 1;

@@ -136,8 +136,12 @@ unsafe fn make(
 /// `engine` is NULL or an engine that was not freed, and no call begins with it from now on.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cos_engine_free(engine: *mut cos_engine) {
-    // SAFETY: promised by the caller.
-    unsafe { release(engine) }
+    // SAFETY: promised by the caller. NULL, and an error, has nowhere to go.
+    let _ = super::catch(|| unsafe {
+        hold(engine, "engine")?.0.process().check()?; // in a child of fork() it stays, since its threads are in the parent
+        release(engine);
+        Ok(())
+    });
 }
 
 /// Number of tokens of the vocabulary that the models share; tokens are 0 to this less 1. 0 if `engine` is NULL.

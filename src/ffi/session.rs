@@ -16,6 +16,7 @@ use crate::decode::sampling::Sampler;
 use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::model::Cancel;
+use crate::process::Process;
 use crate::session::{Options, Session, State};
 use crate::stats::Stats;
 
@@ -226,6 +227,8 @@ pub struct cos_session {
     /// What cos_session_describe gave last.
     description: Mutex<CString>,
     poisoned: AtomicBool,
+    /// Where its models are.
+    process: Process,
 }
 
 /// # Safety
@@ -254,6 +257,7 @@ unsafe fn with(session: *const cos_session, body: impl FnOnce(&mut Session) -> R
 unsafe fn usable(session: *const cos_session) -> Result<Arc<cos_session>> {
     // SAFETY: promised by the caller.
     let session = unsafe { hold(session, "session") }?;
+    session.process.check()?;
     if session.poisoned.load(Ordering::Acquire) { Err(Error::Poisoned) } else { Ok(session) }
 }
 
@@ -295,6 +299,7 @@ pub unsafe extern "C" fn cos_session_new(
             inner: Mutex::new(Some(session)),
             description: Mutex::default(),
             poisoned: AtomicBool::new(false),
+            process: engine.0.process(),
         };
         // SAFETY: not NULL, and promised by the caller.
         unsafe { out_session.write(handle(session)) };
@@ -566,15 +571,15 @@ pub unsafe extern "C" fn cos_cancel(session: *mut cos_session) -> *mut cos_error
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cos_free(session: *mut cos_session) {
     // SAFETY: promised by the caller. NULL, and an error, has nowhere to go.
-    let _ = super::catch(|| {
-        let session = unsafe { hold(session, "session") }?;
-        session.cancel.request();
-        let inner = session.inner.lock().take();
+    let _ = super::catch(|| unsafe {
+        let held = hold(session, "session")?;
+        held.process.check()?; // in a child of fork() it stays, since what runs it is in the parent
+        held.cancel.request();
+        let inner = held.inner.lock().take();
         drop(inner);
+        release(session);
         Ok(())
     });
-    // SAFETY: promised by the caller.
-    unsafe { release(session) }
 }
 
 /// What the session did so far, up to the last call that ended. May be called from any thread at any time until
