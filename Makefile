@@ -17,7 +17,7 @@ MAJOR := $(firstword $(subst ., ,$(VERSION)))
 SONAME := libcos.so.$(MAJOR)
 
 .DEFAULT_GOAL := help
-.PHONY: help build onnxruntime install demo test test-cpp test-go test-java conformance lint format clippy bench bench-cuda header clean
+.PHONY: help build portable onnxruntime install demo test test-cpp test-go test-java conformance lint format clippy bench bench-cuda header clean
 # Cargo uses all cores by itself, and its targets would wait for each other.
 .NOTPARALLEL:
 
@@ -26,6 +26,12 @@ help: ## list the targets
 
 build: ## build libcos.so
 	$(CARGO) build --release --locked
+
+# The C library that Zig links with is that of the version named, whatever the machine has.
+portable: PORTABLE := $(shell uname -m)-unknown-linux-gnu
+portable: ## build libcos.so for glibc 2.28, as old as ONNX Runtime takes: needs pip install ziglang cargo-zigbuild
+	$(CARGO) zigbuild --release --locked --lib --target $(PORTABLE).2.28
+	@echo "$(CARGO_TARGET_DIR)/$(PORTABLE)/release/libcos.so"
 
 onnxruntime: ## fetch ONNX Runtime into the target folder, where libcos.so finds it
 	scripts/fetch-onnxruntime "$(CARGO_TARGET_DIR)/onnxruntime"

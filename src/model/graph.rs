@@ -3,14 +3,14 @@
 //! The messages are those of onnx.proto, cut down to the fields that matter here; everything else, weights above all, is
 //! skipped where it lies in the mapped file.
 
-use std::collections::{BTreeSet, HashMap};
-use std::fs::File;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
 
 use memmap2::Mmap;
 use prost::Message;
 
 use crate::error::{Error, Result};
+use crate::files;
 
 /// The operators of a model, those of subgraphs and functions included.
 pub struct Graph {
@@ -23,8 +23,8 @@ pub struct Graph {
     writers: HashMap<String, usize>,
     /// The dimensions of each weight.
     weights: HashMap<String, Vec<i64>>,
-    /// Files beside the model that hold weights.
-    pub external_files: BTreeSet<String>,
+    /// Files beside the model that hold weights, and how many bytes they must have at least.
+    pub external_files: BTreeMap<String, u64>,
 }
 
 impl Graph {
@@ -36,7 +36,7 @@ impl Graph {
                 file.display()
             ))
         };
-        let opened = File::open(file).map_err(|error| refuse(&error))?;
+        let opened = files::open(file).map_err(Error::Model)?;
         // SAFETY: the mapping is read here only and dropped at the end. A file that is cut short meanwhile would raise
         // SIGBUS, as it would when ONNX Runtime maps it.
         let bytes = unsafe { Mmap::map(&opened) }.map_err(|error| refuse(&error))?;
@@ -48,7 +48,7 @@ impl Graph {
             nodes: Vec::new(),
             writers: HashMap::new(),
             weights: HashMap::new(),
-            external_files: BTreeSet::new(),
+            external_files: BTreeMap::new(),
         };
         graph.take(main, true);
         model.functions.into_iter().for_each(|function| graph.take_nodes(function.node, false));
@@ -58,8 +58,13 @@ impl Graph {
     /// Names of subgraphs and functions are their own, so who writes a value is known of the main graph only.
     fn take(&mut self, graph: GraphProto, main: bool) {
         for weight in graph.initializer {
-            let location = weight.external_data.into_iter().find(|entry| entry.key == "location");
-            self.external_files.extend(location.map(|entry| entry.value));
+            let entry =
+                |key: &str| weight.external_data.iter().find(|entry| entry.key == key).map(|entry| &entry.value);
+            if let Some(file) = entry("location") {
+                let number = |key: &str| entry(key).and_then(|value| value.parse::<u64>().ok()).unwrap_or(0);
+                let needed = self.external_files.entry(file.clone()).or_default();
+                *needed = (*needed).max(number("offset").saturating_add(number("length")));
+            }
             self.weights.insert(weight.name, weight.dims);
         }
         self.take_nodes(graph.node, main);

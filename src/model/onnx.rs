@@ -118,7 +118,9 @@ impl OnnxModel {
         let file = beside::model_file(path)?;
         let refuse = |error: &dyn std::fmt::Display| Error::Model(format!("cannot load {}: {error}", file.display()));
         let graph = Graph::read(&file)?;
-        let loaded = weights::load(&file, &graph, &settings.provider)?;
+        beside::check_weights(&file, &graph)?;
+        let loaded = weights::load(&file, &graph, &settings.provider)
+            .map_err(|error| beside::explain_links(&file, &graph, error))?;
         let mut export = read_export(&file, &graph, loaded.session.inputs(), loaded.session.outputs())?;
         if let Some(length) = settings.context_length {
             export.limit_context(length)?;

@@ -418,7 +418,7 @@ impl Reader<'_> {
     /// Bytes of the file and of the weights beside it.
     fn bytes(&self) -> u64 {
         let folder = self.file.parent().unwrap_or(Path::new(""));
-        let external = self.graph.external_files.iter().map(|name| folder.join(name));
+        let external = self.graph.external_files.keys().map(|name| folder.join(name));
         let files = std::iter::once(self.file.to_path_buf()).chain(external);
         files.filter_map(|file| Some(file.metadata().ok()?.len())).sum()
     }

@@ -67,7 +67,7 @@ impl Source {
     /// Of an export and the files with its weights; `None` where one cannot be seen.
     fn of(file: &Path, graph: &Graph, provider: &Provider) -> Option<Self> {
         let folder = file.parent().unwrap_or(Path::new(""));
-        let external = graph.external_files.iter().map(|name| folder.join(name));
+        let external = graph.external_files.keys().map(|name| folder.join(name));
         let version = |path: &Path| {
             let file = path.metadata().ok()?;
             Some((file.dev(), file.ino(), file.size(), file.mtime(), file.mtime_nsec()))
