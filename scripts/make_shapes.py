@@ -116,7 +116,7 @@ def golden(model, out):
 
 def export(folder, out, precision, arguments):
     out.parent.mkdir(parents=True, exist_ok=True)
-    options = ["int4_accuracy_level=1", "int4_block_size=32"] if precision == "int4" else []
+    options = ["accuracy_level=0"] if precision == "int4" else []
     command = [sys.executable, arguments.builder / "builder.py", "-i", folder, "-o", out, "-p", precision, "-e", arguments.provider,
                "-c", folder / f"cache-{precision}", *(["--extra_options", *options] if options else [])]
     environment = dict(os.environ, HF_HUB_OFFLINE="1", OMP_NUM_THREADS="4", CUDA_VISIBLE_DEVICES="")
