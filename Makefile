@@ -69,12 +69,15 @@ test: onnxruntime ## run all tests: Rust, C under sanitizers, and the bindings w
 
 test-cpp: onnxruntime build ## check the C++ binding: vectors, safety, packages, server
 	bindings/cpp/test
+	tests/hosts/test cpp
 
 test-go: onnxruntime build ## check the Go binding: vectors, safety, the race detector, server
 	bindings/go/test
+	tests/hosts/test go
 
 test-java: onnxruntime build ## check the Java binding: vectors, safety, class loaders, server
 	bindings/java/test
+	tests/hosts/test java
 
 conformance: onnxruntime ## prove the distributions at length, and write target/conformance/index.html
 	$(CARGO) run --release --locked --example conformance -- --out "$(CARGO_TARGET_DIR)/conformance"
