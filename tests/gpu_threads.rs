@@ -120,7 +120,11 @@ fn check(engine: &Arc<Engine>, threads: usize, rounds: usize, what: &str) {
                         let cancels = (thread + round).is_multiple_of(3);
                         let found = text(engine, &jobs[index], cancels);
                         let free = cancels || jobs[index].1.strategy == Strategy::Auto;
-                        assert!(found.len() == 24 && (free || found == told[index]), "{what}: {found:?}, {:?}", jobs[index]);
+                        assert!(
+                            found.len() == 24 && (free || found == told[index]),
+                            "{what}: {found:?}, {:?}",
+                            jobs[index]
+                        );
                         texts.fetch_add(1, Ordering::Relaxed);
                     }
                 });
