@@ -20,6 +20,10 @@
  * thread at a time, any thread; a second one at the same moment gets BUSY. cos_cancel and cos_session_stats may be
  * called at any time. There are no thread-local errors.
  *
+ * Processes. Engines belong to the process that opened them: in a child of fork(), calls with them and their sessions
+ * give UNSUPPORTED, and the child may free them and open its own. The library stays loaded, also after dlclose(),
+ * once it has used ONNX Runtime, which keeps addresses of it.
+ *
  * Versions. Codes and constants never change, functions are only added. Structs grow at their end: set struct_size to
  * sizeof the struct and the rest to 0, and a program compiled against this header works with every later library of
  * the same SONAME.
@@ -249,7 +253,8 @@ typedef struct cos_session_options {
    */
   float min_p;
   /**
-   * Seed of the random numbers. The same seed, strategy (not auto) and number of threads give the same tokens.
+   * Seed of the random numbers. The same seed, strategy (not auto) and number of threads give the same tokens. On a GPU the last bits
+   * of logits may also depend on the sessions before, which moves a token now and then.
    */
   uint64_t seed;
   /**
@@ -537,7 +542,10 @@ size_t cos_engine_model_count(const struct cos_engine *engine);
  * exchanged.
  *
  *     {
- *       "version": "0.1.0", "onnxruntime": path, "threads": 2, "vocab_size": 4096, "stop_tokens": [0],
+ *       "version": "0.1.0", "onnxruntime": path, "vocab_size": 4096, "stop_tokens": [0],
+ *       "thread_pool": "process",                               all models of the process share one; "host": they share the one of
+ *                                                               the code that used ONNX Runtime first; "model": each has its own
+ *       "threads": 2,                                           of a pool; null for that of a host
  *       "tokenizer": true, "combine": as configured, "greedy_below": as configured,
  *       "overlap": 0.83,                                        where passes of several models run at the same time, the share of
  *                                                               all but the longest that is hidden by it; else null

@@ -173,7 +173,10 @@ pub unsafe extern "C" fn cos_engine_model_count(engine: *const cos_engine) -> us
 /// exchanged.
 ///
 ///     {
-///       "version": "0.1.0", "onnxruntime": path, "threads": 2, "vocab_size": 4096, "stop_tokens": [0],
+///       "version": "0.1.0", "onnxruntime": path, "vocab_size": 4096, "stop_tokens": [0],
+///       "thread_pool": "process",                               all models of the process share one; "host": they share the one of
+///                                                               the code that used ONNX Runtime first; "model": each has its own
+///       "threads": 2,                                           of a pool; null for that of a host
 ///       "tokenizer": true, "combine": as configured, "greedy_below": as configured,
 ///       "overlap": 0.83,                                        where passes of several models run at the same time, the share of
 ///                                                               all but the longest that is hidden by it; else null

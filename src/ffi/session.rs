@@ -99,7 +99,8 @@ pub struct cos_session_options {
     pub top_p: f32,
     /// Sample among tokens with at least this share of the best one's probability; 0 is off.
     pub min_p: f32,
-    /// Seed of the random numbers. The same seed, strategy (not auto) and number of threads give the same tokens.
+    /// Seed of the random numbers. The same seed, strategy (not auto) and number of threads give the same tokens. On a GPU the last bits
+    /// of logits may also depend on the sessions before, which moves a token now and then.
     pub seed: u64,
     /// Most tokens to generate after each prompt; 0 is until the context is full.
     pub max_tokens: u32,
