@@ -11,6 +11,7 @@ mod export;
 mod gpu;
 mod graph;
 mod huge_pages;
+mod inputs;
 mod ngram;
 mod onnx;
 pub mod overlap;
@@ -18,6 +19,8 @@ mod recognise;
 mod rows;
 mod runtime;
 pub mod scripted;
+mod settle;
+mod shapes;
 mod weights;
 mod widen;
 

@@ -1,0 +1,208 @@
+//! Finds the tables that a graph looks up by position: behind their last row, the context ends.
+//!
+//! Exporters call these tables `wpe`, `embed_positions`, `Constant_12` and more, so what counts is how the index is made:
+//! of positions, or of lengths, and perhaps with a constant added to it. An index made of tokens is that of embeddings.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+
+use super::super::graph::{Graph, Node, Scope};
+
+/// More operators than exporters put between an input and a place in a table.
+const DEPTH: usize = 100;
+
+/// What is known of an input. A pass runs `w` new tokens on top of `p` earlier ones.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Source {
+    /// Its numbers are at most this.
+    Numbers(Bound),
+    /// Its numbers are tokens, and its length is `w`.
+    Tokens,
+    /// A cache: its length in this dimension is `p`.
+    Cache(usize),
+}
+
+/// A whole number that is at most `past · p + new · w + rest`, or the largest one of several.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Bound {
+    pub past: i64,
+    pub new: i64,
+    pub rest: i64,
+}
+
+impl Bound {
+    /// The same in every pass.
+    pub const fn constant(rest: i64) -> Self {
+        Bound { past: 0, new: 0, rest }
+    }
+
+    /// The number of all tokens, and some more.
+    pub const fn total(rest: i64) -> Self {
+        Bound { past: 1, new: 1, rest }
+    }
+
+    fn is_constant(self) -> bool {
+        (self.past, self.new) == (0, 0)
+    }
+
+    /// Whether it grows with the text, token by token.
+    fn grows(self) -> bool {
+        (self.past, self.new) == (1, 1) || (self.past, self.new) == (1, 0)
+    }
+
+    fn plus(self, sign: i64, other: Bound) -> Option<Bound> {
+        let add = |a: i64, b: i64| a.checked_add(sign.checked_mul(b)?);
+        Some(Bound {
+            past: add(self.past, other.past)?,
+            new: add(self.new, other.new)?,
+            rest: add(self.rest, other.rest)?,
+        })
+    }
+
+    fn max(self, other: Bound) -> Option<Bound> {
+        match (self.is_constant(), other.is_constant()) {
+            (true, false) => Some(other), // a constant in place of some positions, as for those that are masked
+            (false, true) => Some(self),
+            _ if (self.past, self.new) == (other.past, other.new) => {
+                Some(if self.rest > other.rest { self } else { other })
+            }
+            _ => None,
+        }
+    }
+}
+
+/// Finds tables in a graph.
+pub struct Positions<'a> {
+    graph: &'a Graph,
+    sources: &'a HashMap<&'a str, Source>,
+    /// Whether a pass runs the whole text, so that all tokens are new.
+    is_whole: bool,
+    known: RefCell<HashMap<(Scope, String), Option<Bound>>>,
+}
+
+impl<'a> Positions<'a> {
+    pub fn new(graph: &'a Graph, sources: &'a HashMap<&'a str, Source>, is_whole: bool) -> Self {
+        Positions { graph, sources, is_whole, known: RefCell::default() }
+    }
+
+    /// The most tokens for which every table has a row.
+    pub fn limit(&self) -> Option<usize> {
+        let limits = self.graph.nodes().iter().filter_map(|node| self.limit_by(node));
+        limits.filter_map(|limit| usize::try_from(limit).ok()).filter(|&limit| limit > 0).min()
+    }
+
+    fn limit_by(&self, node: &Node) -> Option<i64> {
+        let table = |index: usize| self.graph.table(node.scope, node.input(index)?);
+        let rows = |table: &[i64]| table.iter().copied().find(|&size| size > 1);
+        let index = |index: usize| self.largest(node.scope, node.input(index)?).filter(|&bound| self.grows(bound));
+        match node.operator.as_str() {
+            // row `rest` behind the number of all tokens is the last one
+            "Gather" | "GatherElements" | "GatherND" | "GatherBlockQuantized" => {
+                let bound = index(1)?;
+                rows(table(0)?)?.checked_sub(1)?.checked_sub(bound.rest)
+            }
+            "EmbedLayerNormalization" => rows(table(3)?),
+            "Slice" => {
+                let end = index(2)?;
+                let axis = match node.input(3) {
+                    Some(axes) => *self.graph.numbers(axes)?.first()?,
+                    None => 0,
+                };
+                let table = table(0)?;
+                let axis = usize::try_from(if axis < 0 { axis + table.len() as i64 } else { axis }).ok()?;
+                table.get(axis).filter(|&&size| size > 1)?.checked_sub(end.rest)
+            }
+            _ => None,
+        }
+    }
+
+    fn grows(&self, bound: Bound) -> bool {
+        bound.grows() || (self.is_whole && (bound.past, bound.new) == (0, 1))
+    }
+
+    /// The largest number that a value may hold; none where it is made of tokens, or in ways that are not known.
+    pub fn largest(&self, scope: Scope, value: &str) -> Option<Bound> {
+        self.bound(scope, value, DEPTH)
+    }
+
+    fn bound(&self, scope: Scope, value: &str, depth: usize) -> Option<Bound> {
+        if value.is_empty() || depth == 0 {
+            return None;
+        }
+        if let Some(numbers) = self.graph.numbers(value) {
+            return numbers.iter().max().map(|&number| Bound::constant(number));
+        }
+        let Some(node) = self.graph.writer(scope, value) else {
+            return match self.sources.get(value) {
+                Some(Source::Numbers(bound)) => Some(*bound),
+                _ => None,
+            };
+        };
+        let key = (scope, value.to_owned());
+        if let Some(known) = self.known.borrow().get(&key) {
+            return *known;
+        }
+        self.known.borrow_mut().insert(key.clone(), None); // of a circle
+        let found = self.made_by(node, depth - 1);
+        self.known.borrow_mut().insert(key, found);
+        found
+    }
+
+    fn made_by(&self, node: &Node, depth: usize) -> Option<Bound> {
+        let of = |index: usize| self.bound(node.scope, node.input(index)?, depth);
+        if let Some((shaped, dimension)) = self.dimension(node) {
+            return self.length(node.scope, shaped, dimension);
+        }
+        match node.operator.as_str() {
+            "Cast" | "Identity" | "Unsqueeze" | "Squeeze" | "Reshape" | "Expand" | "Tile" | "Transpose" | "Slice"
+            | "Flatten" | "Gather" => of(0),
+            "Add" => of(0)?.plus(1, of(1)?),
+            "Sub" => of(0)?.plus(-1, of(1)?),
+            // times a mask
+            "Mul" => match (of(0)?, of(1)?) {
+                (one, other) if one == Bound::constant(1) => Some(other),
+                (one, other) if other == Bound::constant(1) => Some(one),
+                _ => None,
+            },
+            // of ones, or of truths
+            "CumSum" => of(0).filter(|&most| most == Bound::constant(1)).map(|_| Bound::total(0)),
+            "Range" => of(1)?.plus(-1, Bound::constant(1)),
+            "Where" => of(1)?.max(of(2)?),
+            "Concat" => {
+                let parts = (0..node.inputs.len()).map(of);
+                parts.reduce(|most, part| most?.max(part?)).flatten()
+            }
+            "ConstantOfShape" => Some(Bound::constant(1)), // of ones where it is part of a position
+            "Equal" | "Not" | "And" | "Or" | "Less" | "LessOrEqual" | "Greater" | "GreaterOrEqual" => {
+                Some(Bound::constant(1))
+            }
+            _ => None,
+        }
+    }
+
+    /// What a node takes the length of, and in which dimension.
+    fn dimension<'b>(&'b self, node: &'b Node) -> Option<(&'b str, i64)> {
+        let constant = |index: usize| self.graph.numbers(node.input(index)?)?.first().copied();
+        match node.operator.as_str() {
+            "Shape" => Some((node.input(0)?, node.integer("start")?)),
+            "Gather" | "Slice" => {
+                let shape = self.graph.writer(node.scope, node.input(0)?)?;
+                let whole = shape.operator == "Shape" && shape.integer("start").unwrap_or(0) == 0;
+                Some((shape.input(0).filter(|_| whole)?, constant(1)?))
+            }
+            _ => None,
+        }
+    }
+
+    /// The length of a tensor, which is 1 in its first dimension.
+    fn length(&self, scope: Scope, value: &str, dimension: i64) -> Option<Bound> {
+        let is_input = self.graph.writer(scope, value).is_none();
+        match self.sources.get(value).filter(|_| is_input) {
+            _ if dimension == 0 => Some(Bound::constant(1)),
+            Some(Source::Cache(axis)) if dimension != *axis as i64 => None,
+            Some(Source::Cache(_)) => Some(Bound { past: 1, new: 0, rest: 0 }),
+            Some(Source::Numbers(bound)) if *bound == Bound::constant(1) => Some(Bound::total(0)), // a mask
+            _ => Some(Bound { past: 0, new: 1, rest: 0 }),
+        }
+    }
+}
