@@ -29,8 +29,9 @@ const ROUNDED_TOLERANCE: f32 = 1.0;
 /// By how much more bfloat16 may differ, which has three bits less than float16.
 const BFLOAT16_FACTOR: f32 = 4.0;
 
-/// What is off by less is so by rounding, for certain.
-const ROUNDING: f32 = 1e-4;
+/// What is off by less is so by rounding, for certain: in float32, and where something is coarser.
+const FINE_ROUNDING: f32 = 1e-4;
+const ROUNDING: f32 = 0.01;
 
 /// What excuses a difference.
 #[derive(Debug, Clone, Copy, Default)]
@@ -242,9 +243,10 @@ impl fmt::Display for Deviation {
 }
 
 impl Deviation {
-    /// Whether rounding explains it, however fine numbers are.
-    pub fn is_rounding(self) -> bool {
-        self.spreads <= ROUNDING
+    /// Whether rounding explains it.
+    pub fn is_rounding(self, excuses: Excuses) -> bool {
+        let factor = if excuses.bfloat16 { BFLOAT16_FACTOR } else { 1.0 };
+        self.spreads <= if excuses.coarse || excuses.bfloat16 { factor * ROUNDING } else { FINE_ROUNDING }
     }
 
     fn max(self, other: Deviation) -> Deviation {

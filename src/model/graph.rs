@@ -23,8 +23,17 @@ const FLOAT16: i32 = 10;
 const BFLOAT16: i32 = 16;
 
 /// Operators that only change how a value is written.
-pub const FORMS: [&str; 8] =
-    ["Cast", "Identity", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "QuantizeLinear", "DequantizeLinear"];
+pub const FORMS: [&str; 9] = [
+    "Cast",
+    "Flatten",
+    "Identity",
+    "Transpose",
+    "Reshape",
+    "Squeeze",
+    "Unsqueeze",
+    "QuantizeLinear",
+    "DequantizeLinear",
+];
 
 /// More operators of these than exporters put in a row.
 const STEPS: usize = 16;
@@ -43,7 +52,8 @@ pub struct Graph {
     writers: Vec<HashMap<String, usize>>,
     /// Of each scope, the one around it, whose values it may read; a function and the main graph have none.
     around: Vec<Option<Scope>>,
-    weights: HashMap<String, Weight>,
+    /// Of each scope, its weights and constants.
+    weights: Vec<HashMap<String, Weight>>,
     /// Files beside the model that hold weights.
     pub external_files: BTreeSet<String>,
     /// Whether anything is computed in half precision: a weight is float16 or bfloat16, or something is cast to that.
@@ -80,7 +90,7 @@ impl Graph {
             nodes: Vec::new(),
             writers: Vec::new(),
             around: Vec::new(),
-            weights: HashMap::new(),
+            weights: Vec::new(),
             external_files: BTreeSet::new(),
             is_half: false,
         };
@@ -94,6 +104,7 @@ impl Graph {
 
     fn scope(&mut self, around: Option<Scope>) -> Scope {
         self.writers.push(HashMap::new());
+        self.weights.push(HashMap::new());
         self.around.push(around);
         self.around.len() - 1
     }
@@ -101,20 +112,19 @@ impl Graph {
     fn take(&mut self, graph: GraphProto, around: Option<Scope>) -> Scope {
         let scope = self.scope(around);
         for weight in graph.initializer {
-            self.take_weight(weight, None);
+            self.take_weight(weight, scope, None);
         }
         self.take_nodes(graph.node, scope);
         scope
     }
 
-    /// The main graph comes first, and its weights keep their names.
-    fn take_weight(&mut self, weight: TensorProto, name: Option<&String>) {
+    fn take_weight(&mut self, weight: TensorProto, scope: Scope, name: Option<&String>) {
         let numbers = weight.few_numbers();
         let TensorProto { dims: dimensions, data_type, name: own, external_data, .. } = weight;
         let location = external_data.into_iter().find(|entry| entry.key == "location");
         self.external_files.extend(location.map(|entry| entry.value));
         self.is_half |= [FLOAT16, BFLOAT16].contains(&data_type);
-        self.weights.entry(name.cloned().unwrap_or(own)).or_insert(Weight { dimensions, numbers });
+        self.weights[scope].insert(name.cloned().unwrap_or(own), Weight { dimensions, numbers });
     }
 
     fn take_nodes(&mut self, nodes: Vec<NodeProto>, scope: Scope) {
@@ -133,10 +143,10 @@ impl Graph {
                     && [FLOAT16, BFLOAT16].map(i64::from).contains(&attribute.i);
                 if let Some(output) = output.first() {
                     if let Some(constant) = attribute.t.take() {
-                        self.take_weight(constant, Some(output));
+                        self.take_weight(constant, scope, Some(output));
                     } else if let Some(numbers) = attribute.constant().filter(|_| op_type == "Constant") {
                         let constant = Weight { dimensions: vec![numbers.len() as i64], numbers };
-                        self.weights.entry(output.clone()).or_insert(constant);
+                        self.weights[scope].insert(output.clone(), constant);
                     }
                 }
                 numbers.insert(attribute.name, (attribute.i, attribute.f));
@@ -159,8 +169,16 @@ impl Graph {
 
     /// The node that writes a value, which may lie around the scope that reads it.
     pub fn writer(&self, scope: Scope, value: &str) -> Option<&Node> {
-        let mut scopes = std::iter::successors(Some(scope), |&scope| self.around[scope]);
-        scopes.find_map(|scope| self.writers[scope].get(value)).map(|&index| &self.nodes[index])
+        self.scopes(scope).find_map(|scope| self.writers[scope].get(value)).map(|&index| &self.nodes[index])
+    }
+
+    fn stored(&self, scope: Scope, name: &str) -> Option<&Weight> {
+        self.scopes(scope).find_map(|scope| self.weights[scope].get(name))
+    }
+
+    /// A scope and those around it.
+    fn scopes(&self, scope: Scope) -> impl Iterator<Item = Scope> {
+        std::iter::successors(Some(scope), |&scope| self.around[scope])
     }
 
     /// The nodes that write what a node reads.
@@ -255,14 +273,14 @@ impl Graph {
     fn dimensions(&self, scope: Scope, name: &str) -> Option<&[i64]> {
         let cast = self.writer(scope, name).filter(|node| node.operator == "Cast");
         let stored = cast.and_then(|node| node.input(0)).unwrap_or(name);
-        self.weights.get(stored).map(|weight| weight.dimensions.as_slice())
+        self.stored(scope, stored).map(|weight| weight.dimensions.as_slice())
     }
 
     /// The dimensions of the weight that a value is made of, if it is nothing but that in another form.
     pub fn table(&self, scope: Scope, value: &str) -> Option<&[i64]> {
         let (mut scope, mut value) = (scope, value);
         for _ in 0..STEPS {
-            if let Some(weight) = self.weights.get(value) {
+            if let Some(weight) = self.stored(scope, value) {
                 return Some(&weight.dimensions);
             }
             let node = self.writer(scope, value)?;
@@ -276,8 +294,8 @@ impl Graph {
     }
 
     /// The content of a constant of few whole numbers.
-    pub fn numbers(&self, name: &str) -> Option<&[i64]> {
-        self.weights.get(name).map(|weight| weight.numbers.as_slice()).filter(|numbers| !numbers.is_empty())
+    pub fn numbers(&self, scope: Scope, name: &str) -> Option<&[i64]> {
+        self.stored(scope, name).map(|weight| weight.numbers.as_slice()).filter(|numbers| !numbers.is_empty())
     }
 }
 

@@ -67,7 +67,7 @@ impl OnnxModel {
                 Err(what) => json!({ "scoring": scoring.name(), "rollback": rollback.name(), "refused": what }),
             });
             match verdict {
-                Ok(deviation) if deviation.is_rounding() => return Ok((rollback, deviation)),
+                Ok(deviation) if deviation.is_rounding(excuses) => return Ok((rollback, deviation)),
                 Ok(deviation) if best.is_none_or(|(_, least)| deviation.spreads < least.spreads / 2.0) => {
                     best = Some((rollback, deviation));
                 }
@@ -108,8 +108,8 @@ impl OnnxModel {
         if export.rounds_activations && scoring == Scoring::Parallel {
             export.warnings.push(format!(
                 "its 4-bit products round activations (accuracy_level 4), some kernels otherwise for one position than for \
-                 several, so that speed may change the distribution a little (logits by {deviation} when it was tried); \
-                 export with accuracy_level 1, or set \"scoring\": \"one_by_one\""
+                 several, so that logits depend on the strategy: by {deviation} over the few tokens of a trial, by some \
+                 tenths elsewhere; export with accuracy_level 1, or set \"scoring\": \"one_by_one\""
             ));
         }
         if let Some(found) = fallen_back {

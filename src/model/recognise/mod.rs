@@ -161,7 +161,10 @@ impl<'a> Reader<'a> {
             warnings.push("it has no cache: every pass runs the whole sequence; export it with past".into());
         }
         let elements = cache.iter().map(|tensor| tensor.element).chain([logits.element]);
-        let is_coarse = self.graph.is_half || elements.into_iter().any(|element| element != TensorElementType::Float32);
+        let quantising = ["QuantizeLinear", "DynamicQuantizeLinear", "DynamicQuantizeMatMul", "QLinearMatMul"];
+        let is_coarse = self.graph.is_half
+            || elements.into_iter().any(|element| element != TensorElementType::Float32)
+            || quantising.iter().any(|operator| self.graph.all(operator).next().is_some());
         Ok(Export {
             heads: self.heads(&cache),
             file: self.file.into(),
@@ -290,7 +293,8 @@ impl<'a> Reader<'a> {
         let rotary = rotary.chain(self.graph.all("RotaryEmbedding").filter_map(|node| node.input(2)));
         let rotary = rotary.filter_map(|table| self.graph.rows(table)).min();
         let roles = inputs.iter().filter_map(|input| Some((input.name.to_str().ok()?, source(input.role))));
-        let caches = cache.iter().filter_map(|tensor| Some((tensor.past.to_str().ok()?, Source::Cache(tensor.axis))));
+        let length = |tensor: &CacheTensor| Source::Cache { axis: tensor.axis, rank: tensor.rank() };
+        let caches = cache.iter().filter_map(|tensor| Some((tensor.past.to_str().ok()?, length(tensor))));
         let sources: HashMap<&str, Source> = roles.chain(caches).collect();
         let looked_up = Positions::new(self.graph, &sources, cache.is_empty()).limit();
         rotary.into_iter().chain(looked_up).min()

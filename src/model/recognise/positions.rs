@@ -18,8 +18,13 @@ pub enum Source {
     Numbers(Bound),
     /// Its numbers are tokens, and its length is `w`.
     Tokens,
-    /// A cache: its length in this dimension is `p`.
-    Cache(usize),
+    /// A cache: the length of one of its dimensions is `p`.
+    Cache {
+        /// Which one.
+        axis: usize,
+        /// How many it has.
+        rank: usize,
+    },
 }
 
 /// A whole number that is at most `past · p + new · w + rest`, or the largest one of several.
@@ -105,7 +110,7 @@ impl<'a> Positions<'a> {
             "Slice" => {
                 let end = index(2)?;
                 let axis = match node.input(3) {
-                    Some(axes) => *self.graph.numbers(axes)?.first()?,
+                    Some(axes) => *self.graph.numbers(node.scope, axes)?.first()?,
                     None => 0,
                 };
                 let table = table(0)?;
@@ -129,7 +134,7 @@ impl<'a> Positions<'a> {
         if value.is_empty() || depth == 0 {
             return None;
         }
-        if let Some(numbers) = self.graph.numbers(value) {
+        if let Some(numbers) = self.graph.numbers(scope, value) {
             return numbers.iter().max().map(|&number| Bound::constant(number));
         }
         let Some(node) = self.graph.writer(scope, value) else {
@@ -182,7 +187,7 @@ impl<'a> Positions<'a> {
 
     /// What a node takes the length of, and in which dimension.
     fn dimension<'b>(&'b self, node: &'b Node) -> Option<(&'b str, i64)> {
-        let constant = |index: usize| self.graph.numbers(node.input(index)?)?.first().copied();
+        let constant = |index: usize| self.graph.numbers(node.scope, node.input(index)?)?.first().copied();
         match node.operator.as_str() {
             "Shape" => Some((node.input(0)?, node.integer("start")?)),
             "Gather" | "Slice" => {
@@ -199,8 +204,10 @@ impl<'a> Positions<'a> {
         let is_input = self.graph.writer(scope, value).is_none();
         match self.sources.get(value).filter(|_| is_input) {
             _ if dimension == 0 => Some(Bound::constant(1)),
-            Some(Source::Cache(axis)) if dimension != *axis as i64 => None,
-            Some(Source::Cache(_)) => Some(Bound { past: 1, new: 0, rest: 0 }),
+            Some(&Source::Cache { axis, rank }) => {
+                let is_tokens = dimension == axis as i64 || dimension + rank as i64 == axis as i64;
+                is_tokens.then_some(Bound { past: 1, new: 0, rest: 0 })
+            }
             Some(Source::Numbers(bound)) if *bound == Bound::constant(1) => Some(Bound::total(0)), // a mask
             _ => Some(Bound { past: 0, new: 1, rest: 0 }),
         }

@@ -15,7 +15,7 @@ const LOOKUPS: [(&str, usize, usize); 4] =
 
 /// Operators that are positions of a text on the way to what they are for, and a mask, beside [`FORMS`].
 const KEEP_POSITIONS: [&str; 9] = ["Expand", "Tile", "Slice", "Concat", "Add", "Sub", "Mul", "MatMul", "Einsum"];
-const KEEP_MASKS: [&str; 6] = ["Expand", "Tile", "Slice", "Add", "Sub", "Mul"];
+const KEEP_MASKS: [&str; 8] = ["Expand", "Tile", "Slice", "Gather", "GatherND", "Add", "Sub", "Mul"];
 
 /// What only positions, and only masks, are for.
 const TAKE_POSITIONS: [&str; 3] = ["Cos", "Sin", "RotaryEmbedding"];
