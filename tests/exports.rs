@@ -376,7 +376,15 @@ fn a_cancelled_sequence_runs_no_pass() {
 /// Dead entries must not push a pass beyond a table that ends with the context.
 #[test]
 fn every_strategy_reaches_the_end_of_the_context() {
-    for form in ["variants/place-table", "llama/builder-fp32", "variants/static-cache", "variants/no-mask"] {
+    for form in [
+        "variants/place-table",
+        "llama/builder-fp32",
+        "variants/static-cache",
+        "variants/no-mask",
+        "bart/optimum-fp32",
+        "gptj/optimum-fp32",
+        "gpt2/optimum-merged",
+    ] {
         let engine = engine(&[form, "qwen2/optimum-fp32"], r#"{"kind": "weighted", "weights": [0.5, 0.5]}"#).unwrap();
         let options = |strategy, temperature| Options {
             strategy,
@@ -396,6 +404,68 @@ fn every_strategy_reaches_the_end_of_the_context() {
             assert_eq!(decode(&engine, &PROMPT, &options(strategy, 1.5)).len(), whole.len(), "{form}, {strategy:?}");
         }
     }
+}
+
+/// Tables are found by what the graph does with them, whatever they are called and without any configuration.
+#[test]
+fn tables_of_positions_end_the_context() {
+    for form in [
+        "bart/optimum-fp32",
+        "gpt2/onnxruntime-fp32",
+        "gpt2/optimum-fp16",
+        "gpt2/optimum-fp32",
+        "gpt2/optimum-merged",
+        "gpt_bigcode/optimum-fused",
+        "gpt_neox/optimum-merged",
+        "gptj/optimum-fp32",
+        "opt/optimum-fp32",
+        "variants/place-table",
+    ] {
+        let folder = copy(form, &["model.onnx"]);
+        let model = load(folder.path()).unwrap();
+        assert_eq!(model.context_length(), 128, "{form}");
+        let mut sequence = model.start(&Arc::new(Cancel::default())).unwrap();
+        forward(&model, sequence.as_mut(), &[7; 128]).unwrap();
+        assert!(
+            matches!(forward(&model, sequence.as_mut(), &[7]), Err(Interrupt::Failed(_))),
+            "{form}: it has no more"
+        );
+    }
+    // Positions that are computed have no end.
+    let model = load(copy("llama/optimum-fp32", &["model.onnx"]).path()).unwrap();
+    assert_eq!(model.context_length(), 1 << 20);
+}
+
+/// No fixture of the builder for float16 may be tidied: it declares shapes that are wrong, and so do the files of users.
+#[test]
+fn shapes_that_a_file_declares_wrongly_are_found_out() {
+    for (form, expected) in [("builder-fp16", true), ("builder-fp32", false), ("optimum-fp16", false)] {
+        let model = load(&exports().join("llama").join(form)).unwrap();
+        let warnings = &model.export().warnings;
+        let found = warnings.iter().any(|warning| warning.contains("shapes that the file declares"));
+        assert_eq!(found, expected, "{form}: {warnings:?}");
+    }
+    // Weights beside the file are found from any working directory, by a relative path too.
+    let folder = copy("llama/builder-fp16", &["model.onnx", "model.onnx.data", "genai_config.json"]);
+    assert!(load(&folder.path().join("model.onnx")).is_ok());
+}
+
+/// What takes tokens back best is taken, and what was tried is told.
+#[test]
+fn the_way_of_taking_tokens_back_that_changes_least_is_taken() {
+    let model = load(&exports().join("variants/dead-entries-fp16")).unwrap();
+    let description = model.describe();
+    let trials = description["trials"].as_array().unwrap();
+    let tried =
+        |index: usize| (trials[index]["rollback"].as_str().unwrap(), trials[index]["deviation"].as_f64().unwrap());
+    let (mask, compact) = (tried(0), tried(1));
+    assert!(mask.0 == "mask" && mask.1 > 0.05, "{trials:?}");
+    assert!(compact.0 == "compact" && compact.1 < 0.01, "{trials:?}");
+    assert_eq!(description["cache"]["rollback"], "compact");
+    assert_eq!(description["deviation"], trials[1]["deviation"]);
+    // Where rounding explains all, nothing else is tried.
+    let model = load(&exports().join("llama/optimum-fp32")).unwrap();
+    assert_eq!((model.describe()["trials"].as_array().unwrap().len(), model.export().rollback), (1, Mask));
 }
 
 #[test]
@@ -443,7 +513,10 @@ fn loading_can_be_told_otherwise() {
         OnnxModel::load(&exports().join("llama").join(form), "model", &settings)
     };
     let slow = load("builder-int4-level4", Some(OneByOne), Option::None).unwrap();
-    assert_eq!(slow.export().scoring, OneByOne);
+    assert_eq!((slow.export().scoring, slow.export().warnings.len()), (OneByOne, 0));
+    // what a short trial finds is no bound, and is not told as one
+    let fast = load("builder-int4-level4", Option::None, Option::None).unwrap();
+    assert!(fast.export().warnings[0].contains("over the few tokens of a trial, by some tenths elsewhere"));
     assert_eq!(load("optimum-fp32", Option::None, Some(40)).unwrap().context_length(), 40);
     // shorter than a window, which the cache must have room for all the same
     assert_eq!(load("../gemma2/builder-fp32", Option::None, Some(4)).unwrap().context_length(), 4);
@@ -488,6 +561,41 @@ fn what_cannot_work_is_refused() {
     }
 }
 
+/// By its configuration too, whatever its logits look like.
+#[test]
+fn what_is_configured_as_a_classifier_is_refused() {
+    let folder = copy("llama/no-cache", &["model.onnx", "config.json"]);
+    let config = std::fs::read_to_string(folder.path().join("config.json")).unwrap();
+    for (architecture, is_refused) in [
+        ("LlamaForSequenceClassification", true),
+        ("Qwen2ForTokenClassification", true),
+        ("BertForQuestionAnswering", true),
+        ("LlamaForCausalLM", false),
+        ("GPT2LMHeadModel", false),
+    ] {
+        let changed = config.replacen("LlamaForCausalLM", architecture, 1);
+        std::fs::write(folder.path().join("config.json"), changed).unwrap();
+        match load(folder.path()) {
+            Ok(_) => assert!(!is_refused, "{architecture}"),
+            Err(error) => {
+                assert!(is_refused && error.code() == 3 && error.to_string().contains(architecture), "{error}")
+            }
+        }
+    }
+}
+
+#[test]
+fn a_merged_decoder_that_is_beside_is_named() {
+    let folder = copy("llama/no-cache", &["model.onnx"]);
+    let warning = || load(&folder.path().join("model.onnx")).unwrap().export().warnings.join("\n");
+    assert!(warning().contains("export it with past"), "{}", warning());
+    std::fs::write(folder.path().join("decoder_model_merged.onnx"), "").unwrap();
+    assert!(warning().contains("decoder_model_merged.onnx beside it has one"), "{}", warning());
+    std::fs::copy(exports().join("variants/stale/model.onnx"), folder.path().join("model.onnx")).unwrap();
+    let error = load(&folder.path().join("model.onnx")).err().unwrap();
+    assert!(error.to_string().contains("take decoder_model_merged.onnx, which is beside it"), "{error}");
+}
+
 fn engine(models: &[&str], combine: &str) -> Result<Arc<Engine>, Error> {
     let paths: Vec<String> = models
         .iter()
@@ -519,6 +627,10 @@ fn mixed_engines_decode_alike() {
             r#"{"kind": "weighted", "weights": [0.5, 0.25, 0.25]}"#,
         ),
         (&["qwen3_moe/optimum-fp32", "gpt_neox/optimum-fp32"], r#"{"kind": "target", "model": 0}"#),
+        (
+            &["gpt_bigcode/optimum-fused", "gpt2/optimum-merged", "gpt2/onnxruntime-fp32", "llama/builder-int8-cache"],
+            r#"{"kind": "weighted", "weights": [0.25, 0.25, 0.25, 0.25]}"#,
+        ),
     ] {
         let engine = engine(models, combine).unwrap();
         assert_eq!(engine.vocab_size(), 96);

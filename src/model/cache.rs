@@ -560,5 +560,8 @@ mod tests {
             assert_eq!(cache.prepare(3).unwrap_err().code(), 4, "{kind:?}");
             assert_eq!((cache.len(), cache.entries(), cache.mask().len()), (0, 0, 0));
         }
+        // nor a mask of as many tokens
+        let mut cache = Cache { least: 1 << 60, ..cache(CacheKind::None, Rollback::Shorten, usize::MAX) };
+        assert_eq!(cache.prepare(3).unwrap_err().code(), 4);
     }
 }

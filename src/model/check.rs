@@ -326,6 +326,25 @@ mod tests {
         assert!(trial.verdict(&model, everything).is_err());
     }
 
+    /// What rounding in half precision explains is too much for float32.
+    #[test]
+    fn float32_bears_less() {
+        let calls = std::sync::atomic::AtomicU32::new(0);
+        let model = Scripted::new(20, move |context, row| {
+            rows(context, row);
+            row[0] +=
+                if calls.fetch_add(1, std::sync::atomic::Ordering::Relaxed).is_multiple_of(2) { 0.02 } else { 0.0 };
+            Ok(())
+        });
+        let trial = Trial::new(&model).unwrap();
+        let coarse = Excuses { coarse: true, ..Excuses::default() };
+        let deviation = trial.verdict(&model, coarse).unwrap();
+        assert!((0.01..0.03).contains(&deviation.logits) && !deviation.is_rounding(coarse), "{deviation:?}");
+        assert!(trial.verdict(&model, Excuses::default()).unwrap_err().contains("0.02"));
+        let tiny = Deviation { logits: 1e-5, spreads: 1e-5 };
+        assert!(tiny.is_rounding(Excuses::default()) && tiny.is_rounding(coarse));
+    }
+
     #[test]
     fn passes_are_timed_within_a_limit() {
         let model = || {

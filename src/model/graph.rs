@@ -471,7 +471,7 @@ struct StringStringEntry {
 }
 
 #[cfg(test)]
-mod tests {
+pub mod tests {
     use super::*;
 
     fn node(operator: &str, inputs: &[&str], output: &str) -> NodeProto {
@@ -484,6 +484,88 @@ mod tests {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), model.encode_to_vec()).unwrap();
         Graph::read(file.path()).unwrap()
+    }
+
+    /// A graph of these nodes (operator, inputs, output), tables with their dimensions, and constants.
+    pub fn graph(nodes: &[(&str, &[&str], &str)], tables: &[(&str, &[i64])], constants: &[(&str, &[i64])]) -> Graph {
+        let weight = |name: &str, dimensions: &[i64]| TensorProto {
+            name: name.into(),
+            dims: dimensions.to_vec(),
+            data_type: INT64,
+            ..Default::default()
+        };
+        let tables = tables.iter().map(|(name, dimensions)| weight(name, dimensions));
+        let constants = constants.iter().map(|(name, numbers)| TensorProto {
+            raw_data: numbers.iter().flat_map(|number| number.to_le_bytes()).collect(),
+            ..weight(name, &[numbers.len() as i64])
+        });
+        let node = nodes.iter().map(|(operator, inputs, output)| node(operator, inputs, output)).collect();
+        let initializer = tables.chain(constants).collect();
+        read(GraphProto { node, initializer, ..Default::default() }, Vec::new())
+    }
+
+    /// A graph that is made of itself, also by values without a name, is walked through once.
+    #[test]
+    fn circles_end() {
+        let circle: [(&str, &[&str], &str); 7] = [
+            ("Identity", &["b"], "a"),
+            ("Cast", &["a"], "b"),
+            ("Identity", &[""], "c"),
+            ("Identity", &["real"], ""),
+            ("Add", &["d", "d"], "d"),
+            ("Softmax", &["d"], "e"),
+            ("Identity", &["f"], "f"),
+        ];
+        let graph = graph(&circle, &[], &[]);
+        for value in ["a", "b", "c", "f", ""] {
+            assert!(graph.origin(value).is_none(), "{value}");
+            assert_eq!(graph.table(0, value), None);
+            assert_eq!(graph.rows(value), None);
+        }
+        assert_eq!(graph.root(0, "a"), None);
+        assert_eq!(graph.root(0, "real"), Some("real"));
+        assert!(graph.writer(0, "").is_none(), "an empty name is no value");
+        assert!(!graph.goes_through("Softmax", "Tanh"));
+    }
+
+    #[test]
+    fn few_numbers_are_remembered() {
+        let graph = graph(&[], &[], &[("few", &[-1, 7]), ("many", &[1; FEW + 1])]);
+        assert_eq!(graph.numbers(0, "few"), Some(&[-1, 7][..]));
+        assert_eq!(graph.numbers(0, "many"), None);
+        let unpacked = TensorProto { name: "x".into(), data_type: INT64, int64_data: vec![5], ..Default::default() };
+        let value = AttributeProto { name: "value_int".into(), i: 3, ..Default::default() };
+        let constant = NodeProto { attribute: vec![value], ..node("Constant", &[], "y") };
+        let graph = GraphProto { node: vec![constant], initializer: vec![unpacked], ..Default::default() };
+        let graph = read(graph, Vec::new());
+        assert_eq!((graph.numbers(0, "x"), graph.numbers(0, "y")), (Some(&[5][..]), Some(&[3][..])));
+    }
+
+    /// Both branches of a merged decoder use the same names for different things.
+    #[test]
+    fn branches_have_names_of_their_own() {
+        let branch = |name: &str, number: i64| {
+            let constant = TensorProto { data_type: INT64, int64_data: vec![number], ..Default::default() };
+            let value = AttributeProto { name: "value".into(), t: Some(constant), ..Default::default() };
+            let nodes = vec![
+                NodeProto { attribute: vec![value], ..node("Constant", &[], "end") },
+                node("Slice", &["past", "end"], "kept"),
+                node("Concat", &["kept", "outside"], "present"),
+            ];
+            let output = vec![ValueInfoProto { name: "present".into() }];
+            let g = Some(GraphProto { node: nodes, output, ..Default::default() });
+            AttributeProto { name: name.into(), g, ..Default::default() }
+        };
+        let attribute = vec![branch("then_branch", 1), branch("else_branch", 2)];
+        let choice = NodeProto { attribute, ..node("If", &["use_cache_branch"], "present.0") };
+        let graph = read(GraphProto { node: vec![choice], ..Default::default() }, Vec::new());
+        let ends = graph.origins("present.0").map(|concat| {
+            let slice = graph.writer(concat.scope, concat.input(0).unwrap()).unwrap();
+            assert_eq!(graph.root(concat.scope, "outside"), Some("outside"));
+            graph.numbers(slice.scope, slice.input(1).unwrap()).unwrap()[0]
+        });
+        assert_eq!(ends.collect::<BTreeSet<i64>>(), BTreeSet::from([1, 2]));
+        assert_eq!(graph.readers("past").count(), 2);
     }
 
     #[test]

@@ -5,6 +5,7 @@ use serde_json::json;
 use super::OnnxModel;
 use super::check::{Deviation, Excuses, Trial};
 use super::export::{CacheKind, Rollback, Scoring};
+use super::recognise::merged_beside;
 use super::shapes;
 use crate::error::{Error, Result};
 
@@ -96,9 +97,13 @@ impl OnnxModel {
                  generation (ForCausalLM)"
             )));
         }
+        let mend = match merged_beside(&self.export.file) {
+            Some(file) => format!("take {file}, which is beside it"),
+            None => "export the model in another way".into(),
+        };
         Err(self.cannot(format_args!(
             "a text in one pass and the same token by token give logits that differ by up to {broken}, so its cache or \
-             its attention is broken; export the model in another way"
+             its attention is broken; {mend}"
         )))
     }
 

@@ -66,41 +66,90 @@ struct Reader<'a> {
 impl<'a> Reader<'a> {
     fn read(&self) -> Result<Export> {
         self.check_architecture()?;
-        let mut warnings = Vec::new();
-        let tensors = |outlets: &'a [Outlet]| outlets.iter().map(Tensor::of);
-        let is_none = |tensor: &Option<Tensor>| tensor.is_none();
-        if let Some(index) = tensors(self.inputs).position(|tensor| is_none(&tensor)) {
-            return Err(self.refuse(format_args!("its input {} is no tensor", self.inputs[index].name())));
+        if let Some(other) = self.inputs.iter().find(|outlet| Tensor::of(outlet).is_none()) {
+            return Err(self.refuse(format_args!("its input {} is no tensor", other.name())));
         }
-        let ins: Vec<Tensor> = tensors(self.inputs).flatten().collect();
-        let outs: Vec<Tensor> = tensors(self.outputs).flatten().collect();
+        let tensors = |outlets: &'a [Outlet]| outlets.iter().filter_map(Tensor::of).collect::<Vec<_>>();
+        let (ins, outs) = (tensors(self.inputs), tensors(self.outputs));
         let pairs = self.pairs(&ins, &outs)?;
         let pasts: HashSet<&str> = pairs.iter().map(|(_, past, _)| past.name).collect();
+        let presents: HashSet<&str> = pairs.iter().map(|(.., present)| present.name).collect();
         let inputs = self.fed(&ins, &pasts)?;
         let tokens = inputs.iter().find(|input| input.role == Role::Tokens);
         let embedded_tokens = tokens.and_then(|input| self.embedding(input.name.to_str().ok()?));
-        let is_present = |name: &str| pairs.iter().any(|(.., present)| present.name == name);
-        let logits = self.logits(&outs, &is_present, embedded_tokens)?;
+        let logits = self.logits(&outs, &presents, embedded_tokens)?;
         let (cache, cache_kind) = self.cache(&pairs)?;
-        let has = |role: Role| inputs.iter().any(|input: &Input| input.role == role);
-        if cache_kind == CacheKind::Shared && !has(Role::Mask) && !has(Role::TotalLength) && !has(Role::LastPosition) {
+        self.check_places(&inputs, cache_kind)?;
+        let limits = self.limits(&inputs, &cache, cache_kind);
+        let mut warnings = Vec::new();
+        let context_length = self.context_length(&limits, &mut warnings);
+        let scoring = self.scoring(&inputs, &mut warnings);
+        self.warn_of(cache_kind, &mut warnings);
+        let elements = cache.iter().map(|tensor| tensor.element).chain([logits.element]);
+        let is_coarse = elements.into_iter().any(|element| element != TensorElementType::Float32)
+            || self.graph.is_half
+            || self.has(&["QuantizeLinear", "QLinearMatMul"])
+            || self.is_dynamic();
+        Ok(Export {
+            heads: self.heads(&cache),
+            file: self.file.into(),
+            tokenizer: self.beside.tokenizer.clone(),
+            producer: self.graph.producer.clone(),
+            architecture: self.beside.get("/model/type", "model_type").and_then(Value::as_str).map(str::to_owned),
+            opset: self.graph.opset,
+            rollback: self.rollback(&inputs, cache_kind),
+            inputs,
+            logits,
+            cache_kind,
+            cache,
+            min_capacity: self.min_capacity()?,
+            context_length,
+            limits,
+            stop_tokens: self.beside.stop_tokens(),
+            bytes: self.bytes(),
+            scoring,
+            rounds_activations: self.graph.all("MatMulNBits").any(|node| node.integer("accuracy_level") == Some(4)),
+            is_coarse,
+            embedded_tokens,
+            warnings,
+        })
+    }
+
+    fn has(&self, operators: &[&str]) -> bool {
+        operators.iter().any(|operator| self.graph.all(operator).next().is_some())
+    }
+
+    /// Whether activations are quantised with one scale for all positions of a pass.
+    fn is_dynamic(&self) -> bool {
+        self.has(&["DynamicQuantizeLinear", "DynamicQuantizeMatMul"])
+    }
+
+    /// Whether inputs tell where in a cache of a length of its own new entries go.
+    fn check_places(&self, inputs: &[Input], cache_kind: CacheKind) -> Result<()> {
+        let has = |roles: &[Role]| inputs.iter().any(|input| roles.contains(&input.role));
+        if cache_kind == CacheKind::Shared && !has(&[Role::Mask, Role::TotalLength, Role::LastPosition]) {
             return Err(self.unsupported("nothing tells it how much of its shared cache is filled (no attention_mask)"));
         }
-        let places_given = [Role::CachePositions, Role::PastLength, Role::TotalLength].into_iter().any(has);
-        if matches!(cache_kind, CacheKind::Fixed { .. }) && !places_given {
+        if !matches!(cache_kind, CacheKind::Fixed { .. }) {
+            return Ok(());
+        }
+        if !has(&[Role::CachePositions, Role::PastLength, Role::TotalLength]) {
             return Err(self.unsupported(
                 "its cache has a fixed length, but no input says where new entries go (cache_position or write_indices)",
             ));
         }
-        let dynamic =
-            self.graph.all("DynamicQuantizeLinear").chain(self.graph.all("DynamicQuantizeMatMul")).next().is_some();
-        if dynamic && matches!(cache_kind, CacheKind::Fixed { .. }) {
+        if self.is_dynamic() {
             return Err(self.unsupported(
                 "activations are quantised with one scale for a whole cache of fixed length (DynamicQuantizeLinear), so \
                  what was taken back would still count; export it with weight-only quantisation",
             ));
         }
-        let rollback = match cache_kind {
+        Ok(())
+    }
+
+    fn rollback(&self, inputs: &[Input], cache_kind: CacheKind) -> Rollback {
+        let has = |role: Role| inputs.iter().any(|input| input.role == role);
+        match cache_kind {
             // Sliding windows are made from places in the cache, so dead entries in between would be wrong, and so would
             // they be where positions are counted from the cache's length.
             // Nor may they have a part in a scale.
@@ -108,20 +157,20 @@ impl<'a> Reader<'a> {
                 if self.beside.attends_to_all() == Some(true)
                     && has(Role::Mask)
                     && has(Role::Positions)
-                    && !dynamic =>
+                    && !self.is_dynamic() =>
             {
                 Rollback::Mask
             }
             CacheKind::Concatenated => Rollback::Compact,
             _ => Rollback::Shorten,
-        };
+        }
+    }
 
-        let limits = self.limits(&inputs, &cache, cache_kind);
+    fn context_length(&self, limits: &[(usize, &'static str)], warnings: &mut Vec<String>) -> usize {
         let keys = ["max_position_embeddings", "n_positions", "max_seq_len", "seq_length"];
         let configured = keys.iter().find_map(|key| self.beside.size("/model/context_length", key));
         let configured = configured.map(|length| length.min(MAX_CONTEXT));
-        let limit = limits.iter().min_by_key(|(length, _)| *length);
-        let context_length = match (configured, limit) {
+        match (configured, limits.iter().min_by_key(|(length, _)| *length)) {
             (Some(configured), Some((limit, why))) if *limit < configured => {
                 warnings.push(format!("the context ends at {limit} tokens rather than {configured}: {why}"));
                 *limit
@@ -135,16 +184,13 @@ impl<'a> Reader<'a> {
                 );
                 UNKNOWN_CONTEXT
             }
-        };
-        if self.beside.hub("attn_logit_softcapping").is_some() && !self.caps_attention() {
-            warnings.push(
-                "the model caps the scores of its attention (attn_logit_softcapping), but the graph does not, so its \
-                 logits are not quite those of the model; export it with attn_implementation=\"eager\""
-                    .into(),
-            );
         }
+    }
+
+    /// The fastest way of scoring that may be right.
+    fn scoring(&self, inputs: &[Input], warnings: &mut Vec<String>) -> Scoring {
         let mut scoring = Scoring::Parallel;
-        if dynamic {
+        if self.is_dynamic() {
             scoring = Scoring::OneByOne;
             warnings.push(
                 "activations are quantised with one scale for all positions of a pass (DynamicQuantizeLinear): scoring \
@@ -153,41 +199,28 @@ impl<'a> Reader<'a> {
                     .into(),
             );
         }
-        if single_tokens(&inputs) {
+        if single_tokens(inputs) {
             scoring = Scoring::OneByOne;
             warnings.push("it takes one token in a pass, so speculation saves nothing".into());
         }
-        if cache_kind == CacheKind::None {
-            warnings.push("it has no cache: every pass runs the whole sequence; export it with past".into());
+        scoring
+    }
+
+    fn warn_of(&self, cache_kind: CacheKind, warnings: &mut Vec<String>) {
+        if self.beside.hub("attn_logit_softcapping").is_some() && !self.caps_attention() {
+            warnings.push(
+                "the model caps the scores of its attention (attn_logit_softcapping), but the graph does not, so its \
+                 logits are not quite those of the model; export it with attn_implementation=\"eager\""
+                    .into(),
+            );
         }
-        let elements = cache.iter().map(|tensor| tensor.element).chain([logits.element]);
-        let quantising = ["QuantizeLinear", "DynamicQuantizeLinear", "DynamicQuantizeMatMul", "QLinearMatMul"];
-        let is_coarse = self.graph.is_half
-            || elements.into_iter().any(|element| element != TensorElementType::Float32)
-            || quantising.iter().any(|operator| self.graph.all(operator).next().is_some());
-        Ok(Export {
-            heads: self.heads(&cache),
-            file: self.file.into(),
-            tokenizer: self.beside.tokenizer.clone(),
-            producer: self.graph.producer.clone(),
-            architecture: self.beside.get("/model/type", "model_type").and_then(Value::as_str).map(str::to_owned),
-            opset: self.graph.opset,
-            inputs,
-            logits,
-            cache_kind,
-            rollback,
-            cache,
-            min_capacity: self.min_capacity()?,
-            context_length,
-            limits,
-            stop_tokens: self.beside.stop_tokens(),
-            bytes: self.bytes(),
-            scoring,
-            rounds_activations: self.graph.all("MatMulNBits").any(|node| node.integer("accuracy_level") == Some(4)),
-            is_coarse,
-            embedded_tokens,
-            warnings,
-        })
+        if cache_kind == CacheKind::None {
+            let mend = match merged_beside(self.file) {
+                Some(file) => format!("{file} beside it has one"),
+                None => "export it with past".into(),
+            };
+            warnings.push(format!("it has no cache: every pass runs the whole sequence; {mend}"));
+        }
     }
 
     /// What config.json says that it is, if that is no language model.
@@ -274,7 +307,7 @@ impl<'a> Reader<'a> {
             // seen of the builder (0.18) for Mistral: its attention is over everything
             limits.push((window, "the model has sliding windows of this length, but the graph has none"));
         }
-        if let Some(trained) = self.beside.rescaled_behind() {
+        if let Some(trained) = self.beside.rescaled_behind().filter(|&trained| trained > 0) {
             // Those whose keys are cached already are, too.
             limits.push((trained, "behind it all positions are scaled anew (longrope), which a cache cannot follow"));
         }
@@ -348,14 +381,20 @@ impl<'a> Reader<'a> {
         format!("{}: {what}; its inputs are {inputs}, its outputs {outputs}", self.file.display())
     }
 }
+/// The file beside an export by Optimum that runs the first pass and later ones, if that is another one.
+pub fn merged_beside(file: &Path) -> Option<&'static str> {
+    let merged = "decoder_model_merged.onnx";
+    (!file.ends_with(merged) && file.with_file_name(merged).is_file()).then_some(merged)
+}
+
 /// What is known of the numbers and lengths of an input.
 fn source(role: Role) -> Source {
     Source::Numbers(match role {
         Role::Tokens => return Source::Tokens,
         Role::Positions | Role::CachePositions | Role::LastPosition => Bound::total(-1),
         Role::TotalLength => Bound::total(0),
-        Role::PastLength => Bound { past: 1, new: 0, rest: 0 },
-        Role::LogitsToKeep => Bound { past: 0, new: 1, rest: 0 },
+        Role::PastLength => Bound::PAST,
+        Role::LogitsToKeep => Bound::NEW,
         Role::Mask | Role::HasPast => Bound::constant(1),
         Role::TokenTypes => Bound::constant(0),
     })

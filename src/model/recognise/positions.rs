@@ -36,6 +36,11 @@ pub struct Bound {
 }
 
 impl Bound {
+    /// The number of earlier tokens.
+    pub const PAST: Bound = Bound { past: 1, new: 0, rest: 0 };
+    /// The number of new tokens.
+    pub const NEW: Bound = Bound { past: 0, new: 1, rest: 0 };
+
     /// The same in every pass.
     pub const fn constant(rest: i64) -> Self {
         Bound { past: 0, new: 0, rest }
@@ -108,14 +113,22 @@ impl<'a> Positions<'a> {
             }
             "EmbedLayerNormalization" => rows(table(3)?),
             "Slice" => {
-                let end = index(2)?;
                 let axis = match node.input(3) {
                     Some(axes) => *self.graph.numbers(node.scope, axes)?.first()?,
                     None => 0,
                 };
                 let table = table(0)?;
                 let axis = usize::try_from(if axis < 0 { axis + table.len() as i64 } else { axis }).ok()?;
-                table.get(axis).filter(|&&size| size > 1)?.checked_sub(end.rest)
+                let size = table.get(axis).filter(|&&size| size > 1)?;
+                match index(2) {
+                    Some(end) => size.checked_sub(end.rest),
+                    // as many of the last ones as there are tokens
+                    None => {
+                        let start = self.largest(node.scope, node.input(1)?)?;
+                        let tokens = Bound::constant(0).plus(-1, start)?;
+                        self.grows(tokens).then_some(start.rest)
+                    }
+                }
             }
             _ => None,
         }
@@ -201,15 +214,175 @@ impl<'a> Positions<'a> {
 
     /// The length of a tensor, which is 1 in its first dimension.
     fn length(&self, scope: Scope, value: &str, dimension: i64) -> Option<Bound> {
-        let is_input = self.graph.writer(scope, value).is_none();
-        match self.sources.get(value).filter(|_| is_input) {
-            _ if dimension == 0 => Some(Bound::constant(1)),
-            Some(&Source::Cache { axis, rank }) => {
-                let is_tokens = dimension == axis as i64 || dimension + rank as i64 == axis as i64;
-                is_tokens.then_some(Bound { past: 1, new: 0, rest: 0 })
-            }
-            Some(Source::Numbers(bound)) if *bound == Bound::constant(1) => Some(Bound::total(0)), // a mask
-            _ => Some(Bound { past: 0, new: 1, rest: 0 }),
+        if dimension == 0 {
+            return Some(Bound::constant(1));
         }
+        let writer = self.graph.writer(scope, value);
+        match self.sources.get(value).filter(|_| writer.is_none()) {
+            Some(&source @ Source::Cache { .. }) => source.is_along(dimension).then_some(Bound::PAST),
+            Some(Source::Numbers(bound)) if *bound == Bound::constant(1) => Some(Bound::total(0)), // a mask
+            _ if writer.is_some_and(|node| self.joins_cache(node, dimension)) => Some(Bound::total(0)),
+            _ => Some(Bound::NEW),
+        }
+    }
+
+    /// Whether a node puts new entries behind a cache in this dimension.
+    fn joins_cache(&self, node: &Node, dimension: i64) -> bool {
+        let source = |input: &String| self.sources.get(self.graph.root(node.scope, input)?);
+        let is_along =
+            |source: &Source| [Some(dimension), node.integer("axis")].iter().flatten().all(|&at| source.is_along(at));
+        node.operator == "Concat" && node.inputs.iter().filter_map(source).any(is_along)
+    }
+}
+
+impl Source {
+    /// Whether it is a cache whose tokens are in this dimension, perhaps counted from the end.
+    fn is_along(&self, dimension: i64) -> bool {
+        match *self {
+            Source::Cache { axis, rank } => [dimension, dimension + rank as i64].contains(&(axis as i64)),
+            _ => false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::graph::tests::graph;
+    use super::*;
+
+    type Nodes<'a> = [(&'a str, &'a [&'a str], &'a str)];
+
+    fn limit_of(nodes: &Nodes, table: &[i64], is_whole: bool) -> Option<usize> {
+        let constants = [("zero", &[0][..]), ("one", &[1]), ("two", &[2]), ("minus two", &[-2]), ("last", &[-1])];
+        let constants = [&constants[..], &[("hundred", &[100][..]), ("all", &[i64::MAX])]].concat();
+        let graph = graph(nodes, &[("table", table)], &constants);
+        let sources = HashMap::from([
+            ("input_ids", Source::Tokens),
+            ("position_ids", Source::Numbers(Bound::total(-1))),
+            ("attention_mask", Source::Numbers(Bound::constant(1))),
+            ("past", Source::Cache { axis: 2, rank: 4 }),
+        ]);
+        Positions::new(&graph, &sources, is_whole).limit()
+    }
+
+    fn limit(nodes: &Nodes) -> Option<usize> {
+        limit_of(nodes, &[100, 8], false)
+    }
+
+    #[test]
+    fn positions_are_looked_up() {
+        assert_eq!(limit(&[("Gather", &["table", "position_ids"], "x")]), Some(100));
+        // GPT-J: a table and an index that are widened first
+        let nodes: &Nodes = &[
+            ("Expand", &["table", "sizes"], "wide"),
+            ("Unsqueeze", &["position_ids", "last"], "index"),
+            ("Tile", &["index", "sizes"], "wide index"),
+            ("GatherElements", &["wide", "wide index"], "x"),
+        ];
+        assert_eq!(limit_of(nodes, &[1, 100, 8], false), Some(100));
+    }
+
+    #[test]
+    fn positions_are_counted_from_two() {
+        // OPT: by the mask
+        let nodes: &Nodes = &[
+            ("CumSum", &["attention_mask", "one"], "counted"),
+            ("Mul", &["counted", "attention_mask"], "seen"),
+            ("Sub", &["seen", "one"], "places"),
+            ("Slice", &["places", "zero", "last", "one"], "new"),
+            ("Add", &["new", "two"], "index"),
+            ("Gather", &["table", "index"], "x"),
+        ];
+        assert_eq!(limit(nodes), Some(98));
+        // BART: by the length of the cache, in a dimension counted from the end
+        let nodes: &Nodes = &[
+            ("Shape", &["past"], "sizes"),
+            ("Slice", &["sizes", "minus two", "last", "zero"], "past length"),
+            ("Shape", &["hidden"], "new sizes"),
+            ("Gather", &["new sizes", "one"], "new length"),
+            ("Add", &["past length", "new length"], "length"),
+            ("Range", &["past length", "length", "one"], "places"),
+            ("Add", &["places", "two"], "index"),
+            ("Gather", &["table", "index"], "x"),
+        ];
+        assert_eq!(limit(nodes), Some(98));
+        // RoBERTa: by the tokens that are no padding
+        let nodes: &Nodes = &[
+            ("Equal", &["input_ids", "one"], "padding"),
+            ("Not", &["padding"], "text"),
+            ("CumSum", &["text", "one"], "counted"),
+            ("Mul", &["counted", "text"], "places"),
+            ("Add", &["places", "one"], "index"),
+            ("Gather", &["table", "index"], "x"),
+        ];
+        assert_eq!(limit(nodes), Some(98));
+    }
+
+    #[test]
+    fn a_table_is_cut_to_the_length_of_the_text() {
+        let nodes: &Nodes = &[
+            ("Shape", &["attention_mask"], "sizes"),
+            ("Gather", &["sizes", "one"], "length"),
+            ("Slice", &["table", "zero", "length", "zero"], "x"),
+        ];
+        assert_eq!(limit(nodes), Some(100));
+        assert_eq!(limit(&[nodes[0], nodes[1], ("Slice", &["table", "zero", "length", "last"], "x")]), Some(8));
+        // MPT: to as many of the last ones, by the length of what the cache becomes
+        let nodes: &Nodes = &[
+            ("Concat", &["past", "new"], "present"),
+            ("Shape", &["present"], "sizes"),
+            ("Gather", &["sizes", "two"], "length"),
+            ("Sub", &["hundred", "length"], "start"),
+            ("Slice", &["table", "start", "all", "zero"], "x"),
+        ];
+        assert_eq!(limit(nodes), Some(100));
+    }
+
+    #[test]
+    fn other_tables_end_nothing() {
+        assert_eq!(limit(&[("Gather", &["table", "input_ids"], "x")]), None, "embeddings");
+        assert_eq!(limit(&[("Gather", &["other", "position_ids"], "x")]), None, "no weight");
+        assert_eq!(limit(&[("Gather", &["table", "one"], "x")]), None, "the same row always");
+        // T5 and MPT: by buckets of distances
+        let nodes: &Nodes = &[
+            ("Sub", &["position_ids", "position_ids"], "distance"),
+            ("Min", &["position_ids", "one"], "bucket"),
+            ("Gather", &["table", "distance"], "x"),
+            ("Gather", &["table", "bucket"], "y"),
+        ];
+        assert_eq!(limit(nodes), None);
+        // the batch, which is of one text
+        let nodes: &Nodes = &[
+            ("Shape", &["input_ids"], "sizes"),
+            ("Gather", &["sizes", "zero"], "batch"),
+            ("Range", &["zero", "batch", "one"], "rows"),
+            ("Gather", &["table", "rows"], "x"),
+        ];
+        assert_eq!(limit_of(nodes, &[100, 8], true), None);
+    }
+
+    #[test]
+    fn new_tokens_alone_count_where_a_pass_runs_the_whole_text() {
+        let nodes: &Nodes = &[
+            ("Shape", &["input_ids"], "sizes"),
+            ("Gather", &["sizes", "one"], "length"),
+            ("Range", &["zero", "length", "one"], "places"),
+            ("Gather", &["table", "places"], "x"),
+        ];
+        assert_eq!(limit_of(nodes, &[100, 8], true), Some(100));
+        assert_eq!(limit_of(nodes, &[100, 8], false), None);
+    }
+
+    #[test]
+    fn what_is_made_of_itself_or_of_very_much_is_not_known() {
+        let circle: &Nodes = &[("Add", &["index", "one"], "index"), ("Gather", &["table", "index"], "x")];
+        assert_eq!(limit(circle), None);
+        let names: Vec<String> = (0..100_000).map(|index| format!("index {index}")).collect();
+        let inputs: Vec<[&str; 2]> = names.iter().map(|name| [name.as_str(), "one"]).collect();
+        let mut nodes: Vec<(&str, &[&str], &str)> =
+            inputs.iter().zip(&names[1..]).map(|(inputs, name)| ("Add", &inputs[..], name.as_str())).collect();
+        let looked_up = ["table", names.last().unwrap()];
+        nodes.push(("Gather", &looked_up, "x"));
+        assert_eq!(limit(&nodes), None);
     }
 }

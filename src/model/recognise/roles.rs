@@ -116,19 +116,14 @@ impl Reader<'_> {
     }
 
     /// The output of logits: by its name, or the only one that may be by its type and shape.
-    pub fn logits(
-        &self,
-        outputs: &[Tensor],
-        is_present: &dyn Fn(&str) -> bool,
-        tokens: Option<usize>,
-    ) -> Result<Logits> {
+    pub fn logits(&self, outputs: &[Tensor], presents: &HashSet<&str>, tokens: Option<usize>) -> Result<Logits> {
         let named = self.beside.name("outputs", "logits").unwrap_or("logits");
         let alike: Vec<&Tensor> = outputs.iter().filter(|o| o.name.to_lowercase().contains("logits")).collect();
         let exact = outputs.iter().find(|output| output.name == named);
         let logits = match (exact, alike.as_slice()) {
             (Some(output), _) => output,
             (None, [output]) => output,
-            (None, []) => self.logits_by_shape(outputs, is_present, tokens)?,
+            (None, []) => self.logits_by_shape(outputs, presents, tokens)?,
             (None, [one, other, ..]) => {
                 return Err(self.unsupported(format_args!(
                     "its outputs {} and {} could both be the logits; call the right one logits",
@@ -156,14 +151,14 @@ impl Reader<'_> {
     fn logits_by_shape<'b, 'c>(
         &self,
         outputs: &'b [Tensor<'c>],
-        is_present: &dyn Fn(&str) -> bool,
+        presents: &HashSet<&str>,
         tokens: Option<usize>,
     ) -> Result<&'b Tensor<'c>> {
         let columns = |output: &Tensor| output.shape.last().copied().and_then(|size| usize::try_from(size).ok());
         // Hidden states have less columns by far.
         let may_be = |output: &&Tensor| {
             let fits = columns(output).zip(tokens).is_none_or(|(columns, tokens)| columns >= tokens / 2);
-            (2..=3).contains(&output.shape.len()) && is_score(output.element) && !is_present(output.name) && fits
+            (2..=3).contains(&output.shape.len()) && is_score(output.element) && !presents.contains(output.name) && fits
         };
         let candidates: Vec<&Tensor> = outputs.iter().filter(may_be).collect();
         let mut exact = candidates.iter().filter(|output| columns(output).is_some() && columns(output) == tokens);
