@@ -584,6 +584,18 @@ fn what_is_configured_as_a_classifier_is_refused() {
     }
 }
 
+/// Of the three files that Optimum once left, the merged one is taken.
+#[test]
+fn a_merged_decoder_is_found_in_its_folder() {
+    let folder = copy("gpt2/optimum-merged", &["model.onnx", "config.json"]);
+    let merged = folder.path().join("decoder_model_merged.onnx");
+    std::fs::rename(folder.path().join("model.onnx"), &merged).unwrap();
+    for other in ["decoder_model.onnx", "decoder_with_past_model.onnx"] {
+        std::fs::write(folder.path().join(other), "").unwrap();
+    }
+    assert_eq!(load(folder.path()).unwrap().export().file, merged);
+}
+
 #[test]
 fn a_merged_decoder_that_is_beside_is_named() {
     let folder = copy("llama/no-cache", &["model.onnx"]);
