@@ -10,8 +10,9 @@ use serde_json::{Value, json};
 use crate::config::{Combine, Config, ExportConfig, ModelConfig, ProviderName, RowsName, ScoringName};
 use crate::decode::combine::Combination;
 use crate::error::{Error, Result};
-use crate::model::{Model, Ngram, OnnxModel, Provider, RowsOn, Scoring, Settings, environment, library, overlap};
+use crate::model::{Model, Ngram, OnnxModel, Provider, RowsOn, Scoring, Settings, environment, loaded, overlap};
 use crate::planning::Priors;
+use crate::process::Process;
 use crate::stats::Stats;
 use crate::text::Text;
 
@@ -33,6 +34,8 @@ pub struct Engine {
     /// What of passes at the same time does not overlap, if they do at all.
     serial: Option<f64>,
     clock: Box<Clock>,
+    /// Where its models are.
+    process: Process,
 }
 
 impl Engine {
@@ -64,6 +67,7 @@ impl Engine {
             ModelConfig::Ngram { name } => Some(Arc::new(Ngram::new(name))),
         });
         let models = models.collect();
+        warnings.extend(loaded().and_then(|runtime| runtime.pools.warning()).map(str::to_owned));
         let engine = Self::new(models, config.combine.clone(), stop_tokens, text)?.with_overlap(config.overlap)?;
         Ok(Engine { warnings, ..engine })
     }
@@ -100,6 +104,7 @@ impl Engine {
             priors: Mutex::default(),
             serial: None,
             clock: Box::new(move || start.elapsed()),
+            process: Process::current(),
         };
         engine.combination(None)?;
         Ok(engine)
@@ -151,6 +156,11 @@ impl Engine {
         self.combine.resolve(&scores, weights)
     }
 
+    /// The process that it belongs to.
+    pub fn process(&self) -> Process {
+        self.process
+    }
+
     /// Number of tokens of the shared vocabulary.
     pub fn vocab_size(&self) -> usize {
         vocab_size(&self.models)
@@ -173,14 +183,15 @@ impl Engine {
 
     /// What was recognised, for people who look into an engine. Documented with `cos_engine_describe`.
     pub fn describe(&self) -> Value {
-        let (library, threads) = library().map_or((None, 0), |(library, threads)| (Some(library), threads));
+        let runtime = loaded();
         // By way of text, which keeps a weight of 0.1 as it was written; as a value it would become 0.10000000149.
         let combine: Value =
             serde_json::to_string(&self.combine).and_then(|text| serde_json::from_str(&text)).unwrap_or_default();
         json!({
             "version": env!("CARGO_PKG_VERSION"),
-            "onnxruntime": library,
-            "threads": threads,
+            "onnxruntime": runtime.map(|runtime| &runtime.library),
+            "threads": runtime.and_then(|runtime| runtime.threads),
+            "thread_pool": runtime.map(|runtime| runtime.pools.name()),
             "vocab_size": self.vocab_size(),
             "stop_tokens": self.stop_tokens,
             "tokenizer": self.text.is_some(),

@@ -10,6 +10,7 @@ pub mod error;
 pub mod ffi;
 pub mod model;
 pub mod planning;
+pub mod process;
 pub mod session;
 pub mod stats;
 pub mod text;

@@ -87,6 +87,7 @@ pub struct Session {
 impl Session {
     /// An empty sequence.
     pub fn new(engine: &Arc<Engine>, options: &Options) -> Result<Self> {
+        engine.process().check()?;
         let models = engine.models();
         let mut combination = engine.combination(options.weights.as_deref())?;
         if let Some(function) = &options.combine {
@@ -157,6 +158,7 @@ impl Session {
     ///
     /// On an error nothing is committed.
     pub fn step(&mut self) -> Result<(&[i32], State)> {
+        self.engine.process().check()?;
         let (started, before) = (self.engine.clock()(), self.stats());
         let start = self.decoder.committed().len();
         self.steps += 1;

@@ -2,9 +2,15 @@
 //! of the README.
 
 use std::collections::BTreeSet;
+use std::io::Write;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
+
+use cos::config::Config;
+use cos::engine::Engine;
+use cos::session::{Options, Session, State};
 
 const WARNINGS: [&str; 4] = ["-Wall", "-Wextra", "-Werror", "-pedantic"];
 const SONAME: &str = "libcos.so.0";
@@ -90,6 +96,70 @@ fn errors() {
     check("errors");
 }
 
+/// Run `tests/c/host.c` as a host that does `what`; its lines of output.
+fn host(what: &str) -> Vec<String> {
+    let folder = scratch(what);
+    let program = folder.join("program");
+    run(compiler("CC", "cc", "c11")
+        .args(["-g", "-O1", "-pthread"])
+        .arg(root().join("tests/c/host.c"))
+        .args(["-ldl", "-o"])
+        .arg(&program));
+    cos::model::environment(None, 0, None).unwrap();
+    let onnxruntime = &cos::model::loaded().unwrap().library;
+    std::fs::copy(onnxruntime, folder.join("copy.so")).unwrap();
+    // An initialiser that nothing uses, about which ONNX Runtime logs a warning: protobuf messages are merged by appending them.
+    let field = |number: u8, data: &[u8]| [&[number << 3 | 2, data.len() as u8], data].concat();
+    let tensor = [&[8, 3, 16, 1][..], &field(8, b"left_over"), &field(9, &[0; 12])].concat();
+    for file in ["genai_config.json", "tokenizer.json", "model.onnx"] {
+        std::fs::copy(root().join("models/demo/small").join(file), folder.join(file)).unwrap();
+    }
+    let model = folder.join("model.onnx");
+    let graph = field(7, &field(5, &tensor));
+    std::fs::File::options().append(true).open(&model).unwrap().write_all(&graph).unwrap();
+    let config = folder.join("engine.json");
+    std::fs::write(&config, r#"{"models": [{"path": "."}], "combine": {"kind": "target", "model": 0}, "threads": 2}"#)
+        .unwrap();
+    let mut command = Command::new(program);
+    command.arg(what).arg(library()).arg(onnxruntime).args([&config, &model]).env("ORT_DYLIB_PATH", onnxruntime);
+    let out = run(command.current_dir(&folder).env_remove("LD_LIBRARY_PATH"));
+    std::fs::remove_file(folder.join("copy.so")).unwrap();
+    let mut lines: Vec<String> = out.lines().map(str::to_owned).collect();
+    assert_eq!(lines.pop().as_deref(), Some("done"), "{what}: {out}");
+    lines
+}
+
+/// What the model of [`host`] writes, whatever the host does.
+fn text() -> String {
+    let config = r#"{"models": [{"path": "models/demo/small"}], "combine": {"kind": "target", "model": 0}}"#;
+    let engine = Arc::new(Engine::load(&Config::parse(config).unwrap()).unwrap());
+    let options = Options { max_tokens: 8, stop_tokens: Some(Vec::new()), ..Options::default() };
+    let mut session = Session::new(&engine, &options).unwrap();
+    session.prompt(&[5, 6, 7, 8]).unwrap();
+    while session.step().unwrap().1 == State::Open {}
+    session.decoder().committed()[4..].iter().fold("text".into(), |text, token| format!("{text} {token}"))
+}
+
+#[test]
+fn a_host_may_unload_the_library() {
+    assert_eq!(host("unload"), [&text(), "pool process"]);
+}
+
+#[test]
+fn a_host_may_use_onnx_runtime_itself() {
+    assert_eq!(host("host_first"), [&text(), "pool model", "warned"]);
+    assert_eq!(host("host_second"), [&text(), "pool process"]);
+    assert_eq!(host("host_copy"), [&text(), "pool process"]);
+}
+
+#[test]
+fn a_host_may_fork() {
+    let text = text();
+    let in_child = [&text, "pool model", "warned"];
+    assert_eq!(host("forks"), [&[&*text][..], &in_child, &in_child, &[&text]].concat());
+    assert_eq!(host("daemons"), [&[&*text][..], &["pool process"], &[&text], &["pool process"]].concat());
+}
+
 /// The program in a README, by its language.
 fn example(readme: &str, language: &str) -> String {
     let text = std::fs::read_to_string(root().join(readme)).unwrap();
@@ -120,7 +190,8 @@ fn every_program_is_run() {
     let entries = std::fs::read_dir(root().join("tests/c")).unwrap();
     let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
     let programs: BTreeSet<String> = names.filter(|name| name.ends_with(".c")).collect();
-    assert_eq!(programs, BTreeSet::from(["errors.c", "smoke.c"].map(String::from)), "give each program a test here");
+    let tested = BTreeSet::from(["errors.c", "host.c", "smoke.c"].map(String::from));
+    assert_eq!(programs, tested, "give each program a test here");
 }
 
 #[test]

@@ -136,7 +136,11 @@ pub unsafe extern "C" fn cos_engine_free(engine: *mut cos_engine) {
     if !engine.is_null() {
         // SAFETY: promised by the caller. An error has nowhere to go.
         let _ = super::catch(|| {
-            drop(unsafe { Box::from_raw(engine) });
+            // SAFETY: promised by the caller.
+            unsafe {
+                (*engine).0.process().check()?; // in a child of fork() it stays, since its threads are in the parent
+                drop(Box::from_raw(engine));
+            }
             Ok(())
         });
     }

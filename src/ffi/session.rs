@@ -16,6 +16,7 @@ use crate::decode::sampling::Sampler;
 use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::model::Cancel;
+use crate::process::Process;
 use crate::session::{Options, Session, State};
 use crate::stats::Stats;
 
@@ -221,6 +222,8 @@ pub struct cos_session {
     /// What cos_session_describe gave last.
     description: Mutex<CString>,
     poisoned: AtomicBool,
+    /// Where its models are.
+    process: Process,
 }
 
 /// # Safety
@@ -248,6 +251,7 @@ unsafe fn with(session: *const cos_session, body: impl FnOnce(&mut Session) -> R
 unsafe fn usable<'a>(session: *const cos_session) -> Result<&'a cos_session> {
     // SAFETY: promised by the caller.
     let session = unsafe { reference(session, "session") }?;
+    session.process.check()?;
     if session.poisoned.load(Ordering::Acquire) { Err(Error::Poisoned) } else { Ok(session) }
 }
 
@@ -285,6 +289,7 @@ pub unsafe extern "C" fn cos_session_new(
             inner: Mutex::new(session),
             description: Mutex::default(),
             poisoned: AtomicBool::new(false),
+            process: engine.process(),
         };
         // SAFETY: not NULL, and promised by the caller.
         unsafe { out_session.write(Box::into_raw(Box::new(session))) };
@@ -558,6 +563,7 @@ pub unsafe extern "C" fn cos_free(session: *mut cos_session) {
     let _ = super::catch(|| unsafe {
         {
             let session = &*session;
+            session.process.check()?; // in a child of fork() it stays, since what runs it is in the parent
             session.cancel.request();
             drop(session.inner.lock());
         }

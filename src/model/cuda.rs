@@ -12,6 +12,7 @@ use std::time::Duration;
 use cudarc::driver::{DriverError, result, sys};
 use parking_lot::{Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
+use super::runner::Runner;
 use crate::error::{Error, Result};
 
 /// While a stream is captured, CUDA lets nobody wait for its whole device, as ONNX Runtime does where it loads a model, lets one go or
@@ -48,6 +49,8 @@ pub struct Device {
     side: sys::CUstream,
     /// Held while work is put on the stream.
     queue: Mutex<()>,
+    /// The one thread that calls ONNX Runtime for the model.
+    runner: Runner,
     /// Or why the driver does not take them.
     kernels: Result<Kernels, String>,
 }
@@ -130,6 +133,8 @@ impl Device {
             )));
         }
         let device = result::device::get(id).map_err(failed)?;
+        let runner = Runner::start(&format!("cos-gpu-{id}"))
+            .map_err(|error| Error::Runtime(format!("GPU {id}: no thread could be started for its passes: {error}")))?;
         // SAFETY: the device exists; the context is retained until `drop`; streams belong to it.
         unsafe {
             let context = result::primary_ctx::retain(device).map_err(failed)?;
@@ -140,7 +145,8 @@ impl Device {
             match streams {
                 Ok((stream, side)) => {
                     let kernels = Kernels::load().map_err(describe);
-                    Ok(Arc::new(Device { id, device, context, stream, side, queue: Mutex::new(()), kernels }))
+                    let queue = Mutex::new(());
+                    Ok(Arc::new(Device { id, device, context, stream, side, queue, runner, kernels }))
                 }
                 Err(error) => {
                     _ = result::primary_ctx::release(device);
@@ -183,6 +189,13 @@ impl Device {
         let guard = self.queue.lock();
         self.enter()?;
         Ok(Queue { device: self, _guard: guard })
+    }
+
+    /// Do what calls ONNX Runtime for the model, by the one thread that does so. ONNX Runtime keeps for each thread the handles of
+    /// cuBLAS and cuDNN, and cuDNN's plans for attention; they go when the thread ends. A captured pass runs kernels of these plans, so
+    /// it must not outlive the thread that captured it.
+    pub fn by_runner<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        self.runner.run(work)
     }
 
     fn enter(&self) -> ort::Result<()> {
@@ -278,6 +291,14 @@ impl Queue<'_> {
     ) -> ort::Result<()> {
         // SAFETY: as the caller says.
         done(unsafe { result::launch_kernel(kernel, grid, (threads, 1, 1), 0, self.device.stream, arguments) })
+    }
+
+    /// As [`Device::by_runner`], with the right to the stream.
+    pub fn by_runner<T: Send>(&self, work: impl FnOnce(&Self) -> ort::Result<T> + Send) -> ort::Result<T> {
+        self.device.by_runner(|| {
+            self.device.enter()?;
+            work(self)
+        })
     }
 
     /// Have what `work` puts on the stream recorded instead of run.
@@ -451,6 +472,8 @@ pub struct HostBuffer {
 
 // SAFETY: it owns its memory.
 unsafe impl Send for HostBuffer {}
+// SAFETY: as for any slice.
+unsafe impl Sync for HostBuffer {}
 
 impl HostBuffer {
     /// Zeroes, aligned for any number.

@@ -298,7 +298,7 @@ impl Gpu {
         &mut self,
         width: usize,
         output: Output,
-        mut run: impl FnMut() -> ort::Result<()>,
+        mut run: impl FnMut() -> ort::Result<()> + Send,
     ) -> ort::Result<()> {
         let may_capture = self.captures_to(output) && width <= WIDEST_GRAPH;
         let kind = self.kind(width);
@@ -312,7 +312,7 @@ impl Gpu {
                 queue.copy_in(&pair.host, &pair.there)?;
             }
             run()?;
-            match (logits.as_mut(), rows.as_ref(), output) {
+            match (logits.as_mut(), rows.as_mut(), output) {
                 (Some(pair), _, Output::Host(start, end)) => queue.copy_out(&pair.there, &mut pair.host, start, end),
                 (Some(pair), Some(rows), Output::Device(given)) => rows.queue(queue, &pair.there, given, control),
                 _ => Ok(()),
@@ -332,7 +332,8 @@ impl Gpu {
                 result
             }
             Some(Captured::Warm) => {
-                let captured = cuda::alone().map(|_alone| queue.capture(|queue| work(queue, whole)));
+                let capture = |queue: &Queue| queue.capture(|queue| work(queue, whole));
+                let captured = cuda::alone().map(|_alone| queue.by_runner(capture));
                 if let Some(Ok(graph)) = captured {
                     captures.succeed();
                     let result = queue.launch(&graph);
@@ -345,9 +346,9 @@ impl Gpu {
                         Some(Err(error)) => {
                             captures.fail(width, &error);
                             // The next run may take that error for its own.
-                            work(&queue, output).or_else(|_| work(&queue, output))
+                            queue.by_runner(|queue| work(queue, output).or_else(|_| work(queue, output)))
                         }
-                        _ => work(&queue, output),
+                        _ => queue.by_runner(|queue| work(queue, output)),
                     }
                 }
             }
@@ -356,7 +357,7 @@ impl Gpu {
                     graphs.push((kind, Captured::Warm));
                 }
                 let _running = cuda::running();
-                work(&queue, output)
+                queue.by_runner(|queue| work(queue, output))
             }
         };
         result.and_then(|()| queue.record(done)).inspect_err(|_| queue.drain())

@@ -17,6 +17,7 @@ mod onnx;
 pub mod overlap;
 mod recognise;
 mod rows;
+mod runner;
 mod runtime;
 pub mod scripted;
 mod settle;
@@ -37,7 +38,7 @@ pub use export::{CacheKind, Export, Role, Rollback, Rows, Scoring};
 pub use ngram::Ngram;
 pub use onnx::{OnnxModel, Provider, RowsOn, Settings};
 pub use rows::Placed;
-pub use runtime::{LIBRARY_VARIABLE, environment, library};
+pub use runtime::{LIBRARY_VARIABLE, Runtime, environment, loaded};
 
 use crate::error::{Error, Result};
 

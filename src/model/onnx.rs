@@ -265,7 +265,7 @@ impl OnnxModel {
             cache: Cache::new(&self.export, self.device.as_ref())?,
             gpu,
             bound: false,
-            copies: self.provider != Provider::Cpu && self.device.is_none(),
+            copies: self.loaded.device.clone().filter(|_| self.device.is_none()),
             feeds: feeds.collect(),
             rows: LogitRows::new(self.export.logits.columns),
             vocab_size: self.vocab_size,
@@ -278,6 +278,7 @@ impl OnnxModel {
             elapsed: Duration::ZERO,
             peak_logits: 0,
             spares: Arc::downgrade(&self.spares),
+            _loaded: self.loaded.clone(),
             sound: true,
             begun: None,
         }))
@@ -470,8 +471,8 @@ struct OnnxSequence {
     cache: Cache,
     /// Whether the binding has the cache's buffers.
     bound: bool,
-    /// Whether ONNX Runtime may copy to a device what is bound, as it is bound: then all is bound anew for each pass.
-    copies: bool,
+    /// The GPU that ONNX Runtime copies to what is bound, where the cache is on the host: then all is bound anew for each pass.
+    copies: Option<Arc<Device>>,
     feeds: Vec<Feed>,
     rows: LogitRows,
     vocab_size: usize,
@@ -487,6 +488,8 @@ struct OnnxSequence {
     /// The most bytes that `rows` and `raw` had.
     peak_logits: usize,
     spares: Weak<Spares>,
+    /// Behind the binding, so that the session ends where it was made.
+    _loaded: Arc<Loaded>,
     /// Whether no pass has failed, so that another sequence may have its buffers.
     sound: bool,
     /// A pass that was begun, or why it was not.
@@ -755,15 +758,13 @@ impl OnnxSequence {
         self.fill_inputs(tokens, cut, &Control::zeroed())?;
         self.bind_inputs()?;
         self.binding.output_anywhere(&self.export.logits.name, &self.memory)?;
-        match &self.gpu {
-            None => {
-                let _running = self.copies.then(cuda::running);
-                self.binding.run(&self.options)?;
-            }
+        let OnnxSequence { gpu, binding, options, .. } = self;
+        match gpu {
+            None => self.run_bound()?,
             Some(gpu) => {
                 let queue = gpu.queue()?;
                 let _running = cuda::running();
-                let result = gpu.copy_in(&queue).and_then(|()| self.binding.run(&self.options));
+                let result = gpu.copy_in(&queue).and_then(|()| queue.by_runner(|_| binding.run(options)));
                 queue.drain();
                 result?;
             }
@@ -774,14 +775,20 @@ impl OnnxSequence {
     fn run_on_host(&mut self, tokens: &[i32], cut: Cut, keep: usize) -> ort::Result<()> {
         self.bind(tokens, cut, keep)?;
         let started = Instant::now();
-        let result = {
-            let _running = self.copies.then(cuda::running);
-            self.binding.run(&self.options)
-        };
+        let result = self.run_bound();
         self.elapsed += started.elapsed();
         result?;
         self.read_raw(cut);
         Ok(())
+    }
+
+    /// Run a pass whose inputs and outputs are on the host.
+    fn run_bound(&mut self) -> ort::Result<()> {
+        let OnnxSequence { copies, binding, options, .. } = self;
+        let Some(device) = copies else { return binding.run(options) };
+        let queue = device.queue()?;
+        let _running = cuda::running();
+        queue.by_runner(|_| binding.run(options))
     }
 
     /// Put a pass on the GPU's stream, with copies before and behind, and by a graph if one was captured of this width.
@@ -1010,7 +1017,7 @@ impl OnnxSequence {
 
     /// Bind what was made by [`OnnxSequence::fill_inputs`], and the cache unless it is bound.
     fn bind_inputs(&mut self) -> ort::Result<()> {
-        let bound = std::mem::replace(&mut self.bound, false) && !self.copies;
+        let bound = std::mem::replace(&mut self.bound, false) && self.copies.is_none();
         let (entries, total, capacity) = (self.cache.entries(), self.cache.mask().len(), self.cache.capacity());
         let kind = self.export.cache_kind;
         let (before, behind) = match kind {

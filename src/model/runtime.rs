@@ -1,59 +1,136 @@
 //! Finds and loads ONNX Runtime, and makes the one environment of the process with its shared thread pool.
 
-use std::ffi::{CStr, OsStr};
+use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use once_cell::sync::OnceCell;
-use ort::environment::{Environment, GlobalThreadPoolOptions};
+use ort::environment::{Environment, EnvironmentBuilder, GlobalThreadPoolOptions};
 use ort::logging::LogLevel;
+use ort::session::Session;
+use ort::session::builder::SessionBuilder;
 use parking_lot::Mutex;
 
 use crate::error::{Error, Result};
+use crate::process::{self, PerProcess};
 
 /// The environment variable that names the ONNX Runtime library, before anything else.
 pub const LIBRARY_VARIABLE: &str = "ORT_DYLIB_PATH";
 
-struct Shared {
+/// ONNX Runtime as this process uses it.
+pub struct Runtime {
     environment: Environment,
-    threads: usize,
+    /// The library that was loaded.
+    pub library: PathBuf,
+    /// Threads of a pool; `None` if other code made it, which ONNX Runtime does not tell.
+    pub threads: Option<usize>,
+    /// Whether they stay awake for a while when there is nothing to do.
     spinning: bool,
-    library: PathBuf,
+    /// Who has a pool.
+    pub pools: Pools,
 }
 
-/// One environment for the process: ONNX Runtime allows no second one, and all models must share its thread pool
-/// (two models with spinning pools of their own run 2.3 times slower on two cores).
-static SHARED: OnceCell<Shared> = OnceCell::new();
+/// Who has a thread pool. One for all models is best: two models with spinning pools of their own run 2.3 times slower on two cores.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pools {
+    /// All models of the process share one.
+    Process,
+    /// They share the one that other code of the process made with the environment.
+    Host,
+    /// Each model has its own, because other code made the environment without a pool to share.
+    ModelBesideHost,
+    /// Each model has its own, because the threads of the shared one are in the process that this one was forked from.
+    ModelInChild,
+}
 
-/// The environment, made on first use from `library` (unless `ORT_DYLIB_PATH` is set) with `threads` threads (0: as many as
+impl Pools {
+    /// What `describe` calls it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Pools::Process => "process",
+            Pools::Host => "host",
+            Pools::ModelBesideHost | Pools::ModelInChild => "model",
+        }
+    }
+
+    /// What a user should know of it.
+    pub fn warning(self) -> Option<&'static str> {
+        match self {
+            Pools::Process => None,
+            Pools::Host => Some(
+                "other code of the process made ONNX Runtime's environment first, with a thread pool of its own, which all models use; \
+                 \"threads\" and \"spinning\" have no effect",
+            ),
+            Pools::ModelBesideHost => Some(
+                "other code of the process made ONNX Runtime's environment first, without a thread pool to share, so each model has one \
+                 of its own and several models decode more slowly; open an engine before other code uses ONNX Runtime",
+            ),
+            Pools::ModelInChild => Some(
+                "the process was forked from one that had opened engines, so each model has a thread pool of its own and several models \
+                 decode more slowly; open the first engine behind fork()",
+            ),
+        }
+    }
+}
+
+impl Runtime {
+    /// Build a session in its environment, with the pool that is meant for it.
+    pub fn session(&self) -> ort::Result<SessionBuilder> {
+        let builder = Session::builder(&self.environment)?;
+        Ok(match (self.pools, self.threads) {
+            (Pools::ModelBesideHost | Pools::ModelInChild, Some(threads)) => builder
+                .with_independent_thread_pool()?
+                .with_intra_threads(threads)?
+                .with_config_entry("session.intra_op.allow_spinning", if self.spinning { "1" } else { "0" })?,
+            _ => builder,
+        })
+    }
+}
+
+/// The same for all engines of a process, since ONNX Runtime allows one environment.
+#[derive(Default)]
+struct Shared {
+    /// Two first uses at once must not both try.
+    first: Mutex<()>,
+    runtime: OnceCell<Runtime>,
+}
+
+static SHARED: PerProcess<Shared> = PerProcess::new(Shared::default);
+
+/// What a process has made, also for its children.
+static MADE: OnceCell<(Environment, PathBuf)> = OnceCell::new();
+
+/// ONNX Runtime, loaded on first use from `library` (unless `ORT_DYLIB_PATH` is set) with a pool of `threads` threads (0: as many as
 /// there are cores for us), which spin unless told not to.
 ///
 /// Later calls get the same one; asking for another number of threads, or for other spinning, then is an error.
-pub fn environment(library: Option<&Path>, threads: usize, spinning: Option<bool>) -> Result<&'static Environment> {
-    // Two first uses at once must not both try.
-    static FIRST: Mutex<()> = Mutex::new(());
-    let _first = FIRST.lock();
-    let shared = SHARED.get_or_try_init(|| {
-        let threads = if threads == 0 { cores() } else { threads };
-        make(library, threads, spinning.unwrap_or(true))
-    })?;
-    if threads != 0 && threads != shared.threads {
+pub fn load(library: Option<&Path>, threads: usize, spinning: Option<bool>) -> Result<&'static Runtime> {
+    let shared = SHARED.get();
+    let _first = shared.first.lock();
+    let runtime = shared.runtime.get_or_try_init(|| make(library, threads, spinning))?;
+    let Some(known) = runtime.threads else { return Ok(runtime) };
+    if threads != 0 && threads != known {
         return Err(Error::Config(format!(
-            "threads is {threads}, but the thread pool of this process was made with {}; \
-             it is shared by all engines, so leave threads out or set the same number",
-            shared.threads
+            "threads is {threads}, but the thread pool of this process was made with {known}; \
+             it is shared by all engines, so leave threads out or set the same number"
         )));
     }
-    if spinning.is_some_and(|spinning| spinning != shared.spinning) {
+    if let Some(spinning) = spinning.filter(|&spinning| spinning != runtime.spinning) {
         return Err(Error::Config(format!(
-            "spinning is {}, but the thread pool of this process was made with {}; \
+            "spinning is {spinning}, but the thread pool of this process was made with {}; \
              it is shared by all engines, so leave spinning out or set the same",
-            !shared.spinning, shared.spinning
+            runtime.spinning
         )));
     }
-    Ok(&shared.environment)
+    Ok(runtime)
+}
+
+/// Its environment, likewise.
+pub fn environment(library: Option<&Path>, threads: usize, spinning: Option<bool>) -> Result<&'static Environment> {
+    load(library, threads, spinning).map(|runtime| &runtime.environment)
 }
 
 /// How many threads can compute at once: physical cores, or fewer where affinity or a control group (the limit of a
@@ -65,18 +142,34 @@ fn cores() -> usize {
     num_cpus::get_physical().min(num_cpus::get()).max(1)
 }
 
-/// The ONNX Runtime library that was loaded, and the number of threads of its pool.
-pub fn library() -> Option<(&'static Path, usize)> {
-    SHARED.get().map(|shared| (shared.library.as_path(), shared.threads))
+/// ONNX Runtime, if it was loaded.
+pub fn loaded() -> Option<&'static Runtime> {
+    SHARED.get().runtime.get()
 }
 
-fn make(library: Option<&Path>, threads: usize, spinning: bool) -> Result<Shared> {
+fn make(library: Option<&Path>, threads: usize, spinning: Option<bool>) -> Result<Runtime> {
+    let threads = if threads == 0 { cores() } else { threads };
+    let with = |environment: Environment, library: PathBuf, pools: Pools| Runtime {
+        environment,
+        library,
+        threads: (pools != Pools::Host).then_some(threads),
+        // Several pools that spin would fight for the cores.
+        spinning: spinning.unwrap_or(pools == Pools::Process),
+        pools,
+    };
+    if let Some((environment, library)) = MADE.get() {
+        return Ok(with(environment.clone(), library.clone(), Pools::ModelInChild));
+    }
     let path = find(library)?;
     let failed = |error: &dyn std::fmt::Display| {
         Error::Runtime(format!("{error}; ONNX Runtime 1.{} or newer is needed", ort::MINOR_VERSION))
     };
     // ort looks for relative paths beside the program, we beside the working directory.
     let path = path.canonicalize().unwrap_or(path);
+    // ONNX Runtime keeps the address of its logger for good.
+    process::stay_loaded();
+    // Its builds for Linux report to Microsoft from 1.29 on, by a thread for which a child of fork() waits for ever when it exits.
+    process::set_default(c"ORT_DISABLE_TELEMETRY", c"ORT_DISABLE_TELEMETRY=1");
     let builder = ort::init_from(&path).map_err(|error| match &error {
         // What the loader says is a level below.
         ort::LoadDynamicError::Dlopen { error: cause, path } => match std::error::Error::source(cause) {
@@ -88,22 +181,49 @@ fn make(library: Option<&Path>, threads: usize, spinning: bool) -> Result<Shared
         }
         _ => failed(&error),
     })?;
-    let make = || -> ort::Result<Environment> {
-        let pool = GlobalThreadPoolOptions::default().with_intra_threads(threads)?.with_spin_control(spinning)?;
-        let environment = builder
-            .with_name("cos")
-            .with_telemetry(false)
-            .with_global_thread_pool(pool)
-            // A library has no business on its host's standard error: what ORT logs goes to `tracing`.
-            .with_logger(Arc::new(|level, _category: &str, _id: &str, location: &str, message: &str| match level {
+    let (environment, pools) =
+        make_environment(builder, threads, spinning.unwrap_or(true)).map_err(|error| failed(&error))?;
+    _ = MADE.set((environment.clone(), path.clone()));
+    Ok(with(environment, path, pools))
+}
+
+/// A model that does nothing.
+const PROBE: &[u8] =
+    b"\x08\x08:7\n\x10\n\x01x\x12\x01y\"\x08Identity\x12\x01pZ\x0f\n\x01x\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01\
+    b\x0f\n\x01y\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01B\x04\n\x00\x10\x11";
+
+/// The environment, and who has pools in it. If there is one in the process already, ONNX Runtime gives that one, and does not say so.
+fn make_environment(builder: EnvironmentBuilder, threads: usize, spinning: bool) -> ort::Result<(Environment, Pools)> {
+    let pool = GlobalThreadPoolOptions::default().with_intra_threads(threads)?.with_spin_control(spinning)?;
+    let heard = Arc::new(AtomicBool::new(false));
+    let logger = heard.clone();
+    let environment = builder
+        .with_name("cos")
+        .with_telemetry(false)
+        .with_global_thread_pool(pool)
+        // A library has no business on its host's standard error: what ORT logs goes to `tracing`.
+        .with_logger(Arc::new(move |level, _category: &str, _id: &str, location: &str, message: &str| {
+            logger.store(true, Ordering::Relaxed);
+            match level {
                 LogLevel::Error | LogLevel::Fatal => tracing::error!(target: "onnxruntime", location, "{message}"),
-                _ => tracing::warn!(target: "onnxruntime", location, "{message}"),
-            }))
-            .build()?;
+                LogLevel::Warning => tracing::warn!(target: "onnxruntime", location, "{message}"),
+                LogLevel::Info | LogLevel::Verbose => {}
+            }
+        }))
+        .build()?;
+    // A session without a pool of its own can be made only where there is one to share. All that is logged meanwhile goes to the logger
+    // of whoever made the environment.
+    let has_pool = Session::builder(&environment)?.commit_from_memory(PROBE).is_ok();
+    let is_ours = heard.load(Ordering::Relaxed);
+    if is_ours {
         environment.set_log_level(LogLevel::Warning);
-        Ok(environment)
+    }
+    let pools = match (is_ours, has_pool) {
+        (true, _) => Pools::Process,
+        (false, true) => Pools::Host,
+        (false, false) => Pools::ModelBesideHost,
     };
-    Ok(Shared { environment: make().map_err(|error| failed(&error))?, threads, spinning, library: path })
+    Ok((environment, pools))
 }
 
 /// Where the library is: `ORT_DYLIB_PATH`, then the configuration, then beside this library where set-up puts it,
@@ -157,15 +277,7 @@ fn library_in(folder: &Path) -> Option<PathBuf> {
 
 /// The file that this code was loaded from: `libcos.so`, or a program that links the crate.
 fn own_path() -> Option<PathBuf> {
-    // SAFETY: dladdr only reads the address and fills `info`, and its strings live as long as the file is loaded.
-    let name = unsafe {
-        let mut info: libc::Dl_info = std::mem::zeroed();
-        if libc::dladdr(own_path as *const libc::c_void, &mut info) == 0 || info.dli_fname.is_null() {
-            return None;
-        }
-        CStr::from_ptr(info.dli_fname)
-    };
-    PathBuf::from(OsStr::from_bytes(name.to_bytes())).canonicalize().ok()
+    PathBuf::from(OsStr::from_bytes(process::own_file()?.to_bytes())).canonicalize().ok()
 }
 
 /// A library that the system's loader knows by name, if there is one.

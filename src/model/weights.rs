@@ -16,6 +16,7 @@ use super::graph::{Graph, Node};
 use super::huge_pages::Mappings;
 use super::{Provider, runtime, shapes};
 use crate::error::{Error, Result};
+use crate::process::{PerProcess, Process};
 
 /// A session of ONNX Runtime, and where it runs.
 pub struct Loaded {
@@ -33,18 +34,24 @@ pub struct Loaded {
     pub attention: Option<String>,
     /// Whether each width is planned on each size of the cache, which takes long.
     pub plans_widths: bool,
+    process: Process,
 }
 
 impl Drop for Loaded {
     fn drop(&mut self) {
-        let _unloading = cuda::loading();
         // SAFETY: nobody has it any more.
-        unsafe { ManuallyDrop::drop(&mut self.session) }
+        let session = unsafe { ManuallyDrop::take(&mut self.session) };
+        if !self.process.is_current() {
+            std::mem::forget((session, self.device.take())); // their threads are in the parent
+        } else if let Some(device) = &self.device {
+            let _unloading = cuda::loading();
+            device.by_runner(|| drop(session));
+        }
     }
 }
 
 /// What was loaded, with what of, while there are models that use it.
-static LOADED: Mutex<Vec<(Source, Weak<Loaded>)>> = Mutex::new(Vec::new());
+static LOADED: PerProcess<Mutex<Vec<(Source, Weak<Loaded>)>>> = PerProcess::new(Mutex::default);
 
 /// What a session was made of. How models use it is no part of it.
 #[derive(Clone, PartialEq)]
@@ -98,11 +105,12 @@ pub fn load(file: &Path, graph: &Graph, provider: &Provider, shapes: Shapes) -> 
             no_graphs: None,
             attention: None,
             plans_widths: false,
+            process: Process::current(),
         },
         Provider::Cuda { device_id, options } => on_gpu(file, graph, shapes, *device_id, options)?,
     });
     if let Some(source) = source {
-        let mut loaded = LOADED.lock();
+        let mut loaded = LOADED.get().lock();
         loaded.retain(|(_, loaded)| loaded.strong_count() > 0);
         loaded.push((source, Arc::downgrade(&made)));
     }
@@ -110,7 +118,7 @@ pub fn load(file: &Path, graph: &Graph, provider: &Provider, shapes: Shapes) -> 
 }
 
 fn find(source: &Source) -> Option<Arc<Loaded>> {
-    LOADED.lock().iter().filter(|(other, _)| other == source).find_map(|(_, loaded)| loaded.upgrade())
+    LOADED.get().lock().iter().filter(|(other, _)| other == source).find_map(|(_, loaded)| loaded.upgrade())
 }
 
 /// The option of the provider that says whether passes are captured. ONNX Runtime is told of it, because it then leaves nothing
@@ -196,7 +204,8 @@ fn on_gpu(file: &Path, graph: &Graph, shapes: Shapes, device_id: i32, options: &
         let cuda = ort::ep::CUDA::default().with_device_id(device_id).with_tf32(false);
         let cuda = options.iter().fold(cuda, |cuda, (key, value)| cuda.with_arbitrary_config(key, value));
         // SAFETY: the device, and so its stream, outlives the session: see `Loaded`.
-        make(file, shapes, Some(unsafe { cuda.with_cuda_graph(graphs).with_compute_stream(device.stream()) }))
+        let cuda = unsafe { cuda.with_cuda_graph(graphs).with_compute_stream(device.stream()) };
+        device.by_runner(|| make(file, shapes, Some(cuda)))
     };
     let asked = options.get(GRAPHS).is_none_or(|value| value != "0");
     let (mut is_whole, mut on_processor) = (true, BTreeSet::new());
@@ -218,7 +227,8 @@ fn on_gpu(file: &Path, graph: &Graph, shapes: Shapes, device_id: i32, options: &
     };
     let (attention, plans_widths) = (options.get(ATTENTION).cloned(), kernels == Attention::Cudnn);
     let session = ManuallyDrop::new(session);
-    Ok(Loaded { session, device: Some(device), is_whole, on_processor, no_graphs, attention, plans_widths })
+    let (device, process) = (Some(device), Process::current());
+    Ok(Loaded { session, device, is_whole, on_processor, no_graphs, attention, plans_widths, process })
 }
 
 fn unavailable(file: &Path, why: &str) -> Error {
@@ -234,9 +244,9 @@ fn unavailable(file: &Path, why: &str) -> Error {
 pub type Options = std::collections::BTreeMap<String, String>;
 
 fn make(file: &Path, shapes: Shapes, cuda: Option<ort::ep::CUDA>) -> Result<Session> {
-    let environment = runtime::environment(None, 0, None)?;
+    let runtime = runtime::load(None, 0, None)?;
     let refuse = |error: &dyn std::fmt::Display| Error::Model(format!("cannot load {}: {error}", file.display()));
-    let mut builder = Session::builder(environment).map_err(|error| refuse(&error))?;
+    let mut builder = runtime.session().map_err(|error| refuse(&error))?;
     // ORT keeps a memory plan for each combination of input shapes, and here every pass has another one.
     builder = builder.with_memory_pattern(false).map_err(|error| refuse(&error))?;
     // By default ORT rounds the activations of products with quantised weights to eight bits, and so changes the model.

@@ -1,0 +1,149 @@
+//! Which process this is. A child of `fork()` has the memory of its parent but none of its threads, so what needs threads or a GPU
+//! works in the parent only. What stays in the process for good may have to keep this library in it.
+
+use std::ffi::CStr;
+use std::sync::Once;
+use std::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
+
+use crate::error::{Error, Result};
+
+/// How many times a process forked on the way from the first one to this one.
+static FORKS: AtomicU32 = AtomicU32::new(0);
+
+/// A process, as told by what it forked from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Process(u32);
+
+impl Process {
+    /// This one.
+    pub fn current() -> Self {
+        static REGISTERED: Once = Once::new();
+        REGISTERED.call_once(|| {
+            extern "C" fn in_child() {
+                FORKS.fetch_add(1, Ordering::Relaxed);
+            }
+            // SAFETY: the handler only counts, and the library stays loaded once it is registered. Without memory for it, a child is
+            // taken for its parent.
+            _ = unsafe { libc::pthread_atfork(None, None, Some(in_child)) };
+        });
+        Process(FORKS.load(Ordering::Relaxed))
+    }
+
+    /// Whether this is it.
+    pub fn is_current(self) -> bool {
+        self.0 == FORKS.load(Ordering::Relaxed)
+    }
+
+    /// An error in a child of it.
+    pub fn check(self) -> Result<()> {
+        if self.is_current() {
+            return Ok(());
+        }
+        Err(Error::Unsupported(
+            "this engine was opened before fork(), and its threads are only in the parent; open engines in the child, after fork() or \
+             daemon()"
+                .into(),
+        ))
+    }
+}
+
+/// A value of the process. A child of `fork()` gets a new one: in the old one, a lock may be held by a thread that the child does not have.
+pub struct PerProcess<T> {
+    value: AtomicPtr<(Process, T)>,
+    make: fn() -> T,
+}
+
+impl<T: Send + Sync> PerProcess<T> {
+    /// To be made on first use.
+    pub const fn new(make: fn() -> T) -> Self {
+        PerProcess { value: AtomicPtr::new(std::ptr::null_mut()), make }
+    }
+
+    /// That of this process. Values are never freed.
+    pub fn get(&self) -> &T {
+        let process = Process::current();
+        let mut known = self.value.load(Ordering::Acquire);
+        loop {
+            // SAFETY: a pointer that is stored was leaked, so it stays valid.
+            match unsafe { known.as_ref() } {
+                Some((of, value)) if *of == process => return value,
+                _ => {}
+            }
+            let made = Box::into_raw(Box::new((process, (self.make)())));
+            match self.value.compare_exchange(known, made, Ordering::AcqRel, Ordering::Acquire) {
+                Ok(_) => known = made,
+                Err(other) => {
+                    // SAFETY: it was made just now, and nobody else knows it.
+                    drop(unsafe { Box::from_raw(made) });
+                    known = other;
+                }
+            }
+        }
+    }
+}
+
+/// Keep the shared object with this code loaded until the process ends: others keep addresses in it, such as that of a logger.
+pub fn stay_loaded() {
+    static DONE: Once = Once::new();
+    DONE.call_once(|| {
+        if let Some(file) = own_file() {
+            // SAFETY: the object is loaded, so this only marks it. A program that links this crate is no shared object, and stays anyway.
+            _ = unsafe { libc::dlopen(file.as_ptr(), libc::RTLD_LAZY | libc::RTLD_NOLOAD | libc::RTLD_NODELETE) };
+        }
+    });
+}
+
+/// The file that this code was loaded from, as the loader knows it: `libcos.so`, or what links the crate.
+pub fn own_file() -> Option<&'static CStr> {
+    // SAFETY: dladdr only reads the address and fills `info`, and its strings live as long as this code.
+    unsafe {
+        let mut info: libc::Dl_info = std::mem::zeroed();
+        let found = libc::dladdr(own_file as *const libc::c_void, &mut info) != 0 && !info.dli_fname.is_null();
+        found.then(|| CStr::from_ptr(info.dli_fname))
+    }
+}
+
+/// Set a variable of the environment, unless it is set, while other threads may read some. `setenv` may free what they read.
+pub fn set_default(name: &CStr, assignment: &'static CStr) {
+    unsafe extern "C" {
+        static mut environ: *mut *mut libc::c_char;
+    }
+    // SAFETY: POSIX allows a program to put another array in place. The old one is not freed, so who reads it may go on.
+    unsafe {
+        if !libc::getenv(name.as_ptr()).is_null() {
+            return;
+        }
+        let old = (&raw const environ).read_volatile();
+        let count = if old.is_null() { 0 } else { (0..).take_while(|&index| !(*old.add(index)).is_null()).count() };
+        let mut entries: Vec<*mut libc::c_char> = Vec::with_capacity(count + 2);
+        entries.extend((0..count).map(|index| *old.add(index)));
+        entries.extend([assignment.as_ptr().cast_mut(), std::ptr::null_mut()]);
+        (&raw mut environ).write_volatile(entries.leak().as_mut_ptr());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_value_belongs_to_one_process() {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        static VALUE: PerProcess<u32> = PerProcess::new(|| COUNT.fetch_add(1, Ordering::Relaxed));
+        let value = VALUE.get();
+        assert_eq!((*value, VALUE.get()), (0, value), "it is made once");
+        let here = Process::current();
+        here.check().unwrap();
+        assert_eq!(Process(here.0 + 1).check().unwrap_err().code(), 8);
+    }
+
+    #[test]
+    fn a_variable_that_is_set_stays() {
+        let value = |name: &CStr| std::env::var(name.to_str().unwrap()).ok();
+        assert_eq!(value(c"COS_TEST_DEFAULT"), None);
+        set_default(c"COS_TEST_DEFAULT", c"COS_TEST_DEFAULT=1");
+        assert_eq!(value(c"COS_TEST_DEFAULT").as_deref(), Some("1"));
+        set_default(c"COS_TEST_DEFAULT", c"COS_TEST_DEFAULT=2");
+        assert_eq!(value(c"COS_TEST_DEFAULT").as_deref(), Some("1"));
+    }
+}
