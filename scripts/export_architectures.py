@@ -10,7 +10,7 @@ will do), and each stage of this script runs in its own:
   python3.11 -m venv C && C/bin/pip install --no-deps -r scripts/old-requirements.txt
   A/bin/python scripts/export_architectures.py optimum --work DIR
   B/bin/python scripts/export_architectures.py builder --work DIR
-  C/bin/python scripts/export_architectures.py old --work DIR
+  PYTHONHASHSEED=0 C/bin/python scripts/export_architectures.py old --work DIR
 
   optimum  makes the models (Hugging Face folders in DIR), the golden logits, and the exports of Optimum
   builder  makes the exports of newer tools of the models in DIR
@@ -44,6 +44,7 @@ good for all precisions. The same files come out of every run.
 """
 
 import argparse
+import functools
 import json
 import os
 import shutil
@@ -213,7 +214,11 @@ def keep(folder: Path, source: Path):
 
 
 def forget_paths(folder: Path):
-    """Drop the paths of this machine, which torch and mobius note down."""
+    """Drop the paths of this machine, which torch, mobius and old versions of transformers note down."""
+    if (folder / "config.json").exists():
+        config = json.loads((folder / "config.json").read_text())
+        config.pop("_name_or_path", None)
+        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     model = onnx.load(folder / "model.onnx", load_external_data=False)
     model.graph.name = "main_graph"
     for node in model.graph.node:
@@ -370,13 +375,13 @@ def builder(name: str, work: Path, out: Path):
 def old(name: str, work: Path, out: Path):
     """What tools of early 2024 left: caches with keys and values in one, and decoders merged of two graphs."""
     import torch
-    trace = torch.onnx.export
-    torch.onnx.export = lambda *args, **options: trace(*args, dynamo=False, **options)  # the default of that time
+    torch.onnx.export = functools.partial(torch.onnx.export, dynamo=False)  # the default of that time
     from optimum.exporters.onnx import main_export
     source = work / name
     if name == "gpt_bigcode":
         main_export(str(source), fresh(out / "optimum-fused"), task="text-generation-with-past", do_validation=False)
         keep(out / "optimum-fused", source)
+        forget_paths(out / "optimum-fused")
     if name in OLD_MERGED:
         with tempfile.TemporaryDirectory() as folder:
             main_export(str(source), folder, task="text-generation-with-past", do_validation=False, legacy=True)
@@ -384,6 +389,7 @@ def old(name: str, work: Path, out: Path):
             shutil.copyfile(f"{folder}/decoder_model_merged.onnx", form / "model.onnx")
             shutil.copyfile(f"{folder}/config.json", form / "config.json")
             keep(form, source)
+            forget_paths(form)
     if name == "gpt2":
         with tempfile.TemporaryDirectory() as folder:
             run_module("onnxruntime.transformers.models.gpt2.convert_to_onnx", "-m", source.resolve(),

@@ -51,7 +51,9 @@ impl Drop for Loaded {
 }
 
 /// What was loaded, with what of, while there are models that use it.
-static LOADED: PerProcess<Mutex<Vec<(Source, Weak<Loaded>)>>> = PerProcess::new(Mutex::default);
+static LOADED: PerProcess<Mutex<Known>> = PerProcess::new(Mutex::default);
+
+type Known = Vec<(Source, Weak<Loaded>)>;
 
 /// What a session was made of. How models use it is no part of it.
 #[derive(Clone, PartialEq)]
