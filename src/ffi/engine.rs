@@ -203,6 +203,9 @@ pub unsafe extern "C" fn cos_engine_model_count(engine: *const cos_engine) -> us
 ///         "vocab_size": 4096, "context_length": 2048, "stop_tokens": [0],
 ///         "scoring": "parallel", "first_pass" (so on an empty cache only) or "one_by_one",
 ///         "deviation": 1e-6,                                    of logits scored in parallel, seen when loaded
+///         "trials": [ { "scoring": "parallel", "rollback": "mask",      what was tried when loaded; the last of the
+///                       "deviation": 0.11, "spreads": 0.04 },           fastest scoring, or the best, was taken
+///                     { ..., "refused": "logits change by up to 2.65" } ],    spreads: in standard deviations of a row
 ///         "warnings": [ "what should be known of it" ] } ],
 ///       "warnings": [ ... ]
 ///     }

@@ -32,7 +32,9 @@ pub fn model_file(path: &Path) -> Result<PathBuf> {
         .filter(|file| file.extension().is_some_and(|extension| extension == "onnx"))
         .collect();
     files.sort();
-    let preferred = files.iter().position(|file| file.ends_with("model.onnx"));
+    let named = |name: &str| files.iter().position(|file| file.ends_with(name));
+    // Optimum once left a decoder for the first pass, one for later ones, and both merged into one.
+    let preferred = named("model.onnx").or_else(|| named("decoder_model_merged.onnx"));
     match (files.len(), preferred) {
         // the layout of the hub: configurations above, exports in a folder of their own
         (0, _) if path.join("onnx").is_dir() => model_file(&path.join("onnx")),
