@@ -25,7 +25,7 @@ SOURCES := Cargo.toml Cargo.lock build.rs $(shell find src -type f)
 ONNXRUNTIME := $(CARGO_TARGET_DIR)/onnxruntime
 
 .DEFAULT_GOAL := help
-.PHONY: help build onnxruntime install export demo demo-program test test-export test-cpp test-go test-java \
+.PHONY: help build portable onnxruntime install export demo demo-program test test-export test-cpp test-go test-java \
     conformance lint format clippy bench evaluate bench-cuda header clean
 # Cargo uses all cores by itself, and its targets would wait for each other.
 .NOTPARALLEL:
@@ -43,6 +43,12 @@ $(BUILT): $(SOURCES)
 	    echo "$(RELEASE)/libcos.so is missing or older than its sources, and there is no cargo:" \
 	        "run \`make build\` before, as a user who has it" >&2; exit 1; }
 	@$(MAKE) --no-print-directory build
+
+# The C library that Zig links with is that of the version named, whatever the machine has.
+portable: PORTABLE := $(shell uname -m)-unknown-linux-gnu
+portable: ## build libcos.so for glibc 2.28, as old as ONNX Runtime takes: needs pip install ziglang cargo-zigbuild
+	$(CARGO) zigbuild --release --locked --lib --target $(PORTABLE).2.28
+	@echo "$(CARGO_TARGET_DIR)/$(PORTABLE)/release/libcos.so"
 
 onnxruntime: ## fetch ONNX Runtime into the target folder, where libcos.so finds it
 	scripts/fetch-onnxruntime "$(ONNXRUNTIME)"
@@ -90,12 +96,15 @@ test: onnxruntime demo-program ## run all tests: Rust, C under sanitizers, and t
 
 test-cpp: onnxruntime build ## check the C++ binding: vectors, safety, packages, server
 	bindings/cpp/test
+	tests/hosts/test cpp
 
 test-go: onnxruntime build ## check the Go binding: vectors, safety, the race detector, server
 	bindings/go/test
+	tests/hosts/test go
 
 test-java: onnxruntime build ## check the Java binding: vectors, safety, class loaders, server
 	bindings/java/test
+	tests/hosts/test java
 
 conformance: onnxruntime ## prove the distributions at length, and write target/conformance/index.html
 	$(CARGO) run --release --locked --example conformance -- --out "$(CARGO_TARGET_DIR)/conformance"

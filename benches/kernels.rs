@@ -157,7 +157,7 @@ fn look(bencher: Bencher, (needed, drafter): (usize, bool)) {
         log_probabilities: false,
         costs: &costs,
     };
-    let choices = Choices::new(&request, &vec![true; models], &vec![true; models]);
+    let choices = Choices::new(&request, &vec![true; models]);
     let planner = Planner::new(choices, Plan::STANDARD, None);
     bencher.with_inputs(|| (planner.clone(), observer.estimates().clone())).bench_values(
         |(mut planner, mut estimates)| {

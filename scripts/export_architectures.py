@@ -1,17 +1,20 @@
 #!/usr/bin/env python3
 """Write tests/exports: tiny random language models of many architectures, exported by several tools.
 
-The exporters need different versions of transformers, so there are two environments (Python 3.11; a CPU build of torch
+The exporters need different versions of transformers, so there are three environments (Python 3.11; a CPU build of torch
 will do), and each stage of this script runs in its own:
 
   python3.11 -m venv A && A/bin/pip install -r scripts/optimum-requirements.txt
   python3.11 -m venv B && B/bin/pip install -r scripts/export-requirements.txt
   B/bin/pip install --no-deps mobius-onnx==0.1.0 onnx-shape-inference==0.4.0
+  python3.11 -m venv C && C/bin/pip install --no-deps -r scripts/old-requirements.txt
   A/bin/python scripts/export_architectures.py optimum --work DIR
   B/bin/python scripts/export_architectures.py builder --work DIR
+  PYTHONHASHSEED=0 C/bin/python scripts/export_architectures.py old --work DIR
 
   optimum  makes the models (Hugging Face folders in DIR), the golden logits, and the exports of Optimum
-  builder  makes all other exports of the models in DIR
+  builder  makes the exports of newer tools of the models in DIR
+  old      makes those of tools of early 2024
 
 Made in tests/exports/ARCH:
   golden.json          {"architecture", "columns": C, "sequences": [[token, …], …]}; the sequences share beginnings
@@ -24,16 +27,24 @@ and for llama alone
   builder-fp16-cuda    builder-fp16 for CUDA: a shared cache, as fp32 has for the CPU
   builder-bf16-cuda    the same in bfloat16, with logits that are cast to float32
   bf16-logits-cuda     builder-bf16-cuda without that cast
+  builder-int8-cache, -int4-cache  builder-fp32 with a cache of so many bits, and golden logits of their own
   builder-int4-level4  builder-int4 with activations rounded to 8 bits, which is the builder's default for CPU
   torch-opset23        torch.onnx.export: the standard operator Attention, a concatenated cache, nameless dimensions
+  torch-unnamed        the same where nobody gave names to inputs and outputs
   mobius               Microsoft's mobius: the standard operator Attention of opset 24, which concatenates the cache
   mobius-static        the same with --static-cache: TensorScatter writes into caches of fixed length and rank 3
 
-Weights lie on a grid that quantisation to 4 bits by blocks of 32 represents exactly, so one set of golden logits is
+and of other times
+  gpt2, gpt_neox/optimum-merged  two graphs in one, by Optimum 1.17: with a cache, and for the first pass without one
+  gpt_bigcode/optimum-fused      keys and values of a layer in one tensor, [batch, past, 2 * size]
+  gpt2/onnxruntime-fp32          onnxruntime.transformers: keys and values in one tensor, [2, batch, heads, past, size]
+
+All files are as the tools leave them. Weights lie on a grid that quantisation to 4 bits by blocks of 32 represents exactly, so one set of golden logits is
 good for all precisions. The same files come out of every run.
 """
 
 import argparse
+import functools
 import json
 import os
 import shutil
@@ -47,6 +58,7 @@ import numpy as np
 import onnx
 
 TOKENS, CONTEXT, WINDOW, BLOCK, LAYERS = 96, 128, 8, 32, 2
+LEVELS = {"int8": 127, "int4": 7}  # the largest number of a quantised cache
 FILES = {"model.onnx", "model.onnx.data", "genai_config.json", "config.json", "tokenizer.json",
          "generation_config.json"}
 SHARED = (0, 12, 5)  # of each sequence, how many tokens it begins with that are the first sequence's
@@ -76,6 +88,11 @@ ARCHITECTURES = {  # class of configuration, and what differs from SIZES
     "phi3": ("Phi3Config", TWO_HEADS | {"original_max_position_embeddings": CONTEXT}),
     "qwen3_moe": ("Qwen3MoeConfig", EXPERTS | {"num_experts": 4, "moe_intermediate_size": 32, "norm_topk_prob": True}),
     "gpt_oss": ("GptOssConfig", EXPERTS | MIXED | {"num_local_experts": 4, "intermediate_size": 32}),
+    # What they look up by position goes by other names than wpe.
+    "gptj": ("GPTJConfig", OLD | {"rotary_dim": 8}),
+    "bart": ("BartConfig", OLD | TIED | {"d_model": 32, "decoder_layers": LAYERS, "decoder_attention_heads": 2,
+                                         "decoder_ffn_dim": 64, "is_encoder_decoder": False, "is_decoder": True}),
+    "gpt_bigcode": ("GPTBigCodeConfig", OLD | TIED),
 }
 OPTIMUM_FP16 = {"llama", "opt", "qwen2"}
 # Optimum's fp16 export of these cannot be loaded (it mixes types), so the fp32 one is converted, as many people do.
@@ -84,6 +101,8 @@ CONVERTED_FP16 = {"gpt2"}
 # Its fp16 exports for CPU leave out sliding windows, so those would be wrong.
 BUILDER = {"llama", "mistral", "qwen2", "qwen3", "gemma2", "phi3", "gpt_oss"}
 BUILDER_FP16 = {"llama", "qwen2", "qwen3", "phi3"}
+OLD_MERGED = {"gpt2", "gpt_neox"}
+OLD_ONLY = {"gpt_bigcode"}
 
 
 def random(name: str):
@@ -172,6 +191,11 @@ def make_model(name: str, folder: Path, out: Path):
     transformers.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, eos_token="<eos>", unk_token="<unk>").save_pretrained(folder)
 
+    write_golden(name, model, out)
+
+
+def write_golden(name: str, model, out: Path):
+    import torch
     with torch.no_grad():
         logits = [model.double()(torch.tensor([tokens])).logits[0].numpy() for tokens in sequences()]
     out.mkdir(parents=True, exist_ok=True)
@@ -180,30 +204,27 @@ def make_model(name: str, folder: Path, out: Path):
     (out / "golden.json").write_text(json.dumps(golden) + "\n")
 
 
-def tidy(folder: Path, source: Path):
-    """Keep what a loader may look at; of the graph, drop what exporters note down for people, and long names."""
+def keep(folder: Path, source: Path):
+    """Keep what a loader may look at. The graph stays as the tool has left it: users' files are not tidied either."""
     for file in folder.iterdir():
         if file.name not in FILES:
             file.unlink()
     # One file for all: exporters write it in slightly different ways, or not at all.
     shutil.copyfile(source / "tokenizer.json", folder / "tokenizer.json")
 
+
+def forget_paths(folder: Path):
+    """Drop the paths of this machine, which torch, mobius and old versions of transformers note down."""
+    if (folder / "config.json").exists():
+        config = json.loads((folder / "config.json").read_text())
+        config.pop("_name_or_path", None)
+        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     model = onnx.load(folder / "model.onnx", load_external_data=False)
-    graph = model.graph
-    kept = {"", *(v.name for v in [*graph.input, *graph.output])}
-    made = [o for node in graph.node for o in node.output] + [w.name for w in graph.initializer]
-    short = {name: f"t{i}" for i, name in enumerate(name for name in made if name not in kept)}
-    for node in graph.node:
-        node.input[:] = [short.get(name, name) for name in node.input]
-        node.output[:] = [short.get(name, name) for name in node.output]
-        node.ClearField("name")
-    for weight in graph.initializer:
-        weight.name = short.get(weight.name, weight.name)
-    for item in [model, graph, *graph.node, *graph.input, *graph.output, *graph.initializer]:
-        item.ClearField("doc_string")
-        item.ClearField("metadata_props")
-    graph.ClearField("value_info")
-    graph.name = "model"  # some put the path of the source there
+    model.graph.name = "main_graph"
+    for node in model.graph.node:
+        kept = [entry for entry in node.metadata_props if entry.key != "pkg.torch.onnx.stack_trace"]
+        del node.metadata_props[:]
+        node.metadata_props.extend(kept)
     onnx.save(model, folder / "model.onnx")
 
 
@@ -218,20 +239,20 @@ def optimum(name: str, work: Path, out: Path):
     from optimum.exporters.onnx import main_export
     source = fresh(work / name)
     make_model(name, source, out)
-    forms = {"optimum-fp32": ("text-generation-with-past", "fp32")}
+    forms = {"optimum-fp32": ("text-generation-with-past", "fp32")} if name not in OLD_ONLY else {}
     if name in OPTIMUM_FP16:
         forms["optimum-fp16"] = ("text-generation-with-past", "fp16")
     if name == "llama":
         forms["no-cache"] = ("text-generation", "fp32")
     for form, (task, dtype) in forms.items():
         main_export(str(source), fresh(out / form), task=task, dtype=dtype, do_validation=False)
-        tidy(out / form, source)
+        keep(out / form, source)
     if name in CONVERTED_FP16:
         half = fresh(out / "optimum-fp16")
         shutil.copytree(out / "optimum-fp32", half, dirs_exist_ok=True)
         onnx.save(convert_float_to_float16(onnx.load(half / "model.onnx"), keep_io_types=False,
                                            disable_shape_infer=True), half / "model.onnx")
-        tidy(half, source)
+        keep(half, source)
     if name == "mistral":  # without layer_types, which the configurations of Mistral lack, the builder drops the window
         config = json.loads((source / "config.json").read_text())
         config["layer_types"] = ["sliding_attention"] * LAYERS
@@ -251,14 +272,14 @@ def drop_last_cast(folder: Path):
     onnx.save(model, folder / "model.onnx")
 
 
-def run_module(*words):
+def run_module(*words, folder="."):
     done = subprocess.run([sys.executable, "-m", *map(str, words)], env=os.environ | {"HF_HUB_OFFLINE": "1"},
-                          text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+                          cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     if done.returncode != 0:
         sys.exit(f"{done.stdout}\nexport_architectures: {words[0]} failed (see above)")
 
 
-def torch_export(source: Path, out: Path):
+def torch_export(source: Path, out: Path, **names):
     import torch
     from transformers import AutoModelForCausalLM, DynamicCache
 
@@ -269,25 +290,51 @@ def torch_export(source: Path, out: Path):
             super().__init__()
             self.model = AutoModelForCausalLM.from_pretrained(source, attn_implementation="sdpa")
 
-        def forward(self, input_ids, attention_mask, position_ids, *past):
+        def forward(self, x, m, p, *past):
             cache = DynamicCache()
             for layer in range(LAYERS):
                 cache.update(past[2 * layer], past[2 * layer + 1], layer)
-            logits = self.model(input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids,
-                                past_key_values=cache, use_cache=True).logits
+            logits = self.model(input_ids=x, attention_mask=m, position_ids=p, past_key_values=cache, use_cache=True).logits
             return logits, *(tensor for layer in cache.layers for tensor in (layer.keys, layer.values))
 
     past = [torch.rand(2, SIZES["num_key_value_heads"], 5, SIZES["head_dim"]) for _ in range(2 * LAYERS)]
     example = (torch.randint(2, TOKENS, (2, 3)), torch.ones(2, 8, dtype=torch.int64),
                torch.arange(5, 8).repeat(2, 1), *past)
-    names = [f"{layer}.{part}" for layer in range(LAYERS) for part in ("key", "value")]
     free = torch.export.Dim.AUTO
     program = torch.onnx.export(
-        Flat().eval(), example, dynamo=True, opset_version=23, verbose=False,
-        input_names=["input_ids", "attention_mask", "position_ids", *(f"past_key_values.{n}" for n in names)],
-        output_names=["logits", *(f"present.{n}" for n in names)],
+        Flat().eval(), example, dynamo=True, opset_version=23, verbose=False, **names,
         dynamic_shapes=(*[{0: free, 1: free}] * 3, tuple({0: free, 2: free} for _ in past)))
     program.save(out / "model.onnx", external_data=False)
+
+
+def cache_options(source: Path, bits: str):
+    """Options of the builder for a quantised cache, with one scale for the keys and one for the values of a layer."""
+    import torch
+    from transformers import AutoModelForCausalLM
+    model = AutoModelForCausalLM.from_pretrained(source)
+    cache = model(torch.tensor([sequences()[0]]), use_cache=True).past_key_values
+    scales = {part: [round(getattr(layer, name).abs().max().item() / LEVELS[bits], 4) for layer in cache.layers]
+              for part, name in (("k_scales", "keys"), ("v_scales", "values"))}
+    file = source / f"{bits}-cache.json"
+    file.write_text(json.dumps({"scales": scales}))
+    return "--extra_options", f"kv_cache_quant_scheme={bits}_per_tensor", f"kv_cache_scale_file={file}"
+
+
+def quantised_golden(source: Path, bits: str, out: Path):
+    """What a model gives whose keys and values are rounded as a quantised cache rounds them."""
+    import torch
+    from transformers import AutoModelForCausalLM, DynamicCache
+    scales = json.loads((source / f"{bits}-cache.json").read_text())["scales"]
+    update = DynamicCache.update
+
+    def rounded(self, keys, values, layer, *rest, **others):
+        parts = [torch.clamp(torch.round(states / scales[part][layer]), -LEVELS[bits] - 1, LEVELS[bits]) * scales[part][layer]
+                 for part, states in (("k_scales", keys), ("v_scales", values))]
+        return update(self, *parts, layer, *rest, **others)
+
+    DynamicCache.update = rounded
+    write_golden("llama", AutoModelForCausalLM.from_pretrained(source, attn_implementation="eager"), out)
+    DynamicCache.update = update
 
 
 def builder(name: str, work: Path, out: Path):
@@ -300,31 +347,69 @@ def builder(name: str, work: Path, out: Path):
     if name == "llama":
         forms |= {"builder-int4-level4": ("int4", "cpu"), "builder-fp16-cuda": ("fp16", "cuda"),
                   "builder-bf16-cuda": ("bf16", "cuda")}
+        forms |= {f"builder-{bits}-cache": ("fp32", "cpu", *cache_options(source, bits)) for bits in LEVELS}
     for form, (precision, provider, *options) in forms.items():
         with tempfile.TemporaryDirectory() as cache:
             run_module("onnxruntime_genai.models.builder", "-i", source, "-o", fresh(out / form), "-p", precision,
                        "-e", provider, "-c", cache, *options)
-        tidy(out / form, source)
+        keep(out / form, source)
     if name == "llama":
+        for bits in LEVELS:
+            quantised_golden(source, bits, out / f"builder-{bits}-cache")
         shutil.copytree(out / "builder-bf16-cuda", out / "bf16-logits-cuda", dirs_exist_ok=True)
         drop_last_cast(out / "bf16-logits-cuda")
-        torch_export(source, fresh(out / "torch-opset23"))
+        parts = [f"{layer}.{part}" for layer in range(LAYERS) for part in ("key", "value")]
+        torch_export(
+            source, fresh(out / "torch-opset23"),
+            input_names=["input_ids", "attention_mask", "position_ids", *(f"past_key_values.{part}" for part in parts)],
+            output_names=["logits", *(f"present.{part}" for part in parts)])
+        torch_export(source, fresh(out / "torch-unnamed"))
         run_module("mobius", "build", "--config", source, fresh(out / "mobius"))
         run_module("mobius", "build", "--config", source, fresh(out / "mobius-static"), "--static-cache",
                    "--max-seq-len", CONTEXT)
-        for form in ("torch-opset23", "mobius", "mobius-static"):
-            tidy(out / form, source)
+        for form in ("torch-opset23", "torch-unnamed", "mobius", "mobius-static"):
+            keep(out / form, source)
+            forget_paths(out / form)
+
+
+def old(name: str, work: Path, out: Path):
+    """What tools of early 2024 left: caches with keys and values in one, and decoders merged of two graphs."""
+    import torch
+    torch.onnx.export = functools.partial(torch.onnx.export, dynamo=False)  # the default of that time
+    from optimum.exporters.onnx import main_export
+    source = work / name
+    if name == "gpt_bigcode":
+        main_export(str(source), fresh(out / "optimum-fused"), task="text-generation-with-past", do_validation=False)
+        keep(out / "optimum-fused", source)
+        forget_paths(out / "optimum-fused")
+    if name in OLD_MERGED:
+        with tempfile.TemporaryDirectory() as folder:
+            main_export(str(source), folder, task="text-generation-with-past", do_validation=False, legacy=True)
+            form = fresh(out / "optimum-merged")
+            shutil.copyfile(f"{folder}/decoder_model_merged.onnx", form / "model.onnx")
+            shutil.copyfile(f"{folder}/config.json", form / "config.json")
+            keep(form, source)
+            forget_paths(form)
+    if name == "gpt2":
+        with tempfile.TemporaryDirectory() as folder:
+            run_module("onnxruntime.transformers.models.gpt2.convert_to_onnx", "-m", source.resolve(),
+                       "--output", f"{folder}/model.onnx", "-p", "fp32", "-o", "-t", "1", "-r", "1", "--use_int64_inputs",
+                       "--cache_dir", f"{folder}/cache", folder=folder)
+            form = fresh(out / "onnxruntime-fp32")
+            shutil.copyfile(f"{folder}/model.onnx", form / "model.onnx")
+            shutil.copyfile(source / "config.json", form / "config.json")
+            keep(form, source)
 
 
 def main():
     args = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    args.add_argument("stage", choices=["optimum", "builder"])
+    args.add_argument("stage", choices=["optimum", "builder", "old"])
     args.add_argument("--work", type=Path, required=True, metavar="DIR", help="folder for the models")
     args.add_argument("--out", type=Path, default=Path("tests/exports"), metavar="DIR", help="default: tests/exports")
     args.add_argument("--only", choices=ARCHITECTURES, metavar="ARCH")
     args = args.parse_args()
     for name in [args.only] if args.only else ARCHITECTURES:
-        {"optimum": optimum, "builder": builder}[args.stage](name, args.work, args.out / name)
+        {"optimum": optimum, "builder": builder, "old": old}[args.stage](name, args.work, args.out / name)
 
 
 if __name__ == "__main__":

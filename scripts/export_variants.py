@@ -20,6 +20,9 @@ caches are past_key_values.N.key/value [batch, 2, past, 16] → present.N.key/va
   length-positions     no position_ids: positions count the entries of the cache, so none may be skipped
   renamed              past_key_N, past_value_N → present_key_N, present_value_N
   renamed-kv           k_cache_N, v_cache_N → k_cache_N_out, v_cache_N_out
+  unnamed              names as torch.onnx.export leaves them where nobody gave any: onnx::Concat_9010, 9606
+  genai-names          names that only genai_config.json explains
+  merged               a bool use_cache_branch; where it is false, the past is ignored
   uneven               layer 1's cache has 4 heads
   seq-first            caches are [batch, past, 2, 16]
   static-cache         caches are [batch, 2, 64, 16], past and present, and written at cache_position; zeros at first;
@@ -46,17 +49,22 @@ What a loader has to find out or to warn of:
   noncausal-rounded    noncausal, with a 4-bit product of accuracy_level 4, which might be to blame and is not
   dynamic-int8         activations are quantised by the whole tensor, so a row depends on its neighbours in a pass;
                        no golden logits
+  dead-entries-fp16    float16 at its border, and each dead entry of the cache moves the logits a little, by less than is
+                       borne: to move entries out is better than to mask them
   noncausal            broken: on top of a past, the new tokens of a pass see each other
 
 What it has to refuse, all right as long as they get what they ask for:
   conv-state           a recurrent state, past_conv.0 → present_conv.0 [batch, 8, 4]
-  merged               a bool use_cache_branch; where it is false, the past is ignored
   embeds               inputs_embeds, no input_ids
   unknown-input        a float temperature_scale [1], which divides the logits
   nan-logits           all logits are NaN
   stale                static-cache that gives back what it took: later passes see nothing of earlier ones
   static-int8          static-cache quantised as dynamic-int8 is: dead entries have a part in the scale
   encoder              past_key_values.N.encoder.key and so on, as encoder-decoders have
+  tagger, reranker     llama/no-cache with few scores for each position, and with one for a text
+  masked-words         llama/no-cache where all tokens see each other, as models for masked words do
+  huge-mask, huge-cache  attention_mask, and a cache, of a declared length of 2^40; of a few bytes, as all that follow
+  huge-window          an attention with a window of 2^30 tokens that its cache must hold
 
 The same files come out of every run. Needs export-requirements.txt, and what export_architectures.py has made.
 """
@@ -128,15 +136,19 @@ class Graph:
 
     def detach(self, name: str) -> str:
         """Give another name to what is an input or output; returns it. The two are to be connected anew."""
-        inner = f"{name}.inner"
+        inner = self.intercept(name) if name in self.outputs else self.inner(name)
         self.reroute(name, inner)
-        return self.intercept(name) if name in self.outputs else inner
+        return inner
+
+    def inner(self, name: str) -> str:
+        self.made += 1
+        return f"{name}.inner.{self.made}"
 
     def intercept(self, name: str) -> str:
         """Let the node that makes a value give it another name, which is returned; its readers read the old one."""
-        node = self.producer(name)
-        node.output[:] = [f"{name}.inner" if value == name else value for value in node.output]
-        return f"{name}.inner"
+        node, inner = self.producer(name), self.inner(name)
+        node.output[:] = [inner if value == name else value for value in node.output]
+        return inner
 
     def drop(self, name: str, **others) -> str:
         """Remove an input, or put others in its place; returns the name of the value that is missing now."""
@@ -330,6 +342,62 @@ def noncausal(g: Graph):
     g.node("Or", g.intercept(causal), g.node("Greater", g.past_length(), [0]), out=causal)
 
 
+def call(g: Graph, names: dict):
+    """Give other names to inputs and outputs."""
+    for border in (g.inputs, g.outputs):
+        items = [(names.get(name, name), what) for name, what in border.items()]
+        border.clear()
+        border.update(items)
+    for old, new in names.items():
+        g.reroute(old, new)
+        for node in g.nodes:
+            node.output[:] = [new if name == old else name for name in node.output]
+
+
+def unnamed(g: Graph):
+    caches = list(chain(*g.caches()))
+    called = {"input_ids": "input.1", "attention_mask": "onnx::Cast_9001", "position_ids": "onnx::Unsqueeze_9002",
+              "logits": "9606"}
+    places = {"past": "onnx::Concat_{}", "pres": "key_states.{}"}
+    call(g, called | {name: places[name[:4]].format(9010 + index) for index, name in enumerate(caches)})
+
+
+def genai_names(g: Graph):
+    called = {"input_ids": "ids", "attention_mask": "filled", "position_ids": "places", "logits": "scores"}
+    for past, present in g.caches():
+        _, layer, part = past.split(".")
+        called |= {past: f"layer{layer}_{part[0]}_in", present: f"layer{layer}_{part[0]}_out"}
+    call(g, called)
+
+
+GENAI_NAMES = {
+    "inputs": {"input_ids": "ids", "attention_mask": "filled", "position_ids": "places",
+               "past_key_names": "layer%d_k_in", "past_value_names": "layer%d_v_in"},
+    "outputs": {"logits": "scores", "present_key_names": "layer%d_k_out", "present_value_names": "layer%d_v_out"}}
+
+
+def dead_entries(g: Graph):
+    narrow(g, FLOAT16)
+    dead = g.node("Cast", g.node("ReduceSum", g.node("Sub", 1, "attention_mask"), keepdims=0), to=FLOAT16)
+    ramp = np.linspace(0, 0.02, g.outputs["logits"][1][2], dtype=np.float16)
+    g.node("Add", g.detach("logits"), g.node("Mul", dead, ramp), out="logits")
+
+
+def tagger(g: Graph):
+    g.outputs["logits"] = FLOAT, [BATCH, LENGTH, 7]
+    g.node("Slice", g.detach("logits"), [0], [7], [2], out="logits")
+
+
+def reranker(g: Graph):
+    g.outputs["logits"] = FLOAT, [BATCH, 1]
+    g.node("Slice", g.node("Gather", g.detach("logits"), -1, axis=1), [0], [1], [1], out="logits")
+
+
+def masked_words(g: Graph):
+    causal = g.only("LessOrEqual").output[0]
+    g.node("Or", g.intercept(causal), np.array(True), out=causal)
+
+
 def conv_state(g: Graph):
     g.inputs["past_conv.0"] = g.outputs["present_conv.0"] = FLOAT, [BATCH, 8, 4]
     last = g.node("Slice", g.reader("input_ids").output[0], [-1, 0], [ALL, 8], [1, 2])
@@ -364,8 +432,10 @@ SURGERY = {
     "renamed": lambda g: rename(g, "past_{part}_{layer}", "present_{part}_{layer}"),
     "renamed-kv": lambda g: rename(g, "{letter}_cache_{layer}", "{letter}_cache_{layer}_out"), "uneven": uneven,
     "seq-first": seq_first, "static-cache": static_cache, "weight-int8": weight_int8, "noncausal": noncausal,
-    "conv-state": conv_state, "merged": merged, "embeds": embeds, "unknown-input": unknown_input,
+    "unnamed": unnamed, "genai-names": genai_names, "dead-entries-fp16": dead_entries, "conv-state": conv_state, "merged": merged, "embeds": embeds, "unknown-input": unknown_input,
 }
+# Of llama/no-cache.
+UNCACHED = {"tagger": tagger, "reranker": reranker, "masked-words": masked_words}
 # Ways to run a sequence: in one pass; after the first tokens one by one; five by five; and with rejected tokens
 # between, which stay in the cache, but are masked or, where the caller says where to write, overwritten.
 WAYS = ("whole", "steps", "parts", "undo")
@@ -463,8 +533,10 @@ def check(name: str, file: Path, golden: Path, embeddings) -> bool:
 
 
 # Of another border, or such that only a loader has something to find out.
-UNCHECKED = {"stale", "static-mask", "seqlens", "single", "static-int8", "mistral-windowless", "mistral-genai", "longrope", "place-table", "router", "noncausal-rounded",
-             "nan-logits", "encoder"}
+UNCHECKED = {"stale", "static-mask", "seqlens", "single", "static-int8", "mistral-windowless", "mistral-genai", "longrope",
+             "place-table", "router",
+             "noncausal-rounded", "nan-logits", "encoder", "unnamed", "genai-names", "dead-entries-fp16", *UNCACHED, "huge-mask",
+             "huge-cache", "huge-window"}
 
 
 def around_logits(model, *nodes):
@@ -567,6 +639,35 @@ def encoder(model):
     return model
 
 
+def huge(name: str):
+    """A language model of one layer, which declares some length that no memory holds."""
+    huge, shape = 2**40, [1, 1, "past", 4]
+    value = helper.make_tensor_value_info
+    inputs = {"input_ids": (INT64, [1, "new"]), "attention_mask": (INT64, [1, huge if name == "huge-mask" else "all"])}
+    caches = {f"{when}.0.{part}": (FLOAT, [*shape[:2], "past" if name != "huge-cache" else huge, 4])
+              for when in ("past_key_values", "present") for part in ("key", "value")}
+    window = {"local_window_size": 2**30, "sliding_window_cache": 1} if name == "huge-window" else {}
+    past, present = list(caches)[:2], list(caches)[2:]
+    nodes = [
+        helper.make_node("Gather", ["table", "input_ids"], ["hidden"]),
+        helper.make_node("ReduceSum", ["attention_mask", "one"], ["filled"]),
+        helper.make_node("Sub", ["filled", "one"], ["last"]),
+        helper.make_node("Cast", ["last"], ["seqlens"], to=INT32),
+        helper.make_node("Shape", ["attention_mask"], ["length"], start=1, end=2),
+        helper.make_node("Squeeze", ["length"], ["number"]),
+        helper.make_node("Cast", ["number"], ["total"], to=INT32),
+        helper.make_node("GroupQueryAttention", ["hidden"] * 3 + [*past, "seqlens", "total"], ["attended", *present],
+                         domain="com.microsoft", num_heads=1, kv_num_heads=1, **window),
+        helper.make_node("MatMul", ["attended", "head"], ["logits"])]
+    graph = helper.make_graph(
+        nodes, "main_graph", [value(key, *what) for key, what in (inputs | {key: caches[key] for key in past}).items()],
+        [value("logits", FLOAT, [1, "new", 8]), *(value(key, *caches[key]) for key in present)],
+        [numpy_helper.from_array(np.ones((8, 4), np.float32), "table"), numpy_helper.from_array(np.array([1]), "one"),
+         numpy_helper.from_array(np.ones((4, 8), np.float32), "head")])
+    opsets = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=10)
+
+
 def longrope(model):
     tables = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer
               if tensor.name in next(n for n in model.graph.node if n.op_type == "GroupQueryAttention").input[7:9]}
@@ -626,6 +727,15 @@ def main():
         graph = Graph(load())
         surgery(graph)
         graph.save(folder(name, "config.json"))
+
+    for name, surgery in UNCACHED.items():
+        graph = Graph(onnx.load(exports / "llama/no-cache/model.onnx"))
+        surgery(graph)
+        graph.save(folder(name))  # without the config.json, which says that it is a language model
+    config = {"model": {"context_length": 128, "type": "llama", "decoder": {"head_size": 16, **GENAI_NAMES}}}
+    (out / "genai-names/genai_config.json").write_text(json.dumps(config, indent=1) + "\n")
+    for name in ("huge-mask", "huge-cache", "huge-window"):
+        onnx.save(huge(name), folder(name))
 
     file = folder("external", "config.json", "tokenizer.json")
     Graph(load()).save(file, save_as_external_data=True, location="model.onnx_data", size_threshold=100)

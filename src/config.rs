@@ -8,9 +8,13 @@ use serde_json::Value;
 
 use crate::decode::combine::Combination;
 use crate::error::{Error, Result};
+use crate::files;
 
 /// More threads than any machine runs a pass on.
 const MAX_THREADS: usize = 1024;
+
+/// More models than anybody combines. Each session has buffers for every model, also for look-ups.
+const MAX_MODELS: usize = 64;
 
 /// The configuration of an engine.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -30,6 +34,9 @@ pub struct Config {
     /// `None` finds out whether that pays.
     #[serde(default)]
     pub overlap: Option<bool>,
+    /// Sessions with a temperature below this are greedy.
+    #[serde(default)]
+    pub greedy_below: f32,
     /// Path of the ONNX Runtime library.
     #[serde(default)]
     pub onnxruntime: Option<PathBuf>,
@@ -273,8 +280,7 @@ impl Combine {
 impl Config {
     /// Read a configuration file; its paths are relative to its folder.
     pub fn open(path: &Path) -> Result<Self> {
-        let text =
-            std::fs::read_to_string(path).map_err(|error| Error::Config(format!("cannot read {path:?}: {error}")))?;
+        let text = files::text(path, files::CONFIGURATION).map_err(Error::Config)?;
         let mut config =
             Self::parse(&text).map_err(|error| Error::Config(format!("{}: {}", path.display(), inner(error))))?;
         let folder = path.parent().unwrap_or(Path::new(""));
@@ -289,9 +295,20 @@ impl Config {
 
     /// Read a configuration from JSON text.
     pub fn parse(text: &str) -> Result<Self> {
-        let config: Config = serde_json::from_str(text).map_err(|error| Error::Config(error.to_string()))?;
+        let config: Config =
+            serde_json::from_str(files::without_mark(text)).map_err(|error| Error::Config(error.to_string()))?;
         if config.models.is_empty() {
             return Err(Error::Config("models is empty; name at least one".into()));
+        }
+        if config.models.len() > MAX_MODELS {
+            let listed = config.models.len();
+            return Err(Error::Config(format!(
+                "models lists {listed}; an engine takes at most {MAX_MODELS}, so name fewer"
+            )));
+        }
+        if !(config.greedy_below.is_finite() && config.greedy_below >= 0.0) {
+            let given = config.greedy_below;
+            return Err(Error::Config(format!("greedy_below is {given}; it must be a temperature, or 0 (off)")));
         }
         if config.threads > MAX_THREADS {
             return Err(Error::Config(format!("threads is {}; it cannot be more than {MAX_THREADS}", config.threads)));
@@ -385,7 +402,18 @@ mod tests {
             r#"{"models":[{"path":"a"}],"combine":{"kind":"target","model":0},"overlap":"no"}"#,
             "expected a boolean",
         );
-        check("{", "EOF");
+        check(r#"{"models":[{"path":"a"}],"combine":{"kind":"target","model":0},"greedy_below":0.01}"#, "ok");
+        check(
+            r#"{"models":[{"path":"a"}],"combine":{"kind":"target","model":0},"greedy_below":-1}"#,
+            "greedy_below is -1",
+        );
+        check("\u{feff}{", "EOF");
+        let many = |look_ups: usize| {
+            let models = r#",{"kind":"ngram"}"#.repeat(look_ups);
+            format!(r#"{{"models":[{{"path":"a"}}{models}],"combine":{{"kind":"target","model":0}}}}"#)
+        };
+        check(&many(63), "ok");
+        check(&many(64), "models lists 65; an engine takes at most 64, so name fewer");
     }
 
     #[test]

@@ -2,6 +2,9 @@
 
 use serde_json::Value;
 
+/// Most characters of a cell, so that one long name does not make every line of the table as long.
+const MAX_WIDTH: usize = 160;
+
 /// A line of the table: what it says of a model.
 type Line = (&'static str, fn(&Value) -> Option<String>);
 
@@ -48,10 +51,10 @@ const LINES: [Line; 14] = [
 pub fn table(description: &Value) -> String {
     let models = description["models"].as_array().map(Vec::as_slice).unwrap_or_default();
     let mut rows = vec![vec![String::new()]];
-    rows[0].extend(models.iter().map(|model| text(&model["name"]).unwrap_or_default()));
+    rows[0].extend(models.iter().map(|model| shortened(&text(&model["name"]).unwrap_or_default())));
     for (name, line) in LINES {
         let mut row = vec![name.to_owned()];
-        row.extend(models.iter().map(|model| line(model).unwrap_or_else(|| "-".into())));
+        row.extend(models.iter().map(|model| line(model).map_or("-".into(), |cell| shortened(&cell))));
         rows.push(row);
     }
     let widths: Vec<usize> = (0..=models.len())
@@ -62,7 +65,7 @@ pub fn table(description: &Value) -> String {
         text(&description["version"]).unwrap_or_default(),
         text(&description["onnxruntime"]).unwrap_or_else(|| "no ONNX Runtime".into()),
         description["vocab_size"],
-        description["stop_tokens"],
+        shortened(&description["stop_tokens"].to_string()),
         if description["tokenizer"] == true { "tokenizer" } else { "no tokenizer" },
         description["combine"],
     );
@@ -71,10 +74,10 @@ pub fn table(description: &Value) -> String {
         out.push_str(cells.join("  ").trim_end());
         out.push('\n');
     }
-    let of_engine = description["warnings"].as_array().into_iter().flatten().map(|warning| ("", warning));
+    let of_engine = description["warnings"].as_array().into_iter().flatten().map(|warning| (String::new(), warning));
     let of_models = models.iter().flat_map(|model| {
-        let name = model["name"].as_str().unwrap_or_default();
-        model["warnings"].as_array().into_iter().flatten().map(move |warning| (name, warning))
+        let name = shortened(model["name"].as_str().unwrap_or_default());
+        model["warnings"].as_array().into_iter().flatten().map(move |warning| (name.clone(), warning))
     });
     for (index, (name, warning)) in of_engine.chain(of_models).enumerate() {
         let colon = if name.is_empty() { "" } else { ": " };
@@ -82,6 +85,16 @@ pub fn table(description: &Value) -> String {
         out.push_str(&format!("{first}warning: {name}{colon}{}\n", warning.as_str().unwrap_or_default()));
     }
     out
+}
+
+/// A text in one line of at most [`MAX_WIDTH`] characters: of a longer one, start and end.
+fn shortened(text: &str) -> String {
+    let line: Vec<char> = text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect();
+    if line.len() <= MAX_WIDTH {
+        return line.into_iter().collect();
+    }
+    let half = (MAX_WIDTH - 1) / 2;
+    line[..half].iter().chain(&['…']).chain(&line[line.len() - half..]).collect()
 }
 
 fn text(value: &Value) -> Option<String> {
@@ -148,5 +161,20 @@ warning: look out
 warning: base: odd
 "#;
         assert_eq!(table(&description), expected);
+    }
+
+    #[test]
+    fn what_is_long_is_shortened() {
+        let long = format!("start{}end", "ä\n".repeat(40_000));
+        let description = json!({
+            "models": [{ "name": long, "architecture": long, "stop_tokens": vec![7; 20_000], "warnings": ["odd"] }],
+            "stop_tokens": vec![7; 20_000]
+        });
+        let table = table(&description);
+        assert!(table.lines().all(|line| line.chars().count() < 2 * MAX_WIDTH), "{table}");
+        assert!(
+            table.contains("\nwarning: startä\u{fffd}ä") && table.contains("…") && table.contains("end: odd"),
+            "{table}"
+        );
     }
 }

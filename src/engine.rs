@@ -1,5 +1,6 @@
 //! The engine: models loaded once, shared by any number of sessions and threads.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -10,6 +11,7 @@ use serde_json::{Value, json};
 use crate::config::{Combine, Config, ExportConfig, ModelConfig, ProviderName, RowsName, ScoringName};
 use crate::decode::combine::Combination;
 use crate::error::{Error, Result};
+use crate::files;
 use crate::model::{Model, Ngram, OnnxModel, Provider, RowsOn, Scoring, Settings, environment, loaded, overlap};
 use crate::planning::Priors;
 use crate::process::Process;
@@ -33,6 +35,7 @@ pub struct Engine {
     priors: Mutex<Priors>,
     /// What of passes at the same time does not overlap, if they do at all.
     serial: Option<f64>,
+    greedy_below: f32,
     clock: Box<Clock>,
     /// Where its models are.
     process: Process,
@@ -41,26 +44,31 @@ pub struct Engine {
 impl Engine {
     /// Load everything that a configuration names.
     pub fn load(config: &Config) -> Result<Self> {
-        environment(config.onnxruntime.as_deref(), config.threads, config.spinning)?;
+        let cores = num_cpus::get();
+        let crowded = config.threads > cores;
+        // Threads that spin without a core would hold up every pass of those that have one.
+        let spinning = if crowded { Some(false) } else { config.spinning };
+        environment(config.onnxruntime.as_deref(), config.threads, spinning)?;
         let exports = config.models.iter().filter_map(|model| match model {
             ModelConfig::Onnx(export) => Some(export),
             ModelConfig::Ngram { .. } => None,
         });
         let mut exports = exports.map(load).collect::<Result<Vec<_>>>()?;
         let Agreement { vocab_size, text, mut warnings } = agree(&exports)?;
+        if crowded && loaded().is_some_and(|runtime| runtime.threads.is_some()) {
+            warnings.push(format!(
+                "there are more threads ({}) than cores ({cores}), so they do not spin; leave threads out to have one \
+                 for each core",
+                config.threads
+            ));
+        }
         exports.iter_mut().for_each(|model| model.limit_vocabulary(vocab_size));
         let text = text.map(|mut text| {
             text.limit_vocabulary(vocab_size);
             Arc::new(text)
         });
-        let mut stop_tokens: Vec<i32> = exports.iter().flat_map(|model| model.export().stop_tokens.clone()).collect();
-        stop_tokens.retain(|&token| {
-            let known = usize::try_from(token).is_ok_and(|token| token < vocab_size);
-            if !known {
-                warnings.push(format!("stop token {token} is never produced, since not all models have it"));
-            }
-            known
-        });
+        let (stop_tokens, of_stop_tokens) = stop_tokens(&exports, vocab_size);
+        warnings.extend(of_stop_tokens);
         let mut exports = exports.into_iter();
         let models = config.models.iter().filter_map(|model| match model {
             ModelConfig::Onnx(_) => exports.next().map(|export| Arc::new(export) as Arc<dyn Model>),
@@ -69,7 +77,7 @@ impl Engine {
         let models = models.collect();
         warnings.extend(loaded().and_then(|runtime| runtime.pools.warning()).map(str::to_owned));
         let engine = Self::new(models, config.combine.clone(), stop_tokens, text)?.with_overlap(config.overlap)?;
-        Ok(Engine { warnings, ..engine })
+        Ok(Engine { warnings, greedy_below: config.greedy_below, ..engine })
     }
 
     /// An engine of models made elsewhere.
@@ -103,6 +111,7 @@ impl Engine {
             totals: Mutex::default(),
             priors: Mutex::default(),
             serial: None,
+            greedy_below: 0.0,
             clock: Box::new(move || start.elapsed()),
             process: Process::current(),
         };
@@ -176,6 +185,11 @@ impl Engine {
         &self.priors
     }
 
+    /// Sessions with a temperature below this are greedy.
+    pub fn greedy_below(&self) -> f32 {
+        self.greedy_below
+    }
+
     /// The exports' end-of-sequence tokens.
     pub fn stop_tokens(&self) -> &[i32] {
         &self.stop_tokens
@@ -185,8 +199,10 @@ impl Engine {
     pub fn describe(&self) -> Value {
         let runtime = loaded();
         // By way of text, which keeps a weight of 0.1 as it was written; as a value it would become 0.10000000149.
-        let combine: Value =
-            serde_json::to_string(&self.combine).and_then(|text| serde_json::from_str(&text)).unwrap_or_default();
+        let by_text =
+            |text: serde_json::Result<String>| text.and_then(|text| serde_json::from_str(&text)).unwrap_or_default();
+        let combine: Value = by_text(serde_json::to_string(&self.combine));
+        let greedy_below: Value = by_text(serde_json::to_string(&self.greedy_below));
         json!({
             "version": env!("CARGO_PKG_VERSION"),
             "onnxruntime": runtime.map(|runtime| &runtime.library),
@@ -196,6 +212,7 @@ impl Engine {
             "stop_tokens": self.stop_tokens,
             "tokenizer": self.text.is_some(),
             "combine": combine,
+            "greedy_below": greedy_below,
             "overlap": self.serial.map(|serial| 1.0 - serial),
             "models": self.models.iter().map(|model| model.describe()).collect::<Vec<_>>(),
             "warnings": self.warnings,
@@ -240,6 +257,23 @@ fn folder_name(path: &Path) -> String {
     name.unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
 }
 
+/// The tokens that end a text, which are those of all models, and what should be known of them.
+fn stop_tokens(models: &[OnnxModel], vocab_size: usize) -> (Vec<i32>, Vec<String>) {
+    let named: BTreeSet<i32> = models.iter().flat_map(|model| model.export().stop_tokens.iter().copied()).collect();
+    let known = |token: &i32| usize::try_from(*token).is_ok_and(|token| token < vocab_size);
+    let (tokens, unknown): (Vec<i32>, Vec<i32>) = named.into_iter().partition(known);
+    let never = |token| format!("stop token {token} is never produced, since not all models have it");
+    let mut warnings: Vec<String> = unknown.into_iter().map(never).collect();
+    if tokens.is_empty() {
+        warnings.push(
+            "no file of a model names a stop token, so only max_tokens or a full context ends a text; put the model's \
+             generation_config.json beside it, or give sessions stop_tokens"
+                .into(),
+        );
+    }
+    (tokens, warnings)
+}
+
 /// What the models have in common.
 struct Agreement {
     /// The tokens are 0 to this less 1.
@@ -253,11 +287,8 @@ struct Agreement {
 /// A model has as many tokens as its tokenizer says, if that is fewer than its logits have columns: the others are
 /// padding. Of several models the smallest vocabulary decides, provided that tokenizers show that it is one.
 fn agree(models: &[OnnxModel]) -> Result<Agreement> {
-    let read = |path: &Path| {
-        std::fs::read(path)
-            .map_err(|error| Error::Model(format!("cannot read the tokenizer {}: {error}", path.display())))
-    };
-    let mut first: Option<(&str, Vec<u8>, Text)> = None;
+    let read = |path: &Path| files::tokenizer(path).map_err(Error::Model);
+    let mut first: Option<(&str, String, Text)> = None;
     let (mut sizes, mut warnings) = (Vec::new(), Vec::new());
     for model in models {
         let mut size = model.vocab_size();

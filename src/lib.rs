@@ -8,6 +8,7 @@ pub mod describe;
 pub mod engine;
 pub mod error;
 pub mod ffi;
+pub mod files;
 pub mod model;
 pub mod planning;
 pub mod process;

@@ -88,6 +88,8 @@ impl Session {
     /// An empty sequence.
     pub fn new(engine: &Arc<Engine>, options: &Options) -> Result<Self> {
         engine.process().check()?;
+        let sampler = options.sampler.greedy_below(engine.greedy_below());
+        let options = &Options { sampler, ..options.clone() };
         let models = engine.models();
         let mut combination = engine.combination(options.weights.as_deref())?;
         if let Some(function) = &options.combine {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use tokenizers::Tokenizer;
 
 use crate::error::{Error, Result};
+use crate::files;
 
 /// Tokens held back before their bytes are given up as invalid. A UTF-8 character has at most four bytes, so a
 /// longer wait can only mean that the model wrote something else.
@@ -21,7 +22,8 @@ impl Text {
     /// Load a `tokenizer.json`.
     pub fn load(path: &Path) -> Result<Self> {
         let refuse = |error| Error::Model(format!("cannot read the tokenizer {}: {error}", path.display()));
-        let mut tokenizer = Tokenizer::from_file(path).map_err(refuse)?;
+        let content = files::tokenizer(path).map_err(Error::Model)?;
+        let mut tokenizer = Tokenizer::from_bytes(content).map_err(refuse)?;
         // Some files carry settings of their training; a prompt must be neither cut nor filled up.
         tokenizer.with_truncation(None).map_err(refuse)?;
         tokenizer.with_padding(None);

@@ -104,6 +104,23 @@ fn exported_symbols_are_those_of_the_header() {
     assert!(exported.len() > 15);
 }
 
+/// What the README says of the systems that a library runs on. Newer glibc has new versions of some functions, such as
+/// `fmod` of 2.38, and a call of one would shut out more systems.
+#[test]
+fn the_library_needs_no_newer_glibc_than_the_readme_says() {
+    let symbols = run("objdump", &["-T", library().to_str().unwrap()]);
+    let undefined = symbols.lines().filter(|line| line.contains("*UND*") && !line.contains("  w  "));
+    let needed: Vec<(u32, &str)> = undefined
+        .filter_map(|line| {
+            let version = line.split("GLIBC_2.").nth(1)?.split(|c: char| !c.is_ascii_digit()).next()?;
+            Some((version.parse().unwrap(), line))
+        })
+        .collect();
+    assert!(needed.len() > 30, "{symbols}");
+    let newer: Vec<&str> = needed.iter().filter(|(version, _)| *version > 34).map(|(_, line)| *line).collect();
+    assert!(newer.is_empty(), "{newer:#?}");
+}
+
 #[test]
 fn the_library_has_its_soname() {
     let library = library();

@@ -15,7 +15,7 @@ use cos::ffi::engine::*;
 use cos::ffi::error::*;
 use cos::ffi::session::*;
 use cos::model::scripted::Scripted;
-use cos::model::{Interrupt, Model, Ngram};
+use cos::model::{Cancel, Interrupt, Model, Ngram, Pass, Sequence};
 
 /// An engine of two equal models that answer by `script`.
 fn engine(
@@ -245,6 +245,115 @@ fn sessions_outlive_their_engine() {
     }
     assert_eq!(tokens, [1, 1, 1]);
     session.free();
+}
+
+/// One over the least temperatures is more than a float holds.
+#[test]
+fn the_least_temperatures_take_the_best_token() {
+    let engine = engine(|_, row| {
+        row.copy_from_slice(&[0.0, 1.0, f32::NEG_INFINITY, 0.99]);
+        Ok(())
+    });
+    let filters = [(0, 0.0, 0.0), (2, 0.0, 0.0), (0, 0.5, 0.0), (0, 0.0, 0.5), (3, 0.9, 0.1)];
+    for temperature in [1e-45, f32::MIN_POSITIVE, 1e-20, 1e-6] {
+        for (top_k, top_p, min_p) in filters {
+            for strategy in COS_STRATEGY_AUTO..=COS_STRATEGY_COS {
+                let options = cos_session_options {
+                    strategy,
+                    temperature,
+                    top_k,
+                    top_p,
+                    min_p,
+                    log_probabilities: 1,
+                    ..options()
+                };
+                let session = session(engine, &cos_session_options { max_tokens: 5, ..options });
+                let mut count = 0;
+                while count < 5 {
+                    let mut step = result();
+                    assert_eq!(code(unsafe { cos_step(session.0, &mut step) }), 0);
+                    for index in 0..step.tokens_count {
+                        let found = unsafe { (*step.tokens.add(index), *step.log_probabilities.add(index)) };
+                        assert_eq!(found, (1, 0.0), "temperature {temperature}, strategy {strategy}");
+                    }
+                    count += step.tokens_count;
+                }
+                session.free();
+            }
+        }
+    }
+    unsafe { cos_engine_free(engine) };
+}
+
+/// A model that stands still while it is described, and says when it is dropped.
+struct Described {
+    entered: Arc<Barrier>,
+    leave: Arc<Barrier>,
+    gone: Arc<AtomicBool>,
+}
+
+impl Model for Described {
+    fn name(&self) -> &str {
+        "described"
+    }
+
+    fn vocab_size(&self) -> usize {
+        4
+    }
+
+    fn context_length(&self) -> usize {
+        4
+    }
+
+    fn max_pass(&self) -> usize {
+        1
+    }
+
+    fn cost(&self) -> u64 {
+        1
+    }
+
+    fn describe(&self) -> serde_json::Value {
+        self.entered.wait();
+        self.leave.wait();
+        serde_json::json!({})
+    }
+
+    fn start(&self, _: &Arc<Cancel>) -> cos::error::Result<Box<dyn Sequence>> {
+        unreachable!("nobody decodes")
+    }
+
+    fn forward(&self, _: &mut [Pass]) -> Result<(), Interrupt> {
+        unreachable!("nobody decodes")
+    }
+}
+
+impl Drop for Described {
+    fn drop(&mut self) {
+        self.gone.store(true, Ordering::SeqCst);
+    }
+}
+
+#[test]
+fn a_running_call_outlives_its_engine() {
+    let (entered, leave) = (Arc::new(Barrier::new(2)), Arc::new(Barrier::new(2)));
+    let gone = Arc::new(AtomicBool::new(false));
+    let model = Described { entered: entered.clone(), leave: leave.clone(), gone: gone.clone() };
+    let engine = Engine::new(vec![Arc::new(model)], Combine::Target { model: 0 }, Vec::new(), None).unwrap();
+    let engine = cos_engine::into_raw(Arc::new(engine));
+    let address = engine as usize; // pointers stay on their thread
+    std::thread::scope(|scope| {
+        let describing = scope.spawn(move || unsafe {
+            let mut json = std::ptr::null();
+            code(cos_engine_describe(address as *const cos_engine, &mut json))
+        });
+        entered.wait();
+        unsafe { cos_engine_free(engine) };
+        let still_there = !gone.load(Ordering::SeqCst);
+        leave.wait();
+        assert_eq!((describing.join().unwrap(), still_there), (0, true));
+    });
+    assert!(gone.load(Ordering::SeqCst), "with the last call, the engine goes");
 }
 
 #[test]

@@ -92,6 +92,35 @@ fn the_pool_has_as_many_threads_as_the_process_has_cores() {
     alone("one_core", &[first_core()]);
 }
 
+/// Threads that spin without a core would hold up those that have one: opening the smallest model took minutes.
+#[test]
+fn more_threads_than_cores_do_not_spin() {
+    alone("crowded", &[first_core()]);
+}
+
+#[test]
+#[ignore = "run by more_threads_than_cores_do_not_spin"]
+fn crowded() {
+    let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/demo/small");
+    let engine = |more: serde_json::Value| {
+        let (models, combine) =
+            (serde_json::json!([{ "path": demo }]), serde_json::json!({ "kind": "target", "model": 0 }));
+        let mut config = serde_json::json!({ "models": models, "combine": combine, "spinning": true });
+        config.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        Engine::load(&Config::parse(&config.to_string()).unwrap())
+    };
+    let crowded = || engine(serde_json::json!({ "threads": 2 })).unwrap().describe();
+    let description = crowded();
+    assert_eq!(description["threads"], 2);
+    assert!(
+        description["warnings"].to_string().contains("more threads (2) than cores (1), so they do not spin"),
+        "{description}"
+    );
+    assert_eq!(crowded()["threads"], 2, "the same again is the same");
+    let error = engine(serde_json::json!({})).err().unwrap();
+    assert!(error.to_string().contains("made with false"), "{error}");
+}
+
 /// One that this process may run on.
 fn first_core() -> usize {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();

@@ -298,6 +298,7 @@ fn load(folder: &Path, names: &[String], provider: Provider, device: i32) -> Res
         threads: 0,
         spinning: None,
         overlap: None,
+        greedy_below: 0.0,
         onnxruntime: None,
     })?))
 }

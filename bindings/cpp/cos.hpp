@@ -296,7 +296,11 @@ using Combine = std::function<std::int32_t(const Rows& rows, Span<float> scores)
 /** How a session decodes: by default greedy and automatic. */
 struct SessionOptions {
     Strategy strategy = Strategy::automatic;
-    /** 0 is greedy: the token of the highest score, among equal ones the lowest. Otherwise scores are divided by it. */
+    /**
+     * 0 is greedy: the token of the highest score, among equal ones the lowest. Otherwise scores are divided by it.
+     * With "weighted", a small one (0.01 and less) is not greedy: one of the models' own best tokens is drawn. Set 0
+     * for the best token of the mixture, or "greedy_below" in the configuration of the engine.
+     */
     float temperature = 0;
     /** Sample among this many best tokens of each distribution; 0 is off. */
     std::int32_t top_k = 0;

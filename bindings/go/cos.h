@@ -20,6 +20,10 @@
  * thread at a time, any thread; a second one at the same moment gets BUSY. cos_cancel and cos_session_stats may be
  * called at any time. There are no thread-local errors.
  *
+ * Processes. Engines belong to the process that opened them: in a child of fork(), calls with them and their sessions
+ * give UNSUPPORTED, and the child may free them and open its own. The library stays loaded, also after dlclose(),
+ * once it has used ONNX Runtime, which keeps addresses of it.
+ *
  * Versions. Codes and constants never change, functions are only added. Structs grow at their end: set struct_size to
  * sizeof the struct and the rest to 0, and a program compiled against this header works with every later library of
  * the same SONAME.
@@ -231,6 +235,9 @@ typedef struct cos_session_options {
   int32_t strategy;
   /**
    * 0 is greedy: the token of the highest score, among equal ones the lowest. Otherwise scores are divided by it.
+   * With "weighted", a small one (1e-6 to 0.01, which some clients send and mean 0) is not greedy: each model is
+   * then sure of its own best token, and one of these is drawn by the weights. Set 0 for the best token of the
+   * mixture, or "greedy_below" in the configuration of the engine.
    */
   float temperature;
   /**
@@ -246,7 +253,8 @@ typedef struct cos_session_options {
    */
   float min_p;
   /**
-   * Seed of the random numbers. The same seed, strategy (not auto) and number of threads give the same tokens.
+   * Seed of the random numbers. The same seed, strategy (not auto) and number of threads give the same tokens. On a GPU the last bits
+   * of logits may also depend on the sessions before, which moves a token now and then.
    */
   uint64_t seed;
   /**
@@ -271,8 +279,9 @@ typedef struct cos_session_options {
    */
   size_t weights_count;
   /**
-   * Tokens that end the sequence; NULL: the end-of-sequence tokens that came with the models. Not NULL with a
-   * count of 0: none.
+   * Tokens that end the sequence. NULL: all that the files of any model name, in eos_token_id of genai_config.json,
+   * generation_config.json and config.json, and in eos_token of tokenizer_config.json. If these name none, the
+   * warnings of cos_engine_describe say so. Not NULL with a count of 0: none.
    */
   const int32_t *stop_tokens;
   /**
@@ -444,7 +453,7 @@ void cos_error_free(struct cos_error *error);
 /**
  * Make an engine from a configuration file. Relative paths in it are relative to its folder.
  *
- * The file is a JSON object; an unknown key is an error that names it:
+ * The file is a JSON object in UTF-8, of at most 64 models. An unknown key is an error that names it:
  *
  *     {
  *       "models": [ { "path": "base",         an .onnx file, or a folder that holds one
@@ -469,12 +478,14 @@ void cos_error_free(struct cos_error *error);
  *         { "kind": "logits", "weights": [1, 0.5, -0.5] }           weighted sum of the logits
  *         { "kind": "target", "model": 0 }                          one model; the others only draft
  *       "threads": 0,                         of the pool that all models of the process share; 0 by default,
- *                                             one for each core that the process may use
+ *                                             one for each core that the process may use; more than these do not spin
  *       "spinning": true,                     whether they stay awake for a while when there is nothing to do; false
  *                                             is for machines that have much else to do
  *       "overlap": true,                      whether passes that do not depend on each other run at the same time: of models
  *                                             on GPUs beside others; false: one after the other; by default it is found out
  *                                             whether that pays, in some milliseconds
+ *       "greedy_below": 0.01,                 sessions with a temperature below this are greedy, for clients that send
+ *                                             a small one and mean 0; 0 by default, which is off
  *       "onnxruntime": "libonnxruntime.so"    optional
  *     }
  *
@@ -504,7 +515,8 @@ struct cos_error *cos_engine_open(const char *config_path,
 struct cos_error *cos_engine_new(const char *config_json, struct cos_engine **out_engine);
 
 /**
- * Free an engine. Sessions keep what they need alive and go on. NULL is fine.
+ * Free an engine. Sessions, text streams and calls that are running keep what they need alive and go on. No call may
+ * begin with it from now on. NULL is fine.
  *
  * Since 0.1.
  */
@@ -530,8 +542,11 @@ size_t cos_engine_model_count(const struct cos_engine *engine);
  * exchanged.
  *
  *     {
- *       "version": "0.1.0", "onnxruntime": path, "threads": 2, "vocab_size": 4096, "stop_tokens": [0],
- *       "tokenizer": true, "combine": as configured,
+ *       "version": "0.1.0", "onnxruntime": path, "vocab_size": 4096, "stop_tokens": [0],
+ *       "thread_pool": "process",                               all models of the process share one; "host": they share the one of
+ *                                                               the code that used ONNX Runtime first; "model": each has its own
+ *       "threads": 2,                                           of a pool; null for that of a host
+ *       "tokenizer": true, "combine": as configured, "greedy_below": as configured,
  *       "overlap": 0.83,                                        where passes of several models run at the same time, the share of
  *                                                               all but the longest that is hidden by it; else null
  *       "models": [ {
@@ -557,6 +572,9 @@ size_t cos_engine_model_count(const struct cos_engine *engine);
  *         "vocab_size": 4096, "context_length": 2048, "stop_tokens": [0],
  *         "scoring": "parallel", "first_pass" (so on an empty cache only) or "one_by_one",
  *         "deviation": 1e-6,                                    of logits scored in parallel, seen when loaded
+ *         "trials": [ { "scoring": "parallel", "rollback": "mask",      what was tried when loaded; the last of the
+ *                       "deviation": 0.11, "spreads": 0.04 },           fastest scoring, or the best, was taken
+ *                     { ..., "refused": "logits change by up to 2.65" } ],    spreads: in standard deviations of a row
  *         "warnings": [ "what should be known of it" ] } ],
  *       "warnings": [ ... ]
  *     }
@@ -651,7 +669,7 @@ struct cos_error *cos_step(struct cos_session *session, struct cos_step_result *
 
 /**
  * Stop the running step, or else the next one: it ends early with COS_FINISH_CANCELLED. Nothing that was committed
- * is lost. May be called from any thread at any time; never waits for a running pass.
+ * is lost. May be called from any thread at any time until cos_free is called; never waits for a running pass.
  *
  * @param session  must not be NULL
  * @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT, POISONED
@@ -660,15 +678,20 @@ struct cos_error *cos_step(struct cos_session *session, struct cos_step_result *
 struct cos_error *cos_cancel(struct cos_session *session);
 
 /**
- * Free a session. If a step runs on another thread it is cancelled and waited for; no call may start after this one.
- * NULL is fine.
+ * Free a session. NULL is fine.
+ *
+ * Calls that are running on other threads end well: a step is cancelled and waited for, and cos_cancel and
+ * cos_session_stats keep what they need. No call may begin with the session from now on, not even cos_cancel: a thread
+ * that may call it must have returned from it, or be kept out by a lock of the caller's. (Nobody can see from outside
+ * whether a call that does not return yet has begun.)
  *
  * Since 0.1.
  */
 void cos_free(struct cos_session *session);
 
 /**
- * What the session did so far, up to the last call that ended. May be called from any thread at any time.
+ * What the session did so far, up to the last call that ended. May be called from any thread at any time until
+ * cos_free is called.
  *
  * @param session    must not be NULL
  * @param out_stats  out, must not be NULL; `struct_size` must be set
@@ -711,7 +734,7 @@ struct cos_error *cos_session_describe(const struct cos_session *session,
 
 /**
  * What all sessions of an engine did so far, also those that were freed: for the metrics of a server. Grows with each
- * step that ends. May be called from any thread at any time.
+ * step that ends. May be called from any thread at any time until cos_engine_free is called.
  *
  * @param engine     must not be NULL
  * @param out_stats  out, must not be NULL; `struct_size` must be set
@@ -830,7 +853,8 @@ struct cos_error *cos_text_stream_push(struct cos_text_stream *stream,
 struct cos_error *cos_text_stream_finish(struct cos_text_stream *stream, const char **out_text, size_t *out_bytes);
 
 /**
- * Free a stream of text. NULL is fine.
+ * Free a stream of text. Calls that are running keep what they need. No call may begin with it from now on. NULL is
+ * fine.
  *
  * Since 0.1.
  */

@@ -273,6 +273,11 @@ impl Sampler {
         Ok(Sampler { temperature, top_k: top_k as usize, top_p: if top_p == 0.0 { 1.0 } else { top_p }, min_p })
     }
 
+    /// The same, but greedy if its temperature is below this.
+    pub fn greedy_below(self, temperature: f32) -> Self {
+        if self.temperature < temperature { Sampler::GREEDY } else { self }
+    }
+
     /// Whether the first maximum is always taken.
     pub fn is_greedy(&self) -> bool {
         self.temperature == 0.0

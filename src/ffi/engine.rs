@@ -7,7 +7,7 @@ use std::sync::Arc;
 use once_cell::sync::OnceCell;
 
 use super::error::cos_error;
-use super::{check_out, guard, reference, string};
+use super::{check_out, guard, handle, hold, release, string};
 use crate::config::Config;
 use crate::describe;
 use crate::engine::Engine;
@@ -28,13 +28,13 @@ struct Descriptions {
 impl cos_engine {
     /// Hand an engine that was made in Rust to C.
     pub fn into_raw(engine: Arc<Engine>) -> *mut cos_engine {
-        Box::into_raw(Box::new(cos_engine(engine, Descriptions::default())))
+        handle(cos_engine(engine, Descriptions::default()))
     }
 }
 
 /// Make an engine from a configuration file. Relative paths in it are relative to its folder.
 ///
-/// The file is a JSON object; an unknown key is an error that names it:
+/// The file is a JSON object in UTF-8, of at most 64 models. An unknown key is an error that names it:
 ///
 ///     {
 ///       "models": [ { "path": "base",         an .onnx file, or a folder that holds one
@@ -59,12 +59,14 @@ impl cos_engine {
 ///         { "kind": "logits", "weights": [1, 0.5, -0.5] }           weighted sum of the logits
 ///         { "kind": "target", "model": 0 }                          one model; the others only draft
 ///       "threads": 0,                         of the pool that all models of the process share; 0 by default,
-///                                             one for each core that the process may use
+///                                             one for each core that the process may use; more than these do not spin
 ///       "spinning": true,                     whether they stay awake for a while when there is nothing to do; false
 ///                                             is for machines that have much else to do
 ///       "overlap": true,                      whether passes that do not depend on each other run at the same time: of models
 ///                                             on GPUs beside others; false: one after the other; by default it is found out
 ///                                             whether that pays, in some milliseconds
+///       "greedy_below": 0.01,                 sessions with a temperature below this are greedy, for clients that send
+///                                             a small one and mean 0; 0 by default, which is off
 ///       "onnxruntime": "libonnxruntime.so"    optional
 ///     }
 ///
@@ -125,25 +127,21 @@ unsafe fn make(
     })
 }
 
-/// Free an engine. Sessions keep what they need alive and go on. NULL is fine.
+/// Free an engine. Sessions, text streams and calls that are running keep what they need alive and go on. No call may
+/// begin with it from now on. NULL is fine.
 ///
 /// Since 0.1.
 ///
 /// # Safety
-/// `engine` is NULL or an engine that was not freed, and no other call uses it now.
+/// `engine` is NULL or an engine that was not freed, and no call begins with it from now on.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cos_engine_free(engine: *mut cos_engine) {
-    if !engine.is_null() {
-        // SAFETY: promised by the caller. An error has nowhere to go.
-        let _ = super::catch(|| {
-            // SAFETY: promised by the caller.
-            unsafe {
-                (*engine).0.process().check()?; // in a child of fork() it stays, since its threads are in the parent
-                drop(Box::from_raw(engine));
-            }
-            Ok(())
-        });
-    }
+    // SAFETY: promised by the caller. NULL, and an error, has nowhere to go.
+    let _ = super::catch(|| unsafe {
+        hold(engine, "engine")?.0.process().check()?; // in a child of fork() it stays, since its threads are in the parent
+        release(engine);
+        Ok(())
+    });
 }
 
 /// Number of tokens of the vocabulary that the models share; tokens are 0 to this less 1. 0 if `engine` is NULL.
@@ -155,7 +153,7 @@ pub unsafe extern "C" fn cos_engine_free(engine: *mut cos_engine) {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cos_engine_vocab_size(engine: *const cos_engine) -> usize {
     // SAFETY: promised by the caller.
-    unsafe { reference(engine, "engine") }.map_or(0, |engine| engine.0.vocab_size())
+    unsafe { hold(engine, "engine") }.map_or(0, |engine| engine.0.vocab_size())
 }
 
 /// Number of models, in the order of the configuration: the length of proposal_lengths and weights in
@@ -168,15 +166,18 @@ pub unsafe extern "C" fn cos_engine_vocab_size(engine: *const cos_engine) -> usi
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cos_engine_model_count(engine: *const cos_engine) -> usize {
     // SAFETY: promised by the caller.
-    unsafe { reference(engine, "engine") }.map_or(0, |engine| engine.0.models().len())
+    unsafe { hold(engine, "engine") }.map_or(0, |engine| engine.0.models().len())
 }
 
 /// What was recognised of each model, as JSON: to be looked at, kept with a bug report, or checked when a model is
 /// exchanged.
 ///
 ///     {
-///       "version": "0.1.0", "onnxruntime": path, "threads": 2, "vocab_size": 4096, "stop_tokens": [0],
-///       "tokenizer": true, "combine": as configured,
+///       "version": "0.1.0", "onnxruntime": path, "vocab_size": 4096, "stop_tokens": [0],
+///       "thread_pool": "process",                               all models of the process share one; "host": they share the one of
+///                                                               the code that used ONNX Runtime first; "model": each has its own
+///       "threads": 2,                                           of a pool; null for that of a host
+///       "tokenizer": true, "combine": as configured, "greedy_below": as configured,
 ///       "overlap": 0.83,                                        where passes of several models run at the same time, the share of
 ///                                                               all but the longest that is hidden by it; else null
 ///       "models": [ {
@@ -202,6 +203,9 @@ pub unsafe extern "C" fn cos_engine_model_count(engine: *const cos_engine) -> us
 ///         "vocab_size": 4096, "context_length": 2048, "stop_tokens": [0],
 ///         "scoring": "parallel", "first_pass" (so on an empty cache only) or "one_by_one",
 ///         "deviation": 1e-6,                                    of logits scored in parallel, seen when loaded
+///         "trials": [ { "scoring": "parallel", "rollback": "mask",      what was tried when loaded; the last of the
+///                       "deviation": 0.11, "spreads": 0.04 },           fastest scoring, or the best, was taken
+///                     { ..., "refused": "logits change by up to 2.65" } ],    spreads: in standard deviations of a row
 ///         "warnings": [ "what should be known of it" ] } ],
 ///       "warnings": [ ... ]
 ///     }
@@ -252,7 +256,7 @@ unsafe fn describe_as(
     guard(|| {
         check_out(out, name)?;
         // SAFETY: promised by the caller.
-        let engine = unsafe { reference(engine, "engine") }?;
+        let engine = unsafe { hold(engine, "engine") }?;
         let made = place(&engine.1)
             .get_or_init(|| CString::new(describe(&engine.0).replace('\0', "\u{fffd}")).unwrap_or_default());
         // SAFETY: not NULL, and promised by the caller.

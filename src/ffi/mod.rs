@@ -17,6 +17,7 @@ pub mod text;
 use std::ffi::{CStr, c_char};
 use std::mem::MaybeUninit;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 
 use error::cos_error;
 
@@ -60,6 +61,41 @@ fn null(name: &str) -> Error {
 unsafe fn reference<'a, T>(pointer: *const T, name: &str) -> Result<&'a T> {
     // SAFETY: promised by the caller.
     unsafe { pointer.as_ref() }.ok_or_else(|| null(name))
+}
+
+/// Hand an object to C, which gives it back with [`release`].
+fn handle<T>(object: T) -> *mut T {
+    Arc::into_raw(Arc::new(object)).cast_mut()
+}
+
+/// The object of a handle. Each call holds it for as long as it runs, so another thread that frees the handle takes
+/// nothing away from it. A call that begins after that is the caller's fault: nothing is left to hold.
+///
+/// # Safety
+/// `handle` is NULL, or comes from [`handle`] and was not released.
+unsafe fn hold<T>(handle: *const T, name: &str) -> Result<Arc<T>> {
+    if handle.is_null() {
+        return Err(null(name));
+    }
+    // SAFETY: promised by the caller.
+    unsafe {
+        Arc::increment_strong_count(handle);
+        Ok(Arc::from_raw(handle))
+    }
+}
+
+/// Free a handle; what calls still hold goes with the last of them. NULL is fine.
+///
+/// # Safety
+/// As for [`hold`]; no call with this handle begins any more.
+unsafe fn release<T>(handle: *const T) {
+    if !handle.is_null() {
+        // SAFETY: promised by the caller. An error has nowhere to go.
+        let _ = catch(|| {
+            drop(unsafe { Arc::from_raw(handle) });
+            Ok(())
+        });
+    }
 }
 
 fn check_out<T>(pointer: *mut T, name: &str) -> Result<()> {
@@ -181,5 +217,52 @@ unsafe fn write<T: Growing>(pointer: *mut T, value: &T) {
         let (from, to) = ((value as *const T).cast::<u8>(), pointer.cast::<u8>());
         std::ptr::copy_nonoverlapping(from.add(header), to.add(header), known - header);
         std::ptr::write_bytes(to.add(known), 0, size - known);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ptr::{null, null_mut};
+
+    use super::engine::{cos_engine, cos_engine_free};
+    use super::error::*;
+    use super::session::*;
+    use super::*;
+    use crate::config::Combine;
+    use crate::engine::Engine;
+    use crate::model::scripted::Scripted;
+
+    /// Calls that have begun on other threads when a session is freed.
+    #[test]
+    fn calls_that_are_running_outlive_the_session() {
+        let used = Arc::new(());
+        let script = {
+            let used = used.clone();
+            move |_: &[i32], row: &mut [f32]| {
+                let _ = &used;
+                row.fill(0.0);
+                Ok(())
+            }
+        };
+        let combine = Combine::Target { model: 0 };
+        let engine = Engine::new(vec![Arc::new(Scripted::new(4, script))], combine, Vec::new(), None).unwrap();
+        let engine = cos_engine::into_raw(Arc::new(engine));
+        let mut session = null_mut();
+        // SAFETY: engine and session are live until they are freed, and then the session is held as by a call.
+        unsafe {
+            assert!(cos_session_new(engine, null(), &mut session).is_null());
+            cos_engine_free(engine);
+            let held = hold(session, "session").unwrap();
+            cos_free(session);
+            assert_eq!(Arc::strong_count(&used), 1, "the session and its models are gone");
+            assert!(cos_cancel(session).is_null());
+            let mut stats = std::mem::zeroed::<cos_stats>();
+            stats.struct_size = size_of::<cos_stats>();
+            assert!(cos_session_stats(session, &mut stats).is_null());
+            let error = cos_prompt(session, [1].as_ptr(), 1);
+            assert_eq!(cos_error_code(error), COS_ERROR_INVALID_ARGUMENT);
+            cos_error_free(error);
+            assert_eq!(Arc::strong_count(&held), 1);
+        }
     }
 }

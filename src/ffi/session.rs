@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 
 use super::engine::cos_engine;
 use super::error::cos_error;
-use super::{Growing, check_out, guard, optional_slice, read, reference, slice, struct_size, write};
+use super::{Growing, check_out, guard, handle, hold, optional_slice, read, release, slice, struct_size, write};
 use crate::decode::combine::Function;
 use crate::decode::policy::{Strategy, Targets};
 use crate::decode::round::Finish;
@@ -89,6 +89,9 @@ pub struct cos_session_options {
     /// One of COS_STRATEGY_*. All of them follow the same distribution.
     pub strategy: i32,
     /// 0 is greedy: the token of the highest score, among equal ones the lowest. Otherwise scores are divided by it.
+    /// With "weighted", a small one (1e-6 to 0.01, which some clients send and mean 0) is not greedy: each model is
+    /// then sure of its own best token, and one of these is drawn by the weights. Set 0 for the best token of the
+    /// mixture, or "greedy_below" in the configuration of the engine.
     pub temperature: f32,
     /// Sample among this many best tokens of each distribution; 0 is off.
     pub top_k: i32,
@@ -96,7 +99,8 @@ pub struct cos_session_options {
     pub top_p: f32,
     /// Sample among tokens with at least this share of the best one's probability; 0 is off.
     pub min_p: f32,
-    /// Seed of the random numbers. The same seed, strategy (not auto) and number of threads give the same tokens.
+    /// Seed of the random numbers. The same seed, strategy (not auto) and number of threads give the same tokens. On a GPU the last bits
+    /// of logits may also depend on the sessions before, which moves a token now and then.
     pub seed: u64,
     /// Most tokens to generate after each prompt; 0 is until the context is full.
     pub max_tokens: u32,
@@ -109,8 +113,9 @@ pub struct cos_session_options {
     pub weights: *const f32,
     /// Number of models, or 0 for NULL.
     pub weights_count: usize,
-    /// Tokens that end the sequence; NULL: the end-of-sequence tokens that came with the models. Not NULL with a
-    /// count of 0: none.
+    /// Tokens that end the sequence. NULL: all that the files of any model name, in eos_token_id of genai_config.json,
+    /// generation_config.json and config.json, and in eos_token of tokenizer_config.json. If these name none, the
+    /// warnings of cos_engine_describe say so. Not NULL with a count of 0: none.
     pub stop_tokens: *const i32,
     /// Number of stop tokens.
     pub stop_tokens_count: usize,
@@ -215,7 +220,8 @@ const _: () = assert!(<cos_stats as Growing>::MIN_SIZE == 80 && size_of::<cos_st
 ///
 /// Since 0.1.
 pub struct cos_session {
-    inner: Mutex<Session>,
+    /// Taken out when it is freed: calls that hold the rest then still find out.
+    inner: Mutex<Option<Session>>,
     cancel: Arc<Cancel>,
     /// What cos_session_stats reads while a step runs.
     stats: Mutex<Stats>,
@@ -236,7 +242,8 @@ unsafe fn with(session: *const cos_session, body: impl FnOnce(&mut Session) -> R
         if session.poisoned.load(Ordering::Acquire) {
             return Err(Error::Poisoned); // by a call that ended after the first look
         }
-        let result = super::catch(|| body(&mut inner));
+        let inner = inner.as_mut().ok_or_else(freed)?;
+        let result = super::catch(|| body(inner));
         if let Err(Error::Internal(_)) = result {
             session.poisoned.store(true, Ordering::Release);
         } else {
@@ -248,11 +255,15 @@ unsafe fn with(session: *const cos_session, body: impl FnOnce(&mut Session) -> R
 
 /// # Safety
 /// `session` is NULL or a session that was not freed.
-unsafe fn usable<'a>(session: *const cos_session) -> Result<&'a cos_session> {
+unsafe fn usable(session: *const cos_session) -> Result<Arc<cos_session>> {
     // SAFETY: promised by the caller.
-    let session = unsafe { reference(session, "session") }?;
+    let session = unsafe { hold(session, "session") }?;
     session.process.check()?;
     if session.poisoned.load(Ordering::Acquire) { Err(Error::Poisoned) } else { Ok(session) }
+}
+
+fn freed() -> Error {
+    Error::InvalidArgument("the session was freed by another thread while this call began".into())
 }
 
 /// Start an empty sequence.
@@ -278,21 +289,21 @@ pub unsafe extern "C" fn cos_session_new(
         check_out(out_session, "out_session")?;
         // SAFETY: promised by the caller.
         let (engine, options) = unsafe {
-            let engine = &reference(engine, "engine")?.0;
-            let options = if options.is_null() { Options::default() } else { read_options(options, engine)? };
+            let engine = hold(engine, "engine")?;
+            let options = if options.is_null() { Options::default() } else { read_options(options, &engine.0)? };
             (engine, options)
         };
-        let session = Session::new(engine, &options)?;
+        let session = Session::new(&engine.0, &options)?;
         let session = cos_session {
             cancel: session.cancel().clone(),
             stats: Mutex::new(session.stats()),
-            inner: Mutex::new(session),
+            inner: Mutex::new(Some(session)),
             description: Mutex::default(),
             poisoned: AtomicBool::new(false),
-            process: engine.process(),
+            process: engine.0.process(),
         };
         // SAFETY: not NULL, and promised by the caller.
-        unsafe { out_session.write(Box::into_raw(Box::new(session))) };
+        unsafe { out_session.write(handle(session)) };
         Ok(())
     })
 }
@@ -530,7 +541,7 @@ pub unsafe extern "C" fn cos_step(session: *mut cos_session, out_result: *mut co
 }
 
 /// Stop the running step, or else the next one: it ends early with COS_FINISH_CANCELLED. Nothing that was committed
-/// is lost. May be called from any thread at any time; never waits for a running pass.
+/// is lost. May be called from any thread at any time until cos_free is called; never waits for a running pass.
 ///
 /// @param session  must not be NULL
 /// @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT, POISONED
@@ -547,32 +558,33 @@ pub unsafe extern "C" fn cos_cancel(session: *mut cos_session) -> *mut cos_error
     })
 }
 
-/// Free a session. If a step runs on another thread it is cancelled and waited for; no call may start after this one.
-/// NULL is fine.
+/// Free a session. NULL is fine.
+///
+/// Calls that are running on other threads end well: a step is cancelled and waited for, and cos_cancel and
+/// cos_session_stats keep what they need. No call may begin with the session from now on, not even cos_cancel: a thread
+/// that may call it must have returned from it, or be kept out by a lock of the caller's. (Nobody can see from outside
+/// whether a call that does not return yet has begun.)
 ///
 /// Since 0.1.
 ///
 /// # Safety
-/// `session` is NULL or a session that was not freed.
+/// `session` is NULL or a session that was not freed, and no call begins with it from now on.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cos_free(session: *mut cos_session) {
-    if session.is_null() {
-        return;
-    }
-    // SAFETY: promised by the caller. An error has nowhere to go.
+    // SAFETY: promised by the caller. NULL, and an error, has nowhere to go.
     let _ = super::catch(|| unsafe {
-        {
-            let session = &*session;
-            session.process.check()?; // in a child of fork() it stays, since what runs it is in the parent
-            session.cancel.request();
-            drop(session.inner.lock());
-        }
-        drop(Box::from_raw(session));
+        let held = hold(session, "session")?;
+        held.process.check()?; // in a child of fork() it stays, since what runs it is in the parent
+        held.cancel.request();
+        let inner = held.inner.lock().take();
+        drop(inner);
+        release(session);
         Ok(())
     });
 }
 
-/// What the session did so far, up to the last call that ended. May be called from any thread at any time.
+/// What the session did so far, up to the last call that ended. May be called from any thread at any time until
+/// cos_free is called.
 ///
 /// @param session    must not be NULL
 /// @param out_stats  out, must not be NULL; `struct_size` must be set
@@ -629,7 +641,8 @@ pub unsafe extern "C" fn cos_session_describe(
         with(session, |inner| {
             check_out(out_json, "out_json")?;
             let json = inner.describe().to_string().replace('\0', "\u{fffd}");
-            let mut kept = reference(session, "session")?.description.lock();
+            let session = hold(session, "session")?;
+            let mut kept = session.description.lock();
             *kept = CString::new(json).unwrap_or_default();
             out_json.write(kept.as_ptr());
             Ok(())
@@ -638,7 +651,7 @@ pub unsafe extern "C" fn cos_session_describe(
 }
 
 /// What all sessions of an engine did so far, also those that were freed: for the metrics of a server. Grows with each
-/// step that ends. May be called from any thread at any time.
+/// step that ends. May be called from any thread at any time until cos_engine_free is called.
 ///
 /// @param engine     must not be NULL
 /// @param out_stats  out, must not be NULL; `struct_size` must be set
@@ -651,7 +664,7 @@ pub unsafe extern "C" fn cos_session_describe(
 pub unsafe extern "C" fn cos_engine_stats(engine: *const cos_engine, out_stats: *mut cos_stats) -> *mut cos_error {
     guard(|| {
         // SAFETY: promised by the caller.
-        unsafe { write_stats(out_stats, || Ok(*reference(engine, "engine")?.0.totals().lock())) }
+        unsafe { write_stats(out_stats, || Ok(*hold(engine, "engine")?.0.totals().lock())) }
     })
 }
 

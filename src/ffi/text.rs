@@ -6,7 +6,7 @@ use parking_lot::Mutex;
 
 use super::engine::cos_engine;
 use super::error::cos_error;
-use super::{check_out, guard, reference, slice};
+use super::{check_out, guard, handle, hold, release, slice};
 use crate::error::{Error, Result};
 use crate::text::TextStream;
 
@@ -47,7 +47,7 @@ pub unsafe extern "C" fn cos_engine_encode(
     guard(|| {
         check_out(out_count, "out_count")?;
         // SAFETY: promised by the caller.
-        let (engine, text) = unsafe { (reference(engine, "engine")?, utf8(text, text_bytes, "text", "text_bytes")?) };
+        let (engine, text) = unsafe { (hold(engine, "engine")?, utf8(text, text_bytes, "text", "text_bytes")?) };
         let encoded = engine.0.text()?.encode(text, add_special != 0)?;
         // SAFETY: promised by the caller.
         unsafe {
@@ -87,7 +87,7 @@ pub unsafe extern "C" fn cos_engine_decode(
         check_out(out_bytes, "out_bytes")?;
         // SAFETY: promised by the caller.
         let (engine, tokens) =
-            unsafe { (reference(engine, "engine")?, slice(tokens, tokens_count, "tokens", "tokens_count")?) };
+            unsafe { (hold(engine, "engine")?, slice(tokens, tokens_count, "tokens", "tokens_count")?) };
         let decoded = engine.0.text()?.decode(tokens)?;
         // SAFETY: promised by the caller.
         unsafe {
@@ -136,9 +136,9 @@ pub unsafe extern "C" fn cos_text_stream_new(
     guard(|| {
         check_out(out_stream, "out_stream")?;
         // SAFETY: promised by the caller.
-        let stream = TextStream::new(unsafe { reference(engine, "engine") }?.0.text()?.clone());
+        let stream = TextStream::new(unsafe { hold(engine, "engine") }?.0.text()?.clone());
         // SAFETY: not NULL, and promised by the caller.
-        unsafe { out_stream.write(Box::into_raw(Box::new(cos_text_stream(Mutex::new(stream))))) };
+        unsafe { out_stream.write(handle(cos_text_stream(Mutex::new(stream)))) };
         Ok(())
     })
 }
@@ -167,7 +167,7 @@ pub unsafe extern "C" fn cos_text_stream_set_stops(
     guard(|| {
         // SAFETY: promised by the caller.
         let (stream, stops) = unsafe {
-            let stream = reference(stream, "stream")?;
+            let stream = hold(stream, "stream")?;
             let stops = slice(stops, stops_count, "stops", "stops_count")?;
             let lengths = slice(stops_bytes, stops_count, "stops_bytes", "stops_count")?;
             let text =
@@ -188,7 +188,7 @@ pub unsafe extern "C" fn cos_text_stream_set_stops(
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cos_text_stream_stopped(stream: *const cos_text_stream) -> i32 {
     // SAFETY: promised by the caller.
-    unsafe { reference(stream, "stream") }.map_or(0, |stream| stream.0.lock().stopped().into())
+    unsafe { hold(stream, "stream") }.map_or(0, |stream| stream.0.lock().stopped().into())
 }
 
 /// The text that further tokens complete, such as those of a step. The bytes of an unfinished character are held back
@@ -254,7 +254,8 @@ unsafe fn advance(
         check_out(out_text, "out_text")?;
         check_out(out_bytes, "out_bytes")?;
         // SAFETY: promised by the caller.
-        let mut stream = unsafe { reference(stream, "stream") }?.0.try_lock().ok_or(Error::Busy)?;
+        let stream = unsafe { hold(stream, "stream") }?;
+        let mut stream = stream.0.try_lock().ok_or(Error::Busy)?;
         let text = body(&mut stream)?;
         // SAFETY: not NULL, and promised by the caller.
         unsafe {
@@ -266,19 +267,15 @@ unsafe fn advance(
     })
 }
 
-/// Free a stream of text. NULL is fine.
+/// Free a stream of text. Calls that are running keep what they need. No call may begin with it from now on. NULL is
+/// fine.
 ///
 /// Since 0.1.
 ///
 /// # Safety
-/// `stream` is NULL or a stream that was not freed, and no other call uses it now.
+/// `stream` is NULL or a stream that was not freed, and no call begins with it from now on.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cos_text_stream_free(stream: *mut cos_text_stream) {
-    if !stream.is_null() {
-        // SAFETY: promised by the caller. An error has nowhere to go.
-        let _ = super::catch(|| {
-            drop(unsafe { Box::from_raw(stream) });
-            Ok(())
-        });
-    }
+    // SAFETY: promised by the caller.
+    unsafe { release(stream) }
 }

@@ -1,25 +1,29 @@
 //! The files that come with an exported model: its configurations and its tokenizer.
 
-use std::path::{Path, PathBuf};
+use std::collections::BTreeSet;
+use std::path::{Component, Path, PathBuf};
 
+use serde::Deserialize;
 use serde_json::Value;
 
+use super::graph::Graph;
 use crate::error::{Error, Result};
+use crate::files;
 
 /// The `.onnx` file that a path names: itself, or the one in a folder.
 pub fn model_file(path: &Path) -> Result<PathBuf> {
-    if path.is_file() {
-        return Ok(path.into());
-    }
     if !path.is_dir() {
-        return Err(Error::Model(format!(
-            "{} does not exist; path names an .onnx file or a folder with one",
-            path.display()
-        )));
+        // Whether it can be read is told when it is.
+        return if files::is_there(path) {
+            Ok(path.into())
+        } else {
+            Err(Error::Model(format!(
+                "{} does not exist; path names an .onnx file or a folder with one",
+                path.display()
+            )))
+        };
     }
-    let named = json(&path.join("genai_config.json"))?
-        .and_then(|config| config.pointer("/model/decoder/filename")?.as_str().map(|name| path.join(name)));
-    if let Some(file) = named.filter(|file| file.is_file()) {
+    if let Some(file) = configured_file(path)?.filter(|file| files::is_there(file)) {
         return Ok(file);
     }
     let entries = path.read_dir().map_err(|error| Error::Model(format!("cannot read {}: {error}", path.display())))?;
@@ -28,7 +32,9 @@ pub fn model_file(path: &Path) -> Result<PathBuf> {
         .filter(|file| file.extension().is_some_and(|extension| extension == "onnx"))
         .collect();
     files.sort();
-    let preferred = files.iter().position(|file| file.ends_with("model.onnx"));
+    let named = |name: &str| files.iter().position(|file| file.ends_with(name));
+    // Optimum once left a decoder for the first pass, one for later ones, and both merged into one.
+    let preferred = named("model.onnx").or_else(|| named("decoder_model_merged.onnx"));
     match (files.len(), preferred) {
         // the layout of the hub: configurations above, exports in a folder of their own
         (0, _) if path.join("onnx").is_dir() => model_file(&path.join("onnx")),
@@ -63,11 +69,91 @@ fn no_export(path: &Path) -> String {
     }
 }
 
+/// The file that `genai_config.json` names. It may be a link to any place, as in a cache of the hub, but its name may
+/// not lead out of the folder.
+fn configured_file(folder: &Path) -> Result<Option<PathBuf>> {
+    let path = folder.join("genai_config.json");
+    let config = json(&path)?;
+    let Some(name) = config.as_ref().and_then(|config| config.pointer("/model/decoder/filename")?.as_str()) else {
+        return Ok(None);
+    };
+    if leads_out(name) {
+        return Err(Error::Model(format!(
+            "{}: its filename {name:?} is outside of the model's folder; name a file in that folder",
+            path.display()
+        )));
+    }
+    Ok(Some(folder.join(name)))
+}
+
+/// Whether a name that a file gives may lead out of that file's folder.
+fn leads_out(name: &str) -> bool {
+    !Path::new(name).components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir))
+}
+
+/// Look at the files with a model's weights: one that is missing or cut off, or is something else, is told by its name.
+pub fn check_weights(file: &Path, graph: &Graph) -> Result<()> {
+    let folder = file.parent().unwrap_or(Path::new(""));
+    graph
+        .external_files
+        .iter()
+        .try_for_each(|(name, &needed)| check_external(folder, name, needed))
+        .map_err(|why| Error::Model(format!("cannot load {}: its weights: {why}", file.display())))
+}
+
+fn check_external(folder: &Path, name: &str, needed: u64) -> Result<(), String> {
+    if leads_out(name) {
+        return Err(format!("{name:?} is outside of the model's folder; export the model again"));
+    }
+    let path = folder.join(name);
+    if !files::is_there(&path) {
+        return Err(format!("{} is missing; copy it beside the model, or export the model again", path.display()));
+    }
+    let weights = files::open(&path)?;
+    let bytes = weights.metadata().map_err(|error| format!("cannot read {}: {error}", path.display()))?.len();
+    if bytes < needed {
+        return Err(format!(
+            "{} is cut off at {bytes} bytes, of which {needed} are needed; copy or download it again",
+            path.display()
+        ));
+    }
+    Ok(())
+}
+
+/// An error of ONNX Runtime, or a better one if it was about weights that are linked from elsewhere.
+///
+/// ONNX Runtime follows a link only within the folder of the model, or the one that the model itself is a link to.
+pub fn explain_links(file: &Path, graph: &Graph, error: Error) -> Error {
+    let link = error.to_string().contains("External data path").then(|| linked_elsewhere(file, graph)).flatten();
+    link.map_or(error, |(link, target)| {
+        Error::Model(format!(
+            "cannot load {}: its weights {} are a link to {}, and ONNX Runtime follows no link out of the model's \
+             folder; copy the weights beside the model, or let path name the model in the folder where they are",
+            file.display(),
+            link.display(),
+            target.display()
+        ))
+    })
+}
+
+/// A file of weights that a link leads to from elsewhere: the link and the file.
+fn linked_elsewhere(file: &Path, graph: &Graph) -> Option<(PathBuf, PathBuf)> {
+    let folder = file.parent()?;
+    let allowed = [folder.canonicalize().ok()?, file.canonicalize().ok()?.parent()?.to_owned()];
+    let mut links = graph.external_files.keys().map(|name| folder.join(name));
+    links.find_map(|link| {
+        let target = link.canonicalize().ok()?;
+        let inside = allowed.iter().any(|folder| target.starts_with(folder));
+        (!inside).then_some((link, target))
+    })
+}
+
 /// The configurations that came with a model.
 pub struct Beside {
     genai: Option<Value>,
     hub: Option<Value>,
     generation: Option<Value>,
+    tokenizer_config: Option<Value>,
     /// The `tokenizer.json`.
     pub tokenizer: Option<PathBuf>,
 }
@@ -78,13 +164,18 @@ impl Beside {
         let folder = file.parent().unwrap_or(Path::new(""));
         let above = folder.parent().filter(|_| folder.ends_with("onnx"));
         let find = |name: &str| {
-            [Some(folder), above].into_iter().flatten().map(|folder| folder.join(name)).find(|path| path.is_file())
+            [Some(folder), above]
+                .into_iter()
+                .flatten()
+                .map(|folder| folder.join(name))
+                .find(|path| files::is_there(path))
         };
         let read = |name: &str| find(name).map_or(Ok(None), |path| json(&path));
         Ok(Beside {
             genai: read("genai_config.json")?,
             hub: read("config.json")?,
             generation: read("generation_config.json")?,
+            tokenizer_config: read("tokenizer_config.json")?,
             tokenizer: find("tokenizer.json"),
         })
     }
@@ -158,35 +249,89 @@ impl Beside {
         matches!(kind, "longrope" | "su").then_some(length as usize)
     }
 
-    /// End-of-sequence tokens: one, or a list.
+    /// The tokens that end a text: all that any of the configurations names, in ascending order.
+    ///
+    /// One file often leaves out what another one says, and a text that does not end is worse than one that does.
     pub fn stop_tokens(&self) -> Vec<i32> {
-        let generation = self.generation.as_ref().and_then(|config| config.get("eos_token_id"));
-        let genai = self.genai.as_ref().and_then(|config| config.pointer("/model/eos_token_id"));
-        let one = |value: &Value| value.as_i64().and_then(|token| i32::try_from(token).ok());
-        match genai.or(generation).or_else(|| self.hub("eos_token_id")) {
-            Some(Value::Array(tokens)) => tokens.iter().filter_map(one).collect(),
-            Some(token) => one(token).into_iter().collect(),
-            None => Vec::new(),
+        let key = "eos_token_id";
+        let (genai, hub, generation) = (self.genai.as_ref(), self.hub.as_ref(), self.generation.as_ref());
+        let named = [
+            genai.and_then(|config| config.pointer("/model")?.get(key)),
+            generation.and_then(|config| config.get(key)),
+            hub.and_then(|config| config.get(key)),
+            hub.and_then(|config| config.get("text_config")?.get(key)),
+        ];
+        let each = named.into_iter().flatten().flat_map(|value| match value {
+            Value::Array(tokens) => tokens.as_slice(),
+            one => std::slice::from_ref(one),
+        });
+        // Some write -1 for none.
+        let valid =
+            |value: &Value| value.as_i64().and_then(|token| i32::try_from(token).ok()).filter(|&token| token >= 0);
+        let mut tokens: BTreeSet<i32> = each.filter_map(valid).collect();
+        tokens.extend(self.stop_token_by_text());
+        tokens.into_iter().collect()
+    }
+
+    /// The token that `tokenizer_config.json` names by its text. What is wrong with a `tokenizer.json` is told where
+    /// that is loaded.
+    fn stop_token_by_text(&self) -> Option<i32> {
+        let named = self.tokenizer_config.as_ref()?.get("eos_token")?;
+        let text = named.get("content").unwrap_or(named).as_str()?;
+        let tokenizer = files::tokenizer(self.tokenizer.as_ref()?).ok()?;
+        let tokens: Tokens = serde_json::from_str(&tokenizer).ok()?;
+        tokens.find(text).and_then(|token| i32::try_from(token).ok())
+    }
+}
+
+/// The tokens of a `tokenizer.json`.
+#[derive(Deserialize)]
+struct Tokens {
+    #[serde(default)]
+    added_tokens: Vec<AddedToken>,
+    model: Vocabulary,
+}
+
+#[derive(Deserialize)]
+struct AddedToken {
+    id: u32,
+    content: String,
+}
+
+#[derive(Deserialize)]
+struct Vocabulary {
+    /// Tokens with their numbers, or (Unigram) pairs of tokens and scores in the order of their numbers.
+    vocab: Value,
+}
+
+impl Tokens {
+    fn find(&self, text: &str) -> Option<u64> {
+        if let Some(added) = self.added_tokens.iter().find(|token| token.content == text) {
+            return Some(added.id.into());
+        }
+        match &self.model.vocab {
+            Value::Array(pairs) => {
+                pairs.iter().position(|pair| pair.get(0).is_some_and(|token| token == text)).map(|index| index as u64)
+            }
+            tokens => tokens.get(text)?.as_u64(),
         }
     }
 }
+
 /// A JSON file, if it is there.
 fn json(path: &Path) -> Result<Option<Value>> {
-    match std::fs::read_to_string(path) {
-        Ok(text) => serde_json::from_str(&text)
-            .map(Some)
-            .map_err(|error| Error::Model(format!("{} is not JSON: {error}", path.display()))),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(Error::Model(format!("cannot read {}: {error}", path.display()))),
-    }
+    if files::is_there(path) { files::configuration(path).map(Some).map_err(Error::Model) } else { Ok(None) }
 }
+
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::symlink;
+
     use super::*;
 
     fn beside(genai: Option<&str>, hub: Option<&str>) -> Beside {
         let parse = |text: Option<&str>| text.map(|text| serde_json::from_str(text).unwrap());
-        Beside { genai: parse(genai), hub: parse(hub), generation: None, tokenizer: None }
+        Beside { genai: parse(genai), hub: parse(hub), generation: None, tokenizer_config: None, tokenizer: None }
     }
 
     #[test]
@@ -240,16 +385,62 @@ mod tests {
     }
 
     #[test]
-    fn stop_tokens_of_any_form() {
-        let hub = |text: &str| beside(None, Some(text)).stop_tokens();
-        assert_eq!(hub(r#"{"eos_token_id": 2}"#), [2]);
-        assert_eq!(hub(r#"{"eos_token_id": [2, 7]}"#), [2, 7]);
-        assert_eq!(hub(r#"{"eos_token_id": null}"#), [] as [i32; 0]);
-        assert_eq!(hub(r#"{"text_config": {"eos_token_id": 3}}"#), [3]);
-        assert_eq!(hub("{}"), [] as [i32; 0]);
-        assert_eq!(
-            beside(Some(r#"{"model": {"eos_token_id": [5]}}"#), Some(r#"{"eos_token_id": 2}"#)).stop_tokens(),
-            [5]
+    fn all_that_is_said_of_stop_tokens_counts() {
+        let folder = tempfile::tempdir().unwrap();
+        let tokens = |files: &[(&str, &str)]| {
+            for name in ["genai_config", "generation_config", "config", "tokenizer_config", "tokenizer"] {
+                let content = files.iter().find(|(file, _)| *file == name).map_or("{}", |(_, content)| content);
+                std::fs::write(folder.path().join(name).with_extension("json"), content).unwrap();
+            }
+            Beside::of(&folder.path().join("model.onnx")).unwrap().stop_tokens()
+        };
+        let none: [i32; 0] = [];
+        let (bpe, unigram) = (
+            r#"{"added_tokens": [{"id": 7, "content": "<end>"}], "model": {"vocab": {"a": 0, "b": 5}}}"#,
+            r#"{"model": {"vocab": [["a", -1.5], ["<end>", 0.0]]}}"#,
         );
+        assert_eq!(tokens(&[]), none);
+        assert_eq!(tokens(&[("config", r#"{"eos_token_id": 2}"#)]), [2]);
+        assert_eq!(tokens(&[("config", r#"{"eos_token_id": [7, 2, 7]}"#)]), [2, 7]);
+        assert_eq!(tokens(&[("config", r#"{"eos_token_id": -1}"#)]), none, "some write this for none");
+        assert_eq!(tokens(&[("config", r#"{"eos_token_id": 1, "text_config": {"eos_token_id": 3}}"#)]), [1, 3]);
+        let null = ("generation_config", r#"{"eos_token_id": null}"#);
+        assert_eq!(tokens(&[("config", r#"{"eos_token_id": 2}"#), null]), [2], "null says nothing");
+        let genai = ("genai_config", r#"{"model": {"eos_token_id": 5}}"#);
+        let generation = ("generation_config", r#"{"eos_token_id": [9, 4]}"#);
+        assert_eq!(tokens(&[("config", r#"{"eos_token_id": 2}"#), genai, generation]), [2, 4, 5, 9]);
+        for (content, tokenizer, expected) in [
+            (r#"{"eos_token": "<end>"}"#, bpe, &[7][..]),
+            (r#"{"eos_token": {"content": "<end>", "special": true}}"#, bpe, &[7]),
+            (r#"{"eos_token": "b"}"#, bpe, &[5]),
+            (r#"{"eos_token": "<end>"}"#, unigram, &[1]),
+            (r#"{"eos_token": "<none>"}"#, bpe, &[]),
+            (r#"{"eos_token": null}"#, bpe, &[]),
+        ] {
+            assert_eq!(tokens(&[("tokenizer_config", content), ("tokenizer", tokenizer)]), expected, "{content}");
+        }
+    }
+
+    #[test]
+    fn a_model_is_in_its_folder() {
+        let (folder, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        std::fs::write(other.path().join("model.onnx"), "x").unwrap();
+        let outside = other.path().join("model.onnx");
+        let named = |name: &str| {
+            let config = serde_json::json!({ "model": { "decoder": { "filename": name } } });
+            std::fs::write(folder.path().join("genai_config.json"), config.to_string()).unwrap();
+            model_file(folder.path())
+        };
+        let relative = format!("../{}/model.onnx", other.path().file_name().unwrap().display());
+        for name in [outside.to_str().unwrap(), &relative, "a/../../x.onnx"] {
+            let message = named(name).unwrap_err().to_string();
+            assert!(message.contains("genai_config.json") && message.contains(name), "{message}");
+        }
+        // a cache of the hub is full of links
+        symlink(&outside, folder.path().join("decoder.onnx")).unwrap();
+        assert_eq!(named("decoder.onnx"), Ok(folder.path().join("decoder.onnx")));
+        assert_eq!(named("gone.onnx"), Ok(folder.path().join("decoder.onnx")), "the only one");
+        symlink("nowhere", folder.path().join("dangling.onnx")).unwrap();
+        assert_eq!(named("dangling.onnx"), Ok(folder.path().join("dangling.onnx")), "not another one in its place");
     }
 }

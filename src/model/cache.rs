@@ -143,8 +143,8 @@ impl Cache {
             let (runs, bytes) = tensor.layout();
             if bytes % 4 != 0 {
                 return Err(Error::Unsupported(format!(
-                    "a cache with an odd head size of {} {} elements ({:?})",
-                    tensor.head_size, tensor.element, tensor.past
+                    "a cache whose entries have {bytes} bytes, which is no multiple of four ({:?})",
+                    tensor.past
                 )));
             }
             Ok(Buffer { runs, units: bytes / 4, past: Store::empty(), present: Store::empty() })
@@ -237,11 +237,12 @@ impl Cache {
             self.compact()?;
         }
         let total = self.entries + width;
-        let moved = self.make_room(total)?;
         if total > self.mask.capacity() {
             // as seldom as the buffers
-            self.mask.reserve_exact(self.grown(total) - self.mask.len());
+            let failed = |_| Error::Runtime(format!("not enough memory for a mask of {total} tokens"));
+            self.mask.try_reserve_exact(self.grown(total) - self.mask.len()).map_err(failed)?;
         }
+        let moved = self.make_room(total)?;
         self.mask.resize(total, 1);
         Ok(moved)
     }
@@ -559,5 +560,8 @@ mod tests {
             assert_eq!(cache.prepare(3).unwrap_err().code(), 4, "{kind:?}");
             assert_eq!((cache.len(), cache.entries(), cache.mask().len()), (0, 0, 0));
         }
+        // nor a mask of as many tokens
+        let mut cache = Cache { least: 1 << 60, ..cache(CacheKind::None, Rollback::Shorten, usize::MAX) };
+        assert_eq!(cache.prepare(3).unwrap_err().code(), 4);
     }
 }

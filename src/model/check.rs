@@ -4,14 +4,19 @@
 //! from the length of the cache, share one scale among all positions of a pass, and more; all of it would be silently
 //! wrong. So every model is tried out when it is loaded, with a dozen short passes.
 
+use std::fmt;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::{Cancel, Interrupt, Model, Pass, Sequence, TIMED_WIDTHS};
 
-/// How much of the spread of a row its logits may differ, between passes of several widths. Rounding in half precision
-/// reaches some hundredths, and what is broken is off by about the spread itself.
+/// How much of the spread of a row its logits may differ, where all is computed in float32. Rounding reaches some
+/// hundred-thousandths.
+const FINE_TOLERANCE: f32 = 0.005;
+
+/// The same where something is coarser. Rounding in half precision reaches some hundredths, and what is broken is off by
+/// about the spread itself.
 const TOLERANCE: f32 = 0.1;
 
 /// The same between passes of one width, which run the same kernels; experts may get other numbers of tokens, though. A
@@ -24,13 +29,32 @@ const ROUNDED_TOLERANCE: f32 = 1.0;
 /// By how much more bfloat16 may differ, which has three bits less than float16.
 const BFLOAT16_FACTOR: f32 = 4.0;
 
+/// What is off by less is so by rounding, for certain: in float32, and where something is coarser.
+const FINE_ROUNDING: f32 = 1e-4;
+const ROUNDING: f32 = 0.01;
+
 /// What excuses a difference.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Excuses {
+    /// Something is computed in half precision, or quantised beside weights.
+    pub coarse: bool,
     /// Logits or caches are bfloat16.
     pub bfloat16: bool,
     /// Kernels round activations, otherwise for one position than for several.
     pub rounded_activations: bool,
+}
+
+impl Excuses {
+    /// What is borne between passes of one width, after tokens were taken back, and between passes of several widths.
+    fn tolerances(self) -> [f32; 3] {
+        let factor = if self.bfloat16 { BFLOAT16_FACTOR } else { 1.0 };
+        let coarse = [EQUAL_WIDTH_TOLERANCE, TOLERANCE, TOLERANCE].map(|tolerance| factor * tolerance);
+        match (self.rounded_activations, self.coarse || self.bfloat16) {
+            (true, _) => [coarse[0], coarse[1], ROUNDED_TOLERANCE],
+            (false, true) => coarse,
+            (false, false) => [FINE_TOLERANCE; 3],
+        }
+    }
 }
 
 /// The largest difference that was found.
@@ -74,19 +98,19 @@ impl Trial {
             Interrupt::Failed(error) => format!("it fails: {error}"),
             Interrupt::Cancelled => "it was cancelled".into(),
         };
-        let factor = if excuses.bfloat16 { BFLOAT16_FACTOR } else { 1.0 };
+        let [at_equal_widths, when_taken_back, at_several] = excuses.tolerances();
         let (ahead, taken_back) = self.at_equal_widths(model).map_err(failed)?;
-        if ahead.spreads > factor * EQUAL_WIDTH_TOLERANCE {
-            return Err(format!("logits change by {:.2} with the tokens behind them", ahead.logits));
+        if ahead.spreads > at_equal_widths {
+            return Err(format!("logits change by {ahead} with the tokens behind them"));
         }
-        if taken_back.spreads > factor * TOLERANCE {
-            return Err(format!("logits change by {:.2} after tokens were taken back", taken_back.logits));
+        if taken_back.spreads > when_taken_back {
+            return Err(format!("logits change by {taken_back} after tokens were taken back"));
         }
-        let tolerance = if excuses.rounded_activations { ROUNDED_TOLERANCE } else { factor * TOLERANCE };
-        match self.with_rollbacks(model).map_err(failed)? {
-            found if found.spreads > tolerance => Err(format!("logits change by up to {:.2}", found.logits)),
-            found => Ok(found),
+        let found = self.with_rollbacks(model).map_err(failed)?;
+        if found.spreads > at_several {
+            return Err(format!("logits change by up to {found}"));
         }
+        Ok(found.max(ahead).max(taken_back))
     }
 
     /// By how much the rows differ when all tokens come at once, without a cache to rely on.
@@ -212,7 +236,19 @@ fn run(model: &dyn Model, sequence: &mut dyn Sequence, tokens: &[i32]) -> Result
     model.forward(&mut [Pass { sequence, tokens, keep }])
 }
 
+impl fmt::Display for Deviation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.logits < 0.01 { write!(f, "{:.0e}", self.logits) } else { write!(f, "{:.2}", self.logits) }
+    }
+}
+
 impl Deviation {
+    /// Whether rounding explains it.
+    pub fn is_rounding(self, excuses: Excuses) -> bool {
+        let factor = if excuses.bfloat16 { BFLOAT16_FACTOR } else { 1.0 };
+        self.spreads <= if excuses.coarse || excuses.bfloat16 { factor * ROUNDING } else { FINE_ROUNDING }
+    }
+
     fn max(self, other: Deviation) -> Deviation {
         Deviation { logits: self.logits.max(other.logits), spreads: self.spreads.max(other.spreads) }
     }
@@ -286,8 +322,27 @@ mod tests {
         assert!(trial.with_rollbacks(&model).unwrap().spreads > 1.0);
         let (_, taken_back) = trial.at_equal_widths(&model).unwrap();
         assert!(taken_back.spreads > 1.0);
-        let everything = Excuses { bfloat16: true, rounded_activations: true };
+        let everything = Excuses { coarse: true, bfloat16: true, rounded_activations: true };
         assert!(trial.verdict(&model, everything).is_err());
+    }
+
+    /// What rounding in half precision explains is too much for float32.
+    #[test]
+    fn float32_bears_less() {
+        let calls = std::sync::atomic::AtomicU32::new(0);
+        let model = Scripted::new(20, move |context, row| {
+            rows(context, row);
+            row[0] +=
+                if calls.fetch_add(1, std::sync::atomic::Ordering::Relaxed).is_multiple_of(2) { 0.02 } else { 0.0 };
+            Ok(())
+        });
+        let trial = Trial::new(&model).unwrap();
+        let coarse = Excuses { coarse: true, ..Excuses::default() };
+        let deviation = trial.verdict(&model, coarse).unwrap();
+        assert!((0.01..0.03).contains(&deviation.logits) && !deviation.is_rounding(coarse), "{deviation:?}");
+        assert!(trial.verdict(&model, Excuses::default()).unwrap_err().contains("0.02"));
+        let tiny = Deviation { logits: 1e-5, spreads: 1e-5 };
+        assert!(tiny.is_rounding(Excuses::default()) && tiny.is_rounding(coarse));
     }
 
     #[test]

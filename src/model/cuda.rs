@@ -531,6 +531,9 @@ fn describe(error: DriverError) -> String {
             "the GPU is out of memory; end sessions, shorten contexts, or use smaller models".into()
         }
         sys::CUresult::CUDA_ERROR_NO_DEVICE => "the NVIDIA driver sees no GPU".into(),
+        sys::CUresult::CUDA_ERROR_NOT_INITIALIZED => {
+            "CUDA does not start; a child of fork() cannot use GPUs if its parent has, so open engines behind fork() only".into()
+        }
         _ => match error.error_string() {
             Ok(text) => format!("CUDA: {}", text.to_string_lossy()),
             Err(_) => format!("CUDA: {error:?}"),

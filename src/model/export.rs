@@ -48,6 +48,10 @@ pub struct Export {
     pub scoring: Scoring,
     /// Whether 4-bit products round activations, and do so otherwise for single positions (`accuracy_level` 4).
     pub rounds_activations: bool,
+    /// Whether something is computed in half precision, or kept in eight bits in the cache.
+    pub is_coarse: bool,
+    /// Rows of the table that tokens are looked up in, as far as is known.
+    pub embedded_tokens: Option<usize>,
     /// What a user should know about it.
     pub warnings: Vec<String>,
 }
@@ -88,6 +92,8 @@ pub enum Role {
     TotalLength,
     /// `p + w - 1`, one number or `[1]`.
     LastPosition,
+    /// Whether `p` is not 0, one truth or `[1]`: a decoder merged of two graphs takes that with a cache if so.
+    HasPast,
 }
 
 impl Role {
@@ -103,6 +109,7 @@ impl Role {
             "write_indices" | "past_sequence_length" | "past_seq_len" => Role::PastLength,
             "nonpad_kv_seqlen" | "total_sequence_length" | "total_seq_len" => Role::TotalLength,
             "seqlens_k" => Role::LastPosition,
+            "use_cache_branch" => Role::HasPast,
             _ => return None,
         })
     }
@@ -160,6 +167,17 @@ pub enum Scoring {
     OneByOne,
 }
 
+impl Scoring {
+    /// What descriptions call it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Scoring::Parallel => "parallel",
+            Scoring::FirstPass => "first_pass",
+            Scoring::OneByOne => "one_by_one",
+        }
+    }
+}
+
 /// How the cache is kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CacheKind {
@@ -190,8 +208,32 @@ pub enum Rollback {
     Compact,
 }
 
-/// One tensor of the cache: `[1, heads, tokens, head_size]`, `[1, tokens, heads, head_size]`, or `[1, tokens, size]` with
-/// all heads in one.
+impl Rollback {
+    /// What descriptions call it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Rollback::Shorten => "shorten",
+            Rollback::Mask => "mask",
+            Rollback::Compact => "compact",
+        }
+    }
+}
+
+/// What a tensor of the cache holds of a layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Holds {
+    /// The keys.
+    Keys,
+    /// The values.
+    Values,
+    /// Both.
+    Both,
+}
+
+/// The most dimensions of a tensor of the cache.
+pub const MAX_RANK: usize = 5;
+
+/// One tensor of the cache, such as `[1, heads, tokens, head_size]`.
 #[derive(Debug, Clone)]
 pub struct CacheTensor {
     /// The input's name.
@@ -200,33 +242,39 @@ pub struct CacheTensor {
     pub present: CString,
     /// The layer.
     pub layer: usize,
-    /// 4, or 3 with all heads in one.
-    pub rank: usize,
-    /// Heads of keys or values.
+    /// What it holds of it.
+    pub holds: Holds,
+    /// Heads of keys or values; 1 where one dimension holds all of them.
     pub heads: usize,
     /// Elements of a head.
     pub head_size: usize,
     /// Their type.
     pub element: TensorElementType,
-    /// Whether tokens are the dimension before heads.
-    pub tokens_first: bool,
+    /// Its dimensions, apart from that of tokens.
+    pub dimensions: Vec<usize>,
+    /// Which of them is that of tokens.
+    pub axis: usize,
 }
 
 impl CacheTensor {
+    /// Its number of dimensions.
+    pub fn rank(&self) -> usize {
+        self.dimensions.len()
+    }
+
     /// The tensor's shape for a number of tokens, in its first [`CacheTensor::rank`] dimensions.
-    pub fn shape(&self, tokens: usize) -> [i64; 4] {
-        let (heads, tokens, size) = (self.heads as i64, tokens as i64, self.head_size as i64);
-        match (self.rank, self.tokens_first) {
-            (3, _) => [1, tokens, size, 1],
-            (_, true) => [1, tokens, heads, size],
-            (_, false) => [1, heads, tokens, size],
-        }
+    pub fn shape(&self, tokens: usize) -> [i64; MAX_RANK] {
+        let mut shape = [1; MAX_RANK];
+        shape.iter_mut().zip(&self.dimensions).for_each(|(size, &dimension)| *size = dimension as i64);
+        shape[self.axis] = tokens as i64;
+        shape
     }
 
     /// How many runs of entries the tensor has, and the bytes that one token takes in each.
     pub fn layout(&self) -> (usize, usize) {
-        let head = self.head_size * element_bytes(self.element).unwrap_or(4);
-        if self.tokens_first { (1, self.heads * head) } else { (self.heads, head) }
+        let (before, behind) = (&self.dimensions[..self.axis], &self.dimensions[self.axis + 1..]);
+        let size = element_bytes(self.element).unwrap_or(4);
+        (before.iter().product(), behind.iter().product::<usize>() * size)
     }
 
     /// Bytes for each token.
@@ -236,14 +284,22 @@ impl CacheTensor {
     }
 }
 
-/// Bytes of an element that logits and caches may be made of.
+/// Bytes of an element that caches may be made of. What they mean is no matter, as only the graph reads them.
 pub fn element_bytes(element: TensorElementType) -> Option<usize> {
     match element {
+        TensorElementType::Int8 | TensorElementType::Uint8 => Some(1),
+        TensorElementType::Float8E4M3FN | TensorElementType::Float8E5M2 => Some(1),
         TensorElementType::Float32 => Some(4),
         TensorElementType::Float16 | TensorElementType::Bfloat16 => Some(2),
         _ => None,
     }
 }
+
+/// Whether logits of this type can be read.
+pub fn is_score(element: TensorElementType) -> bool {
+    matches!(element, TensorElementType::Float32 | TensorElementType::Float16 | TensorElementType::Bfloat16)
+}
+
 impl Export {
     /// Take over what a trial run of `width` tokens has shown: the shape of the logits.
     pub fn see_logits(&mut self, shape: &[i64], width: usize) -> Result<()> {
@@ -259,6 +315,13 @@ impl Export {
             1 => Rows::Last,
             _ => return Err(unexpected()),
         };
+        if let Some(tokens) = self.embedded_tokens.filter(|tokens| columns < tokens / 2) {
+            return Err(Error::Model(format!(
+                "{}: not a language model: it gives {columns} scores where its vocabulary has {tokens} tokens, as \
+                 classifiers, rerankers and taggers do; export a model for text generation (ForCausalLM)",
+                self.file.display()
+            )));
+        }
         self.logits.columns = columns;
         if self.logits.rows == Rows::Last {
             self.warnings.push(
@@ -288,7 +351,7 @@ impl Export {
         let text = |name: &CString| name.to_string_lossy().into_owned();
         let inputs =
             self.inputs.iter().map(|input| json!({ "name": text(&input.name), "type": type_name(input.element) }));
-        let caches = self.cache.iter().step_by(2);
+        let caches = self.cache.chunk_by(|one, other| one.layer == other.layer).map(|layer| &layer[0]);
         let capacity = match self.cache_kind {
             CacheKind::Fixed { capacity, .. } => Some(capacity),
             _ => None,
@@ -317,12 +380,7 @@ impl Export {
                     CacheKind::Fixed { .. } => "fixed",
                     CacheKind::Concatenated => "concatenated",
                 },
-                "rollback": match (self.cache_kind, self.rollback) {
-                    (CacheKind::None, _) => "rerun",
-                    (_, Rollback::Shorten) => "shorten",
-                    (_, Rollback::Mask) => "mask",
-                    (_, Rollback::Compact) => "compact",
-                },
+                "rollback": if self.cache_kind == CacheKind::None { "rerun" } else { self.rollback.name() },
                 "layers": self.layers(),
                 "heads": caches.clone().map(|cache| cache.heads).collect::<Vec<_>>(),
                 "head_size": caches.map(|cache| cache.head_size).collect::<Vec<_>>(),
@@ -332,11 +390,7 @@ impl Export {
             },
             "context_length": self.context_length,
             "stop_tokens": self.stop_tokens,
-            "scoring": match self.scoring {
-                Scoring::Parallel => "parallel",
-                Scoring::FirstPass => "first_pass",
-                Scoring::OneByOne => "one_by_one",
-            },
+            "scoring": self.scoring.name(),
             "warnings": self.warnings,
         })
     }
@@ -396,6 +450,10 @@ fn type_name(element: TensorElementType) -> &'static str {
         TensorElementType::Int64 => "int64",
         TensorElementType::Int32 => "int32",
         TensorElementType::Bool => "bool",
+        TensorElementType::Int8 => "int8",
+        TensorElementType::Uint8 => "uint8",
+        TensorElementType::Float8E4M3FN => "float8e4m3fn",
+        TensorElementType::Float8E5M2 => "float8e5m2",
         _ => "other",
     }
 }

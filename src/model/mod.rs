@@ -11,6 +11,7 @@ mod export;
 mod gpu;
 mod graph;
 mod huge_pages;
+mod inputs;
 mod ngram;
 mod onnx;
 pub mod overlap;
@@ -19,6 +20,8 @@ mod rows;
 mod runner;
 mod runtime;
 pub mod scripted;
+mod settle;
+mod shapes;
 mod weights;
 mod widen;
 

@@ -21,16 +21,19 @@ use serde_json::{Value, json};
 use super::beside;
 use super::binding::{Binding, Tensor};
 use super::cache::{Cache, Store};
-use super::check::{self, Deviation, Excuses};
+use super::check;
 use super::cuda::{self, Device};
-use super::export::{self, CacheKind, CacheTensor, Export, Input, Logits, Role, Rollback, Rows, Scoring};
+use super::export::{self, CacheKind, CacheTensor, Export, Logits, Role, Rows, Scoring};
 use super::gpu::{Captures, Gpu, Output};
 use super::graph::Graph;
+use super::inputs::{Feed, Numbers};
 use super::recognise::read_export;
 use super::rows::{self, Control, DeviceRows, Placed};
-use super::weights::{self, Loaded};
+use super::weights::{self, Loaded, Shapes};
 use super::widen::{widen_bf16, widen_f16};
-use super::{Cancel, CancelHook, Filter, Filtered, Interrupt, Memory, Model, Pass, RowMath, Sequence, huge_pages};
+use super::{
+    Cancel, CancelHook, Filter, Filtered, Interrupt, Memory, Model, Pass, RowMath, Sequence, huge_pages, shapes,
+};
 use crate::error::{Error, Result};
 
 /// Logits of one pass take at most this many bytes, unless a pass of [`MIN_PASS`] tokens takes more.
@@ -92,20 +95,22 @@ const LONG_ROW: usize = 1 << 15;
 pub struct OnnxModel {
     name: String,
     loaded: Arc<Loaded>,
-    export: Arc<Export>,
+    pub(super) export: Arc<Export>,
     provider: Provider,
     memory: Arc<MemoryInfo<'static>>,
     /// Tokens that count; further columns of the logits are padding.
     vocab_size: usize,
     /// By how much logits of a pass of several tokens differ from those of single ones, as seen when it was loaded.
-    deviation: f32,
+    pub(super) deviation: f32,
+    /// What was tried of it, and what came out.
+    pub(super) trials: Vec<Value>,
     pass_times: Vec<(usize, Duration)>,
     /// The GPU where its cache and logits are, if they are on one.
     device: Option<Arc<Device>>,
     /// What became of captures on a GPU.
-    captures: Arc<Captures>,
+    pub(super) captures: Arc<Captures>,
     rows: Option<RowsOn>,
-    spares: Arc<Spares>,
+    pub(super) spares: Arc<Spares>,
 }
 
 impl OnnxModel {
@@ -114,12 +119,28 @@ impl OnnxModel {
     ///
     /// A few passes over made-up tokens show what inputs and outputs cannot tell: see [`check`].
     pub fn load(path: &Path, name: &str, settings: &Settings) -> Result<Self> {
-        let started = Instant::now();
         let file = beside::model_file(path)?;
-        let refuse = |error: &dyn std::fmt::Display| Error::Model(format!("cannot load {}: {error}", file.display()));
         let graph = Graph::read(&file)?;
-        let loaded = weights::load(&file, &graph, &settings.provider)?;
-        let mut export = read_export(&file, &graph, loaded.session.inputs(), loaded.session.outputs())?;
+        beside::check_weights(&file, &graph)?;
+        let load = |shapes| Self::load_with(&file, &graph, shapes, name, settings);
+        match load(Shapes::Declared) {
+            Err(error) if shapes::are_blamed(&error.to_string()) => {
+                let mut model = load(Shapes::Inferred)?;
+                let warning =
+                    "the shapes that the file declares for inner values are wrong, so it was loaded without them";
+                model.export_mut().warnings.push(warning.into());
+                Ok(model)
+            }
+            result => result,
+        }
+    }
+
+    fn load_with(file: &Path, graph: &Graph, shapes: Shapes, name: &str, settings: &Settings) -> Result<Self> {
+        let started = Instant::now();
+        let refuse = |error: &dyn std::fmt::Display| Error::Model(format!("cannot load {}: {error}", file.display()));
+        let loaded = weights::load(file, graph, &settings.provider, shapes)
+            .map_err(|error| beside::explain_links(file, graph, error))?;
+        let mut export = read_export(file, graph, loaded.session.inputs(), loaded.session.outputs())?;
         if let Some(length) = settings.context_length {
             export.limit_context(length)?;
         }
@@ -146,6 +167,7 @@ impl OnnxModel {
             memory: Arc::new(memory),
             vocab_size: 0,
             deviation: 0.0,
+            trials: Vec::new(),
             pass_times: Vec::new(),
             rows: settings.rows,
             spares: Arc::default(),
@@ -174,7 +196,7 @@ impl OnnxModel {
     }
 
     /// Whether passes on a GPU are captured.
-    fn captures(&self) -> bool {
+    pub(super) fn captures(&self) -> bool {
         self.device.is_some() && self.captures.refused().is_none()
     }
 
@@ -187,7 +209,7 @@ impl OnnxModel {
         }
     }
 
-    fn export_mut(&mut self) -> &mut Export {
+    pub(super) fn export_mut(&mut self) -> &mut Export {
         self.spares.clear(); // they are of the export as it was
         Arc::make_mut(&mut self.export)
     }
@@ -200,74 +222,7 @@ impl OnnxModel {
         self.export_mut().see_logits(&shape, width)
     }
 
-    /// Find the fastest way of running this export that gives every position the logits that it has by itself.
-    fn settle_scoring(&mut self, asked: Option<Scoring>) -> Result<()> {
-        let (known, rollback) = (self.export.scoring, self.export.rollback);
-        let rollbacks: &[Rollback] =
-            if rollback == Rollback::Mask { &[Rollback::Mask, Rollback::Compact] } else { &[rollback] };
-        let file = self.export.file.display().to_string();
-        self.export_mut().scoring = Scoring::OneByOne;
-        let trial = check::Trial::new(self).map_err(|interrupt| self.failed_trial(interrupt))?;
-        if trial.is_void() {
-            return Err(Error::Unsupported(format!(
-                "{file}: its logits are no numbers (NaN or infinite); export it in float32 or bfloat16"
-            )));
-        }
-        self.export_mut().scoring = Scoring::FirstPass;
-        let broken = |model: &Self| if known == Scoring::OneByOne { None } else { trial.tells_a_broken_cache(model) };
-        let mut is_broken = broken(self);
-        if is_broken.is_some() && self.captures() {
-            self.spares.clear();
-            let why = "its attention counts from the end of the mask, which a graph keeps as long as the cache";
-            self.captures.refuse(why.into());
-            is_broken = broken(self);
-        }
-        if let Some(Deviation { logits, .. }) = is_broken {
-            return Err(Error::Unsupported(format!(
-                "{file}: a text in one pass and the same token by token give logits that differ by up to {logits:.2}, so \
-                 its cache or its attention is broken; export the model in another way"
-            )));
-        }
-        let mut found = String::new();
-        let all = [Scoring::Parallel, Scoring::FirstPass, Scoring::OneByOne];
-        for scoring in all.into_iter().filter(|&scoring| asked.map_or(scoring >= known, |asked| scoring == asked)) {
-            for &rollback in rollbacks {
-                let export = self.export_mut();
-                (export.scoring, export.rollback) = (scoring, rollback);
-                let rounds = export.rounds_activations && scoring == Scoring::Parallel;
-                let excuses = Excuses { bfloat16: export.is_bfloat16(), rounded_activations: rounds };
-                match trial.verdict(self, excuses) {
-                    Ok(Deviation { logits, .. }) => self.deviation = logits,
-                    Err(what) => {
-                        found = what;
-                        continue;
-                    }
-                }
-                let deviation = self.deviation;
-                let export = self.export_mut();
-                if rounds {
-                    export.warnings.push(format!(
-                        "its 4-bit products round activations (accuracy_level 4), some kernels otherwise for one position \
-                         than for several, so that speed may change the distribution a little (logits by {deviation:.0e} \
-                         when it was tried); export with accuracy_level 1, or set \"scoring\": \"one_by_one\""
-                    ));
-                }
-                if scoring != known && asked.is_none() {
-                    export.warnings.push(format!(
-                        "scoring several positions in one pass on top of a cache does not work ({found}), so they are \
-                         scored one by one, and speculation saves nothing; export the model in another way"
-                    ));
-                }
-                return Ok(());
-            }
-        }
-        Err(Error::Unsupported(format!(
-            "{file}: tokens cannot be taken back and others scored ({found}), so nothing could be verified with this model; \
-             export it in another way"
-        )))
-    }
-
-    fn failed_trial(&self, interrupt: Interrupt) -> Error {
+    pub(super) fn failed_trial(&self, interrupt: Interrupt) -> Error {
         match interrupt {
             Interrupt::Failed(error) => self.cannot_run(&error),
             Interrupt::Cancelled => Error::Internal("nobody could cancel this".into()),
@@ -306,7 +261,7 @@ impl OnnxModel {
                 Some(Gpu::new(device, &self.captures, self.loaded.plans_widths, rows).map_err(failed)?)
             }
         };
-        let feeds = self.export.inputs.iter().map(|input| Feed { input: input.clone(), numbers: Numbers::of(input) });
+        let feeds = self.export.inputs.iter().map(Feed::new);
         Ok(lend(OnnxSequence {
             binding: Binding::new(&self.loaded.session)?,
             cache: Cache::new(&self.export, self.device.as_ref())?,
@@ -382,6 +337,7 @@ impl Model for OnnxModel {
             "no_gpu_rows": self.device.as_ref().and_then(|device| device.no_kernels()),
             "rows_on": if self.rows_on() == RowsOn::Gpu { "gpu" } else { "host" },
             "deviation": self.deviation,
+            "trials": self.trials,
         });
         if let (Value::Object(description), Value::Object(own)) = (&mut description, own) {
             description.extend(own);
@@ -444,7 +400,7 @@ fn own(sequence: &mut dyn Sequence) -> &mut OnnxSequence {
 
 /// Sequences on a GPU that ended, so that the next one has their buffers, and with them the graphs of passes that were captured.
 #[derive(Default)]
-struct Spares(Mutex<Vec<OnnxSequence>>);
+pub(super) struct Spares(Mutex<Vec<OnnxSequence>>);
 
 /// Sequences that a model keeps at most.
 const MOST_SPARES: usize = 4;
@@ -462,7 +418,7 @@ impl Spares {
     }
 
     /// Free what they hold. Returns whether there were any.
-    fn clear(&self) -> bool {
+    pub(super) fn clear(&self) -> bool {
         !std::mem::take(&mut *self.0.lock()).is_empty()
     }
 }
@@ -1038,16 +994,17 @@ impl OnnxSequence {
                 }
                 Role::Tokens => {
                     let padding = std::iter::repeat_n(0, cut.padding);
-                    numbers.fill(tokens.iter().map(|&token| i64::from(token)).chain(padding));
+                    numbers.fill(tokens.iter().map(|&token| i64::from(token)).chain(padding))?;
                 }
-                Role::Mask => numbers.fill(self.cache.mask().iter().copied().chain(std::iter::repeat_n(0, room))),
-                Role::Positions => numbers.fill(first..first + width),
-                Role::CachePositions => numbers.fill(place..total),
-                Role::LogitsToKeep => numbers.fill([(cut.wanted() + cut.padding) as i64]),
-                Role::TokenTypes => numbers.fill(std::iter::repeat_n(0, width as usize)),
-                Role::PastLength => numbers.fill([place]),
-                Role::TotalLength => numbers.fill([total]),
-                Role::LastPosition => numbers.fill([total - 1]),
+                Role::Mask => numbers.fill(self.cache.mask().iter().copied().chain(std::iter::repeat_n(0, room)))?,
+                Role::Positions => numbers.fill(first..first + width)?,
+                Role::CachePositions => numbers.fill(place..total)?,
+                Role::LogitsToKeep => numbers.fill([(cut.wanted() + cut.padding) as i64])?,
+                Role::TokenTypes => numbers.fill(std::iter::repeat_n(0, width as usize))?,
+                Role::PastLength => numbers.fill([place])?,
+                Role::TotalLength => numbers.fill([total])?,
+                Role::LastPosition => numbers.fill([total - 1])?,
+                Role::HasPast => numbers.fill([i64::from(place > 0)])?,
             }
         }
         if let Some(gpu) = &mut self.gpu {
@@ -1075,7 +1032,7 @@ impl OnnxSequence {
                 // SAFETY: a store has that many bytes, and stays until the next one is bound in its place.
                 unsafe {
                     let shape = tensor.shape(tokens);
-                    Tensor::at(memory, store.address(), 4 * store.len(), tensor.element, &shape[..tensor.rank])
+                    Tensor::at(memory, store.address(), 4 * store.len(), tensor.element, &shape[..tensor.rank()])
                 }
             };
             for ((past, present), of) in self.cache.buffers().zip(&self.export.cache) {
@@ -1110,80 +1067,8 @@ impl OnnxSequence {
     }
 }
 
-/// An input and the numbers to feed it with.
-struct Feed {
-    input: Input,
-    numbers: Numbers,
-}
-
-/// Whole numbers of the type that an input takes.
-enum Numbers {
-    Int64(Vec<i64>),
-    Int32(Vec<i32>),
-    Bool(Vec<u8>),
-    /// The mask that the cache keeps.
-    OfCache,
-}
-
-impl Numbers {
-    fn of(input: &Input) -> Self {
-        match input.element {
-            TensorElementType::Int32 => Numbers::Int32(Vec::new()),
-            TensorElementType::Bool => Numbers::Bool(Vec::new()),
-            _ => Numbers::Int64(Vec::new()),
-        }
-    }
-
-    fn fill(&mut self, values: impl IntoIterator<Item = i64>) {
-        match self {
-            Numbers::Int64(numbers) => {
-                numbers.clear();
-                numbers.extend(values);
-            }
-            Numbers::Int32(numbers) => {
-                numbers.clear();
-                numbers.extend(values.into_iter().map(|value| value as i32));
-            }
-            Numbers::Bool(numbers) => {
-                numbers.clear();
-                numbers.extend(values.into_iter().map(|value| u8::from(value != 0)));
-            }
-            Numbers::OfCache => {
-                *self = Numbers::Int64(values.into_iter().collect());
-            }
-        }
-    }
-
-    fn bytes(&self) -> &[u8] {
-        match self {
-            Numbers::Int64(numbers) => bytemuck::cast_slice(numbers),
-            Numbers::Int32(numbers) => bytemuck::cast_slice(numbers),
-            Numbers::Bool(numbers) => numbers,
-            Numbers::OfCache => &[],
-        }
-    }
-
-    fn len(&self) -> usize {
-        match self {
-            Numbers::Int64(numbers) => numbers.len(),
-            Numbers::Int32(numbers) => numbers.len(),
-            Numbers::Bool(numbers) => numbers.len(),
-            Numbers::OfCache => 0,
-        }
-    }
-
-    fn tensor(&mut self, memory: &MemoryInfo, shape: &[i64]) -> ort::Result<Tensor> {
-        match self {
-            Numbers::Int64(numbers) => Tensor::over(memory, numbers, TensorElementType::Int64, shape),
-            Numbers::Int32(numbers) => Tensor::over(memory, numbers, TensorElementType::Int32, shape),
-            Numbers::Bool(numbers) => Tensor::over(memory, numbers, TensorElementType::Bool, shape),
-            Numbers::OfCache => Err(ort::Error::new("the mask is not here")),
-        }
-    }
-}
-
 fn widest(heads: usize, entries: usize) -> usize {
-    (SCORES_BYTES / (4 * heads * entries)).max(MIN_PASS)
+    (SCORES_BYTES / heads.saturating_mul(entries).saturating_mul(4).max(1)).max(MIN_PASS)
 }
 
 /// Make a buffer at least so long, and keep its beginning. Where there is not enough memory, that is an error and no abort. The
@@ -1270,19 +1155,6 @@ impl LogitRows {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn numbers_of_every_type() {
-        let input = |element| Input { name: c"x".into(), role: Role::Positions, element, rank: 1, length: None };
-        let fill = |element| {
-            let mut numbers = Numbers::of(&input(element));
-            numbers.fill([0, 1, 70_000]);
-            numbers
-        };
-        assert!(matches!(fill(TensorElementType::Int64), Numbers::Int64(numbers) if numbers == [0, 1, 70_000]));
-        assert!(matches!(fill(TensorElementType::Int32), Numbers::Int32(numbers) if numbers == [0, 1, 70_000]));
-        assert!(matches!(fill(TensorElementType::Bool), Numbers::Bool(numbers) if numbers == [0, 1, 1]));
-    }
 
     #[test]
     fn passes_over_long_contexts_are_narrow() {

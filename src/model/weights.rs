@@ -14,7 +14,7 @@ use super::binding::{REMEMBER_PROVIDERS, operators_by};
 use super::cuda::{self, Device};
 use super::graph::{Graph, Node};
 use super::huge_pages::Mappings;
-use super::{Provider, runtime};
+use super::{Provider, runtime, shapes};
 use crate::error::{Error, Result};
 use crate::process::{PerProcess, Process};
 
@@ -51,13 +51,25 @@ impl Drop for Loaded {
 }
 
 /// What was loaded, with what of, while there are models that use it.
-static LOADED: PerProcess<Mutex<Vec<(Source, Weak<Loaded>)>>> = PerProcess::new(Mutex::default);
+static LOADED: PerProcess<Mutex<Known>> = PerProcess::new(Mutex::default);
+
+type Known = Vec<(Source, Weak<Loaded>)>;
 
 /// What a session was made of. How models use it is no part of it.
 #[derive(Clone, PartialEq)]
 struct Source {
     provider: Provider,
+    shapes: Shapes,
     files: Vec<Version>,
+}
+
+/// Where the shapes of inner values come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Shapes {
+    /// From the file.
+    Declared,
+    /// From ONNX Runtime, because those of the file are wrong.
+    Inferred,
 }
 
 /// A file as it is now, by whatever path: device and inode, size, time of change in seconds and nanoseconds.
@@ -65,15 +77,15 @@ type Version = (u64, u64, u64, i64, i64);
 
 impl Source {
     /// Of an export and the files with its weights; `None` where one cannot be seen.
-    fn of(file: &Path, graph: &Graph, provider: &Provider) -> Option<Self> {
+    fn of(file: &Path, graph: &Graph, provider: &Provider, shapes: Shapes) -> Option<Self> {
         let folder = file.parent().unwrap_or(Path::new(""));
-        let external = graph.external_files.iter().map(|name| folder.join(name));
+        let external = graph.external_files.keys().map(|name| folder.join(name));
         let version = |path: &Path| {
             let file = path.metadata().ok()?;
             Some((file.dev(), file.ino(), file.size(), file.mtime(), file.mtime_nsec()))
         };
         let files = std::iter::once(file.to_path_buf()).chain(external).map(|path| version(&path));
-        Some(Source { provider: provider.clone(), files: files.collect::<Option<_>>()? })
+        Some(Source { provider: provider.clone(), shapes, files: files.collect::<Option<_>>()? })
     }
 }
 
@@ -81,14 +93,14 @@ impl Source {
 ///
 /// Runs of one session may be at the same time, so those who share it do not notice. Two that load the same export for
 /// the first time at the same moment do not share: waiting for each other could be long.
-pub fn load(file: &Path, graph: &Graph, provider: &Provider) -> Result<Arc<Loaded>> {
-    let source = Source::of(file, graph, provider);
+pub fn load(file: &Path, graph: &Graph, provider: &Provider, shapes: Shapes) -> Result<Arc<Loaded>> {
+    let source = Source::of(file, graph, provider, shapes);
     if let Some(loaded) = source.as_ref().and_then(find) {
         return Ok(loaded);
     }
     let made = Arc::new(match provider {
         Provider::Cpu => Loaded {
-            session: ManuallyDrop::new(make(file, None)?),
+            session: ManuallyDrop::new(make(file, shapes, None)?),
             device: None,
             is_whole: false,
             on_processor: BTreeSet::new(),
@@ -97,7 +109,7 @@ pub fn load(file: &Path, graph: &Graph, provider: &Provider) -> Result<Arc<Loade
             plans_widths: false,
             process: Process::current(),
         },
-        Provider::Cuda { device_id, options } => on_gpu(file, graph, *device_id, options)?,
+        Provider::Cuda { device_id, options } => on_gpu(file, graph, shapes, *device_id, options)?,
     });
     if let Some(source) = source {
         let mut loaded = LOADED.get().lock();
@@ -175,7 +187,7 @@ fn has_xqa(graph: &Graph, node: &Node) -> bool {
         && std::env::var("ORT_ENABLE_XQA").map_or(true, |value| value.trim() != "0")
 }
 
-fn on_gpu(file: &Path, graph: &Graph, device_id: i32, options: &Options) -> Result<Loaded> {
+fn on_gpu(file: &Path, graph: &Graph, shapes: Shapes, device_id: i32, options: &Options) -> Result<Loaded> {
     let _loading = cuda::loading();
     let device = Device::open(device_id).map_err(|error| match error {
         Error::Runtime(what) => unavailable(file, &what),
@@ -195,7 +207,7 @@ fn on_gpu(file: &Path, graph: &Graph, device_id: i32, options: &Options) -> Resu
         let cuda = options.iter().fold(cuda, |cuda, (key, value)| cuda.with_arbitrary_config(key, value));
         // SAFETY: the device, and so its stream, outlives the session: see `Loaded`.
         let cuda = unsafe { cuda.with_cuda_graph(graphs).with_compute_stream(device.stream()) };
-        device.by_runner(|| make(file, Some(cuda)))
+        device.by_runner(|| make(file, shapes, Some(cuda)))
     };
     let asked = options.get(GRAPHS).is_none_or(|value| value != "0");
     let (mut is_whole, mut on_processor) = (true, BTreeSet::new());
@@ -233,7 +245,7 @@ fn unavailable(file: &Path, why: &str) -> Error {
 /// Options of a provider.
 pub type Options = std::collections::BTreeMap<String, String>;
 
-fn make(file: &Path, cuda: Option<ort::ep::CUDA>) -> Result<Session> {
+fn make(file: &Path, shapes: Shapes, cuda: Option<ort::ep::CUDA>) -> Result<Session> {
     let runtime = runtime::load(None, 0, None)?;
     let refuse = |error: &dyn std::fmt::Display| Error::Model(format!("cannot load {}: {error}", file.display()));
     let mut builder = runtime.session().map_err(|error| refuse(&error))?;
@@ -248,7 +260,20 @@ fn make(file: &Path, cuda: Option<ort::ep::CUDA>) -> Result<Session> {
         builder = builder.with_execution_providers([cuda]).map_err(|error| unavailable(file, &error.to_string()))?;
     }
     let before = Mappings::now();
-    let session = builder.commit_from_file(file).map_err(|error| {
+    let session = match shapes {
+        Shapes::Declared => builder.commit_from_file(file),
+        Shapes::Inferred => {
+            // which is where weights beside the file are looked for
+            let folder = file.parent().and_then(Path::to_str).ok_or_else(|| refuse(&"its path is not UTF-8"))?;
+            let bytes = shapes::without(file).map_err(|error| refuse(&error))?;
+            let folder = if folder.is_empty() { "." } else { folder };
+            builder
+                .with_config_entry("session.model_external_initializers_file_folder_path", folder)
+                .map_err(|error| refuse(&error))?
+                .commit_from_memory(&bytes)
+        }
+    };
+    let session = session.map_err(|error| {
         refuse(&format_args!("{error}; if the file is corrupt or incomplete, copy or export it again"))
     })?;
     before.advise_since();
@@ -297,7 +322,7 @@ mod tests {
         let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/demo/small");
         let file = folder.path().join("model.onnx");
         std::fs::copy(demo.join("model.onnx"), &file).unwrap();
-        let load = |file: &Path| load(file, &Graph::read(file).unwrap(), &Provider::Cpu).unwrap();
+        let load = |file: &Path| load(file, &Graph::read(file).unwrap(), &Provider::Cpu, Shapes::Declared).unwrap();
         let first = load(&file);
         assert!(Arc::ptr_eq(&first, &load(&file)));
         let other_way = folder.path().join("../").join(folder.path().file_name().unwrap()).join("model.onnx");

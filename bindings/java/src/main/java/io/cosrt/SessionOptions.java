@@ -78,6 +78,8 @@ public final class SessionOptions {
 
         /**
          * 0 is greedy: the token of the highest score, among equal ones the lowest. Otherwise scores are divided by it.
+         * With "weighted", a small one (0.01 and less) is not greedy: one of the models' own best tokens is drawn. Set
+         * 0 for the best token of the mixture, or "greedy_below" in the configuration of the engine.
          */
         public Builder temperature(float temperature) {
             this.temperature = temperature;

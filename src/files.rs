@@ -1,0 +1,197 @@
+//! Reads files that others made, and says what a file is if it is not what it should be.
+//!
+//! Every message is a whole sentence that names the file and the mend.
+
+use std::borrow::Cow;
+use std::fmt::Display;
+use std::fs::{File, FileType};
+use std::io::Read;
+use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
+use std::path::Path;
+
+use serde::de::{DeserializeOwned, IgnoredAny};
+use serde_json::Value;
+
+/// Most bytes of a configuration. The longest that models come with have less than one million.
+pub const CONFIGURATION: u64 = 1 << 24;
+
+/// Most bytes of a `tokenizer.json`. The longest that models come with have some 40 million.
+const TOKENIZER: u64 = 1 << 29;
+
+fn cannot_read(path: &Path, why: impl Display) -> String {
+    format!("cannot read {}: {why}", path.display())
+}
+
+/// Whether there is anything at a path; a link that leads nowhere counts.
+pub fn is_there(path: &Path) -> bool {
+    path.symlink_metadata().is_ok()
+}
+
+/// Open a regular file, unless it begins like something that came in its place.
+///
+/// Nothing else is opened: a pipe may never say anything, a device may never end, and opening one may have effects.
+pub fn open(path: &Path) -> Result<File, String> {
+    let refuse = |error: std::io::Error| match path.read_link() {
+        Ok(target) if error.kind() == std::io::ErrorKind::NotFound => {
+            cannot_read(path, format_args!("it is a link to {}, which does not exist", target.display()))
+        }
+        _ => cannot_read(path, error),
+    };
+    check_kind(path, path.metadata().map_err(refuse)?.file_type())?;
+    // Another file may be there by now. It is opened without waiting, and looked at again.
+    let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path).map_err(refuse)?;
+    check_kind(path, file.metadata().map_err(refuse)?.file_type())?;
+    let mut start = [0; 256];
+    let length = file.read_at(&mut start, 0).map_err(refuse)?;
+    mistaken(&start[..length]).map_or(Ok(file), |what| Err(cannot_read(path, what)))
+}
+
+fn check_kind(path: &Path, kind: FileType) -> Result<(), String> {
+    let what = match kind {
+        _ if kind.is_file() => return Ok(()),
+        _ if kind.is_dir() => "a folder",
+        _ if kind.is_fifo() => "a named pipe",
+        _ if kind.is_socket() => "a socket",
+        _ => "a device",
+    };
+    Err(cannot_read(path, format_args!("it is {what}, not a file")))
+}
+
+/// The content of a regular file of at most `limit` bytes that is UTF-8, without a byte order mark.
+pub fn text(path: &Path, limit: u64) -> Result<String, String> {
+    let (file, mut bytes) = (open(path)?, Vec::new());
+    file.take(limit + 1).read_to_end(&mut bytes).map_err(|error| cannot_read(path, error))?;
+    if bytes.len() as u64 > limit {
+        return Err(cannot_read(path, format_args!("it has more than {limit} bytes, which no file of its kind has")));
+    }
+    if bytes.starts_with(b"\xff\xfe") || bytes.starts_with(b"\xfe\xff") {
+        return Err(cannot_read(path, "it is UTF-16, as its byte order mark says; save it as UTF-8"));
+    }
+    let text =
+        String::from_utf8(bytes).map_err(|error| cannot_read(path, format_args!("it is not UTF-8 ({error})")))?;
+    Ok(without_mark(&text).to_owned())
+}
+
+/// A text without the byte order mark that Windows programs put in front of UTF-8.
+pub fn without_mark(text: &str) -> &str {
+    text.strip_prefix('\u{feff}').unwrap_or(text)
+}
+
+/// What a file is that begins like this, if it came in place of another one, and the mend.
+fn mistaken(start: &[u8]) -> Option<&'static str> {
+    let text = start.trim_ascii_start().to_ascii_lowercase();
+    if start.is_empty() {
+        Some("it is empty; download or export it again")
+    } else if text.starts_with(b"version https://git-lfs") {
+        Some("it is a pointer of Git LFS in place of the file; run `git lfs pull` in the folder that was cloned")
+    } else if [&b"<!doctype html"[..], b"<html", b"<?xml"].iter().any(|page| text.starts_with(page)) {
+        Some("it is a page (HTML or XML), as servers send it with an error or a login; download the file again")
+    } else {
+        None
+    }
+}
+
+/// The JSON of a model's configuration. NaN and infinities, which Python writes, become null.
+pub fn configuration(path: &Path) -> Result<Value, String> {
+    parse(path, &without_bare_numbers(&text(path, CONFIGURATION)?))
+}
+
+/// The text of a `tokenizer.json`, which is JSON.
+pub fn tokenizer(path: &Path) -> Result<String, String> {
+    let text = text(path, TOKENIZER)?;
+    parse::<IgnoredAny>(path, &text)?;
+    Ok(text)
+}
+
+fn parse<T: DeserializeOwned>(path: &Path, text: &str) -> Result<T, String> {
+    serde_json::from_str(text).map_err(|error| {
+        let mend = if error.is_eof() { "; it is cut off, so download or copy it again" } else { "" };
+        format!("{} is not JSON: {error}{mend}", path.display())
+    })
+}
+
+/// `NaN`, `Infinity` and `-Infinity` outside of strings as `null`, since JSON has no such numbers.
+fn without_bare_numbers(text: &str) -> String {
+    // Quotes cut the text into strings and what is outside of them, in turn. One behind a backslash ends no string.
+    let mut inside = false;
+    let pieces = text.split('"').map(|piece| {
+        let backslashes = piece.len() - piece.trim_end_matches('\\').len();
+        let was_inside = inside;
+        inside = !was_inside || backslashes % 2 == 1;
+        if was_inside { Cow::Borrowed(piece) } else { Cow::Owned(without_numbers(piece)) }
+    });
+    pieces.collect::<Vec<_>>().join("\"")
+}
+
+fn without_numbers(piece: &str) -> String {
+    ["-Infinity", "Infinity", "NaN"].iter().fold(piece.to_owned(), |piece, number| piece.replace(number, "null"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::CString;
+    use std::os::unix::ffi::OsStrExt;
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[test]
+    fn what_python_writes_is_read() {
+        let text = r#"{"a": NaN, "b": [-Infinity, Infinity, 1], "c \" NaN": "NaN \\", "d": NaN}"#;
+        let expected = r#"{"a": null, "b": [null, null, 1], "c \" NaN": "NaN \\", "d": null}"#;
+        assert_eq!(without_bare_numbers(text), expected);
+    }
+
+    #[test]
+    fn a_file_is_called_what_it_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("config.json");
+        let read = |content: &[u8]| {
+            std::fs::write(&file, content).unwrap();
+            configuration(&file)
+        };
+        assert_eq!(read(b"\xef\xbb\xbf{}"), Ok(serde_json::json!({})), "a byte order mark");
+        assert_eq!(read(b"{\"a\": NaN}"), Ok(serde_json::json!({ "a": null })));
+        let long = vec![b' '; CONFIGURATION as usize + 1];
+        let refused: [(&[u8], &[&str]); 9] = [
+            (b"", &["it is empty", "download"]),
+            (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", &["Git LFS", "git lfs pull"]),
+            (b"\n<!DOCTYPE html><html>404</html>", &["HTML", "download the file again"]),
+            (b"<?xml version=\"1.0\"?><Error/>", &["XML"]),
+            (b"\xff\xfe{\0}\0", &["UTF-16", "byte order mark", "UTF-8"]),
+            (b"{\"a\": \"\xe4\"}", &["not UTF-8"]),
+            (b"{\"a\": [1, 2", &["not JSON", "cut off"]),
+            (b"{\"a\": 1,}", &["not JSON: trailing comma"]),
+            (&long, &["more than 16777216 bytes"]),
+        ];
+        for (content, says) in refused {
+            let message = read(content).unwrap_err();
+            assert!(message.contains("/config.json") && says.iter().all(|says| message.contains(says)), "{message}");
+        }
+    }
+
+    /// None of these may be waited for, read without end, or be called a file that does not exist.
+    #[test]
+    fn only_files_are_opened() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        let pipe = CString::new(path("pipe").as_os_str().as_bytes()).unwrap();
+        // SAFETY: the path is a C string.
+        assert_eq!(unsafe { libc::mkfifo(pipe.as_ptr(), 0o600) }, 0);
+        symlink("/dev/zero", path("zeros")).unwrap();
+        symlink("gone", path("dangling")).unwrap();
+        let _socket = std::os::unix::net::UnixListener::bind(path("socket")).unwrap();
+        for (name, what) in [
+            ("pipe", "a named pipe"),
+            ("zeros", "a device"),
+            ("socket", "a socket"),
+            (".", "a folder"),
+            ("dangling", "a link to gone, which does not exist"),
+            ("none", "No such file"),
+        ] {
+            let message = text(&path(name), 9).unwrap_err();
+            assert!(message.contains(what) && message.contains(name), "{message}");
+            assert_eq!(is_there(&path(name)), name != "none");
+        }
+    }
+}

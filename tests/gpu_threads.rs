@@ -1,0 +1,158 @@
+//! Sessions of all kinds on threads that come and go: 2, 8 and 64 at a time, on a GPU with `COS_TEST_PROVIDER=cuda`, and few on the
+//! processor otherwise.
+//!
+//! The model has 28 heads of queries and 4 of keys, for which ONNX Runtime has cuDNN's attention on GPUs of Hopper's and newer. cuDNN's
+//! plans belong to a thread, so what was captured on one must not run the code of another that has ended.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use cos::config::Config;
+use cos::decode::policy::{Strategy, Targets};
+use cos::decode::sampling::Sampler;
+use cos::engine::Engine;
+use cos::session::{Options, Session, State};
+use serde_json::{Value, json};
+
+fn on_gpu() -> bool {
+    std::env::var("COS_TEST_PROVIDER").is_ok_and(|name| name == "cuda")
+}
+
+/// Bytes of the weights that the graph names.
+const WEIGHTS: usize = 2_183_840;
+
+/// A copy of the model with made-up weights.
+fn model(folder: &Path, seed: u64) -> String {
+    let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/wide-heads");
+    let folder = folder.join(seed.to_string());
+    std::fs::create_dir(&folder).unwrap();
+    for file in ["model.onnx", "genai_config.json"] {
+        std::fs::copy(fixture.join(file), folder.join(file)).unwrap();
+    }
+    let mut random = fastrand::Rng::with_seed(seed);
+    let weights: Vec<half::f16> = (0..WEIGHTS / 2).map(|_| half::f16::from_f32(random.f32() - 0.5)).collect();
+    std::fs::write(folder.join("model.onnx.data"), bytemuck::cast_slice(&weights)).unwrap();
+    folder.display().to_string()
+}
+
+/// Two models, mixed, with options of ONNX Runtime's provider.
+fn engine(folders: &[String; 2], options: &Value, rows: &str) -> Arc<Engine> {
+    let model = |path: &String| match on_gpu() {
+        true => json!({ "path": path, "provider": "cuda", "options": options, "rows": rows }),
+        false => json!({ "path": path }),
+    };
+    let models: Vec<Value> = folders.iter().map(model).collect();
+    let config = json!({ "models": models, "combine": { "kind": "weighted", "weights": [0.5, 0.5] } });
+    Arc::new(Engine::load(&Config::parse(&config.to_string()).unwrap()).unwrap())
+}
+
+/// How sessions decode: each with its prompt's length.
+fn jobs() -> Vec<(usize, Options)> {
+    let ways = [
+        (Strategy::Standard, None, 1.0),
+        (Strategy::Standard, None, 0.0),
+        (Strategy::Standard, Some(Targets::Routed), 1.0),
+        (Strategy::Speculative, None, 0.7),
+        (Strategy::Cos, None, 0.0),
+        (Strategy::Cos, Some(Targets::Routed), 1.0),
+        (Strategy::Auto, None, 1.0),
+    ];
+    let prompts = [1, 40, 7, 300, 25, 130, 64];
+    let job = |(index, (strategy, targets, temperature)): (usize, (Strategy, Option<Targets>, f32))| {
+        let top_k = if index % 3 == 0 { 40 } else { 0 };
+        let options = Options {
+            strategy,
+            targets,
+            sampler: Sampler::new(temperature, top_k, 0.0, 0.0).unwrap(),
+            seed: index as u64,
+            max_tokens: 24,
+            proposal_lengths: Some(vec![2, 3]).filter(|_| strategy != Strategy::Auto),
+            stop_tokens: Some(Vec::new()),
+            ..Options::default()
+        };
+        (prompts[index], options)
+    };
+    ways.into_iter().enumerate().map(job).collect()
+}
+
+fn begin(engine: &Arc<Engine>, (prompt, options): &(usize, Options)) -> Session {
+    let mut session = Session::new(engine, options).unwrap();
+    session.prompt(&(0..*prompt).map(|index| ((37 * index + 11) % 96) as i32).collect::<Vec<_>>()).unwrap();
+    session
+}
+
+/// The text of a session. Some are cancelled now and then, and go on.
+fn text(engine: &Arc<Engine>, job: &(usize, Options), cancels: bool) -> Vec<i32> {
+    let mut session = begin(engine, job);
+    let cancel = session.cancel().clone();
+    std::thread::scope(|scope| {
+        let canceller = cancels.then(|| {
+            scope.spawn(|| {
+                std::thread::sleep(Duration::from_millis(2));
+                cancel.request();
+            })
+        });
+        while !matches!(session.step().unwrap().1, State::Ended(_)) {}
+        canceller.map(|thread| thread.join().unwrap());
+    });
+    session.decoder().committed()[job.0..].to_vec()
+}
+
+/// Threads begin, decode some texts, leave some behind, and end; as many at a time as there are.
+fn check(engine: &Arc<Engine>, threads: usize, rounds: usize, what: &str) {
+    let jobs = jobs();
+    let told: Vec<Vec<i32>> = jobs.iter().map(|job| text(engine, job, false)).collect();
+    let texts = AtomicUsize::new(0);
+    for round in 0..rounds {
+        std::thread::scope(|scope| {
+            for thread in 0..threads {
+                let (jobs, told, texts) = (&jobs, &told, &texts);
+                scope.spawn(move || {
+                    for step in 0..3 {
+                        let index = (round + 3 * thread + step) % jobs.len();
+                        if (thread + step).is_multiple_of(4) {
+                            let mut session = begin(engine, &jobs[index]);
+                            _ = session.step().unwrap(); // left behind
+                        }
+                        // What is cancelled may end rounds elsewhere, and `auto` plans by the clock; else texts are the same.
+                        let cancels = (thread + round).is_multiple_of(3);
+                        let found = text(engine, &jobs[index], cancels);
+                        let free = cancels || jobs[index].1.strategy == Strategy::Auto;
+                        assert!(
+                            found.len() == 24 && (free || found == told[index]),
+                            "{what}: {found:?}, {:?}",
+                            jobs[index]
+                        );
+                        texts.fetch_add(1, Ordering::Relaxed);
+                    }
+                });
+            }
+        });
+    }
+    println!("{what}: {} texts by {threads} threads at a time", texts.into_inner());
+}
+
+#[test]
+fn threads_of_all_numbers_come_and_go() {
+    let folder = tempfile::tempdir().unwrap();
+    let folders = [model(folder.path(), 1), model(folder.path(), 2)];
+    if !on_gpu() {
+        println!("in part: COS_TEST_PROVIDER is not cuda");
+        check(&engine(&folders, &Value::Null, "host"), 2, 1, "the processor");
+        return;
+    }
+    for (options, rows) in [
+        (json!({}), "host"),
+        (json!({}), "gpu"),
+        (json!({ "sdpa_kernel": "23" }), "host"),
+        (json!({ "enable_cuda_graph": false }), "host"),
+        (json!({ "sdpa_kernel": "23", "enable_cuda_graph": false }), "gpu"),
+    ] {
+        let engine = engine(&folders, &options, rows);
+        for (threads, rounds) in [(1, 6), (2, 6), (8, 4), (64, 2)] {
+            check(&engine, threads, rounds, &format!("{options}, rows on the {rows}"));
+        }
+    }
+}

@@ -1,0 +1,215 @@
+//! Models of the shapes of known ones, made by `scripts/make_shapes.py`: logits against PyTorch's, prompts of 1 to 3,000 tokens, sessions
+//! on threads that come and go. `COS_TEST_SHAPES` names the folder that they were made in; without it nothing is tested.
+//! `COS_TEST_PROVIDER=cuda` runs them on a GPU, `COS_TEST_GPUS=2` the second model of a pair on another one.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use cos::config::Config;
+use cos::decode::policy::Strategy;
+use cos::decode::sampling::Sampler;
+use cos::engine::Engine;
+use cos::model::{Cancel, Model, OnnxModel, Pass, Provider, Settings, environment};
+use cos::session::{Options, Session, State};
+use serde_json::Value;
+
+/// By how many standard deviations of a row its logits may differ from those of float32, by the export's precision. Four bits are
+/// exact here, but products of them are made in half precision.
+const TOLERANCES: [(&str, f32); 4] = [("fp32", 2e-3), ("fp16", 0.05), ("bf16", 0.4), ("int4", 0.1)];
+
+fn provider() -> &'static str {
+    if std::env::var("COS_TEST_PROVIDER").is_ok_and(|name| name == "cuda") { "cuda" } else { "cpu" }
+}
+
+/// The folders of the shapes. Tests take turns, because some of them take much memory.
+fn shapes() -> (Vec<PathBuf>, MutexGuard<'static, ()>) {
+    static TURN: Mutex<()> = Mutex::new(());
+    let turn = TURN.lock().unwrap_or_else(|poison| poison.into_inner());
+    let Some(folder) = std::env::var_os("COS_TEST_SHAPES") else {
+        println!("skipped: COS_TEST_SHAPES does not name a folder made by scripts/make_shapes.py");
+        return (Vec::new(), turn);
+    };
+    let entries = Path::new(&folder).read_dir().unwrap().map(|entry| entry.unwrap().path());
+    let mut shapes: Vec<PathBuf> = entries.filter(|path| path.join("golden.json").is_file()).collect();
+    shapes.sort();
+    assert!(!shapes.is_empty(), "{} holds no shape", Path::new(&folder).display());
+    (shapes, turn)
+}
+
+/// The exports of a shape, each with the tolerance of its precision.
+fn exports(shape: &Path) -> impl Iterator<Item = (PathBuf, f32)> {
+    let shape = shape.to_path_buf();
+    TOLERANCES
+        .into_iter()
+        .map(move |(precision, tolerance)| (shape.join(precision), tolerance))
+        .filter(|(folder, _)| folder.is_dir())
+}
+
+fn token(index: usize, length: usize) -> i32 {
+    ((37 * index + 11 * length) % 4000 + 20) as i32
+}
+
+fn text(length: usize) -> Vec<i32> {
+    (0..length).map(|index| token(index, length)).collect()
+}
+
+#[test]
+fn logits_are_those_of_pytorch() {
+    let (shapes, _turn) = shapes();
+    environment(None, 0, None).unwrap();
+    for shape in &shapes {
+        let about: Value = serde_json::from_slice(&std::fs::read(shape.join("golden.json")).unwrap()).unwrap();
+        let columns = about["columns"].as_u64().unwrap() as usize;
+        let rows = std::fs::read(shape.join("golden.f32")).unwrap();
+        let rows: Vec<f32> = bytemuck::pod_collect_to_vec(&rows);
+        for (folder, tolerance) in exports(shape) {
+            let provider = match provider() {
+                "cuda" => Provider::Cuda { device_id: 0, options: Default::default() },
+                _ => Provider::Cpu,
+            };
+            let settings = Settings { provider, scoring: None, context_length: None, rows: None };
+            let model = OnnxModel::load(&folder, "model", &settings).unwrap();
+            let mut expected = rows.chunks_exact(columns);
+            let mut worst = 0.0f32;
+            for sequence in about["sequences"].as_array().unwrap() {
+                let text = text(sequence["length"].as_u64().unwrap() as usize);
+                let mut run = model.start(&Arc::new(Cancel::default())).unwrap();
+                for position in sequence["positions"].as_array().unwrap() {
+                    let position = position.as_u64().unwrap() as usize;
+                    while run.len() < position {
+                        let end = position.min(run.len() + model.max_pass());
+                        let (tokens, keep) = (&text[run.len()..end], position);
+                        model.forward(&mut [Pass { sequence: run.as_mut(), tokens, keep }]).unwrap();
+                    }
+                    let off = deviation(run.logits(position), expected.next().unwrap());
+                    assert!(off <= tolerance, "{}: position {position} of {}: {off}", folder.display(), text.len());
+                    worst = worst.max(off);
+                }
+            }
+            let (about, parts) = (model.describe(), ["scoring", "graphs", "sdpa_kernel", "rows_on", "warnings"]);
+            let parts = parts.map(|part| format!("{part} {}", about[part])).join(", ");
+            println!("{}: off by at most {worst:.4} of a row's deviation; {parts}", folder.display());
+        }
+    }
+}
+
+/// The largest difference, in standard deviations of the row that is expected.
+fn deviation(found: &[f32], expected: &[f32]) -> f32 {
+    let mean = expected.iter().sum::<f32>() / expected.len() as f32;
+    let spread = (expected.iter().map(|value| (value - mean).powi(2)).sum::<f32>() / expected.len() as f32).sqrt();
+    found.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max) / spread
+}
+
+/// An engine of exports with a look-up behind them; several are mixed.
+fn engine(folders: &[PathBuf]) -> Arc<Engine> {
+    let gpus: usize = std::env::var("COS_TEST_GPUS").map_or(1, |count| count.parse().unwrap());
+    let mut models: Vec<Value> = Vec::new();
+    for (index, path) in folders.iter().enumerate() {
+        models.push(serde_json::json!({ "path": path, "provider": provider(), "device_id": index % gpus }));
+    }
+    models.push(serde_json::json!({ "kind": "ngram" }));
+    let mut weights = vec![1.0 / folders.len() as f32; folders.len()];
+    weights.push(0.0);
+    let config = serde_json::json!({ "models": models, "combine": { "kind": "weighted", "weights": weights } });
+    Arc::new(Engine::load(&Config::parse(&config.to_string()).unwrap()).unwrap())
+}
+
+/// What sessions are asked for: a prompt of so many tokens, and how it is decoded.
+#[derive(Debug, Clone)]
+struct Job {
+    prompt: usize,
+    options: Options,
+}
+
+/// `auto` decides by the time that passes take, so its texts may differ; all others are the same each time.
+fn jobs(models: usize, long: usize) -> Vec<Job> {
+    let mut jobs = Vec::new();
+    for (index, prompt) in [1, 40, 300, long].into_iter().enumerate() {
+        for temperature in [0.0, 1.0] {
+            let way = [Strategy::Standard, Strategy::Speculative, Strategy::Cos, Strategy::Standard][index];
+            let mut lengths = vec![2; models + 1];
+            lengths[models] = 4;
+            jobs.push(Job {
+                prompt,
+                options: Options {
+                    strategy: way,
+                    sampler: Sampler::new(temperature, 0, 0.0, 0.0).unwrap(),
+                    seed: index as u64,
+                    max_tokens: 20,
+                    proposal_lengths: Some(lengths),
+                    stop_tokens: Some(Vec::new()),
+                    ..Options::default()
+                },
+            });
+        }
+    }
+    jobs
+}
+
+fn decode(engine: &Arc<Engine>, Job { prompt, options }: &Job) -> Vec<i32> {
+    let mut session = Session::new(engine, options).unwrap();
+    session.prompt(&text(*prompt)).unwrap();
+    while session.step().unwrap().1 == State::Open {}
+    session.decoder().committed()[*prompt..].to_vec()
+}
+
+/// Whether two texts are the same, up to the last bits of logits. Those depend on the size of the cache, which is that of an earlier
+/// session where one has ended. Greedy texts are equal. The models are flat noise over 32,000 tokens and more, so a draw moves by some
+/// tokens where rounding moves the sum of what lies before it, and the text goes on alike.
+fn are_alike(a: &[i32], b: &[i32], job: &Job) -> bool {
+    let most = if job.options.sampler.is_greedy() { 0 } else { 128 };
+    a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a.abs_diff(*b) <= most)
+}
+
+/// Threads that come and go, one after another and at the same time, get the texts of one thread.
+fn check_threads(engine: &Arc<Engine>, jobs: &[Job], threads: usize, what: &str) {
+    let expected: Vec<Vec<i32>> = jobs.iter().map(|job| decode(engine, job)).collect();
+    let (done, rounded) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let check = |index: usize| {
+        let (job, text) = (&jobs[index], decode(engine, &jobs[index]));
+        assert!(are_alike(&text, &expected[index], job), "{what}: {text:?} in place of {:?}, {job:?}", expected[index]);
+        done.fetch_add(1, Ordering::Relaxed);
+        rounded.fetch_add(usize::from(text != expected[index]), Ordering::Relaxed);
+    };
+    (0..jobs.len()).for_each(check); // by what was captured
+    let on_one = rounded.load(Ordering::Relaxed);
+    for index in 0..jobs.len() {
+        std::thread::scope(|scope| scope.spawn(|| check(index)).join().unwrap());
+    }
+    std::thread::scope(|scope| {
+        for thread in 0..threads {
+            let check = &check;
+            scope.spawn(move || {
+                (0..jobs.len()).for_each(|step| check((thread + step) % jobs.len()));
+                let auto = Options { strategy: Strategy::Auto, proposal_lengths: None, ..jobs[0].options.clone() };
+                assert_eq!(decode(engine, &Job { prompt: 40, options: auto }).len(), 20);
+            });
+        }
+    });
+    let (done, rounded) = (done.into_inner(), rounded.into_inner());
+    println!("{what}: {done} texts, {rounded} of them rounded elsewhere, {on_one} on one thread");
+}
+
+#[test]
+fn threads_come_and_go() {
+    let (shapes, _turn) = shapes();
+    for shape in &shapes {
+        for (folder, _) in exports(shape) {
+            let engine = engine(std::slice::from_ref(&folder));
+            check_threads(&engine, &jobs(1, 1500), 8, &folder.display().to_string());
+        }
+    }
+}
+
+/// The exports of a shape in two precisions, together.
+#[test]
+fn pairs_are_decoded_by_many_threads() {
+    let (shapes, _turn) = shapes();
+    for shape in &shapes {
+        let folders: Vec<PathBuf> = exports(shape).map(|(folder, _)| folder).take(2).collect();
+        if folders.len() == 2 {
+            check_threads(&engine(&folders), &jobs(2, 1500), 8, &format!("{} twice", shape.display()));
+        }
+    }
+}
