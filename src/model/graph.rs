@@ -476,6 +476,8 @@ struct StringStringEntry {
 
 #[cfg(test)]
 pub mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     fn node(operator: &str, inputs: &[&str], output: &str) -> NodeProto {
