@@ -95,7 +95,9 @@ fn text(engine: &Arc<Engine>, job: &(usize, Options), cancels: bool) -> Vec<i32>
             })
         });
         while !matches!(session.step().unwrap().1, State::Ended(_)) {}
-        canceller.map(|thread| thread.join().unwrap());
+        if let Some(thread) = canceller {
+            thread.join().unwrap();
+        }
     });
     session.decoder().committed()[job.0..].to_vec()
 }
