@@ -186,6 +186,9 @@ typedef struct cos_session cos_session;
  * Turns a stream of tokens into a stream of text that is cut between characters only, and ends before a stop string if
  * there are any. One thread at a time may use it (another one gets BUSY).
  *
+ * The text goes on behind a prompt: the text of the prompt and that of the stream are together the text of all tokens.
+ * The prompt is taken for a text that ends with a whole word, unless cos_text_stream_prompt tells its tokens.
+ *
  * Since 0.1.
  */
 typedef struct cos_text_stream cos_text_stream;
@@ -749,12 +752,14 @@ struct cos_error *cos_engine_stats(const struct cos_engine *engine, struct cos_s
  * @param engine          must not be NULL
  * @param text            UTF-8, `text_bytes` bytes, need not end with NUL
  * @param text_bytes      length of `text`
- * @param add_special     not 0: add the tokens that the tokenizer puts around a text, such as one for its start
+ * @param add_special     not 0: add the tokens that the post_processor of tokenizer.json puts around a text, such as
+ *                        one for its start. If tokenizer_config.json asks for others, cos_engine_describe warns.
  * @param tokens          filled; may be NULL if `capacity` is 0
  * @param capacity        how many tokens fit; one token for each byte and a few more are always enough
  * @param out_count       out, must not be NULL: the number of tokens. With a capacity of 0 it is counted only.
- * @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT, BUFFER_TOO_SMALL (nothing is written),
- *         UNSUPPORTED (the models came without a tokenizer.json)
+ * @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT (also if the text has a token that the
+ *         models do not have), BUFFER_TOO_SMALL (nothing is written), UNSUPPORTED (the models came without a
+ *         tokenizer.json)
  * Since 0.1.
  */
 struct cos_error *cos_engine_encode(const struct cos_engine *engine,
@@ -767,7 +772,8 @@ struct cos_error *cos_engine_encode(const struct cos_engine *engine,
 
 /**
  * The text of tokens, by the tokenizer.json beside the models, without special tokens. Bytes that are no whole
- * character become U+FFFD; to decode a sequence piece by piece use cos_text_stream_new.
+ * character become U+FFFD. The first token begins the text, and some tokenizers leave out the space of a first word.
+ * So use cos_text_stream_new for the tokens behind a prompt, and to decode a sequence piece by piece.
  *
  * @param engine        must not be NULL
  * @param tokens        `tokens_count` tokens
@@ -797,9 +803,24 @@ struct cos_error *cos_engine_decode(const struct cos_engine *engine,
 struct cos_error *cos_text_stream_new(const struct cos_engine *engine, struct cos_text_stream **out_stream);
 
 /**
+ * Tell the tokens before the text. Some tokenizers need more than that there is a prompt: where it has no text, is not
+ * there at all (an empty one), or does not end with a whole word. Call this before the first push, or behind
+ * cos_text_stream_finish; the tokens become no text of the stream.
+ *
+ * @param stream        in/out, must not be NULL
+ * @param tokens        all tokens before the text, such as those of cos_prompt
+ * @param tokens_count  length of `tokens`; 0 says that the text begins with the next token
+ * @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT (also if a text has begun; nothing is
+ *         changed), BUSY
+ * Since 0.1.
+ */
+struct cos_error *cos_text_stream_prompt(struct cos_text_stream *stream, const int32_t *tokens, size_t tokens_count);
+
+/**
  * End the text before the first of some strings that appears in it, such as the turn of another speaker: that is the
- * one that is complete first, and the longest of those. They may be of any length, and reach across tokens. This
- * replaces the strings set before; what was given out stays.
+ * one that is complete first, and the longest of those. They may be of any length, and reach across tokens. Special
+ * tokens make no text, but a string that is or has the name of one, such as "<|im_end|>", is found too. This replaces
+ * the strings set before; what was given out stays.
  *
  * @param stream       in/out, must not be NULL
  * @param stops        `stops_count` strings in UTF-8, none of them empty; they need not end with NUL
@@ -842,7 +863,7 @@ struct cos_error *cos_text_stream_push(struct cos_text_stream *stream,
 
 /**
  * The rest of the text: what was held back, with U+FFFD for bytes that are no character, up to a stop string. The
- * next push starts anew, with the same stop strings.
+ * next push starts anew, with the same stop strings, behind a prompt that is not known.
  *
  * @param stream     in/out, must not be NULL
  * @param out_text   as for cos_text_stream_push
