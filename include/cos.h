@@ -186,8 +186,9 @@ typedef struct cos_session cos_session;
  * Turns a stream of tokens into a stream of text that is cut between characters only, and ends before a stop string if
  * there are any. One thread at a time may use it (another one gets BUSY).
  *
- * The text goes on behind a prompt: the text of the prompt and that of the stream are together the text of all tokens.
- * The prompt is taken for a text that ends with a whole word, unless cos_text_stream_prompt tells its tokens.
+ * The text continues a prompt, so the space before its first word stays: the text of the prompt and the text of the
+ * stream together are the text of all tokens. Unless cos_text_stream_prompt tells the prompt, the stream assumes one
+ * that ends with a whole word.
  *
  * Since 0.1.
  */
@@ -803,15 +804,15 @@ struct cos_error *cos_engine_decode(const struct cos_engine *engine,
 struct cos_error *cos_text_stream_new(const struct cos_engine *engine, struct cos_text_stream **out_stream);
 
 /**
- * Tell the tokens before the text. Some tokenizers need more than that there is a prompt: where it has no text, is not
- * there at all (an empty one), or does not end with a whole word. Call this before the first push, or behind
- * cos_text_stream_finish; the tokens become no text of the stream.
+ * Tell a stream what its text continues. With some tokenizers the text depends on it if the prompt is empty, has no
+ * text (such as a start token alone), or ends within a word: then no space begins the text. The call is optional. It
+ * comes before the first push, or after cos_text_stream_finish. The stream gives no text for these tokens.
  *
  * @param stream        in/out, must not be NULL
- * @param tokens        all tokens before the text, such as those of cos_prompt
- * @param tokens_count  length of `tokens`; 0 says that the text begins with the next token
- * @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT (also if a text has begun; nothing is
- *         changed), BUSY
+ * @param tokens        all tokens before the text, such as those given to cos_prompt; NULL if there are none
+ * @param tokens_count  length of `tokens`; 0 if the next token that is pushed begins the text
+ * @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT (also after a push; nothing is changed),
+ *         BUSY
  * Since 0.1.
  */
 struct cos_error *cos_text_stream_prompt(struct cos_text_stream *stream, const int32_t *tokens, size_t tokens_count);
@@ -819,8 +820,8 @@ struct cos_error *cos_text_stream_prompt(struct cos_text_stream *stream, const i
 /**
  * End the text before the first of some strings that appears in it, such as the turn of another speaker: that is the
  * one that is complete first, and the longest of those. They may be of any length, and reach across tokens. Special
- * tokens make no text, but a string that is or has the name of one, such as "<|im_end|>", is found too. This replaces
- * the strings set before; what was given out stays.
+ * tokens give no text, but a stop string that is the name of one, such as "<|im_end|>", or contains it, is found all
+ * the same. This replaces the strings set before; what was given out stays.
  *
  * @param stream       in/out, must not be NULL
  * @param stops        `stops_count` strings in UTF-8, none of them empty; they need not end with NUL
@@ -863,7 +864,7 @@ struct cos_error *cos_text_stream_push(struct cos_text_stream *stream,
 
 /**
  * The rest of the text: what was held back, with U+FFFD for bytes that are no character, up to a stop string. The
- * next push starts anew, with the same stop strings, behind a prompt that is not known.
+ * next push starts a new text with the same stop strings, whose prompt is not known.
  *
  * @param stream     in/out, must not be NULL
  * @param out_text   as for cos_text_stream_push
