@@ -222,9 +222,12 @@ impl Engine {
     /// The tokenizer; an engine without one serves tokens only.
     pub fn text(&self) -> Result<&Arc<Text>> {
         self.text.as_ref().ok_or_else(|| {
-            Error::Unsupported(
-                "no model of this engine has a tokenizer.json beside it; put one there, or use tokens".into(),
-            )
+            let file = self.models.iter().find_map(|model| Some(model.describe()["file"].as_str()?.to_owned()));
+            Error::Unsupported(format!(
+                "turning text into tokens, or tokens into text, takes a tokenizer.json, and no model of this engine has \
+                 one; put that of the model beside {}, and open the engine again",
+                file.as_deref().unwrap_or("it")
+            ))
         })
     }
 }
@@ -287,56 +290,26 @@ struct Agreement {
 /// A model has as many tokens as its tokenizer says, if that is fewer than its logits have columns: the others are
 /// padding. Of several models the smallest vocabulary decides, provided that tokenizers show that it is one.
 fn agree(models: &[OnnxModel]) -> Result<Agreement> {
-    let read = |path: &Path| files::tokenizer(path).map_err(Error::Model);
-    let mut first: Option<(&str, String, Text)> = None;
-    let (mut sizes, mut warnings) = (Vec::new(), Vec::new());
-    for model in models {
-        let mut size = model.vocab_size();
-        if let Some(path) = &model.export().tokenizer {
-            let bytes = read(path)?;
-            match &first {
-                Some((_, same, text)) if *same == bytes => size = size.min(text.vocab_size()),
-                Some((other, _, text)) => {
-                    let own = Text::load(path)?;
-                    if let Some((id, others, own)) = text.first_difference(&own) {
-                        let show = |token: Option<String>| token.map_or("missing".into(), |token| format!("{token:?}"));
-                        return Err(Error::Model(format!(
-                            "the tokenizers differ: token {id} is {} to {other} but {} to {}; \
-                             models that decode together must share one vocabulary (if tokens were only added behind, \
-                             put the smaller tokenizer.json beside both)",
-                            show(others),
-                            show(own),
-                            model.name()
-                        )));
-                    }
-                    size = size.min(own.vocab_size());
-                }
-                None => {
-                    let text = Text::load(path)?;
-                    size = size.min(text.vocab_size());
-                    first = Some((model.name(), bytes, text));
-                }
-            }
-        }
-        let columns = model.vocab_size();
-        if columns > size + size / 4 {
-            warnings.push(format!(
-                "{} has {columns} columns of logits, but its tokenizer only {size} tokens; is that the right tokenizer.json?",
-                model.name()
-            ));
-        }
-        sizes.push(size);
-    }
+    let Tokenizers { first, sizes, mut warnings } = tokenizers(models)?;
+    let unknown = models.iter().filter(|model| model.export().tokenizer.is_none()).map(OnnxModel::name);
+    let unknown: Vec<&str> = unknown.collect();
+    // Without any tokenizer, the others are assumed to agree with the first model.
+    let other = first.as_ref().map(|(name, _)| *name).or(unknown.first().copied()).unwrap_or("");
+    warnings.extend(unknown.iter().skip(usize::from(first.is_none())).map(|name| {
+        format!(
+            "{name} came without a tokenizer.json, so its tokens are assumed to be those of {other}; put its own beside \
+             it to have them compared"
+        )
+    }));
     let vocab_size = sizes.iter().copied().min().unwrap_or(0);
     let smallest = sizes.iter().position(|&size| size == vocab_size).map_or("", |index| models[index].name());
     for (model, &size) in models.iter().zip(&sizes).filter(|(_, size)| **size != vocab_size) {
-        if let Some(unknown) = models.iter().find(|model| model.export().tokenizer.is_none()) {
+        if let Some(unknown) = unknown.first() {
             return Err(Error::Model(format!(
-                "the vocabularies differ: {} has {size} tokens, {smallest} has {vocab_size}, and {} came without a \
-                 tokenizer.json that could show whether the rest is padding (put it beside the model); models that \
+                "the vocabularies differ: {} has {size} tokens, {smallest} has {vocab_size}, and {unknown} came without \
+                 a tokenizer.json that could show whether the rest is padding (put it beside the model); models that \
                  decode together must share one vocabulary",
-                model.name(),
-                unknown.name()
+                model.name()
             )));
         }
         warnings.push(format!(
@@ -344,5 +317,83 @@ fn agree(models: &[OnnxModel]) -> Result<Agreement> {
             model.name()
         ));
     }
-    Ok(Agreement { vocab_size, text: first.map(|(_, _, text)| text), warnings })
+    Ok(Agreement { vocab_size, text: first.map(|(_, text)| text), warnings })
+}
+
+/// What came with the models.
+struct Tokenizers<'a> {
+    /// The first one, and the name of its model.
+    first: Option<(&'a str, Text)>,
+    /// How many tokens each model has.
+    sizes: Vec<usize>,
+    warnings: Vec<String>,
+}
+
+/// Read all tokenizers, which must not differ.
+fn tokenizers(models: &[OnnxModel]) -> Result<Tokenizers<'_>> {
+    let mut first: Option<(&str, String, Text)> = None;
+    let (mut sizes, mut warnings) = (Vec::new(), Vec::new());
+    for model in models {
+        let columns = model.vocab_size();
+        let Some(path) = &model.export().tokenizer else {
+            sizes.push(columns);
+            continue;
+        };
+        let content = files::tokenizer(path).map_err(Error::Model)?;
+        let tokens = match &first {
+            Some((_, same, text)) if *same == content => text.vocab_size(),
+            Some((other, _, text)) => {
+                let own = Text::parse(path, &content)?;
+                compare(other, text, model.name(), &own)?;
+                own.vocab_size()
+            }
+            None => {
+                let text = Text::parse(path, &content)?;
+                let tokens = text.vocab_size();
+                warnings.extend(not_as_configured(path, &text, model.name()));
+                first = Some((model.name(), content, text));
+                tokens
+            }
+        };
+        warnings.extend(padding(model.name(), columns, tokens));
+        sizes.push(columns.min(tokens));
+    }
+    Ok(Tokenizers { first: first.map(|(name, _, text)| (name, text)), sizes, warnings })
+}
+
+/// Refuse two tokenizers that differ.
+fn compare(name: &str, text: &Text, other_name: &str, other: &Text) -> Result<()> {
+    let Some((id, own, others)) = text.first_difference(other) else { return Ok(()) };
+    let show = |token: Option<String>| token.map_or("missing".into(), |token| format!("{token:?}"));
+    Err(Error::Model(format!(
+        "the tokenizers differ: token {id} is {} to {name} but {} to {other_name}; models that decode together must \
+         share one vocabulary (if tokens were only added behind, put the smaller tokenizer.json beside both)",
+        show(own),
+        show(others)
+    )))
+}
+
+/// A warning if logits and tokenizer seem to be of different models.
+fn padding(name: &str, columns: usize, tokens: usize) -> Option<String> {
+    if columns > tokens.saturating_add(tokens / 4) {
+        Some(format!(
+            "{name} has {columns} columns of logits, but its tokenizer only {tokens} tokens; is that the right \
+             tokenizer.json?"
+        ))
+    } else if tokens > columns {
+        Some(format!(
+            "the tokenizer of {name} has {tokens} tokens, but its logits only {columns} columns: a text that has any \
+             of the others is refused"
+        ))
+    } else {
+        None
+    }
+}
+
+/// Warnings of what the `tokenizer_config.json` beside a tokenizer asks for, and is not done.
+fn not_as_configured(tokenizer: &Path, text: &Text, name: &str) -> Vec<String> {
+    let path = tokenizer.with_file_name("tokenizer_config.json");
+    // A file that cannot be read has been refused by whoever looked for stop tokens in it.
+    let warnings = files::configuration(&path).map_or(Vec::new(), |config| text.not_as_configured(&config));
+    warnings.into_iter().map(|warning| format!("{name}: {warning}")).collect()
 }

@@ -602,12 +602,27 @@ private:
 /**
  * Turns a stream of tokens into a stream of text that is cut between characters only, and ends before a stop string if there
  * are any. Made by Engine::text_stream.
+ *
+ * The text continues a prompt, so the space before its first word stays: the text of the prompt and the text of the stream
+ * together are the text of all tokens. Unless prompt() tells the prompt, the stream assumes one that ends with a whole word.
  */
 class TextStream {
 public:
     /**
+     * Tell the stream what its text continues: all tokens before it, or none. With some tokenizers the text depends on it if
+     * the prompt is empty, has no text (such as a start token alone), or ends within a word. The call is optional. It comes
+     * before the first push(), or after finish(). The stream gives no text for these tokens.
+     *
+     * Errors: invalid_argument (also after a push(); nothing is changed), busy.
+     */
+    Result<void> prompt(Span<const Token> tokens) {
+        return detail::checked(cos_text_stream_prompt(raw(), detail::pointer(tokens), tokens.size()));
+    }
+
+    /**
      * End the text before the first of some strings that appears in it, such as the turn of another speaker: that is the one
-     * that is complete first, and the longest of those. They may be of any length, and reach across tokens. This replaces the
+     * that is complete first, and the longest of those. They may be of any length, and reach across tokens. Special tokens
+     * give no text, but a stop string that is the name of one, or contains it, is found all the same. This replaces the
      * strings set before; what was given out stays. Takes strings or string_views in a row, or `{"one", "two"}`.
      *
      * Errors: invalid_argument (one is empty, or no UTF-8; the strings before stay), busy.
@@ -643,7 +658,7 @@ public:
 
     /**
      * The rest of the text: what was held back, with U+FFFD for bytes that are no character, up to a stop string. The
-     * next push starts anew, with the same stop strings. Lent as by push().
+     * next push starts a new text with the same stop strings, whose prompt is not known. Lent as by push().
      */
     Result<std::string_view> finish() {
         const char* text = nullptr;

@@ -186,6 +186,10 @@ typedef struct cos_session cos_session;
  * Turns a stream of tokens into a stream of text that is cut between characters only, and ends before a stop string if
  * there are any. One thread at a time may use it (another one gets BUSY).
  *
+ * The text continues a prompt, so the space before its first word stays: the text of the prompt and the text of the
+ * stream together are the text of all tokens. Unless cos_text_stream_prompt tells the prompt, the stream assumes one
+ * that ends with a whole word.
+ *
  * Since 0.1.
  */
 typedef struct cos_text_stream cos_text_stream;
@@ -749,12 +753,14 @@ struct cos_error *cos_engine_stats(const struct cos_engine *engine, struct cos_s
  * @param engine          must not be NULL
  * @param text            UTF-8, `text_bytes` bytes, need not end with NUL
  * @param text_bytes      length of `text`
- * @param add_special     not 0: add the tokens that the tokenizer puts around a text, such as one for its start
+ * @param add_special     not 0: add the tokens that the post_processor of tokenizer.json puts around a text, such as
+ *                        one for its start. If tokenizer_config.json asks for others, cos_engine_describe warns.
  * @param tokens          filled; may be NULL if `capacity` is 0
  * @param capacity        how many tokens fit; one token for each byte and a few more are always enough
  * @param out_count       out, must not be NULL: the number of tokens. With a capacity of 0 it is counted only.
- * @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT, BUFFER_TOO_SMALL (nothing is written),
- *         UNSUPPORTED (the models came without a tokenizer.json)
+ * @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT (also if the text has a token that the
+ *         models do not have), BUFFER_TOO_SMALL (nothing is written), UNSUPPORTED (the models came without a
+ *         tokenizer.json)
  * Since 0.1.
  */
 struct cos_error *cos_engine_encode(const struct cos_engine *engine,
@@ -767,7 +773,8 @@ struct cos_error *cos_engine_encode(const struct cos_engine *engine,
 
 /**
  * The text of tokens, by the tokenizer.json beside the models, without special tokens. Bytes that are no whole
- * character become U+FFFD; to decode a sequence piece by piece use cos_text_stream_new.
+ * character become U+FFFD. The first token begins the text, and some tokenizers leave out the space of a first word.
+ * So use cos_text_stream_new for the tokens behind a prompt, and to decode a sequence piece by piece.
  *
  * @param engine        must not be NULL
  * @param tokens        `tokens_count` tokens
@@ -797,9 +804,24 @@ struct cos_error *cos_engine_decode(const struct cos_engine *engine,
 struct cos_error *cos_text_stream_new(const struct cos_engine *engine, struct cos_text_stream **out_stream);
 
 /**
+ * Tell a stream what its text continues. With some tokenizers the text depends on it if the prompt is empty, has no
+ * text (such as a start token alone), or ends within a word: then no space begins the text. The call is optional. It
+ * comes before the first push, or after cos_text_stream_finish. The stream gives no text for these tokens.
+ *
+ * @param stream        in/out, must not be NULL
+ * @param tokens        all tokens before the text, such as those given to cos_prompt; NULL if there are none
+ * @param tokens_count  length of `tokens`; 0 if the next token that is pushed begins the text
+ * @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT (also after a push; nothing is changed),
+ *         BUSY
+ * Since 0.1.
+ */
+struct cos_error *cos_text_stream_prompt(struct cos_text_stream *stream, const int32_t *tokens, size_t tokens_count);
+
+/**
  * End the text before the first of some strings that appears in it, such as the turn of another speaker: that is the
- * one that is complete first, and the longest of those. They may be of any length, and reach across tokens. This
- * replaces the strings set before; what was given out stays.
+ * one that is complete first, and the longest of those. They may be of any length, and reach across tokens. Special
+ * tokens give no text, but a stop string that is the name of one, such as "<|im_end|>", or contains it, is found all
+ * the same. This replaces the strings set before; what was given out stays.
  *
  * @param stream       in/out, must not be NULL
  * @param stops        `stops_count` strings in UTF-8, none of them empty; they need not end with NUL
@@ -842,7 +864,7 @@ struct cos_error *cos_text_stream_push(struct cos_text_stream *stream,
 
 /**
  * The rest of the text: what was held back, with U+FFFD for bytes that are no character, up to a stop string. The
- * next push starts anew, with the same stop strings.
+ * next push starts a new text with the same stop strings, whose prompt is not known.
  *
  * @param stream     in/out, must not be NULL
  * @param out_text   as for cos_text_stream_push

@@ -158,6 +158,26 @@ func TestStops(t *testing.T) {
 	}
 }
 
+func TestTextGoesOnBehindAPrompt(t *testing.T) {
+	engine := newEngine(t, `{"models": [{"path": "tests/fixtures/tiny"}], "combine": {"kind": "target", "model": 0}}`)
+	stream := newStream(t, engine)
+	if text := push(t, stream, []int32{1, 2}); text != " a b" {
+		t.Errorf("behind a prompt that is not known: %q", text)
+	}
+	if err := stream.Prompt([]int32{3}); !refusedWith(err, cos.ErrInvalidArgument) {
+		t.Errorf("a prompt in the midst of a text: %v", err)
+	}
+	finish(t, stream)
+	for prompt, wanted := range map[string]string{"": "a b", "c": " a b"} {
+		if err := stream.Prompt(encode(t, engine, prompt)); err != nil {
+			t.Error(err)
+		}
+		if text := push(t, stream, []int32{1, 2}) + finish(t, stream); text != wanted {
+			t.Errorf("behind %q: %q", prompt, text)
+		}
+	}
+}
+
 func TestTextOfExtremes(t *testing.T) {
 	engine := newEngine(t, small)
 	if tokens, err := engine.Encode("", false); len(tokens) != 0 || err != nil {
@@ -608,7 +628,7 @@ func TestUseAfterClose(t *testing.T) {
 	for _, none := range []*cos.TextStream{stream, {}} {
 		_, push := none.Push(nil)
 		_, finish := none.Finish()
-		for i, err := range []error{push, finish, none.SetStops("stop")} {
+		for i, err := range []error{push, finish, none.Prompt(nil), none.SetStops("stop")} {
 			if err != cos.ErrClosed {
 				t.Errorf("stream %d: %v", i, err)
 			}

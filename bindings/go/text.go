@@ -10,6 +10,9 @@ import (
 
 // TextStream turns a stream of tokens into a stream of text that is cut between characters only, and ends before a stop
 // string if there are any. One goroutine at a time may use it.
+//
+// The text continues a prompt, so the space before its first word stays: the text of the prompt and the text of the stream
+// together are the text of all tokens. Unless Prompt tells the prompt, the stream assumes one that ends with a whole word.
 type TextStream struct {
 	exclusive[*C.cos_text_stream]
 }
@@ -39,9 +42,22 @@ func (t *TextStream) Close() error {
 	return nil
 }
 
+// Prompt tells the stream what its text continues: all tokens before it, or none. With some tokenizers the text depends on
+// it if the prompt is empty, has no text (such as a start token alone), or ends within a word. The call is optional. It comes
+// before the first Push, or after Finish. The stream gives no text for these tokens.
+func (t *TextStream) Prompt(tokens []int32) error {
+	stream, err := t.begin()
+	if err != nil {
+		return err
+	}
+	defer t.end()
+	return check(C.cos_text_stream_prompt(stream, cTokens(tokens), C.size_t(len(tokens))))
+}
+
 // SetStops ends the text before the first of some strings that appears in it: the one that is complete first, and the
-// longest of those. They must be valid UTF-8 and not empty, and may reach across tokens. They replace those set before,
-// unless there is an error; what was given out stays.
+// longest of those. They must be valid UTF-8 and not empty, and may reach across tokens. Special tokens give no text, but a
+// stop string that is the name of one, or contains it, is found all the same. They replace those set before, unless there is
+// an error; what was given out stays.
 func (t *TextStream) SetStops(stops ...string) error {
 	stream, err := t.begin()
 	if err != nil {
@@ -81,7 +97,7 @@ func (t *TextStream) Push(tokens []int32) (string, error) {
 }
 
 // Finish gives the rest of the text: what was held back, with U+FFFD for bytes that are no character, up to a stop string.
-// The next Push starts anew, with the same stop strings.
+// The next Push starts anew, with the same stop strings, behind a prompt that is not known.
 func (t *TextStream) Finish() (string, error) {
 	return t.read(func(stream *C.cos_text_stream, text **C.char, bytes *C.size_t) *C.cos_error {
 		return C.cos_text_stream_finish(stream, text, bytes)

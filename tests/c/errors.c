@@ -388,6 +388,8 @@ static const struct {
     {__LINE__, ONE(PATH("@genai")), M, {"genai/genai_config.json", "not JSON"}},
     {__LINE__, ONE(PATH("@tokenizer")), M, {"tokenizer/tokenizer.json"}},
     {__LINE__, BOTH("$tiny", "@tokenizer"), M, {"tokenizer/tokenizer.json"}},
+    {__LINE__, ONE(PATH("@silent")), M, {"silent/tokenizer.json", "no tokens"}},
+    {__LINE__, ONE(PATH("@bytes")), M, {"bytes/tokenizer.json", "\"x\", the continuing_subword_prefix"}},
     /* Models that are none, or not of this kind. */
     {__LINE__, ONE(PATH("$vision")), M, {"vision/model.onnx", "not a language model", "input_ids", "pixel_values"}},
     {__LINE__, ONE(PATH("$headless")), M,
@@ -415,6 +417,11 @@ static void described(cos_engine *engine, const char *says) {
     cos_engine_free(engine);
 }
 
+/* A tokenizer.json with this vocabulary. */
+#define TOKENIZER(vocabulary)                                                                                          \
+    "{'version':'1.0','added_tokens':[],'pre_tokenizer':{'type':'Whitespace'},"                                        \
+    "'model':{'type':'WordLevel','vocab':{" vocabulary "},'unk_token':'?'}}"
+
 static void configurations(void) {
     make_folder("@empty"), make_folder("@several");
     write_file("@several/a.onnx", ""), write_file("@several/b.onnx", "");
@@ -425,6 +432,10 @@ static void configurations(void) {
     spoil("unbounded", "genai_config.json", "{'search':{'past_present_share_buffer':true}}");
     spoil("zero", "genai_config.json", "{'model':{'context_length':0},'search':{'past_present_share_buffer':true}}");
     spoil("tokenizer", "tokenizer.json", "{'version':'1.0'}");
+    spoil("silent", "tokenizer.json", TOKENIZER(""));
+    spoil("bytes", "tokenizer.json",
+          "{'version':'1.0','model':{'type':'BPE','vocab':{'a':1,'\u00e9':4,'a\u00e9':5},'merges':[['a','\u00e9']],"
+          "'continuing_subword_prefix':'x'}}");
     for (size_t i = 0; i < COUNT(CONFIGURATIONS); i++) {
         reset();
         fails(CONFIGURATIONS[i].line, CONFIGURATIONS[i].json, cos_engine_new(text(CONFIGURATIONS[i].json), &out.engine),
@@ -438,6 +449,16 @@ static void configurations(void) {
     /* Each token attends to the mean of all, dead ones and later ones too. One by one that is causal. */
     described(ENGINE(ONE(PATH("$optimum"))), "\"rollback\":\"compact\"");
     described(ENGINE(ONE(PATH("$optimum"))), "\"scoring\":\"one_by_one\"");
+
+    /* What is assumed of a tokenizer, and what it does not do. */
+    described(ENGINE(BOTH("$notoken", "$tiny")), "notoken came without a tokenizer.json");
+    described(ENGINE(BOTH("$notoken", "$notoken")), "notoken came without a tokenizer.json");
+    spoil("longer", "tokenizer.json", TOKENIZER("'a':0,'z':4294967294"));
+    spoil("equal", "tokenizer.json", TOKENIZER("'a':0, 'z':4294967294"));
+    described(ENGINE(BOTH("@longer", "@equal")), "has 4294967295 tokens, but its logits only 16 columns");
+    spoil("start", "model.onnx.data", "");
+    write_file("@start/tokenizer_config.json", "{'add_bos_token':true,'bos_token':{'content':'<eos>'}}");
+    described(ENGINE(ONE(PATH("@start"))), "asks for the start token \\\"<eos>\\\" (add_bos_token)");
 
     FAILS(cos_engine_new("{\"models\": \"\xff\"}", &out.engine), INVALID_ARGUMENT, "config_json", "UTF-8");
     FAILS(cos_engine_open("\xff.json", &out.engine), INVALID_ARGUMENT, "config_path", "UTF-8");
@@ -524,6 +545,9 @@ static void nulls(void) {
     FAILS(cos_text_stream_push(stream, &token, SIZE_MAX, &out.text, &out.count), INVALID_ARGUMENT, "tokens_count");
     FAILS(cos_text_stream_push(stream, &token, 1, NULL, &out.count), INVALID_ARGUMENT, "out_text is NULL");
     FAILS(cos_text_stream_push(stream, &token, 1, &out.text, NULL), INVALID_ARGUMENT, "out_bytes is NULL");
+    FAILS(cos_text_stream_prompt(NULL, &token, 1), INVALID_ARGUMENT, "stream is NULL");
+    FAILS(cos_text_stream_prompt(stream, NULL, 1), INVALID_ARGUMENT, "tokens is NULL");
+    FAILS(cos_text_stream_prompt(stream, &token, SIZE_MAX), INVALID_ARGUMENT, "tokens_count");
     const char *stops[] = {"a", NULL};
     const size_t stops_bytes[] = {1, 1};
     FAILS(cos_text_stream_set_stops(NULL, stops, stops_bytes, 1), INVALID_ARGUMENT, "stream is NULL");
@@ -948,8 +972,14 @@ static void texts(void) {
 
     cos_text_stream *stream = NULL;
     OK(cos_text_stream_new(engine, &stream));
+    FAILS(cos_text_stream_prompt(stream, TOKENS(3, 16)), INVALID_ARGUMENT, "token 16", "0 to 15");
     OK(cos_text_stream_push(stream, TOKENS(1), &out.text, &out.count));
-    EQUAL(out.count == 1 && out.text[0] == 'a', true);
+    EQUAL(out.count == 2 && !memcmp(out.text, " a", 2), true); /* behind a prompt */
+    FAILS(cos_text_stream_prompt(stream, NULL, 0), INVALID_ARGUMENT, "finish");
+    OK(cos_text_stream_finish(stream, &out.text, &out.count));
+    OK(cos_text_stream_prompt(stream, NULL, 0));
+    OK(cos_text_stream_push(stream, TOKENS(1), &out.text, &out.count));
+    EQUAL(out.count == 1 && out.text[0] == 'a', true); /* behind none */
     FAILS(cos_text_stream_push(stream, TOKENS(3, -1), &out.text, &out.count), INVALID_ARGUMENT, "token -1");
     FAILS(cos_text_stream_push(stream, TOKENS(3, 16), &out.text, &out.count), INVALID_ARGUMENT, "token 16", "0 to 15");
     OK(cos_text_stream_push(stream, TOKENS(2), &out.text, &out.count)); /* no 3 came between */
@@ -962,10 +992,15 @@ static void texts(void) {
     cos_text_stream_free(stream);
     cos_engine_free(engine);
 
+    engine = ENGINE(ONE(PATH("@longer")));
+    FAILS(cos_engine_encode(engine, "a z", 3, 0, out.tokens, 8, &out.count), INVALID_ARGUMENT,
+          "token 4294967294 (\"z\")", "0 to 15");
+    cos_engine_free(engine);
+
     engine = ENGINE(ONE(PATH("$notoken")));
-    FAILS(cos_engine_encode(engine, "a", 1, 0, out.tokens, 8, &out.count), UNSUPPORTED, "tokenizer.json", "use tokens");
-    FAILS(cos_engine_decode(engine, TOKENS(1), out.chars, 8, &out.count), UNSUPPORTED, "tokenizer.json", "use tokens");
-    FAILS(cos_text_stream_new(engine, &out.stream), UNSUPPORTED, "tokenizer.json", "use tokens");
+    FAILS(cos_engine_encode(engine, "a", 1, 0, out.tokens, 8, &out.count), UNSUPPORTED, "put", "notoken/model.onnx");
+    FAILS(cos_engine_decode(engine, TOKENS(1), out.chars, 8, &out.count), UNSUPPORTED, "put", "notoken/model.onnx");
+    FAILS(cos_text_stream_new(engine, &out.stream), UNSUPPORTED, "put", "notoken/model.onnx");
     cos_session *session = SESSION(engine, 0); /* tokens do */
     OK(cos_prompt(session, TOKENS(14)));
     DECODES(session, STOP, 15, 0);
@@ -1098,7 +1133,7 @@ static void threads(void) {
     EQUAL(there.tokens, LONG_TEXT);
     OK(cos_text_stream_finish(here.stream, &out.text, &out.count)); /* it works and starts anew */
     OK(cos_text_stream_push(here.stream, TOKENS(1), &out.text, &out.count));
-    EQUAL(out.count == 1 && out.text[0] == 'a', true);
+    EQUAL(out.count == 2 && !memcmp(out.text, " a", 2), true);
     cos_text_stream_free(here.stream);
     cos_engine_free(engine);
 }

@@ -221,6 +221,7 @@ private:
                                      body.value("stream", false), body["stream_options"].value("include_usage", false), head,
                                      std::move(client_left)});
         job->session.prompt(tokens).value();
+        job->text.prompt(tokens).value();
         job->text.set_stops(stops).value();
         const std::lock_guard lock(mutex_);
         if (draining) throw Problem{503, "the server is about to end"};

@@ -166,6 +166,20 @@ void stop_strings() {
     EXPECT(stream.push(tokens).value() == "one ");
 }
 
+void prompts_of_texts() {
+    const char* config = R"({"models": [{"path": "tests/fixtures/tiny"}], "combine": {"kind": "target", "model": 0}})";
+    const auto engine = cosrt::Engine::from_json(config).value();
+    auto stream = engine.text_stream().value();
+    EXPECT(stream.push({1, 2}).value() == " a b");  // behind a prompt that is not known
+    EXPECT(fails(stream.prompt({3}), Code::invalid_argument));
+    EXPECT(stream.finish());
+    EXPECT(stream.prompt({}));
+    EXPECT(stream.push({1, 2}).value() == "a b");
+    EXPECT(stream.finish());
+    EXPECT(stream.prompt(engine.encode("c").value()));
+    EXPECT(stream.push({1, 2}).value() == " a b");
+}
+
 void sessions() {
     const auto engine = open();
     cosrt::SessionOptions options;
@@ -269,6 +283,7 @@ void lifetimes() {
     EXPECT(fails(stream.push({1}), Code::invalid_argument));
     EXPECT(fails(stream.finish(), Code::invalid_argument));
     EXPECT(fails(stream.set_stops({"two"}), Code::invalid_argument));
+    EXPECT(fails(stream.prompt({1}), Code::invalid_argument));
     EXPECT(!stream.stopped());
     cosrt::Engine first = open();
     const cosrt::Engine second = std::move(first);
@@ -381,6 +396,7 @@ int main() {
     spans();
     texts();
     stop_strings();
+    prompts_of_texts();
     sessions();
     plans();
     lifetimes();

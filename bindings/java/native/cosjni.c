@@ -384,6 +384,14 @@ static jlong text_stream_new(JNIEnv *env, jclass native, jlong engine)
     return failed(env, native, cos_text_stream_new(POINTER(cos_engine, engine), &stream), NULL) ? 0 : HANDLE(stream);
 }
 
+static void text_stream_prompt(JNIEnv *env, jclass native, jlong stream, jintArray array)
+{
+    copied tokens = copy_ints(env, array);
+    if (tokens.failed) return;
+    failed(env, native, cos_text_stream_prompt(POINTER(cos_text_stream, stream), tokens.data, tokens.count), NULL);
+    free(tokens.data);
+}
+
 /* The strings stand one behind another in `text`: as elements of an array each would be a local reference. */
 static void text_stream_set_stops(JNIEnv *env, jclass native, jlong stream, jbyteArray text, jintArray lengths)
 {
@@ -464,6 +472,7 @@ static const JNINativeMethod methods[] = {
     METHOD("sessionStats", "(J)[J", session_stats),
     METHOD("sessionDescribe", "(J)[B", session_describe),
     METHOD("textStreamNew", "(J)J", text_stream_new),
+    METHOD("textStreamPrompt", "(J[I)V", text_stream_prompt),
     METHOD("textStreamSetStops", "(J[B[I)V", text_stream_set_stops),
     METHOD("textStreamStopped", "(J)Z", text_stream_stopped),
     METHOD("textStreamPush", "(J[I)[B", text_stream_push),

@@ -150,7 +150,8 @@ func (s *service) decode(ctx context.Context, c *completion, give func(string)) 
 		return nil, nil, err
 	}
 	defer text.Close()
-	if err := errors.Join(text.SetStops(c.Stop.array...), session.Prompt(c.Prompt.array)); err != nil {
+	if err := cmp.Or(text.SetStops(c.Stop.array...), session.Prompt(c.Prompt.array),
+		text.Prompt(c.Prompt.array)); err != nil {
 		return nil, nil, err
 	}
 	held, finish := "", "length"

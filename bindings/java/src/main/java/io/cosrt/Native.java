@@ -61,6 +61,8 @@ final class Native {
 
     static native long textStreamNew(long engine);
 
+    static native void textStreamPrompt(long stream, int[] tokens);
+
     static native void textStreamSetStops(long stream, byte[] text, int[] lengths);
 
     static native boolean textStreamStopped(long stream);

@@ -66,7 +66,8 @@ class SafetyTest {
         refusedAsClosed(() -> session.prompt(1), session::step, session::stats, session::describe,
                 () -> session.setWeights(1, 0));
         session.cancel();
-        refusedAsClosed(() -> stream.push(1), stream::finish, stream::stopped, () -> stream.setStops("a"), stream::setStops);
+        refusedAsClosed(() -> stream.push(1), stream::finish, stream::stopped, () -> stream.setStops("a"), stream::setStops,
+                () -> stream.prompt(1));
     }
 
     @Test

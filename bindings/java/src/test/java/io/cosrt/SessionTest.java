@@ -4,6 +4,7 @@ import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertFalse;
 import static org.junit.jupiter.api.Assertions.assertNotEquals;
 import static org.junit.jupiter.api.Assertions.assertNull;
+import static org.junit.jupiter.api.Assertions.assertThrows;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import java.lang.reflect.Method;
@@ -169,6 +170,22 @@ class SessionTest {
             }
             assertEquals(text, pieces.append(stream.finish()).toString());
             assertEquals("", stream.push());
+        }
+    }
+
+    @Test
+    void textGoesOnBehindAPrompt() {
+        String config = """
+                {"models": [{"path": "tests/fixtures/tiny"}], "combine": {"kind": "target", "model": 0}}""";
+        try (Engine tiny = Engine.fromJson(config); TextStream stream = tiny.newTextStream()) {
+            assertEquals(" a b", stream.push(1, 2), "behind a prompt that is not known");
+            CosException late = assertThrows(CosException.class, () -> stream.prompt(3));
+            assertEquals(ErrorCode.INVALID_ARGUMENT, late.code());
+            stream.finish();
+            stream.prompt();
+            assertEquals("a b", stream.push(1, 2) + stream.finish(), "behind none");
+            stream.prompt(tiny.encode("c", false));
+            assertEquals(" a b", stream.push(1, 2) + stream.finish());
         }
     }
 

@@ -71,6 +71,7 @@ record Completion(String model, Object prompt, Long maxTokens, Float temperature
         try (Session session = engine.newSession(options()); TextStream text = engine.newTextStream()) {
             text.setStops(stop == null ? new String[0] : stop.toArray(String[]::new));
             session.prompt(tokens);
+            text.prompt(tokens);
             response.closeHandler(left -> session.cancel()); // Vert.x reads on while this decodes, and so sees it at once
             JsonObject json = JsonObject.of("id", "cmpl-" + UUID.randomUUID(), "object", "text_completion",
                     "created", System.currentTimeMillis() / 1000, "model", model);
