@@ -20,8 +20,9 @@
  * thread at a time, any thread; a second one at the same moment gets BUSY. cos_cancel and cos_session_stats may be
  * called at any time. There are no thread-local errors.
  *
- * Processes. Engines belong to the process that opened them: in a child of fork(), calls with them and their sessions
- * give UNSUPPORTED, and the child may free them and open its own. The library stays loaded, also after dlclose(),
+ * Processes. Engines belong to the process that opened them: in a child of fork(), calls with them, their sessions and
+ * their text streams give UNSUPPORTED, and the child may free them and open its own. A child that was forked while its
+ * parent opened its first engine cannot open any. The library stays loaded, also after dlclose(),
  * once it has used ONNX Runtime, which keeps addresses of it.
  *
  * Versions. Codes and constants never change, functions are only added. Structs grow at their end: set struct_size to
@@ -837,7 +838,8 @@ struct cos_error *cos_text_stream_set_stops(struct cos_text_stream *stream,
 
 /**
  * Whether a stop string has ended the text, or did when that was finished: 1 if it has, otherwise 0, also if `stream` is
- * NULL. Tokens then make no more text until cos_text_stream_finish.
+ * NULL. Tokens then make no more text until cos_text_stream_finish. While another thread uses the stream, this is the
+ * answer from before that call.
  *
  * Since 0.1.
  */

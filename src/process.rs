@@ -1,7 +1,9 @@
 //! Which process this is. A child of `fork()` has the memory of its parent but none of its threads, so what needs threads or a GPU
 //! works in the parent only. What stays in the process for good may have to keep this library in it.
 
-use std::ffi::CStr;
+use std::ffi::{CStr, OsStr};
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
 use std::sync::Once;
 use std::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
 
@@ -32,6 +34,11 @@ impl Process {
     /// Whether this is it.
     pub fn is_current(self) -> bool {
         self.0 == FORKS.load(Ordering::Relaxed)
+    }
+
+    /// A number of it, which is not 0.
+    pub fn number(self) -> u32 {
+        self.0 + 1
     }
 
     /// An error in a child of it.
@@ -93,8 +100,24 @@ pub fn stay_loaded() {
     });
 }
 
-/// The file that this code was loaded from, as the loader knows it: `libcos.so`, or what links the crate.
-pub fn own_file() -> Option<&'static CStr> {
+/// The file that this code was loaded from: `libcos.so`, or a program that links the crate. The loader may know it by a path that was
+/// relative to another working directory, so the system is asked.
+pub fn own_path() -> Option<PathBuf> {
+    let code = own_path as *const () as usize;
+    let maps = std::fs::read("/proc/self/maps").ok()?;
+    // start-end permissions offset device inode path
+    let line = maps.split(|&byte| byte == b'\n').find(|line| {
+        let range = line.split(|&byte| byte == b' ').next().and_then(|range| str::from_utf8(range).ok());
+        let ends = range.and_then(|range| range.split_once('-'));
+        let end = |text| usize::from_str_radix(text, 16).ok();
+        ends.and_then(|(low, high)| end(low).zip(end(high))).is_some_and(|(low, high)| (low..high).contains(&code))
+    })?;
+    let path = PathBuf::from(OsStr::from_bytes(&line[line.iter().position(|&byte| byte == b'/')?..]));
+    path.is_file().then_some(path)
+}
+
+/// The same as the loader knows it.
+fn own_file() -> Option<&'static CStr> {
     // SAFETY: dladdr only reads the address and fills `info`, and its strings live as long as this code.
     unsafe {
         let mut info: libc::Dl_info = std::mem::zeroed();
@@ -135,6 +158,11 @@ mod tests {
         let here = Process::current();
         here.check().unwrap();
         assert_eq!(Process(here.0 + 1).check().unwrap_err().code(), 8);
+    }
+
+    #[test]
+    fn the_own_file_is_found_from_anywhere() {
+        assert_eq!(own_path(), std::env::current_exe().ok());
     }
 
     #[test]

@@ -161,6 +161,12 @@ fn a_host_may_fork() {
     let in_child = [&text, "pool model", "warned"];
     assert_eq!(host("forks"), [&[&*text][..], &in_child, &in_child, &[&text]].concat());
     assert_eq!(host("daemons"), [&[&*text][..], &["pool process"], &[&text], &["pool process"]].concat());
+    assert_eq!(host("early_forks"), [""; 0]);
+}
+
+#[test]
+fn a_host_may_change_its_working_directory() {
+    assert_eq!(host("moves"), [text()]);
 }
 
 /// The first code block of a language in a README, behind a mark.

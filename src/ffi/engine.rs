@@ -30,6 +30,17 @@ impl cos_engine {
     pub fn into_raw(engine: Arc<Engine>) -> *mut cos_engine {
         handle(cos_engine(engine, Descriptions::default()))
     }
+
+    /// An engine of this process. A child of `fork()` may have it with a lock that a thread of the parent held.
+    ///
+    /// # Safety
+    /// As for [`hold`].
+    pub(super) unsafe fn of_this_process(engine: *const cos_engine) -> Result<Arc<cos_engine>> {
+        // SAFETY: promised by the caller.
+        let engine = unsafe { hold(engine, "engine") }?;
+        engine.0.process().check()?;
+        Ok(engine)
+    }
 }
 
 /// Make an engine from a configuration file. Relative paths in it are relative to its folder.
@@ -138,7 +149,7 @@ unsafe fn make(
 pub unsafe extern "C" fn cos_engine_free(engine: *mut cos_engine) {
     // SAFETY: promised by the caller. NULL, and an error, has nowhere to go.
     let _ = super::catch(|| unsafe {
-        hold(engine, "engine")?.0.process().check()?; // in a child of fork() it stays, since its threads are in the parent
+        cos_engine::of_this_process(engine)?; // in a child of fork() it stays, since its threads are in the parent
         release(engine);
         Ok(())
     });
@@ -256,7 +267,7 @@ unsafe fn describe_as(
     guard(|| {
         check_out(out, name)?;
         // SAFETY: promised by the caller.
-        let engine = unsafe { hold(engine, "engine") }?;
+        let engine = unsafe { cos_engine::of_this_process(engine) }?;
         let made = place(&engine.1)
             .get_or_init(|| CString::new(describe(&engine.0).replace('\0', "\u{fffd}")).unwrap_or_default());
         // SAFETY: not NULL, and promised by the caller.

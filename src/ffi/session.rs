@@ -289,7 +289,7 @@ pub unsafe extern "C" fn cos_session_new(
         check_out(out_session, "out_session")?;
         // SAFETY: promised by the caller.
         let (engine, options) = unsafe {
-            let engine = hold(engine, "engine")?;
+            let engine = cos_engine::of_this_process(engine)?;
             let options = if options.is_null() { Options::default() } else { read_options(options, &engine.0)? };
             (engine, options)
         };
@@ -664,7 +664,7 @@ pub unsafe extern "C" fn cos_session_describe(
 pub unsafe extern "C" fn cos_engine_stats(engine: *const cos_engine, out_stats: *mut cos_stats) -> *mut cos_error {
     guard(|| {
         // SAFETY: promised by the caller.
-        unsafe { write_stats(out_stats, || Ok(*hold(engine, "engine")?.0.totals().lock())) }
+        unsafe { write_stats(out_stats, || Ok(*cos_engine::of_this_process(engine)?.0.totals().lock())) }
     })
 }
 

@@ -1,6 +1,7 @@
 //! Text.
 
 use std::ffi::c_char;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 
@@ -8,6 +9,7 @@ use super::engine::cos_engine;
 use super::error::cos_error;
 use super::{check_out, guard, handle, hold, release, slice};
 use crate::error::{Error, Result};
+use crate::process::Process;
 use crate::text::TextStream;
 
 /// # Safety
@@ -49,7 +51,8 @@ pub unsafe extern "C" fn cos_engine_encode(
     guard(|| {
         check_out(out_count, "out_count")?;
         // SAFETY: promised by the caller.
-        let (engine, text) = unsafe { (hold(engine, "engine")?, utf8(text, text_bytes, "text", "text_bytes")?) };
+        let (engine, text) =
+            unsafe { (cos_engine::of_this_process(engine)?, utf8(text, text_bytes, "text", "text_bytes")?) };
         let encoded = engine.0.text()?.encode(text, add_special != 0)?;
         // SAFETY: promised by the caller.
         unsafe {
@@ -90,7 +93,7 @@ pub unsafe extern "C" fn cos_engine_decode(
         check_out(out_bytes, "out_bytes")?;
         // SAFETY: promised by the caller.
         let (engine, tokens) =
-            unsafe { (hold(engine, "engine")?, slice(tokens, tokens_count, "tokens", "tokens_count")?) };
+            unsafe { (cos_engine::of_this_process(engine)?, slice(tokens, tokens_count, "tokens", "tokens_count")?) };
         let decoded = engine.0.text()?.decode(tokens)?;
         // SAFETY: promised by the caller.
         unsafe {
@@ -124,7 +127,24 @@ unsafe fn fill<T: Copy>(values: &[T], buffer: *mut T, name: &str, capacity: usiz
 /// that ends with a whole word.
 ///
 /// Since 0.1.
-pub struct cos_text_stream(Mutex<TextStream>);
+pub struct cos_text_stream {
+    inner: Mutex<TextStream>,
+    /// What the stream said after the last call.
+    stopped: AtomicBool,
+    process: Process,
+}
+
+/// # Safety
+/// `stream` is NULL or a stream that was not freed.
+unsafe fn with<T>(stream: *mut cos_text_stream, body: impl FnOnce(&mut TextStream) -> Result<T>) -> Result<T> {
+    // SAFETY: promised by the caller.
+    let stream = unsafe { hold(stream, "stream") }?;
+    stream.process.check()?;
+    let mut inner = stream.inner.try_lock().ok_or(Error::Busy)?;
+    let result = body(&mut inner);
+    stream.stopped.store(inner.stopped(), Ordering::Release);
+    result
+}
 
 /// Start a stream of text.
 ///
@@ -143,9 +163,14 @@ pub unsafe extern "C" fn cos_text_stream_new(
     guard(|| {
         check_out(out_stream, "out_stream")?;
         // SAFETY: promised by the caller.
-        let stream = TextStream::new(unsafe { hold(engine, "engine") }?.0.text()?.clone())?;
+        let engine = unsafe { cos_engine::of_this_process(engine) }?;
+        let stream = cos_text_stream {
+            inner: Mutex::new(TextStream::new(engine.0.text()?.clone())?),
+            stopped: AtomicBool::new(false),
+            process: engine.0.process(),
+        };
         // SAFETY: not NULL, and promised by the caller.
-        unsafe { out_stream.write(handle(cos_text_stream(Mutex::new(stream)))) };
+        unsafe { out_stream.write(handle(stream)) };
         Ok(())
     })
 }
@@ -171,9 +196,10 @@ pub unsafe extern "C" fn cos_text_stream_prompt(
 ) -> *mut cos_error {
     guard(|| {
         // SAFETY: promised by the caller.
-        let (stream, tokens) =
-            unsafe { (hold(stream, "stream")?, slice(tokens, tokens_count, "tokens", "tokens_count")?) };
-        stream.0.try_lock().ok_or(Error::Busy)?.prompt(tokens)
+        unsafe {
+            let tokens = slice(tokens, tokens_count, "tokens", "tokens_count")?;
+            with(stream, |stream| stream.prompt(tokens))
+        }
     })
 }
 
@@ -201,20 +227,20 @@ pub unsafe extern "C" fn cos_text_stream_set_stops(
 ) -> *mut cos_error {
     guard(|| {
         // SAFETY: promised by the caller.
-        let (stream, stops) = unsafe {
-            let stream = hold(stream, "stream")?;
+        unsafe {
             let stops = slice(stops, stops_count, "stops", "stops_count")?;
             let lengths = slice(stops_bytes, stops_count, "stops_bytes", "stops_count")?;
             let text =
                 |(&stop, &bytes)| Ok(utf8(stop, bytes, "a stop string", "its length in stops_bytes")?.to_owned());
-            (stream, stops.iter().zip(lengths).map(text).collect::<Result<_>>()?)
-        };
-        stream.0.try_lock().ok_or(Error::Busy)?.set_stops(stops)
+            let stops = stops.iter().zip(lengths).map(text).collect::<Result<_>>()?;
+            with(stream, |stream| stream.set_stops(stops))
+        }
     })
 }
 
 /// Whether a stop string has ended the text, or did when that was finished: 1 if it has, otherwise 0, also if `stream` is
-/// NULL. Tokens then make no more text until cos_text_stream_finish.
+/// NULL. Tokens then make no more text until cos_text_stream_finish. While another thread uses the stream, this is the
+/// answer from before that call.
 ///
 /// Since 0.1.
 ///
@@ -223,7 +249,7 @@ pub unsafe extern "C" fn cos_text_stream_set_stops(
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cos_text_stream_stopped(stream: *const cos_text_stream) -> i32 {
     // SAFETY: promised by the caller.
-    unsafe { hold(stream, "stream") }.map_or(0, |stream| stream.0.lock().stopped().into())
+    unsafe { hold(stream, "stream") }.map_or(0, |stream| stream.stopped.load(Ordering::Acquire).into())
 }
 
 /// The text that further tokens complete, such as those of a step. The bytes of an unfinished character are held back
@@ -288,17 +314,16 @@ unsafe fn advance(
     guard(|| {
         check_out(out_text, "out_text")?;
         check_out(out_bytes, "out_bytes")?;
-        // SAFETY: promised by the caller.
-        let stream = unsafe { hold(stream, "stream") }?;
-        let mut stream = stream.0.try_lock().ok_or(Error::Busy)?;
-        let text = body(&mut stream)?;
-        // SAFETY: not NULL, and promised by the caller.
+        // SAFETY: promised by the caller, and the outs are not NULL.
         unsafe {
-            // An empty string has a pointer to nothing.
-            out_text.write(if text.is_empty() { c"".as_ptr() } else { text.as_ptr().cast() });
-            out_bytes.write(text.len());
+            with(stream, |stream| {
+                let text = body(stream)?;
+                // An empty string has a pointer to nothing.
+                out_text.write(if text.is_empty() { c"".as_ptr() } else { text.as_ptr().cast() });
+                out_bytes.write(text.len());
+                Ok(())
+            })
         }
-        Ok(())
     })
 }
 

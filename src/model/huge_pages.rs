@@ -20,15 +20,39 @@ impl Mappings {
         Mappings(maps.lines().filter_map(parse).collect())
     }
 
-    /// Ask for huge pages in all mappings that came or grew since. A wish: it changes no content, and what the system
-    /// cannot do it leaves.
+    /// Ask for huge pages in all mappings that came or grew since, where they are full: other threads of the host may have made some of
+    /// them, such as stacks, and what is empty must stay so. A wish: it changes no content, and what the system cannot do it leaves.
     pub fn advise_since(&self) {
         for &(start, end) in Self::now().0.difference(&self.0) {
-            advise(start, end, libc::MADV_HUGEPAGE);
-            // At once, rather than when the system's daemon comes by; since Linux 6.1.
-            advise(start, end, libc::MADV_COLLAPSE);
+            for (start, end) in full(start, end) {
+                advise(start, end, libc::MADV_HUGEPAGE);
+                // At once, rather than when the system's daemon comes by; since Linux 6.1.
+                advise(start, end, libc::MADV_COLLAPSE);
+            }
         }
     }
+}
+
+/// The stretches of a mapping in which each huge page would be full, but for an eighth at most.
+fn full(start: usize, end: usize) -> Vec<(usize, usize)> {
+    // SAFETY: it only asks the system.
+    let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) } as usize;
+    let (start, end) = (start.next_multiple_of(HUGE_PAGE), end / HUGE_PAGE * HUGE_PAGE);
+    let mut resident = vec![0_u8; end.saturating_sub(start) / page];
+    // SAFETY: there is a byte for each page. A range that is gone by now is an error, and then nothing counts as full.
+    let known = unsafe { libc::mincore(start as *mut libc::c_void, resident.len() * page, resident.as_mut_ptr()) } == 0;
+    let mut stretches: Vec<(usize, usize)> = Vec::new();
+    for (index, pages) in resident.chunks_exact(HUGE_PAGE / page).enumerate() {
+        if !known || pages.iter().filter(|&page| page & 1 == 0).count() > pages.len() / 8 {
+            continue;
+        }
+        let place = start + index * HUGE_PAGE;
+        match stretches.last_mut() {
+            Some((_, end)) if *end == place => *end += HUGE_PAGE,
+            _ => stretches.push((place, place + HUGE_PAGE)),
+        }
+    }
+    stretches
 }
 
 /// Ask for huge pages where a new buffer will be written to. The same kind of wish.
@@ -82,5 +106,18 @@ mod tests {
         let data: Vec<u64> = (0..4 << 20).collect();
         before.advise_since();
         assert!(data.iter().enumerate().all(|(index, &value)| value == index as u64));
+    }
+
+    #[test]
+    fn what_is_empty_stays_so() {
+        let mut memory = memmap2::MmapMut::map_anon(8 * HUGE_PAGE).unwrap();
+        let first = memory.as_ptr().addr().next_multiple_of(HUGE_PAGE);
+        let start = first - memory.as_ptr().addr();
+        assert_eq!(full(first, first + 7 * HUGE_PAGE), []);
+        // Two that follow each other are written to, and one byte of another one.
+        memory[start + HUGE_PAGE..start + 3 * HUGE_PAGE].fill(1);
+        memory[start + 5 * HUGE_PAGE] = 1;
+        let whole = full(first, first + 7 * HUGE_PAGE);
+        assert_eq!(whole[0], (first + HUGE_PAGE, first + 3 * HUGE_PAGE), "{whole:x?} of {first:x}");
     }
 }

@@ -5,7 +5,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use once_cell::sync::OnceCell;
 use ort::environment::{Environment, EnvironmentBuilder, GlobalThreadPoolOptions};
@@ -15,7 +15,7 @@ use ort::session::builder::SessionBuilder;
 use parking_lot::Mutex;
 
 use crate::error::{Error, Result};
-use crate::process::{self, PerProcess};
+use crate::process::{self, PerProcess, Process};
 
 /// The environment variable that names the ONNX Runtime library, before anything else.
 pub const LIBRARY_VARIABLE: &str = "ORT_DYLIB_PATH";
@@ -79,7 +79,11 @@ impl Pools {
 impl Runtime {
     /// Build a session in its environment, with the pool that is meant for it.
     pub fn session(&self) -> ort::Result<SessionBuilder> {
-        let builder = Session::builder(&self.environment)?;
+        let mut builder = Session::builder(&self.environment)?;
+        if self.pools != Pools::Process {
+            // What is logged goes to the host's logger, which the host may free once it has released its environment. Errors are returned.
+            builder = builder.with_log_level(LogLevel::Fatal)?;
+        }
         Ok(match (self.pools, self.threads) {
             (Pools::ModelBesideHost | Pools::ModelInChild, Some(threads)) => builder
                 .with_independent_thread_pool()?
@@ -102,6 +106,34 @@ static SHARED: PerProcess<Shared> = PerProcess::new(Shared::default);
 
 /// What a process has made, also for its children.
 static MADE: OnceCell<(Environment, PathBuf)> = OnceCell::new();
+
+/// The number of the process that makes it now, or 0. A child that was forked meanwhile has locks that nobody will release.
+static MAKING: AtomicU32 = AtomicU32::new(0);
+
+/// Marks that this process makes it, until dropped.
+struct Making;
+
+impl Making {
+    fn start() -> Result<Self> {
+        let process = Process::current().number();
+        let parent = MAKING.swap(process, Ordering::SeqCst);
+        if parent == 0 || parent == process {
+            return Ok(Making);
+        }
+        MAKING.store(parent, Ordering::SeqCst);
+        Err(Error::Unsupported(
+            "this process was forked while its parent opened its first engine, which left ONNX Runtime half made; fork before that, or \
+             when the engine is open"
+                .into(),
+        ))
+    }
+}
+
+impl Drop for Making {
+    fn drop(&mut self) {
+        MAKING.store(0, Ordering::SeqCst);
+    }
+}
 
 /// ONNX Runtime, loaded on first use from `library` (unless `ORT_DYLIB_PATH` is set) with a pool of `threads` threads (0: as many as
 /// there are cores for us), which spin unless told not to.
@@ -160,6 +192,7 @@ fn make(library: Option<&Path>, threads: usize, spinning: Option<bool>) -> Resul
     if let Some((environment, library)) = MADE.get() {
         return Ok(with(environment.clone(), library.clone(), Pools::ModelInChild));
     }
+    let _making = Making::start()?;
     let path = find(library)?;
     let failed = |error: &dyn std::fmt::Display| {
         Error::Runtime(format!("{error}; ONNX Runtime 1.{} or newer is needed", ort::MINOR_VERSION))
@@ -242,7 +275,7 @@ fn find(configured: Option<&Path>) -> Result<PathBuf> {
             )))
         };
     }
-    let own = own_path();
+    let own = process::own_path();
     own.as_deref().and_then(near).or_else(system_library).ok_or_else(|| missing(own.as_deref()))
 }
 
@@ -280,11 +313,6 @@ fn library_in(folder: &Path) -> Option<PathBuf> {
         .filter(|path| path.file_name().is_some_and(|name| name.as_bytes().starts_with(b"libonnxruntime.so")))
         .filter(|path| path.is_file())
         .max()
-}
-
-/// The file that this code was loaded from: `libcos.so`, or a program that links the crate.
-fn own_path() -> Option<PathBuf> {
-    PathBuf::from(OsStr::from_bytes(process::own_file()?.to_bytes())).canonicalize().ok()
 }
 
 /// A library that the system's loader knows by name, if there is one.

@@ -50,10 +50,13 @@ impl Drop for Loaded {
     }
 }
 
-/// What was loaded, with what of, while there are models that use it.
-static LOADED: PerProcess<Mutex<Known>> = PerProcess::new(Mutex::default);
+/// What was loaded or is being loaded, with what of. It stays as long as models use it.
+static LOADED: PerProcess<Mutex<Slots>> = PerProcess::new(Mutex::default);
 
-type Known = Vec<(Source, Weak<Loaded>)>;
+type Slots = Vec<(Source, Arc<Slot>)>;
+
+/// A session of a source. The lock is held while it is loaded.
+type Slot = Mutex<Weak<Loaded>>;
 
 /// What a session was made of. How models use it is no part of it.
 #[derive(Clone, PartialEq)]
@@ -91,11 +94,12 @@ impl Source {
 
 /// The session of an export. [`runtime::environment`] must have been made.
 ///
-/// Runs of one session may be at the same time, so those who share it do not notice. Two that load the same export for
-/// the first time at the same moment do not share: waiting for each other could be long.
+/// Runs of one session may be at the same time, so those who share it do not notice. Who wants the same export while it is being loaded
+/// waits for it, which takes less time and memory than loading it again.
 pub fn load(file: &Path, graph: &Graph, provider: &Provider, shapes: Shapes) -> Result<Arc<Loaded>> {
-    let source = Source::of(file, graph, provider, shapes);
-    if let Some(loaded) = source.as_ref().and_then(find) {
+    let slot = Source::of(file, graph, provider, shapes).map_or_else(Arc::default, slot);
+    let mut slot = slot.lock();
+    if let Some(loaded) = slot.upgrade() {
         return Ok(loaded);
     }
     let made = Arc::new(match provider {
@@ -111,16 +115,20 @@ pub fn load(file: &Path, graph: &Graph, provider: &Provider, shapes: Shapes) -> 
         },
         Provider::Cuda { device_id, options } => on_gpu(file, graph, shapes, *device_id, options)?,
     });
-    if let Some(source) = source {
-        let mut loaded = LOADED.get().lock();
-        loaded.retain(|(_, loaded)| loaded.strong_count() > 0);
-        loaded.push((source, Arc::downgrade(&made)));
-    }
+    *slot = Arc::downgrade(&made);
     Ok(made)
 }
 
-fn find(source: &Source) -> Option<Arc<Loaded>> {
-    LOADED.get().lock().iter().filter(|(other, _)| other == source).find_map(|(_, loaded)| loaded.upgrade())
+fn slot(source: Source) -> Arc<Slot> {
+    let mut slots = LOADED.get().lock();
+    // Nobody can take another's slot meanwhile, since that needs the list.
+    slots.retain(|(_, slot)| Arc::strong_count(slot) > 1 || slot.lock().strong_count() > 0);
+    if let Some((_, slot)) = slots.iter().find(|(other, _)| *other == source) {
+        return slot.clone();
+    }
+    let slot = Arc::<Slot>::default();
+    slots.push((source, slot.clone()));
+    slot
 }
 
 /// The option of the provider that says whether passes are captured. ONNX Runtime is told of it, because it then leaves nothing
@@ -336,5 +344,11 @@ mod tests {
         let weak = Arc::downgrade(&second);
         drop((first, second));
         assert!(weak.upgrade().is_none(), "nobody keeps what nobody uses");
+
+        let at_once = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..4).map(|_| scope.spawn(|| load(&file))).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).collect::<Vec<_>>()
+        });
+        assert!(at_once.iter().all(|loaded| Arc::ptr_eq(loaded, &at_once[0])), "those who come meanwhile wait for it");
     }
 }

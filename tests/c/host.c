@@ -35,7 +35,12 @@ static struct {
     void *handle;
     __typeof__(&cos_engine_open) engine_open;
     __typeof__(&cos_engine_describe) engine_describe;
+    __typeof__(&cos_engine_decode) engine_decode;
     __typeof__(&cos_engine_free) engine_free;
+    __typeof__(&cos_text_stream_new) text_stream_new;
+    __typeof__(&cos_text_stream_push) text_stream_push;
+    __typeof__(&cos_text_stream_stopped) text_stream_stopped;
+    __typeof__(&cos_text_stream_free) text_stream_free;
     __typeof__(&cos_session_new) session_new;
     __typeof__(&cos_prompt) prompt;
     __typeof__(&cos_step) step;
@@ -54,6 +59,7 @@ static void load(void) {
     }
 #define FIND(name) *(void **)&cos.name = dlsym(cos.handle, "cos_" #name)
     FIND(engine_open), FIND(engine_describe), FIND(engine_free), FIND(session_new), FIND(prompt), FIND(step);
+    FIND(engine_decode), FIND(text_stream_new), FIND(text_stream_push), FIND(text_stream_stopped), FIND(text_stream_free);
     FIND(cancel), FIND(free), FIND(error_code), FIND(error_message), FIND(error_free);
 }
 
@@ -203,10 +209,11 @@ static void host_first(void) {
     const Api *api = host_api(onnxruntime);
     void *env = host_environment(api, 1);
     load();
+    logged = 0;
     cos_engine *engine = open_engine();
     printf("text%s\n", decode(engine));
     print_pool(engine);
-    logged = 0;
+    CHECK(logged == 0); /* the library leaves the host's logger alone, which the host may free one day */
     host_session(api, env);
     CHECK(logged > 0); /* the host's logger is still the one */
     cos.engine_free(engine);
@@ -266,18 +273,39 @@ static void *steps_on(void *data) {
     return NULL;
 }
 
+static volatile int pushing = 1;
+
+static void *pushes_on(void *stream) {
+    int32_t tokens[500];
+    for (int index = 0; index < 500; index++) tokens[index] = 100 + index;
+    const char *text;
+    size_t bytes;
+    while (pushing) ok(cos.text_stream_push(stream, tokens, 500, &text, &bytes));
+    return NULL;
+}
+
 /* What a child of fork() may do with what its parent opened: get an error, free it, and end. */
-static void use_in_child(cos_engine *engine, cos_session *session) {
+static void use_in_child(cos_engine *engine, cos_session *session, cos_text_stream *stream) {
     cos_step_result step = {.struct_size = sizeof step};
     cos_session *none;
-    for (int call = 0; call < 4; call++) {
+    cos_text_stream *no_stream;
+    const char *text;
+    size_t bytes;
+    const int32_t token = 1;
+    for (int call = 0; call < 8; call++) {
         cos_error *error = call == 0   ? cos.session_new(engine, NULL, &none)
                            : call == 1 ? cos.step(session, &step)
-                           : call == 2 ? cos.prompt(session, (const int32_t[]){1}, 1)
-                                       : cos.cancel(session);
+                           : call == 2 ? cos.prompt(session, &token, 1)
+                           : call == 3 ? cos.cancel(session)
+                           : call == 4 ? cos.engine_decode(engine, &token, 1, NULL, 0, &bytes)
+                           : call == 5 ? cos.engine_describe(engine, &text)
+                           : call == 6 ? cos.text_stream_new(engine, &no_stream)
+                                       : cos.text_stream_push(stream, &token, 1, &text, &bytes);
         CHECK(error && cos.error_code(error) == COS_ERROR_UNSUPPORTED && strstr(cos.error_message(error), "fork()"));
         cos.error_free(error);
     }
+    CHECK(!cos.text_stream_stopped(stream)); /* does not wait for a thread that is not there */
+    cos.text_stream_free(stream);
     cos.free(session);
     cos.engine_free(engine);
 }
@@ -296,11 +324,15 @@ static void forks(void) {
     pthread_create(&thread, NULL, steps_on, busy);
     sem_wait(&stepping);
     cos_session *session = begin(engine);
+    cos_text_stream *stream;
+    ok(cos.text_stream_new(engine, &stream));
+    pthread_t pusher;
+    pthread_create(&pusher, NULL, pushes_on, stream);
     fflush(stdout);
     for (int round = 0; round < 4; round++) {
         pid_t child = fork();
         if (!child) {
-            use_in_child(engine, round % 2 ? busy : session);
+            use_in_child(engine, round % 2 ? busy : session, stream);
             if (round < 2) exit(0);
             engine = open_engine();
             printf("text%s\n", decode(engine));
@@ -311,6 +343,8 @@ static void forks(void) {
     }
     ok(cos.cancel(busy));
     pthread_join(thread, NULL);
+    pushing = 0;
+    pthread_join(pusher, NULL);
     printf("text%s\n", decode(engine));
 }
 
@@ -321,12 +355,14 @@ static void daemons(void) {
     if (!child) {
         cos_engine *engine = open_engine();
         cos_session *session = begin(engine);
+        cos_text_stream *stream;
+        ok(cos.text_stream_new(engine, &stream));
         int pipes[2];
         CHECK(pipe(pipes) == 0);
         pid_t before = fork();
         if (!before) {
             CHECK(daemon(1, 1) == 0);
-            use_in_child(engine, session);
+            use_in_child(engine, session, stream);
             engine = open_engine();
             const char *text = decode(engine);
             CHECK(write(pipes[1], text, strlen(text)) > 0);
@@ -346,6 +382,49 @@ static void daemons(void) {
     print_pool(engine);
 }
 
+static void *opens(void *data) {
+    (void)data;
+    open_engine();
+    return NULL;
+}
+
+/* The host forks while a thread opens the first engine: the child can open one too, or is told that it cannot. */
+static void early_forks(void) {
+    load();
+    for (int delay = 500; delay < 60000; delay *= 2) {
+        pid_t host = fork();
+        if (!host) {
+            pthread_t thread;
+            pthread_create(&thread, NULL, opens, NULL);
+            usleep((useconds_t)delay);
+            pid_t child = fork();
+            if (!child) {
+                cos_engine *engine;
+                cos_error *error = cos.engine_open(config, &engine);
+                exit(error && cos.error_code(error) != COS_ERROR_UNSUPPORTED);
+            }
+            end_of(child);
+            pthread_join(thread, NULL);
+            _exit(0);
+        }
+        end_of(host);
+    }
+}
+
+/* The library was loaded by a relative path, and the working directory is another one when it looks for ONNX Runtime beside itself. */
+static void moves(void) {
+    const char *name = strrchr(library, '/') + 1;
+    char path[4096];
+    snprintf(path, sizeof path, "%.*s", (int)(name - library), library);
+    CHECK(chdir(path) == 0);
+    snprintf(path, sizeof path, "./%s", name);
+    library = path;
+    load();
+    CHECK(chdir("/") == 0);
+    unsetenv("ORT_DYLIB_PATH");
+    printf("text%s\n", decode(open_engine()));
+}
+
 int main(int count, char **values) {
     CHECK(count == 6);
     library = values[2], onnxruntime = values[3], config = values[4], model = values[5];
@@ -353,7 +432,7 @@ int main(int count, char **values) {
         const char *name;
         void (*run)(void);
     } all[] = {{"unload", unload}, {"host_first", host_first}, {"host_second", host_second},
-               {"host_copy", host_copy}, {"forks", forks}, {"daemons", daemons}};
+               {"host_copy", host_copy}, {"forks", forks}, {"daemons", daemons}, {"early_forks", early_forks}, {"moves", moves}};
     for (size_t index = 0; index < sizeof all / sizeof *all; index++)
         if (!strcmp(values[1], all[index].name)) {
             all[index].run();
