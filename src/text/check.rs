@@ -48,7 +48,13 @@ struct Token<'a>(#[serde(borrow)] Cow<'a, str>);
 
 /// Say what is wrong with a `tokenizer.json`, if that is anything the library would not say itself.
 pub fn check(content: &str) -> Result {
+    if !content.trim_start().starts_with('{') {
+        return Err(no_tokenizer(content));
+    }
     let file: File = serde_json::from_str(content).map_err(|error| error.to_string())?;
+    if file.model.is_none() {
+        return Err(no_tokenizer(content));
+    }
     if let Some(Model { vocab: Some(vocab), merges: Some(merges), continuing_subword_prefix, .. }) = &file.model {
         let prefix = continuing_subword_prefix.as_deref().unwrap_or("");
         check_merges(vocab.get(), merges.get(), prefix).map_err(|why| format!("its merges: {why}"))?;
@@ -61,6 +67,11 @@ pub fn check(content: &str) -> Result {
     parts.into_iter().flatten().try_for_each(check_parts)?;
     growth::check("normalizer and pre_tokenizer", file.normalizer.iter().chain(&file.pre_tokenizer))?;
     growth::check("decoder", &file.decoder)
+}
+
+fn no_tokenizer(content: &str) -> String {
+    let start: String = content.trim().chars().take(60).collect();
+    format!("it is JSON, but no tokenizer, since it has no \"model\" ({start}); put the model's own file in its place")
 }
 
 /// Two tokens, the second without the prefix of those that begin no word, make a third one.
@@ -161,9 +172,15 @@ mod tests {
 
     use super::*;
 
-    /// What is wrong with a file that has these parts.
+    /// Look at a file with these parts, and a model.
+    fn check_file(mut parts: Value) -> Result {
+        parts.as_object_mut().unwrap().entry("model").or_insert(json!({}));
+        check(&parts.to_string())
+    }
+
+    /// What is wrong with it.
     fn wrong(parts: Value) -> String {
-        check(&parts.to_string()).expect_err("something is wrong")
+        check_file(parts).expect_err("something is wrong")
     }
 
     fn bpe(prefix: Option<&str>, merges: Value) -> Value {
@@ -174,15 +191,23 @@ mod tests {
     #[test]
     fn merges_make_tokens() {
         for merges in [json!([["a", "b"], ["a", "é"]]), json!(["a b", "a é", "#version: 0.2"])] {
-            assert_eq!(check(&bpe(None, merges).to_string()), Ok(()));
+            assert_eq!(check_file(bpe(None, merges)), Ok(()));
         }
-        assert_eq!(check(&bpe(Some("##"), json!([["a", "##b"]])).to_string()), Ok(()));
+        assert_eq!(check_file(bpe(Some("##"), json!([["a", "##b"]]))), Ok(()));
         assert!(wrong(bpe(None, json!([["ab", "b"]]))).contains("make \"abb\", which is no token"));
         assert!(wrong(bpe(Some("####"), json!([["a", "b"]]))).contains("continuing_subword_prefix"), "it is longer");
         assert!(
             wrong(bpe(Some("x"), json!(["a é"]))).contains("continuing_subword_prefix"),
             "it ends within a character"
         );
+    }
+
+    #[test]
+    fn json_that_is_no_tokenizer_is_told() {
+        for content in ["null", "[]", "3", "[{}]", r#"{"error": "Repository not found"}"#, r#" {"model": null}"#] {
+            let error = check(content).unwrap_err();
+            assert!(error.contains("it is JSON, but no tokenizer") && error.contains(content.trim()), "{error}");
+        }
     }
 
     #[test]
@@ -195,12 +220,12 @@ mod tests {
     fn parts_are_what_the_library_takes_for_granted() {
         let nested = |part| json!({ "pre_tokenizer": { "type": "Sequence", "pretokenizers": [part] } });
         assert!(wrong(nested(json!({ "type": "FixedLength", "length": 0 }))).contains("length of 0"));
-        assert_eq!(check(&nested(json!({ "type": "FixedLength", "length": 1 })).to_string()), Ok(()));
+        assert_eq!(check_file(nested(json!({ "type": "FixedLength", "length": 1 }))), Ok(()));
         let normalizer =
             |table: &str| json!({ "normalizer": { "type": "Precompiled", "precompiled_charsmap": table } });
         assert!(wrong(normalizer("AAAA")).contains("base64"));
         assert!(wrong(normalizer("////fw==")).contains("declares 2147483647 bytes, and has 0"));
-        assert_eq!(check(&normalizer("BAAAAAAAAAA=").to_string()), Ok(()), "4 bytes of table");
+        assert_eq!(check_file(normalizer("BAAAAAAAAAA=")), Ok(()), "4 bytes of table");
     }
 
     #[test]
@@ -212,13 +237,13 @@ mod tests {
             json!({ "post_processor": { "processors": [template] } })
         };
         let defined = json!({ "<s>": { "ids": [1], "tokens": ["<s>"] } });
-        assert_eq!(check(&template(&[&token, &text], defined.clone()).to_string()), Ok(()));
+        assert_eq!(check_file(template(&[&token, &text], defined.clone())), Ok(()));
         assert!(wrong(template(&[&token, &second], defined.clone())).contains("sequence B"));
         assert!(wrong(template(&[&token], defined.clone())).contains("0 times"));
         assert!(wrong(template(&[&text, &text], defined)).contains("2 times"));
         assert!(wrong(template(&[&token, &text], json!({}))).contains("\"<s>\""));
         let long = json!({ "<s>": { "ids": vec![1; 600], "tokens": vec!["<s>"; 600] } });
-        assert_eq!(check(&template(&[&token, &text], long.clone()).to_string()), Ok(()));
+        assert_eq!(check_file(template(&[&token, &text], long.clone())), Ok(()));
         assert!(
             wrong(template(&[&token, &text, &token], long))
                 .contains("adds 1200 tokens to a text, and the limit is 1024")
@@ -232,11 +257,11 @@ mod tests {
         let replace =
             |content: usize| json!({ "type": "Replace", "pattern": { "String": "a" }, "content": "a".repeat(content) });
         let parts = |a: usize, b: usize, c: usize| json!({ "normalizer": replace(a), "pre_tokenizer": replace(b), "decoder": replace(c) });
-        assert_eq!(check(&parts(32, 32, 1024).to_string()), Ok(()));
+        assert_eq!(check_file(parts(32, 32, 1024)), Ok(()));
         assert!(wrong(parts(32, 33, 1)).contains("its normalizer and pre_tokenizer may make more than 1024 bytes"));
         assert!(wrong(parts(1, 1, 1025)).contains("its decoder may make more than 1024 bytes"));
         let word = |letters: u64| json!({ "model": { "max_input_chars_per_word": letters } });
-        assert_eq!(check(&word(1000).to_string()), Ok(()));
+        assert_eq!(check_file(word(1000)), Ok(()));
         assert!(
             wrong(word(1 << 62)).contains("max_input_chars_per_word is 4611686018427387904, and the limit is 1000")
         );
