@@ -114,11 +114,15 @@ fn mistaken(start: &[u8]) -> Option<String> {
 
 /// The text of a whole file that is one, but neither JSON nor the beginning of it.
 fn answer(content: &[u8]) -> Option<&str> {
+    let text = prose(content)?;
+    (!text.contains(['{', '[']) && serde_json::from_str::<IgnoredAny>(text).is_err()).then_some(text)
+}
+
+/// The text that some bytes are, if they are one that somebody can read.
+pub fn prose(content: &[u8]) -> Option<&str> {
     let text = str::from_utf8(content).ok()?.trim();
-    let is_prose = text.chars().all(|c| !c.is_control() || c.is_whitespace())
-        && text.chars().filter(|c| c.is_alphabetic()).count() >= 4
-        && !text.contains(['{', '[']);
-    (is_prose && serde_json::from_str::<IgnoredAny>(text).is_err()).then_some(text)
+    let is_prose = text.chars().all(|c| !c.is_control() || c.is_whitespace());
+    (is_prose && text.chars().filter(|c| c.is_alphabetic()).count() >= 4).then_some(text)
 }
 
 /// The JSON of a model's configuration. NaN and infinities, which Python writes, become null.

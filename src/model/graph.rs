@@ -84,8 +84,12 @@ impl Graph {
         let bytes = unsafe { Mmap::map(&opened) }
             .map_err(|error| Error::Runtime(format!("cannot map {} into memory: {error}", file.display())))?;
         // As `Bytes`, so that the content of weights is not copied.
-        let model = ModelProto::decode(Bytes::from_owner(bytes))
-            .map_err(|error| refuse(&format_args!("it is not ONNX ({error})")))?;
+        let bytes = Bytes::from_owner(bytes);
+        let model = ModelProto::decode(bytes.clone()).map_err(|error| {
+            let start = files::prose(&bytes[..bytes.len().min(60)]);
+            let text = start.map(|start| format!("; it begins with the text {start:?}")).unwrap_or_default();
+            refuse(&format_args!("it is not ONNX ({error}){text}"))
+        })?;
         let main = model.graph.ok_or_else(|| refuse(&"it holds no graph"))?;
         let mut graph = Graph {
             producer: [model.producer_name, model.producer_version].join(" ").trim().to_owned(),
@@ -655,9 +659,16 @@ pub mod tests {
     #[test]
     fn what_is_no_model_is_refused() {
         let file = tempfile::NamedTempFile::new().unwrap();
-        for content in [&b""[..], b"prose", b"\x3a\xff\xff\xff\xff\x0f"] {
+        let refused = |content: &[u8]| {
             std::fs::write(file.path(), content).unwrap();
-            assert_eq!(Graph::read(file.path()).err().unwrap().code(), 3);
+            let error = Graph::read(file.path()).err().unwrap();
+            assert_eq!(error.code(), 3);
+            error.to_string()
+        };
+        for content in [&b""[..], b"prose", b"\x3a\xff\xff\xff\xff\x0f"] {
+            refused(content);
         }
+        let error = refused(br#"{"error": "Repository not found"}"#);
+        assert!(error.contains(r#"begins with the text "{\"error\": \"Repository not found\"}""#), "{error}");
     }
 }
