@@ -15,7 +15,7 @@ use super::growth;
 
 type Result<T = ()> = std::result::Result<T, String>;
 
-/// Most letters of a word that WordPiece looks for pieces in; most models have 100. The time grows with the third power.
+/// Most letters of a word that WordPiece looks for pieces in. Models have 100; the time grows with the third power.
 const WORD: u64 = 1000;
 
 /// Most tokens that a template adds to a text.
@@ -256,7 +256,10 @@ mod tests {
     fn what_multiplies_a_text_is_bounded() {
         let replace =
             |content: usize| json!({ "type": "Replace", "pattern": { "String": "a" }, "content": "a".repeat(content) });
-        let parts = |a: usize, b: usize, c: usize| json!({ "normalizer": replace(a), "pre_tokenizer": replace(b), "decoder": replace(c) });
+        let parts = |normalizer: usize, pre_tokenizer: usize, decoder: usize| {
+            let (normalizer, pre_tokenizer) = (replace(normalizer), replace(pre_tokenizer));
+            json!({ "normalizer": normalizer, "pre_tokenizer": pre_tokenizer, "decoder": replace(decoder) })
+        };
         assert_eq!(check_file(parts(32, 32, 1024)), Ok(()));
         assert!(wrong(parts(32, 33, 1)).contains("its normalizer and pre_tokenizer may make more than 1024 bytes"));
         assert!(wrong(parts(1, 1, 1025)).contains("its decoder may make more than 1024 bytes"));

@@ -165,7 +165,7 @@ impl Stops {
         Ok(Stops { sorted, automaton })
     }
 
-    /// End and start of the one that is complete first, and of the longest of those complete at once; of those that fit.
+    /// End and start of the one that is complete first, of those that fit; of several at once, the longest.
     fn find(&self, text: &str, fits: impl Fn((usize, usize)) -> bool) -> Option<(usize, usize)> {
         // They come in the order of their ends.
         let all = self.automaton.find_overlapping_iter(text).map(|found| (found.end(), found.start()));
