@@ -269,8 +269,8 @@ fn stop_tokens(models: &[OnnxModel], vocab_size: usize) -> (Vec<i32>, Vec<String
     let mut warnings: Vec<String> = unknown.into_iter().map(never).collect();
     if tokens.is_empty() {
         warnings.push(
-            "no file of a model names a stop token, so only max_tokens or a full context ends a text; put the model's \
-             generation_config.json beside it, or give sessions stop_tokens"
+            "no file of a model names a stop token that can be used, so only max_tokens or a full context ends a text; \
+             put the model's generation_config.json beside it, or give sessions stop_tokens"
                 .into(),
         );
     }

@@ -41,7 +41,7 @@ pub fn open(path: &Path) -> Result<File, String> {
     // Another file may be there by now. It is opened without waiting, and looked at again.
     let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path).map_err(refuse)?;
     check_kind(path, file.metadata().map_err(refuse)?.file_type())?;
-    let mut start = [0; 256];
+    let mut start = [0; START];
     let length = file.read_at(&mut start, 0).map_err(refuse)?;
     mistaken(&start[..length]).map_or(Ok(file), |what| Err(cannot_read(path, what)))
 }
@@ -77,18 +77,52 @@ pub fn without_mark(text: &str) -> &str {
     text.strip_prefix('\u{feff}').unwrap_or(text)
 }
 
+/// What archives and compressed files begin with.
+const PACKED: [(&[u8], &str); 6] = [
+    (b"\x1f\x8b\x08", "gzip"),
+    (b"PK\x03\x04", "zip"),
+    (b"\x28\xb5\x2f\xfd", "zstd"),
+    (b"\xfd7zXZ\0", "xz"),
+    (b"BZh91AY&SY", "bzip2"),
+    (b"7z\xbc\xaf\x27\x1c", "7z"),
+];
+
+/// Bytes of a file's start that are looked at.
+const START: usize = 256;
+
 /// What a file is that begins like this, if it came in place of another one, and the mend.
-fn mistaken(start: &[u8]) -> Option<&'static str> {
+fn mistaken(start: &[u8]) -> Option<String> {
+    let is_whole = start.len() < START;
+    let start = start.strip_prefix(b"\xef\xbb\xbf").unwrap_or(start);
     let text = start.trim_ascii_start().to_ascii_lowercase();
     if start.is_empty() {
-        Some("it is empty; download or export it again")
+        Some("it is empty; download or export it again".into())
     } else if text.starts_with(b"version https://git-lfs") {
-        Some("it is a pointer of Git LFS in place of the file; run `git lfs pull` in the folder that was cloned")
+        Some("it is a pointer of Git LFS in place of the file; run `git lfs pull` in the folder that was cloned".into())
     } else if [&b"<!doctype html"[..], b"<html", b"<?xml"].iter().any(|page| text.starts_with(page)) {
-        Some("it is a page (HTML or XML), as servers send it with an error or a login; download the file again")
+        let what = "it is a page (HTML or XML), as servers send it with an error or a login";
+        Some(format!("{what}; download the file again"))
+    } else if let Some((_, kind)) = PACKED.iter().find(|(bytes, _)| start.starts_with(bytes)) {
+        Some(format!("it is packed ({kind}); put what is in it in its place"))
     } else {
-        None
+        let answer = answer(start).filter(|_| is_whole)?;
+        Some(format!(
+            "it holds nothing but the text {answer:?}, as servers send it in place of a file; download it again"
+        ))
     }
+}
+
+/// The text of a whole file that is one, but neither JSON nor the beginning of it.
+fn answer(content: &[u8]) -> Option<&str> {
+    let text = prose(content)?;
+    (!text.contains(['{', '[']) && serde_json::from_str::<IgnoredAny>(text).is_err()).then_some(text)
+}
+
+/// The text that some bytes are, if they are one that somebody can read.
+pub fn prose(content: &[u8]) -> Option<&str> {
+    let text = str::from_utf8(content).ok()?.trim();
+    let is_prose = text.chars().all(|c| !c.is_control() || c.is_whitespace());
+    (is_prose && text.chars().filter(|c| c.is_alphabetic()).count() >= 4).then_some(text)
 }
 
 /// The JSON of a model's configuration. NaN and infinities, which Python writes, become null.
@@ -153,10 +187,20 @@ mod tests {
         assert_eq!(read(b"\xef\xbb\xbf{}"), Ok(serde_json::json!({})), "a byte order mark");
         assert_eq!(read(b"{\"a\": NaN}"), Ok(serde_json::json!({ "a": null })));
         let long = vec![b' '; CONFIGURATION as usize + 1];
-        let refused: [(&[u8], &[&str]); 9] = [
+        assert_eq!(read(b"null"), Ok(Value::Null), "a short text that is JSON");
+        let refused: [(&[u8], &[&str]); 18] = [
             (b"", &["it is empty", "download"]),
             (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", &["Git LFS", "git lfs pull"]),
             (b"\n<!DOCTYPE html><html>404</html>", &["HTML", "download the file again"]),
+            (b"\xef\xbb\xbf\r\n<!doctype HTML>", &["HTML"]),
+            (b"\xef\xbb\xbf", &["it is empty"]),
+            (b"\x1f\x8b\x08\0\0\0\0\0", &["packed (gzip)"]),
+            (b"PK\x03\x04\x14\0", &["packed (zip)"]),
+            (b"\x28\xb5\x2f\xfd\x04", &["packed (zstd)"]),
+            (b"\xfd7zXZ\0\0", &["packed (xz)"]),
+            (b"Not Found", &["the text \"Not Found\"", "download it again"]),
+            (b"Invalid username or password.\n", &["the text \"Invalid username or password.\""]),
+            (b"{Not Found", &["not JSON"]),
             (b"<?xml version=\"1.0\"?><Error/>", &["XML"]),
             (b"\xff\xfe{\0}\0", &["UTF-16", "byte order mark", "UTF-8"]),
             (b"{\"a\": \"\xe4\"}", &["not UTF-8"]),

@@ -4,6 +4,7 @@ mod check;
 mod decoder;
 #[cfg(test)]
 mod forms;
+mod growth;
 mod quiet;
 mod stops;
 mod stream;

@@ -163,6 +163,7 @@ fn refused(model: &Path, says: &[&str]) {
 }
 
 const POINTER: &[u8] = b"version https://git-lfs.github.com/spec/v1\noid sha256:0123456789abcdef\nsize 1076382\n";
+const ANSWER: &[u8] = b"Not Found\n";
 const PAGE: &[u8] = b"<!DOCTYPE html>\n<html><body>Not found</body></html>\n";
 
 #[test]
@@ -171,7 +172,7 @@ fn what_came_in_place_of_a_file_is_told() {
     for name in ["model.onnx", "model.onnx.data", "genai_config.json", "config.json", "tokenizer.json"] {
         let file = folder.path().join(name);
         let kept = std::fs::read(&file).ok();
-        for (content, says) in [(POINTER, "git lfs pull"), (PAGE, "HTML"), (b"", "is empty")] {
+        for (content, says) in [(POINTER, "git lfs pull"), (PAGE, "HTML"), (ANSWER, "Not Found"), (b"", "is empty")] {
             std::fs::write(&file, content).unwrap();
             refused(folder.path(), &[&format!("/{name}"), says]);
         }
@@ -276,6 +277,10 @@ fn stop_tokens_are_what_all_files_name() {
     write("config.json", "{}");
     write("generation_config.json", "{}");
     assert_eq!(found(), ("[]".into(), true));
+    write("generation_config.json", r#"{"eos_token_id": "</s>"}"#);
+    assert_eq!(found(), ("[]".into(), true));
+    let warnings = describe(folder.path()).unwrap().to_string();
+    assert!(warnings.contains(r#"generation_config.json has the eos_token_id \"</s>\", which is not used"#));
 }
 
 /// A mixture at a temperature near 0 is one of point masses, not one point mass; `greedy_below` takes it for 0.

@@ -94,10 +94,11 @@ fn leads_out(name: &str) -> bool {
 /// Look at the files with a model's weights: one that is missing or cut off, or is something else, is told by its name.
 pub fn check_weights(file: &Path, graph: &Graph) -> Result<()> {
     let folder = file.parent().unwrap_or(Path::new(""));
-    graph
-        .external_files
-        .iter()
-        .try_for_each(|(name, &needed)| check_external(folder, name, needed))
+    let misplaced = graph.misplaced.iter().map(|why| Err(format!("{why}; export the model again")));
+    let files = graph.external_files.iter().map(|(name, &needed)| check_external(folder, name, needed));
+    misplaced
+        .chain(files)
+        .collect::<Result<(), _>>()
         .map_err(|why| Error::Model(format!("cannot load {}: its weights: {why}", file.display())))
 }
 
@@ -120,11 +121,14 @@ fn check_external(folder: &Path, name: &str, needed: u64) -> Result<(), String> 
     Ok(())
 }
 
-/// An error of ONNX Runtime, or a better one if it was about weights that are linked from elsewhere.
-///
-/// ONNX Runtime follows a link only within the folder of the model, or the one that the model itself is a link to.
-pub fn explain_links(file: &Path, graph: &Graph, error: Error) -> Error {
-    let link = error.to_string().contains("External data path").then(|| linked_elsewhere(file, graph)).flatten();
+/// An error of loading a model with ONNX Runtime, or a better one if memory or links are the reason.
+pub fn explain(file: &Path, graph: &Graph, error: Error) -> Error {
+    let message = error.to_string();
+    if ["bad_alloc", "out of memory", "Failed to allocate memory"].iter().any(|words| message.contains(words)) {
+        return out_of_memory(file, &message);
+    }
+    // A link is followed only within the folder of the model, or the one that the model itself is a link to.
+    let link = message.contains("External data path").then(|| linked_elsewhere(file, graph)).flatten();
     link.map_or(error, |(link, target)| {
         Error::Model(format!(
             "cannot load {}: its weights {} are a link to {}, and ONNX Runtime follows no link out of the model's \
@@ -134,6 +138,16 @@ pub fn explain_links(file: &Path, graph: &Graph, error: Error) -> Error {
             target.display()
         ))
     })
+}
+
+/// No file is at fault, so none is to be copied again.
+fn out_of_memory(file: &Path, message: &str) -> Error {
+    let why = message.split("; if the file is corrupt").next().unwrap_or(message);
+    let why = why.rsplit(": ").next().unwrap_or(why);
+    Error::Runtime(format!(
+        "not enough memory to load {} ({why}); free some, raise the limit of this process, or use a smaller model",
+        file.display()
+    ))
 }
 
 /// A file of weights that a link leads to from elsewhere: the link and the file.
@@ -249,28 +263,34 @@ impl Beside {
         matches!(kind, "longrope" | "su").then_some(length as usize)
     }
 
-    /// The tokens that end a text: all that any of the configurations names, in ascending order.
+    /// The tokens that end a text, in ascending order, and what is said of such tokens and cannot be used.
     ///
-    /// One file often leaves out what another one says, and a text that does not end is worse than one that does.
-    pub fn stop_tokens(&self) -> Vec<i32> {
+    /// They are all that any of the configurations names. One file often leaves out what another one says, and a text
+    /// that does not end is worse than one that does.
+    pub fn stop_tokens(&self) -> (Vec<i32>, Vec<String>) {
         let key = "eos_token_id";
         let (genai, hub, generation) = (self.genai.as_ref(), self.hub.as_ref(), self.generation.as_ref());
         let named = [
-            genai.and_then(|config| config.pointer("/model")?.get(key)),
-            generation.and_then(|config| config.get(key)),
-            hub.and_then(|config| config.get(key)),
-            hub.and_then(|config| config.get("text_config")?.get(key)),
+            ("genai_config.json", genai.and_then(|config| config.pointer("/model")?.get(key))),
+            ("generation_config.json", generation.and_then(|config| config.get(key))),
+            ("config.json", hub.and_then(|config| config.get(key))),
+            ("config.json", hub.and_then(|config| config.get("text_config")?.get(key))),
         ];
-        let each = named.into_iter().flatten().flat_map(|value| match value {
-            Value::Array(tokens) => tokens.as_slice(),
-            one => std::slice::from_ref(one),
-        });
-        // Some write -1 for none.
-        let valid =
-            |value: &Value| value.as_i64().and_then(|token| i32::try_from(token).ok()).filter(|&token| token >= 0);
-        let mut tokens: BTreeSet<i32> = each.filter_map(valid).collect();
+        let (mut tokens, mut warnings) = (BTreeSet::new(), Vec::new());
+        for (file, value) in named.into_iter().filter_map(|(file, value)| Some((file, value?))) {
+            let each = value.as_array().map_or(std::slice::from_ref(value), Vec::as_slice);
+            // Some write null or -1 for none.
+            let each = each.iter().filter(|one| !one.is_null() && one.as_i64().is_none_or(|token| token >= 0));
+            let token = |one: &Value| one.as_i64().and_then(|token| i32::try_from(token).ok());
+            let (valid, invalid): (Vec<_>, Vec<_>) = each.partition(|&one| token(one).is_some());
+            tokens.extend(valid.into_iter().filter_map(token));
+            warnings.extend(invalid.first().map(|one| {
+                let one: String = one.to_string().chars().take(60).collect();
+                format!("{file} has the {key} {one}, which is not used, since it is not the number of a token")
+            }));
+        }
         tokens.extend(self.stop_token_by_text());
-        tokens.into_iter().collect()
+        (tokens.into_iter().collect(), warnings)
     }
 
     /// The token that `tokenizer_config.json` names by its text. What is wrong with a `tokenizer.json` is told where
@@ -387,12 +407,17 @@ mod tests {
     #[test]
     fn all_that_is_said_of_stop_tokens_counts() {
         let folder = tempfile::tempdir().unwrap();
-        let tokens = |files: &[(&str, &str)]| {
+        let found = |files: &[(&str, &str)]| {
             for name in ["genai_config", "generation_config", "config", "tokenizer_config", "tokenizer"] {
                 let content = files.iter().find(|(file, _)| *file == name).map_or("{}", |(_, content)| content);
                 std::fs::write(folder.path().join(name).with_extension("json"), content).unwrap();
             }
             Beside::of(&folder.path().join("model.onnx")).unwrap().stop_tokens()
+        };
+        let tokens = |files: &[(&str, &str)]| {
+            let (tokens, warnings) = found(files);
+            assert_eq!(warnings, [] as [String; 0]);
+            tokens
         };
         let none: [i32; 0] = [];
         let (bpe, unigram) = (
@@ -418,6 +443,38 @@ mod tests {
             (r#"{"eos_token": null}"#, bpe, &[]),
         ] {
             assert_eq!(tokens(&[("tokenizer_config", content), ("tokenizer", tokenizer)]), expected, "{content}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_a_stop_token_is_told() {
+        let hub = |value: &str| beside(None, Some(&format!(r#"{{"eos_token_id": {value}}}"#))).stop_tokens();
+        for value in ["4294967296", "1.5", "\"</s>\"", "true", "{}", "18446744073709551615"] {
+            let (tokens, warnings) = hub(value);
+            assert!(tokens.is_empty() && warnings.len() == 1, "{warnings:?}");
+            assert!(warnings[0].starts_with(&format!("config.json has the eos_token_id {value}, which is not used")));
+        }
+        let (tokens, warnings) = hub(r#"[2, null, "</s>", 1.5, -1]"#);
+        assert_eq!(tokens, [2]);
+        assert!(warnings.len() == 1 && warnings[0].contains("\"</s>\""), "the first: {warnings:?}");
+    }
+
+    /// As onnxruntime words them.
+    #[test]
+    fn memory_is_not_a_fault_of_a_file() {
+        let graph = super::super::graph::tests::graph(&[], &[], &[]);
+        for (why, is_memory) in [
+            ("Exception during initialization: std::bad_alloc", true),
+            ("CUDA failure 2: out of memory", true),
+            ("Failed to allocate memory for requested buffer of size 4096", true),
+            ("Protobuf parsing failed.", false),
+        ] {
+            let error = format!("cannot load m.onnx: {why}; if the file is corrupt or incomplete, copy it again");
+            let error = explain(Path::new("m.onnx"), &graph, Error::Model(error));
+            let message = error.to_string();
+            assert_eq!(message.contains("not enough memory to load m.onnx"), is_memory, "{message}");
+            assert_eq!(message.contains("corrupt"), !is_memory, "{message}");
+            assert_eq!(error.code(), if is_memory { 4 } else { 3 });
         }
     }
 

@@ -56,6 +56,8 @@ pub struct Graph {
     weights: Vec<HashMap<String, Weight>>,
     /// Files beside the model that hold weights, and how many bytes they must have at least.
     pub external_files: BTreeMap<String, u64>,
+    /// What is wrong with a place in such a file, if anything is.
+    pub misplaced: Option<String>,
     /// Whether anything is computed in half precision: a weight is float16 or bfloat16, or something is cast to that.
     pub is_half: bool,
 }
@@ -79,10 +81,15 @@ impl Graph {
         let opened = files::open(file).map_err(Error::Model)?;
         // SAFETY: the mapping is read here only and dropped at the end. A file that is cut short meanwhile would raise
         // SIGBUS, as it would when ONNX Runtime maps it.
-        let bytes = unsafe { Mmap::map(&opened) }.map_err(|error| refuse(&error))?;
+        let bytes = unsafe { Mmap::map(&opened) }
+            .map_err(|error| Error::Runtime(format!("cannot map {} into memory: {error}", file.display())))?;
         // As `Bytes`, so that the content of weights is not copied.
-        let model = ModelProto::decode(Bytes::from_owner(bytes))
-            .map_err(|error| refuse(&format_args!("it is not ONNX ({error})")))?;
+        let bytes = Bytes::from_owner(bytes);
+        let model = ModelProto::decode(bytes.clone()).map_err(|error| {
+            let start = files::prose(&bytes[..bytes.len().min(60)]);
+            let text = start.map(|start| format!("; it begins with the text {start:?}")).unwrap_or_default();
+            refuse(&format_args!("it is not ONNX ({error}){text}"))
+        })?;
         let main = model.graph.ok_or_else(|| refuse(&"it holds no graph"))?;
         let mut graph = Graph {
             producer: [model.producer_name, model.producer_version].join(" ").trim().to_owned(),
@@ -92,6 +99,7 @@ impl Graph {
             around: Vec::new(),
             weights: Vec::new(),
             external_files: BTreeMap::new(),
+            misplaced: None,
             is_half: false,
         };
         graph.take(main, None);
@@ -121,14 +129,23 @@ impl Graph {
     fn take_weight(&mut self, weight: TensorProto, scope: Scope, name: Option<&String>) {
         let numbers = weight.few_numbers();
         let TensorProto { dims: dimensions, data_type, name: own, external_data, .. } = weight;
+        let name = name.unwrap_or(&own);
         let entry = |key: &str| external_data.iter().find(|entry| entry.key == key).map(|entry| &entry.value);
         if let Some(file) = entry("location") {
-            let number = |key: &str| entry(key).and_then(|value| value.parse::<u64>().ok()).unwrap_or(0);
+            let mut number = |key: &str| {
+                let Some(text) = entry(key) else { return 0 };
+                text.parse::<u64>().unwrap_or_else(|_| {
+                    self.misplaced =
+                        Some(format!("{name:?} in {file:?} has the {key} {text:?}, not a number of bytes"));
+                    0
+                })
+            };
+            let end = number("offset").saturating_add(number("length"));
             let needed = self.external_files.entry(file.clone()).or_default();
-            *needed = (*needed).max(number("offset").saturating_add(number("length")));
+            *needed = (*needed).max(end);
         }
         self.is_half |= [FLOAT16, BFLOAT16].contains(&data_type);
-        self.weights[scope].insert(name.cloned().unwrap_or(own), Weight { dimensions, numbers });
+        self.weights[scope].insert(name.clone(), Weight { dimensions, numbers });
     }
 
     fn take_nodes(&mut self, nodes: Vec<NodeProto>, scope: Scope) {
@@ -478,6 +495,7 @@ struct StringStringEntry {
 pub mod tests {
     use std::collections::BTreeSet;
 
+    use super::super::beside;
     use super::*;
 
     fn node(operator: &str, inputs: &[&str], output: &str) -> NodeProto {
@@ -623,11 +641,34 @@ pub mod tests {
     }
 
     #[test]
+    fn places_of_weights_are_numbers() {
+        for (key, value) in
+            [("offset", "-4096"), ("length", "4 KiB"), ("offset", "99999999999999999999"), ("length", "")]
+        {
+            let entries = [("location", "weights.bin"), (key, value)];
+            let entry = |(key, value): (&str, &str)| StringStringEntry { key: key.into(), value: value.into() };
+            let external_data = entries.map(entry).into();
+            let weight = TensorProto { name: "w".into(), external_data, ..Default::default() };
+            let graph = read(GraphProto { initializer: vec![weight], ..Default::default() }, Vec::new());
+            let error = beside::check_weights(Path::new("folder/model.onnx"), &graph).unwrap_err().to_string();
+            let says = format!("\"w\" in \"weights.bin\" has the {key} {value:?}, not a number of bytes");
+            assert!(error.contains(&says) && error.contains("folder/model.onnx"), "{error}");
+        }
+    }
+
+    #[test]
     fn what_is_no_model_is_refused() {
         let file = tempfile::NamedTempFile::new().unwrap();
-        for content in [&b""[..], b"prose", b"\x3a\xff\xff\xff\xff\x0f"] {
+        let refused = |content: &[u8]| {
             std::fs::write(file.path(), content).unwrap();
-            assert_eq!(Graph::read(file.path()).err().unwrap().code(), 3);
+            let error = Graph::read(file.path()).err().unwrap();
+            assert_eq!(error.code(), 3);
+            error.to_string()
+        };
+        for content in [&b""[..], b"prose", b"\x3a\xff\xff\xff\xff\x0f"] {
+            refused(content);
         }
+        let error = refused(br#"{"error": "Repository not found"}"#);
+        assert!(error.contains(r#"begins with the text "{\"error\": \"Repository not found\"}""#), "{error}");
     }
 }

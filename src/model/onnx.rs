@@ -139,7 +139,7 @@ impl OnnxModel {
         let started = Instant::now();
         let refuse = |error: &dyn std::fmt::Display| Error::Model(format!("cannot load {}: {error}", file.display()));
         let loaded = weights::load(file, graph, &settings.provider, shapes)
-            .map_err(|error| beside::explain_links(file, graph, error))?;
+            .map_err(|error| beside::explain(file, graph, error))?;
         let mut export = read_export(file, graph, loaded.session.inputs(), loaded.session.outputs())?;
         if let Some(length) = settings.context_length {
             export.limit_context(length)?;

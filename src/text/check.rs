@@ -1,7 +1,7 @@
 //! What must hold of a `tokenizer.json` before the tokenizers library reads it.
 //!
 //! It takes some of these things for granted: a merge that is none makes it build a string that is not UTF-8, a size
-//! that is declared is allocated, and the others make it panic when a text comes.
+//! that is declared is allocated, what multiplies a text is done, and the others make it panic when a text comes.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -11,7 +11,15 @@ use serde::de::IgnoredAny;
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-type Result = std::result::Result<(), String>;
+use super::growth;
+
+type Result<T = ()> = std::result::Result<T, String>;
+
+/// Most letters of a word that WordPiece looks for pieces in. Models have 100; the time grows with the third power.
+const WORD: u64 = 1000;
+
+/// Most tokens that a template adds to a text.
+const ADDED: usize = 1024;
 
 /// The parts that are looked at. A key that is there twice is an error: the library would take either.
 #[derive(Deserialize)]
@@ -21,6 +29,7 @@ struct File<'a> {
     normalizer: Option<Value>,
     pre_tokenizer: Option<Value>,
     post_processor: Option<Value>,
+    decoder: Option<Value>,
 }
 
 #[derive(Deserialize)]
@@ -30,6 +39,7 @@ struct Model<'a> {
     #[serde(borrow)]
     merges: Option<&'a RawValue>,
     continuing_subword_prefix: Option<String>,
+    max_input_chars_per_word: Option<Value>,
 }
 
 /// A string that is copied only if it is escaped: there are hundreds of thousands.
@@ -38,13 +48,30 @@ struct Token<'a>(#[serde(borrow)] Cow<'a, str>);
 
 /// Say what is wrong with a `tokenizer.json`, if that is anything the library would not say itself.
 pub fn check(content: &str) -> Result {
+    if !content.trim_start().starts_with('{') {
+        return Err(no_tokenizer(content));
+    }
     let file: File = serde_json::from_str(content).map_err(|error| error.to_string())?;
-    if let Some(Model { vocab: Some(vocab), merges: Some(merges), continuing_subword_prefix }) = &file.model {
+    if file.model.is_none() {
+        return Err(no_tokenizer(content));
+    }
+    if let Some(Model { vocab: Some(vocab), merges: Some(merges), continuing_subword_prefix, .. }) = &file.model {
         let prefix = continuing_subword_prefix.as_deref().unwrap_or("");
         check_merges(vocab.get(), merges.get(), prefix).map_err(|why| format!("its merges: {why}"))?;
     }
+    let word = file.model.and_then(|model| model.max_input_chars_per_word);
+    if let Some(word) = word.filter(|word| word.as_u64().is_some_and(|letters| letters > WORD)) {
+        return Err(format!("its max_input_chars_per_word is {word}, and the limit is {WORD}"));
+    }
     let parts = [&file.normalizer, &file.pre_tokenizer, &file.post_processor];
-    parts.into_iter().flatten().try_for_each(check_parts)
+    parts.into_iter().flatten().try_for_each(check_parts)?;
+    growth::check("normalizer and pre_tokenizer", file.normalizer.iter().chain(&file.pre_tokenizer))?;
+    growth::check("decoder", &file.decoder)
+}
+
+fn no_tokenizer(content: &str) -> String {
+    let start: String = content.trim().chars().take(60).collect();
+    format!("it is JSON, but no tokenizer, since it has no \"model\" ({start}); put the model's own file in its place")
 }
 
 /// Two tokens, the second without the prefix of those that begin no word, make a third one.
@@ -80,7 +107,7 @@ fn check_parts(part: &Value) -> Result {
                 return Err("its pre-tokenizer FixedLength has a length of 0".into());
             }
             if let Some(table) = part["precompiled_charsmap"].as_str() {
-                check_precompiled(table)?;
+                replacements(table)?;
             }
             if let Some(template) = part["single"].as_array() {
                 check_template(template, &part["special_tokens"])?;
@@ -91,38 +118,50 @@ fn check_parts(part: &Value) -> Result {
     }
 }
 
-/// The table begins with its own length in bytes, for which the library allocates.
-fn check_precompiled(base64: &str) -> Result {
-    const DIGITS: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let digit = |byte: u8| DIGITS.iter().position(|&digit| digit == byte).map(|digit| digit as u64);
-    let start: Option<Vec<u64>> = base64.bytes().take(6).map(digit).collect();
-    let Some(&[a, b, c, d, e, f]) = start.as_deref() else {
-        return Err("its precompiled_charsmap is not base64 of a table".into());
-    };
-    // 6 digits are 36 bits, of which the first 32 are the length.
-    let bits = [a, b, c, d, e, f].iter().fold(0, |bits, digit| bits << 6 | digit);
-    let declared = ((bits >> 4) as u32).swap_bytes() as usize;
-    let bytes = base64.len() / 4 * 3;
+/// What a table of replacements has behind its trie: the replacements, with a 0 behind each.
+///
+/// The table begins with the length of its trie in bytes, for which the library allocates.
+pub fn replacements(base64: &str) -> Result<Vec<u8>> {
+    let bytes = base64_bytes(base64).filter(|bytes| bytes.len() >= 4);
+    let mut table = bytes.ok_or("its precompiled_charsmap is not base64 of a table")?;
+    let declared = u32::from_le_bytes([table[0], table[1], table[2], table[3]]) as usize;
+    let bytes = table.len() - 4;
     if declared > bytes {
-        return Err(format!("its precompiled_charsmap declares {declared} bytes, and has less than {bytes}"));
+        return Err(format!("its precompiled_charsmap declares {declared} bytes, and has {bytes}"));
     }
-    Ok(())
+    Ok(table.split_off(4 + declared))
+}
+
+fn base64_bytes(base64: &str) -> Option<Vec<u8>> {
+    const DIGITS: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let digit = |&byte: &u8| DIGITS.iter().position(|&digit| digit == byte);
+    let digits: Vec<usize> = base64.trim_end_matches('=').as_bytes().iter().map(digit).collect::<Option<_>>()?;
+    // 4 digits are 3 bytes; the last ones may be fewer.
+    let bytes = |digits: &[usize]| {
+        let bits = digits.iter().fold(0, |bits, digit| bits << 6 | digit) << (6 * (4 - digits.len()));
+        [bits >> 16, bits >> 8, bits].map(|byte| byte as u8).into_iter().take(digits.len() * 3 / 4)
+    };
+    Some(digits.chunks(4).flat_map(bytes).collect())
 }
 
 /// The template for a single text has that text once, and special tokens that it defines.
 fn check_template(pieces: &[Value], special: &Value) -> Result {
-    let mut texts = 0;
+    let (mut texts, mut added) = (0, 0);
     for piece in pieces {
         if let Some(name) = piece["SpecialToken"]["id"].as_str() {
             let (ids, tokens) = (special[name]["ids"].as_array(), special[name]["tokens"].as_array());
             if ids.is_none() || ids.map(Vec::len) != tokens.map(Vec::len) {
                 return Err(format!("its post-processor adds {name:?}, whose ids and tokens it does not define"));
             }
+            added += ids.map_or(0, Vec::len);
         }
         if piece["Sequence"]["id"] == "B" {
             return Err("its post-processor for a single text has a second one (the sequence B)".into());
         }
         texts += usize::from(piece["Sequence"]["id"] == "A");
+    }
+    if added > ADDED {
+        return Err(format!("its post-processor adds {added} tokens to a text, and the limit is {ADDED}"));
     }
     if texts == 1 { Ok(()) } else { Err(format!("its post-processor for a single text has that text {texts} times")) }
 }
@@ -133,9 +172,15 @@ mod tests {
 
     use super::*;
 
-    /// What is wrong with a file that has these parts.
+    /// Look at a file with these parts, and a model.
+    fn check_file(mut parts: Value) -> Result {
+        parts.as_object_mut().unwrap().entry("model").or_insert(json!({}));
+        check(&parts.to_string())
+    }
+
+    /// What is wrong with it.
     fn wrong(parts: Value) -> String {
-        check(&parts.to_string()).expect_err("something is wrong")
+        check_file(parts).expect_err("something is wrong")
     }
 
     fn bpe(prefix: Option<&str>, merges: Value) -> Value {
@@ -146,15 +191,23 @@ mod tests {
     #[test]
     fn merges_make_tokens() {
         for merges in [json!([["a", "b"], ["a", "é"]]), json!(["a b", "a é", "#version: 0.2"])] {
-            assert_eq!(check(&bpe(None, merges).to_string()), Ok(()));
+            assert_eq!(check_file(bpe(None, merges)), Ok(()));
         }
-        assert_eq!(check(&bpe(Some("##"), json!([["a", "##b"]])).to_string()), Ok(()));
+        assert_eq!(check_file(bpe(Some("##"), json!([["a", "##b"]]))), Ok(()));
         assert!(wrong(bpe(None, json!([["ab", "b"]]))).contains("make \"abb\", which is no token"));
         assert!(wrong(bpe(Some("####"), json!([["a", "b"]]))).contains("continuing_subword_prefix"), "it is longer");
         assert!(
             wrong(bpe(Some("x"), json!(["a é"]))).contains("continuing_subword_prefix"),
             "it ends within a character"
         );
+    }
+
+    #[test]
+    fn json_that_is_no_tokenizer_is_told() {
+        for content in ["null", "[]", "3", "[{}]", r#"{"error": "Repository not found"}"#, r#" {"model": null}"#] {
+            let error = check(content).unwrap_err();
+            assert!(error.contains("it is JSON, but no tokenizer") && error.contains(content.trim()), "{error}");
+        }
     }
 
     #[test]
@@ -167,12 +220,12 @@ mod tests {
     fn parts_are_what_the_library_takes_for_granted() {
         let nested = |part| json!({ "pre_tokenizer": { "type": "Sequence", "pretokenizers": [part] } });
         assert!(wrong(nested(json!({ "type": "FixedLength", "length": 0 }))).contains("length of 0"));
-        assert_eq!(check(&nested(json!({ "type": "FixedLength", "length": 1 })).to_string()), Ok(()));
+        assert_eq!(check_file(nested(json!({ "type": "FixedLength", "length": 1 }))), Ok(()));
         let normalizer =
             |table: &str| json!({ "normalizer": { "type": "Precompiled", "precompiled_charsmap": table } });
         assert!(wrong(normalizer("AAAA")).contains("base64"));
-        assert!(wrong(normalizer("////fw==")).contains("declares 2147483647 bytes"));
-        assert_eq!(check(&normalizer("BAAAAAAAAAA=").to_string()), Ok(()), "4 bytes of table");
+        assert!(wrong(normalizer("////fw==")).contains("declares 2147483647 bytes, and has 0"));
+        assert_eq!(check_file(normalizer("BAAAAAAAAAA=")), Ok(()), "4 bytes of table");
     }
 
     #[test]
@@ -184,12 +237,36 @@ mod tests {
             json!({ "post_processor": { "processors": [template] } })
         };
         let defined = json!({ "<s>": { "ids": [1], "tokens": ["<s>"] } });
-        assert_eq!(check(&template(&[&token, &text], defined.clone()).to_string()), Ok(()));
+        assert_eq!(check_file(template(&[&token, &text], defined.clone())), Ok(()));
         assert!(wrong(template(&[&token, &second], defined.clone())).contains("sequence B"));
         assert!(wrong(template(&[&token], defined.clone())).contains("0 times"));
         assert!(wrong(template(&[&text, &text], defined)).contains("2 times"));
         assert!(wrong(template(&[&token, &text], json!({}))).contains("\"<s>\""));
+        let long = json!({ "<s>": { "ids": vec![1; 600], "tokens": vec!["<s>"; 600] } });
+        assert_eq!(check_file(template(&[&token, &text], long.clone())), Ok(()));
+        assert!(
+            wrong(template(&[&token, &text, &token], long))
+                .contains("adds 1200 tokens to a text, and the limit is 1024")
+        );
         let uneven = json!({ "<s>": { "ids": [1], "tokens": [] } });
         assert!(wrong(template(&[&token, &text], uneven)).contains("\"<s>\""));
+    }
+
+    #[test]
+    fn what_multiplies_a_text_is_bounded() {
+        let replace =
+            |content: usize| json!({ "type": "Replace", "pattern": { "String": "a" }, "content": "a".repeat(content) });
+        let parts = |normalizer: usize, pre_tokenizer: usize, decoder: usize| {
+            let (normalizer, pre_tokenizer) = (replace(normalizer), replace(pre_tokenizer));
+            json!({ "normalizer": normalizer, "pre_tokenizer": pre_tokenizer, "decoder": replace(decoder) })
+        };
+        assert_eq!(check_file(parts(32, 32, 1024)), Ok(()));
+        assert!(wrong(parts(32, 33, 1)).contains("its normalizer and pre_tokenizer may make more than 1024 bytes"));
+        assert!(wrong(parts(1, 1, 1025)).contains("its decoder may make more than 1024 bytes"));
+        let word = |letters: u64| json!({ "model": { "max_input_chars_per_word": letters } });
+        assert_eq!(check_file(word(1000)), Ok(()));
+        assert!(
+            wrong(word(1 << 62)).contains("max_input_chars_per_word is 4611686018427387904, and the limit is 1000")
+        );
     }
 }

@@ -1,7 +1,15 @@
 //! Text on its way out, held back while it may become a stop string.
 
 use std::borrow::Cow;
+use std::collections::HashMap;
 use std::ops::Range;
+
+use aho_corasick::{AhoCorasick, AhoCorasickKind};
+
+use crate::error::{Error, Result};
+
+/// Most bytes of all stop strings together; looking for them takes some 40 bytes for each.
+const STOPS: usize = 1 << 24;
 
 /// The end of a text, of which it is not certain yet whether it is given out.
 ///
@@ -9,17 +17,22 @@ use std::ops::Range;
 /// among the text, and stop strings are looked for with and without them.
 #[derive(Default)]
 pub struct Held {
-    stops: Vec<String>,
+    /// Without any, nothing is held.
+    stops: Option<Stops>,
     stopped: bool,
     text: String,
     /// Where names are in the text, in ascending order.
     names: Vec<Range<usize>>,
+    /// Of each name that came, whether a stop string has it within.
+    expected: HashMap<String, bool>,
 }
 
 impl Held {
     /// Look for these strings, none of which is empty, from now on.
-    pub fn set_stops(&mut self, stops: Vec<String>) {
-        self.stops = stops;
+    pub fn set_stops(&mut self, stops: Vec<String>) -> Result<()> {
+        self.stops = if stops.is_empty() { None } else { Some(Stops::new(stops)?) };
+        self.expected.clear();
+        Ok(())
     }
 
     /// Whether a stop string has ended the text.
@@ -28,8 +41,14 @@ impl Held {
     }
 
     /// Whether a special token matters, because its name is part of a stop string.
-    pub fn expects(&self, name: &str) -> bool {
-        self.stops.iter().any(|stop| stop.contains(name))
+    pub fn expects(&mut self, name: &str) -> bool {
+        let Some(stops) = &self.stops else { return false };
+        if let Some(&expected) = self.expected.get(name) {
+            return expected;
+        }
+        let expected = stops.sorted.iter().any(|stop| stop.contains(name));
+        self.expected.insert(name.to_owned(), expected);
+        expected
     }
 
     pub fn push(&mut self, text: &str) {
@@ -47,13 +66,12 @@ impl Held {
     /// The text ends before the stop string that is complete first, and before the longest of those complete at once.
     /// So it does not matter in what pieces it came.
     pub fn give(&mut self, out: &mut String) {
-        let visible = self.visible(self.text.len());
-        let found =
-            self.stops.iter().flat_map(|stop| [self.find(stop, &visible), self.find_named(stop)]).flatten().min();
-        let certain = match found {
+        let found = self.stops.as_ref().and_then(|stops| self.find(stops));
+        let certain = match (found, &self.stops) {
             _ if self.stopped => 0,
-            Some((_, start)) => start,
-            None => self.stops.iter().map(|stop| self.beginning(stop, &visible)).min().unwrap_or(self.text.len()),
+            (Some((_, start)), _) => start,
+            (None, Some(stops)) => self.beginning(stops),
+            (None, None) => self.text.len(),
         };
         out.push_str(&self.visible(certain));
         self.stopped |= found.is_some();
@@ -99,40 +117,73 @@ impl Held {
         self.names.iter().fold(visible, |at, name| if name.start < at { at + name.len() } else { at })
     }
 
-    /// End and start of a stop string in the text without names.
-    fn find(&self, stop: &str, visible: &str) -> Option<(usize, usize)> {
-        let start = visible.find(stop)?;
-        Some((self.place(start + stop.len()), self.place(start)))
-    }
-
-    /// End and start of a stop string in the text with names, none of which is cut.
-    fn find_named(&self, stop: &str) -> Option<(usize, usize)> {
-        let first = self.names.first()?.start.saturating_sub(stop.len());
-        let starts = self.text.char_indices().map(|(at, _)| at).skip_while(|&at| at < first);
-        let mut found = starts.filter(|&at| self.text[at..].starts_with(stop)).map(|at| (at + stop.len(), at));
-        found.find(|&(end, start)| !self.cuts_name(start) && !self.cuts_name(end))
+    /// End and start of the stop string that is complete first, in the text with or without names.
+    fn find(&self, stops: &Stops) -> Option<(usize, usize)> {
+        let visible = self.visible(self.text.len());
+        let plain = stops.find(&visible, |_| true).map(|(end, start)| (self.place(end), self.place(start)));
+        if self.names.is_empty() {
+            return plain;
+        }
+        let named = stops.find(&self.text, |(end, start)| !self.cuts_name(start) && !self.cuts_name(end));
+        plain.into_iter().chain(named).min()
     }
 
     fn cuts_name(&self, at: usize) -> bool {
-        self.names.iter().any(|name| name.start < at && at < name.end)
+        let next = self.names.partition_point(|name| name.end <= at);
+        self.names.get(next).is_some_and(|name| name.start < at)
     }
 
-    /// Where at the end a stop string may begin that is not complete.
-    fn beginning(&self, stop: &str, visible: &str) -> usize {
-        let length = beginnings(stop, visible).next().unwrap_or(0);
-        let plain = self.place(visible.len() - length);
-        let mut starts = beginnings(stop, &self.text).map(|length| self.text.len() - length);
-        let named = if self.names.is_empty() { None } else { starts.find(|&at| !self.cuts_name(at)) };
-        named.map_or(plain, |named| named.min(plain))
+    /// Where at the end a stop string may begin that is not complete, in the text with or without names.
+    fn beginning(&self, stops: &Stops) -> usize {
+        let visible = self.visible(self.text.len());
+        let plain = stops.beginning(&visible, |_| true).map(|start| self.place(start));
+        let named = stops.beginning(&self.text, |start| !self.cuts_name(start));
+        plain.into_iter().chain(named).min().unwrap_or(self.text.len())
     }
 }
 
-/// How many bytes at the end of a text, most first, are the beginning of a stop string but not all of it.
-fn beginnings(stop: &str, text: &str) -> impl Iterator<Item = usize> {
-    // One byte less than all of it at most, and no more than the text has.
-    let most = stop.floor_char_boundary(text.len().min(stop.len() - 1));
-    let ends = stop[..most].char_indices().map(|(at, c)| at + c.len_utf8()).rev();
-    ends.filter(move |&length| text.ends_with(&stop[..length]))
+/// Stop strings, however many, all looked for at once.
+struct Stops {
+    /// In order, so that those with the same beginning follow each other.
+    sorted: Vec<String>,
+    automaton: AhoCorasick,
+}
+
+impl Stops {
+    fn new(mut sorted: Vec<String>) -> Result<Self> {
+        let bytes: usize = sorted.iter().map(String::len).sum();
+        if bytes > STOPS {
+            return Err(Error::InvalidArgument(format!(
+                "the stop strings have {bytes} bytes together, and the limit is {STOPS}; leave some out"
+            )));
+        }
+        sorted.sort_unstable();
+        // A DFA would be faster, but takes up to 1 KiB for each byte.
+        let kind = Some(AhoCorasickKind::ContiguousNFA);
+        let failed = |error| Error::InvalidArgument(format!("the stop strings cannot be looked for: {error}"));
+        let automaton = AhoCorasick::builder().kind(kind).build(&sorted).map_err(failed)?;
+        Ok(Stops { sorted, automaton })
+    }
+
+    /// End and start of the one that is complete first, of those that fit; of several at once, the longest.
+    fn find(&self, text: &str, fits: impl Fn((usize, usize)) -> bool) -> Option<(usize, usize)> {
+        // They come in the order of their ends.
+        let all = self.automaton.find_overlapping_iter(text).map(|found| (found.end(), found.start()));
+        let mut all = all.filter(|&place| fits(place));
+        let first = all.next()?;
+        all.take_while(|&(end, _)| end == first.0).fold(first, Ord::min).into()
+    }
+
+    /// The first place, of those that fit, from which to the end a text is the beginning of one, but not all of it.
+    fn beginning(&self, text: &str, fits: impl Fn(usize) -> bool) -> Option<usize> {
+        let begins = |rest: &str| {
+            let behind = self.sorted.partition_point(|stop| stop.as_str() <= rest);
+            self.sorted.get(behind).is_some_and(|stop| stop.starts_with(rest))
+        };
+        let longest = self.automaton.max_pattern_len();
+        let starts = text.char_indices().map(|(at, _)| at).skip_while(|at| at + longest <= text.len());
+        starts.filter(|&at| fits(at)).find(|&at| begins(&text[at..]))
+    }
 }
 
 #[cfg(test)]
@@ -172,7 +223,7 @@ mod tests {
             stops in prop::collection::vec("[abé]{1,4}|[abé]{0,2}<a>[abé]{0,2}|>|<", 0..4),
         ) {
             let mut held = Held::default();
-            held.set_stops(stops.clone());
+            held.set_stops(stops.clone()).unwrap();
             let mut out = String::new();
             for &(event, give) in &events {
                 if NAMES.contains(&event) { held.push_name(EVENTS[event]) } else { held.push(EVENTS[event]) }
@@ -192,7 +243,7 @@ mod tests {
     #[test]
     fn only_what_may_become_a_stop_string_is_held_back() {
         let mut held = Held::default();
-        held.set_stops(vec!["ab<a>".into()]);
+        held.set_stops(vec!["ab<a>".into()]).unwrap();
         let mut out = String::new();
         held.push("xa");
         held.give(&mut out);
@@ -202,5 +253,29 @@ mod tests {
         held.push("c");
         held.give(&mut out);
         assert_eq!(out, "xabc");
+    }
+
+    /// One by one, this would be hundreds of millions of searches.
+    #[test]
+    fn many_stop_strings_are_looked_for_at_once() {
+        let mut held = Held::default();
+        held.set_stops((0..20_000).map(|number| format!("ab{number}c")).collect()).unwrap();
+        let mut out = String::new();
+        for _ in 0..20_000 {
+            held.push("ab1");
+            held.give(&mut out);
+        }
+        assert_eq!(out.len(), 3 * 19_999, "the last one may become a stop string");
+        held.push("9999c");
+        held.give(&mut out);
+        assert!(out.len() == 3 * 19_999 && held.stopped());
+    }
+
+    #[test]
+    fn stop_strings_beyond_all_measure_are_refused() {
+        let mut held = Held::default();
+        let half = "a".repeat(STOPS / 2);
+        let error = held.set_stops(vec![half.clone(), half, "a".into()]).unwrap_err();
+        assert!(error.to_string().contains("16777217 bytes together, and the limit is 16777216"), "{error}");
     }
 }

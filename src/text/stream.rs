@@ -112,8 +112,7 @@ impl TextStream {
                 "stop string {index} is empty, which every text has; leave it out"
             )));
         }
-        self.held.set_stops(stops);
-        Ok(())
+        self.held.set_stops(stops)
     }
 
     /// Whether a stop string has ended the text, or did when that was finished. Tokens make no more text until

@@ -81,7 +81,7 @@ impl<'a> Reader<'a> {
         let (cache, cache_kind) = self.cache(&pairs)?;
         self.check_places(&inputs, cache_kind)?;
         let limits = self.limits(&inputs, &cache, cache_kind);
-        let mut warnings = Vec::new();
+        let (stop_tokens, mut warnings) = self.beside.stop_tokens();
         let context_length = self.context_length(&limits, &mut warnings);
         let scoring = self.scoring(&inputs, &mut warnings);
         self.warn_of(cache_kind, &mut warnings);
@@ -105,7 +105,7 @@ impl<'a> Reader<'a> {
             min_capacity: self.min_capacity()?,
             context_length,
             limits,
-            stop_tokens: self.beside.stop_tokens(),
+            stop_tokens,
             bytes: self.bytes(),
             scoring,
             rounds_activations: self.graph.all("MatMulNBits").any(|node| node.integer("accuracy_level") == Some(4)),

@@ -1,0 +1,179 @@
+//! By how much the parts of a `tokenizer.json` may multiply a text.
+//!
+//! Parts run one behind the other, so a file of a few hundred bytes can ask for more memory than any machine has. The
+//! library would abort the process then.
+
+use serde_json::Value;
+
+use super::check::replacements;
+
+type Result<T = ()> = std::result::Result<T, String>;
+
+/// Most bytes that one byte may become. The most for tokenizers of real models is about 600 (T5).
+const LIMIT: usize = 1024;
+
+/// The longest that a character becomes in a compatible form: U+FDFA has 3 bytes, and then 33.
+const COMPATIBLE: usize = 11;
+
+/// What may become of one byte of ASCII in a chain of parts.
+struct Growth {
+    bytes: usize,
+    /// Whether it may be other than ASCII by now, and so be changed by a normal form.
+    is_foreign: bool,
+}
+
+/// Refuse parts that may make more than [`LIMIT`] bytes of one.
+pub fn check<'a>(what: &str, chain: impl IntoIterator<Item = &'a Value>) -> Result {
+    let mut growth = Growth { bytes: 1, is_foreign: false };
+    for part in chain {
+        growth.pass(part)?;
+    }
+    if growth.bytes > LIMIT {
+        return Err(format!("its {what} may make more than {LIMIT} bytes of one byte, which is the limit"));
+    }
+    Ok(())
+}
+
+impl Growth {
+    /// Parts may be nested, and the library goes by their keys rather than by their types.
+    fn pass(&mut self, part: &Value) -> Result {
+        match part {
+            Value::Array(parts) => parts.iter().try_for_each(|part| self.pass(part)),
+            Value::Object(keys) => {
+                self.bytes = self.bytes.saturating_mul(self.factor(part)?);
+                self.is_foreign |= makes_foreign(part);
+                keys.values().try_for_each(|part| self.pass(part))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn factor(&self, part: &Value) -> Result<usize> {
+        let length = |key: &str| part[key].as_str().map(str::len);
+        let form = |factor: usize| if self.is_foreign { factor } else { 1 };
+        let factor = if let (Some(content), Some(pattern)) = (length("content"), part.get("pattern")) {
+            match pattern["String"].as_str() {
+                Some(pattern) if !pattern.is_empty() => content.div_ceil(pattern.len()),
+                // It may match nothing, and so between any two bytes.
+                _ => content + 1,
+            }
+        } else if let Some(content) = length("prepend").or(length("replacement")) {
+            content + 1
+        } else if let Some(table) = part["precompiled_charsmap"].as_str() {
+            replacements(table)?.split(|&byte| byte == 0).map(<[u8]>::len).max().unwrap_or(0)
+        } else if ["suffix", "word_delimiter_token"].iter().any(|key| length(key) == Some(0)) {
+            2 // a space between any two characters
+        } else if part.get("handle_chinese_chars").is_some() {
+            6 // spaces around them, which take other ones each time, and a normal form
+        } else {
+            match part["type"].as_str().unwrap_or_default() {
+                // Each byte becomes a character of up to two, and so does the space in front.
+                "ByteLevel" if part["add_prefix_space"] == true => 4,
+                "ByteLevel" => 2,
+                "Lowercase" => form(2),
+                "NFC" | "NFD" => form(3),
+                "NFKC" | "NFKD" => form(COMPATIBLE),
+                _ if part.get("add_prefix_space").is_some() => 4,
+                _ => 1,
+            }
+        };
+        Ok(factor.max(1))
+    }
+}
+
+/// Whether a part makes characters other than ASCII.
+fn makes_foreign(part: &Value) -> bool {
+    let is_foreign = |key: &str| part[key].as_str().is_some_and(|text| !text.is_ascii());
+    ["content", "prepend", "replacement"].into_iter().any(is_foreign)
+        || part.get("precompiled_charsmap").is_some()
+        || part.get("add_prefix_space").is_some()
+        || part["type"] == "ByteLevel"
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn replace(pattern: &Value, content: &str) -> Value {
+        json!({ "type": "Replace", "pattern": pattern, "content": content })
+    }
+
+    /// What one byte may become in a chain of parts.
+    fn most(chain: &[Value]) -> usize {
+        let mut growth = Growth { bytes: 1, is_foreign: false };
+        chain.iter().try_for_each(|part| growth.pass(part)).unwrap();
+        growth.bytes
+    }
+
+    #[test]
+    fn parts_multiply_what_parts_before_have_made() {
+        let string = |pattern: &str, content: &str| replace(&json!({ "String": pattern }), content);
+        let regex = |pattern: &str, content: &str| replace(&json!({ "Regex": pattern }), content);
+        let prepend = json!({ "type": "Prepend", "prepend": "▁" });
+        let metaspace = json!({ "type": "Metaspace", "replacement": "▁", "prepend_scheme": "always" });
+        let bytes = |space: bool| json!({ "type": "ByteLevel", "add_prefix_space": space, "trim_offsets": true });
+        let of = |kind: &str| json!({ "type": kind });
+        for (chain, expected) in [
+            (vec![string("▁", " ")], 1),
+            (vec![string("a", "")], 1),
+            (vec![string("ab", "abc")], 2),
+            (vec![string("", "ab")], 3),
+            (vec![regex(" {2,}", "▁")], 4),
+            (vec![prepend.clone(), string(" ", "▁")], 12),
+            (vec![metaspace.clone(), metaspace], 16),
+            (vec![bytes(false), bytes(true), of("ByteLevel")], 16),
+            (vec![json!({ "suffix": "" }), json!({ "suffix": "</w>" }), json!({ "word_delimiter_token": "" })], 4),
+            (vec![json!({ "normalizers": [{ "normalizers": [string("a", "aaa")] }, string("a", "aa")] })], 6),
+            (vec![json!({ "type": "BertNormalizer", "handle_chinese_chars": true, "lowercase": true })], 6),
+            // A text that a user gives becomes as long as its normal form; the file does not make it so.
+            (vec![string("``", "\""), of("NFKD"), of("NFC"), of("Lowercase")], 1),
+            (vec![prepend.clone(), of("NFKD")], 44),
+            (vec![prepend.clone(), of("NFC"), of("Lowercase")], 24),
+            // The table has no trie, and replacements of 1 and of 5 bytes.
+            (vec![json!({ "precompiled_charsmap": "AAAAAGEAYmNkZWYA" })], 5),
+        ] {
+            assert_eq!(most(&chain), expected, "{chain:?}");
+        }
+        assert_eq!(most(&vec![prepend; 1000]), usize::MAX);
+    }
+
+    /// The longest replacement of sentencepiece's table for NFKC has 33 bytes.
+    #[test]
+    fn chains_of_real_models_are_below_the_limit() {
+        let table = json!({ "precompiled_charsmap": "AAAAAGFhYWFhYWFhYWFhYWFhYWFhYWFhYWFhYWFhYWFhYWFhYQA=" });
+        let regex = |content: &str| replace(&json!({ "Regex": " {2,}" }), content);
+        let string = |pattern: &str, content: &str| replace(&json!({ "String": pattern }), content);
+        let metaspace = || json!({ "type": "Metaspace", "replacement": "▁", "prepend_scheme": "always" });
+        let of = |kind: &str| json!({ "type": kind });
+        for (model, chain, expected) in [
+            ("T5", vec![table.clone(), regex("▁"), metaspace()], 528),
+            (
+                "ALBERT",
+                vec![
+                    string("``", "\""),
+                    of("NFKD"),
+                    of("StripAccents"),
+                    of("Lowercase"),
+                    table,
+                    regex(" "),
+                    metaspace(),
+                ],
+                264,
+            ),
+            ("Llama 2", vec![json!({ "type": "Prepend", "prepend": "▁" }), string(" ", "▁")], 12),
+        ] {
+            assert_eq!(most(&chain), expected, "{model}");
+        }
+    }
+
+    #[test]
+    fn the_limit_is_for_a_whole_chain() {
+        let tenfold = || replace(&json!({ "String": "a" }), &"a".repeat(10));
+        let sequence = |count: usize| json!({ "type": "Sequence", "normalizers": vec![tenfold(); count] });
+        assert_eq!(check("normalizer", [&sequence(3)]), Ok(()));
+        let error = check("normalizer", [&sequence(3), &tenfold()]).unwrap_err();
+        assert!(error.contains("normalizer") && error.contains("1024 bytes"), "{error}");
+    }
+}
