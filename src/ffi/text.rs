@@ -209,7 +209,8 @@ pub unsafe extern "C" fn cos_text_stream_prompt(
 /// the same. This replaces the strings set before; what was given out stays.
 ///
 /// @param stream       in/out, must not be NULL
-/// @param stops        `stops_count` strings in UTF-8, none of them empty; they need not end with NUL
+/// @param stops        `stops_count` strings in UTF-8, none of them empty, of at most 16 MiB together; they need not end
+///                     with NUL
 /// @param stops_bytes  their lengths
 /// @param stops_count  length of `stops` and of `stops_bytes`; 0 is none
 /// @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT (the strings before stay), BUSY

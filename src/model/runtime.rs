@@ -199,6 +199,8 @@ fn make(library: Option<&Path>, threads: usize, spinning: Option<bool>) -> Resul
     };
     // ort looks for relative paths beside the program, we beside the working directory.
     let path = path.canonicalize().unwrap_or(path);
+    let not_made =
+        |error: ort::Error| Error::Runtime(format!("{}: ONNX Runtime cannot start: {error}", path.display()));
     // ONNX Runtime keeps the address of its logger for good.
     process::stay_loaded();
     // Its builds for Linux report to Microsoft from 1.29 on, by a thread for which a child of fork() waits for ever when it exits.
@@ -214,8 +216,7 @@ fn make(library: Option<&Path>, threads: usize, spinning: Option<bool>) -> Resul
         }
         _ => failed(&error),
     })?;
-    let (environment, pools) =
-        make_environment(builder, threads, spinning.unwrap_or(true)).map_err(|error| failed(&error))?;
+    let (environment, pools) = make_environment(builder, threads, spinning.unwrap_or(true)).map_err(not_made)?;
     _ = MADE.set((environment.clone(), path.clone()));
     Ok(with(environment, path, pools))
 }
