@@ -348,9 +348,9 @@ fn tokenizers(models: &[OnnxModel]) -> Result<Tokenizers<'_>> {
                 own.vocab_size()
             }
             None => {
-                let text = Text::parse(path, &content)?;
+                let mut text = Text::parse(path, &content)?;
                 let tokens = text.vocab_size();
-                warnings.extend(not_as_configured(path, &text, model.name()));
+                warnings.extend(configure(path, &mut text, model.name())?);
                 first = Some((model.name(), content, text));
                 tokens
             }
@@ -390,10 +390,11 @@ fn padding(name: &str, columns: usize, tokens: usize) -> Option<String> {
     }
 }
 
-/// Warnings of what the `tokenizer_config.json` beside a tokenizer asks for, and is not done.
-fn not_as_configured(tokenizer: &Path, text: &Text, name: &str) -> Vec<String> {
+/// Let a tokenizer be as the `tokenizer_config.json` beside it says. Returns warnings of what is not done.
+fn configure(tokenizer: &Path, text: &mut Text, name: &str) -> Result<Vec<String>> {
     let path = tokenizer.with_file_name("tokenizer_config.json");
     // A file that cannot be read has been refused by whoever looked for stop tokens in it.
-    let warnings = files::configuration(&path).map_or(Vec::new(), |config| text.not_as_configured(&config));
-    warnings.into_iter().map(|warning| format!("{name}: {warning}")).collect()
+    let Ok(config) = files::configuration(&path) else { return Ok(Vec::new()) };
+    let warnings = text.configure(tokenizer, &config)?;
+    Ok(warnings.into_iter().map(|warning| format!("{name}: {warning}")).collect())
 }

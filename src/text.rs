@@ -6,6 +6,7 @@ mod decoder;
 mod forms;
 mod growth;
 mod quiet;
+mod special;
 mod stops;
 mod stream;
 #[cfg(test)]
@@ -16,7 +17,7 @@ use std::path::Path;
 use std::str::FromStr;
 
 use serde_json::Value;
-use tokenizers::{Model, Tokenizer};
+use tokenizers::{Model, ModelWrapper, Tokenizer};
 
 use self::quiet::quietly;
 pub use self::stream::TextStream;
@@ -64,6 +65,36 @@ impl Text {
                 Ok(text)
             })
             .map_err(|why| refuse(path, why))
+    }
+
+    /// Make the tokens special that the `tokenizer_config.json` beside it calls so. Returns what of that file is not done.
+    pub fn configure(&mut self, path: &Path, config: &Value) -> Result<Vec<String>> {
+        let missing = quietly(|| special::set(&mut self.tokenizer, config)).map_err(|why| refuse(path, why))?;
+        self.try_out().map_err(|why| refuse(path, why))?;
+        let mut warnings = self.not_as_configured(config);
+        if !missing.is_empty() {
+            warnings.push(format!(
+                "tokenizer_config.json names the special tokens {}, which tokenizer.json does not have, so they are \
+                 text here",
+                missing.join(", ")
+            ));
+        }
+        if config["clean_up_tokenization_spaces"] == true && !matches!(self.tokenizer.get_model(), ModelWrapper::BPE(_))
+        {
+            warnings.push(
+                "tokenizer_config.json asks for clean_up_tokenization_spaces, which takes spaces before punctuation \
+                 away; here they stay, since a stream has given them out by then"
+                    .into(),
+            );
+        }
+        if decoder::replaces_across_pieces(self.tokenizer.get_decoder()) {
+            warnings.push(
+                "the decoder of tokenizer.json replaces text across tokens (Replace behind Fuse), which a text stream \
+                 cannot take back; decode whole texts with cos_engine_decode"
+                    .into(),
+            );
+        }
+        Ok(warnings)
     }
 
     /// Whether it works at all.
@@ -161,7 +192,7 @@ impl Text {
     /// What `tokenizer_config.json` asks for around a text, and [`Text::encode`] does not do.
     ///
     /// The post-processor of `tokenizer.json` alone decides, as in transformers 5. So no token is ever there twice.
-    pub fn not_as_configured(&self, config: &Value) -> Vec<String> {
+    fn not_as_configured(&self, config: &Value) -> Vec<String> {
         let Some(added) = self.added() else { return Vec::new() };
         let ends = [("add_bos_token", "bos_token", "start", "before"), ("add_eos_token", "eos_token", "end", "behind")];
         let differs = |((wish, key, end, side), adds): ((&str, &str, &str, &str), bool)| {

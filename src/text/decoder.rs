@@ -67,6 +67,13 @@ fn strip(ends: &Strip, piece: &str) -> String {
     rest[..rest.len() - stop * ends.content.len_utf8()].to_owned()
 }
 
+/// Whether it replaces text that may be of several pieces, once they are one.
+pub fn replaces_across_pieces(decoder: Option<&DecoderWrapper>) -> bool {
+    let Some(DecoderWrapper::Sequence(parts)) = decoder else { return false };
+    let behind = parts.get_decoders().iter().skip_while(|part| !matches!(part, DecoderWrapper::Fuse(_)));
+    behind.into_iter().any(|part| matches!(part, DecoderWrapper::Replace(_)))
+}
+
 /// A piece that is a whole word, to stand for a text before other pieces.
 pub fn word(decoder: Option<&DecoderWrapper>) -> String {
     fn suffix(decoder: &DecoderWrapper) -> Option<&str> {

@@ -186,7 +186,7 @@ proptest! {
         let mut stream = TextStream::new(form.text.clone()).unwrap();
         stream.prompt(before).unwrap();
         let text = streamed(&mut stream, behind, &sizes);
-        if prompt.ends_with('\u{fffd}') {
+        if prompt.ends_with('\u{fffd}') && prompt.clone() + &text != whole {
             // A character may have begun in the prompt, and is then part of the text.
             let certain = prompt.trim_end_matches('\u{fffd}');
             prop_assert!(whole.starts_with(certain) && whole.ends_with(&text), "{}: {text:?} of {whole:?}", form.name);

@@ -24,7 +24,13 @@ struct Window {
 impl Window {
     /// Behind these pieces, which are the last of a sequence.
     fn behind(text: &Text, pieces: Vec<String>) -> Result<Self> {
-        let given = certain(&text.decode_pieces(&pieces)?).len();
+        let whole = text.decode_pieces(&pieces)?;
+        let mut given = whole.len();
+        for more in continuations(&whole) {
+            let pieces = [&pieces[..], &more].concat();
+            let (with, least) = (text.decode_pieces(&pieces)?, certain(&whole).len());
+            given = given.min(common(&whole, &with)).max(least);
+        }
         Ok(Window { pieces, given })
     }
 
@@ -65,6 +71,24 @@ impl Window {
 /// A text without what may be an unfinished character: at most three bytes, each of which may be shown as U+FFFD.
 fn certain(text: &str) -> &str {
     (0..3).fold(text, |text, _| text.strip_suffix('\u{fffd}').unwrap_or(text))
+}
+
+/// Pieces that would finish the last character of a text, if that is unfinished: the further bytes of one of two, three or four, as both
+/// kinds of decoders for bytes write them. Between them, the first ones fit behind any byte.
+fn continuations(text: &str) -> impl Iterator<Item = Vec<String>> {
+    let unfinished = if text.ends_with('\u{fffd}') { 1..4 } else { 0..0 };
+    let first = [["<0x8F>", "<0xA0>"], ["\u{131}", "\u{142}"]];
+    unfinished.flat_map(move |count| {
+        first.into_iter().flat_map(move |bytes| {
+            let next = bytes[0];
+            bytes.into_iter().map(move |byte| [vec![byte.to_owned()], vec![next.to_owned(); count - 1]].concat())
+        })
+    })
+}
+
+/// How many bytes of two texts are the same, as whole characters.
+fn common(one: &str, other: &str) -> usize {
+    one.chars().zip(other.chars()).take_while(|(one, other)| one == other).map(|(one, _)| one.len_utf8()).sum()
 }
 
 /// Turns a stream of tokens into a stream of text that is always whole UTF-8, and ends before the first stop string.

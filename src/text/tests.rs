@@ -330,6 +330,77 @@ fn ends_are_stripped_of_pieces_of_any_length() {
     assert_eq!(strip(0, 0).decode(&a).unwrap(), "a");
 }
 
+/// Some files mark them in `tokenizer_config.json` only, and transformers takes these for special.
+#[test]
+fn special_tokens_are_those_of_the_configuration_too() {
+    let end = json!({ "id": 1, "content": "<|im_end|>", "single_word": false, "lstrip": false, "rstrip": false,
+                      "normalized": false, "special": false });
+    let vocab = json!({ "a": 0, "<|im_end|>": 1, "<tool>": 2, "<unk>": 3 });
+    let plain = json!({ "version": "1.0", "added_tokens": [end],
+        "model": { "type": "WordLevel", "vocab": vocab, "unk_token": "<unk>" } });
+    let text = |config: Value| {
+        let mut text = Text::parse(Path::new("tokenizer.json"), &plain.to_string()).unwrap();
+        let warnings = text.configure(Path::new("tokenizer.json"), &config).unwrap();
+        (text, warnings)
+    };
+    let (before, _) = text(json!({}));
+    assert_eq!(before.decode(&[1]).unwrap(), "<|im_end|>", "text, as far as tokenizer.json knows");
+    assert_eq!(before.encode("a<tool>", false).unwrap(), [3]);
+    for config in [
+        json!({ "eos_token": "<|im_end|>" }),
+        json!({ "eos_token": { "content": "<|im_end|>", "lstrip": false } }),
+        json!({ "additional_special_tokens": ["<|im_end|>"] }),
+        json!({ "extra_special_tokens": { "end": "<|im_end|>" } }),
+        json!({ "added_tokens_decoder": { "1": { "content": "<|im_end|>", "special": true } } }),
+    ] {
+        let (text, warnings) = text(config.clone());
+        assert_eq!((text.decode(&[1]).unwrap().as_str(), warnings), ("", Vec::new()), "{config}");
+    }
+    let (text, warnings) = text(json!({ "additional_special_tokens": ["<tool>", "<no>"], "pad_token": null }));
+    assert_eq!(text.encode("a<tool>", false).unwrap(), [0, 2], "it is looked for in texts");
+    assert!(warnings.len() == 1 && warnings[0].contains("the special tokens <no>, which"), "{warnings:?}");
+}
+
+#[test]
+fn what_a_decoder_or_a_configuration_wants_of_whole_texts_is_said() {
+    let config = json!({ "clean_up_tokenization_spaces": true });
+    let mut demo = Text::parse(Path::new("tokenizer.json"), &changed(|_| ()).to_string()).unwrap();
+    assert_eq!(demo.configure(Path::new(""), &config).unwrap(), [] as [String; 0], "not for BPE");
+    let words = json!({ "version": "1.0", "added_tokens": [], "model": { "type": "WordLevel", "vocab": { "a": 0 }, "unk_token": "a" },
+        "decoder": { "type": "Sequence", "decoders": [
+            { "type": "Fuse" }, { "type": "Replace", "pattern": { "String": " ." }, "content": "." } ] } });
+    let mut words = Text::parse(Path::new("tokenizer.json"), &words.to_string()).unwrap();
+    let warnings = words.configure(Path::new(""), &config).unwrap();
+    assert!(warnings.len() == 2 && warnings[0].contains("clean_up"), "{warnings:?}");
+    assert!(warnings[1].contains("Replace behind Fuse"), "{warnings:?}");
+}
+
+/// What is whole in a prompt is the prompt's; what may be completed is the text's.
+#[test]
+fn a_prompt_may_end_in_characters_that_are_none() {
+    let demo_bytes = |bytes: &[u8]| {
+        let whole = demo().encode("\u{fffd}🙂", false).unwrap();
+        // EF BF BD F0 9F 99 82, each a token of its own
+        assert_eq!(whole.len(), 7, "bytes must be tokens of their own for this test");
+        bytes
+            .iter()
+            .map(|byte| whole[[0xEF, 0xBF, 0xBD, 0xF0, 0x9F, 0x99, 0x82].iter().position(|b| b == byte).unwrap()])
+            .collect::<Vec<i32>>()
+    };
+    for (prompt, text, given) in [
+        (&[0xEF, 0xBF, 0xBD][..], &[][..], ""),
+        (&[0xEF, 0xBF, 0xBD, 0xEF, 0xBF, 0xBD], &[0xF0, 0x9F, 0x99, 0x82], "🙂"),
+        (&[0xBD], &[0xF0, 0x9F, 0x99, 0x82], "🙂"),
+        (&[0xEF, 0xBF, 0xBD, 0xF0, 0x9F], &[0x99, 0x82], "🙂"),
+        (&[0xEF, 0xBF, 0xBD, 0xF0], &[0x9F, 0x99, 0x82], "🙂"),
+        (&[0xEF, 0xBF, 0xBD, 0xF0, 0x9F, 0x99], &[0xEF], "\u{fffd}\u{fffd}"),
+    ] {
+        let mut stream = TextStream::new(demo()).unwrap();
+        stream.prompt(&demo_bytes(prompt)).unwrap();
+        assert_eq!(streamed(&mut stream, &demo_bytes(text), 1).0, given, "{prompt:x?}");
+    }
+}
+
 #[test]
 fn what_a_configuration_asks_for_is_said_if_it_is_not_done() {
     let token = json!({ "SpecialToken": { "id": "<|endoftext|>", "type_id": 0 } });

@@ -244,7 +244,7 @@ void inspect(const std::string& config) {
 
 int main(int argc, char** argv) {
     const std::vector<std::string> words(argv + 1, argv + argc);
-    const bool helps = words.size() == 1 && words[0] == "--help", inspects = !words.empty() && words[0] == "inspect";
+    const bool helps = words.size() == 1 && (words[0] == "--help" || words[0] == "-h"), inspects = !words.empty() && words[0] == "inspect";
     const bool is_option = !words.empty() && words[0].rfind('-', 0) == 0;
     if (words.size() > 2 || (inspects && words.size() != 2) || is_option) {
         std::fprintf(helps ? stdout : stderr, "usage: %s [CONFIG_DIR] [PROMPT]\n       %s inspect CONFIG\n", argv[0], argv[0]);

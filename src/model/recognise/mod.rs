@@ -179,7 +179,8 @@ impl<'a> Reader<'a> {
             (None, Some((limit, _))) => *limit,
             (None, None) => {
                 warnings.push(
-                    "the context length is not known; put the export's config.json beside it or set context_length"
+                    "the context length is not known, since no configuration names it; put the export's config.json beside it, \
+                     or set context_length"
                         .into(),
                 );
                 UNKNOWN_CONTEXT
