@@ -7,10 +7,11 @@ use std::ptr::null_mut;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
-use cos::config::Config;
+use cos::config::{Combine, Config};
 use cos::decode::policy::{Strategy, Targets};
 use cos::decode::sampling::Sampler;
 use cos::engine::Engine;
+use cos::model::scripted::Scripted;
 use cos::session::{Options, Session};
 use parking_lot::{Mutex, MutexGuard};
 
@@ -109,6 +110,22 @@ fn a_session_reports_what_it_holds() {
             }
         }
     }
+}
+
+/// Of a vocabulary that is long beside all else.
+#[test]
+fn a_session_reports_the_rows_of_its_decoder() {
+    let _alone = alone();
+    let script = |_: &[i32], row: &mut [f32]| {
+        row.fill(0.0);
+        Ok(())
+    };
+    let model = Arc::new(Scripted::new(200_000, script));
+    let engine = Arc::new(Engine::new(vec![model], Combine::Target { model: 0 }, Vec::new(), None).unwrap());
+    let before = HELD.load(Relaxed);
+    let session = session(&engine, 1.0);
+    let (held, memory) = (HELD.load(Relaxed) - before, session.memory());
+    assert!(memory.bytes.abs_diff(held) < held / 50 + 40_000, "{memory:?}, but {held} are held");
 }
 
 #[test]

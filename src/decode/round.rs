@@ -1147,9 +1147,10 @@ impl<C: Chance> Decoder<C> {
 
     /// The memory of the sequence: the models' sequences, and the decoder's own rows and tokens.
     pub fn memory(&self) -> Memory {
-        // target, scratch and candidates have four bytes for each token of the vocabulary
-        let numbers = 3 * self.target.len();
-        let own = 4 * (numbers + self.tokens.capacity()) + self.math.as_ref().map_or(0, |math| math.bytes());
+        let numbers = size_of::<f32>() * (self.target.len() + self.scratch.len());
+        let tokens = size_of::<i32>() * self.tokens.capacity();
+        let math = self.math.as_ref().map_or(0, |math| math.bytes());
+        let own = numbers + tokens + self.candidates.bytes() + math;
         self.lanes.iter().map(|lane| lane.sequence.memory()).chain([Memory::of(own)]).sum()
     }
 }

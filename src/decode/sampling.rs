@@ -40,6 +40,12 @@ impl Candidates {
         }
     }
 
+    /// What it holds.
+    pub fn bytes(&self) -> usize {
+        let blocks = size_of::<f32>() * (self.maxima.capacity() + self.order.capacity());
+        blocks + size_of::<u64>() * self.keys.capacity()
+    }
+
     /// Find the largest score of each block; returns the largest of all.
     fn measure(&mut self, scores: &[f32]) -> Result<f32> {
         self.maxima.resize(scores.len().div_ceil(SMALL_BLOCK), 0.0);
