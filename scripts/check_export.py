@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 
 TOKENS = 24
-# Nats by which a distribution may differ in the mean (Kullback-Leibler). Rounding to 16 bits takes less than 0.001, to 4 bits some 0.1;
-# a part that is left out takes 1 and more.
+# Nats by which a distribution may differ in the mean (Kullback-Leibler divergence). Of the models of tests/export/test, rounding to
+# 16 bits takes 0.000002 and to 4 bits 0.09. Parts that were left out took 0.5 to 2, so 4 bits hide the least of them.
 LIMITS = {"fp32": 0.02, "fp16": 0.02, "bf16": 0.05, "int4": 0.7}
 
 

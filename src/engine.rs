@@ -393,8 +393,8 @@ fn padding(name: &str, columns: usize, tokens: usize) -> Option<String> {
 /// Let a tokenizer be as the `tokenizer_config.json` beside it says. Returns warnings of what is not done.
 fn configure(tokenizer: &Path, text: &mut Text, name: &str) -> Result<Vec<String>> {
     let path = tokenizer.with_file_name("tokenizer_config.json");
-    // A file that cannot be read has been refused by whoever looked for stop tokens in it.
-    let Ok(config) = files::configuration(&path) else { return Ok(Vec::new()) };
+    // Without such a file it says nothing. One that cannot be read was refused when stop tokens were looked for in it.
+    let config = files::configuration(&path).unwrap_or_default();
     let warnings = text.configure(tokenizer, &config)?;
     Ok(warnings.into_iter().map(|warning| format!("{name}: {warning}")).collect())
 }

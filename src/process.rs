@@ -112,8 +112,10 @@ pub fn own_path() -> Option<PathBuf> {
         let end = |text| usize::from_str_radix(text, 16).ok();
         ends.and_then(|(low, high)| end(low).zip(end(high))).is_some_and(|(low, high)| (low..high).contains(&code))
     })?;
-    let path = PathBuf::from(OsStr::from_bytes(&line[line.iter().position(|&byte| byte == b'/')?..]));
-    path.is_file().then_some(path)
+    let path = &line[line.iter().position(|&byte| byte == b'/')?..];
+    // Another file may have taken its place since, as an update does.
+    let path = path.strip_suffix(b" (deleted)").unwrap_or(path);
+    Some(PathBuf::from(OsStr::from_bytes(path)))
 }
 
 /// The same as the loader knows it.

@@ -122,7 +122,7 @@ fn check_parts(part: &Value) -> Result {
 ///
 /// The table begins with the length of its trie in bytes, for which the library allocates.
 pub fn replacements(base64: &str) -> Result<Vec<u8>> {
-    let bytes = base64_bytes(base64).filter(|bytes| bytes.len() >= 4);
+    let bytes = base64::decode(base64).ok().filter(|bytes| bytes.len() >= 4);
     let mut table = bytes.ok_or("its precompiled_charsmap is not base64 of a table")?;
     let declared = u32::from_le_bytes([table[0], table[1], table[2], table[3]]) as usize;
     let bytes = table.len() - 4;
@@ -130,18 +130,6 @@ pub fn replacements(base64: &str) -> Result<Vec<u8>> {
         return Err(format!("its precompiled_charsmap declares {declared} bytes, and has {bytes}"));
     }
     Ok(table.split_off(4 + declared))
-}
-
-fn base64_bytes(base64: &str) -> Option<Vec<u8>> {
-    const DIGITS: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let digit = |&byte: &u8| DIGITS.iter().position(|&digit| digit == byte);
-    let digits: Vec<usize> = base64.trim_end_matches('=').as_bytes().iter().map(digit).collect::<Option<_>>()?;
-    // 4 digits are 3 bytes; the last ones may be fewer.
-    let bytes = |digits: &[usize]| {
-        let bits = digits.iter().fold(0, |bits, digit| bits << 6 | digit) << (6 * (4 - digits.len()));
-        [bits >> 16, bits >> 8, bits].map(|byte| byte as u8).into_iter().take(digits.len() * 3 / 4)
-    };
-    Some(digits.chunks(4).flat_map(bytes).collect())
 }
 
 /// The template for a single text has that text once, and special tokens that it defines.

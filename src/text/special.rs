@@ -36,18 +36,15 @@ fn named(config: &Value) -> impl Iterator<Item = &Value> {
     KEYS.iter().map(|key| &config[key]).chain(lists).chain(listed)
 }
 
-/// A token with what the file says of it, or else what the tokenizer knows of it.
+/// A special token. What `tokenizer.json` says of it stays, as in transformers; otherwise it is as this file says.
 fn token(tokenizer: &Tokenizer, name: &str, id: u32, value: &Value) -> AddedToken {
-    let known = tokenizer.get_added_vocabulary().get_added_tokens_decoder().get(&id).cloned();
-    let mut token = known.unwrap_or_else(|| AddedToken::from(name, true));
-    token.special = true;
-    for (key, flag) in [
-        ("lstrip", &mut token.lstrip),
-        ("rstrip", &mut token.rstrip),
-        ("single_word", &mut token.single_word),
-        ("normalized", &mut token.normalized),
-    ] {
-        *flag = value[key].as_bool().unwrap_or(*flag);
+    if let Some(known) = tokenizer.get_added_vocabulary().get_added_tokens_decoder().get(&id) {
+        return AddedToken { special: true, ..known.clone() };
     }
-    token
+    let is = |key: &str| value[key].as_bool().unwrap_or(false);
+    AddedToken::from(name, true)
+        .single_word(is("single_word"))
+        .lstrip(is("lstrip"))
+        .rstrip(is("rstrip"))
+        .normalized(is("normalized"))
 }

@@ -73,8 +73,8 @@ fn certain(text: &str) -> &str {
     (0..3).fold(text, |text, _| text.strip_suffix('\u{fffd}').unwrap_or(text))
 }
 
-/// Pieces that would finish the last character of a text, if that is unfinished: the further bytes of one of two, three or four, as both
-/// kinds of decoders for bytes write them. Between them, the first ones fit behind any byte.
+/// Pieces that finish the last character of a text, if it is unfinished: one to three bytes, as both kinds of decoders
+/// write bytes. Behind each byte that begins a character, one of the two first bytes is valid.
 fn continuations(text: &str) -> impl Iterator<Item = Vec<String>> {
     let unfinished = if text.ends_with('\u{fffd}') { 1..4 } else { 0..0 };
     let first = [["<0x8F>", "<0xA0>"], ["\u{131}", "\u{142}"]];

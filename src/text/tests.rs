@@ -348,13 +348,15 @@ fn special_tokens_are_those_of_the_configuration_too() {
     assert_eq!(before.encode("a<tool>", false).unwrap(), [3]);
     for config in [
         json!({ "eos_token": "<|im_end|>" }),
-        json!({ "eos_token": { "content": "<|im_end|>", "lstrip": false } }),
+        json!({ "eos_token": { "content": "<|im_end|>", "normalized": true } }),
         json!({ "additional_special_tokens": ["<|im_end|>"] }),
         json!({ "extra_special_tokens": { "end": "<|im_end|>" } }),
         json!({ "added_tokens_decoder": { "1": { "content": "<|im_end|>", "special": true } } }),
     ] {
         let (text, warnings) = text(config.clone());
         assert_eq!((text.decode(&[1]).unwrap().as_str(), warnings), ("", Vec::new()), "{config}");
+        let token = &text.tokenizer.get_added_vocabulary().get_added_tokens_decoder()[&1];
+        assert!(token.special && !token.normalized, "tokenizer.json settles the rest: {token:?}");
     }
     let (text, warnings) = text(json!({ "additional_special_tokens": ["<tool>", "<no>"], "pad_token": null }));
     assert_eq!(text.encode("a<tool>", false).unwrap(), [0, 2], "it is looked for in texts");
