@@ -414,7 +414,9 @@ static void early_forks(void) {
 /* The library was loaded by a relative path. When it looks for ONNX Runtime beside itself, the working directory is another one, and
  * its file is gone, as after an update. */
 static void moves(void) {
-    CHECK(link(library, "libcos.so") == 0);
+    char folder[4096];
+    snprintf(folder, sizeof folder, "%.*s", (int)(strrchr(onnxruntime, '/') - onnxruntime), onnxruntime);
+    CHECK(symlink(folder, "onnxruntime") == 0 && link(library, "libcos.so") == 0);
     library = "./libcos.so";
     load();
     CHECK(unlink(library) == 0);
