@@ -21,7 +21,7 @@ WITH_ONNXRUNTIME ?= 1
 # Made when a build begins. What `make install` takes is built anew only if sources are younger than this file, so root,
 # who may have no cargo, can install what a user has built.
 BUILT := $(RELEASE)/.libcos-built
-SOURCES := Cargo.toml Cargo.lock build.rs $(shell find src -type f)
+SOURCES := Cargo.toml Cargo.lock build.rs $(shell find src kernels -type f)
 ONNXRUNTIME := $(CARGO_TARGET_DIR)/onnxruntime
 
 .DEFAULT_GOAL := help

@@ -10,11 +10,12 @@ use std::time::{Duration, Instant};
 
 use cos::decode::chance::{Chance, CounterRng, Key, Purpose};
 use cos::decode::combine::Combination;
-use cos::decode::estimates::{Estimates, Observer};
-use cos::decode::planner::{Choices, Planner};
 use cos::decode::policy::{Plan, Request, Strategy};
-use cos::decode::sampling::{self, Candidates, Distribution, Sampler};
-use cos::decode::{kernels, verify};
+use cos::decode::verify;
+use cos::plan::estimates::{Estimates, Observer};
+use cos::plan::planner::{Choices, Planner};
+use cos::rows::kernels;
+use cos::rows::sampling::{self, Candidates, Distribution, Sampler};
 use divan::Bencher;
 use divan::counter::BytesCount;
 

@@ -3,15 +3,16 @@
 #![deny(missing_docs)]
 
 pub mod config;
+mod cuda;
 pub mod decode;
-pub mod describe;
 pub mod engine;
 pub mod error;
+pub mod export;
 pub mod ffi;
 pub mod files;
 pub mod model;
-pub mod planning;
+pub mod onnx;
+pub mod plan;
 pub mod process;
-pub mod session;
-pub mod stats;
+pub mod rows;
 pub mod text;

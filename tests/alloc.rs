@@ -10,9 +10,9 @@ use std::sync::Arc;
 use cos::config::Config;
 use cos::decode::combine::Function;
 use cos::decode::policy::{Strategy, Targets};
-use cos::decode::sampling::Sampler;
 use cos::engine::Engine;
-use cos::session::{Options, Session, State};
+use cos::engine::session::{Options, Session, State};
+use cos::rows::sampling::Sampler;
 
 struct Counting;
 

@@ -15,9 +15,10 @@ use cos::decode::chance::CounterRng;
 use cos::decode::combine::Function;
 use cos::decode::policy::{Strategy, Targets};
 use cos::engine::Engine;
+use cos::engine::session::{Options, Session, State};
 use cos::error::Error;
-use cos::model::{Cancel, Filter, Filtered, Interrupt, Model, Pass, Sequence};
-use cos::session::{Options, Session, State};
+use cos::model::{Cancel, Interrupt, Model, Pass, Sequence};
+use cos::rows::{Filter, Filtered};
 
 /// A model whose sequences answer; once `fails`, wrongly.
 struct Answering {

@@ -16,11 +16,11 @@ use bench::theory::{Event, Policy, Setup, theorem_3_1, theorem_3_6};
 use clap::Parser;
 use cos::config::Combine;
 use cos::decode::policy::Strategy;
-use cos::decode::sampling::Sampler;
 use cos::engine::Engine;
+use cos::engine::session::{Options, Session, State};
 use cos::model::Model;
 use cos::model::scripted::Scripted;
-use cos::session::{Options, Session, State};
+use cos::rows::sampling::Sampler;
 
 fn cos(lengths: &[usize], order: &[usize]) -> Setup {
     let policy = Policy::Cos { lengths: lengths.to_vec(), order: order.to_vec() };

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use cos::config::Config;
 use cos::engine::Engine;
-use cos::session::{Options, Session, State};
+use cos::engine::session::{Options, Session, State};
 
 const WARNINGS: [&str; 4] = ["-Wall", "-Wextra", "-Werror", "-pedantic"];
 const SONAME: &str = "libcos.so.0";
@@ -105,8 +105,8 @@ fn host(what: &str) -> Vec<String> {
         .arg(root().join("tests/c/host.c"))
         .args(["-ldl", "-o"])
         .arg(&program));
-    cos::model::environment(None, 0, None).unwrap();
-    let onnxruntime = &cos::model::loaded().unwrap().library;
+    cos::onnx::environment(None, 0, None).unwrap();
+    let onnxruntime = &cos::onnx::loaded().unwrap().library;
     std::fs::copy(onnxruntime, folder.join("copy.so")).unwrap();
     // An initialiser that nothing uses, about which ONNX Runtime logs a warning: protobuf messages are merged by appending them.
     let field = |number: u8, data: &[u8]| [&[number << 3 | 2, data.len() as u8], data].concat();

@@ -14,13 +14,13 @@ use common::{Golden, Sampling, decode, oracle};
 use cos::config::{Combine, Config};
 use cos::decode::combine::Function;
 use cos::decode::policy::{Strategy, Targets};
-use cos::decode::sampling::{Candidates, Sampler};
 use cos::engine::Engine;
+use cos::engine::session::{Options, Session, State};
 use cos::error::Error;
-use cos::model::{
-    Cancel, Filter, Interrupt, Model, OnnxModel, Pass, Provider, RowsOn, Sequence, Settings, environment,
-};
-use cos::session::{Options, Session, State};
+use cos::model::{Cancel, Interrupt, Model, Pass, Sequence};
+use cos::onnx::{OnnxModel, Provider, RowsOn, Settings, environment};
+use cos::rows::Filter;
+use cos::rows::sampling::{Candidates, Sampler};
 use cudarc::driver::result as driver;
 use half::{bf16, f16};
 

@@ -10,14 +10,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use common::{PROMPT, SAMPLINGS, Sampling, Way, World, combinations, decoder, oracle, plan, ways, ways_of};
-use cos::decode::chance::{Chance, CounterRng, Key, Purpose, Weights};
+use cos::decode::chance::{Chance, CounterRng, Key, Purpose};
 use cos::decode::combine::{Combination, Function};
-use cos::decode::estimates::{Acceptance, Estimates};
 use cos::decode::policy::{Plan, Policy, Strategy, Targets};
 use cos::decode::round::{Counters, Decoder, Finish};
 use cos::error::Error;
 use cos::model::scripted::Scripted;
 use cos::model::{Cancel, Interrupt, Model, Ngram, Pass, Sequence};
+use cos::plan::estimates::{Acceptance, Estimates};
+use cos::rows::Weights;
 
 const ENOUGH: f64 = 1e-5;
 

@@ -9,18 +9,17 @@ use std::sync::Arc;
 use common::{Golden, decode};
 use cos::config::Config;
 use cos::decode::policy::Strategy;
-use cos::decode::sampling::Sampler;
 use cos::engine::Engine;
+use cos::engine::session::{Options, Session};
 use cos::error::Error;
-use cos::model::CacheKind::{Concatenated, Fixed, Shared};
-use cos::model::Rollback::{Compact, Mask, Shorten};
-use cos::model::Rows::{All, Counted, Last};
-use cos::model::Scoring::{FirstPass, OneByOne, Parallel};
-use cos::model::{
-    CacheKind, Cancel, Export, Interrupt, Model, OnnxModel, Pass, Provider, Rollback, Rows, Scoring, Sequence,
-    Settings, environment,
-};
-use cos::session::{Options, Session};
+use cos::export::CacheKind::{Concatenated, Fixed, Shared};
+use cos::export::Rollback::{Compact, Mask, Shorten};
+use cos::export::Rows::{All, Counted, Last};
+use cos::export::Scoring::{FirstPass, OneByOne, Parallel};
+use cos::export::{CacheKind, Export, Rollback, Rows, Scoring};
+use cos::model::{Cancel, Interrupt, Model, Pass, Sequence};
+use cos::onnx::{OnnxModel, Provider, Settings, environment};
+use cos::rows::sampling::Sampler;
 
 fn exports() -> PathBuf {
     common::root().join("tests/exports")

@@ -11,9 +11,9 @@ use std::time::Duration;
 
 use cos::config::Config;
 use cos::decode::policy::{Strategy, Targets};
-use cos::decode::sampling::Sampler;
 use cos::engine::Engine;
-use cos::session::{Options, Session, State};
+use cos::engine::session::{Options, Session, State};
+use cos::rows::sampling::Sampler;
 use serde_json::{Value, json};
 
 fn on_gpu() -> bool {

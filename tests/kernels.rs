@@ -1,4 +1,4 @@
-//! The kernels of `src/model/cuda/rows.cu` without a GPU: a program in C++ runs them, thread by thread, on the processor, and compares
+//! The kernels of `kernels/rows.cu` without a GPU: a program in C++ runs them, thread by thread, on the processor, and compares
 //! what they make of random rows with what they say they do. `tests/cuda.rs` runs them where they belong.
 
 use std::path::Path;

@@ -9,10 +9,10 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use cos::config::{Combine, Config};
 use cos::decode::policy::{Strategy, Targets};
-use cos::decode::sampling::Sampler;
 use cos::engine::Engine;
+use cos::engine::session::{Options, Session};
 use cos::model::scripted::Scripted;
-use cos::session::{Options, Session};
+use cos::rows::sampling::Sampler;
 use parking_lot::{Mutex, MutexGuard};
 
 /// Counts what Rust holds, and refuses what is too large.

@@ -9,10 +9,10 @@ use std::time::Duration;
 use common::{Sampling, decode, oracle};
 use cos::config::{Combine, Config};
 use cos::decode::policy::{Strategy, Targets};
-use cos::decode::sampling::{NEAR_TIE, Sampler};
 use cos::engine::Engine;
+use cos::engine::session::{Options, Session, State};
 use cos::model::{Cancel, Model, Pass};
-use cos::session::{Options, Session, State};
+use cos::rows::sampling::{NEAR_TIE, Sampler};
 
 fn demo(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("models/demo").join(name)

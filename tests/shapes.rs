@@ -8,10 +8,11 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use cos::config::Config;
 use cos::decode::policy::Strategy;
-use cos::decode::sampling::Sampler;
 use cos::engine::Engine;
-use cos::model::{Cancel, Model, OnnxModel, Pass, Provider, Sequence, Settings, environment};
-use cos::session::{Options, Session, State};
+use cos::engine::session::{Options, Session, State};
+use cos::model::{Cancel, Model, Pass, Sequence};
+use cos::onnx::{OnnxModel, Provider, Settings, environment};
+use cos::rows::sampling::Sampler;
 use serde_json::Value;
 
 /// By how many standard deviations of a row its logits may differ from those of float32, by the export's precision. Four bits are

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use cos::config::Config;
 use cos::engine::Engine;
-use cos::session::{Options, Session};
+use cos::engine::session::{Options, Session};
 
 fn threads() -> usize {
     std::fs::read_dir("/proc/self/task").unwrap().count()

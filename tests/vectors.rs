@@ -21,7 +21,7 @@ fn folder(name: &str) -> PathBuf {
 
 /// Passes here are short, and the tests run side by side: a pool of one thread is faster than two that wait for each other.
 fn one_thread() {
-    cos::model::environment(None, 1, None).unwrap();
+    cos::onnx::environment(None, 1, None).unwrap();
 }
 
 fn report(section: &Section) {

@@ -21,8 +21,8 @@ use std::time::{Duration, Instant};
 use clap::Parser;
 use cos::config::{Combine, Config, ExportConfig, ModelConfig, ProviderName};
 use cos::engine::Engine;
+use cos::engine::session::{Session, State};
 use cos::model::Model;
-use cos::session::{Session, State};
 
 use cases::{Decoder, Peers, Task};
 use measure::{Effort, Result};

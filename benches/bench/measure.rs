@@ -6,10 +6,10 @@ use std::time::Instant;
 
 use cos::decode::combine::Combination;
 use cos::decode::round::Counters;
-use cos::decode::sampling::Sampler;
+use cos::engine::session::{Options, Session, State};
+use cos::engine::stats::Stats;
 use cos::model::{Cancel, Interrupt, Model, Pass, Sequence};
-use cos::session::{Options, Session, State};
-use cos::stats::Stats;
+use cos::rows::sampling::Sampler;
 use serde_json::{Value, json};
 
 use super::cases::{Decoder, Ours, Task};

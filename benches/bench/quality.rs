@@ -8,8 +8,8 @@ use std::sync::Arc;
 use cos::config::Combine;
 use cos::decode::combine::Combination;
 use cos::engine::Engine;
+use cos::engine::session::{Options, Session, State};
 use cos::model::Model;
-use cos::session::{Options, Session, State};
 
 use super::measure::{self, Result};
 

@@ -7,7 +7,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use cos::model::{Cancel, Model, environment};
+use cos::model::{Cancel, Model};
+use cos::onnx::environment;
 use cudarc::driver::result as driver;
 use ort::memory::{AllocationDevice, Allocator, AllocatorType, MemoryInfo, MemoryType};
 use ort::session::{IoBinding, RunOptions, Session};

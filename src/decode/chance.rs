@@ -3,7 +3,8 @@
 use chacha20::ChaCha8Rng;
 use chacha20::rand_core::{Rng, SeedableRng};
 
-use crate::decode::kernels::{BLOCK, sum};
+use crate::rows::Weights;
+use crate::rows::kernels::{BLOCK, sum};
 
 /// What an outcome is for. Outcomes for different purposes are independent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -33,38 +34,6 @@ pub struct Key {
     /// new numbers: what was planned since then may depend on the old ones. Routes keep their epoch as long as the
     /// weights stay, because a route drawn again after a rejection would no longer be independent of what was accepted.
     pub epoch: u32,
-}
-
-/// Weights to draw by, not negative and not all 0. They are made piece by piece, for a draw seldom asks for all: a row of a
-/// large vocabulary is then neither written nor read again.
-pub trait Weights {
-    /// How many there are.
-    fn count(&self) -> usize;
-
-    /// Their sum.
-    fn total(&self) -> f64;
-
-    /// Write those from index `start` on.
-    fn write(&self, start: usize, out: &mut [f32]);
-
-    /// The index at which their sum from the front passes `share`, where whoever has them knows it without writing them.
-    fn find(&self, _share: f64) -> Option<usize> {
-        None
-    }
-}
-
-impl Weights for [f32] {
-    fn count(&self) -> usize {
-        self.len()
-    }
-
-    fn total(&self) -> f64 {
-        sum(self)
-    }
-
-    fn write(&self, start: usize, out: &mut [f32]) {
-        out.copy_from_slice(&self[start..start + out.len()]);
-    }
 }
 
 /// A source of random outcomes. The same key gives the same outcome.

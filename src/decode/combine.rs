@@ -3,9 +3,9 @@
 use std::fmt;
 use std::sync::Arc;
 
-use crate::decode::kernels;
-use crate::decode::sampling::{self, Best, Distribution};
 use crate::error::{Error, Result};
+use crate::rows::kernels;
+use crate::rows::sampling::{self, Best, Distribution};
 
 /// How far the weights of a mixture may be from a sum of 1 before they are refused; nearer ones are rescaled.
 pub const WEIGHT_TOLERANCE: f64 = 1e-3;

@@ -5,13 +5,6 @@
 
 pub mod chance;
 pub mod combine;
-pub mod costs;
-pub mod estimates;
-pub mod forecast;
-pub mod kernels;
-pub mod planner;
 pub mod policy;
 pub mod round;
-pub mod sampling;
-mod trials;
 pub mod verify;

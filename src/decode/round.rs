@@ -7,14 +7,16 @@
 
 use std::sync::Arc;
 
-use crate::decode::chance::{Chance, Key, Purpose, Weights};
+use crate::decode::chance::{Chance, Key, Purpose};
 use crate::decode::combine::Combination;
-use crate::decode::estimates::{Estimates, Observer, WINDOW};
 use crate::decode::policy::{Action, Plan, Targets, View};
-use crate::decode::sampling::{self, Best, Candidates, Distribution, Sampler};
 use crate::decode::verify;
 use crate::error::{Error, Result};
-use crate::model::{Filtered, Interrupt, Memory, Model, Pass, Proposal, RowMath, Sequence, Term};
+use crate::model::{Interrupt, Memory, Model, Pass, Proposal, Sequence};
+use crate::plan::estimates::{Estimates, Observer, WINDOW};
+use crate::rows::Weights;
+use crate::rows::sampling::{self, Best, Candidates, Distribution, Sampler};
+use crate::rows::{Filtered, RowMath, Term};
 
 /// Why a sequence ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

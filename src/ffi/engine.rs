@@ -9,8 +9,8 @@ use once_cell::sync::OnceCell;
 use super::error::cos_error;
 use super::{check_out, guard, handle, hold, release, string};
 use crate::config::Config;
-use crate::describe;
 use crate::engine::Engine;
+use crate::engine::table::table;
 use crate::error::Result;
 
 /// An engine: the loaded models and how they are combined. Immutable; any number of threads may use one at once.
@@ -254,7 +254,7 @@ pub unsafe extern "C" fn cos_engine_describe_table(
     out_table: *mut *const c_char,
 ) -> *mut cos_error {
     // SAFETY: promised by the caller.
-    unsafe { describe_as(engine, out_table, "out_table", |of| &of.table, |engine| describe::table(&engine.describe())) }
+    unsafe { describe_as(engine, out_table, "out_table", |of| &of.table, |engine| table(&engine.describe())) }
 }
 
 unsafe fn describe_as(

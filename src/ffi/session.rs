@@ -12,13 +12,13 @@ use super::{Growing, check_out, guard, handle, hold, optional_slice, read, relea
 use crate::decode::combine::Function;
 use crate::decode::policy::{Strategy, Targets};
 use crate::decode::round::Finish;
-use crate::decode::sampling::Sampler;
 use crate::engine::Engine;
+use crate::engine::session::{Options, Session, State};
+use crate::engine::stats::Stats;
 use crate::error::{Error, Result};
 use crate::model::Cancel;
 use crate::process::Process;
-use crate::session::{Options, Session, State};
-use crate::stats::Stats;
+use crate::rows::sampling::Sampler;
 
 /// Chosen by the library: what follows the same distribution at the least cost.
 pub const COS_STRATEGY_AUTO: i32 = 0;

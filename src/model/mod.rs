@@ -2,28 +2,9 @@
 //!
 //! The decoder knows nothing of ONNX Runtime, and models know nothing of combination or acceptance.
 
-mod beside;
-mod binding;
-mod cache;
-mod check;
-mod cuda;
-mod export;
-mod gpu;
-mod graph;
-mod huge_pages;
-mod inputs;
 mod ngram;
-mod onnx;
 pub mod overlap;
-mod recognise;
-mod rows;
-mod runner;
-mod runtime;
 pub mod scripted;
-mod settle;
-mod shapes;
-mod weights;
-mod widen;
 
 use std::any::Any;
 use std::fmt;
@@ -34,16 +15,14 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 
-pub use export::{CacheKind, Export, Role, Rollback, Rows, Scoring};
 pub use ngram::Ngram;
-pub use onnx::{OnnxModel, Provider, RowsOn, Settings};
-pub use rows::Placed;
-pub use runtime::{LIBRARY_VARIABLE, Runtime, environment, loaded};
 
 use crate::error::{Error, Result};
+use crate::rows::device::Placed;
+use crate::rows::{Filter, Filtered, RowMath};
 
 /// Widths whose passes are timed: dense where a draft is short, and one where it is long.
-const TIMED_WIDTHS: [usize; 7] = [1, 2, 3, 4, 6, 8, 16];
+pub const TIMED_WIDTHS: [usize; 7] = [1, 2, 3, 4, 6, 8, 16];
 
 /// A language model: its weights, shared by any number of sequences and threads.
 pub trait Model: Send + Sync {
@@ -204,113 +183,6 @@ pub trait Sequence: Any + Send {
     fn memory(&self) -> Memory {
         Memory::default()
     }
-}
-
-/// How a row of scores is processed: temperature, then top-k, top-p and min-p.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Filter {
-    /// One over the temperature.
-    pub rate: f32,
-    /// So many tokens at most; 0 if that is no matter.
-    pub top_k: usize,
-    /// The share that the tokens hold; 1 if that is no matter.
-    pub top_p: f32,
-    /// From the largest score, how far a token may be below it; or minus infinity.
-    pub distance: f32,
-}
-
-impl Filter {
-    /// Only a temperature.
-    pub fn plain(rate: f32) -> Self {
-        Filter { rate, top_k: 0, top_p: 1.0, distance: f32::NEG_INFINITY }
-    }
-
-    /// Whether it keeps all tokens.
-    pub fn is_plain(&self) -> bool {
-        *self == Filter::plain(self.rate)
-    }
-}
-
-/// What a [`Filter`] keeps of a row: scores above the floor, and those of this very score before `cut`.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Filtered {
-    /// The largest score.
-    pub max: f32,
-    /// The sum of `e^((score − max) · rate)` of what is kept.
-    pub total: f64,
-    /// The least score that is kept.
-    pub floor: f32,
-    /// The first token of that score that is not.
-    pub cut: usize,
-}
-
-impl Filtered {
-    /// All of a row with this maximum and sum.
-    pub fn whole((max, total): (f32, f64)) -> Self {
-        Filtered { max, total, floor: f32::NEG_INFINITY, cut: usize::MAX }
-    }
-}
-
-/// A row as a part of something: `scale · e^((score − max) · rate)` of each score that is kept, or with a rate of 0 `scale · score`.
-#[derive(Debug, Clone, Copy)]
-pub struct Term {
-    /// Where the row is.
-    pub row: Placed,
-    /// What each score, or its exponential, is multiplied by.
-    pub scale: f64,
-    /// One over the temperature.
-    pub rate: f32,
-    /// What is kept, and the score whose exponential is 1.
-    pub kept: Filtered,
-}
-
-impl Term {
-    /// Of a sum of scores.
-    pub fn of_scores(row: Placed, scale: f64) -> Self {
-        Term { row, scale, rate: 0.0, kept: Filtered::whole((0.0, 1.0)) }
-    }
-}
-
-/// What is made of several rows that are on one GPU. Whoever asks has what was asked before in mind: one sum, one residual. `None`
-/// where it cannot be done there.
-pub trait RowMath: Send {
-    /// The sum of parts, impossible where any is and where the judge is below its floor. The score of `token` is asked for next,
-    /// perhaps.
-    fn weigh(
-        &self,
-        parts: &mut dyn Iterator<Item = Term>,
-        judge: Option<(Placed, f32)>,
-        filter: Filter,
-        token: usize,
-    ) -> Option<()>;
-
-    /// Of the sum, as [`Sequence::best`].
-    fn best(&self) -> Option<(usize, f32, f32)>;
-
-    /// Of the sum, as [`Sequence::filtered`] by the filter that it was made with.
-    fn filtered(&self) -> Option<Filtered>;
-
-    /// Of the sum, as [`Sequence::score`].
-    fn score(&self, token: usize) -> f32;
-
-    /// Of the sum, as [`Sequence::draw`].
-    fn draw(&self, share: f64) -> Option<usize>;
-
-    /// Where the sum is.
-    fn placed(&self) -> Placed;
-
-    /// How much a proposal, the last part, leaves of the others: the sum of the positive parts of `Σ scale · e^((score − max) · rate)` over
-    /// what each keeps, the last one subtracted. Or, of a proposal that was `certain`, what all parts hold but for that token.
-    fn residual(&self, parts: &mut dyn Iterator<Item = Term>, certain: Option<usize>) -> Option<f64>;
-
-    /// The token at which that sum from the front passes `share`.
-    fn draw_residual(&self, share: f64) -> Option<usize>;
-
-    /// As [`Sequence::fault`].
-    fn fault(&self) -> Option<Error>;
-
-    /// Bytes of its buffers, which never grow.
-    fn bytes(&self) -> usize;
 }
 
 /// Memory in bytes: buffers at their whole length, though of those that grow ahead of need much may never be touched.

@@ -10,11 +10,11 @@ use cos::decode::chance::Chance;
 use cos::decode::combine::{Combination, Plausibility};
 use cos::decode::policy::{Plan, Request, Strategy, Targets};
 use cos::decode::round::{Decoder, Settings};
-use cos::decode::sampling::Sampler;
 use cos::engine::Engine;
+use cos::engine::session::{Options, Session, State};
 use cos::model::scripted::Scripted;
 use cos::model::{Cancel, Model};
-use cos::session::{Options, Session, State};
+use cos::rows::sampling::Sampler;
 
 /// The project's folder: where Cargo says, or whoever runs a test program that was built elsewhere.
 pub fn root() -> PathBuf {

@@ -32,7 +32,7 @@ const fn fault(name: &'static str, file: &'static str, right: &'static str, wron
 const ROUND: &str = "src/decode/round.rs";
 const VERIFY: &str = "src/decode/verify.rs";
 const COMBINE: &str = "src/decode/combine.rs";
-const SAMPLING: &str = "src/decode/sampling.rs";
+const SAMPLING: &str = "src/rows/sampling.rs";
 const CHANCE: &str = "src/decode/chance.rs";
 
 #[rustfmt::skip]
@@ -114,11 +114,11 @@ pub const FAULTS: &[Fault] = &[
         "self.drop_pending(committed);", ""),
     fault("new weights keep the proposals of another plan", ROUND,
         "if !fits {", "if !fits && !PLANTED {"),
-    Fault { needs_exports: true, ..fault("padding columns are sampled", "src/engine.rs",
+    Fault { needs_exports: true, ..fault("padding columns are sampled", "src/engine/mod.rs",
         "exports.iter_mut().for_each(|model| model.limit_vocabulary(vocab_size));", "") },
-    Fault { needs_exports: true, ..fault("the cache of an export keeps an entry that was rolled back", "src/model/onnx.rs",
+    Fault { needs_exports: true, ..fault("the cache of an export keeps an entry that was rolled back", "src/onnx/model.rs",
         "self.cache.truncate(len);", "self.cache.truncate((len + 1).min(self.cache.len()));") },
-    Fault { needs_exports: true, ..fault("rows of a pass over several positions are one off", "src/model/onnx.rs",
+    Fault { needs_exports: true, ..fault("rows of a pass over several positions are one off", "src/onnx/model.rs",
         "&self.rows[start..start + self.columns]",
         "&self.rows[start - start.min(self.columns)..][..self.columns]") },
 ];

@@ -6,10 +6,10 @@ use std::sync::Arc;
 
 use cos::config::{Combine, Config};
 use cos::decode::policy::Strategy;
-use cos::decode::sampling::NEAR_TIE;
 use cos::engine::Engine;
+use cos::engine::session::{Options, Session, State};
 use cos::model::{Cancel, Model, Pass};
-use cos::session::{Options, Session, State};
+use cos::rows::sampling::NEAR_TIE;
 
 use super::Progress;
 use super::common::{Sampling, oracle};

@@ -10,8 +10,8 @@ use cos::config::Combine;
 use cos::decode::combine::Combination;
 use cos::decode::policy::{Strategy, Targets};
 use cos::engine::Engine;
+use cos::engine::session::{Options, Session, State};
 use cos::model::{Cancel, Model};
-use cos::session::{Options, Session, State};
 
 use super::common::{PROMPT, Sampling, World, mix, oracle};
 use super::results::{Comparison, Section};

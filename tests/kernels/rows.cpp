@@ -1,7 +1,7 @@
-// The kernels of src/model/cuda/rows.cu against what they say they do, without a GPU: see emulate.h.
+// The kernels of kernels/rows.cu against what they say they do, without a GPU: see emulate.h.
 #include "emulate.h"
 
-#include "../../src/model/cuda/rows.cu"
+#include "../../kernels/rows.cu"
 
 #include <algorithm>
 #include <numeric>

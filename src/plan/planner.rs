@@ -4,8 +4,8 @@
 
 use super::estimates::{Acceptance, Estimates};
 use super::forecast::{Forecast, LONGEST, Task};
-use super::policy::{MAX_PROPOSAL_LENGTH, Plan, Policy, Request, Targets};
 use super::trials::{KINDS, Trials, kind};
+use crate::decode::policy::{MAX_PROPOSAL_LENGTH, Plan, Policy, Request, Targets};
 
 /// A plan is left only for one that is forecast to be faster by this share: a change costs a moment without drafts.
 const HYSTERESIS: f64 = 0.02;

@@ -18,23 +18,21 @@ use ort::value::TensorElementType;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 
-use super::beside;
 use super::binding::{Binding, Tensor};
 use super::cache::{Cache, Store};
-use super::check;
-use super::cuda::{self, Device};
-use super::export::{self, CacheKind, CacheTensor, Export, Logits, Role, Rows, Scoring};
-use super::gpu::{Captures, Gpu, Output};
-use super::graph::Graph;
+use super::captures::{Captures, Gpu, Output};
 use super::inputs::{Feed, Numbers};
-use super::recognise::read_export;
-use super::rows::{self, Control, DeviceRows, Placed};
 use super::weights::{self, Loaded, Shapes};
-use super::widen::{widen_bf16, widen_f16};
-use super::{
-    Cancel, CancelHook, Filter, Filtered, Interrupt, Memory, Model, Pass, RowMath, Sequence, huge_pages, shapes,
-};
+use super::{check, huge_pages};
+use crate::cuda::{self, Device};
 use crate::error::{Error, Result};
+use crate::export::graph::Graph;
+use crate::export::recognise::read_export;
+use crate::export::{self, CacheKind, CacheTensor, Export, Logits, Role, Rows, Scoring, beside, shapes};
+use crate::model::{Cancel, CancelHook, Interrupt, Memory, Model, Pass, Sequence};
+use crate::rows::device::{self, Control, DeviceRows, Placed};
+use crate::rows::widen::{widen_bf16, widen_f16};
+use crate::rows::{Filter, Filtered, RowMath};
 
 /// Logits of one pass take at most this many bytes, unless a pass of [`MIN_PASS`] tokens takes more.
 const LOGITS_BYTES: usize = 64 << 20;
@@ -806,7 +804,7 @@ impl OnnxSequence {
         let end = position + wanted;
         let given = all - cut.padding;
         let keep = keep.min(position);
-        let kept = self.gpu.as_ref().and_then(|gpu| gpu.rows.as_ref()).filter(|_| end - keep <= rows::SLOTS);
+        let kept = self.gpu.as_ref().and_then(|gpu| gpu.rows.as_ref()).filter(|_| end - keep <= device::SLOTS);
         let (control, output) = match kept {
             Some(rows) => {
                 let control = rows.control(start, tokens, end - given, given - wanted, self.vocab_size);

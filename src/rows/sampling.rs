@@ -1,9 +1,9 @@
 //! From logits to the distribution that tokens are drawn from.
 
-use crate::decode::chance::Weights;
-use crate::decode::kernels::{self, Normaliser};
 use crate::error::{Error, Result};
-use crate::model::{Filter, Filtered, Placed, Term};
+use crate::rows::Weights;
+use crate::rows::kernels::{self, Normaliser};
+use crate::rows::{Filter, Filtered, Placed, Term};
 
 /// Two scores nearer than this are a near tie: passes of different widths may rank them differently, because
 /// other kernels add in another order. For mixtures the scores are logarithms of probabilities.

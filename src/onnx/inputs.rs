@@ -4,7 +4,7 @@ use ort::memory::MemoryInfo;
 use ort::value::TensorElementType;
 
 use super::binding::Tensor;
-use super::export::Input;
+use crate::export::Input;
 
 /// An input and the numbers to feed it with.
 pub struct Feed {
@@ -109,7 +109,7 @@ mod tests {
 
     #[test]
     fn numbers_that_no_memory_holds_are_an_error() {
-        crate::model::environment(None, 0, None).unwrap(); // which makes errors
+        crate::onnx::environment(None, 0, None).unwrap(); // which makes errors
         for element in [TensorElementType::Int64, TensorElementType::Int32, TensorElementType::Bool] {
             let mut numbers = Numbers::of(element);
             assert!(numbers.fill(std::iter::repeat_n(0, usize::MAX)).is_err());

@@ -492,7 +492,7 @@ struct StringStringEntry {
 }
 
 #[cfg(test)]
-pub mod tests {
+pub(crate) mod tests {
     use std::collections::BTreeSet;
 
     use super::super::beside;

@@ -1,5 +1,9 @@
 //! The engine: models loaded once, shared by any number of sessions and threads.
 
+pub mod session;
+pub mod stats;
+pub mod table;
+
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
@@ -10,12 +14,14 @@ use serde_json::{Value, json};
 
 use crate::config::{Combine, Config, ExportConfig, ModelConfig, ProviderName, RowsName, ScoringName};
 use crate::decode::combine::Combination;
+use crate::engine::stats::Stats;
 use crate::error::{Error, Result};
+use crate::export::Scoring;
 use crate::files;
-use crate::model::{Model, Ngram, OnnxModel, Provider, RowsOn, Scoring, Settings, environment, loaded, overlap};
-use crate::planning::Priors;
+use crate::model::{Model, Ngram, overlap};
+use crate::onnx::{OnnxModel, Provider, RowsOn, Settings, environment, loaded};
+use crate::plan::session::Priors;
 use crate::process::Process;
-use crate::stats::Stats;
 use crate::text::Text;
 
 /// Passes run at the same time if no more than this share of all but the longest comes on top of it.

@@ -4,6 +4,8 @@
 //! use of a width is a plain run, the second is captured as a graph, which later ones launch without ONNX Runtime. What
 //! allocates and clears has another stream, because one that is captured takes nothing else.
 
+mod runner;
+
 use std::ffi::c_void;
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -12,8 +14,8 @@ use std::time::Duration;
 use cudarc::driver::{DriverError, result, sys};
 use parking_lot::{Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use super::runner::Runner;
 use crate::error::{Error, Result};
+use runner::Runner;
 
 /// While a stream is captured, CUDA lets nobody wait for its whole device, as ONNX Runtime does where it loads a model, lets one go or
 /// uses something for the first time: the capture fails, and so does what that thread runs next, which takes the error for its own. So
@@ -64,7 +66,7 @@ pub const WORD: usize = 16;
 /// Threads of a block of most kernels.
 pub const THREADS: usize = 256;
 
-/// The functions of `cuda/rows.cu`.
+/// The functions of `kernels/rows.cu`.
 #[derive(Debug)]
 pub struct Kernels {
     /// Copies between the host and the GPU.
@@ -88,7 +90,7 @@ pub struct Kernels {
 impl Kernels {
     /// Have the driver compile them, for the context that is current.
     fn load() -> Result<Self, DriverError> {
-        const SOURCE: &str = concat!(include_str!("cuda/rows.ptx"), "\0");
+        const SOURCE: &str = concat!(include_str!("../../kernels/rows.ptx"), "\0");
         // SAFETY: the source ends with a zero; the module stays as long as the context.
         unsafe {
             let module = result::module::load_data(SOURCE.as_ptr().cast())?;
@@ -542,7 +544,7 @@ fn describe(error: DriverError) -> String {
 }
 
 #[cfg(test)]
-pub mod tests {
+pub(crate) mod tests {
     use super::*;
 
     /// The first GPU, if there is one.

@@ -4,10 +4,10 @@ use std::collections::{HashMap, HashSet};
 
 use ort::value::TensorElementType;
 
-use super::super::export::{Input, Logits, Role, Rows, is_score};
-use super::super::graph::{FORMS, Node};
 use super::{MAX_CONTEXT, Reader, Tensor, c_name};
 use crate::error::Result;
+use crate::export::graph::{FORMS, Node};
+use crate::export::{Input, Logits, Role, Rows, is_score};
 
 /// What outputs are called that are no logits, whatever their shape.
 const OTHER_OUTPUTS: [&str; 4] = ["hidden_state", "embed", "pooler", "loss"];

@@ -1,4 +1,4 @@
-//! Rows of logits that stay on a GPU, and what is made of them there: see `cuda/rows.cu`.
+//! Rows of logits that stay on a GPU, and what is made of them there: see `kernels/rows.cu`.
 
 use std::cell::{Cell, OnceCell, RefCell};
 use std::ops::Range;
@@ -7,10 +7,9 @@ use std::sync::Arc;
 use bytemuck::{Pod, Zeroable};
 use ort::value::TensorElementType;
 
-use super::cuda::{Device, DeviceBuffer, Event, HostBuffer, Queue, THREADS, WORD, argument};
-use super::gpu::WIDEST_GRAPH;
 use super::widen::{widen_bf16, widen_f16};
 use super::{Filter, Filtered, RowMath};
+use crate::cuda::{Device, DeviceBuffer, Event, HostBuffer, Queue, THREADS, WORD, argument};
 use crate::error::Error;
 
 /// Rows that are kept. The same number is in `rows.cu`, as are the next three.
@@ -21,7 +20,7 @@ const CHUNKS: usize = 32;
 const NEAR: usize = 1024;
 
 /// Tokens of a pass whose scores are noted.
-const NOTED: usize = WIDEST_GRAPH;
+pub const NOTED: usize = 20;
 
 /// Rows on the host that are kept for the next ones to be asked for.
 const SPARE_ROWS: usize = 16;
@@ -55,11 +54,11 @@ impl Control {
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Zeroable, Pod)]
 pub struct Summary {
-    pub total: f64,
+    pub(crate) total: f64,
     /// NaN if any score is NaN or plus infinity.
     pub max: f32,
-    pub second: f32,
-    pub best: i32,
+    pub(crate) second: f32,
+    pub(crate) best: i32,
     position: i32,
     token: i32,
     score: f32,
@@ -629,23 +628,23 @@ fn code(element: TensorElementType) -> i32 {
 mod tests {
     use half::{bf16, f16};
 
-    use super::super::cuda::tests::gpu;
     use super::*;
-    use crate::decode::sampling::{Candidates, Distribution, Sampler};
+    use crate::cuda::tests::gpu;
+    use crate::rows::sampling::{Candidates, Distribution, Sampler};
 
     /// `scripts/make-ptx` makes it.
     #[test]
     fn the_ptx_is_of_the_source() {
-        let source = include_str!("cuda/rows.cu");
+        let source = include_str!("../../kernels/rows.cu");
         let step = |mark: u64, &byte: &u8| (mark ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3);
         let mark = source.as_bytes().iter().fold(0xcbf2_9ce4_8422_2325, step);
-        let ptx = include_str!("cuda/rows.ptx");
+        let ptx = include_str!("../../kernels/rows.ptx");
         assert!(ptx.starts_with(&format!("// rows.cu {mark:016x}\n")), "run scripts/make-ptx");
     }
 
     #[test]
     fn sizes_are_those_of_the_kernels() {
-        let source = include_str!("cuda/rows.cu");
+        let source = include_str!("../../kernels/rows.cu");
         for (name, value) in
             [("CHUNKS", CHUNKS), ("THREADS", THREADS), ("ROWS", SLOTS), ("NOTED", NOTED), ("NEAR", NEAR)]
         {

@@ -7,16 +7,16 @@ use serde_json::{Value, json};
 
 use crate::decode::chance::CounterRng;
 use crate::decode::combine::{Combination, Function};
-use crate::decode::estimates::Estimates;
-use crate::decode::planner::Choices;
 use crate::decode::policy::{Plan, Request, Strategy, Targets};
 use crate::decode::round::{Decoder, Finish, Settings};
-use crate::decode::sampling::Sampler;
 use crate::engine::Engine;
+use crate::engine::stats::Stats;
 use crate::error::{Error, Result};
 use crate::model::{Cancel, Interrupt, Memory};
-use crate::planning::{Gains, Planning, Round, describe_plan};
-use crate::stats::Stats;
+use crate::plan::estimates::Estimates;
+use crate::plan::planner::Choices;
+use crate::plan::session::{Gains, Planning, Round, describe_plan};
+use crate::rows::sampling::Sampler;
 
 /// What a caller may ask for. The default is greedy and automatic.
 #[derive(Debug, Clone, PartialEq)]

@@ -1,6 +1,6 @@
 //! How plans did against what was forecast of them.
 
-use super::policy::{Plan, Policy, Targets};
+use crate::decode::policy::{Plan, Policy, Targets};
 
 /// Tokens for which a measured time counts as much as the forecast of it.
 const TRUST: f64 = 128.0;

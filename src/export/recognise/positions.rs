@@ -6,7 +6,7 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
 
-use super::super::graph::{Graph, Node, Scope};
+use crate::export::graph::{Graph, Node, Scope};
 
 /// More operators than exporters put between an input and a place in a table.
 const DEPTH: usize = 100;
@@ -247,8 +247,8 @@ impl Source {
 
 #[cfg(test)]
 mod tests {
-    use super::super::super::graph::tests::graph;
     use super::*;
+    use crate::export::graph::tests::graph;
 
     type Nodes<'a> = [(&'a str, &'a [&'a str], &'a str)];
 

@@ -3,10 +3,10 @@
 use std::ffi::c_void;
 use std::sync::Arc;
 
-use super::Memory;
-use super::cuda::{Device, DeviceBuffer};
-use super::export::{CacheKind, CacheTensor, Export, Rollback};
+use crate::cuda::{Device, DeviceBuffer};
 use crate::error::{Error, Result};
+use crate::export::{CacheKind, CacheTensor, Export, Rollback};
+use crate::model::Memory;
 
 /// The smallest capacity, in tokens.
 const MIN_CAPACITY: usize = 256;

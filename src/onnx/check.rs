@@ -9,7 +9,7 @@ use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::{Cancel, Interrupt, Model, Pass, Sequence, TIMED_WIDTHS};
+use crate::model::{Cancel, Interrupt, Model, Pass, Sequence, TIMED_WIDTHS};
 
 /// How much of the spread of a row its logits may differ, where all is computed in float32. Rounding reaches some
 /// hundred-thousandths.

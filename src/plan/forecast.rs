@@ -1,6 +1,6 @@
 //! What a plan would take: the round loop with numbers in place of models.
 //!
-//! The loop is that of [`round`](super::round), step by step and with the very policies, but a pass is its expected time
+//! The loop is that of [`round`](crate::decode::round), step by step and with the very policies, but a pass is its expected time
 //! and a proposal is accepted with its expected rate. So every strategy is forecast alike, routed or not, for any number
 //! of models, and a new one needs nothing here. For two models it agrees with Theorem 3.6.
 
@@ -8,9 +8,9 @@ use std::collections::VecDeque;
 
 use once_cell::sync::Lazy;
 
-use super::chance::{CounterRng, Key, Purpose};
 use super::estimates::{Doubt, Estimates};
-use super::policy::{Action, Plan, Targets, View};
+use crate::decode::chance::{CounterRng, Key, Purpose};
+use crate::decode::policy::{Action, Plan, Targets, View};
 
 /// Tokens of the longest forecast.
 pub const LONGEST: usize = 1024;

@@ -1,6 +1,6 @@
 //! `auto` in time: shows a planner what a session takes, and lets the sessions of an engine share what they learn.
 //!
-//! The planner itself is pure ([`decode::planner`](crate::decode::planner)); what is here has the clock and the bounds:
+//! The planner itself is pure ([`decode::planner`](crate::plan::planner)); what is here has the clock and the bounds:
 //! looks at the plan and probes take well under a hundredth of the time once something is known.
 
 use std::collections::HashMap;
@@ -12,13 +12,13 @@ use serde_json::{Value, json};
 
 use crate::decode::chance::Chance;
 use crate::decode::combine::Combination;
-use crate::decode::estimates::Estimates;
-use crate::decode::planner::{Choices, Experience, Planner};
 use crate::decode::policy::{Plan, Policy, Targets};
 use crate::decode::round::{Counters, Decoder};
-use crate::decode::sampling::Sampler;
 use crate::engine::Clock;
 use crate::model::Model;
+use crate::plan::estimates::Estimates;
+use crate::plan::planner::{Choices, Experience, Planner};
+use crate::rows::sampling::Sampler;
 
 /// Shares of the time that looks at the plan may take: at first, while each tells much, and later; and probes of models that do
 /// not run.

@@ -11,11 +11,13 @@ use ort::session::Session;
 use parking_lot::Mutex;
 
 use super::binding::{REMEMBER_PROVIDERS, operators_by};
-use super::cuda::{self, Device};
-use super::graph::{Graph, Node};
 use super::huge_pages::Mappings;
-use super::{Provider, runtime, shapes};
+use super::model::Provider;
+use super::runtime;
+use crate::cuda::{self, Device};
 use crate::error::{Error, Result};
+use crate::export::graph::{Graph, Node};
+use crate::export::shapes;
 use crate::process::{PerProcess, Process};
 
 /// A session of ONNX Runtime, and where it runs.

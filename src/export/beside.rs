@@ -462,7 +462,7 @@ mod tests {
     /// As onnxruntime words them.
     #[test]
     fn memory_is_not_a_fault_of_a_file() {
-        let graph = super::super::graph::tests::graph(&[], &[], &[]);
+        let graph = crate::export::graph::tests::graph(&[], &[], &[]);
         for (why, is_memory) in [
             ("Exception during initialization: std::bad_alloc", true),
             ("CUDA failure 2: out of memory", true),

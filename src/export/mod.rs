@@ -1,5 +1,10 @@
 //! What an exported language model is: its inputs and outputs, and what they mean.
 
+pub(crate) mod beside;
+pub(crate) mod graph;
+pub(crate) mod recognise;
+pub(crate) mod shapes;
+
 use std::collections::BTreeSet;
 use std::ffi::CString;
 use std::path::PathBuf;

@@ -16,10 +16,10 @@ use std::path::Path;
 use ort::value::{Outlet, TensorElementType};
 use serde_json::Value;
 
-use super::beside::Beside;
-use super::export::{CacheKind, CacheTensor, Export, Input, Role, Rollback, Scoring, single_tokens};
-use super::graph::{Graph, Node};
 use crate::error::{Error, Result};
+use crate::export::beside::Beside;
+use crate::export::graph::{Graph, Node};
+use crate::export::{CacheKind, CacheTensor, Export, Input, Role, Rollback, Scoring, single_tokens};
 use positions::{Bound, Positions, Source};
 
 /// More than any model has heads, or elements in all of them.

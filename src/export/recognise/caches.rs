@@ -3,10 +3,10 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::super::export::{CacheKind, CacheTensor, Holds, MAX_RANK, element_bytes};
-use super::super::graph::{FORMS, Graph, Node};
 use super::{MAX_CONTEXT, MAX_SIZE, Reader, Tensor, c_name};
 use crate::error::Result;
+use crate::export::graph::{FORMS, Graph, Node};
+use crate::export::{CacheKind, CacheTensor, Holds, MAX_RANK, element_bytes};
 
 /// What a tensor of the cache is: the layer, and what it holds of it.
 type Identity = (usize, Holds);

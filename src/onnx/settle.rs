@@ -2,12 +2,12 @@
 
 use serde_json::json;
 
-use super::OnnxModel;
 use super::check::{Deviation, Excuses, Trial};
-use super::export::{CacheKind, Rollback, Scoring};
-use super::recognise::merged_beside;
-use super::shapes;
+use super::model::OnnxModel;
 use crate::error::{Error, Result};
+use crate::export::recognise::merged_beside;
+use crate::export::shapes;
+use crate::export::{CacheKind, Rollback, Scoring};
 
 impl OnnxModel {
     /// Try out the ways of scoring and of taking tokens back, the fastest first, or only the one that was asked for.

@@ -1,18 +1,18 @@
 //! What was done, and in what time: of a session, and of all sessions of an engine.
 
 use crate::decode::round::Counters;
-use crate::planning::Gains;
+use crate::plan::session::Gains;
 
 /// What one session did, or several.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Stats {
-    /// Calls of [`Session::step`](crate::session::Session::step).
+    /// Calls of [`Session::step`](crate::engine::session::Session::step).
     pub steps: u64,
     /// What the decoder counted.
     pub counters: Counters,
     /// Nanoseconds inside ONNX Runtime, prompts included.
     pub model_ns: u64,
-    /// Nanoseconds inside [`Session::step`](crate::session::Session::step).
+    /// Nanoseconds inside [`Session::step`](crate::engine::session::Session::step).
     pub total_ns: u64,
     /// Rows of logits that models on a GPU keep there, and that were copied to the host. Those of failed rounds count.
     pub rows_copied: u64,

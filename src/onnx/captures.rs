@@ -8,13 +8,13 @@ use ort::session::RunOptions;
 use ort::value::TensorElementType;
 
 use super::binding::Tensor;
-use super::cuda::{self, Device, DeviceBuffer, Event, Graph, HostBuffer, Queue};
-use super::rows::{Control, DeviceRows};
+use crate::cuda::{self, Device, DeviceBuffer, Event, Graph, HostBuffer, Queue};
+use crate::rows::device::{Control, DeviceRows, NOTED};
 
 /// The widest pass that is captured: over the longest draft that a planner makes of itself, 16, what comes before it and what others
 /// add; prompts are longer. A sequence has a graph for each width at most, with filters of rows and without, since with fewer some would
 /// be captured again and again.
-pub const WIDEST_GRAPH: usize = 20;
+pub const WIDEST_GRAPH: usize = NOTED;
 
 /// Widths of wide passes where each is planned: multiples of this, and beyond 256 eight between a power of two and the next.
 const STEP: usize = 16;

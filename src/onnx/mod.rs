@@ -1,0 +1,15 @@
+//! Runs exported models with ONNX Runtime, on the CPU and on NVIDIA GPUs.
+
+mod binding;
+mod cache;
+mod captures;
+mod check;
+mod huge_pages;
+mod inputs;
+mod model;
+mod runtime;
+mod settle;
+mod weights;
+
+pub use model::{OnnxModel, Provider, RowsOn, Settings};
+pub use runtime::{LIBRARY_VARIABLE, Runtime, environment, loaded};
