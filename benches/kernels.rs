@@ -12,7 +12,8 @@ use cos::decode::chance::{Chance, CounterRng, Key, Purpose};
 use cos::decode::combine::Combination;
 use cos::decode::policy::{Plan, Request, Strategy};
 use cos::decode::verify;
-use cos::plan::estimates::{Estimates, Observer};
+use cos::plan::estimates::Estimates;
+use cos::plan::observer::Observer;
 use cos::plan::planner::{Choices, Planner};
 use cos::rows::kernels;
 use cos::rows::sampling::{self, Candidates, Distribution, Sampler};
@@ -139,14 +140,14 @@ fn look(bencher: Bencher, (needed, drafter): (usize, bool)) {
     let mut observer = Observer::new(Estimates::new(&(0..models).map(passes).collect::<Vec<_>>()), Some(weights), 0);
     let mut random = fastrand::Rng::with_seed(1);
     for position in 0..500 {
-        observer.committed(position, None);
+        observer.record_commit(position, None);
         for model in 0..models {
             // easy and hard stretches
             let likely = if position / 8 % 2 == 0 { 0.9 } else { 0.3 };
             let probability = if random.f32() < likely { 0.5 } else { 0.1 };
-            observer.scored(model, position, (probability, random.f32()));
+            observer.record_score(model, position, (probability, random.f32()));
         }
-        observer.settle();
+        observer.update();
     }
     let costs = vec![1; models];
     let request = Request {
@@ -162,7 +163,7 @@ fn look(bencher: Bencher, (needed, drafter): (usize, bool)) {
     let planner = Planner::new(choices, Plan::STANDARD, None);
     bencher.with_inputs(|| (planner.clone(), observer.estimates().clone())).bench_values(
         |(mut planner, mut estimates)| {
-            let plan = planner.look(&mut estimates);
+            let plan = planner.review(&mut estimates);
             (planner, plan)
         },
     );

@@ -2,6 +2,7 @@
 //! algorithm, [`model`] runs exports with ONNX Runtime. ARCHITECTURE.md is the map.
 #![deny(missing_docs)]
 
+pub mod clock;
 pub mod config;
 mod cuda;
 pub mod decode;

@@ -21,7 +21,7 @@ use cos::model::{Cancel, Model, Ngram};
 use cos::plan::estimates::Estimates;
 use cos::plan::forecast::{Forecast, LONGEST, Task};
 use cos::plan::planner::{Choices, Planner};
-use cos::plan::session::{Gains, Planning, Priors, Round};
+use cos::plan::session::{PlanTimes, Planning, RoundReport, SharedPlanning};
 use cos::rows::sampling::Sampler;
 use parking_lot::Mutex;
 
@@ -114,13 +114,13 @@ impl World {
     }
 
     /// The same by `auto`; and what it did.
-    fn auto(&self, priors: &Mutex<Priors>, tokens: usize) -> (f64, Planning) {
-        self.planned(priors, tokens, None, None, |_| ())
+    fn auto(&self, shared: &Mutex<SharedPlanning>, tokens: usize) -> (f64, Planning) {
+        self.planned(shared, tokens, None, None, |_| ())
     }
 
     fn planned(
         &self,
-        priors: &Mutex<Priors>,
+        shared: &Mutex<SharedPlanning>,
         tokens: usize,
         lengths: Option<&[i32]>,
         targets: Option<Targets>,
@@ -133,7 +133,7 @@ impl World {
         let plan = Plan::new(&request).unwrap();
         let sampler = Sampler::new(self.temperature, 0, 0.0, 0.0).unwrap();
         let (mut planning, estimates) =
-            Planning::new(&priors.lock(), &self.models, &self.combination, &sampler, choices, plan);
+            Planning::new(&shared.lock(), &self.models, &self.combination, &sampler, choices, plan);
         let mut decoder = self.decoder(planning.plan().clone(), 1, tokens);
         decoder.observe(estimates);
         let start = decoder.committed().len();
@@ -148,8 +148,8 @@ impl World {
             let total = models + Duration::from_secs_f64(more);
             beside += more;
             let tokens = decoder.committed().len() - before;
-            let round = Round { tokens, total, models, is_usual: before > start && decoder.is_usual(), open };
-            planning.after_round(priors, &mut decoder, round, &|| Duration::ZERO);
+            let round = RoundReport { tokens, total, models, is_usual: before > start && decoder.is_usual(), open };
+            planning.after_round(shared, &mut decoder, round, &|| Duration::ZERO);
             if !open {
                 let seconds = decoder.elapsed().as_secs_f64() + beside;
                 return (seconds / (decoder.committed().len() - start) as f64, planning);
@@ -227,9 +227,9 @@ fn auto_comes_near_the_best_fixed_plan() {
             ("contrastive", contrastive(0.8, 0.07, temperature)),
             ("contrastive, dear", contrastive(0.7, 0.8, temperature)),
         ] {
-            let priors = Mutex::default();
-            let (first, _) = world.auto(&priors, 512);
-            let (auto, planning) = world.auto(&priors, 3000);
+            let shared = Mutex::default();
+            let (first, _) = world.auto(&shared, 512);
+            let (auto, planning) = world.auto(&shared, 3000);
             let (best, plan) = world.best(3000);
             println!(
                 "{name} at {temperature}: best {best:.3} by {plan:?}, first {first:.3}, auto {auto:.3} by {:?}",
@@ -256,9 +256,9 @@ fn drafts_end_where_the_drafter_is_unsure() {
         };
         let time = |width, _| Duration::from_secs_f64(0.3 * (1.0 + 0.1 * (width as f64 - 1.0)));
         world.models[1] = Arc::new(Scripted::new(VOCAB, script).with_pass_times(time));
-        let priors = Mutex::default();
-        world.auto(&priors, 512);
-        let (auto, planning) = world.auto(&priors, 3000);
+        let shared = Mutex::default();
+        world.auto(&shared, 512);
+        let (auto, planning) = world.auto(&shared, 3000);
         let (best, plan) = world.best(3000);
         println!("{temperature}: best {best:.3} by {plan:?}, auto {auto:.3} by {:?}", planning.plan());
         assert!(planning.plan().stop_below > 0, "{planning:?}");
@@ -303,9 +303,9 @@ fn auto_is_never_slower_than_standard() {
 fn hard_stretches_are_ridden_out() {
     let mut world = target_and_drafter(0.0, 0.05, 0.0);
     world.models[1] = model(2, |position| if position % 200 < 8 { 0.0 } else { 0.9 }, usual(0.5));
-    let priors = Mutex::default();
-    world.auto(&priors, 512);
-    let (auto, planning) = world.auto(&priors, 3000);
+    let shared = Mutex::default();
+    world.auto(&shared, 512);
+    let (auto, planning) = world.auto(&shared, 3000);
     let (best, plan) = world.best(3000);
     println!("best {best:.3} by {plan:?}, auto {auto:.3} by {:?}", planning.plan());
     assert!(auto <= 1.02 * best, "{auto} where {plan:?} takes {best}: {planning:?}");
@@ -321,7 +321,7 @@ fn standard_is_what_was_measured() {
     let mut planner = Planner::new(choices.clone(), speculative.clone(), None);
     let guessed = planner.standard(&estimates);
     for _ in 0..20 {
-        planner.measured_standard(1, 1.25 * guessed, planner.standard(&estimates));
+        planner.record_standard(1, 1.25 * guessed, planner.standard(&estimates));
     }
     assert!((planner.standard(&estimates) / guessed - 1.25).abs() < 0.01, "{planner:?}");
     // A session that begins later knows it too.
@@ -347,9 +347,9 @@ fn a_drafter_is_used_until_its_context_ends() {
     let mut world = target_and_drafter(0.9, 0.05, 0.0);
     let (standard, (best, _)) = (world.standard(1000), world.best(1000));
     world.models[1] = Arc::new(scripted(2, |_| 0.9, usual(0.1)).with_context_length(1000 + PROMPT.len() + 2));
-    let priors = Mutex::default();
+    let shared = Mutex::default();
     for text in 0..2 {
-        let (auto, planning) = world.auto(&priors, 2000);
+        let (auto, planning) = world.auto(&shared, 2000);
         let expected = (standard + best) / 2.0;
         assert!(auto <= 1.05 * expected, "text {text}: {auto}, where {expected} is expected: {planning:?}");
         assert_eq!(planning.plan().policy, Policy::Standard, "text {text}");
@@ -386,12 +386,12 @@ fn exploration_is_bounded() {
 /// A session that begins with a plan of another one knows from its first token what that is to gain.
 #[test]
 fn what_is_expected_is_inherited() {
-    let (world, priors) = (target_and_drafter(0.9, 0.05, 0.0), Mutex::default());
-    let (_, first) = world.auto(&priors, 512);
-    let (_, second) = world.auto(&priors, 32);
+    let (world, shared) = (target_and_drafter(0.9, 0.05, 0.0), Mutex::default());
+    let (_, first) = world.auto(&shared, 512);
+    let (_, second) = world.auto(&shared, 32);
     assert_eq!(first.plan(), second.plan());
-    let (first, second) = (first.gains(), second.gains());
-    let gain = |gains: Gains| gains.standard_ns as f64 / gains.expected_ns as f64;
+    let (first, second) = (first.times(), second.times());
+    let gain = |times: PlanTimes| times.standard_ns as f64 / times.expected_ns as f64;
     assert!(second.planned_ns > 0 && (gain(second) / gain(first) - 1.0).abs() < 0.2, "{first:?}, {second:?}");
 }
 
@@ -466,11 +466,11 @@ fn preparation_teaches_nothing() {
             let time = |width, passes| Duration::from_secs_f64(usual(2.0)(width, passes));
             *model = Arc::new(Scripted::new(VOCAB, script).with_pass_times(time).with_preparation(times));
         }
-        let priors = Mutex::default();
-        world.auto(&priors, 100);
-        let (_, planning) = world.auto(&priors, 400);
+        let shared = Mutex::default();
+        world.auto(&shared, 100);
+        let (_, planning) = world.auto(&shared, 400);
         assert_eq!(planning.plan().targets, Targets::Routed, "{planning:?}");
-        let Gains { planned_ns, expected_ns, standard_ns } = planning.gains();
+        let PlanTimes { planned_ns, expected_ns, standard_ns } = planning.times();
         let (taken, gained) = (planned_ns as f64 / expected_ns as f64, standard_ns as f64 / planned_ns as f64);
         println!("{times}: {taken:.3} of what was expected, {gained:.3} times as fast as standard");
         assert!((taken - 1.0).abs() < 0.05 && gained > 1.7, "{times}: {taken}, {gained}: {planning:?}");
@@ -507,7 +507,7 @@ fn sessions_do_not_count_rounds_that_prepare_others() {
     let mut session = Session::new(&engine, &options).unwrap();
     session.prompt(&PROMPT).unwrap();
     while session.step().unwrap().1 == State::Open {}
-    let Gains { planned_ns, standard_ns, .. } = session.stats().gains;
+    let PlanTimes { planned_ns, standard_ns, .. } = session.stats().plan_times;
     let gained = standard_ns as f64 / planned_ns as f64;
     assert!(gained > 1.5, "{gained}: {}", session.describe());
 }
@@ -533,9 +533,9 @@ fn overlapping(agreement: f64, serial: f64) -> World {
 fn models_that_run_at_the_same_time_are_planned() {
     for (agreement, serial, is_standard) in [(0.4, 0.0, true), (0.95, 0.1, true), (0.95, 0.8, false)] {
         let world = overlapping(agreement, serial);
-        let priors = Mutex::new(Priors::new(Some(serial)));
-        world.auto(&priors, 512);
-        let (auto, planning) = world.auto(&priors, 3000);
+        let shared = Mutex::new(SharedPlanning::new(Some(serial)));
+        world.auto(&shared, 512);
+        let (auto, planning) = world.auto(&shared, 3000);
         let (best, plan) = world.best(3000);
         println!("{agreement}, {serial}: best {best:.3} by {plan:?}, auto {auto:.3} by {:?}", planning.plan());
         assert_eq!(planning.plan().policy == Policy::Standard, is_standard, "{agreement}, {serial}: {planning:?}");
@@ -548,17 +548,17 @@ fn models_that_run_at_the_same_time_are_planned() {
 fn work_for_proposals_is_not_taken_for_that_of_passes() {
     for (agreement, beside) in [(0.5, 1.0), (0.65, 1.0), (0.65, 2.0), (0.8, 4.0)] {
         let world = World { beside, ..overlapping(agreement, 0.3) };
-        let priors = Mutex::new(Priors::new(Some(0.3)));
-        world.auto(&priors, 512);
-        let (auto, planning) = world.auto(&priors, 3000);
+        let shared = Mutex::new(SharedPlanning::new(Some(0.3)));
+        world.auto(&shared, 512);
+        let (auto, planning) = world.auto(&shared, 3000);
         let standard = world.standard(3000);
         assert!(auto < 1.03 * standard, "{agreement}, {beside}: {auto}, and {standard} by standard: {planning:?}");
     }
     // Where proposals pay all the same, they are made.
     let world = World { beside: 0.2, ..overlapping(0.95, 0.8) };
-    let priors = Mutex::new(Priors::new(Some(0.8)));
-    world.auto(&priors, 512);
-    let (auto, planning) = world.auto(&priors, 3000);
+    let shared = Mutex::new(SharedPlanning::new(Some(0.8)));
+    world.auto(&shared, 512);
+    let (auto, planning) = world.auto(&shared, 3000);
     let standard = world.standard(3000);
     assert!(auto < 0.8 * standard, "{auto}, and {standard} by standard: {planning:?}");
 }
@@ -567,20 +567,20 @@ fn work_for_proposals_is_not_taken_for_that_of_passes() {
 #[test]
 fn work_for_proposals_that_becomes_little_is_found_out() {
     let world = |beside: f64, temperature: f32| World { beside, temperature, ..overlapping(0.95, 0.8) };
-    let priors = || {
-        let priors = Mutex::new(Priors::new(Some(0.8)));
-        assert_eq!(world(6.0, 0.0).auto(&priors, 1000).1.plan().policy, Policy::Standard);
-        priors
+    let shared = || {
+        let shared = Mutex::new(SharedPlanning::new(Some(0.8)));
+        assert_eq!(world(6.0, 0.0).auto(&shared, 1000).1.plan().policy, Policy::Standard);
+        shared
     };
     let standard = world(0.0, 0.0).standard(3000);
     // Something else is decoded.
-    let priors_of_another = priors();
-    let (auto, planning) = world(0.0, 1.0).auto(&priors_of_another, 512);
+    let shared_of_another = shared();
+    let (auto, planning) = world(0.0, 1.0).auto(&shared_of_another, 512);
     assert!(auto < 0.8 * standard, "{auto}, and {standard} by standard: {planning:?}");
     // It has become less.
-    let priors = priors();
-    world(0.0, 0.0).auto(&priors, 6000);
-    let (auto, planning) = world(0.0, 0.0).auto(&priors, 3000);
+    let shared = shared();
+    world(0.0, 0.0).auto(&shared, 6000);
+    let (auto, planning) = world(0.0, 0.0).auto(&shared, 3000);
     assert!(auto < 0.8 * standard, "{auto}, and {standard} by standard: {planning:?}");
 }
 

@@ -196,7 +196,7 @@ impl Plan {
 
     /// Whether, beside a pass behind which so many proposals are made, another model that is needed and has not scored the front
     /// position can run over the same tokens: its pass comes before anything is decided or proposed.
-    pub fn verifies_beside(&self, proposals: usize, other: usize) -> bool {
+    pub fn may_overlap(&self, proposals: usize, other: usize) -> bool {
         proposals == 0 && self.targets == Targets::Combined && self.policy.only_verifies(other)
     }
 

@@ -13,7 +13,8 @@ use crate::decode::policy::{Action, Plan, Targets, View};
 use crate::decode::verify;
 use crate::error::{Error, Result};
 use crate::model::{Interrupt, Memory, Model, Pass, Proposal, Sequence};
-use crate::plan::estimates::{Estimates, Observer, WINDOW};
+use crate::plan::estimates::Estimates;
+use crate::plan::observer::{Observer, WINDOW};
 use crate::rows::Weights;
 use crate::rows::sampling::{self, Best, Candidates, Distribution, Sampler};
 use crate::rows::{Filtered, RowMath, Term};
@@ -556,7 +557,7 @@ impl<C: Chance> Decoder<C> {
         models.clear();
         models.push(model);
         let others = self.settings.combination.needed().filter(|&other| other != model && !self.scored(other));
-        models.extend(others.filter(|&other| self.settings.plan.verifies_beside(proposals, other)));
+        models.extend(others.filter(|&other| self.settings.plan.may_overlap(proposals, other)));
         let result = match &models[..] {
             [_] => self.advance_to(model, until).map(|passed| self.passed(passed)),
             _ => self.advance_together(&models, until),
@@ -598,7 +599,7 @@ impl<C: Chance> Decoder<C> {
             && let Some(observer) = &mut self.observer
             && passes.clone().all(|pass| pass.is_some())
         {
-            observer.passed_together(passes.flatten(), seconds);
+            observer.record_overlapped(passes.flatten(), seconds);
         }
         Ok(())
     }
@@ -615,14 +616,14 @@ impl<C: Chance> Decoder<C> {
     /// Let the observer know of a pass.
     fn passed(&mut self, passed: Option<Passed>) {
         if let (Some(observer), Some(Passed { model, width, seconds })) = (&mut self.observer, passed) {
-            observer.passed(model, width, seconds);
+            observer.record_pass(model, width, seconds);
         }
     }
 
     /// The first position that an observer wants to know a model's thoughts of, if it runs: it was committed without it.
     fn wanted(&self, model: usize) -> usize {
         let start = self.lanes[model].sequence.len();
-        self.observer.as_ref().map_or(usize::MAX, |observer| observer.wants(model).max(start + 1))
+        self.observer.as_ref().map_or(usize::MAX, |observer| observer.first_wanted(model).max(start + 1))
     }
 
     /// The first position whose row is wanted of a model's next pass, or of those before.
@@ -652,12 +653,12 @@ impl<C: Chance> Decoder<C> {
                 (is_usual && start + 1 >= self.prompt_end).then_some(Passed { model, width: end - start, seconds });
             if let Some(observer) = &mut self.observer {
                 for position in wanted..self.committed.min(end + 1) {
-                    if observer.spares(model, position) {
+                    if observer.skips(model, position) {
                         continue;
                     }
                     let token = self.tokens[position] as usize;
                     let known = self.lanes[model].look(position, token, &self.settings.sampler, &mut self.candidates);
-                    observer.scored(model, position, known);
+                    observer.record_score(model, position, known);
                 }
             }
             // After the token at index i the row of position i + 1 is scored; those within the prompt do not count.
@@ -727,7 +728,7 @@ impl<C: Chance> Decoder<C> {
             }
         };
         let odds = self.estimates().map_or(1.0, |known| match confidence {
-            Some(confidence) => known.doubt[model].rate(confidence),
+            Some(confidence) => known.calibration[model].rate(confidence),
             None => known.acceptance[model].rate(self.has_pending()),
         });
         self.tokens.push(token);
@@ -1088,15 +1089,15 @@ impl<C: Chance> Decoder<C> {
     fn watch(&mut self, position: usize) {
         let Some(observer) = &mut self.observer else { return };
         let token = self.tokens[position];
-        observer.committed(position, self.decided);
+        observer.record_commit(position, self.decided);
         for (model, lane) in self.lanes.iter_mut().enumerate() {
             if self.models[model].scores() {
                 if lane.sequence.len() >= position {
-                    if !lane.is_processed(position) && observer.spares(model, position) {
+                    if !lane.is_processed(position) && observer.skips(model, position) {
                         continue;
                     }
                     let known = lane.look(position, token as usize, &self.settings.sampler, &mut self.candidates);
-                    observer.scored(model, position, known);
+                    observer.record_score(model, position, known);
                 }
                 continue;
             }
@@ -1112,14 +1113,14 @@ impl<C: Chance> Decoder<C> {
                 Proposal::Token(proposed) => Some(proposed),
                 _ => None,
             };
-            observer.looked_up(model, position, proposal, token);
+            observer.record_lookup(model, position, proposal, token);
         }
     }
 
     /// Let the observer count what the round has shown.
     fn settle(&mut self) {
         if let Some(observer) = &mut self.observer {
-            observer.settle();
+            observer.update();
         }
     }
 

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 
+use crate::clock::Clock;
 use crate::config::{Combine, Config, ExportConfig, ModelConfig, ProviderName, RowsName, ScoringName};
 use crate::decode::combine::Combination;
 use crate::engine::stats::Stats;
@@ -20,15 +21,12 @@ use crate::export::Scoring;
 use crate::files;
 use crate::model::{Model, Ngram, overlap};
 use crate::onnx::{OnnxModel, Provider, RowsOn, Settings, environment, loaded};
-use crate::plan::session::Priors;
+use crate::plan::session::SharedPlanning;
 use crate::process::Process;
 use crate::text::Text;
 
 /// Passes run at the same time if no more than this share of all but the longest comes on top of it.
 const WORTHWHILE: f64 = 0.9;
-
-/// What time it is, since any moment. It is asked on the way of each step, by several threads.
-pub type Clock = dyn Fn() -> Duration + Send + Sync;
 
 /// The loaded models and how they are combined. Immutable, but for what its sessions did.
 pub struct Engine {
@@ -38,7 +36,7 @@ pub struct Engine {
     stop_tokens: Vec<i32>,
     warnings: Vec<String>,
     totals: Mutex<Stats>,
-    priors: Mutex<Priors>,
+    shared_planning: Mutex<SharedPlanning>,
     /// What of passes at the same time does not overlap, if they do at all.
     serial: Option<f64>,
     greedy_below: f32,
@@ -115,7 +113,7 @@ impl Engine {
             stop_tokens,
             warnings: Vec::new(),
             totals: Mutex::default(),
-            priors: Mutex::default(),
+            shared_planning: Mutex::default(),
             serial: None,
             greedy_below: 0.0,
             clock: Box::new(move || start.elapsed()),
@@ -135,7 +133,7 @@ impl Engine {
     /// The same, where it is known what of all passes but the longest does not overlap; `None` lets none overlap.
     pub fn with_serial(mut self, serial: Option<f64>) -> Self {
         self.serial = serial;
-        self.priors = Mutex::new(Priors::new(serial));
+        self.shared_planning = Mutex::new(SharedPlanning::new(serial));
         self
     }
 
@@ -187,8 +185,8 @@ impl Engine {
     }
 
     /// What its sessions have learned of the models.
-    pub fn priors(&self) -> &Mutex<Priors> {
-        &self.priors
+    pub fn shared_planning(&self) -> &Mutex<SharedPlanning> {
+        &self.shared_planning
     }
 
     /// Sessions with a temperature below this are greedy.

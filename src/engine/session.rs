@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::model::{Cancel, Interrupt, Memory};
 use crate::plan::estimates::Estimates;
 use crate::plan::planner::Choices;
-use crate::plan::session::{Gains, Planning, Round, describe_plan};
+use crate::plan::session::{PlanTimes, Planning, RoundReport, describe_plan};
 use crate::rows::sampling::Sampler;
 
 /// What a caller may ask for. The default is greedy and automatic.
@@ -168,14 +168,14 @@ impl Session {
         let cancelled = self.cancel.is_requested();
         let result = if cancelled { Err(Interrupt::Cancelled) } else { self.decoder.round().map(|(_, finish)| finish) };
         if let (Some(planning), Ok(finish)) = (&mut self.planning, &result) {
-            let round = Round {
+            let round = RoundReport {
                 tokens: self.decoder.committed().len() - start,
                 total: self.engine.clock()().saturating_sub(started),
                 models: self.decoder.elapsed() - Duration::from_nanos(before.model_ns),
                 is_usual: start > self.decoder.prompt_end() && self.decoder.is_usual(),
                 open: finish.is_none(),
             };
-            planning.after_round(self.engine.priors(), &mut self.decoder, round, self.engine.clock());
+            planning.after_round(self.engine.shared_planning(), &mut self.decoder, round, self.engine.clock());
         }
         self.total_ns += self.engine.clock()().saturating_sub(started).as_nanos() as u64;
         self.engine.totals().lock().advance(&before, &self.stats());
@@ -223,7 +223,7 @@ impl Session {
             model_ns: self.decoder.elapsed().as_nanos() as u64,
             total_ns: self.total_ns,
             rows_copied: self.decoder.rows_copied().sum(),
-            gains: self.planning.as_ref().map_or_else(Gains::default, Planning::gains),
+            plan_times: self.planning.as_ref().map_or_else(PlanTimes::default, Planning::times),
         }
     }
 
@@ -272,5 +272,5 @@ fn planning(engine: &Engine, request: &Request, options: &Options, plan: Plan) -
     let models = engine.models();
     let scores: Vec<bool> = models.iter().map(|model| model.scores()).collect();
     let choices = Choices::new(request, &scores);
-    Some(Planning::new(&engine.priors().lock(), models, request.combination, &options.sampler, choices, plan))
+    Some(Planning::new(&engine.shared_planning().lock(), models, request.combination, &options.sampler, choices, plan))
 }

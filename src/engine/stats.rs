@@ -1,7 +1,7 @@
 //! What was done, and in what time: of a session, and of all sessions of an engine.
 
 use crate::decode::round::Counters;
-use crate::plan::session::Gains;
+use crate::plan::session::PlanTimes;
 
 /// What one session did, or several.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -17,15 +17,15 @@ pub struct Stats {
     /// Rows of logits that models on a GPU keep there, and that were copied to the host. Those of failed rounds count.
     pub rows_copied: u64,
     /// What planning gained.
-    pub gains: Gains,
+    pub plan_times: PlanTimes,
 }
 
 impl Stats {
     /// Add what came to a session's statistics between two looks at them.
     pub fn advance(&mut self, before: &Stats, now: &Stats) {
         // All members are named, so that none that is added is forgotten.
-        let Stats { steps, counters, model_ns, total_ns, rows_copied, gains } = self;
-        let Gains { planned_ns, expected_ns, standard_ns } = gains;
+        let Stats { steps, counters, model_ns, total_ns, rows_copied, plan_times } = self;
+        let PlanTimes { planned_ns, expected_ns, standard_ns } = plan_times;
         let Counters { tokens, proposed, tested, accepted, forwards, positions, near_ties } = counters;
         let (from, to) = (&before.counters, &now.counters);
         for (total, before, now) in [
@@ -33,9 +33,9 @@ impl Stats {
             (model_ns, before.model_ns, now.model_ns),
             (total_ns, before.total_ns, now.total_ns),
             (rows_copied, before.rows_copied, now.rows_copied),
-            (planned_ns, before.gains.planned_ns, now.gains.planned_ns),
-            (expected_ns, before.gains.expected_ns, now.gains.expected_ns),
-            (standard_ns, before.gains.standard_ns, now.gains.standard_ns),
+            (planned_ns, before.plan_times.planned_ns, now.plan_times.planned_ns),
+            (expected_ns, before.plan_times.expected_ns, now.plan_times.expected_ns),
+            (standard_ns, before.plan_times.standard_ns, now.plan_times.standard_ns),
             (tokens, from.tokens, to.tokens),
             (proposed, from.proposed, to.proposed),
             (tested, from.tested, to.tested),

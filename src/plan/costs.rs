@@ -222,7 +222,7 @@ mod tests {
 
     #[test]
     fn cold_passes_are_told_apart() {
-        // Beside a large model, three drafts in a row: the first finds nothing in the processor's caches.
+        // HostCosts a large model, three drafts in a row: the first finds nothing in the processor's caches.
         let mut costs = Costs::new(&[(1, 0.13), (2, 0.14)]);
         for _ in 0..300 {
             costs.record(2, true, 0.44);

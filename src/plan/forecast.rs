@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 
 use once_cell::sync::Lazy;
 
-use super::estimates::{Doubt, Estimates};
+use super::estimates::{Calibration, Estimates};
 use crate::decode::chance::{CounterRng, Key, Purpose};
 use crate::decode::policy::{Action, Plan, Targets, View};
 
@@ -56,7 +56,7 @@ impl Task {
     pub fn standard(&self, estimates: &Estimates) -> f64 {
         let models = self.needed().count();
         let passes = self.needed().map(|model| estimates.costs[model].at(1, models > 1));
-        estimates.together(passes) + models as f64 * estimates.beside.pass()
+        estimates.overlapped_seconds(passes) + models as f64 * estimates.host.per_pass()
     }
 }
 
@@ -93,7 +93,7 @@ impl<'a> Forecast<'a> {
     pub fn new(task: &'a Task, estimates: &'a Estimates) -> Self {
         let models = task.weights.len();
         let needed: Vec<usize> = task.needed().collect();
-        let doubts: Vec<_> = estimates.doubt.iter().map(Doubt::outcomes).collect();
+        let doubts: Vec<_> = estimates.calibration.iter().map(Calibration::sampler).collect();
         let mut behind = vec![true; models]; // whether the proposal for the last position would have been accepted
         let (mut routes, mut fates) = (Vec::with_capacity(LONGEST), Vec::with_capacity(LONGEST * models));
         for (position, luck) in LUCK.iter().enumerate() {
@@ -106,8 +106,8 @@ impl<'a> Forecast<'a> {
             for (model, behind) in behind.iter_mut().enumerate() {
                 let (acceptance, doubt) = (&estimates.acceptance[model], &doubts[model]);
                 let rates = [*behind, true].map(|behind| acceptance.rate(behind));
-                let between = estimates.between[[model, route]].or(acceptance.mean());
-                let offers = |behind| task.scores[model] || offer < acceptance.offers(behind);
+                let between = estimates.pair_acceptance[[model, route]].or(acceptance.mean());
+                let offers = |behind| task.scores[model] || offer < acceptance.offer_rate(behind);
                 let odds = |rate: f64| match doubt {
                     Some(doubt) if task.scores[model] => doubt.rate(accept < rate, f64::from(luck.confidence)),
                     _ => rate,
@@ -212,9 +212,9 @@ impl Run<'_, '_> {
         let (plan, estimates) = (self.plan, self.world.estimates);
         let others = (0..self.world.needed.len()).filter_map(|index| {
             let other = self.world.needed[index];
-            (plan.verifies_beside(proposals, other) && !self.scored(other)).then(|| self.pass(other))
+            (plan.may_overlap(proposals, other) && !self.scored(other)).then(|| self.pass(other))
         });
-        let seconds = estimates.together(std::iter::once(first).chain(others));
+        let seconds = estimates.overlapped_seconds(std::iter::once(first).chain(others));
         self.seconds += seconds;
     }
 
@@ -225,7 +225,7 @@ impl Run<'_, '_> {
         if !self.world.task.scores[model] || width == 0 {
             return 0.0;
         }
-        self.seconds += self.world.estimates.beside.pass();
+        self.seconds += self.world.estimates.host.per_pass();
         let cold = self.last.replace(model).is_some_and(|last| last != model);
         self.world.estimates.costs[model].at(width, cold)
     }
@@ -256,7 +256,7 @@ impl Run<'_, '_> {
                 return;
             }
             if let Some((proposer, _)) = self.world.pending.pop_front() {
-                self.seconds += self.world.estimates.beside.proposal();
+                self.seconds += self.world.estimates.host.per_proposal();
                 let accepted = self.world.fate(proposer, self.committed).accepted;
                 if !accepted[usize::from(self.plan.targets == Targets::Routed)] {
                     self.world.pending.clear();
@@ -282,7 +282,7 @@ mod tests {
             acceptance.accepted.iter_mut().for_each(|mean| mean.record(rate, 8.0));
             acceptance.offered.iter_mut().for_each(|mean| mean.record(1.0, 8.0));
         }
-        for ((proposer, _), mean) in estimates.between.indexed_iter_mut() {
+        for ((proposer, _), mean) in estimates.pair_acceptance.indexed_iter_mut() {
             mean.record(rates[proposer], 8.0);
         }
         estimates

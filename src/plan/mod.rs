@@ -3,6 +3,7 @@
 pub mod costs;
 pub mod estimates;
 pub mod forecast;
+pub mod observer;
 pub mod planner;
 pub mod session;
 mod trials;

@@ -28,9 +28,9 @@ const CAUTION: f64 = 1.015;
 const MUCH_WORSE: f64 = 1.04;
 
 /// Tokens after which the plan is looked at again: soon at first, while each token says much, then regularly.
-const FIRST_LOOK: usize = 8;
-const KNOWN_LOOK: usize = 64;
-const LAST_LOOK: usize = 256;
+const FIRST_REVIEW: usize = 8;
+const SETTLED_REVIEW: usize = 64;
+const LAST_REVIEW: usize = 256;
 
 /// A plan that has lost so many tokens' time against `standard` is left at once: something has changed.
 const ALARM: f64 = 6.0;
@@ -94,7 +94,7 @@ impl Choices {
     }
 
     /// Whether a plan is one of those that may be chosen.
-    pub fn allow(&self, plan: &Plan) -> bool {
+    pub fn allows(&self, plan: &Plan) -> bool {
         let may = |model: usize, length: usize| {
             length == 0 || self.may_propose[model] && self.lengths.as_ref().is_none_or(|pinned| pinned[model] == length)
         };
@@ -128,7 +128,7 @@ pub struct Experience {
     pub plan: Plan,
     expectation: Expectation,
     trials: Trials,
-    reference: Reference,
+    reference: StandardRatio,
     gained: f64,
     since_standard: usize,
     interval: usize,
@@ -137,22 +137,22 @@ pub struct Experience {
 /// What `standard` takes against the times of its passes as they are known while another plan is in force: those of wider passes
 /// move with what is run, and the narrow ones are thought to move with them.
 #[derive(Debug, Clone, Copy)]
-struct Reference {
+struct StandardRatio {
     ratio: f64,
     weight: f64,
 }
 
-/// Measurements that a [`Reference`] looks back on, and how far off one is believed to be.
+/// Measurements that a [`StandardRatio`] looks back on, and how far off one is believed to be.
 const REFERENCES: f64 = 6.0;
 const FAR_OFF: f64 = 1.5;
 
-impl Default for Reference {
+impl Default for StandardRatio {
     fn default() -> Self {
-        Reference { ratio: 1.0, weight: 1.0 }
+        StandardRatio { ratio: 1.0, weight: 1.0 }
     }
 }
 
-impl Reference {
+impl StandardRatio {
     fn record(&mut self, ratio: f64) {
         if ratio.is_finite() {
             self.weight = (self.weight + 1.0).min(REFERENCES);
@@ -168,14 +168,14 @@ pub struct Planner {
     plan: Plan,
     expectation: Expectation,
     trials: Trials,
-    reference: Reference,
+    reference: StandardRatio,
     /// Tokens whose time was gained over `standard`, at most [`MOST_GAINED`].
     gained: f64,
     /// Tokens since `standard` was run.
     since_standard: usize,
     /// Seconds lost against `standard`, since the plan last was ahead of it.
-    debt: f64,
-    until_look: usize,
+    lost: f64,
+    until_review: usize,
     interval: usize,
 }
 
@@ -183,13 +183,13 @@ impl Planner {
     /// Begins with `plan`, or with that of other sessions; then there is as much hurry to look at it as these had.
     pub fn new(choices: Choices, plan: Plan, known: Option<Experience>) -> Self {
         let (expectation, trials, reference) = Default::default();
-        let (gained, since_standard, interval) = (0.0, 0, FIRST_LOOK);
+        let (gained, since_standard, interval) = (0.0, 0, FIRST_REVIEW);
         let new = Experience { plan, expectation, trials, reference, gained, since_standard, interval };
         let Experience { plan, expectation, mut trials, reference, gained, since_standard, interval } =
             known.unwrap_or(new);
         trials.begin(&plan);
-        let (debt, until_look) = (0.0, interval);
-        Planner { choices, plan, expectation, trials, reference, gained, since_standard, debt, until_look, interval }
+        let (lost, until_review) = (0.0, interval);
+        Planner { choices, plan, expectation, trials, reference, gained, since_standard, lost, until_review, interval }
     }
 
     /// For sessions that begin later.
@@ -201,7 +201,7 @@ impl Planner {
             reference: self.reference,
             gained: self.gained,
             since_standard: self.since_standard,
-            interval: self.interval.min(KNOWN_LOOK),
+            interval: self.interval.min(SETTLED_REVIEW),
         }
     }
 
@@ -222,63 +222,63 @@ impl Planner {
 
     /// What `standard` takes for a token, by what is known now: it follows a machine that becomes busy.
     pub fn standard(&self, estimates: &Estimates) -> f64 {
-        self.choices.task.standard(estimates) * self.reference()
+        self.choices.task.standard(estimates) * self.standard_ratio()
     }
 
-    fn reference(&self) -> f64 {
+    fn standard_ratio(&self) -> f64 {
         if self.is_standard() { 1.0 } else { self.reference.ratio }
     }
 
     /// While another plan is in force, `standard` was run for so many tokens and took so long, where `standard` seconds were
     /// expected for each.
-    pub fn measured_standard(&mut self, tokens: usize, seconds: f64, standard: f64) {
-        self.reference.record(seconds / (tokens as f64 * standard / self.reference()));
+    pub fn record_standard(&mut self, tokens: usize, seconds: f64, standard: f64) {
+        self.reference.record(seconds / (tokens as f64 * standard / self.standard_ratio()));
         self.since_standard = 0;
     }
 
     /// The plan in force took so long for so many tokens, of which each takes `standard` seconds if nobody proposes.
-    pub fn measured(&mut self, tokens: usize, seconds: f64, standard: f64) {
-        self.until_look = self.until_look.saturating_sub(tokens);
+    pub fn record_round(&mut self, tokens: usize, seconds: f64, standard: f64) {
+        self.until_review = self.until_review.saturating_sub(tokens);
         self.since_standard = if self.is_standard() { 0 } else { self.since_standard + tokens };
-        self.trials.record(&self.plan, tokens as f64, seconds, tokens as f64 * standard / self.reference());
+        self.trials.record(&self.plan, tokens as f64, seconds, tokens as f64 * standard / self.standard_ratio());
         let lost = (seconds - tokens as f64 * standard).min(MOST_LOST * standard);
-        self.debt = (self.debt + lost).max(0.0);
+        self.lost = (self.lost + lost).max(0.0);
         // A round that takes so much longer is no bad luck with its proposals, but a change.
         let is_slow = lost >= MOST_LOST * standard;
         self.gained = if is_slow { 0.0 } else { (self.gained - lost / standard).clamp(0.0, MOST_GAINED) };
         if self.is_alarmed() {
-            self.until_look = 0;
+            self.until_review = 0;
         }
     }
 
     /// Whether it is time to look at the plan.
     pub fn is_due(&self) -> bool {
-        self.until_look == 0
+        self.until_review == 0
     }
 
     /// Whether the plan has stood for a while.
     pub fn is_settled(&self) -> bool {
-        self.interval >= KNOWN_LOOK
+        self.interval >= SETTLED_REVIEW
     }
 
     /// Something new was learned: it is time to look at the plan.
-    pub fn look_soon(&mut self) {
-        (self.until_look, self.interval) = (0, FIRST_LOOK);
+    pub fn review_soon(&mut self) {
+        (self.until_review, self.interval) = (0, FIRST_REVIEW);
     }
 
     /// Whether the plan does so much worse than `standard` that what is known cannot be so any more.
     pub fn is_alarmed(&self) -> bool {
         !self.is_standard()
             && self.expectation.standard > 0.0
-            && self.debt > (ALARM + STAKE * self.gained) * self.expectation.standard
+            && self.lost > (ALARM + STAKE * self.gained) * self.expectation.standard
     }
 
     /// Whether it has to be seen again what `standard` takes. All else is measured against that, and a plan under which no
     /// pass is as narrow tells little of it.
-    pub fn needs_reference(&self, estimates: &Estimates) -> bool {
+    pub fn must_measure_standard(&self, estimates: &Estimates) -> bool {
         let lost = (1.0 - self.expectation.planned / self.expectation.standard.max(f64::MIN_POSITIVE)).clamp(0.0, 1.0);
         let stale = STALE + STALE_AND_DEAR * lost;
-        let is_new = !estimates.beside.is_known() && self.since_standard >= FIRST_LOOK;
+        let is_new = !estimates.host.has_baseline() && self.since_standard >= FIRST_REVIEW;
         let mut passes = self.choices.task.needed().map(|k| f64::from(estimates.costs[k].since_single()));
         !self.is_standard()
             && (is_new || self.since_standard as f64 > SELDOM * stale || passes.any(|passes| passes > stale))
@@ -289,15 +289,15 @@ impl Planner {
     }
 
     /// Look at the plan: another one, if one is forecast to be faster. Forgets estimates that no longer hold.
-    pub fn look(&mut self, estimates: &mut Estimates) -> Option<Plan> {
-        (self.until_look, self.interval) = (self.interval, (2 * self.interval).min(LAST_LOOK));
+    pub fn review(&mut self, estimates: &mut Estimates) -> Option<Plan> {
+        (self.until_review, self.interval) = (self.interval, (2 * self.interval).min(LAST_REVIEW));
         if self.is_alarmed() {
             estimates.forget(LEFT);
             // Those that standard does not run will not be seen again unless somebody looks, so they have to begin anew.
             let rest =
                 self.choices.task.weights.iter().zip(&mut estimates.acceptance).filter(|(weight, _)| **weight == 0.0);
             rest.for_each(|(_, acceptance)| *acceptance = Acceptance::default());
-            self.debt = 0.0;
+            self.lost = 0.0;
             self.trials.forget();
             let targets = self.choices.targets[0];
             return Some(Plan::of(Policy::Standard, targets));
@@ -307,11 +307,11 @@ impl Planner {
         let mut forecast = Forecast::new(&self.choices.task, estimates);
         let raw = forecast.seconds_per_token(&current, LONG);
         // What was measured knows what the forecast does not.
-        self.trials.compare(&current, raw / self.choices.task.standard(estimates));
+        self.trials.update_ratio(&current, raw / self.choices.task.standard(estimates));
         let standard = self.standard(estimates);
-        let planned = if self.is_standard() { standard } else { raw * self.trials.bias(&current) };
+        let planned = if self.is_standard() { standard } else { raw * self.trials.correction(&current) };
         self.expectation = Expectation { planned, standard };
-        let mut best: [Option<Best>; KINDS] = Default::default();
+        let mut best: [Option<BestPlan>; KINDS] = Default::default();
         self.search(&mut forecast, &mut best);
         self.stop_early(&mut forecast, &mut best);
         // Short forecasts found the best of each kind, a long one decides.
@@ -329,10 +329,10 @@ impl Planner {
     /// A model proposes no more from here on. Returns the plan to go on with until the next look, if the one in force has it propose.
     pub fn retire(&mut self, model: usize) -> Option<Plan> {
         self.choices.may_propose[model] = false;
-        if self.choices.allow(&self.plan) {
+        if self.choices.allows(&self.plan) {
             return None;
         }
-        self.look_soon();
+        self.review_soon();
         Some(Plan::of(Policy::Standard, self.choices.targets[0]))
     }
 
@@ -340,11 +340,11 @@ impl Planner {
     pub fn adopt(&mut self, plan: Plan) {
         self.plan = plan;
         self.trials.begin(&self.plan);
-        self.debt = 0.0;
-        (self.until_look, self.interval) = (FIRST_LOOK, 2 * FIRST_LOOK);
+        self.lost = 0.0;
+        (self.until_review, self.interval) = (FIRST_REVIEW, 2 * FIRST_REVIEW);
     }
 
-    fn search(&self, forecast: &mut Forecast, best: &mut [Option<Best>; KINDS]) {
+    fn search(&self, forecast: &mut Forecast, best: &mut [Option<BestPlan>; KINDS]) {
         let estimates = forecast.estimates();
         let models = self.choices.task.weights.len();
         let mut by_cost: Vec<usize> = (0..models).collect();
@@ -356,7 +356,7 @@ impl Planner {
         let proposers: Vec<usize> = by_cost
             .iter()
             .copied()
-            .filter(|&model| self.choices.may_propose[model] && estimates.acceptance[model].is_known())
+            .filter(|&model| self.choices.may_propose[model] && estimates.acceptance[model].is_reliable())
             .collect();
         for &targets in &self.choices.targets {
             self.consider(Plan::of(Policy::Standard, targets), forecast, best);
@@ -376,7 +376,7 @@ impl Planner {
         proposer: usize,
         targets: Targets,
         forecast: &mut Forecast,
-        best: &mut [Option<Best>; KINDS],
+        best: &mut [Option<BestPlan>; KINDS],
     ) {
         let mut last = f64::INFINITY;
         for length in self.lengths(proposer) {
@@ -396,7 +396,7 @@ impl Planner {
         by_cost: &[usize],
         targets: Targets,
         forecast: &mut Forecast,
-        best: &mut [Option<Best>; KINDS],
+        best: &mut [Option<BestPlan>; KINDS],
     ) {
         let needs = |choices: &Choices, model: usize| choices.task.weights[model] != 0.0;
         let mut lengths = vec![0; by_cost.len()];
@@ -440,14 +440,14 @@ impl Planner {
     }
 
     /// Of the best plan of each kind, the odds below which turns had better end: for its lengths, and for longer ones.
-    fn stop_early(&self, forecast: &mut Forecast, best: &mut [Option<Best>; KINDS]) {
+    fn stop_early(&self, forecast: &mut Forecast, best: &mut [Option<BestPlan>; KINDS]) {
         if self.choices.lengths.is_some() {
             return;
         }
         for kind in 0..KINDS {
             let Some(mut plan) = best[kind].as_ref().map(|best| best.plan.clone()) else { continue };
             let Some((model, length)) = plan.policy.longest() else { continue };
-            if !forecast.estimates().doubt[model].is_known() {
+            if !forecast.estimates().calibration[model].is_reliable() {
                 continue;
             }
             let mut last_of_lengths = f64::INFINITY;
@@ -476,11 +476,11 @@ impl Planner {
         free.chain(pinned.filter(|&length| length > 0)).take_while(|&length| length <= MAX_PROPOSAL_LENGTH as usize)
     }
 
-    fn consider(&self, plan: Plan, forecast: &mut Forecast, best: &mut [Option<Best>; KINDS]) -> f64 {
+    fn consider(&self, plan: Plan, forecast: &mut Forecast, best: &mut [Option<BestPlan>; KINDS]) -> f64 {
         let seconds = self.seconds(&plan, forecast, SHORT);
         let best = &mut best[kind(&plan)];
         if best.as_ref().is_none_or(|best| seconds < best.seconds) {
-            *best = Some(Best { plan, seconds });
+            *best = Some(BestPlan { plan, seconds });
         }
         seconds
     }
@@ -488,14 +488,14 @@ impl Planner {
     fn seconds(&self, plan: &Plan, forecast: &mut Forecast, tokens: usize) -> f64 {
         let caution = if plan.stop_below > 0 { CAUTION } else { 1.0 };
         let seconds = forecast.seconds_per_token(plan, tokens);
-        let bias = if *plan == Plan::STANDARD { self.reference() } else { self.trials.bias(plan) };
+        let bias = if *plan == Plan::STANDARD { self.standard_ratio() } else { self.trials.correction(plan) };
         caution * bias * seconds
     }
 }
 
 /// The best plan of a kind so far.
 #[derive(Debug)]
-struct Best {
+struct BestPlan {
     plan: Plan,
     seconds: f64,
 }

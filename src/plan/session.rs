@@ -10,11 +10,11 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 
+use crate::clock::Clock;
 use crate::decode::chance::Chance;
 use crate::decode::combine::Combination;
 use crate::decode::policy::{Plan, Policy, Targets};
 use crate::decode::round::{Counters, Decoder};
-use crate::engine::Clock;
 use crate::model::Model;
 use crate::plan::estimates::Estimates;
 use crate::plan::planner::{Choices, Experience, Planner};
@@ -22,16 +22,16 @@ use crate::rows::sampling::Sampler;
 
 /// Shares of the time that looks at the plan may take: at first, while each tells much, and later; and probes of models that do
 /// not run.
-const FIRST_LOOKS: f64 = 0.01;
-const LATER_LOOKS: f64 = 0.002;
+const FIRST_REVIEWS: f64 = 0.01;
+const LATER_REVIEWS: f64 = 0.002;
 const PROBING: f64 = 0.003;
 
 /// Looks that may be saved up. An engine begins with so many, since the first ones tell most: where a pass takes a third of a millisecond,
 /// their share of the time would come to one in some hundred tokens.
-const SAVED: f64 = 4.0;
+const SAVED_REVIEWS: f64 = 4.0;
 
 /// Seconds that a look is thought to take before there was any.
-const LOOK: f64 = 1e-3;
+const REVIEW: f64 = 1e-3;
 
 /// A drafter of which nothing is known is tried once as soon as that takes no more than this share of a session's time.
 const FIRST_PROBE: f64 = 0.03;
@@ -40,56 +40,63 @@ const FIRST_PROBE: f64 = 0.03;
 const PROBE_INTERVAL: usize = 16;
 
 /// Work beside the models is taken for so many times that of the models at most.
-const MOST_BESIDE: u32 = 8;
+const MOST_HOST_WORK: u32 = 8;
 
 /// Rounds of `standard` that show what it takes.
-const REFERENCE: u32 = 2;
+const STANDARD_ROUNDS: u32 = 2;
 
 /// Observations that a new session takes over from others: enough to begin with, few enough to learn that it is another text.
 const INHERITED: f64 = 24.0;
 
 /// What is decoded is told apart by this; `None` for a function of the caller, of which nothing is known.
-type Key = Option<String>;
+type TaskKey = Option<String>;
 
 /// Tasks that are remembered.
 const MOST_TASKS: usize = 256;
 
 /// What is known of a task.
 #[derive(Debug, Clone)]
-struct Known {
+struct TaskRecord {
     estimates: Estimates,
     experience: Experience,
 }
 
 /// What the sessions of an engine have learned.
 #[derive(Debug)]
-pub struct Priors {
-    tasks: HashMap<String, Known>,
+pub struct SharedPlanning {
+    tasks: HashMap<String, TaskRecord>,
     latest: Option<Estimates>,
     /// Seconds of all sessions that plan, and of their probes.
     seconds: f64,
     probing: f64,
     /// Seconds of looks at the plan that were not allowed for yet, or less than 0 if some are to spare.
-    looking: f64,
-    /// See [`Priors::new`].
-    serial: Option<f64>,
+    review_debt: f64,
+    /// See [`SharedPlanning::new`].
+    serial_share: Option<f64>,
 }
 
-impl Default for Priors {
+impl Default for SharedPlanning {
     fn default() -> Self {
-        let looking = -SAVED * LOOK;
-        Priors { tasks: HashMap::new(), latest: None, seconds: 0.0, probing: 0.0, looking, serial: None }
+        let review_debt = -SAVED_REVIEWS * REVIEW;
+        SharedPlanning {
+            tasks: HashMap::new(),
+            latest: None,
+            seconds: 0.0,
+            probing: 0.0,
+            review_debt,
+            serial_share: None,
+        }
     }
 }
 
-impl Priors {
-    /// Of models whose passes run at the same time, if that is given: as [`Estimates::serial`].
-    pub fn new(serial: Option<f64>) -> Self {
-        Priors { serial, ..Priors::default() }
+impl SharedPlanning {
+    /// Of models whose passes run at the same time, if that is given: as [`Estimates::serial_share`].
+    pub fn new(serial_share: Option<f64>) -> Self {
+        SharedPlanning { serial_share, ..SharedPlanning::default() }
     }
 
     /// What a session begins with.
-    fn start(&self, key: &Key, models: &[Arc<dyn Model>]) -> (Estimates, Option<Experience>) {
+    fn start(&self, key: &TaskKey, models: &[Arc<dyn Model>]) -> (Estimates, Option<Experience>) {
         let task = key.as_ref().and_then(|key| self.tasks.get(key));
         let mut estimates = match (task, &self.latest) {
             (Some(known), _) => known.estimates.clone(),
@@ -107,12 +114,12 @@ impl Priors {
         if let Some(latest) = &self.latest {
             estimates.costs.clone_from(&latest.costs);
         }
-        estimates.serial = self.serial.unwrap_or(1.0);
+        estimates.serial_share = self.serial_share.unwrap_or(1.0);
         estimates.forget(INHERITED);
         (estimates, task.map(|known| known.experience.clone()))
     }
 
-    fn learn(&mut self, key: &Key, known: Known) {
+    fn learn(&mut self, key: &TaskKey, known: TaskRecord) {
         self.latest = Some(known.estimates.clone());
         if let Some(key) = key {
             if self.tasks.len() == MOST_TASKS && !self.tasks.contains_key(key) {
@@ -125,7 +132,7 @@ impl Priors {
 
 /// Nanoseconds of a session that plans, behind its prompts.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Gains {
+pub struct PlanTimes {
     /// That its tokens took.
     pub planned_ns: u64,
     /// That they were expected to take.
@@ -138,21 +145,21 @@ pub struct Gains {
 #[derive(Debug)]
 pub struct Planning {
     planner: Planner,
-    key: Key,
+    key: TaskKey,
     /// The plan to take as soon as nothing is pending.
     next: Option<Plan>,
     /// Whether that is `standard` for a moment, and then the rounds that it has had.
-    reference: Option<u32>,
-    gains: Gains,
+    standard_rounds: Option<u32>,
+    times: PlanTimes,
     changes: u64,
     /// Seconds of steps so far, and of the last look at the plan.
     seconds: f64,
-    look: f64,
+    review_seconds: f64,
     tokens_to_probe: usize,
     /// The model to probe next, or one behind it.
     probe_next: usize,
     /// Of the seconds, those that the engine knows of.
-    told: f64,
+    reported: f64,
     /// Passes that the decoder had made before the round, and proposals that it had tested.
     forwards: u64,
     tested: u64,
@@ -160,7 +167,7 @@ pub struct Planning {
 
 /// A round that succeeded, as the clock saw it.
 #[derive(Debug, Clone, Copy)]
-pub struct Round {
+pub struct RoundReport {
     /// Tokens committed.
     pub tokens: usize,
     /// How long it took.
@@ -177,7 +184,7 @@ impl Planning {
     /// Plans for a session that begins, or decodes something else from here on. `plan` is what may be done without any
     /// knowledge.
     pub fn new(
-        priors: &Priors,
+        shared: &SharedPlanning,
         models: &[Arc<dyn Model>],
         combination: &Combination,
         sampler: &Sampler,
@@ -188,20 +195,20 @@ impl Planning {
             Combination::Custom { .. } => None,
             known => Some(format!("{known:?} {sampler:?} {choices:?}")),
         };
-        let (estimates, known) = priors.start(&key, models);
-        let known = known.filter(|known| choices.allow(&known.plan));
+        let (estimates, known) = shared.start(&key, models);
+        let known = known.filter(|known| choices.allows(&known.plan));
         let planning = Planning {
             planner: Planner::new(choices, plan, known),
             key,
             next: None,
-            reference: None,
-            gains: Gains::default(),
+            standard_rounds: None,
+            times: PlanTimes::default(),
             changes: 0,
             seconds: 0.0,
-            look: LOOK,
+            review_seconds: REVIEW,
             tokens_to_probe: PROBE_INTERVAL / 2,
             probe_next: 0,
-            told: 0.0,
+            reported: 0.0,
             forwards: 0,
             tested: 0,
         };
@@ -215,7 +222,7 @@ impl Planning {
 
     /// Whether a plan is one of those that may be chosen.
     pub fn allows(&self, plan: &Plan) -> bool {
-        self.planner.choices().allow(plan)
+        self.planner.choices().allows(plan)
     }
 
     /// Begin with this plan instead.
@@ -226,23 +233,24 @@ impl Planning {
     /// Keep the books of what was decoded before.
     pub fn go_on(&mut self, before: Option<&Planning>) {
         if let Some(before) = before {
-            (self.gains, self.changes) = (before.gains, before.changes);
+            (self.times, self.changes) = (before.times, before.changes);
             (self.forwards, self.tested) = (before.forwards, before.tested);
-            (self.seconds, self.told, self.look) = (before.seconds, before.told, before.look);
+            (self.seconds, self.reported, self.review_seconds) =
+                (before.seconds, before.reported, before.review_seconds);
         }
     }
 
     /// What was gained so far.
-    pub fn gains(&self) -> Gains {
-        self.gains
+    pub fn times(&self) -> PlanTimes {
+        self.times
     }
 
     /// Learn from a round, and change the plan where that pays.
     pub fn after_round<C: Chance>(
         &mut self,
-        priors: &Mutex<Priors>,
+        shared: &Mutex<SharedPlanning>,
         decoder: &mut Decoder<C>,
-        round: Round,
+        round: RoundReport,
         clock: &Clock,
     ) {
         let seconds = round.total.as_secs_f64();
@@ -257,14 +265,14 @@ impl Planning {
         if !decoder.has_pending() {
             self.switch(decoder);
             if !round.open {
-                self.share(priors, decoder);
+                self.share(shared, decoder);
             }
         }
-        if !round.open || self.next.is_some() || self.reference.is_some() {
+        if !round.open || self.next.is_some() || self.standard_rounds.is_some() {
             return;
         }
-        if decoder.estimates().is_some_and(|estimates| self.planner.needs_reference(estimates)) {
-            self.reference = Some(0);
+        if decoder.estimates().is_some_and(|estimates| self.planner.must_measure_standard(estimates)) {
+            self.standard_rounds = Some(0);
             if decoder.has_pending() {
                 decoder.drain();
             } else {
@@ -272,17 +280,17 @@ impl Planning {
             }
             return;
         }
-        if self.planner.is_due() && self.may_look(priors) {
+        if self.planner.is_due() && self.may_review(shared) {
             let (started, alarmed) = (clock(), self.planner.is_alarmed());
-            self.next = decoder.observer().and_then(|observer| self.planner.look(observer.estimates_mut()));
+            self.next = decoder.observer().and_then(|observer| self.planner.review(observer.estimates_mut()));
             let took = clock().saturating_sub(started).as_secs_f64();
-            priors.lock().looking += took;
+            shared.lock().review_debt += took;
             if !alarmed {
-                self.look = took;
+                self.review_seconds = took;
             }
             if !decoder.has_pending() {
                 self.switch(decoder);
-                self.share(priors, decoder);
+                self.share(shared, decoder);
             } else if self.next.is_some() {
                 decoder.drain();
             }
@@ -290,7 +298,7 @@ impl Planning {
         self.tokens_to_probe = self.tokens_to_probe.saturating_sub(round.tokens);
         if self.tokens_to_probe == 0 {
             self.tokens_to_probe = PROBE_INTERVAL;
-            self.probe(priors, decoder);
+            self.probe(shared, decoder);
         }
     }
 
@@ -307,43 +315,43 @@ impl Planning {
     }
 
     /// Whether there is time for a look at the plan. To leave a plan that fails takes none.
-    fn may_look(&mut self, priors: &Mutex<Priors>) -> bool {
-        let mut priors = priors.lock();
-        self.tell(&mut priors);
-        self.planner.is_alarmed() || priors.looking + self.look <= 0.0
+    fn may_review(&mut self, shared: &Mutex<SharedPlanning>) -> bool {
+        let mut shared = shared.lock();
+        self.report_time(&mut shared);
+        self.planner.is_alarmed() || shared.review_debt + self.review_seconds <= 0.0
     }
 
     /// Let the engine know of the time that the session has taken.
-    fn tell(&mut self, priors: &mut Priors) {
-        let seconds = self.seconds - std::mem::replace(&mut self.told, self.seconds);
-        priors.seconds += seconds;
+    fn report_time(&mut self, shared: &mut SharedPlanning) {
+        let seconds = self.seconds - std::mem::replace(&mut self.reported, self.seconds);
+        shared.seconds += seconds;
         // Each session allows for looks as it needs them itself, and few are saved up.
-        let share = if self.planner.is_settled() { LATER_LOOKS } else { FIRST_LOOKS };
-        priors.looking = (priors.looking - share * seconds).max(-SAVED * self.look);
+        let share = if self.planner.is_settled() { LATER_REVIEWS } else { FIRST_REVIEWS };
+        shared.review_debt = (shared.review_debt - share * seconds).max(-SAVED_REVIEWS * self.review_seconds);
     }
 
-    fn count<C: Chance>(&mut self, decoder: &mut Decoder<C>, round: Round, passes: u64, tested: u64) {
+    fn count<C: Chance>(&mut self, decoder: &mut Decoder<C>, round: RoundReport, passes: u64, tested: u64) {
         let seconds = round.total.as_secs_f64();
         let standard = decoder.estimates().map_or(0.0, |estimates| self.planner.standard(estimates));
-        match self.reference {
-            None => self.planner.measured(round.tokens, seconds, standard),
+        match self.standard_rounds {
+            None => self.planner.record_round(round.tokens, seconds, standard),
             // The first one runs behind passes of other models.
-            Some(REFERENCE) => self.planner.measured_standard(round.tokens, seconds, standard),
+            Some(STANDARD_ROUNDS) => self.planner.record_standard(round.tokens, seconds, standard),
             Some(_) => {}
         }
         // Nor is that first round counted here. One in which another process had the machine is no measure.
-        let host = round.total.saturating_sub(round.models).min(MOST_BESIDE * round.models).as_secs_f64();
+        let host = round.total.saturating_sub(round.models).min(MOST_HOST_WORK * round.models).as_secs_f64();
         if let Some(observer) = decoder.observer()
-            && self.reference.is_none_or(|rounds| rounds == REFERENCE)
+            && self.standard_rounds.is_none_or(|rounds| rounds == STANDARD_ROUNDS)
         {
-            observer.estimates_mut().beside.record(passes, tested, host);
+            observer.estimates_mut().host.record(passes, tested, host);
         }
         let expectation = self.planner.expectation();
         if expectation.standard > 0.0 {
             let nanoseconds = |seconds: f64| (seconds * round.tokens as f64 * 1e9) as u64;
-            self.gains.planned_ns += round.total.as_nanos() as u64;
-            self.gains.expected_ns += nanoseconds(expectation.planned);
-            self.gains.standard_ns += nanoseconds(standard);
+            self.times.planned_ns += round.total.as_nanos() as u64;
+            self.times.expected_ns += nanoseconds(expectation.planned);
+            self.times.standard_ns += nanoseconds(standard);
         }
     }
 
@@ -354,10 +362,10 @@ impl Planning {
             self.planner.adopt(plan);
             self.changes += 1;
         }
-        match &mut self.reference {
+        match &mut self.standard_rounds {
             None => {}
-            Some(REFERENCE) => {
-                self.reference = None;
+            Some(STANDARD_ROUNDS) => {
+                self.standard_rounds = None;
                 decoder.set_plan(self.planner.plan().clone());
             }
             Some(rounds) => {
@@ -369,15 +377,15 @@ impl Planning {
         }
     }
 
-    fn share<C: Chance>(&mut self, priors: &Mutex<Priors>, decoder: &mut Decoder<C>) {
+    fn share<C: Chance>(&mut self, shared: &Mutex<SharedPlanning>, decoder: &mut Decoder<C>) {
         if let Some(observer) = decoder.observer() {
             let (estimates, experience) = (observer.estimates().clone(), self.planner.experience());
-            priors.lock().learn(&self.key, Known { estimates, experience });
+            shared.lock().learn(&self.key, TaskRecord { estimates, experience });
         }
     }
 
     /// Let one model that could draft, and does not run, catch up, if that is worth its time.
-    fn probe<C: Chance>(&mut self, priors: &Mutex<Priors>, decoder: &mut Decoder<C>) {
+    fn probe<C: Chance>(&mut self, shared: &Mutex<SharedPlanning>, decoder: &mut Decoder<C>) {
         let choices = self.planner.choices();
         let rests = |&model: &usize| {
             choices.may_propose[model]
@@ -391,20 +399,20 @@ impl Planning {
         let gap = decoder.gap(model);
         let Some(observer) = decoder.observer() else { return };
         let expected = observer.estimates().costs[model].at(gap, true);
-        let first = !observer.estimates().acceptance[model].is_known() && expected <= FIRST_PROBE * self.seconds;
+        let first = !observer.estimates().acceptance[model].is_reliable() && expected <= FIRST_PROBE * self.seconds;
         {
-            let mut priors = priors.lock();
-            self.tell(&mut priors);
-            if !first && priors.probing + expected > PROBING * priors.seconds {
+            let mut shared = shared.lock();
+            self.report_time(&mut shared);
+            if !first && shared.probing + expected > PROBING * shared.seconds {
                 return;
             }
         }
         let before = decoder.elapsed();
         // A probe that fails teaches nothing, and the sequence goes on without it.
         _ = decoder.probe(model);
-        priors.lock().probing += (decoder.elapsed() - before).as_secs_f64();
+        shared.lock().probing += (decoder.elapsed() - before).as_secs_f64();
         if first {
-            self.planner.look_soon();
+            self.planner.review_soon();
         }
     }
 
@@ -416,12 +424,12 @@ impl Planning {
         description["planned"] = json!(true);
         description["changes"] = json!(self.changes);
         description["expected_gain"] = ratio(expectation.standard, expectation.planned);
-        description["measured_gain"] = ratio(self.gains.standard_ns as f64, self.gains.planned_ns as f64);
+        description["measured_gain"] = ratio(self.times.standard_ns as f64, self.times.planned_ns as f64);
         for model in 0..names.len() {
             let pass_ms: Vec<f64> = (1..=8).map(|width| 1e3 * estimates.costs[model].at(width, true)).collect();
             let acceptance = &estimates.acceptance[model];
             description["models"][model]["pass_ms"] = json!(pass_ms);
-            description["models"][model]["acceptance"] = json!(acceptance.is_known().then(|| acceptance.mean()));
+            description["models"][model]["acceptance"] = json!(acceptance.is_reliable().then(|| acceptance.mean()));
         }
         description
     }
