@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Write models of the shapes of known ones, with random weights, exported and with PyTorch's logits: for tests/shapes.rs.
+"""Write models of the shapes of known ones, with random weights, exported and with PyTorch's logits: for tests/gpu/shapes.rs.
 
   make_shapes.py OUT --builder MODELS [--shapes A,B] [--layers 2] [--precisions fp16,bf16,int4] [--provider cuda] [--jobs 6]
 

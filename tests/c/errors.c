@@ -1,5 +1,5 @@
 /* Every error that a caller can cause, through the C interface: its code, that its message names the thing and the
- * mend, and that nothing is lost by it. (A panic cannot be caused from here; tests/boundary.rs has it.)
+ * mend, and that nothing is lost by it. (A panic cannot be caused from here; tests/interface/boundary.rs has it.)
  *
  *     errors REPOSITORY
  */

@@ -127,10 +127,8 @@ pub const FAULTS: &[Fault] = &[
 struct Planted {
     /// The suite, linked with it.
     suite: PathBuf,
-    /// tests/exact.rs, linked with it.
-    enumeration: PathBuf,
-    /// tests/simulation.rs, linked with it.
-    simulation: PathBuf,
+    /// The tests of the algorithm, linked with it: the enumeration and the simulation.
+    tests: PathBuf,
 }
 
 /// How much is tried.
@@ -151,13 +149,13 @@ const PARTS: usize = PROBES.len() + 2;
 /// Rounds of the simulation that are shown every fault.
 const SIMULATED: u64 = 100_000;
 
-/// Tests of tests/exact.rs that are shown every fault.
+/// Tests of the enumeration that are shown every fault.
 const ENUMERATION: [&str; 5] = [
-    "longer_sequences",
-    "look_ups_draft_exactly",
-    "weights_change_exactly",
-    "later_prompts_continue_the_sequence",
-    "sequences_end_where_they_should",
+    "exact::longer_sequences",
+    "exact::look_ups_draft_exactly",
+    "exact::weights_change_exactly",
+    "exact::later_prompts_continue_the_sequence",
+    "exact::sequences_end_where_they_should",
 ];
 
 impl Planted {
@@ -208,14 +206,10 @@ impl Planted {
             std::fs::create_dir_all(path.parent().expect("a folder")).map_err(io)?;
             write(&path, source).map_err(io)?;
         }
-        let parts = ["--example", "conformance-planted", "--test", "exact", "--test", "simulation"];
+        let parts = ["--example", "conformance-planted", "--test", "algorithm"];
         let mut programs = programs::build(&copy, &parts)?;
         let mut program = |name| programs.remove(name).ok_or(format!("cargo built no {name}"));
-        Ok(Planted {
-            suite: program("conformance-planted")?,
-            enumeration: program("exact")?,
-            simulation: program("simulation")?,
-        })
+        Ok(Planted { suite: program("conformance-planted")?, tests: program("algorithm")? })
     }
 
     /// Run a program with a fault; `None` if it does not end.
@@ -262,7 +256,7 @@ impl Planted {
             let times = self.run(&self.suite, fault, &["--repeat", &best.1, "--times", "20"]);
             power = times.map_or("does not end".into(), |times| format!("{} of 20", times.text.trim()));
         }
-        let tests = self.run(&self.enumeration, fault, &[&ENUMERATION[..], &["--exact"]].concat());
+        let tests = self.run(&self.tests, fault, &[&ENUMERATION[..], &["--exact"]].concat());
         let failed = tests.map(|done| done.text.lines().filter(|line| line.ends_with("... FAILED")).count());
         found[PROBES.len()] = match failed {
             None => "does not end".into(),
@@ -275,7 +269,7 @@ impl Planted {
         if ends(&found, effort) {
             return (found, power);
         }
-        found[PROBES.len() + 1] = match self.run(&self.simulation, fault, &["promises", "--test-threads=1"]) {
+        found[PROBES.len() + 1] = match self.run(&self.tests, fault, &["simulation::promises", "--test-threads=1"]) {
             None => "does not end".into(),
             Some(done) if done.success => String::new(),
             Some(done) => {

@@ -12,8 +12,8 @@ use cos::model::{Cancel, Model, Pass};
 use cos::rows::sampling::NEAR_TIE;
 
 use super::Progress;
-use super::common::{Sampling, oracle};
 use super::results::{Section, Table};
+use crate::common::{Sampling, oracle};
 
 /// How much is decoded.
 #[derive(Debug, Clone, Copy)]

@@ -10,10 +10,10 @@ use cos::decode::combine::Combination;
 use cos::decode::policy::{Strategy, Targets};
 use cos::model::{Model, Ngram};
 
-use super::common::{PROMPT, SAMPLINGS, Sampling, Way, World, combinations, decoder, oracle, ways, ways_of};
 use super::results::{Comparison, Section};
 use super::tables::{Table, Tree};
 use super::{Progress, STRICTEST, parallel_until};
+use crate::common::{PROMPT, SAMPLINGS, Sampling, Way, World, combinations, decoder, oracle, ways, ways_of};
 
 /// Tokens in the joint distributions.
 pub const TOKENS: usize = 4;

@@ -13,10 +13,10 @@ use cos::engine::Engine;
 use cos::engine::session::{Options, Session, State};
 use cos::model::{Cancel, Model};
 
-use super::common::{PROMPT, Sampling, World, mix, oracle};
 use super::results::{Comparison, Section};
 use super::tables::{Table, Tree};
 use super::{Progress, parallel};
+use crate::common::{PROMPT, Sampling, World, mix, oracle};
 
 /// What happens to sessions.
 #[derive(Debug, Clone, Copy)]

@@ -7,7 +7,7 @@ use std::time::Duration;
 use cos::error::Result;
 use cos::model::{Cancel, Interrupt, Model, Pass, Sequence};
 
-use super::common::World;
+use crate::common::World;
 
 /// Where the rows of sequences lie: contexts that follow a prompt, numbered level by level.
 #[derive(Debug, Clone, Copy)]

@@ -12,8 +12,8 @@ use cos::ffi::engine::*;
 use cos::ffi::error::*;
 use cos::ffi::session::*;
 
-use super::common::boundary::{options, outcome, result};
 use super::results::{Comparison, Section, Table};
+use crate::common::boundary::{options, outcome, result};
 
 /// Tokens that a sampled session draws: as many as the longest cells have.
 const LENGTH: usize = 3;

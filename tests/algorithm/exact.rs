@@ -1,15 +1,13 @@
 //! Exactness, proven: every outcome of the decoder is enumerated with its probability, and the joint distribution of
 //! several tokens is compared with the oracle's. No sampling error, so a bias of a hundredth of a percent shows.
 
-mod common;
-
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use common::{PROMPT, SAMPLINGS, Sampling, Way, World, combinations, decoder, oracle, plan, ways, ways_of};
+use crate::common::{PROMPT, SAMPLINGS, Sampling, Way, World, combinations, decoder, oracle, plan, ways, ways_of};
 use cos::decode::chance::{Chance, CounterRng, Key, Purpose};
 use cos::decode::combine::{Combination, Function};
 use cos::decode::policy::{Plan, Policy, Strategy, Targets};

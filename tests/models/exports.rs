@@ -1,12 +1,10 @@
 //! Exports of many architectures and forms against golden logits from PyTorch: prompts, single steps, several positions
 //! on top of a past, and after rollbacks. `scripts/export_architectures.py` and `scripts/export_variants.py` make them.
 
-mod common;
-
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use common::{Golden, decode};
+use crate::common::{Golden, decode};
 use cos::config::Config;
 use cos::decode::policy::Strategy;
 use cos::engine::Engine;
@@ -22,7 +20,7 @@ use cos::onnx::{OnnxModel, Provider, Settings, environment};
 use cos::rows::sampling::Sampler;
 
 fn exports() -> PathBuf {
-    common::root().join("tests/exports")
+    crate::common::root().join("tests/exports")
 }
 
 fn load(path: &Path) -> Result<OnnxModel, Error> {

@@ -1,14 +1,12 @@
 //! The boundary under scripted models: what a real model cannot be made to do on demand, such as to panic or to
 //! stand still in the middle of a pass. Everything goes through the `extern "C"` functions.
 
-mod common;
-
 use std::ffi::c_void;
 use std::ptr::null_mut;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Barrier};
 
-use common::boundary::{code, no_stats, options, outcome, result};
+use crate::common::boundary::{code, no_stats, options, outcome, result};
 use cos::config::Combine;
 use cos::engine::Engine;
 use cos::ffi::engine::*;
@@ -696,7 +694,7 @@ fn panics_within() {
 
 #[test]
 fn a_panic_of_the_tokenizer_is_an_error_and_prints_nothing() {
-    const NAME: &str = "a_panic_of_the_tokenizer_is_an_error_and_prints_nothing";
+    const NAME: &str = "boundary::a_panic_of_the_tokenizer_is_an_error_and_prints_nothing";
     if std::env::var_os("COS_TEST_PANICS").is_some() {
         return panics_within();
     }

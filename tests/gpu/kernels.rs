@@ -1,5 +1,5 @@
 //! The kernels of `kernels/rows.cu` without a GPU: a program in C++ runs them, thread by thread, on the processor, and compares
-//! what they make of random rows with what they say they do. `tests/cuda.rs` runs them where they belong.
+//! what they make of random rows with what they say they do. `tests/gpu/cuda.rs` runs them where they belong.
 
 use std::path::Path;
 use std::process::Command;

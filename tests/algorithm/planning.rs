@@ -2,13 +2,11 @@
 //!
 //! Time is pretended, a second and more a pass, so nothing here depends on the machine.
 
-mod common;
-
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use common::PROMPT;
+use crate::common::PROMPT;
 use cos::config::Combine;
 use cos::decode::chance::CounterRng;
 use cos::decode::combine::Combination;

@@ -2,8 +2,6 @@
 //!
 //! It counts what Rust allocates; what ONNX Runtime allocates inside a pass is its own.
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -14,33 +12,11 @@ use cos::engine::Engine;
 use cos::engine::session::{Options, Session, State};
 use cos::rows::sampling::Sampler;
 
-struct Counting;
-
-thread_local! {
-    // Of this thread: the test harness allocates in another one, as it does after a minute.
-    static ALLOCATIONS: Cell<usize> = const { Cell::new(0) };
-}
-
-// SAFETY: everything is passed on to the system's allocator.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        ALLOCATIONS.set(ALLOCATIONS.get() + 1);
-        unsafe { System.alloc(layout) }
-    }
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        unsafe { System.dealloc(pointer, layout) }
-    }
-    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        ALLOCATIONS.set(ALLOCATIONS.get() + 1);
-        unsafe { System.realloc(pointer, layout, size) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
+use crate::allocator::{ALLOCATIONS, turn};
 
 #[test]
 fn steps_do_not_allocate() {
+    let _turn = turn();
     let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/demo");
     for config in ["engine.json", "contrastive.json"] {
         let engine = Arc::new(Engine::load(&Config::open(&demo.join(config)).unwrap()).unwrap());

@@ -1,12 +1,10 @@
 //! Passes that do not depend on each other run at the same time, and nothing but time changes by that.
 
-mod common;
-
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use common::{PROMPT, SAMPLINGS, Sampling, Way, World, combinations, decoder, ways};
+use crate::common::{PROMPT, SAMPLINGS, Sampling, Way, World, combinations, decoder, ways};
 use cos::decode::chance::CounterRng;
 use cos::decode::combine::Combination;
 use cos::decode::policy::{Strategy, Targets};

@@ -1,11 +1,9 @@
 //! Memory: what a session says it holds, what a long prompt leaves behind, what happens when there is none, and weights
 //! that are named twice.
 
-use std::alloc::{GlobalAlloc, Layout, System};
 use std::path::{Path, PathBuf};
-use std::ptr::null_mut;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::Ordering::Relaxed;
 
 use cos::config::{Combine, Config};
 use cos::decode::policy::{Strategy, Targets};
@@ -13,52 +11,8 @@ use cos::engine::Engine;
 use cos::engine::session::{Options, Session};
 use cos::model::scripted::Scripted;
 use cos::rows::sampling::Sampler;
-use parking_lot::{Mutex, MutexGuard};
 
-/// Counts what Rust holds, and refuses what is too large.
-struct Counting;
-
-static HELD: AtomicUsize = AtomicUsize::new(0);
-static LARGEST: AtomicUsize = AtomicUsize::new(usize::MAX);
-
-// SAFETY: everything is passed on to the system's allocator, or refused.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        if layout.size() > LARGEST.load(Relaxed) {
-            return null_mut();
-        }
-        HELD.fetch_add(layout.size(), Relaxed);
-        unsafe { System.alloc(layout) }
-    }
-    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        if layout.size() > LARGEST.load(Relaxed) {
-            return null_mut();
-        }
-        HELD.fetch_add(layout.size(), Relaxed);
-        unsafe { System.alloc_zeroed(layout) }
-    }
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        HELD.fetch_sub(layout.size(), Relaxed);
-        unsafe { System.dealloc(pointer, layout) }
-    }
-    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        if size > layout.size() && size > LARGEST.load(Relaxed) {
-            return null_mut();
-        }
-        HELD.fetch_add(size, Relaxed);
-        HELD.fetch_sub(layout.size(), Relaxed);
-        unsafe { System.realloc(pointer, layout, size) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
-
-/// One test at a time, since they count for the whole process.
-fn alone() -> MutexGuard<'static, ()> {
-    static ALONE: Mutex<()> = Mutex::new(());
-    ALONE.lock()
-}
+use crate::allocator::{HELD, LARGEST, turn};
 
 fn folder(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
@@ -89,7 +43,7 @@ fn tokens(count: usize) -> Vec<i32> {
 
 #[test]
 fn a_session_reports_what_it_holds() {
-    let _alone = alone();
+    let _turn = turn();
     for paths in [
         ["models/demo/base", "models/demo/math"],
         ["tests/exports/llama/optimum-fp32", "tests/exports/llama/optimum-fp16"],
@@ -115,7 +69,7 @@ fn a_session_reports_what_it_holds() {
 /// Of a vocabulary that is long beside all else.
 #[test]
 fn a_session_reports_the_rows_of_its_decoder() {
-    let _alone = alone();
+    let _turn = turn();
     let script = |_: &[i32], row: &mut [f32]| {
         row.fill(0.0);
         Ok(())
@@ -130,7 +84,7 @@ fn a_session_reports_the_rows_of_its_decoder() {
 
 #[test]
 fn a_long_prompt_takes_bounded_memory_and_gives_it_back() {
-    let _alone = alone();
+    let _turn = turn();
     let engine = engine(&["models/demo/base", "models/demo/math"]);
     let memory = |length: usize| {
         let mut session = session(&engine, 0.0);
@@ -151,7 +105,7 @@ fn a_long_prompt_takes_bounded_memory_and_gives_it_back() {
 
 #[test]
 fn without_memory_a_step_fails_and_the_session_goes_on() {
-    let _alone = alone();
+    let _turn = turn();
     let engine = engine(&["models/demo/base", "models/demo/math"]);
     let finish = |session: &mut Session| {
         while session.decoder().committed().len() < 640 {
@@ -185,7 +139,7 @@ fn without_memory_a_step_fails_and_the_session_goes_on() {
 /// A file that is the target and its own drafter is one set of weights, in one engine and in two.
 #[test]
 fn weights_that_are_named_twice_are_held_once() {
-    let _alone = alone();
+    let _turn = turn();
     let resident = || {
         let pages = std::fs::read_to_string("/proc/self/statm").unwrap();
         4096 * pages.split_whitespace().nth(1).unwrap().parse::<usize>().unwrap()

@@ -25,7 +25,7 @@ const WEIGHTS: usize = 2_183_840;
 
 /// A copy of the model with made-up weights.
 fn model(folder: &Path, seed: u64) -> String {
-    let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/wide-heads");
+    let fixture = crate::common::root().join("tests/fixtures/wide-heads");
     let folder = folder.join(seed.to_string());
     std::fs::create_dir(&folder).unwrap();
     for file in ["model.onnx", "genai_config.json"] {

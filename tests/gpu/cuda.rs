@@ -1,16 +1,12 @@
 //! What needs a GPU. Without one each test says why it is skipped, unless `COS_TEST_PROVIDER=cuda`: `scripts/gpu-check` runs them so. What
 //! can be had of a test without one is tested before.
 
-mod common;
-#[path = "conformance/stats.rs"]
-mod stats;
-
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::{Duration, Instant};
 
-use common::{Golden, Sampling, decode, oracle};
+use crate::common::{Golden, Sampling, decode, oracle};
 use cos::config::{Combine, Config};
 use cos::decode::combine::Function;
 use cos::decode::policy::{Strategy, Targets};
@@ -64,7 +60,7 @@ const OTHER: &str = "other";
 
 fn path(form: &str) -> PathBuf {
     static OTHERS: OnceLock<tempfile::TempDir> = OnceLock::new();
-    let exports = common::root().join("tests/exports");
+    let exports = crate::common::root().join("tests/exports");
     if form != OTHER {
         return exports.join(form);
     }
@@ -720,9 +716,9 @@ fn draws_follow(engine: &Arc<Engine>, reference: &Arc<Engine>, top_k: usize) {
             })
             .collect();
         let groups = expected.iter().zip(&seen).map(|(expected, seen)| (&expected[..], &seen[..]));
-        let fit = stats::Fit::of_groups(groups.filter(|(_, seen)| seen.iter().sum::<u64>() > 0));
+        let fit = crate::stats::Fit::of_groups(groups.filter(|(_, seen)| seen.iter().sum::<u64>() > 0));
         assert!(
-            fit.bound >= stats::FAMILY_ERROR / all.len() as f64,
+            fit.bound >= crate::stats::FAMILY_ERROR / all.len() as f64,
             "{:?}, top-k {top_k}, way {way}: {fit:?}",
             engine.combine()
         );

@@ -1,27 +1,14 @@
 //! The vectors of `tests/vectors`, with few draws: `make conformance` takes many. `COS_VECTORS` names more folders of
 //! vectors, separated by colons, and `COS_VECTOR_DRAWS` how many draws are taken for each case of those.
 
-mod common;
-#[allow(dead_code, reason = "the report uses all of it")]
-#[path = "conformance/results.rs"]
-mod results;
-#[allow(dead_code, reason = "as above")]
-#[path = "conformance/stats.rs"]
-mod stats;
-#[path = "conformance/vectors.rs"]
-mod vectors;
-
 use std::path::{Path, PathBuf};
 
-use results::{Run, Section};
+use crate::one_thread;
+use crate::suite::results::{Run, Section};
+use crate::suite::vectors;
 
 fn folder(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/vectors").join(name)
-}
-
-/// Passes here are short, and the tests run side by side: a pool of one thread is faster than two that wait for each other.
-fn one_thread() {
-    cos::onnx::environment(None, 1, None).unwrap();
 }
 
 fn report(section: &Section) {

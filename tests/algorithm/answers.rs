@@ -1,15 +1,13 @@
 //! Sequences that answer what is asked of rows, as those on a GPU do, so that the decoder does not read them, and count the rows that
 //! it reads all the same.
 
-mod common;
-
 use std::any::Any;
 use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use common::{PROMPT, SAMPLINGS, Sampling, World, combinations, decoder, ways};
+use crate::common::{PROMPT, SAMPLINGS, Sampling, World, combinations, decoder, ways};
 use cos::config::Combine;
 use cos::decode::chance::CounterRng;
 use cos::decode::combine::Function;

@@ -1,15 +1,13 @@
 //! What the C interface must refuse, and with which code: replays `tests/vectors/errors.txt`, and opens files as they
 //! lie about.
 
-mod common;
-
 use std::ffi::{CStr, CString};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::ptr::{null, null_mut};
 
-use common::boundary::{code, options, outcome, result};
-use common::root;
+use crate::common::boundary::{code, options, outcome, result};
+use crate::common::root;
 use cos::ffi::engine::*;
 use cos::ffi::session::*;
 
@@ -64,8 +62,7 @@ fn new_session(engine: *mut cos_engine, pairs: &str) -> (i32, *mut cos_session) 
 
 #[test]
 fn what_must_be_refused_is_refused() {
-    std::env::set_current_dir(env!("CARGO_MANIFEST_DIR")).unwrap();
-    let text = std::fs::read_to_string("tests/vectors/errors.txt").unwrap();
+    let text = std::fs::read_to_string(root().join("tests/vectors/errors.txt")).unwrap();
     let mut lines = text.lines().filter(|line| !line.is_empty() && !line.starts_with('#'));
     assert_eq!(lines.next(), Some("cos-errors 1"));
     let (mut engine, mut records) = (null_mut(), 0);

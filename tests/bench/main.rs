@@ -1,7 +1,7 @@
 //! The parts of the benchmark that do not depend on time.
 
 #[allow(dead_code, reason = "only its pure parts are tested")]
-#[path = "../benches/bench/main.rs"]
+#[path = "../../benches/bench/main.rs"]
 mod bench;
 
 use std::ffi::OsString;

@@ -13,13 +13,11 @@
 //! - sampled tokens do not lean towards their drafter, compared with what their distributions say: a martingale, which
 //!   no number of faults, cancellations and changes of weights in between may move.
 //!
-//! `cargo test --release --test simulation` runs a fixed list of seeds with a million rounds, and then asks that every
+//! `cargo test --release --test algorithm simulation` runs a fixed list of seeds with a million rounds, and then asks that every
 //! kind of event has happened. `COS_SIMULATION_ROUNDS=50000000` runs longer. A failure names its seed;
-//! `COS_SEED=123 cargo test --release --test simulation promises` runs that one alone and prints each call.
+//! `COS_SEED=123 cargo test --release --test algorithm promises` runs that one alone and prints each call.
 //!
-//! Not here: real models (`tests/models.rs`, `tests/exports.rs`) and calls from several threads (`tests/boundary.rs`).
-
-mod common;
+//! Not here: real models (`tests/models`) and calls from several threads (`tests/interface/boundary.rs`).
 
 use std::any::Any;
 use std::collections::BTreeMap;
@@ -31,8 +29,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Once};
 use std::time::{Duration, Instant};
 
-use common::boundary::{code, no_stats, outcome};
-use common::{Sampling, World, mix, oracle};
+use crate::common::boundary::{code, no_stats, outcome};
+use crate::common::{Sampling, World, mix, oracle};
 use cos::config::Combine;
 use cos::decode::combine::{Combination, Function};
 use cos::decode::policy::{Plan, Policy, Request, Strategy, Targets};
@@ -735,7 +733,7 @@ impl fmt::Display for Violation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Violation { seed, call, what } = self;
         writeln!(f, "seed {seed}, call {call}: {what}")?;
-        write!(f, "replay: COS_SEED={seed} cargo test --release --test simulation promises")
+        write!(f, "replay: COS_SEED={seed} cargo test --release --test algorithm promises")
     }
 }
 

@@ -1,12 +1,10 @@
-//! The demo models, for real: caches and rollback, threads, cancellation. Greedy equality is in tests/conformance.
-
-mod common;
+//! The demo models, for real: caches and rollback, threads, cancellation. Greedy equality is in tests/conformance/greedy.rs.
 
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use common::{Sampling, decode, oracle};
+use crate::common::{Sampling, decode, oracle};
 use cos::config::{Combine, Config};
 use cos::decode::policy::{Strategy, Targets};
 use cos::engine::Engine;

@@ -64,7 +64,7 @@ fn shared_pool() {
 fn alone(test: &str, cores: &[usize]) {
     use std::os::unix::process::CommandExt;
     let mut command = std::process::Command::new(std::env::current_exe().unwrap());
-    command.args(["--exact", test, "--ignored", "--nocapture"]);
+    command.args(["--exact", &format!("threads::{test}"), "--ignored", "--nocapture"]);
     let cores = cores.to_vec();
     // SAFETY: the closure makes one system call with memory of its own, and nothing that needs the other threads.
     unsafe {

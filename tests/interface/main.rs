@@ -1,0 +1,13 @@
+//! The C interface keeps its promises: header and symbols, C programs under sanitizers, errors, calls from several threads,
+//! and the one thread pool of a process.
+//!
+//! Some of these tests need a process of their own. They start this program again with the name of an ignored test.
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod abi;
+mod boundary;
+mod c;
+mod errors;
+mod threads;
