@@ -15,8 +15,8 @@ use cos::decode::verify;
 use cos::plan::estimates::Estimates;
 use cos::plan::observer::Observer;
 use cos::plan::planner::{Choices, Planner};
-use cos::rows::kernels;
-use cos::rows::sampling::{self, Candidates, Distribution, Sampler};
+
+use cos::rows::{Candidates, Distribution, Row, Sampler, argmax, kernels};
 use divan::Bencher;
 use divan::counter::BytesCount;
 
@@ -56,7 +56,7 @@ impl Rows {
     }
 
     fn combine(&mut self, combination: Combination) {
-        let _ = black_box(combination.scores(|model| black_box(&self.logits[model]), &mut self.out, |_| ()));
+        let _ = black_box(combination.scores(|model| Row::Host(black_box(&self.logits[model])), &mut self.out, |_| ()));
     }
 }
 
@@ -84,7 +84,7 @@ const fn kernel(name: &'static str, rows: usize, run: fn(&mut Rows)) -> Kernel {
 const KERNELS: &[Kernel] = &[
     kernel("plain sum", 1, |rows| { black_box(kernels::sum(black_box(&rows.logits[0]))); }),
     kernel("maximum, checked", 1, |rows| { black_box(kernels::maximum(black_box(&rows.logits[0]))); }),
-    kernel("greedy: best and margin", 1, |rows| { let _ = black_box(sampling::argmax(black_box(&rows.logits[0]))); }),
+    kernel("greedy: best and margin", 1, |rows| { let _ = black_box(argmax(black_box(&rows.logits[0]))); }),
     kernel("sum of exponentials", 1, |rows| { black_box(kernels::sum_exp(black_box(&rows.logits[0]), 0.0, 1.0)); }),
     kernel("process: temperature", 2, |rows| rows.process(0.8, 0, 0.0, 0.0)),
     kernel("process: top-k 40", 1, |rows| rows.process(0.8, 40, 0.0, 0.0)),
@@ -100,9 +100,9 @@ const KERNELS: &[Kernel] = &[
         black_box(verify::residual(black_box(&mut rows.out), &rows.distributions[1], &rows.logits[1]));
     }),
     kernel("draw from a row of logits", 1, |rows| {
-        black_box(CounterRng::new(1).pick(KEY, black_box(&rows.distributions[0].of(&rows.logits[0]))));
+        let _ = black_box(CounterRng::new(1).pick(KEY, black_box(&Row::Host(&rows.logits[0]).weighted(&rows.distributions[0]))));
     }),
-    kernel("draw from a residual", 2, |rows| { black_box(CounterRng::new(1).pick(KEY, black_box(&rows.probabilities[..]))); }),
+    kernel("draw from a residual", 2, |rows| { let _ = black_box(CounterRng::new(1).pick(KEY, black_box(&rows.probabilities[..]))); }),
     kernel("scores: sum of two", 3, |rows| rows.combine(Combination::contrastive(2, 0.5, 0.0).expect("two models"))),
     kernel("scores: sum of two, masked", 4, |rows| rows.combine(Combination::contrastive(2, 0.5, 0.1).expect("two models"))),
     kernel("scores: greedy mixture of two", 9, |rows| rows.combine(Combination::mixture(&[0.5, 0.5]).expect("two models"))),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use cos::config::Combine;
 use cos::decode::policy::{Strategy, Targets};
 use cos::engine::Engine;
-use cos::model::{Model, Ngram};
+use cos::engine::participant::Participant;
 use serde_json::json;
 
 use super::hostile::{Hostile, NEVER};
@@ -110,7 +110,7 @@ pub struct Task {
     pub prompts: &'static str,
     pub sweep: Option<String>,
     /// Whose likelihood judges the text.
-    pub judge: Option<Arc<dyn Model>>,
+    pub judge: Option<Participant>,
     pub plans: Vec<Plan>,
 }
 
@@ -124,7 +124,7 @@ fn row(engine: &Arc<Engine>, strategy: Strategy, lengths: Option<Vec<i32>>) -> O
 
 /// All strategies of an engine.
 pub fn strategies(engine: &Arc<Engine>, greedy: bool) -> Vec<Plan> {
-    let models = engine.models();
+    let models = engine.participants();
     let each = |length: i32| vec![length; models.len()];
     let mut plans = vec![ours("standard", row(engine, Strategy::Standard, None))];
     let mut add = |name: &str, strategy, lengths| plans.push(ours(name, row(engine, strategy, lengths)));
@@ -157,10 +157,10 @@ pub fn strategies(engine: &Arc<Engine>, greedy: bool) -> Vec<Plan> {
 pub fn engine(
     all: &Arc<Engine>,
     group: &[usize],
-    drafters: &[Arc<dyn Model>],
+    drafters: &[Participant],
     combine: &Combine,
 ) -> cos::error::Result<Arc<Engine>> {
-    let mut models: Vec<_> = group.iter().map(|&model| all.models()[model].clone()).collect();
+    let mut models: Vec<_> = group.iter().map(|&model| all.participants()[model].clone()).collect();
     models.extend(drafters.iter().cloned());
     let combine = match combine {
         Combine::Weighted { weights } => {
@@ -184,7 +184,8 @@ pub const TWO_GPUS: &str = ", two GPUs";
 /// An engine of these models of two others, which take turns in giving one; they run at the same time where that pays.
 fn overlapping(by_turns: [&Arc<Engine>; 2], group: &[usize], combine: &Combine) -> cos::error::Result<Arc<Engine>> {
     let [all, _] = by_turns;
-    let models = group.iter().zip(by_turns.iter().cycle()).map(|(&model, of)| of.models()[model].clone()).collect();
+    let models =
+        group.iter().zip(by_turns.iter().cycle()).map(|(&model, of)| of.participants()[model].clone()).collect();
     let engine = Engine::new(models, combine.clone(), all.stop_tokens().to_vec(), all.text().ok().cloned())?;
     engine.with_overlap(None).map(Arc::new)
 }
@@ -287,7 +288,7 @@ pub fn on_gpu(all: &Arc<Engine>, second: Option<&Arc<Engine>>, peers: &Peers) ->
 pub const ALONE: &str = "one model";
 
 fn sizes(all: &Arc<Engine>) -> Vec<u64> {
-    all.models().iter().map(|model| model.cost()).collect()
+    all.participants().iter().map(|model| model.cost()).collect()
 }
 
 /// All strategies on all kinds of combinations, on so many sets of prompts.
@@ -323,24 +324,24 @@ fn combinations(
         for (temperature, sampled) in [(1.0, "sampled"), (0.0, "greedy")] {
             for (prompts, written) in PROMPTS.into_iter().take(sets) {
                 let mut plans = strategies(&plain, temperature == 0.0);
-                let mut draft = |name: &str, drafters: &[Arc<dyn Model>], strategy, length: Option<i32>| {
+                let mut draft = |name: &str, drafters: &[Participant], strategy, length: Option<i32>| {
                     let engine = engine(all, group, drafters, &combine)?;
-                    let models = engine.models().len();
+                    let models = engine.participants().len();
                     let drafts = |length| (0..models).map(|model| i32::from(model == models - 1) * length).collect();
                     plans.push(ours(name, row(&engine, strategy, length.map(drafts))));
                     cos::error::Result::Ok(())
                 };
-                let look_up: Arc<dyn Model> = Arc::new(Ngram::new("look-up"));
+                let look_up: Participant = Participant::LookUp("look-up".into());
                 draft("look-up γ=5", std::slice::from_ref(&look_up), Strategy::Speculative, Some(5))?;
                 if let Some(small) = small {
-                    let small_model = all.models()[small].clone();
+                    let small_model = all.participants()[small].clone();
                     let name = format!("{} drafts γ=4", small_model.name());
                     draft(&name, std::slice::from_ref(&small_model), Strategy::Speculative, Some(4))?;
                     draft("auto, with both drafters", &[look_up, small_model], Strategy::Auto, None)?;
                 } else {
                     draft("auto, with look-up", &[look_up], Strategy::Auto, None)?;
                 }
-                if peers.cuda && plain.models().len() > 1 {
+                if peers.cuda && plain.participants().len() > 1 {
                     let mut engines = vec![(OVERLAPPING, overlapping([all, all], group, &combine)?)];
                     if let Some(second) = second {
                         engines.push((TWO_GPUS, overlapping([all, second], group, &combine)?));
@@ -387,7 +388,7 @@ pub fn long_rows(wide: &Arc<Engine>) -> cos::error::Result<Vec<Task>> {
         let engine = engine(wide, &[0, 1], &[], &combine)?;
         for (temperature, sampled) in [(1.0, "sampled"), (0.0, "greedy")] {
             tasks.push(Task {
-                title: format!("{} tokens, {kind}: {sampled}", wide.models()[0].vocab_size()),
+                title: format!("{} tokens, {kind}: {sampled}", wide.vocab_size()),
                 about: "Two models whose vocabulary was made longer by tokens that are never likely.".into(),
                 kind: "long rows".into(),
                 engine: engine.clone(),
@@ -418,9 +419,9 @@ fn hostile(all: &Arc<Engine>, picks: &Picks, tasks: &mut Vec<Task>) -> cos::erro
     ];
     for (title, group, combine, wrong_from, slow_from) in groups {
         let Some(group) = group else { continue };
-        let inner = all.models()[group[1]].clone();
-        let models: Vec<Arc<dyn Model>> =
-            vec![all.models()[group[0]].clone(), Arc::new(Hostile { inner, wrong_from, slow_from })];
+        let Participant::Model(inner) = all.participants()[group[1]].clone() else { continue };
+        let models: Vec<Participant> =
+            vec![all.participants()[group[0]].clone(), Arc::new(Hostile { inner, wrong_from, slow_from }).into()];
         let text = all.text().ok().cloned();
         let engine = Arc::new(Engine::new(models, combine.clone(), all.stop_tokens().to_vec(), text)?);
         for (temperature, sampled) in [(1.0, "sampled"), (0.0, "greedy")] {
@@ -529,7 +530,7 @@ fn sweeps(all: &Arc<Engine>, picks: &Picks, tasks: &mut Vec<Task>) -> cos::error
             &mixture,
             1.0,
         );
-        sweep.judge = Some(mixture.models()[0].clone());
+        sweep.judge = Some(mixture.participants()[0].clone());
         for lambda in [0.0f32, 0.1, 0.25, 0.5, 0.75, 0.9] {
             let weights = Some(vec![1.0 - lambda, lambda]);
             let by = |strategy, lengths| Ours { weights: weights.clone(), ..row(&mixture, strategy, lengths) };
@@ -544,7 +545,7 @@ fn sweeps(all: &Arc<Engine>, picks: &Picks, tasks: &mut Vec<Task>) -> cos::error
 impl Ours {
     /// Nothing for `standard`, `auto`, routed targets and look-ups.
     pub fn theory(&self) -> Option<Setup> {
-        let models = self.engine.models();
+        let models = self.engine.participants();
         let combination = self.engine.combination(self.weights.as_deref()).ok()?;
         let lengths: Vec<usize> = self.lengths.as_ref()?.iter().map(|&length| length as usize).collect();
         let needed: Vec<bool> = (0..models.len()).map(|model| combination.needs(model)).collect();
@@ -552,7 +553,8 @@ impl Ours {
         let alone = needed.iter().filter(|needed| **needed).count() == 1;
         let length = |model: usize| if alone && needed[model] { 0 } else { lengths[model] };
         let drafts = |model: &usize| length(*model) > 0;
-        if self.targets.is_some() || (0..models.len()).any(|model| length(model) > 0 && !models[model].scores()) {
+        if self.targets.is_some() || (0..models.len()).any(|model| length(model) > 0 && models[model].model().is_none())
+        {
             return None;
         }
         let cost = |model: usize| (models[model].cost(), model);

@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 use clap::Parser;
 use cos::config::{Combine, Config, ExportConfig, ModelConfig, ProviderName};
 use cos::engine::Engine;
+use cos::engine::participant::Participant;
 use cos::engine::session::{Session, State};
 use cos::model::Model;
 
@@ -246,7 +247,7 @@ fn whole(arguments: &Arguments, results: &mut Results) -> Result<(Arc<Engine>, V
     };
     let peers = Peers {
         folders: names.iter().map(folder).collect(),
-        sizes: all.models().iter().map(|model| model.cost()).collect(),
+        sizes: all.participants().iter().map(Participant::cost).collect(),
         settings: !arguments.quick,
         cuda: arguments.provider == Provider::Cuda,
     };
@@ -448,7 +449,7 @@ fn facts(engine: &Engine, versions: Vec<(String, String)>, provider: Provider) -
 }
 
 fn models(engine: &Engine) -> String {
-    let scoring = engine.models().iter().filter(|model| model.scores());
+    let scoring = engine.models();
     scoring
         .map(|model| format!("{} ({:.1} MB)", model.name(), model.cost() as f64 / 1e6))
         .collect::<Vec<_>>()
@@ -468,7 +469,7 @@ fn raw_costs(
     let mut costs = Vec::new();
     for model in engine.models() {
         let file = folder.join(model.name()).join("model.onnx");
-        match raw::compare(model.as_ref(), &file, arguments.provider == Provider::Cuda, &text, turn) {
+        match raw::compare(model, &file, arguments.provider == Provider::Cuda, &text, turn) {
             Ok(own) => costs.extend(own),
             Err(error) => notes.push(format!("plain ONNX Runtime with {}: {error}", model.name())),
         }
@@ -482,11 +483,11 @@ fn prompt_costs(engine: &Engine, text: &[i32]) -> Result<Vec<results::PromptCost
     const LENGTHS: usize = 40;
     let text: Vec<i32> = text.iter().copied().cycle().take(SHORTEST + LENGTHS).collect();
     let mut costs = Vec::new();
-    for model in engine.models().iter().filter(|model| model.scores()) {
+    for model in engine.models() {
         let read = |tokens: usize| {
             let mut sequence = model.start(&Arc::default())?;
             let started = Instant::now();
-            measure::extend(model.as_ref(), sequence.as_mut(), &text[..tokens])?;
+            measure::extend(model, sequence.as_mut(), &text[..tokens])?;
             Result::Ok(1e3 * started.elapsed().as_secs_f64())
         };
         read(SHORTEST - 1)?; // has memory allocated
@@ -503,21 +504,21 @@ fn prepare(tasks: &[Task], arguments: &Arguments) -> Result<()> {
     let prompt = prompts(&tasks[0].engine, tasks[0].prompts, 1)?.remove(0);
     let tokens = arguments.tokens.unwrap_or(96) + WIDEST;
     let text: Vec<i32> = prompt.iter().copied().cycle().take(prompt.len() + tokens).collect();
-    let mut prepared: Vec<&Arc<dyn Model>> = Vec::new();
+    let mut prepared: Vec<&dyn Model> = Vec::new();
     for plan in tasks.iter().flat_map(|task| &task.plans) {
         let Decoder::Ours(ours) = &plan.decoder else { continue };
-        for model in ours.engine.models().iter().filter(|model| model.scores()) {
-            if prepared.iter().any(|other| Arc::ptr_eq(other, model)) {
+        for model in ours.engine.models() {
+            if prepared.iter().any(|other| std::ptr::addr_eq(*other, model)) {
                 continue;
             }
             prepared.push(model);
             let mut sequence = model.start(&Arc::default())?;
             for end in [prompt.len(), text.len()] {
                 let seen = sequence.len();
-                measure::extend(model.as_ref(), sequence.as_mut(), &text[seen..end])?;
+                measure::extend(model, sequence.as_mut(), &text[seen..end])?;
                 for width in 1..=WIDEST.min(end) {
                     for _ in 0..2 {
-                        measure::extend(model.as_ref(), sequence.as_mut(), &text[..width])?;
+                        measure::extend(model, sequence.as_mut(), &text[..width])?;
                         sequence.truncate(end);
                     }
                 }

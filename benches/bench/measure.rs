@@ -5,11 +5,12 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use cos::decode::combine::Combination;
-use cos::decode::round::Counters;
+use cos::decode::decoder::Counters;
+use cos::engine::participant::Participant;
 use cos::engine::session::{Options, Session, State};
 use cos::engine::stats::Stats;
 use cos::model::{Cancel, Interrupt, Model, Pass, Sequence};
-use cos::rows::sampling::Sampler;
+use cos::rows::Sampler;
 use serde_json::{Value, json};
 
 use super::cases::{Decoder, Ours, Task};
@@ -130,7 +131,7 @@ pub fn run(
         }
         if !warm_up && !widths.is_empty() {
             let context: Vec<i32> = prompts[0].iter().chain(&rows[0].tokens[0][..effort.tokens / 2]).copied().collect();
-            costs.push(pass_costs(task.engine.models(), &widths, &context)?);
+            costs.push(pass_costs(task.engine.participants(), &widths, &context)?);
         }
     }
     Ok(summary(task, &rows, &setups, &costs, prompts.len(), effort))
@@ -159,7 +160,7 @@ fn decode(ours: &Ours, task: &Task, prompt: &[i32], tokens: usize, seed: u64) ->
     let mut steps = Vec::with_capacity(tokens + 1);
     steps.push(session.stats().counters);
     let needed = |session: &Session| {
-        let (decoder, models) = (session.decoder(), ours.engine.models().len());
+        let (decoder, models) = (session.decoder(), ours.engine.participants().len());
         let combination = &decoder.settings().combination;
         let read = |model: usize| decoder.gap(model) <= decoder.committed().len() - prompt.len();
         (0..models).all(|model| !combination.needs(model) || read(model))
@@ -252,13 +253,13 @@ fn widths(setups: &[Option<Setup>], task: &Task) -> BTreeSet<usize> {
 }
 
 /// Time passes of all models by width on a cache of this context, the models in turn, as strategies run them.
-fn pass_costs(models: &[Arc<dyn Model>], widths: &BTreeSet<usize>, context: &[i32]) -> Result<Costs> {
+fn pass_costs(participants: &[Participant], widths: &BTreeSet<usize>, context: &[i32]) -> Result<Costs> {
     let cancel = Arc::new(Cancel::default());
-    let scoring = || models.iter().enumerate().filter(|(_, model)| model.scores());
+    let scoring = || participants.iter().enumerate().filter_map(|(index, each)| Some((index, each.model()?)));
     let mut sequences = BTreeMap::new();
     for (index, model) in scoring() {
         let mut sequence = model.start(&cancel)?;
-        extend(model.as_ref(), sequence.as_mut(), context)?;
+        extend(model, sequence.as_mut(), context)?;
         sequences.insert(index, sequence);
     }
     let mut times: BTreeMap<(usize, usize), Vec<f64>> = BTreeMap::new();
@@ -267,7 +268,7 @@ fn pass_costs(models: &[Arc<dyn Model>], widths: &BTreeSet<usize>, context: &[i3
             for (index, model) in scoring() {
                 let sequence = sequences.get_mut(&index).expect("started").as_mut();
                 let started = Instant::now();
-                extend(model.as_ref(), sequence, &context[..width])?;
+                extend(model, sequence, &context[..width])?;
                 times.entry((index, width)).or_default().push(started.elapsed().as_secs_f64());
                 sequence.truncate(context.len());
             }
@@ -278,8 +279,7 @@ fn pass_costs(models: &[Arc<dyn Model>], widths: &BTreeSet<usize>, context: &[i3
 
 pub fn extend(model: &dyn Model, sequence: &mut dyn Sequence, tokens: &[i32]) -> Result<()> {
     for tokens in tokens.chunks(model.max_pass()) {
-        let keep = sequence.len() + 1;
-        model.forward(&mut [Pass { sequence, tokens, keep }]).map_err(|interrupt| match interrupt {
+        model.forward(&mut [Pass::plain(sequence, tokens)]).map_err(|interrupt| match interrupt {
             Interrupt::Failed(error) => error.to_string(),
             Interrupt::Cancelled => "cancelled".into(),
         })?;
@@ -295,7 +295,7 @@ fn summary(
     prompts: usize,
     effort: &Effort,
 ) -> Case {
-    let models = task.engine.models();
+    let models = task.engine.participants();
     let standard = &rows[0];
     let row = |(index, measured): (usize, &Measured)| {
         let plan = &task.plans[index];

@@ -8,8 +8,10 @@ use std::sync::Arc;
 use cos::config::Combine;
 use cos::decode::combine::Combination;
 use cos::engine::Engine;
+use cos::engine::participant::Participant;
 use cos::engine::session::{Options, Session, State};
 use cos::model::Model;
+use cos::rows::Row;
 
 use super::measure::{self, Result};
 
@@ -40,7 +42,7 @@ pub fn table(engine: &Engine, prompts: &[Vec<i32>], tokens: usize) -> Result<Str
         Ok(likelihoods)
     };
     let mut best = vec![f64::NEG_INFINITY; prompts.len()];
-    for (index, model) in engine.models().iter().enumerate().filter(|(_, model)| model.scores()) {
+    for (index, model) in engine.participants().iter().enumerate().filter(|(_, each)| each.model().is_some()) {
         let alone = row(&format!("{} alone", model.name()), Combine::Target { model: index })?;
         best.iter_mut().zip(alone).for_each(|(best, alone)| *best = best.max(alone));
     }
@@ -52,12 +54,12 @@ pub fn table(engine: &Engine, prompts: &[Vec<i32>], tokens: usize) -> Result<Str
 
 /// What a combination of an engine's models does.
 pub fn quality(engine: &Engine, combine: Combine, prompts: &[Vec<i32>], tokens: usize) -> Result<Quality> {
-    let models = engine.models().to_vec();
+    let models = engine.participants().to_vec();
     let engine = Arc::new(Engine::new(models, combine, Vec::new(), None)?);
     let (mut repeated, mut stretches) = (0, 0);
     let mut likelihoods = Vec::new();
     for prompt in prompts {
-        let likelihood = log_likelihood(engine.models(), &engine.combination(None)?, prompt, 1)?;
+        let likelihood = log_likelihood(engine.participants(), &engine.combination(None)?, prompt, 1)?;
         likelihoods.push(likelihood / (prompt.len() - 1) as f64);
         let options = Options { max_tokens: tokens, stop_tokens: Some(Vec::new()), ..Options::default() };
         let mut session = Session::new(&engine, &options)?;
@@ -77,12 +79,19 @@ pub fn repetitions(text: &[i32]) -> usize {
 }
 
 /// The log-likelihood of the tokens of a text from an index on, under a combination at temperature 1.
-pub fn log_likelihood(models: &[Arc<dyn Model>], combination: &Combination, text: &[i32], first: usize) -> Result<f64> {
+pub fn log_likelihood(
+    participants: &[Participant],
+    combination: &Combination,
+    text: &[i32],
+    first: usize,
+) -> Result<f64> {
+    // Look-ups come behind the models, and have no weight.
+    let models: Vec<&dyn Model> = participants.iter().map_while(Participant::model).collect();
     let mut sequences = Vec::new();
     for (index, model) in models.iter().enumerate() {
         let mut sequence = model.start(&Arc::default())?;
         if combination.needs(index) {
-            measure::extend(model.as_ref(), sequence.as_mut(), &text[..first - 1])?;
+            measure::extend(*model, sequence.as_mut(), &text[..first - 1])?;
         }
         sequences.push(sequence);
     }
@@ -92,14 +101,14 @@ pub fn log_likelihood(models: &[Arc<dyn Model>], combination: &Combination, text
     let mut total = 0.0;
     for (tokens, next) in text[first - 1..text.len() - 1].chunks(chunk).zip(text[first..].chunks(chunk)) {
         for model in combination.needed() {
-            measure::extend(models[model].as_ref(), sequences[model].as_mut(), tokens)?;
+            measure::extend(models[model], sequences[model].as_mut(), tokens)?;
         }
         for (offset, &token) in next.iter().enumerate() {
-            let row = |model: usize| sequences[model].logits(sequences[model].len() - tokens.len() + 1 + offset);
+            let row = |model: usize| sequences[model].row(sequences[model].len() - tokens.len() + 1 + offset);
             if let Combination::Logits { .. } = combination {
                 combination.scores(row, &mut scratch, |_| ())?;
             }
-            total += f64::from(combination.log_probability(token as usize, row, &scratch));
+            total += f64::from(combination.log_probability(token as usize, row, Row::Host(&scratch))?);
         }
     }
     Ok(total)

@@ -3,6 +3,7 @@
 use chacha20::ChaCha8Rng;
 use chacha20::rand_core::{Rng, SeedableRng};
 
+use crate::error::Result;
 use crate::rows::Weights;
 use crate::rows::kernels::{BLOCK, sum};
 
@@ -41,8 +42,8 @@ pub trait Chance {
     /// True with the given probability.
     fn accept(&self, key: Key, probability: f64) -> bool;
 
-    /// An index, with probability in proportion to its weight.
-    fn pick<W: Weights + ?Sized>(&self, key: Key, weights: &W) -> usize;
+    /// An index, with probability in proportion to its weight. An error if the weights are on a device that fails.
+    fn pick<W: Weights + ?Sized>(&self, key: Key, weights: &W) -> Result<usize>;
 }
 
 /// The random numbers of a session: ChaCha8 in counter mode, one block for each (seed, key).
@@ -75,21 +76,21 @@ impl Chance for CounterRng {
         self.uniform(key) < probability
     }
 
-    fn pick<W: Weights + ?Sized>(&self, key: Key, weights: &W) -> usize {
+    fn pick<W: Weights + ?Sized>(&self, key: Key, weights: &W) -> Result<usize> {
         quantile(weights, self.uniform(key))
     }
 }
 
 /// The index at which the running sum of the weights passes the share `u` of the whole.
-fn quantile<W: Weights + ?Sized>(weights: &W, u: f64) -> usize {
+fn quantile<W: Weights + ?Sized>(weights: &W, u: f64) -> Result<usize> {
     let mut left = u * weights.total();
-    if let Some(index) = weights.find(left) {
-        return index;
+    if let Some(index) = weights.find(left)? {
+        return Ok(index);
     }
     let (mut piece, mut last) = ([0.0; PIECE], 0);
     for start in (0..weights.count()).step_by(PIECE) {
         let piece = &mut piece[..PIECE.min(weights.count() - start)];
-        weights.write(start, piece);
+        weights.write(start, piece)?;
         // Blocks are added up fast; only the one that holds the answer is walked one by one.
         for (index, block) in piece.chunks(BLOCK).enumerate() {
             let whole = sum(block);
@@ -98,7 +99,7 @@ fn quantile<W: Weights + ?Sized>(weights: &W, u: f64) -> usize {
                 for (offset, &weight) in block.iter().enumerate() {
                     left -= f64::from(weight);
                     if left < 0.0 {
-                        return start + offset;
+                        return Ok(start + offset);
                     }
                 }
             } else {
@@ -109,7 +110,7 @@ fn quantile<W: Weights + ?Sized>(weights: &W, u: f64) -> usize {
             }
         }
     }
-    last // only rounding leads here
+    Ok(last) // only rounding leads here
 }
 
 /// Weights that are made at a time.
@@ -164,14 +165,14 @@ mod tests {
                 running += f64::from(w);
                 running > u * total
             });
-            assert_eq!(Some(quantile(&weights[..], u)), plain, "u = {u}");
+            assert_eq!(quantile(&weights[..], u).ok(), plain, "u = {u}");
         }
     }
 
     #[test]
     fn quantile_never_picks_a_weight_of_zero() {
-        assert_eq!(quantile(&[0.0, 1.0, 0.0][..], 0.0), 1);
-        assert_eq!(quantile(&[0.0, 1.0, 0.0][..], 1.0 - f64::EPSILON / 2.0), 1);
-        assert_eq!(quantile(&[0.5, 0.5, 0.0, 0.0][..], 1.0), 1);
+        assert_eq!(quantile(&[0.0, 1.0, 0.0][..], 0.0).unwrap(), 1);
+        assert_eq!(quantile(&[0.0, 1.0, 0.0][..], 1.0 - f64::EPSILON / 2.0).unwrap(), 1);
+        assert_eq!(quantile(&[0.5, 0.5, 0.0, 0.0][..], 1.0).unwrap(), 1);
     }
 }

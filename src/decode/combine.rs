@@ -4,8 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
-use crate::rows::kernels;
-use crate::rows::sampling::{self, Best, Distribution};
+use crate::rows::{Best, Distribution, Row, kernels, maximum};
 
 /// How far the weights of a mixture may be from a sum of 1 before they are refused; nearer ones are rescaled.
 pub const WEIGHT_TOLERANCE: f64 = 1e-3;
@@ -188,7 +187,7 @@ impl Combination {
     /// possible token, as soon as it is written.
     pub fn scores<'a>(
         &self,
-        row: impl Fn(usize) -> &'a [f32],
+        row: impl Fn(usize) -> Row<'a>,
         out: &mut [f32],
         mut made: impl FnMut(&[f32]),
     ) -> Result<()> {
@@ -197,7 +196,7 @@ impl Combination {
             Combination::Mixture { .. } => {
                 out.fill(0.0);
                 for (model, weight) in self.parts() {
-                    let logits = row(model);
+                    let logits = row(model).scores()?;
                     Distribution::softmax(logits)?.add(logits, weight, out);
                 }
                 made(out);
@@ -207,9 +206,9 @@ impl Combination {
                     None => None,
                     Some(Plausibility { model, alpha }) => {
                         let mut rest = self.needed().filter(|other| other != model);
-                        rest.try_for_each(|model| sampling::maximum(row(model)).map(drop))?;
-                        let judge = row(*model);
-                        Some((judge, sampling::maximum(judge)? + alpha.ln()))
+                        rest.try_for_each(|model| maximum(row(model).scores()?).map(drop))?;
+                        let judge = row(*model).scores()?;
+                        Some((judge, maximum(judge)? + alpha.ln()))
                     }
                 };
                 // Block by block, so that a block of the sum stays near while all models are added to it.
@@ -222,10 +221,11 @@ impl Combination {
                         out.fill(f32::NEG_INFINITY); // no token is plausible
                         continue;
                     }
-                    let mut parts = self.parts().map(|(model, weight)| (&row(model)[start..end], weight));
-                    let first = parts.next().expect("a weight that is not 0");
-                    good &= kernels::sum_of_two(first, parts.next().unwrap_or((first.0, 0.0)), out);
-                    for (logits, weight) in parts {
+                    let mut parts = self.parts().map(|(model, weight)| Ok((&row(model).scores()?[start..end], weight)));
+                    let first = parts.next().expect("a weight that is not 0")?;
+                    good &= kernels::sum_of_two(first, parts.next().unwrap_or(Ok((first.0, 0.0)))?, out);
+                    for part in parts {
+                        let (logits, weight) = part?;
                         good &= kernels::add_scaled(logits, weight, out);
                     }
                     if let Some((judge, floor)) = judged {
@@ -241,10 +241,11 @@ impl Combination {
             }
             Combination::Custom { weights, function } => {
                 for model in self.needed() {
-                    sampling::maximum(row(model))?;
+                    maximum(row(model).scores()?)?;
                 }
                 out.fill(f32::NAN); // so that a score which is left out is an error
-                let mut rows = (0..weights.len()).map(|model| self.needs(model).then(|| row(model)));
+                let scores = |model| row(model).scores().unwrap_or_default(); // no error here, after those above
+                let mut rows = (0..weights.len()).map(|model| self.needs(model).then(|| scores(model)));
                 function.0(&mut rows, out)?;
                 made(out);
             }
@@ -263,43 +264,29 @@ impl Combination {
         }
     }
 
-    /// The greedy choice: from each model's own one, if these settle it; from the best score of the sum, where `sum` has that from
-    /// somewhere else; or from rows of logits, with `scratch` of the length of a row. Its margin is one of scores, or for a
-    /// mixture of logarithms of probabilities, and then at least so large.
-    pub fn greedy<'a>(
-        &self,
-        best: impl Fn(usize) -> Result<Best>,
-        sum: impl FnOnce() -> Option<Result<Best>>,
-        row: impl Fn(usize) -> &'a [f32],
-        scratch: &mut [f32],
-    ) -> Result<Best> {
+    /// The greedy choice: from the best token of each model if that settles it, and otherwise from `sum`, the best token of
+    /// what [`Combination::scores`] makes. Its margin is one of scores. For a mixture it is one of logarithms of
+    /// probabilities, and at least so large.
+    pub fn greedy<'a>(&self, row: impl Fn(usize) -> Row<'a>, sum: impl FnOnce() -> Result<Best>) -> Result<Best> {
         if let Some(model) = self.single() {
-            return best(model);
+            return row(model).best();
         }
-        if let Combination::Mixture { .. } = self
-            && let Some(best) = self.agreed(best)?
-        {
+        if !matches!(self, Combination::Mixture { .. }) {
+            return sum();
+        }
+        if let Some(best) = self.agreed(row)? {
             return Ok(best);
         }
-        let best = match sum() {
-            Some(best) => best?,
-            None => {
-                self.scores(row, scratch, |_| ())?;
-                sampling::argmax(scratch)?
-            }
-        };
-        Ok(match self {
-            Combination::Mixture { .. } => Best { margin: -(-best.margin / best.score).ln_1p(), ..best },
-            _ => best,
-        })
+        let best = sum()?;
+        Ok(Best { margin: -(-best.margin / best.score).ln_1p(), ..best })
     }
 
-    /// The choice of all models of a mixture, if they make the same one and none hesitates: then no exponential is needed. What
-    /// every part gives the most, and by this margin, so does their sum.
-    fn agreed(&self, best: impl Fn(usize) -> Result<Best>) -> Result<Option<Best>> {
+    /// The choice of all models of a mixture, if they make the same one and none has a near tie. Then no exponential is
+    /// needed: the token that every part prefers by a margin is preferred by their sum, by at least the least margin.
+    fn agreed<'a>(&self, row: impl Fn(usize) -> Row<'a>) -> Result<Option<Best>> {
         let mut common: Option<Best> = None;
         for (model, _) in self.parts() {
-            let best = best(model)?;
+            let best = row(model).best()?;
             if best.is_near_tie() || common.is_some_and(|common| common.token != best.token) {
                 return Ok(None);
             }
@@ -309,39 +296,44 @@ impl Combination {
         Ok(common)
     }
 
-    /// `ln r` of a token at temperature 1 and without filters. After [`Combination::greedy`], which left its `scratch`, unless
-    /// this is a mixture. NaN where a row has no maximum, as one that a GPU does not give.
-    pub fn log_probability<'a>(&self, token: usize, row: impl Fn(usize) -> &'a [f32], scratch: &[f32]) -> f32 {
-        let softmax = |scores: &[f32]| Distribution::softmax(scores).ok();
+    /// `ln r` of a token at temperature 1 and without filters. `sum` is the row that [`Combination::scores`] makes, which
+    /// only combinations other than mixtures and single models need.
+    pub fn log_probability<'a>(&self, token: usize, row: impl Fn(usize) -> Row<'a>, sum: Row<'_>) -> Result<f32> {
         let scores = match (self.single(), self) {
             (Some(model), _) => row(model),
             (None, Combination::Mixture { .. }) => {
-                let share = |(model, weight): (usize, f32)| {
-                    softmax(row(model)).map_or(f32::NAN, |of| weight * of.probability(row(model), token))
-                };
-                return f64::from(self.parts().map(share).sum::<f32>()).ln() as f32;
+                let mut sum = 0.0;
+                for (model, weight) in self.parts() {
+                    sum += weight * row(model).softmax()?.probability_of(token, row(model).score(token)?);
+                }
+                return Ok(f64::from(sum).ln() as f32);
             }
-            (None, _) => scratch,
+            (None, _) => sum,
         };
-        softmax(scores).map_or(f32::NAN, |of| of.log_probability(scores, token))
+        Ok(scores.softmax()?.log_probability_of(token, scores.score(token)?))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::rows::{NEAR_TIE, argmax};
 
     const INF: f32 = f32::INFINITY;
 
     fn scores(combination: &Combination, rows: &[&[f32]]) -> Vec<f32> {
         let mut out = vec![9.0; rows[0].len()];
-        combination.scores(|model| rows[model], &mut out, |_| ()).unwrap();
+        combination.scores(|model| Row::Host(rows[model]), &mut out, |_| ()).unwrap();
         out
     }
 
     fn greedy(combination: &Combination, rows: &[impl AsRef<[f32]>], scratch: &mut [f32]) -> Result<Best> {
-        let row = |model: usize| rows[model].as_ref();
-        combination.greedy(|model| sampling::argmax(row(model)), || None, row, &mut scratch[..row(0).len()])
+        let row = |model: usize| Row::Host(rows[model].as_ref());
+        let scratch = &mut scratch[..rows[0].as_ref().len()];
+        combination.greedy(row, || {
+            combination.scores(row, scratch, |_| ())?;
+            argmax(scratch)
+        })
     }
 
     #[test]
@@ -368,7 +360,9 @@ mod tests {
         assert_eq!(found.iter().filter(|score| score.is_finite()).count(), 3);
         amateur[4 * SUM_BLOCK] = f32::NAN;
         assert!(
-            contrastive.scores(|model| [&expert[..], &amateur][model], &mut vec![0.0; found.len()], |_| ()).is_err()
+            contrastive
+                .scores(|model| Row::Host([&expert[..], &amateur][model]), &mut vec![0.0; found.len()], |_| ())
+                .is_err()
         );
     }
 
@@ -389,7 +383,7 @@ mod tests {
         for combination in [masked.clone(), masked.with_function(unasked), Combination::mixture(&[0.5, 0.5]).unwrap()] {
             for bad in [[0.0, f32::NAN], [0.0, INF], [-INF, -INF]] {
                 let rows: [&[f32]; 2] = [&[9.0, 0.0], &bad];
-                let error = combination.scores(|model| rows[model], &mut [0.0; 2], |_| ()).unwrap_err();
+                let error = combination.scores(|model| Row::Host(rows[model]), &mut [0.0; 2], |_| ()).unwrap_err();
                 assert_eq!(error.code(), 6, "{combination:?} of {bad:?}");
             }
         }
@@ -428,7 +422,8 @@ mod tests {
             let mut scratch = [9.0; 3];
             greedy(&combination, &rows, &mut scratch).unwrap();
             for (token, expected) in expected.into_iter().enumerate() {
-                let found = combination.log_probability(token, |model| rows[model], &scratch);
+                let found =
+                    combination.log_probability(token, |model| Row::Host(rows[model]), Row::Host(&scratch)).unwrap();
                 assert!((f64::from(found).exp() - expected).abs() < 1e-6, "{combination:?}, {token}: {found}");
             }
         };
@@ -442,14 +437,14 @@ mod tests {
         check(Combination::logits(&[1.0, -1.0]).unwrap(), [e(1.0) / c, e(-2.0) / c, 0.0]);
     }
 
-    /// A row that a GPU does not give is NaN, and who decides learns of it after that.
     #[test]
-    fn log_probabilities_of_rows_that_are_missing_are_none() {
+    fn a_bad_row_has_no_log_probabilities() {
         let rows: [&[f32]; 2] = [&[1.0, 0.0], &[f32::NAN; 2]];
+        let row = |model: usize| Row::Host(rows[model]);
         for combination in [Combination::mixture(&[0.5, 0.5]).unwrap(), Combination::target(2, 1).unwrap()] {
-            assert!(combination.log_probability(0, |model| rows[model], &[]).is_nan(), "{combination:?}");
+            assert!(combination.log_probability(0, row, row(0)).is_err(), "{combination:?}");
         }
-        assert!(Combination::logits(&[1.0, 1.0]).unwrap().log_probability(0, |model| rows[model], rows[1]).is_nan());
+        assert!(Combination::logits(&[1.0, 1.0]).unwrap().log_probability(0, row, row(1)).is_err());
     }
 
     #[test]
@@ -519,7 +514,7 @@ mod tests {
             let second = others.map(|token| sums[token]).fold(0.0, f64::max);
             let margin = (sums[best.token] / second).ln();
             proptest::prop_assert!(margin > -1e-6 && f64::from(best.margin) < margin + 1e-5, "{sums:?}: {best:?}");
-            proptest::prop_assert_eq!(best.is_near_tie(), margin < f64::from(sampling::NEAR_TIE));
+            proptest::prop_assert_eq!(best.is_near_tie(), margin < f64::from(NEAR_TIE));
         }
     }
 }

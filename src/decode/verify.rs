@@ -1,7 +1,6 @@
 //! Accepting and rejecting proposals (Eq. 6 of the paper, after Leviathan et al. 2023 and Chen et al. 2023).
 
-use crate::rows::kernels;
-use crate::rows::sampling::Distribution;
+use crate::rows::{Distribution, kernels};
 
 /// The probability with which a proposal drawn from `q` is accepted against the target `t`, given both
 /// probabilities of the proposed token: `min(1, t / q)`.

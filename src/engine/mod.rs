@@ -1,6 +1,8 @@
 //! The engine: models loaded once, shared by any number of sessions and threads.
 
 mod agree;
+pub mod drive;
+pub mod participant;
 pub mod session;
 pub mod stats;
 pub mod table;
@@ -16,10 +18,11 @@ use crate::clock::Clock;
 use crate::config::{Combine, Config, ExportConfig, ModelConfig, ProviderName, RowsName, ScoringName};
 use crate::decode::combine::Combination;
 use crate::engine::agree::{Agreement, agree, stop_tokens};
+use crate::engine::participant::Participant;
 use crate::engine::stats::Stats;
 use crate::error::{Error, Result};
 use crate::export::Scoring;
-use crate::model::{Model, Ngram, overlap};
+use crate::model::{Model, overlap};
 use crate::onnx::{OnnxModel, Provider, RowsOn, Settings, environment, loaded};
 use crate::plan::session::SharedPlanning;
 use crate::process::Process;
@@ -30,7 +33,7 @@ const WORTHWHILE: f64 = 0.9;
 
 /// The loaded models and how they are combined. Immutable, but for what its sessions did.
 pub struct Engine {
-    models: Vec<Arc<dyn Model>>,
+    participants: Vec<Participant>,
     combine: Combine,
     text: Option<Arc<Text>>,
     stop_tokens: Vec<i32>,
@@ -74,27 +77,29 @@ impl Engine {
         let (stop_tokens, of_stop_tokens) = stop_tokens(&exports, vocab_size);
         warnings.extend(of_stop_tokens);
         let mut exports = exports.into_iter();
-        let models = config.models.iter().filter_map(|model| match model {
-            ModelConfig::Onnx(_) => exports.next().map(|export| Arc::new(export) as Arc<dyn Model>),
-            ModelConfig::Ngram { name } => Some(Arc::new(Ngram::new(name))),
+        let participants = config.models.iter().filter_map(|model| match model {
+            ModelConfig::Onnx(_) => exports.next().map(|export| Participant::Model(Arc::new(export))),
+            ModelConfig::Ngram { name } => Some(Participant::LookUp(name.clone())),
         });
-        let models = models.collect();
+        let participants: Vec<Participant> = participants.collect();
         warnings.extend(loaded().and_then(|runtime| runtime.pools.warning()).map(str::to_owned));
-        let engine = Self::new(models, config.combine.clone(), stop_tokens, text)?.with_overlap(config.overlap)?;
+        let engine =
+            Self::new(participants, config.combine.clone(), stop_tokens, text)?.with_overlap(config.overlap)?;
         Ok(Engine { warnings, greedy_below: config.greedy_below, ..engine })
     }
 
     /// An engine of models made elsewhere.
     pub fn new(
-        models: Vec<Arc<dyn Model>>,
+        participants: Vec<impl Into<Participant>>,
         combine: Combine,
         mut stop_tokens: Vec<i32>,
         text: Option<Arc<Text>>,
     ) -> Result<Self> {
-        let mut scoring = models.iter().filter(|model| model.scores());
-        let first = scoring.next().ok_or_else(|| Error::Config("an engine takes at least one model".into()))?;
+        let participants: Vec<Participant> = participants.into_iter().map(Into::into).collect();
+        let mut models = participants.iter().filter_map(Participant::model);
+        let first = models.next().ok_or_else(|| Error::Config("an engine takes at least one model".into()))?;
         let vocab_size = first.vocab_size();
-        if let Some(other) = scoring.find(|model| model.vocab_size() != vocab_size) {
+        if let Some(other) = models.find(|model| model.vocab_size() != vocab_size) {
             return Err(Error::Model(format!(
                 "the vocabularies differ: {} has {vocab_size} tokens, {} has {}; \
                  models that decode together must share one vocabulary",
@@ -107,7 +112,7 @@ impl Engine {
         stop_tokens.dedup();
         let start = Instant::now();
         let engine = Engine {
-            models,
+            participants,
             combine,
             text,
             stop_tokens,
@@ -126,7 +131,7 @@ impl Engine {
     /// Let passes of several models that do not depend on each other run at the same time: `Some(true)`, or only if that pays, as is
     /// then measured. Unless one of these is asked for, they run one after the other.
     pub fn with_overlap(self, asked: Option<bool>) -> Result<Self> {
-        let measured = if asked == Some(false) { None } else { overlap::measure(&self.models)? };
+        let measured = if asked == Some(false) { None } else { overlap::measure(&self.models().collect::<Vec<_>>())? };
         Ok(self.with_serial(measured.filter(|serial| asked == Some(true) || *serial <= WORTHWHILE)))
     }
 
@@ -153,9 +158,14 @@ impl Engine {
         &*self.clock
     }
 
-    /// The models, in the order of the configuration.
-    pub fn models(&self) -> &[Arc<dyn Model>] {
-        &self.models
+    /// The models and look-ups, in the order of the configuration.
+    pub fn participants(&self) -> &[Participant] {
+        &self.participants
+    }
+
+    /// The models alone.
+    pub fn models(&self) -> impl Iterator<Item = &dyn Model> {
+        self.participants.iter().filter_map(Participant::model)
     }
 
     /// How they are combined.
@@ -165,7 +175,7 @@ impl Engine {
 
     /// The combination, with a session's own weights where given.
     pub fn combination(&self, weights: Option<&[f32]>) -> Result<Combination> {
-        let scores: Vec<bool> = self.models.iter().map(|model| model.scores()).collect();
+        let scores: Vec<bool> = self.participants.iter().map(|each| each.model().is_some()).collect();
         self.combine.resolve(&scores, weights)
     }
 
@@ -176,7 +186,7 @@ impl Engine {
 
     /// Number of tokens of the shared vocabulary.
     pub fn vocab_size(&self) -> usize {
-        vocab_size(&self.models)
+        self.models().next().map_or(0, Model::vocab_size)
     }
 
     /// What all its sessions did, also those that are no more.
@@ -218,7 +228,7 @@ impl Engine {
             "combine": combine,
             "greedy_below": greedy_below,
             "overlap": self.serial.map(|serial| 1.0 - serial),
-            "models": self.models.iter().map(|model| model.describe()).collect::<Vec<_>>(),
+            "models": self.participants.iter().map(Participant::describe).collect::<Vec<_>>(),
             "warnings": self.warnings,
         })
     }
@@ -226,7 +236,7 @@ impl Engine {
     /// The tokenizer; an engine without one serves tokens only.
     pub fn text(&self) -> Result<&Arc<Text>> {
         self.text.as_ref().ok_or_else(|| {
-            let file = self.models.iter().find_map(|model| Some(model.describe()["file"].as_str()?.to_owned()));
+            let file = self.models().find_map(|model| Some(model.describe()["file"].as_str()?.to_owned()));
             Error::Unsupported(format!(
                 "turning text into tokens, or tokens into text, takes a tokenizer.json, and no model of this engine has \
                  one; put that of the model beside {}, and open the engine again",
@@ -234,11 +244,6 @@ impl Engine {
             ))
         })
     }
-}
-
-/// The vocabulary of the first model that has one.
-fn vocab_size(models: &[Arc<dyn Model>]) -> usize {
-    models.iter().find(|model| model.scores()).map_or(0, |model| model.vocab_size())
 }
 
 fn load(config: &ExportConfig) -> Result<OnnxModel> {

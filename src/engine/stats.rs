@@ -1,6 +1,6 @@
 //! What was done, and in what time: of a session, and of all sessions of an engine.
 
-use crate::decode::round::Counters;
+use crate::decode::decoder::Counters;
 use crate::plan::session::PlanTimes;
 
 /// What one session did, or several.

@@ -230,6 +230,7 @@ mod tests {
     use super::*;
     use crate::config::Combine;
     use crate::engine::Engine;
+    use crate::engine::participant::Participant;
     use crate::model::scripted::Scripted;
 
     /// Calls that have begun on other threads when a session is freed.
@@ -245,7 +246,9 @@ mod tests {
             }
         };
         let combine = Combine::Target { model: 0 };
-        let engine = Engine::new(vec![Arc::new(Scripted::new(4, script))], combine, Vec::new(), None).unwrap();
+        let engine =
+            Engine::new(vec![Participant::Model(Arc::new(Scripted::new(4, script)))], combine, Vec::new(), None)
+                .unwrap();
         let engine = cos_engine::into_raw(Arc::new(engine));
         let mut session = null_mut();
         // SAFETY: engine and session are live until they are freed, and then the session is held as by a call.

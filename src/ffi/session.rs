@@ -10,15 +10,15 @@ use super::engine::cos_engine;
 use super::error::cos_error;
 use super::{Growing, check_out, guard, handle, hold, optional_slice, read, release, slice, struct_size, write};
 use crate::decode::combine::Function;
+use crate::decode::decoder::Finish;
 use crate::decode::policy::{Strategy, Targets};
-use crate::decode::round::Finish;
 use crate::engine::Engine;
 use crate::engine::session::{Options, Session, State};
 use crate::engine::stats::Stats;
 use crate::error::{Error, Result};
 use crate::model::Cancel;
 use crate::process::Process;
-use crate::rows::sampling::Sampler;
+use crate::rows::Sampler;
 
 /// Chosen by the library: what follows the same distribution at the least cost.
 pub const COS_STRATEGY_AUTO: i32 = 0;
@@ -320,7 +320,7 @@ fn check_count(name: &str, count: usize, models: usize) -> Result<()> {
 /// # Safety
 /// `options` has `struct_size` bytes, and its arrays have their counts.
 unsafe fn read_options(options: *const cos_session_options, engine: &Engine) -> Result<Options> {
-    let (models, vocab_size) = (engine.models().len(), engine.vocab_size());
+    let (models, vocab_size) = (engine.participants().len(), engine.vocab_size());
     // SAFETY: promised by the caller.
     let (options, lengths, weights, stop_tokens) = unsafe {
         let options = read(options)?;
@@ -486,7 +486,7 @@ pub unsafe extern "C" fn cos_session_set_weights(
     unsafe {
         with(session, |session| {
             // Before the array is looked at: a wrong count may reach beyond it.
-            check_count("weights_count", weights_count, session.engine().models().len())?;
+            check_count("weights_count", weights_count, session.engine().participants().len())?;
             session.set_weights(slice(weights, weights_count, "weights", "weights_count")?)
         })
     }

@@ -9,7 +9,7 @@ use ort::value::TensorElementType;
 
 use super::binding::Tensor;
 use crate::cuda::{self, Device, DeviceBuffer, Event, Graph, HostBuffer, Queue};
-use crate::rows::device::{Control, DeviceRows, NOTED};
+use crate::rows::device::{Control, NOTED, Ring};
 
 /// The widest pass that is captured: over the longest draft that a planner makes of itself, 16, what comes before it and what others
 /// add; prompts are longer. A sequence has a graph for each width at most, with filters of rows and without, since with fewer some would
@@ -111,7 +111,7 @@ pub struct Gpu {
     /// Whether the last pass took what others of its kind will: it was neither captured nor run to be captured next time.
     pub is_usual: bool,
     /// Where rows stay, if they do.
-    pub rows: Option<DeviceRows>,
+    pub rows: Option<Ring>,
     device: Arc<Device>,
 }
 
@@ -130,7 +130,7 @@ impl Gpu {
         device: &Arc<Device>,
         captures: &Arc<Captures>,
         plans_widths: bool,
-        rows: Option<DeviceRows>,
+        rows: Option<Ring>,
     ) -> ort::Result<Self> {
         Ok(Gpu {
             graphs: Vec::new(),
@@ -181,7 +181,7 @@ impl Gpu {
     pub fn bytes(&self) -> usize {
         let pairs = [&self.inputs, &self.logits, &self.wide];
         let pairs: usize = pairs.into_iter().flatten().map(|pair| 2 * pair.there.len()).sum();
-        pairs + self.rows.as_ref().map_or(0, DeviceRows::bytes)
+        pairs + self.rows.as_ref().map_or(0, Ring::bytes)
     }
 
     /// Buffers that graphs know have moved.
@@ -283,7 +283,7 @@ impl Gpu {
     }
 
     fn kind(&self, width: usize) -> Kind {
-        (width, self.rows.as_ref().is_some_and(DeviceRows::filters))
+        (width, self.rows.as_ref().is_some_and(Ring::filters))
     }
 
     /// Whether a pass of this width, with rows filtered as they are now, was captured, so that nothing need be bound for it.

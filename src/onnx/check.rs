@@ -9,7 +9,7 @@ use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::model::{Cancel, Interrupt, Model, Pass, Sequence, TIMED_WIDTHS};
+use crate::model::{Cancel, Interrupt, Model, Pass, Report, Sequence, TIMED_WIDTHS};
 
 /// How much of the spread of a row its logits may differ, where all is computed in float32. Rounding reaches some
 /// hundred-thousandths.
@@ -80,7 +80,7 @@ impl Trial {
         let mut sequence = model.start(&Arc::new(Cancel::default()))?;
         for (index, token) in trial.tokens.iter().enumerate() {
             run(model, sequence.as_mut(), std::slice::from_ref(token))?;
-            trial.rows.push(sequence.logits(index + 1).to_vec());
+            trial.rows.push(sequence.row(index + 1).scores()?.to_vec());
         }
         Ok(trial)
     }
@@ -117,7 +117,7 @@ impl Trial {
     fn at_once(&self, model: &dyn Model) -> Result<Deviation, Interrupt> {
         let mut sequence = model.start(&Arc::new(Cancel::default()))?;
         run(model, sequence.as_mut(), &self.tokens)?;
-        Ok(self.compare(sequence.as_ref(), 1..=self.tokens.len()))
+        self.compare(sequence.as_ref(), 1..=self.tokens.len())
     }
 
     /// By how much they differ when several come at a time, with others tried and taken back in between.
@@ -137,7 +137,7 @@ impl Trial {
                 sequence.truncate(start);
             }
             run(model, sequence.as_mut(), &self.tokens[start..end])?;
-            worst = worst.max(self.compare(sequence.as_ref(), start + 1..=end));
+            worst = worst.max(self.compare(sequence.as_ref(), start + 1..=end)?);
         }
         Ok(worst)
     }
@@ -154,7 +154,7 @@ impl Trial {
             }
             sequence.truncate(start);
             run(model, sequence.as_mut(), &[&self.tokens[start..end], behind].concat())?;
-            Ok((start + 1..=end).map(|position| sequence.logits(position).to_vec()).collect())
+            (start + 1..=end).map(|position| Ok(sequence.row(position).scores()?.to_vec())).collect()
         };
         let (behind, other) = (&self.tokens[end..], self.other(count - end));
         let own = score(&[], behind)?;
@@ -174,9 +174,12 @@ impl Trial {
         self.rows.iter().flatten().all(|logit| !logit.is_finite())
     }
 
-    fn compare(&self, sequence: &dyn Sequence, positions: RangeInclusive<usize>) -> Deviation {
-        let each = positions.map(|position| difference(&self.rows[position - 1], sequence.logits(position)));
-        each.fold(Deviation::default(), Deviation::max)
+    fn compare(&self, sequence: &dyn Sequence, positions: RangeInclusive<usize>) -> Result<Deviation, Interrupt> {
+        let mut worst = Deviation::default();
+        for position in positions {
+            worst = worst.max(difference(&self.rows[position - 1], sequence.row(position).scores()?));
+        }
+        Ok(worst)
     }
 }
 
@@ -211,13 +214,12 @@ pub fn pass_times(model: &dyn Model, limit: Duration) -> Result<Vec<(usize, Dura
                 break 'rounds;
             }
             if let Some(tokens) = tokens.get(behind..behind + *width) {
-                let before = sequence.elapsed();
                 let started = Instant::now();
-                run(model, sequence.as_mut(), tokens)?;
-                are_usual &= sequence.is_usual();
-                if sequence.is_usual() {
+                let Report { elapsed, is_usual } = run(model, sequence.as_mut(), tokens)?;
+                are_usual &= is_usual;
+                if is_usual {
                     timed += started.elapsed();
-                    *least = (sequence.elapsed() - before).min(*least);
+                    *least = elapsed.min(*least);
                 }
                 sequence.truncate(behind);
             }
@@ -231,9 +233,8 @@ fn made_up(model: &dyn Model, index: usize) -> i32 {
     ((index * 7 + 3) % model.vocab_size()) as i32
 }
 
-fn run(model: &dyn Model, sequence: &mut dyn Sequence, tokens: &[i32]) -> Result<(), Interrupt> {
-    let keep = sequence.len() + 1;
-    model.forward(&mut [Pass { sequence, tokens, keep }])
+fn run(model: &dyn Model, sequence: &mut dyn Sequence, tokens: &[i32]) -> Result<Report, Interrupt> {
+    model.forward(&mut [Pass::plain(sequence, tokens)])
 }
 
 impl fmt::Display for Deviation {

@@ -29,10 +29,10 @@ use crate::error::{Error, Result};
 use crate::export::graph::Graph;
 use crate::export::recognise::read_export;
 use crate::export::{self, CacheKind, CacheTensor, Export, Logits, Role, Rows, Scoring, beside, shapes};
-use crate::model::{Cancel, CancelHook, Interrupt, Memory, Model, Pass, Sequence};
-use crate::rows::device::{self, Control, DeviceRows, Placed};
+use crate::model::{Cancel, CancelHook, Interrupt, Memory, Model, Pass, Report, Sequence};
+use crate::rows::device::{self, Control, Ring};
 use crate::rows::widen::{widen_bf16, widen_f16};
-use crate::rows::{Filter, Filtered, RowMath};
+use crate::rows::{DeviceRows, Filter, Row};
 
 /// Logits of one pass take at most this many bytes, unless a pass of [`MIN_PASS`] tokens takes more.
 const LOGITS_BYTES: usize = 64 << 20;
@@ -252,7 +252,7 @@ impl OnnxModel {
             Some(device) => {
                 let rows = if self.rows_on() == RowsOn::Gpu {
                     let Logits { columns, element, .. } = self.export.logits;
-                    DeviceRows::new(device, columns, element).map_err(failed)?
+                    Ring::new(device, columns, element).map_err(failed)?
                 } else {
                     None
                 };
@@ -360,24 +360,31 @@ impl Model for OnnxModel {
         self.loaded.is_whole
     }
 
-    fn begin(&self, pass: &mut Pass<'_>) -> bool {
-        self.overlaps() && own(pass.sequence).begin(pass.tokens, pass.keep)
+    fn launch(&self, pass: &mut Pass<'_>) -> bool {
+        self.overlaps() && own(pass.sequence).begin(pass.tokens, pass.keep, pass.filter)
     }
 
-    fn forward(&self, batch: &mut [Pass<'_>]) -> Result<(), Interrupt> {
+    fn forward(&self, batch: &mut [Pass<'_>]) -> Result<Report, Interrupt> {
         // GroupQueryAttention takes several positions on top of a cache for a batch of one only, so this loops. A pass
         // changes nothing that counts until it has succeeded, so undoing earlier ones is shortening them again.
+        let mut report = Report { elapsed: Duration::ZERO, is_usual: true };
         for index in 0..batch.len() {
             let pass = &mut batch[index];
-            if let Err(interrupt) = own(pass.sequence).run(pass.tokens, pass.keep) {
-                for done in &mut batch[..index] {
-                    let len = done.sequence.len() - done.tokens.len();
-                    done.sequence.truncate(len);
+            match own(pass.sequence).run(pass.tokens, pass.keep, pass.filter) {
+                Ok(Report { elapsed, is_usual }) => {
+                    report.elapsed += elapsed;
+                    report.is_usual &= is_usual;
                 }
-                return Err(interrupt);
+                Err(interrupt) => {
+                    for done in &mut batch[..index] {
+                        let len = done.sequence.len() - done.tokens.len();
+                        done.sequence.truncate(len);
+                    }
+                    return Err(interrupt);
+                }
             }
         }
-        Ok(())
+        Ok(report)
     }
 }
 
@@ -441,7 +448,8 @@ impl Lent {
 impl Drop for Lent {
     fn drop(&mut self) {
         self.get_mut().abandon();
-        let sound = self.get().sound && self.fault().is_none();
+        let rows_failed = self.get().gpu.as_ref().is_some_and(|gpu| gpu.rows.as_ref().is_some_and(Ring::has_failed));
+        let sound = self.get().sound && !rows_failed;
         if let Some(sequence) = self.sequence.take_if(|sequence| sequence.gpu.is_some() && sound) {
             self.spares.give(sequence);
         }
@@ -533,67 +541,17 @@ impl Sequence for Lent {
         self.get_mut().truncate(len);
     }
 
-    fn logits(&self, position: usize) -> &[f32] {
-        &self.get().row(position)[..self.get().vocab_size]
-    }
-
-    fn score(&self, position: usize, token: usize) -> f32 {
-        match self.get().on_gpu(position) {
-            Some(rows) => rows.score(position, token).unwrap_or(f32::NAN),
-            None => self.logits(position)[token],
+    fn row(&self, position: usize) -> Row<'_> {
+        let sequence = self.get();
+        match sequence.on_gpu(position) {
+            Some(rows) => Row::Device(rows, position),
+            None => Row::Host(&sequence.rows.row(position)[..sequence.vocab_size]),
         }
     }
 
-    fn set_filter(&mut self, filter: Filter) {
-        if let Some(rows) = self.get_mut().gpu.as_mut().and_then(|gpu| gpu.rows.as_mut()) {
-            rows.set_filter(filter);
-        }
-    }
-
-    fn normaliser(&self, position: usize, rate: f32) -> Option<(f32, f64)> {
-        let summary = self.get().on_gpu(position)?.summary(position, rate)?;
-        Some((summary.max, summary.total))
-    }
-
-    fn filtered(&self, position: usize, filter: Filter) -> Option<Filtered> {
-        self.get().on_gpu(position)?.filtered(position, filter)
-    }
-
-    fn best(&self, position: usize) -> Option<(usize, f32, f32)> {
-        let rows = self.get().on_gpu(position)?;
-        let summary = rows.summary(position, rows.rate())?;
-        Some((summary.best as usize, summary.max, summary.second))
-    }
-
-    fn rows_copied(&self) -> u64 {
-        self.get().gpu.as_ref().and_then(|gpu| gpu.rows.as_ref()).map_or(0, DeviceRows::copied)
-    }
-
-    fn fault(&self) -> Option<Error> {
-        self.get().gpu.as_ref()?.rows.as_ref()?.fault()
-    }
-
-    fn placed(&self, position: usize) -> Option<Placed> {
-        Some(self.get().on_gpu(position)?.placed(position))
-    }
-
-    fn row_math(&self) -> Option<Box<dyn RowMath>> {
-        let sequence = self.get();
-        let together = sequence.gpu.as_ref()?.rows.as_ref()?.together(sequence.vocab_size).ok()??;
-        Some(Box::new(together))
-    }
-
-    fn draw(&self, position: usize, share: f64) -> Option<usize> {
-        let sequence = self.get();
-        sequence.on_gpu(position)?.draw(position, sequence.vocab_size, share)?.ok()
-    }
-
-    fn elapsed(&self) -> Duration {
-        self.get().elapsed
-    }
-
-    fn is_usual(&self) -> bool {
-        self.get().gpu.as_ref().is_none_or(|gpu| gpu.is_usual)
+    fn device_rows(&self) -> Option<&dyn DeviceRows> {
+        let rows = self.get().gpu.as_ref()?.rows.as_ref()?;
+        Some(rows)
     }
 
     fn memory(&self) -> Memory {
@@ -617,15 +575,15 @@ impl OnnxSequence {
     }
 
     /// The rows on the GPU, if that of a position is among them.
-    fn on_gpu(&self, position: usize) -> Option<&DeviceRows> {
+    fn on_gpu(&self, position: usize) -> Option<&Ring> {
         self.gpu.as_ref().and_then(|gpu| gpu.rows.as_ref()).filter(|rows| rows.holds(position))
     }
 
-    /// The row of a position, padding and all.
-    fn row(&self, position: usize) -> &[f32] {
+    /// The row of a position, padding included.
+    fn whole_row(&self, position: usize) -> ort::Result<&[f32]> {
         match self.on_gpu(position) {
             Some(rows) => rows.row(position),
-            None => self.rows.row(position),
+            None => Ok(self.rows.row(position)),
         }
     }
 
@@ -634,7 +592,7 @@ impl OnnxSequence {
         self.truncate(0);
         self.cache.clear()?;
         if let Some(rows) = self.gpu.as_mut().and_then(|gpu| gpu.rows.as_mut()) {
-            rows.clear();
+            rows.clear(vocab_size);
         }
         self.rows =
             LogitRows { rows: std::mem::take(&mut self.rows.rows), ..LogitRows::new(self.export.logits.columns) };
@@ -643,8 +601,9 @@ impl OnnxSequence {
         Ok(())
     }
 
-    fn run(&mut self, tokens: &[i32], keep: usize) -> Result<(), Interrupt> {
+    fn run(&mut self, tokens: &[i32], keep: usize, filter: Filter) -> Result<Report, Interrupt> {
         let start = self.len();
+        self.set_filter(filter);
         let mut left = tokens;
         while !left.is_empty() {
             let begun = self.begun.as_ref().map(|begun| begun.cut);
@@ -652,6 +611,7 @@ impl OnnxSequence {
             let (now, later) = left.split_at(cut.width);
             if let Err(interrupt) = self.pass(now, cut, keep) {
                 self.truncate(start);
+                self.elapsed = Duration::ZERO;
                 return Err(interrupt);
             }
             left = later;
@@ -660,14 +620,23 @@ impl OnnxSequence {
         if keep > start + KEPT_ROWS {
             self.trim(keep.min(self.len()));
         }
-        Ok(())
+        let is_usual = self.gpu.as_ref().is_none_or(|gpu| gpu.is_usual);
+        Ok(Report { elapsed: std::mem::take(&mut self.elapsed), is_usual })
+    }
+
+    /// Have the GPU prepare rows for this filter.
+    fn set_filter(&mut self, filter: Filter) {
+        if let Some(rows) = self.gpu.as_mut().and_then(|gpu| gpu.rows.as_mut()) {
+            rows.set_filter(filter);
+        }
     }
 
     /// Leave the first pass of [`OnnxSequence::run`] with the same arguments running. Returns whether it is.
-    fn begin(&mut self, tokens: &[i32], keep: usize) -> bool {
+    fn begin(&mut self, tokens: &[i32], keep: usize, filter: Filter) -> bool {
         if self.gpu.is_none() || self.cancel.is_requested() {
             return false;
         }
+        self.set_filter(filter);
         let cut = self.next_pass(tokens.len(), keep);
         self.begin_on_gpu(&tokens[..cut.width], cut, keep);
         true
@@ -679,6 +648,7 @@ impl OnnxSequence {
             // One that went wrong was drained, and leaves nothing to others.
             self.sound &= begun.output.is_ok() && self.gpu.as_ref().is_none_or(|gpu| gpu.wait().is_ok());
             self.cache.settle(false);
+            self.elapsed = Duration::ZERO;
         }
     }
 
@@ -811,7 +781,7 @@ impl OnnxSequence {
                 (control, Output::Device(given))
             }
             None => {
-                self.join_rows(position, keep);
+                self.join_rows(position, keep)?;
                 (Control::zeroed(), Output::Host(given - wanted, given))
             }
         };
@@ -856,12 +826,14 @@ impl OnnxSequence {
     }
 
     /// Have the rows from `keep` on that come before `position` on the host, beside each other: some are if the last pass left them there.
-    fn join_rows(&mut self, position: usize, keep: usize) {
+    fn join_rows(&mut self, position: usize, keep: usize) -> ort::Result<()> {
         if self.rows.next() == position || self.gpu.as_ref().is_none_or(|gpu| gpu.rows.is_none()) {
-            return;
+            return Ok(());
         }
-        let kept: Vec<Vec<f32>> = (keep..position).map(|position| self.row(position).to_vec()).collect();
+        let kept = (keep..position).map(|position| Ok(self.whole_row(position)?.to_vec()));
+        let kept = kept.collect::<ort::Result<Vec<Vec<f32>>>>()?;
         self.rows.set(keep, &kept);
+        Ok(())
     }
 
     fn queue_pass(&mut self, width: usize, given: usize, output: Output) -> ort::Result<()> {

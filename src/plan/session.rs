@@ -4,7 +4,6 @@
 //! looks at the plan and probes take well under a hundredth of the time once something is known.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -13,12 +12,11 @@ use serde_json::{Value, json};
 use crate::clock::Clock;
 use crate::decode::chance::Chance;
 use crate::decode::combine::Combination;
+use crate::decode::decoder::{Counters, Decoder};
 use crate::decode::policy::{Plan, Policy, Targets};
-use crate::decode::round::{Counters, Decoder};
-use crate::model::Model;
 use crate::plan::estimates::Estimates;
 use crate::plan::planner::{Choices, Experience, Planner};
-use crate::rows::sampling::Sampler;
+use crate::rows::Sampler;
 
 /// Shares of the time that looks at the plan may take: at first, while each tells much, and later; and probes of models that do
 /// not run.
@@ -96,7 +94,7 @@ impl SharedPlanning {
     }
 
     /// What a session begins with.
-    fn start(&self, key: &TaskKey, models: &[Arc<dyn Model>]) -> (Estimates, Option<Experience>) {
+    fn start(&self, key: &TaskKey, pass_times: &[&[(usize, Duration)]]) -> (Estimates, Option<Experience>) {
         let task = key.as_ref().and_then(|key| self.tasks.get(key));
         let mut estimates = match (task, &self.latest) {
             (Some(known), _) => known.estimates.clone(),
@@ -107,8 +105,8 @@ impl SharedPlanning {
             }
             (None, None) => {
                 let seconds = |&(width, time): &(usize, Duration)| (width, time.as_secs_f64());
-                let measured = |model: &Arc<dyn Model>| model.pass_times().iter().map(seconds).collect();
-                Estimates::new(&models.iter().map(measured).collect::<Vec<_>>())
+                let measured = |times: &&[(usize, Duration)]| times.iter().map(seconds).collect();
+                Estimates::new(&pass_times.iter().map(measured).collect::<Vec<_>>())
             }
         };
         if let Some(latest) = &self.latest {
@@ -158,6 +156,8 @@ pub struct Planning {
     tokens_to_probe: usize,
     /// The model to probe next, or one behind it.
     probe_next: usize,
+    /// Whether nothing was known of the model that is probed.
+    is_first_probe: bool,
     /// Of the seconds, those that the engine knows of.
     reported: f64,
     /// Passes that the decoder had made before the round, and proposals that it had tested.
@@ -182,10 +182,10 @@ pub struct RoundReport {
 
 impl Planning {
     /// Plans for a session that begins, or decodes something else from here on. `plan` is what may be done without any
-    /// knowledge.
+    /// knowledge. `pass_times` are what passes took at loading, by participant, as pairs of width and time.
     pub fn new(
         shared: &SharedPlanning,
-        models: &[Arc<dyn Model>],
+        pass_times: &[&[(usize, Duration)]],
         combination: &Combination,
         sampler: &Sampler,
         choices: Choices,
@@ -195,7 +195,7 @@ impl Planning {
             Combination::Custom { .. } => None,
             known => Some(format!("{known:?} {sampler:?} {choices:?}")),
         };
-        let (estimates, known) = shared.start(&key, models);
+        let (estimates, known) = shared.start(&key, pass_times);
         let known = known.filter(|known| choices.allows(&known.plan));
         let planning = Planning {
             planner: Planner::new(choices, plan, known),
@@ -208,6 +208,7 @@ impl Planning {
             review_seconds: REVIEW,
             tokens_to_probe: PROBE_INTERVAL / 2,
             probe_next: 0,
+            is_first_probe: false,
             reported: 0.0,
             forwards: 0,
             tested: 0,
@@ -245,14 +246,14 @@ impl Planning {
         self.times
     }
 
-    /// Learn from a round, and change the plan where that pays.
+    /// Learn from a round, and change the plan where that pays. Returns a model to probe now, if any.
     pub fn after_round<C: Chance>(
         &mut self,
         shared: &Mutex<SharedPlanning>,
         decoder: &mut Decoder<C>,
         round: RoundReport,
         clock: &Clock,
-    ) {
+    ) -> Option<usize> {
         let seconds = round.total.as_secs_f64();
         self.seconds += seconds;
         let Counters { forwards, tested, .. } = decoder.counters();
@@ -269,7 +270,7 @@ impl Planning {
             }
         }
         if !round.open || self.next.is_some() || self.standard_rounds.is_some() {
-            return;
+            return None;
         }
         if decoder.estimates().is_some_and(|estimates| self.planner.must_measure_standard(estimates)) {
             self.standard_rounds = Some(0);
@@ -278,7 +279,7 @@ impl Planning {
             } else {
                 self.switch(decoder);
             }
-            return;
+            return None;
         }
         if self.planner.is_due() && self.may_review(shared) {
             let (started, alarmed) = (clock(), self.planner.is_alarmed());
@@ -296,10 +297,11 @@ impl Planning {
             }
         }
         self.tokens_to_probe = self.tokens_to_probe.saturating_sub(round.tokens);
-        if self.tokens_to_probe == 0 {
-            self.tokens_to_probe = PROBE_INTERVAL;
-            self.probe(shared, decoder);
+        if self.tokens_to_probe > 0 {
+            return None;
         }
+        self.tokens_to_probe = PROBE_INTERVAL;
+        self.choose_probe(shared, decoder)
     }
 
     /// Plan without the drafters whose context has ended.
@@ -384,8 +386,8 @@ impl Planning {
         }
     }
 
-    /// Let one model that could draft, and does not run, catch up, if that is worth its time.
-    fn probe<C: Chance>(&mut self, shared: &Mutex<SharedPlanning>, decoder: &mut Decoder<C>) {
+    /// The model that could draft and does not run, if its turn to catch up has come and is worth its time.
+    fn choose_probe<C: Chance>(&mut self, shared: &Mutex<SharedPlanning>, decoder: &mut Decoder<C>) -> Option<usize> {
         let choices = self.planner.choices();
         let rests = |&model: &usize| {
             choices.may_propose[model]
@@ -394,24 +396,22 @@ impl Planning {
                 && !self.planner.plan().policy.uses(model)
         };
         let models = choices.may_propose.len();
-        let Some(model) = (0..models).map(|step| (self.probe_next + step) % models).find(rests) else { return };
+        let model = (0..models).map(|step| (self.probe_next + step) % models).find(rests)?;
         self.probe_next = model + 1;
         let gap = decoder.gap(model);
-        let Some(observer) = decoder.observer() else { return };
-        let expected = observer.estimates().costs[model].at(gap, true);
-        let first = !observer.estimates().acceptance[model].is_reliable() && expected <= FIRST_PROBE * self.seconds;
-        {
-            let mut shared = shared.lock();
-            self.report_time(&mut shared);
-            if !first && shared.probing + expected > PROBING * shared.seconds {
-                return;
-            }
-        }
-        let before = decoder.elapsed();
-        // A probe that fails teaches nothing, and the sequence goes on without it.
-        _ = decoder.probe(model);
-        shared.lock().probing += (decoder.elapsed() - before).as_secs_f64();
-        if first {
+        let estimates = decoder.estimates()?;
+        let expected = estimates.costs[model].at(gap, true);
+        self.is_first_probe = !estimates.acceptance[model].is_reliable() && expected <= FIRST_PROBE * self.seconds;
+        let mut shared = shared.lock();
+        self.report_time(&mut shared);
+        let pays = self.is_first_probe || shared.probing + expected <= PROBING * shared.seconds;
+        pays.then_some(model)
+    }
+
+    /// The probe that [`Planning::after_round`] asked for took so many seconds, whether or not it succeeded.
+    pub fn probed(&mut self, shared: &Mutex<SharedPlanning>, seconds: f64) {
+        shared.lock().probing += seconds;
+        if self.is_first_probe {
             self.planner.review_soon();
         }
     }

@@ -7,10 +7,12 @@ use std::sync::Arc;
 use bytemuck::{Pod, Zeroable};
 use ort::value::TensorElementType;
 
+use super::distribution::Distribution;
+use super::filter::Filter;
+use super::row::{self, DeviceRow, DeviceRows, DeviceSums, Row};
 use super::widen::{widen_bf16, widen_f16};
-use super::{Filter, Filtered, RowMath};
 use crate::cuda::{Device, DeviceBuffer, Event, HostBuffer, Queue, THREADS, WORD, argument};
-use crate::error::Error;
+use crate::error::{Error, Result};
 
 /// Rows that are kept. The same number is in `rows.cu`, as are the next three.
 pub const SLOTS: usize = 64;
@@ -70,17 +72,18 @@ pub struct Summary {
 }
 
 impl Summary {
-    fn filtered(&self, filter: Filter) -> Option<Filtered> {
+    /// What a filter makes of the row, if the kernels have found it out.
+    fn distribution(&self, filter: Filter) -> Option<Result<Distribution>> {
         if filter.is_plain() {
-            return Some(Filtered::whole((self.max, self.total)));
+            return Some(Distribution::known(filter, self.max, self.total, f32::NEG_INFINITY, usize::MAX));
         }
         let cut = usize::try_from(self.cut).ok()?;
-        Some(Filtered { max: self.max, total: self.kept, floor: self.floor, cut })
+        Some(Distribution::known(filter, self.max, self.kept, self.floor, cut))
     }
 }
 
-/// The rows of one sequence. Its methods wait for what they ask the GPU, but for [`DeviceRows::queue`].
-pub struct DeviceRows {
+/// The rows of one sequence. Its methods wait for what they ask the GPU, but for [`Ring::queue`].
+pub struct Ring {
     device: Arc<Device>,
     ring: DeviceBuffer,
     parts: DeviceBuffer,
@@ -101,9 +104,11 @@ pub struct DeviceRows {
     copied: Cell<u64>,
     /// The last draw: its position, the token and its score, which is asked for next.
     drawn: Cell<(usize, i32, f32)>,
-    /// The first thing that failed.
-    fault: OnceCell<String>,
+    /// Whether a copy or a kernel has failed, so that nothing here is to be used again.
+    failed: Cell<bool>,
+    /// Scores of a row, and those of them that are tokens: the others are padding.
     columns: usize,
+    vocab: usize,
     element: TensorElementType,
     /// For the rows to come.
     filter: Filter,
@@ -111,7 +116,7 @@ pub struct DeviceRows {
 
 const NONE: (usize, Filter) = (usize::MAX, Filter { rate: 0.0, top_k: 0, top_p: 1.0, distance: f32::NEG_INFINITY });
 
-impl DeviceRows {
+impl Ring {
     /// None are kept yet. `None` where the kernels cannot be had or the element is another one.
     pub fn new(device: &Arc<Device>, columns: usize, element: TensorElementType) -> ort::Result<Option<Self>> {
         Self::with_slots(device, columns, element, SLOTS)
@@ -124,7 +129,7 @@ impl DeviceRows {
         slots: usize,
     ) -> ort::Result<Option<Self>> {
         let Some(size) = size(element).filter(|_| device.no_kernels().is_none()) else { return Ok(None) };
-        Ok(Some(DeviceRows {
+        Ok(Some(Ring {
             device: device.clone(),
             ring: DeviceBuffer::zeroed(device, slots * (columns * size).next_multiple_of(WORD))?,
             parts: DeviceBuffer::zeroed(device, SLOTS * CHUNKS * 24)?,
@@ -138,8 +143,9 @@ impl DeviceRows {
             spare: RefCell::default(),
             copied: Cell::new(0),
             drawn: Cell::new((usize::MAX, 0, 0.0)),
-            fault: OnceCell::new(),
+            failed: Cell::new(false),
             columns,
+            vocab: columns,
             element,
             filter: Filter::plain(1.0),
         }))
@@ -152,8 +158,9 @@ impl DeviceRows {
         self.ring.len() + self.parts.len() + self.peaks.len() + self.kept.len() + pinned + 4 * self.columns * rows
     }
 
-    /// Forget all rows.
-    pub fn clear(&mut self) {
+    /// Forget all rows. Those to come are of this many tokens, and padding behind them.
+    pub fn clear(&mut self, vocab: usize) {
+        self.vocab = vocab;
         self.held = [NONE; SLOTS];
         self.fetched = std::array::from_fn(|_| OnceCell::new());
         self.spare.get_mut().clear();
@@ -170,20 +177,9 @@ impl DeviceRows {
         !self.filter.is_plain()
     }
 
-    /// One over the temperature, of the rows to come.
-    pub fn rate(&self) -> f32 {
-        self.filter.rate
-    }
-
     /// The place of a slot in the ring.
-    fn place(&self, slot: usize) -> usize {
+    fn place_of(&self, slot: usize) -> usize {
         slot * (self.columns * size(self.element).unwrap_or(4)).next_multiple_of(WORD)
-    }
-
-    /// How many rows went to the host since all were forgotten: those that were asked for in full, and those of passes that left theirs
-    /// there.
-    pub fn copied(&self) -> u64 {
-        self.copied.get()
     }
 
     /// For a pass over `tokens` from `start` on, that gives rows of the positions from `first` on, of which the first are not wanted.
@@ -260,13 +256,14 @@ impl DeviceRows {
         }
     }
 
-    /// What has failed, if anything has: what was told since then does not count.
-    pub fn fault(&self) -> Option<Error> {
-        self.fault.get().map(|what| Error::Runtime(format!("rows of logits on the GPU: {what}")))
+    /// Whether asking for rows has failed, so that the GPU may be in any state.
+    pub fn has_failed(&self) -> bool {
+        self.failed.get()
     }
 
-    fn noted<T>(&self, result: ort::Result<T>) -> ort::Result<T> {
-        result.inspect_err(|error| _ = self.fault.set(error.to_string()))
+    fn failed(&self, error: ort::Error) -> Error {
+        self.failed.set(true);
+        failed(error)
     }
 
     /// Whether it has the row of a position.
@@ -279,20 +276,8 @@ impl DeviceRows {
         bytemuck::pod_read_unaligned(&self.summaries.bytes()[slot * size..(slot + 1) * size])
     }
 
-    /// What is known of the row of a position at a rate.
-    pub fn summary(&self, position: usize, rate: f32) -> Option<Summary> {
-        let (of, filter) = self.held[position % SLOTS];
-        ((of, filter.rate) == (position, rate)).then(|| self.summary_at(position % SLOTS))
-    }
-
-    /// What a filter keeps of the row of a position, if that is known.
-    pub fn filtered(&self, position: usize, filter: Filter) -> Option<Filtered> {
-        let held = self.held[position % SLOTS] == (position, filter);
-        if held { self.summary_at(position % SLOTS).filtered(filter) } else { None }
-    }
-
     /// The score of a token at a position that is held.
-    pub fn score(&self, position: usize, token: usize) -> ort::Result<f32> {
+    fn score_at(&self, position: usize, token: usize) -> ort::Result<f32> {
         let slot = position % SLOTS;
         if let Some(row) = self.fetched[slot].get() {
             return Ok(row[token]);
@@ -312,24 +297,22 @@ impl DeviceRows {
             return Ok(score);
         }
         let mut score = [0.0];
-        let place = self.place(slot) + token * size(self.element).unwrap_or(4);
-        self.noted(self.copy(place, 1, &mut score))?;
+        let place = self.place_of(slot) + token * size(self.element).unwrap_or(4);
+        self.copy(place, 1, &mut score)?;
         Ok(score[0])
     }
 
-    /// The whole row of a position that is held. One that the GPU does not give is NaN.
-    pub fn row(&self, position: usize) -> &[f32] {
+    /// The whole row of a position that is held, padding included.
+    pub fn row(&self, position: usize) -> ort::Result<&[f32]> {
         let slot = position % SLOTS;
         if self.fetched[slot].get().is_none() {
             self.copied.set(self.copied.get() + 1);
             let spare = self.spare.borrow_mut().pop();
             let mut row = spare.unwrap_or_else(|| vec![0.0; self.columns].into());
-            if self.noted(self.copy(self.place(slot), self.columns, &mut row)).is_err() {
-                row.fill(f32::NAN);
-            }
+            self.copy(self.place_of(slot), self.columns, &mut row)?;
             _ = self.fetched[slot].set(row);
         }
-        self.fetched[slot].get().expect("it was set")
+        Ok(self.fetched[slot].get().expect("it was set"))
     }
 
     fn copy(&self, place: usize, count: usize, out: &mut [f32]) -> ort::Result<()> {
@@ -347,19 +330,11 @@ impl DeviceRows {
         Ok(())
     }
 
-    /// The token at which the sum of weights from the front passes `share` of the sum of all that is kept, if that is known.
-    pub fn draw(&self, position: usize, vocab: usize, share: f64) -> Option<ort::Result<usize>> {
-        let (slot, filter) = (position % SLOTS, self.held[position % SLOTS].1);
-        let Filtered { max, floor, cut, .. } = self.summary_at(slot).filtered(filter)?;
-        Some(self.draw_kept(slot, position, vocab, (max, floor, cut), share))
-    }
-
     fn draw_kept(
         &self,
         slot: usize,
         position: usize,
-        vocab: usize,
-        (mut max, mut floor, cut): (f32, f32, usize),
+        Distribution { mut max, mut floor, cut, .. }: Distribution,
         mut share: f64,
     ) -> ort::Result<usize> {
         let filter = self.held[slot].1;
@@ -368,7 +343,7 @@ impl DeviceRows {
         let (mut ring, mut parts) = (self.ring.place(), self.parts.place());
         let mut out = self.summaries.bytes()[SLOTS * size_of::<Summary>()..].as_ptr() as u64;
         let (mut element, mut columns) = (code(self.element), self.columns as i64);
-        let (mut vocab, mut slot) = (vocab as i32, slot as i32);
+        let (mut vocab, mut slot) = (self.vocab as i32, slot as i32);
         let arguments = &mut [
             argument(&mut ring),
             argument(&mut element),
@@ -384,41 +359,13 @@ impl DeviceRows {
             argument(&mut cut),
             argument(&mut out),
         ];
-        self.noted(self.device.queue().and_then(|queue| {
-            let kernel = self.device.kernels()?.draw;
-            // SAFETY: the arguments are those of the kernel, and all addresses stay until it is done.
-            let queued = unsafe { queue.run(kernel, (1, 1, 1), THREADS as u32, arguments) };
-            self.wait(queue, queued)
-        }))?;
+        let (queue, kernel) = (self.device.queue()?, self.device.kernels()?.draw);
+        // SAFETY: the arguments are those of the kernel, and all addresses stay until it is done.
+        let queued = unsafe { queue.run(kernel, (1, 1, 1), THREADS as u32, arguments) };
+        self.wait(queue, queued)?;
         let drawn = self.summary_at(SLOTS);
         self.drawn.set((position, drawn.token, drawn.score));
         Ok(drawn.token as usize)
-    }
-
-    /// Where the row of a position that is held is.
-    pub fn placed(&self, position: usize) -> Placed {
-        let row = self.ring.place() + self.place(position % SLOTS) as u64;
-        Placed {
-            device: self.device.id(),
-            row,
-            element: code(self.element),
-            max: self.summary_at(position % SLOTS).max,
-        }
-    }
-
-    /// What adds up rows on this GPU.
-    pub fn together(&self, vocab: usize) -> ort::Result<Option<Together>> {
-        let device = &self.device;
-        let Some(sum) = Self::with_slots(device, vocab, TensorElementType::Float32, 1)? else { return Ok(None) };
-        Ok(Some(Together {
-            sum: RefCell::new(sum),
-            control: RefCell::new(HostBuffer::zeroed(device, size_of::<Control>())?),
-            sums: HostBuffer::zeroed(device, 8 * CHUNKS)?,
-            drawn: HostBuffer::zeroed(device, size_of::<Summary>())?,
-            terms: Cell::new(Terms::zeroed()),
-            device: device.clone(),
-            vocab,
-        }))
     }
 
     fn wait(&self, queue: Queue, queued: ort::Result<()>) -> ort::Result<()> {
@@ -435,14 +382,61 @@ impl DeviceRows {
     }
 }
 
-/// Where a row is.
-#[derive(Debug, Clone, Copy)]
-pub struct Placed {
-    device: i32,
-    row: u64,
-    element: i32,
-    /// Its largest score.
-    pub max: f32,
+impl DeviceRows for Ring {
+    fn scores(&self, position: usize) -> Result<&[f32]> {
+        self.row(position).map(|row| &row[..self.vocab]).map_err(|error| self.failed(error))
+    }
+
+    fn score(&self, position: usize, token: usize) -> Result<f32> {
+        self.score_at(position, token).map_err(|error| self.failed(error))
+    }
+
+    fn best(&self, position: usize) -> Option<(usize, f32, f32)> {
+        let summary = self.holds(position).then(|| self.summary_at(position % SLOTS))?;
+        Some((summary.best as usize, summary.max, summary.second))
+    }
+
+    fn distribution(&self, position: usize, filter: Filter) -> Option<Result<Distribution>> {
+        let known = self.held[position % SLOTS] == (position, filter);
+        if known { self.summary_at(position % SLOTS).distribution(filter) } else { None }
+    }
+
+    fn draw(&self, position: usize, share: f64) -> Result<Option<usize>> {
+        let slot = position % SLOTS;
+        match self.summary_at(slot).distribution(self.held[slot].1) {
+            Some(kept) => self.draw_kept(slot, position, kept?, share).map(Some).map_err(|error| self.failed(error)),
+            None => Ok(None),
+        }
+    }
+
+    fn place(&self, position: usize) -> Option<DeviceRow> {
+        let slot = position % SLOTS;
+        Some(DeviceRow {
+            device: self.device.id(),
+            address: self.ring.place() + self.place_of(slot) as u64,
+            element: code(self.element),
+            max: self.summary_at(slot).max,
+        })
+    }
+
+    fn copied(&self) -> u64 {
+        self.copied.get()
+    }
+
+    fn sums(&self) -> Option<Box<dyn DeviceSums>> {
+        match GpuSums::new(&self.device, self.vocab) {
+            Ok(sums) => Some(Box::new(sums?)),
+            Err(error) => {
+                tracing::warn!("rows are added up on the host, because the GPU has no room for the sum: {error}");
+                None
+            }
+        }
+    }
+}
+
+/// An error of the driver, about rows.
+fn failed(error: ort::Error) -> Error {
+    Error::Runtime(format!("rows of logits on the GPU: {error}"))
 }
 
 #[repr(C)]
@@ -471,117 +465,103 @@ struct Terms {
     padding: i32,
 }
 
-/// Rows of several models on one GPU, and what is made of them together: see [`RowMath`].
-pub struct Together {
+/// Computes with rows of several models on one GPU.
+struct GpuSums {
     /// The sum, in the one slot there is.
-    sum: RefCell<DeviceRows>,
-    control: RefCell<HostBuffer>,
-    /// What a residual has in each chunk.
+    sum: Ring,
+    control: HostBuffer,
+    /// The sum of the residual in each chunk.
     sums: HostBuffer,
     drawn: HostBuffer,
-    /// Those of the last residual.
-    terms: Cell<Terms>,
+    /// The parts of the last residual.
+    terms: Terms,
     device: Arc<Device>,
     vocab: usize,
 }
 
-impl Together {
-    fn terms(&self, parts: impl Iterator<Item = super::Term>) -> Option<Terms> {
+impl GpuSums {
+    fn new(device: &Arc<Device>, vocab: usize) -> ort::Result<Option<Self>> {
+        let Some(sum) = Ring::with_slots(device, vocab, TensorElementType::Float32, 1)? else { return Ok(None) };
+        Ok(Some(GpuSums {
+            sum,
+            control: HostBuffer::zeroed(device, size_of::<Control>())?,
+            sums: HostBuffer::zeroed(device, 8 * CHUNKS)?,
+            drawn: HostBuffer::zeroed(device, size_of::<Summary>())?,
+            terms: Terms::zeroed(),
+            device: device.clone(),
+            vocab,
+        }))
+    }
+
+    /// The parts as kernels take them; `None` if a row is on another GPU, or if they are too many.
+    fn terms(&self, parts: impl Iterator<Item = row::Term>) -> Option<Terms> {
         let mut terms = Terms { vocab: self.vocab as i32, without: -1, ..Terms::zeroed() };
-        for super::Term { row, scale, rate, kept: Filtered { max, floor, cut, .. } } in parts {
+        for row::Term { row, scale, distribution: Distribution { max, rate, floor, cut, .. } } in parts {
             let term = terms.terms.get_mut(terms.count as usize).filter(|_| row.device == self.device.id())?;
-            *term =
-                Term { row: row.row, scale, max, rate, element: row.element, cut: token_of(cut), floor, padding: 0 };
+            let (row, element, cut) = (row.address, row.element, token_of(cut));
+            *term = Term { row, scale, max, rate, element, cut, floor, padding: 0 };
             terms.count += 1;
         }
         Some(terms)
     }
 
-    fn work(&self, work: impl FnOnce(&Queue) -> ort::Result<()>) -> Option<()> {
-        let sum = self.sum.borrow();
+    /// Put work on the stream and wait for it.
+    fn work(&self, work: impl FnOnce(&Queue) -> ort::Result<()>) -> Result<()> {
         let waited = self.device.queue().and_then(|queue| {
             let queued = work(&queue);
-            sum.wait(queue, queued)
+            self.sum.wait(queue, queued)
         });
-        sum.noted(waited).ok()
+        waited.map_err(failed)
     }
 }
 
-impl RowMath for Together {
-    fn weigh(
-        &self,
-        parts: &mut dyn Iterator<Item = super::Term>,
-        judge: Option<(Placed, f32)>,
+impl DeviceSums for GpuSums {
+    fn add(
+        &mut self,
+        parts: &mut dyn Iterator<Item = row::Term>,
+        judge: Option<(DeviceRow, f32)>,
         filter: Filter,
         token: usize,
-    ) -> Option<()> {
-        let mut terms = self.terms(parts.chain(judge.map(|(row, _)| super::Term::of_scores(row, 0.0))))?;
+    ) -> Result<bool> {
+        let judged = judge.map(|(row, _)| row::Term::of_scores(row, 0.0));
+        let Some(mut terms) = self.terms(parts.chain(judged)) else { return Ok(false) };
         let (mut judged, mut floor) = (i32::from(judge.is_some()), judge.map_or(0.0, |(_, floor)| floor));
-        self.sum.borrow_mut().set_filter(filter);
+        self.sum.set_filter(filter);
         // As of a pass of one row, at position 0, behind which the token came.
         let mut control = Control { width: 1, ..Control::of(filter, self.vocab) };
         control.tokens[0] = token as i32;
-        let mut buffer = self.control.borrow_mut();
-        buffer.bytes_mut().copy_from_slice(bytemuck::bytes_of(&control));
-        let control = buffer.bytes().as_ptr() as u64;
+        self.control.bytes_mut().copy_from_slice(bytemuck::bytes_of(&control));
+        let control = self.control.bytes().as_ptr() as u64;
         self.work(|queue| {
-            let sum = self.sum.borrow();
-            let mut out = sum.ring.place();
+            let mut out = self.sum.ring.place();
             let arguments =
                 &mut [argument(&mut terms), argument(&mut judged), argument(&mut floor), argument(&mut out)];
             // SAFETY: the arguments are those of the kernel; rows stay until their sequences run again.
             unsafe { queue.run(self.device.kernels()?.weigh, (132, 1, 1), THREADS as u32, arguments)? };
-            sum.queue(queue, &sum.ring, 1, control)
+            self.sum.queue(queue, &self.sum.ring, 1, control)
         })?;
-        self.sum.borrow_mut().keep(0..1, 0);
-        Some(())
+        self.sum.keep(0..1, 0);
+        Ok(true)
     }
 
-    fn best(&self) -> Option<(usize, f32, f32)> {
-        let sum = self.sum.borrow();
-        let summary = sum.summary(0, sum.rate())?;
-        Some((summary.best as usize, summary.max, summary.second))
+    fn sum(&self) -> Row<'_> {
+        Row::Device(&self.sum, 0)
     }
 
-    fn filtered(&self) -> Option<Filtered> {
-        let sum = self.sum.borrow();
-        sum.filtered(0, sum.filter)
-    }
-
-    fn score(&self, token: usize) -> f32 {
-        self.sum.borrow().score(0, token).unwrap_or(f32::NAN)
-    }
-
-    fn draw(&self, share: f64) -> Option<usize> {
-        self.sum.borrow().draw(0, self.vocab, share)?.ok()
-    }
-
-    fn placed(&self) -> Placed {
-        self.sum.borrow().placed(0)
-    }
-
-    fn fault(&self) -> Option<Error> {
-        self.sum.borrow().fault()
-    }
-
-    fn bytes(&self) -> usize {
-        self.sum.borrow().bytes() + self.control.borrow().len() + self.sums.len() + self.drawn.len()
-    }
-
-    fn residual(&self, parts: &mut dyn Iterator<Item = super::Term>, certain: Option<usize>) -> Option<f64> {
-        let mut terms = self.terms(parts)?;
+    fn residual(&mut self, parts: &mut dyn Iterator<Item = row::Term>, certain: Option<usize>) -> Result<Option<f64>> {
+        let Some(mut terms) = self.terms(parts) else { return Ok(None) };
         terms.without = certain.map_or(-1, token_of);
         let mut sums = self.sums.bytes().as_ptr() as u64;
         let arguments = &mut [argument(&mut terms), argument(&mut sums)];
-        // SAFETY: as above.
+        // SAFETY: the arguments are those of the kernel; rows stay until their sequences run again.
         self.work(|queue| unsafe {
             queue.run(self.device.kernels()?.residual, (CHUNKS as u32, 1, 1), THREADS as u32, arguments)
         })?;
-        self.terms.set(terms);
-        Some(bytemuck::cast_slice::<u8, f64>(self.sums.bytes()).iter().sum())
+        self.terms = terms;
+        Ok(Some(bytemuck::cast_slice::<u8, f64>(self.sums.bytes()).iter().sum()))
     }
 
-    fn draw_residual(&self, share: f64) -> Option<usize> {
+    fn draw_residual(&self, share: f64) -> Result<usize> {
         let (mut left, mut chunk) = (share, 0);
         for (index, &sum) in bytemuck::cast_slice::<u8, f64>(self.sums.bytes()).iter().enumerate() {
             if sum > 0.0 {
@@ -589,16 +569,20 @@ impl RowMath for Together {
                 if left < sum {
                     break;
                 }
-                left -= sum; // rounding may lead behind the last one, and then it is too much of that
+                left -= sum; // rounding may lead behind the last chunk; then the rest is too much of it
             }
         }
-        let mut terms = self.terms.get();
-        let mut out = self.drawn.bytes().as_ptr() as u64;
+        let (mut terms, mut out) = (self.terms, self.drawn.bytes().as_ptr() as u64);
         let arguments = &mut [argument(&mut terms), argument(&mut chunk), argument(&mut left), argument(&mut out)];
-        // SAFETY: as above.
+        // SAFETY: the arguments are those of the kernel; rows stay until their sequences run again.
         self.work(|queue| unsafe { queue.run(self.device.kernels()?.pick, (1, 1, 1), THREADS as u32, arguments) })?;
         let drawn: Summary = bytemuck::pod_read_unaligned(self.drawn.bytes());
-        usize::try_from(drawn.token).ok()
+        usize::try_from(drawn.token)
+            .map_err(|_| Error::Internal("a draw from a residual on the GPU found no token".into()))
+    }
+
+    fn bytes(&self) -> usize {
+        self.sum.bytes() + self.control.len() + self.sums.len() + self.drawn.len()
     }
 }
 
@@ -630,7 +614,7 @@ mod tests {
 
     use super::*;
     use crate::cuda::tests::gpu;
-    use crate::rows::sampling::{Candidates, Distribution, Sampler};
+    use crate::rows::{Candidates, Sampler};
 
     /// `scripts/make-ptx` makes it.
     #[test]
@@ -701,7 +685,8 @@ mod tests {
             host.bytes_mut().copy_from_slice(&bytes);
             let logits = DeviceBuffer::zeroed(&device, bytes.len()).unwrap();
             device.queue().unwrap().copy_in(&host, &logits).unwrap();
-            let mut rows = DeviceRows::new(&device, columns, element).unwrap().unwrap();
+            let mut rows = Ring::new(&device, columns, element).unwrap().unwrap();
+            rows.clear(vocab);
             let mut told = HostBuffer::zeroed(&device, size_of::<Control>()).unwrap();
             for (top_k, top_p, min_p) in [
                 (1, 1.0, 0.0),
@@ -729,7 +714,7 @@ mod tests {
                         format!("{element:?}, {vocab} of {columns}, k {top_k}, p {top_p}, {min_p}: row {position}");
                     let scores = &scores[..vocab];
                     let expected = sampler.process(scores, &mut Candidates::default()).unwrap();
-                    let found = sampler.process_known(|filter| rows.filtered(position, filter)).unwrap();
+                    let found = rows.distribution(position, sampler.filter()).transpose().unwrap();
                     // Where all are the best, there are too many of them; and of masked or short rows, so many are none that matter.
                     let Some(found) = found else {
                         let is_near = top_k < 600 || (top_k < 3000 && position == 0 && vocab > 100_000);
@@ -745,7 +730,7 @@ mod tests {
                         assert!((a / b - 1.0).abs() < 1e-4, "{what}: {a}, not {b}");
                     }
                     for share in [0.0, 0.3, 0.77, 0.999] {
-                        let drawn = rows.draw(position, vocab, share * found.total()).unwrap().unwrap();
+                        let drawn = rows.draw(position, share * found.total()).unwrap().unwrap();
                         let p = |tokens: Range<usize>| -> f64 {
                             tokens.map(|token| f64::from(found.probability(scores, token))).sum()
                         };
@@ -756,7 +741,7 @@ mod tests {
                     }
                 }
             }
-            assert!(rows.fault().is_none() && rows.copied() == 0);
+            assert_eq!(rows.copied(), 0);
         }
     }
 }

@@ -5,7 +5,6 @@ use std::any::Any;
 use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use crate::common::{PROMPT, SAMPLINGS, Sampling, World, combinations, decoder, ways};
 use cos::config::Combine;
@@ -13,14 +12,15 @@ use cos::decode::chance::CounterRng;
 use cos::decode::combine::Function;
 use cos::decode::policy::{Strategy, Targets};
 use cos::engine::Engine;
+use cos::engine::participant::Participant;
 use cos::engine::session::{Options, Session, State};
 use cos::error::Error;
-use cos::model::{Cancel, Interrupt, Model, Pass, Sequence};
-use cos::rows::{Filter, Filtered};
+use cos::model::{Cancel, Interrupt, Model, Pass, Report, Sequence};
+use cos::rows::{DeviceRow, DeviceRows, DeviceSums, Distribution, Filter, Row};
 
 /// A model whose sequences answer; once `fails`, wrongly.
 struct Answering {
-    inner: Arc<dyn Model>,
+    inner: Participant,
     fails: Arc<AtomicBool>,
     /// Whether it is never too much to say what a filter keeps.
     knows: bool,
@@ -35,13 +35,21 @@ struct Answers {
 }
 
 impl Answers {
+    fn working(&self) -> Result<(), Error> {
+        if self.fails.load(Ordering::Relaxed) { Err(Error::Runtime("planted".into())) } else { Ok(()) }
+    }
+
+    fn host_row(&self, position: usize) -> &[f32] {
+        self.inner.row(position).scores().unwrap()
+    }
+
     /// What the filter keeps, and the weights of that.
-    fn kept(&self, position: usize) -> Option<(Filtered, Vec<f64>)> {
+    fn kept(&self, position: usize) -> Option<(Distribution, Vec<f64>)> {
         let Filter { rate, top_k, top_p, distance } = self.filter;
         if !self.knows && !self.filter.is_plain() && position.is_multiple_of(3) {
             return None;
         }
-        let row = self.inner.logits(position);
+        let row = self.host_row(position);
         let mut order: Vec<usize> = (0..row.len()).collect();
         order.sort_by(|&a, &b| row[b].total_cmp(&row[a]));
         let max = row[order[0]];
@@ -62,7 +70,8 @@ impl Answers {
         out.into_iter()
             .chain(order.into_iter().filter(|&token| row[token] < least))
             .for_each(|token| weights[token] = 0.0);
-        Some((Filtered { max, total: weights.iter().sum(), floor, cut }, weights))
+        let known = Distribution::known(self.filter, max, weights.iter().sum(), floor, cut);
+        Some((known.unwrap(), weights))
     }
 }
 
@@ -75,57 +84,60 @@ impl Sequence for Answers {
         self.inner.truncate(len);
     }
 
-    fn logits(&self, position: usize) -> &[f32] {
+    fn row(&self, position: usize) -> Row<'_> {
+        Row::Device(self, position)
+    }
+
+    fn device_rows(&self) -> Option<&dyn DeviceRows> {
+        Some(self)
+    }
+}
+
+impl DeviceRows for Answers {
+    fn scores(&self, position: usize) -> Result<&[f32], Error> {
         self.copied.set(self.copied.get() + 1);
-        self.inner.logits(position)
+        self.working()?;
+        self.inner.row(position).scores()
     }
 
-    fn score(&self, position: usize, token: usize) -> f32 {
-        self.inner.logits(position)[token]
-    }
-
-    fn rows_copied(&self) -> u64 {
-        self.copied.get()
-    }
-
-    fn elapsed(&self) -> Duration {
-        self.inner.elapsed()
-    }
-
-    fn set_filter(&mut self, filter: Filter) {
-        self.filter = filter;
-    }
-
-    fn normaliser(&self, position: usize, rate: f32) -> Option<(f32, f64)> {
-        let (Filtered { max, total, .. }, _) = self.kept(position).filter(|_| self.filter == Filter::plain(rate))?;
-        Some((max, total))
-    }
-
-    fn filtered(&self, position: usize, filter: Filter) -> Option<Filtered> {
-        assert_eq!(filter, self.filter, "nobody asks for another one");
-        Some(self.kept(position)?.0)
+    fn score(&self, position: usize, token: usize) -> Result<f32, Error> {
+        self.working()?;
+        self.inner.row(position).score(token)
     }
 
     fn best(&self, position: usize) -> Option<(usize, f32, f32)> {
-        let row = self.inner.logits(position);
+        let row = self.host_row(position);
         let best = (0..row.len()).rev().max_by(|&a, &b| row[a].total_cmp(&row[b]))?;
         let others = row.iter().enumerate().filter(|(token, _)| *token != best);
         Some((best, row[best], others.map(|(_, &score)| score).fold(f32::NEG_INFINITY, f32::max)))
     }
 
-    fn draw(&self, position: usize, share: f64) -> Option<usize> {
-        if self.fails.load(Ordering::Relaxed) {
-            return Some(0);
-        }
-        let mut left = share;
-        self.kept(position)?.1.iter().position(|weight| {
-            left -= weight;
-            left < 0.0
-        })
+    fn distribution(&self, position: usize, filter: Filter) -> Option<Result<Distribution, Error>> {
+        let (distribution, _) = self.kept(position).filter(|_| self.filter == filter)?;
+        Some(Ok(distribution))
     }
 
-    fn fault(&self) -> Option<Error> {
-        self.fails.load(Ordering::Relaxed).then(|| Error::Runtime("planted".into()))
+    fn draw(&self, position: usize, share: f64) -> Result<Option<usize>, Error> {
+        self.working()?;
+        let Some((_, weights)) = self.kept(position) else { return Ok(None) };
+        let mut left = share;
+        let drawn = weights.iter().position(|weight| {
+            left -= weight;
+            left < 0.0
+        });
+        Ok(drawn)
+    }
+
+    fn place(&self, _: usize) -> Option<DeviceRow> {
+        None
+    }
+
+    fn copied(&self) -> u64 {
+        self.copied.get()
+    }
+
+    fn sums(&self) -> Option<Box<dyn DeviceSums>> {
+        None
     }
 }
 
@@ -135,15 +147,15 @@ impl Model for Answering {
     }
 
     fn vocab_size(&self) -> usize {
-        self.inner.vocab_size()
+        self.inner.model().unwrap().vocab_size()
     }
 
     fn context_length(&self) -> usize {
-        self.inner.context_length()
+        self.inner.model().unwrap().context_length()
     }
 
     fn max_pass(&self) -> usize {
-        self.inner.max_pass()
+        self.inner.model().unwrap().max_pass()
     }
 
     fn cost(&self) -> u64 {
@@ -151,24 +163,28 @@ impl Model for Answering {
     }
 
     fn start(&self, cancel: &Arc<Cancel>) -> Result<Box<dyn Sequence>, Error> {
-        let (inner, fails) = (self.inner.start(cancel)?, self.fails.clone());
+        let (inner, fails) = (self.inner.model().unwrap().start(cancel)?, self.fails.clone());
         Ok(Box::new(Answers { inner, filter: Filter::plain(0.0), copied: Cell::new(0), fails, knows: self.knows }))
     }
 
-    fn forward(&self, batch: &mut [Pass<'_>]) -> Result<(), Interrupt> {
+    fn forward(&self, batch: &mut [Pass<'_>]) -> Result<Report, Interrupt> {
+        let mut report = None;
         for pass in batch {
             let sequence: &mut dyn Any = pass.sequence;
             let sequence: &mut Answers = sequence.downcast_mut().expect("a sequence of another model");
-            let (sequence, tokens, keep) = (sequence.inner.as_mut(), pass.tokens, pass.keep);
-            self.inner.forward(&mut [Pass { sequence, tokens, keep }])?;
+            sequence.filter = pass.filter;
+            let (tokens, keep, filter) = (pass.tokens, pass.keep, pass.filter);
+            let inner = Pass { sequence: sequence.inner.as_mut(), tokens, keep, filter };
+            report = Some(self.inner.model().unwrap().forward(&mut [inner])?);
         }
-        Ok(())
+        Ok(report.unwrap())
     }
 }
 
-fn answering(models: &[Arc<dyn Model>], fails: &Arc<AtomicBool>, knows: bool) -> Vec<Arc<dyn Model>> {
-    let answer =
-        |inner: &Arc<dyn Model>| Arc::new(Answering { inner: inner.clone(), fails: fails.clone(), knows }) as _;
+fn answering(models: &[Participant], fails: &Arc<AtomicBool>, knows: bool) -> Vec<Participant> {
+    let answer = |inner: &Participant| {
+        Participant::from(Arc::new(Answering { inner: inner.clone(), fails: fails.clone(), knows }))
+    };
     models.iter().map(answer).collect()
 }
 
@@ -233,9 +249,9 @@ fn log_probabilities_are_of_answers_too() {
     }
 }
 
-/// A device that fails makes an error, and no token of what it said.
+/// A device that fails makes an error, and no token that depends on its answers.
 #[test]
-fn a_wrong_answer_is_an_error() {
+fn a_device_that_fails_is_an_error() {
     let fails = Arc::new(AtomicBool::new(false));
     let models = answering(&World::Related.models(2, 5), &fails, true);
     let sampling = SAMPLINGS[0];
@@ -247,10 +263,18 @@ fn a_wrong_answer_is_an_error() {
             for _ in 0..3 {
                 decoder.round().unwrap();
             }
-            let before = decoder.committed().to_vec();
             fails.store(true, Ordering::Relaxed);
-            assert_eq!(decoder.round().map(drop), Err(Interrupt::Failed(Error::Runtime("planted".into()))));
+            // A token that is known from before the failure may still be committed.
+            let mut before = decoder.committed().to_vec();
+            let error = loop {
+                match decoder.round().map(drop) {
+                    Ok(()) => before = decoder.committed().to_vec(),
+                    Err(error) => break error,
+                }
+            };
+            assert_eq!(error, Interrupt::Failed(Error::Runtime("planted".into())));
             assert_eq!(decoder.committed(), before);
+            assert!(before.len() < PROMPT.len() + 40, "{way:?} took no notice");
         }
     }
 }
@@ -259,7 +283,7 @@ fn a_wrong_answer_is_an_error() {
 #[test]
 fn rows_that_are_read_are_counted() {
     let fails = Arc::new(AtomicBool::new(false));
-    let models = answering(&World::Related.models(2, 5), &fails, true);
+    let models = answering(&World::Related.models(2, 5), &Arc::default(), true);
     let engine = Engine::new(models, Combine::Weighted { weights: vec![0.5, 0.5] }, Vec::new(), None).unwrap();
     let engine = Arc::new(engine);
     let way = |sampling: Sampling, strategy, targets| Options {
@@ -312,8 +336,14 @@ fn rows_that_are_read_are_counted() {
         assert_eq!(engine.totals().lock().rows_copied, total);
     }
 
-    // What a round read counts, though it failed.
-    let mut session = Session::new(&engine, &way(plain, Strategy::Cos, Targets::Combined)).unwrap();
+    // What a round has read counts, though it failed.
+    let planted = fails.clone();
+    let failing = Function::new(move |rows, out| {
+        out.copy_from_slice(rows.next().flatten().expect("the first model is needed"));
+        if planted.load(Ordering::Relaxed) { Err(Error::Callback("planted".into())) } else { Ok(()) }
+    });
+    let options = Options { combine: Some(failing), ..way(plain, standard, Targets::Combined) };
+    let mut session = Session::new(&engine, &options).unwrap();
     session.prompt(&PROMPT).unwrap();
     session.step().unwrap();
     let before = session.stats().rows_copied;

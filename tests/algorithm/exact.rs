@@ -10,11 +10,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use crate::common::{PROMPT, SAMPLINGS, Sampling, Way, World, combinations, decoder, oracle, plan, ways, ways_of};
 use cos::decode::chance::{Chance, CounterRng, Key, Purpose};
 use cos::decode::combine::{Combination, Function};
+use cos::decode::decoder::{Counters, Finish};
 use cos::decode::policy::{Plan, Policy, Strategy, Targets};
-use cos::decode::round::{Counters, Decoder, Finish};
+use cos::engine::drive::Driver;
+use cos::engine::participant::Participant;
 use cos::error::Error;
 use cos::model::scripted::Scripted;
-use cos::model::{Cancel, Interrupt, Model, Ngram, Pass, Sequence};
+use cos::model::{Cancel, Interrupt, Model, Pass, Report, Sequence};
 use cos::plan::estimates::{Acceptance, Estimates};
 use cos::rows::Weights;
 
@@ -80,13 +82,13 @@ impl Chance for &Enumerator {
         self.choose(key, [(1, probability), (0, 1.0 - probability)].into_iter()) == 1
     }
 
-    fn pick<W: Weights + ?Sized>(&self, key: Key, weights: &W) -> usize {
+    fn pick<W: Weights + ?Sized>(&self, key: Key, weights: &W) -> Result<usize, Error> {
         let mut row = vec![f32::NAN; weights.count()];
         // In pieces, as they are asked for.
-        row.chunks_mut(3).enumerate().for_each(|(index, piece)| weights.write(3 * index, piece));
+        row.chunks_mut(3).enumerate().for_each(|(index, piece)| weights.write(3 * index, piece).unwrap());
         let total: f64 = row.iter().map(|&w| f64::from(w)).sum();
         assert!((weights.total() / total - 1.0).abs() < 1e-6, "{key:?}: {} for {row:?}", weights.total());
-        self.choose(key, row.iter().map(|&w| f64::from(w) / total).enumerate())
+        Ok(self.choose(key, row.iter().map(|&w| f64::from(w) / total).enumerate()))
     }
 }
 
@@ -113,7 +115,7 @@ struct Found {
 }
 
 struct Case<'a> {
-    models: Vec<Arc<dyn Model>>,
+    models: Vec<Participant>,
     world: World,
     combination: &'a Combination,
     sampling: Sampling,
@@ -132,7 +134,7 @@ struct Case<'a> {
 impl<'a> Case<'a> {
     fn new(
         world: World,
-        models: Vec<Arc<dyn Model>>,
+        models: Vec<Participant>,
         combination: &'a Combination,
         sampling: Sampling,
         tokens: usize,
@@ -174,7 +176,7 @@ impl<'a> Case<'a> {
     /// The oracle's distribution of the token after some generated ones, by what the caller had set by then.
     fn next(&self, tokens: &[i32], ends: &[End], sampling: Sampling) -> Vec<f64> {
         let context: Vec<i32> = PROMPT.iter().chain(tokens).copied().collect();
-        let vocab = self.models.iter().map(|model| model.vocab_size()).max().unwrap(); // look-ups have none
+        let vocab = self.models.iter().find_map(|each| Some(each.model()?.vocab_size())).unwrap();
         let rows: Vec<Vec<f32>> = (0..self.models.len()).map(|k| self.world.logits(k, &context, vocab)).collect();
         let combination = self.law.unwrap_or(self.combination);
         oracle(&rows, self.choice.map_or(combination, |choice| choice(ends)), sampling)
@@ -287,7 +289,7 @@ impl<'a> Case<'a> {
 
 /// What the most cunning planner could do: change the plan, or let what is pending be decided first, or have a model catch
 /// up, by whatever it has seen.
-fn change_plan(decoder: &mut Decoder<&Enumerator>, plans: &[Plan]) -> bool {
+fn change_plan(decoder: &mut Driver<&Enumerator>, plans: &[Plan]) -> bool {
     if plans.is_empty() {
         return false;
     }
@@ -308,7 +310,7 @@ fn change_plan(decoder: &mut Decoder<&Enumerator>, plans: &[Plan]) -> bool {
         return false;
     }
     let plan = &plans[seen % plans.len()];
-    let changes = *plan != decoder.settings().plan;
+    let changes = plan != decoder.plan();
     decoder.set_plan(plan.clone());
     changes
 }
@@ -396,7 +398,7 @@ fn look_ups_draft_exactly() {
             }
             for sampling in SAMPLINGS {
                 let mut models = world.models(combination.weights().len(), 2);
-                models[*place] = Arc::new(Ngram::new("ngram"));
+                models[*place] = Participant::LookUp("ngram".into());
                 let case = Case::new(world, models, combination, sampling, 4);
                 for way in ways_of(lengths, combination, sampling) {
                     let found = case.check(&way);
@@ -423,9 +425,9 @@ fn repetitions_are_drafted() {
     for sampling in [Sampling::GREEDY, Sampling { top_k: 1, ..Sampling::PLAIN }] {
         for (models, combination) in [(1, Combination::target(2, 0)), (2, Combination::mixture(&[0.5, 0.5, 0.0]))] {
             for strategy in [Strategy::Speculative, Strategy::Cos] {
-                let mut engine: Vec<Arc<dyn Model>> = Vec::new();
-                engine.resize_with(models, || Arc::new(Scripted::new(8, script)));
-                engine.push(Arc::new(Ngram::new("ngram")));
+                let mut engine: Vec<Participant> = Vec::new();
+                engine.resize_with(models, || Arc::new(Scripted::new(8, script)).into());
+                engine.push(Participant::LookUp("ngram".into()));
                 let lengths = [vec![0; models], vec![4]].concat();
                 let way = Way::new(strategy, Targets::Combined, &lengths);
                 let combination = combination.as_ref().unwrap();
@@ -450,10 +452,10 @@ fn a_look_up_without_a_find_costs_nothing() {
             row[context.len()] = 9.0;
             Ok(())
         };
-        let mut models: Vec<Arc<dyn Model>> = Vec::new();
-        models.resize_with(2, || Arc::new(Scripted::new(64, script)));
+        let mut models: Vec<Participant> = Vec::new();
+        models.resize_with(2, || Arc::new(Scripted::new(64, script)).into());
         if weights.len() > 2 {
-            models.push(Arc::new(Ngram::new("ngram")));
+            models.push(Participant::LookUp("ngram".into()));
         }
         let way = Way::new(strategy, Targets::Combined, lengths);
         let combination = Combination::mixture(weights).unwrap();
@@ -481,7 +483,7 @@ fn drafters_never_verify() {
                     let passes = Arc::new(AtomicUsize::new(0));
                     let mut models = World::Related.models(2, 3);
                     let drafter = Counted { model: World::Related.model(2, 3), passes: passes.clone() };
-                    models.push(Arc::new(drafter));
+                    models.push(Arc::new(drafter).into());
                     let mut decoder = decoder(&models, &combination, sampling, &way, &[], 50, CounterRng::new(5));
                     decoder.prompt(&PROMPT).unwrap();
                     while decoder.round().unwrap().1.is_none() {}
@@ -504,7 +506,7 @@ fn drafters_never_verify() {
 fn drafters_rest_without_room() {
     let passes = Arc::new(AtomicUsize::new(0));
     let mut models = World::Identical.models(3, 3);
-    models[1] = Arc::new(Counted { model: World::Identical.model(1, 3), passes: passes.clone() });
+    models[1] = Arc::new(Counted { model: World::Identical.model(1, 3), passes: passes.clone() }).into();
     let combination = Combination::mixture(&[0.5, 0.0, 0.5]).unwrap();
     let way = Way::new(Strategy::Cos, Targets::Combined, &[4, 1, 0]);
     let mut decoder = decoder(&models, &combination, Sampling::GREEDY, &way, &[], 4, CounterRng::new(1));
@@ -538,7 +540,7 @@ impl Model for Counted {
     fn start(&self, cancel: &Arc<Cancel>) -> cos::error::Result<Box<dyn Sequence>> {
         self.model.start(cancel)
     }
-    fn forward(&self, batch: &mut [Pass<'_>]) -> Result<(), Interrupt> {
+    fn forward(&self, batch: &mut [Pass<'_>]) -> Result<Report, Interrupt> {
         self.passes.fetch_add(1, Ordering::Relaxed);
         self.model.forward(batch)
     }
@@ -691,7 +693,7 @@ fn plans_change_exactly() {
         for world in [World::Related, World::Unrelated] {
             for sampling in [Sampling::PLAIN, Sampling::GREEDY, Sampling { top_p: 0.75, ..Sampling::PLAIN }] {
                 let ways = ways(models, combination, sampling);
-                let plans = |models: &[Arc<dyn Model>]| -> Vec<Plan> {
+                let plans = |models: &[Participant]| -> Vec<Plan> {
                     ways.iter().map(|way| plan(models, combination, sampling, way)).collect()
                 };
                 let models = world.models(models, 2);
@@ -743,13 +745,13 @@ fn turns_end_early_exactly() {
 fn plans_change_exactly_beside_look_ups_and_after_failures() {
     let mut combination = Combination::mixture(&[0.3, 0.7, 0.0]).unwrap();
     let lengths: [&[i32]; 3] = [&[0, 0, 2], &[1, 1, 2], &[2, 1, 1]];
-    let all = |models: &[Arc<dyn Model>], combination: &Combination, ways: &[Way]| -> Vec<Plan> {
+    let all = |models: &[Participant], combination: &Combination, ways: &[Way]| -> Vec<Plan> {
         ways.iter().map(|way| plan(models, combination, Sampling::PLAIN, way)).collect()
     };
     for world in [World::Related, World::Unrelated] {
         let ways = ways_of(&lengths, &combination, Sampling::PLAIN);
         let mut models = world.models(2, 2);
-        models.push(Arc::new(Ngram::new("ngram")));
+        models.push(Participant::LookUp("ngram".into()));
         let case = Case::new(world, models.clone(), &combination, Sampling::PLAIN, 5);
         Case { plans: all(&models, &combination, &ways), ..case }.check(ways.last().unwrap());
     }
@@ -775,7 +777,7 @@ fn weights_change_exactly_beside_look_ups() {
         for lengths in [[0, 0, 2], [1, 1, 2], [2, 1, 1]] {
             for way in ways_of(&[&lengths], &combinations[0], Sampling::PLAIN) {
                 let mut models = world.models(2, 2);
-                models.push(Arc::new(Ngram::new("ngram")));
+                models.push(Participant::LookUp("ngram".into()));
                 let choice = |ends: &[End]| &combinations[ends.len() % 2];
                 let case = Case::new(world, models, &combinations[0], Sampling::PLAIN, 5);
                 Case { choice: Some(&choice), ..case }.check(&way);
@@ -834,10 +836,10 @@ fn drafters_of_a_shorter_context_limit_nothing() {
     let mixture = Combination::mixture(&[0.5, 0.5, 0.0]).unwrap();
     for (combination, tokens) in [(&target, 5), (&mixture, 4)] {
         let count = combination.weights().len();
-        let models = |context: usize| -> Vec<Arc<dyn Model>> {
+        let models = |context: usize| -> Vec<Participant> {
             let drafter = World::Related.model(count - 1, 2).with_context_length(context);
             let others = World::Related.models(count - 1, 2).into_iter();
-            others.chain([Arc::new(drafter) as Arc<dyn Model>]).collect()
+            others.chain([Arc::new(drafter).into()]).collect()
         };
         for sampling in [Sampling::PLAIN, Sampling::GREEDY] {
             for way in ways(count, combination, sampling) {
@@ -864,7 +866,7 @@ fn plans_change_around_the_end_of_a_drafters_context() {
         let ways: Vec<Way> =
             ways(3, &mixture, Sampling::PLAIN).into_iter().filter(|way| way.targets == targets).collect();
         for context in [PROMPT.len() - 1, PROMPT.len() + 1, PROMPT.len() + 2] {
-            let drafter = Arc::new(World::Related.model(2, 2).with_context_length(context)) as Arc<dyn Model>;
+            let drafter = Participant::from(Arc::new(World::Related.model(2, 2).with_context_length(context)));
             let models: Vec<_> = World::Related.models(2, 2).into_iter().chain([drafter]).collect();
             let plans = ways.iter().map(|way| plan(&models, &mixture, Sampling::PLAIN, way)).collect();
             let case = Case::new(World::Related, models, &mixture, Sampling::PLAIN, 4);
@@ -879,13 +881,13 @@ fn plans_change_around_the_end_of_a_drafters_context() {
 fn weights_that_do_not_fit_change_nothing() {
     let [small, both, large] =
         [[1.0, 0.0], [0.5, 0.5], [0.0, 1.0]].map(|weights| Combination::mixture(&weights).unwrap());
-    let models: Vec<Arc<dyn Model>> = [8, 12]
+    let models: Vec<Participant> = [8, 12]
         .into_iter()
         .enumerate()
-        .map(|(k, length)| Arc::new(World::Related.model(k, 3).with_context_length(length)) as Arc<dyn Model>)
+        .map(|(k, length)| Arc::new(World::Related.model(k, 3).with_context_length(length)).into())
         .collect();
     let way = Way::new(Strategy::Standard, Targets::Combined, &[0, 0]);
-    let set = |decoder: &mut cos::decode::round::Decoder<CounterRng>, combination: &Combination| {
+    let set = |decoder: &mut cos::decode::decoder::Decoder<CounterRng>, combination: &Combination| {
         decoder.set_combination(combination.clone(), plan(&models, combination, Sampling::PLAIN, &way))
     };
     let mut decoder = decoder(&models, &large, Sampling::PLAIN, &way, &[], 0, CounterRng::new(1));
@@ -909,7 +911,7 @@ fn weights_that_do_not_fit_change_nothing() {
 }
 
 /// Two models, of which one fails at one of its rows, and the count of its rows.
-fn faulty(failing: usize, at: usize, interrupt: Interrupt) -> (Vec<Arc<dyn Model>>, Arc<AtomicUsize>) {
+fn faulty(failing: usize, at: usize, interrupt: Interrupt) -> (Vec<Participant>, Arc<AtomicUsize>) {
     let passes = Arc::new(AtomicUsize::new(0));
     let model = |k: usize| {
         let (passes, interrupt) = (passes.clone(), interrupt.clone());
@@ -921,7 +923,7 @@ fn faulty(failing: usize, at: usize, interrupt: Interrupt) -> (Vec<Arc<dyn Model
             row.copy_from_slice(&World::Related.logits(k, context, 2));
             Ok(())
         });
-        Arc::new(model) as Arc<dyn Model>
+        Arc::new(model).into()
     };
     ((0..2).map(model).collect(), passes)
 }
@@ -1032,8 +1034,8 @@ fn later_prompts_continue_the_sequence() {
 fn sequences_end_where_they_should() {
     let combination = Combination::mixture(&[0.5, 0.5]).unwrap();
     for way in ways(2, &combination, Sampling::PLAIN) {
-        let models: Vec<Arc<dyn Model>> =
-            (0..2).map(|k| Arc::new(World::Related.model(k, 3).with_context_length(12)) as Arc<dyn Model>).collect();
+        let models: Vec<Participant> =
+            (0..2).map(|k| Arc::new(World::Related.model(k, 3).with_context_length(12)).into()).collect();
         let new =
             |stop: &[i32], max| decoder(&models, &combination, Sampling::PLAIN, &way, stop, max, CounterRng::new(3));
 
@@ -1089,7 +1091,7 @@ fn nan_logits_commit_nothing() {
                     Ok(())
                 })
             };
-            let models: Vec<Arc<dyn Model>> = (0..2).map(|k| Arc::new(bad(k)) as Arc<dyn Model>).collect();
+            let models: Vec<Participant> = (0..2).map(|k| Arc::new(bad(k)).into()).collect();
             let mut decoder = decoder(&models, &combination, sampling, &way, &[], 40, CounterRng::new(1));
             decoder.prompt(&PROMPT).unwrap();
             let mut committed = PROMPT.len();
@@ -1111,8 +1113,7 @@ fn nan_logits_commit_nothing() {
 fn passes_are_those_of_the_algorithms() {
     let mixture = Combination::mixture(&[0.5, 0.5]).unwrap();
     let run = |combination: &Combination, way: Way, tokens: usize| {
-        let models: Vec<Arc<dyn Model>> =
-            (0..2).map(|k| Arc::new(World::Identical.model(k, 3)) as Arc<dyn Model>).collect();
+        let models: Vec<Participant> = (0..2).map(|k| Arc::new(World::Identical.model(k, 3)).into()).collect();
         let mut decoder = decoder(&models, combination, Sampling::PLAIN, &way, &[], tokens, CounterRng::new(1));
         decoder.prompt(&PROMPT).unwrap();
         while decoder.round().unwrap().1.is_none() {}

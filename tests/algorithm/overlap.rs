@@ -10,7 +10,7 @@ use cos::decode::combine::Combination;
 use cos::decode::policy::{Strategy, Targets};
 use cos::error::{Error, Result};
 use cos::model::scripted::Scripted;
-use cos::model::{Cancel, Interrupt, Model, Pass, Sequence, overlap};
+use cos::model::{Cancel, Interrupt, Model, Pass, Report, Sequence, overlap};
 use parking_lot::Mutex;
 
 /// A model that writes down what it is asked to do.
@@ -54,15 +54,15 @@ impl Model for Logged {
         self.inner.overlaps()
     }
 
-    fn begin(&self, pass: &mut Pass<'_>) -> bool {
-        let begun = self.inner.begin(pass);
+    fn launch(&self, pass: &mut Pass<'_>) -> bool {
+        let begun = self.inner.launch(pass);
         if begun {
             self.note("begin", pass.tokens.len());
         }
         begun
     }
 
-    fn forward(&self, batch: &mut [Pass<'_>]) -> Result<(), Interrupt> {
+    fn forward(&self, batch: &mut [Pass<'_>]) -> Result<Report, Interrupt> {
         self.note("run", batch[0].tokens.len());
         self.inner.forward(batch)
     }
@@ -185,7 +185,9 @@ fn the_gain_is_measured() {
         let time = move |_, _| Duration::from_millis(milliseconds);
         Arc::new(Scripted::new(5, |_, _| Ok(())).with_pass_times(time).with_overlap(left)) as Arc<dyn Model>
     };
-    let measured = |models: &[Arc<dyn Model>]| overlap::measure(models).unwrap();
+    let measured = |models: &[Arc<dyn Model>]| {
+        overlap::measure(&models.iter().map(|model| model.as_ref()).collect::<Vec<_>>()).unwrap()
+    };
     assert_eq!(measured(&[model(10, 0.5)]), None);
     assert_eq!(measured(&[model(10, 1.0), model(10, 1.0)]), None);
     let near = |found: Option<f64>, expected: f64| assert!((found.unwrap() - expected).abs() < 1e-6, "{found:?}");

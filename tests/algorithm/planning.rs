@@ -10,17 +10,19 @@ use crate::common::PROMPT;
 use cos::config::Combine;
 use cos::decode::chance::CounterRng;
 use cos::decode::combine::Combination;
+use cos::decode::decoder::Settings;
 use cos::decode::policy::{Plan, Policy, Request, Strategy, Targets};
-use cos::decode::round::{Decoder, Settings};
 use cos::engine::Engine;
+use cos::engine::drive::Driver;
+use cos::engine::participant::Participant;
 use cos::engine::session::{Options, Session, State};
+use cos::model::Cancel;
 use cos::model::scripted::Scripted;
-use cos::model::{Cancel, Model, Ngram};
 use cos::plan::estimates::Estimates;
 use cos::plan::forecast::{Forecast, LONGEST, Task};
 use cos::plan::planner::{Choices, Planner};
 use cos::plan::session::{PlanTimes, Planning, RoundReport, SharedPlanning};
-use cos::rows::sampling::Sampler;
+use cos::rows::Sampler;
 use parking_lot::Mutex;
 
 const VOCAB: usize = 11;
@@ -37,8 +39,8 @@ fn model(
     salt: u64,
     agreement: impl Fn(usize) -> f64 + Send + Sync + 'static,
     seconds: impl Fn(usize, u64) -> f64 + Send + Sync + 'static,
-) -> Arc<dyn Model> {
-    Arc::new(scripted(salt, agreement, seconds))
+) -> Participant {
+    Arc::new(scripted(salt, agreement, seconds)).into()
 }
 
 fn scripted(
@@ -63,7 +65,7 @@ fn usual(first: f64) -> impl Fn(usize, u64) -> f64 + Copy {
 }
 
 struct World {
-    models: Vec<Arc<dyn Model>>,
+    models: Vec<Participant>,
     combination: Combination,
     temperature: f32,
     /// Seconds beside the models for each proposal that is tested.
@@ -71,18 +73,16 @@ struct World {
 }
 
 impl World {
-    fn decoder(&self, plan: Plan, seed: u64, tokens: usize) -> Decoder<CounterRng> {
+    fn decoder(&self, plan: Plan, seed: u64, tokens: usize) -> Driver<CounterRng> {
         let cancel = Arc::new(Cancel::default());
         let settings = Settings {
             combination: self.combination.clone(),
             sampler: Sampler::new(self.temperature, 0, 0.0, 0.0).unwrap(),
-            plan,
             stop_tokens: Vec::new(),
             max_tokens: tokens,
             log_probabilities: false,
         };
-        let sequences = self.models.iter().map(|model| model.start(&cancel).unwrap()).collect();
-        let mut decoder = Decoder::new(self.models.clone(), sequences, settings, CounterRng::new(seed));
+        let mut decoder = Driver::new(&self.models, &cancel, settings, plan, CounterRng::new(seed)).unwrap();
         // Other prompts are other texts.
         decoder.prompt(&[&PROMPT[..], &[seed as i32 % VOCAB as i32; 2]].concat()).unwrap();
         decoder
@@ -126,12 +126,13 @@ impl World {
     ) -> (f64, Planning) {
         let costs = vec![1; self.models.len()];
         let request = self.request(lengths, targets, &costs);
-        let scores: Vec<bool> = self.models.iter().map(|model| model.scores()).collect();
+        let scores: Vec<bool> = self.models.iter().map(|each| each.model().is_some()).collect();
+        let pass_times: Vec<_> = self.models.iter().map(Participant::pass_times).collect();
         let choices = Choices::new(&request, &scores);
         let plan = Plan::new(&request).unwrap();
         let sampler = Sampler::new(self.temperature, 0, 0.0, 0.0).unwrap();
         let (mut planning, estimates) =
-            Planning::new(&shared.lock(), &self.models, &self.combination, &sampler, choices, plan);
+            Planning::new(&shared.lock(), &pass_times, &self.combination, &sampler, choices, plan);
         let mut decoder = self.decoder(planning.plan().clone(), 1, tokens);
         decoder.observe(estimates);
         let start = decoder.committed().len();
@@ -139,7 +140,7 @@ impl World {
         loop {
             let (before, elapsed) = (decoder.committed().len(), decoder.elapsed());
             let tested = decoder.counters().tested;
-            each(&decoder.settings().plan);
+            each(decoder.plan());
             let open = decoder.round().unwrap().1.is_none();
             let models = decoder.elapsed() - elapsed;
             let more = self.beside * (decoder.counters().tested - tested) as f64;
@@ -147,7 +148,11 @@ impl World {
             beside += more;
             let tokens = decoder.committed().len() - before;
             let round = RoundReport { tokens, total, models, is_usual: before > start && decoder.is_usual(), open };
-            planning.after_round(shared, &mut decoder, round, &|| Duration::ZERO);
+            if let Some(model) = planning.after_round(shared, &mut decoder, round, &|| Duration::ZERO) {
+                let before = decoder.elapsed();
+                decoder.probe(model).unwrap();
+                planning.probed(shared, (decoder.elapsed() - before).as_secs_f64());
+            }
             if !open {
                 let seconds = decoder.elapsed().as_secs_f64() + beside;
                 return (seconds / (decoder.committed().len() - start) as f64, planning);
@@ -253,7 +258,7 @@ fn drafts_end_where_the_drafter_is_unsure() {
             Ok(())
         };
         let time = |width, _| Duration::from_secs_f64(0.3 * (1.0 + 0.1 * (width as f64 - 1.0)));
-        world.models[1] = Arc::new(Scripted::new(VOCAB, script).with_pass_times(time));
+        world.models[1] = Arc::new(Scripted::new(VOCAB, script).with_pass_times(time)).into();
         let shared = Mutex::default();
         world.auto(&shared, 512);
         let (auto, planning) = world.auto(&shared, 3000);
@@ -344,7 +349,7 @@ fn auto_takes_up_a_drafter_that_becomes_good() {
 fn a_drafter_is_used_until_its_context_ends() {
     let mut world = target_and_drafter(0.9, 0.05, 0.0);
     let (standard, (best, _)) = (world.standard(1000), world.best(1000));
-    world.models[1] = Arc::new(scripted(2, |_| 0.9, usual(0.1)).with_context_length(1000 + PROMPT.len() + 2));
+    world.models[1] = Arc::new(scripted(2, |_| 0.9, usual(0.1)).with_context_length(1000 + PROMPT.len() + 2)).into();
     let shared = Mutex::default();
     for text in 0..2 {
         let (auto, planning) = world.auto(&shared, 2000);
@@ -419,7 +424,7 @@ fn forecasts_hold() {
                 let plan = Plan::of(policy, targets);
                 let mut decoder = world.decoder(plan.clone(), 3, 3000);
                 let seconds = |&(width, time): &(usize, Duration)| (width, time.as_secs_f64());
-                let times = |model: &Arc<dyn Model>| model.pass_times().iter().map(seconds).collect::<Vec<_>>();
+                let times = |model: &Participant| model.pass_times().iter().map(seconds).collect::<Vec<_>>();
                 decoder.observe(Estimates::new(&world.models.iter().map(times).collect::<Vec<_>>()));
                 while decoder.round().unwrap().1.is_none() {}
                 let found = decoder.elapsed().as_secs_f64() / 3000.0;
@@ -462,7 +467,7 @@ fn preparation_teaches_nothing() {
                 Ok(())
             };
             let time = |width, passes| Duration::from_secs_f64(usual(2.0)(width, passes));
-            *model = Arc::new(Scripted::new(VOCAB, script).with_pass_times(time).with_preparation(times));
+            *model = Arc::new(Scripted::new(VOCAB, script).with_pass_times(time).with_preparation(times)).into();
         }
         let shared = Mutex::default();
         world.auto(&shared, 100);
@@ -494,7 +499,7 @@ fn sessions_do_not_count_rounds_that_prepare_others() {
             clock.fetch_add(time.as_nanos() as u64 * if met < 2 { TIMES } else { 1 }, Ordering::Relaxed);
             time
         };
-        Arc::new(Scripted::new(VOCAB, script).with_pass_times(time).with_preparation(TIMES as f64)) as Arc<dyn Model>
+        Participant::from(Arc::new(Scripted::new(VOCAB, script).with_pass_times(time).with_preparation(TIMES as f64)))
     };
     let combine = Combine::Weighted { weights: vec![0.5, 0.5] };
     let engine = Engine::new(vec![model(1), model(2)], combine, Vec::new(), None).unwrap();
@@ -521,7 +526,7 @@ fn overlapping(agreement: f64, serial: f64) -> World {
         };
         let time = |width, passes| Duration::from_secs_f64(usual(2.0)(width, passes));
         let model = Scripted::new(VOCAB, script).with_pass_times(time).with_overlap((1.0 + serial) / 2.0);
-        Arc::new(model) as Arc<dyn Model>
+        Participant::from(Arc::new(model))
     };
     World { models: vec![model(1, 1.0), model(2, agreement)], ..contrastive(0.0, 1.0, 0.0) }
 }
@@ -593,8 +598,9 @@ fn look_ups_are_planned() {
     world.models = vec![
         Arc::new(
             Scripted::new(VOCAB, script).with_pass_times(|width, _| Duration::from_secs_f64(usual(2.0)(width, 0))),
-        ),
-        Arc::new(Ngram::new("ngram")),
+        )
+        .into(),
+        Participant::LookUp("ngram".into()),
     ];
     let (auto, planning) = world.auto(&Mutex::default(), 512);
     assert!(auto < 0.5 * world.standard(512), "{auto}: {planning:?}");

@@ -35,12 +35,14 @@ use cos::config::Combine;
 use cos::decode::combine::{Combination, Function};
 use cos::decode::policy::{Plan, Policy, Request, Strategy, Targets};
 use cos::engine::Engine;
+use cos::engine::participant::Participant;
 use cos::error::Error;
 use cos::ffi::engine::*;
 use cos::ffi::error::*;
 use cos::ffi::session::*;
 use cos::model::scripted::Scripted;
-use cos::model::{Cancel, Interrupt, Model, Ngram, Pass, Proposal, Sequence};
+use cos::model::{Cancel, Interrupt, Model, Pass, Report as PassReport, Sequence};
+use cos::rows::Row;
 use parking_lot::Mutex;
 use serde_json::Value;
 
@@ -354,7 +356,7 @@ impl Sequence for DoubleSequence {
         match self.bug {
             Some(Bug::TruncateKeepsOne) => self.inner.truncate(len + 1),
             Some(Bug::StaleRow) => {
-                self.wrong = (self.inner.len() > len).then(|| (len + 1, self.inner.logits(len + 1).to_vec()));
+                self.wrong = (self.inner.len() > len).then(|| (len + 1, scores(self.inner.as_ref(), len + 1)));
                 self.inner.truncate(len);
             }
             _ => self.inner.truncate(len),
@@ -362,29 +364,17 @@ impl Sequence for DoubleSequence {
         ledger.caches[self.index].truncate(self.inner.len());
     }
 
-    fn logits(&self, position: usize) -> &[f32] {
+    fn row(&self, position: usize) -> Row<'_> {
         match &self.wrong {
-            Some((wrong, row)) if *wrong == position => row,
-            _ => self.inner.logits(position),
+            Some((wrong, row)) if *wrong == position => Row::Host(row),
+            _ => self.inner.row(position),
         }
-    }
-
-    fn proposal(&self, position: usize) -> Proposal {
-        self.inner.proposal(position)
-    }
-
-    fn elapsed(&self) -> Duration {
-        self.inner.elapsed()
     }
 }
 
 impl Model for Double {
     fn name(&self) -> &str {
         self.inner.name()
-    }
-
-    fn scores(&self) -> bool {
-        self.inner.scores()
     }
 
     fn vocab_size(&self) -> usize {
@@ -417,7 +407,7 @@ impl Model for Double {
             Some(_) => return Err(Error::Runtime(PLANTED.into())),
             None => {}
         }
-        let bug = self.bug.filter(|_| self.index == 0 && self.scores());
+        let bug = self.bug.filter(|_| self.index == 0);
         let (inner, stage) = (self.inner.start(cancel)?, self.stage.clone());
         Ok(Box::new(DoubleSequence { inner, index: self.index, stage, ledger, bug, wrong: None }))
     }
@@ -426,13 +416,14 @@ impl Model for Double {
         self.inner.overlaps()
     }
 
-    fn begin(&self, pass: &mut Pass<'_>) -> bool {
+    fn launch(&self, pass: &mut Pass<'_>) -> bool {
         let sequence: &mut dyn Any = pass.sequence;
         let sequence: &mut DoubleSequence = sequence.downcast_mut().expect("a sequence of another model");
-        self.inner.begin(&mut Pass { sequence: sequence.inner.as_mut(), ..*pass })
+        self.inner.launch(&mut Pass { sequence: sequence.inner.as_mut(), ..*pass })
     }
 
-    fn forward(&self, batch: &mut [Pass<'_>]) -> Result<(), Interrupt> {
+    fn forward(&self, batch: &mut [Pass<'_>]) -> Result<PassReport, Interrupt> {
+        let mut report = PassReport { elapsed: Duration::ZERO, is_usual: true };
         for pass in batch {
             let tokens = pass.tokens;
             let sequence: &mut dyn Any = pass.sequence;
@@ -441,13 +432,12 @@ impl Model for Double {
             if tokens.is_empty() || tokens.len() > self.max_pass() {
                 self.stage.report(format!("a pass of {} tokens, where {} are allowed", tokens.len(), self.max_pass()));
             }
-            let before = sequence.inner.elapsed();
-            self.inner.forward(&mut [Pass { sequence: sequence.inner.as_mut(), tokens, keep: pass.keep }])?;
-            let elapsed = sequence.inner.elapsed() - before;
-            self.stage.clock.fetch_add(elapsed.as_nanos() as u64, Ordering::Relaxed);
+            let inner = Pass { sequence: sequence.inner.as_mut(), tokens, keep: pass.keep, filter: pass.filter };
+            report = self.inner.forward(&mut [inner])?;
+            self.stage.clock.fetch_add(report.elapsed.as_nanos() as u64, Ordering::Relaxed);
             if sequence.bug == Some(Bug::WideRow) && tokens.len() > 2 && pass.keep <= sequence.inner.len() {
                 let position = sequence.inner.len();
-                let mut row = sequence.inner.logits(position).to_vec();
+                let mut row = scores(sequence.inner.as_ref(), position);
                 row.rotate_left(1);
                 sequence.wrong = Some((position, row));
             }
@@ -459,14 +449,12 @@ impl Model for Double {
             if let Err(what) = ledger.check() {
                 self.stage.report(what);
             }
-            if self.scores() {
-                // Of what a pass scores, what lies within the prompt does not count.
-                let scored = (start + tokens.len()).saturating_sub(start.max(ledger.prompt_end - 1)) as u64;
-                ledger.forwards += u64::from(scored > 0);
-                ledger.positions += scored;
-            }
+            // Of what a pass scores, what lies within the prompt does not count.
+            let scored = (start + tokens.len()).saturating_sub(start.max(ledger.prompt_end - 1)) as u64;
+            ledger.forwards += u64::from(scored > 0);
+            ledger.positions += scored;
         }
-        Ok(())
+        Ok(report)
     }
 }
 
@@ -744,7 +732,7 @@ impl fmt::Display for Violation {
 struct Simulation {
     rng: fastrand::Rng,
     stage: Arc<Stage>,
-    models: Vec<Arc<dyn Model>>,
+    models: Vec<Participant>,
     combine: Combine,
     engine: Arc<Engine>,
     /// NULL once it is freed.
@@ -866,6 +854,7 @@ impl Simulation {
         };
         trace!(simulation, "seed {seed}: {vocab} tokens, {world:?} models, {:?}", simulation.combine);
         for model in &simulation.models {
+            let Some(model) = model.model() else { continue };
             let (context, pass, cost) = (model.context_length(), model.max_pass(), model.cost());
             trace!(simulation, "model {}: context {context}, passes of {pass}, cost {cost}", model.name());
         }
@@ -1082,7 +1071,7 @@ impl Simulation {
 
     /// Valid weights for this engine.
     fn weights(&mut self) -> Vec<f32> {
-        let scoring = self.models.iter().filter(|model| model.scores()).count();
+        let scoring = self.models.iter().filter(|each| each.model().is_some()).count();
         match self.combine {
             Combine::Weighted { .. } => mixture(&mut self.rng, scoring, self.models.len()),
             _ => logit_weights(&mut self.rng, scoring, self.models.len()),
@@ -1120,7 +1109,10 @@ impl Simulation {
     /// The context of the models that have a say.
     fn capacity(&self, combination: &Combination) -> usize {
         let needed = combination.needed();
-        needed.map(|model| self.models[model].context_length()).min().expect("a model that is needed")
+        needed
+            .map(|model| self.models[model].model().map_or(usize::MAX, Model::context_length))
+            .min()
+            .expect("a model that is needed")
     }
 
     /// The model that proposes first, or any one if none does.
@@ -1187,7 +1179,7 @@ impl Simulation {
             match self.rng.u8(..4) {
                 0 => weights.push(0.0),
                 1 => weights[0] = f32::NAN,
-                2 if !self.models[count - 1].scores() => weights[count - 1] = 0.5,
+                2 if self.models[count - 1].model().is_none() => weights[count - 1] = 0.5,
                 2 => weights.clear(),
                 _ => weights.fill(0.0),
             }
@@ -1548,7 +1540,7 @@ impl Simulation {
     fn lean(&mut self, session: &Session, r: &[f64], token: usize) {
         let ledger = session.ledger.lock();
         let model = session.drafter;
-        let q = if self.models[model].scores() {
+        let q = if self.models[model].model().is_some() {
             self.stage.truth.row(model, &ledger.committed, &mut self.rows[model]);
             if is_bad(&self.rows[model]) {
                 return;
@@ -1564,15 +1556,18 @@ impl Simulation {
     }
 }
 
-/// What a look-up proposes.
+/// What a look-up proposes: the token behind the latest of the longest earlier occurrences of the end, of 2 to 8 tokens.
 fn look_up(context: &[i32]) -> Option<i32> {
-    let model = Ngram::new("ngram");
-    let mut sequence = model.start(&Arc::default()).expect("a look-up");
-    model.forward(&mut [Pass { sequence: sequence.as_mut(), tokens: context, keep: 0 }]).expect("a look-up");
-    match sequence.proposal(context.len()) {
-        Proposal::Token(token) => Some(token),
-        _ => None,
-    }
+    let behind = |length: usize| {
+        let end = &context[context.len().checked_sub(length)?..];
+        (length..context.len()).rev().find(|&at| &context[at - length..at] == end).map(|at| context[at])
+    };
+    (2..=8).rev().find_map(behind)
+}
+
+/// A row, copied.
+fn scores(sequence: &dyn Sequence, position: usize) -> Vec<f32> {
+    sequence.row(position).scores().expect("a row on the host").to_vec()
 }
 
 /// What tokens are ranked and told by: a greedy session's log-probabilities are at temperature 1 without filters.
@@ -1585,14 +1580,15 @@ fn is_distribution(r: &[f64]) -> bool {
 }
 
 /// The models of a run.
-fn models(rng: &mut fastrand::Rng, stage: &Arc<Stage>, scoring: usize, bug: Option<Bug>) -> Vec<Arc<dyn Model>> {
+fn models(rng: &mut fastrand::Rng, stage: &Arc<Stage>, scoring: usize, bug: Option<Bug>) -> Vec<Participant> {
     let longest = rng.usize(8..=200);
-    let mut models: Vec<Box<dyn Model>> = Vec::new();
+    let mut models: Vec<Participant> = Vec::new();
     for model in 0..scoring {
-        let (stage, vocab) = (stage.clone(), stage.truth.vocab);
+        let (of_script, vocab) = (stage.clone(), stage.truth.vocab);
+        let stage = stage.clone();
         let script = move |context: &[i32], row: &mut [f32]| {
-            stage.truth.row(model, context, row);
-            stage.on_row(model, context.len(), row)
+            of_script.truth.row(model, context, row);
+            of_script.on_row(model, context.len(), row)
         };
         let context = if rng.u8(..4) > 0 { longest } else { rng.usize(8..=longest) };
         let scripted = Scripted::new(vocab, script)
@@ -1604,14 +1600,14 @@ fn models(rng: &mut fastrand::Rng, stage: &Arc<Stage>, scoring: usize, bug: Opti
         let time = move |width: usize, _| Duration::from_micros(first + further * (width as u64 - 1));
         let scripted = if rng.bool() { scripted.with_pass_times(time) } else { scripted };
         let scripted = if rng.bool() { scripted.with_overlap(rng.f64()) } else { scripted };
-        models.push(Box::new(scripted));
+        let double = Double { inner: Box::new(scripted), index: model, stage, bug };
+        models.push(Arc::new(double).into());
     }
     // behind the others, since rows are known by the numbers of their models
     if rng.u8(..4) == 0 {
-        models.push(Box::new(Ngram::new("ngram")));
+        models.push(Participant::LookUp("ngram".into()));
     }
-    let double = |(index, inner)| Arc::new(Double { inner, index, stage: stage.clone(), bug }) as Arc<dyn Model>;
-    models.into_iter().enumerate().map(double).collect()
+    models
 }
 
 /// Weights of a mixture; what does not score has none.

@@ -20,7 +20,7 @@ use cos::engine::Engine;
 use cos::engine::session::{Options, Session, State};
 use cos::model::Model;
 use cos::model::scripted::Scripted;
-use cos::rows::sampling::Sampler;
+use cos::rows::Sampler;
 
 fn cos(lengths: &[usize], order: &[usize]) -> Setup {
     let policy = Policy::Cos { lengths: lengths.to_vec(), order: order.to_vec() };
@@ -337,7 +337,7 @@ fn what_a_combination_does_to_the_text_is_told() {
         assert!(table.contains(text), "no {text:?} in\n{table}");
     }
     let masked = Combine::Contrastive { mu: 1.0, plausibility: 0.9 };
-    let engine = Engine::new(engine.models().to_vec(), masked, Vec::new(), None).unwrap();
+    let engine = Engine::new(engine.participants().to_vec(), masked, Vec::new(), None).unwrap();
     assert!(quality::table(&engine, &[vec![1, 0]], 12).unwrap().contains("| **together** | some are masked |"));
     assert_eq!(quality::repetitions(&[1, 2, 3, 4, 1, 2, 3, 4, 1]), 2);
 }

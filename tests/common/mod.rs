@@ -8,13 +8,15 @@ use std::sync::Arc;
 
 use cos::decode::chance::Chance;
 use cos::decode::combine::{Combination, Plausibility};
+use cos::decode::decoder::Settings;
 use cos::decode::policy::{Plan, Request, Strategy, Targets};
-use cos::decode::round::{Decoder, Settings};
 use cos::engine::Engine;
+use cos::engine::drive::Driver;
+use cos::engine::participant::Participant;
 use cos::engine::session::{Options, Session, State};
+use cos::model::Cancel;
 use cos::model::scripted::Scripted;
-use cos::model::{Cancel, Model};
-use cos::rows::sampling::Sampler;
+use cos::rows::{Row, Sampler};
 
 /// The project's folder: where Cargo says, or whoever runs a test program that was built elsewhere.
 pub fn root() -> PathBuf {
@@ -143,8 +145,8 @@ impl World {
         })
     }
 
-    pub fn models(self, count: usize, vocab: usize) -> Vec<Arc<dyn Model>> {
-        (0..count).map(|model| Arc::new(self.model(model, vocab).with_max_pass(3)) as Arc<dyn Model>).collect()
+    pub fn models(self, count: usize, vocab: usize) -> Vec<Participant> {
+        (0..count).map(|model| Arc::new(self.model(model, vocab).with_max_pass(3)).into()).collect()
     }
 }
 
@@ -217,7 +219,7 @@ pub fn oracle(rows: &[Vec<f32>], combination: &Combination, sampling: Sampling) 
         Combination::Custom { .. } => {
             // The function is taken at its word here, and compared with what it stands for by the tests.
             let mut scores = vec![0.0; rows[0].len()];
-            combination.scores(|model| &rows[model], &mut scores, |_| ()).unwrap();
+            combination.scores(|model| Row::Host(&rows[model]), &mut scores, |_| ()).unwrap();
             process(&wide(&scores))
         }
     }
@@ -301,8 +303,13 @@ pub const SAMPLINGS: [Sampling; 7] = [
 ];
 
 /// How a way decodes a combination.
-pub fn plan(models: &[Arc<dyn Model>], combination: &Combination, sampling: Sampling, way: &Way) -> Plan {
-    let costs: Vec<u64> = models.iter().map(|model| model.cost()).collect();
+pub fn plan(
+    models: &[impl Clone + Into<Participant>],
+    combination: &Combination,
+    sampling: Sampling,
+    way: &Way,
+) -> Plan {
+    let costs: Vec<u64> = models.iter().map(|model| model.clone().into().cost()).collect();
     let request = Request {
         strategy: way.strategy,
         targets: Some(way.targets),
@@ -316,23 +323,23 @@ pub fn plan(models: &[Arc<dyn Model>], combination: &Combination, sampling: Samp
 }
 
 pub fn decoder<C: Chance>(
-    models: &[Arc<dyn Model>],
+    models: &[impl Clone + Into<Participant>],
     combination: &Combination,
     sampling: Sampling,
     way: &Way,
     stop_tokens: &[i32],
     max_tokens: usize,
     chance: C,
-) -> Decoder<C> {
+) -> Driver<C> {
     let cancel = Arc::new(Cancel::default());
     let settings = Settings {
         combination: combination.clone(),
         sampler: sampling.sampler(),
-        plan: plan(models, combination, sampling, way),
         stop_tokens: stop_tokens.to_vec(),
         max_tokens,
         log_probabilities: way.targets == Targets::Combined,
     };
-    let sequences = models.iter().map(|model| model.start(&cancel).unwrap()).collect();
-    Decoder::new(models.to_vec(), sequences, settings, chance)
+    let plan = plan(models, combination, sampling, way);
+    let participants: Vec<Participant> = models.iter().cloned().map(Into::into).collect();
+    Driver::new(&participants, &cancel, settings, plan, chance).unwrap()
 }

@@ -69,7 +69,7 @@ fn outcomes(draws: u64) -> Vec<Comparison> {
     for purpose in [Purpose::Residual, Purpose::Target] {
         let mut counts = vec![0u64; weights.len()];
         for n in 0..draws {
-            counts[CounterRng::new(n).pick(Key { position: 9, purpose, epoch: 0 }, &weights[..])] += 1;
+            counts[CounterRng::new(n).pick(Key { position: 9, purpose, epoch: 0 }, &weights[..]).unwrap()] += 1;
         }
         let cells = weights.iter().zip(counts).enumerate();
         let cells = cells.map(|(token, (&weight, count))| (token.to_string(), f64::from(weight) / total, count));

@@ -9,7 +9,7 @@ use cos::decode::policy::Strategy;
 use cos::engine::Engine;
 use cos::engine::session::{Options, Session, State};
 use cos::model::{Cancel, Model, Pass};
-use cos::rows::sampling::NEAR_TIE;
+use cos::rows::{Filter, NEAR_TIE};
 
 use super::Progress;
 use super::results::{Section, Table};
@@ -101,15 +101,15 @@ fn decode(engine: &Arc<Engine>, prompt: &[i32], options: &Options) -> (Vec<i32>,
 /// By how much the oracle prefers one token to another after a context, in the domain that near ties are counted in. Rows
 /// come from fresh sequences, so that no cache has a say.
 fn margin(engine: &Engine, context: &[i32], a: i32, b: i32) -> f64 {
-    let row = |model: &Arc<dyn Model>| {
+    let row = |model: &dyn Model| {
         let mut sequence = model.start(&Arc::new(Cancel::default())).expect("memory");
         for tokens in context.chunks(model.max_pass()) {
-            let mut pass = [Pass { sequence: sequence.as_mut(), tokens, keep: usize::MAX }];
+            let mut pass = [Pass { sequence: sequence.as_mut(), tokens, keep: usize::MAX, filter: Filter::plain(1.0) }];
             model.forward(&mut pass).expect("models that do not fail");
         }
-        sequence.logits(context.len()).to_vec()
+        sequence.row(context.len()).scores().expect("a row on the host").to_vec()
     };
-    let rows: Vec<Vec<f32>> = engine.models().iter().map(row).collect();
+    let rows: Vec<Vec<f32>> = engine.models().map(row).collect();
     let plain = oracle(&rows, &engine.combination(None).expect("the engine's own"), Sampling::PLAIN);
     plain[a as usize].ln() - plain[b as usize].ln()
 }

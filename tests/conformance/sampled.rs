@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use cos::decode::chance::CounterRng;
 use cos::decode::combine::Combination;
 use cos::decode::policy::{Strategy, Targets};
-use cos::model::{Model, Ngram};
+use cos::engine::participant::Participant;
 
 use super::results::{Comparison, Section};
 use super::tables::{Table, Tree};
@@ -60,14 +60,15 @@ impl Case {
         Tree { vocab: if self.combination.weights().len() > 3 { 2 } else { 3 }, depth: TOKENS }
     }
 
-    pub fn models(&self) -> Vec<Arc<dyn Model>> {
+    pub fn models(&self) -> Vec<Participant> {
         let count = self.combination.weights().len();
-        let model = |model: usize| -> Arc<dyn Model> {
+        let model = |model: usize| -> Participant {
             if self.look_up && model == count - 1 {
-                return Arc::new(Ngram::new("ngram"));
+                return Participant::LookUp("ngram".into());
             }
             let table = Table::new(self.world, model, &PROMPT, self.tree());
-            Arc::new(if self.end == End::Context { table.with_context_length(PROMPT.len() + TOKENS) } else { table })
+            let table = if self.end == End::Context { table.with_context_length(PROMPT.len() + TOKENS) } else { table };
+            Arc::new(table).into()
         };
         (0..count).map(model).collect()
     }

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cos::error::Result;
-use cos::model::{Cancel, Interrupt, Model, Pass, Sequence};
+use cos::model::{Cancel, Interrupt, Model, Pass, Report, Sequence};
+use cos::rows::Row;
 
 use crate::common::World;
 
@@ -95,13 +96,9 @@ impl Sequence for TableSequence {
         self.nodes.truncate(len + 1);
     }
 
-    fn logits(&self, position: usize) -> &[f32] {
+    fn row(&self, position: usize) -> Row<'_> {
         let start = self.nodes[position] * self.vocab;
-        &self.rows[start..start + self.vocab]
-    }
-
-    fn elapsed(&self) -> Duration {
-        Duration::ZERO
+        Row::Host(&self.rows[start..start + self.vocab])
     }
 }
 
@@ -138,7 +135,7 @@ impl Model for Table {
         }))
     }
 
-    fn forward(&self, batch: &mut [Pass<'_>]) -> Result<(), Interrupt> {
+    fn forward(&self, batch: &mut [Pass<'_>]) -> Result<Report, Interrupt> {
         for pass in batch {
             let sequence: &mut TableSequence =
                 (pass.sequence as &mut dyn Any).downcast_mut().expect("a sequence of another model");
@@ -157,6 +154,6 @@ impl Model for Table {
                 sequence.nodes.push(node);
             }
         }
-        Ok(())
+        Ok(Report { elapsed: Duration::ZERO, is_usual: true })
     }
 }

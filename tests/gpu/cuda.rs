@@ -16,7 +16,7 @@ use cos::error::Error;
 use cos::model::{Cancel, Interrupt, Model, Pass, Sequence};
 use cos::onnx::{OnnxModel, Provider, RowsOn, Settings, environment};
 use cos::rows::Filter;
-use cos::rows::sampling::{Candidates, Sampler};
+use cos::rows::{Candidates, Sampler};
 use cudarc::driver::result as driver;
 use half::{bf16, f16};
 
@@ -140,13 +140,29 @@ fn run(engine: &Arc<Engine>, prompt: &[i32], options: &Options) -> (Vec<i32>, Ve
 }
 
 fn forward(model: &dyn Model, sequence: &mut dyn Sequence, tokens: &[i32], keep: usize) -> Result<(), Interrupt> {
-    model.forward(&mut [Pass { sequence, tokens, keep }])
+    filtered(model, sequence, tokens, keep, Filter::plain(1.0))
+}
+
+/// A pass whose rows are going to be filtered.
+fn filtered(
+    model: &dyn Model,
+    sequence: &mut dyn Sequence,
+    tokens: &[i32],
+    keep: usize,
+    filter: Filter,
+) -> Result<(), Interrupt> {
+    model.forward(&mut [Pass { sequence, tokens, keep, filter }]).map(drop)
+}
+
+/// All scores of a row.
+fn logits(sequence: &dyn Sequence, position: usize) -> &[f32] {
+    sequence.row(position).scores().unwrap()
 }
 
 fn fresh(model: &dyn Model, context: &[i32]) -> Vec<f32> {
     let mut sequence = model.start(&Arc::new(Cancel::default())).unwrap();
     forward(model, sequence.as_mut(), context, context.len()).unwrap();
-    sequence.logits(context.len()).to_vec()
+    logits(sequence.as_ref(), context.len()).to_vec()
 }
 
 fn worst(a: &[f32], b: &[f32]) -> f32 {
@@ -227,7 +243,7 @@ fn caches_survive_any_rollback() {
                 forward(&model, sequence.as_mut(), &new, first).unwrap();
                 context.extend_from_slice(&new);
                 for position in [first, context.len()] {
-                    let off = worst(sequence.logits(position), &fresh(&reference, &context[..position]));
+                    let off = worst(logits(sequence.as_ref(), position), &fresh(&reference, &context[..position]));
                     assert!(off < tolerance, "{form} {options:?}, position {position}: off by {off}");
                 }
                 let len = context.len();
@@ -261,14 +277,15 @@ fn texts_of_any_length_are_scored_alike() {
             let text: Vec<i32> = (0..length).map(|index| token(index + length)).collect();
             let mut expected = reference.start(&Arc::new(Cancel::default())).unwrap();
             forward(&reference, expected.as_mut(), &text, 1).unwrap();
-            let scored: Vec<Vec<f32>> = (1..=length).map(|position| expected.logits(position).to_vec()).collect();
+            let scored: Vec<Vec<f32>> =
+                (1..=length).map(|position| logits(expected.as_ref(), position).to_vec()).collect();
             for first in [1, length / 2, length] {
                 let what = format!("{form} {options:?}, {length} tokens from {first}");
                 let mut sequence = model.start(&Arc::new(Cancel::default())).unwrap();
                 forward(&model, sequence.as_mut(), &text, first).unwrap();
                 assert_eq!(sequence.len(), length);
                 for position in first..=length {
-                    let off = worst(sequence.logits(position), &scored[position - 1]);
+                    let off = worst(logits(sequence.as_ref(), position), &scored[position - 1]);
                     assert!(off < tolerance, "{what}, position {position}: off by {off}");
                 }
                 // What follows sees these tokens, and nothing that was behind them.
@@ -281,7 +298,7 @@ fn texts_of_any_length_are_scored_alike() {
                     forward(&model, sequence.as_mut(), &next, len + 1).unwrap();
                     forward(&reference, expected.as_mut(), &next, len + 1).unwrap();
                     for position in len + 1..=len + width {
-                        let off = worst(sequence.logits(position), expected.logits(position));
+                        let off = worst(logits(sequence.as_ref(), position), logits(expected.as_ref(), position));
                         assert!(off < tolerance, "{what}, position {position} behind them: off by {off}");
                     }
                 }
@@ -468,19 +485,20 @@ fn numbers_of_rows_are_theirs() {
         let about = model.describe();
         assert_eq!((&about["rows_on"], &about["no_gpu_rows"]), (&"gpu".into(), &serde_json::Value::Null), "{about}");
         let mut sequence = model.start(&Arc::new(Cancel::default())).unwrap();
-        sequence.set_filter(Filter::plain(1.25));
         for (pass, width) in [3, 1, 1, 1, 4, 4, 4, 17, 24].into_iter().enumerate() {
             let start = sequence.len();
             let tokens: Vec<i32> = (0..width).map(|index| token(7 * pass + index)).collect();
-            forward(&model, sequence.as_mut(), &tokens, start + 1).unwrap();
+            filtered(&model, sequence.as_mut(), &tokens, start + 1, Filter::plain(1.25)).unwrap();
             for position in start + 1..=sequence.len() {
                 let what = format!("{form}, position {position}");
-                let scored: Vec<f32> = (0..96).map(|token| sequence.score(position, token)).collect();
-                let (max, total) = sequence.normaliser(position, 1.25).expect(&what);
-                let (best, top, second) = sequence.best(position).expect(&what);
+                let rows = sequence.device_rows().expect(&what);
+                let scored: Vec<f32> = (0..96).map(|token| rows.score(position, token).unwrap()).collect();
+                let total = rows.distribution(position, Filter::plain(1.25)).expect(&what).unwrap().total();
+                let (best, top, second) = rows.best(position).expect(&what);
                 let shares = [0.0, 1e-4, 0.2, 0.4999, 0.9, 0.9999].map(|share| share * total);
-                let drawn = shares.map(|share| sequence.draw(position, share).expect(&what));
-                let row = sequence.logits(position);
+                let drawn = shares.map(|share| rows.draw(position, share).unwrap().expect(&what));
+                let row = rows.scores(position).unwrap();
+                let max = top;
                 assert_eq!(row, scored, "{what}");
                 let first = row.iter().position(|score| row.iter().all(|other| other <= score)).unwrap();
                 let others = row.iter().enumerate().filter(|(token, _)| *token != first);
@@ -496,7 +514,7 @@ fn numbers_of_rows_are_theirs() {
                         "{what}: {share}, {token}"
                     );
                 }
-                assert_eq!(sequence.normaliser(position, 1.0), None);
+                assert!(rows.distribution(position, Filter::plain(1.0)).is_none());
             }
         }
     }
@@ -523,42 +541,42 @@ fn filters_keep_the_same_on_the_gpu() {
         ] {
             let filter = sampler.filter();
             let mut sequence = model.start(&Arc::new(Cancel::default())).unwrap();
-            sequence.set_filter(filter);
             for (pass, width) in [3, 1, 1, 1, 4, 4, 4, 17, 24].into_iter().enumerate() {
                 let start = sequence.len();
                 let tokens: Vec<i32> = (0..width).map(|index| token(7 * pass + index)).collect();
-                forward(&model, sequence.as_mut(), &tokens, start + 1).unwrap();
+                filtered(&model, sequence.as_mut(), &tokens, start + 1, filter).unwrap();
                 for position in start + 1..=sequence.len() {
                     all += 1;
                     let what = format!("{form}, {sampler:?}, position {position}");
-                    let Some(found) = sequence.filtered(position, filter) else {
-                        assert_eq!(sequence.draw(position, 0.0), None, "{what}");
+                    let rows = sequence.device_rows().expect(&what);
+                    let Some(found) = rows.distribution(position, filter) else {
+                        assert_eq!(rows.draw(position, 0.0).unwrap(), None, "{what}");
                         continue;
                     };
                     known += 1;
-                    let shares = [0.0, 0.2, 0.4999, 0.9, 0.9999].map(|share| share * found.total);
-                    let drawn = shares.map(|share| sequence.draw(position, share).expect(&what));
-                    let row = sequence.logits(position);
+                    let (found, (_, max, _)) = (found.unwrap(), rows.best(position).expect(&what));
+                    let shares = [0.0, 0.2, 0.4999, 0.9, 0.9999].map(|share| share * found.total());
+                    let drawn = shares.map(|share| rows.draw(position, share).unwrap().expect(&what));
+                    let row = rows.scores(position).unwrap();
                     let expected = sampler.process(row, &mut candidates).unwrap();
-                    let keeps =
-                        |token: usize| row[token] > found.floor || (row[token] == found.floor && token < found.cut);
+                    let keeps = |token: usize| found.probability(row, token) > 0.0;
                     for token in 0..row.len() {
                         assert_eq!(keeps(token), expected.probability(row, token) > 0.0, "{what}, token {token}");
                     }
-                    assert!((found.total / expected.total() - 1.0).abs() < 1e-6, "{what}");
+                    assert!((found.total() / expected.total() - 1.0).abs() < 1e-6, "{what}");
                     let weight = |token: usize| {
-                        let exponent = f64::from(row[token] - found.max) * f64::from(filter.rate);
+                        let exponent = f64::from(row[token] - max) * f64::from(filter.rate);
                         if keeps(token) { exponent.exp() } else { 0.0 }
                     };
                     for (share, token) in shares.into_iter().zip(drawn) {
-                        let (before, near): (f64, f64) = ((0..token).map(weight).sum(), 1e-6 * found.total);
+                        let (before, near): (f64, f64) = ((0..token).map(weight).sum(), 1e-6 * found.total());
                         assert!(keeps(token), "{what}: {share}, {token}");
                         assert!(
                             before <= share + near && share <= before + weight(token) + near,
                             "{what}: {share}, {token}"
                         );
                     }
-                    assert_eq!(sequence.filtered(position, Filter { rate: 9.0, ..filter }), None);
+                    assert!(rows.distribution(position, Filter { rate: 9.0, ..filter }).is_none());
                 }
             }
         }
@@ -592,8 +610,7 @@ fn greedy_text_is_the_processors() {
                 let told = decode(&engine, &context, &options);
                 assert_eq!(told.len(), 128 - context.len());
                 for found in told {
-                    let rows: Vec<Vec<f32>> =
-                        reference.models().iter().map(|model| fresh(model.as_ref(), &context)).collect();
+                    let rows: Vec<Vec<f32>> = reference.models().map(|model| fresh(model, &context)).collect();
                     let shares = oracle(&rows, &combination, Sampling::PLAIN);
                     let best = shares.iter().cloned().fold(0.0, f64::max);
                     let off = best.ln() - shares[found as usize].ln();
@@ -695,7 +712,7 @@ fn draws_follow(engine: &Arc<Engine>, reference: &Arc<Engine>, top_k: usize) {
     let sampling = Sampling { temperature: 0.7, top_k, ..Sampling::PLAIN };
     let prompt = [5, 9, 33, 20, 61];
     let after = |context: &[i32]| {
-        let rows: Vec<Vec<f32>> = reference.models().iter().map(|model| fresh(model.as_ref(), context)).collect();
+        let rows: Vec<Vec<f32>> = reference.models().map(|model| fresh(model, context)).collect();
         oracle(&rows, &combination, sampling)
     };
     let mut all = ways();
@@ -830,7 +847,7 @@ fn sessions_fail_where_memory_ends() {
     drop(sessions);
     let mut next = model.start(&cancel).unwrap();
     forward(&model, next.as_mut(), &[1, 2, 3, 4], 4).unwrap();
-    assert!(worst(next.logits(4), first.logits(4)) < 0.03);
+    assert!(worst(logits(next.as_ref(), 4), logits(first.as_ref(), 4)) < 0.03);
     assert!(free() + (256 << 20) > before, "{} of {before} bytes are free", free());
 }
 
@@ -882,7 +899,7 @@ fn half_rows_are_pytorchs_anywhere() {
                     forward(model, sequence.as_mut(), &tokens[start..end], start + 1).unwrap();
                 }
                 for position in start + 1..=end {
-                    let [host, gpu] = sequences.each_ref().map(|sequence| sequence.logits(position));
+                    let [host, gpu] = sequences.each_ref().map(|sequence| logits(sequence.as_ref(), position));
                     assert_eq!(host, gpu, "{form}, position {position}");
                     assert!(host.iter().all(|&score| is_half(form, score)), "{form}, position {position}");
                     off = off.max(worst(host, &rows[position - 1]));
@@ -910,7 +927,7 @@ fn probabilities_of_half_rows_are_made_in_float32() {
 /// Returns the greedy text.
 fn probabilities_are_a_softmax(form: &str, provider: &str, rows: &str) -> Vec<i32> {
     let engine = engine_with(&[(form, provider)], rows, TARGET);
-    let model = engine.models()[0].as_ref();
+    let model = engine.models().next().unwrap();
     let mut text = Vec::new();
     // The first one leaves its buffers, whose lengths kernels may go by, to all others.
     let warm = Options { strategy: Strategy::Standard, stop_tokens: Some(Vec::new()), ..Options::default() };
@@ -934,7 +951,7 @@ fn probabilities_are_a_softmax(form: &str, provider: &str, rows: &str) -> Vec<i3
         forward(model, sequence.as_mut(), &PROMPT, PROMPT.len()).unwrap();
         for (&token, log) in text.iter().zip(logs) {
             let position = sequence.len();
-            let row = sequence.logits(position);
+            let row = logits(sequence.as_ref(), position);
             assert!(row.iter().all(|&score| is_half(form, score)), "{form}, position {position}");
             let score = |score: f32| f64::from(score) * rate;
             let max = row.iter().copied().map(score).fold(f64::NEG_INFINITY, f64::max);

@@ -12,7 +12,7 @@ use cos::engine::Engine;
 use cos::engine::session::{Options, Session, State};
 use cos::model::{Cancel, Model, Pass, Sequence};
 use cos::onnx::{OnnxModel, Provider, Settings, environment};
-use cos::rows::sampling::Sampler;
+use cos::rows::{Filter, Sampler};
 use serde_json::Value;
 
 /// By how many standard deviations of a row its logits may differ from those of float32, by the export's precision. Four bits are
@@ -79,7 +79,7 @@ fn logits_are_those_of_pytorch() {
                 for position in sequence["positions"].as_array().unwrap() {
                     let position = position.as_u64().unwrap() as usize;
                     run_to(&model, run.as_mut(), &text[..position]);
-                    let off = deviation(run.logits(position), expected.next().unwrap());
+                    let off = deviation(run.row(position).scores().unwrap(), expected.next().unwrap());
                     assert!(off <= tolerance, "{}: position {position} of {}: {off}", folder.display(), text.len());
                     worst = worst.max(off);
                 }
@@ -96,7 +96,7 @@ fn run_to(model: &dyn Model, run: &mut dyn Sequence, text: &[i32]) {
     while run.len() < text.len() {
         let end = text.len().min(run.len() + model.max_pass());
         let tokens = &text[run.len()..end];
-        model.forward(&mut [Pass { sequence: run, tokens, keep: text.len() }]).unwrap();
+        model.forward(&mut [Pass { sequence: run, tokens, keep: text.len(), filter: Filter::plain(1.0) }]).unwrap();
     }
 }
 
@@ -184,12 +184,12 @@ fn are_alike(subject: &Subject, job: &Job, a: &[i32], b: &[i32]) -> bool {
     }
     let Some(parting) = a.iter().zip(b).position(|(a, b)| a != b) else { return a.len() == b.len() };
     let tokens = [&text(job.prompt)[..], &a[..parting]].concat();
-    let models = subject.engine.models().iter().filter(|model| model.describe()["kind"] == "onnx");
+    let models = subject.engine.models().filter(|model| model.describe()["kind"] == "onnx");
     let gaps: Vec<f32> = models
         .map(|model| {
             let mut run = model.start(&Arc::new(Cancel::default())).unwrap();
-            run_to(model.as_ref(), run.as_mut(), &tokens);
-            let row = run.logits(tokens.len());
+            run_to(model, run.as_mut(), &tokens);
+            let row = run.row(tokens.len()).scores().unwrap();
             (row[a[parting] as usize] - row[b[parting] as usize]) / spread(row)
         })
         .collect();

@@ -13,7 +13,7 @@ use cos::config::Config;
 use cos::decode::policy::{Strategy, Targets};
 use cos::engine::Engine;
 use cos::engine::session::{Options, Session, State};
-use cos::rows::sampling::Sampler;
+use cos::rows::Sampler;
 use serde_json::{Value, json};
 
 fn on_gpu() -> bool {

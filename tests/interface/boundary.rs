@@ -9,12 +9,13 @@ use std::sync::{Arc, Barrier};
 use crate::common::boundary::{code, no_stats, options, outcome, result};
 use cos::config::Combine;
 use cos::engine::Engine;
+use cos::engine::participant::Participant;
 use cos::ffi::engine::*;
 use cos::ffi::error::*;
 use cos::ffi::session::*;
 use cos::ffi::text::*;
 use cos::model::scripted::Scripted;
-use cos::model::{Cancel, Interrupt, Model, Ngram, Pass, Sequence};
+use cos::model::{Cancel, Interrupt, Model, Pass, Report, Sequence};
 use cos::text::Text;
 
 /// An engine of two equal models that answer by `script`.
@@ -323,7 +324,7 @@ impl Model for Described {
         unreachable!("nobody decodes")
     }
 
-    fn forward(&self, _: &mut [Pass]) -> Result<(), Interrupt> {
+    fn forward(&self, _: &mut [Pass]) -> Result<Report, Interrupt> {
         unreachable!("nobody decodes")
     }
 }
@@ -425,9 +426,9 @@ fn look_ups_draft_and_have_no_say() {
         row[(*context.last().unwrap() as usize + 1) % 4] = 9.0;
         Ok(())
     };
-    let scripted = || Arc::new(Scripted::new(4, repeat)) as Arc<dyn Model>;
-    let ngram = || Arc::new(Ngram::new("ngram")) as Arc<dyn Model>;
-    let new = |models: Vec<Arc<dyn Model>>, combine| Engine::new(models, combine, Vec::new(), None);
+    let scripted = || Participant::from(Arc::new(Scripted::new(4, repeat)));
+    let ngram = || Participant::LookUp("ngram".into());
+    let new = |models: Vec<Participant>, combine| Engine::new(models, combine, Vec::new(), None);
 
     let weighted = Combine::Weighted { weights: vec![0.0, 1.0] };
     let engine = cos_engine::into_raw(Arc::new(new(vec![ngram(), scripted()], weighted).unwrap()));

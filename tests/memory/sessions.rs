@@ -10,7 +10,7 @@ use cos::decode::policy::{Strategy, Targets};
 use cos::engine::Engine;
 use cos::engine::session::{Options, Session};
 use cos::model::scripted::Scripted;
-use cos::rows::sampling::Sampler;
+use cos::rows::Sampler;
 
 use crate::allocator::{HELD, LARGEST, turn};
 
@@ -29,7 +29,7 @@ fn session(engine: &Arc<Engine>, temperature: f32) -> Session {
     let options = Options {
         strategy: Strategy::Cos,
         targets: Some(Targets::Combined),
-        proposal_lengths: Some(vec![2; engine.models().len()]),
+        proposal_lengths: Some(vec![2; engine.participants().len()]),
         sampler: Sampler::new(temperature, 0, 0.0, 0.0).unwrap(),
         stop_tokens: Some(Vec::new()),
         ..Options::default()

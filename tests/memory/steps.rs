@@ -10,7 +10,7 @@ use cos::decode::combine::Function;
 use cos::decode::policy::{Strategy, Targets};
 use cos::engine::Engine;
 use cos::engine::session::{Options, Session, State};
-use cos::rows::sampling::Sampler;
+use cos::rows::Sampler;
 
 use crate::allocator::{ALLOCATIONS, turn};
 

@@ -10,7 +10,8 @@ use cos::decode::policy::{Strategy, Targets};
 use cos::engine::Engine;
 use cos::engine::session::{Options, Session, State};
 use cos::model::{Cancel, Model, Pass};
-use cos::rows::sampling::{NEAR_TIE, Sampler};
+use cos::rows::Filter;
+use cos::rows::{NEAR_TIE, Sampler};
 
 fn demo(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("models/demo").join(name)
@@ -31,15 +32,17 @@ fn prompts(engine: &Engine, file: &str) -> Vec<Vec<i32>> {
 
 /// Rows of every model after a context, each from a fresh sequence.
 fn rows(engine: &Engine, context: &[i32]) -> Vec<Vec<f32>> {
-    engine.models().iter().map(|model| fresh(model.as_ref(), context)).collect()
+    engine.models().map(|model| fresh(model, context)).collect()
 }
 
 fn fresh(model: &dyn Model, context: &[i32]) -> Vec<f32> {
     let mut sequence = model.start(&Arc::new(Cancel::default())).unwrap();
     for tokens in context.chunks(model.max_pass()) {
-        model.forward(&mut [Pass { sequence: sequence.as_mut(), tokens, keep: usize::MAX }]).unwrap();
+        model
+            .forward(&mut [Pass { sequence: sequence.as_mut(), tokens, keep: usize::MAX, filter: Filter::plain(1.0) }])
+            .unwrap();
     }
-    sequence.logits(context.len()).to_vec()
+    sequence.row(context.len()).scores().unwrap().to_vec()
 }
 
 /// By how much the oracle prefers one token to another, greedily, in the domain that near ties are counted in.
@@ -96,13 +99,15 @@ fn caches_survive_any_rollback() {
                 let start = random(tokens.len() - width);
                 let new = &tokens[start..start + width];
                 let keep = context.len() + random(3);
-                model.forward(&mut [Pass { sequence: sequence.as_mut(), tokens: new, keep }]).unwrap();
+                model
+                    .forward(&mut [Pass { sequence: sequence.as_mut(), tokens: new, keep, filter: Filter::plain(1.0) }])
+                    .unwrap();
                 context.extend_from_slice(new);
                 if operation % 8 == 7 {
-                    let expected = fresh(model.as_ref(), &context);
+                    let expected = fresh(model, &context);
                     let worst = expected
                         .iter()
-                        .zip(sequence.logits(context.len()))
+                        .zip(sequence.row(context.len()).scores().unwrap())
                         .map(|(e, f)| (e - f).abs())
                         .fold(0.0, f32::max);
                     assert!(worst < 1e-3, "after {operation} operations logits are off by {worst}");
@@ -125,10 +130,16 @@ fn scoring_in_parallel_is_scoring_one_by_one() {
     let tokens = &prompts(&engine, "gsm8k.jsonl")[0];
     for model in engine.models() {
         let mut sequence = model.start(&Arc::new(Cancel::default())).unwrap();
-        model.forward(&mut [Pass { sequence: sequence.as_mut(), tokens, keep: 1 }]).unwrap();
+        model
+            .forward(&mut [Pass { sequence: sequence.as_mut(), tokens, keep: 1, filter: Filter::plain(1.0) }])
+            .unwrap();
         for position in [1, 2, 7, tokens.len() / 2, tokens.len()] {
-            let alone = fresh(model.as_ref(), &tokens[..position]);
-            let worst = alone.iter().zip(sequence.logits(position)).map(|(e, f)| (e - f).abs()).fold(0.0, f32::max);
+            let alone = fresh(model, &tokens[..position]);
+            let worst = alone
+                .iter()
+                .zip(sequence.row(position).scores().unwrap())
+                .map(|(e, f)| (e - f).abs())
+                .fold(0.0, f32::max);
             assert!(worst < 1e-3, "position {position} is off by {worst}");
         }
     }

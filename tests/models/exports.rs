@@ -15,9 +15,10 @@ use cos::export::Rollback::{Compact, Mask, Shorten};
 use cos::export::Rows::{All, Counted, Last};
 use cos::export::Scoring::{FirstPass, OneByOne, Parallel};
 use cos::export::{CacheKind, Export, Rollback, Rows, Scoring};
-use cos::model::{Cancel, Interrupt, Model, Pass, Sequence};
+use cos::model::{Cancel, Interrupt, Model, Pass, Report, Sequence};
 use cos::onnx::{OnnxModel, Provider, Settings, environment};
-use cos::rows::sampling::Sampler;
+use cos::rows::Filter;
+use cos::rows::Sampler;
 
 fn exports() -> PathBuf {
     crate::common::root().join("tests/exports")
@@ -69,12 +70,15 @@ impl<'a> Replay<'a> {
         assert_eq!(self.tokens[..start], golden.0[..start], "the test must roll back to what is shared");
         let tokens = &golden.0[start..start + width];
         let keep = start + 1 + unwanted;
-        self.model.forward(&mut [Pass { sequence: self.sequence.as_mut(), tokens, keep }]).unwrap();
+        self.model
+            .forward(&mut [Pass { sequence: self.sequence.as_mut(), tokens, keep, filter: Filter::plain(1.0) }])
+            .unwrap();
         self.tokens.truncate(start);
         self.tokens.extend_from_slice(tokens);
         for position in keep..=start + width {
-            assert_eq!(self.sequence.logits(position).len(), golden.1[position - 1].len());
-            for (&found, &expected) in self.sequence.logits(position).iter().zip(&golden.1[position - 1]) {
+            assert_eq!(self.sequence.row(position).scores().unwrap().len(), golden.1[position - 1].len());
+            for (&found, &expected) in self.sequence.row(position).scores().unwrap().iter().zip(&golden.1[position - 1])
+            {
                 self.worst = self.worst.max((found - expected).abs());
             }
         }
@@ -287,10 +291,17 @@ fn dynamic_quantisation_is_seen_and_scored_one_by_one() {
             for tokens in [rejected, &tokens[start..end]] {
                 sequence.truncate(start);
                 if !tokens.is_empty() {
-                    model.forward(&mut [Pass { sequence: sequence.as_mut(), tokens, keep: start + 1 }]).unwrap();
+                    model
+                        .forward(&mut [Pass {
+                            sequence: sequence.as_mut(),
+                            tokens,
+                            keep: start + 1,
+                            filter: Filter::plain(1.0),
+                        }])
+                        .unwrap();
                 }
             }
-            rows.extend((start + 1..=end).map(|position| sequence.logits(position).to_vec()));
+            rows.extend((start + 1..=end).map(|position| sequence.row(position).scores().unwrap().to_vec()));
         }
         rows
     };
@@ -312,9 +323,9 @@ fn builder_exports_need_no_configuration() {
     }
 }
 
-fn forward(model: &OnnxModel, sequence: &mut dyn Sequence, tokens: &[i32]) -> Result<(), Interrupt> {
+fn forward(model: &OnnxModel, sequence: &mut dyn Sequence, tokens: &[i32]) -> Result<Report, Interrupt> {
     let keep = sequence.len() + 1;
-    model.forward(&mut [Pass { sequence, tokens, keep }])
+    model.forward(&mut [Pass { sequence, tokens, keep, filter: Filter::plain(1.0) }])
 }
 
 /// A token outside the vocabulary makes a pass fail; nothing of it may stay, whatever the pass is cut into.
@@ -332,7 +343,8 @@ fn failed_passes_leave_no_trace() {
         let model = load(&exports().join(form)).unwrap();
         let mut sequence = model.start(&Arc::new(Cancel::default())).unwrap();
         let check = |sequence: &dyn Sequence, position: usize| {
-            let worst = sequence.logits(position).iter().zip(&rows[position - 1]).map(|(a, b)| (a - b).abs());
+            let worst =
+                sequence.row(position).scores().unwrap().iter().zip(&rows[position - 1]).map(|(a, b)| (a - b).abs());
             assert!(worst.fold(0.0, f32::max) < 1e-3, "{form}, position {position}");
         };
         forward(&model, sequence.as_mut(), &tokens[..1]).unwrap();
@@ -348,8 +360,8 @@ fn failed_passes_leave_no_trace() {
         // of a batch all or none
         let mut other = model.start(&Arc::new(Cancel::default())).unwrap();
         let batch = &mut [
-            Pass { sequence: sequence.as_mut(), tokens: &tokens[10..13], keep: 11 },
-            Pass { sequence: other.as_mut(), tokens: &[9999], keep: 1 },
+            Pass { sequence: sequence.as_mut(), tokens: &tokens[10..13], keep: 11, filter: Filter::plain(1.0) },
+            Pass { sequence: other.as_mut(), tokens: &[9999], keep: 1, filter: Filter::plain(1.0) },
         ];
         assert!(matches!(model.forward(batch), Err(Interrupt::Failed(_))));
         assert_eq!((sequence.len(), other.len()), (10, 0));
@@ -391,10 +403,7 @@ fn every_strategy_reaches_the_end_of_the_context() {
             ..Options::default()
         };
         let whole = decode(&engine, &PROMPT, &options(Strategy::Standard, 0.0));
-        assert_eq!(
-            whole.len(),
-            engine.models().iter().map(|model| model.context_length()).min().unwrap() - PROMPT.len()
-        );
+        assert_eq!(whole.len(), engine.models().map(|model| model.context_length()).min().unwrap() - PROMPT.len());
         for strategy in [Strategy::Speculative, Strategy::Cos] {
             assert_eq!(decode(&engine, &PROMPT, &options(strategy, 0.0)), whole, "{form}, {strategy:?}");
             // sampled drafts are rejected more often
