@@ -6,10 +6,15 @@ mod captures;
 mod check;
 mod huge_pages;
 mod inputs;
+mod logits;
 mod model;
+mod options;
+mod pass;
 mod runtime;
+mod sequence;
 mod settle;
 mod weights;
 
-pub use model::{OnnxModel, Provider, RowsOn, Settings};
+pub use model::OnnxModel;
+pub use options::{Provider, RowsOn, Settings};
 pub use runtime::{LIBRARY_VARIABLE, Runtime, environment, loaded};

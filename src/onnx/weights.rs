@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 
 use super::binding::{REMEMBER_PROVIDERS, operators_by};
 use super::huge_pages::Mappings;
-use super::model::Provider;
+use super::options::Provider;
 use super::runtime;
 use crate::cuda::{self, Device};
 use crate::error::{Error, Result};
