@@ -1,6 +1,6 @@
 //! What an exported language model is: its inputs and outputs, and what they mean.
 
-pub(crate) mod beside;
+pub(crate) mod companions;
 pub(crate) mod graph;
 pub(crate) mod recognise;
 pub(crate) mod shapes;

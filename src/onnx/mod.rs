@@ -4,15 +4,17 @@ mod binding;
 mod cache;
 mod captures;
 mod check;
+mod gpu_passes;
 mod huge_pages;
 mod inputs;
+mod load;
 mod logits;
 mod model;
 mod options;
 mod pass;
 mod runtime;
+mod scoring;
 mod sequence;
-mod settle;
 mod weights;
 
 pub use model::OnnxModel;

@@ -4,129 +4,57 @@
 //! sequences of one engine wait for each other, and it allocates tensors and names for each binding; ONNX Runtime
 //! itself allows concurrent runs, and binds tensors over our own buffers without a copy.
 
-use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use ort::memory::{AllocationDevice, AllocatorType, MemoryInfo, MemoryType};
+use ort::memory::MemoryInfo;
 use ort::session::RunOptions;
 use serde_json::{Value, json};
 
 use super::binding::Binding;
 use super::cache::Cache;
-use super::captures::{Captures, Gpu};
-use super::check;
+use super::captures::Captures;
+use super::gpu_passes::GpuPasses;
 use super::inputs::Feed;
 use super::logits::LogitRows;
-use super::options::{Provider, RowsOn, Settings};
+use super::options::{Provider, RowsOn};
 use super::sequence::{Lent, MAX_PASS, MIN_PASS, OnnxSequence, Spares, Terminate, own};
-use super::weights::{self, Loaded, Shapes};
+use super::weights::Loaded;
 use crate::cuda::Device;
 use crate::error::{Error, Result};
-use crate::export::graph::Graph;
-use crate::export::recognise::read_export;
-use crate::export::{CacheKind, CacheTensor, Export, Logits, Rows, beside, shapes};
+use crate::export::{Export, Logits, Rows};
 use crate::model::{Cancel, Interrupt, Model, Pass, Sequence};
 use crate::rows::device::DeviceRows;
 
 /// Logits of one pass take at most this many bytes, unless a pass of [`MIN_PASS`] tokens takes more.
 const LOGITS_BYTES: usize = 64 << 20;
 
-/// Timing passes at loading takes at most this, or a tenth of what loading took before.
-const TIMING: Duration = Duration::from_millis(100);
-
 /// Columns from which on rows stay on the GPU: shorter ones are copied and read in less time than it takes to ask the GPU.
 const LONG_ROW: usize = 1 << 15;
 
 /// A language model that ONNX Runtime runs.
 pub struct OnnxModel {
-    name: String,
-    loaded: Arc<Loaded>,
+    pub(super) name: String,
+    pub(super) loaded: Arc<Loaded>,
     pub(super) export: Arc<Export>,
-    provider: Provider,
-    memory: Arc<MemoryInfo<'static>>,
+    pub(super) provider: Provider,
+    pub(super) memory: Arc<MemoryInfo<'static>>,
     /// Tokens that count; further columns of the logits are padding.
-    vocab_size: usize,
+    pub(super) vocab_size: usize,
     /// By how much logits of a pass of several tokens differ from those of single ones, as seen when it was loaded.
     pub(super) deviation: f32,
     /// What was tried of it, and what came out.
     pub(super) trials: Vec<Value>,
-    pass_times: Vec<(usize, Duration)>,
+    pub(super) pass_times: Vec<(usize, Duration)>,
     /// The GPU where its cache and logits are, if they are on one.
-    device: Option<Arc<Device>>,
+    pub(super) device: Option<Arc<Device>>,
     /// What became of captures on a GPU.
     pub(super) captures: Arc<Captures>,
-    rows: Option<RowsOn>,
+    pub(super) rows: Option<RowsOn>,
     pub(super) spares: Arc<Spares>,
 }
 
 impl OnnxModel {
-    /// Load an export: an `.onnx` file, or a folder that holds one. [`super::environment`] must have been made. Weights that
-    /// another model of the process has loaded from the same file, and still uses, are shared with it.
-    ///
-    /// A few passes over made-up tokens show what inputs and outputs cannot tell: see [`check`].
-    pub fn load(path: &Path, name: &str, settings: &Settings) -> Result<Self> {
-        let file = beside::model_file(path)?;
-        let graph = Graph::read(&file)?;
-        beside::check_weights(&file, &graph)?;
-        let load = |shapes| Self::load_with(&file, &graph, shapes, name, settings);
-        match load(Shapes::Declared) {
-            Err(error) if shapes::are_blamed(&error.to_string()) => {
-                let mut model = load(Shapes::Inferred)?;
-                let warning =
-                    "the shapes that the file declares for inner values are wrong, so it was loaded without them";
-                model.export_mut().warnings.push(warning.into());
-                Ok(model)
-            }
-            result => result,
-        }
-    }
-
-    fn load_with(file: &Path, graph: &Graph, shapes: Shapes, name: &str, settings: &Settings) -> Result<Self> {
-        let started = Instant::now();
-        let refuse = |error: &dyn std::fmt::Display| Error::Model(format!("cannot load {}: {error}", file.display()));
-        let loaded = weights::load(file, graph, &settings.provider, shapes)
-            .map_err(|error| beside::explain(file, graph, error))?;
-        let mut export = read_export(file, graph, loaded.session.inputs(), loaded.session.outputs())?;
-        if let Some(length) = settings.context_length {
-            export.limit_context(length)?;
-        }
-        let memory = MemoryInfo::new(AllocationDevice::CPU, 0, AllocatorType::Device, MemoryType::Default)
-            .map_err(|error| refuse(&error))?;
-        let captures = Arc::new(Captures::default());
-        if let Provider::Cuda { .. } = settings.provider
-            && let Some(why) = loaded.no_graphs.as_deref().or(export.no_graphs())
-        {
-            captures.refuse(why.into());
-        }
-        // What takes a cache in place takes it where it runs; all else copies it anyway.
-        let writer = |tensor: &CacheTensor| graph.origin(tensor.present.to_str().ok()?);
-        let mut writers = export.cache.iter().filter_map(writer);
-        let stays = export.is_in_place() && writers.any(|node| loaded.on_processor.contains(&node.operator));
-        let is_there = loaded.is_whole || (export.cache_kind != CacheKind::None && !stays);
-        let mut model = OnnxModel {
-            name: name.into(),
-            device: loaded.device.clone().filter(|_| is_there),
-            captures,
-            loaded,
-            export: Arc::new(export),
-            provider: settings.provider.clone(),
-            memory: Arc::new(memory),
-            vocab_size: 0,
-            deviation: 0.0,
-            trials: Vec::new(),
-            pass_times: Vec::new(),
-            rows: settings.rows,
-            spares: Arc::default(),
-        };
-        model.try_out()?;
-        model.vocab_size = model.export.logits.columns;
-        model.settle_scoring(settings.scoring)?;
-        let limit = TIMING.max(started.elapsed() / 10);
-        model.pass_times = check::pass_times(&model, limit).map_err(|interrupt| model.failed_trial(interrupt))?;
-        Ok(model)
-    }
-
     /// What was recognised.
     pub fn export(&self) -> &Export {
         &self.export
@@ -161,14 +89,6 @@ impl OnnxModel {
         Arc::make_mut(&mut self.export)
     }
 
-    /// Let ONNX Runtime say how many rows and columns of logits a pass gives: graphs need not.
-    fn try_out(&mut self) -> Result<()> {
-        let width = if self.export.single_tokens() { 1 } else { 2 };
-        let mut sequence = self.sequence(&Arc::new(Cancel::default()))?;
-        let shape = sequence.get_mut().try_out(&[0, 0][..width]).map_err(|error| self.cannot_run(&error))?;
-        self.export_mut().see_logits(&shape, width)
-    }
-
     pub(super) fn failed_trial(&self, interrupt: Interrupt) -> Error {
         match interrupt {
             Interrupt::Failed(error) => self.cannot_run(&error),
@@ -176,18 +96,18 @@ impl OnnxModel {
         }
     }
 
-    fn cannot_run(&self, error: &dyn std::fmt::Display) -> Error {
+    pub(super) fn cannot_run(&self, error: &dyn std::fmt::Display) -> Error {
         let error = error.to_string();
         let mend = mend(&error).map_or(String::new(), |mend| format!("; {mend}"));
         Error::Model(format!("cannot run {}: {error}{mend}", self.export.file.display()))
     }
 
     /// An empty sequence: one that was given back, or a new one.
-    fn sequence(&self, cancel: &Arc<Cancel>) -> Result<Lent> {
+    pub(super) fn sequence(&self, cancel: &Arc<Cancel>) -> Result<Lent> {
         let failed = |error: ort::Error| Error::Runtime(error.to_string());
         let mut options = RunOptions::new().map_err(failed)?;
         if self.loaded.is_whole {
-            Gpu::set_options(&mut options).map_err(failed)?;
+            GpuPasses::set_options(&mut options).map_err(failed)?;
         }
         let options = Arc::new(options);
         cancel.add_hook(Box::new(Terminate(options.clone())));
@@ -205,7 +125,7 @@ impl OnnxModel {
                 } else {
                     None
                 };
-                Some(Gpu::new(device, &self.captures, self.loaded.plans_widths, rows).map_err(failed)?)
+                Some(GpuPasses::new(device, &self.captures, self.loaded.plans_widths, rows).map_err(failed)?)
             }
         };
         let feeds = self.export.inputs.iter().map(Feed::new);

@@ -8,7 +8,7 @@ use ort::value::TensorElementType;
 
 use super::binding::Tensor;
 use super::cache::Store;
-use super::captures::{Gpu, Output};
+use super::gpu_passes::{GpuPasses, Output};
 use super::inputs::{Feed, Numbers};
 use super::logits::{KEPT_ROWS, lengthen};
 use super::sequence::{Begun, Cut, OnnxSequence};
@@ -137,7 +137,7 @@ impl OnnxSequence {
         let Some(Begun { cut, output }) = self.begun.take() else { return Ok(()) };
         let output = output?;
         let started = Instant::now();
-        let waited = self.gpu.as_ref().map_or(Ok(()), Gpu::wait);
+        let waited = self.gpu.as_ref().map_or(Ok(()), GpuPasses::wait);
         self.elapsed += started.elapsed();
         waited?;
         let (position, end) = (self.cache.len() + 1 + cut.unwanted, self.cache.len() + 1 + cut.width);
@@ -201,7 +201,7 @@ impl OnnxSequence {
     }
 
     pub fn logits_bytes(&self) -> usize {
-        4 * (self.rows.rows.capacity() + self.raw.capacity()) + self.gpu.as_ref().map_or(0, Gpu::bytes)
+        4 * (self.rows.rows.capacity() + self.raw.capacity()) + self.gpu.as_ref().map_or(0, GpuPasses::bytes)
     }
 
     /// Give back what the logits of a long prompt took. Without a cache, the next pass would need it again.
@@ -280,7 +280,7 @@ impl OnnxSequence {
         let tokens = if self.export.cache_kind == CacheKind::None { &self.tokens } else { tokens };
         let (width, total) = (width as i64, place + width as i64);
         // A graph has one length of the mask for all passes over the same cache.
-        let whole = self.gpu.as_mut().is_some_and(Gpu::may_capture).then_some(capacity);
+        let whole = self.gpu.as_mut().is_some_and(GpuPasses::may_capture).then_some(capacity);
         for Feed { input, numbers, .. } in &mut self.feeds {
             let room = input.length.or(whole).unwrap_or(0).saturating_sub(total as usize);
             match input.role {
@@ -323,7 +323,7 @@ impl OnnxSequence {
             _ => (capacity, capacity),
         };
         if !bound || matches!(kind, CacheKind::Concatenated | CacheKind::Fixed { in_place: false, .. }) {
-            let memory = self.gpu.as_ref().map_or(&*self.memory, Gpu::memory);
+            let memory = self.gpu.as_ref().map_or(&*self.memory, GpuPasses::memory);
             let tensor = |store: &mut Store, tensor: &CacheTensor, tokens: usize| {
                 // SAFETY: a store has that many bytes, and stays until the next one is bound in its place.
                 unsafe {

@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 
 use super::binding::Binding;
 use super::cache::Cache;
-use super::captures::{Gpu, Output};
+use super::gpu_passes::{GpuPasses, Output};
 use super::inputs::Feed;
 use super::logits::{KEPT_ROWS, LogitRows};
 use super::weights::Loaded;
@@ -105,7 +105,7 @@ pub struct OnnxSequence {
     /// Declared before the buffers, so that it is dropped before them: it points into them.
     pub binding: Binding,
     /// What it has on a GPU; likewise before the buffers of the cache.
-    pub gpu: Option<Gpu>,
+    pub gpu: Option<GpuPasses>,
     pub cache: Cache,
     /// Whether the binding has the cache's buffers.
     pub bound: bool,

@@ -204,7 +204,7 @@ fn on_gpu(file: &Path, graph: &Graph, shapes: Shapes, device_id: i32, options: &
         other => other,
     })?;
     // By default attention is cuDNN's, which takes 60 ms and more for a width on a size of the cache that it has not met: any prompt of
-    // another length. It is left out where nothing is lost by that; elsewhere there are few widths (see `Gpu::padding`).
+    // another length. It is left out where nothing is lost by that; elsewhere there are few widths (see `GpuPasses::padding`).
     let by_default = device.prefers_cudnn() && !options.contains_key(ATTENTION);
     let kernels = if by_default { Attention::of(graph) } else { Attention::Own };
     let mut options = options.clone();
