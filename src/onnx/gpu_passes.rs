@@ -8,7 +8,7 @@ use ort::value::TensorElementType;
 
 use super::binding::Tensor;
 use super::captures::Captures;
-use crate::cuda::{self, Device, DeviceBuffer, Event, Graph, HostBuffer, Queue};
+use crate::cuda::{self, CapturedGraph, Device, DeviceBuffer, Event, HostBuffer, Queue};
 use crate::rows::device::{Control, DeviceRows, NOTED};
 
 /// The widest pass that is captured: over the longest draft that a planner makes of itself, 16, what comes before it and what others
@@ -47,7 +47,7 @@ type Kind = (usize, bool);
 enum Captured {
     /// One was run, so ONNX Runtime has all the memory that it needs for it.
     Warm,
-    Graph(Graph),
+    Graph(CapturedGraph),
 }
 
 /// What a sequence has on a GPU.

@@ -9,7 +9,7 @@ use ort::memory::{AllocationDevice, AllocatorType, MemoryInfo, MemoryType};
 use super::captures::Captures;
 use super::check;
 use super::model::OnnxModel;
-use super::options::{Provider, Settings};
+use super::options::{LoadOptions, Provider};
 use super::weights::{self, Shapes};
 use crate::error::{Error, Result};
 use crate::export::graph::Graph;
@@ -25,7 +25,7 @@ impl OnnxModel {
     /// another model of the process has loaded from the same file, and still uses, are shared with it.
     ///
     /// A few passes over made-up tokens show what inputs and outputs cannot tell: see [`check`].
-    pub fn load(path: &Path, name: &str, settings: &Settings) -> Result<Self> {
+    pub fn load(path: &Path, name: &str, settings: &LoadOptions) -> Result<Self> {
         let file = companions::model_file(path)?;
         let graph = Graph::read(&file)?;
         companions::check_weights(&file, &graph)?;
@@ -42,7 +42,7 @@ impl OnnxModel {
         }
     }
 
-    fn load_with(file: &Path, graph: &Graph, shapes: Shapes, name: &str, settings: &Settings) -> Result<Self> {
+    fn load_with(file: &Path, graph: &Graph, shapes: Shapes, name: &str, settings: &LoadOptions) -> Result<Self> {
         let started = Instant::now();
         let refuse = |error: &dyn std::fmt::Display| Error::Model(format!("cannot load {}: {error}", file.display()));
         let loaded = weights::load(file, graph, &settings.provider, shapes)

@@ -18,5 +18,5 @@ mod sequence;
 mod weights;
 
 pub use model::OnnxModel;
-pub use options::{Provider, RowsOn, Settings};
+pub use options::{LoadOptions, Provider, RowsOn};
 pub use runtime::{LIBRARY_VARIABLE, Runtime, environment, loaded};

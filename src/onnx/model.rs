@@ -18,11 +18,11 @@ use super::gpu_passes::GpuPasses;
 use super::inputs::Feed;
 use super::logits::LogitRows;
 use super::options::{Provider, RowsOn};
-use super::sequence::{Lent, MAX_PASS, MIN_PASS, OnnxSequence, Spares, Terminate, own};
-use super::weights::Loaded;
+use super::sequence::{MAX_PASS, MIN_PASS, OnnxSequence, SequenceHandle, Spares, Terminate, own};
+use super::weights::LoadedSession;
 use crate::cuda::Device;
 use crate::error::{Error, Result};
-use crate::export::{Export, Logits, Rows};
+use crate::export::{Export, GivenRows, Logits};
 use crate::model::{Cancel, Interrupt, Model, Pass, Sequence};
 use crate::rows::device::DeviceRows;
 
@@ -35,7 +35,7 @@ const LONG_ROW: usize = 1 << 15;
 /// A language model that ONNX Runtime runs.
 pub struct OnnxModel {
     pub(super) name: String,
-    pub(super) loaded: Arc<Loaded>,
+    pub(super) loaded: Arc<LoadedSession>,
     pub(super) export: Arc<Export>,
     pub(super) provider: Provider,
     pub(super) memory: Arc<MemoryInfo<'static>>,
@@ -103,7 +103,7 @@ impl OnnxModel {
     }
 
     /// An empty sequence: one that was given back, or a new one.
-    pub(super) fn sequence(&self, cancel: &Arc<Cancel>) -> Result<Lent> {
+    pub(super) fn sequence(&self, cancel: &Arc<Cancel>) -> Result<SequenceHandle> {
         let failed = |error: ort::Error| Error::Runtime(error.to_string());
         let mut options = RunOptions::new().map_err(failed)?;
         if self.loaded.is_whole {
@@ -111,7 +111,7 @@ impl OnnxModel {
         }
         let options = Arc::new(options);
         cancel.add_hook(Box::new(Terminate(options.clone())));
-        let lend = |sequence| Lent { sequence: Some(sequence), spares: self.spares.clone() };
+        let lend = |sequence| SequenceHandle { sequence: Some(sequence), spares: self.spares.clone() };
         if let Some(mut sequence) = self.spares.take() {
             sequence.restart(options, cancel, self.vocab_size)?;
             return Ok(lend(sequence));
@@ -175,9 +175,9 @@ impl Model for OnnxModel {
 
     fn max_pass(&self) -> usize {
         match self.export.logits.rows {
-            Rows::All => (LOGITS_BYTES / (4 * self.export.logits.columns)).clamp(MIN_PASS, MAX_PASS),
+            GivenRows::All => (LOGITS_BYTES / (4 * self.export.logits.columns)).clamp(MIN_PASS, MAX_PASS),
             // no more rows than are wanted, which are few
-            Rows::Counted | Rows::Last => MAX_PASS,
+            GivenRows::Counted | GivenRows::Last => MAX_PASS,
         }
     }
 

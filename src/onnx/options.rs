@@ -20,7 +20,7 @@ pub enum Provider {
 
 /// How to load a model, beyond where it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Settings {
+pub struct LoadOptions {
     /// Where it runs.
     pub provider: Provider,
     /// How positions are scored; `None` is settled by what the export can do.

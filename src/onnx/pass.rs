@@ -7,21 +7,21 @@ use half::{bf16, f16};
 use ort::value::TensorElementType;
 
 use super::binding::Tensor;
-use super::cache::Store;
+use super::cache::Storage;
 use super::gpu_passes::{GpuPasses, Output};
 use super::inputs::{Feed, Numbers};
 use super::logits::{KEPT_ROWS, lengthen};
-use super::sequence::{Begun, Cut, OnnxSequence};
+use super::sequence::{LaunchedPass, OnnxSequence, PassPlan};
 use crate::cuda;
 use crate::error::Error;
-use crate::export::{self, CacheKind, CacheTensor, Logits, Role, Rows};
+use crate::export::{self, CacheKind, CacheTensor, GivenRows, Logits, Role};
 use crate::model::Interrupt;
 use crate::rows::device::{self, Control};
 use crate::rows::widen::{widen_bf16, widen_f16};
 
 impl OnnxSequence {
     /// One pass.
-    pub fn pass(&mut self, tokens: &[i32], cut: Cut, keep: usize) -> Result<(), Interrupt> {
+    pub fn pass(&mut self, tokens: &[i32], cut: PassPlan, keep: usize) -> Result<(), Interrupt> {
         if self.cancel.is_requested() {
             self.abandon();
             return Err(Interrupt::Cancelled);
@@ -52,7 +52,7 @@ impl OnnxSequence {
 
     /// Run a pass without knowing the shape of the logits, and return it.
     pub fn try_out(&mut self, tokens: &[i32]) -> ort::Result<Vec<i64>> {
-        let cut = Cut { width: tokens.len(), unwanted: 0, padding: 0 };
+        let cut = PassPlan { width: tokens.len(), unwanted: 0, padding: 0 };
         self.fill_inputs(tokens, cut, &Control::zeroed())?;
         self.bind_inputs()?;
         self.binding.output_anywhere(&self.export.logits.name, &self.memory)?;
@@ -70,7 +70,7 @@ impl OnnxSequence {
         self.binding.last_output_shape()
     }
 
-    fn run_on_host(&mut self, tokens: &[i32], cut: Cut, keep: usize) -> ort::Result<()> {
+    fn run_on_host(&mut self, tokens: &[i32], cut: PassPlan, keep: usize) -> ort::Result<()> {
         self.bind(tokens, cut, keep)?;
         let started = Instant::now();
         let result = self.run_bound();
@@ -90,12 +90,12 @@ impl OnnxSequence {
     }
 
     /// Put a pass on the GPU's stream, with copies before and behind, and by a graph if one was captured of this width.
-    pub fn begin_on_gpu(&mut self, tokens: &[i32], cut: Cut, keep: usize) {
+    pub fn begin_on_gpu(&mut self, tokens: &[i32], cut: PassPlan, keep: usize) {
         let output = self.queue_tokens(tokens, cut, keep);
-        self.begun = Some(Begun { cut, output });
+        self.begun = Some(LaunchedPass { cut, output });
     }
 
-    fn queue_tokens(&mut self, tokens: &[i32], cut: Cut, keep: usize) -> ort::Result<Output> {
+    fn queue_tokens(&mut self, tokens: &[i32], cut: PassPlan, keep: usize) -> ort::Result<Output> {
         let (wanted, all) = (cut.wanted(), self.rows_given(cut));
         let start = self.cache.len();
         let position = start + 1 + cut.unwanted;
@@ -134,7 +134,7 @@ impl OnnxSequence {
 
     /// Wait for the pass that was begun, and have its rows where they are read.
     fn finish_on_gpu(&mut self, keep: usize) -> ort::Result<()> {
-        let Some(Begun { cut, output }) = self.begun.take() else { return Ok(()) };
+        let Some(LaunchedPass { cut, output }) = self.begun.take() else { return Ok(()) };
         let output = output?;
         let started = Instant::now();
         let waited = self.gpu.as_ref().map_or(Ok(()), GpuPasses::wait);
@@ -179,7 +179,7 @@ impl OnnxSequence {
     }
 
     /// Point the inputs and outputs at what this pass reads and writes.
-    fn bind(&mut self, tokens: &[i32], cut: Cut, keep: usize) -> ort::Result<()> {
+    fn bind(&mut self, tokens: &[i32], cut: PassPlan, keep: usize) -> ort::Result<()> {
         let position = self.cache.len() + 1 + cut.unwanted;
         let wanted = cut.wanted();
         self.fill_inputs(tokens, cut, &Control::zeroed())?;
@@ -218,17 +218,17 @@ impl OnnxSequence {
     }
 
     /// How many rows a pass gives, those of padding behind the others.
-    fn rows_given(&self, cut: Cut) -> usize {
+    fn rows_given(&self, cut: PassPlan) -> usize {
         match (self.export.logits.rows, self.export.cache_kind) {
-            (Rows::Last, _) => 1,
-            (Rows::Counted, _) => cut.wanted() + cut.padding,
-            (Rows::All, CacheKind::None) => self.tokens.len(),
-            (Rows::All, _) => cut.total(),
+            (GivenRows::Last, _) => 1,
+            (GivenRows::Counted, _) => cut.wanted() + cut.padding,
+            (GivenRows::All, CacheKind::None) => self.tokens.len(),
+            (GivenRows::All, _) => cut.total(),
         }
     }
 
     /// Bring the rows of a pass to where they are read.
-    fn read_raw(&mut self, cut: Cut) {
+    fn read_raw(&mut self, cut: PassPlan) {
         let wanted = cut.wanted();
         let given = self.rows_given(cut) - cut.padding;
         let Logits { element, columns, .. } = self.export.logits;
@@ -257,7 +257,7 @@ impl OnnxSequence {
     }
 
     /// Make room in the cache for a pass, and make its inputs.
-    fn fill_inputs(&mut self, tokens: &[i32], cut: Cut, control: &Control) -> ort::Result<()> {
+    fn fill_inputs(&mut self, tokens: &[i32], cut: PassPlan, control: &Control) -> ort::Result<()> {
         let mut prepared = self.cache.prepare(cut.total());
         if prepared.is_err() && self.spares.upgrade().is_some_and(|spares| spares.clear()) {
             prepared = self.cache.prepare(cut.total()); // with the memory that nobody used
@@ -324,7 +324,7 @@ impl OnnxSequence {
         };
         if !bound || matches!(kind, CacheKind::Concatenated | CacheKind::Fixed { in_place: false, .. }) {
             let memory = self.gpu.as_ref().map_or(&*self.memory, GpuPasses::memory);
-            let tensor = |store: &mut Store, tensor: &CacheTensor, tokens: usize| {
+            let tensor = |store: &mut Storage, tensor: &CacheTensor, tokens: usize| {
                 // SAFETY: a store has that many bytes, and stays until the next one is bound in its place.
                 unsafe {
                     let shape = tensor.shape(tokens);

@@ -13,10 +13,10 @@ use super::cache::Cache;
 use super::gpu_passes::{GpuPasses, Output};
 use super::inputs::Feed;
 use super::logits::{KEPT_ROWS, LogitRows};
-use super::weights::Loaded;
+use super::weights::LoadedSession;
 use crate::cuda::Device;
 use crate::error::{Error, Result};
-use crate::export::{CacheKind, Export, Rows, Scoring};
+use crate::export::{CacheKind, Export, GivenRows, Scoring};
 use crate::model::{Cancel, CancelHook, Interrupt, Memory, Sequence};
 use crate::rows::device::{DeviceRows, Placed};
 use crate::rows::{Filter, Filtered, RowMath};
@@ -30,7 +30,7 @@ pub const MAX_PASS: usize = 256;
 const SCORES_BYTES: usize = 64 << 20;
 
 pub fn own(sequence: &mut dyn Sequence) -> &mut OnnxSequence {
-    let lent: &mut Lent = (sequence as &mut dyn Any).downcast_mut().expect("a sequence of another model");
+    let lent: &mut SequenceHandle = (sequence as &mut dyn Any).downcast_mut().expect("a sequence of another model");
     lent.get_mut()
 }
 
@@ -60,13 +60,13 @@ impl Spares {
 }
 
 /// A sequence until it ends.
-pub struct Lent {
+pub struct SequenceHandle {
     /// Always there, but for `drop`.
     pub sequence: Option<OnnxSequence>,
     pub spares: Arc<Spares>,
 }
 
-impl Lent {
+impl SequenceHandle {
     pub fn get(&self) -> &OnnxSequence {
         self.sequence.as_ref().expect("it has not ended")
     }
@@ -76,7 +76,7 @@ impl Lent {
     }
 }
 
-impl Drop for Lent {
+impl Drop for SequenceHandle {
     fn drop(&mut self) {
         self.get_mut().abandon();
         let sound = self.get().sound && self.fault().is_none();
@@ -127,16 +127,16 @@ pub struct OnnxSequence {
     pub peak_logits: usize,
     pub spares: Weak<Spares>,
     /// Behind the binding, so that the session ends where it was made.
-    pub _loaded: Arc<Loaded>,
+    pub _loaded: Arc<LoadedSession>,
     /// Whether no pass has failed, so that another sequence may have its buffers.
     pub sound: bool,
     /// A pass that was begun, or why it was not.
-    pub begun: Option<Begun>,
+    pub begun: Option<LaunchedPass>,
 }
 
 /// How tokens are run in one pass.
 #[derive(Clone, Copy)]
-pub struct Cut {
+pub struct PassPlan {
     /// How many there are.
     pub width: usize,
     /// How many of their rows, from the front, need not be made.
@@ -145,7 +145,7 @@ pub struct Cut {
     pub padding: usize,
 }
 
-impl Cut {
+impl PassPlan {
     pub fn wanted(self) -> usize {
         self.width - self.unwanted
     }
@@ -156,13 +156,13 @@ impl Cut {
 }
 
 /// A pass on a GPU until it is over.
-pub struct Begun {
-    pub cut: Cut,
+pub struct LaunchedPass {
+    pub cut: PassPlan,
     /// Where its rows go, or what went wrong.
     pub output: ort::Result<Output>,
 }
 
-impl Sequence for Lent {
+impl Sequence for SequenceHandle {
     fn len(&self) -> usize {
         self.get().cache.len()
     }
@@ -321,7 +321,7 @@ impl OnnxSequence {
     }
 
     /// How the first of so many tokens are run in one pass.
-    pub fn next_pass(&self, tokens: usize, keep: usize) -> Cut {
+    pub fn next_pass(&self, tokens: usize, keep: usize) -> PassPlan {
         // Rows before `keep` are not wanted; after token i comes the row of position i + 1.
         let unwanted = keep.saturating_sub(self.len() + 1).min(tokens - 1);
         let (width, unwanted) = match self.export.logits.rows {
@@ -331,20 +331,20 @@ impl OnnxSequence {
             }
             _ if self.export.scoring == Scoring::OneByOne => (1, 0),
             _ if self.export.scoring == Scoring::FirstPass && self.len() > 0 => (1, 0),
-            Rows::Last => (unwanted + 1, unwanted),
+            GivenRows::Last => (unwanted + 1, unwanted),
             // all come anyway, and go to where they are read without a copy, unless that is somewhere else
-            Rows::All if self.export.cache_kind != CacheKind::None && self.gpu.is_none() => (tokens, 0),
-            Rows::All | Rows::Counted => (tokens, unwanted),
+            GivenRows::All if self.export.cache_kind != CacheKind::None && self.gpu.is_none() => (tokens, 0),
+            GivenRows::All | GivenRows::Counted => (tokens, unwanted),
         };
         let width = width.min(self.widest(width));
-        Cut { width, unwanted: unwanted.min(width - 1), padding: self.padding(width) }
+        PassPlan { width, unwanted: unwanted.min(width - 1), padding: self.padding(width) }
     }
 
     /// How many tokens a pass over so many takes more.
     pub fn padding(&self, width: usize) -> usize {
         let can = self.export.cache_kind == CacheKind::Shared
             && self.export.scoring == Scoring::Parallel
-            && self.export.logits.rows != Rows::Last;
+            && self.export.logits.rows != GivenRows::Last;
         let padding = self.gpu.as_ref().filter(|_| can).map_or(0, |gpu| gpu.padding(width));
         let (total, end) = (width + padding, self.len() + width);
         let fits = end + padding <= self.cache.room(end) && total <= self.widest(total);
