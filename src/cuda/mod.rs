@@ -304,7 +304,7 @@ impl Queue<'_> {
     }
 
     /// Have what `work` puts on the stream recorded instead of run.
-    pub fn capture(&self, work: impl FnOnce(&Self) -> ort::Result<()>) -> ort::Result<Graph> {
+    pub fn capture(&self, work: impl FnOnce(&Self) -> ort::Result<()>) -> ort::Result<CapturedGraph> {
         let stream = self.device.stream;
         // SAFETY: the stream is alive, and ours alone while the queue is held; the graph is destroyed here.
         unsafe {
@@ -316,12 +316,12 @@ impl Queue<'_> {
             let graph = graph?;
             let made = result::graph::instantiate(graph, sys::CUgraphInstantiate_flags(0));
             _ = result::graph::destroy(graph);
-            Ok(Graph(done(made)?))
+            Ok(CapturedGraph(done(made)?))
         }
     }
 
     /// Run what was captured.
-    pub fn launch(&self, graph: &Graph) -> ort::Result<()> {
+    pub fn launch(&self, graph: &CapturedGraph) -> ort::Result<()> {
         // SAFETY: both are alive.
         done(unsafe { result::graph::launch(graph.0, self.device.stream) })
     }
@@ -340,12 +340,12 @@ impl Queue<'_> {
 }
 
 /// A pass that was captured.
-pub struct Graph(sys::CUgraphExec);
+pub struct CapturedGraph(sys::CUgraphExec);
 
 // SAFETY: any thread may launch and destroy it; the queue keeps them apart.
-unsafe impl Send for Graph {}
+unsafe impl Send for CapturedGraph {}
 
-impl Drop for Graph {
+impl Drop for CapturedGraph {
     fn drop(&mut self) {
         // SAFETY: made by `capture`, destroyed once; a sequence waits for its passes.
         _ = unsafe { result::graph::exec_destroy(self.0) };

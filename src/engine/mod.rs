@@ -23,7 +23,7 @@ use crate::engine::stats::Stats;
 use crate::error::{Error, Result};
 use crate::export::Scoring;
 use crate::model::{Model, overlap};
-use crate::onnx::{OnnxModel, Provider, RowsOn, Settings, environment, loaded};
+use crate::onnx::{LoadOptions, OnnxModel, Provider, RowsOn, environment, loaded};
 use crate::plan::session::SharedPlanning;
 use crate::process::Process;
 use crate::text::Text;
@@ -260,7 +260,11 @@ fn load(config: &ExportConfig) -> Result<OnnxModel> {
         RowsName::Gpu => RowsOn::Gpu,
         RowsName::Host => RowsOn::Host,
     });
-    OnnxModel::load(&config.path, &name, &Settings { provider, scoring, context_length: config.context_length, rows })
+    OnnxModel::load(
+        &config.path,
+        &name,
+        &LoadOptions { provider, scoring, context_length: config.context_length, rows },
+    )
 }
 
 fn folder_name(path: &Path) -> String {

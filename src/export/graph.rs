@@ -495,7 +495,7 @@ struct StringStringEntry {
 pub(crate) mod tests {
     use std::collections::BTreeSet;
 
-    use super::super::beside;
+    use super::super::companions;
     use super::*;
 
     fn node(operator: &str, inputs: &[&str], output: &str) -> NodeProto {
@@ -650,7 +650,7 @@ pub(crate) mod tests {
             let external_data = entries.map(entry).into();
             let weight = TensorProto { name: "w".into(), external_data, ..Default::default() };
             let graph = read(GraphProto { initializer: vec![weight], ..Default::default() }, Vec::new());
-            let error = beside::check_weights(Path::new("folder/model.onnx"), &graph).unwrap_err().to_string();
+            let error = companions::check_weights(Path::new("folder/model.onnx"), &graph).unwrap_err().to_string();
             let says = format!("\"w\" in \"weights.bin\" has the {key} {value:?}, not a number of bytes");
             assert!(error.contains(&says) && error.contains("folder/model.onnx"), "{error}");
         }

@@ -1,6 +1,6 @@
 //! What an exported language model is: its inputs and outputs, and what they mean.
 
-pub(crate) mod beside;
+pub(crate) mod companions;
 pub(crate) mod graph;
 pub(crate) mod recognise;
 pub(crate) mod shapes;
@@ -147,12 +147,12 @@ pub struct Logits {
     /// Number of columns; 0 until a trial run has shown what the graph leaves open.
     pub columns: usize,
     /// Which positions get logits.
-    pub rows: Rows,
+    pub rows: GivenRows,
 }
 
 /// Which positions of a pass get logits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Rows {
+pub enum GivenRows {
     /// All of them.
     All,
     /// As many of the last ones as [`Role::LogitsToKeep`] says.
@@ -226,7 +226,7 @@ impl Rollback {
 
 /// What a tensor of the cache holds of a layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Holds {
+pub enum CacheContent {
     /// The keys.
     Keys,
     /// The values.
@@ -248,7 +248,7 @@ pub struct CacheTensor {
     /// The layer.
     pub layer: usize,
     /// What it holds of it.
-    pub holds: Holds,
+    pub holds: CacheContent,
     /// Heads of keys or values; 1 where one dimension holds all of them.
     pub heads: usize,
     /// Elements of a head.
@@ -315,9 +315,9 @@ impl Export {
             _ => return Err(unexpected()),
         };
         self.logits.rows = match rows {
-            _ if self.inputs.iter().any(|input| input.role == Role::LogitsToKeep) => Rows::Counted,
-            rows if rows == width && shape.len() == 3 => Rows::All,
-            1 => Rows::Last,
+            _ if self.inputs.iter().any(|input| input.role == Role::LogitsToKeep) => GivenRows::Counted,
+            rows if rows == width && shape.len() == 3 => GivenRows::All,
+            1 => GivenRows::Last,
             _ => return Err(unexpected()),
         };
         if let Some(tokens) = self.embedded_tokens.filter(|tokens| columns < tokens / 2) {
@@ -328,7 +328,7 @@ impl Export {
             )));
         }
         self.logits.columns = columns;
-        if self.logits.rows == Rows::Last {
+        if self.logits.rows == GivenRows::Last {
             self.warnings.push(
                 "it gives logits for the last position only, so drafts are scored one position at a time and speculation \
                  saves nothing; export it with logits for all positions"
@@ -373,9 +373,9 @@ impl Export {
                 "type": type_name(self.logits.element),
                 "columns": self.logits.columns,
                 "rows": match self.logits.rows {
-                    Rows::All => "all",
-                    Rows::Counted => "counted",
-                    Rows::Last => "last",
+                    GivenRows::All => "all",
+                    GivenRows::Counted => "counted",
+                    GivenRows::Last => "last",
                 },
             },
             "cache": {

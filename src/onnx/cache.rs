@@ -24,43 +24,43 @@ impl Buffer {
 }
 
 /// Where a tensor of the cache is.
-pub enum Store {
+pub enum Storage {
     /// In the memory of the host.
     Host(Vec<u32>),
     /// In that of a GPU.
     Device(DeviceBuffer),
 }
 
-impl Store {
+impl Storage {
     /// Zeroes on a device, or on the host.
     fn zeroed(device: Option<&Arc<Device>>, units: usize) -> Result<Self> {
         Ok(match device {
-            None => Store::Host(zeroes(units)?),
+            None => Storage::Host(zeroes(units)?),
             Some(device) => {
                 let bytes = units.checked_mul(4).ok_or_else(|| Error::Runtime("no GPU has so much memory".into()))?;
                 let failed = |error| Error::Runtime(format!("a cache of {bytes} bytes: {error}"));
-                Store::Device(DeviceBuffer::zeroed(device, bytes).map_err(failed)?)
+                Storage::Device(DeviceBuffer::zeroed(device, bytes).map_err(failed)?)
             }
         })
     }
 
     fn empty() -> Self {
-        Store::Host(Vec::new())
+        Storage::Host(Vec::new())
     }
 
     /// Its length in units.
     pub fn len(&self) -> usize {
         match self {
-            Store::Host(units) => units.len(),
-            Store::Device(buffer) => buffer.len() / 4,
+            Storage::Host(units) => units.len(),
+            Storage::Device(buffer) => buffer.len() / 4,
         }
     }
 
     /// Its address, on the host or on the device.
     pub fn address(&mut self) -> *mut c_void {
         match self {
-            Store::Host(units) => units.as_mut_ptr().cast(),
-            Store::Device(buffer) => buffer.address(),
+            Storage::Host(units) => units.as_mut_ptr().cast(),
+            Storage::Device(buffer) => buffer.address(),
         }
     }
 
@@ -68,21 +68,21 @@ impl Store {
     /// before: there, and here.
     fn copy_runs(
         &mut self,
-        from: &Store,
+        from: &Storage,
         places: (usize, usize),
         pitch: (usize, usize),
         units: usize,
         runs: usize,
     ) -> Result<()> {
         match (self, from) {
-            (Store::Host(to), Store::Host(from)) => {
+            (Storage::Host(to), Storage::Host(from)) => {
                 for run in 0..runs {
                     let (from_place, to_place) = (places.0 + run * pitch.0, places.1 + run * pitch.1);
                     to[to_place..to_place + units].copy_from_slice(&from[from_place..from_place + units]);
                 }
                 Ok(())
             }
-            (Store::Device(to), Store::Device(from)) => to
+            (Storage::Device(to), Storage::Device(from)) => to
                 .copy_runs(from, (4 * places.0, 4 * places.1), (4 * pitch.0, 4 * pitch.1), 4 * units, runs)
                 .map_err(|error| Error::Runtime(format!("the cache could not be moved: {error}"))),
             _ => Err(Error::Internal("a cache is in two places".into())),
@@ -131,9 +131,9 @@ struct Buffer {
     runs: usize,
     /// Size of an entry in a run, in units of four bytes, which fits every element type and keeps them aligned.
     units: usize,
-    past: Store,
+    past: Storage,
     /// Empty where past and present are one.
-    present: Store,
+    present: Storage,
 }
 
 impl Cache {
@@ -147,7 +147,7 @@ impl Cache {
                     tensor.past
                 )));
             }
-            Ok(Buffer { runs, units: bytes / 4, past: Store::empty(), present: Store::empty() })
+            Ok(Buffer { runs, units: bytes / 4, past: Storage::empty(), present: Storage::empty() })
         };
         Ok(Cache {
             kind: export.cache_kind,
@@ -217,11 +217,11 @@ impl Cache {
         let failed = |error| Error::Runtime(format!("the cache could not be cleared: {error}"));
         self.buffers.iter_mut().flat_map(|buffer| [&mut buffer.past, &mut buffer.present]).try_for_each(|store| {
             match store {
-                Store::Host(units) => {
+                Storage::Host(units) => {
                     units.fill(0);
                     Ok(())
                 }
-                Store::Device(buffer) => buffer.clear().map_err(failed),
+                Storage::Device(buffer) => buffer.clear().map_err(failed),
             }
         })
     }
@@ -255,11 +255,11 @@ impl Cache {
             CacheKind::Concatenated => (self.grown(total).max(self.capacity), true),
         };
         let moved = self.capacity < capacity;
-        let zeroes = |units| Store::zeroed(self.device.as_ref(), units);
+        let zeroes = |units| Storage::zeroed(self.device.as_ref(), units);
         for buffer in &mut self.buffers {
             // Nothing in the present counts, so it can go before a larger one is there. The past grows when it is its turn.
             if has_present && buffer.present.len() < buffer.size(capacity)? {
-                buffer.present = Store::empty();
+                buffer.present = Storage::empty();
                 buffer.present = zeroes(buffer.size(capacity)?)?;
             }
             if buffer.past.len() == 0 {
@@ -287,7 +287,7 @@ impl Cache {
     }
 
     /// Past and present of each tensor, in the order of the export; no present where it is the past.
-    pub fn buffers(&mut self) -> impl Iterator<Item = (&mut Store, Option<&mut Store>)> {
+    pub fn buffers(&mut self) -> impl Iterator<Item = (&mut Storage, Option<&mut Storage>)> {
         self.buffers.iter_mut().map(|buffer| {
             let present = (buffer.present.len() > 0).then_some(&mut buffer.present);
             (&mut buffer.past, present)
@@ -305,7 +305,7 @@ impl Cache {
         }
         // All are there before any is filled, so that nothing can fail half-way. What is not filled takes no memory, so the
         // most at any time is the new cache and one old buffer.
-        let zeroes = |units| Store::zeroed(self.device.as_ref(), units);
+        let zeroes = |units| Storage::zeroed(self.device.as_ref(), units);
         let grown = self.buffers.iter().map(|buffer| zeroes(buffer.size(capacity)?)).collect::<Result<Vec<_>>>()?;
         let largest = self.buffers.iter().map(|buffer| buffer.past.len()).max().unwrap_or(0);
         for (buffer, mut grown) in self.buffers.iter_mut().zip(grown) {
@@ -338,7 +338,7 @@ impl Cache {
 
     fn compact_in_place(&mut self) {
         for buffer in &mut self.buffers {
-            let Store::Host(past) = &mut buffer.past else { continue };
+            let Storage::Host(past) = &mut buffer.past else { continue };
             let mut to = 0;
             for run in 0..buffer.runs {
                 let mut from = run * self.entries * buffer.units;
@@ -356,8 +356,8 @@ impl Cache {
         }
     }
 
-    fn compacted(&self, buffer: &Buffer, device: &Arc<Device>) -> Result<Store> {
-        let mut moved = Store::zeroed(Some(device), buffer.past.len())?;
+    fn compacted(&self, buffer: &Buffer, device: &Arc<Device>) -> Result<Storage> {
+        let mut moved = Storage::zeroed(Some(device), buffer.past.len())?;
         let pitch = (self.entries * buffer.units, self.len * buffer.units);
         let (mut from, mut to) = (0, 0);
         for stretch in self.mask[..self.entries].chunk_by(|a, b| a == b) {
@@ -377,7 +377,7 @@ mod tests {
     use super::*;
 
     fn cache(kind: CacheKind, rollback: Rollback, limit: usize) -> Cache {
-        let buffer = || Buffer { runs: 2, units: 3, past: Store::empty(), present: Store::empty() };
+        let buffer = || Buffer { runs: 2, units: 3, past: Storage::empty(), present: Storage::empty() };
         let buffers = vec![buffer(), buffer()];
         Cache {
             kind,
@@ -394,10 +394,10 @@ mod tests {
         }
     }
 
-    fn units(store: &mut Store) -> &mut [u32] {
+    fn units(store: &mut Storage) -> &mut [u32] {
         match store {
-            Store::Host(units) => units,
-            Store::Device(_) => panic!("there is no device"),
+            Storage::Host(units) => units,
+            Storage::Device(_) => panic!("there is no device"),
         }
     }
 

@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 
 use super::binding::{REMEMBER_PROVIDERS, operators_by};
 use super::huge_pages::Mappings;
-use super::model::Provider;
+use super::options::Provider;
 use super::runtime;
 use crate::cuda::{self, Device};
 use crate::error::{Error, Result};
@@ -21,7 +21,7 @@ use crate::export::shapes;
 use crate::process::{PerProcess, Process};
 
 /// A session of ONNX Runtime, and where it runs.
-pub struct Loaded {
+pub struct LoadedSession {
     /// Dropped before the device, whose stream it uses.
     pub session: ManuallyDrop<Session>,
     /// The GPU that it runs on.
@@ -39,7 +39,7 @@ pub struct Loaded {
     process: Process,
 }
 
-impl Drop for Loaded {
+impl Drop for LoadedSession {
     fn drop(&mut self) {
         // SAFETY: nobody has it any more.
         let session = unsafe { ManuallyDrop::take(&mut self.session) };
@@ -58,7 +58,7 @@ static LOADED: PerProcess<Mutex<Slots>> = PerProcess::new(Mutex::default);
 type Slots = Vec<(Source, Arc<Slot>)>;
 
 /// A session of a source. The lock is held while it is loaded.
-type Slot = Mutex<Weak<Loaded>>;
+type Slot = Mutex<Weak<LoadedSession>>;
 
 /// What a session was made of. How models use it is no part of it.
 #[derive(Clone, PartialEq)]
@@ -98,14 +98,14 @@ impl Source {
 ///
 /// Runs of one session may be at the same time, so those who share it do not notice. Who wants the same export while it is being loaded
 /// waits for it, which takes less time and memory than loading it again.
-pub fn load(file: &Path, graph: &Graph, provider: &Provider, shapes: Shapes) -> Result<Arc<Loaded>> {
+pub fn load(file: &Path, graph: &Graph, provider: &Provider, shapes: Shapes) -> Result<Arc<LoadedSession>> {
     let slot = Source::of(file, graph, provider, shapes).map_or_else(Arc::default, slot);
     let mut slot = slot.lock();
     if let Some(loaded) = slot.upgrade() {
         return Ok(loaded);
     }
     let made = Arc::new(match provider {
-        Provider::Cpu => Loaded {
+        Provider::Cpu => LoadedSession {
             session: ManuallyDrop::new(make(file, shapes, None)?),
             device: None,
             is_whole: false,
@@ -197,14 +197,14 @@ fn has_xqa(graph: &Graph, node: &Node) -> bool {
         && std::env::var("ORT_ENABLE_XQA").map_or(true, |value| value.trim() != "0")
 }
 
-fn on_gpu(file: &Path, graph: &Graph, shapes: Shapes, device_id: i32, options: &Options) -> Result<Loaded> {
+fn on_gpu(file: &Path, graph: &Graph, shapes: Shapes, device_id: i32, options: &Options) -> Result<LoadedSession> {
     let _loading = cuda::loading();
     let device = Device::open(device_id).map_err(|error| match error {
         Error::Runtime(what) => unavailable(file, &what),
         other => other,
     })?;
     // By default attention is cuDNN's, which takes 60 ms and more for a width on a size of the cache that it has not met: any prompt of
-    // another length. It is left out where nothing is lost by that; elsewhere there are few widths (see `Gpu::padding`).
+    // another length. It is left out where nothing is lost by that; elsewhere there are few widths (see `GpuPasses::padding`).
     let by_default = device.prefers_cudnn() && !options.contains_key(ATTENTION);
     let kernels = if by_default { Attention::of(graph) } else { Attention::Own };
     let mut options = options.clone();
@@ -215,7 +215,7 @@ fn on_gpu(file: &Path, graph: &Graph, shapes: Shapes, device_id: i32, options: &
         // With TF32, logits would depend on the width of a pass in the third digit.
         let cuda = ort::ep::CUDA::default().with_device_id(device_id).with_tf32(false);
         let cuda = options.iter().fold(cuda, |cuda, (key, value)| cuda.with_arbitrary_config(key, value));
-        // SAFETY: the device, and so its stream, outlives the session: see `Loaded`.
+        // SAFETY: the device, and so its stream, outlives the session: see `LoadedSession`.
         let cuda = unsafe { cuda.with_cuda_graph(graphs).with_compute_stream(device.stream()) };
         device.by_runner(|| make(file, shapes, Some(cuda)))
     };
@@ -240,7 +240,7 @@ fn on_gpu(file: &Path, graph: &Graph, shapes: Shapes, device_id: i32, options: &
     let (attention, plans_widths) = (options.get(ATTENTION).cloned(), kernels == Attention::Cudnn);
     let session = ManuallyDrop::new(session);
     let (device, process) = (Some(device), Process::current());
-    Ok(Loaded { session, device, is_whole, on_processor, no_graphs, attention, plans_widths, process })
+    Ok(LoadedSession { session, device, is_whole, on_processor, no_graphs, attention, plans_widths, process })
 }
 
 fn unavailable(file: &Path, why: &str) -> Error {

@@ -14,7 +14,7 @@ use cos::engine::Engine;
 use cos::engine::session::{Options, Session, State};
 use cos::error::Error;
 use cos::model::{Cancel, Interrupt, Model, Pass, Sequence};
-use cos::onnx::{OnnxModel, Provider, RowsOn, Settings, environment};
+use cos::onnx::{LoadOptions, OnnxModel, Provider, RowsOn, environment};
 use cos::rows::Filter;
 use cos::rows::{Candidates, Sampler};
 use cudarc::driver::result as driver;
@@ -88,7 +88,7 @@ fn load_with(form: &str, options: &[(&str, &str)], rows: Option<RowsOn>) -> Resu
     environment(None, 0, None).unwrap();
     let options = options.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect();
     let provider = Provider::Cuda { device_id: 0, options };
-    OnnxModel::load(&path(form), form, &Settings { provider, scoring: None, context_length: None, rows })
+    OnnxModel::load(&path(form), form, &LoadOptions { provider, scoring: None, context_length: None, rows })
 }
 
 const WEIGHTED: &str = r#"{"kind": "weighted", "weights": [0.4, 0.6]}"#;
@@ -219,7 +219,7 @@ fn caches_survive_any_rollback() {
     let Some(_turn) = gpu() else { return };
     environment(None, 0, None).unwrap();
     let on_host = |form: &str| {
-        let settings = Settings { provider: Provider::Cpu, scoring: None, context_length: None, rows: None };
+        let settings = LoadOptions { provider: Provider::Cpu, scoring: None, context_length: None, rows: None };
         OnnxModel::load(&path(form), form, &settings).unwrap()
     };
     let no_graphs = &[("enable_cuda_graph", "0")][..];
@@ -261,7 +261,7 @@ fn caches_survive_any_rollback() {
 fn texts_of_any_length_are_scored_alike() {
     let Some(_turn) = gpu() else { return };
     environment(None, 0, None).unwrap();
-    let settings = Settings { provider: Provider::Cpu, scoring: None, context_length: None, rows: None };
+    let settings = LoadOptions { provider: Provider::Cpu, scoring: None, context_length: None, rows: None };
     let reference = OnnxModel::load(&path(HALF), HALF, &settings).unwrap();
     let without_cudnn = &[("sdpa_kernel", "23")][..];
     for (form, options, rows, tolerance) in [
@@ -860,7 +860,7 @@ fn options_reach_the_provider() {
     assert!(error.to_string().contains("memory"), "{error}");
     let error = load(GRAPHS, &[("no_such_option", "1")]).err().unwrap();
     assert!(error.to_string().contains("no_such_option"), "{error}");
-    let settings = Settings {
+    let settings = LoadOptions {
         provider: Provider::Cuda { device_id: 64, options: Default::default() },
         scoring: None,
         context_length: None,

@@ -11,7 +11,7 @@ use cos::decode::policy::Strategy;
 use cos::engine::Engine;
 use cos::engine::session::{Options, Session, State};
 use cos::model::{Cancel, Model, Pass, Sequence};
-use cos::onnx::{OnnxModel, Provider, Settings, environment};
+use cos::onnx::{LoadOptions, OnnxModel, Provider, environment};
 use cos::rows::{Filter, Sampler};
 use serde_json::Value;
 
@@ -69,7 +69,7 @@ fn logits_are_those_of_pytorch() {
                 "cuda" => Provider::Cuda { device_id: 0, options: Default::default() },
                 _ => Provider::Cpu,
             };
-            let settings = Settings { provider, scoring: None, context_length: None, rows: None };
+            let settings = LoadOptions { provider, scoring: None, context_length: None, rows: None };
             let model = OnnxModel::load(&folder, "model", &settings).unwrap();
             let mut expected = rows.chunks_exact(columns);
             let mut worst = 0.0f32;

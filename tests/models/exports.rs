@@ -11,12 +11,12 @@ use cos::engine::Engine;
 use cos::engine::session::{Options, Session};
 use cos::error::Error;
 use cos::export::CacheKind::{Concatenated, Fixed, Shared};
+use cos::export::GivenRows::{All, Counted, Last};
 use cos::export::Rollback::{Compact, Mask, Shorten};
-use cos::export::Rows::{All, Counted, Last};
 use cos::export::Scoring::{FirstPass, OneByOne, Parallel};
-use cos::export::{CacheKind, Export, Rollback, Rows, Scoring};
+use cos::export::{CacheKind, Export, GivenRows, Rollback, Scoring};
 use cos::model::{Cancel, Interrupt, Model, Pass, Report, Sequence};
-use cos::onnx::{OnnxModel, Provider, Settings, environment};
+use cos::onnx::{LoadOptions, OnnxModel, Provider, environment};
 use cos::rows::Filter;
 use cos::rows::Sampler;
 
@@ -26,7 +26,11 @@ fn exports() -> PathBuf {
 
 fn load(path: &Path) -> Result<OnnxModel, Error> {
     environment(None, 0, None).unwrap();
-    OnnxModel::load(path, "model", &Settings { provider: provider(), scoring: None, context_length: None, rows: None })
+    OnnxModel::load(
+        path,
+        "model",
+        &LoadOptions { provider: provider(), scoring: None, context_length: None, rows: None },
+    )
 }
 
 /// A folder with some files of an export.
@@ -192,7 +196,7 @@ fn architectures_agree_with_pytorch() {
 
 /// What must be recognised of each variant.
 #[rustfmt::skip]
-const VARIANTS: [(&str, CacheKind, Rollback, Rows, Scoring); 40] = [
+const VARIANTS: [(&str, CacheKind, Rollback, GivenRows, Scoring); 40] = [
     ("int32", Concatenated, Mask, All, Parallel),
     ("fp16-io", Concatenated, Mask, All, Parallel),
     ("bf16-io", Concatenated, Mask, All, Parallel),
@@ -517,7 +521,7 @@ fn sizes_that_no_model_has_are_refused() {
 fn loading_can_be_told_otherwise() {
     let load = |form: &str, scoring, context_length| {
         environment(None, 0, None).unwrap();
-        let settings = Settings { provider: Provider::Cpu, scoring, context_length, rows: None };
+        let settings = LoadOptions { provider: Provider::Cpu, scoring, context_length, rows: None };
         OnnxModel::load(&exports().join("llama").join(form), "model", &settings)
     };
     let slow = load("builder-int4-level4", Some(OneByOne), Option::None).unwrap();

@@ -6,19 +6,19 @@ use std::collections::{HashMap, HashSet};
 use super::{MAX_CONTEXT, MAX_SIZE, Reader, Tensor, c_name};
 use crate::error::Result;
 use crate::export::graph::{FORMS, Graph, Node};
-use crate::export::{CacheKind, CacheTensor, Holds, MAX_RANK, element_bytes};
+use crate::export::{CacheContent, CacheKind, CacheTensor, MAX_RANK, element_bytes};
 
 /// What a tensor of the cache is: the layer, and what it holds of it.
-type Identity = (usize, Holds);
+type Identity = (usize, CacheContent);
 
 /// What `genai_config.json` calls them: the list, its key, and what these hold. `%d` stands for the layer.
-const RENAMED: [(&str, &str, Holds); 6] = [
-    ("inputs", "past_key_names", Holds::Keys),
-    ("inputs", "past_value_names", Holds::Values),
-    ("inputs", "past_names", Holds::Both),
-    ("outputs", "present_key_names", Holds::Keys),
-    ("outputs", "present_value_names", Holds::Values),
-    ("outputs", "present_names", Holds::Both),
+const RENAMED: [(&str, &str, CacheContent); 6] = [
+    ("inputs", "past_key_names", CacheContent::Keys),
+    ("inputs", "past_value_names", CacheContent::Values),
+    ("inputs", "past_names", CacheContent::Both),
+    ("outputs", "present_key_names", CacheContent::Keys),
+    ("outputs", "present_value_names", CacheContent::Values),
+    ("outputs", "present_names", CacheContent::Both),
 ];
 
 /// Operators that write a cache in place, if past and present are one buffer.
@@ -35,9 +35,9 @@ fn identity_by_name(name: &str, rank: usize) -> Option<Identity> {
     let is_fused = name.ends_with("key_value") || is_word(name, "kv");
     let is_pair = rank == MAX_RANK && (name.starts_with("past") || name.starts_with("present"));
     match (key, value) {
-        (true, false) => Some((layer, Holds::Keys)),
-        (false, true) => Some((layer, Holds::Values)),
-        (false, false) if is_fused || is_pair => Some((layer, Holds::Both)),
+        (true, false) => Some((layer, CacheContent::Keys)),
+        (false, true) => Some((layer, CacheContent::Values)),
+        (false, false) if is_fused || is_pair => Some((layer, CacheContent::Both)),
         _ => None,
     }
 }
@@ -118,9 +118,9 @@ impl<'a> Reader<'a> {
         let in_pairs = unnamed.len() % 2 == 0;
         pairs.extend(unnamed.into_iter().enumerate().map(|(index, (past, present))| {
             let identity = match (in_pairs, index % 2) {
-                (false, _) => (known + index, Holds::Both),
-                (true, 0) => (known + index / 2, Holds::Keys),
-                (true, _) => (known + index / 2, Holds::Values),
+                (false, _) => (known + index, CacheContent::Both),
+                (true, 0) => (known + index / 2, CacheContent::Keys),
+                (true, _) => (known + index / 2, CacheContent::Values),
             };
             (identity, past, present)
         }));
@@ -280,7 +280,7 @@ mod tests {
 
     #[test]
     fn caches_by_name() {
-        let (keys, values, both) = (Holds::Keys, Holds::Values, Holds::Both);
+        let (keys, values, both) = (CacheContent::Keys, CacheContent::Values, CacheContent::Both);
         for (name, rank, expected) in [
             ("past_key_values.3.key", 4, Some((3, keys))),
             ("past_key_values.12.value", 4, Some((12, values))),

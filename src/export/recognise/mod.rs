@@ -17,7 +17,7 @@ use ort::value::{Outlet, TensorElementType};
 use serde_json::Value;
 
 use crate::error::{Error, Result};
-use crate::export::beside::Beside;
+use crate::export::companions::Companions;
 use crate::export::graph::{Graph, Node};
 use crate::export::{CacheKind, CacheTensor, Export, Input, Role, Rollback, Scoring, single_tokens};
 use positions::{Bound, Positions, Source};
@@ -33,7 +33,7 @@ const UNKNOWN_CONTEXT: usize = 1 << 20;
 
 /// Recognise an export from its inputs, outputs and operators, and the files beside it.
 pub fn read_export(file: &Path, graph: &Graph, inputs: &[Outlet], outputs: &[Outlet]) -> Result<Export> {
-    Reader { file, graph, inputs, outputs, beside: Beside::of(file)? }.read()
+    Reader { file, graph, inputs, outputs, beside: Companions::of(file)? }.read()
 }
 
 /// An input or output that is a tensor.
@@ -60,7 +60,7 @@ struct Reader<'a> {
     graph: &'a Graph,
     inputs: &'a [Outlet],
     outputs: &'a [Outlet],
-    beside: Beside,
+    beside: Companions,
 }
 
 impl<'a> Reader<'a> {

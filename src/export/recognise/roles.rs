@@ -7,7 +7,7 @@ use ort::value::TensorElementType;
 use super::{MAX_CONTEXT, Reader, Tensor, c_name};
 use crate::error::Result;
 use crate::export::graph::{FORMS, Node};
-use crate::export::{Input, Logits, Role, Rows, is_score};
+use crate::export::{GivenRows, Input, Logits, Role, is_score};
 
 /// What outputs are called that are no logits, whatever their shape.
 const OTHER_OUTPUTS: [&str; 4] = ["hidden_state", "embed", "pooler", "loss"];
@@ -148,7 +148,7 @@ impl Reader<'_> {
             )));
         }
         let columns = logits.fixed(rank - 1).unwrap_or(0);
-        Ok(Logits { name: c_name(logits.name), element: logits.element, rank, columns, rows: Rows::All })
+        Ok(Logits { name: c_name(logits.name), element: logits.element, rank, columns, rows: GivenRows::All })
     }
 
     fn logits_by_shape<'b, 'c>(

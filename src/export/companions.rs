@@ -163,7 +163,7 @@ fn linked_elsewhere(file: &Path, graph: &Graph) -> Option<(PathBuf, PathBuf)> {
 }
 
 /// The configurations that came with a model.
-pub struct Beside {
+pub struct Companions {
     genai: Option<Value>,
     hub: Option<Value>,
     generation: Option<Value>,
@@ -172,7 +172,7 @@ pub struct Beside {
     pub tokenizer: Option<PathBuf>,
 }
 
-impl Beside {
+impl Companions {
     /// In the model's folder, or above it where that is called `onnx`.
     pub fn of(file: &Path) -> Result<Self> {
         let folder = file.parent().unwrap_or(Path::new(""));
@@ -185,7 +185,7 @@ impl Beside {
                 .find(|path| files::is_there(path))
         };
         let read = |name: &str| find(name).map_or(Ok(None), |path| json(&path));
-        Ok(Beside {
+        Ok(Companions {
             genai: read("genai_config.json")?,
             hub: read("config.json")?,
             generation: read("generation_config.json")?,
@@ -349,9 +349,9 @@ mod tests {
 
     use super::*;
 
-    fn beside(genai: Option<&str>, hub: Option<&str>) -> Beside {
+    fn beside(genai: Option<&str>, hub: Option<&str>) -> Companions {
         let parse = |text: Option<&str>| text.map(|text| serde_json::from_str(text).unwrap());
-        Beside { genai: parse(genai), hub: parse(hub), generation: None, tokenizer_config: None, tokenizer: None }
+        Companions { genai: parse(genai), hub: parse(hub), generation: None, tokenizer_config: None, tokenizer: None }
     }
 
     #[test]
@@ -412,7 +412,7 @@ mod tests {
                 let content = files.iter().find(|(file, _)| *file == name).map_or("{}", |(_, content)| content);
                 std::fs::write(folder.path().join(name).with_extension("json"), content).unwrap();
             }
-            Beside::of(&folder.path().join("model.onnx")).unwrap().stop_tokens()
+            Companions::of(&folder.path().join("model.onnx")).unwrap().stop_tokens()
         };
         let tokens = |files: &[(&str, &str)]| {
             let (tokens, warnings) = found(files);
