@@ -21,7 +21,7 @@ use crate::export::Scoring;
 use crate::files;
 use crate::model::{Model, Ngram, overlap};
 use crate::onnx::{OnnxModel, Provider, RowsOn, Settings, environment, loaded};
-use crate::plan::session::SharedPlanning;
+use crate::plan::shared::SharedPlanning;
 use crate::process::Process;
 use crate::text::Text;
 
