@@ -6,7 +6,7 @@ pub const WIDTHS: usize = 24;
 /// Passes that the level remembers: few, so that it follows a machine that becomes busy and a context that grows.
 const MEMORY: f64 = 24.0;
 
-/// Pairs of passes that the shape of a width remembers: many, since it depends on the model and the kernels, which stay.
+/// Pairs of passes that the shape of a width remembers: many, since model and kernels do not change.
 const SHAPE_MEMORY: f64 = 256.0;
 
 /// Pairs of passes that measurements taken at load time count for: few, since the machine was idle then.

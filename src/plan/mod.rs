@@ -1,4 +1,4 @@
-//! Planning for the strategy `auto`: learns pass times and acceptance rates, and chooses the plan forecast to be fastest.
+//! Planning for `auto`: learns pass times and acceptance rates, and chooses the plan that is forecast to be fastest.
 //!
 //! - [`costs`], [`estimates`], [`observer`]: what is known, and how it is learned.
 //! - [`forecast`], `trials`, `search`, [`planner`]: what a plan would take, what it took, and the choice.

@@ -8,8 +8,8 @@ use super::search::{LONG_FORECAST, Search};
 use super::trials::Trials;
 use crate::decode::policy::{Plan, Policy, Request, Targets};
 
-/// Share by which another plan must be forecast to be faster before it replaces the current one. A change costs a moment
-/// without drafts.
+/// Share by which another plan must be forecast to be faster before it replaces the current one. A change costs a
+/// moment without drafts.
 const HYSTERESIS: f64 = 0.02;
 
 /// Tokens between reviews of the plan: at first, once the plan has settled, and at most. The interval doubles from the
@@ -21,8 +21,8 @@ const LAST_REVIEW: usize = 256;
 /// Loss against `standard`, in tokens' time, at which a plan is left at once: something has changed.
 const ALARM: f64 = 6.0;
 
-/// Share of the time gained so far that a plan may lose on top of [`ALARM`], so that a hard stretch of text does not end
-/// a plan that has done well.
+/// Share of the time gained so far that a plan may lose on top of [`ALARM`], so that a hard stretch of text does not
+/// end a plan that has done well.
 const STAKE: f64 = 0.1;
 
 /// Most gain that counts for [`STAKE`], in tokens' time.
@@ -242,8 +242,8 @@ impl Planner {
         self.since_standard = 0;
     }
 
-    /// Learn that the current plan took `seconds` for `tokens` tokens. `standard` is what [`Planner::standard`] expects,
-    /// in seconds for a token.
+    /// Learn that the current plan took `seconds` for `tokens` tokens. `standard` is what [`Planner::standard`]
+    /// expects, in seconds for a token.
     pub fn record_round(&mut self, tokens: usize, seconds: f64, standard: f64) {
         self.until_review = self.until_review.saturating_sub(tokens);
         self.since_standard = if self.is_standard() { 0 } else { self.since_standard + tokens };

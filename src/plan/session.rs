@@ -84,7 +84,7 @@ pub struct RoundReport {
     pub total: Duration,
     /// Part of that time spent inside models.
     pub models: Duration,
-    /// Whether similar rounds will take as long. False if the round ran over a prompt, or if a pass prepared later ones.
+    /// Whether similar rounds will take as long: it ran over no prompt, and no pass of it prepared later passes.
     pub is_usual: bool,
     /// Whether the sequence goes on.
     pub open: bool,

@@ -18,8 +18,8 @@ const SAVED_REVIEWS: f64 = 4.0;
 /// Assumed seconds of a review before the first one.
 pub const FIRST_REVIEW_SECONDS: f64 = 1e-3;
 
-/// Observations that a new session inherits. They are enough to begin with, and few enough to be outweighed soon by those
-/// of its own text.
+/// Observations that a new session inherits. They are enough to begin with, and few enough to be outweighed soon by
+/// those of its own text.
 const INHERITED: f64 = 24.0;
 
 /// Tasks that are remembered. The memory is cleared when it is full.

@@ -38,8 +38,8 @@ impl TriedPlan {
 
 /// The plans that were in force, and how they did.
 ///
-/// The best of many forecasts tends to be too optimistic. Without a memory of its real time, such a plan would be chosen
-/// again and again.
+/// The best of many forecasts tends to be too optimistic. Without a memory of its real time, such a plan would be
+/// chosen again and again.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Trials(Vec<TriedPlan>);
 
@@ -74,8 +74,8 @@ impl Trials {
         }
     }
 
-    /// Compare a plan's measured time with its current forecast. Both are relative to `standard`, so that a machine that
-    /// became busy does not make the plan look bad.
+    /// Compare a plan's measured time with its current forecast. Both are relative to `standard`, so that a machine
+    /// that became busy does not make the plan look bad.
     pub fn update_ratio(&mut self, plan: &Plan, forecast: f64) {
         let tried = self.0.iter_mut().find(|tried| tried.plan == *plan && tried.standard > 0.0);
         tried.into_iter().for_each(|tried| tried.ratio = (tried.seconds / tried.standard / forecast).clamp(0.5, 2.0));
