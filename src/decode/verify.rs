@@ -11,8 +11,7 @@ pub fn acceptance(t: f32, q: f32) -> f64 {
     (f64::from(t) / f64::from(q)).min(1.0)
 }
 
-/// Turn a target `t` into the residual `max(0, t − q)`, not normalised. A rejected proposal is replaced by a draw from
-/// it.
+/// Turn a target `t` into the residual `max(0, t − q)`, not normalised. A draw from it replaces a rejected proposal.
 ///
 /// `proposal` is `q`, made from the row `scores`. Returns false if rounding has left nothing positive: draw from the
 /// target itself then. In exact arithmetic a rejection implies that the residual is positive somewhere.

@@ -9,7 +9,7 @@ use super::costs::Costs;
 /// Observations that a [`Mean`] remembers.
 const MEMORY: f64 = 128.0;
 
-/// A running mean that forgets: its weight is capped at [`MEMORY`] observations, so older ones fade.
+/// A running mean that forgets: its weight is capped at 128 observations, so older ones fade.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Mean {
     value: f64,

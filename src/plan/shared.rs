@@ -108,7 +108,7 @@ impl SharedPlanning {
     }
 
     /// A session took so many more seconds, of which it allots `share` to reviews. One of its reviews takes `review`
-    /// seconds; [`SAVED_REVIEWS`] of them may be saved up.
+    /// seconds, and four of them may be saved up.
     pub fn add_time(&mut self, seconds: f64, share: f64, review: f64) {
         self.seconds += seconds;
         self.review_debt = (self.review_debt - share * seconds).max(-SAVED_REVIEWS * review);
