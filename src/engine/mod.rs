@@ -24,7 +24,7 @@ use crate::error::{Error, Result};
 use crate::export::Scoring;
 use crate::model::{Model, overlap};
 use crate::onnx::{LoadOptions, OnnxModel, Provider, RowsOn, environment, loaded};
-use crate::plan::session::SharedPlanning;
+use crate::plan::shared::SharedPlanning;
 use crate::process::Process;
 use crate::text::Text;
 

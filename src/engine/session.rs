@@ -146,7 +146,7 @@ impl Session {
         planning.begin_with(if planning.allows(&current) { current } else { plan });
         self.driver.set_combination(combination, planning.plan().clone())?;
         self.driver.observe(estimates);
-        planning.go_on(self.planning.as_ref());
+        planning.take_over(self.planning.as_ref());
         self.planning = Some(planning);
         Ok(())
     }

@@ -16,7 +16,7 @@ pub struct Stats {
     pub total_ns: u64,
     /// Rows of logits that models on a GPU keep there, and that were copied to the host. Those of failed rounds count.
     pub rows_copied: u64,
-    /// What planning gained.
+    /// Planned, expected and standard time of sessions that plan.
     pub plan_times: PlanTimes,
 }
 

@@ -1,55 +1,58 @@
-//! What a pass of a model takes, as measured.
+//! The time of a model's passes, by their width.
 
-/// Widths, in positions, that are told apart; wider passes are extrapolated from these.
+/// Widths, in positions, that have an estimate of their own. Wider passes are extrapolated.
 pub const WIDTHS: usize = 24;
 
-/// Passes that the level looks back on, so that it follows a machine that becomes busy and a context that grows.
+/// Passes that the level remembers: few, so that it follows a machine that becomes busy and a context that grows.
 const MEMORY: f64 = 24.0;
 
-/// Pairs of passes that the ratio of a width looks back on. Widths differ by the model and the kernels, which stay.
+/// Pairs of passes that the shape of a width remembers: many, since model and kernels do not change.
 const SHAPE_MEMORY: f64 = 256.0;
 
-/// Pairs of passes that a measurement from before counts for. It tells of a moment when nothing else was done.
+/// Pairs of passes that measurements taken at load time count for: few, since the machine was idle then.
 const MEASURED: f64 = 8.0;
 
-/// Pairs of passes that what cold ones take besides looks back on.
+/// Pairs of passes that the surcharge for cold passes remembers.
 const COLD_MEMORY: f64 = 16.0;
 
-/// What each further position is taken to cost, as a share of the first, until it is known better. Measured: 3 to
-/// 12 % for models of a few million parameters on a CPU, less on a GPU.
+/// Assumed cost of each further position, as a share of the first one's, until there are measurements. Models of a few
+/// million parameters take 3 to 12 % on a CPU, and less on a GPU.
 const FURTHER: f64 = 0.08;
 
-/// A pass may look so many times slower or faster than expected, at most: another process may take the machine for a
-/// while, and one such pass must not look like a new world.
+/// A pass counts as at most so many times slower or faster than expected. Another process may take the machine for a
+/// moment, and one such pass must not move the estimates far.
 const OUTLIER: f64 = 2.5;
 
-/// Seconds that a model's passes take, by their width.
+/// Estimated seconds of a model's passes, by width.
 ///
-/// A pass takes `level · (shape[width] + cold)`, where `cold` is for a pass behind one of another model: its weights have
-/// pushed those of this one out of the processor's caches, which for a small model beside a large one can take longer than
-/// the pass. Each pass moves the level, so that all widths follow a machine that slows down. The rest is learned from
-/// pairs of passes, one after the other, which had the same level: the shape from those of two widths, and what a cold one takes
-/// besides from those of which one was cold. (Cold ones alone would not tell it from the level.)
+/// A pass takes `level · (shape[width] + cold)` seconds.
+/// - `level` is the time scale. Every pass moves it, so that all widths follow a machine that slows down.
+/// - `shape` is the relative time of a width. It is learned from consecutive passes of two widths, which share a level.
+/// - `cold` is a surcharge for a pass right after a pass of another model, whose weights have evicted this model's from
+///   the processor's caches. For a small model next to a large one it can exceed the pass itself. It is learned from
+///   consecutive passes of which one was cold. Cold passes alone could not tell the surcharge from the level.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Costs {
+    /// Seconds of a pass of relative time 1.
     level: f64,
-    /// Passes behind the level, at most [`MEMORY`].
+    /// Passes that the level rests on, at most [`MEMORY`].
     passes: f64,
-    /// Each width against the level, and the pairs behind it.
+    /// For each width, its time relative to the level, and the pairs that this rests on.
     shape: [(f64, f64); WIDTHS],
-    /// What a pass behind one of another model takes besides, against the level, and the pairs behind it.
+    /// The surcharge of a cold pass relative to the level, and the pairs that this rests on.
     cold: (f64, f64),
-    /// Passes since one of a single position.
+    /// Passes since the last one over a single position.
     since_single: u32,
     /// The last pass: its width, whether it was cold, and its seconds.
     last: Option<(usize, bool, f64)>,
 }
 
 impl Costs {
-    /// What was measured before, as (width, seconds); nothing at all is taken for a microsecond.
+    /// Estimates from measurements, given as pairs of width in positions and seconds. Without any, a pass is taken to
+    /// last a microsecond.
     ///
-    /// What is taken from it is a line, the one of the median slope (Theil–Sen): that is what passes of few positions are
-    /// like, and no single measurement that was disturbed makes a width look good or bad.
+    /// A line is fitted by the median slope (Theil–Sen estimator), since narrow passes take about linear time. A single
+    /// disturbed measurement does not move the line.
     pub fn new(measured: &[(usize, f64)]) -> Self {
         let slopes = measured.iter().enumerate().flat_map(|(index, &(width, seconds))| {
             measured[..index].iter().map(move |&(other, others)| (seconds - others) / (width as f64 - other as f64))
@@ -61,21 +64,21 @@ impl Costs {
         };
         let level = median(measured.iter().map(single).collect()).unwrap_or(0.0).max(1e-6);
         let further = slope.map_or(FURTHER, |slope| slope / level);
-        let known = if slope.is_some() { MEASURED } else { 0.0 };
+        let weight = if slope.is_some() { MEASURED } else { 0.0 };
         Costs {
             level,
             passes: 0.0,
-            shape: std::array::from_fn(|index| (1.0 + further * index as f64, known)),
+            shape: std::array::from_fn(|index| (1.0 + further * index as f64, weight)),
             cold: (0.0, 0.0),
             since_single: u32::MAX,
             last: None,
         }
     }
 
-    /// A pass over `width` positions, behind a pass of another model if it is `cold`, took so long. Passes wider than
-    /// [`WIDTHS`], such as prompts, do not count.
+    /// Learn that a pass over `width` positions took `seconds`. `cold` is whether it came right after a pass of another
+    /// model. Passes wider than [`WIDTHS`], such as those over prompts, are ignored.
     ///
-    /// Returns the factor by which all expectations moved.
+    /// Returns the factor by which the level moved, and with it the estimates of all widths.
     pub fn record(&mut self, width: usize, cold: bool, seconds: f64) -> f64 {
         if width == 0 || width > WIDTHS || seconds <= 0.0 || !seconds.is_finite() {
             return 1.0;
@@ -98,52 +101,56 @@ impl Costs {
         self.level / before
     }
 
-    /// A pass that was not cold and one that was, at one level.
+    /// Learn the surcharge from two consecutive passes, given as (width, seconds), of which only the second is cold.
     fn compare_cold(&mut self, (warm, seconds): (usize, f64), (cold, others): (usize, f64)) {
         let expected = self.relative(cold, true);
         let found = self.shape_at(warm) * others / seconds;
-        let besides = found.clamp(expected / OUTLIER, expected * OUTLIER) - self.shape_at(cold);
+        let surcharge = found.clamp(expected / OUTLIER, expected * OUTLIER) - self.shape_at(cold);
         self.cold.1 = (self.cold.1 + 1.0).min(COLD_MEMORY);
-        self.cold.0 = (self.cold.0 + (besides - self.cold.0) / self.cold.1).max(0.0);
+        self.cold.0 = (self.cold.0 + (surcharge - self.cold.0) / self.cold.1).max(0.0);
     }
 
-    /// Two passes at one level: how far their ratio is from the expected one is shared by how little is known of each.
+    /// Learn the shape from two consecutive passes, given as (width, seconds), that are both cold or both warm.
+    ///
+    /// The width that rests on fewer observations takes the larger share of the correction.
     fn compare(&mut self, (one, seconds): (usize, f64), (other, others): (usize, f64), cold: bool) {
         let expected = self.relative(other, cold) / self.relative(one, cold);
         let surprise = (others / seconds / expected).ln().clamp(-OUTLIER.ln(), OUTLIER.ln());
-        let doubt = |costs: &Self, width: usize| 1.0 / costs.shape[width - 1].1.max(1e-3);
-        let (of_one, of_other) = (doubt(self, one), doubt(self, other));
+        let uncertainty = |costs: &Self, width: usize| 1.0 / costs.shape[width - 1].1.max(1e-3);
+        let (of_one, of_other) = (uncertainty(self, one), uncertainty(self, other));
         for (width, share) in [(one, -of_one), (other, of_other)] {
             let relative = self.shape_at(width) * (surprise * share / (of_one + of_other + 1.0)).exp();
             self.shape[width - 1] = (relative, (self.shape[width - 1].1 + 1.0).min(SHAPE_MEMORY));
         }
     }
 
-    /// Expect everything to take `factor` times as long.
+    /// Multiply the estimates of all widths by `factor`.
     pub fn scale(&mut self, factor: f64) {
         self.level *= factor;
     }
 
-    /// Let the next pass say how fast the machine is now.
+    /// Let the next pass alone set the level.
     pub fn forget_level(&mut self) {
         (self.passes, self.last) = (0.0, None);
     }
 
-    /// How many passes ago one of a single position was made, which is what `standard` takes.
+    /// Passes since the last one over a single position, which is the width of `standard`.
     pub fn since_single(&self) -> u32 {
         self.since_single
     }
 
-    /// The expected seconds of a pass over `width` positions, behind one of another model if it is `cold`.
+    /// Estimated seconds of a pass over `width` positions. `cold` is whether it comes right after a pass of another
+    /// model.
     pub fn at(&self, width: usize, cold: bool) -> f64 {
         self.level * self.relative(width, cold)
     }
 
+    /// The time of a pass relative to the level.
     fn relative(&self, width: usize, cold: bool) -> f64 {
         self.shape_at(width) + if cold { self.cold.0 } else { 0.0 }
     }
 
-    /// A pass that is not cold against the level.
+    /// The time of a warm pass relative to the level.
     fn shape_at(&self, width: usize) -> f64 {
         let (widest, _) = self.shape[WIDTHS - 1];
         match width {
@@ -158,7 +165,7 @@ fn median(mut values: Vec<f64>) -> Option<f64> {
     values.get(values.len() / 2).copied()
 }
 
-/// A width against one position, before anything is known.
+/// Assumed time of a width relative to that of one position, without measurements.
 fn guess(width: usize) -> f64 {
     1.0 + FURTHER * (width as f64 - 1.0)
 }
@@ -172,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_measured_before_is_taken_for_a_line() {
+    fn measurements_are_fitted_by_a_line() {
         let costs = Costs::new(&[(1, 2.0), (4, 3.2)]);
         assert!(near(costs.at(1, false), 2.0) && near(costs.at(4, false), 3.2));
         assert!(near(costs.at(2, false), 2.4) && near(costs.at(3, false), 2.8) && near(costs.at(8, false), 4.8));
@@ -201,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_pass_counts_and_one_outlier_does_not() {
+    fn the_first_pass_sets_the_level_and_an_outlier_does_not() {
         let mut costs = Costs::new(&[(1, 1.0), (2, 1.5)]);
         costs.record(1, false, 5.0);
         assert!(near(costs.at(1, false), 5.0) && near(costs.at(2, false), 7.5));
@@ -211,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn a_width_is_learned() {
+    fn the_shape_of_a_width_is_learned() {
         let mut costs = Costs::new(&[]);
         for _ in 0..300 {
             costs.record(1, false, 1.0);
@@ -221,8 +228,8 @@ mod tests {
     }
 
     #[test]
-    fn cold_passes_are_told_apart() {
-        // HostCosts a large model, three drafts in a row: the first finds nothing in the processor's caches.
+    fn the_surcharge_of_cold_passes_is_learned() {
+        // Three drafts in a row after a pass of a large model: only the first is cold.
         let mut costs = Costs::new(&[(1, 0.13), (2, 0.14)]);
         for _ in 0..300 {
             costs.record(2, true, 0.44);
@@ -233,16 +240,16 @@ mod tests {
             near(costs.at(1, false), 0.13) && near(costs.at(2, true), 0.44) && near(costs.at(1, true), 0.43),
             "{costs:?}"
         );
-        // In turns there are cold ones only.
+        // Models that take turns have cold passes only.
         let mut costs = Costs::new(&[(1, 0.13), (2, 0.14)]);
         (0..100).for_each(|_| _ = costs.record(1, true, 0.4));
         assert!(near(costs.at(1, true), 0.4) && near(costs.at(2, true), 0.43));
     }
 
     #[test]
-    fn cold_passes_alone_do_not_move_what_a_warm_one_takes() {
+    fn cold_passes_do_not_distort_the_time_of_warm_ones() {
         let mut costs = Costs::new(&[(1, 3.5), (8, 4.5)]);
-        // Now and then the machine is busy.
+        // The machine is busy during 20 of every 70 passes.
         let mut passes = 0;
         let mut record = |costs: &mut Costs, width, cold, seconds: f64| {
             passes += 1;
@@ -254,8 +261,8 @@ mod tests {
             record(&mut costs, 1, true, 4.8);
             record(&mut costs, 1, false, 3.5);
         }
-        let besides = costs.at(1, true) / costs.at(1, false);
-        assert!((besides / (4.8 / 3.5) - 1.0).abs() < 0.05, "{besides}: {costs:?}");
+        let ratio = costs.at(1, true) / costs.at(1, false);
+        assert!((ratio / (4.8 / 3.5) - 1.0).abs() < 0.05, "{ratio}: {costs:?}");
     }
 
     #[test]

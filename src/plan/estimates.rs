@@ -9,7 +9,7 @@ use super::costs::Costs;
 /// Observations that a [`Mean`] remembers.
 const MEMORY: f64 = 128.0;
 
-/// A running mean that forgets: its weight is capped at [`MEMORY`] observations, so older ones fade.
+/// A running mean that forgets: its weight is capped at 128 observations, so older ones fade.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Mean {
     value: f64,
@@ -52,7 +52,7 @@ const FADING: f64 = 1.0 / 1024.0;
 
 /// Seconds of host work outside the models: so much for each pass, plus so much for each proposal that is tested.
 ///
-/// To draw a proposal, and to draw from the residual after a rejection, can be more work than everything else in a pass.
+/// Drawing a proposal, and a token of the residual after a rejection, can be more work than the rest of a pass.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct HostCosts {
     /// Seconds for each pass, from rounds that tested no proposal.
@@ -223,8 +223,8 @@ impl Calibration {
 
 /// Draws the confidence of a simulated proposal whose outcome is already known.
 ///
-/// A forecast first draws whether a proposal is accepted, and then how sure its proposer was. Accepted proposals tend to
-/// be confident ones, so the confidence comes from the distribution given the outcome (Bayes' theorem).
+/// A forecast first draws whether a proposal is accepted, and then how sure its proposer was. Accepted proposals tend
+/// to be confident ones, so the confidence comes from the distribution given the outcome (Bayes' theorem).
 #[derive(Debug, Clone, Copy)]
 pub struct ConfidenceSampler {
     seen: [[f64; LEVELS]; 2],

@@ -1,9 +1,9 @@
 //! Learns [`Estimates`] while a sequence is decoded.
 //!
-//! Acceptance is learned without trying proposals. A committed token `y` is a draw from the combined distribution `r`, so
-//! `min(1, p(y) / r(y))` has the expectation `Σ min(p, r)`. That is the acceptance rate of proposals from `p`
-//! (`1 − ½‖p − r‖₁`, Theorem 3.1). All it takes is the probability that a model gives to committed tokens. The model
-//! need not have proposed them.
+//! Acceptance is learned without trying proposals. A committed token `y` is a draw from the combined distribution `r`,
+//! so `min(1, p(y) / r(y))` has the expectation `Σ min(p, r)`. That is the acceptance rate of proposals from `p`
+//! (Theorem 3.1, where it is written as `1 − ½‖p − r‖₁`). So the probability that a model gives to committed tokens is
+//! enough, whichever model proposed them.
 
 use ndarray::Array2;
 

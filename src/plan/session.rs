@@ -1,9 +1,8 @@
-//! `auto` in time: shows a planner what a session takes, and lets the sessions of an engine share what they learn.
+//! The strategy `auto` in a running session: shows the planner what rounds take, and applies the plan that it chooses.
 //!
-//! The planner itself is pure ([`decode::planner`](crate::plan::planner)); what is here has the clock and the bounds:
-//! looks at the plan and probes take well under a hundredth of the time once something is known.
+//! The planner itself is [pure](crate::plan::planner). This file has the clock and the budget: once something is known,
+//! reviews of the plan and probes of resting models take well under a hundredth of the time.
 
-use std::collections::HashMap;
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -15,127 +14,36 @@ use crate::decode::combine::Combination;
 use crate::decode::decoder::{Counters, Decoder};
 use crate::decode::policy::{Plan, Policy, Targets};
 use crate::plan::estimates::Estimates;
-use crate::plan::planner::{Choices, Experience, Planner};
+use crate::plan::planner::{Choices, Planner};
+use crate::plan::shared::{FIRST_REVIEW_SECONDS, SharedPlanning, TaskKey, TaskRecord};
 use crate::rows::Sampler;
 
-/// Shares of the time that looks at the plan may take: at first, while each tells much, and later; and probes of models that do
-/// not run.
+/// Share of a session's time allotted to reviews: at first, while each one teaches much, and once the plan has settled.
 const FIRST_REVIEWS: f64 = 0.01;
 const LATER_REVIEWS: f64 = 0.002;
-const PROBING: f64 = 0.003;
 
-/// Looks that may be saved up. An engine begins with so many, since the first ones tell most: where a pass takes a third of a millisecond,
-/// their share of the time would come to one in some hundred tokens.
-const SAVED_REVIEWS: f64 = 4.0;
-
-/// Seconds that a look is thought to take before there was any.
-const REVIEW: f64 = 1e-3;
-
-/// A drafter of which nothing is known is tried once as soon as that takes no more than this share of a session's time.
+/// An unknown drafter is probed as soon as that takes no more than this share of the session's time so far.
 const FIRST_PROBE: f64 = 0.03;
 
-/// Tokens between two thoughts of a probe.
+/// Tokens between checks whether a probe is worthwhile.
 const PROBE_INTERVAL: usize = 16;
 
-/// Work beside the models is taken for so many times that of the models at most.
+/// Host work of a round counts as at most so many times the models' time. More than that means that
+/// another process had the machine.
 const MOST_HOST_WORK: u32 = 8;
 
-/// Rounds of `standard` that show what it takes.
+/// Rounds of `standard` in each measurement of it. Only the last one counts: the first runs right after passes of other
+/// models, with cold caches.
 const STANDARD_ROUNDS: u32 = 2;
 
-/// Observations that a new session takes over from others: enough to begin with, few enough to learn that it is another text.
-const INHERITED: f64 = 24.0;
-
-/// What is decoded is told apart by this; `None` for a function of the caller, of which nothing is known.
-type TaskKey = Option<String>;
-
-/// Tasks that are remembered.
-const MOST_TASKS: usize = 256;
-
-/// What is known of a task.
-#[derive(Debug, Clone)]
-struct TaskRecord {
-    estimates: Estimates,
-    experience: Experience,
-}
-
-/// What the sessions of an engine have learned.
-#[derive(Debug)]
-pub struct SharedPlanning {
-    tasks: HashMap<String, TaskRecord>,
-    latest: Option<Estimates>,
-    /// Seconds of all sessions that plan, and of their probes.
-    seconds: f64,
-    probing: f64,
-    /// Seconds of looks at the plan that were not allowed for yet, or less than 0 if some are to spare.
-    review_debt: f64,
-    /// See [`SharedPlanning::new`].
-    serial_share: Option<f64>,
-}
-
-impl Default for SharedPlanning {
-    fn default() -> Self {
-        let review_debt = -SAVED_REVIEWS * REVIEW;
-        SharedPlanning {
-            tasks: HashMap::new(),
-            latest: None,
-            seconds: 0.0,
-            probing: 0.0,
-            review_debt,
-            serial_share: None,
-        }
-    }
-}
-
-impl SharedPlanning {
-    /// Of models whose passes run at the same time, if that is given: as [`Estimates::serial_share`].
-    pub fn new(serial_share: Option<f64>) -> Self {
-        SharedPlanning { serial_share, ..SharedPlanning::default() }
-    }
-
-    /// What a session begins with.
-    fn start(&self, key: &TaskKey, pass_times: &[&[(usize, Duration)]]) -> (Estimates, Option<Experience>) {
-        let task = key.as_ref().and_then(|key| self.tasks.get(key));
-        let mut estimates = match (task, &self.latest) {
-            (Some(known), _) => known.estimates.clone(),
-            (None, Some(latest)) => {
-                let mut estimates = latest.clone();
-                estimates.forget_task();
-                estimates
-            }
-            (None, None) => {
-                let seconds = |&(width, time): &(usize, Duration)| (width, time.as_secs_f64());
-                let measured = |times: &&[(usize, Duration)]| times.iter().map(seconds).collect();
-                Estimates::new(&pass_times.iter().map(measured).collect::<Vec<_>>())
-            }
-        };
-        if let Some(latest) = &self.latest {
-            estimates.costs.clone_from(&latest.costs);
-        }
-        estimates.serial_share = self.serial_share.unwrap_or(1.0);
-        estimates.forget(INHERITED);
-        (estimates, task.map(|known| known.experience.clone()))
-    }
-
-    fn learn(&mut self, key: &TaskKey, known: TaskRecord) {
-        self.latest = Some(known.estimates.clone());
-        if let Some(key) = key {
-            if self.tasks.len() == MOST_TASKS && !self.tasks.contains_key(key) {
-                self.tasks.clear();
-            }
-            self.tasks.insert(key.clone(), known);
-        }
-    }
-}
-
-/// Nanoseconds of a session that plans, behind its prompts.
+/// Nanoseconds of the rounds of a session that plans, without those that ran over prompts.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct PlanTimes {
-    /// That its tokens took.
+    /// Time that its tokens took.
     pub planned_ns: u64,
-    /// That they were expected to take.
+    /// Time that they were expected to take.
     pub expected_ns: u64,
-    /// That `standard` would have taken for as many, by the measured times of passes.
+    /// Time that `standard` would have taken for as many tokens, by measured pass times.
     pub standard_ns: u64,
 }
 
@@ -144,45 +52,49 @@ pub struct PlanTimes {
 pub struct Planning {
     planner: Planner,
     key: TaskKey,
-    /// The plan to take as soon as nothing is pending.
+    /// The plan to apply once nothing is pending.
     next: Option<Plan>,
-    /// Whether that is `standard` for a moment, and then the rounds that it has had.
+    /// `Some` while `standard` is measured: the rounds of it so far.
     standard_rounds: Option<u32>,
     times: PlanTimes,
+    /// How often the plan was changed.
     changes: u64,
-    /// Seconds of steps so far, and of the last look at the plan.
+    /// Seconds of all rounds so far.
     seconds: f64,
+    /// Those of them that were reported to the [`SharedPlanning`].
+    reported: f64,
+    /// Seconds of the last review.
     review_seconds: f64,
     tokens_to_probe: usize,
-    /// The model to probe next, or one behind it.
+    /// The search for a model to probe begins at this one.
     probe_next: usize,
-    /// Whether nothing was known of the model that is probed.
+    /// Whether nothing reliable was known of the model that is probed.
     is_first_probe: bool,
-    /// Of the seconds, those that the engine knows of.
-    reported: f64,
-    /// Passes that the decoder had made before the round, and proposals that it had tested.
+    /// [`Counters::forwards`] and [`Counters::tested`] as of the last round.
     forwards: u64,
     tested: u64,
 }
 
-/// A round that succeeded, as the clock saw it.
+/// A round that succeeded, with its times.
 #[derive(Debug, Clone, Copy)]
 pub struct RoundReport {
     /// Tokens committed.
     pub tokens: usize,
-    /// How long it took.
+    /// Time of the round.
     pub total: Duration,
-    /// How much of that was spent inside models.
+    /// Part of that time spent inside models.
     pub models: Duration,
-    /// Whether it took what others like it will: it ran over no prompt, and no pass of it prepared others.
+    /// Whether similar rounds will take as long: it ran over no prompt, and no pass of it prepared later passes.
     pub is_usual: bool,
     /// Whether the sequence goes on.
     pub open: bool,
 }
 
 impl Planning {
-    /// Plans for a session that begins, or decodes something else from here on. `plan` is what may be done without any
-    /// knowledge. `pass_times` are what passes took at loading, by participant, as pairs of width and time.
+    /// The planning of a session that begins, or whose combination changes. Returns the estimates to begin with.
+    ///
+    /// `plan` is the plan to begin with if no earlier session has decoded the same. `pass_times` are what passes took at load
+    /// time, by participant, as pairs of width and time.
     pub fn new(
         shared: &SharedPlanning,
         pass_times: &[&[(usize, Duration)]],
@@ -193,23 +105,23 @@ impl Planning {
     ) -> (Self, Estimates) {
         let key = match combination {
             Combination::Custom { .. } => None,
-            known => Some(format!("{known:?} {sampler:?} {choices:?}")),
+            combination => Some(format!("{combination:?} {sampler:?} {choices:?}")),
         };
-        let (estimates, known) = shared.start(&key, pass_times);
-        let known = known.filter(|known| choices.allows(&known.plan));
+        let (estimates, experience) = shared.start(&key, pass_times);
+        let experience = experience.filter(|experience| choices.allows(&experience.plan));
         let planning = Planning {
-            planner: Planner::new(choices, plan, known),
+            planner: Planner::new(choices, plan, experience),
             key,
             next: None,
             standard_rounds: None,
             times: PlanTimes::default(),
             changes: 0,
             seconds: 0.0,
-            review_seconds: REVIEW,
+            reported: 0.0,
+            review_seconds: FIRST_REVIEW_SECONDS,
             tokens_to_probe: PROBE_INTERVAL / 2,
             probe_next: 0,
             is_first_probe: false,
-            reported: 0.0,
             forwards: 0,
             tested: 0,
         };
@@ -221,7 +133,7 @@ impl Planning {
         self.planner.plan()
     }
 
-    /// Whether a plan is one of those that may be chosen.
+    /// Whether the planner may choose this plan.
     pub fn allows(&self, plan: &Plan) -> bool {
         self.planner.choices().allows(plan)
     }
@@ -231,22 +143,22 @@ impl Planning {
         self.planner.adopt(plan);
     }
 
-    /// Keep the books of what was decoded before.
-    pub fn go_on(&mut self, before: Option<&Planning>) {
+    /// Take over the session's counts from its planning before the combination changed.
+    pub fn take_over(&mut self, before: Option<&Planning>) {
         if let Some(before) = before {
             (self.times, self.changes) = (before.times, before.changes);
             (self.forwards, self.tested) = (before.forwards, before.tested);
-            (self.seconds, self.reported, self.review_seconds) =
-                (before.seconds, before.reported, before.review_seconds);
+            (self.seconds, self.reported) = (before.seconds, before.reported);
+            self.review_seconds = before.review_seconds;
         }
     }
 
-    /// What was gained so far.
+    /// Planned, expected and standard time so far.
     pub fn times(&self) -> PlanTimes {
         self.times
     }
 
-    /// Learn from a round, and change the plan where that pays. Returns a model to probe now, if any.
+    /// Learn from a round, and change the plan if that pays. Returns a model that is to be probed now, if any.
     pub fn after_round<C: Chance>(
         &mut self,
         shared: &Mutex<SharedPlanning>,
@@ -254,8 +166,7 @@ impl Planning {
         round: RoundReport,
         clock: &Clock,
     ) -> Option<usize> {
-        let seconds = round.total.as_secs_f64();
-        self.seconds += seconds;
+        self.seconds += round.total.as_secs_f64();
         let Counters { forwards, tested, .. } = decoder.counters();
         let passes = forwards - std::mem::replace(&mut self.forwards, forwards);
         let tested = tested - std::mem::replace(&mut self.tested, tested);
@@ -282,19 +193,7 @@ impl Planning {
             return None;
         }
         if self.planner.is_due() && self.may_review(shared) {
-            let (started, alarmed) = (clock(), self.planner.is_alarmed());
-            self.next = decoder.observer().and_then(|observer| self.planner.review(observer.estimates_mut()));
-            let took = clock().saturating_sub(started).as_secs_f64();
-            shared.lock().review_debt += took;
-            if !alarmed {
-                self.review_seconds = took;
-            }
-            if !decoder.has_pending() {
-                self.switch(decoder);
-                self.share(shared, decoder);
-            } else if self.next.is_some() {
-                decoder.drain();
-            }
+            self.review(shared, decoder, clock);
         }
         self.tokens_to_probe = self.tokens_to_probe.saturating_sub(round.tokens);
         if self.tokens_to_probe > 0 {
@@ -304,7 +203,7 @@ impl Planning {
         self.choose_probe(shared, decoder)
     }
 
-    /// Plan without the drafters whose context has ended.
+    /// Plan without the drafters whose context is full.
     fn retire<C: Chance>(&mut self, decoder: &mut Decoder<C>) {
         for model in 0..self.planner.choices().may_propose.len() {
             if self.planner.choices().may_propose[model] && decoder.is_exhausted(model) {
@@ -316,32 +215,46 @@ impl Planning {
         }
     }
 
-    /// Whether there is time for a look at the plan. To leave a plan that fails takes none.
+    /// Whether the budget covers a review. After an alarm it always may run, since leaving a plan takes no search.
     fn may_review(&mut self, shared: &Mutex<SharedPlanning>) -> bool {
         let mut shared = shared.lock();
         self.report_time(&mut shared);
-        self.planner.is_alarmed() || shared.review_debt + self.review_seconds <= 0.0
+        self.planner.is_alarmed() || shared.may_review(self.review_seconds)
     }
 
-    /// Let the engine know of the time that the session has taken.
+    /// Have the planner review its plan. Another plan is applied now or, with proposals pending, once they are decided.
+    fn review<C: Chance>(&mut self, shared: &Mutex<SharedPlanning>, decoder: &mut Decoder<C>, clock: &Clock) {
+        let (started, alarmed) = (clock(), self.planner.is_alarmed());
+        self.next = decoder.observer().and_then(|observer| self.planner.review(observer.estimates_mut()));
+        let took = clock().saturating_sub(started).as_secs_f64();
+        shared.lock().add_review(took);
+        if !alarmed {
+            self.review_seconds = took;
+        }
+        if !decoder.has_pending() {
+            self.switch(decoder);
+            self.share(shared, decoder);
+        } else if self.next.is_some() {
+            decoder.drain();
+        }
+    }
+
+    /// Report the session's time since the last report, which pays for reviews and probes.
     fn report_time(&mut self, shared: &mut SharedPlanning) {
         let seconds = self.seconds - std::mem::replace(&mut self.reported, self.seconds);
-        shared.seconds += seconds;
-        // Each session allows for looks as it needs them itself, and few are saved up.
         let share = if self.planner.is_settled() { LATER_REVIEWS } else { FIRST_REVIEWS };
-        shared.review_debt = (shared.review_debt - share * seconds).max(-SAVED_REVIEWS * self.review_seconds);
+        shared.add_time(seconds, share, self.review_seconds);
     }
 
+    /// Learn from the times of a round, and add it to the session's times.
     fn count<C: Chance>(&mut self, decoder: &mut Decoder<C>, round: RoundReport, passes: u64, tested: u64) {
         let seconds = round.total.as_secs_f64();
         let standard = decoder.estimates().map_or(0.0, |estimates| self.planner.standard(estimates));
         match self.standard_rounds {
             None => self.planner.record_round(round.tokens, seconds, standard),
-            // The first one runs behind passes of other models.
             Some(STANDARD_ROUNDS) => self.planner.record_standard(round.tokens, seconds, standard),
             Some(_) => {}
         }
-        // Nor is that first round counted here. One in which another process had the machine is no measure.
         let host = round.total.saturating_sub(round.models).min(MOST_HOST_WORK * round.models).as_secs_f64();
         if let Some(observer) = decoder.observer()
             && self.standard_rounds.is_none_or(|rounds| rounds == STANDARD_ROUNDS)
@@ -357,7 +270,8 @@ impl Planning {
         }
     }
 
-    /// Nothing is pending: take the plan that is wanted.
+    /// Apply the plan that is due: the next one, `standard` to measure it, or the current one after that. To be called
+    /// with nothing pending.
     fn switch<C: Chance>(&mut self, decoder: &mut Decoder<C>) {
         if let Some(plan) = self.next.take() {
             decoder.set_plan(plan.clone());
@@ -379,6 +293,7 @@ impl Planning {
         }
     }
 
+    /// Share what was learned with the engine's other sessions.
     fn share<C: Chance>(&mut self, shared: &Mutex<SharedPlanning>, decoder: &mut Decoder<C>) {
         if let Some(observer) = decoder.observer() {
             let (estimates, experience) = (observer.estimates().clone(), self.planner.experience());
@@ -386,7 +301,8 @@ impl Planning {
         }
     }
 
-    /// The model that could draft and does not run, if its turn to catch up has come and is worth its time.
+    /// A resting drafter that is to run over the tokens that it has missed, to learn how well it would propose. `None` if the
+    /// budget does not cover that.
     fn choose_probe<C: Chance>(&mut self, shared: &Mutex<SharedPlanning>, decoder: &mut Decoder<C>) -> Option<usize> {
         let choices = self.planner.choices();
         let rests = |&model: &usize| {
@@ -398,25 +314,23 @@ impl Planning {
         let models = choices.may_propose.len();
         let model = (0..models).map(|step| (self.probe_next + step) % models).find(rests)?;
         self.probe_next = model + 1;
-        let gap = decoder.gap(model);
         let estimates = decoder.estimates()?;
-        let expected = estimates.costs[model].at(gap, true);
+        let expected = estimates.costs[model].at(decoder.gap(model), true);
         self.is_first_probe = !estimates.acceptance[model].is_reliable() && expected <= FIRST_PROBE * self.seconds;
         let mut shared = shared.lock();
         self.report_time(&mut shared);
-        let pays = self.is_first_probe || shared.probing + expected <= PROBING * shared.seconds;
-        pays.then_some(model)
+        (self.is_first_probe || shared.may_probe(expected)).then_some(model)
     }
 
     /// The probe that [`Planning::after_round`] asked for took so many seconds, whether or not it succeeded.
     pub fn probed(&mut self, shared: &Mutex<SharedPlanning>, seconds: f64) {
-        shared.lock().probing += seconds;
+        shared.lock().add_probe(seconds);
         if self.is_first_probe {
             self.planner.review_soon();
         }
     }
 
-    /// What was planned, and why, for people who look into a session.
+    /// The plan and the reasons for it, as documented with `cos_session_describe`.
     pub fn describe(&self, names: &[&str], estimates: &Estimates) -> Value {
         let expectation = self.planner.expectation();
         let ratio = |a: f64, b: f64| if b > 0.0 { json!(a / b) } else { Value::Null };
@@ -435,7 +349,7 @@ impl Planning {
     }
 }
 
-/// How models of these names decode, where nothing is known of why.
+/// A plan for models of these names, without reasons: for sessions that do not plan.
 pub fn describe_plan(plan: &Plan, names: &[&str]) -> Value {
     let mut lengths = vec![0; names.len()];
     let strategy = match &plan.policy {

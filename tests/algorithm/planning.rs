@@ -21,7 +21,8 @@ use cos::model::scripted::Scripted;
 use cos::plan::estimates::Estimates;
 use cos::plan::forecast::{Forecast, LONGEST, Task};
 use cos::plan::planner::{Choices, Planner};
-use cos::plan::session::{PlanTimes, Planning, RoundReport, SharedPlanning};
+use cos::plan::session::{PlanTimes, Planning, RoundReport};
+use cos::plan::shared::SharedPlanning;
 use cos::rows::Sampler;
 use parking_lot::Mutex;
 
