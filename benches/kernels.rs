@@ -12,8 +12,8 @@ use cos::decode::chance::{Chance, CounterRng, Key, Purpose};
 use cos::decode::combine::Combination;
 use cos::decode::policy::{Plan, Request, Strategy};
 use cos::decode::verify;
-use cos::plan::estimates::Estimates;
-use cos::plan::observer::Observer;
+use cos::learn::estimates::Estimates;
+use cos::learn::observer::Observer;
 use cos::plan::planner::{Choices, Planner};
 
 use cos::rows::{Candidates, Distribution, Row, Sampler, argmax, kernels};

@@ -11,6 +11,7 @@ pub mod error;
 pub mod export;
 pub mod ffi;
 pub mod files;
+pub mod learn;
 pub mod model;
 pub mod onnx;
 pub mod plan;

@@ -14,9 +14,9 @@ use crate::decode::schedule::{Next, Schedule};
 use crate::decode::state::{Rows, State};
 pub use crate::decode::target::Workspace;
 use crate::error::{Error, Result};
+use crate::learn::estimates::Estimates;
+use crate::learn::observer::{Observer, WINDOW};
 use crate::model::{Memory, Model, Pass, Report, Sequence};
-use crate::plan::estimates::Estimates;
-use crate::plan::observer::{Observer, WINDOW};
 use crate::rows::Sampler;
 
 /// Why a sequence ended.

@@ -7,7 +7,7 @@ use crate::decode::look_up;
 use crate::decode::schedule::{Draft, World};
 use crate::decode::target::{Front, Target, Workspace};
 use crate::error::Result;
-use crate::plan::observer::Observer;
+use crate::learn::observer::Observer;
 
 /// One sequence: its tokens, the models' rows, and what has happened.
 pub struct State<C> {

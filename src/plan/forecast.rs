@@ -8,10 +8,10 @@ use std::convert::Infallible;
 
 use once_cell::sync::Lazy;
 
-use super::estimates::{Calibration, Estimates};
 use crate::decode::chance::{CounterRng, Key, Purpose};
 use crate::decode::policy::{Plan, Targets};
 use crate::decode::schedule::{Draft, Next, Schedule, World};
+use crate::learn::estimates::{Calibration, Estimates};
 
 /// Tokens of the longest forecast.
 pub const LONGEST: usize = 1024;

@@ -2,11 +2,11 @@
 //!
 //! The planner is pure. It reads no clock and draws nothing: [`Estimates`] come in, a plan comes out.
 
-use super::estimates::{Acceptance, Estimates};
 use super::forecast::{Forecast, Task};
 use super::search::{LONG_FORECAST, Search};
 use super::trials::Trials;
 use crate::decode::policy::{Plan, Policy, Request, Targets};
+use crate::learn::estimates::{Acceptance, Estimates};
 
 /// Share by which another plan must be forecast to be faster before it replaces the current one. A change costs a
 /// moment without drafts.

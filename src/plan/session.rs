@@ -13,7 +13,7 @@ use crate::decode::chance::Chance;
 use crate::decode::combine::Combination;
 use crate::decode::decoder::{Counters, Decoder};
 use crate::decode::policy::{Plan, Policy, Targets};
-use crate::plan::estimates::Estimates;
+use crate::learn::estimates::Estimates;
 use crate::plan::planner::{Choices, Planner};
 use crate::plan::shared::{FIRST_REVIEW_SECONDS, SharedPlanning, TaskKey, TaskRecord};
 use crate::rows::Sampler;

@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use super::estimates::Estimates;
 use super::planner::Experience;
+use crate::learn::estimates::Estimates;
 
 /// Share of all sessions' time that probes may take.
 const PROBING: f64 = 0.003;

@@ -15,9 +15,9 @@ use cos::decode::policy::{Plan, Policy, Strategy, Targets};
 use cos::engine::drive::Driver;
 use cos::engine::participant::Participant;
 use cos::error::Error;
+use cos::learn::estimates::{Acceptance, Estimates};
 use cos::model::scripted::Scripted;
 use cos::model::{Cancel, Interrupt, Model, Pass, Report, Sequence};
-use cos::plan::estimates::{Acceptance, Estimates};
 use cos::rows::Weights;
 
 const ENOUGH: f64 = 1e-5;

@@ -234,7 +234,7 @@ impl Observer {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::estimates::Mean;
+    use crate::learn::estimates::Mean;
 
     fn observer(weights: Option<Vec<f32>>) -> Observer {
         let mut observer = Observer::new(Estimates::new(&[vec![], vec![]]), weights, 0);
