@@ -201,6 +201,18 @@ impl Engine {
         &self.stop_tokens
     }
 
+    /// An error if one of these tokens is not in the vocabulary. `name` is what the message calls them.
+    pub fn check_tokens(&self, name: &str, tokens: &[i32]) -> Result<()> {
+        let vocab_size = self.vocab_size();
+        let is_outside = |token: &&i32| usize::try_from(**token).map_or(true, |token| token >= vocab_size);
+        tokens.iter().find(is_outside).map_or(Ok(()), |token| {
+            Err(Error::InvalidArgument(format!(
+                "{name} holds {token}, but the vocabulary has the tokens 0 to {}",
+                vocab_size - 1
+            )))
+        })
+    }
+
     /// What was recognised, for people who look into an engine. Documented with `cos_engine_describe`.
     pub fn describe(&self) -> Value {
         let runtime = loaded();
