@@ -1,35 +1,49 @@
 /* CoS: exact, fast decoding with several language models at once. C interface, version 0.1.
  *
- * Generated from the Rust sources; do not edit.
+ * Generated from the Rust sources in src/ffi by `make header`; do not edit.
  *
- *     cos_engine *engine;  cos_session *session;  cos_step_result step = { .struct_size = sizeof step };
- *     cos_engine_open("engine.json", &engine);                    load the models, once
- *     cos_session_new(engine, NULL, &session);                    a sequence: greedy and automatic
+ * Quick start:
+ *
+ *     cos_engine *engine;
+ *     cos_session *session;
+ *     cos_step_result step = { .struct_size = sizeof step };
+ *     cos_engine_open("engine.json", &engine);         load the models, once
+ *     cos_session_new(engine, NULL, &session);         start a sequence; NULL: greedy, with an automatic strategy
  *     cos_prompt(session, tokens, tokens_count);
- *     do { cos_step(session, &step); ... } while (!step.finish);  step.tokens are new
+ *     do {
+ *       cos_step(session, &step);                      step.tokens are the new tokens
+ *     } while (step.finish == COS_FINISH_NONE);
+ *     cos_free(session);
+ *     cos_engine_free(engine);
  *
- * Errors. A function that can fail returns a cos_error: NULL is success, anything else is an object with a code and
- * a message that the caller frees with cos_error_free. Outputs (out_...) are written on success only, and a failed
- * call leaves its objects as they were. A bug inside (INTERNAL) never takes the process down; it poisons the session.
+ * The functions follow in this order: errors, engines, sessions, text, statistics, descriptions.
  *
- * Ownership. What a ..._new or ..._open function gives is the caller's, who frees it with the type's free function;
- * every free function takes NULL. Arguments are copied or only read during the call. Pointers that a call lends say
- * how long they live.
+ * Errors. A function that can fail returns a cos_error pointer. NULL is success. Anything else is an object with a
+ * code and a message, which the caller frees with cos_error_free. Outputs (parameters out_...) are written on success
+ * only, and a failed call leaves its objects as they were. A function lists the codes that it returns, without the
+ * prefix COS_ERROR_. Besides these, each may return INTERNAL (a bug of this library), which leaves the process
+ * unharmed and poisons a session. There are no thread-local errors.
  *
- * Threads. Engines are immutable: any number of threads may use one at once. A session or a text stream is for one
- * thread at a time, any thread; a second one at the same moment gets BUSY. cos_cancel and cos_session_stats may be
- * called at any time. There are no thread-local errors.
+ * Ownership. The caller owns what a ..._new or ..._open function returns, and frees it with the free function of its
+ * type. Every free function accepts NULL. Arguments are copied, or only read during the call. Each function says how
+ * long a pointer that it returns is valid.
  *
- * Processes. Engines belong to the process that opened them: in a child of fork(), calls with them, their sessions and
- * their text streams give UNSUPPORTED, and the child may free them and open its own. A child that was forked while its
- * parent opened its first engine cannot open any. The library stays loaded, also after dlclose(),
- * once it has used ONNX Runtime, which keeps addresses of it.
+ * Threads. Engines are immutable: any number of threads may use one at once. One thread at a time may use a session or
+ * a text stream, and it need not be the same thread each time. If another thread is using it, a call returns BUSY at
+ * once. A few functions may be called at any time, and their documentation says so. No call with an object may begin
+ * once the call that frees the object has begun.
  *
- * Versions. Codes and constants never change, functions are only added. Structs grow at their end: set struct_size to
- * sizeof the struct and the rest to 0, and a program compiled against this header works with every later library of
- * the same SONAME.
+ * Processes. An engine belongs to the process that opened it. In a child of fork(), calls with the engine, its sessions
+ * and its text streams return UNSUPPORTED. The child may free them and open its own engine. It cannot open one if it
+ * was forked while its parent was opening its first engine. Once the library has used ONNX Runtime, it stays loaded
+ * until the process ends, also after dlclose(), because ONNX Runtime keeps addresses of its code.
  *
- * Text is UTF-8. Counts follow their pointers. Tokens are int32_t, 0 to cos_engine_vocab_size() - 1.
+ * Versions. Codes and constants never change, and functions are only added. Structs grow at their end. Set struct_size
+ * to the sizeof of the struct and all other members to 0 before you fill it: then a program compiled against this
+ * header works with every later library of the same SONAME.
+ *
+ * Conventions. Text is UTF-8. A count follows the pointer that it belongs to. A token is an int32_t from 0 to
+ * cos_engine_vocab_size() - 1. Times are in nanoseconds.
  */
 
 
@@ -40,7 +54,7 @@
 #include <stdint.h>
 
 /**
- * An argument of the call is wrong: NULL, out of range, or of the wrong size.
+ * An argument is NULL, out of range or of the wrong size.
  */
 #define COS_ERROR_INVALID_ARGUMENT 1
 
@@ -50,7 +64,7 @@
 #define COS_ERROR_CONFIG 2
 
 /**
- * A model cannot be loaded, is no language model, or does not fit the others.
+ * A model cannot be loaded, is not a language model, or does not fit the other models.
  */
 #define COS_ERROR_MODEL 3
 
@@ -60,17 +74,17 @@
 #define COS_ERROR_RUNTIME 4
 
 /**
- * The context of the models has no room for the tokens.
+ * The tokens do not fit into the context of the models.
  */
 #define COS_ERROR_CONTEXT_FULL 5
 
 /**
- * Logits were NaN or infinite, or left no token possible.
+ * Logits or scores were NaN or plus infinity, or minus infinity for every token.
  */
 #define COS_ERROR_NUMERIC 6
 
 /**
- * The session is in use on another thread.
+ * Another thread is using the session or the text stream.
  */
 #define COS_ERROR_BUSY 7
 
@@ -80,58 +94,60 @@
 #define COS_ERROR_UNSUPPORTED 8
 
 /**
- * The caller's buffer is too small; the message says what is needed.
+ * The buffer of the caller is too small. The message says how much is needed.
  */
 #define COS_ERROR_BUFFER_TOO_SMALL 9
 
 /**
- * An earlier call on the session ended in INTERNAL; the session can only be freed.
+ * An earlier call on the session returned INTERNAL. The session can only be freed.
  */
 #define COS_ERROR_POISONED 10
 
 /**
- * A bug of this library (a panic). The process is unharmed.
+ * A bug of this library (a panic). The process is unharmed, and the session of the call is poisoned.
  */
 #define COS_ERROR_INTERNAL 11
 
 /**
- * A function of the caller failed; the message says what it returned.
+ * A function of the caller failed. The message says what it returned.
  */
 #define COS_ERROR_CALLBACK 12
 
 /**
- * Chosen by the library: what follows the same distribution at the least cost.
+ * The library chooses the strategy and the proposal lengths that are expected to be fastest, and changes them as it
+ * learns.
  */
 #define COS_STRATEGY_AUTO 0
 
 /**
- * Every model scores every position, nobody proposes: the baseline.
+ * Every model with a weight other than 0 scores every position, and nobody drafts: the baseline.
  */
 #define COS_STRATEGY_STANDARD 1
 
 /**
- * One model drafts, all others score.
+ * Speculative decoding: one model drafts, and all others verify.
  */
 #define COS_STRATEGY_SPECULATIVE 2
 
 /**
- * Collaborative decoding via speculation: the models take turns in proposing (arXiv 2502.01662, Algorithms 1 and 2).
+ * Collaborative decoding via speculation: the models take turns as the proposer (arXiv 2502.01662, Algorithms 1 and
+ * 2).
  */
 #define COS_STRATEGY_COS 3
 
 /**
- * Routed under COS_STRATEGY_AUTO where it applies, combined otherwise.
+ * The library chooses. COS_STRATEGY_AUTO uses routed targets where they apply; all else is combined.
  */
 #define COS_TARGETS_AUTO 0
 
 /**
- * Every position is verified against the combined distribution, which needs all models.
+ * Every position is verified against the combined distribution, so it needs every model with a weight other than 0.
  */
 #define COS_TARGETS_COMBINED 1
 
 /**
- * Every position is verified against one model that is drawn from the weights. The tokens follow the same joint
- * distribution, and a position needs one model only. For "weighted" with a temperature above 0.
+ * Every position is verified against one model that is drawn by the weights, so it needs only that model. The joint
+ * distribution of the tokens is the same. For "weighted" with a temperature above 0.
  */
 #define COS_TARGETS_ROUTED 2
 
@@ -141,12 +157,12 @@
 #define COS_FINISH_NONE 0
 
 /**
- * A stop token was committed; it is the last token.
+ * A stop token was committed. It is the last token.
  */
 #define COS_FINISH_STOP 1
 
 /**
- * max_tokens were generated since the last prompt.
+ * max_tokens tokens were generated since the last prompt.
  */
 #define COS_FINISH_MAX_TOKENS 2
 
@@ -156,7 +172,7 @@
 #define COS_FINISH_CONTEXT_FULL 3
 
 /**
- * cos_cancel was called.
+ * cos_cancel stopped the step.
  */
 #define COS_FINISH_CANCELLED 4
 
@@ -168,54 +184,57 @@
 typedef struct cos_engine cos_engine;
 
 /**
- * An error: a code and a message. Owned by the caller, who frees it with cos_error_free. It may be passed
- * between threads, and read by several at once.
+ * An error: a code and a message. The caller owns it and frees it with cos_error_free. Any number of threads may read
+ * it at once, and any thread may free it.
  *
  * Since 0.1.
  */
 typedef struct cos_error cos_error;
 
 /**
- * A session: one sequence. One thread at a time may use it (another one gets BUSY, except for cos_cancel and
- * cos_session_stats); different sessions run in parallel.
+ * A session: one sequence of tokens. One thread at a time may use it; a call from another thread returns BUSY. Only
+ * cos_cancel and cos_session_stats may be called at any time. Different sessions run in parallel.
  *
  * Since 0.1.
  */
 typedef struct cos_session cos_session;
 
 /**
- * Turns a stream of tokens into a stream of text that is cut between characters only, and ends before a stop string if
- * there are any. One thread at a time may use it (another one gets BUSY).
+ * A stream that decodes tokens to text as they come. It gives out whole characters only, and can end the text before a
+ * stop string. One thread at a time may use it; a call from another thread returns BUSY.
  *
- * The text continues a prompt, so the space before its first word stays: the text of the prompt and the text of the
- * stream together are the text of all tokens. Unless cos_text_stream_prompt tells the prompt, the stream assumes one
- * that ends with a whole word.
+ * The text continues a prompt: the text of the prompt and the text of the stream together are the text of all tokens.
+ * So the space before the first word stays. If cos_text_stream_prompt does not set the prompt, the stream assumes that
+ * it ends with a whole word.
  *
  * Since 0.1.
  */
 typedef struct cos_text_stream cos_text_stream;
 
 /**
- * A combination of the caller's own: makes one row of scores from the models' rows of logits, for one position.
- * Tokens are then decoded from the distribution that temperature, top_k, top_p, min_p and softmax make of the scores.
+ * A function of the caller that combines the models. For one position, it makes one row of scores from one row of
+ * logits for each model. Tokens follow the distribution that temperature, top_k, top_p, min_p and softmax make of the
+ * scores.
  *
- * Exactness asks that it depends on the rows and its data alone, for they are unchanged where it is asked again. It is
- * called inside cos_step, on its thread, possibly several times in a step and for positions whose tokens are dropped.
+ * The scores must depend on the rows and the function's own data only: the function may be called again for the same
+ * position, and decoding is exact only if the scores are then the same.
  *
- * It must not keep the pointers, and must not leave but by returning: an exception ends the process, longjmp is
- * undefined. It may call cos_cancel and cos_session_stats on its session; other calls get BUSY, and cos_free would
- * wait for ever.
+ * cos_step calls the function on its own thread, possibly several times, also for positions whose tokens are dropped
+ * later. The function must return: an exception ends the process, and longjmp is undefined behaviour. It must not keep
+ * the pointers. It may call cos_cancel and cos_session_stats with the session. Other calls with the session return
+ * BUSY, and cos_free would wait for ever.
  *
- * @param rows          `models_count` rows of `vocab_size` logits, in the engine's order; NULL for models that the
- *                      engine's combination gives the weight 0 and for look-ups. There is no NaN and no plus infinity;
- *                      minus infinity is impossible.
+ * @param rows          `models_count` rows of `vocab_size` logits, in the order of the configuration. NULL for
+ *                      look-ups, and for models with the weight 0. No logit is NaN or plus infinity. Minus infinity
+ *                      marks a token that is impossible.
  * @param models_count  number of models
- * @param vocab_size    number of tokens
- * @param out_scores    out: `vocab_size` scores, all to be written. Minus infinity is impossible. NaN (also where
- *                      nothing was written), plus infinity, or minus infinity everywhere is NUMERIC.
+ * @param vocab_size    number of tokens in the vocabulary
+ * @param out_scores    out: `vocab_size` scores, all of which must be written. Minus infinity makes a token
+ *                      impossible. cos_step returns NUMERIC for NaN (also where nothing was written), for plus
+ *                      infinity, and if all scores are minus infinity.
  * @param user_data     combine_data of cos_session_options
- * @return 0, or any other number to make cos_step fail with CALLBACK, whose message names it. (A step that has committed
- *         a token by then ends well, and the next one asks again.)
+ * @return 0, or any other number to make cos_step return CALLBACK with a message that names the number. A step that
+ *         has committed a token before returns success, and the next step calls the function again.
  * Since 0.1.
  */
 typedef int32_t (*cos_combine_fn)(const float *const *rows,
@@ -225,96 +244,97 @@ typedef int32_t (*cos_combine_fn)(const float *const *rows,
                                   void *user_data);
 
 /**
- * How a session decodes. Set all to 0 and then struct_size: greedy and automatic. Arrays are copied.
+ * How a session decodes. Set all members to 0 and then struct_size: greedy, with an automatic strategy.
+ * cos_session_new copies the arrays.
  *
  * Since 0.1.
  */
 typedef struct cos_session_options {
   /**
-   * sizeof(cos_session_options) as the caller was compiled.
+   * sizeof(cos_session_options), set by the caller.
    */
   size_t struct_size;
   /**
-   * One of COS_STRATEGY_*. All of them follow the same distribution.
+   * One of COS_STRATEGY_*. It does not change the distribution of the tokens.
    */
   int32_t strategy;
   /**
-   * 0 is greedy: the token of the highest score, among equal ones the lowest. Otherwise scores are divided by it.
-   * With "weighted", a small one (1e-6 to 0.01, which some clients send and mean 0) is not greedy: each model is
-   * then sure of its own best token, and one of these is drawn by the weights. Set 0 for the best token of the
-   * mixture, or "greedy_below" in the configuration of the engine.
+   * Scores are divided by this number. 0 is greedy: the token with the highest score, and the lowest such token
+   * among equal scores. A small temperature is not greedy with "weighted": at 1e-6 to 0.01, each model is certain of
+   * its own best token, and the weights draw one of these tokens. For the best token of the mixture, set 0, or set
+   * "greedy_below" in the configuration.
    */
   float temperature;
   /**
-   * Sample among this many best tokens of each distribution; 0 is off.
+   * Sample among this many most probable tokens of each distribution; 0 is off.
    */
   int32_t top_k;
   /**
-   * Sample among the fewest best tokens with this share of the probability; 0 or 1 is off.
+   * Sample among the fewest most probable tokens that together have at least this probability; 0 or 1 is off.
    */
   float top_p;
   /**
-   * Sample among tokens with at least this share of the best one's probability; 0 is off.
+   * Sample among the tokens that have at least this share of the highest probability; 0 is off.
    */
   float min_p;
   /**
-   * Seed of the random numbers. The same seed, strategy (not auto) and number of threads give the same tokens. On a GPU the last bits
-   * of logits may also depend on the sessions before, which moves a token now and then.
+   * Seed of the random numbers. The tokens are the same for the same seed, strategy (other than auto) and number of
+   * threads. On a GPU, earlier sessions may change the last bits of logits, which changes a token now and then.
    */
   uint64_t seed;
   /**
-   * Most tokens to generate after each prompt; 0 is until the context is full.
+   * Most tokens to generate after each prompt; 0: until the context is full.
    */
   uint32_t max_tokens;
   /**
-   * Tokens that each model proposes in a row (γ), in the engine's order, 0 to 64; NULL: chosen by the library.
-   * With COS_STRATEGY_SPECULATIVE the cheapest model with a length above 0 drafts.
+   * How many tokens each model proposes in a row (γ), in the order of the configuration, each 0 to 64. NULL: the
+   * library chooses. With COS_STRATEGY_SPECULATIVE, the cheapest model with a number above 0 drafts.
    */
   const int32_t *proposal_lengths;
   /**
-   * Number of models, or 0 for NULL.
+   * Length of `proposal_lengths`: the number of models, or 0 for NULL.
    */
   size_t proposal_lengths_count;
   /**
-   * Weights in place of the engine's, for "weighted" and "logits"; NULL: the engine's.
+   * Weights in place of the engine's, for "weighted" and "logits". NULL: the engine's weights.
    */
   const float *weights;
   /**
-   * Number of models, or 0 for NULL.
+   * Length of `weights`: the number of models, or 0 for NULL.
    */
   size_t weights_count;
   /**
-   * Tokens that end the sequence. NULL: all that the files of any model name, in eos_token_id of genai_config.json,
-   * generation_config.json and config.json, and in eos_token of tokenizer_config.json. If these name none, the
-   * warnings of cos_engine_describe say so. Not NULL with a count of 0: none.
+   * Tokens that end the sequence. NULL: the stop tokens that the files of any model name, in eos_token_id of
+   * genai_config.json, generation_config.json and config.json, and in eos_token of tokenizer_config.json. If the
+   * files name none, cos_engine_describe has a warning. Not NULL with a count of 0: no stop tokens.
    */
   const int32_t *stop_tokens;
   /**
-   * Number of stop tokens.
+   * Length of `stop_tokens`.
    */
   size_t stop_tokens_count;
   /**
-   * One of COS_TARGETS_*. Does not change the distribution.
+   * One of COS_TARGETS_*. It does not change the distribution of the tokens.
    */
   int32_t targets;
   /**
-   * 1 to get the log-probability of each token from cos_step, 0 not to. It takes the combined distribution, so
-   * COS_TARGETS_AUTO then means combined, and COS_TARGETS_ROUTED is an error.
+   * 1: cos_step returns the log-probability of each token. 0: it does not. Log-probabilities need the combined
+   * distribution, so COS_TARGETS_AUTO then means combined, and COS_TARGETS_ROUTED is an error.
    */
   int32_t log_probabilities;
   /**
-   * A combination in place of the engine's, or NULL. The models that the engine's combination gives a weight other
-   * than 0 (here those of `weights`, where given) take part; what else it says is not used. Targets are combined.
+   * A combine function in place of the engine's combination, or NULL. It gets the rows of the models whose weight is
+   * not 0 in the engine's combination (or in `weights`, if given). Targets are then combined.
    */
   cos_combine_fn combine;
   /**
-   * Passed to `combine`; may be NULL. Must live as long as the session.
+   * Passed to `combine`. Owned by the caller; must be valid as long as the session. May be NULL.
    */
   void *combine_data;
 } cos_session_options;
 
 /**
- * What a step did.
+ * What a step committed.
  *
  * Since 0.1.
  */
@@ -324,12 +344,12 @@ typedef struct cos_step_result {
    */
   size_t struct_size;
   /**
-   * The tokens that the step committed, at least one unless the sequence is finished. Owned by the session,
-   * valid until its next call.
+   * The tokens that the step committed: at least one, unless the sequence is finished. Owned by the session; valid
+   * until its next call.
    */
   const int32_t *tokens;
   /**
-   * Number of tokens.
+   * Length of `tokens`.
    */
   size_t tokens_count;
   /**
@@ -337,19 +357,20 @@ typedef struct cos_step_result {
    */
   int32_t finish;
   /**
-   * 0.
+   * Always 0.
    */
   int32_t reserved;
   /**
-   * The natural logarithm of each token's probability under the combined distribution that all strategies follow,
-   * after temperature, top_k, top_p and min_p; for a greedy session at temperature 1 without these. `tokens_count`
-   * values, owned and valid as `tokens`; NULL if not asked for in cos_session_options, or without tokens.
+   * The natural logarithm of the probability of each token under the combined distribution, after temperature,
+   * top_k, top_p and min_p. For a greedy session, under the distribution at temperature 1 without these filters.
+   * `tokens_count` values, owned and valid as `tokens`. NULL without tokens, or if cos_session_options did not ask
+   * for them.
    */
   const float *log_probabilities;
 } cos_step_result;
 
 /**
- * What a session did so far, or all sessions of an engine.
+ * Counts and times of a session, or of all sessions of an engine.
  *
  * Since 0.1.
  */
@@ -363,31 +384,31 @@ typedef struct cos_stats {
    */
   uint64_t steps;
   /**
-   * Tokens committed, prompts excluded.
+   * Tokens committed, without prompts.
    */
   uint64_t tokens;
   /**
-   * Proposals made.
+   * Tokens proposed by models and look-ups.
    */
   uint64_t proposed;
   /**
-   * Proposals that reached an accept or reject decision; others were dropped behind a rejection or an end.
+   * Proposals that were accepted or rejected. The others were dropped behind a rejection or an end.
    */
   uint64_t tested;
   /**
-   * Proposals accepted.
+   * Proposals accepted. accepted / tested is the acceptance rate.
    */
   uint64_t accepted;
   /**
-   * Passes of all models, those over nothing but prompt excluded.
+   * Passes of all models, without those over nothing but prompt.
    */
   uint64_t forwards;
   /**
-   * Positions that all models scored, those of the prompt excluded.
+   * Positions that all models scored, without those of prompts.
    */
   uint64_t positions;
   /**
-   * Nanoseconds inside ONNX Runtime, prompts included.
+   * Nanoseconds inside ONNX Runtime, with prompts.
    */
   uint64_t model_ns;
   /**
@@ -395,29 +416,29 @@ typedef struct cos_stats {
    */
   uint64_t total_ns;
   /**
-   * Greedy choices between two nearly equal scores, which passes of other widths may decide otherwise.
+   * Greedy choices between two nearly equal scores. A pass of another width may choose the other token.
    */
   uint64_t near_ties;
   /**
-   * With COS_STRATEGY_AUTO, nanoseconds of cos_step since a first look at the plan (by this session, or by one before
-   * that decoded the same), passes over prompts excluded. The
-   * next two are about the same tokens, so that standard_ns / planned_ns is the measured gain of planning, and
-   * standard_ns / expected_ns the one that was expected.
+   * Nanoseconds inside cos_step with COS_STRATEGY_AUTO, from the first evaluation of the plan on, without passes
+   * over prompts. An earlier session of the engine that decoded the same way may have made that evaluation. The next
+   * two members are about the same tokens: standard_ns / planned_ns is the measured gain of planning, and
+   * standard_ns / expected_ns the expected gain.
    */
   uint64_t planned_ns;
   /**
-   * Nanoseconds that these tokens were expected to take, as the plans were chosen.
+   * Nanoseconds that these tokens were expected to take when their plan was chosen.
    */
   uint64_t expected_ns;
   /**
-   * Nanoseconds that COS_STRATEGY_STANDARD would have taken for them, by the measured times of the models' passes.
+   * Nanoseconds that COS_STRATEGY_STANDARD would have taken for these tokens, by the measured times of passes.
    */
   uint64_t standard_ns;
   /**
-   * Rows of logits that models on a GPU keep there, and that had to be copied to the host: for functions of the caller,
-   * work together with models that are elsewhere, and filters that end where very many tokens have nearly the same score,
-   * or (top_k, top_p) at tokens less than e^-16 times as likely as the best. 0 where all work on rows was done on the GPU. Rows that are on
-   * the host anyway do not count.
+   * Rows of logits that a model on a GPU leaves there and that had to be copied to the host. The reasons are combine
+   * functions, models that run elsewhere, and filters that the GPU cannot finish: very many tokens have nearly the
+   * same score, or top_k or top_p reaches tokens less than e^-16 times as likely as the best. 0 if the GPU did all
+   * work on rows. Rows that are always on the host do not count.
    */
   uint64_t rows_copied;
 } cos_stats;
@@ -427,192 +448,146 @@ extern "C" {
 #endif // __cplusplus
 
 /**
- * Version of the library, such as "0.1.0". Lives forever. Never fails.
+ * The version of the library, such as "0.1.0". Never fails. May be called from any thread at any time.
  *
+ * @return a string of ASCII that is valid as long as the library is loaded
  * Since 0.1.
  */
 const char *cos_version(void);
 
 /**
- * The code of an error, one of COS_ERROR_*. The values never change. 0 if `error` is NULL, which means success.
+ * The code of an error. The values never change.
  *
+ * @param error  may be NULL
+ * @return one of COS_ERROR_*, or 0 if `error` is NULL, which means success
  * Since 0.1.
  */
 int32_t cos_error_code(const struct cos_error *error);
 
 /**
- * What went wrong, and the mend where there is one: one sentence in UTF-8, for people. Lives as long as the error.
- * Empty if `error` is NULL.
+ * The message of an error, for people: what is wrong, and how to mend it where that is known.
  *
+ * @param error  may be NULL
+ * @return one sentence in UTF-8, valid until the error is freed; empty if `error` is NULL
  * Since 0.1.
  */
 const char *cos_error_message(const struct cos_error *error);
 
 /**
- * Free an error. NULL is fine.
+ * Free an error.
  *
+ * @param error  may be NULL, which does nothing
  * Since 0.1.
  */
 void cos_error_free(struct cos_error *error);
 
 /**
- * Make an engine from a configuration file. Relative paths in it are relative to its folder.
+ * Make an engine from a configuration file. Loads the models and their tokenizer, which can take many seconds.
  *
- * The file is a JSON object in UTF-8, of at most 64 models. An unknown key is an error that names it:
+ * The file is a JSON object in UTF-8. Relative paths in it are relative to its folder. "models" and "combine" are
+ * required, and all other keys have defaults. An unknown key is an error that names the key:
  *
  *     {
- *       "models": [ { "path": "base",         an .onnx file, or a folder that holds one
- *                     "provider": "cpu",      or "cuda"; "cpu" by default
- *                     "device_id": 0,         which GPU; 0 by default
- *                     "options": {},          of ONNX Runtime's CUDA provider, by its names, such as "gpu_mem_limit": bytes;
- *                                             "enable_cuda_graph": false has no passes captured
- *                     "rows": "gpu",          or "host": where rows of logits stay that a GPU makes; by default on the GPU if
- *                                             they are long
- *                     "name": "base",         for messages; the folder's name by default
- *                     "context_length": 4096, most tokens of a sequence; by default what the export says
- *                     "scoring": "parallel" },  or "one_by_one": how positions of a draft are scored; by default
- *                                             in parallel, if that is found to be the same when the model is loaded;
- *                                             "parallel" insists, and refuses the model otherwise
- *                   { "kind": "ngram" } ],    optional: a look-up of the last words in the sequence itself, which
- *                                             drafts at no cost where text repeats itself. It counts as a model
- *                                             everywhere, has the weight 0, and takes a "name" but no other key.
- *                                             Other models are of the kind "onnx", the default.
- *       "combine": one of
- *         { "kind": "weighted", "weights": [0.5, 0.5] }             sum of the distributions
- *         { "kind": "contrastive", "mu": 0.1, "plausibility": 0 }   model 0 the expert, model 1 the amateur
- *         { "kind": "logits", "weights": [1, 0.5, -0.5] }           weighted sum of the logits
- *         { "kind": "target", "model": 0 }                          one model; the others only draft
- *       "threads": 0,                         of the pool that all models of the process share; 0 by default,
- *                                             one for each core that the process may use; more than these do not spin
- *       "spinning": true,                     whether they stay awake for a while when there is nothing to do; false
- *                                             is for machines that have much else to do
- *       "overlap": true,                      whether passes that do not depend on each other run at the same time: of models
- *                                             on GPUs beside others; false: one after the other; by default it is found out
- *                                             whether that pays, in some milliseconds
- *       "greedy_below": 0.01,                 sessions with a temperature below this are greedy, for clients that send
- *                                             a small one and mean 0; 0 by default, which is off
- *       "onnxruntime": "libonnxruntime.so"    optional
+ *       "models": [                    1 to 64 models; all arrays of this interface have their order
+ *         {
+ *           "path": "base",            an .onnx file, or a folder that holds one
+ *           "provider": "cpu",         default "cpu"; "cuda" runs the model on an NVIDIA GPU
+ *           "device_id": 0,            default 0; the number of the GPU
+ *           "options": {},             options of ONNX Runtime's CUDA provider, by its names: "gpu_mem_limit" (in
+ *                                      bytes), "enable_cuda_graph" (false: capture no passes) and others
+ *           "rows": "gpu",             where a model on a GPU leaves its rows of logits: "gpu" or "host"; default:
+ *                                      "gpu" if the rows are long
+ *           "name": "base",            the name in messages; default: the name of the folder
+ *           "context_length": 4096,    most tokens of a sequence; default: what the export says
+ *           "scoring": "parallel"      how the positions of a draft are scored: "parallel" (in one pass) or
+ *                                      "one_by_one"; default: parallel if both give the same logits when the
+ *                                      model is loaded. "parallel" refuses a model for which they differ.
+ *         },
+ *         { "kind": "ngram" }          a look-up, optional: it proposes the tokens that followed when the last
+ *                                      tokens occurred before. It never scores and its drafts cost no pass. It
+ *                                      counts as a model, has the weight 0, and takes no other key than "name".
+ *                                      The default "kind" of a model is "onnx".
+ *       ],
+ *       "combine":                     one of
+ *         { "kind": "weighted", "weights": [0.5, 0.5] }              a weighted sum of the distributions
+ *         { "kind": "contrastive", "mu": 0.1, "plausibility": 0 }    model 0 is the expert, model 1 the amateur
+ *         { "kind": "logits", "weights": [1, 0.5, -0.5] }            a weighted sum of the logits
+ *         { "kind": "target", "model": 0 }                           one model; the other models only draft
+ *       "threads": 0,                  size of the thread pool that all models of the process share; default 0: one
+ *                                      thread for each core that the process may use. More threads than cores
+ *                                      never spin.
+ *       "spinning": true,              default true: idle threads of the pool stay awake for a while. false suits
+ *                                      machines that run other work too.
+ *       "overlap": true,               whether independent passes of models on GPUs and of other models run at the
+ *                                      same time; default: if a measurement of some milliseconds shows a gain
+ *       "greedy_below": 0.01,          sessions with a temperature below this are greedy; default 0: off. For
+ *                                      clients that send a small temperature and mean 0.
+ *       "onnxruntime": "libonnxruntime.so"    the file of ONNX Runtime
  *     }
  *
- * ONNX Runtime (1.24 or newer) is loaded once for the process, from the first of: the path in the environment
- * variable ORT_DYLIB_PATH, "onnxruntime" of the first configuration, libonnxruntime.so beside libcos.so (or in a
- * folder onnxruntime there), and the system's loader. All models of the process share one thread pool.
+ * The process loads ONNX Runtime (1.24 or newer) once, from the first of these that is given or exists: the path in
+ * the environment variable ORT_DYLIB_PATH; "onnxruntime" of the first configuration; libonnxruntime.so in the folder
+ * of libcos.so, or in a folder onnxruntime there; the library that the system's loader finds.
  *
- * @param config_path  UTF-8, must not be NULL
- * @param out_engine   out, must not be NULL; to free with cos_engine_free
+ * May be called from any thread at any time.
+ *
+ * @param config_path  path of the file in UTF-8, must not be NULL
+ * @param out_engine   out, must not be NULL; owned by the caller, who frees it with cos_engine_free
  * @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT, CONFIG, MODEL (a file is missing or
- *         corrupt, is no language model, or the vocabularies or tokenizers differ), RUNTIME, UNSUPPORTED (an export
- *         that could not be verified with; the message says why)
+ *         corrupt, a model is not a language model, or the vocabularies or tokenizers differ), RUNTIME,
+ *         UNSUPPORTED (drafts could not be verified with an export; the message says why)
  * Since 0.1.
  */
-struct cos_error *cos_engine_open(const char *config_path,
-                                  struct cos_engine **out_engine);
+struct cos_error *cos_engine_open(const char *config_path, struct cos_engine **out_engine);
 
 /**
- * Make an engine from configuration text, as cos_engine_open does from a file. Relative paths in it are
- * relative to the working directory.
+ * Make an engine from the text of a configuration, in the format of cos_engine_open. Relative paths in it are relative
+ * to the working directory. May be called from any thread at any time.
  *
- * @param config_json  UTF-8, must not be NULL
- * @param out_engine   out, must not be NULL; to free with cos_engine_free
+ * @param config_json  UTF-8, ends with NUL, must not be NULL
+ * @param out_engine   out, must not be NULL; owned by the caller, who frees it with cos_engine_free
  * @return as for cos_engine_open
  * Since 0.1.
  */
 struct cos_error *cos_engine_new(const char *config_json, struct cos_engine **out_engine);
 
 /**
- * Free an engine. Sessions, text streams and calls that are running keep what they need alive and go on. No call may
- * begin with it from now on. NULL is fine.
+ * Free an engine. Its sessions, its text streams and running calls go on: they keep the models alive until they end.
+ * No other call with the engine may begin from now on. In a child of fork(), an engine of the parent stays as it is.
  *
+ * @param engine  may be NULL, which does nothing
  * Since 0.1.
  */
 void cos_engine_free(struct cos_engine *engine);
 
 /**
- * Number of tokens of the vocabulary that the models share; tokens are 0 to this less 1. 0 if `engine` is NULL.
+ * The number of tokens in the vocabulary that all models share. Tokens are 0 to this number - 1. Never fails. May be
+ * called from any thread at any time.
  *
+ * @param engine  may be NULL
+ * @return the number of tokens, or 0 if `engine` is NULL
  * Since 0.1.
  */
 size_t cos_engine_vocab_size(const struct cos_engine *engine);
 
 /**
- * Number of models, in the order of the configuration: the length of proposal_lengths and weights in
- * cos_session_options. 0 if `engine` is NULL.
+ * The number of models, look-ups included: the length of proposal_lengths and weights in cos_session_options. Their
+ * order is that of the configuration. Never fails. May be called from any thread at any time.
  *
+ * @param engine  may be NULL
+ * @return the number of models, or 0 if `engine` is NULL
  * Since 0.1.
  */
 size_t cos_engine_model_count(const struct cos_engine *engine);
 
 /**
- * What was recognised of each model, as JSON: to be looked at, kept with a bug report, or checked when a model is
- * exchanged.
+ * Start an empty sequence. May be called from any thread at any time.
  *
- *     {
- *       "version": "0.1.0", "onnxruntime": path, "vocab_size": 4096, "stop_tokens": [0],
- *       "thread_pool": "process",                               all models of the process share one; "host": they share the one of
- *                                                               the code that used ONNX Runtime first; "model": each has its own
- *       "threads": 2,                                           of a pool; null for that of a host
- *       "tokenizer": true, "combine": as configured, "greedy_below": as configured,
- *       "overlap": 0.83,                                        where passes of several models run at the same time, the share of
- *                                                               all but the longest that is hidden by it; else null
- *       "models": [ {
- *         "name": "base", "kind": "onnx",                       or "ngram", which has no more members
- *         "file": path, "bytes": with external data, "producer": "pytorch 2.11.0", "opset": 18,
- *         "architecture": "llama",                              or null
- *         "provider": "cpu" or "cuda", "device_id": 0,
- *         "graphs": true,                                       whether passes are captured and replayed on the GPU
- *         "no_graphs": null,                                    or why not
- *         "sdpa_kernel": null,                                  or what ONNX Runtime was told of attention on the GPU
- *         "cache_on": "gpu" or "host",                          where the cache is
- *         "rows_on": "gpu" or "host",                           where rows of logits stay
- *         "no_gpu_rows": null,                                  or why they cannot stay on the GPU
- *         "inputs": [ { "name": "input_ids", "type": "int64" } ],       the caches aside
- *         "logits": { "name": "logits", "type": "float32", "columns": 4096,
- *                     "rows": "all", "counted" (by num_logits_to_keep) or "last" },
- *         "cache": {
- *           "kind": "shared" (updated in place), "fixed" (the same, of a length that the export sets),
- *                   "concatenated" (present is past and new) or "none",
- *           "rollback": "shorten", "mask" (dead entries stay, masked), "compact" (they are moved out) or "rerun",
- *           "layers": 8, "heads": [2, ...], "head_size": [64, ...],     one for each layer
- *           "type": "float32", "capacity": null or tokens, "bytes_per_token": 16384 },
- *         "vocab_size": 4096, "context_length": 2048, "stop_tokens": [0],
- *         "scoring": "parallel", "first_pass" (so on an empty cache only) or "one_by_one",
- *         "deviation": 1e-6,                                    of logits scored in parallel, seen when loaded
- *         "trials": [ { "scoring": "parallel", "rollback": "mask",      what was tried when loaded; the last of the
- *                       "deviation": 0.11, "spreads": 0.04 },           fastest scoring, or the best, was taken
- *                     { ..., "refused": "logits change by up to 2.65" } ],    spreads: in standard deviations of a row
- *         "warnings": [ "what should be known of it" ] } ],
- *       "warnings": [ ... ]
- *     }
- *
- * Members may be added; those here stay.
- *
- * @param engine    must not be NULL
- * @param out_json  out, must not be NULL: UTF-8; owned by the engine, lives as long as that
- * @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT
- * Since 0.1.
- */
-struct cos_error *cos_engine_describe(const struct cos_engine *engine,
-                                      const char **out_json);
-
-/**
- * The same as cos_engine_describe as a table for people, such as for a log: one column for each model, then the warnings.
- *
- * @param engine     must not be NULL
- * @param out_table  out, must not be NULL: UTF-8; owned by the engine, lives as long as that
- * @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT
- * Since 0.1.
- */
-struct cos_error *cos_engine_describe_table(const struct cos_engine *engine,
-                                            const char **out_table);
-
-/**
- * Start an empty sequence.
- *
- * @param engine       must not be NULL
- * @param options      NULL is greedy and automatic; `struct_size` must be set
- * @param out_session  out, must not be NULL; to free with cos_free
- * @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT (names the member), UNSUPPORTED (a member
- *         that this version does not know), RUNTIME
+ * @param engine       must not be NULL; may be freed before the session
+ * @param options      NULL: greedy, with an automatic strategy. Otherwise `struct_size` must be set.
+ * @param out_session  out, must not be NULL; owned by the caller, who frees it with cos_free
+ * @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT (the message names the member),
+ *         UNSUPPORTED (a member that this version does not know is set), RUNTIME
  * Since 0.1.
  */
 struct cos_error *cos_session_new(const struct cos_engine *engine,
@@ -620,52 +595,30 @@ struct cos_error *cos_session_new(const struct cos_engine *engine,
                                   struct cos_session **out_session);
 
 /**
- * Append tokens to the sequence: its prompt, or the next turn of a chat between steps. A finished sequence goes on.
- * The models see the tokens in the next step, so that cos_cancel can stop a long prompt.
+ * Append tokens to the sequence: the first prompt, or the next turn of a chat. A finished sequence goes on.
  *
- * On error nothing is appended.
+ * The call does not run a model. The next step does, so cos_cancel can stop a long prompt. On error, nothing is
+ * appended. One thread at a time.
  *
- * @param session       in/out, must not be NULL
+ * @param session       in/out, must not be NULL, not in use on another thread (BUSY)
  * @param tokens        copied; must not be NULL
  * @param tokens_count  at least 1
- * @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT (no tokens, or one outside the
+ * @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT (no tokens, or a token outside the
  *         vocabulary), CONTEXT_FULL, BUSY, POISONED
  * Since 0.1.
  */
 struct cos_error *cos_prompt(struct cos_session *session, const int32_t *tokens, size_t tokens_count);
 
 /**
- * Decode with other weights from the next token on, for "weighted" and "logits". Between steps, and before the first
- * prompt too. The tokens that there are stay, and all that follow have the distribution that the new weights give
- * them. A weight that becomes 0, or no longer is, may change the models that run, and with them the room for tokens.
- *
- * If a step was cancelled or failed and weights change because of that, ask for COS_TARGETS_COMBINED: how long a routed
- * step takes depends on the model that its token is routed to, so that stopping the long ones would select among tokens.
- *
- * On error nothing changes.
- *
- * @param session        in/out, must not be NULL
- * @param weights        copied; must not be NULL
- * @param weights_count  number of models
- * @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT (as for the weights of cos_session_options,
- *         or the session has a combine function), CONTEXT_FULL (the sequence is longer than the context of a model
- *         whose weight was 0), BUSY, POISONED
- * Since 0.1.
- */
-struct cos_error *cos_session_set_weights(struct cos_session *session,
-                                          const float *weights,
-                                          size_t weights_count);
-
-/**
  * Advance the sequence by one round of collaborative decoding.
  *
- * Commits at least one token unless the sequence is finished: then there are none, and finish says why again. After
- * COS_FINISH_CANCELLED the next step goes on where the last token was committed. On error nothing is
- * committed, `out_result` is untouched, and the next step tries again.
+ * Commits at least one token, unless the sequence is finished: then it commits none, and finish has the reason again.
+ * After COS_FINISH_CANCELLED, the next step goes on behind the last committed token. On error, nothing is committed,
+ * `out_result` is untouched, and the next step tries again. One thread at a time.
  *
  * @param session     in/out, must not be NULL, not in use on another thread (BUSY)
- * @param out_result  out, must not be NULL; `struct_size` must be set. `tokens` and `log_probabilities` are owned by
- *                    the session and valid until its next call.
+ * @param out_result  out, must not be NULL; `struct_size` must be set. The session owns `tokens` and
+ *                    `log_probabilities`, which are valid until its next call.
  * @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT (no prompt yet), NUMERIC, RUNTIME,
  *         CALLBACK, BUSY, POISONED, INTERNAL (poisons the session)
  * Since 0.1.
@@ -673,8 +626,8 @@ struct cos_error *cos_session_set_weights(struct cos_session *session,
 struct cos_error *cos_step(struct cos_session *session, struct cos_step_result *out_result);
 
 /**
- * Stop the running step, or else the next one: it ends early with COS_FINISH_CANCELLED. Nothing that was committed
- * is lost. May be called from any thread at any time until cos_free is called; never waits for a running pass.
+ * Stop the running step, or the next one if none is running. The step ends early with COS_FINISH_CANCELLED, and all
+ * committed tokens stay. May be called from any thread at any time until cos_free is called. Never waits for a pass.
  *
  * @param session  must not be NULL
  * @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT, POISONED
@@ -683,85 +636,52 @@ struct cos_error *cos_step(struct cos_session *session, struct cos_step_result *
 struct cos_error *cos_cancel(struct cos_session *session);
 
 /**
- * Free a session. NULL is fine.
+ * Free a session. In a child of fork(), a session of the parent stays as it is.
  *
- * Calls that are running on other threads end well: a step is cancelled and waited for, and cos_cancel and
- * cos_session_stats keep what they need. No call may begin with the session from now on, not even cos_cancel: a thread
- * that may call it must have returned from it, or be kept out by a lock of the caller's. (Nobody can see from outside
- * whether a call that does not return yet has begun.)
+ * Calls that are running on other threads end well: a step is cancelled, and this call waits for it. No call with the
+ * session may begin from now on, not even cos_cancel. So make sure that no thread will still call cos_cancel, for
+ * example by joining that thread, or with a lock of your own.
  *
+ * @param session  may be NULL, which does nothing
  * Since 0.1.
  */
 void cos_free(struct cos_session *session);
 
 /**
- * What the session did so far, up to the last call that ended. May be called from any thread at any time until
- * cos_free is called.
+ * Change the weights from the next token on, for "weighted" and "logits". May be called between steps, and before the
+ * first prompt. Committed tokens stay, and all tokens behind them have the distribution of the new weights.
  *
- * @param session    must not be NULL
- * @param out_stats  out, must not be NULL; `struct_size` must be set
- * @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT, POISONED
+ * A weight that becomes 0, or that was 0, may change which models run, and so how many tokens the context holds.
+ *
+ * If you change weights because a step was cancelled or failed, decode with COS_TARGETS_COMBINED. The time of a routed
+ * step depends on the model that was drawn, so cancelling slow steps would select among tokens and bias them.
+ *
+ * On error, nothing changes. One thread at a time.
+ *
+ * @param session        in/out, must not be NULL, not in use on another thread (BUSY)
+ * @param weights        copied; must not be NULL
+ * @param weights_count  number of models
+ * @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT (as for the weights of cos_session_options,
+ *         or the session has a combine function), CONTEXT_FULL (the sequence is longer than the context of a model
+ *         whose weight was 0), BUSY, POISONED
  * Since 0.1.
  */
-struct cos_error *cos_session_stats(const struct cos_session *session, struct cos_stats *out_stats);
+struct cos_error *cos_session_set_weights(struct cos_session *session, const float *weights, size_t weights_count);
 
 /**
- * How a session decodes now, and why, as JSON: for a log, a bug report, or a look at what COS_STRATEGY_AUTO does.
+ * Encode a text as tokens, with the tokenizer.json beside the models. May be called from any thread at any time.
  *
- *     {
- *       "strategy": "standard", "speculative" or "cos",       what runs; COS_STRATEGY_AUTO changes it as it learns
- *       "targets": "combined" or "routed",
- *       "proposal_lengths": [0, 5],                           of each model
- *       "stop_below": 0.35,                                   drafts end where they are less likely to be accepted; 0: never
- *       "planned": true,                                      by COS_STRATEGY_AUTO; else the next three are 0 and null
- *       "changes": 2,                                         of the plan, so far
- *       "expected_gain": 1.62,                                over COS_STRATEGY_STANDARD, by the last look at the plan
- *       "measured_gain": 1.58,                                standard_ns / planned_ns of cos_stats
- *       "models": [ {
- *         "name": "base",
- *         "pass_ms": [4.1, 4.3, 4.6, 4.8, 5.1, 5.3, 5.5, 5.8],  over 1 to 8 positions, as measured; null if not planned
- *         "acceptance": 0.71,                                 of proposals of this model; null if not known
- *         "rows_copied": 0,                                   of this model: see cos_stats
- *         "captured": 12,                                     of its passes on a GPU, by all sessions of the engine; else null
- *         "no_graphs": null } ],                              or why none is captured any more
- *       "memory": { "bytes": 7340032, "peak_bytes": 7340032 }   caches, logits and distributions; not the weights
- *     }
- *
- * Members may be added; those here stay.
- *
- * @param session   must not be NULL, not in use on another thread (BUSY)
- * @param out_json  out, must not be NULL: UTF-8; owned by the session, valid until the next call of this function
- * @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT, BUSY, POISONED
- * Since 0.1.
- */
-struct cos_error *cos_session_describe(const struct cos_session *session,
-                                       const char **out_json);
-
-/**
- * What all sessions of an engine did so far, also those that were freed: for the metrics of a server. Grows with each
- * step that ends. May be called from any thread at any time until cos_engine_free is called.
- *
- * @param engine     must not be NULL
- * @param out_stats  out, must not be NULL; `struct_size` must be set
- * @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT
- * Since 0.1.
- */
-struct cos_error *cos_engine_stats(const struct cos_engine *engine, struct cos_stats *out_stats);
-
-/**
- * The tokens of a text, by the tokenizer.json beside the models.
- *
- * @param engine          must not be NULL
- * @param text            UTF-8, `text_bytes` bytes, need not end with NUL
- * @param text_bytes      length of `text`
- * @param add_special     not 0: add the tokens that the post_processor of tokenizer.json puts around a text, such as
- *                        one for its start. If tokenizer_config.json asks for others, cos_engine_describe warns.
- * @param tokens          filled; may be NULL if `capacity` is 0
- * @param capacity        how many tokens fit; one token for each byte and a few more are always enough
- * @param out_count       out, must not be NULL: the number of tokens. With a capacity of 0 it is counted only.
+ * @param engine       must not be NULL
+ * @param text         UTF-8, `text_bytes` bytes; need not end with NUL
+ * @param text_bytes   length of `text` in bytes
+ * @param add_special  not 0: add the tokens that the post_processor of tokenizer.json puts around a text, such as a
+ *                     start token. If tokenizer_config.json asks for others, cos_engine_describe has a warning.
+ * @param tokens       out: the tokens, in a buffer of the caller; may be NULL if `capacity` is 0
+ * @param capacity     length of `tokens`. 0: the tokens are only counted. One token for each byte of the text and a
+ *                     few more are always enough.
+ * @param out_count    out, must not be NULL: the number of tokens
  * @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT (also if the text has a token that the
- *         models do not have), BUFFER_TOO_SMALL (nothing is written), UNSUPPORTED (the models came without a
- *         tokenizer.json)
+ *         models do not have), BUFFER_TOO_SMALL (nothing is written), UNSUPPORTED (no model has a tokenizer.json)
  * Since 0.1.
  */
 struct cos_error *cos_engine_encode(const struct cos_engine *engine,
@@ -773,18 +693,20 @@ struct cos_error *cos_engine_encode(const struct cos_engine *engine,
                                     size_t *out_count);
 
 /**
- * The text of tokens, by the tokenizer.json beside the models, without special tokens. Bytes that are no whole
- * character become U+FFFD. The first token begins the text, and some tokenizers leave out the space of a first word.
- * So use cos_text_stream_new for the tokens behind a prompt, and to decode a sequence piece by piece.
+ * Decode tokens to text, with the tokenizer.json beside the models. Special tokens give no text. Bytes that do not
+ * form a character become U+FFFD.
+ *
+ * The first token begins the text, and some tokenizers drop the space before the first word. So for tokens that
+ * continue a prompt, or to decode piece by piece, use cos_text_stream_new. May be called from any thread at any time.
  *
  * @param engine        must not be NULL
- * @param tokens        `tokens_count` tokens
+ * @param tokens        `tokens_count` tokens; may be NULL if that is 0
  * @param tokens_count  length of `tokens`
- * @param text          filled with UTF-8, without a NUL at the end; may be NULL if `capacity` is 0
- * @param capacity      how many bytes fit
- * @param out_bytes     out, must not be NULL: the number of bytes. With a capacity of 0 they are counted only.
+ * @param text          out: UTF-8 without a NUL at the end, in a buffer of the caller; may be NULL if `capacity` is 0
+ * @param capacity      length of `text` in bytes. 0: the bytes are only counted.
+ * @param out_bytes     out, must not be NULL: the number of bytes
  * @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT, BUFFER_TOO_SMALL (nothing is written),
- *         UNSUPPORTED
+ *         UNSUPPORTED (no model has a tokenizer.json)
  * Since 0.1.
  */
 struct cos_error *cos_engine_decode(const struct cos_engine *engine,
@@ -795,41 +717,45 @@ struct cos_error *cos_engine_decode(const struct cos_engine *engine,
                                     size_t *out_bytes);
 
 /**
- * Start a stream of text.
+ * Start a stream of text. May be called from any thread at any time.
  *
  * @param engine      must not be NULL; may be freed before the stream
- * @param out_stream  out, must not be NULL; to free with cos_text_stream_free
- * @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT, UNSUPPORTED (no tokenizer.json)
+ * @param out_stream  out, must not be NULL; owned by the caller, who frees it with cos_text_stream_free
+ * @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT, UNSUPPORTED (no model has a
+ *         tokenizer.json)
  * Since 0.1.
  */
 struct cos_error *cos_text_stream_new(const struct cos_engine *engine, struct cos_text_stream **out_stream);
 
 /**
- * Tell a stream what its text continues. With some tokenizers the text depends on it if the prompt is empty, has no
- * text (such as a start token alone), or ends within a word: then no space begins the text. The call is optional. It
- * comes before the first push, or after cos_text_stream_finish. The stream gives no text for these tokens.
+ * Set the prompt that the text continues. The call is optional. It must come before the first push, or after
+ * cos_text_stream_finish. The stream gives no text for the tokens of the prompt.
  *
- * @param stream        in/out, must not be NULL
- * @param tokens        all tokens before the text, such as those given to cos_prompt; NULL if there are none
- * @param tokens_count  length of `tokens`; 0 if the next token that is pushed begins the text
- * @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT (also after a push; nothing is changed),
- *         BUSY
+ * With some tokenizers, the start of the text depends on the prompt: no space begins the text if the prompt is empty,
+ * has no text (such as a start token alone), or ends within a word. On error, nothing changes. One thread at a time.
+ *
+ * @param stream        in/out, must not be NULL, not in use on another thread (BUSY)
+ * @param tokens        all tokens before the text, such as those of cos_prompt; NULL if there are none
+ * @param tokens_count  length of `tokens`; 0: the next token that is pushed begins the text
+ * @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT (also after a push), BUSY
  * Since 0.1.
  */
 struct cos_error *cos_text_stream_prompt(struct cos_text_stream *stream, const int32_t *tokens, size_t tokens_count);
 
 /**
- * End the text before the first of some strings that appears in it, such as the turn of another speaker: that is the
- * one that is complete first, and the longest of those. They may be of any length, and reach across tokens. Special
- * tokens give no text, but a stop string that is the name of one, such as "<|im_end|>", or contains it, is found all
- * the same. This replaces the strings set before; what was given out stays.
+ * Set the stop strings: the text ends before the first one that appears in it. They replace those set before. Text
+ * that was given out already stays.
  *
- * @param stream       in/out, must not be NULL
- * @param stops        `stops_count` strings in UTF-8, none of them empty, of at most 16 MiB together; they need not end
- *                     with NUL
- * @param stops_bytes  their lengths
- * @param stops_count  length of `stops` and of `stops_bytes`; 0 is none
- * @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT (the strings before stay), BUSY
+ * The first stop string is the one that is complete first. If several are complete at the same place, it is the
+ * longest of them. A stop string may span tokens. Special tokens give no text, but a stop string may be or contain the
+ * name of one, such as "<|im_end|>". On error, nothing changes. One thread at a time.
+ *
+ * @param stream       in/out, must not be NULL, not in use on another thread (BUSY)
+ * @param stops        copied: `stops_count` strings in UTF-8, which need not end with NUL. None may be empty, and
+ *                     together they may have 16 MiB.
+ * @param stops_bytes  the length of each string in bytes
+ * @param stops_count  length of `stops` and of `stops_bytes`; 0: no stop strings
+ * @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT, BUSY
  * Since 0.1.
  */
 struct cos_error *cos_text_stream_set_stops(struct cos_text_stream *stream,
@@ -838,25 +764,27 @@ struct cos_error *cos_text_stream_set_stops(struct cos_text_stream *stream,
                                             size_t stops_count);
 
 /**
- * Whether a stop string has ended the text, or did when that was finished: 1 if it has, otherwise 0, also if `stream` is
- * NULL. Tokens then make no more text until cos_text_stream_finish. While another thread uses the stream, this is the
- * answer from before that call.
+ * Tell whether a stop string has ended the text. If it has, pushed tokens give no more text until
+ * cos_text_stream_finish is called. After that call, the answer is about the finished text until the next push. May be
+ * called from any thread until cos_text_stream_free is called: while another call runs, the answer is from before it.
  *
+ * @param stream  may be NULL
+ * @return 1 if a stop string has ended the text; otherwise 0, also if `stream` is NULL
  * Since 0.1.
  */
 int32_t cos_text_stream_stopped(const struct cos_text_stream *stream);
 
 /**
- * The text that further tokens complete, such as those of a step. The bytes of an unfinished character are held back
- * until it is whole, and what may become a stop string until that is certain.
+ * Push tokens, such as those of a step, and get the text that they complete. The stream holds back the bytes of an
+ * unfinished character, and text that may become a stop string. On error, no token is taken. One thread at a time.
  *
- * @param stream        in/out, must not be NULL
- * @param tokens        `tokens_count` tokens; NULL if that is 0
- * @param tokens_count  length of `tokens`; 0 is fine
- * @param out_text      out, must not be NULL: UTF-8, without a NUL at the end; owned by the stream, valid until its
+ * @param stream        in/out, must not be NULL, not in use on another thread (BUSY)
+ * @param tokens        `tokens_count` tokens; may be NULL if that is 0
+ * @param tokens_count  length of `tokens`; may be 0
+ * @param out_text      out, must not be NULL: UTF-8 without a NUL at the end; owned by the stream and valid until its
  *                      next call
- * @param out_bytes     out, must not be NULL: length of the text, possibly 0
- * @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT (no token is taken), BUSY
+ * @param out_bytes     out, must not be NULL: length of the text in bytes, possibly 0
+ * @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT, BUSY
  * Since 0.1.
  */
 struct cos_error *cos_text_stream_push(struct cos_text_stream *stream,
@@ -866,10 +794,11 @@ struct cos_error *cos_text_stream_push(struct cos_text_stream *stream,
                                        size_t *out_bytes);
 
 /**
- * The rest of the text: what was held back, with U+FFFD for bytes that are no character, up to a stop string. The
- * next push starts a new text with the same stop strings, whose prompt is not known.
+ * Finish the text and get its rest: what the stream held back, up to a stop string. Bytes that do not form a character
+ * become U+FFFD. The next push starts a new text with the same stop strings, and without a prompt that was set. One
+ * thread at a time.
  *
- * @param stream     in/out, must not be NULL
+ * @param stream     in/out, must not be NULL, not in use on another thread (BUSY)
  * @param out_text   as for cos_text_stream_push
  * @param out_bytes  as for cos_text_stream_push
  * @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT, BUSY
@@ -878,12 +807,150 @@ struct cos_error *cos_text_stream_push(struct cos_text_stream *stream,
 struct cos_error *cos_text_stream_finish(struct cos_text_stream *stream, const char **out_text, size_t *out_bytes);
 
 /**
- * Free a stream of text. Calls that are running keep what they need. No call may begin with it from now on. NULL is
- * fine.
+ * Free a stream of text. Running calls end well. No call with the stream may begin from now on.
  *
+ * @param stream  may be NULL, which does nothing
  * Since 0.1.
  */
 void cos_text_stream_free(struct cos_text_stream *stream);
+
+/**
+ * The statistics of a session, up to the end of its last call. May be called from any thread at any time until
+ * cos_free is called, also while a step runs.
+ *
+ * @param session    must not be NULL
+ * @param out_stats  out, must not be NULL; `struct_size` must be set
+ * @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT, POISONED
+ * Since 0.1.
+ */
+struct cos_error *cos_session_stats(const struct cos_session *session, struct cos_stats *out_stats);
+
+/**
+ * The sums over all sessions of an engine, freed ones included, for the metrics of a server. They grow at the end of
+ * each step. May be called from any thread at any time until cos_engine_free is called.
+ *
+ * @param engine     must not be NULL
+ * @param out_stats  out, must not be NULL; `struct_size` must be set
+ * @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT
+ * Since 0.1.
+ */
+struct cos_error *cos_engine_stats(const struct cos_engine *engine, struct cos_stats *out_stats);
+
+/**
+ * Describe an engine as JSON: what was recognised of each model. For logs, bug reports, and checks after a model was
+ * replaced.
+ *
+ *     {
+ *       "version": "0.1.0", "onnxruntime": path, "vocab_size": 4096, "stop_tokens": [0],
+ *       "thread_pool": "process",               one pool for all models of the process; "host": the pool of other code
+ *                                               in the process that used ONNX Runtime first; "model": each model
+ *                                               has its own
+ *       "threads": 2,                           of a pool; null if the pool is the host's
+ *       "tokenizer": true,                      whether a model has a tokenizer.json
+ *       "combine": as configured, "greedy_below": as configured,
+ *       "overlap": 0.83,                        if passes of several models run at the same time: the share of the
+ *                                               time of all but the longest pass that this saves; else null
+ *       "models": [ {
+ *         "name": "base", "kind": "onnx",       or "ngram", which has no more members
+ *         "file": path, "bytes": 1234567,       size with external data
+ *         "producer": "pytorch 2.11.0", "opset": 18,
+ *         "architecture": "llama",              null if it is not known
+ *         "provider": "cpu" or "cuda", "device_id": 0,
+ *         "graphs": true,                       whether passes are captured as CUDA graphs and replayed
+ *         "no_graphs": null,                    why not
+ *         "sdpa_kernel": null,                  the sdpa_kernel option that ONNX Runtime got for attention on the GPU
+ *         "cache_on": "gpu" or "host",          where the KV cache is
+ *         "rows_on": "gpu" or "host",           where rows of logits stay
+ *         "no_gpu_rows": null,                  why they cannot stay on the GPU
+ *         "inputs": [ { "name": "input_ids", "type": "int64" } ],       without those of the cache
+ *         "logits": {
+ *           "name": "logits", "type": "float32", "columns": 4096,
+ *           "rows": "all",                      which positions have a row; "counted": as many as the input
+ *                                               num_logits_to_keep says; "last": only the last one
+ *         },
+ *         "cache": {
+ *           "kind": "shared",                   updated in place; "fixed": the same, with a length that the export
+ *                                               sets; "concatenated": each pass returns the whole cache; "none"
+ *           "rollback": "shorten",              how positions are removed; "mask": they stay and are masked;
+ *                                               "compact": the others are moved together; "rerun": all tokens run
+ *                                               again
+ *           "layers": 8, "heads": [2, ...], "head_size": [64, ...],     one number for each layer
+ *           "type": "float32",
+ *           "capacity": null,                   most tokens, if the export sets it
+ *           "bytes_per_token": 16384
+ *         },
+ *         "vocab_size": 4096, "context_length": 2048, "stop_tokens": [0],
+ *         "scoring": "parallel",                how the positions of a draft are scored; "first_pass": in parallel on
+ *                                               an empty cache only; "one_by_one"
+ *         "deviation": 1e-6,                    largest difference of logits scored in parallel, found at loading
+ *         "trials": [                           what was tried at loading; the last trial of the fastest scoring was
+ *                                               taken, or else the best one
+ *           { "scoring": "parallel", "rollback": "mask", "deviation": 0.11,
+ *             "spreads": 0.04 },                the deviation in standard deviations of a row
+ *           { ..., "refused": "logits change by up to 2.65" } ],
+ *         "warnings": [ ... ]                   about the model
+ *       } ],
+ *       "warnings": [ ... ]                     about the engine
+ *     }
+ *
+ * Members may be added; the members above stay. May be called from any thread at any time.
+ *
+ * @param engine    must not be NULL
+ * @param out_json  out, must not be NULL: UTF-8, ends with NUL; owned by the engine and valid until it is freed
+ * @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT
+ * Since 0.1.
+ */
+struct cos_error *cos_engine_describe(const struct cos_engine *engine, const char **out_json);
+
+/**
+ * Describe an engine as a table for people: one column for each model, and then the warnings. For logs. The content is
+ * that of cos_engine_describe. May be called from any thread at any time.
+ *
+ * @param engine     must not be NULL
+ * @param out_table  out, must not be NULL: UTF-8, ends with NUL; owned by the engine and valid until it is freed
+ * @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT
+ * Since 0.1.
+ */
+struct cos_error *cos_engine_describe_table(const struct cos_engine *engine, const char **out_table);
+
+/**
+ * Describe how a session decodes now, and why, as JSON. For logs, bug reports, and a look at what COS_STRATEGY_AUTO
+ * does.
+ *
+ *     {
+ *       "strategy": "standard",                 or "speculative" or "cos": what runs now. COS_STRATEGY_AUTO changes
+ *                                               it as it learns
+ *       "targets": "combined" or "routed",
+ *       "proposal_lengths": [0, 5],             most tokens that each model proposes in a row
+ *       "stop_below": 0.35,                     a draft ends where its acceptance is less probable than this; 0: never
+ *       "planned": true,                        whether COS_STRATEGY_AUTO planned this. If not, "changes" is 0 and the
+ *                                               gains are null
+ *       "changes": 2,                           how often the plan changed
+ *       "expected_gain": 1.62,                  speed relative to COS_STRATEGY_STANDARD, at the last evaluation
+ *       "measured_gain": 1.58,                  standard_ns / planned_ns of cos_stats
+ *       "models": [ {
+ *         "name": "base",
+ *         "pass_ms": [4.1, 4.3, 4.6, 4.8, 5.1, 5.3, 5.5, 5.8],    milliseconds of a pass over 1 to 8 positions,
+ *                                               measured; null if not planned
+ *         "acceptance": 0.71,                   acceptance rate of the model's proposals; null if not known
+ *         "rows_copied": 0,                     as in cos_stats, of this model
+ *         "captured": 12,                       passes captured as CUDA graphs by all sessions of the engine; null if
+ *                                               passes of the model are not captured
+ *         "no_graphs": null                     why passes are not captured any more
+ *       } ],
+ *       "memory": {                             of the KV caches, logits and distributions, without the weights
+ *         "bytes": 7340032, "peak_bytes": 7340032 }
+ *     }
+ *
+ * Members may be added; the members above stay. One thread at a time.
+ *
+ * @param session   must not be NULL, not in use on another thread (BUSY)
+ * @param out_json  out, must not be NULL: UTF-8, ends with NUL; owned by the session and valid until the next call of
+ *                  this function with the session
+ * @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT, BUSY, POISONED
+ * Since 0.1.
+ */
+struct cos_error *cos_session_describe(const struct cos_session *session, const char **out_json);
 
 #ifdef __cplusplus
 }  // extern "C"

@@ -1,4 +1,4 @@
-//! The engine configuration: JSON, unknown keys rejected by name.
+//! The configuration of an engine: reads and checks its JSON. Unknown keys are errors.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -10,69 +10,70 @@ use crate::decode::combine::Combination;
 use crate::error::{Error, Result};
 use crate::files;
 
-/// More threads than any machine runs a pass on.
+/// Most threads of the pool. A larger number is taken for a mistake.
 const MAX_THREADS: usize = 1024;
 
-/// More models than anybody combines. Each session has buffers for every model, also for look-ups.
+/// Most models of an engine. The limit bounds the memory of a session, which has buffers for every model.
 const MAX_MODELS: usize = 64;
 
 /// The configuration of an engine.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// The models, in the order in which weights and lengths are listed everywhere.
+    /// The models. Weights, proposal lengths and all other lists have the same order.
     pub models: Vec<ModelConfig>,
-    /// How they are combined.
+    /// How the models are combined.
     pub combine: Combine,
-    /// Threads of the pool that all models of the process share; 0 is one for each physical core that the process may use.
+    /// Threads of the pool that all models of the process share. 0: one for each physical core that the process may
+    /// use.
     #[serde(default)]
     pub threads: usize,
-    /// Whether the threads of that pool stay awake for a while when they have nothing to do. `None` is yes.
+    /// Whether idle threads of that pool stay awake for a while. `None` is yes.
     #[serde(default)]
     pub spinning: Option<bool>,
-    /// Whether passes of several models run at the same time where they do not depend on each other and one of them is on a GPU;
-    /// `None` finds out whether that pays.
+    /// Whether independent passes of several models run at the same time, if at least one of the models is on a GPU.
+    /// `None`: if a measurement shows that it is faster.
     #[serde(default)]
     pub overlap: Option<bool>,
-    /// Sessions with a temperature below this are greedy.
+    /// Sessions with a temperature below this are greedy. 0 is off.
     #[serde(default)]
     pub greedy_below: f32,
-    /// Path of the ONNX Runtime library.
+    /// Path of the library file of ONNX Runtime.
     #[serde(default)]
     pub onnxruntime: Option<PathBuf>,
 }
 
-/// One model of an engine: of the kind `"onnx"`, the default, or `"ngram"`.
+/// One model of an engine. Its `"kind"` is `"onnx"`, the default, or `"ngram"`.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(try_from = "ModelKeys")]
 pub enum ModelConfig {
     /// An export.
     Onnx(ExportConfig),
-    /// A look-up in the sequence itself, which only drafts.
+    /// A look-up in the sequence itself, which proposes tokens and never scores.
     Ngram {
-        /// What messages call it.
+        /// Its name in messages.
         name: String,
     },
 }
 
-/// A model that is an export.
+/// A model that is an ONNX export.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ExportConfig {
     /// An `.onnx` file, or a folder that holds one.
     pub path: PathBuf,
-    /// Where it runs.
+    /// The execution provider that runs it.
     pub provider: ProviderName,
-    /// Which device of that provider.
+    /// The number of the device, of those of the provider.
     pub device_id: i32,
-    /// Options of that provider, by its own names.
+    /// Options of the provider, by ONNX Runtime's names.
     pub options: BTreeMap<String, String>,
-    /// What messages call it; the folder's name by default.
+    /// Its name in messages. `None`: the name of its folder.
     pub name: Option<String>,
-    /// How positions are scored, in place of what was found out.
+    /// How the positions of a draft are scored. `None`: in parallel if a test at loading finds the same logits.
     pub scoring: Option<ScoringName>,
-    /// Where the rows of logits of a model on a GPU stay; without it, that depends on their length.
+    /// Where the rows of logits of a model on a GPU stay. `None`: on the GPU if they are long.
     pub rows: Option<RowsName>,
-    /// Most tokens of a sequence, in place of what the export says.
+    /// Most tokens of a sequence. `None`: what the export says.
     pub context_length: Option<usize>,
 }
 
@@ -80,9 +81,9 @@ pub struct ExportConfig {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ScoringName {
-    /// All in one pass.
+    /// All positions in one pass.
     Parallel,
-    /// One pass for each.
+    /// One pass for each position.
     OneByOne,
 }
 
@@ -90,18 +91,18 @@ pub enum ScoringName {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RowsName {
-    /// Where the model is, of which a few numbers are asked.
+    /// On the GPU of the model. The host reads only a few numbers of a row.
     Gpu,
-    /// They are copied to the host.
+    /// On the host, to which they are copied.
     Host,
 }
 
-/// The keys of a model, before its kind says which of them it takes.
+/// The keys of a model of any kind. [`ModelConfig`] has only the keys of its kind.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct ModelKeys {
     #[serde(default)]
-    kind: Kind,
+    kind: ModelKind,
     path: Option<PathBuf>,
     provider: Option<ProviderName>,
     device_id: Option<i32>,
@@ -114,7 +115,7 @@ struct ModelKeys {
 
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "lowercase")]
-enum Kind {
+enum ModelKind {
     #[default]
     Onnx,
     Ngram,
@@ -126,8 +127,8 @@ impl TryFrom<ModelKeys> for ModelConfig {
     fn try_from(keys: ModelKeys) -> Result<Self, String> {
         let ModelKeys { kind, path, provider, device_id, options, name, scoring, rows, context_length } = keys;
         match kind {
-            Kind::Onnx => Ok(ModelConfig::Onnx(ExportConfig {
-                path: path.ok_or("missing field `path` of a model")?,
+            ModelKind::Onnx => Ok(ModelConfig::Onnx(ExportConfig {
+                path: path.ok_or("missing field `path` of a model; name its .onnx file or folder")?,
                 provider: provider.unwrap_or_default(),
                 device_id: device_id.unwrap_or_default(),
                 options: options.unwrap_or_default().into_iter().map(provider_option).collect::<Result<_, _>>()?,
@@ -136,7 +137,7 @@ impl TryFrom<ModelKeys> for ModelConfig {
                 rows,
                 context_length,
             })),
-            Kind::Ngram => {
+            ModelKind::Ngram => {
                 let given = [
                     ("path", path.is_some()),
                     ("provider", provider.is_some()),
@@ -147,7 +148,9 @@ impl TryFrom<ModelKeys> for ModelConfig {
                     ("context_length", context_length.is_some()),
                 ];
                 match given.iter().find(|(_, given)| *given) {
-                    Some((key, _)) => Err(format!("a model of kind \"ngram\" takes no `{key}`, only `name`")),
+                    Some((key, _)) => {
+                        Err(format!("a model of kind \"ngram\" takes no `{key}`, only `name`; leave `{key}` out"))
+                    }
                     None => Ok(ModelConfig::Ngram { name: name.unwrap_or_else(|| "ngram".into()) }),
                 }
             }
@@ -155,14 +158,15 @@ impl TryFrom<ModelKeys> for ModelConfig {
     }
 }
 
-/// Options that others settle.
+/// Options of a provider that the library sets itself.
 const RESERVED_OPTIONS: [&str; 3] = ["device_id", "has_user_compute_stream", "user_compute_stream"];
 
-/// An option of a provider as ONNX Runtime wants it: as text.
+/// An option of a provider as text, which is what ONNX Runtime takes.
 fn provider_option((name, value): (String, Value)) -> Result<(String, String), String> {
     if RESERVED_OPTIONS.contains(&name.as_str()) {
         return Err(format!(
-            "`{name}` is not an option here: the device is set by `device_id` beside `options`, the stream by CoS"
+            "`{name}` cannot be set in `options`: the device is set by `device_id` beside `options`, and CoS sets the \
+             stream; leave `{name}` out"
         ));
     }
     let value = match value {
@@ -178,7 +182,7 @@ fn provider_option((name, value): (String, Value)) -> Result<(String, String), S
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ProviderName {
-    /// The processor.
+    /// The CPU.
     #[default]
     Cpu,
     /// An NVIDIA GPU.
@@ -194,11 +198,11 @@ pub enum Combine {
         /// λ of each model.
         weights: Vec<f32>,
     },
-    /// Expert minus amateur, on logits.
+    /// Contrastive decoding: the logits of the expert minus μ times those of the amateur.
     Contrastive {
         /// μ.
         mu: f32,
-        /// α of the plausibility mask; 0 is off.
+        /// α of the plausibility mask. 0 is off.
         #[serde(default)]
         plausibility: f32,
     },
@@ -207,22 +211,23 @@ pub enum Combine {
         /// Weight of each model.
         weights: Vec<f32>,
     },
-    /// One model's distribution.
+    /// The distribution of one model.
     Target {
-        /// Index of that model.
+        /// Index of the model.
         model: usize,
     },
 }
 
 impl Combine {
-    /// The combination, with a session's own weights where given.
+    /// The combination, with the weights of a session if given.
     ///
-    /// `scores` says of each model whether it scores tokens. One that does not only drafts, and must have no say.
+    /// `scores` has for each model whether it scores tokens. A model that does not score only drafts, so it must have
+    /// no weight.
     pub fn resolve(&self, scores: &[bool], weights: Option<&[f32]>) -> Result<Combination> {
         let models = scores.len();
         if !scores.contains(&true) {
             return Err(Error::InvalidArgument(
-                "there is no model but look-ups, which only draft; name at least one export".into(),
+                "all models are look-ups, which only draft; name at least one export".into(),
             ));
         }
         let own = match self {
@@ -231,7 +236,9 @@ impl Combine {
         };
         if let (Some(_), None) = (weights, own) {
             return Err(Error::InvalidArgument(
-                "weights are given, but the engine's combination takes none; only weighted and logits do".into(),
+                "weights are given, but the engine's combination takes none; leave them out, or open the engine with \
+                 \"weighted\" or \"logits\""
+                    .into(),
             ));
         }
         let weights = weights.or(own).unwrap_or_default();
@@ -249,25 +256,26 @@ impl Combine {
         }?;
         let only_drafts = |model: &usize| !scores[*model];
         match self {
-            // also where mu is 0, and the amateur would not be asked
+            // Checked for every mu. With mu 0, the combination does not need the amateur.
             Combine::Contrastive { .. } => {
                 if let Some(model) = [0, 1].into_iter().find(only_drafts) {
                     return Err(Error::InvalidArgument(format!(
-                        "model {model} is the {}, but it is a look-up, which only drafts; \
-                         list expert and amateur first",
+                        "model {model} is the {}, but it is a look-up, which only drafts; list the expert and then the \
+                         amateur before all look-ups",
                         ["expert", "amateur"][model]
                     )));
                 }
             }
             Combine::Target { model } if only_drafts(model) => {
                 return Err(Error::InvalidArgument(format!(
-                    "target model {model} is a look-up, which only drafts; name another one"
+                    "target model {model} is a look-up, which only drafts; name another model"
                 )));
             }
             _ => {
                 if let Some(model) = combination.needed().find(only_drafts) {
                     return Err(Error::InvalidArgument(format!(
-                        "weights[{model}] is {}, but model {model} is a look-up, which only drafts; its weight must be 0",
+                        "weights[{model}] is {}, but model {model} is a look-up, which only drafts; set its weight \
+                         to 0",
                         weights[model]
                     )));
                 }
@@ -278,7 +286,7 @@ impl Combine {
 }
 
 impl Config {
-    /// Read a configuration file; its paths are relative to its folder.
+    /// Read a configuration file. Relative paths in it are relative to its folder.
     pub fn open(path: &Path) -> Result<Self> {
         let text = files::text(path, files::CONFIGURATION).map_err(Error::Config)?;
         let mut config =
@@ -293,12 +301,12 @@ impl Config {
         Ok(config)
     }
 
-    /// Read a configuration from JSON text.
+    /// Read a configuration from JSON text. Relative paths in it are relative to the working directory.
     pub fn parse(text: &str) -> Result<Self> {
         let config: Config =
             serde_json::from_str(files::without_mark(text)).map_err(|error| Error::Config(error.to_string()))?;
         if config.models.is_empty() {
-            return Err(Error::Config("models is empty; name at least one".into()));
+            return Err(Error::Config("models is empty; name at least one model".into()));
         }
         if config.models.len() > MAX_MODELS {
             let listed = config.models.len();
@@ -308,10 +316,12 @@ impl Config {
         }
         if !(config.greedy_below.is_finite() && config.greedy_below >= 0.0) {
             let given = config.greedy_below;
-            return Err(Error::Config(format!("greedy_below is {given}; it must be a temperature, or 0 (off)")));
+            return Err(Error::Config(format!(
+                "greedy_below is {given}; set it to a temperature above 0, or to 0 (off)"
+            )));
         }
         if config.threads > MAX_THREADS {
-            return Err(Error::Config(format!("threads is {}; it cannot be more than {MAX_THREADS}", config.threads)));
+            return Err(Error::Config(format!("threads is {}; set it to at most {MAX_THREADS}", config.threads)));
         }
         for model in &config.models {
             let ModelConfig::Onnx(ExportConfig { path, provider, device_id, options, context_length, .. }) = model
@@ -320,7 +330,8 @@ impl Config {
             };
             if *provider == ProviderName::Cpu && !options.is_empty() {
                 return Err(Error::Config(format!(
-                    "options of {} are for provider \"cuda\", but its provider is \"cpu\"; set \"provider\", or leave them out",
+                    "options of {} are for provider \"cuda\", but its provider is \"cpu\"; set \"provider\" to \
+                     \"cuda\", or leave \"options\" out",
                     path.display()
                 )));
             }
@@ -334,14 +345,14 @@ impl Config {
                 return Err(Error::Config(format!("context_length of {} is 0; it must be positive", path.display())));
             }
         }
-        // Wrong weights are a fault of the configuration here, and of an argument in a session.
+        // The error becomes one of the configuration. In a session, it is one of an argument.
         let scores: Vec<bool> = config.models.iter().map(|model| matches!(model, ModelConfig::Onnx(_))).collect();
         config.combine.resolve(&scores, None).map_err(|error| Error::Config(format!("combine: {}", inner(error))))?;
         Ok(config)
     }
 }
 
-/// The message of an error without the prefix of its kind.
+/// The message of an error without the prefix of its code.
 fn inner(error: Error) -> String {
     match error {
         Error::Config(message) | Error::InvalidArgument(message) => message,
@@ -435,8 +446,8 @@ mod tests {
         check(&with(&last, r#"{"kind":"logits","weights":[1,-1]}"#), "weights[1] is -1, but model 1 is a look-up");
         check(&with(&first, r#"{"kind":"contrastive","mu":0.5}"#), "model 0 is the expert, but it is a look-up");
         check(&with(&last, r#"{"kind":"contrastive","mu":0}"#), "model 1 is the amateur, but it is a look-up");
-        check(&with(ngram, r#"{"kind":"target","model":0}"#), "no model but look-ups");
-        check(&with(ngram, r#"{"kind":"weighted","weights":[0]}"#), "no model but look-ups");
+        check(&with(ngram, r#"{"kind":"target","model":0}"#), "all models are look-ups");
+        check(&with(ngram, r#"{"kind":"weighted","weights":[0]}"#), "all models are look-ups");
 
         let alone = r#"{"kind":"target","model":0}"#;
         check(&with(r#"{"path":"a","kind":"onnx"}"#, alone), "ok");

@@ -1,6 +1,6 @@
-//! The error type of the crate, with the pinned codes of the C interface.
+//! The error type of the crate, with the codes of the C interface, which never change.
 
-/// What went wrong. Every message names the thing that is wrong and, where there is one, the mend.
+/// An error. Its message names the thing that is wrong, and how to mend it where that is known.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
     /// An argument of a call is wrong.
@@ -9,38 +9,38 @@ pub enum Error {
     /// The engine configuration is wrong.
     #[error("configuration: {0}")]
     Config(String),
-    /// A model cannot be loaded, is no language model, or does not fit the others.
+    /// A model cannot be loaded, is not a language model, or does not fit the other models.
     #[error("model: {0}")]
     Model(String),
     /// ONNX Runtime is missing or failed.
     #[error("ONNX Runtime: {0}")]
     Runtime(String),
-    /// The context of the models has no room for the tokens.
+    /// The tokens do not fit into the context of the models.
     #[error("context full: {0}")]
     ContextFull(String),
     /// Logits were NaN or infinite, or a distribution was empty.
     #[error("numeric: {0}")]
     Numeric(String),
-    /// A session or stream is in use on another thread.
-    #[error("busy: in use on another thread; let one thread at a time use a session or a stream")]
+    /// Another thread is using the session or the text stream.
+    #[error("busy: another thread is using the object; let one thread at a time use a session or a text stream")]
     Busy,
     /// The request is valid but not supported by this version.
     #[error("unsupported: {0}")]
     Unsupported(String),
-    /// A caller's buffer is too small.
+    /// The buffer of a caller is too small.
     #[error("buffer too small: {needed} {unit} needed, {capacity} given")]
     BufferTooSmall {
-        /// What would have fitted.
+        /// The capacity that would have been enough.
         needed: usize,
-        /// What was given.
+        /// The capacity of the buffer.
         capacity: usize,
-        /// What is counted: `tokens` or `bytes`.
+        /// The unit of both: `tokens` or `bytes`.
         unit: &'static str,
     },
-    /// A panic inside an earlier call left the session in an unknown state.
+    /// An earlier call panicked and left the session in an unknown state.
     #[error("poisoned: an earlier call on this session panicked; free it and make a new one")]
     Poisoned,
-    /// A panic inside the library: a bug of ours.
+    /// A panic inside the library, which is a bug of the library.
     #[error("internal error (please report): {0}")]
     Internal(String),
     /// A function of the caller failed.

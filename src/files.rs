@@ -1,6 +1,6 @@
-//! Reads files that others made, and says what a file is if it is not what it should be.
+//! Reads the files of users, and recognises what was put in place of a file.
 //!
-//! Every message is a whole sentence that names the file and the mend.
+//! Every error message is a sentence that names the file and how to mend it.
 
 use std::borrow::Cow;
 use std::fmt::Display;
@@ -12,24 +12,25 @@ use std::path::Path;
 use serde::de::{DeserializeOwned, IgnoredAny};
 use serde_json::Value;
 
-/// Most bytes of a configuration. The longest that models come with have less than one million.
+/// Most bytes of a configuration. The largest configurations of known models have less than a million.
 pub const CONFIGURATION: u64 = 1 << 24;
 
-/// Most bytes of a `tokenizer.json`. The longest that models come with have some 40 million.
+/// Most bytes of a `tokenizer.json`. The largest files of known models have about 40 million.
 const TOKENIZER: u64 = 1 << 29;
 
 fn cannot_read(path: &Path, why: impl Display) -> String {
     format!("cannot read {}: {why}", path.display())
 }
 
-/// Whether there is anything at a path; a link that leads nowhere counts.
+/// Whether anything is at a path. A link to a path that does not exist counts.
 pub fn is_there(path: &Path) -> bool {
     path.symlink_metadata().is_ok()
 }
 
-/// Open a regular file, unless it begins like something that came in its place.
+/// Open a regular file. It is an error if the file begins like something that was put in its place, such as a web page.
 ///
-/// Nothing else is opened: a pipe may never say anything, a device may never end, and opening one may have effects.
+/// Only regular files are opened: reading a pipe may never return, a device may never end, and opening a device may
+/// have effects.
 pub fn open(path: &Path) -> Result<File, String> {
     let refuse = |error: std::io::Error| match path.read_link() {
         Ok(target) if error.kind() == std::io::ErrorKind::NotFound => {
@@ -38,12 +39,12 @@ pub fn open(path: &Path) -> Result<File, String> {
         _ => cannot_read(path, error),
     };
     check_kind(path, path.metadata().map_err(refuse)?.file_type())?;
-    // Another file may be there by now. It is opened without waiting, and looked at again.
+    // Another file may have taken the path since the check. So it is opened without waiting, and checked again.
     let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path).map_err(refuse)?;
     check_kind(path, file.metadata().map_err(refuse)?.file_type())?;
     let mut start = [0; START];
     let length = file.read_at(&mut start, 0).map_err(refuse)?;
-    mistaken(&start[..length]).map_or(Ok(file), |what| Err(cannot_read(path, what)))
+    impostor(&start[..length]).map_or(Ok(file), |what| Err(cannot_read(path, what)))
 }
 
 fn check_kind(path: &Path, kind: FileType) -> Result<(), String> {
@@ -54,30 +55,35 @@ fn check_kind(path: &Path, kind: FileType) -> Result<(), String> {
         _ if kind.is_socket() => "a socket",
         _ => "a device",
     };
-    Err(cannot_read(path, format_args!("it is {what}, not a file")))
+    Err(cannot_read(path, format_args!("it is {what}, not a regular file")))
 }
 
-/// The content of a regular file of at most `limit` bytes that is UTF-8, without a byte order mark.
+/// The content of a regular file, which must be UTF-8 and have at most `limit` bytes. Drops a byte order mark.
 pub fn text(path: &Path, limit: u64) -> Result<String, String> {
     let (file, mut bytes) = (open(path)?, Vec::new());
     file.take(limit + 1).read_to_end(&mut bytes).map_err(|error| cannot_read(path, error))?;
     if bytes.len() as u64 > limit {
-        return Err(cannot_read(path, format_args!("it has more than {limit} bytes, which no file of its kind has")));
+        return Err(cannot_read(
+            path,
+            format_args!(
+                "it has more than {limit} bytes, which is the limit for such a file; check that it is the right file"
+            ),
+        ));
     }
     if bytes.starts_with(b"\xff\xfe") || bytes.starts_with(b"\xfe\xff") {
-        return Err(cannot_read(path, "it is UTF-16, as its byte order mark says; save it as UTF-8"));
+        return Err(cannot_read(path, "it begins with a byte order mark of UTF-16; save it as UTF-8"));
     }
-    let text =
-        String::from_utf8(bytes).map_err(|error| cannot_read(path, format_args!("it is not UTF-8 ({error})")))?;
+    let text = String::from_utf8(bytes)
+        .map_err(|error| cannot_read(path, format_args!("it is not UTF-8 ({error}); save it as UTF-8")))?;
     Ok(without_mark(&text).to_owned())
 }
 
-/// A text without the byte order mark that Windows programs put in front of UTF-8.
+/// A text without the byte order mark that some programs for Windows write before UTF-8.
 pub fn without_mark(text: &str) -> &str {
     text.strip_prefix('\u{feff}').unwrap_or(text)
 }
 
-/// What archives and compressed files begin with.
+/// The first bytes of archives and compressed files, and their formats.
 const PACKED: [(&[u8], &str); 6] = [
     (b"\x1f\x8b\x08", "gzip"),
     (b"PK\x03\x04", "zip"),
@@ -87,50 +93,51 @@ const PACKED: [(&[u8], &str); 6] = [
     (b"7z\xbc\xaf\x27\x1c", "7z"),
 ];
 
-/// Bytes of a file's start that are looked at.
+/// How many bytes at the start of a file are examined.
 const START: usize = 256;
 
-/// What a file is that begins like this, if it came in place of another one, and the mend.
-fn mistaken(start: &[u8]) -> Option<String> {
+/// What was put in place of a file that begins with these bytes, and how to mend that. `None` if nothing is recognised.
+fn impostor(start: &[u8]) -> Option<String> {
     let is_whole = start.len() < START;
     let start = start.strip_prefix(b"\xef\xbb\xbf").unwrap_or(start);
     let text = start.trim_ascii_start().to_ascii_lowercase();
     if start.is_empty() {
         Some("it is empty; download or export it again".into())
     } else if text.starts_with(b"version https://git-lfs") {
-        Some("it is a pointer of Git LFS in place of the file; run `git lfs pull` in the folder that was cloned".into())
+        Some("it is a pointer of Git LFS, not the file itself; run `git lfs pull` in the cloned repository".into())
     } else if [&b"<!doctype html"[..], b"<html", b"<?xml"].iter().any(|page| text.starts_with(page)) {
-        let what = "it is a page (HTML or XML), as servers send it with an error or a login";
+        let what = "it is a page (HTML or XML), such as a server sends for an error or a login";
         Some(format!("{what}; download the file again"))
     } else if let Some((_, kind)) = PACKED.iter().find(|(bytes, _)| start.starts_with(bytes)) {
-        Some(format!("it is packed ({kind}); put what is in it in its place"))
+        Some(format!("it is packed ({kind}); unpack it, and put the content in its place"))
     } else {
-        let answer = answer(start).filter(|_| is_whole)?;
+        let message = server_message(start).filter(|_| is_whole)?;
         Some(format!(
-            "it holds nothing but the text {answer:?}, as servers send it in place of a file; download it again"
+            "it holds only the text {message:?}, such as a server sends in place of a file; download it again"
         ))
     }
 }
 
-/// The text of a whole file that is one, but neither JSON nor the beginning of it.
-fn answer(content: &[u8]) -> Option<&str> {
+/// The text of a file if it is readable, and neither JSON nor the beginning of JSON.
+fn server_message(content: &[u8]) -> Option<&str> {
     let text = prose(content)?;
     (!text.contains(['{', '[']) && serde_json::from_str::<IgnoredAny>(text).is_err()).then_some(text)
 }
 
-/// The text that some bytes are, if they are one that somebody can read.
+/// Bytes as text, trimmed, if they are a text that people can read.
 pub fn prose(content: &[u8]) -> Option<&str> {
     let text = str::from_utf8(content).ok()?.trim();
     let is_prose = text.chars().all(|c| !c.is_control() || c.is_whitespace());
     (is_prose && text.chars().filter(|c| c.is_alphabetic()).count() >= 4).then_some(text)
 }
 
-/// The JSON of a model's configuration. NaN and infinities, which Python writes, become null.
+/// The JSON of a model's configuration. NaN and infinities become null: Python writes them, but JSON has no such
+/// numbers.
 pub fn configuration(path: &Path) -> Result<Value, String> {
     parse(path, &without_bare_numbers(&text(path, CONFIGURATION)?))
 }
 
-/// The text of a `tokenizer.json`, which is JSON.
+/// The text of a `tokenizer.json`, checked to be JSON.
 pub fn tokenizer(path: &Path) -> Result<String, String> {
     let text = text(path, TOKENIZER)?;
     parse::<IgnoredAny>(path, &text)?;
@@ -144,9 +151,10 @@ fn parse<T: DeserializeOwned>(path: &Path, text: &str) -> Result<T, String> {
     })
 }
 
-/// `NaN`, `Infinity` and `-Infinity` outside of strings as `null`, since JSON has no such numbers.
+/// Replaces `NaN`, `Infinity` and `-Infinity` by `null`, except in strings.
 fn without_bare_numbers(text: &str) -> String {
-    // Quotes cut the text into strings and what is outside of them, in turn. One behind a backslash ends no string.
+    // Quotes cut the text into pieces that are outside and inside of strings, in turn. A quote behind an odd number of
+    // backslashes does not end its string.
     let mut inside = false;
     let pieces = text.split('"').map(|piece| {
         let backslashes = piece.len() - piece.trim_end_matches('\\').len();
@@ -170,14 +178,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_python_writes_is_read() {
+    fn numbers_of_python_are_read() {
         let text = r#"{"a": NaN, "b": [-Infinity, Infinity, 1], "c \" NaN": "NaN \\", "d": NaN}"#;
         let expected = r#"{"a": null, "b": [null, null, 1], "c \" NaN": "NaN \\", "d": null}"#;
         assert_eq!(without_bare_numbers(text), expected);
     }
 
     #[test]
-    fn a_file_is_called_what_it_is() {
+    fn messages_say_what_a_file_is() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("config.json");
         let read = |content: &[u8]| {
@@ -214,7 +222,7 @@ mod tests {
         }
     }
 
-    /// None of these may be waited for, read without end, or be called a file that does not exist.
+    /// Such paths must not block, must not be read without end, and must not be reported as missing.
     #[test]
     fn only_files_are_opened() {
         let folder = tempfile::tempdir().unwrap();

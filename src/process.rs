@@ -1,5 +1,7 @@
-//! Which process this is. A child of `fork()` has the memory of its parent but none of its threads, so what needs threads or a GPU
-//! works in the parent only. What stays in the process for good may have to keep this library in it.
+//! The process as a whole: children of `fork()`, keeping this library loaded, and variables of the environment.
+//!
+//! A child of `fork()` has the memory of its parent, but none of its threads. So objects that need threads or a GPU
+//! work in the parent only.
 
 use std::ffi::{CStr, OsStr};
 use std::os::unix::ffi::OsStrExt;
@@ -9,69 +11,70 @@ use std::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
 
 use crate::error::{Error, Result};
 
-/// How many times a process forked on the way from the first one to this one.
+/// The number of forks between the first process and this one.
 static FORKS: AtomicU32 = AtomicU32::new(0);
 
-/// A process, as told by what it forked from.
+/// A process, identified by the number of forks that led to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Process(u32);
 
 impl Process {
-    /// This one.
+    /// The current process.
     pub fn current() -> Self {
         static REGISTERED: Once = Once::new();
         REGISTERED.call_once(|| {
             extern "C" fn in_child() {
                 FORKS.fetch_add(1, Ordering::Relaxed);
             }
-            // SAFETY: the handler only counts, and the library stays loaded once it is registered. Without memory for it, a child is
-            // taken for its parent.
+            // SAFETY: the handler only counts, and the library stays loaded once the handler is registered. If there is
+            // no memory to register it, a child is taken for its parent.
             _ = unsafe { libc::pthread_atfork(None, None, Some(in_child)) };
         });
         Process(FORKS.load(Ordering::Relaxed))
     }
 
-    /// Whether this is it.
+    /// Whether this is the current process.
     pub fn is_current(self) -> bool {
         self.0 == FORKS.load(Ordering::Relaxed)
     }
 
-    /// A number of it, which is not 0.
+    /// A number for the process, never 0.
     pub fn number(self) -> u32 {
         self.0 + 1
     }
 
-    /// An error in a child of it.
+    /// An error unless this is the current process.
     pub fn check(self) -> Result<()> {
         if self.is_current() {
             return Ok(());
         }
         Err(Error::Unsupported(
-            "this engine was opened before fork(), and its threads are only in the parent; open engines in the child, after fork() or \
-             daemon()"
+            "the engine was opened before fork(), so its threads are in the parent only; open an engine in the child, \
+             after fork() or daemon()"
                 .into(),
         ))
     }
 }
 
-/// A value of the process. A child of `fork()` gets a new one: in the old one, a lock may be held by a thread that the child does not have.
+/// A value for each process. A child of `fork()` gets a new value, because a thread that the child lacks may hold a
+/// lock of the old one for ever.
 pub struct PerProcess<T> {
     value: AtomicPtr<(Process, T)>,
     make: fn() -> T,
 }
 
 impl<T: Send + Sync> PerProcess<T> {
-    /// To be made on first use.
+    /// `make` makes the value on first use in each process.
     pub const fn new(make: fn() -> T) -> Self {
         PerProcess { value: AtomicPtr::new(std::ptr::null_mut()), make }
     }
 
-    /// That of this process. Values are never freed.
+    /// The value of the current process. Values are never freed.
     pub fn get(&self) -> &T {
         let process = Process::current();
         let mut known = self.value.load(Ordering::Acquire);
         loop {
-            // SAFETY: a pointer that is stored was leaked, so it stays valid.
+            // SAFETY: a stored pointer comes from a leaked box, so it stays valid.
             match unsafe { known.as_ref() } {
                 Some((of, value)) if *of == process => return value,
                 _ => {}
@@ -80,7 +83,7 @@ impl<T: Send + Sync> PerProcess<T> {
             match self.value.compare_exchange(known, made, Ordering::AcqRel, Ordering::Acquire) {
                 Ok(_) => known = made,
                 Err(other) => {
-                    // SAFETY: it was made just now, and nobody else knows it.
+                    // SAFETY: the box was made above, and no other thread has the pointer.
                     drop(unsafe { Box::from_raw(made) });
                     known = other;
                 }
@@ -89,23 +92,25 @@ impl<T: Send + Sync> PerProcess<T> {
     }
 }
 
-/// Keep the shared object with this code loaded until the process ends: others keep addresses in it, such as that of a logger.
+/// Keep this library loaded until the process ends, because ONNX Runtime keeps addresses of its code, such as a
+/// logger's.
 pub fn stay_loaded() {
     static DONE: Once = Once::new();
     DONE.call_once(|| {
         if let Some(file) = own_file() {
-            // SAFETY: the object is loaded, so this only marks it. A program that links this crate is no shared object, and stays anyway.
+            // SAFETY: the object is loaded already, so the call only marks it. It has no effect for a program that
+            // links this crate, which stays loaded anyway.
             _ = unsafe { libc::dlopen(file.as_ptr(), libc::RTLD_LAZY | libc::RTLD_NOLOAD | libc::RTLD_NODELETE) };
         }
     });
 }
 
-/// The file that this code was loaded from: `libcos.so`, or a program that links the crate. The loader may know it by a path that was
-/// relative to another working directory, so the system is asked.
+/// The file that this code was loaded from: `libcos.so`, or a program that links the crate. The kernel is asked,
+/// because the loader may have a path that was relative to an earlier working directory.
 pub fn own_path() -> Option<PathBuf> {
     let code = own_path as *const () as usize;
     let maps = std::fs::read("/proc/self/maps").ok()?;
-    // start-end permissions offset device inode path
+    // A line of the file: start-end permissions offset device inode path
     let line = maps.split(|&byte| byte == b'\n').find(|line| {
         let range = line.split(|&byte| byte == b' ').next().and_then(|range| str::from_utf8(range).ok());
         let ends = range.and_then(|range| range.split_once('-'));
@@ -113,12 +118,12 @@ pub fn own_path() -> Option<PathBuf> {
         ends.and_then(|(low, high)| end(low).zip(end(high))).is_some_and(|(low, high)| (low..high).contains(&code))
     })?;
     let path = &line[line.iter().position(|&byte| byte == b'/')?..];
-    // Another file may have taken its place since, as an update does.
+    // The kernel adds this suffix if the file was replaced or deleted since, for example by an update.
     let path = path.strip_suffix(b" (deleted)").unwrap_or(path);
     Some(PathBuf::from(OsStr::from_bytes(path)))
 }
 
-/// The same as the loader knows it.
+/// The same file, by the path that the loader uses for it.
 fn own_file() -> Option<&'static CStr> {
     // SAFETY: dladdr only reads the address and fills `info`, and its strings live as long as this code.
     unsafe {
@@ -128,12 +133,13 @@ fn own_file() -> Option<&'static CStr> {
     }
 }
 
-/// Set a variable of the environment, unless it is set, while other threads may read some. `setenv` may free what they read.
+/// Set a variable of the environment unless it is set. Other threads may read the environment meanwhile, which would be
+/// unsafe with `setenv`: it may free the array that they read.
 pub fn set_default(name: &CStr, assignment: &'static CStr) {
     unsafe extern "C" {
         static mut environ: *mut *mut libc::c_char;
     }
-    // SAFETY: POSIX allows a program to put another array in place. The old one is not freed, so who reads it may go on.
+    // SAFETY: POSIX allows a program to replace the array. The old array is not freed, so threads may still read it.
     unsafe {
         if !libc::getenv(name.as_ptr()).is_null() {
             return;

@@ -1,3 +1,5 @@
+// A benchmark of the cost of this package.
+
 package cos_test
 
 import (
@@ -10,8 +12,8 @@ import (
 	"example.com/cos/bindings/go/internal/inc"
 )
 
-// BenchmarkStep decodes with the smallest model, whose passes cost the least, once inside C and once through this package,
-// in turns, and reports the time of a step both ways. ctx is with a context that may end.
+// BenchmarkStep compares the time of a step inside C and through this package. It decodes in turns with the smallest
+// model, whose passes cost the least. "ctx" is with a context that may end.
 func BenchmarkStep(b *testing.B) {
 	const config = `{"models": [{"path": "tests/exports/llama/builder-fp32"}], "threads": 1,
 	                 "combine": {"kind": "target", "model": 0}}`

@@ -1,3 +1,5 @@
+/* The combine function that the library calls. It calls Go. */
+
 #include "combine.h"
 #include "_cgo_export.h"
 

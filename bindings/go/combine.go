@@ -1,3 +1,5 @@
+// Combine functions: Go functions that combine the models.
+
 package cos
 
 // #include "combine.h"
@@ -9,29 +11,30 @@ import (
 	"unsafe"
 )
 
-// CombineFunc makes one row of scores from the models' rows of logits, for one position. Tokens are then decoded from the
+// CombineFunc makes one row of scores from one row of logits for each model, for one position. Tokens follow the
 // distribution that temperature, top-k, top-p, min-p and softmax make of the scores.
 //
-// rows has a row of the vocabulary's size for each model, in the engine's order; nil for models that the engine's
-// combination gives the weight 0, and for look-ups. All scores are to be written; minus infinity is impossible.
+// rows has a row of the length of the vocabulary for each model, in the order of the configuration. It is nil for
+// look-ups, and for models with the weight 0. The function must write all scores. Minus infinity makes a token
+// impossible.
 //
-// Exactness asks that it depends on the rows alone, for they are unchanged where it is asked again. It is called inside
-// [Session.Step], on its goroutine, possibly several times in a step. It must not keep or change the rows. It may call
-// Cancel, Stats and Close on its session; other calls get [ErrBusy]. An error or a panic fails the step with
-// [ErrCallback], which wraps it (a step that has committed a token by then ends well, and the next one asks again). It must
-// not end its goroutine, as runtime.Goexit and testing's FailNow do.
+// Decoding is exact only if the scores depend on nothing but the rows: the function may be called again for the same
+// rows. [Session.Step] calls it on its own goroutine, possibly several times in a step. It must not keep or change the
+// rows. It may call Cancel, Stats and Close on its session; other calls return [ErrBusy]. An error or a panic makes the
+// step fail with [ErrCallback], which wraps it. But a step that has committed a token before succeeds, and the next
+// step calls the function again. It must not end its goroutine, as runtime.Goexit and FailNow of testing do.
 //
-// A function that refers to its session keeps it from being freed when it is forgotten: such a session must be closed.
+// If the function refers to its session, close the session: otherwise it stays reachable and is never freed.
 type CombineFunc func(rows [][]float32, scores []float32) error
 
-// combination is what a session's combine function works with. It is used by one goroutine at a time.
+// combination is the combine function of a session and its state. One goroutine at a time uses it.
 type combination struct {
 	function CombineFunc
 	rows     [][]float32
-	failure  error // of the last call in this step
+	failure  error // the error of the last call
 }
 
-// explain adds to the error of a step what the function said. c may be nil.
+// explain adds the error of the function to that of a step. c may be nil.
 func (c *combination) explain(err error) error {
 	var e *Error
 	if c != nil && errors.As(err, &e) && e.Code == ErrCallback {
@@ -40,7 +43,7 @@ func (c *combination) explain(err error) error {
 	return err
 }
 
-// call runs the function. Whatever happens inside becomes its error.
+// call runs the function. A panic becomes an error.
 func (c *combination) call(rows []*float32, scores []float32) (err error) {
 	defer func() {
 		if value := recover(); value != nil {
@@ -49,7 +52,7 @@ func (c *combination) call(rows []*float32, scores []float32) (err error) {
 	}()
 	c.rows = c.rows[:0]
 	for _, row := range rows {
-		// A row that is not needed is NULL, of which Slice makes nil if its length is 0.
+		// A row that is not needed is NULL. Slice makes nil of it if the length is 0.
 		length := len(scores)
 		if row == nil {
 			length = 0

@@ -1,6 +1,7 @@
-/* What C and Go share of combine functions. */
+/* The C function that Go calls for combine functions. */
 #include <stdint.h>
 #include "cos.h"
 
-/* Have a session combine by the Go function that a cgo.Handle stands for. (Go must not make a pointer of a number.) */
+/* Sets the combine function of a session to a Go function. The handle is a cgo.Handle, which Go must not convert to a
+ * pointer itself. */
 void cos_go_set_combine(cos_session_options *options, uintptr_t handle);

@@ -1,26 +1,27 @@
 // Package cos decodes with several language models at once: weighted ensembles, contrastive decoding, products of
-// experts, or any function of their logits. What it emits follows the combined distribution exactly, whatever strategy
-// makes it fast. It is a thin layer over libcos; cos.h, of which this folder has a copy, is the manual.
+// experts, or any function of their logits. The tokens follow the combined distribution exactly, with every strategy.
+// The package is a thin layer over libcos. cos.h is the manual, and this folder has a copy.
 //
 //	engine, err := cos.Open("engine.json")                     // load the models, once
-//	session, err := engine.NewSession(cos.Options{})           // a sequence: greedy and automatic
+//	session, err := engine.NewSession(cos.Options{})           // a sequence: greedy, with an automatic strategy
 //	err = session.Prompt(tokens)
-//	for step, err := range session.Steps(ctx) { ... }          // step.Tokens are new
+//	for step, err := range session.Steps(ctx) { ... }          // step.Tokens are the new tokens
 //
 // # Errors
 //
-// What the library refuses is an [*Error], which wraps its [Code]; errors.Is(err, cos.ErrContextFull) asks for one.
-// A failed call changes nothing. Any use after Close is [ErrClosed].
+// The library reports an [*Error], which wraps its [Code]. Test for a code with errors.Is(err, cos.ErrContextFull). A
+// failed call changes nothing. Any use after Close returns [ErrClosed].
 //
 // # Goroutines
 //
-// An [Engine] may be used by any number of goroutines at once. A [Session] and a [TextStream] are for one goroutine at a
-// time, any of them; a second one at the same moment gets [ErrBusy]. [Session.Cancel], [Session.Stats] and Close may be
-// called at any time. No goroutine is tied to a thread, but one that is inside a step occupies a thread meanwhile.
+// Any number of goroutines may use an [Engine] at once. One goroutine at a time may use a [Session] or a [TextStream],
+// and it need not be the same one each time. If another goroutine is using it, a call returns [ErrBusy].
+// [Session.Cancel], [Session.Stats] and Close may be called at any time. A goroutine occupies a thread while it is
+// inside a step.
 //
 // # Closing
 //
-// Engines, sessions and streams hold memory that Go does not see, so they should be closed; what is forgotten is freed
-// some time after it has become unreachable. Close may be called twice and does not wait: a step that runs is cancelled,
-// and the memory is freed as the last call leaves. Sessions and streams outlive their engine.
+// Close engines, sessions and streams, because they hold memory that Go does not see. An object that is not closed is
+// freed some time after it has become unreachable. Close may be called twice, and does not wait: it cancels a running
+// step, and the last running call frees the memory. Sessions and streams may be used after their engine is closed.
 package cos

@@ -1,3 +1,5 @@
+// Engines: open them, describe them, and convert between text and tokens.
+
 package cos
 
 // #include <stdlib.h>
@@ -18,7 +20,7 @@ type Engine struct {
 	handle[*C.cos_engine]
 }
 
-// Open makes an engine from a configuration file. Relative paths in it are relative to its folder. cos.h describes the
+// Open makes an engine from a configuration file. Relative paths in it are relative to its folder. cos.h documents the
 // format at cos_engine_open.
 func Open(path string) (*Engine, error) {
 	text, err := cString(path)
@@ -33,8 +35,7 @@ func Open(path string) (*Engine, error) {
 	return newEngine(engine), nil
 }
 
-// New makes an engine from the text of a configuration, as [Open] does from a file. Relative paths in it are relative to
-// the working directory.
+// New makes an engine from the text of a configuration. Relative paths in it are relative to the working directory.
 func New(config string) (*Engine, error) {
 	text, err := cString(config)
 	if err != nil {
@@ -54,7 +55,7 @@ func newEngine(engine *C.cos_engine) *Engine {
 	return e
 }
 
-// Close frees the engine. Sessions and streams keep what they need and go on. It never fails.
+// Close frees the engine. Its sessions and streams go on. It never fails.
 func (e *Engine) Close() error {
 	if _, err := e.acquire(); err == nil {
 		e.close()
@@ -63,8 +64,8 @@ func (e *Engine) Close() error {
 	return nil
 }
 
-// VocabSize is the number of tokens of the vocabulary that the models share: tokens are 0 to this less 1. It is 0 after
-// Close.
+// VocabSize is the number of tokens in the vocabulary that all models share. Tokens are 0 to VocabSize() - 1. It is 0
+// after Close.
 func (e *Engine) VocabSize() int {
 	engine, err := e.acquire()
 	if err != nil {
@@ -74,7 +75,7 @@ func (e *Engine) VocabSize() int {
 	return int(C.cos_engine_vocab_size(engine))
 }
 
-// ModelCount is the number of models, in the order of the configuration. It is 0 after Close.
+// ModelCount is the number of models, look-ups included. It is 0 after Close.
 func (e *Engine) ModelCount() int {
 	engine, err := e.acquire()
 	if err != nil {
@@ -84,7 +85,7 @@ func (e *Engine) ModelCount() int {
 	return int(C.cos_engine_model_count(engine))
 }
 
-// Describe says, as JSON, what was recognised of each model. cos.h lists the members at cos_engine_describe.
+// Describe returns what was recognised of each model as JSON. cos.h documents the members at cos_engine_describe.
 func (e *Engine) Describe() (string, error) {
 	engine, err := e.acquire()
 	if err != nil {
@@ -98,7 +99,7 @@ func (e *Engine) Describe() (string, error) {
 	return C.GoString(text), nil
 }
 
-// DescribeTable says the same as [Engine.Describe] as a table for people, such as for a log.
+// DescribeTable returns the content of [Engine.Describe] as a table for people.
 func (e *Engine) DescribeTable() (string, error) {
 	engine, err := e.acquire()
 	if err != nil {
@@ -112,8 +113,8 @@ func (e *Engine) DescribeTable() (string, error) {
 	return C.GoString(text), nil
 }
 
-// Encode gives the tokens of a text, which must be valid UTF-8, by the tokenizer.json beside the models. With addSpecial
-// come the tokens that the tokenizer puts around a text, such as one for its start.
+// Encode returns the tokens of a text, which must be valid UTF-8. It uses the tokenizer.json beside the models. With
+// addSpecial, the tokens include those that the tokenizer puts around a text, such as a start token.
 func (e *Engine) Encode(text string, addSpecial bool) ([]int32, error) {
 	engine, err := e.acquire()
 	if err != nil {
@@ -131,8 +132,8 @@ func (e *Engine) Encode(text string, addSpecial bool) ([]int32, error) {
 	})
 }
 
-// Decode gives the text of tokens, without special tokens. Bytes that are no whole character become U+FFFD; to decode a
-// sequence piece by piece, use a [TextStream].
+// Decode returns the text of tokens. Special tokens give no text. Bytes that do not form a character become U+FFFD. To
+// decode a sequence piece by piece, use a [TextStream].
 func (e *Engine) Decode(tokens []int32) (string, error) {
 	engine, err := e.acquire()
 	if err != nil {
@@ -146,8 +147,8 @@ func (e *Engine) Decode(tokens []int32) (string, error) {
 	return string(text), err
 }
 
-// fill calls a function that fills a buffer: with a buffer that is likely large enough, and if it is not, with one of the
-// right length.
+// fill calls a function that fills a buffer of a guessed length. If that is too short, it asks for the length and calls
+// the function again.
 func fill[T any](guess int, call func(*T, C.size_t, *C.size_t) error) ([]T, error) {
 	var count C.size_t
 	buffer := make([]T, guess)
@@ -164,10 +165,10 @@ func fill[T any](guess int, call func(*T, C.size_t, *C.size_t) error) ([]T, erro
 	return buffer[:count:count], nil
 }
 
-// cString copies a text for the library, which takes it to end at its first NUL.
+// cString copies a text for C. A text with a NUL is an error, because it would end there.
 func cString(text string) (*C.char, error) {
 	if strings.IndexByte(text, 0) >= 0 {
-		return nil, &Error{Code: ErrInvalidArgument, Message: "the text has a NUL byte"}
+		return nil, &Error{Code: ErrInvalidArgument, Message: "the text has a NUL byte; remove it"}
 	}
 	return C.CString(text), nil
 }

@@ -1,3 +1,5 @@
+// Errors and their codes.
+
 package cos
 
 // #include "cos.h"
@@ -12,38 +14,38 @@ import (
 // ErrClosed is the error of every use after Close.
 var ErrClosed = errors.New("cos: use after Close")
 
-// Code says what kind of error an [*Error] is. Codes are errors themselves, to be asked for with errors.Is.
+// Code is the code of an [*Error]. It is an error itself, so that errors.Is can test for it.
 type Code int32
 
 // The codes of the library. Their numbers never change.
 const (
-	// An argument is wrong: out of range, or of the wrong size.
+	// An argument is out of range or of the wrong size.
 	ErrInvalidArgument Code = C.COS_ERROR_INVALID_ARGUMENT
 	// The engine configuration is wrong.
 	ErrConfig Code = C.COS_ERROR_CONFIG
-	// A model cannot be loaded, is no language model, or does not fit the others.
+	// A model cannot be loaded, is not a language model, or does not fit the other models.
 	ErrModel Code = C.COS_ERROR_MODEL
 	// ONNX Runtime is missing, too old, or failed.
 	ErrRuntime Code = C.COS_ERROR_RUNTIME
-	// The context of the models has no room for the tokens.
+	// The tokens do not fit into the context of the models.
 	ErrContextFull Code = C.COS_ERROR_CONTEXT_FULL
-	// Logits were NaN or infinite, or left no token possible.
+	// Logits or scores were NaN or plus infinity, or minus infinity for every token.
 	ErrNumeric Code = C.COS_ERROR_NUMERIC
-	// The session or stream is in use by another goroutine.
+	// Another goroutine is using the session or the stream.
 	ErrBusy Code = C.COS_ERROR_BUSY
 	// The request is valid, but this version does not support it.
 	ErrUnsupported Code = C.COS_ERROR_UNSUPPORTED
-	// A buffer is too small. This package makes them large enough.
+	// A buffer is too small. This package makes its buffers large enough.
 	ErrBufferTooSmall Code = C.COS_ERROR_BUFFER_TOO_SMALL
-	// An earlier call on the session ended in ErrInternal; the session can only be closed.
+	// An earlier call on the session returned ErrInternal. The session can only be closed.
 	ErrPoisoned Code = C.COS_ERROR_POISONED
 	// A bug of the library. The process is unharmed.
 	ErrInternal Code = C.COS_ERROR_INTERNAL
-	// A [CombineFunc] failed; the error wraps what it returned.
+	// A [CombineFunc] failed. The error wraps the error that it returned.
 	ErrCallback Code = C.COS_ERROR_CALLBACK
 )
 
-// Error is the name of the code.
+// Error returns the name of the code.
 func (c Code) Error() string {
 	switch c {
 	case ErrInvalidArgument:
@@ -74,14 +76,14 @@ func (c Code) Error() string {
 	return fmt.Sprintf("cos: error %d", int32(c))
 }
 
-// Error is what the library refused, and why.
+// Error is an error of the library.
 type Error struct {
 	Code    Code
-	Message string // one sentence for people, with the mend where there is one
-	Cause   error  // what a [CombineFunc] returned, or nil
+	Message string // one sentence for people: what is wrong, and how to mend it where that is known
+	Cause   error  // the error that a [CombineFunc] returned, or nil
 }
 
-// Error is the message.
+// Error returns the message.
 func (e *Error) Error() string {
 	if e.Cause != nil {
 		return "cos: " + e.Message + ": " + e.Cause.Error()
@@ -89,7 +91,7 @@ func (e *Error) Error() string {
 	return "cos: " + e.Message
 }
 
-// Unwrap gives the code and the cause to errors.Is and errors.As.
+// Unwrap returns the code and the cause, for errors.Is and errors.As.
 func (e *Error) Unwrap() []error {
 	if e.Cause != nil {
 		return []error{e.Code, e.Cause}
@@ -97,16 +99,16 @@ func (e *Error) Unwrap() []error {
 	return []error{e.Code}
 }
 
-// PanicError is the cause of an error whose [CombineFunc] panicked: a panic cannot pass through the library.
+// PanicError is the cause of an error if a [CombineFunc] panicked, because a panic cannot pass through the library.
 type PanicError struct {
 	Value any
 	Stack []byte
 }
 
-// Error is the value that was thrown. The stack is not part of it.
+// Error returns the value of the panic, without the stack.
 func (e *PanicError) Error() string { return fmt.Sprintf("panic: %v", e.Value) }
 
-// Unwrap gives the value, where that is an error.
+// Unwrap returns the value of the panic if it is an error.
 func (e *PanicError) Unwrap() error {
 	err, _ := e.Value.(error)
 	return err
@@ -114,7 +116,7 @@ func (e *PanicError) Unwrap() error {
 
 func newPanicError(value any) *PanicError { return &PanicError{Value: value, Stack: debug.Stack()} }
 
-// check takes what a function of the library returned, and frees it.
+// check converts the result of a function of the library to an error, and frees it.
 func check(e *C.cos_error) error {
 	if e == nil {
 		return nil

@@ -1,3 +1,5 @@
+// Ownership of an object of the library.
+
 package cos
 
 import (
@@ -5,11 +7,11 @@ import (
 	"sync"
 )
 
-// handle owns an object of the library and lets it be closed while calls on it run, as a file may be: it counts the calls,
-// and the last one to leave frees the object.
+// handle owns an object of the library. The object may be closed while calls run, as a file may: the handle counts the
+// running calls, and the last one frees the object.
 //
-// It is embedded by value, so that a deferred release keeps the whole embedding struct reachable, and with it the
-// object, until the call is over. The zero handle is closed. P is a pointer to what C keeps to itself.
+// It is embedded by value. So a deferred release keeps the embedding struct reachable, and with it the object, until
+// the call is over. The zero handle is closed. P is a pointer type of C.
 type handle[P any] struct {
 	mu      sync.Mutex
 	object  P
@@ -19,14 +21,15 @@ type handle[P any] struct {
 	cleanup runtime.Cleanup
 }
 
-// own takes an object that free frees. free must not refer to the handle, or it would never become unreachable.
+// own takes an object and the function that frees it. free must not refer to the handle, which would then never become
+// unreachable.
 func (h *handle[P]) own(object P, free func(P)) {
 	h.object, h.open = object, true
 	h.free = func() { free(object) }
 	h.cleanup = runtime.AddCleanup(h, free, object)
 }
 
-// acquire begins a call. Unless there is an error, release must end it.
+// acquire begins a call. Without an error, the caller must end it with release.
 func (h *handle[P]) acquire() (object P, err error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -48,7 +51,7 @@ func (h *handle[P]) release() {
 	}
 }
 
-// close lets no further call begin. It is called inside a call, whose release frees the object at the earliest.
+// close makes further calls fail. The caller has acquired the handle, so the object is freed by its release or later.
 func (h *handle[P]) close() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -56,30 +59,30 @@ func (h *handle[P]) close() {
 	h.cleanup.Stop()
 }
 
-// closed tells a running call that close was called.
+// closed tells whether close was called.
 func (h *handle[P]) closed() bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return !h.open
 }
 
-// exclusive is a handle that one goroutine at a time may use. The library would not refuse every second one, for what a
-// call lends is copied after the call, and no other must begin until then.
+// exclusive is a handle that one goroutine at a time may use. The library alone cannot ensure this: Go copies the
+// results after a call has ended, and no other call may begin until then.
 type exclusive[P any] struct {
 	handle[P]
-	inUse sync.Mutex // only ever tried
+	inUse sync.Mutex // locked with TryLock only
 }
 
-// begin begins a call that no other may run beside. Unless there is an error, end must end it.
+// begin begins an exclusive call. Without an error, the caller must end it with end.
 func (x *exclusive[P]) begin() (object P, err error) {
 	if object, err = x.acquire(); err == nil && !x.inUse.TryLock() {
 		x.release()
-		err = &Error{Code: ErrBusy, Message: "in use by another goroutine"}
+		err = &Error{Code: ErrBusy, Message: "another goroutine is using the object; let one at a time use it"}
 	}
 	return object, err
 }
 
-// end ends a call.
+// end ends an exclusive call.
 func (x *exclusive[P]) end() {
 	x.inUse.Unlock()
 	x.release()

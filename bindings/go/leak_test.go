@@ -1,3 +1,5 @@
+// Tests that everything is freed.
+
 package cos
 
 import (
@@ -7,7 +9,7 @@ import (
 	"time"
 )
 
-// watch has a handle count when its object is freed.
+// watch makes a handle count in freed when it frees its object.
 func watch[P any](h *handle[P], freed *atomic.Int32) {
 	free := h.free
 	h.cleanup.Stop()
@@ -17,8 +19,8 @@ func watch[P any](h *handle[P], freed *atomic.Int32) {
 	})
 }
 
-// What is forgotten is freed: sessions with and without combine functions, streams, engines.
-func TestForgottenIsFreed(t *testing.T) {
+// Unreachable objects are freed: engines, and sessions with and without combine functions.
+func TestUnreachableIsFreed(t *testing.T) {
 	var freed atomic.Int32
 	func() {
 		engine, err := New(`{"models": [{"path": "tests/exports/llama/builder-fp32"}],
@@ -53,7 +55,7 @@ func TestForgottenIsFreed(t *testing.T) {
 	}
 }
 
-// Close frees at once, and once only: nothing is left for the garbage collector.
+// Close frees the object at once, and only once. The garbage collector does not free it again.
 func TestCloseFrees(t *testing.T) {
 	engine, err := New(`{"models": [{"path": "tests/exports/llama/builder-fp32"}],
 	                      "combine": {"kind": "target", "model": 0}}`)

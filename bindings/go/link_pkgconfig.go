@@ -1,3 +1,5 @@
+// Links the libcos that pkg-config finds: go build -tags cos_pkgconfig.
+
 //go:build cos_pkgconfig
 
 package cos

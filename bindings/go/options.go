@@ -1,3 +1,5 @@
+// Options of a session.
+
 package cos
 
 // #include "cos.h"
@@ -9,17 +11,17 @@ import (
 	"unsafe"
 )
 
-// Strategy is how models share the work. All strategies follow the same distribution.
+// Strategy says which models run when. It does not change the distribution of the tokens.
 type Strategy int32
 
 const (
-	// Chosen by the library: what follows the same distribution at the least cost.
+	// The library chooses what is expected to be fastest.
 	StrategyAuto Strategy = C.COS_STRATEGY_AUTO
-	// Every model scores every position, nobody proposes: the baseline.
+	// Every model scores every position, and nobody drafts: the baseline.
 	StrategyStandard Strategy = C.COS_STRATEGY_STANDARD
-	// One model drafts, all others score.
+	// One model drafts, and all others verify.
 	StrategySpeculative Strategy = C.COS_STRATEGY_SPECULATIVE
-	// Collaborative decoding via speculation: the models take turns in proposing.
+	// Collaborative decoding via speculation: the models take turns as the proposer.
 	StrategyCoS Strategy = C.COS_STRATEGY_COS
 )
 
@@ -38,16 +40,15 @@ func (s Strategy) String() string {
 	return fmt.Sprintf("Strategy(%d)", int32(s))
 }
 
-// Targets is what positions are verified against. It does not change the distribution.
+// Targets is the distribution that positions are verified against. It does not change the distribution of the tokens.
 type Targets int32
 
 const (
-	// Routed under StrategyAuto where it applies, combined otherwise.
+	// Routed under StrategyAuto where it applies, otherwise combined.
 	TargetsAuto Targets = C.COS_TARGETS_AUTO
-	// Every position is verified against the combined distribution, which needs all models.
+	// The combined distribution, which needs every model with a weight other than 0.
 	TargetsCombined Targets = C.COS_TARGETS_COMBINED
-	// Every position is verified against one model that is drawn from the weights. For "weighted" with a temperature
-	// above 0.
+	// One model, drawn by the weights, so a position needs only that model. For "weighted" with a temperature above 0.
 	TargetsRouted Targets = C.COS_TARGETS_ROUTED
 )
 
@@ -64,39 +65,40 @@ func (t Targets) String() string {
 	return fmt.Sprintf("Targets(%d)", int32(t))
 }
 
-// Options says how a session decodes. The zero value is greedy and automatic. Slices are copied.
+// Options says how a session decodes. The zero value is greedy, with an automatic strategy. Slices are copied.
 type Options struct {
 	Strategy Strategy
-	// 0 is greedy: the token of the highest score, among equal ones the lowest. Otherwise scores are divided by it.
-	// With "weighted", a small one (0.01 and less) is not greedy: one of the models' own best tokens is drawn. Set 0 for
-	// the best token of the mixture, or "greedy_below" in the configuration of the engine.
+	// Scores are divided by it. 0 is greedy: the token with the highest score, and the lowest such token among equal
+	// scores. With "weighted", a small temperature (0.01 and less) is not greedy: the weights draw one of the models' own
+	// best tokens. For the best token of the mixture, set 0, or set "greedy_below" in the configuration.
 	Temperature float32
-	// Sample among this many best tokens of each distribution; 0 is off.
+	// Sample among this many most probable tokens of each distribution; 0 is off.
 	TopK int32
-	// Sample among the fewest best tokens with this share of the probability; 0 or 1 is off.
+	// Sample among the fewest most probable tokens that together have this probability; 0 or 1 is off.
 	TopP float32
-	// Sample among tokens with at least this share of the best one's probability; 0 is off.
+	// Sample among the tokens that have at least this share of the highest probability; 0 is off.
 	MinP float32
-	// Seed of the random numbers. The same seed, strategy (not auto) and number of threads give the same tokens.
+	// Seed of the random numbers. The tokens are the same for the same seed, strategy (other than auto) and number of
+	// threads.
 	Seed uint64
-	// Most tokens to generate after each prompt; 0 is until the context is full.
+	// Most tokens to generate after each prompt; 0: until the context is full.
 	MaxTokens uint32
-	// Tokens that each model proposes in a row, in the engine's order, 0 to 64; nil: chosen by the library. With
-	// StrategySpeculative the cheapest model with a length above 0 drafts.
+	// How many tokens each model proposes in a row, 0 to 64, in the order of the configuration. Nil: the library chooses.
+	// With StrategySpeculative, the cheapest model with a number above 0 drafts.
 	ProposalLengths []int32
-	// Weights in place of the engine's, for "weighted" and "logits"; nil: the engine's.
+	// Weights in place of the engine's, for "weighted" and "logits". Nil: the engine's weights.
 	Weights []float32
-	// Tokens that end the sequence; nil: the end-of-sequence tokens that came with the models. Empty but not nil: none.
+	// Tokens that end the sequence. Nil: the end-of-sequence tokens that came with the models. Empty but not nil: none.
 	StopTokens []int32
 	Targets    Targets
-	// Ask for the log-probability of each token. That takes the combined distribution, so TargetsAuto then means
-	// combined, and TargetsRouted is an error.
+	// Whether steps have the log-probability of each token. These need the combined distribution, so TargetsAuto then
+	// means combined, and TargetsRouted is an error.
 	LogProbabilities bool
-	// A combination in place of the engine's, or nil.
+	// A combine function in place of the engine's combination, or nil.
 	Combine CombineFunc
 }
 
-// c gives the options in C, except Combine. What they point to is pinned until the pinner lets go.
+// c returns the options in C, except Combine. The pinner pins the arrays that they point to.
 func (o *Options) c(pinner *runtime.Pinner) C.cos_session_options {
 	var options C.cos_session_options
 	options.struct_size = C.sizeof_cos_session_options
@@ -120,8 +122,8 @@ func (o *Options) c(pinner *runtime.Pinner) C.cos_session_options {
 	return options
 }
 
-// pin gives a pointer to the elements, so that it may be inside memory that is passed to C: nil for nil, but not for an
-// empty slice.
+// pin pins a slice and returns a pointer to its elements, which memory that is passed to C may hold. The pointer is nil
+// for nil, but not for an empty slice.
 func pin[T any](pinner *runtime.Pinner, slice []T) unsafe.Pointer {
 	if slice == nil {
 		return nil

@@ -1,3 +1,5 @@
+// Sessions: one sequence of tokens each.
+
 package cos
 
 // #include "combine.h"
@@ -19,7 +21,7 @@ type Session struct {
 	exclusive[*C.cos_session]
 	result      C.cos_step_result
 	combination *combination // or nil
-	cancelled   atomic.Bool  // Cancel was called, and no step has said so yet
+	cancelled   atomic.Bool  // Cancel was called, and no step has reported it yet
 }
 
 // Finish says whether and why a sequence has ended.
@@ -28,13 +30,13 @@ type Finish int32
 const (
 	// The sequence goes on.
 	FinishNone Finish = C.COS_FINISH_NONE
-	// A stop token was committed; it is the last token.
+	// A stop token was committed. It is the last token.
 	FinishStop Finish = C.COS_FINISH_STOP
-	// Options.MaxTokens were generated since the last prompt.
+	// Options.MaxTokens tokens were generated since the last prompt.
 	FinishMaxTokens Finish = C.COS_FINISH_MAX_TOKENS
 	// The context has no room for another token.
 	FinishContextFull Finish = C.COS_FINISH_CONTEXT_FULL
-	// Session.Cancel was called; the next step goes on.
+	// Session.Cancel stopped the step. The next step goes on.
 	FinishCancelled Finish = C.COS_FINISH_CANCELLED
 )
 
@@ -55,12 +57,12 @@ func (f Finish) String() string {
 	return fmt.Sprintf("Finish(%d)", int32(f))
 }
 
-// Step is what a step did.
+// Step is the result of a step.
 type Step struct {
-	// The tokens that the step committed, at least one unless the sequence is finished.
+	// The tokens that the step committed: at least one, unless the sequence is finished.
 	Tokens []int32
 	// The natural logarithm of each token's probability under the combined distribution, after temperature, top-k, top-p
-	// and min-p; for a greedy session at temperature 1 without these. Nil if Options did not ask for them.
+	// and min-p. For a greedy session, at temperature 1 without these filters. Nil if Options did not ask for them.
 	LogProbabilities []float32
 	Finish           Finish
 }
@@ -77,7 +79,7 @@ func (e *Engine) NewSession(options Options) (*Session, error) {
 	defer pinner.Unpin()
 	cOptions := options.c(&pinner)
 	s := new(Session)
-	discard := func() {} // what goes with the session
+	discard := func() {} // frees the handle of the combine function
 	if options.Combine != nil {
 		s.combination = &combination{function: options.Combine}
 		handle := cgo.NewHandle(s.combination)
@@ -96,18 +98,19 @@ func (e *Engine) NewSession(options Options) (*Session, error) {
 	return s, nil
 }
 
-// Close frees the session. A step that runs is cancelled and gives [ErrClosed]; Close does not wait for it. It never fails.
+// Close frees the session. It cancels a running step, which returns [ErrClosed], and does not wait for it. It never
+// fails.
 func (s *Session) Close() error {
 	if session, err := s.acquire(); err == nil {
 		s.close()
-		_ = check(C.cos_cancel(session)) // fails for a poisoned session only, in which nothing runs
+		_ = check(C.cos_cancel(session)) // fails only for a poisoned session, in which no step runs
 		s.release()
 	}
 	return nil
 }
 
-// Prompt appends tokens to the sequence: its prompt, or the next turn of a chat between steps. A finished sequence goes
-// on. The models see the tokens in the next step. On an error nothing is appended.
+// Prompt appends tokens to the sequence: the first prompt, or the next turn of a chat. A finished sequence goes on. The
+// next step runs the models over the tokens. On an error, nothing is appended.
 func (s *Session) Prompt(tokens []int32) error {
 	session, err := s.begin()
 	if err != nil {
@@ -117,7 +120,7 @@ func (s *Session) Prompt(tokens []int32) error {
 	return check(C.cos_prompt(session, cTokens(tokens), C.size_t(len(tokens))))
 }
 
-// SetWeights decodes with other weights from the next token on, for "weighted" and "logits". On an error nothing changes.
+// SetWeights changes the weights from the next token on, for "weighted" and "logits". On an error, nothing changes.
 func (s *Session) SetWeights(weights []float32) error {
 	session, err := s.begin()
 	if err != nil {
@@ -127,11 +130,11 @@ func (s *Session) SetWeights(weights []float32) error {
 	return check(C.cos_session_set_weights(session, (*C.float)(unsafe.SliceData(weights)), C.size_t(len(weights))))
 }
 
-// Step advances the sequence by one round of collaborative decoding. It commits at least one token unless the sequence is
-// finished: then there are none, and Finish says why again.
+// Step advances the sequence by one round of collaborative decoding. It commits at least one token, unless the sequence
+// is finished: then it commits none, and Finish has the reason again.
 //
-// If the context ends, the running pass stops and Step returns ctx.Err(). No token is lost by it, and the next step goes
-// on where the last token was committed: tokens that were committed just then are returned, without an error.
+// If the context ends, the running pass stops and Step returns ctx.Err(). No token is lost: tokens that were committed
+// by then are returned without an error, and the next step goes on behind the last committed token.
 func (s *Session) Step(ctx context.Context) (Step, error) {
 	session, err := s.begin()
 	if err != nil {
@@ -161,12 +164,12 @@ func (s *Session) Step(ctx context.Context) (Step, error) {
 		case cancelled:
 			return Step{Finish: FinishCancelled}, nil
 		}
-		// The context of an earlier step ended just as that step did, and the library took it for this one.
+		// The context of an earlier step ended when that step had just finished, so the library cancelled this step.
 	}
 }
 
-// step copies the result, which is the session's until its next call. Pointers to nothing are not looked at: they may be
-// any number, and Go stops the program if it finds such a pointer on a stack.
+// step copies the result, which the library may overwrite in the next call. It does not read the pointers of empty
+// arrays: they need not be addresses, and Go stops the program if it finds such a pointer on a stack.
 func (s *Session) step() Step {
 	step := Step{Finish: Finish(s.result.finish)}
 	if count := s.result.tokens_count; count > 0 {
@@ -178,8 +181,8 @@ func (s *Session) step() Step {
 	return step
 }
 
-// Steps steps until the sequence is finished: the last step says why. An error of [Session.Step], such as that of a
-// context that has ended, comes last and with no tokens.
+// Steps is a sequence of steps until the sequence is finished. The last step has the reason. If [Session.Step] returns
+// an error, such as that of an ended context, the error comes last and without tokens.
 func (s *Session) Steps(ctx context.Context) iter.Seq2[Step, error] {
 	return func(yield func(Step, error) bool) {
 		for {
@@ -191,8 +194,8 @@ func (s *Session) Steps(ctx context.Context) iter.Seq2[Step, error] {
 	}
 }
 
-// Describe says, as JSON, how the session decodes now, and why: for a log, a bug report, or a look at what [StrategyAuto]
-// does and gains. cos.h lists the members at cos_session_describe.
+// Describe returns how the session decodes now, and why, as JSON: for logs, bug reports, and a look at what
+// [StrategyAuto] does. cos.h documents the members at cos_session_describe.
 func (s *Session) Describe() (string, error) {
 	session, err := s.begin()
 	if err != nil {
@@ -206,8 +209,8 @@ func (s *Session) Describe() (string, error) {
 	return C.GoString(text), nil
 }
 
-// Cancel stops the running step, or else the next one: it ends early with [FinishCancelled]. Nothing that was committed
-// is lost. It may be called at any time and never waits for a running pass.
+// Cancel stops the running step, or the next one if none is running. The step ends early with [FinishCancelled], and
+// all committed tokens stay. It may be called at any time, and never waits for a pass.
 func (s *Session) Cancel() error {
 	session, err := s.acquire()
 	if err != nil {
@@ -218,7 +221,7 @@ func (s *Session) Cancel() error {
 	return check(C.cos_cancel(session))
 }
 
-// interrupt stops the running step because its context has ended. It may come late: for the next step, or after Close.
+// interrupt stops the running step because its context has ended. It may run late: in the next step, or after Close.
 func (s *Session) interrupt() {
 	if session, err := s.acquire(); err == nil {
 		_ = check(C.cos_cancel(session)) // as in Close

@@ -1,3 +1,5 @@
+// Statistics of sessions and engines.
+
 package cos
 
 // #include "cos.h"
@@ -5,34 +7,34 @@ import "C"
 
 import "time"
 
-// Stats is what a session did so far, or all sessions of an engine.
+// Stats has counts and times of a session, or of all sessions of an engine.
 type Stats struct {
-	Steps     uint64        // steps in the library: a step that met a cancellation nobody waited for counts twice
-	Tokens    uint64        // tokens committed, prompts excluded
-	Proposed  uint64        // proposals made
-	Tested    uint64        // proposals that reached an accept or reject decision
+	Steps     uint64        // steps in the library, which are two if the context of an earlier step cancelled the first
+	Tokens    uint64        // tokens committed, without prompts
+	Proposed  uint64        // tokens proposed
+	Tested    uint64        // proposals accepted or rejected; others were dropped behind a rejection or an end
 	Accepted  uint64        // proposals accepted
-	Forwards  uint64        // passes of all models, those over nothing but prompt excluded
-	Positions uint64        // positions that all models scored, those of the prompt excluded
-	ModelTime time.Duration // inside ONNX Runtime, prompts included
+	Forwards  uint64        // passes of all models, without those over nothing but prompt
+	Positions uint64        // positions that all models scored, without those of prompts
+	ModelTime time.Duration // inside ONNX Runtime, with prompts
 	TotalTime time.Duration // inside steps
 	NearTies  uint64        // greedy choices between two nearly equal scores
 
-	// With StrategyAuto, inside steps since a first look at the plan, passes over prompts excluded; 0 with any other, as
-	// the next two are. They are about the same tokens: StandardTime / PlannedTime is the measured gain of planning,
-	// StandardTime / ExpectedTime the one that was expected.
+	// Time inside steps with StrategyAuto, from the first evaluation of the plan on, without passes over prompts. It is 0
+	// with any other strategy, as are the next two. All three are about the same tokens: StandardTime / PlannedTime is the
+	// measured gain of planning, and StandardTime / ExpectedTime the expected gain.
 	PlannedTime time.Duration
-	// What these tokens were expected to take, as the plans were chosen.
+	// Time that these tokens were expected to take when their plan was chosen.
 	ExpectedTime time.Duration
-	// What StrategyStandard would have taken for them, by the measured times of the models' passes.
+	// Time that StrategyStandard would have taken for these tokens, by the measured times of passes.
 	StandardTime time.Duration
 
-	// Rows of logits that models on a GPU keep there, and that had to be copied to the host: for functions of the caller,
-	// and other work that is not done on the GPU.
+	// Rows of logits that a GPU keeps and that had to be copied to the host: for combine functions, and for other work
+	// that the GPU cannot do.
 	RowsCopied uint64
 }
 
-// Stats is what the session did so far, up to the last call that ended. It may be called at any time.
+// Stats returns the statistics of the session up to the end of its last call. It may be called at any time.
 func (s *Session) Stats() (Stats, error) {
 	session, err := s.acquire()
 	if err != nil {
@@ -42,8 +44,8 @@ func (s *Session) Stats() (Stats, error) {
 	return readStats(func(stats *C.cos_stats) *C.cos_error { return C.cos_session_stats(session, stats) })
 }
 
-// Stats is what all sessions of the engine did so far, closed ones too: for the metrics of a server. It grows with each
-// step that ends, and may be called at any time.
+// Stats returns the sums over all sessions of the engine, closed ones included, for the metrics of a server. They grow
+// at the end of each step. It may be called at any time.
 func (e *Engine) Stats() (Stats, error) {
 	engine, err := e.acquire()
 	if err != nil {

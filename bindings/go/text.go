@@ -1,3 +1,5 @@
+// Text streams: tokens to text as they come.
+
 package cos
 
 // #include "cos.h"
@@ -8,11 +10,12 @@ import (
 	"unsafe"
 )
 
-// TextStream turns a stream of tokens into a stream of text that is cut between characters only, and ends before a stop
-// string if there are any. One goroutine at a time may use it.
+// TextStream decodes a stream of tokens to text. It gives out whole characters only, and can end the text before a stop
+// string. One goroutine at a time may use it.
 //
-// The text continues a prompt, so the space before its first word stays: the text of the prompt and the text of the stream
-// together are the text of all tokens. Unless Prompt tells the prompt, the stream assumes one that ends with a whole word.
+// The text continues a prompt: the text of the prompt and the text of the stream together are the text of all tokens.
+// So the space before the first word stays. If Prompt does not set the prompt, the stream assumes that it ends with a
+// whole word.
 type TextStream struct {
 	exclusive[*C.cos_text_stream]
 }
@@ -42,9 +45,9 @@ func (t *TextStream) Close() error {
 	return nil
 }
 
-// Prompt tells the stream what its text continues: all tokens before it, or none. With some tokenizers the text depends on
-// it if the prompt is empty, has no text (such as a start token alone), or ends within a word. The call is optional. It comes
-// before the first Push, or after Finish. The stream gives no text for these tokens.
+// Prompt sets the prompt that the text continues: all tokens before it, or none. The call is optional. It must come
+// before the first Push, or after Finish. The stream gives no text for these tokens. With some tokenizers, no space
+// begins the text if the prompt is empty, has no text (such as a start token alone), or ends within a word.
 func (t *TextStream) Prompt(tokens []int32) error {
 	stream, err := t.begin()
 	if err != nil {
@@ -54,10 +57,10 @@ func (t *TextStream) Prompt(tokens []int32) error {
 	return check(C.cos_text_stream_prompt(stream, cTokens(tokens), C.size_t(len(tokens))))
 }
 
-// SetStops ends the text before the first of some strings that appears in it: the one that is complete first, and the
-// longest of those. They must be valid UTF-8 and not empty, and may reach across tokens. Special tokens give no text, but a
-// stop string that is the name of one, or contains it, is found all the same. They replace those set before, unless there is
-// an error; what was given out stays.
+// SetStops sets the stop strings: the text ends before the first one that is complete, or before the longest of several
+// that are complete at the same place. They must be valid UTF-8 and not empty. A stop string may span tokens, and may
+// be or contain the name of a special token. They replace those set before, and text that was given out stays. On an
+// error, nothing changes.
 func (t *TextStream) SetStops(stops ...string) error {
 	stream, err := t.begin()
 	if err != nil {
@@ -77,8 +80,8 @@ func (t *TextStream) SetStops(stops ...string) error {
 		C.size_t(len(stops))))
 }
 
-// Stopped tells whether a stop string has ended the text, or did when that was finished: tokens then make no more text until
-// Finish. It is false after Close.
+// Stopped tells whether a stop string has ended the text. Pushed tokens then give no text until Finish. After Finish,
+// it is about the finished text until the next Push. It is false after Close.
 func (t *TextStream) Stopped() bool {
 	stream, err := t.acquire()
 	if err != nil {
@@ -88,16 +91,16 @@ func (t *TextStream) Stopped() bool {
 	return C.cos_text_stream_stopped(stream) != 0
 }
 
-// Push gives the text that further tokens complete, such as those of a step. The bytes of an unfinished character are held
-// back until it is whole, and what may become a stop string until that is certain.
+// Push takes tokens, such as those of a step, and returns the text that they complete. The stream holds back the bytes
+// of an unfinished character, and text that may become a stop string.
 func (t *TextStream) Push(tokens []int32) (string, error) {
 	return t.read(func(stream *C.cos_text_stream, text **C.char, bytes *C.size_t) *C.cos_error {
 		return C.cos_text_stream_push(stream, cTokens(tokens), C.size_t(len(tokens)), text, bytes)
 	})
 }
 
-// Finish gives the rest of the text: what was held back, with U+FFFD for bytes that are no character, up to a stop string.
-// The next Push starts anew, with the same stop strings, behind a prompt that is not known.
+// Finish returns the rest of the text: what the stream held back, up to a stop string. Bytes that do not form a
+// character become U+FFFD. The next Push starts a new text with the same stop strings, and without a prompt.
 func (t *TextStream) Finish() (string, error) {
 	return t.read(func(stream *C.cos_text_stream, text **C.char, bytes *C.size_t) *C.cos_error {
 		return C.cos_text_stream_finish(stream, text, bytes)

@@ -1,7 +1,7 @@
-package cos_test
-
-// Replays tests/vectors through the public API: what PyTorch says that the engines must decode, and what the library must
+// Replays tests/vectors through the public API: the tokens that PyTorch decoded, and calls that the library must
 // refuse. tests/vectors/README.md defines the files and the checks.
+
+package cos_test
 
 import (
 	"context"
@@ -26,7 +26,7 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// records are the lines of a file that are no comments: a word and the rest of the line.
+// records returns the lines of a file that are not comments, each as its first word and the rest.
 func records(t *testing.T, path, first string) [][2]string {
 	t.Helper()
 	text, err := os.ReadFile(path)
@@ -111,7 +111,7 @@ func TestVectors(t *testing.T) {
 // replay counts what was compared.
 type replay struct{ cases, values int }
 
-// greedy is a continuation: its tokens and the logarithms of their probabilities.
+// greedy is a greedy continuation: its tokens, and the logarithms of their probabilities.
 type greedy struct {
 	name           string
 	prompt, tokens []int32
@@ -145,7 +145,7 @@ func (r *replay) file(t *testing.T, path string) {
 			last.tokens = append(last.tokens, int32(number(t, fields[0])))
 			last.logarithms = append(last.logarithms, number(t, fields[1]))
 		case "sampled", "support", "next", "pair", "triple", "rest":
-			// Rust draws these.
+			// The tests in Rust check these with random draws.
 		default:
 			t.Fatalf("%s: a record that this does not know", word)
 		}
@@ -157,7 +157,7 @@ func (r *replay) file(t *testing.T, path string) {
 	}
 }
 
-// ways are the ways to decode that tests/vectors/README.md lists.
+// ways returns the ways to decode that tests/vectors/README.md lists.
 func ways(models int) []cos.Options {
 	turns := make([]int32, models)
 	for model := range turns {
@@ -292,7 +292,7 @@ func tryOptions(t *testing.T, engine *cos.Engine, pairs string) error {
 			options.Targets = cos.Targets(number(t, value))
 		case "log_probabilities":
 			if value != "0" && value != "1" {
-				// A bool cannot ask for it.
+				// A bool cannot express this value.
 				return &cos.Error{Code: cos.ErrInvalidArgument, Message: "log_probabilities is neither false nor true"}
 			}
 			options.LogProbabilities = value == "1"

@@ -1,4 +1,4 @@
-//! The engine: models loaded once, shared by any number of sessions and threads.
+//! The engine: models that are loaded once and shared by any number of sessions and threads.
 
 mod agree;
 pub mod drive;
@@ -28,10 +28,10 @@ use crate::plan::shared::SharedPlanning;
 use crate::process::Process;
 use crate::text::Text;
 
-/// Passes run at the same time if no more than this share of all but the longest comes on top of it.
-const WORTHWHILE: f64 = 0.9;
+/// Passes overlap if their serial share is at most this: the share of all passes but the longest that does not overlap.
+const MAX_SERIAL_SHARE: f64 = 0.9;
 
-/// The loaded models and how they are combined. Immutable, but for what its sessions did.
+/// The loaded models and how they are combined. Immutable, except for what its sessions add up and learn.
 pub struct Engine {
     participants: Vec<Participant>,
     combine: Combine,
@@ -40,20 +40,20 @@ pub struct Engine {
     warnings: Vec<String>,
     totals: Mutex<Stats>,
     shared_planning: Mutex<SharedPlanning>,
-    /// What of passes at the same time does not overlap, if they do at all.
+    /// The share of all passes but the longest that does not overlap. `None`: passes run one after the other.
     serial: Option<f64>,
     greedy_below: f32,
     clock: Box<Clock>,
-    /// Where its models are.
+    /// The process whose threads run the models.
     process: Process,
 }
 
 impl Engine {
-    /// Load everything that a configuration names.
+    /// Load the models and tokenizers that a configuration names.
     pub fn load(config: &Config) -> Result<Self> {
         let cores = num_cpus::get();
         let crowded = config.threads > cores;
-        // Threads that spin without a core would hold up every pass of those that have one.
+        // Threads that spin without a core of their own take the cores from threads that compute.
         let spinning = if crowded { Some(false) } else { config.spinning };
         environment(config.onnxruntime.as_deref(), config.threads, spinning)?;
         let exports = config.models.iter().filter_map(|model| match model {
@@ -64,8 +64,8 @@ impl Engine {
         let Agreement { vocab_size, text, mut warnings } = agree(&exports)?;
         if crowded && loaded().is_some_and(|runtime| runtime.threads.is_some()) {
             warnings.push(format!(
-                "there are more threads ({}) than cores ({cores}), so they do not spin; leave threads out to have one \
-                 for each core",
+                "there are more threads ({}) than cores ({cores}), so they do not spin; leave \"threads\" out to have \
+                 one thread for each core",
                 config.threads
             ));
         }
@@ -74,8 +74,8 @@ impl Engine {
             text.limit_vocabulary(vocab_size);
             Arc::new(text)
         });
-        let (stop_tokens, of_stop_tokens) = stop_tokens(&exports, vocab_size);
-        warnings.extend(of_stop_tokens);
+        let (stop_tokens, more_warnings) = stop_tokens(&exports, vocab_size);
+        warnings.extend(more_warnings);
         let mut exports = exports.into_iter();
         let participants = config.models.iter().filter_map(|model| match model {
             ModelConfig::Onnx(_) => exports.next().map(|export| Participant::Model(Arc::new(export))),
@@ -88,7 +88,7 @@ impl Engine {
         Ok(Engine { warnings, greedy_below: config.greedy_below, ..engine })
     }
 
-    /// An engine of models made elsewhere.
+    /// An engine of models that are already loaded. `text` is their tokenizer.
     pub fn new(
         participants: Vec<impl Into<Participant>>,
         combine: Combine,
@@ -128,14 +128,14 @@ impl Engine {
         Ok(engine)
     }
 
-    /// Let passes of several models that do not depend on each other run at the same time: `Some(true)`, or only if that pays, as is
-    /// then measured. Unless one of these is asked for, they run one after the other.
+    /// Whether independent passes of several models run at the same time. `Some(true)`: always. `Some(false)`: never.
+    /// `None`: if a measurement shows that it is faster.
     pub fn with_overlap(self, asked: Option<bool>) -> Result<Self> {
         let measured = if asked == Some(false) { None } else { overlap::measure(&self.models().collect::<Vec<_>>())? };
-        Ok(self.with_serial(measured.filter(|serial| asked == Some(true) || *serial <= WORTHWHILE)))
+        Ok(self.with_serial(measured.filter(|serial| asked == Some(true) || *serial <= MAX_SERIAL_SHARE)))
     }
 
-    /// The same, where it is known what of all passes but the longest does not overlap; `None` lets none overlap.
+    /// Set the share of all passes but the longest that does not overlap. `None`: passes run one after the other.
     pub fn with_serial(mut self, serial: Option<f64>) -> Self {
         self.serial = serial;
         self.shared_planning = Mutex::new(SharedPlanning::new(serial));
@@ -147,13 +147,13 @@ impl Engine {
         self.serial.is_some()
     }
 
-    /// The same by another clock. Tests pretend the time, so that what `auto` does can be repeated.
+    /// Use another clock. Tests simulate the time, so that the choices of `auto` can be repeated.
     pub fn with_clock(mut self, clock: impl Fn() -> Duration + Send + Sync + 'static) -> Self {
         self.clock = Box::new(clock);
         self
     }
 
-    /// What its sessions tell the time by.
+    /// The clock of its sessions.
     pub fn clock(&self) -> &Clock {
         &*self.clock
     }
@@ -168,18 +168,18 @@ impl Engine {
         self.participants.iter().filter_map(Participant::model)
     }
 
-    /// How they are combined.
+    /// How the models are combined.
     pub fn combine(&self) -> &Combine {
         &self.combine
     }
 
-    /// The combination, with a session's own weights where given.
+    /// The combination, with the weights of a session if given.
     pub fn combination(&self, weights: Option<&[f32]>) -> Result<Combination> {
         let scores: Vec<bool> = self.participants.iter().map(|each| each.model().is_some()).collect();
         self.combine.resolve(&scores, weights)
     }
 
-    /// The process that it belongs to.
+    /// The process that the engine belongs to.
     pub fn process(&self) -> Process {
         self.process
     }
@@ -189,12 +189,12 @@ impl Engine {
         self.models().next().map_or(0, Model::vocab_size)
     }
 
-    /// What all its sessions did, also those that are no more.
+    /// The statistics of all its sessions, ended ones included.
     pub fn totals(&self) -> &Mutex<Stats> {
         &self.totals
     }
 
-    /// What its sessions have learned of the models.
+    /// What its sessions have learned about the models, for later sessions.
     pub fn shared_planning(&self) -> &Mutex<SharedPlanning> {
         &self.shared_planning
     }
@@ -204,15 +204,27 @@ impl Engine {
         self.greedy_below
     }
 
-    /// The exports' end-of-sequence tokens.
+    /// The end-of-sequence tokens of all models, in ascending order.
     pub fn stop_tokens(&self) -> &[i32] {
         &self.stop_tokens
     }
 
-    /// What was recognised, for people who look into an engine. Documented with `cos_engine_describe`.
+    /// An error if one of these tokens is not in the vocabulary. `name` is what the message calls them.
+    pub fn check_tokens(&self, name: &str, tokens: &[i32]) -> Result<()> {
+        let vocab_size = self.vocab_size();
+        let is_outside = |token: &&i32| usize::try_from(**token).map_or(true, |token| token >= vocab_size);
+        tokens.iter().find(is_outside).map_or(Ok(()), |token| {
+            Err(Error::InvalidArgument(format!(
+                "{name} holds {token}, but the vocabulary has the tokens 0 to {}",
+                vocab_size - 1
+            )))
+        })
+    }
+
+    /// The description of the engine as JSON. `cos_engine_describe` documents it.
     pub fn describe(&self) -> Value {
         let runtime = loaded();
-        // By way of text, which keeps a weight of 0.1 as it was written; as a value it would become 0.10000000149.
+        // Made from text, so that a weight of 0.1 stays 0.1. Direct conversion would widen it to 0.10000000149.
         let by_text =
             |text: serde_json::Result<String>| text.and_then(|text| serde_json::from_str(&text)).unwrap_or_default();
         let combine: Value = by_text(serde_json::to_string(&self.combine));
@@ -233,14 +245,14 @@ impl Engine {
         })
     }
 
-    /// The tokenizer; an engine without one serves tokens only.
+    /// The tokenizer, or an error that says how to add one.
     pub fn text(&self) -> Result<&Arc<Text>> {
         self.text.as_ref().ok_or_else(|| {
             let file = self.models().find_map(|model| Some(model.describe()["file"].as_str()?.to_owned()));
             Error::Unsupported(format!(
-                "turning text into tokens, or tokens into text, takes a tokenizer.json, and no model of this engine has \
-                 one; put that of the model beside {}, and open the engine again",
-                file.as_deref().unwrap_or("it")
+                "no model of this engine has a tokenizer.json, which is needed to convert between text and tokens; put \
+                 the model's tokenizer.json beside {}, and open the engine again",
+                file.as_deref().unwrap_or("the model")
             ))
         })
     }

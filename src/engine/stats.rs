@@ -1,29 +1,29 @@
-//! What was done, and in what time: of a session, and of all sessions of an engine.
+//! Counts and times of a session, and of all sessions of an engine.
 
 use crate::decode::decoder::Counters;
 use crate::plan::session::PlanTimes;
 
-/// What one session did, or several.
+/// Counts and times of one session, or their sums over several. Times are in nanoseconds.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Stats {
     /// Calls of [`Session::step`](crate::engine::session::Session::step).
     pub steps: u64,
-    /// What the decoder counted.
+    /// Counts of the decoder.
     pub counters: Counters,
     /// Nanoseconds inside ONNX Runtime, prompts included.
     pub model_ns: u64,
     /// Nanoseconds inside [`Session::step`](crate::engine::session::Session::step).
     pub total_ns: u64,
-    /// Rows of logits that models on a GPU keep there, and that were copied to the host. Those of failed rounds count.
+    /// Rows of logits that a GPU keeps and that had to be copied to the host. Rows of failed rounds count too.
     pub rows_copied: u64,
     /// Planned, expected and standard time of sessions that plan.
     pub plan_times: PlanTimes,
 }
 
 impl Stats {
-    /// Add what came to a session's statistics between two looks at them.
+    /// Add the difference between two statistics of a session, of which `before` is the earlier one.
     pub fn advance(&mut self, before: &Stats, now: &Stats) {
-        // All members are named, so that none that is added is forgotten.
+        // The patterns name all members, so that the compiler finds a new member that is missing here.
         let Stats { steps, counters, model_ns, total_ns, rows_copied, plan_times } = self;
         let PlanTimes { planned_ns, expected_ns, standard_ns } = plan_times;
         let Counters { tokens, proposed, tested, accepted, forwards, positions, near_ties } = counters;

@@ -1,14 +1,14 @@
-//! The description of an engine as a table for people.
+//! Formats the description of an engine as a table for people.
 
 use serde_json::Value;
 
-/// Most characters of a cell, so that one long name does not make every line of the table as long.
+/// Most characters of a cell. A longer text is shortened, because it would widen every line of the table.
 const MAX_WIDTH: usize = 160;
 
-/// A line of the table: what it says of a model.
-type Line = (&'static str, fn(&Value) -> Option<String>);
+/// A row of the table: its title, and its cell for the description of a model. A cell without text shows `-`.
+type TableRow = (&'static str, fn(&Value) -> Option<String>);
 
-const LINES: [Line; 14] = [
+const ROWS: [TableRow; 14] = [
     ("kind", |model| text(&model["kind"])),
     ("file", |model| text(&model["file"])),
     ("architecture", |model| text(&model["architecture"])),
@@ -36,7 +36,7 @@ const LINES: [Line; 14] = [
     }),
     ("layers x heads x size", |model| {
         let cache = model.get("cache").filter(|cache| cache["layers"] != 0)?;
-        Some(format!("{} x {} x {}", cache["layers"], same(&cache["heads"])?, same(&cache["head_size"])?))
+        Some(format!("{} x {} x {}", cache["layers"], merged(&cache["heads"])?, merged(&cache["head_size"])?))
     }),
     ("cache bytes per token", |model| model["cache"]["bytes_per_token"].as_u64().map(grouped)),
     ("rollback, scoring", |model| {
@@ -47,14 +47,14 @@ const LINES: [Line; 14] = [
     ("stop tokens", |model| model.get("stop_tokens").map(Value::to_string)),
 ];
 
-/// One column for each model, and the warnings below.
+/// The table of an engine's description: one column for each model, and the warnings below.
 pub fn table(description: &Value) -> String {
     let models = description["models"].as_array().map(Vec::as_slice).unwrap_or_default();
     let mut rows = vec![vec![String::new()]];
     rows[0].extend(models.iter().map(|model| shortened(&text(&model["name"]).unwrap_or_default())));
-    for (name, line) in LINES {
-        let mut row = vec![name.to_owned()];
-        row.extend(models.iter().map(|model| line(model).map_or("-".into(), |cell| shortened(&cell))));
+    for (title, cell) in ROWS {
+        let mut row = vec![title.to_owned()];
+        row.extend(models.iter().map(|model| cell(model).map_or("-".into(), |cell| shortened(&cell))));
         rows.push(row);
     }
     let widths: Vec<usize> = (0..=models.len())
@@ -74,6 +74,11 @@ pub fn table(description: &Value) -> String {
         out.push_str(cells.join("  ").trim_end());
         out.push('\n');
     }
+    append_warnings(description, models, &mut out);
+    out
+}
+
+fn append_warnings(description: &Value, models: &[Value], out: &mut String) {
     let of_engine = description["warnings"].as_array().into_iter().flatten().map(|warning| (String::new(), warning));
     let of_models = models.iter().flat_map(|model| {
         let name = shortened(model["name"].as_str().unwrap_or_default());
@@ -84,10 +89,9 @@ pub fn table(description: &Value) -> String {
         let first = if index == 0 { "\n" } else { "" };
         out.push_str(&format!("{first}warning: {name}{colon}{}\n", warning.as_str().unwrap_or_default()));
     }
-    out
 }
 
-/// A text in one line of at most [`MAX_WIDTH`] characters: of a longer one, start and end.
+/// A text as one line. If it has more than [`MAX_WIDTH`] characters, only its start and its end remain.
 fn shortened(text: &str) -> String {
     let line: Vec<char> = text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect();
     if line.len() <= MAX_WIDTH {
@@ -101,14 +105,14 @@ fn text(value: &Value) -> Option<String> {
     value.as_str().map(str::to_owned)
 }
 
-/// One number if all of a list are the same, otherwise the list.
-fn same(list: &Value) -> Option<String> {
+/// One number if all numbers of a list are equal, otherwise the list.
+fn merged(list: &Value) -> Option<String> {
     let first = list.get(0)?;
-    let same = list.as_array()?.iter().all(|other| other == first);
-    Some(if same { first.to_string() } else { list.to_string() })
+    let all_equal = list.as_array()?.iter().all(|other| other == first);
+    Some(if all_equal { first.to_string() } else { list.to_string() })
 }
 
-/// A number with its thousands apart.
+/// A number with a comma between groups of three digits.
 fn grouped(number: u64) -> String {
     let digits = number.to_string();
     let groups: Vec<&str> =
@@ -164,7 +168,7 @@ warning: base: odd
     }
 
     #[test]
-    fn what_is_long_is_shortened() {
+    fn long_cells_are_shortened() {
         let long = format!("start{}end", "ä\n".repeat(40_000));
         let description = json!({
             "models": [{ "name": long, "architecture": long, "stop_tokens": vec![7; 20_000], "warnings": ["odd"] }],

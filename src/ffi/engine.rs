@@ -1,4 +1,4 @@
-//! Engines.
+//! Engines of the C interface: open, free, and their sizes.
 
 use std::ffi::{CString, c_char};
 use std::path::Path;
@@ -10,28 +10,28 @@ use super::error::cos_error;
 use super::{check_out, guard, handle, hold, release, string};
 use crate::config::Config;
 use crate::engine::Engine;
-use crate::engine::table::table;
 use crate::error::Result;
 
 /// An engine: the loaded models and how they are combined. Immutable; any number of threads may use one at once.
 ///
 /// Since 0.1.
-pub struct cos_engine(pub(super) Arc<Engine>, Descriptions);
+pub struct cos_engine(pub(super) Arc<Engine>, pub(super) Descriptions);
 
-/// What is made of an engine on the first demand, and lives as long as it.
+/// The descriptions of an engine. Each is made on the first request and lives as long as the engine.
 #[derive(Default)]
-struct Descriptions {
-    json: OnceCell<CString>,
-    table: OnceCell<CString>,
+pub(super) struct Descriptions {
+    pub(super) json: OnceCell<CString>,
+    pub(super) table: OnceCell<CString>,
 }
 
 impl cos_engine {
-    /// Hand an engine that was made in Rust to C.
+    /// Give an engine that was made in Rust to C. `cos_engine_free` frees it.
     pub fn into_raw(engine: Arc<Engine>) -> *mut cos_engine {
         handle(cos_engine(engine, Descriptions::default()))
     }
 
-    /// An engine of this process. A child of `fork()` may have it with a lock that a thread of the parent held.
+    /// The engine, or an error in a child of `fork()`: there, a thread of the parent may hold one of its locks for
+    /// ever.
     ///
     /// # Safety
     /// As for [`hold`].
@@ -43,53 +43,60 @@ impl cos_engine {
     }
 }
 
-/// Make an engine from a configuration file. Relative paths in it are relative to its folder.
+/// Make an engine from a configuration file. Loads the models and their tokenizer, which can take many seconds.
 ///
-/// The file is a JSON object in UTF-8, of at most 64 models. An unknown key is an error that names it:
+/// The file is a JSON object in UTF-8. Relative paths in it are relative to its folder. "models" and "combine" are
+/// required, and all other keys have defaults. An unknown key is an error that names the key:
 ///
 ///     {
-///       "models": [ { "path": "base",         an .onnx file, or a folder that holds one
-///                     "provider": "cpu",      or "cuda"; "cpu" by default
-///                     "device_id": 0,         which GPU; 0 by default
-///                     "options": {},          of ONNX Runtime's CUDA provider, by its names, such as "gpu_mem_limit": bytes;
-///                                             "enable_cuda_graph": false has no passes captured
-///                     "rows": "gpu",          or "host": where rows of logits stay that a GPU makes; by default on the GPU if
-///                                             they are long
-///                     "name": "base",         for messages; the folder's name by default
-///                     "context_length": 4096, most tokens of a sequence; by default what the export says
-///                     "scoring": "parallel" },  or "one_by_one": how positions of a draft are scored; by default
-///                                             in parallel, if that is found to be the same when the model is loaded;
-///                                             "parallel" insists, and refuses the model otherwise
-///                   { "kind": "ngram" } ],    optional: a look-up of the last words in the sequence itself, which
-///                                             drafts at no cost where text repeats itself. It counts as a model
-///                                             everywhere, has the weight 0, and takes a "name" but no other key.
-///                                             Other models are of the kind "onnx", the default.
-///       "combine": one of
-///         { "kind": "weighted", "weights": [0.5, 0.5] }             sum of the distributions
-///         { "kind": "contrastive", "mu": 0.1, "plausibility": 0 }   model 0 the expert, model 1 the amateur
-///         { "kind": "logits", "weights": [1, 0.5, -0.5] }           weighted sum of the logits
-///         { "kind": "target", "model": 0 }                          one model; the others only draft
-///       "threads": 0,                         of the pool that all models of the process share; 0 by default,
-///                                             one for each core that the process may use; more than these do not spin
-///       "spinning": true,                     whether they stay awake for a while when there is nothing to do; false
-///                                             is for machines that have much else to do
-///       "overlap": true,                      whether passes that do not depend on each other run at the same time: of models
-///                                             on GPUs beside others; false: one after the other; by default it is found out
-///                                             whether that pays, in some milliseconds
-///       "greedy_below": 0.01,                 sessions with a temperature below this are greedy, for clients that send
-///                                             a small one and mean 0; 0 by default, which is off
-///       "onnxruntime": "libonnxruntime.so"    optional
+///       "models": [                    1 to 64 models; all arrays of this interface have their order
+///         {
+///           "path": "base",            an .onnx file, or a folder that holds one
+///           "provider": "cpu",         default "cpu"; "cuda" runs the model on an NVIDIA GPU
+///           "device_id": 0,            default 0; the number of the GPU
+///           "options": {},             options of ONNX Runtime's CUDA provider, by its names: "gpu_mem_limit" (in
+///                                      bytes), "enable_cuda_graph" (false: capture no passes) and others
+///           "rows": "gpu",             where a model on a GPU leaves its rows of logits: "gpu" or "host"; default:
+///                                      "gpu" if the rows are long
+///           "name": "base",            the name in messages; default: the name of the folder
+///           "context_length": 4096,    most tokens of a sequence; default: what the export says
+///           "scoring": "parallel"      how the positions of a draft are scored: "parallel" (in one pass) or
+///                                      "one_by_one"; default: parallel if both give the same logits when the
+///                                      model is loaded. "parallel" refuses a model for which they differ.
+///         },
+///         { "kind": "ngram" }          a look-up, optional: it proposes the tokens that followed when the last
+///                                      tokens occurred before. It never scores and its drafts cost no pass. It
+///                                      counts as a model, has the weight 0, and takes no other key than "name".
+///                                      The default "kind" of a model is "onnx".
+///       ],
+///       "combine":                     one of
+///         { "kind": "weighted", "weights": [0.5, 0.5] }              a weighted sum of the distributions
+///         { "kind": "contrastive", "mu": 0.1, "plausibility": 0 }    model 0 is the expert, model 1 the amateur
+///         { "kind": "logits", "weights": [1, 0.5, -0.5] }            a weighted sum of the logits
+///         { "kind": "target", "model": 0 }                           one model; the other models only draft
+///       "threads": 0,                  size of the thread pool that all models of the process share; default 0: one
+///                                      thread for each core that the process may use. More threads than cores
+///                                      never spin.
+///       "spinning": true,              default true: idle threads of the pool stay awake for a while. false suits
+///                                      machines that run other work too.
+///       "overlap": true,               whether independent passes of models on GPUs and of other models run at the
+///                                      same time; default: if a measurement of some milliseconds shows a gain
+///       "greedy_below": 0.01,          sessions with a temperature below this are greedy; default 0: off. For
+///                                      clients that send a small temperature and mean 0.
+///       "onnxruntime": "libonnxruntime.so"    the file of ONNX Runtime
 ///     }
 ///
-/// ONNX Runtime (1.24 or newer) is loaded once for the process, from the first of: the path in the environment
-/// variable ORT_DYLIB_PATH, "onnxruntime" of the first configuration, libonnxruntime.so beside libcos.so (or in a
-/// folder onnxruntime there), and the system's loader. All models of the process share one thread pool.
+/// The process loads ONNX Runtime (1.24 or newer) once, from the first of these that is given or exists: the path in
+/// the environment variable ORT_DYLIB_PATH; "onnxruntime" of the first configuration; libonnxruntime.so in the folder
+/// of libcos.so, or in a folder onnxruntime there; the library that the system's loader finds.
 ///
-/// @param config_path  UTF-8, must not be NULL
-/// @param out_engine   out, must not be NULL; to free with cos_engine_free
+/// May be called from any thread at any time.
+///
+/// @param config_path  path of the file in UTF-8, must not be NULL
+/// @param out_engine   out, must not be NULL; owned by the caller, who frees it with cos_engine_free
 /// @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT, CONFIG, MODEL (a file is missing or
-///         corrupt, is no language model, or the vocabularies or tokenizers differ), RUNTIME, UNSUPPORTED (an export
-///         that could not be verified with; the message says why)
+///         corrupt, a model is not a language model, or the vocabularies or tokenizers differ), RUNTIME,
+///         UNSUPPORTED (drafts could not be verified with an export; the message says why)
 /// Since 0.1.
 ///
 /// # Safety
@@ -100,14 +107,14 @@ pub unsafe extern "C" fn cos_engine_open(
     out_engine: *mut *mut cos_engine,
 ) -> *mut cos_error {
     // SAFETY: promised by the caller.
-    unsafe { make(config_path, "config_path", out_engine, |path| Config::open(Path::new(path))) }
+    unsafe { load(config_path, "config_path", out_engine, |path| Config::open(Path::new(path))) }
 }
 
-/// Make an engine from configuration text, as cos_engine_open does from a file. Relative paths in it are
-/// relative to the working directory.
+/// Make an engine from the text of a configuration, in the format of cos_engine_open. Relative paths in it are relative
+/// to the working directory. May be called from any thread at any time.
 ///
-/// @param config_json  UTF-8, must not be NULL
-/// @param out_engine   out, must not be NULL; to free with cos_engine_free
+/// @param config_json  UTF-8, ends with NUL, must not be NULL
+/// @param out_engine   out, must not be NULL; owned by the caller, who frees it with cos_engine_free
 /// @return as for cos_engine_open
 /// Since 0.1.
 ///
@@ -119,10 +126,10 @@ pub unsafe extern "C" fn cos_engine_new(
     out_engine: *mut *mut cos_engine,
 ) -> *mut cos_error {
     // SAFETY: promised by the caller.
-    unsafe { make(config_json, "config_json", out_engine, Config::parse) }
+    unsafe { load(config_json, "config_json", out_engine, Config::parse) }
 }
 
-unsafe fn make(
+unsafe fn load(
     text: *const c_char,
     name: &str,
     out_engine: *mut *mut cos_engine,
@@ -138,25 +145,29 @@ unsafe fn make(
     })
 }
 
-/// Free an engine. Sessions, text streams and calls that are running keep what they need alive and go on. No call may
-/// begin with it from now on. NULL is fine.
+/// Free an engine. Its sessions, its text streams and running calls go on: they keep the models alive until they end.
+/// No other call with the engine may begin from now on. In a child of fork(), an engine of the parent stays as it is.
 ///
+/// @param engine  may be NULL, which does nothing
 /// Since 0.1.
 ///
 /// # Safety
 /// `engine` is NULL or an engine that was not freed, and no call begins with it from now on.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cos_engine_free(engine: *mut cos_engine) {
-    // SAFETY: promised by the caller. NULL, and an error, has nowhere to go.
+    // SAFETY: promised by the caller. Nobody could receive an error, for NULL or another one.
     let _ = super::catch(|| unsafe {
-        cos_engine::of_this_process(engine)?; // in a child of fork() it stays, since its threads are in the parent
+        cos_engine::of_this_process(engine)?; // the threads of a parent's engine are in the parent, so it is not freed
         release(engine);
         Ok(())
     });
 }
 
-/// Number of tokens of the vocabulary that the models share; tokens are 0 to this less 1. 0 if `engine` is NULL.
+/// The number of tokens in the vocabulary that all models share. Tokens are 0 to this number - 1. Never fails. May be
+/// called from any thread at any time.
 ///
+/// @param engine  may be NULL
+/// @return the number of tokens, or 0 if `engine` is NULL
 /// Since 0.1.
 ///
 /// # Safety
@@ -167,9 +178,11 @@ pub unsafe extern "C" fn cos_engine_vocab_size(engine: *const cos_engine) -> usi
     unsafe { hold(engine, "engine") }.map_or(0, |engine| engine.0.vocab_size())
 }
 
-/// Number of models, in the order of the configuration: the length of proposal_lengths and weights in
-/// cos_session_options. 0 if `engine` is NULL.
+/// The number of models, look-ups included: the length of proposal_lengths and weights in cos_session_options. Their
+/// order is that of the configuration. Never fails. May be called from any thread at any time.
 ///
+/// @param engine  may be NULL
+/// @return the number of models, or 0 if `engine` is NULL
 /// Since 0.1.
 ///
 /// # Safety
@@ -178,100 +191,4 @@ pub unsafe extern "C" fn cos_engine_vocab_size(engine: *const cos_engine) -> usi
 pub unsafe extern "C" fn cos_engine_model_count(engine: *const cos_engine) -> usize {
     // SAFETY: promised by the caller.
     unsafe { hold(engine, "engine") }.map_or(0, |engine| engine.0.participants().len())
-}
-
-/// What was recognised of each model, as JSON: to be looked at, kept with a bug report, or checked when a model is
-/// exchanged.
-///
-///     {
-///       "version": "0.1.0", "onnxruntime": path, "vocab_size": 4096, "stop_tokens": [0],
-///       "thread_pool": "process",                               all models of the process share one; "host": they share the one of
-///                                                               the code that used ONNX Runtime first; "model": each has its own
-///       "threads": 2,                                           of a pool; null for that of a host
-///       "tokenizer": true, "combine": as configured, "greedy_below": as configured,
-///       "overlap": 0.83,                                        where passes of several models run at the same time, the share of
-///                                                               all but the longest that is hidden by it; else null
-///       "models": [ {
-///         "name": "base", "kind": "onnx",                       or "ngram", which has no more members
-///         "file": path, "bytes": with external data, "producer": "pytorch 2.11.0", "opset": 18,
-///         "architecture": "llama",                              or null
-///         "provider": "cpu" or "cuda", "device_id": 0,
-///         "graphs": true,                                       whether passes are captured and replayed on the GPU
-///         "no_graphs": null,                                    or why not
-///         "sdpa_kernel": null,                                  or what ONNX Runtime was told of attention on the GPU
-///         "cache_on": "gpu" or "host",                          where the cache is
-///         "rows_on": "gpu" or "host",                           where rows of logits stay
-///         "no_gpu_rows": null,                                  or why they cannot stay on the GPU
-///         "inputs": [ { "name": "input_ids", "type": "int64" } ],       the caches aside
-///         "logits": { "name": "logits", "type": "float32", "columns": 4096,
-///                     "rows": "all", "counted" (by num_logits_to_keep) or "last" },
-///         "cache": {
-///           "kind": "shared" (updated in place), "fixed" (the same, of a length that the export sets),
-///                   "concatenated" (present is past and new) or "none",
-///           "rollback": "shorten", "mask" (dead entries stay, masked), "compact" (they are moved out) or "rerun",
-///           "layers": 8, "heads": [2, ...], "head_size": [64, ...],     one for each layer
-///           "type": "float32", "capacity": null or tokens, "bytes_per_token": 16384 },
-///         "vocab_size": 4096, "context_length": 2048, "stop_tokens": [0],
-///         "scoring": "parallel", "first_pass" (so on an empty cache only) or "one_by_one",
-///         "deviation": 1e-6,                                    of logits scored in parallel, seen when loaded
-///         "trials": [ { "scoring": "parallel", "rollback": "mask",      what was tried when loaded; the last of the
-///                       "deviation": 0.11, "spreads": 0.04 },           fastest scoring, or the best, was taken
-///                     { ..., "refused": "logits change by up to 2.65" } ],    spreads: in standard deviations of a row
-///         "warnings": [ "what should be known of it" ] } ],
-///       "warnings": [ ... ]
-///     }
-///
-/// Members may be added; those here stay.
-///
-/// @param engine    must not be NULL
-/// @param out_json  out, must not be NULL: UTF-8; owned by the engine, lives as long as that
-/// @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT
-/// Since 0.1.
-///
-/// # Safety
-/// `engine` is NULL or an engine that was not freed; `out_json` is NULL or valid for a write.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn cos_engine_describe(
-    engine: *const cos_engine,
-    out_json: *mut *const c_char,
-) -> *mut cos_error {
-    // SAFETY: promised by the caller.
-    unsafe { describe_as(engine, out_json, "out_json", |of| &of.json, |engine| engine.describe().to_string()) }
-}
-
-/// The same as cos_engine_describe as a table for people, such as for a log: one column for each model, then the warnings.
-///
-/// @param engine     must not be NULL
-/// @param out_table  out, must not be NULL: UTF-8; owned by the engine, lives as long as that
-/// @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT
-/// Since 0.1.
-///
-/// # Safety
-/// `engine` is NULL or an engine that was not freed; `out_table` is NULL or valid for a write.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn cos_engine_describe_table(
-    engine: *const cos_engine,
-    out_table: *mut *const c_char,
-) -> *mut cos_error {
-    // SAFETY: promised by the caller.
-    unsafe { describe_as(engine, out_table, "out_table", |of| &of.table, |engine| table(&engine.describe())) }
-}
-
-unsafe fn describe_as(
-    engine: *const cos_engine,
-    out: *mut *const c_char,
-    name: &str,
-    place: impl FnOnce(&Descriptions) -> &OnceCell<CString>,
-    describe: impl FnOnce(&Engine) -> String,
-) -> *mut cos_error {
-    guard(|| {
-        check_out(out, name)?;
-        // SAFETY: promised by the caller.
-        let engine = unsafe { cos_engine::of_this_process(engine) }?;
-        let made = place(&engine.1)
-            .get_or_init(|| CString::new(describe(&engine.0).replace('\0', "\u{fffd}")).unwrap_or_default());
-        // SAFETY: not NULL, and promised by the caller.
-        unsafe { out.write(made.as_ptr()) };
-        Ok(())
-    })
 }

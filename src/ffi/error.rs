@@ -1,36 +1,37 @@
-//! Error objects.
+//! Error codes and error objects of the C interface.
 
 use std::ffi::{CString, c_char};
 
+use super::c_string;
 use crate::error::Error;
 
-/// An argument of the call is wrong: NULL, out of range, or of the wrong size.
+/// An argument is NULL, out of range or of the wrong size.
 pub const COS_ERROR_INVALID_ARGUMENT: i32 = 1;
 /// The engine configuration is wrong.
 pub const COS_ERROR_CONFIG: i32 = 2;
-/// A model cannot be loaded, is no language model, or does not fit the others.
+/// A model cannot be loaded, is not a language model, or does not fit the other models.
 pub const COS_ERROR_MODEL: i32 = 3;
 /// ONNX Runtime is missing, too old, or failed.
 pub const COS_ERROR_RUNTIME: i32 = 4;
-/// The context of the models has no room for the tokens.
+/// The tokens do not fit into the context of the models.
 pub const COS_ERROR_CONTEXT_FULL: i32 = 5;
-/// Logits were NaN or infinite, or left no token possible.
+/// Logits or scores were NaN or plus infinity, or minus infinity for every token.
 pub const COS_ERROR_NUMERIC: i32 = 6;
-/// The session is in use on another thread.
+/// Another thread is using the session or the text stream.
 pub const COS_ERROR_BUSY: i32 = 7;
 /// The request is valid, but this version does not support it.
 pub const COS_ERROR_UNSUPPORTED: i32 = 8;
-/// The caller's buffer is too small; the message says what is needed.
+/// The buffer of the caller is too small. The message says how much is needed.
 pub const COS_ERROR_BUFFER_TOO_SMALL: i32 = 9;
-/// An earlier call on the session ended in INTERNAL; the session can only be freed.
+/// An earlier call on the session returned INTERNAL. The session can only be freed.
 pub const COS_ERROR_POISONED: i32 = 10;
-/// A bug of this library (a panic). The process is unharmed.
+/// A bug of this library (a panic). The process is unharmed, and the session of the call is poisoned.
 pub const COS_ERROR_INTERNAL: i32 = 11;
-/// A function of the caller failed; the message says what it returned.
+/// A function of the caller failed. The message says what it returned.
 pub const COS_ERROR_CALLBACK: i32 = 12;
 
-/// An error: a code and a message. Owned by the caller, who frees it with cos_error_free. It may be passed
-/// between threads, and read by several at once.
+/// An error: a code and a message. The caller owns it and frees it with cos_error_free. Any number of threads may read
+/// it at once, and any thread may free it.
 ///
 /// Since 0.1.
 pub struct cos_error {
@@ -40,8 +41,7 @@ pub struct cos_error {
 
 impl From<Error> for cos_error {
     fn from(error: Error) -> Self {
-        let message = error.to_string().replace('\0', "\u{fffd}");
-        cos_error { code: error.code(), message: CString::new(message).unwrap_or_default() }
+        cos_error { code: error.code(), message: c_string(&error.to_string()) }
     }
 }
 
@@ -51,8 +51,10 @@ impl cos_error {
     }
 }
 
-/// The code of an error, one of COS_ERROR_*. The values never change. 0 if `error` is NULL, which means success.
+/// The code of an error. The values never change.
 ///
+/// @param error  may be NULL
+/// @return one of COS_ERROR_*, or 0 if `error` is NULL, which means success
 /// Since 0.1.
 ///
 /// # Safety
@@ -63,9 +65,10 @@ pub unsafe extern "C" fn cos_error_code(error: *const cos_error) -> i32 {
     unsafe { error.as_ref() }.map_or(0, |error| error.code)
 }
 
-/// What went wrong, and the mend where there is one: one sentence in UTF-8, for people. Lives as long as the error.
-/// Empty if `error` is NULL.
+/// The message of an error, for people: what is wrong, and how to mend it where that is known.
 ///
+/// @param error  may be NULL
+/// @return one sentence in UTF-8, valid until the error is freed; empty if `error` is NULL
 /// Since 0.1.
 ///
 /// # Safety
@@ -76,8 +79,9 @@ pub unsafe extern "C" fn cos_error_message(error: *const cos_error) -> *const c_
     unsafe { error.as_ref() }.map_or(c"".as_ptr(), |error| error.message.as_ptr())
 }
 
-/// Free an error. NULL is fine.
+/// Free an error.
 ///
+/// @param error  may be NULL, which does nothing
 /// Since 0.1.
 ///
 /// # Safety

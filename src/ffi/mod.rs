@@ -1,30 +1,43 @@
-//! The C interface: every `extern "C"` function and all handling of C pointers. No logic lives here.
+//! The C interface: every `extern "C"` function and all handling of C pointers. It holds no other logic.
 //!
-//! Each export goes through [`guard`], which turns errors and panics into error objects. `cbindgen` makes
-//! `include/cos.h` from these files; their documentation is the manual.
+//! Each function runs its body in [`guard`], which turns errors and panics into error objects. `cbindgen` makes
+//! `include/cos.h` from these files, so their documentation is the manual for C.
 
 #![allow(non_camel_case_types)]
 
-// The order of the header.
-pub mod error;
+// The order of the modules is the order of the header: blank lines keep rustfmt from sorting them.
+mod error;
 
-pub mod engine;
+mod engine;
 
-pub mod session;
+mod options;
 
-pub mod text;
+mod session;
 
-use std::ffi::{CStr, c_char};
+mod text;
+
+mod stats;
+
+mod describe;
+
+pub use describe::*;
+pub use engine::*;
+pub use error::*;
+pub use options::*;
+pub use session::*;
+pub use stats::*;
+pub use text::*;
+
+use std::ffi::{CStr, CString, c_char};
 use std::mem::MaybeUninit;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-use error::cos_error;
-
 use crate::error::{Error, Result};
 
-/// Version of the library, such as "0.1.0". Lives forever. Never fails.
+/// The version of the library, such as "0.1.0". Never fails. May be called from any thread at any time.
 ///
+/// @return a string of ASCII that is valid as long as the library is loaded
 /// Since 0.1.
 #[unsafe(no_mangle)]
 pub extern "C" fn cos_version() -> *const c_char {
@@ -35,7 +48,7 @@ pub extern "C" fn cos_version() -> *const c_char {
     VERSION.as_ptr()
 }
 
-/// Run the body of an export: no error is lost and no panic crosses the boundary.
+/// Run the body of a C function. An error or a panic becomes an error object.
 fn guard(body: impl FnOnce() -> Result<()>) -> *mut cos_error {
     match catch(body) {
         Ok(()) => std::ptr::null_mut(),
@@ -52,6 +65,11 @@ fn catch<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
     })
 }
 
+/// A string for C. C strings end at the first NUL, so U+FFFD takes the place of each NUL.
+fn c_string(text: &str) -> CString {
+    CString::new(text.replace('\0', "\u{fffd}")).unwrap_or_default()
+}
+
 fn null(name: &str) -> Error {
     Error::InvalidArgument(format!("{name} is NULL"))
 }
@@ -63,13 +81,13 @@ unsafe fn reference<'a, T>(pointer: *const T, name: &str) -> Result<&'a T> {
     unsafe { pointer.as_ref() }.ok_or_else(|| null(name))
 }
 
-/// Hand an object to C, which gives it back with [`release`].
+/// Give an object to C as a handle. [`release`] takes it back.
 fn handle<T>(object: T) -> *mut T {
     Arc::into_raw(Arc::new(object)).cast_mut()
 }
 
-/// The object of a handle. Each call holds it for as long as it runs, so another thread that frees the handle takes
-/// nothing away from it. A call that begins after that is the caller's fault: nothing is left to hold.
+/// The object of a handle. A call keeps the object alive while it runs, even if another thread frees the handle
+/// meanwhile. A call must not begin after the handle was freed: the object may be gone by then.
 ///
 /// # Safety
 /// `handle` is NULL, or comes from [`handle`] and was not released.
@@ -84,13 +102,13 @@ unsafe fn hold<T>(handle: *const T, name: &str) -> Result<Arc<T>> {
     }
 }
 
-/// Free a handle; what calls still hold goes with the last of them. NULL is fine.
+/// Free a handle, or do nothing for NULL. The object lives until the last running call has released it.
 ///
 /// # Safety
-/// As for [`hold`]; no call with this handle begins any more.
+/// As for [`hold`]. No call with this handle begins from now on.
 unsafe fn release<T>(handle: *const T) {
     if !handle.is_null() {
-        // SAFETY: promised by the caller. An error has nowhere to go.
+        // SAFETY: promised by the caller. The result is dropped, because no caller could receive an error.
         let _ = catch(|| {
             drop(unsafe { Arc::from_raw(handle) });
             Ok(())
@@ -102,7 +120,7 @@ fn check_out<T>(pointer: *mut T, name: &str) -> Result<()> {
     if pointer.is_null() { Err(null(name)) } else { Ok(()) }
 }
 
-/// No array of this interface is longer; a larger count was never meant, and must not be looked at or allocated for.
+/// The longest array of this interface. A larger count is taken for garbage, and the array is not read.
 const MAX_COUNT: usize = 1 << 30;
 
 /// # Safety
@@ -115,13 +133,13 @@ unsafe fn slice<'a, T>(pointer: *const T, count: usize, name: &str, count_name: 
         return Err(Error::InvalidArgument(format!("{name} is NULL, but {count_name} is {count}")));
     }
     if count > MAX_COUNT {
-        return Err(Error::InvalidArgument(format!("{count_name} is {count}; it cannot be more than {MAX_COUNT}")));
+        return Err(Error::InvalidArgument(format!("{count_name} is {count}; pass at most {MAX_COUNT}")));
     }
     // SAFETY: promised by the caller; the size was checked.
     Ok(unsafe { std::slice::from_raw_parts(pointer, count) })
 }
 
-/// As [`slice`], but NULL means that the caller leaves the choice to the library.
+/// As [`slice`], but NULL with a count of 0 gives `None`: the caller leaves the choice to the library.
 ///
 /// # Safety
 /// As for [`slice`].
@@ -146,42 +164,43 @@ unsafe fn string<'a>(pointer: *const c_char, name: &str) -> Result<&'a str> {
     text.to_str().map_err(|_| Error::InvalidArgument(format!("{name} is not UTF-8")))
 }
 
-/// A struct of the interface that may grow at its end. It starts with its size as the caller was compiled.
+/// A struct of the interface that later versions may extend at its end. Its first member is its size in the version of
+/// the header that the caller was compiled with.
 ///
 /// # Safety
 /// The type is `repr(C)`, starts with a `usize`, is valid for all bit patterns, and its first `MIN_SIZE` bytes are
 /// those of version 0.1.
-unsafe trait Growing: Sized {
+unsafe trait VersionedStruct: Sized {
     const NAME: &'static str;
-    /// Size of the struct in version 0.1, without what was added behind it.
+    /// Size in bytes of the struct in its first version. Members behind it were added later.
     const MIN_SIZE: usize;
 }
 
-/// No struct of this interface will ever be larger; a larger `struct_size` was never set.
+/// The largest size in bytes of any version of a struct. A larger `struct_size` is taken for garbage.
 const MAX_STRUCT_SIZE: usize = 4096;
 
 /// # Safety
-/// `pointer` is not NULL and starts with a size; if that is plausible, as many bytes can be read.
-unsafe fn struct_size<T: Growing>(pointer: *const T) -> Result<usize> {
+/// `pointer` is not NULL and starts with a size. If the size is plausible, that many bytes can be read.
+unsafe fn struct_size<T: VersionedStruct>(pointer: *const T) -> Result<usize> {
     // SAFETY: promised by the caller.
     let size = unsafe { pointer.cast::<usize>().read_unaligned() };
     if (T::MIN_SIZE..=MAX_STRUCT_SIZE).contains(&size) {
         Ok(size)
     } else {
         Err(Error::InvalidArgument(format!(
-            "struct_size of {0} is {size}; set it to sizeof({0}), {1} here",
+            "struct_size of {0} is {size}; set it to sizeof({0}), which is {1} in this version",
             T::NAME,
             size_of::<T>()
         )))
     }
 }
 
-/// Read a struct of an older, equal or newer caller. What the caller does not know is 0; what this library does not
-/// know must be 0.
+/// Read a struct from a caller of an older, the same or a newer version. Members that the caller does not know become
+/// 0. Members that this library does not know must be 0.
 ///
 /// # Safety
-/// `pointer` is NULL, or starts with a size and has as many bytes.
-unsafe fn read<T: Growing>(pointer: *const T) -> Result<T> {
+/// `pointer` is NULL, or starts with a size and has that many bytes.
+unsafe fn read_struct<T: VersionedStruct>(pointer: *const T) -> Result<T> {
     if pointer.is_null() {
         return Err(null(T::NAME));
     }
@@ -194,7 +213,7 @@ unsafe fn read<T: Growing>(pointer: *const T) -> Result<T> {
         let unknown = std::slice::from_raw_parts(pointer.cast::<u8>().add(known), size - known);
         if unknown.iter().any(|&byte| byte != 0) {
             return Err(Error::Unsupported(format!(
-                "{} sets members that came after version {}; update the library or leave them 0",
+                "{} sets members that version {} of the library does not know; update the library or leave them 0",
                 T::NAME,
                 env!("CARGO_PKG_VERSION")
             )));
@@ -203,12 +222,12 @@ unsafe fn read<T: Growing>(pointer: *const T) -> Result<T> {
     }
 }
 
-/// Write a struct to an older, equal or newer caller, of whom [`struct_size`] was checked. Members that this library
-/// does not know become 0.
+/// Write a struct for a caller of an older, the same or a newer version. Members that this library does not know become
+/// 0. The caller's size stays as it is, and was checked with [`struct_size`].
 ///
 /// # Safety
-/// `pointer` starts with a size and has as many bytes.
-unsafe fn write<T: Growing>(pointer: *mut T, value: &T) {
+/// `pointer` starts with a size and has that many bytes.
+unsafe fn write_struct<T: VersionedStruct>(pointer: *mut T, value: &T) {
     let header = size_of::<usize>();
     // SAFETY: promised by the caller.
     unsafe {
@@ -224,16 +243,13 @@ unsafe fn write<T: Growing>(pointer: *mut T, value: &T) {
 mod tests {
     use std::ptr::{null, null_mut};
 
-    use super::engine::{cos_engine, cos_engine_free};
-    use super::error::*;
-    use super::session::*;
     use super::*;
     use crate::config::Combine;
     use crate::engine::Engine;
     use crate::engine::participant::Participant;
     use crate::model::scripted::Scripted;
 
-    /// Calls that have begun on other threads when a session is freed.
+    /// Such calls began on another thread before the session was freed.
     #[test]
     fn calls_that_are_running_outlive_the_session() {
         let used = Arc::new(());
@@ -251,7 +267,7 @@ mod tests {
                 .unwrap();
         let engine = cos_engine::into_raw(Arc::new(engine));
         let mut session = null_mut();
-        // SAFETY: engine and session are live until they are freed, and then the session is held as by a call.
+        // SAFETY: engine and session live until they are freed. After that, `held` keeps the session as a call would.
         unsafe {
             assert!(cos_session_new(engine, null(), &mut session).is_null());
             cos_engine_free(engine);

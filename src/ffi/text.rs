@@ -1,4 +1,4 @@
-//! Text.
+//! Text of the C interface: encode, decode, and streams of text.
 
 use std::ffi::c_char;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,19 +20,19 @@ unsafe fn utf8<'a>(text: *const c_char, bytes: usize, name: &str, bytes_name: &s
     std::str::from_utf8(bytes).map_err(|error| Error::InvalidArgument(format!("{name} is not UTF-8: {error}")))
 }
 
-/// The tokens of a text, by the tokenizer.json beside the models.
+/// Encode a text as tokens, with the tokenizer.json beside the models. May be called from any thread at any time.
 ///
-/// @param engine          must not be NULL
-/// @param text            UTF-8, `text_bytes` bytes, need not end with NUL
-/// @param text_bytes      length of `text`
-/// @param add_special     not 0: add the tokens that the post_processor of tokenizer.json puts around a text, such as
-///                        one for its start. If tokenizer_config.json asks for others, cos_engine_describe warns.
-/// @param tokens          filled; may be NULL if `capacity` is 0
-/// @param capacity        how many tokens fit; one token for each byte and a few more are always enough
-/// @param out_count       out, must not be NULL: the number of tokens. With a capacity of 0 it is counted only.
+/// @param engine       must not be NULL
+/// @param text         UTF-8, `text_bytes` bytes; need not end with NUL
+/// @param text_bytes   length of `text` in bytes
+/// @param add_special  not 0: add the tokens that the post_processor of tokenizer.json puts around a text, such as a
+///                     start token. If tokenizer_config.json asks for others, cos_engine_describe has a warning.
+/// @param tokens       out: the tokens, in a buffer of the caller; may be NULL if `capacity` is 0
+/// @param capacity     length of `tokens`. 0: the tokens are only counted. One token for each byte of the text and a
+///                     few more are always enough.
+/// @param out_count    out, must not be NULL: the number of tokens
 /// @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT (also if the text has a token that the
-///         models do not have), BUFFER_TOO_SMALL (nothing is written), UNSUPPORTED (the models came without a
-///         tokenizer.json)
+///         models do not have), BUFFER_TOO_SMALL (nothing is written), UNSUPPORTED (no model has a tokenizer.json)
 /// Since 0.1.
 ///
 /// # Safety
@@ -63,18 +63,20 @@ pub unsafe extern "C" fn cos_engine_encode(
     })
 }
 
-/// The text of tokens, by the tokenizer.json beside the models, without special tokens. Bytes that are no whole
-/// character become U+FFFD. The first token begins the text, and some tokenizers leave out the space of a first word.
-/// So use cos_text_stream_new for the tokens behind a prompt, and to decode a sequence piece by piece.
+/// Decode tokens to text, with the tokenizer.json beside the models. Special tokens give no text. Bytes that do not
+/// form a character become U+FFFD.
+///
+/// The first token begins the text, and some tokenizers drop the space before the first word. So for tokens that
+/// continue a prompt, or to decode piece by piece, use cos_text_stream_new. May be called from any thread at any time.
 ///
 /// @param engine        must not be NULL
-/// @param tokens        `tokens_count` tokens
+/// @param tokens        `tokens_count` tokens; may be NULL if that is 0
 /// @param tokens_count  length of `tokens`
-/// @param text          filled with UTF-8, without a NUL at the end; may be NULL if `capacity` is 0
-/// @param capacity      how many bytes fit
-/// @param out_bytes     out, must not be NULL: the number of bytes. With a capacity of 0 they are counted only.
+/// @param text          out: UTF-8 without a NUL at the end, in a buffer of the caller; may be NULL if `capacity` is 0
+/// @param capacity      length of `text` in bytes. 0: the bytes are only counted.
+/// @param out_bytes     out, must not be NULL: the number of bytes
 /// @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT, BUFFER_TOO_SMALL (nothing is written),
-///         UNSUPPORTED
+///         UNSUPPORTED (no model has a tokenizer.json)
 /// Since 0.1.
 ///
 /// # Safety
@@ -119,24 +121,24 @@ unsafe fn fill<T: Copy>(values: &[T], buffer: *mut T, name: &str, capacity: usiz
     Ok(())
 }
 
-/// Turns a stream of tokens into a stream of text that is cut between characters only, and ends before a stop string if
-/// there are any. One thread at a time may use it (another one gets BUSY).
+/// A stream that decodes tokens to text as they come. It gives out whole characters only, and can end the text before a
+/// stop string. One thread at a time may use it; a call from another thread returns BUSY.
 ///
-/// The text continues a prompt, so the space before its first word stays: the text of the prompt and the text of the
-/// stream together are the text of all tokens. Unless cos_text_stream_prompt tells the prompt, the stream assumes one
-/// that ends with a whole word.
+/// The text continues a prompt: the text of the prompt and the text of the stream together are the text of all tokens.
+/// So the space before the first word stays. If cos_text_stream_prompt does not set the prompt, the stream assumes that
+/// it ends with a whole word.
 ///
 /// Since 0.1.
 pub struct cos_text_stream {
     inner: Mutex<TextStream>,
-    /// What the stream said after the last call.
+    /// Whether a stop string had ended the text after the last call.
     stopped: AtomicBool,
     process: Process,
 }
 
 /// # Safety
 /// `stream` is NULL or a stream that was not freed.
-unsafe fn with<T>(stream: *mut cos_text_stream, body: impl FnOnce(&mut TextStream) -> Result<T>) -> Result<T> {
+unsafe fn with_stream<T>(stream: *mut cos_text_stream, body: impl FnOnce(&mut TextStream) -> Result<T>) -> Result<T> {
     // SAFETY: promised by the caller.
     let stream = unsafe { hold(stream, "stream") }?;
     stream.process.check()?;
@@ -146,11 +148,12 @@ unsafe fn with<T>(stream: *mut cos_text_stream, body: impl FnOnce(&mut TextStrea
     result
 }
 
-/// Start a stream of text.
+/// Start a stream of text. May be called from any thread at any time.
 ///
 /// @param engine      must not be NULL; may be freed before the stream
-/// @param out_stream  out, must not be NULL; to free with cos_text_stream_free
-/// @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT, UNSUPPORTED (no tokenizer.json)
+/// @param out_stream  out, must not be NULL; owned by the caller, who frees it with cos_text_stream_free
+/// @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT, UNSUPPORTED (no model has a
+///         tokenizer.json)
 /// Since 0.1.
 ///
 /// # Safety
@@ -175,15 +178,16 @@ pub unsafe extern "C" fn cos_text_stream_new(
     })
 }
 
-/// Tell a stream what its text continues. With some tokenizers the text depends on it if the prompt is empty, has no
-/// text (such as a start token alone), or ends within a word: then no space begins the text. The call is optional. It
-/// comes before the first push, or after cos_text_stream_finish. The stream gives no text for these tokens.
+/// Set the prompt that the text continues. The call is optional. It must come before the first push, or after
+/// cos_text_stream_finish. The stream gives no text for the tokens of the prompt.
 ///
-/// @param stream        in/out, must not be NULL
-/// @param tokens        all tokens before the text, such as those given to cos_prompt; NULL if there are none
-/// @param tokens_count  length of `tokens`; 0 if the next token that is pushed begins the text
-/// @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT (also after a push; nothing is changed),
-///         BUSY
+/// With some tokenizers, the start of the text depends on the prompt: no space begins the text if the prompt is empty,
+/// has no text (such as a start token alone), or ends within a word. On error, nothing changes. One thread at a time.
+///
+/// @param stream        in/out, must not be NULL, not in use on another thread (BUSY)
+/// @param tokens        all tokens before the text, such as those of cos_prompt; NULL if there are none
+/// @param tokens_count  length of `tokens`; 0: the next token that is pushed begins the text
+/// @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT (also after a push), BUSY
 /// Since 0.1.
 ///
 /// # Safety
@@ -198,22 +202,24 @@ pub unsafe extern "C" fn cos_text_stream_prompt(
         // SAFETY: promised by the caller.
         unsafe {
             let tokens = slice(tokens, tokens_count, "tokens", "tokens_count")?;
-            with(stream, |stream| stream.prompt(tokens))
+            with_stream(stream, |stream| stream.prompt(tokens))
         }
     })
 }
 
-/// End the text before the first of some strings that appears in it, such as the turn of another speaker: that is the
-/// one that is complete first, and the longest of those. They may be of any length, and reach across tokens. Special
-/// tokens give no text, but a stop string that is the name of one, such as "<|im_end|>", or contains it, is found all
-/// the same. This replaces the strings set before; what was given out stays.
+/// Set the stop strings: the text ends before the first one that appears in it. They replace those set before. Text
+/// that was given out already stays.
 ///
-/// @param stream       in/out, must not be NULL
-/// @param stops        `stops_count` strings in UTF-8, none of them empty, of at most 16 MiB together; they need not end
-///                     with NUL
-/// @param stops_bytes  their lengths
-/// @param stops_count  length of `stops` and of `stops_bytes`; 0 is none
-/// @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT (the strings before stay), BUSY
+/// The first stop string is the one that is complete first. If several are complete at the same place, it is the
+/// longest of them. A stop string may span tokens. Special tokens give no text, but a stop string may be or contain the
+/// name of one, such as "<|im_end|>". On error, nothing changes. One thread at a time.
+///
+/// @param stream       in/out, must not be NULL, not in use on another thread (BUSY)
+/// @param stops        copied: `stops_count` strings in UTF-8, which need not end with NUL. None may be empty, and
+///                     together they may have 16 MiB.
+/// @param stops_bytes  the length of each string in bytes
+/// @param stops_count  length of `stops` and of `stops_bytes`; 0: no stop strings
+/// @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT, BUSY
 /// Since 0.1.
 ///
 /// # Safety
@@ -234,15 +240,17 @@ pub unsafe extern "C" fn cos_text_stream_set_stops(
             let text =
                 |(&stop, &bytes)| Ok(utf8(stop, bytes, "a stop string", "its length in stops_bytes")?.to_owned());
             let stops = stops.iter().zip(lengths).map(text).collect::<Result<_>>()?;
-            with(stream, |stream| stream.set_stops(stops))
+            with_stream(stream, |stream| stream.set_stops(stops))
         }
     })
 }
 
-/// Whether a stop string has ended the text, or did when that was finished: 1 if it has, otherwise 0, also if `stream` is
-/// NULL. Tokens then make no more text until cos_text_stream_finish. While another thread uses the stream, this is the
-/// answer from before that call.
+/// Tell whether a stop string has ended the text. If it has, pushed tokens give no more text until
+/// cos_text_stream_finish is called. After that call, the answer is about the finished text until the next push. May be
+/// called from any thread until cos_text_stream_free is called: while another call runs, the answer is from before it.
 ///
+/// @param stream  may be NULL
+/// @return 1 if a stop string has ended the text; otherwise 0, also if `stream` is NULL
 /// Since 0.1.
 ///
 /// # Safety
@@ -253,20 +261,20 @@ pub unsafe extern "C" fn cos_text_stream_stopped(stream: *const cos_text_stream)
     unsafe { hold(stream, "stream") }.map_or(0, |stream| stream.stopped.load(Ordering::Acquire).into())
 }
 
-/// The text that further tokens complete, such as those of a step. The bytes of an unfinished character are held back
-/// until it is whole, and what may become a stop string until that is certain.
+/// Push tokens, such as those of a step, and get the text that they complete. The stream holds back the bytes of an
+/// unfinished character, and text that may become a stop string. On error, no token is taken. One thread at a time.
 ///
-/// @param stream        in/out, must not be NULL
-/// @param tokens        `tokens_count` tokens; NULL if that is 0
-/// @param tokens_count  length of `tokens`; 0 is fine
-/// @param out_text      out, must not be NULL: UTF-8, without a NUL at the end; owned by the stream, valid until its
+/// @param stream        in/out, must not be NULL, not in use on another thread (BUSY)
+/// @param tokens        `tokens_count` tokens; may be NULL if that is 0
+/// @param tokens_count  length of `tokens`; may be 0
+/// @param out_text      out, must not be NULL: UTF-8 without a NUL at the end; owned by the stream and valid until its
 ///                      next call
-/// @param out_bytes     out, must not be NULL: length of the text, possibly 0
-/// @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT (no token is taken), BUSY
+/// @param out_bytes     out, must not be NULL: length of the text in bytes, possibly 0
+/// @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT, BUSY
 /// Since 0.1.
 ///
 /// # Safety
-/// `stream` is NULL or a stream that was not freed; `tokens` is NULL or has its count; the outs are NULL or valid.
+/// `stream` is NULL or a stream that was not freed; `tokens` is NULL or has its count; the outputs are NULL or valid.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cos_text_stream_push(
     stream: *mut cos_text_stream,
@@ -283,10 +291,11 @@ pub unsafe extern "C" fn cos_text_stream_push(
     }
 }
 
-/// The rest of the text: what was held back, with U+FFFD for bytes that are no character, up to a stop string. The
-/// next push starts a new text with the same stop strings, whose prompt is not known.
+/// Finish the text and get its rest: what the stream held back, up to a stop string. Bytes that do not form a character
+/// become U+FFFD. The next push starts a new text with the same stop strings, and without a prompt that was set. One
+/// thread at a time.
 ///
-/// @param stream     in/out, must not be NULL
+/// @param stream     in/out, must not be NULL, not in use on another thread (BUSY)
 /// @param out_text   as for cos_text_stream_push
 /// @param out_bytes  as for cos_text_stream_push
 /// @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT, BUSY
@@ -315,11 +324,11 @@ unsafe fn advance(
     guard(|| {
         check_out(out_text, "out_text")?;
         check_out(out_bytes, "out_bytes")?;
-        // SAFETY: promised by the caller, and the outs are not NULL.
+        // SAFETY: promised by the caller, and the outputs are not NULL.
         unsafe {
-            with(stream, |stream| {
+            with_stream(stream, |stream| {
                 let text = body(stream)?;
-                // An empty string has a pointer to nothing.
+                // The pointer of an empty slice is not an address.
                 out_text.write(if text.is_empty() { c"".as_ptr() } else { text.as_ptr().cast() });
                 out_bytes.write(text.len());
                 Ok(())
@@ -328,9 +337,9 @@ unsafe fn advance(
     })
 }
 
-/// Free a stream of text. Calls that are running keep what they need. No call may begin with it from now on. NULL is
-/// fine.
+/// Free a stream of text. Running calls end well. No call with the stream may begin from now on.
 ///
+/// @param stream  may be NULL, which does nothing
 /// Since 0.1.
 ///
 /// # Safety

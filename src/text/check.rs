@@ -1,7 +1,8 @@
-//! What must hold of a `tokenizer.json` before the tokenizers library reads it.
+//! Checks a `tokenizer.json` before the tokenizers library reads it, because the library trusts the file.
 //!
-//! It takes some of these things for granted: a merge that is none makes it build a string that is not UTF-8, a size
-//! that is declared is allocated, what multiplies a text is done, and the others make it panic when a text comes.
+//! A wrong merge makes the library build a string that is not UTF-8, which is undefined behaviour. It allocates any
+//! size that is declared, and lets parts multiply a text without limit. The other faults make it panic when a text
+//! comes.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -15,13 +16,13 @@ use super::growth;
 
 type Result<T = ()> = std::result::Result<T, String>;
 
-/// Most letters of a word that WordPiece looks for pieces in. Models have 100; the time grows with the third power.
-const WORD: u64 = 1000;
+/// The largest `max_input_chars_per_word` of WordPiece. Models have 100. The time grows with the third power of it.
+const MAX_WORD_CHARS: u64 = 1000;
 
-/// Most tokens that a template adds to a text.
-const ADDED: usize = 1024;
+/// Most tokens that a template may add to a text.
+const MAX_ADDED_TOKENS: usize = 1024;
 
-/// The parts that are looked at. A key that is there twice is an error: the library would take either.
+/// The parts that are checked. A duplicate key is an error, because the library might use the other one.
 #[derive(Deserialize)]
 struct File<'a> {
     #[serde(borrow)]
@@ -42,26 +43,26 @@ struct Model<'a> {
     max_input_chars_per_word: Option<Value>,
 }
 
-/// A string that is copied only if it is escaped: there are hundreds of thousands.
+/// A string that is copied only if it has escapes, because a file has hundreds of thousands.
 #[derive(Deserialize, PartialEq, Eq, Hash)]
 struct Token<'a>(#[serde(borrow)] Cow<'a, str>);
 
-/// Say what is wrong with a `tokenizer.json`, if that is anything the library would not say itself.
+/// Check the content of a `tokenizer.json` for faults that the library does not report itself.
 pub fn check(content: &str) -> Result {
     if !content.trim_start().starts_with('{') {
-        return Err(no_tokenizer(content));
+        return Err(not_a_tokenizer(content));
     }
     let file: File = serde_json::from_str(content).map_err(|error| error.to_string())?;
     if file.model.is_none() {
-        return Err(no_tokenizer(content));
+        return Err(not_a_tokenizer(content));
     }
     if let Some(Model { vocab: Some(vocab), merges: Some(merges), continuing_subword_prefix, .. }) = &file.model {
         let prefix = continuing_subword_prefix.as_deref().unwrap_or("");
         check_merges(vocab.get(), merges.get(), prefix).map_err(|why| format!("its merges: {why}"))?;
     }
     let word = file.model.and_then(|model| model.max_input_chars_per_word);
-    if let Some(word) = word.filter(|word| word.as_u64().is_some_and(|letters| letters > WORD)) {
-        return Err(format!("its max_input_chars_per_word is {word}, and the limit is {WORD}"));
+    if let Some(word) = word.filter(|word| word.as_u64().is_some_and(|letters| letters > MAX_WORD_CHARS)) {
+        return Err(format!("its max_input_chars_per_word is {word}, and the limit is {MAX_WORD_CHARS}"));
     }
     let parts = [&file.normalizer, &file.pre_tokenizer, &file.post_processor];
     parts.into_iter().flatten().try_for_each(check_parts)?;
@@ -69,28 +70,31 @@ pub fn check(content: &str) -> Result {
     growth::check("decoder", &file.decoder)
 }
 
-fn no_tokenizer(content: &str) -> String {
+fn not_a_tokenizer(content: &str) -> String {
     let start: String = content.trim().chars().take(60).collect();
-    format!("it is JSON, but no tokenizer, since it has no \"model\" ({start}); put the model's own file in its place")
+    format!(
+        "it is JSON, but not a tokenizer, because it has no \"model\" ({start}); replace it by the model's own file"
+    )
 }
 
-/// Two tokens, the second without the prefix of those that begin no word, make a third one.
+/// Check that the two tokens of each merge make a token: the first, and then the second without the prefix that marks
+/// tokens within a word.
 fn check_merges(vocab: &str, merges: &str, prefix: &str) -> Result {
     let vocab: HashMap<Token, IgnoredAny> = serde_json::from_str(vocab).map_err(|error| error.to_string())?;
     let mut whole = String::new();
     let mut check = |left: &str, right: &str| {
         let rest = right.get(prefix.len()..).ok_or_else(|| {
-            format!("{right:?} behind {left:?} does not begin with {prefix:?}, the continuing_subword_prefix")
+            format!("{right:?} behind {left:?} does not begin with the continuing_subword_prefix, {prefix:?}")
         })?;
         whole.clear();
         whole.extend([left, rest]);
         let known = vocab.contains_key(&Token(Cow::Borrowed(&whole)));
-        if known { Ok(()) } else { Err(format!("{left:?} and {right:?} make {whole:?}, which is no token")) }
+        if known { Ok(()) } else { Err(format!("{left:?} and {right:?} make {whole:?}, which is not a token")) }
     };
     if let Ok(pairs) = serde_json::from_str::<Vec<(Token, Token)>>(merges) {
         return pairs.iter().try_for_each(|(left, right)| check(&left.0, &right.0));
     }
-    // The former layout has the two tokens in one string.
+    // In the older layout, one string has both tokens.
     let lines: Vec<Token> = serde_json::from_str(merges).map_err(|error| error.to_string())?;
     lines.iter().filter(|line| !line.0.starts_with("#version")).try_for_each(|line| {
         let (left, right) = line.0.split_once(' ').ok_or_else(|| format!("{:?} is not two tokens", line.0))?;
@@ -98,7 +102,8 @@ fn check_merges(vocab: &str, merges: &str, prefix: &str) -> Result {
     })
 }
 
-/// Look at every object: parts may be nested, and the library goes by their keys rather than by their types.
+/// Check every object of a part. Parts may be nested, and the library may recognise a part by its keys instead of its
+/// type.
 fn check_parts(part: &Value) -> Result {
     match part {
         Value::Array(parts) => parts.iter().try_for_each(check_parts),
@@ -118,28 +123,28 @@ fn check_parts(part: &Value) -> Result {
     }
 }
 
-/// What a table of replacements has behind its trie: the replacements, with a 0 behind each.
+/// The replacements of a table for normalization: the strings behind its trie, each with a 0 at its end.
 ///
-/// The table begins with the length of its trie in bytes, for which the library allocates.
+/// The table begins with the length of its trie in bytes, and the library allocates that many bytes.
 pub fn replacements(base64: &str) -> Result<Vec<u8>> {
     let bytes = base64::decode(base64).ok().filter(|bytes| bytes.len() >= 4);
-    let mut table = bytes.ok_or("its precompiled_charsmap is not base64 of a table")?;
+    let mut table = bytes.ok_or("its precompiled_charsmap is not a table in base64")?;
     let declared = u32::from_le_bytes([table[0], table[1], table[2], table[3]]) as usize;
     let bytes = table.len() - 4;
     if declared > bytes {
-        return Err(format!("its precompiled_charsmap declares {declared} bytes, and has {bytes}"));
+        return Err(format!("its precompiled_charsmap declares {declared} bytes, but has {bytes}"));
     }
     Ok(table.split_off(4 + declared))
 }
 
-/// The template for a single text has that text once, and special tokens that it defines.
+/// Check that the template for a single text has the text once, and only special tokens that it defines.
 fn check_template(pieces: &[Value], special: &Value) -> Result {
     let (mut texts, mut added) = (0, 0);
     for piece in pieces {
         if let Some(name) = piece["SpecialToken"]["id"].as_str() {
             let (ids, tokens) = (special[name]["ids"].as_array(), special[name]["tokens"].as_array());
             if ids.is_none() || ids.map(Vec::len) != tokens.map(Vec::len) {
-                return Err(format!("its post-processor adds {name:?}, whose ids and tokens it does not define"));
+                return Err(format!("its post-processor adds {name:?}, but does not define its ids and tokens"));
             }
             added += ids.map_or(0, Vec::len);
         }
@@ -148,8 +153,8 @@ fn check_template(pieces: &[Value], special: &Value) -> Result {
         }
         texts += usize::from(piece["Sequence"]["id"] == "A");
     }
-    if added > ADDED {
-        return Err(format!("its post-processor adds {added} tokens to a text, and the limit is {ADDED}"));
+    if added > MAX_ADDED_TOKENS {
+        return Err(format!("its post-processor adds {added} tokens to a text, and the limit is {MAX_ADDED_TOKENS}"));
     }
     if texts == 1 { Ok(()) } else { Err(format!("its post-processor for a single text has that text {texts} times")) }
 }
@@ -160,13 +165,13 @@ mod tests {
 
     use super::*;
 
-    /// Look at a file with these parts, and a model.
+    /// Check a file with these parts and a model.
     fn check_file(mut parts: Value) -> Result {
         parts.as_object_mut().unwrap().entry("model").or_insert(json!({}));
         check(&parts.to_string())
     }
 
-    /// What is wrong with it.
+    /// The fault of a file with these parts.
     fn wrong(parts: Value) -> String {
         check_file(parts).expect_err("something is wrong")
     }
@@ -182,7 +187,7 @@ mod tests {
             assert_eq!(check_file(bpe(None, merges)), Ok(()));
         }
         assert_eq!(check_file(bpe(Some("##"), json!([["a", "##b"]]))), Ok(()));
-        assert!(wrong(bpe(None, json!([["ab", "b"]]))).contains("make \"abb\", which is no token"));
+        assert!(wrong(bpe(None, json!([["ab", "b"]]))).contains("make \"abb\", which is not a token"));
         assert!(wrong(bpe(Some("####"), json!([["a", "b"]]))).contains("continuing_subword_prefix"), "it is longer");
         assert!(
             wrong(bpe(Some("x"), json!(["a é"]))).contains("continuing_subword_prefix"),
@@ -191,28 +196,28 @@ mod tests {
     }
 
     #[test]
-    fn json_that_is_no_tokenizer_is_told() {
+    fn json_that_is_not_a_tokenizer_is_refused() {
         for content in ["null", "[]", "3", "[{}]", r#"{"error": "Repository not found"}"#, r#" {"model": null}"#] {
             let error = check(content).unwrap_err();
-            assert!(error.contains("it is JSON, but no tokenizer") && error.contains(content.trim()), "{error}");
+            assert!(error.contains("it is JSON, but not a tokenizer") && error.contains(content.trim()), "{error}");
         }
     }
 
     #[test]
-    fn no_key_is_there_twice() {
+    fn duplicate_keys_are_refused() {
         assert!(check(r#"{"model": {"merges": [], "merges": []}}"#).unwrap_err().contains("duplicate field"));
         assert!(check(r#"{"model": {}, "model": {}}"#).unwrap_err().contains("duplicate field"));
     }
 
     #[test]
-    fn parts_are_what_the_library_takes_for_granted() {
+    fn parts_that_the_library_trusts_are_checked() {
         let nested = |part| json!({ "pre_tokenizer": { "type": "Sequence", "pretokenizers": [part] } });
         assert!(wrong(nested(json!({ "type": "FixedLength", "length": 0 }))).contains("length of 0"));
         assert_eq!(check_file(nested(json!({ "type": "FixedLength", "length": 1 }))), Ok(()));
         let normalizer =
             |table: &str| json!({ "normalizer": { "type": "Precompiled", "precompiled_charsmap": table } });
         assert!(wrong(normalizer("AAAA")).contains("base64"));
-        assert!(wrong(normalizer("////fw==")).contains("declares 2147483647 bytes, and has 0"));
+        assert!(wrong(normalizer("////fw==")).contains("declares 2147483647 bytes, but has 0"));
         assert_eq!(check_file(normalizer("BAAAAAAAAAA=")), Ok(()), "4 bytes of table");
     }
 
@@ -241,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn what_multiplies_a_text_is_bounded() {
+    fn growth_of_a_text_is_limited() {
         let replace =
             |content: usize| json!({ "type": "Replace", "pattern": { "String": "a" }, "content": "a".repeat(content) });
         let parts = |normalizer: usize, pre_tokenizer: usize, decoder: usize| {

@@ -1,10 +1,10 @@
-//! Pieces of a vocabulary to text: the decoders of `tokenizers`, and two of ours where those lose text or panic.
+//! Decodes pieces of a vocabulary to text. Replaces two decoders of `tokenizers` that lose text or panic.
 
 use tokenizers::decoders::DecoderWrapper;
 use tokenizers::decoders::strip::Strip;
 use tokenizers::{Decoder, Result};
 
-/// The text of pieces, as a `tokenizer.json` without a decoder has it too.
+/// The text of pieces. Without a decoder, a space separates them, as in `tokenizers`.
 pub fn decode(decoder: Option<&DecoderWrapper>, pieces: Vec<String>) -> Result<String> {
     match decoder {
         Some(decoder) => Ok(chain(decoder, pieces)?.concat()),
@@ -14,38 +14,38 @@ pub fn decode(decoder: Option<&DecoderWrapper>, pieces: Vec<String>) -> Result<S
 
 fn chain(decoder: &DecoderWrapper, pieces: Vec<String>) -> Result<Vec<String>> {
     match decoder {
-        // Decoders for words look at the last piece, and must not be asked without one.
+        // Decoders for words look at the last piece, and panic if there is none.
         _ if pieces.is_empty() => Ok(pieces),
         DecoderWrapper::Sequence(parts) => {
             parts.get_decoders().iter().try_fold(pieces, |pieces, part| chain(part, pieces))
         }
-        DecoderWrapper::ByteFallback(_) => Ok(characters(pieces)),
+        DecoderWrapper::ByteFallback(_) => Ok(join_bytes(pieces)),
         DecoderWrapper::Strip(ends) => Ok(pieces.iter().map(|piece| strip(ends, piece)).collect()),
         other => other.decode_chain(pieces),
     }
 }
 
-/// Pieces with the bytes among them put together, as sentencepiece does it: each whole character is itself, and each
-/// byte that belongs to none is U+FFFD.
+/// Joins the pieces that are bytes to characters, as sentencepiece does: each whole character stays, and each byte that
+/// is not part of one becomes U+FFFD.
 ///
-/// `tokenizers` gives up all characters in a row of bytes if one byte of it is not valid. What a stream has given out
-/// would then be wrong as soon as such a byte follows.
-fn characters(pieces: Vec<String>) -> Vec<String> {
+/// The decoder of `tokenizers` replaces all characters of a run of bytes if one of the bytes is invalid. Text that a
+/// stream has given out would then be wrong as soon as an invalid byte follows.
+fn join_bytes(pieces: Vec<String>) -> Vec<String> {
     let (mut out, mut bytes) = (Vec::with_capacity(pieces.len()), Vec::new());
     for piece in pieces {
         match byte(&piece) {
             Some(byte) => bytes.push(byte),
             None => {
-                put_together(&mut bytes, &mut out);
+                append_characters(&mut bytes, &mut out);
                 out.push(piece);
             }
         }
     }
-    put_together(&mut bytes, &mut out);
+    append_characters(&mut bytes, &mut out);
     out
 }
 
-fn put_together(bytes: &mut Vec<u8>, out: &mut Vec<String>) {
+fn append_characters(bytes: &mut Vec<u8>, out: &mut Vec<String>) {
     for chunk in bytes.utf8_chunks() {
         out.push(chunk.valid().to_owned());
         out.extend(chunk.invalid().iter().map(|_| "\u{fffd}".to_owned()));
@@ -59,7 +59,8 @@ fn byte(piece: &str) -> Option<u8> {
     (digits.len() == 2).then(|| u8::from_str_radix(digits, 16).ok())?
 }
 
-/// A piece without at most so many of a character at its ends. That of `tokenizers` panics where a piece is shorter.
+/// Removes a character from the ends of a piece, at most as often as the decoder says. The decoder of `tokenizers`
+/// panics if a piece is shorter than that.
 fn strip(ends: &Strip, piece: &str) -> String {
     let start = piece.chars().take(ends.start).take_while(|&c| c == ends.content).count();
     let rest = &piece[start * ends.content.len_utf8()..];
@@ -67,14 +68,14 @@ fn strip(ends: &Strip, piece: &str) -> String {
     rest[..rest.len() - stop * ends.content.len_utf8()].to_owned()
 }
 
-/// Whether it replaces text that may be of several pieces, once they are one.
+/// Whether a decoder replaces text after it has fused the pieces, so that a match may span pieces.
 pub fn replaces_across_pieces(decoder: Option<&DecoderWrapper>) -> bool {
     let Some(DecoderWrapper::Sequence(parts)) = decoder else { return false };
     let behind = parts.get_decoders().iter().skip_while(|part| !matches!(part, DecoderWrapper::Fuse(_)));
     behind.into_iter().any(|part| matches!(part, DecoderWrapper::Replace(_)))
 }
 
-/// A piece that is a whole word, to stand for a text before other pieces.
+/// A piece that is a whole word. It stands for any text before other pieces.
 pub fn word(decoder: Option<&DecoderWrapper>) -> String {
     fn suffix(decoder: &DecoderWrapper) -> Option<&str> {
         match decoder {

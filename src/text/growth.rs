@@ -1,7 +1,7 @@
-//! By how much the parts of a `tokenizer.json` may multiply a text.
+//! Limits by how much the parts of a `tokenizer.json` may multiply the length of a text.
 //!
-//! Parts run one behind the other, so a file of a few hundred bytes can ask for more memory than any machine has. The
-//! library would abort the process then.
+//! Each part works on the result of the part before. So a file of a few hundred bytes can ask for more memory than any
+//! machine has, and the library would then abort the process.
 
 use serde_json::Value;
 
@@ -9,40 +9,40 @@ use super::check::replacements;
 
 type Result<T = ()> = std::result::Result<T, String>;
 
-/// Most bytes that one byte may become. The most for tokenizers of real models is about 600 (T5).
-const LIMIT: usize = 1024;
+/// Most bytes that one byte may become. Tokenizers of known models need about 600 at most (T5).
+const MAX_GROWTH: usize = 1024;
 
-/// The longest that a character becomes in a compatible form: U+FDFA has 3 bytes, and then 33.
-const COMPATIBLE: usize = 11;
+/// By how much the normal forms NFKC and NFKD may multiply a character: U+FDFA has 3 bytes and becomes 33.
+const COMPATIBLE_GROWTH: usize = 11;
 
-/// What may become of one byte of ASCII in a chain of parts.
+/// The text that one byte of ASCII may become in a chain of parts.
 struct Growth {
     bytes: usize,
-    /// Whether it may be other than ASCII by now, and so be changed by a normal form.
-    is_foreign: bool,
+    /// Whether the text may have characters other than ASCII, which normal forms change.
+    has_non_ascii: bool,
 }
 
-/// Refuse parts that may make more than [`LIMIT`] bytes of one.
+/// An error if a chain of parts may make more than [`MAX_GROWTH`] bytes of one byte. `what` names the parts.
 pub fn check<'a>(what: &str, chain: impl IntoIterator<Item = &'a Value>) -> Result {
-    let mut growth = Growth { bytes: 1, is_foreign: false };
+    let mut growth = Growth { bytes: 1, has_non_ascii: false };
     for part in chain {
-        growth.pass(part)?;
+        growth.apply(part)?;
     }
-    if growth.bytes > LIMIT {
-        return Err(format!("its {what} may make more than {LIMIT} bytes of one byte, which is the limit"));
+    if growth.bytes > MAX_GROWTH {
+        return Err(format!("its {what} may make more than {MAX_GROWTH} bytes of one byte, which is the limit"));
     }
     Ok(())
 }
 
 impl Growth {
-    /// Parts may be nested, and the library goes by their keys rather than by their types.
-    fn pass(&mut self, part: &Value) -> Result {
+    /// Apply a part and the parts within it. The library may recognise a part by its keys instead of its type.
+    fn apply(&mut self, part: &Value) -> Result {
         match part {
-            Value::Array(parts) => parts.iter().try_for_each(|part| self.pass(part)),
+            Value::Array(parts) => parts.iter().try_for_each(|part| self.apply(part)),
             Value::Object(keys) => {
                 self.bytes = self.bytes.saturating_mul(self.factor(part)?);
-                self.is_foreign |= makes_foreign(part);
-                keys.values().try_for_each(|part| self.pass(part))
+                self.has_non_ascii |= makes_non_ascii(part);
+                keys.values().try_for_each(|part| self.apply(part))
             }
             _ => Ok(()),
         }
@@ -50,11 +50,11 @@ impl Growth {
 
     fn factor(&self, part: &Value) -> Result<usize> {
         let length = |key: &str| part[key].as_str().map(str::len);
-        let form = |factor: usize| if self.is_foreign { factor } else { 1 };
+        let form = |factor: usize| if self.has_non_ascii { factor } else { 1 };
         let factor = if let (Some(content), Some(pattern)) = (length("content"), part.get("pattern")) {
             match pattern["String"].as_str() {
                 Some(pattern) if !pattern.is_empty() => content.div_ceil(pattern.len()),
-                // It may match nothing, and so between any two bytes.
+                // An empty match is possible between any two bytes.
                 _ => content + 1,
             }
         } else if let Some(content) = length("prepend").or(length("replacement")) {
@@ -62,17 +62,17 @@ impl Growth {
         } else if let Some(table) = part["precompiled_charsmap"].as_str() {
             replacements(table)?.split(|&byte| byte == 0).map(<[u8]>::len).max().unwrap_or(0)
         } else if ["suffix", "word_delimiter_token"].iter().any(|key| length(key) == Some(0)) {
-            2 // a space between any two characters
+            2 // may add a space between any two characters
         } else if part.get("handle_chinese_chars").is_some() {
-            6 // spaces around them, which take other ones each time, and a normal form
+            6 // a space before and behind each such character, and a normal form
         } else {
             match part["type"].as_str().unwrap_or_default() {
-                // Each byte becomes a character of up to two, and so does the space in front.
+                // Each byte becomes a character of up to two bytes. So does the space before the text.
                 "ByteLevel" if part["add_prefix_space"] == true => 4,
                 "ByteLevel" => 2,
                 "Lowercase" => form(2),
                 "NFC" | "NFD" => form(3),
-                "NFKC" | "NFKD" => form(COMPATIBLE),
+                "NFKC" | "NFKD" => form(COMPATIBLE_GROWTH),
                 _ if part.get("add_prefix_space").is_some() => 4,
                 _ => 1,
             }
@@ -81,10 +81,10 @@ impl Growth {
     }
 }
 
-/// Whether a part makes characters other than ASCII.
-fn makes_foreign(part: &Value) -> bool {
-    let is_foreign = |key: &str| part[key].as_str().is_some_and(|text| !text.is_ascii());
-    ["content", "prepend", "replacement"].into_iter().any(is_foreign)
+/// Whether a part may make characters other than ASCII.
+fn makes_non_ascii(part: &Value) -> bool {
+    let is_non_ascii = |key: &str| part[key].as_str().is_some_and(|text| !text.is_ascii());
+    ["content", "prepend", "replacement"].into_iter().any(is_non_ascii)
         || part.get("precompiled_charsmap").is_some()
         || part.get("add_prefix_space").is_some()
         || part["type"] == "ByteLevel"
@@ -100,15 +100,15 @@ mod tests {
         json!({ "type": "Replace", "pattern": pattern, "content": content })
     }
 
-    /// What one byte may become in a chain of parts.
+    /// Most bytes that one byte may become in a chain of parts.
     fn most(chain: &[Value]) -> usize {
-        let mut growth = Growth { bytes: 1, is_foreign: false };
-        chain.iter().try_for_each(|part| growth.pass(part)).unwrap();
+        let mut growth = Growth { bytes: 1, has_non_ascii: false };
+        chain.iter().try_for_each(|part| growth.apply(part)).unwrap();
         growth.bytes
     }
 
     #[test]
-    fn parts_multiply_what_parts_before_have_made() {
+    fn growth_multiplies_along_a_chain() {
         let string = |pattern: &str, content: &str| replace(&json!({ "String": pattern }), content);
         let regex = |pattern: &str, content: &str| replace(&json!({ "Regex": pattern }), content);
         let prepend = json!({ "type": "Prepend", "prepend": "▁" });
@@ -127,7 +127,7 @@ mod tests {
             (vec![json!({ "suffix": "" }), json!({ "suffix": "</w>" }), json!({ "word_delimiter_token": "" })], 4),
             (vec![json!({ "normalizers": [{ "normalizers": [string("a", "aaa")] }, string("a", "aa")] })], 6),
             (vec![json!({ "type": "BertNormalizer", "handle_chinese_chars": true, "lowercase": true })], 6),
-            // A text that a user gives becomes as long as its normal form; the file does not make it so.
+            // Normal forms of a user's own characters do not count: the file does not add them.
             (vec![string("``", "\""), of("NFKD"), of("NFC"), of("Lowercase")], 1),
             (vec![prepend.clone(), of("NFKD")], 44),
             (vec![prepend.clone(), of("NFC"), of("Lowercase")], 24),

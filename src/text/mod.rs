@@ -1,9 +1,9 @@
-//! Text to tokens and back, with the `tokenizer.json` beside a model.
+//! Encodes text as tokens and decodes tokens to text, with the `tokenizer.json` beside a model.
 
+#[cfg(test)]
+mod cases;
 mod check;
 mod decoder;
-#[cfg(test)]
-mod forms;
 mod growth;
 mod quiet;
 mod special;
@@ -24,7 +24,7 @@ pub use self::stream::TextStream;
 use crate::error::{Error, Result};
 use crate::files;
 
-/// Texts with which a tokenizer is tried: what makes it panic here would do so with any text.
+/// Texts to try a tokenizer with when it is loaded. A broken tokenizer panics on these already.
 const TRIALS: [&str; 2] = ["", "A b, c.  1,000 größer\n漢字 🙂"];
 
 /// The tokenizer of an engine.
@@ -33,12 +33,13 @@ pub struct Text {
     vocab_size: usize,
 }
 
-/// What a token is to a decoder.
+/// What a token stands for in the vocabulary.
 enum Piece {
+    /// A piece of text, as the decoder expects it.
     Text(String),
-    /// The name of a special token, which is no text.
+    /// The name of a special token, which gives no text.
     Special(String),
-    /// Nothing has this number.
+    /// The vocabulary has no token with this number.
     None,
 }
 
@@ -54,7 +55,7 @@ impl Text {
         Self::parse(path, &files::tokenizer(path).map_err(Error::Model)?)
     }
 
-    /// Make a tokenizer from the content of a `tokenizer.json`.
+    /// Make a tokenizer from the content of a `tokenizer.json`. Messages name `path`.
     pub fn parse(path: &Path, content: &str) -> Result<Self> {
         check::check(content)
             .and_then(|()| quietly(|| read(content)))
@@ -67,47 +68,51 @@ impl Text {
             .map_err(|why| refuse(path, why))
     }
 
-    /// Make the tokens special that the `tokenizer_config.json` beside it calls so. Returns what of that file is not done.
+    /// Mark the tokens as special that the `tokenizer_config.json` names. Returns warnings about settings of that file
+    /// that are not supported. Messages name `path`, the `tokenizer.json`.
     pub fn configure(&mut self, path: &Path, config: &Value) -> Result<Vec<String>> {
         let missing = quietly(|| special::set(&mut self.tokenizer, config)).map_err(|why| refuse(path, why))?;
         self.try_out().map_err(|why| refuse(path, why))?;
-        let mut warnings = self.not_as_configured(config);
+        let mut warnings = self.unmet_settings(config);
         if !missing.is_empty() {
             warnings.push(format!(
                 "tokenizer_config.json names the special tokens {}, which tokenizer.json does not have, so they are \
-                 text here",
+                 taken for text",
                 missing.join(", ")
             ));
         }
         if config["clean_up_tokenization_spaces"] == true && !matches!(self.tokenizer.get_model(), ModelWrapper::BPE(_))
         {
             warnings.push(
-                "tokenizer_config.json asks for clean_up_tokenization_spaces, which takes spaces before punctuation \
-                 away; here they stay, since a stream has given them out by then"
+                "tokenizer_config.json asks for clean_up_tokenization_spaces, which removes spaces before punctuation; \
+                 the spaces stay here, because a text stream gives them out before the punctuation comes"
                     .into(),
             );
         }
         if decoder::replaces_across_pieces(self.tokenizer.get_decoder()) {
             warnings.push(
-                "the decoder of tokenizer.json replaces text across tokens (Replace behind Fuse), which a text stream \
-                 cannot take back; decode whole texts with cos_engine_decode"
+                "the decoder of tokenizer.json replaces text across tokens (Replace behind Fuse), but a text stream \
+                 cannot take back text that it gave out; decode whole texts with cos_engine_decode"
                     .into(),
             );
         }
         Ok(warnings)
     }
 
-    /// Whether it works at all.
+    /// Encode and decode the trial texts, and return the reason if the tokenizer fails on them.
     fn try_out(&self) -> Result<(), String> {
         let added = self.tokenizer.get_added_vocabulary();
         for (id, token) in added.get_added_tokens_decoder() {
-            // The library looks for the space before it, and panics where that belongs to another token.
+            // The library looks for spaces before such a token, and panics if they belong to another token.
             if token.lstrip && added.simple_id_to_token(*id).is_some_and(|piece| piece.trim().is_empty()) {
-                return Err(format!("its added token {:?} is a space that takes the spaces before it", token.content));
+                return Err(format!(
+                    "its added token {:?} is a space that takes the spaces before it; set its lstrip to false",
+                    token.content
+                ));
             }
         }
         for trial in TRIALS {
-            // That it has no token for some of it is no fault.
+            // An error is fine: a vocabulary need not have tokens for all characters. A panic is not.
             let ids =
                 quietly(|| Ok(self.tokenizer.encode_fast(trial, true).map(|encoding| encoding.get_ids().to_vec())))?;
             let pieces = ids.unwrap_or_default().into_iter().filter_map(|id| self.piece(id).text()).collect::<Vec<_>>();
@@ -116,24 +121,24 @@ impl Text {
         Ok(())
     }
 
-    /// The tokens are 0 to this less 1.
+    /// The number of tokens. Tokens are 0 to this number - 1.
     pub fn vocab_size(&self) -> usize {
         self.vocab_size
     }
 
-    /// Let only the first tokens count, as many as the models have.
+    /// Allow only the first `tokens` tokens, which is how many the models have.
     pub fn limit_vocabulary(&mut self, tokens: usize) {
         self.vocab_size = self.vocab_size.min(tokens);
     }
 
-    /// The tokens of a text; with `special`, those that the tokenizer adds around it too.
+    /// The tokens of a text. With `special`, they include the tokens that the post-processor adds around it.
     pub fn encode(&self, text: &str, special: bool) -> Result<Vec<i32>> {
         let refuse = |why| Error::InvalidArgument(format!("the text cannot be encoded: {why}"));
         let encoding = quietly(|| self.tokenizer.encode_fast(text, special)).map_err(refuse)?;
         let known = |&id: &u32| match i32::try_from(id) {
             Ok(token) if (id as usize) < self.vocab_size => Ok(token),
             _ => Err(refuse(format!(
-                "it has the token {id} ({:?}), and the vocabulary of the models has the tokens 0 to {}",
+                "it has the token {id} ({:?}), but the vocabulary of the models has the tokens 0 to {}",
                 self.tokenizer.id_to_token(id).unwrap_or_default(),
                 self.vocab_size - 1
             ))),
@@ -141,7 +146,7 @@ impl Text {
         encoding.get_ids().iter().map(known).collect()
     }
 
-    /// The text of tokens, without special tokens.
+    /// The text of tokens. Special tokens give no text.
     pub fn decode(&self, tokens: &[i32]) -> Result<String> {
         let pieces: Vec<_> = self.ids(tokens)?.into_iter().filter_map(|id| self.piece(id).text()).collect();
         self.decode_pieces(&pieces)
@@ -160,7 +165,7 @@ impl Text {
 
     fn piece(&self, id: u32) -> Piece {
         let added = self.tokenizer.get_added_vocabulary();
-        // The library goes by what a token is normalized to, and then takes some special ones for text.
+        // The library looks special tokens up by their normalized form, and so takes some of them for text.
         if let Some(token) = added.get_added_tokens_decoder().get(&id).filter(|token| token.special) {
             return Piece::Special(token.content.clone());
         }
@@ -173,47 +178,48 @@ impl Text {
             .map_err(|why| Error::InvalidArgument(format!("the tokens cannot be decoded: {why}")))
     }
 
-    /// A piece that stands for a text before other pieces.
+    /// A piece that stands for any text before other pieces: a whole word.
     fn word(&self) -> String {
         decoder::word(self.tokenizer.get_decoder())
     }
 
-    /// The first token that two tokenizers disagree on: its id, and what it is to each.
+    /// The first token that differs between two tokenizers: its number, and its piece in each of them.
     pub fn first_difference(&self, other: &Text) -> Option<(u32, Option<String>, Option<String>)> {
-        // Only ids that are there are looked at: a file may have one token, and number it four billion.
+        // Only numbers in use are compared, because a file may number its only token four billion.
         let ids = |text: &Text| text.tokenizer.get_vocab(true).into_values();
         let ids: BTreeSet<u32> = ids(self).chain(ids(other)).collect();
         ids.into_iter().find_map(|id| {
-            let (own, others) = (self.tokenizer.id_to_token(id), other.tokenizer.id_to_token(id));
-            (own != others).then_some((id, own, others))
+            let (one, another) = (self.tokenizer.id_to_token(id), other.tokenizer.id_to_token(id));
+            (one != another).then_some((id, one, another))
         })
     }
 
-    /// What `tokenizer_config.json` asks for around a text, and [`Text::encode`] does not do.
+    /// Warnings about start and end tokens that `tokenizer_config.json` asks for and [`Text::encode`] does not add, or
+    /// the other way round.
     ///
-    /// The post-processor of `tokenizer.json` alone decides, as in transformers 5. So no token is ever there twice.
-    fn not_as_configured(&self, config: &Value) -> Vec<String> {
-        let Some(added) = self.added() else { return Vec::new() };
+    /// Only the post-processor of `tokenizer.json` decides, as in transformers 5. So a token is never added twice.
+    fn unmet_settings(&self, config: &Value) -> Vec<String> {
+        let Some(added) = self.adds_start_and_end() else { return Vec::new() };
         let ends = [("add_bos_token", "bos_token", "start", "before"), ("add_eos_token", "eos_token", "end", "behind")];
         let differs = |((wish, key, end, side), adds): ((&str, &str, &str, &str), bool)| {
             let asked = config[wish].as_bool().filter(|&asked| asked != adds)?;
             let name = config[key].as_str().or(config[key]["content"].as_str());
             let name = name.map(|name| format!(" {name:?}")).unwrap_or_default();
             let (asks, does, mend) = if asked {
-                ("the", "none", format!("put the token {side} the prompt, or into the post_processor"))
+                ("the", "none", format!("add the token {side} the prompt, or to the post_processor"))
             } else {
-                ("no", "one", "take it from the prompt, or out of the post_processor".to_owned())
+                ("no", "one", "remove the token from the prompt, or from the post_processor".to_owned())
             };
             Some(format!(
                 "tokenizer_config.json asks for {asks} {end} token{name} ({wish}), but the post_processor of \
-                 tokenizer.json adds {does}, and cos_engine_encode follows that; {mend}"
+                 tokenizer.json adds {does}, and cos_engine_encode follows the post_processor; {mend}"
             ))
         };
         ends.into_iter().zip(added).filter_map(differs).collect()
     }
 
-    /// Whether the tokenizer adds tokens before and behind a text.
-    fn added(&self) -> Option<[bool; 2]> {
+    /// Whether the tokenizer adds tokens before a text, and behind it.
+    fn adds_start_and_end(&self) -> Option<[bool; 2]> {
         let encode = |special| quietly(|| self.tokenizer.encode_fast("a", special)).ok();
         let (with, without) = (encode(true)?, encode(false)?);
         let (with, without) = (with.get_ids(), without.get_ids());
@@ -228,7 +234,7 @@ fn refuse(path: &Path, why: String) -> Error {
 
 fn read(content: &str) -> tokenizers::Result<Tokenizer> {
     let mut tokenizer = Tokenizer::from_str(content)?;
-    // Some files carry settings of their training; a prompt must be neither cut nor filled up.
+    // Some files still have truncation and padding from training. A prompt must be neither cut nor padded.
     tokenizer.with_truncation(None)?;
     tokenizer.with_padding(None);
     Ok(tokenizer)

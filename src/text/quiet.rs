@@ -1,4 +1,4 @@
-//! Panics of a dependency as errors, without a word on standard error.
+//! Turns panics of the tokenizers library into errors, without a message on standard error.
 
 use std::any::Any;
 use std::cell::Cell;
@@ -6,15 +6,15 @@ use std::panic::{AssertUnwindSafe, catch_unwind, set_hook, take_hook};
 use std::sync::Once;
 
 thread_local! {
-    /// Whether this thread is within [`quietly`].
+    /// Whether this thread is running [`quietly`].
     static QUIET: Cell<bool> = const { Cell::new(false) };
 }
 
-/// The result of code that may panic on what a file or a caller gave it; a panic is an error, and prints nothing.
+/// Run code that may panic on the content of a file or on an argument. A panic becomes an error and prints nothing.
 ///
-/// A panic is printed by the hook before it can be caught, so a hook of ours is put before the one that is there. It
-/// leaves out only panics within this function, and passes all others on. `libcos.so` has a standard library of its
-/// own, hence the hook of a host in Rust is not even touched.
+/// The panic hook prints a message before a panic can be caught. So this installs a hook that skips panics within this
+/// function, and passes all others to the previous hook. `libcos.so` has its own copy of the standard library, so the
+/// hook of a host that is written in Rust is not changed.
 pub fn quietly<T>(body: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, String> {
     static HOOK: Once = Once::new();
     // A thread that is panicking must not change the hook.
@@ -33,11 +33,11 @@ pub fn quietly<T>(body: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, Str
     QUIET.set(outer);
     match result {
         Ok(result) => result.map_err(|error| error.to_string()),
-        Err(panic) => Err(format!("the tokenizers library fails on it: {}", reason(&*panic))),
+        Err(panic) => Err(format!("the tokenizers library fails on it: {}", panic_message(&*panic))),
     }
 }
 
-fn reason(panic: &(dyn Any + Send)) -> &str {
+fn panic_message(panic: &(dyn Any + Send)) -> &str {
     let text = panic.downcast_ref::<String>().map(String::as_str);
     text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no reason given")
 }

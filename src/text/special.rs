@@ -1,4 +1,4 @@
-//! The special tokens that a `tokenizer_config.json` names.
+//! Applies the special tokens that a `tokenizer_config.json` names to a tokenizer.
 
 use serde_json::Value;
 use tokenizers::{AddedToken, Tokenizer};
@@ -6,11 +6,11 @@ use tokenizers::{AddedToken, Tokenizer};
 /// Keys that name one token each.
 const KEYS: [&str; 7] = ["bos_token", "eos_token", "unk_token", "sep_token", "cls_token", "pad_token", "mask_token"];
 
-/// Keys that name several, in a list or by names of their own.
+/// Keys that name several tokens, in a list or an object.
 const LISTS: [&str; 2] = ["additional_special_tokens", "extra_special_tokens"];
 
-/// Make the tokens special that the file calls so, as transformers does. Returns those that the vocabulary lacks, which
-/// transformers would add behind it.
+/// Mark the tokens as special that the file names, as transformers does. Returns the names that the vocabulary does not
+/// have. Transformers would add tokens for them at the end of the vocabulary.
 pub fn set(tokenizer: &mut Tokenizer, config: &Value) -> tokenizers::Result<Vec<String>> {
     let (mut tokens, mut missing) = (Vec::new(), Vec::new());
     for value in named(config) {
@@ -26,6 +26,7 @@ pub fn set(tokenizer: &mut Tokenizer, config: &Value) -> tokenizers::Result<Vec<
     Ok(missing)
 }
 
+/// The values of the file that name special tokens: a string, or an object with `content`.
 fn named(config: &Value) -> impl Iterator<Item = &Value> {
     let lists = LISTS.iter().flat_map(|key| {
         let (list, object) = (config[key].as_array(), config[key].as_object());
@@ -36,7 +37,8 @@ fn named(config: &Value) -> impl Iterator<Item = &Value> {
     KEYS.iter().map(|key| &config[key]).chain(lists).chain(listed)
 }
 
-/// A special token. What `tokenizer.json` says of it stays, as in transformers; otherwise it is as this file says.
+/// A special token. Its settings are those of `tokenizer.json` if it has some, as in transformers, or else of this
+/// file.
 fn token(tokenizer: &Tokenizer, name: &str, id: u32, value: &Value) -> AddedToken {
     if let Some(known) = tokenizer.get_added_vocabulary().get_added_tokens_decoder().get(&id) {
         return AddedToken { special: true, ..known.clone() };

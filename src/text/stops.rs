@@ -1,4 +1,4 @@
-//! Text on its way out, held back while it may become a stop string.
+//! Finds stop strings in a stream of text, and holds back text that may become one.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -8,29 +8,30 @@ use aho_corasick::{AhoCorasick, AhoCorasickKind};
 
 use crate::error::{Error, Result};
 
-/// Most bytes of all stop strings together; looking for them takes some 40 bytes for each.
-const STOPS: usize = 1 << 24;
+/// Most bytes of all stop strings together. The search takes about 40 bytes of memory for each byte.
+const MAX_STOP_BYTES: usize = 1 << 24;
 
-/// The end of a text, of which it is not certain yet whether it is given out.
+/// Holds back the end of a text as long as it may become a stop string.
 ///
-/// Special tokens make no text, but a stop string may be the name of one, or have it within. So their names are held
-/// among the text, and stop strings are looked for with and without them.
+/// Special tokens give no text, but a stop string may be or contain the name of one. So the held text includes their
+/// names, and the search runs twice: on the text with names, and on the visible text without them.
 #[derive(Default)]
-pub struct Held {
-    /// Without any, nothing is held.
-    stops: Option<Stops>,
+pub struct StopFilter {
+    /// `None`: nothing is held back.
+    stops: Option<StopStrings>,
     stopped: bool,
+    /// The held text, with the names of special tokens.
     text: String,
-    /// Where names are in the text, in ascending order.
+    /// The byte ranges of names in `text`, in ascending order.
     names: Vec<Range<usize>>,
-    /// Of each name that came, whether a stop string has it within.
+    /// A cache: for each name that came, whether a stop string contains it.
     expected: HashMap<String, bool>,
 }
 
-impl Held {
-    /// Look for these strings, none of which is empty, from now on.
+impl StopFilter {
+    /// Replace the stop strings. None of them may be empty.
     pub fn set_stops(&mut self, stops: Vec<String>) -> Result<()> {
-        self.stops = if stops.is_empty() { None } else { Some(Stops::new(stops)?) };
+        self.stops = if stops.is_empty() { None } else { Some(StopStrings::new(stops)?) };
         self.expected.clear();
         Ok(())
     }
@@ -40,7 +41,7 @@ impl Held {
         self.stopped
     }
 
-    /// Whether a special token matters, because its name is part of a stop string.
+    /// Whether the name of a special token is part of a stop string.
     pub fn expects(&mut self, name: &str) -> bool {
         let Some(stops) = &self.stops else { return false };
         if let Some(&expected) = self.expected.get(name) {
@@ -51,26 +52,28 @@ impl Held {
         expected
     }
 
+    /// Append text.
     pub fn push(&mut self, text: &str) {
         self.text.push_str(text);
     }
 
+    /// Append the name of a special token, which is never given out.
     pub fn push_name(&mut self, name: &str) {
         let start = self.text.len();
         self.text.push_str(name);
         self.names.push(start..self.text.len());
     }
 
-    /// Move what is certain to `out`.
+    /// Move the text that cannot become a stop string to `out`.
     ///
-    /// The text ends before the stop string that is complete first, and before the longest of those complete at once.
-    /// So it does not matter in what pieces it came.
-    pub fn give(&mut self, out: &mut String) {
+    /// The text ends before the stop string that is complete first. If several are complete at the same place, it ends
+    /// before the longest one. So the result does not depend on how the text was cut into pieces.
+    pub fn release(&mut self, out: &mut String) {
         let found = self.stops.as_ref().and_then(|stops| self.find(stops));
         let certain = match (found, &self.stops) {
             _ if self.stopped => 0,
             (Some((_, start)), _) => start,
-            (None, Some(stops)) => self.beginning(stops),
+            (None, Some(stops)) => self.partial(stops),
             (None, None) => self.text.len(),
         };
         out.push_str(&self.visible(certain));
@@ -78,9 +81,9 @@ impl Held {
         self.forget(if self.stopped { self.text.len() } else { certain });
     }
 
-    /// Move the rest to `out`: nothing follows, so no stop string can become of it.
-    pub fn give_all(&mut self, out: &mut String) {
-        self.give(out);
+    /// Move the rest to `out`: no text follows, so it cannot become a stop string any more.
+    pub fn release_all(&mut self, out: &mut String) {
+        self.release(out);
         out.push_str(&self.visible(self.text.len()));
         self.forget(self.text.len());
     }
@@ -90,6 +93,7 @@ impl Held {
         self.stopped = false;
     }
 
+    /// Remove the first bytes of the held text.
     fn forget(&mut self, bytes: usize) {
         self.text.drain(..bytes);
         self.names.retain(|name| name.end > bytes);
@@ -98,7 +102,7 @@ impl Held {
         }
     }
 
-    /// The text up to there without names.
+    /// The text before `end`, without names.
     fn visible(&self, end: usize) -> Cow<'_, str> {
         if self.names.is_empty() {
             return Cow::Borrowed(&self.text[..end]);
@@ -112,15 +116,15 @@ impl Held {
         Cow::Owned(out)
     }
 
-    /// The first place that so many bytes of text without names are before.
-    fn place(&self, visible: usize) -> usize {
+    /// Converts an offset in the visible text to the first such offset in the text with names.
+    fn with_names(&self, visible: usize) -> usize {
         self.names.iter().fold(visible, |at, name| if name.start < at { at + name.len() } else { at })
     }
 
     /// End and start of the stop string that is complete first, in the text with or without names.
-    fn find(&self, stops: &Stops) -> Option<(usize, usize)> {
+    fn find(&self, stops: &StopStrings) -> Option<(usize, usize)> {
         let visible = self.visible(self.text.len());
-        let plain = stops.find(&visible, |_| true).map(|(end, start)| (self.place(end), self.place(start)));
+        let plain = stops.find(&visible, |_| true).map(|(end, start)| (self.with_names(end), self.with_names(start)));
         if self.names.is_empty() {
             return plain;
         }
@@ -128,54 +132,56 @@ impl Held {
         plain.into_iter().chain(named).min()
     }
 
+    /// Whether an offset is within a name.
     fn cuts_name(&self, at: usize) -> bool {
         let next = self.names.partition_point(|name| name.end <= at);
         self.names.get(next).is_some_and(|name| name.start < at)
     }
 
-    /// Where at the end a stop string may begin that is not complete, in the text with or without names.
-    fn beginning(&self, stops: &Stops) -> usize {
+    /// Where an incomplete stop string at the end begins, in the text with or without names.
+    fn partial(&self, stops: &StopStrings) -> usize {
         let visible = self.visible(self.text.len());
-        let plain = stops.beginning(&visible, |_| true).map(|start| self.place(start));
-        let named = stops.beginning(&self.text, |start| !self.cuts_name(start));
+        let plain = stops.partial(&visible, |_| true).map(|start| self.with_names(start));
+        let named = stops.partial(&self.text, |start| !self.cuts_name(start));
         plain.into_iter().chain(named).min().unwrap_or(self.text.len())
     }
 }
 
-/// Stop strings, however many, all looked for at once.
-struct Stops {
-    /// In order, so that those with the same beginning follow each other.
+/// Stop strings, and an automaton that searches for all of them at once.
+struct StopStrings {
+    /// Sorted, so that strings with the same beginning are neighbours.
     sorted: Vec<String>,
     automaton: AhoCorasick,
 }
 
-impl Stops {
+impl StopStrings {
     fn new(mut sorted: Vec<String>) -> Result<Self> {
         let bytes: usize = sorted.iter().map(String::len).sum();
-        if bytes > STOPS {
+        if bytes > MAX_STOP_BYTES {
             return Err(Error::InvalidArgument(format!(
-                "the stop strings have {bytes} bytes together, and the limit is {STOPS}; leave some out"
+                "the stop strings have {bytes} bytes together, and the limit is {MAX_STOP_BYTES}; leave some out"
             )));
         }
         sorted.sort_unstable();
-        // A DFA would be faster, but takes up to 1 KiB for each byte.
+        // A DFA would be faster, but takes up to 1 KiB of memory for each byte.
         let kind = Some(AhoCorasickKind::ContiguousNFA);
-        let failed = |error| Error::InvalidArgument(format!("the stop strings cannot be looked for: {error}"));
+        let failed = |error| Error::InvalidArgument(format!("the stop strings cannot be compiled: {error}"));
         let automaton = AhoCorasick::builder().kind(kind).build(&sorted).map_err(failed)?;
-        Ok(Stops { sorted, automaton })
+        Ok(StopStrings { sorted, automaton })
     }
 
-    /// End and start of the one that is complete first, of those that fit; of several at once, the longest.
+    /// End and start of the match that ends first, among those that `fits` accepts. If several end there, the longest.
     fn find(&self, text: &str, fits: impl Fn((usize, usize)) -> bool) -> Option<(usize, usize)> {
-        // They come in the order of their ends.
+        // Matches come in the order of their ends.
         let all = self.automaton.find_overlapping_iter(text).map(|found| (found.end(), found.start()));
         let mut all = all.filter(|&place| fits(place));
         let first = all.next()?;
         all.take_while(|&(end, _)| end == first.0).fold(first, Ord::min).into()
     }
 
-    /// The first place, of those that fit, from which to the end a text is the beginning of one, but not all of it.
-    fn beginning(&self, text: &str, fits: impl Fn(usize) -> bool) -> Option<usize> {
+    /// The first offset from which the text, to its end, is the beginning of a stop string but not a whole one, among
+    /// the offsets that `fits` accepts.
+    fn partial(&self, text: &str, fits: impl Fn(usize) -> bool) -> Option<usize> {
         let begins = |rest: &str| {
             let behind = self.sorted.partition_point(|stop| stop.as_str() <= rest);
             self.sorted.get(behind).is_some_and(|stop| stop.starts_with(rest))
@@ -192,11 +198,11 @@ mod tests {
 
     use super::*;
 
-    /// What may come: characters and names of special tokens, two of which are of characters too.
+    /// Characters, and names of special tokens. Two of the names consist of the same characters.
     const EVENTS: [&str; 6] = ["a", "b", "é", "<a>", "ab", "é"];
     const NAMES: std::ops::Range<usize> = 3..6;
 
-    /// The text before the stop string that is complete first, the longest of those; found event by event.
+    /// The text before the stop string that is complete first, or before the longest of them. A naive oracle.
     fn expected(events: &[usize], stops: &[String]) -> Option<String> {
         let visible = |events: &[usize]| -> String {
             events.iter().filter(|event| !NAMES.contains(event)).map(|&event| EVENTS[event]).collect()
@@ -218,64 +224,64 @@ mod tests {
         #![proptest_config(ProptestConfig { cases: 4000, failure_persistence: None, ..ProptestConfig::default() })]
 
         #[test]
-        fn it_does_not_matter_in_what_pieces_text_comes(
+        fn the_result_does_not_depend_on_the_pieces(
             events in prop::collection::vec((0..EVENTS.len(), any::<bool>()), 0..24),
             stops in prop::collection::vec("[abé]{1,4}|[abé]{0,2}<a>[abé]{0,2}|>|<", 0..4),
         ) {
-            let mut held = Held::default();
-            held.set_stops(stops.clone()).unwrap();
+            let mut filter = StopFilter::default();
+            filter.set_stops(stops.clone()).unwrap();
             let mut out = String::new();
-            for &(event, give) in &events {
-                if NAMES.contains(&event) { held.push_name(EVENTS[event]) } else { held.push(EVENTS[event]) }
-                if give {
-                    held.give(&mut out);
+            for &(event, release) in &events {
+                if NAMES.contains(&event) { filter.push_name(EVENTS[event]) } else { filter.push(EVENTS[event]) }
+                if release {
+                    filter.release(&mut out);
                 }
             }
-            held.give_all(&mut out);
+            filter.release_all(&mut out);
             let events: Vec<usize> = events.into_iter().map(|(event, _)| event).collect();
             let before = expected(&events, &stops);
-            prop_assert_eq!(held.stopped(), before.is_some());
+            prop_assert_eq!(filter.stopped(), before.is_some());
             let whole = events.iter().filter(|event| !NAMES.contains(event)).map(|&event| EVENTS[event]).collect();
             prop_assert_eq!(out, before.unwrap_or(whole));
         }
     }
 
     #[test]
-    fn only_what_may_become_a_stop_string_is_held_back() {
-        let mut held = Held::default();
-        held.set_stops(vec!["ab<a>".into()]).unwrap();
+    fn only_possible_stop_strings_are_held_back() {
+        let mut filter = StopFilter::default();
+        filter.set_stops(vec!["ab<a>".into()]).unwrap();
         let mut out = String::new();
-        held.push("xa");
-        held.give(&mut out);
+        filter.push("xa");
+        filter.release(&mut out);
         assert_eq!(out, "x");
-        held.push("b");
-        held.push_name("<b>");
-        held.push("c");
-        held.give(&mut out);
+        filter.push("b");
+        filter.push_name("<b>");
+        filter.push("c");
+        filter.release(&mut out);
         assert_eq!(out, "xabc");
     }
 
-    /// One by one, this would be hundreds of millions of searches.
+    /// A search for each string would be hundreds of millions of searches.
     #[test]
-    fn many_stop_strings_are_looked_for_at_once() {
-        let mut held = Held::default();
-        held.set_stops((0..20_000).map(|number| format!("ab{number}c")).collect()).unwrap();
+    fn many_stop_strings_are_searched_at_once() {
+        let mut filter = StopFilter::default();
+        filter.set_stops((0..20_000).map(|number| format!("ab{number}c")).collect()).unwrap();
         let mut out = String::new();
         for _ in 0..20_000 {
-            held.push("ab1");
-            held.give(&mut out);
+            filter.push("ab1");
+            filter.release(&mut out);
         }
-        assert_eq!(out.len(), 3 * 19_999, "the last one may become a stop string");
-        held.push("9999c");
-        held.give(&mut out);
-        assert!(out.len() == 3 * 19_999 && held.stopped());
+        assert_eq!(out.len(), 3 * 19_999, "the last piece may become a stop string");
+        filter.push("9999c");
+        filter.release(&mut out);
+        assert!(out.len() == 3 * 19_999 && filter.stopped());
     }
 
     #[test]
-    fn stop_strings_beyond_all_measure_are_refused() {
-        let mut held = Held::default();
-        let half = "a".repeat(STOPS / 2);
-        let error = held.set_stops(vec![half.clone(), half, "a".into()]).unwrap_err();
+    fn too_long_stop_strings_are_refused() {
+        let mut filter = StopFilter::default();
+        let half = "a".repeat(MAX_STOP_BYTES / 2);
+        let error = filter.set_stops(vec![half.clone(), half, "a".into()]).unwrap_err();
         assert!(error.to_string().contains("16777217 bytes together, and the limit is 16777216"), "{error}");
     }
 }

@@ -1,49 +1,49 @@
-//! Tokens to text, one after the other.
+//! Decodes tokens to text as they come.
 
 use std::sync::Arc;
 
-use super::stops::Held;
+use super::stops::StopFilter;
 use super::{Piece, Text};
 use crate::error::{Error, Result};
 
-/// Pieces that are decoded again with each new one. An unfinished character has its bytes in up to three of them. Three
-/// more may look unfinished because the pieces before them are missing.
+/// How many pieces are decoded again with each new piece. The bytes of an unfinished character are in up to three of
+/// them. Up to three more may look unfinished, because the pieces before them are missing.
 const KEPT: usize = 16;
 
-/// The end of a sequence of pieces, as its decoder sees it.
+/// The last pieces of a sequence, which are decoded together.
 ///
-/// The text of a piece depends on the pieces before it: a first word loses its space, and bytes form a character
-/// together. So the last pieces are decoded together, and the new text is what follows the text that was given out.
+/// The text of a piece depends on the pieces before it: a first word loses its space, and several bytes form a
+/// character. So the last pieces are decoded together, and the new text is the part behind the text that was given out.
 struct Window {
-    /// If the sequence began earlier, the first one stands for all pieces before.
+    /// The pieces. If the sequence began earlier, the first piece stands for all before.
     pieces: Vec<String>,
-    /// How much of the text of the pieces was given out.
+    /// How many bytes of the text of `pieces` were given out.
     given: usize,
 }
 
 impl Window {
-    /// Behind these pieces, which are the last of a sequence.
+    /// A window behind a prompt that ends with these pieces.
     fn behind(text: &Text, pieces: Vec<String>) -> Result<Self> {
         let whole = text.decode_pieces(&pieces)?;
         let mut given = whole.len();
         for more in continuations(&whole) {
             let pieces = [&pieces[..], &more].concat();
-            let (with, least) = (text.decode_pieces(&pieces)?, certain(&whole).len());
+            let (with, least) = (text.decode_pieces(&pieces)?, finished(&whole).len());
             given = given.min(common(&whole, &with)).max(least);
         }
         Ok(Window { pieces, given })
     }
 
-    /// Behind a text that is not known.
+    /// A window behind an unknown prompt.
     fn unknown(text: &Text) -> Result<Self> {
         Self::behind(text, vec![text.word()])
     }
 
-    /// Take another piece, and append what is certain now to `out`.
-    fn push(&mut self, text: &Text, piece: String, out: &mut Held) -> Result<()> {
+    /// Append a piece, and give the text that is complete now to `out`.
+    fn push(&mut self, text: &Text, piece: String, out: &mut StopFilter) -> Result<()> {
         self.pieces.push(piece);
         let whole = text.decode_pieces(&self.pieces)?;
-        self.give(certain(&whole), out);
+        self.give(finished(&whole), out);
         if self.pieces.len() > 2 * KEPT {
             let rest = whole.len().saturating_sub(self.given);
             self.pieces.drain(1..self.pieces.len() - KEPT);
@@ -53,14 +53,14 @@ impl Window {
         Ok(())
     }
 
-    /// Append what is not certain to `out`, as it is.
-    fn flush(&mut self, text: &Text, out: &mut Held) -> Result<()> {
+    /// Give the rest of the text to `out`, with U+FFFD for an unfinished character.
+    fn flush(&mut self, text: &Text, out: &mut StopFilter) -> Result<()> {
         let whole = text.decode_pieces(&self.pieces)?;
         self.give(&whole, out);
         Ok(())
     }
 
-    fn give(&mut self, whole: &str, out: &mut Held) {
+    fn give(&mut self, whole: &str, out: &mut StopFilter) {
         if whole.len() > self.given {
             out.push(whole.get(self.given..).unwrap_or_default());
             self.given = whole.len();
@@ -68,13 +68,13 @@ impl Window {
     }
 }
 
-/// A text without what may be an unfinished character: at most three bytes, each of which may be shown as U+FFFD.
-fn certain(text: &str) -> &str {
+/// A text without an unfinished character at its end, which is up to three bytes, each decoded as U+FFFD.
+fn finished(text: &str) -> &str {
     (0..3).fold(text, |text, _| text.strip_suffix('\u{fffd}').unwrap_or(text))
 }
 
-/// Pieces that finish the last character of a text, if it is unfinished: one to three bytes, as both kinds of decoders
-/// write bytes. Behind each byte that begins a character, one of the two first bytes is valid.
+/// Pieces that may finish an unfinished character at the end of a text: one to three bytes, in the notations of both
+/// kinds of decoders. Behind any byte that begins a character, one of the two first bytes is valid.
 fn continuations(text: &str) -> impl Iterator<Item = Vec<String>> {
     let unfinished = if text.ends_with('\u{fffd}') { 1..4 } else { 0..0 };
     let first = [["<0x8F>", "<0xA0>"], ["\u{131}", "\u{142}"]];
@@ -86,36 +86,36 @@ fn continuations(text: &str) -> impl Iterator<Item = Vec<String>> {
     })
 }
 
-/// How many bytes of two texts are the same, as whole characters.
+/// The length in bytes of the common beginning of two texts, in whole characters.
 fn common(one: &str, other: &str) -> usize {
     one.chars().zip(other.chars()).take_while(|(one, other)| one == other).map(|(one, _)| one.len_utf8()).sum()
 }
 
-/// Turns a stream of tokens into a stream of text that is always whole UTF-8, and ends before the first stop string.
+/// Decodes a stream of tokens to text. Gives out whole characters only, and ends the text before the first stop string.
 ///
 /// The text continues a prompt: the text of the prompt and the text of the stream together are the text of all tokens.
-/// Unless [`TextStream::prompt`] tells the prompt, it is assumed to end with a whole word.
+/// If [`TextStream::prompt`] does not set the prompt, the stream assumes that it ends with a whole word.
 pub struct TextStream {
     text: Arc<Text>,
     window: Window,
-    /// Whether tokens came since the last text ended.
+    /// Whether tokens came since the last text was finished.
     begun: bool,
-    held: Held,
+    filter: StopFilter,
     out: String,
 }
 
 impl TextStream {
-    /// An empty stream.
+    /// An empty stream behind an unknown prompt.
     pub fn new(text: Arc<Text>) -> Result<Self> {
         let window = Window::unknown(&text)?;
-        Ok(TextStream { text, window, begun: false, held: Held::default(), out: String::new() })
+        Ok(TextStream { text, window, begun: false, filter: StopFilter::default(), out: String::new() })
     }
 
-    /// Tell which tokens come before the text; without any, the text begins with the next token.
+    /// Set the prompt: all tokens before the text. If it is empty, the text begins with the next token.
     pub fn prompt(&mut self, tokens: &[i32]) -> Result<()> {
         if self.begun {
             return Err(Error::InvalidArgument(
-                "the text has begun already; tell its prompt before the first push, or after finish".into(),
+                "the text has begun already; set its prompt before the first push, or after finish".into(),
             ));
         }
         let ids = self.text.ids(tokens)?;
@@ -129,55 +129,53 @@ impl TextStream {
         Ok(())
     }
 
-    /// End the text before the first of these strings, in place of those set before. What was given out stays so.
+    /// Replace the stop strings: the text ends before the first of them. Text that was given out already stays.
     pub fn set_stops(&mut self, stops: Vec<String>) -> Result<()> {
         if let Some(index) = stops.iter().position(String::is_empty) {
             return Err(Error::InvalidArgument(format!(
-                "stop string {index} is empty, which every text has; leave it out"
+                "stop string {index} is empty, so every text has it; leave it out"
             )));
         }
-        self.held.set_stops(stops)
+        self.filter.set_stops(stops)
     }
 
-    /// Whether a stop string has ended the text, or did when that was finished. Tokens make no more text until
-    /// [`TextStream::finish`].
+    /// Whether a stop string has ended the text. If so, tokens give no more text until [`TextStream::finish`]. After
+    /// that call, the answer is about the finished text until the next push.
     pub fn stopped(&self) -> bool {
-        self.held.stopped()
+        self.filter.stopped()
     }
 
-    /// The text that these tokens complete. Bytes of an unfinished character are held back, and so is what may become a
-    /// stop string.
-    ///
-    /// If a token is not in the vocabulary, none is taken.
+    /// The text that these tokens complete. Holds back the bytes of an unfinished character, and text that may become a
+    /// stop string. If a token is not in the vocabulary, the call fails and takes none of them.
     pub fn push(&mut self, tokens: &[i32]) -> Result<&str> {
         let ids = self.text.ids(tokens)?;
         if !std::mem::replace(&mut self.begun, true) {
-            self.held.restart();
+            self.filter.restart();
         }
         self.out.clear();
         for id in ids {
             match self.text.piece(id) {
-                Piece::Text(piece) => self.window.push(&self.text, piece, &mut self.held)?,
+                Piece::Text(piece) => self.window.push(&self.text, piece, &mut self.filter)?,
                 Piece::Special(name) => {
-                    // If the text ends here, all of it must be there.
-                    if self.held.expects(&name) {
-                        self.window.flush(&self.text, &mut self.held)?;
+                    // A stop string may end the text here, so all text before the token must be in the filter.
+                    if self.filter.expects(&name) {
+                        self.window.flush(&self.text, &mut self.filter)?;
                     }
-                    self.held.push_name(&name);
+                    self.filter.push_name(&name);
                 }
                 Piece::None => {}
             }
         }
-        self.held.give(&mut self.out);
+        self.filter.release(&mut self.out);
         Ok(&self.out)
     }
 
-    /// The end of the stream: what was held back, with U+FFFD for bytes that are no character, up to a stop string. The
-    /// stream starts anew, behind a prompt that is not known.
+    /// Finish the text, and get its rest: the text that was held back, up to a stop string. Bytes that do not form a
+    /// character become U+FFFD. The stream starts a new text behind an unknown prompt.
     pub fn finish(&mut self) -> Result<&str> {
         self.out.clear();
-        self.window.flush(&self.text, &mut self.held)?;
-        self.held.give_all(&mut self.out);
+        self.window.flush(&self.text, &mut self.filter)?;
+        self.filter.release_all(&mut self.out);
         self.window = Window::unknown(&self.text)?;
         self.begun = false;
         Ok(&self.out)
@@ -192,7 +190,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_given_out_before_a_special_token_is_not_given_again() {
+    fn text_before_a_special_token_is_given_out_once() {
         let text = demo();
         let byte = text.encode("漢", true).unwrap()[0];
         let mut stream = TextStream::new(text).unwrap();
@@ -203,14 +201,14 @@ mod tests {
     }
 
     #[test]
-    fn a_push_decodes_few_pieces_whatever_was_before() {
+    fn a_push_decodes_few_pieces_whatever_came_before() {
         let vocab = json!({ "<unk>": 0, "<pad>": 1, "a": 2, "é": 3 });
         let decoder = json!({ "type": "CTC", "pad_token": "<pad>", "word_delimiter_token": "|", "cleanup": true });
         let silent = load(&json!({
             "version": "1.0", "added_tokens": [], "decoder": decoder,
             "model": { "type": "WordLevel", "vocab": vocab, "unk_token": "<unk>" }
         }));
-        // Special tokens, bytes that are no character, and pieces without text.
+        // A special token, a byte that is not a character, and a piece without text.
         for (text, token) in [(demo(), 0), (demo(), demo().encode("漢", true).unwrap()[0]), (silent, 1)] {
             let mut stream = TextStream::new(text).unwrap();
             for _ in 0..1000 {

@@ -64,7 +64,7 @@ fn unfinished_text_comes_out_at_the_end() {
     assert_eq!(out, "ok\u{fffd}");
 }
 
-/// All that a stream gives, in pieces of so many tokens, and whether a stop string ended it.
+/// The text of a stream for tokens in pieces of `size`, and whether a stop string ended it.
 fn streamed(stream: &mut TextStream, tokens: &[i32], size: usize) -> (String, bool) {
     let mut out = String::new();
     for piece in tokens.chunks(size) {
@@ -85,14 +85,14 @@ fn text_ends_before_the_first_stop_string() {
         (vec!["two"], Some("Größe: one ")),
         (vec!["three", "two"], Some("Größe: one ")),
         (vec!["two three four"], Some("Größe: one two three 🙂 漢字, ")),
-        // Complete first, though another one begins before it; then the longest that ends there.
+        // The string that is complete first counts, even if another one begins before it; then the longest one.
         (vec!["two three 🙂", "three"], Some("Größe: one two ")),
         (vec!["o", "two", "wo"], Some("Größe: ")),
         (vec!["wo", "two"], Some("Größe: one ")),
         (vec!["öß"], Some("Gr")),
         (vec!["🙂 漢"], Some("Größe: one two three ")),
         (vec!["G"], Some("")),
-        // Held back as a beginning, and given out after all.
+        // Held back as the beginning of a stop string, and given out later.
         (vec!["four!"], None),
         (vec!["two three five", "r four"], None),
     ] {
@@ -106,7 +106,7 @@ fn text_ends_before_the_first_stop_string() {
 }
 
 #[test]
-fn what_cannot_become_a_stop_string_is_not_held_back() {
+fn only_possible_stop_strings_are_held_back() {
     let text = demo();
     let tokens = text.encode("one two", true).unwrap();
     let mut stream = TextStream::new(text.clone()).unwrap();
@@ -114,17 +114,17 @@ fn what_cannot_become_a_stop_string_is_not_held_back() {
     assert_eq!(stream.push(&tokens).unwrap(), "one ");
     assert_eq!(stream.push(&text.encode(" or", false).unwrap()).unwrap(), "two or");
     assert_eq!(stream.set_stops(vec!["fine".into(), String::new()]).unwrap_err().code(), 1);
-    assert_eq!(stream.push(&text.encode(" two", false).unwrap()).unwrap(), " ", "the former ones stay");
+    assert_eq!(stream.push(&text.encode(" two", false).unwrap()).unwrap(), " ", "the previous stop strings stay");
 }
 
 #[test]
-fn a_stop_string_of_bytes_that_are_no_character() {
+fn a_stop_string_may_be_a_replacement_character() {
     let text = demo();
     let tokens = text.encode("ok漢", true).unwrap();
     let mut stream = TextStream::new(text).unwrap();
     stream.set_stops(vec!["\u{fffd}".into()]).unwrap();
-    assert_eq!(streamed(&mut stream, &tokens[..tokens.len() - 1], 1), ("ok".into(), true), "seen at the end only");
-    assert_eq!(streamed(&mut stream, &tokens, 1), ("ok漢".into(), false), "it starts anew");
+    assert_eq!(streamed(&mut stream, &tokens[..tokens.len() - 1], 1), ("ok".into(), true), "found at the end only");
+    assert_eq!(streamed(&mut stream, &tokens, 1), ("ok漢".into(), false), "a new text starts");
 }
 
 #[test]
@@ -135,7 +135,7 @@ fn tokens_outside_the_vocabulary_are_refused() {
     assert_eq!(TextStream::new(text).unwrap().push(&[5, -1]).unwrap_err().code(), 1);
 }
 
-/// The tokenizer.json of the demo, changed.
+/// The `tokenizer.json` of the demo after a change.
 fn changed(change: impl FnOnce(&mut Value)) -> Value {
     let file =
         std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/models/demo/base/tokenizer.json")).unwrap();
@@ -164,7 +164,7 @@ fn llama2() -> Arc<Text> {
     }))
 }
 
-/// All that a new stream gives behind a prompt, if that is told.
+/// The text of a new stream behind a prompt, if one is set.
 fn behind(prompt: Option<&[i32]>, tokens: &[i32]) -> String {
     let mut stream = TextStream::new(llama2()).unwrap();
     if let Some(prompt) = prompt {
@@ -188,7 +188,7 @@ fn the_space_before_a_word_is_not_lost() {
 }
 
 #[test]
-fn special_tokens_are_no_text_whatever_they_are_normalized_to() {
+fn normalized_special_tokens_give_no_text() {
     let text = load(&changed(|file| {
         file["normalizer"] = json!({ "type": "Prepend", "prepend": "▁" });
         file["added_tokens"][0]["normalized"] = json!(true);
@@ -201,7 +201,7 @@ fn special_tokens_are_no_text_whatever_they_are_normalized_to() {
 }
 
 #[test]
-fn characters_beside_bytes_that_are_none_stay() {
+fn characters_beside_invalid_bytes_stay() {
     let tokens = [7, 8, 9, 10, 5, 7];
     assert_eq!(llama2().decode(&tokens).unwrap(), "cats\n\u{fffd}\u{fffd} is cats");
     assert_eq!(behind(Some(&[]), &tokens), "cats\n\u{fffd}\u{fffd} is cats");
@@ -210,11 +210,11 @@ fn characters_beside_bytes_that_are_none_stay() {
 }
 
 #[test]
-fn a_prompt_is_told_before_the_text() {
+fn a_prompt_is_set_before_the_text() {
     let mut stream = TextStream::new(llama2()).unwrap();
     assert_eq!(stream.push(&[7]).unwrap(), " cats");
     assert_eq!(stream.prompt(&[3]).unwrap_err().code(), 1);
-    assert_eq!(stream.push(&[7]).unwrap(), " cats", "nothing has changed");
+    assert_eq!(stream.push(&[7]).unwrap(), " cats", "nothing changed");
     assert_eq!(stream.finish().unwrap(), "");
     stream.prompt(&[]).unwrap();
     assert_eq!(stream.prompt(&[99]).unwrap_err().code(), 1);
@@ -222,7 +222,7 @@ fn a_prompt_is_told_before_the_text() {
 }
 
 #[test]
-fn a_prompt_that_is_not_known_ends_with_a_word() {
+fn an_unknown_prompt_ends_with_a_word() {
     let vocab = json!({ "<unk>": 0, "cats</w>": 1, "and</w>": 2 });
     let text = load(&json!({
         "version": "1.0", "added_tokens": [], "decoder": { "type": "BPEDecoder", "suffix": "</w>" },
@@ -239,9 +239,9 @@ fn a_special_token_ends_the_text() {
         ("</s> is", vec![7, 2, 5, 7], Some(" cats")),
         ("</s>", vec![7, 9, 2, 5], Some(" cats\u{fffd}")),
         ("</s>", vec![7, 1, 5], None),
-        // A part of the name is none.
+        // A part of a name does not match.
         ("s>", vec![7, 2, 5], None),
-        // It is no text where it is not part of a stop string.
+        // A special token that is not part of a stop string does not interrupt one.
         ("cats is", vec![7, 2, 5], Some(" ")),
     ] {
         for size in [1, 2, tokens.len()] {
@@ -254,7 +254,7 @@ fn a_special_token_ends_the_text() {
     }
 }
 
-/// As Python's tokenizers 0.23.3 has it. The other engine for regular expressions gave up within so long a run.
+/// The numbers are from Python's tokenizers 0.23.3. With `fancy-regex`, the library gave up within such a long run.
 #[test]
 fn a_million_spaces_are_tokenized_like_a_few() {
     let ids = demo().encode(&(" ".repeat(1_000_000) + "x"), true).unwrap();
@@ -275,14 +275,14 @@ fn a_text_has_only_tokens_of_the_models() {
 }
 
 #[test]
-fn only_tokens_that_are_there_are_compared() {
+fn only_numbers_in_use_are_compared() {
     let huge = |id: u32| load(&changed(|file| file["model"]["vocab"]["Ġx!"] = json!(id)));
     assert_eq!(huge(u32::MAX - 1).first_difference(&huge(u32::MAX - 1)), None);
     let (id, own, others) = huge(5000).first_difference(&demo()).unwrap();
     assert_eq!((id, own.as_deref(), others), (5000, Some("Ġx!"), None));
 }
 
-/// What a tokenizer.json is refused for.
+/// The message that refuses a changed `tokenizer.json`.
 fn refused(change: impl FnOnce(&mut Value)) -> String {
     let error = Text::parse(Path::new("folder/tokenizer.json"), &changed(change).to_string()).err().unwrap();
     assert_eq!(error.code(), 3, "{error}");
@@ -291,7 +291,7 @@ fn refused(change: impl FnOnce(&mut Value)) -> String {
 }
 
 #[test]
-fn what_the_library_would_panic_on_is_refused() {
+fn files_that_make_the_library_panic_are_refused() {
     let empty = refused(|file| {
         file["model"]["vocab"] = json!({});
         file["model"]["merges"] = json!([]);
@@ -300,7 +300,7 @@ fn what_the_library_would_panic_on_is_refused() {
     assert!(empty.contains("no tokens"), "{empty}");
     let merge = refused(|file| file["model"]["merges"] = json!([["Ġ", "Ġthe"]]));
     assert!(merge.contains("\"ĠĠthe\""), "{merge}");
-    // Found by a trial: a table of replacements that leads outside of itself.
+    // A trial text finds this one: a table of replacements with an offset outside of the table.
     let table = refused(|file| {
         file["normalizer"] = json!({ "type": "Precompiled", "precompiled_charsmap": "EAAAAP////////////////////8=" });
     });
@@ -316,7 +316,7 @@ fn what_the_library_would_panic_on_is_refused() {
     assert!(space.contains("takes the spaces before it"), "{space}");
 }
 
-/// These make the library panic when tokens come, and have a meaning.
+/// The decoder of the library panics on these settings, although they have a meaning.
 #[test]
 fn ends_are_stripped_of_pieces_of_any_length() {
     let strip = |start: usize, stop: usize| {
@@ -330,9 +330,9 @@ fn ends_are_stripped_of_pieces_of_any_length() {
     assert_eq!(strip(0, 0).decode(&a).unwrap(), "a");
 }
 
-/// Some files mark them in `tokenizer_config.json` only, and transformers takes these for special.
+/// Some models mark special tokens in `tokenizer_config.json` only. Transformers uses these marks, and so do we.
 #[test]
-fn special_tokens_are_those_of_the_configuration_too() {
+fn special_tokens_of_the_configuration_count() {
     let end = json!({ "id": 1, "content": "<|im_end|>", "single_word": false, "lstrip": false, "rstrip": false,
                       "normalized": false, "special": false });
     let vocab = json!({ "a": 0, "<|im_end|>": 1, "<tool>": 2, "<unk>": 3 });
@@ -344,7 +344,7 @@ fn special_tokens_are_those_of_the_configuration_too() {
         (text, warnings)
     };
     let (before, _) = text(json!({}));
-    assert_eq!(before.decode(&[1]).unwrap(), "<|im_end|>", "text, as far as tokenizer.json knows");
+    assert_eq!(before.decode(&[1]).unwrap(), "<|im_end|>", "text by tokenizer.json alone");
     assert_eq!(before.encode("a<tool>", false).unwrap(), [3]);
     for config in [
         json!({ "eos_token": "<|im_end|>" }),
@@ -356,19 +356,20 @@ fn special_tokens_are_those_of_the_configuration_too() {
         let (text, warnings) = text(config.clone());
         assert_eq!((text.decode(&[1]).unwrap().as_str(), warnings), ("", Vec::new()), "{config}");
         let token = &text.tokenizer.get_added_vocabulary().get_added_tokens_decoder()[&1];
-        assert!(token.special && !token.normalized, "tokenizer.json settles the rest: {token:?}");
+        assert!(token.special && !token.normalized, "the other settings are those of tokenizer.json: {token:?}");
     }
     let (text, warnings) = text(json!({ "additional_special_tokens": ["<tool>", "<no>"], "pad_token": null }));
-    assert_eq!(text.encode("a<tool>", false).unwrap(), [0, 2], "it is looked for in texts");
+    assert_eq!(text.encode("a<tool>", false).unwrap(), [0, 2], "encode finds it in a text");
     assert!(warnings.len() == 1 && warnings[0].contains("the special tokens <no>, which"), "{warnings:?}");
 }
 
 #[test]
-fn what_a_decoder_or_a_configuration_wants_of_whole_texts_is_said() {
+fn settings_for_whole_texts_give_warnings() {
     let config = json!({ "clean_up_tokenization_spaces": true });
     let mut demo = Text::parse(Path::new("tokenizer.json"), &changed(|_| ()).to_string()).unwrap();
     assert_eq!(demo.configure(Path::new(""), &config).unwrap(), [] as [String; 0], "not for BPE");
-    let words = json!({ "version": "1.0", "added_tokens": [], "model": { "type": "WordLevel", "vocab": { "a": 0 }, "unk_token": "a" },
+    let words = json!({ "version": "1.0", "added_tokens": [],
+        "model": { "type": "WordLevel", "vocab": { "a": 0 }, "unk_token": "a" },
         "decoder": { "type": "Sequence", "decoders": [
             { "type": "Fuse" }, { "type": "Replace", "pattern": { "String": " ." }, "content": "." } ] } });
     let mut words = Text::parse(Path::new("tokenizer.json"), &words.to_string()).unwrap();
@@ -377,9 +378,9 @@ fn what_a_decoder_or_a_configuration_wants_of_whole_texts_is_said() {
     assert!(warnings[1].contains("Replace behind Fuse"), "{warnings:?}");
 }
 
-/// What is whole in a prompt is the prompt's; what may be completed is the text's.
+/// A whole character belongs to the prompt. A character that may still be completed belongs to the text.
 #[test]
-fn a_prompt_may_end_in_characters_that_are_none() {
+fn a_prompt_may_end_within_a_character() {
     let demo_bytes = |bytes: &[u8]| {
         let whole = demo().encode("\u{fffd}🙂", false).unwrap();
         // EF BF BD F0 9F 99 82, each a token of its own
@@ -404,7 +405,7 @@ fn a_prompt_may_end_in_characters_that_are_none() {
 }
 
 #[test]
-fn what_a_configuration_asks_for_is_said_if_it_is_not_done() {
+fn start_and_end_tokens_that_are_not_added_give_warnings() {
     let token = json!({ "SpecialToken": { "id": "<|endoftext|>", "type_id": 0 } });
     let text = json!({ "Sequence": { "id": "A", "type_id": 0 } });
     let tokenizer = |single: &[&Value]| {
@@ -417,17 +418,17 @@ fn what_a_configuration_asks_for_is_said_if_it_is_not_done() {
     let (none, start, both) = (tokenizer(&[&text]), tokenizer(&[&token, &text]), tokenizer(&[&token, &text, &token]));
     for bos in [json!("<s>"), json!({ "content": "<s>", "lstrip": false })] {
         let config = json!({ "add_bos_token": true, "add_eos_token": false, "bos_token": bos });
-        let warnings = none.not_as_configured(&config);
+        let warnings = none.unmet_settings(&config);
         assert_eq!(warnings.len(), 1, "{warnings:?}");
         assert!(warnings[0].contains("asks for the start token \"<s>\" (add_bos_token)"), "{warnings:?}");
-        assert_eq!(start.not_as_configured(&config), [] as [String; 0]);
-        assert_eq!(both.not_as_configured(&config).len(), 1, "an end token, which is not asked for");
+        assert_eq!(start.unmet_settings(&config), [] as [String; 0]);
+        assert_eq!(both.unmet_settings(&config).len(), 1, "an end token that the configuration does not ask for");
     }
     let config = json!({ "add_bos_token": false, "add_eos_token": true, "eos_token": null });
-    assert!(start.not_as_configured(&config)[0].contains("asks for no start token"));
-    assert!(start.not_as_configured(&config)[1].contains("asks for the end token (add_eos_token)"));
-    assert_eq!(none.not_as_configured(&json!({})), [] as [String; 0]);
-    assert_eq!(both.not_as_configured(&Value::Null), [] as [String; 0]);
-    // transformers 5 too goes by the post-processor alone, so the token is never there twice.
+    assert!(start.unmet_settings(&config)[0].contains("asks for no start token"));
+    assert!(start.unmet_settings(&config)[1].contains("asks for the end token (add_eos_token)"));
+    assert_eq!(none.unmet_settings(&json!({})), [] as [String; 0]);
+    assert_eq!(both.unmet_settings(&Value::Null), [] as [String; 0]);
+    // Only the post-processor decides, as in transformers 5, so the token is not added twice.
     assert_eq!(start.encode("a", true).unwrap().iter().filter(|&&id| id == 0).count(), 1);
 }

@@ -2,8 +2,7 @@
 
 use std::ffi::CStr;
 
-use cos::ffi::error::*;
-use cos::ffi::session::*;
+use cos::ffi::*;
 
 /// The code and message of an error, which is freed; 0 of none. Every error says what is wrong.
 pub fn outcome(error: *mut cos_error) -> (i32, String) {

@@ -8,9 +8,7 @@ use std::ptr::null_mut;
 use std::str::FromStr;
 use std::time::Instant;
 
-use cos::ffi::engine::*;
-use cos::ffi::error::*;
-use cos::ffi::session::*;
+use cos::ffi::*;
 
 use super::results::{Comparison, Section, Table};
 use crate::common::boundary::{options, outcome, result};

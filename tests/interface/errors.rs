@@ -8,8 +8,7 @@ use std::ptr::{null, null_mut};
 
 use crate::common::boundary::{code, options, outcome, result};
 use crate::common::root;
-use cos::ffi::engine::*;
-use cos::ffi::session::*;
+use cos::ffi::*;
 
 fn list<T: std::str::FromStr>(text: &str) -> Vec<T> {
     text.split([',', ' ']).filter(|word| !word.is_empty()).map(|word| word.parse().ok().expect("a number")).collect()

@@ -1,4 +1,4 @@
-// Server serves OpenAI's completions from one engine. tests/servers/README.md says what it does.
+// Server serves the completions API of OpenAI from one engine. tests/servers/README.md specifies it.
 //
 //	server CONFIG.json [--port N] [--max-sessions N]
 package main
@@ -31,12 +31,12 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 )
 
-// patience is for clients that are slow to send or to read: they must not hold up the end for ever.
+// patience limits how long a client may take to send or to read, so that it cannot delay the shutdown for ever.
 const patience = 30 * time.Second
 
 func main() {
-	port := flag.Uint("port", 8080, "port on 127.0.0.1; 0 is any free one")
-	sessions := flag.Uint("max-sessions", 32, "requests that are decoded at once")
+	port := flag.Uint("port", 8080, "port on 127.0.0.1; 0: any free port")
+	sessions := flag.Uint("max-sessions", 32, "most requests that are decoded at once")
 	flag.Usage = func() { fmt.Fprintln(os.Stderr, "usage: server CONFIG.json [--port N] [--max-sessions N]") }
 	flag.Parse() // exits by itself, also with --help
 	config := flag.Arg(0)
@@ -60,14 +60,14 @@ func main() {
 	}()
 	fmt.Printf("listening on %v\n", listener.Addr())
 	<-signals.Done()
-	stop()                                    // a second signal ends at once
-	_ = server.Shutdown(context.Background()) // waits for what runs
+	stop()                                    // a second signal ends the process at once
+	_ = server.Shutdown(context.Background()) // waits for the running requests
 }
 
 type service struct {
 	engine   *cos.Engine
 	model    string
-	slots    chan struct{} // one for each completion that runs
+	slots    chan struct{} // has one element for each running completion
 	requests *prometheus.CounterVec
 }
 
@@ -76,7 +76,8 @@ func newHandler(engine *cos.Engine, model string, sessions uint) http.Handler {
 	metrics := promauto.With(registry)
 	s := &service{engine, model, make(chan struct{}, sessions),
 		metrics.NewCounterVec(prometheus.CounterOpts{Name: "cos_requests_total"}, []string{"code"})}
-	metrics.NewGaugeFunc(prometheus.GaugeOpts{Name: "cos_requests_running"}, func() float64 { return float64(len(s.slots)) })
+	metrics.NewGaugeFunc(prometheus.GaugeOpts{Name: "cos_requests_running"},
+		func() float64 { return float64(len(s.slots)) })
 	totals := func() map[string]float64 {
 		stats, _ := engine.Stats() // fails only after Close
 		return map[string]float64{
@@ -86,7 +87,8 @@ func newHandler(engine *cos.Engine, model string, sessions uint) http.Handler {
 		}
 	}
 	for name := range totals() {
-		metrics.NewCounterFunc(prometheus.CounterOpts{Name: "cos_" + name + "_total"}, func() float64 { return totals()[name] })
+		metrics.NewCounterFunc(prometheus.CounterOpts{Name: "cos_" + name + "_total"},
+			func() float64 { return totals()[name] })
 	}
 	about := object{"id": model, "object": "model", "created": time.Now().Unix(), "owned_by": "cos"}
 	models := object{"object": "list", "data": []object{about}}
@@ -98,14 +100,15 @@ func newHandler(engine *cos.Engine, model string, sessions uint) http.Handler {
 	return mux
 }
 
-// completions answers a request. It is over and counted before its last bytes are sent, so that a client finds it so.
+// completions answers a request. It counts the request before it sends the last bytes, so that a client that has read
+// them finds the request in the metrics.
 func (s *service) completions(w http.ResponseWriter, r *http.Request) {
 	id, created := fmt.Sprintf("cmpl-%016x", rand.Uint64()), time.Now().Unix()
 	body := func(usage object, choices ...object) object {
 		return object{"id": id, "object": "text_completion", "created": created, "model": s.model,
 			"choices": append([]object{}, choices...), "usage": usage}
 	}
-	last, usage, streams := object(nil), object(nil), false // whether a piece was sent
+	last, usage, streams := object(nil), object(nil), false // streams: a piece was sent
 	c, err := s.read(w, r)
 	if err == nil {
 		last, usage, err = s.decode(r.Context(), c, func(piece string) {
@@ -132,13 +135,14 @@ func (s *service) completions(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// decode decodes until the sequence ends, or its text. It gives the text of a stream out as it comes, and returns the rest.
+// decode decodes until the sequence or its text ends. If the client wants a stream, it passes the text to give as it
+// comes, and returns the rest.
 func (s *service) decode(ctx context.Context, c *completion, give func(string)) (last, usage object, err error) {
 	select {
 	case s.slots <- struct{}{}:
 		defer func() { <-s.slots }()
 	default:
-		return nil, nil, fmt.Errorf("%w: too many requests are running", cos.ErrBusy)
+		return nil, nil, fmt.Errorf("%w: too many requests are running; try again later", cos.ErrBusy)
 	}
 	session, err := s.engine.NewSession(c.options)
 	if err != nil {
@@ -179,12 +183,12 @@ func (s *service) decode(ctx context.Context, c *completion, give func(string)) 
 
 type object = map[string]any
 
-// choice is a text or a piece of one, of which the last has a finish_reason.
+// choice is a text, or a piece of one. Only the last piece has a finish_reason.
 func choice(text string, finish any) object {
 	return object{"index": 0, "text": text, "logprobs": nil, "finish_reason": finish}
 }
 
-// reply answers with JSON: a body or an error. A client that left does not read it, which does no harm.
+// reply answers with JSON: a body or an error. An error of writing means that the client has left, and is ignored.
 func reply(w http.ResponseWriter, body object, err error) {
 	status, body := explain(body, err)
 	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(patience))
@@ -193,7 +197,7 @@ func reply(w http.ResponseWriter, body object, err error) {
 	_ = json.NewEncoder(w).Encode(body)
 }
 
-// send sends an event of a stream. If it cannot, the context of the request ends.
+// send sends an event of a stream. If that fails, the context of the request ends.
 func send(w http.ResponseWriter, body object) {
 	controller := http.NewResponseController(w)
 	_ = controller.SetWriteDeadline(time.Now().Add(patience))
@@ -241,7 +245,7 @@ func (t *textOr[T]) UnmarshalJSON(data []byte) error {
 	return json.Unmarshal(data, &t.array)
 }
 
-// read reads a request. What the library checks is left to it.
+// read reads a request. It does not check what the library checks.
 func (s *service) read(w http.ResponseWriter, r *http.Request) (*completion, error) {
 	c := &completion{MaxTokens: 16, Temperature: 1, TopP: 1, Seed: rand.Uint64()}
 	c.Cos.Strategy = "auto"
@@ -250,7 +254,7 @@ func (s *service) read(w http.ResponseWriter, r *http.Request) (*completion, err
 	if err := cmp.Or(err, json.Unmarshal(body, &members), json.Unmarshal(body, c)); err != nil {
 		return nil, fmt.Errorf("%w: %w", cos.ErrInvalidArgument, err)
 	}
-	// What is not supported must be as it is by default.
+	// Members that are not supported must have their default.
 	for name, only := range map[string]any{"n": 1.0, "best_of": 1.0, "echo": false, "suffix": "", "logprobs": nil,
 		"presence_penalty": 0.0, "frequency_penalty": 0.0, "logit_bias": object{}} {
 		if value := members[name]; value != nil && !reflect.DeepEqual(value, only) {
@@ -268,7 +272,8 @@ func (s *service) read(w http.ResponseWriter, r *http.Request) (*completion, err
 	if c.Stop.text != nil {
 		c.Stop.array = []string{*c.Stop.text}
 	}
-	strategy := slices.Index([]string{"auto", "standard", "speculative", "cos"}, c.Cos.Strategy) // the library refuses -1
+	// The library refuses -1, which is an unknown name.
+	strategy := slices.Index([]string{"auto", "standard", "speculative", "cos"}, c.Cos.Strategy)
 	c.options = cos.Options{Strategy: cos.Strategy(strategy), Temperature: c.Temperature, TopP: c.TopP, Seed: c.Seed,
 		MaxTokens: c.MaxTokens, Weights: c.Cos.Weights.array}
 	if c.Prompt.text != nil {
@@ -279,7 +284,7 @@ func (s *service) read(w http.ResponseWriter, r *http.Request) (*completion, err
 
 var errModel, errPath = errors.New("there is no such model"), errors.New("there is nothing at this path")
 
-// explain gives the status and the body of an answer: those of an error, if there is one.
+// explain returns the status and the body of an answer, or those of an error.
 func explain(body object, err error) (int, object) {
 	status, kind, code := http.StatusBadRequest, "invalid_request_error", any(nil)
 	switch {

@@ -1,5 +1,5 @@
-// Package inc runs the same loop as a Go program inside C, so that a benchmark can tell what the way through Go costs.
-// (Test files themselves cannot use cgo.)
+// Package inc runs the loop of a Go program in C instead, so that a benchmark can measure the cost of Go. (Test files
+// cannot use cgo.)
 package inc
 
 /*
@@ -8,7 +8,7 @@ package inc
 #include <stdlib.h>
 #include "cos.h"
 
-// Decode tokens greedily with a new session, step after step. The number of steps, or a negative code.
+// Decodes greedily with a new session. Returns the number of steps, or the code of an error as a negative number.
 static int64_t decode(cos_engine *engine, const int32_t *prompt, size_t count, uint32_t max_tokens) {
     const int32_t none[1] = {0};
     cos_session_options options = {.struct_size = sizeof options, .strategy = COS_STRATEGY_STANDARD,
@@ -36,7 +36,7 @@ import (
 	"unsafe"
 )
 
-// Engine is an engine of C.
+// Engine is an engine of the C interface.
 type Engine struct{ engine *C.cos_engine }
 
 // New makes an engine. It is never freed.
@@ -51,7 +51,7 @@ func New(config string) (*Engine, error) {
 	return e, nil
 }
 
-// Decode decodes greedily and gives the number of steps.
+// Decode decodes greedily and returns the number of steps.
 func (e *Engine) Decode(prompt []int32, maxTokens int) (int, error) {
 	steps := C.decode(e.engine, (*C.int32_t)(unsafe.SliceData(prompt)), C.size_t(len(prompt)), C.uint32_t(maxTokens))
 	if steps < 0 {

@@ -1,4 +1,5 @@
-//! Tokenizers of every form, and random sequences of their tokens: prompt and text are what the whole is decoded to.
+//! A test of text streams over all kinds of tokenizers and random tokens: the text of the prompt and the text of the
+//! stream together are the text of all tokens.
 
 use std::sync::{Arc, LazyLock};
 
@@ -8,23 +9,23 @@ use serde_json::{Map, Value, json};
 use super::tests::{demo, load};
 use super::{Piece, Text, TextStream};
 
-/// The first tokens of each, but for the demo's, which has its own.
+/// The first tokens of each tokenizer, except that of the demo.
 const SPECIAL: [&str; 3] = ["<unk>", "<s>", "<|im_end|>"];
 
-struct Form {
+struct TokenizerCase {
     name: &'static str,
     text: Arc<Text>,
-    /// What the whole is decoded to.
+    /// The expected text of all tokens.
     expected: fn(&Text, &[i32]) -> String,
-    /// Whether a stream must be told its prompt, since what follows depends on more than that there is one.
-    told: bool,
+    /// Whether the text of a stream depends on more of the prompt than that it ends with a whole word.
+    needs_prompt: bool,
 }
 
-fn form(name: &'static str, text: Arc<Text>) -> Form {
-    Form { name, text, expected: by_library, told: false }
+fn case(name: &'static str, text: Arc<Text>) -> TokenizerCase {
+    TokenizerCase { name, text, expected: by_library, needs_prompt: false }
 }
 
-static FORMS: LazyLock<Vec<Form>> = LazyLock::new(|| {
+static CASES: LazyLock<Vec<TokenizerCase>> = LazyLock::new(|| {
     let fuse = || json!({ "type": "Fuse" });
     let strip = |start: usize, stop: usize| json!({ "type": "Strip", "content": " ", "start": start, "stop": stop });
     let spaces = || json!({ "type": "Replace", "pattern": { "String": "▁" }, "content": " " });
@@ -38,36 +39,37 @@ static FORMS: LazyLock<Vec<Form>> = LazyLock::new(|| {
     let spm: Vec<String> =
         spm.map(String::from).into_iter().chain(BYTES.map(|byte| format!("<0x{byte:02X}>"))).collect();
     let few = ["▁cats", "▁and", "s", "▁", "▁▁", "é"];
-    let first = Form {
+    let first = TokenizerCase {
         expected: by_sentencepiece_with_prefix,
-        ..form("sentencepiece with a prefix", bpe(&spm, &sequence(&[spaces(), bytes(), fuse(), strip(1, 0)])))
+        ..case("sentencepiece with a prefix", bpe(&spm, &sequence(&[spaces(), bytes(), fuse(), strip(1, 0)])))
     };
-    let without = Form {
+    let without = TokenizerCase {
         expected: by_sentencepiece,
-        ..form("sentencepiece", bpe(&spm, &sequence(&[spaces(), bytes(), fuse()])))
+        ..case("sentencepiece", bpe(&spm, &sequence(&[spaces(), bytes(), fuse()])))
     };
-    let ends = Form {
+    let ends = TokenizerCase {
         expected: |text, ids| stripped(&joined(text, ids)).to_owned(),
-        told: true,
-        ..form("stripped at both ends", words(&["cats ", " and", " "], &sequence(&[fuse(), strip(2, 2)])))
+        needs_prompt: true,
+        ..case("stripped at both ends", words(&["cats ", " and", " "], &sequence(&[fuse(), strip(2, 2)])))
     };
     vec![
-        form("byte-level BPE", demo()),
+        case("byte-level BPE", demo()),
         first,
         without,
-        form("WordPiece", words(&["cats", "and", "##s", "##ing", ".", "'", "n't", "do not"], &wordpiece)),
-        form("Unigram", unigram(&few, &metaspace("always"))),
-        form("Metaspace without a prefix", words(&few, &metaspace("never"))),
-        Form {
-            told: true,
-            ..form("suffixes of words", words(&["cats</w>", "and</w>", "th", "e</w>", ".</w>"], &suffixes))
+        case("WordPiece", words(&["cats", "and", "##s", "##ing", ".", "'", "n't", "do not"], &wordpiece)),
+        case("Unigram", unigram(&few, &metaspace("always"))),
+        case("Metaspace without a prefix", words(&few, &metaspace("never"))),
+        TokenizerCase {
+            needs_prompt: true,
+            ..case("suffixes of words", words(&["cats</w>", "and</w>", "th", "e</w>", ".</w>"], &suffixes))
         },
-        form("no decoder", words(&["cats", "and", "."], &Value::Null)),
+        case("no decoder", words(&["cats", "and", "."], &Value::Null)),
         ends,
-        Form { told: true, ..form("CTC", words(&["c", "a", "t", "|", "<pad>"], &ctc)) },
+        TokenizerCase { needs_prompt: true, ..case("CTC", words(&["c", "a", "t", "|", "<pad>"], &ctc)) },
     ]
 });
-/// Of characters of one to four bytes, and some that begin or continue none.
+
+/// Bytes of characters with one to four bytes, and bytes that are not part of a character.
 const BYTES: [u8; 14] = [0x0A, 0x20, 0x41, 0xC3, 0xA9, 0xE4, 0xBD, 0xA0, 0xF0, 0x9F, 0x99, 0x82, 0x80, 0xFF];
 
 fn file(model: Value, decoder: &Value) -> Arc<Text> {
@@ -79,7 +81,7 @@ fn file(model: Value, decoder: &Value) -> Arc<Text> {
     load(&json!({ "version": "1.0", "added_tokens": special, "decoder": decoder, "model": model }))
 }
 
-/// A vocabulary of special tokens and pieces.
+/// A vocabulary of the special tokens and these pieces.
 fn vocabulary(pieces: &[impl AsRef<str>]) -> Map<String, Value> {
     let pieces = SPECIAL.into_iter().chain(pieces.iter().map(AsRef::as_ref));
     pieces.enumerate().map(|(id, piece)| (piece.to_owned(), id.into())).collect()
@@ -107,7 +109,7 @@ fn joined(text: &Text, ids: &[i32]) -> String {
     ids.iter().filter_map(|&id| text.piece(id as u32).text()).collect()
 }
 
-/// Character by character, as sentencepiece does it. The library gives up characters beside bytes that belong to none.
+/// Character by character, as sentencepiece does. The library loses characters beside invalid bytes.
 fn by_sentencepiece(text: &Text, ids: &[i32]) -> String {
     let (mut out, mut bytes) = (String::new(), Vec::new());
     let end = Piece::Text(String::new());
@@ -132,7 +134,7 @@ fn by_sentencepiece_with_prefix(text: &Text, ids: &[i32]) -> String {
     whole.strip_prefix(' ').unwrap_or(&whole).to_owned()
 }
 
-/// Without two spaces at either end.
+/// A text without up to two spaces at each end.
 fn stripped(mut text: &str) -> &str {
     for _ in 0..2 {
         text = text.strip_prefix(' ').unwrap_or(text);
@@ -143,14 +145,15 @@ fn stripped(mut text: &str) -> &str {
     text
 }
 
-/// Tokens of a form by any numbers. Half of them are among the first, which are special ones and bytes in the demo's.
-fn ids(form: &Form, numbers: &[usize]) -> Vec<i32> {
-    let size = form.text.vocab_size();
+/// Tokens of a tokenizer, chosen by any numbers. Half of them are among the first 260, which are special tokens and
+/// bytes in the demo's tokenizer.
+fn ids(case: &TokenizerCase, numbers: &[usize]) -> Vec<i32> {
+    let size = case.text.vocab_size();
     let id = |&number: &usize| number / 2 % if number % 2 == 0 { size } else { size.min(260) };
     numbers.iter().map(|number| id(number) as i32).collect()
 }
 
-/// All that a stream gives for tokens that come in pieces of these sizes.
+/// The text of a stream for tokens that come in pieces of these sizes.
 fn streamed(stream: &mut TextStream, mut ids: &[i32], sizes: &[usize]) -> String {
     let mut out = String::new();
     for &size in sizes.iter().cycle() {
@@ -176,26 +179,26 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 4000, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn prompt_and_text_are_the_whole(form in 0..FORMS.len(), numbers in numbers(), cut: usize, sizes in sizes()) {
-        let form = &FORMS[form];
-        let ids = ids(form, &numbers);
-        let whole = (form.expected)(&form.text, &ids);
-        prop_assert_eq!(&form.text.decode(&ids).unwrap(), &whole, "{}", form.name);
+    fn prompt_and_text_are_the_whole(case in 0..CASES.len(), numbers in numbers(), cut: usize, sizes in sizes()) {
+        let case = &CASES[case];
+        let ids = ids(case, &numbers);
+        let whole = (case.expected)(&case.text, &ids);
+        prop_assert_eq!(&case.text.decode(&ids).unwrap(), &whole, "{}", case.name);
         let (before, behind) = ids.split_at(cut % (ids.len() + 1));
-        let prompt = form.text.decode(before).unwrap();
-        let mut stream = TextStream::new(form.text.clone()).unwrap();
+        let prompt = case.text.decode(before).unwrap();
+        let mut stream = TextStream::new(case.text.clone()).unwrap();
         stream.prompt(before).unwrap();
         let text = streamed(&mut stream, behind, &sizes);
         if prompt.ends_with('\u{fffd}') && prompt.clone() + &text != whole {
-            // A character may have begun in the prompt, and is then part of the text.
+            // The text has a character that began in the prompt.
             let certain = prompt.trim_end_matches('\u{fffd}');
-            prop_assert!(whole.starts_with(certain) && whole.ends_with(&text), "{}: {text:?} of {whole:?}", form.name);
+            prop_assert!(whole.starts_with(certain) && whole.ends_with(&text), "{}: {text:?} of {whole:?}", case.name);
             return Ok(());
         }
-        prop_assert_eq!(prompt.clone() + &text, whole.clone(), "{}", form.name);
-        if !form.told && !prompt.is_empty() {
-            let text = streamed(&mut TextStream::new(form.text.clone()).unwrap(), behind, &sizes);
-            prop_assert_eq!(prompt + &text, whole, "{}, behind a prompt that is not known", form.name);
+        prop_assert_eq!(prompt.clone() + &text, whole.clone(), "{}", case.name);
+        if !case.needs_prompt && !prompt.is_empty() {
+            let text = streamed(&mut TextStream::new(case.text.clone()).unwrap(), behind, &sizes);
+            prop_assert_eq!(prompt + &text, whole, "{}, behind an unknown prompt", case.name);
         }
     }
 }

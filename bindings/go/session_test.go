@@ -1,0 +1,197 @@
+// Tests of weights, statistics and combine functions of sessions.
+
+package cos_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"math"
+	"slices"
+	"strings"
+	"testing"
+
+	cos "example.com/cos/bindings/go"
+)
+
+func TestSetWeightsAndStats(t *testing.T) {
+	engine := newEngine(t, strings.Replace(tiny, "llama/optimum-fp32", "qwen3/optimum-fp32", 1))
+	session := newSession(t, engine, cos.Options{MaxTokens: 12, StopTokens: []int32{}})
+	if err := session.SetWeights([]float32{0, 1}); err != nil {
+		t.Fatal(err)
+	}
+	changed, _ := decode(t, session, []int32{1, 2, 3})
+	direct, _ := decode(t, newSession(t, engine,
+		cos.Options{MaxTokens: 12, StopTokens: []int32{}, Weights: []float32{0, 1}}), []int32{1, 2, 3})
+	if !slices.Equal(changed, direct) {
+		t.Errorf("%v, not %v", changed, direct)
+	}
+	stats, err := session.Stats()
+	if err != nil || stats.Tokens != 12 || stats.Steps == 0 || stats.ModelTime <= 0 || stats.TotalTime < stats.ModelTime {
+		t.Errorf("%+v, %v", stats, err)
+	}
+}
+
+func TestPlan(t *testing.T) {
+	engine, err := demo()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, strategy := range []cos.Strategy{cos.StrategyAuto, cos.StrategyStandard} {
+		session := newSession(t, engine, cos.Options{Strategy: strategy, MaxTokens: 64, StopTokens: []int32{}})
+		decode(t, session, []int32{1, 2, 3})
+		text, err := session.Describe()
+		var description struct {
+			Strategy     string
+			Planned      bool
+			MeasuredGain *float64 `json:"measured_gain"`
+			Models       []struct{ Name string }
+		}
+		if err != nil || json.Unmarshal([]byte(text), &description) != nil {
+			t.Fatal(text, err)
+		}
+		if description.Planned != (strategy == cos.StrategyAuto) || len(description.Models) != engine.ModelCount() ||
+			!description.Planned && description.Strategy != "standard" || description.Strategy == "" {
+			t.Error(text)
+		}
+		stats, err := session.Stats()
+		if err != nil || stats.PlannedTime < 0 || stats.PlannedTime > stats.TotalTime {
+			t.Errorf("%+v, %v", stats, err)
+		}
+		gain := description.MeasuredGain
+		if stats.PlannedTime == 0 { // the plan is not evaluated at once
+			if stats.ExpectedTime != 0 || stats.StandardTime != 0 || gain != nil {
+				t.Errorf("%+v, %s", stats, text)
+			}
+		} else if !description.Planned || gain == nil ||
+			math.Abs(*gain-float64(stats.StandardTime)/float64(stats.PlannedTime)) > 1e-6 {
+			t.Errorf("%+v, %s", stats, text)
+		}
+	}
+}
+
+// The statistics of an engine are the sums over its sessions, closed ones included.
+func TestEngineStats(t *testing.T) {
+	engine := newEngine(t, tiny)
+	var sum cos.Stats
+	for i, strategy := range []cos.Strategy{cos.StrategyStandard, cos.StrategySpeculative, cos.StrategyCoS} {
+		session := newSession(t, engine, cos.Options{Strategy: strategy, MaxTokens: 12, StopTokens: []int32{}})
+		decode(t, session, []int32{1, 2, 3})
+		stats, err := session.Stats()
+		if err != nil {
+			t.Fatal(err)
+		}
+		sum = cos.Stats{
+			Steps: sum.Steps + stats.Steps, Tokens: sum.Tokens + stats.Tokens, Proposed: sum.Proposed + stats.Proposed,
+			Tested: sum.Tested + stats.Tested, Accepted: sum.Accepted + stats.Accepted,
+			Forwards: sum.Forwards + stats.Forwards, Positions: sum.Positions + stats.Positions,
+			ModelTime: sum.ModelTime + stats.ModelTime, TotalTime: sum.TotalTime + stats.TotalTime,
+			NearTies: sum.NearTies + stats.NearTies, PlannedTime: sum.PlannedTime + stats.PlannedTime,
+			ExpectedTime: sum.ExpectedTime + stats.ExpectedTime, StandardTime: sum.StandardTime + stats.StandardTime,
+			RowsCopied: sum.RowsCopied + stats.RowsCopied,
+		}
+		if i == 0 {
+			session.Close()
+		}
+		if total, err := engine.Stats(); total != sum || err != nil {
+			t.Errorf("%+v, not %+v; %v", total, sum, err)
+		}
+	}
+	if sum.Tokens != 36 || sum.Proposed < sum.Tested || sum.Tested < sum.Accepted || sum.Accepted == 0 {
+		t.Errorf("%+v", sum)
+	}
+}
+
+func TestCombine(t *testing.T) {
+	engine := newEngine(t, tiny)
+	prompt := []int32{1, 2, 3}
+	options := cos.Options{MaxTokens: 12, StopTokens: []int32{}, Strategy: cos.StrategyStandard}
+	options.Combine = func(rows [][]float32, scores []float32) error {
+		for i := range scores {
+			scores[i] = rows[0][i]
+		}
+		return nil
+	}
+	combined, _ := decode(t, newSession(t, engine, options), prompt)
+	options.Combine = nil
+	options.Weights = []float32{1, 0}
+	if alone, _ := decode(t, newSession(t, engine, options), prompt); !slices.Equal(combined, alone) {
+		t.Errorf("%v, not %v", combined, alone)
+	}
+	// A model with the weight 0 does not run.
+	options.Combine = func(rows [][]float32, scores []float32) error {
+		if len(rows) != 2 || len(rows[0]) != 96 || rows[1] != nil {
+			return errors.New("wrong rows")
+		}
+		copy(scores, rows[0])
+		return nil
+	}
+	if tokens, _ := decode(t, newSession(t, engine, options), prompt); !slices.Equal(tokens, combined) {
+		t.Error(tokens)
+	}
+}
+
+func TestCombineFails(t *testing.T) {
+	engine := newEngine(t, tiny)
+	sorry := errors.New("sorry")
+	for name, fail := range map[string]func() error{
+		"error":         func() error { return sorry },
+		"panic":         func() error { panic(sorry) },
+		"runtime panic": func() error { var none []int; return errors.New(string(rune(none[3]))) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			failing := true
+			session := newSession(t, engine, cos.Options{MaxTokens: 3, Combine: func(rows [][]float32, scores []float32) error {
+				if failing {
+					return fail()
+				}
+				copy(scores, rows[0])
+				return nil
+			}})
+			if err := session.Prompt([]int32{1, 2, 3}); err != nil {
+				t.Fatal(err)
+			}
+			_, err := session.Step(context.Background())
+			var panicked *cos.PanicError
+			if !errors.Is(err, cos.ErrCallback) || errors.As(err, &panicked) != (name != "error") {
+				t.Fatalf("%v", err)
+			}
+			if name != "runtime panic" && !errors.Is(err, sorry) {
+				t.Errorf("%v does not wrap its cause", err)
+			}
+			failing = false
+			if step, err := session.Step(context.Background()); err != nil || len(step.Tokens) == 0 {
+				t.Error("the session does not go on", step, err)
+			}
+		})
+	}
+}
+
+// A combine function may call Cancel, Stats and Close on its session. Other calls are refused.
+func TestCombineUsesItsSession(t *testing.T) {
+	engine := newEngine(t, tiny)
+	var session *cos.Session
+	var found []error
+	session = newSession(t, engine, cos.Options{Combine: func(rows [][]float32, scores []float32) error {
+		copy(scores, rows[0])
+		_, busy := session.Step(context.Background())
+		_, stats := session.Stats()
+		found = append(found, busy, session.Prompt([]int32{1}), stats, session.Cancel(), session.Close(), session.Cancel())
+		return nil
+	}})
+	if err := session.Prompt([]int32{1, 2, 3}); err != nil {
+		t.Fatal(err)
+	}
+	_, err := session.Step(context.Background())
+	for i, expected := range []error{cos.ErrBusy, cos.ErrBusy, nil, nil, nil, cos.ErrClosed} {
+		if !errors.Is(found[i], expected) {
+			t.Errorf("%d: %v, not %v", i, found[i], expected)
+		}
+	}
+	if err != nil && !errors.Is(err, cos.ErrClosed) {
+		t.Error(err)
+	}
+	if _, err := session.Step(context.Background()); !errors.Is(err, cos.ErrClosed) {
+		t.Error(err)
+	}
+}

@@ -1,0 +1,239 @@
+//! Options of a session in the C interface, and the combine function of a caller.
+
+use std::ffi::c_void;
+
+use parking_lot::Mutex;
+
+use super::{VersionedStruct, optional_slice, read_struct};
+use crate::decode::combine::Function;
+use crate::decode::policy::{Strategy, Targets};
+use crate::engine::Engine;
+use crate::engine::session::Options;
+use crate::error::{Error, Result};
+use crate::rows::Sampler;
+
+/// The library chooses the strategy and the proposal lengths that are expected to be fastest, and changes them as it
+/// learns.
+pub const COS_STRATEGY_AUTO: i32 = 0;
+/// Every model with a weight other than 0 scores every position, and nobody drafts: the baseline.
+pub const COS_STRATEGY_STANDARD: i32 = 1;
+/// Speculative decoding: one model drafts, and all others verify.
+pub const COS_STRATEGY_SPECULATIVE: i32 = 2;
+/// Collaborative decoding via speculation: the models take turns as the proposer (arXiv 2502.01662, Algorithms 1 and
+/// 2).
+pub const COS_STRATEGY_COS: i32 = 3;
+
+/// The library chooses. COS_STRATEGY_AUTO uses routed targets where they apply; all else is combined.
+pub const COS_TARGETS_AUTO: i32 = 0;
+/// Every position is verified against the combined distribution, so it needs every model with a weight other than 0.
+pub const COS_TARGETS_COMBINED: i32 = 1;
+/// Every position is verified against one model that is drawn by the weights, so it needs only that model. The joint
+/// distribution of the tokens is the same. For "weighted" with a temperature above 0.
+pub const COS_TARGETS_ROUTED: i32 = 2;
+
+/// A function of the caller that combines the models. For one position, it makes one row of scores from one row of
+/// logits for each model. Tokens follow the distribution that temperature, top_k, top_p, min_p and softmax make of the
+/// scores.
+///
+/// The scores must depend on the rows and the function's own data only: the function may be called again for the same
+/// position, and decoding is exact only if the scores are then the same.
+///
+/// cos_step calls the function on its own thread, possibly several times, also for positions whose tokens are dropped
+/// later. The function must return: an exception ends the process, and longjmp is undefined behaviour. It must not keep
+/// the pointers. It may call cos_cancel and cos_session_stats with the session. Other calls with the session return
+/// BUSY, and cos_free would wait for ever.
+///
+/// @param rows          `models_count` rows of `vocab_size` logits, in the order of the configuration. NULL for
+///                      look-ups, and for models with the weight 0. No logit is NaN or plus infinity. Minus infinity
+///                      marks a token that is impossible.
+/// @param models_count  number of models
+/// @param vocab_size    number of tokens in the vocabulary
+/// @param out_scores    out: `vocab_size` scores, all of which must be written. Minus infinity makes a token
+///                      impossible. cos_step returns NUMERIC for NaN (also where nothing was written), for plus
+///                      infinity, and if all scores are minus infinity.
+/// @param user_data     combine_data of cos_session_options
+/// @return 0, or any other number to make cos_step return CALLBACK with a message that names the number. A step that
+///         has committed a token before returns success, and the next step calls the function again.
+/// Since 0.1.
+pub type cos_combine_fn = Option<
+    unsafe extern "C-unwind" fn(
+        rows: *const *const f32,
+        models_count: usize,
+        vocab_size: usize,
+        out_scores: *mut f32,
+        user_data: *mut c_void,
+    ) -> i32,
+>;
+
+/// How a session decodes. Set all members to 0 and then struct_size: greedy, with an automatic strategy.
+/// cos_session_new copies the arrays.
+///
+/// Since 0.1.
+#[repr(C)]
+pub struct cos_session_options {
+    /// sizeof(cos_session_options), set by the caller.
+    pub struct_size: usize,
+    /// One of COS_STRATEGY_*. It does not change the distribution of the tokens.
+    pub strategy: i32,
+    /// Scores are divided by this number. 0 is greedy: the token with the highest score, and the lowest such token
+    /// among equal scores. A small temperature is not greedy with "weighted": at 1e-6 to 0.01, each model is certain of
+    /// its own best token, and the weights draw one of these tokens. For the best token of the mixture, set 0, or set
+    /// "greedy_below" in the configuration.
+    pub temperature: f32,
+    /// Sample among this many most probable tokens of each distribution; 0 is off.
+    pub top_k: i32,
+    /// Sample among the fewest most probable tokens that together have at least this probability; 0 or 1 is off.
+    pub top_p: f32,
+    /// Sample among the tokens that have at least this share of the highest probability; 0 is off.
+    pub min_p: f32,
+    /// Seed of the random numbers. The tokens are the same for the same seed, strategy (other than auto) and number of
+    /// threads. On a GPU, earlier sessions may change the last bits of logits, which changes a token now and then.
+    pub seed: u64,
+    /// Most tokens to generate after each prompt; 0: until the context is full.
+    pub max_tokens: u32,
+    /// How many tokens each model proposes in a row (γ), in the order of the configuration, each 0 to 64. NULL: the
+    /// library chooses. With COS_STRATEGY_SPECULATIVE, the cheapest model with a number above 0 drafts.
+    pub proposal_lengths: *const i32,
+    /// Length of `proposal_lengths`: the number of models, or 0 for NULL.
+    pub proposal_lengths_count: usize,
+    /// Weights in place of the engine's, for "weighted" and "logits". NULL: the engine's weights.
+    pub weights: *const f32,
+    /// Length of `weights`: the number of models, or 0 for NULL.
+    pub weights_count: usize,
+    /// Tokens that end the sequence. NULL: the stop tokens that the files of any model name, in eos_token_id of
+    /// genai_config.json, generation_config.json and config.json, and in eos_token of tokenizer_config.json. If the
+    /// files name none, cos_engine_describe has a warning. Not NULL with a count of 0: no stop tokens.
+    pub stop_tokens: *const i32,
+    /// Length of `stop_tokens`.
+    pub stop_tokens_count: usize,
+    /// One of COS_TARGETS_*. It does not change the distribution of the tokens.
+    pub targets: i32,
+    /// 1: cos_step returns the log-probability of each token. 0: it does not. Log-probabilities need the combined
+    /// distribution, so COS_TARGETS_AUTO then means combined, and COS_TARGETS_ROUTED is an error.
+    pub log_probabilities: i32,
+    /// A combine function in place of the engine's combination, or NULL. It gets the rows of the models whose weight is
+    /// not 0 in the engine's combination (or in `weights`, if given). Targets are then combined.
+    pub combine: cos_combine_fn,
+    /// Passed to `combine`. Owned by the caller; must be valid as long as the session. May be NULL.
+    pub combine_data: *mut c_void,
+}
+
+// SAFETY: plain data. The size of the first version never changes, and members are only added behind the last one.
+unsafe impl VersionedStruct for cos_session_options {
+    const NAME: &'static str = "cos_session_options";
+    const MIN_SIZE: usize = std::mem::offset_of!(cos_session_options, targets);
+}
+const _: () =
+    assert!(<cos_session_options as VersionedStruct>::MIN_SIZE == 96 && size_of::<cos_session_options>() == 120);
+
+/// Check that an array has one value for each model.
+pub(super) fn check_count(name: &str, count: usize, models: usize) -> Result<()> {
+    if count == models {
+        return Ok(());
+    }
+    Err(Error::InvalidArgument(format!(
+        "{name} is {count}, but the engine has {models} models; give one value for each model, in their order"
+    )))
+}
+
+/// # Safety
+/// `options` has `struct_size` bytes, and its arrays have their counts. `combine` and `combine_data` are as for
+/// [`combine`].
+pub(super) unsafe fn read_options(options: *const cos_session_options, engine: &Engine) -> Result<Options> {
+    // SAFETY: promised by the caller.
+    let (options, lengths, weights, stop_tokens) = unsafe {
+        let options = read_struct(options)?;
+        // Checked before the arrays are read, because a wrong count may reach beyond their end.
+        let counts =
+            [("proposal_lengths_count", options.proposal_lengths_count), ("weights_count", options.weights_count)];
+        for (name, count) in counts.into_iter().filter(|(_, count)| *count != 0) {
+            check_count(name, count, engine.participants().len())?;
+        }
+        let lengths = optional_slice(
+            options.proposal_lengths,
+            options.proposal_lengths_count,
+            "proposal_lengths",
+            "proposal_lengths_count",
+        )?;
+        let weights = optional_slice(options.weights, options.weights_count, "weights", "weights_count")?;
+        let stop_tokens =
+            optional_slice(options.stop_tokens, options.stop_tokens_count, "stop_tokens", "stop_tokens_count")?;
+        (options, lengths, weights, stop_tokens)
+    };
+    let (strategy, targets) = (strategy(options.strategy)?, targets(options.targets)?);
+    let log_probabilities = match options.log_probabilities {
+        0 => false,
+        1 => true,
+        other => {
+            return Err(Error::InvalidArgument(format!("log_probabilities is {other}; it must be 0 (off) or 1 (on)")));
+        }
+    };
+    stop_tokens.map_or(Ok(()), |tokens| engine.check_tokens("stop_tokens", tokens))?;
+    Ok(Options {
+        strategy,
+        targets,
+        sampler: Sampler::new(options.temperature, options.top_k, options.top_p, options.min_p)?,
+        seed: options.seed,
+        max_tokens: options.max_tokens as usize,
+        proposal_lengths: lengths.map(<[i32]>::to_vec),
+        weights: weights.map(<[f32]>::to_vec),
+        stop_tokens: stop_tokens.map(<[i32]>::to_vec),
+        log_probabilities,
+        // SAFETY: promised by the caller.
+        combine: options.combine.map(|function| unsafe { combine(function, options.combine_data) }),
+    })
+}
+
+fn strategy(number: i32) -> Result<Strategy> {
+    match number {
+        COS_STRATEGY_AUTO => Ok(Strategy::Auto),
+        COS_STRATEGY_STANDARD => Ok(Strategy::Standard),
+        COS_STRATEGY_SPECULATIVE => Ok(Strategy::Speculative),
+        COS_STRATEGY_COS => Ok(Strategy::Cos),
+        other => Err(Error::InvalidArgument(format!("strategy is {other}; it must be one of COS_STRATEGY_*, 0 to 3"))),
+    }
+}
+
+/// `None` leaves the choice to the strategy.
+fn targets(number: i32) -> Result<Option<Targets>> {
+    match number {
+        COS_TARGETS_AUTO => Ok(None),
+        COS_TARGETS_COMBINED => Ok(Some(Targets::Combined)),
+        COS_TARGETS_ROUTED => Ok(Some(Targets::Routed)),
+        other => Err(Error::InvalidArgument(format!("targets is {other}; it must be one of COS_TARGETS_*, 0 to 2"))),
+    }
+}
+
+/// The combine function of a caller as a [`Function`].
+///
+/// # Safety
+/// `function` keeps to [`cos_combine_fn`], and `data` is the data that it expects, for as long as the result lives.
+unsafe fn combine(
+    function: unsafe extern "C-unwind" fn(*const *const f32, usize, usize, *mut f32, *mut c_void) -> i32,
+    data: *mut c_void,
+) -> Function {
+    struct Caller {
+        data: *mut c_void,
+        /// Reused from call to call, so that a step allocates nothing.
+        rows: Mutex<Vec<*const f32>>,
+    }
+    // SAFETY: the rows are read under the lock only. One thread at a time uses a session, and only the session calls
+    // this function. The caller promises that the data may move between threads with the session.
+    unsafe impl Send for Caller {}
+    // SAFETY: as above.
+    unsafe impl Sync for Caller {}
+    let caller = Caller { data, rows: Mutex::default() };
+    Function::new(move |rows, scores| {
+        let caller = &caller; // captures the whole struct; the pointer alone could not be sent to another thread
+        let mut pointers = caller.rows.lock();
+        pointers.clear();
+        pointers.extend(rows.map(|row| row.map_or(std::ptr::null(), <[f32]>::as_ptr)));
+        // SAFETY: the rows are as long as the scores; the rest is promised by the caller.
+        let status =
+            unsafe { function(pointers.as_ptr(), pointers.len(), scores.len(), scores.as_mut_ptr(), caller.data) };
+        match status {
+            0 => Ok(()),
+            other => Err(Error::Callback(format!("the combine function of the session returned {other}, not 0"))),
+        }
+    })
+}

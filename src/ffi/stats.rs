@@ -1,0 +1,126 @@
+//! Statistics of the C interface: of a session, and of all sessions of an engine.
+
+use super::engine::cos_engine;
+use super::error::cos_error;
+use super::session::{cos_session, usable};
+use super::{VersionedStruct, check_out, guard, struct_size, write_struct};
+use crate::engine::stats::Stats;
+use crate::error::Result;
+
+/// Counts and times of a session, or of all sessions of an engine.
+///
+/// Since 0.1.
+#[repr(C)]
+pub struct cos_stats {
+    /// sizeof(cos_stats), set by the caller.
+    pub struct_size: usize,
+    /// Calls of cos_step.
+    pub steps: u64,
+    /// Tokens committed, without prompts.
+    pub tokens: u64,
+    /// Tokens proposed by models and look-ups.
+    pub proposed: u64,
+    /// Proposals that were accepted or rejected. The others were dropped behind a rejection or an end.
+    pub tested: u64,
+    /// Proposals accepted. accepted / tested is the acceptance rate.
+    pub accepted: u64,
+    /// Passes of all models, without those over nothing but prompt.
+    pub forwards: u64,
+    /// Positions that all models scored, without those of prompts.
+    pub positions: u64,
+    /// Nanoseconds inside ONNX Runtime, with prompts.
+    pub model_ns: u64,
+    /// Nanoseconds inside cos_step.
+    pub total_ns: u64,
+    /// Greedy choices between two nearly equal scores. A pass of another width may choose the other token.
+    pub near_ties: u64,
+    /// Nanoseconds inside cos_step with COS_STRATEGY_AUTO, from the first evaluation of the plan on, without passes
+    /// over prompts. An earlier session of the engine that decoded the same way may have made that evaluation. The next
+    /// two members are about the same tokens: standard_ns / planned_ns is the measured gain of planning, and
+    /// standard_ns / expected_ns the expected gain.
+    pub planned_ns: u64,
+    /// Nanoseconds that these tokens were expected to take when their plan was chosen.
+    pub expected_ns: u64,
+    /// Nanoseconds that COS_STRATEGY_STANDARD would have taken for these tokens, by the measured times of passes.
+    pub standard_ns: u64,
+    /// Rows of logits that a model on a GPU leaves there and that had to be copied to the host. The reasons are combine
+    /// functions, models that run elsewhere, and filters that the GPU cannot finish: very many tokens have nearly the
+    /// same score, or top_k or top_p reaches tokens less than e^-16 times as likely as the best. 0 if the GPU did all
+    /// work on rows. Rows that are always on the host do not count.
+    pub rows_copied: u64,
+}
+
+// SAFETY: plain data. The size of the first version never changes, and members are only added behind the last one.
+unsafe impl VersionedStruct for cos_stats {
+    const NAME: &'static str = "cos_stats";
+    const MIN_SIZE: usize = std::mem::offset_of!(cos_stats, near_ties);
+}
+const _: () = assert!(<cos_stats as VersionedStruct>::MIN_SIZE == 80 && size_of::<cos_stats>() == 120);
+
+/// The statistics of a session, up to the end of its last call. May be called from any thread at any time until
+/// cos_free is called, also while a step runs.
+///
+/// @param session    must not be NULL
+/// @param out_stats  out, must not be NULL; `struct_size` must be set
+/// @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT, POISONED
+/// Since 0.1.
+///
+/// # Safety
+/// `session` is NULL or a session that was not freed; `out_stats` is NULL or has `struct_size` bytes.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cos_session_stats(session: *const cos_session, out_stats: *mut cos_stats) -> *mut cos_error {
+    guard(|| {
+        // SAFETY: promised by the caller.
+        unsafe { write_stats(out_stats, || Ok(usable(session)?.stats())) }
+    })
+}
+
+/// The sums over all sessions of an engine, freed ones included, for the metrics of a server. They grow at the end of
+/// each step. May be called from any thread at any time until cos_engine_free is called.
+///
+/// @param engine     must not be NULL
+/// @param out_stats  out, must not be NULL; `struct_size` must be set
+/// @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT
+/// Since 0.1.
+///
+/// # Safety
+/// `engine` is NULL or an engine that was not freed; `out_stats` is NULL or has `struct_size` bytes.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cos_engine_stats(engine: *const cos_engine, out_stats: *mut cos_stats) -> *mut cos_error {
+    guard(|| {
+        // SAFETY: promised by the caller.
+        unsafe { write_stats(out_stats, || Ok(*cos_engine::of_this_process(engine)?.0.totals().lock())) }
+    })
+}
+
+/// # Safety
+/// `out_stats` is NULL or has `struct_size` bytes.
+unsafe fn write_stats(out_stats: *mut cos_stats, stats: impl FnOnce() -> Result<Stats>) -> Result<()> {
+    check_out(out_stats, "out_stats")?;
+    // SAFETY: promised by the caller.
+    unsafe {
+        let struct_size = struct_size(out_stats)?;
+        let Stats { steps, counters, model_ns, total_ns, rows_copied, plan_times } = stats()?;
+        write_struct(
+            out_stats,
+            &cos_stats {
+                struct_size,
+                steps,
+                tokens: counters.tokens,
+                proposed: counters.proposed,
+                tested: counters.tested,
+                accepted: counters.accepted,
+                forwards: counters.forwards,
+                positions: counters.positions,
+                model_ns,
+                total_ns,
+                near_ties: counters.near_ties,
+                planned_ns: plan_times.planned_ns,
+                expected_ns: plan_times.expected_ns,
+                standard_ns: plan_times.standard_ns,
+                rows_copied,
+            },
+        );
+    }
+    Ok(())
+}
