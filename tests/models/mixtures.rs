@@ -7,7 +7,6 @@ use cos::decode::policy::Strategy;
 use cos::engine::Engine;
 use cos::engine::session::{Options, Session};
 use cos::error::Error;
-use cos::model::{Model, Sequence};
 use cos::rows::sampling::Sampler;
 
 use super::exports::{copy, exports};
