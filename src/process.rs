@@ -139,6 +139,9 @@ pub fn set_default(name: &CStr, assignment: &'static CStr) {
     unsafe extern "C" {
         static mut environ: *mut *mut libc::c_char;
     }
+    // A later `setenv` of the host puts yet another array in place. Then this address keeps ours from being taken for a leak.
+    #[used]
+    static ARRAY: AtomicPtr<*mut libc::c_char> = AtomicPtr::new(std::ptr::null_mut());
     // SAFETY: POSIX allows a program to replace the array. The old array is not freed, so threads may still read it.
     unsafe {
         if !libc::getenv(name.as_ptr()).is_null() {
@@ -149,7 +152,9 @@ pub fn set_default(name: &CStr, assignment: &'static CStr) {
         let mut entries: Vec<*mut libc::c_char> = Vec::with_capacity(count + 2);
         entries.extend((0..count).map(|index| *old.add(index)));
         entries.extend([assignment.as_ptr().cast_mut(), std::ptr::null_mut()]);
-        (&raw mut environ).write_volatile(entries.leak().as_mut_ptr());
+        let array = entries.leak().as_mut_ptr();
+        ARRAY.store(array, Ordering::Relaxed);
+        (&raw mut environ).write_volatile(array);
     }
 }
 

@@ -151,11 +151,11 @@ const SIMULATED: u64 = 100_000;
 
 /// Tests of the enumeration that are shown every fault.
 const ENUMERATION: [&str; 5] = [
-    "exact::longer_sequences",
-    "exact::look_ups_draft_exactly",
-    "exact::weights_change_exactly",
-    "exact::later_prompts_continue_the_sequence",
-    "exact::sequences_end_where_they_should",
+    "exact::strategies::longer_sequences",
+    "exact::drafters::look_ups_draft_exactly",
+    "exact::changes::weights_change_exactly",
+    "exact::sequences::later_prompts_continue_the_sequence",
+    "exact::sequences::sequences_end_where_they_should",
 ];
 
 impl Planted {

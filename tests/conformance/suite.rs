@@ -3,6 +3,7 @@
 pub mod faults;
 pub mod generator;
 pub mod greedy;
+mod plot;
 pub mod programs;
 pub mod report;
 pub mod results;
