@@ -356,7 +356,8 @@ fn check_make(words: &[&str]) -> Result<(), String> {
 
 fn check_cargo(words: &[&str]) -> Result<(), String> {
     let value = |option: &str| words.iter().position(|word| *word == option).and_then(|at| words.get(at + 1));
-    if let Some(test) = value("--test").filter(|test| !exists(&format!("tests/{test}.rs"), Path::new(""))) {
+    let is_test = |name: &str| ["", "/main"].iter().any(|end| exists(&format!("tests/{name}{end}.rs"), Path::new("")));
+    if let Some(test) = value("--test").filter(|test| !is_test(test)) {
         return Err(format!("there is no test {test}"));
     }
     let Some(bench) = value("--bench") else { return Ok(()) };
