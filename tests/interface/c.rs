@@ -177,33 +177,6 @@ fn example(readme: &str, mark: &str, language: &str) -> String {
     block.unwrap_or_else(|| panic!("{readme} has nothing in {language} behind {mark:?}")).to_owned()
 }
 
-/// The bindings' tests run the programs of their own READMEs, by the commands there.
-#[test]
-fn the_readme_shows_the_programs_of_the_bindings() {
-    for language in ["cpp", "go", "java"] {
-        let of_binding = std::fs::read_to_string(root().join(format!("bindings/{language}/README.md"))).unwrap();
-        let program = format!("```{language}\n");
-        for (mark, block) in [("## Use", language), ("## Use", "sh"), (&program, "sh")] {
-            let shown = example("README.md", mark, block);
-            assert!(
-                of_binding.contains(&format!("```{block}\n{shown}```")),
-                "in {language} there is not this:\n{shown}"
-            );
-        }
-    }
-}
-
-#[test]
-fn the_configurations_of_the_readme_are_valid() {
-    let readme = std::fs::read_to_string(root().join("README.md")).unwrap();
-    let configurations: Vec<&str> =
-        readme.split("```json\n").skip(1).map(|rest| rest.split("```").next().unwrap()).collect();
-    assert!(configurations.len() >= 3);
-    for configuration in configurations {
-        Config::parse(configuration).unwrap_or_else(|error| panic!("{configuration}: {error}"));
-    }
-}
-
 #[test]
 fn the_example_of_the_readme_runs() {
     let example = example("README.md", "## Use", "c");
