@@ -11,8 +11,8 @@ use ort::session::Session;
 use parking_lot::Mutex;
 
 use super::attention::AttentionKernels;
-use super::binding::{REMEMBER_PROVIDERS, operators_by};
-use super::huge_pages::Mappings;
+use super::binding::{RECORD_PROVIDERS, operators_by};
+use super::huge_pages::AnonymousMappings;
 use super::options::{Provider, ProviderOptions};
 use super::{attention, runtime};
 use crate::cuda::{self, Device};
@@ -216,11 +216,11 @@ fn create(file: &Path, shapes: ShapeSource, cuda: Option<ort::ep::CUDA>) -> Resu
     builder =
         builder.with_config_entry("session.qdq_matmulnbits_accuracy_level", "1").map_err(|error| refuse(&error))?;
     if let Some(cuda) = cuda {
-        builder = builder.with_config_entry(REMEMBER_PROVIDERS, "1").map_err(|error| refuse(&error))?;
+        builder = builder.with_config_entry(RECORD_PROVIDERS, "1").map_err(|error| refuse(&error))?;
         let cuda = cuda.build().error_on_failure();
         builder = builder.with_execution_providers([cuda]).map_err(|error| unavailable(file, &error.to_string()))?;
     }
-    let before = Mappings::now();
+    let before = AnonymousMappings::now();
     let session = match shapes {
         ShapeSource::File => builder.commit_from_file(file),
         ShapeSource::Inference => {
@@ -249,9 +249,9 @@ mod tests {
     fn a_session_records_which_provider_runs_an_operator() {
         let environment = runtime::environment(None, 0, None).unwrap();
         let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/demo/small/model.onnx");
-        let load = |remember| {
+        let load = |record| {
             let builder = Session::builder(environment).unwrap();
-            builder.with_config_entry(REMEMBER_PROVIDERS, remember).unwrap().commit_from_file(&file).unwrap()
+            builder.with_config_entry(RECORD_PROVIDERS, record).unwrap().commit_from_file(&file).unwrap()
         };
         let session = load("1");
         let operators = operators_by(&session, c"CPUExecutionProvider").unwrap();
