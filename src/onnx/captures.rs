@@ -1,32 +1,32 @@
-//! What is known of the captures of a model: how many were made, and why no more are.
+//! Counts the CUDA graphs that were captured for a model, and stops capturing when it keeps failing.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
-/// So many captures of a model have to fail in a row before none is tried any more: one may, by what others do with the GPU meanwhile.
+/// Capturing stops after this many failures in a row. A single failure may be caused by other work on the GPU.
 const FAILURES: u32 = 3;
 
-/// What is known of the captures of a model.
+/// The captures of all sequences of a model.
 #[derive(Debug, Default)]
 pub struct Captures {
     made: AtomicU64,
-    /// In a row.
+    /// Failures since the last success.
     failed: AtomicU32,
     refused: OnceLock<String>,
 }
 
 impl Captures {
-    /// How many were made.
+    /// The number of graphs that were captured.
     pub fn made(&self) -> u64 {
         self.made.load(Relaxed)
     }
 
-    /// Why none is made any more, if so. Then all passes are run plainly, also those of widths that were captured.
+    /// The reason why graphs are neither captured nor launched any more. `None` while they are.
     pub fn refused(&self) -> Option<&str> {
         self.refused.get().map(String::as_str)
     }
 
-    /// Have none made any more.
+    /// Stop capturing and launching graphs. Only the first reason is kept.
     pub fn refuse(&self, why: String) {
         _ = self.refused.set(why);
     }
@@ -39,7 +39,7 @@ impl Captures {
     pub fn fail(&self, width: usize, error: &dyn std::fmt::Display) {
         tracing::warn!("a pass of {width} tokens could not be captured: {error}");
         if self.failed.fetch_add(1, Relaxed) + 1 >= FAILURES {
-            self.refuse(format!("{FAILURES} captures in a row have failed, the last one by this: {error}"));
+            self.refuse(format!("{FAILURES} captures in a row failed; the last error was: {error}"));
         }
     }
 }
@@ -49,7 +49,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn captures_end_when_several_in_a_row_have_failed() {
+    fn capturing_stops_after_several_failures_in_a_row() {
         let captures = Captures::default();
         for _ in 0..2 {
             (1..FAILURES).for_each(|_| captures.fail(1, &"busy"));
@@ -57,7 +57,7 @@ mod tests {
             captures.succeed();
         }
         (0..FAILURES).for_each(|_| captures.fail(1, &"busy"));
-        assert!(captures.refused().unwrap().contains("3 captures in a row have failed, the last one by this: busy"));
+        assert!(captures.refused().unwrap().contains("3 captures in a row failed; the last error was: busy"));
         assert_eq!(captures.made(), 2);
     }
 }

@@ -1,4 +1,4 @@
-//! What one sequence has on a GPU beside its cache: inputs, logits, and the graphs of its passes.
+//! The passes of a sequence on a GPU: buffers for inputs and logits, and captured CUDA graphs.
 
 use std::sync::Arc;
 
@@ -11,80 +11,84 @@ use super::captures::Captures;
 use crate::cuda::{self, CapturedGraph, Device, DeviceBuffer, Event, HostBuffer, Queue};
 use crate::rows::device::{Control, NOTED, Ring};
 
-/// The widest pass that is captured: over the longest draft that a planner makes of itself, 16, what comes before it and what others
-/// add; prompts are longer. A sequence has a graph for each width at most, with filters of rows and without, since with fewer some would
-/// be captured again and again.
+/// The widest pass that is captured. It covers the longest draft of the planner, 16 tokens, with the tokens before it and
+/// those of other models; only prompts are longer. A sequence keeps up to two graphs for each width, with filtered rows and
+/// without. With fewer, some would be captured again and again.
 pub const WIDEST_GRAPH: usize = NOTED;
 
-/// Widths of wide passes where each is planned: multiples of this, and beyond 256 eight between a power of two and the next.
+/// Where cuDNN plans each width, wider passes are padded to multiples of this.
 const STEP: usize = 16;
 
-/// The least of these that takes so many tokens. Few widths, so that a process soon has met all, and at most an eighth more tokens where
-/// these take time.
-fn planned(width: usize) -> usize {
+/// The width that a pass over `width` tokens is padded to.
+///
+/// Beyond [`WIDEST_GRAPH`], widths are multiples of [`STEP`]; beyond 256, there are eight between a power of two and the
+/// next. So a process soon has met all of them, and padding adds at most an eighth where tokens take time.
+fn padded_width(width: usize) -> usize {
     if width <= WIDEST_GRAPH { width } else { width.next_multiple_of(STEP.max(1 << (width.ilog2() - 3))) }
 }
 
-/// Places of inputs are aligned to this.
+/// The alignment of inputs in their buffer, in bytes.
 const ALIGNMENT: usize = 256;
 
-/// A buffer on the host, and what it is copied to or from.
-struct Pair {
+/// A buffer on the host and one of the same size on the device, for copies between them.
+struct BufferPair {
     host: HostBuffer,
-    there: DeviceBuffer,
+    device: DeviceBuffer,
 }
 
-impl Pair {
+impl BufferPair {
     fn new(device: &Arc<Device>, bytes: usize) -> ort::Result<Self> {
-        Ok(Pair { host: HostBuffer::zeroed(device, bytes)?, there: DeviceBuffer::zeroed(device, bytes)? })
+        Ok(BufferPair { host: HostBuffer::zeroed(device, bytes)?, device: DeviceBuffer::zeroed(device, bytes)? })
     }
 }
 
-/// Passes that are captured once: their width, and whether rows are filtered.
-type Kind = (usize, bool);
+/// Passes that share a graph: their width, and whether rows are filtered.
+type PassKind = (usize, bool);
 
-/// What is known of passes of a kind, with all buffers where they are now.
-enum Captured {
-    /// One was run, so ONNX Runtime has all the memory that it needs for it.
+/// The state of a kind of passes, valid as long as all buffers stay where they are.
+enum CaptureState {
+    /// A pass was run, so ONNX Runtime has all the memory that it needs, and the next one can be captured.
     Warm,
     Graph(CapturedGraph),
 }
 
-/// What a sequence has on a GPU.
+/// The buffers and graphs of a sequence's passes.
 pub struct GpuPasses {
-    /// Before the buffers, whose addresses they hold.
-    graphs: Vec<(Kind, Captured)>,
+    /// Declared before the buffers whose addresses they hold, so that they are dropped first.
+    graphs: Vec<(PassKind, CaptureState)>,
     captures: Arc<Captures>,
-    /// Whether the pass that is being made may be captured.
+    /// Whether the pass that is being prepared may be captured.
     captures_now: bool,
-    /// Whether each width is planned on each size of the cache.
+    /// Whether cuDNN plans each width of a pass on each size of the cache.
     plans_widths: bool,
+    /// Recorded behind the last pass.
     done: Event,
-    inputs: Option<Pair>,
-    /// Where each input is in that, and how long.
+    inputs: Option<BufferPair>,
+    /// The offset and the room in bytes of each input. The last one is the control block of the kernels.
     places: Vec<(usize, usize)>,
-    /// Logits of passes up to [`WIDEST_GRAPH`], which stay where they are, and of the last wider one.
-    logits: Option<Pair>,
-    wide: Option<Pair>,
+    /// Logits of passes up to [`WIDEST_GRAPH`]. Graphs hold its address.
+    logits: Option<BufferPair>,
+    /// Logits of wider passes.
+    wide: Option<BufferPair>,
     memory: MemoryInfo<'static>,
-    /// Whether the last pass took what others of its kind will: it was neither captured nor run to be captured next time.
+    /// Whether the last pass took as long as later ones of its kind will. Passes that prepare a capture take longer.
     pub is_usual: bool,
-    /// Where rows stay, if they do.
+    /// The rows on the GPU, if rows stay there.
     pub rows: Option<Ring>,
     device: Arc<Device>,
 }
 
-/// Where the rows of a pass go.
+/// Where a pass leaves its rows.
 #[derive(Clone, Copy)]
 pub enum Output {
-    /// These bytes of the logits to the host.
+    /// On the host. Bytes of the logits from the first number to the second are copied.
     Host(usize, usize),
-    /// So many rows are kept where they are.
+    /// On the GPU, so many rows.
     Device(usize),
 }
 
 impl GpuPasses {
-    /// Without any buffers yet.
+    /// Allocates no buffers yet.
     pub fn new(
         device: &Arc<Device>,
         captures: &Arc<Captures>,
@@ -108,22 +112,24 @@ impl GpuPasses {
         })
     }
 
-    /// Have no run captured by ONNX Runtime itself, and let it return before its work is done. All of that has to be on the device:
-    /// otherwise it may still be copying from memory of the host that it then frees.
+    /// Set options of runs on the GPU: ONNX Runtime itself captures nothing, and a run returns before its work is done.
+    ///
+    /// All operators must run on the GPU. Otherwise a run could return while it copies from host memory that it frees.
     pub fn set_options(options: &mut RunOptions) -> ort::Result<()> {
         options.set("gpu_graph_id", "-1")?;
         options.set("disable_synchronize_execution_providers", "1")
     }
 
-    /// Decide whether the pass to come may be captured, which other threads may change at any time.
+    /// Decide whether the next pass may be captured. The decision holds for all of the pass, although other threads may
+    /// refuse captures at any time.
     pub fn may_capture(&mut self) -> bool {
         self.captures_now = self.captures.refused().is_none();
         self.captures_now
     }
 
-    /// How many tokens a pass over so many takes more, so that its width is one of few where each is planned.
+    /// Tokens to add to a pass over `width` tokens. Where cuDNN plans each width, padding keeps the number of widths small.
     pub fn padding(&self, width: usize) -> usize {
-        if self.plans_widths { planned(width) - width } else { 0 }
+        if self.plans_widths { padded_width(width) - width } else { 0 }
     }
 
     /// Memory of the device, for tensors.
@@ -131,24 +137,24 @@ impl GpuPasses {
         &self.memory
     }
 
-    /// The right to put work on the device's stream.
+    /// Exclusive access to the device's stream.
     pub fn queue(&self) -> ort::Result<Queue<'_>> {
         self.device.queue()
     }
 
-    /// Bytes of its buffers.
+    /// Bytes of all buffers, those on the host included.
     pub fn bytes(&self) -> usize {
         let pairs = [&self.inputs, &self.logits, &self.wide];
-        let pairs: usize = pairs.into_iter().flatten().map(|pair| 2 * pair.there.len()).sum();
+        let pairs: usize = pairs.into_iter().flatten().map(|pair| 2 * pair.device.len()).sum();
         pairs + self.rows.as_ref().map_or(0, Ring::bytes)
     }
 
-    /// Buffers that graphs know have moved.
+    /// Drop all graphs, because buffers have moved.
     pub fn forget_graphs(&mut self) {
         self.graphs.clear();
     }
 
-    /// Set the inputs, in their order, and what kernels are told.
+    /// Fill the host buffer with the inputs, in their order, and the control block of the kernels.
     pub fn fill<'a>(
         &mut self,
         inputs: impl Iterator<Item = &'a [u8]> + Clone,
@@ -167,7 +173,7 @@ impl GpuPasses {
                 end += room;
             }
             self.inputs = None;
-            self.inputs = Some(Pair::new(&self.device, end)?);
+            self.inputs = Some(BufferPair::new(&self.device, end)?);
         }
         if let Some(pair) = &mut self.inputs {
             let host = pair.host.bytes_mut();
@@ -181,9 +187,9 @@ impl GpuPasses {
     /// An input as a tensor on the device.
     pub fn input_tensor(&mut self, index: usize, element: TensorElementType, shape: &[i64]) -> ort::Result<Tensor> {
         let (place, room) = self.places[index];
-        let pair = self.inputs.as_mut().ok_or_else(|| ort::Error::new("there are no inputs"))?;
-        // SAFETY: the place is inside the buffer, which stays until another one is bound.
-        unsafe { Tensor::at(&self.memory, pair.there.address().byte_add(place), room, element, shape) }
+        let pair = self.inputs.as_mut().ok_or_else(|| ort::Error::new("the inputs have no buffer"))?;
+        // SAFETY: the input is inside the buffer, which stays until another one is bound.
+        unsafe { Tensor::at(&self.memory, pair.device.address().byte_add(place), room, element, shape) }
     }
 
     /// Make room for the logits of a pass.
@@ -193,22 +199,23 @@ impl GpuPasses {
             true => (&mut self.logits, bytes.div_ceil(width) * WIDEST_GRAPH),
             false => (&mut self.wide, bytes),
         };
-        if pair.as_ref().is_none_or(|pair| pair.there.len() < bytes) {
+        if pair.as_ref().is_none_or(|pair| pair.device.len() < bytes) {
             if narrow {
                 self.graphs.clear();
             }
             *pair = None;
-            *pair = Some(Pair::new(&self.device, least.max(bytes))?);
+            *pair = Some(BufferPair::new(&self.device, least.max(bytes))?);
         }
         Ok(())
     }
 
-    /// Give back what a long prompt took.
+    /// Free the buffer of wide passes.
     pub fn trim(&mut self) {
         self.wide = None;
     }
 
-    fn pair(&self, width: usize) -> Option<&Pair> {
+    /// The buffer of logits for passes of a width.
+    fn pair(&self, width: usize) -> Option<&BufferPair> {
         if width <= WIDEST_GRAPH { self.logits.as_ref() } else { self.wide.as_ref() }
     }
 
@@ -226,33 +233,35 @@ impl GpuPasses {
         shape: &[i64],
     ) -> ort::Result<Tensor> {
         let pair = if width <= WIDEST_GRAPH { &mut self.logits } else { &mut self.wide };
-        let pair = pair.as_mut().ok_or_else(|| ort::Error::new("there is no room for logits"))?;
-        // SAFETY: room was made for so many bytes, and the buffer stays until another one is bound.
-        unsafe { Tensor::at(&self.memory, pair.there.address(), bytes, element, shape) }
+        let pair = pair.as_mut().ok_or_else(|| ort::Error::new("the logits have no buffer"))?;
+        // SAFETY: `make_room` made the buffer large enough, and it stays until another one is bound.
+        unsafe { Tensor::at(&self.memory, pair.device.address(), bytes, element, shape) }
     }
 
     /// Copy the inputs to the device.
     pub fn copy_in(&self, queue: &Queue) -> ort::Result<()> {
-        self.inputs.as_ref().map_or(Ok(()), |pair| queue.copy_in(&pair.host, &pair.there))
+        self.inputs.as_ref().map_or(Ok(()), |pair| queue.copy_in(&pair.host, &pair.device))
     }
 
-    /// Whether passes whose rows go there are captured: those whose rows go where they usually do.
+    /// Whether a pass with this output may be captured. Only passes that leave rows in the usual place are.
     fn captures_to(&self, output: Output) -> bool {
         self.captures_now && self.rows.is_some() == matches!(output, Output::Device(_))
     }
 
-    fn kind(&self, width: usize) -> Kind {
+    fn kind(&self, width: usize) -> PassKind {
         (width, self.rows.as_ref().is_some_and(Ring::filters))
     }
 
-    /// Whether a pass of this width, with rows filtered as they are now, was captured, so that nothing need be bound for it.
+    /// Whether there is a graph for a pass of this width and the current filter. Then nothing needs to be bound.
     pub fn has_graph(&self, width: usize, output: Output) -> bool {
         let kind = self.kind(width);
         self.captures_to(output)
-            && self.graphs.iter().any(|(of, captured)| *of == kind && matches!(captured, Captured::Graph(_)))
+            && self.graphs.iter().any(|(of, captured)| *of == kind && matches!(captured, CaptureState::Graph(_)))
     }
 
-    /// Put a pass on the stream, by a graph if there is one, and otherwise by `run`. It is over after [`GpuPasses::wait`], or an error.
+    /// Put a pass on the stream: by its graph, or by `run`, which may be captured on the way. [`GpuPasses::wait`] waits for it.
+    ///
+    /// On an error, the stream is idle again.
     pub fn launch(
         &mut self,
         width: usize,
@@ -267,53 +276,33 @@ impl GpuPasses {
         let mut work = |queue: &Queue, output: Output| {
             let mut control = 0;
             if let Some(pair) = inputs {
-                control = pair.there.place() + places.last().map_or(0, |(place, _)| *place as u64);
-                queue.copy_in(&pair.host, &pair.there)?;
+                control = pair.device.place() + places.last().map_or(0, |(place, _)| *place as u64);
+                queue.copy_in(&pair.host, &pair.device)?;
             }
             run()?;
             match (logits.as_mut(), rows.as_mut(), output) {
-                (Some(pair), _, Output::Host(start, end)) => queue.copy_out(&pair.there, &mut pair.host, start, end),
-                (Some(pair), Some(rows), Output::Device(given)) => rows.queue(queue, &pair.there, given, control),
+                (Some(pair), _, Output::Host(start, end)) => queue.copy_out(&pair.device, &mut pair.host, start, end),
+                (Some(pair), Some(rows), Output::Device(given)) => rows.queue(queue, &pair.device, given, control),
                 _ => Ok(()),
             }
         };
-        // All rows come back, since later passes want other ones.
-        let whole = match output {
-            Output::Host(_, end) => Output::Host(0, end),
-            kept => kept,
-        };
-        let known = graphs.iter().position(|(of, _)| may_capture && *of == kind);
-        *is_usual = !may_capture || known.is_some_and(|index| matches!(graphs[index].1, Captured::Graph(_)));
-        let result = match known.map(|index| graphs.remove(index).1) {
-            Some(Captured::Graph(graph)) => {
+        let index = graphs.iter().position(|(of, _)| may_capture && *of == kind);
+        let state = index.map(|index| graphs.remove(index).1);
+        *is_usual = !may_capture || matches!(state, Some(CaptureState::Graph(_)));
+        let result = match state {
+            Some(CaptureState::Graph(graph)) => {
                 let result = queue.launch(&graph);
-                graphs.push((kind, Captured::Graph(graph)));
+                graphs.push((kind, CaptureState::Graph(graph)));
                 result
             }
-            Some(Captured::Warm) => {
-                let capture = |queue: &Queue| queue.capture(|queue| work(queue, whole));
-                let captured = cuda::alone().map(|_alone| queue.by_runner(capture));
-                if let Some(Ok(graph)) = captured {
-                    captures.succeed();
-                    let result = queue.launch(&graph);
-                    graphs.push((kind, Captured::Graph(graph)));
-                    result
-                } else {
-                    graphs.push((kind, Captured::Warm));
-                    let _running = cuda::running();
-                    match captured {
-                        Some(Err(error)) => {
-                            captures.fail(width, &error);
-                            // The next run may take that error for its own.
-                            queue.by_runner(|queue| work(queue, output).or_else(|_| work(queue, output)))
-                        }
-                        _ => queue.by_runner(|queue| work(queue, output)),
-                    }
-                }
+            Some(CaptureState::Warm) => {
+                let (state, result) = capture(&queue, captures, width, output, &mut work);
+                graphs.push((kind, state));
+                result
             }
             None => {
                 if may_capture {
-                    graphs.push((kind, Captured::Warm));
+                    graphs.push((kind, CaptureState::Warm));
                 }
                 let _running = cuda::running();
                 queue.by_runner(|queue| work(queue, output))
@@ -328,26 +317,57 @@ impl GpuPasses {
     }
 }
 
+/// Capture a pass and launch its graph. If other threads use the GPU, or if the capture fails, the pass is run instead.
+fn capture(
+    queue: &Queue,
+    captures: &Captures,
+    width: usize,
+    output: Output,
+    work: &mut (impl FnMut(&Queue, Output) -> ort::Result<()> + Send),
+) -> (CaptureState, ort::Result<()>) {
+    // Later passes may want other rows, so a graph copies all of them.
+    let all_rows = match output {
+        Output::Host(_, end) => Output::Host(0, end),
+        kept => kept,
+    };
+    let captured = cuda::alone().map(|_alone| queue.by_runner(|queue| queue.capture(|queue| work(queue, all_rows))));
+    if let Some(Ok(graph)) = captured {
+        captures.succeed();
+        let result = queue.launch(&graph);
+        return (CaptureState::Graph(graph), result);
+    }
+    let _running = cuda::running();
+    let result = match captured {
+        Some(Err(error)) => {
+            captures.fail(width, &error);
+            // The next run may report the error of the capture as its own, so it is tried twice.
+            queue.by_runner(|queue| work(queue, output).or_else(|_| work(queue, output)))
+        }
+        _ => queue.by_runner(|queue| work(queue, output)),
+    };
+    (CaptureState::Warm, result)
+}
+
 #[cfg(test)]
 mod tests {
     use bytemuck::Zeroable;
 
     use super::*;
 
-    /// Passes that only add up what they are fed, of which some captures are broken off.
+    /// Passes only copy their input to their logits. Some break off their capture.
     #[test]
-    fn passes_whose_captures_fail_are_run_all_the_same() {
+    fn passes_run_even_if_their_capture_fails() {
         let Some(device) = cuda::tests::gpu() else { return };
         let captures = Arc::new(Captures::default());
         let mut gpu = GpuPasses::new(&device, &captures, false, None).unwrap();
         let (control, output) = (Control::zeroed(), Output::Host(0, 8));
-        // What the closure does when a pass is captured, and whether that may be.
+        // Whether the pass breaks off a capture, whether it may be captured, and how many captures have succeeded by then.
         for (pass, (broken, may, made)) in [
-            (true, true, 0), // the first one is plain
+            (true, true, 0), // the first pass is not captured
             (true, true, 0),
             (true, true, 0),
             (false, true, 1),
-            (true, true, 1), // has a graph, so the closure is not asked
+            (true, true, 1), // it has a graph, so the closure is not called
         ]
         .into_iter()
         .chain([(true, true, 1); 4]) // another width
@@ -359,7 +379,7 @@ mod tests {
             let tokens = [pass as i64 + 1];
             gpu.fill([bytemuck::cast_slice(&tokens)].into_iter(), &control).unwrap();
             gpu.make_room(8, 1).unwrap();
-            let (from, to) = (gpu.inputs.as_ref().unwrap().there.place(), gpu.logits.as_ref().unwrap().there.place());
+            let (from, to) = (gpu.inputs.as_ref().unwrap().device.place(), gpu.logits.as_ref().unwrap().device.place());
             let (of, mut runs) = (device.clone(), 0);
             let copy = || {
                 runs += 1;
@@ -378,10 +398,10 @@ mod tests {
     }
 
     #[test]
-    fn passes_of_any_length_have_few_widths() {
+    fn padded_passes_have_few_widths() {
         let mut widths = std::collections::BTreeSet::new();
         for length in 1..=4096 {
-            let width = planned(length);
+            let width = padded_width(length);
             assert!(length <= WIDEST_GRAPH || width.is_multiple_of(STEP));
             assert!(width >= length && width - length < STEP.max(length / 8 + 1), "{width} for {length}");
             widths.insert(width);

@@ -1,4 +1,4 @@
-//! Loads a model: reads its export, makes its session, and tries it out.
+//! Loads a model: reads its export, creates its session, and runs a few trial passes.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -7,32 +7,36 @@ use std::time::{Duration, Instant};
 use ort::memory::{AllocationDevice, AllocatorType, MemoryInfo, MemoryType};
 
 use super::captures::Captures;
-use super::check;
 use super::model::OnnxModel;
 use super::options::{LoadOptions, Provider};
-use super::weights::{self, Shapes};
+use super::weights::{self, LoadedSession, ShapeSource};
+use super::{check, scoring};
 use crate::error::{Error, Result};
 use crate::export::graph::Graph;
 use crate::export::recognise::read_export;
-use crate::export::{CacheKind, CacheTensor, companions, shapes};
+use crate::export::{CacheKind, CacheTensor, Export, companions, shapes};
 use crate::model::Cancel;
 
-/// Timing passes at loading takes at most this, or a tenth of what loading took before.
+/// Timing passes takes at most this long, or a tenth of what loading took before.
 const TIMING: Duration = Duration::from_millis(100);
 
 impl OnnxModel {
-    /// Load an export: an `.onnx` file, or a folder that holds one. [`super::environment`] must have been made. Weights that
-    /// another model of the process has loaded from the same file, and still uses, are shared with it.
+    /// Load an export from an `.onnx` file or from a folder that holds one. [`super::environment`] must be called first.
     ///
-    /// A few passes over made-up tokens show what inputs and outputs cannot tell: see [`check`].
-    pub fn load(path: &Path, name: &str, settings: &LoadOptions) -> Result<Self> {
+    /// If another model of the process still uses weights from the same files, both share one session. A few passes over
+    /// made-up tokens find out what the graph does not declare: see [`check`].
+    ///
+    /// # Errors
+    /// `Model` if the export cannot be read or run, `Unsupported` if it cannot be decoded with, `Config` if
+    /// `options.context_length` is too large for it, `Runtime` if the provider or memory is missing.
+    pub fn load(path: &Path, name: &str, options: &LoadOptions) -> Result<Self> {
         let file = companions::model_file(path)?;
         let graph = Graph::read(&file)?;
         companions::check_weights(&file, &graph)?;
-        let load = |shapes| Self::load_with(&file, &graph, shapes, name, settings);
-        match load(Shapes::Declared) {
+        let load = |shapes| Self::load_with(&file, &graph, shapes, name, options);
+        match load(ShapeSource::File) {
             Err(error) if shapes::are_blamed(&error.to_string()) => {
-                let mut model = load(Shapes::Inferred)?;
+                let mut model = load(ShapeSource::Inference)?;
                 let warning =
                     "the shapes that the file declares for inner values are wrong, so it was loaded without them";
                 model.export_mut().warnings.push(warning.into());
@@ -42,56 +46,61 @@ impl OnnxModel {
         }
     }
 
-    fn load_with(file: &Path, graph: &Graph, shapes: Shapes, name: &str, settings: &LoadOptions) -> Result<Self> {
+    fn load_with(file: &Path, graph: &Graph, shapes: ShapeSource, name: &str, options: &LoadOptions) -> Result<Self> {
         let started = Instant::now();
-        let refuse = |error: &dyn std::fmt::Display| Error::Model(format!("cannot load {}: {error}", file.display()));
-        let loaded = weights::load(file, graph, &settings.provider, shapes)
+        let loaded = weights::load(file, graph, &options.provider, shapes)
             .map_err(|error| companions::explain(file, graph, error))?;
         let mut export = read_export(file, graph, loaded.session.inputs(), loaded.session.outputs())?;
-        if let Some(length) = settings.context_length {
+        if let Some(length) = options.context_length {
             export.limit_context(length)?;
         }
         let memory = MemoryInfo::new(AllocationDevice::CPU, 0, AllocatorType::Device, MemoryType::Default)
-            .map_err(|error| refuse(&error))?;
+            .map_err(|error| Error::Model(format!("cannot load {}: {error}", file.display())))?;
         let captures = Arc::new(Captures::default());
-        if let Provider::Cuda { .. } = settings.provider
+        if let Provider::Cuda { .. } = options.provider
             && let Some(why) = loaded.no_graphs.as_deref().or(export.no_graphs())
         {
             captures.refuse(why.into());
         }
-        // What takes a cache in place takes it where it runs; all else copies it anyway.
-        let writer = |tensor: &CacheTensor| graph.origin(tensor.present.to_str().ok()?);
-        let mut writers = export.cache.iter().filter_map(writer);
-        let stays = export.is_in_place() && writers.any(|node| loaded.on_processor.contains(&node.operator));
-        let is_there = loaded.is_whole || (export.cache_kind != CacheKind::None && !stays);
         let mut model = OnnxModel {
             name: name.into(),
-            device: loaded.device.clone().filter(|_| is_there),
+            device: loaded.device.clone().filter(|_| cache_is_on_device(&loaded, &export, graph)),
             captures,
             loaded,
             export: Arc::new(export),
-            provider: settings.provider.clone(),
+            provider: options.provider.clone(),
             memory: Arc::new(memory),
             vocab_size: 0,
             deviation: 0.0,
             trials: Vec::new(),
             pass_times: Vec::new(),
-            rows: settings.rows,
+            rows: options.rows,
             spares: Arc::default(),
         };
-        model.try_out()?;
+        model.measure_logits()?;
         model.vocab_size = model.export.logits.columns;
-        model.settle_scoring(settings.scoring)?;
+        scoring::choose(&mut model, options.scoring)?;
         let limit = TIMING.max(started.elapsed() / 10);
         model.pass_times = check::pass_times(&model, limit).map_err(|interrupt| model.failed_trial(interrupt))?;
         Ok(model)
     }
 
-    /// Let ONNX Runtime say how many rows and columns of logits a pass gives: graphs need not.
-    fn try_out(&mut self) -> Result<()> {
+    /// Run one pass to learn how many rows and columns of logits it gives. A graph need not declare either.
+    fn measure_logits(&mut self) -> Result<()> {
         let width = if self.export.single_tokens() { 1 } else { 2 };
         let mut sequence = self.sequence(&Arc::new(Cancel::default()))?;
         let shape = sequence.get_mut().try_out(&[0, 0][..width]).map_err(|error| self.cannot_run(&error))?;
         self.export_mut().see_logits(&shape, width)
     }
+}
+
+/// Whether the cache belongs in the memory of the session's GPU.
+///
+/// An operator that updates the cache in place needs it where the operator runs. If one of those runs on the processor,
+/// the cache stays on the host. Other operators copy the cache anyway.
+fn cache_is_on_device(loaded: &LoadedSession, export: &Export, graph: &Graph) -> bool {
+    let writer = |tensor: &CacheTensor| graph.origin(tensor.present.to_str().ok()?);
+    let mut writers = export.cache.iter().filter_map(writer);
+    let is_on_host = export.is_in_place() && writers.any(|node| loaded.on_processor.contains(&node.operator));
+    loaded.is_whole || (export.cache_kind != CacheKind::None && !is_on_host)
 }

@@ -1,20 +1,20 @@
-//! Rows of logits on the host.
+//! The rows of logits of a sequence on the host.
 
 use bytemuck::Zeroable;
 
 use super::huge_pages;
 
-/// Rows of logits that a sequence keeps room for behind a prompt that took more than twice as many.
+/// After a long prompt, the buffer shrinks to this many rows if it has more than twice as many.
 pub const KEPT_ROWS: usize = 40;
 
-/// Rows of logits, written by ONNX Runtime where they are read.
+/// Rows of logits of consecutive positions. ONNX Runtime writes float32 logits here, and they are read here.
 pub struct LogitRows {
-    pub rows: Vec<f32>,
-    pub columns: usize,
-    /// Position of the first row.
-    pub first: usize,
-    /// End of the rows of the last pass.
-    pub end: usize,
+    rows: Vec<f32>,
+    columns: usize,
+    /// The position of the first row.
+    first: usize,
+    /// The end of the last pass's rows, as an index into `rows`.
+    end: usize,
 }
 
 impl LogitRows {
@@ -22,6 +22,17 @@ impl LogitRows {
         LogitRows { rows: Vec::new(), columns, first: 0, end: 0 }
     }
 
+    /// Forget all rows, and keep the buffer for rows of the same length.
+    pub fn clear(&mut self) {
+        (self.first, self.end) = (0, 0);
+    }
+
+    /// Bytes of the buffer.
+    pub fn bytes(&self) -> usize {
+        size_of::<f32>() * self.rows.capacity()
+    }
+
+    /// The row of a position that is held.
     pub fn row(&self, position: usize) -> &[f32] {
         let start = (position - self.first) * self.columns;
         &self.rows[start..start + self.columns]
@@ -32,19 +43,19 @@ impl LogitRows {
         self.first + self.end / self.columns
     }
 
-    /// These rows, from a position on, and no others.
+    /// Replace all rows. The first one is that of position `first`.
     pub fn set(&mut self, first: usize, rows: &[Vec<f32>]) {
         self.rows.clear();
         rows.iter().for_each(|row| self.rows.extend_from_slice(row));
         (self.first, self.end) = (first, self.rows.len());
     }
 
-    /// Room for the rows of `count` positions from `position` on, keeping those from `keep` on that come before.
+    /// Make room for the rows of `count` positions from `position` on. Rows from `keep` on that come before them stay.
     pub fn reserve(&mut self, position: usize, count: usize, keep: usize) -> ort::Result<&mut [f32]> {
         let end = position + count;
         let keep = keep.max(self.first);
         if keep >= position {
-            self.first = position; // the usual case: earlier rows are done with
+            self.first = position; // the usual case: no earlier row is needed
         } else if (end - self.first) * self.columns > self.rows.len() && keep > self.first {
             let kept = (keep - self.first) * self.columns..(position - self.first) * self.columns;
             self.rows.copy_within(kept, 0);
@@ -56,7 +67,7 @@ impl LogitRows {
         Ok(&mut self.rows[kept..needed])
     }
 
-    /// Keep no more room than usual passes need, and the rows from `keep` on.
+    /// Shrink the buffer to what usual passes need. Rows from `keep` on stay.
     pub fn trim(&mut self, keep: usize) {
         let from = (keep.max(self.first) - self.first) * self.columns;
         let least = (self.end - from).max(KEPT_ROWS * self.columns);
@@ -69,14 +80,15 @@ impl LogitRows {
         }
     }
 
-    /// The last rows that were reserved.
+    /// The last `count` rows that were reserved.
     pub fn last(&mut self, count: usize) -> &mut [f32] {
         &mut self.rows[self.end - count * self.columns..self.end]
     }
 }
 
-/// Make a buffer at least so long, and keep its beginning. Where there is not enough memory, that is an error and no abort. The
-/// system makes the zeros, page by page as they are written to: a prompt has many rows.
+/// Make a buffer at least `length` long, and keep its first `kept` elements. Running out of memory is an error, not an abort.
+///
+/// The system provides zeroed pages when they are first written, which matters for the many rows of a prompt.
 pub fn lengthen<T: Zeroable + Copy>(buffer: &mut Vec<T>, length: usize, kept: usize) -> ort::Result<()> {
     if buffer.len() < length {
         let failed = |()| ort::Error::new(format!("not enough memory for logits of {} bytes", length * size_of::<T>()));
@@ -93,7 +105,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_long_prompt_leaves_room_for_usual_passes_only() {
+    fn the_buffer_shrinks_after_a_long_prompt() {
         let mut logits = LogitRows::new(2);
         let mut write = |position: usize, count: usize, keep: usize| {
             let rows = logits.reserve(position, count, keep).unwrap();

@@ -1,5 +1,6 @@
-//! Runs exported models with ONNX Runtime, on the CPU and on NVIDIA GPUs.
+//! Runs exported models with ONNX Runtime on CPUs and NVIDIA GPUs.
 
+mod attention;
 mod binding;
 mod cache;
 mod captures;
@@ -18,5 +19,5 @@ mod sequence;
 mod weights;
 
 pub use model::OnnxModel;
-pub use options::{LoadOptions, Provider, RowsOn};
+pub use options::{LoadOptions, Provider, ProviderOptions, RowsOn};
 pub use runtime::{LIBRARY_VARIABLE, Runtime, environment, loaded};

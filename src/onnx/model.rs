@@ -1,8 +1,8 @@
-//! Runs exports with ONNX Runtime: one session for each model, one binding for each sequence.
+//! A model that ONNX Runtime runs: one session for each model, one binding for each sequence.
 //!
-//! Sessions are built with `ort`; passes call the C API beneath it. `ort` takes `&mut` for a run, which would make the
-//! sequences of one engine wait for each other, and it allocates tensors and names for each binding; ONNX Runtime
-//! itself allows concurrent runs, and binds tensors over our own buffers without a copy.
+//! The crate `ort` creates sessions, but passes call ONNX Runtime's C API directly. `ort` takes `&mut` for a run, so the
+//! sequences of an engine would wait for each other, and it allocates names and tensors for each binding. ONNX Runtime
+//! itself allows concurrent runs, and it binds tensors over buffers of ours without a copy.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,56 +26,55 @@ use crate::export::{Export, GivenRows, Logits};
 use crate::model::{Cancel, Interrupt, Model, Pass, Report, Sequence};
 use crate::rows::device::Ring;
 
-/// Logits of one pass take at most this many bytes, unless a pass of [`MIN_PASS`] tokens takes more.
+/// The logits of one pass take at most this many bytes, unless a pass of [`MIN_PASS`] tokens needs more.
 const LOGITS_BYTES: usize = 64 << 20;
 
-/// Columns from which on rows stay on the GPU: shorter ones are copied and read in less time than it takes to ask the GPU.
+/// Rows of at least this many columns stay on the GPU. Copying a shorter row takes less time than asking the GPU.
 const LONG_ROW: usize = 1 << 15;
 
-/// A language model that ONNX Runtime runs.
+/// A language model that ONNX Runtime runs. Its methods as a [`Model`] may be called by several threads at once.
 pub struct OnnxModel {
     pub(super) name: String,
     pub(super) loaded: Arc<LoadedSession>,
     pub(super) export: Arc<Export>,
     pub(super) provider: Provider,
     pub(super) memory: Arc<MemoryInfo<'static>>,
-    /// Tokens that count; further columns of the logits are padding.
+    /// The number of tokens. Columns of the logits beyond it are padding.
     pub(super) vocab_size: usize,
-    /// By how much logits of a pass of several tokens differ from those of single ones, as seen when it was loaded.
+    /// See [`OnnxModel::deviation`].
     pub(super) deviation: f32,
-    /// What was tried of it, and what came out.
+    /// The ways of scoring that were tried while loading, with their results, as JSON for [`Model::describe`].
     pub(super) trials: Vec<Value>,
     pub(super) pass_times: Vec<(usize, Duration)>,
-    /// The GPU where its cache and logits are, if they are on one.
+    /// The GPU that holds the cache and the logits. `None` if they are on the host.
     pub(super) device: Option<Arc<Device>>,
-    /// What became of captures on a GPU.
     pub(super) captures: Arc<Captures>,
+    /// Where rows stay, if an option says so.
     pub(super) rows: Option<RowsOn>,
     pub(super) spares: Arc<Spares>,
 }
 
 impl OnnxModel {
-    /// What was recognised.
+    /// What was recognised of the export.
     pub fn export(&self) -> &Export {
         &self.export
     }
 
-    /// By how much logits of a pass of several tokens differ from those of single ones, as seen when it was loaded.
+    /// The largest difference, seen in the trial passes, between the logits of a position scored with others and alone.
     pub fn deviation(&self) -> f32 {
         self.deviation
     }
 
-    /// Let only the first tokens count; the columns behind them are padding, or tokens that other models do not have.
+    /// Use only the first `tokens` columns of the logits. The rest is padding, or tokens that other models do not have.
     pub fn limit_vocabulary(&mut self, tokens: usize) {
         self.vocab_size = self.vocab_size.min(tokens);
     }
 
-    /// Whether passes on a GPU are captured.
+    /// Whether passes are captured as CUDA graphs.
     pub(super) fn captures(&self) -> bool {
         self.device.is_some() && self.captures.refused().is_none()
     }
 
-    /// Where its rows stay.
     fn rows_on(&self) -> RowsOn {
         let long = if self.export.logits.columns >= LONG_ROW { RowsOn::Gpu } else { RowsOn::Host };
         match &self.device {
@@ -85,14 +84,14 @@ impl OnnxModel {
     }
 
     pub(super) fn export_mut(&mut self) -> &mut Export {
-        self.spares.clear(); // they are of the export as it was
+        self.spares.clear(); // they refer to the old export
         Arc::make_mut(&mut self.export)
     }
 
     pub(super) fn failed_trial(&self, interrupt: Interrupt) -> Error {
         match interrupt {
             Interrupt::Failed(error) => self.cannot_run(&error),
-            Interrupt::Cancelled => Error::Internal("nobody could cancel this".into()),
+            Interrupt::Cancelled => Error::Internal("a trial pass was cancelled".into()),
         }
     }
 
@@ -102,7 +101,7 @@ impl OnnxModel {
         Error::Model(format!("cannot run {}: {error}{mend}", self.export.file.display()))
     }
 
-    /// An empty sequence: one that was given back, or a new one.
+    /// An empty sequence: a spare one if there is one, otherwise a new one.
     pub(super) fn sequence(&self, cancel: &Arc<Cancel>) -> Result<SequenceHandle> {
         let failed = |error: ort::Error| Error::Runtime(error.to_string());
         let mut options = RunOptions::new().map_err(failed)?;
@@ -156,7 +155,7 @@ impl OnnxModel {
 
 impl Drop for OnnxModel {
     fn drop(&mut self) {
-        self.spares.clear(); // so that the session goes with what was loaded
+        self.spares.clear(); // they hold references to the session
     }
 }
 
@@ -176,7 +175,7 @@ impl Model for OnnxModel {
     fn max_pass(&self) -> usize {
         match self.export.logits.rows {
             GivenRows::All => (LOGITS_BYTES / (4 * self.export.logits.columns)).clamp(MIN_PASS, MAX_PASS),
-            // no more rows than are wanted, which are few
+            // These give only the rows that are wanted, which are few.
             GivenRows::Counted | GivenRows::Last => MAX_PASS,
         }
     }
@@ -234,8 +233,8 @@ impl Model for OnnxModel {
     }
 
     fn forward(&self, batch: &mut [Pass<'_>]) -> Result<Report, Interrupt> {
-        // GroupQueryAttention takes several positions on top of a cache for a batch of one only, so this loops. A pass
-        // changes nothing that counts until it has succeeded, so undoing earlier ones is shortening them again.
+        // GroupQueryAttention scores several positions on top of a cache only for a batch of one, so this loops. If a
+        // pass fails, its sequence is unchanged, and truncating undoes the passes before it.
         let mut report = Report { elapsed: Duration::ZERO, is_usual: true };
         for index in 0..batch.len() {
             let pass = &mut batch[index];
@@ -257,13 +256,13 @@ impl Model for OnnxModel {
     }
 }
 
-/// What helps against a known failure of ONNX Runtime.
+/// A remedy for a known failure of ONNX Runtime.
 fn mend(error: &str) -> Option<&'static str> {
-    // Its XQA kernels are told once for a process how much shared memory they have, and then only the first GPU that ran them
-    // knows. No option of the provider turns them off.
+    // ONNX Runtime sets the shared memory of its XQA kernels once for a process, and only on the GPU that runs them first.
+    // No option of the provider turns the kernels off.
     (error.contains("GroupQueryAttention") && error.contains("cudaErrorInvalidValue")).then_some(
-        "ONNX Runtime's XQA kernels for attention run on one GPU of a process only, and on none that is newer than it knows; set \
-         ORT_ENABLE_XQA=0 in the environment before the process starts, and it takes others",
+        "ONNX Runtime's XQA attention kernels work on one GPU of a process only, and not on GPUs newer than the library; \
+         set ORT_ENABLE_XQA=0 in the environment before the process starts, so that other kernels are used",
     )
 }
 
@@ -272,9 +271,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn failures_that_are_known_have_a_mend() {
-        let failed = "model.onnx: Non-zero status code returned while running GroupQueryAttention node. Name:'/model/layers.0/attn/\
-                      GroupQueryAttention' Status Message: cudaErrorInvalidValue";
+    fn a_known_failure_has_a_remedy() {
+        let failed = "model.onnx: Non-zero status code returned while running GroupQueryAttention node. Name:'/model/\
+                      layers.0/attn/GroupQueryAttention' Status Message: cudaErrorInvalidValue";
         assert!(mend(failed).unwrap().contains("ORT_ENABLE_XQA=0"));
         assert_eq!(mend("Non-zero status code returned while running GroupQueryAttention node."), None);
     }

@@ -1,41 +1,44 @@
-//! How to load a model: where it runs, and how.
+//! The options that a model is loaded with.
 
 use std::collections::BTreeMap;
 
 use crate::export::Scoring;
 
-/// Where a model runs.
+/// Options of an execution provider of ONNX Runtime, by the names that it gives them.
+pub type ProviderOptions = BTreeMap<String, String>;
+
+/// The device that a model runs on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Provider {
     /// The processor.
     Cpu,
     /// An NVIDIA GPU.
     Cuda {
-        /// Which one.
+        /// CUDA's number of the GPU.
         device_id: i32,
-        /// Options of ONNX Runtime's provider, by its names.
-        options: BTreeMap<String, String>,
+        /// Options of ONNX Runtime's CUDA provider.
+        options: ProviderOptions,
     },
 }
 
-/// How to load a model, beyond where it is.
+/// How to load a model.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LoadOptions {
-    /// Where it runs.
+    /// The device that it runs on.
     pub provider: Provider,
-    /// How positions are scored; `None` is settled by what the export can do.
+    /// How several positions are scored. `None` takes the fastest way that the export passes the trial with.
     pub scoring: Option<Scoring>,
-    /// Most tokens of a sequence, in place of what the export says.
+    /// The most tokens of a sequence. `None` takes the length that the export names.
     pub context_length: Option<usize>,
-    /// Where the rows of logits of a model on a GPU stay; `None` is settled by their length.
+    /// Where rows of logits are kept if the model runs on a GPU. `None` decides by the length of a row.
     pub rows: Option<RowsOn>,
 }
 
-/// Where rows of logits are read, and proposals verified.
+/// Where rows of logits are kept and read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RowsOn {
-    /// On the host, where they are copied to.
+    /// In host memory: every row is copied there.
     Host,
-    /// On the GPU, of which a few numbers are asked.
+    /// In GPU memory: kernels reduce each row to a few numbers, and only those are copied.
     Gpu,
 }

@@ -1,4 +1,4 @@
-//! One pass of a sequence: fills its inputs, binds its buffers, runs it, and reads its logits.
+//! One pass of a sequence: fills the inputs, binds the buffers, runs the graph, and reads the logits.
 
 use std::time::Instant;
 
@@ -20,7 +20,7 @@ use crate::rows::device::{self, Control};
 use crate::rows::widen::{widen_bf16, widen_f16};
 
 impl OnnxSequence {
-    /// One pass.
+    /// Run one pass, or wait for it if it was launched. `keep` is as in [`crate::model::Pass`].
     pub fn pass(&mut self, tokens: &[i32], cut: PassPlan, keep: usize) -> Result<(), Interrupt> {
         if self.cancel.is_requested() {
             self.abandon();
@@ -36,8 +36,8 @@ impl OnnxSequence {
             }
         };
         let end = self.len() + cut.width;
-        self.cache.settle(result.is_ok());
-        self.cache.truncate(end); // without the padding
+        self.cache.finish_pass(result.is_ok());
+        self.cache.truncate(end); // removes the padding
         match result {
             Ok(()) => Ok(()),
             Err(error) => {
@@ -50,7 +50,7 @@ impl OnnxSequence {
         }
     }
 
-    /// Run a pass without knowing the shape of the logits, and return it.
+    /// Run a pass of an export whose shape of logits is unknown, and return that shape.
     pub fn try_out(&mut self, tokens: &[i32]) -> ort::Result<Vec<i64>> {
         let cut = PassPlan { width: tokens.len(), unwanted: 0, padding: 0 };
         self.fill_inputs(tokens, cut, &Control::zeroed())?;
@@ -70,6 +70,7 @@ impl OnnxSequence {
         self.binding.last_output_shape()
     }
 
+    /// Run a pass of a model on the host, and read its logits.
     fn run_on_host(&mut self, tokens: &[i32], cut: PassPlan, keep: usize) -> ort::Result<()> {
         self.bind(tokens, cut, keep)?;
         let started = Instant::now();
@@ -80,7 +81,7 @@ impl OnnxSequence {
         Ok(())
     }
 
-    /// Run a pass whose inputs and outputs are on the host.
+    /// Run a pass whose inputs and outputs are in host memory. The session may still be on a GPU.
     fn run_bound(&mut self) -> ort::Result<()> {
         let OnnxSequence { copies, binding, options, .. } = self;
         let Some(device) = copies else { return binding.run(options) };
@@ -89,12 +90,14 @@ impl OnnxSequence {
         queue.by_runner(|_| binding.run(options))
     }
 
-    /// Put a pass on the GPU's stream, with copies before and behind, and by a graph if one was captured of this width.
+    /// Put a pass on the GPU's stream, with copies before and after it. A captured graph of this width is launched if there
+    /// is one.
     pub fn begin_on_gpu(&mut self, tokens: &[i32], cut: PassPlan, keep: usize) {
         let output = self.queue_tokens(tokens, cut, keep);
         self.begun = Some(LaunchedPass { cut, output });
     }
 
+    /// Fill the inputs, decide where the rows go, and queue the pass.
     fn queue_tokens(&mut self, tokens: &[i32], cut: PassPlan, keep: usize) -> ort::Result<Output> {
         let (wanted, all) = (cut.wanted(), self.rows_given(cut));
         let start = self.cache.len();
@@ -123,7 +126,7 @@ impl OnnxSequence {
             }
             kept => kept,
         };
-        let gpu = self.gpu.as_mut().expect("it is on a GPU");
+        let gpu = self.gpu.as_mut().expect("the sequence is on a GPU");
         gpu.make_room(all * row, cut.total())?;
         self.peak_logits = self.peak_logits.max(self.logits_bytes());
         let started = Instant::now();
@@ -132,7 +135,7 @@ impl OnnxSequence {
         result.map(|()| output)
     }
 
-    /// Wait for the pass that was begun, and have its rows where they are read.
+    /// Wait for the launched pass, and move its rows to where they are read.
     fn finish_on_gpu(&mut self, keep: usize) -> ort::Result<()> {
         let Some(LaunchedPass { cut, output }) = self.begun.take() else { return Ok(()) };
         let output = output?;
@@ -153,7 +156,7 @@ impl OnnxSequence {
         Ok(())
     }
 
-    /// Have the rows from `keep` on that come before `position` on the host, beside each other: some are if the last pass left them there.
+    /// Make the rows from `keep` up to `position` consecutive on the host. They are already if the last pass left them there.
     fn join_rows(&mut self, position: usize, keep: usize) -> ort::Result<()> {
         if self.rows.next() == position || self.gpu.as_ref().is_none_or(|gpu| gpu.rows.is_none()) {
             return Ok(());
@@ -164,6 +167,7 @@ impl OnnxSequence {
         Ok(())
     }
 
+    /// Bind the pass unless a graph replaces it, and launch it.
     fn queue_pass(&mut self, width: usize, given: usize, output: Output) -> ort::Result<()> {
         let use_graph = self.gpu.as_ref().is_some_and(|gpu| gpu.has_graph(width, output));
         if !use_graph {
@@ -172,15 +176,15 @@ impl OnnxSequence {
             let bytes = given * columns * export::element_bytes(*element).unwrap_or(4);
             let shape = [1, given as i64, *columns as i64];
             let shape = if *rank == 2 { &[1, *columns as i64][..] } else { &shape };
-            let gpu = self.gpu.as_mut().expect("it is on a GPU");
+            let gpu = self.gpu.as_mut().expect("the sequence is on a GPU");
             let value = gpu.logits_tensor(width, bytes, *element, shape)?;
             self.binding.output(name, &value)?;
         }
         let OnnxSequence { gpu, binding, options, .. } = self;
-        gpu.as_mut().expect("it is on a GPU").launch(width, output, || binding.run(options))
+        gpu.as_mut().expect("the sequence is on a GPU").launch(width, output, || binding.run(options))
     }
 
-    /// Point the inputs and outputs at what this pass reads and writes.
+    /// Bind the inputs and outputs of a pass on the host.
     fn bind(&mut self, tokens: &[i32], cut: PassPlan, keep: usize) -> ort::Result<()> {
         let position = self.cache.len() + 1 + cut.unwanted;
         let wanted = cut.wanted();
@@ -202,24 +206,25 @@ impl OnnxSequence {
         self.binding.output(name, &value)
     }
 
+    /// Bytes of all buffers for logits, and of the inputs on a GPU.
     pub fn logits_bytes(&self) -> usize {
-        4 * (self.rows.rows.capacity() + self.raw.capacity()) + self.gpu.as_ref().map_or(0, GpuPasses::bytes)
+        self.rows.bytes() + 4 * self.raw.capacity() + self.gpu.as_ref().map_or(0, GpuPasses::bytes)
     }
 
-    /// Give back what the logits of a long prompt took. Without a cache, the next pass would need it again.
+    /// Free the memory for logits of a long prompt. Without a cache, the next pass would need it again.
     pub fn trim(&mut self, keep: usize) {
         self.rows.trim(keep);
         if let Some(gpu) = &mut self.gpu {
             gpu.trim();
         }
-        let most = KEPT_ROWS * self.rows.columns;
+        let most = KEPT_ROWS * self.export.logits.columns;
         if self.raw.len() > 2 * most && self.export.cache_kind != CacheKind::None {
             self.raw.truncate(most);
             self.raw.shrink_to_fit();
         }
     }
 
-    /// How many rows a pass gives, those of padding behind the others.
+    /// The number of rows that a pass gives. Rows of padding come last.
     fn rows_given(&self, cut: PassPlan) -> usize {
         match (self.export.logits.rows, self.export.cache_kind) {
             (GivenRows::Last, _) => 1,
@@ -229,7 +234,7 @@ impl OnnxSequence {
         }
     }
 
-    /// Bring the rows of a pass to where they are read.
+    /// Copy the rows of a pass to where they are read, as float32.
     fn read_raw(&mut self, cut: PassPlan) {
         let wanted = cut.wanted();
         let given = self.rows_given(cut) - cut.padding;
@@ -243,8 +248,8 @@ impl OnnxSequence {
             None => self.raw.as_ptr().cast::<u8>(),
             Some(gpu) => gpu.logits(cut.total()).as_ptr(),
         };
-        // SAFETY: the buffer has room for `given` rows of this type, all of whose bit patterns are values; four bytes
-        // are aligned for each of them.
+        // SAFETY: the buffer has room for `given` rows of this type. All its bit patterns are valid values, and units of four
+        // bytes are aligned for it.
         unsafe {
             match element {
                 TensorElementType::Float16 => {
@@ -258,20 +263,20 @@ impl OnnxSequence {
         }
     }
 
-    /// Make room in the cache for a pass, and make its inputs.
+    /// Make room in the cache for a pass, and fill its inputs.
     fn fill_inputs(&mut self, tokens: &[i32], cut: PassPlan, control: &Control) -> ort::Result<()> {
         let mut prepared = self.cache.prepare(cut.total());
         if prepared.is_err() && self.spares.upgrade().is_some_and(|spares| spares.clear()) {
-            prepared = self.cache.prepare(cut.total()); // with the memory that nobody used
+            prepared = self.cache.prepare(cut.total()); // with the memory of the spares
         }
         let moved = prepared.map_err(|error| match error {
             Error::Runtime(what) => ort::Error::new(what),
             other => ort::Error::new(other.to_string()),
         })?;
-        // What failed to be bound is bound by the next pass, which must not find an old address.
+        // If this pass fails before it binds the new buffers, the next one must.
         self.bound &= !moved;
         let (entries, len, capacity) = (self.cache.entries(), self.cache.len(), self.cache.capacity());
-        // Without a cache every pass is one over the whole sequence.
+        // Without a cache, every pass runs the whole sequence.
         let (first, place, width) = match self.export.cache_kind {
             CacheKind::None => {
                 self.tokens.extend_from_slice(tokens);
@@ -281,12 +286,12 @@ impl OnnxSequence {
         };
         let tokens = if self.export.cache_kind == CacheKind::None { &self.tokens } else { tokens };
         let (width, total) = (width as i64, place + width as i64);
-        // A graph has one length of the mask for all passes over the same cache.
+        // A CUDA graph fixes the length of the mask, so the mask is as long as the cache.
         let whole = self.gpu.as_mut().is_some_and(GpuPasses::may_capture).then_some(capacity);
         for Feed { input, numbers, .. } in &mut self.feeds {
             let room = input.length.or(whole).unwrap_or(0).saturating_sub(total as usize);
             match input.role {
-                // as the cache keeps it, since a copy would grow with every token
+                // Bound where the cache keeps it, since a copy would grow with every token.
                 Role::Mask if input.element == TensorElementType::Int64 && room == 0 && self.gpu.is_none() => {
                     *numbers = Numbers::OfCache;
                 }
@@ -315,7 +320,7 @@ impl OnnxSequence {
         Ok(())
     }
 
-    /// Bind what was made by [`OnnxSequence::fill_inputs`], and the cache unless it is bound.
+    /// Bind the inputs of [`OnnxSequence::fill_inputs`], and the cache unless it is bound already.
     fn bind_inputs(&mut self) -> ort::Result<()> {
         let bound = std::mem::replace(&mut self.bound, false) && self.copies.is_none();
         let (entries, total, capacity) = (self.cache.entries(), self.cache.mask().len(), self.cache.capacity());
@@ -326,11 +331,11 @@ impl OnnxSequence {
         };
         if !bound || matches!(kind, CacheKind::Concatenated | CacheKind::Fixed { in_place: false, .. }) {
             let memory = self.gpu.as_ref().map_or(&*self.memory, GpuPasses::memory);
-            let tensor = |store: &mut Storage, tensor: &CacheTensor, tokens: usize| {
-                // SAFETY: a store has that many bytes, and stays until the next one is bound in its place.
+            let tensor = |storage: &mut Storage, tensor: &CacheTensor, tokens: usize| {
+                // SAFETY: the storage has that many bytes, and stays until another one is bound in its place.
                 unsafe {
                     let shape = tensor.shape(tokens);
-                    Tensor::at(memory, store.address(), 4 * store.len(), tensor.element, &shape[..tensor.rank()])
+                    Tensor::at(memory, storage.address(), 4 * storage.len(), tensor.element, &shape[..tensor.rank()])
                 }
             };
             for ((past, present), of) in self.cache.buffers().zip(&self.export.cache) {

@@ -1,4 +1,4 @@
-//! One sequence of a model: its buffers, and the passes that its tokens are cut into.
+//! A sequence of a model: its buffers, and how its tokens are divided into passes.
 
 use std::any::Any;
 use std::sync::{Arc, Weak};
@@ -21,24 +21,28 @@ use crate::model::{Cancel, CancelHook, Interrupt, Memory, Report, Sequence};
 use crate::rows::device::Ring;
 use crate::rows::{DeviceRows, Filter, Row};
 
+/// The least width that limits of memory reduce a pass to, in tokens.
 pub const MIN_PASS: usize = 16;
-/// Twice as many are a tenth faster (measured on two cores), and what ONNX Runtime takes for a pass, and keeps, grows with them.
+/// The largest width of a pass. Twice the width is a tenth faster on two cores, but ONNX Runtime's memory for a pass, which
+/// it keeps, grows with the width.
 pub const MAX_PASS: usize = 256;
 
-/// Scores of attention take at most this many bytes in a layer, unless a pass of [`MIN_PASS`] tokens takes more: one for
-/// each head, position and entry of the cache.
+/// Attention scores of a layer take at most this many bytes, unless a pass of [`MIN_PASS`] tokens needs more. There is one
+/// float32 for each head, new token and entry of the cache.
 const SCORES_BYTES: usize = 64 << 20;
 
+/// The sequence of an [`super::OnnxModel`] behind the trait.
 pub fn own(sequence: &mut dyn Sequence) -> &mut OnnxSequence {
-    let lent: &mut SequenceHandle = (sequence as &mut dyn Any).downcast_mut().expect("a sequence of another model");
-    lent.get_mut()
+    let handle: &mut SequenceHandle =
+        (sequence as &mut dyn Any).downcast_mut().expect("the sequence is of another model");
+    handle.get_mut()
 }
 
-/// Sequences on a GPU that ended, so that the next one has their buffers, and with them the graphs of passes that were captured.
+/// Ended sequences of a model on a GPU. New sequences reuse their buffers and captured graphs.
 #[derive(Default)]
 pub struct Spares(Mutex<Vec<OnnxSequence>>);
 
-/// Sequences that a model keeps at most.
+/// The most spare sequences of a model.
 const MOST_SPARES: usize = 4;
 
 impl Spares {
@@ -53,26 +57,26 @@ impl Spares {
         }
     }
 
-    /// Free what they hold. Returns whether there were any.
+    /// Free all of them. Returns whether there were any.
     pub fn clear(&self) -> bool {
         !std::mem::take(&mut *self.0.lock()).is_empty()
     }
 }
 
-/// A sequence until it ends.
+/// Owns a sequence while it is in use. Dropping it makes the sequence a spare if others may reuse it.
 pub struct SequenceHandle {
-    /// Always there, but for `drop`.
+    /// `None` only while dropping.
     pub sequence: Option<OnnxSequence>,
     pub spares: Arc<Spares>,
 }
 
 impl SequenceHandle {
     pub fn get(&self) -> &OnnxSequence {
-        self.sequence.as_ref().expect("it has not ended")
+        self.sequence.as_ref().expect("it is set until drop")
     }
 
     pub fn get_mut(&mut self) -> &mut OnnxSequence {
-        self.sequence.as_mut().expect("it has not ended")
+        self.sequence.as_mut().expect("it is set until drop")
     }
 }
 
@@ -87,12 +91,12 @@ impl Drop for SequenceHandle {
     }
 }
 
-/// Stops a running pass by ORT's run options.
+/// Stops a running pass by ONNX Runtime's run options.
 pub struct Terminate(pub Arc<RunOptions>);
 
 impl CancelHook for Terminate {
     fn stop(&self) {
-        // Neither call can fail: both only set a flag.
+        // Neither call can fail, because both only set a flag.
         let _ = self.0.terminate();
     }
 
@@ -101,48 +105,53 @@ impl CancelHook for Terminate {
     }
 }
 
-/// One sequence of an [`OnnxModel`].
+/// A sequence of an [`super::OnnxModel`].
 pub struct OnnxSequence {
-    /// Declared before the buffers, so that it is dropped before them: it points into them.
+    /// Declared before the buffers that it points into, so that it is dropped before them.
     pub binding: Binding,
-    /// What it has on a GPU; likewise before the buffers of the cache.
+    /// Inputs, logits and graphs on a GPU. Declared before the cache, since graphs hold addresses of its buffers.
     pub gpu: Option<GpuPasses>,
     pub cache: Cache,
-    /// Whether the binding has the cache's buffers.
+    /// Whether the binding has the current buffers of the cache.
     pub bound: bool,
-    /// The GPU that ONNX Runtime copies to what is bound, where the cache is on the host: then all is bound anew for each pass.
+    /// The GPU of the session if the cache is on the host. ONNX Runtime then copies bound values when they are bound, so
+    /// every pass binds all of them.
     pub copies: Option<Arc<Device>>,
     pub feeds: Vec<Feed>,
+    /// Rows of logits on the host.
     pub rows: LogitRows,
     pub vocab_size: usize,
-    /// Logits as the export gives them, where they cannot be written to `rows` at once. In units of four bytes.
+    /// Logits as the export gives them, if they cannot be written to `rows` directly. In units of four bytes.
     pub raw: Vec<u32>,
     pub export: Arc<Export>,
+    /// Host memory, for tensors.
     pub memory: Arc<MemoryInfo<'static>>,
     pub options: Arc<RunOptions>,
     pub cancel: Arc<Cancel>,
-    /// What was seen, for an export without a cache.
+    /// All tokens seen, if the export has no cache.
     pub tokens: Vec<i32>,
+    /// Time spent in passes.
     pub elapsed: Duration,
-    /// The most bytes that `rows` and `raw` had.
+    /// The most bytes that logits took.
     pub peak_logits: usize,
+    /// The spares of its model, which are freed if memory runs out.
     pub spares: Weak<Spares>,
-    /// Behind the binding, so that the session ends where it was made.
+    /// Keeps the session alive. Declared after the binding, so that it is dropped after it.
     pub _loaded: Arc<LoadedSession>,
-    /// Whether no pass has failed, so that another sequence may have its buffers.
+    /// Whether no pass has failed. Otherwise, other sequences may not reuse the buffers.
     pub sound: bool,
-    /// A pass that was begun, or why it was not.
+    /// A pass that was launched and has not been waited for.
     pub begun: Option<LaunchedPass>,
 }
 
-/// How tokens are run in one pass.
+/// The shape of one pass.
 #[derive(Clone, Copy)]
 pub struct PassPlan {
-    /// How many there are.
+    /// The number of tokens.
     pub width: usize,
-    /// How many of their rows, from the front, need not be made.
+    /// Rows at the front that nobody will read.
     pub unwanted: usize,
-    /// How many more tokens the pass takes behind them, whose rows nobody sees and whose entries are taken back.
+    /// Further tokens at the end. Nobody reads their rows, and their entries are rolled back.
     pub padding: usize,
 }
 
@@ -156,10 +165,10 @@ impl PassPlan {
     }
 }
 
-/// A pass on a GPU until it is over.
+/// A pass that was put on a GPU's stream.
 pub struct LaunchedPass {
     pub cut: PassPlan,
-    /// Where its rows go, or what went wrong.
+    /// Where its rows go, or why it was not launched.
     pub output: ort::Result<Output>,
 }
 
@@ -205,7 +214,7 @@ impl OnnxSequence {
         self.tokens.truncate(len);
     }
 
-    /// The rows on the GPU, if that of a position is among them.
+    /// The rows on the GPU, if they include that of `position`.
     pub fn on_gpu(&self, position: usize) -> Option<&Ring> {
         self.gpu.as_ref().and_then(|gpu| gpu.rows.as_ref()).filter(|rows| rows.holds(position))
     }
@@ -218,20 +227,20 @@ impl OnnxSequence {
         }
     }
 
-    /// Begin anew, as if nothing had been: what another session's text left in the cache goes.
+    /// Make it a new, empty sequence. Its buffers and graphs stay, and the cache is zeroed, since it holds another text.
     pub fn restart(&mut self, options: Arc<RunOptions>, cancel: &Arc<Cancel>, vocab_size: usize) -> Result<()> {
         self.truncate(0);
         self.cache.clear()?;
         if let Some(rows) = self.gpu.as_mut().and_then(|gpu| gpu.rows.as_mut()) {
             rows.clear(vocab_size);
         }
-        self.rows =
-            LogitRows { rows: std::mem::take(&mut self.rows.rows), ..LogitRows::new(self.export.logits.columns) };
+        self.rows.clear();
         (self.options, self.cancel, self.vocab_size) = (options, cancel.clone(), vocab_size);
         (self.elapsed, self.peak_logits) = (Duration::ZERO, 0);
         Ok(())
     }
 
+    /// Append tokens in as many passes as they need. An error leaves the sequence as it was.
     pub fn run(&mut self, tokens: &[i32], keep: usize, filter: Filter) -> Result<Report, Interrupt> {
         let start = self.len();
         self.set_filter(filter);
@@ -247,7 +256,7 @@ impl OnnxSequence {
             }
             left = later;
         }
-        // Only a prompt has so many rows that nobody wants.
+        // Only a prompt has so many rows that nobody reads.
         if keep > start + KEPT_ROWS {
             self.trim(keep.min(self.len()));
         }
@@ -262,7 +271,7 @@ impl OnnxSequence {
         }
     }
 
-    /// Leave the first pass of [`OnnxSequence::run`] with the same arguments running. Returns whether it is.
+    /// Launch the first pass of [`OnnxSequence::run`] with the same arguments, and return. `false` if that is not possible.
     pub fn begin(&mut self, tokens: &[i32], keep: usize, filter: Filter) -> bool {
         if self.gpu.is_none() || self.cancel.is_requested() {
             return false;
@@ -273,29 +282,29 @@ impl OnnxSequence {
         true
     }
 
-    /// Wait for a pass that was begun and that nobody wants any more.
+    /// Wait for a launched pass, and discard it.
     pub fn abandon(&mut self) {
         if let Some(begun) = self.begun.take() {
-            // One that went wrong was drained, and leaves nothing to others.
+            // A pass that failed to launch has been waited for already. Others may not reuse the buffers.
             self.sound &= begun.output.is_ok() && self.gpu.as_ref().is_none_or(|gpu| gpu.wait().is_ok());
-            self.cache.settle(false);
+            self.cache.finish_pass(false);
             self.elapsed = Duration::ZERO;
         }
     }
 
-    /// How the first of so many tokens are run in one pass.
+    /// The shape of the first pass over so many tokens.
     pub fn next_pass(&self, tokens: usize, keep: usize) -> PassPlan {
-        // Rows before `keep` are not wanted; after token i comes the row of position i + 1.
+        // Rows before `keep` are not wanted. The token at index i gives the row of position i + 1.
         let unwanted = keep.saturating_sub(self.len() + 1).min(tokens - 1);
         let (width, unwanted) = match self.export.logits.rows {
-            // without a cache a row is scored with all before it, whatever came in earlier passes
+            // Without a cache, a pass runs the whole text, so the row of one token does not depend on earlier passes.
             _ if self.export.scoring == Scoring::OneByOne && self.export.cache_kind == CacheKind::None => {
                 (unwanted + 1, unwanted)
             }
             _ if self.export.scoring == Scoring::OneByOne => (1, 0),
             _ if self.export.scoring == Scoring::FirstPass && self.len() > 0 => (1, 0),
             GivenRows::Last => (unwanted + 1, unwanted),
-            // all come anyway, and go to where they are read without a copy, unless that is somewhere else
+            // All rows are given anyway. On the host, they are written where they are read, so all may be wanted.
             GivenRows::All if self.export.cache_kind != CacheKind::None && self.gpu.is_none() => (tokens, 0),
             GivenRows::All | GivenRows::Counted => (tokens, unwanted),
         };
@@ -303,7 +312,7 @@ impl OnnxSequence {
         PassPlan { width, unwanted: unwanted.min(width - 1), padding: self.padding(width) }
     }
 
-    /// How many tokens a pass over so many takes more.
+    /// The padding of a pass over `width` tokens.
     pub fn padding(&self, width: usize) -> usize {
         let can = self.export.cache_kind == CacheKind::Shared
             && self.export.scoring == Scoring::Parallel
@@ -314,8 +323,8 @@ impl OnnxSequence {
         if fits { padding } else { 0 }
     }
 
-    /// The widest pass, up to `width`, whose attention takes a bearable amount of memory. Without a cache that is a matter
-    /// of the text, not of the pass.
+    /// The width up to which a pass takes an acceptable amount of memory for attention scores. Without a cache, every pass
+    /// runs the whole text, so `width` is not limited.
     pub fn widest(&self, width: usize) -> usize {
         match self.export.cache_kind {
             CacheKind::None => width,
@@ -324,6 +333,7 @@ impl OnnxSequence {
     }
 }
 
+/// The widest pass whose scores fit in [`SCORES_BYTES`].
 fn widest(heads: usize, entries: usize) -> usize {
     (SCORES_BYTES / heads.saturating_mul(entries).saturating_mul(4).max(1)).max(MIN_PASS)
 }
