@@ -1,10 +1,10 @@
-// Several language models decode one text together: first to be read, then against the clock.
+// Several language models decode one text together: first a text to read, then a comparison of speeds.
 //
 //     demo [CONFIG_DIR=models/demo] [PROMPT]
 //     demo inspect CONFIG
 //
-// CONFIG_DIR holds the configurations engine.json and contrastive.json. PROMPT is continued as it stands. `inspect` loads
-// a configuration and says what was recognised of each model.
+// CONFIG_DIR has the configurations engine.json and contrastive.json. The models continue PROMPT. `inspect` loads a
+// configuration and prints what was recognised of each model.
 
 #include <algorithm>
 #include <array>
@@ -23,7 +23,7 @@
 
 namespace {
 
-// ---- handles that free themselves, and errors as exceptions
+// ---- handles that free their object, and errors as exceptions
 
 template <auto release>
 struct Free {
@@ -89,12 +89,12 @@ cos_session_options make_options(int32_t strategy, float temperature, uint64_t s
     return options;
 }
 
-// ---- to be read
+// ---- a text to read
 
 constexpr const char* demo_folder = "models/demo";
 constexpr const char* about_models =
-    "The models are toys of 14 (base, math) and 1 million parameters (small), trained for minutes on word problems and\n"
-    "Python code. They write fluent nonsense. What counts here is that they decode together, and how fast.\n\n";
+    "The models are toys of 14 (base, math) and 1 million parameters (small), trained for minutes on word problems "
+    "and\nPython code. They write fluent nonsense. The demo shows that they decode together, and how fast.\n\n";
 
 const char* why(int32_t finish) {
     switch (finish) {
@@ -130,9 +130,9 @@ void stream(const Engine& engine, const std::string& prompt, float temperature) 
     std::printf("\n[%llu tokens up to %s]\n\n", static_cast<unsigned long long>(stats.tokens), why(result.finish));
 }
 
-// ---- against the clock
+// ---- speeds
 
-constexpr const char* prompts[] = {  // from GSM8K's test split
+constexpr const char* prompts[] = {  // from the test split of GSM8K
     "Question: Janet’s ducks lay 16 eggs per day. She eats three for breakfast every morning and bakes muffins for "
     "her friends every day with four. She sells the remainder at the farmers' market daily for $2 per fresh duck egg. "
     "How much in dollars does she make every day at the farmers' market?\nAnswer:",
@@ -163,9 +163,9 @@ struct Tally {
     double speed() const { return tokens / seconds; }
 };
 
-// Decode a fixed number of tokens; the first step, which runs the prompt, is not counted.
+// Decode a fixed number of tokens. The first step, which runs the prompt, does not count.
 Tally decode(const Engine& engine, const std::string& prompt, int32_t strategy, uint64_t seed) {
-    const int32_t no_stop_tokens[1] = {};  // not NULL, with a count of 0: none
+    const int32_t no_stop_tokens[1] = {};  // not NULL with a count of 0: no stop tokens
     auto options = make_options(strategy, 1, seed, tokens_each);
     options.stop_tokens = no_stop_tokens;
     const Session session = new_session(engine, options);
@@ -196,7 +196,7 @@ void compare(const Engine& engine, const char* title) {
     };
     std::array<Row, strategies.size()> rows;
     for (const auto& [name, strategy] : strategies) decode(engine, prompts[0], strategy, 0);  // warms up
-    for (int round = 0; round < rounds; round++) {  // all strategies in each, so that noise hits all alike
+    for (int round = 0; round < rounds; round++) {  // each round has all strategies, so that noise hits all alike
         for (size_t i = 0; i < strategies.size(); i++) {
             Tally tally;
             for (const auto& prompt : prompts) tally.add(decode(engine, prompt, strategies[i].second, round));
@@ -226,11 +226,11 @@ void run(const std::string& folder, const std::string& prompt) {
     std::printf("---- Contrastive decoding (contrastive.json), greedy\n\n");
     stream(contrastive, prompt, 0);
 
-    std::printf("---- Strategies: the same distribution, at which speed?\n\n");
+    std::printf("---- Speeds of the strategies, which all follow the same distribution\n\n");
     compare(weighted, "Weighted, base + math");
     compare(contrastive, "Contrastive, base - 0.1 x small");
-    std::printf("auto learns while it decodes which of the others is the fastest; texts are short here.\n");
-    if (folder == demo_folder) std::printf("What the combinations do to the text: make evaluate\n");
+    std::printf("auto learns which of the other strategies is fastest while it decodes. The texts here are short.\n");
+    if (folder == demo_folder) std::printf("To see what the combinations do to the text: make evaluate\n");
 }
 
 void inspect(const std::string& config) {
@@ -244,10 +244,12 @@ void inspect(const std::string& config) {
 
 int main(int argc, char** argv) {
     const std::vector<std::string> words(argv + 1, argv + argc);
-    const bool helps = words.size() == 1 && (words[0] == "--help" || words[0] == "-h"), inspects = !words.empty() && words[0] == "inspect";
+    const bool helps = words.size() == 1 && (words[0] == "--help" || words[0] == "-h");
+    const bool inspects = !words.empty() && words[0] == "inspect";
     const bool is_option = !words.empty() && words[0].rfind('-', 0) == 0;
     if (words.size() > 2 || (inspects && words.size() != 2) || is_option) {
-        std::fprintf(helps ? stdout : stderr, "usage: %s [CONFIG_DIR] [PROMPT]\n       %s inspect CONFIG\n", argv[0], argv[0]);
+        std::fprintf(helps ? stdout : stderr, "usage: %s [CONFIG_DIR] [PROMPT]\n       %s inspect CONFIG\n", argv[0],
+                     argv[0]);
         return helps ? 0 : 2;
     }
     try {

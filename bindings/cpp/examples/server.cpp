@@ -1,9 +1,9 @@
-// An HTTP server of OpenAI's completions over one engine; tests/servers/README.md says all that it does.
+// An HTTP server for the completions API of OpenAI, from one engine. tests/servers/README.md specifies it.
 //
 //     server CONFIG.json [--port N] [--max-sessions N]
 //
-// Each request decodes in a session of its own, on the thread of its connection; what runs at once shares ONNX Runtime's
-// threads. One more thread watches for clients that leave, and cancels their sessions in the midst of a pass.
+// Each request decodes in its own session, on the thread of its connection. All sessions share the threads of ONNX
+// Runtime. One more thread looks for clients that have left, and cancels their sessions, even during a pass.
 
 #include <algorithm>
 #include <atomic>
@@ -28,14 +28,16 @@ using nlohmann::json;
 
 std::atomic<bool> draining{false};  // set by signals
 
-/// What a client is told instead of an answer.
+/// An error that is sent to the client instead of an answer.
 struct Problem {
     int status;
     std::string message;
     json code = nullptr;
 
     json body() const {
-        const char* type = status == 429 ? "rate_limit_error" : status >= 500 ? "server_error" : "invalid_request_error";
+        const char* type = status == 429   ? "rate_limit_error"
+                           : status >= 500 ? "server_error"
+                                           : "invalid_request_error";
         return {{"error", {{"message", message}, {"type", type}, {"param", nullptr}, {"code", code}}}};
     }
 };
@@ -62,14 +64,21 @@ const std::map<std::string, cosrt::Strategy> strategies{
     {"auto", cosrt::Strategy::automatic}, {"standard", cosrt::Strategy::standard},
     {"speculative", cosrt::Strategy::speculative}, {"cos", cosrt::Strategy::cos}};
 
-/// Drops members of a request that are null, and refuses those of a wrong type, such as 1.5 or true where json would make 1 of
-/// them. The rest is left to the library. What may be nested very deep is not copied, since that would use up the stack.
+/// Removes members of a request that are null, and refuses members of a wrong type: the json library would convert 1.5
+/// and true to 1. CoS checks the rest. Values that may be nested deeply are not copied, because that may overflow the
+/// stack.
 void check(json& object) {
     using Rule = std::function<bool(const json&)>;
     const auto is = [](json only) { return [=](const json& value) { return value == only; }; };
-    const auto up_to = [](std::uint64_t most) { return [=](const json& v) { return v.is_number_unsigned() && v <= most; }; };
-    const auto list = [](Rule of) { return [=](const json& v) { return v.is_array() && std::all_of(v.begin(), v.end(), of); }; };
-    const auto either = [](Rule one, Rule other) { return [=](const json& value) { return one(value) || other(value); }; };
+    const auto up_to = [](std::uint64_t most) {
+        return [=](const json& value) { return value.is_number_unsigned() && value <= most; };
+    };
+    const auto list = [](Rule of) {
+        return [=](const json& value) { return value.is_array() && std::all_of(value.begin(), value.end(), of); };
+    };
+    const auto either = [](Rule one, Rule other) {
+        return [=](const json& value) { return one(value) || other(value); };
+    };
     static const std::map<std::string, Rule> rules{
         {"model", &json::is_string}, {"prompt", either(&json::is_string, list(up_to(INT32_MAX)))},
         {"max_tokens", up_to(UINT32_MAX)}, {"temperature", &json::is_number}, {"top_p", &json::is_number},
@@ -77,7 +86,7 @@ void check(json& object) {
         {"stream", &json::is_boolean}, {"stream_options", &json::is_object}, {"include_usage", &json::is_boolean},
         {"cos", &json::is_object}, {"weights", list(&json::is_number)},
         {"strategy", [](const json& value) { return value.is_string() && strategies.count(value.get<std::string>()); }},
-        // Not supported, but for what changes nothing.
+        // Not supported, except for the value that changes nothing.
         {"n", is(1)}, {"best_of", is(1)}, {"echo", is(false)}, {"suffix", is("")}, {"logprobs", is(nullptr)},
         {"presence_penalty", is(0)}, {"frequency_penalty", is(0)}, {"logit_bias", is(json::object())}};
     for (auto member = object.begin(); member != object.end();) {
@@ -88,17 +97,17 @@ void check(json& object) {
     }
 }
 
-/// What one request decodes.
+/// A running request.
 struct Completion {
     cosrt::Session session;
     cosrt::TextStream text;
     std::size_t prompt_tokens;
     bool stream, include_usage;
-    json head;  // of all that is answered
+    json head;  // the members that every answer has
     std::function<bool()> client_left;
     json finish = nullptr;
 
-    /// Take a step: the text that it adds, possibly none. The last one sets `finish`.
+    /// Takes a step, and returns the text that it adds, possibly none. The last step sets `finish`.
     std::string advance() {
         const cosrt::Step step = session.step().value();
         if (step.finish == cosrt::Finish::cancelled) throw Problem{499, "the client left"};
@@ -125,24 +134,29 @@ struct Completion {
 
 void reply(httplib::Response& out, const json& body, int status = 200) {
     out.status = status;
-    // A message may quote bytes of the request that are no UTF-8.
+    // A message may quote bytes of the request that are not UTF-8.
     out.set_content(body.dump(-1, ' ', false, json::error_handler_t::replace), "application/json");
 }
 
 class Service {
 public:
     Service(httplib::Server& server, const std::string& config, std::size_t most)
-        : engine_(cosrt::Engine::open(config).value()), model_(std::filesystem::path(config).stem().string()), most_(most) {
+        : engine_(cosrt::Engine::open(config).value()),
+          model_(std::filesystem::path(config).stem().string()),
+          most_(most) {
         const json model{{"id", model_}, {"object", "model"}, {"created", std::time(nullptr)}, {"owned_by", "cos"}};
-        server.Get("/v1/models", [model](const auto&, auto& out) { reply(out, {{"object", "list"}, {"data", {model}}}); });
-        server.Get("/metrics", [this](const auto&, auto& out) { out.set_content(metrics(), "text/plain; version=0.0.4"); });
+        server.Get("/v1/models",
+                   [model](const auto&, auto& out) { reply(out, {{"object", "list"}, {"data", {model}}}); });
+        server.Get("/metrics",
+                   [this](const auto&, auto& out) { out.set_content(metrics(), "text/plain; version=0.0.4"); });
         server.Post("/v1/completions", [this](const auto& in, auto& out) { complete(in, out); });
-        server.set_error_handler([](const auto&, auto& out) {  // what httplib itself refuses
-            if (out.body.empty()) reply(out, Problem{out.status, httplib::status_message(out.status)}.body(), out.status);
+        server.set_error_handler([](const auto&, auto& out) {  // errors of httplib itself
+            const Problem problem{out.status, httplib::status_message(out.status)};
+            if (out.body.empty()) reply(out, problem.body(), out.status);
         });
     }
 
-    /// Cancel the sessions whose clients have left. False once the server may end.
+    /// Cancels the sessions whose clients have left. Returns false when the server may end.
     bool watch() {
         const std::lock_guard lock(mutex_);
         for (const auto& job : running_) {
@@ -160,7 +174,8 @@ private:
             job = start(json::parse(in.body), in.is_connection_closed);
             if (job->stream) {
                 const auto next = [this, job](std::size_t, httplib::DataSink& sink) { return stream(job, sink); };
-                return out.set_chunked_content_provider("text/event-stream", next, [this, job](bool) { end(job, 499); });
+                const auto done = [this, job](bool) { end(job, 499); };
+                return out.set_chunked_content_provider("text/event-stream", next, done);
             }
             std::string text;
             while (job->finish.is_null()) text += job->advance();
@@ -173,7 +188,7 @@ private:
         }
     }
 
-    /// Send what one step adds. httplib asks for more until the sink is done.
+    /// Takes a step and sends the text that it adds. httplib calls it until the sink is done.
     bool stream(const Job& job, httplib::DataSink& sink) {
         std::string events;
         const auto add = [&](const json& event) { events += "data: " + event.dump() + "\n\n"; };
@@ -195,7 +210,7 @@ private:
         return true;
     }
 
-    /// Everything that can be wrong with a request is found here, before anything of an answer is sent.
+    /// Starts a request. Finds all its faults, before any part of an answer is sent.
     Job start(json body, std::function<bool()> client_left) {
         if (!body.is_object()) throw Problem{400, "the body must be a JSON object"};
         check(body);
@@ -214,23 +229,26 @@ private:
         const json prompt = body.at("prompt"), stop = body.value("stop", json::array());
         const auto tokens = prompt.is_string() ? engine_.encode(prompt.get<std::string>()).value()
                                                : prompt.get<std::vector<cosrt::Token>>();
-        const auto stops = stop.is_string() ? std::vector{stop.get<std::string>()} : stop.get<std::vector<std::string>>();
+        const auto stops =
+            stop.is_string() ? std::vector{stop.get<std::string>()} : stop.get<std::vector<std::string>>();
         const json head{{"id", "cmpl-" + std::to_string(++last_id_)}, {"object", "text_completion"},
                         {"created", std::time(nullptr)}, {"model", model_}, {"choices", json::array()}};
+        const bool include_usage = body["stream_options"].value("include_usage", false);
         const Job job(new Completion{engine_.session(options).value(), engine_.text_stream().value(), tokens.size(),
-                                     body.value("stream", false), body["stream_options"].value("include_usage", false), head,
-                                     std::move(client_left)});
+                                     body.value("stream", false), include_usage, head, std::move(client_left)});
         job->session.prompt(tokens).value();
         job->text.prompt(tokens).value();
         job->text.set_stops(stops).value();
         const std::lock_guard lock(mutex_);
-        if (draining) throw Problem{503, "the server is about to end"};
-        if (running_.size() >= most_) throw Problem{429, "too many requests run; try again later", "rate_limit_exceeded"};
+        if (draining) throw Problem{503, "the server is shutting down"};
+        if (running_.size() >= most_) {
+            throw Problem{429, "too many requests are running; try again later", "rate_limit_exceeded"};
+        }
         running_.insert(job);
         return job;
     }
 
-    /// A request has ended, or never became a job. Only the first end of a job counts.
+    /// Counts a request that has ended, or that was refused before it became a job. Only the first end of a job counts.
     void end(const Job& job, int status) {
         const std::lock_guard lock(mutex_);
         if (!job || running_.erase(job)) requests_[status]++;
@@ -238,7 +256,9 @@ private:
 
     std::string metrics() {
         std::string text;
-        const auto add = [&](const std::string& name, auto value) { text += "cos_" + name + ' ' + std::to_string(value) + '\n'; };
+        const auto add = [&](const std::string& name, auto value) {
+            text += "cos_" + name + ' ' + std::to_string(value) + '\n';
+        };
         const auto seconds = [](std::chrono::nanoseconds time) { return std::chrono::duration<double>(time).count(); };
         const cosrt::Stats stats = engine_.stats().value();
         add("tokens_total", stats.tokens);
@@ -258,7 +278,7 @@ private:
     const std::string model_;
     const std::size_t most_;
     std::atomic<std::uint64_t> last_id_{0};
-    std::mutex mutex_;  // for both below
+    std::mutex mutex_;  // guards the two members below
     std::set<Job> running_;
     std::map<int, std::uint64_t> requests_;
 };
@@ -269,19 +289,23 @@ int main(int argc, char** argv) try {
     std::map<std::string, int> options{{"--port", 8080}, {"--max-sessions", 32}};
     bool help = argc == 2 && argv[1] == std::string("--help"), good = argc % 2 == 0 && argv[1][0] != '-';
     for (int i = 2, end; good && i < argc; i += 2)
-        good = options.count(argv[i]) && std::sscanf(argv[i + 1], "%d%n", &options[argv[i]], &end) == 1 && !argv[i + 1][end];
+        good = options.count(argv[i]) && std::sscanf(argv[i + 1], "%d%n", &options[argv[i]], &end) == 1 &&
+               !argv[i + 1][end];
     int port = options["--port"], most = options["--max-sessions"];
     if (!good || most < 1 || port < 0 || port > 65535)
-        return (help ? std::cout : std::cerr) << "usage: server CONFIG.json [--port N] [--max-sessions N]\n", help ? 0 : 2;
+        return (help ? std::cout : std::cerr) << "usage: server CONFIG.json [--port N] [--max-sessions N]\n",
+               help ? 0 : 2;
     httplib::Server server;
-    // A thread for each request that runs and some for others; a connection that is kept alive would hold one when idle.
+    // One thread for each running request, and some for other requests. Connections are not kept alive, because an idle
+    // connection would occupy a thread.
     server.new_task_queue = [=] { return new httplib::ThreadPool(static_cast<std::size_t>(most) + 8); };
     server.set_keep_alive_max_count(1).set_tcp_nodelay(true).set_payload_max_length(16 << 20);
-    // In place of SO_REUSEPORT, by which two servers would share a port.
+    // The default, SO_REUSEPORT, would let two servers share a port.
     server.set_socket_options([](int socket) { httplib::set_socket_opt(socket, SOL_SOCKET, SO_REUSEADDR, 1); });
     Service service(server, argv[1], static_cast<std::size_t>(most));
-    const bool bound = port ? server.bind_to_port("127.0.0.1", port) : (port = server.bind_to_any_port("127.0.0.1")) > 0;
-    if (!bound) throw std::runtime_error("cannot listen on the port");
+    const bool bound =
+        port ? server.bind_to_port("127.0.0.1", port) : (port = server.bind_to_any_port("127.0.0.1")) > 0;
+    if (!bound) throw std::runtime_error("cannot listen on the port; is it in use?");
     for (const int signal : {SIGTERM, SIGINT}) std::signal(signal, [](int) { draining = true; });
     std::cout << "listening on 127.0.0.1:" << port << std::endl;
 

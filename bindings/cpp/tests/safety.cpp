@@ -1,4 +1,5 @@
-// Uses all of cos.hpp, and misuses it: errors, never a crash. Run under the sanitizers in the root of the repository.
+// Uses and misuses all of cos.hpp: misuse is an error and never a crash. Run it under the sanitizers, in the root of
+// the repository.
 
 #include <array>
 #include <cmath>
@@ -37,7 +38,8 @@ bool fails(const cosrt::Result<T>& result, Code code) {
 }
 
 const char* const config = R"({"models": [{"path": "tests/exports/llama/builder-fp32", "name": "one"},
-    {"path": "tests/exports/llama/optimum-fp32", "name": "two"}], "combine": {"kind": "weighted", "weights": [0.5, 0.5]}})";
+    {"path": "tests/exports/llama/optimum-fp32", "name": "two"}],
+    "combine": {"kind": "weighted", "weights": [0.5, 0.5]}})";
 const std::vector<Token> prompt{1, 2, 3};
 
 cosrt::Engine open() { return cosrt::Engine::from_json(config).value(); }
@@ -108,7 +110,7 @@ void texts() {
     EXPECT(fails(stream.push({4096}), Code::invalid_argument));
 }
 
-/// All that a stream makes of the tokens, one by one, and whether a stop string ended it.
+/// The text of a stream for tokens that are pushed one by one, and whether a stop string ended it.
 std::pair<std::string, bool> streamed(cosrt::TextStream& stream, const std::vector<Token>& tokens) {
     std::string text;
     for (const Token& token : tokens) text += stream.push({&token, 1}).value();
@@ -124,7 +126,7 @@ void stop_strings() {
     auto stream = engine.text_stream().value();
     EXPECT(streamed(stream, tokens) == whole);
 
-    // Whatever holds them, and across tokens; the stream starts anew with the same ones.
+    // In containers of any type, and across tokens. finish() starts a new text with the same stop strings.
     EXPECT(stream.set_stops({"three", "two"}));
     EXPECT(streamed(stream, tokens) == two);
     EXPECT(streamed(stream, tokens) == two);
@@ -138,7 +140,7 @@ void stop_strings() {
     EXPECT(stream.set_stops(cosrt::Span<const std::string>(strings)));
     EXPECT(streamed(stream, tokens) == cat);
 
-    // Refused, and those before stay.
+    // Refused: the previous stop strings stay.
     EXPECT(fails(stream.set_stops({"two", ""}), Code::invalid_argument));
     EXPECT(fails(stream.set_stops({std::string_view()}), Code::invalid_argument));
     EXPECT(fails(stream.set_stops({"\xff"}), Code::invalid_argument));
@@ -147,17 +149,17 @@ void stop_strings() {
     EXPECT(streamed(stream, tokens) == whole);
     EXPECT(stream.set_stops(std::vector<std::string>()));
     EXPECT(streamed(stream, tokens) == whole);
-    EXPECT(stream.set_stops({std::string_view("two\0", 4)}));  // no C string, which would be found
+    EXPECT(stream.set_stops({std::string_view("two\0", 4)}));  // as a C string, it would end at the NUL and be found
     EXPECT(streamed(stream, tokens) == whole);
 
-    // What may become a stop string is held back.
+    // Text that may become a stop string is held back.
     EXPECT(stream.set_stops({"four!"}));
     std::string given(stream.push(tokens).value());
     EXPECT(given == text.substr(0, text.find("four")));
     given += stream.finish().value();
     EXPECT(given == text);
 
-    // Behind one there is nothing, until the stream starts anew.
+    // Behind a stop string there is no text, until a new text starts.
     EXPECT(stream.set_stops({"two"}));
     EXPECT(stream.push(tokens).value() == "one " && stream.stopped());
     EXPECT(stream.push(tokens).value().empty() && stream.stopped());
@@ -170,7 +172,7 @@ void prompts_of_texts() {
     const char* config = R"({"models": [{"path": "tests/fixtures/tiny"}], "combine": {"kind": "target", "model": 0}})";
     const auto engine = cosrt::Engine::from_json(config).value();
     auto stream = engine.text_stream().value();
-    EXPECT(stream.push({1, 2}).value() == " a b");  // behind a prompt that is not known
+    EXPECT(stream.push({1, 2}).value() == " a b");  // behind an unknown prompt
     EXPECT(fails(stream.prompt({3}), Code::invalid_argument));
     EXPECT(stream.finish());
     EXPECT(stream.prompt({}));
@@ -208,7 +210,7 @@ void sessions() {
         other.prompt(prompt).value();
         for (const auto& step : other.steps()) step.value();
     }
-    EXPECT(engine.stats().value().tokens == 16);  // those of destroyed sessions too
+    EXPECT(engine.stats().value().tokens == 16);  // destroyed sessions count too
 
     EXPECT(session.set_weights({1, 0}));
     EXPECT(fails(session.set_weights({1}), Code::invalid_argument));
@@ -218,7 +220,7 @@ void sessions() {
     EXPECT(session.step().value().finish == cosrt::Finish::cancelled);
     EXPECT(!session.step().value().tokens.empty());
 
-    options.weights.emplace();  // not given is not the same as none
+    options.weights.emplace();  // empty is not the same as not given
     EXPECT(fails(engine.session(options), Code::invalid_argument));
 
     auto bare = engine.session().value();
@@ -250,7 +252,7 @@ void plans() {
         EXPECT(stats.planned_time.count() >= 0 && stats.planned_time <= stats.total_time);
         const std::string key = "\"measured_gain\":";
         const std::string gain = json.substr(json.find(key) + key.size());
-        if (stats.planned_time.count() == 0) {  // so far, for it takes a while until the plan is looked at
+        if (stats.planned_time.count() == 0) {  // the plan is not evaluated at once
             EXPECT(stats.expected_time.count() == 0 && stats.standard_time.count() == 0 && gain.rfind("null", 0) == 0);
         } else {
             const std::chrono::duration<double> standard = stats.standard_time;
@@ -260,7 +262,7 @@ void plans() {
 }
 
 void lifetimes() {
-    // The engine goes first; what was made of it goes on.
+    // The engine is destroyed first, and its sessions and streams go on.
     std::optional<cosrt::Engine> engine = open();
     auto session = engine->session().value();
     auto stream = engine->text_stream().value();
@@ -268,7 +270,7 @@ void lifetimes() {
     session.prompt(prompt).value();
     EXPECT(stream.push(session.step().value().tokens));
 
-    // Moved from.
+    // Objects that were moved from.
     cosrt::Session other = std::move(session);
     EXPECT(other.step());
     EXPECT(fails(session.step(), Code::invalid_argument));  // NOLINT(bugprone-use-after-move)
@@ -295,12 +297,13 @@ void lifetimes() {
     EXPECT(fails(first.stats(), Code::invalid_argument));
     EXPECT(first.vocab_size() == 0 && first.model_count() == 0);
 
-    session = second.session().value();  // assigned to, it is a session again
+    session = second.session().value();  // after an assignment, it is a session again
     EXPECT(session.prompt(prompt));
     session = std::move(other);
     EXPECT(session.step());
     static_assert(!std::is_copy_constructible_v<cosrt::Session> && !std::is_copy_constructible_v<cosrt::Engine>);
-    static_assert(std::is_nothrow_move_constructible_v<cosrt::Session> && std::is_nothrow_move_assignable_v<cosrt::Session>);
+    static_assert(std::is_nothrow_move_constructible_v<cosrt::Session>);
+    static_assert(std::is_nothrow_move_assignable_v<cosrt::Session>);
 }
 
 void combinations() {
@@ -325,7 +328,7 @@ void combinations() {
             return rows.size() == 2 ? 0 : 1;
         };
         all.push_back(engine.session(options).value());
-        all.push_back(engine.session(options).value());  // moves the first one
+        all.push_back(engine.session(options).value());  // moves the first session
         kept.reset();
     }
     auto& session = all.front();
@@ -336,7 +339,7 @@ void combinations() {
 
     mode = throws;
     auto result = session.step();
-    while (result) result = session.step();  // pending tokens may be decided first
+    while (result) result = session.step();  // pending proposals may be decided first
     EXPECT(fails(result, Code::callback));
     EXPECT(result.error().cause != nullptr);
     try {
@@ -360,13 +363,15 @@ void combinations() {
 }
 
 void threads() {
-    // Inside the combine function a step runs for certain.
+    // Inside the combine function, a step is certainly running.
     const auto engine = open();
     std::optional<cosrt::Session> session;
     bool busy = false, same_thread_busy = false;
     cosrt::SessionOptions options;
     options.combine = [&](const cosrt::Rows& rows, cosrt::Span<float> scores) {
-        std::thread([&] { busy = fails(session->step(), Code::busy) && fails(session->prompt({1}), Code::busy); }).join();
+        std::thread([&] {
+            busy = fails(session->step(), Code::busy) && fails(session->prompt({1}), Code::busy);
+        }).join();
         same_thread_busy = fails(session->step(), Code::busy) && fails(session->describe(), Code::busy);
         std::thread([&] { EXPECT(session->stats() && session->cancel()); }).join();
         std::copy(rows[0].begin(), rows[0].end(), scores.begin());
@@ -377,7 +382,7 @@ void threads() {
     EXPECT(session->step());
     EXPECT(busy && same_thread_busy);
 
-    // One engine, many threads, and a cancellation from outside.
+    // One engine, many threads, and a cancellation from another thread.
     std::vector<std::thread> threads;
     for (int i = 0; i < 4; i++) {
         threads.emplace_back([&] {

@@ -1,4 +1,4 @@
-// Replays tests/vectors through cos.hpp alone; tests/vectors/README.md says how. Run in the root of the repository:
+// Replays tests/vectors through cos.hpp, as tests/vectors/README.md specifies. Run it in the root of the repository:
 //
 //     vectors FOLDER...
 
@@ -22,7 +22,7 @@ using cosrt::Token;
 
 [[noreturn]] void fail(const std::string& what) { throw std::runtime_error(what); }
 
-// ---- reading
+// ---- files
 
 struct Greedy {
     std::string prompt;
@@ -38,7 +38,7 @@ struct Vectors {
     std::vector<Greedy> greedy;
 };
 
-/// Calls `record` with the first word and the rest of each line, and checks that the file is whole.
+/// Calls `record` with the first word and the rest of each line. Fails if the file is cut off.
 template <typename Record>
 void read(const std::filesystem::path& path, const std::string& first, Record record) {
     std::ifstream file(path);
@@ -85,14 +85,15 @@ Vectors read_vectors(const std::filesystem::path& path) {
             if (!(words >> token >> value)) fail("a token without a value in " + path.string());
             vectors.greedy.back().tokens.push_back(token);
             vectors.greedy.back().log_probabilities.push_back(value);
-        } else if (what != "sampled" && what != "support" && what != "next" && what != "pair" && what != "triple" && what != "rest") {
+        } else if (what != "sampled" && what != "support" && what != "next" && what != "pair" && what != "triple" &&
+                   what != "rest") {
             fail("unknown record " + what + " in " + path.string());
         }
     });
     return vectors;
 }
 
-// ---- what must be decoded
+// ---- tokens that must be decoded
 
 struct Way {
     std::string name;
@@ -164,7 +165,7 @@ void replay_folder(const std::filesystem::path& folder) {
     std::printf("%s: %zu cases, %zu values\n", folder.filename().c_str(), counts.cases, counts.values);
 }
 
-// ---- what must be refused
+// ---- calls that must be refused
 
 float number(const std::string& text) {
     if (text == "nan") return std::numeric_limits<float>::quiet_NaN();
@@ -180,7 +181,7 @@ std::vector<T> commas(const std::string& text) {
     return values;
 }
 
-/// Sets the members KEY=VALUE. False if the types of cos.hpp cannot express one.
+/// Sets members from KEY=VALUE pairs. Returns false if the types of cos.hpp cannot express a value.
 bool set(cosrt::SessionOptions& options, std::istream& words) {
     for (std::string word; words >> word;) {
         const auto equals = word.find('=');
@@ -242,7 +243,7 @@ void refuse(const std::filesystem::path& path) {
         else if (what == "step") expect(session.step(), code, record);
         else if (what == "weights") expect(session.set_weights(commas<float>(rest(words))), code, record);
         else fail("unknown record " + what);
-        // What is refused changes nothing: the session still decodes.
+        // A refused call changes nothing: the session still decodes.
         if (code != 0) {
             session.prompt({1, 2, 3}).value();
             if (session.step().value().tokens.empty()) fail(record + ": the session was changed");

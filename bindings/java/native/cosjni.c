@@ -1,8 +1,8 @@
-/* The native methods of io.cosrt.Native: each is one call of cos.h.
+/* The native methods of io.cosrt.Native. Each calls one function of cos.h.
  *
- * Java holds all state. What must hold for a pointer (it lives, one thread uses it) is io.cosrt.NativeObject's business,
- * and so this file has none of its own but method ids and the step that runs on a thread. Text crosses as UTF-8 bytes,
- * for JNI's strings are of a modified UTF-8. Arrays are copied, so that no call holds up the garbage collector.
+ * Java has all state: io.cosrt.NativeObject ensures that a pointer is valid, and that one thread uses it. This file
+ * keeps only method ids, and the running step of each thread. Text is passed as bytes of UTF-8, because JNI's strings
+ * are in a modified UTF-8. Arrays are copied, so that no call delays the garbage collector.
  */
 
 #define _GNU_SOURCE /* RTLD_NOLOAD, dladdr */
@@ -19,9 +19,9 @@
 #define POINTER(type, handle) ((type *)(uintptr_t)(handle))
 #define HANDLE(pointer) ((jlong)(uintptr_t)(pointer))
 
-/* Static methods of io.cosrt.Native. Ids, unlike references to the class, do not keep its class loader alive. */
+/* Static methods of io.cosrt.Native. Unlike a reference to the class, an id does not keep the class loader alive. */
 static jmethodID failed_method, stepped_method, combine_method;
-static jclass byte_buffer_class; /* of the boot loader, which lives forever */
+static jclass byte_buffer_class; /* of the boot loader, which is never unloaded */
 
 /* ---- errors, text and arrays */
 
@@ -56,7 +56,7 @@ static jfloatArray new_floats(JNIEnv *env, const float *floats, size_t count)
     return array;
 }
 
-/* Throws what `error` says, if it is one; the error is freed. */
+/* Throws `error` as an exception and frees it. Returns 0 if it is NULL. */
 static int failed(JNIEnv *env, jclass native, cos_error *error, jthrowable cause)
 {
     if (!error) return 0;
@@ -68,7 +68,7 @@ static int failed(JNIEnv *env, jclass native, cos_error *error, jthrowable cause
     return 1;
 }
 
-/* A copy of an array of bytes with a NUL behind it. */
+/* Copies an array of bytes and appends a NUL. */
 static char *copy_text(JNIEnv *env, jbyteArray bytes)
 {
     jsize count = (*env)->GetArrayLength(env, bytes);
@@ -82,7 +82,7 @@ static char *copy_text(JNIEnv *env, jbyteArray bytes)
     return text;
 }
 
-/* A copy of an array of ints or floats. One without elements is not NULL either: for stop tokens, that differs. */
+/* A copy of an array of ints or floats. For an empty array, `data` is not NULL: stop tokens need the difference. */
 typedef struct copied {
     void *data;
     size_t count;
@@ -114,7 +114,7 @@ static copied copy_floats(JNIEnv *env, jfloatArray array)
     return copy;
 }
 
-/* In the order of io.cosrt.Stats. */
+/* The statistics in the order of io.cosrt.Stats. */
 static jlongArray new_stats(JNIEnv *env, const cos_stats *stats)
 {
     const jlong values[] = {
@@ -202,7 +202,7 @@ static jintArray engine_encode(JNIEnv *env, jclass native, jlong engine, jbyteAr
     char *text = copy_text(env, bytes);
     if (!text) return NULL;
     size_t length = (size_t)(*env)->GetArrayLength(env, bytes), count = 0;
-    size_t capacity = length + 64; /* always enough, says cos.h */
+    size_t capacity = length + 64; /* always enough, see cos_engine_encode */
     int32_t *tokens = malloc(capacity * sizeof *tokens);
     jintArray result = NULL;
     if (!tokens)
@@ -237,8 +237,8 @@ done:
 
 /* ---- sessions */
 
-/* The step that runs on this thread, for its combine function. cos_step calls that on its own thread, and so nothing
- * of Java has to be kept by a session: one that is reachable from its own function alone can be collected. */
+/* The running step of this thread, for its combine function. cos_step calls that function on its own thread, so a
+ * session needs no reference to Java, and the garbage collector can free one that only its own function refers to. */
 typedef struct stepping {
     JNIEnv *env;
     jclass native;
@@ -251,8 +251,9 @@ static jobject new_buffer(JNIEnv *env, const float *row, size_t count)
     return (*env)->NewDirectByteBuffer(env, (void *)row, (jlong)(count * sizeof *row));
 }
 
-/* An exception stays pending until the step has returned: it fails this call and all others of the step. */
-static int32_t combine(const float *const *rows, size_t models_count, size_t vocab_size, float *out_scores, void *user_data)
+/* An exception stays pending until the step returns. It makes this call fail, and all others of the step. */
+static int32_t combine(const float *const *rows, size_t models_count, size_t vocab_size, float *out_scores,
+                       void *user_data)
 {
     (void)user_data;
     const stepping *step = running;
@@ -331,7 +332,7 @@ static void set_weights(JNIEnv *env, jclass native, jlong session, jfloatArray a
     free(weights.data);
 }
 
-/* `late` takes what the combine function threw in a step that ended well all the same. */
+/* `late` gets the exception of the combine function if the step succeeds nevertheless. */
 static jobject step(JNIEnv *env, jclass native, jlong session, jobject combiner, jobjectArray late)
 {
     const stepping this = { env, native, combiner }, *outer = running; /* a combine function may step other sessions */
@@ -392,7 +393,7 @@ static void text_stream_prompt(JNIEnv *env, jclass native, jlong stream, jintArr
     free(tokens.data);
 }
 
-/* The strings stand one behind another in `text`: as elements of an array each would be a local reference. */
+/* `text` has all strings, one behind the other. An array of strings would need a local reference for each of them. */
 static void text_stream_set_stops(JNIEnv *env, jclass native, jlong stream, jbyteArray text, jintArray lengths)
 {
     copied counts = copy_ints(env, lengths);
@@ -406,7 +407,8 @@ static void text_stream_set_stops(JNIEnv *env, jclass native, jlong stream, jbyt
             stops[i] = next;
             sizes[i] = (size_t)((const int32_t *)counts.data)[i];
         }
-        failed(env, native, cos_text_stream_set_stops(POINTER(cos_text_stream, stream), stops, sizes, counts.count), NULL);
+        cos_text_stream *handle = POINTER(cos_text_stream, stream);
+        failed(env, native, cos_text_stream_set_stops(handle, stops, sizes, counts.count), NULL);
     } else if (bytes) {
         out_of_memory(env);
     }
@@ -447,7 +449,7 @@ static void text_stream_free(JNIEnv *env, jclass native, jlong stream)
     cos_text_stream_free(POINTER(cos_text_stream, stream));
 }
 
-/* ---- registration: a method that Java declares otherwise fails here, when the library is loaded */
+/* ---- registration: if Java declares a method differently, loading the library fails here */
 
 #define METHOD(name, signature, function) { (char *)name, (char *)signature, (void *)function }
 
@@ -480,8 +482,8 @@ static const JNINativeMethod methods[] = {
     METHOD("textStreamFree", "(J)V", text_stream_free),
 };
 
-/* libcos.so must stay when the class loader of this library goes: ONNX Runtime, which cannot be unloaded, calls it. The
- * next class loader's copy of this library finds it again by its SONAME. */
+/* Keeps libcos.so loaded after the class loader of this library is unloaded, because ONNX Runtime stays and calls it.
+ * The next class loader's copy of this library finds it by its SONAME. */
 static int keep_libcos(void)
 {
     Dl_info libcos;

@@ -1,4 +1,4 @@
-/* The loop that io.cosrt.Overhead measures, without Java in it. */
+/* The loop of io.cosrt.Overhead in C. */
 
 #define _POSIX_C_SOURCE 199309L /* clock_gettime */
 
@@ -30,7 +30,7 @@ JNIEXPORT void JNICALL Java_io_cosrt_Overhead_open(JNIEnv *env, jclass class, js
     (*env)->ReleaseStringUTFChars(env, json, text);
 }
 
-/* Nanoseconds of all steps of a greedy session. */
+/* The time of all steps of a greedy session, in nanoseconds. */
 JNIEXPORT jlong JNICALL Java_io_cosrt_Overhead_inC(JNIEnv *env, jclass class, jint tokens)
 {
     (void)env, (void)class;

@@ -1,31 +1,36 @@
+// The combine function of a caller.
+
 package io.cosrt;
 
 import java.nio.FloatBuffer;
 import java.util.List;
 
 /**
- * A combination of the caller's own: makes one row of scores from the models' rows of logits, for one position. Tokens are
- * then decoded from the distribution that temperature, top-k, top-p, min-p and softmax make of the scores.
+ * A function of the caller that combines the models. For one position, it makes one row of scores from one row of
+ * logits for each model. Tokens follow the distribution that temperature, top-k, top-p, min-p and softmax make of the
+ * scores.
  *
- * <p>Exactness asks that it depends on the rows alone, for they are unchanged where it is asked again. It is called inside
- * {@link Session#step}, on its thread, possibly several times in a step and for positions whose tokens are dropped. It may
- * cancel its session and ask for its statistics; other calls on it get {@link ErrorCode#BUSY}.
+ * <p>Decoding is exact only if the scores depend on nothing but the rows: the function may be called again for the same
+ * rows. {@link Session#step} calls it on its own thread, possibly several times in a step, also for positions whose
+ * tokens are dropped later. It may call {@link Session#cancel} and {@link Session#stats} on its session. Other calls on
+ * the session fail with {@link ErrorCode#BUSY}.
  *
- * <p>What it throws becomes the cause of a {@link CosException} with {@link ErrorCode#CALLBACK} from {@code step}. A step
- * that has committed a token by then ends well, and the next one throws.
+ * <p>If it throws, {@code step} throws a {@link CosException} with {@link ErrorCode#CALLBACK} and this cause. But a
+ * step that has committed a token before returns it, and the next step throws.
  */
 @FunctionalInterface
 public interface Combiner {
     /**
-     * Make the scores of one position.
+     * Makes the scores of one position.
      *
-     * <p><b>The buffers are the library's memory, not copies. Using one after this method has returned is undefined.</b>
+     * <p><b>The buffers are memory of the library, not copies. Do not use them after this method has returned.</b>
      *
-     * @param logits for each model in the engine's order its logits, one for each token of the vocabulary, read-only; null
-     *               for models that the engine's combination gives the weight 0 and for look-ups. There is no NaN and no
-     *               plus infinity; minus infinity is impossible.
-     * @param scores to be filled, one for each token. Minus infinity is impossible. NaN (also where nothing was written),
-     *               plus infinity, or minus infinity everywhere is {@link ErrorCode#NUMERIC}.
+     * @param logits the logits of each model, in the order of the configuration: one for each token, read-only. Null
+     *               for look-ups, and for models with the weight 0. No logit is NaN or plus infinity. Minus infinity
+     *               marks a token that is impossible.
+     * @param scores out: one score for each token, all of which must be written. Minus infinity makes a token
+     *               impossible. {@code step} fails with {@link ErrorCode#NUMERIC} for NaN (also where nothing was
+     *               written), for plus infinity, and if all scores are minus infinity.
      * @throws Exception to make the step fail
      */
     void combine(List<FloatBuffer> logits, FloatBuffer scores) throws Exception;

@@ -1,6 +1,8 @@
+// The exception for errors of the library.
+
 package io.cosrt;
 
-/** What the library refused, or what failed in it: a code, and a message that says what is wrong and the mend. */
+/** An error of the library: a code, and a message that says what is wrong, and how to mend it where that is known. */
 public final class CosException extends RuntimeException {
     private static final long serialVersionUID = 1;
 
@@ -17,12 +19,12 @@ public final class CosException extends RuntimeException {
         this.number = number;
     }
 
-    /** What kind of error it is. */
+    /** The code of the error. */
     public ErrorCode code() {
         return code;
     }
 
-    /** The number of the code, also where {@link #code} does not know it. */
+    /** The number of the code. It is also known where {@link #code} is {@link ErrorCode#UNKNOWN}. */
     public int number() {
         return number;
     }

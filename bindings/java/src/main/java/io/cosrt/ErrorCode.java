@@ -1,32 +1,34 @@
+// The codes of errors.
+
 package io.cosrt;
 
-/** What kind of error it is. The numbers are those of the C interface and never change. */
+/** The code of an error. The numbers are those of the C interface and never change. */
 public enum ErrorCode {
-    /** An argument of the call is wrong: out of range, or of the wrong size. */
+    /** An argument is out of range or of the wrong size. */
     INVALID_ARGUMENT(1),
     /** The engine configuration is wrong. */
     CONFIG(2),
-    /** A model cannot be loaded, is no language model, or does not fit the others. */
+    /** A model cannot be loaded, is not a language model, or does not fit the other models. */
     MODEL(3),
     /** ONNX Runtime is missing, too old, or failed. */
     RUNTIME(4),
-    /** The context of the models has no room for the tokens. */
+    /** The tokens do not fit into the context of the models. */
     CONTEXT_FULL(5),
-    /** Logits were NaN or infinite, or left no token possible. */
+    /** Logits or scores were NaN or plus infinity, or minus infinity for every token. */
     NUMERIC(6),
-    /** The session is in use on another thread. */
+    /** Another thread is using the session or the stream. */
     BUSY(7),
     /** The request is valid, but this version does not support it. */
     UNSUPPORTED(8),
-    /** A buffer is too small. This binding makes its own, so it would be a bug. */
+    /** A buffer is too small. This binding makes its own buffers, so this would be a bug. */
     BUFFER_TOO_SMALL(9),
-    /** An earlier call on the session ended in {@link #INTERNAL}; the session can only be closed. */
+    /** An earlier call on the session failed with {@link #INTERNAL}. The session can only be closed. */
     POISONED(10),
     /** A bug of the library. The process is unharmed. */
     INTERNAL(11),
-    /** A {@link Combiner} failed; its exception is the cause. */
+    /** A {@link Combiner} failed. Its exception is the cause. */
     CALLBACK(12),
-    /** A code of a later library that this version does not know; see {@link CosException#number}. */
+    /** A code of a later library that this version does not know. {@link CosException#number} has its number. */
     UNKNOWN(0);
 
     private final int number;

@@ -1,16 +1,18 @@
+// The reasons why a sequence ends.
+
 package io.cosrt;
 
-/** Why a sequence ended. */
+/** Whether and why a sequence ended. */
 public enum Finish {
     /** The sequence goes on. */
     NONE(0),
-    /** A stop token was committed; it is the last token. */
+    /** A stop token was committed. It is the last token. */
     STOP(1),
-    /** {@link SessionOptions.Builder#maxTokens} were generated since the last prompt. */
+    /** {@link SessionOptions.Builder#maxTokens} tokens were generated since the last prompt. */
     MAX_TOKENS(2),
     /** The context has no room for another token. */
     CONTEXT_FULL(3),
-    /** {@link Session#cancel} was called, or the session is being closed. */
+    /** {@link Session#cancel} stopped the step, or the session is being closed. */
     CANCELLED(4);
 
     private final int number;
@@ -25,6 +27,7 @@ public enum Finish {
                 return finish;
             }
         }
-        throw new CosException(ErrorCode.UNSUPPORTED, "the library ended a sequence for the unknown reason " + number);
+        throw new CosException(ErrorCode.UNSUPPORTED, "the sequence ended for the reason "
+                + number + ", which this binding does not know; update the binding");
     }
 }

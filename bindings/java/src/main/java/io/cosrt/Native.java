@@ -1,3 +1,5 @@
+// The native methods, and the methods that C calls.
+
 package io.cosrt;
 
 import java.nio.ByteBuffer;
@@ -8,8 +10,8 @@ import java.util.Collections;
 import java.util.List;
 
 /**
- * The C interface, function by function, and what {@code native/cosjni.c} calls in turn. Pointers are longs here and in
- * {@link NativeObject}, nowhere else.
+ * One native method for each function of the C interface, and the methods that {@code native/cosjni.c} calls. Only this
+ * class and {@link NativeObject} handle pointers, as longs.
  */
 final class Native {
     static {
@@ -40,9 +42,9 @@ final class Native {
 
     static native byte[] engineDecode(long engine, int[] tokens);
 
-    static native long sessionNew(long engine, int strategy, float temperature, int topK, float topP, float minP, long seed,
-            int maxTokens, int[] proposalLengths, float[] weights, int[] stopTokens, int targets, boolean logProbabilities,
-            boolean combined);
+    static native long sessionNew(long engine, int strategy, float temperature, int topK, float topP, float minP,
+            long seed, int maxTokens, int[] proposalLengths, float[] weights, int[] stopTokens, int targets,
+            boolean logProbabilities, boolean combined);
 
     static native void sessionFree(long session);
 
@@ -50,7 +52,7 @@ final class Native {
 
     static native void setWeights(long session, float[] weights);
 
-    /** With what the combiner threw in {@code late[0]}, if the step ended well all the same. */
+    /** If the combiner throws and the step succeeds nevertheless, {@code late[0]} gets what the combiner threw. */
     static native StepResult step(long session, Combiner combiner, Throwable[] late);
 
     static native void cancel(long session);
@@ -88,7 +90,7 @@ final class Native {
         for (int model = 0; model < rows.length; model++) {
             logits[model] = rows[model] == null ? null : floats(rows[model].asReadOnlyBuffer());
         }
-        List<FloatBuffer> view = Collections.unmodifiableList(Arrays.asList(logits)); // List.of takes no null
+        List<FloatBuffer> view = Collections.unmodifiableList(Arrays.asList(logits)); // List.of refuses null
         combiner.combine(view, floats(scores));
     }
 

@@ -1,3 +1,5 @@
+// Finds and loads the native libraries.
+
 package io.cosrt;
 
 import java.io.IOException;
@@ -8,19 +10,19 @@ import java.util.List;
 import java.util.Locale;
 
 /**
- * Finds and loads the natives: {@code libcosjni.so} in {@code java.library.path}, or else from the jar through a temporary
- * folder.
+ * Finds and loads the native libraries: {@code libcosjni.so} in {@code java.library.path}, or else from the jar through
+ * a temporary folder.
  *
- * <p>The JVM lends a native library to one class loader only, so each class loader that has this class loads a copy of the
- * small {@code libcosjni.so} for itself. {@code libcos.so} however must be in the process once, for ONNX Runtime allows
- * one environment only. The system's loader sees to that: it knows what is loaded by SONAME ({@code libcos.so.0}), and links
- * every copy with the first one, which stays for good.
+ * <p>The JVM allows only one class loader to use a native library. So each class loader that has this class loads its
+ * own copy of the small {@code libcosjni.so}. But {@code libcos.so} must be in the process only once, because ONNX
+ * Runtime allows only one environment. The system's loader ensures this: it finds loaded libraries by their SONAME
+ * ({@code libcos.so.0}), so it links every copy with the first {@code libcos.so}, which stays loaded.
  */
 final class NativeLibrary {
     private static final String JNI = "libcosjni.so";
     private static final String COS = "libcos.so.0";
     private static final String ONNX_RUNTIME = "libonnxruntime.so";
-    /** Set once libcos.so is in the process: other class loaders need no copy then. */
+    /** This property is set once libcos.so is in the process. Other class loaders then need no copy of it. */
     private static final String LOADED = "io.cosrt.loaded";
 
     private NativeLibrary() {}
@@ -32,12 +34,12 @@ final class NativeLibrary {
             System.setProperty(LOADED, "true");
             return;
         } catch (UnsatisfiedLinkError e) {
-            notInPath = e; // it is not there, or another class loader has it
+            notInPath = e; // it is not in the path, or another class loader uses it
         }
         try {
             loadFromJar();
         } catch (IOException | UnsatisfiedLinkError e) {
-            var error = new UnsatisfiedLinkError("cannot load CoS's natives: " + e);
+            var error = new UnsatisfiedLinkError("cannot load the native libraries of CoS: " + e);
             error.initCause(e);
             error.addSuppressed(notInPath);
             throw error;
@@ -45,21 +47,22 @@ final class NativeLibrary {
     }
 
     /**
-     * Loads the JNI library from a folder of this process, where it finds what it needs beside itself.
+     * Loads the JNI library from a temporary folder of this process. It finds the other libraries in the same folder.
      *
-     * <p>Files are deleted as soon as they are loaded, so that nothing is left by a process that is killed, nor by class
-     * loaders that come and go. It is for safety, too: libcos.so looks for ONNX Runtime in the folders above its own file,
-     * while that exists, and everyone may have left a library in the system's temporary folder.
+     * <p>Files are deleted as soon as they are loaded, so that a killed process or a discarded class loader leaves
+     * none. This is also safer: while its file exists, libcos.so looks for ONNX Runtime in the folders above it, and
+     * anyone may have put a library into the system's temporary folder.
      */
     private static void loadFromJar() throws IOException {
         String natives = "META-INF/native/" + platform() + "/";
-        Path folder = Files.createTempDirectory("cosrt-"); // which other users can neither read nor write
+        Path folder = Files.createTempDirectory("cosrt-"); // other users can neither read nor write it
         Path jni = folder.resolve(JNI);
         Path cos = folder.resolve(COS);
         Path onnxRuntime = folder.resolve(ONNX_RUNTIME);
         try {
             if (!copy(natives + JNI, jni)) {
-                throw new IOException("the jar has none for " + platform() + "; build them and set java.library.path");
+                throw new IOException("the jar has none for " + platform()
+                        + "; build them and set java.library.path to their folder");
             }
             if (System.getProperty(LOADED) == null) {
                 copy(natives + COS, cos);
@@ -69,8 +72,8 @@ final class NativeLibrary {
             System.setProperty(LOADED, "true");
         } finally {
             Files.deleteIfExists(jni);
-            if (Files.exists(onnxRuntime)) { // it is loaded with the first engine
-                for (Path later : List.of(folder, cos, onnxRuntime)) { // in reverse
+            if (Files.exists(onnxRuntime)) { // the first engine loads it, so it must stay until then
+                for (Path later : List.of(folder, cos, onnxRuntime)) { // deleted in reverse order
                     later.toFile().deleteOnExit();
                 }
             } else {
@@ -80,7 +83,7 @@ final class NativeLibrary {
         }
     }
 
-    /** What libcos.so finds beside itself: packed with this jar, or Microsoft's own jar. */
+    /** Copies ONNX Runtime to the folder of libcos.so, from this jar or from Microsoft's, unless the user names one. */
     private static void copyOnnxRuntime(String natives, Path file) throws IOException {
         String named = System.getenv("ORT_DYLIB_PATH");
         if (named == null || named.isEmpty()) {

@@ -1,3 +1,5 @@
+// Ownership of an object of the native library.
+
 package io.cosrt;
 
 import java.lang.ref.Cleaner;
@@ -7,20 +9,20 @@ import java.util.function.LongConsumer;
 import java.util.function.LongFunction;
 
 /**
- * An object of the native library, which is freed once: when it is closed, or when it is found to be unreachable. No call
- * reaches it then, and it is not freed under one.
+ * An object of the native library. It is freed once: when it is closed, or after it has become unreachable. No call can
+ * begin then, and it is not freed while a call runs.
  */
 abstract class NativeObject implements AutoCloseable {
     private static final Cleaner CLEANER = Cleaner.create();
-    /** How many are not freed; tests look for leaks. */
+    /** The number of objects that are not freed, with which tests find leaks. */
     static final AtomicInteger LIVING = new AtomicInteger();
 
     private final State state;
     private final Cleaner.Cleanable cleanable;
 
     /**
-     * @param free      frees it; must not refer to this object, which would be reachable forever
-     * @param interrupt called by {@code close} to end what other threads do with it
+     * @param free      frees the object; must not refer to it, because it would then stay reachable for ever
+     * @param interrupt {@code close} calls it to end running calls of other threads
      */
     NativeObject(long pointer, LongConsumer free, LongConsumer interrupt) {
         state = new State(pointer, free, interrupt);
@@ -28,12 +30,12 @@ abstract class NativeObject implements AutoCloseable {
         cleanable = CLEANER.register(this, state);
     }
 
-    /** A call that several threads may make at once. */
+    /** Makes a call that several threads may make at once. */
     final <T> T shared(LongFunction<T> call) {
         return call(call, false);
     }
 
-    /** A call that one thread may make at a time: others get BUSY, and so does a call from inside it. */
+    /** Makes a call that only one thread at a time may make. Others get BUSY, and so does a call from inside it. */
     final <T> T exclusively(LongFunction<T> call) {
         return call(call, true);
     }
@@ -44,13 +46,13 @@ abstract class NativeObject implements AutoCloseable {
             return call.apply(state.pointer);
         } finally {
             state.leave(exclusive);
-            // Or else the object might be found unreachable, and freed, while its last call runs.
+            // Without this, the object might be unreachable, and freed, while its last call runs.
             Reference.reachabilityFence(this);
         }
     }
 
     /**
-     * Free the object. If other threads use it, they are waited for; a running step is cancelled. Later calls throw
+     * Frees the object. Cancels a running step, and waits for calls of other threads. Later calls throw
      * {@link IllegalStateException}, but closing again does nothing.
      */
     @Override
@@ -75,11 +77,11 @@ abstract class NativeObject implements AutoCloseable {
 
         synchronized void enter(boolean exclusive) {
             if (closed) {
-                throw new IllegalStateException("it is closed");
+                throw new IllegalStateException("the object is closed");
             }
             if (exclusive) {
                 if (owner != null) {
-                    throw new CosException(ErrorCode.BUSY, "it is in use on " + (owner == Thread.currentThread()
+                    throw new CosException(ErrorCode.BUSY, "the object is in use on " + (owner == Thread.currentThread()
                             ? "this thread: a combiner may not use its own session" : "another thread"));
                 }
                 owner = Thread.currentThread();
@@ -95,14 +97,14 @@ abstract class NativeObject implements AutoCloseable {
             notifyAll();
         }
 
-        /** A combiner that closes its own session would wait for itself. */
+        /** Refuses a combiner that closes its own session, because it would wait for itself. */
         synchronized void refuseOwner() {
             if (owner == Thread.currentThread()) {
                 throw new IllegalStateException("a combiner cannot close its own session");
             }
         }
 
-        /** What the cleanable does, once. */
+        /** The cleaner calls this once. */
         @Override
         public void run() {
             close();
@@ -121,7 +123,7 @@ abstract class NativeObject implements AutoCloseable {
                 try {
                     wait();
                 } catch (InterruptedException e) {
-                    interrupted = true; // freeing cannot be given up, but may be told of later
+                    interrupted = true; // freeing goes on, and the thread is interrupted again afterwards
                 }
             }
             if (interrupted) {

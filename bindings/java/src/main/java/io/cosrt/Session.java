@@ -1,16 +1,19 @@
+// Sessions: one sequence each.
+
 package io.cosrt;
 
 import java.util.Objects;
 
 /**
- * One sequence. One thread at a time may use it, any thread; a second one at the same moment gets {@link ErrorCode#BUSY},
- * except for {@link #cancel}, {@link #stats} and {@link #close}. Different sessions run in parallel.
+ * One sequence. One thread at a time may use it; a call from another thread fails with {@link ErrorCode#BUSY}. Only
+ * {@link #cancel}, {@link #stats} and {@link #close} may be called at any time. Different sessions run in parallel.
  *
- * <p>Closing the engine before does no harm. Closing a session while another thread steps cancels the step and waits for it.
+ * <p>The engine may be closed before its sessions. Closing a session cancels a running step of another thread, and
+ * waits for it.
  */
 public final class Session extends NativeObject {
     private final Combiner combiner;
-    /** What the combiner threw in a step that ended well; the next step throws it. Null without a combiner. */
+    /** What the combiner threw in a step that succeeded. The next step throws it. Null without a combiner. */
     private final Throwable[] late;
 
     Session(long pointer, Combiner combiner) {
@@ -23,17 +26,17 @@ public final class Session extends NativeObject {
         try {
             Native.cancel(session);
         } catch (CosException poisoned) {
-            // Then no step runs on.
+            // No step runs in a poisoned session.
         }
     }
 
     /**
-     * Append tokens to the sequence: its prompt, or the next turn of a chat between steps. A finished sequence goes on. The
-     * models see the tokens in the next step, so that {@link #cancel} can stop a long prompt.
+     * Appends tokens to the sequence: the first prompt, or the next turn of a chat. A finished sequence goes on. The
+     * next step runs the models over the tokens, so {@link #cancel} can stop a long prompt.
      *
      * @param tokens at least one
-     * @throws CosException INVALID_ARGUMENT (no tokens, or one outside the vocabulary), CONTEXT_FULL, BUSY, POISONED;
-     *                      nothing is appended then
+     * @throws CosException INVALID_ARGUMENT (no tokens, or a token outside the vocabulary), CONTEXT_FULL, BUSY,
+     *                      POISONED; nothing is appended then
      */
     public void prompt(int... tokens) {
         Objects.requireNonNull(tokens, "tokens");
@@ -44,29 +47,30 @@ public final class Session extends NativeObject {
     }
 
     /**
-     * Advance the sequence by one round of collaborative decoding. Commits at least one token unless the sequence is
-     * finished: then there are none, and {@link StepResult#finish} says why again. After {@link Finish#CANCELLED} the next
-     * step goes on where the last token was committed.
+     * Advances the sequence by one round of collaborative decoding. Commits at least one token, unless the sequence is
+     * finished: then it commits none, and {@link StepResult#finish} has the reason again. After {@link
+     * Finish#CANCELLED}, the next step goes on behind the last committed token.
      *
-     * @throws CosException INVALID_ARGUMENT (no prompt yet), NUMERIC, RUNTIME, CALLBACK (the cause is what the
-     *                      {@link Combiner} threw), BUSY, POISONED, INTERNAL (poisons the session). Nothing is committed
-     *                      then, and the next step tries again.
+     * @throws CosException INVALID_ARGUMENT (no prompt yet), NUMERIC, RUNTIME, CALLBACK (the cause is what the {@link
+     *                      Combiner} threw), BUSY, POISONED, INTERNAL (poisons the session). Nothing is committed then,
+     *                      and the next step tries again.
      */
     public StepResult step() {
         return exclusively(session -> {
             if (late != null && late[0] != null) {
                 Throwable thrown = late[0];
                 late[0] = null;
-                throw new CosException(ErrorCode.CALLBACK.number(), "the combiner failed at the end of the last step", thrown);
+                String message = "the combiner failed at the end of the last step";
+                throw new CosException(ErrorCode.CALLBACK.number(), message, thrown);
             }
             return Native.step(session, combiner, late);
         });
     }
 
     /**
-     * Stop the running step, or else the next one: it ends early with {@link Finish#CANCELLED}. Nothing that was committed
-     * is lost. May be called from any thread at any time; never waits for a running pass. Does nothing if the session is
-     * closed, for the thread that cancels cannot know what the one that decodes has come to.
+     * Stops the running step, or the next one if none is running: it ends early with {@link Finish#CANCELLED}, and all
+     * committed tokens stay. May be called from any thread at any time. Never waits for a pass. Does nothing if the
+     * session is closed, because the thread that cancels cannot know whether another thread has closed it.
      *
      * @throws CosException POISONED
      */
@@ -77,17 +81,17 @@ public final class Session extends NativeObject {
                 return null;
             });
         } catch (IllegalStateException closed) {
-            // Nothing runs then.
+            // No step runs in a closed session.
         }
     }
 
     /**
-     * Decode with other weights from the next token on, for "weighted" and "logits". Between steps, and before the first
-     * prompt too.
+     * Changes the weights from the next token on, for "weighted" and "logits". May be called between steps, and before
+     * the first prompt.
      *
      * @param weights one for each model
-     * @throws CosException INVALID_ARGUMENT, CONTEXT_FULL (the sequence is longer than the context of a model whose weight
-     *                      was 0), BUSY, POISONED; nothing changes then
+     * @throws CosException INVALID_ARGUMENT, CONTEXT_FULL (the sequence is longer than the context of a model whose
+     *                      weight was 0), BUSY, POISONED; nothing changes then
      */
     public void setWeights(float... weights) {
         Objects.requireNonNull(weights, "weights");
@@ -98,7 +102,7 @@ public final class Session extends NativeObject {
     }
 
     /**
-     * What the session did so far, up to the last call that ended. May be called from any thread at any time.
+     * The statistics up to the end of the last call. May be called from any thread at any time.
      *
      * @throws CosException POISONED
      */
@@ -107,8 +111,8 @@ public final class Session extends NativeObject {
     }
 
     /**
-     * How the session decodes now, and why, as JSON: for a log, a bug report, or a look at what {@link Strategy#AUTO} does
-     * and gains. The members are listed at {@code cos_session_describe} in cos.h.
+     * How the session decodes now, and why, as JSON: for logs, bug reports, and a look at what {@link Strategy#AUTO}
+     * does. {@code cos_session_describe} in cos.h documents the members.
      *
      * @throws CosException BUSY, POISONED
      */

@@ -1,8 +1,10 @@
+// Options of a session.
+
 package io.cosrt;
 
 import java.util.Objects;
 
-/** How a session decodes; immutable. What a builder is not told stays as it is: greedy and automatic. */
+/** How a session decodes. Immutable. The default is greedy, with an automatic strategy. */
 public final class SessionOptions {
     private final Strategy strategy;
     private final float temperature;
@@ -34,7 +36,7 @@ public final class SessionOptions {
         combiner = builder.combiner;
     }
 
-    /** Begins with a greedy and automatic session. */
+    /** A builder with the default options. */
     public static Builder builder() {
         return new Builder();
     }
@@ -43,15 +45,15 @@ public final class SessionOptions {
         return combiner;
     }
 
-    /** The pointer of a new session. */
+    /** Makes a session, and returns its pointer. */
     long newSession(long engine) {
-        return Native.sessionNew(engine, strategy.number, temperature, topK, topP, minP, seed, (int) maxTokens, proposalLengths,
-                weights, stopTokens, targets.number, logProbabilities, combiner != null);
+        return Native.sessionNew(engine, strategy.number, temperature, topK, topP, minP, seed, (int) maxTokens,
+                proposalLengths, weights, stopTokens, targets.number, logProbabilities, combiner != null);
     }
 
     /**
-     * Collects options. Numbers are checked when a session is made of them, except where their type can hold what the C
-     * interface cannot.
+     * Collects options. Numbers are checked when a session is made. Only numbers that the types of C cannot hold are
+     * checked here.
      */
     public static final class Builder {
         private Strategy strategy = Strategy.AUTO;
@@ -70,43 +72,44 @@ public final class SessionOptions {
 
         private Builder() {}
 
-        /** How to get tokens. All strategies follow the same distribution. */
+        /** Which models run when. It does not change the distribution of the tokens. */
         public Builder strategy(Strategy strategy) {
             this.strategy = Objects.requireNonNull(strategy, "strategy");
             return this;
         }
 
         /**
-         * 0 is greedy: the token of the highest score, among equal ones the lowest. Otherwise scores are divided by it.
-         * With "weighted", a small one (0.01 and less) is not greedy: one of the models' own best tokens is drawn. Set
-         * 0 for the best token of the mixture, or "greedy_below" in the configuration of the engine.
+         * Scores are divided by it. 0 is greedy: the token with the highest score, and the lowest such token among
+         * equal scores. With "weighted", a small temperature (0.01 and less) is not greedy: the weights draw one of the
+         * models' own best tokens. For the best token of the mixture, set 0, or set "greedy_below" in the
+         * configuration.
          */
         public Builder temperature(float temperature) {
             this.temperature = temperature;
             return this;
         }
 
-        /** Sample among this many best tokens of each distribution; 0 is off. */
+        /** Sample among this many most probable tokens of each distribution; 0 is off. */
         public Builder topK(int topK) {
             this.topK = topK;
             return this;
         }
 
-        /** Sample among the fewest best tokens with this share of the probability; 0 or 1 is off. */
+        /** Sample among the fewest most probable tokens that together have this probability; 0 or 1 is off. */
         public Builder topP(float topP) {
             this.topP = topP;
             return this;
         }
 
-        /** Sample among tokens with at least this share of the best one's probability; 0 is off. */
+        /** Sample among the tokens that have at least this share of the highest probability; 0 is off. */
         public Builder minP(float minP) {
             this.minP = minP;
             return this;
         }
 
         /**
-         * Seed of the random numbers, of which all 64 bits count. The same seed, strategy (not AUTO) and number of threads
-         * give the same tokens.
+         * Seed of the random numbers; all 64 bits count. The tokens are the same for the same seed, strategy (other
+         * than AUTO) and number of threads.
          */
         public Builder seed(long seed) {
             this.seed = seed;
@@ -114,48 +117,49 @@ public final class SessionOptions {
         }
 
         /**
-         * Most tokens to generate after each prompt; 0 is until the context is full.
+         * Most tokens to generate after each prompt; 0: until the context is full.
          *
          * @throws CosException INVALID_ARGUMENT if it is negative or above 2³² − 1
          */
         public Builder maxTokens(long maxTokens) {
-            if (maxTokens >>> 32 != 0) { // an unsigned number in C
-                throw new CosException(ErrorCode.INVALID_ARGUMENT, "maxTokens is " + maxTokens + ", not from 0 to 4294967295");
+            if (maxTokens >>> 32 != 0) { // an unsigned number of 32 bits in C
+                String message = "maxTokens is " + maxTokens + "; it must be from 0 to 4294967295";
+                throw new CosException(ErrorCode.INVALID_ARGUMENT, message);
             }
             this.maxTokens = maxTokens;
             return this;
         }
 
         /**
-         * Tokens that each model proposes in a row (γ), in the engine's order, 0 to 64; null: chosen by the library. With
-         * {@link Strategy#SPECULATIVE} the cheapest model with a length above 0 drafts.
+         * How many tokens each model proposes in a row (γ), 0 to 64, in the order of the configuration. Null: the
+         * library chooses. With {@link Strategy#SPECULATIVE}, the cheapest model with a number above 0 drafts.
          */
         public Builder proposalLengths(int... proposalLengths) {
             this.proposalLengths = proposalLengths == null ? null : proposalLengths.clone();
             return this;
         }
 
-        /** Weights in place of the engine's, for "weighted" and "logits"; null: the engine's. */
+        /** Weights in place of the engine's, for "weighted" and "logits". Null: the engine's weights. */
         public Builder weights(float... weights) {
             this.weights = weights == null ? null : weights.clone();
             return this;
         }
 
-        /** Tokens that end the sequence; null: the end-of-sequence tokens that came with the models. Empty: none. */
+        /** Tokens that end the sequence. Null: the end-of-sequence tokens that came with the models. Empty: none. */
         public Builder stopTokens(int... stopTokens) {
             this.stopTokens = stopTokens == null ? null : stopTokens.clone();
             return this;
         }
 
-        /** What positions are verified against. Does not change the distribution. */
+        /** The distribution that positions are verified against. It does not change that of the tokens. */
         public Builder targets(Targets targets) {
             this.targets = Objects.requireNonNull(targets, "targets");
             return this;
         }
 
         /**
-         * Get the log-probability of each token from steps. It takes the combined distribution, so {@link Targets#AUTO} then
-         * means combined, and {@link Targets#ROUTED} is an error.
+         * Whether steps return the log-probability of each token. These need the combined distribution, so
+         * {@link Targets#AUTO} then means combined, and {@link Targets#ROUTED} is an error.
          */
         public Builder logProbabilities(boolean logProbabilities) {
             this.logProbabilities = logProbabilities;
@@ -163,15 +167,15 @@ public final class SessionOptions {
         }
 
         /**
-         * A combination in place of the engine's, or null. The models that the engine's combination gives a weight other
-         * than 0 (here those of {@link #weights}, where given) take part; what else it says is not used.
+         * A combine function in place of the engine's combination, or null. It gets the rows of the models whose weight
+         * is not 0 in the engine's combination (or in {@link #weights}, if given).
          */
         public Builder combiner(Combiner combiner) {
             this.combiner = combiner;
             return this;
         }
 
-        /** The options so far; the builder may be used on. */
+        /** The options that were set so far. The builder may be used again. */
         public SessionOptions build() {
             return new SessionOptions(this);
         }

@@ -1,26 +1,29 @@
+// Statistics of sessions and engines.
+
 package io.cosrt;
 
 /**
- * What a session did so far, or all sessions of an engine.
+ * Counts and times of a session, or of all sessions of an engine.
  *
  * @param steps      calls of {@link Session#step}
- * @param tokens     tokens committed, prompts excluded
- * @param proposed   proposals made
- * @param tested     proposals that reached an accept or reject decision; others were dropped behind a rejection or an end
+ * @param tokens     tokens committed, without prompts
+ * @param proposed   tokens proposed
+ * @param tested     proposals accepted or rejected; others were dropped behind a rejection or an end
  * @param accepted   proposals accepted
- * @param forwards   passes of all models, those over nothing but prompt excluded
- * @param positions  positions that all models scored, those of the prompt excluded
- * @param modelNs    nanoseconds inside ONNX Runtime, prompts included
+ * @param forwards   passes of all models, without those over nothing but prompt
+ * @param positions  positions that all models scored, without those of prompts
+ * @param modelNs    nanoseconds inside ONNX Runtime, with prompts
  * @param totalNs    nanoseconds inside steps
- * @param nearTies   greedy choices between two nearly equal scores, which passes of other widths may decide otherwise
- * @param plannedNs  with {@link Strategy#AUTO}, nanoseconds inside steps since a first look at the plan, passes over prompts
- *                   excluded; 0 with any other, as the next two are. They are about the same tokens: standardNs / plannedNs
- *                   is the measured gain of planning, standardNs / expectedNs the one that was expected.
- * @param expectedNs nanoseconds that these tokens were expected to take, as the plans were chosen
- * @param standardNs nanoseconds that {@link Strategy#STANDARD} would have taken for them, by the measured times of the
- *                   models' passes
- * @param rowsCopied rows of logits that models on a GPU keep there, and that had to be copied to the host: for
- *                   functions of the caller, and other work that is not done on the GPU
+ * @param nearTies   greedy choices between two nearly equal scores; a pass of another width may choose the other token
+ * @param plannedNs  nanoseconds inside steps with {@link Strategy#AUTO}, from the first evaluation of the plan on,
+ *                   without passes over prompts. 0 with any other strategy, as are the next two. All three are about
+ *                   the same tokens: standardNs / plannedNs is the measured gain of planning, and standardNs /
+ *                   expectedNs the expected gain.
+ * @param expectedNs nanoseconds that these tokens were expected to take when their plan was chosen
+ * @param standardNs nanoseconds that {@link Strategy#STANDARD} would have taken for these tokens, by the measured times
+ *                   of passes
+ * @param rowsCopied rows of logits that a GPU keeps and that had to be copied to the host: for combine functions, and
+ *                   for other work that the GPU cannot do
  */
 public record Stats(
         long steps,
@@ -39,7 +42,7 @@ public record Stats(
         long rowsCopied) {
 
     static Stats of(long[] values) {
-        return new Stats(values[0], values[1], values[2], values[3], values[4], values[5], values[6], values[7], values[8],
-                values[9], values[10], values[11], values[12], values[13]);
+        return new Stats(values[0], values[1], values[2], values[3], values[4], values[5], values[6], values[7],
+                values[8], values[9], values[10], values[11], values[12], values[13]);
     }
 }

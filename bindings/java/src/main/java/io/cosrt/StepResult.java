@@ -1,18 +1,20 @@
+// The result of a step.
+
 package io.cosrt;
 
 import java.util.Arrays;
 
 /**
- * What a step did. The arrays are the caller's own.
+ * The result of a step. The arrays are copies that the caller owns.
  *
- * @param tokens           the tokens that the step committed, at least one unless the sequence is finished
+ * @param tokens           the tokens that the step committed: at least one, unless the sequence is finished
  * @param logProbabilities the natural logarithm of each token's probability under the combined distribution, after
- *                         temperature, top-k, top-p and min-p; for a greedy session at temperature 1 without these.
- *                         Null if not asked for in {@link SessionOptions.Builder#logProbabilities}, or without tokens.
+ *                         temperature, top-k, top-p and min-p. For a greedy session, at temperature 1 without these
+ *                         filters. Null without tokens, or without {@link SessionOptions.Builder#logProbabilities}.
  * @param finish           whether and why the sequence ended
  */
 public record StepResult(int[] tokens, float[] logProbabilities, Finish finish) {
-    /** Compares what the arrays hold. */
+    /** Compares the elements of the arrays. */
     @Override
     public boolean equals(Object other) {
         return other instanceof StepResult that

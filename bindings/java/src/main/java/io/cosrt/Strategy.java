@@ -1,14 +1,16 @@
+// The strategies.
+
 package io.cosrt;
 
-/** How a session gets its tokens. All strategies follow the same distribution; only the time differs. */
+/** Which models run when. It does not change the distribution of the tokens, only the speed. */
 public enum Strategy {
-    /** Chosen by the library: what follows the same distribution at the least cost. */
+    /** The library chooses what is expected to be fastest. */
     AUTO(0),
-    /** Every model scores every position, nobody proposes: the baseline. */
+    /** Every model scores every position, and nobody drafts: the baseline. */
     STANDARD(1),
-    /** One model drafts, all others score. */
+    /** One model drafts, and all others verify. */
     SPECULATIVE(2),
-    /** Collaborative decoding via speculation: the models take turns in proposing. */
+    /** Collaborative decoding via speculation: the models take turns as the proposer. */
     COS(3);
 
     final int number;

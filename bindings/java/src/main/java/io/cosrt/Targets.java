@@ -1,14 +1,16 @@
+// The distributions that positions are verified against.
+
 package io.cosrt;
 
-/** What positions are verified against. Does not change the distribution. */
+/** The distribution that positions are verified against. It does not change the distribution of the tokens. */
 public enum Targets {
-    /** {@link #ROUTED} under {@link Strategy#AUTO} where it applies, {@link #COMBINED} otherwise. */
+    /** {@link #ROUTED} under {@link Strategy#AUTO} where it applies, otherwise {@link #COMBINED}. */
     AUTO(0),
-    /** Every position is verified against the combined distribution, which needs all models. */
+    /** The combined distribution, which needs every model with a weight other than 0. */
     COMBINED(1),
     /**
-     * Every position is verified against one model that is drawn from the weights. The tokens follow the same joint
-     * distribution, and a position needs one model only. For "weighted" with a temperature above 0.
+     * One model, drawn by the weights, so a position needs only that model. The joint distribution of the tokens is the
+     * same. For "weighted" with a temperature above 0.
      */
     ROUTED(2);
 

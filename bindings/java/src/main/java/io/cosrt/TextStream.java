@@ -1,15 +1,17 @@
+// Streams of text.
+
 package io.cosrt;
 
 import java.io.ByteArrayOutputStream;
 import java.util.Objects;
 
 /**
- * Turns a stream of tokens into a stream of text that is cut between characters only, and ends before a stop string if
- * there are any. One thread at a time may use it; a second one gets {@link ErrorCode#BUSY}.
+ * Decodes a stream of tokens to text. It gives out whole characters only, and can end the text before a stop string.
+ * One thread at a time may use it; a call from another thread fails with {@link ErrorCode#BUSY}.
  *
- * <p>The text continues a prompt, so the space before its first word stays: the text of the prompt and the text of the
- * stream together are the text of all tokens. Unless {@link #prompt} tells the prompt, the stream assumes one that ends
- * with a whole word.
+ * <p>The text continues a prompt: the text of the prompt and the text of the stream together are the text of all
+ * tokens. So the space before the first word stays. If {@link #prompt} does not set the prompt, the stream assumes that
+ * it ends with a whole word.
  */
 public final class TextStream extends NativeObject {
     TextStream(long pointer) {
@@ -17,11 +19,12 @@ public final class TextStream extends NativeObject {
     }
 
     /**
-     * Tell the stream what its text continues: all tokens before it, or none. With some tokenizers the text depends on it
-     * if the prompt is empty, has no text (such as a start token alone), or ends within a word. The call is optional. It
-     * comes before the first {@link #push}, or after {@link #finish}. The stream gives no text for these tokens.
+     * Sets the prompt that the text continues: all tokens before it, or none. The call is optional. It must come before
+     * the first {@link #push}, or after {@link #finish}. The stream gives no text for these tokens. With some
+     * tokenizers, no space begins the text if the prompt is empty, has no text (such as a start token alone), or ends
+     * within a word.
      *
-     * @throws CosException INVALID_ARGUMENT (also after a push; nothing is changed), BUSY
+     * @throws CosException INVALID_ARGUMENT (also after a push; nothing changes), BUSY
      */
     public void prompt(int... tokens) {
         Objects.requireNonNull(tokens, "tokens");
@@ -32,13 +35,12 @@ public final class TextStream extends NativeObject {
     }
 
     /**
-     * End the text before the first of some strings that appears in it, such as the turn of another speaker: that is the
-     * one that is complete first, and the longest of those. They may be of any length, and reach across tokens. Special
-     * tokens give no text, but a stop string that is the name of one, or contains it, is found all the same. This replaces
-     * the strings set before; what was given out stays.
+     * Sets the stop strings: the text ends before the first one that is complete, or before the longest of several that
+     * are complete at the same place. A stop string may span tokens, and may be or contain the name of a special token.
+     * They replace those set before, and text that was given out stays.
      *
      * @param stops none of them empty; without any, no string ends the text
-     * @throws CosException INVALID_ARGUMENT (an empty string, or an unpaired surrogate; the strings before stay), BUSY
+     * @throws CosException INVALID_ARGUMENT (an empty string, or an unpaired surrogate; nothing changes), BUSY
      */
     public void setStops(String... stops) {
         var text = new ByteArrayOutputStream();
@@ -55,16 +57,16 @@ public final class TextStream extends NativeObject {
     }
 
     /**
-     * Whether a stop string has ended the text, or did when that was finished. Tokens then make no more text until
-     * {@link #finish}.
+     * Whether a stop string has ended the text. Pushed tokens then give no text until {@link #finish}. After that call,
+     * the answer is about the finished text until the next {@link #push}.
      */
     public boolean stopped() {
         return shared(Native::textStreamStopped);
     }
 
     /**
-     * The text that further tokens complete, such as those of a step; possibly empty. The bytes of an unfinished character
-     * are held back until it is whole, and what may become a stop string until that is certain.
+     * Pushes tokens, such as those of a step, and returns the text that they complete, possibly empty. The stream holds
+     * back the bytes of an unfinished character, and text that may become a stop string.
      *
      * @throws CosException INVALID_ARGUMENT (no token is taken), BUSY
      */
@@ -74,8 +76,8 @@ public final class TextStream extends NativeObject {
     }
 
     /**
-     * The rest of the text: what was held back, with U+FFFD for bytes that are no character, up to a stop string. The
-     * next push starts anew, with the same stop strings, behind a prompt that is not known.
+     * Finishes the text and returns its rest: what the stream held back, up to a stop string. Bytes that do not form a
+     * character become U+FFFD. The next push starts a new text with the same stop strings, and without a prompt.
      *
      * @throws CosException BUSY
      */

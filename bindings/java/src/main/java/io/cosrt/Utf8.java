@@ -1,3 +1,5 @@
+// Conversion between strings and UTF-8.
+
 package io.cosrt;
 
 import java.nio.ByteBuffer;
@@ -5,11 +7,11 @@ import java.nio.CharBuffer;
 import java.nio.charset.CharacterCodingException;
 import java.nio.charset.StandardCharsets;
 
-/** Text as the C interface takes and gives it. */
+/** Converts between strings and UTF-8, which the C interface uses. */
 final class Utf8 {
     private Utf8() {}
 
-    /** Unlike {@link String#getBytes}, refuses what is no text (a surrogate without its other half) instead of changing it. */
+    /** Encodes a text. Unlike {@link String#getBytes}, refuses an unpaired surrogate instead of replacing it. */
     static byte[] encode(String text) {
         try {
             ByteBuffer buffer = StandardCharsets.UTF_8.newEncoder().encode(CharBuffer.wrap(text));
@@ -18,14 +20,14 @@ final class Utf8 {
             return bytes;
         } catch (CharacterCodingException e) {
             throw new CosException(ErrorCode.INVALID_ARGUMENT.number(),
-                    "the text has an unpaired surrogate, and so no form in UTF-8", e);
+                    "the text has an unpaired surrogate, which UTF-8 cannot express", e);
         }
     }
 
-    /** For what ends at the first NUL in C: text behind one would be lost. */
+    /** Encodes a text that ends at its first NUL in C. A NUL is refused, because the text behind it would be lost. */
     static byte[] encodeWithoutNul(String text) {
         if (text.indexOf('\0') >= 0) {
-            throw new CosException(ErrorCode.INVALID_ARGUMENT, "the text has a NUL character");
+            throw new CosException(ErrorCode.INVALID_ARGUMENT, "the text has a NUL character; remove it");
         }
         return encode(text);
     }

@@ -1,8 +1,8 @@
 /**
  * CoS: exact, fast decoding with several language models at once.
  *
- * <p>An {@link io.cosrt.Engine} holds the loaded models, a {@link io.cosrt.Session} decodes one sequence with them, and a
- * {@link io.cosrt.TextStream} makes text of its tokens:
+ * <p>An {@link io.cosrt.Engine} holds the loaded models, a {@link io.cosrt.Session} decodes one sequence with them, and
+ * a {@link io.cosrt.TextStream} decodes its tokens to text:
  *
  * <pre>{@code
  * try (Engine engine = Engine.open(Path.of("engine.json"));
@@ -10,19 +10,20 @@
  *     session.prompt(engine.encode("Once upon a time", true));
  *     StepResult step;
  *     do {
- *         step = session.step();                       // step.tokens() are new
+ *         step = session.step();                       // step.tokens() are the new tokens
  *     } while (step.finish() == Finish.NONE);
  * }
  * }</pre>
  *
- * <p><b>Errors.</b> What the library refuses is a {@link io.cosrt.CosException} with a code and a message; a failed call
- * changes nothing. A call on what is closed is an {@link java.lang.IllegalStateException}.
+ * <p><b>Errors.</b> The library reports a {@link io.cosrt.CosException} with a code and a message. A failed call
+ * changes nothing. A call on a closed object throws an {@link java.lang.IllegalStateException}.
  *
- * <p><b>Ownership.</b> Close what you make; order does not matter, for sessions and streams keep what they need. What
- * was forgotten is freed when the garbage collector finds it.
+ * <p><b>Ownership.</b> Close engines, sessions and streams, in any order: sessions and streams may be used after their
+ * engine is closed. The garbage collector frees objects that are not closed.
  *
- * <p><b>Threads.</b> Any number of threads may use an engine at once. A session or a stream of text is for one thread at a
- * time, any thread: a second one at the same moment gets {@link io.cosrt.ErrorCode#BUSY}. {@link io.cosrt.Session#cancel},
- * {@link io.cosrt.Session#stats} and every {@code close} may be called at any time.
+ * <p><b>Threads.</b> Any number of threads may use an engine at once. One thread at a time may use a session or a
+ * stream of text, and it need not be the same thread each time. If another thread is using it, a call fails with {@link
+ * io.cosrt.ErrorCode#BUSY}. {@link io.cosrt.Session#cancel}, {@link io.cosrt.Session#stats} and every {@code close} may
+ * be called at any time.
  */
 package io.cosrt;

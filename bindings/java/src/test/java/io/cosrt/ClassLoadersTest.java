@@ -1,3 +1,5 @@
+// Tests several class loaders in one process.
+
 package io.cosrt;
 
 import static org.junit.jupiter.api.Assertions.assertEquals;
@@ -18,13 +20,16 @@ import java.util.concurrent.Executors;
 import java.util.concurrent.Future;
 import org.junit.jupiter.api.Test;
 
-/** Several class loaders in one process, as in application servers: each has the classes, but there is one libcos.so. */
+/**
+ * Several class loaders in one process, as in application servers. Each has its own classes, but they share one
+ * libcos.so.
+ */
 class ClassLoadersTest {
     /** Runs inside each class loader. */
     public static final class Probe {
         private Probe() {}
 
-        /** What the engine of this class loader decodes. */
+        /** Decodes with an engine of this class loader. */
         public static String run() {
             try (Engine engine = Engines.weighted()) {
                 return Engines.decode(engine, SessionOptions.builder().stopTokens().maxTokens(8)
@@ -62,7 +67,7 @@ class ClassLoadersTest {
         assertTrue(mapped("libcosjni.so") >= 3, "one for each class loader");
     }
 
-    /** A class loader that goes, as when an application is deployed anew, takes its copy with it, but not libcos.so. */
+    /** A class loader that is unloaded, as in a redeployment, unloads its copy of libcosjni.so, but not libcos.so. */
     @Test
     void oneMayGo() throws Exception {
         String expected = Probe.run();
@@ -77,7 +82,7 @@ class ClassLoadersTest {
         assertEquals(expected, run(probe()));
     }
 
-    /** How many files of this name are mapped into the process. */
+    /** The number of files with this name that are mapped into the process. */
     private static long mapped(String name) throws IOException {
         return Files.readAllLines(Path.of("/proc/self/maps")).stream()
                 .filter(line -> line.contains("/" + name))

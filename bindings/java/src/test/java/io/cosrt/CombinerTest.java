@@ -1,3 +1,5 @@
+// Tests combine functions.
+
 package io.cosrt;
 
 import static org.junit.jupiter.api.Assertions.assertEquals;
@@ -16,7 +18,7 @@ import org.junit.jupiter.api.AfterAll;
 import org.junit.jupiter.api.BeforeAll;
 import org.junit.jupiter.api.Test;
 
-/** Functions of the caller that combine logits. */
+/** Combine functions of the caller. */
 class CombinerTest {
     private static Engine engine;
 
@@ -65,7 +67,8 @@ class CombinerTest {
 
     @Test
     void whatItThrowsIsTheCause() {
-        for (Throwable thrown : List.of(new IOException("checked"), new IllegalStateException(), new StackOverflowError())) {
+        for (Throwable thrown
+                : List.of(new IOException("checked"), new IllegalStateException(), new StackOverflowError())) {
             try (Session session = prompted((logits, scores) -> sneak(thrown))) {
                 for (int again = 0; again < 2; again++) {
                     CosException e = assertThrows(CosException.class, session::step);
@@ -84,7 +87,7 @@ class CombinerTest {
         throw (T) thrown;
     }
 
-    /** Thrown once, at each of the calls in turn: a step that had committed a token ends well, but the next one tells. */
+    /** Throws once, at each of the calls in turn. If the step had committed a token, the next step throws. */
     @Test
     void whatItThrowsIsNeverLost() {
         List<Integer> expected = Engines.decode(engine, options(CombinerTest::second));
@@ -143,7 +146,7 @@ class CombinerTest {
         own.set(null);
     }
 
-    /** A step of another session inside must not take the place of the one that runs. */
+    /** A step of another session inside a combine function must not replace the running step. */
     @Test
     void mayStepOtherSessions() {
         List<Integer> expected = Engines.decode(engine, options(CombinerTest::second));

@@ -1,3 +1,5 @@
+// Engines for the tests.
+
 package io.cosrt;
 
 import java.nio.file.Path;
@@ -6,7 +8,8 @@ import java.util.List;
 
 /** Small engines for tests: two models with random weights, 96 tokens, a context of 128. */
 final class Engines {
-    private static final String MODELS = "{\"models\": [{\"path\": \"tests/exports/llama/builder-fp32\", \"name\": \"one\"}, "
+    private static final String MODELS = "{\"models\": ["
+            + "{\"path\": \"tests/exports/llama/builder-fp32\", \"name\": \"one\"}, "
             + "{\"path\": \"tests/exports/qwen3/builder-fp32\", \"name\": \"two\"}], \"combine\": ";
 
     static final int[] PROMPT = {1, 2, 3, 4, 5};
@@ -21,7 +24,7 @@ final class Engines {
         return Engine.fromJson(MODELS + "{\"kind\": \"target\", \"model\": " + model + "}}");
     }
 
-    /** With a tokenizer. One for all tests, which takes a second to load: not to be closed. */
+    /** An engine with a tokenizer. It takes a second to load, so all tests share it, and none may close it. */
     static Engine demo() {
         return Demo.ENGINE;
     }
@@ -30,7 +33,7 @@ final class Engines {
         static final Engine ENGINE = Engine.open(Path.of("models/demo/engine.json"));
     }
 
-    /** What a new session decodes until it is finished. */
+    /** Decodes with a new session until the sequence is finished. */
     static List<Integer> decode(Engine engine, SessionOptions options) {
         List<Integer> tokens = new ArrayList<>();
         try (Session session = engine.newSession(options)) {

@@ -1,3 +1,5 @@
+// Tests which calls are refused.
+
 package io.cosrt;
 
 import static org.junit.jupiter.api.Assertions.assertEquals;
@@ -11,7 +13,7 @@ import java.util.List;
 import java.util.stream.Stream;
 import org.junit.jupiter.api.Test;
 
-/** Replays {@code tests/vectors/errors.txt}: what must be refused, and with which code. */
+/** Replays {@code tests/vectors/errors.txt}: calls that must be refused, and their codes. */
 class ErrorsTest {
     @Test
     void whatMustBeRefusedIsRefused() throws IOException {
@@ -66,7 +68,7 @@ class ErrorsTest {
         }
     }
 
-    /** What the types of this binding cannot say counts as refused. */
+    /** A value that the types of this binding cannot express. It counts as refused. */
     private static final class Inexpressible extends RuntimeException {
         private static final long serialVersionUID = 1;
     }

@@ -1,3 +1,5 @@
+// Tests the program of the README.
+
 package io.cosrt;
 
 import static org.junit.jupiter.api.Assertions.assertEquals;
@@ -8,7 +10,7 @@ import java.nio.file.Files;
 import java.nio.file.Path;
 import org.junit.jupiter.api.Test;
 
-/** The program in README.md is examples/Chat.java, and it works: in a process of its own, as it would be started. */
+/** The program in README.md is examples/Chat.java, and it works in a process of its own. */
 class ReadmeTest {
     private static final Path CHAT = Path.of(System.getProperty("binding"), "examples", "Chat.java");
 

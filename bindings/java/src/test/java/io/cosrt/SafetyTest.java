@@ -1,3 +1,5 @@
+// Tests that misuse is an error.
+
 package io.cosrt;
 
 import static org.junit.jupiter.api.Assertions.assertEquals;
@@ -17,7 +19,7 @@ import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.Timeout;
 import org.junit.jupiter.api.function.Executable;
 
-/** Whatever a program does wrong is an error, and never the end of the process. */
+/** Every mistake of a program is an error, and never ends the process. */
 @Timeout(120)
 class SafetyTest {
     private static Engine engine;
@@ -66,8 +68,8 @@ class SafetyTest {
         refusedAsClosed(() -> session.prompt(1), session::step, session::stats, session::describe,
                 () -> session.setWeights(1, 0));
         session.cancel();
-        refusedAsClosed(() -> stream.push(1), stream::finish, stream::stopped, () -> stream.setStops("a"), stream::setStops,
-                () -> stream.prompt(1));
+        refusedAsClosed(() -> stream.push(1), stream::finish, stream::stopped, () -> stream.setStops("a"),
+                stream::setStops, () -> stream.prompt(1));
     }
 
     @Test
@@ -93,10 +95,11 @@ class SafetyTest {
         }
     }
 
-    /** Two threads that fight for a session: each call works or is refused. */
+    /** Two threads use a session at once: each call succeeds or is refused. */
     @Test
-    void fightingThreads() throws Exception {
-        try (Session session = engine.newSession(SessionOptions.builder().stopTokens().logProbabilities(true).build())) {
+    void competingThreads() throws Exception {
+        SessionOptions options = SessionOptions.builder().stopTokens().logProbabilities(true).build();
+        try (Session session = engine.newSession(options)) {
             session.prompt(Engines.PROMPT);
             Runnable fight = () -> {
                 for (int round = 0; round < 300; round++) {
@@ -136,15 +139,15 @@ class SafetyTest {
                 }
             });
             stepping.await();
-            Thread.sleep(0, ThreadLocalRandom.current().nextInt(1_000_000)); // anywhere in a step
+            Thread.sleep(0, ThreadLocalRandom.current().nextInt(1_000_000)); // at any point of a step
             session.close();
             assertThrows(IllegalStateException.class, session::stats);
-            Finish last = steps.get();
-            assertTrue(last == Finish.CANCELLED || last == Finish.NONE, () -> "finished: " + last); // or between two
+            Finish last = steps.get(); // NONE if the session was closed between two steps
+            assertTrue(last == Finish.CANCELLED || last == Finish.NONE, () -> "finished: " + last);
         }
     }
 
-    /** close waits for a step, and keeps the interruption that it cannot obey. */
+    /** close waits for a step although its thread is interrupted, and keeps the interruption. */
     @Test
     void closeWaits() throws Exception {
         CountDownLatch inside = new CountDownLatch(1);
@@ -170,24 +173,24 @@ class SafetyTest {
     }
 
     @Test
-    void whatIsForgottenIsFreed() throws Exception {
-        Engines.demo(); // which is not forgotten
+    void unreachableObjectsAreFreed() throws Exception {
+        Engines.demo(); // stays reachable
         int before = NativeObject.LIVING.get();
-        forget();
+        makeUnreachable();
         assertTrue(NativeObject.LIVING.get() > before);
         for (int wait = 0; NativeObject.LIVING.get() > before && wait < 400; wait++) {
             System.gc();
             Thread.sleep(10);
         }
-        assertTrue(NativeObject.LIVING.get() <= before); // other tests forget, too
+        assertTrue(NativeObject.LIVING.get() <= before); // other tests leave unreachable objects too
     }
 
-    private static void forget() {
-        Engine forgotten = Engines.weighted();
+    private static void makeUnreachable() {
+        Engine unreachable = Engines.weighted();
         for (int i = 0; i < 50; i++) {
             Session[] own = new Session[1];
             // A combiner that refers to its own session must not keep it alive.
-            own[0] = forgotten.newSession(SessionOptions.builder().combiner((logits, scores) -> {
+            own[0] = unreachable.newSession(SessionOptions.builder().combiner((logits, scores) -> {
                 own[0].stats();
                 scores.put(logits.get(0).duplicate());
             }).build());
@@ -199,7 +202,7 @@ class SafetyTest {
         }
     }
 
-    /** An object that nothing refers to but its own running call. */
+    /** Only its own running call refers to the session. */
     @Test
     void isNotFreedUnderItsLastCall() {
         for (int i = 0; i < 20; i++) {

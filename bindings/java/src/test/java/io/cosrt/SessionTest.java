@@ -1,3 +1,5 @@
+// Tests sessions, streams of text and engines.
+
 package io.cosrt;
 
 import static org.junit.jupiter.api.Assertions.assertEquals;
@@ -14,7 +16,7 @@ import org.junit.jupiter.api.AfterAll;
 import org.junit.jupiter.api.BeforeAll;
 import org.junit.jupiter.api.Test;
 
-/** What sessions, streams of text and engines do. */
+/** Sessions, streams of text and engines. */
 class SessionTest {
     private static Engine engine;
 
@@ -50,7 +52,7 @@ class SessionTest {
             session.prompt(Engines.PROMPT);
             assertEquals(Finish.STOP, session.step().finish());
         }
-        // The models' own stop tokens count unless there shall be none.
+        // The models' own stop tokens count, unless the options have an empty array.
         Engine demo = Engines.demo();
         int stop = Integer.parseInt(demo.describe().replaceAll("(?s).*\"stop_tokens\": ?\\[(\\d+).*", "$1"));
         for (int[] own : new int[][] {null, {}}) {
@@ -68,15 +70,18 @@ class SessionTest {
 
     @Test
     void seedsGiveTheSameTokens() {
-        SessionOptions.Builder sampled = options().strategy(Strategy.COS).temperature(1).topK(20).topP(0.95f).minP(0.01f);
+        SessionOptions.Builder sampled =
+                options().strategy(Strategy.COS).temperature(1).topK(20).topP(0.95f).minP(0.01f);
         assertEquals(Engines.decode(engine, sampled.seed(-1).build()), Engines.decode(engine, sampled.build()));
-        assertNotEquals(Engines.decode(engine, sampled.seed(1).build()), Engines.decode(engine, sampled.seed(2).build()));
+        assertNotEquals(Engines.decode(engine, sampled.seed(1).build()),
+                Engines.decode(engine, sampled.seed(2).build()));
         Engines.decode(engine, sampled.targets(Targets.ROUTED).build());
     }
 
     @Test
     void logProbabilitiesComeIfAskedFor() {
-        try (Session without = engine.newSession(); Session with = engine.newSession(options().logProbabilities(true).build())) {
+        try (Session without = engine.newSession();
+                Session with = engine.newSession(options().logProbabilities(true).build())) {
             without.prompt(Engines.PROMPT);
             assertNull(without.step().logProbabilities());
             with.prompt(Engines.PROMPT);
@@ -87,7 +92,9 @@ class SessionTest {
 
     @Test
     void weightsMayChange() {
-        try (Engine one = Engines.target(0); Engine two = Engines.target(1); Session session = engine.newSession(options().build())) {
+        try (Engine one = Engines.target(0);
+                Engine two = Engines.target(1);
+                Session session = engine.newSession(options().build())) {
             session.setWeights(0, 1);
             session.prompt(Engines.PROMPT);
             assertEquals(Engines.decode(two, options().build()).get(0), session.step().tokens()[0]);
@@ -142,7 +149,7 @@ class SessionTest {
                 assertTrue(json.contains("\"planned\":" + planned), json);
                 assertTrue(stats.plannedNs() >= 0 && stats.plannedNs() <= stats.totalNs());
                 String gain = json.replaceAll("(?s).*\"measured_gain\":([^,}]*).*", "$1");
-                if (stats.plannedNs() == 0) { // so far, for it takes a while until the plan is looked at
+                if (stats.plannedNs() == 0) { // the plan is not evaluated at once
                     assertEquals(0, stats.expectedNs());
                     assertEquals(0, stats.standardNs());
                     assertEquals("null", gain);

@@ -1,3 +1,5 @@
+// Tests how the native libraries come out of the jar.
+
 package io.cosrt;
 
 import static org.junit.jupiter.api.Assertions.assertEquals;
@@ -15,7 +17,7 @@ import java.util.stream.Stream;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
 
-/** The natives come out of the jar through a temporary folder: what is left there, and what is taken from there. */
+/** The native libraries are unpacked to a temporary folder. No files stay there, and no other files there are used. */
 class UnpackingTest {
     @TempDir
     Path temporary;
@@ -26,7 +28,7 @@ class UnpackingTest {
     public static final class Probe {
         private Probe() {}
 
-        /** Says which ONNX Runtime was loaded, or why none, and ends without any clean-up if told to. */
+        /** Prints which ONNX Runtime was loaded, or the code of the error. With an argument, ends without clean-up. */
         public static void main(String[] arguments) {
             try (Engine engine = Engines.weighted()) {
                 System.out.println(engine.describe().replaceAll("(?s).*\"onnxruntime\": ?\"([^\"]*)\".*", "$1"));
@@ -42,8 +44,9 @@ class UnpackingTest {
     private String run(boolean named, String... arguments) throws Exception {
         Path tests = Path.of(Probe.class.getProtectionDomain().getCodeSource().getLocation().toURI());
         String classPath = System.getProperty("classes") + File.pathSeparator + tests + File.pathSeparator + resources;
-        List<String> command = new ArrayList<>(List.of(Path.of(System.getProperty("java.home"), "bin", "java").toString(),
-                "-Djava.io.tmpdir=" + temporary, "-cp", classPath, Probe.class.getName()));
+        String java = Path.of(System.getProperty("java.home"), "bin", "java").toString();
+        List<String> command = new ArrayList<>(List.of(java, "-Djava.io.tmpdir=" + temporary, "-cp", classPath,
+                Probe.class.getName()));
         command.addAll(List.of(arguments));
         ProcessBuilder builder = new ProcessBuilder(command).redirectErrorStream(true);
         if (!named) {
@@ -61,25 +64,25 @@ class UnpackingTest {
         }
     }
 
-    /** The library that the tests run with. */
+    /** The file of ONNX Runtime that the tests run with. */
     private static Path onnxRuntime() throws IOException {
         Path named = Path.of(System.getenv("ORT_DYLIB_PATH"));
         if (!Files.isDirectory(named)) {
             return named.toRealPath();
         }
         try (Stream<Path> files = Files.list(named)) {
-            Path file = files.filter(path -> path.getFileName().toString().startsWith("libonnxruntime.so")).findAny().get();
-            return file.toRealPath();
+            String prefix = "libonnxruntime.so";
+            return files.filter(path -> path.getFileName().toString().startsWith(prefix)).findAny().get().toRealPath();
         }
     }
 
     @Test
-    void nothingIsLeftEvenByAProcessThatIsKilled() throws Exception {
+    void aKilledProcessLeavesNoFiles() throws Exception {
         assertTrue(run(true, "halt").contains("libonnxruntime"));
         assertEquals(List.of(), left());
     }
 
-    /** As Microsoft's jar has it. */
+    /** With the layout of Microsoft's jar. */
     @Test
     void onnxRuntimeComesFromTheClassPath() throws Exception {
         String architecture = System.getProperty("os.arch").equals("amd64") ? "x64" : "aarch64";
@@ -90,9 +93,9 @@ class UnpackingTest {
         assertEquals(List.of(), left());
     }
 
-    /** In the system's temporary folder anyone may have left a library. */
+    /** Anyone may have put a library into the system's temporary folder. */
     @Test
-    void noneIsTakenFromTheTemporaryFolder() throws Exception {
+    void librariesInTheTemporaryFolderAreNotUsed() throws Exception {
         Files.createSymbolicLink(temporary.resolve("libonnxruntime.so"), onnxRuntime());
         String loaded = run(false);
         assertFalse(loaded.contains(onnxRuntime().toString()) || loaded.contains(temporary.toString()), loaded);

@@ -1,3 +1,5 @@
+// Tests the tokens against those of PyTorch.
+
 package io.cosrt;
 
 import static org.junit.jupiter.api.Assertions.assertArrayEquals;
@@ -16,7 +18,7 @@ import java.util.stream.IntStream;
 import java.util.stream.Stream;
 import org.junit.jupiter.api.Test;
 
-/** Replays the greedy part of {@code tests/vectors}: what PyTorch says, against what sessions of every strategy decode. */
+/** Replays the greedy records of {@code tests/vectors}: sessions of every strategy decode the tokens of PyTorch. */
 class VectorsTest {
     private static final Set<String> SAMPLED = Set.of("sampled", "support", "next", "pair", "triple", "rest");
 
@@ -76,7 +78,7 @@ class VectorsTest {
                 found = IntStream.concat(IntStream.of(found), IntStream.of(step.tokens())).toArray();
                 for (float logarithm : step.logProbabilities()) {
                     double difference = Math.abs(logarithm - expected.logarithms.get(position++));
-                    assertTrue(difference <= tolerance, () -> "off by " + difference); // and so NaN fails
+                    assertTrue(difference <= tolerance, () -> "off by " + difference); // false for NaN
                     values++;
                 }
             } while (step.finish() == Finish.NONE);
@@ -86,7 +88,7 @@ class VectorsTest {
         cases++;
     }
 
-    /** A way to decode, as README.md lists them. */
+    /** A way to decode, of those that tests/vectors/README.md lists. */
     private record Way(Strategy strategy, int[] lengths) {
         static List<Way> all(int models) {
             List<Way> ways = new ArrayList<>();
@@ -112,7 +114,7 @@ class VectorsTest {
         }
     }
 
-    /** A file: an engine and what it must decode. */
+    /** The content of a file: an engine, and the tokens that it must decode. */
     private static final class Vectors {
         String engine;
         int vocabulary;
@@ -134,14 +136,15 @@ class VectorsTest {
                     case "engine" -> vectors.engine = line.substring("engine ".length());
                     case "vocabulary" -> vectors.vocabulary = Integer.parseInt(fields[1]);
                     case "tolerance" -> vectors.tolerance = Double.parseDouble(fields[1]);
-                    case "prompt" -> prompts.put(fields[1], Stream.of(fields).skip(2).mapToInt(Integer::parseInt).toArray());
+                    case "prompt" ->
+                            prompts.put(fields[1], Stream.of(fields).skip(2).mapToInt(Integer::parseInt).toArray());
                     case "greedy" -> vectors.continuations.add(new Continuation(prompts.get(fields[1])));
                     case "token" -> {
                         Continuation last = vectors.continuations.get(vectors.continuations.size() - 1);
                         last.tokens.add(Integer.parseInt(fields[1]));
                         last.logarithms.add(Double.parseDouble(fields[2]));
                     }
-                    default -> assertTrue(SAMPLED.contains(fields[0]), () -> "a record that this does not know: " + line);
+                    default -> assertTrue(SAMPLED.contains(fields[0]), () -> "unknown record: " + line);
                 }
             }
             return vectors;

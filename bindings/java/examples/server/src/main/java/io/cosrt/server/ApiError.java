@@ -1,10 +1,12 @@
+// Errors of the server.
+
 package io.cosrt.server;
 
 import io.cosrt.CosException;
 import io.vertx.core.json.JsonObject;
 import tools.jackson.core.JacksonException;
 
-/** A refusal or a failure, in OpenAI's form. */
+/** An error in the format of OpenAI. */
 final class ApiError extends RuntimeException {
     final int status;
     private final String code;
@@ -15,7 +17,7 @@ final class ApiError extends RuntimeException {
         this.code = code;
     }
 
-    /** What the library refuses is the client's mistake; what it fails with otherwise is not. */
+    /** The client caused errors about arguments. All others are errors of the server. */
     static ApiError of(Throwable failure) {
         if (failure instanceof ApiError error) {
             return error;

@@ -1,3 +1,5 @@
+// Requests for completions.
+
 package io.cosrt.server;
 
 import com.fasterxml.jackson.annotation.JsonFormat;
@@ -14,7 +16,7 @@ import tools.jackson.databind.cfg.*;
 import tools.jackson.databind.json.JsonMapper;
 import tools.jackson.databind.type.LogicalType;
 
-/** The body of a completion, and how it is answered. Jackson checks the types, the library the ranges. */
+/** The body of a request for a completion, and its answer. Jackson checks the types, and the library the ranges. */
 record Completion(String model, Object prompt, Long maxTokens, Float temperature, Float topP, BigInteger seed,
         @JsonFormat(with = JsonFormat.Feature.ACCEPT_SINGLE_VALUE_AS_ARRAY) List<String> stop,
         boolean stream, StreamOptions streamOptions, Cos cos, Integer n, Integer bestOf, boolean echo, String suffix,
@@ -24,7 +26,10 @@ record Completion(String model, Object prompt, Long maxTokens, Float temperature
 
     record Cos(Strategy strategy, float[] weights) {}
 
-    /** Strict: no string is a number, no fraction an integer, no element null. But a member that is null is missing. */
+    /**
+     * Strict: refuses strings as numbers, fractions as integers, and null as an element. A member that is null counts
+     * as missing.
+     */
     private static final JsonMapper JSON = JsonMapper.builder()
             .propertyNamingStrategy(PropertyNamingStrategies.SNAKE_CASE)
             .disable(DeserializationFeature.ACCEPT_FLOAT_AS_INT, DeserializationFeature.FAIL_ON_NULL_FOR_PRIMITIVES)
@@ -50,10 +55,11 @@ record Completion(String model, Object prompt, Long maxTokens, Float temperature
         if (n != null && n != 1 || bestOf != null && bestOf != 1 || echo || suffix != null && !suffix.isEmpty()
                 || logprobs != null || presencePenalty != 0 || frequencyPenalty != 0
                 || logitBias != null && !logitBias.isEmpty()) {
-            throw new ApiError(400, "n, best_of, echo, suffix, logprobs, penalties and logit_bias are not supported", null);
+            String message = "n, best_of, echo, suffix, logprobs, penalties and logit_bias are not supported";
+            throw new ApiError(400, message, null);
         }
         if (seed != null && (seed.signum() < 0 || seed.bitLength() > 64)) {
-            throw new ApiError(400, "seed is not from 0 to 2^64 - 1", null);
+            throw new ApiError(400, "seed must be from 0 to 2^64 - 1", null);
         }
         return SessionOptions.builder()
                 .maxTokens(maxTokens == null ? 16 : maxTokens)
@@ -65,14 +71,15 @@ record Completion(String model, Object prompt, Long maxTokens, Float temperature
                 .build();
     }
 
-    /** Decodes to the end, or until the client has left. Gives what is still to be sent. */
+    /** Decodes to the end, or until the client has left. Returns the text that is still to be sent. */
     String decode(Engine engine, HttpServerResponse response) {
-        int[] tokens = prompt instanceof String text ? engine.encode(text, true) : JSON.convertValue(prompt, int[].class);
+        int[] tokens = prompt instanceof String text
+                ? engine.encode(text, true) : JSON.convertValue(prompt, int[].class);
         try (Session session = engine.newSession(options()); TextStream text = engine.newTextStream()) {
             text.setStops(stop == null ? new String[0] : stop.toArray(String[]::new));
             session.prompt(tokens);
             text.prompt(tokens);
-            response.closeHandler(left -> session.cancel()); // Vert.x reads on while this decodes, and so sees it at once
+            response.closeHandler(left -> session.cancel()); // Vert.x notices a client that leaves while this decodes
             JsonObject json = JsonObject.of("id", "cmpl-" + UUID.randomUUID(), "object", "text_completion",
                     "created", System.currentTimeMillis() / 1000, "model", model);
             StringBuilder whole = new StringBuilder();
@@ -109,12 +116,13 @@ record Completion(String model, Object prompt, Long maxTokens, Float temperature
     }
 
     /**
-     * Waits until it is on its way, so that a client that reads slowly is decoded for slowly. If it cannot be sent, the
-     * client has left, which the caller sees.
+     * Waits until the chunk is sent, so that decoding is not faster than a slow client. If it cannot be sent, the
+     * client has left, which the caller notices.
      */
     private static void send(HttpServerResponse response, JsonObject chunk) {
         if (!response.headWritten()) {
-            response.setChunked(true).putHeader("Content-Type", "text/event-stream").putHeader("Cache-Control", "no-cache");
+            response.setChunked(true).putHeader("Content-Type", "text/event-stream");
+            response.putHeader("Cache-Control", "no-cache");
         }
         response.write(event(chunk.encode())).otherwiseEmpty().await();
     }

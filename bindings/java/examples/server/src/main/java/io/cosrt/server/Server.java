@@ -1,3 +1,5 @@
+// The server.
+
 package io.cosrt.server;
 
 import io.cosrt.Engine;
@@ -21,7 +23,7 @@ import java.util.concurrent.Semaphore;
 import java.util.function.ToDoubleFunction;
 import sun.misc.Signal;
 
-/** OpenAI's completions over one engine: {@code server CONFIG.json [--port N] [--max-sessions N]}. */
+/** The completions API of OpenAI, from one engine: {@code server CONFIG.json [--port N] [--max-sessions N]}. */
 public final class Server {
     private final Engine engine;
     private final String model;
@@ -54,9 +56,9 @@ public final class Server {
         Map<String, Integer> options = new HashMap<>(Map.of("--port", 8080, "--max-sessions", 32));
         boolean help = List.of(arguments).equals(List.of("--help"));
         boolean good = arguments.length % 2 == 1 && !arguments[0].startsWith("-");
-        for (int i = 1; good && i < arguments.length; i += 2) { // nine digits are an int
+        for (int i = 1; good && i < arguments.length; i += 2) { // nine digits fit into an int
             good = options.containsKey(arguments[i]) && arguments[i + 1].matches("\\d{1,9}")
-                    && options.put(arguments[i], Integer.valueOf(arguments[i + 1])) != null; // what was there
+                    && options.put(arguments[i], Integer.valueOf(arguments[i + 1])) != null; // returns the old value
         }
         if (!good || options.get("--max-sessions") == 0 || options.get("--port") > 65535) {
             (help ? System.out : System.err).println("usage: server CONFIG.json [--port N] [--max-sessions N]");
@@ -64,7 +66,7 @@ public final class Server {
         }
         try {
             new Server(Path.of(arguments[0]), options.get("--max-sessions")).listen(options.get("--port"));
-        } catch (Exception e) { // also what await throws undeclared, such as of a port that is taken
+        } catch (Exception e) { // await throws undeclared exceptions, such as for a port that is in use
             System.err.println("server: " + e.getMessage());
             System.exit(1);
         }
@@ -79,18 +81,19 @@ public final class Server {
                 .putHeader("Content-Type", PrometheusTextFormatWriter.CONTENT_TYPE)
                 .end(PrometheusTextFormatWriter.create().toDebugString(metrics.scrape())));
         router.post("/v1/completions").handler(BodyHandler.create(false).setBodyLimit(4 << 20)).handler(this::complete);
-        for (int status : new int[] {400, 404, 405, 413}) { // those of the router and the body's handler
+        for (int status : new int[] {400, 404, 405, 413}) { // errors of the router and of the body handler
             String message = HttpResponseStatus.valueOf(status).reasonPhrase();
             router.errorHandler(status, context -> refuse(context, status, message));
         }
         HttpServer http = vertx.createHttpServer().requestHandler(router).listen(port, "127.0.0.1").await();
-        for (String name : List.of("TERM", "INT")) { // what runs is finished, but a client may never end its request
-            Signal.handle(new Signal(name), signal -> http.shutdown(Duration.ofHours(1)).onComplete(done -> System.exit(0)));
+        for (String name : List.of("TERM", "INT")) { // running requests are finished, but a client may never end one
+            Signal.handle(new Signal(name),
+                    signal -> http.shutdown(Duration.ofHours(1)).onComplete(done -> System.exit(0)));
         }
         System.out.println("listening on 127.0.0.1:" + http.actualPort());
     }
 
-    /** On the event loop, which must not wait: a thread of its own decodes. */
+    /** Runs on the event loop, which must not wait. So another thread decodes. */
     private void complete(RoutingContext context) {
         if (slots.tryAcquire()) {
             new Thread(() -> answer(context.response(), context.body().buffer())).start();
@@ -108,7 +111,7 @@ public final class Server {
                 throw new ApiError(404, "there is no model " + completion.model(), "model_not_found");
             }
             last = completion.decode(engine, response);
-        } catch (Throwable e) { // also what is no exception: the client waits, and the slot is needed
+        } catch (Throwable e) { // errors too: the client waits for an answer, and the slot must be released
             ApiError error = ApiError.of(e);
             status = error.status;
             last = response.headWritten() ? Completion.event(error.json()) : error.json();
@@ -125,7 +128,7 @@ public final class Server {
         response.end(last);
     }
 
-    /** For what is no running completion. */
+    /** Answers a request that does not reach {@link #answer}. */
     private void refuse(RoutingContext context, int status, String message) {
         if (context.request().path().startsWith("/v1/completions")) {
             requests.labelValues(Integer.toString(status)).inc();
