@@ -29,7 +29,11 @@ const fn fault(name: &'static str, file: &'static str, right: &'static str, wron
     Fault { name, file, right, wrong, needs_exports: false }
 }
 
-const ROUND: &str = "src/decode/round.rs";
+const SCHEDULE: &str = "src/decode/schedule.rs";
+const DECODER: &str = "src/decode/decoder.rs";
+const STATE: &str = "src/decode/state.rs";
+const TARGET: &str = "src/decode/target.rs";
+const LANE: &str = "src/decode/lane.rs";
 const VERIFY: &str = "src/decode/verify.rs";
 const COMBINE: &str = "src/decode/combine.rs";
 const SAMPLING: &str = "src/rows/sampling.rs";
@@ -37,7 +41,7 @@ const CHANCE: &str = "src/decode/chance.rs";
 
 #[rustfmt::skip]
 pub const FAULTS: &[Fault] = &[
-    fault("stale row after a role swap: rows that were rolled back still count", ROUND,
+    fault("stale row after a role swap: rows that were rolled back still count", LANE,
         "self.stamps.iter_mut().filter(|stamp| **stamp > len).for_each(|stamp| *stamp = NO_ROW);", ""),
     fault("weights in the wrong order", COMBINE,
         "(model, self.weights()[model])", "(model, self.weights()[self.weights().len() - 1 - model])"),
@@ -47,35 +51,35 @@ pub const FAULTS: &[Fault] = &[
         "u * weights.total()", "u"),
     fault("residual the wrong way round: from q − t", VERIFY,
         "kernels::keep_positive(target)", "{ target.iter_mut().for_each(|t| *t = -*t); kernels::keep_positive(target) }"),
-    fault("a verifier's bonus token is committed unverified", ROUND,
-        "self.counters.proposed += 1;",
-        "self.counters.proposed += 1;
-         if PLANTED && position == self.committed { self.drafts.clear(); self.commit(); return Ok(true); }"),
-    fault("the last proposal of a draft is accepted unseen", ROUND,
-        "Target::Row(model) if model == proposer => return None,",
-        "Target::Row(model) if model == proposer => return None,
-         _ if PLANTED && self.drafts.len() == 1 && self.counters.accepted > 0 => return None,"),
-    fault("off-by-one rollback: one rejected token stays in every cache", ROUND,
+    fault("a verifier's own proposal is accepted unverified", TARGET,
+        "Target::Row(model) if model == proposer => return Ok(None),",
+        "Target::Row(model) if model == proposer => return Ok(None),
+         _ if PLANTED && self.settings.combination.needs(proposer) => return Ok(None),"),
+    fault("every third position accepts its proposal unseen", TARGET,
+        "let t = self.probability(target, token)?;",
+        "if PLANTED && self.position.is_multiple_of(3) { return Ok(None); }
+         let t = self.probability(target, token)?;"),
+    fault("off-by-one rollback: one rejected token stays in every cache", LANE,
         "self.sequence.truncate(len);", "self.sequence.truncate(len + 1);"),
-    fault("the cache of one model is not rolled back", ROUND,
-        "self.lanes.iter_mut().for_each(|lane| lane.truncate(from));",
-        "self.lanes.iter_mut().skip(1).for_each(|lane| lane.truncate(from));"),
+    fault("the cache of one model is not rolled back", STATE,
+        "self.lanes.iter_mut().flatten().for_each(|lane| lane.truncate(from));",
+        "self.lanes.iter_mut().flatten().skip(1).for_each(|lane| lane.truncate(from));"),
     fault("acceptance 1% too generous", VERIFY,
         "(f64::from(t) / f64::from(q)).min(1.0)", "(1.01 * f64::from(t) / f64::from(q)).min(1.0)"),
     fault("acceptance 1% too generous, in the random numbers", CHANCE,
         "self.uniform(key) < probability", "self.uniform(key) < 1.01 * probability"),
     fault("acceptance forgets q: min(1, t)", VERIFY,
         "(f64::from(t) / f64::from(q)).min(1.0)", "f64::from(t)"),
-    fault("random numbers reused after a rejection", ROUND,
-        "Key { position, purpose, epoch: self.epoch }", "Key { position, purpose, epoch: self.route_epoch }"),
-    fault("the number that drew a proposal also accepts it", ROUND,
-        "self.key(position, Purpose::Acceptance)", "self.key(position, Purpose::Proposal)"),
-    fault("the number that accepts also draws the residual", ROUND,
-        "self.key(position, Purpose::Residual)", "self.key(position, Purpose::Acceptance)"),
+    fault("random numbers reused after a rejection", STATE,
+        "epoch: *epoch,", "epoch: 0,"),
+    fault("the number that drew a proposal also accepts it", TARGET,
+        "self.key(Purpose::Acceptance)", "self.key(Purpose::Proposal)"),
+    fault("the number that accepts also draws the residual", TARGET,
+        "self.key(Purpose::Residual)", "self.key(Purpose::Acceptance)"),
     fault("positions share their random numbers", CHANCE,
         "(key.position as u64).to_le_bytes()", "(key.position as u64 / 2).to_le_bytes()"),
     fault("top-p measured before top-k instead of after", SAMPLING,
-        "if top_k { all.weights(&candidates.keys) } else { kernels::sum_exp(scores, max, all.rate) }",
+        "if top_k { weights(&all, &candidates.keys) } else { kernels::sum_exp(scores, max, all.rate) }",
         "kernels::sum_exp(scores, max, all.rate)"),
     fault("top-p keeps one token too many", SAMPLING,
         "return index + 1;", "return (index + 2).min(keys.len());"),
@@ -83,42 +87,44 @@ pub const FAULTS: &[Fault] = &[
         "(1.0 / self.temperature).min(f32::MAX)", "(1.0 / self.temperature / self.temperature).min(f32::MAX)"),
     fault("min-p half as strict again", SAMPLING,
         "self.min_p.ln()", "(self.min_p * 1.5).min(1.0).ln()"),
-    fault("a mixture of one model is what all others get", ROUND,
+    fault("a mixture of one model is what all others get", TARGET,
         "return Ok(Target::Mixture);",
-        "return Ok(Target::Row(self.settings.combination.needed().next().unwrap_or(0)));"),
+        "return Ok(Target::Row(combination.needed().next().unwrap_or(0)));"),
     fault("plausibility judged by the wrong model", COMBINE,
-        "row(*model)", "row(1 - *model)"),
+        "row(judge)", "row(1 - judge)"),
     fault("greedy mixtures rank sums of logits", COMBINE,
         "Distribution::softmax(logits)?.add(logits, weight, out);",
         "kernels::add_scaled(logits, weight, out);"),
-    fault("greedy proposals are never rejected", ROUND,
-        "(best != token).then_some(best)", "None"),
-    fault("stop token ignored behind an accepted run", ROUND,
-        "self.settings.stop_tokens.contains(&token)", "self.settings.stop_tokens.contains(&token) && self.drafts.is_empty()"),
-    fault("one token more than max_tokens where a draft is longer", ROUND,
-        "generated == self.settings.max_tokens", "generated == self.settings.max_tokens + usize::from(!self.drafts.is_empty())"),
-    fault("routing drawn again after a rejection", ROUND,
-        "Key { position, purpose: Purpose::Route, epoch: self.route_epoch }",
-        "Key { position, purpose: Purpose::Route, epoch: self.epoch }"),
-    fault("routes ignore the weights", ROUND,
-        "self.chance.pick(key, self.settings.combination.weights())",
-        "self.chance.pick(key, &self.settings.combination.weights().iter().map(|w| w.sqrt()).collect::<Vec<_>>()[..])"),
-    fault("the end of a round tells where the next token is routed", ROUND,
-        "this.settings.combination.needed().all(|model| this.scored(model))", "this.missing().is_none()"),
+    fault("greedy proposals are never rejected", TARGET,
+        "(best.token != token).then_some(best.token)", "None"),
+    fault("stop token ignored behind an accepted run", STATE,
+        "self.settings.stop_tokens.contains(&token)",
+        "self.settings.stop_tokens.contains(&token) && self.tokens.len() == committed"),
+    fault("one token more than max_tokens where a draft is longer", STATE,
+        "generated == self.settings.max_tokens",
+        "generated == self.settings.max_tokens + usize::from(self.tokens.len() > committed)"),
+    fault("routing drawn again after a rejection", STATE,
+        "Key { position, purpose: Purpose::Route, epoch: self.state.route_epoch }",
+        "Key { position, purpose: Purpose::Route, epoch: self.state.epoch }"),
+    fault("routes ignore the weights", STATE,
+        "self.state.chance.pick(key, weights)",
+        "self.state.chance.pick(key, &weights.iter().map(|w| w.sqrt()).collect::<Vec<_>>()[..])"),
+    fault("the end of a round tells where the next token is routed", SCHEDULE,
+        "self.needed.iter().all(|&model| self.has_scored(model))", "self.missing(world).is_none()"),
     fault("a look-up's rejected token may be drawn again", VERIFY,
         "target[token] = 0.0;", ""),
-    fault("a second prompt leaves old proposals in the caches", ROUND,
-        "self.drop_pending(self.committed);\n        self.tokens.extend_from_slice(tokens);",
-        "self.tokens.truncate(self.committed); self.drafts.clear(); self.tokens.extend_from_slice(tokens);"),
-    fault("a cancelled round keeps its proposals", ROUND,
-        "self.drop_pending(committed);", ""),
-    fault("new weights keep the proposals of another plan", ROUND,
+    fault("a second prompt leaves old proposals in the caches", DECODER,
+        "self.drop_pending();\n        let state = &mut self.state;\n        state.tokens.extend_from_slice(tokens);",
+        "let state = &mut self.state;\n        state.tokens.truncate(committed); state.tokens.extend_from_slice(tokens);"),
+    fault("a cancelled round keeps its proposals", DECODER,
+        "state.drop_pending(start);", ""),
+    fault("new weights keep the proposals of another plan", DECODER,
         "if !fits {", "if !fits && !PLANTED {"),
     Fault { needs_exports: true, ..fault("padding columns are sampled", "src/engine/mod.rs",
         "exports.iter_mut().for_each(|model| model.limit_vocabulary(vocab_size));", "") },
-    Fault { needs_exports: true, ..fault("the cache of an export keeps an entry that was rolled back", "src/onnx/model.rs",
+    Fault { needs_exports: true, ..fault("the cache of an export keeps an entry that was rolled back", "src/onnx/sequence.rs",
         "self.cache.truncate(len);", "self.cache.truncate((len + 1).min(self.cache.len()));") },
-    Fault { needs_exports: true, ..fault("rows of a pass over several positions are one off", "src/onnx/model.rs",
+    Fault { needs_exports: true, ..fault("rows of a pass over several positions are one off", "src/onnx/logits.rs",
         "&self.rows[start..start + self.columns]",
         "&self.rows[start - start.min(self.columns)..][..self.columns]") },
 ];
@@ -165,7 +171,7 @@ impl Planted {
         let copy = programs::target().join("conformance/planted");
         let io = |error: std::io::Error| format!("{}: {error}", copy.display());
         std::fs::create_dir_all(&copy).map_err(io)?;
-        for name in ["README.md", "benches", "models", "tests", "include", "cbindgen.toml"] {
+        for name in ["README.md", "benches", "kernels", "models", "tests", "include", "cbindgen.toml"] {
             let link = copy.join(name);
             let _ = std::fs::remove_file(&link);
             std::os::unix::fs::symlink(root.join(name), link).map_err(io)?;
