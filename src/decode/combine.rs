@@ -281,9 +281,9 @@ impl Combination {
         }
     }
 
-    /// The greedy choice: from the best token of each model if that settles it, and otherwise from `sum`, the best token of
-    /// what [`Combination::scores`] makes. Its margin is one of scores. For a mixture it is one of logarithms of
-    /// probabilities, and at least so large.
+    /// The greedy choice: from the best token of each model if that settles it, and otherwise from `sum`, the best
+    /// token of what [`Combination::scores`] makes. Its margin is one of scores. For a mixture it is one of logarithms
+    /// of probabilities, and at least so large.
     pub fn greedy<'a>(&self, row: impl Fn(usize) -> Row<'a>, sum: impl FnOnce() -> Result<Best>) -> Result<Best> {
         if let Some(model) = self.single() {
             return row(model).best();
@@ -313,8 +313,8 @@ impl Combination {
         Ok(common)
     }
 
-    /// `ln r` of a token at temperature 1 and without filters. `sum` is the row that [`Combination::scores`] makes, which
-    /// only combinations other than mixtures and single models need.
+    /// `ln r` of a token at temperature 1 and without filters. `sum` is the row that [`Combination::scores`] makes,
+    /// which only combinations other than mixtures and single models need.
     pub fn log_probability<'a>(&self, token: usize, row: impl Fn(usize) -> Row<'a>, sum: Row<'_>) -> Result<f32> {
         let scores = match (self.single(), self) {
             (Some(model), _) => row(model),

@@ -1,68 +1,25 @@
 //! The decoder of one sequence, as a machine that runs no model.
 //!
-//! [`Decoder::step`] goes on until it needs passes, and [`Decoder::needs`] says which. A driver takes the [`Pass`] of each
-//! need, runs it alone, beside others or in a batch, and reports with [`Decoder::ran`] or [`Decoder::failed`]. The prompt
-//! and probes are ordinary needs. The order of things is that of [`Schedule`]; positions are decided from rows.
+//! [`Decoder::step`] goes on until it needs passes, and [`Decoder::needs`] says which. A driver takes the [`Pass`] of
+//! each need, runs it alone, beside others or in a batch, and reports with [`Decoder::ran`] or [`Decoder::failed`]. The
+//! prompt and probes are ordinary needs. The order of things is that of [`Schedule`]; positions are decided from rows.
 
 use std::time::Duration;
 
 use crate::decode::chance::Chance;
 use crate::decode::combine::Combination;
 use crate::decode::lane::Lane;
+pub use crate::decode::lane::ModelLimits;
 use crate::decode::policy::{Plan, Targets};
+pub use crate::decode::progress::{Counters, Finish};
 use crate::decode::schedule::{Next, Schedule};
+pub use crate::decode::settings::Settings;
 use crate::decode::state::{Rows, State};
 pub use crate::decode::target::Workspace;
 use crate::error::{Error, Result};
 use crate::learn::estimates::Estimates;
 use crate::learn::observer::{Observer, WINDOW};
-use crate::model::{Memory, Model, Pass, Report, Sequence};
-use crate::rows::Sampler;
-
-/// Why a sequence ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Finish {
-    /// A stop token was committed; it is the last token.
-    StopToken,
-    /// As many tokens were generated since the last prompt as were asked for.
-    MaxTokens,
-    /// The context has no room for another token.
-    ContextFull,
-}
-
-/// Counts of what was done so far.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Counters {
-    /// Tokens committed, prompts excluded.
-    pub tokens: u64,
-    /// Proposals made.
-    pub proposed: u64,
-    /// Proposals that were accepted or rejected; the others were dropped behind a rejection or an end.
-    pub tested: u64,
-    /// Proposals accepted.
-    pub accepted: u64,
-    /// Passes of all models, those over nothing but prompt excluded. Look-ups make none.
-    pub forwards: u64,
-    /// Positions scored by all models, prompt excluded.
-    pub positions: u64,
-    /// Greedy choices whose two best scores were nearer than [`crate::rows::NEAR_TIE`].
-    pub near_ties: u64,
-}
-
-/// What is decoded, and when the sequence ends.
-#[derive(Debug, Clone)]
-pub struct Settings {
-    /// The target distribution.
-    pub combination: Combination,
-    /// How distributions are made from logits.
-    pub sampler: Sampler,
-    /// Tokens that end the sequence.
-    pub stop_tokens: Vec<i32>,
-    /// Most tokens generated after a prompt; 0 is no limit.
-    pub max_tokens: usize,
-    /// Whether [`Decoder::log_probabilities`] are wanted. They take combined targets.
-    pub log_probabilities: bool,
-}
+use crate::model::{Memory, Pass, Report, Sequence};
 
 /// One who takes part in decoding a sequence.
 pub enum Proposer {
@@ -74,8 +31,8 @@ pub enum Proposer {
 
 impl Proposer {
     /// A model with an empty sequence that it has started.
-    pub fn model(model: &dyn Model, sequence: Box<dyn Sequence>) -> Self {
-        Proposer::Model(Lane::new(model, sequence))
+    pub fn model(limits: ModelLimits, sequence: Box<dyn Sequence>) -> Self {
+        Proposer::Model(Lane::new(limits, sequence))
     }
 }
 
@@ -125,7 +82,8 @@ pub struct Decoder<C> {
     /// What the counters were when the round began, and how many tokens were committed.
     before: Counters,
     start: usize,
-    /// A model that catches up outside of a round, to learn how well it would do, and whether it has come to the window.
+    /// A model that catches up outside of a round, to learn how well it would do, and whether it has come to the
+    /// window.
     probed: Option<usize>,
     /// Whether all passes of the round took as long as later ones will.
     is_usual: bool,
@@ -139,7 +97,7 @@ impl<C: Chance> Decoder<C> {
             Proposer::LookUp => None,
         };
         let lanes: Vec<Option<Lane>> = proposers.into_iter().map(lane).collect();
-        let context = |lane: &Option<Lane>| lane.as_ref().map_or(usize::MAX, |lane| lane.context_length);
+        let context = |lane: &Option<Lane>| lane.as_ref().map_or(usize::MAX, |lane| lane.limits.context_length);
         let contexts = lanes.iter().map(context).collect();
         let look_ups = lanes.iter().map(Option::is_none).collect();
         let schedule = Schedule::new(plan, settings.combination.needed(), contexts, look_ups);
@@ -194,11 +152,12 @@ impl<C: Chance> Decoder<C> {
     /// Decode by another combination from the next position on, with a plan for it. Committed tokens stay.
     ///
     /// This is exact: whatever a caller saw before, the tokens from here on follow the new combination.
-    /// - Where a round ended tells nothing of the pending tokens except that they were drawn from their `q`. So they may be
-    ///   verified against another target. If the new plan needs other models, or other rows, they are dropped instead.
+    /// - Where a round ended tells nothing of the pending tokens except that they were drawn from their `q`. So they
+    ///   may be verified against another target. If the new plan needs other models, or other rows, they are dropped
+    ///   instead.
     /// - Distributions are of one model and do not depend on weights. Targets are made when a position is decided.
-    /// - A route does depend on weights. Those of open positions are drawn anew, with new numbers: a failed round may have
-    ///   told where the next one led. No round that succeeded has looked at it.
+    /// - A route does depend on weights. Those of open positions are drawn anew, with new numbers: a failed round may
+    ///   have told where the next one led. No round that succeeded has looked at it.
     ///
     /// On an error, [`Error::ContextFull`] if a needed model cannot hold the committed tokens, nothing changes.
     pub fn set_combination(&mut self, combination: Combination, plan: Plan) -> Result<()> {
@@ -237,9 +196,9 @@ impl<C: Chance> Decoder<C> {
     /// Decode by another plan for the same combination.
     ///
     /// To be called at the end of a round that succeeded, with nothing pending. Then the choice of a plan may depend on
-    /// everything that was observed, because all positions that were drafted, or whose route was looked at, are decided or
-    /// dropped. With drafts pending it would be a selection among them: what was observed since they were drawn depends on
-    /// them, and those that are left by choice no longer have the distribution `q`.
+    /// everything that was observed, because all positions that were drafted, or whose route was looked at, are decided
+    /// or dropped. With drafts pending it would be a selection among them: what was observed since they were drawn
+    /// depends on them, and those that are left by choice no longer have the distribution `q`.
     pub fn set_plan(&mut self, plan: Plan) {
         assert!(!self.has_pending(), "a plan was changed with proposals pending");
         self.schedule.set_plan(plan, self.state.settings.combination.needed());
@@ -369,8 +328,8 @@ impl<C: Chance> Decoder<C> {
         self.state.counters.positions += scored as u64;
     }
 
-    /// A needed pass has failed or was cancelled: the sequence is as it was before the round. Without its probe, if it was
-    /// one.
+    /// A needed pass has failed or was cancelled: the sequence is as it was before the round. Without its probe, if it
+    /// was one.
     pub fn failed(&mut self) {
         if self.probed.take().is_some() {
             self.needs.clear();
@@ -439,9 +398,9 @@ impl<C: Chance> Decoder<C> {
         }
     }
 
-    /// Let a model that the plan does not run catch up, to learn how well it would do. The next steps run the probe, until
-    /// [`Step::Probed`]. To be called between rounds. Returns false if it cannot: its context has ended, or it is a
-    /// look-up.
+    /// Let a model that the plan does not run catch up, to learn how well it would do. The next steps run the probe,
+    /// until [`Step::Probed`]. To be called between rounds. Returns false if it cannot: its context has ended, or it is
+    /// a look-up.
     pub fn probe(&mut self, model: usize) -> bool {
         let is_model = self.state.lanes[model].is_some();
         let can = is_model && !self.is_exhausted(model) && !self.schedule.is_in_round();
@@ -488,10 +447,10 @@ impl<C: Chance> Decoder<C> {
         self.schedule.has_pending()
     }
 
-    /// Whether a model can propose no more, because the sequence is longer than its context. A needed model ends the sequence
-    /// before that.
+    /// Whether a model can propose no more, because the sequence is longer than its context. A needed model ends the
+    /// sequence before that.
     pub fn is_exhausted(&self, model: usize) -> bool {
-        self.state.lanes[model].as_ref().is_some_and(|lane| self.schedule.committed() > lane.context_length)
+        self.state.lanes[model].as_ref().is_some_and(|lane| self.schedule.committed() > lane.limits.context_length)
     }
 
     /// Committed tokens that a participant has not seen.
@@ -521,12 +480,12 @@ impl<C: Chance> Decoder<C> {
 
     /// Tokens of the vocabulary.
     pub fn vocab_size(&self) -> usize {
-        self.state.lanes.iter().flatten().next().map_or(0, |lane| lane.vocab_size)
+        self.state.lanes.iter().flatten().next().map_or(0, |lane| lane.limits.vocab_size)
     }
 
-    /// The natural logarithms of the probabilities that the tokens of the last round have under the combined distribution,
-    /// whatever they were drawn from; none unless [`Settings::log_probabilities`]. Greedy decoding draws from nothing; its
-    /// tokens have the probabilities of temperature 1 without filters.
+    /// The natural logarithms of the probabilities that the tokens of the last round have under the combined
+    /// distribution, whatever they were drawn from; none unless [`Settings::log_probabilities`]. Greedy decoding draws
+    /// from nothing; its tokens have the probabilities of temperature 1 without filters.
     pub fn log_probabilities(&self) -> &[f32] {
         &self.state.log_probabilities
     }
@@ -571,7 +530,7 @@ impl<C: Chance> State<C> {
         let lane = self.lanes[model].as_ref().expect("a look-up runs no passes");
         let start = lane.sequence.len();
         let keep = committed.min(self.wanted(model, start));
-        Need { model, start, end: end.min(start + lane.max_pass), keep }
+        Need { model, start, end: end.min(start + lane.limits.max_pass), keep }
     }
 
     /// The first position that an observer wants a model's row of, if the model runs from `start` on: it was committed
@@ -583,6 +542,6 @@ impl<C: Chance> State<C> {
 
 /// Most tokens that all models hold that the combination needs. A drafter drafts as long as it can, and limits nothing.
 fn context_length(lanes: &[Option<Lane>], combination: &Combination) -> usize {
-    let context = |model: usize| lanes[model].as_ref().map_or(usize::MAX, |lane| lane.context_length);
+    let context = |model: usize| lanes[model].as_ref().map_or(usize::MAX, |lane| lane.limits.context_length);
     combination.needed().map(context).min().unwrap_or(0)
 }

@@ -3,22 +3,29 @@
 use std::time::Duration;
 
 use crate::error::Result;
-use crate::model::{Model, Sequence};
+use crate::model::Sequence;
 use crate::rows::{Best, Candidates, Distribution, Row, Sampler, Term, WeightedRow};
 
 /// Marks a slot that holds no distribution.
 const NO_ROW: usize = usize::MAX;
 
-/// A model's sequence, and what was made of its rows.
-pub struct Lane {
-    /// What messages call the model.
+/// What the decoder knows of a model.
+#[derive(Debug, Clone)]
+pub struct ModelLimits {
+    /// What messages call it.
     pub name: String,
     /// Number of scores in a row.
     pub vocab_size: usize,
-    /// Most tokens that the model holds.
+    /// Most tokens that a sequence may hold.
     pub context_length: usize,
     /// Most tokens of one pass.
     pub max_pass: usize,
+}
+
+/// A model's sequence, and what was made of its rows.
+pub struct Lane {
+    /// The model's name and limits.
+    pub limits: ModelLimits,
     /// The model's cache and rows.
     pub sequence: Box<dyn Sequence>,
     /// Time inside the model so far.
@@ -30,17 +37,8 @@ pub struct Lane {
 
 impl Lane {
     /// The part of a model, with a sequence that it has started.
-    pub fn new(model: &dyn Model, sequence: Box<dyn Sequence>) -> Self {
-        Lane {
-            name: model.name().into(),
-            vocab_size: model.vocab_size(),
-            context_length: model.context_length(),
-            max_pass: model.max_pass(),
-            sequence,
-            elapsed: Duration::ZERO,
-            distributions: Vec::new(),
-            stamps: Vec::new(),
-        }
+    pub fn new(limits: ModelLimits, sequence: Box<dyn Sequence>) -> Self {
+        Lane { limits, sequence, elapsed: Duration::ZERO, distributions: Vec::new(), stamps: Vec::new() }
     }
 
     /// Make room for the distributions of so many positions in a row.

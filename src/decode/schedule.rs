@@ -34,8 +34,8 @@ pub trait World {
     /// The model that the target of a position is routed to; the same answer whenever it is asked.
     fn route(&self, position: usize) -> usize;
 
-    /// Decide the front position, where `draft` is pending or nothing is, and commit its token. Returns whether the draft
-    /// was accepted, or true without one. A rejection drops everything that is pending.
+    /// Decide the front position, where `draft` is pending or nothing is, and commit its token. Returns whether the
+    /// draft was accepted, or true without one. A rejection drops everything that is pending.
     fn decide(&mut self, position: usize, draft: Option<Draft>) -> Result<bool, Self::Error>;
 
     /// Let a participant propose the token at `position`, behind `pending` other proposals. `None` if it has none.
@@ -139,8 +139,8 @@ impl Schedule {
         self.drop_pending();
     }
 
-    /// Undo a round that has failed. Returns the tokens that were committed before it. The last one is to be seen again,
-    /// since its row may be spoiled.
+    /// Undo a round that has failed. Returns the tokens that were committed before it. The last one is to be seen
+    /// again, since its row may be spoiled.
     pub fn undo(&mut self) -> usize {
         let start = self.round.map_or(self.committed, |round| round.start);
         self.reset(start);
@@ -284,8 +284,8 @@ impl Schedule {
     /// Decide every position that can be decided, from the front.
     ///
     /// Once a token of the round is committed, a further position is decided only if it could be whatever its route.
-    /// Otherwise the end of a round would tell of the next token, and a caller who changes weights there, or stops, would
-    /// choose among outcomes. The next round decides what is left, without a pass.
+    /// Otherwise the end of a round would tell of the next token, and a caller who changes weights there, or stops,
+    /// would choose among outcomes. The next round decides what is left, without a pass.
     ///
     /// A position that fails is an error of the round in which it comes first; earlier tokens of a round are good.
     fn decide<W: World>(&mut self, world: &mut W) -> Result<(), W::Error> {
@@ -346,8 +346,8 @@ impl Schedule {
 
     /// Whether the pending proposals are likely enough to be accepted that a turn is worth going on with.
     ///
-    /// This may depend on anything, also on the pending tokens and how they were drawn. Each of them is verified against
-    /// the same target in any case, and what is not drafted is drawn from the target.
+    /// This may depend on anything, also on the pending tokens and how they were drawn. Each of them is verified
+    /// against the same target in any case, and what is not drafted is drawn from the target.
     fn is_hopeful(&self) -> bool {
         let least = f64::from(self.plan.stop_below) / 100.0;
         least == 0.0 || self.pending.iter().map(|draft| draft.odds).product::<f64>() >= least

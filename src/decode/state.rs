@@ -1,10 +1,11 @@
 //! What a sequence is, and how its positions are decided from rows: the decoder's answers to the schedule.
 
 use crate::decode::chance::{Chance, Key, Purpose};
-use crate::decode::decoder::{Counters, Finish, Settings};
 use crate::decode::lane::Lane;
 use crate::decode::look_up;
+use crate::decode::progress::{Counters, Finish};
 use crate::decode::schedule::{Draft, World};
+use crate::decode::settings::Settings;
 use crate::decode::target::{Front, Target, Workspace};
 use crate::error::Result;
 use crate::learn::observer::Observer;
@@ -51,8 +52,8 @@ impl<C: Chance> State<C> {
         Front { lanes, settings, chance, epoch: *epoch, position, token, workspace }
     }
 
-    /// See whether the token at a position that was just committed ends the sequence. What is pending behind an end goes with
-    /// the next prompt.
+    /// See whether the token at a position that was just committed ends the sequence. What is pending behind an end
+    /// goes with the next prompt.
     fn end(&mut self, position: usize) {
         let (committed, token) = (position + 1, self.tokens[position]);
         let generated = committed - self.prompt_end;
@@ -67,8 +68,8 @@ impl<C: Chance> State<C> {
         };
     }
 
-    /// Show the observer what is known of the token at a position that was just committed. `decided` is the probability that
-    /// the target gave it, if the target is no mixture.
+    /// Show the observer what is known of the token at a position that was just committed. `decided` is the probability
+    /// that the target gave it, if the target is no mixture.
     fn observe(&mut self, position: usize, decided: Option<f32>, workspace: &mut Workspace) {
         let Some(observer) = &mut self.observer else { return };
         let token = self.tokens[position];

@@ -2,15 +2,15 @@
 
 use crate::decode::chance::{Chance, Key, Purpose};
 use crate::decode::combine::Combination;
-use crate::decode::decoder::Settings;
 use crate::decode::lane::Lane;
 use crate::decode::schedule::Draft;
+use crate::decode::settings::Settings;
 use crate::decode::verify;
 use crate::error::{Error, Result};
 use crate::rows::{Best, Candidates, DeviceResidual, DeviceSums, Distribution, Row, Term, argmax, maximum};
 
-/// Buffers that deciding a position takes. They hold nothing from one step to the next, so that any number of decoders over
-/// the same models may take turns with one workspace.
+/// Buffers that deciding a position takes. They hold nothing from one step to the next, so that any number of decoders
+/// over the same models may take turns with one workspace.
 pub struct Workspace {
     /// A row of probabilities: what is left of a target.
     residual: Vec<f32>,
@@ -194,8 +194,8 @@ impl<C: Chance> Front<'_, C> {
         }
     }
 
-    /// `ln` of the probability that the combined distribution gives a token. Greedy decoding draws from nothing; its tokens
-    /// have the probabilities of temperature 1 without filters.
+    /// `ln` of the probability that the combined distribution gives a token. Greedy decoding draws from nothing; its
+    /// tokens have the probabilities of temperature 1 without filters.
     pub fn log_probability(&self, target: Target, token: usize) -> Result<f32> {
         if let Target::Token(_) = target {
             let row = |model: usize| self.row(model);
@@ -327,7 +327,7 @@ impl<C: Chance> Front<'_, C> {
             if lane.sequence.len() >= position
                 && let Err(Error::Numeric(what)) = lane.row(position).scores().and_then(maximum)
             {
-                return Error::Numeric(format!("{}, position {position}: {what}", lane.name));
+                return Error::Numeric(format!("{}, position {position}: {what}", lane.limits.name));
             }
         }
         Error::Numeric(format!("the combination, position {position}: {what}"))

@@ -22,8 +22,8 @@ pub struct Driver<C> {
 }
 
 impl<C: Chance> Driver<C> {
-    /// An empty sequence. Its passes end early once `cancel` is requested. Passes that do not depend on each other run at the
-    /// same time if models can, until [`Driver::set_overlaps`].
+    /// An empty sequence. Its passes end early once `cancel` is requested. Passes that do not depend on each other run
+    /// at the same time if models can, until [`Driver::set_overlaps`].
     pub fn new(
         participants: &[Participant],
         cancel: &Arc<Cancel>,

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::decode::decoder::Proposer;
+use crate::decode::decoder::{ModelLimits, Proposer};
 use crate::error::Result;
 use crate::model::{Cancel, Model};
 
@@ -56,7 +56,15 @@ impl Participant {
     /// Its part in an empty sequence, whose passes end early once `cancel` is requested.
     pub fn start(&self, cancel: &Arc<Cancel>) -> Result<Proposer> {
         match self {
-            Participant::Model(model) => Ok(Proposer::model(model.as_ref(), model.start(cancel)?)),
+            Participant::Model(model) => {
+                let limits = ModelLimits {
+                    name: model.name().into(),
+                    vocab_size: model.vocab_size(),
+                    context_length: model.context_length(),
+                    max_pass: model.max_pass(),
+                };
+                Ok(Proposer::model(limits, model.start(cancel)?))
+            }
             Participant::LookUp(_) => Ok(Proposer::LookUp),
         }
     }

@@ -141,7 +141,8 @@ impl Session {
         let Some((mut planning, estimates)) = planning(&self.engine, &request, &self.options, plan.clone()) else {
             return self.driver.set_combination(combination, plan);
         };
-        // What is pending may have had a say in what was learned, so nothing of that may choose the plan that verifies it.
+        // What is pending may have had a say in what was learned, so nothing of that may choose the plan that verifies
+        // it.
         let current = self.driver.plan().clone();
         planning.begin_with(if planning.allows(&current) { current } else { plan });
         self.driver.set_combination(combination, planning.plan().clone())?;
@@ -215,8 +216,8 @@ impl Session {
         &self.driver
     }
 
-    /// The memory that the session holds: caches, logits, distributions and tokens. The models' weights are not in it, and
-    /// neither is what ONNX Runtime takes for a pass and keeps for the next, which all sessions of a model share.
+    /// The memory that the session holds: caches, logits, distributions and tokens. The models' weights are not in it,
+    /// and neither is what ONNX Runtime takes for a pass and keeps for the next, which all sessions of a model share.
     pub fn memory(&self) -> Memory {
         self.driver.memory()
     }

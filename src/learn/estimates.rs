@@ -1,6 +1,7 @@
 //! What is known of the models: how long their passes take, and how often their proposals would be accepted.
 //!
-//! [`Observer`](super::observer::Observer) learns these numbers, [`Forecast`](crate::plan::forecast::Forecast) uses them.
+//! [`Observer`](super::observer::Observer) learns these numbers, [`Forecast`](crate::plan::forecast::Forecast) uses
+//! them.
 
 use ndarray::Array2;
 

@@ -38,8 +38,8 @@ pub trait Model: Send + Sync {
     /// Cost of a pass relative to other models, deterministic; bytes of weights serve well.
     fn cost(&self) -> u64;
 
-    /// What passes took when the model was loaded, by their width in tokens, the narrowest first: time inside the model,
-    /// on top of a short cache. Empty where nobody measured, and without the widths that do not fit.
+    /// What passes took when the model was loaded, by their width in tokens, the narrowest first: time inside the
+    /// model, on top of a short cache. Empty where nobody measured, and without the widths that do not fit.
     fn pass_times(&self) -> &[(usize, Duration)] {
         &[]
     }
@@ -49,7 +49,8 @@ pub trait Model: Send + Sync {
         json!({ "name": self.name(), "vocab_size": self.vocab_size(), "context_length": self.context_length() })
     }
 
-    /// How many passes were captured on a GPU so far, and why none is any more, if so. `None` of a model that is on none.
+    /// How many passes were captured on a GPU so far, and why none is any more, if so. `None` of a model that is on
+    /// none.
     fn captured(&self) -> Option<(u64, Option<&str>)> {
         None
     }
@@ -62,17 +63,18 @@ pub trait Model: Send + Sync {
         false
     }
 
-    /// Start the pass that [`Model::forward`] is then called for with the same arguments, alone in its batch, and return
-    /// without waiting, so that other models run meanwhile. Returns whether the pass is running. If not, `forward` does
-    /// everything, and says what went wrong. [`Sequence::truncate`] gives a running pass up, whatever the length.
+    /// Start the pass that [`Model::forward`] is then called for with the same arguments, alone in its batch, and
+    /// return without waiting, so that other models run meanwhile. Returns whether the pass is running. If not,
+    /// `forward` does everything, and says what went wrong. [`Sequence::truncate`] gives a running pass up, whatever
+    /// the length.
     fn launch(&self, _pass: &mut Pass<'_>) -> bool {
         false
     }
 
     /// Run one pass over a batch of sequences that this model started.
     ///
-    /// Each sequence is extended by its tokens and yields one row of logits after each of them. On an error no sequence is
-    /// changed.
+    /// Each sequence is extended by its tokens and yields one row of logits after each of them. On an error no sequence
+    /// is changed.
     fn forward(&self, batch: &mut [Pass<'_>]) -> Result<Report, Interrupt>;
 }
 
@@ -107,8 +109,8 @@ pub struct Report {
 
 /// One sequence within one model: the cache of the tokens seen, and the rows of logits that came of them.
 ///
-/// Positions count tokens from the start of the sequence. The row of position `p` holds the logits of the token at index
-/// `p`, given the `p` tokens before it.
+/// Positions count tokens from the start of the sequence. The row of position `p` holds the logits of the token at
+/// index `p`, given the `p` tokens before it.
 pub trait Sequence: Any + Send {
     /// Tokens seen.
     fn len(&self) -> usize;
@@ -141,7 +143,8 @@ pub trait Sequence: Any + Send {
 pub struct Memory {
     /// Held now.
     pub bytes: usize,
-    /// The most that was held so far; of several together at most this, since each may have had its most at another time.
+    /// The most that was held so far; of several together at most this, since each may have had its most at another
+    /// time.
     pub peak_bytes: usize,
 }
 

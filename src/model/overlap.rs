@@ -11,9 +11,9 @@ const WARM: usize = 3;
 /// Passes that are timed, one after the other and at the same time.
 const TIMED: usize = 7;
 
-/// How little passes of these models overlap, measured with passes over one token: the time that they take together beyond
-/// the longest one, as a share of the time of all others. 0 if they do not disturb each other, 1 if nothing is gained. `None`
-/// for fewer than two models, or if no model can leave passes running.
+/// How little passes of these models overlap, measured with passes over one token: the time that they take together
+/// beyond the longest one, as a share of the time of all others. 0 if they do not disturb each other, 1 if nothing is
+/// gained. `None` for fewer than two models, or if no model can leave passes running.
 pub fn measure(models: &[&dyn Model]) -> Result<Option<f64>> {
     if models.len() < 2 || !models.iter().any(|model| model.overlaps()) {
         return Ok(None);

@@ -52,13 +52,15 @@ impl Scripted {
         }
     }
 
-    /// The same where the first two passes of each width pretend to take so many times as long, and say that this is not usual.
+    /// The same where the first two passes of each width pretend to take so many times as long, and say that this is
+    /// not usual.
     pub fn with_preparation(mut self, times: f64) -> Self {
         self.preparation = times;
         self
     }
 
-    /// The same with passes that can be launched, and pretend to take this share of their time then: the rest is that of others.
+    /// The same with passes that can be launched, and pretend to take this share of their time then: the rest is that
+    /// of others.
     pub fn with_overlap(mut self, left: f64) -> Self {
         self.left = left;
         self
@@ -88,8 +90,8 @@ impl Scripted {
         self
     }
 
-    /// The same with passes that pretend to take time: `pass_time` of their width and of the number of passes that their
-    /// sequence ran before. What the first ones take is what was measured at loading.
+    /// The same with passes that pretend to take time: `pass_time` of their width and of the number of passes that
+    /// their sequence ran before. What the first ones take is what was measured at loading.
     pub fn with_pass_times(mut self, pass_time: impl Fn(usize, u64) -> Duration + Send + Sync + 'static) -> Self {
         self.pass_times = TIMED_WIDTHS.map(|width| (width, pass_time(width, 0))).to_vec();
         self.pass_time = Box::new(pass_time);

@@ -1,8 +1,9 @@
-//! What a plan is expected to take: the decoder's own loop, with expected times and acceptance rates in place of models.
+//! What a plan is expected to take: the decoder's own loop, with expected times and acceptance rates in place of
+//! models.
 //!
-//! A forecast runs the [`Schedule`] of the decoder. A pass takes its expected time, and a proposal is accepted by a number
-//! that is drawn in advance. So every strategy is forecast alike, routed or not, for any number of models, and a new one
-//! needs nothing here. For two models the forecast agrees with Theorem 3.6.
+//! A forecast runs the [`Schedule`] of the decoder. A pass takes its expected time, and a proposal is accepted by a
+//! number that is drawn in advance. So every strategy is forecast alike, routed or not, for any number of models, and a
+//! new one needs nothing here. For two models the forecast agrees with Theorem 3.6.
 
 use std::convert::Infallible;
 
@@ -79,8 +80,8 @@ struct Proposal {
     accepted: [bool; 2],
     /// Whether there is one: behind committed tokens, and behind a draft.
     offered: [bool; 2],
-    /// The acceptance probability that the decoder would see in the proposer's confidence, likewise. It is drawn from those
-    /// seen with the same outcome.
+    /// The acceptance probability that the decoder would see in the proposer's confidence, likewise. It is drawn from
+    /// those seen with the same outcome.
     odds: [f64; 2],
 }
 
@@ -274,8 +275,9 @@ mod tests {
         check(gain(Policy::Standard, Targets::Routed, &thirds, &estimates), 3.0);
     }
 
-    /// Two models a and b with one proposal each: a drafts, then they verify each other's bonus tokens in turn until one is
-    /// rejected. That are `1 / (1 − α)` tokens for `a + (b + α·a) / (1 − α²)`. Theorem 3.6 counts less for a cheap a.
+    /// Two models a and b with one proposal each: a drafts, then they verify each other's bonus tokens in turn until
+    /// one is rejected. That are `1 / (1 − α)` tokens for `a + (b + α·a) / (1 − α²)`. Theorem 3.6 counts less for a
+    /// cheap a.
     #[test]
     fn cos_takes_what_theory_says_and_no_more_than_theorem_3_6() {
         for alpha in [0.3, 0.6, 0.9] {

@@ -93,8 +93,8 @@ pub struct RoundReport {
 impl Planning {
     /// The planning of a session that begins, or whose combination changes. Returns the estimates to begin with.
     ///
-    /// `plan` is the plan to begin with if no earlier session has decoded the same. `pass_times` are what passes took at load
-    /// time, by participant, as pairs of width and time.
+    /// `plan` is the plan to begin with if no earlier session has decoded the same. `pass_times` are what passes took
+    /// at load time, by participant, as pairs of width and time.
     pub fn new(
         shared: &SharedPlanning,
         pass_times: &[&[(usize, Duration)]],
@@ -301,8 +301,8 @@ impl Planning {
         }
     }
 
-    /// A resting drafter that is to run over the tokens that it has missed, to learn how well it would propose. `None` if the
-    /// budget does not cover that.
+    /// A resting drafter that is to run over the tokens that it has missed, to learn how well it would propose. `None`
+    /// if the budget does not cover that.
     fn choose_probe<C: Chance>(&mut self, shared: &Mutex<SharedPlanning>, decoder: &mut Decoder<C>) -> Option<usize> {
         let choices = self.planner.choices();
         let rests = |&model: &usize| {

@@ -70,8 +70,8 @@ impl SharedPlanning {
         SharedPlanning { serial_share, ..SharedPlanning::default() }
     }
 
-    /// What a session of a task begins with. Without an earlier session these are `pass_times`: what was measured at load
-    /// time, by participant, as pairs of width and time.
+    /// What a session of a task begins with. Without an earlier session these are `pass_times`: what was measured at
+    /// load time, by participant, as pairs of width and time.
     pub fn start(&self, key: &TaskKey, pass_times: &[&[(usize, Duration)]]) -> (Estimates, Option<Experience>) {
         let task = key.as_ref().and_then(|key| self.tasks.get(key));
         let mut estimates = match (task, &self.latest) {

@@ -1,4 +1,4 @@
-//! Rows of logits that stay on a GPU, and what is made of them there: see `kernels/rows.cu`.
+//! Rows of logits that stay on a GPU, and the kernels that work on them (`kernels/rows.cu`).
 
 use std::cell::{Cell, OnceCell, RefCell};
 use std::ops::Range;
@@ -9,39 +9,44 @@ use ort::value::TensorElementType;
 
 use super::distribution::Distribution;
 use super::filter::Filter;
-use super::row::{self, DeviceRow, DeviceRows, DeviceSums, Row};
 use super::widen::{widen_bf16, widen_f16};
 use crate::cuda::{Device, DeviceBuffer, Event, HostBuffer, Queue, THREADS, WORD, argument};
 use crate::error::{Error, Result};
 
-/// Rows that are kept. The same number is in `rows.cu`, as are the next three.
+/// Rows that are kept. `rows.cu` holds the same number, and the next three.
 pub const SLOTS: usize = 64;
-const CHUNKS: usize = 32;
+/// Parts of a row that thread blocks work on at the same time.
+pub(super) const CHUNKS: usize = 32;
 
-/// Threads that look for what filters keep of a row.
+/// Threads of the kernel that filters a row.
 const NEAR: usize = 1024;
 
-/// Tokens of a pass whose scores are noted.
+/// Most tokens of a pass whose scores the kernels write into the summaries.
 pub const NOTED: usize = 20;
 
-/// Rows on the host that are kept for the next ones to be asked for.
+/// Buffers of rows on the host that are kept for later rows.
 const SPARE_ROWS: usize = 16;
 
-/// What the kernels are told of a pass.
+/// The arguments of the kernels that change from pass to pass. A captured graph reads them from the device.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Zeroable, Pod)]
 pub struct Control {
+    /// Position of the first row that the pass gives.
     first: i32,
+    /// Rows in front that are not wanted.
     skipped: i32,
     vocab: i32,
     rate: f32,
+    /// Position of the first token of the pass.
     start: i32,
+    /// 1 if the ring holds the row of `start`.
     known: i32,
-    width: i32,
+    /// Tokens of the pass whose scores are wanted.
+    pub(super) width: i32,
     top_k: i32,
     top_p: f32,
     distance: f32,
-    tokens: [i32; NOTED],
+    pub(super) tokens: [i32; NOTED],
 }
 
 impl Control {
@@ -49,31 +54,42 @@ impl Control {
         let top_k = if top_k < vocab { top_k as i32 } else { 0 };
         Control { vocab: vocab as i32, rate, top_k, top_p, distance, ..Control::zeroed() }
     }
+
+    /// For one row at position 0, whose score of `token` is wanted.
+    pub(super) fn of_one(filter: Filter, vocab: usize, token: usize) -> Self {
+        let mut control = Control { width: 1, ..Control::of(filter, vocab) };
+        control.tokens[0] = token as i32;
+        control
+    }
 }
 
-/// Of a row: the sum of `e^((score − max) · rate)`, the first maximum, the largest of all other scores, the score of the token
-/// that came next, and what a filter keeps.
+/// What the kernels find out about a row.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Zeroable, Pod)]
 pub struct Summary {
-    pub(crate) total: f64,
-    /// NaN if any score is NaN or plus infinity.
-    pub max: f32,
-    pub(crate) second: f32,
-    pub(crate) best: i32,
+    /// The sum of `e^((score − max) · rate)` over all tokens.
+    pub(super) total: f64,
+    /// The largest score; NaN if any score is NaN or plus infinity.
+    pub(super) max: f32,
+    /// The largest score of all tokens but `best`.
+    pub(super) second: f32,
+    /// The first token with the largest score.
+    pub(super) best: i32,
     position: i32,
-    token: i32,
+    /// The token that came next, or the one that was drawn, and its score.
+    pub(super) token: i32,
     score: f32,
-    /// The sum over what is kept.
+    /// The sum over the tokens that the filter keeps.
     kept: f64,
+    /// The least score that is kept.
     floor: f32,
-    /// -1 if it is not known what is kept.
+    /// The first token of the score `floor` that is not kept; -1 if the kernel did not find what the filter keeps.
     cut: i32,
 }
 
 impl Summary {
-    /// What a filter makes of the row, if the kernels have found it out.
-    fn distribution(&self, filter: Filter) -> Option<Result<Distribution>> {
+    /// The distribution after the filter; `None` if the kernel did not find what the filter keeps.
+    pub(super) fn distribution(&self, filter: Filter) -> Option<Result<Distribution>> {
         if filter.is_plain() {
             return Some(Distribution::known(filter, self.max, self.total, f32::NEG_INFINITY, usize::MAX));
         }
@@ -82,47 +98,50 @@ impl Summary {
     }
 }
 
-/// The rows of one sequence. Its methods wait for what they ask the GPU, but for [`Ring::queue`].
+/// The last rows of one sequence: that of position `p` is in slot `p % SLOTS`. All methods but [`Ring::queue`] wait for
+/// the GPU.
 pub struct Ring {
-    device: Arc<Device>,
-    ring: DeviceBuffer,
+    pub(super) device: Arc<Device>,
+    pub(super) ring: DeviceBuffer,
+    /// By row and chunk: its largest score and the sum of its weights.
     parts: DeviceBuffer,
-    /// Of each part, the largest score that each thread has seen.
+    /// By row, chunk and thread: the largest score that the thread has seen.
     peaks: DeviceBuffer,
-    /// Of each part, the sum over what a filter keeps.
+    /// By row and chunk: the sum over what the filter keeps.
     kept: DeviceBuffer,
-    /// One for each slot, written by the GPU, and one more for a draw.
+    /// One for each slot, and one for a draw. The GPU writes them.
     summaries: HostBuffer,
+    /// Pinned memory that rows are copied to.
     staging: RefCell<HostBuffer>,
     done: Event,
-    /// The position in each slot, and what its summary was made with.
-    held: [(usize, Filter); SLOTS],
-    /// The rows that were asked for in full, until nobody may ask any more.
+    /// By slot: the position of its row, and the filter of its summary.
+    pub(super) held: [(usize, Filter); SLOTS],
+    /// By slot: the row on the host, if it was copied.
     fetched: [OnceCell<Box<[f32]>>; SLOTS],
     spare: RefCell<Vec<Box<[f32]>>>,
-    /// How many rows went to the host.
-    copied: Cell<u64>,
-    /// The last draw: its position, the token and its score, which is asked for next.
+    /// Rows copied to the host.
+    pub(super) copied: Cell<u64>,
+    /// The last draw: its position, its token, and the score of the token, which is needed next.
     drawn: Cell<(usize, i32, f32)>,
-    /// Whether a copy or a kernel has failed, so that nothing here is to be used again.
+    /// Whether a copy or a kernel has failed. Then the ring must not be used again.
     failed: Cell<bool>,
-    /// Scores of a row, and those of them that are tokens: the others are padding.
-    columns: usize,
-    vocab: usize,
-    element: TensorElementType,
-    /// For the rows to come.
-    filter: Filter,
+    /// Scores of a row. Those from `vocab` on are padding.
+    pub(super) columns: usize,
+    pub(super) vocab: usize,
+    pub(super) element: TensorElementType,
+    /// The filter of the next pass.
+    pub(super) filter: Filter,
 }
 
 const NONE: (usize, Filter) = (usize::MAX, Filter { rate: 0.0, top_k: 0, top_p: 1.0, distance: f32::NEG_INFINITY });
 
 impl Ring {
-    /// None are kept yet. `None` where the kernels cannot be had or the element is another one.
+    /// An empty ring. `None` if the kernels cannot be loaded, or if the type of the scores is not supported.
     pub fn new(device: &Arc<Device>, columns: usize, element: TensorElementType) -> ort::Result<Option<Self>> {
         Self::with_slots(device, columns, element, SLOTS)
     }
 
-    fn with_slots(
+    pub(super) fn with_slots(
         device: &Arc<Device>,
         columns: usize,
         element: TensorElementType,
@@ -158,7 +177,7 @@ impl Ring {
         self.ring.len() + self.parts.len() + self.peaks.len() + self.kept.len() + pinned + 4 * self.columns * rows
     }
 
-    /// Forget all rows. Those to come are of this many tokens, and padding behind them.
+    /// Forget all rows. Later rows have `vocab` tokens, and padding behind them.
     pub fn clear(&mut self, vocab: usize) {
         self.vocab = vocab;
         self.held = [NONE; SLOTS];
@@ -167,22 +186,23 @@ impl Ring {
         self.copied.set(0);
     }
 
-    /// How the rows to come are asked about.
+    /// Filter the rows of later passes like this.
     pub fn set_filter(&mut self, filter: Filter) {
         self.filter = filter;
     }
 
-    /// Whether one more kernel is run for the rows to come.
+    /// Whether later passes run the kernel that filters.
     pub fn filters(&self) -> bool {
         !self.filter.is_plain()
     }
 
-    /// The place of a slot in the ring.
-    fn place_of(&self, slot: usize) -> usize {
+    /// The offset of a slot in the ring, in bytes.
+    pub(super) fn place_of(&self, slot: usize) -> usize {
         slot * (self.columns * size(self.element).unwrap_or(4)).next_multiple_of(WORD)
     }
 
-    /// For a pass over `tokens` from `start` on, that gives rows of the positions from `first` on, of which the first are not wanted.
+    /// The arguments for a pass over `tokens`, which begin at position `start`. It gives rows from position `first` on;
+    /// the first `skipped` of them are not wanted.
     pub fn control(&self, start: usize, tokens: &[i32], first: usize, skipped: usize, vocab: usize) -> Control {
         let mut control = Control {
             first: first as i32,
@@ -198,7 +218,8 @@ impl Ring {
         control
     }
 
-    /// Keep the rows of a pass, `given` of them at the front of `logits`, and summarise them. `control` is an address on the device.
+    /// Queue the kernels that copy the first `given` rows of `logits` into the ring and summarise them. `control` is
+    /// the address of a [`Control`] on the device.
     pub fn queue(&self, queue: &Queue, logits: &DeviceBuffer, given: usize, mut control: u64) -> ort::Result<()> {
         let (mut from, mut ring, mut parts) = (logits.place(), self.ring.place(), self.parts.place());
         let (mut peaks, mut kept) = (self.peaks.place(), self.kept.place());
@@ -231,8 +252,8 @@ impl Ring {
         }
     }
 
-    /// The rows of these positions were kept by a pass that has succeeded. Of those before them, nobody asks for what comes before
-    /// `wanted`.
+    /// Note that a pass has succeeded, which gave the rows of these positions. Rows before position `wanted` are not
+    /// asked for any more.
     pub fn keep(&mut self, positions: Range<usize>, wanted: usize) {
         let spare = self.spare.get_mut();
         for (row, (position, _)) in self.fetched.iter_mut().zip(&self.held) {
@@ -245,7 +266,7 @@ impl Ring {
         positions.for_each(|position| self.held[position % SLOTS] = (position, self.filter));
     }
 
-    /// The rows of these positions are on the host: a pass has left them there.
+    /// Note that a pass has left the rows of these positions on the host.
     pub fn lose(&mut self, positions: Range<usize>) {
         self.copied.set(self.copied.get() + positions.len() as u64);
         for position in positions {
@@ -256,12 +277,13 @@ impl Ring {
         }
     }
 
-    /// Whether asking for rows has failed, so that the GPU may be in any state.
+    /// Whether a copy or a kernel has failed.
     pub fn has_failed(&self) -> bool {
         self.failed.get()
     }
 
-    fn failed(&self, error: ort::Error) -> Error {
+    /// Turn an error of the driver into one of ours, and note that the ring has failed.
+    pub(super) fn failed(&self, error: ort::Error) -> Error {
         self.failed.set(true);
         failed(error)
     }
@@ -271,13 +293,13 @@ impl Ring {
         self.held[position % SLOTS].0 == position
     }
 
-    fn summary_at(&self, slot: usize) -> Summary {
+    pub(super) fn summary_at(&self, slot: usize) -> Summary {
         let size = size_of::<Summary>();
         bytemuck::pod_read_unaligned(&self.summaries.bytes()[slot * size..(slot + 1) * size])
     }
 
     /// The score of a token at a position that is held.
-    fn score_at(&self, position: usize, token: usize) -> ort::Result<f32> {
+    pub(super) fn score_at(&self, position: usize, token: usize) -> ort::Result<f32> {
         let slot = position % SLOTS;
         if let Some(row) = self.fetched[slot].get() {
             return Ok(row[token]);
@@ -315,6 +337,7 @@ impl Ring {
         Ok(self.fetched[slot].get().expect("it was set"))
     }
 
+    /// Copy `count` scores at an offset of the ring to the host, as float32.
     fn copy(&self, place: usize, count: usize, out: &mut [f32]) -> ort::Result<()> {
         let size = size(self.element).expect("it was checked");
         let mut staging = self.staging.borrow_mut();
@@ -330,7 +353,8 @@ impl Ring {
         Ok(())
     }
 
-    fn draw_kept(
+    /// The token at which the sum of the kept weights from the front passes `share`.
+    pub(super) fn draw_kept(
         &self,
         slot: usize,
         position: usize,
@@ -368,7 +392,8 @@ impl Ring {
         Ok(drawn.token as usize)
     }
 
-    fn wait(&self, queue: Queue, queued: ort::Result<()>) -> ort::Result<()> {
+    /// Wait for what was queued.
+    pub(super) fn wait(&self, queue: Queue, queued: ort::Result<()>) -> ort::Result<()> {
         match queued.and_then(|()| queue.record(&self.done)) {
             Ok(()) => {
                 drop(queue);
@@ -382,215 +407,17 @@ impl Ring {
     }
 }
 
-impl DeviceRows for Ring {
-    fn scores(&self, position: usize) -> Result<&[f32]> {
-        self.row(position).map(|row| &row[..self.vocab]).map_err(|error| self.failed(error))
-    }
-
-    fn score(&self, position: usize, token: usize) -> Result<f32> {
-        self.score_at(position, token).map_err(|error| self.failed(error))
-    }
-
-    fn best(&self, position: usize) -> Option<(usize, f32, f32)> {
-        let summary = self.holds(position).then(|| self.summary_at(position % SLOTS))?;
-        Some((summary.best as usize, summary.max, summary.second))
-    }
-
-    fn distribution(&self, position: usize, filter: Filter) -> Option<Result<Distribution>> {
-        let known = self.held[position % SLOTS] == (position, filter);
-        if known { self.summary_at(position % SLOTS).distribution(filter) } else { None }
-    }
-
-    fn draw(&self, position: usize, share: f64) -> Result<Option<usize>> {
-        let slot = position % SLOTS;
-        match self.summary_at(slot).distribution(self.held[slot].1) {
-            Some(kept) => self.draw_kept(slot, position, kept?, share).map(Some).map_err(|error| self.failed(error)),
-            None => Ok(None),
-        }
-    }
-
-    fn place(&self, position: usize) -> Option<DeviceRow> {
-        let slot = position % SLOTS;
-        Some(DeviceRow {
-            device: self.device.id(),
-            address: self.ring.place() + self.place_of(slot) as u64,
-            element: code(self.element),
-            max: self.summary_at(slot).max,
-        })
-    }
-
-    fn copied(&self) -> u64 {
-        self.copied.get()
-    }
-
-    fn sums(&self) -> Option<Box<dyn DeviceSums>> {
-        match GpuSums::new(&self.device, self.vocab) {
-            Ok(sums) => Some(Box::new(sums?)),
-            Err(error) => {
-                tracing::warn!("rows are added up on the host, because the GPU has no room for the sum: {error}");
-                None
-            }
-        }
-    }
-}
-
 /// An error of the driver, about rows.
-fn failed(error: ort::Error) -> Error {
+pub(super) fn failed(error: ort::Error) -> Error {
     Error::Runtime(format!("rows of logits on the GPU: {error}"))
 }
 
-#[repr(C)]
-#[derive(Debug, Clone, Copy, Zeroable)]
-struct Term {
-    row: u64,
-    scale: f64,
-    max: f32,
-    rate: f32,
-    element: i32,
-    cut: i32,
-    floor: f32,
-    padding: i32,
-}
-
-/// Rows that kernels take at once.
-const TERMS: usize = 8;
-
-#[repr(C)]
-#[derive(Debug, Clone, Copy, Zeroable)]
-struct Terms {
-    terms: [Term; TERMS],
-    count: i32,
-    vocab: i32,
-    without: i32,
-    padding: i32,
-}
-
-/// Computes with rows of several models on one GPU.
-struct GpuSums {
-    /// The sum, in the one slot there is.
-    sum: Ring,
-    control: HostBuffer,
-    /// The sum of the residual in each chunk.
-    sums: HostBuffer,
-    drawn: HostBuffer,
-    /// The parts of the last residual.
-    terms: Terms,
-    device: Arc<Device>,
-    vocab: usize,
-}
-
-impl GpuSums {
-    fn new(device: &Arc<Device>, vocab: usize) -> ort::Result<Option<Self>> {
-        let Some(sum) = Ring::with_slots(device, vocab, TensorElementType::Float32, 1)? else { return Ok(None) };
-        Ok(Some(GpuSums {
-            sum,
-            control: HostBuffer::zeroed(device, size_of::<Control>())?,
-            sums: HostBuffer::zeroed(device, 8 * CHUNKS)?,
-            drawn: HostBuffer::zeroed(device, size_of::<Summary>())?,
-            terms: Terms::zeroed(),
-            device: device.clone(),
-            vocab,
-        }))
-    }
-
-    /// The parts as kernels take them; `None` if a row is on another GPU, or if they are too many.
-    fn terms(&self, parts: impl Iterator<Item = row::Term>) -> Option<Terms> {
-        let mut terms = Terms { vocab: self.vocab as i32, without: -1, ..Terms::zeroed() };
-        for row::Term { row, scale, distribution: Distribution { max, rate, floor, cut, .. } } in parts {
-            let term = terms.terms.get_mut(terms.count as usize).filter(|_| row.device == self.device.id())?;
-            let (row, element, cut) = (row.address, row.element, token_of(cut));
-            *term = Term { row, scale, max, rate, element, cut, floor, padding: 0 };
-            terms.count += 1;
-        }
-        Some(terms)
-    }
-
-    /// Put work on the stream and wait for it.
-    fn work(&self, work: impl FnOnce(&Queue) -> ort::Result<()>) -> Result<()> {
-        let waited = self.device.queue().and_then(|queue| {
-            let queued = work(&queue);
-            self.sum.wait(queue, queued)
-        });
-        waited.map_err(failed)
-    }
-}
-
-impl DeviceSums for GpuSums {
-    fn add(
-        &mut self,
-        parts: &mut dyn Iterator<Item = row::Term>,
-        judge: Option<(DeviceRow, f32)>,
-        filter: Filter,
-        token: usize,
-    ) -> Result<bool> {
-        let judged = judge.map(|(row, _)| row::Term::of_scores(row, 0.0));
-        let Some(mut terms) = self.terms(parts.chain(judged)) else { return Ok(false) };
-        let (mut judged, mut floor) = (i32::from(judge.is_some()), judge.map_or(0.0, |(_, floor)| floor));
-        self.sum.set_filter(filter);
-        // As of a pass of one row, at position 0, behind which the token came.
-        let mut control = Control { width: 1, ..Control::of(filter, self.vocab) };
-        control.tokens[0] = token as i32;
-        self.control.bytes_mut().copy_from_slice(bytemuck::bytes_of(&control));
-        let control = self.control.bytes().as_ptr() as u64;
-        self.work(|queue| {
-            let mut out = self.sum.ring.place();
-            let arguments =
-                &mut [argument(&mut terms), argument(&mut judged), argument(&mut floor), argument(&mut out)];
-            // SAFETY: the arguments are those of the kernel; rows stay until their sequences run again.
-            unsafe { queue.run(self.device.kernels()?.weigh, (132, 1, 1), THREADS as u32, arguments)? };
-            self.sum.queue(queue, &self.sum.ring, 1, control)
-        })?;
-        self.sum.keep(0..1, 0);
-        Ok(true)
-    }
-
-    fn sum(&self) -> Row<'_> {
-        Row::Device(&self.sum, 0)
-    }
-
-    fn residual(&mut self, parts: &mut dyn Iterator<Item = row::Term>, certain: Option<usize>) -> Result<Option<f64>> {
-        let Some(mut terms) = self.terms(parts) else { return Ok(None) };
-        terms.without = certain.map_or(-1, token_of);
-        let mut sums = self.sums.bytes().as_ptr() as u64;
-        let arguments = &mut [argument(&mut terms), argument(&mut sums)];
-        // SAFETY: the arguments are those of the kernel; rows stay until their sequences run again.
-        self.work(|queue| unsafe {
-            queue.run(self.device.kernels()?.residual, (CHUNKS as u32, 1, 1), THREADS as u32, arguments)
-        })?;
-        self.terms = terms;
-        Ok(Some(bytemuck::cast_slice::<u8, f64>(self.sums.bytes()).iter().sum()))
-    }
-
-    fn draw_residual(&self, share: f64) -> Result<usize> {
-        let (mut left, mut chunk) = (share, 0);
-        for (index, &sum) in bytemuck::cast_slice::<u8, f64>(self.sums.bytes()).iter().enumerate() {
-            if sum > 0.0 {
-                chunk = index as i32;
-                if left < sum {
-                    break;
-                }
-                left -= sum; // rounding may lead behind the last chunk; then the rest is too much of it
-            }
-        }
-        let (mut terms, mut out) = (self.terms, self.drawn.bytes().as_ptr() as u64);
-        let arguments = &mut [argument(&mut terms), argument(&mut chunk), argument(&mut left), argument(&mut out)];
-        // SAFETY: the arguments are those of the kernel; rows stay until their sequences run again.
-        self.work(|queue| unsafe { queue.run(self.device.kernels()?.pick, (1, 1, 1), THREADS as u32, arguments) })?;
-        let drawn: Summary = bytemuck::pod_read_unaligned(self.drawn.bytes());
-        usize::try_from(drawn.token)
-            .map_err(|_| Error::Internal("a draw from a residual on the GPU found no token".into()))
-    }
-
-    fn bytes(&self) -> usize {
-        self.sum.bytes() + self.control.len() + self.sums.len() + self.drawn.len()
-    }
-}
-
-/// A token as kernels take it, or the largest number.
-fn token_of(token: usize) -> i32 {
+/// A token as kernels take it; the largest number if there is no such token.
+pub(super) fn token_of(token: usize) -> i32 {
     i32::try_from(token).unwrap_or(i32::MAX)
 }
 
+/// Bytes of a score; `None` if the type is not supported.
 fn size(element: TensorElementType) -> Option<usize> {
     match element {
         TensorElementType::Float32 => Some(4),
@@ -599,8 +426,8 @@ fn size(element: TensorElementType) -> Option<usize> {
     }
 }
 
-/// What the kernels call it.
-fn code(element: TensorElementType) -> i32 {
+/// The number by which the kernels know the type.
+pub(super) fn code(element: TensorElementType) -> i32 {
     match element {
         TensorElementType::Float32 => 0,
         TensorElementType::Float16 => 1,
@@ -614,9 +441,9 @@ mod tests {
 
     use super::*;
     use crate::cuda::tests::gpu;
-    use crate::rows::{Candidates, Sampler};
+    use crate::rows::{Candidates, DeviceRows, Sampler};
 
-    /// `scripts/make-ptx` makes it.
+    /// The PTX names its source, so that a change of the source without `scripts/make-ptx` fails here.
     #[test]
     fn the_ptx_is_of_the_source() {
         let source = include_str!("../../kernels/rows.cu");
@@ -635,7 +462,6 @@ mod tests {
             assert!(source.contains(&format!("const int {name} = {value};")), "{name}");
         }
         assert_eq!((size_of::<Control>(), size_of::<Summary>()), (4 * (10 + NOTED), 48));
-        assert_eq!((size_of::<Term>(), size_of::<Terms>()), (40, 40 * TERMS + 16));
     }
 
     /// As their type holds them.
@@ -715,7 +541,8 @@ mod tests {
                     let scores = &scores[..vocab];
                     let expected = sampler.process(scores, &mut Candidates::default()).unwrap();
                     let found = rows.distribution(position, sampler.filter()).transpose().unwrap();
-                    // Where all are the best, there are too many of them; and of masked or short rows, so many are none that matter.
+                    // Where all are the best, there are too many of them; and of masked or short rows, so many are none
+                    // that matter.
                     let Some(found) = found else {
                         let is_near = top_k < 600 || (top_k < 3000 && position == 0 && vocab > 100_000);
                         assert!(position == 2 || !is_near, "{what}");

@@ -4,12 +4,12 @@ use super::filter::Filter;
 use super::kernels::{self, Normaliser};
 use crate::error::{Error, Result};
 
-/// Two scores nearer than this are a near tie. Passes of different widths may rank them differently, because their kernels
-/// add in another order. For mixtures the scores are logarithms of probabilities.
+/// Two scores nearer than this are a near tie. Passes of different widths may rank them differently, because their
+/// kernels add in another order. For mixtures the scores are logarithms of probabilities.
 pub const NEAR_TIE: f32 = 1e-3;
 
-/// The distribution that a [`Sampler`] makes of a row of scores: the few numbers that turn a score into its probability.
-/// It is used with the row that it was made of.
+/// The distribution that a [`Sampler`] makes of a row of scores: the few numbers that turn a score into its
+/// probability. It is used with the row that it was made of.
 ///
 /// [`Sampler`]: super::sampling::Sampler
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -32,7 +32,8 @@ impl Distribution {
         Distribution::of_all(scores, 1.0)
     }
 
-    /// What a device has found out about a row: its largest score, NaN for a bad row, and what a [`Filter`] keeps of it.
+    /// What a device has found out about a row: its largest score, NaN for a bad row, and what a [`Filter`] keeps of
+    /// it.
     ///
     /// [`Error::Numeric`] for a bad row.
     pub fn known(filter: Filter, max: f32, total: f64, floor: f32, cut: usize) -> Result<Self> {

@@ -1,10 +1,12 @@
 //! Rows of logits: one score for each token, on the host or on a GPU, and all that is computed on them.
 //!
-//! A [`Row`] answers by itself where it lies. A row on a GPU is copied to the host only if all of its scores are asked for.
+//! A [`Row`] answers by itself where it lies. A row on a GPU is copied to the host only if all of its scores are asked
+//! for.
 
 pub(crate) mod device;
 mod distribution;
 mod filter;
+mod gpu;
 pub mod kernels;
 mod row;
 mod sampling;

@@ -97,8 +97,8 @@ pub trait DeviceRows {
     /// The score of one token.
     fn score(&self, position: usize, token: usize) -> Result<f32>;
 
-    /// The first token of the largest score, this score, NaN for a bad row, and the largest score of all other tokens; `None`
-    /// if that takes all scores.
+    /// The first token of the largest score, this score, NaN for a bad row, and the largest score of all other tokens;
+    /// `None` if that takes all scores.
     fn best(&self, position: usize) -> Option<(usize, f32, f32)>;
 
     /// What a filter makes of a row, for the filter that the pass was run with; `None` if that takes all scores.
@@ -118,11 +118,12 @@ pub trait DeviceRows {
     fn sums(&self) -> Option<Box<dyn DeviceSums>>;
 }
 
-/// Computes with several rows of one device. Holds one sum and one residual; the next [`DeviceSums::add`] overwrites the sum.
+/// Computes with several rows of one device. Holds one sum and one residual; the next [`DeviceSums::add`] overwrites
+/// the sum.
 pub trait DeviceSums: Send {
-    /// Make the weighted sum of rows. A token is impossible where any part gives minus infinity, and where the judge, a row
-    /// with a least score, is below that score. The sum answers for `filter` and for the score of `token` without a copy.
-    /// Returns false, and makes nothing, if the device cannot do that for these rows.
+    /// Make the weighted sum of rows. A token is impossible where any part gives minus infinity, and where the judge, a
+    /// row with a least score, is below that score. The sum answers for `filter` and for the score of `token` without a
+    /// copy. Returns false, and makes nothing, if the device cannot do that for these rows.
     fn add(
         &mut self,
         parts: &mut dyn Iterator<Item = Term>,
@@ -134,9 +135,9 @@ pub trait DeviceSums: Send {
     /// The sum that was made last.
     fn sum(&self) -> Row<'_>;
 
-    /// Make a residual `max(0, t − q)` (Eq. 6), where the last part is the proposal `q` and the others sum up to the target
-    /// `t`. For a proposal that was `certain`, all parts are the target, and the residual is the target without that token.
-    /// Returns the sum of the residual; `None` if the device cannot do that for these rows.
+    /// Make a residual `max(0, t − q)` (Eq. 6), where the last part is the proposal `q` and the others sum up to the
+    /// target `t`. For a proposal that was `certain`, all parts are the target, and the residual is the target without
+    /// that token. Returns the sum of the residual; `None` if the device cannot do that for these rows.
     fn residual(&mut self, parts: &mut dyn Iterator<Item = Term>, certain: Option<usize>) -> Result<Option<f64>>;
 
     /// The token at which the sum of the residual from the front passes `share`.
@@ -146,8 +147,8 @@ pub trait DeviceSums: Send {
     fn bytes(&self) -> usize;
 }
 
-/// A row as a part of a sum on a device: `scale · e^((score − max) · rate)` of each score that the distribution keeps. A
-/// rate of 0 stands for the score itself, `scale · score`.
+/// A row as a part of a sum on a device: `scale · e^((score − max) · rate)` of each score that the distribution keeps.
+/// A rate of 0 stands for the score itself, `scale · score`.
 #[derive(Debug, Clone, Copy)]
 pub struct Term {
     /// Where the row is.

@@ -141,10 +141,10 @@ impl Sampler {
 
     /// Turn a row of scores into a distribution, without forming the row of probabilities.
     ///
-    /// Among equal scores the lower token ranks first: exactly `top_k` tokens remain, and top-p keeps the shortest
-    /// run of tokens, best first, whose share reaches `top_p`. Scores of minus infinity get probability 0. Greedily, the
-    /// first maximum has probability 1.
-    /// NaN, plus infinity, or a row of nothing but minus infinity is [`Error::Numeric`].
+    /// Among equal scores the lower token ranks first: exactly `top_k` tokens remain, and top-p keeps the shortest run
+    /// of tokens, best first, whose share reaches `top_p`. Scores of minus infinity get probability 0. Greedily, the
+    /// first maximum has probability 1. NaN, plus infinity, or a row of nothing but minus infinity is
+    /// [`Error::Numeric`].
     pub fn process(&self, scores: &[f32], candidates: &mut Candidates) -> Result<Distribution> {
         if !self.filters(scores.len()) {
             return Distribution::of_all(scores, self.rate());
@@ -181,8 +181,8 @@ impl Sampler {
         Ok(Distribution { floor, cut, total: weights(&all, &candidates.keys), ..all })
     }
 
-    /// The same for a row that `make` is yet to write, and of which it is to show each part that it has written: where no filter
-    /// is on, the row is not read again.
+    /// The same for a row that `make` is yet to write, and of which it is to show each part that it has written: where
+    /// no filter is on, the row is not read again.
     pub fn process_made(
         &self,
         scores: &mut [f32],
@@ -232,7 +232,8 @@ fn weights(distribution: &Distribution, keys: &[u64]) -> f64 {
     keys.iter().map(|&key| f64::from(distribution.weight(score_of(key)))).sum()
 }
 
-/// The length of the shortest run of the best keys whose weight reaches `share`. Puts that run in front, its worst last.
+/// The length of the shortest run of the best keys whose weight reaches `share`. Puts that run in front, its worst
+/// last.
 fn nucleus(keys: &mut [u64], share: f64, weights: impl Fn(&[u64]) -> f64) -> usize {
     // The run ends between the two, and `reached` is the weight in front of them.
     let (mut start, mut end, mut reached) = (0, keys.len(), 0.0);
@@ -395,8 +396,8 @@ mod tests {
         assert_eq!(key(0.0, 1), key(-0.0, 1));
     }
 
-    /// The filters in double precision, by sorting everything; nothing where a running sum lies on a limit, on either side of
-    /// which single and double precision may fall.
+    /// The filters in double precision, by sorting everything; nothing where a running sum lies on a limit, on either
+    /// side of which single and double precision may fall.
     fn oracle(scores: &[f32], temperature: f32, k: i32, p: f32, m: f32) -> Option<Vec<f64>> {
         let mut order: Vec<usize> = (0..scores.len()).collect();
         order.sort_by(|&a, &b| scores[b].total_cmp(&scores[a]).then(a.cmp(&b)));

@@ -3,8 +3,8 @@
 use super::kernels;
 use crate::error::Result;
 
-/// Weights to draw by: not negative, not all 0. They are made piece by piece, because a draw seldom needs all: a row of a
-/// large vocabulary is then neither written nor read again.
+/// Weights to draw by: not negative, not all 0. They are made piece by piece, because a draw seldom needs all: a row of
+/// a large vocabulary is then neither written nor read again.
 pub trait Weights {
     /// Number of weights.
     fn count(&self) -> usize;

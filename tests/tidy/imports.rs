@@ -19,14 +19,19 @@ pub const ROOMS: &[(&str, &[&str])] = &[
     ("export", &["files", "error"]),
     ("text", &["files", "error"]),
     ("onnx", &["cuda", "error", "export", "files", "model", "process", "rows"]),
+    ("clock", &[]),
+    ("learn", &[]),
     // It runs no pass: it says which one is needed, and reads its rows.
-    (
-        "decode",
-        &["error", "model::Interrupt", "model::Pass", "model::Sequence", "plan::Estimates", "plan::Observer", "rows"],
-    ),
-    ("plan", &["decode", "error", "model", "rows"]),
+    ("decode", &["error", "learn", "model::Memory", "model::Pass", "model::Report", "model::Sequence", "rows"]),
+    ("plan", &["clock", "decode", "error", "learn", "rows"]),
     ("config", &["decode::Combination", "error", "files"]),
-    ("engine", &["config", "decode", "error", "export", "files", "model", "onnx", "plan", "process", "rows", "text"]),
+    (
+        "engine",
+        &[
+            "clock", "config", "decode", "error", "export", "files", "learn", "model", "onnx", "plan", "process",
+            "rows", "text",
+        ],
+    ),
     ("ffi", &["config", "decode", "engine", "error", "model", "process", "rows", "text"]),
 ];
 
