@@ -2,6 +2,7 @@
 
 pub(crate) mod companions;
 pub(crate) mod graph;
+mod proto;
 pub(crate) mod recognise;
 pub(crate) mod shapes;
 

@@ -50,7 +50,7 @@ fn input(node: &Node, index: usize) -> Option<&str> {
 
 /// cuDNN supports attention without capped scores, windows and sinks.
 fn cudnn_supports(node: &Node) -> bool {
-    node.fraction("softcap").unwrap_or(0.0) == 0.0
+    node.float("softcap").unwrap_or(0.0) == 0.0
         && node.integer("local_window_size").unwrap_or(-1) == -1
         && node.integer("smooth_softmax").unwrap_or(0) != 1
         && input(node, SINK).is_none()

@@ -308,7 +308,7 @@ impl<'a> Reader<'a> {
             // seen of the builder (0.18) for Mistral: its attention is over everything
             limits.push((window, "the model has sliding windows of this length, but the graph has none"));
         }
-        if let Some(trained) = self.beside.rescaled_behind().filter(|&trained| trained > 0) {
+        if let Some(trained) = self.beside.rescaled_beyond().filter(|&trained| trained > 0) {
             // Those whose keys are cached already are, too.
             limits.push((trained, "behind it all positions are scaled anew (longrope), which a cache cannot follow"));
         }
@@ -318,7 +318,7 @@ impl<'a> Reader<'a> {
     /// Whether the scores of attentions go through a tanh.
     fn caps_attention(&self) -> bool {
         let fused = ["GroupQueryAttention", "Attention"].into_iter().flat_map(|operator| self.graph.all(operator));
-        fused.clone().any(|node| node.fraction("softcap") > Some(0.0)) || self.graph.goes_through("Softmax", "Tanh")
+        fused.clone().any(|node| node.float("softcap") > Some(0.0)) || self.graph.goes_through("Softmax", "Tanh")
     }
 
     /// Positions that the graph has a row for in each of its tables.
