@@ -5,7 +5,7 @@ use serde_json::json;
 use super::check::{Deviation, Excuses, Trial};
 use super::model::OnnxModel;
 use crate::error::{Error, Result};
-use crate::export::recognise::merged_beside;
+use crate::export::recognise::merged_decoder;
 use crate::export::shapes;
 use crate::export::{CacheKind, Rollback, Scoring};
 
@@ -107,7 +107,7 @@ fn check_cache(model: &mut OnnxModel, trial: &Trial) -> Result<()> {
             ),
         ));
     }
-    let mend = match merged_beside(&model.export.file) {
+    let mend = match merged_decoder(&model.export.file) {
         Some(file) => format!("take {file}, which is beside it"),
         None => "export the model in another way".into(),
     };
