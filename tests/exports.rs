@@ -1,5 +1,6 @@
-//! Compares exports of many architectures and forms with golden logits of PyTorch: prompts, single steps, several positions
-//! on top of a cache, and rollbacks. `scripts/export_architectures.py` and `scripts/export_variants.py` make the exports.
+//! Compares exports of many architectures and forms with golden logits of PyTorch: prompts, single steps, several
+//! positions on top of a cache, and rollbacks. `scripts/export_architectures.py` and `scripts/export_variants.py` make
+//! the exports.
 
 mod common;
 #[path = "common/replay.rs"]
@@ -368,7 +369,8 @@ fn tables_of_positions_limit_the_context() {
     assert_eq!(model.context_length(), 1 << 20);
 }
 
-/// The builder's float16 exports declare wrong shapes. The fixtures must keep them, because files of users have them too.
+/// The builder's float16 exports declare wrong shapes. The fixtures must keep them, because files of users have them
+/// too.
 #[test]
 fn wrong_declared_shapes_are_dropped() {
     for (form, expected) in [("builder-fp16", true), ("builder-fp32", false), ("optimum-fp16", false)] {

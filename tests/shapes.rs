@@ -1,8 +1,8 @@
-//! Tests models with the shapes of known ones, which `scripts/make_shapes.py` makes: logits against PyTorch's, prompts of 1
-//! to 3,000 tokens, and sessions on threads that come and go.
+//! Tests models with the shapes of known ones, which `scripts/make_shapes.py` makes: logits against PyTorch's, prompts
+//! of 1 to 3,000 tokens, and sessions on threads that come and go.
 //!
-//! `COS_TEST_SHAPES` names their folder; without it, the tests are skipped. `COS_TEST_PROVIDER=cuda` runs them on a GPU, and
-//! `COS_TEST_GPUS=2` puts the second model of a pair on another GPU.
+//! `COS_TEST_SHAPES` names their folder; without it, the tests are skipped. `COS_TEST_PROVIDER=cuda` runs them on a
+//! GPU, and `COS_TEST_GPUS=2` puts the second model of a pair on another GPU.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -17,8 +17,8 @@ use cos::onnx::{LoadOptions, OnnxModel, Provider, environment};
 use cos::rows::sampling::Sampler;
 use serde_json::Value;
 
-/// The largest difference from float32 logits for each precision, in standard deviations of a row. Weights are exact in four
-/// bits here, but their products are computed in half precision.
+/// The largest difference from float32 logits for each precision, in standard deviations of a row. Weights are exact in
+/// four bits here, but their products are computed in half precision.
 const TOLERANCES: [(&str, f32); 4] = [("fp32", 2e-3), ("fp16", 0.03), ("bf16", 0.2), ("int4", 0.03)];
 
 fn provider() -> &'static str {
@@ -183,9 +183,9 @@ fn decode(engine: &Arc<Engine>, Job { prompt, options }: &Job) -> Vec<i32> {
 
 /// Whether two texts differ by rounding only.
 ///
-/// The last bits of logits depend on the size of the cache, which a session may inherit from an earlier one. Greedy texts may
-/// diverge only where the models rate both tokens alike. The models are flat noise over 32,000 tokens and more, so rounding
-/// moves a sampled token by a few numbers, and later tokens do not depend on that.
+/// The last bits of logits depend on the size of the cache, which a session may inherit from an earlier one. Greedy
+/// texts may diverge only where the models rate both tokens alike. The models are flat noise over 32,000 tokens and
+/// more, so rounding moves a sampled token by a few numbers, and later tokens do not depend on that.
 fn are_alike(subject: &Subject, job: &Job, a: &[i32], b: &[i32]) -> bool {
     if !job.options.sampler.is_greedy() {
         return a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a.abs_diff(*b) <= 128);

@@ -68,8 +68,8 @@ fn no_export(path: &Path) -> String {
     }
 }
 
-/// The file that `genai_config.json` names. Its name may not lead out of the folder. The file may be a link to anywhere, as
-/// in the cache of the hub.
+/// The file that `genai_config.json` names. Its name may not lead out of the folder. The file may be a link to
+/// anywhere, as in the cache of the hub.
 fn configured_file(folder: &Path) -> Result<Option<PathBuf>> {
     let path = folder.join("genai_config.json");
     let config = json(&path)?;
@@ -217,8 +217,8 @@ impl Companions {
 
     /// Whether every position attends to all earlier ones. `None` if there is no configuration.
     ///
-    /// Anything that looks like a window counts as one. A false alarm costs a copy after each rejection; a missed window
-    /// would give a wrong distribution.
+    /// Anything that looks like a window counts as one. A false alarm costs a copy after each rejection; a missed
+    /// window would give a wrong distribution.
     pub fn attends_to_all(&self) -> Option<bool> {
         let sliding = self.genai.as_ref().map(|genai| genai.pointer("/model/decoder/sliding_window"));
         let genai = sliding.map(|sliding| sliding.is_none_or(Value::is_null));
@@ -265,8 +265,8 @@ impl Companions {
 
     /// The tokens that end a text, in ascending order, and warnings about invalid ones.
     ///
-    /// All tokens that any file names count. Files are often incomplete, and a text that never ends is worse than one that
-    /// ends early.
+    /// All tokens that any file names count. Files are often incomplete, and a text that never ends is worse than one
+    /// that ends early.
     pub fn stop_tokens(&self) -> (Vec<i32>, Vec<String>) {
         let key = "eos_token_id";
         let (genai, hub, generation) = (self.genai.as_ref(), self.hub.as_ref(), self.generation.as_ref());
@@ -293,8 +293,8 @@ impl Companions {
         (tokens.into_iter().collect(), warnings)
     }
 
-    /// The token that `tokenizer_config.json` names by its text. Errors in `tokenizer.json` are ignored here, because loading
-    /// the tokenizer reports them.
+    /// The token that `tokenizer_config.json` names by its text. Errors in `tokenizer.json` are ignored here, because
+    /// loading the tokenizer reports them.
     fn stop_token_by_text(&self) -> Option<i32> {
         let named = self.tokenizer_config.as_ref()?.get("eos_token")?;
         let text = named.get("content").unwrap_or(named).as_str()?;

@@ -1,7 +1,7 @@
 //! Reads the graph of an `.onnx` file. ONNX Runtime does not tell which operators a session has.
 //!
-//! Everything else in the file, above all weights, is left in the mapped file. Files come from strangers, so all walks through
-//! a graph are bounded, and an empty name is no value.
+//! Everything else in the file, above all weights, is left in the mapped file. Files come from strangers, so all walks
+//! through a graph are bounded, and an empty name is no value.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
@@ -71,8 +71,8 @@ impl Graph {
             ))
         };
         let opened = files::open(file).map_err(Error::Model)?;
-        // SAFETY: the mapping is only read in this function. If another program truncates the file meanwhile, the process
-        // gets SIGBUS, as it would when ONNX Runtime maps the file.
+        // SAFETY: the mapping is only read in this function. If another program truncates the file meanwhile, the
+        // process gets SIGBUS, as it would when ONNX Runtime maps the file.
         let bytes = unsafe { Mmap::map(&opened) }
             .map_err(|error| Error::Runtime(format!("cannot map {} into memory: {error}", file.display())))?;
         // With `Bytes`, the decoder does not copy the content of weights.

@@ -120,7 +120,8 @@ impl Role {
         })
     }
 
-    /// Whether it has one number for each token. Other inputs are single numbers, which shapes in a graph may depend on.
+    /// Whether it has one number for each token. Other inputs are single numbers, which shapes in a graph may depend
+    /// on.
     pub fn is_sequence(self) -> bool {
         matches!(self, Role::Tokens | Role::Mask | Role::Positions | Role::CachePositions | Role::TokenTypes)
     }
@@ -207,8 +208,8 @@ pub enum CacheKind {
 pub enum Rollback {
     /// The length becomes shorter, and the next pass overwrites the entries beyond it.
     Shorten,
-    /// The entries stay in the cache with a 0 in the attention mask, and new tokens get explicit positions. The cache is
-    /// compacted when too many entries are dead.
+    /// The entries stay in the cache with a 0 in the attention mask, and new tokens get explicit positions. The cache
+    /// is compacted when too many entries are dead.
     Mask,
     /// The cache is compacted before the next pass.
     Compact,

@@ -1,8 +1,8 @@
 //! Removes the shapes that a graph declares for its inner values, while a file is loaded.
 //!
-//! ONNX Runtime lets values of equal declared shape share a buffer. If an exporter declared shapes wrongly, passes fail.
-//! Without declarations, ONNX Runtime infers shapes. Weights are not copied: the file is mapped, and the key byte of each
-//! declaration is changed in memory.
+//! ONNX Runtime lets values of equal declared shape share a buffer. If an exporter declared shapes wrongly, passes
+//! fail. Without declarations, ONNX Runtime infers shapes. Weights are not copied: the file is mapped, and the key byte
+//! of each declaration is changed in memory.
 
 use std::fs::File;
 use std::io;
@@ -34,8 +34,8 @@ pub fn are_blamed(error: &str) -> bool {
 
 /// The content of a file without declared shapes. The file itself is not changed.
 pub fn without(file: &Path) -> io::Result<MmapMut> {
-    // SAFETY: the mapping is private. If another program truncates the file meanwhile, the process gets SIGBUS, as it would
-    // when ONNX Runtime maps the file.
+    // SAFETY: the mapping is private. If another program truncates the file meanwhile, the process gets SIGBUS, as it
+    // would when ONNX Runtime maps the file.
     let mut bytes = unsafe { MmapOptions::new().map_copy(&File::open(file)?)? };
     let keys = keys(&bytes).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "it is not ONNX"))?;
     keys.into_iter().for_each(|key| bytes[key] = UNUSED);

@@ -127,8 +127,8 @@ fn warn(model: &mut OnnxModel, scoring: Scoring, fallback: Option<&String>) {
     if export.rounds_activations && scoring == Scoring::Parallel {
         export.warnings.push(format!(
             "its 4-bit matrix products round activations (accuracy_level 4), and some kernels round one position \
-             otherwise than several, so logits depend on the strategy: by {deviation} over the few tokens of a trial, by \
-             some tenths elsewhere; export with accuracy_level 1, or set \"scoring\": \"one_by_one\""
+             otherwise than several, so logits depend on the strategy: by {deviation} over the few tokens of a trial, \
+             by some tenths elsewhere; export with accuracy_level 1, or set \"scoring\": \"one_by_one\""
         ));
     }
     if let Some(reason) = fallback {

@@ -1,5 +1,5 @@
-//! Recognises the cache of an export: which input and output are past and present of a tensor, its dimensions, and how the
-//! graph updates it.
+//! Recognises the cache of an export: which input and output are past and present of a tensor, its dimensions, and how
+//! the graph updates it.
 
 use std::collections::{HashMap, HashSet};
 
@@ -24,8 +24,8 @@ const RENAMED: [(&str, &str, CacheContent); 6] = [
 /// Operators that update a cache in place if past and present are one buffer.
 const IN_PLACE: [&str; 3] = ["GroupQueryAttention", "SparseAttention", "TensorScatter"];
 
-/// Parse the usual names of caches: `past_key_values.3.key`, `past_value_3`, `k_cache.3`, and `past_3` if keys and values are
-/// two halves of a tensor of five dimensions.
+/// Parse the usual names of caches: `past_key_values.3.key`, `past_value_3`, `k_cache.3`, and `past_3` if keys and
+/// values are two halves of a tensor of five dimensions.
 fn identity_by_name(name: &str, rank: usize) -> Option<Identity> {
     let rest = name.replace("past_key_values", "").replace("key_values", "").replace("key_value", "");
     let is_word = |text: &str, word: &str| text.split(|c: char| !c.is_ascii_alphabetic()).any(|part| part == word);

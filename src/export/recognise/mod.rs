@@ -1,8 +1,8 @@
 //! Recognises an exported language model: which inputs and outputs it has, and what they mean.
 //!
 //! Names, ranks, types and dimensions of inputs and outputs tell, and the operators that read and write them. A
-//! `genai_config.json` or `config.json` adds names, open sizes, the context length, stop tokens, and sliding windows. All of
-//! these come from strangers, so every size is bounded before it is used.
+//! `genai_config.json` or `config.json` adds names, open sizes, the context length, stop tokens, and sliding windows.
+//! All of these come from strangers, so every size is bounded before it is used.
 
 mod caches;
 mod positions;
@@ -98,14 +98,14 @@ impl<'a> Reader<'a> {
         }
         if !has(&[Role::CachePositions, Role::PastLength, Role::TotalLength]) {
             return Err(self.unsupported(
-                "its cache has a fixed length, but no input says where new entries go; export it with cache_position or \
-                 write_indices",
+                "its cache has a fixed length, but no input says where new entries go; export it with cache_position \
+                 or write_indices",
             ));
         }
         if self.is_dynamic() {
             return Err(self.unsupported(
-                "activations are quantised with one scale for a whole cache of fixed length (DynamicQuantizeLinear), so \
-                 rejected tokens would still change scores; export it with weight-only quantisation",
+                "activations are quantised with one scale for a whole cache of fixed length (DynamicQuantizeLinear), \
+                 so rejected tokens would still change scores; export it with weight-only quantisation",
             ));
         }
         Ok(())
@@ -157,9 +157,9 @@ impl<'a> Reader<'a> {
         if self.is_dynamic() {
             scoring = Scoring::OneByOne;
             warnings.push(
-                "activations are quantised with one scale for all positions of a pass (DynamicQuantizeLinear), so scores \
-                 depend on the other positions; positions are scored one by one unless \"scoring\" says otherwise, and \
-                 speculation saves nothing; export it with weight-only quantisation"
+                "activations are quantised with one scale for all positions of a pass (DynamicQuantizeLinear), so \
+                 scores depend on the other positions; positions are scored one by one unless \"scoring\" says \
+                 otherwise, and speculation saves nothing; export it with weight-only quantisation"
                     .into(),
             );
         }
@@ -199,8 +199,8 @@ impl<'a> Reader<'a> {
         let is_other = |name: &&str| others.iter().any(|other| name.ends_with(other));
         match named.first() {
             Some(name) if named.iter().all(is_other) => Err(self.refuse(format_args!(
-                "not a language model: config.json says that it is a {name}, and classifiers, rerankers and taggers do not \
-                 score tokens; export a model for text generation (ForCausalLM)"
+                "not a language model: config.json says that it is a {name}, and classifiers, rerankers and taggers do \
+                 not score tokens; export a model for text generation (ForCausalLM)"
             ))),
             _ => Ok(()),
         }
@@ -318,8 +318,8 @@ impl<'a> Reader<'a> {
         }
         if ["conv", "ssm", "state", "recurrent"].iter().any(|word| lower.contains(word)) {
             return self.unsupported(format_args!(
-                "its input {name} carries a recurrent state, which cannot be rolled back to an earlier token; use a model \
-                 of attention layers only"
+                "its input {name} carries a recurrent state, which cannot be rolled back to an earlier token; use a \
+                 model of attention layers only"
             ));
         }
         if self.identity("inputs", input).is_some() {
@@ -329,8 +329,8 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// The name of a merged decoder in the folder of an export, which runs both first and later passes. `None` if there is no
-/// other file.
+/// The name of a merged decoder in the folder of an export, which runs both first and later passes. `None` if there is
+/// no other file.
 pub fn merged_decoder(file: &Path) -> Option<&'static str> {
     let merged = "decoder_model_merged.onnx";
     (!file.ends_with(merged) && file.with_file_name(merged).is_file()).then_some(merged)

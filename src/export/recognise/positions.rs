@@ -1,7 +1,7 @@
 //! Finds tables that a graph looks up by position. The context cannot be longer than they are.
 //!
-//! Names of tables differ between exporters (`wpe`, `embed_positions`, `Constant_12`), so the index decides. It is made of
-//! positions or lengths, perhaps plus a constant. An index made of tokens belongs to an embedding table.
+//! Names of tables differ between exporters (`wpe`, `embed_positions`, `Constant_12`), so the index decides. It is made
+//! of positions or lengths, perhaps plus a constant. An index made of tokens belongs to an embedding table.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
