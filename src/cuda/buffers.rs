@@ -54,7 +54,8 @@ impl DeviceBuffer {
 
     /// Copy `runs` runs of `bytes` bytes from another buffer.
     ///
-    /// `places` are the offsets of the first run, and `pitch` the distances between runs, both as (source, destination).
+    /// `places` are the offsets of the first run, and `pitch` the distances between runs, both as (source,
+    /// destination).
     pub fn copy_runs(
         &mut self,
         from: &DeviceBuffer,

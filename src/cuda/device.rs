@@ -83,8 +83,8 @@ impl Device {
         // SAFETY: the call only looks for the library.
         if !unsafe { sys::is_culib_present() } {
             return Err(Error::Runtime(
-                "there is no NVIDIA driver (libcuda.so.1 was not found; in a container, run it with the NVIDIA container \
-                 toolkit)"
+                "there is no NVIDIA driver (libcuda.so.1 was not found; in a container, run it with the NVIDIA \
+                 container toolkit)"
                     .into(),
             ));
         }
@@ -151,8 +151,9 @@ impl Device {
 
     /// Run `work`, which calls ONNX Runtime, on the thread that makes all such calls for the model.
     ///
-    /// ONNX Runtime keeps handles of cuBLAS and cuDNN for each thread, and cuDNN's plans for attention. They are freed when the
-    /// thread ends. A captured pass runs kernels of these plans, so it must not outlive the thread that captured it.
+    /// ONNX Runtime keeps handles of cuBLAS and cuDNN for each thread, and cuDNN's plans for attention. They are freed
+    /// when the thread ends. A captured pass runs kernels of these plans, so it must not outlive the thread that
+    /// captured it.
     pub fn by_runner<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         self.runner.run(work)
     }
@@ -196,7 +197,7 @@ fn describe(error: DriverError) -> String {
         }
         sys::CUresult::CUDA_ERROR_NO_DEVICE => "the NVIDIA driver sees no GPU".into(),
         sys::CUresult::CUDA_ERROR_NOT_INITIALIZED => {
-            "CUDA does not start; if its parent has used GPUs, a child of fork() cannot, so open engines after fork() only"
+            "CUDA does not start; a child of fork() cannot use GPUs if its parent has; open engines after fork() only"
                 .into()
         }
         _ => match error.error_string() {

@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use parking_lot::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-// While a stream is captured, no thread may wait for the whole device. ONNX Runtime does so when it loads or frees a model,
-// or uses something for the first time. The capture then fails, and so does the next call of that thread, which reports the
-// error as its own. So a capture needs exclusive access to both locks.
+// While a stream is captured, no thread may wait for the whole device. ONNX Runtime does so when it loads or frees a
+// model, or uses something for the first time. The capture then fails, and so does the next call of that thread, which
+// reports the error as its own. So a capture needs exclusive access to both locks.
 
 /// Held shared while a model is loaded or freed. A capture does not wait for it, because a load may take long.
 static LOADS: RwLock<()> = RwLock::new(());
@@ -21,7 +21,8 @@ pub fn loading() -> RwLockReadGuard<'static, ()> {
     LOADS.read()
 }
 
-/// Hold the result while ONNX Runtime runs a pass that is not captured. To avoid a deadlock, lock a [`super::Queue`] first.
+/// Hold the result while ONNX Runtime runs a pass that is not captured. To avoid a deadlock, lock a [`super::Queue`]
+/// first.
 pub fn running() -> RwLockReadGuard<'static, ()> {
     RUNS.read()
 }

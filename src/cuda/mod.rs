@@ -1,8 +1,8 @@
 //! NVIDIA GPUs by the driver's API: memory, copies, kernels, and captured graphs.
 //!
-//! ONNX Runtime runs the passes of a model on a stream that CoS creates, so copies of inputs and logits are in order with
-//! them. The first pass of a width is run plainly. The second is captured as a CUDA graph, and later ones launch the graph
-//! without ONNX Runtime.
+//! ONNX Runtime runs the passes of a model on a stream that CoS creates, so copies of inputs and logits are in order
+//! with them. The first pass of a width is run plainly. The second is captured as a CUDA graph, and later ones launch
+//! the graph without ONNX Runtime.
 
 mod buffers;
 mod device;

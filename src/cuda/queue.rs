@@ -53,7 +53,8 @@ impl Queue<'_> {
         })
     }
 
-    /// Copy bytes `start` to `end` by a kernel, rounded outwards to whole words. `false` if the driver should copy instead.
+    /// Copy bytes `start` to `end` by a kernel, rounded outwards to whole words. `false` if the driver should copy
+    /// instead.
     fn transfer(&self, from: u64, to: u64, start: usize, end: usize) -> ort::Result<bool> {
         let (start, end) = (start / WORD * WORD, end.next_multiple_of(WORD));
         let Some(kernels) = self.device.kernels.as_ref().ok().filter(|_| (1..=FEW_BYTES).contains(&(end - start)))
@@ -63,7 +64,8 @@ impl Queue<'_> {
         let (mut from, mut to, mut words) = (from + start as u64, to + start as u64, ((end - start) / WORD) as i32);
         let blocks = (words as usize).div_ceil(THREADS) as u32;
         let mut arguments = [argument(&mut from), argument(&mut to), argument(&mut words)];
-        // SAFETY: the arguments match the kernel. Both buffers have room for whole words, and their owner waits for the work.
+        // SAFETY: the arguments match the kernel. Both buffers have room for whole words, and their owner waits for the
+        // work.
         unsafe { self.run(kernels.transfer, (blocks, 1, 1), THREADS as u32, &mut arguments) }.map(|()| true)
     }
 

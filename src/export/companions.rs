@@ -1,4 +1,4 @@
-//! The files that come with an exported model: its configurations and its tokenizer.
+//! The files that come with an exported model: external weights, configurations, and a tokenizer.
 
 use std::collections::BTreeSet;
 use std::path::{Component, Path, PathBuf};
@@ -10,15 +10,14 @@ use super::graph::Graph;
 use crate::error::{Error, Result};
 use crate::files;
 
-/// The `.onnx` file that a path names: itself, or the one in a folder.
+/// The `.onnx` file that a path names: the path itself, or the file in that folder.
 pub fn model_file(path: &Path) -> Result<PathBuf> {
     if !path.is_dir() {
-        // Whether it can be read is told when it is.
         return if files::is_there(path) {
             Ok(path.into())
         } else {
             Err(Error::Model(format!(
-                "{} does not exist; path names an .onnx file or a folder with one",
+                "{} does not exist; let path name an .onnx file or a folder with one",
                 path.display()
             )))
         };
@@ -33,10 +32,10 @@ pub fn model_file(path: &Path) -> Result<PathBuf> {
         .collect();
     files.sort();
     let named = |name: &str| files.iter().position(|file| file.ends_with(name));
-    // Optimum once left a decoder for the first pass, one for later ones, and both merged into one.
+    // Old versions of Optimum export a decoder for the first pass, one for later passes, and one that merges both.
     let preferred = named("model.onnx").or_else(|| named("decoder_model_merged.onnx"));
     match (files.len(), preferred) {
-        // the layout of the hub: configurations above, exports in a folder of their own
+        // Repositories of the Hugging Face hub have configurations here, and exports in a subfolder.
         (0, _) if path.join("onnx").is_dir() => model_file(&path.join("onnx")),
         (0, _) => Err(Error::Model(no_export(path))),
         (_, Some(index)) => Ok(files.swap_remove(index)),
@@ -52,7 +51,7 @@ pub fn model_file(path: &Path) -> Result<PathBuf> {
     }
 }
 
-/// What to say of a folder without an export: how to make one, where it holds a model to be exported.
+/// The error for a folder without an export. If the folder holds weights to export, it names the command.
 fn no_export(path: &Path) -> String {
     let weights =
         |name: &str| name.ends_with(".safetensors") || name.starts_with("pytorch_model") && name.ends_with(".bin");
@@ -69,8 +68,8 @@ fn no_export(path: &Path) -> String {
     }
 }
 
-/// The file that `genai_config.json` names. It may be a link to any place, as in a cache of the hub, but its name may
-/// not lead out of the folder.
+/// The file that `genai_config.json` names. Its name may not lead out of the folder. The file may be a link to
+/// anywhere, as in the cache of the hub.
 fn configured_file(folder: &Path) -> Result<Option<PathBuf>> {
     let path = folder.join("genai_config.json");
     let config = json(&path)?;
@@ -79,19 +78,19 @@ fn configured_file(folder: &Path) -> Result<Option<PathBuf>> {
     };
     if leads_out(name) {
         return Err(Error::Model(format!(
-            "{}: its filename {name:?} is outside of the model's folder; name a file in that folder",
+            "{}: its filename {name:?} is outside the model's folder; let it name a file in that folder",
             path.display()
         )));
     }
     Ok(Some(folder.join(name)))
 }
 
-/// Whether a name that a file gives may lead out of that file's folder.
+/// Whether a relative path may lead out of its folder.
 fn leads_out(name: &str) -> bool {
     !Path::new(name).components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir))
 }
 
-/// Look at the files with a model's weights: one that is missing or cut off, or is something else, is told by its name.
+/// Check that the external files of weights exist and are long enough. The error names the file.
 pub fn check_weights(file: &Path, graph: &Graph) -> Result<()> {
     let folder = file.parent().unwrap_or(Path::new(""));
     let misplaced = graph.misplaced.iter().map(|why| Err(format!("{why}; export the model again")));
@@ -104,7 +103,7 @@ pub fn check_weights(file: &Path, graph: &Graph) -> Result<()> {
 
 fn check_external(folder: &Path, name: &str, needed: u64) -> Result<(), String> {
     if leads_out(name) {
-        return Err(format!("{name:?} is outside of the model's folder; export the model again"));
+        return Err(format!("{name:?} is outside the model's folder; export the model again"));
     }
     let path = folder.join(name);
     if !files::is_there(&path) {
@@ -121,18 +120,18 @@ fn check_external(folder: &Path, name: &str, needed: u64) -> Result<(), String> 
     Ok(())
 }
 
-/// An error of loading a model with ONNX Runtime, or a better one if memory or links are the reason.
+/// Improve an error of ONNX Runtime if the cause is memory or a link.
 pub fn explain(file: &Path, graph: &Graph, error: Error) -> Error {
     let message = error.to_string();
     if ["bad_alloc", "out of memory", "Failed to allocate memory"].iter().any(|words| message.contains(words)) {
         return out_of_memory(file, &message);
     }
-    // A link is followed only within the folder of the model, or the one that the model itself is a link to.
+    // ONNX Runtime follows links only into the model's folder, or into the folder of the file that the model links to.
     let link = message.contains("External data path").then(|| linked_elsewhere(file, graph)).flatten();
     link.map_or(error, |(link, target)| {
         Error::Model(format!(
-            "cannot load {}: its weights {} are a link to {}, and ONNX Runtime follows no link out of the model's \
-             folder; copy the weights beside the model, or let path name the model in the folder where they are",
+            "cannot load {}: its weights {} are a link to {}, and ONNX Runtime follows no links out of the model's \
+             folder; copy the weights beside the model, or let path name the model in the folder of the weights",
             file.display(),
             link.display(),
             target.display()
@@ -140,17 +139,17 @@ pub fn explain(file: &Path, graph: &Graph, error: Error) -> Error {
     })
 }
 
-/// No file is at fault, so none is to be copied again.
+/// The error for too little memory. It drops ONNX Runtime's advice about corrupt files.
 fn out_of_memory(file: &Path, message: &str) -> Error {
     let why = message.split("; if the file is corrupt").next().unwrap_or(message);
     let why = why.rsplit(": ").next().unwrap_or(why);
     Error::Runtime(format!(
-        "not enough memory to load {} ({why}); free some, raise the limit of this process, or use a smaller model",
+        "not enough memory to load {} ({why}); free memory, raise the limit of this process, or use a smaller model",
         file.display()
     ))
 }
 
-/// A file of weights that a link leads to from elsewhere: the link and the file.
+/// A link to weights outside the folders that ONNX Runtime allows, and its target.
 fn linked_elsewhere(file: &Path, graph: &Graph) -> Option<(PathBuf, PathBuf)> {
     let folder = file.parent()?;
     let allowed = [folder.canonicalize().ok()?, file.canonicalize().ok()?.parent()?.to_owned()];
@@ -162,7 +161,7 @@ fn linked_elsewhere(file: &Path, graph: &Graph) -> Option<(PathBuf, PathBuf)> {
     })
 }
 
-/// The configurations that came with a model.
+/// The configurations and the tokenizer of a model.
 pub struct Companions {
     genai: Option<Value>,
     hub: Option<Value>,
@@ -173,7 +172,7 @@ pub struct Companions {
 }
 
 impl Companions {
-    /// In the model's folder, or above it where that is called `onnx`.
+    /// Find the files in the model's folder, and in its parent if the folder is called `onnx`.
     pub fn of(file: &Path) -> Result<Self> {
         let folder = file.parent().unwrap_or(Path::new(""));
         let above = folder.parent().filter(|_| folder.ends_with("onnx"));
@@ -194,31 +193,32 @@ impl Companions {
         })
     }
 
-    /// A value by its place in `genai_config.json`, or else its key in `config.json`.
+    /// A value by its JSON pointer in `genai_config.json`, or else by its key in `config.json`.
     pub fn get(&self, genai_pointer: &str, hub_key: &str) -> Option<&Value> {
         let genai = self.genai.as_ref().and_then(|config| config.pointer(genai_pointer));
         genai.or_else(|| self.hub(hub_key))
     }
 
-    /// A value of `config.json`; models that see and speak keep those of their text part apart.
+    /// A value of `config.json`. Multimodal models keep the values of their text part in `text_config`.
     pub fn hub(&self, key: &str) -> Option<&Value> {
         let hub = self.hub.as_ref()?;
         hub.get(key).or_else(|| hub.get("text_config")?.get(key)).filter(|value| !value.is_null())
     }
 
+    /// As [`Companions::get`], for a positive integer.
     pub fn size(&self, genai_pointer: &str, hub_key: &str) -> Option<usize> {
         self.get(genai_pointer, hub_key)?.as_u64().filter(|&size| size > 0).map(|size| size as usize)
     }
 
-    /// What `genai_config.json` calls an input or output of the decoder.
+    /// The name that `genai_config.json` gives an input or output of the decoder.
     pub fn name(&self, list: &str, key: &str) -> Option<&str> {
         self.genai.as_ref()?.pointer(&format!("/model/decoder/{list}/{key}"))?.as_str()
     }
 
-    /// Whether every position attends to all before it; `None` where no configuration tells.
+    /// Whether every position attends to all earlier ones. `None` if there is no configuration.
     ///
-    /// Anything that looks like a window counts as one: the price of a mistake is a copy after a rejection, that of the
-    /// opposite one a wrong distribution.
+    /// Anything that looks like a window counts as one. A false alarm costs a copy after each rejection; a missed
+    /// window would give a wrong distribution.
     pub fn attends_to_all(&self) -> Option<bool> {
         let sliding = self.genai.as_ref().map(|genai| genai.pointer("/model/decoder/sliding_window"));
         let genai = sliding.map(|sliding| sliding.is_none_or(Value::is_null));
@@ -247,15 +247,15 @@ impl Companions {
         }))
     }
 
-    /// The length of sliding windows, where there are any.
+    /// The length of the sliding windows, if there are any.
     pub fn window(&self) -> Option<usize> {
         let genai = self.genai.as_ref().and_then(|config| config.pointer("/model/decoder/sliding_window/window_size"));
         let window = genai.or_else(|| self.hub("sliding_window").filter(|_| self.attends_to_all() == Some(false)))?;
         window.as_u64().filter(|&window| window > 0).map(|window| window as usize)
     }
 
-    /// The length behind which positions are scaled anew (longrope).
-    pub fn rescaled_behind(&self) -> Option<usize> {
+    /// The length beyond which all positions are rescaled (longrope).
+    pub fn rescaled_beyond(&self) -> Option<usize> {
         let scaling = self.hub("rope_scaling").or_else(|| self.hub("rope_parameters"))?;
         let kind = scaling.get("rope_type").or_else(|| scaling.get("type"))?.as_str()?;
         let key = "original_max_position_embeddings";
@@ -263,10 +263,10 @@ impl Companions {
         matches!(kind, "longrope" | "su").then_some(length as usize)
     }
 
-    /// The tokens that end a text, in ascending order, and what is said of such tokens and cannot be used.
+    /// The tokens that end a text, in ascending order, and warnings about invalid ones.
     ///
-    /// They are all that any of the configurations names. One file often leaves out what another one says, and a text
-    /// that does not end is worse than one that does.
+    /// All tokens that any file names count. Files are often incomplete, and a text that never ends is worse than one
+    /// that ends early.
     pub fn stop_tokens(&self) -> (Vec<i32>, Vec<String>) {
         let key = "eos_token_id";
         let (genai, hub, generation) = (self.genai.as_ref(), self.hub.as_ref(), self.generation.as_ref());
@@ -279,22 +279,22 @@ impl Companions {
         let (mut tokens, mut warnings) = (BTreeSet::new(), Vec::new());
         for (file, value) in named.into_iter().filter_map(|(file, value)| Some((file, value?))) {
             let each = value.as_array().map_or(std::slice::from_ref(value), Vec::as_slice);
-            // Some write null or -1 for none.
+            // Some files have null or -1 for no token.
             let each = each.iter().filter(|one| !one.is_null() && one.as_i64().is_none_or(|token| token >= 0));
             let token = |one: &Value| one.as_i64().and_then(|token| i32::try_from(token).ok());
             let (valid, invalid): (Vec<_>, Vec<_>) = each.partition(|&one| token(one).is_some());
             tokens.extend(valid.into_iter().filter_map(token));
             warnings.extend(invalid.first().map(|one| {
                 let one: String = one.to_string().chars().take(60).collect();
-                format!("{file} has the {key} {one}, which is not used, since it is not the number of a token")
+                format!("{file} has the {key} {one}, which is not used because it is not the number of a token")
             }));
         }
         tokens.extend(self.stop_token_by_text());
         (tokens.into_iter().collect(), warnings)
     }
 
-    /// The token that `tokenizer_config.json` names by its text. What is wrong with a `tokenizer.json` is told where
-    /// that is loaded.
+    /// The token that `tokenizer_config.json` names by its text. Errors in `tokenizer.json` are ignored here, because
+    /// loading the tokenizer reports them.
     fn stop_token_by_text(&self) -> Option<i32> {
         let named = self.tokenizer_config.as_ref()?.get("eos_token")?;
         let text = named.get("content").unwrap_or(named).as_str()?;
@@ -320,11 +320,12 @@ struct AddedToken {
 
 #[derive(Deserialize)]
 struct Vocabulary {
-    /// Tokens with their numbers, or (Unigram) pairs of tokens and scores in the order of their numbers.
+    /// A map from tokens to numbers, or for Unigram an array of pairs (token, score) in the order of numbers.
     vocab: Value,
 }
 
 impl Tokens {
+    /// The number of the token with this text.
     fn find(&self, text: &str) -> Option<u64> {
         if let Some(added) = self.added_tokens.iter().find(|token| token.content == text) {
             return Some(added.id.into());
@@ -338,7 +339,7 @@ impl Tokens {
     }
 }
 
-/// A JSON file, if it is there.
+/// The content of a JSON file. `None` if there is no such file.
 fn json(path: &Path) -> Result<Option<Value>> {
     if files::is_there(path) { files::configuration(path).map(Some).map_err(Error::Model) } else { Ok(None) }
 }
@@ -347,15 +348,17 @@ fn json(path: &Path) -> Result<Option<Value>> {
 mod tests {
     use std::os::unix::fs::symlink;
 
+    use super::super::graph::tests::read;
+    use super::super::proto::{GraphProto, StringStringEntry, TensorProto};
     use super::*;
 
-    fn beside(genai: Option<&str>, hub: Option<&str>) -> Companions {
+    fn companions(genai: Option<&str>, hub: Option<&str>) -> Companions {
         let parse = |text: Option<&str>| text.map(|text| serde_json::from_str(text).unwrap());
         Companions { genai: parse(genai), hub: parse(hub), generation: None, tokenizer_config: None, tokenizer: None }
     }
 
     #[test]
-    fn weights_to_be_exported_are_told_how() {
+    fn a_folder_of_weights_gets_a_command_to_export_them() {
         let folder = tempfile::tempdir().unwrap();
         let message = || model_file(folder.path()).unwrap_err().to_string();
         let shown = folder.path().canonicalize().unwrap();
@@ -371,9 +374,9 @@ mod tests {
     }
 
     #[test]
-    fn windows_are_suspected_rather_than_missed() {
-        let hub = |text: &str| beside(None, Some(text)).attends_to_all();
-        assert_eq!(beside(None, None).attends_to_all(), None);
+    fn anything_like_a_window_counts_as_one() {
+        let hub = |text: &str| companions(None, Some(text)).attends_to_all();
+        assert_eq!(companions(None, None).attends_to_all(), None);
         assert_eq!(hub(r#"{"model_type": "llama"}"#), Some(true));
         assert_eq!(hub(r#"{"sliding_window": 4096}"#), Some(false));
         assert_eq!(hub(r#"{"sliding_window": null}"#), Some(true));
@@ -385,17 +388,17 @@ mod tests {
         assert_eq!(hub(r#"{"layer_types": ["full_attention", "sliding_attention"]}"#), Some(false));
         assert_eq!(hub(r#"{"attention_chunk_size": 8192}"#), Some(false));
         assert_eq!(hub(r#"{"text_config": {"sliding_window": 512}}"#), Some(false));
-        assert_eq!(beside(Some(r#"{"model": {"decoder": {}}}"#), None).attends_to_all(), Some(true));
+        assert_eq!(companions(Some(r#"{"model": {"decoder": {}}}"#), None).attends_to_all(), Some(true));
         let sliding = r#"{"model": {"decoder": {"sliding_window": {"window_size": 8}}}}"#;
-        assert_eq!(beside(Some(sliding), None).attends_to_all(), Some(false));
+        assert_eq!(companions(Some(sliding), None).attends_to_all(), Some(false));
         let plain = r#"{"model": {"decoder": {}}}"#;
-        assert_eq!(beside(Some(plain), Some(r#"{"sliding_window": 40}"#)).attends_to_all(), Some(false));
-        assert_eq!(beside(Some(plain), Some(r#"{"model_type": "llama"}"#)).attends_to_all(), Some(true));
+        assert_eq!(companions(Some(plain), Some(r#"{"sliding_window": 40}"#)).attends_to_all(), Some(false));
+        assert_eq!(companions(Some(plain), Some(r#"{"model_type": "llama"}"#)).attends_to_all(), Some(true));
     }
 
     #[test]
-    fn positions_that_are_scaled_anew() {
-        let hub = |text: &str| beside(None, Some(text)).rescaled_behind();
+    fn longrope_is_recognised() {
+        let hub = |text: &str| companions(None, Some(text)).rescaled_beyond();
         let length = "original_max_position_embeddings";
         assert_eq!(hub(&format!(r#"{{"rope_scaling": {{"type": "longrope"}}, "{length}": 32}}"#)), Some(32));
         assert_eq!(hub(&format!(r#"{{"rope_scaling": {{"type": "su"}}, "{length}": 32}}"#)), Some(32));
@@ -405,7 +408,7 @@ mod tests {
     }
 
     #[test]
-    fn all_that_is_said_of_stop_tokens_counts() {
+    fn stop_tokens_of_all_files_count() {
         let folder = tempfile::tempdir().unwrap();
         let found = |files: &[(&str, &str)]| {
             for name in ["genai_config", "generation_config", "config", "tokenizer_config", "tokenizer"] {
@@ -427,7 +430,7 @@ mod tests {
         assert_eq!(tokens(&[]), none);
         assert_eq!(tokens(&[("config", r#"{"eos_token_id": 2}"#)]), [2]);
         assert_eq!(tokens(&[("config", r#"{"eos_token_id": [7, 2, 7]}"#)]), [2, 7]);
-        assert_eq!(tokens(&[("config", r#"{"eos_token_id": -1}"#)]), none, "some write this for none");
+        assert_eq!(tokens(&[("config", r#"{"eos_token_id": -1}"#)]), none, "-1 means none");
         assert_eq!(tokens(&[("config", r#"{"eos_token_id": 1, "text_config": {"eos_token_id": 3}}"#)]), [1, 3]);
         let null = ("generation_config", r#"{"eos_token_id": null}"#);
         assert_eq!(tokens(&[("config", r#"{"eos_token_id": 2}"#), null]), [2], "null says nothing");
@@ -447,8 +450,8 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_a_stop_token_is_told() {
-        let hub = |value: &str| beside(None, Some(&format!(r#"{{"eos_token_id": {value}}}"#))).stop_tokens();
+    fn invalid_stop_tokens_are_warned_of() {
+        let hub = |value: &str| companions(None, Some(&format!(r#"{{"eos_token_id": {value}}}"#))).stop_tokens();
         for value in ["4294967296", "1.5", "\"</s>\"", "true", "{}", "18446744073709551615"] {
             let (tokens, warnings) = hub(value);
             assert!(tokens.is_empty() && warnings.len() == 1, "{warnings:?}");
@@ -459,9 +462,9 @@ mod tests {
         assert!(warnings.len() == 1 && warnings[0].contains("\"</s>\""), "the first: {warnings:?}");
     }
 
-    /// As onnxruntime words them.
+    /// With ONNX Runtime's wording of errors.
     #[test]
-    fn memory_is_not_a_fault_of_a_file() {
+    fn lack_of_memory_is_not_blamed_on_a_file() {
         let graph = crate::export::graph::tests::graph(&[], &[], &[]);
         for (why, is_memory) in [
             ("Exception during initialization: std::bad_alloc", true),
@@ -479,7 +482,23 @@ mod tests {
     }
 
     #[test]
-    fn a_model_is_in_its_folder() {
+    fn locations_of_external_weights_must_be_numbers() {
+        for (key, value) in
+            [("offset", "-4096"), ("length", "4 KiB"), ("offset", "99999999999999999999"), ("length", "")]
+        {
+            let entries = [("location", "weights.bin"), (key, value)];
+            let entry = |(key, value): (&str, &str)| StringStringEntry { key: key.into(), value: value.into() };
+            let external_data = entries.map(entry).into();
+            let weight = TensorProto { name: "w".into(), external_data, ..Default::default() };
+            let graph = read(GraphProto { initializer: vec![weight], ..Default::default() }, Vec::new());
+            let error = check_weights(Path::new("folder/model.onnx"), &graph).unwrap_err().to_string();
+            let says = format!("\"w\" in \"weights.bin\" has the {key} {value:?}, not a number of bytes");
+            assert!(error.contains(&says) && error.contains("folder/model.onnx"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_configured_file_must_be_in_the_folder() {
         let (folder, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         std::fs::write(other.path().join("model.onnx"), "x").unwrap();
         let outside = other.path().join("model.onnx");
@@ -493,11 +512,11 @@ mod tests {
             let message = named(name).unwrap_err().to_string();
             assert!(message.contains("genai_config.json") && message.contains(name), "{message}");
         }
-        // a cache of the hub is full of links
+        // The cache of the hub consists of links.
         symlink(&outside, folder.path().join("decoder.onnx")).unwrap();
         assert_eq!(named("decoder.onnx"), Ok(folder.path().join("decoder.onnx")));
         assert_eq!(named("gone.onnx"), Ok(folder.path().join("decoder.onnx")), "the only one");
         symlink("nowhere", folder.path().join("dangling.onnx")).unwrap();
-        assert_eq!(named("dangling.onnx"), Ok(folder.path().join("dangling.onnx")), "not another one in its place");
+        assert_eq!(named("dangling.onnx"), Ok(folder.path().join("dangling.onnx")), "no other file replaces it");
     }
 }

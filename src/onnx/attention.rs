@@ -18,8 +18,9 @@ const COSINES: usize = 7;
 const BIAS: usize = 10;
 const SINK: usize = 11;
 
-/// The kernels that ONNX Runtime 1.31 takes by default for `GroupQueryAttention` on a GPU of Hopper's generation or newer
-/// (contrib_ops/cuda/bert/group_query_attention.cc). Other operators have caches of any length, so nothing is planned.
+/// The kernels that ONNX Runtime 1.31 takes by default for `GroupQueryAttention` on a GPU of Hopper's generation or
+/// newer (contrib_ops/cuda/bert/group_query_attention.cc). Other operators have caches of any length, so nothing is
+/// planned.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum AttentionKernels {
     /// ONNX Runtime's own.
@@ -50,7 +51,7 @@ fn input(node: &Node, index: usize) -> Option<&str> {
 
 /// cuDNN supports attention without capped scores, windows and sinks.
 fn cudnn_supports(node: &Node) -> bool {
-    node.fraction("softcap").unwrap_or(0.0) == 0.0
+    node.float("softcap").unwrap_or(0.0) == 0.0
         && node.integer("local_window_size").unwrap_or(-1) == -1
         && node.integer("smooth_softmax").unwrap_or(0) != 1
         && input(node, SINK).is_none()

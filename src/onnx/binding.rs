@@ -1,5 +1,5 @@
-//! Calls ONNX Runtime's C API where `ort` would copy, lock, or lacks the call: tensors over buffers of ours, passes over
-//! them, and which provider runs an operator.
+//! Calls ONNX Runtime's C API where `ort` would copy, lock, or lacks the call: tensors over buffers of ours, passes
+//! over them, and which provider runs an operator.
 
 use std::collections::BTreeSet;
 use std::ffi::{CStr, c_void};

@@ -146,8 +146,8 @@ impl Cache {
             let (runs, bytes) = tensor.layout();
             if bytes % 4 != 0 {
                 return Err(Error::Unsupported(format!(
-                    "the cache entries of {:?} have {bytes} bytes, which is not a multiple of four; export the cache in \
-                     another type",
+                    "the cache entries of {:?} have {bytes} bytes, which is not a multiple of four; export the cache \
+                     in another type",
                     tensor.past
                 )));
             }
@@ -261,8 +261,8 @@ impl Cache {
         let moved = self.capacity < capacity;
         let zeroes = |units| Storage::zeroed(self.device.as_ref(), units);
         for tensor in &mut self.tensors {
-            // The present holds nothing yet, so it is freed before a larger one is allocated. The past grows when the two
-            // have swapped.
+            // The present holds nothing yet, so it is freed before a larger one is allocated. The past grows when the
+            // two have swapped.
             if has_present && tensor.present.len() < tensor.size(capacity)? {
                 tensor.present = Storage::empty();
                 tensor.present = zeroes(tensor.size(capacity)?)?;
@@ -308,8 +308,8 @@ impl Cache {
         if capacity == self.capacity {
             return Ok(false);
         }
-        // All buffers are allocated before any is filled, so a failure changes nothing. Memory that is not written takes no
-        // physical pages, so the peak is the new cache and one old buffer.
+        // All buffers are allocated before any is filled, so a failure changes nothing. Memory that is not written
+        // takes no physical pages, so the peak is the new cache and one old buffer.
         let zeroes = |units| Storage::zeroed(self.device.as_ref(), units);
         let grown = self.tensors.iter().map(|tensor| zeroes(tensor.size(capacity)?)).collect::<Result<Vec<_>>>()?;
         let largest = self.tensors.iter().map(|tensor| tensor.past.len()).max().unwrap_or(0);

@@ -87,8 +87,8 @@ impl Trial {
         Ok(trial)
     }
 
-    /// How much scoring one by one, which uses the cache, differs from one pass over all tokens, which does not. `None` if
-    /// the difference is no proof of a broken cache, or if the pass fails.
+    /// How much scoring one by one, which uses the cache, differs from one pass over all tokens, which does not. `None`
+    /// if the difference is no proof of a broken cache, or if the pass fails.
     pub fn tells_a_broken_cache(&self, model: &dyn Model) -> Option<Deviation> {
         self.at_once(model).ok().filter(|found| found.spreads > ROUNDED_TOLERANCE)
     }
@@ -195,11 +195,12 @@ const TIMED_ROUNDS: usize = 5;
 /// The most further rounds, which prepare the timed ones: on a GPU, passes are run once and then captured.
 const PREPARING: usize = 2;
 
-/// Time passes of several widths, as [`Model::pass_times`] describes. The result is the minimum of a few passes of each width.
+/// Time passes of several widths, as [`Model::pass_times`] describes. The result is the minimum of a few passes of each
+/// width.
 ///
-/// Timing stops after `limit`, so there may be fewer passes, or fewer widths. Each width is timed once before any is timed
-/// again, starting with those furthest apart. Passes that prepare others count neither as times nor for the limit, because
-/// somebody has to wait for them once anyway.
+/// Timing stops after `limit`, so there may be fewer passes, or fewer widths. Each width is timed once before any is
+/// timed again, starting with those furthest apart. Passes that prepare others count neither as times nor for the
+/// limit, because somebody has to wait for them once anyway.
 pub fn pass_times(model: &dyn Model, limit: Duration) -> Result<Vec<(usize, Duration)>, Interrupt> {
     let mut timed = Duration::ZERO;
     let most = model.context_length();

@@ -11,9 +11,9 @@ use super::captures::Captures;
 use crate::cuda::{self, CapturedGraph, Device, DeviceBuffer, Event, HostBuffer, Queue};
 use crate::rows::device::{Control, NOTED, Ring};
 
-/// The widest pass that is captured. It covers the longest draft of the planner, 16 tokens, with the tokens before it and
-/// those of other models; only prompts are longer. A sequence keeps up to two graphs for each width, with filtered rows and
-/// without. With fewer, some would be captured again and again.
+/// The widest pass that is captured. It covers the longest draft of the planner, 16 tokens, with the tokens before it
+/// and those of other models; only prompts are longer. A sequence keeps up to two graphs for each width, with filtered
+/// rows and without. With fewer, some would be captured again and again.
 pub const WIDEST_GRAPH: usize = NOTED;
 
 /// Where cuDNN plans each width, wider passes are padded to multiples of this.
@@ -21,8 +21,8 @@ const STEP: usize = 16;
 
 /// The width that a pass over `width` tokens is padded to.
 ///
-/// Beyond [`WIDEST_GRAPH`], widths are multiples of [`STEP`]; beyond 256, there are eight between a power of two and the
-/// next. So a process soon has met all of them, and padding adds at most an eighth where tokens take time.
+/// Beyond [`WIDEST_GRAPH`], widths are multiples of [`STEP`]; beyond 256, there are eight between a power of two and
+/// the next. So a process soon has met all of them, and padding adds at most an eighth where tokens take time.
 fn padded_width(width: usize) -> usize {
     if width <= WIDEST_GRAPH { width } else { width.next_multiple_of(STEP.max(1 << (width.ilog2() - 3))) }
 }
@@ -127,7 +127,8 @@ impl GpuPasses {
         self.captures_now
     }
 
-    /// Tokens to add to a pass over `width` tokens. Where cuDNN plans each width, padding keeps the number of widths small.
+    /// Tokens to add to a pass over `width` tokens. Where cuDNN plans each width, padding keeps the number of widths
+    /// small.
     pub fn padding(&self, width: usize) -> usize {
         if self.plans_widths { padded_width(width) - width } else { 0 }
     }
@@ -259,7 +260,8 @@ impl GpuPasses {
             && self.graphs.iter().any(|(of, captured)| *of == kind && matches!(captured, CaptureState::Graph(_)))
     }
 
-    /// Put a pass on the stream: by its graph, or by `run`, which may be captured on the way. [`GpuPasses::wait`] waits for it.
+    /// Put a pass on the stream: by its graph, or by `run`, which may be captured on the way. [`GpuPasses::wait`] waits
+    /// for it.
     ///
     /// On an error, the stream is idle again.
     pub fn launch(
@@ -361,7 +363,8 @@ mod tests {
         let captures = Arc::new(Captures::default());
         let mut gpu = GpuPasses::new(&device, &captures, false, None).unwrap();
         let (control, output) = (Control::zeroed(), Output::Host(0, 8));
-        // Whether the pass breaks off a capture, whether it may be captured, and how many captures have succeeded by then.
+        // Whether the pass breaks off a capture, whether it may be captured, and how many captures have succeeded by
+        // then.
         for (pass, (broken, may, made)) in [
             (true, true, 0), // the first pass is not captured
             (true, true, 0),

@@ -1,8 +1,8 @@
 //! Puts weights and long rows of logits on huge pages.
 //!
 //! Every pass reads all weights. 14 M parameters in fp32 fill 14,000 small pages, more than the processor's TLB holds.
-//! Kernels that score several positions suffer most. On two cores with three models, huge pages made `standard` 1.1 times
-//! as fast, and routed decoding 1.3 times.
+//! Kernels that score several positions suffer most. On two cores with three models, huge pages made `standard` 1.1
+//! times as fast, and routed decoding 1.3 times.
 
 use std::collections::HashSet;
 use std::ops::Range;
@@ -25,8 +25,8 @@ impl AnonymousMappings {
 
     /// Ask for huge pages in all mappings that appeared or grew since, where their pages are in use.
     ///
-    /// Other threads of the host may have created some of the mappings, such as stacks, and unused pages must stay unused.
-    /// The request changes no content, and the system may ignore it.
+    /// Other threads of the host may have created some of the mappings, such as stacks, and unused pages must stay
+    /// unused. The request changes no content, and the system may ignore it.
     pub fn advise_since(&self) {
         for Range { start, end } in Self::now().0.difference(&self.0).cloned() {
             for (start, end) in full(start, end) {

@@ -21,10 +21,11 @@ use crate::model::Cancel;
 const TIMING: Duration = Duration::from_millis(100);
 
 impl OnnxModel {
-    /// Load an export from an `.onnx` file or from a folder that holds one. [`super::environment`] must be called first.
+    /// Load an export from an `.onnx` file or from a folder that holds one. [`super::environment`] must be called
+    /// first.
     ///
-    /// If another model of the process still uses weights from the same files, both share one session. A few passes over
-    /// made-up tokens find out what the graph does not declare: see [`check`].
+    /// If another model of the process still uses weights from the same files, both share one session. A few passes
+    /// over made-up tokens find out what the graph does not declare: see [`check`].
     ///
     /// # Errors
     /// `Model` if the export cannot be read or run, `Unsupported` if it cannot be decoded with, `Config` if

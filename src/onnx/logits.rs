@@ -86,7 +86,8 @@ impl LogitRows {
     }
 }
 
-/// Make a buffer at least `length` long, and keep its first `kept` elements. Running out of memory is an error, not an abort.
+/// Make a buffer at least `length` long, and keep its first `kept` elements. Running out of memory is an error, not an
+/// abort.
 ///
 /// The system provides zeroed pages when they are first written, which matters for the many rows of a prompt.
 pub fn lengthen<T: Zeroable + Copy>(buffer: &mut Vec<T>, length: usize, kept: usize) -> ort::Result<()> {

@@ -1,8 +1,8 @@
 //! A model that ONNX Runtime runs: one session for each model, one binding for each sequence.
 //!
-//! The crate `ort` creates sessions, but passes call ONNX Runtime's C API directly. `ort` takes `&mut` for a run, so the
-//! sequences of an engine would wait for each other, and it allocates names and tensors for each binding. ONNX Runtime
-//! itself allows concurrent runs, and it binds tensors over buffers of ours without a copy.
+//! The crate `ort` creates sessions, but passes call ONNX Runtime's C API directly. `ort` takes `&mut` for a run, so
+//! the sequences of an engine would wait for each other, and it allocates names and tensors for each binding. ONNX
+//! Runtime itself allows concurrent runs, and it binds tensors over buffers of ours without a copy.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -258,11 +258,11 @@ impl Model for OnnxModel {
 
 /// A remedy for a known failure of ONNX Runtime.
 fn mend(error: &str) -> Option<&'static str> {
-    // ONNX Runtime sets the shared memory of its XQA kernels once for a process, and only on the GPU that runs them first.
-    // No option of the provider turns the kernels off.
+    // ONNX Runtime sets the shared memory of its XQA kernels once for a process, and only on the GPU that runs them
+    // first. No option of the provider turns the kernels off.
     (error.contains("GroupQueryAttention") && error.contains("cudaErrorInvalidValue")).then_some(
-        "ONNX Runtime's XQA attention kernels work on one GPU of a process only, and not on GPUs newer than the library; \
-         set ORT_ENABLE_XQA=0 in the environment before the process starts, so that other kernels are used",
+        "ONNX Runtime's XQA attention kernels work on one GPU of a process only, and not on GPUs newer than the \
+         library; set ORT_ENABLE_XQA=0 in the environment before the process starts, so that other kernels are used",
     )
 }
 

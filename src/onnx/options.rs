@@ -8,9 +8,10 @@ use crate::export::Scoring;
 pub type ProviderOptions = BTreeMap<String, String>;
 
 /// The device that a model runs on.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum Provider {
     /// The processor.
+    #[default]
     Cpu,
     /// An NVIDIA GPU.
     Cuda {
@@ -22,7 +23,7 @@ pub enum Provider {
 }
 
 /// How to load a model.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct LoadOptions {
     /// The device that it runs on.
     pub provider: Provider,

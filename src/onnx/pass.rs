@@ -90,8 +90,8 @@ impl OnnxSequence {
         queue.by_runner(|_| binding.run(options))
     }
 
-    /// Put a pass on the GPU's stream, with copies before and after it. A captured graph of this width is launched if there
-    /// is one.
+    /// Put a pass on the GPU's stream, with copies before and after it. A captured graph of this width is launched if
+    /// there is one.
     pub fn begin_on_gpu(&mut self, tokens: &[i32], cut: PassPlan, keep: usize) {
         let output = self.queue_tokens(tokens, cut, keep);
         self.begun = Some(LaunchedPass { cut, output });
@@ -156,7 +156,8 @@ impl OnnxSequence {
         Ok(())
     }
 
-    /// Make the rows from `keep` up to `position` consecutive on the host. They are already if the last pass left them there.
+    /// Make the rows from `keep` up to `position` consecutive on the host. They are already if the last pass left them
+    /// there.
     fn join_rows(&mut self, position: usize, keep: usize) -> ort::Result<()> {
         if self.rows.next() == position || self.gpu.as_ref().is_none_or(|gpu| gpu.rows.is_none()) {
             return Ok(());
@@ -248,8 +249,8 @@ impl OnnxSequence {
             None => self.raw.as_ptr().cast::<u8>(),
             Some(gpu) => gpu.logits(cut.total()).as_ptr(),
         };
-        // SAFETY: the buffer has room for `given` rows of this type. All its bit patterns are valid values, and units of four
-        // bytes are aligned for it.
+        // SAFETY: the buffer has room for `given` rows of this type. All its bit patterns are valid values, and units
+        // of four bytes are aligned for it.
         unsafe {
             match element {
                 TensorElementType::Float16 => {

@@ -33,8 +33,8 @@ pub struct Runtime {
     pub pools: ThreadPools,
 }
 
-/// Who owns the thread pools. One pool for all models is fastest: two models with spinning pools of their own run 2.3 times
-/// slower on two cores.
+/// Who owns the thread pools. One pool for all models is fastest: two models with spinning pools of their own run 2.3
+/// times slower on two cores.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ThreadPools {
     /// All models of the process share one pool of CoS.
@@ -43,7 +43,8 @@ pub enum ThreadPools {
     Host,
     /// Each model has its own, because other code created the environment without a shared pool.
     ModelBesideHost,
-    /// Each model has its own, because the shared pool's threads exist only in the process that this one was forked from.
+    /// Each model has its own, because the shared pool's threads exist only in the process that this one was forked
+    /// from.
     ModelInChild,
 }
 
@@ -62,13 +63,13 @@ impl ThreadPools {
         match self {
             ThreadPools::Process => None,
             ThreadPools::Host => Some(
-                "other code of the process created ONNX Runtime's environment first, and all models use its thread pool; \
-                 \"threads\" and \"spinning\" have no effect",
+                "other code of the process created ONNX Runtime's environment first, and all models use its thread \
+                 pool; \"threads\" and \"spinning\" have no effect",
             ),
             ThreadPools::ModelBesideHost => Some(
-                "other code of the process created ONNX Runtime's environment first, without a shared thread pool, so each \
-                 model has its own pool and several models decode more slowly; open an engine before other code uses ONNX \
-                 Runtime",
+                "other code of the process created ONNX Runtime's environment first, without a shared thread pool, so \
+                 each model has its own pool and several models decode more slowly; open an engine before other code \
+                 uses ONNX Runtime",
             ),
             ThreadPools::ModelInChild => Some(
                 "the process was forked from one that had opened engines, so each model has its own thread pool and \
@@ -83,8 +84,8 @@ impl Runtime {
     pub fn session(&self) -> ort::Result<SessionBuilder> {
         let mut builder = Session::builder(&self.environment)?;
         if self.pools != ThreadPools::Process {
-            // Logs go to the host's logger, and the host may free it once it has released its environment. So nothing but
-            // fatal errors is logged. Other errors are returned.
+            // Logs go to the host's logger, and the host may free it once it has released its environment. So nothing
+            // but fatal errors is logged. Other errors are returned.
             builder = builder.with_log_level(LogLevel::Fatal)?;
         }
         Ok(match (self.pools, self.threads) {
@@ -126,8 +127,8 @@ impl Making {
         }
         MAKING.store(parent, Ordering::SeqCst);
         Err(Error::Unsupported(
-            "this process was forked while its parent opened its first engine, so ONNX Runtime is not usable here; fork \
-             before that, or when the engine is open"
+            "this process was forked while its parent opened its first engine, so ONNX Runtime is not usable here; \
+             fork before that, or when the engine is open"
                 .into(),
         ))
     }
@@ -145,7 +146,7 @@ impl Drop for Making {
 /// means one for each usable core. Threads spin unless `spinning` is `Some(false)`.
 ///
 /// # Errors
-/// `Runtime` if the library cannot be found or loaded, `Config` if a later call asks for other threads or other spinning.
+/// `Runtime` if the library cannot be found or loaded, `Config` if a later call asks for other threads or spinning.
 pub fn load(library: Option<&Path>, threads: usize, spinning: Option<bool>) -> Result<&'static Runtime> {
     let shared = SHARED.get();
     let _first = shared.first.lock();
@@ -172,7 +173,8 @@ pub fn environment(library: Option<&Path>, threads: usize, spinning: Option<bool
     load(library, threads, spinning).map(|runtime| &runtime.environment)
 }
 
-/// The number of physical cores that this process may use. Affinity and control groups (the limits of containers) lower it.
+/// The number of physical cores that this process may use. Affinity and control groups (the limits of containers) lower
+/// it.
 ///
 /// ONNX Runtime's own count ignores control groups. A pool with more spinning threads than cores is very slow.
 fn cores() -> usize {
@@ -208,8 +210,8 @@ fn make(library: Option<&Path>, threads: usize, spinning: Option<bool>) -> Resul
         |error: ort::Error| Error::Runtime(format!("{}: ONNX Runtime cannot start: {error}", path.display()));
     // ONNX Runtime keeps the address of its logger until the process ends.
     process::stay_loaded();
-    // From 1.29 on, its Linux builds send telemetry from a thread. A child of fork() would wait for that thread for ever
-    // when it exits.
+    // From 1.29 on, its Linux builds send telemetry from a thread. A child of fork() would wait for that thread for
+    // ever when it exits.
     process::set_default(c"ORT_DISABLE_TELEMETRY", c"ORT_DISABLE_TELEMETRY=1");
     let builder = ort::init_from(&path).map_err(|error| match &error {
         // The message of the system's loader is the source of the error.
@@ -234,8 +236,8 @@ const PROBE: &[u8] =
 
 /// Create the environment, and find out who owns its thread pool.
 ///
-/// If the process has an environment already, ONNX Runtime returns that one without saying so. What reaches our logger, and
-/// whether a session can do without a pool of its own, tell.
+/// If the process has an environment already, ONNX Runtime returns that one without saying so. What reaches our logger,
+/// and whether a session can do without a pool of its own, tell.
 fn make_environment(
     builder: EnvironmentBuilder,
     threads: usize,

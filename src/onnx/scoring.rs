@@ -5,7 +5,7 @@ use serde_json::json;
 use super::check::{Deviation, Excuses, Trial};
 use super::model::OnnxModel;
 use crate::error::{Error, Result};
-use crate::export::recognise::merged_beside;
+use crate::export::recognise::merged_decoder;
 use crate::export::shapes;
 use crate::export::{CacheKind, Rollback, Scoring};
 
@@ -107,7 +107,7 @@ fn check_cache(model: &mut OnnxModel, trial: &Trial) -> Result<()> {
             ),
         ));
     }
-    let mend = match merged_beside(&model.export.file) {
+    let mend = match merged_decoder(&model.export.file) {
         Some(file) => format!("take {file}, which is beside it"),
         None => "export the model in another way".into(),
     };
@@ -127,8 +127,8 @@ fn warn(model: &mut OnnxModel, scoring: Scoring, fallback: Option<&String>) {
     if export.rounds_activations && scoring == Scoring::Parallel {
         export.warnings.push(format!(
             "its 4-bit matrix products round activations (accuracy_level 4), and some kernels round one position \
-             otherwise than several, so logits depend on the strategy: by {deviation} over the few tokens of a trial, by \
-             some tenths elsewhere; export with accuracy_level 1, or set \"scoring\": \"one_by_one\""
+             otherwise than several, so logits depend on the strategy: by {deviation} over the few tokens of a trial, \
+             by some tenths elsewhere; export with accuracy_level 1, or set \"scoring\": \"one_by_one\""
         ));
     }
     if let Some(reason) = fallback {

@@ -23,12 +23,12 @@ use crate::rows::{DeviceRows, Filter, Row};
 
 /// The least width that limits of memory reduce a pass to, in tokens.
 pub const MIN_PASS: usize = 16;
-/// The largest width of a pass. Twice the width is a tenth faster on two cores, but ONNX Runtime's memory for a pass, which
-/// it keeps, grows with the width.
+/// The largest width of a pass. Twice the width is a tenth faster on two cores, but ONNX Runtime's memory for a pass,
+/// which it keeps, grows with the width.
 pub const MAX_PASS: usize = 256;
 
-/// Attention scores of a layer take at most this many bytes, unless a pass of [`MIN_PASS`] tokens needs more. There is one
-/// float32 for each head, new token and entry of the cache.
+/// Attention scores of a layer take at most this many bytes, unless a pass of [`MIN_PASS`] tokens needs more. There is
+/// one float32 for each head, new token and entry of the cache.
 const SCORES_BYTES: usize = 64 << 20;
 
 /// The sequence of an [`super::OnnxModel`] behind the trait.
@@ -114,8 +114,8 @@ pub struct OnnxSequence {
     pub cache: Cache,
     /// Whether the binding has the current buffers of the cache.
     pub bound: bool,
-    /// The GPU of the session if the cache is on the host. ONNX Runtime then copies bound values when they are bound, so
-    /// every pass binds all of them.
+    /// The GPU of the session if the cache is on the host. ONNX Runtime then copies bound values when they are bound,
+    /// so every pass binds all of them.
     pub copies: Option<Arc<Device>>,
     pub feeds: Vec<Feed>,
     /// Rows of logits on the host.
@@ -227,7 +227,8 @@ impl OnnxSequence {
         }
     }
 
-    /// Make it a new, empty sequence. Its buffers and graphs stay, and the cache is zeroed, since it holds another text.
+    /// Make it a new, empty sequence. Its buffers and graphs stay, and the cache is zeroed, since it holds another
+    /// text.
     pub fn restart(&mut self, options: Arc<RunOptions>, cancel: &Arc<Cancel>, vocab_size: usize) -> Result<()> {
         self.truncate(0);
         self.cache.clear()?;
@@ -271,7 +272,8 @@ impl OnnxSequence {
         }
     }
 
-    /// Launch the first pass of [`OnnxSequence::run`] with the same arguments, and return. `false` if that is not possible.
+    /// Launch the first pass of [`OnnxSequence::run`] with the same arguments, and return. `false` if that is not
+    /// possible.
     pub fn begin(&mut self, tokens: &[i32], keep: usize, filter: Filter) -> bool {
         if self.gpu.is_none() || self.cancel.is_requested() {
             return false;
@@ -323,8 +325,8 @@ impl OnnxSequence {
         if fits { padding } else { 0 }
     }
 
-    /// The width up to which a pass takes an acceptable amount of memory for attention scores. Without a cache, every pass
-    /// runs the whole text, so `width` is not limited.
+    /// The width up to which a pass takes an acceptable amount of memory for attention scores. Without a cache, every
+    /// pass runs the whole text, so `width` is not limited.
     pub fn widest(&self, width: usize) -> usize {
         match self.export.cache_kind {
             CacheKind::None => width,

@@ -1,4 +1,5 @@
-//! Loads the sessions of models. Models of a process that name the same files share one session, and so one set of weights.
+//! Loads the sessions of models. Models of a process that name the same files share one session, and so one set of
+//! weights.
 
 use std::collections::BTreeSet;
 use std::mem::ManuallyDrop;
@@ -152,7 +153,8 @@ fn load_on_gpu(
         other => other,
     })?;
     // By default, cuDNN computes attention on some GPUs, and it plans each new width and size of the cache for 60 ms or
-    // more. It is excluded where other kernels are as good. Elsewhere, passes have few widths: see `GpuPasses::padding`.
+    // more. It is excluded where other kernels are as good. Elsewhere, passes have few widths: see
+    // `GpuPasses::padding`.
     let by_default = device.prefers_cudnn() && !options.contains_key(attention::KERNELS);
     let kernels = if by_default { AttentionKernels::of(graph) } else { AttentionKernels::Own };
     let mut options = options.clone();

@@ -1,6 +1,8 @@
-//! Models of the shapes of known ones, made by `scripts/make_shapes.py`: logits against PyTorch's, prompts of 1 to 3,000 tokens, sessions
-//! on threads that come and go. `COS_TEST_SHAPES` names the folder that they were made in; without it nothing is tested.
-//! `COS_TEST_PROVIDER=cuda` runs them on a GPU, `COS_TEST_GPUS=2` the second model of a pair on another one.
+//! Tests models with the shapes of known ones, which `scripts/make_shapes.py` makes: logits against PyTorch's, prompts
+//! of 1 to 3,000 tokens, and sessions on threads that come and go.
+//!
+//! `COS_TEST_SHAPES` names their folder; without it, the tests are skipped. `COS_TEST_PROVIDER=cuda` runs them on a
+//! GPU, and `COS_TEST_GPUS=2` puts the second model of a pair on another GPU.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -15,8 +17,8 @@ use cos::onnx::{LoadOptions, OnnxModel, Provider, environment};
 use cos::rows::{Filter, Sampler};
 use serde_json::Value;
 
-/// By how many standard deviations of a row its logits may differ from those of float32, by the export's precision. Four bits are
-/// exact here, but products of them are made in half precision.
+/// The largest difference from float32 logits for each precision, in standard deviations of a row. Weights are exact in
+/// four bits here, but their products are computed in half precision.
 const TOLERANCES: [(&str, f32); 4] = [("fp32", 2e-3), ("fp16", 0.03), ("bf16", 0.2), ("int4", 0.03)];
 
 fn provider() -> &'static str {
@@ -34,7 +36,11 @@ fn shapes() -> (Vec<PathBuf>, MutexGuard<'static, ()>) {
     let entries = Path::new(&folder).read_dir().unwrap().map(|entry| entry.unwrap().path());
     let mut shapes: Vec<PathBuf> = entries.filter(|path| path.join("golden.json").is_file()).collect();
     shapes.sort();
-    assert!(!shapes.is_empty(), "{} holds no shape", Path::new(&folder).display());
+    assert!(
+        !shapes.is_empty(),
+        "{} holds no shapes; make them with scripts/make_shapes.py",
+        Path::new(&folder).display()
+    );
     (shapes, turn)
 }
 
@@ -69,8 +75,8 @@ fn logits_are_those_of_pytorch() {
                 "cuda" => Provider::Cuda { device_id: 0, options: Default::default() },
                 _ => Provider::Cpu,
             };
-            let settings = LoadOptions { provider, scoring: None, context_length: None, rows: None };
-            let model = OnnxModel::load(&folder, "model", &settings).unwrap();
+            let options = LoadOptions { provider, ..LoadOptions::default() };
+            let model = OnnxModel::load(&folder, "model", &options).unwrap();
             let mut expected = rows.chunks_exact(columns);
             let mut worst = 0.0f32;
             for sequence in about["sequences"].as_array().unwrap() {
@@ -91,7 +97,7 @@ fn logits_are_those_of_pytorch() {
     }
 }
 
-/// Run what a sequence has not seen of a text, and keep the last row.
+/// Run the tokens of a text that a sequence has not seen, and keep the last row.
 fn run_to(model: &dyn Model, run: &mut dyn Sequence, text: &[i32]) {
     while run.len() < text.len() {
         let end = text.len().min(run.len() + model.max_pass());
@@ -106,19 +112,19 @@ fn spread(row: &[f32]) -> f32 {
     (row.iter().map(|value| (value - mean).powi(2)).sum::<f32>() / row.len() as f32).sqrt()
 }
 
-/// The largest difference, in standard deviations of the row that is expected.
+/// The largest difference of two rows, in standard deviations of the expected one.
 fn deviation(found: &[f32], expected: &[f32]) -> f32 {
     found.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max) / spread(expected)
 }
 
-/// An engine, and by how many deviations of a row its logits may be off.
+/// An engine, and the tolerance of its logits in standard deviations of a row.
 struct Subject {
     engine: Arc<Engine>,
     tolerance: f32,
     what: String,
 }
 
-/// An engine of exports with a look-up behind them; several are mixed.
+/// An engine of one export, or of a mixture of several, with a look-up.
 fn subject(exports: &[(PathBuf, f32)]) -> Subject {
     let gpus: usize = std::env::var("COS_TEST_GPUS").map_or(1, |count| count.parse().unwrap());
     let mut models: Vec<Value> = Vec::new();
@@ -136,14 +142,14 @@ fn subject(exports: &[(PathBuf, f32)]) -> Subject {
     }
 }
 
-/// What sessions are asked for: a prompt of so many tokens, and how it is decoded.
+/// A prompt of so many tokens, and how a session decodes it.
 #[derive(Debug, Clone)]
 struct Job {
     prompt: usize,
     options: Options,
 }
 
-/// `auto` decides by the time that passes take, so its texts may differ; all others are the same each time.
+/// Jobs whose text is the same each time. `auto` is left out, because it decides by measured times.
 fn jobs(models: usize, long: usize) -> Vec<Job> {
     let mut jobs = Vec::new();
     for (index, prompt) in [1, 40, 300, long].into_iter().enumerate() {
@@ -175,9 +181,11 @@ fn decode(engine: &Arc<Engine>, Job { prompt, options }: &Job) -> Vec<i32> {
     session.decoder().committed()[*prompt..].to_vec()
 }
 
-/// Whether two texts are the same, up to the last bits of logits. Those depend on the size of the cache, which is that of an earlier
-/// session where one has ended. Greedy texts part only where the models rate both tokens alike. The models are flat noise over 32,000
-/// tokens and more, so a draw moves by some tokens where rounding moves the sum of what lies before it, and the text goes on alike.
+/// Whether two texts differ by rounding only.
+///
+/// The last bits of logits depend on the size of the cache, which a session may inherit from an earlier one. Greedy
+/// texts may diverge only where the models rate both tokens alike. The models are flat noise over 32,000 tokens and
+/// more, so rounding moves a sampled token by a few numbers, and later tokens do not depend on that.
 fn are_alike(subject: &Subject, job: &Job, a: &[i32], b: &[i32]) -> bool {
     if !job.options.sampler.is_greedy() {
         return a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a.abs_diff(*b) <= 128);
@@ -196,7 +204,7 @@ fn are_alike(subject: &Subject, job: &Job, a: &[i32], b: &[i32]) -> bool {
     (gaps.iter().sum::<f32>() / gaps.len() as f32).abs() <= subject.tolerance
 }
 
-/// Threads that come and go, one after another and at the same time, get the texts of one thread.
+/// Check that sessions on short-lived threads, one after another and at the same time, give the texts of one thread.
 fn check_threads(subject: &Subject, jobs: &[Job], threads: usize) {
     let Subject { engine, what, .. } = subject;
     let expected: Vec<Vec<i32>> = jobs.iter().map(|job| decode(engine, job)).collect();
@@ -211,7 +219,7 @@ fn check_threads(subject: &Subject, jobs: &[Job], threads: usize) {
         done.fetch_add(1, Ordering::Relaxed);
         rounded.fetch_add(usize::from(text != expected[index]), Ordering::Relaxed);
     };
-    (0..jobs.len()).for_each(check); // by what was captured
+    (0..jobs.len()).for_each(check); // with captured graphs
     let on_one = rounded.load(Ordering::Relaxed);
     for index in 0..jobs.len() {
         std::thread::scope(|scope| scope.spawn(|| check(index)).join().unwrap());
@@ -227,7 +235,7 @@ fn check_threads(subject: &Subject, jobs: &[Job], threads: usize) {
         }
     });
     let (done, rounded) = (done.into_inner(), rounded.into_inner());
-    println!("{what}: {done} texts, {rounded} of them rounded elsewhere, {on_one} on one thread");
+    println!("{what}: {done} texts, {rounded} of them differ by rounding, {on_one} on one thread");
 }
 
 #[test]
@@ -240,7 +248,7 @@ fn threads_come_and_go() {
     }
 }
 
-/// The exports of a shape in two precisions, together.
+/// Two precisions of a shape decode together.
 #[test]
 fn pairs_are_decoded_by_many_threads() {
     let (shapes, _turn) = shapes();

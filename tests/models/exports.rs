@@ -1,5 +1,6 @@
-//! Exports of many architectures and forms against golden logits from PyTorch: prompts, single steps, several positions
-//! on top of a past, and after rollbacks. `scripts/export_architectures.py` and `scripts/export_variants.py` make them.
+//! Compares exports of many architectures and forms with golden logits of PyTorch: prompts, single steps, several
+//! positions on top of a cache, and rollbacks. `scripts/export_architectures.py` and `scripts/export_variants.py` make
+//! the exports.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -15,17 +16,15 @@ use cos::model::{Cancel, Interrupt, Model, Pass, Report, Sequence};
 use cos::onnx::{LoadOptions, OnnxModel, Provider, environment};
 use cos::rows::Filter;
 
+use super::replay::Replay;
+
 pub fn exports() -> PathBuf {
     crate::common::root().join("tests/exports")
 }
 
 fn load(path: &Path) -> Result<OnnxModel, Error> {
     environment(None, 0, None).unwrap();
-    OnnxModel::load(
-        path,
-        "model",
-        &LoadOptions { provider: provider(), scoring: None, context_length: None, rows: None },
-    )
+    OnnxModel::load(path, "model", &LoadOptions { provider: provider(), ..LoadOptions::default() })
 }
 
 /// A folder with some files of an export.
@@ -37,7 +36,7 @@ pub fn copy(form: &str, files: &[&str]) -> tempfile::TempDir {
     folder
 }
 
-/// `COS_TEST_PROVIDER=cuda` runs what is compared with PyTorch on a GPU.
+/// The provider that is compared with PyTorch. `COS_TEST_PROVIDER=cuda` selects a GPU.
 fn provider() -> Provider {
     match std::env::var("COS_TEST_PROVIDER").as_deref() {
         Ok("cuda") => Provider::Cuda { device_id: 0, options: Default::default() },
@@ -45,83 +44,10 @@ fn provider() -> Provider {
     }
 }
 
-/// Runs a model as a decoder would, and compares all that comes out.
-struct Replay<'a> {
-    model: &'a OnnxModel,
-    sequence: Box<dyn Sequence>,
-    tokens: Vec<i32>,
-    worst: f32,
-}
-
-impl<'a> Replay<'a> {
-    fn new(model: &'a OnnxModel) -> Self {
-        let sequence = model.start(&Arc::new(Cancel::default())).unwrap();
-        Replay { model, sequence, tokens: Vec::new(), worst: 0.0 }
-    }
-
-    /// Run the next tokens of a golden sequence in one pass, with the first `unwanted` rows not asked for.
-    fn pass(&mut self, golden: &(Vec<i32>, Vec<Vec<f32>>), width: usize, unwanted: usize) {
-        let start = self.sequence.len();
-        let width = width.min(golden.0.len() - start);
-        if width == 0 {
-            return; // the export has a shorter context
-        }
-        assert_eq!(self.tokens[..start], golden.0[..start], "the test must roll back to what is shared");
-        let tokens = &golden.0[start..start + width];
-        let keep = start + 1 + unwanted;
-        self.model
-            .forward(&mut [Pass { sequence: self.sequence.as_mut(), tokens, keep, filter: Filter::plain(1.0) }])
-            .unwrap();
-        self.tokens.truncate(start);
-        self.tokens.extend_from_slice(tokens);
-        for position in keep..=start + width {
-            assert_eq!(self.sequence.row(position).scores().unwrap().len(), golden.1[position - 1].len());
-            for (&found, &expected) in self.sequence.row(position).scores().unwrap().iter().zip(&golden.1[position - 1])
-            {
-                self.worst = self.worst.max((found - expected).abs());
-            }
-        }
-    }
-
-    fn back(&mut self, len: usize) {
-        let len = len.min(self.sequence.len());
-        self.sequence.truncate(len);
-        assert_eq!(self.sequence.len(), len);
-    }
-
-    /// Everything that decoding does, over three sequences that share their beginnings. Returns the largest difference.
-    fn all(mut self, golden: &Golden) -> f32 {
-        let cut = |(tokens, rows): &(Vec<i32>, Vec<Vec<f32>>)| {
-            let length = tokens.len().min(self.model.context_length());
-            (tokens[..length].to_vec(), rows[..length].to_vec())
-        };
-        let [first, second, third] = &golden.sequences.iter().map(cut).collect::<Vec<_>>()[..] else { panic!() };
-        let shared = |a: &[i32], b: &[i32]| a.iter().zip(b).take_while(|(a, b)| a == b).count();
-        self.pass(first, 6, 5); // a prompt
-        for width in [1, 1, 3, 1, 5, 2, 9, 1, 4] {
-            self.pass(first, width, 0);
-        }
-        self.back(shared(&first.0, &second.0)); // a long rejection
-        for width in [1, 4, 1, 2] {
-            self.pass(second, width, 0);
-        }
-        // drafts of four of which one is accepted, again and again: many small rollbacks
-        while self.sequence.len() + 4 <= second.0.len() {
-            self.pass(second, 4, 0);
-            self.back(self.sequence.len() - 3);
-        }
-        self.back(shared(&second.0, &third.0).min(shared(&first.0, &third.0)));
-        self.pass(third, third.0.len() - self.sequence.len(), 0);
-        self.back(0);
-        self.pass(first, first.0.len(), 0); // all at once
-        self.worst
-    }
-}
-
-/// How far from PyTorch's float32 an export may be.
+/// The largest difference from PyTorch's float32 logits that an export may have.
 fn tolerance(form: &str) -> f32 {
     match form {
-        // Optimum's export does not cap the scores of attentions, and the library warns of it.
+        // Optimum's export does not cap attention scores, and the library warns about it.
         "gemma2/optimum-fp32" => 0.1,
         form if form.contains("bf16") => 0.3,
         form if form.contains("fp16") => 0.05,
@@ -176,10 +102,10 @@ fn architectures_agree_with_pytorch() {
         for form in forms(&exports().join(architecture)) {
             let label = format!("{architecture}/{}", name(&form));
             if provider() == Provider::Cpu && label.contains("bf16") {
-                println!("{label}: skipped, because ONNX Runtime has no products in bfloat16 on the processor");
+                println!("{label}: skipped, because ONNX Runtime has no bfloat16 products on the processor");
                 continue;
             }
-            // what rounds its cache has golden logits of its own
+            // Exports with a rounded cache have golden logits of their own.
             let own = form.join("golden.json").is_file().then(|| Golden::read(&label));
             let export = replay(&label, own.as_ref().unwrap_or(&golden), tolerance(&label), &mut failures);
             let uncapped = export.is_some_and(|export| export.warnings.iter().any(|w| w.contains("caps the scores")));
@@ -189,7 +115,7 @@ fn architectures_agree_with_pytorch() {
     assert!(failures.is_empty(), "{}", failures.join("\n"));
 }
 
-/// What must be recognised of each variant.
+/// The properties that must be recognised of each variant.
 #[rustfmt::skip]
 const VARIANTS: [(&str, CacheKind, Rollback, GivenRows, Scoring); 40] = [
     ("int32", Concatenated, Mask, All, Parallel),
@@ -199,13 +125,13 @@ const VARIANTS: [(&str, CacheKind, Rollback, GivenRows, Scoring); 40] = [
     ("last-logits-symbolic", Concatenated, Mask, Last, Parallel),
     ("logits-2d", Concatenated, Mask, Last, Parallel),
     ("num-logits", Concatenated, Mask, Counted, Parallel),
-    // Without explicit positions of the text, places in the cache may count, so there must be no dead entries.
+    // Without explicit positions, the index in the cache may count, so there must be no dead entries.
     ("cache-position", Concatenated, Compact, All, Parallel),
     ("cache-position-mask", Concatenated, Compact, All, Parallel),
     ("mask-positions", Concatenated, Compact, All, Parallel),
     ("length-positions", Concatenated, Compact, All, Parallel),
     ("no-mask", Concatenated, Compact, All, Parallel),
-    // Without a configuration nobody knows of sliding windows.
+    // Without a configuration, there may be sliding windows.
     ("no-config", Concatenated, Compact, All, Parallel),
     ("mistral-no-config", Concatenated, Compact, All, Parallel),
     ("token-types", Concatenated, Mask, All, Parallel),
@@ -214,7 +140,7 @@ const VARIANTS: [(&str, CacheKind, Rollback, GivenRows, Scoring); 40] = [
     ("unnamed", Concatenated, Mask, All, Parallel),
     ("genai-names", Concatenated, Mask, All, Parallel),
     ("merged", Concatenated, Mask, All, Parallel),
-    // Masking is borne, and moving out is better.
+    // Masked entries change logits within the tolerance, but compacting changes them less.
     ("dead-entries-fp16", Concatenated, Compact, All, Parallel),
     ("uneven", Concatenated, Mask, All, Parallel),
     ("seq-first", Concatenated, Mask, All, Parallel),
@@ -223,12 +149,12 @@ const VARIANTS: [(&str, CacheKind, Rollback, GivenRows, Scoring); 40] = [
     ("hub/onnx/model_q4.onnx", Concatenated, Mask, All, Parallel),
     ("weight-int8", Concatenated, Mask, All, Parallel),
     ("static-cache", Fixed { capacity: 64, in_place: true }, Shorten, All, Parallel),
-    // What the builder forgot is not missed within the length of a window.
+    // The builder left out the windows. Within the length of a window, that changes nothing.
     ("mistral-windowless", Shared, Shorten, All, Parallel),
-    // Wrong when several positions come on top of a cache, which only a trial shows.
+    // Several positions on top of a cache are wrong, which only a trial pass shows.
     ("noncausal", Concatenated, Mask, All, FirstPass),
     ("noncausal-rounded", Concatenated, Mask, All, FirstPass),
-    // config.json knows of the windows
+    // config.json tells of the windows.
     ("mistral-genai", Concatenated, Compact, All, Parallel),
     ("longrope", Shared, Shorten, All, Parallel),
     ("static-mask", Fixed { capacity: 64, in_place: true }, Shorten, All, Parallel),
@@ -270,13 +196,13 @@ fn variants_are_recognised_and_agree_with_pytorch() {
     assert!(failures.is_empty(), "{}", failures.join("\n"));
 }
 
-/// One scale for all positions of a pass: a position's logits depend on what is scored with it.
+/// All positions of a pass share one scale, so logits depend on the other positions.
 #[test]
-fn dynamic_quantisation_is_seen_and_scored_one_by_one() {
+fn dynamic_quantisation_is_scored_one_by_one() {
     let model = load(&exports().join("variants/dynamic-int8")).unwrap();
     assert_eq!((model.export().scoring, model.export().rollback), (OneByOne, Compact));
     assert!(model.export().warnings.iter().any(|warning| warning.contains("DynamicQuantizeLinear")));
-    // However a text is cut into passes, and whatever was tried in between, its logits are the same to the bit.
+    // Logits are bit-identical for any widths of passes and any rejected drafts.
     let tokens: Vec<i32> = (2..30).collect();
     let run = |widths: &[usize], rejected: &[i32]| {
         let mut sequence = model.start(&Arc::new(Cancel::default())).unwrap();
@@ -309,7 +235,7 @@ fn dynamic_quantisation_is_seen_and_scored_one_by_one() {
     assert!(run(&[5, 1, 3], &[90, 91]) == single, "logits depend on the widths of passes");
 }
 
-/// What a configuration would say, the graph says too: the sizes of heads and the context length.
+/// The graph alone tells the sizes of heads and the context length.
 #[test]
 fn builder_exports_need_no_configuration() {
     let golden = Golden::read("llama");
@@ -327,7 +253,7 @@ fn forward(model: &OnnxModel, sequence: &mut dyn Sequence, tokens: &[i32]) -> Re
     model.forward(&mut [Pass { sequence, tokens, keep, filter: Filter::plain(1.0) }])
 }
 
-/// A token outside the vocabulary makes a pass fail; nothing of it may stay, whatever the pass is cut into.
+/// A token outside the vocabulary makes a pass fail. Nothing of it may stay, even if it runs as several passes.
 #[test]
 fn failed_passes_leave_no_trace() {
     if provider() != Provider::Cpu {
@@ -348,15 +274,14 @@ fn failed_passes_leave_no_trace() {
         };
         forward(&model, sequence.as_mut(), &tokens[..1]).unwrap();
         for (start, end) in [(1, 5), (5, 9), (9, 10)] {
-            // the last of them fails, and so do those before it that were passes of their own
+            // The last token fails, and passes before it are undone.
             let bad = [&tokens[start..start + 2], &[9999]].concat();
             assert!(matches!(forward(&model, sequence.as_mut(), &bad), Err(Interrupt::Failed(_))), "{form}");
             assert_eq!(sequence.len(), start, "{form}");
-            // several on top of a cache of one, too
             forward(&model, sequence.as_mut(), &tokens[start..end]).unwrap();
             (start + 1..=end).for_each(|position| check(sequence.as_ref(), position));
         }
-        // of a batch all or none
+        // A batch succeeds or fails as a whole.
         let mut other = model.start(&Arc::new(Cancel::default())).unwrap();
         let batch = &mut [
             Pass { sequence: sequence.as_mut(), tokens: &tokens[10..13], keep: 11, filter: Filter::plain(1.0) },
@@ -381,9 +306,9 @@ fn a_cancelled_sequence_runs_no_pass() {
     forward(&model, sequence.as_mut(), &[5]).unwrap();
 }
 
-/// Tables are found by what the graph does with them, whatever they are called and without any configuration.
+/// Tables are found by their use in the graph, whatever their names, and without a configuration.
 #[test]
-fn tables_of_positions_end_the_context() {
+fn tables_of_positions_limit_the_context() {
     for form in [
         "bart/optimum-fp32",
         "gpt2/onnxruntime-fp32",
@@ -401,35 +326,36 @@ fn tables_of_positions_end_the_context() {
         assert_eq!(model.context_length(), 128, "{form}");
         let mut sequence = model.start(&Arc::new(Cancel::default())).unwrap();
         forward(&model, sequence.as_mut(), &[7; 128]).unwrap();
-        // A GPU reads behind the table without an error, so that nothing but the length guards it.
+        // A GPU reads beyond the table without an error, so only the limit protects it.
         if provider() == Provider::Cpu {
             let further = forward(&model, sequence.as_mut(), &[7]);
-            assert!(matches!(further, Err(Interrupt::Failed(_))), "{form}: it has no more");
+            assert!(matches!(further, Err(Interrupt::Failed(_))), "{form}: the table has no more rows");
         }
     }
-    // Positions that are computed have no end.
+    // Computed positions have no limit.
     let model = load(copy("llama/optimum-fp32", &["model.onnx"]).path()).unwrap();
     assert_eq!(model.context_length(), 1 << 20);
 }
 
-/// No fixture of the builder for float16 may be tidied: it declares shapes that are wrong, and so do the files of users.
+/// The builder's float16 exports declare wrong shapes. The fixtures must keep them, because files of users have them
+/// too.
 #[test]
-fn shapes_that_a_file_declares_wrongly_are_found_out() {
+fn wrong_declared_shapes_are_dropped() {
     for (form, expected) in [("builder-fp16", true), ("builder-fp32", false), ("optimum-fp16", false)] {
         let model = load(&exports().join("llama").join(form)).unwrap();
         let warnings = &model.export().warnings;
         let found = warnings.iter().any(|warning| warning.contains("shapes that the file declares"));
-        // Only the CPU's provider reuses the buffers that these declarations are about.
+        // Only the CPU provider reuses buffers by declared shapes.
         assert_eq!(found, expected && provider() == Provider::Cpu, "{form}: {warnings:?}");
     }
-    // Weights beside the file are found from any working directory, by a relative path too.
+    // External weights are found without declared shapes too.
     let folder = copy("llama/builder-fp16", &["model.onnx", "model.onnx.data", "genai_config.json"]);
     assert!(load(&folder.path().join("model.onnx")).is_ok());
 }
 
-/// What takes tokens back best is taken, and what was tried is told.
+/// The description lists the trials.
 #[test]
-fn the_way_of_taking_tokens_back_that_changes_least_is_taken() {
+fn the_rollback_that_changes_logits_least_is_taken() {
     let model = load(&exports().join("variants/dead-entries-fp16")).unwrap();
     let description = model.describe();
     let trials = description["trials"].as_array().unwrap();
@@ -440,13 +366,13 @@ fn the_way_of_taking_tokens_back_that_changes_least_is_taken() {
     assert!(compact.0 == "compact" && compact.1 < 0.01, "{trials:?}");
     assert_eq!(description["cache"]["rollback"], "compact");
     assert_eq!(description["deviation"], trials[1]["deviation"]);
-    // Where rounding explains all, nothing else is tried.
+    // If the first difference is rounding, nothing else is tried.
     let model = load(&exports().join("llama/optimum-fp32")).unwrap();
     assert_eq!((model.describe()["trials"].as_array().unwrap().len(), model.export().rollback), (1, Mask));
 }
 
 #[test]
-fn windows_that_were_left_out_end_the_context() {
+fn missing_windows_limit_the_context() {
     let model = load(&exports().join("variants/mistral-windowless")).unwrap();
     assert_eq!(model.context_length(), 8);
     assert!(
@@ -458,7 +384,7 @@ fn windows_that_were_left_out_end_the_context() {
 }
 
 #[test]
-fn rescaled_positions_end_the_context() {
+fn rescaled_positions_limit_the_context() {
     let folder = copy("llama/optimum-fp32", &["model.onnx", "config.json"]);
     let config = std::fs::read_to_string(folder.path().join("config.json")).unwrap();
     let scaled = r#""rope_scaling": {"type": "longrope", "original_max_position_embeddings": 16}"#;
@@ -469,7 +395,7 @@ fn rescaled_positions_end_the_context() {
 }
 
 #[test]
-fn sizes_that_no_model_has_are_refused() {
+fn absurd_sizes_are_refused() {
     let folder = copy("llama/builder-fp32", &["model.onnx", "model.onnx.data", "genai_config.json"]);
     let file = folder.path().join("genai_config.json");
     let config = std::fs::read_to_string(&file).unwrap();
@@ -483,21 +409,21 @@ fn sizes_that_no_model_has_are_refused() {
 }
 
 #[test]
-fn loading_can_be_told_otherwise() {
+fn options_override_what_was_recognised() {
     let load = |form: &str, scoring, context_length| {
         environment(None, 0, None).unwrap();
-        let settings = LoadOptions { provider: Provider::Cpu, scoring, context_length, rows: None };
-        OnnxModel::load(&exports().join("llama").join(form), "model", &settings)
+        let options = LoadOptions { scoring, context_length, ..LoadOptions::default() };
+        OnnxModel::load(&exports().join("llama").join(form), "model", &options)
     };
     let slow = load("builder-int4-level4", Some(OneByOne), Option::None).unwrap();
     assert_eq!((slow.export().scoring, slow.export().warnings.len()), (OneByOne, 0));
-    // what a short trial finds is no bound, and is not told as one
+    // A short trial does not bound the deviation, and the warning says so.
     let fast = load("builder-int4-level4", Option::None, Option::None).unwrap();
     assert!(fast.export().warnings[0].contains("over the few tokens of a trial, by some tenths elsewhere"));
     assert_eq!(load("optimum-fp32", Option::None, Some(40)).unwrap().context_length(), 40);
-    // shorter than a window, which the cache must have room for all the same
+    // A context shorter than a window, which the cache must have room for.
     assert_eq!(load("../gemma2/builder-fp32", Option::None, Some(4)).unwrap().context_length(), 4);
-    // and what cannot work still cannot
+    // Options cannot enable what does not work.
     let error = load("builder-fp16", Some(Parallel), Option::None).err().unwrap();
     assert!(error.code() == 8 && error.to_string().contains("it fails"), "{error}");
     for (form, limit) in
@@ -513,7 +439,7 @@ fn loading_can_be_told_otherwise() {
     );
 }
 
-/// Exports that cannot be verified with, the code of the error, and what it must say.
+/// Exports that cannot be decoded with, the code of the error, and a part of its message.
 const REFUSED: [(&str, i32, &str); 13] = [
     ("stale", 8, "its cache or its attention is broken"),
     ("static-int8", 8, "one scale for a whole cache of fixed length"),
@@ -531,16 +457,16 @@ const REFUSED: [(&str, i32, &str); 13] = [
 ];
 
 #[test]
-fn what_cannot_work_is_refused() {
+fn unusable_exports_are_refused() {
     for (name, code, what) in REFUSED {
         let error = load(&exports().join("variants").join(name)).err().unwrap_or_else(|| panic!("{name} was loaded"));
         assert!(error.code() == code && error.to_string().contains(what), "{name}: {error}");
     }
 }
 
-/// By its configuration too, whatever its logits look like.
+/// Whatever the logits look like.
 #[test]
-fn what_is_configured_as_a_classifier_is_refused() {
+fn configured_classifiers_are_refused() {
     let folder = copy("llama/no-cache", &["model.onnx", "config.json"]);
     let config = std::fs::read_to_string(folder.path().join("config.json")).unwrap();
     for (architecture, is_refused) in [
@@ -561,7 +487,7 @@ fn what_is_configured_as_a_classifier_is_refused() {
     }
 }
 
-/// Of the three files that Optimum once left, the merged one is taken.
+/// Of the three files that old versions of Optimum export, the merged one is loaded.
 #[test]
 fn a_merged_decoder_is_found_in_its_folder() {
     let folder = copy("gpt2/optimum-merged", &["model.onnx", "config.json"]);
@@ -574,7 +500,7 @@ fn a_merged_decoder_is_found_in_its_folder() {
 }
 
 #[test]
-fn a_merged_decoder_that_is_beside_is_named() {
+fn warnings_name_a_merged_decoder() {
     let folder = copy("llama/no-cache", &["model.onnx"]);
     let warning = || load(&folder.path().join("model.onnx")).unwrap().export().warnings.join("\n");
     assert!(warning().contains("export it with past"), "{}", warning());

@@ -6,3 +6,4 @@ mod common;
 mod demo;
 mod exports;
 mod mixtures;
+mod replay;
