@@ -1,12 +1,15 @@
 #!/usr/bin/env python3
-"""Other ways of decoding with several models, for `make bench`: a worker that answers lines of JSON.
+"""Decodes with several models by other libraries, as peers for `make bench`: a worker that answers lines of JSON.
 
-  bench_peers.py genai [KEY=VALUE...]   a loop over onnxruntime-genai generators, with these options of their ONNX Runtime sessions
-  bench_peers.py genai provider=cuda [KEY=VALUE...]   the same on a GPU (onnxruntime-genai-cuda), with options of the provider
-  bench_peers.py torch [cuda]           Hugging Face transformers with key-value caches: fp32, or on a GPU fp16
+  bench_peers.py genai [KEY=VALUE...]                 a loop over generators of onnxruntime-genai, with these options of
+                                                      their ONNX Runtime sessions
+  bench_peers.py genai provider=cuda [KEY=VALUE...]   the same on a GPU (onnxruntime-genai-cuda), with options of the
+                                                      provider
+  bench_peers.py torch [cuda]                         Hugging Face transformers with KV caches: fp32, or fp16 on a GPU
 
-The first line out is {"versions": {…}}, or {"error"}. A line in, {"method", "models", "combine", "lengths", "temperature", "seed",
-"prompt", "tokens"}, is answered by {"tokens": […], "seconds"}, or {"error"}. The clock starts after the first token, as it does for CoS.
+The first line of output is {"versions": {…}} or {"error"}. Each line of input has {"method", "models", "combine",
+"lengths", "temperature", "seed", "prompt", "tokens"}. The answer is {"tokens": […], "seconds"} or {"error"}. The clock
+starts after the first token, as it does for CoS.
 """
 
 import json
@@ -23,7 +26,7 @@ def softmax(row):
 
 
 def combined(rows, combine, temperature):
-    """The distribution that is decoded; greedily, scores whose first maximum is taken."""
+    """The distribution to decode. For greedy decoding, scores of which the first maximum is the token."""
     greedy = temperature == 0
     scale = 1 if greedy else 1 / temperature
     if combine["kind"] == "weighted":
@@ -36,7 +39,7 @@ def combined(rows, combine, temperature):
 
 
 def needed(combine, models):
-    """The models whose rows the combination takes."""
+    """The models whose rows the combination needs."""
     if combine["kind"] == "weighted":
         return [k for k in range(models) if combine["weights"][k]]
     return [0, 1] if combine["kind"] == "contrastive" else [combine["model"]]
@@ -50,7 +53,7 @@ def draw(distribution, temperature, random):
 
 
 class Genai:
-    """onnxruntime-genai: a generator for each model, the logits of all mixed, the token appended to each."""
+    """onnxruntime-genai: a generator for each model. Their logits are combined, and the token is appended to each."""
 
     def __init__(self, options):
         import onnxruntime_genai
@@ -64,7 +67,7 @@ class Genai:
     def model(self, path):
         if path not in self.models:
             config = self.genai.Config(path)
-            # No token ends the text for CoS; here one must, so it is a rare one.
+            # CoS runs without a stop token. Here there must be one, so it is a rare token.
             with open(os.path.join(path, "genai_config.json")) as file:
                 rare = json.load(file)["model"]["vocab_size"] - 1
             changes = {"model": {"eos_token_id": rare}}
@@ -82,12 +85,12 @@ class Genai:
     def generator(self, request, index, **options):
         model = self.model(request["models"][index])
         params = self.genai.GeneratorParams(model)
-        # as little cache as is needed
+        # The cache is as small as possible.
         params.set_search_options(max_length=len(request["prompt"]) + request["tokens"] + 1, **options)
         return self.genai.Generator(model, params)
 
     def generate(self, request, _):
-        """One model, greedily, by genai's own loop, whose logits stay where they are."""
+        """One model, greedily, with the loop of genai, which does not copy the logits."""
         generator = self.generator(request, 0, do_sample=False)
         generator.append_tokens(np.array(request["prompt"], dtype=np.int32))
         for _ in range(request["tokens"]):
@@ -111,7 +114,7 @@ class Genai:
 
 
 class Torch:
-    """transformers: the standard decode, and Algorithms 1 and 2 of the paper, made lossless."""
+    """transformers: standard decoding, and Algorithms 1 and 2 of the paper, made lossless."""
 
     def __init__(self, device="cpu"):
         os.environ["HF_HUB_OFFLINE"] = "1"
@@ -121,7 +124,7 @@ class Torch:
         transformers.utils.logging.set_verbosity_error()
         self.torch, self.transformers, self.models, self.checked = torch, transformers, {}, set()
         self.device, where = device, f"{torch.get_num_threads()} threads"
-        # near ties within which the order of sums decides
+        # Scores that differ by less than `tie` are a near tie, which the order of sums may decide.
         self.dtype, self.tie = torch.float32, 1e-3
         if device != "cpu":
             self.dtype, self.tie, where = torch.float16, 2e-2, torch.cuda.get_device_name()
@@ -131,7 +134,7 @@ class Torch:
         }
 
     def lane(self, path):
-        """A model with an empty cache, as a function of tokens that gives a row after each; and the cache."""
+        """A function that runs a model over tokens and returns their rows of logits, and its cache, empty at first."""
         torch, transformers = self.torch, self.transformers
         if path not in self.models:
             model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=self.dtype)
@@ -162,23 +165,24 @@ class Torch:
         yield from self.turns(request, random)
 
     def check(self, request):
-        """Greedily, turns must give what the standard decode gives, but for near ties."""
+        """Checks that greedy decoding by turns gives the tokens of standard decoding, except for near ties."""
         request = request | {"temperature": 0, "tokens": 48}
         key = json.dumps([request["models"], request["combine"], request["lengths"]])
         if key in self.checked:
             return
         expected, got = list(self.standard(request, None)), list(self.turns(request, None))
         if expected != got:
-            same = next(i for i, (a, b) in enumerate(zip(expected, got)) if a != b)
-            last = request | {"prompt": request["prompt"] + expected[:same], "tokens": 1}
+            differing = next(i for i, (a, b) in enumerate(zip(expected, got)) if a != b)
+            last = request | {"prompt": request["prompt"] + expected[:differing], "tokens": 1}
             rows = [self.lane(path)[0](last["prompt"])[-1] for path in request["models"]]
             best = np.sort(combined(rows, request["combine"], 0))[-2:]
             if best[1] - best[0] > self.tie:
-                raise RuntimeError(f"Algorithm 1 is not the standard decode at token {same}, by {best[1] - best[0]}")
+                raise RuntimeError(f"Algorithm 1 differs from standard decoding at token {differing}, where the best "
+                                   f"scores differ by {best[1] - best[0]}")
         self.checked.add(key)
 
     def turns(self, request, random):
-        """The model that is furthest behind runs: its row behind the drafts is its proposal to the others."""
+        """Algorithms 1 and 2: the model that has seen the fewest tokens runs, and its last row is its proposal."""
         combine, temperature, lengths = request["combine"], request["temperature"], request["lengths"]
         models = range(len(request["models"]))
         lanes = [self.lane(path) for path in request["models"]]
@@ -186,8 +190,8 @@ class Torch:
         order = sorted(models, key=lambda k: (lengths[k] == 0, request["sizes"][k]))
         tokens, committed = list(request["prompt"]), len(request["prompt"])
         end, seen = committed + request["tokens"], [0 for _ in models]
-        rows = [{} for _ in models]  # of each model: position → logits
-        drafts = []  # the distribution of each token behind the committed ones
+        rows = [{} for _ in models]  # for each model: position → logits
+        drafts = []  # the distribution of each proposal
 
         def run(k):
             for position, row in enumerate(lanes[k][0](tokens[seen[k] :]), seen[k] + 1):
@@ -211,7 +215,10 @@ class Torch:
                         tokens.append(draw(target, temperature, random))
                     else:
                         draft, q = tokens[committed], drafts.pop(0)
-                        accept = target.argmax() == draft if temperature == 0 else random.random() * q[draft] < target[draft]
+                        if temperature == 0:
+                            accept = target.argmax() == draft
+                        else:
+                            accept = random.random() * q[draft] < target[draft]
                         if not accept:
                             residual = target if temperature == 0 else np.maximum(target - q, 0)
                             del tokens[committed:]
@@ -239,20 +246,20 @@ def answer(backend, request):
 
 
 def main():
-    # Answers go to what was standard output; whatever libraries print goes to standard error.
+    # Answers go to the original standard output. Output of libraries goes to standard error.
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     kind, *options = sys.argv[1:]
     try:
         backend = Genai(option.split("=") for option in options) if kind == "genai" else Torch(*options)
-    except Exception as error:  # a package that is missing, or a library of it
+    except Exception as error:  # a package or one of its libraries is missing
         print(json.dumps({"error": f"{type(error).__name__}: {error}"}), file=answers)
         return
     print(json.dumps({"versions": backend.versions}), file=answers)
     for line in sys.stdin:
         try:
             result = answer(backend, json.loads(line))
-        except Exception as error:  # the benchmark goes on without this row, and says why
+        except Exception as error:  # the benchmark reports it and leaves out this row
             result = {"error": f"{type(error).__name__}: {error}"}
         print(json.dumps(result), file=answers)
 

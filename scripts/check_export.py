@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""Compare the logits of an export with those of the model that it was made of.
+"""Compare the logits of an export with those of its model.
 
   check_export.py MODEL EXPORT PRECISION
 
-MODEL is a folder in Hugging Face's format, EXPORT one with model.onnx. Exits with 1 if the export is another model: exporters leave out
-parts of a configuration that they do not know, such as a scaling of rotary positions, and say nothing. What cannot be run here, such as
-an export with kernels for GPUs only, is not compared, and this says so.
+MODEL is a folder in Hugging Face's format, and EXPORT a folder with model.onnx. Exits with 1 if their distributions
+differ: exporters silently leave out parts of a configuration that they do not know, such as a scaling of rotary
+positions. If one of them cannot run here, such as an export with kernels for GPUs only, the script prints that it did
+not compare them.
 """
 
 import sys
@@ -14,8 +15,9 @@ from pathlib import Path
 import numpy as np
 
 TOKENS = 24
-# Nats by which a distribution may differ in the mean (Kullback-Leibler divergence). Of the models of tests/export/test, rounding to
-# 16 bits takes 0.000002 and to 4 bits 0.09. Parts that were left out took 0.5 to 2, so 4 bits hide the least of them.
+# The largest allowed mean Kullback-Leibler divergence, in nats. For the models of tests/export/test, rounding to 16
+# bits gives 0.000002 and rounding to 4 bits 0.09. Parts that were left out gave 0.5 to 2, so the limit of int4 misses
+# the smallest.
 LIMITS = {"fp32": 0.02, "fp16": 0.02, "bf16": 0.05, "int4": 0.7}
 
 
@@ -25,7 +27,7 @@ def log_softmax(rows):
 
 
 def tokens_of(config):
-    # Behind the length of a sliding window, which some exports lack, the context of such an export ends.
+    # Some exports lack the sliding window, and are right only within its length.
     count = min(TOKENS, getattr(config, "sliding_window", None) or TOKENS)
     return np.array([[(37 * index + 11) % min(config.vocab_size, 1000) for index in range(count)]], np.int64)
 
@@ -47,7 +49,8 @@ def by_export(file, tokens, head):
 
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
     types = {"float": np.float32, "float16": np.float16, "int64": np.int64, "int32": np.int32}
-    known = {"input_ids": tokens, "attention_mask": np.ones_like(tokens), "position_ids": np.arange(tokens.shape[1])[None]}
+    known = {"input_ids": tokens, "attention_mask": np.ones_like(tokens),
+             "position_ids": np.arange(tokens.shape[1])[None]}
     feeds = {}
     for value in session.get_inputs():
         named = lambda name: 1 if "batch" in name else 0 if "past" in name or "sequence" in name else head
@@ -62,14 +65,15 @@ def main():
         tokens, head, expected = by_pytorch(model)
         found = by_export(Path(export) / "model.onnx", tokens, head)
     except Exception as error:
-        print(f"not compared with the model, since one of them does not run here: {str(error).splitlines()[0][:200]}")
+        print(f"not compared with the model, because one of them does not run here: {str(error).splitlines()[0][:200]}")
         return
     columns = min(expected.shape[1], found.shape[1])  # the rest is padding
     expected, found = log_softmax(expected[:, :columns]), log_softmax(found[:, :columns])
     differs = float((np.exp(expected) * (expected - found)).sum(-1).mean())
     if not differs <= LIMITS[precision]:
-        sys.exit(f"the export is another model: its distributions differ by {differs:.2g} nats in the mean from those of the model")
-    print(f"its distributions are those of the model, but for {max(differs, 0):.1g} nats in the mean")
+        sys.exit(f"the export is another model: its distributions differ from those of the model by {differs:.2g} nats "
+                 "on average")
+    print(f"its distributions are those of the model, up to {max(differs, 0):.1g} nats on average")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Write tests/exports: tiny random language models of many architectures, exported by several tools.
+"""Make tests/exports: tiny random language models of many architectures, exported by several tools.
 
-The exporters need different versions of transformers, so there are three environments (Python 3.11; a CPU build of torch
-will do), and each stage of this script runs in its own:
+The exporters need different versions of transformers. So there are three environments (Python 3.11; a CPU build of
+torch is enough), and each stage of this script runs in its own:
 
   python3.11 -m venv A && A/bin/pip install -r scripts/optimum-requirements.txt
   python3.11 -m venv B && B/bin/pip install -r scripts/export-requirements.txt
@@ -13,34 +13,34 @@ will do), and each stage of this script runs in its own:
   PYTHONHASHSEED=0 C/bin/python scripts/export_architectures.py old --work DIR
 
   optimum  makes the models (Hugging Face folders in DIR), the golden logits, and the exports of Optimum
-  builder  makes the exports of newer tools of the models in DIR
-  old      makes those of tools of early 2024
+  builder  exports the models in DIR with newer tools
+  old      exports the models in DIR with tools of early 2024
 
-Made in tests/exports/ARCH:
+It makes these files in tests/exports/ARCH:
   golden.json          {"architecture", "columns": C, "sequences": [[token, …], …]}; the sequences share beginnings
-  golden.f32           for each token of each sequence the C logits after it: little-endian float32, from PyTorch
+  golden.f32           for each token of each sequence, the C logits behind it: little-endian float32, from PyTorch
   optimum-fp32, -fp16  optimum-cli export onnx --task text-generation-with-past
   builder-fp32, -fp16  onnxruntime-genai's model builder for CPU
-  builder-int4         the same, weights of 4 bits, activations left alone (accuracy_level=0)
-and for llama alone
+  builder-int4         the same with weights of 4 bits; activations are not rounded (accuracy_level=0)
+and only for llama
   no-cache             Optimum, --task text-generation: no cache, the whole context in every pass
   builder-fp16-cuda    builder-fp16 for CUDA: a shared cache, as fp32 has for the CPU
   builder-bf16-cuda    the same in bfloat16, with logits that are cast to float32
   bf16-logits-cuda     builder-bf16-cuda without that cast
-  builder-int8-cache, -int4-cache  builder-fp32 with a cache of so many bits, and golden logits of their own
+  builder-int8-cache, -int4-cache  builder-fp32 with a cache of 8 or 4 bits, and its own golden logits
   builder-int4-level4  builder-int4 with activations rounded to 8 bits, which is the builder's default for CPU
   torch-opset23        torch.onnx.export: the standard operator Attention, a concatenated cache, nameless dimensions
-  torch-unnamed        the same where nobody gave names to inputs and outputs
+  torch-unnamed        the same without names of inputs and outputs
   mobius               Microsoft's mobius: the standard operator Attention of opset 24, which concatenates the cache
   mobius-static        the same with --static-cache: TensorScatter writes into caches of fixed length and rank 3
 
-and of other times
+and by old tools
   gpt2, gpt_neox/optimum-merged  two graphs in one, by Optimum 1.17: with a cache, and for the first pass without one
   gpt_bigcode/optimum-fused      keys and values of a layer in one tensor, [batch, past, 2 * size]
   gpt2/onnxruntime-fp32          onnxruntime.transformers: keys and values in one tensor, [2, batch, heads, past, size]
 
-All files are as the tools leave them. Weights lie on a grid that quantisation to 4 bits by blocks of 32 represents exactly, so one set of golden logits is
-good for all precisions. The same files come out of every run.
+All files are as the tools leave them. Quantisation to 4 bits in blocks of 32 represents the weights exactly, so one set
+of golden logits is right for all precisions. Every run makes the same files.
 """
 
 import argparse
@@ -61,44 +61,44 @@ TOKENS, CONTEXT, WINDOW, BLOCK, LAYERS = 96, 128, 8, 32, 2
 LEVELS = {"int8": 127, "int4": 7}  # the largest number of a quantised cache
 FILES = {"model.onnx", "model.onnx.data", "genai_config.json", "config.json", "tokenizer.json",
          "generation_config.json"}
-SHARED = (0, 12, 5)  # of each sequence, how many tokens it begins with that are the first sequence's
-OWN = (48, 24, 30)  # and how many of its own follow
+SHARED = (0, 12, 5)  # how many tokens each sequence has in common with the beginning of the first sequence
+OWN = (48, 24, 30)  # and how many tokens of its own follow
 
 SIZES = {"vocab_size": TOKENS, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": LAYERS,
          "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": CONTEXT,
          "tie_word_embeddings": False}
-# Some take the head size to be hidden_size / num_attention_heads; the oldest also have a key for each query.
+# For some, the head size is hidden_size / num_attention_heads. The oldest also have one key head for each query head.
 TWO_HEADS = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": None}
 OLD = TWO_HEADS | {"num_key_value_heads": None}
 TIED = {"tie_word_embeddings": True}
 MIXED = {"sliding_window": WINDOW, "layer_types": ["sliding_attention", "full_attention"]}
 GEMMA = TIED | MIXED | {"query_pre_attn_scalar": 16}
 EXPERTS = {"num_experts_per_tok": 2}
-ARCHITECTURES = {  # class of configuration, and what differs from SIZES
+ARCHITECTURES = {  # the class of the configuration, and the differences from SIZES
     "llama": ("LlamaConfig", {}),
     "gpt2": ("GPT2Config", OLD | TIED),
     "opt": ("OPTConfig", OLD | TIED | {"ffn_dim": 64, "word_embed_proj_dim": 32}),
     "gpt_neox": ("GPTNeoXConfig", OLD),
     "mistral": ("MistralConfig", {"sliding_window": WINDOW}),
     "qwen2": ("Qwen2Config", TWO_HEADS),
-    "qwen3": ("Qwen3Config", {"vocab_size": TOKENS + 16}),  # logits for tokens that the tokenizer does not have
-    # The builder rounds the factor of embeddings, sqrt(hidden_size), to two digits; that of 64 needs no rounding.
+    "qwen3": ("Qwen3Config", {"vocab_size": TOKENS + 16}),  # more logits than the tokenizer has tokens
+    # The builder rounds the factor of embeddings, sqrt(hidden_size), to two digits, which is exact for 64.
     "gemma2": ("Gemma2Config", GEMMA | {"hidden_size": 64}),
     "gemma3": ("Gemma3TextConfig", GEMMA),
     "phi3": ("Phi3Config", TWO_HEADS | {"original_max_position_embeddings": CONTEXT}),
     "qwen3_moe": ("Qwen3MoeConfig", EXPERTS | {"num_experts": 4, "moe_intermediate_size": 32, "norm_topk_prob": True}),
     "gpt_oss": ("GptOssConfig", EXPERTS | MIXED | {"num_local_experts": 4, "intermediate_size": 32}),
-    # What they look up by position goes by other names than wpe.
+    # Their tables of positions have other names than wpe.
     "gptj": ("GPTJConfig", OLD | {"rotary_dim": 8}),
     "bart": ("BartConfig", OLD | TIED | {"d_model": 32, "decoder_layers": LAYERS, "decoder_attention_heads": 2,
                                          "decoder_ffn_dim": 64, "is_encoder_decoder": False, "is_decoder": True}),
     "gpt_bigcode": ("GPTBigCodeConfig", OLD | TIED),
 }
 OPTIMUM_FP16 = {"llama", "opt", "qwen2"}
-# Optimum's fp16 export of these cannot be loaded (it mixes types), so the fp32 one is converted, as many people do.
+# Optimum's fp16 export of these mixes types and cannot be loaded. So the fp32 export is converted, as many people do.
 CONVERTED_FP16 = {"gpt2"}
-# The builder knows no other architecture of these (and gemma3 only with a transformers that it cannot run with).
-# Its fp16 exports for CPU leave out sliding windows, so those would be wrong.
+# The builder supports only these (and gemma3 only with a version of transformers that it cannot run with). Its fp16
+# exports for CPU leave out sliding windows, so they would be wrong.
 BUILDER = {"llama", "mistral", "qwen2", "qwen3", "gemma2", "phi3", "gpt_oss"}
 BUILDER_FP16 = {"llama", "qwen2", "qwen3", "phi3"}
 OLD_MERGED = {"gpt2", "gpt_neox"}
@@ -118,10 +118,10 @@ def sequences():
 
 
 def on_grid(rng, shape, axis: int, spread: float, levels=np.arange(-7, 8)):
-    """Weights whose sum over `axis`, each times something of size 1, is about `spread`, and which 4 bits represent.
+    """Weights of 4 bits, such that a product along `axis` with a vector of elements of size 1 has size `spread`.
 
-    In each block along `axis` one element is -8 and the others are among `levels`, times a power of two. A quantiser
-    takes the scale from the largest magnitude, so it gets all of them back.
+    In each block along `axis`, one element is -8 and the others are from `levels`, times a power of two. A quantiser
+    derives the scale from the largest magnitude, so it restores them all.
     """
     scale = 2.0 ** np.round(np.log2(spread / (4.4 * np.sqrt(shape[axis]))))
     blocks = (*np.delete(shape, axis), shape[axis] // BLOCK, BLOCK)
@@ -130,12 +130,12 @@ def on_grid(rng, shape, axis: int, spread: float, levels=np.arange(-7, 8)):
     return np.moveaxis(whole.reshape(*blocks[:-2], shape[axis]) * scale, -1, axis)
 
 
-# The spread by what a weight is called; the first that fits counts. Queries and keys are large so that attention is
-# far from even, and a wrong mask, position or cache changes the logits much.
+# The spread by a part of the name of a weight; the first match counts. Queries and keys are large, so that attention is
+# uneven, and a wrong mask, position or cache changes the logits a lot.
 SPREADS = [("position", 2.0), ("wpe", 2.0), ("q_proj", 2.0), ("k_proj", 2.0), ("qkv", 2.0), ("query_key_value", 2.0),
            ("c_attn", 2.0), ("v_proj", 2.0), ("lm_head", 2.0), ("embed_out", 2.0), ("embed", 6.0), ("wte", 6.0),
            ("", 1.0)]
-# Whole numbers whose half 4-bit floating point (e2m1) represents: gpt_oss has its experts in that form.
+# Numbers of which 4-bit floating point (e2m1) represents the half. gpt_oss has its experts in that format.
 E2M1 = np.array([0, 1, 2, 3, 4, 6])
 FLOAT4 = np.concatenate([-E2M1[:0:-1], E2M1])
 
@@ -149,7 +149,7 @@ def set_weights(name: str, model):
         if len(shape) == 1 or key.endswith("_bias"):
             value = np.round(0.2 * rng.standard_normal(shape) * 64) / 64  # exact in fp16
             if "norm" in key or "ln_" in key:
-                value += "gemma" not in name and key.endswith("weight")  # Gemma adds the one itself
+                value += "gemma" not in name and key.endswith("weight")  # Gemma adds 1 itself
         else:
             spread = 2.0 if tied and parameter is embedding else next(s for part, s in SPREADS if part in key)
             inputs_first = (name == "gpt2" and ".c_" in key) or len(shape) == 3
@@ -159,7 +159,7 @@ def set_weights(name: str, model):
 
 
 def add_float4(file: Path):
-    """Add experts in 4-bit floating point to a gpt_oss: the builder quantises from those alone."""
+    """Add experts in 4-bit floating point to a gpt_oss, because the builder quantises only these."""
     from safetensors.numpy import load_file, save_file
     tensors = load_file(file)
     for key in [k for k in tensors if k.endswith("experts.gate_up_proj") or k.endswith("experts.down_proj")]:
@@ -205,16 +205,16 @@ def write_golden(name: str, model, out: Path):
 
 
 def keep(folder: Path, source: Path):
-    """Keep what a loader may look at. The graph stays as the tool has left it: users' files are not tidied either."""
+    """Keep only the files that a loader may read. The graph stays as the tool wrote it, as in the files of users."""
     for file in folder.iterdir():
         if file.name not in FILES:
             file.unlink()
-    # One file for all: exporters write it in slightly different ways, or not at all.
+    # The same tokenizer for all, because exporters write it in slightly different ways, or not at all.
     shutil.copyfile(source / "tokenizer.json", folder / "tokenizer.json")
 
 
 def forget_paths(folder: Path):
-    """Drop the paths of this machine, which torch, mobius and old versions of transformers note down."""
+    """Remove paths of this machine, which torch, mobius and old versions of transformers write into the files."""
     if (folder / "config.json").exists():
         config = json.loads((folder / "config.json").read_text())
         config.pop("_name_or_path", None)
@@ -253,7 +253,7 @@ def optimum(name: str, work: Path, out: Path):
         onnx.save(convert_float_to_float16(onnx.load(half / "model.onnx"), keep_io_types=False,
                                            disable_shape_infer=True), half / "model.onnx")
         keep(half, source)
-    if name == "mistral":  # without layer_types, which the configurations of Mistral lack, the builder drops the window
+    if name == "mistral":  # the builder drops the window without layer_types, which Mistral's configurations lack
         config = json.loads((source / "config.json").read_text())
         config["layer_types"] = ["sliding_attention"] * LAYERS
         (source / "config.json").write_text(json.dumps(config))
@@ -294,7 +294,8 @@ def torch_export(source: Path, out: Path, **names):
             cache = DynamicCache()
             for layer in range(LAYERS):
                 cache.update(past[2 * layer], past[2 * layer + 1], layer)
-            logits = self.model(input_ids=x, attention_mask=m, position_ids=p, past_key_values=cache, use_cache=True).logits
+            logits = self.model(
+                input_ids=x, attention_mask=m, position_ids=p, past_key_values=cache, use_cache=True).logits
             return logits, *(tensor for layer in cache.layers for tensor in (layer.keys, layer.values))
 
     past = [torch.rand(2, SIZES["num_key_value_heads"], 5, SIZES["head_dim"]) for _ in range(2 * LAYERS)]
@@ -308,7 +309,7 @@ def torch_export(source: Path, out: Path, **names):
 
 
 def cache_options(source: Path, bits: str):
-    """Options of the builder for a quantised cache, with one scale for the keys and one for the values of a layer."""
+    """Options of the builder for a quantised cache. Each layer has one scale for keys and one for values."""
     import torch
     from transformers import AutoModelForCausalLM
     model = AutoModelForCausalLM.from_pretrained(source)
@@ -321,15 +322,17 @@ def cache_options(source: Path, bits: str):
 
 
 def quantised_golden(source: Path, bits: str, out: Path):
-    """What a model gives whose keys and values are rounded as a quantised cache rounds them."""
+    """The golden logits of a model whose keys and values are rounded as in a quantised cache."""
     import torch
     from transformers import AutoModelForCausalLM, DynamicCache
     scales = json.loads((source / f"{bits}-cache.json").read_text())["scales"]
     update = DynamicCache.update
 
     def rounded(self, keys, values, layer, *rest, **others):
-        parts = [torch.clamp(torch.round(states / scales[part][layer]), -LEVELS[bits] - 1, LEVELS[bits]) * scales[part][layer]
-                 for part, states in (("k_scales", keys), ("v_scales", values))]
+        def round_to(states, scale):
+            return torch.clamp(torch.round(states / scale), -LEVELS[bits] - 1, LEVELS[bits]) * scale
+
+        parts = [round_to(states, scales[part][layer]) for part, states in (("k_scales", keys), ("v_scales", values))]
         return update(self, *parts, layer, *rest, **others)
 
     DynamicCache.update = rounded
@@ -341,7 +344,8 @@ def builder(name: str, work: Path, out: Path):
     source = work / name
     forms = {}
     if name in BUILDER:
-        forms = {"builder-fp32": ("fp32", "cpu"), "builder-int4": ("int4", "cpu", "--extra_options", "accuracy_level=0")}
+        forms = {"builder-fp32": ("fp32", "cpu"),
+                 "builder-int4": ("int4", "cpu", "--extra_options", "accuracy_level=0")}
     if name in BUILDER_FP16:
         forms["builder-fp16"] = ("fp16", "cpu")
     if name == "llama":
@@ -373,7 +377,7 @@ def builder(name: str, work: Path, out: Path):
 
 
 def old(name: str, work: Path, out: Path):
-    """What tools of early 2024 left: caches with keys and values in one, and decoders merged of two graphs."""
+    """Exports of early 2024: caches with keys and values in one tensor, and decoders that merge two graphs."""
     import torch
     torch.onnx.export = functools.partial(torch.onnx.export, dynamo=False)  # the default of that time
     from optimum.exporters.onnx import main_export
@@ -393,8 +397,8 @@ def old(name: str, work: Path, out: Path):
     if name == "gpt2":
         with tempfile.TemporaryDirectory() as folder:
             run_module("onnxruntime.transformers.models.gpt2.convert_to_onnx", "-m", source.resolve(),
-                       "--output", f"{folder}/model.onnx", "-p", "fp32", "-o", "-t", "1", "-r", "1", "--use_int64_inputs",
-                       "--cache_dir", f"{folder}/cache", folder=folder)
+                       "--output", f"{folder}/model.onnx", "-p", "fp32", "-o", "-t", "1", "-r", "1",
+                       "--use_int64_inputs", "--cache_dir", f"{folder}/cache", folder=folder)
             form = fresh(out / "onnxruntime-fp32")
             shutil.copyfile(f"{folder}/model.onnx", form / "model.onnx")
             shutil.copyfile(source / "config.json", form / "config.json")

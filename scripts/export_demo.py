@@ -1,20 +1,20 @@
 #!/usr/bin/env python3
-"""Export Hugging Face language models to ONNX, by default in the packed form of models/demo.
+"""Export Hugging Face language models to ONNX, by default in the packed format of models/demo.
 
   export_demo.py --models DIR                                     models/demo: base, math and small
   export_demo.py --models DIR --out target/exports \\
                  --precision fp32 --only base,math,code           plain exports, for benchmarks
 
-DIR holds one folder per model (config.json, model.safetensors, tokenizer.json).
+DIR has one folder for each model (config.json, model.safetensors, tokenizer.json).
 
 Precisions:
-  packed  weights of 6 bits (8 bits for the embedding, and for a model narrower than 256), one
-          fp16 scale per block of 64. ONNX Runtime unpacks them to fp32 once, when it loads the
-          model, so a pass runs exactly as in an fp32 export. One self-contained model.onnx.
-  fp32    onnxruntime-genai's builder, nothing changed
-  fp16    the same, for CUDA
-  int4    the same, MatMulNBits with the builder's own settings. It rounds activations to int8,
-          so scoring positions together is not the same as scoring them one by one.
+  packed  weights of 6 bits (8 bits for the embedding, and for a model narrower than 256), with one fp16 scale for each
+          block of 64. ONNX Runtime unpacks them to fp32 once, when it loads the model, so a pass runs as in an fp32
+          export. One self-contained model.onnx.
+  fp32    the output of onnxruntime-genai's builder
+  fp16    the same for CUDA
+  int4    the same: MatMulNBits with the builder's default settings, which round activations to int8. So the logits of
+          positions that are scored together differ from those that are scored one by one.
 
 Needs the packages of export-requirements.txt.
 """
@@ -33,18 +33,18 @@ import onnx
 from onnx import helper, numpy_helper, parser
 
 BUILDER = {"packed": ("fp32", "cpu"), "fp32": ("fp32", "cpu"), "fp16": ("fp16", "cuda"), "int4": ("int4", "cpu")}
-DEMO_LIMIT = 25_000_000  # bytes: what the repository gives to models/demo
+DEMO_LIMIT = 25_000_000  # most bytes of models/demo in the repository
 BLOCK = 64  # weights that share a scale
 DOMAIN = "cos.demo"
 
-# A packed weight is a call of one of these functions. Their inputs are all constants, so ONNX
-# Runtime's constant folding (on at every level but "disable all") leaves a plain fp32 weight.
+# A packed weight is a call of one of these functions. All their inputs are constants, so ONNX Runtime's constant
+# folding (active at every level except "disable all") makes a plain fp32 weight of the call.
 UNPACK = {
     6: """
 <domain: "cos.demo", opset_import: ["": 22]>
 Unpack6 (high, low, scale, blocks, shape) => (weight)
 {
-    # Code = 4 * high + low, from 0 to 63: the high 4 bits lie two to a byte, the low 2 bits four.
+    # A code is 4 * high + low, 0 to 63. A byte has two of the high parts (4 bits), or four of the low parts (2 bits).
     high_shifts = Constant <value = uint8[2, 1] {0, 4}> ()
     low_shifts = Constant <value = uint8[4, 1] {0, 2, 4, 6}> ()
     fifteen = Constant <value = uint8 {15}> ()
@@ -93,7 +93,7 @@ def build(model: Path, out: Path, precision: str):
 
 
 def quantise(weight: np.ndarray, bits: int):
-    """Round `weight` in blocks along its rows; choose each block's scale for the least squared error."""
+    """Round `weight` in blocks along its rows. The scale of a block minimises the squared error."""
     rows, columns = weight.shape
     block = BLOCK if rows % BLOCK == 0 else BLOCK // 2
     blocks = weight.reshape(rows // block, block, columns)
@@ -111,7 +111,7 @@ def quantise(weight: np.ndarray, bits: int):
 
 
 def pack_weight(name: str, weight: np.ndarray, bits: int):
-    """The constants and the node that stand for one packed weight."""
+    """The constants and the node of one packed weight."""
     codes, scale = quantise(weight, bits)
     if bits == 6:
         unsigned = (codes.ravel() + 32).astype(np.uint8)
@@ -132,7 +132,7 @@ def halve(name: str, value: np.ndarray):
 
 
 def pack(source: Path, out: Path):
-    """Turn the builder's fp32 export in `source` into a packed one in `out`."""
+    """Convert the builder's fp32 export in `source` to a packed one in `out`."""
     model = onnx.load(source / "model.onnx")
     graph = model.graph
     width = json.loads((source / "genai_config.json").read_text())["model"]["decoder"]["hidden_size"]
@@ -176,7 +176,7 @@ def main():
     args = args.parse_args()
 
     if args.out.resolve() == args.models.resolve():
-        sys.exit("export_demo: --out would overwrite --models")
+        sys.exit("export_demo: --out would overwrite --models; name another folder")
     names = args.only.split(",")
     for name in names:
         for file in ("config.json", "model.safetensors", "tokenizer.json"):

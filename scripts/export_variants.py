@@ -1,72 +1,72 @@
 #!/usr/bin/env python3
-"""Write tests/exports/variants: one tiny Llama in many forms, and check each in ONNX Runtime.
+"""Make tests/exports/variants: one tiny Llama in many forms. Check each with ONNX Runtime.
 
   export_variants.py [--exports tests/exports]
 
-All are llama/optimum-fp32 with another border or other insides, so that llama/golden.f32 holds for them too; the
-caches are past_key_values.N.key/value [batch, 2, past, 16] → present.N.key/value, where nothing else is said.
+All are llama/optimum-fp32 with other inputs, outputs or nodes, and the same logits: llama/golden.f32. Unless the list
+says otherwise, the caches are past_key_values.N.key/value [batch, 2, past, 16] → present.N.key/value.
 
   int32                all integers are int32
-  fp16-io, bf16-io     logits, caches and weights are float16 or bfloat16, all between is float32
+  fp16-io, bf16-io     logits, caches and weights are float16 or bfloat16; everything between is float32
   last-logits          logits of the last position only, [batch, 1, vocab]
-  last-logits-symbolic the same, but declared [batch, sequence, vocab] as if there were all
+  last-logits-symbolic the same, but declared as [batch, sequence, vocab], as if there were all
   logits-2d            the same, [batch, vocab]
-  num-logits           an int64 scalar num_logits_to_keep: logits of that many last positions, 0 for all
-  cache-position       cache_position [sequence] gives the positions; the causal mask goes by places in the cache
-  cache-position-mask  cache_position gives the causal mask too, so no entry of the cache may be skipped
-  token-types          token_type_ids, of which 0 changes nothing and 1 much
+  num-logits           an int64 scalar num_logits_to_keep: logits of that many last positions; 0 for all
+  cache-position       cache_position [sequence] has the positions; the causal mask uses places in the cache
+  cache-position-mask  the causal mask uses cache_position too, so no entry of the cache may be skipped
+  token-types          token_type_ids, where 0 changes nothing and 1 changes a lot
   no-mask              no attention_mask
-  mask-positions       no position_ids: positions count the ones of the mask
-  length-positions     no position_ids: positions count the entries of the cache, so none may be skipped
+  mask-positions       no position_ids: a position is the number of ones in the mask
+  length-positions     no position_ids: a position is the number of entries in the cache, so none may be skipped
   renamed              past_key_N, past_value_N → present_key_N, present_value_N
   renamed-kv           k_cache_N, v_cache_N → k_cache_N_out, v_cache_N_out
-  unnamed              names as torch.onnx.export leaves them where nobody gave any: onnx::Concat_9010, 9606
+  unnamed              the names that torch.onnx.export makes if none are given: onnx::Concat_9010, 9606
   genai-names          names that only genai_config.json explains
-  merged               a bool use_cache_branch; where it is false, the past is ignored
-  uneven               layer 1's cache has 4 heads
+  merged               a bool use_cache_branch; if it is false, the past is ignored
+  uneven               the cache of layer 1 has 4 heads
   seq-first            caches are [batch, past, 2, 16]
-  static-cache         caches are [batch, 2, 64, 16], past and present, and written at cache_position; zeros at first;
-                       no attention_mask
+  static-cache         caches are [batch, 2, 64, 16], both past and present, zeros at first, and written at
+                       cache_position; no attention_mask
   external             weights in model.onnx_data
-  no-config            only model.onnx, just as exported
+  no-config            only model.onnx, as exported
   hub                  config.json, tokenizer.json, onnx/model.onnx and onnx/model_q4.onnx (4 bits, still exact)
-  weight-int8          weights int8 with a scale for each column and DequantizeLinear, still exact, unless ONNX
-                       Runtime rounds activations to 8 bits, as it does if session.qdq_matmulnbits_accuracy_level is
-                       not set to 1 (then it is off by 0.13, but rows do not depend on their neighbours)
-  mistral-no-config    mistral/optimum-fp32 without its config.json: a sliding window that only the graph shows, so
-                       no entry of the cache may be skipped; mistral/golden.f32 holds
+  weight-int8          weights are int8 with a scale for each column and DequantizeLinear, still exact. But if
+                       session.qdq_matmulnbits_accuracy_level is not 1, ONNX Runtime rounds activations to 8 bits, and
+                       logits change by up to 0.13 (rows still do not depend on their neighbours).
+  mistral-no-config    mistral/optimum-fp32 without its config.json: only the graph shows the sliding window, so no
+                       entry of the cache may be skipped. The logits are mistral/golden.f32.
 
-What a loader has to find out or to warn of:
-  mistral-windowless   mistral/builder-fp32 without its sliding windows, as the builder leaves them out where
-                       config.json has no layer_types; genai_config.json still says that there are some
-  mistral-genai        mistral/optimum-fp32 with a genai_config.json too, which says nothing of its sliding windows
-  longrope             llama/builder-fp32 with other rotary tables as soon as there are more than 32 tokens
-  static-mask          static-cache with an attention_mask of fixed length [1, 64], which must count the tokens rightly
-  seqlens              llama/builder-fp32 with seqlens_k and total_sequence_length, no attention_mask
+A loader must find these out, or warn of them:
+  mistral-windowless   mistral/builder-fp32 without sliding windows, as the builder makes it if config.json has no
+                       layer_types; genai_config.json still has a sliding window
+  mistral-genai        mistral/optimum-fp32 with a genai_config.json too, which has no sliding windows
+  longrope             llama/builder-fp32 with other rotary tables for more than 32 tokens
+  static-mask          static-cache with an attention_mask of fixed length [1, 64], whose ones must be as many as tokens
+  seqlens              llama/builder-fp32 with seqlens_k and total_sequence_length, but no attention_mask
   single               one token in a pass: input_ids and position_ids are [batch, 1]
-  place-table          a table by place in the cache, which ends with the context, as GPT-2 had in older exports
-  router               another output whose name speaks of logits, and comes first
-  noncausal-rounded    noncausal, with a 4-bit product of accuracy_level 4, which might be to blame and is not
-  dynamic-int8         activations are quantised by the whole tensor, so a row depends on its neighbours in a pass;
-                       no golden logits
-  dead-entries-fp16    float16 at its border, and each dead entry of the cache moves the logits a little, by less than is
-                       borne: to move entries out is better than to mask them
-  noncausal            broken: on top of a past, the new tokens of a pass see each other
+  place-table          a table indexed by the place in the cache, as long as the context, as in older exports of GPT-2
+  router               another output, before the logits, with "logits" in its name
+  noncausal-rounded    noncausal, with a 4-bit product of accuracy_level 4, which is a suspect but not the cause
+  dynamic-int8         the scale of activations is that of the whole tensor, so a row depends on its neighbours in a
+                       pass; no golden logits
+  dead-entries-fp16    float16 inputs and outputs. Each dead entry of the cache changes the logits a little, by less
+                       than the limit, so it is better to move entries out than to mask them.
+  noncausal            wrong: behind a past, the new tokens of a pass see each other
 
-What it has to refuse, all right as long as they get what they ask for:
+A loader must refuse these. All but nan-logits and stale are right if they get the inputs that they need:
   conv-state           a recurrent state, past_conv.0 → present_conv.0 [batch, 8, 4]
   embeds               inputs_embeds, no input_ids
   unknown-input        a float temperature_scale [1], which divides the logits
   nan-logits           all logits are NaN
-  stale                static-cache that gives back what it took: later passes see nothing of earlier ones
-  static-int8          static-cache quantised as dynamic-int8 is: dead entries have a part in the scale
-  encoder              past_key_values.N.encoder.key and so on, as encoder-decoders have
+  stale                static-cache whose outputs are its inputs: later passes do not see earlier ones
+  static-int8          static-cache, quantised as in dynamic-int8: dead entries change the scale
+  encoder              past_key_values.N.encoder.key and so on, as in encoder-decoders
   tagger, reranker     llama/no-cache with few scores for each position, and with one for a text
-  masked-words         llama/no-cache where all tokens see each other, as models for masked words do
-  huge-mask, huge-cache  attention_mask, and a cache, of a declared length of 2^40; of a few bytes, as all that follow
-  huge-window          an attention with a window of 2^30 tokens that its cache must hold
+  masked-words         llama/no-cache in which all tokens see each other, as in models for masked words
+  huge-mask, huge-cache  an attention_mask and a cache with a declared length of 2^40; the files have a few bytes
+  huge-window          an attention whose cache must hold a window of 2^30 tokens
 
-The same files come out of every run. Needs export-requirements.txt, and what export_architectures.py has made.
+Every run makes the same files. Needs the packages of export-requirements.txt, and the files of export_architectures.py.
 """
 
 import argparse
@@ -85,139 +85,13 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import QuantType, quantize_dynamic
 from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
+from variant_graph import Graph
+
 FLOAT, FLOAT16, BFLOAT16 = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16
 INT32, INT64, BOOL = TensorProto.INT32, TensorProto.INT64, TensorProto.BOOL
-ALL = np.iinfo(np.int64).max  # as the end of a slice
+ALL = np.iinfo(np.int64).max  # the end of a slice to the end
 CAPACITY = 64  # of the static cache
 BATCH, LENGTH, PAST = "batch_size", "sequence_length", "past_sequence_length"
-
-
-class Graph:
-    """A model under surgery. Values are known by name; `inputs` and `outputs` map names to (type, shape)."""
-
-    def __init__(self, model):
-        self.model = model
-        self.made = 0
-        self.nodes = list(self.model.graph.node)
-        self.weights = {tensor.name: tensor for tensor in self.model.graph.initializer}
-        self.embeddings = next(node.input[0] for node in self.nodes
-                               if node.op_type == "Gather" and node.input[1] == "input_ids")
-        self.inputs, self.outputs = (
-            {value.name: (value.type.tensor_type.elem_type,
-                          [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim])
-             for value in values} for values in (self.model.graph.input, self.model.graph.output))
-
-    def node(self, kind: str, *inputs, out=None, **attributes) -> str:
-        """Add a node, wherever it belongs; an input that is no name is a constant. Returns the output's name."""
-        self.made += 1
-        names = [value if isinstance(value, str) else f"constant.{self.made}.{i}" for i, value in enumerate(inputs)]
-        for name, value in zip(names, inputs):
-            if name is not value:
-                array = np.asarray(value, None if isinstance(value, np.ndarray) else np.int64)
-                self.weights[name] = numpy_helper.from_array(array, name)
-        out = out or f"value.{self.made}"
-        self.nodes.append(helper.make_node(kind, names, [out], **attributes))
-        return out
-
-    def producer(self, name: str):
-        return next(node for node in self.nodes if name in node.output)
-
-    def reader(self, name: str):
-        return next(node for node in self.nodes if name in node.input)
-
-    def only(self, kind: str):
-        (node,) = [node for node in self.nodes if node.op_type == kind]
-        return node
-
-    def reroute(self, name: str, other: str):
-        """Let all who read one value read the other."""
-        for node in self.nodes:
-            node.input[:] = [other if value == name else value for value in node.input]
-
-    def detach(self, name: str) -> str:
-        """Give another name to what is an input or output; returns it. The two are to be connected anew."""
-        inner = self.intercept(name) if name in self.outputs else self.inner(name)
-        self.reroute(name, inner)
-        return inner
-
-    def inner(self, name: str) -> str:
-        self.made += 1
-        return f"{name}.inner.{self.made}"
-
-    def intercept(self, name: str) -> str:
-        """Let the node that makes a value give it another name, which is returned; its readers read the old one."""
-        node, inner = self.producer(name), self.inner(name)
-        node.output[:] = [inner if value == name else value for value in node.output]
-        return inner
-
-    def drop(self, name: str, **others) -> str:
-        """Remove an input, or put others in its place; returns the name of the value that is missing now."""
-        items = [[(key, what)] if key != name else others.items() for key, what in self.inputs.items()]
-        self.inputs = dict(chain(*items))
-        return self.detach(name)
-
-    def caches(self):
-        """All (past, present)."""
-        pasts = [name for name in self.inputs if name.startswith("past_key_values")]
-        return [(past, past.replace("past_key_values", "present")) for past in pasts]
-
-    def reshape(self, past: str, present: str, change):
-        """Declare another shape for both ends of a cache."""
-        for border, name in ((self.inputs, past), (self.outputs, present)):
-            border[name] = FLOAT, change(*border[name][1])
-
-    def length(self) -> str:
-        """How many tokens are new, as [1]."""
-        return self.node("Shape", "input_ids", start=1, end=2)
-
-    def past_length(self) -> str:
-        return self.node("Shape", "past_key_values.0.key", start=2, end=3)
-
-    def new_and_all_places(self):
-        """What the causal mask compares: the Ranges of the new tokens' places in the cache, and of all places."""
-        causal = self.only("LessOrEqual")
-        found = []
-        for name in (causal.input[1], causal.input[0]):
-            while self.producer(name).op_type != "Range":
-                name = self.producer(name).input[0]
-            found.append(self.producer(name))
-        return found
-
-    def save(self, file: Path, **options):
-        """Write what the outputs need, with short names and each constant once."""
-        makers = {name: node for node in self.nodes for name in node.output}
-        order, constants, short = [], {}, {}
-
-        def visit(name):
-            if name in short or name not in makers:
-                return
-            node = makers[name]
-            for value in node.input:
-                visit(value)
-            content = node.attribute[0].SerializeToString() if node.op_type == "Constant" else None
-            if content in constants:
-                short[name] = constants[content]
-                return
-            for value in node.output:
-                short[value] = value if value in self.outputs else f"v{len(short)}"
-            if content:
-                constants[content] = short[name]
-            order.append(node)
-
-        for name in self.outputs:
-            visit(name)
-        for node in order:
-            node.ClearField("name")
-            node.input[:] = [short.get(name, name) for name in node.input]
-            node.output[:] = [short[name] for name in node.output]
-        used = {name for node in order for name in node.input}
-        graph = helper.make_graph(
-            order, "main_graph", *([helper.make_tensor_value_info(name, *what) for name, what in border.items()]
-                                   for border in (self.inputs, self.outputs)),
-            [tensor for name, tensor in self.weights.items() if name in used])
-        self.model.graph.CopyFrom(graph)
-        onnx.save(self.model, file, **options)
-        onnx.checker.check_model(file, full_check=True)
 
 
 def int32(g: Graph):
@@ -333,7 +207,7 @@ def static_cache(g: Graph):
 def weight_int8(g: Graph):
     for node in [node for node in g.nodes if node.op_type == "MatMul" and node.input[1] in g.weights]:
         weight = numpy_helper.to_array(g.weights[node.input[1]])
-        scale = np.abs(weight).max(axis=0) / 64  # 64, not 127, so that weights on a 4-bit grid are exact
+        scale = np.abs(weight).max(axis=0) / 64  # 64 instead of 127, so that weights of 4 bits are exact
         node.input[1] = g.node("DequantizeLinear", np.round(weight / scale).astype(np.int8), scale, axis=1)
 
 
@@ -343,7 +217,7 @@ def noncausal(g: Graph):
 
 
 def call(g: Graph, names: dict):
-    """Give other names to inputs and outputs."""
+    """Rename inputs and outputs."""
     for border in (g.inputs, g.outputs):
         items = [(names.get(name, name), what) for name, what in border.items()]
         border.clear()
@@ -432,21 +306,22 @@ SURGERY = {
     "renamed": lambda g: rename(g, "past_{part}_{layer}", "present_{part}_{layer}"),
     "renamed-kv": lambda g: rename(g, "{letter}_cache_{layer}", "{letter}_cache_{layer}_out"), "uneven": uneven,
     "seq-first": seq_first, "static-cache": static_cache, "weight-int8": weight_int8, "noncausal": noncausal,
-    "unnamed": unnamed, "genai-names": genai_names, "dead-entries-fp16": dead_entries, "conv-state": conv_state, "merged": merged, "embeds": embeds, "unknown-input": unknown_input,
+    "unnamed": unnamed, "genai-names": genai_names, "dead-entries-fp16": dead_entries, "conv-state": conv_state,
+    "merged": merged, "embeds": embeds, "unknown-input": unknown_input,
 }
-# Of llama/no-cache.
+# Variants of llama/no-cache.
 UNCACHED = {"tagger": tagger, "reranker": reranker, "masked-words": masked_words}
-# Ways to run a sequence: in one pass; after the first tokens one by one; five by five; and with rejected tokens
-# between, which stay in the cache, but are masked or, where the caller says where to write, overwritten.
+# Ways to run a sequence: in one pass; one by one behind the first tokens; five by five; and with rejected tokens
+# between. Rejected tokens stay in the cache and are masked, or are overwritten if an input says where to write.
 WAYS = ("whole", "steps", "parts", "undo")
-# How close to the golden logits a variant has to be (1e-4, where nothing is said), and in which ways it is not.
+# The largest allowed deviation from the golden logits (default: 1e-4), and the ways in which a variant exceeds it.
 CLOSE = {"fp16-io": 0.05, "bf16-io": 0.5}
 WRONG = {"noncausal": {"parts", "undo"}, "length-positions": {"undo"}, "cache-position-mask": {"undo"},
          "mistral-no-config": {"undo"}, "dynamic-int8": set(WAYS)}
 
 
 class Checked:
-    """A variant in ONNX Runtime."""
+    """A variant that runs in ONNX Runtime."""
 
     def __init__(self, file: Path, embeddings):
         options = onnxruntime.SessionOptions()
@@ -460,7 +335,7 @@ class Checked:
         self.undoes = not {"attention_mask", "cache_position"}.isdisjoint(self.inputs)
 
     def feeds(self, tokens, mask, position: int):
-        """All that may be asked for but the caches."""
+        """All inputs that a variant may have, except the caches."""
         positions = np.arange(position, position + len(tokens))
         return {"input_ids": [tokens], "attention_mask": [mask], "position_ids": [positions],
                 "cache_position": positions, "token_type_ids": [np.zeros(len(tokens))], "num_logits_to_keep": 0,
@@ -481,7 +356,7 @@ class Checked:
                 for name, shape in shapes.items()]
 
     def run(self, passes):
-        """The rows of logits of each pass of (tokens, mask, position)."""
+        """The rows of logits of each pass. A pass is (tokens, mask, position)."""
         caches = self.empty()
         for tokens, mask, position in passes:
             feeds = {name: self.value(name, content) for name, content in self.feeds(tokens, mask, position).items()
@@ -495,7 +370,7 @@ class Checked:
             yield rows.reshape(-1, rows.shape[-1])
 
     def deviation(self, way: str, tokens, golden):
-        """The largest deviation of all rows that are returned; None if one cannot undo."""
+        """The largest deviation of all rows that are returned. None for "undo" if the variant cannot undo."""
         if way == "undo" and not self.undoes:
             return None
         width = {"whole": len(tokens), "steps": 1}.get(way, 5)
@@ -514,7 +389,7 @@ class Checked:
 
 
 def check(name: str, file: Path, golden: Path, embeddings) -> bool:
-    """Print how far a variant is from the golden logits; whether that is as it should be."""
+    """Print the deviations of a variant from the golden logits. Returns whether they are as expected."""
     about = json.loads((golden / "golden.json").read_text())
     logits = np.fromfile(golden / "golden.f32", "<f4").reshape(-1, about["columns"])
     model, start, found = Checked(file, embeddings), 0, {}
@@ -522,7 +397,7 @@ def check(name: str, file: Path, golden: Path, embeddings) -> bool:
         for way in WAYS:
             deviation = model.deviation(way, tokens, logits[start:start + len(tokens)])
             if deviation is not None:
-                found[way] = np.maximum(found.get(way, 0), deviation)  # NaN, if one is
+                found[way] = np.maximum(found.get(way, 0), deviation)  # NaN if either is
         start += len(tokens)
     size = sum(file.stat().st_size for file in file.parent.rglob("*") if file.is_file())
     label = name if file.stem == "model" else f"{name} {file.stem}"
@@ -532,15 +407,14 @@ def check(name: str, file: Path, golden: Path, embeddings) -> bool:
     return wrong == WRONG.get(name, set())
 
 
-# Of another border, or such that only a loader has something to find out.
-UNCHECKED = {"stale", "static-mask", "seqlens", "single", "static-int8", "mistral-windowless", "mistral-genai", "longrope",
-             "place-table", "router",
-             "noncausal-rounded", "nan-logits", "encoder", "unnamed", "genai-names", "dead-entries-fp16", *UNCACHED, "huge-mask",
-             "huge-cache", "huge-window"}
+# Variants with inputs or outputs that `Checked` does not know, or with a fault that only a loader can find.
+UNCHECKED = {"stale", "static-mask", "seqlens", "single", "static-int8", "mistral-windowless", "mistral-genai",
+             "longrope", "place-table", "router", "noncausal-rounded", "nan-logits", "encoder", "unnamed",
+             "genai-names", "dead-entries-fp16", *UNCACHED, "huge-mask", "huge-cache", "huge-window"}
 
 
 def around_logits(model, *nodes):
-    """Put nodes between the logits and their output: they read `plain` and write `logits`."""
+    """Insert nodes before the output of the logits. They read `plain` and write `logits`."""
     for node in model.graph.node:
         for index, output in enumerate(node.output):
             if output == "logits":
@@ -640,7 +514,7 @@ def encoder(model):
 
 
 def huge(name: str):
-    """A language model of one layer, which declares some length that no memory holds."""
+    """A language model of one layer that declares a length which does not fit into any memory."""
     huge, shape = 2**40, [1, 1, "past", 4]
     value = helper.make_tensor_value_info
     inputs = {"input_ids": (INT64, [1, "new"]), "attention_mask": (INT64, [1, huge if name == "huge-mask" else "all"])}
@@ -692,7 +566,7 @@ def longrope(model):
 
 
 def windowless(source: Path, file: Path):
-    """Attention over everything, as the builder makes it by mistake."""
+    """Attention over all tokens, which is a mistake of the builder."""
     model = onnx.load(source / "model.onnx")
     for node in model.graph.node:
         if node.op_type == "GroupQueryAttention":
@@ -710,7 +584,7 @@ def main():
     args.add_argument("--exports", type=Path, default=Path("tests/exports"), metavar="DIR",
                       help="default: tests/exports")
     exports = args.parse_args().exports
-    logging.disable(logging.WARNING)  # of the quantisers
+    logging.disable(logging.WARNING)  # the quantisers log warnings
     llama, mistral, out = exports / "llama/optimum-fp32", exports / "mistral/optimum-fp32", exports / "variants"
     shutil.rmtree(out, ignore_errors=True)
 
@@ -766,18 +640,23 @@ def main():
     quantize_dynamic(load(), file, weight_type=QuantType.QUInt8)  # QInt8 overflows on CPUs without VNNI
     Graph(onnx.load(file)).save(file)
 
-    graph = Graph(load())
+    check_all(exports, Graph(load()))
+
+
+def check_all(exports: Path, graph: Graph):
+    """Check all variants. `graph` is the model that they were made of."""
+    out = exports / "variants"
     embeddings = numpy_helper.to_array(graph.weights[graph.embeddings])
-    fine = True
+    all_expected = True
     for file in sorted(out.rglob("*.onnx")):
         name = file.relative_to(out).parts[0]
         if name in UNCHECKED:
             continue
-        fine &= check(name, file, exports / ("mistral" if name.startswith("mistral") else "llama"), embeddings)
+        all_expected &= check(name, file, exports / ("mistral" if name.startswith("mistral") else "llama"), embeddings)
     files = [file for file in out.rglob("*") if file.is_file()]
     print(f"{out}: {len(files)} files, {sum(file.stat().st_size for file in files):,} bytes")
-    if not fine:
-        sys.exit("not all variants are as they should be")
+    if not all_expected:
+        sys.exit("export_variants: the deviations of some variants are not as expected (see above)")
 
 
 if __name__ == "__main__":

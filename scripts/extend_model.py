@@ -1,11 +1,13 @@
 #!/usr/bin/env python3
-"""Makes a small export cost what a large model does: extend_model.py EXPORT OUT LAYERS [WIDTH [TOKENS]].
+"""Makes a small export as costly as a large model: extend_model.py EXPORT OUT LAYERS [WIDTH [TOKENS]].
 
-Adds residual feed-forward layers behind the last one: WIDTH wide (16384 unless given), with real weights in front and zeros
-behind, so that what they add is 0. The distributions stay what they are; each pass reads and multiplies all the new weights (which
-are the same random ones in all layers, moved on).
-Models so small would otherwise cost little but the launches of their kernels. With TOKENS, the vocabulary is made that long by
-copies of the last 200 tokens of the old one, so that rows of logits are as long as those of large models.
+Adds LAYERS residual feed-forward layers of the width WIDTH (default: 16384) behind the last layer. Their first matrix
+is random and their second one is zero, so they add 0 and the distributions stay the same. But each pass reads and
+multiplies all the new weights. Without them, most of the time of so small a model is the launching of kernels. All
+layers have the same random weights, shifted.
+
+With TOKENS, the vocabulary gets that many tokens, by copies of its last 200, so that rows of logits are as long as
+those of large models.
 """
 
 import json
@@ -23,7 +25,7 @@ tokens = int(sys.argv[5]) if len(sys.argv) > 5 else 0
 model = onnx.load(source / "model.onnx")
 graph = model.graph
 
-# The last normalisation adds the last layer's output to the residual stream, and feeds the head.
+# The last normalisation adds the output of the last layer to the residual stream, and its result goes to the head.
 norms = [node for node in graph.node if node.op_type.startswith("Skip") and "LayerNorm" in node.op_type]
 last = norms[-1]
 stream = last.input[1]
@@ -37,7 +39,7 @@ data, offset = open(out / "extension.data", "wb"), 0
 
 
 def external(name, values):
-    """An initializer whose values are in the file beside the model."""
+    """Adds an initializer whose values are in the data file, and returns its name."""
     global offset
     tensor = TensorProto(name=name, dims=values.shape, data_type=dtype, data_location=TensorProto.EXTERNAL)
     for key, value in (("location", "extension.data"), ("offset", offset), ("length", values.nbytes)):
@@ -46,7 +48,7 @@ def external(name, values):
     if values.any():
         data.write(values.data)
     offset += values.nbytes + -values.nbytes % 4096
-    data.truncate(offset)  # zeros take no place on the disk
+    data.truncate(offset)  # zeros take no space on the disk
     graph.initializer.append(tensor)
     return name
 

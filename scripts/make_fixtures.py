@@ -1,26 +1,26 @@
 #!/usr/bin/env python3
-"""Write the tiny models of tests/fixtures, which the tests of errors run.
+"""Make the tiny models of tests/fixtures, for the tests of errors.
 
   make_fixtures.py [--out tests/fixtures]
 
-All but the last three are decoders in the form of an onnxruntime-genai builder export: one GroupQueryAttention
-layer with a shared cache, 16 tokens ("<eos>", then a to o), a context of 32, and logits that greatly favour the
-token after the last one, so that greedy decoding counts: 1 2 3 … 15 0, where 0 ends the sequence.
+All but the last three are decoders as onnxruntime-genai's builder exports them: one layer of GroupQueryAttention with a
+shared cache, 16 tokens ("<eos>", then a to o), and a context of 32. The logits strongly favour the successor of the
+last token, so greedy decoding counts: 1 2 3 … 15 0, where 0 ends the sequence.
 
-  tiny      nothing wrong with it
+  tiny      has no fault
   notoken   tiny without a tokenizer.json
   renamed   tiny with another name for token 7 in its tokenizer.json
   wide      24 tokens
   nan       tiny, but the logits of token 15 after a token 13 are NaN
   inf       tiny, but the logits of token 15 after a token 11 are +inf, and all after a token 12 are -inf
-  half      tiny in float16, for CUDA: all of it has kernels there
+  half      tiny in float16, for CUDA, which has kernels for all its operators
   half-bad  the same, but the logits of token 15 are +inf after a token 11, and NaN after a token 13
   external  tiny with its weights in a model.onnx.data that is missing
-  optimum   in the form of an Optimum export: position_ids, a concatenated cache, no genai_config.json
-  headless  gives last_hidden_state, no logits
-  vision    takes pixel_values, no input_ids
+  optimum   as Optimum exports a decoder: position_ids, a concatenated cache, no genai_config.json
+  headless  has the output last_hidden_state, but no logits
+  vision    has the input pixel_values, but no input_ids
 
-The same files come out of every run. Needs the packages onnx and numpy of export-requirements.txt.
+Every run makes the same files. Needs the packages onnx and numpy of export-requirements.txt.
 """
 
 import argparse
@@ -37,7 +37,7 @@ FLOAT, FLOAT16, INT64 = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.INT6
 
 
 def wave(rows: int, columns: int, phase: float):
-    """Weights like noise, the same everywhere."""
+    """Weights that look like noise, the same on every machine."""
     return np.round(0.5 * np.sin(1.7 * np.arange(rows * columns) + phase), 2).reshape(rows, columns)
 
 
@@ -58,12 +58,12 @@ def save(folder: Path, nodes, inputs, outputs, constants, external=False, number
 
 
 def embedding(vocab: int):
-    """A hidden state with one element for each token, and what goes on when nothing else happens."""
+    """The node and the constant of a one-hot embedding: a hidden state with one element for each token."""
     return helper.make_node("Gather", ["embedding", "input_ids"], ["hidden"]), {"embedding": np.eye(vocab)}
 
 
 def decoder(folder: Path, vocab=16, quirks=None, external=False, half=False):
-    """A builder export whose logits after the tokens in `quirks` have those added to them."""
+    """A builder export. `quirks` maps a token to a row that is added to the logits behind it."""
     first, constants = embedding(vocab)
     angles = np.outer(np.arange(CONTEXT), 0.1 ** np.arange(HEAD_SIZE // 2))
     constants |= {
@@ -124,8 +124,8 @@ def decoder(folder: Path, vocab=16, quirks=None, external=False, half=False):
 
 
 def optimum(folder: Path, vocab=16):
-    """What Optimum exports look like. Each token attends to the mean of all keys, later and masked ones too, so it is
-    sound only one token at a time and without dead entries."""
+    """A decoder as Optimum exports it. Each token attends to the mean of all keys, including later and masked ones.
+    So the logits are right only for one token at a time, without dead entries in the cache."""
     first, constants = embedding(vocab)
     constants |= {"key": wave(vocab, HEAD_SIZE, 0.1), "out": wave(HEAD_SIZE, vocab, 0.2),
                   "axes": np.array([1]), "time": np.array([2])}
@@ -148,7 +148,7 @@ def optimum(folder: Path, vocab=16):
 
 
 def headless(folder: Path, vocab=16):
-    """What a text encoder looks like."""
+    """A text encoder."""
     first, constants = embedding(vocab)
     save(folder, [first, helper.make_node("Tanh", ["hidden"], ["last_hidden_state"])],
          [value("input_ids", "batch_size", "sequence_length", kind=INT64)],
@@ -156,14 +156,14 @@ def headless(folder: Path, vocab=16):
 
 
 def vision(folder: Path):
-    """What an image classifier looks like."""
+    """An image classifier."""
     save(folder, [helper.make_node("ReduceMean", ["pixel_values", "axes"], ["image_embeds"], keepdims=0)],
          [value("pixel_values", "batch_size", 3, 8, 8)], [value("image_embeds", "batch_size", 3)],
          {"axes": np.array([2, 3])})
 
 
 def tokenizer(folder: Path, vocab=16, renamed=None):
-    """Words for tokens: "<eos>", "a", "b" and so on, between spaces."""
+    """A tokenizer for words between spaces: "<eos>", "a", "b" and so on."""
     words = {"<eos>": 0} | {chr(ord("a") + token - 1): token for token in range(1, vocab)}
     if renamed is not None:
         words = {"other" if token == renamed else word: token for word, token in words.items()}

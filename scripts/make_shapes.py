@@ -1,18 +1,22 @@
 #!/usr/bin/env python3
-"""Write models of the shapes of known ones, with random weights, exported and with PyTorch's logits: for tests/gpu/shapes.rs.
+"""Make exports with the shapes of known models and random weights, and logits of PyTorch, for tests/gpu/shapes.rs.
 
-  make_shapes.py OUT --builder MODELS [--shapes A,B] [--layers 2] [--precisions fp16,bf16,int4] [--provider cuda] [--jobs 6]
+  make_shapes.py OUT --builder MODELS [--shapes A,B] [--layers 2] [--precisions fp16,bf16,int4] [--provider cuda]
+                 [--jobs 6]
 
-MODELS is the folder `models` of the package onnxruntime-genai, which need not be installed: its builder is a script. It needs torch,
-transformers, onnx_ir and onnxruntime; a GPU makes a model in seconds. `--layers 0` gives a model all the layers that it has.
+MODELS is the folder `models` of the package onnxruntime-genai, which need not be installed: its builder is a script.
+The script needs torch, transformers, onnx_ir and onnxruntime. With a GPU, a model takes seconds. `--layers 0` makes all
+the layers that the real model has.
 
-Made for each shape in OUT/SHAPE:
-  golden.json   {"columns": C, "sequences": [{"length": N, "positions": [P, …]}, …]}; token i of a sequence of length N is
-                (37 * i + 11 * N) mod 4000 + 20
-  golden.f32    for each position P of each sequence the C logits behind its first P tokens: little-endian float32, from PyTorch
+It makes these files for each shape in OUT/SHAPE:
+  golden.json   {"columns": C, "sequences": [{"length": N, "positions": [P, …]}, …]}; token i of a sequence of length N
+                is (37 * i + 11 * N) mod 4000 + 20
+  golden.f32    for each position P of each sequence, the C logits behind its first P tokens: little-endian float32,
+                from PyTorch
   PRECISION/    the export
-Weights lie on a grid that float16, bfloat16 and quantisation to 4 bits by blocks of 32 represent exactly, so that one set of logits is
-good for all precisions. Speed, memory and crashes are those of the real models; distributions are noise.
+
+float16, bfloat16, and quantisation to 4 bits in blocks of 32 represent the weights exactly, so one set of logits is
+right for all precisions. Speed and memory are those of the real models, but the distributions are noise.
 """
 
 import argparse
@@ -32,17 +36,21 @@ import transformers
 BLOCK, CONTEXT = 32, 4096
 LENGTHS = (1, 2, 5, 17, 64, 200, 1000, 3000)
 COMMON = dict(bos_token_id=0, eos_token_id=0, pad_token_id=0, max_position_embeddings=CONTEXT)
-SHAPES = {  # class of configuration, layers, and what makes the shape
+SHAPES = {  # the class of the configuration, the number of layers, and the sizes
     "qwen2.5-7b": ("Qwen2", 28, dict(
-        vocab_size=152064, hidden_size=3584, intermediate_size=18944, num_attention_heads=28, num_key_value_heads=4, rope_theta=1e6,
+        vocab_size=152064, hidden_size=3584, intermediate_size=18944, num_attention_heads=28, num_key_value_heads=4,
+        rope_theta=1e6,
         tie_word_embeddings=False)),
     "qwen2.5-1.5b": ("Qwen2", 28, dict(
-        vocab_size=151936, hidden_size=1536, intermediate_size=8960, num_attention_heads=12, num_key_value_heads=2, rope_theta=1e6,
+        vocab_size=151936, hidden_size=1536, intermediate_size=8960, num_attention_heads=12, num_key_value_heads=2,
+        rope_theta=1e6,
         tie_word_embeddings=True)),
     "llama-3.1-8b": ("Llama", 32, dict(
-        vocab_size=128256, hidden_size=4096, intermediate_size=14336, num_attention_heads=32, num_key_value_heads=8, rope_theta=5e5)),
+        vocab_size=128256, hidden_size=4096, intermediate_size=14336, num_attention_heads=32, num_key_value_heads=8,
+        rope_theta=5e5)),
     "llama-3.2-1b": ("Llama", 16, dict(
-        vocab_size=128256, hidden_size=2048, intermediate_size=8192, num_attention_heads=32, num_key_value_heads=8, head_dim=64,
+        vocab_size=128256, hidden_size=2048, intermediate_size=8192, num_attention_heads=32, num_key_value_heads=8,
+        head_dim=64,
         rope_theta=5e5, tie_word_embeddings=True)),
     "llama-2-7b": ("Llama", 32, dict(
         vocab_size=32000, hidden_size=4096, intermediate_size=11008, num_attention_heads=32, num_key_value_heads=32)),
@@ -50,24 +58,27 @@ SHAPES = {  # class of configuration, layers, and what makes the shape
         vocab_size=32768, hidden_size=4096, intermediate_size=14336, num_attention_heads=32, num_key_value_heads=8,
         sliding_window=None)),
     "qwen3-8b": ("Qwen3", 36, dict(
-        vocab_size=151936, hidden_size=4096, intermediate_size=12288, num_attention_heads=32, num_key_value_heads=8, head_dim=128,
+        vocab_size=151936, hidden_size=4096, intermediate_size=12288, num_attention_heads=32, num_key_value_heads=8,
+        head_dim=128,
         rope_theta=1e6)),
     "gemma-2-2b": ("Gemma2", 26, dict(
-        vocab_size=256000, hidden_size=2304, intermediate_size=9216, num_attention_heads=8, num_key_value_heads=4, head_dim=256,
+        vocab_size=256000, hidden_size=2304, intermediate_size=9216, num_attention_heads=8, num_key_value_heads=4,
+        head_dim=256,
         query_pre_attn_scalar=256)),
     "phi-3-mini": ("Phi3", 32, dict(
         vocab_size=32064, hidden_size=3072, intermediate_size=8192, num_attention_heads=32, num_key_value_heads=32,
         original_max_position_embeddings=CONTEXT)),
-    # To try this script and its test without a GPU.
+    # A small model, to try this script and its test without a GPU.
     "tiny": ("Llama", 2, dict(
-        vocab_size=4096, hidden_size=256, intermediate_size=256, num_attention_heads=4, num_key_value_heads=2, rope_theta=1e4)),
+        vocab_size=4096, hidden_size=256, intermediate_size=256, num_attention_heads=4, num_key_value_heads=2,
+        rope_theta=1e4)),
 }
 
 
 def on_grid(shape, device):
-    """Weights whose sum over the last axis, each times something of size 1, is about 1: whole numbers of 4 bits times a power of two.
+    """Weights of 4 bits times a power of two, such that a product with a vector of elements of size 1 has size 1.
 
-    One of each block is -8, so a quantiser that takes the scale from the largest magnitude gets all of them back.
+    Each block has one weight -8, so a quantiser that derives the scale from the largest magnitude restores them all.
     """
     scale = 2.0 ** np.round(np.log2(1 / (4.4 * np.sqrt(shape[-1]))))
     blocks = torch.randint(-7, 8, (*shape[:-1], shape[-1] // BLOCK, BLOCK), device=device, dtype=torch.int8)
@@ -87,12 +98,13 @@ def make_model(name, layers, device):
             if parameter.dim() == 1:
                 value = torch.round(0.1 * torch.randn(parameter.shape, device=device) * 64) / 64
                 if "norm" in key:
-                    value += kind != "Gemma2"  # Gemma adds the one itself
+                    value += kind != "Gemma2"  # Gemma adds 1 itself
             else:
                 value = on_grid(tuple(parameter.shape), device)
                 if "embed_tokens" in key:
-                    # Tied to the logits, it is as large as other weights.
-                    value *= 1 if config.tie_word_embeddings else 4 * 2 ** np.round(np.log2(np.sqrt(parameter.shape[-1])))
+                    # Embeddings that are tied to the head are as large as other weights.
+                    larger = 4 * 2 ** np.round(np.log2(np.sqrt(parameter.shape[-1])))
+                    value *= 1 if config.tie_word_embeddings else larger
             parameter.copy_(value)
     return model
 
@@ -117,13 +129,14 @@ def golden(model, out):
 def export(folder, out, precision, arguments):
     out.parent.mkdir(parents=True, exist_ok=True)
     options = ["accuracy_level=0"] if precision == "int4" else []
-    command = [sys.executable, arguments.builder / "builder.py", "-i", folder, "-o", out, "-p", precision, "-e", arguments.provider,
-               "-c", folder / f"cache-{precision}", *(["--extra_options", *options] if options else [])]
+    command = [sys.executable, arguments.builder / "builder.py", "-i", folder, "-o", out, "-p", precision,
+               "-e", arguments.provider, "-c", folder / f"cache-{precision}",
+               *(["--extra_options", *options] if options else [])]
     environment = dict(os.environ, HF_HUB_OFFLINE="1", OMP_NUM_THREADS="4", CUDA_VISIBLE_DEVICES="")
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if not (out / "genai_config.json").exists():
         raise SystemExit(f"{out}: the builder failed\n{done.stdout[-2000:]}{done.stderr[-3000:]}")
-    # The words are made up, and fewer than the tokens.
+    # The tokenizer is a placeholder with fewer words than the model has tokens.
     for file in out.glob("tokenizer*"):
         file.unlink()
     print("exported", out, flush=True)
@@ -132,7 +145,8 @@ def export(folder, out, precision, arguments):
 def tokenizer(folder):
     from tokenizers import Tokenizer, models
     words = Tokenizer(models.WordLevel({"<eos>": 0, "<unk>": 1}, "<unk>"))
-    transformers.PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<eos>", unk_token="<unk>").save_pretrained(folder)
+    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<eos>", unk_token="<unk>")
+    fast.save_pretrained(folder)
 
 
 def main():
@@ -144,7 +158,7 @@ def main():
     parser.add_argument("--precisions", default="fp16,bf16,int4")
     parser.add_argument("--provider", default="cuda")
     parser.add_argument("--jobs", type=int, default=6)
-    parser.add_argument("--scratch", type=Path, help="where Hugging Face models lie meanwhile")
+    parser.add_argument("--scratch", type=Path, help="folder for the Hugging Face models, which are temporary")
     arguments = parser.parse_args()
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False

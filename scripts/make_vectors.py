@@ -1,18 +1,19 @@
 #!/usr/bin/env python3
-"""Write tests/vectors: what the combined distributions of real models are, computed without CoS.
+"""Make tests/vectors: combined distributions of real models, computed without CoS.
 
   make_vectors.py --models DIR                       tests/vectors/demo and tests/vectors/tiny
   make_vectors.py --models DIR --weights original \\
                   --exports EXPORTS --out OUT        the same for plain fp32 exports of DIR's models
 
-PyTorch runs the models in float64, a context at a time and without caches; the combination of their logits, the filters and
-the joint distributions are the definitions, written down below. tests/vectors/README.md says what is in the files.
+PyTorch runs the models in float64, one context at a time and without caches. The functions below define the combination
+of their logits, the filters and the joint distributions. tests/vectors/README.md documents the files.
 
-demo: the models in DIR (base, math and small: config.json, model.safetensors, tokenizer.json). The exports in models/demo
-are packed, and so models of their own: the weights are rounded here as export_demo.py rounded those.
-tiny: the random models of export_architectures.py, which makes them of nothing but their names.
+demo: the models in DIR (base, math and small: config.json, model.safetensors, tokenizer.json). The exports in
+models/demo are packed, so the weights are rounded here as export_demo.py rounds them.
 
-Needs the packages of export-requirements.txt. The same files come out of every run; it takes some minutes.
+tiny: the random models of export_architectures.py, which derives their weights from their names.
+
+Needs the packages of export-requirements.txt. Every run makes the same files. It takes some minutes.
 """
 
 import argparse
@@ -32,17 +33,18 @@ from export_architectures import ARCHITECTURES, SIZES, TOKENS, sequences, set_we
 from export_demo import quantise
 
 VERSION = 1
-GREEDY_TOKENS = 12  # of each greedy continuation, at most
-CELLS = {1: 32, 2: 24, 3: 24}  # of the joint distribution of that many tokens
-LISTED_SUPPORT = 256  # supports of up to so many tokens are written down
-# An export computes in fp32, so where a choice is nearer than this, it may be made otherwise: such choices are no part of
-# the vectors. It is twice the product's own threshold of a near tie, and far above what was measured (see the README).
+GREEDY_TOKENS = 12  # most tokens of a greedy continuation
+CELLS = {1: 32, 2: 24, 3: 24}  # most cells of the joint distribution of that many tokens
+LISTED_SUPPORT = 256  # supports of up to this many tokens are listed
+# An export computes in fp32, so it may decide otherwise if two scores differ by less than this. Such choices are not in
+# the vectors. The number is twice CoS's threshold of a near tie, and far above the measured differences (see the
+# README).
 NEAR = 2e-3
 EDGE = 5e-4  # the same for the cut of a filter
-ROUNDING = 1e-12  # of a sum of probabilities: where no more is left, all is listed
+ROUNDING = 1e-12  # rounding error of a sum of probabilities: if no more than this is missing, the list is complete
 
 
-# The definitions: what CoS says that it samples from.
+# The definitions of the distributions that CoS samples from.
 
 
 class Sampler(NamedTuple):
@@ -60,12 +62,12 @@ SAMPLERS = [
     Sampler(1.0, top_p=0.8),
     Sampler(1.0, min_p=0.1),
     Sampler(0.7, top_k=20, top_p=0.9, min_p=0.02),
-    Sampler(1.3, top_k=2),  # few enough continuations to list them all
+    Sampler(1.3, top_k=2),  # so few continuations that all are listed
 ]
 
 
 def process(scores, sampler):
-    """Temperature, top-k, top-p, min-p, softmax. Also: how near the cut of a filter came to being another."""
+    """Temperature, top-k, top-p, min-p, softmax. Also returns the margin of the closest cut of a filter."""
     ranked, order = torch.sort(scores / sampler.temperature, descending=True, stable=True)
     kept, edge = int(torch.isfinite(ranked).sum()), math.inf
     if 0 < sampler.top_k < kept:
@@ -85,7 +87,7 @@ def process(scores, sampler):
 
 
 def sum_of_logits(combine, rows):
-    """The scores of every combination but a mixture. Also: how near the plausibility mask came to being another."""
+    """The scores of any combination except a mixture. Also returns the margin of the plausibility mask."""
     if combine["kind"] == "target":
         return rows[combine["model"]], math.inf
     if combine["kind"] == "logits":
@@ -101,7 +103,7 @@ def sum_of_logits(combine, rows):
 
 
 def combined(combine, rows, sampler):
-    """The distribution r of the next token, from the models' logits; and how near a cut came to being another."""
+    """The distribution r of the next token, from the logits of all models. Also returns the closest cut's margin."""
     if combine["kind"] == "weighted":
         parts = [(weight, *process(row, sampler)) for weight, row in zip(combine["weights"], rows) if weight > 0]
         return sum(weight * p for weight, p, _ in parts), min(edge for _, _, edge in parts)
@@ -111,8 +113,8 @@ def combined(combine, rows, sampler):
 
 
 def greedy(combine, rows):
-    """The greedy token, ln r of it at temperature 1, and its margin over the next best score (for mixtures, over the next
-    best log-probability). Also: how near the plausibility mask came to being another."""
+    """The greedy token, its ln r at temperature 1, and its margin over the second best score (for mixtures, over the
+    second best log-probability). Also returns the margin of the plausibility mask."""
     if combine["kind"] == "weighted":
         parts = zip(combine["weights"], rows)
         ranking, edge = sum(weight * row.softmax(0) for weight, row in parts).log(), math.inf
@@ -125,9 +127,10 @@ def greedy(combine, rows):
 
 
 def likeliest(length, distribution):
-    """The likeliest continuations of `length` tokens, best first: nothing is likelier than what it begins with.
+    """The most probable continuations of `length` tokens, best first.
 
-    Behind a context where a cut is near, nothing is listed.
+    The search is exact, because no continuation is more probable than its beginning. Continuations of a context with a
+    close cut are left out.
     """
     cells, heap = [], [(0.0, ())]
     while heap and len(cells) < CELLS[length]:
@@ -153,13 +156,16 @@ class Model:
     def __init__(self, model, vocabulary):
         self.model, self.vocabulary, self.rows = model.double().eval(), vocabulary, {}
         for module in model.modules():
-            if type(module).__name__.endswith("RMSNorm"):  # transformers computes it in float32, whatever the weights are
-                module.forward = lambda x, m=module: m.weight * x * (x.square().mean(-1, True) + m.variance_epsilon).rsqrt()
+            if type(module).__name__.endswith("RMSNorm"):  # transformers always computes it in float32
+                def forward(x, m=module):
+                    return m.weight * x * (x.square().mean(-1, True) + m.variance_epsilon).rsqrt()
+
+                module.forward = forward
 
     def logits(self, context):
         context = tuple(context)
         if context not in self.rows:
-            # Beyond the tokenizer's tokens, embeddings are padding.
+            # Embeddings behind the tokens of the tokenizer are padding.
             self.rows[context] = self.model(torch.tensor([context])).logits[0, -1, :self.vocabulary]
         return self.rows[context].clone()
 
@@ -168,7 +174,7 @@ def pack(model):
     """Round the weights of a Llama as export_demo.py does."""
 
     def rounded(weight, bits):
-        codes, scale = quantise(weight.numpy().T.copy(), bits)  # ONNX has inputs by outputs
+        codes, scale = quantise(weight.numpy().T.copy(), bits)  # ONNX has the axes inputs, outputs
         return torch.from_numpy((codes * scale.astype("float32")).reshape(weight.T.shape).T.copy())
 
     narrow = model.config.hidden_size < 256
@@ -204,11 +210,11 @@ def tiny_models():
         models[name] = Model(model, TOKENS)
         golden = np.fromfile(f"tests/exports/{name}/golden.f32", "<f4")[:model.config.vocab_size]
         if abs(models[name].logits(sequences()[0][:1]) - golden[:TOKENS]).max() > 1e-5:
-            sys.exit(f"make_vectors: {name} is not the model of tests/exports")
+            sys.exit(f"make_vectors: {name} is not the model of tests/exports; run export_architectures.py")
     return models, TOKENS
 
 
-# What is asked of them.
+# The engines and prompts.
 
 
 class Set(NamedTuple):
@@ -216,8 +222,8 @@ class Set(NamedTuple):
 
     paths: dict
     engines: dict
-    prompts: dict  # tokens and, if there is one, their text
-    greedy: list  # which of the prompts are continued greedily
+    prompts: dict  # tokens, and their text or None
+    greedy: list  # the prompts that are continued greedily
     sampled: list
     tolerance: float
 
@@ -250,7 +256,7 @@ def demo_set(folder: Path, exports: Path):
 
 
 def tiny_set(exports: Path):
-    # Forms of export that differ: a shared cache and a concatenated one; a sliding window; a vocabulary with padding.
+    # Different kinds of exports: with a shared or a concatenated cache, a sliding window, and a padded vocabulary.
     forms = {"llama": "builder-fp32", "qwen3": "optimum-fp32", "mistral": "builder-fp32", "gpt2": "optimum-fp32"}
     pair, all_of_them = ["llama", "qwen3"], list(forms)
     return Set(
@@ -267,7 +273,7 @@ def tiny_set(exports: Path):
             "logits": (all_of_them, {"kind": "logits", "weights": [0.5, 0.5, 0.25, -0.25]}),
             "target": (["mistral", "qwen3"], {"kind": "target", "model": 1}),
         },
-        # They begin alike; what is behind their 12th tokens is their own.
+        # The sequences have the same beginning, and differ from their 12th token on.
         prompts={name: (tokens[12:22], None) for name, tokens in zip(("first", "second", "third"), sequences())}
         | {"long": (sequences()[0][:32], None)},
         greedy=["second", "third", "long"],
@@ -280,7 +286,7 @@ def tiny_set(exports: Path):
 
 
 def number(value: float):
-    """Seven decimals, and no minus in front of nothing."""
+    """Seven decimals. Zero has no minus."""
     return f"{value + 0.0:.7f}".replace("-0.0000000", "0.0000000")
 
 
@@ -334,11 +340,12 @@ def write_engine(file: Path, title: str, names, combine, asked: Set, models, voc
     for prompt in asked.greedy:
         short += write_greedy(lines, prompt, asked.prompts[prompt][0], combine, rows) < GREEDY_TOKENS
     for index, sampler in enumerate(SAMPLERS):
-        # The prompts take turns. Where the first cut of one is near, the next has its turn.
+        # The samplers use the prompts in turn. If the first cut behind a prompt is close, the next prompt is used.
         first = index % len(asked.sampled)
         turns = asked.sampled[first:] + asked.sampled[:first]
         if not any(write_sampled(lines, name, asked.prompts[name][0], sampler, combine, rows) for name in turns):
-            sys.exit(f"make_vectors: {file.stem}: a filter of {sampler} has a near cut after every prompt")
+            sys.exit(f"make_vectors: {file.stem}: a filter of {sampler} has a close cut behind every prompt; "
+                     "change the prompts")
     file.write_text("\n".join([*lines, "end"]) + "\n")
     print(f"{file}: {file.stat().st_size:,} bytes; {short} greedy continuations end at a near tie", flush=True)
 
@@ -349,18 +356,18 @@ def main():
     args.add_argument("--models", type=Path, required=True, metavar="DIR", help="folder of Hugging Face models")
     args.add_argument("--out", type=Path, default=Path("tests/vectors"), metavar="DIR", help="default: tests/vectors")
     args.add_argument("--weights", choices=["packed", "original"], default="packed",
-                      help="those of models/demo, or those in --models; default: packed")
+                      help="the rounded weights of models/demo, or those in --models; default: packed")
     args.add_argument("--exports", type=Path, default=Path("models/demo"), metavar="DIR",
                       help="exports of the models, for the engines; default: models/demo")
     args.add_argument("--only", choices=["demo", "tiny"], help="default: both, or demo for original weights")
     args = args.parse_args()
-    torch.set_num_threads(1)  # the same sums on every machine, and no waiting for threads in tiny products
+    torch.set_num_threads(1)  # the same sums on every machine, and faster for small products
     for name in ("base", "math", "small"):
         if not (args.models / name / "model.safetensors").is_file():
             sys.exit(f"make_vectors: {args.models / name / 'model.safetensors'} is missing")
     packed = args.weights == "packed"
     if packed != (args.exports == Path("models/demo")):
-        sys.exit("make_vectors: models/demo has packed weights; --weights original takes --exports of its own")
+        sys.exit("make_vectors: models/demo has packed weights, so --weights original needs other --exports")
 
     sets = {"demo": lambda: (demo_set(args.models, args.exports), *demo_models(args.models, packed))}
     if packed:
@@ -371,7 +378,8 @@ def main():
         asked, models, vocabulary = make()
         (args.out / name).mkdir(parents=True, exist_ok=True)
         for title, (names, combine) in asked.engines.items():
-            write_engine(args.out / name / f"{title}.txt", f"{name}: {title}", names, combine, asked, models, vocabulary)
+            file = args.out / name / f"{title}.txt"
+            write_engine(file, f"{name}: {title}", names, combine, asked, models, vocabulary)
 
 
 if __name__ == "__main__":

@@ -1,16 +1,16 @@
 #!/usr/bin/env python3
-"""Measure what an export does to the next-token distributions of its model, as a Markdown table.
+"""Measure how an export changes the next-token distributions of its model. Prints a Markdown table.
 
   measure_quantisation.py --models DIR [--exports models/demo] [--corpus corpus.json.xz]
 
-The original (fp16 weights, computed in fp32 by transformers) and the export (ONNX Runtime, CPU)
-score the same text at temperature 1. Without --corpus the text is the demo prompts, each with a
-continuation sampled from the original; with it, the held-out documents of the corpus.
+The original (fp16 weights, computed in fp32 by transformers) and the export (ONNX Runtime, CPU) score the same text at
+temperature 1. Without --corpus, the text is the demo prompts, each with a continuation that is sampled from the
+original. With it, the text is the held-out documents of the corpus.
 
-Columns: total variation distance (mean, 95th percentile), KL(original || export) in nats, how often
-the likeliest token is the same, perplexity of the two, and "widths": the greatest difference between
-an export's logits for positions scored four at a time and scored one by one, on top of a cache. It
-should be rounding noise (1e-4); an export for which it is not suits speculative decoding badly.
+Columns: total variation distance (mean and 95th percentile), KL(original || export) in nats, how often the most
+probable token is the same, perplexity of both, and "widths": the largest difference between logits of an export for
+positions that are scored four at a time and one by one, behind a cache. It should be rounding noise (1e-4). Otherwise
+the export is unsuitable for speculative decoding.
 
 Needs the packages of export-requirements.txt. Takes a minute or two for each model.
 """
@@ -27,7 +27,7 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
 
-LENGTH = 512  # tokens in a piece of held-out text
+LENGTH = 512  # tokens of a piece of held-out text
 
 
 class Export:
@@ -46,7 +46,7 @@ class Export:
         self.output_names = ["logits", *present_names]
 
     def forward(self, ids, past=None):
-        """Logits for each of `ids`, and the cache with them."""
+        """The logits behind each of `ids`, and the new cache."""
         past = past or self.empty
         inputs = dict(zip(self.past_names, past))
         inputs["input_ids"] = np.array([ids], np.int64)
@@ -56,7 +56,7 @@ class Export:
 
 
 def held_out(corpus: Path, tokenizer, count: int):
-    """Up to `count` tokens of each held-out part, cut into pieces as in training."""
+    """Up to `count` tokens of each held-out part, in pieces as in training."""
     opened = lzma.open(corpus) if corpus.suffix == ".xz" else corpus.open("rb")
     with opened as file:
         parts = json.load(file)
@@ -87,7 +87,7 @@ def continued(prompts: Path, tokenizer, model, count: int):
 
 
 def compare(model, export: Export, sequences):
-    """One row of the table, as numbers."""
+    """The columns of one row of the table."""
     distance, divergence, same, losses = [], [], [], []
     for ids in sequences:
         original = model(torch.tensor([ids])).logits[0].float().log_softmax(-1)
@@ -109,7 +109,7 @@ def compare(model, export: Export, sequences):
 
 
 def width_difference(export: Export, ids, width=4):
-    """Greatest difference between logits of `width` positions at a time and of one at a time."""
+    """The largest difference between logits of `width` positions at a time and of one at a time."""
     context, ids = ids[:128], ids[128:128 + 12 * width]
     runs = []
     for step in (1, width):
@@ -132,7 +132,7 @@ def main():
                       "named math_test and code_test")
     args.add_argument("--prompts", type=Path, default=Path("models/demo/prompts"), metavar="DIR",
                       help="default: models/demo/prompts")
-    args.add_argument("--tokens", type=int, default=8192, help="of each text, about; default: 8192")
+    args.add_argument("--tokens", type=int, default=8192, help="tokens of each text, about; default: 8192")
     args = args.parse_args()
 
     names = args.only.split(",") if args.only else sorted(p.parent.name for p in args.exports.glob("*/model.onnx"))

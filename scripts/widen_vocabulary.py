@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Gives a Hugging Face model a longer vocabulary: widen_vocabulary.py MODEL OUT TOKENS.
+"""Makes a Hugging Face model with a longer vocabulary: widen_vocabulary.py MODEL OUT TOKENS.
 
-What `make bench` measures long rows of logits with. The new tokens are copies of those that the model finds least likely, with
-noise, so that the text remains what it was; the tokenizer never makes them.
+`make bench` measures long rows of logits with such models. The new tokens are noisy copies of the tokens that the model
+finds least probable, so its text hardly changes. The tokenizer never makes them.
 """
 
 import json
@@ -18,7 +18,7 @@ torch.manual_seed(1)
 model = AutoModelForCausalLM.from_pretrained(source)
 old = model.config.vocab_size
 if tokens <= old:
-    sys.exit(f"{source} has {old} tokens already, which is not less than {tokens}")
+    sys.exit(f"{source} has {old} tokens already; TOKENS must be more than that, but is {tokens}")
 with torch.no_grad():
     sample = torch.arange(16, min(old, 1040)).reshape(1, -1)[:, : model.config.max_position_embeddings]
     unlikely = model(sample).logits[0].mean(0).topk(64, largest=False).indices
