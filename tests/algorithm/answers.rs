@@ -1,5 +1,5 @@
-//! Sequences that answer what is asked of rows, as those on a GPU do, so that the decoder does not read them, and count the rows that
-//! it reads all the same.
+//! Scripted sequences that answer questions about their rows, as those on a GPU do. The decoder need not read such rows. The
+//! sequences count the rows that it reads nevertheless.
 
 use std::any::Any;
 use std::cell::Cell;
@@ -18,11 +18,11 @@ use cos::error::Error;
 use cos::model::{Cancel, Interrupt, Model, Pass, Report, Sequence};
 use cos::rows::{DeviceRow, DeviceRows, DeviceSums, Distribution, Filter, Row};
 
-/// A model whose sequences answer; once `fails`, wrongly.
+/// A model whose sequences answer questions. Once `fails` is set, every question is an error.
 struct Answering {
     inner: Participant,
     fails: Arc<AtomicBool>,
-    /// Whether it is never too much to say what a filter keeps.
+    /// Whether every question about a filter is answered. Otherwise every third position has no answer.
     knows: bool,
 }
 
@@ -43,7 +43,7 @@ impl Answers {
         self.inner.row(position).scores().unwrap()
     }
 
-    /// What the filter keeps, and the weights of that.
+    /// What the filter keeps of a row, and the weights of the kept tokens.
     fn kept(&self, position: usize) -> Option<(Distribution, Vec<f64>)> {
         let Filter { rate, top_k, top_p, distance } = self.filter;
         if !self.knows && !self.filter.is_plain() && position.is_multiple_of(3) {
@@ -188,9 +188,9 @@ fn answering(models: &[Participant], fails: &Arc<AtomicBool>, knows: bool) -> Ve
     models.iter().map(answer).collect()
 }
 
-/// By the same random numbers, every strategy says the same with answers as it does with rows.
+/// With the same random numbers, every strategy decodes the same text from answers as from rows.
 #[test]
-fn answers_are_as_good_as_rows() {
+fn answers_give_the_text_of_rows() {
     let models = World::Related.models(2, 5);
     let told = [true, false].map(|knows| answering(&models, &Arc::default(), knows));
     let (mut texts, mut others) = (0, 0);
@@ -214,9 +214,9 @@ fn answers_are_as_good_as_rows() {
     assert!(texts > 500 && others == 0, "{others} of {texts} texts differ");
 }
 
-/// Log-probabilities are the same, of whatever they are made.
+/// Log-probabilities are the same, made from answers or from rows.
 #[test]
-fn log_probabilities_are_of_answers_too() {
+fn answers_give_the_log_probabilities_of_rows() {
     let models = World::Related.models(2, 5);
     let told = answering(&models, &Arc::default(), true);
     let engines = [models, told].map(|models| {
@@ -249,7 +249,7 @@ fn log_probabilities_are_of_answers_too() {
     }
 }
 
-/// A device that fails makes an error, and no token that depends on its answers.
+/// If a device fails, the round is an error, and no token that follows from its answers is committed.
 #[test]
 fn a_device_that_fails_is_an_error() {
     let fails = Arc::new(AtomicBool::new(false));
@@ -279,7 +279,7 @@ fn a_device_that_fails_is_an_error() {
     }
 }
 
-/// Rows are read only where answers do not do, and the statistics count them: of a session, of each of its models, and of the engine.
+/// Rows are read only if answers are not enough. The statistics of the session, of each model and of the engine count them.
 #[test]
 fn rows_that_are_read_are_counted() {
     let fails = Arc::new(AtomicBool::new(false));
@@ -308,7 +308,7 @@ fn rows_that_are_read_are_counted() {
         (false, Options { weights: Some(vec![1.0, 0.0]), ..way(greedy, Strategy::Cos, Targets::Combined) }),
         (false, way(top_k, standard, Targets::Combined)),
         (false, way(top_k, standard, Targets::Routed)),
-        // A rejected proposal leaves a residual, and nobody here makes that.
+        // A rejected proposal needs a residual, which these sequences do not answer.
         (true, way(plain, Strategy::Cos, Targets::Combined)),
         (true, way(top_k, Strategy::Cos, Targets::Combined)),
         (
@@ -319,7 +319,7 @@ fn rows_that_are_read_are_counted() {
                 ..way(greedy, standard, Targets::Combined)
             },
         ),
-        // To choose greedily among sums, too.
+        // So does the greedy choice from a sum of rows.
         (true, Options { log_probabilities: true, ..way(greedy, standard, Targets::Combined) }),
         (true, Options { combine: Some(first), ..way(plain, standard, Targets::Combined) }),
     ] {
@@ -336,7 +336,7 @@ fn rows_that_are_read_are_counted() {
         assert_eq!(engine.totals().lock().rows_copied, total);
     }
 
-    // What a round has read counts, though it failed.
+    // Rows that a failed round has read are counted too.
     let planted = fails.clone();
     let failing = Function::new(move |rows, out| {
         out.copy_from_slice(rows.next().flatten().expect("the first model is needed"));

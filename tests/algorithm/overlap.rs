@@ -1,4 +1,4 @@
-//! Passes that do not depend on each other run at the same time, and nothing but time changes by that.
+//! Passes that do not depend on each other run at the same time. Only the time changes by that, not the text.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,7 +13,7 @@ use cos::model::scripted::Scripted;
 use cos::model::{Cancel, Interrupt, Model, Pass, Report, Sequence, overlap};
 use parking_lot::Mutex;
 
-/// A model that writes down what it is asked to do.
+/// A model that logs every pass that is begun or run.
 struct Logged {
     inner: Scripted,
     log: Arc<Mutex<Vec<String>>>,
@@ -68,7 +68,7 @@ impl Model for Logged {
     }
 }
 
-/// Models named a, b, c, of which some can leave passes running.
+/// Models named a, b and c. Those with `overlap` can begin a pass and finish it later.
 fn logged(overlap: &[bool], log: &Arc<Mutex<Vec<String>>>) -> Vec<Arc<dyn Model>> {
     let model = |(index, &overlaps): (usize, &bool)| {
         let inner = World::Related.model(index, 5).with_name(["a", "b", "c"][index]);
@@ -78,7 +78,7 @@ fn logged(overlap: &[bool], log: &Arc<Mutex<Vec<String>>>) -> Vec<Arc<dyn Model>
     overlap.iter().enumerate().map(model).collect()
 }
 
-/// What the models are asked to do in the second round of a way.
+/// The log of the second round of a way.
 fn round(overlap: &[bool], way: &Way, overlaps: bool) -> Vec<String> {
     let log = Arc::default();
     let models = logged(overlap, &log);
@@ -93,15 +93,15 @@ fn round(overlap: &[bool], way: &Way, overlaps: bool) -> Vec<String> {
 }
 
 #[test]
-fn all_that_is_certain_to_come_is_begun_before_anything_is_waited_for() {
+fn certain_passes_begin_before_any_is_waited_for() {
     let standard = |models: usize| Way::new(Strategy::Standard, Targets::Combined, &[1, 1, 1][..models]);
     let of_three = ["begin a 1", "begin b 1", "begin c 1", "run a 1", "run b 1", "run c 1"];
     assert_eq!(round(&[true; 3], &standard(3), true), of_three);
-    // What cannot be left running runs meanwhile.
+    // A model that cannot overlap runs in the meantime.
     assert_eq!(round(&[true, false], &standard(2), true), ["begin a 1", "run b 1", "run a 1"]);
     assert_eq!(round(&[true; 2], &standard(2), false), ["run a 1", "run b 1"]);
     assert_eq!(round(&[false; 2], &standard(2), true), ["run a 1", "run b 1"]);
-    // Who only verifies does so beside others, and who drafts does not.
+    // Verifiers overlap with each other, drafters do not.
     let speculative = Way::new(Strategy::Speculative, Targets::Combined, &[2, 0, 0]);
     let found = round(&[true; 3], &speculative, true);
     assert_eq!(
@@ -115,9 +115,9 @@ fn all_that_is_certain_to_come_is_begun_before_anything_is_waited_for() {
     assert!(round(&[true; 2], &routed, true).iter().all(|line| line.starts_with("run")));
 }
 
-/// The scripted models see to it that a pass is run as it was begun, and that no row is read meanwhile.
+/// The scripted models check that a pass is run as it was begun, and that no row is read in between.
 #[test]
-fn text_is_the_same_either_way() {
+fn overlap_does_not_change_the_text() {
     for models in [2, 3] {
         for combination in combinations(models) {
             for sampling in SAMPLINGS {
@@ -141,7 +141,7 @@ fn text_is_the_same_either_way() {
     }
 }
 
-/// The pass that runs beside one that fails is given up, and made again.
+/// If one of two overlapping passes fails, the other one is given up and run again later.
 #[test]
 fn a_failure_leaves_no_pass_running() {
     let fails = Arc::new(AtomicBool::new(false));
@@ -155,7 +155,7 @@ fn a_failure_leaves_no_pass_running() {
                 World::Related.fill(1, index, context, row);
                 Ok(())
             };
-            // The last one cannot be left running.
+            // The last model cannot overlap.
             let left = if index == 2 { 1.0 } else { 0.5 };
             Arc::new(Scripted::new(5, script).with_overlap(left)) as Arc<dyn Model>
         };
@@ -194,6 +194,6 @@ fn the_gain_is_measured() {
     near(measured(&[model(10, 0.5), model(10, 0.5)]), 0.0);
     near(measured(&[model(10, 0.75), model(10, 0.75)]), 0.5);
     near(measured(&[model(10, 0.8), model(10, 0.8), model(10, 0.8)]), 0.7);
-    // The long one waits for nothing of the short one.
+    // The long pass hides the short one.
     near(measured(&[model(40, 0.75), model(10, 1.0)]), 0.0);
 }

@@ -1,8 +1,8 @@
-//! Faults, planted one at a time into a copy of the library: would the suite notice?
+//! Planted faults: each one must be noticed by some part of the suite.
 //!
-//! A fault is an edit of the sources. All of them go into one copy at once, each behind a switch, so that the copy is
-//! built once and the library itself holds none of this. An edit whose text is no longer there is an error: give it
-//! the text that took its place.
+//! A fault is an edit of the sources. One copy of the library holds all of them, each behind a switch, so it is built only once
+//! and the library itself stays clean. If the text that an edit replaces is gone, that is an error: write the new text into the
+//! fault.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -13,15 +13,15 @@ use super::programs::{self, Done};
 use super::results::{Section, Table};
 use super::{PROBES, Probe, Progress};
 
-/// A fault, and where it sits.
+/// A fault and its place.
 pub struct Fault {
     pub name: &'static str,
     pub file: &'static str,
-    /// What occurs once in the file: an expression, or statements.
+    /// The right text, which must occur once in the file: an expression or statements.
     pub right: &'static str,
-    /// What takes its place. Where no `if` of both will do, it holds the condition itself, as `PLANTED`.
+    /// The wrong text. If an `if` around both texts does not compile, it holds the condition itself as `PLANTED`.
     pub wrong: &'static str,
-    /// Whether only models that ONNX Runtime runs can show it.
+    /// Whether only exports, which ONNX Runtime runs, can show the fault.
     pub needs_exports: bool,
 }
 
@@ -129,33 +129,33 @@ pub const FAULTS: &[Fault] = &[
         "&self.rows[start - start.min(self.columns)..][..self.columns]") },
 ];
 
-/// The library with all faults in it, of which an environment variable plants one.
+/// The library with all faults. An environment variable enables one of them.
 struct Planted {
-    /// The suite, linked with it.
+    /// The program of the suite, linked with this library.
     suite: PathBuf,
-    /// The tests of the algorithm, linked with it: the enumeration and the simulation.
+    /// The tests of the algorithm, linked with this library: the enumeration and the simulation.
     tests: PathBuf,
 }
 
-/// How much is tried.
+/// How many parts are tried.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Effort {
-    /// Until something notices the fault.
+    /// Stop when one part notices the fault.
     Quick,
-    /// Everything, and how reliably it notices.
+    /// Try all parts, and measure how reliably the best one notices.
     Long,
 }
 
-/// Names the fault, by its index.
+/// The environment variable with the index of the enabled fault.
 const VARIABLE: &str = "COS_PLANTED";
 
-/// Parts that look for faults: those of this program, the enumeration, the simulation.
+/// The number of parts: those of this program, the enumeration and the simulation.
 const PARTS: usize = PROBES.len() + 2;
 
-/// Rounds of the simulation that are shown every fault.
+/// Rounds of the simulation for each fault.
 const SIMULATED: u64 = 100_000;
 
-/// Tests of the enumeration that are shown every fault.
+/// Tests of the enumeration that run with each fault.
 const ENUMERATION: [&str; 5] = [
     "exact::strategies::longer_sequences",
     "exact::drafters::look_ups_draft_exactly",
@@ -165,7 +165,7 @@ const ENUMERATION: [&str; 5] = [
 ];
 
 impl Planted {
-    /// Make the copy in the target folder, and build it. What is unchanged since the last time is not built again.
+    /// Makes the copy in the target folder, and builds what has changed since the last time.
     fn build() -> Result<Planted, String> {
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
         let copy = programs::target().join("conformance/planted");
@@ -176,7 +176,7 @@ impl Planted {
             let _ = std::fs::remove_file(&link);
             std::os::unix::fs::symlink(root.join(name), link).map_err(io)?;
         }
-        // Another name for the package and no shared library, so that nothing of the right one is overwritten.
+        // The package has another name and no shared library, so it does not overwrite the right one.
         let manifest = std::fs::read_to_string(root.join("Cargo.toml")).map_err(io)?;
         let manifest = manifest
             .replacen("name = \"cos\"", "name = \"cos-planted\"", 1)
@@ -218,17 +218,17 @@ impl Planted {
         Ok(Planted { suite: program("conformance-planted")?, tests: program("algorithm")? })
     }
 
-    /// Run a program with a fault; `None` if it does not end.
+    /// Runs a program with a fault. `None` if it does not end.
     fn run(&self, program: &Path, fault: Option<usize>, arguments: &[&str]) -> Option<Done> {
         let planted = fault.map_or(String::new(), |fault| fault.to_string());
         programs::run(program, arguments, &[(VARIABLE, planted), ("COS_SIMULATION_ROUNDS", SIMULATED.to_string())])
     }
 
-    /// What each part finds, in a few words, and how often the best of them would find it; nothing where it finds nothing.
+    /// What each part finds in a few words, empty if it finds nothing, and how often the best part would find it.
     fn probe(&self, fault: Option<usize>, effort: Effort) -> (Vec<String>, String) {
         let mut found = vec![String::new(); PARTS];
         let mut power = String::new();
-        // Vectors take long, and only they can show some faults.
+        // Vectors take long, so they run only for the faults that need them.
         let exports = fault.is_none_or(|fault| FAULTS[fault].needs_exports);
         let mut arguments = vec!["--probe"];
         arguments.extend(exports.then_some("--exports"));
@@ -253,7 +253,7 @@ impl Planted {
         let caught = |found: &[String]| found.iter().any(|found| !found.is_empty());
         let ends = |found: &[String], effort| effort == Effort::Quick && fault.is_some() && caught(found);
         if fault.is_some() && exports {
-            return (found, "certain".into()); // log-probabilities differ, or a model is not even loaded
+            return (found, "certain".into()); // log-probabilities differ, or a model does not load
         }
         if ends(&found, effort) {
             return (found, power);
@@ -270,7 +270,7 @@ impl Planted {
             Some(failed) => format!("{failed} of {}", ENUMERATION.len()),
         };
         if power.is_empty() && failed > Some(0) {
-            power = "certain".into(); // nothing is drawn
+            power = "certain".into(); // the enumeration draws nothing
         }
         if ends(&found, effort) {
             return (found, power);
@@ -288,7 +288,7 @@ impl Planted {
 }
 
 impl Fault {
-    /// What takes the place of the right text: both, behind a switch.
+    /// The text that replaces the right one: both texts behind a switch.
     fn planted(&self, index: usize) -> String {
         let condition = format!("crate::planted({index})");
         if self.wrong.contains("PLANTED") {
@@ -300,7 +300,7 @@ impl Fault {
     }
 }
 
-/// Write a file, unless it holds the text already: cargo goes by the time of writing.
+/// Writes a file unless it already has this text, because cargo compares times.
 fn write(path: &Path, text: &str) -> std::io::Result<()> {
     if std::fs::read_to_string(path).is_ok_and(|old| old == text) { Ok(()) } else { std::fs::write(path, text) }
 }
@@ -320,10 +320,10 @@ fn read_folder(folder: &Path, files: &mut BTreeMap<PathBuf, String>) -> std::io:
 pub fn run(effort: Effort, progress: &dyn Progress) -> Section {
     let mut section = Section {
         title: "Planted faults".into(),
-        about: "A suite that finds nothing proves little until it is shown to find something. Each of these faults is put into \
-                a copy of the library, and the parts of the suite are run on it with the few draws of `make test`. The \
-                table says how many comparisons or tests of each part fail, and how often the best single comparison \
-                fails, of 20 repetitions with other random numbers: its power."
+        about: "A suite that finds nothing proves little until it has found something. Each fault is put into a copy of the \
+                library, and the parts of the suite run on it with the few draws of `make test`. The table says how many \
+                comparisons or tests of each part fail. The power is how often the best comparison fails in 20 \
+                repetitions with other random numbers."
             .into(),
         ..Section::default()
     };

@@ -1,5 +1,5 @@
-//! `make conformance`: the proof that what is decoded follows the combined distribution, as a report. `main.rs` has the same
-//! checks with few draws, as tests.
+//! `make conformance`: proves that decoded text follows the combined distribution, and writes a report. `main.rs` has the same
+//! checks with few draws as tests.
 
 #[path = "../common/mod.rs"]
 mod common;
@@ -20,7 +20,7 @@ use suite::{
     sequences, vectors,
 };
 
-/// A bar in the terminal; lines where there is none.
+/// A bar in a terminal, lines of text elsewhere.
 struct Bar(Mutex<indicatif::ProgressBar>);
 
 impl Progress for Bar {
@@ -39,13 +39,13 @@ impl Progress for Bar {
     }
 }
 
-/// Prove that what is decoded follows the combined distribution, and write a report.
+/// Prove that decoded text follows the combined distribution, and write a report.
 #[derive(Parser)]
 struct Arguments {
-    /// Where the report goes.
+    /// The folder of the report.
     #[arg(long, default_value = "target/conformance")]
     out: std::path::PathBuf,
-    /// As much as `make test` and CI do, in minutes.
+    /// Only as many draws as `make test`, which takes minutes.
     #[arg(long)]
     quick: bool,
     /// Only these parts: numbers, joint, sessions, vectors, greedy, simulation, faults.
@@ -54,22 +54,22 @@ struct Arguments {
     /// Shifts all seeds.
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// For a library with a fault in it: print in JSON what fails.
+    /// For a library with a planted fault: print the failures as JSON.
     #[arg(long, hide = true)]
     probe: bool,
     #[arg(long, hide = true)]
     exports: bool,
-    /// Until the first failure.
+    /// Stop at the first failure.
     #[arg(long, hide = true)]
     first: bool,
-    /// With a part and the index of a comparison: how often it fails, of so many repetitions with other seeds.
+    /// A part and the index of a comparison: print how often it fails in `times` repetitions with other seeds.
     #[arg(long, hide = true)]
     repeat: Option<String>,
     #[arg(long, hide = true, default_value_t = 20)]
     times: u64,
 }
 
-/// The vectors of both folders, with so many draws for each case.
+/// The vectors of both folders, with so many draws from each case.
 pub fn reference_vectors(tiny: usize, demo: usize, progress: &dyn Progress) -> Vec<Section> {
     progress.start("reference vectors: files", 17);
     let mut advance = |_: &str| progress.advance();
@@ -79,7 +79,7 @@ pub fn reference_vectors(tiny: usize, demo: usize, progress: &dyn Progress) -> V
     ]
 }
 
-/// Run the simulation, which is a program of its own.
+/// Runs the simulation, which is part of another program.
 fn simulate(rounds: u64, progress: &dyn Progress) -> Section {
     progress.start("simulation", 1);
     let mut section = Section {
@@ -120,7 +120,7 @@ fn simulate(rounds: u64, progress: &dyn Progress) -> Section {
     section
 }
 
-/// What fails in each part: how many of its comparisons, and the index of the worst; all parts, or up to one that fails.
+/// The failures of each part: the number of failed comparisons, and the index of the worst. With `first`, stops after a part that fails.
 fn probe(exports: bool, first: bool) -> serde_json::Value {
     let mut found = BTreeMap::new();
     for Probe { part, run, .. } in PROBES.iter().filter(|probe| !probe.exports || exports) {
@@ -129,7 +129,7 @@ fn probe(exports: bool, first: bool) -> serde_json::Value {
         let failed = bounds.iter().filter(|bound| **bound < STRICTEST).count();
         let worst = (0..bounds.len()).min_by(|&a, &b| bounds[a].total_cmp(&bounds[b]));
         let bound = worst.map_or(1.0, |worst| bounds[worst]);
-        // what is wrong beside comparisons counts as one
+        // All other failures count as one.
         let failed = failed + usize::from(!section.failures.is_empty());
         found.insert(*part, json!({ "failed": failed, "of": bounds.len(), "worst": worst, "bound": bound }));
         if first && failed > 0 {
@@ -139,7 +139,7 @@ fn probe(exports: bool, first: bool) -> serde_json::Value {
     json!(found)
 }
 
-/// How often a comparison fails, with the draws and the threshold of a probe, given as its part and index.
+/// How often a comparison fails with the draws and the threshold of a probe. `what` is its part and index.
 fn repeat(what: &str, times: u64) -> u64 {
     let (part, index) = what.rsplit_once(':').expect("a part and an index");
     let probe = PROBES.iter().find(|probe| probe.part == part).expect("a part");
@@ -147,7 +147,7 @@ fn repeat(what: &str, times: u64) -> u64 {
     (1..=times).filter(|&seed| !(probe.repeat)(index, seed).fits(STRICTEST)).count() as u64
 }
 
-/// What was run on what.
+/// Facts about this run and this machine.
 fn facts(arguments: &Arguments) -> Vec<(String, String)> {
     let read = |program: &str, arguments: &[&str]| {
         let output = std::process::Command::new(program).args(arguments).output().ok()?;
@@ -173,7 +173,7 @@ fn facts(arguments: &Arguments) -> Vec<(String, String)> {
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     if arguments.probe || arguments.repeat.is_some() {
-        std::panic::set_hook(Box::new(|_| {})); // panics are counted, not shown
+        std::panic::set_hook(Box::new(|_| {})); // panics are counted, not printed
         match &arguments.repeat {
             Some(what) => println!("{}", repeat(what, arguments.times)),
             None => println!("{}", probe(arguments.exports, arguments.first)),

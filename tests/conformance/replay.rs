@@ -1,5 +1,5 @@
-//! The vectors of `tests/vectors`, with few draws: `make conformance` takes many. `COS_VECTORS` names more folders of
-//! vectors, separated by colons, and `COS_VECTOR_DRAWS` how many draws are taken for each case of those.
+//! The vectors of `tests/vectors` hold, with few draws; `make conformance` takes many. `COS_VECTORS` names further folders,
+//! separated by colons, and `COS_VECTOR_DRAWS` the number of draws from each of their cases.
 
 use std::path::{Path, PathBuf};
 
@@ -48,8 +48,8 @@ fn other_vectors_hold() {
     check(&folders, draws);
 }
 
-/// The first greedy continuation, the first sampled case and the last one (which lists all that is possible) of a file,
-/// its lines changed, replayed.
+/// Replays a file with changed lines. Of its cases, the first greedy one, the first sampled one and the last one are kept; the last
+/// one lists all possible tokens.
 fn replay_changed(change: impl Fn(&mut Vec<Vec<String>>), draws: usize) -> Section {
     let text = std::fs::read_to_string(folder("tiny/weighted-3.txt")).unwrap();
     let words = |line: &str| line.split(' ').map(String::from).collect::<Vec<_>>();
@@ -88,7 +88,7 @@ fn what_is_wrong_is_noticed() {
     notices(&|lines| add(&mut line(lines, "token")[2], 0.01), "ln r is");
     notices(&|lines| line(lines, "token")[1] = "7".into(), "not 7 (margin");
     for word in ["next", "pair", "triple"] {
-        // All cells, since few draws meet few of them.
+        // All cells change, because few draws meet few cells.
         let shift = |lines: &mut Vec<Vec<String>>| {
             lines.iter_mut().filter(|line| line[0] == word).for_each(|line| add(&mut line[1], 0.01));
         };
@@ -118,7 +118,7 @@ fn what_is_wrong_is_noticed() {
     notices(&|lines| drop(lines.pop()), "cut off");
 }
 
-/// Routed targets have no log-probabilities: only how often cells are drawn shows that a distribution is another.
+/// Routed targets have no log-probabilities. Only the frequencies of the cells show a wrong distribution.
 #[test]
 fn wrong_frequencies_are_noticed() {
     let swap = |lines: &mut Vec<Vec<String>>| {

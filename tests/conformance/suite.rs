@@ -18,7 +18,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use results::Section;
 
-/// Shows how far a part of the suite is.
+/// Shows the progress of a part of the suite.
 pub trait Progress: Sync {
     fn start(&self, what: &str, steps: u64);
     fn advance(&self);
@@ -32,12 +32,12 @@ impl Progress for Silent {
     fn advance(&self) {}
 }
 
-/// Map in parallel, on all cores; the results are in the order of the items.
+/// Maps items on all cores. The results have the order of the items.
 pub fn parallel<T: Sync, R: Send>(items: &[T], map: impl Fn(&T) -> R + Sync) -> Vec<R> {
     parallel_until(items, map, |_| false)
 }
 
-/// The same, but no more items are begun once a result is enough.
+/// The same, but begins no further items after a result that is enough.
 pub fn parallel_until<T: Sync, R: Send>(
     items: &[T],
     map: impl Fn(&T) -> R + Sync,
@@ -62,14 +62,14 @@ pub fn parallel_until<T: Sync, R: Send>(
     results.into_inner().expect("no panic").into_iter().flatten().collect()
 }
 
-/// A part of the suite that faults are shown to, with few draws.
+/// A part of the suite that looks for planted faults, with few draws.
 pub struct Probe {
     pub part: &'static str,
-    /// Until the first failure, or all of it.
+    /// Runs the part: until the first failure if the argument is true.
     pub run: fn(bool) -> Section,
-    /// One of its comparisons again, by its index, with a seed.
+    /// Repeats the comparison with this index, with a seed.
     pub repeat: fn(usize, u64) -> results::Comparison,
-    /// Whether it runs exports, which takes long.
+    /// Whether the part runs exports, which takes long.
     pub exports: bool,
 }
 
@@ -105,5 +105,5 @@ pub fn reference(name: &str) -> std::path::PathBuf {
     std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/vectors").join(name)
 }
 
-/// Below which bound a comparison of a probe fails: as strict as the longest run.
+/// A comparison of a probe fails if its bound is below this. It is as strict as in the longest run.
 pub const STRICTEST: f64 = stats::FAMILY_ERROR / 20_000.0;

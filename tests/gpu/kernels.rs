@@ -1,5 +1,5 @@
-//! The kernels of `kernels/rows.cu` without a GPU: a program in C++ runs them, thread by thread, on the processor, and compares
-//! what they make of random rows with what they say they do. `tests/gpu/cuda.rs` runs them where they belong.
+//! The kernels of `kernels/rows.cu` without a GPU. A program in C++ runs them on the processor, thread by thread, and compares
+//! their results for random rows with their definitions. `tests/gpu/cuda` runs them on a GPU.
 
 use std::path::Path;
 use std::process::Command;
@@ -12,7 +12,7 @@ fn kernels_do_what_they_say() {
     let mut words = compiler.split_whitespace(); // such as "ccache g++"
     let mut build = Command::new(words.next().unwrap());
     build.args(words).args(["-std=c++17", "-O2", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]);
-    // which refuses to jump from one stack to another, as fibers do
+    // The fortified `longjmp` refuses to jump between stacks, as fibers do.
     build.args(["-U_FORTIFY_SOURCE", "-o"]);
     let built = build.arg(&program).arg(source).output().unwrap_or_else(|error| panic!("{compiler}: {error}"));
     assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));

@@ -1,8 +1,8 @@
-//! Sessions of all kinds on threads that come and go: 2, 8 and 64 at a time, on a GPU with `COS_TEST_PROVIDER=cuda`, and few on the
-//! processor otherwise.
+//! Sessions of all kinds on threads that start and end: 2, 8 and 64 at a time on a GPU with `COS_TEST_PROVIDER=cuda`, fewer on the
+//! processor.
 //!
-//! The model has 28 heads of queries and 4 of keys, for which ONNX Runtime has cuDNN's attention on GPUs of Hopper's and newer. cuDNN's
-//! plans belong to a thread, so what was captured on one must not run the code of another that has ended.
+//! The model has 28 heads of queries and 4 of keys. On Hopper and newer GPUs, ONNX Runtime runs such attention by cuDNN, whose
+//! plans belong to a thread. A captured pass must not use the plans of a thread that has ended.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -20,10 +20,10 @@ fn on_gpu() -> bool {
     std::env::var("COS_TEST_PROVIDER").is_ok_and(|name| name == "cuda")
 }
 
-/// Bytes of the weights that the graph names.
+/// The size of the weights that the graph names, in bytes.
 const WEIGHTS: usize = 2_183_840;
 
-/// A copy of the model with made-up weights.
+/// Makes a copy of the model with random weights.
 fn model(folder: &Path, seed: u64) -> String {
     let fixture = crate::common::root().join("tests/fixtures/wide-heads");
     let folder = folder.join(seed.to_string());
@@ -37,7 +37,7 @@ fn model(folder: &Path, seed: u64) -> String {
     folder.display().to_string()
 }
 
-/// Two models, mixed, with options of ONNX Runtime's provider.
+/// A mixture of two models, with options of ONNX Runtime's provider.
 fn engine(folders: &[String; 2], options: &Value, rows: &str) -> Arc<Engine> {
     let model = |path: &String| match on_gpu() {
         true => json!({ "path": path, "provider": "cuda", "options": options, "rows": rows }),
@@ -48,7 +48,7 @@ fn engine(folders: &[String; 2], options: &Value, rows: &str) -> Arc<Engine> {
     Arc::new(Engine::load(&Config::parse(&config.to_string()).unwrap()).unwrap())
 }
 
-/// How sessions decode: each with its prompt's length.
+/// The options of each session, with the length of its prompt.
 fn jobs() -> Vec<(usize, Options)> {
     let ways = [
         (Strategy::Standard, None, 1.0),
@@ -83,7 +83,7 @@ fn begin(engine: &Arc<Engine>, (prompt, options): &(usize, Options)) -> Session 
     session
 }
 
-/// The text of a session. Some are cancelled now and then, and go on.
+/// The text of a session. With `cancels`, some of its steps are cancelled and repeated.
 fn text(engine: &Arc<Engine>, job: &(usize, Options), cancels: bool) -> Vec<i32> {
     let mut session = begin(engine, job);
     let cancel = session.cancel().clone();
@@ -102,7 +102,7 @@ fn text(engine: &Arc<Engine>, job: &(usize, Options), cancels: bool) -> Vec<i32>
     session.decoder().committed()[job.0..].to_vec()
 }
 
-/// Threads begin, decode some texts, leave some behind, and end; as many at a time as there are.
+/// Starts so many threads at a time. Each decodes some texts, abandons some sessions, and ends.
 fn check(engine: &Arc<Engine>, threads: usize, rounds: usize, what: &str) {
     let jobs = jobs();
     let told: Vec<Vec<i32>> = jobs.iter().map(|job| text(engine, job, false)).collect();
@@ -116,9 +116,9 @@ fn check(engine: &Arc<Engine>, threads: usize, rounds: usize, what: &str) {
                         let index = (round + 3 * thread + step) % jobs.len();
                         if (thread + step).is_multiple_of(4) {
                             let mut session = begin(engine, &jobs[index]);
-                            _ = session.step().unwrap(); // left behind
+                            _ = session.step().unwrap(); // then it is abandoned
                         }
-                        // What is cancelled may end rounds elsewhere, and `auto` plans by the clock; else texts are the same.
+                        // Cancelled rounds may end elsewhere, and `auto` plans by the clock. All other texts are the same.
                         let cancels = (thread + round).is_multiple_of(3);
                         let found = text(engine, &jobs[index], cancels);
                         let free = cancels || jobs[index].1.strategy == Strategy::Auto;

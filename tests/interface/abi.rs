@@ -1,4 +1,4 @@
-//! The C interface does not drift: the header is what the sources say, and the library exports just what it declares.
+//! The C interface does not drift: the header is generated from the sources, and the library exports exactly what it declares.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ fn root() -> &'static Path {
 /// The shared library that `cargo test` built with the crate.
 fn library() -> PathBuf {
     let test = std::env::current_exe().unwrap();
-    // In the folder of the tests; the one above it is only renewed by `cargo build`.
+    // The library in the folder above is only updated by `cargo build`.
     let library = test.with_file_name("libcos.so");
     assert!(library.is_file(), "{} is missing", library.display());
     library
@@ -29,7 +29,7 @@ fn the_header_is_fresh() {
     let mut generated = Vec::new();
     let builder = cbindgen::Builder::new().with_config(config).with_src(root().join("src/ffi/mod.rs"));
     builder.generate().unwrap().write(&mut generated);
-    // The sections on safety are for Rust; C callers read the parameters.
+    // The sections on safety are for Rust. C callers read the parameters.
     let generated = without_safety(&String::from_utf8(generated).unwrap());
     let path = root().join("include/cos.h");
     if std::env::var_os("COS_UPDATE_HEADER").is_some() {
@@ -79,7 +79,7 @@ fn every_item_of_the_header_is_documented() {
     }
 }
 
-/// Names of the functions that a header declares.
+/// The names of the functions that a header declares.
 fn declared(header: &str) -> BTreeSet<String> {
     let code: Vec<&str> = header.lines().filter(|line| !line.starts_with([' ', '/', '*'])).collect();
     let mut names = BTreeSet::new();
@@ -126,7 +126,7 @@ fn the_library_has_its_soname() {
     let library = library();
     let dynamic = run("readelf", &["-d", library.to_str().unwrap()]);
     assert!(dynamic.contains("Library soname: [libcos.so.0]"), "{dynamic}");
-    // Nothing but the C library and its companions is needed to load it; ONNX Runtime is loaded on use.
+    // Loading needs only the C library and its companions. ONNX Runtime is loaded on first use.
     for line in dynamic.lines().filter(|line| line.contains("(NEEDED)")) {
         let plain = ["libc.so", "libm.so", "libgcc_s.so", "ld-linux", "libpthread.so", "libdl.so"];
         assert!(plain.iter().any(|name| line.contains(name)), "{line}");

@@ -1,5 +1,5 @@
-//! The C interface from C: programs under the sanitizers, the header in every dialect that it is meant for, and the programs
-//! of the README.
+//! The C interface used from C: programs under sanitizers, hosts that fork or unload, the header in each supported dialect, and
+//! the programs of the README.
 
 use std::collections::BTreeSet;
 use std::io::Write;
@@ -19,12 +19,12 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// The shared library that `cargo test` built, beside this test. The one a folder up is as old as the last `cargo build`.
+/// The shared library that `cargo test` built beside this test. The one in the folder above is as old as the last `cargo build`.
 fn library() -> PathBuf {
     std::env::current_exe().unwrap().with_file_name("libcos.so")
 }
 
-/// A new folder for a test, without what an earlier run left there.
+/// An empty folder for a test.
 fn scratch(name: &str) -> PathBuf {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("c").join(name);
     let _ = std::fs::remove_dir_all(&folder);
@@ -32,7 +32,7 @@ fn scratch(name: &str) -> PathBuf {
     folder
 }
 
-/// A compiler with the flags that all of these tests share.
+/// A compiler with the flags that all of these tests use.
 fn compiler(variable: &str, default: &str, standard: &str) -> Command {
     let program = std::env::var(variable).ok().filter(|name| !name.is_empty()).unwrap_or(default.into());
     let mut words = program.split_whitespace(); // such as "ccache gcc"
@@ -41,7 +41,7 @@ fn compiler(variable: &str, default: &str, standard: &str) -> Command {
     command
 }
 
-/// Run a command; what it wrote is shown if it fails.
+/// Runs a command and returns its output. If it fails, the panic shows the output.
 fn run(command: &mut Command) -> String {
     let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
     let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
@@ -53,7 +53,7 @@ fn run(command: &mut Command) -> String {
     out.into_owned()
 }
 
-/// Compile a C program with the sanitizers and link it with the library, all within a folder.
+/// Compiles a C program with sanitizers and links it with the library, in a folder of its own.
 fn compile(source: &Path, folder: &Path) -> PathBuf {
     symlink(library(), folder.join(SONAME)).unwrap();
     let program = folder.join("program");
@@ -74,11 +74,11 @@ fn execute(program: &Path, folder: &Path) -> String {
         .env("ASAN_OPTIONS", "detect_leaks=1:detect_stack_use_after_return=1")
         .env("UBSAN_OPTIONS", "print_stacktrace=1")
         .env_remove("LSAN_OPTIONS")
-        // Cargo's would lead to the library of the last `cargo build`.
+        // Cargo's value would find the library of the last `cargo build`.
         .env_remove("LD_LIBRARY_PATH"))
 }
 
-/// Compile and run a program of `tests/c`.
+/// Compiles and runs a program of `tests/c`.
 fn check(name: &str) {
     let folder = scratch(name);
     let out = execute(&compile(&root().join(format!("tests/c/{name}.c")), &folder), &folder);
@@ -96,7 +96,7 @@ fn errors() {
     check("errors");
 }
 
-/// Run `tests/c/host.c` as a host that does `what`; its lines of output.
+/// Runs `tests/c/host.c` as a host that does `what`. Returns its lines of output.
 fn host(what: &str) -> Vec<String> {
     let folder = scratch(what);
     let program = folder.join("program");
@@ -108,7 +108,7 @@ fn host(what: &str) -> Vec<String> {
     cos::onnx::environment(None, 0, None).unwrap();
     let onnxruntime = &cos::onnx::loaded().unwrap().library;
     std::fs::copy(onnxruntime, folder.join("copy.so")).unwrap();
-    // An initialiser that nothing uses, about which ONNX Runtime logs a warning: protobuf messages are merged by appending them.
+    // ONNX Runtime logs a warning about an initialiser that nothing uses. Appending it to the file merges it into the graph.
     let field = |number: u8, data: &[u8]| [&[number << 3 | 2, data.len() as u8], data].concat();
     let tensor = [&[8, 3, 16, 1][..], &field(8, b"left_over"), &field(9, &[0; 12])].concat();
     for file in ["genai_config.json", "tokenizer.json", "model.onnx"] {
@@ -123,7 +123,7 @@ fn host(what: &str) -> Vec<String> {
     let mut command = Command::new(program);
     command.arg(what).arg(library()).arg(onnxruntime).args([&config, &model]).env("ORT_DYLIB_PATH", onnxruntime);
     if what.starts_with("host_") {
-        command.env("ORT_DISABLE_TELEMETRY", "1"); // where the host comes first, that is its business
+        command.env("ORT_DISABLE_TELEMETRY", "1"); // a host that loads ONNX Runtime first must set it
     }
     let out = run(command.current_dir(&folder).env_remove("LD_LIBRARY_PATH"));
     std::fs::remove_file(folder.join("copy.so")).unwrap();
@@ -132,7 +132,7 @@ fn host(what: &str) -> Vec<String> {
     lines
 }
 
-/// What the model of [`host`] writes, whatever the host does.
+/// The text of the model of [`host`], which is the same whatever the host does.
 fn text() -> String {
     let config = r#"{"models": [{"path": "models/demo/small"}], "combine": {"kind": "target", "model": 0}}"#;
     let engine = Arc::new(Engine::load(&Config::parse(config).unwrap()).unwrap());
@@ -169,7 +169,7 @@ fn a_host_may_change_its_working_directory() {
     assert_eq!(host("moves"), [text()]);
 }
 
-/// The first code block of a language in a README, behind a mark.
+/// The first code block of a language after a mark in a README.
 fn example(readme: &str, mark: &str, language: &str) -> String {
     let text = std::fs::read_to_string(root().join(readme)).unwrap();
     let block = text.split_once(mark).and_then(|(_, rest)| rest.split(&format!("```{language}\n")).nth(1));
@@ -207,7 +207,7 @@ fn the_header_compiles_alone_and_twice() {
     }
 }
 
-/// The program of `make demo`, in a folder of its own.
+/// The program of `make demo` in a folder of its own.
 fn demo(folder: &str) -> PathBuf {
     let folder = scratch(folder);
     symlink(library(), folder.join(SONAME)).unwrap();

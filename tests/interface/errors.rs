@@ -1,5 +1,5 @@
-//! What the C interface must refuse, and with which code: replays `tests/vectors/errors.txt`, and opens files as they
-//! lie about.
+//! What the C interface refuses, and with which code: replays `tests/vectors/errors.txt`, and opens broken, missing and
+//! misplaced files.
 
 use std::ffi::{CStr, CString};
 use std::os::unix::fs::symlink;
@@ -26,7 +26,7 @@ fn new_engine(json: &str) -> Result<*mut cos_engine, i32> {
     }
 }
 
-/// The code of making a session by `KEY=VALUE` pairs, and the session.
+/// Makes a session from `KEY=VALUE` pairs. Returns the error code and the session.
 fn new_session(engine: *mut cos_engine, pairs: &str) -> (i32, *mut cos_session) {
     let pairs: Vec<(&str, &str)> = pairs.split_whitespace().map(|pair| pair.split_once('=').unwrap()).collect();
     let of = |key: &str| pairs.iter().find(|(name, _)| *name == key).map_or("0", |(_, value)| value);
@@ -60,7 +60,7 @@ fn new_session(engine: *mut cos_engine, pairs: &str) -> (i32, *mut cos_session) 
 }
 
 #[test]
-fn what_must_be_refused_is_refused() {
+fn errors_have_their_codes() {
     let text = std::fs::read_to_string(root().join("tests/vectors/errors.txt")).unwrap();
     let mut lines = text.lines().filter(|line| !line.is_empty() && !line.starts_with('#'));
     assert_eq!(lines.next(), Some("cos-errors 1"));
@@ -117,13 +117,13 @@ fn what_must_be_refused_is_refused() {
         assert_eq!(found, expected, "{line}");
         records += 1;
     }
-    // SAFETY: it is not used any more.
+    // SAFETY: the engine is not used any more.
     unsafe { cos_engine_free(engine) };
     println!("errors: {records} records");
     assert_eq!(records, 44);
 }
 
-/// A copy of an export, to spoil.
+/// A copy of an export that a test may damage.
 fn copy() -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     for entry in root().join("tests/exports/llama/builder-fp32").read_dir().unwrap() {
@@ -137,7 +137,7 @@ fn config_of(model: &Path) -> String {
     serde_json::json!({ "models": [{ "path": model }], "combine": { "kind": "target", "model": 0 } }).to_string()
 }
 
-/// Open a folder: the description of the engine, or the error.
+/// Opens a folder. Returns the description of the engine, or the error.
 fn describe(model: &Path) -> Result<serde_json::Value, (i32, String)> {
     let (json, mut engine, mut text) = (CString::new(config_of(model)).unwrap(), null_mut(), null());
     // SAFETY: all pointers are valid, and the description is read before the engine is freed.
@@ -163,7 +163,7 @@ const ANSWER: &[u8] = b"Not Found\n";
 const PAGE: &[u8] = b"<!DOCTYPE html>\n<html><body>Not found</body></html>\n";
 
 #[test]
-fn what_came_in_place_of_a_file_is_told() {
+fn wrong_contents_of_files_are_named() {
     let folder = copy();
     for name in ["model.onnx", "model.onnx.data", "genai_config.json", "config.json", "tokenizer.json"] {
         let file = folder.path().join(name);
@@ -192,7 +192,7 @@ fn what_came_in_place_of_a_file_is_told() {
 }
 
 #[test]
-fn weights_are_found_or_it_is_told_why_not() {
+fn weights_are_found_or_the_error_says_why() {
     let (real, linked) = (copy(), tempfile::tempdir().unwrap());
     let weights = real.path().join("model.onnx.data");
     for name in ["genai_config.json", "tokenizer.json", "model.onnx", "model.onnx.data"] {
@@ -211,7 +211,7 @@ fn weights_are_found_or_it_is_told_why_not() {
 }
 
 #[test]
-fn configuration_files_of_all_kinds() {
+fn configurations_are_read_from_regular_files_only() {
     let folder = tempfile::tempdir().unwrap();
     let json = config_of(&root().join("tests/fixtures/tiny"));
     let open = |path: PathBuf| {
@@ -252,7 +252,7 @@ fn configuration_files_of_all_kinds() {
 }
 
 #[test]
-fn stop_tokens_are_what_all_files_name() {
+fn stop_tokens_are_those_of_all_files() {
     let folder = copy();
     let write = |name: &str, content: &str| std::fs::write(folder.path().join(name), content).unwrap();
     let found = || {
@@ -279,9 +279,9 @@ fn stop_tokens_are_what_all_files_name() {
     assert!(warnings.contains(r#"generation_config.json has the eos_token_id \"</s>\", which is not used"#));
 }
 
-/// A mixture at a temperature near 0 is one of point masses, not one point mass; `greedy_below` takes it for 0.
+/// At a temperature near 0, a mixture is one of several point masses, not one point mass. `greedy_below` treats it as 0.
 #[test]
-fn small_temperatures_are_greedy_if_asked_for() {
+fn greedy_below_makes_small_temperatures_greedy() {
     let models = ["llama", "qwen2"].map(|name| root().join("tests/exports").join(name).join("builder-fp32"));
     let engine = |more: &str| {
         let models =

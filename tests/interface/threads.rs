@@ -1,5 +1,5 @@
-//! All models of the process share one thread pool: loading more of them starts no more threads. It has as many as the
-//! process may use cores.
+//! All models of a process share one thread pool, so loading more models starts no more threads. The pool has one thread for each
+//! core that the process may use.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -60,13 +60,13 @@ fn shared_pool() {
     assert!(spinning(false).is_ok());
 }
 
-/// Run a test of this program in a process of its own, which has a pool of its own.
+/// Runs a test of this program in a new process, which makes its own pool, on these cores or on all.
 fn alone(test: &str, cores: &[usize]) {
     use std::os::unix::process::CommandExt;
     let mut command = std::process::Command::new(std::env::current_exe().unwrap());
     command.args(["--exact", &format!("threads::{test}"), "--ignored", "--nocapture"]);
     let cores = cores.to_vec();
-    // SAFETY: the closure makes one system call with memory of its own, and nothing that needs the other threads.
+    // SAFETY: the closure only makes one system call with its own memory.
     unsafe {
         command.pre_exec(move || {
             let mut set: libc::cpu_set_t = std::mem::zeroed();
@@ -92,7 +92,7 @@ fn the_pool_has_as_many_threads_as_the_process_has_cores() {
     alone("one_core", &[first_core()]);
 }
 
-/// Threads that spin without a core would hold up those that have one: opening the smallest model took minutes.
+/// Spinning threads without a core of their own hold up the others: opening the smallest model would take minutes.
 #[test]
 fn more_threads_than_cores_do_not_spin() {
     alone("crowded", &[first_core()]);
@@ -121,7 +121,7 @@ fn crowded() {
     assert!(error.to_string().contains("made with false"), "{error}");
 }
 
-/// One that this process may run on.
+/// The first core that this process may use.
 fn first_core() -> usize {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let list = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).unwrap();

@@ -1,5 +1,5 @@
-//! Memory: what a session says it holds, what a long prompt leaves behind, what happens when there is none, and weights
-//! that are named twice.
+//! The memory of sessions: what they report, what a long prompt needs, what happens without memory, and weights that two models
+//! share.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -59,14 +59,14 @@ fn a_session_reports_what_it_holds() {
                 session.step().unwrap();
                 let (held, memory) = (HELD.load(Relaxed) - before, session.memory());
                 assert!(memory.peak_bytes >= memory.bytes, "{memory:?}");
-                // names, bindings and inputs are some thousands of bytes
+                // Names, bindings and inputs, some thousands of bytes, are not reported.
                 assert!(memory.bytes.abs_diff(held) < held / 50 + 40_000, "{paths:?}: {memory:?}, but {held} are held");
             }
         }
     }
 }
 
-/// Of a vocabulary that is long beside all else.
+/// Rows dominate the memory, because the vocabulary is long.
 #[test]
 fn a_session_reports_the_rows_of_its_decoder() {
     let _turn = turn();
@@ -94,12 +94,12 @@ fn a_long_prompt_takes_bounded_memory_and_gives_it_back() {
         }
         session.memory()
     };
-    // both have caches of 256 tokens
+    // Both prompts need caches of 256 tokens.
     let (short, long) = (memory(100), memory(240));
     let rows = |count: usize| 2 * count * 4 * engine.vocab_size();
     assert_eq!(short.bytes, long.bytes);
     assert!(long.peak_bytes > short.peak_bytes + rows(100), "{long:?}, {short:?}: the rows of the prompt are counted");
-    // both have caches of 1024 tokens
+    // Both prompts need caches of 1024 tokens.
     assert_eq!(memory(600), memory(900), "the passes of a prompt are no wider than those of a shorter one");
 }
 
@@ -136,7 +136,7 @@ fn without_memory_a_step_fails_and_the_session_goes_on() {
     }
 }
 
-/// A file that is the target and its own drafter is one set of weights, in one engine and in two.
+/// A file that is used twice, as target and drafter or in two engines, is held once.
 #[test]
 fn weights_that_are_named_twice_are_held_once() {
     let _turn = turn();

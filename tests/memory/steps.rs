@@ -1,6 +1,6 @@
-//! No allocation per step in steady state, by a counting allocator, for every strategy on real models.
+//! A step in steady state allocates nothing, for every strategy on real models.
 //!
-//! It counts what Rust allocates; what ONNX Runtime allocates inside a pass is its own.
+//! The allocator counts Rust's allocations. Those of ONNX Runtime within a pass are not counted.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -35,7 +35,7 @@ fn steps_do_not_allocate() {
             }
         }
     }
-    // With all that may come on top: a look-up, log-probabilities, a function of the caller.
+    // With a look-up, log-probabilities and a combine function.
     let config = format!(
         r#"{{ "models": [ {{ "path": {0:?} }}, {{ "path": {1:?} }}, {{ "kind": "ngram" }} ],
              "combine": {{ "kind": "weighted", "weights": [0.5, 0.5, 0] }} }}"#,
@@ -69,8 +69,8 @@ fn steps_do_not_allocate() {
     other_exports();
 }
 
-/// The forms whose buffers change places or are converted: concatenated caches with masks and without, half precision,
-/// rows that are counted, a fixed length. (Without a cache, the inputs grow with the text.)
+/// Exports whose buffers are swapped or converted: concatenated caches with and without masks, half precision, counted rows, and
+/// a fixed length. An export without a cache is not tested, because its inputs grow with the text.
 fn other_exports() {
     let exports = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/exports");
     for form in [
@@ -100,11 +100,11 @@ fn other_exports() {
 
 fn check(engine: &Arc<Engine>, options: Options, config: &str) {
     let prompt = engine.text().unwrap().encode("Question: How many legs do 3 cats have?\nAnswer:", true).unwrap();
-    // within the cache's first 256 tokens, so that it does not grow
+    // The cache does not grow within its first 256 tokens.
     measure(engine, options, config, &prompt, prompt.len() + 60, 200);
 }
 
-/// The first tokens size the buffers: each model has run at each width, and far behind once.
+/// Decodes `first` tokens to size the buffers, and counts the steps that allocate up to `last` tokens.
 fn measure(engine: &Arc<Engine>, options: Options, config: &str, prompt: &[i32], first: usize, last: usize) {
     let options = Options { stop_tokens: Some(Vec::new()), ..options };
     let mut session = Session::new(engine, &options).unwrap();
@@ -120,7 +120,7 @@ fn measure(engine: &Arc<Engine>, options: Options, config: &str, prompt: &[i32],
         allocating += usize::from(ALLOCATIONS.get() > before);
     }
     assert!(steps > 20, "{config}, {options:?}: only {steps} steps");
-    // A planner looks at its plan now and then, and may take another one, with other buffers.
+    // The planner of `auto` may change the plan now and then, which needs other buffers.
     let looks = if options.strategy == Strategy::Auto { (last - first) / 8 } else { 0 };
     assert!(allocating <= looks, "{config}, {options:?}: {allocating} of {steps} steps");
 }

@@ -1,4 +1,4 @@
-//! The demo models, for real: caches and rollback, threads, cancellation. Greedy equality is in tests/conformance/greedy.rs.
+//! The demo models: caches and rollbacks, threads, cancellation, chats. `tests/conformance/greedy.rs` compares the strategies.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -30,7 +30,7 @@ fn prompts(engine: &Engine, file: &str) -> Vec<Vec<i32>> {
     lines.lines().map(line).collect()
 }
 
-/// Rows of every model after a context, each from a fresh sequence.
+/// The rows of all models after a context, each from a fresh sequence.
 fn rows(engine: &Engine, context: &[i32]) -> Vec<Vec<f32>> {
     engine.models().map(|model| fresh(model, context)).collect()
 }
@@ -45,16 +45,16 @@ fn fresh(model: &dyn Model, context: &[i32]) -> Vec<f32> {
     sequence.row(context.len()).scores().unwrap().to_vec()
 }
 
-/// By how much the oracle prefers one token to another, greedily, in the domain that near ties are counted in.
+/// The difference of the oracle's log-probabilities of two tokens, by which near ties are counted.
 fn margin(engine: &Engine, context: &[i32], a: i32, b: i32) -> f64 {
     let combination = engine.combination(None).unwrap();
     let plain = oracle(&rows(engine, context), &combination, Sampling::PLAIN);
     plain[a as usize].ln() - plain[b as usize].ln()
 }
 
-/// The standard decode itself is the oracle's, from rows that no cache has touched.
+/// The standard strategy decodes the oracle's tokens, computed from rows without a cache.
 #[test]
-fn the_standard_decode_is_the_oracles() {
+fn standard_decodes_the_tokens_of_the_oracle() {
     for config in ["engine.json", "contrastive.json"] {
         let engine = engine(config);
         let combination = engine.combination(None).unwrap();
@@ -74,13 +74,13 @@ fn the_standard_decode_is_the_oracles() {
 fn passes_are_timed_at_loading() {
     for model in engine("engine.json").models() {
         let times = model.pass_times();
-        // how many of them is a matter of the machine's load
+        // The number of timed widths depends on the load of the machine.
         assert!(!times.is_empty() && times.windows(2).all(|pair| pair[0].0 < pair[1].0), "{times:?}");
         assert!(times.iter().all(|(_, time)| !time.is_zero()));
     }
 }
 
-/// Random passes and rollbacks against fresh sequences: cache growth, chunks, rows kept across passes.
+/// Random passes and rollbacks give the rows of fresh sequences, whatever the cache went through.
 #[test]
 fn caches_survive_any_rollback() {
     for config in ["engine.json", "contrastive.json"] {
@@ -123,7 +123,7 @@ fn caches_survive_any_rollback() {
     }
 }
 
-/// A pass over several positions gives every position the row that it has alone.
+/// A pass over several positions gives each position the row of a pass of its own.
 #[test]
 fn scoring_in_parallel_is_scoring_one_by_one() {
     let engine = engine("contrastive.json");
@@ -176,8 +176,8 @@ fn threads_do_not_disturb_each_other() {
     });
 }
 
-/// A running pass is stopped through ORT's run options: a long prompt is cancelled again and again, and what comes
-/// out in the end is what comes out undisturbed.
+/// ONNX Runtime's run options stop a running pass. A long prompt that is cancelled again and again gives the same tokens in the
+/// end.
 #[test]
 fn long_prompts_can_be_cancelled() {
     let engine = engine("engine.json");
@@ -188,7 +188,7 @@ fn long_prompts_can_be_cancelled() {
     session.prompt(&prompt).unwrap();
     let cancel = session.cancel().clone();
     let (mut tokens, mut cancelled) = (Vec::new(), 0);
-    // The prompt takes two passes of 512 tokens of each model, so the requests come in the midst of them.
+    // Each model takes the prompt in two passes of 512 tokens, so the requests come while they run.
     let ready = std::sync::Barrier::new(2);
     std::thread::scope(|scope| {
         scope.spawn(|| {

@@ -14,13 +14,13 @@ use super::enumeration::{Case, End};
 use super::failures::faulty;
 use crate::common::{PROMPT, Sampling, Way, World, decoder, plan, ways, ways_of};
 
-/// Weights that change between rounds: every token has the distribution that its tokens and the weights set before it
-/// give, whatever the caller knew when it set them.
+/// Weights change between rounds. Each token still has the distribution given by the tokens before it and the weights set before
+/// it, whatever the caller knew when it set them.
 #[test]
 fn weights_change_exactly() {
     let mixture = |weights: &[f32]| Combination::mixture(weights).unwrap();
     let logits = |weights: &[f32]| Combination::logits(weights).unwrap();
-    // Weights that become 0 or no longer are change the plan; the others do not.
+    // Weights change the plan only if they become 0 or stop being 0.
     let cases: [Vec<Combination>; 6] = [
         vec![mixture(&[0.5, 0.5]), mixture(&[0.1, 0.9])],
         vec![mixture(&[0.5, 0.5]), mixture(&[1.0, 0.0]), mixture(&[0.0, 1.0])],
@@ -42,7 +42,7 @@ fn weights_change_exactly() {
                 let case = || Case::new(world, world.models(models, 2), first, sampling, 4);
                 for way in &ways {
                     for after in 0..3 {
-                        // once, when so many tokens are there, to the last one
+                        // The last weights are set once, after `after` tokens.
                         let choice = |ends: &[End]| match ends.last() {
                             _ if after == 0 => combinations.last().unwrap(),
                             Some((tokens, _)) if *tokens >= after => combinations.last().unwrap(),
@@ -50,7 +50,7 @@ fn weights_change_exactly() {
                         };
                         Case { choice: Some(&choice), ..case() }.check(way);
                     }
-                    // after every round, to the next one
+                    // The next weights are set after every round.
                     let choice = |ends: &[End]| &combinations[ends.len() % combinations.len()];
                     Case { choice: Some(&choice), ..case() }.check(way);
                 }
@@ -59,7 +59,7 @@ fn weights_change_exactly() {
     }
 }
 
-/// The same with look-ups, of which it depends on pending tokens how many there are.
+/// The same with look-ups. How many tokens they draft depends on the pending tokens.
 #[test]
 fn weights_change_exactly_beside_look_ups() {
     let combinations = [[0.3, 0.7, 0.0], [0.9, 0.1, 0.0]].map(|weights| Combination::mixture(&weights).unwrap());
@@ -76,7 +76,7 @@ fn weights_change_exactly_beside_look_ups() {
     }
 }
 
-/// The same after a round that failed, which tells by the model that failed where the next token was routed.
+/// The same after a failed round. Which model failed tells the caller where the next token was routed.
 #[test]
 fn weights_change_exactly_after_failures() {
     let combinations = [[0.5, 0.5], [0.2, 0.8]].map(|weights| Combination::mixture(&weights).unwrap());
@@ -93,7 +93,7 @@ fn weights_change_exactly_after_failures() {
     }
 }
 
-/// Proposals outlive a change of weights that leaves the plan as it was.
+/// Pending proposals survive a change of weights if the plan stays the same.
 #[test]
 fn weights_that_change_keep_what_is_pending() {
     let mixture = |weights: &[f32]| Combination::mixture(weights).unwrap();
@@ -116,10 +116,10 @@ fn weights_that_change_keep_what_is_pending() {
     assert_eq!(run(&[mixture(&[0.5, 0.5]), mixture(&[0.2, 0.8])]), (tokens.clone(), steady));
     let (others, dropped) = run(&[mixture(&[0.5, 0.5]), mixture(&[1.0, 0.0])]);
     assert_eq!(others, tokens);
-    assert!(dropped.accepted < steady.accepted, "another plan drops them");
+    assert!(dropped.accepted < steady.accepted, "another plan drops the proposals");
 }
 
-/// Weights that need a model of another context.
+/// Weights that need a model with a shorter context are refused if the text is too long for it.
 #[test]
 fn weights_that_do_not_fit_change_nothing() {
     let [small, both, large] =
@@ -141,7 +141,7 @@ fn weights_that_do_not_fit_change_nothing() {
     assert_eq!(decoder.context_length(), 12);
     set(&mut decoder, &both).unwrap();
     assert_eq!(decoder.context_length(), 8);
-    assert_eq!(decoder.round().unwrap(), (&[][..], Some(Finish::ContextFull)), "8 tokens are all there is room for");
+    assert_eq!(decoder.round().unwrap(), (&[][..], Some(Finish::ContextFull)), "there is room for 8 tokens");
     set(&mut decoder, &large).unwrap();
     assert_eq!(decoder.round().unwrap().1, None, "there is room again");
     for refused in [&both, &small] {
@@ -150,11 +150,11 @@ fn weights_that_do_not_fit_change_nothing() {
         assert_eq!((decoder.context_length(), decoder.committed().len()), (12, 9));
     }
     while decoder.round().unwrap().1.is_none() {}
-    assert_eq!(decoder.committed().len(), 12, "it went on as if nothing had been");
+    assert_eq!(decoder.committed().len(), 12, "the refused weights left no trace");
 }
 
-/// The plan changes between rounds, by anything that could be seen: every token has the distribution that the tokens before
-/// it give, whatever was looked at.
+/// The plan changes between rounds, chosen by everything that a planner could see. Each token still has the distribution given
+/// by the tokens before it.
 #[test]
 fn plans_change_exactly() {
     let mixture = |weights: &[f32]| Combination::mixture(weights).unwrap();
@@ -189,7 +189,7 @@ fn plans_change_exactly() {
     assert!(changes > 1000, "{changes} changes");
 }
 
-/// The same beside look-ups, of which it depends on pending tokens what is drafted, and after rounds that failed.
+/// The same with look-ups, whose drafts depend on the pending tokens, and after rounds that failed.
 #[test]
 fn plans_change_exactly_beside_look_ups_and_after_failures() {
     let mut combination = Combination::mixture(&[0.3, 0.7, 0.0]).unwrap();
@@ -218,8 +218,8 @@ fn plans_change_exactly_beside_look_ups_and_after_failures() {
     }
 }
 
-/// Turns end early by how likely their proposals are thought to be accepted, which is learned on the way: what is drafted
-/// depends on all that was decided and on what is pending.
+/// Turns end early if their proposals are unlikely to be accepted. The estimate is learned while decoding, so drafts depend on
+/// all earlier decisions and on the pending tokens.
 #[test]
 fn turns_end_early_exactly() {
     let cases = [

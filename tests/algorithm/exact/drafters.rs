@@ -14,12 +14,12 @@ use cos::model::{Cancel, Interrupt, Model, Pass, Report, Sequence};
 use super::enumeration::Case;
 use crate::common::{PROMPT, SAMPLINGS, Sampling, Way, World, decoder, plan, ways, ways_of};
 
-/// A look-up drafts, alone and beside models that propose, and at any place in the list.
+/// Look-ups draft exactly: alone, beside models that propose, and at any place in the list of models.
 #[test]
 fn look_ups_draft_exactly() {
     let mixture = |weights: &[f32]| Combination::mixture(weights).unwrap();
     let logits = |weights: &[f32]| Combination::logits(weights).unwrap();
-    /// Where the look-up stands, what is combined, who proposes how many.
+    /// The index of the look-up, the combinations, and the proposal lengths of each way.
     type Drafting<'a> = (usize, Vec<Combination>, &'a [&'a [i32]]);
     let cases: [Drafting; 4] = [
         (1, vec![mixture(&[1.0, 0.0]), logits(&[0.5, 0.0]), Combination::target(2, 0).unwrap()], &[&[1, 1], &[0, 3]]),
@@ -29,7 +29,7 @@ fn look_ups_draft_exactly() {
             &[&[0, 0, 2], &[1, 1, 3], &[2, 1, 1]],
         ),
         (0, vec![mixture(&[0.0, 0.5, 0.5]), Combination::target(3, 2).unwrap()], &[&[2, 1, 1], &[3, 0, 2]]),
-        // beside a model of weight 0
+        // With a model of weight 0.
         (1, vec![mixture(&[0.5, 0.0, 0.5, 0.0])], &[&[1, 2, 1, 2]]),
     ];
     let mut total = Counters::default();
@@ -53,10 +53,10 @@ fn look_ups_draft_exactly() {
             }
         }
     }
-    assert!(total.accepted > total.proposed / 10, "look-ups guess right now and then");
+    assert!(total.accepted > total.proposed / 10, "look-ups are right now and then");
 }
 
-/// Text that repeats itself is drafted, and costs one pass for each draft and the token behind it.
+/// Text that repeats itself is drafted. One pass verifies a draft and gives one more token.
 #[test]
 fn repetitions_are_drafted() {
     let script = |context: &[i32], row: &mut [f32]| {
@@ -85,11 +85,11 @@ fn repetitions_are_drafted() {
     }
 }
 
-/// A look-up that finds nothing is no loss: the others go on as if it were not there.
+/// A look-up that finds nothing costs nothing: the other models decode as if it did not exist.
 #[test]
 fn a_look_up_without_a_find_costs_nothing() {
     let run = |weights: &[f32], strategy, lengths: &[i32]| {
-        // Tokens that only ever rise, so that nothing repeats itself.
+        // The tokens only rise, so nothing repeats itself.
         let script = |context: &[i32], row: &mut [f32]| {
             row[context.len()] = 9.0;
             Ok(())
@@ -113,7 +113,7 @@ fn a_look_up_without_a_find_costs_nothing() {
     assert_eq!(run(&[0.5, 0.5, 0.0], Strategy::Speculative, &[0, 0, 4]), standard);
 }
 
-/// A model of weight 0 runs to propose, and for nothing else.
+/// A model of weight 0 runs only to propose.
 #[test]
 fn drafters_never_verify() {
     for combination in
@@ -143,7 +143,7 @@ fn drafters_never_verify() {
     }
 }
 
-/// Nor does it run where its proposals have no room: the first model fills it, and the last one verifies.
+/// A drafter does not run if there is no room for its proposals: here the first model fills the room, and the last one verifies.
 #[test]
 fn drafters_rest_without_room() {
     let passes = Arc::new(AtomicUsize::new(0));
@@ -188,7 +188,7 @@ impl Model for Counted {
     }
 }
 
-/// Drafters whose context ends before, in or behind the text: they draft as long as they can, and neither end nor change it.
+/// A drafter with a short context drafts as long as it can. It neither ends the text nor changes it.
 #[test]
 fn drafters_of_a_shorter_context_limit_nothing() {
     let target = Combination::target(2, 0).unwrap();
@@ -217,7 +217,7 @@ fn drafters_of_a_shorter_context_limit_nothing() {
     }
 }
 
-/// The same where a planner changes plans, and probes.
+/// The same while a planner changes plans and probes models.
 #[test]
 fn plans_change_around_the_end_of_a_drafters_context() {
     let mixture = Combination::mixture(&[0.5, 0.5, 0.0]).unwrap();

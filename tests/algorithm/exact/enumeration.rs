@@ -1,4 +1,4 @@
-//! The enumeration: all branches of the decoder with their probabilities, compared with the oracle.
+//! The enumeration: runs every branch of the decoder, multiplies its probabilities, and compares the result with the oracle.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -21,13 +21,13 @@ use crate::common::{PROMPT, Sampling, Way, World, decoder, oracle, plan};
 
 pub const ENOUGH: f64 = 1e-5;
 
-/// A source of chance that takes every branch in turn, and multiplies up its probability.
+/// A source of chance that takes one branch after the other, and multiplies the probabilities on the way.
 #[derive(Default)]
 pub struct Enumerator(pub RefCell<Branches>);
 
 #[derive(Default)]
 pub struct Branches {
-    /// For each decision of this run: the outcomes possible, and which one is taken.
+    /// For each decision of this run: the possible outcomes with their probabilities, and the index of the one taken.
     pub path: Vec<(Vec<(usize, f64)>, usize)>,
     pub depth: usize,
     pub probability: f64,
@@ -54,7 +54,7 @@ impl Enumerator {
         outcome
     }
 
-    /// Go to the next branch; false after the last one.
+    /// Goes to the next branch; false after the last one.
     pub fn advance(&self) -> bool {
         let mut this = self.0.borrow_mut();
         while let Some((outcomes, taken)) = this.path.last_mut() {
@@ -83,7 +83,7 @@ impl Chance for &Enumerator {
 
     fn pick<W: Weights + ?Sized>(&self, key: Key, weights: &W) -> Result<usize, Error> {
         let mut row = vec![f32::NAN; weights.count()];
-        // In pieces, as they are asked for.
+        // In pieces, as a caller of `write` may ask for them.
         row.chunks_mut(3).enumerate().for_each(|(index, piece)| weights.write(3 * index, piece).unwrap());
         let total: f64 = row.iter().map(|&w| f64::from(w)).sum();
         assert!((weights.total() / total - 1.0).abs() < 1e-6, "{key:?}: {} for {row:?}", weights.total());
@@ -93,13 +93,13 @@ impl Chance for &Enumerator {
 
 pub type Joint = BTreeMap<Vec<i32>, f64>;
 
-/// Where a round ended, in generated tokens, and whether it failed.
+/// The number of generated tokens when a round ended, and whether the round failed.
 pub type End = (usize, bool);
 
-/// For some generated tokens and the rounds that had ended by then: how often each token came next.
+/// For generated tokens and the rounds that had ended by then: the probability of each next token.
 pub type Continuations = BTreeMap<(Vec<i32>, Vec<End>), BTreeMap<i32, f64>>;
 
-/// Which combination a caller sets after some rounds.
+/// The combination that a caller sets after some rounds.
 pub type Choice<'a> = dyn Fn(&[End]) -> &'a Combination + 'a;
 
 /// What the enumeration found.
@@ -109,7 +109,7 @@ pub struct Found {
     pub continuations: Continuations,
     pub branches: usize,
     pub counters: Counters,
-    /// How often the plan was changed.
+    /// How often the plan changed.
     pub changes: usize,
 }
 
@@ -120,13 +120,13 @@ pub struct Case<'a> {
     pub sampling: Sampling,
     pub stop_tokens: &'a [i32],
     pub tokens: usize,
-    /// What the combination is to amount to, where it is a function that imitates another one.
+    /// The combination that a function imitates, if the combination is such a function.
     pub law: Option<&'a Combination>,
-    /// What the caller sets whenever a round has ended, in place of the combination.
+    /// The combination that the caller sets after each round, if it sets any.
     pub choice: Option<&'a Choice<'a>>,
-    /// Passes of a faulty model so far in this run.
+    /// Rows of a faulty model so far in this run.
     pub passes: Option<Arc<AtomicUsize>>,
-    /// Among what the plan is chosen whenever a round has ended, by all that a planner could see.
+    /// The plans to choose from after each round, by everything that a planner could see.
     pub plans: Vec<Plan>,
 }
 
@@ -172,7 +172,7 @@ impl<'a> Case<'a> {
         }
     }
 
-    /// The oracle's distribution of the token after some generated ones, by what the caller had set by then.
+    /// The oracle's distribution of the token after some generated ones, under the combination set by then.
     pub fn next(&self, tokens: &[i32], ends: &[End], sampling: Sampling) -> Vec<f64> {
         let context: Vec<i32> = PROMPT.iter().chain(tokens).copied().collect();
         let vocab = self.models.iter().find_map(|each| Some(each.model()?.vocab_size())).unwrap();
@@ -181,10 +181,10 @@ impl<'a> Case<'a> {
         oracle(&rows, self.choice.map_or(combination, |choice| choice(ends)), sampling)
     }
 
-    /// What the decoder does, over all branches.
+    /// What the decoder does, summed over all branches.
     pub fn enumerated(&self, way: &Way) -> Found {
         let (chance, mut found) = (Enumerator::default(), Found::default());
-        // Log-probabilities of a greedy session are those of temperature 1.
+        // A greedy session reports log-probabilities at temperature 1.
         let scored = if self.sampling.temperature == 0.0 { Sampling::PLAIN } else { self.sampling };
         let mut scores: BTreeMap<(Vec<i32>, Vec<End>), Vec<f64>> = BTreeMap::new();
         loop {
@@ -229,7 +229,7 @@ impl<'a> Case<'a> {
                         }
                         found.changes += usize::from(change_plan(&mut decoder, &self.plans));
                     }
-                    // Tests of failing passes plant these; the sequence must go on as if nothing had been.
+                    // Planted by the tests of failing passes. The sequence must go on as if nothing had happened.
                     Err(_) => {
                         assert!(decoder.log_probabilities().is_empty());
                         ends.push((out.len(), true));
@@ -259,15 +259,15 @@ impl<'a> Case<'a> {
             let (world, combination, sampling, stop) = (self.world, self.combination, self.sampling, self.stop_tokens);
             format!("{way:?}, {world:?}, {combination:?}, {sampling:?}, stop {stop:?}")
         };
-        // What is set after a round depends on where it ended, so that there is no one distribution of the whole.
+        // With a choice, the combination depends on where rounds end, so there is no single joint distribution.
         let expected = if self.choice.is_none() { self.expected() } else { found.joint.clone() };
         for tokens in found.joint.keys().chain(expected.keys()) {
             let (f, e) = (found.joint.get(tokens).unwrap_or(&0.0), expected.get(tokens).unwrap_or(&0.0));
             assert!((f - e).abs() < ENOUGH, "{tokens:?} has probability {f}, not {e}: {}", what());
         }
-        // The same for all that a caller can see: where rounds end tells nothing of the next token.
+        // The ends of rounds, which a caller can see, must tell nothing about the next token.
         for ((tokens, ends), continuations) in &found.continuations {
-            // A failure tells of the next token by what failed, unless something new is set and its route is drawn anew.
+            // A failure tells where the next token was routed, unless new weights make the decoder draw the route anew.
             let failed = ends.iter().any(|(_, failed)| *failed);
             if self.passes.is_some() && (self.choice.is_none() || !failed) {
                 continue;
@@ -286,8 +286,8 @@ impl<'a> Case<'a> {
     }
 }
 
-/// What the most cunning planner could do: change the plan, or let what is pending be decided first, or have a model catch
-/// up, by whatever it has seen.
+/// Does what the most cunning planner could do, depending on everything that it has seen: change the plan, decide pending
+/// proposals first, or let a model catch up. Returns whether the plan changed.
 pub fn change_plan(decoder: &mut Driver<&Enumerator>, plans: &[Plan]) -> bool {
     if plans.is_empty() {
         return false;

@@ -1,4 +1,4 @@
-//! Passes, functions and rows that fail leave no trace: nothing of the round is committed, and the next one is exact.
+//! A pass, function or row that fails leaves no trace: the failed round commits nothing, and the next one is exact.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -13,13 +13,13 @@ use cos::model::scripted::Scripted;
 use super::enumeration::Case;
 use crate::common::{PROMPT, Sampling, World, decoder, ways};
 
-/// Two models, of which one fails at one of its rows, and the count of its rows.
+/// Two models, of which model `failing` fails at its row number `at`, and the count of that model's rows.
 pub fn faulty(failing: usize, at: usize, interrupt: Interrupt) -> (Vec<Participant>, Arc<AtomicUsize>) {
     let passes = Arc::new(AtomicUsize::new(0));
     let model = |k: usize| {
         let (passes, interrupt) = (passes.clone(), interrupt.clone());
         let model = Scripted::new(2, move |context, row| {
-            // The rows of a pass come one by one, so this also fails in the middle of a pass.
+            // Rows are scored one by one, so this also fails in the middle of a pass.
             if k == failing && passes.fetch_add(1, Ordering::Relaxed) == at {
                 return Err(interrupt.clone());
             }
@@ -31,8 +31,8 @@ pub fn faulty(failing: usize, at: usize, interrupt: Interrupt) -> (Vec<Participa
     ((0..2).map(model).collect(), passes)
 }
 
-/// A pass of one model fails, or is cancelled, once, at each point of a run in turn: what comes out is as exact as
-/// without, and nothing is committed by the failed round.
+/// A pass fails, or is cancelled, once, at each point of a run in turn. The failed round commits nothing, and the result is as
+/// exact as without the failure.
 #[test]
 fn failures_and_cancellations_leave_no_trace() {
     let combination = Combination::mixture(&[0.5, 0.5]).unwrap();
@@ -50,7 +50,7 @@ fn failures_and_cancellations_leave_no_trace() {
     }
 }
 
-/// A function that fails once, at each of its calls in turn: that round commits nothing, and what comes is as exact.
+/// The same for a combine function that fails once, at each of its calls in turn.
 #[test]
 fn functions_that_fail_leave_no_trace() {
     for at in 0..6 {

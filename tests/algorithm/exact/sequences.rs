@@ -13,7 +13,7 @@ use cos::model::Interrupt;
 use super::enumeration::{Case, ENOUGH, Enumerator};
 use crate::common::{PROMPT, Sampling, Way, World, decoder, oracle, ways};
 
-/// The same with the real random numbers: their independence is what the enumeration takes for granted.
+/// Draws with the real random numbers have the enumerated distribution. The enumeration assumes that the numbers are independent.
 #[test]
 fn random_numbers_follow_the_joint_distribution() {
     let draws = 30_000;
@@ -35,7 +35,7 @@ fn random_numbers_follow_the_joint_distribution() {
                 (f64::from(*counts.get(tokens).unwrap_or(&0)) - p * draws as f64).powi(2) / (p * draws as f64)
             })
             .sum();
-        // 26 degrees of freedom; 72 is exceeded with probability 4e-6, here at most 22 times as often.
+        // 26 degrees of freedom: 72 is exceeded with a probability of 4e-6 in each of at most 22 comparisons.
         assert_eq!(expected.len(), 27);
         assert!(chi2 < 72.0, "chi-square {chi2} of {way:?}");
     }
@@ -57,12 +57,12 @@ fn a_seed_reproduces_its_run() {
     }
 }
 
-/// Turns of a chat: what follows a second prompt has the distribution that its whole context gives it, also where
-/// proposals were pending when the prompt came.
+/// Tokens after a second prompt have the distribution given by the whole context, even if proposals were pending when the
+/// prompt came.
 #[test]
 fn later_prompts_continue_the_sequence() {
     const TURN: [i32; 2] = [1, 0];
-    // of three models, one may have seen what is pending when the prompt comes
+    // Of three models, one may have seen the pending tokens when the prompt comes.
     for (combination, vocab) in [(Combination::mixture(&[0.5, 0.5]), 3), (Combination::mixture(&[0.3, 0.4, 0.3]), 2)] {
         let combination = combination.unwrap();
         let count = combination.weights().len();
@@ -132,7 +132,7 @@ fn sequences_end_where_they_should() {
         let mut stopped = new(&[0, 1, 2], 0);
         stopped.prompt(&PROMPT).unwrap();
         assert_eq!(stopped.round().unwrap().1, Some(Finish::StopToken));
-        assert_eq!(stopped.committed().len(), PROMPT.len() + 1, "nothing behind a stop token is committed");
+        assert_eq!(stopped.committed().len(), PROMPT.len() + 1, "nothing after a stop token is committed");
 
         let mut empty = new(&[], 0);
         assert!(matches!(empty.round(), Err(Interrupt::Failed(Error::InvalidArgument(_)))));

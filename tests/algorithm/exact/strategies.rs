@@ -1,4 +1,4 @@
-//! Every strategy, combination and sampling is exact: one to four models, longer sequences, functions of a caller.
+//! Every strategy is exact for every combination and sampler: one to four models, longer sequences, combine functions.
 
 use std::sync::Arc;
 
@@ -17,7 +17,7 @@ fn check_all(models: usize, vocab: usize, tokens: usize) {
         for combination in &combinations(models) {
             for sampling in SAMPLINGS {
                 for stop_tokens in [&[][..], &[1]] {
-                    // Zeros of several models at once may leave sums of logits no token at all.
+                    // Tokens that are impossible to several models may leave a sum of logits without any token.
                     if world == World::Zeros && !matches!(combination, Combination::Mixture { .. }) {
                         continue;
                     }
@@ -56,7 +56,7 @@ fn four_models() {
 
 #[test]
 fn longer_sequences() {
-    // Joint of five tokens: roles change several times, rejections fall at every depth.
+    // In five tokens, roles change several times and rejections happen at every depth.
     for combination in [Combination::mixture(&[0.4, 0.6]).unwrap(), Combination::contrastive(2, 0.4, 0.0).unwrap()] {
         for world in [World::Related, World::Unrelated] {
             let case = Case::new(world, world.models(2, 2), &combination, Sampling::PLAIN, 5);
@@ -67,7 +67,7 @@ fn longer_sequences() {
     }
 }
 
-/// Functions that imitate the library's combinations, and what they imitate.
+/// Combine functions that imitate combinations of the library, each with the combination that it imitates.
 fn functions() -> Vec<(Combination, Combination)> {
     let softmax = |logits: &[f32]| -> Vec<f64> {
         let exps: Vec<f64> = logits.iter().map(|&logit| f64::from(logit).exp()).collect();
@@ -92,7 +92,7 @@ fn functions() -> Vec<(Combination, Combination)> {
     });
     let half = Combination::mixture(&[0.5, 0.5]).unwrap();
     let both = Combination::contrastive(2, 0.3, 0.2).unwrap();
-    // The function gets no weights; those only say which models it sees.
+    // A function is given no weights. They only say which models it sees.
     let sparse = Combination::mixture(&[0.5, 0.0, 0.5]).unwrap();
     vec![
         (Combination::mixture(&[0.9, 0.1]).unwrap().with_function(mixture.clone()), half),
@@ -109,7 +109,7 @@ fn functions_are_decoded_exactly() {
                 continue;
             }
             for sampling in SAMPLINGS {
-                // A mixture is of processed rows, a function of raw ones: they agree where nothing is filtered.
+                // A mixture combines filtered rows, a function raw ones. They agree if nothing is filtered.
                 let agrees = !matches!(law, Combination::Mixture { .. })
                     || [Sampling::PLAIN, Sampling::GREEDY].contains(&sampling);
                 let models = function.weights().len();
@@ -123,7 +123,7 @@ fn functions_are_decoded_exactly() {
     }
 }
 
-/// Counts by hand what the strategies cost when all models agree: the shape of each algorithm.
+/// The number of passes when all models agree, counted by hand from each algorithm.
 #[test]
 fn passes_are_those_of_the_algorithms() {
     let mixture = Combination::mixture(&[0.5, 0.5]).unwrap();
@@ -138,15 +138,15 @@ fn passes_are_those_of_the_algorithms() {
         (c.forwards, c.proposed, c.tested)
     };
     let combined = |strategy, lengths: &[i32]| Way::new(strategy, Targets::Combined, lengths);
-    // every token costs a pass of each model
+    // Every token costs one pass of each model.
     assert_eq!(run(&mixture, combined(Strategy::Standard, &[1, 1]), 12), (24, 0, 0));
-    // one pass starts, then each pass scores one proposal and makes the next
+    // After one pass, each pass verifies one proposal and makes the next.
     assert_eq!(run(&mixture, combined(Strategy::Cos, &[1, 1]), 12), (13, 12, 12));
-    // three drafted, one pass verifies them, and the drafter's next pass completes the target of a bonus token
+    // Three passes draft, one verifies, and the drafter's next pass completes the target of the bonus token.
     assert_eq!(run(&mixture, combined(Strategy::Speculative, &[3, 0]), 12), (15, 9, 9));
-    // the verifier alone decides, so its bonus token is free: three drafted and verified give four tokens
+    // The verifier alone decides, so its bonus token is free: three drafted tokens and one pass give four tokens.
     let target = Combination::target(2, 0).unwrap();
     assert_eq!(run(&target, combined(Strategy::Speculative, &[0, 3]), 12), (12, 9, 9));
-    // one pass of one model for each token
+    // Every token costs one pass of one model.
     assert_eq!(run(&mixture, Way::new(Strategy::Standard, Targets::Routed, &[1, 1]), 12), (12, 0, 0));
 }

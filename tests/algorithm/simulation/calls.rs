@@ -1,4 +1,4 @@
-//! A run: which calls a seed makes, and what each of them must return.
+//! A run: the calls that a seed makes, and what each of them must return.
 
 use std::fmt;
 use std::ptr::{null, null_mut};
@@ -22,14 +22,14 @@ use super::session::{Options, Session, all_ones, error_name, is_untouched, membe
 use crate::common::boundary::{no_stats, outcome};
 use crate::common::{Sampling, World};
 
-/// One run.
+/// A run of one seed.
 pub struct Simulation {
     pub rng: fastrand::Rng,
     pub stage: Arc<Stage>,
     pub models: Vec<Participant>,
     pub combine: Combine,
     pub engine: Arc<Engine>,
-    /// NULL once it is freed.
+    /// NULL after it was freed.
     pub handle: *mut cos_engine,
     pub sessions: Vec<Session>,
     pub names: u32,
@@ -37,21 +37,21 @@ pub struct Simulation {
     pub trace: bool,
     pub call: u64,
     pub rows: Vec<Vec<f32>>,
-    /// What the sessions did, as the engine must say.
+    /// The sums of the sessions' statistics, which the engine must report.
     pub totals: Vec<u64>,
     pub report: Report,
 }
 
 impl Drop for Simulation {
     fn drop(&mut self) {
-        // SAFETY: made by `into_raw` and freed once, for it is NULL afterwards.
+        // SAFETY: made by `into_raw`, and freed once, because it is NULL afterwards.
         unsafe { cos_engine_free(self.handle) };
     }
 }
 
 pub type Check<T = ()> = Result<T, String>;
 
-/// Run one seed.
+/// Runs one seed.
 pub fn run(seed: u64, bug: Option<Bug>, trace: bool) -> Result<Report, Violation> {
     let mut simulation = Simulation::new(seed, bug, trace);
     let calls = simulation.rng.u64(50..1000);
@@ -74,7 +74,7 @@ impl Simulation {
         let bad = if rng.u8(..4) == 0 { rng.u64(20..200) } else { 0 };
         let truth = Truth { seed: rng.u64(..), world, vocab, bad };
 
-        // Each seed has its own set of faults, so that some runs see many of one kind, and some none.
+        // Each seed has its own set of faults, so some runs see many faults of one kind, and some runs none.
         let all = [Fault::Failure, Fault::Panic, Fault::Cancel, Fault::Spoil, Fault::Reenter];
         let faults = if rng.bool() { all.into_iter().filter(|_| rng.u8(..5) < 2).collect() } else { Vec::new() };
         let mut state = State {
@@ -141,19 +141,19 @@ impl Simulation {
         self.stage.truth.vocab
     }
 
-    /// Whether something happens that does so once in `n` times.
+    /// True once in `n` times.
     pub fn once_in(&mut self, n: u32) -> bool {
         self.rng.u32(..n) == 0
     }
 
-    /// Make one call, and check what comes of it.
+    /// Makes one call, and checks its result.
     pub fn act(&mut self) -> Check {
         if self.sessions.is_empty() || (self.sessions.len() < 4 && self.once_in(100)) {
             if !self.handle.is_null() {
                 return self.start();
             }
             if self.sessions.is_empty() {
-                return Ok(()); // nothing is left to call
+                return Ok(()); // there is nothing left to call
             }
         }
         if self.once_in(5000) && !self.handle.is_null() {
@@ -165,12 +165,12 @@ impl Simulation {
         let index = self.rng.usize(..self.sessions.len());
         let mut session = self.sessions.swap_remove(index);
         self.stage.state.lock().session = session.handle;
-        // Of steps, prompts, weights, cancellations, misuses, and ends.
+        // How often each call is made: step, prompt, weights, cancel, misuse, free.
         let shares: [u32; 6] = match session.finish {
             _ if session.poisoned => [1, 1, 1, 1, 1, 2],
             COS_FINISH_CONTEXT_FULL => [3, 2, 2, 1, 1, 6],
-            // A round that failed may have told where the position is routed. A caller who then leaves it chooses among
-            // tokens; one who changes the weights does not.
+            // A failed round may tell where the position is routed. A caller who gives up now would select among tokens,
+            // which biases the measure. New weights do not: the route is drawn anew.
             COS_FINISH_NONE if session.routed && (1..20).contains(&session.failures) => [20, 0, 5, 1, 1, 0],
             COS_FINISH_NONE if session.is_empty() || session.failures > 2 => [6, 10, 2, 1, 1, 1],
             COS_FINISH_NONE => [1800, 40, 60, 30, 15, 5],
@@ -198,7 +198,7 @@ impl Simulation {
         done
     }
 
-    /// Say what a call returned, and check that it is what it had to.
+    /// Traces what a call returned, and checks its code.
     pub fn expect(&mut self, call: fmt::Arguments, (code, message): (i32, String), expected: i32) -> Check {
         trace!(self, "{call} -> {}{}{message}", error_name(code), if message.is_empty() { "" } else { ": " });
         self.report.cover(error_name(code));
@@ -206,7 +206,7 @@ impl Simulation {
         Ok(())
     }
 
-    /// Start a session, mostly a valid one.
+    /// Starts a session, usually with valid options.
     pub fn start(&mut self) -> Check {
         let options = self.options();
         let combination = self.engine.combination(options.weights.as_deref()).expect("valid weights");
@@ -223,33 +223,19 @@ impl Simulation {
         let mut expected = 0;
         if self.once_in(10) {
             expected = COS_ERROR_INVALID_ARGUMENT;
-            match self.rng.u8(..9) {
-                0 => given.strategy = 4,
-                1 => given.targets = -1,
-                2 => given.temperature = -1.0,
-                3 => given.top_k = -1,
-                4 => (given.top_p, given.min_p) = (1.5, f32::NAN),
-                5 => given.log_probabilities = 2,
-                6 => {
-                    (given.proposal_lengths, given.proposal_lengths_count) =
-                        (wrong_lengths.as_ptr(), wrong_lengths.len())
-                }
-                // routed, for which there must be a mixture and a temperature and no function
-                7 => (given.targets, given.temperature) = (COS_TARGETS_ROUTED, 0.0),
-                _ => given.struct_size = 8,
-            }
+            self.spoil_options(&mut given, &wrong_lengths);
         } else if self.once_in(50) {
             let fault = if self.rng.bool() { Fault::Panic } else { Fault::Failure };
             expected = if fault == Fault::Panic { COS_ERROR_INTERNAL } else { COS_ERROR_RUNTIME };
             self.stage.state.lock().start = Some(fault);
         }
         let mut handle = null_mut();
-        // SAFETY: the engine and what the options point to live.
+        // SAFETY: the engine is live, and so is everything that the options point to.
         let result = outcome(unsafe { cos_session_new(self.handle, &given, &mut handle) });
         self.names += 1;
         let name = self.names;
         self.expect(format_args!("session_new {name}: {options:?}"), result, expected)?;
-        ensure!(handle.is_null() == (expected != 0), "a session was written by a call that failed, or none was");
+        ensure!(handle.is_null() == (expected != 0), "a failed call wrote a session, or a good one wrote none");
         if expected != 0 {
             return Ok(());
         }
@@ -286,6 +272,25 @@ impl Simulation {
         Ok(())
     }
 
+    /// Makes options invalid, in one of nine ways.
+    fn spoil_options(&mut self, given: &mut cos_session_options, wrong_lengths: &[i32]) {
+        match self.rng.u8(..9) {
+            0 => given.strategy = 4,
+            1 => given.targets = -1,
+            2 => given.temperature = -1.0,
+            3 => given.top_k = -1,
+            4 => (given.top_p, given.min_p) = (1.5, f32::NAN),
+            5 => given.log_probabilities = 2,
+            6 => {
+                given.proposal_lengths = wrong_lengths.as_ptr();
+                given.proposal_lengths_count = wrong_lengths.len();
+            }
+            // Routed targets need a temperature.
+            7 => (given.targets, given.temperature) = (COS_TARGETS_ROUTED, 0.0),
+            _ => given.struct_size = 8,
+        }
+    }
+
     pub fn options(&mut self) -> Options {
         let (vocab, count) = (self.vocab() as i32, self.models.len());
         let weighted = matches!(self.combine, Combine::Weighted { .. });
@@ -313,7 +318,7 @@ impl Simulation {
         }
     }
 
-    /// Options as the interface takes them; they point to what they are made from.
+    /// The options of the C interface. They borrow the arrays of `options`.
     pub fn given(&self, options: &Options, function: Option<&FunctionData>) -> cos_session_options {
         fn array<T>(values: &Option<Vec<T>>) -> (*const T, usize) {
             values.as_ref().map_or((null(), 0), |values| (values.as_ptr(), values.len()))
@@ -344,7 +349,7 @@ impl Simulation {
         }
     }
 
-    /// Valid weights for this engine.
+    /// Random weights that are valid for this engine.
     pub fn weights(&mut self) -> Vec<f32> {
         let scoring = self.models.iter().filter(|each| each.model().is_some()).count();
         match self.combine {
@@ -353,7 +358,7 @@ impl Simulation {
         }
     }
 
-    /// How the library decodes: which models run, and how many proposals can be pending, is its own affair.
+    /// The plan of the library for these options. The simulation asks for it, because it only checks what follows from a plan.
     pub fn plan(&self, options: &Options, combination: &Combination) -> Plan {
         let unused = || Function::new(|_, _| Ok(()));
         let function = options.function.then(|| combination.clone().with_function(unused()));
@@ -371,7 +376,7 @@ impl Simulation {
         plan.expect("a valid session")
     }
 
-    /// Most proposals that can be pending. `auto` may take any plan with the lengths that it knows.
+    /// The largest number of pending proposals. `auto` may choose any plan up to its longest length.
     pub fn max_pending(&self, options: &Options, plan: &Plan) -> usize {
         const LONGEST: i32 = 16;
         if options.strategy != COS_STRATEGY_AUTO {
@@ -381,7 +386,7 @@ impl Simulation {
         (lengths.iter().sum::<i32>() + lengths.iter().max().expect("a model")) as usize
     }
 
-    /// The context of the models that have a say.
+    /// The shortest context among the models with a weight.
     pub fn capacity(&self, combination: &Combination) -> usize {
         let needed = combination.needed();
         needed
@@ -390,7 +395,7 @@ impl Simulation {
             .expect("a model that is needed")
     }
 
-    /// The model that proposes first, or any one if none does.
+    /// The model that proposes first, or model 0 if none does.
     pub fn drafter(plan: &Plan) -> usize {
         match &plan.policy {
             Policy::Standard => 0,
@@ -422,7 +427,7 @@ impl Simulation {
             _ if foreign => COS_ERROR_INVALID_ARGUMENT,
             _ => 0,
         };
-        // SAFETY: the session lives, and the tokens are as many.
+        // SAFETY: the session is live, and `length` is the number of tokens.
         let mut result = outcome(unsafe { cos_prompt(session.handle, tokens.as_ptr(), length) });
         if self.bug == Some(Bug::Forgives) && session.poisoned {
             result.0 = 0;
@@ -472,7 +477,7 @@ impl Simulation {
             Some(_) => 0,
         };
         let pending = session.ledger.lock().longest() > committed;
-        // SAFETY: the session lives, and the weights are as many.
+        // SAFETY: the session is live, and the count is that of the weights.
         let result = outcome(unsafe { cos_session_set_weights(session.handle, weights.as_ptr(), weights.len()) });
         self.expect(format_args!("set_weights {} to {weights:?}", session.name), result, expected)?;
         if expected == COS_ERROR_CONTEXT_FULL {
@@ -504,7 +509,7 @@ impl Simulation {
     }
 
     pub fn cancel(&mut self, session: &mut Session) -> Check {
-        // SAFETY: the session lives.
+        // SAFETY: the session is live.
         let result = outcome(unsafe { cos_cancel(session.handle) });
         let expected = if session.poisoned { COS_ERROR_POISONED } else { 0 };
         session.cancel_requested |= !session.poisoned;
@@ -512,14 +517,14 @@ impl Simulation {
         self.look(session)
     }
 
-    /// Calls that are wrong whatever the state; nothing happens.
+    /// Makes a call that is wrong in every state, and checks that it changes nothing.
     pub fn misuse(&mut self, session: &mut Session) -> Check {
         let mut small = cos_step_result { struct_size: 8, ..sentinel() };
         let mut large = [0usize; 32];
         large[0] = size_of_val(&large);
         large[31] = 1; // a member of a later version
         let invalid = if session.poisoned { COS_ERROR_POISONED } else { COS_ERROR_INVALID_ARGUMENT };
-        // SAFETY: the pointers are NULL or valid; sizes say how far.
+        // SAFETY: each pointer is NULL, or valid for the size that its struct names.
         let (call, error, expected) = unsafe {
             match self.rng.u8(..6) {
                 0 => ("step into NULL", cos_step(session.handle, null_mut()), invalid),
@@ -542,7 +547,7 @@ impl Simulation {
     }
 }
 
-/// Weights of a mixture; what does not score has none.
+/// Random weights of a mixture. Models behind the scoring ones get 0.
 pub fn mixture(rng: &mut fastrand::Rng, scoring: usize, count: usize) -> Vec<f32> {
     let mut weights = vec![0.0; count];
     weights[rng.usize(..scoring)] = 1.0;
@@ -553,7 +558,7 @@ pub fn mixture(rng: &mut fastrand::Rng, scoring: usize, count: usize) -> Vec<f32
     weights.iter().map(|weight| weight / sum).collect()
 }
 
-/// Weights of logits; what does not score has none.
+/// Random weights of logits. Models behind the scoring ones get 0.
 pub fn logit_weights(rng: &mut fastrand::Rng, scoring: usize, count: usize) -> Vec<f32> {
     let mut weights = vec![0.0; count];
     weights[..scoring].iter_mut().for_each(|weight| *weight = if rng.bool() { 2.0 * rng.f32() - 0.7 } else { 0.0 });

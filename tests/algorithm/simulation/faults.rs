@@ -14,13 +14,13 @@ use super::session::sentinel;
 use crate::common::boundary::{code, no_stats};
 use crate::common::{World, mix};
 
-/// What every model answers to every context, if no fault is planted.
+/// The true rows: what each model answers to each context if no fault is planted.
 #[derive(Clone, Copy)]
 pub struct Truth {
     pub seed: u64,
     pub world: World,
     pub vocab: usize,
-    /// One context in so many has a bad row, for ever; 0 is none.
+    /// One context in so many always has a bad row; 0 means none.
     pub bad: u64,
 }
 
@@ -34,7 +34,7 @@ impl Truth {
     }
 }
 
-/// Make a row one that must not be used, in one of three ways.
+/// Makes a row unusable, in one of three ways.
 pub fn spoil(row: &mut [f32], how: u64) {
     let token = (how / 3) as usize % row.len();
     match how % 3 {
@@ -48,37 +48,37 @@ pub fn is_bad(row: &[f32]) -> bool {
     row.iter().any(|logit| logit.is_nan() || *logit == f32::INFINITY) || row.iter().all(|&l| l == f32::NEG_INFINITY)
 }
 
-/// In the message of every planted error and panic.
+/// Part of the message of every planted error and panic.
 pub const PLANTED: &str = "planted by the simulation";
 
-/// What can happen when a row is scored, or a combine function is called.
+/// A fault that may happen when a model scores a row or when a combine function is called.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
-    /// The pass fails, or the function returns another number than 0.
+    /// The pass fails, or the function returns a number other than 0.
     Failure,
-    /// The model panics. Functions must not.
+    /// The model panics. A function never does, because it must not.
     Panic,
     /// The session is cancelled.
     Cancel,
-    /// The row, or what the function makes, is bad this once.
+    /// The row, or the output of the function, is bad this one time.
     Spoil,
-    /// The session is called from within.
+    /// The session is called from within its own step.
     Reenter,
 }
 
-/// What was planted since the call began.
+/// The faults since the current call began.
 #[derive(Default)]
 pub struct Events {
     pub rows: u64,
     pub fault: [bool; 5],
-    /// Model and position of rows that were spoilt.
+    /// Model and position of each spoilt row.
     pub spoilt: Vec<(usize, usize)>,
     /// The model whose pass failed.
     pub failed: usize,
     /// Faults of a combine function.
     pub function_failed: bool,
     pub function_spoilt: bool,
-    /// What the models or a function found to be wrong.
+    /// The first thing that a model or a function found to be wrong.
     pub violation: Option<String>,
 }
 
@@ -104,32 +104,32 @@ impl Events {
     }
 }
 
-/// Where the models and functions of a run meet the simulation.
+/// Shared by the simulation and by the models and functions of a run.
 pub struct Stage {
     pub truth: Truth,
-    /// The pretended time, in nanoseconds: passes take some, and so does looking at it.
+    /// The simulated time in nanoseconds. Passes advance it, and so does reading it.
     pub clock: AtomicU64,
     pub state: Mutex<State>,
 }
 
 pub struct State {
     pub rng: fastrand::Rng,
-    /// What may happen in this run, and mean numbers of rows and of calls of functions between.
+    /// The faults of this run, and the mean number of rows, or of function calls, between two faults.
     pub faults: Vec<Fault>,
     pub every: u64,
-    /// Rows and calls until the next fault.
+    /// Rows and function calls until the next fault.
     pub rows_left: u64,
     pub calls_left: u64,
-    /// The session that is being called.
+    /// The session of the current call.
     pub session: *mut cos_session,
-    /// The ledger of the session that is being made.
+    /// The ledger of the session that is being created.
     pub ledger: Option<Arc<Mutex<Ledger>>>,
-    /// Whether the next start of a sequence fails or panics.
+    /// The fault of the next start of a sequence: it fails or panics.
     pub start: Option<Fault>,
     pub events: Events,
 }
 
-// SAFETY: a run, and all that it makes, stays on one thread.
+// SAFETY: a run and everything that it makes stay on one thread.
 unsafe impl Send for State {}
 
 impl State {
@@ -139,13 +139,13 @@ impl State {
 
     pub fn draw(&mut self) -> Fault {
         let fault = self.faults[self.rng.usize(..self.faults.len())];
-        // A panic ends its session, so that many would leave little to see.
+        // A panic ends its session, so panics must be rare.
         if fault == Fault::Panic && self.rng.u8(..4) > 0 { Fault::Cancel } else { fault }
     }
 }
 
 impl Stage {
-    /// A model has scored a row.
+    /// Called when a model has scored a row.
     pub fn on_row(&self, model: usize, position: usize, row: &mut [f32]) -> Result<(), Interrupt> {
         let mut state = self.state.lock();
         state.events.rows += 1;
@@ -179,7 +179,7 @@ impl Stage {
         Ok(())
     }
 
-    /// A combine function is called; returns its fault.
+    /// Called when a combine function is called. Returns its fault.
     pub fn on_call(&self) -> Option<Fault> {
         let mut state = self.state.lock();
         state.calls_left -= 1;
@@ -202,9 +202,9 @@ impl Stage {
         Some(fault)
     }
 
-    /// Call the session whose step is running: it may be cancelled and looked at, and is busy otherwise.
+    /// Calls the session whose step is running. It may be cancelled and asked for statistics; all other calls get BUSY.
     pub fn call_back(&self, session: *mut cos_session, fault: Fault) {
-        // SAFETY: the session is in a call, so it lives.
+        // SAFETY: the session is in a call, so it is live.
         let codes = unsafe {
             match fault {
                 Fault::Cancel => vec![(code(cos_cancel(session)), 0)],

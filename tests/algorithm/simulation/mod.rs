@@ -1,25 +1,26 @@
-//! Deterministic simulation: random worlds of models, sessions, calls and faults, all drawn from one seed, against what
-//! the interface promises. After TigerBeetle's VOPR and FoundationDB; each seed switches another set of faults on.
+//! Deterministic simulation: one seed draws a random world of models, sessions, calls and faults, and every call is compared with
+//! what `cos.h` promises. The idea is that of TigerBeetle's VOPR and of FoundationDB.
 //!
-//! A run makes an engine of scripted models and drives some sessions of it by turns, through the `extern "C"` functions
-//! only. A mirror of each session says in advance what every call must return, and after each call it is checked that
-//! - committed tokens never change; a failed call changes nothing, and writes nothing;
+//! A run makes an engine of scripted models and drives up to four sessions in turn, only through the `extern "C"` functions.
+//! Each seed enables its own set of faults. A mirror of each session predicts what every call must return. After each call the
+//! run checks that
+//! - committed tokens never change, and a failed call changes and writes nothing;
 //! - stop tokens, `max_tokens` and the context end a sequence exactly where they should, and it stays ended;
-//! - every error, cancellation and panic has a cause that was planted, and every planted cause has its effect;
-//! - each model's cache holds the committed tokens, and behind them the same pending ones as all others;
-//! - statistics add up: passes and positions are those that the models saw;
-//! - tokens are what the oracle of `tests/common` allows in their context: the best one of a greedy session, a possible
-//!   one otherwise, with the oracle's log-probability, whatever happened before (half of all tokens are looked at);
-//! - sampled tokens do not lean towards their drafter, compared with what their distributions say: a martingale, which
-//!   no number of faults, cancellations and changes of weights in between may move.
+//! - every error, cancellation and panic has a planted cause, and every planted cause has its effect;
+//! - each model's cache holds the committed tokens, followed by the same pending tokens as all other caches;
+//! - the statistics count the passes and positions that the models saw;
+//! - the oracle of `tests/common` allows each token: the best one in a greedy session, a possible one otherwise, with the
+//!   oracle's log-probability (half of all tokens are checked);
+//! - sampled tokens do not lean towards their drafter. The sum of deviations is a martingale, which faults, cancellations and
+//!   changes of weights must not move.
 //!
-//! `cargo test --release --test algorithm simulation` runs a fixed list of seeds with a million rounds, and then asks that every
-//! kind of event has happened. `COS_SIMULATION_ROUNDS=50000000` runs longer. A failure names its seed;
-//! `COS_SEED=123 cargo test --release --test algorithm promises` runs that one alone and prints each call.
+//! `cargo test --release --test algorithm simulation` runs a fixed list of seeds until they have made a million rounds, and then
+//! checks that every kind of event has happened. `COS_SIMULATION_ROUNDS=50000000` runs longer. A failure names its seed, and
+//! `COS_SEED=123 cargo test --release --test algorithm promises` runs that seed alone and prints each call.
 //!
-//! Not here: real models (`tests/models`) and calls from several threads (`tests/interface/boundary.rs`).
+//! Real models are tested by `tests/models`, calls from several threads by `tests/interface/boundary`.
 
-/// A line of the trace, made only where it is wanted. Not through `println`, which the test runner keeps to itself.
+/// Prints a line of the trace if it is enabled. It does not use `println`, whose output the test runner captures.
 macro_rules! trace {
     ($simulation:expr, $($arg:tt)*) => {
         if $simulation.trace {
@@ -30,7 +31,7 @@ macro_rules! trace {
     };
 }
 
-/// Fail with what is wrong, unless it is right.
+/// Returns an error with this message unless the condition holds.
 macro_rules! ensure {
     ($right:expr, $($arg:tt)*) => {
         if !$right {
@@ -56,7 +57,7 @@ use faults::PLANTED;
 use models::Bug;
 use report::{Lean, Report, Violation};
 
-/// Keep planted panics off the screen; others are shown.
+/// Hides the messages of planted panics. Those of other panics are printed.
 fn quiet_planted_panics() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
@@ -70,7 +71,7 @@ fn quiet_planted_panics() {
     });
 }
 
-/// Run seeds from 0 on, on all cores and in blocks, until there are so many rounds: always the same seeds.
+/// Runs the seeds from 0 on, in blocks and on all cores, until they have made so many rounds. The seeds are always the same.
 fn simulate(rounds: u64) -> Result<(Report, u64), Violation> {
     const BLOCK: u64 = 256;
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
@@ -94,7 +95,7 @@ fn simulate(rounds: u64) -> Result<(Report, u64), Violation> {
             let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
             workers.into_iter().flat_map(|worker| worker.join().expect("panics are caught")).collect()
         });
-        done.sort_by_key(|(seed, _)| *seed); // so that sums are the same on any number of cores
+        done.sort_by_key(|(seed, _)| *seed); // so that sums do not depend on the number of cores
         for (_, result) in done {
             report.merge(result?);
         }
@@ -130,18 +131,18 @@ fn promises_are_kept() {
     }
     let _ = std::io::stderr().write_all(summary.as_bytes());
 
-    assert!(report.edges * 10_000 <= report.judged, "so many tokens cannot lie on an edge");
+    assert!(report.edges * 10_000 <= report.judged, "too many tokens lie on the edge of a filter");
     for (way, lean) in &report.lean {
         assert!(lean.score().abs() < 5.0, "{way}: the tokens do not follow their distributions");
     }
-    // A simulation that never comes to a state says nothing of it.
+    // A simulation that never reaches a state proves nothing about it.
     for what in EVENTS.split("; ") {
         let count = report.coverage.get(what).copied().unwrap_or(0);
         assert!(rounds < 1_000_000 || count >= 50, "{what} happened {count} times only");
     }
 }
 
-/// What has to happen in every run of the fixed seeds.
+/// Events that must happen in every run of the fixed seeds.
 const EVENTS: &str = "\
     finish: none; finish: stop; finish: max_tokens; finish: context full; finish: cancelled; \
     error: invalid argument; error: runtime; error: context full; error: numeric; error: unsupported; \

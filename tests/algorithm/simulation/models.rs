@@ -1,4 +1,4 @@
-//! Models and functions that keep books: each notes what it is asked, and reports what must not happen.
+//! Models and functions that record every call, and report what must not happen.
 
 use std::any::Any;
 use std::ffi::c_void;
@@ -15,20 +15,20 @@ use parking_lot::Mutex;
 
 use super::faults::{Fault, PLANTED, Stage, is_bad, spoil};
 
-/// What is known of one session from both sides: what its caller was told, and what its models were shown.
+/// A session seen from both sides: what its caller was told, and what its models were given.
 #[derive(Default)]
 pub struct Ledger {
     pub committed: Vec<i32>,
     pub prompt_end: usize,
     pub max_pending: usize,
-    /// What each model's sequence holds.
+    /// The tokens in each model's sequence.
     pub caches: Vec<Vec<i32>>,
     pub forwards: u64,
     pub positions: u64,
 }
 
 impl Ledger {
-    /// Caches hold the committed tokens, and behind them all the same pending ones.
+    /// Checks that every cache holds the committed tokens, followed by the same pending tokens as all others.
     pub fn check(&self) -> Result<(), String> {
         let longest = self.caches.iter().max_by_key(|cache| cache.len()).map_or(&[][..], Vec::as_slice);
         for (model, cache) in self.caches.iter().enumerate() {
@@ -52,24 +52,24 @@ impl Ledger {
     }
 }
 
-/// A bug that is planted to see that the simulation finds it.
+/// A bug that is planted to check that the simulation finds it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Bug {
-    /// Model 0 keeps a token that it should forget.
+    /// Model 0 keeps one token too many when it is truncated.
     TruncateKeepsOne,
-    /// Model 0 gives the row of a token that it has forgotten in place of that of its successor.
+    /// After a truncation, model 0 gives the row of the removed token in place of its successor's.
     StaleRow,
-    /// Model 0 scores the last position of a wide pass wrongly.
+    /// Model 0 gives a wrong row for the last position of a wide pass.
     WideRow,
-    /// The last token of a step with several is lost on the way to the caller.
+    /// A step with several tokens loses the last one on the way to the caller.
     LosesToken,
-    /// A log-probability is that of another temperature.
+    /// A log-probability belongs to another temperature.
     LogProbability,
-    /// A step says that the sequence goes on where it has ended.
+    /// A step says that the sequence goes on, although it has ended.
     MissesTheEnd,
     /// A failed step writes its result.
     WritesOnError,
-    /// A poisoned session takes a prompt.
+    /// A poisoned session accepts a prompt.
     Forgives,
 }
 
@@ -86,7 +86,7 @@ pub struct DoubleSequence {
     pub stage: Arc<Stage>,
     pub ledger: Arc<Mutex<Ledger>>,
     pub bug: Option<Bug>,
-    /// Of a bug: the row that is given in place of a position's own.
+    /// The wrong row of a bug, and its position.
     pub wrong: Option<(usize, Vec<f32>)>,
 }
 
@@ -198,7 +198,7 @@ impl Model for Double {
             if let Err(what) = ledger.check() {
                 self.stage.report(what);
             }
-            // Of what a pass scores, what lies within the prompt does not count.
+            // Positions within the prompt do not count.
             let scored = (start + tokens.len()).saturating_sub(start.max(ledger.prompt_end - 1)) as u64;
             ledger.forwards += u64::from(scored > 0);
             ledger.positions += scored;
@@ -207,13 +207,13 @@ impl Model for Double {
     }
 }
 
-/// What [`sum`] is told by.
+/// The user data of [`sum`].
 pub struct FunctionData {
     pub stage: Arc<Stage>,
     pub needed: Vec<bool>,
 }
 
-/// A combine function: the sum of the logits.
+/// A combine function that adds up the logits.
 pub unsafe extern "C-unwind" fn sum(
     rows: *const *const f32,
     models_count: usize,
@@ -221,7 +221,7 @@ pub unsafe extern "C-unwind" fn sum(
     out_scores: *mut f32,
     user_data: *mut c_void,
 ) -> i32 {
-    // SAFETY: what the interface promises to a function.
+    // SAFETY: the interface promises valid pointers and these counts.
     let (data, rows, scores) = unsafe {
         let data = &*user_data.cast::<FunctionData>();
         let rows = std::slice::from_raw_parts(rows, models_count);
@@ -273,14 +273,14 @@ pub fn models(rng: &mut fastrand::Rng, stage: &Arc<Stage>, scoring: usize, bug: 
         let double = Double { inner: Box::new(scripted), index: model, stage, bug };
         models.push(Arc::new(double).into());
     }
-    // behind the others, since rows are known by the numbers of their models
+    // After the others, because models are known by their numbers.
     if rng.u8(..4) == 0 {
         models.push(Participant::LookUp("ngram".into()));
     }
     models
 }
 
-/// What a look-up proposes.
+/// The token that a look-up proposes.
 pub fn look_up(context: &[i32]) -> Option<i32> {
     let behind = |length: usize| {
         let end = &context[context.len().checked_sub(length)?..];

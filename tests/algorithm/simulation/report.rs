@@ -1,11 +1,11 @@
-//! What comes of a run: counts, a measure of bias, and the first promise that was broken.
+//! The result of a run: counts, a measure of bias, and the first broken promise.
 
 use std::collections::BTreeMap;
 use std::fmt;
 
-/// How far tokens lean from their distributions `r` towards that of their drafter, `q`, as most mistakes of
-/// verification would make them: the sum of `g(token) − E g` with `g = q / r`, a martingale if decoding is exact, and
-/// the variance that it should have.
+/// How far tokens lean from their distributions `r` towards the distribution `q` of their drafter. Most mistakes of verification
+/// would cause such a bias. It is the sum of `g(token) − E g` with `g = q / r`, a martingale if decoding is exact, with the
+/// variance that it should have.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Lean {
     pub sum: f64,
@@ -15,7 +15,7 @@ pub struct Lean {
 
 impl Lean {
     pub fn add(&mut self, r: &[f64], q: &[f64], token: usize) {
-        // Any function has an expectation; this one is bounded, so that no single token outweighs all others.
+        // The bound keeps one token from outweighing all others. The expectation is that of the bounded function.
         let g = |token: usize| (q[token] / r[token]).min(8.0);
         let possible = || (0..r.len()).filter(|&token| r[token] > 0.0);
         let mean: f64 = possible().map(|token| r[token] * g(token)).sum();
@@ -24,7 +24,7 @@ impl Lean {
         self.tokens += 1;
     }
 
-    /// In standard deviations.
+    /// The lean in standard deviations.
     pub fn score(&self) -> f64 {
         self.sum / self.variance.sqrt().max(f64::MIN_POSITIVE)
     }
@@ -34,7 +34,7 @@ impl Lean {
 pub struct Report {
     /// Steps that ran a round.
     pub rounds: u64,
-    /// Tokens that were compared with the oracle, and those of them that lie on an edge of a filter.
+    /// Tokens that were compared with the oracle, and those among them that lie on the edge of a filter.
     pub judged: u64,
     pub edges: u64,
     pub lean: BTreeMap<&'static str, Lean>,

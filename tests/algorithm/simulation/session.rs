@@ -1,4 +1,4 @@
-//! A session of a run, and what is known of it without asking the library.
+//! The mirror of a session: its options, and everything that the simulation knows about it.
 
 use std::sync::Arc;
 
@@ -10,14 +10,14 @@ use super::models::{FunctionData, Ledger};
 use crate::common::Sampling;
 
 pub fn members(stats: &cos_stats) -> Vec<u64> {
-    // All members are named, so that none that is added is forgotten.
+    // All members are named, so that a new one is not forgotten.
     let cos_stats { struct_size: _, steps, tokens, proposed, tested, accepted, forwards, positions, .. } = *stats;
     let cos_stats { model_ns, total_ns, near_ties, planned_ns, expected_ns, standard_ns, rows_copied, .. } = *stats;
     let counts = [steps, tokens, proposed, tested, accepted, forwards, positions, near_ties];
     [&counts[..], &[model_ns, total_ns, planned_ns, expected_ns, standard_ns, rows_copied]].concat()
 }
 
-/// A result that shows whether it was written.
+/// A result with values that no call writes, which shows whether a call wrote it.
 pub fn sentinel() -> cos_step_result {
     cos_step_result {
         struct_size: size_of::<cos_step_result>(),
@@ -61,7 +61,7 @@ pub fn error_name(code: i32) -> &'static str {
     }
 }
 
-/// What a valid session is asked for.
+/// The options of a valid session.
 #[derive(Debug, Clone)]
 pub struct Options {
     pub strategy: i32,
@@ -81,28 +81,28 @@ impl Options {
     }
 }
 
-/// A session, and what is known of it without looking.
+/// A session with its mirror.
 pub struct Session {
     pub handle: *mut cos_session,
     pub name: u32,
     pub options: Options,
     pub ledger: Arc<Mutex<Ledger>>,
-    /// Of the combine function; must live as long as the session.
+    /// The user data of the combine function. It must live as long as the session.
     pub _function: Option<Box<FunctionData>>,
-    /// What the oracle decodes.
+    /// The combination for the oracle.
     pub combination: Combination,
     pub routed: bool,
     /// The model that proposes first.
     pub drafter: usize,
     pub stop_tokens: Vec<i32>,
     pub capacity: usize,
-    /// How the sequence has ended, if it has.
+    /// How the sequence has ended, or `COS_FINISH_NONE`.
     pub finish: i32,
     pub cancel_requested: bool,
     pub poisoned: bool,
-    /// Rounds that failed or were cancelled in a row.
+    /// Consecutive rounds that failed or were cancelled.
     pub failures: u32,
-    /// Model and position of rows that were spoilt and may be in a cache.
+    /// Model and position of spoilt rows that may be in a cache.
     pub spoilt: Vec<(usize, usize)>,
     pub steps: u64,
     pub tokens: u64,
@@ -117,7 +117,7 @@ impl Drop for Session {
 }
 
 impl Session {
-    /// Tokens committed, prompts included.
+    /// The number of committed tokens, including prompts.
     pub fn len(&self) -> usize {
         self.ledger.lock().committed.len()
     }
@@ -126,7 +126,7 @@ impl Session {
         self.len() == 0
     }
 
-    /// How it decodes, as a name for counts.
+    /// Strategy and targets, as a name for counts.
     pub fn way(&self) -> &'static str {
         const WAYS: [[&str; 2]; 4] = [
             ["auto, combined", "auto, routed"],
@@ -137,7 +137,7 @@ impl Session {
         WAYS[self.options.strategy as usize][usize::from(self.routed)]
     }
 
-    /// How the sequence ends with a further token.
+    /// How the sequence ends if this token is committed.
     pub fn end(&self, token: i32) -> i32 {
         let ledger = self.ledger.lock();
         let length = ledger.committed.len() + 1;
@@ -153,12 +153,12 @@ impl Session {
     }
 }
 
-/// What tokens are ranked and told by: a greedy session's log-probabilities are at temperature 1 without filters.
+/// The sampling by which tokens are ranked. A greedy session reports log-probabilities at temperature 1 without filters.
 pub fn ranking(sampling: Sampling) -> Sampling {
     if sampling.temperature == 0.0 { Sampling::PLAIN } else { sampling }
 }
 
-/// What [`sum`] makes of the models that a combination needs.
+/// The combination that [`sum`] computes from the models that another combination needs.
 pub fn all_ones(combination: &Combination) -> Combination {
     let ones: Vec<f32> = combination.weights().iter().map(|&weight| f32::from(u8::from(weight != 0.0))).collect();
     Combination::logits(&ones).expect("a model that is needed")

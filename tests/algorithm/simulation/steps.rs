@@ -1,4 +1,4 @@
-//! What a step must return and what must hold after every call.
+//! What a step must return, and what must hold after every call.
 
 use std::ffi::CStr;
 use std::ptr::null;
@@ -8,7 +8,7 @@ use cos::ffi::*;
 use serde_json::Value;
 
 use super::calls::{Check, Simulation};
-use super::faults::{Fault, PLANTED, is_bad};
+use super::faults::{Events, Fault, PLANTED, is_bad};
 use super::models::{Bug, look_up};
 use super::session::{Session, error_name, finish_name, is_untouched, members, ranking, sentinel};
 use crate::common::boundary::{code, no_stats, outcome};
@@ -21,7 +21,7 @@ impl Simulation {
         let runs = open && !session.poisoned && !cancelled;
         self.report.rounds += u64::from(runs);
         let mut result = sentinel();
-        // SAFETY: the session lives.
+        // SAFETY: the session is live.
         let (code, message) = outcome(unsafe { cos_step(session.handle, &mut result) });
         let mut events = std::mem::take(&mut self.stage.state.lock().events);
         if let Some(what) = events.violation.take() {
@@ -42,22 +42,13 @@ impl Simulation {
         if code != 0 {
             trace!(self, "step {} -> {}: {message}", session.name, error_name(code));
             ensure!(is_untouched(&result), "a failed step wrote its result");
-            let explained = match code {
-                COS_ERROR_POISONED => session.poisoned,
-                _ if session.poisoned || cancelled => false,
-                COS_ERROR_INVALID_ARGUMENT => session.is_empty(),
-                COS_ERROR_RUNTIME => events.happened(Fault::Failure) && message.contains(PLANTED),
-                COS_ERROR_INTERNAL => events.happened(Fault::Panic) && message.contains(PLANTED),
-                COS_ERROR_CALLBACK => events.function_failed && message.contains("-7"),
-                COS_ERROR_NUMERIC => events.function_spoilt || self.is_undecidable(session),
-                _ => false,
-            };
+            let explained = self.explains(session, &events, cancelled, code, &message);
             ensure!(explained, "step gave {} ({message}), which nothing explains", error_name(code));
             session.poisoned |= code == COS_ERROR_INTERNAL;
             return if runs { self.rolled_back(session) } else { self.look(session) };
         }
 
-        // SAFETY: the step went well, so the pointers are NULL or have as many elements.
+        // SAFETY: the step succeeded, so each pointer is NULL or has `tokens_count` elements.
         let (tokens, values) = unsafe {
             let count = result.tokens_count;
             let tokens = if count > 0 { std::slice::from_raw_parts(result.tokens, count) } else { &[] };
@@ -68,13 +59,13 @@ impl Simulation {
         ensure!(!session.poisoned, "a poisoned session made a step");
         ensure!(result.reserved == 0, "reserved is {}", result.reserved);
         ensure!(!events.happened(Fault::Panic), "a panic went unnoticed");
-        // What `auto` tries a drafter for is no more than to learn of it.
+        // `auto` may ignore the failure of a drafter that it only probes.
         let probed = session.options.strategy == COS_STRATEGY_AUTO && !session.combination.needs(events.failed);
         ensure!(!events.happened(Fault::Failure) || probed, "a failed pass went unnoticed");
         let wanted = session.options.log_probabilities && !tokens.is_empty();
         ensure!(values.is_some() == wanted, "log-probabilities are missing, or were not asked for");
         if result.finish == COS_FINISH_CANCELLED {
-            ensure!(session.cancel_requested, "a step was cancelled, which nobody asked for");
+            ensure!(session.cancel_requested, "a step was cancelled without a request");
             ensure!(tokens.is_empty(), "a cancelled step has tokens");
             self.report.cover(if cancelled { "cancelled between steps" } else { "cancelled within a pass" });
             session.cancel_requested = false;
@@ -90,13 +81,27 @@ impl Simulation {
         self.commit(session, tokens, values, result.finish)
     }
 
-    /// A round has failed or was cancelled: no cache holds more than all but the last committed token.
+    /// Whether something that was planted explains the error of a step.
+    fn explains(&mut self, session: &Session, events: &Events, cancelled: bool, code: i32, message: &str) -> bool {
+        match code {
+            COS_ERROR_POISONED => session.poisoned,
+            _ if session.poisoned || cancelled => false,
+            COS_ERROR_INVALID_ARGUMENT => session.is_empty(),
+            COS_ERROR_RUNTIME => events.happened(Fault::Failure) && message.contains(PLANTED),
+            COS_ERROR_INTERNAL => events.happened(Fault::Panic) && message.contains(PLANTED),
+            COS_ERROR_CALLBACK => events.function_failed && message.contains("-7"),
+            COS_ERROR_NUMERIC => events.function_spoilt || self.is_undecidable(session),
+            _ => false,
+        }
+    }
+
+    /// Checks that no cache holds the last committed token after a round that failed or was cancelled.
     pub fn rolled_back(&mut self, session: &mut Session) -> Check {
         session.failures += 1;
         let ledger = session.ledger.lock();
         let (longest, committed) = (ledger.longest(), ledger.committed.len());
         drop(ledger);
-        // After a panic nothing is promised.
+        // After a panic, nothing is promised.
         ensure!(
             session.poisoned || longest < committed,
             "a failed round left {longest} tokens of {committed} in a cache"
@@ -104,7 +109,7 @@ impl Simulation {
         self.look(session)
     }
 
-    /// A round has committed tokens.
+    /// Checks the tokens that a round has committed.
     pub fn commit(&mut self, session: &mut Session, tokens: &[i32], values: Option<&[f32]>, finish: i32) -> Check {
         ensure!(!tokens.is_empty(), "a step that was neither finished nor cancelled has no tokens");
         let (before_tested, before_accepted) = (session.stats.tested, session.stats.accepted);
@@ -118,7 +123,7 @@ impl Simulation {
                 Some(Bug::LogProbability) => values[index] * 1.1,
                 _ => values[index],
             });
-            // Half of them are enough: the oracle takes longer than a round.
+            // Half of the tokens are enough, because the oracle takes longer than a round.
             if self.rng.bool() {
                 self.judge(session, token as usize, value)?;
             }
@@ -131,7 +136,7 @@ impl Simulation {
         session.spoilt.retain(|&(_, position)| position >= committed);
         self.look(session)?;
 
-        // A round accepts proposals, and then rejects one or draws a bonus token, or neither.
+        // A round accepts proposals. Then it rejects one, or draws a bonus token, or neither.
         let (tested, accepted) = (session.stats.tested - before_tested, session.stats.accepted - before_accepted);
         let (count, rejected) = (tokens.len() as u64, tested - accepted);
         ensure!(
@@ -139,7 +144,7 @@ impl Simulation {
             "a step of {count} tokens accepted {accepted} of {tested} proposals"
         );
         if session.options.strategy == COS_STRATEGY_STANDARD {
-            ensure!(session.stats.proposed == 0 && count == 1, "nobody proposes, but there are proposals");
+            ensure!(session.stats.proposed == 0 && count == 1, "the standard strategy made proposals");
         }
         for (happened, what) in [
             (accepted > 0, "proposal accepted"),
@@ -153,10 +158,10 @@ impl Simulation {
         Ok(())
     }
 
-    /// What holds after every call, whatever it was.
+    /// Checks what must hold after every call.
     pub fn look(&mut self, session: &mut Session) -> Check {
         let mut stats = no_stats();
-        // SAFETY: the session lives.
+        // SAFETY: the session is live.
         let code = code(unsafe { cos_session_stats(session.handle, &mut stats) });
         if session.poisoned {
             ensure!(code == COS_ERROR_POISONED, "a poisoned session told its statistics");
@@ -187,17 +192,17 @@ impl Simulation {
         }
         let mut totals = no_stats();
         if !self.handle.is_null() {
-            // SAFETY: the engine lives.
+            // SAFETY: the engine is live.
             ensure!(unsafe { cos_engine_stats(self.handle, &mut totals) }.is_null(), "an engine without statistics");
             ensure!(members(&totals) == self.totals, "the engine did {:?}, not {:?}", members(&totals), self.totals);
         }
         Ok(())
     }
 
-    /// A description is that of what was asked for.
+    /// Checks that a session describes what it was asked for.
     pub fn describe(&mut self, session: &Session) -> Check {
         let mut json = null();
-        // SAFETY: the session lives, and so does its description.
+        // SAFETY: the session is live, and its description is read before the next call.
         let text = unsafe {
             let code = code(cos_session_describe(session.handle, &mut json));
             ensure!(code == 0, "a description failed: {}", error_name(code));
@@ -209,7 +214,7 @@ impl Simulation {
         let strategy = description["strategy"].as_str().unwrap_or_default();
         let lengths: Vec<i64> =
             description["proposal_lengths"].as_array().into_iter().flatten().filter_map(Value::as_i64).collect();
-        // Who has nothing to propose decodes as standard does.
+        // Without proposals, every strategy decodes as standard does.
         let as_asked = auto || strategy == "standard" || Some(&strategy) == asked;
         ensure!(as_asked && description["planned"] == auto, "what was asked for is not what is told: {text}");
         if let Some(pinned) = &session.options.lengths {
@@ -224,7 +229,7 @@ impl Simulation {
         Ok(())
     }
 
-    /// The models' rows for the next token of a session, into `rows`; whether any, and whether all are bad.
+    /// Writes the true rows for the next token of a session into `rows`. Returns whether any and whether all of them are bad.
     pub fn truth(&mut self, session: &Session) -> (bool, bool) {
         let ledger = session.ledger.lock();
         let (mut any, mut all) = (false, true);
@@ -236,7 +241,7 @@ impl Simulation {
         (any, all)
     }
 
-    /// Whether the next token of a session cannot be decided, because of a bad row or an impossible combination.
+    /// Whether a bad row or an impossible combination prevents the next token.
     pub fn is_undecidable(&mut self, session: &Session) -> bool {
         let position = session.len();
         let spoilt = |(model, at): &(usize, usize)| *at == position && session.combination.needs(*model);
@@ -245,14 +250,14 @@ impl Simulation {
             || !is_distribution(&oracle(&self.rows, &session.combination, ranking(session.options.sampling)))
     }
 
-    /// Whether a token is what the oracle allows as the next one of a session, with its log-probability.
+    /// Checks that the oracle allows a token as the next one of a session, with this log-probability.
     pub fn judge(&mut self, session: &Session, token: usize, value: Option<f32>) -> Check {
         if let Some(value) = value {
             ensure!(value.is_finite() && value < 1e-5, "the log-probability {value} is none");
         }
         let (any_bad, all_bad) = self.truth(session);
         if any_bad {
-            // The route of a position, which the simulation cannot see, may have gone around the bad row.
+            // The simulation cannot see the route of a position, which may avoid the bad row.
             ensure!(session.routed && !all_bad, "token {token} was decided by the bad rows {:?}", self.rows);
             return Ok(());
         }
@@ -272,7 +277,7 @@ impl Simulation {
             }
             return Ok(());
         }
-        // A score or a sum that lies on the edge of a filter may fall on either side of it by rounding.
+        // A score or a sum on the edge of a filter may be rounded to either side of it.
         let on_edge = (0..8u64).any(|pattern| {
             let mut rows = self.rows.clone();
             for (at, logit) in rows.iter_mut().flatten().enumerate() {
@@ -285,7 +290,7 @@ impl Simulation {
         Ok(())
     }
 
-    /// Count how a token, whose distribution is `r`, leans towards its drafter.
+    /// Adds a token with the distribution `r` to the lean towards its drafter.
     pub fn lean(&mut self, session: &Session, r: &[f64], token: usize) {
         let ledger = session.ledger.lock();
         let model = session.drafter;

@@ -1,4 +1,4 @@
-//! The charts of the report: frequencies beside probabilities, quantiles, distances, and the bars of one comparison.
+//! The charts of the report: frequencies against probabilities, quantiles, distances, and the bars of one comparison.
 
 use minijinja::{Value, context};
 use statrs::distribution::{Beta, Binomial, ContinuousCDF, DiscreteCDF};
@@ -9,29 +9,29 @@ use super::super::stats::LEAST_EXPECTED;
 use super::numbers::{decimals, probability, shorten, significant, thousands};
 use super::{Summary, tested};
 
-/// Points of one plot, at most: more would only make the page heavy.
+/// The most points in one plot. More would only make the page large.
 pub const POINTS: usize = 3000;
 
-/// Points that tell what they are, the worst of each plot.
+/// The number of points with a text, which are the worst of each plot.
 pub const HINTS: usize = 20;
 
 pub const BAR_CELLS: usize = 12;
 
-/// Standard errors beyond which a cell is called out.
+/// A cell is marked if it is off by more standard errors.
 pub const FAR: f64 = 4.0;
 
-/// A plot with its title and what is to be seen.
+/// A plot with a title and a caption.
 pub fn figure(title: &str, caption: String, svg: String) -> Value {
     context! { title, caption, svg => Value::from_safe_string(svg) }
 }
 
-/// A cell beside what is expected of it.
+/// A cell with its expected and its observed frequency.
 pub struct Point<'a> {
     pub comparison: &'a Comparison,
     pub cell: &'a Cell,
     pub observed: f64,
     pub draws: f64,
-    /// How many standard errors the observed frequency is off.
+    /// The deviation of the observed frequency, in standard errors.
     pub off: f64,
 }
 
@@ -41,12 +41,12 @@ impl<'a> Point<'a> {
         let observed = cell.observed as f64 / draws;
         let error = (cell.expected * (1.0 - cell.expected).max(0.0) / draws).sqrt();
         let difference = observed - cell.expected;
-        // certain and impossible cells have no error
+        // Certain and impossible cells have no error.
         let off = if difference.abs() < 1e-12 { 0.0 } else { difference / error };
         Point { comparison, cell, observed, draws, off }
     }
 
-    /// Whether it is frequent enough, and its contrary, to be judged by its standard errors.
+    /// Whether both the cell and its complement are frequent enough for standard errors.
     pub fn is_frequent(&self) -> bool {
         self.cell.expected.min(1.0 - self.cell.expected) * self.draws >= LEAST_EXPECTED
     }
@@ -59,7 +59,7 @@ impl<'a> Point<'a> {
         (self.is_frequent() || self.is_impossible()) && self.off.abs() > FAR
     }
 
-    /// How probable it is to be outside, by chance alone.
+    /// The probability of being outside by chance.
     pub fn outside_by_chance(&self) -> f64 {
         let Ok(binomial) = Binomial::new(self.cell.expected, self.draws as u64) else { return 0.0 };
         let mean = self.draws * self.cell.expected;
@@ -80,7 +80,7 @@ impl<'a> Point<'a> {
     }
 }
 
-/// At most [`POINTS`] of what is ordered by how bad it is: the worst sixth, and of the rest one in so many.
+/// At most [`POINTS`] of a list that begins with the worst: the worst sixth, and a regular sample of the rest.
 pub fn thin<T>(worst_first: Vec<T>) -> Vec<T> {
     let worst = POINTS / 6;
     let every = worst_first.len().saturating_sub(worst).div_ceil(POINTS - worst).max(1);
@@ -100,7 +100,7 @@ pub fn frequencies(comparisons: &[Comparison], summary: &Summary) -> Value {
     let badness = |p: &Point| if p.is_frequent() || p.is_impossible() { p.off.abs() } else { 0.0 };
     points.sort_by(|a, b| badness(b).total_cmp(&badness(a)));
 
-    // The logarithms begin at the least frequency worth showing; left of and below them there is a strip for zeros.
+    // The logarithms begin at the smallest frequency of interest. Zeros get a strip to the left and below.
     let least = points.iter().map(|p| p.cell.expected).filter(|&p| p > 0.0).fold(1.0, f64::min);
     let floor = least.max(0.1 / most).log10().floor().min(-1.0);
     let (strip, zero) = (-0.12 * floor, 1.09 * floor);
@@ -138,14 +138,27 @@ pub fn frequencies(comparisons: &[Comparison], summary: &Summary) -> Value {
         plot.hint(place(point), &point.hint());
     }
 
+    let rare = count - summary.judged - impossible;
+    let caption = frequencies_caption(summary, [fewest, most], [impossible, rare], [shown.len(), count]);
+    let alternative = format!("Scatter plot of observed against expected frequencies of cells. {caption}");
+    figure("Observed against expected frequency", caption, plot.svg(&alternative))
+}
+
+/// The caption of [`frequencies`], from the fewest and most draws, impossible and rare cells, and shown and all points.
+fn frequencies_caption(
+    summary: &Summary,
+    [fewest, most]: [f64; 2],
+    [impossible, rare]: [usize; 2],
+    [shown, count]: [usize; 2],
+) -> String {
     let bands = if fewest < most {
         format!("Wide band: ±{FAR} standard errors of {} draws; narrow: of {}.", thousands(fewest), thousands(most))
     } else {
         format!("Band: ±{FAR} standard errors of {} draws.", thousands(most))
     };
     let mut caption = format!(
-        "{} of {} cells that are expected at least {LEAST_EXPECTED} times are off by more than {FAR} standard errors (crosses); {} \
-         are expected of chance. {bands}",
+        "{} of {} cells that are expected at least {LEAST_EXPECTED} times are off by more than {FAR} standard errors \
+         (crosses); {} are expected of chance. {bands}",
         thousands(summary.outside as f64),
         thousands(summary.judged as f64),
         significant(summary.outside_by_chance)
@@ -153,27 +166,24 @@ pub fn frequencies(comparisons: &[Comparison], summary: &Summary) -> Value {
     if impossible > 0 {
         caption += &format!(" {} impossible cells were drawn.", thousands(impossible as f64));
     }
-    let rare = count - summary.judged - impossible;
     if rare > 0 {
         caption += &format!(" Pale: {} cells that are too rare to be judged alone.", thousands(rare as f64));
     }
-    if shown.len() < count {
-        caption +=
-            &format!(" {} of {} shown, the worst among them.", thousands(shown.len() as f64), thousands(count as f64));
+    if shown < count {
+        caption += &format!(" {} of {} shown, the worst among them.", thousands(shown as f64), thousands(count as f64));
     }
-    let alternative = format!("Scatter plot of observed against expected frequencies of cells. {caption}");
-    figure("Observed against expected frequency", caption, plot.svg(&alternative))
+    caption
 }
 
-/// `worst_first`: comparisons with something to test.
+/// `worst_first` are comparisons that have tested something.
 pub fn quantiles(worst_first: &[&Comparison], threshold: f64) -> Value {
     let count = worst_first.len();
     let exponent = |p: f64| if p > 0.0 { -p.log10() } else { f64::INFINITY };
     let expected = |rank: usize| exponent(rank as f64 / (count + 1) as f64);
     let limit = exponent(threshold);
 
-    // The k-th smallest of n uniform numbers is distributed by Beta(k, n + 1 − k). Ranks further and further apart are
-    // enough for curves.
+    // The k-th smallest of n uniform numbers has the distribution Beta(k, n + 1 − k). A curve needs only some ranks, further
+    // and further apart.
     let mut ranks: Vec<usize> =
         (0..).map(|i| 1.1f64.powi(i) as usize).take_while(|&r| r < count).chain([count]).collect();
     ranks.dedup();
@@ -183,7 +193,7 @@ pub fn quantiles(worst_first: &[&Comparison], threshold: f64) -> Value {
     });
     let band: Vec<_> = band.collect();
 
-    // High enough for the band and for what was found, but not for what is off any scale.
+    // The axis is high enough for the band and the points, but not for extreme points.
     let top = worst_first.iter().map(|c| exponent(c.fit.p)).fold(band[0].2, f64::max).min(limit * 1.6);
     let mut plot = Plot::new(
         Axis::linear("expected of exact sampling: −log₁₀ p", expected(1).max(1.0) * 1.05),
@@ -214,14 +224,14 @@ pub fn quantiles(worst_first: &[&Comparison], threshold: f64) -> Value {
     figure("p-values against the uniform distribution", caption, plot.svg(&alternative))
 }
 
-/// `worst_first`: comparisons with something to test.
+/// `worst_first` are comparisons that have tested something.
 pub fn distances(worst_first: &[&Comparison], threshold: f64) -> Value {
     let points: Vec<_> = worst_first.iter().filter(|c| c.fit.expected_distance > 0.0).collect();
     let count = points.len();
     let (least, most) = points.iter().fold((1f64, 0f64), |(least, most), c| {
         (least.min(c.fit.expected_distance), most.max(c.fit.expected_distance).max(c.fit.distance))
     });
-    // a comparison of two cells comes arbitrarily near by chance, which is not worth the space
+    // Comparisons of two cells may be arbitrarily near by chance. They are not shown to save space.
     let (least, most) = ((least / 4.0).log10(), (most * 1.25).min(1.0).log10());
     let mut plot = Plot::new(
         Axis::logarithmic("expected of sampling alone (total variation)", least, most),
@@ -248,7 +258,7 @@ pub fn distances(worst_first: &[&Comparison], threshold: f64) -> Value {
     figure("Total variation against its sampling error", caption, plot.svg(&alternative))
 }
 
-/// The cells of one comparison that are off the most, likeliest first.
+/// The cells of one comparison with the largest deviations, likeliest first.
 pub fn bars(comparison: &Comparison, threshold: f64) -> Value {
     let mut points: Vec<Point> = comparison.cells.iter().map(|cell| Point::new(comparison, cell)).collect();
     points.sort_by(|a, b| b.off.abs().total_cmp(&a.off.abs()));

@@ -1,5 +1,5 @@
-//! The report of a run: `index.html`, one page that needs nothing beside itself, and `summary.md`. Both depend on the run
-//! alone, so that the same run gives the same bytes.
+//! The report of a run: `index.html`, a page without further files, and `summary.md`. Both depend only on the run, so the same
+//! run gives the same bytes.
 
 mod charts;
 mod numbers;
@@ -18,15 +18,15 @@ use numbers::{decimals, duration, markdown, probability, significant, thousands}
 use super::results::{Comparison, Run, Section, Table};
 use super::stats::{self, FAMILY_ERROR, LEAST_EXPECTED};
 
-/// Comparisons that one section lists, at most, and about how many the page does.
+/// The most comparisons in the list of a section, and about the most in the whole page.
 const LISTED: usize = 2000;
 
 const LISTED_IN_ALL: usize = 6000;
 
-/// Comparisons and cells of each that are shown as bars.
+/// The number of comparisons that are shown as bars.
 const BARS: usize = 6;
 
-/// Longer tables are folded in the page, and left out of the summary.
+/// Tables with more rows are folded in the page, and left out of the summary.
 const ROWS: usize = 40;
 
 pub fn write(run: &Run, folder: &Path) -> io::Result<()> {
@@ -46,7 +46,7 @@ pub fn write(run: &Run, folder: &Path) -> io::Result<()> {
     render("summary.md", include_str!("summary.md"))
 }
 
-/// What the templates show.
+/// The values for the templates.
 fn page(run: &Run) -> Value {
     let threshold = run.threshold();
     let all = Summary::new(run.comparisons(), threshold);
@@ -78,7 +78,7 @@ fn page(run: &Run) -> Value {
 
 fn section(section: &Section, threshold: f64, share: f64) -> Value {
     let summary = Summary::new(&section.comparisons, threshold);
-    // worst first
+    // The worst comparison comes first.
     let mut worst: Vec<&Comparison> = section.comparisons.iter().collect();
     worst.sort_by(|a, b| a.fit.p.total_cmp(&b.fit.p).then(b.fit.statistic.total_cmp(&a.fit.statistic)));
     let listed = ((worst.len() as f64 * share) as usize).clamp(50, LISTED).min(worst.len());
@@ -118,7 +118,7 @@ fn section(section: &Section, threshold: f64, share: f64) -> Value {
 }
 
 fn table(table: &Table) -> Value {
-    // figures to the right, so that they can be compared; words to the left
+    // Numbers are aligned to the right, so that they can be compared, words to the left.
     let figures = |column: usize| {
         let mut cells = table.rows.iter().filter_map(|row| row.get(column)).filter(|cell| !cell.is_empty()).peekable();
         cells.peek().is_some()
@@ -133,12 +133,12 @@ fn table(table: &Table) -> Value {
     }
 }
 
-/// Whether anything was put to the test.
+/// Whether the comparison has tested anything.
 fn tested(comparison: &Comparison) -> bool {
     comparison.fit.degrees > 0 || comparison.fit.bound < 1.0
 }
 
-/// Many comparisons in a few numbers.
+/// Many comparisons summed up in a few numbers.
 #[derive(Default)]
 struct Summary<'a> {
     comparisons: usize,
@@ -149,18 +149,18 @@ struct Summary<'a> {
     degrees: usize,
     smallest: Option<&'a Comparison>,
     farthest: Option<&'a Comparison>,
-    /// Cells that are frequent enough to be judged alone, those of them that are far off, and how many would be by chance.
+    /// The number of cells that are frequent enough to be judged alone, the number far off, and its expectation.
     judged: usize,
     outside: usize,
     outside_by_chance: f64,
-    /// [`detectable`] of the comparisons that were put to the test, in ascending order.
+    /// [`detectable`] of the comparisons that have tested something, in ascending order.
     detectable: Vec<f64>,
 }
 
 impl<'a> Summary<'a> {
     fn new(comparisons: impl IntoIterator<Item = &'a Comparison>, threshold: f64) -> Summary<'a> {
         let mut summary = Summary::default();
-        // found by bisection, which takes a while
+        // Found by bisection, which takes a while, so it is done once for each number of degrees.
         let mut critical = BTreeMap::new();
         for c in comparisons {
             let fit = &c.fit;
@@ -195,7 +195,7 @@ impl<'a> Summary<'a> {
 
     fn value(&self) -> Value {
         let median = self.detectable.get(self.detectable.len() / 2);
-        // an infinite statistic (something impossible was drawn) has no ratio worth showing
+        // An infinite statistic, of something impossible that was drawn, has no useful ratio.
         let ratio = Some(self.statistic / self.degrees as f64).filter(|r| r.is_finite());
         context! {
             comparisons => thousands(self.comparisons as f64),
@@ -219,12 +219,12 @@ impl<'a> Summary<'a> {
     }
 }
 
-/// The total variation distance from which on an implementation that is wrong fails with a probability of at least 99%, if
-/// a statistic beyond `critical` fails.
+/// The smallest total variation distance at which a wrong implementation fails with a probability of at least 99 %, if a
+/// statistic beyond `critical` fails.
 ///
-/// Probabilities q in place of p give about a noncentral chi-square with λ = n Σ (q − p)² / p, which is at least 4 n δ² for a
-/// distance of δ, by Cauchy and Schwarz. With the normal approximation (mean d + λ, variance 2 (d + 2λ)) the 1% quantile
-/// lies at the critical value if λ − (critical − d) = z √(2 d + 4 λ).
+/// Draws from q instead of p give about a noncentral chi-square with λ = n Σ (q − p)² / p. By the inequality of Cauchy and
+/// Schwarz, λ is at least 4 n δ² for a distance of δ. In the normal approximation (mean d + λ, variance 2 (d + 2λ)), the 1 %
+/// quantile equals the critical value if λ − (critical − d) = z √(2 d + 4 λ).
 fn detectable(draws: u64, degrees: usize, critical: f64) -> f64 {
     const Z: f64 = 2.3263;
     let degrees = degrees as f64;

@@ -1,8 +1,8 @@
 //! Numbers and texts as the report shows them.
 
-/// So much of a text as fits into a width, given in letters.
+/// The beginning of a text that fits into a width, in letters.
 pub fn shorten(text: &str, most: usize) -> String {
-    // ideographs and the like are twice as wide, and control characters are written as escapes
+    // Ideographs are twice as wide, and control characters are written as escapes.
     let width = |c: char| if c.is_control() { 4 } else { 1 + usize::from(c as u32 >= 0x1100 && c != '…') };
     let mut left = most;
     let fits = |c: &char| {
@@ -14,7 +14,7 @@ pub fn shorten(text: &str, most: usize) -> String {
     if start.len() == text.len() { start } else { start + "…" }
 }
 
-/// A number with so many decimals, and thousands separated.
+/// A number with so many decimals and separated thousands.
 pub fn decimals(number: f64, decimals: usize) -> String {
     if !number.is_finite() {
         return if number.is_nan() {
@@ -51,7 +51,7 @@ pub fn significant(number: f64) -> String {
     }
 }
 
-/// 0.43, but 3e-7.
+/// A probability such as 0.43 or 3e-7.
 pub fn probability(p: f64) -> String {
     match p {
         0.0 | 1.0 => format!("{p}"),
@@ -72,7 +72,7 @@ pub fn duration(seconds: f64) -> String {
     }
 }
 
-/// Text as it is in Markdown, also within a table.
+/// A text escaped for Markdown and its tables.
 pub fn markdown(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for c in text.chars() {

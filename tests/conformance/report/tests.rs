@@ -3,7 +3,7 @@
 use super::super::stats::Fit;
 use super::*;
 
-/// Names as nasty as tokens can be.
+/// A name with every special character that a token may have.
 const NASTY: &str = "a <b> & \"c\" | 'd' </svg> `e`";
 
 /// Random numbers that are the same in each run.
@@ -14,7 +14,7 @@ impl Random {
         Random(fastrand::Rng::with_seed(seed))
     }
 
-    /// Above 0, so that it has a logarithm.
+    /// A number above 0, so that it has a logarithm.
     fn uniform(&mut self) -> f64 {
         1.0 - self.0.f64()
     }
@@ -28,7 +28,7 @@ impl Random {
         if mean.min(n as f64 - mean) > 1000.0 {
             return (mean + (mean * (1.0 - p)).sqrt() * self.normal()).round() as u64;
         }
-        // the gaps between successes
+        // Draws the gaps between successes.
         let (mut count, mut at) = (0, 0.0);
         loop {
             at += (self.uniform().ln() / (1.0 - p).ln()).ceil().max(1.0);
@@ -39,7 +39,7 @@ impl Random {
         }
     }
 
-    /// Probabilities of `cells` cells, and counts of draws from them; `wrong` says how much the first one is off.
+    /// Probabilities of `cells` cells, and counts of draws from them. `wrong` is the error of the first cell.
     fn counts(&mut self, cells: usize, draws: u64, wrong: f64) -> Vec<(String, f64, u64)> {
         let weights: Vec<f64> = (0..cells).map(|_| (1.6 * self.normal()).exp()).collect();
         let sum: f64 = weights.iter().sum();
@@ -105,7 +105,7 @@ fn written(run: &Run) -> (String, String) {
     (read("index.html"), read("summary.md"))
 }
 
-/// Tags are balanced, attributes quoted, and what is special is escaped.
+/// Tags are balanced, attributes are quoted, and special characters are escaped.
 fn assert_well_formed(html: &str) {
     let (before, rest) = html.split_once("<style>").unwrap();
     let (_, after) = rest.split_once("</style>").unwrap();
@@ -146,7 +146,7 @@ fn the_page_is_well_formed_and_shows_failures() {
     assert!(html.contains("class=\"misfit\"") && !html.contains("NaN"));
     assert!(markdown.starts_with("**Failed.** Of **1,000 comparisons**"), "{markdown}");
     assert!(markdown.contains("a negative control passed"));
-    // as many columns in each row as in its head
+    // Each row has as many columns as the head.
     let columns = |line: &str| line.replace("\\|", "").matches('|').count();
     for (line, next) in markdown.lines().zip(markdown.lines().skip(1)) {
         if line.starts_with('|') && next.starts_with('|') {
@@ -191,7 +191,7 @@ fn odd_runs_are_shown_too() {
     let nothing = written(&Run::default());
     assert_well_formed(&nothing.0);
     assert!(nothing.1.starts_with("**Nothing was compared.**"));
-    // certain, impossible, and never drawn
+    // Certain cells, impossible cells, and comparisons without draws.
     let cells = |cells: &[(f64, u64)]| {
         let cells = cells.iter().map(|&(p, count)| ("x\0\n".to_string(), p, count));
         Comparison::new("odd".into(), cells.collect::<Vec<_>>())
@@ -216,7 +216,7 @@ fn numbers_are_readable() {
 
 #[test]
 fn what_is_detectable_is_detected() {
-    // a distribution off by δ in the least conspicuous way, over two equal cells
+    // The least conspicuous error of size δ: over two equal cells.
     let (draws, threshold) = (100_000, 1e-9);
     let critical = stats::critical(1, threshold);
     let off = detectable(draws, 1, critical);

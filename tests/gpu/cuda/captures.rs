@@ -1,4 +1,4 @@
-//! Captured passes: which passes are captured, and that they give the rows of passes that are not.
+//! Captured passes: which passes are captured, and that they give the rows of ordinary passes.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -35,7 +35,7 @@ fn what_is_captured_is_said() {
     }
 }
 
-/// Random passes and rollbacks by graphs and without, against fresh sequences of the same model on the processor.
+/// Random passes and rollbacks, captured or not, give the rows of fresh sequences on the processor.
 #[test]
 fn caches_survive_any_rollback() {
     let Some(_turn) = gpu() else { return };
@@ -54,7 +54,7 @@ fn caches_survive_any_rollback() {
     ] {
         let (model, reference) = (load(form, options).unwrap(), on_host(reference));
         let mut random = fastrand::Rng::with_seed(3);
-        // several after each other, which have the same buffers and graphs
+        // One sequence after the other, which reuse the same buffers and graphs.
         for _ in 0..3 {
             let mut sequence = model.start(&Arc::new(Cancel::default())).unwrap();
             let mut context: Vec<i32> = Vec::new();
@@ -78,7 +78,7 @@ fn caches_survive_any_rollback() {
     }
 }
 
-/// Rows behind texts that are passes of more tokens where cuDNN plans each width, and of just them where it is left out.
+/// Rows after texts of any length. If cuDNN plans each width, passes are padded to few widths; otherwise they are not.
 #[test]
 fn texts_of_any_length_are_scored_alike() {
     let Some(_turn) = gpu() else { return };
@@ -110,7 +110,7 @@ fn texts_of_any_length_are_scored_alike() {
                     let off = worst(logits(sequence.as_ref(), position), &scored[position - 1]);
                     assert!(off < tolerance, "{what}, position {position}: off by {off}");
                 }
-                // What follows sees these tokens, and nothing that was behind them.
+                // Later passes see these tokens, and no padding behind them.
                 for (step, width) in [1, 5, 1].into_iter().enumerate() {
                     let next: Vec<i32> = (0..width).map(|index| token(3 * step + index)).collect();
                     let len = sequence.len();
@@ -130,7 +130,7 @@ fn texts_of_any_length_are_scored_alike() {
     }
 }
 
-/// While a stream is captured, CUDA refuses much of what a model needs that is loaded or first run.
+/// While a stream is captured, CUDA refuses calls that loading a model or its first pass needs.
 #[test]
 fn models_are_loaded_while_others_are_captured() {
     let Some(_turn) = gpu() else { return };
@@ -141,7 +141,7 @@ fn models_are_loaded_while_others_are_captured() {
         let captures = scope.spawn(|| {
             let model = load(GRAPHS, &[]).unwrap();
             while before_end() {
-                // all at once, so that none has the graphs of another
+                // All sessions start at once, so none gets the graphs of another.
                 let mut sequences: Vec<_> =
                     (0..8).map(|_| model.start(&Arc::new(Cancel::default())).unwrap()).collect();
                 for sequence in &mut sequences {
@@ -174,7 +174,7 @@ fn models_are_loaded_while_others_are_captured() {
     assert!(captured > 5 && loads > 10, "{captured}, {loads}");
 }
 
-/// A session says of each model how many passes were captured, or why none is.
+/// A session describes for each model how many passes were captured, or why none was.
 #[test]
 fn sessions_say_what_was_captured() {
     let Some(_turn) = gpu() else { return };
@@ -187,7 +187,7 @@ fn sessions_say_what_was_captured() {
     assert!(host["captured"].is_null() && host["no_graphs"].is_null(), "{host}");
 }
 
-/// Sessions that filter rows and others that do not take turns with what is kept of those that ended.
+/// Sessions with and without filters take turns, and reuse the buffers and graphs of sessions that have ended.
 #[test]
 fn what_is_captured_with_filters_and_without_is_kept() {
     let Some(_turn) = gpu() else { return };
@@ -201,13 +201,13 @@ fn what_is_captured_with_filters_and_without_is_kept() {
         captured.push(session.describe()["models"][0]["captured"].as_u64().unwrap());
         texts.push(text);
     }
-    // A kind of pass is captured when it comes for the second time, which may be in the second session of that kind.
+    // A pass is captured when its kind comes for the second time, which may be in the second session of that kind.
     assert!(0 < captured[0] && captured[0] < captured[1], "{captured:?}");
     assert!(captured[3..].iter().all(|count| *count == captured[3]), "{captured:?}");
     assert!(texts[0] != texts[1] && (2..6).all(|turn| texts[turn] == texts[turn % 2]), "{texts:?}");
 }
 
-/// What is asked of the provider reaches it, and what it refuses says what it was.
+/// Options reach the provider, and an error names the option that it refuses.
 #[test]
 fn options_reach_the_provider() {
     let Some(_turn) = gpu() else { return };

@@ -1,4 +1,4 @@
-//! The exports that these tests run, engines of them, and who may use the GPU.
+//! The exports of these tests, engines of them, and the lock of the GPU.
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
@@ -12,39 +12,39 @@ use cos::model::{Cancel, Interrupt, Model, Pass, Sequence};
 use cos::onnx::{LoadOptions, OnnxModel, Provider, RowsOn, environment};
 use cos::rows::Filter;
 
-/// Its passes are captured.
+/// An export in float16 whose passes are captured.
 pub const GRAPHS: &str = "llama/builder-fp16-cuda";
 
-/// The same in bfloat16, whose logits are cast to float32.
+/// The same in bfloat16, with logits cast to float32.
 pub const BF16: &str = "llama/builder-bf16-cuda";
 
 /// The same without that cast.
 pub const BF16_LOGITS: &str = "llama/bf16-logits-cuda";
 
-/// Another one in float16, with bad rows behind some tokens.
+/// Another export in float16, with bad rows after some tokens.
 pub const BAD: &str = "../fixtures/half-bad";
 
-/// The same model in float32, whose attention ONNX Runtime has on the processor only.
+/// The same model in float32. ONNX Runtime runs its attention only on the processor.
 pub const HALF: &str = "llama/builder-fp32";
 
-/// All of it runs on the GPU, but with a cache that is another one after each pass, so it is not captured.
+/// An export that runs entirely on the GPU, but is not captured, because each pass returns a new cache.
 pub const PLAIN: &str = "opt/optimum-fp32";
 
-/// The same, and operators on shapes are on the processor.
+/// The same, with operators on shapes that run on the processor.
 pub const MIXED: &str = "qwen2/optimum-fp32";
 
 pub const NO_CACHE: &str = "llama/no-cache";
 
-/// A look-up in the text.
+/// A look-up, which is no export.
 pub const LOOK_UP: &str = "ngram";
 
-/// Another model that is captured: the same with other weights.
+/// The export [`GRAPHS`] with other weights, which is captured too.
 pub const OTHER: &str = "other";
 
-/// Tests take turns, because one of them takes all the memory that there is.
+/// Held by the test that uses the GPU, because one of the tests takes all of its memory.
 pub static TURN: Mutex<()> = Mutex::new(());
 
-/// The right to use a GPU, if there is one.
+/// Takes the lock of the GPU. `None` if there is no GPU.
 pub fn gpu() -> Option<MutexGuard<'static, ()>> {
     let turn = TURN.lock().unwrap_or_else(|poison| poison.into_inner());
     match load(GRAPHS, &[]) {
@@ -69,7 +69,7 @@ pub fn path(form: &str) -> PathBuf {
             let file = file.unwrap().path();
             std::fs::copy(&file, folder.path().join(file.file_name().unwrap())).unwrap();
         }
-        // The sign of every seventh number
+        // The sign of every seventh number changes.
         let file = folder.path().join("model.onnx.data");
         let mut data = std::fs::read(&file).unwrap();
         data.chunks_exact_mut(14).for_each(|numbers| numbers[1] ^= 0x80);
@@ -102,7 +102,7 @@ pub const TARGET: &str = r#"{"kind": "target", "model": 0}"#;
 
 pub const PROMPT: [i32; 5] = [5, 9, 33, 20, 61];
 
-/// An engine of exports, each with its provider: `cpu`, `cuda`, or `cuda:1` for the second GPU. Their passes overlap.
+/// A mixture of exports, each with its provider: `cpu`, `cuda`, or `cuda:1` for the second GPU. Their passes overlap.
 pub fn engine(models: &[(&str, &str)]) -> Arc<Engine> {
     engine_with(models, "host", if models.len() == 2 { WEIGHTED } else { TARGET })
 }
@@ -128,7 +128,7 @@ pub fn overlapping(models: &[(&str, &str)], rows: &str, combine: &str, overlap: 
     Arc::new(Engine::load(&Config::parse(&config).unwrap()).unwrap())
 }
 
-/// Decode a prompt to its end: the tokens, their log-probabilities, and what was done.
+/// Decodes a prompt to the end. Returns the tokens, their log-probabilities and the session.
 pub fn run(engine: &Arc<Engine>, prompt: &[i32], options: &Options) -> (Vec<i32>, Vec<f32>, Session) {
     let mut session = Session::new(engine, options).unwrap();
     session.prompt(prompt).unwrap();

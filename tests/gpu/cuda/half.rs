@@ -18,17 +18,17 @@ use super::exports::{
 };
 use crate::common::Golden;
 
-/// Whether a score is one of the half precision that an export has.
+/// Whether a score is a number of the export's half precision.
 fn is_half(form: &str, score: f32) -> bool {
     score == if form.contains("bf16") { bf16::from_f32(score).to_f32() } else { f16::from_f32(score).to_f32() }
 }
 
-/// Rows in half precision are PyTorch's in float32, but for rounding, and the same wherever they are read.
+/// Rows in half precision are PyTorch's in float32 up to rounding, and equal on the GPU and on the host.
 #[test]
-fn half_rows_are_pytorchs_anywhere() {
+fn half_rows_agree_with_pytorch_anywhere() {
     let Some(_turn) = gpu() else { return };
     let golden = Golden::read("llama");
-    // PyTorch's own in these types are off by 0.012 and 0.1.
+    // PyTorch's own rows in these types are off by 0.012 and 0.1.
     for (form, element, tolerance) in
         [(GRAPHS, "float16", 0.05), (BF16, "float32", 0.3), (BF16_LOGITS, "bfloat16", 0.3)]
     {
@@ -59,7 +59,7 @@ fn half_rows_are_pytorchs_anywhere() {
     }
 }
 
-/// Of rows in half precision, what is drawn from has the probabilities that a softmax in float32 gives them, or better.
+/// Draws from rows in half precision have probabilities at least as exact as those of a softmax in float32.
 #[test]
 fn probabilities_of_half_rows_are_made_in_float32() {
     for form in ["variants/fp16-io", "variants/bf16-io"] {
@@ -77,7 +77,7 @@ fn probabilities_are_a_softmax(form: &str, provider: &str, rows: &str) -> Vec<i3
     let engine = engine_with(&[(form, provider)], rows, TARGET);
     let model = engine.models().next().unwrap();
     let mut text = Vec::new();
-    // The first one leaves its buffers, whose lengths kernels may go by, to all others.
+    // The first session leaves its buffers to the others, so no kernel may rely on their lengths.
     let warm = Options { strategy: Strategy::Standard, stop_tokens: Some(Vec::new()), ..Options::default() };
     run(&engine, &PROMPT, &warm);
     for (seed, temperature) in [(1, 1.0), (2, 0.7), (3, 1.5), (0, 0.0)] {
@@ -113,8 +113,7 @@ fn probabilities_are_a_softmax(form: &str, provider: &str, rows: &str) -> Vec<i3
     text
 }
 
-/// A row of a float16 member that is bad is an error that names it, wherever its rows are, and the session goes on as on the
-/// processor.
+/// A bad row of a float16 model is an error that names the model, wherever its rows are. The session goes on as on the processor.
 #[test]
 fn bad_half_rows_are_errors_anywhere() {
     let ways = || {
@@ -125,7 +124,7 @@ fn bad_half_rows_are_errors_anywhere() {
             proposal_lengths: (strategy != Strategy::Standard).then(|| lengths.to_vec()),
             ..Options::default()
         };
-        // The temperature leaves the next token no rival.
+        // At this temperature, the next token is certain.
         [(0.0, 0), (0.1, 0), (0.1, 3)].into_iter().flat_map(move |(temperature, top_k)| {
             [
                 (Strategy::Standard, [0, 0]),
@@ -154,7 +153,7 @@ fn bad_half_rows_are_errors_anywhere() {
     }
 }
 
-/// Decodes 9, 10, 11 and so on, with an infinity behind an 11 and no number behind a 13, from the first model of two.
+/// Decodes 9, 10, 11 and so on. The first of two models gives an infinity after 11, and NaN after 13.
 fn bad_rows_are_errors(engine: &Arc<Engine>, options: &Options) {
     let what = format!("{:?}, {options:?}", engine.combine());
     let start = |prompt: &[i32]| {
@@ -162,7 +161,7 @@ fn bad_rows_are_errors(engine: &Arc<Engine>, options: &Options) {
         session.prompt(prompt).unwrap();
         session
     };
-    // As far as rows are good; whoever asks again is told the same.
+    // Decoding ends at the bad row, and trying again gives the same error.
     let fails = |session: &mut Session, tokens: &[i32], says: &str| {
         let (mut found, before) = (Vec::new(), session.decoder().counters().tokens as usize);
         let error = loop {
@@ -198,13 +197,13 @@ fn bad_rows_are_errors(engine: &Arc<Engine>, options: &Options) {
     };
     let mut session = start(&[9]);
     fails(&mut session, &[10, 11], "a row of logits holds plus infinity");
-    // Tokens of the caller need no row.
+    // Tokens of a prompt need no row.
     session.prompt(&[12]).unwrap();
     fails(&mut session, &[13], "a row of logits holds NaN");
     session.prompt(&[14]).unwrap();
     ends(&mut session, &[15, 0]);
 
-    // At once behind a prompt; then without the member whose rows are bad.
+    // A bad row directly after a prompt. Then the session goes on without the model with the bad rows.
     let mut session = start(&[1, 13]);
     fails(&mut session, &[], "a row of logits holds NaN");
     if matches!(engine.combine(), Combine::Weighted { .. }) {
@@ -215,6 +214,6 @@ fn bad_rows_are_errors(engine: &Arc<Engine>, options: &Options) {
         session.set_weights(&[0.0, 1.0]).unwrap();
         ends(&mut session, &[12, 13, 14, 15, 0]);
     }
-    // Others do not notice.
+    // Other sessions are not affected.
     ends(&mut start(&[14]), &[15, 0]);
 }

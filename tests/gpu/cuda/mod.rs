@@ -1,5 +1,5 @@
-//! What needs a GPU. Without one each test says why it is skipped, unless `COS_TEST_PROVIDER=cuda`: `scripts/gpu-check` runs them so. What
-//! can be had of a test without one is tested before.
+//! Exports on a GPU. Without a GPU, each test says why it is skipped. `scripts/gpu-check` sets `COS_TEST_PROVIDER=cuda`, which
+//! makes a missing GPU an error.
 
 mod captures;
 mod exports;

@@ -1,4 +1,4 @@
-//! Rows that stay on the GPU: what is asked of them there, and which of them come to the host.
+//! Rows that stay on the GPU: answers about them, and which rows are copied to the host.
 
 use std::sync::Arc;
 
@@ -17,9 +17,9 @@ use super::exports::{
 };
 use crate::common::decode;
 
-/// What is made of rows on the GPU is what their scores say.
+/// The answers about rows on the GPU agree with their scores.
 #[test]
-fn numbers_of_rows_are_theirs() {
+fn answers_about_rows_agree_with_their_scores() {
     let Some(_turn) = gpu() else { return };
     for form in [GRAPHS, OTHER, BF16, BF16_LOGITS] {
         let model = load_with(form, &[], Some(RowsOn::Gpu)).unwrap();
@@ -60,7 +60,7 @@ fn numbers_of_rows_are_theirs() {
     }
 }
 
-/// Of rows on the GPU, filters keep there what they keep on the processor, and draws are from that.
+/// Filters keep the same tokens on the GPU as on the processor, and draws are from these tokens.
 #[test]
 fn filters_keep_the_same_on_the_gpu() {
     let Some(_turn) = gpu() else { return };
@@ -125,7 +125,7 @@ fn filters_keep_the_same_on_the_gpu() {
     assert!(known > all * 9 / 10, "{known} of {all}");
 }
 
-/// Where rows are makes no difference but by rounding: the same random numbers give the same text.
+/// Rows on the GPU and on the host give the same text with the same random numbers, up to rounding.
 #[test]
 fn rows_give_the_same_text_anywhere() {
     let Some(_turn) = gpu() else { return };
@@ -133,7 +133,7 @@ fn rows_give_the_same_text_anywhere() {
     for combine in [WEIGHTED, MASKED, LOGITS, TARGET] {
         let [host, gpu] = ["host", "gpu"].map(|rows| engine_with(&[(GRAPHS, "cuda"), (OTHER, "cuda")], rows, combine));
         for options in ways() {
-            // `auto` plans by the clock
+            // `auto` plans by the clock, so its text may differ.
             if options.strategy == Strategy::Auto || (options.targets.is_some() && combine != WEIGHTED) {
                 continue;
             }
@@ -156,7 +156,7 @@ fn rows_give_the_same_text_anywhere() {
     assert!(texts > 200 && others <= 4, "{others} of {texts} texts differ");
 }
 
-/// Rows that stay on the GPU come to the host for functions alone, and are counted; those that are there anyway are not.
+/// Only combine functions need rows on the host. The statistics count these copies, but not rows that are on the host anyway.
 #[test]
 fn rows_that_are_copied_are_counted() {
     let filtered = || Sampler::new(1.0, 20, 0.9, 0.01).unwrap();
@@ -179,7 +179,7 @@ fn rows_that_are_copied_are_counted() {
             }
             let what = format!("{combine}, {:?}, {:?}", way.strategy, way.targets);
             assert_eq!(copied(&host, &with(filtered(), &way)), 0, "{what}");
-            // `auto` plans by the clock, and may look back at more rows than are kept.
+            // `auto` plans by the clock, and may need more earlier rows than are kept.
             if way.strategy == Strategy::Auto {
                 continue;
             }
@@ -198,7 +198,7 @@ fn rows_that_are_copied_are_counted() {
     }
 }
 
-/// Look-ups that are rejected, and log-probabilities of greedy text, need no row on the host, and are what they are there.
+/// Rejected look-ups and log-probabilities of greedy text need no row on the host, and have the same results as there.
 #[test]
 fn look_ups_and_log_probabilities_copy_nothing() {
     let Some(_turn) = gpu() else { return };
@@ -236,13 +236,13 @@ fn look_ups_and_log_probabilities_copy_nothing() {
     assert!(tested > accepted && tested > 20, "{accepted} of {tested} were accepted");
 }
 
-/// Rows that came to the host go when nobody may ask for them any more.
+/// Copies of rows are freed when they cannot be needed any more.
 #[test]
 fn a_session_holds_few_rows_that_were_copied() {
     let Some(_turn) = gpu() else { return };
     let engine = engine_with(&[(GRAPHS, "cuda"), (OTHER, "cuda")], "gpu", WEIGHTED);
     for (strategy, lengths, pending) in [(Strategy::Standard, None, 0), (Strategy::Cos, Some(vec![2, 2]), 6)] {
-        // The first one leaves its buffers to the others.
+        // The first session leaves its buffers to the others.
         let [_, plain, asked] = [false, false, true].map(|asks| {
             let sampler = Sampler::new(1.0, 0, 0.0, 0.0).unwrap();
             let (strategy, proposal_lengths) = (strategy, lengths.clone());

@@ -1,4 +1,4 @@
-//! Sessions on a GPU: many threads, cancellation, memory that ends, and text that is the same as on the processor.
+//! Sessions on a GPU: many threads, cancellation, full memory, and the same text as on the processor.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
@@ -18,98 +18,109 @@ use super::exports::{
 };
 use crate::common::{Sampling, decode, oracle};
 
-/// Engines are loaded and go, and their sessions run, end half-way and are cancelled, in many threads. For `COS_TEST_SECONDS`.
+/// The models of an engine with their providers, and where its rows are.
+type Kind = (&'static [(&'static str, &'static str)], &'static str);
+
+/// Engines of all kinds: captured and not, on one device and on two.
+const KINDS: [Kind; 6] = [
+    (&[(GRAPHS, "cuda"), (OTHER, "cuda")], "host"),
+    (&[(GRAPHS, "cuda"), (OTHER, "cuda")], "gpu"),
+    (&[(BF16, "cuda"), (GRAPHS, "cuda"), (MIXED, "cuda")], "host"),
+    (&[(OTHER, "cuda"), (HALF, "cpu")], "gpu"),
+    (&[(MIXED, "cuda"), (PLAIN, "cuda")], "host"),
+    (&[(HALF, "cuda"), (BF16_LOGITS, "cuda")], "host"),
+];
+
+fn engine_of(kind: usize) -> Arc<Engine> {
+    let (models, rows) = KINDS[kind];
+    let weights = vec![(1.0 / models.len() as f64).to_string(); models.len()].join(", ");
+    engine_with(models, rows, &format!(r#"{{"kind": "weighted", "weights": [{weights}]}}"#))
+}
+
+/// The options of a way for an engine of a kind.
+fn options_of(kind: usize, way: usize) -> Options {
+    let options = Options { seed: way as u64, max_tokens: 30, ..ways().swap_remove(way) };
+    let sampler = Sampler::new(1.0, 0, 0.0, 0.0).unwrap();
+    let sampler = if options.targets.is_some() { sampler } else { options.sampler };
+    let lengths = options.proposal_lengths.map(|mut lengths| {
+        lengths.resize(KINDS[kind].0.len(), 1);
+        lengths
+    });
+    Options { sampler, proposal_lengths: lengths, ..options }
+}
+
+/// Many threads load and drop engines. Their sessions run, are cancelled and end half-way. It takes `COS_TEST_SECONDS`.
 #[test]
 fn many_engines_in_many_threads() {
     let Some(_turn) = gpu() else { return };
     let seconds = std::env::var("COS_TEST_SECONDS").map_or(15, |seconds| seconds.parse().unwrap());
-    let kinds = [
-        (vec![(GRAPHS, "cuda"), (OTHER, "cuda")], "host"),
-        (vec![(GRAPHS, "cuda"), (OTHER, "cuda")], "gpu"),
-        (vec![(BF16, "cuda"), (GRAPHS, "cuda"), (MIXED, "cuda")], "host"),
-        (vec![(OTHER, "cuda"), (HALF, "cpu")], "gpu"),
-        (vec![(MIXED, "cuda"), (PLAIN, "cuda")], "host"),
-        (vec![(HALF, "cuda"), (BF16_LOGITS, "cuda")], "host"),
-    ];
-    let ways =
-        || ways().into_iter().enumerate().map(|(seed, way)| Options { seed: seed as u64, max_tokens: 30, ..way });
-    let sampled = |options: Options| match options.targets {
-        None => options,
-        Some(_) => Options { sampler: Sampler::new(1.0, 0, 0.0, 0.0).unwrap(), ..options },
+    let count = ways().len();
+    let alone = |kind| -> Vec<Vec<i32>> {
+        let engine = engine_of(kind);
+        (0..count).map(|way| run(&engine, &PROMPT, &options_of(kind, way)).0).collect()
     };
-    let new = |kind: usize| {
-        let (models, rows) = &kinds[kind];
-        let weights = vec![(1.0 / models.len() as f64).to_string(); models.len()].join(", ");
-        engine_with(models, rows, &format!(r#"{{"kind": "weighted", "weights": [{weights}]}}"#))
-    };
-    let options = |kind: usize, way: usize| {
-        let options = sampled(ways().nth(way).unwrap());
-        let lengths = options.proposal_lengths.map(|mut lengths| {
-            lengths.resize(kinds[kind].0.len(), 1);
-            lengths
-        });
-        Options { proposal_lengths: lengths, ..options }
-    };
-    let count = ways().count();
-    let told: Vec<Vec<Vec<i32>>> = (0..kinds.len())
-        .map(|kind| {
-            let engine = new(kind);
-            (0..count).map(|way| run(&engine, &PROMPT, &options(kind, way)).0).collect()
-        })
-        .collect();
+    let expected: Vec<Vec<Vec<i32>>> = (0..KINDS.len()).map(alone).collect();
     let end = Instant::now() + Duration::from_secs(seconds);
-    let shared: Vec<Mutex<Option<Arc<Engine>>>> = kinds.iter().map(|_| Mutex::default()).collect();
+    let shared: Vec<Mutex<Option<Arc<Engine>>>> = KINDS.iter().map(|_| Mutex::default()).collect();
     let (loaded, texts) = (AtomicU64::new(0), AtomicU64::new(0));
     std::thread::scope(|scope| {
         for thread in 0..8 {
-            let (told, shared, loaded, texts, new, options) = (&told, &shared, &loaded, &texts, &new, &options);
+            let (expected, shared, loaded, texts) = (&expected, &shared, &loaded, &texts);
             scope.spawn(move || {
                 let mut random = fastrand::Rng::with_seed(thread);
                 while Instant::now() < end {
-                    let kind = random.usize(..told.len());
+                    let kind = random.usize(..KINDS.len());
                     let other = if random.bool() { shared[kind].lock().unwrap().take() } else { None };
                     let engine = other.unwrap_or_else(|| {
                         loaded.fetch_add(1, Relaxed);
-                        new(kind)
+                        engine_of(kind)
                     });
                     *shared[kind].lock().unwrap() = Some(engine.clone()).filter(|_| random.u8(..4) > 0);
-                    let mut sessions: Vec<_> = (0..random.usize(1..4))
-                        .map(|_| {
-                            let way = random.usize(..count);
-                            let mut session = Session::new(&engine, &options(kind, way)).unwrap();
-                            session.prompt(&PROMPT).unwrap();
-                            (way, session, Vec::new())
-                        })
-                        .collect();
-                    drop(engine);
-                    while !sessions.is_empty() {
-                        let index = random.usize(..sessions.len());
-                        let (way, session, found) = &mut sessions[index];
-                        if random.u8(..20) == 0 {
-                            session.cancel().request();
-                        }
-                        let (new, state) = session.step().unwrap_or_else(|error| panic!("{kind}, {way}: {error}"));
-                        found.extend_from_slice(new);
-                        if !matches!(state, State::Open | State::Cancelled) {
-                            // `auto` plans by the clock
-                            let planned = options(kind, *way).strategy == Strategy::Auto;
-                            assert!(planned || *found == told[kind][*way], "{kind}, {way}: {found:?}");
-                            texts.fetch_add(1, Relaxed);
-                            sessions.swap_remove(index);
-                        } else if random.u8(..200) == 0 {
-                            sessions.swap_remove(index);
-                        }
-                    }
+                    texts.fetch_add(run_some(engine, kind, &expected[kind], &mut random), Relaxed);
                 }
             });
         }
     });
     let (loaded, texts) = (loaded.into_inner(), texts.into_inner());
-    println!("{loaded} engines were loaded, and {texts} texts were as they are alone");
+    println!("{loaded} engines were loaded, and {texts} texts were the same as alone");
     assert!(loaded > 10 && texts > 20, "{loaded}, {texts}");
 }
 
-/// Greedily, all strategies on the GPU give what the processor does, as far as what it prefers is more than rounding.
+/// Runs some sessions in turn, cancels some steps, and drops some sessions. Returns the number of whole texts, which must be the
+/// expected ones.
+fn run_some(engine: Arc<Engine>, kind: usize, expected: &[Vec<i32>], random: &mut fastrand::Rng) -> u64 {
+    let mut sessions: Vec<_> = (0..random.usize(1..4))
+        .map(|_| {
+            let way = random.usize(..expected.len());
+            let mut session = Session::new(&engine, &options_of(kind, way)).unwrap();
+            session.prompt(&PROMPT).unwrap();
+            (way, session, Vec::new())
+        })
+        .collect();
+    drop(engine);
+    let mut texts = 0;
+    while !sessions.is_empty() {
+        let index = random.usize(..sessions.len());
+        let (way, session, found) = &mut sessions[index];
+        if random.u8(..20) == 0 {
+            session.cancel().request();
+        }
+        let (new, state) = session.step().unwrap_or_else(|error| panic!("{kind}, {way}: {error}"));
+        found.extend_from_slice(new);
+        if !matches!(state, State::Open | State::Cancelled) {
+            // `auto` plans by the clock, so its text may differ.
+            let planned = options_of(kind, *way).strategy == Strategy::Auto;
+            assert!(planned || *found == expected[*way], "{kind}, {way}: {found:?}");
+            texts += 1;
+            sessions.swap_remove(index);
+        } else if random.u8(..200) == 0 {
+            sessions.swap_remove(index);
+        }
+    }
+    texts
+}
+
+/// Every greedy strategy on the GPU decodes the text of the processor, except where rounding decides.
 #[test]
 fn greedy_text_is_the_processors() {
     let Some(_turn) = gpu() else { return };
@@ -127,9 +138,9 @@ fn greedy_text_is_the_processors() {
         let engine = engine_with(&[(first, providers[0]), (MIXED, providers[1])], rows, combine);
         for (index, options) in ways().into_iter().enumerate() {
             if options.targets == Some(Targets::Routed) {
-                continue; // is of sampling only
+                continue; // routed targets need sampling
             }
-            // The pass over the long one takes 112 tokens where cuDNN plans each width.
+            // The pass over the long prompt takes 112 tokens if cuDNN plans each width.
             for mut context in [PROMPT.to_vec(), (0..100).map(token).collect()] {
                 let told = decode(&engine, &context, &options);
                 assert_eq!(told.len(), 128 - context.len());
@@ -146,8 +157,7 @@ fn greedy_text_is_the_processors() {
     }
 }
 
-/// Draws on the GPU follow the distribution that the processor gives: two tokens after a prompt, by every strategy.
-/// Passes at the same time: on one GPU, beside the processor, and on two GPUs where there are.
+/// Overlapping passes do not change the text: on one GPU, on a GPU and the processor, and on two GPUs if there are two.
 #[test]
 fn passes_that_overlap_change_nothing() {
     let Some(_turn) = gpu() else { return };
@@ -171,7 +181,7 @@ fn passes_that_overlap_change_nothing() {
             for temperature in [0.0, 1.0] {
                 for way in ways() {
                     if temperature > 0.0 && way.strategy == Strategy::Auto {
-                        continue; // which decodes as time says
+                        continue; // `auto` plans by the clock
                     }
                     let sampler = Sampler::new(temperature, 0, 0.0, 0.0).unwrap();
                     let options = Options { sampler, max_tokens: 40, seed: 5, ..way };
@@ -187,6 +197,7 @@ fn passes_that_overlap_change_nothing() {
     }
 }
 
+/// Draws of two tokens on the GPU follow the distribution of the processor, by every strategy.
 #[test]
 fn draws_follow_the_processors_distribution() {
     let Some(_turn) = gpu() else { return };
@@ -235,7 +246,7 @@ fn draws_follow(engine: &Arc<Engine>, reference: &Arc<Engine>, top_k: usize) {
     }
 }
 
-/// A session that follows another one's has its buffers and graphs, and nothing of its text; neither does one beside it.
+/// A session reuses the buffers and graphs of one that has ended, but sees nothing of its text, nor of other open sessions.
 #[test]
 fn sessions_do_not_see_each_other() {
     let Some(_turn) = gpu() else { return };
@@ -287,7 +298,7 @@ fn a_cancelled_step_leaves_the_session_as_it_was() {
     assert_eq!(tokens, whole);
 }
 
-/// Where the memory of the GPU ends, a session fails and says why; the others go on, and what it had comes back.
+/// If the memory of the GPU is full, a session fails and says why. The others go on, and its memory is freed.
 #[test]
 fn sessions_fail_where_memory_ends() {
     let Some(_turn) = gpu() else { return };
@@ -296,13 +307,13 @@ fn sessions_fail_where_memory_ends() {
     let mut first = model.start(&cancel).unwrap();
     forward(&model, first.as_mut(), &[1, 2, 3], 3).unwrap();
 
-    // Take all of it, piece by piece.
+    // Take all of the memory, piece by piece.
     let free = || driver::mem_get_info().unwrap().0;
     let before = free();
     let mut taken = Vec::new();
     let mut piece = 1usize << 33;
     while piece >= 1 << 21 {
-        // SAFETY: it is freed below.
+        // SAFETY: the memory is freed below.
         match unsafe { driver::malloc_sync(piece) } {
             Ok(address) => taken.push(address),
             Err(_) => piece /= 2,
@@ -325,7 +336,7 @@ fn sessions_fail_where_memory_ends() {
     };
     assert!(error.to_string().contains("out of memory"), "{error}");
     forward(&model, first.as_mut(), &[4], 4).unwrap();
-    // SAFETY: allocated above, and used by nobody.
+    // SAFETY: allocated above, and not used.
     taken.into_iter().for_each(|address| unsafe { driver::free_sync(address).unwrap() });
     drop(sessions);
     let mut next = model.start(&cancel).unwrap();

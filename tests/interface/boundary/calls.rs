@@ -53,7 +53,7 @@ fn a_second_thread_gets_busy() {
         leave.wait();
         assert_eq!(running.join().unwrap().0, 0);
     });
-    assert_eq!(session.step().0, 0, "busy is not for ever");
+    assert_eq!(session.step().0, 0, "the session works again after the other call");
     session.free();
     unsafe { cos_engine_free(engine) };
 }
@@ -89,7 +89,7 @@ fn cancel_stops_the_running_step_and_the_next_goes_on() {
                     }
                 }
             });
-            // A request that comes while the last row is scored may meet a sequence that has just ended.
+            // A request during the last row may come after the end of the sequence.
             assert!(cancelled == 1 || tokens == expected, "strategy {strategy}, pass {at}");
             assert_eq!(tokens, expected, "strategy {strategy}, pass {at}: nothing is lost");
             session.free();
@@ -101,7 +101,7 @@ fn cancel_stops_the_running_step_and_the_next_goes_on() {
 }
 
 #[test]
-fn cancel_before_a_step_is_met_by_it() {
+fn a_cancelled_session_stops_its_next_step() {
     let engine = engine(flat);
     let session = session(engine, &options());
     assert_eq!(code(session.cancel()), 0);
@@ -169,7 +169,7 @@ fn sessions_outlive_their_engine() {
     session.free();
 }
 
-/// A model that stands still while it is described, and says when it is dropped.
+/// A model that stops while it is described, and sets `gone` when it is dropped.
 struct Described {
     entered: Arc<Barrier>,
     leave: Arc<Barrier>,
@@ -225,7 +225,7 @@ fn a_running_call_outlives_its_engine() {
     let model = Described { entered: entered.clone(), leave: leave.clone(), gone: gone.clone() };
     let engine = Engine::new(vec![Arc::new(model)], Combine::Target { model: 0 }, Vec::new(), None).unwrap();
     let engine = cos_engine::into_raw(Arc::new(engine));
-    let address = engine as usize; // pointers stay on their thread
+    let address = engine as usize; // a pointer is not `Send`
     std::thread::scope(|scope| {
         let describing = scope.spawn(move || unsafe {
             let mut json = std::ptr::null();
@@ -237,5 +237,5 @@ fn a_running_call_outlives_its_engine() {
         leave.wait();
         assert_eq!((describing.join().unwrap(), still_there), (0, true));
     });
-    assert!(gone.load(Ordering::SeqCst), "with the last call, the engine goes");
+    assert!(gone.load(Ordering::SeqCst), "the last call drops the engine");
 }

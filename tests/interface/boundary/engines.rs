@@ -1,4 +1,4 @@
-//! Engines of scripted models, and sessions that are passed between threads as C callers do.
+//! Engines of scripted models, and sessions that threads share as C callers do.
 
 use std::ptr::null_mut;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -12,7 +12,7 @@ use cos::model::{Interrupt, Model};
 
 use crate::common::boundary::{code, no_stats, result};
 
-/// An engine of two equal models that answer by `script`.
+/// An engine of two equal models whose rows are made by `script`.
 pub fn engine(
     script: impl Fn(&[i32], &mut [f32]) -> Result<(), Interrupt> + Send + Sync + Clone + 'static,
 ) -> *mut cos_engine {
@@ -33,7 +33,7 @@ pub fn session(engine: *mut cos_engine, options: &cos_session_options) -> Shared
     Shared(session)
 }
 
-/// A session that is passed between threads, as C callers do.
+/// A session that threads share, as C callers do.
 #[derive(Clone, Copy)]
 pub struct Shared(pub *mut cos_session);
 
@@ -69,7 +69,7 @@ impl Shared {
     }
 }
 
-/// A script that stands still in its pass number `at` until it is let go.
+/// An engine whose pass number `at` waits: the first barrier says that it waits, the second one lets it go on.
 pub fn gate(at: usize) -> (*mut cos_engine, Arc<Barrier>, Arc<Barrier>) {
     let (entered, leave) = (Arc::new(Barrier::new(2)), Arc::new(Barrier::new(2)));
     let passes = Arc::new(AtomicUsize::new(0));

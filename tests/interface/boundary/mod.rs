@@ -1,5 +1,5 @@
-//! The boundary under scripted models: what a real model cannot be made to do on demand, such as to panic or to
-//! stand still in the middle of a pass. Everything goes through the `extern "C"` functions.
+//! The `extern "C"` functions with scripted models, which can do on demand what a real model cannot: panic, fail, or stop in the
+//! middle of a pass.
 
 mod calls;
 mod engines;

@@ -1,4 +1,4 @@
-//! What a session may be asked for: temperatures, log-probabilities, look-ups, combine functions, new weights.
+//! Options of sessions: temperatures, log-probabilities, look-ups, combine functions, new weights.
 
 use std::ffi::c_void;
 use std::ptr::null_mut;
@@ -14,7 +14,7 @@ use cos::model::scripted::Scripted;
 use super::engines::{Shared, engine, flat, gate, session};
 use crate::common::boundary::{code, options, outcome, result};
 
-/// One over the least temperatures is more than a float holds.
+/// The reciprocal of the smallest temperatures is infinite as a float.
 #[test]
 fn the_least_temperatures_take_the_best_token() {
     let engine = engine(|_, row| {
@@ -91,12 +91,12 @@ fn log_probabilities_come_with_their_tokens() {
             assert_eq!(run(&combined), (tokens, vec![]), "asking does not change the tokens");
         }
     }
-    // A caller of before gets what it knows.
+    // A caller of an older version gets only the members that it knows.
     let session = session(engine, &cos_session_options { log_probabilities: 1, max_tokens: 3, ..options() });
     let mut step = cos_step_result { struct_size: 32, log_probabilities: 8 as *const f32, ..result() };
     assert_eq!(code(unsafe { cos_step(session.0, &mut step) }), 0);
     assert_eq!((step.tokens_count, step.log_probabilities), (1, 8 as *const f32));
-    // A step that is cancelled at once has none, and none of the step before.
+    // A cancelled step has no log-probabilities, not even those of the step before.
     assert_eq!(code(session.cancel()), 0);
     let mut step = result();
     assert_eq!(code(unsafe { cos_step(session.0, &mut step) }), 0);
@@ -115,8 +115,8 @@ fn log_probabilities_come_with_their_tokens() {
 }
 
 #[test]
-fn look_ups_draft_and_have_no_say() {
-    // a text of period 4
+fn look_ups_draft_and_have_no_weight() {
+    // A text that repeats after four tokens.
     let repeat = |context: &[i32], row: &mut [f32]| {
         row[(*context.last().unwrap() as usize + 1) % 4] = 9.0;
         Ok(())
@@ -157,14 +157,14 @@ fn look_ups_draft_and_have_no_say() {
     }
 }
 
-/// What the functions of these tests are told by, and tell.
+/// The user data of the combine functions of these tests.
 struct Data {
-    /// The function returns this.
+    /// What the function returns.
     status: i32,
-    /// It writes this as the score of token 0.
+    /// The score of token 0, or NaN if the function leaves it out.
     score: f32,
     calls: usize,
-    /// Whom it calls back.
+    /// The session that the function calls back, or NULL.
     session: *mut cos_session,
     codes: Vec<i32>,
 }
@@ -175,7 +175,7 @@ impl Data {
     }
 }
 
-/// Scores that rise with the token, but for the first; sees that models of weight 0 are hidden.
+/// Writes scores that rise with the token, except for token 0. Checks that models of weight 0 are hidden.
 unsafe extern "C-unwind" fn rising(
     rows: *const *const f32,
     models_count: usize,
@@ -231,11 +231,11 @@ fn functions_combine() {
         let mut data = Data::new();
         let session = session(engine, &cos_session_options { strategy, ..with(&mut data) });
         assert_eq!(session.step().1[0], 0, "the best score");
-        // It fails: nothing is committed, and the next step tries again.
+        // If the function fails, nothing is committed, and the next step tries again.
         data.status = -7;
         expect(session, COS_ERROR_CALLBACK, &["combine", "-7"]);
         expect(session, COS_ERROR_CALLBACK, &["-7"]);
-        // It gives no numbers, too large ones, or leaves one out.
+        // Infinite scores and missing scores are errors.
         data.status = 0;
         data.score = f32::INFINITY;
         expect(session, COS_ERROR_NUMERIC, &["the combination", "plus infinity"]);
@@ -245,7 +245,7 @@ fn functions_combine() {
         data.score = f32::NEG_INFINITY;
         assert_eq!(session.step().1[0], 3, "an impossible token is not the best");
         assert!(data.calls >= 6);
-        // Its own session is busy, but may be cancelled and looked at.
+        // The function's own session is busy, but may be cancelled and asked for statistics.
         data.session = session.0;
         let (code, tokens, _) = session.step();
         assert!(code == 0 && (tokens.is_empty() || tokens[0] == 3));
@@ -256,7 +256,7 @@ fn functions_combine() {
         assert!(code == COS_ERROR_INVALID_ARGUMENT && text.contains("combine function"), "{text}");
         session.free();
     }
-    // Sampled, with log-probabilities.
+    // Sampling with log-probabilities.
     let mut data = Data::new();
     let sampled = cos_session_options { temperature: 1.0, top_k: 2, log_probabilities: 1, ..with(&mut data) };
     let session = session(engine, &sampled);
@@ -272,9 +272,8 @@ fn functions_combine() {
     unsafe { cos_engine_free(engine) };
 }
 
-#[test]
-fn weights_are_set_between_steps() {
-    // Model a is sure of token 1, model b of token 2.
+/// An engine of two models: a gives all mass to token 1, b to token 2.
+fn sure_engine(combine: Combine) -> *mut cos_engine {
     let sure = |name: &str, best: usize| {
         let script = move |_: &[i32], row: &mut [f32]| {
             row[best] = 20.0;
@@ -282,36 +281,48 @@ fn weights_are_set_between_steps() {
         };
         Arc::new(Scripted::new(4, script).with_name(name)) as Arc<dyn Model>
     };
-    let new = |combine| {
-        let engine = Engine::new(vec![sure("a", 1), sure("b", 2)], combine, Vec::new(), None).unwrap();
-        cos_engine::into_raw(Arc::new(engine))
-    };
-    let set = |session: Shared, weights: &[f32]| {
-        outcome(unsafe { cos_session_set_weights(session.0, weights.as_ptr(), weights.len()) })
-    };
-    let weighted = new(Combine::Weighted { weights: vec![0.75, 0.25] });
-    let logits = new(Combine::Logits { weights: vec![0.75, 0.25] });
-    for engine in [weighted, logits] {
+    let engine = Engine::new(vec![sure("a", 1), sure("b", 2)], combine, Vec::new(), None).unwrap();
+    cos_engine::into_raw(Arc::new(engine))
+}
+
+/// Sets the weights of a session. Returns the code and message of the error.
+fn set_weights(session: Shared, weights: &[f32]) -> (i32, String) {
+    outcome(unsafe { cos_session_set_weights(session.0, weights.as_ptr(), weights.len()) })
+}
+
+#[test]
+fn weights_are_set_between_steps() {
+    let weights = vec![0.75, 0.25];
+    for combine in [Combine::Weighted { weights: weights.clone() }, Combine::Logits { weights }] {
+        let engine = sure_engine(combine);
         for strategy in COS_STRATEGY_AUTO..=COS_STRATEGY_COS {
             let session = session(engine, &cos_session_options { strategy, ..options() });
             assert_eq!(session.step().1[0], 1);
-            assert_eq!(set(session, &[0.25, 0.75]).0, 0);
+            assert_eq!(set_weights(session, &[0.25, 0.75]).0, 0);
             assert_eq!(session.step().1[0], 2, "from the next token on");
-            assert_eq!(set(session, &[1.0, 0.0]).0, 0);
+            assert_eq!(set_weights(session, &[1.0, 0.0]).0, 0);
             assert_eq!(session.step().1[0], 1, "with another plan");
-            assert_eq!(set(session, &[0.0, 1.0]).0, 0);
-            assert_eq!(session.step().1[0], 2, "with a model that was away");
+            assert_eq!(set_weights(session, &[0.0, 1.0]).0, 0);
+            assert_eq!(session.step().1[0], 2, "with a model that was not used");
             session.free();
         }
-        // before the first prompt
+        unsafe { cos_engine_free(engine) };
+    }
+}
+
+#[test]
+fn refused_weights_change_nothing() {
+    let weights = vec![0.75, 0.25];
+    let weighted = sure_engine(Combine::Weighted { weights: weights.clone() });
+    for engine in [weighted, sure_engine(Combine::Logits { weights })] {
+        // Weights may be set before the first prompt.
         let mut session = null_mut();
         assert_eq!(code(unsafe { cos_session_new(engine, &options(), &mut session) }), 0);
         let session = Shared(session);
-        assert_eq!(set(session, &[0.0, 1.0]).0, 0);
+        assert_eq!(set_weights(session, &[0.0, 1.0]).0, 0);
         assert_eq!(code(unsafe { cos_prompt(session.0, [1].as_ptr(), 1) }), 0);
-        // what is refused changes nothing
         let refused = |weights: &[f32], says: &str| {
-            let (code, message) = set(session, weights);
+            let (code, message) = set_weights(session, weights);
             assert!(code == COS_ERROR_INVALID_ARGUMENT && message.contains(says), "{message}");
         };
         refused(&[1.0], "weights_count is 1, but the engine has 2 models");
@@ -329,22 +340,22 @@ fn weights_are_set_between_steps() {
         session.free();
         unsafe { cos_engine_free(engine) };
     }
-    assert_eq!(set(Shared(null_mut()), &[1.0, 0.0]).0, COS_ERROR_INVALID_ARGUMENT);
+    assert_eq!(set_weights(Shared(null_mut()), &[1.0, 0.0]).0, COS_ERROR_INVALID_ARGUMENT);
     for combine in [Combine::Target { model: 0 }, Combine::Contrastive { mu: 0.5, plausibility: 0.0 }] {
-        let engine = new(combine);
+        let engine = sure_engine(combine);
         let session = session(engine, &options());
-        let (code, message) = set(session, &[1.0, 0.0]);
+        let (code, message) = set_weights(session, &[1.0, 0.0]);
         assert!(code == COS_ERROR_INVALID_ARGUMENT && message.contains("only weighted and logits"), "{message}");
         session.free();
         unsafe { cos_engine_free(engine) };
     }
-    // while a step runs
+    // A running step refuses them.
     let (engine, entered, leave) = gate(1);
     let session = session(engine, &options());
     std::thread::scope(|scope| {
         let running = scope.spawn(move || session.step());
         entered.wait();
-        assert_eq!(set(session, &[1.0, 0.0]).0, COS_ERROR_BUSY);
+        assert_eq!(set_weights(session, &[1.0, 0.0]).0, COS_ERROR_BUSY);
         leave.wait();
         assert_eq!(running.join().unwrap().0, 0);
     });

@@ -23,8 +23,8 @@ fn tokenizer(expression: &str) -> cos::error::Result<Text> {
     Text::parse("tokenizer.json".as_ref(), &file)
 }
 
-/// What the test below does in a process of its own: it sees which panics reach a hook of the host.
-fn panics_within() {
+/// Part of the test below, in a process of its own: counts the panics that reach a hook of the host.
+fn only_panics_of_the_host_reach_its_hook() {
     let (host, panics) =
         (Arc::new(AtomicUsize::new(0)), || std::panic::catch_unwind(|| panic!("of the host")).is_err());
     let seen = host.clone();
@@ -38,13 +38,13 @@ fn panics_within() {
     let (long, mut count) = ("a".repeat(1000), 0);
     // SAFETY: the pointers are valid.
     let error = unsafe { cos_engine_encode(engine, long.as_ptr().cast(), long.len(), 1, null_mut(), 0, &mut count) };
-    // SAFETY: it is an error.
+    // SAFETY: the error is live.
     let message = unsafe { std::ffi::CStr::from_ptr(cos_error_message(error)) }.to_str().unwrap().to_owned();
     assert!(message.contains("the text cannot be encoded: the tokenizers library fails on it"), "{message}");
     assert_eq!(code(error), COS_ERROR_INVALID_ARGUMENT);
-    assert_eq!(host.load(Ordering::SeqCst), 0, "what is an error is none of the host's panics");
+    assert_eq!(host.load(Ordering::SeqCst), 0, "a panic that becomes an error does not reach the host");
     assert!(panics());
-    assert_eq!(host.load(Ordering::SeqCst), 1, "those of the host are");
+    assert_eq!(host.load(Ordering::SeqCst), 1, "panics of the host reach it");
     // SAFETY: the engine is live.
     unsafe { cos_engine_free(engine) };
 }
@@ -53,7 +53,7 @@ fn panics_within() {
 fn a_panic_of_the_tokenizer_is_an_error_and_prints_nothing() {
     const NAME: &str = "boundary::panics::a_panic_of_the_tokenizer_is_an_error_and_prints_nothing";
     if std::env::var_os("COS_TEST_PANICS").is_some() {
-        return panics_within();
+        return only_panics_of_the_host_reach_its_hook();
     }
     let mut child = std::process::Command::new(std::env::current_exe().unwrap());
     let child = child.args([NAME, "--exact", "--nocapture"]).env("COS_TEST_PANICS", "1").output().unwrap();
