@@ -130,7 +130,7 @@ impl Mapping {
         };
         let (start, end) = word()?.split_once('-')?;
         let permissions = word()?.to_owned();
-        (word()?, word()?);
+        (_, _) = (word()?, word()?);
         let inode = word()?.parse().ok()?;
         let address = |text| usize::from_str_radix(text, 16).ok();
         let path = OsStr::from_bytes(rest).into();

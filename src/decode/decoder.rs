@@ -363,14 +363,11 @@ impl<C: Chance> Decoder<C> {
         let committed = self.schedule.committed();
         for Ran { need: Need { model, end, .. }, wanted, .. } in &self.ran {
             let lane = lanes[*model].as_ref().expect("a look-up runs no passes");
-            for position in *wanted..committed.min(end + 1) {
+            for (position, &token) in tokens.iter().enumerate().take(committed.min(end + 1)).skip(*wanted) {
                 if !observer.skips(*model, position) {
-                    let (token, candidates) = (tokens[position] as usize, &mut workspace.candidates);
-                    observer.record_score(
-                        *model,
-                        position,
-                        lane.observation(position, token, &settings.sampler, candidates),
-                    );
+                    let candidates = &mut workspace.candidates;
+                    let seen = lane.observation(position, token as usize, &settings.sampler, candidates);
+                    observer.record_score(*model, position, seen);
                 }
             }
         }
