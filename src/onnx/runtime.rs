@@ -68,8 +68,8 @@ impl ThreadPools {
             ),
             ThreadPools::ModelBesideHost => Some(
                 "other code of the process created ONNX Runtime's environment first, without a shared thread pool, so \
-                 each model has its own pool and several models decode more slowly; open an engine before other code \
-                 uses ONNX Runtime",
+                 each model has its own thread pool and several models decode more slowly; open an engine before other \
+                 code uses ONNX Runtime",
             ),
             ThreadPools::ModelInChild => Some(
                 "the process was forked from one that had opened engines, so each model has its own thread pool and \

@@ -138,11 +138,11 @@ static const struct {
     {HERE, ONE(TINY ",{'kind':'bigram'}"), C, {"bigram", "onnx", "ngram"}},
     {HERE, ONE("{'kind':'onnx'}"), C, {"path"}},
     {HERE, ONE("{'kind':'ngram'}"), C, {"look-ups", "at least one"}},
-    {HERE, CONFIG("", "{'kind':'ngram'}," TINY, TARGET_0), C, {"target model 0 is a look-up", "another one"}},
+    {HERE, CONFIG("", "{'kind':'ngram'}," TINY, TARGET_0), C, {"target model 0 is a look-up", "another model"}},
     {HERE, CONFIG("", TINY ",{'kind':'ngram'}", "{'kind':'weighted','weights':[0.5,0.5]}"), C,
-     {"weights[1] is 0.5", "look-up", "must be 0"}},
+     {"weights[1] is 0.5", "look-up", "to 0"}},
     {HERE, CONFIG("", TINY ",{'kind':'ngram'}", "{'kind':'contrastive','mu':0.1}"), C,
-     {"model 1 is the amateur", "look-up", "first"}},
+     {"model 1 is the amateur", "look-up", "before all look-ups"}},
     /* Files that are missing or corrupt. */
     {HERE, ONE(PATH("$none")), M, {"fixtures/none", "does not exist", ".onnx"}},
     {HERE, ONE(PATH("$tiny/none.onnx")), M, {"tiny/none.onnx", "does not exist"}},
@@ -159,7 +159,7 @@ static const struct {
     {HERE, ONE(PATH("@tokenizer")), M, {"tokenizer/tokenizer.json"}},
     {HERE, BOTH("$tiny", "@tokenizer"), M, {"tokenizer/tokenizer.json"}},
     {HERE, ONE(PATH("@silent")), M, {"silent/tokenizer.json", "no tokens"}},
-    {HERE, ONE(PATH("@bytes")), M, {"bytes/tokenizer.json", "\"x\", the continuing_subword_prefix"}},
+    {HERE, ONE(PATH("@bytes")), M, {"bytes/tokenizer.json", "the continuing_subword_prefix, \"x\""}},
     /* Models that are none, or not of this kind. */
     {HERE, ONE(PATH("$vision")), M, {"vision/model.onnx", "not a language model", "input_ids", "pixel_values"}},
     {HERE, ONE(PATH("$headless")), M,
@@ -225,7 +225,7 @@ static void configurations(void) {
     described(ENGINE(BOTH("$notoken", "$notoken")), "notoken came without a tokenizer.json");
     spoil("longer", "tokenizer.json", TOKENIZER("'a':0,'z':4294967294"));
     spoil("equal", "tokenizer.json", TOKENIZER("'a':0, 'z':4294967294"));
-    described(ENGINE(BOTH("@longer", "@equal")), "has 4294967295 tokens, but its logits only 16 columns");
+    described(ENGINE(BOTH("@longer", "@equal")), "has 4294967295 tokens, but its logits have only 16 columns");
     spoil("start", "model.onnx.data", "");
     write_file("@start/tokenizer_config.json", "{'add_bos_token':true,'bos_token':{'content':'<eos>'}}");
     described(ENGINE(ONE(PATH("@start"))), "asks for the start token \\\"<eos>\\\" (add_bos_token)");

@@ -94,7 +94,7 @@ static void set_weights(void) {
         if (kind == LOGITS)
             FAILS(cos_session_set_weights(session, FLOATS(0, 0)), INVALID_ARGUMENT, "weights", "at least one");
         else
-            FAILS(cos_session_set_weights(session, HALVES, 2), INVALID_ARGUMENT, "only weighted and logits");
+            FAILS(cos_session_set_weights(session, HALVES, 2), INVALID_ARGUMENT, "\"weighted\" or \"logits\"");
         cos_free(session);
         cos_engine_free(engine);
     }
@@ -146,8 +146,8 @@ static void options(void) {
         {HERE, LOGITS, {.weights = FLOATS(0, 0)}, {"weights", "at least one"}},
         {HERE, LOGITS, {.weights = FLOATS(1, NAN)}, {"weights[1] is NaN", "finite"}},
         {HERE, LOGITS, {.weights = HALVES, 3}, {"weights", "3", "2 models"}},
-        {HERE, CONTRASTIVE, {.weights = HALVES, 2}, {"weights", "only weighted and logits"}},
-        {HERE, TARGET, {.weights = HALVES, 2}, {"weights", "only weighted and logits"}},
+        {HERE, CONTRASTIVE, {.weights = HALVES, 2}, {"weights", "\"weighted\" or \"logits\""}},
+        {HERE, TARGET, {.weights = HALVES, 2}, {"weights", "\"weighted\" or \"logits\""}},
         {HERE, WEIGHTED, {.stop_tokens = TOKENS(0, -1)}, {"stop_tokens", "-1", "0 to 15"}},
         {HERE, WEIGHTED, {.stop_tokens = TOKENS(16)}, {"stop_tokens", "16", "0 to 15"}},
         {HERE, WEIGHTED, {.stop_tokens_count = 1}, {"stop_tokens is NULL", "stop_tokens_count is 1"}},

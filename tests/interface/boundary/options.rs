@@ -345,7 +345,7 @@ fn refused_weights_change_nothing() {
         let engine = sure_engine(combine);
         let session = session(engine, &options());
         let (code, message) = set_weights(session, &[1.0, 0.0]);
-        assert!(code == COS_ERROR_INVALID_ARGUMENT && message.contains("only weighted and logits"), "{message}");
+        assert!(code == COS_ERROR_INVALID_ARGUMENT && message.contains("\"weighted\" or \"logits\""), "{message}");
         session.free();
         unsafe { cos_engine_free(engine) };
     }
