@@ -514,8 +514,8 @@ void cos_error_free(struct cos_error *error);
  *         { "kind": "logits", "weights": [1, 0.5, -0.5] }            a weighted sum of the logits
  *         { "kind": "target", "model": 0 }                           one model; the other models only draft
  *       "threads": 0,                  size of the thread pool that all models of the process share; default 0: one
- *                                      thread for each core that the process may use. More threads than cores
- *                                      never spin.
+ *                                      thread for each physical core that the process may use. More threads than
+ *                                      cores never spin.
  *       "spinning": true,              default true: idle threads of the pool stay awake for a while. false suits
  *                                      machines that run other work too.
  *       "overlap": true,               whether independent passes of models on GPUs and of other models run at the
@@ -638,7 +638,7 @@ struct cos_error *cos_cancel(struct cos_session *session);
 /**
  * Free a session. In a child of fork(), a session of the parent stays as it is.
  *
- * Calls that are running on other threads end well: a step is cancelled, and this call waits for it. No call with the
+ * Calls that are running on other threads complete: a step is cancelled, and this call waits for it. No call with the
  * session may begin from now on, not even cos_cancel. So make sure that no thread will still call cos_cancel, for
  * example by joining that thread, or with a lock of your own.
  *
@@ -807,7 +807,8 @@ struct cos_error *cos_text_stream_push(struct cos_text_stream *stream,
 struct cos_error *cos_text_stream_finish(struct cos_text_stream *stream, const char **out_text, size_t *out_bytes);
 
 /**
- * Free a stream of text. Running calls end well. No call with the stream may begin from now on.
+ * Free a stream of text. Calls that are running on other threads complete. No call with the stream may begin from now
+ * on.
  *
  * @param stream  may be NULL, which does nothing
  * Since 0.1.

@@ -289,8 +289,8 @@ impl Config {
     /// Read a configuration file. Relative paths in it are relative to its folder.
     pub fn open(path: &Path) -> Result<Self> {
         let text = files::text(path, files::CONFIGURATION).map_err(Error::Config)?;
-        let mut config =
-            Self::parse(&text).map_err(|error| Error::Config(format!("{}: {}", path.display(), inner(error))))?;
+        let mut config = Self::parse(&text)
+            .map_err(|error| Error::Config(format!("{}: {}", path.display(), bare_message(error))))?;
         let folder = path.parent().unwrap_or(Path::new(""));
         for model in &mut config.models {
             if let ModelConfig::Onnx(export) = model {
@@ -347,13 +347,16 @@ impl Config {
         }
         // The error becomes one of the configuration. In a session, it is one of an argument.
         let scores: Vec<bool> = config.models.iter().map(|model| matches!(model, ModelConfig::Onnx(_))).collect();
-        config.combine.resolve(&scores, None).map_err(|error| Error::Config(format!("combine: {}", inner(error))))?;
+        config
+            .combine
+            .resolve(&scores, None)
+            .map_err(|error| Error::Config(format!("combine: {}", bare_message(error))))?;
         Ok(config)
     }
 }
 
 /// The message of an error without the prefix of its code.
-fn inner(error: Error) -> String {
+fn bare_message(error: Error) -> String {
     match error {
         Error::Config(message) | Error::InvalidArgument(message) => message,
         other => other.to_string(),

@@ -75,8 +75,8 @@ impl cos_engine {
 ///         { "kind": "logits", "weights": [1, 0.5, -0.5] }            a weighted sum of the logits
 ///         { "kind": "target", "model": 0 }                           one model; the other models only draft
 ///       "threads": 0,                  size of the thread pool that all models of the process share; default 0: one
-///                                      thread for each core that the process may use. More threads than cores
-///                                      never spin.
+///                                      thread for each physical core that the process may use. More threads than
+///                                      cores never spin.
 ///       "spinning": true,              default true: idle threads of the pool stay awake for a while. false suits
 ///                                      machines that run other work too.
 ///       "overlap": true,               whether independent passes of models on GPUs and of other models run at the
@@ -155,7 +155,7 @@ unsafe fn load(
 /// `engine` is NULL or an engine that was not freed, and no call begins with it from now on.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cos_engine_free(engine: *mut cos_engine) {
-    // SAFETY: promised by the caller. Nobody could receive an error, for NULL or another one.
+    // SAFETY: promised by the caller. An error, such as for NULL, has no receiver.
     let _ = super::catch(|| unsafe {
         cos_engine::of_this_process(engine)?; // the threads of a parent's engine are in the parent, so it is not freed
         release(engine);

@@ -269,7 +269,7 @@ pub unsafe extern "C" fn cos_cancel(session: *mut cos_session) -> *mut cos_error
 
 /// Free a session. In a child of fork(), a session of the parent stays as it is.
 ///
-/// Calls that are running on other threads end well: a step is cancelled, and this call waits for it. No call with the
+/// Calls that are running on other threads complete: a step is cancelled, and this call waits for it. No call with the
 /// session may begin from now on, not even cos_cancel. So make sure that no thread will still call cos_cancel, for
 /// example by joining that thread, or with a lock of your own.
 ///
@@ -280,7 +280,7 @@ pub unsafe extern "C" fn cos_cancel(session: *mut cos_session) -> *mut cos_error
 /// `session` is NULL or a session that was not freed, and no call begins with it from now on.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cos_free(session: *mut cos_session) {
-    // SAFETY: promised by the caller. Nobody could receive an error, for NULL or another one.
+    // SAFETY: promised by the caller. An error, such as for NULL, has no receiver.
     let _ = super::catch(|| unsafe {
         let held = hold(session, "session")?;
         held.process.check()?; // the threads of a parent's session are in the parent, so it is not freed

@@ -337,7 +337,8 @@ unsafe fn advance(
     })
 }
 
-/// Free a stream of text. Running calls end well. No call with the stream may begin from now on.
+/// Free a stream of text. Calls that are running on other threads complete. No call with the stream may begin from now
+/// on.
 ///
 /// @param stream  may be NULL, which does nothing
 /// Since 0.1.
