@@ -1,8 +1,8 @@
 //! Host work on rows of logits: the time of each part, and its share of the memory bandwidth.
 //!
-//! `cargo bench --bench kernels [-- FILTER]` prints divan's statistics, then a table of shares: the bytes that a part moves in
-//! a second, over those of a plain sum of a row. For the table, all parts take turns, so that noise of the machine affects
-//! all alike.
+//! `cargo bench --bench kernels [-- FILTER]` prints divan's statistics, then a table of shares: the bytes that a part
+//! moves in a second, over those of a plain sum of a row. For the table, all parts take turns, so that noise of the
+//! machine affects all alike.
 
 use std::fmt;
 use std::hint::black_box;
@@ -101,10 +101,16 @@ const KERNELS: &[Kernel] = &[
     kernel("draw from a row of logits", 1, |rows| {
         black_box(CounterRng::new(1).pick(KEY, black_box(&rows.distributions[0].of(&rows.logits[0]))));
     }),
-    kernel("draw from a residual", 2, |rows| { black_box(CounterRng::new(1).pick(KEY, black_box(&rows.probabilities[..]))); }),
+    kernel("draw from a residual", 2, |rows| {
+        black_box(CounterRng::new(1).pick(KEY, black_box(&rows.probabilities[..])));
+    }),
     kernel("scores: sum of two", 3, |rows| rows.combine(Combination::contrastive(2, 0.5, 0.0).expect("two models"))),
-    kernel("scores: sum of two, masked", 4, |rows| rows.combine(Combination::contrastive(2, 0.5, 0.1).expect("two models"))),
-    kernel("scores: greedy mixture of two", 9, |rows| rows.combine(Combination::mixture(&[0.5, 0.5]).expect("two models"))),
+    kernel("scores: sum of two, masked", 4, |rows| {
+        rows.combine(Combination::contrastive(2, 0.5, 0.1).expect("two models"));
+    }),
+    kernel("scores: greedy mixture of two", 9, |rows| {
+        rows.combine(Combination::mixture(&[0.5, 0.5]).expect("two models"));
+    }),
 ];
 
 #[divan::bench(args = KERNELS, consts = VOCABULARIES)]
@@ -128,7 +134,8 @@ fn times(vocab_size: usize) -> Vec<Duration> {
     times
 }
 
-/// The planner's choice of a plan for a mixture of two or three models, with or without a drafter at a tenth of the cost.
+/// The planner's choice of a plan for a mixture of two or three models, with or without a drafter at a tenth of the
+/// cost.
 #[divan::bench(args = [(2, false), (2, true), (3, false), (3, true)])]
 fn look(bencher: Bencher, (needed, drafter): (usize, bool)) {
     let models = needed + usize::from(drafter);

@@ -257,8 +257,8 @@ pub fn all(all: &Arc<Engine>, peers: &Peers, quick: bool) -> cos::error::Result<
     Ok(tasks)
 }
 
-/// The cases of `make bench-cuda`, the most important first, because time may run out. `second` has the same models on another
-/// GPU.
+/// The cases of `make bench-cuda`, the most important first, because time may run out. `second` has the same models on
+/// another GPU.
 pub fn on_gpu(all: &Arc<Engine>, second: Option<&Arc<Engine>>, peers: &Peers) -> cos::error::Result<Vec<Task>> {
     let picks = Picks::new(&sizes(all));
     let mut tasks = combinations(all, second, peers, &picks, 1)?;
@@ -290,8 +290,8 @@ fn sizes(all: &Arc<Engine>) -> Vec<u64> {
     all.models().iter().map(|model| model.cost()).collect()
 }
 
-/// All strategies on all kinds of combinations, on the first `sets` sets of prompts. `second` has the same models on another
-/// GPU.
+/// All strategies on all kinds of combinations, on the first `sets` sets of prompts. `second` has the same models on
+/// another GPU.
 fn combinations(
     all: &Arc<Engine>,
     second: Option<&Arc<Engine>>,

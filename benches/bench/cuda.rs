@@ -1,5 +1,5 @@
-//! The report of `make bench-cuda`: a Markdown page with plots, from the results of a run over small models and one over the
-//! same models extended.
+//! The report of `make bench-cuda`: a Markdown page with plots, from the results of a run over small models and one
+//! over the same models extended.
 
 use std::fmt::Write;
 use std::path::Path;
@@ -18,8 +18,8 @@ const VARIANTS: [(&str, &str, &str); 2] = [
         "extended",
         "The extended models",
         "the same models with additional residual layers that are computed in full and whose output is zero \
-         (`scripts/extend_model.py`). Distributions and acceptance are those of the small models, and a pass costs as much as \
-         in a model with so many more parameters. They stand in for large models.",
+         (`scripts/extend_model.py`). Distributions and acceptance are those of the small models, and a pass costs as \
+         much as in a model with so many more parameters. They stand in for large models.",
     ),
 ];
 
@@ -303,13 +303,15 @@ fn columns(panels: impl Iterator<Item = Panel>) -> String {
     const STYLE: &str = "
   text { font: 12px system-ui, sans-serif; fill: #5c6570; } .title { fill: #1a1d21; font-size: 13px; }
   path { fill: none; stroke-width: 1; } .paper { fill: #fff; } .grid { stroke: #e8ebef; } .axis { stroke: #5c6570; }
-  .own { fill: #1f66c1; } .peer { fill: #a9b1bb; } .whisker { stroke: #1a1d21; } .one { stroke: #1a1d21; stroke-dasharray: 3 3; }
-  .curve { stroke-width: 2; } .dots { stroke-width: 7; stroke-linecap: round; } .c0 { stroke: #1f66c1; } .c1 { stroke: #b26a00; }
-  .c2 { stroke: #7a828c; }
+  .own { fill: #1f66c1; } .peer { fill: #a9b1bb; }
+  .whisker { stroke: #1a1d21; } .one { stroke: #1a1d21; stroke-dasharray: 3 3; }
+  .curve { stroke-width: 2; } .dots { stroke-width: 7; stroke-linecap: round; }
+  .c0 { stroke: #1f66c1; } .c1 { stroke: #b26a00; } .c2 { stroke: #7a828c; }
   @media (prefers-color-scheme: dark) {
-    text { fill: #98a2ae; } .title { fill: #e6e9ed; } .paper { fill: #15181c; } .grid { stroke: #262c33; } .axis { stroke: #98a2ae; }
-    .own { fill: #6aa9f4; } .peer { fill: #66707c; } .whisker, .one { stroke: #e6e9ed; } .c0 { stroke: #6aa9f4; } .c1 { stroke: #e0a64b; }
-    .c2 { stroke: #8d96a1; }
+    text { fill: #98a2ae; } .title { fill: #e6e9ed; }
+    .paper { fill: #15181c; } .grid { stroke: #262c33; } .axis { stroke: #98a2ae; }
+    .own { fill: #6aa9f4; } .peer { fill: #66707c; } .whisker, .one { stroke: #e6e9ed; }
+    .c0 { stroke: #6aa9f4; } .c1 { stroke: #e0a64b; } .c2 { stroke: #8d96a1; }
   }
 ";
     const MARGIN: f64 = 16.0;
@@ -332,7 +334,8 @@ fn columns(panels: impl Iterator<Item = Panel>) -> String {
     }
     let (width, height) = (2.0 * WIDTH + 4.0 * MARGIN, y[0].max(y[1]));
     format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{width}\" height=\"{height}\" viewBox=\"0 0 {width} {height}\">\n\
-         <style>{STYLE}</style>\n<rect class=\"paper\" width=\"{width}\" height=\"{height}\"/>\n{body}</svg>\n"
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{width}\" height=\"{height}\" viewBox=\"0 0 {width} \
+         {height}\">\n <style>{STYLE}</style>\n<rect class=\"paper\" width=\"{width}\" \
+         height=\"{height}\"/>\n{body}</svg>\n"
     )
 }

@@ -1,5 +1,5 @@
-//! Models that make speculation fail: from some position on, a real model's logits are those of other tokens, or its passes take
-//! longer.
+//! Models that make speculation fail: from some position on, a real model's logits are those of other tokens, or its
+//! passes take longer.
 
 use std::any::Any;
 use std::sync::Arc;

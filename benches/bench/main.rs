@@ -86,8 +86,8 @@ pub struct Arguments {
     /// For configurations: measure the memory of so many open sessions instead of time.
     #[arg(long)]
     sessions: Option<usize>,
-    /// A folder of finished exports, such as those of scripts/bench-cuda. Measures strategies and peers on GSM8K. `--models`
-    /// may name a folder of the same models in Hugging Face's format, for peers.
+    /// A folder of finished exports, such as those of scripts/bench-cuda. Measures strategies and peers on GSM8K.
+    /// `--models` may name a folder of the same models in Hugging Face's format, for peers.
     #[arg(long, conflicts_with = "configs")]
     exports: Option<PathBuf>,
     /// With `--exports`: compare only passes with those of plain ONNX Runtime.
@@ -228,43 +228,7 @@ fn root() -> PathBuf {
 
 /// The whole benchmark, over a folder of models or the demo models.
 fn whole(arguments: &Arguments, results: &mut Results) -> Result<(Arc<Engine>, Vec<Task>)> {
-    let exports = match (&arguments.exports, &arguments.models) {
-        (Some(exports), _) => exports.clone(),
-        (None, Some(_)) => arguments.out.join("models"),
-        (None, None) => root().join("models/demo"),
-    };
-    let wanted = |name: &String| match &arguments.models {
-        Some(originals) if arguments.exports.is_none() => originals.join(name).join("config.json").is_file(),
-        _ => true,
-    };
-    let mut names: Vec<String> = std::fs::read_dir(&exports)
-        .map_err(|error| format!("{}: {error}; run scripts/bench-setup first, or make bench", exports.display()))?
-        .filter_map(|entry| entry.ok().filter(|entry| entry.path().join("model.onnx").is_file()))
-        .map(|entry| entry.file_name().to_string_lossy().into_owned())
-        .filter(wanted)
-        .collect();
-    names.sort();
-    if !arguments.names.is_empty() {
-        names = arguments.names.clone();
-    }
-    // Models can only be combined if they share a vocabulary, so those with the first one's are used.
-    let tokenizer = |name: &String| std::fs::read(exports.join(name).join("tokenizer.json")).unwrap_or_default();
-    let first = names.first().map(tokenizer).unwrap_or_default();
-    let (names, others): (Vec<_>, Vec<_>) = names.into_iter().partition(|name| tokenizer(name) == first);
-    if !others.is_empty() {
-        results.notes.push(format!(
-            "left out, because their tokenizer is not that of {}: {}",
-            names[0],
-            others.join(", ")
-        ));
-    }
-    if names.is_empty() {
-        return Err(format!(
-            "{} has no folder with a model.onnx; run scripts/bench-setup first, or make bench",
-            exports.display()
-        )
-        .into());
-    }
+    let (exports, names) = exports(arguments, &mut results.notes)?;
     let all = load(&exports, &names, arguments.provider, 0)?;
     let path = |folder: PathBuf| folder.canonicalize().unwrap_or(folder).to_string_lossy().into_owned();
     let folder = |name: &String| {
@@ -301,6 +265,44 @@ fn whole(arguments: &Arguments, results: &mut Results) -> Result<(Arc<Engine>, V
         tasks.extend(cases::long_rows(&load(&wide, &widened, arguments.provider, 0)?)?);
     }
     Ok((all, tasks))
+}
+
+/// The folder of exports, and the names of those that share a vocabulary.
+fn exports(arguments: &Arguments, notes: &mut Vec<String>) -> Result<(PathBuf, Vec<String>)> {
+    let exports = match (&arguments.exports, &arguments.models) {
+        (Some(exports), _) => exports.clone(),
+        (None, Some(_)) => arguments.out.join("models"),
+        (None, None) => root().join("models/demo"),
+    };
+    let wanted = |name: &String| match &arguments.models {
+        Some(originals) if arguments.exports.is_none() => originals.join(name).join("config.json").is_file(),
+        _ => true,
+    };
+    let mut names: Vec<String> = std::fs::read_dir(&exports)
+        .map_err(|error| format!("{}: {error}; run scripts/bench-setup first, or make bench", exports.display()))?
+        .filter_map(|entry| entry.ok().filter(|entry| entry.path().join("model.onnx").is_file()))
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .filter(wanted)
+        .collect();
+    names.sort();
+    if !arguments.names.is_empty() {
+        names = arguments.names.clone();
+    }
+    // Models can only be combined if they share a vocabulary, so those with the first one's are used.
+    let tokenizer = |name: &String| std::fs::read(exports.join(name).join("tokenizer.json")).unwrap_or_default();
+    let first = names.first().map(tokenizer).unwrap_or_default();
+    let (names, others): (Vec<_>, Vec<_>) = names.into_iter().partition(|name| tokenizer(name) == first);
+    if !others.is_empty() {
+        notes.push(format!("left out, because their tokenizer is not that of {}: {}", names[0], others.join(", ")));
+    }
+    if names.is_empty() {
+        return Err(format!(
+            "{} has no folder with a model.onnx; run scripts/bench-setup first, or make bench",
+            exports.display()
+        )
+        .into());
+    }
+    Ok((exports, names))
 }
 
 /// An engine with all exports of a folder, whose models other engines use.
@@ -525,8 +527,8 @@ fn prompt_costs(engine: &Engine, text: &[i32]) -> Result<Vec<results::PromptCost
     Ok(costs)
 }
 
-/// Run passes of all widths on top of a prompt and on top of the longest text, so that cuDNN plans them before anything is
-/// timed. That takes up to 90 ms for each width and size of the cache, once for a process.
+/// Run passes of all widths on top of a prompt and on top of the longest text, so that cuDNN plans them before anything
+/// is timed. That takes up to 90 ms for each width and size of the cache, once for a process.
 fn prepare(tasks: &[Task], arguments: &Arguments) -> Result<()> {
     const WIDEST: usize = 20;
     let prompt = prompts(&tasks[0].engine, tasks[0].prompts, 1)?.remove(0);

@@ -154,8 +154,8 @@ fn ask(worker: &mut Started, request: &Value, prompt: &[i32], tokens: usize, see
 /// The most steps that are not timed.
 const FIRST_STEPS: usize = 16;
 
-/// Decode a prompt. Timing starts when all models that are needed have read the prompt, since a prompt takes as long as many
-/// tokens. With `standard`, that is after the first step; with routed targets, some steps later.
+/// Decode a prompt. Timing starts when all models that are needed have read the prompt, since a prompt takes as long as
+/// many tokens. With `standard`, that is after the first step; with routed targets, some steps later.
 fn decode(ours: &Ours, task: &Task, prompt: &[i32], tokens: usize, seed: u64) -> Result<Decoded> {
     let mut session = Session::new(&ours.engine, &options(ours, task, tokens, seed)?)?;
     session.prompt(prompt)?;
@@ -213,8 +213,8 @@ fn chosen(session: &Session) -> String {
     format!("{} {} {}{gain}", word("targets"), word("strategy"), plan["proposal_lengths"])
 }
 
-/// Add tested and accepted proposals of each model, from the counters after each step. The path of the theory tells which
-/// model made a proposal.
+/// Add tested and accepted proposals of each model, from the counters after each step. The path of the theory tells
+/// which model made a proposal.
 pub fn attribute(setup: &Setup, steps: &[Counters], tests: &mut [[u64; 2]]) {
     let decisions = || {
         setup.path().filter_map(|event| match event {

@@ -1,8 +1,8 @@
 //! Passes of plain ONNX Runtime without CoS: a session, tensors that stay in place, and on a GPU a CUDA graph that ONNX
 //! Runtime captures and launches itself.
 //!
-//! Without copies, this is the least time that a pass can take. With copies between passes, which decoding needs, it is the
-//! time of a careful loop by hand.
+//! Without copies, this is the least time that a pass can take. With copies between passes, which decoding needs, it is
+//! the time of a careful loop by hand.
 
 use std::ffi::CString;
 use std::path::Path;
@@ -122,15 +122,16 @@ impl Plain {
         Ok(Plain { passes, _cache: cache, _allocator: allocator, session })
     }
 
-    /// Run passes of one width, and wait for the last one. With `copies`, inputs are copied before each pass, and logits after
-    /// it.
+    /// Run passes of one width, and wait for the last one. With `copies`, inputs are copied before each pass, and
+    /// logits after it.
     fn run(&mut self, index: usize, times: usize, copies: bool) -> Result<()> {
         let Pass { binding, options, inputs, logits, .. } = &mut self.passes[index];
         for _ in 0..times {
             if copies {
                 inputs.iter_mut().try_for_each(Copied::upload)?;
             }
-            // SAFETY: all three are alive, and nothing else uses them. `Session::run_binding` accepts only its own outputs.
+            // SAFETY: all three are alive, and nothing else uses them. `Session::run_binding` accepts only its own
+            // outputs.
             succeed(unsafe {
                 (ort::api().RunWithBinding)(self.session.ptr().cast_mut(), options.ptr(), binding.ptr().cast_mut())
             })?;

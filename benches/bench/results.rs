@@ -111,7 +111,8 @@ pub struct Theory {
     pub expected: f64,
     /// The measured gain over the expected one, within each round.
     pub reached: Spread,
-    /// The factors of `reached`: work outside ONNX Runtime, more passes than expected, and the rest, such as slower passes.
+    /// The factors of `reached`: work outside ONNX Runtime, more passes than expected, and the rest, such as slower
+    /// passes.
     #[serde(deserialize_with = "number")]
     pub host: f64,
     #[serde(deserialize_with = "number")]

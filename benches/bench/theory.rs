@@ -1,11 +1,11 @@
-//! The expected gain of a strategy: Theorems 3.1 and 3.6 of the paper, and an exact count for CoS's decoder with the cost of a
-//! pass by its width.
+//! The expected gain of a strategy: Theorems 3.1 and 3.6 of the paper, and an exact count for CoS's decoder with the
+//! cost of a pass by its width.
 //!
-//! Assume that a proposal of model k is accepted with probability α_k, independently of all others. After a rejection, every
-//! model has seen all tokens but the last, so each rejection leads to the same state. Between rejections nothing is random:
-//! there is one path, on which all proposals are accepted. A pass or a decision on it is reached with the product of the α of
-//! the decisions before. Each decision commits a token, a rejection too. So seconds per token are the sum over passes of
-//! that probability times the cost, divided by the sum of the probabilities over decisions.
+//! Assume that a proposal of model k is accepted with probability α_k, independently of all others. After a rejection,
+//! every model has seen all tokens but the last, so each rejection leads to the same state. Between rejections nothing
+//! is random: there is one path, on which all proposals are accepted. A pass or a decision on it is reached with the
+//! product of the α of the decisions before. Each decision commits a token, a rejection too. So seconds per token are
+//! the sum over passes of that probability times the cost, divided by the sum of the probabilities over decisions.
 
 use std::collections::VecDeque;
 
@@ -48,7 +48,8 @@ impl Setup {
         }
     }
 
-    /// The expectation per token, for the acceptance of each model's proposals, and the cost of a pass by model and width.
+    /// The expectation per token, for the acceptance of each model's proposals, and the cost of a pass by model and
+    /// width.
     pub fn expected(&self, acceptance: &[f64], cost: impl Fn(usize, usize) -> f64) -> Expected {
         let (mut reached, mut total) = (1.0, Expected::default());
         let mut tokens = 0.0;
@@ -142,7 +143,8 @@ impl Path {
     }
 }
 
-/// Theorem 3.1: the speed of `speculative` over `standard`, with two models. `c` is the proposer's cost over the verifier's.
+/// Theorem 3.1: the speed of `speculative` over `standard`, with two models. `c` is the proposer's cost over the
+/// verifier's.
 pub fn theorem_3_1(acceptance: f64, c: f64, length: usize) -> f64 {
     series(acceptance, length) * (1.0 + c) / (1.0 + c * length as f64)
 }
