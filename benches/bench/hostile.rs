@@ -1,5 +1,5 @@
-//! Models that make speculation fail: real passes of a real model, whose logits are of other tokens, or which take longer, from
-//! some position on.
+//! Models that make speculation fail: from some position on, a real model's logits are those of other tokens, or its
+//! passes take longer.
 
 use std::any::Any;
 use std::sync::Arc;
@@ -9,21 +9,21 @@ use cos::error::Result;
 use cos::model::{Cancel, Interrupt, Memory, Model, Pass, Report, Sequence};
 use cos::rows::Row;
 
-/// A model that does harm.
+/// A model that makes speculation fail.
 pub struct Hostile {
     pub inner: Arc<dyn Model>,
-    /// Its logits are those of other tokens for the positions behind so many.
+    /// From this position on, its logits are those of other tokens.
     pub wrong_from: usize,
-    /// Its passes take [`SLOWER`] times as long behind so many positions.
+    /// From this position on, its passes take [`SLOWER`] times as long.
     pub slow_from: usize,
 }
 
-/// What no text reaches.
+/// A position that no text reaches.
 pub const NEVER: usize = usize::MAX;
 
 const SLOWER: u32 = 16;
 
-/// Rows that are kept, more than any draft has.
+/// The number of rows that are kept, more than any draft needs.
 const ROWS: usize = 256;
 
 struct HostileSequence {
@@ -101,7 +101,7 @@ impl Model for Hostile {
             let end = sequence.len();
             for position in (start + 1..=end).filter(|&p| p > self.wrong_from && p >= pass.keep) {
                 let slot = sequence.slot(position);
-                // Half of the vocabulary further on is a token that hardly ever comes there.
+                // Rotate the row by half a vocabulary, so that likely tokens become unlikely ones.
                 let (front, back) = sequence.rows[slot].split_at_mut(self.vocab_size() / 2);
                 let row = sequence.inner.row(position).scores()?;
                 let (own_front, own_back) = row.split_at(row.len() - front.len());

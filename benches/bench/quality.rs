@@ -1,5 +1,5 @@
-//! What a combination does to the text, beside each of its models alone: how likely it makes text that people wrote, and how
-//! much its greedy text repeats itself. This does not depend on time.
+//! Compares the text of a combination with that of each model alone: the likelihood of text that people wrote, and the
+//! repetitions in greedy text. Neither depends on time.
 
 use std::collections::HashSet;
 use std::fmt::Write;
@@ -15,19 +15,19 @@ use cos::rows::Row;
 
 use super::measure::{self, Result};
 
-/// So many tokens in a row count as repeated if they stood in the text before.
+/// The length in tokens of the stretches that count as repetitions.
 const REPEATED: usize = 4;
 
-/// Of some prompts.
+/// The quality over some prompts.
 #[derive(Debug)]
 pub struct Quality {
-    /// Mean log-likelihood of a token, of each prompt.
+    /// For each prompt, the mean log-likelihood of a token.
     pub likelihoods: Vec<f64>,
-    /// The share of what greedy decoding adds that stood in it before, in stretches of [`REPEATED`] tokens.
+    /// The share of stretches of greedy text that occur earlier in it.
     pub repeated: f64,
 }
 
-/// What an engine does to the text, beside each of its models alone.
+/// A table of the quality of an engine, and of each of its models alone.
 pub fn table(engine: &Engine, prompts: &[Vec<i32>], tokens: usize) -> Result<String> {
     let mut table = format!(
         "| | log-likelihood of a token of the prompts | repeated in greedy text of {tokens} tokens |\n\
@@ -52,7 +52,7 @@ pub fn table(engine: &Engine, prompts: &[Vec<i32>], tokens: usize) -> Result<Str
     Ok(table)
 }
 
-/// What a combination of an engine's models does.
+/// The quality of a combination of an engine's models.
 pub fn quality(engine: &Engine, combine: Combine, prompts: &[Vec<i32>], tokens: usize) -> Result<Quality> {
     let models = engine.participants().to_vec();
     let engine = Arc::new(Engine::new(models, combine, Vec::new(), None)?);
@@ -72,7 +72,7 @@ pub fn quality(engine: &Engine, combine: Combine, prompts: &[Vec<i32>], tokens: 
     Ok(Quality { likelihoods, repeated: repeated as f64 / stretches as f64 })
 }
 
-/// How many stretches of a text stood in it before.
+/// The number of stretches of a text that occur earlier in it.
 pub fn repetitions(text: &[i32]) -> usize {
     let mut seen = HashSet::new();
     text.windows(REPEATED).filter(|stretch| !seen.insert(*stretch)).count()
@@ -95,7 +95,7 @@ pub fn log_likelihood(
         }
         sequences.push(sequence);
     }
-    // So that all rows of a chunk are there.
+    // All rows of a chunk must come from one pass.
     let chunk = combination.needed().map(|model| models[model].max_pass()).fold(64, usize::min);
     let mut scratch = vec![0.0; models[0].vocab_size()];
     let mut total = 0.0;
