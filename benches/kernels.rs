@@ -14,7 +14,7 @@ use cos::decode::policy::{Plan, Request, Strategy};
 use cos::decode::verify;
 use cos::learn::estimates::Estimates;
 use cos::learn::observer::Observer;
-use cos::plan::planner::{Choices, Planner};
+use cos::plan::{choices::Choices, planner::Planner};
 
 use cos::rows::{Candidates, Distribution, Row, Sampler, argmax, kernels};
 use divan::Bencher;

@@ -115,7 +115,8 @@ pub struct Mapping {
     pub permissions: String,
     /// The inode of its file, 0 without a file.
     pub inode: u64,
-    /// The path of its file, or a name such as `[heap]`; empty without either. A deleted file has a suffix ` (deleted)`.
+    /// The path of its file, or a name such as `[heap]`; empty without either. A deleted file has a suffix `
+    /// (deleted)`.
     pub path: PathBuf,
 }
 
@@ -172,7 +173,8 @@ pub fn set_default(name: &CStr, assignment: &'static CStr) {
     unsafe extern "C" {
         static mut environ: *mut *mut libc::c_char;
     }
-    // A later `setenv` of the host puts yet another array in place. Then this address keeps ours from being taken for a leak.
+    // A later `setenv` of the host puts yet another array in place. Then this address keeps ours from being taken for a
+    // leak.
     #[used]
     static ARRAY: AtomicPtr<*mut libc::c_char> = AtomicPtr::new(std::ptr::null_mut());
     // SAFETY: POSIX allows a program to replace the array. The old array is not freed, so threads may still read it.

@@ -14,7 +14,7 @@ use crate::decode::policy::{Plan, Targets};
 pub use crate::decode::progress::{Counters, Finish};
 use crate::decode::schedule::{Next, Schedule};
 pub use crate::decode::settings::Settings;
-use crate::decode::state::{Rows, State};
+use crate::decode::state::{DecoderState, Rows};
 pub use crate::decode::target::Workspace;
 use crate::error::{Error, Result};
 use crate::learn::estimates::Estimates;
@@ -76,7 +76,7 @@ struct Ran {
 /// The decoder of one sequence.
 pub struct Decoder<C> {
     schedule: Schedule,
-    state: State<C>,
+    state: DecoderState<C>,
     needs: Vec<Need>,
     ran: Vec<Ran>,
     /// What the counters were when the round began, and how many tokens were committed.
@@ -102,7 +102,7 @@ impl<C: Chance> Decoder<C> {
         let look_ups = lanes.iter().map(Option::is_none).collect();
         let schedule = Schedule::new(plan, settings.combination.needed(), contexts, look_ups);
         let participants = lanes.len();
-        let state = State {
+        let state = DecoderState {
             lanes,
             settings,
             chance,
@@ -144,7 +144,7 @@ impl<C: Chance> Decoder<C> {
 
     /// Let the schedule propose no token behind the end of the context, or of the tokens that were asked for.
     fn set_end(&mut self) {
-        let State { settings, context_length, prompt_end, .. } = &self.state;
+        let DecoderState { settings, context_length, prompt_end, .. } = &self.state;
         let generated = if settings.max_tokens == 0 { usize::MAX } else { settings.max_tokens };
         self.schedule.set_end(prompt_end.saturating_add(generated).min(*context_length));
     }
@@ -307,7 +307,7 @@ impl<C: Chance> Decoder<C> {
 
     /// What a needed pass runs over.
     pub fn pass(&mut self, Need { model, start, end, keep }: Need) -> Pass<'_> {
-        let State { lanes, settings, tokens, .. } = &mut self.state;
+        let DecoderState { lanes, settings, tokens, .. } = &mut self.state;
         let sequence = lanes[model].as_mut().expect("a look-up runs no passes").sequence.as_mut();
         Pass { sequence, tokens: &tokens[start..end], keep, filter: settings.sampler.filter() }
     }
@@ -358,7 +358,7 @@ impl<C: Chance> Decoder<C> {
     /// Let the observer learn from the passes that were run.
     fn observe_passes(&mut self, workspace: &mut Workspace) {
         self.needs.clear();
-        let State { lanes, settings, tokens, prompt_end, observer, .. } = &mut self.state;
+        let DecoderState { lanes, settings, tokens, prompt_end, observer, .. } = &mut self.state;
         let Some(observer) = observer else { return self.ran.clear() };
         let committed = self.schedule.committed();
         for Ran { need: Need { model, end, .. }, wanted, .. } in &self.ran {
@@ -521,7 +521,7 @@ impl<C: Chance> Decoder<C> {
     }
 }
 
-impl<C: Chance> State<C> {
+impl<C: Chance> DecoderState<C> {
     /// The next pass of a model over the tokens before `end`.
     fn need(&self, model: usize, end: usize, committed: usize) -> Need {
         let lane = self.lanes[model].as_ref().expect("a look-up runs no passes");

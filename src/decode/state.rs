@@ -11,7 +11,7 @@ use crate::error::Result;
 use crate::learn::observer::Observer;
 
 /// One sequence: its tokens, the models' rows, and what has happened.
-pub struct State<C> {
+pub struct DecoderState<C> {
     /// By participant; `None` for a look-up.
     pub lanes: Vec<Option<Lane>>,
     pub settings: Settings,
@@ -34,7 +34,7 @@ pub struct State<C> {
     pub observer: Option<Box<Observer>>,
 }
 
-impl<C: Chance> State<C> {
+impl<C: Chance> DecoderState<C> {
     /// Drop all tokens from index `from` on, here and in every cache.
     pub fn drop_pending(&mut self, from: usize) {
         self.tokens.truncate(from);
@@ -48,7 +48,7 @@ impl<C: Chance> State<C> {
 
     fn front<'a>(&'a mut self, position: usize, workspace: &'a mut Workspace) -> Front<'a, C> {
         let token = self.tokens.get(position).map(|&token| token as usize);
-        let State { lanes, settings, chance, epoch, .. } = self;
+        let DecoderState { lanes, settings, chance, epoch, .. } = self;
         Front { lanes, settings, chance, epoch: *epoch, position, token, workspace }
     }
 
@@ -93,7 +93,7 @@ impl<C: Chance> State<C> {
 
 /// Answers the schedule from rows.
 pub struct Rows<'a, C> {
-    pub state: &'a mut State<C>,
+    pub state: &'a mut DecoderState<C>,
     pub workspace: &'a mut Workspace,
     /// Whether the target of a position is one model's distribution, drawn by the weights of a mixture.
     pub is_routed: bool,
@@ -152,7 +152,7 @@ impl<C: Chance> World for Rows<'_, C> {
     /// A proposal that fails is none. Whether the bad row matters shows when it is needed to decide.
     fn propose(&mut self, proposer: usize, position: usize, pending: usize) -> Option<Draft> {
         let key = self.state.key(position, Purpose::Proposal);
-        let State { lanes, settings, chance, tokens, counters, observer, .. } = &mut *self.state;
+        let DecoderState { lanes, settings, chance, tokens, counters, observer, .. } = &mut *self.state;
         let estimates = observer.as_ref().map(|observer| observer.estimates());
         let (token, certain, odds) = match &mut lanes[proposer] {
             None => {

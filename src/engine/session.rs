@@ -16,7 +16,7 @@ use crate::engine::stats::Stats;
 use crate::error::{Error, Result};
 use crate::learn::estimates::Estimates;
 use crate::model::{Cancel, Interrupt, Memory, Model};
-use crate::plan::planner::Choices;
+use crate::plan::choices::Choices;
 use crate::plan::session::{PlanTimes, Planning, RoundReport, describe_plan};
 use crate::rows::Sampler;
 

@@ -3,6 +3,7 @@
 //! - [`forecast`], `trials`, `search`, [`planner`]: what a plan would take, what it took, and the choice.
 //! - [`session`], [`shared`]: applies the choice to a running session; what the sessions of an engine share.
 
+pub mod choices;
 pub mod forecast;
 pub mod planner;
 mod search;

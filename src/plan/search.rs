@@ -1,7 +1,7 @@
 //! Searches for the plan that is forecast to take the least time for a token.
 
+use super::choices::Choices;
 use super::forecast::{Forecast, LONGEST};
-use super::planner::Choices;
 use super::trials::{KINDS, Trials, kind};
 use crate::decode::policy::{MAX_PROPOSAL_LENGTH, Plan, Policy, Targets};
 

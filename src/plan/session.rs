@@ -14,8 +14,8 @@ use crate::decode::combine::Combination;
 use crate::decode::decoder::{Counters, Decoder};
 use crate::decode::policy::{Plan, Policy, Targets};
 use crate::learn::estimates::Estimates;
-use crate::plan::planner::{Choices, Planner};
 use crate::plan::shared::{FIRST_REVIEW_SECONDS, SharedPlanning, TaskKey, TaskRecord};
+use crate::plan::{choices::Choices, planner::Planner};
 use crate::rows::Sampler;
 
 /// Share of a session's time allotted to reviews: at first, while each one teaches much, and once the plan has settled.

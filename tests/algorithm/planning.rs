@@ -20,9 +20,9 @@ use cos::learn::estimates::Estimates;
 use cos::model::Cancel;
 use cos::model::scripted::Scripted;
 use cos::plan::forecast::{Forecast, LONGEST, Task};
-use cos::plan::planner::{Choices, Planner};
 use cos::plan::session::{PlanTimes, Planning, RoundReport};
 use cos::plan::shared::SharedPlanning;
+use cos::plan::{choices::Choices, planner::Planner};
 use cos::rows::Sampler;
 use parking_lot::Mutex;
 
