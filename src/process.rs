@@ -131,7 +131,8 @@ impl Mapping {
         };
         let (start, end) = word()?.split_once('-')?;
         let permissions = word()?.to_owned();
-        (_, _) = (word()?, word()?);
+        word()?; // offset
+        word()?; // device
         let inode = word()?.parse().ok()?;
         let address = |text| usize::from_str_radix(text, 16).ok();
         let path = OsStr::from_bytes(rest).into();

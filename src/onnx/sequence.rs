@@ -299,7 +299,7 @@ impl OnnxSequence {
         // Rows before `keep` are not wanted. The token at index i gives the row of position i + 1.
         let unwanted = keep.saturating_sub(self.len() + 1).min(tokens - 1);
         let (width, unwanted) = match self.export.logits.rows {
-            // Without a cache, a pass runs the whole text, so the row of one token does not depend on earlier passes.
+            // Without a cache, every pass runs the whole text, so tokens before the wanted row may share its pass.
             _ if self.export.scoring == Scoring::OneByOne && self.export.cache_kind == CacheKind::None => {
                 (unwanted + 1, unwanted)
             }
