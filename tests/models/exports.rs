@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::common::Golden;
+use crate::common::{Golden, one_thread};
 use cos::error::Error;
 use cos::export::CacheKind::{Concatenated, Fixed, Shared};
 use cos::export::Rollback::{Compact, Mask, Shorten};
@@ -12,14 +12,14 @@ use cos::export::Rows::{All, Counted, Last};
 use cos::export::Scoring::{FirstPass, OneByOne, Parallel};
 use cos::export::{CacheKind, Export, Rollback, Rows, Scoring};
 use cos::model::{Cancel, Interrupt, Model, Pass, Sequence};
-use cos::onnx::{OnnxModel, Provider, Settings, environment};
+use cos::onnx::{OnnxModel, Provider, Settings};
 
 pub fn exports() -> PathBuf {
     crate::common::root().join("tests/exports")
 }
 
 fn load(path: &Path) -> Result<OnnxModel, Error> {
-    environment(None, 0, None).unwrap();
+    one_thread();
     OnnxModel::load(path, "model", &Settings { provider: provider(), scoring: None, context_length: None, rows: None })
 }
 
@@ -469,7 +469,7 @@ fn sizes_that_no_model_has_are_refused() {
 #[test]
 fn loading_can_be_told_otherwise() {
     let load = |form: &str, scoring, context_length| {
-        environment(None, 0, None).unwrap();
+        one_thread();
         let settings = Settings { provider: Provider::Cpu, scoring, context_length, rows: None };
         OnnxModel::load(&exports().join("llama").join(form), "model", &settings)
     };
