@@ -260,12 +260,19 @@ fn a_tiny_run_over_exports_writes_the_page_of_the_gpu() {
         let words = words.chain(paths.iter().map(|path| path.into()));
         bench::run(&bench::Arguments::parse_from(words)).unwrap();
     };
-    let demo = concat!(env!("CARGO_MANIFEST_DIR"), "/models/demo");
+    // The smallest model under two names.
+    let exports = folder.path().join("exports");
+    std::fs::create_dir(&exports).unwrap();
+    for name in ["base", "math"] {
+        let small = concat!(env!("CARGO_MANIFEST_DIR"), "/models/demo/small");
+        std::os::unix::fs::symlink(small, exports.join(name)).unwrap();
+    }
+    let exports = exports.to_str().unwrap();
     let few =
         ["--quick", "--no-peers", "--prompts", "1", "--tokens", "8", "--rounds", "1", "--cases", "sampled;one model"];
-    let words: Vec<&str> = few.into_iter().chain(["--exports", demo, "--out"]).collect();
+    let words: Vec<&str> = few.into_iter().chain(["--exports", exports, "--out"]).collect();
     run(&words, &[&results]);
-    run(&["--quick", "--passes", "--exports", demo, "--out"], &[&folder.path().join("models-passes")]);
+    run(&["--quick", "--passes", "--exports", exports, "--out"], &[&folder.path().join("models-passes")]);
     let docs = folder.path().join("docs");
     run(&["--out", docs.to_str().unwrap(), "--cuda-report"], &[folder.path()]);
     let page = std::fs::read_to_string(docs.join("cuda.md")).unwrap();
@@ -299,7 +306,7 @@ fn a_tiny_run_over_exports_writes_the_page_of_the_gpu() {
     assert_eq!((cells("| case |"), cells("| weighted, two models: sampled")), (9, 9), "{page}");
 
     // Without time, nothing is begun, and that is said.
-    run(&["--quick", "--no-peers", "--exports", demo, "--budget", "0", "--out"], &[&results]);
+    run(&["--quick", "--no-peers", "--exports", exports, "--budget", "0", "--out"], &[&results]);
     let report = std::fs::read_to_string(results.join("report.md")).unwrap();
     assert!(report.contains("left out for want of time: weighted, two models: sampled, GSM8K"), "{report}");
 }

@@ -380,6 +380,15 @@ int main(int argc, char **argv) {
     CHECK(!strncmp(cos_version(), "0.1.", 4));
     null_is_fine();
 
+    /* All engines share the pool of the first one. Here it has one thread, because a second one would only spin. */
+    cos_engine *first = NULL;
+    snprintf(config, sizeof config,
+             "{ \"models\": [ { \"path\": \"%s/models/demo/small\" } ], \"threads\": 1,"
+             "  \"combine\": { \"kind\": \"target\", \"model\": 0 } }",
+             argv[1]);
+    OK(cos_engine_new(config, &first));
+    cos_engine_free(first);
+
     cos_engine *weighted = NULL;
     OK(cos_engine_open(path, &weighted));
     CHECK(weighted);

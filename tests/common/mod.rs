@@ -23,6 +23,13 @@ pub fn root() -> PathBuf {
     std::env::var_os("CARGO_MANIFEST_DIR").map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), PathBuf::from)
 }
 
+/// Makes a pool of one thread for all models of this process, unless there is a pool already.
+///
+/// The passes of test models are short, and tests run side by side. A second thread would mostly spin, and double the time.
+pub fn one_thread() {
+    cos::onnx::environment(None, 1, None).expect("no test of this program asks for more threads before");
+}
+
 /// Decodes a prompt to the end of the sequence.
 pub fn decode(engine: &Arc<Engine>, prompt: &[i32], options: &Options) -> Vec<i32> {
     let mut session = Session::new(engine, options).unwrap();

@@ -24,17 +24,16 @@ pub struct Effort {
     pub thorough: usize,
     /// The number of tokens to decode.
     pub tokens: usize,
+    /// The longest prompt. The context of the models has 1,024 tokens.
+    pub longest: usize,
 }
 
 impl Effort {
     /// For `make test`.
-    pub const QUICK: Effort = Effort { stride: 6, thorough: 10, tokens: 20 };
+    pub const QUICK: Effort = Effort { stride: 12, thorough: 5, tokens: 20, longest: 60 };
     /// For `make conformance`.
-    pub const LONG: Effort = Effort { stride: 1, thorough: usize::MAX, tokens: 20 };
+    pub const LONG: Effort = Effort { stride: 1, thorough: usize::MAX, tokens: 20, longest: 900 };
 }
-
-/// The longest prompt. The context of the models has 1,024 tokens.
-const LONGEST: usize = 900;
 
 fn demo() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("models/demo")
@@ -46,8 +45,8 @@ fn engine(config: &str, combine: Option<Combine>) -> Arc<Engine> {
     Arc::new(Engine::load(&config).expect("the demo models"))
 }
 
-/// All prompts of the demo as tokens.
-pub fn prompts(engine: &Engine) -> Vec<Vec<i32>> {
+/// All prompts of the demo as tokens, cut off at `longest` tokens.
+fn prompts(engine: &Engine, longest: usize) -> Vec<Vec<i32>> {
     let mut prompts = Vec::new();
     for file in ["gsm8k.jsonl", "humaneval.jsonl"] {
         let lines = std::fs::read_to_string(demo().join("prompts").join(file)).expect("prompts of the demo");
@@ -55,7 +54,7 @@ pub fn prompts(engine: &Engine) -> Vec<Vec<i32>> {
             let line: serde_json::Value = serde_json::from_str(line).expect("a line of JSON");
             let text = line["prompt"].as_str().expect("a prompt");
             let mut prompt = engine.text().expect("a tokenizer").encode(text, true).expect("text");
-            prompt.truncate(LONGEST);
+            prompt.truncate(longest);
             prompts.push(prompt);
         }
     }
@@ -181,7 +180,7 @@ pub fn run(effort: Effort, progress: &dyn Progress) -> Section {
         let engine = engine(config, combine);
         // Three models take as long as both pairs.
         let stride = if models > 2 { 3 * effort.stride } else { effort.stride };
-        let prompts: Vec<Vec<i32>> = prompts(&engine).into_iter().step_by(stride).collect();
+        let prompts: Vec<Vec<i32>> = prompts(&engine, effort.longest).into_iter().step_by(stride).collect();
         progress.start(&format!("greedy: {name}"), prompts.len() as u64);
         let strategies = strategies(models);
         let mut counts = vec![Counts::default(); strategies.len()];

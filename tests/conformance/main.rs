@@ -1,6 +1,6 @@
 //! The conformance suite with few draws. `make conformance` runs it at length and writes a report.
 //!
-//! A program of its own, because its pool has one thread: passes of these small models are too short for two.
+//! A program of its own, because it takes long, and because all of its tests share a pool of one thread.
 
 #[path = "../common/mod.rs"]
 mod common;
@@ -9,13 +9,9 @@ mod replay;
 #[path = "suite.rs"]
 mod suite;
 
+use common::one_thread;
 use suite::results::{Run, Section};
 use suite::{Silent, faults, generator, greedy, sampled, sequences};
-
-/// Makes the pool of this program. Every test that runs a model calls this first.
-fn one_thread() {
-    cos::onnx::environment(None, 1, None).unwrap();
-}
 
 fn check(section: Section) {
     println!("{}: {}", section.title, section.headline);

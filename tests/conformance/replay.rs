@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::one_thread;
+use crate::common::one_thread;
 use crate::suite::results::{Run, Section};
 use crate::suite::vectors;
 

@@ -187,13 +187,12 @@ pub struct Effort {
 
 impl Effort {
     /// For `make test`.
-    pub const QUICK: Effort =
-        Effort { stride: 23, draws: 10_000, deep_stride: 0, deep_draws: 0, seed: 0, first: false };
+    pub const QUICK: Effort = Effort { stride: 23, draws: 5_000, deep_stride: 0, deep_draws: 0, seed: 0, first: false };
     /// For `make conformance`.
     pub const LONG: Effort =
         Effort { stride: 1, draws: 5_000, deep_stride: 199, deep_draws: 1_000_000, seed: 0, first: false };
     /// For a library with a planted fault.
-    pub const PROBE: Effort = Effort { stride: 161, draws: 5_000, ..Effort::QUICK };
+    pub const PROBE: Effort = Effort { stride: 161, ..Effort::QUICK };
 }
 
 /// Repeats the comparison at an index of the section.

@@ -7,6 +7,8 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use parking_lot::{Mutex, MutexGuard};
 
+use crate::common::one_thread;
+
 struct Counting;
 
 /// Bytes that Rust holds in the whole process.
@@ -56,8 +58,10 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-/// Lets one test run at a time, because bytes are counted for the whole process.
+/// Lets one test run at a time, because bytes are counted for the whole process. Their models share a pool of one thread.
 pub fn turn() -> MutexGuard<'static, ()> {
     static TURN: Mutex<()> = Mutex::new(());
-    TURN.lock()
+    let turn = TURN.lock();
+    one_thread();
+    turn
 }

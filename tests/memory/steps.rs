@@ -2,7 +2,7 @@
 //!
 //! The allocator counts Rust's allocations. Those of ONNX Runtime within a pass are not counted.
 
-use std::path::Path;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use cos::config::Config;
@@ -13,36 +13,64 @@ use cos::engine::session::{Options, Session, State};
 use cos::rows::Sampler;
 
 use crate::allocator::{ALLOCATIONS, turn};
+use crate::common::root;
 
+fn demo(name: &str) -> PathBuf {
+    root().join("models/demo").join(name)
+}
+
+fn export(form: &str) -> PathBuf {
+    root().join("tests/exports").join(form)
+}
+
+/// A mixture of two models.
+fn mixture(models: [PathBuf; 2]) -> Arc<Engine> {
+    let models = models.map(|path| serde_json::json!({ "path": path }));
+    let combine = serde_json::json!({ "kind": "weighted", "weights": [0.5, 0.5] });
+    engine(&serde_json::json!({ "models": models, "combine": combine }))
+}
+
+fn engine(config: &serde_json::Value) -> Arc<Engine> {
+    Arc::new(Engine::load(&Config::parse(&config.to_string()).unwrap()).unwrap())
+}
+
+/// Every strategy with every kind of sampler: on tiny exports, and on the demo models, whose rows are long.
 #[test]
 fn steps_do_not_allocate() {
     let _turn = turn();
-    let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/demo");
-    for config in ["engine.json", "contrastive.json"] {
-        let engine = Arc::new(Engine::load(&Config::open(&demo.join(config)).unwrap()).unwrap());
-        for temperature in [0.0, 1.0] {
-            for (top_k, top_p) in [(0, 0.0), (40, 0.9)] {
-                for strategy in [Strategy::Auto, Strategy::Standard, Strategy::Speculative, Strategy::Cos] {
-                    let options = Options {
-                        strategy,
-                        targets: if strategy == Strategy::Auto { None } else { Some(Targets::Combined) },
-                        sampler: Sampler::new(temperature, top_k, top_p, 0.0).unwrap(),
-                        proposal_lengths: Some(vec![2, 3]),
-                        ..Options::default()
-                    };
-                    check(&engine, options, config);
-                }
+    let tiny = mixture(["llama", "qwen2"].map(|name| export(name).join("builder-fp32")));
+    every_strategy(&tiny, "tiny exports", &[5, 9, 33, 20], 120);
+    let contrastive = Arc::new(Engine::load(&Config::open(&demo("contrastive.json")).unwrap()).unwrap());
+    every_strategy(&contrastive, "contrastive.json", &question(&contrastive), 200);
+}
+
+fn every_strategy(engine: &Arc<Engine>, name: &str, prompt: &[i32], last: usize) {
+    for temperature in [0.0, 1.0] {
+        for (top_k, top_p) in [(0, 0.0), (40, 0.9)] {
+            for strategy in [Strategy::Auto, Strategy::Standard, Strategy::Speculative, Strategy::Cos] {
+                let options = Options {
+                    strategy,
+                    targets: if strategy == Strategy::Auto { None } else { Some(Targets::Combined) },
+                    sampler: Sampler::new(temperature, top_k, top_p, 0.0).unwrap(),
+                    proposal_lengths: Some(vec![2, 3]),
+                    ..Options::default()
+                };
+                // The cache does not grow within its first 256 tokens.
+                measure(engine, options, name, prompt, prompt.len() + 45, last);
             }
         }
     }
-    // With a look-up, log-probabilities and a combine function.
-    let config = format!(
-        r#"{{ "models": [ {{ "path": {0:?} }}, {{ "path": {1:?} }}, {{ "kind": "ngram" }} ],
-             "combine": {{ "kind": "weighted", "weights": [0.5, 0.5, 0] }} }}"#,
-        demo.join("base"),
-        demo.join("math")
-    );
-    let engine = Arc::new(Engine::load(&Config::parse(&config).unwrap()).unwrap());
+}
+
+/// With a look-up, log-probabilities and a combine function.
+#[test]
+fn steps_with_all_options_do_not_allocate() {
+    let _turn = turn();
+    let engine = engine(&serde_json::json!({
+        "models": [{ "path": demo("base") }, { "path": demo("small") }, { "kind": "ngram" }],
+        "combine": { "kind": "weighted", "weights": [0.5, 0.5, 0] }
+    }));
+    let prompt = question(&engine);
     let sum = Function::new(|rows, out| {
         out.fill(0.0);
         for row in rows.flatten() {
@@ -62,17 +90,17 @@ fn steps_do_not_allocate() {
                     combine,
                     ..Options::default()
                 };
-                check(&engine, options, "with a look-up");
+                measure(&engine, options, "with a look-up", &prompt, prompt.len() + 60, 200);
             }
         }
     }
-    other_exports();
 }
 
 /// Exports whose buffers are swapped or converted: concatenated caches with and without masks, half precision, counted rows, and
 /// a fixed length. An export without a cache is not tested, because its inputs grow with the text.
-fn other_exports() {
-    let exports = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/exports");
+#[test]
+fn steps_of_converted_buffers_do_not_allocate() {
+    let _turn = turn();
     for form in [
         "llama/optimum-fp32",
         "llama/optimum-fp16",
@@ -81,12 +109,7 @@ fn other_exports() {
         "variants/num-logits",
         "variants/last-logits",
     ] {
-        let config = format!(
-            r#"{{ "models": [ {{ "path": {:?} }}, {{ "path": {:?} }} ], "combine": {{ "kind": "weighted", "weights": [0.5, 0.5] }} }}"#,
-            exports.join(form),
-            exports.join("qwen2/optimum-fp32")
-        );
-        let engine = Arc::new(Engine::load(&Config::parse(&config).unwrap()).unwrap());
+        let engine = mixture([form, "qwen2/optimum-fp32"].map(export));
         let options = Options {
             strategy: Strategy::Cos,
             targets: Some(Targets::Combined),
@@ -98,10 +121,8 @@ fn other_exports() {
     }
 }
 
-fn check(engine: &Arc<Engine>, options: Options, config: &str) {
-    let prompt = engine.text().unwrap().encode("Question: How many legs do 3 cats have?\nAnswer:", true).unwrap();
-    // The cache does not grow within its first 256 tokens.
-    measure(engine, options, config, &prompt, prompt.len() + 60, 200);
+fn question(engine: &Engine) -> Vec<i32> {
+    engine.text().unwrap().encode("Question: How many legs do 3 cats have?\nAnswer:", true).unwrap()
 }
 
 /// Decodes `first` tokens to size the buffers, and counts the steps that allocate up to `last` tokens.

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::common::{Sampling, decode, oracle};
+use crate::common::{Sampling, decode, one_thread, oracle};
 use cos::config::{Combine, Config};
 use cos::decode::policy::{Strategy, Targets};
 use cos::engine::Engine;
@@ -18,6 +18,7 @@ fn demo(name: &str) -> PathBuf {
 }
 
 fn engine(config: &str) -> Arc<Engine> {
+    one_thread();
     Arc::new(Engine::load(&Config::open(&demo(config)).unwrap()).unwrap())
 }
 

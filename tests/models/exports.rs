@@ -5,7 +5,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::common::Golden;
+use crate::common::{Golden, one_thread};
 use cos::error::Error;
 use cos::export::CacheKind::{Concatenated, Fixed, Shared};
 use cos::export::GivenRows::{All, Counted, Last};
@@ -13,7 +13,7 @@ use cos::export::Rollback::{Compact, Mask, Shorten};
 use cos::export::Scoring::{FirstPass, OneByOne, Parallel};
 use cos::export::{CacheKind, Export, GivenRows, Rollback, Scoring};
 use cos::model::{Cancel, Interrupt, Model, Pass, Report, Sequence};
-use cos::onnx::{LoadOptions, OnnxModel, Provider, environment};
+use cos::onnx::{LoadOptions, OnnxModel, Provider};
 use cos::rows::Filter;
 
 use super::replay::Replay;
@@ -23,7 +23,7 @@ pub fn exports() -> PathBuf {
 }
 
 fn load(path: &Path) -> Result<OnnxModel, Error> {
-    environment(None, 0, None).unwrap();
+    one_thread();
     OnnxModel::load(path, "model", &LoadOptions { provider: provider(), ..LoadOptions::default() })
 }
 
@@ -411,7 +411,7 @@ fn absurd_sizes_are_refused() {
 #[test]
 fn options_override_what_was_recognised() {
     let load = |form: &str, scoring, context_length| {
-        environment(None, 0, None).unwrap();
+        one_thread();
         let options = LoadOptions { scoring, context_length, ..LoadOptions::default() };
         OnnxModel::load(&exports().join("llama").join(form), "model", &options)
     };

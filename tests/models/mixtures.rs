@@ -10,9 +10,10 @@ use cos::error::Error;
 use cos::rows::Sampler;
 
 use super::exports::{copy, exports};
-use crate::common::decode;
+use crate::common::{decode, one_thread};
 
 fn engine(models: &[&str], combine: &str) -> Result<Arc<Engine>, Error> {
+    one_thread();
     let paths: Vec<String> = models
         .iter()
         .enumerate()
