@@ -165,12 +165,12 @@ impl Combination {
     }
 
     /// The models that the combined target depends on.
-    pub fn needed(&self) -> impl Iterator<Item = usize> + '_ {
+    pub fn needed(&self) -> impl Iterator<Item = usize> + Clone + '_ {
         (0..self.weights().len()).filter(|&model| self.needs(model))
     }
 
     /// The models that the combined target depends on, each with its weight.
-    pub fn parts(&self) -> impl Iterator<Item = (usize, f32)> + '_ {
+    pub fn parts(&self) -> impl Iterator<Item = (usize, f32)> + Clone + '_ {
         self.needed().map(|model| (model, self.weights()[model]))
     }
 
@@ -240,6 +240,11 @@ impl Combination {
                 Some((judge, maximum(judge)? + alpha.ln()))
             }
         };
+        // Most sums are of two rows, so these are looked up once and not for each block.
+        let scores = |(model, weight): (usize, f32)| Ok((row(model).scores()?, weight));
+        let mut parts = self.parts();
+        let first = scores(parts.next().expect("a weight that is not 0"))?;
+        let second = parts.next().map_or(Ok((first.0, 0.0)), scores)?;
         // Block by block, so that a block stays in the cache while all models are added to it.
         let (mut good, mut any) = (true, false);
         for start in (0..out.len()).step_by(SUM_BLOCK) {
@@ -250,11 +255,10 @@ impl Combination {
                 out.fill(f32::NEG_INFINITY); // no token is plausible
                 continue;
             }
-            let mut parts = self.parts().map(|(model, weight)| Ok((&row(model).scores()?[start..end], weight)));
-            let first = parts.next().expect("a weight that is not 0")?;
-            good &= kernels::sum_of_two(first, parts.next().unwrap_or(Ok((first.0, 0.0)))?, out);
-            for part in parts {
-                let (logits, weight) = part?;
+            let part = |(logits, weight): (&'a [f32], f32)| (&logits[start..end], weight);
+            good &= kernels::sum_of_two(part(first), part(second), out);
+            for rest in parts.clone() {
+                let (logits, weight) = part(scores(rest)?);
                 good &= kernels::add_scaled(logits, weight, out);
             }
             if let Some((judge, floor)) = judged {

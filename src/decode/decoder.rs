@@ -75,6 +75,7 @@ struct Ran {
 
 /// The decoder of one sequence.
 pub struct Decoder<C> {
+    plan: Plan,
     schedule: Schedule,
     state: DecoderState<C>,
     needs: Vec<Need>,
@@ -100,7 +101,9 @@ impl<C: Chance> Decoder<C> {
         let context = |lane: &Option<Lane>| lane.as_ref().map_or(usize::MAX, |lane| lane.limits.context_length);
         let contexts = lanes.iter().map(context).collect();
         let look_ups = lanes.iter().map(Option::is_none).collect();
-        let schedule = Schedule::new(plan, settings.combination.needed(), contexts, look_ups);
+        let mut schedule = Schedule::new(contexts, look_ups);
+        schedule.set_plan(&plan);
+        schedule.set_needed(settings.combination.needed());
         let participants = lanes.len();
         let state = DecoderState {
             lanes,
@@ -117,6 +120,7 @@ impl<C: Chance> Decoder<C> {
             observer: None,
         };
         let mut decoder = Decoder {
+            plan,
             schedule,
             state,
             needs: Vec::with_capacity(participants),
@@ -172,11 +176,13 @@ impl<C: Chance> Decoder<C> {
         let state = &mut self.state;
         state.epoch = state.epoch.wrapping_add(1);
         state.route_epoch = state.epoch;
-        let fits = plan == *self.schedule.plan() && combination.needed().eq(state.settings.combination.needed());
+        let fits = plan == self.plan && combination.needed().eq(state.settings.combination.needed());
         if !fits {
             self.drop_pending();
         }
-        self.schedule.set_plan(plan, combination.needed());
+        self.schedule.set_plan(&plan);
+        self.schedule.set_needed(combination.needed());
+        self.plan = plan;
         self.state.settings.combination = combination;
         self.fit();
         // The context may have become longer or shorter.
@@ -201,7 +207,8 @@ impl<C: Chance> Decoder<C> {
     /// depends on them, and those that are left by choice no longer have the distribution `q`.
     pub fn set_plan(&mut self, plan: Plan) {
         assert!(!self.has_pending(), "a plan was changed with proposals pending");
-        self.schedule.set_plan(plan, self.state.settings.combination.needed());
+        self.schedule.set_plan(&plan);
+        self.plan = plan;
         self.fit();
     }
 
@@ -277,8 +284,8 @@ impl<C: Chance> Decoder<C> {
                 return Ok(Step::Ended);
             }
         }
-        let is_routed = self.schedule.plan().targets == Targets::Routed;
-        match self.schedule.step(&mut Rows { state: &mut self.state, workspace, is_routed }) {
+        let is_routed = self.plan.targets == Targets::Routed;
+        match self.schedule.step(&self.plan, &mut Rows { state: &mut self.state, workspace, is_routed }) {
             Ok(Next::Run) => {
                 self.ask_for_passes();
                 Ok(Step::Run)
@@ -499,7 +506,7 @@ impl<C: Chance> Decoder<C> {
 
     /// How it is decoded.
     pub fn plan(&self) -> &Plan {
-        self.schedule.plan()
+        &self.plan
     }
 
     /// Time spent inside the models.

@@ -63,11 +63,14 @@ struct Round {
 /// Where a sequence stands in the loop.
 #[derive(Debug)]
 pub struct Schedule {
-    plan: Plan,
     /// The models that the combination depends on.
     needed: Vec<usize>,
+    /// By participant: whether the combination depends on it.
+    is_needed: Vec<bool>,
     /// By participant: most tokens that it can hold.
     contexts: Vec<usize>,
+    /// The least of these.
+    least_context: usize,
     /// By participant: whether it is a look-up, which sees all tokens without a pass.
     look_ups: Vec<bool>,
     max_pending: usize,
@@ -91,11 +94,12 @@ pub struct Schedule {
 
 impl Schedule {
     /// An empty sequence. `contexts` are the most tokens that each participant holds.
-    pub fn new(plan: Plan, needed: impl Iterator<Item = usize>, contexts: Vec<usize>, look_ups: Vec<bool>) -> Self {
+    pub fn new(contexts: Vec<usize>, look_ups: Vec<bool>) -> Self {
         let participants = contexts.len();
-        let mut schedule = Schedule {
-            plan: Plan::STANDARD,
+        Schedule {
             needed: Vec::with_capacity(participants),
+            is_needed: vec![false; participants],
+            least_context: contexts.iter().copied().min().unwrap_or(0),
             contexts,
             look_ups,
             max_pending: 0,
@@ -109,22 +113,25 @@ impl Schedule {
             action: None,
             running: Vec::with_capacity(participants),
             view: vec![0; participants],
-        };
-        schedule.set_plan(plan, needed);
-        schedule
+        }
     }
 
     /// Go on by another plan. What is pending stays; see [`Decoder::set_plan`] for when that is exact.
     ///
     /// [`Decoder::set_plan`]: super::decoder::Decoder::set_plan
-    pub fn set_plan(&mut self, plan: Plan, needed: impl Iterator<Item = usize>) {
+    pub fn set_plan(&mut self, plan: &Plan) {
         self.max_pending = plan.policy.max_pending();
         self.pending.reserve(self.max_pending);
-        self.plan = plan;
-        self.needed.clear();
-        self.needed.extend(needed);
         self.turn = None;
         self.draining = false;
+    }
+
+    /// Decide positions by these models from now on.
+    pub fn set_needed(&mut self, needed: impl Iterator<Item = usize>) {
+        self.needed.clear();
+        self.needed.extend(needed);
+        self.is_needed.fill(false);
+        self.needed.iter().for_each(|&model| self.is_needed[model] = true);
     }
 
     /// Let the sequence have at most this many tokens, pending ones included.
@@ -137,6 +144,13 @@ impl Schedule {
         (self.round, self.action) = (None, None);
         self.committed = committed;
         self.drop_pending();
+    }
+
+    /// Begin anew by another plan, with one committed token that nobody has seen.
+    pub fn restart(&mut self, plan: &Plan) {
+        self.seen.fill(0);
+        self.reset(1);
+        self.set_plan(plan);
     }
 
     /// Undo a round that has failed. Returns the tokens that were committed before it. The last one is to be seen
@@ -160,17 +174,13 @@ impl Schedule {
         self.draining = true;
     }
 
-    /// The plan in force.
-    pub fn plan(&self) -> &Plan {
-        &self.plan
-    }
-
     /// Tokens committed.
     pub fn committed(&self) -> usize {
         self.committed
     }
 
     /// Tokens committed and pending.
+    #[inline]
     pub fn len(&self) -> usize {
         self.committed + self.pending.len()
     }
@@ -211,47 +221,59 @@ impl Schedule {
         self.seen[model] = end;
     }
 
+    /// All models that are running have now seen all tokens.
+    #[inline]
+    pub fn ran_all(&mut self) {
+        let len = self.len();
+        self.running.iter().for_each(|&model| self.seen[model] = len);
+    }
+
     /// Go on until passes are needed or the round has ended.
     ///
     /// On an error nothing of the round counts, and [`Schedule::undo`] must be called.
-    pub fn step<W: World>(&mut self, world: &mut W) -> Result<Next, W::Error> {
+    #[inline]
+    pub fn step<W: World>(&mut self, plan: &Plan, world: &mut W) -> Result<Next, W::Error> {
         if self.round.is_none() {
             self.round = Some(Round { start: self.committed, declined: false });
             // An earlier round may have left positions that can be decided without a pass.
-            self.decide(world)?;
+            self.decide(plan, world)?;
         }
         loop {
             if let Some(action) = self.action {
-                if self.running().next().is_some() {
+                let len = self.len();
+                if self.running.iter().any(|&model| self.seen[model] < len) {
                     return Ok(Next::Run);
                 }
                 self.action = None;
-                self.decide(world)?;
+                self.decide(plan, world)?;
                 self.propose(action, world);
             }
             if self.committed > self.start() || world.has_ended() {
                 self.round = None;
                 return Ok(Next::Done);
             }
-            self.act(world);
+            self.act(plan, world);
         }
     }
 
+    #[inline]
     fn start(&self) -> usize {
         self.round.map_or(self.committed, |round| round.start)
     }
 
     /// Choose what to do next, and which models run for it.
-    fn act<W: World>(&mut self, world: &W) {
-        let action = self.next_action(world);
-        let mut running = std::mem::take(&mut self.running);
-        running.clear();
-        running.push(action.model);
-        // These passes come before anything is decided or proposed, so they may run at the same time.
-        running.extend(self.needed.iter().copied().filter(|&other| {
-            other != action.model && !self.has_scored(other) && self.plan.may_overlap(action.proposals, other)
-        }));
-        self.running = running;
+    #[inline]
+    fn act<W: World>(&mut self, plan: &Plan, world: &W) {
+        let action = self.next_action(plan, world);
+        self.running.clear();
+        self.running.push(action.model);
+        if action.proposals == 0 {
+            // These passes come before anything is decided or proposed, so they may run at the same time.
+            let Schedule { needed, seen, committed, running, .. } = self;
+            running.extend(needed.iter().copied().filter(|&other| {
+                other != action.model && seen[other] < *committed && plan.may_overlap(action.proposals, other)
+            }));
+        }
         let len = self.len();
         if self.look_ups[action.model] {
             self.seen[action.model] = len;
@@ -260,25 +282,28 @@ impl Schedule {
     }
 
     /// The rest of a proposer's turn, or what the policy says.
-    fn next_action<W: World>(&mut self, world: &W) -> Action {
+    #[inline]
+    fn next_action<W: World>(&mut self, plan: &Plan, world: &W) -> Action {
         let (len, has_room) = (self.len(), self.has_room());
         if let Some(turn) = self.turn.take()
             && has_room
             && len <= self.contexts[turn.model]
-            && self.is_hopeful()
+            && self.is_hopeful(plan)
         {
             return turn;
+        }
+        let missing = self.missing(plan, world).expect("a position that can be decided was left undecided");
+        let (pending, declined) = (self.pending.len(), self.round.is_some_and(|round| round.declined));
+        if has_room && len <= self.least_context {
+            return plan.policy.next(&View { pending, missing, seen: &self.seen, declined });
         }
         for participant in 0..self.seen.len() {
             // One that may only draft has nothing to do where a draft has no room, or where its context ends.
             let may_draft = has_room && len <= self.contexts[participant];
-            let is_idle = !may_draft && !self.needed.contains(&participant);
+            let is_idle = !may_draft && !self.is_needed[participant];
             self.view[participant] = if is_idle { usize::MAX } else { self.seen[participant] };
         }
-        let missing = self.missing(world).expect("a position that can be decided was left undecided");
-        let declined = self.round.is_some_and(|round| round.declined);
-        let view = View { pending: self.pending.len(), missing, seen: &self.view, declined };
-        self.plan.policy.next(&view)
+        plan.policy.next(&View { pending, missing, seen: &self.view, declined })
     }
 
     /// Decide every position that can be decided, from the front.
@@ -288,8 +313,9 @@ impl Schedule {
     /// would choose among outcomes. The next round decides what is left, without a pass.
     ///
     /// A position that fails is an error of the round in which it comes first; earlier tokens of a round are good.
-    fn decide<W: World>(&mut self, world: &mut W) -> Result<(), W::Error> {
-        while !world.has_ended() && self.is_ready(world) {
+    #[inline]
+    fn decide<W: World>(&mut self, plan: &Plan, world: &mut W) -> Result<(), W::Error> {
+        while !world.has_ended() && self.is_ready(plan, world) {
             match world.decide(self.committed, self.pending.front().copied()) {
                 Ok(accepted) => {
                     self.pending.pop_front();
@@ -305,14 +331,16 @@ impl Schedule {
         Ok(())
     }
 
-    fn is_ready<W: World>(&self, world: &W) -> bool {
+    #[inline]
+    fn is_ready<W: World>(&self, plan: &Plan, world: &W) -> bool {
         match self.committed > self.start() {
             true => self.needed.iter().all(|&model| self.has_scored(model)),
-            false => self.missing(world).is_none(),
+            false => self.missing(plan, world).is_none(),
         }
     }
 
     /// Let the model that has run propose, if it was to: it has scored the next position, and there is room.
+    #[inline]
     fn propose<W: World>(&mut self, Action { model, proposals }: Action, world: &mut W) {
         let position = self.len();
         if proposals == 0 || world.has_ended() || self.seen[model] != position || !self.has_room() {
@@ -328,18 +356,21 @@ impl Schedule {
     }
 
     /// The first model that must still score the front position before it can be decided.
-    fn missing<W: World>(&self, world: &W) -> Option<usize> {
-        match self.plan.targets {
+    #[inline]
+    fn missing<W: World>(&self, plan: &Plan, world: &W) -> Option<usize> {
+        match plan.targets {
             Targets::Combined => self.needed.iter().copied().find(|&model| !self.has_scored(model)),
             Targets::Routed => Some(world.route(self.committed)).filter(|&model| !self.has_scored(model)),
         }
     }
 
+    #[inline]
     fn has_scored(&self, model: usize) -> bool {
         self.seen[model] >= self.committed
     }
 
     /// Whether one more token may be proposed.
+    #[inline]
     fn has_room(&self) -> bool {
         self.pending.len() < self.max_pending && !(self.draining && self.has_pending()) && self.len() < self.end
     }
@@ -348,8 +379,9 @@ impl Schedule {
     ///
     /// This may depend on anything, also on the pending tokens and how they were drawn. Each of them is verified
     /// against the same target in any case, and what is not drafted is drawn from the target.
-    fn is_hopeful(&self) -> bool {
-        let least = f64::from(self.plan.stop_below) / 100.0;
+    #[inline]
+    fn is_hopeful(&self, plan: &Plan) -> bool {
+        let least = f64::from(plan.stop_below) / 100.0;
         least == 0.0 || self.pending.iter().map(|draft| draft.odds).product::<f64>() >= least
     }
 }

@@ -71,6 +71,8 @@ pub struct Forecast<'a> {
     routes: Vec<usize>,
     /// By position, and by participant within it.
     proposals: Vec<Proposal>,
+    /// Reused from plan to plan.
+    schedule: Schedule,
 }
 
 /// What would become of a proposal. It depends on the outcomes before, and on no plan.
@@ -93,7 +95,11 @@ impl<'a> Forecast<'a> {
         let confidences: Vec<_> = estimates.calibration.iter().map(Calibration::sampler).collect();
         // Whether the participant's proposal for the last position would have been accepted.
         let mut after_acceptance = vec![true; participants];
+        let mut schedule =
+            Schedule::new(vec![usize::MAX; participants], task.scores.iter().map(|scores| !scores).collect());
+        schedule.set_needed(task.needed());
         let mut forecast = Forecast {
+            schedule,
             task,
             estimates,
             routes: Vec::with_capacity(LONGEST),
@@ -136,24 +142,30 @@ impl<'a> Forecast<'a> {
     }
 
     /// Seconds for a token, over so many tokens, at most [`LONGEST`].
-    pub fn seconds_per_token(&self, plan: &Plan, tokens: usize) -> f64 {
-        let look_ups: Vec<bool> = self.task.scores.iter().map(|scores| !scores).collect();
-        let mut schedule = Schedule::new(plan.clone(), self.task.needed(), vec![usize::MAX; look_ups.len()], look_ups);
-        schedule.reset(1);
-        let is_routed = plan.targets == Targets::Routed;
+    pub fn seconds_per_token(&mut self, plan: &Plan, tokens: usize) -> f64 {
         // What is pending at the end has been paid for and is not counted, so the end must be a small part.
         let end = tokens.min(LONGEST - 1) + 1;
-        let mut run = Run { forecast: self, is_routed, committed: 1, end, last: None, seconds: 0.0 };
+        let Forecast { task, estimates, routes, proposals, schedule } = self;
+        schedule.restart(plan);
+        let mut run = Run {
+            estimates,
+            routes,
+            proposals,
+            participants: task.weights.len(),
+            is_routed: plan.targets == Targets::Routed,
+            per_pass: estimates.host.per_pass(),
+            per_proposal: estimates.host.per_proposal(),
+            committed: 1,
+            end,
+            last: None,
+            seconds: 0.0,
+        };
         while run.committed < end {
-            while step(&mut schedule, &mut run) == Next::Run {
-                run.pass(&mut schedule);
+            while step(schedule, plan, &mut run) == Next::Run {
+                run.pass(schedule);
             }
         }
         run.seconds / (end - 1) as f64
-    }
-
-    fn proposal(&self, participant: usize, position: usize) -> &Proposal {
-        &self.proposals[position % LONGEST * self.task.weights.len() + participant]
     }
 }
 
@@ -170,16 +182,22 @@ fn route(needed: &[usize], weights: &[f32], number: f32) -> usize {
     last
 }
 
-fn step(schedule: &mut Schedule, run: &mut Run) -> Next {
-    match schedule.step(run) {
+fn step(schedule: &mut Schedule, plan: &Plan, run: &mut Run) -> Next {
+    match schedule.step(plan, run) {
         Ok(next) => next,
     }
 }
 
 /// A run of a plan: the schedule's world without rows.
 struct Run<'a> {
-    forecast: &'a Forecast<'a>,
+    estimates: &'a Estimates,
+    routes: &'a [usize],
+    proposals: &'a [Proposal],
+    participants: usize,
     is_routed: bool,
+    /// Host seconds of a pass and of a proposal.
+    per_pass: f64,
+    per_proposal: f64,
     committed: usize,
     /// The run ends with so many tokens.
     end: usize,
@@ -189,23 +207,22 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
+    fn proposal(&self, participant: usize, position: usize) -> &Proposal {
+        &self.proposals[position % LONGEST * self.participants + participant]
+    }
+
     /// Run all passes that are needed, at the same time where they overlap.
     fn pass(&mut self, schedule: &mut Schedule) {
-        let (estimates, len) = (self.forecast.estimates, schedule.len());
-        let (mut last, mut count) = (self.last, 0);
-        let passes = schedule.running().map(|model| {
-            count += 1;
-            let is_cold = last.replace(model).is_some_and(|last| last != model);
-            estimates.costs[model].at(len - schedule.seen(model), is_cold)
-        });
-        self.seconds += estimates.overlapped_seconds(passes);
-        self.seconds += f64::from(count) * estimates.host.per_pass();
-        self.last = last;
-        for model in 0..self.forecast.task.weights.len() {
-            if schedule.running().any(|running| running == model) {
-                schedule.ran(model, len);
-            }
+        let len = schedule.len();
+        let (mut longest, mut sum, mut count) = (0.0f64, 0.0, 0.0);
+        for model in schedule.running() {
+            let is_cold = self.last.replace(model).is_some_and(|last| last != model);
+            let seconds = self.estimates.costs[model].at(len - schedule.seen(model), is_cold);
+            (longest, sum, count) = (longest.max(seconds), sum + seconds, count + 1.0);
         }
+        let passes = longest + self.estimates.serial_share * (sum - longest);
+        self.seconds += passes + count * self.per_pass;
+        schedule.ran_all();
     }
 }
 
@@ -217,18 +234,18 @@ impl World for Run<'_> {
     }
 
     fn route(&self, position: usize) -> usize {
-        self.forecast.routes[position % LONGEST]
+        self.routes[position % LONGEST]
     }
 
     fn decide(&mut self, position: usize, draft: Option<Draft>) -> Result<bool, Infallible> {
         self.committed = position + 1;
         let Some(draft) = draft else { return Ok(true) };
-        self.seconds += self.forecast.estimates.host.per_proposal();
-        Ok(self.forecast.proposal(draft.proposer, position).accepted[usize::from(self.is_routed)])
+        self.seconds += self.per_proposal;
+        Ok(self.proposal(draft.proposer, position).accepted[usize::from(self.is_routed)])
     }
 
     fn propose(&mut self, proposer: usize, position: usize, pending: usize) -> Option<Draft> {
-        let (proposal, behind) = (self.forecast.proposal(proposer, position), usize::from(pending > 0));
+        let (proposal, behind) = (self.proposal(proposer, position), usize::from(pending > 0));
         let draft = Draft { proposer, certain: false, odds: proposal.odds[behind] };
         proposal.offered[behind].then_some(draft)
     }

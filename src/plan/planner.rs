@@ -248,7 +248,7 @@ impl Planner {
             return Some(self.leave(estimates));
         }
         let estimates = &*estimates;
-        let forecast = Forecast::new(&self.choices.task, estimates);
+        let mut forecast = Forecast::new(&self.choices.task, estimates);
         let raw = forecast.seconds_per_token(&self.plan, LONG_FORECAST);
         // Measurements show what the forecast leaves out.
         self.trials.update_ratio(&self.plan, raw / self.choices.task.standard(estimates));
