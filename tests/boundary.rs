@@ -637,7 +637,7 @@ fn weights_are_set_between_steps() {
         let engine = new(combine);
         let session = session(engine, &options());
         let (code, message) = set(session, &[1.0, 0.0]);
-        assert!(code == COS_ERROR_INVALID_ARGUMENT && message.contains("\"weighted\" or \"logits\""), "{message}");
+        assert!(code == COS_ERROR_INVALID_ARGUMENT && message.contains("only weighted and logits"), "{message}");
         session.free();
         unsafe { cos_engine_free(engine) };
     }

@@ -368,11 +368,11 @@ static const struct {
     {__LINE__, ONE(TINY ",{'kind':'bigram'}"), C, {"bigram", "onnx", "ngram"}},
     {__LINE__, ONE("{'kind':'onnx'}"), C, {"path"}},
     {__LINE__, ONE("{'kind':'ngram'}"), C, {"look-ups", "at least one"}},
-    {__LINE__, CONFIG("", "{'kind':'ngram'}," TINY, TARGET_0), C, {"target model 0 is a look-up", "another model"}},
+    {__LINE__, CONFIG("", "{'kind':'ngram'}," TINY, TARGET_0), C, {"target model 0 is a look-up", "another one"}},
     {__LINE__, CONFIG("", TINY ",{'kind':'ngram'}", "{'kind':'weighted','weights':[0.5,0.5]}"), C,
-     {"weights[1] is 0.5", "look-up", "to 0"}},
+     {"weights[1] is 0.5", "look-up", "must be 0"}},
     {__LINE__, CONFIG("", TINY ",{'kind':'ngram'}", "{'kind':'contrastive','mu':0.1}"), C,
-     {"model 1 is the amateur", "look-up", "before all look-ups"}},
+     {"model 1 is the amateur", "look-up", "first"}},
     /* Files that are missing or corrupt. */
     {__LINE__, ONE(PATH("$none")), M, {"fixtures/none", "does not exist", ".onnx"}},
     {__LINE__, ONE(PATH("$tiny/none.onnx")), M, {"tiny/none.onnx", "does not exist"}},
@@ -389,7 +389,7 @@ static const struct {
     {__LINE__, ONE(PATH("@tokenizer")), M, {"tokenizer/tokenizer.json"}},
     {__LINE__, BOTH("$tiny", "@tokenizer"), M, {"tokenizer/tokenizer.json"}},
     {__LINE__, ONE(PATH("@silent")), M, {"silent/tokenizer.json", "no tokens"}},
-    {__LINE__, ONE(PATH("@bytes")), M, {"bytes/tokenizer.json", "the continuing_subword_prefix, \"x\""}},
+    {__LINE__, ONE(PATH("@bytes")), M, {"bytes/tokenizer.json", "\"x\", the continuing_subword_prefix"}},
     /* Models that are none, or not of this kind. */
     {__LINE__, ONE(PATH("$vision")), M, {"vision/model.onnx", "not a language model", "input_ids", "pixel_values"}},
     {__LINE__, ONE(PATH("$headless")), M,
@@ -455,7 +455,7 @@ static void configurations(void) {
     described(ENGINE(BOTH("$notoken", "$notoken")), "notoken came without a tokenizer.json");
     spoil("longer", "tokenizer.json", TOKENIZER("'a':0,'z':4294967294"));
     spoil("equal", "tokenizer.json", TOKENIZER("'a':0, 'z':4294967294"));
-    described(ENGINE(BOTH("@longer", "@equal")), "has 4294967295 tokens, but its logits have only 16 columns");
+    described(ENGINE(BOTH("@longer", "@equal")), "has 4294967295 tokens, but its logits only 16 columns");
     spoil("start", "model.onnx.data", "");
     write_file("@start/tokenizer_config.json", "{'add_bos_token':true,'bos_token':{'content':'<eos>'}}");
     described(ENGINE(ONE(PATH("@start"))), "asks for the start token \\\"<eos>\\\" (add_bos_token)");
@@ -718,7 +718,7 @@ static void set_weights(void) {
         if (kind == LOGITS)
             FAILS(cos_session_set_weights(session, FLOATS(0, 0)), INVALID_ARGUMENT, "weights", "at least one");
         else
-            FAILS(cos_session_set_weights(session, HALVES, 2), INVALID_ARGUMENT, "\"weighted\" or \"logits\"");
+            FAILS(cos_session_set_weights(session, HALVES, 2), INVALID_ARGUMENT, "only weighted and logits");
         cos_free(session);
         cos_engine_free(engine);
     }
@@ -769,8 +769,8 @@ static void options(void) {
         {__LINE__, LOGITS, {.weights = FLOATS(0, 0)}, {"weights", "at least one"}},
         {__LINE__, LOGITS, {.weights = FLOATS(1, NAN)}, {"weights[1] is NaN", "finite"}},
         {__LINE__, LOGITS, {.weights = HALVES, 3}, {"weights", "3", "2 models"}},
-        {__LINE__, CONTRASTIVE, {.weights = HALVES, 2}, {"weights", "\"weighted\" or \"logits\""}},
-        {__LINE__, TARGET, {.weights = HALVES, 2}, {"weights", "\"weighted\" or \"logits\""}},
+        {__LINE__, CONTRASTIVE, {.weights = HALVES, 2}, {"weights", "only weighted and logits"}},
+        {__LINE__, TARGET, {.weights = HALVES, 2}, {"weights", "only weighted and logits"}},
         {__LINE__, WEIGHTED, {.stop_tokens = TOKENS(0, -1)}, {"stop_tokens", "-1", "0 to 15"}},
         {__LINE__, WEIGHTED, {.stop_tokens = TOKENS(16)}, {"stop_tokens", "16", "0 to 15"}},
         {__LINE__, WEIGHTED, {.stop_tokens_count = 1}, {"stop_tokens is NULL", "stop_tokens_count is 1"}},
