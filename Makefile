@@ -136,7 +136,7 @@ bench-cuda: ## measure on an NVIDIA GPU, and write docs/cuda.md: MODELS=, ORT_DY
 	scripts/bench-cuda report "$(CARGO_TARGET_DIR)/bench-cuda-results"
 
 header: ## write include/cos.h anew from the sources
-	COS_UPDATE_HEADER=1 $(CARGO) test --release --locked --test abi the_header_is_fresh
+	COS_UPDATE_HEADER=1 $(CARGO) test --release --locked --test interface the_header_is_fresh
 
 clean: ## remove all that was built or fetched
 	$(CARGO) clean

@@ -1,8 +1,8 @@
-//! Host work on rows of logits: what each part takes, and how near it comes to the memory's bandwidth.
+//! Host work on rows of logits: the time of each part, and its share of the memory bandwidth.
 //!
-//! `cargo bench --bench kernels [-- FILTER]`. First divan's statistics. Then a table of shares: the bytes that a part
-//! moves each second, over those of a plain sum of a row, of which all parts are run in turn so that noise of the machine
-//! hits all alike.
+//! `cargo bench --bench kernels [-- FILTER]` prints divan's statistics, then a table of shares: the bytes that a part
+//! moves in a second, over those of a plain sum of a row. For the table, all parts take turns, so that noise of the
+//! machine affects all alike.
 
 use std::fmt;
 use std::hint::black_box;
@@ -12,27 +12,28 @@ use cos::decode::chance::{Chance, CounterRng, Key, Purpose};
 use cos::decode::combine::Combination;
 use cos::decode::policy::{Plan, Request, Strategy};
 use cos::decode::verify;
-use cos::plan::estimates::{Estimates, Observer};
-use cos::plan::planner::{Choices, Planner};
-use cos::rows::kernels;
-use cos::rows::sampling::{self, Candidates, Distribution, Sampler};
+use cos::learn::estimates::Estimates;
+use cos::learn::observer::Observer;
+use cos::plan::{choices::Choices, planner::Planner};
+
+use cos::rows::{Candidates, Distribution, Row, Sampler, argmax, kernels};
 use divan::Bencher;
 use divan::counter::BytesCount;
 
 const VOCABULARIES: [usize; 3] = [8_000, 32_000, 152_000];
 
-/// Two models' rows for one position, and what a decoder has beside them.
-struct Rows {
+/// Rows of two models for one position, and the buffers of a decoder.
+struct Buffers {
     logits: [Vec<f32>; 2],
     distributions: [Distribution; 2],
-    /// The probabilities of the first one.
+    /// The probabilities of the first model.
     probabilities: Vec<f32>,
     out: Vec<f32>,
     candidates: Candidates,
 }
 
-impl Rows {
-    /// Rows like those of language models: a few likely tokens before a wide bell.
+impl Buffers {
+    /// Rows like those of language models: a few likely tokens, and a wide bell of others.
     fn new(vocab_size: usize) -> Self {
         let mut rng = fastrand::Rng::with_seed(1);
         let mut row = || -> Vec<f32> {
@@ -42,29 +43,29 @@ impl Rows {
             row
         };
         let logits = [row(), row()];
-        let distributions = [0, 1].map(|model| Distribution::softmax(&logits[model]).expect("a sound row"));
+        let distributions = [0, 1].map(|model| Distribution::softmax(&logits[model]).expect("the row is finite"));
         let mut probabilities = vec![0.0; vocab_size];
         distributions[0].fill(&logits[0], &mut probabilities);
         let (out, candidates) = (vec![0.0; vocab_size], Candidates::new(vocab_size));
-        Rows { logits, distributions, probabilities, out, candidates }
+        Buffers { logits, distributions, probabilities, out, candidates }
     }
 
     fn process(&mut self, temperature: f32, top_k: i32, top_p: f32, min_p: f32) {
-        let sampler = Sampler::new(temperature, top_k, top_p, min_p).expect("a sound sampler");
+        let sampler = Sampler::new(temperature, top_k, top_p, min_p).expect("the sampler is valid");
         let _ = black_box(sampler.process(black_box(&self.logits[0]), &mut self.candidates));
     }
 
     fn combine(&mut self, combination: Combination) {
-        let _ = black_box(combination.scores(|model| black_box(&self.logits[model]), &mut self.out, |_| ()));
+        let _ = black_box(combination.scores(|model| Row::Host(black_box(&self.logits[model])), &mut self.out, |_| ()));
     }
 }
 
 /// A part of the host's work.
 struct Kernel {
     name: &'static str,
-    /// Rows that it reads or writes, each whole pass counted.
+    /// The number of times that it reads or writes a whole row.
     rows: usize,
-    run: fn(&mut Rows),
+    run: fn(&mut Buffers),
 }
 
 impl fmt::Display for Kernel {
@@ -75,7 +76,7 @@ impl fmt::Display for Kernel {
 
 const KEY: Key = Key { position: 0, purpose: Purpose::Target, epoch: 0 };
 
-const fn kernel(name: &'static str, rows: usize, run: fn(&mut Rows)) -> Kernel {
+const fn kernel(name: &'static str, rows: usize, run: fn(&mut Buffers)) -> Kernel {
     Kernel { name, rows, run }
 }
 
@@ -83,7 +84,7 @@ const fn kernel(name: &'static str, rows: usize, run: fn(&mut Rows)) -> Kernel {
 const KERNELS: &[Kernel] = &[
     kernel("plain sum", 1, |rows| { black_box(kernels::sum(black_box(&rows.logits[0]))); }),
     kernel("maximum, checked", 1, |rows| { black_box(kernels::maximum(black_box(&rows.logits[0]))); }),
-    kernel("greedy: best and margin", 1, |rows| { let _ = black_box(sampling::argmax(black_box(&rows.logits[0]))); }),
+    kernel("greedy: best and margin", 1, |rows| { let _ = black_box(argmax(black_box(&rows.logits[0]))); }),
     kernel("sum of exponentials", 1, |rows| { black_box(kernels::sum_exp(black_box(&rows.logits[0]), 0.0, 1.0)); }),
     kernel("process: temperature", 2, |rows| rows.process(0.8, 0, 0.0, 0.0)),
     kernel("process: top-k 40", 1, |rows| rows.process(0.8, 40, 0.0, 0.0)),
@@ -99,27 +100,33 @@ const KERNELS: &[Kernel] = &[
         black_box(verify::residual(black_box(&mut rows.out), &rows.distributions[1], &rows.logits[1]));
     }),
     kernel("draw from a row of logits", 1, |rows| {
-        black_box(CounterRng::new(1).pick(KEY, black_box(&rows.distributions[0].of(&rows.logits[0]))));
+        let _ = black_box(CounterRng::new(1).pick(KEY, black_box(&Row::Host(&rows.logits[0]).weighted(&rows.distributions[0]))));
     }),
-    kernel("draw from a residual", 2, |rows| { black_box(CounterRng::new(1).pick(KEY, black_box(&rows.probabilities[..]))); }),
+    kernel("draw from a residual", 2, |rows| {
+        let _ = black_box(CounterRng::new(1).pick(KEY, black_box(&rows.probabilities[..])));
+    }),
     kernel("scores: sum of two", 3, |rows| rows.combine(Combination::contrastive(2, 0.5, 0.0).expect("two models"))),
-    kernel("scores: sum of two, masked", 4, |rows| rows.combine(Combination::contrastive(2, 0.5, 0.1).expect("two models"))),
-    kernel("scores: greedy mixture of two", 9, |rows| rows.combine(Combination::mixture(&[0.5, 0.5]).expect("two models"))),
+    kernel("scores: sum of two, masked", 4, |rows| {
+        rows.combine(Combination::contrastive(2, 0.5, 0.1).expect("two models"));
+    }),
+    kernel("scores: greedy mixture of two", 9, |rows| {
+        rows.combine(Combination::mixture(&[0.5, 0.5]).expect("two models"));
+    }),
 ];
 
 #[divan::bench(args = KERNELS, consts = VOCABULARIES)]
 fn row<const VOCABULARY: usize>(bencher: Bencher, kernel: &Kernel) {
-    let mut rows = Rows::new(VOCABULARY);
+    let mut rows = Buffers::new(VOCABULARY);
     bencher.counter(BytesCount::of_many::<f32>(kernel.rows * VOCABULARY)).bench_local(|| (kernel.run)(&mut rows));
 }
 
-/// The least time of each part, of many.
+/// The least time of many, for each part.
 fn times(vocab_size: usize) -> Vec<Duration> {
-    let mut rows = Rows::new(vocab_size);
+    let mut rows = Buffers::new(vocab_size);
     let mut times = vec![Duration::MAX; KERNELS.len()];
     for _ in 0..300 {
         for (kernel, least) in KERNELS.iter().zip(&mut times) {
-            (kernel.run)(&mut rows); // so that no part finds the caches as another one left them
+            (kernel.run)(&mut rows); // each part starts with its own data in the processor's caches
             let started = Instant::now();
             (kernel.run)(&mut rows);
             *least = started.elapsed().min(*least);
@@ -128,25 +135,26 @@ fn times(vocab_size: usize) -> Vec<Duration> {
     times
 }
 
-/// A look at the plan, where all is known of two or three models of a mixture, or of these and a drafter a tenth as dear.
+/// The planner's choice of a plan for a mixture of two or three models, with or without a drafter at a tenth of the
+/// cost.
 #[divan::bench(args = [(2, false), (2, true), (3, false), (3, true)])]
 fn look(bencher: Bencher, (needed, drafter): (usize, bool)) {
     let models = needed + usize::from(drafter);
     let weights: Vec<f32> = (0..models).map(|model| if model < needed { 1.0 / needed as f32 } else { 0.0 }).collect();
-    let combination = Combination::mixture(&weights).expect("sound weights");
+    let combination = Combination::mixture(&weights).expect("the weights are valid");
     let cost = |model: usize| if model < needed { 1e-3 } else { 1e-4 };
     let passes = |model| (1..=16).map(|width| (width, cost(model) * (1.0 + 0.02 * width as f64))).collect();
     let mut observer = Observer::new(Estimates::new(&(0..models).map(passes).collect::<Vec<_>>()), Some(weights), 0);
     let mut random = fastrand::Rng::with_seed(1);
     for position in 0..500 {
-        observer.committed(position, None);
+        observer.record_commit(position, None);
         for model in 0..models {
-            // easy and hard stretches
+            // Easy and hard stretches of text alternate.
             let likely = if position / 8 % 2 == 0 { 0.9 } else { 0.3 };
             let probability = if random.f32() < likely { 0.5 } else { 0.1 };
-            observer.scored(model, position, (probability, random.f32()));
+            observer.record_score(model, position, (probability, random.f32()));
         }
-        observer.settle();
+        observer.update();
     }
     let costs = vec![1; models];
     let request = Request {
@@ -162,7 +170,7 @@ fn look(bencher: Bencher, (needed, drafter): (usize, bool)) {
     let planner = Planner::new(choices, Plan::STANDARD, None);
     bencher.with_inputs(|| (planner.clone(), observer.estimates().clone())).bench_values(
         |(mut planner, mut estimates)| {
-            let plan = planner.look(&mut estimates);
+            let plan = planner.review(&mut estimates);
             (planner, plan)
         },
     );
@@ -173,7 +181,7 @@ fn main() {
     if std::env::args().any(|argument| argument == "--list" || argument == "--test") {
         return;
     }
-    println!("\nLeast time, GB/s, and share of the bandwidth of a plain sum");
+    println!("\nLeast time, GB/s, and share of a plain sum's bandwidth");
     println!("| part | rows moved |{}", VOCABULARIES.map(|size| format!(" {size} tokens |")).concat());
     println!("| --- | ---: |{}", " ---: |".repeat(VOCABULARIES.len()));
     let times = VOCABULARIES.map(times);

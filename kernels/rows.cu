@@ -1,88 +1,94 @@
-// What is made of rows of logits where they are: on the GPU. `scripts/make-ptx` compiles this to rows.ptx, which the driver compiles
-// for the GPU that there is.
+// CUDA kernels on rows of logits in GPU memory. `scripts/make-ptx` compiles them to rows.ptx, which the driver compiles
+// for its GPU. src/rows/device.rs launches them, and has the same constants and structs.
 
 typedef unsigned short u16;
 typedef unsigned int u32;
 typedef unsigned long long u64;
 
-const int CHUNKS = 32;   // parts of a row, each for one block of THREADS
+const int CHUNKS = 32;   // chunks of a row; a block of THREADS threads handles each
 const int THREADS = 256;
-const int ROWS = 64;     // of the ring; a position's row is in slot `position % ROWS`
-const int NOTED = 20;    // most tokens of a pass whose scores are noted
-const int NEAR = 1024;   // threads that filter a row, and tokens among which they seek the last one that is kept
-const int FOLD = CHUNKS * THREADS / NEAR; // threads of such blocks whose tokens are one group for them
-const int BINS = 512;    // of equal width, in which it is sought if it is not among the best
-const float REACH = 16;  // how far they reach: below e^-REACH of the best weight nothing is sought
+const int ROWS = 64;     // slots of the ring; the row of a position is in slot `position % ROWS`
+const int NOTED = 20;    // the most tokens of a pass whose scores are noted
+const int NEAR = 1024;   // threads that filter a row, and the most tokens that they list
+const int FOLD = CHUNKS * THREADS / NEAR; // threads of `keep` whose tokens form a group
+const int BINS = 512;    // bins of scores, of equal width
+const float REACH = 16;  // the bins cover weights down to e^-REACH of the largest
 const int NONE = 0x7fffffff;
 static_assert(NEAR == 32 * CHUNKS, "to scan a row, each warp takes a chunk");
 
-// What a pass is told beside its inputs.
+// The parameters of a pass, which its graph reads from memory.
 struct Control {
-    int first;    // position of the first row that is given
-    int skipped;  // given rows in front that nobody wants
-    int vocab;    // columns that count
-    float rate;   // one over the temperature
-    int start;    // position that the first token of the pass took; its row is in the ring if `known`
-    int known;
-    int width;
-    int top_k;       // or 0
-    float top_p;     // or 1
-    float distance;  // from the largest score, to which a token may be below it; or minus infinity
+    int first;    // the position of the first row in `logits`
+    int skipped;  // rows at the front that nobody reads
+    int vocab;    // tokens; further columns are padding
+    float rate;   // 1 / temperature
+    int start;    // the position of the pass's first token
+    int known;       // whether the row of that position is in the ring
+    int width;       // tokens of the pass
+    int top_k;       // 0 keeps all tokens
+    float top_p;     // 1 keeps all tokens
+    float distance;  // for min-p: a token is kept if its score is at least the largest one plus this; -inf keeps all
     int tokens[NOTED];
 };
 
-// What is known of a part of a row, and of a row: the first maximum, the largest of all other scores, the sum of weights
-// e^((score - max) * rate), and the score of the token that came after. What filters keep: the sum of its weights, the least score, and the
-// first token of that score that is not kept; -1 if that is not known.
+// The summary of a chunk.
 struct Part {
-    double total;
-    float max, second;
-    int best, padding;
+    double total;      // the sum of weights e^((score - max) * rate)
+    float max, second; // the largest score, NaN if a score is NaN or plus infinity, and the largest of all others
+    int best, padding; // the first token with the largest score
 };
+
+// The summary of a row.
 struct Summary {
-    double total;
+    double total; // as in Part
     float max, second;
     int best;
     int position;
-    int token;
-    float score;
-    double kept;
-    float floor;
-    int cut;
+    int token;   // the token that the pass has at this position, or -1
+    float score; // its score
+    double kept; // the sum of the weights that the filters keep
+    float floor; // the least score that they keep
+    int cut;     // the first token with that score that they do not keep; -1 if the filters have no result
 };
 
-// Of an element of 16 bits.
+// The value of a 16-bit element: float16 if `element` is 1, else bfloat16.
 __device__ float of_bits(u16 bits, int element) {
     float value;
     if (element == 1)
 #ifdef __CUDA_ARCH__
         asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(bits));
 #else
-        value = of_half(bits); // of tests/kernels, which run without a GPU
+        value = of_half(bits); // defined by tests/kernels, which run on the CPU
 #endif
     else
         value = __uint_as_float((u32)bits << 16);
     return value;
 }
 
+// Element i of a row; `element` is 0 for float32.
 __device__ float to_float(const void *row, int element, long i) {
     return element == 0 ? ((const float *)row)[i] : of_bits(((const u16 *)row)[i], element);
 }
 
 __device__ int bytes_of(int element) { return element == 0 ? 4 : 2; }
 
-// From one row of the ring to the next, which begins where a word of 16 bytes does.
+// Bytes between rows of the ring, which are aligned to 16 bytes.
 __device__ long stride_of(long columns, int element) { return (columns * bytes_of(element) + 15) / 16 * 16; }
 
-__device__ bool keeps(float score, int token, float floor, int cut) { return score > floor || (score == floor && token < cut); }
+// Whether filters with this result keep a token.
+__device__ bool keeps(float score, int token, float floor, int cut) {
+    return score > floor || (score == floor && token < cut);
+}
 
 __device__ float nan() { return __uint_as_float(0x7fc00000u); }
 
-// The parts of a row, joined by all threads of a block. NaN stays.
+// The chunks of a row and their combination.
 struct Joined {
     Part parts[CHUNKS], whole;
-    double totals[CHUNKS]; // of each part, in weights relative to the largest score of the row
+    double totals[CHUNKS]; // for each chunk, with weights relative to the largest score of the row
 };
+
+// Combine the chunks of a row, with all threads of a block. NaN in a chunk makes the maximum NaN.
 __device__ void join(Joined &row, const Part *parts, float rate) {
     int thread = threadIdx.x;
     if (thread < CHUNKS) row.parts[thread] = parts[thread];
@@ -114,13 +120,16 @@ __device__ void join(Joined &row, const Part *parts, float rate) {
     __syncthreads();
 }
 
-// Words of 16 bytes from the host to the GPU or back: where they are few, in less time than a copy by the driver takes to begin.
+// Copy words of 16 bytes between host and GPU. For few words, this takes less time than the driver needs to start a
+// copy.
 extern "C" __global__ void transfer(const uint4 *from, uint4 *to, int words) {
     for (int i = blockIdx.x * THREADS + threadIdx.x; i < words; i += gridDim.x * THREADS) to[i] = from[i];
 }
 
-// Block (chunk, row): keeps a part of a row in the ring, and makes its Part, and notes the largest score that each thread has seen.
-extern "C" __global__ void keep(const void *logits, int element, long columns, const Control *control, char *ring, Part *parts, float *peaks) {
+// Copy rows into the ring and summarise their chunks. `peaks` gets the largest score that each thread has seen.
+// One block for each (chunk, row).
+extern "C" __global__ void keep(const void *logits, int element, long columns, const Control *control, char *ring,
+                                Part *parts, float *peaks) {
     int row = blockIdx.y, chunk = blockIdx.x, thread = threadIdx.x;
     if (row < control->skipped) return;
     const float INF = __int_as_float(0x7f800000);
@@ -133,7 +142,7 @@ extern "C" __global__ void keep(const void *logits, int element, long columns, c
 
     Part part = {0, -INF, -INF, begin, 0};
     bool bad = false;
-    const int BATCH = 8; // that are asked for before one is looked at
+    const int BATCH = 8; // loads in flight
     for (int first = begin + thread; first < end; first += BATCH * THREADS) {
         u32 bits[BATCH];
 #pragma unroll
@@ -190,10 +199,10 @@ extern "C" __global__ void keep(const void *logits, int element, long columns, c
     }
 }
 
-// Block (row), of CHUNKS threads: joins the parts of a row, and adds the score of the token behind it. One more block does the latter for
-// the row before the pass.
-extern "C" __global__ void summarise(const void *logits, int element, long columns, const Control *control, const char *ring,
-                                     const Part *parts, Summary *summaries, int given) {
+// Summarise rows, and note the score of the token that the pass has at each row's position. One block of CHUNKS threads
+// for each row, and one more block that notes the score of the pass's first token, whose row is in the ring.
+extern "C" __global__ void summarise(const void *logits, int element, long columns, const Control *control,
+                                     const char *ring, const Part *parts, Summary *summaries, int given) {
     int row = blockIdx.x, thread = threadIdx.x;
     long size = bytes_of(element);
     if (row == given) {
@@ -219,11 +228,11 @@ extern "C" __global__ void summarise(const void *logits, int element, long colum
     summaries[slot] = summary;
 }
 
-// Weights as whole numbers, whose sum is the same in any order.
-const double ONE = 4398046511104.0; // 2^42: weights are at most 1, and there may be 2^22 of them
+// Weights as integers, whose sum does not depend on the order.
+const double ONE = 4398046511104.0; // 2^42: up to 2^22 weights of at most 1 fit in 64 bits
 __device__ u64 weight_of(float score, float max, float rate) { return (u64)((double)expf((score - max) * rate) * ONE); }
 
-// Their sum, by the atomics that shared memory has: of 32 bits.
+// A 64-bit sum from 32-bit atomics, which shared memory has.
 struct Sum {
     u32 low, high;
 };
@@ -233,9 +242,9 @@ __device__ void add(Sum &sum, u64 weight) {
 }
 __device__ u64 value_of(const Sum &sum) { return (u64)sum.high << 32 | sum.low; }
 
-// A token and its score in an order in which the best is the least: higher score, then lower token.
+// A key that sorts tokens by descending score, then by ascending number.
 __device__ u64 key_of(float score, int token) {
-    u32 bits = __float_as_uint(score + 0.0f); // no negative 0
+    u32 bits = __float_as_uint(score + 0.0f); // turns -0 into 0
     u32 ascending = bits >> 31 ? ~bits : bits | 0x80000000u;
     return (u64)~ascending << 32 | (u32)token;
 }
@@ -244,24 +253,25 @@ __device__ float score_of(u64 key) {
     return __uint_as_float(ascending >> 31 ? ascending & 0x7fffffffu : ~ascending);
 }
 
-// What a block of NEAR threads knows of the row that it filters.
+// The state of a block of NEAR threads that filters a row.
 struct Search {
     Joined row;
-    u64 groups[NEAR], keys[NEAR], sums[NEAR];
+    u64 groups[NEAR], keys[NEAR], sums[NEAR]; // groups by their largest score, listed tokens, cumulative sums
     Sum bins[BINS], chunks[CHUNKS];
-    int listed; // tokens that are in `keys`, or would be if there were room
-    int last;   // the key that is kept last
+    int listed; // tokens that were listed, even beyond the room in `keys`
+    int last;   // the index of the last key that is kept
     int bin;
     float floor;
     int cut;
 };
 
+// Add a token to the list.
 __device__ void list(Search &search, int token, float score) {
     int place = atomicAdd(&search.listed, 1);
     if (place < NEAR) search.keys[place] = key_of(score, token);
 }
 
-// Puts keys in order; `count` of them are there.
+// Sort `count` keys in ascending order (bitonic sort).
 __device__ void sort(u64 *keys, int count) {
     int size = 1, i = threadIdx.x;
     while (size < count) size *= 2;
@@ -278,7 +288,7 @@ __device__ void sort(u64 *keys, int count) {
         }
 }
 
-// Makes of each number its sum with all in front of it.
+// Replace numbers by their cumulative sums.
 __device__ void accumulate(u64 *numbers, int count) {
     int i = threadIdx.x;
     __syncthreads();
@@ -290,12 +300,13 @@ __device__ void accumulate(u64 *numbers, int count) {
     }
 }
 
-// Lists the tokens that reach `lowest`, by looking at groups that have one; a warp for each.
+// List the tokens whose score is at least `lowest`. A warp reads each group that has one; other groups are skipped.
 __device__ void list_best(Search &search, const char *row, const float *peaks, int element, int vocab, float lowest) {
-    const int TEAM = 32 / FOLD; // lanes for what one thread of `keep` has seen
+    const int TEAM = 32 / FOLD; // lanes for the tokens of one thread of `keep`
     int lane = threadIdx.x % 32, length = (vocab + CHUNKS - 1) / CHUNKS;
     for (int i = threadIdx.x / 32; i < NEAR && score_of(search.groups[i]) >= lowest; i += NEAR / 32) {
-        int seen = (int)(u32)search.groups[i] + lane / TEAM * NEAR, begin = seen / THREADS * length, end = min(vocab, begin + length);
+        int seen = (int)(u32)search.groups[i] + lane / TEAM * NEAR, begin = seen / THREADS * length,
+            end = min(vocab, begin + length);
         if (peaks[seen] < lowest) continue;
 #pragma unroll 4
         for (int token = begin + seen % THREADS + lane % TEAM * THREADS; token < end; token += TEAM * THREADS) {
@@ -305,7 +316,7 @@ __device__ void list_best(Search &search, const char *row, const float *peaks, i
     }
 }
 
-// Calls `visit(token, score)` for all scores that reach `lowest`; a warp looks at a chunk.
+// Call `visit(token, score)` for all scores of at least `lowest`. A warp reads each chunk.
 template <typename Visit>
 __device__ void scan(const Search &search, const char *row, int element, int vocab, float lowest, Visit visit) {
     int chunk = threadIdx.x / 32, length = (vocab + CHUNKS - 1) / CHUNKS, end = min(vocab, (chunk + 1) * length);
@@ -317,7 +328,7 @@ __device__ void scan(const Search &search, const char *row, int element, int voc
     }
 }
 
-// Puts listed tokens in order, and makes `sums`: what each is worth, with all in front of it.
+// Sort the listed tokens, and compute cumulative sums of their worth.
 template <typename Worth> __device__ void rank(Search &search, int listed, Worth worth) {
     int i = threadIdx.x;
     sort(search.keys, listed);
@@ -325,20 +336,22 @@ template <typename Worth> __device__ void rank(Search &search, int listed, Worth
     accumulate(search.sums, listed);
 }
 
-// Block (row), of NEAR threads: what filters keep of it, in the order top-k, top-p, min-p. Leaves -1 as `cut` where that is too much to be
-// sought here.
-extern "C" __global__ void __launch_bounds__(NEAR) filter(int element, long columns, const Control *control, const char *ring, const Part *parts,
-                                  const float *peaks, Summary *summaries, double *kept) {
-    const float INF = __int_as_float(0x7f800000), LEAST = -3.402823466e38f; // of what is possible
-    const int FEW = 64, MANY = 512; // tokens among which the end of top-p is sought first, and then
+// Find the tokens that the filters keep, in the order top-k, top-p, min-p. One block of NEAR threads for each row.
+// If the search fails, `cut` stays -1, and the host filters the row.
+extern "C" __global__ void __launch_bounds__(NEAR)
+    filter(int element, long columns, const Control *control, const char *ring, const Part *parts, const float *peaks,
+           Summary *summaries, double *kept) {
+    const float INF = __int_as_float(0x7f800000), LEAST = -3.402823466e38f; // the least finite score
+    const int FEW = 64, MANY = 512; // numbers of best groups whose tokens are listed first, and then
     __shared__ Search search;
     int row = blockIdx.x, thread = threadIdx.x;
     if (row < control->skipped) return;
-    int slot = (control->first + row) % ROWS, vocab = control->vocab, length = (vocab + CHUNKS - 1) / CHUNKS, top_k = control->top_k;
+    int slot = (control->first + row) % ROWS, vocab = control->vocab, length = (vocab + CHUNKS - 1) / CHUNKS,
+        top_k = control->top_k;
     float top_p = control->top_p, distance = control->distance, rate = control->rate;
     const char *scores = ring + slot * stride_of(columns, element);
     kept += slot * CHUNKS, peaks += slot * CHUNKS * THREADS;
-    // Tokens of numbers near each other are often alike, so groups are of chunks that are far apart.
+    // Tokens with similar numbers often have similar scores, so a group has tokens of chunks that are far apart.
     float peak = -INF;
     for (int seen = thread; seen < CHUNKS * THREADS; seen += NEAR) peak = fmaxf(peak, peaks[seen]);
     search.groups[thread] = key_of(peak, thread);
@@ -348,14 +361,14 @@ extern "C" __global__ void __launch_bounds__(NEAR) filter(int element, long colu
     float max = search.row.whole.max;
     if (!(max < INF && max > -INF)) return;
     Summary *summary = summaries + slot;
-    if (top_k <= 0 && top_p >= 1 && distance == -INF) { // top-k of as many tokens as there are
+    if (top_k <= 0 && top_p >= 1 && distance == -INF) { // no filter, as with top-k of the vocabulary
         if (thread < CHUNKS) kept[thread] = search.row.totals[thread];
         if (thread == 0) summary->kept = search.row.whole.total, summary->floor = -INF, summary->cut = NONE;
         return;
     }
 
     auto weight = [&](float score) { return weight_of(score, max, rate); };
-    auto keep_sum = [&](float floor, int cut) { // the weights of what is kept, by chunk
+    auto keep_sum = [&](float floor, int cut) { // sum the weights that are kept, for each chunk
         u64 sum = 0;
         scan(search, scores, element, vocab, floor, [&](int token, float score) {
             if (keeps(score, token, floor, cut)) sum += weight(score);
@@ -363,14 +376,14 @@ extern "C" __global__ void __launch_bounds__(NEAR) filter(int element, long colu
         if (sum > 0) add(search.chunks[thread / 32], sum);
     };
     bool orders = top_k > 0 || top_p < 1, found = false;
-    double share = top_p * search.row.whole.total; // that top-p asks for
-    float least = __fadd_rn(max, distance);        // that min-p does
+    double share = top_p * search.row.whole.total; // the sum of weights that ends top-p
+    float least = __fadd_rn(max, distance);        // the least score of min-p
 
-    // Among the best tokens, all of which are listed.
+    // First search among the best tokens.
     sort(search.groups, NEAR);
     for (int k = top_k > 0 ? top_k : FEW; k <= NEAR; k = MANY) {
-        // So many tokens as reach the k-th best of the groups are at least k, and seldom many more. What is impossible has no weight, and
-        // there may be much of it.
+        // At least k tokens reach the k-th best group's score, and seldom many more. Tokens with a score of minus
+        // infinity have no weight and may be many, so they are left out.
         float lowest = fmaxf(orders ? score_of(search.groups[k - 1]) : least, LEAST);
         list_best(search, scores, peaks, element, vocab, lowest);
         __syncthreads();
@@ -380,7 +393,8 @@ extern "C" __global__ void __launch_bounds__(NEAR) filter(int element, long colu
             int count = top_k > 0 ? min(top_k, listed) : listed;
             if (top_k > 0) share = top_p * (search.sums[count - 1] / ONE);
             auto reaches = [&](int i) { return top_p < 1 && search.sums[i] / ONE >= share; };
-            if (thread < count && (thread == count - 1 || reaches(thread)) && (thread == 0 || !reaches(thread - 1))) search.last = thread;
+            if (thread < count && (thread == count - 1 || reaches(thread)) && (thread == 0 || !reaches(thread - 1)))
+                search.last = thread;
             found = !orders || top_k > 0 || reaches(count - 1) || lowest == LEAST;
         }
         __syncthreads();
@@ -389,7 +403,8 @@ extern "C" __global__ void __launch_bounds__(NEAR) filter(int element, long colu
         if (found || !orders || top_k > 0 || k == MANY) break;
     }
 
-    // Among all: in which bin the last one is, then which of that. Top-k counts tokens, top-p adds up their weights.
+    // Otherwise search among all: find the bin of the last token that is kept, then the token in it. A token is worth 1
+    // to top-k, and its weight to top-p.
     for (bool counts = top_k > 0; orders && !found; counts = false) {
         double enough = counts ? top_k : share;
         auto worth = [&](float score) { return counts ? (u64)ONE : weight(score); };
@@ -399,7 +414,8 @@ extern "C" __global__ void __launch_bounds__(NEAR) filter(int element, long colu
         if (thread < BINS) search.bins[thread] = {0, 0};
         if (thread == 0) search.bin = BINS;
         __syncthreads();
-        scan(search, scores, element, vocab, lowest, [&](int, float score) { add(search.bins[bin_of(score)], worth(score)); });
+        scan(search, scores, element, vocab, lowest,
+             [&](int, float score) { add(search.bins[bin_of(score)], worth(score)); });
         __syncthreads();
         search.sums[thread] = thread < BINS ? value_of(search.bins[thread]) : 0;
         accumulate(search.sums, BINS);
@@ -415,7 +431,8 @@ extern "C" __global__ void __launch_bounds__(NEAR) filter(int element, long colu
         int listed = search.listed;
         if (listed > NEAR) return;
         rank(search, listed, worth);
-        if (thread < listed && reaches(thread, before) && (thread == 0 || !reaches(thread - 1, before))) search.last = thread;
+        if (thread < listed && reaches(thread, before) && (thread == 0 || !reaches(thread - 1, before)))
+            search.last = thread;
         __syncthreads();
         if (!counts || top_p >= 1) break;
         u64 last = search.keys[search.last];
@@ -440,7 +457,7 @@ extern "C" __global__ void __launch_bounds__(NEAR) filter(int element, long colu
     float floor = search.floor;
     int cut = search.cut;
     if (!found) keep_sum(floor, cut);
-    if (found && thread <= search.last) { // all that is kept is among the keys
+    if (found && thread <= search.last) { // all tokens that are kept are listed
         int token = (int)(u32)search.keys[thread];
         float score = score_of(search.keys[thread]);
         if (keeps(score, token, floor, cut)) add(search.chunks[token / length], weight(score));
@@ -454,10 +471,11 @@ extern "C" __global__ void __launch_bounds__(NEAR) filter(int element, long colu
     }
 }
 
-// One block: the token at which the sum of weights from the front passes `share` of all; of those that filters keep, whose sums of chunks
-// are `kept`, if that is not null.
-extern "C" __global__ void draw(const char *ring, int element, long columns, int vocab, int slot, const Part *parts, float max,
-                                float rate, double share, const double *kept, float floor, int cut, Summary *out) {
+// Draw the token at which the cumulative sum of weights exceeds `share`. One block.
+// If `kept` is not null, only weights that the filters keep count; it has their sum for each chunk.
+extern "C" __global__ void draw(const char *ring, int element, long columns, int vocab, int slot, const Part *parts,
+                                float max, float rate, double share, const double *kept, float floor, int cut,
+                                Summary *out) {
     int thread = threadIdx.x;
     const char *row = ring + slot * stride_of(columns, element);
     parts += slot * CHUNKS;
@@ -465,13 +483,15 @@ extern "C" __global__ void draw(const char *ring, int element, long columns, int
         float score = to_float(row, element, i);
         return keeps(score, i, floor, cut) ? expf((score - max) * rate) : 0.0f;
     };
-    const int RUN = 16; // sums that are passed over at once
+    const int RUN = 16; // sums of threads that are skipped at once
     __shared__ double sums[THREADS], runs[THREADS / RUN];
     __shared__ int chosen;
     __shared__ double left;
     if (thread < CHUNKS) {
         Part part = parts[thread];
-        sums[thread] = kept ? kept[slot * CHUNKS + thread] : part.total > 0 ? part.total * exp((double)(part.max - max) * rate) : 0;
+        sums[thread] = kept             ? kept[slot * CHUNKS + thread]
+                       : part.total > 0 ? part.total * exp((double)(part.max - max) * rate)
+                                        : 0;
     }
     __syncthreads();
     if (thread == 0) {
@@ -480,7 +500,7 @@ extern "C" __global__ void draw(const char *ring, int element, long columns, int
         for (int i = 0; i < CHUNKS; i++) {
             double part = sums[i];
             if (part <= 0) continue;
-            chunk = i, left = share - before; // rounding may leave a little behind the last one
+            chunk = i, left = share - before; // rounding may leave a rest after the last chunk
             if (before + part > share) break;
             before += part;
         }
@@ -523,7 +543,7 @@ extern "C" __global__ void draw(const char *ring, int element, long columns, int
     }
 }
 
-// Rows of several models, or one.
+// A row as a term of a sum. `floor` and `cut` are the result of its filters.
 struct Term {
     const void *row;
     double scale;
@@ -532,15 +552,18 @@ struct Term {
     float floor;
     int padding;
 };
+
+// The terms of a sum, from one model or several.
 struct Terms {
     Term terms[8];
     int count, vocab;
-    int without; // of a proposal that was certain: that token; else -1
+    int without; // the token of a proposal without a row, or -1
     int padding;
 };
 
-// The sum of rows, each times its scale: NaN where any score is NaN or plus infinity, impossible where any is impossible, or where the
-// judge, the last term, is below the floor. Of a term with a rate, its weights are added in place of its scores.
+// Sum rows, each times its scale. The sum is NaN if a score is NaN or plus infinity, and minus infinity if a score is
+// minus infinity. If `judged`, the last term is not summed; tokens whose score in it is below `floor` get minus
+// infinity. A term with a rate adds its weights instead of its scores.
 extern "C" __global__ void weigh(Terms terms, int judged, float floor, float *out) {
     const float INF = __int_as_float(0x7f800000);
     int count = terms.count - judged;
@@ -566,7 +589,8 @@ extern "C" __global__ void weigh(Terms terms, int judged, float floor, float *ou
     }
 }
 
-// What a proposal, the last term, leaves of the sum of the others' probabilities; or of all of them, if it was certain.
+// The weight of a token in the residual distribution: the probability in the sum of terms minus that in the proposal,
+// if positive. The proposal is the last term, or the token `without`.
 __device__ float left_over(const Terms &terms, int i) {
     if (i == terms.without) return 0;
     float weight = 0;
@@ -580,7 +604,7 @@ __device__ float left_over(const Terms &terms, int i) {
     return weight > 0 ? weight : 0;
 }
 
-// Block (chunk): the sum of what is left there.
+// Sum the residual weights of each chunk. One block for each chunk.
 extern "C" __global__ void residual(Terms terms, double *sums) {
     int chunk = blockIdx.x, thread = threadIdx.x;
     int length = (terms.vocab + CHUNKS - 1) / CHUNKS;
@@ -597,7 +621,7 @@ extern "C" __global__ void residual(Terms terms, double *sums) {
     if (thread == 0) sums[chunk] = totals[0];
 }
 
-// One block: the token of a chunk at which the sum of what is left there passes `left`.
+// Draw the token of a chunk at which the cumulative sum of residual weights exceeds `left`. One block.
 extern "C" __global__ void pick(Terms terms, int chunk, double left, Summary *out) {
     int thread = threadIdx.x;
     int length = (terms.vocab + CHUNKS - 1) / CHUNKS;
@@ -611,7 +635,7 @@ extern "C" __global__ void pick(Terms terms, int chunk, double left, Summary *ou
     __syncthreads();
     if (thread == 0) {
         double before = 0;
-        int token = -1, last = 0; // the last thread that has anything, where rounding leads behind it
+        int token = -1, last = 0; // the last thread with a weight, in case rounding leaves a rest
         for (int t = 0; t < THREADS; t++)
             if (sums[t] > 0) {
                 last = t;

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Make exports with the shapes of known models and random weights, and logits of PyTorch, for tests/shapes.rs.
+"""Make exports with the shapes of known models and random weights, and logits of PyTorch, for tests/gpu/shapes.rs.
 
   make_shapes.py OUT --builder MODELS [--shapes A,B] [--layers 2] [--precisions fp16,bf16,int4] [--provider cuda]
                  [--jobs 6]

@@ -2,6 +2,7 @@
 //! algorithm, [`model`] runs exports with ONNX Runtime. ARCHITECTURE.md is the map.
 #![deny(missing_docs)]
 
+pub mod clock;
 pub mod config;
 mod cuda;
 pub mod decode;
@@ -10,6 +11,7 @@ pub mod error;
 pub mod export;
 pub mod ffi;
 pub mod files;
+pub mod learn;
 pub mod model;
 pub mod onnx;
 pub mod plan;

@@ -4,6 +4,7 @@
 //! work in the parent only.
 
 use std::ffi::{CStr, OsStr};
+use std::ops::Range;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::sync::Once;
@@ -105,22 +106,56 @@ pub fn stay_loaded() {
     });
 }
 
-/// The file that this code was loaded from: `libcos.so`, or a program that links the crate. The kernel is asked,
-/// because the loader may have a path that was relative to an earlier working directory.
+/// A mapping of this process's memory, as `/proc/self/maps` lists it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mapping {
+    /// Its addresses.
+    pub addresses: Range<usize>,
+    /// Its permissions, such as `rw-p`.
+    pub permissions: String,
+    /// The inode of its file, 0 without a file.
+    pub inode: u64,
+    /// The path of its file, or a name such as `[heap]`; empty without either. A deleted file has a suffix `
+    /// (deleted)`.
+    pub path: PathBuf,
+}
+
+impl Mapping {
+    /// Parse a line: `start-end permissions offset device inode path`.
+    pub fn parse(line: &[u8]) -> Option<Self> {
+        let mut rest = line;
+        let mut word = || {
+            let (word, tail) = rest.split_at(rest.iter().position(|&byte| byte == b' ').unwrap_or(rest.len()));
+            rest = tail.trim_ascii_start();
+            str::from_utf8(word).ok()
+        };
+        let (start, end) = word()?.split_once('-')?;
+        let permissions = word()?.to_owned();
+        word()?; // offset
+        word()?; // device
+        let inode = word()?.parse().ok()?;
+        let address = |text| usize::from_str_radix(text, 16).ok();
+        let path = OsStr::from_bytes(rest).into();
+        Some(Mapping { addresses: address(start)?..address(end)?, permissions, inode, path })
+    }
+}
+
+/// The mappings of this process. Empty if the system does not list them.
+pub fn mappings() -> Vec<Mapping> {
+    let maps = std::fs::read("/proc/self/maps").unwrap_or_default();
+    maps.split(|&byte| byte == b'\n').filter_map(Mapping::parse).collect()
+}
+
+/// The file that this code was loaded from: `libcos.so`, or a program that links the crate.
+///
+/// The loader may know the file by a path relative to an earlier working directory, so the system is asked.
 pub fn own_path() -> Option<PathBuf> {
     let code = own_path as *const () as usize;
-    let maps = std::fs::read("/proc/self/maps").ok()?;
-    // A line of the file: start-end permissions offset device inode path
-    let line = maps.split(|&byte| byte == b'\n').find(|line| {
-        let range = line.split(|&byte| byte == b' ').next().and_then(|range| str::from_utf8(range).ok());
-        let ends = range.and_then(|range| range.split_once('-'));
-        let end = |text| usize::from_str_radix(text, 16).ok();
-        ends.and_then(|(low, high)| end(low).zip(end(high))).is_some_and(|(low, high)| (low..high).contains(&code))
-    })?;
-    let path = &line[line.iter().position(|&byte| byte == b'/')?..];
-    // The kernel adds this suffix if the file was replaced or deleted since, for example by an update.
+    let own = mappings().into_iter().find(|mapping| mapping.addresses.contains(&code))?;
+    let path = own.path.as_os_str().as_bytes();
+    // Another file may have taken its place since, as an update does.
     let path = path.strip_suffix(b" (deleted)").unwrap_or(path);
-    Some(PathBuf::from(OsStr::from_bytes(path)))
+    path.starts_with(b"/").then(|| PathBuf::from(OsStr::from_bytes(path)))
 }
 
 /// The same file, by the path that the loader uses for it.
@@ -139,6 +174,10 @@ pub fn set_default(name: &CStr, assignment: &'static CStr) {
     unsafe extern "C" {
         static mut environ: *mut *mut libc::c_char;
     }
+    // A later `setenv` of the host puts yet another array in place. Then this address keeps ours from being taken for a
+    // leak.
+    #[used]
+    static ARRAY: AtomicPtr<*mut libc::c_char> = AtomicPtr::new(std::ptr::null_mut());
     // SAFETY: POSIX allows a program to replace the array. The old array is not freed, so threads may still read it.
     unsafe {
         if !libc::getenv(name.as_ptr()).is_null() {
@@ -149,7 +188,9 @@ pub fn set_default(name: &CStr, assignment: &'static CStr) {
         let mut entries: Vec<*mut libc::c_char> = Vec::with_capacity(count + 2);
         entries.extend((0..count).map(|index| *old.add(index)));
         entries.extend([assignment.as_ptr().cast_mut(), std::ptr::null_mut()]);
-        (&raw mut environ).write_volatile(entries.leak().as_mut_ptr());
+        let array = entries.leak().as_mut_ptr();
+        ARRAY.store(array, Ordering::Relaxed);
+        (&raw mut environ).write_volatile(array);
     }
 }
 
@@ -171,6 +212,16 @@ mod tests {
     #[test]
     fn the_own_file_is_found_from_anywhere() {
         assert_eq!(own_path(), std::env::current_exe().ok());
+    }
+
+    #[test]
+    fn lines_of_mappings_are_parsed() {
+        let line = b"7f00-8f00 r-xp 00001000 fe:01 42      /usr/lib/with space.so (deleted)";
+        let mapping = Mapping::parse(line).unwrap();
+        assert_eq!((mapping.addresses, mapping.permissions.as_str(), mapping.inode), (0x7f00..0x8f00, "r-xp", 42));
+        assert_eq!(mapping.path, PathBuf::from("/usr/lib/with space.so (deleted)"));
+        assert_eq!(Mapping::parse(b"7f00-8f00 rw-p 00000000 00:00 0 ").unwrap().path, PathBuf::new());
+        assert_eq!(Mapping::parse(b""), None);
     }
 
     #[test]

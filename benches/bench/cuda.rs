@@ -1,5 +1,5 @@
-//! The report of `make bench-cuda`: a page of Markdown with plots, from the results of one run over small models and one over the
-//! same models extended.
+//! The report of `make bench-cuda`: a Markdown page with plots, from the results of a run over small models and one
+//! over the same models extended.
 
 use std::fmt::Write;
 use std::path::Path;
@@ -11,15 +11,15 @@ use super::measure::Result;
 use super::report::{Axis, Plot, axis, escape, or_dash, over_standard, ratios, render_with, spread};
 use super::results::{Case, PromptCost, RawCost, Results, Row, Spread};
 
-/// A folder of results, what to call it, and what the models are.
+/// The folders of results, with a title and a description of the models.
 const VARIANTS: [(&str, &str, &str); 2] = [
     ("models", "The models", "the models as they are, exported in float16 for CUDA."),
     (
         "extended",
         "The extended models",
-        "the same models, not others: each has further residual layers that are computed in full and whose output is zero \
-         (`scripts/extend_model.py`). The distributions, and so all acceptances, are those of the small models; a pass costs \
-         what one of a model with so many more parameters costs. They stand in for large models, and are none.",
+        "the same models with additional residual layers that are computed in full and whose output is zero \
+         (`scripts/extend_model.py`). Distributions and acceptance are those of the small models, and a pass costs as \
+         much as in a model with so many more parameters. They stand in for large models.",
     ),
 ];
 
@@ -36,12 +36,12 @@ pub fn write(from: &Path, folder: &Path) -> Result<()> {
     for (name, title, about) in VARIANTS {
         let file = from.join(name).join("results.json");
         let Ok(text) = std::fs::read_to_string(&file) else {
-            println!("{}: not there, so left out", file.display());
+            println!("{} does not exist, so it is left out", file.display());
             continue;
         };
         let mut results: Results =
             serde_json::from_str(&text).map_err(|error| format!("{}: {error}", file.display()))?;
-        // passes are measured by a process of their own, whose failure does no harm to the rest
+        // Another process measures passes, so that its failure does not affect the rest.
         if let Ok(text) = std::fs::read_to_string(from.join(format!("{name}-passes/results.json"))) {
             let passes: Results = serde_json::from_str(&text)?;
             (results.raw, results.prompts) = (passes.raw, passes.prompts);
@@ -53,7 +53,7 @@ pub fn write(from: &Path, folder: &Path) -> Result<()> {
         variants.push(Variant { name, title, about, results });
     }
     if variants.is_empty() {
-        return Err(format!("{}: there are no results of scripts/bench-cuda run", from.display()).into());
+        return Err(format!("{} has no results of `scripts/bench-cuda run`", from.display()).into());
     }
     let plots = folder.join("cuda");
     std::fs::create_dir_all(&plots)?;
@@ -147,7 +147,7 @@ fn section(variant: &Variant) -> Value {
     }
 }
 
-/// The ratios of `standard` and `auto`, by the ends of their names.
+/// The ratios of `standard` and `auto` with a name that ends in `end`.
 fn both(case: &Case, end: &str) -> [String; 2] {
     ["standard", "auto"].map(|name| {
         let row = case.rows.iter().find(|row| row.name.strip_suffix(end) == Some(name));
@@ -155,7 +155,7 @@ fn both(case: &Case, end: &str) -> [String; 2] {
     })
 }
 
-/// A row of a case.
+/// A line of the table of a case.
 fn line(row: &Row) -> Vec<String> {
     if let Some(reason) = &row.failed {
         let empty = std::iter::repeat_n(String::new(), 6);
@@ -192,18 +192,18 @@ fn megabytes(bytes: usize) -> String {
     format!("{:.1} MB", bytes as f64 / 1e6)
 }
 
-/// Text within a table of Markdown.
+/// Text escaped for a Markdown table.
 fn cell(text: &str) -> String {
     text.replace('|', "\\|").replace('\n', " ")
 }
 
-/// The cases in which there are peers.
+/// The cases with peers.
 fn peer_cases(variant: &Variant) -> impl Iterator<Item = (&Variant, &Case)> {
     let cases = variant.results.cases.iter().filter(|case| case.rows.iter().any(|row| row.peer));
     cases.map(move |case| (variant, case))
 }
 
-/// What is compared with peers: `standard`, `auto`, and they.
+/// The rows that are compared with peers: `standard`, `auto`, and the peers.
 fn compared(case: &Case) -> Vec<&Row> {
     let name = |row: &Row| row.name.strip_suffix(OVERLAPPING).unwrap_or(&row.name).to_owned();
     case.rows.iter().filter(|row| row.peer || ["standard", "auto"].contains(&&*name(row))).collect()
@@ -214,17 +214,17 @@ fn panel(case: &Case) -> Panel {
     Panel { title: case.title.clone(), width: 500.0, height: 19.0 * rows as f64 + 4.0, svg: ratios(case) }
 }
 
-/// How passes are run, and their time.
+/// A way of running passes, and its time.
 type Series = (&'static str, fn(&RawCost) -> Option<Spread>);
 
-/// Time of a pass by width: ours and plain ONNX Runtime's, of the first model.
+/// A plot of the time of a pass by width, in CoS and in plain ONNX Runtime, for the first model.
 fn passes_plot(variant: &Variant) -> Option<Panel> {
     let first = &variant.results.raw.first()?.model;
     let costs: Vec<&RawCost> = variant.results.raw.iter().filter(|cost| cost.model == *first).collect();
     let series: [Series; 3] = [
         ("CoS, with copies", |cost| Some(cost.ours)),
-        ("plain ONNX Runtime, copied", |cost| cost.copied),
-        ("plain ONNX Runtime, nothing copied", |cost| Some(cost.raw)),
+        ("plain ONNX Runtime, with copies", |cost| cost.copied),
+        ("plain ONNX Runtime, without copies", |cost| Some(cost.raw)),
     ];
     let all = series.iter().flat_map(|(_, of)| costs.iter().filter_map(|cost| of(cost)));
     let most = all.map(|spread| spread.most).fold(0.0, f64::max);
@@ -254,7 +254,7 @@ fn passes_plot(variant: &Variant) -> Option<Panel> {
     Some(Panel { title, width: 460.0, height: 400.0, svg })
 }
 
-/// Bars of tokens per second.
+/// A plot of tokens per second.
 fn speeds(variant: &Variant, case: &Case) -> Panel {
     const NAME: f64 = 190.0;
     const LENGTH: f64 = 250.0;
@@ -290,7 +290,7 @@ fn speeds(variant: &Variant, case: &Case) -> Panel {
     Panel { title: format!("{}: {}, tokens/s", variant.title, case.title), width: 500.0, height, svg }
 }
 
-/// A plot, to be put beside others.
+/// A plot with its title and size.
 struct Panel {
     title: String,
     width: f64,
@@ -298,18 +298,20 @@ struct Panel {
     svg: String,
 }
 
-/// Plots in two columns, as a file of its own: without a page around it, so the style is in it.
+/// An SVG file with plots in two columns, and their style.
 fn columns(panels: impl Iterator<Item = Panel>) -> String {
     const STYLE: &str = "
   text { font: 12px system-ui, sans-serif; fill: #5c6570; } .title { fill: #1a1d21; font-size: 13px; }
   path { fill: none; stroke-width: 1; } .paper { fill: #fff; } .grid { stroke: #e8ebef; } .axis { stroke: #5c6570; }
-  .own { fill: #1f66c1; } .peer { fill: #a9b1bb; } .whisker { stroke: #1a1d21; } .one { stroke: #1a1d21; stroke-dasharray: 3 3; }
-  .curve { stroke-width: 2; } .dots { stroke-width: 7; stroke-linecap: round; } .c0 { stroke: #1f66c1; } .c1 { stroke: #b26a00; }
-  .c2 { stroke: #7a828c; }
+  .own { fill: #1f66c1; } .peer { fill: #a9b1bb; }
+  .whisker { stroke: #1a1d21; } .one { stroke: #1a1d21; stroke-dasharray: 3 3; }
+  .curve { stroke-width: 2; } .dots { stroke-width: 7; stroke-linecap: round; }
+  .c0 { stroke: #1f66c1; } .c1 { stroke: #b26a00; } .c2 { stroke: #7a828c; }
   @media (prefers-color-scheme: dark) {
-    text { fill: #98a2ae; } .title { fill: #e6e9ed; } .paper { fill: #15181c; } .grid { stroke: #262c33; } .axis { stroke: #98a2ae; }
-    .own { fill: #6aa9f4; } .peer { fill: #66707c; } .whisker, .one { stroke: #e6e9ed; } .c0 { stroke: #6aa9f4; } .c1 { stroke: #e0a64b; }
-    .c2 { stroke: #8d96a1; }
+    text { fill: #98a2ae; } .title { fill: #e6e9ed; }
+    .paper { fill: #15181c; } .grid { stroke: #262c33; } .axis { stroke: #98a2ae; }
+    .own { fill: #6aa9f4; } .peer { fill: #66707c; } .whisker, .one { stroke: #e6e9ed; }
+    .c0 { stroke: #6aa9f4; } .c1 { stroke: #e0a64b; } .c2 { stroke: #8d96a1; }
   }
 ";
     const MARGIN: f64 = 16.0;
@@ -332,7 +334,8 @@ fn columns(panels: impl Iterator<Item = Panel>) -> String {
     }
     let (width, height) = (2.0 * WIDTH + 4.0 * MARGIN, y[0].max(y[1]));
     format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{width}\" height=\"{height}\" viewBox=\"0 0 {width} {height}\">\n\
-         <style>{STYLE}</style>\n<rect class=\"paper\" width=\"{width}\" height=\"{height}\"/>\n{body}</svg>\n"
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{width}\" height=\"{height}\" viewBox=\"0 0 {width} \
+         {height}\">\n <style>{STYLE}</style>\n<rect class=\"paper\" width=\"{width}\" \
+         height=\"{height}\"/>\n{body}</svg>\n"
     )
 }

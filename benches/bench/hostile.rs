@@ -1,28 +1,29 @@
-//! Models that make speculation fail: real passes of a real model, whose logits are of other tokens, or which take longer, from
-//! some position on.
+//! Models that make speculation fail: from some position on, a real model's logits are those of other tokens, or its
+//! passes take longer.
 
 use std::any::Any;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use cos::error::Result;
-use cos::model::{Cancel, Interrupt, Memory, Model, Pass, Sequence};
+use cos::model::{Cancel, Interrupt, Memory, Model, Pass, Report, Sequence};
+use cos::rows::Row;
 
-/// A model that does harm.
+/// A model that makes speculation fail.
 pub struct Hostile {
     pub inner: Arc<dyn Model>,
-    /// Its logits are those of other tokens for the positions behind so many.
+    /// From this position on, its logits are those of other tokens.
     pub wrong_from: usize,
-    /// Its passes take [`SLOWER`] times as long behind so many positions.
+    /// From this position on, its passes take [`SLOWER`] times as long.
     pub slow_from: usize,
 }
 
-/// What no text reaches.
+/// A position that no text reaches.
 pub const NEVER: usize = usize::MAX;
 
 const SLOWER: u32 = 16;
 
-/// Rows that are kept, more than any draft has.
+/// The number of rows that are kept, more than any draft needs.
 const ROWS: usize = 256;
 
 struct HostileSequence {
@@ -30,7 +31,6 @@ struct HostileSequence {
     rows: Vec<f32>,
     vocab_size: usize,
     wrong_from: usize,
-    waited: Duration,
 }
 
 impl HostileSequence {
@@ -49,12 +49,8 @@ impl Sequence for HostileSequence {
         self.inner.truncate(len);
     }
 
-    fn logits(&self, position: usize) -> &[f32] {
-        if position <= self.wrong_from { self.inner.logits(position) } else { &self.rows[self.slot(position)] }
-    }
-
-    fn elapsed(&self) -> Duration {
-        self.inner.elapsed() + self.waited
+    fn row(&self, position: usize) -> Row<'_> {
+        if position <= self.wrong_from { self.inner.row(position) } else { Row::Host(&self.rows[self.slot(position)]) }
     }
 
     fn memory(&self) -> Memory {
@@ -91,35 +87,38 @@ impl Model for Hostile {
         let vocab_size = self.vocab_size();
         let rows = if self.wrong_from == NEVER { Vec::new() } else { vec![0.0; ROWS * vocab_size] };
         let inner = self.inner.start(cancel)?;
-        let (wrong_from, waited) = (self.wrong_from, Duration::ZERO);
-        Ok(Box::new(HostileSequence { inner, rows, vocab_size, wrong_from, waited }))
+        Ok(Box::new(HostileSequence { inner, rows, vocab_size, wrong_from: self.wrong_from }))
     }
 
-    fn forward(&self, batch: &mut [Pass<'_>]) -> std::result::Result<(), Interrupt> {
+    fn forward(&self, batch: &mut [Pass<'_>]) -> std::result::Result<Report, Interrupt> {
+        let mut total = Report { elapsed: Duration::ZERO, is_usual: true };
         for pass in batch {
             let sequence: &mut HostileSequence =
                 (pass.sequence as &mut dyn Any).downcast_mut().expect("a sequence of another model");
-            let (start, before) = (sequence.len(), sequence.inner.elapsed());
-            self.inner.forward(&mut [Pass { sequence: sequence.inner.as_mut(), ..*pass }])?;
+            let start = sequence.len();
+            let Report { elapsed, is_usual } =
+                self.inner.forward(&mut [Pass { sequence: sequence.inner.as_mut(), ..*pass }])?;
             let end = sequence.len();
             for position in (start + 1..=end).filter(|&p| p > self.wrong_from && p >= pass.keep) {
                 let slot = sequence.slot(position);
-                // Half of the vocabulary further on is a token that hardly ever comes there.
+                // Rotate the row by half a vocabulary, so that likely tokens become unlikely ones.
                 let (front, back) = sequence.rows[slot].split_at_mut(self.vocab_size() / 2);
-                let row = sequence.inner.logits(position);
+                let row = sequence.inner.row(position).scores()?;
                 let (own_front, own_back) = row.split_at(row.len() - front.len());
                 back.copy_from_slice(own_front);
                 front.copy_from_slice(own_back);
             }
             if end > self.slow_from {
-                let wait = (SLOWER - 1) * (sequence.inner.elapsed() - before);
+                let wait = (SLOWER - 1) * elapsed;
                 let started = Instant::now();
                 while started.elapsed() < wait {
                     std::hint::spin_loop();
                 }
-                sequence.waited += wait;
+                total.elapsed += wait;
             }
+            total.elapsed += elapsed;
+            total.is_usual &= is_usual;
         }
-        Ok(())
+        Ok(total)
     }
 }

@@ -1,6 +1,7 @@
-//! `make bench`: strategies of CoS and other ways of decoding with several models, side by side within one run, with a report.
+//! `make bench`: compares the strategies of CoS with each other and with other ways of decoding, and writes a report.
 //!
-//! `cargo bench --bench bench -- --help` tells what it takes. With configurations of yours, it compares the strategies on those.
+//! `cargo bench --bench bench -- --help` lists the arguments. With engine configurations as arguments, it compares the
+//! strategies on those.
 
 pub mod cases;
 pub mod cuda;
@@ -21,6 +22,7 @@ use std::time::{Duration, Instant};
 use clap::Parser;
 use cos::config::{Combine, Config, ExportConfig, ModelConfig, ProviderName};
 use cos::engine::Engine;
+use cos::engine::participant::Participant;
 use cos::engine::session::{Session, State};
 use cos::model::Model;
 
@@ -32,71 +34,76 @@ use results::{Results, Spread};
 /// Compare the strategies with each other and with other ways of decoding, and write a report.
 #[derive(Parser)]
 pub struct Arguments {
-    /// Engine configurations to compare, in place of the whole benchmark; the first one's `standard` is the measure.
+    /// Engine configurations to compare instead of the whole benchmark. Ratios are over the first one's `standard`.
     configs: Vec<PathBuf>,
-    /// Where the report goes, and where exports and Python are looked for (scripts/bench-setup puts them there).
+    /// The folder of the report. Exports and Python are there too, where scripts/bench-setup puts them.
     #[arg(long, default_value = "target/bench")]
     out: PathBuf,
-    /// A folder of Hugging Face models, which are exported; without it, the demo models.
+    /// A folder of Hugging Face models that scripts/bench-setup has exported. By default, the demo models are used.
     #[arg(long)]
     models: Option<PathBuf>,
-    /// Only these models of the folder; where several could be taken, those that come first are.
+    /// Use only these models of the folder. If several fit a case, the first ones are used.
     #[arg(long, value_delimiter = ',')]
     names: Vec<String>,
-    /// In two or three minutes, for trying out.
+    /// Measure little, in two or three minutes.
     #[arg(long)]
     quick: bool,
-    /// Without other ways of decoding.
+    /// Leave out other ways of decoding.
     #[arg(long)]
     no_peers: bool,
-    /// Only cases whose title contains one of these, with ; between.
+    /// Measure only cases whose title contains one of these words, separated by ;
     #[arg(long, value_delimiter = ';')]
     cases: Vec<String>,
-    /// Only rows of these names, with ; between, and `standard`.
+    /// Measure only rows with these names, separated by ; and `standard`.
     #[arg(long, value_delimiter = ';')]
     only: Vec<String>,
+    /// The number of prompts of a case.
     #[arg(long)]
     prompts: Option<usize>,
+    /// The number of tokens that are decoded for a prompt.
     #[arg(long)]
     tokens: Option<usize>,
+    /// The number of rounds.
     #[arg(long)]
     rounds: Option<usize>,
-    /// For configurations.
+    /// For configurations: the temperature.
     #[arg(long, default_value_t = 1.0)]
     temperature: f32,
-    /// For configurations, as are the next two.
+    /// For configurations: top-k.
     #[arg(long, default_value_t = 0)]
     top_k: i32,
+    /// For configurations: top-p.
     #[arg(long, default_value_t = 1.0)]
     top_p: f32,
+    /// For configurations: min-p.
     #[arg(long, default_value_t = 0.0)]
     min_p: f32,
-    /// For configurations: gsm8k or humaneval.
+    /// For configurations: the set of prompts.
     #[arg(long, default_value = "gsm8k")]
     prompt_set: PromptSet,
-    /// For configurations: what they do to the text, instead of time.
+    /// For configurations: measure the quality of text instead of time.
     #[arg(long, requires = "configs")]
     quality: bool,
-    /// For configurations: what so many open sessions take in memory, instead of time.
+    /// For configurations: measure the memory of so many open sessions instead of time.
     #[arg(long)]
     sessions: Option<usize>,
-    /// Exports that are there already, such as those of scripts/bench-cuda: strategies and peers on GSM8K. `--models` then names
-    /// Hugging Face folders of the same names, for peers, if there are any.
+    /// A folder of finished exports, such as those of scripts/bench-cuda. Measures strategies and peers on GSM8K.
+    /// `--models` may name a folder of the same models in Hugging Face's format, for peers.
     #[arg(long, conflicts_with = "configs")]
     exports: Option<PathBuf>,
-    /// With `--exports`: only passes, beside those of plain ONNX Runtime, in place of cases.
+    /// With `--exports`: compare only passes with those of plain ONNX Runtime.
     #[arg(long, requires = "exports")]
     passes: bool,
-    /// Where `--exports` run.
+    /// With `--exports`: the provider that they run on.
     #[arg(long, default_value = "cpu")]
     provider: Provider,
-    /// With `--exports`: begin no case that is likely to end later than so many seconds after the start.
+    /// With `--exports`: start no case that is likely to end later than so many seconds after the start.
     #[arg(long)]
     budget: Option<u64>,
-    /// Measure nothing: write cuda.md and its plots into the folder `--out`, from what scripts/bench-cuda left in this one.
+    /// Measure nothing. Write cuda.md and its plots to `--out`, from the results of scripts/bench-cuda in this folder.
     #[arg(long, conflicts_with_all = ["configs", "exports"])]
     cuda_report: Option<PathBuf>,
-    /// Given by cargo.
+    /// Cargo passes this.
     #[arg(long, hide = true)]
     bench: bool,
 }
@@ -117,6 +124,7 @@ fn main() -> Result<()> {
     run(&Arguments::parse())
 }
 
+/// Run the benchmark.
 pub fn run(arguments: &Arguments) -> Result<()> {
     let began = Instant::now();
     if let Some(folder) = &arguments.cuda_report {
@@ -139,7 +147,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         tasks.retain(|task| arguments.cases.iter().any(|part| task.title.contains(part)));
     }
     if tasks.is_empty() {
-        return Err("there is nothing to compare: no case of that name, or too few models".into());
+        return Err("there is nothing to compare: no case has that name, or there are too few models".into());
     }
     if let Some(count) = arguments.sessions {
         let prompt = prompts(&engine, tasks[0].prompts, 1)?.remove(0);
@@ -156,6 +164,22 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     }
     let (mut workers, versions) = workers(arguments, &tasks, &mut results.notes);
     results.facts = facts(&engine, versions, arguments.provider);
+    measure_cases(arguments, &tasks, &mut workers, &mut results, began)?;
+    if !arguments.configs.is_empty() {
+        println!("{}", report::markdown(&results)?);
+    }
+    println!("{}", arguments.out.join("index.html").display());
+    Ok(())
+}
+
+/// Measure all cases, and write a report after each, so that a stopped run leaves one.
+fn measure_cases(
+    arguments: &Arguments,
+    tasks: &[Task],
+    workers: &mut [Started],
+    results: &mut Results,
+    began: Instant,
+) -> Result<()> {
     let (count, rounds, tokens) = if arguments.quick { (1, 2, 32) } else { (3, 5, 96) };
     let count = arguments.prompts.unwrap_or(count);
     let effort = Effort {
@@ -171,7 +195,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     for (index, task) in tasks.iter().enumerate() {
         if arguments.budget.is_some_and(|budget| began.elapsed() + longest > Duration::from_secs(budget)) {
             results.notes.push(format!("left out for want of time: {}", task.title));
-            report::write(&results, &arguments.out)?;
+            report::write(results, &arguments.out)?;
             continue;
         }
         let started = Instant::now();
@@ -183,32 +207,69 @@ pub fn run(arguments: &Arguments) -> Result<()> {
             bar.inc(1);
         };
         let prompts = prompts(&task.engine, task.prompts, count)?;
-        match measure::run(task, &prompts, &effort, &mut workers, &tick) {
+        match measure::run(task, &prompts, &effort, workers, &tick) {
             Ok(case) => results.cases.push(case),
-            // the others may succeed, and cannot be run again soon
+            // Other cases may succeed, and time on a GPU is scarce.
             Err(error) if arguments.exports.is_some() => {
                 results.notes.push(format!("{} failed: {error}", task.title));
             }
             Err(error) => return Err(error),
         }
         longest = longest.max(started.elapsed());
-        report::write(&results, &arguments.out)?; // a run that is stopped leaves what it has
+        report::write(results, &arguments.out)?;
     }
     bar.finish_and_clear();
-    if !arguments.configs.is_empty() {
-        println!("{}", report::markdown(&results)?);
-    }
-    println!("{}", arguments.out.join("index.html").display());
     Ok(())
 }
 
-/// The project's folder: where Cargo says, or whoever runs a program that was built elsewhere.
+/// The project's folder. The environment names it at run time if the program was built elsewhere.
 fn root() -> PathBuf {
     std::env::var_os("CARGO_MANIFEST_DIR").map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), PathBuf::from)
 }
 
 /// The whole benchmark, over a folder of models or the demo models.
 fn whole(arguments: &Arguments, results: &mut Results) -> Result<(Arc<Engine>, Vec<Task>)> {
+    let (exports, names) = exports(arguments, &mut results.notes)?;
+    let all = load(&exports, &names, arguments.provider, 0)?;
+    let path = |folder: PathBuf| folder.canonicalize().unwrap_or(folder).to_string_lossy().into_owned();
+    let folder = |name: &String| {
+        let original = arguments.models.as_ref().map(|originals| originals.join(name));
+        (path(exports.join(name)), original.filter(|folder| folder.join("config.json").is_file()).map(path))
+    };
+    let peers = Peers {
+        folders: names.iter().map(folder).collect(),
+        sizes: all.participants().iter().map(Participant::cost).collect(),
+        settings: !arguments.quick,
+        cuda: arguments.provider == Provider::Cuda,
+    };
+    if arguments.exports.is_some() {
+        let second = match arguments.provider {
+            Provider::Cuda if !arguments.passes && raw::devices()? > 1 => {
+                Some(load(&exports, &names, arguments.provider, 1)?)
+            }
+            _ => None,
+        };
+        let tasks = cases::on_gpu(&all, second.as_ref(), &peers)?;
+        return Ok((all, tasks));
+    }
+    if arguments.models.is_none() {
+        results.notes.push(
+            "transformers: skipped, because the demo models are not available in its format (MODELS= names others)"
+                .into(),
+        );
+    }
+    let mut tasks = cases::all(&all, &peers, arguments.quick)?;
+    let wide = arguments.out.join("wide");
+    let widened: Vec<String> =
+        names.iter().filter(|name| wide.join(name).join("model.onnx").is_file()).take(2).cloned().collect();
+    if arguments.models.is_some() && !arguments.quick && widened.len() == 2 {
+        tasks.extend(cases::long_rows(&load(&wide, &widened, arguments.provider, 0)?)?);
+    }
+    Ok((all, tasks))
+}
+
+/// The folder of exports, and the names of those that share a vocabulary.
+fn exports(arguments: &Arguments, notes: &mut Vec<String>) -> Result<(PathBuf, Vec<String>)> {
     let exports = match (&arguments.exports, &arguments.models) {
         (Some(exports), _) => exports.clone(),
         (None, Some(_)) => arguments.out.join("models"),
@@ -228,54 +289,24 @@ fn whole(arguments: &Arguments, results: &mut Results) -> Result<(Arc<Engine>, V
     if !arguments.names.is_empty() {
         names = arguments.names.clone();
     }
-    // Models decode together if they share a vocabulary: those that share the first one's.
+    // Models can only be combined if they share a vocabulary, so those with the first one's are used.
     let tokenizer = |name: &String| std::fs::read(exports.join(name).join("tokenizer.json")).unwrap_or_default();
     let first = names.first().map(tokenizer).unwrap_or_default();
     let (names, others): (Vec<_>, Vec<_>) = names.into_iter().partition(|name| tokenizer(name) == first);
     if !others.is_empty() {
-        results.notes.push(format!("left out, for another tokenizer than that of {}: {}", names[0], others.join(", ")));
+        notes.push(format!("left out, because their tokenizer is not that of {}: {}", names[0], others.join(", ")));
     }
     if names.is_empty() {
-        return Err(format!("{}: there is no folder with a model.onnx", exports.display()).into());
+        return Err(format!(
+            "{} has no folder with a model.onnx; run scripts/bench-setup first, or make bench",
+            exports.display()
+        )
+        .into());
     }
-    let all = load(&exports, &names, arguments.provider, 0)?;
-    let path = |folder: PathBuf| folder.canonicalize().unwrap_or(folder).to_string_lossy().into_owned();
-    let folder = |name: &String| {
-        let original = arguments.models.as_ref().map(|originals| originals.join(name));
-        (path(exports.join(name)), original.filter(|folder| folder.join("config.json").is_file()).map(path))
-    };
-    let peers = Peers {
-        folders: names.iter().map(folder).collect(),
-        sizes: all.models().iter().map(|model| model.cost()).collect(),
-        settings: !arguments.quick,
-        cuda: arguments.provider == Provider::Cuda,
-    };
-    if arguments.exports.is_some() {
-        let second = match arguments.provider {
-            Provider::Cuda if !arguments.passes && raw::devices()? > 1 => {
-                Some(load(&exports, &names, arguments.provider, 1)?)
-            }
-            _ => None,
-        };
-        let tasks = cases::on_gpu(&all, second.as_ref(), &peers)?;
-        return Ok((all, tasks));
-    }
-    if arguments.models.is_none() {
-        results.notes.push(
-            "transformers: skipped, because the demo models are not there in its format (MODELS= names some)".into(),
-        );
-    }
-    let mut tasks = cases::all(&all, &peers, arguments.quick)?;
-    let wide = arguments.out.join("wide");
-    let widened: Vec<String> =
-        names.iter().filter(|name| wide.join(name).join("model.onnx").is_file()).take(2).cloned().collect();
-    if arguments.models.is_some() && !arguments.quick && widened.len() == 2 {
-        tasks.extend(cases::long_rows(&load(&wide, &widened, arguments.provider, 0)?)?);
-    }
-    Ok((all, tasks))
+    Ok((exports, names))
 }
 
-/// Exports of a folder, to make engines of.
+/// An engine with all exports of a folder, whose models other engines use.
 fn load(folder: &Path, names: &[String], provider: Provider, device: i32) -> Result<Arc<Engine>> {
     let export = |name: &String| {
         ModelConfig::Onnx(ExportConfig {
@@ -303,7 +334,7 @@ fn load(folder: &Path, names: &[String], provider: Provider, device: i32) -> Res
     })?))
 }
 
-/// Configurations of the caller, in one table.
+/// One case with the strategies on all configurations of the caller.
 fn own(arguments: &Arguments) -> Result<(Arc<Engine>, Vec<Task>)> {
     let mut plans = Vec::new();
     for (index, config) in arguments.configs.iter().enumerate() {
@@ -316,7 +347,7 @@ fn own(arguments: &Arguments) -> Result<(Arc<Engine>, Vec<Task>)> {
             plan
         }));
     }
-    let Decoder::Ours(first) = &plans[0].decoder else { unreachable!("there are no peers here") };
+    let Decoder::Ours(first) = &plans[0].decoder else { unreachable!("configurations have no peers") };
     let engine = first.engine.clone();
     let task = Task {
         title: arguments.configs.iter().map(|config| config.to_string_lossy()).collect::<Vec<_>>().join(", "),
@@ -336,7 +367,7 @@ fn own(arguments: &Arguments) -> Result<(Arc<Engine>, Vec<Task>)> {
     Ok((engine, vec![task]))
 }
 
-/// The tables of configurations, over both sets of prompts.
+/// Print the quality of configurations on both sets of prompts.
 fn quality(arguments: &Arguments) -> Result<()> {
     let (count, tokens) = if arguments.quick { (2, 32) } else { (20, 128) };
     let (count, tokens) = (arguments.prompts.unwrap_or(count), arguments.tokens.unwrap_or(tokens));
@@ -350,6 +381,7 @@ fn quality(arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
+/// The tokens of the first prompts of a set.
 fn prompts(engine: &Engine, set: &str, count: usize) -> Result<Vec<Vec<i32>>> {
     let folder = root().join("models/demo/prompts");
     let text = engine.text()?;
@@ -358,12 +390,12 @@ fn prompts(engine: &Engine, set: &str, count: usize) -> Result<Vec<Vec<i32>>> {
         .take(count)
         .map(|line| {
             let line: serde_json::Value = serde_json::from_str(line)?;
-            Ok(text.encode(line["prompt"].as_str().ok_or("a line without a prompt")?, true)?)
+            Ok(text.encode(line["prompt"].as_str().ok_or("a line has no prompt")?, true)?)
         })
         .collect()
 }
 
-/// Start the workers that any row needs, and say of those that cannot be why.
+/// Start the workers that rows need, and note why others cannot be started. The second value has versions of packages.
 fn workers(arguments: &Arguments, tasks: &[Task], notes: &mut Vec<String>) -> (Vec<Started>, Vec<(String, String)>) {
     let own = arguments.out.join("venv/bin/python");
     let python = std::env::var_os("BENCH_PYTHON").filter(|path| !path.is_empty()).map_or(own, PathBuf::from);
@@ -393,7 +425,7 @@ fn workers(arguments: &Arguments, tasks: &[Task], notes: &mut Vec<String>) -> (V
     (workers, versions)
 }
 
-/// What was run on what.
+/// Versions, machine, models and command, for the report.
 fn facts(engine: &Engine, versions: Vec<(String, String)>, provider: Provider) -> Vec<(String, String)> {
     let read = |program: &str, arguments: &[&str]| {
         let output = Command::new(program).args(arguments).output().ok()?;
@@ -414,7 +446,7 @@ fn facts(engine: &Engine, versions: Vec<(String, String)>, provider: Provider) -
             format!(
                 "{}, commit {}",
                 env!("CARGO_PKG_VERSION"),
-                // where there is no repository, whoever brought the program says it
+                // Without a repository, the environment names the commit.
                 std::env::var("COS_COMMIT")
                     .ok()
                     .or_else(|| read("git", &["describe", "--always", "--dirty"]))
@@ -439,7 +471,7 @@ fn facts(engine: &Engine, versions: Vec<(String, String)>, provider: Provider) -
         ),
         ("memory".to_string(), line("/proc/meminfo", "MemTotal").unwrap_or_default()),
         ("threads".to_string(), describe["threads"].to_string()),
-        ("load when it began".to_string(), load.to_string()),
+        ("load at the start".to_string(), load.to_string()),
         ("system".to_string(), read("uname", &["-srm"]).unwrap_or_default()),
         ("models".to_string(), models(engine)),
         ("command".to_string(), format!("bench {}", std::env::args().skip(1).collect::<Vec<_>>().join(" "))),
@@ -448,14 +480,14 @@ fn facts(engine: &Engine, versions: Vec<(String, String)>, provider: Provider) -
 }
 
 fn models(engine: &Engine) -> String {
-    let scoring = engine.models().iter().filter(|model| model.scores());
+    let scoring = engine.models();
     scoring
         .map(|model| format!("{} ({:.1} MB)", model.name(), model.cost() as f64 / 1e6))
         .collect::<Vec<_>>()
         .join(", ")
 }
 
-/// Passes of the models beside plain ONNX Runtime's, which loads each of them once more.
+/// Times of passes in CoS and in plain ONNX Runtime, which loads each model once more.
 fn raw_costs(
     arguments: &Arguments,
     engine: &Engine,
@@ -468,7 +500,7 @@ fn raw_costs(
     let mut costs = Vec::new();
     for model in engine.models() {
         let file = folder.join(model.name()).join("model.onnx");
-        match raw::compare(model.as_ref(), &file, arguments.provider == Provider::Cuda, &text, turn) {
+        match raw::compare(model, &file, arguments.provider == Provider::Cuda, &text, turn) {
             Ok(own) => costs.extend(own),
             Err(error) => notes.push(format!("plain ONNX Runtime with {}: {error}", model.name())),
         }
@@ -476,48 +508,48 @@ fn raw_costs(
     Ok(costs)
 }
 
-/// Prompts of lengths that come for the first time, which attention may be planned for, and for the second.
+/// Times of prompts whose length the process has not met, and of the same lengths again. cuDNN plans each new length.
 fn prompt_costs(engine: &Engine, text: &[i32]) -> Result<Vec<results::PromptCost>> {
     const SHORTEST: usize = 201;
     const LENGTHS: usize = 40;
     let text: Vec<i32> = text.iter().copied().cycle().take(SHORTEST + LENGTHS).collect();
     let mut costs = Vec::new();
-    for model in engine.models().iter().filter(|model| model.scores()) {
+    for model in engine.models() {
         let read = |tokens: usize| {
             let mut sequence = model.start(&Arc::default())?;
             let started = Instant::now();
-            measure::extend(model.as_ref(), sequence.as_mut(), &text[..tokens])?;
+            measure::extend(model, sequence.as_mut(), &text[..tokens])?;
             Result::Ok(1e3 * started.elapsed().as_secs_f64())
         };
-        read(SHORTEST - 1)?; // has memory allocated
+        read(SHORTEST - 1)?; // allocates memory
         let all = || (SHORTEST..SHORTEST + LENGTHS).map(read).collect::<Result<Vec<_>>>().map(Spread::of);
         costs.push(results::PromptCost { model: model.name().into(), tokens: SHORTEST, first: all()?, again: all()? });
     }
     Ok(costs)
 }
 
-/// Have passes of all widths planned, behind a prompt and behind what will be decoded: that takes a GPU up to 90 ms for each width and
-/// size of the cache, once for a process.
+/// Run passes of all widths on top of a prompt and on top of the longest text, so that cuDNN plans them before anything
+/// is timed. That takes up to 90 ms for each width and size of the cache, once for a process.
 fn prepare(tasks: &[Task], arguments: &Arguments) -> Result<()> {
     const WIDEST: usize = 20;
     let prompt = prompts(&tasks[0].engine, tasks[0].prompts, 1)?.remove(0);
     let tokens = arguments.tokens.unwrap_or(96) + WIDEST;
     let text: Vec<i32> = prompt.iter().copied().cycle().take(prompt.len() + tokens).collect();
-    let mut prepared: Vec<&Arc<dyn Model>> = Vec::new();
+    let mut prepared: Vec<&dyn Model> = Vec::new();
     for plan in tasks.iter().flat_map(|task| &task.plans) {
         let Decoder::Ours(ours) = &plan.decoder else { continue };
-        for model in ours.engine.models().iter().filter(|model| model.scores()) {
-            if prepared.iter().any(|other| Arc::ptr_eq(other, model)) {
+        for model in ours.engine.models() {
+            if prepared.iter().any(|other| std::ptr::addr_eq(*other, model)) {
                 continue;
             }
             prepared.push(model);
             let mut sequence = model.start(&Arc::default())?;
             for end in [prompt.len(), text.len()] {
                 let seen = sequence.len();
-                measure::extend(model.as_ref(), sequence.as_mut(), &text[seen..end])?;
+                measure::extend(model, sequence.as_mut(), &text[seen..end])?;
                 for width in 1..=WIDEST.min(end) {
                     for _ in 0..2 {
-                        measure::extend(model.as_ref(), sequence.as_mut(), &text[..width])?;
+                        measure::extend(model, sequence.as_mut(), &text[..width])?;
                         sequence.truncate(end);
                     }
                 }
@@ -527,9 +559,9 @@ fn prepare(tasks: &[Task], arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
-/// What open sessions take, all of them decoding as the rows say.
+/// Print the memory of open sessions for each strategy.
 fn memory(task: &Task, prompt: &[i32], tokens: usize, count: usize) -> Result<()> {
-    println!("| strategy | tokens in each | KiB for each of {count} sessions |\n| --- | ---: | ---: |");
+    println!("| strategy | tokens of each session | KiB of each of {count} sessions |\n| --- | ---: | ---: |");
     for plan in &task.plans {
         let Decoder::Ours(ours) = &plan.decoder else { continue };
         let open = || -> Result<Session> {
@@ -538,7 +570,7 @@ fn memory(task: &Task, prompt: &[i32], tokens: usize, count: usize) -> Result<()
             while session.step()?.1 == State::Open {}
             Ok(session)
         };
-        open()?; // what ONNX Runtime keeps for itself is not a session's
+        open()?; // ONNX Runtime's own memory does not belong to a session
         let before = resident()?;
         let sessions = (0..count).map(|_| open()).collect::<Result<Vec<_>>>()?;
         let tokens = sessions[0].decoder().committed().len();
@@ -547,7 +579,7 @@ fn memory(task: &Task, prompt: &[i32], tokens: usize, count: usize) -> Result<()
     Ok(())
 }
 
-/// KiB of memory that the process holds.
+/// The resident memory of the process in KiB.
 fn resident() -> Result<u64> {
     let status = std::fs::read_to_string("/proc/self/status")?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).ok_or("no VmRSS")?;

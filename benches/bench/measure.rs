@@ -1,15 +1,16 @@
-//! Runs what is compared, all rows in turn within each round, so that noise of the machine hits all alike.
+//! Runs the rows of a case. Within each round they take turns, so that noise of the machine affects all alike.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Instant;
 
 use cos::decode::combine::Combination;
-use cos::decode::round::Counters;
+use cos::decode::decoder::Counters;
+use cos::engine::participant::Participant;
 use cos::engine::session::{Options, Session, State};
 use cos::engine::stats::Stats;
 use cos::model::{Cancel, Interrupt, Model, Pass, Sequence};
-use cos::rows::sampling::Sampler;
+use cos::rows::Sampler;
 use serde_json::{Value, json};
 
 use super::cases::{Decoder, Ours, Task};
@@ -20,39 +21,40 @@ use super::theory::{self, Event, Policy, Setup};
 
 pub type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
-/// Of a case.
+/// How much of a case is measured.
 pub struct Effort {
     pub tokens: usize,
     pub rounds: usize,
-    /// Peers, which are slow, decode so many of the prompts.
+    /// The number of prompts that peers decode. They are slow.
     pub peer_prompts: usize,
 }
 
-/// Of pass costs, in each round.
+/// Passes that are timed for each width, in each round.
 const REPETITIONS: usize = 5;
 
-/// What a row has shown so far.
+/// The measurements of a row so far.
 #[derive(Default)]
 struct Measured {
     failed: Option<String>,
-    /// By round and prompt.
+    /// For each round and prompt.
     samples: Vec<Vec<Sample>>,
     stats: Stats,
-    /// Of each model's proposals: tested and accepted.
+    /// For each model, its proposals that were tested and accepted.
     tests: Vec<[u64; 2]>,
-    /// Of each prompt, in the last round.
+    /// The text for each prompt in the last round.
     tokens: Vec<Vec<i32>>,
-    /// What the last session settled for.
+    /// The plan that the last session chose.
     chosen: Option<String>,
-    /// Sum over tokens, and their number.
+    /// The sum of log-likelihoods, and the number of tokens.
     likelihood: (f64, usize),
-    /// The most that a session held.
+    /// The most memory of a session, in bytes.
     memory: usize,
 }
 
-/// Seconds of a pass by model and width, of one round.
+/// Seconds of a pass by model and width, in one round.
 type Costs = BTreeMap<(usize, usize), f64>;
 
+/// The options of a session.
 pub fn options(ours: &Ours, task: &Task, tokens: usize, seed: u64) -> Result<Options> {
     let (top_k, top_p, min_p) = task.filters;
     Ok(Options {
@@ -68,6 +70,7 @@ pub fn options(ours: &Ours, task: &Task, tokens: usize, seed: u64) -> Result<Opt
     })
 }
 
+/// Measure a case. `tick` is called with the name of each row before it decodes a prompt.
 pub fn run(
     task: &Task,
     prompts: &[Vec<i32>],
@@ -75,7 +78,7 @@ pub fn run(
     workers: &mut [Started],
     tick: &dyn Fn(&str),
 ) -> Result<Case> {
-    // Passes are timed for the models of the case only, so rows with other drafters or models have no theory.
+    // Passes are timed for the models of the case only. Rows with other models have no theory.
     let setups = task.plans.iter().map(|plan| plan.decoder.theory(&task.engine)).collect::<Vec<_>>();
     let widths = widths(&setups, task);
     let mut rows: Vec<Measured> = task.plans.iter().map(|_| Measured::default()).collect();
@@ -89,7 +92,7 @@ pub fn run(
         });
         for (index, prompt) in of_round.iter().enumerate() {
             for turn in 0..rows.len() {
-                let current = (turn + round) % rows.len(); // so that nobody always comes after the same one
+                let current = (turn + round) % rows.len(); // no row always comes after the same one
                 let (plan, row) = (&task.plans[current], &mut rows[current]);
                 tick(&plan.name);
                 let peer = matches!(plan.decoder, Decoder::Peer { .. });
@@ -122,7 +125,7 @@ pub fn run(
                         row.tokens.push(text);
                     }
                     Ok(_) => {}
-                    // without the measure there are no ratios
+                    // Without `standard` there are no ratios.
                     Err(error) if current == 0 => return Err(error),
                     Err(error) => row.failed = Some(error.to_string()),
                 }
@@ -130,36 +133,37 @@ pub fn run(
         }
         if !warm_up && !widths.is_empty() {
             let context: Vec<i32> = prompts[0].iter().chain(&rows[0].tokens[0][..effort.tokens / 2]).copied().collect();
-            costs.push(pass_costs(task.engine.models(), &widths, &context)?);
+            costs.push(pass_costs(task.engine.participants(), &widths, &context)?);
         }
     }
     Ok(summary(task, &rows, &setups, &costs, prompts.len(), effort))
 }
 
+/// Let a peer decode a prompt.
 fn ask(worker: &mut Started, request: &Value, prompt: &[i32], tokens: usize, seed: u64) -> Result<(Sample, Vec<i32>)> {
     let mut request = request.clone();
     request["prompt"] = json!(prompt);
     request["tokens"] = json!(tokens);
     request["seed"] = json!(seed);
     match worker.as_mut().map_err(|reason| reason.clone())?.ask(&request)? {
-        // the first token is not timed
+        // The first token is not timed.
         Answer::Done { tokens, seconds } => Ok((Sample { tokens: tokens.len() as u64 - 1, seconds }, tokens)),
         Answer::Failed { error } => Err(error.into()),
     }
 }
 
-/// Steps that are not timed, at most.
+/// The most steps that are not timed.
 const FIRST_STEPS: usize = 16;
 
-/// Decode a prompt. What is timed begins when all models that are needed have read the prompt: with `standard` that is after the
-/// first step, with routes some steps later, and a prompt takes as long as many tokens.
+/// Decode a prompt. Timing starts when all models that are needed have read the prompt, since a prompt takes as long as
+/// many tokens. With `standard`, that is after the first step; with routed targets, some steps later.
 fn decode(ours: &Ours, task: &Task, prompt: &[i32], tokens: usize, seed: u64) -> Result<Decoded> {
     let mut session = Session::new(&ours.engine, &options(ours, task, tokens, seed)?)?;
     session.prompt(prompt)?;
     let mut steps = Vec::with_capacity(tokens + 1);
     steps.push(session.stats().counters);
     let needed = |session: &Session| {
-        let (decoder, models) = (session.decoder(), ours.engine.models().len());
+        let (decoder, models) = (session.decoder(), ours.engine.participants().len());
         let combination = &decoder.settings().combination;
         let read = |model: usize| decoder.gap(model) <= decoder.committed().len() - prompt.len();
         (0..models).all(|model| !combination.needs(model) || read(model))
@@ -179,13 +183,13 @@ fn decode(ours: &Ours, task: &Task, prompt: &[i32], tokens: usize, seed: u64) ->
     Ok(Decoded { seconds: started.elapsed().as_secs_f64(), session, before, steps })
 }
 
-/// A prompt that was decoded.
+/// A decoded prompt.
 struct Decoded {
     session: Session,
     seconds: f64,
-    /// When the clock started.
+    /// The statistics when timing started.
     before: Stats,
-    /// After each step.
+    /// The counters after each step.
     steps: Vec<Counters>,
 }
 
@@ -202,7 +206,7 @@ impl Measured {
     }
 }
 
-/// What a session settled for, in words.
+/// The plan that a session chose, in words.
 fn chosen(session: &Session) -> String {
     let plan = session.describe();
     let gain = plan["expected_gain"].as_f64().map_or(String::new(), |gain| format!(", expects {gain:.2}"));
@@ -210,8 +214,8 @@ fn chosen(session: &Session) -> String {
     format!("{} {} {}{gain}", word("targets"), word("strategy"), plan["proposal_lengths"])
 }
 
-/// Whose proposals were accepted, from the counters after each step: on the path of the theory it is settled who proposes
-/// what.
+/// Add tested and accepted proposals of each model, from the counters after each step. The path of the theory tells
+/// which model made a proposal.
 pub fn attribute(setup: &Setup, steps: &[Counters], tests: &mut [[u64; 2]]) {
     let decisions = || {
         setup.path().filter_map(|event| match event {
@@ -226,7 +230,7 @@ pub fn attribute(setup: &Setup, steps: &[Counters], tests: &mut [[u64; 2]]) {
         let committed = path.by_ref().take((after.tokens - before.tokens) as usize);
         let proposers: Vec<usize> = committed.flatten().collect();
         if proposers.len() as u64 != tested {
-            return; // near the end there is no room for all proposals, and the path is another one
+            return; // near the end, proposals are cut short, and the path differs
         }
         for (index, model) in proposers.into_iter().enumerate() {
             tests[model][0] += 1;
@@ -238,7 +242,7 @@ pub fn attribute(setup: &Setup, steps: &[Counters], tests: &mut [[u64; 2]]) {
     }
 }
 
-/// The widths of the passes that the theory asks for.
+/// The widths of the passes in the theory.
 fn widths(setups: &[Option<Setup>], task: &Task) -> BTreeSet<usize> {
     let mut widths = BTreeSet::new();
     for setup in setups.iter().flatten().filter(|_| task.sweep.is_none()) {
@@ -252,13 +256,13 @@ fn widths(setups: &[Option<Setup>], task: &Task) -> BTreeSet<usize> {
 }
 
 /// Time passes of all models by width on a cache of this context, the models in turn, as strategies run them.
-fn pass_costs(models: &[Arc<dyn Model>], widths: &BTreeSet<usize>, context: &[i32]) -> Result<Costs> {
+fn pass_costs(participants: &[Participant], widths: &BTreeSet<usize>, context: &[i32]) -> Result<Costs> {
     let cancel = Arc::new(Cancel::default());
-    let scoring = || models.iter().enumerate().filter(|(_, model)| model.scores());
+    let scoring = || participants.iter().enumerate().filter_map(|(index, each)| Some((index, each.model()?)));
     let mut sequences = BTreeMap::new();
     for (index, model) in scoring() {
         let mut sequence = model.start(&cancel)?;
-        extend(model.as_ref(), sequence.as_mut(), context)?;
+        extend(model, sequence.as_mut(), context)?;
         sequences.insert(index, sequence);
     }
     let mut times: BTreeMap<(usize, usize), Vec<f64>> = BTreeMap::new();
@@ -267,7 +271,7 @@ fn pass_costs(models: &[Arc<dyn Model>], widths: &BTreeSet<usize>, context: &[i3
             for (index, model) in scoring() {
                 let sequence = sequences.get_mut(&index).expect("started").as_mut();
                 let started = Instant::now();
-                extend(model.as_ref(), sequence, &context[..width])?;
+                extend(model, sequence, &context[..width])?;
                 times.entry((index, width)).or_default().push(started.elapsed().as_secs_f64());
                 sequence.truncate(context.len());
             }
@@ -276,10 +280,10 @@ fn pass_costs(models: &[Arc<dyn Model>], widths: &BTreeSet<usize>, context: &[i3
     Ok(times.into_iter().map(|(key, times)| (key, Spread::of(times).median)).collect())
 }
 
+/// Run tokens in as many passes as they need.
 pub fn extend(model: &dyn Model, sequence: &mut dyn Sequence, tokens: &[i32]) -> Result<()> {
     for tokens in tokens.chunks(model.max_pass()) {
-        let keep = sequence.len() + 1;
-        model.forward(&mut [Pass { sequence, tokens, keep }]).map_err(|interrupt| match interrupt {
+        model.forward(&mut [Pass::plain(sequence, tokens)]).map_err(|interrupt| match interrupt {
             Interrupt::Failed(error) => error.to_string(),
             Interrupt::Cancelled => "cancelled".into(),
         })?;
@@ -287,6 +291,7 @@ pub fn extend(model: &dyn Model, sequence: &mut dyn Sequence, tokens: &[i32]) ->
     Ok(())
 }
 
+/// The case that was measured.
 fn summary(
     task: &Task,
     rows: &[Measured],
@@ -295,53 +300,11 @@ fn summary(
     prompts: usize,
     effort: &Effort,
 ) -> Case {
-    let models = task.engine.models();
+    let models = task.engine.participants();
     let standard = &rows[0];
     let row = |(index, measured): (usize, &Measured)| {
-        let plan = &task.plans[index];
-        let peer = matches!(plan.decoder, Decoder::Peer { .. });
-        let failed = measured.failed.clone();
-        if failed.is_some() {
-            return Row {
-                name: plan.name.clone(),
-                peer,
-                series: plan.series.clone(),
-                at: plan.at,
-                failed,
-                ..Row::default()
-            };
-        }
-        let ratios = paired(&measured.samples, &standard.samples);
-        let c = measured.stats.counters;
-        let rate = |part: u64, whole: u64| (whole > 0).then(|| part as f64 / whole as f64);
-        let (sum, count) = measured.likelihood;
-        let mut row = Row {
-            name: plan.name.clone(),
-            peer,
-            series: plan.series.clone(),
-            at: plan.at,
-            failed,
-            tokens_per_second: Spread::of(measured.samples.iter().map(speed)),
-            ratio: Spread::of(ratios.iter().copied()),
-            ratios,
-            accepted: rate(c.accepted, c.tested),
-            acceptance: measured.tests.iter().map(|[tested, accepted]| rate(*accepted, *tested)).collect(),
-            passes_per_token: rate(c.forwards, c.tokens),
-            positions_per_pass: rate(c.positions, c.forwards),
-            host_share: rate(
-                measured.stats.total_ns - measured.stats.model_ns.min(measured.stats.total_ns),
-                measured.stats.total_ns,
-            ),
-            equal: (task.temperature == 0.0 && task.sweep.is_none()).then(|| {
-                let same = measured.tokens.iter().zip(&standard.tokens).filter(|(own, other)| own == other);
-                (same.count(), measured.tokens.len())
-            }),
-            chosen: measured.chosen.clone().filter(|_| plan.decoder.is_auto()),
-            theory: None,
-            likelihood: (count > 0).then(|| sum / count as f64),
-            memory: (!peer).then_some(measured.memory),
-        };
-        if let (Some(setup), false) = (&setups[index], costs.is_empty()) {
+        let mut row = row(task, index, measured, standard);
+        if let (Some(setup), false) = (&setups[index], costs.is_empty() || row.failed.is_some()) {
             row.theory = Some(theory(setup, &row, standard, costs));
         }
         row
@@ -369,7 +332,41 @@ fn summary(
     }
 }
 
-/// What a row should have gained in each round, by that round's costs, beside what it did.
+/// A row that was measured, without the theory.
+fn row(task: &Task, index: usize, measured: &Measured, standard: &Measured) -> Row {
+    let plan = &task.plans[index];
+    let peer = matches!(plan.decoder, Decoder::Peer { .. });
+    let failed = measured.failed.clone();
+    let plain =
+        Row { name: plan.name.clone(), peer, series: plan.series.clone(), at: plan.at, failed, ..Row::default() };
+    if plain.failed.is_some() {
+        return plain;
+    }
+    let ratios = paired(&measured.samples, &standard.samples);
+    let Stats { counters: c, total_ns, model_ns, .. } = &measured.stats;
+    let rate = |part: u64, whole: u64| (whole > 0).then(|| part as f64 / whole as f64);
+    let (sum, count) = measured.likelihood;
+    Row {
+        tokens_per_second: Spread::of(measured.samples.iter().map(speed)),
+        ratio: Spread::of(ratios.iter().copied()),
+        ratios,
+        accepted: rate(c.accepted, c.tested),
+        acceptance: measured.tests.iter().map(|[tested, accepted]| rate(*accepted, *tested)).collect(),
+        passes_per_token: rate(c.forwards, c.tokens),
+        positions_per_pass: rate(c.positions, c.forwards),
+        host_share: rate(total_ns - model_ns.min(total_ns), *total_ns),
+        equal: (task.temperature == 0.0 && task.sweep.is_none()).then(|| {
+            let same = measured.tokens.iter().zip(&standard.tokens).filter(|(own, other)| own == other);
+            (same.count(), measured.tokens.len())
+        }),
+        chosen: measured.chosen.clone().filter(|_| plan.decoder.is_auto()),
+        likelihood: (count > 0).then(|| sum / count as f64),
+        memory: (!peer).then_some(measured.memory),
+        ..plain
+    }
+}
+
+/// The expected gain of a row, from the pass costs of each round, and the measured one.
 fn theory(setup: &Setup, row: &Row, standard: &Measured, costs: &[Costs]) -> Theory {
     let mean = row.accepted.unwrap_or(0.0);
     let acceptance: Vec<f64> =
@@ -409,7 +406,7 @@ fn theory(setup: &Setup, row: &Row, standard: &Measured, costs: &[Costs]) -> The
     }
 }
 
-/// The measured cost of a pass, of the nearest width that was measured.
+/// The cost of a pass, taken from the nearest width that was measured.
 fn cost(costs: &Costs, model: usize, width: usize) -> f64 {
     let nearest = costs.range((model, width)..(model + 1, 0)).next();
     nearest.or_else(|| costs.range((model, 0)..(model, width)).next_back()).map_or(f64::NAN, |(_, seconds)| *seconds)

@@ -1,4 +1,4 @@
-//! Other ways of decoding with several models, as long-lived workers: `scripts/bench_peers.py`.
+//! Other programs that decode with several models, as long-lived worker processes (`scripts/bench_peers.py`).
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
@@ -10,7 +10,7 @@ use std::time::Duration;
 use serde::Deserialize;
 use serde_json::Value;
 
-/// The kinds of workers: a name, what the worker is told, and what it decodes with.
+/// The kinds of workers: a name, and the arguments of the script.
 pub const WORKERS: [(&str, &[&str]); 7] = [
     ("genai", &["genai"]),
     ("genai, spinning off", &["genai", "session.intra_op.allow_spinning=0"]),
@@ -21,7 +21,7 @@ pub const WORKERS: [(&str, &[&str]); 7] = [
     ("torch on the GPU", &["torch", "cuda"]),
 ];
 
-/// A worker that has not answered for so long is given up, for it would hold up all others.
+/// A worker that does not answer for so long is killed, because all others wait for it.
 const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A running worker.
@@ -29,14 +29,14 @@ pub struct Worker {
     child: Child,
     requests: Option<ChildStdin>,
     answers: Receiver<String>,
-    /// Of the packages that it decodes with.
+    /// The versions of its packages.
     pub versions: BTreeMap<String, String>,
 }
 
-/// A worker, or why there is none.
+/// A worker, or the reason why there is none.
 pub type Started = Result<Worker, String>;
 
-/// What a worker answers.
+/// The answer of a worker.
 #[derive(Deserialize)]
 #[serde(untagged)]
 pub enum Answer {
@@ -50,14 +50,15 @@ impl Worker {
         let mut child = Command::new(python)
             .arg(script)
             .args(arguments)
-            // As fast, and steady where something else runs: torch's threads would spin against it.
+            // Torch's threads would otherwise spin while other decoders run. Its speed is the same.
             .env("OMP_WAIT_POLICY", "PASSIVE")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .spawn()
             .map_err(|error| format!("cannot run {}: {error}", python.display()))?;
-        let (requests, lines) = (child.stdin.take(), BufReader::new(child.stdout.take().expect("piped")));
+        let (requests, lines) =
+            (child.stdin.take(), BufReader::new(child.stdout.take().expect("standard output is piped")));
         let (sender, answers) = channel();
         std::thread::spawn(move || lines.lines().map_while(|line| line.ok()).try_for_each(|line| sender.send(line)));
         let mut worker = Worker { child, requests, answers, versions: BTreeMap::new() };
@@ -70,7 +71,7 @@ impl Worker {
     }
 
     pub fn ask(&mut self, request: &Value) -> Result<Answer, String> {
-        let requests = self.requests.as_mut().expect("open until dropped");
+        let requests = self.requests.as_mut().expect("standard input is open until drop");
         writeln!(requests, "{request}").map_err(|error| error.to_string())?;
         serde_json::from_value(self.read()?).map_err(|error| error.to_string())
     }
@@ -91,7 +92,7 @@ impl Worker {
 
 impl Drop for Worker {
     fn drop(&mut self) {
-        drop(self.requests.take()); // the end of its input ends it
+        drop(self.requests.take()); // the worker exits at the end of its input
         let _ = self.child.wait();
     }
 }

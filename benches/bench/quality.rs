@@ -1,5 +1,5 @@
-//! What a combination does to the text, beside each of its models alone: how likely it makes text that people wrote, and how
-//! much its greedy text repeats itself. This does not depend on time.
+//! Compares the text of a combination with that of each model alone: the likelihood of text that people wrote, and the
+//! repetitions in greedy text. Neither depends on time.
 
 use std::collections::HashSet;
 use std::fmt::Write;
@@ -8,24 +8,26 @@ use std::sync::Arc;
 use cos::config::Combine;
 use cos::decode::combine::Combination;
 use cos::engine::Engine;
+use cos::engine::participant::Participant;
 use cos::engine::session::{Options, Session, State};
 use cos::model::Model;
+use cos::rows::Row;
 
 use super::measure::{self, Result};
 
-/// So many tokens in a row count as repeated if they stood in the text before.
+/// The length in tokens of the stretches that count as repetitions.
 const REPEATED: usize = 4;
 
-/// Of some prompts.
+/// The quality over some prompts.
 #[derive(Debug)]
 pub struct Quality {
-    /// Mean log-likelihood of a token, of each prompt.
+    /// For each prompt, the mean log-likelihood of a token.
     pub likelihoods: Vec<f64>,
-    /// The share of what greedy decoding adds that stood in it before, in stretches of [`REPEATED`] tokens.
+    /// The share of stretches of greedy text that occur earlier in it.
     pub repeated: f64,
 }
 
-/// What an engine does to the text, beside each of its models alone.
+/// A table of the quality of an engine, and of each of its models alone.
 pub fn table(engine: &Engine, prompts: &[Vec<i32>], tokens: usize) -> Result<String> {
     let mut table = format!(
         "| | log-likelihood of a token of the prompts | repeated in greedy text of {tokens} tokens |\n\
@@ -40,7 +42,7 @@ pub fn table(engine: &Engine, prompts: &[Vec<i32>], tokens: usize) -> Result<Str
         Ok(likelihoods)
     };
     let mut best = vec![f64::NEG_INFINITY; prompts.len()];
-    for (index, model) in engine.models().iter().enumerate().filter(|(_, model)| model.scores()) {
+    for (index, model) in engine.participants().iter().enumerate().filter(|(_, each)| each.model().is_some()) {
         let alone = row(&format!("{} alone", model.name()), Combine::Target { model: index })?;
         best.iter_mut().zip(alone).for_each(|(best, alone)| *best = best.max(alone));
     }
@@ -50,14 +52,14 @@ pub fn table(engine: &Engine, prompts: &[Vec<i32>], tokens: usize) -> Result<Str
     Ok(table)
 }
 
-/// What a combination of an engine's models does.
+/// The quality of a combination of an engine's models.
 pub fn quality(engine: &Engine, combine: Combine, prompts: &[Vec<i32>], tokens: usize) -> Result<Quality> {
-    let models = engine.models().to_vec();
+    let models = engine.participants().to_vec();
     let engine = Arc::new(Engine::new(models, combine, Vec::new(), None)?);
     let (mut repeated, mut stretches) = (0, 0);
     let mut likelihoods = Vec::new();
     for prompt in prompts {
-        let likelihood = log_likelihood(engine.models(), &engine.combination(None)?, prompt, 1)?;
+        let likelihood = log_likelihood(engine.participants(), &engine.combination(None)?, prompt, 1)?;
         likelihoods.push(likelihood / (prompt.len() - 1) as f64);
         let options = Options { max_tokens: tokens, stop_tokens: Some(Vec::new()), ..Options::default() };
         let mut session = Session::new(&engine, &options)?;
@@ -70,36 +72,43 @@ pub fn quality(engine: &Engine, combine: Combine, prompts: &[Vec<i32>], tokens: 
     Ok(Quality { likelihoods, repeated: repeated as f64 / stretches as f64 })
 }
 
-/// How many stretches of a text stood in it before.
+/// The number of stretches of a text that occur earlier in it.
 pub fn repetitions(text: &[i32]) -> usize {
     let mut seen = HashSet::new();
     text.windows(REPEATED).filter(|stretch| !seen.insert(*stretch)).count()
 }
 
 /// The log-likelihood of the tokens of a text from an index on, under a combination at temperature 1.
-pub fn log_likelihood(models: &[Arc<dyn Model>], combination: &Combination, text: &[i32], first: usize) -> Result<f64> {
+pub fn log_likelihood(
+    participants: &[Participant],
+    combination: &Combination,
+    text: &[i32],
+    first: usize,
+) -> Result<f64> {
+    // Look-ups come behind the models, and have no weight.
+    let models: Vec<&dyn Model> = participants.iter().map_while(Participant::model).collect();
     let mut sequences = Vec::new();
     for (index, model) in models.iter().enumerate() {
         let mut sequence = model.start(&Arc::default())?;
         if combination.needs(index) {
-            measure::extend(model.as_ref(), sequence.as_mut(), &text[..first - 1])?;
+            measure::extend(*model, sequence.as_mut(), &text[..first - 1])?;
         }
         sequences.push(sequence);
     }
-    // So that all rows of a chunk are there.
+    // All rows of a chunk must come from one pass.
     let chunk = combination.needed().map(|model| models[model].max_pass()).fold(64, usize::min);
     let mut scratch = vec![0.0; models[0].vocab_size()];
     let mut total = 0.0;
     for (tokens, next) in text[first - 1..text.len() - 1].chunks(chunk).zip(text[first..].chunks(chunk)) {
         for model in combination.needed() {
-            measure::extend(models[model].as_ref(), sequences[model].as_mut(), tokens)?;
+            measure::extend(models[model], sequences[model].as_mut(), tokens)?;
         }
         for (offset, &token) in next.iter().enumerate() {
-            let row = |model: usize| sequences[model].logits(sequences[model].len() - tokens.len() + 1 + offset);
+            let row = |model: usize| sequences[model].row(sequences[model].len() - tokens.len() + 1 + offset);
             if let Combination::Logits { .. } = combination {
                 combination.scores(row, &mut scratch, |_| ())?;
             }
-            total += f64::from(combination.log_probability(token as usize, row, &scratch));
+            total += f64::from(combination.log_probability(token as usize, row, Row::Host(&scratch))?);
         }
     }
     Ok(total)

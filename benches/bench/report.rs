@@ -1,4 +1,4 @@
-//! The report of a run: `index.html`, one page that needs nothing beside itself, `report.md` and `results.json`.
+//! Writes the report of a run: `index.html`, which needs no other file, `report.md`, and `results.json`.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -11,14 +11,15 @@ use super::cases::{OVERLAPPING, TWO_GPUS};
 use super::measure::Result;
 use super::results::{Case, Results, Row, Spread};
 
-#[allow(dead_code, unused_imports, reason = "the conformance report uses more of it, and has its tests")]
+#[allow(dead_code, unused_imports, reason = "the conformance report uses all of it, and tests it")]
 #[path = "../../tests/conformance/plot.rs"]
 mod plot;
 pub use plot::{Axis, Plot, escape};
 
-/// Below this share of what the theory expects, the report says why.
+/// If a row reaches less than this share of its expected gain, the report says why.
 const REACHED: f64 = 0.97;
 
+/// Write all files of the report.
 pub fn write(results: &Results, folder: &Path) -> Result<()> {
     std::fs::create_dir_all(folder)?;
     std::fs::write(folder.join("results.json"), serde_json::to_string_pretty(results)?)?;
@@ -44,7 +45,7 @@ pub fn render_with(name: &str, template: &str, page: Value) -> Result<String> {
     Ok(environment.get_template(name)?.render(page)?)
 }
 
-/// What the templates show.
+/// The values that the templates show.
 fn page(results: &Results) -> Value {
     let (sweeps, cases): (Vec<&Case>, Vec<&Case>) = results.cases.iter().partition(|case| case.sweep.is_some());
     let summaries: Vec<Value> = cases.iter().map(|case| summary(case)).collect();
@@ -68,17 +69,17 @@ pub fn or_dash(value: Option<String>) -> String {
     value.unwrap_or_else(|| "–".into())
 }
 
-/// How much faster one row was than another, within each round.
+/// The speed of a row over another one, within each round.
 fn over(own: &Row, other: &Row) -> Spread {
     Spread::of(own.ratios.iter().zip(&other.ratios).map(|(own, other)| own / other))
 }
 
-/// Of rows, the fastest.
+/// The fastest row.
 fn best<'a>(rows: impl Iterator<Item = &'a Row>) -> Option<&'a Row> {
     rows.filter(|row| row.failed.is_none()).max_by(|a, b| a.ratio.median.total_cmp(&b.ratio.median))
 }
 
-/// The fastest setting that is fixed, and the fastest `auto`.
+/// The fastest fixed setting, and the fastest `auto`.
 pub fn over_standard(case: &Case) -> (Option<&Row>, Option<&Row>) {
     let taking_turns = |row: &&Row| ![OVERLAPPING, TWO_GPUS].iter().any(|end| row.name.ends_with(end));
     let own = || case.rows.iter().filter(|row| !row.peer).filter(taking_turns);
@@ -86,7 +87,7 @@ pub fn over_standard(case: &Case) -> (Option<&Row>, Option<&Row>) {
     (best(own().filter(|row| !is_auto(row))), best(own().filter(is_auto)))
 }
 
-/// The line of a case in the table of all.
+/// The line of a case in the table of all cases.
 fn summary(case: &Case) -> Value {
     let (fixed, auto) = over_standard(case);
     let peer = |prefix: &str| {
@@ -107,7 +108,7 @@ fn summary(case: &Case) -> Value {
     }
 }
 
-/// The paper's speed-ups of CoS over standard on the same kind of task, on GPUs (its Tables 1 to 3).
+/// The paper's speed of CoS over standard for the same kind of case, on GPUs (Tables 1 to 3).
 fn paper(case: &Case) -> Option<&'static str> {
     Some(match (case.kind.as_str(), case.temperature == 0.0, case.prompts.as_str()) {
         ("weighted, two models", false, "gsm8k") => "1.46–1.52",
@@ -151,7 +152,7 @@ fn section(case: &Case) -> Value {
     }
 }
 
-/// Time of a pass: a row for each model, a column for each width.
+/// The times of passes: a row for each model, and a column for each width.
 fn costs(case: &Case) -> Value {
     let mut rows: BTreeMap<&str, Vec<String>> = BTreeMap::new();
     let mut widths: Vec<usize> = case.pass_costs.iter().map(|cost| cost.width).collect();
@@ -163,7 +164,7 @@ fn costs(case: &Case) -> Value {
     context! { widths, rows => rows.into_iter().map(|(model, cells)| context! { model, cells }).collect::<Vec<_>>() }
 }
 
-/// The rows of a case that the theory speaks of.
+/// The rows of a case that the theory covers.
 fn theory(case: &Case) -> Vec<Value> {
     let line = |row: &Row| {
         let theory = row.theory.as_ref()?;
@@ -188,18 +189,18 @@ fn theory(case: &Case) -> Vec<Value> {
     case.rows.iter().filter_map(line).collect()
 }
 
-/// Which factor holds a row back the most.
+/// A sentence about the smallest factor of a row.
 fn why(host: f64, passes: f64, rest: f64) -> String {
     let factors = [
-        (host, "work outside ONNX Runtime takes a greater share than with standard"),
-        (passes, "more passes than independent acceptance says: rejections come in runs"),
-        (rest, "passes took longer than when they were timed by themselves"),
+        (host, "work outside ONNX Runtime takes a larger share of the time than with standard"),
+        (passes, "there were more passes than with independent acceptance: rejections come in runs"),
+        (rest, "passes took longer than when they were timed alone"),
     ];
     let least = factors.iter().min_by(|a, b| a.0.total_cmp(&b.0)).expect("three");
     least.1.into()
 }
 
-/// Bars of all rows: the median, with the range over rounds.
+/// A plot of the ratios of all rows, with their ranges over rounds.
 pub fn ratios(case: &Case) -> String {
     const NAME: f64 = 190.0;
     const LENGTH: f64 = 250.0;
@@ -235,12 +236,12 @@ pub fn ratios(case: &Case) -> String {
     svg
 }
 
-/// The rows of a sweep that lie on its curves.
+/// The rows of a sweep that are points of its curves.
 fn points(case: &Case) -> impl Iterator<Item = &Row> {
     case.rows.iter().filter(|row| row.failed.is_none() && !row.series.is_empty())
 }
 
-/// A sweep as curves, and as a table with a column for each.
+/// A sweep as plots, and as a table with a column for each curve.
 fn sweep(case: &Case) -> Value {
     let measured = || points(case);
     let mut series: Vec<&str> = Vec::new();
@@ -283,7 +284,7 @@ fn sweep(case: &Case) -> Value {
     }
 }
 
-/// Speed over what varies; or, for quality, likelihood over speed.
+/// A plot of speed over the parameter, or of likelihood over speed.
 fn curves(case: &Case, series: &[&str], quality: bool) -> String {
     let rows = || points(case);
     let fastest = rows().map(|row| row.ratio.most).fold(1.0, f64::max) * 1.05;
@@ -330,7 +331,7 @@ fn curves(case: &Case, series: &[&str], quality: bool) -> String {
     plot.svg(&format!("{}: {}", case.title, series.join(", ")))
 }
 
-/// With five to ten ticks at round numbers.
+/// An axis with five to ten ticks at round numbers.
 pub fn axis(title: &'static str, least: f64, most: f64) -> Axis {
     let rough = (most - least) / 8.0;
     let power = 10f64.powf(rough.log10().floor());

@@ -1,15 +1,15 @@
-//! What was measured, as it goes into results.json, and the statistics of it.
+//! The results of a run as in results.json, and their statistics.
 
 use serde::{Deserialize, Deserializer, Serialize};
 
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub struct Results {
-    /// Versions, machine, command.
+    /// Versions, machine and command.
     pub facts: Vec<(String, String)>,
-    /// What was left out, and why.
+    /// Things that were left out, with reasons.
     pub notes: Vec<String>,
     pub cases: Vec<Case>,
-    /// Passes beside those of plain ONNX Runtime.
+    /// Passes compared with those of plain ONNX Runtime.
     #[serde(default)]
     pub raw: Vec<RawCost>,
     #[serde(default)]
@@ -22,22 +22,22 @@ pub struct Case {
     pub title: String,
     pub about: String,
     pub models: Vec<String>,
-    /// Weighted, contrastive, …; empty for configurations of the caller.
+    /// Such as `contrastive`. Empty for configurations of the caller.
     pub kind: String,
     pub temperature: f32,
     pub prompts: String,
     pub prompts_count: usize,
     pub tokens: usize,
     pub rounds: usize,
-    /// For a sweep, what varies.
+    /// For a sweep, the symbol of the parameter that varies.
     pub sweep: Option<String>,
-    /// Whether sampled text was judged by its likelihood.
+    /// The model that judged sampled text by its likelihood.
     pub judge: Option<String>,
     pub pass_costs: Vec<PassCost>,
     pub rows: Vec<Row>,
 }
 
-/// Time of a pass, of a model as CoS runs it and as ONNX Runtime does with nothing around it.
+/// Milliseconds of a pass in CoS and in plain ONNX Runtime.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct RawCost {
     pub model: String,
@@ -46,21 +46,21 @@ pub struct RawCost {
     pub context: usize,
     pub ours: Spread,
     pub raw: Spread,
-    /// With copies of what goes in and of the logits; on a GPU.
+    /// On a GPU: plain ONNX Runtime with copies of inputs and logits.
     pub copied: Option<Spread>,
 }
 
-/// Milliseconds of prompts on an empty cache, of lengths that the process has not met, and of the same lengths again.
+/// Milliseconds of prompts on an empty cache: of lengths that the process has not met, and of the same lengths again.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct PromptCost {
     pub model: String,
-    /// Of the shortest.
+    /// The length of the shortest prompt.
     pub tokens: usize,
     pub first: Spread,
     pub again: Spread,
 }
 
-/// Time of a pass.
+/// The time of a pass.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct PassCost {
     pub model: String,
@@ -71,47 +71,48 @@ pub struct PassCost {
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub struct Row {
     pub name: String,
-    /// Not CoS.
+    /// Whether another program than CoS decoded.
     pub peer: bool,
-    /// In a sweep: the curve, and where on it.
+    /// In a sweep, the curve and the place on it.
     pub series: String,
     pub at: f64,
     /// Why it was not measured.
     pub failed: Option<String>,
     pub tokens_per_second: Spread,
-    /// Over `standard`, within each round.
+    /// Speed over `standard`, within each round.
     pub ratio: Spread,
     pub ratios: Vec<f64>,
     pub accepted: Option<f64>,
-    /// Of each model's proposals.
+    /// For each model, the share of its tested proposals that were accepted.
     pub acceptance: Vec<Option<f64>>,
     pub passes_per_token: Option<f64>,
     pub positions_per_pass: Option<f64>,
-    /// Share of the time outside ONNX Runtime.
+    /// The share of time outside ONNX Runtime.
     pub host_share: Option<f64>,
-    /// Greedily: prompts that got the very tokens of `standard`, of how many.
+    /// With greedy decoding: the number of prompts with exactly the tokens of `standard`, and of all prompts.
     pub equal: Option<(usize, usize)>,
-    /// What `auto` settled for.
+    /// The plan that `auto` chose.
     pub chosen: Option<String>,
     pub theory: Option<Theory>,
-    /// What a session held at the end of its text, or before: its peak.
+    /// The peak memory of a session in bytes.
     #[serde(default)]
     pub memory: Option<usize>,
-    /// Mean log-likelihood of a token under the judge.
+    /// The mean log-likelihood of a token under the judge.
     pub likelihood: Option<f64>,
 }
 
-/// What should have been gained.
+/// The expected gain of a row.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Theory {
     /// Theorem 3.1 or 3.6, for two models.
     pub theorem: Option<f64>,
-    /// Counted with the cost of passes by width, within each round.
+    /// The exact count with the costs of passes by width, within each round.
     #[serde(deserialize_with = "number")]
     pub expected: f64,
-    /// Measured over expected, within each round.
+    /// The measured gain over the expected one, within each round.
     pub reached: Spread,
-    /// The factors of that: work outside ONNX Runtime, more passes than acceptance says, and all else (dearer passes).
+    /// The factors of `reached`: work outside ONNX Runtime, more passes than expected, and the rest, such as slower
+    /// passes.
     #[serde(deserialize_with = "number")]
     pub host: f64,
     #[serde(deserialize_with = "number")]
@@ -120,7 +121,7 @@ pub struct Theory {
     pub rest: f64,
 }
 
-/// A median with the range around it.
+/// A median with its range.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct Spread {
     #[serde(deserialize_with = "number")]
@@ -131,13 +132,13 @@ pub struct Spread {
     pub most: f64,
 }
 
-/// JSON has null for what is not a number.
+/// A number, or NaN for null in JSON.
 fn number<'de, D: Deserializer<'de>>(from: D) -> Result<f64, D::Error> {
     Ok(Option::deserialize(from)?.unwrap_or(f64::NAN))
 }
 
 impl Spread {
-    /// Of no values: not a number.
+    /// The spread of values. NaN if there are none.
     pub fn of(values: impl IntoIterator<Item = f64>) -> Spread {
         let mut values: Vec<f64> = values.into_iter().collect();
         values.sort_by(f64::total_cmp);
@@ -157,7 +158,7 @@ pub struct Sample {
     pub seconds: f64,
 }
 
-/// Tokens per second of one round.
+/// Tokens per second over samples of a round.
 pub fn speed<'a>(samples: impl IntoIterator<Item = &'a Sample>) -> f64 {
     let (mut tokens, mut seconds) = (0, 0.0);
     for sample in samples {
@@ -167,7 +168,7 @@ pub fn speed<'a>(samples: impl IntoIterator<Item = &'a Sample>) -> f64 {
     tokens as f64 / seconds
 }
 
-/// How much faster a row was than another within each round, over the prompts that both decoded: the first ones.
+/// The speed of a row over another one, within each round, over the first prompts that both decoded.
 pub fn paired(own: &[Vec<Sample>], other: &[Vec<Sample>]) -> Vec<f64> {
     let ratio = |(own, other): (&Vec<Sample>, &Vec<Sample>)| {
         let both = own.len().min(other.len());

@@ -1,16 +1,15 @@
-//! What a strategy should gain: Theorems 3.1 and 3.6 of the paper, and an exact count for this decoder, where a pass costs
-//! what its width costs.
+//! The expected gain of a strategy: Theorems 3.1 and 3.6 of the paper, and an exact count for CoS's decoder with the
+//! cost of a pass by its width.
 //!
-//! Say a proposal of model k is accepted with probability α_k, independently of all others. After a rejection every model
-//! has seen all tokens but the last, so each rejection leads to the same state, and between two rejections everything is
-//! settled: it is the one path on which all proposals are accepted. So a pass (or a decision) counts with the probability
-//! that the path is followed up to it, which is the product of the α of the decisions before; seconds per token are the
-//! sum over passes of that probability times their cost, divided by the sum over decisions of it, for each decision
-//! commits a token, also a rejection.
+//! Assume that a proposal of model k is accepted with probability α_k, independently of all others. After a rejection,
+//! every model has seen all tokens but the last, so each rejection leads to the same state. Between rejections nothing
+//! is random: there is one path, on which all proposals are accepted. A pass or a decision on it is reached with the
+//! product of the α of the decisions before. Each decision commits a token, a rejection too. So seconds per token are
+//! the sum over passes of that probability times the cost, divided by the sum of the probabilities over decisions.
 
 use std::collections::VecDeque;
 
-/// A strategy with combined targets. Models of weight 0 are not needed to decide.
+/// A strategy with combined targets. Models of weight 0 are not `needed`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Setup {
     pub needed: Vec<bool>,
@@ -19,9 +18,9 @@ pub struct Setup {
 
 #[derive(Debug, Clone, PartialEq)]
 pub enum Policy {
-    /// The others verify in the order of the models.
+    /// One model proposes. The others verify in the order of the models.
     Speculative { proposer: usize, length: usize },
-    /// The model that is furthest behind runs; of several, the first in this order.
+    /// The model that has seen the fewest tokens runs next. If there are several, the first in `order` does.
     Cos { lengths: Vec<usize>, order: Vec<usize> },
 }
 
@@ -31,12 +30,12 @@ pub enum Event {
         model: usize,
         width: usize,
     },
-    /// A token is committed: a proposal of this model is tested, or the target itself is drawn from.
+    /// A token is committed: a proposal of this model is tested, or a token is drawn from the target.
     Decision(Option<usize>),
 }
 
 impl Setup {
-    /// The path from a rejection on, if no other follows.
+    /// The path after a rejection if no other rejection follows.
     pub fn path(&self) -> impl Iterator<Item = Event> {
         Path {
             setup: self.clone(),
@@ -49,11 +48,12 @@ impl Setup {
         }
     }
 
-    /// Per token, with the acceptance of each model's proposals and the cost of a pass by model and width.
+    /// The expectation per token, for the acceptance of each model's proposals, and the cost of a pass by model and
+    /// width.
     pub fn expected(&self, acceptance: &[f64], cost: impl Fn(usize, usize) -> f64) -> Expected {
         let (mut reached, mut total) = (1.0, Expected::default());
         let mut tokens = 0.0;
-        // A path that is never left goes round and round; this many events show what one round costs.
+        // If all proposals are accepted, the path is periodic, and this many events show its mean cost.
         for event in self.path().take(20_000) {
             match event {
                 Event::Pass { model, width } => {
@@ -74,7 +74,7 @@ impl Setup {
     }
 }
 
-/// Per token.
+/// Expectations per token.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Expected {
     pub seconds: f64,
@@ -84,12 +84,12 @@ pub struct Expected {
 
 struct Path {
     setup: Setup,
-    /// Tokens that each model has seen, of those behind the last rejection.
+    /// For each model, the tokens after the last rejection that it has seen.
     seen: Vec<usize>,
     tokens: usize,
     committed: usize,
     drafts: VecDeque<usize>,
-    /// A proposer within its turn, and how many more it proposes.
+    /// A proposer in its turn, and the number of tokens that it still proposes.
     turn: Option<(usize, usize)>,
     events: VecDeque<Event>,
 }
@@ -106,7 +106,7 @@ impl Iterator for Path {
 }
 
 impl Path {
-    /// One pass, what it decides, and what its model then proposes.
+    /// One pass, its decisions, and the next proposal of its model.
     fn step(&mut self) {
         let (model, proposals) = self.turn.take().unwrap_or_else(|| self.choose());
         self.events.push_back(Event::Pass { model, width: self.tokens - self.seen[model] });
@@ -124,7 +124,7 @@ impl Path {
         }
     }
 
-    /// The first model that must still score the front position.
+    /// The first needed model that has not scored the front position.
     fn undecided(&self) -> Option<usize> {
         (0..self.seen.len()).find(|&model| self.setup.needed[model] && self.seen[model] < self.committed)
     }
@@ -132,7 +132,9 @@ impl Path {
     fn choose(&self) -> (usize, usize) {
         match &self.setup.policy {
             Policy::Speculative { proposer, length } if self.drafts.is_empty() => (*proposer, *length),
-            Policy::Speculative { .. } => (self.undecided().expect("a decidable position is decided"), 0),
+            Policy::Speculative { .. } => {
+                (self.undecided().expect("a position that all have scored is decided at once"), 0)
+            }
             Policy::Cos { lengths, order } => {
                 let model = order.iter().copied().min_by_key(|&model| self.seen[model]).expect("models");
                 (model, lengths[model])
@@ -141,12 +143,13 @@ impl Path {
     }
 }
 
-/// Theorem 3.1: `speculative` with two models over `standard`; `c` is the proposer's cost over the verifier's.
+/// Theorem 3.1: the speed of `speculative` over `standard`, with two models. `c` is the proposer's cost over the
+/// verifier's.
 pub fn theorem_3_1(acceptance: f64, c: f64, length: usize) -> f64 {
     series(acceptance, length) * (1.0 + c) / (1.0 + c * length as f64)
 }
 
-/// Theorem 3.6: `cos` with two models over `standard`.
+/// Theorem 3.6: the speed of `cos` over `standard`, with two models.
 pub fn theorem_3_6(acceptance: f64, c: f64, proposer: usize, verifier: usize) -> f64 {
     series(acceptance, proposer) * (1.0 + c) / (1.0 + c * proposer as f64 - acceptance.powi(verifier as i32) * c)
 }

@@ -1,23 +1,23 @@
-//! A thread that runs the work of other threads, one piece after the other.
+//! A thread that runs the work of other threads, one job after the other.
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::thread::{self, JoinHandle, Thread};
 
-/// Work that waits on the stack of the thread that asks for it.
+/// Work that stays on the stack of the thread that asks for it, which waits.
 struct Job {
     work: *mut (dyn FnMut() + Send),
     done: *const AtomicBool,
     asker: Thread,
 }
 
-// SAFETY: the asker waits until `done` is set, so what both pointers point to stays; the work may be sent.
+// SAFETY: the asker waits until `done` is set, so both pointers stay valid until then. The work is `Send`.
 unsafe impl Send for Job {}
 
-/// A thread for work that has to be done by one thread, always the same.
+/// A thread for work that must always run on the same thread.
 pub struct Runner {
-    /// Always there, but for `drop`.
+    /// `None` only while dropping.
     jobs: Option<SyncSender<Job>>,
     thread: Option<JoinHandle<()>>,
 }
@@ -28,7 +28,7 @@ impl Runner {
         let (jobs, queue) = sync_channel::<Job>(0);
         let thread = thread::Builder::new().name(name.into()).spawn(move || {
             for Job { work, done, asker } in queue {
-                // SAFETY: both stay until `done` is set, which is the last use of them.
+                // SAFETY: both pointers are valid until `done` is set, and not used afterwards.
                 unsafe {
                     (*work)();
                     (*done).store(true, Ordering::Release);
@@ -39,20 +39,20 @@ impl Runner {
         Ok(Runner { jobs: Some(jobs), thread: Some(thread) })
     }
 
-    /// Run some work there, and wait for its result. A panic of the work goes on here.
+    /// Run work on the thread, and return its result. A panic of the work continues on the calling thread.
     pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         let (mut work, mut result) = (Some(work), None);
         let mut call = || result = work.take().map(|work| catch_unwind(AssertUnwindSafe(work)));
         let done = AtomicBool::new(false);
         let call: &mut (dyn FnMut() + Send) = &mut call;
-        // SAFETY: this only hides the lifetime. The work stays here until it is done.
+        // SAFETY: this only hides the lifetime. The work stays on this stack until it is done.
         let call = unsafe { std::mem::transmute::<&mut (dyn FnMut() + Send), *mut (dyn FnMut() + Send)>(call) };
         let sent = self.jobs.as_ref().map(|jobs| jobs.send(Job { work: call, done: &done, asker: thread::current() }));
-        assert!(matches!(sent, Some(Ok(()))), "the thread never ends before its owner");
+        assert!(matches!(sent, Some(Ok(()))), "the thread runs until its owner is dropped");
         while !done.load(Ordering::Acquire) {
             thread::park();
         }
-        match result.expect("the work was run") {
+        match result.expect("the work has run") {
             Ok(result) => result,
             Err(panic) => resume_unwind(panic),
         }
@@ -61,9 +61,9 @@ impl Runner {
 
 impl Drop for Runner {
     fn drop(&mut self) {
-        self.jobs = None; // the thread ends once nobody can send it anything
+        self.jobs = None; // the thread ends when the channel is closed
         if let Some(thread) = self.thread.take() {
-            _ = thread.join(); // it cannot have panicked
+            _ = thread.join(); // it catches all panics
         }
     }
 }
@@ -79,7 +79,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn all_work_is_done_by_one_thread() {
+    fn one_thread_runs_all_work() {
         let runner = Runner::start("test").unwrap();
         let ids = thread::scope(|scope| {
             let work = || (0..100).map(|number| runner.run(|| (thread::current().id(), number))).collect::<Vec<_>>();
@@ -92,16 +92,16 @@ mod tests {
     }
 
     #[test]
-    fn a_panic_is_that_of_the_asker() {
+    fn a_panic_continues_on_the_asking_thread() {
         let runner = Runner::start("test").unwrap();
-        // It prints nothing: `resume_unwind` passes the hook by.
+        // `resume_unwind` skips the panic hook, so the test prints nothing.
         let panic = catch_unwind(AssertUnwindSafe(|| runner.run(|| resume_unwind(Box::new("broken")))));
         assert_eq!(panic.unwrap_err().downcast_ref::<&str>(), Some(&"broken"));
-        assert_eq!(runner.run(|| 5), 5, "the thread goes on");
+        assert_eq!(runner.run(|| 5), 5, "the thread continues");
     }
 
     #[test]
-    fn what_a_thread_keeps_stays_until_the_runner_ends() {
+    fn thread_locals_live_as_long_as_the_runner() {
         thread_local!(static KEPT: std::cell::Cell<u32> = const { std::cell::Cell::new(0) });
         let runner = Runner::start("test").unwrap();
         let next = || runner.run(|| KEPT.replace(KEPT.get() + 1));

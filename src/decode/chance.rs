@@ -1,60 +1,63 @@
-//! Where random outcomes come from: counter-based random numbers, or in tests an enumerator of all outcomes.
+//! The source of random outcomes: counter-based random numbers, or in tests an enumerator of all outcomes.
 
 use chacha20::ChaCha8Rng;
 use chacha20::rand_core::{Rng, SeedableRng};
 
+use crate::error::Result;
 use crate::rows::Weights;
 use crate::rows::kernels::{BLOCK, sum};
 
-/// What an outcome is for. Outcomes for different purposes are independent.
+/// What an outcome decides. Outcomes of different purposes are independent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Purpose {
-    /// The model that a position's target is routed to.
+    /// The model whose distribution is a position's target, under routed targets.
     Route = 0,
-    /// A token drawn by a proposer.
+    /// A token drawn by a proposer, from its own distribution.
     Proposal = 1,
     /// Whether a proposal is accepted.
     Acceptance = 2,
-    /// A token drawn from a residual.
+    /// A token drawn from a residual, after a rejection.
     Residual = 3,
-    /// A token drawn from a target.
+    /// A token drawn from a target, without a proposal.
     Target = 4,
-    /// The model of a mixture that a token of its target is drawn from.
+    /// The model of a mixture whose distribution a token of the target is drawn from.
     Component = 5,
 }
 
-/// Names one outcome of a sequence; no two outcomes share a key.
+/// Identifies one random outcome of a sequence. No two outcomes share a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Key {
-    /// Index of the token that the outcome is about.
+    /// Index of the token that is decided.
     pub position: usize,
-    /// What it is for.
+    /// What is decided.
     pub purpose: Purpose,
-    /// How often pending tokens were dropped before. Positions are drawn again after that, and must be drawn with
-    /// new numbers: what was planned since then may depend on the old ones. Routes keep their epoch as long as the
-    /// weights stay, because a route drawn again after a rejection would no longer be independent of what was accepted.
+    /// How often pending tokens were dropped before. A position drawn again after that needs new numbers, because
+    /// plans made since then may depend on the old ones.
+    ///
+    /// Routes keep their epoch as long as the weights stay. A route drawn again after a rejection would depend on which
+    /// proposals were accepted.
     pub epoch: u32,
 }
 
-/// A source of random outcomes. The same key gives the same outcome.
+/// A source of random outcomes. The same key always gives the same outcome.
 pub trait Chance {
     /// True with the given probability.
     fn accept(&self, key: Key, probability: f64) -> bool;
 
-    /// An index, with probability in proportion to its weight.
-    fn pick<W: Weights + ?Sized>(&self, key: Key, weights: &W) -> usize;
+    /// An index, drawn with probability proportional to its weight. An error if the weights are on a device that fails.
+    fn pick<W: Weights + ?Sized>(&self, key: Key, weights: &W) -> Result<usize>;
 }
 
-/// The random numbers of a session: ChaCha8 in counter mode, one block for each (seed, key).
+/// The random numbers of a session: one ChaCha8 block for each seed and key.
 ///
-/// A run is reproduced by its seed; no state is kept, so nothing has to be rolled back.
+/// The seed reproduces a run. There is no state, so a failed round has nothing to roll back.
 #[derive(Debug, Clone, Copy)]
 pub struct CounterRng {
     seed: u64,
 }
 
 impl CounterRng {
-    /// Numbers for one seed.
+    /// The numbers of a seed.
     pub fn new(seed: u64) -> Self {
         CounterRng { seed }
     }
@@ -75,22 +78,22 @@ impl Chance for CounterRng {
         self.uniform(key) < probability
     }
 
-    fn pick<W: Weights + ?Sized>(&self, key: Key, weights: &W) -> usize {
+    fn pick<W: Weights + ?Sized>(&self, key: Key, weights: &W) -> Result<usize> {
         quantile(weights, self.uniform(key))
     }
 }
 
-/// The index at which the running sum of the weights passes the share `u` of the whole.
-fn quantile<W: Weights + ?Sized>(weights: &W, u: f64) -> usize {
+/// The first index at which the running sum of the weights exceeds the share `u` of their total.
+fn quantile<W: Weights + ?Sized>(weights: &W, u: f64) -> Result<usize> {
     let mut left = u * weights.total();
-    if let Some(index) = weights.find(left) {
-        return index;
+    if let Some(index) = weights.find(left)? {
+        return Ok(index);
     }
     let (mut piece, mut last) = ([0.0; PIECE], 0);
     for start in (0..weights.count()).step_by(PIECE) {
         let piece = &mut piece[..PIECE.min(weights.count() - start)];
-        weights.write(start, piece);
-        // Blocks are added up fast; only the one that holds the answer is walked one by one.
+        weights.write(start, piece)?;
+        // Whole blocks are summed fast. Only the block that holds the answer is scanned weight by weight.
         for (index, block) in piece.chunks(BLOCK).enumerate() {
             let whole = sum(block);
             let start = start + index * BLOCK;
@@ -98,7 +101,7 @@ fn quantile<W: Weights + ?Sized>(weights: &W, u: f64) -> usize {
                 for (offset, &weight) in block.iter().enumerate() {
                     left -= f64::from(weight);
                     if left < 0.0 {
-                        return start + offset;
+                        return Ok(start + offset);
                     }
                 }
             } else {
@@ -109,10 +112,10 @@ fn quantile<W: Weights + ?Sized>(weights: &W, u: f64) -> usize {
             }
         }
     }
-    last // only rounding leads here
+    Ok(last) // reached by rounding only
 }
 
-/// Weights that are made at a time.
+/// Weights that are written at a time.
 const PIECE: usize = 8 * BLOCK;
 
 #[cfg(test)]
@@ -125,7 +128,7 @@ mod tests {
 
     #[test]
     fn numbers_are_pinned() {
-        // A seed promises the same run in every later release: these values never change.
+        // A seed promises the same run in every release, so these values never change.
         let rng = CounterRng::new(42);
         assert_eq!(rng.uniform(key(0, Purpose::Route, 0)), 0.3482544685480763);
         assert_eq!(rng.uniform(key(7, Purpose::Residual, 3)), 0.9758839539144792);
@@ -164,14 +167,14 @@ mod tests {
                 running += f64::from(w);
                 running > u * total
             });
-            assert_eq!(Some(quantile(&weights[..], u)), plain, "u = {u}");
+            assert_eq!(quantile(&weights[..], u).ok(), plain, "u = {u}");
         }
     }
 
     #[test]
     fn quantile_never_picks_a_weight_of_zero() {
-        assert_eq!(quantile(&[0.0, 1.0, 0.0][..], 0.0), 1);
-        assert_eq!(quantile(&[0.0, 1.0, 0.0][..], 1.0 - f64::EPSILON / 2.0), 1);
-        assert_eq!(quantile(&[0.5, 0.5, 0.0, 0.0][..], 1.0), 1);
+        assert_eq!(quantile(&[0.0, 1.0, 0.0][..], 0.0).unwrap(), 1);
+        assert_eq!(quantile(&[0.0, 1.0, 0.0][..], 1.0 - f64::EPSILON / 2.0).unwrap(), 1);
+        assert_eq!(quantile(&[0.5, 0.5, 0.0, 0.0][..], 1.0).unwrap(), 1);
     }
 }

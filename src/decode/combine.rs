@@ -4,19 +4,19 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
-use crate::rows::kernels;
-use crate::rows::sampling::{self, Best, Distribution};
+use crate::rows::{Best, Distribution, Row, kernels, maximum};
 
-/// How far the weights of a mixture may be from a sum of 1 before they are refused; nearer ones are rescaled.
+/// Largest distance of the sum of a mixture's weights from 1. Weights within it are rescaled, others are refused.
 pub const WEIGHT_TOLERANCE: f64 = 1e-3;
 
-/// Elements of a weighted sum that are made at once, or passed over where none is plausible: a block fits into the first cache.
+/// Scores of a block of a weighted sum. A block fits into the first-level cache while all models are added to it. A
+/// block without any plausible token is skipped.
 const SUM_BLOCK: usize = 512;
 
 /// How the models' rows become one target `r`.
 ///
-/// There are two families. Everything that works on logits (contrastive decoding, products of experts, proxy
-/// tuning, a single target model) is a weighted sum of them. A caller's own function may take the place of either.
+/// There are two families: mixtures of distributions, and weighted sums of logits. The second one covers contrastive
+/// decoding, products of experts, proxy tuning and a single target model. A caller's function can replace either.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Combination {
     /// `r = Σ λ_k · process(l_k)` (Eq. 4). Greedy takes the argmax of `Σ λ_k · softmax(l_k)`.
@@ -28,22 +28,24 @@ pub enum Combination {
     Logits {
         /// `w_k`: any finite numbers, at least one not 0.
         weights: Vec<f32>,
-        /// Li et al. 2023: tokens with `p < α · max p` under one model get probability 0, where `p` is its plain softmax.
+        /// Tokens with `p < α · max p` get probability 0, where `p` is the plain softmax of one model (Li et al. 2023).
         plausibility: Option<Plausibility>,
     },
     /// `r = process(f(l_0, l_1, …))` with a caller's function.
     Custom {
-        /// The models of a weight that is not 0 are needed; the function sees no others, and no weights.
+        /// A weight other than 0 says that the function needs the model's row. The function sees no other rows, and
+        /// no weights.
         weights: Vec<f32>,
         /// `f`.
         function: Function,
     },
 }
 
-/// What a [`Function`] does: from each model's logits, `None` for a model that is not needed, to a row of scores.
+/// What a [`Function`] calls: it turns one row of logits of each model into one row of scores.
 ///
-/// The logits hold no NaN and no plus infinity, and the scores must not either; minus infinity is impossible in both. It
-/// writes all scores, depends on the rows alone, and may be asked several times or about tokens that are never committed.
+/// The iterator has one item for each model, `None` for a model that is not needed. The function must write every
+/// score. Logits and scores hold no NaN and no plus infinity; minus infinity makes a token impossible. The scores must
+/// depend on the rows alone: the function may be called several times for a position, and for drafts that are dropped.
 pub type CombineRows = dyn Fn(&mut dyn Iterator<Item = Option<&[f32]>>, &mut [f32]) -> Result<()> + Send + Sync;
 
 /// A caller's function from rows of logits to one row of scores.
@@ -51,7 +53,7 @@ pub type CombineRows = dyn Fn(&mut dyn Iterator<Item = Option<&[f32]>>, &mut [f3
 pub struct Function(Arc<CombineRows>);
 
 impl Function {
-    /// Wrap a function; [`CombineRows`] says what it must do.
+    /// Wrap a function; see [`CombineRows`] for its contract.
     pub fn new(
         function: impl Fn(&mut dyn Iterator<Item = Option<&[f32]>>, &mut [f32]) -> Result<()> + Send + Sync + 'static,
     ) -> Self {
@@ -74,14 +76,14 @@ impl fmt::Debug for Function {
 /// The plausibility mask of contrastive decoding.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Plausibility {
-    /// The model that judges, the expert.
+    /// The model whose probabilities decide: the expert.
     pub model: usize,
     /// α, above 0 and at most 1.
     pub alpha: f32,
 }
 
 impl Combination {
-    /// A mixture; refused unless the weights are a distribution.
+    /// A mixture. [`Error::InvalidArgument`] unless the weights are a probability distribution.
     pub fn mixture(weights: &[f32]) -> Result<Self> {
         for (model, &weight) in weights.iter().enumerate() {
             if !(weight.is_finite() && weight >= 0.0) {
@@ -100,7 +102,7 @@ impl Combination {
         Ok(Combination::Mixture { weights: weights.iter().map(|&weight| (f64::from(weight) / sum) as f32).collect() })
     }
 
-    /// A weighted sum of logits.
+    /// A weighted sum of logits. [`Error::InvalidArgument`] unless all weights are finite and one is not 0.
     pub fn logits(weights: &[f32]) -> Result<Self> {
         if let Some((model, weight)) = weights.iter().enumerate().find(|(_, weight)| !weight.is_finite()) {
             return Err(Error::InvalidArgument(format!("weights[{model}] is {weight}; it must be finite")));
@@ -111,7 +113,8 @@ impl Combination {
         Ok(Combination::Logits { weights: weights.to_vec(), plausibility: None })
     }
 
-    /// Contrastive decoding: model 0 is the expert, model 1 the amateur; further models only draft.
+    /// Contrastive decoding (Li et al. 2023): logits of model 0, the expert, minus `mu` times those of model 1, the
+    /// amateur. `alpha` is the plausibility threshold, 0 for none. Further models only draft.
     pub fn contrastive(models: usize, mu: f32, alpha: f32) -> Result<Self> {
         if models < 2 {
             return Err(Error::InvalidArgument(format!(
@@ -130,7 +133,7 @@ impl Combination {
         Ok(Combination::Logits { weights, plausibility })
     }
 
-    /// Plain speculative decoding: one model's distribution; every other model only drafts.
+    /// The distribution of one model, as in plain speculative decoding. All other models only draft.
     pub fn target(models: usize, model: usize) -> Result<Self> {
         if model >= models {
             return Err(Error::InvalidArgument(format!(
@@ -142,12 +145,12 @@ impl Combination {
         Ok(Combination::Logits { weights, plausibility: None })
     }
 
-    /// A caller's function in place of this combination, of the same models.
+    /// The same models, combined by a caller's function.
     pub fn with_function(self, function: Function) -> Self {
         Combination::Custom { weights: self.weights().to_vec(), function }
     }
 
-    /// One weight for each model.
+    /// The weights, one for each model.
     pub fn weights(&self) -> &[f32] {
         match self {
             Combination::Mixture { weights }
@@ -166,12 +169,12 @@ impl Combination {
         (0..self.weights().len()).filter(|&model| self.needs(model))
     }
 
-    /// These models, each with its weight.
+    /// The models that the combined target depends on, each with its weight.
     pub fn parts(&self) -> impl Iterator<Item = (usize, f32)> + '_ {
         self.needed().map(|model| (model, self.weights()[model]))
     }
 
-    /// The model whose own distribution is the target, where there is one.
+    /// The model whose own distribution is the target, if there is one.
     pub fn single(&self) -> Option<usize> {
         if let Combination::Logits { plausibility: Some(_), .. } | Combination::Custom { .. } = self {
             return None;
@@ -180,71 +183,39 @@ impl Combination {
         needed.next().filter(|&model| needed.next().is_none() && self.weights()[model] == 1.0)
     }
 
-    /// What greedy decoding ranks the tokens by; `row` gives each model's logits.
+    /// Write the scores by which greedy decoding ranks the tokens. `row` gives the logits of a model.
     ///
-    /// For a mixture these are the probabilities `Σ λ_k · softmax(l_k)`. Otherwise they are scores that `process` takes:
-    /// `Σ w_k · l_k`, masked, where a token that a needed model gives minus infinity is impossible whatever the sign of
-    /// that model's weight; or what a caller's function makes of the logits. `made` is shown each part of `out` that may hold a
-    /// possible token, as soon as it is written.
+    /// - For a mixture these are probabilities, `Σ λ_k · softmax(l_k)`.
+    /// - For a sum of logits they are `Σ w_k · l_k`, with minus infinity for implausible tokens. A token to which a
+    ///   needed model gives minus infinity is impossible, whatever the sign of that model's weight.
+    /// - Otherwise they are the scores of the caller's function.
+    ///
+    /// `made` is called with each part of `out` that may hold a possible token, right after it was written.
+    /// [`Error::Numeric`] if a row of a needed model, or the sum, has no maximum: a bad row must not hide behind the
+    /// plausibility mask, or behind a weight that turns plus infinity into impossibility.
     pub fn scores<'a>(
         &self,
-        row: impl Fn(usize) -> &'a [f32],
+        row: impl Fn(usize) -> Row<'a>,
         out: &mut [f32],
         mut made: impl FnMut(&[f32]),
     ) -> Result<()> {
-        // A bad row must not hide behind a mask, nor behind a weight that turns infinity into impossibility.
         match self {
             Combination::Mixture { .. } => {
                 out.fill(0.0);
                 for (model, weight) in self.parts() {
-                    let logits = row(model);
+                    let logits = row(model).scores()?;
                     Distribution::softmax(logits)?.add(logits, weight, out);
                 }
                 made(out);
             }
-            Combination::Logits { plausibility, .. } => {
-                let judged = match plausibility {
-                    None => None,
-                    Some(Plausibility { model, alpha }) => {
-                        let mut rest = self.needed().filter(|other| other != model);
-                        rest.try_for_each(|model| sampling::maximum(row(model)).map(drop))?;
-                        let judge = row(*model);
-                        Some((judge, sampling::maximum(judge)? + alpha.ln()))
-                    }
-                };
-                // Block by block, so that a block of the sum stays near while all models are added to it.
-                let (mut good, mut any) = (true, false);
-                for start in (0..out.len()).step_by(SUM_BLOCK) {
-                    let end = out.len().min(start + SUM_BLOCK);
-                    let out = &mut out[start..end];
-                    let judged = judged.map(|(judge, floor)| (&judge[start..end], floor));
-                    if judged.is_some_and(|(judge, floor)| !kernels::any_reaches(judge, floor)) {
-                        out.fill(f32::NEG_INFINITY); // no token is plausible
-                        continue;
-                    }
-                    let mut parts = self.parts().map(|(model, weight)| (&row(model)[start..end], weight));
-                    let first = parts.next().expect("a weight that is not 0");
-                    good &= kernels::sum_of_two(first, parts.next().unwrap_or((first.0, 0.0)), out);
-                    for (logits, weight) in parts {
-                        good &= kernels::add_scaled(logits, weight, out);
-                    }
-                    if let Some((judge, floor)) = judged {
-                        kernels::mask(judge, floor, out);
-                    }
-                    any |= kernels::any_reaches(out, f32::MIN);
-                    made(out);
-                }
-                // A row of nothing but minus infinity makes such a sum.
-                if !(good && any) {
-                    return Err(Error::Numeric("a row of logits, or the sum of all, has no maximum".into()));
-                }
-            }
+            Combination::Logits { plausibility, .. } => self.sum_logits(*plausibility, row, out, made)?,
             Combination::Custom { weights, function } => {
                 for model in self.needed() {
-                    sampling::maximum(row(model))?;
+                    maximum(row(model).scores()?)?;
                 }
-                out.fill(f32::NAN); // so that a score which is left out is an error
-                let mut rows = (0..weights.len()).map(|model| self.needs(model).then(|| row(model)));
+                out.fill(f32::NAN); // so that a score left out is an error
+                let scores = |model| row(model).scores().unwrap_or_default(); // no error here, after those above
+                let mut rows = (0..weights.len()).map(|model| self.needs(model).then(|| scores(model)));
                 function.0(&mut rows, out)?;
                 made(out);
             }
@@ -252,8 +223,55 @@ impl Combination {
         Ok(())
     }
 
-    /// Whether the target is of sums of logits, and which model judges what is plausible: with the logarithm of the share of its best
-    /// probability that a token must reach.
+    /// [`Combination::scores`] of a weighted sum of logits.
+    fn sum_logits<'a>(
+        &self,
+        plausibility: Option<Plausibility>,
+        row: impl Fn(usize) -> Row<'a>,
+        out: &mut [f32],
+        mut made: impl FnMut(&[f32]),
+    ) -> Result<()> {
+        let judged = match plausibility {
+            None => None,
+            Some(Plausibility { model: judge, alpha }) => {
+                let mut rest = self.needed().filter(|&other| other != judge);
+                rest.try_for_each(|model| maximum(row(model).scores()?).map(drop))?;
+                let judge = row(judge).scores()?;
+                Some((judge, maximum(judge)? + alpha.ln()))
+            }
+        };
+        // Block by block, so that a block stays in the cache while all models are added to it.
+        let (mut good, mut any) = (true, false);
+        for start in (0..out.len()).step_by(SUM_BLOCK) {
+            let end = out.len().min(start + SUM_BLOCK);
+            let out = &mut out[start..end];
+            let judged = judged.map(|(judge, floor)| (&judge[start..end], floor));
+            if judged.is_some_and(|(judge, floor)| !kernels::any_reaches(judge, floor)) {
+                out.fill(f32::NEG_INFINITY); // no token is plausible
+                continue;
+            }
+            let mut parts = self.parts().map(|(model, weight)| Ok((&row(model).scores()?[start..end], weight)));
+            let first = parts.next().expect("a weight that is not 0")?;
+            good &= kernels::sum_of_two(first, parts.next().unwrap_or(Ok((first.0, 0.0)))?, out);
+            for part in parts {
+                let (logits, weight) = part?;
+                good &= kernels::add_scaled(logits, weight, out);
+            }
+            if let Some((judge, floor)) = judged {
+                kernels::mask(judge, floor, out);
+            }
+            any |= kernels::any_reaches(out, f32::MIN);
+            made(out);
+        }
+        // The sum of a row of nothing but minus infinity has no possible token either.
+        if !(good && any) {
+            return Err(Error::Numeric("a row of logits, or the sum of all rows, has no maximum".into()));
+        }
+        Ok(())
+    }
+
+    /// `Some` if the target is made from a sum of several models' logits. It holds the plausibility mask, if there is
+    /// one, as the model that judges and `ln α`: how far below that model's best score a plausible token may be.
     pub fn sums(&self) -> Option<Option<(usize, f32)>> {
         match self {
             Combination::Logits { plausibility, .. } if self.single().is_none() => {
@@ -263,43 +281,29 @@ impl Combination {
         }
     }
 
-    /// The greedy choice: from each model's own one, if these settle it; from the best score of the sum, where `sum` has that from
-    /// somewhere else; or from rows of logits, with `scratch` of the length of a row. Its margin is one of scores, or for a
-    /// mixture of logarithms of probabilities, and then at least so large.
-    pub fn greedy<'a>(
-        &self,
-        best: impl Fn(usize) -> Result<Best>,
-        sum: impl FnOnce() -> Option<Result<Best>>,
-        row: impl Fn(usize) -> &'a [f32],
-        scratch: &mut [f32],
-    ) -> Result<Best> {
+    /// The greedy choice: from the best token of each model if that settles it, and otherwise from `sum`, the best
+    /// token of what [`Combination::scores`] makes. Its margin is one of scores. For a mixture it is one of logarithms
+    /// of probabilities, and at least so large.
+    pub fn greedy<'a>(&self, row: impl Fn(usize) -> Row<'a>, sum: impl FnOnce() -> Result<Best>) -> Result<Best> {
         if let Some(model) = self.single() {
-            return best(model);
+            return row(model).best();
         }
-        if let Combination::Mixture { .. } = self
-            && let Some(best) = self.agreed(best)?
-        {
+        if !matches!(self, Combination::Mixture { .. }) {
+            return sum();
+        }
+        if let Some(best) = self.agreed(row)? {
             return Ok(best);
         }
-        let best = match sum() {
-            Some(best) => best?,
-            None => {
-                self.scores(row, scratch, |_| ())?;
-                sampling::argmax(scratch)?
-            }
-        };
-        Ok(match self {
-            Combination::Mixture { .. } => Best { margin: -(-best.margin / best.score).ln_1p(), ..best },
-            _ => best,
-        })
+        let best = sum()?;
+        Ok(Best { margin: -(-best.margin / best.score).ln_1p(), ..best })
     }
 
-    /// The choice of all models of a mixture, if they make the same one and none hesitates: then no exponential is needed. What
-    /// every part gives the most, and by this margin, so does their sum.
-    fn agreed(&self, best: impl Fn(usize) -> Result<Best>) -> Result<Option<Best>> {
+    /// The choice of all models of a mixture, if they make the same one and none has a near tie. Then no exponential is
+    /// needed: the token that every part prefers by a margin is preferred by their sum, by at least the least margin.
+    fn agreed<'a>(&self, row: impl Fn(usize) -> Row<'a>) -> Result<Option<Best>> {
         let mut common: Option<Best> = None;
         for (model, _) in self.parts() {
-            let best = best(model)?;
+            let best = row(model).best()?;
             if best.is_near_tie() || common.is_some_and(|common| common.token != best.token) {
                 return Ok(None);
             }
@@ -309,39 +313,44 @@ impl Combination {
         Ok(common)
     }
 
-    /// `ln r` of a token at temperature 1 and without filters. After [`Combination::greedy`], which left its `scratch`, unless
-    /// this is a mixture. NaN where a row has no maximum, as one that a GPU does not give.
-    pub fn log_probability<'a>(&self, token: usize, row: impl Fn(usize) -> &'a [f32], scratch: &[f32]) -> f32 {
-        let softmax = |scores: &[f32]| Distribution::softmax(scores).ok();
+    /// `ln r` of a token at temperature 1 and without filters. `sum` is the row that [`Combination::scores`] makes,
+    /// which only combinations other than mixtures and single models need.
+    pub fn log_probability<'a>(&self, token: usize, row: impl Fn(usize) -> Row<'a>, sum: Row<'_>) -> Result<f32> {
         let scores = match (self.single(), self) {
             (Some(model), _) => row(model),
             (None, Combination::Mixture { .. }) => {
-                let share = |(model, weight): (usize, f32)| {
-                    softmax(row(model)).map_or(f32::NAN, |of| weight * of.probability(row(model), token))
-                };
-                return f64::from(self.parts().map(share).sum::<f32>()).ln() as f32;
+                let mut sum = 0.0;
+                for (model, weight) in self.parts() {
+                    sum += weight * row(model).softmax()?.probability_of(token, row(model).score(token)?);
+                }
+                return Ok(f64::from(sum).ln() as f32);
             }
-            (None, _) => scratch,
+            (None, _) => sum,
         };
-        softmax(scores).map_or(f32::NAN, |of| of.log_probability(scores, token))
+        Ok(scores.softmax()?.log_probability_of(token, scores.score(token)?))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::rows::{NEAR_TIE, argmax};
 
     const INF: f32 = f32::INFINITY;
 
     fn scores(combination: &Combination, rows: &[&[f32]]) -> Vec<f32> {
         let mut out = vec![9.0; rows[0].len()];
-        combination.scores(|model| rows[model], &mut out, |_| ()).unwrap();
+        combination.scores(|model| Row::Host(rows[model]), &mut out, |_| ()).unwrap();
         out
     }
 
     fn greedy(combination: &Combination, rows: &[impl AsRef<[f32]>], scratch: &mut [f32]) -> Result<Best> {
-        let row = |model: usize| rows[model].as_ref();
-        combination.greedy(|model| sampling::argmax(row(model)), || None, row, &mut scratch[..row(0).len()])
+        let row = |model: usize| Row::Host(rows[model].as_ref());
+        let scratch = &mut scratch[..rows[0].as_ref().len()];
+        combination.greedy(row, || {
+            combination.scores(row, scratch, |_| ())?;
+            argmax(scratch)
+        })
     }
 
     #[test]
@@ -351,7 +360,7 @@ mod tests {
     }
 
     #[test]
-    fn blocks_without_plausible_tokens_are_passed_over_but_checked() {
+    fn blocks_without_plausible_tokens_are_skipped_but_checked() {
         let mut random = fastrand::Rng::with_seed(1);
         let mut row = || (0..5 * SUM_BLOCK + 7).map(|_| 8.0 * random.f32()).collect::<Vec<f32>>();
         let (mut expert, mut amateur) = (row(), row());
@@ -368,13 +377,15 @@ mod tests {
         assert_eq!(found.iter().filter(|score| score.is_finite()).count(), 3);
         amateur[4 * SUM_BLOCK] = f32::NAN;
         assert!(
-            contrastive.scores(|model| [&expert[..], &amateur][model], &mut vec![0.0; found.len()], |_| ()).is_err()
+            contrastive
+                .scores(|model| Row::Host([&expert[..], &amateur][model]), &mut vec![0.0; found.len()], |_| ())
+                .is_err()
         );
     }
 
     #[test]
     fn plausibility_is_judged_by_the_expert_alone() {
-        // expert probabilities in proportion to 1, 0.2, 0.05; the amateur would keep all
+        // The expert gives probabilities in proportion to 1, 0.2, 0.05. The amateur would keep all tokens.
         let rows: [&[f32]; 2] = [&[0.0, 0.2f32.ln(), 0.05f32.ln()], &[-9.0, 0.0, -9.0]];
         let masked = scores(&Combination::contrastive(2, 1.0, 0.1).unwrap(), &rows);
         assert!(masked[0].is_finite() && masked[1].is_finite() && masked[2] == -INF, "{masked:?}");
@@ -385,18 +396,19 @@ mod tests {
     #[test]
     fn bad_rows_are_errors_whatever_their_weight() {
         let masked = Combination::contrastive(2, 0.5, 0.5).unwrap();
-        let unasked = Function::new(|_, _| panic!("a function is not asked about bad rows"));
-        for combination in [masked.clone(), masked.with_function(unasked), Combination::mixture(&[0.5, 0.5]).unwrap()] {
+        let uncalled = Function::new(|_, _| panic!("a function is not called with bad rows"));
+        for combination in [masked.clone(), masked.with_function(uncalled), Combination::mixture(&[0.5, 0.5]).unwrap()]
+        {
             for bad in [[0.0, f32::NAN], [0.0, INF], [-INF, -INF]] {
                 let rows: [&[f32]; 2] = [&[9.0, 0.0], &bad];
-                let error = combination.scores(|model| rows[model], &mut [0.0; 2], |_| ()).unwrap_err();
+                let error = combination.scores(|model| Row::Host(rows[model]), &mut [0.0; 2], |_| ()).unwrap_err();
                 assert_eq!(error.code(), 6, "{combination:?} of {bad:?}");
             }
         }
     }
 
     #[test]
-    fn a_function_sees_what_it_needs_and_writes_everything() {
+    fn a_function_sees_needed_rows_only_and_must_write_every_score() {
         let weights = Combination::logits(&[0.5, 0.0, -2.0]).unwrap();
         let product = Function::new(|rows, out| {
             let rows: Vec<Option<&[f32]>> = rows.collect();
@@ -422,13 +434,14 @@ mod tests {
     }
 
     #[test]
-    fn greedy_log_probabilities_are_of_the_whole_distribution() {
+    fn greedy_log_probabilities_are_unfiltered() {
         let rows: [&[f32]; 2] = [&[1.0, 0.0, -INF], &[0.0, 2.0, 1.0]];
         let check = |combination: Combination, expected: [f64; 3]| {
             let mut scratch = [9.0; 3];
             greedy(&combination, &rows, &mut scratch).unwrap();
             for (token, expected) in expected.into_iter().enumerate() {
-                let found = combination.log_probability(token, |model| rows[model], &scratch);
+                let found =
+                    combination.log_probability(token, |model| Row::Host(rows[model]), Row::Host(&scratch)).unwrap();
                 assert!((f64::from(found).exp() - expected).abs() < 1e-6, "{combination:?}, {token}: {found}");
             }
         };
@@ -442,28 +455,28 @@ mod tests {
         check(Combination::logits(&[1.0, -1.0]).unwrap(), [e(1.0) / c, e(-2.0) / c, 0.0]);
     }
 
-    /// A row that a GPU does not give is NaN, and who decides learns of it after that.
     #[test]
-    fn log_probabilities_of_rows_that_are_missing_are_none() {
+    fn a_bad_row_has_no_log_probabilities() {
         let rows: [&[f32]; 2] = [&[1.0, 0.0], &[f32::NAN; 2]];
+        let row = |model: usize| Row::Host(rows[model]);
         for combination in [Combination::mixture(&[0.5, 0.5]).unwrap(), Combination::target(2, 1).unwrap()] {
-            assert!(combination.log_probability(0, |model| rows[model], &[]).is_nan(), "{combination:?}");
+            assert!(combination.log_probability(0, row, row(0)).is_err(), "{combination:?}");
         }
-        assert!(Combination::logits(&[1.0, 1.0]).unwrap().log_probability(0, |model| rows[model], rows[1]).is_nan());
+        assert!(Combination::logits(&[1.0, 1.0]).unwrap().log_probability(0, row, row(1)).is_err());
     }
 
     #[test]
-    fn impossible_for_one_is_impossible() {
+    fn a_token_impossible_for_one_needed_model_is_impossible() {
         let rows: [&[f32]; 2] = [&[-INF, 0.0, 1.0], &[0.0, -INF, 1.0]];
         assert_eq!(scores(&Combination::logits(&[1.0, -1.0]).unwrap(), &rows), [-INF, -INF, 0.0]);
-        // a model of weight 0 has no say
+        // A model of weight 0 does not count.
         assert_eq!(scores(&Combination::logits(&[1.0, 0.0]).unwrap(), &rows), [-INF, 0.0, 1.0]);
     }
 
     #[test]
     fn greedy_mixture_is_of_probabilities() {
-        // Model 0 is sure of token 0 with 0.6; model 1 of token 1 with 0.99: the mixture prefers 1, and so would not
-        // a sum of logits with the huge negative logit of model 0.
+        // Model 0 gives token 0 the probability 0.6, and model 1 gives token 1 0.99. The mixture prefers token 1. A sum
+        // of logits prefers token 0, because model 0 has a huge negative logit for token 1.
         let rows: [Vec<f32>; 2] =
             [vec![0.6f32.ln(), -40.0, 0.4f32.ln()], vec![0.005f32.ln(), 0.99f32.ln(), 0.005f32.ln()]];
         let mixture = Combination::mixture(&[0.5, 0.5]).unwrap();
@@ -501,7 +514,7 @@ mod tests {
     }
 
     proptest::proptest! {
-        /// Where all models agree, nothing is summed up; the choice and what is said of its margin are those of the sum.
+        /// Where all models agree, no sum is made. The choice is still that of the sum, and its margin is no larger.
         #[test]
         fn greedy_mixtures_choose_the_first_best_sum(
             rows in proptest::collection::vec(proptest::collection::vec(-8i32..8, 4), 1..4),
@@ -519,7 +532,7 @@ mod tests {
             let second = others.map(|token| sums[token]).fold(0.0, f64::max);
             let margin = (sums[best.token] / second).ln();
             proptest::prop_assert!(margin > -1e-6 && f64::from(best.margin) < margin + 1e-5, "{sums:?}: {best:?}");
-            proptest::prop_assert_eq!(best.is_near_tie(), margin < f64::from(sampling::NEAR_TIE));
+            proptest::prop_assert_eq!(best.is_near_tie(), margin < f64::from(NEAR_TIE));
         }
     }
 }

@@ -1,10 +1,17 @@
-//! Collaborative decoding, pure: no I/O, no clock, no threads, no global randomness.
+//! Collaborative decoding, pure: no I/O, no clock, no threads, no global randomness, and no pass of a model.
 //!
-//! Notation follows the paper (arXiv 2502.01662): `p_k` is the distribution of model `k` after the sampler,
-//! `r` the combined distribution, `q` what a proposal was drawn from, `t` the target it is verified against.
+//! Notation follows the paper (arXiv 2502.01662). `p_k` is the distribution of model `k` after the sampler, and `r` is
+//! the combined distribution. A proposal is drawn from `q` and verified against the target `t`.
 
 pub mod chance;
 pub mod combine;
+pub mod decoder;
+mod lane;
+mod look_up;
 pub mod policy;
-pub mod round;
+mod progress;
+pub mod schedule;
+mod settings;
+mod state;
+mod target;
 pub mod verify;

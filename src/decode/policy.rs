@@ -1,58 +1,58 @@
-//! Which model runs next, and how many tokens it proposes: all strategies, as policies of one loop.
+//! Policies: which model runs next, and how many tokens it proposes. All strategies are policies of one loop.
 
 use crate::decode::combine::Combination;
 use crate::error::{Error, Result};
 
-/// Most tokens that a model may propose in a row.
+/// Largest number of tokens that a model may propose in a row.
 pub const MAX_PROPOSAL_LENGTH: i32 = 64;
 
-/// What the caller asks for.
+/// The strategy that a caller asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Strategy {
-    /// Chosen by the library.
+    /// The library chooses, and changes its choice as it learns.
     Auto,
-    /// Every needed model scores every position, nobody proposes.
+    /// Every needed model scores every position. No model proposes.
     Standard,
-    /// One model drafts, all others score.
+    /// One model drafts, and the needed ones verify.
     Speculative,
-    /// Collaborative decoding via speculation: models take turns, and a scorer's bonus token is its proposal
-    /// (Algorithm 1 for two models, Algorithm 2 for any number).
+    /// Collaborative decoding via speculation: models take turns, and the bonus token of a verifying model is its
+    /// proposal to the others (Algorithm 1 for two models, Algorithm 2 for any number).
     Cos,
 }
 
 /// What proposals are verified against.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Targets {
-    /// The combined distribution; a position needs every model whose weight is not 0.
+    /// The combined distribution. A position needs every model whose weight is not 0.
     Combined,
-    /// One model for each position, drawn from the weights of a mixture: a draw from `Σ λ_k p_k` is a draw
-    /// of `k ~ λ` followed by a draw from `p_k`, so a position needs that one model only.
+    /// The distribution of one model, drawn for each position by the weights of a mixture. A draw of `k ~ λ` followed
+    /// by a draw from `p_k` is a draw from `Σ λ_k p_k`. So a position needs only that one model.
     Routed,
 }
 
-/// The next thing to do: run a model over everything it has not seen, then draw proposals from it.
+/// The next step: run a model over all tokens that it has not seen, then draw proposals from it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Action {
     /// The model to run.
     pub model: usize,
-    /// How many tokens it proposes, one pass for each after the first.
+    /// How many tokens it proposes. Each after the first takes another pass.
     pub proposals: usize,
 }
 
-/// The state of a sequence, as far as a policy may look at it.
+/// The part of a sequence's state that a policy may use.
 #[derive(Debug)]
 pub struct View<'a> {
-    /// Proposals not yet decided.
+    /// Proposals that are not decided yet.
     pub pending: usize,
-    /// The first model that must score the front position before it can be decided.
+    /// A model that must still score the front position, the first undecided one.
     pub missing: usize,
-    /// Tokens that each model has seen, pending ones included; `usize::MAX` for one that has no business now.
+    /// Tokens that each model has seen, pending ones included. `usize::MAX` for a model that has no reason to run now.
     pub seen: &'a [usize],
-    /// Whether a model had nothing to propose since the last commit.
+    /// Whether a model declined to propose since the last commit.
     pub declined: bool,
 }
 
-/// How a session decodes, settled when it starts.
+/// How the models of a session take turns.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Policy {
     /// See [`Strategy::Standard`].
@@ -61,20 +61,20 @@ pub enum Policy {
     Speculative {
         /// The model that drafts.
         proposer: usize,
-        /// γ, at least 1.
+        /// γ, the number of tokens that it drafts in a row; at least 1.
         length: usize,
     },
     /// See [`Strategy::Cos`].
     Cos {
-        /// γ of each model in engine order; 0 scores without proposing.
+        /// γ of each model in engine order. A model of length 0 only verifies.
         lengths: Vec<usize>,
-        /// The models that take part, the one that starts first.
+        /// The models that take part. Of models that have seen equally many tokens, the first one runs.
         order: Vec<usize>,
     },
 }
 
 impl Policy {
-    /// Decide what to do next. There is always something: a front position that is not yet decidable.
+    /// The next step. To be called while the front position cannot be decided, so there is always one.
     pub fn next(&self, view: &View) -> Action {
         match self {
             Policy::Speculative { proposer, length }
@@ -82,7 +82,7 @@ impl Policy {
             {
                 Action { model: *proposer, proposals: *length }
             }
-            // Without a draft, `speculative` acts like `standard`.
+            // With a draft pending, or none to be had, the needed models score.
             Policy::Standard | Policy::Speculative { .. } => Action { model: view.missing, proposals: 0 },
             Policy::Cos { lengths, order } => {
                 let behind = order.iter().copied().min_by_key(|&model| view.seen[model]);
@@ -92,8 +92,8 @@ impl Policy {
         }
     }
 
-    /// Whether a model only ever runs to score what others have proposed, or nobody has.
-    fn only_verifies(&self, model: usize) -> bool {
+    /// Whether a model never proposes under this policy.
+    fn never_proposes(&self, model: usize) -> bool {
         match self {
             Policy::Standard => true,
             Policy::Speculative { proposer, .. } => *proposer != model,
@@ -101,7 +101,7 @@ impl Policy {
         }
     }
 
-    /// Whether a model may ever run.
+    /// Whether the policy itself has a model run. Models that the target needs run in any case.
     pub fn uses(&self, model: usize) -> bool {
         match self {
             Policy::Standard => false,
@@ -110,7 +110,7 @@ impl Policy {
         }
     }
 
-    /// The model that proposes the most tokens in a row, and how many; `None` if nobody proposes.
+    /// The model that proposes the most tokens in a row, and how many; `None` for `standard`.
     pub fn longest(&self) -> Option<(usize, usize)> {
         match self {
             Policy::Standard => None,
@@ -119,7 +119,7 @@ impl Policy {
         }
     }
 
-    /// Let a model that proposes do so with another length.
+    /// Set the proposal length of a model that proposes.
     pub fn set_length(&mut self, model: usize, to: usize) {
         match self {
             Policy::Standard => {}
@@ -128,24 +128,24 @@ impl Policy {
         }
     }
 
-    /// Most proposals that can be pending at once.
+    /// The largest number of proposals that can be pending at once.
     pub fn max_pending(&self) -> usize {
         match self {
             Policy::Standard => 0,
             Policy::Speculative { length, .. } => *length,
-            // every model may have proposed once before the front is decided, and the first one once more
+            // Every model may take a turn before the front position is decided, and the first one another turn.
             Policy::Cos { lengths, .. } => lengths.iter().sum::<usize>() + lengths.iter().max().copied().unwrap_or(0),
         }
     }
 }
 
 impl Request<'_> {
-    /// Whether the combination is one whose positions can be routed.
+    /// Whether targets can be routed: for sampled mixtures only.
     fn routable(&self) -> bool {
         matches!(self.combination, Combination::Mixture { .. }) && !self.greedy
     }
 
-    /// Whether a session that leaves its strategy to the library may have these targets.
+    /// Whether `auto` may choose these targets.
     pub fn allows(&self, targets: Targets) -> bool {
         match self.targets {
             Some(pinned) => pinned == targets,
@@ -157,57 +157,59 @@ impl Request<'_> {
 /// A policy together with its targets.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plan {
-    /// Who runs next.
+    /// Which model runs next.
     pub policy: Policy,
     /// What proposals are verified against.
     pub targets: Targets,
-    /// A model's turn ends early where all pending proposals are accepted with less than this probability, in percent, by
-    /// what is known of it; 0 lets it finish.
+    /// A model's turn ends early once the estimated probability that all pending proposals are accepted is below this,
+    /// in percent. 0 never ends a turn early.
     pub stop_below: u8,
 }
 
-/// What a plan is made from.
+/// What a caller asks for, from which a plan is made.
 #[derive(Debug)]
 pub struct Request<'a> {
-    /// The strategy asked for.
+    /// The strategy.
     pub strategy: Strategy,
-    /// The targets asked for; `None` leaves them to the strategy.
+    /// The targets, or `None` to leave them to the strategy.
     pub targets: Option<Targets>,
-    /// γ of each model in engine order; `None` leaves them to the library.
+    /// γ of each model in engine order, or `None` to leave them to the library.
     pub lengths: Option<&'a [i32]>,
     /// The combination, with the session's weights.
     pub combination: &'a Combination,
     /// Whether the sampler is greedy.
     pub greedy: bool,
-    /// Whether log-probabilities under the combined distribution are asked for, which needs combined targets.
+    /// Whether log-probabilities under the combined distribution are wanted. They need combined targets.
     pub log_probabilities: bool,
     /// Relative cost of a pass of each model.
     pub costs: &'a [u64],
 }
 
 impl Plan {
-    /// What all others are measured against.
+    /// The plan that all others are compared with.
     pub const STANDARD: Plan = Plan::of(Policy::Standard, Targets::Combined);
 
-    /// A plan whose turns are never ended early.
+    /// A plan whose turns never end early.
     pub const fn of(policy: Policy, targets: Targets) -> Self {
         Plan { policy, targets, stop_below: 0 }
     }
 
-    /// Whether, beside a pass behind which so many proposals are made, another model that is needed and has not scored the front
-    /// position can run over the same tokens: its pass comes before anything is decided or proposed.
-    pub fn verifies_beside(&self, proposals: usize, other: usize) -> bool {
-        proposals == 0 && self.targets == Targets::Combined && self.policy.only_verifies(other)
+    /// Whether the pass of an action with so many proposals may overlap with a pass of `other` over the same tokens.
+    ///
+    /// `other` is a needed model that has not scored the front position. Its pass is certain to come next if nothing
+    /// can be decided or proposed before it.
+    pub fn may_overlap(&self, proposals: usize, other: usize) -> bool {
+        proposals == 0 && self.targets == Targets::Combined && self.policy.never_proposes(other)
     }
 
-    /// Settle how a session decodes.
+    /// The plan of a request. [`Error::InvalidArgument`] if parts of the request contradict each other.
     ///
-    /// Routed targets need a mixture that is sampled: an argmax is no mixture, and neither is a sum of logits. They never
-    /// make the combined distribution, so there are no log-probabilities under it.
-    /// `Auto` begins with what cannot lose before anything is known: routes where it can, and otherwise `Cos` with one
-    /// proposal of each model that is needed (Corollary 3.7). What it goes on with is the [planner]'s business.
+    /// - Routed targets need a sampled mixture: neither an argmax nor a sum of logits is a mixture of distributions.
+    ///   The combined distribution is never formed then, so there are no log-probabilities under it.
+    /// - `auto` begins with a plan that cannot lose before anything is known: routed targets where possible, otherwise
+    ///   `cos` with one proposal of each needed model (Corollary 3.7). The [planner] takes over from there.
     ///
-    /// [planner]: super::planner
+    /// [planner]: crate::plan::planner
     pub fn new(request: &Request) -> Result<Self> {
         let models = request.costs.len();
         if let Some(lengths) = request.lengths {
@@ -256,7 +258,7 @@ impl Plan {
     }
 
     fn speculative(request: &Request) -> Policy {
-        // The best drafter is one that is never needed to verify, then the cheapest.
+        // The best drafter is one that is not needed to verify, and among those the cheapest.
         let proposer = (0..request.costs.len())
             .filter(|&model| Self::length(request, model) > 0)
             .min_by_key(|&model| (request.combination.needs(model), request.costs[model], model));
@@ -274,15 +276,15 @@ impl Plan {
         if lengths.iter().all(|&length| length == 0) { Policy::Standard } else { Policy::Cos { lengths, order } }
     }
 
-    /// γ of a model: as asked for, or one that cannot lose much before acceptance is known.
+    /// γ of a model: as the caller asks, or a length that cannot lose much before acceptance is known.
     ///
-    /// With one proposal each, models that verify each other are never slower than `standard` (Corollary 3.7); longer
-    /// drafts lose where acceptance is low. A drafter that nobody needs pays by being cheap, or not at all.
+    /// Models that verify each other with one proposal each are never slower than `standard` (Corollary 3.7). Longer
+    /// drafts lose where acceptance is low. A model of weight 0 pays only if it is cheap, so cheap ones draft more.
     fn length(request: &Request, model: usize) -> usize {
         if request.combination.needed().eq([model]) {
-            return 0; // it would only verify itself
+            return 0; // its proposals would be verified by itself only
         }
-        // The planner takes up drafters once it knows them.
+        // The planner begins to use drafters once it knows how well they do.
         if request.strategy == Strategy::Auto && !request.combination.needs(model) {
             return 0;
         }
@@ -330,7 +332,7 @@ mod tests {
     }
 
     #[test]
-    fn log_probabilities_take_combined_targets() {
+    fn log_probabilities_need_combined_targets() {
         let mixture = Combination::mixture(&[0.5, 0.5]).unwrap();
         let plan = |strategy, targets| {
             Plan::new(&Request {
@@ -351,7 +353,7 @@ mod tests {
     }
 
     #[test]
-    fn drafters_of_weight_0_are_asked_for_or_planned() {
+    fn drafters_of_weight_0_run_on_request_only() {
         let target = Combination::target(2, 0).unwrap();
         assert_eq!(plan(Strategy::Auto, &target, &[100, 10], None, false).policy, Policy::Standard);
         assert_eq!(
@@ -395,7 +397,7 @@ mod tests {
         assert_eq!(next(false), Action { model: 1, proposals: 4 });
         assert_eq!(next(true), Action { model: 0, proposals: 0 });
         let idle = View { pending: 0, missing: 0, seen: &[6, usize::MAX], declined: false };
-        assert_eq!(policy.next(&idle), Action { model: 0, proposals: 0 }, "nor is one that has no business");
+        assert_eq!(policy.next(&idle), Action { model: 0, proposals: 0 }, "nor is a drafter with no reason to run");
     }
 
     #[test]

@@ -1,27 +1,25 @@
-//! Accepting and rejecting proposals (Eq. 6 of the paper, after Leviathan et al. 2023 and Chen et al. 2023).
+//! Acceptance and rejection of proposals (Eq. 6 of the paper, after Leviathan et al. 2023 and Chen et al. 2023).
 
-use crate::rows::kernels;
-use crate::rows::sampling::Distribution;
+use crate::rows::{Distribution, kernels};
 
-/// The probability with which a proposal drawn from `q` is accepted against the target `t`, given both
-/// probabilities of the proposed token: `min(1, t / q)`.
+/// The probability that a proposal is accepted: `min(1, t / q)`.
 ///
-/// `q` is positive, since the token was drawn from it.
+/// `t` and `q` are the probabilities of the proposed token under the target and under the distribution that it was
+/// drawn from. `q` is positive, since the token was drawn from it.
 pub fn acceptance(t: f32, q: f32) -> f64 {
     (f64::from(t) / f64::from(q)).min(1.0)
 }
 
-/// Turn a target into what a rejected proposal is replaced from, `max(0, t − q)`, not normalised; `scores` are the row that
-/// `proposal` was made of.
+/// Turn a target `t` into the residual `max(0, t − q)`, not normalised. A draw from it replaces a rejected proposal.
 ///
-/// A rejection implies that some of it is positive. Should rounding leave nothing, this is false, and the target itself is
-/// to be used.
+/// `proposal` is `q`, made from the row `scores`. Returns false if rounding has left nothing positive: draw from the
+/// target itself then. In exact arithmetic a rejection implies that the residual is positive somewhere.
 pub fn residual(target: &mut [f32], proposal: &Distribution, scores: &[f32]) -> bool {
     proposal.add(scores, -1.0, target);
     kernels::keep_positive(target)
 }
 
-/// [`residual`] of a proposal that was certain: the target without that token.
+/// The [`residual`] if `q` is a point mass on `token`: the target without that token.
 pub fn residual_of_certain(target: &mut [f32], token: usize) -> bool {
     target[token] = 0.0;
     target.iter().any(|&t| t > 0.0)
@@ -38,14 +36,14 @@ mod tests {
         assert_eq!(acceptance(0.0, 0.5), 0.0);
     }
 
-    /// A distribution and the scores it is made of.
+    /// A distribution and the scores that it is made from.
     fn made_of(row: &[f32]) -> (Distribution, Vec<f32>) {
         let scores: Vec<f32> = row.iter().map(|p| p.ln()).collect();
         (Distribution::softmax(&scores).unwrap(), scores)
     }
 
     #[test]
-    fn residual_is_what_the_proposal_lacked() {
+    fn the_residual_is_what_the_proposal_lacked() {
         let (proposal, scores) = made_of(&[0.75, 0.0, 0.25]);
         let mut target = [0.5, 0.5, 0.0];
         assert!(residual(&mut target, &proposal, &scores));
@@ -53,14 +51,14 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_residual_is_told() {
+    fn an_empty_residual_is_reported() {
         let (proposal, scores) = made_of(&[0.5, 0.5]);
         assert!(!residual(&mut [0.5, 0.5], &proposal, &scores));
         assert!(!residual_of_certain(&mut [0.0, 1.0], 1));
     }
 
     #[test]
-    fn a_certain_proposal_has_a_point_mass() {
+    fn the_residual_of_a_point_mass_needs_no_row() {
         let (proposal, scores) = made_of(&[0.0, 1.0, 0.0]);
         let (mut certain, mut general) = ([0.5, 0.3, 0.2], [0.5, 0.3, 0.2]);
         assert!(residual_of_certain(&mut certain, 1) && residual(&mut general, &proposal, &scores));
@@ -68,7 +66,7 @@ mod tests {
     }
 
     proptest::proptest! {
-        /// Acceptance plus residual gives the target back, whatever the proposal: the heart of exactness.
+        /// Accepted and replaced tokens together follow the target, whatever the proposal. Exactness rests on this.
         #[test]
         fn accepted_and_replaced_make_the_target(weights in proptest::collection::vec((0u32..9, 0u32..9), 2..300)) {
             let total = |pick: fn(&(u32, u32)) -> u32| weights.iter().map(pick).sum::<u32>() as f32;
@@ -82,7 +80,8 @@ mod tests {
                 left.copy_from_slice(&t);
             }
             let whole: f32 = left.iter().sum();
-            let rejected: f64 = (0..t.len()).filter(|&x| q[x] > 0.0).map(|x| f64::from(q[x]) * (1.0 - acceptance(t[x], q[x]))).sum();
+            let rejection = |x: usize| f64::from(q[x]) * (1.0 - acceptance(t[x], q[x]));
+            let rejected: f64 = (0..t.len()).filter(|&x| q[x] > 0.0).map(rejection).sum();
             for x in 0..t.len() {
                 let accepted = if q[x] > 0.0 { f64::from(q[x]) * acceptance(t[x], q[x]) } else { 0.0 };
                 let made = accepted + rejected * f64::from(left[x] / whole);

@@ -1,6 +1,8 @@
 //! The engine: models that are loaded once and shared by any number of sessions and threads.
 
 mod agree;
+pub mod drive;
+pub mod participant;
 pub mod session;
 pub mod stats;
 pub mod table;
@@ -12,33 +14,32 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 
+use crate::clock::Clock;
 use crate::config::{Combine, Config, ExportConfig, ModelConfig, ProviderName, RowsName, ScoringName};
 use crate::decode::combine::Combination;
 use crate::engine::agree::{Agreement, agree, stop_tokens};
+use crate::engine::participant::Participant;
 use crate::engine::stats::Stats;
 use crate::error::{Error, Result};
 use crate::export::Scoring;
-use crate::model::{Model, Ngram, overlap};
-use crate::onnx::{OnnxModel, Provider, RowsOn, Settings, environment, loaded};
-use crate::plan::session::Priors;
+use crate::model::{Model, overlap};
+use crate::onnx::{LoadOptions, OnnxModel, Provider, RowsOn, environment, loaded};
+use crate::plan::shared::SharedPlanning;
 use crate::process::Process;
 use crate::text::Text;
 
 /// Passes overlap if their serial share is at most this: the share of all passes but the longest that does not overlap.
 const MAX_SERIAL_SHARE: f64 = 0.9;
 
-/// A monotonic clock: the time since a fixed moment. Several threads read it in each step.
-pub type Clock = dyn Fn() -> Duration + Send + Sync;
-
 /// The loaded models and how they are combined. Immutable, except for what its sessions add up and learn.
 pub struct Engine {
-    models: Vec<Arc<dyn Model>>,
+    participants: Vec<Participant>,
     combine: Combine,
     text: Option<Arc<Text>>,
     stop_tokens: Vec<i32>,
     warnings: Vec<String>,
     totals: Mutex<Stats>,
-    priors: Mutex<Priors>,
+    shared_planning: Mutex<SharedPlanning>,
     /// The share of all passes but the longest that does not overlap. `None`: passes run one after the other.
     serial: Option<f64>,
     greedy_below: f32,
@@ -76,27 +77,29 @@ impl Engine {
         let (stop_tokens, more_warnings) = stop_tokens(&exports, vocab_size);
         warnings.extend(more_warnings);
         let mut exports = exports.into_iter();
-        let models = config.models.iter().filter_map(|model| match model {
-            ModelConfig::Onnx(_) => exports.next().map(|export| Arc::new(export) as Arc<dyn Model>),
-            ModelConfig::Ngram { name } => Some(Arc::new(Ngram::new(name))),
+        let participants = config.models.iter().filter_map(|model| match model {
+            ModelConfig::Onnx(_) => exports.next().map(|export| Participant::Model(Arc::new(export))),
+            ModelConfig::Ngram { name } => Some(Participant::LookUp(name.clone())),
         });
-        let models = models.collect();
+        let participants: Vec<Participant> = participants.collect();
         warnings.extend(loaded().and_then(|runtime| runtime.pools.warning()).map(str::to_owned));
-        let engine = Self::new(models, config.combine.clone(), stop_tokens, text)?.with_overlap(config.overlap)?;
+        let engine =
+            Self::new(participants, config.combine.clone(), stop_tokens, text)?.with_overlap(config.overlap)?;
         Ok(Engine { warnings, greedy_below: config.greedy_below, ..engine })
     }
 
     /// An engine of models that are already loaded. `text` is their tokenizer.
     pub fn new(
-        models: Vec<Arc<dyn Model>>,
+        participants: Vec<impl Into<Participant>>,
         combine: Combine,
         mut stop_tokens: Vec<i32>,
         text: Option<Arc<Text>>,
     ) -> Result<Self> {
-        let mut scoring = models.iter().filter(|model| model.scores());
-        let first = scoring.next().ok_or_else(|| Error::Config("an engine takes at least one model".into()))?;
+        let participants: Vec<Participant> = participants.into_iter().map(Into::into).collect();
+        let mut models = participants.iter().filter_map(Participant::model);
+        let first = models.next().ok_or_else(|| Error::Config("an engine takes at least one model".into()))?;
         let vocab_size = first.vocab_size();
-        if let Some(other) = scoring.find(|model| model.vocab_size() != vocab_size) {
+        if let Some(other) = models.find(|model| model.vocab_size() != vocab_size) {
             return Err(Error::Model(format!(
                 "the vocabularies differ: {} has {vocab_size} tokens, {} has {}; \
                  models that decode together must share one vocabulary",
@@ -109,13 +112,13 @@ impl Engine {
         stop_tokens.dedup();
         let start = Instant::now();
         let engine = Engine {
-            models,
+            participants,
             combine,
             text,
             stop_tokens,
             warnings: Vec::new(),
             totals: Mutex::default(),
-            priors: Mutex::default(),
+            shared_planning: Mutex::default(),
             serial: None,
             greedy_below: 0.0,
             clock: Box::new(move || start.elapsed()),
@@ -128,14 +131,14 @@ impl Engine {
     /// Whether independent passes of several models run at the same time. `Some(true)`: always. `Some(false)`: never.
     /// `None`: if a measurement shows that it is faster.
     pub fn with_overlap(self, asked: Option<bool>) -> Result<Self> {
-        let measured = if asked == Some(false) { None } else { overlap::measure(&self.models)? };
+        let measured = if asked == Some(false) { None } else { overlap::measure(&self.models().collect::<Vec<_>>())? };
         Ok(self.with_serial(measured.filter(|serial| asked == Some(true) || *serial <= MAX_SERIAL_SHARE)))
     }
 
     /// Set the share of all passes but the longest that does not overlap. `None`: passes run one after the other.
     pub fn with_serial(mut self, serial: Option<f64>) -> Self {
         self.serial = serial;
-        self.priors = Mutex::new(Priors::new(serial));
+        self.shared_planning = Mutex::new(SharedPlanning::new(serial));
         self
     }
 
@@ -155,9 +158,14 @@ impl Engine {
         &*self.clock
     }
 
-    /// The models, in the order of the configuration.
-    pub fn models(&self) -> &[Arc<dyn Model>] {
-        &self.models
+    /// The models and look-ups, in the order of the configuration.
+    pub fn participants(&self) -> &[Participant] {
+        &self.participants
+    }
+
+    /// The models alone.
+    pub fn models(&self) -> impl Iterator<Item = &dyn Model> {
+        self.participants.iter().filter_map(Participant::model)
     }
 
     /// How the models are combined.
@@ -167,7 +175,7 @@ impl Engine {
 
     /// The combination, with the weights of a session if given.
     pub fn combination(&self, weights: Option<&[f32]>) -> Result<Combination> {
-        let scores: Vec<bool> = self.models.iter().map(|model| model.scores()).collect();
+        let scores: Vec<bool> = self.participants.iter().map(|each| each.model().is_some()).collect();
         self.combine.resolve(&scores, weights)
     }
 
@@ -178,7 +186,7 @@ impl Engine {
 
     /// Number of tokens of the shared vocabulary.
     pub fn vocab_size(&self) -> usize {
-        vocab_size(&self.models)
+        self.models().next().map_or(0, Model::vocab_size)
     }
 
     /// The statistics of all its sessions, ended ones included.
@@ -187,8 +195,8 @@ impl Engine {
     }
 
     /// What its sessions have learned about the models, for later sessions.
-    pub fn priors(&self) -> &Mutex<Priors> {
-        &self.priors
+    pub fn shared_planning(&self) -> &Mutex<SharedPlanning> {
+        &self.shared_planning
     }
 
     /// Sessions with a temperature below this are greedy.
@@ -232,7 +240,7 @@ impl Engine {
             "combine": combine,
             "greedy_below": greedy_below,
             "overlap": self.serial.map(|serial| 1.0 - serial),
-            "models": self.models.iter().map(|model| model.describe()).collect::<Vec<_>>(),
+            "models": self.participants.iter().map(Participant::describe).collect::<Vec<_>>(),
             "warnings": self.warnings,
         })
     }
@@ -240,7 +248,7 @@ impl Engine {
     /// The tokenizer, or an error that says how to add one.
     pub fn text(&self) -> Result<&Arc<Text>> {
         self.text.as_ref().ok_or_else(|| {
-            let file = self.models.iter().find_map(|model| Some(model.describe()["file"].as_str()?.to_owned()));
+            let file = self.models().find_map(|model| Some(model.describe()["file"].as_str()?.to_owned()));
             Error::Unsupported(format!(
                 "no model of this engine has a tokenizer.json, which is needed to convert between text and tokens; put \
                  the model's tokenizer.json beside {}, and open the engine again",
@@ -248,11 +256,6 @@ impl Engine {
             ))
         })
     }
-}
-
-/// The number of tokens of the first model that scores. Look-ups have no vocabulary.
-fn vocab_size(models: &[Arc<dyn Model>]) -> usize {
-    models.iter().find(|model| model.scores()).map_or(0, |model| model.vocab_size())
 }
 
 fn load(config: &ExportConfig) -> Result<OnnxModel> {
@@ -269,7 +272,11 @@ fn load(config: &ExportConfig) -> Result<OnnxModel> {
         RowsName::Gpu => RowsOn::Gpu,
         RowsName::Host => RowsOn::Host,
     });
-    OnnxModel::load(&config.path, &name, &Settings { provider, scoring, context_length: config.context_length, rows })
+    OnnxModel::load(
+        &config.path,
+        &name,
+        &LoadOptions { provider, scoring, context_length: config.context_length, rows },
+    )
 }
 
 fn folder_name(path: &Path) -> String {

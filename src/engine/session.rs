@@ -7,16 +7,18 @@ use serde_json::{Value, json};
 
 use crate::decode::chance::CounterRng;
 use crate::decode::combine::{Combination, Function};
+use crate::decode::decoder::{Decoder, Finish, Settings};
 use crate::decode::policy::{Plan, Request, Strategy, Targets};
-use crate::decode::round::{Decoder, Finish, Settings};
 use crate::engine::Engine;
+use crate::engine::drive::Driver;
+use crate::engine::participant::Participant;
 use crate::engine::stats::Stats;
 use crate::error::{Error, Result};
-use crate::model::{Cancel, Interrupt, Memory};
-use crate::plan::estimates::Estimates;
-use crate::plan::planner::Choices;
-use crate::plan::session::{Gains, Planning, Round, describe_plan};
-use crate::rows::sampling::Sampler;
+use crate::learn::estimates::Estimates;
+use crate::model::{Cancel, Interrupt, Memory, Model};
+use crate::plan::choices::Choices;
+use crate::plan::session::{PlanTimes, Planning, RoundReport, describe_plan};
+use crate::rows::Sampler;
 
 /// What a caller may ask for. The default is greedy and automatic.
 #[derive(Debug, Clone, PartialEq)]
@@ -73,7 +75,7 @@ pub enum State {
 
 /// One sequence. Used by one thread at a time.
 pub struct Session {
-    decoder: Decoder<CounterRng>,
+    driver: Driver<CounterRng>,
     /// For sessions that leave their strategy to the library.
     planning: Option<Planning>,
     cancel: Arc<Cancel>,
@@ -90,7 +92,6 @@ impl Session {
         engine.process().check()?;
         let sampler = options.sampler.greedy_below(engine.greedy_below());
         let options = &Options { sampler, ..options.clone() };
-        let models = engine.models();
         let mut combination = engine.combination(options.weights.as_deref())?;
         if let Some(function) = &options.combine {
             combination = combination.with_function(function.clone());
@@ -101,20 +102,19 @@ impl Session {
         let (planning, estimates) = planning(engine, &request, options, plan.clone()).unzip();
         let plan = planning.as_ref().map_or(plan, |planning: &Planning| planning.plan().clone());
         let cancel = Arc::new(Cancel::default());
-        let sequences = models.iter().map(|model| model.start(&cancel)).collect::<Result<_>>()?;
         let settings = Settings {
             combination,
             sampler: options.sampler,
-            plan,
             stop_tokens: options.stop_tokens.clone().unwrap_or_else(|| engine.stop_tokens().to_vec()),
             max_tokens: options.max_tokens,
             log_probabilities: options.log_probabilities,
         };
-        let mut decoder = Decoder::new(models.to_vec(), sequences, settings, CounterRng::new(options.seed));
-        decoder.set_overlaps(engine.overlaps());
-        estimates.into_iter().for_each(|estimates| decoder.observe(estimates));
+        let chance = CounterRng::new(options.seed);
+        let mut driver = Driver::new(engine.participants(), &cancel, settings, plan, chance)?;
+        driver.set_overlaps(engine.overlaps());
+        estimates.into_iter().for_each(|estimates| driver.observe(estimates));
         Ok(Session {
-            decoder,
+            driver,
             planning,
             cancel,
             steps: 0,
@@ -139,21 +139,22 @@ impl Session {
         let request = request(&self.options, &combination, &costs);
         let plan = Plan::new(&request)?;
         let Some((mut planning, estimates)) = planning(&self.engine, &request, &self.options, plan.clone()) else {
-            return self.decoder.set_combination(combination, plan);
+            return self.driver.set_combination(combination, plan);
         };
-        // What is pending may have had a say in what was learned, so nothing of that may choose the plan that verifies it.
-        let current = self.decoder.settings().plan.clone();
+        // What is pending may have had a say in what was learned, so nothing of that may choose the plan that verifies
+        // it.
+        let current = self.driver.plan().clone();
         planning.begin_with(if planning.allows(&current) { current } else { plan });
-        self.decoder.set_combination(combination, planning.plan().clone())?;
-        self.decoder.observe(estimates);
-        planning.go_on(self.planning.as_ref());
+        self.driver.set_combination(combination, planning.plan().clone())?;
+        self.driver.observe(estimates);
+        planning.take_over(self.planning.as_ref());
         self.planning = Some(planning);
         Ok(())
     }
 
     /// Append to the sequence; see [`Decoder::prompt`].
     pub fn prompt(&mut self, tokens: &[i32]) -> Result<()> {
-        self.decoder.prompt(tokens)
+        self.driver.prompt(tokens)
     }
 
     /// Decode at least one token, unless the sequence has ended or the step is cancelled.
@@ -162,25 +163,31 @@ impl Session {
     pub fn step(&mut self) -> Result<(&[i32], State)> {
         self.engine.process().check()?;
         let (started, before) = (self.engine.clock()(), self.stats());
-        let start = self.decoder.committed().len();
+        let start = self.driver.committed().len();
         self.steps += 1;
         // A request that came between steps is met before anything runs.
         let cancelled = self.cancel.is_requested();
-        let result = if cancelled { Err(Interrupt::Cancelled) } else { self.decoder.round().map(|(_, finish)| finish) };
+        let result = if cancelled { Err(Interrupt::Cancelled) } else { self.driver.round().map(|(_, finish)| finish) };
         if let (Some(planning), Ok(finish)) = (&mut self.planning, &result) {
-            let round = Round {
-                tokens: self.decoder.committed().len() - start,
+            let round = RoundReport {
+                tokens: self.driver.committed().len() - start,
                 total: self.engine.clock()().saturating_sub(started),
-                models: self.decoder.elapsed() - Duration::from_nanos(before.model_ns),
-                is_usual: start > self.decoder.prompt_end() && self.decoder.is_usual(),
+                models: self.driver.elapsed() - Duration::from_nanos(before.model_ns),
+                is_usual: start > self.driver.prompt_end() && self.driver.is_usual(),
                 open: finish.is_none(),
             };
-            planning.after_round(self.engine.priors(), &mut self.decoder, round, self.engine.clock());
+            let (shared, clock) = (self.engine.shared_planning(), self.engine.clock());
+            if let Some(model) = planning.after_round(shared, &mut self.driver, round, clock) {
+                let before = self.driver.elapsed();
+                // A probe that fails teaches nothing, and the sequence goes on without it.
+                _ = self.driver.probe(model);
+                planning.probed(shared, (self.driver.elapsed() - before).as_secs_f64());
+            }
         }
         self.total_ns += self.engine.clock()().saturating_sub(started).as_nanos() as u64;
         self.engine.totals().lock().advance(&before, &self.stats());
         match result {
-            Ok(finish) => Ok((&self.decoder.committed()[start..], finish.map_or(State::Open, State::Ended))),
+            Ok(finish) => Ok((&self.driver.committed()[start..], finish.map_or(State::Open, State::Ended))),
             Err(Interrupt::Failed(error)) => Err(error),
             Err(Interrupt::Cancelled) => {
                 self.cancel.reset();
@@ -191,7 +198,7 @@ impl Session {
 
     /// Of the tokens that the last round committed; see [`Decoder::log_probabilities`].
     pub fn log_probabilities(&self) -> &[f32] {
-        self.decoder.log_probabilities()
+        self.driver.log_probabilities()
     }
 
     /// The engine, whose models decode.
@@ -206,37 +213,38 @@ impl Session {
 
     /// The decoder, to look at.
     pub fn decoder(&self) -> &Decoder<CounterRng> {
-        &self.decoder
+        &self.driver
     }
 
-    /// The memory that the session holds: caches, logits, distributions and tokens. The models' weights are not in it, and
-    /// neither is what ONNX Runtime takes for a pass and keeps for the next, which all sessions of a model share.
+    /// The memory that the session holds: caches, logits, distributions and tokens. The models' weights are not in it,
+    /// and neither is what ONNX Runtime takes for a pass and keeps for the next, which all sessions of a model share.
     pub fn memory(&self) -> Memory {
-        self.decoder.memory()
+        self.driver.memory()
     }
 
     /// What was done so far.
     pub fn stats(&self) -> Stats {
         Stats {
             steps: self.steps,
-            counters: self.decoder.counters(),
-            model_ns: self.decoder.elapsed().as_nanos() as u64,
+            counters: self.driver.counters(),
+            model_ns: self.driver.elapsed().as_nanos() as u64,
             total_ns: self.total_ns,
-            rows_copied: self.decoder.rows_copied().sum(),
-            gains: self.planning.as_ref().map_or_else(Gains::default, Planning::gains),
+            rows_copied: self.driver.rows_copied().sum(),
+            plan_times: self.planning.as_ref().map_or_else(PlanTimes::default, Planning::times),
         }
     }
 
     /// How it decodes, and why, for people who look into a session. Documented with `cos_session_describe`.
     pub fn describe(&self) -> Value {
-        let names: Vec<&str> = self.engine.models().iter().map(|model| model.name()).collect();
+        let names: Vec<&str> = self.engine.participants().iter().map(Participant::name).collect();
         let Memory { bytes, peak_bytes } = self.memory();
-        let mut description = match (&self.planning, self.decoder.estimates()) {
+        let mut description = match (&self.planning, self.driver.estimates()) {
             (Some(planning), Some(estimates)) => planning.describe(&names, estimates),
-            _ => describe_plan(&self.decoder.settings().plan, &names),
+            _ => describe_plan(self.driver.plan(), &names),
         };
-        for (model, copied) in self.decoder.rows_copied().enumerate() {
-            let (captured, why_not) = self.engine.models()[model].captured().unzip();
+        for (model, copied) in self.driver.rows_copied().enumerate() {
+            let captures = self.engine.participants()[model].model().and_then(Model::captured);
+            let (captured, why_not) = captures.unzip();
             let of_model = &mut description["models"][model];
             of_model["rows_copied"] = json!(copied);
             of_model["captured"] = json!(captured);
@@ -248,7 +256,7 @@ impl Session {
 }
 
 fn costs(engine: &Engine) -> Vec<u64> {
-    engine.models().iter().map(|model| model.cost()).collect()
+    engine.participants().iter().map(Participant::cost).collect()
 }
 
 /// What is asked of the decoding of a combination.
@@ -269,8 +277,15 @@ fn planning(engine: &Engine, request: &Request, options: &Options, plan: Plan) -
     if request.strategy != Strategy::Auto {
         return None;
     }
-    let models = engine.models();
-    let scores: Vec<bool> = models.iter().map(|model| model.scores()).collect();
+    let scores: Vec<bool> = engine.participants().iter().map(|each| each.model().is_some()).collect();
+    let pass_times: Vec<_> = engine.participants().iter().map(Participant::pass_times).collect();
     let choices = Choices::new(request, &scores);
-    Some(Planning::new(&engine.priors().lock(), models, request.combination, &options.sampler, choices, plan))
+    Some(Planning::new(
+        &engine.shared_planning().lock(),
+        &pass_times,
+        request.combination,
+        &options.sampler,
+        choices,
+        plan,
+    ))
 }

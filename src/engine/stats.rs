@@ -1,7 +1,7 @@
 //! Counts and times of a session, and of all sessions of an engine.
 
-use crate::decode::round::Counters;
-use crate::plan::session::Gains;
+use crate::decode::decoder::Counters;
+use crate::plan::session::PlanTimes;
 
 /// Counts and times of one session, or their sums over several. Times are in nanoseconds.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -16,16 +16,16 @@ pub struct Stats {
     pub total_ns: u64,
     /// Rows of logits that a GPU keeps and that had to be copied to the host. Rows of failed rounds count too.
     pub rows_copied: u64,
-    /// Expected and measured gains of planning.
-    pub gains: Gains,
+    /// Planned, expected and standard time of sessions that plan.
+    pub plan_times: PlanTimes,
 }
 
 impl Stats {
     /// Add the difference between two statistics of a session, of which `before` is the earlier one.
     pub fn advance(&mut self, before: &Stats, now: &Stats) {
         // The patterns name all members, so that the compiler finds a new member that is missing here.
-        let Stats { steps, counters, model_ns, total_ns, rows_copied, gains } = self;
-        let Gains { planned_ns, expected_ns, standard_ns } = gains;
+        let Stats { steps, counters, model_ns, total_ns, rows_copied, plan_times } = self;
+        let PlanTimes { planned_ns, expected_ns, standard_ns } = plan_times;
         let Counters { tokens, proposed, tested, accepted, forwards, positions, near_ties } = counters;
         let (from, to) = (&before.counters, &now.counters);
         for (total, before, now) in [
@@ -33,9 +33,9 @@ impl Stats {
             (model_ns, before.model_ns, now.model_ns),
             (total_ns, before.total_ns, now.total_ns),
             (rows_copied, before.rows_copied, now.rows_copied),
-            (planned_ns, before.gains.planned_ns, now.gains.planned_ns),
-            (expected_ns, before.gains.expected_ns, now.gains.expected_ns),
-            (standard_ns, before.gains.standard_ns, now.gains.standard_ns),
+            (planned_ns, before.plan_times.planned_ns, now.plan_times.planned_ns),
+            (expected_ns, before.plan_times.expected_ns, now.plan_times.expected_ns),
+            (standard_ns, before.plan_times.standard_ns, now.plan_times.standard_ns),
             (tokens, from.tokens, to.tokens),
             (proposed, from.proposed, to.proposed),
             (tested, from.tested, to.tested),

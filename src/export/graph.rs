@@ -1,7 +1,7 @@
-//! Looks into the graph of an `.onnx` file: what ONNX Runtime does not tell of a session, its operators.
+//! Reads the graph of an `.onnx` file. ONNX Runtime does not tell which operators a session has.
 //!
-//! The messages are those of onnx.proto, cut down to the fields that matter here; everything else, weights above all, is
-//! left where it lies in the mapped file. Files come from strangers: all walks are bounded, and an empty name is no value.
+//! Everything else in the file, above all weights, is left in the mapped file. Files come from strangers, so all walks
+//! through a graph are bounded, and an empty name is no value.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
@@ -10,19 +10,11 @@ use memmap2::Mmap;
 use prost::Message;
 use prost::bytes::Bytes;
 
+use super::proto::{BFLOAT16, FLOAT16, GraphProto, ModelProto, NodeProto, TensorProto};
 use crate::error::{Error, Result};
 use crate::files;
 
-/// Tensors of up to so many whole numbers are remembered, as what is added to positions, and axes.
-const FEW: usize = 8;
-
-/// The types of tensors by their numbers in onnx.proto.
-const INT32: i32 = 6;
-const INT64: i32 = 7;
-const FLOAT16: i32 = 10;
-const BFLOAT16: i32 = 16;
-
-/// Operators that only change how a value is written.
+/// Operators that change the form of a value but not its content.
 pub const FORMS: [&str; 9] = [
     "Cast",
     "Flatten",
@@ -35,37 +27,37 @@ pub const FORMS: [&str; 9] = [
     "DequantizeLinear",
 ];
 
-/// More operators of these than exporters put in a row.
+/// The longest chain of such operators that is followed.
 const STEPS: usize = 16;
 
-/// Where names hold: the main graph is 0, and each subgraph and each function has a number of its own.
+/// The scope of a name. The main graph is 0; each subgraph and each function has its own number.
 pub type Scope = usize;
 
-/// The operators of a model, those of subgraphs and functions included.
+/// The operators of a model, including those of subgraphs and functions.
 pub struct Graph {
-    /// The program that made it.
+    /// The program that exported it, and its version.
     pub producer: String,
-    /// Version of the standard operators.
+    /// The version of the standard operators.
     pub opset: i64,
     nodes: Vec<Node>,
-    /// Of each scope, the node that writes each value.
+    /// For each scope, the indices of the nodes that write its values.
     writers: Vec<HashMap<String, usize>>,
-    /// Of each scope, the one around it, whose values it may read; a function and the main graph have none.
+    /// For each scope, the enclosing one, whose values it may read. The main graph and functions have none.
     around: Vec<Option<Scope>>,
-    /// Of each scope, its weights and constants.
+    /// For each scope, its weights and constants.
     weights: Vec<HashMap<String, Weight>>,
-    /// Files beside the model that hold weights, and how many bytes they must have at least.
+    /// The external files of weights, and the least size in bytes that each must have.
     pub external_files: BTreeMap<String, u64>,
-    /// What is wrong with a place in such a file, if anything is.
+    /// An error in the location of an external weight.
     pub misplaced: Option<String>,
-    /// Whether anything is computed in half precision: a weight is float16 or bfloat16, or something is cast to that.
+    /// Whether something is computed in half precision: a weight is float16 or bfloat16, or a value is cast to that.
     pub is_half: bool,
 }
 
 /// A weight or a constant.
 struct Weight {
     dimensions: Vec<i64>,
-    /// Its content, if that is a few whole numbers.
+    /// Its content if that is a few integers.
     numbers: Vec<i64>,
 }
 
@@ -79,11 +71,11 @@ impl Graph {
             ))
         };
         let opened = files::open(file).map_err(Error::Model)?;
-        // SAFETY: the mapping is read here only and dropped at the end. A file that is cut short meanwhile would raise
-        // SIGBUS, as it would when ONNX Runtime maps it.
+        // SAFETY: the mapping is only read in this function. If another program truncates the file meanwhile, the
+        // process gets SIGBUS, as it would when ONNX Runtime maps the file.
         let bytes = unsafe { Mmap::map(&opened) }
             .map_err(|error| Error::Runtime(format!("cannot map {} into memory: {error}", file.display())))?;
-        // As `Bytes`, so that the content of weights is not copied.
+        // With `Bytes`, the decoder does not copy the content of weights.
         let bytes = Bytes::from_owner(bytes);
         let model = ModelProto::decode(bytes.clone()).map_err(|error| {
             let start = files::prose(&bytes[..bytes.len().min(60)]);
@@ -110,6 +102,7 @@ impl Graph {
         Ok(graph)
     }
 
+    /// Add a scope.
     fn scope(&mut self, around: Option<Scope>) -> Scope {
         self.writers.push(HashMap::new());
         self.weights.push(HashMap::new());
@@ -117,6 +110,7 @@ impl Graph {
         self.around.len() - 1
     }
 
+    /// Add a graph and everything in it.
     fn take(&mut self, graph: GraphProto, around: Option<Scope>) -> Scope {
         let scope = self.scope(around);
         for weight in graph.initializer {
@@ -150,7 +144,7 @@ impl Graph {
 
     fn take_nodes(&mut self, nodes: Vec<NodeProto>, scope: Scope) {
         for NodeProto { op_type, domain, input, output, attribute } in nodes {
-            // what others call by a name that the standard has may be anything
+            // In other domains, a standard name may mean anything.
             let is_known = ["", "ai.onnx", "com.microsoft"].contains(&domain.as_str());
             let op_type = if is_known { op_type } else { format!("{domain}.{op_type}") };
             let (mut numbers, mut branches) = (HashMap::new(), Vec::new());
@@ -183,12 +177,12 @@ impl Graph {
         &self.nodes
     }
 
-    /// The nodes of an operator.
+    /// The nodes with a type of operator.
     pub fn all<'a>(&'a self, operator: &'a str) -> impl Iterator<Item = &'a Node> + Clone {
         self.nodes.iter().filter(move |node| node.operator == operator)
     }
 
-    /// The node that writes a value, which may lie around the scope that reads it.
+    /// The node that writes a value which is read in `scope`. It may be in an enclosing scope.
     pub fn writer(&self, scope: Scope, value: &str) -> Option<&Node> {
         self.scopes(scope).find_map(|scope| self.writers[scope].get(value)).map(|&index| &self.nodes[index])
     }
@@ -197,7 +191,7 @@ impl Graph {
         self.scopes(scope).find_map(|scope| self.weights[scope].get(name))
     }
 
-    /// A scope and those around it.
+    /// A scope and those that enclose it.
     fn scopes(&self, scope: Scope) -> impl Iterator<Item = Scope> {
         std::iter::successors(Some(scope), |&scope| self.around[scope])
     }
@@ -207,18 +201,18 @@ impl Graph {
         node.inputs.iter().filter_map(|value| self.writer(node.scope, value))
     }
 
-    /// The operator that a value of the main graph comes from, but for those that only change how it is written.
+    /// The node that computes a value of the main graph. Nodes that only change its form ([`FORMS`]) are skipped.
     pub fn origin(&self, value: &str) -> Option<&Node> {
         self.origins(value).next()
     }
 
-    /// The same, one for each branch where a condition chooses.
+    /// As [`Graph::origin`], with one node for each branch of a condition.
     pub fn origins<'a>(&'a self, value: &str) -> impl Iterator<Item = &'a Node> + use<'a> {
         self.sources(value, &FORMS).into_iter().map(|(node, _)| node)
     }
 
-    /// The operators that a value of the main graph comes from, through those named and through conditions, and which
-    /// output of theirs it is.
+    /// The nodes that compute a value of the main graph, with the index of their output. Operators in `through` and
+    /// conditions are skipped.
     pub fn sources<'a>(&'a self, value: &str, through: &[&str]) -> Vec<(&'a Node, usize)> {
         let (mut found, mut seen) = (Vec::new(), HashSet::new());
         let mut left = vec![(0, value)];
@@ -239,7 +233,7 @@ impl Graph {
         found
     }
 
-    /// The input of the model that a value is in another form, if it is one.
+    /// The input of the model that a value is another form of, if any.
     pub fn root<'a>(&'a self, scope: Scope, value: &'a str) -> Option<&'a str> {
         let (mut scope, mut value) = (scope, value);
         for _ in 0..STEPS {
@@ -252,7 +246,7 @@ impl Graph {
         None
     }
 
-    /// The fewest rows of a table: of a weight, or of those that a condition chooses among.
+    /// The number of rows of a table. If a condition chooses among several tables, that of the smallest.
     pub fn rows(&self, table: &str) -> Option<usize> {
         let chosen = self.writer(0, table).filter(|node| node.operator == "If").map(|node| node.branches.iter());
         let chosen = chosen.into_iter().flatten().filter_map(|branch| branch.output(0));
@@ -261,8 +255,7 @@ impl Graph {
         rows.filter_map(|rows| usize::try_from(rows).ok()).filter(|&rows| rows > 1).min()
     }
 
-    /// Whether an operator has a part in what a node of another operator reads, on the way back to the last products of
-    /// matrices.
+    /// Whether a node of type `operator` lies between a node of type `last` and the matrix products before it.
     pub fn goes_through(&self, last: &str, operator: &str) -> bool {
         let mut seen = HashSet::new();
         let mut left: Vec<&Node> = self.all(last).flat_map(|node| self.before(node)).collect();
@@ -278,7 +271,7 @@ impl Graph {
         false
     }
 
-    /// The nodes that read a value of the main graph, also from within subgraphs.
+    /// The nodes that read a value of the main graph, including those in subgraphs.
     pub fn readers<'a>(&'a self, value: &'a str) -> impl Iterator<Item = &'a Node> {
         let reads = move |node: &&Node| node.inputs.iter().any(|input| input == value);
         let sees =
@@ -286,7 +279,7 @@ impl Graph {
         self.nodes.iter().filter(reads).filter(sees)
     }
 
-    /// The dimensions of a weight, or of what is cast from one.
+    /// The dimensions of a weight, or of a cast weight.
     pub fn weight(&self, name: &str) -> Option<&[i64]> {
         self.dimensions(0, name)
     }
@@ -297,7 +290,7 @@ impl Graph {
         self.stored(scope, stored).map(|weight| weight.dimensions.as_slice())
     }
 
-    /// The dimensions of the weight that a value is made of, if it is nothing but that in another form.
+    /// The dimensions of the weight that a value is another form of, if any.
     pub fn table(&self, scope: Scope, value: &str) -> Option<&[i64]> {
         let (mut scope, mut value) = (scope, value);
         for _ in 0..STEPS {
@@ -314,28 +307,28 @@ impl Graph {
         None
     }
 
-    /// The content of a constant of few whole numbers.
+    /// The content of a constant of a few integers.
     pub fn numbers(&self, scope: Scope, name: &str) -> Option<&[i64]> {
         self.stored(scope, name).map(|weight| weight.numbers.as_slice()).filter(|numbers| !numbers.is_empty())
     }
 }
 
-/// One operator of a graph.
+/// One node of a graph.
 pub struct Node {
-    /// Its type.
+    /// The type of its operator.
     pub operator: String,
-    /// What it reads; an empty name is nothing.
+    /// The values that it reads. An empty name is an absent input.
     pub inputs: Vec<String>,
-    /// What it writes; likewise.
+    /// The values that it writes. An empty name is an unused output.
     pub outputs: Vec<String>,
-    /// Where its names hold.
+    /// The scope of these names.
     pub scope: Scope,
     numbers: HashMap<String, (i64, f32)>,
-    /// The graphs within it.
+    /// Its subgraphs.
     branches: Vec<Branch>,
 }
 
-/// A graph within a node.
+/// A subgraph of a node.
 struct Branch {
     scope: Scope,
     outputs: Vec<String>,
@@ -348,154 +341,27 @@ impl Branch {
 }
 
 impl Node {
-    /// What it reads in a place, if anything.
+    /// The input with an index, if present.
     pub fn input(&self, index: usize) -> Option<&str> {
         self.inputs.get(index).map(String::as_str).filter(|name| !name.is_empty())
     }
 
-    /// An attribute that is a whole number.
+    /// An integer attribute.
     pub fn integer(&self, name: &str) -> Option<i64> {
         self.numbers.get(name).map(|number| number.0)
     }
 
-    /// An attribute that is a fraction.
-    pub fn fraction(&self, name: &str) -> Option<f32> {
+    /// A float attribute.
+    pub fn float(&self, name: &str) -> Option<f32> {
         self.numbers.get(name).map(|number| number.1)
     }
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct ModelProto {
-    #[prost(string, tag = "2")]
-    producer_name: String,
-    #[prost(string, tag = "3")]
-    producer_version: String,
-    #[prost(message, optional, tag = "7")]
-    graph: Option<GraphProto>,
-    #[prost(message, repeated, tag = "8")]
-    opset_import: Vec<OperatorSetId>,
-    #[prost(message, repeated, tag = "25")]
-    functions: Vec<FunctionProto>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct OperatorSetId {
-    #[prost(string, tag = "1")]
-    domain: String,
-    #[prost(int64, tag = "2")]
-    version: i64,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct FunctionProto {
-    #[prost(message, repeated, tag = "7")]
-    node: Vec<NodeProto>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct GraphProto {
-    #[prost(message, repeated, tag = "1")]
-    node: Vec<NodeProto>,
-    #[prost(message, repeated, tag = "5")]
-    initializer: Vec<TensorProto>,
-    #[prost(message, repeated, tag = "12")]
-    output: Vec<ValueInfoProto>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct ValueInfoProto {
-    #[prost(string, tag = "1")]
-    name: String,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct NodeProto {
-    #[prost(string, repeated, tag = "1")]
-    input: Vec<String>,
-    #[prost(string, repeated, tag = "2")]
-    output: Vec<String>,
-    #[prost(string, tag = "4")]
-    op_type: String,
-    #[prost(message, repeated, tag = "5")]
-    attribute: Vec<AttributeProto>,
-    #[prost(string, tag = "7")]
-    domain: String,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct AttributeProto {
-    #[prost(string, tag = "1")]
-    name: String,
-    #[prost(float, tag = "2")]
-    f: f32,
-    #[prost(int64, tag = "3")]
-    i: i64,
-    #[prost(message, optional, tag = "5")]
-    t: Option<TensorProto>,
-    #[prost(message, optional, tag = "6")]
-    g: Option<GraphProto>,
-    #[prost(int64, repeated, packed = "false", tag = "8")]
-    ints: Vec<i64>,
-    #[prost(message, repeated, tag = "11")]
-    graphs: Vec<GraphProto>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct TensorProto {
-    #[prost(int64, repeated, packed = "false", tag = "1")]
-    dims: Vec<i64>,
-    #[prost(int32, tag = "2")]
-    data_type: i32,
-    #[prost(int64, repeated, tag = "7")]
-    int64_data: Vec<i64>,
-    #[prost(string, tag = "8")]
-    name: String,
-    /// A part of the mapped file.
-    #[prost(bytes = "bytes", tag = "9")]
-    raw_data: Bytes,
-    #[prost(message, repeated, tag = "13")]
-    external_data: Vec<StringStringEntry>,
-}
-
-impl AttributeProto {
-    /// The whole numbers that it gives a constant, if these are few and no tensor.
-    fn constant(&self) -> Option<Vec<i64>> {
-        match self.name.as_str() {
-            "value_int" => Some(vec![self.i]),
-            "value_ints" if self.ints.len() <= FEW => Some(self.ints.clone()),
-            _ => None,
-        }
-    }
-}
-
-impl TensorProto {
-    /// Its content, if that is a few whole numbers, and none otherwise.
-    fn few_numbers(&self) -> Vec<i64> {
-        let raw = &self.raw_data;
-        match self.data_type {
-            INT64 if (1..=FEW).contains(&self.int64_data.len()) => self.int64_data.clone(),
-            INT64 if raw.len() <= 8 * FEW => raw.as_chunks().0.iter().map(|&bytes| i64::from_le_bytes(bytes)).collect(),
-            INT32 if raw.len() <= 4 * FEW => {
-                raw.as_chunks().0.iter().map(|&bytes| i64::from(i32::from_le_bytes(bytes))).collect()
-            }
-            _ => Vec::new(),
-        }
-    }
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct StringStringEntry {
-    #[prost(string, tag = "1")]
-    key: String,
-    #[prost(string, tag = "2")]
-    value: String,
 }
 
 #[cfg(test)]
 pub(crate) mod tests {
     use std::collections::BTreeSet;
 
-    use super::super::beside;
+    use super::super::proto::{AttributeProto, FEW, FunctionProto, INT64, ValueInfoProto};
     use super::*;
 
     fn node(operator: &str, inputs: &[&str], output: &str) -> NodeProto {
@@ -503,14 +369,15 @@ pub(crate) mod tests {
         NodeProto { op_type: operator.into(), input, output: vec![output.into()], ..Default::default() }
     }
 
-    fn read(graph: GraphProto, functions: Vec<FunctionProto>) -> Graph {
+    /// The graph of a file with these parts.
+    pub fn read(graph: GraphProto, functions: Vec<FunctionProto>) -> Graph {
         let model = ModelProto { graph: Some(graph), functions, producer_name: "test".into(), ..Default::default() };
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), model.encode_to_vec()).unwrap();
         Graph::read(file.path()).unwrap()
     }
 
-    /// A graph of these nodes (operator, inputs, output), tables with their dimensions, and constants.
+    /// A graph with nodes (operator, inputs, output), weights with dimensions, and constants.
     pub fn graph(nodes: &[(&str, &[&str], &str)], tables: &[(&str, &[i64])], constants: &[(&str, &[i64])]) -> Graph {
         let weight = |name: &str, dimensions: &[i64]| TensorProto {
             name: name.into(),
@@ -528,7 +395,7 @@ pub(crate) mod tests {
         read(GraphProto { node, initializer, ..Default::default() }, Vec::new())
     }
 
-    /// A graph that is made of itself, also by values without a name, is walked through once.
+    /// Values that depend on themselves, or have no name, are visited once.
     #[test]
     fn circles_end() {
         let circle: [(&str, &[&str], &str); 7] = [
@@ -553,7 +420,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn few_numbers_are_remembered() {
+    fn constants_of_few_numbers_are_kept() {
         let graph = graph(&[], &[], &[("few", &[-1, 7]), ("many", &[1; FEW + 1])]);
         assert_eq!(graph.numbers(0, "few"), Some(&[-1, 7][..]));
         assert_eq!(graph.numbers(0, "many"), None);
@@ -565,7 +432,7 @@ pub(crate) mod tests {
         assert_eq!((graph.numbers(0, "x"), graph.numbers(0, "y")), (Some(&[5][..]), Some(&[3][..])));
     }
 
-    /// Both branches of a merged decoder use the same names for different things.
+    /// Both branches of a merged decoder use the same names for different values.
     #[test]
     fn branches_have_names_of_their_own() {
         let branch = |name: &str, number: i64| {
@@ -593,11 +460,11 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn what_goes_into_an_operator() {
+    fn operators_between_products_and_another_operator() {
         let scores = |capped: bool| {
             let cap = node(if capped { "Tanh" } else { "Identity" }, &["scores"], "capped");
             let nodes = vec![
-                node("Tanh", &["x"], "hidden"), // before the product it is no matter
+                node("Tanh", &["x"], "hidden"), // before the product, so it does not count
                 node("MatMul", &["hidden", "keys"], "scores"),
                 cap,
                 node("Add", &["capped", "mask"], "masked"),
@@ -611,8 +478,8 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn names_of_functions_are_their_own() {
-        // a function may use the names of the graph the other way round; that is no circle
+    fn functions_have_names_of_their_own() {
+        // A function may use names of the graph for other values.
         let main = vec![node("Concat", &["past"], "b"), node("Identity", &["b"], "a"), node("Cast", &["a"], "present")];
         let function = FunctionProto { node: vec![node("Identity", &["a"], "b"), node("Concat", &["b"], "c")] };
         let graph = read(GraphProto { node: main, ..Default::default() }, vec![function]);
@@ -622,7 +489,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn rows_of_tables_that_are_chosen() {
+    fn the_smallest_table_of_a_condition_counts() {
         let table =
             |name: &str, rows: i64| TensorProto { name: name.into(), dims: vec![rows, 8], ..Default::default() };
         let branch = |name: &str, rows: i64| {
@@ -641,23 +508,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn places_of_weights_are_numbers() {
-        for (key, value) in
-            [("offset", "-4096"), ("length", "4 KiB"), ("offset", "99999999999999999999"), ("length", "")]
-        {
-            let entries = [("location", "weights.bin"), (key, value)];
-            let entry = |(key, value): (&str, &str)| StringStringEntry { key: key.into(), value: value.into() };
-            let external_data = entries.map(entry).into();
-            let weight = TensorProto { name: "w".into(), external_data, ..Default::default() };
-            let graph = read(GraphProto { initializer: vec![weight], ..Default::default() }, Vec::new());
-            let error = beside::check_weights(Path::new("folder/model.onnx"), &graph).unwrap_err().to_string();
-            let says = format!("\"w\" in \"weights.bin\" has the {key} {value:?}, not a number of bytes");
-            assert!(error.contains(&says) && error.contains("folder/model.onnx"), "{error}");
-        }
-    }
-
-    #[test]
-    fn what_is_no_model_is_refused() {
+    fn other_files_are_refused() {
         let file = tempfile::NamedTempFile::new().unwrap();
         let refused = |content: &[u8]| {
             std::fs::write(file.path(), content).unwrap();

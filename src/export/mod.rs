@@ -1,7 +1,8 @@
-//! What an exported language model is: its inputs and outputs, and what they mean.
+//! An exported language model: its inputs and outputs, their meaning, and how its cache works.
 
-pub(crate) mod beside;
+pub(crate) mod companions;
 pub(crate) mod graph;
+mod proto;
 pub(crate) mod recognise;
 pub(crate) mod shapes;
 
@@ -14,80 +15,80 @@ use serde_json::{Value, json};
 
 use crate::error::{Error, Result};
 
-/// What was recognised of an export.
+/// The properties of an export. [`recognise`] finds them, and trial passes refine them.
 #[derive(Debug, Clone)]
 pub struct Export {
     /// The `.onnx` file.
     pub file: PathBuf,
-    /// The `tokenizer.json` that came with it.
+    /// The `tokenizer.json` of the model.
     pub tokenizer: Option<PathBuf>,
-    /// The program that made it, and its version.
+    /// The program that exported it, and its version.
     pub producer: String,
-    /// The kind of model, such as `llama`, where a configuration says so.
+    /// The architecture, such as `llama`, if a configuration names it.
     pub architecture: Option<String>,
-    /// Version of the standard operators.
+    /// The version of the standard operators.
     pub opset: i64,
-    /// What must be fed, the cache aside.
+    /// The inputs, without the cache.
     pub inputs: Vec<Input>,
-    /// The logits.
+    /// The output of logits.
     pub logits: Logits,
     /// How the cache is kept.
     pub cache_kind: CacheKind,
-    /// How tokens are taken back.
+    /// How tokens are rolled back.
     pub rollback: Rollback,
-    /// The cache, one entry for each key and each value of a layer.
+    /// The tensors of the cache, layer by layer.
     pub cache: Vec<CacheTensor>,
-    /// Heads that attend in a layer, as far as is known: what the scores of attention take memory by.
+    /// Query heads of a layer, as far as known. Attention scores take memory in proportion.
     pub heads: usize,
-    /// Least tokens that a shared cache must have room for: the longest window of operators that may keep no more.
+    /// The least capacity of a shared cache, in tokens: the longest window of operators that keep a window only.
     pub min_capacity: usize,
-    /// Most tokens of a sequence.
+    /// The most tokens of a sequence.
     pub context_length: usize,
-    /// What it cannot exceed, and why.
+    /// Upper limits of the context length in tokens, each with its reason.
     pub limits: Vec<(usize, &'static str)>,
     /// End-of-sequence tokens.
     pub stop_tokens: Vec<i32>,
-    /// Bytes of the model's files, a measure of what a pass costs.
+    /// Bytes of the model's files. The cost of a pass is about proportional.
     pub bytes: u64,
     /// How several positions are scored.
     pub scoring: Scoring,
-    /// Whether 4-bit products round activations, and do so otherwise for single positions (`accuracy_level` 4).
+    /// Whether 4-bit products round activations, differently for single positions (`accuracy_level` 4).
     pub rounds_activations: bool,
-    /// Whether something is computed in half precision, or kept in eight bits in the cache.
+    /// Whether something is computed in half precision, or quantised other than weights.
     pub is_coarse: bool,
-    /// Rows of the table that tokens are looked up in, as far as is known.
+    /// Rows of the embedding table, if known.
     pub embedded_tokens: Option<usize>,
-    /// What a user should know about it.
+    /// Warnings for the user.
     pub warnings: Vec<String>,
 }
 
-/// An input that is made anew for each pass.
+/// An input that is filled for each pass.
 #[derive(Debug, Clone)]
 pub struct Input {
     /// Its name.
     pub name: CString,
-    /// What it means.
+    /// Its meaning.
     pub role: Role,
-    /// Type of its elements.
+    /// The type of its elements.
     pub element: TensorElementType,
     /// Its number of dimensions.
     pub rank: usize,
-    /// Length of its last dimension where the export fixes it.
+    /// The length of its last dimension, if the export fixes it.
     pub length: Option<usize>,
 }
 
-/// What an input means. A pass runs `w` new tokens on top of `p` earlier ones.
+/// The meaning of an input. A pass runs `w` new tokens on top of a cache of `p` earlier ones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Role {
     /// The new tokens, `[1, w]`.
     Tokens,
-    /// 1 for each entry of the cache and each new token that counts, `[1, p + w]`.
+    /// 1 for each live entry of the cache and each new token, `[1, p + w]`.
     Mask,
     /// Positions of the new tokens in the text, `[1, w]`.
     Positions,
-    /// Places of the new tokens in the cache, `[w]`.
+    /// Indices of the new tokens in the cache, `[w]`.
     CachePositions,
-    /// How many of the last positions get logits, one number.
+    /// The number of last positions that get logits.
     LogitsToKeep,
     /// Segments, all 0, `[1, w]`.
     TokenTypes,
@@ -97,12 +98,12 @@ pub enum Role {
     TotalLength,
     /// `p + w - 1`, one number or `[1]`.
     LastPosition,
-    /// Whether `p` is not 0, one truth or `[1]`: a decoder merged of two graphs takes that with a cache if so.
+    /// Whether `p` is not 0, one boolean or `[1]`. It selects the branch of a merged decoder that reads the cache.
     HasPast,
 }
 
 impl Role {
-    /// The meaning of an input that is called so.
+    /// The meaning of an input by its name.
     pub fn of(name: &str) -> Option<Role> {
         Some(match name {
             "input_ids" => Role::Tokens,
@@ -119,12 +120,13 @@ impl Role {
         })
     }
 
-    /// Whether it has a number for each token, and not one of which a graph may depend.
+    /// Whether it has one number for each token. Other inputs are single numbers, which shapes in a graph may depend
+    /// on.
     pub fn is_sequence(self) -> bool {
         matches!(self, Role::Tokens | Role::Mask | Role::Positions | Role::CachePositions | Role::TokenTypes)
     }
 
-    /// Ranks that this input may have.
+    /// The ranks that such an input may have.
     pub fn ranks(self) -> &'static [usize] {
         match self {
             Role::Tokens | Role::Mask | Role::TokenTypes => &[2],
@@ -140,40 +142,40 @@ impl Role {
 pub struct Logits {
     /// Its name.
     pub name: CString,
-    /// Type of its elements.
+    /// The type of its elements.
     pub element: TensorElementType,
-    /// Its number of dimensions: 3, or 2 without one for positions.
+    /// Its number of dimensions: 3, or 2 without a dimension of positions.
     pub rank: usize,
-    /// Number of columns; 0 until a trial run has shown what the graph leaves open.
+    /// Its number of columns. 0 until a trial pass has shown it, if the graph does not declare it.
     pub columns: usize,
-    /// Which positions get logits.
-    pub rows: Rows,
+    /// The positions that get logits.
+    pub rows: GivenRows,
 }
 
-/// Which positions of a pass get logits.
+/// The positions of a pass that an export gives logits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Rows {
-    /// All of them.
+pub enum GivenRows {
+    /// All positions.
     All,
-    /// As many of the last ones as [`Role::LogitsToKeep`] says.
+    /// As many last positions as [`Role::LogitsToKeep`] says.
     Counted,
-    /// The last one.
+    /// The last position.
     Last,
 }
 
-/// How several positions are scored, the fastest way first.
+/// How several positions are scored. The fastest way comes first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Scoring {
     /// In one pass.
     Parallel,
-    /// In one pass on an empty cache, otherwise one by one.
+    /// In one pass if the cache is empty, otherwise one by one.
     FirstPass,
-    /// One pass for each, so that each is scored as it would be without drafts.
+    /// In one pass for each position, so drafts cannot change scores.
     OneByOne,
 }
 
 impl Scoring {
-    /// What descriptions call it.
+    /// Its name in `cos_engine_describe`.
     pub fn name(self) -> &'static str {
         match self {
             Scoring::Parallel => "parallel",
@@ -183,38 +185,38 @@ impl Scoring {
     }
 }
 
-/// How the cache is kept.
+/// How an export keeps its cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CacheKind {
-    /// There is none: each pass runs the whole sequence.
+    /// There is no cache. Each pass runs the whole sequence.
     None,
-    /// One buffer of any capacity is past and present, and new entries are written into it.
+    /// Past and present are one buffer of any capacity, and new entries are written into it.
     Shared,
-    /// As shared, with a capacity that the export fixes.
+    /// The export fixes the capacity, and new entries are written at their index.
     Fixed {
         /// The capacity in tokens.
         capacity: usize,
-        /// Whether past and present may be one buffer.
+        /// Whether past and present may share a buffer.
         in_place: bool,
     },
-    /// The present is the past with the new entries behind it.
+    /// The present is the past with the new entries appended.
     Concatenated,
 }
 
-/// How tokens are taken back.
+/// How tokens are rolled back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Rollback {
-    /// By a shorter length: the next pass overwrites what is behind it.
+    /// The length becomes shorter, and the next pass overwrites the entries beyond it.
     Shorten,
-    /// Their entries stay in the cache with a 0 in the attention mask, and new tokens get explicit positions. Entries
-    /// are moved together when too many are dead.
+    /// The entries stay in the cache with a 0 in the attention mask, and new tokens get explicit positions. The cache
+    /// is compacted when too many entries are dead.
     Mask,
-    /// Entries are moved together before the next pass.
+    /// The cache is compacted before the next pass.
     Compact,
 }
 
 impl Rollback {
-    /// What descriptions call it.
+    /// Its name in `cos_engine_describe`.
     pub fn name(self) -> &'static str {
         match self {
             Rollback::Shorten => "shorten",
@@ -224,14 +226,14 @@ impl Rollback {
     }
 }
 
-/// What a tensor of the cache holds of a layer.
+/// What a tensor of the cache holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Holds {
-    /// The keys.
+pub enum CacheContent {
+    /// The keys of a layer.
     Keys,
-    /// The values.
+    /// The values of a layer.
     Values,
-    /// Both.
+    /// The keys and the values of a layer.
     Both,
 }
 
@@ -241,23 +243,23 @@ pub const MAX_RANK: usize = 5;
 /// One tensor of the cache, such as `[1, heads, tokens, head_size]`.
 #[derive(Debug, Clone)]
 pub struct CacheTensor {
-    /// The input's name.
+    /// The name of the input.
     pub past: CString,
-    /// The output's name.
+    /// The name of the output.
     pub present: CString,
     /// The layer.
     pub layer: usize,
-    /// What it holds of it.
-    pub holds: Holds,
-    /// Heads of keys or values; 1 where one dimension holds all of them.
+    /// What it holds of the layer.
+    pub holds: CacheContent,
+    /// The number of key or value heads. 1 if one dimension holds all heads.
     pub heads: usize,
-    /// Elements of a head.
+    /// The size of a head.
     pub head_size: usize,
-    /// Their type.
+    /// The type of its elements.
     pub element: TensorElementType,
-    /// Its dimensions, apart from that of tokens.
+    /// The sizes of its dimensions. That of tokens has no meaning.
     pub dimensions: Vec<usize>,
-    /// Which of them is that of tokens.
+    /// The index of the dimension of tokens.
     pub axis: usize,
 }
 
@@ -275,7 +277,7 @@ impl CacheTensor {
         shape
     }
 
-    /// How many runs of entries the tensor has, and the bytes that one token takes in each.
+    /// The number of runs of entries, and the bytes of one token in each. A run has all tokens of a head, for example.
     pub fn layout(&self) -> (usize, usize) {
         let (before, behind) = (&self.dimensions[..self.axis], &self.dimensions[self.axis + 1..]);
         let size = element_bytes(self.element).unwrap_or(4);
@@ -289,7 +291,7 @@ impl CacheTensor {
     }
 }
 
-/// Bytes of an element that caches may be made of. What they mean is no matter, as only the graph reads them.
+/// The size in bytes of an element type that a cache may have. CoS copies such elements but never reads them.
 pub fn element_bytes(element: TensorElementType) -> Option<usize> {
     match element {
         TensorElementType::Int8 | TensorElementType::Uint8 => Some(1),
@@ -306,18 +308,24 @@ pub fn is_score(element: TensorElementType) -> bool {
 }
 
 impl Export {
-    /// Take over what a trial run of `width` tokens has shown: the shape of the logits.
+    /// Set columns and rows of the logits from their shape in a trial pass of `width` tokens.
     pub fn see_logits(&mut self, shape: &[i64], width: usize) -> Result<()> {
-        let unexpected = || Error::Model(format!("{}: its logits have the shape {shape:?}", self.file.display()));
+        let unexpected = || {
+            Error::Model(format!(
+                "{}: the logits of {width} tokens have the shape {shape:?}, not [1, {width}, vocabulary]; export it in \
+                 another way",
+                self.file.display()
+            ))
+        };
         let (columns, rows) = match *shape {
             [1, rows, columns] if columns > 0 => (columns as usize, rows as usize),
             [1, columns] if columns > 0 => (columns as usize, 1),
             _ => return Err(unexpected()),
         };
         self.logits.rows = match rows {
-            _ if self.inputs.iter().any(|input| input.role == Role::LogitsToKeep) => Rows::Counted,
-            rows if rows == width && shape.len() == 3 => Rows::All,
-            1 => Rows::Last,
+            _ if self.inputs.iter().any(|input| input.role == Role::LogitsToKeep) => GivenRows::Counted,
+            rows if rows == width && shape.len() == 3 => GivenRows::All,
+            1 => GivenRows::Last,
             _ => return Err(unexpected()),
         };
         if let Some(tokens) = self.embedded_tokens.filter(|tokens| columns < tokens / 2) {
@@ -328,17 +336,17 @@ impl Export {
             )));
         }
         self.logits.columns = columns;
-        if self.logits.rows == Rows::Last {
+        if self.logits.rows == GivenRows::Last {
             self.warnings.push(
-                "it gives logits for the last position only, so drafts are scored one position at a time and speculation \
-                 saves nothing; export it with logits for all positions"
+                "it gives logits for the last position only, so drafts are scored one position at a time, and \
+                 speculation saves nothing; export it with logits for all positions"
                     .into(),
             );
         }
         Ok(())
     }
 
-    /// Set the context length; one that the export cannot hold is refused.
+    /// Set the context length in tokens. A length beyond the limits of the export is a `Config` error.
     pub fn limit_context(&mut self, length: usize) -> Result<()> {
         if let Some((limit, why)) = self.limits.iter().find(|(limit, _)| length > *limit) {
             return Err(Error::Config(format!(
@@ -351,7 +359,7 @@ impl Export {
         Ok(())
     }
 
-    /// What was recognised, for people who look into an engine. Documented with `cos_engine_describe`.
+    /// The properties as JSON. `cos_engine_describe` documents them.
     pub fn describe(&self) -> Value {
         let text = |name: &CString| name.to_string_lossy().into_owned();
         let inputs =
@@ -373,9 +381,9 @@ impl Export {
                 "type": type_name(self.logits.element),
                 "columns": self.logits.columns,
                 "rows": match self.logits.rows {
-                    Rows::All => "all",
-                    Rows::Counted => "counted",
-                    Rows::Last => "last",
+                    GivenRows::All => "all",
+                    GivenRows::Counted => "counted",
+                    GivenRows::Last => "last",
                 },
             },
             "cache": {
@@ -400,29 +408,30 @@ impl Export {
         })
     }
 
-    /// Why a pass on a GPU cannot be captured and run again, if it cannot: all that changes between passes of a width must be
-    /// numbers at places that stay.
+    /// The reason why passes cannot be captured as CUDA graphs. `None` if they can.
+    ///
+    /// Between launches of a graph, only values in buffers that stay in place may change.
     pub fn no_graphs(&self) -> Option<&'static str> {
         if !self.is_in_place() {
             return Some("its cache moves with every pass");
         }
         if self.inputs.iter().any(|input| !input.role.is_sequence()) {
-            return Some("it takes lengths as numbers, which a graph would keep");
+            return Some("it takes lengths as single numbers, which a graph would fix");
         }
         (!self.takes(Role::Mask)).then_some("it has no attention mask to tell lengths by")
     }
 
-    /// Whether passes write to the cache where it is.
+    /// Whether passes write to the cache in place.
     pub fn is_in_place(&self) -> bool {
         matches!(self.cache_kind, CacheKind::Shared | CacheKind::Fixed { in_place: true, .. })
     }
 
-    /// Whether a pass takes one token only.
+    /// Whether a pass can run one token only.
     pub fn single_tokens(&self) -> bool {
         single_tokens(&self.inputs)
     }
 
-    /// Whether a role has an input.
+    /// Whether there is an input of this role.
     pub fn takes(&self, role: Role) -> bool {
         self.inputs.iter().any(|input| input.role == role)
     }
@@ -433,12 +442,12 @@ impl Export {
         elements.into_iter().any(|element| element == TensorElementType::Bfloat16)
     }
 
-    /// Layers with a cache.
+    /// The number of layers with a cache.
     pub fn layers(&self) -> usize {
         self.cache.iter().map(|tensor| tensor.layer).collect::<BTreeSet<_>>().len()
     }
 
-    /// Bytes that a token takes in the caches of a sequence.
+    /// Bytes of a token in the cache of a sequence, past and present.
     pub fn cache_bytes_per_token(&self) -> usize {
         let copies = match self.cache_kind {
             CacheKind::Concatenated | CacheKind::Fixed { in_place: false, .. } => 2,
@@ -447,6 +456,8 @@ impl Export {
         copies * self.cache.iter().map(CacheTensor::bytes).sum::<usize>()
     }
 }
+
+/// The name of an element type in `cos_engine_describe`.
 fn type_name(element: TensorElementType) -> &'static str {
     match element {
         TensorElementType::Float32 => "float32",
@@ -463,7 +474,7 @@ fn type_name(element: TensorElementType) -> &'static str {
     }
 }
 
-/// Whether a pass takes one token only.
+/// Whether a pass can run one token only.
 pub(super) fn single_tokens(inputs: &[Input]) -> bool {
     inputs.iter().any(|input| input.role == Role::Tokens && input.length == Some(1))
 }

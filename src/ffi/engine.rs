@@ -190,5 +190,5 @@ pub unsafe extern "C" fn cos_engine_vocab_size(engine: *const cos_engine) -> usi
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cos_engine_model_count(engine: *const cos_engine) -> usize {
     // SAFETY: promised by the caller.
-    unsafe { hold(engine, "engine") }.map_or(0, |engine| engine.0.models().len())
+    unsafe { hold(engine, "engine") }.map_or(0, |engine| engine.0.participants().len())
 }

@@ -246,6 +246,7 @@ mod tests {
     use super::*;
     use crate::config::Combine;
     use crate::engine::Engine;
+    use crate::engine::participant::Participant;
     use crate::model::scripted::Scripted;
 
     /// Such calls began on another thread before the session was freed.
@@ -261,7 +262,9 @@ mod tests {
             }
         };
         let combine = Combine::Target { model: 0 };
-        let engine = Engine::new(vec![Arc::new(Scripted::new(4, script))], combine, Vec::new(), None).unwrap();
+        let engine =
+            Engine::new(vec![Participant::Model(Arc::new(Scripted::new(4, script)))], combine, Vec::new(), None)
+                .unwrap();
         let engine = cos_engine::into_raw(Arc::new(engine));
         let mut session = null_mut();
         // SAFETY: engine and session live until they are freed. After that, `held` keeps the session as a call would.

@@ -10,7 +10,7 @@ use crate::decode::policy::{Strategy, Targets};
 use crate::engine::Engine;
 use crate::engine::session::Options;
 use crate::error::{Error, Result};
-use crate::rows::sampling::Sampler;
+use crate::rows::Sampler;
 
 /// The library chooses the strategy and the proposal lengths that are expected to be fastest, and changes them as it
 /// learns.
@@ -147,7 +147,7 @@ pub(super) unsafe fn read_options(options: *const cos_session_options, engine: &
         let counts =
             [("proposal_lengths_count", options.proposal_lengths_count), ("weights_count", options.weights_count)];
         for (name, count) in counts.into_iter().filter(|(_, count)| *count != 0) {
-            check_count(name, count, engine.models().len())?;
+            check_count(name, count, engine.participants().len())?;
         }
         let lengths = optional_slice(
             options.proposal_lengths,

@@ -10,7 +10,7 @@ use super::engine::cos_engine;
 use super::error::cos_error;
 use super::options::{check_count, cos_session_options, read_options};
 use super::{VersionedStruct, check_out, guard, handle, hold, release, slice, struct_size, write_struct};
-use crate::decode::round::Finish;
+use crate::decode::decoder::Finish;
 use crate::engine::session::{Options, Session, State};
 use crate::engine::stats::Stats;
 use crate::error::{Error, Result};
@@ -322,7 +322,7 @@ pub unsafe extern "C" fn cos_session_set_weights(
     unsafe {
         with_session(session, |session| {
             // Checked before the array is read, because a wrong count may reach beyond its end.
-            check_count("weights_count", weights_count, session.engine().models().len())?;
+            check_count("weights_count", weights_count, session.engine().participants().len())?;
             session.set_weights(slice(weights, weights_count, "weights", "weights_count")?)
         })
     }

@@ -100,7 +100,7 @@ unsafe fn write_stats(out_stats: *mut cos_stats, stats: impl FnOnce() -> Result<
     // SAFETY: promised by the caller.
     unsafe {
         let struct_size = struct_size(out_stats)?;
-        let Stats { steps, counters, model_ns, total_ns, rows_copied, gains } = stats()?;
+        let Stats { steps, counters, model_ns, total_ns, rows_copied, plan_times } = stats()?;
         write_struct(
             out_stats,
             &cos_stats {
@@ -115,9 +115,9 @@ unsafe fn write_stats(out_stats: *mut cos_stats, stats: impl FnOnce() -> Result<
                 model_ns,
                 total_ns,
                 near_ties: counters.near_ties,
-                planned_ns: gains.planned_ns,
-                expected_ns: gains.expected_ns,
-                standard_ns: gains.standard_ns,
+                planned_ns: plan_times.planned_ns,
+                expected_ns: plan_times.expected_ns,
+                standard_ns: plan_times.standard_ns,
                 rows_copied,
             },
         );

@@ -2,7 +2,6 @@
 //!
 //! The decoder knows nothing of ONNX Runtime, and models know nothing of combination or acceptance.
 
-mod ngram;
 pub mod overlap;
 pub mod scripted;
 
@@ -15,11 +14,8 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 
-pub use ngram::Ngram;
-
 use crate::error::{Error, Result};
-use crate::rows::device::Placed;
-use crate::rows::{Filter, Filtered, RowMath};
+use crate::rows::{DeviceRows, Filter, Row};
 
 /// Widths whose passes are timed: dense where a draft is short, and one where it is long.
 pub const TIMED_WIDTHS: [usize; 7] = [1, 2, 3, 4, 6, 8, 16];
@@ -28,12 +24,6 @@ pub const TIMED_WIDTHS: [usize; 7] = [1, 2, 3, 4, 6, 8, 16];
 pub trait Model: Send + Sync {
     /// What messages call it.
     fn name(&self) -> &str;
-
-    /// Whether it scores tokens. A model that does not, such as a look-up, has no logits: it can propose but never
-    /// verify, costs nothing, and its vocabulary, context and passes do not count.
-    fn scores(&self) -> bool {
-        true
-    }
 
     /// Number of logits in a row.
     fn vocab_size(&self) -> usize;
@@ -48,8 +38,8 @@ pub trait Model: Send + Sync {
     /// Cost of a pass relative to other models, deterministic; bytes of weights serve well.
     fn cost(&self) -> u64;
 
-    /// What passes took when the model was loaded, by their width in tokens, the narrowest first: time inside the model,
-    /// on top of a short cache. Empty where nobody measured, and without the widths that do not fit.
+    /// What passes took when the model was loaded, by their width in tokens, the narrowest first: time inside the
+    /// model, on top of a short cache. Empty where nobody measured, and without the widths that do not fit.
     fn pass_times(&self) -> &[(usize, Duration)] {
         &[]
     }
@@ -59,7 +49,8 @@ pub trait Model: Send + Sync {
         json!({ "name": self.name(), "vocab_size": self.vocab_size(), "context_length": self.context_length() })
     }
 
-    /// How many passes were captured on a GPU so far, and why none is any more, if so. `None` of a model that is on none.
+    /// How many passes were captured on a GPU so far, and why none is any more, if so. `None` of a model that is on
+    /// none.
     fn captured(&self) -> Option<(u64, Option<&str>)> {
         None
     }
@@ -67,23 +58,24 @@ pub trait Model: Send + Sync {
     /// Start an empty sequence. Its passes end early once `cancel` is requested.
     fn start(&self, cancel: &Arc<Cancel>) -> Result<Box<dyn Sequence>>;
 
-    /// Whether [`Model::begin`] can leave passes running.
+    /// Whether [`Model::launch`] can leave passes running.
     fn overlaps(&self) -> bool {
         false
     }
 
-    /// Begin the pass that [`Model::forward`] is then asked for with the same arguments, alone in its batch, and return without
-    /// waiting for it, so that other models run meanwhile. Returns whether it is running; otherwise all is left to `forward`,
-    /// which also tells what went wrong. [`Sequence::truncate`], if only to the length that the sequence has, gives it up.
-    fn begin(&self, _pass: &mut Pass<'_>) -> bool {
+    /// Start the pass that [`Model::forward`] is then called for with the same arguments, alone in its batch, and
+    /// return without waiting, so that other models run meanwhile. Returns whether the pass is running. If not,
+    /// `forward` does everything, and says what went wrong. [`Sequence::truncate`] gives a running pass up, whatever
+    /// the length.
+    fn launch(&self, _pass: &mut Pass<'_>) -> bool {
         false
     }
 
-    /// Run one pass over a batch of sequences that this model started, all at once where it can.
+    /// Run one pass over a batch of sequences that this model started.
     ///
-    /// Each sequence is extended by its tokens and yields one row of logits after each of them. On an error
-    /// no sequence is changed.
-    fn forward(&self, batch: &mut [Pass<'_>]) -> Result<(), Interrupt>;
+    /// Each sequence is extended by its tokens and yields one row of logits after each of them. On an error no sequence
+    /// is changed.
+    fn forward(&self, batch: &mut [Pass<'_>]) -> Result<Report, Interrupt>;
 }
 
 /// One sequence's share of a pass.
@@ -94,12 +86,31 @@ pub struct Pass<'a> {
     pub tokens: &'a [i32],
     /// Rows of this position and later stay readable; earlier ones may go.
     pub keep: usize,
+    /// How the rows are going to be filtered, so that a device can prepare for it.
+    pub filter: Filter,
 }
 
-/// One sequence within one model: the cache of what was seen, and the rows of logits that came of it.
+impl<'a> Pass<'a> {
+    /// A pass that keeps the rows of all its tokens, unfiltered.
+    pub fn plain(sequence: &'a mut dyn Sequence, tokens: &'a [i32]) -> Self {
+        let keep = sequence.len() + 1;
+        Pass { sequence, tokens, keep, filter: Filter::plain(1.0) }
+    }
+}
+
+/// What a pass took.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Report {
+    /// Time inside the model.
+    pub elapsed: Duration,
+    /// Whether later passes of the same width will take as long. One that prepares later ones takes longer.
+    pub is_usual: bool,
+}
+
+/// One sequence within one model: the cache of the tokens seen, and the rows of logits that came of them.
 ///
-/// Positions count tokens from the start of the sequence. The row of position `p` holds the logits of the token
-/// at index `p`, given the `p` tokens before it.
+/// Positions count tokens from the start of the sequence. The row of position `p` holds the logits of the token at
+/// index `p`, given the `p` tokens before it.
 pub trait Sequence: Any + Send {
     /// Tokens seen.
     fn len(&self) -> usize;
@@ -109,74 +120,16 @@ pub trait Sequence: Any + Send {
         self.len() == 0
     }
 
-    /// Forget all tokens from index `len` on; the rows of positions up to `len` stay valid. A pass that was begun ends.
+    /// Forget all tokens from index `len` on; the rows of positions up to `len` stay valid. A pass that was launched is
+    /// given up.
     fn truncate(&mut self, len: usize);
 
-    /// The row of logits of `position`, `vocab_size` values. Only rows that [`Pass::keep`] kept may be asked for.
-    fn logits(&self, position: usize) -> &[f32];
+    /// The row of a position. Only rows that [`Pass::keep`] kept may be asked for.
+    fn row(&self, position: usize) -> Row<'_>;
 
-    /// The score of a token at `position`: that of its row of logits, which need not be had in full.
-    fn score(&self, position: usize, token: usize) -> f32 {
-        self.logits(position)[token]
-    }
-
-    /// How rows are processed that will be asked about, where that is done without the row.
-    fn set_filter(&mut self, _filter: Filter) {}
-
-    /// The largest score at `position`, and the sum of `e^((score − max) · rate)`, where they are known without the row; the maximum
-    /// is NaN for a bad row.
-    fn normaliser(&self, _position: usize, _rate: f32) -> Option<(f32, f64)> {
+    /// The rows that stay on a device, if the model keeps its rows there.
+    fn device_rows(&self) -> Option<&dyn DeviceRows> {
         None
-    }
-
-    /// What a filter keeps at `position`, in the same way.
-    fn filtered(&self, _position: usize, _filter: Filter) -> Option<Filtered> {
-        None
-    }
-
-    /// The first token of the largest score at `position`, that score, and the largest of all others, in the same way.
-    fn best(&self, _position: usize) -> Option<(usize, f32, f32)> {
-        None
-    }
-
-    /// The token at which the sum of the weights that the filter keeps reaches `share` from the front, in the same way, for what `filtered`
-    /// gave.
-    fn draw(&self, _position: usize, _share: f64) -> Option<usize> {
-        None
-    }
-
-    /// Rows that were copied to the host from a GPU that keeps them, because somebody asked for all of one.
-    fn rows_copied(&self) -> u64 {
-        0
-    }
-
-    /// Why answers to these questions cannot be relied upon any more, if they cannot: asking a device has failed.
-    fn fault(&self) -> Option<Error> {
-        None
-    }
-
-    /// Where the row of `position` is, if that is on a GPU.
-    fn placed(&self, _position: usize) -> Option<Placed> {
-        None
-    }
-
-    /// What makes something of rows on the GPU that this sequence has its rows on.
-    fn row_math(&self) -> Option<Box<dyn RowMath>> {
-        None
-    }
-
-    /// What the model proposes for `position`, which is the one behind all that it has seen. A model that does not score
-    /// may be asked of earlier positions too: what it would have proposed.
-    fn proposal(&self, _position: usize) -> Proposal {
-        Proposal::Row
-    }
-
-    /// Time spent inside the model so far.
-    fn elapsed(&self) -> Duration;
-
-    /// Whether the last pass tells what others of its width will take: one that prepares them takes longer.
-    fn is_usual(&self) -> bool {
-        true
     }
 
     /// The memory that it holds, apart from that of its model.
@@ -190,7 +143,8 @@ pub trait Sequence: Any + Send {
 pub struct Memory {
     /// Held now.
     pub bytes: usize,
-    /// The most that was held so far; of several together at most this, since each may have had its most at another time.
+    /// The most that was held so far; of several together at most this, since each may have had its most at another
+    /// time.
     pub peak_bytes: usize,
 }
 
@@ -208,17 +162,6 @@ impl std::iter::Sum for Memory {
             peak_bytes: sum.peak_bytes + part.peak_bytes,
         })
     }
-}
-
-/// What a model proposes for a position.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Proposal {
-    /// A draw from the distribution of the row of logits there.
-    Row,
-    /// This token, for certain.
-    Token(i32),
-    /// None.
-    Nothing,
 }
 
 /// Why a pass did not happen.

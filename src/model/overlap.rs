@@ -1,4 +1,4 @@
-//! Measures what is gained where passes of several models run at the same time.
+//! Measures what is gained if passes of several models run at the same time.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,11 +11,10 @@ const WARM: usize = 3;
 /// Passes that are timed, one after the other and at the same time.
 const TIMED: usize = 7;
 
-/// The share of all but the longest pass that comes on top of it, where passes of one token of all these models run at the same
-/// time: 0 where they do not disturb each other, and 1 where nothing is gained. `None` if they cannot: fewer than two score, or none can
-/// be left running.
-pub fn measure(models: &[Arc<dyn Model>]) -> Result<Option<f64>> {
-    let models: Vec<_> = models.iter().filter(|model| model.scores()).collect();
+/// How little passes of these models overlap, measured with passes over one token: the time that they take together
+/// beyond the longest one, as a share of the time of all others. 0 if they do not disturb each other, 1 if nothing is
+/// gained. `None` for fewer than two models, or if no model can leave passes running.
+pub fn measure(models: &[&dyn Model]) -> Result<Option<f64>> {
     if models.len() < 2 || !models.iter().any(|model| model.overlaps()) {
         return Ok(None);
     }
@@ -26,24 +25,13 @@ pub fn measure(models: &[Arc<dyn Model>]) -> Result<Option<f64>> {
     for round in 0..WARM + TIMED {
         for ((model, sequence), timed) in models.iter().zip(&mut sequences).zip(&mut timed) {
             sequence.truncate(0);
-            let before = sequence.elapsed();
-            model.forward(&mut [pass(sequence)]).map_err(failed)?;
+            let report = model.forward(&mut [Pass::plain(sequence.as_mut(), &[0])]).map_err(failed)?;
             if round >= WARM {
-                timed.push(sequence.elapsed() - before);
+                timed.push(report.elapsed);
             }
         }
         if round >= WARM {
-            sequences.iter_mut().for_each(|sequence| sequence.truncate(0));
-            let before: Duration = sequences.iter().map(|sequence| sequence.elapsed()).sum();
-            let begun: Vec<bool> =
-                models.iter().zip(&mut sequences).map(|(model, sequence)| model.begin(&mut pass(sequence))).collect();
-            for running in [false, true] {
-                let all = models.iter().zip(&mut sequences).zip(&begun);
-                for ((model, sequence), _) in all.filter(|(_, begun)| **begun == running) {
-                    model.forward(&mut [pass(sequence)]).map_err(failed)?;
-                }
-            }
-            together.push(sequences.iter().map(|sequence| sequence.elapsed()).sum::<Duration>() - before);
+            together.push(at_the_same_time(models, &mut sequences)?);
         }
     }
     let alone = timed.into_iter().map(median);
@@ -52,9 +40,22 @@ pub fn measure(models: &[Arc<dyn Model>]) -> Result<Option<f64>> {
     Ok(Some(if serial.is_finite() { serial.clamp(0.0, 1.0) } else { 1.0 }))
 }
 
-/// Of a sequence that is empty.
-fn pass(sequence: &mut Box<dyn Sequence>) -> Pass<'_> {
-    Pass { sequence: sequence.as_mut(), tokens: &[0], keep: 1 }
+/// What passes over one token take, all launched before any is waited for.
+fn at_the_same_time(models: &[&dyn Model], sequences: &mut [Box<dyn Sequence>]) -> Result<Duration> {
+    let mut launched = Vec::with_capacity(models.len());
+    for (model, sequence) in models.iter().zip(&mut *sequences) {
+        sequence.truncate(0);
+        launched.push(model.launch(&mut Pass::plain(sequence.as_mut(), &[0])));
+    }
+    let mut elapsed = Duration::ZERO;
+    for running in [false, true] {
+        for ((model, sequence), _) in
+            models.iter().zip(&mut *sequences).zip(&launched).filter(|(_, launched)| **launched == running)
+        {
+            elapsed += model.forward(&mut [Pass::plain(sequence.as_mut(), &[0])]).map_err(failed)?.elapsed;
+        }
+    }
+    Ok(elapsed)
 }
 
 fn failed(interrupt: Interrupt) -> Error {

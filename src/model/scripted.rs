@@ -6,8 +6,9 @@ use std::any::Any;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Cancel, Interrupt, Model, Pass, Sequence, TIMED_WIDTHS};
+use super::{Cancel, Interrupt, Model, Pass, Report, Sequence, TIMED_WIDTHS};
 use crate::error::Result;
+use crate::rows::Row;
 
 /// Writes the logits that follow a context into a row, or fails.
 pub type Script = dyn Fn(&[i32], &mut [f32]) -> Result<(), Interrupt> + Send + Sync;
@@ -25,7 +26,7 @@ pub struct Scripted {
     script: Box<Script>,
     pass_time: Box<PassTime>,
     pass_times: Vec<(usize, Duration)>,
-    /// Of the time of a pass that was begun, what is left when it is waited for; 1 if none can be.
+    /// Of the time of a pass that was launched, what is left when it is waited for; 1 if none can be.
     left: f64,
     /// How many times as long the first two passes of each width take.
     preparation: f64,
@@ -51,13 +52,15 @@ impl Scripted {
         }
     }
 
-    /// The same where the first two passes of each width pretend to take so many times as long, and say that this is not usual.
+    /// The same where the first two passes of each width pretend to take so many times as long, and say that this is
+    /// not usual.
     pub fn with_preparation(mut self, times: f64) -> Self {
         self.preparation = times;
         self
     }
 
-    /// The same with passes that can be begun, and pretend to take this share of their time then: the rest is that of others.
+    /// The same with passes that can be launched, and pretend to take this share of their time then: the rest is that
+    /// of others.
     pub fn with_overlap(mut self, left: f64) -> Self {
         self.left = left;
         self
@@ -87,8 +90,8 @@ impl Scripted {
         self
     }
 
-    /// The same with passes that pretend to take time: `pass_time` of their width and of the number of passes that their
-    /// sequence ran before. What the first ones take is what was measured at loading.
+    /// The same with passes that pretend to take time: `pass_time` of their width and of the number of passes that
+    /// their sequence ran before. What the first ones take is what was measured at loading.
     pub fn with_pass_times(mut self, pass_time: impl Fn(usize, u64) -> Duration + Send + Sync + 'static) -> Self {
         self.pass_times = TIMED_WIDTHS.map(|width| (width, pass_time(width, 0))).to_vec();
         self.pass_time = Box::new(pass_time);
@@ -102,12 +105,10 @@ struct ScriptedSequence {
     rows: Vec<Option<Box<[f32]>>>,
     cancel: Arc<Cancel>,
     passes: u64,
-    elapsed: Duration,
-    /// What a pass that was begun is over, and the rows that it keeps.
-    begun: Option<(Vec<i32>, usize)>,
+    /// What a pass that was launched is over, and the rows that it keeps.
+    launched: Option<(Vec<i32>, usize)>,
     /// The widths of all passes, where some are to prepare others.
     widths: Vec<usize>,
-    is_usual: bool,
 }
 
 impl Sequence for ScriptedSequence {
@@ -116,22 +117,14 @@ impl Sequence for ScriptedSequence {
     }
 
     fn truncate(&mut self, len: usize) {
-        self.begun = None;
+        self.launched = None;
         self.tokens.truncate(len);
         self.rows.truncate(len + 1);
     }
 
-    fn logits(&self, position: usize) -> &[f32] {
-        assert!(self.begun.is_none(), "the decoder read a row while a pass was running");
-        self.rows[position].as_ref().expect("the decoder read a row that it had let go")
-    }
-
-    fn elapsed(&self) -> Duration {
-        self.elapsed
-    }
-
-    fn is_usual(&self) -> bool {
-        self.is_usual
+    fn row(&self, position: usize) -> Row<'_> {
+        assert!(self.launched.is_none(), "the decoder read a row while a pass was running");
+        Row::Host(self.rows[position].as_ref().expect("the decoder read a row that it had let go"))
     }
 }
 
@@ -166,10 +159,8 @@ impl Model for Scripted {
             rows: vec![None],
             cancel: cancel.clone(),
             passes: 0,
-            elapsed: Duration::ZERO,
-            begun: None,
+            launched: None,
             widths: Vec::new(),
-            is_usual: true,
         }))
     }
 
@@ -177,22 +168,22 @@ impl Model for Scripted {
         self.left < 1.0
     }
 
-    fn begin(&self, pass: &mut Pass<'_>) -> bool {
+    fn launch(&self, pass: &mut Pass<'_>) -> bool {
         let sequence = own(pass.sequence);
-        assert!(sequence.begun.is_none(), "a second pass was begun");
+        assert!(sequence.launched.is_none(), "a second pass was launched");
         if self.overlaps() && !sequence.cancel.is_requested() {
-            sequence.begun = Some((pass.tokens.to_vec(), pass.keep));
+            sequence.launched = Some((pass.tokens.to_vec(), pass.keep));
         }
-        sequence.begun.is_some()
+        sequence.launched.is_some()
     }
 
-    fn forward(&self, batch: &mut [Pass<'_>]) -> Result<(), Interrupt> {
+    fn forward(&self, batch: &mut [Pass<'_>]) -> Result<Report, Interrupt> {
         let mut scored = Vec::with_capacity(batch.len());
         for pass in batch.iter_mut() {
             assert!(!pass.tokens.is_empty() && pass.tokens.len() <= self.max_pass, "a pass of a forbidden width");
             let sequence = own(pass.sequence);
-            if let Some((tokens, keep)) = &sequence.begun {
-                assert_eq!((&tokens[..], *keep), (pass.tokens, pass.keep), "another pass was begun");
+            if let Some((tokens, keep)) = &sequence.launched {
+                assert_eq!((&tokens[..], *keep), (pass.tokens, pass.keep), "another pass was launched");
             }
             let mut context = sequence.tokens.clone();
             let mut rows = Vec::with_capacity(pass.tokens.len());
@@ -208,23 +199,25 @@ impl Model for Scripted {
             }
             scored.push((context, rows));
         }
+        let mut report = Report { elapsed: Duration::ZERO, is_usual: true };
         for (pass, (context, rows)) in batch.iter_mut().zip(scored) {
             let sequence = own(pass.sequence);
             sequence.tokens = context;
             sequence.rows.extend(rows);
             let width = pass.tokens.len();
-            let mut share = if sequence.begun.take().is_some() { self.left } else { 1.0 };
+            let mut share = if sequence.launched.take().is_some() { self.left } else { 1.0 };
             if self.preparation > 1.0 {
-                sequence.is_usual = sequence.widths.iter().filter(|of| **of == width).count() >= 2;
+                let is_usual = sequence.widths.iter().filter(|of| **of == width).count() >= 2;
                 sequence.widths.push(width);
-                share *= if sequence.is_usual { 1.0 } else { self.preparation };
+                report.is_usual &= is_usual;
+                share *= if is_usual { 1.0 } else { self.preparation };
             }
-            sequence.elapsed += (self.pass_time)(width, sequence.passes).mul_f64(share);
+            report.elapsed += (self.pass_time)(width, sequence.passes).mul_f64(share);
             sequence.passes += 1;
             let kept = pass.keep.min(sequence.rows.len());
             sequence.rows[..kept].fill(None);
         }
-        Ok(())
+        Ok(report)
     }
 }
 

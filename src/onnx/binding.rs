@@ -1,5 +1,5 @@
-//! ONNX Runtime's C API where `ort` would copy or lock, or does not ask: tensors over our own buffers, passes over them, and what runs
-//! where.
+//! Calls ONNX Runtime's C API where `ort` would copy, lock, or lacks the call: tensors over buffers of ours, passes
+//! over them, and which provider runs an operator.
 
 use std::collections::BTreeSet;
 use std::ffi::{CStr, c_void};
@@ -13,11 +13,11 @@ use ort::{AsPointer, sys};
 
 use crate::error::{Error, Result};
 
-/// A tensor over a buffer of ours.
+/// A tensor over a buffer that the caller owns.
 pub struct Tensor(ptr::NonNull<sys::OrtValue>);
 
 impl Tensor {
-    /// Over a whole buffer, or its front.
+    /// A tensor over a whole buffer, or its beginning.
     pub fn over<T>(
         memory: &MemoryInfo,
         data: &mut [T],
@@ -28,10 +28,10 @@ impl Tensor {
         unsafe { Self::at(memory, data.as_mut_ptr().cast(), size_of_val(data), element, shape) }
     }
 
-    /// At an address of the memory that `memory` describes.
+    /// A tensor at an address in the memory that `memory` describes.
     ///
     /// # Safety
-    /// So many bytes must be there, and stay until the tensor is dropped and unbound.
+    /// The memory must have `bytes` bytes at `address`, and keep them until the tensor is dropped and unbound.
     pub unsafe fn at(
         memory: &MemoryInfo,
         address: *mut c_void,
@@ -40,8 +40,8 @@ impl Tensor {
         shape: &[i64],
     ) -> ort::Result<Self> {
         let mut value = ptr::null_mut();
-        // SAFETY: the buffer outlives every pass that uses it: bindings are renewed before a buffer moves, and
-        // `OnnxSequence` drops its binding before its buffers. Sizes are checked by ONNX Runtime.
+        // SAFETY: the buffer outlives every pass that uses it. Bindings are renewed before a buffer moves, and
+        // `OnnxSequence` drops its binding before its buffers. ONNX Runtime checks sizes.
         let status = unsafe {
             (ort::api().CreateTensorWithDataAsOrtValue)(
                 memory.ptr(),
@@ -54,22 +54,23 @@ impl Tensor {
             )
         };
         succeed(status)?;
-        ptr::NonNull::new(value).map(Tensor).ok_or_else(|| ort::Error::new("no tensor was made"))
+        ptr::NonNull::new(value).map(Tensor).ok_or_else(|| ort::Error::new("ONNX Runtime created no tensor"))
     }
 }
 
 impl Drop for Tensor {
     fn drop(&mut self) {
-        // SAFETY: made by ONNX Runtime, released once; bindings hold their own reference.
+        // SAFETY: ONNX Runtime created it, and it is released once. Bindings hold their own reference.
         unsafe { (ort::api().ReleaseValue)(self.0.as_ptr()) }
     }
 }
 
-/// The types of the operators that a session runs by a provider, if it was told to remember ([`REMEMBER_PROVIDERS`]).
+/// The types of the operators that a session runs with `provider`. The session must have been created with
+/// [`RECORD_PROVIDERS`].
 pub fn operators_by(session: &Session, provider: &CStr) -> ort::Result<BTreeSet<String>> {
     let api = ort::api();
     let mut operators = BTreeSet::new();
-    // SAFETY: what is asked for belongs to the session, which is there until the end; strings end with a zero.
+    // SAFETY: the session owns what the calls return, and outlives this block. Strings end with a zero.
     unsafe {
         let (mut parts, mut count, mut name) = (ptr::null(), 0, ptr::null());
         succeed((api.Session_GetEpGraphAssignmentInfo)(session.ptr(), &mut parts, &mut count))?;
@@ -90,8 +91,8 @@ pub fn operators_by(session: &Session, provider: &CStr) -> ort::Result<BTreeSet<
     Ok(operators)
 }
 
-/// The entry of a session's configuration that has it remember which provider runs what.
-pub const REMEMBER_PROVIDERS: &str = "session.record_ep_graph_assignment_info";
+/// The session option that records which provider runs each operator.
+pub const RECORD_PROVIDERS: &str = "session.record_ep_graph_assignment_info";
 
 /// The inputs and outputs of one sequence's passes.
 pub struct Binding {
@@ -99,44 +100,45 @@ pub struct Binding {
     session: Arc<ort::session::SharedSessionInner>,
 }
 
-// SAFETY: a binding is used by one thread at a time, through `&mut`.
+// SAFETY: all uses need `&mut`, so one thread at a time uses a binding.
 unsafe impl Send for Binding {}
 
 impl Binding {
-    /// Without inputs and outputs.
+    /// A binding without inputs and outputs.
     pub fn new(session: &Session) -> Result<Self> {
         let session = session.inner();
         let mut binding = ptr::null_mut();
-        // SAFETY: the session is alive; creating a binding does not change it.
+        // SAFETY: the session is alive, and creating a binding does not change it.
         let status = unsafe { (ort::api().CreateIoBinding)(session.ptr().cast_mut(), &mut binding) };
         succeed(status).map_err(|error| Error::Runtime(error.to_string()))?;
-        let binding = ptr::NonNull::new(binding).ok_or_else(|| Error::Runtime("no binding was made".into()))?;
+        let binding =
+            ptr::NonNull::new(binding).ok_or_else(|| Error::Runtime("ONNX Runtime created no binding".into()))?;
         Ok(Binding { binding, session })
     }
 
-    /// Read an input from here.
+    /// Let passes read an input from a tensor.
     pub fn input(&mut self, name: &CStr, value: &Tensor) -> ort::Result<()> {
-        // SAFETY: all three are alive; the binding takes its own reference to the value.
+        // SAFETY: all three are alive. The binding takes its own reference to the value.
         succeed(unsafe { (ort::api().BindInput)(self.binding.as_ptr(), name.as_ptr(), value.0.as_ptr()) })
     }
 
-    /// Write an output to here.
+    /// Let passes write an output to a tensor.
     pub fn output(&mut self, name: &CStr, value: &Tensor) -> ort::Result<()> {
         // SAFETY: as above.
         succeed(unsafe { (ort::api().BindOutput)(self.binding.as_ptr(), name.as_ptr(), value.0.as_ptr()) })
     }
 
-    /// Let ONNX Runtime allocate an output.
+    /// Let ONNX Runtime allocate an output in the given kind of memory.
     pub fn output_anywhere(&mut self, name: &CStr, memory: &MemoryInfo) -> ort::Result<()> {
         // SAFETY: as above.
         succeed(unsafe { (ort::api().BindOutputToDevice)(self.binding.as_ptr(), name.as_ptr(), memory.ptr()) })
     }
 
-    /// The shape of the output that was bound last, after a run.
+    /// The shape of the output that was bound last. A pass must have run.
     pub fn last_output_shape(&self) -> ort::Result<Vec<i64>> {
         let allocator = ort::memory::Allocator::default();
         let (mut values, mut count) = (ptr::null_mut(), 0);
-        // SAFETY: all pointers are valid; the array and the values in it are ours to free.
+        // SAFETY: all pointers are valid. The caller frees the array and the values in it.
         unsafe {
             let api = ort::api();
             let allocator = allocator.ptr().cast_mut();
@@ -158,8 +160,8 @@ impl Binding {
 
     /// Run a pass.
     pub fn run(&mut self, options: &RunOptions) -> ort::Result<()> {
-        // SAFETY: ONNX Runtime allows concurrent runs of one session; the binding is ours alone, and the options may be
-        // told to terminate by another thread, which is what they are for.
+        // SAFETY: ONNX Runtime allows concurrent runs of one session. No other thread uses the binding, and the options
+        // allow another thread to terminate the run.
         succeed(unsafe {
             (ort::api().RunWithBinding)(self.session.ptr().cast_mut(), options.ptr(), self.binding.as_ptr())
         })
@@ -168,7 +170,7 @@ impl Binding {
 
 impl Drop for Binding {
     fn drop(&mut self) {
-        // SAFETY: made by ONNX Runtime, released once, before its session.
+        // SAFETY: ONNX Runtime created it, and it is released once, before its session.
         unsafe { (ort::api().ReleaseIoBinding)(self.binding.as_ptr()) }
     }
 }
@@ -176,7 +178,7 @@ impl Drop for Binding {
 /// The dimensions of a tensor.
 fn shape_of(value: &Tensor, shape: &mut Vec<i64>) -> ort::Result<()> {
     let mut info = ptr::null_mut();
-    // SAFETY: the value is alive; the info is released once.
+    // SAFETY: the value is alive, and the info is released once.
     unsafe {
         let api = ort::api();
         succeed((api.GetTensorTypeAndShape)(value.0.as_ptr(), &mut info))?;
@@ -192,6 +194,6 @@ fn shape_of(value: &Tensor, shape: &mut Vec<i64>) -> ort::Result<()> {
 }
 
 fn succeed(status: sys::OrtStatusPtr) -> ort::Result<()> {
-    // SAFETY: the status comes from a call just made and is not used again.
+    // SAFETY: the status comes from a call that has just returned, and is not used again.
     unsafe { ort::Error::result_from_status(status) }
 }

@@ -1,4 +1,4 @@
-//! The key-value cache of one sequence: buffers that ONNX Runtime reads and writes, and what their entries mean.
+//! The KV cache of one sequence: buffers that ONNX Runtime reads and writes, and the attention mask over their entries.
 
 use std::ffi::c_void;
 use std::sync::Arc;
@@ -11,149 +11,153 @@ use crate::model::Memory;
 /// The smallest capacity, in tokens.
 const MIN_CAPACITY: usize = 256;
 
-/// Dead entries are moved out once they are more than this share of the live ones, and more than [`MIN_DEAD`].
+/// The cache is compacted once more than [`MIN_DEAD`] entries, and more than one for eight live ones, are dead.
 const DEAD_SHARE: usize = 8;
 const MIN_DEAD: usize = 16;
 
-impl Buffer {
-    /// Units for a number of tokens.
-    fn size(&self, tokens: usize) -> Result<usize> {
-        let size = self.runs.checked_mul(self.units).and_then(|size| size.checked_mul(tokens));
-        size.ok_or_else(|| Error::Runtime(format!("a cache for {tokens} tokens would be larger than any memory")))
-    }
-}
-
-/// Where a tensor of the cache is.
-pub enum Store {
-    /// In the memory of the host.
+/// A buffer on the host or on a GPU, in units of four bytes. That fits every element type and keeps it aligned.
+pub enum Storage {
+    /// Host memory.
     Host(Vec<u32>),
-    /// In that of a GPU.
+    /// GPU memory.
     Device(DeviceBuffer),
 }
 
-impl Store {
-    /// Zeroes on a device, or on the host.
+impl Storage {
+    /// A buffer of zeroes on a device, or on the host.
     fn zeroed(device: Option<&Arc<Device>>, units: usize) -> Result<Self> {
         Ok(match device {
-            None => Store::Host(zeroes(units)?),
+            None => Storage::Host(zeroes(units)?),
             Some(device) => {
-                let bytes = units.checked_mul(4).ok_or_else(|| Error::Runtime("no GPU has so much memory".into()))?;
+                let bytes = units
+                    .checked_mul(4)
+                    .ok_or_else(|| Error::Runtime("a cache would be larger than any GPU's memory".into()))?;
                 let failed = |error| Error::Runtime(format!("a cache of {bytes} bytes: {error}"));
-                Store::Device(DeviceBuffer::zeroed(device, bytes).map_err(failed)?)
+                Storage::Device(DeviceBuffer::zeroed(device, bytes).map_err(failed)?)
             }
         })
     }
 
     fn empty() -> Self {
-        Store::Host(Vec::new())
+        Storage::Host(Vec::new())
     }
 
     /// Its length in units.
     pub fn len(&self) -> usize {
         match self {
-            Store::Host(units) => units.len(),
-            Store::Device(buffer) => buffer.len() / 4,
+            Storage::Host(units) => units.len(),
+            Storage::Device(buffer) => buffer.len() / 4,
         }
     }
 
-    /// Its address, on the host or on the device.
+    /// Its address in host or device memory.
     pub fn address(&mut self) -> *mut c_void {
         match self {
-            Store::Host(units) => units.as_mut_ptr().cast(),
-            Store::Device(buffer) => buffer.address(),
+            Storage::Host(units) => units.as_mut_ptr().cast(),
+            Storage::Device(buffer) => buffer.address(),
         }
     }
 
-    /// Copy runs of `units` from another store of the same kind, the first from and to these places, each `pitch` behind the one
-    /// before: there, and here.
+    /// Copy `runs` runs of `units` units from another buffer of the same kind.
+    ///
+    /// `places` are the starts of the first run, and `pitch` the distances between runs, both as (source, destination).
     fn copy_runs(
         &mut self,
-        from: &Store,
+        from: &Storage,
         places: (usize, usize),
         pitch: (usize, usize),
         units: usize,
         runs: usize,
     ) -> Result<()> {
         match (self, from) {
-            (Store::Host(to), Store::Host(from)) => {
+            (Storage::Host(to), Storage::Host(from)) => {
                 for run in 0..runs {
                     let (from_place, to_place) = (places.0 + run * pitch.0, places.1 + run * pitch.1);
                     to[to_place..to_place + units].copy_from_slice(&from[from_place..from_place + units]);
                 }
                 Ok(())
             }
-            (Store::Device(to), Store::Device(from)) => to
+            (Storage::Device(to), Storage::Device(from)) => to
                 .copy_runs(from, (4 * places.0, 4 * places.1), (4 * pitch.0, 4 * pitch.1), 4 * units, runs)
                 .map_err(|error| Error::Runtime(format!("the cache could not be moved: {error}"))),
-            _ => Err(Error::Internal("a cache is in two places".into())),
+            _ => Err(Error::Internal("a cache is on the host and on a GPU".into())),
         }
     }
 }
 
-/// Zeroes that take no memory before they are touched. Where there is not enough, that is an error and no abort.
+/// Zeroes that take no physical memory before they are touched. Running out of memory is an error, not an abort.
 fn zeroes(units: usize) -> Result<Vec<u32>> {
     let failed = |()| Error::Runtime(format!("not enough memory for a cache of {} bytes", units.saturating_mul(4)));
     bytemuck::allocation::try_zeroed_vec(units).map_err(failed)
 }
 
-/// Dead entries that so many live ones bear.
-fn bearable(live: usize) -> usize {
+/// The most dead entries beside `live` live ones.
+fn most_dead(live: usize) -> usize {
     MIN_DEAD.max(live / DEAD_SHARE)
 }
 
-/// Keys and values of one sequence.
+/// The keys and values of one sequence.
 ///
-/// An entry is what the cache holds of one token. Taking tokens back leaves their entries where they are: a shared cache
-/// overwrites them in the next pass, in a concatenated one they are dead until they are moved out.
+/// An entry is what the cache holds of one token. A rollback leaves entries in place. A shared cache overwrites them in
+/// the next pass. In a concatenated cache they are dead, masked out, until the cache is compacted.
 pub struct Cache {
     kind: CacheKind,
     rollback: Rollback,
-    /// Where the buffers are; `None` is the host.
+    /// The GPU of the buffers. `None` means host memory.
     device: Option<Arc<Device>>,
-    buffers: Vec<Buffer>,
+    tensors: Vec<CachedTensor>,
     /// Tokens that fit without growing.
     capacity: usize,
-    /// Bounds of the capacity.
+    /// The bounds of the capacity, in tokens.
     least: usize,
     limit: usize,
-    /// The attention mask: 1 for each entry that counts, 0 for each dead one, and during a pass 1 for each new token.
+    /// The attention mask: 1 for each live entry, 0 for each dead one, and during a pass 1 for each new token.
     mask: Vec<i64>,
-    /// Entries before the pass that was prepared.
+    /// Entries before the prepared pass, dead ones included.
     entries: usize,
-    /// Live entries: the tokens seen.
+    /// Live entries, which is the number of tokens seen.
     len: usize,
-    /// The most bytes that growing took while old and new buffers were there.
+    /// The most bytes in use while the cache grew and held old and new buffers.
     peak_bytes: usize,
 }
 
-/// One tensor of the cache: runs of entries, one run for each head (or one for all).
-struct Buffer {
+/// One tensor of the cache: runs of entries, one run for each head or one for all heads.
+struct CachedTensor {
     runs: usize,
-    /// Size of an entry in a run, in units of four bytes, which fits every element type and keeps them aligned.
+    /// The size of an entry in a run, in units.
     units: usize,
-    past: Store,
-    /// Empty where past and present are one.
-    present: Store,
+    past: Storage,
+    /// Empty if past and present are one buffer.
+    present: Storage,
+}
+
+impl CachedTensor {
+    /// Units that a number of tokens takes.
+    fn size(&self, tokens: usize) -> Result<usize> {
+        let size = self.runs.checked_mul(self.units).and_then(|size| size.checked_mul(tokens));
+        size.ok_or_else(|| Error::Runtime(format!("a cache for {tokens} tokens would be larger than any memory")))
+    }
 }
 
 impl Cache {
-    /// An empty cache, on a device or on the host.
+    /// An empty cache on a device, or on the host. Buffers are allocated by [`Cache::prepare`].
     pub fn new(export: &Export, device: Option<&Arc<Device>>) -> Result<Self> {
-        let buffer = |tensor: &CacheTensor| {
+        let cached = |tensor: &CacheTensor| {
             let (runs, bytes) = tensor.layout();
             if bytes % 4 != 0 {
                 return Err(Error::Unsupported(format!(
-                    "a cache whose entries have {bytes} bytes, which is no multiple of four ({:?})",
+                    "the cache entries of {:?} have {bytes} bytes, which is not a multiple of four; export the cache \
+                     in another type",
                     tensor.past
                 )));
             }
-            Ok(Buffer { runs, units: bytes / 4, past: Store::empty(), present: Store::empty() })
+            Ok(CachedTensor { runs, units: bytes / 4, past: Storage::empty(), present: Storage::empty() })
         };
         Ok(Cache {
             kind: export.cache_kind,
             rollback: export.rollback,
             device: device.cloned(),
-            buffers: export.cache.iter().map(buffer).collect::<Result<_>>()?,
+            tensors: export.cache.iter().map(cached).collect::<Result<_>>()?,
             capacity: 0,
             least: export.min_capacity.max(MIN_CAPACITY.min(export.context_length)),
             limit: export.context_length,
@@ -164,9 +168,9 @@ impl Cache {
         })
     }
 
-    /// The memory of its buffers.
+    /// The memory of its buffers and its mask.
     pub fn memory(&self) -> Memory {
-        let units: usize = self.buffers.iter().map(|buffer| buffer.past.len() + buffer.present.len()).sum();
+        let units: usize = self.tensors.iter().map(|tensor| tensor.past.len() + tensor.present.len()).sum();
         let bytes = 4 * units + size_of::<i64>() * self.mask.capacity();
         Memory { bytes, peak_bytes: self.peak_bytes.max(bytes) }
     }
@@ -176,7 +180,7 @@ impl Cache {
         self.len
     }
 
-    /// Entries before the pass that was prepared, dead ones included.
+    /// Entries before the prepared pass, dead ones included.
     pub fn entries(&self) -> usize {
         self.entries
     }
@@ -186,12 +190,12 @@ impl Cache {
         self.capacity
     }
 
-    /// Tokens that fit once so many do.
+    /// The capacity after making room for a number of tokens.
     pub fn room(&self, tokens: usize) -> usize {
         if tokens <= self.capacity { self.capacity } else { self.grown(tokens) }
     }
 
-    /// The attention mask of the pass that was prepared.
+    /// The attention mask of the prepared pass.
     pub fn mask(&mut self) -> &mut [i64] {
         &mut self.mask
     }
@@ -211,34 +215,34 @@ impl Cache {
         self.len = len;
     }
 
-    /// Zeroes in all buffers, as in new ones.
+    /// Set all buffers to zero, as if they were new.
     pub fn clear(&mut self) -> Result<()> {
         self.peak_bytes = 0;
         let failed = |error| Error::Runtime(format!("the cache could not be cleared: {error}"));
-        self.buffers.iter_mut().flat_map(|buffer| [&mut buffer.past, &mut buffer.present]).try_for_each(|store| {
-            match store {
-                Store::Host(units) => {
+        self.tensors.iter_mut().flat_map(|tensor| [&mut tensor.past, &mut tensor.present]).try_for_each(|storage| {
+            match storage {
+                Storage::Host(units) => {
                     units.fill(0);
                     Ok(())
                 }
-                Store::Device(buffer) => buffer.clear().map_err(failed),
+                Storage::Device(buffer) => buffer.clear().map_err(failed),
             }
         })
     }
 
-    /// Make room for a pass of `width` tokens. Returns whether shared buffers have moved.
+    /// Make room for a pass of `width` tokens. Returns whether buffers have moved.
     ///
-    /// An error, when there is not enough memory, leaves the cache as it was.
+    /// Running out of memory is an error and leaves the cache as it was.
     pub fn prepare(&mut self, width: usize) -> Result<bool> {
         let dead = self.entries - self.len;
-        // Graphs may have tables by place in the cache that end with the context.
+        // A graph may look up entries in tables that are only as long as the context.
         let crowded = self.entries + width > self.limit;
-        if dead > 0 && (self.rollback == Rollback::Compact || crowded || dead > bearable(self.len)) {
+        if dead > 0 && (self.rollback == Rollback::Compact || crowded || dead > most_dead(self.len)) {
             self.compact()?;
         }
         let total = self.entries + width;
         if total > self.mask.capacity() {
-            // as seldom as the buffers
+            // The mask grows as seldom as the buffers.
             let failed = |_| Error::Runtime(format!("not enough memory for a mask of {total} tokens"));
             self.mask.try_reserve_exact(self.grown(total) - self.mask.len()).map_err(failed)?;
         }
@@ -255,24 +259,25 @@ impl Cache {
             CacheKind::Concatenated => (self.grown(total).max(self.capacity), true),
         };
         let moved = self.capacity < capacity;
-        let zeroes = |units| Store::zeroed(self.device.as_ref(), units);
-        for buffer in &mut self.buffers {
-            // Nothing in the present counts, so it can go before a larger one is there. The past grows when it is its turn.
-            if has_present && buffer.present.len() < buffer.size(capacity)? {
-                buffer.present = Store::empty();
-                buffer.present = zeroes(buffer.size(capacity)?)?;
+        let zeroes = |units| Storage::zeroed(self.device.as_ref(), units);
+        for tensor in &mut self.tensors {
+            // The present holds nothing yet, so it is freed before a larger one is allocated. The past grows when the
+            // two have swapped.
+            if has_present && tensor.present.len() < tensor.size(capacity)? {
+                tensor.present = Storage::empty();
+                tensor.present = zeroes(tensor.size(capacity)?)?;
             }
-            if buffer.past.len() == 0 {
+            if tensor.past.len() == 0 {
                 let fixed = matches!(self.kind, CacheKind::Fixed { .. });
-                buffer.past = zeroes(if fixed { buffer.size(capacity)? } else { 1 })?; // an empty past must be somewhere
+                tensor.past = zeroes(if fixed { tensor.size(capacity)? } else { 1 })?; // an empty past needs an address
             }
         }
         self.capacity = capacity;
         Ok(moved)
     }
 
-    /// The pass that was prepared has succeeded or failed.
-    pub fn settle(&mut self, succeeded: bool) {
+    /// End the prepared pass: keep its entries if it succeeded, and forget them otherwise.
+    pub fn finish_pass(&mut self, succeeded: bool) {
         if !succeeded {
             self.mask.truncate(self.entries);
             return;
@@ -280,17 +285,17 @@ impl Cache {
         self.len += self.mask.len() - self.entries;
         self.entries = self.mask.len();
         if matches!(self.kind, CacheKind::Concatenated | CacheKind::Fixed { in_place: false, .. }) {
-            for buffer in &mut self.buffers {
-                std::mem::swap(&mut buffer.past, &mut buffer.present);
+            for tensor in &mut self.tensors {
+                std::mem::swap(&mut tensor.past, &mut tensor.present);
             }
         }
     }
 
-    /// Past and present of each tensor, in the order of the export; no present where it is the past.
-    pub fn buffers(&mut self) -> impl Iterator<Item = (&mut Store, Option<&mut Store>)> {
-        self.buffers.iter_mut().map(|buffer| {
-            let present = (buffer.present.len() > 0).then_some(&mut buffer.present);
-            (&mut buffer.past, present)
+    /// Past and present of each tensor, in the order of the export. The present is `None` if both are one buffer.
+    pub fn buffers(&mut self) -> impl Iterator<Item = (&mut Storage, Option<&mut Storage>)> {
+        self.tensors.iter_mut().map(|tensor| {
+            let present = (tensor.present.len() > 0).then_some(&mut tensor.present);
+            (&mut tensor.past, present)
         })
     }
 
@@ -303,31 +308,31 @@ impl Cache {
         if capacity == self.capacity {
             return Ok(false);
         }
-        // All are there before any is filled, so that nothing can fail half-way. What is not filled takes no memory, so the
-        // most at any time is the new cache and one old buffer.
-        let zeroes = |units| Store::zeroed(self.device.as_ref(), units);
-        let grown = self.buffers.iter().map(|buffer| zeroes(buffer.size(capacity)?)).collect::<Result<Vec<_>>>()?;
-        let largest = self.buffers.iter().map(|buffer| buffer.past.len()).max().unwrap_or(0);
-        for (buffer, mut grown) in self.buffers.iter_mut().zip(grown) {
+        // All buffers are allocated before any is filled, so a failure changes nothing. Memory that is not written
+        // takes no physical pages, so the peak is the new cache and one old buffer.
+        let zeroes = |units| Storage::zeroed(self.device.as_ref(), units);
+        let grown = self.tensors.iter().map(|tensor| zeroes(tensor.size(capacity)?)).collect::<Result<Vec<_>>>()?;
+        let largest = self.tensors.iter().map(|tensor| tensor.past.len()).max().unwrap_or(0);
+        for (tensor, mut grown) in self.tensors.iter_mut().zip(grown) {
             if self.len > 0 {
-                let pitch = (self.capacity * buffer.units, capacity * buffer.units);
-                grown.copy_runs(&buffer.past, (0, 0), pitch, self.len * buffer.units, buffer.runs)?;
+                let pitch = (self.capacity * tensor.units, capacity * tensor.units);
+                grown.copy_runs(&tensor.past, (0, 0), pitch, self.len * tensor.units, tensor.runs)?;
             }
-            buffer.past = grown;
+            tensor.past = grown;
         }
         self.capacity = capacity;
         self.peak_bytes = self.memory().bytes + 4 * largest;
         Ok(true)
     }
 
-    /// Move the live entries together, whole stretches at a time. An error leaves them where they are.
+    /// Move the live entries together. An error leaves them where they are.
     fn compact(&mut self) -> Result<()> {
         match &self.device {
             None => self.compact_in_place(),
             Some(device) => {
-                let moved = self.buffers.iter().map(|buffer| self.compacted(buffer, device));
+                let moved = self.tensors.iter().map(|tensor| self.compacted(tensor, device));
                 let moved = moved.collect::<Result<Vec<_>>>()?;
-                self.buffers.iter_mut().zip(moved).for_each(|(buffer, moved)| buffer.past = moved);
+                self.tensors.iter_mut().zip(moved).for_each(|(tensor, moved)| tensor.past = moved);
             }
         }
         self.entries = self.len;
@@ -337,16 +342,16 @@ impl Cache {
     }
 
     fn compact_in_place(&mut self) {
-        for buffer in &mut self.buffers {
-            let Store::Host(past) = &mut buffer.past else { continue };
+        for tensor in &mut self.tensors {
+            let Storage::Host(past) = &mut tensor.past else { continue };
             let mut to = 0;
-            for run in 0..buffer.runs {
-                let mut from = run * self.entries * buffer.units;
+            for run in 0..tensor.runs {
+                let mut from = run * self.entries * tensor.units;
                 for stretch in self.mask[..self.entries].chunk_by(|a, b| a == b) {
-                    let size = stretch.len() * buffer.units;
+                    let size = stretch.len() * tensor.units;
                     if stretch[0] == 1 {
                         if to != from {
-                            past.copy_within(from..from + size, to); // only ever to the front
+                            past.copy_within(from..from + size, to); // always towards the front
                         }
                         to += size;
                     }
@@ -356,14 +361,15 @@ impl Cache {
         }
     }
 
-    fn compacted(&self, buffer: &Buffer, device: &Arc<Device>) -> Result<Store> {
-        let mut moved = Store::zeroed(Some(device), buffer.past.len())?;
-        let pitch = (self.entries * buffer.units, self.len * buffer.units);
+    /// A copy of the past without dead entries. Copies on a GPU cannot overlap, so it needs a new buffer.
+    fn compacted(&self, tensor: &CachedTensor, device: &Arc<Device>) -> Result<Storage> {
+        let mut moved = Storage::zeroed(Some(device), tensor.past.len())?;
+        let pitch = (self.entries * tensor.units, self.len * tensor.units);
         let (mut from, mut to) = (0, 0);
         for stretch in self.mask[..self.entries].chunk_by(|a, b| a == b) {
-            let size = stretch.len() * buffer.units;
+            let size = stretch.len() * tensor.units;
             if stretch[0] == 1 {
-                moved.copy_runs(&buffer.past, (from, to), pitch, size, buffer.runs)?;
+                moved.copy_runs(&tensor.past, (from, to), pitch, size, tensor.runs)?;
                 to += size;
             }
             from += size;
@@ -377,13 +383,13 @@ mod tests {
     use super::*;
 
     fn cache(kind: CacheKind, rollback: Rollback, limit: usize) -> Cache {
-        let buffer = || Buffer { runs: 2, units: 3, past: Store::empty(), present: Store::empty() };
-        let buffers = vec![buffer(), buffer()];
+        let tensor = || CachedTensor { runs: 2, units: 3, past: Storage::empty(), present: Storage::empty() };
+
         Cache {
             kind,
             rollback,
             device: None,
-            buffers,
+            tensors: vec![tensor(), tensor()],
             capacity: 0,
             least: MIN_CAPACITY.min(limit),
             limit,
@@ -394,19 +400,19 @@ mod tests {
         }
     }
 
-    fn units(store: &mut Store) -> &mut [u32] {
-        match store {
-            Store::Host(units) => units,
-            Store::Device(_) => panic!("there is no device"),
+    fn units(storage: &mut Storage) -> &mut [u32] {
+        match storage {
+            Storage::Host(units) => units,
+            Storage::Device(_) => panic!("the cache is on the host"),
         }
     }
 
-    /// What one unit of one entry holds.
+    /// The content of one unit of an entry.
     fn mark(token: u32, run: usize, unit: usize) -> u32 {
         token * 100 + run as u32 * 10 + unit as u32
     }
 
-    /// A pass of some tokens, as operators of each kind would write them.
+    /// Run a pass of some tokens: write entries as the operators of each kind of cache do.
     fn pass(cache: &mut Cache, tokens: &[u32]) {
         cache.prepare(tokens.len()).unwrap();
         let (entries, total, capacity) = (cache.entries(), cache.entries() + tokens.len(), cache.capacity());
@@ -450,10 +456,10 @@ mod tests {
                 }
             }
         }
-        cache.settle(true);
+        cache.finish_pass(true);
     }
 
-    /// The live tokens of the cache hold what was written.
+    /// Check that the live entries of the cache hold what was written.
     fn check(cache: &mut Cache, expected: &[u32]) {
         assert_eq!(cache.len(), expected.len());
         let (entries, capacity, kind) = (cache.entries(), cache.capacity(), cache.kind);
@@ -471,7 +477,7 @@ mod tests {
     }
 
     #[test]
-    fn every_kind_keeps_what_was_seen() {
+    fn every_kind_keeps_its_live_entries() {
         for (kind, rollback) in [
             (CacheKind::Shared, Rollback::Shorten),
             (CacheKind::Fixed { capacity: 700, in_place: true }, Rollback::Shorten),
@@ -493,7 +499,7 @@ mod tests {
                     check(&mut cache, &tokens);
                 }
                 let dead = cache.entries() - cache.len();
-                assert!(dead <= bearable(cache.len()) + 4, "{dead} dead of {}", cache.entries());
+                assert!(dead <= most_dead(cache.len()) + 4, "{dead} dead of {}", cache.entries());
             }
             assert!(tokens.len() > MIN_CAPACITY, "{}", tokens.len());
             cache.truncate(0);
@@ -510,7 +516,7 @@ mod tests {
             pass(&mut cache, &[1, 2, 3]);
             cache.truncate(2);
             cache.prepare(4).unwrap();
-            cache.settle(false);
+            cache.finish_pass(false);
             check(&mut cache, &[1, 2]);
         }
     }
@@ -520,12 +526,12 @@ mod tests {
         let mut cache = cache(CacheKind::Shared, Rollback::Shorten, 1000);
         assert!(cache.prepare(1).unwrap());
         assert_eq!(cache.capacity(), MIN_CAPACITY);
-        cache.settle(true);
+        cache.finish_pass(true);
         assert!(!cache.prepare(MIN_CAPACITY - 1).unwrap());
-        cache.settle(true);
+        cache.finish_pass(true);
         assert!(cache.prepare(1).unwrap());
         assert_eq!(cache.capacity(), 2 * MIN_CAPACITY);
-        cache.settle(true);
+        cache.finish_pass(true);
         cache.prepare(700).unwrap();
         assert_eq!(cache.capacity(), 1000);
     }
@@ -538,7 +544,7 @@ mod tests {
     }
 
     #[test]
-    fn dead_entries_make_way_at_the_end_of_the_context() {
+    fn dead_entries_are_removed_at_the_end_of_the_context() {
         let mut cache = cache(CacheKind::Concatenated, Rollback::Mask, 40);
         let mut tokens = Vec::new();
         while tokens.len() < 40 {
@@ -552,15 +558,15 @@ mod tests {
     }
 
     #[test]
-    fn a_cache_that_no_memory_holds_is_an_error() {
+    fn a_cache_larger_than_memory_is_an_error() {
         for kind in [CacheKind::Shared, CacheKind::Concatenated, CacheKind::Fixed { capacity: 1 << 50, in_place: true }]
         {
             let mut cache = cache(kind, Rollback::Shorten, usize::MAX);
-            cache.buffers[1].units = 1 << 50;
+            cache.tensors[1].units = 1 << 50;
             assert_eq!(cache.prepare(3).unwrap_err().code(), 4, "{kind:?}");
             assert_eq!((cache.len(), cache.entries(), cache.mask().len()), (0, 0, 0));
         }
-        // nor a mask of as many tokens
+        // A mask of too many tokens is an error too.
         let mut cache = Cache { least: 1 << 60, ..cache(CacheKind::None, Rollback::Shorten, usize::MAX) };
         assert_eq!(cache.prepare(3).unwrap_err().code(), 4);
     }

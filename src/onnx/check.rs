@@ -1,51 +1,53 @@
-//! Whether an export gives a position the same logits however it is scored: the promise that all verification rests on.
+//! Checks that an export gives a position the same logits however it is scored. All verification relies on that.
 //!
-//! Inputs and outputs cannot tell. A graph may mask the new tokens of a pass wrongly on top of a cache, count positions
-//! from the length of the cache, share one scale among all positions of a pass, and more; all of it would be silently
-//! wrong. So every model is tried out when it is loaded, with a dozen short passes.
+//! Inputs and outputs do not tell. A graph may mask the new tokens of a pass wrongly on top of a cache, count positions
+//! from the length of the cache, or share one scale among all positions of a pass. Each would silently make text wrong.
+//! So every model runs a dozen short trial passes when it is loaded.
 
 use std::fmt;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::model::{Cancel, Interrupt, Model, Pass, Sequence, TIMED_WIDTHS};
+use crate::model::{Cancel, Interrupt, Model, Pass, Report, Sequence, TIMED_WIDTHS};
 
-/// How much of the spread of a row its logits may differ, where all is computed in float32. Rounding reaches some
-/// hundred-thousandths.
+// Differences of a row are measured in standard deviations of its logits ("spreads").
+
+/// The largest difference that is accepted where everything is float32. Rounding reaches about 1e-5.
 const FINE_TOLERANCE: f32 = 0.005;
 
-/// The same where something is coarser. Rounding in half precision reaches some hundredths, and what is broken is off by
-/// about the spread itself.
+/// The largest difference that is accepted where something is coarser. Rounding in half precision reaches a few
+/// hundredths, and a broken graph about 1.
 const TOLERANCE: f32 = 0.1;
 
-/// The same between passes of one width, which run the same kernels; experts may get other numbers of tokens, though. A
-/// scale that positions share was seen to move logits by a tenth.
+/// The largest difference that is accepted between coarse passes of one width. They run the same kernels, but experts
+/// may get other numbers of tokens. A scale that all positions of a pass share moved logits by 0.1.
 const EQUAL_WIDTH_TOLERANCE: f32 = 0.02;
 
-/// The same between several widths where kernels are known to round otherwise. What is off by more has lost its context.
+/// The largest difference that is accepted between widths whose kernels are known to round differently. A larger one
+/// means that a position has lost its context.
 const ROUNDED_TOLERANCE: f32 = 1.0;
 
-/// By how much more bfloat16 may differ, which has three bits less than float16.
+/// Tolerances are this much larger for bfloat16, which has three bits less than float16.
 const BFLOAT16_FACTOR: f32 = 4.0;
 
-/// What is off by less is so by rounding, for certain: in float32, and where something is coarser.
+/// A smaller difference is certainly rounding: in float32, and in anything coarser.
 const FINE_ROUNDING: f32 = 1e-4;
 const ROUNDING: f32 = 0.01;
 
-/// What excuses a difference.
+/// Known causes of differences that are not errors.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Excuses {
-    /// Something is computed in half precision, or quantised beside weights.
+    /// Something is computed in half precision, or something other than weights is quantised.
     pub coarse: bool,
     /// Logits or caches are bfloat16.
     pub bfloat16: bool,
-    /// Kernels round activations, otherwise for one position than for several.
+    /// Kernels round activations, and round one position differently from several.
     pub rounded_activations: bool,
 }
 
 impl Excuses {
-    /// What is borne between passes of one width, after tokens were taken back, and between passes of several widths.
+    /// The tolerances between passes of one width, after a rollback, and between passes of several widths.
     fn tolerances(self) -> [f32; 3] {
         let factor = if self.bfloat16 { BFLOAT16_FACTOR } else { 1.0 };
         let coarse = [EQUAL_WIDTH_TOLERANCE, TOLERANCE, TOLERANCE].map(|tolerance| factor * tolerance);
@@ -57,7 +59,7 @@ impl Excuses {
     }
 }
 
-/// The largest difference that was found.
+/// The largest difference between rows of logits of the same position.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Deviation {
     /// In logits.
@@ -66,7 +68,7 @@ pub struct Deviation {
     pub spreads: f32,
 }
 
-/// Made-up tokens, and the rows of logits after each of them when they come one by one.
+/// Made-up tokens, and the row of logits after each of them when they are scored one by one.
 pub struct Trial {
     tokens: Vec<i32>,
     rows: Vec<Vec<f32>>,
@@ -80,19 +82,20 @@ impl Trial {
         let mut sequence = model.start(&Arc::new(Cancel::default()))?;
         for (index, token) in trial.tokens.iter().enumerate() {
             run(model, sequence.as_mut(), std::slice::from_ref(token))?;
-            trial.rows.push(sequence.logits(index + 1).to_vec());
+            trial.rows.push(sequence.row(index + 1).scores()?.to_vec());
         }
         Ok(trial)
     }
 
-    /// Whether one by one, where everything goes through the cache, gives what a pass gives that needs none; if not, by how
-    /// much they differ. A pass that fails shows nothing.
+    /// How much scoring one by one, which uses the cache, differs from one pass over all tokens, which does not. `None`
+    /// if the difference is no proof of a broken cache, or if the pass fails.
     pub fn tells_a_broken_cache(&self, model: &dyn Model) -> Option<Deviation> {
         self.at_once(model).ok().filter(|found| found.spreads > ROUNDED_TOLERANCE)
     }
 
-    /// Whether a model, as it is set to run now, gives every position the logits that it has by itself: how far it is off,
-    /// or what is wrong.
+    /// The largest difference between logits that the model gives now and those it gives one by one.
+    ///
+    /// The error is the reason why the model cannot be used as it is set.
     pub fn verdict(&self, model: &dyn Model, excuses: Excuses) -> Result<Deviation, String> {
         let failed = |interrupt| match interrupt {
             Interrupt::Failed(error) => format!("it fails: {error}"),
@@ -101,7 +104,7 @@ impl Trial {
         let [at_equal_widths, when_taken_back, at_several] = excuses.tolerances();
         let (ahead, taken_back) = self.at_equal_widths(model).map_err(failed)?;
         if ahead.spreads > at_equal_widths {
-            return Err(format!("logits change by {ahead} with the tokens behind them"));
+            return Err(format!("logits of a position change by {ahead} with the tokens behind it"));
         }
         if taken_back.spreads > when_taken_back {
             return Err(format!("logits change by {taken_back} after tokens were taken back"));
@@ -113,20 +116,20 @@ impl Trial {
         Ok(found.max(ahead).max(taken_back))
     }
 
-    /// By how much the rows differ when all tokens come at once, without a cache to rely on.
+    /// The difference of one pass over all tokens, which reads nothing from the cache.
     fn at_once(&self, model: &dyn Model) -> Result<Deviation, Interrupt> {
         let mut sequence = model.start(&Arc::new(Cancel::default()))?;
         run(model, sequence.as_mut(), &self.tokens)?;
-        Ok(self.compare(sequence.as_ref(), 1..=self.tokens.len()))
+        self.compare(sequence.as_ref(), 1..=self.tokens.len())
     }
 
-    /// By how much they differ when several come at a time, with others tried and taken back in between.
+    /// The difference of passes over several tokens, with other tokens tried and rolled back in between.
     fn with_rollbacks(&self, model: &dyn Model) -> Result<Deviation, Interrupt> {
         let count = self.tokens.len();
         let other = self.other(3);
         let mut sequence = model.start(&Arc::new(Cancel::default()))?;
         let mut worst = Deviation::default();
-        // Lengths after each pass; before each one but the first, other tokens are tried and taken back.
+        // The lengths after each pass. Before every pass but the first, other tokens are tried and rolled back.
         for end in [count / 3, count / 3 + 1, 3 * count / 4, count] {
             let start = sequence.len();
             if start >= end {
@@ -137,13 +140,14 @@ impl Trial {
                 sequence.truncate(start);
             }
             run(model, sequence.as_mut(), &self.tokens[start..end])?;
-            worst = worst.max(self.compare(sequence.as_ref(), start + 1..=end));
+            worst = worst.max(self.compare(sequence.as_ref(), start + 1..=end)?);
         }
         Ok(worst)
     }
 
-    /// By how much the rows of a pass differ with other tokens behind them, and after others were tried and taken back.
-    /// The passes are of one width, so that neither is a matter of rounding.
+    /// The differences of a pass with other tokens behind its rows, and of a pass after a rollback.
+    ///
+    /// All passes have one width, so rounding explains neither.
     fn at_equal_widths(&self, model: &dyn Model) -> Result<(Deviation, Deviation), Interrupt> {
         let count = self.tokens.len();
         let (start, end) = (count / 3, 2 * count / 3);
@@ -154,7 +158,7 @@ impl Trial {
             }
             sequence.truncate(start);
             run(model, sequence.as_mut(), &[&self.tokens[start..end], behind].concat())?;
-            Ok((start + 1..=end).map(|position| sequence.logits(position).to_vec()).collect())
+            (start + 1..=end).map(|position| Ok(sequence.row(position).scores()?.to_vec())).collect()
         };
         let (behind, other) = (&self.tokens[end..], self.other(count - end));
         let own = score(&[], behind)?;
@@ -164,33 +168,39 @@ impl Trial {
         Ok((worst(score(&[], &other)?), worst(score(&other, behind)?)))
     }
 
-    /// As many tokens that are not those of the trial, in their places.
+    /// `count` tokens, mostly other ones than the trial has in their places.
     fn other(&self, count: usize) -> Vec<i32> {
         self.tokens.iter().rev().take(count).copied().collect()
     }
 
-    /// Whether no row holds a number.
+    /// Whether no logit of any row is finite.
     pub fn is_void(&self) -> bool {
         self.rows.iter().flatten().all(|logit| !logit.is_finite())
     }
 
-    fn compare(&self, sequence: &dyn Sequence, positions: RangeInclusive<usize>) -> Deviation {
-        let each = positions.map(|position| difference(&self.rows[position - 1], sequence.logits(position)));
-        each.fold(Deviation::default(), Deviation::max)
+    fn compare(&self, sequence: &dyn Sequence, positions: RangeInclusive<usize>) -> Result<Deviation, Interrupt> {
+        let mut worst = Deviation::default();
+        for position in positions {
+            worst = worst.max(difference(&self.rows[position - 1], sequence.row(position).scores()?));
+        }
+        Ok(worst)
     }
 }
 
-/// Tokens below the passes that are timed.
+/// Tokens in the cache when passes are timed.
 const TIMED_BEHIND: usize = 12;
 
-/// Most rounds of timed passes. The least of few is near what a pass takes on a machine that does nothing else.
+/// The most rounds of timed passes. The minimum of a few is close to the time on an idle machine.
 const TIMED_ROUNDS: usize = 5;
-/// Most rounds besides, in which passes of a GPU are run plainly and captured.
+/// The most further rounds, which prepare the timed ones: on a GPU, passes are run once and then captured.
 const PREPARING: usize = 2;
 
-/// What passes take, as [`Model::pass_times`] tells it: the least of a few, fewer or only of some widths where `limit` is
-/// over before. Every width that fits has its turn before any has a second one, first those furthest from each other. Passes that
-/// prepare others do not count, and their time is not part of the limit: somebody has to wait for them once.
+/// Time passes of several widths, as [`Model::pass_times`] describes. The result is the minimum of a few passes of each
+/// width.
+///
+/// Timing stops after `limit`, so there may be fewer passes, or fewer widths. Each width is timed once before any is
+/// timed again, starting with those furthest apart. Passes that prepare others count neither as times nor for the
+/// limit, because somebody has to wait for them once anyway.
 pub fn pass_times(model: &dyn Model, limit: Duration) -> Result<Vec<(usize, Duration)>, Interrupt> {
     let mut timed = Duration::ZERO;
     let most = model.context_length();
@@ -211,13 +221,12 @@ pub fn pass_times(model: &dyn Model, limit: Duration) -> Result<Vec<(usize, Dura
                 break 'rounds;
             }
             if let Some(tokens) = tokens.get(behind..behind + *width) {
-                let before = sequence.elapsed();
                 let started = Instant::now();
-                run(model, sequence.as_mut(), tokens)?;
-                are_usual &= sequence.is_usual();
-                if sequence.is_usual() {
+                let Report { elapsed, is_usual } = run(model, sequence.as_mut(), tokens)?;
+                are_usual &= is_usual;
+                if is_usual {
                     timed += started.elapsed();
-                    *least = (sequence.elapsed() - before).min(*least);
+                    *least = elapsed.min(*least);
                 }
                 sequence.truncate(behind);
             }
@@ -231,9 +240,8 @@ fn made_up(model: &dyn Model, index: usize) -> i32 {
     ((index * 7 + 3) % model.vocab_size()) as i32
 }
 
-fn run(model: &dyn Model, sequence: &mut dyn Sequence, tokens: &[i32]) -> Result<(), Interrupt> {
-    let keep = sequence.len() + 1;
-    model.forward(&mut [Pass { sequence, tokens, keep }])
+fn run(model: &dyn Model, sequence: &mut dyn Sequence, tokens: &[i32]) -> Result<Report, Interrupt> {
+    model.forward(&mut [Pass::plain(sequence, tokens)])
 }
 
 impl fmt::Display for Deviation {
@@ -243,7 +251,7 @@ impl fmt::Display for Deviation {
 }
 
 impl Deviation {
-    /// Whether rounding explains it.
+    /// Whether it is small enough to be rounding.
     pub fn is_rounding(self, excuses: Excuses) -> bool {
         let factor = if excuses.bfloat16 { BFLOAT16_FACTOR } else { 1.0 };
         self.spreads <= if excuses.coarse || excuses.bfloat16 { factor * ROUNDING } else { FINE_ROUNDING }
@@ -254,7 +262,7 @@ impl Deviation {
     }
 }
 
-/// Between two rows, where both are finite; a value that is finite in one only is no small difference.
+/// The difference of two rows where both are finite. It is infinite if a logit is finite in one of them only.
 fn difference(a: &[f32], b: &[f32]) -> Deviation {
     let finite = a.iter().zip(b).filter(|(a, b)| a.is_finite() && b.is_finite());
     let (mut count, mut sum, mut squares, mut worst) = (0.0f64, 0.0f64, 0.0f64, 0.0f32);
@@ -283,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sound_model_deviates_by_nothing() {
+    fn a_sound_model_has_no_deviation() {
         let sound = || {
             Scripted::new(20, |context, row| {
                 rows(context, row);
@@ -310,8 +318,8 @@ mod tests {
     }
 
     #[test]
-    fn a_model_that_forgets_nothing_deviates() {
-        // Each call of this script leaves a trace in later ones, as a cache does that cannot be taken back.
+    fn a_model_that_cannot_roll_back_deviates() {
+        // Each call of this script changes later ones, like a cache that cannot be rolled back.
         let calls = std::sync::atomic::AtomicU32::new(0);
         let model = Scripted::new(20, move |context, row| {
             rows(context, row);
@@ -326,9 +334,9 @@ mod tests {
         assert!(trial.verdict(&model, everything).is_err());
     }
 
-    /// What rounding in half precision explains is too much for float32.
+    /// A difference that is rounding in half precision is an error in float32.
     #[test]
-    fn float32_bears_less() {
+    fn float32_has_a_smaller_tolerance() {
         let calls = std::sync::atomic::AtomicU32::new(0);
         let model = Scripted::new(20, move |context, row| {
             rows(context, row);
@@ -349,7 +357,7 @@ mod tests {
     fn passes_are_timed_within_a_limit() {
         let model = || {
             Scripted::new(20, |_, _| Ok(())).with_pass_times(|width, passes| {
-                // the first ones are slow, as they are where memory is fresh
+                // the first passes are slow, as they are on fresh memory
                 Duration::from_micros(100 + 10 * width as u64 + if passes < 4 { 1000 } else { 0 })
             })
         };
@@ -363,7 +371,7 @@ mod tests {
         assert_eq!(widths(&model().with_context_length(20), long), all[..6]);
         assert_eq!(widths(&model().with_context_length(1), long), all[..1]);
         assert_eq!(widths(&model(), Duration::ZERO).len(), 1);
-        // Those that prepare others count neither as times nor for the limit.
+        // Passes that prepare others count neither as times nor for the limit.
         let prepared = || model().with_preparation(1e6);
         assert_eq!(widths(&prepared(), long), all);
         assert!(!widths(&prepared(), Duration::ZERO).is_empty());

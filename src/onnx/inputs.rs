@@ -1,4 +1,4 @@
-//! The inputs of a sequence's passes, the cache aside: whole numbers and truths of the type that each of them takes.
+//! The inputs of passes other than the cache: integers and booleans of the types that the export declares.
 
 use ort::memory::MemoryInfo;
 use ort::value::TensorElementType;
@@ -6,23 +6,23 @@ use ort::value::TensorElementType;
 use super::binding::Tensor;
 use crate::export::Input;
 
-/// An input and the numbers to feed it with.
+/// An input and its values for the next pass.
 pub struct Feed {
     pub input: Input,
     pub numbers: Numbers,
 }
 
-/// Numbers of the type that an input takes.
+/// Values of the type that an input has.
 pub enum Numbers {
     Int64(Vec<i64>),
     Int32(Vec<i32>),
     Bool(Vec<u8>),
-    /// The mask that the cache keeps.
+    /// The attention mask that the cache keeps, which is not copied.
     OfCache,
 }
 
 impl Feed {
-    /// Without numbers.
+    /// Without values.
     pub fn new(input: &Input) -> Self {
         Feed { input: input.clone(), numbers: Numbers::of(input.element) }
     }
@@ -37,7 +37,7 @@ impl Numbers {
         }
     }
 
-    /// Have these numbers and no others. How many there are may be up to the export, so that there may not be enough memory.
+    /// Replace the values. The export may decide how many there are, so running out of memory is an error.
     pub fn fill(&mut self, values: impl IntoIterator<Item = i64>) -> ort::Result<()> {
         let values = values.into_iter();
         match self {
@@ -76,7 +76,7 @@ impl Numbers {
             Numbers::Int64(numbers) => Tensor::over(memory, numbers, TensorElementType::Int64, shape),
             Numbers::Int32(numbers) => Tensor::over(memory, numbers, TensorElementType::Int32, shape),
             Numbers::Bool(numbers) => Tensor::over(memory, numbers, TensorElementType::Bool, shape),
-            Numbers::OfCache => Err(ort::Error::new("the mask is not here")),
+            Numbers::OfCache => Err(ort::Error::new("the attention mask is in the cache")),
         }
     }
 }
@@ -108,8 +108,8 @@ mod tests {
     }
 
     #[test]
-    fn numbers_that_no_memory_holds_are_an_error() {
-        crate::onnx::environment(None, 0, None).unwrap(); // which makes errors
+    fn too_many_numbers_are_an_error() {
+        crate::onnx::environment(None, 0, None).unwrap(); // errors need it
         for element in [TensorElementType::Int64, TensorElementType::Int32, TensorElementType::Bool] {
             let mut numbers = Numbers::of(element);
             assert!(numbers.fill(std::iter::repeat_n(0, usize::MAX)).is_err());

@@ -1,15 +1,23 @@
-//! Runs exported models with ONNX Runtime, on the CPU and on NVIDIA GPUs.
+//! Runs exported models with ONNX Runtime on CPUs and NVIDIA GPUs.
 
+mod attention;
 mod binding;
 mod cache;
 mod captures;
 mod check;
+mod gpu_passes;
 mod huge_pages;
 mod inputs;
+mod load;
+mod logits;
 mod model;
+mod options;
+mod pass;
 mod runtime;
-mod settle;
+mod scoring;
+mod sequence;
 mod weights;
 
-pub use model::{OnnxModel, Provider, RowsOn, Settings};
+pub use model::OnnxModel;
+pub use options::{LoadOptions, Provider, ProviderOptions, RowsOn};
 pub use runtime::{LIBRARY_VARIABLE, Runtime, environment, loaded};

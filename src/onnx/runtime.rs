@@ -1,4 +1,4 @@
-//! Finds and loads ONNX Runtime, and makes the one environment of the process with its shared thread pool.
+//! Finds and loads ONNX Runtime, and creates the environment of the process with its shared thread pool.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -17,75 +17,79 @@ use parking_lot::Mutex;
 use crate::error::{Error, Result};
 use crate::process::{self, PerProcess, Process};
 
-/// The environment variable that names the ONNX Runtime library, before anything else.
+/// The environment variable that names the ONNX Runtime library. It precedes every other setting.
 pub const LIBRARY_VARIABLE: &str = "ORT_DYLIB_PATH";
 
-/// ONNX Runtime as this process uses it.
+/// ONNX Runtime as this process uses it. All engines of the process share it.
 pub struct Runtime {
     environment: Environment,
-    /// The library that was loaded.
+    /// The library file that was loaded.
     pub library: PathBuf,
-    /// Threads of a pool; `None` if other code made it, which ONNX Runtime does not tell.
+    /// The threads of a pool. `None` if other code created the pool, because ONNX Runtime does not tell.
     pub threads: Option<usize>,
-    /// Whether they stay awake for a while when there is nothing to do.
+    /// Whether idle threads spin for a while before they sleep.
     spinning: bool,
-    /// Who has a pool.
-    pub pools: Pools,
+    /// Who owns the thread pools.
+    pub pools: ThreadPools,
 }
 
-/// Who has a thread pool. One for all models is best: two models with spinning pools of their own run 2.3 times slower on two cores.
+/// Who owns the thread pools. One pool for all models is fastest: two models with spinning pools of their own run 2.3
+/// times slower on two cores.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Pools {
-    /// All models of the process share one.
+pub enum ThreadPools {
+    /// All models of the process share one pool of CoS.
     Process,
-    /// They share the one that other code of the process made with the environment.
+    /// All models share the pool that other code of the process created with the environment.
     Host,
-    /// Each model has its own, because other code made the environment without a pool to share.
+    /// Each model has its own, because other code created the environment without a shared pool.
     ModelBesideHost,
-    /// Each model has its own, because the threads of the shared one are in the process that this one was forked from.
+    /// Each model has its own, because the shared pool's threads exist only in the process that this one was forked
+    /// from.
     ModelInChild,
 }
 
-impl Pools {
-    /// What `describe` calls it.
+impl ThreadPools {
+    /// The name in `cos_engine_describe`.
     pub fn name(self) -> &'static str {
         match self {
-            Pools::Process => "process",
-            Pools::Host => "host",
-            Pools::ModelBesideHost | Pools::ModelInChild => "model",
+            ThreadPools::Process => "process",
+            ThreadPools::Host => "host",
+            ThreadPools::ModelBesideHost | ThreadPools::ModelInChild => "model",
         }
     }
 
-    /// What a user should know of it.
+    /// What a user should know about it.
     pub fn warning(self) -> Option<&'static str> {
         match self {
-            Pools::Process => None,
-            Pools::Host => Some(
-                "other code of the process made ONNX Runtime's environment first, with a thread pool of its own, which all models use; \
-                 \"threads\" and \"spinning\" have no effect",
+            ThreadPools::Process => None,
+            ThreadPools::Host => Some(
+                "other code of the process created ONNX Runtime's environment first, and all models use its thread \
+                 pool; \"threads\" and \"spinning\" have no effect",
             ),
-            Pools::ModelBesideHost => Some(
-                "other code of the process made ONNX Runtime's environment first, without a thread pool to share, so each model has one \
-                 of its own and several models decode more slowly; open an engine before other code uses ONNX Runtime",
+            ThreadPools::ModelBesideHost => Some(
+                "other code of the process created ONNX Runtime's environment first, without a shared thread pool, so \
+                 each model has its own thread pool and several models decode more slowly; open an engine before other \
+                 code uses ONNX Runtime",
             ),
-            Pools::ModelInChild => Some(
-                "the process was forked from one that had opened engines, so each model has a thread pool of its own and several models \
-                 decode more slowly; open the first engine behind fork()",
+            ThreadPools::ModelInChild => Some(
+                "the process was forked from one that had opened engines, so each model has its own thread pool and \
+                 several models decode more slowly; open the first engine after fork()",
             ),
         }
     }
 }
 
 impl Runtime {
-    /// Build a session in its environment, with the pool that is meant for it.
+    /// A builder of sessions in the environment, with the thread pool that they should use.
     pub fn session(&self) -> ort::Result<SessionBuilder> {
         let mut builder = Session::builder(&self.environment)?;
-        if self.pools != Pools::Process {
-            // What is logged goes to the host's logger, which the host may free once it has released its environment. Errors are returned.
+        if self.pools != ThreadPools::Process {
+            // Logs go to the host's logger, and the host may free it once it has released its environment. So nothing
+            // but fatal errors is logged. Other errors are returned.
             builder = builder.with_log_level(LogLevel::Fatal)?;
         }
         Ok(match (self.pools, self.threads) {
-            (Pools::ModelBesideHost | Pools::ModelInChild, Some(threads)) => builder
+            (ThreadPools::ModelBesideHost | ThreadPools::ModelInChild, Some(threads)) => builder
                 .with_independent_thread_pool()?
                 .with_intra_threads(threads)?
                 .with_config_entry("session.intra_op.allow_spinning", if self.spinning { "1" } else { "0" })?,
@@ -94,23 +98,24 @@ impl Runtime {
     }
 }
 
-/// The same for all engines of a process, since ONNX Runtime allows one environment.
+/// The runtime of a process. ONNX Runtime allows one environment.
 #[derive(Default)]
 struct Shared {
-    /// Two first uses at once must not both try.
+    /// Held while the runtime is created, so that two first uses do not both try.
     first: Mutex<()>,
     runtime: OnceCell<Runtime>,
 }
 
 static SHARED: PerProcess<Shared> = PerProcess::new(Shared::default);
 
-/// What a process has made, also for its children.
+/// The environment and the library that this process or an ancestor loaded. Children of `fork()` inherit both.
 static MADE: OnceCell<(Environment, PathBuf)> = OnceCell::new();
 
-/// The number of the process that makes it now, or 0. A child that was forked meanwhile has locks that nobody will release.
+/// The number of the process that is creating the environment, or 0. In a child that is forked meanwhile, ONNX Runtime
+/// holds locks that no thread will release.
 static MAKING: AtomicU32 = AtomicU32::new(0);
 
-/// Marks that this process makes it, until dropped.
+/// Marks that this process is creating the environment, until dropped.
 struct Making;
 
 impl Making {
@@ -122,8 +127,8 @@ impl Making {
         }
         MAKING.store(parent, Ordering::SeqCst);
         Err(Error::Unsupported(
-            "this process was forked while its parent opened its first engine, which left ONNX Runtime half made; fork before that, or \
-             when the engine is open"
+            "this process was forked while its parent opened its first engine, so ONNX Runtime is not usable here; \
+             fork before that, or when the engine is open"
                 .into(),
         ))
     }
@@ -135,10 +140,13 @@ impl Drop for Making {
     }
 }
 
-/// ONNX Runtime, loaded on first use from `library` (unless `ORT_DYLIB_PATH` is set) with a pool of `threads` threads (0: as many as
-/// there are cores for us), which spin unless told not to.
+/// ONNX Runtime. The first call loads it and creates the environment; later calls return the same one.
 ///
-/// Later calls get the same one; asking for another number of threads, or for other spinning, then is an error.
+/// `library` names the file, unless the variable [`LIBRARY_VARIABLE`] does. `threads` is the size of the thread pool; 0
+/// means one for each usable core. Threads spin unless `spinning` is `Some(false)`.
+///
+/// # Errors
+/// `Runtime` if the library cannot be found or loaded, `Config` if a later call asks for other threads or spinning.
 pub fn load(library: Option<&Path>, threads: usize, spinning: Option<bool>) -> Result<&'static Runtime> {
     let shared = SHARED.get();
     let _first = shared.first.lock();
@@ -160,53 +168,53 @@ pub fn load(library: Option<&Path>, threads: usize, spinning: Option<bool>) -> R
     Ok(runtime)
 }
 
-/// Its environment, likewise.
+/// The environment of [`load`].
 pub fn environment(library: Option<&Path>, threads: usize, spinning: Option<bool>) -> Result<&'static Environment> {
     load(library, threads, spinning).map(|runtime| &runtime.environment)
 }
 
-/// How many threads can compute at once: physical cores, or fewer where affinity or a control group (the limit of a
-/// container) allows no more.
+/// The number of physical cores that this process may use. Affinity and control groups (the limits of containers) lower
+/// it.
 ///
-/// ONNX Runtime counts for itself if it is not told, but knows nothing of control groups, and threads that spin beyond
-/// one's share are the slowest of all.
+/// ONNX Runtime's own count ignores control groups. A pool with more spinning threads than cores is very slow.
 fn cores() -> usize {
     num_cpus::get_physical().min(num_cpus::get()).max(1)
 }
 
-/// ONNX Runtime, if it was loaded.
+/// ONNX Runtime, or `None` if it has not been loaded.
 pub fn loaded() -> Option<&'static Runtime> {
     SHARED.get().runtime.get()
 }
 
 fn make(library: Option<&Path>, threads: usize, spinning: Option<bool>) -> Result<Runtime> {
     let threads = if threads == 0 { cores() } else { threads };
-    let with = |environment: Environment, library: PathBuf, pools: Pools| Runtime {
+    let with = |environment: Environment, library: PathBuf, pools: ThreadPools| Runtime {
         environment,
         library,
-        threads: (pools != Pools::Host).then_some(threads),
-        // Several pools that spin would fight for the cores.
-        spinning: spinning.unwrap_or(pools == Pools::Process),
+        threads: (pools != ThreadPools::Host).then_some(threads),
+        // Several spinning pools would compete for the cores.
+        spinning: spinning.unwrap_or(pools == ThreadPools::Process),
         pools,
     };
     if let Some((environment, library)) = MADE.get() {
-        return Ok(with(environment.clone(), library.clone(), Pools::ModelInChild));
+        return Ok(with(environment.clone(), library.clone(), ThreadPools::ModelInChild));
     }
     let _making = Making::start()?;
     let path = find(library)?;
     let failed = |error: &dyn std::fmt::Display| {
         Error::Runtime(format!("{error}; ONNX Runtime 1.{} or newer is needed", ort::MINOR_VERSION))
     };
-    // ort looks for relative paths beside the program, we beside the working directory.
+    // `ort` resolves relative paths from the program's folder, CoS from the working directory.
     let path = path.canonicalize().unwrap_or(path);
     let not_made =
         |error: ort::Error| Error::Runtime(format!("{}: ONNX Runtime cannot start: {error}", path.display()));
-    // ONNX Runtime keeps the address of its logger for good.
+    // ONNX Runtime keeps the address of its logger until the process ends.
     process::stay_loaded();
-    // Its builds for Linux report to Microsoft from 1.29 on, by a thread for which a child of fork() waits for ever when it exits.
+    // From 1.29 on, its Linux builds send telemetry from a thread. A child of fork() would wait for that thread for
+    // ever when it exits.
     process::set_default(c"ORT_DISABLE_TELEMETRY", c"ORT_DISABLE_TELEMETRY=1");
     let builder = ort::init_from(&path).map_err(|error| match &error {
-        // What the loader says is a level below.
+        // The message of the system's loader is the source of the error.
         ort::LoadDynamicError::Dlopen { error: cause, path } => match std::error::Error::source(cause) {
             Some(cause) => failed(&format_args!("cannot load {}: {cause}", path.display())),
             None => failed(&error),
@@ -221,13 +229,20 @@ fn make(library: Option<&Path>, threads: usize, spinning: Option<bool>) -> Resul
     Ok(with(environment, path, pools))
 }
 
-/// A model that does nothing.
+/// A model with one `Identity` operator.
 const PROBE: &[u8] =
     b"\x08\x08:7\n\x10\n\x01x\x12\x01y\"\x08Identity\x12\x01pZ\x0f\n\x01x\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01\
     b\x0f\n\x01y\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01B\x04\n\x00\x10\x11";
 
-/// The environment, and who has pools in it. If there is one in the process already, ONNX Runtime gives that one, and does not say so.
-fn make_environment(builder: EnvironmentBuilder, threads: usize, spinning: bool) -> ort::Result<(Environment, Pools)> {
+/// Create the environment, and find out who owns its thread pool.
+///
+/// If the process has an environment already, ONNX Runtime returns that one without saying so. What reaches our logger,
+/// and whether a session can do without a pool of its own, tell.
+fn make_environment(
+    builder: EnvironmentBuilder,
+    threads: usize,
+    spinning: bool,
+) -> ort::Result<(Environment, ThreadPools)> {
     let pool = GlobalThreadPoolOptions::default().with_intra_threads(threads)?.with_spin_control(spinning)?;
     let heard = Arc::new(AtomicBool::new(false));
     let logger = heard.clone();
@@ -235,7 +250,7 @@ fn make_environment(builder: EnvironmentBuilder, threads: usize, spinning: bool)
         .with_name("cos")
         .with_telemetry(false)
         .with_global_thread_pool(pool)
-        // A library has no business on its host's standard error: what ORT logs goes to `tracing`.
+        // A library should not write to standard error, so logs go to `tracing`.
         .with_logger(Arc::new(move |level, _category: &str, _id: &str, location: &str, message: &str| {
             logger.store(true, Ordering::Relaxed);
             match level {
@@ -245,23 +260,22 @@ fn make_environment(builder: EnvironmentBuilder, threads: usize, spinning: bool)
             }
         }))
         .build()?;
-    // A session without a pool of its own can be made only where there is one to share. All that is logged meanwhile goes to the logger
-    // of whoever made the environment.
+    // A session without a pool of its own can be created only if there is a shared one. Its creation logs something, to
+    // the logger that the environment was created with.
     let has_pool = Session::builder(&environment)?.commit_from_memory(PROBE).is_ok();
     let is_ours = heard.load(Ordering::Relaxed);
     if is_ours {
         environment.set_log_level(LogLevel::Warning);
     }
     let pools = match (is_ours, has_pool) {
-        (true, _) => Pools::Process,
-        (false, true) => Pools::Host,
-        (false, false) => Pools::ModelBesideHost,
+        (true, _) => ThreadPools::Process,
+        (false, true) => ThreadPools::Host,
+        (false, false) => ThreadPools::ModelBesideHost,
     };
     Ok((environment, pools))
 }
 
-/// Where the library is: `ORT_DYLIB_PATH`, then the configuration, then beside this library where set-up puts it,
-/// then whatever the system's loader finds.
+/// Find the library: by the environment variable, by the configuration, beside this library, or by the system's loader.
 fn find(configured: Option<&Path>) -> Result<PathBuf> {
     let variable = std::env::var_os(LIBRARY_VARIABLE).filter(|value| !value.is_empty()).map(PathBuf::from);
     let named = variable.map(|path| (path, LIBRARY_VARIABLE)).or(configured.map(|path| (path.into(), "onnxruntime")));
@@ -271,7 +285,7 @@ fn find(configured: Option<&Path>) -> Result<PathBuf> {
             Ok(path)
         } else {
             Err(Error::Runtime(format!(
-                "{source} names {}, which is not a file; name the library, such as libonnxruntime.so",
+                "{source} names {}, which is not a file; let it name the library, such as libonnxruntime.so",
                 path.display()
             )))
         };
@@ -280,7 +294,7 @@ fn find(configured: Option<&Path>) -> Result<PathBuf> {
     own.as_deref().and_then(near).or_else(system_library).ok_or_else(|| missing(own.as_deref()))
 }
 
-/// What to do without ONNX Runtime: the command puts it where [`near`] looks, in a source tree and in an installation.
+/// The error if no library was found. The command in it puts one where [`near`] looks.
 fn missing(own: Option<&Path>) -> Error {
     let place = own.and_then(|own| Some((own, own.parent()?.join("onnxruntime"))));
     let beside = place.map_or(String::from("; "), |(own, folder)| {
@@ -293,8 +307,9 @@ fn missing(own: Option<&Path>) -> Error {
     ))
 }
 
-/// A library beside a file, or in a folder `onnxruntime` there; or the same in the folders above, where set-up puts it in
-/// cargo's, but then of the same owner: in one like /tmp anybody may have left a library for us.
+/// A library in the folder of `own` or in its subfolder `onnxruntime`, or likewise in up to three folders above.
+///
+/// Above, it must have the same owner as `own`: in a folder like /tmp, anybody could plant a library.
 fn near(own: &Path) -> Option<PathBuf> {
     own.ancestors().skip(1).take(4).enumerate().find_map(|(above, folder)| {
         let folders = [folder.to_owned(), folder.join("onnxruntime")];
@@ -307,7 +322,7 @@ fn same_owner(one: &Path, other: &Path) -> bool {
     owner(one).is_some_and(|uid| owner(other) == Some(uid))
 }
 
-/// The newest `libonnxruntime.so*` of a folder.
+/// The `libonnxruntime.so*` of a folder whose name sorts last.
 fn library_in(folder: &Path) -> Option<PathBuf> {
     let entries = folder.read_dir().ok()?.filter_map(|entry| Some(entry.ok()?.path()));
     entries
@@ -316,11 +331,11 @@ fn library_in(folder: &Path) -> Option<PathBuf> {
         .max()
 }
 
-/// A library that the system's loader knows by name, if there is one.
+/// A library that the system's loader finds by name.
 fn system_library() -> Option<PathBuf> {
     [c"libonnxruntime.so.1", c"libonnxruntime.so"].into_iter().find_map(|name| {
-        // SAFETY: the name is a C string; loading runs the library's initialisers, which is what we are about to do
-        // anyway, and the handle is kept for good.
+        // SAFETY: the name is a C string. Loading runs the library's initialisers, as `make` would. The handle is never
+        // closed.
         let handle = unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_LAZY | libc::RTLD_LOCAL) };
         (!handle.is_null()).then(|| PathBuf::from(OsStr::from_bytes(name.to_bytes())))
     })

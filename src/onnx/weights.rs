@@ -1,4 +1,5 @@
-//! Loads exports into ONNX Runtime: each once, for all models of the process that name it.
+//! Loads the sessions of models. Models of a process that name the same files share one session, and so one set of
+//! weights.
 
 use std::collections::BTreeSet;
 use std::mem::ManuallyDrop;
@@ -10,41 +11,43 @@ use ort::ep::ArbitrarilyConfigurableExecutionProvider;
 use ort::session::Session;
 use parking_lot::Mutex;
 
-use super::binding::{REMEMBER_PROVIDERS, operators_by};
-use super::huge_pages::Mappings;
-use super::model::Provider;
-use super::runtime;
+use super::attention::AttentionKernels;
+use super::binding::{RECORD_PROVIDERS, operators_by};
+use super::huge_pages::AnonymousMappings;
+use super::options::{Provider, ProviderOptions};
+use super::{attention, runtime};
 use crate::cuda::{self, Device};
 use crate::error::{Error, Result};
-use crate::export::graph::{Graph, Node};
+use crate::export::graph::Graph;
 use crate::export::shapes;
 use crate::process::{PerProcess, Process};
 
-/// A session of ONNX Runtime, and where it runs.
-pub struct Loaded {
+/// A session of ONNX Runtime, and the device that it runs on.
+pub struct LoadedSession {
     /// Dropped before the device, whose stream it uses.
     pub session: ManuallyDrop<Session>,
-    /// The GPU that it runs on.
+    /// The GPU that it runs on, if any.
     pub device: Option<Arc<Device>>,
-    /// Whether all that counts runs on a GPU, so that its passes could be captured.
+    /// Whether all operators run on the GPU, except those that compute shapes. Only then can passes be captured.
     pub is_whole: bool,
-    /// If not, the operators that ONNX Runtime runs on the processor.
+    /// The types of operators that run on the processor, if the session was meant for a GPU and is not whole.
     pub on_processor: BTreeSet<String>,
-    /// Why passes cannot be captured, if they cannot.
+    /// Why passes cannot be captured as CUDA graphs.
     pub no_graphs: Option<String>,
-    /// What it was told of the kernels for attention, if anything.
+    /// The attention kernels that the provider was told to use, if it was told.
     pub attention: Option<String>,
-    /// Whether each width is planned on each size of the cache, which takes long.
+    /// Whether cuDNN plans each width of a pass on each size of the cache, which takes long.
     pub plans_widths: bool,
+    /// The process that created the session.
     process: Process,
 }
 
-impl Drop for Loaded {
+impl Drop for LoadedSession {
     fn drop(&mut self) {
-        // SAFETY: nobody has it any more.
+        // SAFETY: the value is being dropped, so nothing uses the session afterwards.
         let session = unsafe { ManuallyDrop::take(&mut self.session) };
         if !self.process.is_current() {
-            std::mem::forget((session, self.device.take())); // their threads are in the parent
+            std::mem::forget((session, self.device.take())); // their threads exist in the parent only
         } else if let Some(device) = &self.device {
             let _unloading = cuda::loading();
             device.by_runner(|| drop(session));
@@ -52,37 +55,37 @@ impl Drop for Loaded {
     }
 }
 
-/// What was loaded or is being loaded, with what of. It stays as long as models use it.
+/// The sessions that are loaded or being loaded. Entries hold weak references, so models own the sessions.
 static LOADED: PerProcess<Mutex<Slots>> = PerProcess::new(Mutex::default);
 
-type Slots = Vec<(Source, Arc<Slot>)>;
+type Slots = Vec<(SessionKey, Arc<Slot>)>;
 
-/// A session of a source. The lock is held while it is loaded.
-type Slot = Mutex<Weak<Loaded>>;
+/// The session of a key. The lock is held while the session is loaded.
+type Slot = Mutex<Weak<LoadedSession>>;
 
-/// What a session was made of. How models use it is no part of it.
+/// Everything that a session depends on. Two models with equal keys share a session.
 #[derive(Clone, PartialEq)]
-struct Source {
+struct SessionKey {
     provider: Provider,
-    shapes: Shapes,
-    files: Vec<Version>,
+    shapes: ShapeSource,
+    files: Vec<FileVersion>,
 }
 
 /// Where the shapes of inner values come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Shapes {
-    /// From the file.
-    Declared,
-    /// From ONNX Runtime, because those of the file are wrong.
-    Inferred,
+pub enum ShapeSource {
+    /// The file declares them.
+    File,
+    /// ONNX Runtime infers them, because those in the file are wrong.
+    Inference,
 }
 
-/// A file as it is now, by whatever path: device and inode, size, time of change in seconds and nanoseconds.
-type Version = (u64, u64, u64, i64, i64);
+/// A file and its state: device, inode, size, and time of change in seconds and nanoseconds.
+type FileVersion = (u64, u64, u64, i64, i64);
 
-impl Source {
-    /// Of an export and the files with its weights; `None` where one cannot be seen.
-    fn of(file: &Path, graph: &Graph, provider: &Provider, shapes: Shapes) -> Option<Self> {
+impl SessionKey {
+    /// The key of an export and its files of weights. `None` if the state of a file cannot be read.
+    fn of(file: &Path, graph: &Graph, provider: &Provider, shapes: ShapeSource) -> Option<Self> {
         let folder = file.parent().unwrap_or(Path::new(""));
         let external = graph.external_files.keys().map(|name| folder.join(name));
         let version = |path: &Path| {
@@ -90,23 +93,23 @@ impl Source {
             Some((file.dev(), file.ino(), file.size(), file.mtime(), file.mtime_nsec()))
         };
         let files = std::iter::once(file.to_path_buf()).chain(external).map(|path| version(&path));
-        Some(Source { provider: provider.clone(), shapes, files: files.collect::<Option<_>>()? })
+        Some(SessionKey { provider: provider.clone(), shapes, files: files.collect::<Option<_>>()? })
     }
 }
 
-/// The session of an export. [`runtime::environment`] must have been made.
+/// The session of an export. [`runtime::environment`] must be called first.
 ///
-/// Runs of one session may be at the same time, so those who share it do not notice. Who wants the same export while it is being loaded
-/// waits for it, which takes less time and memory than loading it again.
-pub fn load(file: &Path, graph: &Graph, provider: &Provider, shapes: Shapes) -> Result<Arc<Loaded>> {
-    let slot = Source::of(file, graph, provider, shapes).map_or_else(Arc::default, slot);
+/// A session allows concurrent runs, so models can share it. A caller that needs a session which another thread is
+/// loading waits for it. That takes less time and memory than loading it twice.
+pub fn load(file: &Path, graph: &Graph, provider: &Provider, shapes: ShapeSource) -> Result<Arc<LoadedSession>> {
+    let slot = SessionKey::of(file, graph, provider, shapes).map_or_else(Arc::default, slot);
     let mut slot = slot.lock();
     if let Some(loaded) = slot.upgrade() {
         return Ok(loaded);
     }
-    let made = Arc::new(match provider {
-        Provider::Cpu => Loaded {
-            session: ManuallyDrop::new(make(file, shapes, None)?),
+    let loaded = Arc::new(match provider {
+        Provider::Cpu => LoadedSession {
+            session: ManuallyDrop::new(create(file, shapes, None)?),
             device: None,
             is_whole: false,
             on_processor: BTreeSet::new(),
@@ -115,118 +118,65 @@ pub fn load(file: &Path, graph: &Graph, provider: &Provider, shapes: Shapes) -> 
             plans_widths: false,
             process: Process::current(),
         },
-        Provider::Cuda { device_id, options } => on_gpu(file, graph, shapes, *device_id, options)?,
+        Provider::Cuda { device_id, options } => load_on_gpu(file, graph, shapes, *device_id, options)?,
     });
-    *slot = Arc::downgrade(&made);
-    Ok(made)
+    *slot = Arc::downgrade(&loaded);
+    Ok(loaded)
 }
 
-fn slot(source: Source) -> Arc<Slot> {
+fn slot(key: SessionKey) -> Arc<Slot> {
     let mut slots = LOADED.get().lock();
-    // Nobody can take another's slot meanwhile, since that needs the list.
+    // A slot with one reference is in this list only, and the list is locked, so no thread can be using it.
     slots.retain(|(_, slot)| Arc::strong_count(slot) > 1 || slot.lock().strong_count() > 0);
-    if let Some((_, slot)) = slots.iter().find(|(other, _)| *other == source) {
+    if let Some((_, slot)) = slots.iter().find(|(other, _)| *other == key) {
         return slot.clone();
     }
     let slot = Arc::<Slot>::default();
-    slots.push((source, slot.clone()));
+    slots.push((key, slot.clone()));
     slot
 }
 
-/// The option of the provider that says whether passes are captured. ONNX Runtime is told of it, because it then leaves nothing
-/// behind on the stream that could not be captured; but the capturing is ours.
+/// The option of the CUDA provider for CUDA graphs. It is set although CoS captures by itself: ONNX Runtime then checks
+/// that all operators run on the GPU, and puts nothing on the stream that cannot be captured.
 const GRAPHS: &str = "enable_cuda_graph";
 
-/// The option of the provider that says which kernels it has for attention, and the sum of all of them but cuDNN's.
-const ATTENTION: &str = "sdpa_kernel";
-const WITHOUT_CUDNN: &str = "23";
-
-/// Groups of heads, and their sizes, for which ONNX Runtime has XQA kernels, of single tokens.
-const XQA_GROUPS: [i64; 7] = [1, 2, 4, 5, 8, 16, 32];
-const XQA_HEADS: [i64; 3] = [64, 128, 256];
-
-/// Inputs of `GroupQueryAttention`.
-const COSINES: usize = 7;
-const BIAS: usize = 10;
-const SINK: usize = 11;
-
-/// Kernels of `GroupQueryAttention`, which alone has caches of few sizes, that ONNX Runtime 1.31 takes by itself on a GPU of Hopper's
-/// or newer (contrib_ops/cuda/bert/group_query_attention.cc).
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum Attention {
-    /// None of cuDNN's.
-    Own,
-    /// cuDNN's for several tokens; single ones go to XQA.
-    WideByCudnn,
-    /// cuDNN's.
-    Cudnn,
-}
-
-impl Attention {
-    fn of(graph: &Graph) -> Self {
-        let mut by_cudnn = graph.all("GroupQueryAttention").filter(|node| may_be_cudnns(node));
-        if by_cudnn.clone().any(|node| !has_xqa(graph, node)) {
-            Attention::Cudnn
-        } else if by_cudnn.next().is_some() {
-            Attention::WideByCudnn
-        } else {
-            Attention::Own
-        }
-    }
-}
-
-fn input(node: &Node, index: usize) -> Option<&str> {
-    node.inputs.get(index).map(String::as_str).filter(|name| !name.is_empty())
-}
-
-/// Whether cuDNN can do it: neither capped, nor of a window, nor with a sink.
-fn may_be_cudnns(node: &Node) -> bool {
-    node.fraction("softcap").unwrap_or(0.0) == 0.0
-        && node.integer("local_window_size").unwrap_or(-1) == -1
-        && node.integer("smooth_softmax").unwrap_or(0) != 1
-        && input(node, SINK).is_none()
-}
-
-/// Whether what cuDNN can do has better kernels for single tokens. Positions turn a head's numbers in pairs: two for each cosine.
-fn has_xqa(graph: &Graph, node: &Node) -> bool {
-    let heads = node.integer("num_heads").zip(node.integer("kv_num_heads").filter(|&heads| heads > 0));
-    let cosines = input(node, COSINES).and_then(|table| graph.weight(table)?.last().copied());
-    heads.is_some_and(|(heads, shared)| XQA_GROUPS.contains(&(heads / shared)))
-        && cosines.is_some_and(|cosines| XQA_HEADS.iter().any(|size| size / 2 == cosines))
-        && input(node, BIAS).is_none()
-        && std::env::var("ORT_ENABLE_XQA").map_or(true, |value| value.trim() != "0")
-}
-
-fn on_gpu(file: &Path, graph: &Graph, shapes: Shapes, device_id: i32, options: &Options) -> Result<Loaded> {
+fn load_on_gpu(
+    file: &Path,
+    graph: &Graph,
+    shapes: ShapeSource,
+    device_id: i32,
+    options: &ProviderOptions,
+) -> Result<LoadedSession> {
     let _loading = cuda::loading();
     let device = Device::open(device_id).map_err(|error| match error {
         Error::Runtime(what) => unavailable(file, &what),
         other => other,
     })?;
-    // By default attention is cuDNN's, which takes 60 ms and more for a width on a size of the cache that it has not met: any prompt of
-    // another length. It is left out where nothing is lost by that; elsewhere there are few widths (see `Gpu::padding`).
-    let by_default = device.prefers_cudnn() && !options.contains_key(ATTENTION);
-    let kernels = if by_default { Attention::of(graph) } else { Attention::Own };
+    // By default, cuDNN computes attention on some GPUs, and it plans each new width and size of the cache for 60 ms or
+    // more. It is excluded where other kernels are as good. Elsewhere, passes have few widths: see
+    // `GpuPasses::padding`.
+    let by_default = device.prefers_cudnn() && !options.contains_key(attention::KERNELS);
+    let kernels = if by_default { AttentionKernels::of(graph) } else { AttentionKernels::Own };
     let mut options = options.clone();
-    if kernels == Attention::WideByCudnn {
-        options.insert(ATTENTION.into(), WITHOUT_CUDNN.into());
+    if kernels == AttentionKernels::CudnnForSeveral {
+        options.insert(attention::KERNELS.into(), attention::WITHOUT_CUDNN.into());
     }
-    let make = |graphs: bool| {
-        // With TF32, logits would depend on the width of a pass in the third digit.
+    let create = |graphs: bool| {
+        // With TF32, the third digit of logits would depend on the width of a pass.
         let cuda = ort::ep::CUDA::default().with_device_id(device_id).with_tf32(false);
         let cuda = options.iter().fold(cuda, |cuda, (key, value)| cuda.with_arbitrary_config(key, value));
-        // SAFETY: the device, and so its stream, outlives the session: see `Loaded`.
+        // SAFETY: the device, and so its stream, outlives the session: see `LoadedSession`.
         let cuda = unsafe { cuda.with_cuda_graph(graphs).with_compute_stream(device.stream()) };
-        device.by_runner(|| make(file, shapes, Some(cuda)))
+        device.by_runner(|| create(file, shapes, Some(cuda)))
     };
     let asked = options.get(GRAPHS).is_none_or(|value| value != "0");
     let (mut is_whole, mut on_processor) = (true, BTreeSet::new());
-    // This fails unless all operators run on the GPU, but for those that only look at shapes.
-    let (session, no_graphs) = match make(true) {
+    // With graphs, creation fails unless all operators run on the GPU, except those that compute shapes.
+    let (session, no_graphs) = match create(true) {
         Ok(session) => (session, (!asked).then(|| format!("\"{GRAPHS}\" is \"0\""))),
-        // Who cannot capture may run all the same; if not, the second error says it better.
+        // A session without graphs may work. If not, its error is the clearer one.
         Err(error) => {
-            let session = make(false)?;
+            let session = create(false)?;
             is_whole = false;
             on_processor = operators_by(&session, c"CPUExecutionProvider").unwrap_or_default();
             let operators: Vec<&str> = on_processor.iter().map(String::as_str).collect();
@@ -237,10 +187,16 @@ fn on_gpu(file: &Path, graph: &Graph, shapes: Shapes, device_id: i32, options: &
             (session, Some(why))
         }
     };
-    let (attention, plans_widths) = (options.get(ATTENTION).cloned(), kernels == Attention::Cudnn);
-    let session = ManuallyDrop::new(session);
-    let (device, process) = (Some(device), Process::current());
-    Ok(Loaded { session, device, is_whole, on_processor, no_graphs, attention, plans_widths, process })
+    Ok(LoadedSession {
+        session: ManuallyDrop::new(session),
+        device: Some(device),
+        is_whole,
+        on_processor,
+        no_graphs,
+        attention: options.get(attention::KERNELS).cloned(),
+        plans_widths: kernels == AttentionKernels::Cudnn,
+        process: Process::current(),
+    })
 }
 
 fn unavailable(file: &Path, why: &str) -> Error {
@@ -252,28 +208,25 @@ fn unavailable(file: &Path, why: &str) -> Error {
     ))
 }
 
-/// Options of a provider.
-pub type Options = std::collections::BTreeMap<String, String>;
-
-fn make(file: &Path, shapes: Shapes, cuda: Option<ort::ep::CUDA>) -> Result<Session> {
+fn create(file: &Path, shapes: ShapeSource, cuda: Option<ort::ep::CUDA>) -> Result<Session> {
     let runtime = runtime::load(None, 0, None)?;
     let refuse = |error: &dyn std::fmt::Display| Error::Model(format!("cannot load {}: {error}", file.display()));
     let mut builder = runtime.session().map_err(|error| refuse(&error))?;
-    // ORT keeps a memory plan for each combination of input shapes, and here every pass has another one.
+    // ONNX Runtime would keep a memory plan for each combination of input shapes, and most passes have a new one.
     builder = builder.with_memory_pattern(false).map_err(|error| refuse(&error))?;
-    // By default ORT rounds the activations of products with quantised weights to eight bits, and so changes the model.
+    // By default, products with quantised weights round activations to eight bits, which changes the model.
     builder =
         builder.with_config_entry("session.qdq_matmulnbits_accuracy_level", "1").map_err(|error| refuse(&error))?;
     if let Some(cuda) = cuda {
-        builder = builder.with_config_entry(REMEMBER_PROVIDERS, "1").map_err(|error| refuse(&error))?;
+        builder = builder.with_config_entry(RECORD_PROVIDERS, "1").map_err(|error| refuse(&error))?;
         let cuda = cuda.build().error_on_failure();
         builder = builder.with_execution_providers([cuda]).map_err(|error| unavailable(file, &error.to_string()))?;
     }
-    let before = Mappings::now();
+    let before = AnonymousMappings::now();
     let session = match shapes {
-        Shapes::Declared => builder.commit_from_file(file),
-        Shapes::Inferred => {
-            // which is where weights beside the file are looked for
+        ShapeSource::File => builder.commit_from_file(file),
+        ShapeSource::Inference => {
+            // A session from memory must be told where external weights are.
             let folder = file.parent().and_then(Path::to_str).ok_or_else(|| refuse(&"its path is not UTF-8"))?;
             let bytes = shapes::without(file).map_err(|error| refuse(&error))?;
             let folder = if folder.is_empty() { "." } else { folder };
@@ -295,28 +248,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_takes_attention_is_known() {
-        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-        for (export, kernels, why) in [
-            ("models/demo/small", Attention::WideByCudnn, "two heads of 64, and one for keys"),
-            ("models/demo/base", Attention::Cudnn, "six heads, and two for keys"),
-            ("tests/exports/llama/builder-fp16-cuda", Attention::Cudnn, "heads of 16"),
-            ("tests/exports/gemma2/builder-fp32", Attention::Own, "capped scores"),
-            ("tests/exports/gpt_oss/builder-fp32", Attention::Own, "sinks"),
-            ("tests/exports/llama/optimum-fp32", Attention::Own, "products of matrices"),
-        ] {
-            let graph = Graph::read(&root.join(export).join("model.onnx")).unwrap();
-            assert_eq!(Attention::of(&graph), kernels, "{export}: {why}");
-        }
-    }
-
-    #[test]
-    fn what_runs_an_operator_is_remembered() {
+    fn a_session_records_which_provider_runs_an_operator() {
         let environment = runtime::environment(None, 0, None).unwrap();
         let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/demo/small/model.onnx");
-        let load = |remember| {
+        let load = |record| {
             let builder = Session::builder(environment).unwrap();
-            builder.with_config_entry(REMEMBER_PROVIDERS, remember).unwrap().commit_from_file(&file).unwrap()
+            builder.with_config_entry(RECORD_PROVIDERS, record).unwrap().commit_from_file(&file).unwrap()
         };
         let session = load("1");
         let operators = operators_by(&session, c"CPUExecutionProvider").unwrap();
@@ -326,13 +263,13 @@ mod tests {
     }
 
     #[test]
-    fn an_export_is_loaded_once_as_long_as_it_stays() {
+    fn an_unchanged_export_is_loaded_once() {
         runtime::environment(None, 0, None).unwrap();
         let folder = tempfile::tempdir().unwrap();
         let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/demo/small");
         let file = folder.path().join("model.onnx");
         std::fs::copy(demo.join("model.onnx"), &file).unwrap();
-        let load = |file: &Path| load(file, &Graph::read(file).unwrap(), &Provider::Cpu, Shapes::Declared).unwrap();
+        let load = |file: &Path| load(file, &Graph::read(file).unwrap(), &Provider::Cpu, ShapeSource::File).unwrap();
         let first = load(&file);
         assert!(Arc::ptr_eq(&first, &load(&file)));
         let other_way = folder.path().join("../").join(folder.path().file_name().unwrap()).join("model.onnx");
@@ -345,12 +282,15 @@ mod tests {
         assert!(!Arc::ptr_eq(&first, &second), "the file has changed");
         let weak = Arc::downgrade(&second);
         drop((first, second));
-        assert!(weak.upgrade().is_none(), "nobody keeps what nobody uses");
+        assert!(weak.upgrade().is_none(), "an unused session is freed");
 
         let at_once = std::thread::scope(|scope| {
             let threads: Vec<_> = (0..4).map(|_| scope.spawn(|| load(&file))).collect();
             threads.into_iter().map(|thread| thread.join().unwrap()).collect::<Vec<_>>()
         });
-        assert!(at_once.iter().all(|loaded| Arc::ptr_eq(loaded, &at_once[0])), "those who come meanwhile wait for it");
+        assert!(
+            at_once.iter().all(|loaded| Arc::ptr_eq(loaded, &at_once[0])),
+            "threads wait for a session that is being loaded"
+        );
     }
 }

@@ -1,16 +1,18 @@
-//! What a plan would take: the round loop with numbers in place of models.
+//! What a plan is expected to take: the decoder's own loop, with expected times and acceptance rates in place of
+//! models.
 //!
-//! The loop is that of [`round`](crate::decode::round), step by step and with the very policies, but a pass is its expected time
-//! and a proposal is accepted with its expected rate. So every strategy is forecast alike, routed or not, for any number
-//! of models, and a new one needs nothing here. For two models it agrees with Theorem 3.6.
+//! A forecast runs the [`Schedule`] of the decoder. A pass takes its expected time, and a proposal is accepted by a
+//! number that is drawn in advance. So every strategy is forecast alike, routed or not, for any number of models, and a
+//! new one needs nothing here. For two models the forecast agrees with Theorem 3.6.
 
-use std::collections::VecDeque;
+use std::convert::Infallible;
 
 use once_cell::sync::Lazy;
 
-use super::estimates::{Doubt, Estimates};
 use crate::decode::chance::{CounterRng, Key, Purpose};
-use crate::decode::policy::{Action, Plan, Targets, View};
+use crate::decode::policy::{Plan, Targets};
+use crate::decode::schedule::{Draft, Next, Schedule, World};
+use crate::learn::estimates::{Calibration, Estimates};
 
 /// Tokens of the longest forecast.
 pub const LONGEST: usize = 1024;
@@ -56,98 +58,108 @@ impl Task {
     pub fn standard(&self, estimates: &Estimates) -> f64 {
         let models = self.needed().count();
         let passes = self.needed().map(|model| estimates.costs[model].at(1, models > 1));
-        estimates.together(passes) + models as f64 * estimates.beside.pass()
+        estimates.overlapped_seconds(passes) + models as f64 * estimates.host.per_pass()
     }
 }
 
-/// Forecasts plans, from what is known now.
+/// Forecasts plans from what is known now.
 #[derive(Debug)]
 pub struct Forecast<'a> {
     task: &'a Task,
     estimates: &'a Estimates,
-    needed: Vec<usize>,
-    /// The model that each position is routed to.
+    /// By position: the model that it is routed to.
     routes: Vec<usize>,
-    /// By position, and by model within it.
-    fates: Vec<Fate>,
-    /// Of a run: how much each model has seen.
-    seen: Vec<usize>,
-    /// Of a run: who proposed what is pending, and the probability with which that is thought to be accepted.
-    pending: VecDeque<(usize, f64)>,
+    /// By position, and by participant within it.
+    proposals: Vec<Proposal>,
 }
 
-/// What luck holds for a model's proposal at a position: that depends on the luck before, and on no plan.
+/// What would become of a proposal. It depends on the outcomes before, and on no plan.
 #[derive(Debug, Clone, Copy)]
-struct Fate {
-    /// Whether it would be accepted: by the combined distribution, and by that of the model that the position is routed to.
+struct Proposal {
+    /// Whether it would be accepted: by the combined distribution, and by the model that the position is routed to.
     accepted: [bool; 2],
-    /// Whether there is one at all: behind committed tokens, and behind a draft.
+    /// Whether there is one: behind committed tokens, and behind a draft.
     offered: [bool; 2],
-    /// The probability with which it is thought to be accepted by a decoder that knows how sure of itself the model is; likewise.
-    /// That is drawn from what it is where proposals have the outcome that this one will have.
+    /// The acceptance probability that the decoder would see in the proposer's confidence, likewise. It is drawn from
+    /// those seen with the same outcome.
     odds: [f64; 2],
 }
 
 impl<'a> Forecast<'a> {
-    /// Draw the luck of all positions.
+    /// Draw the outcomes of all positions.
     pub fn new(task: &'a Task, estimates: &'a Estimates) -> Self {
-        let models = task.weights.len();
+        let participants = task.weights.len();
         let needed: Vec<usize> = task.needed().collect();
-        let doubts: Vec<_> = estimates.doubt.iter().map(Doubt::outcomes).collect();
-        let mut behind = vec![true; models]; // whether the proposal for the last position would have been accepted
-        let (mut routes, mut fates) = (Vec::with_capacity(LONGEST), Vec::with_capacity(LONGEST * models));
+        let confidences: Vec<_> = estimates.calibration.iter().map(Calibration::sampler).collect();
+        // Whether the participant's proposal for the last position would have been accepted.
+        let mut after_acceptance = vec![true; participants];
+        let mut forecast = Forecast {
+            task,
+            estimates,
+            routes: Vec::with_capacity(LONGEST),
+            proposals: Vec::with_capacity(LONGEST * participants),
+        };
         for (position, luck) in LUCK.iter().enumerate() {
             if position == 1 {
-                behind.fill(true); // the first position that is decoded comes behind a prompt
+                after_acceptance.fill(true); // the first position that is decoded comes behind a prompt
             }
             let (accept, offer) = (f64::from(luck.accept), f64::from(luck.offer));
             let route = route(&needed, &task.weights, luck.route);
-            routes.push(route);
-            for (model, behind) in behind.iter_mut().enumerate() {
-                let (acceptance, doubt) = (&estimates.acceptance[model], &doubts[model]);
-                let rates = [*behind, true].map(|behind| acceptance.rate(behind));
-                let between = estimates.between[[model, route]].or(acceptance.mean());
-                let offers = |behind| task.scores[model] || offer < acceptance.offers(behind);
-                let odds = |rate: f64| match doubt {
-                    Some(doubt) if task.scores[model] => doubt.rate(accept < rate, f64::from(luck.confidence)),
+            forecast.routes.push(route);
+            for (participant, after) in after_acceptance.iter_mut().enumerate() {
+                let acceptance = &estimates.acceptance[participant];
+                let rates = [*after, true].map(|after| acceptance.rate(after));
+                let by_route = estimates.pair_acceptance[[participant, route]].or(acceptance.mean());
+                let offers = |after| task.scores[participant] || offer < acceptance.offer_rate(after);
+                let odds = |rate: f64| match &confidences[participant] {
+                    Some(sampler) if task.scores[participant] => {
+                        sampler.rate(accept < rate, f64::from(luck.confidence))
+                    }
                     _ => rate,
                 };
-                let fate = Fate {
-                    accepted: [task.single == Some(model) || accept < rates[0], model == route || accept < between],
-                    offered: [*behind, true].map(offers),
+                let is_target = task.single == Some(participant);
+                let proposal = Proposal {
+                    accepted: [is_target || accept < rates[0], participant == route || accept < by_route],
+                    offered: [*after, true].map(offers),
                     odds: rates.map(odds),
                 };
-                *behind = fate.offered[0] && accept < rates[0];
-                fates.push(fate);
+                *after = proposal.offered[0] && accept < rates[0];
+                forecast.proposals.push(proposal);
             }
         }
-        Forecast { task, estimates, needed, routes, fates, seen: Vec::new(), pending: VecDeque::new() }
+        forecast
     }
 
-    /// What it is made from.
+    /// The estimates that it is made from.
     pub fn estimates(&self) -> &'a Estimates {
         self.estimates
     }
 
     /// Seconds for a token, over so many tokens, at most [`LONGEST`].
-    pub fn seconds_per_token(&mut self, plan: &Plan, tokens: usize) -> f64 {
-        self.seen.clear();
-        self.seen.resize(self.task.weights.len(), 0);
-        self.pending.clear();
-        let mut run = Run { world: self, plan, last: None, committed: 1, seconds: 0.0 };
+    pub fn seconds_per_token(&self, plan: &Plan, tokens: usize) -> f64 {
+        let look_ups: Vec<bool> = self.task.scores.iter().map(|scores| !scores).collect();
+        let mut schedule = Schedule::new(plan.clone(), self.task.needed(), vec![usize::MAX; look_ups.len()], look_ups);
+        schedule.reset(1);
+        let is_routed = plan.targets == Targets::Routed;
         // What is pending at the end has been paid for and is not counted, so the end must be a small part.
-        run.decode(tokens.min(LONGEST - 1));
-        run.seconds / (run.committed - 1) as f64
+        let end = tokens.min(LONGEST - 1) + 1;
+        let mut run = Run { forecast: self, is_routed, committed: 1, end, last: None, seconds: 0.0 };
+        while run.committed < end {
+            while step(&mut schedule, &mut run) == Next::Run {
+                run.pass(&mut schedule);
+            }
+        }
+        run.seconds / (end - 1) as f64
     }
 
-    fn fate(&self, model: usize, position: usize) -> &Fate {
-        &self.fates[position % LONGEST * self.task.weights.len() + model]
+    fn proposal(&self, participant: usize, position: usize) -> &Proposal {
+        &self.proposals[position % LONGEST * self.task.weights.len() + participant]
     }
 }
 
-/// The model that a position with this luck is routed to.
-fn route(needed: &[usize], weights: &[f32], luck: f32) -> usize {
-    let (mut left, mut last) = (luck, 0);
+/// The model that a position with this number is routed to.
+fn route(needed: &[usize], weights: &[f32], number: f32) -> usize {
+    let (mut left, mut last) = (number, 0);
     for &model in needed {
         last = model;
         left -= weights[model];
@@ -158,114 +170,67 @@ fn route(needed: &[usize], weights: &[f32], luck: f32) -> usize {
     last
 }
 
-struct Run<'a, 'b> {
-    world: &'a mut Forecast<'b>,
-    plan: &'a Plan,
+fn step(schedule: &mut Schedule, run: &mut Run) -> Next {
+    match schedule.step(run) {
+        Ok(next) => next,
+    }
+}
+
+/// A run of a plan: the schedule's world without rows.
+struct Run<'a> {
+    forecast: &'a Forecast<'a>,
+    is_routed: bool,
+    committed: usize,
+    /// The run ends with so many tokens.
+    end: usize,
     /// The model that ran last.
     last: Option<usize>,
-    committed: usize,
     seconds: f64,
 }
 
-impl Run<'_, '_> {
-    fn decode(&mut self, tokens: usize) {
-        let max_pending = self.plan.policy.max_pending();
-        let mut turn: Option<Action> = None;
-        while self.committed <= tokens {
-            let start = self.committed;
-            let mut declined = false;
-            self.verify(start, tokens, &mut turn);
-            while self.committed == start {
-                let turn_goes_on = turn.take().filter(|_| self.is_hopeful());
-                let Action { model, proposals } = turn_goes_on.unwrap_or_else(|| self.next(declined));
-                self.advance(model, proposals);
-                self.verify(start, tokens, &mut turn);
-                let pending = self.world.pending.len();
-                if proposals > 0 && self.world.seen[model] == self.committed + pending && pending < max_pending {
-                    let behind = usize::from(pending > 0);
-                    let fate = self.world.fate(model, self.committed + pending);
-                    let (offered, odds) = (fate.offered[behind], fate.odds[behind]);
-                    if offered {
-                        self.world.pending.push_back((model, odds));
-                        turn = Some(Action { model, proposals: proposals - 1 }).filter(|turn| turn.proposals > 0);
-                    } else {
-                        declined = true;
-                    }
-                }
-            }
-        }
-    }
-
-    fn next(&self, declined: bool) -> Action {
-        let missing = self.missing().unwrap_or(0);
-        let pending = self.world.pending.len();
-        self.plan.policy.next(&View { pending, missing, seen: &self.world.seen, declined })
-    }
-
-    /// Passes of a model, and of those that run at the same time.
-    fn advance(&mut self, model: usize, proposals: usize) {
-        let first = self.pass(model);
-        if proposals > 0 {
-            self.seconds += first;
-            return;
-        }
-        let (plan, estimates) = (self.plan, self.world.estimates);
-        let others = (0..self.world.needed.len()).filter_map(|index| {
-            let other = self.world.needed[index];
-            (plan.verifies_beside(proposals, other) && !self.scored(other)).then(|| self.pass(other))
+impl Run<'_> {
+    /// Run all passes that are needed, at the same time where they overlap.
+    fn pass(&mut self, schedule: &mut Schedule) {
+        let (estimates, len) = (self.forecast.estimates, schedule.len());
+        let (mut last, mut count) = (self.last, 0);
+        let passes = schedule.running().map(|model| {
+            count += 1;
+            let is_cold = last.replace(model).is_some_and(|last| last != model);
+            estimates.costs[model].at(len - schedule.seen(model), is_cold)
         });
-        let seconds = estimates.together(std::iter::once(first).chain(others));
-        self.seconds += seconds;
-    }
-
-    /// A pass by itself.
-    fn pass(&mut self, model: usize) -> f64 {
-        let len = self.committed + self.world.pending.len();
-        let width = len - std::mem::replace(&mut self.world.seen[model], len);
-        if !self.world.task.scores[model] || width == 0 {
-            return 0.0;
-        }
-        self.seconds += self.world.estimates.beside.pass();
-        let cold = self.last.replace(model).is_some_and(|last| last != model);
-        self.world.estimates.costs[model].at(width, cold)
-    }
-
-    fn is_hopeful(&self) -> bool {
-        let least = f64::from(self.plan.stop_below) / 100.0;
-        least == 0.0 || self.world.pending.iter().map(|(_, odds)| odds).product::<f64>() >= least
-    }
-
-    fn scored(&self, model: usize) -> bool {
-        self.world.seen[model] >= self.committed
-    }
-
-    fn missing(&self) -> Option<usize> {
-        match self.plan.targets {
-            Targets::Combined => self.world.needed.iter().copied().find(|&model| !self.scored(model)),
-            Targets::Routed => Some(self.world.routes[self.committed % LONGEST]).filter(|&model| !self.scored(model)),
-        }
-    }
-
-    fn verify(&mut self, start: usize, tokens: usize, turn: &mut Option<Action>) {
-        while self.committed <= tokens {
-            let ready = match self.committed > start {
-                true => self.world.needed.iter().all(|&model| self.scored(model)),
-                false => self.missing().is_none(),
-            };
-            if !ready {
-                return;
+        self.seconds += estimates.overlapped_seconds(passes);
+        self.seconds += f64::from(count) * estimates.host.per_pass();
+        self.last = last;
+        for model in 0..self.forecast.task.weights.len() {
+            if schedule.running().any(|running| running == model) {
+                schedule.ran(model, len);
             }
-            if let Some((proposer, _)) = self.world.pending.pop_front() {
-                self.seconds += self.world.estimates.beside.proposal();
-                let accepted = self.world.fate(proposer, self.committed).accepted;
-                if !accepted[usize::from(self.plan.targets == Targets::Routed)] {
-                    self.world.pending.clear();
-                    *turn = None;
-                    self.world.seen.iter_mut().for_each(|seen| *seen = (*seen).min(self.committed));
-                }
-            }
-            self.committed += 1;
         }
+    }
+}
+
+impl World for Run<'_> {
+    type Error = Infallible;
+
+    fn has_ended(&self) -> bool {
+        self.committed == self.end
+    }
+
+    fn route(&self, position: usize) -> usize {
+        self.forecast.routes[position % LONGEST]
+    }
+
+    fn decide(&mut self, position: usize, draft: Option<Draft>) -> Result<bool, Infallible> {
+        self.committed = position + 1;
+        let Some(draft) = draft else { return Ok(true) };
+        self.seconds += self.forecast.estimates.host.per_proposal();
+        Ok(self.forecast.proposal(draft.proposer, position).accepted[usize::from(self.is_routed)])
+    }
+
+    fn propose(&mut self, proposer: usize, position: usize, pending: usize) -> Option<Draft> {
+        let (proposal, behind) = (self.forecast.proposal(proposer, position), usize::from(pending > 0));
+        let draft = Draft { proposer, certain: false, odds: proposal.odds[behind] };
+        proposal.offered[behind].then_some(draft)
     }
 }
 
@@ -282,7 +247,7 @@ mod tests {
             acceptance.accepted.iter_mut().for_each(|mean| mean.record(rate, 8.0));
             acceptance.offered.iter_mut().for_each(|mean| mean.record(1.0, 8.0));
         }
-        for ((proposer, _), mean) in estimates.between.indexed_iter_mut() {
+        for ((proposer, _), mean) in estimates.pair_acceptance.indexed_iter_mut() {
             mean.record(rates[proposer], 8.0);
         }
         estimates
@@ -310,8 +275,9 @@ mod tests {
         check(gain(Policy::Standard, Targets::Routed, &thirds, &estimates), 3.0);
     }
 
-    /// Two models a and b with one proposal each: a drafts, then they verify each other's bonus tokens in turn until one is
-    /// rejected. That are `1 / (1 − α)` tokens for `a + (b + α·a) / (1 − α²)`. Theorem 3.6 counts less for a cheap a.
+    /// Two models a and b with one proposal each: a drafts, then they verify each other's bonus tokens in turn until
+    /// one is rejected. That are `1 / (1 − α)` tokens for `a + (b + α·a) / (1 − α²)`. Theorem 3.6 counts less for a
+    /// cheap a.
     #[test]
     fn cos_takes_what_theory_says_and_no_more_than_theorem_3_6() {
         for alpha in [0.3, 0.6, 0.9] {

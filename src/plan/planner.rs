@@ -1,207 +1,156 @@
-//! Chooses the plan of `auto`: what is forecast to take the least time for a token.
+//! Chooses the plan of `auto`: the one that is forecast to take the least time for a token.
 //!
-//! It knows no clock and draws nothing: times and acceptance rates come in as [`Estimates`], a plan comes out.
+//! The planner is pure. It reads no clock and draws nothing: [`Estimates`] come in, a plan comes out.
 
-use super::estimates::{Acceptance, Estimates};
-use super::forecast::{Forecast, LONGEST, Task};
-use super::trials::{KINDS, Trials, kind};
-use crate::decode::policy::{MAX_PROPOSAL_LENGTH, Plan, Policy, Request, Targets};
+use super::choices::Choices;
+use super::forecast::Forecast;
+use super::search::{LONG_FORECAST, Search};
+use super::trials::Trials;
+use crate::decode::policy::{Plan, Policy};
+use crate::learn::estimates::{Acceptance, Estimates};
 
-/// A plan is left only for one that is forecast to be faster by this share: a change costs a moment without drafts.
+/// Share by which another plan must be forecast to be faster before it replaces the current one. A change costs a
+/// moment without drafts.
 const HYSTERESIS: f64 = 0.02;
 
-/// Tokens of a forecast that compares many plans, and of one that decides.
-const SHORT: usize = 256;
-const LONG: usize = LONGEST - 1;
+/// Tokens between reviews of the plan: at first, once the plan has settled, and at most. The interval doubles from the
+/// first to the last, because early tokens teach the most.
+const FIRST_REVIEW: usize = 8;
+const SETTLED_REVIEW: usize = 64;
+const LAST_REVIEW: usize = 256;
 
-/// Lengths that are tried.
-const LENGTHS: [usize; 9] = [1, 2, 3, 4, 5, 6, 8, 11, 16];
-
-/// Odds, in percent, below which a turn may end early. Tried for a length and for longer ones, which then are seldom reached.
-const STOPS: [u8; 6] = [10, 20, 35, 50, 65, 80];
-
-/// What a forecast of turns that end early is taken times. The best of so many noisy forecasts promises too much, and where
-/// confidence says nothing a length does the same.
-const CAUTION: f64 = 1.015;
-
-/// A length that is so much worse than a shorter one ends the search for longer ones.
-const MUCH_WORSE: f64 = 1.04;
-
-/// Tokens after which the plan is looked at again: soon at first, while each token says much, then regularly.
-const FIRST_LOOK: usize = 8;
-const KNOWN_LOOK: usize = 64;
-const LAST_LOOK: usize = 256;
-
-/// A plan that has lost so many tokens' time against `standard` is left at once: something has changed.
+/// Loss against `standard`, in tokens' time, at which a plan is left at once: something has changed.
 const ALARM: f64 = 6.0;
 
-/// Of the tokens' time that planning has gained before, the share that a plan may lose besides, and the most that counts: a hard
-/// stretch of text is not worth leaving a plan that has done well.
+/// Share of the time gained so far that a plan may lose on top of [`ALARM`], so that a hard stretch of text does not
+/// end a plan that has done well.
 const STAKE: f64 = 0.1;
+
+/// Most gain that counts for [`STAKE`], in tokens' time.
 const MOST_GAINED: f64 = 100.0;
 
-/// A round counts for no more lost tokens than this: another process may have had the machine for a while.
+/// Most loss that a round counts for, in tokens' time. Another process may have taken the machine for a moment.
 const MOST_LOST: f64 = 2.0;
 
-/// Observations that are left of what was known when something has changed.
-const LEFT: f64 = 12.0;
+/// Observations that the means keep after an alarm.
+const KEPT_AFTER_ALARM: f64 = 12.0;
 
-/// Passes after which a model that is needed is to run over a single position again, so that it is known what `standard`
-/// takes: at least so many, and so many more the more is lost by a moment of it.
+/// Passes without one over a single position after which `standard` is measured again.
 const STALE: f64 = 40.0;
-const STALE_AND_DEAR: f64 = 160.0;
 
-/// Tokens after which it is to be seen again what `standard` takes even where narrow passes are run, against that number of passes: its
-/// passes may run at the same time, and there is other work beside them.
+/// Passes added to [`STALE`] where a round of `standard` is costly: all of them if the current plan took no time at all
+/// against it, none if the plan gains nothing.
+const STALE_IF_COSTLY: f64 = 160.0;
+
+/// `standard` is also measured after so many times that number in tokens, even if narrow passes run under the current
+/// plan. Its passes may overlap, and it has other host work.
 const SELDOM: f64 = 4.0;
 
-/// What a session leaves to the planner.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Choices {
-    /// What is decoded.
-    pub task: Task,
-    /// Which targets the session may have.
-    pub targets: Vec<Targets>,
-    /// γ of each model, where the caller pinned them.
-    pub lengths: Option<Vec<usize>>,
-    /// Whether each model may propose.
-    pub may_propose: Vec<bool>,
-}
-
-impl Choices {
-    /// What a request leaves open; `scores` says which models do.
-    pub fn new(request: &Request, scores: &[bool]) -> Self {
-        let combination = request.combination;
-        let lengths: Option<Vec<usize>> =
-            request.lengths.map(|lengths| lengths.iter().map(|&length| length as usize).collect());
-        let may_propose = |model: usize| {
-            let only_itself = combination.needed().eq([model]);
-            !only_itself && lengths.as_ref().is_none_or(|lengths| lengths[model] > 0)
-        };
-        Choices {
-            task: Task {
-                weights: combination.weights().to_vec(),
-                single: combination.single(),
-                scores: scores.to_vec(),
-            },
-            targets: [Targets::Combined, Targets::Routed]
-                .into_iter()
-                .filter(|&targets| request.allows(targets))
-                .collect(),
-            may_propose: (0..scores.len()).map(may_propose).collect(),
-            lengths,
-        }
-    }
-
-    /// Whether a plan is one of those that may be chosen.
-    pub fn allow(&self, plan: &Plan) -> bool {
-        let may = |model: usize, length: usize| {
-            length == 0 || self.may_propose[model] && self.lengths.as_ref().is_none_or(|pinned| pinned[model] == length)
-        };
-        self.targets.contains(&plan.targets)
-            && (plan.stop_below == 0 || self.lengths.is_none())
-            && match &plan.policy {
-                Policy::Standard => true,
-                Policy::Speculative { proposer, length } => may(*proposer, *length),
-                Policy::Cos { lengths, order } => {
-                    let takes_part = |model: usize| lengths[model] > 0 || self.task.weights[model] != 0.0;
-                    (0..lengths.len())
-                        .all(|model| may(model, lengths[model]) && order.contains(&model) == takes_part(model))
-                }
-            }
-    }
-}
-
-/// How well a plan does.
+/// Forecast times, in seconds for a token.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Expectation {
-    /// Forecast seconds for a token by the plan.
+    /// By the current plan.
     pub planned: f64,
-    /// Forecast seconds for a token by `standard`.
+    /// By `standard`.
     pub standard: f64,
 }
 
-/// What sessions that decode the same hand on.
+/// What a planner hands on to later sessions of the same task.
 #[derive(Debug, Clone)]
 pub struct Experience {
     /// The last plan.
     pub plan: Plan,
     expectation: Expectation,
     trials: Trials,
-    reference: Reference,
+    standard_correction: StandardCorrection,
     gained: f64,
     since_standard: usize,
     interval: usize,
 }
 
-/// What `standard` takes against the times of its passes as they are known while another plan is in force: those of wider passes
-/// move with what is run, and the narrow ones are thought to move with them.
+/// The measured time of `standard` relative to its forecast, while another plan is in force.
+///
+/// Under a plan with wide passes, the estimates of narrow ones move along with them and drift from the truth.
 #[derive(Debug, Clone, Copy)]
-struct Reference {
-    ratio: f64,
+struct StandardCorrection {
+    factor: f64,
     weight: f64,
 }
 
-/// Measurements that a [`Reference`] looks back on, and how far off one is believed to be.
-const REFERENCES: f64 = 6.0;
-const FAR_OFF: f64 = 1.5;
+/// Measurements that a [`StandardCorrection`] remembers.
+const STANDARD_MEMORY: f64 = 6.0;
 
-impl Default for Reference {
+/// A measurement counts as at most so many times slower or faster than its forecast.
+const OUTLIER: f64 = 1.5;
+
+impl Default for StandardCorrection {
     fn default() -> Self {
-        Reference { ratio: 1.0, weight: 1.0 }
+        StandardCorrection { factor: 1.0, weight: 1.0 }
     }
 }
 
-impl Reference {
+impl StandardCorrection {
     fn record(&mut self, ratio: f64) {
         if ratio.is_finite() {
-            self.weight = (self.weight + 1.0).min(REFERENCES);
-            self.ratio += (ratio.clamp(1.0 / FAR_OFF, FAR_OFF) - self.ratio) / self.weight;
+            self.weight = (self.weight + 1.0).min(STANDARD_MEMORY);
+            self.factor += (ratio.clamp(1.0 / OUTLIER, OUTLIER) - self.factor) / self.weight;
         }
     }
 }
 
-/// Chooses a session's plan, again and again.
+/// Chooses the plan of a session, and reviews it as tokens are decoded.
 #[derive(Debug, Clone)]
 pub struct Planner {
     choices: Choices,
     plan: Plan,
     expectation: Expectation,
     trials: Trials,
-    reference: Reference,
-    /// Tokens whose time was gained over `standard`, at most [`MOST_GAINED`].
+    standard_correction: StandardCorrection,
+    /// Time gained over `standard`, in tokens' time, at most [`MOST_GAINED`].
     gained: f64,
-    /// Tokens since `standard` was run.
+    /// Tokens since `standard` was last measured.
     since_standard: usize,
-    /// Seconds lost against `standard`, since the plan last was ahead of it.
-    debt: f64,
-    until_look: usize,
+    /// Seconds lost against `standard` since the plan was last ahead of it.
+    lost: f64,
+    /// Tokens until the next review is due.
+    until_review: usize,
+    /// Tokens between that review and the one after it.
     interval: usize,
 }
 
 impl Planner {
-    /// Begins with `plan`, or with that of other sessions; then there is as much hurry to look at it as these had.
-    pub fn new(choices: Choices, plan: Plan, known: Option<Experience>) -> Self {
-        let (expectation, trials, reference) = Default::default();
-        let (gained, since_standard, interval) = (0.0, 0, FIRST_LOOK);
-        let new = Experience { plan, expectation, trials, reference, gained, since_standard, interval };
-        let Experience { plan, expectation, mut trials, reference, gained, since_standard, interval } =
-            known.unwrap_or(new);
+    /// A planner that begins with `plan`, or where an earlier session left off.
+    pub fn new(choices: Choices, plan: Plan, earlier: Option<Experience>) -> Self {
+        let (expectation, trials, standard_correction) = Default::default();
+        let (gained, since_standard, interval) = (0.0, 0, FIRST_REVIEW);
+        let new = Experience { plan, expectation, trials, standard_correction, gained, since_standard, interval };
+        let Experience { plan, expectation, mut trials, standard_correction, gained, since_standard, interval } =
+            earlier.unwrap_or(new);
         trials.begin(&plan);
-        let (debt, until_look) = (0.0, interval);
-        Planner { choices, plan, expectation, trials, reference, gained, since_standard, debt, until_look, interval }
+        Planner {
+            choices,
+            plan,
+            expectation,
+            trials,
+            standard_correction,
+            gained,
+            since_standard,
+            lost: 0.0,
+            until_review: interval,
+            interval,
+        }
     }
 
-    /// For sessions that begin later.
+    /// What later sessions of the same task begin with.
     pub fn experience(&self) -> Experience {
         Experience {
             plan: self.plan.clone(),
             expectation: self.expectation,
             trials: self.trials.clone(),
-            reference: self.reference,
+            standard_correction: self.standard_correction,
             gained: self.gained,
             since_standard: self.since_standard,
-            interval: self.interval.min(KNOWN_LOOK),
+            interval: self.interval.min(SETTLED_REVIEW),
         }
     }
 
@@ -210,75 +159,77 @@ impl Planner {
         &self.plan
     }
 
-    /// What may be chosen.
+    /// The plans that may be chosen.
     pub fn choices(&self) -> &Choices {
         &self.choices
     }
 
-    /// What the plan is expected to take, as of the last look.
+    /// Forecast times as of the last review; 0 before the first one.
     pub fn expectation(&self) -> Expectation {
         self.expectation
     }
 
-    /// What `standard` takes for a token, by what is known now: it follows a machine that becomes busy.
+    /// Seconds for a token by `standard`, from current estimates. They follow a machine that becomes busy.
     pub fn standard(&self, estimates: &Estimates) -> f64 {
-        self.choices.task.standard(estimates) * self.reference()
+        self.choices.task.standard(estimates) * self.standard_factor()
     }
 
-    fn reference(&self) -> f64 {
-        if self.is_standard() { 1.0 } else { self.reference.ratio }
+    /// Factor on the forecast of `standard`. It is 1 while `standard` itself runs, since estimates are exact then.
+    fn standard_factor(&self) -> f64 {
+        if self.is_standard() { 1.0 } else { self.standard_correction.factor }
     }
 
-    /// While another plan is in force, `standard` was run for so many tokens and took so long, where `standard` seconds were
-    /// expected for each.
-    pub fn measured_standard(&mut self, tokens: usize, seconds: f64, standard: f64) {
-        self.reference.record(seconds / (tokens as f64 * standard / self.reference()));
+    /// Learn that `standard`, run for a moment in place of the current plan, took `seconds` for `tokens` tokens.
+    /// `standard` is what [`Planner::standard`] expects, in seconds for a token.
+    pub fn record_standard(&mut self, tokens: usize, seconds: f64, standard: f64) {
+        self.standard_correction.record(seconds / (tokens as f64 * standard / self.standard_factor()));
         self.since_standard = 0;
     }
 
-    /// The plan in force took so long for so many tokens, of which each takes `standard` seconds if nobody proposes.
-    pub fn measured(&mut self, tokens: usize, seconds: f64, standard: f64) {
-        self.until_look = self.until_look.saturating_sub(tokens);
+    /// Learn that the current plan took `seconds` for `tokens` tokens. `standard` is what [`Planner::standard`]
+    /// expects, in seconds for a token.
+    pub fn record_round(&mut self, tokens: usize, seconds: f64, standard: f64) {
+        self.until_review = self.until_review.saturating_sub(tokens);
         self.since_standard = if self.is_standard() { 0 } else { self.since_standard + tokens };
-        self.trials.record(&self.plan, tokens as f64, seconds, tokens as f64 * standard / self.reference());
+        self.trials.record(&self.plan, tokens as f64, seconds, tokens as f64 * standard / self.standard_factor());
         let lost = (seconds - tokens as f64 * standard).min(MOST_LOST * standard);
-        self.debt = (self.debt + lost).max(0.0);
-        // A round that takes so much longer is no bad luck with its proposals, but a change.
+        self.lost = (self.lost + lost).max(0.0);
+        // Rejections alone never make a round this slow: something has changed, so earlier gains no longer count.
         let is_slow = lost >= MOST_LOST * standard;
         self.gained = if is_slow { 0.0 } else { (self.gained - lost / standard).clamp(0.0, MOST_GAINED) };
         if self.is_alarmed() {
-            self.until_look = 0;
+            self.until_review = 0;
         }
     }
 
-    /// Whether it is time to look at the plan.
+    /// Whether a review of the plan is due.
     pub fn is_due(&self) -> bool {
-        self.until_look == 0
+        self.until_review == 0
     }
 
-    /// Whether the plan has stood for a while.
+    /// Whether the plan has been in force for a while.
     pub fn is_settled(&self) -> bool {
-        self.interval >= KNOWN_LOOK
+        self.interval >= SETTLED_REVIEW
     }
 
-    /// Something new was learned: it is time to look at the plan.
-    pub fn look_soon(&mut self) {
-        (self.until_look, self.interval) = (0, FIRST_LOOK);
+    /// Make a review due now, because something new was learned.
+    pub fn review_soon(&mut self) {
+        (self.until_review, self.interval) = (0, FIRST_REVIEW);
     }
 
-    /// Whether the plan does so much worse than `standard` that what is known cannot be so any more.
+    /// Whether the plan loses so much against `standard` that the estimates can no longer be right.
     pub fn is_alarmed(&self) -> bool {
         !self.is_standard()
             && self.expectation.standard > 0.0
-            && self.debt > (ALARM + STAKE * self.gained) * self.expectation.standard
+            && self.lost > (ALARM + STAKE * self.gained) * self.expectation.standard
     }
 
-    /// Whether it has to be seen again what `standard` takes. All else is measured against that, and a plan under which no
-    /// pass is as narrow tells little of it.
-    pub fn needs_reference(&self, estimates: &Estimates) -> bool {
+    /// Whether `standard` must be measured again. Everything is compared with it, and a plan whose passes are wider
+    /// teaches little about it.
+    pub fn must_measure_standard(&self, estimates: &Estimates) -> bool {
         let lost = (1.0 - self.expectation.planned / self.expectation.standard.max(f64::MIN_POSITIVE)).clamp(0.0, 1.0);
-        let stale = STALE + STALE_AND_DEAR * lost;
-        let is_new = !estimates.beside.is_known() && self.since_standard >= FIRST_LOOK;
+        let stale = STALE + STALE_IF_COSTLY * lost;
+        let is_new = !estimates.host.has_baseline() && self.since_standard >= FIRST_REVIEW;
         let mut passes = self.choices.task.needed().map(|k| f64::from(estimates.costs[k].since_single()));
         !self.is_standard()
             && (is_new || self.since_standard as f64 > SELDOM * stale || passes.any(|passes| passes > stale))
@@ -288,214 +239,58 @@ impl Planner {
         self.plan == Plan::STANDARD
     }
 
-    /// Look at the plan: another one, if one is forecast to be faster. Forgets estimates that no longer hold.
-    pub fn look(&mut self, estimates: &mut Estimates) -> Option<Plan> {
-        (self.until_look, self.interval) = (self.interval, (2 * self.interval).min(LAST_LOOK));
+    /// Review the plan. Returns another plan if that is forecast to be faster.
+    ///
+    /// After an alarm this is `standard`, and the estimates forget most of what they know.
+    pub fn review(&mut self, estimates: &mut Estimates) -> Option<Plan> {
+        (self.until_review, self.interval) = (self.interval, (2 * self.interval).min(LAST_REVIEW));
         if self.is_alarmed() {
-            estimates.forget(LEFT);
-            // Those that standard does not run will not be seen again unless somebody looks, so they have to begin anew.
-            let rest =
-                self.choices.task.weights.iter().zip(&mut estimates.acceptance).filter(|(weight, _)| **weight == 0.0);
-            rest.for_each(|(_, acceptance)| *acceptance = Acceptance::default());
-            self.debt = 0.0;
-            self.trials.forget();
-            let targets = self.choices.targets[0];
-            return Some(Plan::of(Policy::Standard, targets));
+            return Some(self.leave(estimates));
         }
         let estimates = &*estimates;
-        let current = self.plan.clone();
-        let mut forecast = Forecast::new(&self.choices.task, estimates);
-        let raw = forecast.seconds_per_token(&current, LONG);
-        // What was measured knows what the forecast does not.
-        self.trials.compare(&current, raw / self.choices.task.standard(estimates));
+        let forecast = Forecast::new(&self.choices.task, estimates);
+        let raw = forecast.seconds_per_token(&self.plan, LONG_FORECAST);
+        // Measurements show what the forecast leaves out.
+        self.trials.update_ratio(&self.plan, raw / self.choices.task.standard(estimates));
         let standard = self.standard(estimates);
-        let planned = if self.is_standard() { standard } else { raw * self.trials.bias(&current) };
+        let planned = if self.is_standard() { standard } else { raw * self.trials.correction(&self.plan) };
         self.expectation = Expectation { planned, standard };
-        let mut best: [Option<Best>; KINDS] = Default::default();
-        self.search(&mut forecast, &mut best);
-        self.stop_early(&mut forecast, &mut best);
-        // Short forecasts found the best of each kind, a long one decides.
-        for best in best.iter_mut().flatten() {
-            best.seconds = self.seconds(&best.plan, &mut forecast, LONG);
-        }
-        let best = best.into_iter().flatten().min_by(|a, b| a.seconds.total_cmp(&b.seconds))?;
-        if best.plan == current || best.seconds > planned * (1.0 - HYSTERESIS) {
+        let best = Search::new(&self.choices, &self.trials, self.standard_factor(), forecast).run()?;
+        if best.plan == self.plan || best.seconds > planned * (1.0 - HYSTERESIS) {
             return None;
         }
         self.expectation.planned = best.seconds;
         Some(best.plan)
     }
 
-    /// A model proposes no more from here on. Returns the plan to go on with until the next look, if the one in force has it propose.
+    /// Forget most of what is known, and return the plan to begin anew with.
+    fn leave(&mut self, estimates: &mut Estimates) -> Plan {
+        estimates.forget(KEPT_AFTER_ALARM);
+        // Models that `standard` does not run are only seen again by a probe. An unknown model gets one soon.
+        let acceptance = self.choices.task.weights.iter().zip(&mut estimates.acceptance);
+        let rest = acceptance.filter(|(weight, _)| **weight == 0.0);
+        rest.for_each(|(_, acceptance)| *acceptance = Acceptance::default());
+        self.lost = 0.0;
+        self.trials.forget();
+        Plan::of(Policy::Standard, self.choices.targets[0])
+    }
+
+    /// From now on, a model may not propose. Returns a plan for the time until the next review if the current plan has
+    /// that model propose.
     pub fn retire(&mut self, model: usize) -> Option<Plan> {
         self.choices.may_propose[model] = false;
-        if self.choices.allow(&self.plan) {
+        if self.choices.allows(&self.plan) {
             return None;
         }
-        self.look_soon();
+        self.review_soon();
         Some(Plan::of(Policy::Standard, self.choices.targets[0]))
     }
 
-    /// Take another plan, because it was found better or something else is decoded.
+    /// Put another plan in force.
     pub fn adopt(&mut self, plan: Plan) {
         self.plan = plan;
         self.trials.begin(&self.plan);
-        self.debt = 0.0;
-        (self.until_look, self.interval) = (FIRST_LOOK, 2 * FIRST_LOOK);
+        self.lost = 0.0;
+        (self.until_review, self.interval) = (FIRST_REVIEW, 2 * FIRST_REVIEW);
     }
-
-    fn search(&self, forecast: &mut Forecast, best: &mut [Option<Best>; KINDS]) {
-        let estimates = forecast.estimates();
-        let models = self.choices.task.weights.len();
-        let mut by_cost: Vec<usize> = (0..models).collect();
-        by_cost.sort_by(|&a, &b| {
-            let cost =
-                |model: usize| if self.choices.task.scores[model] { estimates.costs[model].at(1, true) } else { 0.0 };
-            cost(a).total_cmp(&cost(b))
-        });
-        let proposers: Vec<usize> = by_cost
-            .iter()
-            .copied()
-            .filter(|&model| self.choices.may_propose[model] && estimates.acceptance[model].is_known())
-            .collect();
-        for &targets in &self.choices.targets {
-            self.consider(Plan::of(Policy::Standard, targets), forecast, best);
-            for &proposer in &proposers {
-                self.speculative(proposer, targets, forecast, best);
-            }
-            // One drafter before one verifier is what was just looked at.
-            if !proposers.is_empty() && (proposers.len() > 1 || self.choices.task.needed().count() > 1) {
-                self.cos(&proposers, &by_cost, targets, forecast, best);
-            }
-        }
-    }
-
-    /// Of one drafter, the best length. Longer ones pay less and less, so one that is much worse ends the search.
-    fn speculative(
-        &self,
-        proposer: usize,
-        targets: Targets,
-        forecast: &mut Forecast,
-        best: &mut [Option<Best>; KINDS],
-    ) {
-        let mut last = f64::INFINITY;
-        for length in self.lengths(proposer) {
-            let plan = Plan::of(Policy::Speculative { proposer, length }, targets);
-            let seconds = self.consider(plan, forecast, best);
-            if seconds > MUCH_WORSE * last {
-                break;
-            }
-            last = last.min(seconds);
-        }
-    }
-
-    /// Models take turns: from one proposal of each model that is needed, one length after the other is improved.
-    fn cos(
-        &self,
-        proposers: &[usize],
-        by_cost: &[usize],
-        targets: Targets,
-        forecast: &mut Forecast,
-        best: &mut [Option<Best>; KINDS],
-    ) {
-        let needs = |choices: &Choices, model: usize| choices.task.weights[model] != 0.0;
-        let mut lengths = vec![0; by_cost.len()];
-        for &model in proposers.iter().filter(|&&model| needs(&self.choices, model)) {
-            lengths[model] = self.lengths(model).next().unwrap_or(0);
-        }
-        let plan = |this: &Self, lengths: &[usize]| {
-            let takes_part = |model: &usize| lengths[*model] > 0 || needs(&this.choices, *model);
-            let mut order: Vec<usize> = by_cost.iter().copied().filter(takes_part).collect();
-            order.sort_by_key(|&model| lengths[model] == 0);
-            Plan::of(Policy::Cos { lengths: lengths.to_vec(), order }, targets)
-        };
-        let mut own = f64::INFINITY;
-        if lengths.iter().any(|&length| length > 0) {
-            own = self.consider(plan(self, &lengths), forecast, best);
-        }
-        for _ in 0..2 {
-            let before = lengths.clone();
-            for &model in proposers {
-                let mut last = f64::INFINITY;
-                let all: Vec<usize> = std::iter::once(0).chain(self.lengths(model)).collect();
-                for length in all {
-                    let kept = std::mem::replace(&mut lengths[model], length);
-                    let any = lengths.iter().any(|&length| length > 0);
-                    let seconds = if any { self.consider(plan(self, &lengths), forecast, best) } else { f64::INFINITY };
-                    if seconds < own {
-                        own = seconds;
-                    } else {
-                        lengths[model] = kept;
-                        if length > 0 && seconds > MUCH_WORSE * last {
-                            break;
-                        }
-                    }
-                    last = last.min(seconds);
-                }
-            }
-            if lengths == before {
-                break;
-            }
-        }
-    }
-
-    /// Of the best plan of each kind, the odds below which turns had better end: for its lengths, and for longer ones.
-    fn stop_early(&self, forecast: &mut Forecast, best: &mut [Option<Best>; KINDS]) {
-        if self.choices.lengths.is_some() {
-            return;
-        }
-        for kind in 0..KINDS {
-            let Some(mut plan) = best[kind].as_ref().map(|best| best.plan.clone()) else { continue };
-            let Some((model, length)) = plan.policy.longest() else { continue };
-            if !forecast.estimates().doubt[model].is_known() {
-                continue;
-            }
-            let mut last_of_lengths = f64::INFINITY;
-            for length in LENGTHS.into_iter().filter(|&longer| longer >= length.max(2)) {
-                plan.policy.set_length(model, length);
-                let mut last = f64::INFINITY;
-                for stop_below in STOPS {
-                    plan.stop_below = stop_below;
-                    let seconds = self.consider(plan.clone(), forecast, best);
-                    if seconds > MUCH_WORSE * last {
-                        break;
-                    }
-                    last = last.min(seconds);
-                }
-                if last >= last_of_lengths {
-                    break;
-                }
-                last_of_lengths = last;
-            }
-        }
-    }
-
-    fn lengths(&self, model: usize) -> impl Iterator<Item = usize> + use<> {
-        let pinned = self.choices.lengths.as_ref().map(|lengths| lengths[model]);
-        let free = LENGTHS.into_iter().filter(move |_| pinned.is_none());
-        free.chain(pinned.filter(|&length| length > 0)).take_while(|&length| length <= MAX_PROPOSAL_LENGTH as usize)
-    }
-
-    fn consider(&self, plan: Plan, forecast: &mut Forecast, best: &mut [Option<Best>; KINDS]) -> f64 {
-        let seconds = self.seconds(&plan, forecast, SHORT);
-        let best = &mut best[kind(&plan)];
-        if best.as_ref().is_none_or(|best| seconds < best.seconds) {
-            *best = Some(Best { plan, seconds });
-        }
-        seconds
-    }
-
-    fn seconds(&self, plan: &Plan, forecast: &mut Forecast, tokens: usize) -> f64 {
-        let caution = if plan.stop_below > 0 { CAUTION } else { 1.0 };
-        let seconds = forecast.seconds_per_token(plan, tokens);
-        let bias = if *plan == Plan::STANDARD { self.reference() } else { self.trials.bias(plan) };
-        caution * bias * seconds
-    }
-}
-
-/// The best plan of a kind so far.
-#[derive(Debug)]
-struct Best {
-    plan: Plan,
-    seconds: f64,
 }

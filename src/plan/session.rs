@@ -1,136 +1,49 @@
-//! `auto` in time: shows a planner what a session takes, and lets the sessions of an engine share what they learn.
+//! The strategy `auto` in a running session: shows the planner what rounds take, and applies the plan that it chooses.
 //!
-//! The planner itself is pure ([`decode::planner`](crate::plan::planner)); what is here has the clock and the bounds:
-//! looks at the plan and probes take well under a hundredth of the time once something is known.
+//! The planner itself is [pure](crate::plan::planner). This file has the clock and the budget: once something is known,
+//! reviews of the plan and probes of resting models take well under a hundredth of the time.
 
-use std::collections::HashMap;
-use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 
+use crate::clock::Clock;
 use crate::decode::chance::Chance;
 use crate::decode::combine::Combination;
+use crate::decode::decoder::{Counters, Decoder};
 use crate::decode::policy::{Plan, Policy, Targets};
-use crate::decode::round::{Counters, Decoder};
-use crate::engine::Clock;
-use crate::model::Model;
-use crate::plan::estimates::Estimates;
-use crate::plan::planner::{Choices, Experience, Planner};
-use crate::rows::sampling::Sampler;
+use crate::learn::estimates::Estimates;
+use crate::plan::shared::{FIRST_REVIEW_SECONDS, SharedPlanning, TaskKey, TaskRecord};
+use crate::plan::{choices::Choices, planner::Planner};
+use crate::rows::Sampler;
 
-/// Shares of the time that looks at the plan may take: at first, while each tells much, and later; and probes of models that do
-/// not run.
-const FIRST_LOOKS: f64 = 0.01;
-const LATER_LOOKS: f64 = 0.002;
-const PROBING: f64 = 0.003;
+/// Share of a session's time allotted to reviews: at first, while each one teaches much, and once the plan has settled.
+const FIRST_REVIEWS: f64 = 0.01;
+const LATER_REVIEWS: f64 = 0.002;
 
-/// Looks that may be saved up. An engine begins with so many, since the first ones tell most: where a pass takes a third of a millisecond,
-/// their share of the time would come to one in some hundred tokens.
-const SAVED: f64 = 4.0;
-
-/// Seconds that a look is thought to take before there was any.
-const LOOK: f64 = 1e-3;
-
-/// A drafter of which nothing is known is tried once as soon as that takes no more than this share of a session's time.
+/// An unknown drafter is probed as soon as that takes no more than this share of the session's time so far.
 const FIRST_PROBE: f64 = 0.03;
 
-/// Tokens between two thoughts of a probe.
+/// Tokens between checks whether a probe is worthwhile.
 const PROBE_INTERVAL: usize = 16;
 
-/// Work beside the models is taken for so many times that of the models at most.
-const MOST_BESIDE: u32 = 8;
+/// Host work of a round counts as at most so many times the models' time. More than that means that
+/// another process had the machine.
+const MOST_HOST_WORK: u32 = 8;
 
-/// Rounds of `standard` that show what it takes.
-const REFERENCE: u32 = 2;
+/// Rounds of `standard` in each measurement of it. Only the last one counts: the first runs right after passes of other
+/// models, with cold caches.
+const STANDARD_ROUNDS: u32 = 2;
 
-/// Observations that a new session takes over from others: enough to begin with, few enough to learn that it is another text.
-const INHERITED: f64 = 24.0;
-
-/// What is decoded is told apart by this; `None` for a function of the caller, of which nothing is known.
-type Key = Option<String>;
-
-/// Tasks that are remembered.
-const MOST_TASKS: usize = 256;
-
-/// What is known of a task.
-#[derive(Debug, Clone)]
-struct Known {
-    estimates: Estimates,
-    experience: Experience,
-}
-
-/// What the sessions of an engine have learned.
-#[derive(Debug)]
-pub struct Priors {
-    tasks: HashMap<String, Known>,
-    latest: Option<Estimates>,
-    /// Seconds of all sessions that plan, and of their probes.
-    seconds: f64,
-    probing: f64,
-    /// Seconds of looks at the plan that were not allowed for yet, or less than 0 if some are to spare.
-    looking: f64,
-    /// See [`Priors::new`].
-    serial: Option<f64>,
-}
-
-impl Default for Priors {
-    fn default() -> Self {
-        let looking = -SAVED * LOOK;
-        Priors { tasks: HashMap::new(), latest: None, seconds: 0.0, probing: 0.0, looking, serial: None }
-    }
-}
-
-impl Priors {
-    /// Of models whose passes run at the same time, if that is given: as [`Estimates::serial`].
-    pub fn new(serial: Option<f64>) -> Self {
-        Priors { serial, ..Priors::default() }
-    }
-
-    /// What a session begins with.
-    fn start(&self, key: &Key, models: &[Arc<dyn Model>]) -> (Estimates, Option<Experience>) {
-        let task = key.as_ref().and_then(|key| self.tasks.get(key));
-        let mut estimates = match (task, &self.latest) {
-            (Some(known), _) => known.estimates.clone(),
-            (None, Some(latest)) => {
-                let mut estimates = latest.clone();
-                estimates.forget_task();
-                estimates
-            }
-            (None, None) => {
-                let seconds = |&(width, time): &(usize, Duration)| (width, time.as_secs_f64());
-                let measured = |model: &Arc<dyn Model>| model.pass_times().iter().map(seconds).collect();
-                Estimates::new(&models.iter().map(measured).collect::<Vec<_>>())
-            }
-        };
-        if let Some(latest) = &self.latest {
-            estimates.costs.clone_from(&latest.costs);
-        }
-        estimates.serial = self.serial.unwrap_or(1.0);
-        estimates.forget(INHERITED);
-        (estimates, task.map(|known| known.experience.clone()))
-    }
-
-    fn learn(&mut self, key: &Key, known: Known) {
-        self.latest = Some(known.estimates.clone());
-        if let Some(key) = key {
-            if self.tasks.len() == MOST_TASKS && !self.tasks.contains_key(key) {
-                self.tasks.clear();
-            }
-            self.tasks.insert(key.clone(), known);
-        }
-    }
-}
-
-/// Nanoseconds of a session that plans, behind its prompts.
+/// Nanoseconds of the rounds of a session that plans, without those that ran over prompts.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Gains {
-    /// That its tokens took.
+pub struct PlanTimes {
+    /// Time that its tokens took.
     pub planned_ns: u64,
-    /// That they were expected to take.
+    /// Time that they were expected to take.
     pub expected_ns: u64,
-    /// That `standard` would have taken for as many, by the measured times of passes.
+    /// Time that `standard` would have taken for as many tokens, by measured pass times.
     pub standard_ns: u64,
 }
 
@@ -138,47 +51,53 @@ pub struct Gains {
 #[derive(Debug)]
 pub struct Planning {
     planner: Planner,
-    key: Key,
-    /// The plan to take as soon as nothing is pending.
+    key: TaskKey,
+    /// The plan to apply once nothing is pending.
     next: Option<Plan>,
-    /// Whether that is `standard` for a moment, and then the rounds that it has had.
-    reference: Option<u32>,
-    gains: Gains,
+    /// `Some` while `standard` is measured: the rounds of it so far.
+    standard_rounds: Option<u32>,
+    times: PlanTimes,
+    /// How often the plan was changed.
     changes: u64,
-    /// Seconds of steps so far, and of the last look at the plan.
+    /// Seconds of all rounds so far.
     seconds: f64,
-    look: f64,
+    /// Those of them that were reported to the [`SharedPlanning`].
+    reported: f64,
+    /// Seconds of the last review.
+    review_seconds: f64,
     tokens_to_probe: usize,
-    /// The model to probe next, or one behind it.
+    /// The search for a model to probe begins at this one.
     probe_next: usize,
-    /// Of the seconds, those that the engine knows of.
-    told: f64,
-    /// Passes that the decoder had made before the round, and proposals that it had tested.
+    /// Whether nothing reliable was known of the model that is probed.
+    is_first_probe: bool,
+    /// [`Counters::forwards`] and [`Counters::tested`] as of the last round.
     forwards: u64,
     tested: u64,
 }
 
-/// A round that succeeded, as the clock saw it.
+/// A round that succeeded, with its times.
 #[derive(Debug, Clone, Copy)]
-pub struct Round {
+pub struct RoundReport {
     /// Tokens committed.
     pub tokens: usize,
-    /// How long it took.
+    /// Time of the round.
     pub total: Duration,
-    /// How much of that was spent inside models.
+    /// Part of that time spent inside models.
     pub models: Duration,
-    /// Whether it took what others like it will: it ran over no prompt, and no pass of it prepared others.
+    /// Whether similar rounds will take as long: it ran over no prompt, and no pass of it prepared later passes.
     pub is_usual: bool,
     /// Whether the sequence goes on.
     pub open: bool,
 }
 
 impl Planning {
-    /// Plans for a session that begins, or decodes something else from here on. `plan` is what may be done without any
-    /// knowledge.
+    /// The planning of a session that begins, or whose combination changes. Returns the estimates to begin with.
+    ///
+    /// `plan` is the plan to begin with if no earlier session has decoded the same. `pass_times` are what passes took
+    /// at load time, by participant, as pairs of width and time.
     pub fn new(
-        priors: &Priors,
-        models: &[Arc<dyn Model>],
+        shared: &SharedPlanning,
+        pass_times: &[&[(usize, Duration)]],
         combination: &Combination,
         sampler: &Sampler,
         choices: Choices,
@@ -186,22 +105,23 @@ impl Planning {
     ) -> (Self, Estimates) {
         let key = match combination {
             Combination::Custom { .. } => None,
-            known => Some(format!("{known:?} {sampler:?} {choices:?}")),
+            combination => Some(format!("{combination:?} {sampler:?} {choices:?}")),
         };
-        let (estimates, known) = priors.start(&key, models);
-        let known = known.filter(|known| choices.allow(&known.plan));
+        let (estimates, experience) = shared.start(&key, pass_times);
+        let experience = experience.filter(|experience| choices.allows(&experience.plan));
         let planning = Planning {
-            planner: Planner::new(choices, plan, known),
+            planner: Planner::new(choices, plan, experience),
             key,
             next: None,
-            reference: None,
-            gains: Gains::default(),
+            standard_rounds: None,
+            times: PlanTimes::default(),
             changes: 0,
             seconds: 0.0,
-            look: LOOK,
+            reported: 0.0,
+            review_seconds: FIRST_REVIEW_SECONDS,
             tokens_to_probe: PROBE_INTERVAL / 2,
             probe_next: 0,
-            told: 0.0,
+            is_first_probe: false,
             forwards: 0,
             tested: 0,
         };
@@ -213,9 +133,9 @@ impl Planning {
         self.planner.plan()
     }
 
-    /// Whether a plan is one of those that may be chosen.
+    /// Whether the planner may choose this plan.
     pub fn allows(&self, plan: &Plan) -> bool {
-        self.planner.choices().allow(plan)
+        self.planner.choices().allows(plan)
     }
 
     /// Begin with this plan instead.
@@ -223,30 +143,30 @@ impl Planning {
         self.planner.adopt(plan);
     }
 
-    /// Keep the books of what was decoded before.
-    pub fn go_on(&mut self, before: Option<&Planning>) {
+    /// Take over the session's counts from its planning before the combination changed.
+    pub fn take_over(&mut self, before: Option<&Planning>) {
         if let Some(before) = before {
-            (self.gains, self.changes) = (before.gains, before.changes);
+            (self.times, self.changes) = (before.times, before.changes);
             (self.forwards, self.tested) = (before.forwards, before.tested);
-            (self.seconds, self.told, self.look) = (before.seconds, before.told, before.look);
+            (self.seconds, self.reported) = (before.seconds, before.reported);
+            self.review_seconds = before.review_seconds;
         }
     }
 
-    /// What was gained so far.
-    pub fn gains(&self) -> Gains {
-        self.gains
+    /// Planned, expected and standard time so far.
+    pub fn times(&self) -> PlanTimes {
+        self.times
     }
 
-    /// Learn from a round, and change the plan where that pays.
+    /// Learn from a round, and change the plan if that pays. Returns a model that is to be probed now, if any.
     pub fn after_round<C: Chance>(
         &mut self,
-        priors: &Mutex<Priors>,
+        shared: &Mutex<SharedPlanning>,
         decoder: &mut Decoder<C>,
-        round: Round,
+        round: RoundReport,
         clock: &Clock,
-    ) {
-        let seconds = round.total.as_secs_f64();
-        self.seconds += seconds;
+    ) -> Option<usize> {
+        self.seconds += round.total.as_secs_f64();
         let Counters { forwards, tested, .. } = decoder.counters();
         let passes = forwards - std::mem::replace(&mut self.forwards, forwards);
         let tested = tested - std::mem::replace(&mut self.tested, tested);
@@ -257,44 +177,33 @@ impl Planning {
         if !decoder.has_pending() {
             self.switch(decoder);
             if !round.open {
-                self.share(priors, decoder);
+                self.share(shared, decoder);
             }
         }
-        if !round.open || self.next.is_some() || self.reference.is_some() {
-            return;
+        if !round.open || self.next.is_some() || self.standard_rounds.is_some() {
+            return None;
         }
-        if decoder.estimates().is_some_and(|estimates| self.planner.needs_reference(estimates)) {
-            self.reference = Some(0);
+        if decoder.estimates().is_some_and(|estimates| self.planner.must_measure_standard(estimates)) {
+            self.standard_rounds = Some(0);
             if decoder.has_pending() {
                 decoder.drain();
             } else {
                 self.switch(decoder);
             }
-            return;
+            return None;
         }
-        if self.planner.is_due() && self.may_look(priors) {
-            let (started, alarmed) = (clock(), self.planner.is_alarmed());
-            self.next = decoder.observer().and_then(|observer| self.planner.look(observer.estimates_mut()));
-            let took = clock().saturating_sub(started).as_secs_f64();
-            priors.lock().looking += took;
-            if !alarmed {
-                self.look = took;
-            }
-            if !decoder.has_pending() {
-                self.switch(decoder);
-                self.share(priors, decoder);
-            } else if self.next.is_some() {
-                decoder.drain();
-            }
+        if self.planner.is_due() && self.may_review(shared) {
+            self.review(shared, decoder, clock);
         }
         self.tokens_to_probe = self.tokens_to_probe.saturating_sub(round.tokens);
-        if self.tokens_to_probe == 0 {
-            self.tokens_to_probe = PROBE_INTERVAL;
-            self.probe(priors, decoder);
+        if self.tokens_to_probe > 0 {
+            return None;
         }
+        self.tokens_to_probe = PROBE_INTERVAL;
+        self.choose_probe(shared, decoder)
     }
 
-    /// Plan without the drafters whose context has ended.
+    /// Plan without the drafters whose context is full.
     fn retire<C: Chance>(&mut self, decoder: &mut Decoder<C>) {
         for model in 0..self.planner.choices().may_propose.len() {
             if self.planner.choices().may_propose[model] && decoder.is_exhausted(model) {
@@ -306,58 +215,73 @@ impl Planning {
         }
     }
 
-    /// Whether there is time for a look at the plan. To leave a plan that fails takes none.
-    fn may_look(&mut self, priors: &Mutex<Priors>) -> bool {
-        let mut priors = priors.lock();
-        self.tell(&mut priors);
-        self.planner.is_alarmed() || priors.looking + self.look <= 0.0
+    /// Whether the budget covers a review. After an alarm it always may run, since leaving a plan takes no search.
+    fn may_review(&mut self, shared: &Mutex<SharedPlanning>) -> bool {
+        let mut shared = shared.lock();
+        self.report_time(&mut shared);
+        self.planner.is_alarmed() || shared.may_review(self.review_seconds)
     }
 
-    /// Let the engine know of the time that the session has taken.
-    fn tell(&mut self, priors: &mut Priors) {
-        let seconds = self.seconds - std::mem::replace(&mut self.told, self.seconds);
-        priors.seconds += seconds;
-        // Each session allows for looks as it needs them itself, and few are saved up.
-        let share = if self.planner.is_settled() { LATER_LOOKS } else { FIRST_LOOKS };
-        priors.looking = (priors.looking - share * seconds).max(-SAVED * self.look);
+    /// Have the planner review its plan. Another plan is applied now or, with proposals pending, once they are decided.
+    fn review<C: Chance>(&mut self, shared: &Mutex<SharedPlanning>, decoder: &mut Decoder<C>, clock: &Clock) {
+        let (started, alarmed) = (clock(), self.planner.is_alarmed());
+        self.next = decoder.observer().and_then(|observer| self.planner.review(observer.estimates_mut()));
+        let took = clock().saturating_sub(started).as_secs_f64();
+        shared.lock().add_review(took);
+        if !alarmed {
+            self.review_seconds = took;
+        }
+        if !decoder.has_pending() {
+            self.switch(decoder);
+            self.share(shared, decoder);
+        } else if self.next.is_some() {
+            decoder.drain();
+        }
     }
 
-    fn count<C: Chance>(&mut self, decoder: &mut Decoder<C>, round: Round, passes: u64, tested: u64) {
+    /// Report the session's time since the last report, which pays for reviews and probes.
+    fn report_time(&mut self, shared: &mut SharedPlanning) {
+        let seconds = self.seconds - std::mem::replace(&mut self.reported, self.seconds);
+        let share = if self.planner.is_settled() { LATER_REVIEWS } else { FIRST_REVIEWS };
+        shared.add_time(seconds, share, self.review_seconds);
+    }
+
+    /// Learn from the times of a round, and add it to the session's times.
+    fn count<C: Chance>(&mut self, decoder: &mut Decoder<C>, round: RoundReport, passes: u64, tested: u64) {
         let seconds = round.total.as_secs_f64();
         let standard = decoder.estimates().map_or(0.0, |estimates| self.planner.standard(estimates));
-        match self.reference {
-            None => self.planner.measured(round.tokens, seconds, standard),
-            // The first one runs behind passes of other models.
-            Some(REFERENCE) => self.planner.measured_standard(round.tokens, seconds, standard),
+        match self.standard_rounds {
+            None => self.planner.record_round(round.tokens, seconds, standard),
+            Some(STANDARD_ROUNDS) => self.planner.record_standard(round.tokens, seconds, standard),
             Some(_) => {}
         }
-        // Nor is that first round counted here. One in which another process had the machine is no measure.
-        let host = round.total.saturating_sub(round.models).min(MOST_BESIDE * round.models).as_secs_f64();
+        let host = round.total.saturating_sub(round.models).min(MOST_HOST_WORK * round.models).as_secs_f64();
         if let Some(observer) = decoder.observer()
-            && self.reference.is_none_or(|rounds| rounds == REFERENCE)
+            && self.standard_rounds.is_none_or(|rounds| rounds == STANDARD_ROUNDS)
         {
-            observer.estimates_mut().beside.record(passes, tested, host);
+            observer.estimates_mut().host.record(passes, tested, host);
         }
         let expectation = self.planner.expectation();
         if expectation.standard > 0.0 {
             let nanoseconds = |seconds: f64| (seconds * round.tokens as f64 * 1e9) as u64;
-            self.gains.planned_ns += round.total.as_nanos() as u64;
-            self.gains.expected_ns += nanoseconds(expectation.planned);
-            self.gains.standard_ns += nanoseconds(standard);
+            self.times.planned_ns += round.total.as_nanos() as u64;
+            self.times.expected_ns += nanoseconds(expectation.planned);
+            self.times.standard_ns += nanoseconds(standard);
         }
     }
 
-    /// Nothing is pending: take the plan that is wanted.
+    /// Apply the plan that is due: the next one, `standard` to measure it, or the current one after that. To be called
+    /// with nothing pending.
     fn switch<C: Chance>(&mut self, decoder: &mut Decoder<C>) {
         if let Some(plan) = self.next.take() {
             decoder.set_plan(plan.clone());
             self.planner.adopt(plan);
             self.changes += 1;
         }
-        match &mut self.reference {
+        match &mut self.standard_rounds {
             None => {}
-            Some(REFERENCE) => {
-                self.reference = None;
+            Some(STANDARD_ROUNDS) => {
+                self.standard_rounds = None;
                 decoder.set_plan(self.planner.plan().clone());
             }
             Some(rounds) => {
@@ -369,15 +293,17 @@ impl Planning {
         }
     }
 
-    fn share<C: Chance>(&mut self, priors: &Mutex<Priors>, decoder: &mut Decoder<C>) {
+    /// Share what was learned with the engine's other sessions.
+    fn share<C: Chance>(&mut self, shared: &Mutex<SharedPlanning>, decoder: &mut Decoder<C>) {
         if let Some(observer) = decoder.observer() {
             let (estimates, experience) = (observer.estimates().clone(), self.planner.experience());
-            priors.lock().learn(&self.key, Known { estimates, experience });
+            shared.lock().learn(&self.key, TaskRecord { estimates, experience });
         }
     }
 
-    /// Let one model that could draft, and does not run, catch up, if that is worth its time.
-    fn probe<C: Chance>(&mut self, priors: &Mutex<Priors>, decoder: &mut Decoder<C>) {
+    /// A resting drafter that is to run over the tokens that it has missed, to learn how well it would propose. `None`
+    /// if the budget does not cover that.
+    fn choose_probe<C: Chance>(&mut self, shared: &Mutex<SharedPlanning>, decoder: &mut Decoder<C>) -> Option<usize> {
         let choices = self.planner.choices();
         let rests = |&model: &usize| {
             choices.may_propose[model]
@@ -386,29 +312,25 @@ impl Planning {
                 && !self.planner.plan().policy.uses(model)
         };
         let models = choices.may_propose.len();
-        let Some(model) = (0..models).map(|step| (self.probe_next + step) % models).find(rests) else { return };
+        let model = (0..models).map(|step| (self.probe_next + step) % models).find(rests)?;
         self.probe_next = model + 1;
-        let gap = decoder.gap(model);
-        let Some(observer) = decoder.observer() else { return };
-        let expected = observer.estimates().costs[model].at(gap, true);
-        let first = !observer.estimates().acceptance[model].is_known() && expected <= FIRST_PROBE * self.seconds;
-        {
-            let mut priors = priors.lock();
-            self.tell(&mut priors);
-            if !first && priors.probing + expected > PROBING * priors.seconds {
-                return;
-            }
-        }
-        let before = decoder.elapsed();
-        // A probe that fails teaches nothing, and the sequence goes on without it.
-        _ = decoder.probe(model);
-        priors.lock().probing += (decoder.elapsed() - before).as_secs_f64();
-        if first {
-            self.planner.look_soon();
+        let estimates = decoder.estimates()?;
+        let expected = estimates.costs[model].at(decoder.gap(model), true);
+        self.is_first_probe = !estimates.acceptance[model].is_reliable() && expected <= FIRST_PROBE * self.seconds;
+        let mut shared = shared.lock();
+        self.report_time(&mut shared);
+        (self.is_first_probe || shared.may_probe(expected)).then_some(model)
+    }
+
+    /// The probe that [`Planning::after_round`] asked for took so many seconds, whether or not it succeeded.
+    pub fn probed(&mut self, shared: &Mutex<SharedPlanning>, seconds: f64) {
+        shared.lock().add_probe(seconds);
+        if self.is_first_probe {
+            self.planner.review_soon();
         }
     }
 
-    /// What was planned, and why, for people who look into a session.
+    /// The plan and the reasons for it, as documented with `cos_session_describe`.
     pub fn describe(&self, names: &[&str], estimates: &Estimates) -> Value {
         let expectation = self.planner.expectation();
         let ratio = |a: f64, b: f64| if b > 0.0 { json!(a / b) } else { Value::Null };
@@ -416,18 +338,18 @@ impl Planning {
         description["planned"] = json!(true);
         description["changes"] = json!(self.changes);
         description["expected_gain"] = ratio(expectation.standard, expectation.planned);
-        description["measured_gain"] = ratio(self.gains.standard_ns as f64, self.gains.planned_ns as f64);
+        description["measured_gain"] = ratio(self.times.standard_ns as f64, self.times.planned_ns as f64);
         for model in 0..names.len() {
             let pass_ms: Vec<f64> = (1..=8).map(|width| 1e3 * estimates.costs[model].at(width, true)).collect();
             let acceptance = &estimates.acceptance[model];
             description["models"][model]["pass_ms"] = json!(pass_ms);
-            description["models"][model]["acceptance"] = json!(acceptance.is_known().then(|| acceptance.mean()));
+            description["models"][model]["acceptance"] = json!(acceptance.is_reliable().then(|| acceptance.mean()));
         }
         description
     }
 }
 
-/// How models of these names decode, where nothing is known of why.
+/// A plan for models of these names, without reasons: for sessions that do not plan.
 pub fn describe_plan(plan: &Plan, names: &[&str]) -> Value {
     let mut lengths = vec![0; names.len()];
     let strategy = match &plan.policy {

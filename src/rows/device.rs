@@ -1,4 +1,4 @@
-//! Rows of logits that stay on a GPU, and what is made of them there: see `kernels/rows.cu`.
+//! Rows of logits that stay on a GPU, and the kernels that work on them (`kernels/rows.cu`).
 
 use std::cell::{Cell, OnceCell, RefCell};
 use std::ops::Range;
@@ -7,39 +7,46 @@ use std::sync::Arc;
 use bytemuck::{Pod, Zeroable};
 use ort::value::TensorElementType;
 
+use super::distribution::Distribution;
+use super::filter::Filter;
 use super::widen::{widen_bf16, widen_f16};
-use super::{Filter, Filtered, RowMath};
 use crate::cuda::{Device, DeviceBuffer, Event, HostBuffer, Queue, THREADS, WORD, argument};
-use crate::error::Error;
+use crate::error::{Error, Result};
 
-/// Rows that are kept. The same number is in `rows.cu`, as are the next three.
+/// Rows that are kept. `rows.cu` holds the same number, and the next three.
 pub const SLOTS: usize = 64;
-const CHUNKS: usize = 32;
+/// Parts of a row that thread blocks work on at the same time.
+pub(super) const CHUNKS: usize = 32;
 
-/// Threads that look for what filters keep of a row.
+/// Threads of the kernel that filters a row.
 const NEAR: usize = 1024;
 
-/// Tokens of a pass whose scores are noted.
+/// Most tokens of a pass whose scores the kernels write into the summaries.
 pub const NOTED: usize = 20;
 
-/// Rows on the host that are kept for the next ones to be asked for.
+/// Buffers of rows on the host that are kept for later rows.
 const SPARE_ROWS: usize = 16;
 
-/// What the kernels are told of a pass.
+/// The arguments of the kernels that change from pass to pass. A captured graph reads them from the device.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Zeroable, Pod)]
 pub struct Control {
+    /// Position of the first row that the pass gives.
     first: i32,
+    /// Rows in front that are not wanted.
     skipped: i32,
     vocab: i32,
     rate: f32,
+    /// Position of the first token of the pass.
     start: i32,
+    /// 1 if the ring holds the row of `start`.
     known: i32,
-    width: i32,
+    /// Tokens of the pass whose scores are wanted.
+    pub(super) width: i32,
     top_k: i32,
     top_p: f32,
     distance: f32,
-    tokens: [i32; NOTED],
+    pub(super) tokens: [i32; NOTED],
 }
 
 impl Control {
@@ -47,84 +54,101 @@ impl Control {
         let top_k = if top_k < vocab { top_k as i32 } else { 0 };
         Control { vocab: vocab as i32, rate, top_k, top_p, distance, ..Control::zeroed() }
     }
+
+    /// For one row at position 0, whose score of `token` is wanted.
+    pub(super) fn of_one(filter: Filter, vocab: usize, token: usize) -> Self {
+        let mut control = Control { width: 1, ..Control::of(filter, vocab) };
+        control.tokens[0] = token as i32;
+        control
+    }
 }
 
-/// Of a row: the sum of `e^((score − max) · rate)`, the first maximum, the largest of all other scores, the score of the token
-/// that came next, and what a filter keeps.
+/// What the kernels find out about a row.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Zeroable, Pod)]
 pub struct Summary {
-    pub(crate) total: f64,
-    /// NaN if any score is NaN or plus infinity.
-    pub max: f32,
-    pub(crate) second: f32,
-    pub(crate) best: i32,
+    /// The sum of `e^((score − max) · rate)` over all tokens.
+    pub(super) total: f64,
+    /// The largest score; NaN if any score is NaN or plus infinity.
+    pub(super) max: f32,
+    /// The largest score of all tokens but `best`.
+    pub(super) second: f32,
+    /// The first token with the largest score.
+    pub(super) best: i32,
     position: i32,
-    token: i32,
+    /// The token that came next, or the one that was drawn, and its score.
+    pub(super) token: i32,
     score: f32,
-    /// The sum over what is kept.
+    /// The sum over the tokens that the filter keeps.
     kept: f64,
+    /// The least score that is kept.
     floor: f32,
-    /// -1 if it is not known what is kept.
+    /// The first token of the score `floor` that is not kept; -1 if the kernel did not find what the filter keeps.
     cut: i32,
 }
 
 impl Summary {
-    fn filtered(&self, filter: Filter) -> Option<Filtered> {
+    /// The distribution after the filter; `None` if the kernel did not find what the filter keeps.
+    pub(super) fn distribution(&self, filter: Filter) -> Option<Result<Distribution>> {
         if filter.is_plain() {
-            return Some(Filtered::whole((self.max, self.total)));
+            return Some(Distribution::known(filter, self.max, self.total, f32::NEG_INFINITY, usize::MAX));
         }
         let cut = usize::try_from(self.cut).ok()?;
-        Some(Filtered { max: self.max, total: self.kept, floor: self.floor, cut })
+        Some(Distribution::known(filter, self.max, self.kept, self.floor, cut))
     }
 }
 
-/// The rows of one sequence. Its methods wait for what they ask the GPU, but for [`DeviceRows::queue`].
-pub struct DeviceRows {
-    device: Arc<Device>,
-    ring: DeviceBuffer,
+/// The last rows of one sequence: that of position `p` is in slot `p % SLOTS`. All methods but [`Ring::queue`] wait for
+/// the GPU.
+pub struct Ring {
+    pub(super) device: Arc<Device>,
+    pub(super) ring: DeviceBuffer,
+    /// By row and chunk: its largest score and the sum of its weights.
     parts: DeviceBuffer,
-    /// Of each part, the largest score that each thread has seen.
+    /// By row, chunk and thread: the largest score that the thread has seen.
     peaks: DeviceBuffer,
-    /// Of each part, the sum over what a filter keeps.
+    /// By row and chunk: the sum over what the filter keeps.
     kept: DeviceBuffer,
-    /// One for each slot, written by the GPU, and one more for a draw.
+    /// One for each slot, and one for a draw. The GPU writes them.
     summaries: HostBuffer,
+    /// Pinned memory that rows are copied to.
     staging: RefCell<HostBuffer>,
     done: Event,
-    /// The position in each slot, and what its summary was made with.
-    held: [(usize, Filter); SLOTS],
-    /// The rows that were asked for in full, until nobody may ask any more.
+    /// By slot: the position of its row, and the filter of its summary.
+    pub(super) held: [(usize, Filter); SLOTS],
+    /// By slot: the row on the host, if it was copied.
     fetched: [OnceCell<Box<[f32]>>; SLOTS],
     spare: RefCell<Vec<Box<[f32]>>>,
-    /// How many rows went to the host.
-    copied: Cell<u64>,
-    /// The last draw: its position, the token and its score, which is asked for next.
+    /// Rows copied to the host.
+    pub(super) copied: Cell<u64>,
+    /// The last draw: its position, its token, and the score of the token, which is needed next.
     drawn: Cell<(usize, i32, f32)>,
-    /// The first thing that failed.
-    fault: OnceCell<String>,
-    columns: usize,
-    element: TensorElementType,
-    /// For the rows to come.
-    filter: Filter,
+    /// Whether a copy or a kernel has failed. Then the ring must not be used again.
+    failed: Cell<bool>,
+    /// Scores of a row. Those from `vocab` on are padding.
+    pub(super) columns: usize,
+    pub(super) vocab: usize,
+    pub(super) element: TensorElementType,
+    /// The filter of the next pass.
+    pub(super) filter: Filter,
 }
 
 const NONE: (usize, Filter) = (usize::MAX, Filter { rate: 0.0, top_k: 0, top_p: 1.0, distance: f32::NEG_INFINITY });
 
-impl DeviceRows {
-    /// None are kept yet. `None` where the kernels cannot be had or the element is another one.
+impl Ring {
+    /// An empty ring. `None` if the kernels cannot be loaded, or if the type of the scores is not supported.
     pub fn new(device: &Arc<Device>, columns: usize, element: TensorElementType) -> ort::Result<Option<Self>> {
         Self::with_slots(device, columns, element, SLOTS)
     }
 
-    fn with_slots(
+    pub(super) fn with_slots(
         device: &Arc<Device>,
         columns: usize,
         element: TensorElementType,
         slots: usize,
     ) -> ort::Result<Option<Self>> {
         let Some(size) = size(element).filter(|_| device.no_kernels().is_none()) else { return Ok(None) };
-        Ok(Some(DeviceRows {
+        Ok(Some(Ring {
             device: device.clone(),
             ring: DeviceBuffer::zeroed(device, slots * (columns * size).next_multiple_of(WORD))?,
             parts: DeviceBuffer::zeroed(device, SLOTS * CHUNKS * 24)?,
@@ -138,8 +162,9 @@ impl DeviceRows {
             spare: RefCell::default(),
             copied: Cell::new(0),
             drawn: Cell::new((usize::MAX, 0, 0.0)),
-            fault: OnceCell::new(),
+            failed: Cell::new(false),
             columns,
+            vocab: columns,
             element,
             filter: Filter::plain(1.0),
         }))
@@ -152,41 +177,32 @@ impl DeviceRows {
         self.ring.len() + self.parts.len() + self.peaks.len() + self.kept.len() + pinned + 4 * self.columns * rows
     }
 
-    /// Forget all rows.
-    pub fn clear(&mut self) {
+    /// Forget all rows. Later rows have `vocab` tokens, and padding behind them.
+    pub fn clear(&mut self, vocab: usize) {
+        self.vocab = vocab;
         self.held = [NONE; SLOTS];
         self.fetched = std::array::from_fn(|_| OnceCell::new());
         self.spare.get_mut().clear();
         self.copied.set(0);
     }
 
-    /// How the rows to come are asked about.
+    /// Filter the rows of later passes like this.
     pub fn set_filter(&mut self, filter: Filter) {
         self.filter = filter;
     }
 
-    /// Whether one more kernel is run for the rows to come.
+    /// Whether later passes run the kernel that filters.
     pub fn filters(&self) -> bool {
         !self.filter.is_plain()
     }
 
-    /// One over the temperature, of the rows to come.
-    pub fn rate(&self) -> f32 {
-        self.filter.rate
-    }
-
-    /// The place of a slot in the ring.
-    fn place(&self, slot: usize) -> usize {
+    /// The offset of a slot in the ring, in bytes.
+    pub(super) fn place_of(&self, slot: usize) -> usize {
         slot * (self.columns * size(self.element).unwrap_or(4)).next_multiple_of(WORD)
     }
 
-    /// How many rows went to the host since all were forgotten: those that were asked for in full, and those of passes that left theirs
-    /// there.
-    pub fn copied(&self) -> u64 {
-        self.copied.get()
-    }
-
-    /// For a pass over `tokens` from `start` on, that gives rows of the positions from `first` on, of which the first are not wanted.
+    /// The arguments for a pass over `tokens`, which begin at position `start`. It gives rows from position `first` on;
+    /// the first `skipped` of them are not wanted.
     pub fn control(&self, start: usize, tokens: &[i32], first: usize, skipped: usize, vocab: usize) -> Control {
         let mut control = Control {
             first: first as i32,
@@ -202,7 +218,8 @@ impl DeviceRows {
         control
     }
 
-    /// Keep the rows of a pass, `given` of them at the front of `logits`, and summarise them. `control` is an address on the device.
+    /// Queue the kernels that copy the first `given` rows of `logits` into the ring and summarise them. `control` is
+    /// the address of a [`Control`] on the device.
     pub fn queue(&self, queue: &Queue, logits: &DeviceBuffer, given: usize, mut control: u64) -> ort::Result<()> {
         let (mut from, mut ring, mut parts) = (logits.place(), self.ring.place(), self.parts.place());
         let (mut peaks, mut kept) = (self.peaks.place(), self.kept.place());
@@ -235,8 +252,8 @@ impl DeviceRows {
         }
     }
 
-    /// The rows of these positions were kept by a pass that has succeeded. Of those before them, nobody asks for what comes before
-    /// `wanted`.
+    /// Note that a pass has succeeded, which gave the rows of these positions. Rows before position `wanted` are not
+    /// asked for any more.
     pub fn keep(&mut self, positions: Range<usize>, wanted: usize) {
         let spare = self.spare.get_mut();
         for (row, (position, _)) in self.fetched.iter_mut().zip(&self.held) {
@@ -249,7 +266,7 @@ impl DeviceRows {
         positions.for_each(|position| self.held[position % SLOTS] = (position, self.filter));
     }
 
-    /// The rows of these positions are on the host: a pass has left them there.
+    /// Note that a pass has left the rows of these positions on the host.
     pub fn lose(&mut self, positions: Range<usize>) {
         self.copied.set(self.copied.get() + positions.len() as u64);
         for position in positions {
@@ -260,13 +277,15 @@ impl DeviceRows {
         }
     }
 
-    /// What has failed, if anything has: what was told since then does not count.
-    pub fn fault(&self) -> Option<Error> {
-        self.fault.get().map(|what| Error::Runtime(format!("rows of logits on the GPU: {what}")))
+    /// Whether a copy or a kernel has failed.
+    pub fn has_failed(&self) -> bool {
+        self.failed.get()
     }
 
-    fn noted<T>(&self, result: ort::Result<T>) -> ort::Result<T> {
-        result.inspect_err(|error| _ = self.fault.set(error.to_string()))
+    /// Turn an error of the driver into one of ours, and note that the ring has failed.
+    pub(super) fn failed(&self, error: ort::Error) -> Error {
+        self.failed.set(true);
+        failed(error)
     }
 
     /// Whether it has the row of a position.
@@ -274,25 +293,13 @@ impl DeviceRows {
         self.held[position % SLOTS].0 == position
     }
 
-    fn summary_at(&self, slot: usize) -> Summary {
+    pub(super) fn summary_at(&self, slot: usize) -> Summary {
         let size = size_of::<Summary>();
         bytemuck::pod_read_unaligned(&self.summaries.bytes()[slot * size..(slot + 1) * size])
     }
 
-    /// What is known of the row of a position at a rate.
-    pub fn summary(&self, position: usize, rate: f32) -> Option<Summary> {
-        let (of, filter) = self.held[position % SLOTS];
-        ((of, filter.rate) == (position, rate)).then(|| self.summary_at(position % SLOTS))
-    }
-
-    /// What a filter keeps of the row of a position, if that is known.
-    pub fn filtered(&self, position: usize, filter: Filter) -> Option<Filtered> {
-        let held = self.held[position % SLOTS] == (position, filter);
-        if held { self.summary_at(position % SLOTS).filtered(filter) } else { None }
-    }
-
     /// The score of a token at a position that is held.
-    pub fn score(&self, position: usize, token: usize) -> ort::Result<f32> {
+    pub(super) fn score_at(&self, position: usize, token: usize) -> ort::Result<f32> {
         let slot = position % SLOTS;
         if let Some(row) = self.fetched[slot].get() {
             return Ok(row[token]);
@@ -312,26 +319,25 @@ impl DeviceRows {
             return Ok(score);
         }
         let mut score = [0.0];
-        let place = self.place(slot) + token * size(self.element).unwrap_or(4);
-        self.noted(self.copy(place, 1, &mut score))?;
+        let place = self.place_of(slot) + token * size(self.element).unwrap_or(4);
+        self.copy(place, 1, &mut score)?;
         Ok(score[0])
     }
 
-    /// The whole row of a position that is held. One that the GPU does not give is NaN.
-    pub fn row(&self, position: usize) -> &[f32] {
+    /// The whole row of a position that is held, padding included.
+    pub fn row(&self, position: usize) -> ort::Result<&[f32]> {
         let slot = position % SLOTS;
         if self.fetched[slot].get().is_none() {
             self.copied.set(self.copied.get() + 1);
             let spare = self.spare.borrow_mut().pop();
             let mut row = spare.unwrap_or_else(|| vec![0.0; self.columns].into());
-            if self.noted(self.copy(self.place(slot), self.columns, &mut row)).is_err() {
-                row.fill(f32::NAN);
-            }
+            self.copy(self.place_of(slot), self.columns, &mut row)?;
             _ = self.fetched[slot].set(row);
         }
-        self.fetched[slot].get().expect("it was set")
+        Ok(self.fetched[slot].get().expect("it was set"))
     }
 
+    /// Copy `count` scores at an offset of the ring to the host, as float32.
     fn copy(&self, place: usize, count: usize, out: &mut [f32]) -> ort::Result<()> {
         let size = size(self.element).expect("it was checked");
         let mut staging = self.staging.borrow_mut();
@@ -347,19 +353,12 @@ impl DeviceRows {
         Ok(())
     }
 
-    /// The token at which the sum of weights from the front passes `share` of the sum of all that is kept, if that is known.
-    pub fn draw(&self, position: usize, vocab: usize, share: f64) -> Option<ort::Result<usize>> {
-        let (slot, filter) = (position % SLOTS, self.held[position % SLOTS].1);
-        let Filtered { max, floor, cut, .. } = self.summary_at(slot).filtered(filter)?;
-        Some(self.draw_kept(slot, position, vocab, (max, floor, cut), share))
-    }
-
-    fn draw_kept(
+    /// The token at which the sum of the kept weights from the front passes `share`.
+    pub(super) fn draw_kept(
         &self,
         slot: usize,
         position: usize,
-        vocab: usize,
-        (mut max, mut floor, cut): (f32, f32, usize),
+        Distribution { mut max, mut floor, cut, .. }: Distribution,
         mut share: f64,
     ) -> ort::Result<usize> {
         let filter = self.held[slot].1;
@@ -368,7 +367,7 @@ impl DeviceRows {
         let (mut ring, mut parts) = (self.ring.place(), self.parts.place());
         let mut out = self.summaries.bytes()[SLOTS * size_of::<Summary>()..].as_ptr() as u64;
         let (mut element, mut columns) = (code(self.element), self.columns as i64);
-        let (mut vocab, mut slot) = (vocab as i32, slot as i32);
+        let (mut vocab, mut slot) = (self.vocab as i32, slot as i32);
         let arguments = &mut [
             argument(&mut ring),
             argument(&mut element),
@@ -384,44 +383,17 @@ impl DeviceRows {
             argument(&mut cut),
             argument(&mut out),
         ];
-        self.noted(self.device.queue().and_then(|queue| {
-            let kernel = self.device.kernels()?.draw;
-            // SAFETY: the arguments are those of the kernel, and all addresses stay until it is done.
-            let queued = unsafe { queue.run(kernel, (1, 1, 1), THREADS as u32, arguments) };
-            self.wait(queue, queued)
-        }))?;
+        let (queue, kernel) = (self.device.queue()?, self.device.kernels()?.draw);
+        // SAFETY: the arguments are those of the kernel, and all addresses stay until it is done.
+        let queued = unsafe { queue.run(kernel, (1, 1, 1), THREADS as u32, arguments) };
+        self.wait(queue, queued)?;
         let drawn = self.summary_at(SLOTS);
         self.drawn.set((position, drawn.token, drawn.score));
         Ok(drawn.token as usize)
     }
 
-    /// Where the row of a position that is held is.
-    pub fn placed(&self, position: usize) -> Placed {
-        let row = self.ring.place() + self.place(position % SLOTS) as u64;
-        Placed {
-            device: self.device.id(),
-            row,
-            element: code(self.element),
-            max: self.summary_at(position % SLOTS).max,
-        }
-    }
-
-    /// What adds up rows on this GPU.
-    pub fn together(&self, vocab: usize) -> ort::Result<Option<Together>> {
-        let device = &self.device;
-        let Some(sum) = Self::with_slots(device, vocab, TensorElementType::Float32, 1)? else { return Ok(None) };
-        Ok(Some(Together {
-            sum: RefCell::new(sum),
-            control: RefCell::new(HostBuffer::zeroed(device, size_of::<Control>())?),
-            sums: HostBuffer::zeroed(device, 8 * CHUNKS)?,
-            drawn: HostBuffer::zeroed(device, size_of::<Summary>())?,
-            terms: Cell::new(Terms::zeroed()),
-            device: device.clone(),
-            vocab,
-        }))
-    }
-
-    fn wait(&self, queue: Queue, queued: ort::Result<()>) -> ort::Result<()> {
+    /// Wait for what was queued.
+    pub(super) fn wait(&self, queue: Queue, queued: ort::Result<()>) -> ort::Result<()> {
         match queued.and_then(|()| queue.record(&self.done)) {
             Ok(()) => {
                 drop(queue);
@@ -435,178 +407,17 @@ impl DeviceRows {
     }
 }
 
-/// Where a row is.
-#[derive(Debug, Clone, Copy)]
-pub struct Placed {
-    device: i32,
-    row: u64,
-    element: i32,
-    /// Its largest score.
-    pub max: f32,
+/// An error of the driver, about rows.
+pub(super) fn failed(error: ort::Error) -> Error {
+    Error::Runtime(format!("rows of logits on the GPU: {error}"))
 }
 
-#[repr(C)]
-#[derive(Debug, Clone, Copy, Zeroable)]
-struct Term {
-    row: u64,
-    scale: f64,
-    max: f32,
-    rate: f32,
-    element: i32,
-    cut: i32,
-    floor: f32,
-    padding: i32,
-}
-
-/// Rows that kernels take at once.
-const TERMS: usize = 8;
-
-#[repr(C)]
-#[derive(Debug, Clone, Copy, Zeroable)]
-struct Terms {
-    terms: [Term; TERMS],
-    count: i32,
-    vocab: i32,
-    without: i32,
-    padding: i32,
-}
-
-/// Rows of several models on one GPU, and what is made of them together: see [`RowMath`].
-pub struct Together {
-    /// The sum, in the one slot there is.
-    sum: RefCell<DeviceRows>,
-    control: RefCell<HostBuffer>,
-    /// What a residual has in each chunk.
-    sums: HostBuffer,
-    drawn: HostBuffer,
-    /// Those of the last residual.
-    terms: Cell<Terms>,
-    device: Arc<Device>,
-    vocab: usize,
-}
-
-impl Together {
-    fn terms(&self, parts: impl Iterator<Item = super::Term>) -> Option<Terms> {
-        let mut terms = Terms { vocab: self.vocab as i32, without: -1, ..Terms::zeroed() };
-        for super::Term { row, scale, rate, kept: Filtered { max, floor, cut, .. } } in parts {
-            let term = terms.terms.get_mut(terms.count as usize).filter(|_| row.device == self.device.id())?;
-            *term =
-                Term { row: row.row, scale, max, rate, element: row.element, cut: token_of(cut), floor, padding: 0 };
-            terms.count += 1;
-        }
-        Some(terms)
-    }
-
-    fn work(&self, work: impl FnOnce(&Queue) -> ort::Result<()>) -> Option<()> {
-        let sum = self.sum.borrow();
-        let waited = self.device.queue().and_then(|queue| {
-            let queued = work(&queue);
-            sum.wait(queue, queued)
-        });
-        sum.noted(waited).ok()
-    }
-}
-
-impl RowMath for Together {
-    fn weigh(
-        &self,
-        parts: &mut dyn Iterator<Item = super::Term>,
-        judge: Option<(Placed, f32)>,
-        filter: Filter,
-        token: usize,
-    ) -> Option<()> {
-        let mut terms = self.terms(parts.chain(judge.map(|(row, _)| super::Term::of_scores(row, 0.0))))?;
-        let (mut judged, mut floor) = (i32::from(judge.is_some()), judge.map_or(0.0, |(_, floor)| floor));
-        self.sum.borrow_mut().set_filter(filter);
-        // As of a pass of one row, at position 0, behind which the token came.
-        let mut control = Control { width: 1, ..Control::of(filter, self.vocab) };
-        control.tokens[0] = token as i32;
-        let mut buffer = self.control.borrow_mut();
-        buffer.bytes_mut().copy_from_slice(bytemuck::bytes_of(&control));
-        let control = buffer.bytes().as_ptr() as u64;
-        self.work(|queue| {
-            let sum = self.sum.borrow();
-            let mut out = sum.ring.place();
-            let arguments =
-                &mut [argument(&mut terms), argument(&mut judged), argument(&mut floor), argument(&mut out)];
-            // SAFETY: the arguments are those of the kernel; rows stay until their sequences run again.
-            unsafe { queue.run(self.device.kernels()?.weigh, (132, 1, 1), THREADS as u32, arguments)? };
-            sum.queue(queue, &sum.ring, 1, control)
-        })?;
-        self.sum.borrow_mut().keep(0..1, 0);
-        Some(())
-    }
-
-    fn best(&self) -> Option<(usize, f32, f32)> {
-        let sum = self.sum.borrow();
-        let summary = sum.summary(0, sum.rate())?;
-        Some((summary.best as usize, summary.max, summary.second))
-    }
-
-    fn filtered(&self) -> Option<Filtered> {
-        let sum = self.sum.borrow();
-        sum.filtered(0, sum.filter)
-    }
-
-    fn score(&self, token: usize) -> f32 {
-        self.sum.borrow().score(0, token).unwrap_or(f32::NAN)
-    }
-
-    fn draw(&self, share: f64) -> Option<usize> {
-        self.sum.borrow().draw(0, self.vocab, share)?.ok()
-    }
-
-    fn placed(&self) -> Placed {
-        self.sum.borrow().placed(0)
-    }
-
-    fn fault(&self) -> Option<Error> {
-        self.sum.borrow().fault()
-    }
-
-    fn bytes(&self) -> usize {
-        self.sum.borrow().bytes() + self.control.borrow().len() + self.sums.len() + self.drawn.len()
-    }
-
-    fn residual(&self, parts: &mut dyn Iterator<Item = super::Term>, certain: Option<usize>) -> Option<f64> {
-        let mut terms = self.terms(parts)?;
-        terms.without = certain.map_or(-1, token_of);
-        let mut sums = self.sums.bytes().as_ptr() as u64;
-        let arguments = &mut [argument(&mut terms), argument(&mut sums)];
-        // SAFETY: as above.
-        self.work(|queue| unsafe {
-            queue.run(self.device.kernels()?.residual, (CHUNKS as u32, 1, 1), THREADS as u32, arguments)
-        })?;
-        self.terms.set(terms);
-        Some(bytemuck::cast_slice::<u8, f64>(self.sums.bytes()).iter().sum())
-    }
-
-    fn draw_residual(&self, share: f64) -> Option<usize> {
-        let (mut left, mut chunk) = (share, 0);
-        for (index, &sum) in bytemuck::cast_slice::<u8, f64>(self.sums.bytes()).iter().enumerate() {
-            if sum > 0.0 {
-                chunk = index as i32;
-                if left < sum {
-                    break;
-                }
-                left -= sum; // rounding may lead behind the last one, and then it is too much of that
-            }
-        }
-        let mut terms = self.terms.get();
-        let mut out = self.drawn.bytes().as_ptr() as u64;
-        let arguments = &mut [argument(&mut terms), argument(&mut chunk), argument(&mut left), argument(&mut out)];
-        // SAFETY: as above.
-        self.work(|queue| unsafe { queue.run(self.device.kernels()?.pick, (1, 1, 1), THREADS as u32, arguments) })?;
-        let drawn: Summary = bytemuck::pod_read_unaligned(self.drawn.bytes());
-        usize::try_from(drawn.token).ok()
-    }
-}
-
-/// A token as kernels take it, or the largest number.
-fn token_of(token: usize) -> i32 {
+/// A token as kernels take it; the largest number if there is no such token.
+pub(super) fn token_of(token: usize) -> i32 {
     i32::try_from(token).unwrap_or(i32::MAX)
 }
 
+/// Bytes of a score; `None` if the type is not supported.
 fn size(element: TensorElementType) -> Option<usize> {
     match element {
         TensorElementType::Float32 => Some(4),
@@ -615,8 +426,8 @@ fn size(element: TensorElementType) -> Option<usize> {
     }
 }
 
-/// What the kernels call it.
-fn code(element: TensorElementType) -> i32 {
+/// The number by which the kernels know the type.
+pub(super) fn code(element: TensorElementType) -> i32 {
     match element {
         TensorElementType::Float32 => 0,
         TensorElementType::Float16 => 1,
@@ -630,9 +441,9 @@ mod tests {
 
     use super::*;
     use crate::cuda::tests::gpu;
-    use crate::rows::sampling::{Candidates, Distribution, Sampler};
+    use crate::rows::{Candidates, DeviceRows, Sampler};
 
-    /// `scripts/make-ptx` makes it.
+    /// The PTX names its source, so that a change of the source without `scripts/make-ptx` fails here.
     #[test]
     fn the_ptx_is_of_the_source() {
         let source = include_str!("../../kernels/rows.cu");
@@ -651,7 +462,6 @@ mod tests {
             assert!(source.contains(&format!("const int {name} = {value};")), "{name}");
         }
         assert_eq!((size_of::<Control>(), size_of::<Summary>()), (4 * (10 + NOTED), 48));
-        assert_eq!((size_of::<Term>(), size_of::<Terms>()), (40, 40 * TERMS + 16));
     }
 
     /// As their type holds them.
@@ -669,7 +479,37 @@ mod tests {
         }
     }
 
-    /// Rows of a pass, as long as those of large models, and not aligned.
+    /// That a row is filtered and drawn from as the sampler does it with all scores.
+    fn check_filtered(rows: &Ring, position: usize, sampler: &Sampler, scores: &[f32], what: &str) {
+        let Filter { top_k, top_p, .. } = sampler.filter();
+        let expected = sampler.process(scores, &mut Candidates::default()).unwrap();
+        let found = rows.distribution(position, sampler.filter()).transpose().unwrap();
+        // The kernel gives up where too many tokens are among the best, and where few of the tokens that are kept matter.
+        let Some(found) = found else {
+            let is_near = top_k < 600 || (top_k < 3000 && position == 0 && scores.len() > 100_000);
+            assert!(position == 2 || !is_near, "{what}");
+            return;
+        };
+        let kept = |of: &Distribution, token| of.probability(scores, token) > 0.0;
+        let others = (0..scores.len()).filter(|&token| kept(&found, token) != kept(&expected, token)).count();
+        // Rounding may move the end of a nucleus by a token.
+        assert!(others <= usize::from(top_p < 1.0), "{what}: {others} tokens");
+        for token in (0..scores.len()).filter(|&token| kept(&found, token) && kept(&expected, token)) {
+            let (a, b) = (found.probability(scores, token), expected.probability(scores, token));
+            assert!((a / b - 1.0).abs() < 1e-4, "{what}: {a}, not {b}");
+        }
+        for share in [0.0, 0.3, 0.77, 0.999] {
+            let drawn = rows.draw(position, share * found.total()).unwrap().unwrap();
+            let p =
+                |tokens: Range<usize>| -> f64 { tokens.map(|token| f64::from(found.probability(scores, token))).sum() };
+            let before = p(0..drawn);
+            let is_there = before - 1e-5 <= share && share <= before + p(drawn..drawn + 1) + 1e-5;
+            assert!(kept(&found, drawn) && is_there, "{what}: token {drawn} at {share}");
+            assert_eq!(rows.score(position, drawn).unwrap(), scores[drawn], "{what}");
+        }
+    }
+
+    /// Rows as long as those of large models, some of them not aligned.
     #[test]
     fn long_rows_are_filtered_as_the_sampler_does() {
         let Some(device) = gpu() else { return };
@@ -687,10 +527,10 @@ mod tests {
                 (0..vocab).map(|_| peaked()).collect(),
                 (0..vocab).map(|token| if token % 2 == 0 { f32::NEG_INFINITY } else { peaked() }).collect(),
                 vec![1.5; vocab],
-                // All that are any good are in front.
+                // All likely tokens are in front.
                 (0..vocab).map(|token| if token < vocab / 40 { peaked() + 8.0 } else { peaked() - 20.0 }).collect(),
             ];
-            // Behind the vocabulary there may be anything.
+            // The padding behind the vocabulary may hold anything.
             let given = kinds.each_ref().map(|scores| {
                 let mut whole = scores.clone();
                 whole.resize(columns, 99.0);
@@ -701,7 +541,8 @@ mod tests {
             host.bytes_mut().copy_from_slice(&bytes);
             let logits = DeviceBuffer::zeroed(&device, bytes.len()).unwrap();
             device.queue().unwrap().copy_in(&host, &logits).unwrap();
-            let mut rows = DeviceRows::new(&device, columns, element).unwrap().unwrap();
+            let mut rows = Ring::new(&device, columns, element).unwrap().unwrap();
+            rows.clear(vocab);
             let mut told = HostBuffer::zeroed(&device, size_of::<Control>()).unwrap();
             for (top_k, top_p, min_p) in [
                 (1, 1.0, 0.0),
@@ -727,36 +568,10 @@ mod tests {
                 for (position, (_, scores)) in given.iter().enumerate() {
                     let what =
                         format!("{element:?}, {vocab} of {columns}, k {top_k}, p {top_p}, {min_p}: row {position}");
-                    let scores = &scores[..vocab];
-                    let expected = sampler.process(scores, &mut Candidates::default()).unwrap();
-                    let found = sampler.process_known(|filter| rows.filtered(position, filter)).unwrap();
-                    // Where all are the best, there are too many of them; and of masked or short rows, so many are none that matter.
-                    let Some(found) = found else {
-                        let is_near = top_k < 600 || (top_k < 3000 && position == 0 && vocab > 100_000);
-                        assert!(position == 2 || !is_near, "{what}");
-                        continue;
-                    };
-                    let kept = |of: &Distribution, token| of.probability(scores, token) > 0.0;
-                    let others = (0..vocab).filter(|&token| kept(&found, token) != kept(&expected, token)).count();
-                    // Rounding may move the end of a nucleus by a token.
-                    assert!(others <= usize::from(top_p < 1.0), "{what}: {others} tokens");
-                    for token in (0..vocab).filter(|&token| kept(&found, token) && kept(&expected, token)) {
-                        let (a, b) = (found.probability(scores, token), expected.probability(scores, token));
-                        assert!((a / b - 1.0).abs() < 1e-4, "{what}: {a}, not {b}");
-                    }
-                    for share in [0.0, 0.3, 0.77, 0.999] {
-                        let drawn = rows.draw(position, vocab, share * found.total()).unwrap().unwrap();
-                        let p = |tokens: Range<usize>| -> f64 {
-                            tokens.map(|token| f64::from(found.probability(scores, token))).sum()
-                        };
-                        let before = p(0..drawn);
-                        let is_there = before - 1e-5 <= share && share <= before + p(drawn..drawn + 1) + 1e-5;
-                        assert!(kept(&found, drawn) && is_there, "{what}: token {drawn} at {share}");
-                        assert_eq!(rows.score(position, drawn).unwrap(), scores[drawn], "{what}");
-                    }
+                    check_filtered(&rows, position, &sampler, &scores[..vocab], &what);
                 }
             }
-            assert!(rows.fault().is_none() && rows.copied() == 0);
+            assert_eq!(rows.copied(), 0);
         }
     }
 }

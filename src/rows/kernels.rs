@@ -1,31 +1,32 @@
-//! Passes over rows of scores, in a form that the compiler vectorises, for the instructions that the processor has.
+//! Loops over rows of scores, written so that the compiler vectorises them. The version for the processor's instruction
+//! set is chosen at run time.
 //!
-//! Everything is done in lanes of a fixed number, and multiplication and addition are fused where that is written, so that a row
-//! gives the same bits on every machine. One that cannot fuse them (x86-64 before 2013) does so in software, and slowly.
+//! A row gives the same bits on every machine: the number of lanes is fixed, and multiplications and additions are
+//! fused only where the code says so. A processor without fused multiply-add (x86-64 before 2013) emulates it, slowly.
 
 use multiversion::multiversion;
 
-/// Elements that go side by side.
+/// Lanes: elements that a loop processes side by side.
 const LANES: usize = 16;
 
-/// Elements of a block: what is added up in single precision before double takes over, and what is passed over at once
-/// where it holds nothing of interest.
+/// Elements of a block. A block is summed in single precision, and the sums of blocks in double. A block without any
+/// score that matters is skipped as a whole.
 pub const BLOCK: usize = 128;
 
-/// Exponentials of less than minus this lose digits in single precision.
+/// Below `e^-NO_DIGITS`, exponentials lose digits in single precision.
 const NO_DIGITS: f32 = 87.3;
 
-/// `e^(x · rate)` for `x ≤ 0`, within 3 ulp, but 0 below `e^-NO_DIGITS`.
+/// `e^(x · rate)` for `x ≤ 0`, within 3 ulp. Results below `e^-NO_DIGITS` are 0.
 #[derive(Debug, Clone, Copy)]
 pub struct Exp {
-    /// `rate / ln 2` in two parts: the powers of 2 for each unit of `x`.
+    /// `rate / ln 2`, as the sum of a high and a low part: the power of 2 for each unit of `x`.
     powers: (f32, f32),
-    /// Of less than this the power is 0.
+    /// For `x` below this the result is 0.
     least: f32,
 }
 
 impl Exp {
-    /// For `rate > 0`: one over a temperature.
+    /// The exponential for a `rate` above 0, which is one over the temperature.
     pub fn new(rate: f32) -> Self {
         let powers = (f64::from(rate) * std::f64::consts::LOG2_E).min(f64::from(f32::MAX));
         Exp {
@@ -34,12 +35,14 @@ impl Exp {
         }
     }
 
-    /// `2^n · 2^r` with `|r| ≤ 1/2`, and a polynomial for `2^r`: of degree 5, that of the least relative error (9.2e-8) among those
-    /// that give 1 at 0.
+    /// `e^(x · rate)`, computed as `2^n · 2^r` with an integer `n` and `|r| ≤ 1/2`.
+    ///
+    /// `2^r` is approximated by the polynomial of degree 5 that has the least relative error (9.2e-8) among those that
+    /// are 1 at 0.
     #[inline(always)]
-    #[allow(clippy::approx_constant, clippy::excessive_precision, reason = "fitted, the last one near ln 2 too")]
+    #[allow(clippy::approx_constant, clippy::excessive_precision, reason = "fitted; the last one is near ln 2")]
     pub fn of(self, x: f32) -> f32 {
-        // Adding it rounds to an integer, which then stands in the last bits.
+        // Adding this constant rounds to an integer, which is then in the last bits of the sum.
         const ROUND: f32 = 1.5 * (1 << 23) as f32;
         let shifted = x.mul_add(self.powers.0, ROUND);
         let n = shifted - ROUND;
@@ -55,17 +58,17 @@ impl Exp {
     }
 }
 
-/// The largest score, or NaN if there is a NaN. Minus infinity for an empty row.
+/// The largest score; NaN if any score is NaN, minus infinity for an empty row.
 pub fn maximum(scores: &[f32]) -> f32 {
     let mut maxima = [f32::NEG_INFINITY];
     block_maxima(scores, scores.len().max(1), &mut maxima)
 }
 
-/// The largest score of each run of `block` scores; returns the [`maximum`].
+/// Write the largest score of each `block` consecutive scores. Returns the [`maximum`] of the row.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+fma", "x86_64+avx2+fma"))]
 pub fn block_maxima(scores: &[f32], block: usize, maxima: &mut [f32]) -> f32 {
     let mut max = f32::NEG_INFINITY;
-    const PAIR: usize = 2 * LANES; // one vector waits for itself
+    const PAIR: usize = 2 * LANES; // two vectors, since with one each step waits for the last
     let mut nan = [0u32; PAIR];
     for (block, out) in scores.chunks(block).zip(maxima) {
         let (rows, rest) = block.as_chunks::<PAIR>();
@@ -98,8 +101,8 @@ fn largest<const N: usize>(mut lanes: [f32; N]) -> f32 {
     lanes[0]
 }
 
-/// The index of the first maximum, the maximum, and the largest of all other scores; NaN as maximum if there is a NaN.
-#[multiversion(targets("x86_64+avx2+fma"))] // with 512 bits it was a third slower
+/// The index of the first maximum, the maximum, and the largest other score. The maximum is NaN if any score is.
+#[multiversion(targets("x86_64+avx2+fma"))] // vectors of 512 bits are a third slower here
 pub fn best_two(scores: &[f32]) -> (usize, f32, f32) {
     let (mut best, mut second, mut start) = (f32::NEG_INFINITY, f32::NEG_INFINITY, 0);
     let mut nan = [0u32; LANES];
@@ -137,7 +140,7 @@ pub fn sum_exp(scores: &[f32], max: f32, rate: f32) -> f64 {
     let mut totals = [0.0f64; LANES];
     let mut add = |scores: &[f32]| {
         if !any_reaches_inline(scores, max + exp.least) {
-            return; // all are 0, as where a mask was
+            return; // all exponentials are 0, as in a masked block
         }
         let (rows, rest) = scores.as_chunks::<LANES>();
         let mut lanes = [0.0f32; LANES];
@@ -159,11 +162,13 @@ pub fn sum_exp(scores: &[f32], max: f32, rate: f32) -> f64 {
     totals.into_iter().sum()
 }
 
-/// Scores of a row that [`Normaliser`] takes at once: so few that they stay near, so many that a call does not count.
+/// Scores that [`Normaliser`] takes at once: few enough to stay in the cache, and enough to make the calls cheap.
 const PIECE: usize = 1024;
 
-/// The largest score of a row and `Σ e^((score − max) · rate)`, of a row that comes in parts and is read once: a row that a pass
-/// has just made is not in the processor's caches. What was added up follows the maximum so far.
+/// The largest score of a row and `Σ e^((score − max) · rate)`, from a row that comes in parts and is read once.
+///
+/// A row fresh from a pass is not in the processor's caches, so a second read would be slow. The sum is rescaled
+/// whenever a larger score comes.
 #[derive(Debug, Clone, Copy)]
 pub struct Normaliser {
     rate: f32,
@@ -172,22 +177,22 @@ pub struct Normaliser {
 }
 
 impl Normaliser {
-    /// Of no scores yet.
+    /// The maximum and sum of no scores yet. `rate` is one over the temperature.
     pub fn new(rate: f32) -> Self {
         Normaliser { rate, max: f32::NEG_INFINITY, total: 0.0 }
     }
 
-    /// Of these scores too.
+    /// Add the next scores of the row.
     pub fn add(&mut self, scores: &[f32]) {
         for scores in scores.chunks(PIECE) {
             let max = maximum(scores);
             if max > self.max || max.is_nan() {
-                // not of the standard library, which differs between systems
+                // The exponential of the standard library differs between systems.
                 self.total *= libm::exp(f64::from(self.max - max) * f64::from(self.rate));
                 self.max = max;
             }
             if self.max.is_nan() {
-                return; // and remains so
+                return; // NaN stays NaN
             }
             if max > f32::NEG_INFINITY {
                 self.total += sum_exp(scores, self.max, self.rate);
@@ -195,13 +200,13 @@ impl Normaliser {
         }
     }
 
-    /// The [`maximum`] and the sum. There is no sum where the maximum is not finite.
+    /// The [`maximum`] and the sum. The sum is meaningless unless the maximum is finite.
     pub fn result(self) -> (f32, f64) {
         (self.max, self.total)
     }
 }
 
-/// `out += weight · (e^((score − max) · rate) · scale)` for the scores that reach `floor`.
+/// `out += weight · (e^((score − max) · rate) · scale)` for all scores of at least `floor`.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+fma", "x86_64+avx2+fma"))]
 pub fn add_exp(scores: &[f32], max: f32, rate: f32, floor: f32, scale: f32, weight: f32, out: &mut [f32]) {
     let exp = Exp::new(rate);
@@ -216,7 +221,7 @@ pub fn add_exp(scores: &[f32], max: f32, rate: f32, floor: f32, scale: f32, weig
     }
 }
 
-/// Whether any score reaches `floor`.
+/// Whether any score is at least `floor`.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+fma", "x86_64+avx2+fma"))]
 pub fn any_reaches(scores: &[f32], floor: f32) -> bool {
     any_reaches_inline(scores, floor)
@@ -227,7 +232,8 @@ fn any_reaches_inline(scores: &[f32], floor: f32) -> bool {
     scores.iter().fold(false, |any, &score| any | (score >= floor))
 }
 
-/// `out = Σ weight · score` of two rows, but minus infinity where a score is; false if a score is NaN or plus infinity.
+/// `out = weight · first + other · second`, but minus infinity where either score is. Returns false if any score is NaN
+/// or plus infinity.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+fma", "x86_64+avx2+fma"))]
 pub fn sum_of_two((first, weight): (&[f32], f32), (second, other): (&[f32], f32), out: &mut [f32]) -> bool {
     let mut good = true;
@@ -239,7 +245,7 @@ pub fn sum_of_two((first, weight): (&[f32], f32), (second, other): (&[f32], f32)
     good
 }
 
-/// `out += weight · score`, in the same way.
+/// `out += weight · score`, but minus infinity where the score is. Returns false if any score is NaN or plus infinity.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+fma", "x86_64+avx2+fma"))]
 pub fn add_scaled(scores: &[f32], weight: f32, out: &mut [f32]) -> bool {
     let mut good = true;
@@ -250,16 +256,16 @@ pub fn add_scaled(scores: &[f32], weight: f32, out: &mut [f32]) -> bool {
     good
 }
 
-/// Minus infinity in place of `out` where the judge's score is below the floor.
+/// Set `out` to minus infinity where the judge's score is below `floor`.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+fma", "x86_64+avx2+fma"))]
 pub fn mask(judge: &[f32], floor: f32, out: &mut [f32]) {
     for (&score, out) in judge.iter().zip(out) {
-        // A minimum, because a store under a condition is slow.
+        // A minimum in every lane is faster than a conditional store.
         *out = out.min(if score < floor { f32::NEG_INFINITY } else { f32::INFINITY });
     }
 }
 
-/// No value below 0; returns whether any is above.
+/// Set negative values to 0. Returns whether any value is positive.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+fma", "x86_64+avx2+fma"))]
 pub fn keep_positive(values: &mut [f32]) -> bool {
     let mut any = false;
@@ -270,7 +276,7 @@ pub fn keep_positive(values: &mut [f32]) -> bool {
     any
 }
 
-/// The sum.
+/// The sum of the values, in double precision.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+fma", "x86_64+avx2+fma"))]
 pub fn sum(values: &[f32]) -> f64 {
     let mut lanes = [0.0f64; LANES];
@@ -307,7 +313,7 @@ mod tests {
     }
 
     #[test]
-    fn bad_scores_are_seen_anywhere() {
+    fn bad_scores_are_found_at_any_index() {
         for len in [1, 15, 16, 17, 128, 300, 1030] {
             for place in 0..len {
                 let mut row = vec![-INF; len];
@@ -338,9 +344,9 @@ mod tests {
     }
 
     proptest::proptest! {
-        /// Each kernel against one line that says what it does.
+        /// Each kernel agrees with a naive version of one line.
         #[test]
-        fn kernels_do_what_they_say(
+        fn kernels_agree_with_naive_versions(
             scores in proptest::collection::vec(-40i32..40, 1..1500), rate in 0.1f32..4.0, weight in -2.0f32..2.0,
             floor in -10f32..10.0, block in 1usize..300,
         ) {
@@ -351,7 +357,8 @@ mod tests {
 
             let mut maxima = vec![9.0; scores.len().div_ceil(block)];
             proptest::prop_assert_eq!(block_maxima(&scores, block, &mut maxima), max);
-            let naive: Vec<f32> = scores.chunks(block).map(|block| block.iter().copied().fold(-INF, f32::max)).collect();
+            let largest = |block: &[f32]| block.iter().copied().fold(-INF, f32::max);
+            let naive: Vec<f32> = scores.chunks(block).map(largest).collect();
             proptest::prop_assert_eq!(maxima, naive);
 
             let first = scores.iter().position(|&score| score == max).unwrap();

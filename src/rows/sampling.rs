@@ -1,13 +1,9 @@
 //! From logits to the distribution that tokens are drawn from.
 
+use super::distribution::{Distribution, checked};
+use super::filter::Filter;
+use super::kernels::{self, Normaliser};
 use crate::error::{Error, Result};
-use crate::rows::Weights;
-use crate::rows::kernels::{self, Normaliser};
-use crate::rows::{Filter, Filtered, Placed, Term};
-
-/// Two scores nearer than this are a near tie: passes of different widths may rank them differently, because
-/// other kernels add in another order. For mixtures the scores are logarithms of probabilities.
-pub const NEAR_TIE: f32 = 1e-3;
 
 /// `process` of the design: temperature, then top-k, then top-p, then min-p, then softmax.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -80,7 +76,7 @@ impl Candidates {
         // The share is nearly always held by few tokens, so the score is lowered in steps.
         for distance in [3.0, 6.0, 12.0, f32::INFINITY] {
             self.gather(scores, all.max - distance / all.rate);
-            if all.weights(&self.keys) >= share {
+            if weights(all, &self.keys) >= share {
                 break;
             }
         }
@@ -106,152 +102,6 @@ fn score_of(key: u64) -> f32 {
 /// The token of a [`key`].
 fn token_of(key: u64) -> usize {
     key as u32 as usize
-}
-
-/// The distribution that a [`Sampler`] makes of a row of scores, as the few numbers that it takes to get every probability
-/// from its score. It is used with the row that it was made of.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct Distribution {
-    max: f32,
-    /// One over the temperature.
-    rate: f32,
-    /// Tokens of lower scores have probability 0,
-    floor: f32,
-    /// and so have those of this very score from here on.
-    cut: usize,
-    /// The sum of all weights, a weight being `e^((score − max) / temperature)`.
-    total: f64,
-}
-
-impl Distribution {
-    /// The plain softmax.
-    pub fn softmax(scores: &[f32]) -> Result<Self> {
-        Distribution::of_all(scores, 1.0)
-    }
-
-    fn of_all(scores: &[f32], rate: f32) -> Result<Self> {
-        let mut normaliser = Normaliser::new(rate);
-        normaliser.add(scores);
-        Distribution::normalised(normaliser.result(), rate)
-    }
-
-    /// That of all scores of which these are the largest and the sum of weights.
-    fn normalised((max, total): (f32, f64), rate: f32) -> Result<Self> {
-        Ok(Distribution { total, ..Distribution::unfiltered(checked(max)?, rate) })
-    }
-
-    fn unfiltered(max: f32, rate: f32) -> Self {
-        Distribution { max, rate, floor: f32::NEG_INFINITY, cut: usize::MAX, total: 1.0 }
-    }
-
-    /// The probability of the best token: how sure of itself the model is.
-    pub fn confidence(&self) -> f32 {
-        (1.0 / self.total) as f32
-    }
-
-    fn weight(&self, score: f32) -> f32 {
-        kernels::Exp::new(self.rate).of(score - self.max)
-    }
-
-    fn weights(&self, keys: &[u64]) -> f64 {
-        keys.iter().map(|&key| f64::from(self.weight(score_of(key)))).sum()
-    }
-
-    fn keeps(&self, score: f32, token: usize) -> bool {
-        score > self.floor || (score == self.floor && token < self.cut)
-    }
-
-    fn scale(&self) -> f32 {
-        (1.0 / self.total) as f32
-    }
-
-    /// The probability of one token.
-    pub fn probability(&self, scores: &[f32], token: usize) -> f32 {
-        self.probability_of(token, scores[token])
-    }
-
-    /// The probability of a token of this score.
-    pub fn probability_of(&self, token: usize, score: f32) -> f32 {
-        if self.keeps(score, token) { self.weight(score) * self.scale() } else { 0.0 }
-    }
-
-    /// As a part of something: `weight` times the probability, with the scores of a row.
-    pub fn term(&self, row: Placed, weight: f32) -> Term {
-        let Distribution { max, rate, floor, cut, total } = *self;
-        Term { row, scale: f64::from(weight * self.scale()), rate, kept: Filtered { max, total, floor, cut } }
-    }
-
-    /// The natural logarithm of [`Distribution::probability`], also where that is too small for a float.
-    pub fn log_probability(&self, scores: &[f32], token: usize) -> f32 {
-        if !self.keeps(scores[token], token) {
-            return f32::NEG_INFINITY;
-        }
-        ((f64::from(scores[token]) - f64::from(self.max)) * f64::from(self.rate) - self.total.ln()) as f32
-    }
-
-    /// Form the row: the probabilities of all tokens.
-    pub fn fill(&self, scores: &[f32], out: &mut [f32]) {
-        out.fill(0.0);
-        self.add(scores, 1.0, out);
-    }
-
-    /// Add `weight` times the probabilities of all tokens.
-    pub fn add(&self, scores: &[f32], weight: f32, out: &mut [f32]) {
-        self.add_from(0, scores, weight, out);
-    }
-
-    /// Add `weight` times the probabilities of the tokens from `start` on.
-    pub fn add_from(&self, start: usize, scores: &[f32], weight: f32, out: &mut [f32]) {
-        self.add_scaled(start, scores, self.scale(), weight, out);
-    }
-
-    fn add_scaled(&self, start: usize, scores: &[f32], scale: f32, weight: f32, out: &mut [f32]) {
-        let scores = &scores[start..start + out.len()];
-        let cut = self.cut.saturating_sub(start).min(scores.len());
-        let (kept, behind) = scores.split_at(cut);
-        let (out, out_behind) = out.split_at_mut(cut);
-        let add = |scores, floor, out| kernels::add_exp(scores, self.max, self.rate, floor, scale, weight, out);
-        add(kept, self.floor, out);
-        add(behind, self.floor.next_up(), out_behind);
-    }
-
-    /// Of all probabilities that [`Distribution::add`] makes, the sum: 1 but for the rounding of the scale.
-    pub fn sum(&self) -> f64 {
-        self.total * f64::from(self.scale())
-    }
-
-    /// The sum of all weights.
-    pub fn total(&self) -> f64 {
-        self.total
-    }
-
-    /// To draw from, with the row that it was made of.
-    pub fn of<'a>(&'a self, scores: &'a [f32]) -> Row<'a> {
-        Row { distribution: self, scores }
-    }
-}
-
-/// A distribution and the scores that it was made of, to draw from. Its weights are the probabilities before they are
-/// normalised.
-#[derive(Debug, Clone, Copy)]
-pub struct Row<'a> {
-    distribution: &'a Distribution,
-    scores: &'a [f32],
-}
-
-impl Weights for Row<'_> {
-    fn count(&self) -> usize {
-        self.scores.len()
-    }
-
-    fn total(&self) -> f64 {
-        self.distribution.total
-    }
-
-    fn write(&self, start: usize, out: &mut [f32]) {
-        out.fill(0.0);
-        self.distribution.add_scaled(start, self.scores, 1.0, 1.0, out);
-    }
 }
 
 impl Sampler {
@@ -291,10 +141,10 @@ impl Sampler {
 
     /// Turn a row of scores into a distribution, without forming the row of probabilities.
     ///
-    /// Among equal scores the lower token ranks first: exactly `top_k` tokens remain, and top-p keeps the shortest
-    /// run of tokens, best first, whose share reaches `top_p`. Scores of minus infinity get probability 0. Greedily, the
-    /// first maximum has probability 1.
-    /// NaN, plus infinity, or a row of nothing but minus infinity is [`Error::Numeric`].
+    /// Among equal scores the lower token ranks first: exactly `top_k` tokens remain, and top-p keeps the shortest run
+    /// of tokens, best first, whose share reaches `top_p`. Scores of minus infinity get probability 0. Greedily, the
+    /// first maximum has probability 1. NaN, plus infinity, or a row of nothing but minus infinity is
+    /// [`Error::Numeric`].
     pub fn process(&self, scores: &[f32], candidates: &mut Candidates) -> Result<Distribution> {
         if !self.filters(scores.len()) {
             return Distribution::of_all(scores, self.rate());
@@ -306,7 +156,7 @@ impl Sampler {
         let floor = max + self.distance();
         if !top_k && !top_p {
             candidates.gather(scores, floor);
-            return Ok(Distribution { floor, total: all.weights(&candidates.keys), ..all });
+            return Ok(Distribution { floor, total: weights(&all, &candidates.keys), ..all });
         }
         if top_k {
             candidates.gather_best(scores, self.top_k);
@@ -314,12 +164,12 @@ impl Sampler {
             candidates.keys.truncate(self.top_k);
         }
         if top_p {
-            let total = if top_k { all.weights(&candidates.keys) } else { kernels::sum_exp(scores, max, all.rate) };
+            let total = if top_k { weights(&all, &candidates.keys) } else { kernels::sum_exp(scores, max, all.rate) };
             let share = f64::from(self.top_p) * total;
             if !top_k {
                 candidates.gather_share(scores, share, &all);
             }
-            let nucleus = nucleus(&mut candidates.keys, share, |keys| all.weights(keys));
+            let nucleus = nucleus(&mut candidates.keys, share, |keys| weights(&all, keys));
             candidates.keys.truncate(nucleus);
         }
         let &worst = candidates.keys.last().expect("the best remains");
@@ -328,11 +178,11 @@ impl Sampler {
             score => (score, token_of(worst) + 1),
         };
         candidates.keys.retain(|&key| score_of(key) >= floor);
-        Ok(Distribution { floor, cut, total: all.weights(&candidates.keys), ..all })
+        Ok(Distribution { floor, cut, total: weights(&all, &candidates.keys), ..all })
     }
 
-    /// The same for a row that `make` is yet to write, and of which it is to show each part that it has written: where no filter
-    /// is on, the row is not read again.
+    /// The same for a row that `make` is yet to write, and of which it is to show each part that it has written: where
+    /// no filter is on, the row is not read again.
     pub fn process_made(
         &self,
         scores: &mut [f32],
@@ -351,15 +201,6 @@ impl Sampler {
         } else {
             Distribution::normalised(normaliser.result(), self.rate())
         }
-    }
-
-    /// What [`Sampler::process`] makes of a row without looking at it, where it is known what is kept of that.
-    pub fn process_known(&self, known: impl FnOnce(Filter) -> Option<Filtered>) -> Result<Option<Distribution>> {
-        if self.is_greedy() {
-            return Ok(None);
-        }
-        let Some(Filtered { max, total, floor, cut }) = known(self.filter()) else { return Ok(None) };
-        Ok(Some(Distribution { max: checked(max)?, rate: self.rate(), floor, cut, total }))
     }
 
     /// How rows are processed; greedily, only what is asked of them.
@@ -386,7 +227,13 @@ impl Sampler {
     }
 }
 
-/// The length of the shortest run of the best keys whose weight reaches `share`. Puts that run in front, its worst last.
+/// The sum of the weights of these tokens.
+fn weights(distribution: &Distribution, keys: &[u64]) -> f64 {
+    keys.iter().map(|&key| f64::from(distribution.weight(score_of(key)))).sum()
+}
+
+/// The length of the shortest run of the best keys whose weight reaches `share`. Puts that run in front, its worst
+/// last.
 fn nucleus(keys: &mut [u64], share: f64, weights: impl Fn(&[u64]) -> f64) -> usize {
     // The run ends between the two, and `reached` is the weight in front of them.
     let (mut start, mut end, mut reached) = (0, keys.len(), 0.0);
@@ -410,64 +257,10 @@ fn nucleus(keys: &mut [u64], share: f64, weights: impl Fn(&[u64]) -> f64) -> usi
     end
 }
 
-/// The largest score; an error if there is none that is finite, or if any is NaN or plus infinity.
-pub fn maximum(scores: &[f32]) -> Result<f32> {
-    checked(kernels::maximum(scores))
-}
-
-/// A maximum, NaN if there is a NaN, as an error unless it is finite.
-pub(super) fn checked(max: f32) -> Result<f32> {
-    if max.is_finite() {
-        return Ok(max);
-    }
-    let what = if max.is_nan() {
-        "NaN"
-    } else if max > 0.0 {
-        "plus infinity"
-    } else {
-        "minus infinity everywhere"
-    };
-    Err(Error::Numeric(format!("a row of logits holds {what}")))
-}
-
-/// The first maximum of a row of scores, and how sure it is.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Best {
-    /// The token.
-    pub token: usize,
-    /// Its score.
-    pub score: f32,
-    /// How much higher its score is than that of any other token, 0 among equal ones; infinite if no other is possible.
-    pub margin: f32,
-}
-
-impl Best {
-    /// Of a token, its score and the largest of all others.
-    pub fn new(token: usize, score: f32, second: f32) -> Result<Self> {
-        let score = checked(score)?;
-        Ok(Best { token, score, margin: score - second })
-    }
-
-    /// How sure of itself the model is, between 0 and 1: the share of the two best tokens by which the better one leads.
-    pub fn confidence(&self) -> f32 {
-        (0.5 * self.margin).tanh()
-    }
-
-    /// Whether a pass of another width might choose another token.
-    pub fn is_near_tie(&self) -> bool {
-        self.margin <= NEAR_TIE
-    }
-}
-
-/// The [`Best`] of a row; an error if there is no score that is finite, or if any is NaN or plus infinity.
-pub fn argmax(scores: &[f32]) -> Result<Best> {
-    let (token, score, second) = kernels::best_two(scores);
-    Best::new(token, score, second)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::rows::{Best, Row, Weights, argmax};
 
     fn process(sampler: Sampler, scores: &[f32]) -> Vec<f32> {
         let distribution = sampler.process(scores, &mut Candidates::default()).unwrap();
@@ -476,8 +269,8 @@ mod tests {
         // What is drawn from is that in proportion, in pieces of any size.
         let mut weights = vec![9.0; scores.len()];
         for piece in [1, 3, 64, scores.len()] {
-            let row = distribution.of(scores);
-            weights.chunks_mut(piece).enumerate().for_each(|(index, out)| row.write(index * piece, out));
+            let row = Row::Host(scores).weighted(&distribution);
+            weights.chunks_mut(piece).enumerate().for_each(|(index, out)| row.write(index * piece, out).unwrap());
             assert!((kernels::sum(&weights) / row.total() - 1.0).abs() < 1e-6);
             let share = |weight: f32| (f64::from(weight) / row.total()) as f32;
             assert!(weights.iter().zip(&out).all(|(&weight, &p)| (share(weight) - p).abs() <= 1e-5 * p));
@@ -486,7 +279,7 @@ mod tests {
         for (token, &probability) in out.iter().enumerate() {
             // What is drawn from and what accepts are the same to the last bit.
             assert_eq!(distribution.probability(scores, token), probability);
-            let logarithm = distribution.log_probability(scores, token);
+            let logarithm = distribution.log_probability_of(token, scores[token]);
             assert!(
                 (logarithm.exp() - probability).abs() < 1e-6 && (logarithm == f32::NEG_INFINITY || logarithm <= 1e-6)
             );
@@ -603,8 +396,8 @@ mod tests {
         assert_eq!(key(0.0, 1), key(-0.0, 1));
     }
 
-    /// The filters in double precision, by sorting everything; nothing where a running sum lies on a limit, on either side of
-    /// which single and double precision may fall.
+    /// The filters in double precision, by sorting everything; nothing where a running sum lies on a limit, on either
+    /// side of which single and double precision may fall.
     fn oracle(scores: &[f32], temperature: f32, k: i32, p: f32, m: f32) -> Option<Vec<f64>> {
         let mut order: Vec<usize> = (0..scores.len()).collect();
         order.sort_by(|&a, &b| scores[b].total_cmp(&scores[a]).then(a.cmp(&b)));

@@ -14,7 +14,8 @@ use serde_json::value::RawValue;
 
 use super::growth;
 
-type Result<T = ()> = std::result::Result<T, String>;
+/// The fault that was found.
+type Check<T = ()> = Result<T, String>;
 
 /// The largest `max_input_chars_per_word` of WordPiece. Models have 100. The time grows with the third power of it.
 const MAX_WORD_CHARS: u64 = 1000;
@@ -26,7 +27,7 @@ const MAX_ADDED_TOKENS: usize = 1024;
 #[derive(Deserialize)]
 struct File<'a> {
     #[serde(borrow)]
-    model: Option<Model<'a>>,
+    model: Option<ModelPart<'a>>,
     normalizer: Option<Value>,
     pre_tokenizer: Option<Value>,
     post_processor: Option<Value>,
@@ -34,7 +35,7 @@ struct File<'a> {
 }
 
 #[derive(Deserialize)]
-struct Model<'a> {
+struct ModelPart<'a> {
     #[serde(borrow)]
     vocab: Option<&'a RawValue>,
     #[serde(borrow)]
@@ -48,7 +49,7 @@ struct Model<'a> {
 struct Token<'a>(#[serde(borrow)] Cow<'a, str>);
 
 /// Check the content of a `tokenizer.json` for faults that the library does not report itself.
-pub fn check(content: &str) -> Result {
+pub fn check(content: &str) -> Check {
     if !content.trim_start().starts_with('{') {
         return Err(not_a_tokenizer(content));
     }
@@ -56,7 +57,7 @@ pub fn check(content: &str) -> Result {
     if file.model.is_none() {
         return Err(not_a_tokenizer(content));
     }
-    if let Some(Model { vocab: Some(vocab), merges: Some(merges), continuing_subword_prefix, .. }) = &file.model {
+    if let Some(ModelPart { vocab: Some(vocab), merges: Some(merges), continuing_subword_prefix, .. }) = &file.model {
         let prefix = continuing_subword_prefix.as_deref().unwrap_or("");
         check_merges(vocab.get(), merges.get(), prefix).map_err(|why| format!("its merges: {why}"))?;
     }
@@ -79,7 +80,7 @@ fn not_a_tokenizer(content: &str) -> String {
 
 /// Check that the two tokens of each merge make a token: the first, and then the second without the prefix that marks
 /// tokens within a word.
-fn check_merges(vocab: &str, merges: &str, prefix: &str) -> Result {
+fn check_merges(vocab: &str, merges: &str, prefix: &str) -> Check {
     let vocab: HashMap<Token, IgnoredAny> = serde_json::from_str(vocab).map_err(|error| error.to_string())?;
     let mut whole = String::new();
     let mut check = |left: &str, right: &str| {
@@ -104,7 +105,7 @@ fn check_merges(vocab: &str, merges: &str, prefix: &str) -> Result {
 
 /// Check every object of a part. Parts may be nested, and the library may recognise a part by its keys instead of its
 /// type.
-fn check_parts(part: &Value) -> Result {
+fn check_parts(part: &Value) -> Check {
     match part {
         Value::Array(parts) => parts.iter().try_for_each(check_parts),
         Value::Object(keys) => {
@@ -112,7 +113,7 @@ fn check_parts(part: &Value) -> Result {
                 return Err("its pre-tokenizer FixedLength has a length of 0".into());
             }
             if let Some(table) = part["precompiled_charsmap"].as_str() {
-                replacements(table)?;
+                growth::replacements(table)?;
             }
             if let Some(template) = part["single"].as_array() {
                 check_template(template, &part["special_tokens"])?;
@@ -123,22 +124,8 @@ fn check_parts(part: &Value) -> Result {
     }
 }
 
-/// The replacements of a table for normalization: the strings behind its trie, each with a 0 at its end.
-///
-/// The table begins with the length of its trie in bytes, and the library allocates that many bytes.
-pub fn replacements(base64: &str) -> Result<Vec<u8>> {
-    let bytes = base64::decode(base64).ok().filter(|bytes| bytes.len() >= 4);
-    let mut table = bytes.ok_or("its precompiled_charsmap is not a table in base64")?;
-    let declared = u32::from_le_bytes([table[0], table[1], table[2], table[3]]) as usize;
-    let bytes = table.len() - 4;
-    if declared > bytes {
-        return Err(format!("its precompiled_charsmap declares {declared} bytes, but has {bytes}"));
-    }
-    Ok(table.split_off(4 + declared))
-}
-
 /// Check that the template for a single text has the text once, and only special tokens that it defines.
-fn check_template(pieces: &[Value], special: &Value) -> Result {
+fn check_template(pieces: &[Value], special: &Value) -> Check {
     let (mut texts, mut added) = (0, 0);
     for piece in pieces {
         if let Some(name) = piece["SpecialToken"]["id"].as_str() {
@@ -166,7 +153,7 @@ mod tests {
     use super::*;
 
     /// Check a file with these parts and a model.
-    fn check_file(mut parts: Value) -> Result {
+    fn check_file(mut parts: Value) -> Check {
         parts.as_object_mut().unwrap().entry("model").or_insert(json!({}));
         check(&parts.to_string())
     }

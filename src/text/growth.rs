@@ -5,9 +5,8 @@
 
 use serde_json::Value;
 
-use super::check::replacements;
-
-type Result<T = ()> = std::result::Result<T, String>;
+/// The fault that was found.
+type Check<T = ()> = Result<T, String>;
 
 /// Most bytes that one byte may become. Tokenizers of known models need about 600 at most (T5).
 const MAX_GROWTH: usize = 1024;
@@ -23,7 +22,7 @@ struct Growth {
 }
 
 /// An error if a chain of parts may make more than [`MAX_GROWTH`] bytes of one byte. `what` names the parts.
-pub fn check<'a>(what: &str, chain: impl IntoIterator<Item = &'a Value>) -> Result {
+pub fn check<'a>(what: &str, chain: impl IntoIterator<Item = &'a Value>) -> Check {
     let mut growth = Growth { bytes: 1, has_non_ascii: false };
     for part in chain {
         growth.apply(part)?;
@@ -36,7 +35,7 @@ pub fn check<'a>(what: &str, chain: impl IntoIterator<Item = &'a Value>) -> Resu
 
 impl Growth {
     /// Apply a part and the parts within it. The library may recognise a part by its keys instead of its type.
-    fn apply(&mut self, part: &Value) -> Result {
+    fn apply(&mut self, part: &Value) -> Check {
         match part {
             Value::Array(parts) => parts.iter().try_for_each(|part| self.apply(part)),
             Value::Object(keys) => {
@@ -48,7 +47,7 @@ impl Growth {
         }
     }
 
-    fn factor(&self, part: &Value) -> Result<usize> {
+    fn factor(&self, part: &Value) -> Check<usize> {
         let length = |key: &str| part[key].as_str().map(str::len);
         let form = |factor: usize| if self.has_non_ascii { factor } else { 1 };
         let factor = if let (Some(content), Some(pattern)) = (length("content"), part.get("pattern")) {
@@ -88,6 +87,20 @@ fn makes_non_ascii(part: &Value) -> bool {
         || part.get("precompiled_charsmap").is_some()
         || part.get("add_prefix_space").is_some()
         || part["type"] == "ByteLevel"
+}
+
+/// The replacements of a table for normalization: the strings behind its trie, each with a 0 at its end.
+///
+/// The table begins with the length of its trie in bytes, and the library allocates that many bytes.
+pub fn replacements(base64: &str) -> Check<Vec<u8>> {
+    let bytes = base64::decode(base64).ok().filter(|bytes| bytes.len() >= 4);
+    let mut table = bytes.ok_or("its precompiled_charsmap is not a table in base64")?;
+    let declared = u32::from_le_bytes([table[0], table[1], table[2], table[3]]) as usize;
+    let bytes = table.len() - 4;
+    if declared > bytes {
+        return Err(format!("its precompiled_charsmap declares {declared} bytes, but has {bytes}"));
+    }
+    Ok(table.split_off(4 + declared))
 }
 
 #[cfg(test)]

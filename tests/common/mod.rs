@@ -1,5 +1,5 @@
-//! What the test programs share: scripted worlds of models, and the oracle.
-#![allow(dead_code)] // each test program uses its own part
+//! Shared by the test programs: scripted worlds of models, the oracle, and ways to decode.
+#![allow(dead_code)] // each program uses a part of it
 
 pub mod boundary;
 
@@ -8,20 +8,29 @@ use std::sync::Arc;
 
 use cos::decode::chance::Chance;
 use cos::decode::combine::{Combination, Plausibility};
+use cos::decode::decoder::Settings;
 use cos::decode::policy::{Plan, Request, Strategy, Targets};
-use cos::decode::round::{Decoder, Settings};
 use cos::engine::Engine;
+use cos::engine::drive::Driver;
+use cos::engine::participant::Participant;
 use cos::engine::session::{Options, Session, State};
+use cos::model::Cancel;
 use cos::model::scripted::Scripted;
-use cos::model::{Cancel, Model};
-use cos::rows::sampling::Sampler;
+use cos::rows::{Row, Sampler};
 
-/// The project's folder: where Cargo says, or whoever runs a test program that was built elsewhere.
+/// The project's folder. The variable wins over the folder of the build, because a program may run elsewhere (`scripts/gpu-check`).
 pub fn root() -> PathBuf {
     std::env::var_os("CARGO_MANIFEST_DIR").map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), PathBuf::from)
 }
 
-/// Decode a prompt to its end.
+/// Makes a pool of one thread for all models of this process, unless there is a pool already.
+///
+/// The passes of test models are short, and tests run side by side. A second thread would mostly spin, and double the time.
+pub fn one_thread() {
+    cos::onnx::environment(None, 1, None).expect("no test of this program asks for more threads before");
+}
+
+/// Decodes a prompt to the end of the sequence.
 pub fn decode(engine: &Arc<Engine>, prompt: &[i32], options: &Options) -> Vec<i32> {
     let mut session = Session::new(engine, options).unwrap();
     session.prompt(prompt).unwrap();
@@ -35,7 +44,7 @@ pub fn decode(engine: &Arc<Engine>, prompt: &[i32], options: &Options) -> Vec<i3
     }
 }
 
-/// Token sequences, and PyTorch's logits after each of their tokens: what an architecture of `tests/exports` is compared with.
+/// Token sequences with PyTorch's logits after each of their tokens, for an architecture of `tests/exports`.
 pub struct Golden {
     pub sequences: Vec<(Vec<i32>, Vec<Vec<f32>>)>,
 }
@@ -59,7 +68,7 @@ impl Golden {
     }
 }
 
-/// A sampler as plain numbers, so that the oracle need not look into the library's.
+/// A sampler as plain numbers, so that the oracle does not depend on the library's sampler.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Sampling {
     pub temperature: f32,
@@ -77,10 +86,10 @@ impl Sampling {
     }
 }
 
-/// The seed of all worlds whose test asks for none.
+/// The seed of a world, unless the test chooses one.
 const SEED: u64 = 0xcbf2_9ce4_8422_2325;
 
-/// Mix the bits of a hash.
+/// Mixes the bits of a hash.
 pub fn mix(mut hash: u64) -> u64 {
     hash = (hash ^ (hash >> 31)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     hash = (hash ^ (hash >> 29)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -92,21 +101,21 @@ pub fn mix(mut hash: u64) -> u64 {
 pub enum World {
     /// Models that mostly agree.
     Related,
-    /// Models that have nothing in common.
+    /// Models that do not agree more than by chance.
     Unrelated,
     /// All models are the same.
     Identical,
-    /// Tokens that are impossible to some models in some contexts, never to all at once.
+    /// Some tokens are impossible to some models, but never all tokens to all models.
     Zeros,
-    /// Rows with nearly all of the mass on one token, another one for each model.
+    /// Each row has nearly all of its mass on one token, which differs from model to model.
     Sharp,
 }
 
 impl World {
     pub const ALL: [World; 5] = [World::Related, World::Unrelated, World::Identical, World::Zeros, World::Sharp];
 
-    /// The logits of a model after a context: a fixed function of both, another one for each seed. The hash of the
-    /// context comes back.
+    /// Writes the logits of a model after a context, a fixed function of seed, model and context. Returns the hash of the
+    /// context.
     pub fn fill(self, seed: u64, model: usize, context: &[i32], row: &mut [f32]) -> u64 {
         let vocab = row.len();
         let hash = context
@@ -129,7 +138,7 @@ impl World {
         hash
     }
 
-    /// The same, as a row of its own.
+    /// The same as a new row, with the usual seed.
     pub fn logits(self, model: usize, context: &[i32], vocab: usize) -> Vec<f32> {
         let mut row = vec![0.0; vocab];
         self.fill(SEED, model, context, &mut row);
@@ -143,53 +152,14 @@ impl World {
         })
     }
 
-    pub fn models(self, count: usize, vocab: usize) -> Vec<Arc<dyn Model>> {
-        (0..count).map(|model| Arc::new(self.model(model, vocab).with_max_pass(3)) as Arc<dyn Model>).collect()
+    pub fn models(self, count: usize, vocab: usize) -> Vec<Participant> {
+        (0..count).map(|model| Arc::new(self.model(model, vocab).with_max_pass(3)).into()).collect()
     }
 }
 
-/// The oracle: the distribution of the next token by its definition, in double precision, one context at a time.
+/// The oracle: the distribution of the next token, computed from its definition in double precision.
 pub fn oracle(rows: &[Vec<f32>], combination: &Combination, sampling: Sampling) -> Vec<f64> {
     let weights: Vec<f64> = combination.weights().iter().map(|&w| f64::from(w)).collect();
-    let softmax = |scores: &[f64], temperature: f64| -> Vec<f64> {
-        let max = scores.iter().cloned().fold(f64::NEG_INFINITY, f64::max);
-        let exps: Vec<f64> = scores.iter().map(|s| ((s - max) / temperature).exp()).collect();
-        exps.iter().map(|e| e / exps.iter().sum::<f64>()).collect()
-    };
-    let point = |scores: &[f64]| -> Vec<f64> {
-        let max = scores.iter().cloned().fold(f64::NEG_INFINITY, f64::max);
-        let best = scores.iter().position(|&s| s == max).unwrap();
-        (0..scores.len()).map(|i| f64::from(u8::from(i == best))).collect()
-    };
-    let process = |scores: &[f64]| -> Vec<f64> {
-        if sampling.temperature == 0.0 {
-            return point(scores);
-        }
-        let mut p = softmax(scores, f64::from(sampling.temperature));
-        let mut order: Vec<usize> = (0..p.len()).collect();
-        order.sort_by(|&a, &b| scores[b].total_cmp(&scores[a]).then(a.cmp(&b)));
-        let keep = |p: &mut Vec<f64>, kept: &[usize]| {
-            let total: f64 = kept.iter().map(|&i| p[i]).sum();
-            *p = (0..p.len()).map(|i| if kept.contains(&i) { p[i] / total } else { 0.0 }).collect();
-        };
-        if sampling.top_k > 0 {
-            keep(&mut p, &order[..sampling.top_k.min(order.len())]);
-        }
-        if sampling.top_p > 0.0 && sampling.top_p < 1.0 {
-            let mut running = 0.0;
-            let nucleus = order.iter().take_while(|&&i| {
-                let open = running < f64::from(sampling.top_p);
-                running += p[i];
-                open
-            });
-            let nucleus: Vec<usize> = nucleus.copied().collect();
-            keep(&mut p, &nucleus);
-        }
-        let floor = f64::from(sampling.min_p) * p.iter().cloned().fold(0.0, f64::max);
-        let kept: Vec<usize> = (0..p.len()).filter(|&i| p[i] >= floor).collect();
-        keep(&mut p, &kept);
-        p
-    };
     let wide = |row: &Vec<f32>| -> Vec<f64> { row.iter().map(|&l| f64::from(l)).collect() };
     let sum = |rows: &[Vec<f64>]| -> Vec<f64> {
         let used = || rows.iter().zip(&weights).filter(|(_, w)| **w != 0.0);
@@ -204,7 +174,7 @@ pub fn oracle(rows: &[Vec<f32>], combination: &Combination, sampling: Sampling) 
         Combination::Mixture { .. } if sampling.temperature == 0.0 => {
             point(&sum(&rows.iter().map(|row| softmax(&wide(row), 1.0)).collect::<Vec<_>>()))
         }
-        Combination::Mixture { .. } => sum(&rows.iter().map(|row| process(&wide(row))).collect::<Vec<_>>()),
+        Combination::Mixture { .. } => sum(&rows.iter().map(|row| sampled(&wide(row), sampling)).collect::<Vec<_>>()),
         Combination::Logits { plausibility, .. } => {
             let mut scores = sum(&rows.iter().map(wide).collect::<Vec<_>>());
             if let Some(Plausibility { model, alpha }) = plausibility {
@@ -212,18 +182,62 @@ pub fn oracle(rows: &[Vec<f32>], combination: &Combination, sampling: Sampling) 
                 let floor = f64::from(*alpha) * p.iter().cloned().fold(0.0, f64::max);
                 scores.iter_mut().zip(&p).filter(|(_, p)| **p < floor).for_each(|(s, _)| *s = f64::NEG_INFINITY);
             }
-            process(&scores)
+            sampled(&scores, sampling)
         }
         Combination::Custom { .. } => {
-            // The function is taken at its word here, and compared with what it stands for by the tests.
+            // The function itself is trusted here. Other tests compare it with the combination that it imitates.
             let mut scores = vec![0.0; rows[0].len()];
-            combination.scores(|model| &rows[model], &mut scores, |_| ()).unwrap();
-            process(&wide(&scores))
+            combination.scores(|model| Row::Host(&rows[model]), &mut scores, |_| ()).unwrap();
+            sampled(&wide(&scores), sampling)
         }
     }
 }
 
-/// A way to decode.
+fn softmax(scores: &[f64], temperature: f64) -> Vec<f64> {
+    let max = scores.iter().cloned().fold(f64::NEG_INFINITY, f64::max);
+    let exps: Vec<f64> = scores.iter().map(|s| ((s - max) / temperature).exp()).collect();
+    exps.iter().map(|e| e / exps.iter().sum::<f64>()).collect()
+}
+
+/// All of the mass on the best token; on the first one if several are equal.
+fn point(scores: &[f64]) -> Vec<f64> {
+    let max = scores.iter().cloned().fold(f64::NEG_INFINITY, f64::max);
+    let best = scores.iter().position(|&s| s == max).unwrap();
+    (0..scores.len()).map(|i| f64::from(u8::from(i == best))).collect()
+}
+
+/// The distribution that a sampler makes of scores: temperature, then `top_k`, `top_p` and `min_p`.
+fn sampled(scores: &[f64], sampling: Sampling) -> Vec<f64> {
+    if sampling.temperature == 0.0 {
+        return point(scores);
+    }
+    let mut p = softmax(scores, f64::from(sampling.temperature));
+    let mut order: Vec<usize> = (0..p.len()).collect();
+    order.sort_by(|&a, &b| scores[b].total_cmp(&scores[a]).then(a.cmp(&b)));
+    let keep = |p: &mut Vec<f64>, kept: &[usize]| {
+        let total: f64 = kept.iter().map(|&i| p[i]).sum();
+        *p = (0..p.len()).map(|i| if kept.contains(&i) { p[i] / total } else { 0.0 }).collect();
+    };
+    if sampling.top_k > 0 {
+        keep(&mut p, &order[..sampling.top_k.min(order.len())]);
+    }
+    if sampling.top_p > 0.0 && sampling.top_p < 1.0 {
+        let mut running = 0.0;
+        let nucleus = order.iter().take_while(|&&i| {
+            let open = running < f64::from(sampling.top_p);
+            running += p[i];
+            open
+        });
+        let nucleus: Vec<usize> = nucleus.copied().collect();
+        keep(&mut p, &nucleus);
+    }
+    let floor = f64::from(sampling.min_p) * p.iter().cloned().fold(0.0, f64::max);
+    let kept: Vec<usize> = (0..p.len()).filter(|&i| p[i] >= floor).collect();
+    keep(&mut p, &kept);
+    p
+}
+
+/// A strategy with its targets and proposal lengths.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Way {
     pub strategy: Strategy,
@@ -237,7 +251,7 @@ impl Way {
     }
 }
 
-/// What every sequence starts with.
+/// The prompt of every scripted sequence.
 pub const PROMPT: [i32; 5] = [1, 0, 0, 1, 1];
 
 /// Combinations of each kind.
@@ -265,7 +279,7 @@ pub fn combinations(models: usize) -> Vec<Combination> {
     }
 }
 
-/// Every strategy with some lengths, and every kind of targets.
+/// Every strategy with several proposal lengths and both kinds of targets, if routing is possible.
 pub fn ways(models: usize, combination: &Combination, sampling: Sampling) -> Vec<Way> {
     let lengths: &[&[i32]] = match models {
         1 => &[&[1], &[2]],
@@ -296,13 +310,18 @@ pub const SAMPLINGS: [Sampling; 7] = [
     Sampling { temperature: 1.3, top_k: 2, ..Sampling::PLAIN },
     Sampling { top_p: 0.75, ..Sampling::PLAIN },
     Sampling { temperature: 1.5, min_p: 0.4, ..Sampling::PLAIN },
-    // where the order of the filters shows
+    // The order of the filters matters here.
     Sampling { temperature: 0.9, top_k: 2, top_p: 0.6, min_p: 0.1 },
 ];
 
-/// How a way decodes a combination.
-pub fn plan(models: &[Arc<dyn Model>], combination: &Combination, sampling: Sampling, way: &Way) -> Plan {
-    let costs: Vec<u64> = models.iter().map(|model| model.cost()).collect();
+/// The plan of a way to decode a combination.
+pub fn plan(
+    models: &[impl Clone + Into<Participant>],
+    combination: &Combination,
+    sampling: Sampling,
+    way: &Way,
+) -> Plan {
+    let costs: Vec<u64> = models.iter().map(|model| model.clone().into().cost()).collect();
     let request = Request {
         strategy: way.strategy,
         targets: Some(way.targets),
@@ -316,23 +335,23 @@ pub fn plan(models: &[Arc<dyn Model>], combination: &Combination, sampling: Samp
 }
 
 pub fn decoder<C: Chance>(
-    models: &[Arc<dyn Model>],
+    models: &[impl Clone + Into<Participant>],
     combination: &Combination,
     sampling: Sampling,
     way: &Way,
     stop_tokens: &[i32],
     max_tokens: usize,
     chance: C,
-) -> Decoder<C> {
+) -> Driver<C> {
     let cancel = Arc::new(Cancel::default());
     let settings = Settings {
         combination: combination.clone(),
         sampler: sampling.sampler(),
-        plan: plan(models, combination, sampling, way),
         stop_tokens: stop_tokens.to_vec(),
         max_tokens,
         log_probabilities: way.targets == Targets::Combined,
     };
-    let sequences = models.iter().map(|model| model.start(&cancel).unwrap()).collect();
-    Decoder::new(models.to_vec(), sequences, settings, chance)
+    let plan = plan(models, combination, sampling, way);
+    let participants: Vec<Participant> = models.iter().cloned().map(Into::into).collect();
+    Driver::new(&participants, &cancel, settings, plan, chance).unwrap()
 }

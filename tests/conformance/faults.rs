@@ -1,8 +1,8 @@
-//! Faults, planted one at a time into a copy of the library: would the suite notice?
+//! Planted faults: each one must be noticed by some part of the suite.
 //!
-//! A fault is an edit of the sources. All of them go into one copy at once, each behind a switch, so that the copy is
-//! built once and the library itself holds none of this. An edit whose text is no longer there is an error: give it
-//! the text that took its place.
+//! A fault is an edit of the sources. One copy of the library holds all of them, each behind a switch, so it is built only once
+//! and the library itself stays clean. If the text that an edit replaces is gone, that is an error: write the new text into the
+//! fault.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -13,15 +13,15 @@ use super::programs::{self, Done};
 use super::results::{Section, Table};
 use super::{PROBES, Probe, Progress};
 
-/// A fault, and where it sits.
+/// A fault and its place.
 pub struct Fault {
     pub name: &'static str,
     pub file: &'static str,
-    /// What occurs once in the file: an expression, or statements.
+    /// The right text, which must occur once in the file: an expression or statements.
     pub right: &'static str,
-    /// What takes its place. Where no `if` of both will do, it holds the condition itself, as `PLANTED`.
+    /// The wrong text. If an `if` around both texts does not compile, it holds the condition itself as `PLANTED`.
     pub wrong: &'static str,
-    /// Whether only models that ONNX Runtime runs can show it.
+    /// Whether only exports, which ONNX Runtime runs, can show the fault.
     pub needs_exports: bool,
 }
 
@@ -29,7 +29,11 @@ const fn fault(name: &'static str, file: &'static str, right: &'static str, wron
     Fault { name, file, right, wrong, needs_exports: false }
 }
 
-const ROUND: &str = "src/decode/round.rs";
+const SCHEDULE: &str = "src/decode/schedule.rs";
+const DECODER: &str = "src/decode/decoder.rs";
+const STATE: &str = "src/decode/state.rs";
+const TARGET: &str = "src/decode/target.rs";
+const LANE: &str = "src/decode/lane.rs";
 const VERIFY: &str = "src/decode/verify.rs";
 const COMBINE: &str = "src/decode/combine.rs";
 const SAMPLING: &str = "src/rows/sampling.rs";
@@ -37,7 +41,7 @@ const CHANCE: &str = "src/decode/chance.rs";
 
 #[rustfmt::skip]
 pub const FAULTS: &[Fault] = &[
-    fault("stale row after a role swap: rows that were rolled back still count", ROUND,
+    fault("stale row after a role swap: rows that were rolled back still count", LANE,
         "self.stamps.iter_mut().filter(|stamp| **stamp > len).for_each(|stamp| *stamp = NO_ROW);", ""),
     fault("weights in the wrong order", COMBINE,
         "(model, self.weights()[model])", "(model, self.weights()[self.weights().len() - 1 - model])"),
@@ -47,35 +51,35 @@ pub const FAULTS: &[Fault] = &[
         "u * weights.total()", "u"),
     fault("residual the wrong way round: from q − t", VERIFY,
         "kernels::keep_positive(target)", "{ target.iter_mut().for_each(|t| *t = -*t); kernels::keep_positive(target) }"),
-    fault("a verifier's bonus token is committed unverified", ROUND,
-        "self.counters.proposed += 1;",
-        "self.counters.proposed += 1;
-         if PLANTED && position == self.committed { self.drafts.clear(); self.commit(); return Ok(true); }"),
-    fault("the last proposal of a draft is accepted unseen", ROUND,
-        "Target::Row(model) if model == proposer => return None,",
-        "Target::Row(model) if model == proposer => return None,
-         _ if PLANTED && self.drafts.len() == 1 && self.counters.accepted > 0 => return None,"),
-    fault("off-by-one rollback: one rejected token stays in every cache", ROUND,
+    fault("a verifier's own proposal is accepted unverified", TARGET,
+        "Target::Row(model) if model == proposer => return Ok(None),",
+        "Target::Row(model) if model == proposer => return Ok(None),
+         _ if PLANTED && self.settings.combination.needs(proposer) => return Ok(None),"),
+    fault("every third position accepts its proposal unseen", TARGET,
+        "let t = self.probability(target, token)?;",
+        "if PLANTED && self.position.is_multiple_of(3) { return Ok(None); }
+         let t = self.probability(target, token)?;"),
+    fault("off-by-one rollback: one rejected token stays in every cache", LANE,
         "self.sequence.truncate(len);", "self.sequence.truncate(len + 1);"),
-    fault("the cache of one model is not rolled back", ROUND,
-        "self.lanes.iter_mut().for_each(|lane| lane.truncate(from));",
-        "self.lanes.iter_mut().skip(1).for_each(|lane| lane.truncate(from));"),
+    fault("the cache of one model is not rolled back", STATE,
+        "self.lanes.iter_mut().flatten().for_each(|lane| lane.truncate(from));",
+        "self.lanes.iter_mut().flatten().skip(1).for_each(|lane| lane.truncate(from));"),
     fault("acceptance 1% too generous", VERIFY,
         "(f64::from(t) / f64::from(q)).min(1.0)", "(1.01 * f64::from(t) / f64::from(q)).min(1.0)"),
     fault("acceptance 1% too generous, in the random numbers", CHANCE,
         "self.uniform(key) < probability", "self.uniform(key) < 1.01 * probability"),
     fault("acceptance forgets q: min(1, t)", VERIFY,
         "(f64::from(t) / f64::from(q)).min(1.0)", "f64::from(t)"),
-    fault("random numbers reused after a rejection", ROUND,
-        "Key { position, purpose, epoch: self.epoch }", "Key { position, purpose, epoch: self.route_epoch }"),
-    fault("the number that drew a proposal also accepts it", ROUND,
-        "self.key(position, Purpose::Acceptance)", "self.key(position, Purpose::Proposal)"),
-    fault("the number that accepts also draws the residual", ROUND,
-        "self.key(position, Purpose::Residual)", "self.key(position, Purpose::Acceptance)"),
+    fault("random numbers reused after a rejection", STATE,
+        "epoch: *epoch,", "epoch: 0,"),
+    fault("the number that drew a proposal also accepts it", TARGET,
+        "self.key(Purpose::Acceptance)", "self.key(Purpose::Proposal)"),
+    fault("the number that accepts also draws the residual", TARGET,
+        "self.key(Purpose::Residual)", "self.key(Purpose::Acceptance)"),
     fault("positions share their random numbers", CHANCE,
         "(key.position as u64).to_le_bytes()", "(key.position as u64 / 2).to_le_bytes()"),
     fault("top-p measured before top-k instead of after", SAMPLING,
-        "if top_k { all.weights(&candidates.keys) } else { kernels::sum_exp(scores, max, all.rate) }",
+        "if top_k { weights(&all, &candidates.keys) } else { kernels::sum_exp(scores, max, all.rate) }",
         "kernels::sum_exp(scores, max, all.rate)"),
     fault("top-p keeps one token too many", SAMPLING,
         "return index + 1;", "return (index + 2).min(keys.len());"),
@@ -83,96 +87,96 @@ pub const FAULTS: &[Fault] = &[
         "(1.0 / self.temperature).min(f32::MAX)", "(1.0 / self.temperature / self.temperature).min(f32::MAX)"),
     fault("min-p half as strict again", SAMPLING,
         "self.min_p.ln()", "(self.min_p * 1.5).min(1.0).ln()"),
-    fault("a mixture of one model is what all others get", ROUND,
+    fault("a mixture of one model is what all others get", TARGET,
         "return Ok(Target::Mixture);",
-        "return Ok(Target::Row(self.settings.combination.needed().next().unwrap_or(0)));"),
+        "return Ok(Target::Row(combination.needed().next().unwrap_or(0)));"),
     fault("plausibility judged by the wrong model", COMBINE,
-        "row(*model)", "row(1 - *model)"),
+        "row(judge)", "row(1 - judge)"),
     fault("greedy mixtures rank sums of logits", COMBINE,
         "Distribution::softmax(logits)?.add(logits, weight, out);",
         "kernels::add_scaled(logits, weight, out);"),
-    fault("greedy proposals are never rejected", ROUND,
-        "(best != token).then_some(best)", "None"),
-    fault("stop token ignored behind an accepted run", ROUND,
-        "self.settings.stop_tokens.contains(&token)", "self.settings.stop_tokens.contains(&token) && self.drafts.is_empty()"),
-    fault("one token more than max_tokens where a draft is longer", ROUND,
-        "generated == self.settings.max_tokens", "generated == self.settings.max_tokens + usize::from(!self.drafts.is_empty())"),
-    fault("routing drawn again after a rejection", ROUND,
-        "Key { position, purpose: Purpose::Route, epoch: self.route_epoch }",
-        "Key { position, purpose: Purpose::Route, epoch: self.epoch }"),
-    fault("routes ignore the weights", ROUND,
-        "self.chance.pick(key, self.settings.combination.weights())",
-        "self.chance.pick(key, &self.settings.combination.weights().iter().map(|w| w.sqrt()).collect::<Vec<_>>()[..])"),
-    fault("the end of a round tells where the next token is routed", ROUND,
-        "this.settings.combination.needed().all(|model| this.scored(model))", "this.missing().is_none()"),
+    fault("greedy proposals are never rejected", TARGET,
+        "(best.token != token).then_some(best.token)", "None"),
+    fault("stop token ignored behind an accepted run", STATE,
+        "self.settings.stop_tokens.contains(&token)",
+        "self.settings.stop_tokens.contains(&token) && self.tokens.len() == committed"),
+    fault("one token more than max_tokens where a draft is longer", STATE,
+        "generated == self.settings.max_tokens",
+        "generated == self.settings.max_tokens + usize::from(self.tokens.len() > committed)"),
+    fault("routing drawn again after a rejection", STATE,
+        "Key { position, purpose: Purpose::Route, epoch: self.state.route_epoch }",
+        "Key { position, purpose: Purpose::Route, epoch: self.state.epoch }"),
+    fault("routes ignore the weights", STATE,
+        "self.state.chance.pick(key, weights)",
+        "self.state.chance.pick(key, &weights.iter().map(|w| w.sqrt()).collect::<Vec<_>>()[..])"),
+    fault("the end of a round tells where the next token is routed", SCHEDULE,
+        "self.needed.iter().all(|&model| self.has_scored(model))", "self.missing(world).is_none()"),
     fault("a look-up's rejected token may be drawn again", VERIFY,
         "target[token] = 0.0;", ""),
-    fault("a second prompt leaves old proposals in the caches", ROUND,
-        "self.drop_pending(self.committed);\n        self.tokens.extend_from_slice(tokens);",
-        "self.tokens.truncate(self.committed); self.drafts.clear(); self.tokens.extend_from_slice(tokens);"),
-    fault("a cancelled round keeps its proposals", ROUND,
-        "self.drop_pending(committed);", ""),
-    fault("new weights keep the proposals of another plan", ROUND,
+    fault("a second prompt leaves old proposals in the caches", DECODER,
+        "self.drop_pending();\n        let state = &mut self.state;\n        state.tokens.extend_from_slice(tokens);",
+        "let state = &mut self.state;\n        state.tokens.truncate(committed); state.tokens.extend_from_slice(tokens);"),
+    fault("a cancelled round keeps its proposals", DECODER,
+        "state.drop_pending(start);", ""),
+    fault("new weights keep the proposals of another plan", DECODER,
         "if !fits {", "if !fits && !PLANTED {"),
     Fault { needs_exports: true, ..fault("padding columns are sampled", "src/engine/mod.rs",
         "exports.iter_mut().for_each(|model| model.limit_vocabulary(vocab_size));", "") },
-    Fault { needs_exports: true, ..fault("the cache of an export keeps an entry that was rolled back", "src/onnx/model.rs",
+    Fault { needs_exports: true, ..fault("the cache of an export keeps an entry that was rolled back", "src/onnx/sequence.rs",
         "self.cache.truncate(len);", "self.cache.truncate((len + 1).min(self.cache.len()));") },
-    Fault { needs_exports: true, ..fault("rows of a pass over several positions are one off", "src/onnx/model.rs",
+    Fault { needs_exports: true, ..fault("rows of a pass over several positions are one off", "src/onnx/logits.rs",
         "&self.rows[start..start + self.columns]",
         "&self.rows[start - start.min(self.columns)..][..self.columns]") },
 ];
 
-/// The library with all faults in it, of which an environment variable plants one.
+/// The library with all faults. An environment variable enables one of them.
 struct Planted {
-    /// The suite, linked with it.
+    /// The program of the suite, linked with this library.
     suite: PathBuf,
-    /// tests/exact.rs, linked with it.
-    enumeration: PathBuf,
-    /// tests/simulation.rs, linked with it.
-    simulation: PathBuf,
+    /// The tests of the algorithm, linked with this library: the enumeration and the simulation.
+    tests: PathBuf,
 }
 
-/// How much is tried.
+/// How many parts are tried.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Effort {
-    /// Until something notices the fault.
+    /// Stop when one part notices the fault.
     Quick,
-    /// Everything, and how reliably it notices.
+    /// Try all parts, and measure how reliably the best one notices.
     Long,
 }
 
-/// Names the fault, by its index.
+/// The environment variable with the index of the enabled fault.
 const VARIABLE: &str = "COS_PLANTED";
 
-/// Parts that look for faults: those of this program, the enumeration, the simulation.
+/// The number of parts: those of this program, the enumeration and the simulation.
 const PARTS: usize = PROBES.len() + 2;
 
-/// Rounds of the simulation that are shown every fault.
+/// Rounds of the simulation for each fault.
 const SIMULATED: u64 = 100_000;
 
-/// Tests of tests/exact.rs that are shown every fault.
+/// Tests of the enumeration that run with each fault.
 const ENUMERATION: [&str; 5] = [
-    "longer_sequences",
-    "look_ups_draft_exactly",
-    "weights_change_exactly",
-    "later_prompts_continue_the_sequence",
-    "sequences_end_where_they_should",
+    "exact::strategies::longer_sequences",
+    "exact::drafters::look_ups_draft_exactly",
+    "exact::changes::weights_change_exactly",
+    "exact::sequences::later_prompts_continue_the_sequence",
+    "exact::sequences::sequences_end_where_they_should",
 ];
 
 impl Planted {
-    /// Make the copy in the target folder, and build it. What is unchanged since the last time is not built again.
+    /// Makes the copy in the target folder, and builds what has changed since the last time.
     fn build() -> Result<Planted, String> {
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
         let copy = programs::target().join("conformance/planted");
         let io = |error: std::io::Error| format!("{}: {error}", copy.display());
         std::fs::create_dir_all(&copy).map_err(io)?;
-        for name in ["README.md", "benches", "models", "tests", "include", "cbindgen.toml"] {
+        for name in ["README.md", "benches", "kernels", "models", "tests", "include", "cbindgen.toml"] {
             let link = copy.join(name);
             let _ = std::fs::remove_file(&link);
             std::os::unix::fs::symlink(root.join(name), link).map_err(io)?;
         }
-        // Another name for the package and no shared library, so that nothing of the right one is overwritten.
+        // The package has another name and no shared library, so it does not overwrite the right one.
         let manifest = std::fs::read_to_string(root.join("Cargo.toml")).map_err(io)?;
         let manifest = manifest
             .replacen("name = \"cos\"", "name = \"cos-planted\"", 1)
@@ -208,27 +212,23 @@ impl Planted {
             std::fs::create_dir_all(path.parent().expect("a folder")).map_err(io)?;
             write(&path, source).map_err(io)?;
         }
-        let parts = ["--example", "conformance-planted", "--test", "exact", "--test", "simulation"];
+        let parts = ["--example", "conformance-planted", "--test", "algorithm"];
         let mut programs = programs::build(&copy, &parts)?;
         let mut program = |name| programs.remove(name).ok_or(format!("cargo built no {name}"));
-        Ok(Planted {
-            suite: program("conformance-planted")?,
-            enumeration: program("exact")?,
-            simulation: program("simulation")?,
-        })
+        Ok(Planted { suite: program("conformance-planted")?, tests: program("algorithm")? })
     }
 
-    /// Run a program with a fault; `None` if it does not end.
+    /// Runs a program with a fault. `None` if it does not end.
     fn run(&self, program: &Path, fault: Option<usize>, arguments: &[&str]) -> Option<Done> {
         let planted = fault.map_or(String::new(), |fault| fault.to_string());
         programs::run(program, arguments, &[(VARIABLE, planted), ("COS_SIMULATION_ROUNDS", SIMULATED.to_string())])
     }
 
-    /// What each part finds, in a few words, and how often the best of them would find it; nothing where it finds nothing.
+    /// What each part finds in a few words, empty if it finds nothing, and how often the best part would find it.
     fn probe(&self, fault: Option<usize>, effort: Effort) -> (Vec<String>, String) {
         let mut found = vec![String::new(); PARTS];
         let mut power = String::new();
-        // Vectors take long, and only they can show some faults.
+        // Vectors take long, so they run only for the faults that need them.
         let exports = fault.is_none_or(|fault| FAULTS[fault].needs_exports);
         let mut arguments = vec!["--probe"];
         arguments.extend(exports.then_some("--exports"));
@@ -253,7 +253,7 @@ impl Planted {
         let caught = |found: &[String]| found.iter().any(|found| !found.is_empty());
         let ends = |found: &[String], effort| effort == Effort::Quick && fault.is_some() && caught(found);
         if fault.is_some() && exports {
-            return (found, "certain".into()); // log-probabilities differ, or a model is not even loaded
+            return (found, "certain".into()); // log-probabilities differ, or a model does not load
         }
         if ends(&found, effort) {
             return (found, power);
@@ -262,7 +262,7 @@ impl Planted {
             let times = self.run(&self.suite, fault, &["--repeat", &best.1, "--times", "20"]);
             power = times.map_or("does not end".into(), |times| format!("{} of 20", times.text.trim()));
         }
-        let tests = self.run(&self.enumeration, fault, &[&ENUMERATION[..], &["--exact"]].concat());
+        let tests = self.run(&self.tests, fault, &[&ENUMERATION[..], &["--exact"]].concat());
         let failed = tests.map(|done| done.text.lines().filter(|line| line.ends_with("... FAILED")).count());
         found[PROBES.len()] = match failed {
             None => "does not end".into(),
@@ -270,12 +270,12 @@ impl Planted {
             Some(failed) => format!("{failed} of {}", ENUMERATION.len()),
         };
         if power.is_empty() && failed > Some(0) {
-            power = "certain".into(); // nothing is drawn
+            power = "certain".into(); // the enumeration draws nothing
         }
         if ends(&found, effort) {
             return (found, power);
         }
-        found[PROBES.len() + 1] = match self.run(&self.simulation, fault, &["promises", "--test-threads=1"]) {
+        found[PROBES.len() + 1] = match self.run(&self.tests, fault, &["simulation::promises", "--test-threads=1"]) {
             None => "does not end".into(),
             Some(done) if done.success => String::new(),
             Some(done) => {
@@ -288,7 +288,7 @@ impl Planted {
 }
 
 impl Fault {
-    /// What takes the place of the right text: both, behind a switch.
+    /// The text that replaces the right one: both texts behind a switch.
     fn planted(&self, index: usize) -> String {
         let condition = format!("crate::planted({index})");
         if self.wrong.contains("PLANTED") {
@@ -300,7 +300,7 @@ impl Fault {
     }
 }
 
-/// Write a file, unless it holds the text already: cargo goes by the time of writing.
+/// Writes a file unless it already has this text, because cargo compares times.
 fn write(path: &Path, text: &str) -> std::io::Result<()> {
     if std::fs::read_to_string(path).is_ok_and(|old| old == text) { Ok(()) } else { std::fs::write(path, text) }
 }
@@ -320,10 +320,10 @@ fn read_folder(folder: &Path, files: &mut BTreeMap<PathBuf, String>) -> std::io:
 pub fn run(effort: Effort, progress: &dyn Progress) -> Section {
     let mut section = Section {
         title: "Planted faults".into(),
-        about: "A suite that finds nothing proves little until it is shown to find something. Each of these faults is put into \
-                a copy of the library, and the parts of the suite are run on it with the few draws of `make test`. The \
-                table says how many comparisons or tests of each part fail, and how often the best single comparison \
-                fails, of 20 repetitions with other random numbers: its power."
+        about: "A suite that finds nothing proves little until it has found something. Each fault is put into a copy of the \
+                library, and the parts of the suite run on it with the few draws of `make test`. The table says how many \
+                comparisons or tests of each part fail. The power is how often the best comparison fails in 20 \
+                repetitions with other random numbers."
             .into(),
         ..Section::default()
     };

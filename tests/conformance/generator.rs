@@ -1,4 +1,4 @@
-//! The random numbers themselves: uniform, and independent wherever two of them are used together.
+//! The random numbers themselves are uniform, and independent wherever two of them are used together.
 
 use cos::decode::chance::{Chance, CounterRng, Key, Purpose};
 
@@ -8,12 +8,12 @@ use super::{Progress, parallel};
 const PURPOSES: [Purpose; 5] =
     [Purpose::Route, Purpose::Proposal, Purpose::Acceptance, Purpose::Residual, Purpose::Target];
 
-/// Side of the squares that pairs of numbers are counted in.
+/// Pairs of numbers are counted in a grid with so many cells on each side.
 const SIDE: usize = 8;
 
 type Pair = Box<dyn Fn(u64) -> (f64, f64) + Send + Sync>;
 
-/// Pairs of numbers that a session uses: `n` counts seeds or positions.
+/// Pairs of numbers that a session uses together. `n` counts seeds or positions.
 fn pairs() -> Vec<(String, Pair)> {
     let uniform = |seed: u64, position: u64, purpose: Purpose, epoch: u32| {
         CounterRng::new(seed).uniform(Key { position: position as usize, purpose, epoch })
@@ -52,7 +52,7 @@ fn square((name, pair): &(String, Pair), draws: u64) -> Comparison {
     Comparison::new(name.clone(), counts.iter().enumerate().map(cell))
 }
 
-/// Outcomes: what is accepted with a probability, and what is picked by weights that need not sum to 1.
+/// Decisions made from the numbers: acceptances with a probability, and picks by weights that need not sum to 1.
 fn outcomes(draws: u64) -> Vec<Comparison> {
     let mut comparisons = Vec::new();
     for probability in [0.05, 0.5, 0.95] {
@@ -62,14 +62,14 @@ fn outcomes(draws: u64) -> Vec<Comparison> {
         let cells = cells.map(|(label, p, count)| (label.to_string(), p, count));
         comparisons.push(Comparison::new(format!("accepted with probability {probability}"), cells));
     }
-    // A residual: gaps, and far from a sum of 1. Longer than a block of the running sum.
+    // Weights like those of a residual: with gaps, a sum far from 1, and longer than a block of the running sum.
     let weights: Vec<f32> =
         (0..150).map(|token| if token % 3 == 1 { 0.0 } else { (token % 7) as f32 * 1e-3 }).collect();
     let total: f64 = weights.iter().map(|&weight| f64::from(weight)).sum();
     for purpose in [Purpose::Residual, Purpose::Target] {
         let mut counts = vec![0u64; weights.len()];
         for n in 0..draws {
-            counts[CounterRng::new(n).pick(Key { position: 9, purpose, epoch: 0 }, &weights[..])] += 1;
+            counts[CounterRng::new(n).pick(Key { position: 9, purpose, epoch: 0 }, &weights[..]).unwrap()] += 1;
         }
         let cells = weights.iter().zip(counts).enumerate();
         let cells = cells.map(|(token, (&weight, count))| (token.to_string(), f64::from(weight) / total, count));
@@ -78,7 +78,7 @@ fn outcomes(draws: u64) -> Vec<Comparison> {
     comparisons
 }
 
-/// Count the pairs or outcomes at an index of the section's comparisons again. They have no seed but their own.
+/// Repeats the comparison at an index of the section. Its numbers depend on nothing but the index.
 pub fn repeat(index: usize, draws: u64) -> Comparison {
     match pairs().get(index) {
         Some(pair) => square(pair, draws),

@@ -1,4 +1,4 @@
-//! Plots as SVG, for the report: axes, bands, lines and points. Colours come from the page's style sheet by class.
+//! Plots as SVG for reports: axes, bands, lines and points. The page's style sheet gives colours to classes.
 
 use std::collections::BTreeSet;
 use std::fmt::Write;
@@ -10,7 +10,7 @@ const RIGHT: f64 = 14.0;
 const TOP: f64 = 12.0;
 const BOTTOM: f64 = 50.0;
 
-/// What is special in HTML and SVG, as text and in attributes.
+/// Escapes a text for HTML and SVG, in content and in attributes.
 pub fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for c in text.chars() {
@@ -19,7 +19,7 @@ pub fn escape(text: &str) -> String {
             '<' => escaped.push_str("&lt;"),
             '>' => escaped.push_str("&gt;"),
             '"' => escaped.push_str("&quot;"),
-            // tokens may be anything, and control characters are no part of HTML
+            // Tokens may contain control characters, which HTML does not allow.
             c if c.is_control() => escaped.extend(c.escape_default()),
             c => escaped.push(c),
         }
@@ -27,7 +27,7 @@ pub fn escape(text: &str) -> String {
     escaped
 }
 
-/// An axis of equal steps; logarithmic ones are given logarithms, and say so in the labels of their ticks.
+/// An axis with equal steps. A logarithmic axis takes logarithms, and its labels show powers.
 pub struct Axis {
     pub title: &'static str,
     pub least: f64,
@@ -36,7 +36,7 @@ pub struct Axis {
 }
 
 impl Axis {
-    /// From `least` to `most`, both logarithms, with ticks at round numbers.
+    /// A logarithmic axis from `least` to `most`, which are logarithms, with ticks at round numbers.
     pub fn logarithmic(title: &'static str, least: f64, most: f64) -> Axis {
         let decades = most - least;
         let every = (decades / 7.0).ceil().max(1.0) as i32;
@@ -53,25 +53,25 @@ impl Axis {
         Axis { title, least, most, ticks }
     }
 
-    /// From 0 to `most`, with ticks at round numbers.
+    /// A linear axis from 0 to `most`, with ticks at round numbers.
     pub fn linear(title: &'static str, most: f64) -> Axis {
         let step = [1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0].into_iter().find(|s| most / s <= 8.0).unwrap_or(200.0);
         let ticks = (0..=(most / step) as usize).map(|i| i as f64 * step);
         Axis { title, least: 0.0, most, ticks: ticks.map(|at| (at, format!("{at}"))).collect() }
     }
 
-    /// Where a value lies, from 0 to 1; what is off the axis lies at its end.
+    /// The place of a value from 0 to 1. Values beyond the axis are put at its end.
     fn at(&self, value: f64) -> f64 {
         within((value - self.least) / (self.most - self.least))
     }
 }
 
-/// Between 0 and 1, also where it is not a number.
+/// Clamps to 0 and 1. NaN becomes a number too.
 fn within(share: f64) -> f64 {
     if share > 0.0 { share.min(1.0) } else { 0.0 }
 }
 
-/// `digit` · 10^`exponent`, as people write it.
+/// `digit` · 10^`exponent` in the usual notation.
 fn power(digit: i32, exponent: i32) -> String {
     match exponent {
         0..=3 => format!("{}", digit * 10i32.pow(exponent as u32)),
@@ -85,7 +85,7 @@ fn power(digit: i32, exponent: i32) -> String {
     }
 }
 
-/// A plot with two axes. What is drawn first lies below.
+/// A plot with two axes. Later parts cover earlier ones.
 pub struct Plot {
     x: Axis,
     y: Axis,
@@ -115,19 +115,19 @@ impl Plot {
         let _ = writeln!(self.body, "<path class=\"{class}\" d=\"{path}\"/>");
     }
 
-    /// What lies between two curves: x, the lower y, the upper y.
+    /// The area between two curves: x, the lower y, the upper y.
     pub fn band(&mut self, class: &str, points: &[(f64, f64, f64)]) {
         let upper = points.iter().map(|&(x, _, high)| (x, high));
         let path = self.path(upper.chain(points.iter().rev().map(|&(x, low, _)| (x, low))));
         let _ = writeln!(self.body, "<path class=\"{class}\" d=\"{path}Z\"/>");
     }
 
-    /// Dots, all as one path, since there may be thousands; those that would lie on one another are drawn once.
+    /// Dots as one path, because there may be thousands. Dots at the same place are drawn once.
     pub fn dots(&mut self, class: &str, points: impl IntoIterator<Item = (f64, f64)>) {
         self.marks(class, "h0", points);
     }
 
-    /// Crosses, which stand out from dots also without colours.
+    /// Crosses, which differ from dots even without colours.
     pub fn crosses(&mut self, class: &str, points: impl IntoIterator<Item = (f64, f64)>) {
         self.marks(class, "m-4-4l8 8m-8 0l8-8", points);
     }
@@ -145,7 +145,7 @@ impl Plot {
         let _ = writeln!(self.body, "\"/>");
     }
 
-    /// An invisible disc that tells what a point is when the pointer is over it.
+    /// An invisible disc with a text that appears when the pointer is over it.
     pub fn hint(&mut self, point: (f64, f64), text: &str) {
         let (x, y) = self.place(point);
         let text = escape(text);
@@ -155,7 +155,7 @@ impl Plot {
         );
     }
 
-    /// `alternative` is for those who cannot see it.
+    /// `alternative` describes the plot to readers who cannot see it.
     pub fn svg(self, alternative: &str) -> String {
         let (right, bottom) = (WIDTH - RIGHT, HEIGHT - BOTTOM);
         let mut svg = format!(
@@ -195,13 +195,13 @@ pub struct Bar {
     pub label: String,
     pub expected: f64,
     pub observed: f64,
-    /// How far one is from the other, in words.
+    /// The difference of the two, in words.
     pub note: String,
     pub outside: bool,
 }
 
-/// Pairs of horizontal bars: what is expected above what was observed, up to `most`. Their lengths are square roots, so
-/// that rare cells are seen too, and the standard error of a count is about as long everywhere.
+/// Pairs of horizontal bars up to `most`: the expected value above the observed one. Lengths are square roots, so rare cells
+/// are visible, and the standard error of a count has about the same length everywhere.
 pub fn bars(bars: &[Bar], most: f64, alternative: &str) -> String {
     const NAME: f64 = 118.0;
     const LENGTH: f64 = 210.0;

@@ -1,4 +1,4 @@
-//! Programs that cargo builds and the suite runs.
+//! Builds programs with cargo, and runs them.
 
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -8,16 +8,16 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-/// How long a program may run. A fault may keep it from ending.
+/// The longest time that a program may run. A planted fault may keep it from ending.
 const PATIENCE: Duration = Duration::from_secs(300);
 
-/// The target folder, which holds this program.
+/// The target folder, which contains this program.
 pub fn target() -> PathBuf {
     let program = std::env::current_exe().expect("this program's path");
     program.ancestors().nth(3).expect("target/release/examples or deps").to_path_buf()
 }
 
-/// Build programs of the package in a folder: what cargo calls them, and where they are.
+/// Builds programs of the package in a folder. Returns their paths by their names.
 pub fn build(package: &Path, arguments: &[&str]) -> Result<BTreeMap<String, PathBuf>, String> {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or("cargo".into()));
     cargo.args(["build", "--release", "--message-format=json-render-diagnostics"]).args(arguments);
@@ -37,14 +37,14 @@ pub fn build(package: &Path, arguments: &[&str]) -> Result<BTreeMap<String, Path
     Ok(programs)
 }
 
-/// What a program left.
+/// The result of a program.
 pub struct Done {
     pub success: bool,
     /// Its standard output and error.
     pub text: String,
 }
 
-/// Run a program; `None` if it does not end.
+/// Runs a program. `None` if it does not end.
 pub fn run(program: &Path, arguments: &[&str], variables: &[(&str, String)]) -> Option<Done> {
     let mut command = Command::new(program);
     command.args(arguments).envs(variables.iter().map(|(name, value)| (name, value)));

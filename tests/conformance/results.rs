@@ -1,20 +1,20 @@
-//! What a run of the suite finds, for the report.
+//! The results of a run of the suite, as the report takes them.
 
 use std::any::Any;
 
 use super::stats::{FAMILY_ERROR, Fit};
 
-/// Counts of one configuration beside a reference distribution.
+/// The counts of one configuration, compared with a reference distribution.
 #[derive(Debug, Clone)]
 pub struct Comparison {
-    /// What was drawn how, in words; unique within its section.
+    /// What was drawn and how, in words. It is unique within its section.
     pub name: String,
     pub fit: Fit,
-    /// The likeliest cells (at most [`Comparison::CELLS`]), to show.
+    /// The likeliest cells (at most [`Comparison::CELLS`]) for the report.
     pub cells: Vec<Cell>,
 }
 
-/// One outcome: what it is, its probability under the reference, and how often it was observed.
+/// One outcome: its name, its probability under the reference, and how often it was observed.
 #[derive(Debug, Clone)]
 pub struct Cell {
     pub label: String,
@@ -29,7 +29,7 @@ impl Comparison {
         Comparison::of_groups(name, [cells.into_iter().collect()])
     }
 
-    /// A configuration that did not come to an end: it fits nothing.
+    /// A configuration that did not end. It fits no distribution.
     pub fn stopped(name: &str, panic: &(dyn Any + Send)) -> Comparison {
         let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
         let name = format!("{name}: stopped by a panic: {}", text.unwrap_or("of an unknown kind"));
@@ -46,12 +46,12 @@ impl Comparison {
         Comparison { name, fit, cells: Vec::new() }
     }
 
-    /// Whether it passes where comparisons fail below a threshold.
+    /// Whether the comparison passes at a threshold.
     pub fn fits(&self, threshold: f64) -> bool {
         self.fit.bound >= threshold
     }
 
-    /// See [`Fit::of_groups`]. A cell is shown with its share of all draws.
+    /// A comparison of groups, see [`Fit::of_groups`]. A cell is shown with its share of all draws.
     pub fn of_groups(name: String, groups: impl IntoIterator<Item = Vec<(String, f64, u64)>>) -> Comparison {
         let groups: Vec<Vec<(String, f64, u64)>> = groups.into_iter().collect();
         let numbers = groups.iter().map(|cells| cells.iter().map(|&(_, p, count)| (p, count)).unzip());
@@ -68,7 +68,7 @@ impl Comparison {
     }
 }
 
-/// Rows of text with a head.
+/// A table of text.
 #[derive(Debug, Clone, Default)]
 pub struct Table {
     pub caption: String,
@@ -76,26 +76,26 @@ pub struct Table {
     pub rows: Vec<Vec<String>>,
 }
 
-/// One part of the suite.
+/// The results of one part of the suite.
 #[derive(Debug, Clone, Default)]
 pub struct Section {
     pub title: String,
-    /// What is compared with what, and why that proves something: a paragraph.
+    /// A paragraph: what is compared with what, and why that is a proof.
     pub about: String,
-    /// What came out: a sentence.
+    /// A sentence: the result.
     pub headline: String,
     pub comparisons: Vec<Comparison>,
     pub tables: Vec<Table>,
-    /// What is wrong beside comparisons that do not fit.
+    /// Failures other than comparisons that do not fit.
     pub failures: Vec<String>,
     pub seconds: f64,
 }
 
-/// A run of the suite.
+/// The results of the whole suite.
 #[derive(Debug, Clone, Default)]
 pub struct Run {
     pub sections: Vec<Section>,
-    /// What was run on what: name and value.
+    /// Facts about the run, such as the machine: name and value.
     pub facts: Vec<(String, String)>,
 }
 
@@ -104,12 +104,12 @@ impl Run {
         self.sections.iter().flat_map(|section| &section.comparisons)
     }
 
-    /// Below which [`Fit::bound`] a comparison fails.
+    /// A comparison fails if its [`Fit::bound`] is below this.
     pub fn threshold(&self) -> f64 {
         FAMILY_ERROR / self.comparisons().count().max(1) as f64
     }
 
-    /// Everything that is wrong.
+    /// All failures, in words.
     pub fn failures(&self) -> Vec<String> {
         let threshold = self.threshold();
         let mut failures = Vec::new();

@@ -1,5 +1,5 @@
-//! The joint distribution of several tokens, drawn with the real random numbers, against the oracle's: every combination,
-//! strategy, length, sampler and kind of targets, with ends that come early.
+//! The joint distribution of several tokens, drawn with the real random numbers, compared with the oracle's: for every combination,
+//! strategy, length, sampler and kind of targets, and for sequences that end early.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -8,24 +8,24 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use cos::decode::chance::CounterRng;
 use cos::decode::combine::Combination;
 use cos::decode::policy::{Strategy, Targets};
-use cos::model::{Model, Ngram};
+use cos::engine::participant::Participant;
 
-use super::common::{PROMPT, SAMPLINGS, Sampling, Way, World, combinations, decoder, oracle, ways, ways_of};
 use super::results::{Comparison, Section};
 use super::tables::{Table, Tree};
 use super::{Progress, STRICTEST, parallel_until};
+use crate::common::{PROMPT, SAMPLINGS, Sampling, Way, World, combinations, decoder, oracle, ways, ways_of};
 
 /// Tokens in the joint distributions.
 pub const TOKENS: usize = 4;
 
-/// How sequences end.
+/// How a sequence ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum End {
     /// After four tokens.
     Limit,
-    /// The same, or with a token that ends them.
+    /// After four tokens, or with a stop token.
     StopToken,
-    /// Where the context of the models ends.
+    /// At the end of the models' context.
     Context,
 }
 
@@ -56,23 +56,24 @@ impl Case {
     }
 
     fn tree(&self) -> Tree {
-        // As many cells for four models would be drawn too thin.
+        // Four models get fewer tokens. Otherwise too few draws would fall into each cell.
         Tree { vocab: if self.combination.weights().len() > 3 { 2 } else { 3 }, depth: TOKENS }
     }
 
-    pub fn models(&self) -> Vec<Arc<dyn Model>> {
+    pub fn models(&self) -> Vec<Participant> {
         let count = self.combination.weights().len();
-        let model = |model: usize| -> Arc<dyn Model> {
+        let model = |model: usize| -> Participant {
             if self.look_up && model == count - 1 {
-                return Arc::new(Ngram::new("ngram"));
+                return Participant::LookUp("ngram".into());
             }
             let table = Table::new(self.world, model, &PROMPT, self.tree());
-            Arc::new(if self.end == End::Context { table.with_context_length(PROMPT.len() + TOKENS) } else { table })
+            let table = if self.end == End::Context { table.with_context_length(PROMPT.len() + TOKENS) } else { table };
+            Arc::new(table).into()
         };
         (0..count).map(model).collect()
     }
 
-    /// The probability of each sequence, by the number of its context; 0 for those that are not at an end.
+    /// The probability of each sequence, by the number of its context; 0 if the sequence does not end there.
     pub fn expected(&self) -> Vec<f64> {
         let tree = self.tree();
         let mut reached = vec![0.0; tree.nodes()];
@@ -92,7 +93,7 @@ impl Case {
         reached
     }
 
-    /// Draw sequences, and count them by the numbers of their contexts. Each draw is a session of its own.
+    /// Draws sequences, and counts them by the numbers of their contexts. Each draw is a session of its own.
     pub fn draw(&self, seeds: impl Iterator<Item = u64>) -> Vec<u64> {
         let (models, tree) = (self.models(), self.tree());
         let mut counts = vec![0; tree.nodes()];
@@ -112,9 +113,9 @@ impl Case {
         counts
     }
 
-    /// Draw, and compare. `stream` sets the seeds apart from those of other cases.
+    /// Draws and compares. `stream` makes the seeds differ from those of other cases.
     pub fn compare(&self, stream: u64, draws: u64) -> Comparison {
-        // What is greedy is no matter of chance.
+        // Greedy decoding needs one draw.
         let draws = if self.sampling.temperature == 0.0 { 20 } else { draws };
         let seeds = (0..draws).map(|draw| (stream << 32) + draw);
         let observed = match catch_unwind(AssertUnwindSafe(|| self.draw(seeds))) {
@@ -133,7 +134,7 @@ pub fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
     let mut add = |combination: &Combination, look_up: bool, ways: &dyn Fn(Sampling) -> Vec<Way>| {
         for world in World::ALL {
-            // Zeros of several models at once may leave sums of logits no token at all.
+            // Tokens that are impossible to several models may leave a sum of logits without any token.
             if world == World::Zeros && !matches!(combination, Combination::Mixture { .. }) {
                 continue;
             }
@@ -168,14 +169,14 @@ pub fn cases() -> Vec<Case> {
     cases
 }
 
-/// How much is drawn.
+/// How many configurations and draws there are.
 #[derive(Debug, Clone, Copy)]
 pub struct Effort {
-    /// Every how many configurations one is drawn.
+    /// One of so many configurations is drawn from.
     pub stride: usize,
-    /// How often.
+    /// The number of draws.
     pub draws: u64,
-    /// Every how many of the sampled configurations one is drawn `deep_draws` times instead; 0 is none.
+    /// One of so many sampled configurations gets `deep_draws` instead; 0 means none.
     pub deep_stride: usize,
     pub deep_draws: u64,
     /// Shifts all seeds.
@@ -186,22 +187,21 @@ pub struct Effort {
 
 impl Effort {
     /// For `make test`.
-    pub const QUICK: Effort =
-        Effort { stride: 23, draws: 10_000, deep_stride: 0, deep_draws: 0, seed: 0, first: false };
+    pub const QUICK: Effort = Effort { stride: 23, draws: 5_000, deep_stride: 0, deep_draws: 0, seed: 0, first: false };
     /// For `make conformance`.
     pub const LONG: Effort =
         Effort { stride: 1, draws: 5_000, deep_stride: 199, deep_draws: 1_000_000, seed: 0, first: false };
-    /// For a library with a fault in it.
-    pub const PROBE: Effort = Effort { stride: 161, draws: 5_000, ..Effort::QUICK };
+    /// For a library with a planted fault.
+    pub const PROBE: Effort = Effort { stride: 161, ..Effort::QUICK };
 }
 
-/// Draw the configuration at an index of a section's comparisons again.
+/// Repeats the comparison at an index of the section.
 pub fn repeat(index: usize, effort: Effort, seed: u64) -> Comparison {
     let index = index * effort.stride;
     cases()[index].compare(stream(index, seed), effort.draws)
 }
 
-/// Seeds of a configuration that no other has.
+/// The seeds of a configuration, which no other one has.
 fn stream(index: usize, seed: u64) -> u64 {
     seed * 100_000 + index as u64
 }

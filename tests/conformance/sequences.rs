@@ -1,5 +1,5 @@
-//! Whole sessions: many at once on one engine, turns of a chat, cancelled steps, weights that change in the middle. Every
-//! token must have the distribution that the tokens before it and the weights of its step give.
+//! Whole sessions: many at once on one engine, several prompts, cancelled steps, weights that change in between. Each token must
+//! have the distribution given by the tokens before it and the weights of its step.
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -13,24 +13,24 @@ use cos::engine::Engine;
 use cos::engine::session::{Options, Session, State};
 use cos::model::{Cancel, Model};
 
-use super::common::{PROMPT, Sampling, World, mix, oracle};
 use super::results::{Comparison, Section};
 use super::tables::{Table, Tree};
 use super::{Progress, parallel};
+use crate::common::{PROMPT, Sampling, World, mix, oracle};
 
-/// What happens to sessions.
+/// What happens to the sessions of a case.
 #[derive(Debug, Clone, Copy)]
 struct Life {
-    /// How many sessions of the engine take turns.
+    /// The number of sessions that take turns on one engine.
     together: usize,
-    /// A second prompt comes after some steps, whatever is pending then.
+    /// A second prompt comes after some steps, even if proposals are pending.
     chat: bool,
-    /// One in four passes cancels its own step; the session goes on.
+    /// One in four passes cancels its own step. The session goes on.
     cancels: bool,
-    /// Other weights after every step that gave tokens.
+    /// The weights change after every step that committed tokens.
     weights: bool,
-    /// Other weights after every cancelled step, too. What is routed takes longer for some models than for others, so
-    /// that what is cancelled is a choice among tokens, and only combined targets are exact here.
+    /// The weights change after every cancelled step, too. Only combined targets are exact here: the time of a routed step
+    /// depends on its model, so a cancellation would select among tokens.
     weights_by_cancels: bool,
 }
 
@@ -53,11 +53,11 @@ const LIVES: [(&str, Life); 7] = [
 const TURN: [i32; 2] = [2, 0];
 const VOCAB: usize = 3;
 const TREE: Tree = Tree { vocab: VOCAB, depth: 6 };
-/// Three models, so that one may have seen what another one proposed and nobody has decided yet.
+/// Three models, so that one may have scored a proposal that is still undecided.
 const MODELS: usize = 3;
 const WEIGHTS: [[f32; MODELS]; 2] = [[0.4, 0.3, 0.3], [0.15, 0.6, 0.25]];
 
-/// For some tokens behind the prompt and the weights of a step: how often each token came next.
+/// For the tokens after the prompt and the weights of a step: how often each token came next.
 type Counts = BTreeMap<(Vec<i32>, usize), Vec<u64>>;
 
 struct Case {
@@ -115,7 +115,7 @@ fn engine(world: World, cancels: bool) -> Arc<Engine> {
     Arc::new(Engine::new((0..MODELS).map(model).collect(), combine, Vec::new(), None).expect("models that fit"))
 }
 
-/// A session, and what a caller knows of it.
+/// A session, and what its caller knows.
 struct Running {
     session: Session,
     steps: usize,
@@ -131,10 +131,10 @@ impl Running {
         Running { session, steps: 0, tokens: Vec::new(), weights: 0, turned: false }
     }
 
-    /// One step, and what the caller does after it; false after the last one.
+    /// Makes one step, and does what the caller does after it. Returns false after the last step.
     fn step(&mut self, life: Life, counts: &mut Counts, cancelled: &mut u64) -> bool {
         let (new, state) = self.session.step().expect("models that never fail");
-        // A busy canceller may hit one session again and again; that is no fault of the session.
+        // A busy canceller may hit one session many times. That is not the session's fault.
         self.steps += usize::from(state != State::Cancelled);
         assert!(self.steps < 100, "a session that does not end");
         for &token in new {
@@ -158,7 +158,7 @@ impl Running {
 }
 
 impl Case {
-    /// Run sessions, and compare what they gave; with the number of steps that were cancelled.
+    /// Runs sessions and compares their tokens. Also returns the number of cancelled steps.
     fn run(&self, stream: u64, draws: u64) -> (Comparison, u64) {
         let found = catch_unwind(AssertUnwindSafe(|| self.counts(stream, draws)));
         match found {
@@ -200,7 +200,7 @@ fn compare(name: String, world: World, counts: Counts) -> Comparison {
     Comparison::of_groups(name, groups)
 }
 
-/// Sessions on several threads, which another thread cancels at any moment.
+/// Runs sessions on several threads while another thread cancels them at random moments.
 fn threads(draws: u64) -> (Comparison, u64) {
     let engine = engine(World::Unrelated, false);
     let options = Options {
@@ -220,7 +220,7 @@ fn threads(draws: u64) -> (Comparison, u64) {
             scope.spawn(move || {
                 let (mut counts, mut cancelled) = (Counts::new(), 0);
                 for draw in (thread..).step_by(THREADS as usize) {
-                    // on a busy machine the canceller may need more of them until it hits one
+                    // On a busy machine, the canceller may need more sessions until it hits one.
                     if draw >= draws && (hits.load(Ordering::Relaxed) > 0 || draw >= 1000 * draws) {
                         break;
                     }
@@ -238,11 +238,11 @@ fn threads(draws: u64) -> (Comparison, u64) {
         let canceller = scope.spawn(|| {
             while !over.load(Ordering::Relaxed) {
                 running.lock().iter().for_each(|cancel| cancel.request());
-                std::thread::sleep(std::time::Duration::from_micros(50)); // so that sessions get on
+                std::thread::sleep(std::time::Duration::from_micros(50)); // sessions need time to advance
             }
         });
         let found: Vec<_> = threads.into_iter().map(|thread| thread.join()).collect();
-        over.store(true, Ordering::Relaxed); // also after a panic, or this would never end
+        over.store(true, Ordering::Relaxed); // also after a panic, otherwise the canceller would never end
         canceller.join().expect("it cannot panic");
         found.into_iter().collect::<Result<_, _>>()
     });
@@ -262,7 +262,7 @@ fn threads(draws: u64) -> (Comparison, u64) {
     (compare(name.into(), World::Unrelated, all), cancelled)
 }
 
-/// Run the case at an index of the section's comparisons again, with other seeds.
+/// Repeats the comparison at an index of the section with other seeds.
 pub fn repeat(index: usize, draws: u64, seed: u64) -> Comparison {
     match cases().get(index) {
         Some(case) => case.run((1 << 20) + seed * 1000 + index as u64, draws).0,
@@ -270,7 +270,7 @@ pub fn repeat(index: usize, draws: u64, seed: u64) -> Comparison {
     }
 }
 
-/// `draws` are the sessions of each case; `seed` shifts all seeds.
+/// `draws` is the number of sessions in each case; `seed` shifts all seeds.
 pub fn run(draws: u64, seed: u64, progress: &dyn Progress) -> Section {
     let cases: Vec<(usize, Case)> = cases().into_iter().enumerate().collect();
     progress.start("whole sessions", cases.len() as u64 + 1);
@@ -295,7 +295,7 @@ pub fn run(draws: u64, seed: u64, progress: &dyn Progress) -> Section {
                 the tokens before it and the weights of its step."
             .into(),
         headline: format!(
-            "{} sessions in {} ways, {cancelled} steps cancelled in their midst",
+            "{} sessions in {} ways, {cancelled} steps cancelled while they ran",
             draws * comparisons.len() as u64,
             comparisons.len()
         ),

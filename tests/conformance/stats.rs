@@ -1,14 +1,14 @@
-//! Comparing counts with a reference distribution.
+//! Compares counts with a reference distribution.
 
 use std::f64::consts::PI;
 
 use statrs::distribution::{ChiSquared, ContinuousCDF};
 
-/// Cells that are expected less often than this are counted together.
+/// Cells with a smaller expected count are pooled.
 pub const LEAST_EXPECTED: f64 = 20.0;
 
-/// The probability that a run of an exact implementation fails anywhere, over all of its comparisons (Bonferroni): each of
-/// `k` comparisons fails if [`Fit::bound`] is below `FAMILY_ERROR / k`.
+/// The probability that an exact implementation fails in any comparison of a run. Each of `k` comparisons fails if its
+/// [`Fit::bound`] is below `FAMILY_ERROR / k` (Bonferroni).
 pub const FAMILY_ERROR: f64 = 1e-6;
 
 /// How well counts fit a distribution.
@@ -19,17 +19,17 @@ pub struct Fit {
     pub degrees: usize,
     /// Pearson's chi-square, Σ (O − E)² / E.
     pub statistic: f64,
-    /// About how probable such a statistic or a greater one is under the reference, by the chi-square distribution, to which
-    /// it comes near where p is not tiny; 0 if something impossible was drawn.
+    /// The probability of this chi-square or a greater one under the reference. It is an approximation that is good unless p is
+    /// tiny; 0 if something impossible was drawn.
     pub p: f64,
     /// The likelihood ratio, G = 2 Σ O ln(O / E).
     pub g: f64,
-    /// What the probability of such a G or a greater one never exceeds, for any number of draws, however rare the cells.
-    /// This decides.
+    /// An upper bound on the probability of this G or a greater one, for any number of draws and any cells. It decides whether
+    /// the comparison fails.
     pub bound: f64,
-    /// Total variation distance between what was observed and the reference.
+    /// Total variation distance between the observed frequencies and the reference.
     pub distance: f64,
-    /// What that distance is expected to be from sampling alone.
+    /// The expected distance from sampling alone.
     pub expected_distance: f64,
 }
 
@@ -39,8 +39,8 @@ impl Fit {
         Fit::of_groups([(expected, observed)])
     }
 
-    /// Counts that come in groups, each with a distribution of its own, such as next tokens after several contexts. How
-    /// often each group occurred is not judged.
+    /// The fit of groups of counts, each with its own distribution, such as the next tokens after several contexts. The sizes of
+    /// the groups are not judged.
     pub fn of_groups<'a>(groups: impl IntoIterator<Item = (&'a [f64], &'a [u64])>) -> Fit {
         let (mut draws, mut degrees, mut statistic, mut g, mut impossible) = (0, 0, 0.0, 0.0, false);
         let (mut differing, mut noise) = (0.0, 0.0);
@@ -48,13 +48,13 @@ impl Fit {
             assert_eq!(expected.len(), observed.len());
             let group: u64 = observed.iter().sum();
             let n = group as f64;
-            // (expected, observed) of the cells that are judged; what is rare is judged together
+            // (expected, observed) of the judged cells. Rare cells are pooled.
             let mut cells: Vec<(f64, f64)> = Vec::new();
             let mut rare = (0.0, 0.0);
             for (&p, &count) in expected.iter().zip(observed) {
                 let (expected, count) = (n * p, count as f64);
                 differing += (expected - count).abs() / 2.0;
-                // E|X − np| of a binomial by the normal approximation; it is never more than 2np
+                // E|X − np| of a binomial by the normal approximation. It never exceeds 2np.
                 noise += (2.0 * expected * (1.0 - p).max(0.0) / PI).sqrt().min(2.0 * expected) / 2.0;
                 impossible |= p <= 0.0 && count > 0.0;
                 if expected >= LEAST_EXPECTED {
@@ -84,16 +84,16 @@ impl Fit {
     }
 }
 
-/// The probability of a G statistic of at least so much is at most this, for any number of draws: with `D` the relative
-/// entropy of the observed frequencies to the reference, `P(n D ≥ x) ≤ e^−x (e x / (k − 1))^(k − 1)` for `x > k − 1`
-/// (Agrawal, Finite-Sample Concentration of the Multinomial in Relative Entropy, 2020, Theorem I.2), and `G = 2 n D`. It
+/// An upper bound on the probability of a G statistic of at least this size, for any number of draws. `G = 2 n D`, where `D` is the
+/// relative entropy of the observed frequencies to the reference, and `P(n D ≥ x) ≤ e^−x (e x / (k − 1))^(k − 1)` for
+/// `x > k − 1` (Agrawal, Finite-Sample Concentration of the Multinomial in Relative Entropy, 2020, Theorem I.2). The theorem
 /// follows from a bound on the moment generating function of `n D`, so groups add their degrees.
 pub fn bound(degrees: usize, g: f64) -> f64 {
     let (x, d) = (g / 2.0, degrees as f64);
     if x <= d { 1.0 } else { (d - x + d * (x / d).ln()).exp() }
 }
 
-/// The G statistic from which on [`bound`] is below a threshold.
+/// The smallest G statistic whose [`bound`] is below a threshold.
 pub fn critical(degrees: usize, threshold: f64) -> f64 {
     let d = degrees as f64;
     let (mut low, mut high) = (2.0 * d, 4.0 * d - 4.0 * threshold.ln());
@@ -115,7 +115,7 @@ mod tests {
 
     #[test]
     fn statistics_are_those_of_textbooks() {
-        // with 2 degrees of freedom sf(x) = exp(−x / 2)
+        // With 2 degrees of freedom, sf(x) = exp(−x / 2).
         let fit = Fit::new(&[0.25, 0.25, 0.5], &[300, 200, 500]);
         assert_eq!((fit.draws, fit.degrees), (1000, 2));
         assert!((fit.statistic - 20.0).abs() < 1e-9 && (fit.p - (-10f64).exp()).abs() < 1e-12, "{fit:?}");
@@ -144,12 +144,12 @@ mod tests {
         assert_eq!(fit.degrees, 3, "each is expected 20 times");
         let fit = Fit::new(&[0.5, 0.46, 0.018, 0.022], &[500, 460, 40, 0]);
         assert_eq!(fit.degrees, 2, "with the least of the others, if they are too few together");
-        // too many of what is hardly ever expected are not overlooked
+        // Too many draws of rare cells are noticed.
         assert!(Fit::new(&[0.5, 0.4999, 0.0001], &[490, 480, 30]).bound > 0.0);
         assert_eq!(Fit::new(&[0.999, 0.001], &[970, 30]).degrees, 0, "nothing to judge with");
     }
 
-    /// Exactly: the probability of each count of a binomial, and what the bound says of it.
+    /// The bound holds for the exact probability of each count of a binomial.
     #[test]
     fn the_bound_holds() {
         for (n, p) in [(40u64, 0.5), (1000, 0.02), (100_000, 0.0005), (100_000, 0.3)] {

@@ -1,15 +1,16 @@
-//! Models that are tables: every row that a short sequence can reach is made once, so that a draw costs microseconds.
+//! Models that are tables. Every row that a short sequence can reach is computed once, so a draw costs microseconds.
 
 use std::any::Any;
 use std::sync::Arc;
 use std::time::Duration;
 
 use cos::error::Result;
-use cos::model::{Cancel, Interrupt, Model, Pass, Sequence};
+use cos::model::{Cancel, Interrupt, Model, Pass, Report, Sequence};
+use cos::rows::Row;
 
-use super::common::World;
+use crate::common::World;
 
-/// Where the rows of sequences lie: contexts that follow a prompt, numbered level by level.
+/// The contexts after a prompt, numbered level by level. A number is the index of a row.
 #[derive(Debug, Clone, Copy)]
 pub struct Tree {
     pub vocab: usize,
@@ -19,7 +20,7 @@ pub struct Tree {
 impl Tree {
     pub const ROOT: usize = 0;
 
-    /// The number of the context that a token makes of another one.
+    /// The number of a context followed by one more token.
     pub fn child(self, node: usize, token: i32) -> usize {
         node * self.vocab + token as usize + 1
     }
@@ -28,12 +29,12 @@ impl Tree {
         tokens.iter().fold(Self::ROOT, |node, &token| self.child(node, token))
     }
 
-    /// Number of contexts of up to `depth` tokens.
+    /// The number of contexts with up to `depth` tokens.
     pub fn nodes(self) -> usize {
         (0..=self.depth as u32).map(|level| self.vocab.pow(level)).sum()
     }
 
-    /// Every context, each after those that it begins with.
+    /// Every context, shorter ones first.
     pub fn contexts(self) -> Vec<Vec<i32>> {
         let mut contexts = vec![Vec::new()];
         for node in 1..self.nodes() {
@@ -45,10 +46,10 @@ impl Tree {
     }
 }
 
-/// What stops a pass, for tests of sessions that are stopped.
+/// Called before each pass. It may cancel the pass or let it fail.
 pub type Stop = dyn Fn(&Cancel) -> bool + Send + Sync;
 
-/// A model that looks its rows up by the tokens that its sequence holds.
+/// A model that looks up its rows by the tokens in its sequence.
 pub struct Table {
     tree: Tree,
     prompt: usize,
@@ -58,7 +59,7 @@ pub struct Table {
 }
 
 impl Table {
-    /// The rows of a world's model behind a prompt.
+    /// The model of a world after a prompt.
     pub fn new(world: World, model: usize, prompt: &[i32], tree: Tree) -> Self {
         let row = |context: Vec<i32>| world.logits(model, &[prompt, &context].concat(), tree.vocab);
         let rows = tree.contexts().into_iter().flat_map(row).collect();
@@ -70,7 +71,7 @@ impl Table {
         self
     }
 
-    /// The same, whose passes may stop; it is asked before each of them.
+    /// The same model with a function that may stop its passes.
     pub fn with_stop(mut self, stop: Arc<Stop>) -> Self {
         self.stop = Some(stop);
         self
@@ -78,7 +79,7 @@ impl Table {
 }
 
 struct TableSequence {
-    /// For each number of tokens seen, the context that they are.
+    /// The number of the context, for each number of tokens in the sequence.
     nodes: Vec<usize>,
     rows: Arc<[f32]>,
     vocab: usize,
@@ -95,13 +96,9 @@ impl Sequence for TableSequence {
         self.nodes.truncate(len + 1);
     }
 
-    fn logits(&self, position: usize) -> &[f32] {
+    fn row(&self, position: usize) -> Row<'_> {
         let start = self.nodes[position] * self.vocab;
-        &self.rows[start..start + self.vocab]
-    }
-
-    fn elapsed(&self) -> Duration {
-        Duration::ZERO
+        Row::Host(&self.rows[start..start + self.vocab])
     }
 }
 
@@ -138,7 +135,7 @@ impl Model for Table {
         }))
     }
 
-    fn forward(&self, batch: &mut [Pass<'_>]) -> Result<(), Interrupt> {
+    fn forward(&self, batch: &mut [Pass<'_>]) -> Result<Report, Interrupt> {
         for pass in batch {
             let sequence: &mut TableSequence =
                 (pass.sequence as &mut dyn Any).downcast_mut().expect("a sequence of another model");
@@ -157,6 +154,6 @@ impl Model for Table {
                 sequence.nodes.push(node);
             }
         }
-        Ok(())
+        Ok(Report { elapsed: Duration::ZERO, is_usual: true })
     }
 }

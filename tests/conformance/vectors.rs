@@ -1,5 +1,5 @@
-//! Replays the vectors of `tests/vectors` through the C interface: what PyTorch says that the distributions are, against
-//! what sessions of every strategy decode. `tests/vectors/README.md` defines the files and the checks.
+//! Replays the vectors of `tests/vectors` through the C interface: compares what sessions of every strategy decode with the
+//! distributions that PyTorch has computed. `tests/vectors/README.md` defines the files and the checks.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::CString;
@@ -10,16 +10,16 @@ use std::time::Instant;
 
 use cos::ffi::*;
 
-use super::common::boundary::{options, outcome, result};
 use super::results::{Comparison, Section, Table};
+use crate::common::boundary::{options, outcome, result};
 
-/// Tokens that a sampled session draws: as many as the longest cells have.
+/// The number of tokens that a sampled session draws: the length of the longest cells.
 const LENGTH: usize = 3;
 const WORDS: [&str; LENGTH] = ["next", "pair", "triple"];
-/// Failures of one file that are told; more are counted.
+/// The number of failures of a file that are printed. Further ones are only counted.
 const TOLD: usize = 8;
 
-/// Replay all vector files of a folder. Each sampled case is drawn from by `draws` sessions for each kind of target.
+/// Replays all vector files of a folder. `draws` sessions draw from each sampled case for each kind of targets.
 pub fn replay(folder: &Path, draws: usize, progress: &mut dyn FnMut(&str)) -> Section {
     let start = Instant::now();
     let mut section = Section {
@@ -85,7 +85,7 @@ fn files(folder: &Path) -> Result<Vec<PathBuf>, String> {
     if files.is_empty() { Err(format!("{}: there are no vectors", folder.display())) } else { Ok(files) }
 }
 
-/// What was compared.
+/// Counts of what was compared, and what failed.
 #[derive(Default)]
 struct Tally {
     greedy_cases: u64,
@@ -95,7 +95,7 @@ struct Tally {
     failures: Vec<String>,
 }
 
-/// Log-probabilities that were compared with references, and the greatest difference.
+/// The number of log-probabilities that were compared with references, and the greatest difference.
 #[derive(Default)]
 struct Deviation {
     values: u64,
@@ -103,7 +103,7 @@ struct Deviation {
 }
 
 impl Deviation {
-    /// Whether two values are equal up to a tolerance. NaN is equal to nothing.
+    /// Whether two values are equal up to a tolerance. NaN equals nothing.
     fn compare(&mut self, found: f64, expected: f64, tolerance: f64) -> bool {
         let difference = (found - expected).abs();
         self.values += 1;
@@ -151,7 +151,7 @@ struct GreedyToken {
     margin: f64,
 }
 
-/// What follows a prompt under a sampler.
+/// A sampled case: the distribution of what follows a prompt.
 struct Sampled {
     name: String,
     prompt: Vec<i32>,
@@ -159,13 +159,13 @@ struct Sampled {
     top_k: i32,
     top_p: f32,
     min_p: f32,
-    /// Possible next tokens, if they are listed.
+    /// The possible next tokens, if the file lists them.
     support: Vec<i32>,
-    /// For the next token, and the next two and three together.
+    /// The joint distributions of the next one, two and three tokens.
     joint: [Joint; LENGTH],
 }
 
-/// A joint distribution: its likeliest cells with the logarithms of their probabilities, and what remains for all others.
+/// A joint distribution: its likeliest cells with their log-probabilities, and the probability of all other cells.
 #[derive(Default)]
 struct Joint {
     cells: BTreeMap<Vec<i32>, f64>,
@@ -205,7 +205,7 @@ impl Vectors {
         let (word, rest) = line.split_once(' ').unwrap_or((line, ""));
         let fields: Vec<&str> = rest.split_whitespace().collect();
         if *ended {
-            return Err("there is more behind `end`".into());
+            return Err("there is more after `end`".into());
         }
         if (number == 0) != (word == "cos-vectors") {
             return Err("the first line, and no other, must be `cos-vectors 1`".into());
@@ -249,24 +249,33 @@ impl Vectors {
                 support: Vec::new(),
                 joint: Default::default(),
             }),
-            "support" => {
-                let sampled = self.sampled.last_mut().ok_or("there is no `sampled` before")?;
-                sampled.support = all(&fields[1..])?;
-            }
-            "rest" => {
-                let sampled = self.sampled.last_mut().ok_or("there is no `sampled` before")?;
-                let length = WORDS.iter().position(|word| fields.first() == Some(word)).ok_or("of what?")?;
-                sampled.joint[length].rest = field(&fields, 1)?;
-            }
             "end" => *ended = true,
             _ => {
-                let length = WORDS.iter().position(|w| *w == word).ok_or_else(|| format!("`{word}` is not known"))?;
-                let sampled = self.sampled.last_mut().ok_or("there is no `sampled` before")?;
+                let sampled = self.sampled.last_mut().ok_or("there is no `sampled` before");
+                sampled.map_err(String::from).and_then(|sampled| sampled.record(word, &fields))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Sampled {
+    /// Reads a line of the distributions.
+    fn record(&mut self, word: &str, fields: &[&str]) -> Result<(), String> {
+        let length = |word: &str| WORDS.iter().position(|w| *w == word);
+        match word {
+            "support" => self.support = all(fields.get(1..).unwrap_or_default())?,
+            "rest" => {
+                let length = fields.first().and_then(|word| length(word)).ok_or("`rest` of what?")?;
+                self.joint[length].rest = field(fields, 1)?;
+            }
+            _ => {
+                let length = length(word).ok_or_else(|| format!("`{word}` is not known"))?;
                 let tokens = all(fields.get(1..).unwrap_or_default())?;
                 if tokens.len() != length + 1 {
                     return Err(format!("{word} of {} tokens", tokens.len()));
                 }
-                sampled.joint[length].cells.insert(tokens, field(&fields, 0)?);
+                self.joint[length].cells.insert(tokens, field(fields, 0)?);
             }
         }
         Ok(())
@@ -275,7 +284,7 @@ impl Vectors {
 
 fn field<T: FromStr>(fields: &[&str], index: usize) -> Result<T, String> {
     let text = fields.get(index).ok_or("a field is missing")?;
-    text.parse().map_err(|_| format!("`{text}` is not what was expected"))
+    text.parse().map_err(|_| format!("`{text}` cannot be read"))
 }
 
 fn all(fields: &[&str]) -> Result<Vec<i32>, String> {
@@ -296,7 +305,7 @@ impl Engine {
     }
 
     fn models(&self) -> usize {
-        // SAFETY: the engine lives.
+        // SAFETY: the engine is live.
         unsafe { cos_engine_model_count(self.0) }
     }
 
@@ -305,11 +314,11 @@ impl Engine {
         unsafe { cos_engine_vocab_size(self.0) }
     }
 
-    /// Decode until `max_tokens`; with the tokens come their log-probabilities, if the options ask for them.
+    /// Decodes until `max_tokens`. Returns the tokens, and their log-probabilities if the options ask for them.
     fn decode(&self, prompt: &[i32], options: &cos_session_options) -> Result<(Vec<i32>, Vec<f64>), String> {
         let mut session = Session(null_mut());
         let (mut tokens, mut logarithms) = (Vec::new(), Vec::new());
-        // SAFETY: what the options point to lives as long as the call; a step's arrays are copied before the next call.
+        // SAFETY: what the options point to outlives the call. A step's arrays are copied before the next call.
         unsafe {
             check(cos_session_new(self.0, options, &mut session.0))?;
             check(cos_prompt(session.0, prompt.as_ptr(), prompt.len()))?;
@@ -329,7 +338,7 @@ impl Engine {
 
 impl Drop for Engine {
     fn drop(&mut self) {
-        // SAFETY: nobody else has the pointer.
+        // SAFETY: the pointer has no other owner.
         unsafe { cos_engine_free(self.0) }
     }
 }
@@ -338,7 +347,7 @@ struct Session(*mut cos_session);
 
 impl Drop for Session {
     fn drop(&mut self) {
-        // SAFETY: as above; NULL is fine.
+        // SAFETY: as above. NULL is allowed.
         unsafe { cos_free(self.0) }
     }
 }
@@ -350,14 +359,14 @@ fn check(error: *mut cos_error) -> Result<(), String> {
     }
 }
 
-/// A way to decode.
+/// A strategy with proposal lengths.
 struct Way {
     strategy: i32,
     lengths: Option<Vec<i32>>,
 }
 
 impl Way {
-    /// The ways that README.md lists.
+    /// The ways that `tests/vectors/README.md` lists.
     fn all(models: usize) -> Vec<Way> {
         let way = |strategy, lengths| Way { strategy, lengths };
         let drafter = |model| (0..models).map(|other| if other == model { 4 } else { 0 }).collect();
@@ -377,7 +386,7 @@ impl Way {
             options.proposal_lengths = lengths.as_ptr();
             options.proposal_lengths_count = lengths.len();
         }
-        options.stop_tokens = [].as_ptr(); // none
+        options.stop_tokens = [].as_ptr(); // no stop tokens, not the engine's
         options
     }
 }
@@ -454,7 +463,7 @@ fn check_greedy(
     Ok(())
 }
 
-/// Draw the next tokens, and compare what can be said of a single draw.
+/// Draws the next tokens, and compares what one draw can show.
 fn check_drawn(
     engine: &Engine,
     vectors: &Vectors,
@@ -497,7 +506,7 @@ fn check_drawn(
             (None, _) if joint.rest == 0.0 => {
                 tally.failures.push(format!("{}: the {} is impossible", place(), WORDS[length]));
             }
-            // Cells of one token are listed without gaps.
+            // Cells of one token are listed without gaps, likeliest first.
             (None, Some(found)) if length == 0 && found > joint.least() + tolerance => {
                 tally.failures.push(format!("{}: next ln r is {found}, which should be listed", place()));
             }
@@ -508,12 +517,12 @@ fn check_drawn(
 }
 
 impl Joint {
-    /// The logarithm of the least of the listed probabilities.
+    /// The logarithm of the smallest listed probability.
     fn least(&self) -> f64 {
         self.cells.values().copied().fold(f64::INFINITY, f64::min)
     }
 
-    /// Counts of the cells, that of all others under the empty one, beside what was expected.
+    /// Compares counts of the cells with their probabilities. All other cells are counted as the empty cell.
     fn compare(&self, name: String, counts: &HashMap<Vec<i32>, u64>) -> Comparison {
         let count = |cell: &[i32]| counts.get(cell).copied().unwrap_or(0);
         let label = |cell: &[i32]| cell.iter().map(i32::to_string).collect::<Vec<_>>().join(" ");

@@ -1,5 +1,5 @@
-// Runs kernels of CUDA on the processor: the threads of a block are fibers, which take turns at barriers, and blocks come one after the
-// other. What depends on threads that run at the same time without a barrier is not seen.
+// Runs kernels of CUDA on the processor. The threads of a block are fibers, which take turns at barriers, and blocks run one after the
+// other. Mistakes that need threads at the same time, without a barrier between them, are not found.
 #pragma once
 #include <math.h>
 #include <setjmp.h>
@@ -53,8 +53,8 @@ template <typename T> static T atomicAdd(T *at, T value) {
 namespace emulation {
 const size_t STACK = 64 << 10;
 struct Fiber {
-    ucontext_t first; // where it begins
-    jmp_buf here;     // and goes on: without a call of the system, as swapcontext makes
+    ucontext_t first; // where the fiber begins
+    jmp_buf here;     // where it goes on, without the system calls of swapcontext
     std::vector<char> stack = std::vector<char>(STACK);
     bool begun = false, over = false;
 };
@@ -71,7 +71,7 @@ static void enter() {
     _longjmp(scheduler, 1);
 }
 
-// Let a fiber run to its next barrier, or its end.
+// Lets a fiber run to its next barrier, or to its end.
 static void run(Fiber &fiber) {
     if (_setjmp(scheduler)) return;
     if (fiber.begun) _longjmp(fiber.here, 1);
@@ -83,7 +83,7 @@ static void wait() {
     if (!_setjmp(fibers[current].here)) _longjmp(scheduler, 1);
 }
 
-// Run a kernel on a grid of blocks of so many threads.
+// Runs a kernel on a grid of blocks of so many threads.
 static void launch(dim3 grid, unsigned threads, std::function<void()> work) {
     kernel = work, blockDim = {threads}, gridDim = grid;
     if (fibers.size() < threads) fibers = std::vector<Fiber>(threads);
@@ -102,7 +102,7 @@ static void launch(dim3 grid, unsigned threads, std::function<void()> work) {
             for (unsigned left = threads; left > 0; last_any = any, any = 0) {
                 unsigned over = 0;
                 waiting = 0;
-                // The other way round now and then, since nothing may depend on it.
+                // The order is reversed now and then, because nothing may depend on it.
                 for (unsigned i = 0; i < threads; i++) {
                     current = left % 2 ? i : threads - 1 - i;
                     if (fibers[current].over) continue;

@@ -1,4 +1,4 @@
-// The kernels of kernels/rows.cu against what they say they do, without a GPU: see emulate.h.
+// Compares the kernels of kernels/rows.cu with their definitions, without a GPU (emulate.h).
 #include "emulate.h"
 
 #include "../../kernels/rows.cu"
@@ -23,7 +23,7 @@ static int below(int n) { return (int)(engine() % n); }
         }                                                                       \
     } while (0)
 
-// Of 16 bits, without the digits that they do not hold.
+// Rounds a number to a type of 16 bits.
 static u16 bits_of(float score, int element) {
     u32 bits = __float_as_uint(score), sign = bits >> 16 & 0x8000, exponent = bits >> 23 & 255;
     if (element == 2) return (u16)(bits >> 16);
@@ -47,14 +47,14 @@ struct World {
 
     World(int element, long columns, int vocab)
         : element(element), columns(columns), vocab(vocab), ring(ROWS * stride_of(columns, element) / 16) {
-        // what is behind the rows is not theirs
+        // Memory behind the rows must not be read as a row.
         memset((void *)ring.data(), 0x7b, ring.size() * 16);
         control.vocab = vocab, control.rate = 1, control.top_p = 1, control.distance = -INFINITY;
     }
 
     char *row(int position) { return (char *)ring.data() + position % ROWS * stride_of(columns, element); }
 
-    // What a pass leaves: rows from `first` on, of which some are not wanted.
+    // What a pass leaves: rows from `first` on, some of which are not kept.
     void pass(const std::vector<std::vector<float>> &rows, int first, int skipped) {
         int given = (int)rows.size();
         logits.assign(given * columns * bytes_of(element), 0);
@@ -84,7 +84,7 @@ struct World {
     }
 };
 
-// What `Sampler::process` keeps of a row: its weights, and 0 for what goes.
+// The weights that `Sampler::process` keeps of a row, and 0 for all others.
 static std::vector<double> filtered(const std::vector<float> &row, float rate, int top_k, float top_p, float distance, bool &near) {
     int vocab = (int)row.size();
     float max = *std::max_element(row.begin(), row.end());
@@ -115,11 +115,11 @@ static std::vector<float> random_row(int vocab, int kind) {
     for (float &score : row) {
         double u = uniform();
         switch (kind) {
-        case 0: score = (float)(-12 + 4 * u + (uniform() < 0.01 ? 14 * uniform() : 0)); break; // a few good ones
-        case 1: score = (float)below(9); break;                                            // many equal ones
+        case 0: score = (float)(-12 + 4 * u + (uniform() < 0.01 ? 14 * uniform() : 0)); break; // a few high scores
+        case 1: score = (float)below(9); break;                                            // many equal scores
         case 2: score = (float)(6 * u - 3); break;                                         // flat
         case 3: score = uniform() < 0.5 ? -INFINITY : (float)(8 * u); break;
-        case 4: score = (float)(-8 + 4 * u + (&score < &row[vocab / 40 + 1] ? 10 : 0)); break; // good ones in front
+        case 4: score = (float)(-8 + 4 * u + (&score < &row[vocab / 40 + 1] ? 10 : 0)); break; // high scores in front
         default: score = (float)(-0.0 * u); // all equal
         }
     }
@@ -157,7 +157,7 @@ static void filters_keep_what_the_sampler_does() {
             double total = 0;
             for (int i = 0; i < vocab; i++) {
                 bool is_kept = keeps(row[i], i, summary.floor, summary.cut);
-                // Rounding may shift the end of the nucleus where that is very near a token's.
+                // Rounding may move the end of the nucleus by one token if it is very near.
                 CHECK(near || is_kept == (expected[i] > 0) || expected[i] < 1e-30,
                       "round %d, kind %d, %d columns, k %d, p %g, distance %g: token %d of score %g, floor %g, cut %d", round, kind, vocab,
                       top_k, top_p, distance, i, row[i], summary.floor, summary.cut);
@@ -168,7 +168,7 @@ static void filters_keep_what_the_sampler_does() {
             for (int c = 0; c < CHUNKS; c++) chunks += world.kept[slot * CHUNKS + c];
             CHECK(fabs(chunks / summary.kept - 1) < 1e-6, "%g, not %g", chunks, summary.kept);
 
-            // Draws find the token at which the sum from the front passes a share.
+            // A draw finds the token at which the running sum passes a share.
             for (int d = 0; d < 6; d++) {
                 double draw_share = (double[]){0, 0.3, 0.77, 0.9999, 1e-9, 1}[d] * summary.kept;
                 Summary out = {};
@@ -181,7 +181,7 @@ static void filters_keep_what_the_sampler_does() {
                 for (int i = 0; i < out.token; i++)
                     if (keeps(row[i], i, summary.floor, summary.cut)) before += exp((double)(row[i] - summary.max) * world.control.rate);
                 double own = exp((double)(row[out.token] - summary.max) * world.control.rate), slack = 1e-6 * summary.kept;
-                bool behind = draw_share >= summary.kept; // where there is nothing, and any token is right
+                bool behind = draw_share >= summary.kept; // behind the last weight, where any token is right
                 CHECK(behind || (before <= draw_share + slack && draw_share <= before + own + slack), "token %d at %g, share %g", out.token, before,
                       draw_share);
                 CHECK(out.score == row[out.token], "score %g", out.score);
@@ -192,7 +192,7 @@ static void filters_keep_what_the_sampler_does() {
     printf("filters: %d of %d rows were settled\n", settled, all);
 }
 
-// A mask leaves fewer tokens than top-k asks for, and more impossible ones than there is room for.
+// A mask leaves fewer tokens than top-k asks for, and more impossible ones than a list holds.
 static void masked_rows_are_filtered_too() {
     World world(0, 4099, 4099);
     world.control.top_k = 40;
@@ -232,7 +232,7 @@ static void summaries_are_of_the_rows() {
     }
 }
 
-// What a filtered proposal leaves of a filtered target, and draws from that.
+// The residual of a filtered target after a filtered proposal, and draws from it.
 static void residuals_are_of_what_is_kept() {
     for (int round = 0; round < 30; round++) {
         int vocab = 700, certain = round % 3 == 0 ? below(vocab) : -1;

@@ -1,3 +1,4 @@
+// Chats with the demo models.
 import io.cosrt.*;
 import java.nio.file.Path;
 

@@ -1,31 +1,31 @@
-//! Recognises the cache of an export: which inputs and outputs are past and present of the same tensor, what its
-//! dimensions are, and how it is kept.
+//! Recognises the cache of an export: which input and output are past and present of a tensor, its dimensions, and how
+//! the graph updates it.
 
 use std::collections::{HashMap, HashSet};
 
-use super::{MAX_CONTEXT, MAX_SIZE, Reader, Tensor, c_name};
+use super::reader::{MAX_CONTEXT, MAX_SIZE, Port, Reader, c_name};
 use crate::error::Result;
 use crate::export::graph::{FORMS, Graph, Node};
-use crate::export::{CacheKind, CacheTensor, Holds, MAX_RANK, element_bytes};
+use crate::export::{CacheContent, CacheKind, CacheTensor, MAX_RANK, element_bytes};
 
-/// What a tensor of the cache is: the layer, and what it holds of it.
-type Identity = (usize, Holds);
+/// Identifies a tensor of the cache: its layer, and what it holds of the layer.
+type Identity = (usize, CacheContent);
 
-/// What `genai_config.json` calls them: the list, its key, and what these hold. `%d` stands for the layer.
-const RENAMED: [(&str, &str, Holds); 6] = [
-    ("inputs", "past_key_names", Holds::Keys),
-    ("inputs", "past_value_names", Holds::Values),
-    ("inputs", "past_names", Holds::Both),
-    ("outputs", "present_key_names", Holds::Keys),
-    ("outputs", "present_value_names", Holds::Values),
-    ("outputs", "present_names", Holds::Both),
+/// Patterns of names in `genai_config.json`: the list, its key, and what the tensors hold. `%d` stands for the layer.
+const RENAMED: [(&str, &str, CacheContent); 6] = [
+    ("inputs", "past_key_names", CacheContent::Keys),
+    ("inputs", "past_value_names", CacheContent::Values),
+    ("inputs", "past_names", CacheContent::Both),
+    ("outputs", "present_key_names", CacheContent::Keys),
+    ("outputs", "present_value_names", CacheContent::Values),
+    ("outputs", "present_names", CacheContent::Both),
 ];
 
-/// Operators that write a cache in place, if past and present are one buffer.
+/// Operators that update a cache in place if past and present are one buffer.
 const IN_PLACE: [&str; 3] = ["GroupQueryAttention", "SparseAttention", "TensorScatter"];
 
-/// From the many names of caches: `past_key_values.3.key`, `past_value_3`, `k_cache.3`, and `past_3` where keys and values
-/// are two halves of one tensor of five dimensions.
+/// Parse the usual names of caches: `past_key_values.3.key`, `past_value_3`, `k_cache.3`, and `past_3` if keys and
+/// values are two halves of a tensor of five dimensions.
 fn identity_by_name(name: &str, rank: usize) -> Option<Identity> {
     let rest = name.replace("past_key_values", "").replace("key_values", "").replace("key_value", "");
     let is_word = |text: &str, word: &str| text.split(|c: char| !c.is_ascii_alphabetic()).any(|part| part == word);
@@ -35,26 +35,26 @@ fn identity_by_name(name: &str, rank: usize) -> Option<Identity> {
     let is_fused = name.ends_with("key_value") || is_word(name, "kv");
     let is_pair = rank == MAX_RANK && (name.starts_with("past") || name.starts_with("present"));
     match (key, value) {
-        (true, false) => Some((layer, Holds::Keys)),
-        (false, true) => Some((layer, Holds::Values)),
-        (false, false) if is_fused || is_pair => Some((layer, Holds::Both)),
+        (true, false) => Some((layer, CacheContent::Keys)),
+        (false, true) => Some((layer, CacheContent::Values)),
+        (false, false) if is_fused || is_pair => Some((layer, CacheContent::Both)),
         _ => None,
     }
 }
 
-/// The layer of a name that is made by a pattern with `%d`.
+/// The layer in a name that matches a pattern with `%d`.
 fn layer_by_pattern(name: &str, pattern: &str) -> Option<usize> {
     let (front, back) = pattern.split_once("%d")?;
     name.strip_prefix(front)?.strip_suffix(back)?.parse().ok()
 }
 
-/// Of each input that an output is with new entries, which output that is. Names have no part in this.
-fn successors(graph: &Graph, outputs: &[Tensor], caches: &HashSet<&str>) -> HashMap<String, usize> {
+/// For each past, the index of its present, as the graph connects them. Names do not matter.
+fn successors(graph: &Graph, outputs: &[Port], caches: &HashSet<&str>) -> HashMap<String, usize> {
     let mut found = HashMap::new();
     for (index, output) in outputs.iter().enumerate() {
         for (node, place) in graph.sources(output.name, &FORMS) {
             let pasts = node.inputs.iter().filter_map(|input| graph.root(node.scope, input));
-            // attentions take keys and values, and give them behind what they are for
+            // Attention operators give keys and values after their main output.
             let place = if node.outputs.len() > 1 { place.wrapping_sub(1) } else { 0 };
             found.extend(pasts.filter(|name| caches.contains(name)).nth(place).map(|past| (past.to_owned(), index)));
         }
@@ -63,36 +63,36 @@ fn successors(graph: &Graph, outputs: &[Tensor], caches: &HashSet<&str>) -> Hash
 }
 
 impl<'a> Reader<'a> {
-    pub fn identity(&self, list: &str, tensor: &Tensor) -> Option<Identity> {
-        let renamed = RENAMED
-            .iter()
-            .filter(|(of, ..)| *of == list)
-            .find_map(|(_, key, holds)| Some((layer_by_pattern(tensor.name, self.beside.name(list, key)?)?, *holds)));
+    /// The identity of a tensor of the cache by its name.
+    pub fn identity(&self, list: &str, tensor: &Port) -> Option<Identity> {
+        let renamed = RENAMED.iter().filter(|(of, ..)| *of == list).find_map(|(_, key, holds)| {
+            Some((layer_by_pattern(tensor.name, self.companions.name(list, key)?)?, *holds))
+        });
         renamed.or_else(|| identity_by_name(tensor.name, tensor.shape.len()))
     }
 
     /// Whether an input could be a cache by its type and rank.
-    fn may_be_cache(input: &Tensor) -> bool {
+    fn may_be_cache(input: &Port) -> bool {
         (3..=MAX_RANK).contains(&input.shape.len()) && element_bytes(input.element).is_some()
     }
 
-    /// Those inputs that are caches, with their outputs, layer by layer, keys first.
+    /// The inputs that are caches with their outputs, layer by layer, keys first.
     pub fn pairs<'b>(
         &self,
-        inputs: &'b [Tensor<'a>],
-        outputs: &'b [Tensor<'a>],
-    ) -> Result<Vec<(Identity, &'b Tensor<'a>, &'b Tensor<'a>)>> {
-        let presents: HashMap<Identity, &Tensor> =
+        inputs: &'b [Port<'a>],
+        outputs: &'b [Port<'a>],
+    ) -> Result<Vec<(Identity, &'b Port<'a>, &'b Port<'a>)>> {
+        let presents: HashMap<Identity, &Port> =
             outputs.iter().filter_map(|output| Some((self.identity("outputs", output)?, output))).collect();
         let mut by_graph = None;
-        let mut successor = |past: &Tensor| {
+        let mut successor = |past: &Port| {
             let all = by_graph.get_or_insert_with(|| {
                 let caches = inputs.iter().filter(|input| Self::may_be_cache(input)).map(|input| input.name);
                 successors(self.graph, outputs, &caches.collect())
             });
             all.get(past.name).map(|&index| &outputs[index])
         };
-        let is_candidate = |input: &&Tensor| {
+        let is_candidate = |input: &&Port| {
             let ranks = 3..=MAX_RANK;
             let others = ["encoder", "conv", "ssm", "recurrent"]; // see `Reader::unknown`
             ranks.contains(&input.shape.len())
@@ -107,33 +107,38 @@ impl<'a> Reader<'a> {
                 None => match successor(past) {
                     Some(present) => unnamed.push((past, present)),
                     None if identity.is_some() => {
-                        return Err(self.refuse(format_args!("it takes {} but gives nothing like it", past.name)));
+                        return Err(self.refuse(format_args!(
+                            "it has the input {} but no output with its new entries",
+                            past.name
+                        )));
                     }
                     None => {}
                 },
             }
         }
-        // Without names all that is known of layers is their order, mostly that of keys and values.
+        // Without names, only the order of layers is known. Mostly it alternates between keys and values.
         let known = pairs.iter().map(|((layer, _), ..)| layer + 1).max().unwrap_or(0);
         let in_pairs = unnamed.len() % 2 == 0;
         pairs.extend(unnamed.into_iter().enumerate().map(|(index, (past, present))| {
             let identity = match (in_pairs, index % 2) {
-                (false, _) => (known + index, Holds::Both),
-                (true, 0) => (known + index / 2, Holds::Keys),
-                (true, _) => (known + index / 2, Holds::Values),
+                (false, _) => (known + index, CacheContent::Both),
+                (true, 0) => (known + index / 2, CacheContent::Keys),
+                (true, _) => (known + index / 2, CacheContent::Values),
             };
             (identity, past, present)
         }));
         pairs.sort_by_key(|(identity, ..)| *identity);
         if let Some(pair) = pairs.windows(2).find(|pair| pair[0].0 == pair[1].0) {
             let [one, other] = [0, 1].map(|index| pair[index].1.name);
-            return Err(self.unsupported(format_args!("its caches {one:?} and {other:?} look like the same one")));
+            return Err(self.unsupported(format_args!(
+                "its caches {one:?} and {other:?} seem to be the same tensor; rename them"
+            )));
         }
         Ok(pairs)
     }
 
-    /// The cache, layer by layer, keys first, and how it is kept.
-    pub fn cache(&self, pairs: &[(Identity, &Tensor, &Tensor)]) -> Result<(Vec<CacheTensor>, CacheKind)> {
+    /// The tensors of the cache in the order of `pairs`, and how the export keeps the cache.
+    pub fn cache(&self, pairs: &[(Identity, &Port, &Port)]) -> Result<(Vec<CacheTensor>, CacheKind)> {
         let tensors = pairs.iter().map(|&(identity, past, present)| self.cache_tensor(identity, past, present));
         let (tensors, kinds): (Vec<CacheTensor>, Vec<CacheKind>) =
             tensors.collect::<Result<Vec<_>>>()?.into_iter().unzip();
@@ -147,19 +152,14 @@ impl<'a> Reader<'a> {
         Ok((tensors, kind))
     }
 
-    fn cache_tensor(
-        &self,
-        (layer, holds): Identity,
-        past: &Tensor,
-        present: &Tensor,
-    ) -> Result<(CacheTensor, CacheKind)> {
+    fn cache_tensor(&self, (layer, holds): Identity, past: &Port, present: &Port) -> Result<(CacheTensor, CacheKind)> {
         let (name, rank) = (past.name, past.shape.len());
         if element_bytes(past.element).is_none() {
-            return Err(self.unsupported(format_args!("a cache of {} elements ({name})", past.element)));
+            return Err(self.unsupported(format_args!("its cache {name} has elements of type {}", past.element)));
         }
         if present.element != past.element || present.shape.len() != rank {
             return Err(self.unsupported(format_args!(
-                "{name} is {} of rank {rank}, but {} is {} of rank {}, so it cannot come next",
+                "{name} is {} of rank {rank}, but {} is {} of rank {}, so a pass cannot follow another",
                 past.element,
                 present.name,
                 present.element,
@@ -179,8 +179,8 @@ impl<'a> Reader<'a> {
         Ok((CacheTensor { past, present, layer, holds, heads, head_size, element, dimensions, axis }, kind))
     }
 
-    /// The dimension of tokens: that in which new entries are put behind old ones, if the graph tells, or the usual one.
-    fn axis_of_tokens(&self, past: &Tensor, present: &Tensor, writers: &[&Node]) -> usize {
+    /// The dimension of tokens: the one in which the graph appends new entries, or else the usual one.
+    fn axis_of_tokens(&self, past: &Port, present: &Port, writers: &[&Node]) -> usize {
         let rank = past.shape.len();
         let direct = self.graph.sources(present.name, &["Identity"]);
         let joins = |node: &&Node| node.operator == "Concat" && node.inputs.iter().any(|input| input == past.name);
@@ -197,15 +197,15 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// The sizes of all dimensions but that of tokens.
-    fn dimensions(&self, past: &Tensor, axis: usize, writers: &[&Node]) -> Result<Vec<usize>> {
+    /// The sizes of all dimensions other than that of tokens, which is 1 here.
+    fn dimensions(&self, past: &Port, axis: usize, writers: &[&Node]) -> Result<Vec<usize>> {
         let (name, rank) = (past.name, past.shape.len());
         let batch = if rank == MAX_RANK { 1 } else { 0 };
         if past.fixed(batch).is_some_and(|size| size != 1) {
             return Err(self.unsupported(format_args!("{name} has a fixed batch of more than 1")));
         }
         let by_operator = || writers.iter().find_map(|node| node.integer("kv_num_heads")).and_then(positive);
-        let configured = |pointer: &str, key: &str| self.beside.size(pointer, key);
+        let configured = |pointer: &str, key: &str| self.companions.size(pointer, key);
         let heads = || {
             by_operator()
                 .or_else(|| configured("/model/decoder/num_key_value_heads", "num_key_value_heads"))
@@ -225,8 +225,8 @@ impl<'a> Reader<'a> {
             };
             *size = past.fixed(index).or(open).ok_or_else(|| {
                 self.refuse(format_args!(
-                    "{what} (axis {index} of {name}) is not known; put the genai_config.json or config.json of the export \
-                     beside it"
+                    "{what} (axis {index} of {name}) is not known; put the genai_config.json or config.json of the \
+                     export beside it"
                 ))
             })?;
             if !(1..=MAX_SIZE).contains(size) {
@@ -236,7 +236,8 @@ impl<'a> Reader<'a> {
         Ok(dimensions)
     }
 
-    fn kind(&self, past: &Tensor, present: &Tensor, axis: usize, writers: &[&Node]) -> Result<CacheKind> {
+    /// How the graph updates the cache.
+    fn kind(&self, past: &Port, present: &Port, axis: usize, writers: &[&Node]) -> Result<CacheKind> {
         let is_by = |operators: &[&str]| writers.iter().any(|node| operators.contains(&node.operator.as_str()));
         if let Some(capacity) = past.fixed(axis) {
             if !(1..=MAX_CONTEXT).contains(&capacity) {
@@ -257,7 +258,7 @@ impl<'a> Reader<'a> {
         Ok(CacheKind::Concatenated)
     }
 
-    /// The size of a head, from the weights that the heads of an attention go through next.
+    /// The size of a head, from the projection that reads an attention's output.
     fn head_size_by_projection(&self, attention: &Node) -> Option<usize> {
         let heads = attention.integer("num_heads").filter(|&heads| heads > 0)?;
         let next = self.graph.readers(attention.outputs.first()?).next()?;
@@ -280,7 +281,7 @@ mod tests {
 
     #[test]
     fn caches_by_name() {
-        let (keys, values, both) = (Holds::Keys, Holds::Values, Holds::Both);
+        let (keys, values, both) = (CacheContent::Keys, CacheContent::Values, CacheContent::Both);
         for (name, rank, expected) in [
             ("past_key_values.3.key", 4, Some((3, keys))),
             ("past_key_values.12.value", 4, Some((12, values))),
@@ -295,7 +296,7 @@ mod tests {
             ("present.3.key_value", 3, Some((3, both))),
             ("past_3", 5, Some((3, both))),
             ("present_3", 5, Some((3, both))),
-            ("past_3", 4, None), // a list: the fourth of all tensors
+            ("past_3", 4, None), // a list of tensors without identities
             ("past.key", 4, None),
             ("attention_mask", 2, None),
             ("position_ids", 2, None),

@@ -1,33 +1,33 @@
-//! Finds the tables that a graph looks up by position: behind their last row, the context ends.
+//! Finds tables that a graph looks up by position. The context cannot be longer than they are.
 //!
-//! Exporters call these tables `wpe`, `embed_positions`, `Constant_12` and more, so what counts is how the index is made:
-//! of positions, or of lengths, and perhaps with a constant added to it. An index made of tokens is that of embeddings.
+//! Names of tables differ between exporters (`wpe`, `embed_positions`, `Constant_12`), so the index decides. It is made
+//! of positions or lengths, perhaps plus a constant. An index made of tokens belongs to an embedding table.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
 
 use crate::export::graph::{Graph, Node, Scope};
 
-/// More operators than exporters put between an input and a place in a table.
+/// The most operators that are followed between an input and an index.
 const DEPTH: usize = 100;
 
-/// What is known of an input. A pass runs `w` new tokens on top of `p` earlier ones.
+/// What is known about an input. A pass runs `w` new tokens on top of `p` earlier ones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Source {
-    /// Its numbers are at most this.
+    /// Its values are at most this.
     Numbers(Bound),
-    /// Its numbers are tokens, and its length is `w`.
+    /// Its values are tokens, and its length is `w`.
     Tokens,
-    /// A cache: the length of one of its dimensions is `p`.
+    /// It is a cache. One of its dimensions has the length `p`.
     Cache {
-        /// Which one.
+        /// The index of that dimension.
         axis: usize,
-        /// How many it has.
+        /// The number of dimensions.
         rank: usize,
     },
 }
 
-/// A whole number that is at most `past · p + new · w + rest`, or the largest one of several.
+/// The upper bound `past · p + new · w + rest` of one integer or several.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Bound {
     pub past: i64,
@@ -41,12 +41,12 @@ impl Bound {
     /// The number of new tokens.
     pub const NEW: Bound = Bound { past: 0, new: 1, rest: 0 };
 
-    /// The same in every pass.
+    /// A bound that is the same in every pass.
     pub const fn constant(rest: i64) -> Self {
         Bound { past: 0, new: 0, rest }
     }
 
-    /// The number of all tokens, and some more.
+    /// The number of all tokens plus a constant.
     pub const fn total(rest: i64) -> Self {
         Bound { past: 1, new: 1, rest }
     }
@@ -55,7 +55,7 @@ impl Bound {
         (self.past, self.new) == (0, 0)
     }
 
-    /// Whether it grows with the text, token by token.
+    /// Whether it grows by one with each token of the text.
     fn grows(self) -> bool {
         (self.past, self.new) == (1, 1) || (self.past, self.new) == (1, 0)
     }
@@ -71,7 +71,7 @@ impl Bound {
 
     fn max(self, other: Bound) -> Option<Bound> {
         match (self.is_constant(), other.is_constant()) {
-            (true, false) => Some(other), // a constant in place of some positions, as for those that are masked
+            (true, false) => Some(other), // the constant replaces some positions, such as masked ones
             (false, true) => Some(self),
             _ if (self.past, self.new) == (other.past, other.new) => {
                 Some(if self.rest > other.rest { self } else { other })
@@ -81,11 +81,11 @@ impl Bound {
     }
 }
 
-/// Finds tables in a graph.
+/// Finds tables of positions in a graph.
 pub struct Positions<'a> {
     graph: &'a Graph,
     sources: &'a HashMap<&'a str, Source>,
-    /// Whether a pass runs the whole text, so that all tokens are new.
+    /// Whether every pass runs the whole text, so that all tokens are new.
     is_whole: bool,
     known: RefCell<HashMap<(Scope, String), Option<Bound>>>,
 }
@@ -95,18 +95,19 @@ impl<'a> Positions<'a> {
         Positions { graph, sources, is_whole, known: RefCell::default() }
     }
 
-    /// The most tokens for which every table has a row.
+    /// The most tokens for which every table has rows.
     pub fn limit(&self) -> Option<usize> {
         let limits = self.graph.nodes().iter().filter_map(|node| self.limit_by(node));
         limits.filter_map(|limit| usize::try_from(limit).ok()).filter(|&limit| limit > 0).min()
     }
 
+    /// The most tokens that the table of a node has rows for. `None` if the node reads no such table.
     fn limit_by(&self, node: &Node) -> Option<i64> {
         let table = |index: usize| self.graph.table(node.scope, node.input(index)?);
         let rows = |table: &[i64]| table.iter().copied().find(|&size| size > 1);
         let index = |index: usize| self.largest(node.scope, node.input(index)?).filter(|&bound| self.grows(bound));
         match node.operator.as_str() {
-            // row `rest` behind the number of all tokens is the last one
+            // The index is at most the number of tokens plus `rest`, and must be less than the number of rows.
             "Gather" | "GatherElements" | "GatherND" | "GatherBlockQuantized" => {
                 let bound = index(1)?;
                 rows(table(0)?)?.checked_sub(1)?.checked_sub(bound.rest)
@@ -122,7 +123,7 @@ impl<'a> Positions<'a> {
                 let size = table.get(axis).filter(|&&size| size > 1)?;
                 match index(2) {
                     Some(end) => size.checked_sub(end.rest),
-                    // as many of the last ones as there are tokens
+                    // The slice has as many of the last rows as there are tokens.
                     None => {
                         let start = self.largest(node.scope, node.input(1)?)?;
                         let tokens = Bound::constant(0).plus(-1, start)?;
@@ -134,11 +135,12 @@ impl<'a> Positions<'a> {
         }
     }
 
+    /// Whether a bound grows by one with each token of the text.
     fn grows(&self, bound: Bound) -> bool {
         bound.grows() || (self.is_whole && (bound.past, bound.new) == (0, 1))
     }
 
-    /// The largest number that a value may hold; none where it is made of tokens, or in ways that are not known.
+    /// The upper bound of a value. `None` if it is made of tokens, or by unknown operators.
     pub fn largest(&self, scope: Scope, value: &str) -> Option<Bound> {
         self.bound(scope, value, DEPTH)
     }
@@ -160,12 +162,13 @@ impl<'a> Positions<'a> {
         if let Some(known) = self.known.borrow().get(&key) {
             return *known;
         }
-        self.known.borrow_mut().insert(key.clone(), None); // of a circle
+        self.known.borrow_mut().insert(key.clone(), None); // in case the value depends on itself
         let found = self.made_by(node, depth - 1);
         self.known.borrow_mut().insert(key, found);
         found
     }
 
+    /// The upper bound of a node's output.
     fn made_by(&self, node: &Node, depth: usize) -> Option<Bound> {
         let of = |index: usize| self.bound(node.scope, node.input(index)?, depth);
         if let Some((shaped, dimension)) = self.dimension(node) {
@@ -176,13 +179,13 @@ impl<'a> Positions<'a> {
             | "Flatten" | "Gather" => of(0),
             "Add" => of(0)?.plus(1, of(1)?),
             "Sub" => of(0)?.plus(-1, of(1)?),
-            // times a mask
+            // The product with a mask.
             "Mul" => match (of(0)?, of(1)?) {
                 (one, other) if one == Bound::constant(1) => Some(other),
                 (one, other) if other == Bound::constant(1) => Some(one),
                 _ => None,
             },
-            // of ones, or of truths
+            // The sum of ones or booleans.
             "CumSum" => of(0).filter(|&most| most == Bound::constant(1)).map(|_| Bound::total(0)),
             "Range" => of(1)?.plus(-1, Bound::constant(1)),
             "Where" => of(1)?.max(of(2)?),
@@ -190,7 +193,7 @@ impl<'a> Positions<'a> {
                 let parts = (0..node.inputs.len()).map(of);
                 parts.reduce(|most, part| most?.max(part?)).flatten()
             }
-            "ConstantOfShape" => Some(Bound::constant(1)), // of ones where it is part of a position
+            "ConstantOfShape" => Some(Bound::constant(1)), // ones, if it is part of a position
             "Equal" | "Not" | "And" | "Or" | "Less" | "LessOrEqual" | "Greater" | "GreaterOrEqual" => {
                 Some(Bound::constant(1))
             }
@@ -198,7 +201,7 @@ impl<'a> Positions<'a> {
         }
     }
 
-    /// What a node takes the length of, and in which dimension.
+    /// The tensor and the dimension whose length a node computes.
     fn dimension<'b>(&'b self, node: &'b Node) -> Option<(&'b str, i64)> {
         let constant = |index: usize| self.graph.numbers(node.scope, node.input(index)?)?.first().copied();
         match node.operator.as_str() {
@@ -212,7 +215,7 @@ impl<'a> Positions<'a> {
         }
     }
 
-    /// The length of a tensor, which is 1 in its first dimension.
+    /// The length of a tensor in a dimension. The first dimension is the batch, which is 1.
     fn length(&self, scope: Scope, value: &str, dimension: i64) -> Option<Bound> {
         if dimension == 0 {
             return Some(Bound::constant(1));
@@ -226,7 +229,7 @@ impl<'a> Positions<'a> {
         }
     }
 
-    /// Whether a node puts new entries behind a cache in this dimension.
+    /// Whether a node appends new entries to a cache in this dimension.
     fn joins_cache(&self, node: &Node, dimension: i64) -> bool {
         let source = |input: &String| self.sources.get(self.graph.root(node.scope, input)?);
         let is_along =
@@ -236,7 +239,7 @@ impl<'a> Positions<'a> {
 }
 
 impl Source {
-    /// Whether it is a cache whose tokens are in this dimension, perhaps counted from the end.
+    /// Whether it is a cache whose dimension of tokens this is. A negative dimension counts from the end.
     fn is_along(&self, dimension: i64) -> bool {
         match *self {
             Source::Cache { axis, rank } => [dimension, dimension + rank as i64].contains(&(axis as i64)),
@@ -272,7 +275,7 @@ mod tests {
     #[test]
     fn positions_are_looked_up() {
         assert_eq!(limit(&[("Gather", &["table", "position_ids"], "x")]), Some(100));
-        // GPT-J: a table and an index that are widened first
+        // GPT-J: the table and the index are expanded first
         let nodes: &Nodes = &[
             ("Expand", &["table", "sizes"], "wide"),
             ("Unsqueeze", &["position_ids", "last"], "index"),
@@ -284,7 +287,7 @@ mod tests {
 
     #[test]
     fn positions_are_counted_from_two() {
-        // OPT: by the mask
+        // OPT: from the mask
         let nodes: &Nodes = &[
             ("CumSum", &["attention_mask", "one"], "counted"),
             ("Mul", &["counted", "attention_mask"], "seen"),
@@ -294,7 +297,7 @@ mod tests {
             ("Gather", &["table", "index"], "x"),
         ];
         assert_eq!(limit(nodes), Some(98));
-        // BART: by the length of the cache, in a dimension counted from the end
+        // BART: from the length of the cache, in a dimension counted from the end
         let nodes: &Nodes = &[
             ("Shape", &["past"], "sizes"),
             ("Slice", &["sizes", "minus two", "last", "zero"], "past length"),
@@ -306,7 +309,7 @@ mod tests {
             ("Gather", &["table", "index"], "x"),
         ];
         assert_eq!(limit(nodes), Some(98));
-        // RoBERTa: by the tokens that are no padding
+        // RoBERTa: from the tokens other than padding
         let nodes: &Nodes = &[
             ("Equal", &["input_ids", "one"], "padding"),
             ("Not", &["padding"], "text"),
@@ -327,7 +330,7 @@ mod tests {
         ];
         assert_eq!(limit(nodes), Some(100));
         assert_eq!(limit(&[nodes[0], nodes[1], ("Slice", &["table", "zero", "length", "last"], "x")]), Some(8));
-        // MPT: to as many of the last ones, by the length of what the cache becomes
+        // MPT: to the last rows, by the length of the present
         let nodes: &Nodes = &[
             ("Concat", &["past", "new"], "present"),
             ("Shape", &["present"], "sizes"),
@@ -339,11 +342,11 @@ mod tests {
     }
 
     #[test]
-    fn other_tables_end_nothing() {
+    fn other_tables_set_no_limit() {
         assert_eq!(limit(&[("Gather", &["table", "input_ids"], "x")]), None, "embeddings");
         assert_eq!(limit(&[("Gather", &["other", "position_ids"], "x")]), None, "no weight");
-        assert_eq!(limit(&[("Gather", &["table", "one"], "x")]), None, "the same row always");
-        // T5 and MPT: by buckets of distances
+        assert_eq!(limit(&[("Gather", &["table", "one"], "x")]), None, "always the same row");
+        // T5 and MPT: buckets of distances
         let nodes: &Nodes = &[
             ("Sub", &["position_ids", "position_ids"], "distance"),
             ("Min", &["position_ids", "one"], "bucket"),
@@ -351,7 +354,7 @@ mod tests {
             ("Gather", &["table", "bucket"], "y"),
         ];
         assert_eq!(limit(nodes), None);
-        // the batch, which is of one text
+        // the batch, which is 1
         let nodes: &Nodes = &[
             ("Shape", &["input_ids"], "sizes"),
             ("Gather", &["sizes", "zero"], "batch"),
@@ -362,7 +365,7 @@ mod tests {
     }
 
     #[test]
-    fn new_tokens_alone_count_where_a_pass_runs_the_whole_text() {
+    fn new_tokens_are_all_tokens_without_a_cache() {
         let nodes: &Nodes = &[
             ("Shape", &["input_ids"], "sizes"),
             ("Gather", &["sizes", "one"], "length"),
@@ -374,7 +377,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_made_of_itself_or_of_very_much_is_not_known() {
+    fn circles_and_long_chains_have_no_bound() {
         let circle: &Nodes = &[("Add", &["index", "one"], "index"), ("Gather", &["table", "index"], "x")];
         assert_eq!(limit(circle), None);
         let names: Vec<String> = (0..100_000).map(|index| format!("index {index}")).collect();

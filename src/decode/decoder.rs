@@ -1,0 +1,544 @@
+//! The decoder of one sequence, as a machine that runs no model.
+//!
+//! [`Decoder::step`] goes on until it needs passes, and [`Decoder::needs`] says which. A driver takes the [`Pass`] of
+//! each need, runs it alone, beside others or in a batch, and reports with [`Decoder::ran`] or [`Decoder::failed`]. The
+//! prompt and probes are ordinary needs. The order of things is that of [`Schedule`]; positions are decided from rows.
+
+use std::time::Duration;
+
+use crate::decode::chance::Chance;
+use crate::decode::combine::Combination;
+use crate::decode::lane::Lane;
+pub use crate::decode::lane::ModelLimits;
+use crate::decode::policy::{Plan, Targets};
+pub use crate::decode::progress::{Counters, Finish};
+use crate::decode::schedule::{Next, Schedule};
+pub use crate::decode::settings::Settings;
+use crate::decode::state::{DecoderState, Rows};
+pub use crate::decode::target::Workspace;
+use crate::error::{Error, Result};
+use crate::learn::estimates::Estimates;
+use crate::learn::observer::{Observer, WINDOW};
+use crate::model::{Memory, Pass, Report, Sequence};
+
+/// One who takes part in decoding a sequence.
+pub enum Proposer {
+    /// A model, which scores and may propose.
+    Model(Lane),
+    /// A look-up, which proposes and never scores.
+    LookUp,
+}
+
+impl Proposer {
+    /// A model with an empty sequence that it has started.
+    pub fn model(limits: ModelLimits, sequence: Box<dyn Sequence>) -> Self {
+        Proposer::Model(Lane::new(limits, sequence))
+    }
+}
+
+/// A pass that the decoder needs: a model's, over the tokens before `end` that it has not seen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Need {
+    /// The model, by its number among the participants.
+    pub model: usize,
+    /// The first token of the pass.
+    pub start: usize,
+    /// The token behind its last one.
+    pub end: usize,
+    /// Rows of this position and later stay readable.
+    pub keep: usize,
+}
+
+/// How far [`Decoder::step`] has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// It needs the passes in [`Decoder::needs`].
+    Run,
+    /// The round has ended, and has committed at least one token.
+    Committed,
+    /// The sequence had ended before; nothing was done.
+    Ended,
+    /// The probe has ended.
+    Probed,
+}
+
+/// A pass that was run since the last step.
+#[derive(Debug, Clone, Copy)]
+struct Ran {
+    need: Need,
+    report: Report,
+    /// Whether it was run at the same time as others of its step.
+    overlapped: bool,
+    /// The first position whose row the observer has been waiting for.
+    wanted: usize,
+}
+
+/// The decoder of one sequence.
+pub struct Decoder<C> {
+    schedule: Schedule,
+    state: DecoderState<C>,
+    needs: Vec<Need>,
+    ran: Vec<Ran>,
+    /// What the counters were when the round began, and how many tokens were committed.
+    before: Counters,
+    start: usize,
+    /// A model that catches up outside of a round, to learn how well it would do, and whether it has come to the
+    /// window.
+    probed: Option<usize>,
+    /// Whether all passes of the round took as long as later ones will.
+    is_usual: bool,
+}
+
+impl<C: Chance> Decoder<C> {
+    /// A decoder of an empty sequence over `vocab_size` tokens. The proposers are in the order of the engine.
+    pub fn new(proposers: Vec<Proposer>, settings: Settings, plan: Plan, chance: C) -> Self {
+        let lane = |proposer| match proposer {
+            Proposer::Model(lane) => Some(lane),
+            Proposer::LookUp => None,
+        };
+        let lanes: Vec<Option<Lane>> = proposers.into_iter().map(lane).collect();
+        let context = |lane: &Option<Lane>| lane.as_ref().map_or(usize::MAX, |lane| lane.limits.context_length);
+        let contexts = lanes.iter().map(context).collect();
+        let look_ups = lanes.iter().map(Option::is_none).collect();
+        let schedule = Schedule::new(plan, settings.combination.needed(), contexts, look_ups);
+        let participants = lanes.len();
+        let state = DecoderState {
+            lanes,
+            settings,
+            chance,
+            tokens: Vec::new(),
+            prompt_end: 0,
+            context_length: 0,
+            epoch: 0,
+            route_epoch: 0,
+            finish: None,
+            log_probabilities: Vec::new(),
+            counters: Counters::default(),
+            observer: None,
+        };
+        let mut decoder = Decoder {
+            schedule,
+            state,
+            needs: Vec::with_capacity(participants),
+            ran: Vec::with_capacity(participants),
+            before: Counters::default(),
+            start: 0,
+            probed: None,
+            is_usual: true,
+        };
+        decoder.fit();
+        decoder
+    }
+
+    /// Make room for all that the combination and the plan can need, so that rounds need not.
+    fn fit(&mut self) {
+        let state = &mut self.state;
+        state.context_length = context_length(&state.lanes, &state.settings.combination);
+        let pending = self.schedule.max_pending();
+        // One for each pending position and the one after them.
+        state.lanes.iter_mut().flatten().for_each(|lane| lane.fit(pending + 1));
+        state.tokens.reserve(state.context_length.min(1 << 20).saturating_sub(state.tokens.len()));
+        state.log_probabilities.reserve(pending + 1);
+        self.set_end();
+    }
+
+    /// Let the schedule propose no token behind the end of the context, or of the tokens that were asked for.
+    fn set_end(&mut self) {
+        let DecoderState { settings, context_length, prompt_end, .. } = &self.state;
+        let generated = if settings.max_tokens == 0 { usize::MAX } else { settings.max_tokens };
+        self.schedule.set_end(prompt_end.saturating_add(generated).min(*context_length));
+    }
+
+    /// Decode by another combination from the next position on, with a plan for it. Committed tokens stay.
+    ///
+    /// This is exact: whatever a caller saw before, the tokens from here on follow the new combination.
+    /// - Where a round ended tells nothing of the pending tokens except that they were drawn from their `q`. So they
+    ///   may be verified against another target. If the new plan needs other models, or other rows, they are dropped
+    ///   instead.
+    /// - Distributions are of one model and do not depend on weights. Targets are made when a position is decided.
+    /// - A route does depend on weights. Those of open positions are drawn anew, with new numbers: a failed round may
+    ///   have told where the next one led. No round that succeeded has looked at it.
+    ///
+    /// On an error, [`Error::ContextFull`] if a needed model cannot hold the committed tokens, nothing changes.
+    pub fn set_combination(&mut self, combination: Combination, plan: Plan) -> Result<()> {
+        let context_length = context_length(&self.state.lanes, &combination);
+        let committed = self.schedule.committed();
+        if committed > context_length {
+            return Err(Error::ContextFull(format!(
+                "the sequence has {committed} tokens, but the models of these weights hold {context_length}; \
+                 keep those of a longer context"
+            )));
+        }
+        let state = &mut self.state;
+        state.epoch = state.epoch.wrapping_add(1);
+        state.route_epoch = state.epoch;
+        let fits = plan == *self.schedule.plan() && combination.needed().eq(state.settings.combination.needed());
+        if !fits {
+            self.drop_pending();
+        }
+        self.schedule.set_plan(plan, combination.needed());
+        self.state.settings.combination = combination;
+        self.fit();
+        // The context may have become longer or shorter.
+        if matches!(self.state.finish, None | Some(Finish::ContextFull)) {
+            self.state.finish = (committed == self.state.context_length).then_some(Finish::ContextFull);
+        }
+        Ok(())
+    }
+
+    /// Drop everything that is pending.
+    fn drop_pending(&mut self) {
+        let committed = self.schedule.committed();
+        self.schedule.reset(committed);
+        self.state.drop_pending(committed);
+    }
+
+    /// Decode by another plan for the same combination.
+    ///
+    /// To be called at the end of a round that succeeded, with nothing pending. Then the choice of a plan may depend on
+    /// everything that was observed, because all positions that were drafted, or whose route was looked at, are decided
+    /// or dropped. With drafts pending it would be a selection among them: what was observed since they were drawn
+    /// depends on them, and those that are left by choice no longer have the distribution `q`.
+    pub fn set_plan(&mut self, plan: Plan) {
+        assert!(!self.has_pending(), "a plan was changed with proposals pending");
+        self.schedule.set_plan(plan, self.state.settings.combination.needed());
+        self.fit();
+    }
+
+    /// Learn from what is decoded from here on, beginning with these estimates.
+    pub fn observe(&mut self, estimates: Estimates) {
+        let settings = &self.state.settings;
+        let weights = match &settings.combination {
+            _ if settings.sampler.is_greedy() => None,
+            Combination::Mixture { weights } => Some(weights.clone()),
+            combination => combination.single().map(|single| {
+                let mut weights = vec![0.0; self.state.lanes.len()];
+                weights[single] = 1.0;
+                weights
+            }),
+        };
+        let mut observer = Observer::new(estimates, weights, self.vocab_size());
+        observer.restart(self.schedule.committed());
+        self.state.observer = Some(Box::new(observer));
+    }
+
+    /// Append to the sequence; an ended one goes on. The models see the tokens in the next round.
+    ///
+    /// Nothing is appended on an error.
+    pub fn prompt(&mut self, tokens: &[i32]) -> Result<()> {
+        let (committed, context_length) = (self.schedule.committed(), self.state.context_length);
+        if tokens.is_empty() {
+            return Err(Error::InvalidArgument("the prompt is empty; it takes at least one token".into()));
+        }
+        if tokens.len() > context_length - committed {
+            return Err(Error::ContextFull(format!(
+                "{} tokens do not fit: the context holds {context_length}, of which {committed} are used; shorten the \
+                 prompt",
+                tokens.len()
+            )));
+        }
+        let is_token = |token: i32| usize::try_from(token).is_ok_and(|token| token < self.vocab_size());
+        if let Some((index, token)) = tokens.iter().enumerate().find(|(_, token)| !is_token(**token)) {
+            return Err(Error::InvalidArgument(format!(
+                "token {index} of the prompt is {token}; the vocabulary has the tokens 0 to {}",
+                self.vocab_size().saturating_sub(1)
+            )));
+        }
+        self.drop_pending();
+        let state = &mut self.state;
+        state.tokens.extend_from_slice(tokens);
+        state.prompt_end = state.tokens.len();
+        self.schedule.reset(state.prompt_end);
+        if let Some(observer) = &mut state.observer {
+            observer.restart(state.prompt_end);
+        }
+        state.finish = (state.prompt_end == context_length).then_some(Finish::ContextFull);
+        self.set_end();
+        Ok(())
+    }
+
+    /// Go on with the round, or begin one, until passes are needed or the round has ended.
+    ///
+    /// On an error the sequence is as it was before the round.
+    pub fn step(&mut self, workspace: &mut Workspace) -> Result<Step> {
+        if self.schedule.is_empty() {
+            return Err(Error::InvalidArgument("the session has no tokens yet; give it a prompt first".into()));
+        }
+        workspace.prepare(&self.state.lanes);
+        self.observe_passes(workspace);
+        if let Some(model) = self.probed {
+            return Ok(self.step_probe(model));
+        }
+        if !self.schedule.is_in_round() {
+            (self.before, self.start) = (self.state.counters, self.schedule.committed());
+            self.is_usual = true;
+            self.state.log_probabilities.clear();
+            if self.state.finish.is_some() {
+                return Ok(Step::Ended);
+            }
+        }
+        let is_routed = self.schedule.plan().targets == Targets::Routed;
+        match self.schedule.step(&mut Rows { state: &mut self.state, workspace, is_routed }) {
+            Ok(Next::Run) => {
+                self.ask_for_passes();
+                Ok(Step::Run)
+            }
+            Ok(Next::Done) => {
+                self.settle();
+                Ok(Step::Committed)
+            }
+            Err(error) => {
+                self.undo();
+                Err(error)
+            }
+        }
+    }
+
+    fn ask_for_passes(&mut self) {
+        self.needs.clear();
+        let (needs, end) = (&mut self.needs, self.schedule.len());
+        needs.extend(self.schedule.running().map(|model| self.state.need(model, end, self.schedule.committed())));
+    }
+
+    /// The passes that are needed, none of which depends on another. Empty unless the last step was [`Step::Run`].
+    pub fn needs(&self) -> &[Need] {
+        &self.needs
+    }
+
+    /// What a needed pass runs over.
+    pub fn pass(&mut self, Need { model, start, end, keep }: Need) -> Pass<'_> {
+        let DecoderState { lanes, settings, tokens, .. } = &mut self.state;
+        let sequence = lanes[model].as_mut().expect("a look-up runs no passes").sequence.as_mut();
+        Pass { sequence, tokens: &tokens[start..end], keep, filter: settings.sampler.filter() }
+    }
+
+    /// A needed pass has succeeded. `overlapped` tells whether it was run at the same time as others of this step.
+    pub fn ran(&mut self, need: Need, report: Report, overlapped: bool) {
+        let Need { model, start, end, .. } = need;
+        let wanted = self.state.wanted(model, start);
+        self.ran.push(Ran { need, report, overlapped, wanted });
+        self.schedule.ran(model, end);
+        if let Some(lane) = &mut self.state.lanes[model] {
+            lane.elapsed += report.elapsed;
+        }
+        self.is_usual &= report.is_usual;
+        // After the token at index i the row of position i + 1 is scored; those within the prompt do not count.
+        let scored = end.saturating_sub(start.max(self.state.prompt_end - 1));
+        self.state.counters.forwards += u64::from(scored > 0);
+        self.state.counters.positions += scored as u64;
+    }
+
+    /// A needed pass has failed or was cancelled: the sequence is as it was before the round. Without its probe, if it
+    /// was one.
+    pub fn failed(&mut self) {
+        if self.probed.take().is_some() {
+            self.needs.clear();
+            self.ran.clear();
+            return;
+        }
+        self.undo();
+    }
+
+    /// Undo a round that has failed.
+    fn undo(&mut self) {
+        self.needs.clear();
+        self.ran.clear();
+        let start = self.schedule.undo();
+        let state = &mut self.state;
+        state.finish = None;
+        state.log_probabilities.clear();
+        state.drop_pending(start);
+        // A pass that failed may have spoiled rows, so the last one is scored anew.
+        state.lanes.iter_mut().flatten().for_each(|lane| lane.abandon(start - 1));
+        // Passes were run, but nothing that was decided counts.
+        let Counters { forwards, positions, .. } = state.counters;
+        state.counters = Counters { forwards, positions, ..self.before };
+    }
+
+    /// Let the observer learn from the passes that were run.
+    fn observe_passes(&mut self, workspace: &mut Workspace) {
+        self.needs.clear();
+        let DecoderState { lanes, settings, tokens, prompt_end, observer, .. } = &mut self.state;
+        let Some(observer) = observer else { return self.ran.clear() };
+        let committed = self.schedule.committed();
+        for Ran { need: Need { model, end, .. }, wanted, .. } in &self.ran {
+            let lane = lanes[*model].as_ref().expect("a look-up runs no passes");
+            for (position, &token) in tokens.iter().enumerate().take(committed.min(end + 1)).skip(*wanted) {
+                if !observer.skips(*model, position) {
+                    let candidates = &mut workspace.candidates;
+                    let seen = lane.observation(position, token as usize, &settings.sampler, candidates);
+                    observer.record_score(*model, position, seen);
+                }
+            }
+        }
+        // A pass over a prompt, or one that prepares others, says nothing of those behind it.
+        let tells = |ran: &Ran| ran.report.is_usual && ran.need.start + 1 >= *prompt_end;
+        let pass = |ran: &Ran| (ran.need.model, ran.need.end - ran.need.start);
+        if self.ran.iter().any(|ran| ran.overlapped) {
+            if self.ran.iter().all(tells) {
+                let elapsed: Duration = self.ran.iter().map(|ran| ran.report.elapsed).sum();
+                observer.record_overlapped(self.ran.iter().map(pass), elapsed.as_secs_f64());
+            }
+        } else {
+            for ran in self.ran.iter().filter(|ran| tells(ran)) {
+                let (model, width) = pass(ran);
+                observer.record_pass(model, width, ran.report.elapsed.as_secs_f64());
+            }
+        }
+        self.ran.clear();
+    }
+
+    /// Let the observer count what the round has shown.
+    fn settle(&mut self) {
+        if let Some(observer) = &mut self.state.observer {
+            observer.update();
+        }
+    }
+
+    /// Let a model that the plan does not run catch up, to learn how well it would do. The next steps run the probe,
+    /// until [`Step::Probed`]. To be called between rounds. Returns false if it cannot: its context has ended, or it is
+    /// a look-up.
+    pub fn probe(&mut self, model: usize) -> bool {
+        let is_model = self.state.lanes[model].is_some();
+        let can = is_model && !self.is_exhausted(model) && !self.schedule.is_in_round();
+        self.probed = can.then_some(model);
+        can
+    }
+
+    fn step_probe(&mut self, model: usize) -> Step {
+        let (seen, committed) = (self.schedule.seen(model), self.schedule.committed());
+        if seen >= committed {
+            self.probed = None;
+            self.settle();
+            return Step::Probed;
+        }
+        // First up to the positions that the observer wants, so that it gets the rows of all of them.
+        let window = committed.saturating_sub(WINDOW);
+        let end = if seen < window { window } else { committed };
+        self.needs.push(self.state.need(model, end, committed));
+        Step::Run
+    }
+
+    /// Tokens that the last round committed, and whether the sequence has ended.
+    pub fn round(&self) -> (&[i32], Option<Finish>) {
+        (&self.state.tokens[self.start..self.schedule.committed()], self.state.finish)
+    }
+
+    /// Propose nothing until all that is pending is decided, so that the plan can be changed.
+    pub fn drain(&mut self) {
+        self.schedule.drain();
+    }
+
+    /// What learns, if anything does.
+    pub fn observer(&mut self) -> Option<&mut Observer> {
+        self.state.observer.as_deref_mut()
+    }
+
+    /// What is known, if anything is learned.
+    pub fn estimates(&self) -> Option<&Estimates> {
+        self.state.observer.as_deref().map(Observer::estimates)
+    }
+
+    /// Whether proposals wait to be decided.
+    pub fn has_pending(&self) -> bool {
+        self.schedule.has_pending()
+    }
+
+    /// Whether a model can propose no more, because the sequence is longer than its context. A needed model ends the
+    /// sequence before that.
+    pub fn is_exhausted(&self, model: usize) -> bool {
+        self.state.lanes[model].as_ref().is_some_and(|lane| self.schedule.committed() > lane.limits.context_length)
+    }
+
+    /// Committed tokens that a participant has not seen.
+    pub fn gap(&self, participant: usize) -> usize {
+        self.schedule.committed().saturating_sub(self.schedule.seen(participant))
+    }
+
+    /// Whether the passes of the last round took as long as later ones will, as far as the models know.
+    pub fn is_usual(&self) -> bool {
+        self.is_usual
+    }
+
+    /// The committed tokens, prompts included.
+    pub fn committed(&self) -> &[i32] {
+        &self.state.tokens[..self.schedule.committed()]
+    }
+
+    /// Tokens committed when the last prompt ended.
+    pub fn prompt_end(&self) -> usize {
+        self.state.prompt_end
+    }
+
+    /// Most tokens that the sequence can hold.
+    pub fn context_length(&self) -> usize {
+        self.state.context_length
+    }
+
+    /// Tokens of the vocabulary.
+    pub fn vocab_size(&self) -> usize {
+        self.state.lanes.iter().flatten().next().map_or(0, |lane| lane.limits.vocab_size)
+    }
+
+    /// The natural logarithms of the probabilities that the tokens of the last round have under the combined
+    /// distribution, whatever they were drawn from; none unless [`Settings::log_probabilities`]. Greedy decoding draws
+    /// from nothing; its tokens have the probabilities of temperature 1 without filters.
+    pub fn log_probabilities(&self) -> &[f32] {
+        &self.state.log_probabilities
+    }
+
+    /// What was done so far.
+    pub fn counters(&self) -> Counters {
+        self.state.counters
+    }
+
+    /// What is decoded.
+    pub fn settings(&self) -> &Settings {
+        &self.state.settings
+    }
+
+    /// How it is decoded.
+    pub fn plan(&self) -> &Plan {
+        self.schedule.plan()
+    }
+
+    /// Time spent inside the models.
+    pub fn elapsed(&self) -> Duration {
+        self.state.lanes.iter().flatten().map(|lane| lane.elapsed).sum()
+    }
+
+    /// Of each participant, the rows of logits that it keeps on a GPU and that were copied to the host all the same.
+    pub fn rows_copied(&self) -> impl Iterator<Item = u64> {
+        let copied = |lane: &Lane| lane.sequence.device_rows().map_or(0, |rows| rows.copied());
+        self.state.lanes.iter().map(move |lane| lane.as_ref().map_or(0, copied))
+    }
+
+    /// The memory of the sequence: the models' sequences, and its tokens.
+    pub fn memory(&self) -> Memory {
+        let own = size_of::<i32>() * self.state.tokens.capacity();
+        let sequences = self.state.lanes.iter().flatten().map(|lane| lane.sequence.memory());
+        sequences.chain([Memory::of(own)]).sum()
+    }
+}
+
+impl<C: Chance> DecoderState<C> {
+    /// The next pass of a model over the tokens before `end`.
+    fn need(&self, model: usize, end: usize, committed: usize) -> Need {
+        let lane = self.lanes[model].as_ref().expect("a look-up runs no passes");
+        let start = lane.sequence.len();
+        let keep = committed.min(self.wanted(model, start));
+        Need { model, start, end: end.min(start + lane.limits.max_pass), keep }
+    }
+
+    /// The first position that an observer wants a model's row of, if the model runs from `start` on: it was committed
+    /// without it.
+    fn wanted(&self, model: usize, start: usize) -> usize {
+        self.observer.as_ref().map_or(usize::MAX, |observer| observer.first_wanted(model).max(start + 1))
+    }
+}
+
+/// Most tokens that all models hold that the combination needs. A drafter drafts as long as it can, and limits nothing.
+fn context_length(lanes: &[Option<Lane>], combination: &Combination) -> usize {
+    let context = |model: usize| lanes[model].as_ref().map_or(usize::MAX, |lane| lane.limits.context_length);
+    combination.needed().map(context).min().unwrap_or(0)
+}

@@ -1,0 +1,355 @@
+//! The one loop of all strategies: which model runs next, when a position is decided, and who proposes.
+//!
+//! A [`Schedule`] holds numbers only: how many tokens are committed, which proposals are pending behind them, and how
+//! many tokens each participant has seen. It asks a [`World`] for everything that depends on rows. The decoder answers
+//! from rows, the forecast of a plan from acceptance rates, so both follow the same loop.
+//!
+//! A round goes like this. The policy picks a model. The model runs over all tokens that it has not seen, which scores
+//! all pending positions and the one behind them. Positions are decided from the front, as far as they can be. Then the
+//! model may propose. The round ends as soon as it has committed a token, so nothing can fail after a commit.
+
+use std::collections::VecDeque;
+
+use crate::decode::policy::{Action, Plan, Targets, View};
+
+/// A pending token, as far as the loop depends on it.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Draft {
+    /// The participant that proposed it.
+    pub proposer: usize,
+    /// Whether it was proposed for certain, as by a look-up. Otherwise it was drawn from its proposer's row.
+    pub certain: bool,
+    /// The expected probability that it is accepted; 1 if nothing is known.
+    pub odds: f64,
+}
+
+/// What a schedule asks of the world.
+pub trait World {
+    /// Why a position cannot be decided.
+    type Error;
+
+    /// Whether the sequence has ended, so that nothing more is decided or proposed.
+    fn has_ended(&self) -> bool;
+
+    /// The model that the target of a position is routed to; the same answer whenever it is asked.
+    fn route(&self, position: usize) -> usize;
+
+    /// Decide the front position, where `draft` is pending or nothing is, and commit its token. Returns whether the
+    /// draft was accepted, or true without one. A rejection drops everything that is pending.
+    fn decide(&mut self, position: usize, draft: Option<Draft>) -> Result<bool, Self::Error>;
+
+    /// Let a participant propose the token at `position`, behind `pending` other proposals. `None` if it has none.
+    fn propose(&mut self, proposer: usize, position: usize, pending: usize) -> Option<Draft>;
+}
+
+/// What a schedule needs before it can go on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Next {
+    /// Passes of the models in [`Schedule::running`].
+    Run,
+    /// Nothing: the round has ended, and it has committed at least one token, unless the sequence has ended.
+    Done,
+}
+
+/// A round that has not ended.
+#[derive(Debug, Clone, Copy)]
+struct Round {
+    /// Tokens committed when it began.
+    start: usize,
+    /// Whether a participant had nothing to propose.
+    declined: bool,
+}
+
+/// Where a sequence stands in the loop.
+#[derive(Debug)]
+pub struct Schedule {
+    plan: Plan,
+    /// The models that the combination depends on.
+    needed: Vec<usize>,
+    /// By participant: most tokens that it can hold.
+    contexts: Vec<usize>,
+    /// By participant: whether it is a look-up, which sees all tokens without a pass.
+    look_ups: Vec<bool>,
+    max_pending: usize,
+    /// Most tokens of the sequence, pending ones included.
+    end: usize,
+    committed: usize,
+    pending: VecDeque<Draft>,
+    /// By participant: tokens seen, pending ones included.
+    seen: Vec<usize>,
+    /// The rest of a proposer's turn.
+    turn: Option<Action>,
+    /// Whether nothing is proposed until all that is pending is decided.
+    draining: bool,
+    round: Option<Round>,
+    /// What is being done, until all models in `running` have seen all tokens.
+    action: Option<Action>,
+    running: Vec<usize>,
+    /// For the policy.
+    view: Vec<usize>,
+}
+
+impl Schedule {
+    /// An empty sequence. `contexts` are the most tokens that each participant holds.
+    pub fn new(plan: Plan, needed: impl Iterator<Item = usize>, contexts: Vec<usize>, look_ups: Vec<bool>) -> Self {
+        let participants = contexts.len();
+        let mut schedule = Schedule {
+            plan: Plan::STANDARD,
+            needed: Vec::with_capacity(participants),
+            contexts,
+            look_ups,
+            max_pending: 0,
+            end: usize::MAX,
+            committed: 0,
+            pending: VecDeque::new(),
+            seen: vec![0; participants],
+            turn: None,
+            draining: false,
+            round: None,
+            action: None,
+            running: Vec::with_capacity(participants),
+            view: vec![0; participants],
+        };
+        schedule.set_plan(plan, needed);
+        schedule
+    }
+
+    /// Go on by another plan. What is pending stays; see [`Decoder::set_plan`] for when that is exact.
+    ///
+    /// [`Decoder::set_plan`]: super::decoder::Decoder::set_plan
+    pub fn set_plan(&mut self, plan: Plan, needed: impl Iterator<Item = usize>) {
+        self.max_pending = plan.policy.max_pending();
+        self.pending.reserve(self.max_pending);
+        self.plan = plan;
+        self.needed.clear();
+        self.needed.extend(needed);
+        self.turn = None;
+        self.draining = false;
+    }
+
+    /// Let the sequence have at most this many tokens, pending ones included.
+    pub fn set_end(&mut self, tokens: usize) {
+        self.end = tokens;
+    }
+
+    /// Start again with so many committed tokens and nothing pending, of which each participant keeps what it has seen.
+    pub fn reset(&mut self, committed: usize) {
+        (self.round, self.action) = (None, None);
+        self.committed = committed;
+        self.drop_pending();
+    }
+
+    /// Undo a round that has failed. Returns the tokens that were committed before it. The last one is to be seen
+    /// again, since its row may be spoiled.
+    pub fn undo(&mut self) -> usize {
+        let start = self.round.map_or(self.committed, |round| round.start);
+        self.reset(start);
+        self.seen.iter_mut().for_each(|seen| *seen = (*seen).min(start.saturating_sub(1)));
+        start
+    }
+
+    fn drop_pending(&mut self) {
+        self.pending.clear();
+        self.turn = None;
+        let committed = self.committed;
+        self.seen.iter_mut().for_each(|seen| *seen = (*seen).min(committed));
+    }
+
+    /// Propose nothing until all that is pending is decided.
+    pub fn drain(&mut self) {
+        self.draining = true;
+    }
+
+    /// The plan in force.
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// Tokens committed.
+    pub fn committed(&self) -> usize {
+        self.committed
+    }
+
+    /// Tokens committed and pending.
+    pub fn len(&self) -> usize {
+        self.committed + self.pending.len()
+    }
+
+    /// Whether there are no tokens.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Whether proposals wait to be decided.
+    pub fn has_pending(&self) -> bool {
+        !self.pending.is_empty()
+    }
+
+    /// Most proposals that can be pending at once.
+    pub fn max_pending(&self) -> usize {
+        self.max_pending
+    }
+
+    /// Tokens that a participant has seen.
+    pub fn seen(&self, participant: usize) -> usize {
+        self.seen[participant]
+    }
+
+    /// Whether a round has begun and not ended.
+    pub fn is_in_round(&self) -> bool {
+        self.round.is_some()
+    }
+
+    /// Models whose passes are needed now, each over all tokens that it has not seen. They do not depend on each other.
+    pub fn running(&self) -> impl Iterator<Item = usize> + '_ {
+        let len = self.len();
+        self.running.iter().copied().filter(move |&model| self.action.is_some() && self.seen[model] < len)
+    }
+
+    /// A model has now seen all tokens before `end`.
+    pub fn ran(&mut self, model: usize, end: usize) {
+        self.seen[model] = end;
+    }
+
+    /// Go on until passes are needed or the round has ended.
+    ///
+    /// On an error nothing of the round counts, and [`Schedule::undo`] must be called.
+    pub fn step<W: World>(&mut self, world: &mut W) -> Result<Next, W::Error> {
+        if self.round.is_none() {
+            self.round = Some(Round { start: self.committed, declined: false });
+            // An earlier round may have left positions that can be decided without a pass.
+            self.decide(world)?;
+        }
+        loop {
+            if let Some(action) = self.action {
+                if self.running().next().is_some() {
+                    return Ok(Next::Run);
+                }
+                self.action = None;
+                self.decide(world)?;
+                self.propose(action, world);
+            }
+            if self.committed > self.start() || world.has_ended() {
+                self.round = None;
+                return Ok(Next::Done);
+            }
+            self.act(world);
+        }
+    }
+
+    fn start(&self) -> usize {
+        self.round.map_or(self.committed, |round| round.start)
+    }
+
+    /// Choose what to do next, and which models run for it.
+    fn act<W: World>(&mut self, world: &W) {
+        let action = self.next_action(world);
+        let mut running = std::mem::take(&mut self.running);
+        running.clear();
+        running.push(action.model);
+        // These passes come before anything is decided or proposed, so they may run at the same time.
+        running.extend(self.needed.iter().copied().filter(|&other| {
+            other != action.model && !self.has_scored(other) && self.plan.may_overlap(action.proposals, other)
+        }));
+        self.running = running;
+        let len = self.len();
+        if self.look_ups[action.model] {
+            self.seen[action.model] = len;
+        }
+        self.action = Some(action);
+    }
+
+    /// The rest of a proposer's turn, or what the policy says.
+    fn next_action<W: World>(&mut self, world: &W) -> Action {
+        let (len, has_room) = (self.len(), self.has_room());
+        if let Some(turn) = self.turn.take()
+            && has_room
+            && len <= self.contexts[turn.model]
+            && self.is_hopeful()
+        {
+            return turn;
+        }
+        for participant in 0..self.seen.len() {
+            // One that may only draft has nothing to do where a draft has no room, or where its context ends.
+            let may_draft = has_room && len <= self.contexts[participant];
+            let is_idle = !may_draft && !self.needed.contains(&participant);
+            self.view[participant] = if is_idle { usize::MAX } else { self.seen[participant] };
+        }
+        let missing = self.missing(world).expect("a position that can be decided was left undecided");
+        let declined = self.round.is_some_and(|round| round.declined);
+        let view = View { pending: self.pending.len(), missing, seen: &self.view, declined };
+        self.plan.policy.next(&view)
+    }
+
+    /// Decide every position that can be decided, from the front.
+    ///
+    /// Once a token of the round is committed, a further position is decided only if it could be whatever its route.
+    /// Otherwise the end of a round would tell of the next token, and a caller who changes weights there, or stops,
+    /// would choose among outcomes. The next round decides what is left, without a pass.
+    ///
+    /// A position that fails is an error of the round in which it comes first; earlier tokens of a round are good.
+    fn decide<W: World>(&mut self, world: &mut W) -> Result<(), W::Error> {
+        while !world.has_ended() && self.is_ready(world) {
+            match world.decide(self.committed, self.pending.front().copied()) {
+                Ok(accepted) => {
+                    self.pending.pop_front();
+                    if !accepted {
+                        self.drop_pending();
+                    }
+                    self.committed += 1;
+                }
+                Err(_) if self.committed > self.start() => break,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    fn is_ready<W: World>(&self, world: &W) -> bool {
+        match self.committed > self.start() {
+            true => self.needed.iter().all(|&model| self.has_scored(model)),
+            false => self.missing(world).is_none(),
+        }
+    }
+
+    /// Let the model that has run propose, if it was to: it has scored the next position, and there is room.
+    fn propose<W: World>(&mut self, Action { model, proposals }: Action, world: &mut W) {
+        let position = self.len();
+        if proposals == 0 || world.has_ended() || self.seen[model] != position || !self.has_room() {
+            return;
+        }
+        match world.propose(model, position, self.pending.len()) {
+            Some(draft) => {
+                self.pending.push_back(draft);
+                self.turn = Some(Action { model, proposals: proposals - 1 }).filter(|turn| turn.proposals > 0);
+            }
+            None => self.round.iter_mut().for_each(|round| round.declined = true),
+        }
+    }
+
+    /// The first model that must still score the front position before it can be decided.
+    fn missing<W: World>(&self, world: &W) -> Option<usize> {
+        match self.plan.targets {
+            Targets::Combined => self.needed.iter().copied().find(|&model| !self.has_scored(model)),
+            Targets::Routed => Some(world.route(self.committed)).filter(|&model| !self.has_scored(model)),
+        }
+    }
+
+    fn has_scored(&self, model: usize) -> bool {
+        self.seen[model] >= self.committed
+    }
+
+    /// Whether one more token may be proposed.
+    fn has_room(&self) -> bool {
+        self.pending.len() < self.max_pending && !(self.draining && self.has_pending()) && self.len() < self.end
+    }
+
+    /// Whether the pending proposals are likely enough to be accepted that a turn is worth going on with.
+    ///
+    /// This may depend on anything, also on the pending tokens and how they were drawn. Each of them is verified
+    /// against the same target in any case, and what is not drafted is drawn from the target.
+    fn is_hopeful(&self) -> bool {
+        let least = f64::from(self.plan.stop_below) / 100.0;
+        least == 0.0 || self.pending.iter().map(|draft| draft.odds).product::<f64>() >= least
+    }
+}

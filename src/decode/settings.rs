@@ -1,0 +1,20 @@
+//! What is asked of the decoding of a sequence.
+
+use crate::decode::combine::Combination;
+use crate::rows::Sampler;
+
+/// What is decoded, and when the sequence ends.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// The target distribution.
+    pub combination: Combination,
+    /// How distributions are made from logits.
+    pub sampler: Sampler,
+    /// Tokens that end the sequence.
+    pub stop_tokens: Vec<i32>,
+    /// Most tokens generated after a prompt; 0 is no limit.
+    pub max_tokens: usize,
+    /// Whether [`Decoder::log_probabilities`](super::decoder::Decoder::log_probabilities) are wanted. They take
+    /// combined targets.
+    pub log_probabilities: bool,
+}

@@ -1,0 +1,179 @@
+//! What a sequence is, and how its positions are decided from rows: the decoder's answers to the schedule.
+
+use crate::decode::chance::{Chance, Key, Purpose};
+use crate::decode::lane::Lane;
+use crate::decode::look_up;
+use crate::decode::progress::{Counters, Finish};
+use crate::decode::schedule::{Draft, World};
+use crate::decode::settings::Settings;
+use crate::decode::target::{Front, Target, Workspace};
+use crate::error::Result;
+use crate::learn::observer::Observer;
+
+/// One sequence: its tokens, the models' rows, and what has happened.
+pub struct DecoderState<C> {
+    /// By participant; `None` for a look-up.
+    pub lanes: Vec<Option<Lane>>,
+    pub settings: Settings,
+    pub chance: C,
+    /// Committed tokens, then pending ones.
+    pub tokens: Vec<i32>,
+    /// Tokens committed when the last prompt ended.
+    pub prompt_end: usize,
+    /// Most tokens that all needed models hold.
+    pub context_length: usize,
+    /// How often pending tokens were dropped or the combination changed.
+    pub epoch: u32,
+    /// The epoch of routes: the one at which the weights were set.
+    pub route_epoch: u32,
+    pub finish: Option<Finish>,
+    /// `ln r` of the tokens that the round has committed, if wanted.
+    pub log_probabilities: Vec<f32>,
+    pub counters: Counters,
+    /// Learns how well the models do, if a planner wants to know.
+    pub observer: Option<Box<Observer>>,
+}
+
+impl<C: Chance> DecoderState<C> {
+    /// Drop all tokens from index `from` on, here and in every cache.
+    pub fn drop_pending(&mut self, from: usize) {
+        self.tokens.truncate(from);
+        self.lanes.iter_mut().flatten().for_each(|lane| lane.truncate(from));
+        self.epoch = self.epoch.wrapping_add(1);
+    }
+
+    fn key(&self, position: usize, purpose: Purpose) -> Key {
+        Key { position, purpose, epoch: self.epoch }
+    }
+
+    fn front<'a>(&'a mut self, position: usize, workspace: &'a mut Workspace) -> Front<'a, C> {
+        let token = self.tokens.get(position).map(|&token| token as usize);
+        let DecoderState { lanes, settings, chance, epoch, .. } = self;
+        Front { lanes, settings, chance, epoch: *epoch, position, token, workspace }
+    }
+
+    /// See whether the token at a position that was just committed ends the sequence. What is pending behind an end
+    /// goes with the next prompt.
+    fn end(&mut self, position: usize) {
+        let (committed, token) = (position + 1, self.tokens[position]);
+        let generated = committed - self.prompt_end;
+        self.finish = if self.settings.stop_tokens.contains(&token) {
+            Some(Finish::StopToken)
+        } else if generated == self.settings.max_tokens {
+            Some(Finish::MaxTokens)
+        } else if committed == self.context_length {
+            Some(Finish::ContextFull)
+        } else {
+            None
+        };
+    }
+
+    /// Show the observer what is known of the token at a position that was just committed. `decided` is the probability
+    /// that the target gave it, if the target is no mixture.
+    fn observe(&mut self, position: usize, decided: Option<f32>, workspace: &mut Workspace) {
+        let Some(observer) = &mut self.observer else { return };
+        let token = self.tokens[position];
+        observer.record_commit(position, decided);
+        for (participant, lane) in self.lanes.iter().enumerate() {
+            let Some(lane) = lane else {
+                let proposal = look_up::successor(&self.tokens[..position]);
+                observer.record_lookup(participant, position, proposal, token);
+                continue;
+            };
+            let is_skipped = !lane.is_processed(position) && observer.skips(participant, position);
+            if lane.sequence.len() < position || is_skipped {
+                continue;
+            }
+            let Settings { sampler, .. } = &self.settings;
+            let seen = lane.observation(position, token as usize, sampler, &mut workspace.candidates);
+            observer.record_score(participant, position, seen);
+        }
+    }
+}
+
+/// Answers the schedule from rows.
+pub struct Rows<'a, C> {
+    pub state: &'a mut DecoderState<C>,
+    pub workspace: &'a mut Workspace,
+    /// Whether the target of a position is one model's distribution, drawn by the weights of a mixture.
+    pub is_routed: bool,
+}
+
+impl<C: Chance> World for Rows<'_, C> {
+    type Error = crate::error::Error;
+
+    fn has_ended(&self) -> bool {
+        self.state.finish.is_some()
+    }
+
+    /// `k` with probability `λ_k`, fixed for each position.
+    fn route(&self, position: usize) -> usize {
+        let key = Key { position, purpose: Purpose::Route, epoch: self.state.route_epoch };
+        let weights = self.state.settings.combination.weights();
+        self.state.chance.pick(key, weights).expect("weights on the host can be read")
+    }
+
+    fn decide(&mut self, position: usize, draft: Option<Draft>) -> Result<bool> {
+        let route = self.is_routed.then(|| self.route(position));
+        let is_observed = self.state.observer.is_some();
+        let mut front = self.state.front(position, self.workspace);
+        let target = front.target(route)?;
+        let drawn = match draft {
+            Some(draft) => front.test(draft, target)?,
+            // Nothing is pending and the target is known: a true bonus token.
+            None => Some(front.draw(target)?),
+        };
+        let token = drawn.or(front.token).expect("a draft has a token");
+        let wanted = front.settings.log_probabilities;
+        let log_probability = wanted.then(|| front.log_probability(target, token)).transpose()?;
+        let is_combined = matches!(target, Target::Token(_) | Target::Sum(_));
+        let decided = (is_observed && is_combined).then(|| front.probability(target, token)).transpose()?;
+        // Nothing fails from here on.
+        let state = &mut *self.state;
+        let accepted = drawn.is_none();
+        state.counters.tokens += 1;
+        state.counters.tested += u64::from(draft.is_some());
+        state.counters.accepted += u64::from(accepted);
+        if let Target::Token(best) = target {
+            state.counters.near_ties += u64::from(best.is_near_tie());
+        }
+        if !accepted {
+            if draft.is_some() {
+                state.drop_pending(position);
+            }
+            state.tokens.push(token as i32);
+        }
+        state.log_probabilities.extend(log_probability);
+        state.end(position);
+        state.observe(position, decided, self.workspace);
+        Ok(accepted || draft.is_none())
+    }
+
+    /// A proposal that fails is none. Whether the bad row matters shows when it is needed to decide.
+    fn propose(&mut self, proposer: usize, position: usize, pending: usize) -> Option<Draft> {
+        let key = self.state.key(position, Purpose::Proposal);
+        let DecoderState { lanes, settings, chance, tokens, counters, observer, .. } = &mut *self.state;
+        let estimates = observer.as_ref().map(|observer| observer.estimates());
+        let (token, certain, odds) = match &mut lanes[proposer] {
+            None => {
+                let odds = estimates.map_or(1.0, |known| known.acceptance[proposer].rate(pending > 0));
+                (look_up::successor(&tokens[..position])?, true, odds)
+            }
+            Some(lane) => {
+                let (token, confidence) = if settings.sampler.is_greedy() {
+                    let best = lane.row(position).best().ok()?;
+                    (best.token, best.confidence())
+                } else {
+                    lane.process(position, &settings.sampler, &mut self.workspace.candidates).ok()?;
+                    let token = chance.pick(key, &lane.weighted(position)).ok()?;
+                    (token, lane.distribution(position).confidence())
+                };
+                let odds = estimates.map_or(1.0, |known| known.calibration[proposer].rate(confidence));
+                (token as i32, false, odds)
+            }
+        };
+        tokens.push(token);
+        counters.proposed += 1;
+        Some(Draft { proposer, certain, odds })
+    }
+}

@@ -1,0 +1,369 @@
+//! The target of a position: what a proposal is verified against, and what replaces one that is rejected.
+
+use crate::decode::chance::{Chance, Key, Purpose};
+use crate::decode::combine::Combination;
+use crate::decode::lane::Lane;
+use crate::decode::schedule::Draft;
+use crate::decode::settings::Settings;
+use crate::decode::verify;
+use crate::error::{Error, Result};
+use crate::rows::{Best, Candidates, DeviceResidual, DeviceSums, Distribution, Row, Term, argmax, maximum};
+
+/// Buffers that deciding a position takes. They hold nothing from one step to the next, so that any number of decoders
+/// over the same models may take turns with one workspace.
+pub struct Workspace {
+    /// A row of probabilities: what is left of a target.
+    residual: Vec<f32>,
+    /// A row of scores that several rows were combined to.
+    scores: Vec<f32>,
+    /// For the sampler.
+    pub candidates: Candidates,
+    /// What combines rows on a GPU; made when rows on a GPU are first seen.
+    sums: Option<Box<dyn DeviceSums>>,
+    has_sums: bool,
+    /// Whether the last sum was made on the GPU. Otherwise it is in `scores`.
+    is_on_device: bool,
+}
+
+impl Workspace {
+    /// For rows of so many scores.
+    pub fn new(vocab_size: usize) -> Self {
+        Workspace {
+            residual: vec![0.0; vocab_size],
+            scores: vec![0.0; vocab_size],
+            candidates: Candidates::new(vocab_size),
+            sums: None,
+            has_sums: false,
+            is_on_device: false,
+        }
+    }
+
+    /// Make the buffers on a GPU, if these lanes have their rows there.
+    pub fn prepare(&mut self, lanes: &[Option<Lane>]) {
+        if !self.has_sums {
+            self.has_sums = true;
+            self.sums = lanes.iter().flatten().find_map(|lane| lane.sequence.device_rows()?.sums());
+        }
+    }
+
+    /// Bytes that it holds.
+    pub fn bytes(&self) -> usize {
+        let rows = size_of::<f32>() * (self.residual.len() + self.scores.len());
+        rows + self.candidates.bytes() + self.sums.as_ref().map_or(0, |sums| sums.bytes())
+    }
+
+    /// The row that was combined last.
+    fn sum(&self) -> Row<'_> {
+        match &self.sums {
+            Some(sums) if self.is_on_device => sums.sum(),
+            _ => Row::Host(&self.scores),
+        }
+    }
+}
+
+/// The target `t` of a position.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Target {
+    /// This token, greedily.
+    Token(Best),
+    /// The distribution of this model.
+    Row(usize),
+    /// The mixture of the distributions of all models that have a weight.
+    Mixture,
+    /// This distribution of the row that the workspace has combined.
+    Sum(Distribution),
+}
+
+/// The front position, where a target is made, a proposal is tested, or a token drawn.
+pub struct Front<'a, C> {
+    /// The models' rows; `None` for look-ups.
+    pub lanes: &'a mut [Option<Lane>],
+    /// The combination and the sampler.
+    pub settings: &'a Settings,
+    /// The random outcomes, and the epoch that names them.
+    pub chance: &'a C,
+    /// See [`Key`].
+    pub epoch: u32,
+    /// The position.
+    pub position: usize,
+    /// The pending token there, if any.
+    pub token: Option<usize>,
+    /// Buffers.
+    pub workspace: &'a mut Workspace,
+}
+
+impl<C: Chance> Front<'_, C> {
+    fn lane(&self, model: usize) -> &Lane {
+        self.lanes[model].as_ref().expect("a look-up has no rows")
+    }
+
+    fn row(&self, model: usize) -> Row<'_> {
+        self.lane(model).row(self.position)
+    }
+
+    fn key(&self, purpose: Purpose) -> Key {
+        Key { position: self.position, purpose, epoch: self.epoch }
+    }
+
+    /// Make the target; `route` is the model that it is routed to, if it is.
+    pub fn target(&mut self, route: Option<usize>) -> Result<Target> {
+        let made = self.make_target(route);
+        made.map_err(|error| self.blame(error))
+    }
+
+    fn make_target(&mut self, route: Option<usize>) -> Result<Target> {
+        if self.settings.sampler.is_greedy() {
+            return self.greedy().map(Target::Token);
+        }
+        let combination = &self.settings.combination;
+        if let Some(model) = route.or(combination.single()) {
+            self.process(model)?;
+            return Ok(Target::Row(model));
+        }
+        if matches!(combination, Combination::Mixture { .. }) {
+            for model in combination.needed() {
+                self.process(model)?;
+            }
+            return Ok(Target::Mixture);
+        }
+        let sampler = &self.settings.sampler;
+        if self.add_on_device()? {
+            let (sum, candidates) = (self.workspace.sums.as_deref(), &mut self.workspace.candidates);
+            let row = sum.expect("the sum was made there").sum();
+            return Ok(Target::Sum(row.distribution(sampler, candidates)?));
+        }
+        let (lanes, position) = (&*self.lanes, self.position);
+        let row = |model: usize| lanes[model].as_ref().expect("a look-up has no rows").row(position);
+        let Workspace { scores, candidates, .. } = &mut *self.workspace;
+        let make = |out: &mut [f32], made: &mut dyn FnMut(&[f32])| combination.scores(row, out, made);
+        Ok(Target::Sum(sampler.process_made(scores, candidates, make)?))
+    }
+
+    fn process(&mut self, model: usize) -> Result<()> {
+        let lane = self.lanes[model].as_mut().expect("a look-up has no rows");
+        lane.process(self.position, &self.settings.sampler, &mut self.workspace.candidates)
+    }
+
+    /// The greedy choice.
+    fn greedy(&mut self) -> Result<Best> {
+        let combination = &self.settings.combination;
+        // Taken out, because the sum is made while rows are looked at.
+        let mut scores = std::mem::take(&mut self.workspace.scores);
+        let mut on_device = false;
+        let position = self.position;
+        let lanes = &*self.lanes;
+        let row = |model: usize| lanes[model].as_ref().expect("a look-up has no rows").row(position);
+        let (settings, token) = (self.settings, self.token);
+        let sums = &mut self.workspace.sums;
+        let best = combination.greedy(row, || {
+            on_device = add_on_device(sums.as_deref_mut(), settings, row, token)?;
+            if on_device {
+                return sums.as_ref().expect("it has made the sum").sum().best();
+            }
+            combination.scores(row, &mut scores, |_| ())?;
+            argmax(&scores)
+        });
+        self.workspace.scores = scores;
+        self.workspace.is_on_device = on_device;
+        best
+    }
+
+    /// Combine the rows on the GPU, if all of them are there. Returns whether that was done.
+    fn add_on_device(&mut self) -> Result<bool> {
+        let (lanes, position) = (&*self.lanes, self.position);
+        let row = |model: usize| lanes[model].as_ref().expect("a look-up has no rows").row(position);
+        let done = add_on_device(self.workspace.sums.as_deref_mut(), self.settings, row, self.token)?;
+        self.workspace.is_on_device = done;
+        Ok(done)
+    }
+
+    /// The probability that the target gives a token.
+    pub fn probability(&self, target: Target, token: usize) -> Result<f32> {
+        let of = |model: usize| self.lane(model).probability(self.position, token);
+        match target {
+            Target::Token(best) => Ok(f32::from(u8::from(best.token == token))),
+            Target::Row(model) => of(model),
+            Target::Mixture => {
+                let mut sum = 0.0;
+                for (model, weight) in self.settings.combination.parts() {
+                    sum += weight * of(model)?;
+                }
+                Ok(sum)
+            }
+            Target::Sum(distribution) => Ok(distribution.probability_of(token, self.workspace.sum().score(token)?)),
+        }
+    }
+
+    /// `ln` of the probability that the combined distribution gives a token. Greedy decoding draws from nothing; its
+    /// tokens have the probabilities of temperature 1 without filters.
+    pub fn log_probability(&self, target: Target, token: usize) -> Result<f32> {
+        if let Target::Token(_) = target {
+            let row = |model: usize| self.row(model);
+            return self.settings.combination.log_probability(token, row, self.workspace.sum());
+        }
+        Ok(f64::from(self.probability(target, token)?).ln() as f32)
+    }
+
+    /// Draw a token from the target.
+    pub fn draw(&self, target: Target) -> Result<usize> {
+        let key = self.key(Purpose::Target);
+        match target {
+            Target::Token(best) => Ok(best.token),
+            Target::Row(model) => self.chance.pick(key, &self.lane(model).weighted(self.position)),
+            Target::Mixture => {
+                // From one of its parts, by their weights: that takes one row.
+                let weights = self.settings.combination.weights();
+                let model = self.chance.pick(self.key(Purpose::Component), weights)?;
+                self.chance.pick(key, &self.lane(model).weighted(self.position))
+            }
+            Target::Sum(distribution) => self.chance.pick(key, &self.workspace.sum().weighted(&distribution)),
+        }
+    }
+
+    /// Accept the pending token (`None`), or draw its replacement (Eq. 6).
+    pub fn test(&mut self, draft: Draft, target: Target) -> Result<Option<usize>> {
+        let Draft { proposer, certain, .. } = draft;
+        let token = self.token.expect("a draft has a token");
+        match target {
+            Target::Token(best) => return Ok((best.token != token).then_some(best.token)),
+            Target::Row(model) if model == proposer => return Ok(None), // the token was drawn from the target
+            _ => {}
+        }
+        let t = self.probability(target, token)?;
+        let q = if certain { 1.0 } else { self.lane(proposer).probability(self.position, token)? };
+        if self.chance.accept(self.key(Purpose::Acceptance), verify::acceptance(t, q)) {
+            return Ok(None);
+        }
+        let certain = certain.then_some(token);
+        let key = self.key(Purpose::Residual);
+        if let Some(total) = self.residual_on_device(target, proposer, certain)?
+            && total > 0.0
+        {
+            let sums = self.workspace.sums.as_deref().expect("it has made the residual");
+            return self.chance.pick(key, &DeviceResidual::new(sums, total)).map(Some);
+        }
+        self.make_residual(target, proposer, certain)?;
+        self.chance.pick(key, &self.workspace.residual[..]).map(Some)
+    }
+
+    /// Make the residual on the GPU, if all rows that it takes are there. Returns its sum.
+    fn residual_on_device(&mut self, target: Target, proposer: usize, certain: Option<usize>) -> Result<Option<f64>> {
+        let (lanes, position) = (&*self.lanes, self.position);
+        let term =
+            |model: usize, weight: f32| lanes[model].as_ref().expect("a look-up has no rows").term(position, weight);
+        let Some(sums) = self.workspace.sums.as_deref_mut() else { return Ok(None) };
+        let proposal = match certain {
+            Some(_) => None,
+            None => match term(proposer, 1.0) {
+                Some(term) => Some(term),
+                None => return Ok(None),
+            },
+        };
+        match target {
+            Target::Row(model) => match term(model, 1.0) {
+                Some(target) => sums.residual(&mut std::iter::once(target).chain(proposal), certain),
+                None => Ok(None),
+            },
+            Target::Mixture => {
+                let parts = || self.settings.combination.parts().map(|(model, weight)| term(model, weight));
+                if parts().any(|part| part.is_none()) {
+                    return Ok(None);
+                }
+                sums.residual(&mut parts().flatten().chain(proposal), certain)
+            }
+            Target::Sum(distribution) if self.workspace.is_on_device => match sums.sum().term(&distribution, 1.0) {
+                Some(target) => sums.residual(&mut std::iter::once(target).chain(proposal), certain),
+                None => Ok(None),
+            },
+            Target::Token(_) | Target::Sum(_) => Ok(None),
+        }
+    }
+
+    /// Make the row that a rejected proposal is replaced from, in the workspace.
+    fn make_residual(&mut self, target: Target, proposer: usize, certain: Option<usize>) -> Result<()> {
+        let mut residual = std::mem::take(&mut self.workspace.residual);
+        let made = self.fill_residual(target, proposer, certain, &mut residual);
+        self.workspace.residual = residual;
+        made
+    }
+
+    fn fill_residual(&self, target: Target, proposer: usize, certain: Option<usize>, out: &mut [f32]) -> Result<()> {
+        self.fill_target(target, out)?;
+        let any = match certain {
+            Some(token) => verify::residual_of_certain(out, token),
+            None => {
+                let proposal = self.lane(proposer).distribution(self.position);
+                verify::residual(out, proposal, self.row(proposer).scores()?)
+            }
+        };
+        if any { Ok(()) } else { self.fill_target(target, out) }
+    }
+
+    /// Write the probabilities of all tokens under the target.
+    fn fill_target(&self, target: Target, out: &mut [f32]) -> Result<()> {
+        out.fill(0.0);
+        match target {
+            Target::Token(best) => out[best.token] = 1.0,
+            Target::Row(model) => {
+                self.lane(model).distribution(self.position).add(self.row(model).scores()?, 1.0, out);
+            }
+            Target::Mixture => {
+                for (model, weight) in self.settings.combination.parts() {
+                    self.lane(model).distribution(self.position).add(self.row(model).scores()?, weight, out);
+                }
+            }
+            Target::Sum(distribution) => distribution.add(self.workspace.sum().scores()?, 1.0, out),
+        }
+        Ok(())
+    }
+
+    /// Say of a numeric error which model's row it comes from.
+    #[cold]
+    fn blame(&self, error: Error) -> Error {
+        let Error::Numeric(what) = error else { return error };
+        let position = self.position;
+        for model in self.settings.combination.needed() {
+            let lane = self.lane(model);
+            if lane.sequence.len() >= position
+                && let Err(Error::Numeric(what)) = lane.row(position).scores().and_then(maximum)
+            {
+                return Error::Numeric(format!("{}, position {position}: {what}", lane.limits.name));
+            }
+        }
+        Error::Numeric(format!("the combination, position {position}: {what}"))
+    }
+}
+
+/// Combine rows on a GPU: for combinations of logits their weighted sum, and greedily the probabilities of a mixture.
+/// Returns false if that cannot be done there.
+fn add_on_device<'a>(
+    sums: Option<&mut (dyn DeviceSums + 'static)>,
+    settings: &Settings,
+    row: impl Fn(usize) -> Row<'a>,
+    token: Option<usize>,
+) -> Result<bool> {
+    let combination = &settings.combination;
+    let Some(sums) = sums else { return Ok(false) };
+    let judge = match combination.sums() {
+        Some(judge) => judge,
+        None if matches!(combination, Combination::Mixture { .. }) => None,
+        None => return Ok(false),
+    };
+    let part = |(model, weight): (usize, f32)| -> Result<Option<Term>> {
+        let row = row(model);
+        let Some(place) = row.place() else { return Ok(None) };
+        if combination.sums().is_some() {
+            return Ok(Some(Term::of_scores(place, f64::from(weight))));
+        }
+        let distribution = row.softmax()?;
+        Ok(Some(Term { row: place, scale: f64::from(weight) / distribution.total(), distribution }))
+    };
+    for each in combination.parts() {
+        if part(each)?.is_none() {
+            return Ok(false);
+        }
+    }
+    let judge = judge.and_then(|(model, distance)| row(model).place().map(|place| (place, place.max + distance)));
+    let mut parts = combination.parts().filter_map(|each| part(each).ok().flatten());
+    sums.add(&mut parts, judge, settings.sampler.filter(), token.unwrap_or(0))
+}

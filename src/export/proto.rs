@@ -1,0 +1,140 @@
+//! The messages of onnx.proto, reduced to the fields that CoS reads.
+
+use prost::Message;
+use prost::bytes::Bytes;
+
+/// The content of tensors of up to this many integers is kept, such as axes and offsets of positions.
+pub const FEW: usize = 8;
+
+/// Element types by their numbers in onnx.proto.
+pub const INT32: i32 = 6;
+pub const INT64: i32 = 7;
+pub const FLOAT16: i32 = 10;
+pub const BFLOAT16: i32 = 16;
+
+#[derive(Clone, PartialEq, Message)]
+pub struct ModelProto {
+    #[prost(string, tag = "2")]
+    pub producer_name: String,
+    #[prost(string, tag = "3")]
+    pub producer_version: String,
+    #[prost(message, optional, tag = "7")]
+    pub graph: Option<GraphProto>,
+    #[prost(message, repeated, tag = "8")]
+    pub opset_import: Vec<OperatorSetId>,
+    #[prost(message, repeated, tag = "25")]
+    pub functions: Vec<FunctionProto>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct OperatorSetId {
+    #[prost(string, tag = "1")]
+    pub domain: String,
+    #[prost(int64, tag = "2")]
+    pub version: i64,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct FunctionProto {
+    #[prost(message, repeated, tag = "7")]
+    pub node: Vec<NodeProto>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct GraphProto {
+    #[prost(message, repeated, tag = "1")]
+    pub node: Vec<NodeProto>,
+    #[prost(message, repeated, tag = "5")]
+    pub initializer: Vec<TensorProto>,
+    #[prost(message, repeated, tag = "12")]
+    pub output: Vec<ValueInfoProto>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct ValueInfoProto {
+    #[prost(string, tag = "1")]
+    pub name: String,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct NodeProto {
+    #[prost(string, repeated, tag = "1")]
+    pub input: Vec<String>,
+    #[prost(string, repeated, tag = "2")]
+    pub output: Vec<String>,
+    #[prost(string, tag = "4")]
+    pub op_type: String,
+    #[prost(message, repeated, tag = "5")]
+    pub attribute: Vec<AttributeProto>,
+    #[prost(string, tag = "7")]
+    pub domain: String,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct AttributeProto {
+    #[prost(string, tag = "1")]
+    pub name: String,
+    #[prost(float, tag = "2")]
+    pub f: f32,
+    #[prost(int64, tag = "3")]
+    pub i: i64,
+    #[prost(message, optional, tag = "5")]
+    pub t: Option<TensorProto>,
+    #[prost(message, optional, tag = "6")]
+    pub g: Option<GraphProto>,
+    #[prost(int64, repeated, packed = "false", tag = "8")]
+    pub ints: Vec<i64>,
+    #[prost(message, repeated, tag = "11")]
+    pub graphs: Vec<GraphProto>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct TensorProto {
+    #[prost(int64, repeated, packed = "false", tag = "1")]
+    pub dims: Vec<i64>,
+    #[prost(int32, tag = "2")]
+    pub data_type: i32,
+    #[prost(int64, repeated, tag = "7")]
+    pub int64_data: Vec<i64>,
+    #[prost(string, tag = "8")]
+    pub name: String,
+    /// Shares the memory of the mapped file.
+    #[prost(bytes = "bytes", tag = "9")]
+    pub raw_data: Bytes,
+    #[prost(message, repeated, tag = "13")]
+    pub external_data: Vec<StringStringEntry>,
+}
+
+impl AttributeProto {
+    /// The integers of a `Constant` that is not given as a tensor, if there are at most [`FEW`].
+    pub fn constant(&self) -> Option<Vec<i64>> {
+        match self.name.as_str() {
+            "value_int" => Some(vec![self.i]),
+            "value_ints" if self.ints.len() <= FEW => Some(self.ints.clone()),
+            _ => None,
+        }
+    }
+}
+
+impl TensorProto {
+    /// Its content if that is at most [`FEW`] integers, otherwise nothing.
+    pub fn few_numbers(&self) -> Vec<i64> {
+        let raw = &self.raw_data;
+        match self.data_type {
+            INT64 if (1..=FEW).contains(&self.int64_data.len()) => self.int64_data.clone(),
+            INT64 if raw.len() <= 8 * FEW => raw.as_chunks().0.iter().map(|&bytes| i64::from_le_bytes(bytes)).collect(),
+            INT32 if raw.len() <= 4 * FEW => {
+                raw.as_chunks().0.iter().map(|&bytes| i64::from(i32::from_le_bytes(bytes))).collect()
+            }
+            _ => Vec::new(),
+        }
+    }
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct StringStringEntry {
+    #[prost(string, tag = "1")]
+    pub key: String,
+    #[prost(string, tag = "2")]
+    pub value: String,
+}

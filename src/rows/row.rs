@@ -1,0 +1,242 @@
+//! A row of logits, on the host or on a device, and what is asked of it.
+
+use super::distribution::{Best, Distribution, argmax};
+use super::filter::Filter;
+use super::sampling::{Candidates, Sampler};
+use super::weights::Weights;
+use crate::error::Result;
+
+/// The row of logits of one position, with one score for each token of the vocabulary.
+#[derive(Clone, Copy)]
+pub enum Row<'a> {
+    /// All scores.
+    Host(&'a [f32]),
+    /// The row of this position, kept on a device.
+    Device(&'a dyn DeviceRows, usize),
+}
+
+impl<'a> Row<'a> {
+    /// All scores. Copies a row from its device, unless that was done before.
+    pub fn scores(self) -> Result<&'a [f32]> {
+        match self {
+            Row::Host(scores) => Ok(scores),
+            Row::Device(rows, position) => rows.scores(position),
+        }
+    }
+
+    /// The score of one token.
+    pub fn score(self, token: usize) -> Result<f32> {
+        match self {
+            Row::Host(scores) => Ok(scores[token]),
+            Row::Device(rows, position) => rows.score(position, token),
+        }
+    }
+
+    /// The best token. [`Error::Numeric`] for a bad row: a NaN, plus infinity, or no finite score at all.
+    ///
+    /// [`Error::Numeric`]: crate::error::Error::Numeric
+    pub fn best(self) -> Result<Best> {
+        match self {
+            Row::Host(scores) => argmax(scores),
+            Row::Device(rows, position) => match rows.best(position) {
+                Some((token, score, second)) => Best::new(token, score, second),
+                None => argmax(rows.scores(position)?),
+            },
+        }
+    }
+
+    /// What a sampler makes of the row. Errors as [`Row::best`].
+    pub fn distribution(self, sampler: &Sampler, candidates: &mut Candidates) -> Result<Distribution> {
+        if let Row::Device(rows, position) = self
+            && !sampler.is_greedy()
+            && let Some(distribution) = rows.distribution(position, sampler.filter())
+        {
+            return distribution;
+        }
+        sampler.process(self.scores()?, candidates)
+    }
+
+    /// The plain softmax of the row. Errors as [`Row::best`].
+    pub fn softmax(self) -> Result<Distribution> {
+        if let Row::Device(rows, position) = self
+            && let Some(distribution) = rows.distribution(position, Filter::plain(1.0))
+        {
+            return distribution;
+        }
+        Distribution::softmax(self.scores()?)
+    }
+
+    /// Where the row is, if that is on a device.
+    pub fn place(self) -> Option<DeviceRow> {
+        match self {
+            Row::Host(_) => None,
+            Row::Device(rows, position) => rows.place(position),
+        }
+    }
+
+    /// `weight` times a distribution of this row, as a part of a sum on its device; `None` if it is on the host.
+    pub fn term(self, distribution: &Distribution, weight: f32) -> Option<Term> {
+        let scale = f64::from(weight * distribution.scale());
+        self.place().map(|row| Term { row, scale, distribution: *distribution })
+    }
+
+    /// The row with the distribution that was made of it, to draw from.
+    pub fn weighted<'b>(self, distribution: &'b Distribution) -> WeightedRow<'b>
+    where
+        'a: 'b,
+    {
+        WeightedRow { row: self, distribution }
+    }
+}
+
+/// Rows of one sequence that stay on a device, by position.
+pub trait DeviceRows {
+    /// All scores of a row, copied to the host.
+    fn scores(&self, position: usize) -> Result<&[f32]>;
+
+    /// The score of one token.
+    fn score(&self, position: usize, token: usize) -> Result<f32>;
+
+    /// The first token of the largest score, this score, NaN for a bad row, and the largest score of all other tokens;
+    /// `None` if that takes all scores.
+    fn best(&self, position: usize) -> Option<(usize, f32, f32)>;
+
+    /// What a filter makes of a row, for the filter that the pass was run with; `None` if that takes all scores.
+    fn distribution(&self, position: usize, filter: Filter) -> Option<Result<Distribution>>;
+
+    /// The token at which the sum of weights from the front passes `share`, for what [`DeviceRows::distribution`] gave;
+    /// `None` if that takes all scores.
+    fn draw(&self, position: usize, share: f64) -> Result<Option<usize>>;
+
+    /// Where a row is, for kernels that take several.
+    fn place(&self, position: usize) -> Option<DeviceRow>;
+
+    /// Rows that were copied to the host so far.
+    fn copied(&self) -> u64;
+
+    /// New buffers to compute with several rows of this device; `None` if it has no memory for them.
+    fn sums(&self) -> Option<Box<dyn DeviceSums>>;
+}
+
+/// Computes with several rows of one device. Holds one sum and one residual; the next [`DeviceSums::add`] overwrites
+/// the sum.
+pub trait DeviceSums: Send {
+    /// Make the weighted sum of rows. A token is impossible where any part gives minus infinity, and where the judge, a
+    /// row with a least score, is below that score. The sum answers for `filter` and for the score of `token` without a
+    /// copy. Returns false, and makes nothing, if the device cannot do that for these rows.
+    fn add(
+        &mut self,
+        parts: &mut dyn Iterator<Item = Term>,
+        judge: Option<(DeviceRow, f32)>,
+        filter: Filter,
+        token: usize,
+    ) -> Result<bool>;
+
+    /// The sum that was made last.
+    fn sum(&self) -> Row<'_>;
+
+    /// Make a residual `max(0, t − q)` (Eq. 6), where the last part is the proposal `q` and the others sum up to the
+    /// target `t`. For a proposal that was `certain`, all parts are the target, and the residual is the target without
+    /// that token. Returns the sum of the residual; `None` if the device cannot do that for these rows.
+    fn residual(&mut self, parts: &mut dyn Iterator<Item = Term>, certain: Option<usize>) -> Result<Option<f64>>;
+
+    /// The token at which the sum of the residual from the front passes `share`.
+    fn draw_residual(&self, share: f64) -> Result<usize>;
+
+    /// Bytes of the buffers, which never grow.
+    fn bytes(&self) -> usize;
+}
+
+/// A row as a part of a sum on a device: `scale · e^((score − max) · rate)` of each score that the distribution keeps.
+/// A rate of 0 stands for the score itself, `scale · score`.
+#[derive(Debug, Clone, Copy)]
+pub struct Term {
+    /// Where the row is.
+    pub row: DeviceRow,
+    /// What each score, or its exponential, is multiplied by.
+    pub scale: f64,
+    /// The maximum, the rate, and what is kept.
+    pub distribution: Distribution,
+}
+
+impl Term {
+    /// A part of a sum of scores.
+    pub fn of_scores(row: DeviceRow, scale: f64) -> Self {
+        Term { row, scale, distribution: Distribution::unfiltered(0.0, 0.0) }
+    }
+}
+
+/// Where a row lies on a GPU.
+#[derive(Debug, Clone, Copy)]
+pub struct DeviceRow {
+    /// The number of the GPU.
+    pub(super) device: i32,
+    /// The address of the first score.
+    pub(super) address: u64,
+    /// The type of the scores, by the number that kernels know it by.
+    pub(super) element: i32,
+    /// The largest score.
+    pub max: f32,
+}
+
+/// A row and the distribution that was made of it. The weights are the probabilities before they are normalised.
+#[derive(Clone, Copy)]
+pub struct WeightedRow<'a> {
+    row: Row<'a>,
+    distribution: &'a Distribution,
+}
+
+impl Weights for WeightedRow<'_> {
+    fn count(&self) -> usize {
+        self.row.scores().map_or(0, <[f32]>::len)
+    }
+
+    fn total(&self) -> f64 {
+        self.distribution.total()
+    }
+
+    fn write(&self, start: usize, out: &mut [f32]) -> Result<()> {
+        out.fill(0.0);
+        self.distribution.add_scaled(start, self.row.scores()?, 1.0, 1.0, out);
+        Ok(())
+    }
+
+    fn find(&self, share: f64) -> Result<Option<usize>> {
+        match self.row {
+            Row::Host(_) => Ok(None),
+            Row::Device(rows, position) => rows.draw(position, share),
+        }
+    }
+}
+
+/// A residual on a device.
+pub struct DeviceResidual<'a> {
+    sums: &'a dyn DeviceSums,
+    total: f64,
+}
+
+impl<'a> DeviceResidual<'a> {
+    /// The residual that was made last, whose sum is `total`.
+    pub fn new(sums: &'a dyn DeviceSums, total: f64) -> Self {
+        DeviceResidual { sums, total }
+    }
+}
+
+impl Weights for DeviceResidual<'_> {
+    /// Nothing is known but where a share is reached.
+    fn count(&self) -> usize {
+        0
+    }
+
+    fn total(&self) -> f64 {
+        self.total
+    }
+
+    fn write(&self, _: usize, _: &mut [f32]) -> Result<()> {
+        Ok(())
+    }
+
+    fn find(&self, share: f64) -> Result<Option<usize>> {
+        self.sums.draw_residual(share).map(Some)
+    }
+}

@@ -1,0 +1,354 @@
+//! Scripted sequences that answer questions about their rows, as those on a GPU do. The decoder need not read such rows. The
+//! sequences count the rows that it reads nevertheless.
+
+use std::any::Any;
+use std::cell::Cell;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::common::{PROMPT, SAMPLINGS, Sampling, World, combinations, decoder, ways};
+use cos::config::Combine;
+use cos::decode::chance::CounterRng;
+use cos::decode::combine::Function;
+use cos::decode::policy::{Strategy, Targets};
+use cos::engine::Engine;
+use cos::engine::participant::Participant;
+use cos::engine::session::{Options, Session, State};
+use cos::error::Error;
+use cos::model::{Cancel, Interrupt, Model, Pass, Report, Sequence};
+use cos::rows::{DeviceRow, DeviceRows, DeviceSums, Distribution, Filter, Row};
+
+/// A model whose sequences answer questions. Once `fails` is set, every question is an error.
+struct Answering {
+    inner: Participant,
+    fails: Arc<AtomicBool>,
+    /// Whether every question about a filter is answered. Otherwise every third position has no answer.
+    knows: bool,
+}
+
+struct Answers {
+    inner: Box<dyn Sequence>,
+    filter: Filter,
+    copied: Cell<u64>,
+    fails: Arc<AtomicBool>,
+    knows: bool,
+}
+
+impl Answers {
+    fn working(&self) -> Result<(), Error> {
+        if self.fails.load(Ordering::Relaxed) { Err(Error::Runtime("planted".into())) } else { Ok(()) }
+    }
+
+    fn host_row(&self, position: usize) -> &[f32] {
+        self.inner.row(position).scores().unwrap()
+    }
+
+    /// What the filter keeps of a row, and the weights of the kept tokens.
+    fn kept(&self, position: usize) -> Option<(Distribution, Vec<f64>)> {
+        let Filter { rate, top_k, top_p, distance } = self.filter;
+        if !self.knows && !self.filter.is_plain() && position.is_multiple_of(3) {
+            return None;
+        }
+        let row = self.host_row(position);
+        let mut order: Vec<usize> = (0..row.len()).collect();
+        order.sort_by(|&a, &b| row[b].total_cmp(&row[a]));
+        let max = row[order[0]];
+        let mut weights: Vec<f64> = row.iter().map(|score| (f64::from(score - max) * f64::from(rate)).exp()).collect();
+        let mut out = order.split_off(if top_k == 0 { order.len() } else { top_k.min(order.len()) });
+        if top_p < 1.0 {
+            let mut left = f64::from(top_p) * order.iter().map(|&token| weights[token]).sum::<f64>();
+            let reaches = |&token: &usize| {
+                left -= weights[token];
+                left <= 0.0
+            };
+            let length = order.iter().position(reaches).map_or(order.len(), |last| last + 1);
+            out.extend(order.split_off(length));
+        }
+        let (least, last) = (max + distance, *order.last()?);
+        let (floor, cut) =
+            if row[last] < least || out.is_empty() { (least, usize::MAX) } else { (row[last], last + 1) };
+        out.into_iter()
+            .chain(order.into_iter().filter(|&token| row[token] < least))
+            .for_each(|token| weights[token] = 0.0);
+        let known = Distribution::known(self.filter, max, weights.iter().sum(), floor, cut);
+        Some((known.unwrap(), weights))
+    }
+}
+
+impl Sequence for Answers {
+    fn len(&self) -> usize {
+        self.inner.len()
+    }
+
+    fn truncate(&mut self, len: usize) {
+        self.inner.truncate(len);
+    }
+
+    fn row(&self, position: usize) -> Row<'_> {
+        Row::Device(self, position)
+    }
+
+    fn device_rows(&self) -> Option<&dyn DeviceRows> {
+        Some(self)
+    }
+}
+
+impl DeviceRows for Answers {
+    fn scores(&self, position: usize) -> Result<&[f32], Error> {
+        self.copied.set(self.copied.get() + 1);
+        self.working()?;
+        self.inner.row(position).scores()
+    }
+
+    fn score(&self, position: usize, token: usize) -> Result<f32, Error> {
+        self.working()?;
+        self.inner.row(position).score(token)
+    }
+
+    fn best(&self, position: usize) -> Option<(usize, f32, f32)> {
+        let row = self.host_row(position);
+        let best = (0..row.len()).rev().max_by(|&a, &b| row[a].total_cmp(&row[b]))?;
+        let others = row.iter().enumerate().filter(|(token, _)| *token != best);
+        Some((best, row[best], others.map(|(_, &score)| score).fold(f32::NEG_INFINITY, f32::max)))
+    }
+
+    fn distribution(&self, position: usize, filter: Filter) -> Option<Result<Distribution, Error>> {
+        let (distribution, _) = self.kept(position).filter(|_| self.filter == filter)?;
+        Some(Ok(distribution))
+    }
+
+    fn draw(&self, position: usize, share: f64) -> Result<Option<usize>, Error> {
+        self.working()?;
+        let Some((_, weights)) = self.kept(position) else { return Ok(None) };
+        let mut left = share;
+        let drawn = weights.iter().position(|weight| {
+            left -= weight;
+            left < 0.0
+        });
+        Ok(drawn)
+    }
+
+    fn place(&self, _: usize) -> Option<DeviceRow> {
+        None
+    }
+
+    fn copied(&self) -> u64 {
+        self.copied.get()
+    }
+
+    fn sums(&self) -> Option<Box<dyn DeviceSums>> {
+        None
+    }
+}
+
+impl Model for Answering {
+    fn name(&self) -> &str {
+        self.inner.name()
+    }
+
+    fn vocab_size(&self) -> usize {
+        self.inner.model().unwrap().vocab_size()
+    }
+
+    fn context_length(&self) -> usize {
+        self.inner.model().unwrap().context_length()
+    }
+
+    fn max_pass(&self) -> usize {
+        self.inner.model().unwrap().max_pass()
+    }
+
+    fn cost(&self) -> u64 {
+        self.inner.cost()
+    }
+
+    fn start(&self, cancel: &Arc<Cancel>) -> Result<Box<dyn Sequence>, Error> {
+        let (inner, fails) = (self.inner.model().unwrap().start(cancel)?, self.fails.clone());
+        Ok(Box::new(Answers { inner, filter: Filter::plain(0.0), copied: Cell::new(0), fails, knows: self.knows }))
+    }
+
+    fn forward(&self, batch: &mut [Pass<'_>]) -> Result<Report, Interrupt> {
+        let mut report = None;
+        for pass in batch {
+            let sequence: &mut dyn Any = pass.sequence;
+            let sequence: &mut Answers = sequence.downcast_mut().expect("a sequence of another model");
+            sequence.filter = pass.filter;
+            let (tokens, keep, filter) = (pass.tokens, pass.keep, pass.filter);
+            let inner = Pass { sequence: sequence.inner.as_mut(), tokens, keep, filter };
+            report = Some(self.inner.model().unwrap().forward(&mut [inner])?);
+        }
+        Ok(report.unwrap())
+    }
+}
+
+fn answering(models: &[Participant], fails: &Arc<AtomicBool>, knows: bool) -> Vec<Participant> {
+    let answer = |inner: &Participant| {
+        Participant::from(Arc::new(Answering { inner: inner.clone(), fails: fails.clone(), knows }))
+    };
+    models.iter().map(answer).collect()
+}
+
+/// With the same random numbers, every strategy decodes the same text from answers as from rows.
+#[test]
+fn answers_give_the_text_of_rows() {
+    let models = World::Related.models(2, 5);
+    let told = [true, false].map(|knows| answering(&models, &Arc::default(), knows));
+    let (mut texts, mut others) = (0, 0);
+    for combination in combinations(2) {
+        for sampling in SAMPLINGS {
+            for way in ways(2, &combination, sampling) {
+                for seed in 0..5 {
+                    let [rows, answers, some] = [&models, &told[0], &told[1]].map(|models| {
+                        let chance = CounterRng::new(seed);
+                        let mut decoder = decoder(models, &combination, sampling, &way, &[], 12, chance);
+                        decoder.prompt(&PROMPT).unwrap();
+                        while decoder.round().unwrap().1.is_none() {}
+                        decoder.committed().to_vec()
+                    });
+                    texts += 1;
+                    others += i32::from(rows != answers || rows != some);
+                }
+            }
+        }
+    }
+    assert!(texts > 500 && others == 0, "{others} of {texts} texts differ");
+}
+
+/// Log-probabilities are the same, made from answers or from rows.
+#[test]
+fn answers_give_the_log_probabilities_of_rows() {
+    let models = World::Related.models(2, 5);
+    let told = answering(&models, &Arc::default(), true);
+    let engines = [models, told].map(|models| {
+        let combine = Combine::Weighted { weights: vec![0.3, 0.7] };
+        Arc::new(Engine::new(models, combine, Vec::new(), None).unwrap())
+    });
+    for sampling in SAMPLINGS {
+        for weights in [vec![0.3, 0.7], vec![0.0, 1.0]] {
+            let [rows, answers] = engines.each_ref().map(|engine| {
+                let options = Options {
+                    sampler: sampling.sampler(),
+                    strategy: Strategy::Standard,
+                    weights: Some(weights.clone()),
+                    log_probabilities: true,
+                    max_tokens: 20,
+                    ..Options::default()
+                };
+                let mut session = Session::new(engine, &options).unwrap();
+                session.prompt(&PROMPT).unwrap();
+                let mut logs = Vec::new();
+                while session.step().unwrap().1 == State::Open {
+                    logs.extend_from_slice(session.log_probabilities());
+                }
+                logs
+            });
+            assert!(rows.len() >= 19 && rows.len() == answers.len());
+            let off = rows.iter().zip(&answers).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            assert!(off < 1e-5, "{sampling:?}, {weights:?}: off by {off}");
+        }
+    }
+}
+
+/// If a device fails, the round is an error, and no token that follows from its answers is committed.
+#[test]
+fn a_device_that_fails_is_an_error() {
+    let fails = Arc::new(AtomicBool::new(false));
+    let models = answering(&World::Related.models(2, 5), &fails, true);
+    let sampling = SAMPLINGS[0];
+    for combination in combinations(2) {
+        for way in ways(2, &combination, sampling) {
+            fails.store(false, Ordering::Relaxed);
+            let mut decoder = decoder(&models, &combination, sampling, &way, &[], 40, CounterRng::new(1));
+            decoder.prompt(&PROMPT).unwrap();
+            for _ in 0..3 {
+                decoder.round().unwrap();
+            }
+            fails.store(true, Ordering::Relaxed);
+            // A token that is known from before the failure may still be committed.
+            let mut before = decoder.committed().to_vec();
+            let error = loop {
+                match decoder.round().map(drop) {
+                    Ok(()) => before = decoder.committed().to_vec(),
+                    Err(error) => break error,
+                }
+            };
+            assert_eq!(error, Interrupt::Failed(Error::Runtime("planted".into())));
+            assert_eq!(decoder.committed(), before);
+            assert!(before.len() < PROMPT.len() + 40, "{way:?} took no notice");
+        }
+    }
+}
+
+/// Rows are read only if answers are not enough. The statistics of the session, of each model and of the engine count them.
+#[test]
+fn rows_that_are_read_are_counted() {
+    let fails = Arc::new(AtomicBool::new(false));
+    let models = answering(&World::Related.models(2, 5), &Arc::default(), true);
+    let engine = Engine::new(models, Combine::Weighted { weights: vec![0.5, 0.5] }, Vec::new(), None).unwrap();
+    let engine = Arc::new(engine);
+    let way = |sampling: Sampling, strategy, targets| Options {
+        sampler: sampling.sampler(),
+        strategy,
+        targets: Some(targets),
+        proposal_lengths: Some(vec![1, 1]),
+        max_tokens: 20,
+        ..Options::default()
+    };
+    let (plain, greedy, standard) = (Sampling::PLAIN, Sampling::GREEDY, Strategy::Standard);
+    let top_k = Sampling { top_k: 2, ..plain };
+    let first = Function::new(|rows, out| {
+        out.copy_from_slice(rows.next().flatten().expect("the first model is needed"));
+        Ok(())
+    });
+    let mut total = 0;
+    for (reads, options) in [
+        (false, way(plain, standard, Targets::Combined)),
+        (false, way(plain, standard, Targets::Routed)),
+        (false, Options { log_probabilities: true, ..way(plain, standard, Targets::Combined) }),
+        (false, Options { weights: Some(vec![1.0, 0.0]), ..way(greedy, Strategy::Cos, Targets::Combined) }),
+        (false, way(top_k, standard, Targets::Combined)),
+        (false, way(top_k, standard, Targets::Routed)),
+        // A rejected proposal needs a residual, which these sequences do not answer.
+        (true, way(plain, Strategy::Cos, Targets::Combined)),
+        (true, way(top_k, Strategy::Cos, Targets::Combined)),
+        (
+            false,
+            Options {
+                log_probabilities: true,
+                weights: Some(vec![0.0, 1.0]),
+                ..way(greedy, standard, Targets::Combined)
+            },
+        ),
+        // So does the greedy choice from a sum of rows.
+        (true, Options { log_probabilities: true, ..way(greedy, standard, Targets::Combined) }),
+        (true, Options { combine: Some(first), ..way(plain, standard, Targets::Combined) }),
+    ] {
+        let mut session = Session::new(&engine, &options).unwrap();
+        session.prompt(&PROMPT).unwrap();
+        while session.step().unwrap().1 == State::Open {}
+        let copied = session.stats().rows_copied;
+        assert_eq!(copied > 0, reads, "{options:?}: {copied} rows");
+        let described = session.describe();
+        let of_models =
+            described["models"].as_array().unwrap().iter().map(|model| model["rows_copied"].as_u64().unwrap());
+        assert_eq!(of_models.sum::<u64>(), copied);
+        total += copied;
+        assert_eq!(engine.totals().lock().rows_copied, total);
+    }
+
+    // Rows that a failed round has read are counted too.
+    let planted = fails.clone();
+    let failing = Function::new(move |rows, out| {
+        out.copy_from_slice(rows.next().flatten().expect("the first model is needed"));
+        if planted.load(Ordering::Relaxed) { Err(Error::Callback("planted".into())) } else { Ok(()) }
+    });
+    let options = Options { combine: Some(failing), ..way(plain, standard, Targets::Combined) };
+    let mut session = Session::new(&engine, &options).unwrap();
+    session.prompt(&PROMPT).unwrap();
+    session.step().unwrap();
+    let before = session.stats().rows_copied;
+    fails.store(true, Ordering::Relaxed);
+    session.step().unwrap_err();
+    assert!(session.stats().rows_copied > before);
+    assert_eq!(engine.totals().lock().rows_copied, total + session.stats().rows_copied);
+}

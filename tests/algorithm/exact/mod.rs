@@ -1,0 +1,9 @@
+//! Proof that decoding is exact. Every outcome of the decoder is enumerated with its probability, and the joint distribution of
+//! several tokens is compared with the oracle's. There is no sampling error, so a bias of a hundredth of a percent shows.
+
+mod changes;
+mod drafters;
+mod enumeration;
+mod failures;
+mod sequences;
+mod strategies;

@@ -1,0 +1,199 @@
+//! Passes that do not depend on each other run at the same time. Only the time changes by that, not the text.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use crate::common::{PROMPT, SAMPLINGS, Sampling, Way, World, combinations, decoder, ways};
+use cos::decode::chance::CounterRng;
+use cos::decode::combine::Combination;
+use cos::decode::policy::{Strategy, Targets};
+use cos::error::{Error, Result};
+use cos::model::scripted::Scripted;
+use cos::model::{Cancel, Interrupt, Model, Pass, Report, Sequence, overlap};
+use parking_lot::Mutex;
+
+/// A model that logs every pass that is begun or run.
+struct Logged {
+    inner: Scripted,
+    log: Arc<Mutex<Vec<String>>>,
+}
+
+impl Logged {
+    fn note(&self, what: &str, tokens: usize) {
+        self.log.lock().push(format!("{what} {} {tokens}", self.name()));
+    }
+}
+
+impl Model for Logged {
+    fn name(&self) -> &str {
+        self.inner.name()
+    }
+
+    fn vocab_size(&self) -> usize {
+        self.inner.vocab_size()
+    }
+
+    fn context_length(&self) -> usize {
+        self.inner.context_length()
+    }
+
+    fn max_pass(&self) -> usize {
+        self.inner.max_pass()
+    }
+
+    fn cost(&self) -> u64 {
+        self.inner.cost()
+    }
+
+    fn start(&self, cancel: &Arc<Cancel>) -> Result<Box<dyn Sequence>> {
+        self.inner.start(cancel)
+    }
+
+    fn overlaps(&self) -> bool {
+        self.inner.overlaps()
+    }
+
+    fn launch(&self, pass: &mut Pass<'_>) -> bool {
+        let begun = self.inner.launch(pass);
+        if begun {
+            self.note("begin", pass.tokens.len());
+        }
+        begun
+    }
+
+    fn forward(&self, batch: &mut [Pass<'_>]) -> Result<Report, Interrupt> {
+        self.note("run", batch[0].tokens.len());
+        self.inner.forward(batch)
+    }
+}
+
+/// Models named a, b and c. Those with `overlap` can begin a pass and finish it later.
+fn logged(overlap: &[bool], log: &Arc<Mutex<Vec<String>>>) -> Vec<Arc<dyn Model>> {
+    let model = |(index, &overlaps): (usize, &bool)| {
+        let inner = World::Related.model(index, 5).with_name(["a", "b", "c"][index]);
+        let inner = if overlaps { inner.with_overlap(0.5) } else { inner };
+        Arc::new(Logged { inner, log: log.clone() }) as Arc<dyn Model>
+    };
+    overlap.iter().enumerate().map(model).collect()
+}
+
+/// The log of the second round of a way.
+fn round(overlap: &[bool], way: &Way, overlaps: bool) -> Vec<String> {
+    let log = Arc::default();
+    let models = logged(overlap, &log);
+    let mixture = Combination::mixture(&vec![1.0 / models.len() as f32; models.len()]).unwrap();
+    let mut decoder = decoder(&models, &mixture, Sampling::PLAIN, way, &[], 100, CounterRng::new(3));
+    decoder.set_overlaps(overlaps);
+    decoder.prompt(&PROMPT).unwrap();
+    decoder.round().unwrap();
+    log.lock().clear();
+    decoder.round().unwrap();
+    std::mem::take(&mut *log.lock())
+}
+
+#[test]
+fn certain_passes_begin_before_any_is_waited_for() {
+    let standard = |models: usize| Way::new(Strategy::Standard, Targets::Combined, &[1, 1, 1][..models]);
+    let of_three = ["begin a 1", "begin b 1", "begin c 1", "run a 1", "run b 1", "run c 1"];
+    assert_eq!(round(&[true; 3], &standard(3), true), of_three);
+    // A model that cannot overlap runs in the meantime.
+    assert_eq!(round(&[true, false], &standard(2), true), ["begin a 1", "run b 1", "run a 1"]);
+    assert_eq!(round(&[true; 2], &standard(2), false), ["run a 1", "run b 1"]);
+    assert_eq!(round(&[false; 2], &standard(2), true), ["run a 1", "run b 1"]);
+    // Verifiers overlap with each other, drafters do not.
+    let speculative = Way::new(Strategy::Speculative, Targets::Combined, &[2, 0, 0]);
+    let found = round(&[true; 3], &speculative, true);
+    assert_eq!(
+        found[found.len() - 4..].iter().map(|line| &line[..7]).collect::<Vec<_>>(),
+        ["begin b", "begin c", "run b 3", "run c 3"]
+    );
+    assert!(found[..found.len() - 4].iter().all(|line| line.starts_with("run a")), "{found:?}");
+    let cos = Way::new(Strategy::Cos, Targets::Combined, &[1, 1]);
+    assert!(round(&[true; 2], &cos, true).iter().all(|line| line.starts_with("run")));
+    let routed = Way::new(Strategy::Standard, Targets::Routed, &[1, 1]);
+    assert!(round(&[true; 2], &routed, true).iter().all(|line| line.starts_with("run")));
+}
+
+/// The scripted models check that a pass is run as it was begun, and that no row is read in between.
+#[test]
+fn overlap_does_not_change_the_text() {
+    for models in [2, 3] {
+        for combination in combinations(models) {
+            for sampling in SAMPLINGS {
+                for way in ways(models, &combination, sampling) {
+                    let text = |overlaps: bool| {
+                        let model = |model| {
+                            let model = World::Related.model(model, 5).with_max_pass(3);
+                            Arc::new(model.with_overlap(0.5)) as Arc<dyn Model>
+                        };
+                        let models: Vec<_> = (0..models).map(model).collect();
+                        let mut decoder = decoder(&models, &combination, sampling, &way, &[], 20, CounterRng::new(7));
+                        decoder.set_overlaps(overlaps);
+                        decoder.prompt(&PROMPT).unwrap();
+                        while decoder.round().unwrap().1.is_none() {}
+                        (decoder.committed().to_vec(), decoder.counters())
+                    };
+                    assert_eq!(text(true), text(false), "{combination:?} {sampling:?} {way:?}");
+                }
+            }
+        }
+    }
+}
+
+/// If one of two overlapping passes fails, the other one is given up and run again later.
+#[test]
+fn a_failure_leaves_no_pass_running() {
+    let fails = Arc::new(AtomicBool::new(false));
+    for failing in 0..3 {
+        let model = |index: usize| {
+            let fails = fails.clone();
+            let script = move |context: &[i32], row: &mut [f32]| {
+                if index == failing && fails.load(Ordering::Relaxed) {
+                    return Err(Error::Runtime("planted".into()).into());
+                }
+                World::Related.fill(1, index, context, row);
+                Ok(())
+            };
+            // The last model cannot overlap.
+            let left = if index == 2 { 1.0 } else { 0.5 };
+            Arc::new(Scripted::new(5, script).with_overlap(left)) as Arc<dyn Model>
+        };
+        let models: Vec<_> = (0..3).map(model).collect();
+        let mixture = Combination::mixture(&[0.5, 0.25, 0.25]).unwrap();
+        let way = Way::new(Strategy::Standard, Targets::Combined, &[1, 1, 1]);
+        let text = |plant: bool| {
+            let mut decoder = decoder(&models, &mixture, Sampling::GREEDY, &way, &[], 20, CounterRng::new(7));
+            decoder.prompt(&PROMPT).unwrap();
+            decoder.round().unwrap();
+            if plant {
+                fails.store(true, Ordering::Relaxed);
+                let failed = decoder.round().unwrap_err();
+                assert_eq!(failed, Interrupt::Failed(Error::Runtime("planted".into())));
+                fails.store(false, Ordering::Relaxed);
+            }
+            while decoder.round().unwrap().1.is_none() {}
+            decoder.committed().to_vec()
+        };
+        assert_eq!(text(true), text(false));
+    }
+}
+
+#[test]
+fn the_gain_is_measured() {
+    let model = |milliseconds: u64, left: f64| {
+        let time = move |_, _| Duration::from_millis(milliseconds);
+        Arc::new(Scripted::new(5, |_, _| Ok(())).with_pass_times(time).with_overlap(left)) as Arc<dyn Model>
+    };
+    let measured = |models: &[Arc<dyn Model>]| {
+        overlap::measure(&models.iter().map(|model| model.as_ref()).collect::<Vec<_>>()).unwrap()
+    };
+    assert_eq!(measured(&[model(10, 0.5)]), None);
+    assert_eq!(measured(&[model(10, 1.0), model(10, 1.0)]), None);
+    let near = |found: Option<f64>, expected: f64| assert!((found.unwrap() - expected).abs() < 1e-6, "{found:?}");
+    near(measured(&[model(10, 0.5), model(10, 0.5)]), 0.0);
+    near(measured(&[model(10, 0.75), model(10, 0.75)]), 0.5);
+    near(measured(&[model(10, 0.8), model(10, 0.8), model(10, 0.8)]), 0.7);
+    // The long pass hides the short one.
+    near(measured(&[model(40, 0.75), model(10, 1.0)]), 0.0);
+}

@@ -1,0 +1,143 @@
+/* What never changes in version 0.1 of the C interface, checked while it compiles: members, sizes, values, signatures. */
+/* Members keep their place and type; structs grow at their end only. */
+#define MEMBER(type, member, member_type, offset)                                       \
+    _Static_assert(offsetof(type, member) == (offset), #type "." #member " has moved"); \
+    _Static_assert(_Generic(((type *)0)->member, member_type: 1, default: 0), #type "." #member " has another type")
+
+MEMBER(cos_session_options, struct_size, size_t, 0);
+MEMBER(cos_session_options, strategy, int32_t, 8);
+MEMBER(cos_session_options, temperature, float, 12);
+MEMBER(cos_session_options, top_k, int32_t, 16);
+MEMBER(cos_session_options, top_p, float, 20);
+MEMBER(cos_session_options, min_p, float, 24);
+MEMBER(cos_session_options, seed, uint64_t, 32);
+MEMBER(cos_session_options, max_tokens, uint32_t, 40);
+MEMBER(cos_session_options, proposal_lengths, const int32_t *, 48);
+MEMBER(cos_session_options, proposal_lengths_count, size_t, 56);
+MEMBER(cos_session_options, weights, const float *, 64);
+MEMBER(cos_session_options, weights_count, size_t, 72);
+MEMBER(cos_session_options, stop_tokens, const int32_t *, 80);
+MEMBER(cos_session_options, stop_tokens_count, size_t, 88);
+MEMBER(cos_session_options, targets, int32_t, 96);
+MEMBER(cos_session_options, log_probabilities, int32_t, 100);
+MEMBER(cos_session_options, combine, cos_combine_fn, 104);
+MEMBER(cos_session_options, combine_data, void *, 112);
+_Static_assert(sizeof(cos_session_options) >= 120, "cos_session_options has shrunk");
+
+MEMBER(cos_step_result, struct_size, size_t, 0);
+MEMBER(cos_step_result, tokens, const int32_t *, 8);
+MEMBER(cos_step_result, tokens_count, size_t, 16);
+MEMBER(cos_step_result, finish, int32_t, 24);
+MEMBER(cos_step_result, reserved, int32_t, 28);
+MEMBER(cos_step_result, log_probabilities, const float *, 32);
+_Static_assert(sizeof(cos_step_result) >= 40, "cos_step_result has shrunk");
+
+MEMBER(cos_stats, struct_size, size_t, 0);
+MEMBER(cos_stats, steps, uint64_t, 8);
+MEMBER(cos_stats, tokens, uint64_t, 16);
+MEMBER(cos_stats, proposed, uint64_t, 24);
+MEMBER(cos_stats, tested, uint64_t, 32);
+MEMBER(cos_stats, accepted, uint64_t, 40);
+MEMBER(cos_stats, forwards, uint64_t, 48);
+MEMBER(cos_stats, positions, uint64_t, 56);
+MEMBER(cos_stats, model_ns, uint64_t, 64);
+MEMBER(cos_stats, total_ns, uint64_t, 72);
+MEMBER(cos_stats, near_ties, uint64_t, 80);
+MEMBER(cos_stats, planned_ns, uint64_t, 88);
+MEMBER(cos_stats, expected_ns, uint64_t, 96);
+MEMBER(cos_stats, standard_ns, uint64_t, 104);
+MEMBER(cos_stats, rows_copied, uint64_t, 112);
+_Static_assert(sizeof(cos_stats) >= 120, "cos_stats has shrunk");
+
+/* Sizes of the structs before anything was added to them. */
+enum { FIRST_OPTIONS_SIZE = 96, FIRST_RESULT_SIZE = 32, FIRST_STATS_SIZE = 80 };
+
+#define CONSTANT(name, value) _Static_assert((name) == (value), #name " has changed")
+
+CONSTANT(COS_ERROR_INVALID_ARGUMENT, 1);
+CONSTANT(COS_ERROR_CONFIG, 2);
+CONSTANT(COS_ERROR_MODEL, 3);
+CONSTANT(COS_ERROR_RUNTIME, 4);
+CONSTANT(COS_ERROR_CONTEXT_FULL, 5);
+CONSTANT(COS_ERROR_NUMERIC, 6);
+CONSTANT(COS_ERROR_BUSY, 7);
+CONSTANT(COS_ERROR_UNSUPPORTED, 8);
+CONSTANT(COS_ERROR_BUFFER_TOO_SMALL, 9);
+CONSTANT(COS_ERROR_POISONED, 10);
+CONSTANT(COS_ERROR_INTERNAL, 11);
+CONSTANT(COS_ERROR_CALLBACK, 12);
+CONSTANT(COS_STRATEGY_AUTO, 0);
+CONSTANT(COS_STRATEGY_STANDARD, 1);
+CONSTANT(COS_STRATEGY_SPECULATIVE, 2);
+CONSTANT(COS_STRATEGY_COS, 3);
+CONSTANT(COS_TARGETS_AUTO, 0);
+CONSTANT(COS_TARGETS_COMBINED, 1);
+CONSTANT(COS_TARGETS_ROUTED, 2);
+CONSTANT(COS_FINISH_NONE, 0);
+CONSTANT(COS_FINISH_STOP, 1);
+CONSTANT(COS_FINISH_MAX_TOKENS, 2);
+CONSTANT(COS_FINISH_CONTEXT_FULL, 3);
+CONSTANT(COS_FINISH_CANCELLED, 4);
+
+/* Functions keep their signatures: these initialisers do not compile otherwise. */
+static const struct {
+    const char *(*version)(void);
+    int32_t (*error_code)(const cos_error *);
+    const char *(*error_message)(const cos_error *);
+    void (*error_free)(cos_error *);
+    cos_error *(*engine_open)(const char *, cos_engine **);
+    cos_error *(*engine_new)(const char *, cos_engine **);
+    void (*engine_free)(cos_engine *);
+    size_t (*engine_vocab_size)(const cos_engine *);
+    size_t (*engine_model_count)(const cos_engine *);
+    cos_error *(*engine_describe)(const cos_engine *, const char **);
+    cos_error *(*engine_describe_table)(const cos_engine *, const char **);
+    cos_error *(*session_new)(const cos_engine *, const cos_session_options *, cos_session **);
+    cos_error *(*prompt)(cos_session *, const int32_t *, size_t);
+    cos_error *(*session_set_weights)(cos_session *, const float *, size_t);
+    cos_error *(*step)(cos_session *, cos_step_result *);
+    cos_error *(*cancel)(cos_session *);
+    void (*free)(cos_session *);
+    cos_error *(*session_stats)(const cos_session *, cos_stats *);
+    cos_error *(*session_describe)(const cos_session *, const char **);
+    cos_error *(*engine_stats)(const cos_engine *, cos_stats *);
+    cos_error *(*engine_encode)(const cos_engine *, const char *, size_t, int32_t, int32_t *, size_t, size_t *);
+    cos_error *(*engine_decode)(const cos_engine *, const int32_t *, size_t, char *, size_t, size_t *);
+    cos_error *(*text_stream_new)(const cos_engine *, cos_text_stream **);
+    cos_error *(*text_stream_prompt)(cos_text_stream *, const int32_t *, size_t);
+    cos_error *(*text_stream_set_stops)(cos_text_stream *, const char *const *, const size_t *, size_t);
+    int32_t (*text_stream_stopped)(const cos_text_stream *);
+    cos_error *(*text_stream_push)(cos_text_stream *, const int32_t *, size_t, const char **, size_t *);
+    cos_error *(*text_stream_finish)(cos_text_stream *, const char **, size_t *);
+    void (*text_stream_free)(cos_text_stream *);
+} signatures = {
+    cos_version,
+    cos_error_code,
+    cos_error_message,
+    cos_error_free,
+    cos_engine_open,
+    cos_engine_new,
+    cos_engine_free,
+    cos_engine_vocab_size,
+    cos_engine_model_count,
+    cos_engine_describe,
+    cos_engine_describe_table,
+    cos_session_new,
+    cos_prompt,
+    cos_session_set_weights,
+    cos_step,
+    cos_cancel,
+    cos_free,
+    cos_session_stats,
+    cos_session_describe,
+    cos_engine_stats,
+    cos_engine_encode,
+    cos_engine_decode,
+    cos_text_stream_new,
+    cos_text_stream_prompt,
+    cos_text_stream_set_stops,
+    cos_text_stream_stopped,
+    cos_text_stream_push,
+    cos_text_stream_finish,
+    cos_text_stream_free,
+};

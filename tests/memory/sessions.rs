@@ -1,0 +1,162 @@
+//! The memory of sessions: what they report, what a long prompt needs, what happens without memory, and weights that two models
+//! share.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+
+use cos::config::{Combine, Config};
+use cos::decode::policy::{Strategy, Targets};
+use cos::engine::Engine;
+use cos::engine::session::{Options, Session};
+use cos::model::scripted::Scripted;
+use cos::rows::Sampler;
+
+use crate::allocator::{HELD, LARGEST, turn};
+
+fn folder(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
+}
+
+fn engine(paths: &[&str]) -> Arc<Engine> {
+    let models: Vec<_> = paths.iter().map(|path| serde_json::json!({ "path": folder(path) })).collect();
+    let weights = vec![1.0 / paths.len() as f32; paths.len()];
+    let config = serde_json::json!({ "models": models, "combine": { "kind": "weighted", "weights": weights } });
+    Arc::new(Engine::load(&Config::parse(&config.to_string()).unwrap()).unwrap())
+}
+
+fn session(engine: &Arc<Engine>, temperature: f32) -> Session {
+    let options = Options {
+        strategy: Strategy::Cos,
+        targets: Some(Targets::Combined),
+        proposal_lengths: Some(vec![2; engine.participants().len()]),
+        sampler: Sampler::new(temperature, 0, 0.0, 0.0).unwrap(),
+        stop_tokens: Some(Vec::new()),
+        ..Options::default()
+    };
+    Session::new(engine, &options).unwrap()
+}
+
+fn tokens(count: usize) -> Vec<i32> {
+    (0..count as i32).map(|index| index * 7 % 90 + 3).collect()
+}
+
+#[test]
+fn a_session_reports_what_it_holds() {
+    let _turn = turn();
+    for paths in [
+        ["models/demo/base", "models/demo/math"],
+        ["tests/exports/llama/optimum-fp32", "tests/exports/llama/optimum-fp16"],
+        ["tests/exports/llama/mobius-static", "tests/exports/variants/last-logits"],
+    ] {
+        let engine = engine(&paths);
+        for temperature in [0.0, 1.0] {
+            let before = HELD.load(Relaxed);
+            let mut session = session(&engine, temperature);
+            let length = session.decoder().context_length() / 2;
+            session.prompt(&tokens(length)).unwrap();
+            for _ in 0..8 {
+                session.step().unwrap();
+                let (held, memory) = (HELD.load(Relaxed) - before, session.memory());
+                assert!(memory.peak_bytes >= memory.bytes, "{memory:?}");
+                // Names, bindings and inputs, some thousands of bytes, are not reported.
+                assert!(memory.bytes.abs_diff(held) < held / 50 + 40_000, "{paths:?}: {memory:?}, but {held} are held");
+            }
+        }
+    }
+}
+
+/// Rows dominate the memory, because the vocabulary is long.
+#[test]
+fn a_session_reports_the_rows_of_its_decoder() {
+    let _turn = turn();
+    let script = |_: &[i32], row: &mut [f32]| {
+        row.fill(0.0);
+        Ok(())
+    };
+    let model = Arc::new(Scripted::new(200_000, script));
+    let engine = Arc::new(Engine::new(vec![model], Combine::Target { model: 0 }, Vec::new(), None).unwrap());
+    let before = HELD.load(Relaxed);
+    let session = session(&engine, 1.0);
+    let (held, memory) = (HELD.load(Relaxed) - before, session.memory());
+    assert!(memory.bytes.abs_diff(held) < held / 50 + 40_000, "{memory:?}, but {held} are held");
+}
+
+#[test]
+fn a_long_prompt_takes_bounded_memory_and_gives_it_back() {
+    let _turn = turn();
+    let engine = engine(&["models/demo/base", "models/demo/math"]);
+    let memory = |length: usize| {
+        let mut session = session(&engine, 0.0);
+        session.prompt(&tokens(length)).unwrap();
+        for _ in 0..8 {
+            session.step().unwrap();
+        }
+        session.memory()
+    };
+    // Both prompts need caches of 256 tokens.
+    let (short, long) = (memory(100), memory(240));
+    let rows = |count: usize| 2 * count * 4 * engine.vocab_size();
+    assert_eq!(short.bytes, long.bytes);
+    assert!(long.peak_bytes > short.peak_bytes + rows(100), "{long:?}, {short:?}: the rows of the prompt are counted");
+    // Both prompts need caches of 1024 tokens.
+    assert_eq!(memory(600), memory(900), "the passes of a prompt are no wider than those of a shorter one");
+}
+
+#[test]
+fn without_memory_a_step_fails_and_the_session_goes_on() {
+    let _turn = turn();
+    let engine = engine(&["models/demo/base", "models/demo/math"]);
+    let finish = |session: &mut Session| {
+        while session.decoder().committed().len() < 640 {
+            session.step().unwrap();
+        }
+        (session.decoder().committed().to_vec(), session.decoder().counters().near_ties)
+    };
+    let start = || {
+        let mut session = session(&engine, 0.0);
+        session.prompt(&tokens(100)).unwrap();
+        session.step().unwrap();
+        session.prompt(&tokens(500)).unwrap();
+        session
+    };
+    let (expected, _) = finish(&mut start());
+    for (largest, what) in [(200 << 10, "a cache of"), (3 << 20, "logits of")] {
+        let mut session = start();
+        let before = (session.decoder().committed().to_vec(), session.memory().bytes);
+        LARGEST.store(largest, Relaxed);
+        let error = session.step().map(|_| ());
+        LARGEST.store(usize::MAX, Relaxed);
+        let error = error.unwrap_err();
+        assert_eq!(error.code(), 4, "{error}");
+        assert!(error.to_string().contains(&format!("not enough memory for {what}")), "{error}");
+        assert_eq!(session.decoder().committed(), before.0);
+        let (found, near_ties) = finish(&mut session);
+        assert!(found == expected || near_ties > 0, "after {error}");
+    }
+}
+
+/// A file that is used twice, as target and drafter or in two engines, is held once.
+#[test]
+fn weights_that_are_named_twice_are_held_once() {
+    let _turn = turn();
+    let resident = || {
+        let pages = std::fs::read_to_string("/proc/self/statm").unwrap();
+        4096 * pages.split_whitespace().nth(1).unwrap().parse::<usize>().unwrap()
+    };
+    let size = folder("models/demo/base/model.onnx").metadata().unwrap().len() as usize;
+    let first = engine(&["models/demo/base"]);
+    let before = resident();
+    let twice = engine(&["models/demo/base", "models/demo/base"]);
+    let grown = resident().saturating_sub(before);
+    assert!(grown < size, "{grown} more bytes for weights of {size} that were there");
+
+    let mut session = session(&twice, 1.0);
+    session.prompt(&tokens(20)).unwrap();
+    while session.decoder().committed().len() < 60 {
+        session.step().unwrap();
+    }
+    let counters = session.decoder().counters();
+    assert!(counters.tested > 10 && counters.accepted == counters.tested, "{counters:?}");
+    drop(first);
+}

@@ -1,0 +1,9 @@
+//! Real models run as they should: exports of many tools and architectures against PyTorch, and the demo models.
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod demo;
+mod exports;
+mod mixtures;
+mod replay;
