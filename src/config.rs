@@ -236,8 +236,8 @@ impl Combine {
         };
         if let (Some(_), None) = (weights, own) {
             return Err(Error::InvalidArgument(
-                "weights are given, but the engine's combination takes none; leave them out, because only weighted and \
-                 logits take weights"
+                "weights are given, but the engine's combination takes none; leave them out, or open the engine with \
+                 \"weighted\" or \"logits\""
                     .into(),
             ));
         }
@@ -260,22 +260,22 @@ impl Combine {
             Combine::Contrastive { .. } => {
                 if let Some(model) = [0, 1].into_iter().find(only_drafts) {
                     return Err(Error::InvalidArgument(format!(
-                        "model {model} is the {}, but it is a look-up, which only drafts; list the expert and \
-                         the amateur first",
+                        "model {model} is the {}, but it is a look-up, which only drafts; list the expert and then the \
+                         amateur before all look-ups",
                         ["expert", "amateur"][model]
                     )));
                 }
             }
             Combine::Target { model } if only_drafts(model) => {
                 return Err(Error::InvalidArgument(format!(
-                    "target model {model} is a look-up, which only drafts; name another one"
+                    "target model {model} is a look-up, which only drafts; name another model"
                 )));
             }
             _ => {
                 if let Some(model) = combination.needed().find(only_drafts) {
                     return Err(Error::InvalidArgument(format!(
-                        "weights[{model}] is {}, but model {model} is a look-up, which only drafts; its weight \
-                         must be 0",
+                        "weights[{model}] is {}, but model {model} is a look-up, which only drafts; set its weight \
+                         to 0",
                         weights[model]
                     )));
                 }

@@ -132,7 +132,7 @@ fn padding(name: &str, columns: usize, tokens: usize) -> Option<String> {
         ))
     } else if tokens > columns {
         Some(format!(
-            "the tokenizer of {name} has {tokens} tokens, but its logits only {columns} columns, so a text with a \
+            "the tokenizer of {name} has {tokens} tokens, but its logits have only {columns} columns, so a text with a \
              token from {columns} on is refused"
         ))
     } else {

@@ -85,7 +85,7 @@ fn check_merges(vocab: &str, merges: &str, prefix: &str) -> Check {
     let mut whole = String::new();
     let mut check = |left: &str, right: &str| {
         let rest = right.get(prefix.len()..).ok_or_else(|| {
-            format!("{right:?} behind {left:?} does not begin with {prefix:?}, the continuing_subword_prefix")
+            format!("{right:?} behind {left:?} does not begin with the continuing_subword_prefix, {prefix:?}")
         })?;
         whole.clear();
         whole.extend([left, rest]);
