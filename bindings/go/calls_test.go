@@ -189,7 +189,8 @@ func TestUseAfterClose(t *testing.T) {
 		_, step := none.Step(context.Background())
 		_, stats := none.Stats()
 		_, describe := none.Describe()
-		for i, err := range []error{step, stats, describe, none.Prompt([]int32{1}), none.SetWeights(nil), none.Cancel()} {
+		errs := []error{step, stats, describe, none.Prompt([]int32{1}), none.SetWeights(nil), none.Cancel()}
+		for i, err := range errs {
 			if err != cos.ErrClosed {
 				t.Errorf("session %d: %v", i, err)
 			}

@@ -127,7 +127,8 @@ func TestStops(t *testing.T) {
 	stream := newStream(t, engine, "never", "ree fo", "\x00")
 	for range 2 { // Finish starts a new text with the same stop strings.
 		// The stop string that is complete first ends the text, and it spans tokens.
-		if text := push(t, stream, encode(t, engine, "one two three four never")); text != "one two th" || !stream.Stopped() {
+		text := push(t, stream, encode(t, engine, "one two three four never"))
+		if text != "one two th" || !stream.Stopped() {
 			t.Errorf("%q, stopped: %v", text, stream.Stopped())
 		}
 		if text := push(t, stream, encode(t, engine, " five")) + finish(t, stream); text != "" || !stream.Stopped() {

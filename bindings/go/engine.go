@@ -127,8 +127,9 @@ func (e *Engine) Encode(text string, addSpecial bool) ([]int32, error) {
 	}
 	// One token for each byte and a few more are always enough.
 	return fill(len(text)+16, func(tokens *int32, capacity C.size_t, count *C.size_t) error {
-		return check(C.cos_engine_encode(engine, (*C.char)(unsafe.Pointer(unsafe.StringData(text))), C.size_t(len(text)),
-			special, (*C.int32_t)(tokens), capacity, count))
+		bytes := (*C.char)(unsafe.Pointer(unsafe.StringData(text)))
+		return check(C.cos_engine_encode(engine, bytes, C.size_t(len(text)), special, (*C.int32_t)(tokens), capacity,
+			count))
 	})
 }
 

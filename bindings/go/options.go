@@ -69,8 +69,8 @@ func (t Targets) String() string {
 type Options struct {
 	Strategy Strategy
 	// Scores are divided by it. 0 is greedy: the token with the highest score, and the lowest such token among equal
-	// scores. With "weighted", a small temperature (0.01 and less) is not greedy: the weights draw one of the models' own
-	// best tokens. For the best token of the mixture, set 0, or set "greedy_below" in the configuration.
+	// scores. With "weighted", a small temperature (0.01 and less) is not greedy: the weights draw one of the models'
+	// own best tokens. For the best token of the mixture, set 0, or set "greedy_below" in the configuration.
 	Temperature float32
 	// Sample among this many most probable tokens of each distribution; 0 is off.
 	TopK int32
@@ -83,8 +83,8 @@ type Options struct {
 	Seed uint64
 	// Most tokens to generate after each prompt; 0: until the context is full.
 	MaxTokens uint32
-	// How many tokens each model proposes in a row, 0 to 64, in the order of the configuration. Nil: the library chooses.
-	// With StrategySpeculative, the cheapest model with a number above 0 drafts.
+	// How many tokens each model proposes in a row, 0 to 64, in the order of the configuration. Nil: the library
+	// chooses. With StrategySpeculative, the cheapest model with a number above 0 drafts.
 	ProposalLengths []int32
 	// Weights in place of the engine's, for "weighted" and "logits". Nil: the engine's weights.
 	Weights []float32

@@ -61,8 +61,9 @@ func (f Finish) String() string {
 type Step struct {
 	// The tokens that the step committed: at least one, unless the sequence is finished.
 	Tokens []int32
-	// The natural logarithm of each token's probability under the combined distribution, after temperature, top-k, top-p
-	// and min-p. For a greedy session, at temperature 1 without these filters. Nil if Options did not ask for them.
+	// The natural logarithm of each token's probability under the combined distribution, after temperature, top-k,
+	// top-p and min-p. For a greedy session, at temperature 1 without these filters. Nil if Options did not ask for
+	// them.
 	LogProbabilities []float32
 	Finish           Finish
 }

@@ -27,7 +27,8 @@ func TestSetWeightsAndStats(t *testing.T) {
 		t.Errorf("%v, not %v", changed, direct)
 	}
 	stats, err := session.Stats()
-	if err != nil || stats.Tokens != 12 || stats.Steps == 0 || stats.ModelTime <= 0 || stats.TotalTime < stats.ModelTime {
+	if err != nil || stats.Tokens != 12 || stats.Steps == 0 || stats.ModelTime <= 0 ||
+		stats.TotalTime < stats.ModelTime {
 		t.Errorf("%+v, %v", stats, err)
 	}
 }
@@ -141,13 +142,14 @@ func TestCombineFails(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			failing := true
-			session := newSession(t, engine, cos.Options{MaxTokens: 3, Combine: func(rows [][]float32, scores []float32) error {
+			combine := func(rows [][]float32, scores []float32) error {
 				if failing {
 					return fail()
 				}
 				copy(scores, rows[0])
 				return nil
-			}})
+			}
+			session := newSession(t, engine, cos.Options{MaxTokens: 3, Combine: combine})
 			if err := session.Prompt([]int32{1, 2, 3}); err != nil {
 				t.Fatal(err)
 			}
@@ -176,7 +178,8 @@ func TestCombineUsesItsSession(t *testing.T) {
 		copy(scores, rows[0])
 		_, busy := session.Step(context.Background())
 		_, stats := session.Stats()
-		found = append(found, busy, session.Prompt([]int32{1}), stats, session.Cancel(), session.Close(), session.Cancel())
+		found = append(found, busy, session.Prompt([]int32{1}), stats)
+		found = append(found, session.Cancel(), session.Close(), session.Cancel())
 		return nil
 	}})
 	if err := session.Prompt([]int32{1, 2, 3}); err != nil {

@@ -20,9 +20,9 @@ type Stats struct {
 	TotalTime time.Duration // inside steps
 	NearTies  uint64        // greedy choices between two nearly equal scores
 
-	// Time inside steps with StrategyAuto, from the first evaluation of the plan on, without passes over prompts. It is 0
-	// with any other strategy, as are the next two. All three are about the same tokens: StandardTime / PlannedTime is the
-	// measured gain of planning, and StandardTime / ExpectedTime the expected gain.
+	// Time inside steps with StrategyAuto, from the first evaluation of the plan on, without passes over prompts. It is
+	// 0 with any other strategy, as are the next two. All three are about the same tokens: StandardTime / PlannedTime
+	// is the measured gain of planning, and StandardTime / ExpectedTime the expected gain.
 	PlannedTime time.Duration
 	// Time that these tokens were expected to take when their plan was chosen.
 	ExpectedTime time.Duration
