@@ -1,8 +1,8 @@
 //! Planted faults: each one must be noticed by some part of the suite.
 //!
-//! A fault is an edit of the sources. One copy of the library holds all of them, each behind a switch, so it is built only once
-//! and the library itself stays clean. If the text that an edit replaces is gone, that is an error: write the new text into the
-//! fault.
+//! A fault is an edit of the sources. One copy of the library holds all of them, each behind a switch, so it is built
+//! only once and the library itself stays clean. If the text that an edit replaces is gone, that is an error: write the
+//! new text into the fault.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

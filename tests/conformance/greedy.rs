@@ -1,5 +1,5 @@
-//! Greedy decoding of the demo models: every strategy decodes the tokens of the standard strategy, on every prompt. It may differ
-//! only at a near tie of the two best tokens.
+//! Greedy decoding of the demo models: every strategy decodes the tokens of the standard strategy, on every prompt. It
+//! may differ only at a near tie of the two best tokens.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -97,8 +97,8 @@ fn decode(engine: &Arc<Engine>, prompt: &[i32], options: &Options) -> (Vec<i32>,
     }
 }
 
-/// The difference of the oracle's log-probabilities of two tokens after a context, by which near ties are counted. The rows come
-/// from fresh sequences, so no cache can be wrong.
+/// The difference of the oracle's log-probabilities of two tokens after a context, by which near ties are counted. The
+/// rows come from fresh sequences, so no cache can be wrong.
 fn margin(engine: &Engine, context: &[i32], a: i32, b: i32) -> f64 {
     let row = |model: &Arc<dyn Model>| {
         let mut sequence = model.start(&Arc::new(Cancel::default())).expect("memory");
@@ -124,7 +124,8 @@ struct Counts {
 }
 
 impl Counts {
-    /// Decodes a prompt by a strategy, and compares the tokens with those of the standard strategy. Returns what is wrong.
+    /// Decodes a prompt by a strategy, and compares the tokens with those of the standard strategy. Returns what is
+    /// wrong.
     fn compare(
         &mut self,
         engine: &Arc<Engine>,

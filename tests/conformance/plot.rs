@@ -200,8 +200,8 @@ pub struct Bar {
     pub outside: bool,
 }
 
-/// Pairs of horizontal bars up to `most`: the expected value above the observed one. Lengths are square roots, so rare cells
-/// are visible, and the standard error of a count has about the same length everywhere.
+/// Pairs of horizontal bars up to `most`: the expected value above the observed one. Lengths are square roots, so rare
+/// cells are visible, and the standard error of a count has about the same length everywhere.
 pub fn bars(bars: &[Bar], most: f64, alternative: &str) -> String {
     const NAME: f64 = 118.0;
     const LENGTH: f64 = 210.0;

@@ -1,5 +1,5 @@
-//! `make conformance`: proves that decoded text follows the combined distribution, and writes a report. `main.rs` has the same
-//! checks with few draws as tests.
+//! `make conformance`: proves that decoded text follows the combined distribution, and writes a report. `main.rs` has
+//! the same checks with few draws as tests.
 
 #[path = "../common/mod.rs"]
 mod common;
@@ -120,7 +120,8 @@ fn simulate(rounds: u64, progress: &dyn Progress) -> Section {
     section
 }
 
-/// The failures of each part: the number of failed comparisons, and the index of the worst. With `first`, stops after a part that fails.
+/// The failures of each part: the number of failed comparisons, and the index of the worst. With `first`, stops after a
+/// part that fails.
 fn probe(exports: bool, first: bool) -> serde_json::Value {
     let mut found = BTreeMap::new();
     for Probe { part, run, .. } in PROBES.iter().filter(|probe| !probe.exports || exports) {

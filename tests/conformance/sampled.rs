@@ -1,5 +1,5 @@
-//! The joint distribution of several tokens, drawn with the real random numbers, compared with the oracle's: for every combination,
-//! strategy, length, sampler and kind of targets, and for sequences that end early.
+//! The joint distribution of several tokens, drawn with the real random numbers, compared with the oracle's: for every
+//! combination, strategy, length, sampler and kind of targets, and for sequences that end early.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;

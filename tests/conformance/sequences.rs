@@ -1,5 +1,5 @@
-//! Whole sessions: many at once on one engine, several prompts, cancelled steps, weights that change in between. Each token must
-//! have the distribution given by the tokens before it and the weights of its step.
+//! Whole sessions: many at once on one engine, several prompts, cancelled steps, weights that change in between. Each
+//! token must have the distribution given by the tokens before it and the weights of its step.
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -29,8 +29,8 @@ struct Life {
     cancels: bool,
     /// The weights change after every step that committed tokens.
     weights: bool,
-    /// The weights change after every cancelled step, too. Only combined targets are exact here: the time of a routed step
-    /// depends on its model, so a cancellation would select among tokens.
+    /// The weights change after every cancelled step, too. Only combined targets are exact here: the time of a routed
+    /// step depends on its model, so a cancellation would select among tokens.
     weights_by_cancels: bool,
 }
 

@@ -1,5 +1,5 @@
-//! Replays the vectors of `tests/vectors` through the C interface: compares what sessions of every strategy decode with the
-//! distributions that PyTorch has computed. `tests/vectors/README.md` defines the files and the checks.
+//! Replays the vectors of `tests/vectors` through the C interface: compares what sessions of every strategy decode with
+//! the distributions that PyTorch has computed. `tests/vectors/README.md` defines the files and the checks.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::CString;

@@ -1,6 +1,7 @@
-//! Models of the shapes of known ones, made by `scripts/make_shapes.py`: logits against PyTorch's, prompts of 1 to 3,000 tokens, sessions
-//! on threads that come and go. `COS_TEST_SHAPES` names the folder that they were made in; without it nothing is tested.
-//! `COS_TEST_PROVIDER=cuda` runs them on a GPU, `COS_TEST_GPUS=2` the second model of a pair on another one.
+//! Models of the shapes of known ones, made by `scripts/make_shapes.py`: logits against PyTorch's, prompts of 1 to
+//! 3,000 tokens, sessions on threads that come and go. `COS_TEST_SHAPES` names the folder that they were made in;
+//! without it nothing is tested. `COS_TEST_PROVIDER=cuda` runs them on a GPU, `COS_TEST_GPUS=2` the second model of a
+//! pair on another one.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -15,8 +16,8 @@ use cos::onnx::{OnnxModel, Provider, Settings, environment};
 use cos::rows::sampling::Sampler;
 use serde_json::Value;
 
-/// By how many standard deviations of a row its logits may differ from those of float32, by the export's precision. Four bits are
-/// exact here, but products of them are made in half precision.
+/// By how many standard deviations of a row its logits may differ from those of float32, by the export's precision.
+/// Four bits are exact here, but products of them are made in half precision.
 const TOLERANCES: [(&str, f32); 4] = [("fp32", 2e-3), ("fp16", 0.03), ("bf16", 0.2), ("int4", 0.03)];
 
 fn provider() -> &'static str {
@@ -175,9 +176,10 @@ fn decode(engine: &Arc<Engine>, Job { prompt, options }: &Job) -> Vec<i32> {
     session.decoder().committed()[*prompt..].to_vec()
 }
 
-/// Whether two texts are the same, up to the last bits of logits. Those depend on the size of the cache, which is that of an earlier
-/// session where one has ended. Greedy texts part only where the models rate both tokens alike. The models are flat noise over 32,000
-/// tokens and more, so a draw moves by some tokens where rounding moves the sum of what lies before it, and the text goes on alike.
+/// Whether two texts are the same, up to the last bits of logits. Those depend on the size of the cache, which is that
+/// of an earlier session where one has ended. Greedy texts part only where the models rate both tokens alike. The
+/// models are flat noise over 32,000 tokens and more, so a draw moves by some tokens where rounding moves the sum of
+/// what lies before it, and the text goes on alike.
 fn are_alike(subject: &Subject, job: &Job, a: &[i32], b: &[i32]) -> bool {
     if !job.options.sampler.is_greedy() {
         return a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a.abs_diff(*b) <= 128);

@@ -1,5 +1,5 @@
-//! All models of a process share one thread pool, so loading more models starts no more threads. The pool has one thread for each
-//! core that the process may use.
+//! All models of a process share one thread pool, so loading more models starts no more threads. The pool has one
+//! thread for each core that the process may use.
 
 use std::path::Path;
 use std::sync::Arc;

@@ -1,5 +1,5 @@
-// Runs kernels of CUDA on the processor. The threads of a block are fibers, which take turns at barriers, and blocks run one after the
-// other. Mistakes that need threads at the same time, without a barrier between them, are not found.
+// Runs kernels of CUDA on the processor. The threads of a block are fibers, which take turns at barriers, and blocks
+// run one after the other. Mistakes that need threads at the same time, without a barrier between them, are not found.
 #pragma once
 #include <math.h>
 #include <setjmp.h>

@@ -396,7 +396,8 @@ fn tables_of_positions_end_the_context() {
     assert_eq!(model.context_length(), 1 << 20);
 }
 
-/// No fixture of the builder for float16 may be tidied: it declares shapes that are wrong, and so do the files of users.
+/// No fixture of the builder for float16 may be tidied: it declares shapes that are wrong, and so do the files of
+/// users.
 #[test]
 fn shapes_that_a_file_declares_wrongly_are_found_out() {
     for (form, expected) in [("builder-fp16", true), ("builder-fp32", false), ("optimum-fp16", false)] {

@@ -182,8 +182,8 @@ pub fn quantiles(worst_first: &[&Comparison], threshold: f64) -> Value {
     let expected = |rank: usize| exponent(rank as f64 / (count + 1) as f64);
     let limit = exponent(threshold);
 
-    // The k-th smallest of n uniform numbers has the distribution Beta(k, n + 1 − k). A curve needs only some ranks, further
-    // and further apart.
+    // The k-th smallest of n uniform numbers has the distribution Beta(k, n + 1 − k). A curve needs only some ranks,
+    // further and further apart.
     let mut ranks: Vec<usize> =
         (0..).map(|i| 1.1f64.powi(i) as usize).take_while(|&r| r < count).chain([count]).collect();
     ranks.dedup();
