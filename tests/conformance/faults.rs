@@ -314,10 +314,10 @@ fn read_folder(folder: &Path, files: &mut BTreeMap<PathBuf, String>) -> std::io:
 pub fn run(effort: Effort, progress: &dyn Progress) -> Section {
     let mut section = Section {
         title: "Planted faults".into(),
-        about: "A suite that finds nothing proves little until it has found something. Each fault is put into a copy of the \
-                library, and the parts of the suite run on it with the few draws of `make test`. The table says how many \
-                comparisons or tests of each part fail. The power is how often the best comparison fails in 20 \
-                repetitions with other random numbers."
+        about: "A suite that finds nothing proves little until it has found something. Each fault is put into a copy \
+                of the library, and the parts of the suite run on it with the few draws of `make test`. The table says \
+                how many comparisons or tests of each part fail. The power is how often the best comparison fails in \
+                20 repetitions with other random numbers."
             .into(),
         ..Section::default()
     };

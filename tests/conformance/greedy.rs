@@ -168,9 +168,10 @@ fn cases() -> [Case; 3] {
 
 pub fn run(effort: Effort, progress: &dyn Progress) -> Section {
     let mut table = Table {
-        caption: "Greedy runs compared with the standard strategy. Parting at a near tie is no failure: it is a choice between \
-                  two scores within 1e-3."
-            .into(),
+        caption:
+            "Greedy runs compared with the standard strategy. Parting at a near tie is no failure: it is a choice \
+                  between two scores within 1e-3."
+                .into(),
         head: ["combination", "strategy", "runs", "tokens", "equal", "parted at a near tie", "near ties met"]
             .map(String::from)
             .to_vec(),
@@ -211,10 +212,11 @@ pub fn run(effort: Effort, progress: &dyn Progress) -> Section {
     Section {
         title: "Greedy decoding of the demo models".into(),
         about: format!(
-            "Every strategy decodes prompts of GSM8K and HumanEval in models/demo/prompts, {} tokens each (three models a third \
-             of the prompts), and must give the tokens of the standard strategy. The highest score wins, and of equal scores \
-             the lowest token. Passes of other widths run other kernels with other last bits, so two scores within {NEAR_TIE} \
-             may be ranked differently. Such choices are counted (near_ties of cos_stats). Parting anywhere else is a failure.",
+            "Every strategy decodes prompts of GSM8K and HumanEval in models/demo/prompts, {} tokens each (three \
+             models a third of the prompts), and must give the tokens of the standard strategy. The highest score \
+             wins, and of equal scores the lowest token. Passes of other widths run other kernels with other last \
+             bits, so two scores within {NEAR_TIE} may be ranked differently. Such choices are counted (near_ties of \
+             cos_stats). Parting anywhere else is a failure.",
             effort.tokens
         ),
         headline: format!("{runs} runs of {tokens} tokens equal the standard decode; {parted} parted at a near tie"),

@@ -84,11 +84,11 @@ fn simulate(rounds: u64, progress: &dyn Progress) -> Section {
     progress.start("simulation", 1);
     let mut section = Section {
         title: "Simulation".into(),
-        about: "A seed determines models, options, the calls of a caller and what goes wrong: passes that fail, rows that are \
-                no numbers, panics, cancels, callbacks that fail or call back. After every call the promises of cos.h are \
-                checked: committed tokens never change, nothing is committed on an error, caches hold what was committed, \
-                counters are consistent, sequences end where they should, a poisoned session stays so. A failure names its \
-                seed."
+        about: "A seed determines models, options, the calls of a caller and what goes wrong: passes that fail, rows \
+                that are no numbers, panics, cancels, callbacks that fail or call back. After every call the promises \
+                of cos.h are checked: committed tokens never change, nothing is committed on an error, caches hold \
+                what was committed, counters are consistent, sequences end where they should, a poisoned session stays \
+                so. A failure names its seed."
             .into(),
         ..Section::default()
     };

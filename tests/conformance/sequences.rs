@@ -289,10 +289,10 @@ pub fn run(draws: u64, seed: u64, progress: &dyn Progress) -> Section {
     }
     Section {
         title: "Whole sessions".into(),
-        about: "Many sessions of one engine, in turns and on several threads; a second prompt while proposals are pending; \
-                steps that are cancelled, by the models in one of four passes and by another thread at any moment; other \
-                weights after every step; all of it at once. Every token is compared with the oracle's distribution given \
-                the tokens before it and the weights of its step."
+        about: "Many sessions of one engine, in turns and on several threads; a second prompt while proposals are \
+                pending; steps that are cancelled, by the models in one of four passes and by another thread at any \
+                moment; other weights after every step; all of it at once. Every token is compared with the oracle's \
+                distribution given the tokens before it and the weights of its step."
             .into(),
         headline: format!(
             "{} sessions in {} ways, {cancelled} steps cancelled while they ran",

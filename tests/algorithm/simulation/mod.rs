@@ -154,8 +154,8 @@ const EVENTS: &str = "\
     auto, routed; standard, combined; standard, routed; speculative, combined; speculative, routed; cos, combined; \
     cos, routed; proposal accepted; proposal rejected; bonus token; cancelled between steps; \
     cancelled within a pass; prompt; chat turn; prompt after an end; step after an end; weights set; \
-    weights set, proposals kept; weights set, proposals dropped; plan changed; weights made room; weights refused, no room; free; \
-    engine freed before its sessions";
+    weights set, proposals kept; weights set, proposals dropped; plan changed; weights made room; weights refused, no \
+    room; free; engine freed before its sessions";
 
 #[test]
 fn planted_bugs_are_found() {

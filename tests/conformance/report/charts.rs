@@ -210,8 +210,8 @@ pub fn quantiles(worst_first: &[&Comparison], threshold: f64) -> Value {
     }
 
     let caption = format!(
-        "{} comparisons, the worst at the right. Exact sampling stays on the diagonal, in the band with a probability of \
-         99.9% for each point. Whether a comparison fails is decided by a bound on p; {}.{}",
+        "{} comparisons, the worst at the right. Exact sampling stays on the diagonal, in the band with a probability \
+         of 99.9% for each point. Whether a comparison fails is decided by a bound on p; {}.{}",
         thousands(count as f64),
         if misfits == 0 {
             "none does".into()
