@@ -181,7 +181,8 @@ impl Plot {
         let _ = writeln!(
             svg,
             "<text class=\"title\" x=\"{across}\" y=\"{}\" text-anchor=\"middle\">{}</text>\n\
-             <text class=\"title\" transform=\"translate(14 {up}) rotate(-90)\" text-anchor=\"middle\">{}</text>\n</svg>",
+             <text class=\"title\" transform=\"translate(14 {up}) rotate(-90)\" text-anchor=\"middle\">{}</text>\n\
+             </svg>",
             HEIGHT - 10.0,
             escape(self.x.title),
             escape(self.y.title)

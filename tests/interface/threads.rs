@@ -50,7 +50,9 @@ fn shared_pool() {
 
     let spinning = |spinning: bool| {
         let config = serde_json::json!({
-            "models": [{ "path": demo.join("small") }], "combine": { "kind": "target", "model": 0 }, "spinning": spinning
+            "models": [{ "path": demo.join("small") }],
+            "combine": { "kind": "target", "model": 0 },
+            "spinning": spinning
         });
         Engine::load(&Config::parse(&config.to_string()).unwrap())
     };

@@ -41,7 +41,8 @@ static float __fadd_rn(float a, float b) { return a + b; }
 static float __fmul_rn(float a, float b) { return a * b; }
 static float of_half(unsigned short bits) {
     int exponent = bits >> 10 & 31, mantissa = bits & 1023;
-    float size = exponent == 31 ? (mantissa ? NAN : INFINITY) : ldexpf(exponent ? 1024 + mantissa : mantissa, (exponent ? exponent : 1) - 25);
+    float size = exponent == 31 ? (mantissa ? NAN : INFINITY)
+                                : ldexpf(exponent ? 1024 + mantissa : mantissa, (exponent ? exponent : 1) - 25);
     return bits >> 15 ? -size : size;
 }
 template <typename T> static T atomicAdd(T *at, T value) {

@@ -206,8 +206,8 @@ static uint64_t committed(const cos_session *session) {
 }
 
 /* Step until the sequence ends or a step fails: these tokens came, and this end. */
-static cos_error *decode(const char *where, const char *what, cos_session *session, const int32_t *expected, size_t count,
-                         int32_t finish) {
+static cos_error *decode(const char *where, const char *what, cos_session *session, const int32_t *expected,
+                         size_t count, int32_t finish) {
     char came[1024] = "", wanted[1024] = "";
     size_t length = 0, end = 0;
     cos_step_result step = {.struct_size = sizeof step};

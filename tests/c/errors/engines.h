@@ -208,8 +208,9 @@ static void configurations(void) {
           "'continuing_subword_prefix':'x'}}");
     for (size_t i = 0; i < COUNT(CONFIGURATIONS); i++) {
         reset();
-        fails(CONFIGURATIONS[i].where, CONFIGURATIONS[i].json, cos_engine_new(text(CONFIGURATIONS[i].json), &out.engine),
-              CONFIGURATIONS[i].code, CONFIGURATIONS[i].says);
+        const char *json = CONFIGURATIONS[i].json;
+        fails(CONFIGURATIONS[i].where, json, cos_engine_new(text(json), &out.engine), CONFIGURATIONS[i].code,
+              CONFIGURATIONS[i].says);
     }
 
     /* What a configuration does not say, the graph does: the rotary table has 32 rows. */

@@ -254,7 +254,8 @@ static void stays_numeric(const char *where, const char *what, cos_session *sess
     uint64_t before = committed(session);
     for (int i = 0; i < 2; i++) {
         reset();
-        fails(where, what, cos_step(session, &out.step), COS_ERROR_NUMERIC, (const char *const[]){says, "broken", NULL});
+        const char *const all[] = {says, "broken", NULL};
+        fails(where, what, cos_step(session, &out.step), COS_ERROR_NUMERIC, all);
     }
     equal(where, what, committed(session), before);
 }

@@ -1,4 +1,5 @@
-/* What never changes in version 0.1 of the C interface, checked while it compiles: members, sizes, values, signatures. */
+/* What never changes in version 0.1 of the C interface, checked at compile time: members, sizes, values and
+ * signatures. */
 /* Members keep their place and type; structs grow at their end only. */
 #define MEMBER(type, member, member_type, offset)                                       \
     _Static_assert(offsetof(type, member) == (offset), #type "." #member " has moved"); \

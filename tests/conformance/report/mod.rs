@@ -107,7 +107,8 @@ fn section(section: &Section, threshold: f64, share: f64) -> Value {
         tables => tables.collect::<Vec<_>>(),
         seconds => duration(section.seconds),
         plots => if tested.is_empty() { Vec::new() } else {
-            vec![frequencies(&section.comparisons, &summary), quantiles(&tested, threshold), distances(&tested, threshold)]
+            let all = frequencies(&section.comparisons, &summary);
+            vec![all, quantiles(&tested, threshold), distances(&tested, threshold)]
         },
         bars => tested.iter().take(BARS).map(|c| bars(c, threshold)).collect::<Vec<_>>(),
         rows => rows.collect::<Vec<_>>(),
