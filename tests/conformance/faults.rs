@@ -168,7 +168,7 @@ impl Planted {
         let copy = programs::target().join("conformance/planted");
         let io = |error: std::io::Error| format!("{}: {error}", copy.display());
         std::fs::create_dir_all(&copy).map_err(io)?;
-        for name in ["README.md", "benches", "models", "tests", "include", "cbindgen.toml"] {
+        for name in ["README.md", "benches", "kernels", "models", "tests", "include", "cbindgen.toml"] {
             let link = copy.join(name);
             let _ = std::fs::remove_file(&link);
             std::os::unix::fs::symlink(root.join(name), link).map_err(io)?;
