@@ -89,7 +89,7 @@ demo-program: build
 test-export: onnxruntime demo-program ## check the exports of a small model by both tools; fetches several GB once
 	tests/export/test arguments fetch models
 
-test: onnxruntime demo-program ## run all tests: Rust, C under sanitizers, and the bindings whose languages are installed
+test: onnxruntime demo-program ## run all tests: Rust, C under sanitizers, and bindings whose languages are installed
 	$(CARGO) test --release --locked
 	tests/export/test arguments models
 	$(MAKE) test-cpp test-go test-java
@@ -120,7 +120,7 @@ clippy:
 	    $(CARGO) clippy --release --locked --all-targets -- -D warnings; \
 	else echo "clippy: skipped, because it is not installed (rustup component add clippy)"; fi
 
-bench: onnxruntime ## compare strategies and peers, and write target/bench/index.html: MODELS=, QUICK=1, BENCH_ARGUMENTS=
+bench: onnxruntime ## compare strategies and peers in target/bench/index.html: MODELS=, QUICK=1, BENCH_ARGUMENTS=
 	QUICK="$(QUICK)" scripts/bench-setup "$(CARGO_TARGET_DIR)/bench" "$(MODELS)"
 	$(CARGO) bench --locked --bench bench -- --out "$(CARGO_TARGET_DIR)/bench" \
 	    $(if $(MODELS),--models "$(MODELS)") $(if $(QUICK),--quick) $(BENCH_ARGUMENTS)

@@ -4,6 +4,7 @@
 //! work in the parent only.
 
 use std::ffi::{CStr, OsStr};
+use std::num::NonZero;
 use std::ops::Range;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
@@ -104,6 +105,13 @@ pub fn stay_loaded() {
             _ = unsafe { libc::dlopen(file.as_ptr(), libc::RTLD_LAZY | libc::RTLD_NOLOAD | libc::RTLD_NODELETE) };
         }
     });
+}
+
+/// The number of processors that this process may use, by its affinity and its control group.
+///
+/// `num_cpus::get` takes a lock, which a child of `fork()` may find locked for ever. The standard library takes none.
+pub fn processors() -> usize {
+    std::thread::available_parallelism().map_or(1, NonZero::get)
 }
 
 /// A mapping of this process's memory, as `/proc/self/maps` lists it.

@@ -25,7 +25,7 @@ use crate::export::Scoring;
 use crate::model::{Model, overlap};
 use crate::onnx::{LoadOptions, OnnxModel, Provider, RowsOn, environment, loaded};
 use crate::plan::shared::SharedPlanning;
-use crate::process::Process;
+use crate::process::{self, Process};
 use crate::text::Text;
 
 /// Passes overlap if their serial share is at most this: the share of all passes but the longest that does not overlap.
@@ -51,7 +51,7 @@ pub struct Engine {
 impl Engine {
     /// Load the models and tokenizers that a configuration names.
     pub fn load(config: &Config) -> Result<Self> {
-        let cores = num_cpus::get();
+        let cores = process::processors();
         let crowded = config.threads > cores;
         // Threads that spin without a core of their own take the cores from threads that compute.
         let spinning = if crowded { Some(false) } else { config.spinning };

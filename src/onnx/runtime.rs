@@ -178,7 +178,7 @@ pub fn environment(library: Option<&Path>, threads: usize, spinning: Option<bool
 ///
 /// ONNX Runtime's own count ignores control groups. A pool with more spinning threads than cores is very slow.
 fn cores() -> usize {
-    num_cpus::get_physical().min(num_cpus::get()).max(1)
+    num_cpus::get_physical().min(process::processors()).max(1)
 }
 
 /// ONNX Runtime, or `None` if it has not been loaded.

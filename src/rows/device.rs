@@ -484,7 +484,8 @@ mod tests {
         let Filter { top_k, top_p, .. } = sampler.filter();
         let expected = sampler.process(scores, &mut Candidates::default()).unwrap();
         let found = rows.distribution(position, sampler.filter()).transpose().unwrap();
-        // The kernel gives up where too many tokens are among the best, and where few of the tokens that are kept matter.
+        // The kernel gives up where too many tokens are among the best, and where few of the tokens that are kept
+        // matter.
         let Some(found) = found else {
             let is_near = top_k < 600 || (top_k < 3000 && position == 0 && scores.len() > 100_000);
             assert!(position == 2 || !is_near, "{what}");

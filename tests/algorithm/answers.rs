@@ -1,5 +1,5 @@
-//! Scripted sequences that answer questions about their rows, as those on a GPU do. The decoder need not read such rows. The
-//! sequences count the rows that it reads nevertheless.
+//! Scripted sequences that answer questions about their rows, as those on a GPU do. The decoder need not read such
+//! rows. The sequences count the rows that it reads nevertheless.
 
 use std::any::Any;
 use std::cell::Cell;
@@ -279,7 +279,8 @@ fn a_device_that_fails_is_an_error() {
     }
 }
 
-/// Rows are read only if answers are not enough. The statistics of the session, of each model and of the engine count them.
+/// Rows are read only if answers are not enough. The statistics of the session, of each model and of the engine count
+/// them.
 #[test]
 fn rows_that_are_read_are_counted() {
     let fails = Arc::new(AtomicBool::new(false));

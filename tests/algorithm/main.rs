@@ -1,5 +1,5 @@
-//! The algorithm on scripted models: what is decoded has the right distribution whatever the strategy, the planner chooses
-//! good plans, and no failure leaves a trace. No ONNX Runtime, no files, no clock.
+//! The algorithm on scripted models: what is decoded has the right distribution whatever the strategy, the planner
+//! chooses good plans, and no failure leaves a trace. No ONNX Runtime, no files, no clock.
 
 #[path = "../common/mod.rs"]
 mod common;

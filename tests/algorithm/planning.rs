@@ -1,4 +1,5 @@
-//! `auto` on models whose time and agreement are made up: it comes near the best fixed plan, and never far below standard.
+//! `auto` on models whose time and agreement are made up: it comes near the best fixed plan, and never far below
+//! standard.
 //!
 //! Time is pretended, a second and more a pass, so nothing here depends on the machine.
 
@@ -375,7 +376,8 @@ fn what_is_fast_is_planned_soon() {
     assert!(longest(&plans[0]) <= 1 && longest(plans.last().unwrap()) >= 4, "{plans:?}");
 }
 
-/// Probes of a model that is never used take less than half of a hundredth of the time, and the first one what was allowed for it.
+/// Probes of a model that is never used take less than half of a hundredth of the time, and the first one what was
+/// allowed for it.
 #[test]
 fn exploration_is_bounded() {
     let world = target_and_drafter(0.0, 0.1, 0.0);
@@ -516,8 +518,8 @@ fn sessions_do_not_count_rounds_that_prepare_others() {
     assert!(gained > 1.5, "{gained}: {}", session.describe());
 }
 
-/// A contrastive world of two models that agree so often, and whose passes run at the same time: all but the longest pass of those
-/// takes only this share.
+/// A contrastive world of two models that agree so often, and whose passes run at the same time: all but the longest
+/// pass of those takes only this share.
 fn overlapping(agreement: f64, serial: f64) -> World {
     let model = |salt: u64, agreement: f64| {
         let script = move |context: &[i32], row: &mut [f32]| {
@@ -547,7 +549,8 @@ fn models_that_run_at_the_same_time_are_planned() {
     }
 }
 
-/// Work beside the models that comes with proposals, as with long rows on the host, is no part of what `standard` takes.
+/// Work beside the models that comes with proposals, as with long rows on the host, is no part of what `standard`
+/// takes.
 #[test]
 fn work_for_proposals_is_not_taken_for_that_of_passes() {
     for (agreement, beside) in [(0.5, 1.0), (0.65, 1.0), (0.65, 2.0), (0.8, 4.0)] {

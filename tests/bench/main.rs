@@ -1,6 +1,6 @@
-//! The parts of the benchmark that do not depend on time.
+//! The parts of the benchmark that do not depend on time: its theory, its report, and tiny runs.
 
-#[allow(dead_code, reason = "only its pure parts are tested")]
+#[allow(dead_code, reason = "only parts of it are tested")]
 #[path = "../../benches/bench/main.rs"]
 mod bench;
 
@@ -73,18 +73,18 @@ fn the_count_is_the_closed_form() {
 #[test]
 fn the_theorems_are_the_papers() {
     for (a, c) in [(0.5, 0.2), (0.8, 1.0)] {
-        // Corollary 3.7
+        // Corollary 3.7.
         near(theorem_3_6(a, c, 1, 1), (1.0 + c) / (1.0 + c - a * c), 1e-12);
         near(theorem_3_1(a, c, 1), 1.0, 1e-12);
         near(theorem_3_1(a, c, 5), (1.0 - f64::powi(a, 5)) * (1.0 + c) / ((1.0 - a) * (1.0 + 5.0 * c)), 1e-12);
-        // The count is no worse where passes cost the same.
+        // The count is at least as good if all passes cost the same.
         let expected = cos(&[1, 1], &[0, 1]).expected(&[a; 2], |model, _| [c, 1.0][model]).seconds;
         assert!((1.0 + c) / expected >= theorem_3_6(a, c, 1, 1) - 1e-9);
     }
     near(theorem_3_1(1.0, 0.1, 4), 4.0 * 1.1 / 1.4, 1e-12);
 }
 
-/// Models whose distributions are the same everywhere, so that acceptances are independent of each other.
+/// Models with the same distribution after every context, so acceptances are independent of each other.
 fn constant_models(distributions: &[[f32; 3]]) -> Vec<Arc<dyn Model>> {
     let model = |(index, row): (usize, &[f32; 3])| {
         let logits = row.map(f32::ln);
@@ -159,7 +159,7 @@ fn the_decoder_does_what_the_count_says() {
 
 #[test]
 fn models_of_one_size_are_mixed_and_of_two_contrasted() {
-    // base, code, large, math, small
+    // The sizes of base, code, large, math and small.
     let picks = Picks::new(&[14, 14, 30, 14, 1]);
     assert_eq!(picks, Picks { pair: Some(vec![0, 1]), triple: Some(vec![0, 1, 3]), contrast: Some(vec![2, 4]) });
     assert_eq!(Picks::new(&[30, 1]), Picks { pair: None, triple: None, contrast: Some(vec![0, 1]) });
@@ -233,7 +233,7 @@ fn the_report_shows_what_was_measured() {
     );
 }
 
-/// What `cargo bench` runs, on the demo models: for its report, not for its numbers.
+/// `cargo bench` on the demo models writes its report. Its numbers are not tested.
 #[test]
 fn a_tiny_run_writes_the_report() {
     let folder = tempfile::tempdir().unwrap();
@@ -250,7 +250,7 @@ fn a_tiny_run_writes_the_report() {
     assert!(!page.contains("NaN"));
 }
 
-/// What scripts/bench-cuda runs, but on the processor.
+/// The runs of `scripts/bench-cuda`, but on the processor, write the page of the GPU.
 #[test]
 fn a_tiny_run_over_exports_writes_the_page_of_the_gpu() {
     let folder = tempfile::tempdir().unwrap();
@@ -260,7 +260,7 @@ fn a_tiny_run_over_exports_writes_the_page_of_the_gpu() {
         let words = words.chain(paths.iter().map(|path| path.into()));
         bench::run(&bench::Arguments::parse_from(words)).unwrap();
     };
-    // The smallest model under two names.
+    // Both models are the smallest one.
     let exports = folder.path().join("exports");
     std::fs::create_dir(&exports).unwrap();
     for name in ["base", "math"] {
@@ -293,7 +293,7 @@ fn a_tiny_run_over_exports_writes_the_page_of_the_gpu() {
                 .starts_with("<svg xmlns")
         );
     }
-    // Rows of two GPUs have columns where there are any.
+    // The table has columns for two GPUs only if there are such rows.
     let file = results.join("results.json");
     let text = std::fs::read_to_string(&file).unwrap();
     let renamed = text.replace("\"routed\"", "\"standard, two GPUs\"");
@@ -305,7 +305,7 @@ fn a_tiny_run_over_exports_writes_the_page_of_the_gpu() {
         |start: &str| page.lines().find(|line| line.starts_with(start)).unwrap_or_default().matches('|').count();
     assert_eq!((cells("| case |"), cells("| weighted, two models: sampled")), (9, 9), "{page}");
 
-    // Without time, nothing is begun, and that is said.
+    // Without time, no case is begun, and the report says so.
     run(&["--quick", "--no-peers", "--exports", exports, "--budget", "0", "--out"], &[&results]);
     let report = std::fs::read_to_string(results.join("report.md")).unwrap();
     assert!(report.contains("left out for want of time: weighted, two models: sampled, GSM8K"), "{report}");
@@ -313,7 +313,7 @@ fn a_tiny_run_over_exports_writes_the_page_of_the_gpu() {
 
 #[test]
 fn what_a_combination_does_to_the_text_is_told() {
-    // Two models of three tokens: one is sure of what follows each token, the other one of something else; none of 0.
+    // Two models of three tokens. Each prefers one of tokens 1 and 2, and they never agree.
     let model = |name: &str, step: i32| {
         let script = move |tokens: &[i32], row: &mut [f32]| {
             row.fill(0.0);
@@ -324,13 +324,13 @@ fn what_a_combination_does_to_the_text_is_told() {
     };
     let models = vec![model("same", 1), model("other", 0)];
     let engine = Engine::new(models, Combine::Weighted { weights: vec![0.5, 0.5] }, Vec::new(), None).unwrap();
-    // By turns, so that half of it is likely under one model, and half under the other one.
+    // Half of the prompt is likely under one model, and half under the other one.
     let prompt = vec![1, 1, 2, 2, 1, 1, 2, 2, 1];
     let (likely, unlikely) = (2.0 - (2.0f64.exp() + 2.0).ln(), -(2.0f64.exp() + 2.0).ln());
     let of = |combine| quality::quality(&engine, combine, std::slice::from_ref(&prompt), 12).unwrap();
     let alone = of(Combine::Target { model: 0 });
     near(alone.likelihoods[0], (likely + unlikely) / 2.0, 1e-5);
-    // 12 tokens, which are all the same, have 9 stretches of 4.
+    // 12 equal tokens have 9 stretches of 4.
     near(alone.repeated, 8.0 / 9.0, 1e-9);
     let together = of(engine.combine().clone());
     near(together.likelihoods[0], (0.5 * (likely.exp() + unlikely.exp())).ln(), 1e-5);

@@ -1,5 +1,5 @@
-/* Every error that a caller can cause, through the C interface: its code, that its message names the thing and the
- * mend, and that nothing is lost by it. (A panic cannot be caused from here; tests/interface/boundary.rs has it.)
+/* Every error that a caller can cause through the C interface has the right code and a message that names the thing
+ * and the mend, and nothing is lost by it. Panics cannot be caused from here; tests/interface/boundary tests them.
  *
  *     errors REPOSITORY
  */
@@ -91,7 +91,7 @@ static void nulls(void) {
     FAILS(cos_text_stream_finish(stream, NULL, &out.count), INVALID_ARGUMENT, "out_text is NULL");
     FAILS(cos_text_stream_finish(stream, &out.text, NULL), INVALID_ARGUMENT, "out_bytes is NULL");
     OK(cos_text_stream_push(stream, NULL, 0, &out.text, &out.count));
-    EQUAL(out.count, 0); /* no token was taken by any of these */
+    EQUAL(out.count, 0); /* none of these calls took a token */
 
     EQUAL(cos_error_code(NULL), 0);
     EQUAL(strlen(cos_error_message(NULL)), 0);
@@ -172,12 +172,12 @@ static void texts(void) {
     OK(cos_text_stream_new(engine, &stream));
     FAILS(cos_text_stream_prompt(stream, TOKENS(3, 16)), INVALID_ARGUMENT, "token 16", "0 to 15");
     OK(cos_text_stream_push(stream, TOKENS(1), &out.text, &out.count));
-    EQUAL(out.count == 2 && !memcmp(out.text, " a", 2), true); /* behind a prompt */
+    EQUAL(out.count == 2 && !memcmp(out.text, " a", 2), true); /* after a prompt */
     FAILS(cos_text_stream_prompt(stream, NULL, 0), INVALID_ARGUMENT, "finish");
     OK(cos_text_stream_finish(stream, &out.text, &out.count));
     OK(cos_text_stream_prompt(stream, NULL, 0));
     OK(cos_text_stream_push(stream, TOKENS(1), &out.text, &out.count));
-    EQUAL(out.count == 1 && out.text[0] == 'a', true); /* behind none */
+    EQUAL(out.count == 1 && out.text[0] == 'a', true); /* without a prompt */
     FAILS(cos_text_stream_push(stream, TOKENS(3, -1), &out.text, &out.count), INVALID_ARGUMENT, "token -1");
     FAILS(cos_text_stream_push(stream, TOKENS(3, 16), &out.text, &out.count), INVALID_ARGUMENT, "token 16", "0 to 15");
     OK(cos_text_stream_push(stream, TOKENS(2), &out.text, &out.count)); /* no 3 came between */
@@ -185,7 +185,7 @@ static void texts(void) {
     FAILS(cos_text_stream_set_stops(stream, (const char *[]){"b", ""}, (size_t[]){1, 0}, 2), INVALID_ARGUMENT,
           "stop string 1 is empty");
     FAILS(cos_text_stream_set_stops(stream, (const char *[]){"\xff"}, (size_t[]){1}, 1), INVALID_ARGUMENT, "UTF-8");
-    OK(cos_text_stream_push(stream, TOKENS(2), &out.text, &out.count)); /* "b" is none after these */
+    OK(cos_text_stream_push(stream, TOKENS(2), &out.text, &out.count)); /* after these tokens, "b" is no stop string */
     EQUAL(out.count == 2 && !cos_text_stream_stopped(stream), true);
     cos_text_stream_free(stream);
     cos_engine_free(engine);
@@ -210,14 +210,14 @@ static void texts(void) {
 
 enum { LONG_RUN = 100, LONG_TEXT = 20000 };
 
-/* What one thread saw. */
+/* What one thread has seen. */
 struct worker {
     cos_session *session;
     cos_text_stream *stream;
     uint64_t tokens, busy, others;
 };
 
-/* Count an error, and free it. */
+/* Counts an error, and frees it. */
 static bool refused(struct worker *worker, cos_error *error) {
     bool busy = cos_error_code(error) == COS_ERROR_BUSY && strstr(cos_error_message(error), "another thread");
     worker->busy += busy;
@@ -226,7 +226,7 @@ static bool refused(struct worker *worker, cos_error *error) {
     return error != NULL;
 }
 
-/* Step until the sequence ends, whoever else does; count the tokens that came to us. */
+/* Steps until the sequence ends, and counts the tokens of this thread. Another thread may step too. */
 static void *step_until_end(void *argument) {
     struct worker *worker = argument;
     cos_step_result step = {.struct_size = sizeof step};
@@ -261,11 +261,11 @@ static void threads(void) {
     cos_engine *engine = ENGINE(json);
     cos_session *sessions[2]; /* one for two threads, one for comparison */
     for (int i = 0; i < 2; i++) {
-        sessions[i] = SESSION(engine, .max_tokens = LONG_RUN, .stop_tokens = ONES); /* none stop it */
+        sessions[i] = SESSION(engine, .max_tokens = LONG_RUN, .stop_tokens = ONES); /* no stop token */
         OK(cos_prompt(sessions[i], TOKENS(100, 200, 300)));
     }
 
-    /* Two threads step through one sequence: each token comes to one of them, and now and then one is turned away. */
+    /* Two threads step through one sequence. Each token comes to one of them, and some calls get BUSY. */
     struct worker here = {.session = sessions[0]}, there = here;
     pthread_t thread = start(HERE, step_until_end, &there);
     step_until_end(&here);
@@ -275,7 +275,7 @@ static void threads(void) {
     EQUAL(here.tokens + there.tokens, LONG_RUN);
     EQUAL(committed(sessions[0]), LONG_RUN);
 
-    /* One steps, the other is turned away from everything but statistics. */
+    /* One thread steps. The other one gets BUSY from all calls but statistics. */
     OK(cos_prompt(sessions[0], TOKENS(400)));
     here = there = (struct worker){.session = sessions[0]};
     thread = start(HERE, step_until_end, &there);
@@ -283,7 +283,7 @@ static void threads(void) {
     uint64_t seen = 0, lost = 0;
     while (pthread_tryjoin_np(thread, NULL) == EBUSY) {
         cos_error *error = cos_prompt(sessions[0], NULL, 1), *other = cos_step(sessions[0], NULL);
-        lost += error == NULL || other == NULL; /* if not busy, they are refused for their NULL */
+        lost += error == NULL || other == NULL; /* without BUSY, their NULL is refused */
         refused(&here, error), refused(&here, other);
         error = cos_session_stats(sessions[0], &stats);
         lost += error != NULL || stats.tokens < seen || stats.tokens > 2 * LONG_RUN;
@@ -295,7 +295,7 @@ static void threads(void) {
     EQUAL(there.others, 0);
     EQUAL(there.tokens, LONG_RUN);
 
-    /* The sequence is the one that a single thread makes: both go on in the same way. */
+    /* The sequence is that of a single thread: both sessions go on in the same way. */
     struct worker single = {.session = sessions[1]};
     step_until_end(&single);
     OK(cos_prompt(sessions[1], TOKENS(400)));
@@ -316,7 +316,7 @@ static void threads(void) {
     EQUAL(memcmp(tokens[0], tokens[1], LONG_RUN * sizeof **tokens), 0);
     cos_engine_free(engine);
 
-    /* A text stream: one pushes a long text, the other nothing. */
+    /* A text stream: one thread pushes a long text, the other one gets BUSY. */
     engine = ENGINE(ONE(TINY));
     here = there = (struct worker){0};
     OK(cos_text_stream_new(engine, &here.stream));

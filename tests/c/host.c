@@ -2,8 +2,8 @@
  *
  *     host WHAT LIBRARY ONNXRUNTIME CONFIG MODEL
  *
- * LIBRARY is libcos.so, ONNXRUNTIME libonnxruntime.so, CONFIG an engine's configuration, MODEL an .onnx file that ONNX Runtime
- * logs a warning about. WHAT is one of the functions at the end. Prints what a test wants to see.
+ * LIBRARY is libcos.so, ONNXRUNTIME libonnxruntime.so, CONFIG the configuration of an engine. MODEL is an .onnx file
+ * about which ONNX Runtime logs a warning. WHAT is one of the functions at the end. The output is what a test expects.
  */
 #define _GNU_SOURCE
 
@@ -29,7 +29,7 @@
 
 static const char *library, *onnxruntime, *config, *model;
 
-/* ---- CoS, found by name, since it is unloaded and loaded again ---- */
+/* ---- CoS, found by name, because it is unloaded and loaded again ---- */
 
 static struct {
     void *handle;
@@ -59,7 +59,8 @@ static void load(void) {
     }
 #define FIND(name) *(void **)&cos.name = dlsym(cos.handle, "cos_" #name)
     FIND(engine_open), FIND(engine_describe), FIND(engine_free), FIND(session_new), FIND(prompt), FIND(step);
-    FIND(engine_decode), FIND(text_stream_new), FIND(text_stream_push), FIND(text_stream_stopped), FIND(text_stream_free);
+    FIND(engine_decode), FIND(text_stream_new), FIND(text_stream_push), FIND(text_stream_stopped);
+    FIND(text_stream_free);
     FIND(cancel), FIND(free), FIND(error_code), FIND(error_message), FIND(error_free);
 }
 
@@ -86,7 +87,7 @@ static cos_session *begin(cos_engine *engine) {
     return session;
 }
 
-/* The tokens of a session to its end, as text. */
+/* Decodes a session to its end. Writes the tokens as text. */
 static const char *decode(cos_engine *engine) {
     static char text[200];
     size_t length = 0;
@@ -101,7 +102,7 @@ static const char *decode(cos_engine *engine) {
     return text;
 }
 
-/* Whose thread pools an engine's models use. */
+/* Prints which thread pools the models of an engine use. */
 static void print_pool(cos_engine *engine) {
     const char *json;
     ok(cos.engine_describe(engine, &json));
@@ -117,8 +118,8 @@ typedef struct {
     void *before[2];
     const char *(*message)(const void *status);
     void *(*create_env)(int level, const char *id, void **env);
-    void *(*create_env_with_logger)(void (*log)(void *, int, const char *, const char *, const char *, const char *), void *data,
-                                    int level, const char *id, void **env);
+    void *(*create_env_with_logger)(void (*log)(void *, int, const char *, const char *, const char *, const char *),
+                                    void *data, int level, const char *id, void **env);
     void *between[2];
     void *(*create_session)(void *env, const char *path, void *options, void **session);
     void *more[2];
@@ -132,7 +133,8 @@ typedef struct {
 
 static int logged;
 
-static void host_logs(void *data, int level, const char *category, const char *id, const char *where, const char *message) {
+static void host_logs(void *data, int level, const char *category, const char *id, const char *where,
+                      const char *message) {
     (void)data, (void)level, (void)category, (void)id, (void)where, (void)message;
     logged++;
 }
@@ -155,7 +157,8 @@ static void ort_ok(const Api *api, void *status) {
 /* The host's own environment, with its own logger, or with ONNX Runtime's. */
 static void *host_environment(const Api *api, int with_logger) {
     void *env;
-    ort_ok(api, with_logger ? api->create_env_with_logger(host_logs, NULL, 2, "host", &env) : api->create_env(3, "host", &env));
+    ort_ok(api, with_logger ? api->create_env_with_logger(host_logs, NULL, 2, "host", &env)
+                            : api->create_env(3, "host", &env));
     return env;
 }
 
@@ -179,7 +182,7 @@ static void *uses_and_outlives(void *data) {
     return NULL;
 }
 
-/* The library is unloaded and loaded again, while a thread that used it goes on, and others put something where it was. */
+/* The library is unloaded and loaded again. A thread that used it goes on, and other mappings take its old place. */
 static void unload(void) {
     for (int round = 0; round < 3; round++) {
         load();
@@ -204,7 +207,7 @@ static void unload(void) {
     print_pool(engine);
 }
 
-/* The host made an environment before, and goes on to use it. */
+/* The host makes an environment first, and goes on using it. */
 static void host_first(void) {
     const Api *api = host_api(onnxruntime);
     void *env = host_environment(api, 1);
@@ -213,14 +216,14 @@ static void host_first(void) {
     cos_engine *engine = open_engine();
     printf("text%s\n", decode(engine));
     print_pool(engine);
-    CHECK(logged == 0); /* the library leaves the host's logger alone, which the host may free one day */
+    CHECK(logged == 0); /* the library does not use the host's logger, which the host may free */
     host_session(api, env);
-    CHECK(logged > 0); /* the host's logger is still the one */
+    CHECK(logged > 0); /* the host's logger is still in place */
     cos.engine_free(engine);
     host_session(api, env);
 }
 
-/* The host makes one after the library did. */
+/* The host makes an environment after the library. */
 static void host_second(void) {
     load();
     cos_engine *engine = open_engine();
@@ -245,7 +248,7 @@ static void host_copy(void) {
     host_session(api, env);
 }
 
-/* A child is done within some seconds, and well. */
+/* Waits for a child, which must succeed within some seconds. */
 static void end_of(pid_t child) {
     for (int tenths = 0; tenths < 300; tenths++) {
         int status;
@@ -284,7 +287,7 @@ static void *pushes_on(void *stream) {
     return NULL;
 }
 
-/* What a child of fork() may do with what its parent opened: get an error, free it, and end. */
+/* A child of fork() gets errors from the objects of its parent, frees them, and ends. */
 static void use_in_child(cos_engine *engine, cos_session *session, cos_text_stream *stream) {
     cos_step_result step = {.struct_size = sizeof step};
     cos_session *none;
@@ -304,13 +307,13 @@ static void use_in_child(cos_engine *engine, cos_session *session, cos_text_stre
         CHECK(error && cos.error_code(error) == COS_ERROR_UNSUPPORTED && strstr(cos.error_message(error), "fork()"));
         cos.error_free(error);
     }
-    CHECK(!cos.text_stream_stopped(stream)); /* does not wait for a thread that is not there */
+    CHECK(!cos.text_stream_stopped(stream)); /* waits for no thread, because the child has no other */
     cos.text_stream_free(stream);
     cos.free(session);
     cos.engine_free(engine);
 }
 
-/* The host forks while a session rests and while another one decodes on a thread, and both processes go on. */
+/* The host forks while one session is idle and another one decodes on a thread. Both processes go on. */
 static void forks(void) {
     load();
     cos_engine *engine = open_engine();
@@ -348,7 +351,7 @@ static void forks(void) {
     printf("text%s\n", decode(engine));
 }
 
-/* The host becomes a daemon behind opening an engine, or forks before it opens one. */
+/* The host becomes a daemon after it opened an engine, or forks before it opens one. */
 static void daemons(void) {
     load();
     pid_t child = fork();
@@ -388,7 +391,7 @@ static void *opens(void *data) {
     return NULL;
 }
 
-/* The host forks while a thread opens the first engine: the child can open one too, or is told that it cannot. */
+/* The host forks while a thread opens the first engine. The child can open one too, or gets an error. */
 static void early_forks(void) {
     load();
     for (int delay = 500; delay < 60000; delay *= 2) {
@@ -411,8 +414,8 @@ static void early_forks(void) {
     }
 }
 
-/* The library was loaded by a relative path. When it looks for ONNX Runtime beside itself, the working directory is another one, and
- * its file is gone, as after an update. */
+/* The library was loaded by a relative path. When it looks for ONNX Runtime beside itself, the working directory has
+ * changed, and its file is gone, as after an update. */
 static void moves(void) {
     char folder[4096];
     snprintf(folder, sizeof folder, "%.*s", (int)(strrchr(onnxruntime, '/') - onnxruntime), onnxruntime);
@@ -432,7 +435,8 @@ int main(int count, char **values) {
         const char *name;
         void (*run)(void);
     } all[] = {{"unload", unload}, {"host_first", host_first}, {"host_second", host_second},
-               {"host_copy", host_copy}, {"forks", forks}, {"daemons", daemons}, {"early_forks", early_forks}, {"moves", moves}};
+               {"host_copy", host_copy}, {"forks", forks}, {"daemons", daemons}, {"early_forks", early_forks},
+               {"moves", moves}};
     for (size_t index = 0; index < sizeof all / sizeof *all; index++)
         if (!strcmp(values[1], all[index].name)) {
             all[index].run();

@@ -1,4 +1,4 @@
-/* Uses the whole C interface as a program of a user would, and checks all that it sees.
+/* Uses the whole C interface as a user's program would, and checks everything that it returns.
  *
  *     smoke ROOT        ROOT is the folder of the repository; the demo models are taken from there
  */
@@ -8,11 +8,11 @@
 
 /* ---- callers of other versions ---- */
 
-/* Allocations of the old sizes, so that the sanitizer sees every byte beyond them that is touched. */
+/* Structs of the old sizes are allocated, so the sanitizer finds every access beyond them. */
 static void older_callers(const cos_engine *engine) {
     cos_session_options full = fixed_length(COS_STRATEGY_COS, 1, TOKENS);
     full.struct_size = FIRST_OPTIONS_SIZE;
-    full.targets = -1; /* not the caller's: whatever lies behind its struct */
+    full.targets = -1; /* beyond the caller's struct, so it must not be read */
     full.log_probabilities = -1;
     full.combine_data = &full;
     cos_session_options *options = malloc(FIRST_OPTIONS_SIZE);
@@ -44,7 +44,7 @@ static void older_callers(const cos_engine *engine) {
     cos_free(session);
 }
 
-/* What this library does not know must be 0 on the way in, and becomes 0 on the way out. */
+/* Members that this library does not know must be 0 in inputs, and become 0 in outputs. */
 static void newer_callers(const cos_engine *engine) {
     struct {
         cos_session_options known;
@@ -76,7 +76,7 @@ typedef struct cancelled {
     atomic_size_t committed;
 } cancelled;
 
-/* Cancels each time when four more tokens were committed, and looks at the statistics all the while. */
+/* Cancels whenever four more tokens were committed, and reads the statistics all the time. */
 static void *canceller(void *argument) {
     cancelled *shared = argument;
     uint64_t seen = 0;
@@ -116,16 +116,16 @@ static void cancelling(const cos_engine *engine) {
         cancels += run.finish == COS_FINISH_CANCELLED;
         atomic_store(&shared.committed, run.count);
         if (run.count >= 4 * CANCELS && cancels < CANCELS) {
-            sleep_ms(2); /* let the other thread have its turn */
+            sleep_ms(2); /* give the other thread time */
         }
     }
     CHECK(!pthread_join(thread, NULL));
     CHECK(cancels <= CANCELS);
-    /* On a slow machine the last request may have come behind the last token. */
+    /* On a slow machine, the last request may come after the last token. */
     step(shared.session, vocab_size, &run);
     cancels += run.finish == COS_FINISH_CANCELLED;
     CHECK(cancels >= 1 && cancels <= CANCELS);
-    /* Nothing was lost, and nothing came twice. */
+    /* No token is lost, and none comes twice. */
     CHECK(run.count == 2 * TOKENS);
     near_ties += stats_of(shared.session).near_ties;
     CHECK(agree(&run, &undisturbed, near_ties));
@@ -133,7 +133,7 @@ static void cancelling(const cos_engine *engine) {
     cos_free(shared.session);
 }
 
-/* A step over a long prompt; the session may be gone when it returns. */
+/* A step over a long prompt. The session may be freed when it returns. */
 static void *long_step(void *session) {
     cos_step_result result = { .struct_size = sizeof result };
     cos_error *error;
@@ -153,7 +153,7 @@ static void freeing_while_a_step_runs(const cos_engine *engine) {
         }
         pthread_t thread;
         CHECK(!pthread_create(&thread, NULL, long_step, session));
-        /* Until the other thread's step runs, this one is free to call, and gets its NULL refused. */
+        /* Before the other thread's step runs, the session is not busy, and NULL is refused. */
         for (;;) {
             cos_error *error = cos_step(session, NULL);
             int32_t code = cos_error_code(error);
@@ -165,7 +165,7 @@ static void freeing_while_a_step_runs(const cos_engine *engine) {
             }
             CHECK(code == COS_ERROR_INVALID_ARGUMENT);
             if (stats_of(session).tokens > 0) {
-                break; /* it is over already */
+                break; /* the step has already ended */
             }
         }
         CHECK(!pthread_join(thread, NULL));
@@ -189,7 +189,7 @@ static void *decode_job(void *argument) {
     return NULL;
 }
 
-/* Two sessions of one engine at once decode what they decode one after the other. */
+/* Two sessions of one engine decode the same at the same time as one after the other. */
 static void sessions_in_parallel(const cos_engine *engine) {
     job alone[2], together[2];
     pthread_t threads[2];
@@ -246,14 +246,14 @@ static void encoding(const cos_engine *engine) {
     CHECK(count == 0);
 }
 
-/* Text that comes token by token, cut between characters only. */
+/* Text comes token by token, and is only cut between characters. */
 static void streaming(const cos_engine *engine) {
     int32_t tokens[TEXT_BYTES];
     size_t count = 0;
     OK(cos_engine_encode(engine, text, TEXT_BYTES, 0, tokens, TEXT_BYTES, &count));
     cos_text_stream *stream = NULL;
     OK(cos_text_stream_new(engine, &stream));
-    for (int turn = 0; turn < 2; turn++) { /* after its end a stream starts anew */
+    for (int turn = 0; turn < 2; turn++) { /* a finished stream starts anew */
         char whole[TEXT_BYTES];
         const char *piece = NULL;
         size_t length = 0, bytes = 0;
@@ -275,7 +275,7 @@ static void streaming(const cos_engine *engine) {
         CHECK(bytes == 0);
     }
 
-    /* Up to the first stop string, which is a part of one token and reaches into others. */
+    /* Text ends before the first stop string, which begins within one token and ends within another. */
     const char *const stops[] = {text + 12, "\x01"};
     const size_t stops_bytes[] = {4, 1};
     size_t start = 0;
@@ -305,7 +305,7 @@ static void streaming(const cos_engine *engine) {
 
 /* ---- totals ---- */
 
-/* An engine adds up what its sessions did, also those that are no more. */
+/* The statistics of an engine include those of freed sessions. */
 static void totals(const cos_engine *engine) {
     cos_stats before = {.struct_size = sizeof before}, after = before, of[2] = {before, before};
     OK(cos_engine_stats(engine, &before));
@@ -417,7 +417,7 @@ int main(int argc, char **argv) {
     streaming(weighted);
     totals(weighted);
 
-    /* Another engine beside it, from text. */
+    /* A second engine, from a text. */
     snprintf(config, sizeof config,
              "{ \"models\": [ { \"path\": \"%s/models/demo/base\" }, { \"path\": \"%s/models/demo/small\" } ],"
              "  \"combine\": { \"kind\": \"contrastive\", \"mu\": 0.1 } }",

@@ -18,14 +18,16 @@ use cos::model::Cancel;
 use cos::model::scripted::Scripted;
 use cos::rows::{Row, Sampler};
 
-/// The project's folder. The variable wins over the folder of the build, because a program may run elsewhere (`scripts/gpu-check`).
+/// The project's folder. The variable wins over the folder of the build, because a program may run elsewhere
+/// (`scripts/gpu-check`).
 pub fn root() -> PathBuf {
     std::env::var_os("CARGO_MANIFEST_DIR").map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), PathBuf::from)
 }
 
 /// Makes a pool of one thread for all models of this process, unless there is a pool already.
 ///
-/// The passes of test models are short, and tests run side by side. A second thread would mostly spin, and double the time.
+/// The passes of test models are short, and tests run side by side. A second thread would mostly spin, and double the
+/// time.
 pub fn one_thread() {
     cos::onnx::environment(None, 1, None).expect("no test of this program asks for more threads before");
 }
@@ -114,8 +116,8 @@ pub enum World {
 impl World {
     pub const ALL: [World; 5] = [World::Related, World::Unrelated, World::Identical, World::Zeros, World::Sharp];
 
-    /// Writes the logits of a model after a context, a fixed function of seed, model and context. Returns the hash of the
-    /// context.
+    /// Writes the logits of a model after a context, a fixed function of seed, model and context. Returns the hash of
+    /// the context.
     pub fn fill(self, seed: u64, model: usize, context: &[i32], row: &mut [f32]) -> u64 {
         let vocab = row.len();
         let hash = context

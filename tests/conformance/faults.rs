@@ -1,8 +1,8 @@
 //! Planted faults: each one must be noticed by some part of the suite.
 //!
-//! A fault is an edit of the sources. One copy of the library holds all of them, each behind a switch, so it is built only once
-//! and the library itself stays clean. If the text that an edit replaces is gone, that is an error: write the new text into the
-//! fault.
+//! A fault is an edit of the sources. One copy of the library holds all of them, each behind a switch, so it is built
+//! only once and the library itself stays clean. If the text that an edit replaces is gone, that is an error: write the
+//! new text into the fault.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -110,7 +110,7 @@ pub const FAULTS: &[Fault] = &[
         "self.state.chance.pick(key, weights)",
         "self.state.chance.pick(key, &weights.iter().map(|w| w.sqrt()).collect::<Vec<_>>()[..])"),
     fault("the end of a round tells where the next token is routed", SCHEDULE,
-        "self.needed.iter().all(|&model| self.has_scored(model))", "self.missing(world).is_none()"),
+        "self.needed.iter().all(|&model| self.has_scored(model))", "self.missing(plan, world).is_none()"),
     fault("a look-up's rejected token may be drawn again", VERIFY,
         "target[token] = 0.0;", ""),
     fault("a second prompt leaves old proposals in the caches", DECODER,
@@ -320,10 +320,10 @@ fn read_folder(folder: &Path, files: &mut BTreeMap<PathBuf, String>) -> std::io:
 pub fn run(effort: Effort, progress: &dyn Progress) -> Section {
     let mut section = Section {
         title: "Planted faults".into(),
-        about: "A suite that finds nothing proves little until it has found something. Each fault is put into a copy of the \
-                library, and the parts of the suite run on it with the few draws of `make test`. The table says how many \
-                comparisons or tests of each part fail. The power is how often the best comparison fails in 20 \
-                repetitions with other random numbers."
+        about: "A suite that finds nothing proves little until it has found something. Each fault is put into a copy \
+                of the library, and the parts of the suite run on it with the few draws of `make test`. The table says \
+                how many comparisons or tests of each part fail. The power is how often the best comparison fails in \
+                20 repetitions with other random numbers."
             .into(),
         ..Section::default()
     };

@@ -98,9 +98,9 @@ pub fn run(draws: u64, progress: &dyn Progress) -> Section {
     progress.advance();
     Section {
         title: "Random numbers".into(),
-        about: "Every proof takes the numbers of a session for uniform and independent. They are ChaCha8 blocks of (seed, \
-                position, purpose, epoch), counted here in pairs: two purposes of one position, neighbouring positions, \
-                neighbouring seeds, before and after a rejection; and outcomes made of them."
+        about: "Every proof takes the numbers of a session for uniform and independent. They are ChaCha8 blocks of \
+                (seed, position, purpose, epoch), counted here in pairs: two purposes of one position, neighbouring \
+                positions, neighbouring seeds, before and after a rejection; and outcomes made of them."
             .into(),
         headline: format!("{} kinds of pairs and outcomes, {draws} draws each", comparisons.len()),
         comparisons,

@@ -1,5 +1,5 @@
-//! Greedy decoding of the demo models: every strategy decodes the tokens of the standard strategy, on every prompt. It may differ
-//! only at a near tie of the two best tokens.
+//! Greedy decoding of the demo models: every strategy decodes the tokens of the standard strategy, on every prompt. It
+//! may differ only at a near tie of the two best tokens.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -97,8 +97,8 @@ fn decode(engine: &Arc<Engine>, prompt: &[i32], options: &Options) -> (Vec<i32>,
     }
 }
 
-/// The difference of the oracle's log-probabilities of two tokens after a context, by which near ties are counted. The rows come
-/// from fresh sequences, so no cache can be wrong.
+/// The difference of the oracle's log-probabilities of two tokens after a context, by which near ties are counted. The
+/// rows come from fresh sequences, so no cache can be wrong.
 fn margin(engine: &Engine, context: &[i32], a: i32, b: i32) -> f64 {
     let row = |model: &dyn Model| {
         let mut sequence = model.start(&Arc::new(Cancel::default())).expect("memory");
@@ -124,7 +124,8 @@ struct Counts {
 }
 
 impl Counts {
-    /// Decodes a prompt by a strategy, and compares the tokens with those of the standard strategy. Returns what is wrong.
+    /// Decodes a prompt by a strategy, and compares the tokens with those of the standard strategy. Returns what is
+    /// wrong.
     fn compare(
         &mut self,
         engine: &Arc<Engine>,
@@ -167,9 +168,10 @@ fn cases() -> [Case; 3] {
 
 pub fn run(effort: Effort, progress: &dyn Progress) -> Section {
     let mut table = Table {
-        caption: "Greedy runs compared with the standard strategy. Parting at a near tie is no failure: it is a choice between \
-                  two scores within 1e-3."
-            .into(),
+        caption:
+            "Greedy runs compared with the standard strategy. Parting at a near tie is no failure: it is a choice \
+                  between two scores within 1e-3."
+                .into(),
         head: ["combination", "strategy", "runs", "tokens", "equal", "parted at a near tie", "near ties met"]
             .map(String::from)
             .to_vec(),
@@ -210,10 +212,11 @@ pub fn run(effort: Effort, progress: &dyn Progress) -> Section {
     Section {
         title: "Greedy decoding of the demo models".into(),
         about: format!(
-            "Every strategy decodes prompts of GSM8K and HumanEval in models/demo/prompts, {} tokens each (three models a third \
-             of the prompts), and must give the tokens of the standard strategy. The highest score wins, and of equal scores \
-             the lowest token. Passes of other widths run other kernels with other last bits, so two scores within {NEAR_TIE} \
-             may be ranked differently. Such choices are counted (near_ties of cos_stats). Parting anywhere else is a failure.",
+            "Every strategy decodes prompts of GSM8K and HumanEval in models/demo/prompts, {} tokens each (three \
+             models a third of the prompts), and must give the tokens of the standard strategy. The highest score \
+             wins, and of equal scores the lowest token. Passes of other widths run other kernels with other last \
+             bits, so two scores within {NEAR_TIE} may be ranked differently. Such choices are counted (near_ties of \
+             cos_stats). Parting anywhere else is a failure.",
             effort.tokens
         ),
         headline: format!("{runs} runs of {tokens} tokens equal the standard decode; {parted} parted at a near tie"),

@@ -181,7 +181,8 @@ impl Plot {
         let _ = writeln!(
             svg,
             "<text class=\"title\" x=\"{across}\" y=\"{}\" text-anchor=\"middle\">{}</text>\n\
-             <text class=\"title\" transform=\"translate(14 {up}) rotate(-90)\" text-anchor=\"middle\">{}</text>\n</svg>",
+             <text class=\"title\" transform=\"translate(14 {up}) rotate(-90)\" text-anchor=\"middle\">{}</text>\n\
+             </svg>",
             HEIGHT - 10.0,
             escape(self.x.title),
             escape(self.y.title)
@@ -200,8 +201,8 @@ pub struct Bar {
     pub outside: bool,
 }
 
-/// Pairs of horizontal bars up to `most`: the expected value above the observed one. Lengths are square roots, so rare cells
-/// are visible, and the standard error of a count has about the same length everywhere.
+/// Pairs of horizontal bars up to `most`: the expected value above the observed one. Lengths are square roots, so rare
+/// cells are visible, and the standard error of a count has about the same length everywhere.
 pub fn bars(bars: &[Bar], most: f64, alternative: &str) -> String {
     const NAME: f64 = 118.0;
     const LENGTH: f64 = 210.0;

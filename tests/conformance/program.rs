@@ -1,5 +1,5 @@
-//! `make conformance`: proves that decoded text follows the combined distribution, and writes a report. `main.rs` has the same
-//! checks with few draws as tests.
+//! `make conformance`: proves that decoded text follows the combined distribution, and writes a report. `main.rs` has
+//! the same checks with few draws as tests.
 
 #[path = "../common/mod.rs"]
 mod common;
@@ -84,11 +84,11 @@ fn simulate(rounds: u64, progress: &dyn Progress) -> Section {
     progress.start("simulation", 1);
     let mut section = Section {
         title: "Simulation".into(),
-        about: "A seed determines models, options, the calls of a caller and what goes wrong: passes that fail, rows that are \
-                no numbers, panics, cancels, callbacks that fail or call back. After every call the promises of cos.h are \
-                checked: committed tokens never change, nothing is committed on an error, caches hold what was committed, \
-                counters are consistent, sequences end where they should, a poisoned session stays so. A failure names its \
-                seed."
+        about: "A seed determines models, options, the calls of a caller and what goes wrong: passes that fail, rows \
+                that are no numbers, panics, cancels, callbacks that fail or call back. After every call the promises \
+                of cos.h are checked: committed tokens never change, nothing is committed on an error, caches hold \
+                what was committed, counters are consistent, sequences end where they should, a poisoned session stays \
+                so. A failure names its seed."
             .into(),
         ..Section::default()
     };
@@ -120,7 +120,8 @@ fn simulate(rounds: u64, progress: &dyn Progress) -> Section {
     section
 }
 
-/// The failures of each part: the number of failed comparisons, and the index of the worst. With `first`, stops after a part that fails.
+/// The failures of each part: the number of failed comparisons, and the index of the worst. With `first`, stops after a
+/// part that fails.
 fn probe(exports: bool, first: bool) -> serde_json::Value {
     let mut found = BTreeMap::new();
     for Probe { part, run, .. } in PROBES.iter().filter(|probe| !probe.exports || exports) {

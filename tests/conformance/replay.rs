@@ -1,5 +1,5 @@
-//! The vectors of `tests/vectors` hold, with few draws; `make conformance` takes many. `COS_VECTORS` names further folders,
-//! separated by colons, and `COS_VECTOR_DRAWS` the number of draws from each of their cases.
+//! The vectors of `tests/vectors` hold, with few draws; `make conformance` takes many. `COS_VECTORS` names further
+//! folders, separated by colons, and `COS_VECTOR_DRAWS` the number of draws from each of their cases.
 
 use std::path::{Path, PathBuf};
 
@@ -48,8 +48,8 @@ fn other_vectors_hold() {
     check(&folders, draws);
 }
 
-/// Replays a file with changed lines. Of its cases, the first greedy one, the first sampled one and the last one are kept; the last
-/// one lists all possible tokens.
+/// Replays a file with changed lines. Of its cases, the first greedy one, the first sampled one and the last one are
+/// kept; the last one lists all possible tokens.
 fn replay_changed(change: impl Fn(&mut Vec<Vec<String>>), draws: usize) -> Section {
     let text = std::fs::read_to_string(folder("tiny/weighted-3.txt")).unwrap();
     let words = |line: &str| line.split(' ').map(String::from).collect::<Vec<_>>();

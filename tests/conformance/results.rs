@@ -118,8 +118,8 @@ impl Run {
                 let Fit { draws, degrees, g, bound, distance, expected_distance, .. } = fit;
                 failures.push(format!(
                     "{}: {name}: G = {g:.1} with {degrees} degrees of freedom over {draws} draws, which has a \
-                     probability of at most {bound:.0e}; total variation {distance:.5}, where {expected_distance:.5} is \
-                     expected of sampling",
+                     probability of at most {bound:.0e}; total variation {distance:.5}, where {expected_distance:.5} \
+                     is expected of sampling",
                     section.title
                 ));
             }

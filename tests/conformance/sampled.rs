@@ -1,5 +1,5 @@
-//! The joint distribution of several tokens, drawn with the real random numbers, compared with the oracle's: for every combination,
-//! strategy, length, sampler and kind of targets, and for sequences that end early.
+//! The joint distribution of several tokens, drawn with the real random numbers, compared with the oracle's: for every
+//! combination, strategy, length, sampler and kind of targets, and for sequences that end early.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -231,10 +231,11 @@ pub fn run(effort: Effort, progress: &dyn Progress) -> Section {
     Section {
         title: "Joint distributions".into(),
         about: "Scripted models whose distributions depend on the whole context: related, unrelated, identical, with \
-                zeros, nearly deterministic; one to four of them, and look-ups. Every combination, strategy, γ, sampler \
-                setting and kind of targets, with sequences that end after four tokens, at a stop token, or where the \
-                context is full. Each draw is a session with its own seed; the four tokens together are compared with the \
-                oracle, which computes their joint distribution by its definition in double precision."
+                zeros, nearly deterministic; one to four of them, and look-ups. Every combination, strategy, γ, \
+                sampler setting and kind of targets, with sequences that end after four tokens, at a stop token, or \
+                where the context is full. Each draw is a session with its own seed; the four tokens together are \
+                compared with the oracle, which computes their joint distribution by its definition in double \
+                precision."
             .into(),
         headline: format!("{} of {total} configurations{deepest}, {draws} draws", chosen.len()),
         comparisons,

@@ -1,5 +1,5 @@
-//! Whole sessions: many at once on one engine, several prompts, cancelled steps, weights that change in between. Each token must
-//! have the distribution given by the tokens before it and the weights of its step.
+//! Whole sessions: many at once on one engine, several prompts, cancelled steps, weights that change in between. Each
+//! token must have the distribution given by the tokens before it and the weights of its step.
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -29,8 +29,8 @@ struct Life {
     cancels: bool,
     /// The weights change after every step that committed tokens.
     weights: bool,
-    /// The weights change after every cancelled step, too. Only combined targets are exact here: the time of a routed step
-    /// depends on its model, so a cancellation would select among tokens.
+    /// The weights change after every cancelled step, too. Only combined targets are exact here: the time of a routed
+    /// step depends on its model, so a cancellation would select among tokens.
     weights_by_cancels: bool,
 }
 
@@ -289,10 +289,10 @@ pub fn run(draws: u64, seed: u64, progress: &dyn Progress) -> Section {
     }
     Section {
         title: "Whole sessions".into(),
-        about: "Many sessions of one engine, in turns and on several threads; a second prompt while proposals are pending; \
-                steps that are cancelled, by the models in one of four passes and by another thread at any moment; other \
-                weights after every step; all of it at once. Every token is compared with the oracle's distribution given \
-                the tokens before it and the weights of its step."
+        about: "Many sessions of one engine, in turns and on several threads; a second prompt while proposals are \
+                pending; steps that are cancelled, by the models in one of four passes and by another thread at any \
+                moment; other weights after every step; all of it at once. Every token is compared with the oracle's \
+                distribution given the tokens before it and the weights of its step."
             .into(),
         headline: format!(
             "{} sessions in {} ways, {cancelled} steps cancelled while they ran",

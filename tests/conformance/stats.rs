@@ -19,13 +19,13 @@ pub struct Fit {
     pub degrees: usize,
     /// Pearson's chi-square, Σ (O − E)² / E.
     pub statistic: f64,
-    /// The probability of this chi-square or a greater one under the reference. It is an approximation that is good unless p is
-    /// tiny; 0 if something impossible was drawn.
+    /// The probability of this chi-square or a greater one under the reference. It is an approximation that is good
+    /// unless p is tiny; 0 if something impossible was drawn.
     pub p: f64,
     /// The likelihood ratio, G = 2 Σ O ln(O / E).
     pub g: f64,
-    /// An upper bound on the probability of this G or a greater one, for any number of draws and any cells. It decides whether
-    /// the comparison fails.
+    /// An upper bound on the probability of this G or a greater one, for any number of draws and any cells. It decides
+    /// whether the comparison fails.
     pub bound: f64,
     /// Total variation distance between the observed frequencies and the reference.
     pub distance: f64,
@@ -39,8 +39,8 @@ impl Fit {
         Fit::of_groups([(expected, observed)])
     }
 
-    /// The fit of groups of counts, each with its own distribution, such as the next tokens after several contexts. The sizes of
-    /// the groups are not judged.
+    /// The fit of groups of counts, each with its own distribution, such as the next tokens after several contexts. The
+    /// sizes of the groups are not judged.
     pub fn of_groups<'a>(groups: impl IntoIterator<Item = (&'a [f64], &'a [u64])>) -> Fit {
         let (mut draws, mut degrees, mut statistic, mut g, mut impossible) = (0, 0, 0.0, 0.0, false);
         let (mut differing, mut noise) = (0.0, 0.0);
@@ -84,10 +84,11 @@ impl Fit {
     }
 }
 
-/// An upper bound on the probability of a G statistic of at least this size, for any number of draws. `G = 2 n D`, where `D` is the
-/// relative entropy of the observed frequencies to the reference, and `P(n D ≥ x) ≤ e^−x (e x / (k − 1))^(k − 1)` for
-/// `x > k − 1` (Agrawal, Finite-Sample Concentration of the Multinomial in Relative Entropy, 2020, Theorem I.2). The theorem
-/// follows from a bound on the moment generating function of `n D`, so groups add their degrees.
+/// An upper bound on the probability of a G statistic of at least this size, for any number of draws. `G = 2 n D`,
+/// where `D` is the relative entropy of the observed frequencies to the reference, and `P(n D ≥ x) ≤ e^−x (e x / (k −
+/// 1))^(k − 1)` for `x > k − 1` (Agrawal, Finite-Sample Concentration of the Multinomial in Relative Entropy, 2020,
+/// Theorem I.2). The theorem follows from a bound on the moment generating function of `n D`, so groups add their
+/// degrees.
 pub fn bound(degrees: usize, g: f64) -> f64 {
     let (x, d) = (g / 2.0, degrees as f64);
     if x <= d { 1.0 } else { (d - x + d * (x / d).ln()).exp() }

@@ -1,4 +1,5 @@
-//! The parts of the conformance suite. `program.rs` runs them at length and writes a report; the tests run them with few draws.
+//! The parts of the conformance suite. `program.rs` runs them at length and writes a report; the tests run them with
+//! few draws.
 
 pub mod faults;
 pub mod generator;

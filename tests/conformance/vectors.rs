@@ -1,5 +1,5 @@
-//! Replays the vectors of `tests/vectors` through the C interface: compares what sessions of every strategy decode with the
-//! distributions that PyTorch has computed. `tests/vectors/README.md` defines the files and the checks.
+//! Replays the vectors of `tests/vectors` through the C interface: compares what sessions of every strategy decode with
+//! the distributions that PyTorch has computed. `tests/vectors/README.md` defines the files and the checks.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::CString;
@@ -24,11 +24,11 @@ pub fn replay(folder: &Path, draws: usize, progress: &mut dyn FnMut(&str)) -> Se
     let start = Instant::now();
     let mut section = Section {
         title: format!("Vectors: {}", folder.file_name().unwrap_or(folder.as_os_str()).display()),
-        about: "PyTorch computes in float64, from the original models and the definitions alone, the likeliest cells of the \
-                joint distribution of the next one, two and three tokens, and greedy continuations. Sessions of every \
-                strategy decode the same prompts through the C interface. Greedy tokens must be equal, log-probabilities \
-                of greedy and of drawn tokens must be equal up to the rounding of fp32, nothing impossible may be drawn, \
-                and how often each cell is drawn must fit its probability."
+        about: "PyTorch computes in float64, from the original models and the definitions alone, the likeliest cells \
+                of the joint distribution of the next one, two and three tokens, and greedy continuations. Sessions of \
+                every strategy decode the same prompts through the C interface. Greedy tokens must be equal, \
+                log-probabilities of greedy and of drawn tokens must be equal up to the rounding of fp32, nothing \
+                impossible may be drawn, and how often each cell is drawn must fit its probability."
             .into(),
         ..Section::default()
     };

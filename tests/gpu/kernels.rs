@@ -1,5 +1,5 @@
-//! The kernels of `kernels/rows.cu` without a GPU. A program in C++ runs them on the processor, thread by thread, and compares
-//! their results for random rows with their definitions. `tests/gpu/cuda` runs them on a GPU.
+//! The kernels of `kernels/rows.cu` without a GPU. A program in C++ runs them on the processor, thread by thread, and
+//! compares their results for random rows with their definitions. `tests/gpu/cuda` runs them on a GPU.
 
 use std::path::Path;
 use std::process::Command;

@@ -1,8 +1,8 @@
-//! Sessions of all kinds on threads that start and end: 2, 8 and 64 at a time on a GPU with `COS_TEST_PROVIDER=cuda`, fewer on the
-//! processor.
+//! Sessions of all kinds on threads that start and end: 2, 8 and 64 at a time on a GPU with `COS_TEST_PROVIDER=cuda`,
+//! fewer on the processor.
 //!
-//! The model has 28 heads of queries and 4 of keys. On Hopper and newer GPUs, ONNX Runtime runs such attention by cuDNN, whose
-//! plans belong to a thread. A captured pass must not use the plans of a thread that has ended.
+//! The model has 28 heads of queries and 4 of keys. On Hopper and newer GPUs, ONNX Runtime runs such attention by
+//! cuDNN, whose plans belong to a thread. A captured pass must not use the plans of a thread that has ended.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -118,7 +118,8 @@ fn check(engine: &Arc<Engine>, threads: usize, rounds: usize, what: &str) {
                             let mut session = begin(engine, &jobs[index]);
                             _ = session.step().unwrap(); // then it is abandoned
                         }
-                        // Cancelled rounds may end elsewhere, and `auto` plans by the clock. All other texts are the same.
+                        // Cancelled rounds may end elsewhere, and `auto` plans by the clock. All other texts are the
+                        // same.
                         let cancels = (thread + round).is_multiple_of(3);
                         let found = text(engine, &jobs[index], cancels);
                         let free = cancels || jobs[index].1.strategy == Strategy::Auto;

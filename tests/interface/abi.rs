@@ -1,4 +1,5 @@
-//! The C interface does not drift: the header is generated from the sources, and the library exports exactly what it declares.
+//! The C interface does not drift: the header is generated from the sources, and the library exports exactly what it
+//! declares.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};

@@ -1,5 +1,5 @@
-//! The C interface used from C: programs under sanitizers, hosts that fork or unload, the header in each supported dialect, and
-//! the programs of the README.
+//! The C interface used from C: programs under sanitizers, hosts that fork or unload, the header in each supported
+//! dialect, and the programs of the README.
 
 use std::collections::BTreeSet;
 use std::io::Write;
@@ -19,7 +19,8 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// The shared library that `cargo test` built beside this test. The one in the folder above is as old as the last `cargo build`.
+/// The shared library that `cargo test` built beside this test. The one in the folder above is as old as the last
+/// `cargo build`.
 fn library() -> PathBuf {
     std::env::current_exe().unwrap().with_file_name("libcos.so")
 }
@@ -108,7 +109,8 @@ fn host(what: &str) -> Vec<String> {
     cos::onnx::environment(None, 0, None).unwrap();
     let onnxruntime = &cos::onnx::loaded().unwrap().library;
     std::fs::copy(onnxruntime, folder.join("copy.so")).unwrap();
-    // ONNX Runtime logs a warning about an initialiser that nothing uses. Appending it to the file merges it into the graph.
+    // ONNX Runtime logs a warning about an initialiser that nothing uses. Appending it to the file merges it into the
+    // graph.
     let field = |number: u8, data: &[u8]| [&[number << 3 | 2, data.len() as u8], data].concat();
     let tensor = [&[8, 3, 16, 1][..], &field(8, b"left_over"), &field(9, &[0; 12])].concat();
     for file in ["genai_config.json", "tokenizer.json", "model.onnx"] {

@@ -279,7 +279,8 @@ fn stop_tokens_are_those_of_all_files() {
     assert!(warnings.contains(r#"generation_config.json has the eos_token_id \"</s>\", which is not used"#));
 }
 
-/// At a temperature near 0, a mixture is one of several point masses, not one point mass. `greedy_below` treats it as 0.
+/// At a temperature near 0, a mixture is one of several point masses, not one point mass. `greedy_below` treats it as
+/// 0.
 #[test]
 fn greedy_below_makes_small_temperatures_greedy() {
     let models = ["llama", "qwen2"].map(|name| root().join("tests/exports").join(name).join("builder-fp32"));

@@ -1,5 +1,5 @@
-//! All models of a process share one thread pool, so loading more models starts no more threads. The pool has one thread for each
-//! core that the process may use.
+//! All models of a process share one thread pool, so loading more models starts no more threads. The pool has one
+//! thread for each core that the process may use.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -50,7 +50,9 @@ fn shared_pool() {
 
     let spinning = |spinning: bool| {
         let config = serde_json::json!({
-            "models": [{ "path": demo.join("small") }], "combine": { "kind": "target", "model": 0 }, "spinning": spinning
+            "models": [{ "path": demo.join("small") }],
+            "combine": { "kind": "target", "model": 0 },
+            "spinning": spinning
         });
         Engine::load(&Config::parse(&config.to_string()).unwrap())
     };

@@ -1,5 +1,5 @@
-// Runs kernels of CUDA on the processor. The threads of a block are fibers, which take turns at barriers, and blocks run one after the
-// other. Mistakes that need threads at the same time, without a barrier between them, are not found.
+// Runs kernels of CUDA on the processor. The threads of a block are fibers, which take turns at barriers, and blocks
+// run one after the other. Mistakes that need threads at the same time, without a barrier between them, are not found.
 #pragma once
 #include <math.h>
 #include <setjmp.h>
@@ -41,7 +41,8 @@ static float __fadd_rn(float a, float b) { return a + b; }
 static float __fmul_rn(float a, float b) { return a * b; }
 static float of_half(unsigned short bits) {
     int exponent = bits >> 10 & 31, mantissa = bits & 1023;
-    float size = exponent == 31 ? (mantissa ? NAN : INFINITY) : ldexpf(exponent ? 1024 + mantissa : mantissa, (exponent ? exponent : 1) - 25);
+    float size = exponent == 31 ? (mantissa ? NAN : INFINITY)
+                                : ldexpf(exponent ? 1024 + mantissa : mantissa, (exponent ? exponent : 1) - 25);
     return bits >> 15 ? -size : size;
 }
 template <typename T> static T atomicAdd(T *at, T value) {

@@ -67,13 +67,14 @@ struct World {
                     ((u16 *)logits.data())[r * columns + i] = bits_of(score, element);
             }
         control.first = first, control.skipped = skipped;
+        char *memory = (char *)ring.data();
         launch({(unsigned)CHUNKS, (unsigned)given}, THREADS,
-               [&] { keep(logits.data(), element, columns, &control, (char *)ring.data(), parts.data(), peaks.data()); });
+               [&] { keep(logits.data(), element, columns, &control, memory, parts.data(), peaks.data()); });
         launch({(unsigned)given + 1}, CHUNKS, [&] {
-            summarise(logits.data(), element, columns, &control, (char *)ring.data(), parts.data(), summaries.data(), given);
+            summarise(logits.data(), element, columns, &control, memory, parts.data(), summaries.data(), given);
         });
         launch({(unsigned)given}, NEAR, [&] {
-            filter(element, columns, &control, (char *)ring.data(), parts.data(), peaks.data(), summaries.data(), kept.data());
+            filter(element, columns, &control, memory, parts.data(), peaks.data(), summaries.data(), kept.data());
         });
     }
 
@@ -85,7 +86,8 @@ struct World {
 };
 
 // The weights that `Sampler::process` keeps of a row, and 0 for all others.
-static std::vector<double> filtered(const std::vector<float> &row, float rate, int top_k, float top_p, float distance, bool &near) {
+static std::vector<double> filtered(const std::vector<float> &row, float rate, int top_k, float top_p, float distance,
+                                    bool &near) {
     int vocab = (int)row.size();
     float max = *std::max_element(row.begin(), row.end());
     std::vector<int> order(vocab);
@@ -137,7 +139,8 @@ static void filters_keep_what_the_sampler_does() {
         world.control.rate = (float[]){1, 1.25f, 0.5f, 3}[below(4)];
         int top_k = below(2) ? 0 : 1 + below(below(2) ? 8 : below(2) ? 80 : vocab - 1);
         float top_p = below(2) ? 1 : (float[]){0.5f, 0.9f, 0.95f, 0.999f, 0.01f}[below(5)];
-        float distance = below(3) ? -INFINITY : (float)log((double[]){0.05, 0.5, 1, 1e-6}[below(4)]) / world.control.rate;
+        float rate = world.control.rate;
+        float distance = below(3) ? -INFINITY : (float)log((double[]){0.05, 0.5, 1, 1e-6}[below(4)]) / rate;
         world.control.top_k = top_k, world.control.top_p = top_p, world.control.distance = distance;
         int given = 1 + below(3), skipped = below(given), first = below(200);
         std::vector<std::vector<float>> rows;
@@ -159,8 +162,8 @@ static void filters_keep_what_the_sampler_does() {
                 bool is_kept = keeps(row[i], i, summary.floor, summary.cut);
                 // Rounding may move the end of the nucleus by one token if it is very near.
                 CHECK(near || is_kept == (expected[i] > 0) || expected[i] < 1e-30,
-                      "round %d, kind %d, %d columns, k %d, p %g, distance %g: token %d of score %g, floor %g, cut %d", round, kind, vocab,
-                      top_k, top_p, distance, i, row[i], summary.floor, summary.cut);
+                      "round %d, kind %d, %d columns, k %d, p %g, distance %g: token %d of score %g, floor %g, cut %d",
+                      round, kind, vocab, top_k, top_p, distance, i, row[i], summary.floor, summary.cut);
                 if (is_kept) total += exp((double)(row[i] - summary.max) * world.control.rate);
             }
             CHECK(fabs(summary.kept / total - 1) < 1e-6, "%g, not %g", summary.kept, total);
@@ -173,17 +176,18 @@ static void filters_keep_what_the_sampler_does() {
                 double draw_share = (double[]){0, 0.3, 0.77, 0.9999, 1e-9, 1}[d] * summary.kept;
                 Summary out = {};
                 launch({1}, THREADS, [&] {
-                    draw((char *)world.ring.data(), element, columns, vocab, slot, world.parts.data(), summary.max, world.control.rate,
-                         draw_share, world.kept.data(), summary.floor, summary.cut, &out);
+                    draw((char *)world.ring.data(), element, columns, vocab, slot, world.parts.data(), summary.max,
+                         world.control.rate, draw_share, world.kept.data(), summary.floor, summary.cut, &out);
                 });
                 CHECK(keeps(row[out.token], out.token, summary.floor, summary.cut), "token %d was drawn", out.token);
+                auto weight = [&](int i) { return exp((double)(row[i] - summary.max) * world.control.rate); };
                 double before = 0;
                 for (int i = 0; i < out.token; i++)
-                    if (keeps(row[i], i, summary.floor, summary.cut)) before += exp((double)(row[i] - summary.max) * world.control.rate);
-                double own = exp((double)(row[out.token] - summary.max) * world.control.rate), slack = 1e-6 * summary.kept;
+                    if (keeps(row[i], i, summary.floor, summary.cut)) before += weight(i);
+                double own = weight(out.token), slack = 1e-6 * summary.kept;
                 bool behind = draw_share >= summary.kept; // behind the last weight, where any token is right
-                CHECK(behind || (before <= draw_share + slack && draw_share <= before + own + slack), "token %d at %g, share %g", out.token, before,
-                      draw_share);
+                CHECK(behind || (before <= draw_share + slack && draw_share <= before + own + slack),
+                      "token %d at %g, share %g", out.token, before, draw_share);
                 CHECK(out.score == row[out.token], "score %g", out.score);
             }
         }
@@ -202,7 +206,8 @@ static void masked_rows_are_filtered_too() {
     const Summary &summary = world.summaries[3];
     double total = 0;
     for (float score : row) total += exp((double)(score - 6));
-    CHECK(summary.cut >= 0 && fabs(summary.kept / total - 1) < 1e-6, "cut %d, %g, not %g", summary.cut, summary.kept, total);
+    CHECK(summary.cut >= 0 && fabs(summary.kept / total - 1) < 1e-6, "cut %d, %g, not %g", summary.cut, summary.kept,
+          total);
 }
 
 static void summaries_are_of_the_rows() {
@@ -223,7 +228,8 @@ static void summaries_are_of_the_rows() {
                 continue;
             }
             int best = (int)(std::max_element(row.begin(), row.end()) - row.begin());
-            CHECK(summary.max == row[best] && summary.best == best && summary.position == 63 + r, "%g at %d", summary.max, summary.best);
+            CHECK(summary.max == row[best] && summary.best == best && summary.position == 63 + r, "%g at %d",
+                  summary.max, summary.best);
             if (summary.max == -INFINITY) continue;
             double total = 0;
             for (float score : row) total += exp((double)(score - row[best]) * 0.7);
@@ -261,7 +267,8 @@ static void residuals_are_of_what_is_kept() {
         int length = (vocab + CHUNKS - 1) / CHUNKS;
         for (int chunk = 0; chunk < CHUNKS; chunk++) {
             double expected = 0;
-            for (int i = chunk * length; i < std::min(vocab, (chunk + 1) * length); i++) expected += std::max(0.0, left[i]);
+            int end = std::min(vocab, (chunk + 1) * length);
+            for (int i = chunk * length; i < end; i++) expected += std::max(0.0, left[i]);
             CHECK(fabs(sums[chunk] - expected) < 1e-6, "%g, not %g", sums[chunk], expected);
             if (expected < 1e-4) continue;
             Summary out = {};

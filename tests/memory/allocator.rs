@@ -58,7 +58,8 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-/// Lets one test run at a time, because bytes are counted for the whole process. Their models share a pool of one thread.
+/// Lets one test run at a time, because bytes are counted for the whole process. Their models share a pool of one
+/// thread.
 pub fn turn() -> MutexGuard<'static, ()> {
     static TURN: Mutex<()> = Mutex::new(());
     let turn = TURN.lock();

@@ -1,5 +1,5 @@
-//! The memory of sessions: what they report, what a long prompt needs, what happens without memory, and weights that two models
-//! share.
+//! The memory of sessions: what they report, what a long prompt needs, what happens without memory, and weights that
+//! two models share.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -96,8 +96,8 @@ fn steps_with_all_options_do_not_allocate() {
     }
 }
 
-/// Exports whose buffers are swapped or converted: concatenated caches with and without masks, half precision, counted rows, and
-/// a fixed length. An export without a cache is not tested, because its inputs grow with the text.
+/// Exports whose buffers are swapped or converted: concatenated caches with and without masks, half precision, counted
+/// rows, and a fixed length. An export without a cache is not tested, because its inputs grow with the text.
 #[test]
 fn steps_of_converted_buffers_do_not_allocate() {
     let _turn = turn();

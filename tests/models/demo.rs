@@ -1,4 +1,5 @@
-//! The demo models: caches and rollbacks, threads, cancellation, chats. `tests/conformance/greedy.rs` compares the strategies.
+//! The demo models: caches and rollbacks, threads, cancellation, chats. `tests/conformance/greedy.rs` compares the
+//! strategies.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -177,8 +178,8 @@ fn threads_do_not_disturb_each_other() {
     });
 }
 
-/// ONNX Runtime's run options stop a running pass. A long prompt that is cancelled again and again gives the same tokens in the
-/// end.
+/// ONNX Runtime's run options stop a running pass. A long prompt that is cancelled again and again gives the same
+/// tokens in the end.
 #[test]
 fn long_prompts_can_be_cancelled() {
     let engine = engine("engine.json");

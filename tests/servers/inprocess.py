@@ -11,15 +11,16 @@ LIBRARY = os.path.join(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"), "rel
 
 class Options(ctypes.Structure):
     _fields_ = [("struct_size", ctypes.c_size_t), ("strategy", ctypes.c_int32), ("temperature", ctypes.c_float),
-                ("top_k", ctypes.c_int32), ("top_p", ctypes.c_float), ("min_p", ctypes.c_float), ("seed", ctypes.c_uint64),
-                ("max_tokens", ctypes.c_uint32), ("proposal_lengths", ctypes.c_void_p),
-                ("proposal_lengths_count", ctypes.c_size_t), ("weights", ctypes.c_void_p), ("weights_count", ctypes.c_size_t),
+                ("top_k", ctypes.c_int32), ("top_p", ctypes.c_float), ("min_p", ctypes.c_float),
+                ("seed", ctypes.c_uint64), ("max_tokens", ctypes.c_uint32), ("proposal_lengths", ctypes.c_void_p),
+                ("proposal_lengths_count", ctypes.c_size_t),
+                ("weights", ctypes.c_void_p), ("weights_count", ctypes.c_size_t),
                 ("stop_tokens", ctypes.c_void_p), ("stop_tokens_count", ctypes.c_size_t)]
 
 
 class StepResult(ctypes.Structure):
-    _fields_ = [("struct_size", ctypes.c_size_t), ("tokens", ctypes.POINTER(ctypes.c_int32)), ("tokens_count", ctypes.c_size_t),
-                ("finish", ctypes.c_int32), ("reserved", ctypes.c_int32)]
+    _fields_ = [("struct_size", ctypes.c_size_t), ("tokens", ctypes.POINTER(ctypes.c_int32)),
+                ("tokens_count", ctypes.c_size_t), ("finish", ctypes.c_int32), ("reserved", ctypes.c_int32)]
 
 
 class Stats(ctypes.Structure):
@@ -50,8 +51,8 @@ class InProcess:
     def complete(self, prompt, max_tokens, temperature, seed):
         text, capacity = prompt.encode(), len(prompt) + 16
         tokens, count = (ctypes.c_int32 * capacity)(), ctypes.c_size_t()
-        self._call("cos_engine_encode", self.engine, text, ctypes.c_size_t(len(text)), 1, tokens, ctypes.c_size_t(capacity),
-                   ctypes.byref(count))
+        self._call("cos_engine_encode", self.engine, text, ctypes.c_size_t(len(text)), 1, tokens,
+                   ctypes.c_size_t(capacity), ctypes.byref(count))
         options = Options(ctypes.sizeof(Options), temperature=temperature, seed=seed, max_tokens=max_tokens)
         session, stream = ctypes.c_void_p(), ctypes.c_void_p()
         piece, size = ctypes.c_char_p(), ctypes.c_size_t()
@@ -64,5 +65,5 @@ class InProcess:
             self._call("cos_prompt", session, tokens, count)
             while not step.finish:
                 self._call("cos_step", session, ctypes.byref(step))
-                self._call("cos_text_stream_push", stream, step.tokens, ctypes.c_size_t(step.tokens_count), ctypes.byref(piece),
-                           ctypes.byref(size))
+                self._call("cos_text_stream_push", stream, step.tokens, ctypes.c_size_t(step.tokens_count),
+                           ctypes.byref(piece), ctypes.byref(size))

@@ -28,7 +28,8 @@ class Server:
             self.process.kill()
             raise
         # No retries: what the server says is what is tested.
-        self.client = openai.OpenAI(base_url=f"http://127.0.0.1:{self.port}/v1", api_key="none", max_retries=0, timeout=120)
+        url = f"http://127.0.0.1:{self.port}/v1"
+        self.client = openai.OpenAI(base_url=url, api_key="none", max_retries=0, timeout=120)
 
     def _listening(self, deadline):
         while time.monotonic() < deadline:

@@ -1,5 +1,6 @@
-"""Tokens per second of a server with some clients at once, against the same without a server: the same requests by threads that
-call the library in this process. Run by the script `throughput`, with the server's command.
+"""Compare the tokens per second of a server, with several clients, with threads that call the library in this process.
+
+The script `throughput` runs this with the server's command.
 
 Each round measures both in turn, so that noise of the machine hits both alike; the ratio is the median of the rounds'.
 """

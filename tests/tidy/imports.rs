@@ -1,7 +1,7 @@
 //! Which room of `src` may import which, and that nothing imports itself by way of others.
 //!
-//! A room is a folder of `src`, or a file that lies there. Paths that begin with `crate`, `super` or `self`, or with a module that
-//! was imported, are followed through `pub use` to the file that declares what they name.
+//! A room is a folder of `src`, or a file that lies there. Paths that begin with `crate`, `super` or `self`, or with a
+//! module that was imported, are followed through `pub use` to the file that declares what they name.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -40,8 +40,8 @@ pub fn check(source: &Source) -> Vec<Violation> {
     found
 }
 
-/// Whether a file begins with a comment of some words. Before it may stand the interpreter of a script, and in Java, whose
-/// classes have such comments, the package and the imports.
+/// Whether a file begins with a comment of some words. Before it may stand the interpreter of a script, and in Java,
+/// whose classes have such comments, the package and the imports.
 fn opens(path: &str, text: &str) -> bool {
     let before = |line: &&str| {
         let header = line.is_empty() || line.starts_with("package ") || line.starts_with("import ");

@@ -1,7 +1,7 @@
 //! The code is tidy: lengths, first lines, names, and which room of `src` may import which.
 //!
-//! Every violation is printed at once, as `file:line: rule: what is wrong`, with how to mend it. What is violated today stands in
-//! `exceptions.txt`. An exception that is no longer needed fails the test too, so the list only gets shorter.
+//! Every violation is printed at once, as `file:line: rule: what is wrong`, with how to mend it. What is violated today
+//! stands in `exceptions.txt`. An exception that is no longer needed fails the test too, so the list only gets shorter.
 
 mod imports;
 mod layout;

@@ -162,7 +162,8 @@ fn without_tests(code: &str) -> (String, Vec<String>) {
 
 #[test]
 fn comments_strings_and_tests_are_left_out() {
-    let text = "a /* b */ \"c \\\" //\" d // e\n'f' '\\'' 'g r#\"h\"#\n#[cfg(test)]\nmod i {\n j { k }\n}\nl '…' m\n#[cfg(test)] mod n;\no";
+    let text = "a /* b */ \"c \\\" //\" d // e\n'f' '\\'' 'g r#\"h\"#\n\
+                #[cfg(test)]\nmod i {\n j { k }\n}\nl '…' m\n#[cfg(test)] mod n;\no";
     let (text, modules) = without_tests(&code(text));
     let words: Vec<&str> = text.split_whitespace().collect();
     assert_eq!(words, ["a", "d", "'g", "l", "m", "o"]);

@@ -14,8 +14,8 @@ use super::enumeration::{Case, End};
 use super::failures::faulty;
 use crate::common::{PROMPT, Sampling, Way, World, decoder, plan, ways, ways_of};
 
-/// Weights change between rounds. Each token still has the distribution given by the tokens before it and the weights set before
-/// it, whatever the caller knew when it set them.
+/// Weights change between rounds. Each token still has the distribution given by the tokens before it and the weights
+/// set before it, whatever the caller knew when it set them.
 #[test]
 fn weights_change_exactly() {
     let mixture = |weights: &[f32]| Combination::mixture(weights).unwrap();
@@ -153,8 +153,8 @@ fn weights_that_do_not_fit_change_nothing() {
     assert_eq!(decoder.committed().len(), 12, "the refused weights left no trace");
 }
 
-/// The plan changes between rounds, chosen by everything that a planner could see. Each token still has the distribution given
-/// by the tokens before it.
+/// The plan changes between rounds, chosen by everything that a planner could see. Each token still has the
+/// distribution given by the tokens before it.
 #[test]
 fn plans_change_exactly() {
     let mixture = |weights: &[f32]| Combination::mixture(weights).unwrap();
@@ -218,8 +218,8 @@ fn plans_change_exactly_beside_look_ups_and_after_failures() {
     }
 }
 
-/// Turns end early if their proposals are unlikely to be accepted. The estimate is learned while decoding, so drafts depend on
-/// all earlier decisions and on the pending tokens.
+/// Turns end early if their proposals are unlikely to be accepted. The estimate is learned while decoding, so drafts
+/// depend on all earlier decisions and on the pending tokens.
 #[test]
 fn turns_end_early_exactly() {
     let cases = [

@@ -143,7 +143,8 @@ fn drafters_never_verify() {
     }
 }
 
-/// A drafter does not run if there is no room for its proposals: here the first model fills the room, and the last one verifies.
+/// A drafter does not run if there is no room for its proposals: here the first model fills the room, and the last one
+/// verifies.
 #[test]
 fn drafters_rest_without_room() {
     let passes = Arc::new(AtomicUsize::new(0));

@@ -1,4 +1,5 @@
-//! The enumeration: runs every branch of the decoder, multiplies its probabilities, and compares the result with the oracle.
+//! The enumeration: runs every branch of the decoder, multiplies its probabilities, and compares the result with the
+//! oracle.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -286,8 +287,8 @@ impl<'a> Case<'a> {
     }
 }
 
-/// Does what the most cunning planner could do, depending on everything that it has seen: change the plan, decide pending
-/// proposals first, or let a model catch up. Returns whether the plan changed.
+/// Does what the most cunning planner could do, depending on everything that it has seen: change the plan, decide
+/// pending proposals first, or let a model catch up. Returns whether the plan changed.
 pub fn change_plan(decoder: &mut Driver<&Enumerator>, plans: &[Plan]) -> bool {
     if plans.is_empty() {
         return false;

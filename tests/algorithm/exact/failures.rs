@@ -31,8 +31,8 @@ pub fn faulty(failing: usize, at: usize, interrupt: Interrupt) -> (Vec<Participa
     ((0..2).map(model).collect(), passes)
 }
 
-/// A pass fails, or is cancelled, once, at each point of a run in turn. The failed round commits nothing, and the result is as
-/// exact as without the failure.
+/// A pass fails, or is cancelled, once, at each point of a run in turn. The failed round commits nothing, and the
+/// result is as exact as without the failure.
 #[test]
 fn failures_and_cancellations_leave_no_trace() {
     let combination = Combination::mixture(&[0.5, 0.5]).unwrap();

@@ -1,5 +1,6 @@
-//! Proof that decoding is exact. Every outcome of the decoder is enumerated with its probability, and the joint distribution of
-//! several tokens is compared with the oracle's. There is no sampling error, so a bias of a hundredth of a percent shows.
+//! Proof that decoding is exact. Every outcome of the decoder is enumerated with its probability, and the joint
+//! distribution of several tokens is compared with the oracle's. There is no sampling error, so a bias of a hundredth
+//! of a percent shows.
 
 mod changes;
 mod drafters;

@@ -13,7 +13,8 @@ use cos::model::Interrupt;
 use super::enumeration::{Case, ENOUGH, Enumerator};
 use crate::common::{PROMPT, Sampling, Way, World, decoder, oracle, ways};
 
-/// Draws with the real random numbers have the enumerated distribution. The enumeration assumes that the numbers are independent.
+/// Draws with the real random numbers have the enumerated distribution. The enumeration assumes that the numbers are
+/// independent.
 #[test]
 fn random_numbers_follow_the_joint_distribution() {
     let draws = 30_000;
@@ -57,8 +58,8 @@ fn a_seed_reproduces_its_run() {
     }
 }
 
-/// Tokens after a second prompt have the distribution given by the whole context, even if proposals were pending when the
-/// prompt came.
+/// Tokens after a second prompt have the distribution given by the whole context, even if proposals were pending when
+/// the prompt came.
 #[test]
 fn later_prompts_continue_the_sequence() {
     const TURN: [i32; 2] = [1, 0];

@@ -169,8 +169,8 @@ impl Simulation {
         let shares: [u32; 6] = match session.finish {
             _ if session.poisoned => [1, 1, 1, 1, 1, 2],
             COS_FINISH_CONTEXT_FULL => [3, 2, 2, 1, 1, 6],
-            // A failed round may tell where the position is routed. A caller who gives up now would select among tokens,
-            // which biases the measure. New weights do not: the route is drawn anew.
+            // A failed round may tell where the position is routed. A caller who gives up now would select among
+            // tokens, which biases the measure. New weights do not: the route is drawn anew.
             COS_FINISH_NONE if session.routed && (1..20).contains(&session.failures) => [20, 0, 5, 1, 1, 0],
             COS_FINISH_NONE if session.is_empty() || session.failures > 2 => [6, 10, 2, 1, 1, 1],
             COS_FINISH_NONE => [1800, 40, 60, 30, 15, 5],
@@ -358,7 +358,8 @@ impl Simulation {
         }
     }
 
-    /// The plan of the library for these options. The simulation asks for it, because it only checks what follows from a plan.
+    /// The plan of the library for these options. The simulation asks for it, because it only checks what follows from
+    /// a plan.
     pub fn plan(&self, options: &Options, combination: &Combination) -> Plan {
         let unused = || Function::new(|_, _| Ok(()));
         let function = options.function.then(|| combination.clone().with_function(unused()));

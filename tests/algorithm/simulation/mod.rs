@@ -1,22 +1,23 @@
-//! Deterministic simulation: one seed draws a random world of models, sessions, calls and faults, and every call is compared with
-//! what `cos.h` promises. The idea is that of TigerBeetle's VOPR and of FoundationDB.
+//! Deterministic simulation: one seed draws a random world of models, sessions, calls and faults, and every call is
+//! compared with what `cos.h` promises. The idea is that of TigerBeetle's VOPR and of FoundationDB.
 //!
-//! A run makes an engine of scripted models and drives up to four sessions in turn, only through the `extern "C"` functions.
-//! Each seed enables its own set of faults. A mirror of each session predicts what every call must return. After each call the
-//! run checks that
+//! A run makes an engine of scripted models and drives up to four sessions in turn, only through the `extern "C"`
+//! functions. Each seed enables its own set of faults. A mirror of each session predicts what every call must return.
+//! After each call the run checks that
 //! - committed tokens never change, and a failed call changes and writes nothing;
 //! - stop tokens, `max_tokens` and the context end a sequence exactly where they should, and it stays ended;
 //! - every error, cancellation and panic has a planted cause, and every planted cause has its effect;
 //! - each model's cache holds the committed tokens, followed by the same pending tokens as all other caches;
 //! - the statistics count the passes and positions that the models saw;
-//! - the oracle of `tests/common` allows each token: the best one in a greedy session, a possible one otherwise, with the
-//!   oracle's log-probability (half of all tokens are checked);
-//! - sampled tokens do not lean towards their drafter. The sum of deviations is a martingale, which faults, cancellations and
-//!   changes of weights must not move.
+//! - the oracle of `tests/common` allows each token: the best one in a greedy session, a possible one otherwise, with
+//!   the oracle's log-probability (half of all tokens are checked);
+//! - sampled tokens do not lean towards their drafter. The sum of deviations is a martingale, which faults,
+//!   cancellations and changes of weights must not move.
 //!
-//! `cargo test --release --test algorithm simulation` runs a fixed list of seeds until they have made a million rounds, and then
-//! checks that every kind of event has happened. `COS_SIMULATION_ROUNDS=50000000` runs longer. A failure names its seed, and
-//! `COS_SEED=123 cargo test --release --test algorithm promises` runs that seed alone and prints each call.
+//! `cargo test --release --test algorithm simulation` runs a fixed list of seeds until they have made a million rounds,
+//! and then checks that every kind of event has happened. `COS_SIMULATION_ROUNDS=50000000` runs longer. A failure names
+//! its seed, and `COS_SEED=123 cargo test --release --test algorithm promises` runs that seed alone and prints each
+//! call.
 //!
 //! Real models are tested by `tests/models`, calls from several threads by `tests/interface/boundary`.
 
@@ -71,7 +72,8 @@ fn quiet_planted_panics() {
     });
 }
 
-/// Runs the seeds from 0 on, in blocks and on all cores, until they have made so many rounds. The seeds are always the same.
+/// Runs the seeds from 0 on, in blocks and on all cores, until they have made so many rounds. The seeds are always the
+/// same.
 fn simulate(rounds: u64) -> Result<(Report, u64), Violation> {
     const BLOCK: u64 = 256;
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
@@ -152,8 +154,8 @@ const EVENTS: &str = "\
     auto, routed; standard, combined; standard, routed; speculative, combined; speculative, routed; cos, combined; \
     cos, routed; proposal accepted; proposal rejected; bonus token; cancelled between steps; \
     cancelled within a pass; prompt; chat turn; prompt after an end; step after an end; weights set; \
-    weights set, proposals kept; weights set, proposals dropped; plan changed; weights made room; weights refused, no room; free; \
-    engine freed before its sessions";
+    weights set, proposals kept; weights set, proposals dropped; plan changed; weights made room; weights refused, no \
+    room; free; engine freed before its sessions";
 
 #[test]
 fn planted_bugs_are_found() {

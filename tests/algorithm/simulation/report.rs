@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-/// How far tokens lean from their distributions `r` towards the distribution `q` of their drafter. Most mistakes of verification
-/// would cause such a bias. It is the sum of `g(token) − E g` with `g = q / r`, a martingale if decoding is exact, with the
-/// variance that it should have.
+/// How far tokens lean from their distributions `r` towards the distribution `q` of their drafter. Most mistakes of
+/// verification would cause such a bias. It is the sum of `g(token) − E g` with `g = q / r`, a martingale if decoding
+/// is exact, with the variance that it should have.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Lean {
     pub sum: f64,

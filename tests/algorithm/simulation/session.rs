@@ -153,7 +153,8 @@ impl Session {
     }
 }
 
-/// The sampling by which tokens are ranked. A greedy session reports log-probabilities at temperature 1 without filters.
+/// The sampling by which tokens are ranked. A greedy session reports log-probabilities at temperature 1 without
+/// filters.
 pub fn ranking(sampling: Sampling) -> Sampling {
     if sampling.temperature == 0.0 { Sampling::PLAIN } else { sampling }
 }

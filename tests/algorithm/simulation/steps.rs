@@ -229,7 +229,8 @@ impl Simulation {
         Ok(())
     }
 
-    /// Writes the true rows for the next token of a session into `rows`. Returns whether any and whether all of them are bad.
+    /// Writes the true rows for the next token of a session into `rows`. Returns whether any and whether all of them
+    /// are bad.
     pub fn truth(&mut self, session: &Session) -> (bool, bool) {
         let ledger = session.ledger.lock();
         let (mut any, mut all) = (false, true);

@@ -1,4 +1,4 @@
-/* The checks of errors.c, the files that they spoil, and engines and sequences of the fixtures. */
+/* The checks of errors.c, the files that they damage, and engines and sequences of the fixtures. */
 #define _GNU_SOURCE /* dladdr, nftw, pthread_tryjoin_np */
 #include <cos.h>
 #include <dlfcn.h>
@@ -20,7 +20,7 @@
 #define HERE __FILE__ ":" TEXT(__LINE__)
 
 #define COUNT(array) (sizeof(array) / sizeof *(array))
-/* An array and, as arguments and members have it, its count. */
+/* An array followed by its count, as arguments or as members. */
 #define TOKENS(...) (const int32_t[]){__VA_ARGS__}, COUNT(((const int32_t[]){__VA_ARGS__}))
 #define FLOATS(...) (const float[]){__VA_ARGS__}, COUNT(((const float[]){__VA_ARGS__}))
 
@@ -28,7 +28,7 @@
 
 static int checks, failures;
 
-/* Count a check; where it does not hold, print what was expected and what came. */
+/* Counts a check. If it fails, prints what was expected and what came. */
 __attribute__((format(printf, 3, 4))) static void check(const char *where, bool holds, const char *format, ...) {
     checks++;
     if (holds)
@@ -47,7 +47,7 @@ static void equal(const char *where, const char *what, unsigned long long came, 
 }
 #define EQUAL(came, expected) equal(HERE, #came, (unsigned long long)(came), (unsigned long long)(expected))
 
-/* Everything that a call may write, and a copy to see that a failed call wrote none of it. */
+/* Everything that a call may write, and a copy to check that a failed call wrote nothing. */
 struct outputs {
     cos_engine *engine;
     cos_session *session;
@@ -69,7 +69,7 @@ static void reset(void) {
     memcpy(&out, &untouched, sizeof out);
 }
 
-/* out.step and out.stats of another size. */
+/* out.step and out.stats with another size. */
 static cos_step_result *sized_step(size_t size) {
     untouched.step.struct_size = out.step.struct_size = size;
     return &out.step;
@@ -79,7 +79,7 @@ static cos_stats *sized_stats(size_t size) {
     return &out.stats;
 }
 
-/* The call failed with this code, said these things, and wrote nothing. Frees the error. */
+/* Checks that a call failed with this code, said these things and wrote nothing. Frees the error. */
 static void fails(const char *where, const char *call, cos_error *error, int32_t code, const char *const *says) {
     const char *message = cos_error_message(error);
     check(where, cos_error_code(error) == code, "%s: expected error %d, came %d: %s", call, code, cos_error_code(error),
@@ -107,7 +107,7 @@ static bool succeeds(const char *where, const char *call, cos_error *error) {
 static const char *root;
 static const char *work; /* a new folder in the working directory */
 
-/* A text with ' for ", $ for the folder of fixtures, @ for the working folder; valid until the next but three. */
+/* Replaces ' by ", $ by the folder of fixtures and @ by the working folder. The text is valid for four calls. */
 static const char *text(const char *pattern) {
     static char texts[4][8 * PATH_MAX];
     static size_t turn;
@@ -139,7 +139,7 @@ static void *must(void *pointer, const char *what) {
     exit(1);
 }
 
-/* Write a file: a text, or the first bytes of another file. */
+/* Writes a file: a text, or the first bytes of another file. */
 static void write_file(const char *path, const char *content) {
     FILE *file = must(fopen(text(path), "wb"), path);
     fputs(text(content), file);
@@ -165,7 +165,7 @@ static int remove_entry(const char *path, const struct stat *status, int kind, s
     return remove(path);
 }
 
-/* A copy of the fixture tiny with one of its files replaced. */
+/* Makes a copy of the fixture tiny with one replaced file. */
 static void spoil(const char *name, const char *file, const char *content) {
     static const char *files[] = {"model.onnx", "genai_config.json", "tokenizer.json"};
     char path[256], from[64];
@@ -205,9 +205,9 @@ static uint64_t committed(const cos_session *session) {
     return OK(cos_session_stats(session, &stats)) ? stats.tokens : UINT64_MAX;
 }
 
-/* Step until the sequence ends or a step fails: these tokens came, and this end. */
-static cos_error *decode(const char *where, const char *what, cos_session *session, const int32_t *expected, size_t count,
-                         int32_t finish) {
+/* Steps until the sequence ends or a step fails, and checks the tokens and the end. */
+static cos_error *decode(const char *where, const char *what, cos_session *session, const int32_t *expected,
+                         size_t count, int32_t finish) {
     char came[1024] = "", wanted[1024] = "";
     size_t length = 0, end = 0;
     cos_step_result step = {.struct_size = sizeof step};
@@ -227,5 +227,5 @@ static cos_error *decode(const char *where, const char *what, cos_session *sessi
     equal(where, what, committed(session) - before, total);
     return error;
 }
-/* A whole sequence that ends well. */
+/* A sequence that ends without an error. */
 #define DECODES(session, finish, ...) OK(decode(HERE, #session, session, TOKENS(__VA_ARGS__), COS_FINISH_##finish))

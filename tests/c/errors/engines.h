@@ -1,7 +1,7 @@
 /* Errors of engines: an ONNX Runtime that cannot be loaded, and configurations and models that are refused. */
 /* ---- ONNX Runtime --------------------------------------------------------------------------------------------- */
 
-/* Compile a library; what it is made from is in @library.c. */
+/* Compiles a library from @library.c. */
 static void compile(const char *name, const char *flags) {
     char command[3 * PATH_MAX];
     const char *compiler = getenv("CC");
@@ -10,7 +10,7 @@ static void compile(const char *name, const char *flags) {
     EQUAL(system(command), 0);
 }
 
-/* Before any engine: each of these fails, and none spoils the process for the next. */
+/* Before the first engine, each of these fails, and the next one can still succeed. */
 static void runtime(void) {
     const char *variable = getenv("ORT_DYLIB_PATH"), *good = text(ONE(TINY));
     char *saved = variable ? strdup(variable) : NULL;
@@ -42,12 +42,12 @@ static void runtime(void) {
     FAILS(cos_engine_new(WITH("@other.so"), &out.engine), RUNTIME, work, "other.so", "OrtGetApiBase", "1.24");
     FAILS(cos_engine_new(WITH("@ancient.so"), &out.engine), RUNTIME, work, "ancient.so", "1.10.0", "1.24");
     FAILS(cos_engine_new(WITH("@old.so"), &out.engine), RUNTIME, work, "old.so", "1.23.2", "1.24");
-    /* The variable comes first, also where it is wrong. */
+    /* The variable has precedence, even if it is wrong. */
     setenv("ORT_DYLIB_PATH", text("@ancient.so"), 1);
     FAILS(cos_engine_new(WITH("@old.so"), &out.engine), RUNTIME, "ancient.so", "1.10.0");
     unsetenv("ORT_DYLIB_PATH");
 
-    /* A copy of this library that has no ONNX Runtime in any folder around it, unless the system has one. */
+    /* A copy of this library without an ONNX Runtime near it. The system may have one. */
     if (!dlopen("libonnxruntime.so.1", RTLD_LAZY) && !dlopen("libonnxruntime.so", RTLD_LAZY)) {
         cos_error *(*open)(const char *, cos_engine **) = cos_engine_new;
         Dl_info info;
@@ -67,7 +67,7 @@ static void runtime(void) {
     if (saved)
         setenv("ORT_DYLIB_PATH", saved, 1);
     free(saved);
-    /* A good library after all of these; from here on the pool has one thread. */
+    /* After all of these, a good library. From here on, the pool has one thread. */
     cos_engine *engine = ENGINE(CONFIG("'threads':1,", TINY, TARGET_0));
     cos_session *session = SESSION(engine, 0);
     OK(cos_prompt(session, TOKENS(13)));
@@ -94,7 +94,7 @@ static const struct {
     {HERE, "{'models':[{'path':'$tiny'}]}", C, {"combine"}},
     {HERE, ONE(""), C, {"models is empty"}},
     {HERE, ONE("{}"), C, {"path"}},
-    /* Keys that do not exist, and the ones that do. */
+    /* Unknown keys. The message lists the known ones. */
     {HERE, "{'thread':1}", C, {"thread", "threads"}},
     {HERE, ONE("{'path':'$tiny','prvider':'cpu'}"), C, {"prvider", "provider"}},
     {HERE, TWO("{'kind':'weighted','weights':[0.5,0.5],'mu':0.1}"), C, {"mu", "weights"}},
@@ -160,7 +160,7 @@ static const struct {
     {HERE, BOTH("$tiny", "@tokenizer"), M, {"tokenizer/tokenizer.json"}},
     {HERE, ONE(PATH("@silent")), M, {"silent/tokenizer.json", "no tokens"}},
     {HERE, ONE(PATH("@bytes")), M, {"bytes/tokenizer.json", "the continuing_subword_prefix, \"x\""}},
-    /* Models that are none, or not of this kind. */
+    /* Models that are no decoders of text. */
     {HERE, ONE(PATH("$vision")), M, {"vision/model.onnx", "not a language model", "input_ids", "pixel_values"}},
     {HERE, ONE(PATH("$headless")), M,
      {"headless/model.onnx", "not a language model", "logits", "last_hidden_state", "its inputs are input_ids"}},
@@ -208,19 +208,20 @@ static void configurations(void) {
           "'continuing_subword_prefix':'x'}}");
     for (size_t i = 0; i < COUNT(CONFIGURATIONS); i++) {
         reset();
-        fails(CONFIGURATIONS[i].where, CONFIGURATIONS[i].json, cos_engine_new(text(CONFIGURATIONS[i].json), &out.engine),
-              CONFIGURATIONS[i].code, CONFIGURATIONS[i].says);
+        const char *json = CONFIGURATIONS[i].json;
+        fails(CONFIGURATIONS[i].where, json, cos_engine_new(text(json), &out.engine), CONFIGURATIONS[i].code,
+              CONFIGURATIONS[i].says);
     }
 
-    /* What a configuration does not say, the graph does: the rotary table has 32 rows. */
+    /* The graph limits the context if no configuration does: the rotary table has 32 rows. */
     described(ENGINE(ONE(PATH("@unbounded"))), "\"context_length\":32");
     described(ENGINE(ONE(PATH("@zero"))), "\"context_length\":32");
     described(ENGINE(ONE("{'path':'$tiny','context_length':20}")), "\"context_length\":20");
-    /* Each token attends to the mean of all, dead ones and later ones too. One by one that is causal. */
+    /* Each token attends to the mean of all tokens in a pass, so only passes of one token are causal. */
     described(ENGINE(ONE(PATH("$optimum"))), "\"rollback\":\"compact\"");
     described(ENGINE(ONE(PATH("$optimum"))), "\"scoring\":\"one_by_one\"");
 
-    /* What is assumed of a tokenizer, and what it does not do. */
+    /* Warnings about tokenizers. */
     described(ENGINE(BOTH("$notoken", "$tiny")), "notoken came without a tokenizer.json");
     described(ENGINE(BOTH("$notoken", "$notoken")), "notoken came without a tokenizer.json");
     spoil("longer", "tokenizer.json", TOKENIZER("'a':0,'z':4294967294"));

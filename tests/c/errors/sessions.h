@@ -11,10 +11,10 @@ static const char *const KINDS[] = {
 static const float HALVES[] = {0.5f, 0.5f, 0.5f};
 static const int32_t ONES[] = {1, 1, 1};
 
-/* What the function of a session is to do, and what came of calling its session back. */
+/* What the combine function does, and the codes that it got from calling its own session. */
 struct spoilt {
     int32_t status;
-    float score; /* of token 0; the others get their model's logits */
+    float score; /* of token 0; the other scores are the model's logits */
     bool lazy;   /* the last score is left out */
     cos_session *session;
     int32_t codes[3];
@@ -58,7 +58,7 @@ static void functions(void) {
         FAILS(cos_session_set_weights(session, FLOATS(1, 0)), INVALID_ARGUMENT, "combine function", "data");
         EQUAL(committed(session), 0);
         data = (struct spoilt){.session = session};
-        DECODES(session, STOP, 13, 14, 15, 0); /* as if nothing had been */
+        DECODES(session, STOP, 13, 14, 15, 0); /* the failures left no trace */
         EQUAL(data.codes[0], COS_ERROR_BUSY);
         EQUAL(data.codes[1], COS_ERROR_BUSY);
         EQUAL(data.codes[2], 0);
@@ -83,7 +83,7 @@ static void set_weights(void) {
     FAILS(cos_session_set_weights(session, FLOATS(0.5f, 0.625f)), INVALID_ARGUMENT, "sum to 1.125");
     OK(cos_session_set_weights(session, FLOATS(0, 1)));
     DECODES(session, STOP, 13, 14, 15, 0);
-    OK(cos_session_set_weights(session, FLOATS(1, 0))); /* a finished one stays finished */
+    OK(cos_session_set_weights(session, FLOATS(1, 0))); /* a finished sequence stays finished */
     OK(cos_step(session, &out.step));
     EQUAL(out.step.finish, COS_FINISH_STOP);
     cos_free(session);
@@ -121,8 +121,8 @@ static void options(void) {
         {HERE, WEIGHTED, {.temperature = 1, .min_p = NAN}, {"min_p is NaN", "between 0 and 1"}},
         {HERE, WEIGHTED, {.temperature = 1, .min_p = -0.5f}, {"min_p is -0.5", "between 0 and 1"}},
         {HERE, WEIGHTED, {.temperature = 1, .min_p = 1.5f}, {"min_p is 1.5", "between 0 and 1"}},
-        {HERE, WEIGHTED, {.top_k = -1, .top_p = NAN}, {"is"}}, /* greedy does not excuse them */
-        /* Arrays, each followed by its count: how many, then which values. */
+        {HERE, WEIGHTED, {.top_k = -1, .top_p = NAN}, {"is"}}, /* checked even if greedy */
+        /* Arrays: wrong counts, then wrong values. */
         {HERE, WEIGHTED, {.proposal_lengths = TOKENS(1)}, {"proposal_lengths_count is 1", "2 models"}},
         {HERE, WEIGHTED, {.proposal_lengths = TOKENS(1, 1, 1)}, {"proposal_lengths_count is 3", "2 models"}},
         {HERE, WEIGHTED, {.proposal_lengths = ONES}, {"proposal_lengths_count is 0", "2 models"}},
@@ -174,7 +174,7 @@ static void options(void) {
         fails(rows[i].where, "cos_session_new", cos_session_new(engines[rows[i].kind], &options, &out.session),
               COS_ERROR_INVALID_ARGUMENT, rows[i].says);
     }
-    for (size_t i = 0; i < COUNT(KINDS); i++) { /* the engines are none the worse for it */
+    for (size_t i = 0; i < COUNT(KINDS); i++) { /* the engines still work */
         cos_session *session = SESSION(engines[i], 0);
         OK(cos_prompt(session, TOKENS(13)));
         DECODES(session, STOP, 14, 15, 0);
@@ -201,14 +201,14 @@ static void prompts(void) {
     FAILS(cos_prompt(session, many, 32), CONTEXT_FULL, "32", "of which 1 ", "shorten the prompt");
     DECODES(session, STOP, 13, 14, 15, 0);
     FAILS(cos_prompt(session, many, 28), CONTEXT_FULL, "28", "32", "of which 5 ");
-    OK(cos_step(session, &out.step)); /* it still says how it ended */
+    OK(cos_step(session, &out.step)); /* the session still tells how it ended */
     EQUAL(out.step.finish, COS_FINISH_STOP);
     EQUAL(out.step.tokens_count, 0);
     OK(cos_prompt(session, TOKENS(14)));
     DECODES(session, STOP, 15, 0);
     cos_free(session);
 
-    /* A prompt that is longer than the context, at once and over two prompts; exactly as long; one shorter. */
+    /* Prompts longer than the context, in one and in two calls; exactly as long; one token shorter. */
     session = SESSION(engine, 0);
     FAILS(cos_prompt(session, many, 33), CONTEXT_FULL, "33", "32", "shorten the prompt");
     FAILS(cos_prompt(session, many, SIZE_MAX), CONTEXT_FULL, "18446744073709551615", "32");
@@ -237,24 +237,25 @@ static void prompts(void) {
 static const char *const COMBINES[] = {
     "{'kind':'weighted','weights':[0.5,0.5]}",
     "{'kind':'logits','weights':[1,0.5]}",
-    "{'kind':'contrastive','mu':0.1}",                    /* subtracts what may be infinite */
-    "{'kind':'contrastive','mu':0.1,'plausibility':0.5}", /* may mask what is wrong */
+    "{'kind':'contrastive','mu':0.1}",                    /* subtracts logits that may be infinite */
+    "{'kind':'contrastive','mu':0.1,'plausibility':0.5}", /* may mask wrong logits */
     "{'kind':'target','model':1}",
 };
 
-/* The fixture tiny with one that breaks, called "broken". */
+/* An engine of the fixture tiny and of one with bad logits, called "broken". */
 static cos_engine *engine_with(const char *model, const char *combine) {
     char json[512];
     snprintf(json, sizeof json, CONFIG("", TINY ",{'path':'$%s','name':'broken'}", "%s"), model, combine);
     return ENGINE(json);
 }
 
-/* Steps fail, each in the same way, and commit nothing. */
+/* Checks that steps fail, always in the same way, and commit nothing. */
 static void stays_numeric(const char *where, const char *what, cos_session *session, const char *says) {
     uint64_t before = committed(session);
     for (int i = 0; i < 2; i++) {
         reset();
-        fails(where, what, cos_step(session, &out.step), COS_ERROR_NUMERIC, (const char *const[]){says, "broken", NULL});
+        const char *const all[] = {says, "broken", NULL};
+        fails(where, what, cos_step(session, &out.step), COS_ERROR_NUMERIC, all);
     }
     equal(where, what, committed(session), before);
 }
@@ -279,7 +280,7 @@ static void numeric_with(const char *combine, cos_session_options greedy) {
     DECODES(session, STOP, 15, 0);
     cos_free(session);
 
-    /* At once behind a prompt; then a fresh session on the same engine. */
+    /* Directly after a prompt. Then a new session on the same engine. */
     session = open_session(HERE, engine, sampled);
     OK(cos_prompt(session, TOKENS(1, 13)));
     stays_numeric(HERE, what, session, "NaN");
@@ -314,7 +315,7 @@ static void numeric(void) {
             numeric_with(COMBINES[i], plain);
             numeric_with(COMBINES[i], eager);
         }
-        /* A model that only drafts has no say, so it cannot spoil what others decide, in the middle or at once. */
+        /* Bad logits of a model that only drafts do not matter. */
         cos_session *session = SESSION(engine, .proposal_lengths = TOKENS(0, 4), .strategy = strategy);
         OK(cos_prompt(session, TOKENS(10)));
         DECODES(session, STOP, 11, 12, 13, 14, 15, 0);
@@ -324,7 +325,7 @@ static void numeric(void) {
     }
     cos_engine_free(engine);
 
-    /* Routed to the broken model, always. */
+    /* Every position is routed to the broken model. */
     engine = engine_with("nan", COMBINES[0]);
     cos_session *session = SESSION(engine, .targets = COS_TARGETS_ROUTED, .temperature = 1,
                                    .weights = FLOATS(0, 1));

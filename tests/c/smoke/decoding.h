@@ -6,7 +6,7 @@ static const int32_t no_stop_tokens[1]; /* not NULL, for a count of 0 */
 static int32_t prompt[MAX_PROMPT];
 static size_t prompt_count;
 
-/* Options that decode a fixed number of tokens, whatever they are. */
+/* Options that decode a fixed number of tokens, without stop tokens. */
 static cos_session_options fixed_length(int32_t strategy, float temperature, uint32_t max_tokens) {
     return (cos_session_options){
         .struct_size = sizeof(cos_session_options),
@@ -32,7 +32,7 @@ static cos_stats stats_of(const cos_session *session) {
     return stats;
 }
 
-/* What was decoded since the last prompt. */
+/* The tokens decoded since the last prompt. */
 typedef struct run {
     int32_t tokens[MAX_RUN];
     size_t count;
@@ -40,7 +40,7 @@ typedef struct run {
     uint64_t steps;
 } run;
 
-/* One step, its tokens appended. */
+/* Makes one step, and appends its tokens. */
 static void step(cos_session *session, size_t vocab_size, run *run) {
     cos_step_result result = { .struct_size = sizeof result };
     OK(cos_step(session, &result));
@@ -67,12 +67,12 @@ static run to_the_end(cos_session *session, size_t vocab_size) {
     return run;
 }
 
-/* Whether two greedy runs agree. Passes of other widths may decide a near tie otherwise, so such runs may part. */
+/* Whether two greedy runs agree. They may differ at a near tie, which passes of other widths may decide otherwise. */
 static int agree(const run *a, const run *b, uint64_t near_ties) {
     return near_ties > 0 || (a->count == b->count && !memcmp(a->tokens, b->tokens, a->count * sizeof *a->tokens));
 }
 
-/* A description says what a session does, and whether that was planned. */
+/* Checks that a description names the strategy, and says whether it was planned. */
 static void described(const cos_session *session, int32_t strategy) {
     const char *json = NULL;
     OK(cos_session_describe(session, &json));
@@ -130,7 +130,7 @@ static void every_strategy(const cos_engine *engine) {
     for (int32_t strategy = COS_STRATEGY_AUTO; strategy <= COS_STRATEGY_COS; strategy++) {
         CHECK(agree(&greedy[strategy], &greedy[COS_STRATEGY_STANDARD], near_ties));
     }
-    /* Without options a session is greedy and automatic, too. */
+    /* Without options, a session is greedy and automatic too. */
     cos_session *session = start(engine, NULL);
     run run = { .finish = COS_FINISH_NONE };
     step(session, vocab_size, &run);
@@ -155,7 +155,7 @@ static void arrays_of_options(const cos_engine *engine) {
     for (int i = 0; i < 2; i++) {
         cos_session *session = start(engine, &options);
         if (i == 1) {
-            memset(lengths, 0xff, sizeof lengths); /* copied before */
+            memset(lengths, 0xff, sizeof lengths); /* the session has copied them */
             memset(weights, 0xff, sizeof weights);
         }
         runs[i] = to_the_end(session, vocab_size);
@@ -188,12 +188,12 @@ static void chat(const cos_engine *engine) {
     cos_session_options options = fixed_length(COS_STRATEGY_AUTO, 1, TOKENS);
     cos_session *session = start(engine, &options);
     run first = to_the_end(session, vocab_size);
-    /* A finished sequence says so again. */
+    /* A finished sequence stays finished. */
     cos_step_result result = { .struct_size = sizeof result };
     OK(cos_step(session, &result));
     CHECK(result.tokens_count == 0);
     CHECK(result.finish == COS_FINISH_MAX_TOKENS);
-    /* The next turn, also in the middle of an answer. */
+    /* The next prompt, also in the middle of an answer. */
     OK(cos_prompt(session, prompt, prompt_count));
     run second = { .finish = COS_FINISH_NONE };
     step(session, vocab_size, &second);
@@ -246,7 +246,7 @@ static void log_probabilities(const cos_engine *engine) {
                 count += result.tokens_count;
             }
             CHECK(count == TOKENS);
-            CHECK(surprise > 0 && surprise / TOKENS < 10); /* better than a guess among so many */
+            CHECK(surprise > 0 && surprise / TOKENS < 10); /* better than guessing */
             OK(cos_step(session, &result));
             CHECK(!result.log_probabilities);
             cos_free(session);
@@ -259,7 +259,7 @@ typedef struct combination {
     size_t calls, models_count, vocab_size;
 } combination;
 
-/* What the contrastive engine does itself. */
+/* The combination of the contrastive engine. */
 static int32_t contrast(const float *const *rows, size_t models_count, size_t vocab_size, float *out_scores,
                         void *user_data) {
     combination *data = user_data;
@@ -290,7 +290,7 @@ static void functions(const cos_engine *engine) {
                 CHECK(own ? data.calls >= TOKENS && data.models_count == 2 && data.vocab_size == vocab_size
                           : !data.calls);
             }
-            /* the same seed, the same scores, and for sampled tokens the same plan, which auto does not promise */
+            /* The same seed and scores give the same tokens; sampled tokens also need the same plan, unlike auto. */
             CHECK((sampled && strategy == COS_STRATEGY_AUTO) || agree(&runs[0], &runs[1], near_ties));
         }
     }
@@ -329,7 +329,7 @@ static void look_ups(const char *root) {
         CHECK(cos_engine_model_count(engines[with]) == (size_t)with + 1);
         cos_session_options options = fixed_length(COS_STRATEGY_SPECULATIVE, 0, 4 * TOKENS);
         cos_session *session = start(engines[with], &options);
-        OK(cos_prompt(session, prompt, prompt_count)); /* twice the same, so that there is something to find */
+        OK(cos_prompt(session, prompt, prompt_count)); /* the same text again, so the look-up finds something */
         runs[with] = to_the_end(session, cos_engine_vocab_size(engines[with]));
         cos_stats stats = stats_of(session);
         near_ties += stats.near_ties;

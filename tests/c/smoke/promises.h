@@ -1,5 +1,6 @@
-/* What never changes in version 0.1 of the C interface, checked while it compiles: members, sizes, values, signatures. */
-/* Members keep their place and type; structs grow at their end only. */
+/* What never changes in version 0.1 of the C interface, checked at compile time: members, sizes, values and
+ * signatures. */
+/* Members keep their place and type. Structs only grow at their end. */
 #define MEMBER(type, member, member_type, offset)                                       \
     _Static_assert(offsetof(type, member) == (offset), #type "." #member " has moved"); \
     _Static_assert(_Generic(((type *)0)->member, member_type: 1, default: 0), #type "." #member " has another type")
@@ -49,7 +50,7 @@ MEMBER(cos_stats, standard_ns, uint64_t, 104);
 MEMBER(cos_stats, rows_copied, uint64_t, 112);
 _Static_assert(sizeof(cos_stats) >= 120, "cos_stats has shrunk");
 
-/* Sizes of the structs before anything was added to them. */
+/* The sizes of the structs in version 0.1. */
 enum { FIRST_OPTIONS_SIZE = 96, FIRST_RESULT_SIZE = 32, FIRST_STATS_SIZE = 80 };
 
 #define CONSTANT(name, value) _Static_assert((name) == (value), #name " has changed")
@@ -79,7 +80,7 @@ CONSTANT(COS_FINISH_MAX_TOKENS, 2);
 CONSTANT(COS_FINISH_CONTEXT_FULL, 3);
 CONSTANT(COS_FINISH_CANCELLED, 4);
 
-/* Functions keep their signatures: these initialisers do not compile otherwise. */
+/* Functions keep their signatures. Otherwise these initialisers do not compile. */
 static const struct {
     const char *(*version)(void);
     int32_t (*error_code)(const cos_error *);

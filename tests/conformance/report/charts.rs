@@ -182,8 +182,8 @@ pub fn quantiles(worst_first: &[&Comparison], threshold: f64) -> Value {
     let expected = |rank: usize| exponent(rank as f64 / (count + 1) as f64);
     let limit = exponent(threshold);
 
-    // The k-th smallest of n uniform numbers has the distribution Beta(k, n + 1 − k). A curve needs only some ranks, further
-    // and further apart.
+    // The k-th smallest of n uniform numbers has the distribution Beta(k, n + 1 − k). A curve needs only some ranks,
+    // further and further apart.
     let mut ranks: Vec<usize> =
         (0..).map(|i| 1.1f64.powi(i) as usize).take_while(|&r| r < count).chain([count]).collect();
     ranks.dedup();
@@ -210,8 +210,8 @@ pub fn quantiles(worst_first: &[&Comparison], threshold: f64) -> Value {
     }
 
     let caption = format!(
-        "{} comparisons, the worst at the right. Exact sampling stays on the diagonal, in the band with a probability of \
-         99.9% for each point. Whether a comparison fails is decided by a bound on p; {}.{}",
+        "{} comparisons, the worst at the right. Exact sampling stays on the diagonal, in the band with a probability \
+         of 99.9% for each point. Whether a comparison fails is decided by a bound on p; {}.{}",
         thousands(count as f64),
         if misfits == 0 {
             "none does".into()

@@ -1,5 +1,5 @@
-//! The report of a run: `index.html`, a page without further files, and `summary.md`. Both depend only on the run, so the same
-//! run gives the same bytes.
+//! The report of a run: `index.html`, a page without further files, and `summary.md`. Both depend only on the run, so
+//! the same run gives the same bytes.
 
 mod charts;
 mod numbers;
@@ -107,7 +107,8 @@ fn section(section: &Section, threshold: f64, share: f64) -> Value {
         tables => tables.collect::<Vec<_>>(),
         seconds => duration(section.seconds),
         plots => if tested.is_empty() { Vec::new() } else {
-            vec![frequencies(&section.comparisons, &summary), quantiles(&tested, threshold), distances(&tested, threshold)]
+            let all = frequencies(&section.comparisons, &summary);
+            vec![all, quantiles(&tested, threshold), distances(&tested, threshold)]
         },
         bars => tested.iter().take(BARS).map(|c| bars(c, threshold)).collect::<Vec<_>>(),
         rows => rows.collect::<Vec<_>>(),
@@ -219,12 +220,12 @@ impl<'a> Summary<'a> {
     }
 }
 
-/// The smallest total variation distance at which a wrong implementation fails with a probability of at least 99 %, if a
-/// statistic beyond `critical` fails.
+/// The smallest total variation distance at which a wrong implementation fails with a probability of at least 99 %, if
+/// a statistic beyond `critical` fails.
 ///
-/// Draws from q instead of p give about a noncentral chi-square with λ = n Σ (q − p)² / p. By the inequality of Cauchy and
-/// Schwarz, λ is at least 4 n δ² for a distance of δ. In the normal approximation (mean d + λ, variance 2 (d + 2λ)), the 1 %
-/// quantile equals the critical value if λ − (critical − d) = z √(2 d + 4 λ).
+/// Draws from q instead of p give about a noncentral chi-square with λ = n Σ (q − p)² / p. By the inequality of Cauchy
+/// and Schwarz, λ is at least 4 n δ² for a distance of δ. In the normal approximation (mean d + λ, variance 2 (d +
+/// 2λ)), the 1 % quantile equals the critical value if λ − (critical − d) = z √(2 d + 4 λ).
 fn detectable(draws: u64, degrees: usize, critical: f64) -> f64 {
     const Z: f64 = 2.3263;
     let degrees = degrees as f64;

@@ -71,16 +71,19 @@ fn run(sections: usize, comparisons: usize, cells: usize, wrong: usize) -> Run {
         let comparisons: Vec<Comparison> = (0..comparisons).map(comparison).collect();
         Section {
             title: format!("Worlds of scripted models {s} {NASTY}"),
-            about: "Every strategy decodes in worlds of scripted models whose distributions are known: the outcomes of \
-                    whole sequences are counted beside their probabilities by enumeration. A bug anywhere – in drafting, \
-                    accepting, or the residual distributions – shows as a misfit."
-                .into(),
+            about:
+                "Every strategy decodes in worlds of scripted models whose distributions are known: the outcomes of \
+                    whole sequences are counted beside their probabilities by enumeration. A bug anywhere – in \
+                    drafting, accepting, or the residual distributions – shows as a misfit."
+                    .into(),
             headline: format!("{} comparisons over all strategies.", comparisons.len()),
             comparisons,
             tables: vec![Table {
                 caption: "Strategies and what they were tried with <|>".into(),
                 head: ["strategy", "comparisons", "acceptance"].map(String::from).to_vec(),
-                rows: (0..4).map(|i| vec![format!("strategy {i} {NASTY}"), format!("{}", i * 7919), "0.71".into()]).collect(),
+                rows: (0..4)
+                    .map(|i| vec![format!("strategy {i} {NASTY}"), format!("{}", i * 7919), "0.71".into()])
+                    .collect(),
             }],
             failures: if wrong > 0 && s == 1 { vec![format!("a negative control passed {NASTY}")] } else { vec![] },
             seconds: 83.0 + s as f64,

@@ -113,7 +113,8 @@ fn probabilities_are_a_softmax(form: &str, provider: &str, rows: &str) -> Vec<i3
     text
 }
 
-/// A bad row of a float16 model is an error that names the model, wherever its rows are. The session goes on as on the processor.
+/// A bad row of a float16 model is an error that names the model, wherever its rows are. The session goes on as on the
+/// processor.
 #[test]
 fn bad_half_rows_are_errors_anywhere() {
     let ways = || {

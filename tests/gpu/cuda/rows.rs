@@ -156,7 +156,8 @@ fn rows_give_the_same_text_anywhere() {
     assert!(texts > 200 && others <= 4, "{others} of {texts} texts differ");
 }
 
-/// Only combine functions need rows on the host. The statistics count these copies, but not rows that are on the host anyway.
+/// Only combine functions need rows on the host. The statistics count these copies, but not rows that are on the host
+/// anyway.
 #[test]
 fn rows_that_are_copied_are_counted() {
     let filtered = || Sampler::new(1.0, 20, 0.9, 0.01).unwrap();

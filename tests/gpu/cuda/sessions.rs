@@ -86,8 +86,8 @@ fn many_engines_in_many_threads() {
     assert!(loaded > 10 && texts > 20, "{loaded}, {texts}");
 }
 
-/// Runs some sessions in turn, cancels some steps, and drops some sessions. Returns the number of whole texts, which must be the
-/// expected ones.
+/// Runs some sessions in turn, cancels some steps, and drops some sessions. Returns the number of whole texts, which
+/// must be the expected ones.
 fn run_some(engine: Arc<Engine>, kind: usize, expected: &[Vec<i32>], random: &mut fastrand::Rng) -> u64 {
     let mut sessions: Vec<_> = (0..random.usize(1..4))
         .map(|_| {
@@ -246,7 +246,8 @@ fn draws_follow(engine: &Arc<Engine>, reference: &Arc<Engine>, top_k: usize) {
     }
 }
 
-/// A session reuses the buffers and graphs of one that has ended, but sees nothing of its text, nor of other open sessions.
+/// A session reuses the buffers and graphs of one that has ended, but sees nothing of its text, nor of other open
+/// sessions.
 #[test]
 fn sessions_do_not_see_each_other() {
     let Some(_turn) = gpu() else { return };

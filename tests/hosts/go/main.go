@@ -1,4 +1,5 @@
-// A program that uses ONNX Runtime by itself, through onnxruntime_go, and CoS beside it: one before the other, or the other way round.
+// A program that uses ONNX Runtime by itself, through onnxruntime_go, and CoS beside it: one before the other, or the
+// other way round.
 //
 //	host FIRST ONNXRUNTIME CONFIG MODEL     FIRST is "cos" or "onnxruntime"
 package main

@@ -6,7 +6,7 @@ import java.util.ArrayList;
 import java.util.List;
 
 /**
- * A program that uses ONNX Runtime by itself, through Microsoft's jar, and CoS beside it: one before the other, or the other way round.
+ * A program that uses both CoS and ONNX Runtime, the latter through Microsoft's jar, in either order.
  *
  * <p>java Host FIRST CONFIG MODEL, where FIRST is "cos" or "onnxruntime".
  */
@@ -17,7 +17,7 @@ public class Host {
             List<Integer> before = decode(engine);
             if (environment == null) environment = OrtEnvironment.getEnvironment();
             try (OrtSession session = environment.createSession(arguments[2])) {
-                if (session.getInputNames().isEmpty()) throw new AssertionError("Microsoft's jar sees nothing of the model");
+                if (session.getInputNames().isEmpty()) throw new AssertionError("Microsoft's jar sees no inputs");
             }
             List<Integer> after = decode(engine);
             if (!after.equals(before)) throw new AssertionError("the text has become " + after);

@@ -1,5 +1,5 @@
-//! The `extern "C"` functions with scripted models, which can do on demand what a real model cannot: panic, fail, or stop in the
-//! middle of a pass.
+//! The `extern "C"` functions with scripted models, which can do on demand what a real model cannot: panic, fail, or
+//! stop in the middle of a pass.
 
 mod calls;
 mod engines;
