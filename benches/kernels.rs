@@ -100,7 +100,8 @@ const KERNELS: &[Kernel] = &[
         black_box(verify::residual(black_box(&mut rows.out), &rows.distributions[1], &rows.logits[1]));
     }),
     kernel("draw from a row of logits", 1, |rows| {
-        let _ = black_box(CounterRng::new(1).pick(KEY, black_box(&Row::Host(&rows.logits[0]).weighted(&rows.distributions[0]))));
+        let row = Row::Host(&rows.logits[0]).weighted(&rows.distributions[0]);
+        let _ = black_box(CounterRng::new(1).pick(KEY, black_box(&row)));
     }),
     kernel("draw from a residual", 2, |rows| {
         let _ = black_box(CounterRng::new(1).pick(KEY, black_box(&rows.probabilities[..])));

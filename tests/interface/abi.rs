@@ -105,8 +105,8 @@ fn exported_symbols_are_those_of_the_header() {
     assert!(exported.len() > 15);
 }
 
-/// README.md and docs/versions.md say which systems a library runs on. Newer glibc has new versions of some functions, such
-/// as `fmod` of 2.38, and a call of one would exclude more systems.
+/// README.md and docs/versions.md say which systems a library runs on. Newer glibc has new versions of some functions,
+/// such as `fmod` of 2.38, and a call of one would exclude more systems.
 #[test]
 fn the_library_needs_no_newer_glibc_than_the_readme_says() {
     let symbols = run("objdump", &["-T", library().to_str().unwrap()]);
