@@ -117,7 +117,7 @@ pub const FAULTS: &[Fault] = &[
         "target[token] = 0.0;", ""),
     fault("a second prompt leaves old proposals in the caches", DECODER,
         "self.drop_pending();\n        let state = &mut self.state;\n        state.tokens.extend_from_slice(tokens);",
-        "let state = &mut self.state;\n        state.tokens.truncate(committed); state.tokens.extend_from_slice(tokens);"),
+        "let state = &mut self.state; state.tokens.truncate(committed); state.tokens.extend_from_slice(tokens);"),
     fault("a cancelled round keeps its proposals", DECODER,
         "state.drop_pending(start);", ""),
     fault("new weights keep the proposals of another plan", DECODER,
