@@ -468,7 +468,6 @@ fn readme_is_short() {
 }
 
 #[test]
-#[ignore = "ARCHITECTURE.md is being rewritten for the new rooms"]
 fn architecture_is_short_and_names_what_is_there() {
     let text = read("ARCHITECTURE.md");
     assert!(text.len() <= 12 * 1024, "ARCHITECTURE.md has {} bytes; move something to docs/", text.len());
