@@ -1,8 +1,10 @@
-//! CoS decodes with several language models at once, exactly and fast. The C interface is in [`ffi`]; [`decode`] is the
-//! algorithm, [`model`] runs exports with ONNX Runtime. ARCHITECTURE.md is the map.
+//! CoS decodes with several language models at once, exactly and fast.
+//!
+//! The product is the C interface in [`ffi`]. The Rust modules are public for the project's own tests and benchmarks, and
+//! promise nothing from version to version. ARCHITECTURE.md is the map.
 #![deny(missing_docs)]
 
-pub mod clock;
+mod clock;
 pub mod config;
 mod cuda;
 pub mod decode;
@@ -10,11 +12,11 @@ pub mod engine;
 pub mod error;
 pub mod export;
 pub mod ffi;
-pub mod files;
+mod files;
 pub mod learn;
 pub mod model;
 pub mod onnx;
 pub mod plan;
-pub mod process;
+mod process;
 pub mod rows;
 pub mod text;
