@@ -83,15 +83,14 @@ pub struct Decoder<C> {
     /// What the counters were when the round began, and how many tokens were committed.
     before: Counters,
     start: usize,
-    /// A model that catches up outside of a round, to learn how well it would do, and whether it has come to the
-    /// window.
+    /// A resting model that catches up between rounds.
     probed: Option<usize>,
     /// Whether all passes of the round took as long as later ones will.
     is_usual: bool,
 }
 
 impl<C: Chance> Decoder<C> {
-    /// A decoder of an empty sequence over `vocab_size` tokens. The proposers are in the order of the engine.
+    /// A decoder of an empty sequence. The proposers are in the order of the engine.
     pub fn new(proposers: Vec<Proposer>, settings: Settings, plan: Plan, chance: C) -> Self {
         let lane = |proposer| match proposer {
             Proposer::Model(lane) => Some(lane),
