@@ -20,28 +20,28 @@ use crate::plan::choices::Choices;
 use crate::plan::session::{PlanTimes, Planning, RoundReport, describe_plan};
 use crate::rows::Sampler;
 
-/// What a caller may ask for. The default is greedy and automatic.
+/// The options of a session. The default is greedy and automatic.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Options {
-    /// How to decode.
+    /// The strategy.
     pub strategy: Strategy,
-    /// What to verify against; `None` leaves it to the strategy.
+    /// What proposals are verified against; `None` leaves it to the strategy.
     pub targets: Option<Targets>,
-    /// How to make distributions from logits.
+    /// How logits become distributions.
     pub sampler: Sampler,
     /// Seed of the session's random numbers.
     pub seed: u64,
     /// Most tokens after a prompt; 0 is no limit.
     pub max_tokens: usize,
-    /// γ of each model; `None` leaves them to the library.
+    /// γ of each participant; `None` leaves them to the library.
     pub proposal_lengths: Option<Vec<i32>>,
-    /// Weights in place of the engine's.
+    /// Weights that replace the engine's.
     pub weights: Option<Vec<f32>>,
-    /// Stop tokens in place of the exports'.
+    /// Stop tokens that replace those of the exports.
     pub stop_tokens: Option<Vec<i32>>,
-    /// Whether [`Session::log_probabilities`] are wanted; pinned routed targets have none.
+    /// Whether [`Session::log_probabilities`] are wanted. Pinned routed targets have none.
     pub log_probabilities: bool,
-    /// A function in place of the engine's combination.
+    /// A function that replaces the engine's combination.
     pub combine: Option<Function>,
 }
 
@@ -76,13 +76,13 @@ pub enum State {
 /// One sequence. Used by one thread at a time.
 pub struct Session {
     driver: Driver<CounterRng>,
-    /// For sessions that leave their strategy to the library.
+    /// `None` if the strategy is pinned.
     planning: Option<Planning>,
     cancel: Arc<Cancel>,
     steps: u64,
     total_ns: u64,
     options: Options,
-    /// Keeps the models alive after the caller freed the engine.
+    /// Keeps the models alive after the caller has freed the engine.
     engine: Arc<Engine>,
 }
 
@@ -126,7 +126,7 @@ impl Session {
 
     /// Decode by other weights from the next position on; see [`Decoder::set_combination`].
     ///
-    /// [`Error::InvalidArgument`] where [`Session::new`] would give it, and for sessions with a function of their own.
+    /// [`Error::InvalidArgument`] as for [`Session::new`], and for a session with a function of its own.
     pub fn set_weights(&mut self, weights: &[f32]) -> Result<()> {
         if self.options.combine.is_some() {
             return Err(Error::InvalidArgument(
@@ -141,8 +141,7 @@ impl Session {
         let Some((mut planning, estimates)) = planning(&self.engine, &request, &self.options, plan.clone()) else {
             return self.driver.set_combination(combination, plan);
         };
-        // What is pending may have had a say in what was learned, so nothing of that may choose the plan that verifies
-        // it.
+        // What was learned may depend on pending proposals, so it must not choose the plan that verifies them.
         let current = self.driver.plan().clone();
         planning.begin_with(if planning.allows(&current) { current } else { plan });
         self.driver.set_combination(combination, planning.plan().clone())?;
@@ -165,7 +164,7 @@ impl Session {
         let (started, before) = (self.engine.clock()(), self.stats());
         let start = self.driver.committed().len();
         self.steps += 1;
-        // A request that came between steps is met before anything runs.
+        // A request between two steps cancels the next one before anything runs.
         let cancelled = self.cancel.is_requested();
         let result = if cancelled { Err(Interrupt::Cancelled) } else { self.driver.round().map(|(_, finish)| finish) };
         if let (Some(planning), Ok(finish)) = (&mut self.planning, &result) {
@@ -196,7 +195,7 @@ impl Session {
         }
     }
 
-    /// Of the tokens that the last round committed; see [`Decoder::log_probabilities`].
+    /// Log-probabilities of the tokens of the last round; see [`Decoder::log_probabilities`].
     pub fn log_probabilities(&self) -> &[f32] {
         self.driver.log_probabilities()
     }
@@ -206,18 +205,18 @@ impl Session {
         &self.engine
     }
 
-    /// What stops this session's steps from other threads.
+    /// Stops this session's steps from other threads.
     pub fn cancel(&self) -> &Arc<Cancel> {
         &self.cancel
     }
 
-    /// The decoder, to look at.
+    /// The decoder, to read.
     pub fn decoder(&self) -> &Decoder<CounterRng> {
         &self.driver
     }
 
-    /// The memory that the session holds: caches, logits, distributions and tokens. The models' weights are not in it,
-    /// and neither is what ONNX Runtime takes for a pass and keeps for the next, which all sessions of a model share.
+    /// The memory that the session holds: caches, logits, distributions and tokens. It does not include the weights,
+    /// nor the memory that ONNX Runtime keeps from pass to pass, which all sessions of a model share.
     pub fn memory(&self) -> Memory {
         self.driver.memory()
     }
@@ -234,7 +233,7 @@ impl Session {
         }
     }
 
-    /// How it decodes, and why, for people who look into a session. Documented with `cos_session_describe`.
+    /// The plan and the reasons for it, as documented with `cos_session_describe`.
     pub fn describe(&self) -> Value {
         let names: Vec<&str> = self.engine.participants().iter().map(Participant::name).collect();
         let Memory { bytes, peak_bytes } = self.memory();
@@ -259,7 +258,7 @@ fn costs(engine: &Engine) -> Vec<u64> {
     engine.participants().iter().map(Participant::cost).collect()
 }
 
-/// What is asked of the decoding of a combination.
+/// The request that a plan is made from.
 fn request<'a>(options: &'a Options, combination: &'a Combination, costs: &'a [u64]) -> Request<'a> {
     Request {
         strategy: options.strategy,
@@ -272,7 +271,7 @@ fn request<'a>(options: &'a Options, combination: &'a Combination, costs: &'a [u
     }
 }
 
-/// The planning of a session that leaves its strategy to the library, and what it knows at first.
+/// The planning of a session, and the estimates that it begins with; `None` if the strategy is pinned.
 fn planning(engine: &Engine, request: &Request, options: &Options, plan: Plan) -> Option<(Planning, Estimates)> {
     if request.strategy != Strategy::Auto {
         return None;

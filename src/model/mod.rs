@@ -17,12 +17,12 @@ use serde_json::{Value, json};
 use crate::error::{Error, Result};
 use crate::rows::{DeviceRows, Filter, Row};
 
-/// Widths whose passes are timed: dense where a draft is short, and one where it is long.
+/// Widths whose passes are timed when a model is loaded: many for short drafts, one for long ones.
 pub const TIMED_WIDTHS: [usize; 7] = [1, 2, 3, 4, 6, 8, 16];
 
 /// A language model: its weights, shared by any number of sequences and threads.
 pub trait Model: Send + Sync {
-    /// What messages call it.
+    /// The name that messages use.
     fn name(&self) -> &str;
 
     /// Number of logits in a row.
@@ -31,31 +31,31 @@ pub trait Model: Send + Sync {
     /// Most tokens that a sequence may hold.
     fn context_length(&self) -> usize;
 
-    /// Most tokens of one sequence in one pass; longer runs are cut into chunks of this size, so that the
-    /// memory for logits stays bounded.
+    /// Most tokens of one sequence in one pass. Longer runs are cut into chunks of this size, which bounds the memory
+    /// for logits.
     fn max_pass(&self) -> usize;
 
-    /// Cost of a pass relative to other models, deterministic; bytes of weights serve well.
+    /// Cost of a pass relative to other models, such as the bytes of the weights. It never changes.
     fn cost(&self) -> u64;
 
-    /// What passes took when the model was loaded, by their width in tokens, the narrowest first: time inside the
-    /// model, on top of a short cache. Empty where nobody measured, and without the widths that do not fit.
+    /// Times of passes on top of a short cache, measured when the model was loaded, by width in tokens, the narrowest
+    /// first. Empty if nothing was measured. Widths that do not fit are left out.
     fn pass_times(&self) -> &[(usize, Duration)] {
         &[]
     }
 
-    /// What is known of it, for people who look into an engine.
+    /// A description for people, a part of `cos_engine_describe`.
     fn describe(&self) -> Value {
         json!({ "name": self.name(), "vocab_size": self.vocab_size(), "context_length": self.context_length() })
     }
 
-    /// How many passes were captured on a GPU so far, and why none is any more, if so. `None` of a model that is on
-    /// none.
+    /// The number of passes captured on a GPU so far, and why no more are, if that is so. `None` for a model that is
+    /// not on a GPU.
     fn captured(&self) -> Option<(u64, Option<&str>)> {
         None
     }
 
-    /// Start an empty sequence. Its passes end early once `cancel` is requested.
+    /// Start an empty sequence. Its passes end early after [`Cancel::request`].
     fn start(&self, cancel: &Arc<Cancel>) -> Result<Box<dyn Sequence>>;
 
     /// Whether [`Model::launch`] can leave passes running.
@@ -82,11 +82,11 @@ pub trait Model: Send + Sync {
 pub struct Pass<'a> {
     /// The sequence to extend.
     pub sequence: &'a mut dyn Sequence,
-    /// What to extend it by; never empty, and at most [`Model::max_pass`] tokens.
+    /// The tokens to append: at least one, at most [`Model::max_pass`].
     pub tokens: &'a [i32],
-    /// Rows of this position and later stay readable; earlier ones may go.
+    /// Rows of this position and later stay readable. Earlier ones may be dropped.
     pub keep: usize,
-    /// How the rows are going to be filtered, so that a device can prepare for it.
+    /// How the rows are going to be filtered. A device prepares for it.
     pub filter: Filter,
 }
 
@@ -98,16 +98,16 @@ impl<'a> Pass<'a> {
     }
 }
 
-/// What a pass took.
+/// How a pass went.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Report {
     /// Time inside the model.
     pub elapsed: Duration,
-    /// Whether later passes of the same width will take as long. One that prepares later ones takes longer.
+    /// Whether later passes of the same width will take as long. A pass that prepares later ones takes longer.
     pub is_usual: bool,
 }
 
-/// One sequence within one model: the cache of the tokens seen, and the rows of logits that came of them.
+/// One sequence within one model: the KV cache of the tokens seen, and their rows of logits.
 ///
 /// Positions count tokens from the start of the sequence. The row of position `p` holds the logits of the token at
 /// index `p`, given the `p` tokens before it.
@@ -132,24 +132,24 @@ pub trait Sequence: Any + Send {
         None
     }
 
-    /// The memory that it holds, apart from that of its model.
+    /// The memory that it holds, without that of its model.
     fn memory(&self) -> Memory {
         Memory::default()
     }
 }
 
-/// Memory in bytes: buffers at their whole length, though of those that grow ahead of need much may never be touched.
+/// Memory in bytes. Buffers count with their whole length, though parts of a growing buffer may never be touched.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Memory {
     /// Held now.
     pub bytes: usize,
-    /// The most that was held so far; of several together at most this, since each may have had its most at another
+    /// The most that was held so far. For a sum of several, an upper bound, since each may have had its most at another
     /// time.
     pub peak_bytes: usize,
 }
 
 impl Memory {
-    /// Of buffers that never shrink.
+    /// Memory of buffers that never shrink.
     pub fn of(bytes: usize) -> Self {
         Memory { bytes, peak_bytes: bytes }
     }
@@ -183,7 +183,7 @@ impl From<Error> for Interrupt {
 #[derive(Default)]
 pub struct Cancel {
     requested: AtomicBool,
-    /// What stops passes that are running; the lock orders requests and resets.
+    /// These stop running passes. The lock orders requests and resets.
     hooks: Mutex<Vec<Box<dyn CancelHook>>>,
 }
 
@@ -203,19 +203,19 @@ impl Cancel {
         hooks.iter().for_each(|hook| hook.stop());
     }
 
-    /// Whether a request is waiting to be met.
+    /// Whether there was a request since the last reset.
     pub fn is_requested(&self) -> bool {
         self.requested.load(Ordering::Acquire)
     }
 
-    /// Meet a request: passes run again.
+    /// Let passes run again.
     pub fn reset(&self) {
         let hooks = self.hooks.lock();
         self.requested.store(false, Ordering::Release);
         hooks.iter().for_each(|hook| hook.resume());
     }
 
-    /// Have `hook` called on requests and resets.
+    /// Call `hook` on requests and resets.
     pub fn add_hook(&self, hook: Box<dyn CancelHook>) {
         self.hooks.lock().push(hook);
     }

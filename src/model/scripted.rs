@@ -1,6 +1,6 @@
 //! A model whose logits come from a function: the fake that tests, proofs and microbenchmarks run on.
 //!
-//! It keeps the promises of [`Model`] as strictly as a real runner may: rows that were not kept are gone.
+//! It is as strict as a real model may be: rows that were not kept are gone.
 
 use std::any::Any;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use crate::rows::Row;
 /// Writes the logits that follow a context into a row, or fails.
 pub type Script = dyn Fn(&[i32], &mut [f32]) -> Result<(), Interrupt> + Send + Sync;
 
-/// Says what a pass of so many tokens takes, after so many passes of the same sequence.
+/// The time of a pass, by its width and the number of earlier passes of its sequence.
 pub type PassTime = dyn Fn(usize, u64) -> Duration + Send + Sync;
 
 /// A model whose logits come from a function of the context.
@@ -26,14 +26,14 @@ pub struct Scripted {
     script: Box<Script>,
     pass_time: Box<PassTime>,
     pass_times: Vec<(usize, Duration)>,
-    /// Of the time of a pass that was launched, what is left when it is waited for; 1 if none can be.
+    /// The share of a launched pass that is left when it is waited for; 1 if passes cannot be launched.
     left: f64,
-    /// How many times as long the first two passes of each width take.
+    /// The first two passes of each width take so many times as long.
     preparation: f64,
 }
 
 impl Scripted {
-    /// A model over `vocab_size` tokens that answers by `script`.
+    /// A model over `vocab_size` tokens whose logits are those of `script`.
     pub fn new(
         vocab_size: usize,
         script: impl Fn(&[i32], &mut [f32]) -> Result<(), Interrupt> + Send + Sync + 'static,
@@ -52,46 +52,45 @@ impl Scripted {
         }
     }
 
-    /// The same where the first two passes of each width pretend to take so many times as long, and say that this is
-    /// not usual.
+    /// With first two passes of each width that pretend to take so many times as long, and report that this is not
+    /// usual.
     pub fn with_preparation(mut self, times: f64) -> Self {
         self.preparation = times;
         self
     }
 
-    /// The same with passes that can be launched, and pretend to take this share of their time then: the rest is that
-    /// of others.
+    /// With passes that can be launched. They pretend to take this share of their time after that; the rest overlaps
+    /// with other passes.
     pub fn with_overlap(mut self, left: f64) -> Self {
         self.left = left;
         self
     }
 
-    /// The same with another name.
+    /// With another name.
     pub fn with_name(mut self, name: &str) -> Self {
         self.name = name.into();
         self
     }
 
-    /// The same with another context length.
+    /// With another context length.
     pub fn with_context_length(mut self, tokens: usize) -> Self {
         self.context_length = tokens;
         self
     }
 
-    /// The same with another limit on the tokens of a pass.
+    /// With another limit on the tokens of a pass.
     pub fn with_max_pass(mut self, tokens: usize) -> Self {
         self.max_pass = tokens;
         self
     }
 
-    /// The same with another relative cost.
+    /// With another relative cost.
     pub fn with_cost(mut self, cost: u64) -> Self {
         self.cost = cost;
         self
     }
 
-    /// The same with passes that pretend to take time: `pass_time` of their width and of the number of passes that
-    /// their sequence ran before. What the first ones take is what was measured at loading.
+    /// With passes that pretend to take time. The times of first passes are those measured at loading.
     pub fn with_pass_times(mut self, pass_time: impl Fn(usize, u64) -> Duration + Send + Sync + 'static) -> Self {
         self.pass_times = TIMED_WIDTHS.map(|width| (width, pass_time(width, 0))).to_vec();
         self.pass_time = Box::new(pass_time);
@@ -101,13 +100,13 @@ impl Scripted {
 
 struct ScriptedSequence {
     tokens: Vec<i32>,
-    /// Row of position `p` at index `p`; `None` where it was never made or was let go.
+    /// The row of position `p` at index `p`; `None` if it was never made or was dropped.
     rows: Vec<Option<Box<[f32]>>>,
     cancel: Arc<Cancel>,
     passes: u64,
-    /// What a pass that was launched is over, and the rows that it keeps.
+    /// The tokens and the first kept row of a launched pass.
     launched: Option<(Vec<i32>, usize)>,
-    /// The widths of all passes, where some are to prepare others.
+    /// The widths of all passes, if first passes prepare later ones.
     widths: Vec<usize>,
 }
 

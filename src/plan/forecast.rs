@@ -17,32 +17,32 @@ use crate::learn::estimates::{Calibration, Estimates};
 /// Tokens of the longest forecast.
 pub const LONGEST: usize = 1024;
 
-/// The same luck for all plans, so that their differences show.
-struct Luck {
+/// Uniform numbers of a position. All plans get the same ones, so that a difference is one of the plans.
+struct Numbers {
     accept: f32,
     offer: f32,
     route: f32,
     confidence: f32,
 }
 
-static LUCK: Lazy<Vec<Luck>> = Lazy::new(|| {
+static NUMBERS: Lazy<Vec<Numbers>> = Lazy::new(|| {
     let random = CounterRng::new(0);
     let draw = |position, purpose| random.uniform(Key { position, purpose, epoch: 0 }) as f32;
-    let luck = |position| Luck {
+    let numbers = |position| Numbers {
         accept: draw(position, Purpose::Acceptance),
         offer: draw(position, Purpose::Proposal),
         route: draw(position, Purpose::Route),
         confidence: draw(position, Purpose::Target),
     };
-    (0..LONGEST).map(luck).collect()
+    (0..LONGEST).map(numbers).collect()
 });
 
-/// What is decoded, as far as its speed depends on it.
+/// What is decoded, as far as the speed depends on it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Task {
     /// The weights of the combination; a model of weight 0 may only draft.
     pub weights: Vec<f32>,
-    /// The model whose own distribution is the target, where there is one.
+    /// The model whose own distribution is the target, if there is one.
     pub single: Option<usize>,
     /// Whether each model scores; look-ups do not.
     pub scores: Vec<bool>,
@@ -54,7 +54,7 @@ impl Task {
         (0..self.weights.len()).filter(|&model| self.weights[model] != 0.0)
     }
 
-    /// Seconds for a token where nobody proposes: one pass of every model that is needed.
+    /// Seconds for a token without proposals: one pass of every needed model.
     pub fn standard(&self, estimates: &Estimates) -> f64 {
         let models = self.needed().count();
         let passes = self.needed().map(|model| estimates.costs[model].at(1, models > 1));
@@ -78,12 +78,12 @@ pub struct Forecast<'a> {
 /// What would become of a proposal. It depends on the outcomes before, and on no plan.
 #[derive(Debug, Clone, Copy)]
 struct Proposal {
-    /// Whether it would be accepted: by the combined distribution, and by the model that the position is routed to.
+    /// Whether it would be accepted by the combined distribution, and by the model that the position is routed to.
     accepted: [bool; 2],
-    /// Whether there is one: behind committed tokens, and behind a draft.
+    /// Whether there is one behind committed tokens, and behind a draft.
     offered: [bool; 2],
-    /// The acceptance probability that the decoder would see in the proposer's confidence, likewise. It is drawn from
-    /// those seen with the same outcome.
+    /// The acceptance probability that the decoder would derive from the proposer's confidence, in both places. It is
+    /// drawn from those seen with the same outcome.
     odds: [f64; 2],
 }
 
@@ -105,12 +105,12 @@ impl<'a> Forecast<'a> {
             routes: Vec::with_capacity(LONGEST),
             proposals: Vec::with_capacity(LONGEST * participants),
         };
-        for (position, luck) in LUCK.iter().enumerate() {
+        for (position, numbers) in NUMBERS.iter().enumerate() {
             if position == 1 {
                 after_acceptance.fill(true); // the first position that is decoded comes behind a prompt
             }
-            let (accept, offer) = (f64::from(luck.accept), f64::from(luck.offer));
-            let route = route(&needed, &task.weights, luck.route);
+            let (accept, offer) = (f64::from(numbers.accept), f64::from(numbers.offer));
+            let route = route(&needed, &task.weights, numbers.route);
             forecast.routes.push(route);
             for (participant, after) in after_acceptance.iter_mut().enumerate() {
                 let acceptance = &estimates.acceptance[participant];
@@ -119,7 +119,7 @@ impl<'a> Forecast<'a> {
                 let offers = |after| task.scores[participant] || offer < acceptance.offer_rate(after);
                 let odds = |rate: f64| match &confidences[participant] {
                     Some(sampler) if task.scores[participant] => {
-                        sampler.rate(accept < rate, f64::from(luck.confidence))
+                        sampler.rate(accept < rate, f64::from(numbers.confidence))
                     }
                     _ => rate,
                 };
@@ -141,7 +141,7 @@ impl<'a> Forecast<'a> {
         self.estimates
     }
 
-    /// Seconds for a token, over so many tokens, at most [`LONGEST`].
+    /// Seconds for a token by a plan, over so many tokens, at most [`LONGEST`].
     pub fn seconds_per_token(&mut self, plan: &Plan, tokens: usize) -> f64 {
         // What is pending at the end has been paid for and is not counted, so the end must be a small part.
         let end = tokens.min(LONGEST - 1) + 1;
@@ -293,7 +293,7 @@ mod tests {
     }
 
     /// Two models a and b with one proposal each: a drafts, then they verify each other's bonus tokens in turn until
-    /// one is rejected. That are `1 / (1 − α)` tokens for `a + (b + α·a) / (1 − α²)`. Theorem 3.6 counts less for a
+    /// one is rejected. These are `1 / (1 − α)` tokens for `a + (b + α·a) / (1 − α²)`. Theorem 3.6 expects less for a
     /// cheap a.
     #[test]
     fn cos_takes_what_theory_says_and_no_more_than_theorem_3_6() {

@@ -46,7 +46,7 @@ impl Distribution {
         Distribution::normalised(normaliser.result(), rate)
     }
 
-    /// Of all scores, given the largest one and the sum of weights.
+    /// Without filters, given the largest score and the sum of all weights.
     pub(super) fn normalised((max, total): (f32, f64), rate: f32) -> Result<Self> {
         Ok(Distribution { total, ..Distribution::unfiltered(checked(max)?, rate) })
     }
@@ -55,7 +55,7 @@ impl Distribution {
         Distribution { max, rate, floor: f32::NEG_INFINITY, cut: usize::MAX, total: 1.0 }
     }
 
-    /// The probability of the best token: how sure of itself the model is.
+    /// The probability of the best token: the confidence of the model.
     pub fn confidence(&self) -> f32 {
         (1.0 / self.total) as f32
     }
@@ -90,18 +90,18 @@ impl Distribution {
         ((f64::from(score) - f64::from(self.max)) * f64::from(self.rate) - self.total.ln()) as f32
     }
 
-    /// Form the row: the probabilities of all tokens.
+    /// Write the probabilities of all tokens.
     pub fn fill(&self, scores: &[f32], out: &mut [f32]) {
         out.fill(0.0);
         self.add(scores, 1.0, out);
     }
 
-    /// Add `weight` times the probabilities of all tokens.
+    /// Add `weight` times the probabilities of all tokens to `out`.
     pub fn add(&self, scores: &[f32], weight: f32, out: &mut [f32]) {
         self.add_from(0, scores, weight, out);
     }
 
-    /// Add `weight` times the probabilities of the tokens from `start` on.
+    /// Add `weight` times the probabilities of the tokens from `start` on to `out`.
     pub fn add_from(&self, start: usize, scores: &[f32], weight: f32, out: &mut [f32]) {
         self.add_scaled(start, scores, self.scale(), weight, out);
     }
@@ -147,14 +147,14 @@ pub(super) fn checked(max: f32) -> Result<f32> {
     Err(Error::Numeric(format!("a row of logits holds {what}")))
 }
 
-/// The first maximum of a row of scores, and how sure it is.
+/// The best token of a row: the first one with the largest score.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Best {
     /// The token.
     pub token: usize,
     /// Its score.
     pub score: f32,
-    /// How much higher its score is than that of any other token, 0 among equal ones; infinite if no other is possible.
+    /// Its score less that of the second best token: 0 among equal scores, infinite if no other token is possible.
     pub margin: f32,
 }
 

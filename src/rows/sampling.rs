@@ -1,11 +1,11 @@
-//! From logits to the distribution that tokens are drawn from.
+//! The sampler: makes of logits the distribution that tokens are drawn from.
 
 use super::distribution::{Distribution, checked};
 use super::filter::Filter;
 use super::kernels::{self, Normaliser};
 use crate::error::{Error, Result};
 
-/// `process` of the design: temperature, then top-k, then top-p, then min-p, then softmax.
+/// How a row becomes a distribution: temperature, then top-k, then top-p, then min-p, then softmax.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Sampler {
     temperature: f32,
@@ -17,16 +17,16 @@ pub struct Sampler {
 /// Buffers that [`Sampler::process`] reuses, so that it never allocates.
 #[derive(Debug, Default)]
 pub struct Candidates {
-    /// The largest score of each block.
+    /// The largest score of each block of [`SMALL_BLOCK`] scores.
     maxima: Vec<f32>,
-    /// The same, for selection.
+    /// A copy of `maxima`, which a selection reorders.
     order: Vec<f32>,
-    /// Tokens that may remain, as [`key`]s.
+    /// The tokens that may be kept, as [`key`]s.
     keys: Vec<u64>,
 }
 
 impl Candidates {
-    /// Room for a vocabulary.
+    /// Buffers for rows of so many scores.
     pub fn new(vocab_size: usize) -> Self {
         let blocks = vocab_size.div_ceil(SMALL_BLOCK);
         Candidates {
@@ -36,19 +36,19 @@ impl Candidates {
         }
     }
 
-    /// What it holds.
+    /// Bytes of the buffers.
     pub fn bytes(&self) -> usize {
         let blocks = size_of::<f32>() * (self.maxima.capacity() + self.order.capacity());
         blocks + size_of::<u64>() * self.keys.capacity()
     }
 
-    /// Find the largest score of each block; returns the largest of all.
+    /// Find the largest score of each block. Returns the largest of all.
     fn measure(&mut self, scores: &[f32]) -> Result<f32> {
         self.maxima.resize(scores.len().div_ceil(SMALL_BLOCK), 0.0);
         checked(kernels::block_maxima(scores, SMALL_BLOCK, &mut self.maxima))
     }
 
-    /// Gather the tokens whose scores reach `floor`, by looking only into blocks that hold one.
+    /// Gather the tokens whose scores reach `floor`. Only blocks that hold such a score are read.
     fn gather(&mut self, scores: &[f32], floor: f32) {
         self.keys.clear();
         for (block, (scores, &max)) in scores.chunks(SMALL_BLOCK).zip(&self.maxima).enumerate() {
@@ -61,7 +61,7 @@ impl Candidates {
 
     /// Gather at least the best `k` tokens.
     fn gather_best(&mut self, scores: &[f32], k: usize) {
-        // Each of the k best blocks holds a score that reaches the worst of their maxima.
+        // Each of the k blocks with the largest maxima holds a score that reaches the least of these maxima.
         let floor = if k <= self.maxima.len() {
             self.order.clone_from(&self.maxima);
             *self.order.select_nth_unstable_by(k - 1, |a, b| b.total_cmp(a)).1
@@ -71,9 +71,9 @@ impl Candidates {
         self.gather(scores, floor);
     }
 
-    /// Gather the tokens above some score, enough to hold the `share` of the weights.
+    /// Gather the best tokens, so many that their weights reach `share`.
     fn gather_share(&mut self, scores: &[f32], share: f64, all: &Distribution) {
-        // The share is nearly always held by few tokens, so the score is lowered in steps.
+        // Few tokens nearly always hold the share, so the least score is lowered in steps.
         for distance in [3.0, 6.0, 12.0, f32::INFINITY] {
             self.gather(scores, all.max - distance / all.rate);
             if weights(all, &self.keys) >= share {
@@ -83,10 +83,10 @@ impl Candidates {
     }
 }
 
-/// Scores of which candidates are sought at once.
+/// Scores of a block. A block is skipped if its largest score is too low.
 const SMALL_BLOCK: usize = 64;
 
-/// A token and its score in an order in which the best is the least: higher score, then lower token.
+/// A token and its score as one number. The better token has the smaller number: higher score first, then lower token.
 fn key(score: f32, token: usize) -> u64 {
     let bits = (score + 0.0).to_bits(); // no negative 0
     let ascending = if bits >> 31 == 0 { bits | 1 << 31 } else { !bits };
@@ -105,10 +105,12 @@ fn token_of(key: u64) -> usize {
 }
 
 impl Sampler {
-    /// The first maximum, always.
+    /// Always the first token of the largest score.
     pub const GREEDY: Sampler = Sampler { temperature: 0.0, top_k: 1, top_p: 1.0, min_p: 0.0 };
 
-    /// `temperature` 0 is greedy; `top_k` 0, `top_p` 0 or 1, and `min_p` 0 are off.
+    /// A temperature of 0 is greedy. `top_k` 0, `top_p` 0 or 1, and `min_p` 0 turn these filters off.
+    ///
+    /// [`Error::InvalidArgument`] for a value out of range.
     pub fn new(temperature: f32, top_k: i32, top_p: f32, min_p: f32) -> Result<Self> {
         if !(temperature.is_finite() && temperature >= 0.0) {
             return Err(Error::InvalidArgument(format!(
@@ -129,22 +131,23 @@ impl Sampler {
         Ok(Sampler { temperature, top_k: top_k as usize, top_p: if top_p == 0.0 { 1.0 } else { top_p }, min_p })
     }
 
-    /// The same, but greedy if its temperature is below this.
+    /// This sampler, or the greedy one if its temperature is below the given one.
     pub fn greedy_below(self, temperature: f32) -> Self {
         if self.temperature < temperature { Sampler::GREEDY } else { self }
     }
 
-    /// Whether the first maximum is always taken.
+    /// Whether it always takes the best token.
     pub fn is_greedy(&self) -> bool {
         self.temperature == 0.0
     }
 
     /// Turn a row of scores into a distribution, without forming the row of probabilities.
     ///
-    /// Among equal scores the lower token ranks first: exactly `top_k` tokens remain, and top-p keeps the shortest run
-    /// of tokens, best first, whose share reaches `top_p`. Scores of minus infinity get probability 0. Greedily, the
-    /// first maximum has probability 1. NaN, plus infinity, or a row of nothing but minus infinity is
-    /// [`Error::Numeric`].
+    /// - Among equal scores the lower token ranks first, so exactly `top_k` tokens are kept.
+    /// - Top-p keeps the shortest run of tokens, best first, whose probability reaches `top_p`.
+    /// - Scores of minus infinity get probability 0.
+    ///
+    /// [`Error::Numeric`] for a row with NaN or plus infinity, or with nothing but minus infinity.
     pub fn process(&self, scores: &[f32], candidates: &mut Candidates) -> Result<Distribution> {
         if !self.filters(scores.len()) {
             return Distribution::of_all(scores, self.rate());
@@ -152,7 +155,7 @@ impl Sampler {
         let (top_k, top_p) = (self.top_k > 0 && self.top_k < scores.len(), self.top_p < 1.0);
         let max = candidates.measure(scores)?;
         let all = Distribution::unfiltered(max, self.rate());
-        // A weight relative to the best is the weight itself.
+        // The weight of the best token is 1, so min-p is a least weight, and this is its score.
         let floor = max + self.distance();
         if !top_k && !top_p {
             candidates.gather(scores, floor);
@@ -181,8 +184,8 @@ impl Sampler {
         Ok(Distribution { floor, cut, total: weights(&all, &candidates.keys), ..all })
     }
 
-    /// The same for a row that `make` is yet to write, and of which it is to show each part that it has written: where
-    /// no filter is on, the row is not read again.
+    /// [`Sampler::process`] for a row that `make` writes. `make` calls its second argument with each part that it has
+    /// written. Without filters, the row is not read again.
     pub fn process_made(
         &self,
         scores: &mut [f32],
@@ -203,7 +206,7 @@ impl Sampler {
         }
     }
 
-    /// How rows are processed; greedily, only what is asked of them.
+    /// The filter, as a device takes it.
     pub fn filter(&self) -> Filter {
         if self.is_greedy() {
             return Filter::plain(self.rate());
@@ -211,17 +214,17 @@ impl Sampler {
         Filter { rate: self.rate(), top_k: self.top_k, top_p: self.top_p, distance: self.distance() }
     }
 
-    /// From the largest score, how far min-p lets a token be below it.
+    /// How far below the largest score min-p lets a token be, as a negative number.
     fn distance(&self) -> f32 {
         if self.min_p > 0.0 { self.temperature * self.min_p.ln() } else { f32::NEG_INFINITY }
     }
 
-    /// Whether any filter is on for a row of so many scores.
+    /// Whether any filter may drop tokens of a row of so many scores.
     fn filters(&self, vocab_size: usize) -> bool {
         (self.top_k > 0 && self.top_k < vocab_size) || self.top_p < 1.0 || self.min_p > 0.0
     }
 
-    /// One over the temperature; 1 for greedy sampling, which asks for none.
+    /// One over the temperature; 1 for the greedy sampler.
     pub fn rate(&self) -> f32 {
         if self.is_greedy() { 1.0 } else { (1.0 / self.temperature).min(f32::MAX) }
     }
@@ -232,10 +235,10 @@ fn weights(distribution: &Distribution, keys: &[u64]) -> f64 {
     keys.iter().map(|&key| f64::from(distribution.weight(score_of(key)))).sum()
 }
 
-/// The length of the shortest run of the best keys whose weight reaches `share`. Puts that run in front, its worst
-/// last.
+/// The length of the shortest run of the best keys whose weight reaches `share`. Moves that run to the front, with its
+/// worst key last.
 fn nucleus(keys: &mut [u64], share: f64, weights: impl Fn(&[u64]) -> f64) -> usize {
-    // The run ends between the two, and `reached` is the weight in front of them.
+    // The run ends between `start` and `end`. The keys before `start` have the weight `reached`.
     let (mut start, mut end, mut reached) = (0, keys.len(), 0.0);
     while end - start > 32 {
         let middle = start + (end - start) / 2;
@@ -266,7 +269,7 @@ mod tests {
         let distribution = sampler.process(scores, &mut Candidates::default()).unwrap();
         let mut out = vec![9.0; scores.len()];
         distribution.fill(scores, &mut out);
-        // What is drawn from is that in proportion, in pieces of any size.
+        // The weights to draw by are proportional to the probabilities, in pieces of any size.
         let mut weights = vec![9.0; scores.len()];
         for piece in [1, 3, 64, scores.len()] {
             let row = Row::Host(scores).weighted(&distribution);
@@ -277,7 +280,7 @@ mod tests {
         }
         assert!((kernels::sum(&out) / distribution.sum() - 1.0).abs() < 1e-6);
         for (token, &probability) in out.iter().enumerate() {
-            // What is drawn from and what accepts are the same to the last bit.
+            // Draws and acceptance use the same probabilities, to the last bit.
             assert_eq!(distribution.probability(scores, token), probability);
             let logarithm = distribution.log_probability_of(token, scores[token]);
             assert!(
@@ -378,7 +381,7 @@ mod tests {
         let flat = vec![1.0; 1000];
         check(Sampler::new(1.0, 0, 0.9, 0.0).unwrap(), &flat, &[vec![1.0 / 900.0; 900], vec![0.0; 100]].concat());
         check(Sampler::new(1.0, 500, 0.0, 0.0).unwrap(), &flat, &[vec![1.0 / 500.0; 500], vec![0.0; 500]].concat());
-        // A temperature so low that its inverse is infinite
+        // A temperature so low that its inverse is infinite.
         check(Sampler::new(1e-40, 0, 0.0, 0.0).unwrap(), &SCORES, &[0.0, 1.0, 0.0, 0.0]);
         check(Sampler::new(1e-40, 0, 0.5, 0.1).unwrap(), &SCORES, &[0.0, 1.0, 0.0, 0.0]);
         check(Sampler::new(1e38, 3, 0.9, 0.0).unwrap(), &[0.0, 1.0, 2.0, 3.0], &[0.0, 1.0 / 3.0, 1.0 / 3.0, 1.0 / 3.0]);
@@ -396,8 +399,8 @@ mod tests {
         assert_eq!(key(0.0, 1), key(-0.0, 1));
     }
 
-    /// The filters in double precision, by sorting everything; nothing where a running sum lies on a limit, on either
-    /// side of which single and double precision may fall.
+    /// The filters in double precision, by sorting everything. `None` if a running sum is so near a limit that single
+    /// and double precision may fall on different sides.
     fn oracle(scores: &[f32], temperature: f32, k: i32, p: f32, m: f32) -> Option<Vec<f64>> {
         let mut order: Vec<usize> = (0..scores.len()).collect();
         order.sort_by(|&a, &b| scores[b].total_cmp(&scores[a]).then(a.cmp(&b)));
@@ -438,7 +441,7 @@ mod tests {
     }
 
     proptest::proptest! {
-        /// The filters against a naive version, on rows with many equal scores.
+        /// Compares the filters with a naive version, on rows with many equal scores.
         #[test]
         fn filters_agree_with_a_naive_oracle(
             scores in proptest::collection::vec(-8i32..8, 1..1000),
@@ -451,7 +454,7 @@ mod tests {
         }
     }
 
-    /// The same on rows of real sizes, from peaked ones to flat ones, with all subsets of the filters.
+    /// Compares them on rows of real sizes, from peaked to flat ones, with all subsets of the filters.
     #[test]
     fn big_rows_agree_with_a_naive_oracle() {
         let mut rng = fastrand::Rng::with_seed(7);
