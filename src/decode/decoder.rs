@@ -164,6 +164,7 @@ impl<C: Chance> Decoder<C> {
     ///
     /// On an error, [`Error::ContextFull`] if a needed model cannot hold the committed tokens, nothing changes.
     pub fn set_combination(&mut self, combination: Combination, plan: Plan) -> Result<()> {
+        self.end_round();
         let context_length = context_length(&self.state.lanes, &combination);
         let committed = self.schedule.committed();
         if committed > context_length {
@@ -179,9 +180,13 @@ impl<C: Chance> Decoder<C> {
         if !fits {
             self.drop_pending();
         }
-        self.schedule.set_plan(&plan);
-        self.schedule.set_needed(combination.needed());
-        self.plan = plan;
+        if fits {
+            self.schedule.stop_draining();
+        } else {
+            self.schedule.set_plan(&plan);
+            self.schedule.set_needed(combination.needed());
+            self.plan = plan;
+        }
         self.state.settings.combination = combination;
         self.fit();
         // The context may have become longer or shorter.
@@ -189,6 +194,14 @@ impl<C: Chance> Decoder<C> {
             self.state.finish = (committed == self.state.context_length).then_some(Finish::ContextFull);
         }
         Ok(())
+    }
+
+    /// Undo a round that waits for passes, so that nothing of it is left.
+    fn end_round(&mut self) {
+        if self.schedule.is_in_round() {
+            self.undo();
+        }
+        self.probed = None;
     }
 
     /// Drop everything that is pending.
@@ -205,6 +218,7 @@ impl<C: Chance> Decoder<C> {
     /// or dropped. With drafts pending it would be a selection among them: what was observed since they were drawn
     /// depends on them, and those that are left by choice no longer have the distribution `q`.
     pub fn set_plan(&mut self, plan: Plan) {
+        self.end_round();
         assert!(!self.has_pending(), "a plan was changed with proposals pending");
         self.schedule.set_plan(&plan);
         self.plan = plan;
@@ -250,10 +264,12 @@ impl<C: Chance> Decoder<C> {
                 self.vocab_size().saturating_sub(1)
             )));
         }
+        self.end_round();
         self.drop_pending();
         let state = &mut self.state;
         state.tokens.extend_from_slice(tokens);
         state.prompt_end = state.tokens.len();
+        self.start = state.prompt_end;
         self.schedule.reset(state.prompt_end);
         if let Some(observer) = &mut state.observer {
             observer.restart(state.prompt_end);
@@ -334,15 +350,15 @@ impl<C: Chance> Decoder<C> {
         self.state.counters.positions += scored as u64;
     }
 
-    /// A needed pass has failed or was cancelled: the sequence is as it was before the round. Without its probe, if it
-    /// was one.
-    pub fn failed(&mut self) {
-        if self.probed.take().is_some() {
-            self.needs.clear();
-            self.ran.clear();
-            return;
+    /// A needed pass has failed or was cancelled. The sequence is as it was before the round, or without the probe. What
+    /// the other passes of the step have shown is learned all the same, but for their times.
+    pub fn failed(&mut self, workspace: &mut Workspace) {
+        self.observe_rows(workspace);
+        self.needs.clear();
+        self.ran.clear();
+        if self.probed.take().is_none() && self.schedule.is_in_round() {
+            self.undo();
         }
-        self.undo();
     }
 
     /// Undo a round that has failed.
@@ -363,9 +379,16 @@ impl<C: Chance> Decoder<C> {
 
     /// Let the observer learn from the passes that were run.
     fn observe_passes(&mut self, workspace: &mut Workspace) {
+        self.observe_rows(workspace);
+        self.observe_times();
         self.needs.clear();
-        let DecoderState { lanes, settings, tokens, prompt_end, observer, .. } = &mut self.state;
-        let Some(observer) = observer else { return self.ran.clear() };
+        self.ran.clear();
+    }
+
+    /// Show the observer the rows that it has been waiting for.
+    fn observe_rows(&mut self, workspace: &mut Workspace) {
+        let DecoderState { lanes, settings, tokens, observer, .. } = &mut self.state;
+        let Some(observer) = observer else { return };
         let committed = self.schedule.committed();
         for Ran { need: Need { model, end, .. }, wanted, .. } in &self.ran {
             let lane = lanes[*model].as_ref().expect("a look-up runs no passes");
@@ -373,11 +396,17 @@ impl<C: Chance> Decoder<C> {
                 if !observer.skips(*model, position) {
                     let candidates = &mut workspace.candidates;
                     let seen = lane.observation(position, token as usize, &settings.sampler, candidates);
-                    observer.record_score(*model, position, seen);
+                    seen.into_iter().for_each(|seen| observer.record_score(*model, position, seen));
                 }
             }
         }
-        // A pass over a prompt, or one that prepares others, says nothing of those behind it.
+    }
+
+    /// Tell the observer the times of passes. A pass over a prompt, or one that prepares others, says nothing of later
+    /// ones.
+    fn observe_times(&mut self) {
+        let DecoderState { prompt_end, observer, .. } = &mut self.state;
+        let Some(observer) = observer else { return };
         let tells = |ran: &Ran| ran.report.is_usual && ran.need.start + 1 >= *prompt_end;
         let pass = |ran: &Ran| (ran.need.model, ran.need.end - ran.need.start);
         if self.ran.iter().any(|ran| ran.overlapped) {
@@ -391,7 +420,6 @@ impl<C: Chance> Decoder<C> {
                 observer.record_pass(model, width, ran.report.elapsed.as_secs_f64());
             }
         }
-        self.ran.clear();
     }
 
     /// Let the observer count what the round has shown.
@@ -406,7 +434,8 @@ impl<C: Chance> Decoder<C> {
     /// a look-up.
     pub fn probe(&mut self, model: usize) -> bool {
         let is_model = self.state.lanes[model].is_some();
-        let can = is_model && !self.is_exhausted(model) && !self.schedule.is_in_round();
+        let is_between_rounds = !self.schedule.is_in_round() && !self.schedule.is_empty();
+        let can = is_model && is_between_rounds && !self.is_exhausted(model);
         self.probed = can.then_some(model);
         can
     }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::model::Sequence;
 use crate::rows::{Best, Candidates, Distribution, Row, Sampler, Term, WeightedRow};
 
@@ -105,17 +105,17 @@ impl Lane {
     }
 
     /// What an observer learns of a token at a position: the token's probability, or greedily whether it is the first
-    /// choice, and the model's confidence there. A row that cannot be read gives nothing.
+    /// choice, and the model's confidence there. A bad row gives 0 for both; `None` if the row cannot be read.
     pub fn observation(
         &self,
         position: usize,
         token: usize,
         sampler: &Sampler,
         candidates: &mut Candidates,
-    ) -> (f32, f32) {
+    ) -> Option<(f32, f32)> {
         if sampler.is_greedy() {
             let of = |best: Best| (f32::from(u8::from(best.token == token)), best.confidence());
-            return self.row(position).best().map_or((0.0, 0.0), of);
+            return known(self.row(position).best().map(of));
         }
         let of = |distribution: Distribution| {
             let probability = distribution.probability_of(token, self.row(position).score(token)?);
@@ -125,6 +125,15 @@ impl Lane {
             true => Ok(*self.distribution(position)),
             false => self.row(position).distribution(sampler, candidates),
         };
-        distribution.and_then(of).unwrap_or((0.0, 0.0))
+        known(distribution.and_then(of))
+    }
+}
+
+/// An observation; 0 for a bad row, and `None` if a device has failed.
+fn known(observation: Result<(f32, f32)>) -> Option<(f32, f32)> {
+    match observation {
+        Ok(observation) => Some(observation),
+        Err(Error::Numeric(_)) => Some((0.0, 0.0)),
+        Err(_) => None,
     }
 }

@@ -39,7 +39,7 @@ pub trait World {
     fn decide(&mut self, position: usize, draft: Option<Draft>) -> Result<bool, Self::Error>;
 
     /// Let a participant propose the token at `position`, behind `pending` other proposals. `None` if it has none.
-    fn propose(&mut self, proposer: usize, position: usize, pending: usize) -> Option<Draft>;
+    fn propose(&mut self, proposer: usize, position: usize, pending: usize) -> Result<Option<Draft>, Self::Error>;
 }
 
 /// What a schedule needs before it can go on.
@@ -123,6 +123,11 @@ impl Schedule {
         self.max_pending = plan.policy.max_pending();
         self.pending.reserve(self.max_pending);
         self.turn = None;
+        self.draining = false;
+    }
+
+    /// Propose again, though proposals are still pending.
+    pub fn stop_draining(&mut self) {
         self.draining = false;
     }
 
@@ -246,7 +251,7 @@ impl Schedule {
                 }
                 self.action = None;
                 self.decide(plan, world)?;
-                self.propose(action, world);
+                self.propose(action, world)?;
             }
             if self.committed > self.start() || world.has_ended() {
                 self.round = None;
@@ -341,18 +346,22 @@ impl Schedule {
 
     /// Let the model that has run propose, if it was to: it has scored the next position, and there is room.
     #[inline]
-    fn propose<W: World>(&mut self, Action { model, proposals }: Action, world: &mut W) {
+    ///
+    /// Behind a commit, an error is no proposal: a round that has committed cannot fail.
+    fn propose<W: World>(&mut self, Action { model, proposals }: Action, world: &mut W) -> Result<(), W::Error> {
         let position = self.len();
         if proposals == 0 || world.has_ended() || self.seen[model] != position || !self.has_room() {
-            return;
+            return Ok(());
         }
         match world.propose(model, position, self.pending.len()) {
-            Some(draft) => {
+            Ok(Some(draft)) => {
                 self.pending.push_back(draft);
                 self.turn = Some(Action { model, proposals: proposals - 1 }).filter(|turn| turn.proposals > 0);
             }
-            None => self.round.iter_mut().for_each(|round| round.declined = true),
+            Err(error) if self.committed == self.start() => return Err(error),
+            Ok(None) | Err(_) => self.round.iter_mut().for_each(|round| round.declined = true),
         }
+        Ok(())
     }
 
     /// The first model that must still score the front position before it can be decided.

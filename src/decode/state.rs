@@ -7,7 +7,7 @@ use crate::decode::progress::{Counters, Finish};
 use crate::decode::schedule::{Draft, World};
 use crate::decode::settings::Settings;
 use crate::decode::target::{Front, Target, Workspace};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::learn::observer::Observer;
 
 /// One sequence: its tokens, the models' rows, and what has happened.
@@ -86,7 +86,7 @@ impl<C: Chance> DecoderState<C> {
             }
             let Settings { sampler, .. } = &self.settings;
             let seen = lane.observation(position, token as usize, sampler, &mut workspace.candidates);
-            observer.record_score(participant, position, seen);
+            seen.into_iter().for_each(|seen| observer.record_score(participant, position, seen));
         }
     }
 }
@@ -100,7 +100,7 @@ pub struct Rows<'a, C> {
 }
 
 impl<C: Chance> World for Rows<'_, C> {
-    type Error = crate::error::Error;
+    type Error = Error;
 
     fn has_ended(&self) -> bool {
         self.state.finish.is_some()
@@ -149,23 +149,33 @@ impl<C: Chance> World for Rows<'_, C> {
         Ok(accepted || draft.is_none())
     }
 
-    /// A proposal that fails is none. Whether the bad row matters shows when it is needed to decide.
-    fn propose(&mut self, proposer: usize, position: usize, pending: usize) -> Option<Draft> {
+    /// A bad row proposes nothing. Whether it matters shows when it is needed to decide.
+    fn propose(&mut self, proposer: usize, position: usize, pending: usize) -> Result<Option<Draft>> {
+        match self.draw_proposal(proposer, position, pending) {
+            Err(Error::Numeric(_)) => Ok(None),
+            other => other,
+        }
+    }
+}
+
+impl<C: Chance> Rows<'_, C> {
+    fn draw_proposal(&mut self, proposer: usize, position: usize, pending: usize) -> Result<Option<Draft>> {
         let key = self.state.key(position, Purpose::Proposal);
         let DecoderState { lanes, settings, chance, tokens, counters, observer, .. } = &mut *self.state;
         let estimates = observer.as_ref().map(|observer| observer.estimates());
         let (token, certain, odds) = match &mut lanes[proposer] {
             None => {
                 let odds = estimates.map_or(1.0, |known| known.acceptance[proposer].rate(pending > 0));
-                (look_up::successor(&tokens[..position])?, true, odds)
+                let Some(token) = look_up::successor(&tokens[..position]) else { return Ok(None) };
+                (token, true, odds)
             }
             Some(lane) => {
                 let (token, confidence) = if settings.sampler.is_greedy() {
-                    let best = lane.row(position).best().ok()?;
+                    let best = lane.row(position).best()?;
                     (best.token, best.confidence())
                 } else {
-                    lane.process(position, &settings.sampler, &mut self.workspace.candidates).ok()?;
-                    let token = chance.pick(key, &lane.weighted(position)).ok()?;
+                    lane.process(position, &settings.sampler, &mut self.workspace.candidates)?;
+                    let token = chance.pick(key, &lane.weighted(position))?;
                     (token, lane.distribution(position).confidence())
                 };
                 let odds = estimates.map_or(1.0, |known| known.calibration[proposer].rate(confidence));
@@ -174,6 +184,6 @@ impl<C: Chance> World for Rows<'_, C> {
         };
         tokens.push(token);
         counters.proposed += 1;
-        Some(Draft { proposer, certain, odds })
+        Ok(Some(Draft { proposer, certain, odds }))
     }
 }

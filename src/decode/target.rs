@@ -46,6 +46,14 @@ impl Workspace {
         }
     }
 
+    /// Sums of rows that were copied from a GPU to the host so far.
+    pub fn rows_copied(&self) -> u64 {
+        match self.sums.as_ref().map(|sums| sums.sum()) {
+            Some(Row::Device(rows, _)) => rows.copied(),
+            _ => 0,
+        }
+    }
+
     /// Bytes that it holds.
     pub fn bytes(&self) -> usize {
         let rows = size_of::<f32>() * (self.residual.len() + self.scores.len());

@@ -61,7 +61,7 @@ impl<C: Chance> Driver<C> {
     fn run(&mut self) -> Result<(), Interrupt> {
         while self.decoder.step(&mut self.workspace)? == Step::Run {
             if let Err(interrupt) = self.run_needs() {
-                self.decoder.failed();
+                self.decoder.failed(&mut self.workspace);
                 return Err(interrupt);
             }
         }
@@ -90,6 +90,11 @@ impl<C: Chance> Driver<C> {
             }
         }
         Ok(())
+    }
+
+    /// Rows of logits on a GPU that were copied to the host, sums of rows included.
+    pub fn all_rows_copied(&self) -> u64 {
+        self.decoder.rows_copied().sum::<u64>() + self.workspace.rows_copied()
     }
 
     /// The memory of the sequence, and of the buffers that decoding it takes.

@@ -177,10 +177,10 @@ impl Session {
             };
             let (shared, clock) = (self.engine.shared_planning(), self.engine.clock());
             if let Some(model) = planning.after_round(shared, &mut self.driver, round, clock) {
-                let before = self.driver.elapsed();
+                let probe_started = clock();
                 // A probe that fails teaches nothing, and the sequence goes on without it.
                 _ = self.driver.probe(model);
-                planning.probed(shared, (self.driver.elapsed() - before).as_secs_f64());
+                planning.probed(shared, clock().saturating_sub(probe_started).as_secs_f64());
             }
         }
         self.total_ns += self.engine.clock()().saturating_sub(started).as_nanos() as u64;
@@ -228,7 +228,7 @@ impl Session {
             counters: self.driver.counters(),
             model_ns: self.driver.elapsed().as_nanos() as u64,
             total_ns: self.total_ns,
-            rows_copied: self.driver.rows_copied().sum(),
+            rows_copied: self.driver.all_rows_copied(),
             plan_times: self.planning.as_ref().map_or_else(PlanTimes::default, Planning::times),
         }
     }

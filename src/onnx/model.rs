@@ -120,7 +120,7 @@ impl OnnxModel {
             Some(device) => {
                 let rows = if self.rows_on() == RowsOn::Gpu {
                     let Logits { columns, element, .. } = self.export.logits;
-                    Ring::new(device, columns, element).map_err(failed)?
+                    Ring::new(device, columns, self.vocab_size, element).map_err(failed)?
                 } else {
                     None
                 };
@@ -144,6 +144,7 @@ impl OnnxModel {
             cancel: cancel.clone(),
             tokens: Vec::new(),
             elapsed: Duration::ZERO,
+            has_lost_time: false,
             peak_logits: 0,
             spares: Arc::downgrade(&self.spares),
             _loaded: self.loaded.clone(),

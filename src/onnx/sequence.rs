@@ -132,6 +132,8 @@ pub struct OnnxSequence {
     pub tokens: Vec<i32>,
     /// Time spent in passes.
     pub elapsed: Duration,
+    /// Whether `elapsed` holds time of a pass that failed or was given up.
+    pub has_lost_time: bool,
     /// The most bytes that logits took.
     pub peak_logits: usize,
     /// The spares of its model, which are freed if memory runs out.
@@ -237,7 +239,7 @@ impl OnnxSequence {
         }
         self.rows.clear();
         (self.options, self.cancel, self.vocab_size) = (options, cancel.clone(), vocab_size);
-        (self.elapsed, self.peak_logits) = (Duration::ZERO, 0);
+        (self.elapsed, self.has_lost_time, self.peak_logits) = (Duration::ZERO, false, 0);
         Ok(())
     }
 
@@ -252,7 +254,7 @@ impl OnnxSequence {
             let (now, later) = left.split_at(cut.width);
             if let Err(interrupt) = self.pass(now, cut, keep) {
                 self.truncate(start);
-                self.elapsed = Duration::ZERO;
+                self.has_lost_time = true;
                 return Err(interrupt);
             }
             left = later;
@@ -261,7 +263,8 @@ impl OnnxSequence {
         if keep > start + KEPT_ROWS {
             self.trim(keep.min(self.len()));
         }
-        let is_usual = self.gpu.as_ref().is_none_or(|gpu| gpu.is_usual);
+        let has_lost_time = std::mem::take(&mut self.has_lost_time);
+        let is_usual = !has_lost_time && self.gpu.as_ref().is_none_or(|gpu| gpu.is_usual);
         Ok(Report { elapsed: std::mem::take(&mut self.elapsed), is_usual })
     }
 
@@ -290,7 +293,7 @@ impl OnnxSequence {
             // A pass that failed to launch has been waited for already. Others may not reuse the buffers.
             self.sound &= begun.output.is_ok() && self.gpu.as_ref().is_none_or(|gpu| gpu.wait().is_ok());
             self.cache.finish_pass(false);
-            self.elapsed = Duration::ZERO;
+            self.has_lost_time = true;
         }
     }
 

@@ -244,10 +244,10 @@ impl World for Run<'_> {
         Ok(self.proposal(draft.proposer, position).accepted[usize::from(self.is_routed)])
     }
 
-    fn propose(&mut self, proposer: usize, position: usize, pending: usize) -> Option<Draft> {
+    fn propose(&mut self, proposer: usize, position: usize, pending: usize) -> Result<Option<Draft>, Infallible> {
         let (proposal, behind) = (self.proposal(proposer, position), usize::from(pending > 0));
         let draft = Draft { proposer, certain: false, odds: proposal.odds[behind] };
-        proposal.offered[behind].then_some(draft)
+        Ok(proposal.offered[behind].then_some(draft))
     }
 }
 

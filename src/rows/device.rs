@@ -123,7 +123,7 @@ pub struct Ring {
     pub(super) copied: Cell<u64>,
     /// The last draw: its position, its token, and the score of the token, which is needed next.
     drawn: Cell<(usize, i32, f32)>,
-    /// Whether a copy or a kernel has failed. Then the ring must not be used again.
+    /// Whether a copy or a kernel has failed. Then no later sequence gets this ring.
     failed: Cell<bool>,
     /// Scores of a row. Those from `vocab` on are padding.
     pub(super) columns: usize,
@@ -137,13 +137,19 @@ const NONE: (usize, Filter) = (usize::MAX, Filter { rate: 0.0, top_k: 0, top_p: 
 
 impl Ring {
     /// An empty ring. `None` if the kernels cannot be loaded, or if the type of the scores is not supported.
-    pub fn new(device: &Arc<Device>, columns: usize, element: TensorElementType) -> ort::Result<Option<Self>> {
-        Self::with_slots(device, columns, element, SLOTS)
+    /// Rows have `columns` scores, of which the first `vocab` are tokens and the others padding.
+    pub fn new(
+        device: &Arc<Device>,
+        columns: usize,
+        vocab: usize,
+        element: TensorElementType,
+    ) -> ort::Result<Option<Self>> {
+        Self::with_slots(device, (columns, vocab), element, SLOTS)
     }
 
     pub(super) fn with_slots(
         device: &Arc<Device>,
-        columns: usize,
+        (columns, vocab): (usize, usize),
         element: TensorElementType,
         slots: usize,
     ) -> ort::Result<Option<Self>> {
@@ -164,7 +170,7 @@ impl Ring {
             drawn: Cell::new((usize::MAX, 0, 0.0)),
             failed: Cell::new(false),
             columns,
-            vocab: columns,
+            vocab,
             element,
             filter: Filter::plain(1.0),
         }))
@@ -203,12 +209,12 @@ impl Ring {
 
     /// The arguments for a pass over `tokens`, which begin at position `start`. It gives rows from position `first` on;
     /// the first `skipped` of them are not wanted.
-    pub fn control(&self, start: usize, tokens: &[i32], first: usize, skipped: usize, vocab: usize) -> Control {
+    pub fn control(&self, start: usize, tokens: &[i32], first: usize, skipped: usize) -> Control {
         let mut control = Control {
             first: first as i32,
             skipped: skipped as i32,
             start: start as i32,
-            ..Control::of(self.filter, vocab)
+            ..Control::of(self.filter, self.vocab)
         };
         if tokens.len() <= NOTED {
             control.width = tokens.len() as i32;
@@ -542,8 +548,7 @@ mod tests {
             host.bytes_mut().copy_from_slice(&bytes);
             let logits = DeviceBuffer::zeroed(&device, bytes.len()).unwrap();
             device.queue().unwrap().copy_in(&host, &logits).unwrap();
-            let mut rows = Ring::new(&device, columns, element).unwrap().unwrap();
-            rows.clear(vocab);
+            let mut rows = Ring::new(&device, columns, vocab, element).unwrap().unwrap();
             let mut told = HostBuffer::zeroed(&device, size_of::<Control>()).unwrap();
             for (top_k, top_p, min_p) in [
                 (1, 1.0, 0.0),
@@ -560,7 +565,7 @@ mod tests {
             ] {
                 let sampler = Sampler::new(0.8, top_k, top_p, min_p).unwrap();
                 rows.set_filter(sampler.filter());
-                let control = rows.control(0, &[7, 8, 9, 10], 0, 0, vocab);
+                let control = rows.control(0, &[7, 8, 9, 10], 0, 0);
                 told.bytes_mut().copy_from_slice(bytemuck::bytes_of(&control));
                 let queue = device.queue().unwrap();
                 rows.queue(&queue, &logits, 4, told.bytes().as_ptr() as u64).unwrap();

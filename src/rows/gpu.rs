@@ -106,7 +106,9 @@ struct GpuSums {
 
 impl GpuSums {
     fn new(device: &Arc<Device>, vocab: usize) -> ort::Result<Option<Self>> {
-        let Some(sum) = Ring::with_slots(device, vocab, TensorElementType::Float32, 1)? else { return Ok(None) };
+        let Some(sum) = Ring::with_slots(device, (vocab, vocab), TensorElementType::Float32, 1)? else {
+            return Ok(None);
+        };
         Ok(Some(GpuSums {
             sum,
             control: HostBuffer::zeroed(device, size_of::<Control>())?,

@@ -251,3 +251,23 @@ fn turns_end_early_exactly() {
     let [all, some, few] = proposed;
     assert!(all > some && some > few, "proposed {proposed:?}");
 }
+
+/// Weights that leave the plan as it is do not end a proposer's turn: there are no more passes than without them.
+#[test]
+fn setting_weights_cuts_no_turn_short() {
+    let combination = Combination::mixture(&[0.5, 0.5]).unwrap();
+    let way = Way::new(Strategy::Cos, Targets::Combined, &[4, 3]);
+    let passes = |sets_weights: bool| {
+        let models = World::Related.models(2, 5);
+        let mut decoder = decoder(&models, &combination, Sampling::GREEDY, &way, &[], 60, CounterRng::new(1));
+        decoder.prompt(&PROMPT).unwrap();
+        while decoder.round().unwrap().1.is_none() {
+            if sets_weights {
+                let plan = plan(&models, &combination, Sampling::GREEDY, &way);
+                decoder.set_combination(combination.clone(), plan).unwrap();
+            }
+        }
+        (decoder.committed().to_vec(), decoder.counters().forwards)
+    };
+    assert_eq!(passes(true), passes(false));
+}

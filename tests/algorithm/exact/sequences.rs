@@ -6,6 +6,7 @@ use std::sync::Arc;
 use cos::decode::chance::CounterRng;
 use cos::decode::combine::Combination;
 use cos::decode::decoder::Finish;
+use cos::decode::policy::{Strategy, Targets};
 use cos::engine::participant::Participant;
 use cos::error::Error;
 use cos::model::Interrupt;
@@ -142,4 +143,16 @@ fn sequences_end_where_they_should() {
         assert_eq!(empty.prompt(&[-1]).unwrap_err().code(), 1);
         assert!(empty.committed().is_empty(), "nothing of a refused prompt is kept");
     }
+}
+
+/// A probe of an empty sequence does nothing, also later.
+#[test]
+fn an_empty_sequence_is_not_probed() {
+    let models = World::Related.models(2, 3);
+    let combination = Combination::target(2, 0).unwrap();
+    let way = Way::new(Strategy::Standard, Targets::Combined, &[0, 0]);
+    let mut decoder = decoder(&models, &combination, Sampling::GREEDY, &way, &[], 4, CounterRng::new(1));
+    decoder.probe(1).unwrap();
+    decoder.prompt(&PROMPT).unwrap();
+    assert_eq!(decoder.round().unwrap().0.len(), 1, "the round commits a token, and gives no prompt back");
 }
