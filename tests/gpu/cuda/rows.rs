@@ -264,3 +264,27 @@ fn a_session_holds_few_rows_that_were_copied() {
         assert!(asked > plain && asked <= plain + most, "{strategy:?}: {asked} bytes, {plain} without a function");
     }
 }
+
+/// Scores behind the vocabulary are padding in every sequence, also in those that are open at the same time.
+#[test]
+fn padding_is_no_token_in_any_sequence() {
+    const VOCAB: usize = 64;
+    let Some(_turn) = gpu() else { return };
+    let mut model = load_with(GRAPHS, &[], Some(RowsOn::Gpu)).unwrap();
+    model.limit_vocabulary(VOCAB);
+    let mut sequences: Vec<_> = (0..3).map(|_| model.start(&Arc::new(Cancel::default())).unwrap()).collect();
+    for sequence in &mut sequences {
+        filtered(&model, sequence.as_mut(), &[5, 9, 33], 1, Filter::plain(1.0)).unwrap();
+        let rows = sequence.device_rows().unwrap();
+        let total = rows.distribution(3, Filter::plain(1.0)).unwrap().unwrap().total();
+        let drawn = [0.1, 0.5, 0.9].map(|share| (share * total, rows.draw(3, share * total).unwrap().unwrap()));
+        let scores = rows.scores(3).unwrap();
+        assert_eq!(scores.len(), VOCAB);
+        let max = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let weight = |token: usize| f64::from(scores[token] - max).exp();
+        for (share, token) in drawn {
+            let before: f64 = (0..token).map(weight).sum();
+            assert!(before <= share + 1e-6 * total && share <= before + weight(token) + 1e-6 * total, "{token}");
+        }
+    }
+}
