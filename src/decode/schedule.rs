@@ -345,9 +345,9 @@ impl Schedule {
     }
 
     /// Let the model that has run propose, if it was to: it has scored the next position, and there is room.
-    #[inline]
     ///
     /// Behind a commit, an error is no proposal: a round that has committed cannot fail.
+    #[inline]
     fn propose<W: World>(&mut self, Action { model, proposals }: Action, world: &mut W) -> Result<(), W::Error> {
         let position = self.len();
         if proposals == 0 || world.has_ended() || self.seen[model] != position || !self.has_room() {
