@@ -72,7 +72,7 @@ pub const FAULTS: &[Fault] = &[
     fault("acceptance forgets q: min(1, t)", VERIFY,
         "(f64::from(t) / f64::from(q)).min(1.0)", "f64::from(t)"),
     fault("random numbers reused after a rejection", STATE,
-        "epoch: *epoch,", "epoch: 0,"),
+        "Key { position, purpose, epoch: self.epoch }", "Key { position, purpose, epoch: self.route_epoch }"),
     fault("the number that drew a proposal also accepts it", TARGET,
         "self.key(Purpose::Acceptance)", "self.key(Purpose::Proposal)"),
     fault("the number that accepts also draws the residual", TARGET,
@@ -117,7 +117,8 @@ pub const FAULTS: &[Fault] = &[
         "target[token] = 0.0;", ""),
     fault("a second prompt leaves old proposals in the caches", DECODER,
         "self.drop_pending();\n        let state = &mut self.state;\n        state.tokens.extend_from_slice(tokens);",
-        "let state = &mut self.state; state.tokens.truncate(committed); state.tokens.extend_from_slice(tokens);"),
+        "if !PLANTED { self.drop_pending(); }
+         let state = &mut self.state; state.tokens.truncate(committed); state.tokens.extend_from_slice(tokens);"),
     fault("a cancelled round keeps its proposals", DECODER,
         "state.drop_pending(start);", ""),
     fault("new weights keep the proposals of another plan", DECODER,
@@ -209,6 +210,13 @@ impl Planted {
              std::sync::LazyLock::new(|| std::env::var({VARIABLE:?}).ok()?.parse().ok());\n    \
              *PLANTED == Some(fault)\n}}\n"
         ));
+        // A file of an earlier copy would be a second source of its module.
+        let mut old = BTreeMap::new();
+        let _ = read_folder(&copy.join("src"), &mut old);
+        for path in old.keys().filter(|old| !sources.contains_key(&root.join(old.strip_prefix(&copy).expect("inside"))))
+        {
+            std::fs::remove_file(path).map_err(io)?;
+        }
         for (path, source) in &sources {
             let path = copy.join(path.strip_prefix(root).expect("a source of ours"));
             std::fs::create_dir_all(path.parent().expect("a folder")).map_err(io)?;
