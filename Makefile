@@ -79,7 +79,14 @@ export: ## export a Hugging Face model: MODEL=FOLDER OUT=FOLDER, TOOL=, PRECISIO
 	@scripts/export $(if $(TOOL),--tool "$(TOOL)") $(if $(PRECISION),--precision "$(PRECISION)") \
 	    $(if $(DEVICE),--device "$(DEVICE)") "$(MODEL)" "$(OUT)"
 
-demo: demo-program onnxruntime ## watch models decode together, and compare the strategies
+# The fetch waits for the network while cargo compiles.
+demo: ## watch models decode together, and compare the strategies
+	@echo "demo, 1 of 2: compile CoS, and fetch ONNX Runtime meanwhile"
+	@scripts/fetch-onnxruntime "$(ONNXRUNTIME)" & fetch=$$!; \
+	$(MAKE) --no-print-directory demo-program; built=$$?; \
+	kill -0 $$fetch 2>/dev/null && echo "waiting for ONNX Runtime"; \
+	wait $$fetch || { echo "ONNX Runtime was not fetched; its error is above" >&2; exit 1; }; exit $$built
+	@echo "demo, 2 of 2: decode"
 	"$(DEMO)" models/demo
 
 demo-program: build

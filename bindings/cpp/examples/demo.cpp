@@ -6,6 +6,8 @@
 // CONFIG_DIR has the configurations engine.json and contrastive.json. The models continue PROMPT. `inspect` loads a
 // configuration and prints what was recognised of each model.
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <array>
 #include <chrono>
@@ -197,6 +199,7 @@ void compare(const Engine& engine, const char* title) {
     std::array<Row, strategies.size()> rows;
     for (const auto& [name, strategy] : strategies) decode(engine, prompts[0], strategy, 0);  // warms up
     for (int round = 0; round < rounds; round++) {  // each round has all strategies, so that noise hits all alike
+        if (isatty(STDERR_FILENO)) std::fprintf(stderr, "  round %d of %d\r", round + 1, rounds);
         for (size_t i = 0; i < strategies.size(); i++) {
             Tally tally;
             for (const auto& prompt : prompts) tally.add(decode(engine, prompt, strategies[i].second, round));
