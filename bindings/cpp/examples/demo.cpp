@@ -143,7 +143,7 @@ constexpr const char* prompts[] = {  // from the test split of GSM8K
     "Question: Kylar went to the store to buy glasses for his new apartment. One glass costs $5, but every second "
     "glass costs only 60% of the price. Kylar wants to buy 16 glasses. How much does he need to pay for them?\nAnswer:",
 };
-constexpr int rounds = 5;
+constexpr int rounds = 3;
 constexpr uint32_t tokens_each = 64;
 constexpr std::array strategies{
     std::pair{"standard", COS_STRATEGY_STANDARD},
