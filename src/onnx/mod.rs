@@ -12,6 +12,7 @@ mod load;
 mod logits;
 mod model;
 mod options;
+mod packed;
 mod pass;
 mod runtime;
 mod scoring;
