@@ -2,9 +2,11 @@
 
 pub(crate) mod companions;
 pub(crate) mod graph;
+pub(crate) mod pack;
 mod proto;
 pub(crate) mod recognise;
 pub(crate) mod shapes;
+mod wire;
 
 use std::collections::BTreeSet;
 use std::ffi::CString;

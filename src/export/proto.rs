@@ -1,4 +1,4 @@
-//! The messages of onnx.proto, reduced to the fields that CoS reads.
+//! The messages of onnx.proto, reduced to the fields that CoS reads or writes.
 
 use prost::Message;
 use prost::bytes::Bytes;
@@ -7,6 +7,7 @@ use prost::bytes::Bytes;
 pub const FEW: usize = 8;
 
 /// Element types by their numbers in onnx.proto.
+pub const FLOAT: i32 = 1;
 pub const INT32: i32 = 6;
 pub const INT64: i32 = 7;
 pub const FLOAT16: i32 = 10;
@@ -54,6 +55,36 @@ pub struct GraphProto {
 pub struct ValueInfoProto {
     #[prost(string, tag = "1")]
     pub name: String,
+    #[prost(message, optional, tag = "2")]
+    pub r#type: Option<TypeProto>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct TypeProto {
+    #[prost(message, optional, tag = "1")]
+    pub tensor: Option<TensorType>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct TensorType {
+    #[prost(int32, tag = "1")]
+    pub element: i32,
+    #[prost(message, optional, tag = "2")]
+    pub shape: Option<TensorShape>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct TensorShape {
+    #[prost(message, repeated, tag = "1")]
+    pub dim: Vec<Dimension>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct Dimension {
+    #[prost(int64, optional, tag = "1")]
+    pub size: Option<i64>,
+    #[prost(string, optional, tag = "2")]
+    pub name: Option<String>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -78,6 +109,8 @@ pub struct AttributeProto {
     pub f: f32,
     #[prost(int64, tag = "3")]
     pub i: i64,
+    #[prost(bytes = "bytes", tag = "4")]
+    pub s: Bytes,
     #[prost(message, optional, tag = "5")]
     pub t: Option<TensorProto>,
     #[prost(message, optional, tag = "6")]
@@ -86,6 +119,9 @@ pub struct AttributeProto {
     pub ints: Vec<i64>,
     #[prost(message, repeated, tag = "11")]
     pub graphs: Vec<GraphProto>,
+    /// The number of the type of its value: 2 is an integer.
+    #[prost(int32, tag = "20")]
+    pub kind: i32,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -105,7 +141,20 @@ pub struct TensorProto {
     pub external_data: Vec<StringStringEntry>,
 }
 
+impl TensorShape {
+    /// A shape of these sizes; a negative one is not known.
+    pub fn of(sizes: &[i64]) -> Self {
+        let dim = sizes.iter().map(|&size| Dimension { size: (size >= 0).then_some(size), name: None }).collect();
+        TensorShape { dim }
+    }
+}
+
 impl AttributeProto {
+    /// An integer.
+    pub fn integer(name: &str, i: i64) -> Self {
+        AttributeProto { name: name.into(), i, kind: 2, ..Self::default() }
+    }
+
     /// The integers of a `Constant` that is not given as a tensor, if there are at most [`FEW`].
     pub fn constant(&self) -> Option<Vec<i64>> {
         match self.name.as_str() {

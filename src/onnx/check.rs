@@ -57,6 +57,11 @@ impl Excuses {
             (false, false) => [FINE_TOLERANCE; 3],
         }
     }
+
+    /// Whether a difference between passes of several widths is rounding.
+    pub fn accept(self, found: Deviation) -> bool {
+        found.spreads <= self.tolerances()[2]
+    }
 }
 
 /// The largest difference between rows of logits of the same position.
@@ -85,6 +90,11 @@ impl Trial {
             trial.rows.push(sequence.row(index + 1).scores()?.to_vec());
         }
         Ok(trial)
+    }
+
+    /// Its tokens.
+    pub fn tokens(&self) -> &[i32] {
+        &self.tokens
     }
 
     /// How much scoring one by one, which uses the cache, differs from one pass over all tokens, which does not. `None`
@@ -178,7 +188,8 @@ impl Trial {
         self.rows.iter().flatten().all(|logit| !logit.is_finite())
     }
 
-    fn compare(&self, sequence: &dyn Sequence, positions: RangeInclusive<usize>) -> Result<Deviation, Interrupt> {
+    /// The largest difference between its rows and those of a sequence.
+    pub fn compare(&self, sequence: &dyn Sequence, positions: RangeInclusive<usize>) -> Result<Deviation, Interrupt> {
         let mut worst = Deviation::default();
         for position in positions {
             worst = worst.max(difference(&self.rows[position - 1], sequence.row(position).scores()?));
@@ -257,7 +268,8 @@ impl Deviation {
         self.spreads <= if excuses.coarse || excuses.bfloat16 { factor * ROUNDING } else { FINE_ROUNDING }
     }
 
-    fn max(self, other: Deviation) -> Deviation {
+    /// The larger one of each measure.
+    pub fn max(self, other: Deviation) -> Deviation {
         Deviation { logits: self.logits.max(other.logits), spreads: self.spreads.max(other.spreads) }
     }
 }

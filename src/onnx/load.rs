@@ -9,7 +9,8 @@ use ort::memory::{AllocationDevice, AllocatorType, MemoryInfo, MemoryType};
 use super::captures::Captures;
 use super::model::OnnxModel;
 use super::options::{LoadOptions, Provider};
-use super::weights::{self, LoadedSession, ShapeSource};
+use super::packed::load::{Batching, pack};
+use super::weights::{self, LoadedSession, ModelSource};
 use super::{check, scoring};
 use crate::error::{Error, Result};
 use crate::export::graph::Graph;
@@ -34,22 +35,32 @@ impl OnnxModel {
         let file = companions::model_file(path)?;
         let graph = Graph::read(&file)?;
         companions::check_weights(&file, &graph)?;
-        let load = |shapes| Self::load_with(&file, &graph, shapes, name, options);
-        match load(ShapeSource::File) {
+        let started = Instant::now();
+        let load = |source| Self::load_with(&file, &graph, source, name, options);
+        let reload = || load(ModelSource::File);
+        let mut model = match load(ModelSource::File) {
             Err(error) if shapes::are_blamed(&error.to_string()) => {
-                let mut model = load(ShapeSource::Inference)?;
+                let mut model = load(ModelSource::WithoutShapes)?;
                 let warning =
                     "the shapes that the file declares for inner values are wrong, so it was loaded without them";
                 model.export_mut().warnings.push(warning.into());
-                Ok(model)
+                model
             }
-            result => result,
-        }
+            result => pack(result?, &graph, reload)?,
+        };
+        let limit = TIMING.max(started.elapsed() / 10);
+        model.pass_times = check::pass_times(&model, limit).map_err(|interrupt| model.failed_trial(interrupt))?;
+        Ok(model)
     }
 
-    fn load_with(file: &Path, graph: &Graph, shapes: ShapeSource, name: &str, options: &LoadOptions) -> Result<Self> {
-        let started = Instant::now();
-        let loaded = weights::load(file, graph, &options.provider, shapes)
+    fn load_with(
+        file: &Path,
+        graph: &Graph,
+        source: ModelSource<'_>,
+        name: &str,
+        options: &LoadOptions,
+    ) -> Result<Self> {
+        let loaded = weights::load(file, graph, &options.provider, source)
             .map_err(|error| companions::explain(file, graph, error))?;
         let mut export = read_export(file, graph, loaded.session.inputs(), loaded.session.outputs())?;
         if let Some(length) = options.context_length {
@@ -77,12 +88,11 @@ impl OnnxModel {
             pass_times: Vec::new(),
             rows: options.rows,
             spares: Arc::default(),
+            batching: Batching::Untried,
         };
         model.measure_logits()?;
         model.vocab_size = model.export.logits.columns;
         scoring::choose(&mut model, options.scoring)?;
-        let limit = TIMING.max(started.elapsed() / 10);
-        model.pass_times = check::pass_times(&model, limit).map_err(|interrupt| model.failed_trial(interrupt))?;
         Ok(model)
     }
 

@@ -18,6 +18,8 @@ use super::gpu_passes::GpuPasses;
 use super::inputs::Feed;
 use super::logits::LogitRows;
 use super::options::{Provider, RowsOn};
+use super::packed::load::Batching;
+use super::packed::sequence::PackedSequence;
 use super::sequence::{MAX_PASS, MIN_PASS, OnnxSequence, SequenceHandle, Spares, Terminate, own};
 use super::weights::LoadedSession;
 use crate::cuda::Device;
@@ -52,6 +54,8 @@ pub struct OnnxModel {
     /// Where rows stay, if an option says so.
     pub(super) rows: Option<RowsOn>,
     pub(super) spares: Arc<Spares>,
+    /// Whether passes serve several sequences at once.
+    pub(super) batching: Batching,
 }
 
 impl OnnxModel {
@@ -101,8 +105,8 @@ impl OnnxModel {
         Error::Model(format!("cannot run {}: {error}{mend}", self.export.file.display()))
     }
 
-    /// An empty sequence: a spare one if there is one, otherwise a new one.
-    pub(super) fn sequence(&self, cancel: &Arc<Cancel>) -> Result<SequenceHandle> {
+    /// The options of a sequence's passes, which `cancel` stops.
+    fn run_options(&self, cancel: &Arc<Cancel>) -> Result<Arc<RunOptions>> {
         let failed = |error: ort::Error| Error::Runtime(error.to_string());
         let mut options = RunOptions::new().map_err(failed)?;
         if self.loaded.is_whole {
@@ -110,6 +114,13 @@ impl OnnxModel {
         }
         let options = Arc::new(options);
         cancel.add_hook(Box::new(Terminate(options.clone())));
+        Ok(options)
+    }
+
+    /// An empty sequence: a spare one if there is one, otherwise a new one.
+    pub(super) fn sequence(&self, cancel: &Arc<Cancel>) -> Result<SequenceHandle> {
+        let failed = |error: ort::Error| Error::Runtime(error.to_string());
+        let options = self.run_options(cancel)?;
         let lend = |sequence| SequenceHandle { sequence: Some(sequence), spares: self.spares.clone() };
         if let Some(mut sequence) = self.spares.take() {
             sequence.restart(options, cancel, self.vocab_size)?;
@@ -175,6 +186,7 @@ impl Model for OnnxModel {
 
     fn max_pass(&self) -> usize {
         match self.export.logits.rows {
+            _ if matches!(self.batching, Batching::Packed(_)) => MAX_PASS,
             GivenRows::All => (LOGITS_BYTES / (4 * self.export.logits.columns)).clamp(MIN_PASS, MAX_PASS),
             // These give only the rows that are wanted, which are few.
             GivenRows::Counted | GivenRows::Last => MAX_PASS,
@@ -205,6 +217,8 @@ impl Model for OnnxModel {
             "rows_on": if self.rows_on() == RowsOn::Gpu { "gpu" } else { "host" },
             "deviation": self.deviation,
             "trials": self.trials,
+            "batching": if matches!(self.batching, Batching::Packed(_)) { "packed" } else { "alone" },
+            "no_batching": if let Batching::Alone(why) = &self.batching { Some(why) } else { None },
         });
         if let (Value::Object(description), Value::Object(own)) = (&mut description, own) {
             description.extend(own);
@@ -222,7 +236,13 @@ impl Model for OnnxModel {
     }
 
     fn start(&self, cancel: &Arc<Cancel>) -> Result<Box<dyn Sequence>> {
-        Ok(Box::new(self.sequence(cancel)?))
+        match &self.batching {
+            Batching::Packed(passes) => {
+                let options = self.run_options(cancel)?;
+                Ok(Box::new(PackedSequence::new(passes, self.vocab_size, options, cancel)))
+            }
+            _ => Ok(Box::new(self.sequence(cancel)?)),
+        }
     }
 
     fn overlaps(&self) -> bool {
@@ -234,6 +254,9 @@ impl Model for OnnxModel {
     }
 
     fn forward(&self, batch: &mut [Pass<'_>]) -> Result<Report, Interrupt> {
+        if let Batching::Packed(passes) = &self.batching {
+            return passes.forward(batch);
+        }
         // GroupQueryAttention scores several positions on top of a cache only for a batch of one, so this loops. If a
         // pass fails, its sequence is unchanged, and truncating undoes the passes before it.
         let mut report = Report { elapsed: Duration::ZERO, is_usual: true };

@@ -3,6 +3,9 @@
 /// Tokens of a block. Keys and values of a sequence are kept in blocks of this many tokens, through all layers.
 pub const BLOCK: usize = 32;
 
+/// Parts of a block begin at multiples of this many units, which is a cache line.
+const ALIGNED: usize = 16;
+
 /// One layer's part of a block, in units of four bytes.
 ///
 /// Keys are transposed, `[kv_heads, head_size, BLOCK]`, so that a query is multiplied with all keys of a block at once.
@@ -17,6 +20,42 @@ pub struct LayerPart {
     pub kv_heads: usize,
     /// Numbers of a head.
     pub head_size: usize,
+}
+
+impl LayerPart {
+    /// The parts of layers with these heads of keys and values and sizes of a head, one behind another in a block.
+    pub fn lay_out(layers: &[(usize, usize)]) -> Vec<Self> {
+        let mut end = 0;
+        let part = |&(kv_heads, head_size): &(usize, usize)| {
+            let size = (kv_heads * head_size * BLOCK).next_multiple_of(ALIGNED);
+            let part = LayerPart { keys: end, values: end + size, kv_heads, head_size };
+            end += 2 * size;
+            part
+        };
+        layers.iter().map(part).collect()
+    }
+
+    /// Where it ends in the block.
+    pub fn end(&self) -> usize {
+        self.values + (self.kv_heads * self.head_size * BLOCK).next_multiple_of(ALIGNED)
+    }
+
+    /// Copy the first `tokens` tokens of a block to another one.
+    ///
+    /// # Safety
+    /// Both blocks must have this part, and no other thread may write to either.
+    pub unsafe fn copy(&self, from: *const f32, to: *mut f32, tokens: usize) {
+        for head in 0..self.kv_heads {
+            for row in 0..self.head_size {
+                let place = self.keys + (head * self.head_size + row) * BLOCK;
+                // SAFETY: the keys of a head have `head_size` rows of `BLOCK` tokens.
+                unsafe { from.add(place).copy_to_nonoverlapping(to.add(place), tokens) };
+            }
+            let place = self.values + head * BLOCK * self.head_size;
+            // SAFETY: the values of a head have `BLOCK` rows of `head_size`.
+            unsafe { from.add(place).copy_to_nonoverlapping(to.add(place), tokens * self.head_size) };
+        }
+    }
 }
 
 /// One sequence's share of a pass.

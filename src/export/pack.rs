@@ -1,0 +1,323 @@
+//! Rewrites an export in memory, so that one pass takes the tokens of many sequences.
+//!
+//! Everything but attention works on single positions. So each `GroupQueryAttention` becomes a `PackedAttention` of
+//! ours, which knows whose a token is, and keeps keys and values in blocks. The inputs and outputs of the cache go, and
+//! so does all that fed only them. Only the rows that are wanted are multiplied with the vocabulary.
+//!
+//! The file is not changed, and weights are not touched: what goes gets an unused key in a copy of the bytes, and what
+//! comes is appended. A second `graph` field of a message is merged with the first one.
+
+use std::collections::{HashMap, HashSet};
+use std::ffi::CStr;
+use std::fs::File;
+use std::path::Path;
+
+use memmap2::Mmap;
+use prost::Message;
+use prost::bytes::Bytes;
+
+use super::proto::{
+    AttributeProto, FLOAT, GraphProto, INT64, ModelProto, NodeProto, OperatorSetId, TensorShape, TensorType, TypeProto,
+    ValueInfoProto,
+};
+use super::wire::{self, Field};
+use super::{CacheContent, Export, GivenRows, Role};
+
+/// The domain of our operators.
+pub const DOMAIN: &str = "cos";
+/// The operator that replaces attention.
+pub const ATTENTION: &str = "PackedAttention";
+/// The input with the address of the pass's table.
+pub const TABLE: &CStr = c"cos.table";
+/// The input with the indices of the tokens whose rows are wanted.
+pub const ROWS: &CStr = c"cos.rows";
+
+/// The attributes of `GroupQueryAttention` that ours has too.
+const ATTRIBUTES: [&str; 8] = [
+    "num_heads",
+    "kv_num_heads",
+    "scale",
+    "softcap",
+    "local_window_size",
+    "do_rotary",
+    "rotary_interleaved",
+    "smooth_softmax",
+];
+/// Attributes that change nothing for a cache in blocks.
+const IGNORED: [&str; 1] = ["sliding_window_cache"];
+
+/// Operators through which logits come from the product with the vocabulary, one row at a time.
+const ROW_WISE: [&str; 8] = ["Cast", "Identity", "Mul", "Div", "Add", "Sub", "Tanh", "Clip"];
+/// Products with the vocabulary.
+const PRODUCTS: [&str; 2] = ["MatMul", "MatMulNBits"];
+
+/// A rewritten export.
+pub struct Packed {
+    /// The model.
+    pub bytes: Vec<u8>,
+    /// By attention operator: heads of keys and values, and the size of a head.
+    pub layers: Vec<(usize, usize)>,
+    /// Whether the model takes the positions of tokens as an input.
+    pub has_positions: bool,
+}
+
+/// Rewrite the model of an export. The error is the reason why it cannot be packed.
+pub fn rewrite(export: &Export) -> Result<Packed, String> {
+    let bytes = read(&export.file)?;
+    let model = ModelProto::decode(bytes.clone()).map_err(|error| error.to_string())?;
+    let graph = model.graph.as_ref().ok_or("it holds no graph")?;
+    refuse_operators(&model, graph)?;
+    if export.logits.rank != 3 || export.logits.rows != GivenRows::All {
+        return Err("it gives logits of its last positions only".into());
+    }
+    let logits = export.logits.name.to_str().map_err(|_| "a name is not UTF-8")?;
+    let edit = Edit::of(graph, logits)?;
+    let inputs = edit.inputs(export)?;
+    let layers = layers(graph, &edit, export)?;
+    let bytes = edit.apply(bytes.to_vec(), graph, &inputs, logits, export.logits.columns)?;
+    Ok(Packed { bytes, layers, has_positions: inputs.contains(&Role::Positions) })
+}
+
+/// The content of a file, mapped.
+fn read(file: &Path) -> Result<Bytes, String> {
+    let file = File::open(file).map_err(|error| error.to_string())?;
+    // SAFETY: the mapping is only read. If another program truncates the file meanwhile, the process gets SIGBUS, as it
+    // would when ONNX Runtime maps the file.
+    let bytes = unsafe { Mmap::map(&file) }.map_err(|error| error.to_string())?;
+    Ok(Bytes::from_owner(bytes))
+}
+
+/// Refuse graphs in which tokens depend on each other outside of attention.
+fn refuse_operators(model: &ModelProto, graph: &GraphProto) -> Result<(), String> {
+    let functions = model.functions.iter().flat_map(|function| &function.node);
+    for node in graph.node.iter().chain(functions) {
+        if node.op_type == "DynamicQuantizeLinear" {
+            return Err("it quantises the activations of all tokens of a pass together (DynamicQuantizeLinear)".into());
+        }
+        if node.attribute.iter().any(|attribute| attribute.g.is_some() || !attribute.graphs.is_empty()) {
+            return Err(format!("it has a subgraph ({})", node.op_type));
+        }
+    }
+    Ok(())
+}
+
+/// What is changed, by the indices of nodes.
+struct Edit<'a> {
+    /// The attention operators that are replaced, layer by layer.
+    attention: Vec<usize>,
+    /// The product with the vocabulary, whose input is reduced to the wanted rows.
+    product: usize,
+    /// All nodes that stay, those above included.
+    stays: HashSet<usize>,
+    /// The values that they read.
+    read: HashSet<&'a str>,
+}
+
+impl<'a> Edit<'a> {
+    fn of(graph: &'a GraphProto, logits: &str) -> Result<Self, String> {
+        let writers: HashMap<&str, usize> = graph
+            .node
+            .iter()
+            .enumerate()
+            .flat_map(|(index, node)| node.output.iter().map(move |output| (output.as_str(), index)))
+            .filter(|(name, _)| !name.is_empty())
+            .collect();
+        let product = product(graph, &writers, logits)?;
+        let last = *writers.get(logits).ok_or("no operator writes its logits")?;
+        let mut edit = Edit { attention: Vec::new(), product, stays: HashSet::from([last]), read: HashSet::new() };
+        let mut open = vec![last];
+        while let Some(index) = open.pop() {
+            let node = &graph.node[index];
+            let is_attention = is_attention(node);
+            if is_attention {
+                check_attention(node)?;
+                edit.attention.push(index);
+            }
+            for (place, input) in node.input.iter().enumerate().filter(|(_, input)| !input.is_empty()) {
+                // The cache, its lengths and the mask are in the table.
+                if is_attention && (3..7).contains(&place) {
+                    continue;
+                }
+                edit.read.insert(input);
+                if let Some(&writer) = writers.get(input.as_str())
+                    && edit.stays.insert(writer)
+                {
+                    open.push(writer);
+                }
+            }
+        }
+        if edit.attention.is_empty() {
+            return Err("its attention is not GroupQueryAttention".into());
+        }
+        edit.attention.sort_unstable();
+        Ok(edit)
+    }
+
+    /// The roles of the export's inputs that are still read.
+    fn inputs(&self, export: &Export) -> Result<Vec<Role>, String> {
+        let reads = |name: &CStr| name.to_str().is_ok_and(|name| self.read.contains(name));
+        if let Some(cached) = export.cache.iter().find(|cached| reads(&cached.past)) {
+            return Err(format!("the input {:?} is used outside of attention", cached.past));
+        }
+        let inputs = export.inputs.iter().filter(|input| reads(&input.name));
+        for input in inputs.clone() {
+            if !matches!(input.role, Role::Tokens | Role::Positions) {
+                return Err(format!("the input {:?} is used outside of attention", input.name));
+            }
+        }
+        Ok(inputs.map(|input| input.role).collect())
+    }
+
+    /// The rewritten model.
+    fn apply(
+        &self,
+        mut bytes: Vec<u8>,
+        graph: &GraphProto,
+        roles: &[Role],
+        logits: &str,
+        columns: usize,
+    ) -> Result<Vec<u8>, String> {
+        let invalid = || "it is not ONNX".to_owned();
+        let [whole] = &wire::fields(&bytes, 0..bytes.len(), &[wire::MODEL_GRAPH]).ok_or_else(invalid)?[..] else {
+            return Err("it holds several graphs".into());
+        };
+        let of = |numbers: &[u32]| wire::fields(&bytes, whole.content.clone(), numbers).ok_or_else(invalid);
+        let nodes = of(&[wire::GRAPH_NODE])?;
+        let (inputs, outputs) = (of(&[wire::GRAPH_INPUT])?, of(&[wire::GRAPH_OUTPUT])?);
+        let rewritten = |index: &usize| self.attention.contains(index) || *index == self.product;
+        let mut gone: Vec<usize> = of(&[wire::GRAPH_VALUE_INFO])?.iter().chain(&outputs).map(|f| f.key).collect();
+        gone.extend(nodes.iter().enumerate().filter(|(i, _)| !self.stays.contains(i) || rewritten(i)).map(|(_, f)| f.key));
+        for field in inputs {
+            let input = ValueInfoProto::decode(&bytes[field.content.clone()]).map_err(|error| error.to_string())?;
+            let stays = Role::of(&input.name).is_some_and(|role| roles.contains(&role));
+            let is_weight = graph.initializer.iter().any(|weight| weight.name == input.name);
+            gone.extend((!stays && !is_weight).then_some(field.key));
+        }
+        let raw = |index: usize| &bytes[nodes[index].content.clone()];
+        let mut more = Vec::new();
+        for (layer, &index) in self.attention.iter().enumerate() {
+            wire::put(&mut more, wire::GRAPH_NODE, &attention(raw(index), &graph.node[index], layer)?);
+        }
+        let (gather, product) = gathered(raw(self.product), &graph.node[self.product])?;
+        wire::put(&mut more, wire::GRAPH_NODE, &gather.encode_to_vec());
+        wire::put(&mut more, wire::GRAPH_NODE, &product);
+        for (name, size) in [(TABLE, 1), (ROWS, -1)] {
+            let input = value(&text(name), INT64, TensorShape::of(&[size]));
+            wire::put(&mut more, wire::GRAPH_INPUT, &input.encode_to_vec());
+        }
+        let shape = TensorShape::of(&[1, -1, columns as i64]);
+        wire::put(&mut more, wire::GRAPH_OUTPUT, &value(logits, FLOAT, shape).encode_to_vec());
+        for key in gone {
+            // The number of the field is in the key byte. Readers skip a number that onnx.proto does not use.
+            bytes[key] = wire::UNUSED;
+        }
+        wire::put(&mut bytes, wire::MODEL_GRAPH, &more);
+        let domain = OperatorSetId { domain: DOMAIN.into(), version: 1 };
+        wire::put(&mut bytes, wire::MODEL_OPSET, &domain.encode_to_vec());
+        Ok(bytes)
+    }
+}
+
+fn is_attention(node: &NodeProto) -> bool {
+    node.op_type == "GroupQueryAttention" && node.domain == "com.microsoft"
+}
+
+/// Refuse attention that ours does not compute.
+fn check_attention(node: &NodeProto) -> Result<(), String> {
+    let names = ["position_ids", "attention_bias", "head_sink", "k_scale", "v_scale", "q_norm", "k_norm"];
+    for (place, name) in names.iter().enumerate().filter(|(_, name)| **name != "head_sink") {
+        if node.input.get(9 + place).is_some_and(|input| !input.is_empty()) {
+            return Err(format!("its attention has the input {name:?}"));
+        }
+    }
+    if node.output.iter().skip(3).any(|output| !output.is_empty()) {
+        return Err("its attention gives its scores".into());
+    }
+    let other = node.attribute.iter().find(|attribute| {
+        let name = attribute.name.as_str();
+        let is_off = attribute.i == 0 && attribute.f == 0.0 && matches!(&attribute.s[..], b"" | b"NONE");
+        !ATTRIBUTES.contains(&name) && !IGNORED.contains(&name) && !is_off
+    });
+    other.map_or(Ok(()), |other| Err(format!("its attention has the attribute {:?}", other.name)))
+}
+
+/// The product with the vocabulary, found by going back from the logits.
+fn product(graph: &GraphProto, writers: &HashMap<&str, usize>, logits: &str) -> Result<usize, String> {
+    let is_weight = |name: &str| {
+        graph.initializer.iter().any(|weight| weight.name == name)
+            || writers.get(name).is_some_and(|&index| graph.node[index].op_type == "Constant")
+    };
+    let mut value = logits;
+    while let Some(&index) = writers.get(value) {
+        let node = &graph.node[index];
+        if PRODUCTS.contains(&node.op_type.as_str()) {
+            return Ok(index);
+        }
+        let mut computed = node.input.iter().filter(|input| !input.is_empty() && !is_weight(input));
+        match (ROW_WISE.contains(&node.op_type.as_str()), computed.next(), computed.next()) {
+            (true, Some(input), None) => value = input,
+            _ => break,
+        }
+    }
+    Err("the product of its logits with the vocabulary is not a MatMul".into())
+}
+
+/// By attention operator: heads of keys and values, and the size of a head. The cache must be float32.
+fn layers(graph: &GraphProto, edit: &Edit<'_>, export: &Export) -> Result<Vec<(usize, usize)>, String> {
+    let part = |&index: &usize| {
+        let past = graph.node[index].input.get(3).ok_or("its attention has no cache")?;
+        let cached = export.cache.iter().find(|cached| cached.past.to_str() == Ok(past));
+        let cached = cached.ok_or("its attention has no cache")?;
+        if cached.element != ort::value::TensorElementType::Float32 || cached.holds == CacheContent::Both {
+            return Err(format!("its cache is {:?}, not float32", cached.element));
+        }
+        Ok((cached.heads, cached.head_size))
+    };
+    edit.attention.iter().map(part).collect()
+}
+
+/// The attention operator of ours in place of a `GroupQueryAttention`.
+fn attention(raw: &[u8], node: &NodeProto, layer: usize) -> Result<Vec<u8>, String> {
+    let input = |place: usize| node.input.get(place).cloned().unwrap_or_default();
+    let ours = NodeProto {
+        input: vec![input(0), input(1), input(2), input(7), input(8), input(11), text(TABLE)],
+        output: vec![node.output[0].clone()],
+        op_type: ATTENTION.into(),
+        attribute: vec![AttributeProto::integer("layer", layer as i64)],
+        domain: DOMAIN.into(),
+    };
+    let mut encoded = ours.encode_to_vec();
+    let kept = wire::fields(raw, 0..raw.len(), &[wire::NODE_ATTRIBUTE]).ok_or("it is not ONNX")?;
+    for Field { content, .. } in kept {
+        let attribute = AttributeProto::decode(&raw[content.clone()]).map_err(|error| error.to_string())?;
+        if ATTRIBUTES.contains(&attribute.name.as_str()) {
+            wire::put(&mut encoded, wire::NODE_ATTRIBUTE, &raw[content]);
+        }
+    }
+    Ok(encoded)
+}
+
+/// An operator that takes the wanted rows, and the product with the vocabulary that reads them.
+fn gathered(raw: &[u8], node: &NodeProto) -> Result<(NodeProto, Vec<u8>), String> {
+    let wanted = "cos.wanted".to_owned();
+    let gather = NodeProto {
+        input: vec![node.input[0].clone(), text(ROWS)],
+        output: vec![wanted.clone()],
+        op_type: "Gather".into(),
+        attribute: vec![AttributeProto::integer("axis", 1)],
+        domain: String::new(),
+    };
+    let inputs = NodeProto { input: [&[wanted][..], &node.input[1..]].concat(), ..NodeProto::default() };
+    let mut product = inputs.encode_to_vec();
+    product.extend(wire::without(raw, wire::NODE_INPUT).ok_or("it is not ONNX")?);
+    Ok((gather, product))
+}
+
+fn value(name: &str, element: i32, shape: TensorShape) -> ValueInfoProto {
+    let tensor = TensorType { element, shape: Some(shape) };
+    ValueInfoProto { name: name.into(), r#type: Some(TypeProto { tensor: Some(tensor) }) }
+}
+
+fn text(name: &CStr) -> String {
+    name.to_string_lossy().into_owned()
+}

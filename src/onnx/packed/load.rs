@@ -1,0 +1,105 @@
+//! Loads a model again as a packed one, if its export can be rewritten.
+
+use std::sync::Arc;
+
+use super::check;
+use super::passes::PackedPasses;
+use crate::error::Result;
+use crate::export::graph::Graph;
+use crate::export::{CacheKind, Scoring, pack};
+use crate::onnx::check::{Excuses, Trial};
+use crate::onnx::model::OnnxModel;
+use crate::onnx::options::Provider;
+use crate::onnx::weights::{self, ModelSource};
+
+/// Whether passes of a model serve several sequences at once.
+#[derive(Clone, Default)]
+pub enum Batching {
+    /// They do.
+    Packed(Arc<PackedPasses>),
+    /// Each sequence has its own, for this reason.
+    Alone(String),
+    /// It is not known yet.
+    #[default]
+    Untried,
+}
+
+/// A model with packed passes, or the same model with the reason why it has none.
+///
+/// The session of the export is freed before the rewritten one is created, so weights are in memory once. `reload`
+/// loads the export again if the rewritten one gives other logits.
+pub fn pack(mut model: OnnxModel, graph: &Graph, reload: impl FnOnce() -> Result<OnnxModel>) -> Result<OnnxModel> {
+    let why = match candidate(&model) {
+        Ok((trial, packed)) => {
+            let successor = model.successor();
+            drop(model);
+            match successor(graph, &packed).and_then(|model| verify(model, &trial)) {
+                Ok(model) => return Ok(model),
+                Err(why) => {
+                    model = reload()?;
+                    why
+                }
+            }
+        }
+        Err(why) => why,
+    };
+    model.batching = Batching::Alone(why);
+    Ok(model)
+}
+
+/// The rewritten export, and rows of the export itself to compare with.
+fn candidate(model: &OnnxModel) -> Result<(Trial, pack::Packed), String> {
+    if model.provider != Provider::Cpu {
+        return Err("passes on a GPU are not packed yet".into());
+    }
+    if model.export.cache_kind != CacheKind::Shared || model.export.scoring != Scoring::Parallel {
+        return Err("its attention is not GroupQueryAttention with a cache that is updated in place".into());
+    }
+    let packed = pack::rewrite(&model.export)?;
+    let trial = Trial::new(model).map_err(|interrupt| model.failed_trial(interrupt).to_string())?;
+    Ok((trial, packed))
+}
+
+fn verify(mut model: OnnxModel, trial: &Trial) -> Result<OnnxModel, String> {
+    let found = check::deviation(&model, trial).map_err(|interrupt| model.failed_trial(interrupt).to_string())?;
+    let export = &model.export;
+    let excuses = Excuses { coarse: export.is_coarse, bfloat16: export.is_bfloat16(), rounded_activations: false };
+    if !excuses.accept(found) {
+        return Err(format!("its logits change by up to {found} among other sequences"));
+    }
+    model.deviation = model.deviation.max(found.logits);
+    Ok(model)
+}
+
+impl OnnxModel {
+    /// What makes the packed successor of a model. It does not keep the model's session alive.
+    fn successor(&self) -> impl FnOnce(&Graph, &pack::Packed) -> Result<OnnxModel, String> + use<> {
+        let export = self.export.clone();
+        let (name, memory, vocab_size) = (self.name.clone(), self.memory.clone(), self.vocab_size);
+        let (deviation, trials, provider) = (self.deviation, self.trials.clone(), self.provider.clone());
+        let captures = self.captures.clone();
+        move |graph, packed| {
+            let source = ModelSource::Packed(&packed.bytes);
+            let loaded =
+                weights::load(&export.file, graph, &Provider::Cpu, source).map_err(|error| error.to_string())?;
+            let passes = PackedPasses::new(&loaded, &export, &packed.layers, usize::MAX);
+            let passes = passes.map_err(|error| error.to_string())?;
+            Ok(OnnxModel {
+                name,
+                loaded,
+                export,
+                provider,
+                memory,
+                vocab_size,
+                deviation,
+                trials,
+                pass_times: Vec::new(),
+                device: None,
+                captures,
+                rows: None,
+                spares: Arc::default(),
+                batching: Batching::Packed(Arc::new(passes)),
+            })
+        }
+    }
+}
