@@ -1,9 +1,15 @@
 //! Passes over many sequences at once: attention over paged caches, and everything else as the export has it.
 
+mod attention;
 pub mod check;
+mod kernel;
 pub mod load;
 pub mod operator;
+#[cfg(test)]
+mod oracle;
 pub mod passes;
 pub mod pool;
 pub mod sequence;
 pub mod table;
+#[cfg(test)]
+mod tests;

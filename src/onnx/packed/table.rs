@@ -72,6 +72,11 @@ pub struct Share {
     pub blocks: *const *mut f32,
 }
 
+// SAFETY: the addresses are read during a pass only, while the owner of the blocks waits for it.
+unsafe impl Send for Share {}
+// SAFETY: as above.
+unsafe impl Sync for Share {}
+
 /// A pass over the tokens of several sequences, which lie one behind another.
 ///
 /// Operators get its address as an input, so it must stay in place until the pass has ended.
