@@ -3,8 +3,10 @@
 mod attention;
 mod kernel;
 pub mod operator;
-pub mod table;
 #[cfg(test)]
 mod oracle;
+pub mod table;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod timing;
