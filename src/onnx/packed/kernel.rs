@@ -112,32 +112,24 @@ impl Buffers {
 ///
 /// # Safety
 /// The blocks must hold all tokens up to the last row's, and no thread may write this head's part of them meanwhile.
-#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+fma", "x86_64+avx2+fma"))]
 pub unsafe fn attend(keys: &Keys, rows: &Rows, buffers: &mut Buffers) {
-    let (size, exp) = (keys.head_size, Exp::new(1.0));
+    let size = keys.head_size;
     let all = rows.tokens_of(0..rows.count);
     let mut begin = all.start / SPAN * SPAN;
     while begin < all.end {
-        let span = begin.max(all.start)..all.end.min(begin + SPAN);
-        for block in span.start / BLOCK..span.end.div_ceil(BLOCK) {
-            // SAFETY: the caller says that the block exists and is not written.
-            let keys = unsafe { std::slice::from_raw_parts((*keys.blocks.add(block)).add(keys.keys), size * BLOCK) };
+        let blocks = begin.max(all.start) / BLOCK..all.end.min(begin + SPAN).div_ceil(BLOCK);
+        // SAFETY: the caller says that the blocks exist and are not written.
+        let part = |block: usize, at: usize| unsafe {
+            std::slice::from_raw_parts((*keys.blocks.add(block)).add(at), size * BLOCK)
+        };
+        for block in blocks.clone() {
             let weights = &mut buffers.weights[block * BLOCK - begin..];
-            score_block(rows, &buffers.queries, keys, size, block, weights);
+            score_block(rows, &buffers.queries, part(block, keys.keys), size, block, weights);
         }
-        for row in 0..rows.count {
-            let (weights, sums) = (&mut buffers.weights[row * SPAN..][..SPAN], &mut buffers.sums[row * size..][..size]);
-            let tokens = within(&rows.tokens(row), begin, SPAN);
-            if !tokens.is_empty() {
-                weigh_row(weights, tokens, rows.softcap, exp, &mut buffers.totals[row], sums);
-            }
-        }
-        for block in span.start / BLOCK..span.end.div_ceil(BLOCK) {
-            // SAFETY: as above.
-            let values =
-                unsafe { std::slice::from_raw_parts((*keys.blocks.add(block)).add(keys.values), size * BLOCK) };
+        weigh(rows, begin, size, buffers);
+        for block in blocks {
             let weights = &buffers.weights[block * BLOCK - begin..];
-            sum_block(rows, weights, values, size, block, &mut buffers.sums);
+            sum_block(rows, weights, part(block, keys.values), size, block, &mut buffers.sums);
         }
         begin += SPAN;
     }
@@ -166,7 +158,7 @@ macro_rules! tile {
 }
 
 /// The scores of all rows that attend to any token of a block.
-#[inline(always)]
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+fma", "x86_64+avx2+fma"))]
 fn score_block(rows: &Rows, queries: &[f32], keys: &[f32], size: usize, block: usize, weights: &mut [f32]) {
     let (keys, _) = keys.as_chunks::<BLOCK>();
     for row in (0..rows.count).step_by(TILE) {
@@ -180,11 +172,14 @@ fn score_block(rows: &Rows, queries: &[f32], keys: &[f32], size: usize, block: u
 /// `weights[row][token] = Σ query[row][i] · key[i][token]`.
 #[inline(always)]
 fn score_tile<const R: usize>(queries: &[f32], keys: &[[f32; BLOCK]], weights: &mut [f32]) {
-    let queries: [&[f32]; R] = std::array::from_fn(|row| &queries[row * keys.len()..][..keys.len()]);
+    let mut rows = [&queries[..0]; R];
+    for row in 0..R {
+        rows[row] = &queries[row * keys.len()..][..keys.len()];
+    }
     let mut sums = [[0.0f32; BLOCK]; R];
     for (index, key) in keys.iter().enumerate() {
         for row in 0..R {
-            let query = queries[row][index];
+            let query = rows[row][index];
             for lane in 0..BLOCK {
                 sums[row][lane] = query.mul_add(key[lane], sums[row][lane]);
             }
@@ -195,16 +190,22 @@ fn score_tile<const R: usize>(queries: &[f32], keys: &[[f32; BLOCK]], weights: &
     }
 }
 
+/// Turn the scores of all rows in a span into weights.
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+fma", "x86_64+avx2+fma"))]
+fn weigh(rows: &Rows, begin: usize, size: usize, buffers: &mut Buffers) {
+    let exp = Exp::new(1.0);
+    for row in 0..rows.count {
+        let (weights, sums) = (&mut buffers.weights[row * SPAN..][..SPAN], &mut buffers.sums[row * size..][..size]);
+        let tokens = within(&rows.tokens(row), begin, SPAN);
+        if !tokens.is_empty() {
+            weigh_row(weights, tokens, rows.softcap, exp, &mut buffers.totals[row], sums);
+        }
+    }
+}
+
 /// Turn the scores of a row in a span into weights relative to its largest score so far.
 #[inline(always)]
-fn weigh_row(
-    weights: &mut [f32],
-    tokens: Range<usize>,
-    softcap: f32,
-    exp: Exp,
-    total: &mut Total,
-    sums: &mut [f32],
-) {
+fn weigh_row(weights: &mut [f32], tokens: Range<usize>, softcap: f32, exp: Exp, total: &mut Total, sums: &mut [f32]) {
     let blocks = tokens.start / BLOCK * BLOCK..tokens.end.next_multiple_of(BLOCK);
     if softcap != 0.0 {
         let rate = 1.0 / softcap;
@@ -242,57 +243,46 @@ fn weigh_row(
 ///
 /// Each row takes its own tokens only: others may have values that are not numbers. Rows of a tile take the tokens that
 /// they have in common together.
-#[inline(always)]
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+fma", "x86_64+avx2+fma"))]
 fn sum_block(rows: &Rows, weights: &[f32], values: &[f32], size: usize, block: usize, sums: &mut [f32]) {
+    let tokens = |row| within(&rows.tokens(row), block * BLOCK, BLOCK);
     for row in (0..rows.count).step_by(TILE) {
         let end = rows.count.min(row + TILE);
-        let first = within(&rows.tokens(row), block * BLOCK, BLOCK);
-        let last = within(&rows.tokens(end - 1), block * BLOCK, BLOCK);
+        let (first, last) = (tokens(row), tokens(end - 1));
         let common = last.start..first.end.max(last.start);
         let (weights, sums) = (&weights[row * SPAN..], &mut sums[row * size..end * size]);
-        if first == last {
-            tile!(end - row, sum_tile(weights, values, common, size, sums));
-            continue;
-        }
-        for each in row..end {
-            let tokens = within(&rows.tokens(each), block * BLOCK, BLOCK);
-            let tokens = tokens.start..tokens.end.min(common.start);
-            let at = each - row;
-            sum_tile::<1>(&weights[at * SPAN..], values, tokens, size, &mut sums[at * size..][..size]);
+        if first.start < last.start {
+            for each in row..end {
+                let (own, at) = (tokens(each), each - row);
+                let own = own.start..own.end.min(common.start);
+                sum_tile::<1>(&weights[at * SPAN..], values, own, size, &mut sums[at * size..][..size]);
+            }
         }
         tile!(end - row, sum_tile(weights, values, common.clone(), size, sums));
-        for each in row..end {
-            let tokens = within(&rows.tokens(each), block * BLOCK, BLOCK);
-            let tokens = tokens.start.max(common.end)..tokens.end;
-            let at = each - row;
-            sum_tile::<1>(&weights[at * SPAN..], values, tokens, size, &mut sums[at * size..][..size]);
+        if first.end < last.end {
+            for each in row..end {
+                let (own, at) = (tokens(each), each - row);
+                let own = own.start.max(common.end)..own.end;
+                sum_tile::<1>(&weights[at * SPAN..], values, own, size, &mut sums[at * size..][..size]);
+            }
         }
     }
 }
 
 /// `sums[row] += Σ weights[row][token] · values[token]`.
 #[inline(always)]
-fn sum_tile<const R: usize>(
-    weights: &[f32],
-    values: &[f32],
-    tokens: Range<usize>,
-    size: usize,
-    sums: &mut [f32],
-) {
+fn sum_tile<const R: usize>(weights: &[f32], values: &[f32], tokens: Range<usize>, size: usize, sums: &mut [f32]) {
     if tokens.is_empty() {
         return;
     }
-    let mut column = 0;
-    while column + 32 <= size {
+    let (wide, mut column) = (size / 32 * 32, 0);
+    while column < wide {
         sum_columns::<R, 32>(weights, values, tokens.clone(), size, column, sums);
         column += 32;
     }
-    if column + 16 <= size {
-        sum_columns::<R, 16>(weights, values, tokens.clone(), size, column, sums);
-        column += 16;
-    }
-    if column + 8 <= size {
-        sum_columns::<R, 8>(weights, values, tokens, size, column, sums);
+    while column < size {
+        sum_columns::<R, 8>(weights, values, tokens.clone(), size, column, sums);
+        column += 8;
     }
 }
 
@@ -309,12 +299,15 @@ fn sum_columns<const R: usize, const L: usize>(
     for row in 0..R {
         totals[row].copy_from_slice(&sums[row * size + column..][..L]);
     }
-    let weights: [&[f32]; R] = std::array::from_fn(|row| &weights[row * SPAN..][tokens.clone()]);
+    let mut rows = [&weights[..0]; R];
+    for row in 0..R {
+        rows[row] = &weights[row * SPAN..][tokens.clone()];
+    }
     let values = values[tokens.start * size..tokens.end * size].chunks_exact(size);
     for (index, value) in values.enumerate() {
         let value = &value[column..column + L];
         for row in 0..R {
-            let weight = weights[row][index];
+            let weight = rows[row][index];
             for lane in 0..L {
                 totals[row][lane] = weight.mul_add(value[lane], totals[row][lane]);
             }

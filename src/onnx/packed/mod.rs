@@ -13,3 +13,5 @@ pub mod sequence;
 pub mod table;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod timing;

@@ -181,7 +181,8 @@ impl Kernel {
             return Err(format!("the query has {tokens} tokens, the pass {}", table.tokens));
         }
         let inputs = self.inputs(&query, input(1)?, input(2)?, [input(3)?, input(4)?, input(5)?])?;
-        let heads = if inputs.packed { self.attention.heads + 2 * self.attention.kv_heads } else { self.attention.heads };
+        let heads =
+            if inputs.packed { self.attention.heads + 2 * self.attention.kv_heads } else { self.attention.heads };
         let size = width as usize / heads;
         // The layer's own size is compared by `Attention::run`, by the length of the output.
         if size * heads != width as usize || size == 0 || !size.is_multiple_of(8) {
@@ -265,7 +266,8 @@ impl<'a> Sorted<'a> {
         if let Some((_, _, angles)) = self.angles.filter(|&(_, _, angles)| 2 * angles > size) {
             return Err(format!("cos_cache has {angles} angles, too many for heads of {size}"));
         }
-        let part = |data: &'a [f32], offset: usize| if self.packed { data.get(offset..).unwrap_or_default() } else { data };
+        let part =
+            |data: &'a [f32], offset: usize| if self.packed { data.get(offset..).unwrap_or_default() } else { data };
         Ok(Inputs {
             query: Strided { data: self.query, stride: query_stride },
             key: Strided { data: part(self.key, heads * size), stride },
@@ -377,9 +379,7 @@ fn parallel(context: *const OrtKernelContext, count: usize, each: &(dyn Fn(usize
     }
     let mut task = Task { each, panicked: AtomicBool::new(false) };
     // SAFETY: the call returns when all calls of `one` have.
-    let done = unsafe {
-        (ort::api().KernelContext_ParallelFor)(context, one, count, 0, (&raw mut task).cast())
-    };
+    let done = unsafe { (ort::api().KernelContext_ParallelFor)(context, one, count, 0, (&raw mut task).cast()) };
     succeed(done).map_err(|error| error.to_string())?;
     if task.panicked.into_inner() { Err("an internal error".into()) } else { Ok(()) }
 }
