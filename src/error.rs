@@ -1,5 +1,7 @@
 //! The error type of the crate, with the codes of the C interface, which never change.
 
+use std::any::Any;
+
 /// An error. Its message names the thing that is wrong, and how to mend it where that is known.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
@@ -49,6 +51,13 @@ pub enum Error {
 }
 
 impl Error {
+    /// The error of a panic, with its message.
+    pub fn of_panic(panic: &(dyn Any + Send)) -> Self {
+        let message = panic.downcast_ref::<&str>().map(|message| message.to_string());
+        let message = message.or_else(|| panic.downcast_ref::<String>().cloned());
+        Error::Internal(message.unwrap_or_else(|| "a panic without a message".into()))
+    }
+
     /// The code of this error in the C interface. The values never change.
     pub fn code(&self) -> i32 {
         match self {

@@ -1,4 +1,4 @@
-//! Runs the passes that a decoder needs, one after the other or at the same time.
+//! Runs the passes that a decoder needs: one after the other, at the same time, or in common with other sessions.
 
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
@@ -7,6 +7,9 @@ use crate::decode::chance::Chance;
 use crate::decode::decoder::{Decoder, Finish, Need, Proposer, Settings, Step, Workspace};
 use crate::decode::policy::Plan;
 use crate::engine::participant::Participant;
+use crate::engine::queue::{PassQueue, Ticket};
+use crate::engine::queues::{Inside, PassQueues};
+use crate::engine::wait::{WakeOnCancel, Waiter};
 use crate::error::{Error, Result};
 use crate::model::{Cancel, Interrupt, Memory, Model};
 
@@ -19,6 +22,12 @@ pub struct Driver<C> {
     participants: Vec<Participant>,
     workspace: Workspace,
     overlaps: bool,
+    cancel: Arc<Cancel>,
+    /// Where it waits for common passes; `None`: it runs all passes alone.
+    queues: Option<Arc<PassQueues>>,
+    waiter: Arc<Waiter>,
+    /// Whether other threads may wait until this one has computed. Not if functions of the caller run meanwhile.
+    in_crowd: bool,
 }
 
 impl<C: Chance> Driver<C> {
@@ -34,7 +43,24 @@ impl<C: Chance> Driver<C> {
         let proposers = participants.iter().map(|each| each.start(cancel)).collect::<Result<Vec<Proposer>>>()?;
         let decoder = Decoder::new(proposers, settings, plan, chance);
         let workspace = Workspace::new(decoder.vocab_size());
-        Ok(Driver { decoder, participants: participants.to_vec(), workspace, overlaps: true })
+        Ok(Driver {
+            decoder,
+            participants: participants.to_vec(),
+            workspace,
+            overlaps: true,
+            cancel: cancel.clone(),
+            queues: None,
+            waiter: Arc::default(),
+            in_crowd: false,
+        })
+    }
+
+    /// Run passes in common with others that wait in these queues. `in_crowd` says that [`PassQueues::enter`] is called
+    /// before each round that runs in this thread alone.
+    pub fn share_passes(&mut self, queues: &Arc<PassQueues>, in_crowd: bool) {
+        self.cancel.add_hook(Box::new(WakeOnCancel(self.waiter.clone())));
+        self.queues = Some(queues.clone());
+        self.in_crowd = in_crowd;
     }
 
     /// Let passes that do not depend on each other run at the same time, or not.
@@ -52,44 +78,97 @@ impl<C: Chance> Driver<C> {
 
     /// Let a model that the plan does not run catch up; see [`Decoder::probe`].
     pub fn probe(&mut self, model: usize) -> Result<(), Interrupt> {
-        if self.decoder.probe(model) {
-            self.run()?;
-        }
-        Ok(())
+        if self.decoder.probe(model) { self.run() } else { Ok(()) }
     }
 
-    fn run(&mut self) -> Result<(), Interrupt> {
-        while self.decoder.step(&mut self.workspace)? == Step::Run {
+    /// Go on with the round or the probe that was begun, or begin a round, until it has ended.
+    pub(super) fn run(&mut self) -> Result<(), Interrupt> {
+        while self.step()? == Step::Run {
             if let Err(interrupt) = self.run_needs() {
-                self.decoder.failed(&mut self.workspace);
+                self.failed();
                 return Err(interrupt);
             }
         }
         Ok(())
     }
 
-    /// Run what the decoder needs: launch all passes that can be left running, and wait for those last.
+    /// Go on until passes are needed; see [`Decoder::step`].
+    pub(super) fn step(&mut self) -> Result<Step> {
+        self.decoder.step(&mut self.workspace)
+    }
+
+    /// Undo what was begun, because a pass has failed; see [`Decoder::failed`].
+    pub(super) fn failed(&mut self) {
+        self.decoder.failed(&mut self.workspace);
+    }
+
+    /// Run what the decoder needs.
     fn run_needs(&mut self) -> Result<(), Interrupt> {
+        self.run_alone()?;
+        let Some(queues) = self.queues.clone() else { return Ok(()) };
+        for index in 0..self.decoder.needs().len() {
+            let need = self.decoder.needs()[index];
+            let Some(queue) = queues.of(need.model) else { continue };
+            let mut ticket = Ticket::new(self.decoder.pass(need), &self.cancel);
+            let model = model(&self.participants, need)?;
+            queue.run(model, &self.waiter, self.in_crowd, std::slice::from_mut(&mut ticket));
+            let report = ticket.outcome()?;
+            self.decoder.ran(need, report, false);
+        }
+        Ok(())
+    }
+
+    /// Run those passes that are not run in common with others: launch all that can be left running, and wait for
+    /// those last.
+    pub(super) fn run_alone(&mut self) -> Result<(), Interrupt> {
         let count = self.decoder.needs().len();
+        let alone = (0..count).filter(|index| self.queue(self.decoder.needs()[*index]).is_none()).count();
         let mut launched = 0u64;
-        if self.overlaps && (2..=MOST_AT_ONCE).contains(&count) {
+        if self.overlaps && alone >= 2 && count <= MOST_AT_ONCE {
             for index in 0..count {
                 let need = self.decoder.needs()[index];
-                let is_running = model(&self.participants, need)?.launch(&mut self.decoder.pass(need));
+                let is_running = self.queue(need).is_none()
+                    && model(&self.participants, need)?.launch(&mut self.decoder.pass(need));
                 launched |= u64::from(is_running) << index;
             }
         }
         for is_running in [false, true] {
             for index in 0..count {
-                if (index < MOST_AT_ONCE && launched >> index & 1 == 1) != is_running {
+                let need = self.decoder.needs()[index];
+                if self.queue(need).is_some() || (index < MOST_AT_ONCE && launched >> index & 1 == 1) != is_running {
                     continue;
                 }
-                let need = self.decoder.needs()[index];
                 let report = model(&self.participants, need)?.forward(&mut [self.decoder.pass(need)])?;
                 self.decoder.ran(need, report, launched != 0);
             }
         }
         Ok(())
+    }
+
+    /// Ask for a pass.
+    pub(super) fn ticket(&mut self, need: Need) -> Ticket<'_> {
+        Ticket::new(self.decoder.pass(need), &self.cancel)
+    }
+
+    /// The model of a pass, and the queues where it waits, to be used while the sequence is.
+    pub(super) fn shared(&self, need: Need) -> Option<(Arc<PassQueues>, Participant)> {
+        self.queue(need)?;
+        Some((self.queues.clone()?, self.participants[need.model].clone()))
+    }
+
+    /// What its thread waits by.
+    pub(super) fn waiter(&self) -> &Arc<Waiter> {
+        &self.waiter
+    }
+
+    /// Count its thread among those who will soon ask for a pass, if it is one of them.
+    pub(super) fn enter(&self) -> Option<Inside> {
+        self.queues.as_ref().filter(|_| self.in_crowd)?.enter()
+    }
+
+    /// Where a pass is run in common with others.
+    pub(super) fn queue(&self, need: Need) -> Option<&PassQueue> {
+        self.queues.as_ref()?.of(need.model)
     }
 
     /// Rows of logits on a GPU that were copied to the host, sums of rows included.

@@ -2,10 +2,16 @@
 
 mod agree;
 pub mod drive;
+pub mod many;
 pub mod participant;
+pub mod queue;
+pub mod queues;
+pub mod round;
 pub mod session;
 pub mod stats;
+mod sync;
 pub mod table;
+pub mod wait;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -19,6 +25,7 @@ use crate::config::{Combine, Config, ExportConfig, ModelConfig, ProviderName, Ro
 use crate::decode::combine::Combination;
 use crate::engine::agree::{Agreement, agree, stop_tokens};
 use crate::engine::participant::Participant;
+use crate::engine::queues::PassQueues;
 use crate::engine::stats::Stats;
 use crate::error::{Error, Result};
 use crate::export::Scoring;
@@ -34,6 +41,8 @@ const MAX_SERIAL_SHARE: f64 = 0.9;
 /// The loaded models and how they are combined. Immutable, except for what its sessions add up and learn.
 pub struct Engine {
     participants: Vec<Participant>,
+    /// Where its sessions wait for common passes.
+    queues: Arc<PassQueues>,
     combine: Combine,
     text: Option<Arc<Text>>,
     stop_tokens: Vec<i32>,
@@ -112,6 +121,7 @@ impl Engine {
         stop_tokens.dedup();
         let start = Instant::now();
         let engine = Engine {
+            queues: Arc::new(PassQueues::new(&participants)),
             participants,
             combine,
             text,
@@ -161,6 +171,11 @@ impl Engine {
     /// The models and look-ups, in the order of the configuration.
     pub fn participants(&self) -> &[Participant] {
         &self.participants
+    }
+
+    /// Where its sessions wait for common passes.
+    pub fn queues(&self) -> &Arc<PassQueues> {
+        &self.queues
     }
 
     /// The models alone.

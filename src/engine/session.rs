@@ -1,7 +1,6 @@
 //! A session: one sequence, decoded by the models of an engine.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use serde_json::{Value, json};
 
@@ -11,13 +10,15 @@ use crate::decode::decoder::{Decoder, Finish, Settings};
 use crate::decode::policy::{Plan, Request, Strategy, Targets};
 use crate::engine::Engine;
 use crate::engine::drive::Driver;
+use crate::engine::many::Buffers;
 use crate::engine::participant::Participant;
+use crate::engine::round::Phase;
 use crate::engine::stats::Stats;
 use crate::error::{Error, Result};
 use crate::learn::estimates::Estimates;
-use crate::model::{Cancel, Interrupt, Memory, Model};
+use crate::model::{Cancel, Memory, Model};
 use crate::plan::choices::Choices;
-use crate::plan::session::{PlanTimes, Planning, RoundReport, describe_plan};
+use crate::plan::session::{PlanTimes, Planning, describe_plan};
 use crate::rows::Sampler;
 
 /// The options of a session. The default is greedy and automatic.
@@ -75,15 +76,18 @@ pub enum State {
 
 /// One sequence. Used by one thread at a time.
 pub struct Session {
-    driver: Driver<CounterRng>,
+    pub(super) driver: Driver<CounterRng>,
     /// `None` if the strategy is pinned.
-    planning: Option<Planning>,
-    cancel: Arc<Cancel>,
-    steps: u64,
-    total_ns: u64,
+    pub(super) planning: Option<Planning>,
+    pub(super) cancel: Arc<Cancel>,
+    pub(super) steps: u64,
+    pub(super) total_ns: u64,
+    pub(super) phase: Phase,
+    /// Buffers of [`step_many`](crate::engine::many::step_many), if this is the first of its sessions.
+    pub(super) many: Buffers,
     options: Options,
     /// Keeps the models alive after the caller has freed the engine.
-    engine: Arc<Engine>,
+    pub(super) engine: Arc<Engine>,
 }
 
 impl Session {
@@ -112,6 +116,8 @@ impl Session {
         let chance = CounterRng::new(options.seed);
         let mut driver = Driver::new(engine.participants(), &cancel, settings, plan, chance)?;
         driver.set_overlaps(engine.overlaps());
+        // A function of the caller may take any time, and nobody waits for it.
+        driver.share_passes(engine.queues(), options.combine.is_none());
         estimates.into_iter().for_each(|estimates| driver.observe(estimates));
         Ok(Session {
             driver,
@@ -119,6 +125,8 @@ impl Session {
             cancel,
             steps: 0,
             total_ns: 0,
+            phase: Phase::Between,
+            many: Buffers::default(),
             options: options.clone(),
             engine: engine.clone(),
         })
@@ -139,12 +147,15 @@ impl Session {
         let request = request(&self.options, &combination, &costs);
         let plan = Plan::new(&request)?;
         let Some((mut planning, estimates)) = planning(&self.engine, &request, &self.options, plan.clone()) else {
-            return self.driver.set_combination(combination, plan);
+            self.driver.set_combination(combination, plan)?;
+            self.abandon();
+            return Ok(());
         };
         // What was learned may depend on pending proposals, so it must not choose the plan that verifies them.
         let current = self.driver.plan().clone();
         planning.begin_with(if planning.allows(&current) { current } else { plan });
         self.driver.set_combination(combination, planning.plan().clone())?;
+        self.abandon();
         self.driver.observe(estimates);
         planning.take_over(self.planning.as_ref());
         self.planning = Some(planning);
@@ -153,46 +164,9 @@ impl Session {
 
     /// Append to the sequence; see [`Decoder::prompt`].
     pub fn prompt(&mut self, tokens: &[i32]) -> Result<()> {
-        self.driver.prompt(tokens)
-    }
-
-    /// Decode at least one token, unless the sequence has ended or the step is cancelled.
-    ///
-    /// On an error nothing is committed.
-    pub fn step(&mut self) -> Result<(&[i32], State)> {
-        self.engine.process().check()?;
-        let (started, before) = (self.engine.clock()(), self.stats());
-        let start = self.driver.committed().len();
-        self.steps += 1;
-        // A request between two steps cancels the next one before anything runs.
-        let cancelled = self.cancel.is_requested();
-        let result = if cancelled { Err(Interrupt::Cancelled) } else { self.driver.round().map(|(_, finish)| finish) };
-        if let (Some(planning), Ok(finish)) = (&mut self.planning, &result) {
-            let round = RoundReport {
-                tokens: self.driver.committed().len() - start,
-                total: self.engine.clock()().saturating_sub(started),
-                models: self.driver.elapsed() - Duration::from_nanos(before.model_ns),
-                is_usual: start > self.driver.prompt_end() && self.driver.is_usual(),
-                open: finish.is_none(),
-            };
-            let (shared, clock) = (self.engine.shared_planning(), self.engine.clock());
-            if let Some(model) = planning.after_round(shared, &mut self.driver, round, clock) {
-                let probe_started = clock();
-                // A probe that fails teaches nothing, and the sequence goes on without it.
-                _ = self.driver.probe(model);
-                planning.probed(shared, clock().saturating_sub(probe_started).as_secs_f64());
-            }
-        }
-        self.total_ns += self.engine.clock()().saturating_sub(started).as_nanos() as u64;
-        self.engine.totals().lock().advance(&before, &self.stats());
-        match result {
-            Ok(finish) => Ok((&self.driver.committed()[start..], finish.map_or(State::Open, State::Ended))),
-            Err(Interrupt::Failed(error)) => Err(error),
-            Err(Interrupt::Cancelled) => {
-                self.cancel.reset();
-                Ok((&[], State::Cancelled))
-            }
-        }
+        self.driver.prompt(tokens)?;
+        self.abandon();
+        Ok(())
     }
 
     /// Log-probabilities of the tokens of the last round; see [`Decoder::log_probabilities`].

@@ -58,11 +58,7 @@ fn guard(body: impl FnOnce() -> Result<()>) -> *mut cos_error {
 
 /// Turn a panic into [`Error::Internal`].
 fn catch<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
-    catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|panic| {
-        let message = panic.downcast_ref::<&str>().map(|message| message.to_string());
-        let message = message.or_else(|| panic.downcast_ref::<String>().cloned());
-        Err(Error::Internal(message.unwrap_or_else(|| "a panic without a message".into())))
-    })
+    catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|panic| Err(Error::of_panic(panic.as_ref())))
 }
 
 /// A string for C. C strings end at the first NUL, so U+FFFD takes the place of each NUL.

@@ -35,6 +35,17 @@ pub trait Model: Send + Sync {
     /// for logits.
     fn max_pass(&self) -> usize;
 
+    /// Whether one pass over several sequences costs less than a pass over each, one after another. Then passes of
+    /// several sessions are combined.
+    fn batches(&self) -> bool {
+        false
+    }
+
+    /// Most tokens of all sequences together in one pass. At least [`Model::max_pass`].
+    fn max_batch_tokens(&self) -> usize {
+        self.max_pass()
+    }
+
     /// Cost of a pass relative to other models, such as the bytes of the weights. It never changes.
     fn cost(&self) -> u64;
 

@@ -16,12 +16,18 @@ pub type Script = dyn Fn(&[i32], &mut [f32]) -> Result<(), Interrupt> + Send + S
 /// The time of a pass, by its width and the number of earlier passes of its sequence.
 pub type PassTime = dyn Fn(usize, u64) -> Duration + Send + Sync;
 
+/// Called at the beginning of each pass with the widths of its sequences. It may count, wait, fail or panic.
+pub type BatchHook = dyn Fn(&[usize]) -> Result<(), Interrupt> + Send + Sync;
+
 /// A model whose logits come from a function of the context.
 pub struct Scripted {
     name: String,
     vocab_size: usize,
     context_length: usize,
     max_pass: usize,
+    /// Most tokens of a pass, if passes over several sequences pay.
+    max_batch_tokens: Option<usize>,
+    batch_hook: Option<Box<BatchHook>>,
     cost: u64,
     script: Box<Script>,
     pass_time: Box<PassTime>,
@@ -43,6 +49,8 @@ impl Scripted {
             vocab_size,
             context_length: 1 << 20,
             max_pass: 512,
+            max_batch_tokens: None,
+            batch_hook: None,
             cost: 1,
             script: Box::new(script),
             pass_time: Box::new(|_, _| Duration::ZERO),
@@ -63,6 +71,22 @@ impl Scripted {
     /// with other passes.
     pub fn with_overlap(mut self, left: f64) -> Self {
         self.left = left;
+        self
+    }
+
+    /// With passes over several sequences that pretend to pay: one takes as long as its slowest part. They hold at most
+    /// so many tokens.
+    pub fn with_batches(mut self, max_batch_tokens: usize) -> Self {
+        self.max_batch_tokens = Some(max_batch_tokens);
+        self
+    }
+
+    /// With a function that is called at the beginning of each pass.
+    pub fn with_batch_hook(
+        mut self,
+        hook: impl Fn(&[usize]) -> Result<(), Interrupt> + Send + Sync + 'static,
+    ) -> Self {
+        self.batch_hook = Some(Box::new(hook));
         self
     }
 
@@ -144,6 +168,14 @@ impl Model for Scripted {
         self.max_pass
     }
 
+    fn batches(&self) -> bool {
+        self.max_batch_tokens.is_some()
+    }
+
+    fn max_batch_tokens(&self) -> usize {
+        self.max_batch_tokens.unwrap_or(self.max_pass)
+    }
+
     fn cost(&self) -> u64 {
         self.cost
     }
@@ -177,6 +209,11 @@ impl Model for Scripted {
     }
 
     fn forward(&self, batch: &mut [Pass<'_>]) -> Result<Report, Interrupt> {
+        if let Some(hook) = &self.batch_hook {
+            hook(&batch.iter().map(|pass| pass.tokens.len()).collect::<Vec<_>>())?;
+        }
+        let tokens: usize = batch.iter().map(|pass| pass.tokens.len()).sum();
+        assert!(tokens <= self.max_batch_tokens().max(self.max_pass), "a pass over too many tokens");
         let mut scored = Vec::with_capacity(batch.len());
         for pass in batch.iter_mut() {
             assert!(!pass.tokens.is_empty() && pass.tokens.len() <= self.max_pass, "a pass of a forbidden width");
@@ -211,7 +248,8 @@ impl Model for Scripted {
                 report.is_usual &= is_usual;
                 share *= if is_usual { 1.0 } else { self.preparation };
             }
-            report.elapsed += (self.pass_time)(width, sequence.passes).mul_f64(share);
+            let elapsed = (self.pass_time)(width, sequence.passes).mul_f64(share);
+            report.elapsed = if self.batches() { report.elapsed.max(elapsed) } else { report.elapsed + elapsed };
             sequence.passes += 1;
             let kept = pass.keep.min(sequence.rows.len());
             sequence.rows[..kept].fill(None);

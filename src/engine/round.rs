@@ -1,0 +1,194 @@
+//! A round of a session from its beginning to its end, driven by a thread of its own or together with others.
+
+use std::time::Duration;
+
+use crate::decode::decoder::Step;
+use crate::engine::session::{Session, State};
+use crate::engine::stats::Stats;
+use crate::error::{Error, Result};
+use crate::model::Interrupt;
+use crate::plan::session::RoundReport;
+
+/// Where a session stands between two calls.
+#[derive(Debug)]
+pub enum Phase {
+    /// Nothing is begun.
+    Between,
+    /// A round is begun, and waits for passes.
+    Round(Begun),
+    /// A probe is begun, and waits for passes.
+    Probe(Begun),
+}
+
+/// A round or a probe that is begun.
+#[derive(Debug)]
+pub struct Begun {
+    /// The statistics at its beginning.
+    before: Stats,
+    /// Tokens committed before.
+    start: usize,
+    /// Time inside the calls that it took so far, but for the present one.
+    elapsed: Duration,
+    /// When the present call began.
+    since: Duration,
+}
+
+/// How far [`Session::advance`] has come.
+pub enum Progress {
+    /// It needs passes.
+    Waits,
+    /// The round has ended.
+    News(Result<State>),
+}
+
+impl Session {
+    /// Decode at least one token, unless the sequence has ended or the step is cancelled.
+    ///
+    /// On an error nothing is committed.
+    pub fn step(&mut self) -> Result<(&[i32], State)> {
+        self.engine.process().check()?;
+        let _inside = self.driver.enter();
+        self.resume();
+        if matches!(self.phase, Phase::Probe(_)) {
+            // A probe that fails teaches nothing, and the sequence goes on without it.
+            _ = self.driver.run();
+            self.end_probe();
+        }
+        self.begin();
+        // A request between two steps cancels the next one before anything runs.
+        let result = if self.cancel.is_requested() { Err(Interrupt::Cancelled) } else { self.driver.run() };
+        let state = self.end(result);
+        if matches!(self.phase, Phase::Probe(_)) {
+            _ = self.driver.run();
+            self.end_probe();
+        }
+        state.map(|state| (self.tokens(), state))
+    }
+
+    /// Tokens that the last round committed.
+    pub fn tokens(&self) -> &[i32] {
+        (*self.driver).round().0
+    }
+
+    /// Go on until the session needs passes or its round has ended.
+    pub(super) fn advance(&mut self) -> Progress {
+        loop {
+            if self.cancel.is_requested() && !matches!(self.phase, Phase::Probe(_)) {
+                self.begin();
+                return Progress::News(self.end(Err(Interrupt::Cancelled)));
+            }
+            if matches!(self.phase, Phase::Between) {
+                self.begin();
+            }
+            match self.driver.step() {
+                Ok(Step::Run) => return Progress::Waits,
+                Ok(Step::Probed) => self.end_probe(),
+                Ok(Step::Committed | Step::Ended) => return Progress::News(self.end(Ok(()))),
+                Err(error) => return Progress::News(self.end(Err(error.into()))),
+            }
+        }
+    }
+
+    /// A pass has failed, or was cancelled. Returns the news, unless it was only a probe's.
+    pub(super) fn interrupted(&mut self, interrupt: Interrupt) -> Option<Result<State>> {
+        self.driver.failed();
+        if matches!(self.phase, Phase::Probe(_)) {
+            self.end_probe();
+            return None;
+        }
+        Some(self.end(Err(interrupt)))
+    }
+
+    /// A call begins: time counts from here.
+    pub(super) fn resume(&mut self) {
+        let now = self.engine.clock()();
+        if let Phase::Round(begun) | Phase::Probe(begun) = &mut self.phase {
+            begun.since = now;
+        }
+    }
+
+    /// A call ends, with the session perhaps in the middle of a round.
+    pub(super) fn pause(&mut self) {
+        let now = self.engine.clock()();
+        if let Phase::Round(begun) | Phase::Probe(begun) = &mut self.phase {
+            begun.elapsed += now.saturating_sub(begun.since);
+        }
+    }
+
+    /// Begin a round, unless one is begun.
+    fn begin(&mut self) {
+        if !matches!(self.phase, Phase::Between) {
+            return;
+        }
+        let (since, before) = (self.engine.clock()(), self.stats());
+        self.steps += 1;
+        let start = self.driver.committed().len();
+        self.phase = Phase::Round(Begun { before, start, elapsed: Duration::ZERO, since });
+    }
+
+    /// End a round: plan, and count. A probe may be begun.
+    fn end(&mut self, result: Result<(), Interrupt>) -> Result<State> {
+        let Phase::Round(begun) = std::mem::replace(&mut self.phase, Phase::Between) else {
+            return Err(Error::Internal("a round ended that was not begun".into()));
+        };
+        if matches!(result, Err(Interrupt::Cancelled)) {
+            self.driver.failed();
+        }
+        let finish = (*self.driver).round().1;
+        let now = self.engine.clock()();
+        let total = begun.elapsed + now.saturating_sub(begun.since);
+        let mut probe = None;
+        if let (Some(planning), Ok(())) = (&mut self.planning, &result) {
+            let round = RoundReport {
+                tokens: self.driver.committed().len() - begun.start,
+                total,
+                models: self.driver.elapsed() - Duration::from_nanos(begun.before.model_ns),
+                is_usual: begun.start > self.driver.prompt_end() && self.driver.is_usual(),
+                open: finish.is_none(),
+            };
+            let (shared, clock) = (self.engine.shared_planning(), self.engine.clock());
+            probe = planning.after_round(shared, &mut self.driver, round, clock);
+        }
+        let planned = self.engine.clock()();
+        self.count(&begun.before, total + planned.saturating_sub(now));
+        if let Some(model) = probe {
+            let (before, start) = (self.stats(), self.driver.committed().len());
+            let can = (*self.driver).probe(model);
+            self.phase = Phase::Probe(Begun { before, start, elapsed: Duration::ZERO, since: planned });
+            if !can {
+                self.end_probe();
+            }
+        }
+        match result {
+            Ok(()) => Ok(finish.map_or(State::Open, State::Ended)),
+            Err(Interrupt::Failed(error)) => Err(error),
+            Err(Interrupt::Cancelled) => {
+                self.cancel.reset();
+                Ok(State::Cancelled)
+            }
+        }
+    }
+
+    /// End a probe, whether or not it succeeded.
+    fn end_probe(&mut self) {
+        let Phase::Probe(begun) = std::mem::replace(&mut self.phase, Phase::Between) else { return };
+        let total = begun.elapsed + self.engine.clock()().saturating_sub(begun.since);
+        if let Some(planning) = &mut self.planning {
+            planning.probed(self.engine.shared_planning(), total.as_secs_f64());
+        }
+        self.count(&begun.before, total);
+    }
+
+    /// A round or a probe that waited for passes was undone, because the sequence has changed.
+    pub(super) fn abandon(&mut self) {
+        if let Phase::Round(begun) | Phase::Probe(begun) = std::mem::replace(&mut self.phase, Phase::Between) {
+            self.count(&begun.before, begun.elapsed);
+        }
+    }
+
+    /// Add to the session's time, and to the totals of the engine what has changed since `before`.
+    fn count(&mut self, before: &Stats, total: Duration) {
+        self.total_ns += total.as_nanos() as u64;
+        self.engine.totals().lock().advance(before, &self.stats());
+    }
+}

@@ -1,0 +1,74 @@
+//! How threads that share passes wait for each other.
+
+use super::sync::{Arc, AtomicUsize, Condvar, Mutex, Ordering, yield_now};
+use crate::model::CancelHook;
+
+/// Lets one thread wait until another one wakes it.
+#[derive(Default)]
+pub struct Waiter {
+    woken: Mutex<bool>,
+    condvar: Condvar,
+}
+
+impl Waiter {
+    /// Wait for [`Waiter::wake`]. A call since the last wait counts.
+    pub fn wait(&self) {
+        let mut woken = self.woken.lock().expect("nobody panics with this lock");
+        while !std::mem::take(&mut *woken) {
+            woken = self.condvar.wait(woken).expect("nobody panics with this lock");
+        }
+    }
+
+    /// End the present wait, or the next one.
+    pub fn wake(&self) {
+        *self.woken.lock().expect("nobody panics with this lock") = true;
+        self.condvar.notify_one();
+    }
+}
+
+/// Wakes a thread that waits for a pass, so that it leaves the queue as soon as its session is cancelled.
+pub struct WakeOnCancel(pub Arc<Waiter>);
+
+impl CancelHook for WakeOnCancel {
+    fn stop(&self) {
+        self.0.wake();
+    }
+
+    fn resume(&self) {}
+}
+
+/// How often a leader lets other threads run before it stops waiting for those that are about to come.
+const MOST_YIELDS: usize = 64;
+
+/// The threads that are inside a step and compute, so that they will soon ask for a pass or leave.
+#[derive(Default)]
+pub struct Crowd {
+    coming: AtomicUsize,
+}
+
+impl Crowd {
+    /// So many threads begin to compute.
+    pub fn add(&self, threads: usize) {
+        self.coming.fetch_add(threads, Ordering::Relaxed);
+    }
+
+    /// So many threads wait for a pass, or leave.
+    pub fn remove(&self, threads: usize) {
+        self.coming.fetch_sub(threads, Ordering::Relaxed);
+    }
+
+    /// Whether a leader would wait for somebody.
+    pub fn is_empty(&self) -> bool {
+        self.coming.load(Ordering::Relaxed) == 0
+    }
+
+    /// Let those who compute arrive.
+    pub fn gather(&self) {
+        for _ in 0..MOST_YIELDS {
+            if self.is_empty() {
+                break;
+            }
+            yield_now();
+        }
+    }
+}

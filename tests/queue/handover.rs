@@ -1,0 +1,155 @@
+//! The hand-over of leadership, in many orders of the steps of all threads.
+
+use std::panic::resume_unwind;
+use std::sync::Arc;
+
+use cos::error::Error;
+use cos::model::scripted::Scripted;
+use cos::model::{Cancel, Interrupt, Model, Pass, Sequence};
+
+use crate::queue::{PassQueue, Ticket};
+use crate::wait::{Crowd, WakeOnCancel, Waiter};
+
+/// Orders that are tried of each case.
+const ORDERS: usize = 3000;
+
+/// A model whose passes hold 8 tokens, of which a bad one spoils the pass. It lets other threads run meanwhile.
+fn model() -> Arc<Scripted> {
+    let script = |context: &[i32], row: &mut [f32]| {
+        row.fill(0.0);
+        row[context.iter().sum::<i32>() as usize % 4] = 1.0;
+        match context.last() {
+            Some(2) => Err(Interrupt::Failed(Error::Runtime("a bad token".into()))),
+            // Not `panic!`, whose message shuttle takes for a failure.
+            Some(3) => resume_unwind(Box::new("a very bad token")),
+            _ => Ok(()),
+        }
+    };
+    let hook = |_: &[usize]| {
+        shuttle::thread::yield_now();
+        Ok(())
+    };
+    Arc::new(Scripted::new(4, script).with_max_pass(6).with_batches(8).with_batch_hook(hook))
+}
+
+/// A thread that asks for passes over these tokens, one after another; a pass over none is that of a cancelled session.
+fn worker(queue: &PassQueue, crowd: &Crowd, model: &Scripted, passes: &[&[i32]]) {
+    let cancel = Arc::new(Cancel::default());
+    let waiter = Arc::<Waiter>::default();
+    let mut sequence = model.start(&cancel).unwrap();
+    crowd.add(1);
+    for tokens in passes {
+        let before = sequence.len();
+        if tokens.is_empty() {
+            cancel.request();
+        }
+        let tokens = if tokens.is_empty() { &[1][..] } else { tokens };
+        let mut ticket = Ticket::new(Pass::plain(sequence.as_mut(), tokens), &cancel);
+        queue.run(model, &waiter, true, std::slice::from_mut(&mut ticket));
+        let outcome = ticket.outcome();
+        match (outcome, tokens.last()) {
+            (Ok(_), Some(0 | 1)) => assert_eq!(sequence.len(), before + tokens.len()),
+            (Err(Interrupt::Failed(Error::Runtime(_))), Some(2)) => {}
+            (Err(Interrupt::Failed(Error::Internal(_))), _) => {}
+            (Err(Interrupt::Cancelled), _) if cancel.is_requested() => cancel.reset(),
+            (outcome, last) => panic!("{outcome:?} for {last:?}"),
+        }
+    }
+    crowd.remove(1);
+    assert!(sequence.len() < 100);
+}
+
+fn check(threads: &'static [&'static [&'static [i32]]]) {
+    let case = move || {
+        let crowd = Arc::<Crowd>::default();
+        let (queue, model) = (Arc::new(PassQueue::new(8, crowd.clone())), model());
+        let spawn = |passes: &&'static [&'static [i32]]| {
+            let (queue, crowd, model, passes) = (queue.clone(), crowd.clone(), model.clone(), *passes);
+            shuttle::thread::spawn(move || worker(&queue, &crowd, &model, passes))
+        };
+        let threads: Vec<_> = threads.iter().map(spawn).collect();
+        threads.into_iter().for_each(|thread| thread.join().unwrap());
+        assert!(crowd.is_empty(), "the crowd is counted wrong");
+    };
+    shuttle::check_random(case, ORDERS);
+    shuttle::check_pct(case, ORDERS, 3);
+}
+
+#[test]
+fn all_passes_are_run_and_all_threads_end() {
+    check(&[&[&[1], &[0]], &[&[0, 1], &[1]], &[&[1, 1, 1]]]);
+}
+
+#[test]
+fn passes_that_do_not_fit_are_run_later() {
+    check(&[&[&[1; 6], &[1; 6]], &[&[0; 6]], &[&[1; 5], &[1]], &[&[1, 0, 1]]]);
+}
+
+#[test]
+fn only_the_culprit_fails() {
+    check(&[&[&[1], &[2], &[1]], &[&[0], &[0]], &[&[1, 1]]]);
+}
+
+#[test]
+fn cancelled_sessions_leave() {
+    check(&[&[&[1], &[], &[1]], &[&[0], &[0]], &[&[], &[1]]]);
+}
+
+#[test]
+fn a_panic_leaves_nobody_waiting() {
+    check(&[&[&[1], &[3]], &[&[0], &[0]], &[&[1, 1], &[1]]]);
+}
+
+#[test]
+fn many_tickets_of_one_call_share_passes_with_others() {
+    let case = || {
+        let crowd = Arc::<Crowd>::default();
+        let (queue, model) = (Arc::new(PassQueue::new(8, crowd.clone())), model());
+        let many = {
+            let (queue, model) = (queue.clone(), model.clone());
+            shuttle::thread::spawn(move || {
+                let cancel = Arc::new(Cancel::default());
+                let mut sequences: Vec<Box<dyn Sequence>> = (0..3).map(|_| model.start(&cancel).unwrap()).collect();
+                for tokens in [&[1, 0, 1][..], &[1]] {
+                    let ticket = |sequence| Ticket::new(Pass::plain(sequence, tokens), &cancel);
+                    let mut tickets: Vec<_> = sequences.iter_mut().map(|each| ticket(each.as_mut())).collect();
+                    queue.run(model.as_ref(), &Arc::default(), false, &mut tickets);
+                    assert!(tickets.into_iter().all(|ticket| ticket.outcome().is_ok()));
+                }
+            })
+        };
+        let passes: &[&[i32]] = &[&[1], &[2], &[0]];
+        worker(&queue, &crowd, &model, passes);
+        many.join().unwrap();
+    };
+    shuttle::check_random(case, ORDERS);
+    shuttle::check_pct(case, ORDERS, 3);
+}
+
+#[test]
+fn a_cancel_from_another_thread_ends_a_wait() {
+    let case = || {
+        let crowd = Arc::<Crowd>::default();
+        let (queue, model) = (Arc::new(PassQueue::new(8, crowd.clone())), model());
+        let (cancel, waiter) = (Arc::new(Cancel::default()), Arc::<Waiter>::default());
+        cancel.add_hook(Box::new(WakeOnCancel(waiter.clone())));
+        let waits = {
+            let (queue, model, cancel) = (queue.clone(), model.clone(), cancel.clone());
+            shuttle::thread::spawn(move || {
+                let mut sequence = model.start(&cancel).unwrap();
+                let mut ticket = Ticket::new(Pass::plain(sequence.as_mut(), &[1]), &cancel);
+                queue.run(model.as_ref(), &waiter, false, std::slice::from_mut(&mut ticket));
+                assert!(matches!(ticket.outcome(), Ok(_) | Err(Interrupt::Cancelled)));
+            })
+        };
+        let other = {
+            let (queue, crowd, model) = (queue.clone(), crowd.clone(), model.clone());
+            shuttle::thread::spawn(move || worker(&queue, &crowd, &model, &[&[1], &[0]]))
+        };
+        cancel.request();
+        waits.join().unwrap();
+        other.join().unwrap();
+    };
+    shuttle::check_random(case, ORDERS);
+    shuttle::check_pct(case, ORDERS, 3);
+}

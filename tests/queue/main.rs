@@ -1,0 +1,27 @@
+//! Sessions whose threads share passes: the hand-over in all orders, and whole sessions under stress.
+
+mod batches;
+mod handover;
+mod stress;
+
+/// `src/engine/queue.rs` and `wait.rs` as they are, on threads and locks whose order a scheduler chooses.
+#[path = "../../src/engine/queue.rs"]
+mod queue;
+#[path = "../../src/engine/wait.rs"]
+mod wait;
+
+mod sync {
+    pub use std::sync::Arc;
+
+    pub use shuttle::sync::atomic::{AtomicUsize, Ordering};
+    pub use shuttle::sync::{Condvar, Mutex, MutexGuard};
+    pub use shuttle::thread::yield_now;
+}
+
+mod error {
+    pub use cos::error::Error;
+}
+
+mod model {
+    pub use cos::model::{Cancel, CancelHook, Interrupt, Model, Pass, Report};
+}
