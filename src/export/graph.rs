@@ -443,7 +443,7 @@ pub(crate) mod tests {
                 node("Slice", &["past", "end"], "kept"),
                 node("Concat", &["kept", "outside"], "present"),
             ];
-            let output = vec![ValueInfoProto { name: "present".into() }];
+            let output = vec![ValueInfoProto { name: "present".into(), ..Default::default() }];
             let g = Some(GraphProto { node: nodes, output, ..Default::default() });
             AttributeProto { name: name.into(), g, ..Default::default() }
         };
@@ -494,7 +494,7 @@ pub(crate) mod tests {
             |name: &str, rows: i64| TensorProto { name: name.into(), dims: vec![rows, 8], ..Default::default() };
         let branch = |name: &str, rows: i64| {
             let initializer = vec![table(name, rows)];
-            let output = vec![ValueInfoProto { name: name.into() }];
+            let output = vec![ValueInfoProto { name: name.into(), ..Default::default() }];
             let g = Some(GraphProto { initializer, output, ..Default::default() });
             AttributeProto { name: name.into(), g, ..Default::default() }
         };

@@ -193,6 +193,14 @@ impl Model for OnnxModel {
         }
     }
 
+    fn batches(&self) -> bool {
+        matches!(self.batching, Batching::Packed(_))
+    }
+
+    fn max_batch_tokens(&self) -> usize {
+        2 * MAX_PASS
+    }
+
     fn cost(&self) -> u64 {
         self.export.bytes
     }
