@@ -55,7 +55,7 @@ fn candidate(model: &OnnxModel) -> Result<(Trial, pack::Packed), String> {
     if model.export.cache_kind != CacheKind::Shared || model.export.scoring != Scoring::Parallel {
         return Err("its attention is not GroupQueryAttention with a cache that is updated in place".into());
     }
-    let packed = pack::rewrite(&model.export)?;
+    let packed = pack::rewrite(&model.export, pack::Target::Host)?;
     let trial = Trial::new(model).map_err(|interrupt| model.failed_trial(interrupt).to_string())?;
     Ok((trial, packed))
 }

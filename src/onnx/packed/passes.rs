@@ -15,7 +15,7 @@ use super::pool::Pool;
 use super::sequence::{PackedSequence, PassRows};
 use super::table::{LayerPart, PassTable, Share};
 use crate::error::{Error, Result};
-use crate::export::pack::{ROWS, TABLE};
+use crate::export::pack::{LayerShape, ROWS, TABLE};
 use crate::export::{Export, Role};
 use crate::model::{Interrupt, Pass, Report, Sequence};
 use crate::onnx::binding::{Binding, Tensor};
@@ -74,9 +74,10 @@ struct Cut {
 
 impl PackedPasses {
     /// Passes of a rewritten export.
-    pub fn new(loaded: &Arc<LoadedSession>, export: &Export, layers: &[(usize, usize)], limit: usize) -> Result<Self> {
+    pub fn new(loaded: &Arc<LoadedSession>, export: &Export, layers: &[LayerShape], limit: usize) -> Result<Self> {
         let failed = |error: ort::Error| Error::Runtime(error.to_string());
-        let layers = LayerPart::lay_out(layers);
+        let heads: Vec<_> = layers.iter().map(|layer| (layer.kv_heads, layer.head_size)).collect();
+        let layers = LayerPart::lay_out(&heads);
         let pool = Pool::new(&layers, limit);
         let block_bytes = pool.lock().block_bytes();
         let is_read = |role: Role| matches!(role, Role::Tokens | Role::Positions);
