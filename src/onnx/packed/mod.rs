@@ -2,6 +2,8 @@
 
 mod attention;
 pub mod check;
+pub mod holding;
+pub mod host;
 mod kernel;
 pub mod load;
 pub mod operator;

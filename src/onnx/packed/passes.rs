@@ -11,9 +11,10 @@ use ort::session::RunOptions;
 use ort::value::TensorElementType;
 use parking_lot::Mutex;
 
-use super::pool::Pool;
+use super::host::HostBlocks;
+use super::pool::{BlockCopy, Pool};
 use super::sequence::{PackedSequence, PassRows};
-use super::table::{LayerPart, PassTable, Share};
+use super::table::{BLOCK, LayerPart, PassTable, Share};
 use crate::error::{Error, Result};
 use crate::export::pack::{ROWS, TABLE};
 use crate::export::{Export, Role};
@@ -28,8 +29,6 @@ const MOST_BUFFERS: usize = 8;
 /// The passes of a packed model.
 pub struct PackedPasses {
     pub pool: Pool,
-    /// By layer: its part of a block.
-    pub layers: Vec<LayerPart>,
     /// Bytes of a block.
     pub block_bytes: usize,
     /// Logits of a row, padding included.
@@ -51,6 +50,11 @@ struct Runner {
     feeds: Vec<Feed>,
     /// The indices of the tokens whose rows are wanted.
     rows: Vec<i64>,
+    /// The memory of the blocks.
+    store: HostBlocks,
+    copies: Vec<BlockCopy>,
+    /// Where the blocks of the sequences are, one sequence behind another.
+    blocks: Vec<*mut f32>,
     table: Box<PassTable>,
     /// The address of the table.
     address: [i64; 1],
@@ -61,15 +65,16 @@ struct Runner {
     cuts: Vec<Cut>,
 }
 
+// SAFETY: the addresses in it are those of its own memory, and of blocks during a pass.
+unsafe impl Send for Runner {}
+
 /// How the tokens of one sequence are dealt with.
 #[derive(Clone, Copy)]
 struct Cut {
     /// Its length before the pass.
     start: usize,
-    /// Tokens that were found in blocks of others.
-    reused: usize,
-    /// Tokens at the front, the reused ones included, whose rows nobody reads.
-    unwanted: usize,
+    /// The index of the first token whose row somebody reads.
+    wanted: usize,
 }
 
 impl PackedPasses {
@@ -77,16 +82,16 @@ impl PackedPasses {
     pub fn new(loaded: &Arc<LoadedSession>, export: &Export, layers: &[(usize, usize)], limit: usize) -> Result<Self> {
         let failed = |error: ort::Error| Error::Runtime(error.to_string());
         let layers = LayerPart::lay_out(layers);
-        let pool = Pool::new(&layers, limit);
-        let block_bytes = pool.lock().block_bytes();
+        let store = HostBlocks::new(&layers);
+        let block_bytes = store.block_bytes();
+        let pool = Pool::new(BLOCK, limit / block_bytes);
         let is_read = |role: Role| matches!(role, Role::Tokens | Role::Positions);
-        let table = Box::new(PassTable { tokens: 0, shares: Vec::new(), layers: layers.clone() });
+        let table = Box::new(PassTable { tokens: 0, shares: Vec::new(), layers });
         let inputs = loaded.session.inputs();
         let is_fed = |name: &CString| inputs.iter().any(|input| name.to_str() == Ok(input.name()));
         let feeds = export.inputs.iter().filter(|input| is_read(input.role) && is_fed(&input.name)).map(Feed::new);
         Ok(PackedPasses {
             pool,
-            layers,
             block_bytes,
             columns: export.logits.columns,
             file: export.file.clone(),
@@ -96,6 +101,9 @@ impl PackedPasses {
                 feeds: feeds.collect(),
                 rows: Vec::new(),
                 address: [&raw const *table as i64],
+                store,
+                copies: Vec::new(),
+                blocks: Vec::new(),
                 table,
                 tokens: Vec::new(),
                 positions: Vec::new(),
@@ -143,27 +151,37 @@ impl PackedPasses {
 
     /// Make room for the new tokens, and fill the inputs. Sequences take what others have computed before.
     fn prepare(&self, runner: &mut Runner, batch: &mut [Pass<'_>]) -> Result<()> {
-        let Runner { table, tokens, positions, rows, cuts, .. } = runner;
-        (tokens.clear(), positions.clear(), rows.clear(), table.shares.clear());
-        let mut blocks = self.pool.lock();
+        let Runner { table, tokens, positions, rows, cuts, store, copies, blocks, .. } = runner;
+        (tokens.clear(), positions.clear(), rows.clear(), table.shares.clear(), blocks.clear());
+        let mut pool = self.pool.lock();
         for pass in &mut *batch {
             let sequence = own(pass.sequence);
-            let start = sequence.len();
-            let unwanted = pass.keep.saturating_sub(start + 1).min(pass.tokens.len());
-            cuts.push(Cut { start, reused: 0, unwanted });
-            let reused = sequence.reuse(&pass.tokens[..unwanted], &mut blocks);
-            *cuts.last_mut().expect("it was pushed") = Cut { start, reused, unwanted };
-            let new = &pass.tokens[reused..];
-            if new.is_empty() {
+            let (start, holding) = (sequence.len(), sequence.holding);
+            let wanted = (pass.keep.max(start + 1) - 1).min(start + pass.tokens.len());
+            cuts.push(Cut { start, wanted });
+            sequence.begin(pass.tokens);
+            let computed = pool.len(holding);
+            pool.reuse(holding, &sequence.tokens()[computed..wanted]);
+            let (past, end) = (pool.len(holding), sequence.len());
+            if past == end {
                 continue;
             }
-            sequence.prepare(new.len(), &mut blocks)?;
-            let (first, past) = (tokens.len(), start + reused);
-            let blocks = sequence.addresses().as_ptr();
-            table.shares.push(Share { first, width: new.len(), past, blocks });
-            tokens.extend(new.iter().map(|&token| i64::from(token)));
-            positions.extend(past as i64..(past + new.len()) as i64);
-            rows.extend((unwanted - reused..new.len()).map(|index| (first + index) as i64));
+            if !pool.reserve(holding, end, copies) {
+                return Err(Error::Runtime("no memory for more tokens: sequences use all blocks of the cache".into()));
+            }
+            store.grow(pool.given())?;
+            copies.drain(..).for_each(|copy| store.copy(copy));
+            let first = tokens.len();
+            table.shares.push(Share { first, width: end - past, past, blocks: std::ptr::null() });
+            blocks.extend(pool.of(holding)[..end.div_ceil(BLOCK)].iter().map(|&block| store.address(block)));
+            tokens.extend(sequence.tokens()[past..].iter().map(|&token| i64::from(token)));
+            positions.extend(past as i64..end as i64);
+            rows.extend((wanted..end).map(|index| (first + index - past) as i64));
+        }
+        let mut begin = 0;
+        for share in &mut table.shares {
+            share.blocks = blocks[begin..].as_ptr();
+            begin += (share.past + share.width).div_ceil(BLOCK);
         }
         table.tokens = tokens.len();
         Ok(())
@@ -190,14 +208,15 @@ impl PackedPasses {
         };
         let elapsed = started.elapsed();
         result.map_err(failed)?;
-        let mut blocks = self.pool.lock();
+        let mut pool = self.pool.lock();
         let mut row = 0;
-        for (pass, &Cut { start, reused, unwanted }) in batch.iter_mut().zip(&runner.cuts) {
+        for (pass, &Cut { wanted, .. }) in batch.iter_mut().zip(&runner.cuts) {
             let sequence = own(pass.sequence);
-            sequence.ran(&pass.tokens[reused..]);
-            let count = pass.tokens.len() - unwanted;
-            sequence.keep_rows(&buffer, row, start + 1 + unwanted, count, pass.keep);
-            sequence.publish(pass.keep, &mut blocks);
+            let count = sequence.len() - wanted;
+            pool.ran(sequence.holding, sequence.len());
+            sequence.keep_rows(&buffer, row, wanted + 1, count, pass.keep);
+            let published = pass.keep.min(sequence.len());
+            pool.publish_first(sequence.holding, &sequence.tokens()[..published]);
             row += count;
         }
         if runner.buffers.len() < MOST_BUFFERS {
