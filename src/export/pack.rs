@@ -76,8 +76,8 @@ pub struct LayerShape {
     pub kv_heads: usize,
     /// Numbers of a head.
     pub head_size: usize,
-    /// The number of the type in onnx.proto.
-    pub element: i32,
+    /// The type of the numbers.
+    pub element: TensorElementType,
 }
 
 /// What a rewritten graph gets.
@@ -105,7 +105,7 @@ pub fn rewrite(export: &Export, target: Target) -> Result<Packed, String> {
     let inputs = edit.inputs(export)?;
     let layers = layers(graph, &edit, export)?;
     match target {
-        Target::Host if layers.iter().any(|layer| layer.element != FLOAT) => {
+        Target::Host if layers.iter().any(|layer| layer.element != TensorElementType::Float32) => {
             return Err("its cache is not float32".into());
         }
         Target::Host => {}
@@ -227,7 +227,9 @@ impl<'a> Edit<'a> {
         let (inputs, outputs) = (of(&[wire::GRAPH_INPUT])?, of(&[wire::GRAPH_OUTPUT])?);
         let rewritten = |index: &usize| self.attention.contains(index) || *index == self.product;
         let mut gone: Vec<usize> = of(&[wire::GRAPH_VALUE_INFO])?.iter().chain(&outputs).map(|f| f.key).collect();
-        gone.extend(nodes.iter().enumerate().filter(|(i, _)| !self.stays.contains(i) || rewritten(i)).map(|(_, f)| f.key));
+        gone.extend(
+            nodes.iter().enumerate().filter(|(i, _)| !self.stays.contains(i) || rewritten(i)).map(|(_, f)| f.key),
+        );
         for field in inputs {
             let input = ValueInfoProto::decode(&bytes[field.content.clone()]).map_err(|error| error.to_string())?;
             let stays = Role::of(&input.name).is_some_and(|role| roles.contains(&role));
@@ -313,14 +315,13 @@ fn layers(graph: &GraphProto, edit: &Edit<'_>, export: &Export) -> Result<Vec<La
         if cached.holds == CacheContent::Both {
             return Err("its cache holds keys and values in one tensor".into());
         }
-        let element = number_of(cached.element)?;
-        Ok(LayerShape { kv_heads: cached.heads, head_size: cached.head_size, element })
+        Ok(LayerShape { kv_heads: cached.heads, head_size: cached.head_size, element: cached.element })
     };
     edit.attention.iter().map(part).collect()
 }
 
 /// The number of a type in onnx.proto.
-fn number_of(element: TensorElementType) -> Result<i32, String> {
+pub(super) fn number_of(element: TensorElementType) -> Result<i32, String> {
     match element {
         TensorElementType::Float32 => Ok(FLOAT),
         TensorElementType::Float16 => Ok(FLOAT16),

@@ -6,12 +6,13 @@
 
 use std::ffi::CStr;
 
+use ort::value::TensorElementType;
 use prost::Message;
 use prost::bytes::Bytes;
 
-use super::pack::{LayerShape, Parts, text, value};
+use super::pack::{LayerShape, Parts, number_of, text, value};
 use super::proto::{
-    AttributeProto, BFLOAT16, FLOAT16, GraphProto, INT32, INT64, ModelProto, NodeProto, TensorProto, TensorShape,
+    AttributeProto, GraphProto, INT32, INT64, ModelProto, NodeProto, TensorProto, TensorShape,
 };
 use super::wire::{self, Field};
 
@@ -77,7 +78,7 @@ pub fn check_model(model: &ModelProto, layers: &[LayerShape]) -> Result<(), Stri
     if version.is_none_or(|set| set.version < OPSET) {
         return Err(format!("its operators are older than opset {OPSET}"));
     }
-    let other = layers.iter().find(|layer| !matches!(layer.element, FLOAT16 | BFLOAT16));
+    let other = layers.iter().find(|layer| !matches!(layer.element, TensorElementType::Float16 | TensorElementType::Bfloat16));
     other.map_or(Ok(()), |_| Err("its cache is neither float16 nor bfloat16".into()))
 }
 
@@ -138,9 +139,10 @@ fn add_layer(parts: &mut Parts, node: &NodeProto, raw: &[u8], layer: usize, shap
     }
     parts.nodes.push(encoded);
     parts.nodes.push(reshape("Unsqueeze", attended, node.output[0].clone()).encode_to_vec());
+    let element = number_of(shape.element)?;
     let cache = TensorShape::of(&[-1, -1, shape.kv_heads as i64, shape.head_size as i64]);
-    parts.inputs.extend([keys, values].map(|name| value(&name, shape.element, cache.clone())));
-    parts.outputs.extend([keys_out, values_out].map(|name| value(&name, shape.element, cache.clone())));
+    parts.inputs.extend([keys, values].map(|name| value(&name, element, cache.clone())));
+    parts.outputs.extend([keys_out, values_out].map(|name| value(&name, element, cache.clone())));
     Ok(())
 }
 

@@ -79,10 +79,10 @@ impl OnnxModel {
         self.device.is_some() && self.captures.refused().is_none()
     }
 
-    fn rows_on(&self) -> RowsOn {
+    pub(super) fn rows_on(&self) -> RowsOn {
         let long = if self.export.logits.columns >= LONG_ROW { RowsOn::Gpu } else { RowsOn::Host };
         match &self.device {
-            Some(device) if device.no_kernels().is_none() => self.rows.unwrap_or(long),
+            Some(device) if device.no_kernels().is_none() && !self.batches() => self.rows.unwrap_or(long),
             _ => RowsOn::Host,
         }
     }
@@ -254,7 +254,7 @@ impl Model for OnnxModel {
     }
 
     fn overlaps(&self) -> bool {
-        self.loaded.is_whole
+        self.loaded.is_whole && !self.batches()
     }
 
     fn launch(&self, pass: &mut Pass<'_>) -> bool {

@@ -6,10 +6,11 @@ use super::check;
 use super::passes::PackedPasses;
 use crate::error::Result;
 use crate::export::graph::Graph;
+use crate::export::pack::Target;
 use crate::export::{CacheKind, Export, Scoring, pack};
 use crate::onnx::check::{Excuses, Trial};
 use crate::onnx::model::OnnxModel;
-use crate::onnx::options::Provider;
+use crate::onnx::options::{Provider, RowsOn};
 use crate::onnx::weights::{self, ModelSource};
 
 /// Whether passes of a model serve several sequences at once.
@@ -49,13 +50,20 @@ pub fn pack(mut model: OnnxModel, graph: &Graph, reload: impl FnOnce() -> Result
 
 /// The rewritten export, and rows of the export itself to compare with.
 fn candidate(model: &OnnxModel) -> Result<(Trial, pack::Packed), String> {
-    if model.provider != Provider::Cpu {
-        return Err("passes on a GPU are not packed yet".into());
-    }
+    let target = match model.provider {
+        Provider::Cpu => Target::Host,
+        Provider::Cuda { .. } if !model.loaded.is_whole => {
+            return Err("ONNX Runtime runs some operators on the processor".into());
+        }
+        Provider::Cuda { .. } if model.rows_on() == RowsOn::Gpu => {
+            return Err("its rows of logits stay on the GPU, where packed passes do not read them yet".into());
+        }
+        Provider::Cuda { .. } => Target::Gpu,
+    };
     if let Some(why) = cannot_share(&model.export) {
         return Err(why.into());
     }
-    let packed = pack::rewrite(&model.export, pack::Target::Host)?;
+    let packed = pack::rewrite(&model.export, target)?;
     let trial = Trial::new(model).map_err(|interrupt| model.failed_trial(interrupt).to_string())?;
     Ok((trial, packed))
 }
@@ -91,13 +99,17 @@ impl OnnxModel {
         let captures = self.captures.clone();
         move |graph, packed| {
             let source = ModelSource::Packed(&packed.bytes);
-            let loaded =
-                weights::load(&export.file, graph, &Provider::Cpu, source).map_err(|error| error.to_string())?;
-            let passes = PackedPasses::new(&loaded, &export, &packed.layers, usize::MAX);
-            let passes = passes.map_err(|error| error.to_string())?;
+            let loaded = weights::load(&export.file, graph, &provider, source).map_err(|error| error.to_string())?;
+            let passes = match provider {
+                Provider::Cpu => PackedPasses::on_host(&loaded, &export, &packed.layers, usize::MAX)
+                    .map_err(|error| error.to_string()),
+                Provider::Cuda { .. } => {
+                    PackedPasses::on_gpu(&loaded, &export, &packed.layers, &captures, 1 << 30)
+                        .map_err(|error| error.to_string())
+                }
+            }?;
             Ok(OnnxModel {
                 name,
-                loaded,
                 export,
                 provider,
                 memory,
@@ -105,10 +117,11 @@ impl OnnxModel {
                 deviation,
                 trials,
                 pass_times: Vec::new(),
-                device: None,
+                device: loaded.device.clone(),
                 captures,
                 rows: None,
                 spares: Arc::default(),
+                loaded,
                 batching: Batching::Packed(Arc::new(passes)),
             })
         }
