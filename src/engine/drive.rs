@@ -9,7 +9,7 @@ use crate::decode::policy::Plan;
 use crate::engine::participant::Participant;
 use crate::engine::queue::{PassQueue, Ticket};
 use crate::engine::queues::{Inside, PassQueues};
-use crate::engine::wait::{WakeOnCancel, Waiter};
+use crate::engine::wait::{Waiter, WakeOnCancel};
 use crate::error::{Error, Result};
 use crate::model::{Cancel, Interrupt, Memory, Model};
 
@@ -133,8 +133,8 @@ impl<C: Chance> Driver<C> {
         if self.overlaps && alone >= 2 && count <= MOST_AT_ONCE {
             for index in 0..count {
                 let need = self.decoder.needs()[index];
-                let is_running = self.queue(need).is_none()
-                    && model(&self.participants, need)?.launch(&mut self.decoder.pass(need));
+                let is_running =
+                    self.queue(need).is_none() && model(&self.participants, need)?.launch(&mut self.decoder.pass(need));
                 launched |= u64::from(is_running) << index;
             }
         }

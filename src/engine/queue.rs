@@ -261,13 +261,7 @@ impl Waiting {
 
     /// Give the tickets of a pass their outcomes. If a pass of several failed, they wait again: each to be run alone,
     /// so that only the culprit fails. If one of several was cancelled, the others go on together.
-    fn settle(
-        &mut self,
-        batch: &mut Vec<Entry>,
-        result: Result<Report, Interrupt>,
-        crowd: &Crowd,
-        own: NonNull<Call>,
-    ) {
+    fn settle(&mut self, batch: &mut Vec<Entry>, result: Result<Report, Interrupt>, crowd: &Crowd, own: NonNull<Call>) {
         let several = batch.len() > 1;
         // SAFETY: the entries are in the batch of this leader, whose pass has ended; the lock is held.
         let cancelled = |entry: &Entry| unsafe { is_cancelled(entry.ticket) };

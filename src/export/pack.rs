@@ -186,7 +186,9 @@ impl<'a> Edit<'a> {
         let (inputs, outputs) = (of(&[wire::GRAPH_INPUT])?, of(&[wire::GRAPH_OUTPUT])?);
         let rewritten = |index: &usize| self.attention.contains(index) || *index == self.product;
         let mut gone: Vec<usize> = of(&[wire::GRAPH_VALUE_INFO])?.iter().chain(&outputs).map(|f| f.key).collect();
-        gone.extend(nodes.iter().enumerate().filter(|(i, _)| !self.stays.contains(i) || rewritten(i)).map(|(_, f)| f.key));
+        gone.extend(
+            nodes.iter().enumerate().filter(|(i, _)| !self.stays.contains(i) || rewritten(i)).map(|(_, f)| f.key),
+        );
         for field in inputs {
             let input = ValueInfoProto::decode(&bytes[field.content.clone()]).map_err(|error| error.to_string())?;
             let stays = Role::of(&input.name).is_some_and(|role| roles.contains(&role));

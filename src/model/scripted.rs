@@ -82,10 +82,7 @@ impl Scripted {
     }
 
     /// With a function that is called at the beginning of each pass.
-    pub fn with_batch_hook(
-        mut self,
-        hook: impl Fn(&[usize]) -> Result<(), Interrupt> + Send + Sync + 'static,
-    ) -> Self {
+    pub fn with_batch_hook(mut self, hook: impl Fn(&[usize]) -> Result<(), Interrupt> + Send + Sync + 'static) -> Self {
         self.batch_hook = Some(Box::new(hook));
         self
     }

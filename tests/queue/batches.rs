@@ -78,7 +78,9 @@ fn mean_batches() {
         for gap in [0, 5, 50, 500] {
             for threads in [1, 4, 16, 64] {
                 let (batch, ms) = measure(threads, models, targets, Duration::from_micros(gap), 200);
-                println!("{targets:?} of {models}, {gap} µs between steps, {threads} threads: {batch:.1} a pass, {ms:.2} ms a round");
+                println!(
+                    "{targets:?} of {models}, {gap} µs between steps, {threads} threads: {batch:.1} a pass, {ms:.2} ms a round"
+                );
             }
         }
     }

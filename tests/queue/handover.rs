@@ -8,7 +8,7 @@ use cos::model::scripted::Scripted;
 use cos::model::{Cancel, Interrupt, Model, Pass, Sequence};
 
 use crate::queue::{PassQueue, Ticket};
-use crate::wait::{Crowd, WakeOnCancel, Waiter};
+use crate::wait::{Crowd, Waiter, WakeOnCancel};
 
 /// Orders that are tried of each case.
 const ORDERS: usize = 3000;

@@ -1,8 +1,8 @@
 //! Whole sessions on many threads. Whatever happens to some of them, all others have the text that they have alone.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Once};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Once};
 
 use cos::config::{Combine, Config};
 use cos::decode::combine::Function;
@@ -112,8 +112,11 @@ fn options(number: usize, combine: &Combine) -> Options {
     let panics = kind(number) == Kind::Panics;
     Options {
         strategy,
-        targets: (strategy != Strategy::Auto && !panics)
-            .then_some(if routed { Targets::Routed } else { Targets::Combined }),
+        targets: (strategy != Strategy::Auto && !panics).then_some(if routed {
+            Targets::Routed
+        } else {
+            Targets::Combined
+        }),
         sampler: Sampler::new(temperature, 0, 0.0, 0.0).unwrap(),
         seed: number as u64,
         max_tokens: TOKENS,

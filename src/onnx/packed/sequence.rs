@@ -154,7 +154,8 @@ impl PackedSequence {
 
     /// The row of a position, padding included.
     pub fn whole_row(&self, position: usize) -> &[f32] {
-        let span = self.spans.iter().rev().find(|span| position >= span.position && position < span.position + span.count);
+        let span =
+            self.spans.iter().rev().find(|span| position >= span.position && position < span.position + span.count);
         let span = span.expect("the row of the position was not kept");
         let columns = self.passes.columns;
         &span.rows.0[(span.index + position - span.position) * columns..][..columns]
