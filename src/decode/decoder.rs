@@ -356,8 +356,12 @@ impl<C: Chance> Decoder<C> {
         self.observe_rows(workspace);
         self.needs.clear();
         self.ran.clear();
-        if self.probed.take().is_none() && self.schedule.is_in_round() {
-            self.undo();
+        if self.probed.take().is_none() {
+            if self.schedule.is_in_round() {
+                self.undo();
+            }
+            // A round that was cancelled before it began has committed nothing either.
+            self.start = self.schedule.committed();
         }
     }
 

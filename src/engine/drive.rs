@@ -58,6 +58,9 @@ impl<C: Chance> Driver<C> {
     /// Run passes in common with others that wait in these queues. `in_crowd` says that [`PassQueues::enter`] is called
     /// before each round that runs in this thread alone.
     pub fn share_passes(&mut self, queues: &Arc<PassQueues>, in_crowd: bool) {
+        if queues.is_empty() {
+            return;
+        }
         self.cancel.add_hook(Box::new(WakeOnCancel(self.waiter.clone())));
         self.queues = Some(queues.clone());
         self.in_crowd = in_crowd;
@@ -104,8 +107,11 @@ impl<C: Chance> Driver<C> {
 
     /// Run what the decoder needs.
     fn run_needs(&mut self) -> Result<(), Interrupt> {
-        self.run_alone()?;
-        let Some(queues) = self.queues.clone() else { return Ok(()) };
+        let Some(queues) = self.queues.clone() else { return self.run_alone() };
+        if self.decoder.needs().iter().any(|need| queues.of(need.model).is_none()) {
+            let _aside = self.in_crowd.then(|| queues.step_aside());
+            self.run_alone()?;
+        }
         for index in 0..self.decoder.needs().len() {
             let need = self.decoder.needs()[index];
             let Some(queue) = queues.of(need.model) else { continue };
@@ -163,7 +169,7 @@ impl<C: Chance> Driver<C> {
 
     /// Count its thread among those who will soon ask for a pass, if it is one of them.
     pub(super) fn enter(&self) -> Option<Inside> {
-        self.queues.as_ref().filter(|_| self.in_crowd)?.enter()
+        self.queues.as_ref().filter(|_| self.in_crowd).map(|queues| queues.enter())
     }
 
     /// Where a pass is run in common with others.

@@ -120,12 +120,19 @@ impl PassQueue {
         loop {
             // SAFETY: the lock is held.
             let Call { open, leads, .. } = unsafe { call.as_ref() };
-            if *open == 0 {
-                break;
-            }
-            if *leads {
-                state = self.lead(state, model, call);
-                continue;
+            match (*open, *leads) {
+                (0, false) => return,
+                // Its last ticket may have got its outcome from another thread, just after this one was made leader.
+                (0, true) => {
+                    state.pass_leadership_on(call);
+                    state = self.wake(state);
+                    continue;
+                }
+                (_, true) => {
+                    state = self.lead(state, model, call);
+                    continue;
+                }
+                (_, false) => {}
             }
             drop(state);
             waiter.wait();
@@ -142,7 +149,7 @@ impl PassQueue {
         self.state.lock().expect("nobody panics with this lock")
     }
 
-    /// Run one pass. Then pass leadership on, if the leader's own passes are done.
+    /// Run one pass, for the leader and for others.
     fn lead<'a>(&'a self, mut state: Guard<'a>, model: &dyn Model, own: NonNull<Call>) -> Guard<'a> {
         if !self.crowd.is_empty() {
             drop(state);
@@ -150,6 +157,7 @@ impl PassQueue {
             state = self.lock();
         }
         state.let_cancelled_go(&self.crowd, Some(own));
+        state = self.wake(state);
         // SAFETY: the lock is held.
         if unsafe { own.as_ref() }.open > 0 {
             state.choose(own, self.max_tokens);
@@ -167,10 +175,6 @@ impl PassQueue {
             let result = result.unwrap_or_else(|panic| Err(Interrupt::Failed(Error::of_panic(panic.as_ref()))));
             state.settle(&mut batch, result, &self.crowd, own);
             (state.batch, state.passes) = (batch, passes);
-        }
-        // SAFETY: the lock is held.
-        if unsafe { own.as_ref() }.open == 0 {
-            state.pass_leadership_on(own);
         }
         self.wake(state)
     }
