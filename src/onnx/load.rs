@@ -46,7 +46,7 @@ impl OnnxModel {
                 model.export_mut().warnings.push(warning.into());
                 model
             }
-            result => pack(result?, &graph, reload)?,
+            result => pack(result?, &graph, options.cache, reload)?,
         };
         let limit = TIMING.max(started.elapsed() / 10);
         model.pass_times = check::pass_times(&model, limit).map_err(|interrupt| model.failed_trial(interrupt))?;

@@ -210,6 +210,7 @@ impl Model for OnnxModel {
             Provider::Cpu => ("cpu", 0),
             Provider::Cuda { device_id, .. } => ("cuda", *device_id),
         };
+        let packed = if let Batching::Packed(passes) = &self.batching { Some(passes) } else { None };
         let mut description = self.export.describe();
         let own = json!({
             "name": self.name,
@@ -225,7 +226,10 @@ impl Model for OnnxModel {
             "rows_on": if self.rows_on() == RowsOn::Gpu { "gpu" } else { "host" },
             "deviation": self.deviation,
             "trials": self.trials,
-            "batching": if matches!(self.batching, Batching::Packed(_)) { "packed" } else { "alone" },
+            "batching": if packed.is_some() { "packed" } else { "alone" },
+            "cache_block_tokens": packed.map(|passes| passes.block_tokens),
+            "cache_blocks": packed.map(|passes| passes.blocks),
+            "cache_bytes": packed.map(|passes| passes.blocks * passes.block_bytes),
             "no_batching": if let Batching::Alone(why) = &self.batching { Some(why) } else { None },
         });
         if let (Value::Object(description), Value::Object(own)) = (&mut description, own) {

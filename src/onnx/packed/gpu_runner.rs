@@ -124,11 +124,13 @@ impl GpuRunner {
         let device = loaded.device.clone().ok_or_else(|| ort::Error::new("the model is on no GPU"))?;
         let mut options = RunOptions::new()?;
         GpuPasses::set_options(&mut options)?;
-        let on_device = MemoryInfo::new(AllocationDevice::CUDA, device.id(), AllocatorType::Device, MemoryType::Default)?;
+        let on_device =
+            MemoryInfo::new(AllocationDevice::CUDA, device.id(), AllocatorType::Device, MemoryType::Default)?;
         let mut binding = Binding::new(&loaded.session).map_err(|error| ort::Error::new(error.to_string()))?;
         store.bind(&mut binding, &on_device)?;
         let row = export.logits.columns * export::element_bytes(export.logits.element).unwrap_or(4);
-        let pair = |bytes| Ok::<_, ort::Error>((HostBuffer::zeroed(&device, bytes)?, DeviceBuffer::zeroed(&device, bytes)?));
+        let pair =
+            |bytes| Ok::<_, ort::Error>((HostBuffer::zeroed(&device, bytes)?, DeviceBuffer::zeroed(&device, bytes)?));
         Ok(GpuRunner {
             graphs: Vec::new(),
             captures: captures.clone(),
@@ -260,9 +262,8 @@ impl GpuRunner {
         binding.input(BOUNDS, &bounds)?;
         let shape = [1, size.rows as i64, self.columns as i64];
         // SAFETY: `place` made the buffer large enough, and it stays until another one is bound.
-        let logits = unsafe {
-            Tensor::at(on_device, self.logits.1.address(), size.rows * self.row, self.element, &shape)
-        }?;
+        let logits =
+            unsafe { Tensor::at(on_device, self.logits.1.address(), size.rows * self.row, self.element, &shape) }?;
         binding.output(&self.name, &logits)
     }
 
@@ -303,8 +304,8 @@ impl GpuRunner {
         if let Err(error) = self.bind(size) {
             return (Some(Capture::Warm), Err(error));
         }
-        let captured = cuda::alone()
-            .map(|_alone| queue.by_runner(|queue| queue.capture(|queue| self.work(queue, size))));
+        let captured =
+            cuda::alone().map(|_alone| queue.by_runner(|queue| queue.capture(|queue| self.work(queue, size))));
         match captured {
             Some(Ok(graph)) => {
                 self.captures.succeed();

@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 
 use super::gpu_runner::GpuRunner;
 use super::gpu_store::{self, GpuStore};
+use super::host;
 use super::host_runner::HostRunner;
 use super::layout::Layout;
 use super::pool::{BlockCopy, Pool};
@@ -30,6 +31,10 @@ pub struct PackedPasses {
     pub pool: Pool,
     /// Bytes of a block.
     pub block_bytes: usize,
+    /// Tokens of a block.
+    pub block_tokens: usize,
+    /// Most blocks.
+    pub blocks: usize,
     /// Logits of a row, padding included.
     pub columns: usize,
     /// For messages.
@@ -54,14 +59,6 @@ enum Machine {
 }
 
 impl Machine {
-    /// Have memory of the blocks with numbers below `count`.
-    fn grow(&mut self, count: usize) -> Result<()> {
-        match self {
-            Machine::Host(runner) => runner.store.grow(count),
-            Machine::Gpu(_) => Ok(()),
-        }
-    }
-
     fn copy(&mut self, copy: BlockCopy) -> ort::Result<()> {
         match self {
             Machine::Host(runner) => {
@@ -100,34 +97,34 @@ struct Cut {
 }
 
 impl PackedPasses {
-    /// Passes of an export that was rewritten for the processor. Blocks take at most `limit` bytes.
-    pub fn on_host(loaded: &Arc<LoadedSession>, export: &Export, layers: &[LayerShape], limit: usize) -> Result<Self> {
-        let runner = HostRunner::new(loaded, export, layers)?;
-        let block_bytes = runner.store.block_bytes();
-        Ok(Self::new(export, Machine::Host(runner), (BLOCK, block_bytes), limit / block_bytes))
+    /// Passes of an export that was rewritten for the processor, over at most so many blocks.
+    pub fn on_host(loaded: &Arc<LoadedSession>, export: &Export, layers: &[LayerShape], blocks: usize) -> Result<Self> {
+        let runner = HostRunner::new(loaded, export, layers, blocks)?;
+        Ok(Self::new(export, Machine::Host(runner), (BLOCK, host::block_bytes(layers)), blocks))
     }
 
-    /// Passes of an export that was rewritten for a GPU. Blocks take at most `limit` bytes, which are allocated at once.
+    /// Passes of an export that was rewritten for a GPU, over so many blocks, which are allocated at once.
     pub fn on_gpu(
         loaded: &Arc<LoadedSession>,
         export: &Export,
         layers: &[LayerShape],
         captures: &Arc<Captures>,
-        limit: usize,
+        blocks: usize,
     ) -> ort::Result<Self> {
         let device = loaded.device.as_ref().ok_or_else(|| ort::Error::new("the model is on no GPU"))?;
         let (block, bytes) = (gpu_store::block_of(layers), gpu_store::block_bytes(layers));
         let longest = export.context_length.div_ceil(block);
-        let blocks = (limit / bytes).max(longest);
         let store = GpuStore::new(device, layers, blocks)?;
         let runner = GpuRunner::new(loaded, export, captures, store, longest)?;
         Ok(Self::new(export, Machine::Gpu(Box::new(runner)), (block, bytes), blocks))
     }
 
-    fn new(export: &Export, machine: Machine, (block, block_bytes): (usize, usize), limit: usize) -> Self {
+    fn new(export: &Export, machine: Machine, (block_tokens, block_bytes): (usize, usize), blocks: usize) -> Self {
         PackedPasses {
-            pool: Pool::new(block, limit),
+            pool: Pool::new(block_tokens, blocks),
             block_bytes,
+            block_tokens,
+            blocks,
             columns: export.logits.columns,
             file: export.file.clone(),
             work: Mutex::new(Work {
@@ -186,7 +183,6 @@ impl PackedPasses {
             if !pool.reserve(holding, end, copies) {
                 return Err(Error::Runtime("no memory for more tokens: sequences use all blocks of the cache".into()));
             }
-            machine.grow(pool.given())?;
             for copy in copies.drain(..) {
                 machine.copy(copy).map_err(|error| self.failed(error))?;
             }
