@@ -74,11 +74,10 @@ pub trait Model: Send + Sync {
         false
     }
 
-    /// Start the pass that [`Model::forward`] is then called for with the same arguments, alone in its batch, and
-    /// return without waiting, so that other models run meanwhile. Returns whether the pass is running. If not,
-    /// `forward` does everything, and says what went wrong. [`Sequence::truncate`] gives a running pass up, whatever
-    /// the length.
-    fn launch(&self, _pass: &mut Pass<'_>) -> bool {
+    /// Start the pass that [`Model::forward`] is then called for with the same batch, and return without waiting, so
+    /// that other models run meanwhile. Returns whether the pass is running. If not, `forward` does everything, and
+    /// says what went wrong. [`Sequence::truncate`] gives a running pass over one sequence up, whatever the length.
+    fn launch(&self, _batch: &mut [Pass<'_>]) -> bool {
         false
     }
 

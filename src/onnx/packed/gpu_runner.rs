@@ -107,6 +107,7 @@ pub struct GpuRunner {
     store: GpuStore,
     most_blocks: usize,
     device: Arc<Device>,
+    started: Instant,
     /// Whether the last pass took as long as later ones of its size will.
     pub is_usual: bool,
     _loaded: Arc<LoadedSession>,
@@ -151,6 +152,7 @@ impl GpuRunner {
             store,
             most_blocks,
             device,
+            started: Instant::now(),
             is_usual: true,
             _loaded: loaded.clone(),
         })
@@ -161,15 +163,19 @@ impl GpuRunner {
         &mut self.store
     }
 
-    /// Run a pass. Returns the time that it took.
-    pub fn run(&mut self, pass: &Layout) -> ort::Result<Duration> {
+    /// Put a pass on the GPU. On an error nothing is running.
+    pub fn begin(&mut self, pass: &Layout) -> ort::Result<()> {
         let size = Size::of(pass, self.most_blocks);
         self.place(size)?;
         self.fill(pass, size)?;
-        let started = Instant::now();
-        self.launch(size)?;
+        self.started = Instant::now();
+        self.launch(size)
+    }
+
+    /// Wait for the pass that was begun. Returns the time since then.
+    pub fn finish(&mut self) -> ort::Result<Duration> {
         self.done.wait()?;
-        Ok(started.elapsed())
+        Ok(self.started.elapsed())
     }
 
     /// Read the rows of the last pass as float32.

@@ -72,6 +72,22 @@ impl PackedSequence {
         self.tokens.extend_from_slice(tokens);
     }
 
+    /// Forget the tokens from index `len` on, those of a pass that has failed included.
+    pub fn take_back(&mut self, len: usize) {
+        if len >= self.tokens.len() {
+            return;
+        }
+        self.tokens.truncate(len);
+        self.passes.pool.lock().truncate(self.holding, len);
+        while let Some(last) = self.spans.back_mut() {
+            last.count = last.count.min((len + 1).saturating_sub(last.position));
+            if last.count > 0 {
+                break;
+            }
+            self.spans.pop_back();
+        }
+    }
+
     /// Keep rows of the pass that has run last: `count` of them from `index` on, the first one that of `position`.
     /// Earlier rows stay from position `keep` on.
     pub fn keep_rows(&mut self, rows: &Arc<PassRows>, index: usize, position: usize, count: usize, keep: usize) {
@@ -95,6 +111,9 @@ impl PackedSequence {
 
 impl Drop for PackedSequence {
     fn drop(&mut self) {
+        if self.passes.has_launched(self) {
+            self.passes.clone().give_up(self);
+        }
         self.passes.pool.lock().close(self.holding);
     }
 }
@@ -105,18 +124,10 @@ impl Sequence for PackedSequence {
     }
 
     fn truncate(&mut self, len: usize) {
-        if len >= self.tokens.len() {
-            return;
+        if self.passes.has_launched(self) {
+            self.passes.clone().give_up(self);
         }
-        self.tokens.truncate(len);
-        self.passes.pool.lock().truncate(self.holding, len);
-        while let Some(last) = self.spans.back_mut() {
-            last.count = last.count.min((len + 1).saturating_sub(last.position));
-            if last.count > 0 {
-                break;
-            }
-            self.spans.pop_back();
-        }
+        self.take_back(len);
     }
 
     fn row(&self, position: usize) -> Row<'_> {
