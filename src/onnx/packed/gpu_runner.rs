@@ -107,7 +107,8 @@ pub struct GpuRunner {
     store: GpuStore,
     most_blocks: usize,
     device: Arc<Device>,
-    started: Instant,
+    /// Time inside the call that began the pass.
+    elapsed: Duration,
     /// Whether the last pass took as long as later ones of its size will.
     pub is_usual: bool,
     _loaded: Arc<LoadedSession>,
@@ -152,7 +153,7 @@ impl GpuRunner {
             store,
             most_blocks,
             device,
-            started: Instant::now(),
+            elapsed: Duration::ZERO,
             is_usual: true,
             _loaded: loaded.clone(),
         })
@@ -168,14 +169,17 @@ impl GpuRunner {
         let size = Size::of(pass, self.most_blocks);
         self.place(size)?;
         self.fill(pass, size)?;
-        self.started = Instant::now();
-        self.launch(size)
+        let started = Instant::now();
+        let result = self.launch(size);
+        self.elapsed = started.elapsed();
+        result
     }
 
-    /// Wait for the pass that was begun. Returns the time since then.
+    /// Wait for the pass that was begun. Returns the time inside both calls.
     pub fn finish(&mut self) -> ort::Result<Duration> {
+        let started = Instant::now();
         self.done.wait()?;
-        Ok(self.started.elapsed())
+        Ok(self.elapsed + started.elapsed())
     }
 
     /// Read the rows of the last pass as float32.
