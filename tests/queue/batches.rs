@@ -4,12 +4,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use cos::config::Combine;
+use cos::config::{Combine, Config};
 use cos::decode::policy::{Strategy, Targets};
 use cos::engine::Engine;
-use cos::engine::session::{Options, Session};
+use cos::engine::session::{Options, Session, State};
 use cos::model::scripted::Scripted;
 use cos::rows::Sampler;
+
+use crate::common::root;
 
 /// Passes, and sequences in them.
 #[derive(Default)]
@@ -81,6 +83,65 @@ fn mean_batches() {
                 println!(
                     "{targets:?} of {models}, {gap} µs between steps, {threads} threads: {batch:.1} a pass, {ms:.2} ms a round"
                 );
+            }
+        }
+    }
+}
+
+/// Tokens per second of so many threads, each with one session after another.
+fn demo_speed(engine: &Arc<Engine>, prompt: &[i32], threads: usize, strategy: Strategy) -> f64 {
+    let seeds = AtomicUsize::new(0);
+    let tokens = AtomicUsize::new(0);
+    let (started, length) = (Instant::now(), Duration::from_millis(1000));
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                while started.elapsed() < length {
+                    let options = Options {
+                        strategy,
+                        sampler: Sampler::new(1.0, 0, 0.0, 0.0).unwrap(),
+                        seed: seeds.fetch_add(1, Ordering::Relaxed) as u64,
+                        max_tokens: 96,
+                        stop_tokens: Some(Vec::new()),
+                        ..Options::default()
+                    };
+                    let mut session = Session::new(engine, &options).unwrap();
+                    session.prompt(prompt).unwrap();
+                    let mut state = State::Open;
+                    while state == State::Open && started.elapsed() < length {
+                        let step = session.step().unwrap();
+                        state = step.1;
+                        tokens.fetch_add(step.0.len(), Ordering::Relaxed);
+                    }
+                }
+            });
+        }
+    });
+    tokens.into_inner() as f64 / started.elapsed().as_secs_f64()
+}
+
+/// `cargo test --release --test queue -- --ignored --nocapture demo_models`
+#[test]
+#[ignore = "a measurement"]
+fn demo_models() {
+    let config = std::env::var("COS_TEST_CONFIG").unwrap_or_else(|_| "models/demo/engine.json".into());
+    let engine = Arc::new(Engine::load(&Config::open(&root().join(config)).unwrap()).unwrap());
+    let text = engine.text().unwrap();
+    let short = text.encode("Question: How many legs do 3 cats have?\nAnswer:", true).unwrap();
+    let long: Vec<i32> = short.iter().copied().cycle().take(120).collect();
+    for strategy in [Strategy::Standard, Strategy::Auto] {
+        for prompt in [&short, &long] {
+            // In turn, so that noise of the machine hits all alike; the best of each.
+            let counts = [1, 8, 16, 64];
+            let mut best = counts.map(|_| 0f64);
+            for _ in 0..3 {
+                for (threads, best) in counts.into_iter().zip(&mut best) {
+                    *best = best.max(demo_speed(&engine, prompt, threads, strategy));
+                }
+            }
+            for (threads, speed) in counts.into_iter().zip(best) {
+                let ratio = speed / best[0];
+                println!("{strategy:?}, prompt of {}, {threads} threads: {speed:.0} tokens/s, {ratio:.1}x", prompt.len());
             }
         }
     }
