@@ -500,6 +500,10 @@ void cos_error_free(struct cos_error *error);
  *                                      "gpu" if the rows are long
  *           "name": "base",            the name in messages; default: the name of the folder
  *           "context_length": 4096,    most tokens of a sequence; default: what the export says
+ *           "cache_bytes": 4294967296, most bytes that the caches of all sessions take together, if passes of the model
+ *                                      serve several sessions; default: on a CPU half of the memory that is free when
+ *                                      the engine is made, shared equally by its models. Memory is taken as it is
+ *                                      used. At least one sequence of the context length must fit.
  *           "scoring": "parallel"      how the positions of a draft are scored: "parallel" (in one pass) or
  *                                      "one_by_one"; default: parallel if both give the same logits when the
  *                                      model is loaded. "parallel" refuses a model for which they differ.
@@ -922,6 +926,11 @@ struct cos_error *cos_engine_stats(const struct cos_engine *engine, struct cos_s
  *         "vocab_size": 4096, "context_length": 2048, "stop_tokens": [0],
  *         "scoring": "parallel",                how the positions of a draft are scored; "first_pass": in parallel on
  *                                               an empty cache only; "one_by_one"
+ *         "batching": "packed",                 one pass serves several sessions; "alone": each has its own
+ *         "no_batching": null,                  why each has its own
+ *         "cache_blocks": 1024, "cache_block_tokens": 32, "cache_bytes": 536870912,   most blocks that all sessions
+ *                                               take together, tokens of a block, and bytes of all blocks; null if
+ *                                               each session has a cache of its own
  *         "deviation": 1e-6,                    largest difference of logits scored in parallel, found at loading
  *         "trials": [                           what was tried at loading; the last trial of the fastest scoring was
  *                                               taken, or else the best one

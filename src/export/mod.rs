@@ -3,6 +3,7 @@
 pub(crate) mod companions;
 pub(crate) mod graph;
 pub(crate) mod pack;
+pub(crate) mod paged;
 mod proto;
 pub(crate) mod recognise;
 pub(crate) mod shapes;

@@ -13,15 +13,16 @@ use std::fs::File;
 use std::path::Path;
 
 use memmap2::Mmap;
+use ort::value::TensorElementType;
 use prost::Message;
 use prost::bytes::Bytes;
 
 use super::proto::{
-    AttributeProto, FLOAT, GraphProto, INT64, ModelProto, NodeProto, OperatorSetId, TensorShape, TensorType, TypeProto,
-    ValueInfoProto,
+    AttributeProto, BFLOAT16, FLOAT, FLOAT16, GraphProto, INT64, ModelProto, NodeProto, OperatorSetId, TensorProto,
+    TensorShape, TensorType, TypeProto, ValueInfoProto,
 };
 use super::wire::{self, Field};
-use super::{CacheContent, Export, GivenRows, Role};
+use super::{CacheContent, Export, GivenRows, Logits, Role, paged};
 
 /// The domain of our operators.
 pub const DOMAIN: &str = "cos";
@@ -51,18 +52,47 @@ const ROW_WISE: [&str; 8] = ["Cast", "Identity", "Mul", "Div", "Add", "Sub", "Ta
 /// Products with the vocabulary.
 const PRODUCTS: [&str; 2] = ["MatMul", "MatMulNBits"];
 
+/// Where the rewritten model runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Target {
+    /// On the processor, by an operator of ours.
+    Host,
+    /// On a GPU, by ONNX Runtime's `PagedAttention`; see [`paged`].
+    Gpu,
+}
+
 /// A rewritten export.
 pub struct Packed {
     /// The model.
     pub bytes: Vec<u8>,
-    /// By attention operator: heads of keys and values, and the size of a head.
-    pub layers: Vec<(usize, usize)>,
-    /// Whether the model takes the positions of tokens as an input.
-    pub has_positions: bool,
+    /// By attention operator: what it keeps of a token.
+    pub layers: Vec<LayerShape>,
+}
+
+/// The shape of what an attention operator keeps of a token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LayerShape {
+    /// Heads of keys and values.
+    pub kv_heads: usize,
+    /// Numbers of a head.
+    pub head_size: usize,
+    /// The type of the numbers.
+    pub element: TensorElementType,
+}
+
+/// What a rewritten graph gets.
+#[derive(Default)]
+pub(super) struct Parts {
+    /// Operators, encoded.
+    pub nodes: Vec<Vec<u8>>,
+    pub inputs: Vec<ValueInfoProto>,
+    pub outputs: Vec<ValueInfoProto>,
+    pub weights: Vec<TensorProto>,
+    pub opsets: Vec<OperatorSetId>,
 }
 
 /// Rewrite the model of an export. The error is the reason why it cannot be packed.
-pub fn rewrite(export: &Export) -> Result<Packed, String> {
+pub fn rewrite(export: &Export, target: Target) -> Result<Packed, String> {
     let bytes = read(&export.file)?;
     let model = ModelProto::decode(bytes.clone()).map_err(|error| error.to_string())?;
     let graph = model.graph.as_ref().ok_or("it holds no graph")?;
@@ -71,11 +101,18 @@ pub fn rewrite(export: &Export) -> Result<Packed, String> {
         return Err("it gives logits of its last positions only".into());
     }
     let logits = export.logits.name.to_str().map_err(|_| "a name is not UTF-8")?;
-    let edit = Edit::of(graph, logits)?;
+    let edit = Edit::of(graph, logits, target)?;
     let inputs = edit.inputs(export)?;
     let layers = layers(graph, &edit, export)?;
-    let bytes = edit.apply(bytes.to_vec(), graph, &inputs, logits, export.logits.columns)?;
-    Ok(Packed { bytes, layers, has_positions: inputs.contains(&Role::Positions) })
+    match target {
+        Target::Host if layers.iter().any(|layer| layer.element != TensorElementType::Float32) => {
+            return Err("its cache is not float32".into());
+        }
+        Target::Host => {}
+        Target::Gpu => paged::check_model(&model, &layers)?,
+    }
+    let bytes = edit.apply(bytes.to_vec(), graph, &inputs, &export.logits, &layers, target)?;
+    Ok(Packed { bytes, layers })
 }
 
 /// The content of a file, mapped.
@@ -114,7 +151,7 @@ struct Edit<'a> {
 }
 
 impl<'a> Edit<'a> {
-    fn of(graph: &'a GraphProto, logits: &str) -> Result<Self, String> {
+    fn of(graph: &'a GraphProto, logits: &str, target: Target) -> Result<Self, String> {
         let writers: HashMap<&str, usize> = graph
             .node
             .iter()
@@ -130,7 +167,10 @@ impl<'a> Edit<'a> {
             let node = &graph.node[index];
             let is_attention = is_attention(node);
             if is_attention {
-                check_attention(node)?;
+                match target {
+                    Target::Host => check_attention(node)?,
+                    Target::Gpu => paged::check(node)?,
+                }
                 edit.attention.push(index);
             }
             for (place, input) in node.input.iter().enumerate().filter(|(_, input)| !input.is_empty()) {
@@ -174,8 +214,9 @@ impl<'a> Edit<'a> {
         mut bytes: Vec<u8>,
         graph: &GraphProto,
         roles: &[Role],
-        logits: &str,
-        columns: usize,
+        logits: &Logits,
+        layers: &[LayerShape],
+        target: Target,
     ) -> Result<Vec<u8>, String> {
         let invalid = || "it is not ONNX".to_owned();
         let [whole] = &wire::fields(&bytes, 0..bytes.len(), &[wire::MODEL_GRAPH]).ok_or_else(invalid)?[..] else {
@@ -196,26 +237,27 @@ impl<'a> Edit<'a> {
             gone.extend((!stays && !is_weight).then_some(field.key));
         }
         let raw = |index: usize| &bytes[nodes[index].content.clone()];
-        let mut more = Vec::new();
-        for (layer, &index) in self.attention.iter().enumerate() {
-            wire::put(&mut more, wire::GRAPH_NODE, &attention(raw(index), &graph.node[index], layer)?);
-        }
+        let attention: Vec<(usize, &[u8])> = self.attention.iter().map(|&index| (index, raw(index))).collect();
+        let mut parts = match target {
+            Target::Host => host_parts(graph, &attention)?,
+            Target::Gpu => paged::parts(graph, &attention, layers)?,
+        };
         let (gather, product) = gathered(raw(self.product), &graph.node[self.product])?;
-        wire::put(&mut more, wire::GRAPH_NODE, &gather.encode_to_vec());
-        wire::put(&mut more, wire::GRAPH_NODE, &product);
-        for (name, size) in [(TABLE, 1), (ROWS, -1)] {
-            let input = value(&text(name), INT64, TensorShape::of(&[size]));
-            wire::put(&mut more, wire::GRAPH_INPUT, &input.encode_to_vec());
-        }
-        let shape = TensorShape::of(&[1, -1, columns as i64]);
-        wire::put(&mut more, wire::GRAPH_OUTPUT, &value(logits, FLOAT, shape).encode_to_vec());
+        parts.nodes.extend([gather.encode_to_vec(), product]);
+        parts.inputs.push(value(&text(ROWS), INT64, TensorShape::of(&[-1])));
+        let shape = TensorShape::of(&[1, -1, logits.columns as i64]);
+        parts.outputs.push(value(&text(&logits.name), number_of(logits.element)?, shape));
         for key in gone {
             // The number of the field is in the key byte. Readers skip a number that onnx.proto does not use.
             bytes[key] = wire::UNUSED;
         }
+        let mut more = Vec::new();
+        parts.nodes.iter().for_each(|node| wire::put(&mut more, wire::GRAPH_NODE, node));
+        parts.weights.iter().for_each(|part| wire::put(&mut more, wire::GRAPH_INITIALIZER, &part.encode_to_vec()));
+        parts.inputs.iter().for_each(|part| wire::put(&mut more, wire::GRAPH_INPUT, &part.encode_to_vec()));
+        parts.outputs.iter().for_each(|part| wire::put(&mut more, wire::GRAPH_OUTPUT, &part.encode_to_vec()));
         wire::put(&mut bytes, wire::MODEL_GRAPH, &more);
-        let domain = OperatorSetId { domain: DOMAIN.into(), version: 1 };
-        wire::put(&mut bytes, wire::MODEL_OPSET, &domain.encode_to_vec());
+        parts.opsets.iter().for_each(|part| wire::put(&mut bytes, wire::MODEL_OPSET, &part.encode_to_vec()));
         Ok(bytes)
     }
 }
@@ -264,18 +306,41 @@ fn product(graph: &GraphProto, writers: &HashMap<&str, usize>, logits: &str) -> 
     Err("the product of its logits with the vocabulary is not a MatMul".into())
 }
 
-/// By attention operator: heads of keys and values, and the size of a head. The cache must be float32.
-fn layers(graph: &GraphProto, edit: &Edit<'_>, export: &Export) -> Result<Vec<(usize, usize)>, String> {
+/// By attention operator: what it keeps of a token.
+fn layers(graph: &GraphProto, edit: &Edit<'_>, export: &Export) -> Result<Vec<LayerShape>, String> {
     let part = |&index: &usize| {
         let past = graph.node[index].input.get(3).ok_or("its attention has no cache")?;
         let cached = export.cache.iter().find(|cached| cached.past.to_str() == Ok(past));
         let cached = cached.ok_or("its attention has no cache")?;
-        if cached.element != ort::value::TensorElementType::Float32 || cached.holds == CacheContent::Both {
-            return Err(format!("its cache is {:?}, not float32", cached.element));
+        if cached.holds == CacheContent::Both {
+            return Err("its cache holds keys and values in one tensor".into());
         }
-        Ok((cached.heads, cached.head_size))
+        Ok(LayerShape { kv_heads: cached.heads, head_size: cached.head_size, element: cached.element })
     };
     edit.attention.iter().map(part).collect()
+}
+
+/// The number of a type in onnx.proto.
+pub(super) fn number_of(element: TensorElementType) -> Result<i32, String> {
+    match element {
+        TensorElementType::Float32 => Ok(FLOAT),
+        TensorElementType::Float16 => Ok(FLOAT16),
+        TensorElementType::Bfloat16 => Ok(BFLOAT16),
+        other => Err(format!("its cache or its logits are {other}")),
+    }
+}
+
+/// What replaces attention on the processor.
+fn host_parts(graph: &GraphProto, operators: &[(usize, &[u8])]) -> Result<Parts, String> {
+    let layers = operators.iter().enumerate();
+    Ok(Parts {
+        nodes: layers
+            .map(|(layer, &(index, raw))| attention(raw, &graph.node[index], layer))
+            .collect::<Result<_, _>>()?,
+        inputs: vec![value(&text(TABLE), INT64, TensorShape::of(&[1]))],
+        opsets: vec![OperatorSetId { domain: DOMAIN.into(), version: 1 }],
+        ..Parts::default()
+    })
 }
 
 /// The attention operator of ours in place of a `GroupQueryAttention`.
@@ -315,11 +380,11 @@ fn gathered(raw: &[u8], node: &NodeProto) -> Result<(NodeProto, Vec<u8>), String
     Ok((gather, product))
 }
 
-fn value(name: &str, element: i32, shape: TensorShape) -> ValueInfoProto {
+pub(super) fn value(name: &str, element: i32, shape: TensorShape) -> ValueInfoProto {
     let tensor = TensorType { element, shape: Some(shape) };
     ValueInfoProto { name: name.into(), r#type: Some(TypeProto { tensor: Some(tensor) }) }
 }
 
-fn text(name: &CStr) -> String {
+pub(super) fn text(name: &CStr) -> String {
     name.to_string_lossy().into_owned()
 }

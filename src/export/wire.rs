@@ -9,6 +9,7 @@ use prost::encoding::{DecodeContext, WireType, decode_key, decode_varint, encode
 pub const MODEL_GRAPH: u32 = 7;
 pub const MODEL_OPSET: u32 = 8;
 pub const GRAPH_NODE: u32 = 1;
+pub const GRAPH_INITIALIZER: u32 = 5;
 pub const GRAPH_INPUT: u32 = 11;
 pub const GRAPH_OUTPUT: u32 = 12;
 pub const GRAPH_VALUE_INFO: u32 = 13;

@@ -79,10 +79,10 @@ impl OnnxModel {
         self.device.is_some() && self.captures.refused().is_none()
     }
 
-    fn rows_on(&self) -> RowsOn {
+    pub(super) fn rows_on(&self) -> RowsOn {
         let long = if self.export.logits.columns >= LONG_ROW { RowsOn::Gpu } else { RowsOn::Host };
         match &self.device {
-            Some(device) if device.no_kernels().is_none() => self.rows.unwrap_or(long),
+            Some(device) if device.no_kernels().is_none() && !self.batches() => self.rows.unwrap_or(long),
             _ => RowsOn::Host,
         }
     }
@@ -210,6 +210,7 @@ impl Model for OnnxModel {
             Provider::Cpu => ("cpu", 0),
             Provider::Cuda { device_id, .. } => ("cuda", *device_id),
         };
+        let packed = if let Batching::Packed(passes) = &self.batching { Some(passes) } else { None };
         let mut description = self.export.describe();
         let own = json!({
             "name": self.name,
@@ -225,7 +226,10 @@ impl Model for OnnxModel {
             "rows_on": if self.rows_on() == RowsOn::Gpu { "gpu" } else { "host" },
             "deviation": self.deviation,
             "trials": self.trials,
-            "batching": if matches!(self.batching, Batching::Packed(_)) { "packed" } else { "alone" },
+            "batching": if packed.is_some() { "packed" } else { "alone" },
+            "cache_block_tokens": packed.map(|passes| passes.block_tokens),
+            "cache_blocks": packed.map(|passes| passes.blocks),
+            "cache_bytes": packed.map(|passes| passes.blocks * passes.block_bytes),
             "no_batching": if let Batching::Alone(why) = &self.batching { Some(why) } else { None },
         });
         if let (Value::Object(description), Value::Object(own)) = (&mut description, own) {
@@ -254,7 +258,7 @@ impl Model for OnnxModel {
     }
 
     fn overlaps(&self) -> bool {
-        self.loaded.is_whole
+        self.loaded.is_whole && !self.batches()
     }
 
     fn launch(&self, pass: &mut Pass<'_>) -> bool {

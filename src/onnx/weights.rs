@@ -164,9 +164,11 @@ fn load_on_gpu(
     // more. It is excluded where other kernels are as good. Elsewhere, passes have few widths: see
     // `GpuPasses::padding`.
     let by_default = device.prefers_cudnn() && !options.contains_key(attention::KERNELS);
-    let kernels = if by_default { AttentionKernels::of(graph) } else { AttentionKernels::Own };
+    let is_packed = matches!(source, ModelSource::Packed(_));
+    let kernels = if by_default && !is_packed { AttentionKernels::of(graph) } else { AttentionKernels::Own };
     let mut options = options.clone();
-    if kernels == AttentionKernels::CudnnForSeveral {
+    // Packed passes have many sizes.
+    if kernels == AttentionKernels::CudnnForSeveral || (by_default && is_packed) {
         options.insert(attention::KERNELS.into(), attention::WITHOUT_CUDNN.into());
     }
     let create = |graphs: bool| {

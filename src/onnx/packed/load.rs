@@ -2,15 +2,21 @@
 
 use std::sync::Arc;
 
-use super::check;
 use super::passes::PackedPasses;
-use crate::error::Result;
+use super::table::BLOCK;
+use super::{check, gpu_store, host};
+use crate::error::{Error, Result};
 use crate::export::graph::Graph;
-use crate::export::{CacheKind, Scoring, pack};
+use crate::export::pack::Target;
+use crate::export::{CacheKind, Export, Scoring, pack};
 use crate::onnx::check::{Excuses, Trial};
 use crate::onnx::model::OnnxModel;
-use crate::onnx::options::Provider;
+use crate::onnx::options::{CacheSize, Provider, RowsOn};
 use crate::onnx::weights::{self, ModelSource};
+use crate::process;
+
+/// What counts as free memory of a GPU.
+const FREE_ON_GPU: usize = 2 << 30;
 
 /// Whether passes of a model serve several sequences at once.
 #[derive(Clone, Default)]
@@ -27,13 +33,23 @@ pub enum Batching {
 /// A model with packed passes, or the same model with the reason why it has none.
 ///
 /// The session of the export is freed before the rewritten one is created, so weights are in memory once. `reload`
-/// loads the export again if the rewritten one gives other logits.
-pub fn pack(mut model: OnnxModel, graph: &Graph, reload: impl FnOnce() -> Result<OnnxModel>) -> Result<OnnxModel> {
+/// loads the export again if the rewritten one gives other logits. `Config` if `cache` is too small.
+pub fn pack(
+    mut model: OnnxModel,
+    graph: &Graph,
+    cache: CacheSize,
+    reload: impl FnOnce() -> Result<OnnxModel>,
+) -> Result<OnnxModel> {
     let why = match candidate(&model) {
         Ok((trial, packed)) => {
-            let successor = model.successor();
+            let successor = model.successor(cache);
             drop(model);
-            match successor(graph, &packed).and_then(|model| verify(model, &trial)) {
+            let packed = match successor(graph, &packed) {
+                Err(error @ Error::Config(_)) => return Err(error),
+                Err(error) => Err(error.to_string()),
+                Ok(model) => verify(model, &trial),
+            };
+            match packed {
                 Ok(model) => return Ok(model),
                 Err(why) => {
                     model = reload()?;
@@ -49,15 +65,33 @@ pub fn pack(mut model: OnnxModel, graph: &Graph, reload: impl FnOnce() -> Result
 
 /// The rewritten export, and rows of the export itself to compare with.
 fn candidate(model: &OnnxModel) -> Result<(Trial, pack::Packed), String> {
-    if model.provider != Provider::Cpu {
-        return Err("passes on a GPU are not packed yet".into());
+    let target = match model.provider {
+        Provider::Cpu => Target::Host,
+        Provider::Cuda { .. } if !model.loaded.is_whole => {
+            return Err("ONNX Runtime runs some operators on the processor".into());
+        }
+        Provider::Cuda { .. } if model.rows_on() == RowsOn::Gpu => {
+            return Err("its rows of logits stay on the GPU, where packed passes do not read them yet".into());
+        }
+        Provider::Cuda { .. } => Target::Gpu,
+    };
+    if let Some(why) = cannot_share(&model.export) {
+        return Err(why.into());
     }
-    if model.export.cache_kind != CacheKind::Shared || model.export.scoring != Scoring::Parallel {
-        return Err("its attention is not GroupQueryAttention with a cache that is updated in place".into());
-    }
-    let packed = pack::rewrite(&model.export)?;
+    let packed = pack::rewrite(&model.export, target)?;
     let trial = Trial::new(model).map_err(|interrupt| model.failed_trial(interrupt).to_string())?;
     Ok((trial, packed))
+}
+
+/// Why sequences of an export cannot share a pass, whatever its graph holds.
+fn cannot_share(export: &Export) -> Option<&'static str> {
+    match (export.cache_kind, export.scoring) {
+        (CacheKind::Concatenated, _) => Some("its attention appends to the cache (it is not GroupQueryAttention)"),
+        (CacheKind::Fixed { .. }, _) => Some("its cache has a fixed length"),
+        (CacheKind::None, _) => Some("it has no cache"),
+        (CacheKind::Shared, Scoring::Parallel) => None,
+        (CacheKind::Shared, _) => Some("it scores several positions of a text one by one"),
+    }
 }
 
 fn verify(mut model: OnnxModel, trial: &Trial) -> Result<OnnxModel, String> {
@@ -73,20 +107,30 @@ fn verify(mut model: OnnxModel, trial: &Trial) -> Result<OnnxModel, String> {
 
 impl OnnxModel {
     /// What makes the packed successor of a model. It does not keep the model's session alive.
-    fn successor(&self) -> impl FnOnce(&Graph, &pack::Packed) -> Result<OnnxModel, String> + use<> {
+    fn successor(&self, cache: CacheSize) -> impl FnOnce(&Graph, &pack::Packed) -> Result<OnnxModel> + use<> {
         let export = self.export.clone();
         let (name, memory, vocab_size) = (self.name.clone(), self.memory.clone(), self.vocab_size);
         let (deviation, trials, provider) = (self.deviation, self.trials.clone(), self.provider.clone());
         let captures = self.captures.clone();
         move |graph, packed| {
             let source = ModelSource::Packed(&packed.bytes);
-            let loaded =
-                weights::load(&export.file, graph, &Provider::Cpu, source).map_err(|error| error.to_string())?;
-            let passes = PackedPasses::new(&loaded, &export, &packed.layers, usize::MAX);
-            let passes = passes.map_err(|error| error.to_string())?;
+            let loaded = weights::load(&export.file, graph, &provider, source)?;
+            let (layers, context) = (&packed.layers[..], export.context_length);
+            let blocks = |tokens: usize, bytes, free| cache.blocks(&name, bytes, context.div_ceil(tokens), free);
+            let passes = match provider {
+                Provider::Cpu => {
+                    let blocks = blocks(BLOCK, host::block_bytes(layers), process::free_memory())?;
+                    PackedPasses::on_host(&loaded, &export, layers, blocks)?
+                }
+                Provider::Cuda { .. } => {
+                    let (tokens, bytes) = (gpu_store::block_of(layers), gpu_store::block_bytes(layers));
+                    let blocks = blocks(tokens, bytes, FREE_ON_GPU)?;
+                    PackedPasses::on_gpu(&loaded, &export, layers, &captures, blocks)
+                        .map_err(|error| Error::Runtime(error.to_string()))?
+                }
+            };
             Ok(OnnxModel {
                 name,
-                loaded,
                 export,
                 provider,
                 memory,
@@ -94,10 +138,11 @@ impl OnnxModel {
                 deviation,
                 trials,
                 pass_times: Vec::new(),
-                device: None,
+                device: loaded.device.clone(),
                 captures,
                 rows: None,
                 spares: Arc::default(),
+                loaded,
                 batching: Batching::Packed(Arc::new(passes)),
             })
         }

@@ -2,7 +2,13 @@
 
 mod attention;
 pub mod check;
+pub mod gpu_runner;
+pub mod gpu_store;
+pub mod holding;
+pub mod host;
+pub mod host_runner;
 mod kernel;
+pub mod layout;
 pub mod load;
 pub mod operator;
 #[cfg(test)]

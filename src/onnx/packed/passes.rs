@@ -1,25 +1,26 @@
 //! Packed passes: the tokens of any number of sequences go through the model at once.
 
 use std::any::Any;
-use std::ffi::CString;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use ort::memory::MemoryInfo;
 use ort::session::RunOptions;
-use ort::value::TensorElementType;
 use parking_lot::Mutex;
 
-use super::pool::Pool;
+use super::gpu_runner::GpuRunner;
+use super::gpu_store::{self, GpuStore};
+use super::host;
+use super::host_runner::HostRunner;
+use super::layout::Layout;
+use super::pool::{BlockCopy, Pool};
 use super::sequence::{PackedSequence, PassRows};
-use super::table::{LayerPart, PassTable, Share};
+use super::table::BLOCK;
 use crate::error::{Error, Result};
-use crate::export::pack::{ROWS, TABLE};
-use crate::export::{Export, Role};
+use crate::export::Export;
+use crate::export::pack::LayerShape;
 use crate::model::{Interrupt, Pass, Report, Sequence};
-use crate::onnx::binding::{Binding, Tensor};
-use crate::onnx::inputs::Feed;
+use crate::onnx::captures::Captures;
 use crate::onnx::weights::LoadedSession;
 
 /// Most buffers for rows that are kept for later passes.
@@ -28,37 +29,62 @@ const MOST_BUFFERS: usize = 8;
 /// The passes of a packed model.
 pub struct PackedPasses {
     pub pool: Pool,
-    /// By layer: its part of a block.
-    pub layers: Vec<LayerPart>,
     /// Bytes of a block.
     pub block_bytes: usize,
+    /// Tokens of a block.
+    pub block_tokens: usize,
+    /// Most blocks.
+    pub blocks: usize,
     /// Logits of a row, padding included.
     pub columns: usize,
     /// For messages.
     file: PathBuf,
-    logits: CString,
-    runner: Mutex<Runner>,
-    /// For passes over several sequences, which none of them stops.
-    unstoppable: RunOptions,
-    memory: MemoryInfo<'static>,
-    /// Dropped last, since the binding refers to it.
-    _loaded: Arc<LoadedSession>,
+    work: Mutex<Work>,
 }
 
-/// What one pass needs, reused by the next.
-struct Runner {
-    binding: Binding,
-    feeds: Vec<Feed>,
-    /// The indices of the tokens whose rows are wanted.
-    rows: Vec<i64>,
-    table: Box<PassTable>,
-    /// The address of the table.
-    address: [i64; 1],
-    tokens: Vec<i64>,
-    positions: Vec<i64>,
+/// What passes run on, and what one pass needs, reused by the next.
+struct Work {
+    machine: Machine,
+    layout: Layout,
+    copies: Vec<BlockCopy>,
     buffers: Vec<Arc<PassRows>>,
     /// By sequence of the pass: how its tokens are dealt with.
     cuts: Vec<Cut>,
+}
+
+/// What passes run on.
+enum Machine {
+    Host(HostRunner),
+    Gpu(Box<GpuRunner>),
+}
+
+impl Machine {
+    fn copy(&mut self, copy: BlockCopy) -> ort::Result<()> {
+        match self {
+            Machine::Host(runner) => {
+                runner.store.copy(copy);
+                Ok(())
+            }
+            Machine::Gpu(runner) => runner.store().copy(copy),
+        }
+    }
+
+    /// Run a pass. `options` may stop it. Returns the time that it took, and whether later ones take as long.
+    fn run(
+        &mut self,
+        layout: &mut Layout,
+        options: Option<&RunOptions>,
+        rows: &mut [f32],
+    ) -> ort::Result<(Duration, bool)> {
+        match self {
+            Machine::Host(runner) => Ok((runner.run(layout, options, rows)?, true)),
+            Machine::Gpu(runner) => {
+                let elapsed = runner.run(layout)?;
+                runner.read(rows);
+                Ok((elapsed, runner.is_usual))
+            }
+        }
+    }
 }
 
 /// How the tokens of one sequence are dealt with.
@@ -66,52 +92,49 @@ struct Runner {
 struct Cut {
     /// Its length before the pass.
     start: usize,
-    /// Tokens that were found in blocks of others.
-    reused: usize,
-    /// Tokens at the front, the reused ones included, whose rows nobody reads.
-    unwanted: usize,
+    /// The index of the first token whose row somebody reads.
+    wanted: usize,
 }
 
 impl PackedPasses {
-    /// Passes of a rewritten export.
-    pub fn new(loaded: &Arc<LoadedSession>, export: &Export, layers: &[(usize, usize)], limit: usize) -> Result<Self> {
-        let failed = |error: ort::Error| Error::Runtime(error.to_string());
-        let layers = LayerPart::lay_out(layers);
-        let pool = Pool::new(&layers, limit);
-        let block_bytes = pool.lock().block_bytes();
-        let is_read = |role: Role| matches!(role, Role::Tokens | Role::Positions);
-        let table = Box::new(PassTable { tokens: 0, shares: Vec::new(), layers: layers.clone() });
-        let inputs = loaded.session.inputs();
-        let is_fed = |name: &CString| inputs.iter().any(|input| name.to_str() == Ok(input.name()));
-        let feeds = export.inputs.iter().filter(|input| is_read(input.role) && is_fed(&input.name)).map(Feed::new);
-        Ok(PackedPasses {
-            pool,
-            layers,
+    /// Passes of an export that was rewritten for the processor, over at most so many blocks.
+    pub fn on_host(loaded: &Arc<LoadedSession>, export: &Export, layers: &[LayerShape], blocks: usize) -> Result<Self> {
+        let runner = HostRunner::new(loaded, export, layers, blocks)?;
+        Ok(Self::new(export, Machine::Host(runner), (BLOCK, host::block_bytes(layers)), blocks))
+    }
+
+    /// Passes of an export that was rewritten for a GPU, over so many blocks, which are allocated at once.
+    pub fn on_gpu(
+        loaded: &Arc<LoadedSession>,
+        export: &Export,
+        layers: &[LayerShape],
+        captures: &Arc<Captures>,
+        blocks: usize,
+    ) -> ort::Result<Self> {
+        let device = loaded.device.as_ref().ok_or_else(|| ort::Error::new("the model is on no GPU"))?;
+        let (block, bytes) = (gpu_store::block_of(layers), gpu_store::block_bytes(layers));
+        let longest = export.context_length.div_ceil(block);
+        let store = GpuStore::new(device, layers, blocks)?;
+        let runner = GpuRunner::new(loaded, export, captures, store, longest)?;
+        Ok(Self::new(export, Machine::Gpu(Box::new(runner)), (block, bytes), blocks))
+    }
+
+    fn new(export: &Export, machine: Machine, (block_tokens, block_bytes): (usize, usize), blocks: usize) -> Self {
+        PackedPasses {
+            pool: Pool::new(block_tokens, blocks),
             block_bytes,
+            block_tokens,
+            blocks,
             columns: export.logits.columns,
             file: export.file.clone(),
-            logits: export.logits.name.clone(),
-            runner: Mutex::new(Runner {
-                binding: Binding::new(&loaded.session)?,
-                feeds: feeds.collect(),
-                rows: Vec::new(),
-                address: [&raw const *table as i64],
-                table,
-                tokens: Vec::new(),
-                positions: Vec::new(),
+            work: Mutex::new(Work {
+                machine,
+                layout: Layout::default(),
+                copies: Vec::new(),
                 buffers: Vec::new(),
                 cuts: Vec::new(),
             }),
-            unstoppable: RunOptions::new().map_err(failed)?,
-            memory: MemoryInfo::new(
-                ort::memory::AllocationDevice::CPU,
-                0,
-                ort::memory::AllocatorType::Device,
-                ort::memory::MemoryType::Default,
-            )
-            .map_err(failed)?,
-            _loaded: loaded.clone(),
-        })
+        }
     }
 
     /// Run one pass over a batch; see [`crate::model::Model::forward`].
@@ -121,14 +144,13 @@ impl PackedPasses {
         {
             return Err(Interrupt::Cancelled);
         }
-        let mut runner = self.runner.lock();
-        let runner = &mut *runner;
-        runner.cuts.clear();
-        let elapsed = self.prepare(runner, batch).and_then(|()| self.run(runner, batch));
-        match elapsed {
-            Ok(elapsed) => Ok(Report { elapsed, is_usual: batch.len() == 1 }),
+        let mut work = self.work.lock();
+        let work = &mut *work;
+        work.cuts.clear();
+        match self.prepare(work, batch).and_then(|()| self.run(work, batch)) {
+            Ok((elapsed, is_usual)) => Ok(Report { elapsed, is_usual: is_usual && batch.len() == 1 }),
             Err(error) => {
-                for (pass, cut) in batch.iter_mut().zip(&runner.cuts) {
+                for (pass, cut) in batch.iter_mut().zip(&work.cuts) {
                     pass.sequence.truncate(cut.start);
                 }
                 if let [only] = batch
@@ -141,87 +163,67 @@ impl PackedPasses {
         }
     }
 
-    /// Make room for the new tokens, and fill the inputs. Sequences take what others have computed before.
-    fn prepare(&self, runner: &mut Runner, batch: &mut [Pass<'_>]) -> Result<()> {
-        let Runner { table, tokens, positions, rows, cuts, .. } = runner;
-        (tokens.clear(), positions.clear(), rows.clear(), table.shares.clear());
-        let mut blocks = self.pool.lock();
+    /// Make room for the new tokens, and lay out the pass. Sequences take what others have computed before.
+    fn prepare(&self, work: &mut Work, batch: &mut [Pass<'_>]) -> Result<()> {
+        let Work { machine, layout, copies, cuts, .. } = work;
+        layout.clear();
+        let mut pool = self.pool.lock();
         for pass in &mut *batch {
             let sequence = own(pass.sequence);
-            let start = sequence.len();
-            let unwanted = pass.keep.saturating_sub(start + 1).min(pass.tokens.len());
-            cuts.push(Cut { start, reused: 0, unwanted });
-            let reused = sequence.reuse(&pass.tokens[..unwanted], &mut blocks);
-            *cuts.last_mut().expect("it was pushed") = Cut { start, reused, unwanted };
-            let new = &pass.tokens[reused..];
-            if new.is_empty() {
+            let (start, holding) = (sequence.len(), sequence.holding);
+            let wanted = (pass.keep.max(start + 1) - 1).min(start + pass.tokens.len());
+            cuts.push(Cut { start, wanted });
+            sequence.begin(pass.tokens);
+            let computed = pool.len(holding);
+            pool.reuse(holding, &sequence.tokens()[computed..wanted]);
+            let (past, end) = (pool.len(holding), sequence.len());
+            if past == end {
                 continue;
             }
-            sequence.prepare(new.len(), &mut blocks)?;
-            let (first, past) = (tokens.len(), start + reused);
-            let blocks = sequence.addresses().as_ptr();
-            table.shares.push(Share { first, width: new.len(), past, blocks });
-            tokens.extend(new.iter().map(|&token| i64::from(token)));
-            positions.extend(past as i64..(past + new.len()) as i64);
-            rows.extend((unwanted - reused..new.len()).map(|index| (first + index) as i64));
+            if !pool.reserve(holding, end, copies) {
+                return Err(Error::Runtime("no memory for more tokens: sequences use all blocks of the cache".into()));
+            }
+            for copy in copies.drain(..) {
+                machine.copy(copy).map_err(|error| self.failed(error))?;
+            }
+            let blocks = &pool.of(holding)[..end.div_ceil(pool.block_size())];
+            layout.add(&sequence.tokens()[past..], past, wanted.max(past) - past, blocks);
         }
-        table.tokens = tokens.len();
         Ok(())
     }
 
-    fn run(&self, runner: &mut Runner, batch: &mut [Pass<'_>]) -> Result<Duration> {
-        let failed = |error: ort::Error| Error::Runtime(format!("{}: {error}", self.file.display()));
-        let Runner { table, tokens, rows, buffers, cuts, .. } = &mut *runner;
-        if table.shares.is_empty() {
-            return Ok(Duration::ZERO);
-        }
-        if rows.is_empty() {
-            rows.push(tokens.len() as i64 - 1); // an empty matrix is not for every operator
-        }
-        let mut buffer = buffer(buffers, rows.len() * self.columns)?;
-        let taken = cuts.len();
-        debug_assert_eq!(taken, batch.len());
-        let output = Arc::get_mut(&mut buffer).expect("nobody else has the buffer");
-        self.bind(runner, &mut output.0).map_err(failed)?;
-        let started = Instant::now();
-        let result = match &batch[..] {
-            [only] => runner.binding.run(&own_ref(only.sequence).options),
-            _ => runner.binding.run(&self.unstoppable),
-        };
-        let elapsed = started.elapsed();
-        result.map_err(failed)?;
-        let mut blocks = self.pool.lock();
-        let mut row = 0;
-        for (pass, &Cut { start, reused, unwanted }) in batch.iter_mut().zip(&runner.cuts) {
-            let sequence = own(pass.sequence);
-            sequence.ran(&pass.tokens[reused..]);
-            let count = pass.tokens.len() - unwanted;
-            sequence.keep_rows(&buffer, row, start + 1 + unwanted, count, pass.keep);
-            sequence.publish(pass.keep, &mut blocks);
-            row += count;
-        }
-        if runner.buffers.len() < MOST_BUFFERS {
-            runner.buffers.push(buffer);
-        }
-        Ok(elapsed)
+    fn failed(&self, error: ort::Error) -> Error {
+        Error::Runtime(format!("{}: {error}", self.file.display()))
     }
 
-    fn bind(&self, runner: &mut Runner, output: &mut [f32]) -> ort::Result<()> {
-        let Runner { binding, feeds, rows, address, tokens, positions, .. } = runner;
-        let width = tokens.len() as i64;
-        for Feed { input, numbers } in feeds {
-            let values = if input.role == Role::Tokens { &*tokens } else { &*positions };
-            numbers.fill(values.iter().copied())?;
-            let shape = [1, width];
-            binding.input(&input.name, &numbers.tensor(&self.memory, &shape[2 - input.rank..])?)?;
+    fn run(&self, work: &mut Work, batch: &mut [Pass<'_>]) -> Result<(Duration, bool)> {
+        let Work { machine, layout, buffers, cuts, .. } = work;
+        if !layout.finish() {
+            return Ok((Duration::ZERO, true));
         }
-        let int64 = TensorElementType::Int64;
-        binding.input(TABLE, &Tensor::over(&self.memory, address, int64, &[1])?)?;
-        let wanted = rows.len() as i64;
-        binding.input(ROWS, &Tensor::over(&self.memory, rows, int64, &[wanted])?)?;
-        let shape = [1, wanted, self.columns as i64];
-        let logits = Tensor::over(&self.memory, output, TensorElementType::Float32, &shape)?;
-        binding.output(&self.logits, &logits)
+        let mut buffer = buffer(buffers, layout.rows.len() * self.columns)?;
+        let rows = &mut Arc::get_mut(&mut buffer).expect("nobody else has the buffer").0;
+        let options = match &batch[..] {
+            [only] => Some(&*own_ref(only.sequence).options),
+            _ => None,
+        };
+        let ran = machine.run(layout, options, &mut rows[..layout.rows.len() * self.columns]);
+        let ran = ran.map_err(|error| self.failed(error))?;
+        let mut pool = self.pool.lock();
+        let mut row = 0;
+        for (pass, &Cut { wanted, .. }) in batch.iter_mut().zip(&*cuts) {
+            let sequence = own(pass.sequence);
+            let count = sequence.len() - wanted;
+            pool.ran(sequence.holding, sequence.len());
+            sequence.keep_rows(&buffer, row, wanted + 1, count, pass.keep);
+            let published = pass.keep.min(sequence.len());
+            pool.publish_first(sequence.holding, &sequence.tokens()[..published]);
+            row += count;
+        }
+        if buffers.len() < MOST_BUFFERS {
+            buffers.push(buffer);
+        }
+        Ok(ran)
     }
 }
 

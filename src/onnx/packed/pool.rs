@@ -1,22 +1,20 @@
-//! Blocks of keys and values, shared by the sequences of a model.
+//! Which blocks of keys and values are free, shared, or kept for others: numbers only, wherever the memory is.
 //!
-//! A block holds [`BLOCK`] tokens of one sequence through all layers. Sequences that begin with the same tokens share
-//! blocks: a block is found by its tokens and by the block before it, so what is found is what would be computed. A
-//! block that nobody uses any more is kept until its memory is needed; the one that was used least recently goes first.
+//! A block holds the same number of tokens of one sequence through all layers. Sequences that begin with the same
+//! tokens share blocks: a block is found by its tokens and by the blocks before it, so what is found is what would be
+//! computed. A block that nobody uses any more is kept until it is needed; the one that was used least recently goes
+//! first. Which sequence has which blocks is in [`holding`](super::holding).
 
 use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
 
 use parking_lot::{Mutex, MutexGuard};
 
-use super::table::{BLOCK, LayerPart};
-use crate::error::{Error, Result};
+use super::holding::Holdings;
 
-/// Memory is taken from the system in pieces of about this many bytes.
-const SLAB_BYTES: usize = 16 << 20;
-
-/// A block, by its number.
+/// A block, by its number. Numbers are given from 0 on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct BlockId(u32);
+pub struct BlockId(pub u32);
 
 /// What the tokens of a chain of full blocks are, as a number that no other chain has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -32,6 +30,15 @@ impl Chain {
 /// The first number of chains that are not empty.
 const FIRST_CHAIN: u64 = 1 << 32;
 
+/// The first tokens of a block are to be copied to another one, before the next pass runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BlockCopy {
+    pub from: BlockId,
+    pub to: BlockId,
+    /// How many tokens; at least one, and fewer than a block has.
+    pub tokens: usize,
+}
+
 /// The blocks of a model.
 pub struct Pool {
     blocks: Mutex<Blocks>,
@@ -39,22 +46,24 @@ pub struct Pool {
 
 /// The blocks of a model, locked.
 pub struct Blocks {
-    /// Units of four bytes in a block.
-    units: usize,
-    per_slab: usize,
-    slabs: Vec<Vec<u32>>,
+    /// Tokens of a block.
+    size: usize,
     /// Most blocks.
     limit: usize,
     states: Vec<BlockState>,
-    /// Blocks without tokens.
+    /// By block: its tokens, if it is known.
+    tokens: Vec<i32>,
+    /// Blocks without tokens, of the numbers given so far.
     free: Vec<BlockId>,
-    /// Full blocks, by what they hold.
-    known: HashMap<(Chain, [i32; BLOCK]), BlockId>,
+    /// Full blocks, by a hash of what they hold. Of two with one hash, only the first is known.
+    known: HashMap<u64, BlockId>,
+    hasher: RandomState,
     /// Known blocks that no sequence uses, from the least to the most recently used.
     oldest: Option<BlockId>,
     newest: Option<BlockId>,
     idle: usize,
     next_chain: u64,
+    pub(super) holdings: Holdings,
 }
 
 /// What is known of a block.
@@ -71,29 +80,28 @@ struct BlockState {
 
 #[derive(Debug, Clone, Copy)]
 struct Held {
+    hash: u64,
     before: Chain,
-    tokens: [i32; BLOCK],
     chain: Chain,
 }
 
 impl Pool {
-    /// An empty pool. It takes at most `limit_bytes` from the system.
-    pub fn new(layers: &[LayerPart], limit_bytes: usize) -> Self {
-        let units = layers.iter().map(LayerPart::end).max().unwrap_or(1).max(1);
-        let per_slab = (SLAB_BYTES / (4 * units)).max(1);
+    /// A pool of at most `limit` blocks of `size` tokens.
+    pub fn new(size: usize, limit: usize) -> Self {
         Pool {
             blocks: Mutex::new(Blocks {
-                units,
-                per_slab,
-                slabs: Vec::new(),
-                limit: (limit_bytes / (4 * units)).min(u32::MAX as usize),
+                size,
+                limit: limit.min(u32::MAX as usize),
                 states: Vec::new(),
+                tokens: Vec::new(),
                 free: Vec::new(),
                 known: HashMap::new(),
+                hasher: RandomState::new(),
                 oldest: None,
                 newest: None,
                 idle: 0,
                 next_chain: FIRST_CHAIN,
+                holdings: Holdings::default(),
             }),
         }
     }
@@ -105,34 +113,34 @@ impl Pool {
 }
 
 impl Blocks {
-    /// Bytes of a block.
-    pub fn block_bytes(&self) -> usize {
-        4 * self.units
+    /// Tokens of a block.
+    pub fn block_size(&self) -> usize {
+        self.size
     }
 
-    /// Blocks that hold something: those in use, and those that are kept for others.
+    /// Blocks that sequences use, and blocks that are kept for others.
     pub fn used_and_idle(&self) -> (usize, usize) {
         (self.states.len() - self.free.len() - self.idle, self.idle)
     }
 
-    /// Where a block is. It stays there as long as the pool.
-    pub fn address(&mut self, block: BlockId) -> *mut f32 {
-        let (slab, place) = (block.0 as usize / self.per_slab, block.0 as usize % self.per_slab);
-        self.slabs[slab][place * self.units..].as_mut_ptr().cast()
+    /// Blocks that can be taken.
+    pub fn available(&self) -> usize {
+        self.limit - self.states.len() + self.free.len() + self.idle
     }
 
-    /// A block for new tokens, with one user.
-    pub fn take(&mut self) -> Result<BlockId> {
-        if self.free.is_empty() && !self.grow()? {
-            self.forget_oldest()?;
-        }
-        let block = self.free.pop().expect("a block was freed or added");
+    /// A block for new tokens, with one user; `None` if sequences use all blocks.
+    pub(super) fn take(&mut self) -> Option<BlockId> {
+        let block = match self.free.pop() {
+            Some(block) => block,
+            None if self.states.len() < self.limit => self.give(),
+            None => self.forget_oldest()?,
+        };
         self.state(block).users = 1;
-        Ok(block)
+        Some(block)
     }
 
     /// One more user of a block.
-    pub fn share(&mut self, block: BlockId) {
+    pub(super) fn share(&mut self, block: BlockId) {
         if self.state(block).users == 0 {
             self.unlink(block);
         }
@@ -140,7 +148,7 @@ impl Blocks {
     }
 
     /// One user less. A block without users is kept if it is known, and freed otherwise.
-    pub fn release(&mut self, block: BlockId) {
+    pub(super) fn release(&mut self, block: BlockId) {
         let state = self.state(block);
         state.users -= 1;
         match (state.users, state.held) {
@@ -150,86 +158,71 @@ impl Blocks {
         }
     }
 
+    /// Whether several sequences use a block.
+    pub(super) fn is_shared(&self, block: BlockId) -> bool {
+        self.states[block.0 as usize].users > 1
+    }
+
     /// The block that holds these tokens behind a chain, with one user more, and the chain that ends with it.
-    pub fn find(&mut self, before: Chain, tokens: &[i32; BLOCK]) -> Option<(BlockId, Chain)> {
-        let block = *self.known.get(&(before, *tokens))?;
+    pub(super) fn find(&mut self, before: Chain, tokens: &[i32]) -> Option<(BlockId, Chain)> {
+        let (block, chain) = self.look_up(before, tokens).ok()?;
         self.share(block);
-        self.state(block).held.map(|held| (block, held.chain))
+        Some((block, chain))
     }
 
     /// Let others find a full block, unless they find its tokens in another one. Returns the chain that ends with it.
-    pub fn publish(&mut self, block: BlockId, before: Chain, tokens: &[i32; BLOCK]) -> Chain {
-        if let Some(&other) = self.known.get(&(before, *tokens)) {
-            return self.state(other).held.expect("a known block says what it holds").chain;
-        }
+    pub(super) fn publish(&mut self, block: BlockId, before: Chain, tokens: &[i32]) -> Chain {
+        let hash = match self.look_up(before, tokens) {
+            Ok((_, chain)) => return chain,
+            Err(hash) => hash,
+        };
         let chain = Chain(self.next_chain);
         self.next_chain += 1;
-        self.known.insert((before, *tokens), block);
-        self.state(block).held = Some(Held { before, tokens: *tokens, chain });
+        if !self.known.contains_key(&hash) {
+            self.known.insert(hash, block);
+            self.state(block).held = Some(Held { hash, before, chain });
+            self.tokens[block.0 as usize * self.size..][..self.size].copy_from_slice(tokens);
+        }
         chain
     }
 
-    /// A block that may be written to, in place of one of which the first `kept` tokens are needed: itself if nobody
-    /// else uses it, otherwise a copy.
-    pub fn writable(&mut self, block: BlockId, layers: &[LayerPart], kept: usize) -> Result<BlockId> {
-        if self.state(block).users == 1 {
-            self.forget(block);
-            return Ok(block);
+    /// Let nobody find a block any more.
+    pub(super) fn forget(&mut self, block: BlockId) {
+        if let Some(held) = self.state(block).held.take() {
+            self.known.remove(&held.hash);
         }
-        let copy = self.take()?;
-        let (from, to) = (self.address(block), self.address(copy));
-        for layer in layers {
-            // SAFETY: both blocks have all parts of all layers, and nobody writes to either: the copy is ours, and a
-            // block with several users is not written to.
-            unsafe { layer.copy(from, to, kept) };
-        }
-        self.release(block);
-        Ok(copy)
+    }
+
+    /// The known block that holds these tokens behind a chain, or else their hash.
+    fn look_up(&self, before: Chain, tokens: &[i32]) -> Result<(BlockId, Chain), u64> {
+        let hash = self.hasher.hash_one((before, tokens));
+        let block = *self.known.get(&hash).ok_or(hash)?;
+        let held = self.states[block.0 as usize].held.filter(|held| held.before == before).ok_or(hash)?;
+        let is_same = self.tokens[block.0 as usize * self.size..][..self.size] == *tokens;
+        if is_same { Ok((block, held.chain)) } else { Err(hash) }
     }
 
     fn state(&mut self, block: BlockId) -> &mut BlockState {
         &mut self.states[block.0 as usize]
     }
 
-    /// Let nobody find a block any more.
-    fn forget(&mut self, block: BlockId) {
-        if let Some(held) = self.state(block).held.take() {
-            self.known.remove(&(held.before, held.tokens));
-        }
+    /// Give the next number.
+    fn give(&mut self) -> BlockId {
+        let block = BlockId(self.states.len() as u32);
+        self.states.push(BlockState { users: 0, held: None, older: None, newer: None });
+        self.tokens.resize(self.states.len() * self.size, 0);
+        // So that neither grows when blocks are published or released.
+        self.known.reserve(self.states.len() - self.known.len());
+        self.free.reserve(self.states.len() - self.free.len());
+        block
     }
 
-    /// Free the idle block that was used least recently.
-    fn forget_oldest(&mut self) -> Result<()> {
-        let Some(block) = self.oldest else {
-            let bytes = self.limit * self.block_bytes();
-            return Err(Error::Runtime(format!(
-                "no memory for more tokens: the sequences of the model use all of its {bytes} bytes of cache"
-            )));
-        };
+    /// The idle block that was used least recently, free now.
+    fn forget_oldest(&mut self) -> Option<BlockId> {
+        let block = self.oldest?;
         self.unlink(block);
         self.forget(block);
-        self.free.push(block);
-        Ok(())
-    }
-
-    /// Add a slab. Returns whether the limit allows that.
-    fn grow(&mut self) -> Result<bool> {
-        let first = self.states.len();
-        let count = self.per_slab.min(self.limit.saturating_sub(first));
-        if count == 0 {
-            return Ok(false);
-        }
-        let failed =
-            |()| Error::Runtime(format!("not enough memory for {} bytes of cache", 4 * self.per_slab * self.units));
-        // Memory that is not written to takes no physical pages.
-        let slab = bytemuck::allocation::try_zeroed_vec(self.per_slab * self.units).map_err(failed)?;
-        self.slabs.push(slab);
-        let state = BlockState { users: 0, held: None, older: None, newer: None };
-        self.states.resize(first + count, state);
-        self.known.reserve(count);
-        self.free.reserve(self.states.len());
-        self.free.extend((first..first + count).rev().map(|block| BlockId(block as u32)));
-        Ok(true)
+        Some(block)
     }
 
     /// Make a block the newest idle one.
@@ -256,46 +249,53 @@ impl Blocks {
         }
         self.idle -= 1;
     }
+
+    /// Let all tokens have one hash.
+    #[cfg(test)]
+    fn collide(&mut self, block: BlockId, before: Chain, tokens: &[i32]) {
+        let hash = self.hasher.hash_one((before, tokens));
+        let held = self.state(block).held.as_mut().expect("the block is known");
+        let old = std::mem::replace(&mut held.hash, hash);
+        self.known.remove(&old);
+        self.known.insert(hash, block);
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const LAYER: LayerPart = LayerPart { keys: 0, values: 64, kv_heads: 1, head_size: 2 };
+    const SIZE: usize = 4;
 
-    fn pool(blocks: usize) -> Pool {
-        Pool::new(&[LAYER], blocks * 4 * LAYER.end())
-    }
-
-    fn tokens(first: i32) -> [i32; BLOCK] {
+    fn tokens(first: i32) -> [i32; SIZE] {
         std::array::from_fn(|index| first + index as i32)
     }
 
     #[test]
-    fn full_memory_is_an_error_and_idle_blocks_go_first() {
-        let pool = pool(3);
+    fn idle_blocks_go_first_and_blocks_in_use_never() {
+        let pool = Pool::new(SIZE, 3);
         let mut blocks = pool.lock();
         let empty = Chain::empty(0);
+        assert_eq!(blocks.available(), 3);
         let taken: Vec<BlockId> = (0..3).map(|_| blocks.take().unwrap()).collect();
-        assert!(blocks.take().unwrap_err().to_string().contains("no memory for more tokens"));
+        assert_eq!((blocks.take(), blocks.available()), (None, 0));
         let first = blocks.publish(taken[0], empty, &tokens(0));
         blocks.publish(taken[1], first, &tokens(1));
         for &block in taken.iter().rev() {
             blocks.release(block); // the last one is free, the one behind the first is older than the first
         }
-        assert_eq!(blocks.used_and_idle(), (0, 2));
-        assert_eq!(blocks.take().unwrap(), taken[2]);
-        assert_eq!(blocks.take().unwrap(), taken[1], "least recently used");
+        assert_eq!((blocks.used_and_idle(), blocks.available()), ((0, 2), 3));
+        assert_eq!(blocks.take(), Some(taken[2]));
+        assert_eq!(blocks.take(), Some(taken[1]), "least recently used");
         assert_eq!(blocks.find(first, &tokens(1)), None);
         assert_eq!(blocks.find(empty, &tokens(0)), Some((taken[0], first)));
-        assert!(blocks.take().is_err(), "a block in use does not go");
+        assert_eq!(blocks.take(), None, "a block in use does not go");
         assert_eq!(blocks.used_and_idle(), (3, 0));
     }
 
     #[test]
     fn blocks_are_found_by_all_tokens_before_them_and_by_scope() {
-        let pool = pool(9);
+        let pool = Pool::new(SIZE, 9);
         let mut blocks = pool.lock();
         let (a, b) = (blocks.take().unwrap(), blocks.take().unwrap());
         let after_a = blocks.publish(a, Chain::empty(0), &tokens(0));
@@ -312,20 +312,17 @@ mod tests {
     }
 
     #[test]
-    fn a_shared_block_is_copied_before_it_is_written_to() {
-        let pool = pool(9);
+    fn other_tokens_of_the_same_hash_are_not_found() {
+        let pool = Pool::new(SIZE, 9);
         let mut blocks = pool.lock();
-        let own = blocks.take().unwrap();
-        // SAFETY: the block has this unit.
-        unsafe { blocks.address(own).write(4.5) };
-        blocks.publish(own, Chain::empty(0), &tokens(0));
-        assert_eq!(blocks.writable(own, &[LAYER], 1).unwrap(), own, "nobody else uses it");
-        assert_eq!(blocks.find(Chain::empty(0), &tokens(0)), None, "nobody finds what is written over");
-        blocks.share(own);
-        let copy = blocks.writable(own, &[LAYER], 1).unwrap();
-        assert_ne!(copy, own);
-        // SAFETY: as above.
-        assert_eq!(unsafe { blocks.address(copy).read() }, 4.5);
-        assert_eq!(blocks.writable(own, &[LAYER], 1).unwrap(), own, "the copy has left it");
+        let (a, b) = (blocks.take().unwrap(), blocks.take().unwrap());
+        let after_a = blocks.publish(a, Chain::empty(0), &tokens(0));
+        blocks.collide(a, Chain::empty(0), &tokens(50));
+        assert_eq!(blocks.find(Chain::empty(0), &tokens(50)), None);
+        blocks.collide(a, after_a, &tokens(0));
+        assert_eq!(blocks.find(after_a, &tokens(0)), None, "behind another chain");
+        assert_ne!(blocks.publish(b, after_a, &tokens(0)), after_a);
+        blocks.release(b);
+        assert_eq!(blocks.used_and_idle(), (1, 0), "what cannot be found is not kept");
     }
 }

@@ -1,0 +1,152 @@
+//! What packed passes put in place of attention on a GPU: ONNX Runtime's `PagedAttention`, and its inputs.
+//!
+//! The operator reads keys and values from blocks that a table names, and writes the new ones there. Its caches are
+//! inputs and outputs over the same memory. Lengths and tables are read on the device, so a captured pass serves other
+//! sequences too.
+
+use std::ffi::CStr;
+
+use ort::value::TensorElementType;
+use prost::Message;
+use prost::bytes::Bytes;
+
+use super::pack::{LayerShape, Parts, number_of, text, value};
+use super::proto::{AttributeProto, GraphProto, INT32, INT64, ModelProto, NodeProto, TensorProto, TensorShape};
+use super::wire::{self, Field};
+
+/// Where the tokens of each sequence end in the pass: int32 `[sequences + 1]`, the first one 0.
+pub const ENDS: &CStr = c"cos.ends";
+/// The tokens of each sequence before the pass: int32 `[sequences]`.
+pub const PASTS: &CStr = c"cos.pasts";
+/// The blocks of each sequence, -1 for none: int32 `[sequences, blocks]`.
+pub const BLOCKS: &CStr = c"cos.blocks";
+/// On the host, int32 `[3]`: an upper bound of new tokens of a sequence, one of all its tokens, and a lower bound of
+/// the largest number of all tokens.
+pub const BOUNDS: &CStr = c"cos.bounds";
+
+/// The initializer that holds the axis of the batch, 0.
+const AXIS: &str = "cos.axis";
+
+/// Attributes of `GroupQueryAttention` that `PagedAttention` has too.
+const ATTRIBUTES: [&str; 8] = [
+    "num_heads",
+    "kv_num_heads",
+    "scale",
+    "softcap",
+    "local_window_size",
+    "do_rotary",
+    "rotary_interleaved",
+    "qk_norm_epsilon",
+];
+/// Attributes that change nothing for a cache in blocks.
+const IGNORED: [&str; 1] = ["sliding_window_cache"];
+/// Inputs of `GroupQueryAttention` from the tenth on. `PagedAttention` takes a sink and the weights of norms.
+const INPUTS: [&str; 7] = ["position_ids", "attention_bias", "head_sink", "k_scale", "v_scale", "q_norm", "k_norm"];
+const TAKEN: [&str; 3] = ["head_sink", "q_norm", "k_norm"];
+
+/// `Squeeze` and `Unsqueeze` take their axes as an input since this version of the operators.
+const OPSET: i64 = 13;
+
+/// The names of the caches of a layer: its keys and values, as inputs and as outputs.
+pub fn cache_names(layer: usize) -> [[String; 2]; 2] {
+    ["keys", "values"].map(|part| [format!("cos.{part}.{layer}"), format!("cos.{part}.{layer}.out")])
+}
+
+/// Refuse attention that `PagedAttention` does not compute.
+pub fn check(node: &NodeProto) -> Result<(), String> {
+    for (place, name) in INPUTS.iter().enumerate().filter(|(_, name)| !TAKEN.contains(name)) {
+        if node.input.get(9 + place).is_some_and(|input| !input.is_empty()) {
+            return Err(format!("its attention has the input {name:?}, which PagedAttention lacks"));
+        }
+    }
+    if node.output.iter().skip(3).any(|output| !output.is_empty()) {
+        return Err("its attention gives its scores".into());
+    }
+    let other = node.attribute.iter().find(|attribute| {
+        let name = attribute.name.as_str();
+        let is_off = attribute.i == 0 && attribute.f == 0.0 && matches!(&attribute.s[..], b"" | b"NONE");
+        !ATTRIBUTES.contains(&name) && !IGNORED.contains(&name) && !is_off
+    });
+    other.map_or(Ok(()), |other| {
+        Err(format!("its attention has the attribute {:?}, which PagedAttention lacks", other.name))
+    })
+}
+
+/// Refuse versions of operators and caches that do not fit.
+pub fn check_model(model: &ModelProto, layers: &[LayerShape]) -> Result<(), String> {
+    let version = model.opset_import.iter().find(|set| matches!(set.domain.as_str(), "" | "ai.onnx"));
+    if version.is_none_or(|set| set.version < OPSET) {
+        return Err(format!("its operators are older than opset {OPSET}"));
+    }
+    let other =
+        layers.iter().find(|layer| !matches!(layer.element, TensorElementType::Float16 | TensorElementType::Bfloat16));
+    other.map_or(Ok(()), |_| Err("its cache is neither float16 nor bfloat16".into()))
+}
+
+/// What replaces the attention operators at these indices, and the inputs and outputs that the model gets.
+pub(super) fn parts(graph: &GraphProto, attention: &[(usize, &[u8])], layers: &[LayerShape]) -> Result<Parts, String> {
+    let mut parts = Parts::default();
+    for (layer, (&(index, raw), shape)) in attention.iter().zip(layers).enumerate() {
+        add_layer(&mut parts, &graph.node[index], raw, layer, shape)?;
+    }
+    parts.inputs.push(value(&text(ENDS), INT32, TensorShape::of(&[-1])));
+    parts.inputs.push(value(&text(PASTS), INT32, TensorShape::of(&[-1])));
+    parts.inputs.push(value(&text(BLOCKS), INT32, TensorShape::of(&[-1, -1])));
+    parts.inputs.push(value(&text(BOUNDS), INT32, TensorShape::of(&[3])));
+    parts.weights.push(TensorProto {
+        dims: vec![1],
+        data_type: INT64,
+        name: AXIS.into(),
+        raw_data: Bytes::from_static(&[0; 8]),
+        ..TensorProto::default()
+    });
+    Ok(parts)
+}
+
+fn add_layer(parts: &mut Parts, node: &NodeProto, raw: &[u8], layer: usize, shape: &LayerShape) -> Result<(), String> {
+    let input = |place: usize| node.input.get(place).cloned().unwrap_or_default();
+    let name = |part: &str| format!("cos.{part}.{layer}");
+    let mut packed = Vec::new();
+    for (place, part) in ["query", "key", "value"].iter().enumerate() {
+        let (from, to) = (input(place), name(part));
+        if from.is_empty() {
+            packed.push(String::new());
+            continue;
+        }
+        parts.nodes.push(reshape("Squeeze", from, to.clone()).encode_to_vec());
+        packed.push(to);
+    }
+    let [[keys, keys_out], [values, values_out]] = cache_names(layer);
+    let inputs = [
+        packed,
+        vec![keys.clone(), values.clone(), text(ENDS), text(PASTS), text(BLOCKS)],
+        vec![input(7), input(8), String::new(), input(11), input(14), input(15), String::new(), String::new()],
+        vec![text(BOUNDS)],
+    ];
+    let attended = name("attended");
+    let paged = NodeProto {
+        input: inputs.concat(),
+        output: vec![attended.clone(), keys_out.clone(), values_out.clone()],
+        op_type: "PagedAttention".into(),
+        attribute: Vec::new(),
+        domain: "com.microsoft".into(),
+    };
+    let mut encoded = paged.encode_to_vec();
+    for Field { content, .. } in wire::fields(raw, 0..raw.len(), &[wire::NODE_ATTRIBUTE]).ok_or("it is not ONNX")? {
+        let attribute = AttributeProto::decode(&raw[content.clone()]).map_err(|error| error.to_string())?;
+        if ATTRIBUTES.contains(&attribute.name.as_str()) {
+            wire::put(&mut encoded, wire::NODE_ATTRIBUTE, &raw[content]);
+        }
+    }
+    parts.nodes.push(encoded);
+    parts.nodes.push(reshape("Unsqueeze", attended, node.output[0].clone()).encode_to_vec());
+    let element = number_of(shape.element)?;
+    let cache = TensorShape::of(&[-1, -1, shape.kv_heads as i64, shape.head_size as i64]);
+    parts.inputs.extend([keys, values].map(|name| value(&name, element, cache.clone())));
+    parts.outputs.extend([keys_out, values_out].map(|name| value(&name, element, cache.clone())));
+    Ok(())
+}
+
+fn reshape(operator: &str, from: String, to: String) -> NodeProto {
+    NodeProto { input: vec![from, AXIS.into()], output: vec![to], op_type: operator.into(), ..NodeProto::default() }
+}

@@ -1,0 +1,338 @@
+//! Packed passes on a GPU: inputs of fixed places, and captured CUDA graphs that serve any sequences.
+//!
+//! Passes are padded to few sizes. The lengths and tables of sequences are read on the device, so a graph of a size
+//! serves all passes of that size. Padding is tokens that belong to no sequence, and sequences without tokens.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use ort::memory::{AllocationDevice, AllocatorType, MemoryInfo, MemoryType};
+use ort::session::RunOptions;
+use ort::value::TensorElementType;
+
+use super::gpu_store::GpuStore;
+use super::host_runner::feeds;
+use super::layout::Layout;
+use crate::cuda::{self, CapturedGraph, Device, DeviceBuffer, Event, HostBuffer, Queue};
+use crate::export::pack::ROWS;
+use crate::export::paged::{BLOCKS, BOUNDS, ENDS, PASTS};
+use crate::export::{self, Export, Role};
+use crate::onnx::binding::{Binding, Tensor};
+use crate::onnx::captures::Captures;
+use crate::onnx::gpu_passes::GpuPasses;
+use crate::onnx::inputs::Feed;
+use crate::onnx::weights::LoadedSession;
+use crate::rows::widen::{widen_bf16, widen_f16};
+
+/// Passes of up to this many tokens are captured. Wider ones are prompts, whose time hides that of the launch.
+const WIDEST_GRAPH: usize = 256;
+
+/// Most graphs that are kept. The one that was used least recently goes first.
+const MOST_GRAPHS: usize = 192;
+
+/// Inputs begin at multiples of this many bytes.
+const ALIGNMENT: usize = 256;
+
+/// The size that a pass is padded to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Size {
+    tokens: usize,
+    rows: usize,
+    /// Columns of the table of blocks.
+    blocks: usize,
+    /// Whether no sequence has several tokens.
+    singles: bool,
+}
+
+impl Size {
+    fn of(pass: &Layout, most_blocks: usize) -> Self {
+        let blocks = pass.parts.iter().map(|part| part.blocks.len()).max().unwrap_or(1).max(1);
+        Size {
+            tokens: padded(pass.tokens.len()),
+            rows: padded(pass.rows.len()),
+            blocks: blocks.next_power_of_two().min(most_blocks.max(blocks)),
+            singles: pass.parts.iter().all(|part| part.width == 1),
+        }
+    }
+
+    /// Sequences that the pass has room for. Each has a token at least, but for padding.
+    fn sequences(self) -> usize {
+        self.tokens
+    }
+
+    /// The bytes of the inputs in their order: those that the export declares, whose numbers have these sizes, then
+    /// rows, ends, pasts and blocks.
+    fn bytes(self, declared: &[usize]) -> impl Iterator<Item = usize> {
+        let declared = declared.iter().map(move |bytes| bytes * self.tokens);
+        let count = self.sequences();
+        declared.chain([8 * self.rows, 4 * (count + 1), 4 * count, 4 * count * self.blocks])
+    }
+}
+
+/// Sizes are all numbers up to 8, then four between a power of two and the next.
+fn padded(count: usize) -> usize {
+    if count <= 8 { count } else { count.next_multiple_of(1 << (count.ilog2() - 2)) }
+}
+
+/// The state of a size.
+enum Capture {
+    /// A pass was run, so ONNX Runtime has all the memory that it needs, and the next one can be captured.
+    Warm,
+    Graph(CapturedGraph),
+}
+
+/// Runs the packed passes of a model, one after another.
+pub struct GpuRunner {
+    /// From the least to the most recently used. Declared before the buffers whose addresses they hold.
+    graphs: Vec<(Size, Capture)>,
+    captures: Arc<Captures>,
+    binding: Binding,
+    options: RunOptions,
+    feeds: Vec<Feed>,
+    /// The inputs on the host and on the device.
+    inputs: (HostBuffer, DeviceBuffer),
+    /// By input: its place and its room in the buffers, for the size of the last pass.
+    places: Vec<(usize, usize)>,
+    /// See [`BOUNDS`].
+    bounds: Box<[i32; 3]>,
+    logits: (HostBuffer, DeviceBuffer),
+    /// Bytes of a row.
+    row: usize,
+    element: TensorElementType,
+    columns: usize,
+    name: std::ffi::CString,
+    done: Event,
+    on_device: MemoryInfo<'static>,
+    on_host: MemoryInfo<'static>,
+    store: GpuStore,
+    most_blocks: usize,
+    device: Arc<Device>,
+    /// Whether the last pass took as long as later ones of its size will.
+    pub is_usual: bool,
+    _loaded: Arc<LoadedSession>,
+}
+
+impl GpuRunner {
+    /// Passes of a rewritten export over the caches of a store. A sequence has at most `most_blocks` blocks.
+    pub fn new(
+        loaded: &Arc<LoadedSession>,
+        export: &Export,
+        captures: &Arc<Captures>,
+        mut store: GpuStore,
+        most_blocks: usize,
+    ) -> ort::Result<Self> {
+        let device = loaded.device.clone().ok_or_else(|| ort::Error::new("the model is on no GPU"))?;
+        let mut options = RunOptions::new()?;
+        GpuPasses::set_options(&mut options)?;
+        let on_device =
+            MemoryInfo::new(AllocationDevice::CUDA, device.id(), AllocatorType::Device, MemoryType::Default)?;
+        let mut binding = Binding::new(&loaded.session).map_err(|error| ort::Error::new(error.to_string()))?;
+        store.bind(&mut binding, &on_device)?;
+        let row = export.logits.columns * export::element_bytes(export.logits.element).unwrap_or(4);
+        let pair =
+            |bytes| Ok::<_, ort::Error>((HostBuffer::zeroed(&device, bytes)?, DeviceBuffer::zeroed(&device, bytes)?));
+        Ok(GpuRunner {
+            graphs: Vec::new(),
+            captures: captures.clone(),
+            binding,
+            options,
+            feeds: feeds(loaded, export),
+            inputs: pair(ALIGNMENT)?,
+            places: Vec::new(),
+            bounds: Box::default(),
+            logits: pair(row)?,
+            row,
+            element: export.logits.element,
+            columns: export.logits.columns,
+            name: export.logits.name.clone(),
+            done: Event::new(&device)?,
+            on_device,
+            on_host: MemoryInfo::new(AllocationDevice::CPU, 0, AllocatorType::Device, MemoryType::Default)?,
+            store,
+            most_blocks,
+            device,
+            is_usual: true,
+            _loaded: loaded.clone(),
+        })
+    }
+
+    /// The caches.
+    pub fn store(&mut self) -> &mut GpuStore {
+        &mut self.store
+    }
+
+    /// Run a pass. Returns the time that it took.
+    pub fn run(&mut self, pass: &Layout) -> ort::Result<Duration> {
+        let size = Size::of(pass, self.most_blocks);
+        self.place(size)?;
+        self.fill(pass, size)?;
+        let started = Instant::now();
+        self.launch(size)?;
+        self.done.wait()?;
+        Ok(started.elapsed())
+    }
+
+    /// Read the rows of the last pass as float32.
+    pub fn read(&self, rows: &mut [f32]) {
+        let size = export::element_bytes(self.element).unwrap_or(4);
+        let given = &self.logits.0.bytes()[..rows.len() * size];
+        match self.element {
+            TensorElementType::Float16 => widen_f16(bytemuck::cast_slice(given), rows),
+            TensorElementType::Bfloat16 => widen_bf16(bytemuck::cast_slice(given), rows),
+            _ => rows.copy_from_slice(bytemuck::cast_slice(given)),
+        }
+    }
+
+    /// Bytes of its buffers, those on the host included.
+    pub fn bytes(&self) -> usize {
+        2 * (self.inputs.0.len() + self.logits.0.len())
+    }
+
+    /// Decide where inputs are, and make room for them and for the rows.
+    fn place(&mut self, size: Size) -> ort::Result<()> {
+        let declared: Vec<usize> = self.feeds.iter().map(|feed| feed.numbers.size()).collect();
+        let mut end = 0;
+        self.places.clear();
+        for bytes in size.bytes(&declared) {
+            self.places.push((end, bytes));
+            end += bytes.next_multiple_of(ALIGNMENT);
+        }
+        for (pair, needed) in [(&mut self.inputs, end), (&mut self.logits, size.rows * self.row)] {
+            if pair.0.len() < needed {
+                self.graphs.clear(); // they hold addresses
+                let needed = needed.next_power_of_two();
+                *pair = (HostBuffer::zeroed(&self.device, needed)?, DeviceBuffer::zeroed(&self.device, needed)?);
+            }
+        }
+        Ok(())
+    }
+
+    /// Write the inputs into the buffer on the host.
+    fn fill(&mut self, pass: &Layout, size: Size) -> ort::Result<()> {
+        let GpuRunner { feeds, inputs: (host, _), places, .. } = self;
+        let host = host.bytes_mut();
+        let padding = std::iter::repeat_n(0, size.tokens - pass.tokens.len());
+        for (feed, &(place, _)) in feeds.iter_mut().zip(&*places) {
+            let values = if feed.input.role == Role::Tokens { &pass.tokens } else { &pass.positions };
+            feed.numbers.fill(values.iter().copied().chain(padding.clone()))?;
+            let bytes = feed.numbers.bytes();
+            host[place..place + bytes.len()].copy_from_slice(bytes);
+        }
+        let [rows, ends, pasts, blocks] = [0, 1, 2, 3].map(|index| places[feeds.len() + index]);
+        let rows: &mut [i64] = numbers(host, rows);
+        rows[..pass.rows.len()].copy_from_slice(&pass.rows);
+        rows[pass.rows.len()..].fill(0);
+        let mut end = 0;
+        for (index, place) in numbers::<i32>(host, ends).iter_mut().enumerate() {
+            *place = end;
+            end += pass.parts.get(index).map_or(0, |part| part.width as i32);
+        }
+        for (index, place) in numbers::<i32>(host, pasts).iter_mut().enumerate() {
+            *place = pass.parts.get(index).map_or(0, |part| part.past as i32);
+        }
+        for (index, row) in numbers::<i32>(host, blocks).chunks_exact_mut(size.blocks).enumerate() {
+            let known = pass.parts.get(index).map_or(&[][..], |part| &pass.blocks[part.blocks.clone()]);
+            let (there, none) = row.split_at_mut(known.len());
+            there.iter_mut().zip(known).for_each(|(place, block)| *place = block.0 as i32);
+            none.fill(-1);
+        }
+        let most = if size.singles { 1 } else { size.tokens };
+        *self.bounds = [most as i32, (size.blocks * self.store.block()) as i32, 0];
+        Ok(())
+    }
+
+    fn bind(&mut self, size: Size) -> ort::Result<()> {
+        let GpuRunner { feeds, inputs: (_, device), places, binding, on_device, .. } = self;
+        let mut tensor = |index: usize, element, shape: &[i64]| {
+            let (place, bytes) = places[index];
+            // SAFETY: the input is inside the buffer, which stays until another one is bound.
+            unsafe { Tensor::at(on_device, device.address().byte_add(place), bytes, element, shape) }
+        };
+        let (tokens, count) = (size.tokens as i64, size.sequences() as i64);
+        for (index, Feed { input, .. }) in feeds.iter().enumerate() {
+            let shape = [1, tokens];
+            binding.input(&input.name, &tensor(index, input.element, &shape[2 - input.rank..])?)?;
+        }
+        let (first, int32) = (feeds.len(), TensorElementType::Int32);
+        binding.input(ROWS, &tensor(first, TensorElementType::Int64, &[size.rows as i64])?)?;
+        binding.input(ENDS, &tensor(first + 1, int32, &[count + 1])?)?;
+        binding.input(PASTS, &tensor(first + 2, int32, &[count])?)?;
+        binding.input(BLOCKS, &tensor(first + 3, int32, &[count, size.blocks as i64])?)?;
+        let bounds = Tensor::over(&self.on_host, &mut self.bounds[..], int32, &[3])?;
+        binding.input(BOUNDS, &bounds)?;
+        let shape = [1, size.rows as i64, self.columns as i64];
+        // SAFETY: `place` made the buffer large enough, and it stays until another one is bound.
+        let logits =
+            unsafe { Tensor::at(on_device, self.logits.1.address(), size.rows * self.row, self.element, &shape) }?;
+        binding.output(&self.name, &logits)
+    }
+
+    /// Put the pass on the stream: by its graph, or by a run, which may be captured on the way. On an error, the stream
+    /// is idle again.
+    fn launch(&mut self, size: Size) -> ort::Result<()> {
+        let index = self.graphs.iter().position(|(of, _)| *of == size);
+        let state = index.map(|index| self.graphs.remove(index).1);
+        let may_capture = size.tokens <= WIDEST_GRAPH && self.captures.refused().is_none();
+        let device = self.device.clone();
+        let queue = device.queue()?;
+        self.is_usual = !may_capture || matches!(state, Some(Capture::Graph(_)));
+        let (state, result) = match state {
+            Some(Capture::Graph(graph)) if may_capture => {
+                let result = queue.launch(&graph);
+                (Some(Capture::Graph(graph)), result)
+            }
+            Some(Capture::Warm) if may_capture => self.capture(&queue, size),
+            _ => (may_capture.then_some(Capture::Warm), self.run_plainly(&queue, size)),
+        };
+        if let Some(state) = state {
+            if self.graphs.len() == MOST_GRAPHS {
+                self.graphs.remove(0);
+            }
+            self.graphs.push((size, state));
+        }
+        result.and_then(|()| queue.record(&self.done)).inspect_err(|_| queue.drain())
+    }
+
+    fn run_plainly(&mut self, queue: &Queue, size: Size) -> ort::Result<()> {
+        self.bind(size)?;
+        let _running = cuda::running();
+        queue.by_runner(|queue| self.work(queue, size))
+    }
+
+    /// Capture the pass and launch its graph. If other threads use the GPU, or if the capture fails, the pass is run.
+    fn capture(&mut self, queue: &Queue, size: Size) -> (Option<Capture>, ort::Result<()>) {
+        if let Err(error) = self.bind(size) {
+            return (Some(Capture::Warm), Err(error));
+        }
+        let captured =
+            cuda::alone().map(|_alone| queue.by_runner(|queue| queue.capture(|queue| self.work(queue, size))));
+        match captured {
+            Some(Ok(graph)) => {
+                self.captures.succeed();
+                let result = queue.launch(&graph);
+                (Some(Capture::Graph(graph)), result)
+            }
+            failed => {
+                if let Some(Err(error)) = failed {
+                    self.captures.fail(size.tokens, &error);
+                    // The next run may report the error of the capture as its own, so it is tried twice.
+                    _ = self.run_plainly(queue, size);
+                }
+                (Some(Capture::Warm), self.run_plainly(queue, size))
+            }
+        }
+    }
+
+    /// Copy the inputs to the device, run the model, and copy the rows to the host.
+    fn work(&mut self, queue: &Queue, size: Size) -> ort::Result<()> {
+        let bytes = self.places.last().map_or(0, |(place, bytes)| place + bytes);
+        queue.copy_first(&self.inputs.0, &self.inputs.1, bytes)?;
+        self.binding.run(&self.options)?;
+        queue.copy_out(&self.logits.1, &mut self.logits.0, 0, size.rows * self.row)
+    }
+}
+
+/// An input in the buffer.
+fn numbers<T: bytemuck::Pod>(host: &mut [u8], (place, bytes): (usize, usize)) -> &mut [T] {
+    bytemuck::cast_slice_mut(&mut host[place..place + bytes])
+}
