@@ -2,6 +2,7 @@
 
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use crate::decode::chance::Chance;
 use crate::decode::decoder::{Decoder, Finish, Need, Proposer, Settings, Step, Workspace};
@@ -28,6 +29,8 @@ pub struct Driver<C> {
     waiter: Arc<Waiter>,
     /// Whether other threads may wait until this one has computed. Not if functions of the caller run meanwhile.
     in_crowd: bool,
+    /// Time that passed while it waited for common passes, without its share of them.
+    waited: Duration,
 }
 
 impl<C: Chance> Driver<C> {
@@ -52,6 +55,7 @@ impl<C: Chance> Driver<C> {
             queues: None,
             waiter: Arc::default(),
             in_crowd: false,
+            waited: Duration::ZERO,
         })
     }
 
@@ -116,12 +120,23 @@ impl<C: Chance> Driver<C> {
             let need = self.decoder.needs()[index];
             let Some(queue) = queues.of(need.model) else { continue };
             let mut ticket = Ticket::new(self.decoder.pass(need), &self.cancel);
-            let model = model(&self.participants, need)?;
+            let (model, asked) = (model(&self.participants, need)?, Instant::now());
             queue.run(model, &self.waiter, self.in_crowd, std::slice::from_mut(&mut ticket));
             let report = ticket.outcome()?;
             self.decoder.ran(need, report, false);
+            self.waits(asked.elapsed().saturating_sub(report.elapsed));
         }
         Ok(())
+    }
+
+    /// So much time has passed in which others were served.
+    pub(super) fn waits(&mut self, time: Duration) {
+        self.waited += time;
+    }
+
+    /// Time that has passed while others were served.
+    pub(super) fn waited(&self) -> Duration {
+        self.waited
     }
 
     /// Run those passes that are not run in common with others: launch all that can be left running, and wait for

@@ -148,7 +148,7 @@ impl PackedPasses {
         let work = &mut *work;
         work.cuts.clear();
         match self.prepare(work, batch).and_then(|()| self.run(work, batch)) {
-            Ok((elapsed, is_usual)) => Ok(Report { elapsed, is_usual: is_usual && batch.len() == 1 }),
+            Ok((elapsed, is_usual)) => Ok(Report { elapsed, is_usual }),
             Err(error) => {
                 for (pass, cut) in batch.iter_mut().zip(&work.cuts) {
                     pass.sequence.truncate(cut.start);
