@@ -2,6 +2,7 @@
 
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use arrayvec::ArrayVec;
 
@@ -30,6 +31,8 @@ pub struct Driver<C> {
     waiter: Arc<Waiter>,
     /// Whether other threads may wait until this one has computed. Not if functions of the caller run meanwhile.
     in_crowd: bool,
+    /// Time that passed while it waited for common passes, without its share of them.
+    waited: Duration,
 }
 
 impl<C: Chance> Driver<C> {
@@ -54,6 +57,7 @@ impl<C: Chance> Driver<C> {
             queues: None,
             waiter: Arc::default(),
             in_crowd: false,
+            waited: Duration::ZERO,
         })
     }
 
@@ -127,13 +131,28 @@ impl<C: Chance> Driver<C> {
         let passes = decoder.passes().skip(first).take(count);
         let tickets = passes.filter_map(|(need, pass)| Some((need, Ticket::new(queues.of(need.model)?, pass, cancel))));
         let (needs, mut tickets): (ArrayVec<Need, MOST_MODELS>, ArrayVec<Ticket, MOST_MODELS>) = tickets.unzip();
+        let asked = Instant::now();
         queue::run(waiter, *in_crowd, &mut tickets);
         let overlaps = tickets.len() > 1 && tickets.iter().any(|ticket| ticket.queue().overlaps());
         let outcomes: ArrayVec<_, MOST_MODELS> = tickets.into_iter().map(Ticket::outcome).collect();
+        let mut own = Duration::ZERO;
         for (need, outcome) in needs.into_iter().zip(outcomes) {
-            decoder.ran(need, outcome?, overlaps);
+            let report = outcome?;
+            own = if overlaps { own.max(report.elapsed) } else { own + report.elapsed };
+            decoder.ran(need, report, overlaps);
         }
+        self.waits(asked.elapsed().saturating_sub(own));
         Ok(())
+    }
+
+    /// So much time has passed in which others were served.
+    pub(super) fn waits(&mut self, time: Duration) {
+        self.waited += time;
+    }
+
+    /// Time that has passed while others were served.
+    pub(super) fn waited(&self) -> Duration {
+        self.waited
     }
 
     /// Run those passes that are not run in common with others: launch all that can be left running, and wait for

@@ -44,7 +44,9 @@ pub fn step_many<S: BorrowMut<Session>>(sessions: &mut [S], mut news: impl FnMut
         let stand = advance(each, &mut news, |session| {
             session.engine.process().check()?;
             session.resume();
-            Ok(session.advance())
+            let progress = session.advance();
+            session.leave();
+            Ok(progress)
         });
         buffers.stands.push(stand);
     }

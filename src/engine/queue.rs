@@ -10,6 +10,7 @@
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr::NonNull;
+use std::time::Duration;
 
 use arrayvec::ArrayVec;
 
@@ -365,6 +366,17 @@ unsafe fn is_cancelled(ticket: NonNull<Ticket<'static>>) -> bool {
     unsafe { (*ticket.as_ptr()).cancel }.is_requested()
 }
 
+/// # Safety
+/// The entry waits, or is in the batch of the leader that asks; the lock is held.
+unsafe fn width(entry: &Entry) -> usize {
+    unsafe { entry.ticket.as_ref() }.pass.tokens.len()
+}
+
+/// What a pass cost one of those that shared it: a drafter that makes a pass wider pays for that.
+fn share(elapsed: Duration, width: usize, tokens: usize) -> Duration {
+    if width == tokens { elapsed } else { elapsed.mul_f64(width as f64 / tokens as f64) }
+}
+
 impl Waiting {
     /// Give a ticket its outcome, which ends the use of its entry.
     fn finish(&mut self, entry: &Entry, outcome: Result<Report, Interrupt>, crowd: &Crowd, own: NonNull<Call>) {
@@ -402,7 +414,7 @@ impl Waiting {
     fn choose(&mut self, own: NonNull<Call>, max_tokens: usize) {
         // SAFETY: the entries wait, and the lock is held.
         let alone = |entry: &Entry| unsafe { entry.ticket.as_ref() }.alone;
-        let width = |entry: &Entry| unsafe { entry.ticket.as_ref() }.pass.tokens.len();
+        let width = |entry: &Entry| unsafe { width(entry) };
         if let Some(index) = self.entries.iter().position(|entry| entry.call == own && alone(entry)) {
             self.batch.extend(self.entries.remove(index));
             return;
@@ -427,7 +439,8 @@ impl Waiting {
     /// so that only the culprit fails. If one of several was cancelled, the others go on together.
     fn settle(&mut self, batch: &mut Vec<Entry>, result: Result<Report, Interrupt>, crowd: &Crowd, own: NonNull<Call>) {
         let several = batch.len() > 1;
-        // SAFETY: the entries are in the batch of this leader, whose pass has ended; the lock is held.
+        // SAFETY (here and below): the entries are in the batch of this leader, whose pass has ended; the lock is held.
+        let tokens = batch.iter().map(|entry| unsafe { width(entry) }).sum();
         let cancelled = |entry: &Entry| unsafe { is_cancelled(entry.ticket) };
         let again = match &result {
             Err(Interrupt::Failed(error)) => several && !matches!(error, Error::Internal(_)),
@@ -439,13 +452,14 @@ impl Waiting {
         for mut entry in batch.drain(..).rev() {
             if again && !cancelled(&entry) {
                 entry.stayed = true;
-                // SAFETY: as above.
                 unsafe { (*entry.ticket.as_ptr()).alone |= alone };
                 self.entries.push_front(entry);
                 continue;
             }
             let outcome = match &result {
-                Ok(report) => Ok(Report { is_usual: report.is_usual && !several, ..*report }),
+                Ok(report) => {
+                    Ok(Report { elapsed: share(report.elapsed, unsafe { width(&entry) }, tokens), ..*report })
+                }
                 Err(_) if again => Err(Interrupt::Cancelled),
                 Err(interrupt) => Err(interrupt.clone()),
             };

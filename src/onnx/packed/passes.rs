@@ -189,7 +189,7 @@ impl PackedPasses {
         self.running.store(NOTHING, Relaxed);
         self.idle.notify_all();
         match result {
-            Ok((elapsed, is_usual)) => Ok(Report { elapsed, is_usual: is_usual && batch.len() == 1 }),
+            Ok((elapsed, is_usual)) => Ok(Report { elapsed, is_usual }),
             Err(_) if cancelled(batch) => Err(Interrupt::Cancelled),
             Err(error) => Err(error.into()),
         }
