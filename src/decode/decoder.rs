@@ -353,6 +353,7 @@ impl<C: Chance> Decoder<C> {
         self.schedule.ran(model, end);
         if let Some(lane) = &mut self.state.lanes[model] {
             lane.elapsed += report.elapsed;
+            lane.sequence.take_rows();
         }
         self.is_usual &= report.is_usual;
         // After the token at index i the row of position i + 1 is scored; those within the prompt do not count.

@@ -22,6 +22,9 @@ use crate::model::{Cancel, Interrupt, Model, Pass, Report};
 /// Most tokens of a pass that is taken before wider ones: decoding and verification, but no chunk of a prompt.
 const NARROW: usize = 16;
 
+/// Most threads that a thread wakes at once.
+const WAKES: usize = 4;
+
 /// Most models whose passes a thread asks for at once.
 pub const MOST_MODELS: usize = 8;
 
@@ -107,7 +110,7 @@ struct Waiting {
     /// In the order of arrival.
     entries: VecDeque<Entry>,
     /// Those who are to be woken once the lock is released.
-    woken: Vec<Arc<Waiter>>,
+    woken: VecDeque<Arc<Waiter>>,
     /// Empty, kept for the next pass.
     batch: Vec<Entry>,
     /// Empty, kept for the next pass.
@@ -253,7 +256,7 @@ impl PassQueue {
     /// Do what a call is to do before it waits. Returns whether it has open tickets, and the pass that it has left
     /// running.
     fn begin(&self, own: NonNull<Call>) -> (bool, Option<Running>) {
-        let mut state = self.lock();
+        let mut state = self.wake(self.lock());
         // SAFETY: the lock is held.
         let (open, leads) = unsafe { (own.as_ref().open, own.as_ref().leads) };
         match (open, leads) {
@@ -343,19 +346,17 @@ impl PassQueue {
         true
     }
 
-    /// Wake those who are to be woken, without the lock.
+    /// Wake some of those who are to be woken, without the lock. They wake the others, so that a leader of many is not
+    /// held up.
     fn wake<'a>(&'a self, mut state: Guard<'a>) -> Guard<'a> {
         if state.woken.is_empty() {
             return state;
         }
-        let mut woken = std::mem::take(&mut state.woken);
+        let count = state.woken.len().min(WAKES);
+        let woken: ArrayVec<Arc<Waiter>, WAKES> = state.woken.drain(..count).collect();
         drop(state);
-        woken.drain(..).for_each(|waiter| waiter.wake());
-        state = self.lock();
-        if state.woken.capacity() < woken.capacity() && state.woken.is_empty() {
-            state.woken = woken;
-        }
-        state
+        woken.into_iter().for_each(|waiter| waiter.wake());
+        self.lock()
     }
 }
 
@@ -391,7 +392,7 @@ impl Waiting {
             crowd.add(1);
         }
         if own != call.asker {
-            self.woken.push(call.asker().waiter.clone());
+            self.woken.push_back(call.asker().waiter.clone());
         }
     }
 
@@ -482,8 +483,6 @@ impl Waiting {
         // SAFETY: as above.
         unsafe { lead(next) };
         // It is woken first, because a pass waits for it.
-        self.woken.push(unsafe { next.as_ref() }.asker().waiter.clone());
-        let last = self.woken.len() - 1;
-        self.woken.swap(0, last);
+        self.woken.push_front(unsafe { next.as_ref() }.asker().waiter.clone());
     }
 }

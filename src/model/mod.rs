@@ -134,6 +134,10 @@ pub trait Sequence: Any + Send {
     /// given up.
     fn truncate(&mut self, len: usize);
 
+    /// Take the rows of the last pass into memory of the sequence, if that pass has left them in memory that other
+    /// sequences need. The thread of the sequence calls it after each pass, so threads share this work.
+    fn take_rows(&mut self) {}
+
     /// The row of a position. Only rows that [`Pass::keep`] kept may be asked for.
     fn row(&self, position: usize) -> Row<'_>;
 

@@ -16,7 +16,8 @@ use super::host;
 use super::host_runner::HostRunner;
 use super::layout::Layout;
 use super::pool::{BlockCopy, Pool};
-use super::sequence::{PackedSequence, PassRows};
+use super::rows::PassRows;
+use super::sequence::PackedSequence;
 use super::table::BLOCK;
 use crate::error::{Error, Result};
 use crate::export::Export;
@@ -56,7 +57,10 @@ struct Work {
     machine: Machine,
     layout: Layout,
     copies: Vec<BlockCopy>,
+    /// Memory for rows, some of which sequences still read.
     buffers: Vec<Arc<PassRows>>,
+    /// The memory of the pass that was begun.
+    rows: Option<Arc<PassRows>>,
     /// By sequence of the pass: how its tokens are dealt with.
     cuts: Vec<Cut>,
 }
@@ -78,11 +82,25 @@ impl Machine {
         }
     }
 
+    /// Make room for rows that hold `numbers` numbers.
+    fn make_room(&self, rows: &mut PassRows, numbers: usize) -> Result<()> {
+        let failed = || Error::Runtime(format!("not enough memory for {} bytes of logits", 4 * numbers));
+        match (self, &mut *rows) {
+            (Machine::Gpu(runner), rows) => runner.make_room(rows, numbers).map_err(|_| failed()),
+            (Machine::Host(_), PassRows::Host(memory)) if memory.len() >= numbers => Ok(()),
+            (Machine::Host(_), rows) => {
+                let memory = bytemuck::allocation::try_zeroed_vec(numbers.next_power_of_two());
+                *rows = PassRows::Host(memory.map_err(|()| failed())?);
+                Ok(())
+            }
+        }
+    }
+
     /// Put a pass on a GPU. On the processor, nothing begins yet.
-    fn begin(&mut self, layout: &Layout) -> ort::Result<()> {
+    fn begin(&mut self, layout: &Layout, rows: &mut PassRows) -> ort::Result<()> {
         match self {
             Machine::Host(_) => Ok(()),
-            Machine::Gpu(runner) => runner.begin(layout),
+            Machine::Gpu(runner) => runner.begin(layout, rows),
         }
     }
 
@@ -92,15 +110,12 @@ impl Machine {
         &mut self,
         layout: &mut Layout,
         options: Option<&RunOptions>,
-        rows: &mut [f32],
+        rows: &mut PassRows,
     ) -> ort::Result<(Duration, bool)> {
-        match self {
-            Machine::Host(runner) => Ok((runner.run(layout, options, rows)?, true)),
-            Machine::Gpu(runner) => {
-                let elapsed = runner.finish()?;
-                runner.read(rows);
-                Ok((elapsed, runner.is_usual))
-            }
+        match (self, rows) {
+            (Machine::Host(runner), PassRows::Host(rows)) => Ok((runner.run(layout, options, rows)?, true)),
+            (Machine::Gpu(runner), _) => Ok((runner.finish()?, runner.is_usual)),
+            _ => Err(ort::Error::new("the rows are in memory of a GPU")),
         }
     }
 }
@@ -152,6 +167,7 @@ impl PackedPasses {
                 layout: Layout::default(),
                 copies: Vec::new(),
                 buffers: Vec::new(),
+                rows: None,
                 cuts: Vec::new(),
             }),
         }
@@ -220,7 +236,13 @@ impl PackedPasses {
             if !work.layout.finish() {
                 return Ok(());
             }
-            work.machine.begin(&work.layout).map_err(|error| self.failed(error))
+            let numbers = work.layout.rows.len() * self.columns;
+            let mut buffer = buffer(&mut work.buffers);
+            let rows = Arc::get_mut(&mut buffer).expect("nobody else has the buffer");
+            work.machine.make_room(rows, numbers)?;
+            work.machine.begin(&work.layout, rows).map_err(|error| self.failed(error))?;
+            work.rows = Some(buffer);
+            Ok(())
         });
         begun.inspect_err(|_| undo(&work.cuts, batch))
     }
@@ -265,25 +287,22 @@ impl PackedPasses {
     }
 
     fn finish_rows(&self, work: &mut Work, batch: &mut [Pass<'_>]) -> Result<(Duration, bool)> {
-        let Work { machine, layout, buffers, cuts, .. } = work;
-        if layout.tokens.is_empty() {
-            return Ok((Duration::ZERO, true));
-        }
-        let mut buffer = buffer(buffers, layout.rows.len() * self.columns)?;
-        let rows = &mut Arc::get_mut(&mut buffer).expect("nobody else has the buffer").0;
-        let rows = &mut rows[..layout.rows.len() * self.columns];
+        let Work { machine, layout, buffers, rows, cuts, .. } = work;
+        let Some(mut buffer) = rows.take() else { return Ok((Duration::ZERO, true)) };
+        let rows = Arc::get_mut(&mut buffer).expect("nobody else has the buffer");
         let options = match &batch[..] {
             [only] => Some(&*own_ref(only.sequence).options),
             _ => None,
         };
         let ran = machine.finish(layout, options, rows).map_err(|error| self.failed(error))?;
         let mut pool = self.pool.lock();
-        let mut row = 0;
+        let (mut row, several) = (0, batch.len() > 1);
         for (pass, &Cut { wanted, .. }) in batch.iter_mut().zip(&*cuts) {
             let sequence = own(pass.sequence);
             let count = sequence.len() - wanted;
             pool.ran(sequence.holding, sequence.len());
-            sequence.keep_rows(&buffer, row, wanted + 1, count, pass.keep);
+            sequence.forget_rows(pass.keep);
+            sequence.keep_rows(&buffer, row, wanted + 1, count, several);
             let published = pass.keep.min(sequence.len());
             pool.publish_first(sequence.holding, &sequence.tokens()[..published]);
             row += count;
@@ -308,15 +327,9 @@ fn number_of(sequence: &dyn Sequence) -> usize {
 }
 
 /// A buffer for logits that nobody reads any more, or a new one.
-fn buffer(buffers: &mut Vec<Arc<PassRows>>, length: usize) -> Result<Arc<PassRows>> {
+fn buffer(buffers: &mut Vec<Arc<PassRows>>) -> Arc<PassRows> {
     let free = buffers.iter().position(|buffer| Arc::strong_count(buffer) == 1);
-    let mut buffer = free.map_or_else(|| Arc::new(PassRows(Vec::new())), |index| buffers.swap_remove(index));
-    let rows = &mut Arc::get_mut(&mut buffer).expect("nobody else has the buffer").0;
-    if rows.len() < length {
-        let failed = |()| Error::Runtime(format!("not enough memory for {} bytes of logits", 4 * length));
-        *rows = bytemuck::allocation::try_zeroed_vec(length.next_power_of_two()).map_err(failed)?;
-    }
-    Ok(buffer)
+    free.map_or_else(|| Arc::new(PassRows::Host(Vec::new())), |index| buffers.swap_remove(index))
 }
 
 /// The sequence of a packed model behind the trait.
