@@ -75,6 +75,8 @@ pub struct ExportConfig {
     pub rows: Option<RowsName>,
     /// Most tokens of a sequence. `None`: what the export says.
     pub context_length: Option<usize>,
+    /// Most bytes of the cache that sequences share. `None`: a share of the free memory.
+    pub cache_bytes: Option<usize>,
 }
 
 /// How the positions of a draft are scored.
@@ -111,6 +113,7 @@ struct ModelKeys {
     scoring: Option<ScoringName>,
     rows: Option<RowsName>,
     context_length: Option<usize>,
+    cache_bytes: Option<usize>,
 }
 
 #[derive(Default, Deserialize)]
@@ -125,7 +128,8 @@ impl TryFrom<ModelKeys> for ModelConfig {
     type Error = String;
 
     fn try_from(keys: ModelKeys) -> Result<Self, String> {
-        let ModelKeys { kind, path, provider, device_id, options, name, scoring, rows, context_length } = keys;
+        let ModelKeys { kind, path, provider, device_id, options, name, scoring, rows, context_length, cache_bytes } =
+            keys;
         match kind {
             ModelKind::Onnx => Ok(ModelConfig::Onnx(ExportConfig {
                 path: path.ok_or("missing field `path` of a model; name its .onnx file or folder")?,
@@ -136,6 +140,7 @@ impl TryFrom<ModelKeys> for ModelConfig {
                 scoring,
                 rows,
                 context_length,
+                cache_bytes,
             })),
             ModelKind::Ngram => {
                 let given = [
@@ -146,6 +151,7 @@ impl TryFrom<ModelKeys> for ModelConfig {
                     ("scoring", scoring.is_some()),
                     ("rows", rows.is_some()),
                     ("context_length", context_length.is_some()),
+                    ("cache_bytes", cache_bytes.is_some()),
                 ];
                 match given.iter().find(|(_, given)| *given) {
                     Some((key, _)) => {
@@ -464,6 +470,8 @@ mod tests {
         check(&with(r#"{"path":"a","provider":"cuda","options":{"x":[]}}"#, alone), "option `x` is []");
         check(&with(r#"{"path":"a","scoring":"fast"}"#, alone), "unknown variant `fast`");
         check(&with(r#"{"path":"a","context_length":0}"#, alone), "context_length of a is 0");
+        check(&with(r#"{"path":"a","cache_bytes":1000000}"#, alone), "ok");
+        check(&with(r#"{"path":"a","cache_bytes":-1}"#, alone), "invalid value: integer `-1`");
         check(&with(r#"{"path":"a","kind":"gguf"}"#, alone), "unknown variant `gguf`");
         check(&with(r#"{"kind":"onnx"}"#, alone), "missing field `path`");
         check(&with(r#"{"name":"a"}"#, alone), "missing field `path`");
@@ -475,6 +483,7 @@ mod tests {
             ("scoring", "\"parallel\""),
             ("rows", "\"gpu\""),
             ("context_length", "9"),
+            ("cache_bytes", "9"),
         ] {
             let ngram = format!(r#"{export},{{"kind":"ngram","{key}":{value}}}"#);
             check(&with(&ngram, alone), &format!("takes no `{key}`"));

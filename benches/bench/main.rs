@@ -321,6 +321,7 @@ fn load(folder: &Path, names: &[String], provider: Provider, device: i32) -> Res
             scoring: None,
             rows: None,
             context_length: None,
+            cache_bytes: None,
         })
     };
     Ok(Arc::new(Engine::load(&Config {

@@ -30,13 +30,16 @@ use crate::engine::stats::Stats;
 use crate::error::{Error, Result};
 use crate::export::Scoring;
 use crate::model::{Model, overlap};
-use crate::onnx::{LoadOptions, OnnxModel, Provider, RowsOn, environment, loaded};
+use crate::onnx::{CacheSize, LoadOptions, OnnxModel, Provider, RowsOn, environment, loaded};
 use crate::plan::shared::SharedPlanning;
 use crate::process::{self, Process};
 use crate::text::Text;
 
 /// Passes overlap if their serial share is at most this: the share of all passes but the longest that does not overlap.
 const MAX_SERIAL_SHARE: f64 = 0.9;
+
+/// The share of the free memory that the caches of all models of an engine may take together.
+const CACHE_SHARE: f64 = 0.5;
 
 /// The loaded models and how they are combined. Immutable, except for what its sessions add up and learn.
 pub struct Engine {
@@ -69,7 +72,8 @@ impl Engine {
             ModelConfig::Onnx(export) => Some(export),
             ModelConfig::Ngram { .. } => None,
         });
-        let mut exports = exports.map(load).collect::<Result<Vec<_>>>()?;
+        let models = exports.clone().count();
+        let mut exports = exports.map(|export| load(export, models)).collect::<Result<Vec<_>>>()?;
         let Agreement { vocab_size, text, mut warnings } = agree(&exports)?;
         if crowded && loaded().is_some_and(|runtime| runtime.threads.is_some()) {
             warnings.push(format!(
@@ -273,7 +277,8 @@ impl Engine {
     }
 }
 
-fn load(config: &ExportConfig) -> Result<OnnxModel> {
+/// Load one of so many models.
+fn load(config: &ExportConfig, models: usize) -> Result<OnnxModel> {
     let provider = match config.provider {
         ProviderName::Cpu => Provider::Cpu,
         ProviderName::Cuda => Provider::Cuda { device_id: config.device_id, options: config.options.clone() },
@@ -287,11 +292,9 @@ fn load(config: &ExportConfig) -> Result<OnnxModel> {
         RowsName::Gpu => RowsOn::Gpu,
         RowsName::Host => RowsOn::Host,
     });
-    OnnxModel::load(
-        &config.path,
-        &name,
-        &LoadOptions { provider, scoring, context_length: config.context_length, rows },
-    )
+    let cache = config.cache_bytes.map_or(CacheSize::Share(CACHE_SHARE / models as f64), CacheSize::Bytes);
+    let options = LoadOptions { provider, scoring, context_length: config.context_length, rows, cache };
+    OnnxModel::load(&config.path, &name, &options)
 }
 
 fn folder_name(path: &Path) -> String {

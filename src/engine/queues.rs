@@ -4,7 +4,6 @@ use super::sync::Arc;
 use super::wait::Crowd;
 use crate::engine::participant::Participant;
 use crate::engine::queue::PassQueue;
-use crate::model::Model;
 
 /// A queue for each model of an engine that batches.
 pub struct PassQueues {
@@ -16,8 +15,11 @@ impl PassQueues {
     /// The queues of these participants.
     pub fn new(participants: &[Participant]) -> Self {
         let crowd = Arc::<Crowd>::default();
-        let queue = |model: &dyn Model| PassQueue::new(model.max_batch_tokens(), crowd.clone());
-        let queues = participants.iter().map(|each| each.model().filter(|model| model.batches()).map(queue)).collect();
+        let queue = |each: &Participant| match each {
+            Participant::Model(model) if model.batches() => Some(PassQueue::new(model.clone(), crowd.clone())),
+            _ => None,
+        };
+        let queues = participants.iter().map(queue).collect();
         PassQueues { queues, crowd }
     }
 
@@ -26,25 +28,39 @@ impl PassQueues {
         self.queues[participant].as_ref()
     }
 
-    /// Count the thread among those who will soon ask for a pass, until the guard is dropped. `None` if no model
-    /// batches.
-    pub fn enter(&self) -> Option<Inside> {
-        self.queues.iter().any(Option::is_some).then(|| Inside::new(&self.crowd))
+    /// Whether no model batches, so that nobody ever waits.
+    pub fn is_empty(&self) -> bool {
+        self.queues.iter().all(Option::is_none)
+    }
+
+    /// Count the thread among those who will soon ask for a pass, until the guard is dropped.
+    pub fn enter(&self) -> Inside {
+        self.crowd.add(1);
+        Inside(self.crowd.clone())
+    }
+
+    /// Do not count a thread that has entered, until the guard is dropped: it runs passes of its own, which nobody is to
+    /// wait for.
+    pub fn step_aside(&self) -> Aside<'_> {
+        self.crowd.remove(1);
+        Aside(&self.crowd)
     }
 }
 
 /// A thread that is inside a step.
 pub struct Inside(Arc<Crowd>);
 
-impl Inside {
-    fn new(crowd: &Arc<Crowd>) -> Self {
-        crowd.add(1);
-        Inside(crowd.clone())
-    }
-}
-
 impl Drop for Inside {
     fn drop(&mut self) {
         self.0.remove(1);
+    }
+}
+
+/// A thread that is inside a step, but runs passes alone.
+pub struct Aside<'a>(&'a Crowd);
+
+impl Drop for Aside<'_> {
+    fn drop(&mut self) {
+        self.0.add(1);
     }
 }

@@ -334,7 +334,9 @@ pub(super) fn number_of(element: TensorElementType) -> Result<i32, String> {
 fn host_parts(graph: &GraphProto, operators: &[(usize, &[u8])]) -> Result<Parts, String> {
     let layers = operators.iter().enumerate();
     Ok(Parts {
-        nodes: layers.map(|(layer, &(index, raw))| attention(raw, &graph.node[index], layer)).collect::<Result<_, _>>()?,
+        nodes: layers
+            .map(|(layer, &(index, raw))| attention(raw, &graph.node[index], layer))
+            .collect::<Result<_, _>>()?,
         inputs: vec![value(&text(TABLE), INT64, TensorShape::of(&[1]))],
         opsets: vec![OperatorSetId { domain: DOMAIN.into(), version: 1 }],
         ..Parts::default()

@@ -11,9 +11,7 @@ use prost::Message;
 use prost::bytes::Bytes;
 
 use super::pack::{LayerShape, Parts, number_of, text, value};
-use super::proto::{
-    AttributeProto, GraphProto, INT32, INT64, ModelProto, NodeProto, TensorProto, TensorShape,
-};
+use super::proto::{AttributeProto, GraphProto, INT32, INT64, ModelProto, NodeProto, TensorProto, TensorShape};
 use super::wire::{self, Field};
 
 /// Where the tokens of each sequence end in the pass: int32 `[sequences + 1]`, the first one 0.
@@ -69,7 +67,9 @@ pub fn check(node: &NodeProto) -> Result<(), String> {
         let is_off = attribute.i == 0 && attribute.f == 0.0 && matches!(&attribute.s[..], b"" | b"NONE");
         !ATTRIBUTES.contains(&name) && !IGNORED.contains(&name) && !is_off
     });
-    other.map_or(Ok(()), |other| Err(format!("its attention has the attribute {:?}, which PagedAttention lacks", other.name)))
+    other.map_or(Ok(()), |other| {
+        Err(format!("its attention has the attribute {:?}, which PagedAttention lacks", other.name))
+    })
 }
 
 /// Refuse versions of operators and caches that do not fit.
@@ -78,7 +78,8 @@ pub fn check_model(model: &ModelProto, layers: &[LayerShape]) -> Result<(), Stri
     if version.is_none_or(|set| set.version < OPSET) {
         return Err(format!("its operators are older than opset {OPSET}"));
     }
-    let other = layers.iter().find(|layer| !matches!(layer.element, TensorElementType::Float16 | TensorElementType::Bfloat16));
+    let other =
+        layers.iter().find(|layer| !matches!(layer.element, TensorElementType::Float16 | TensorElementType::Bfloat16));
     other.map_or(Ok(()), |_| Err("its cache is neither float16 nor bfloat16".into()))
 }
 

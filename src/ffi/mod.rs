@@ -14,6 +14,8 @@ mod options;
 
 mod session;
 
+mod many;
+
 mod text;
 
 mod stats;
@@ -23,6 +25,7 @@ mod describe;
 pub use describe::*;
 pub use engine::*;
 pub use error::*;
+pub use many::*;
 pub use options::*;
 pub use session::*;
 pub use stats::*;

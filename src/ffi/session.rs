@@ -8,6 +8,7 @@ use parking_lot::Mutex;
 
 use super::engine::cos_engine;
 use super::error::cos_error;
+use super::many::Held;
 use super::options::{check_count, cos_session_options, read_options};
 use super::{VersionedStruct, check_out, guard, handle, hold, release, slice, struct_size, write_struct};
 use crate::decode::decoder::Finish;
@@ -64,13 +65,15 @@ const _: () = assert!(<cos_step_result as VersionedStruct>::MIN_SIZE == 32 && si
 /// Since 0.1.
 pub struct cos_session {
     /// `None` once the session is freed, for calls that still hold the handle.
-    inner: Mutex<Option<Session>>,
+    pub(super) inner: Arc<Mutex<Option<Session>>>,
     cancel: Arc<Cancel>,
     /// A copy that cos_session_stats can read while a step runs.
-    stats: Mutex<Stats>,
+    pub(super) stats: Mutex<Stats>,
     /// The last result of cos_session_describe, which C reads.
     pub(super) description: Mutex<CString>,
-    poisoned: AtomicBool,
+    pub(super) poisoned: AtomicBool,
+    /// Empty, kept for the next cos_step_many whose first session this is.
+    pub(super) held: Mutex<Vec<Held>>,
     /// The process whose threads run the models.
     process: Process,
 }
@@ -120,7 +123,7 @@ pub(super) unsafe fn usable(session: *const cos_session) -> Result<Arc<cos_sessi
     if session.poisoned.load(Ordering::Acquire) { Err(Error::Poisoned) } else { Ok(session) }
 }
 
-fn freed() -> Error {
+pub(super) fn freed() -> Error {
     Error::InvalidArgument("another thread freed the session when this call began".into())
 }
 
@@ -155,9 +158,10 @@ pub unsafe extern "C" fn cos_session_new(
         let session = cos_session {
             cancel: session.cancel().clone(),
             stats: Mutex::new(session.stats()),
-            inner: Mutex::new(Some(session)),
+            inner: Arc::new(Mutex::new(Some(session))),
             description: Mutex::default(),
             poisoned: AtomicBool::new(false),
+            held: Mutex::default(),
             process: engine.0.process(),
         };
         // SAFETY: not NULL, and promised by the caller.
@@ -223,30 +227,37 @@ pub unsafe extern "C" fn cos_step(session: *mut cos_session, out_result: *mut co
         with_session(session, |session| {
             check_out(out_result, "out_result")?;
             let struct_size = struct_size(out_result)?;
-            let (tokens, state) = session.step()?;
-            let finish = match state {
-                State::Open => COS_FINISH_NONE,
-                State::Ended(Finish::StopToken) => COS_FINISH_STOP,
-                State::Ended(Finish::MaxTokens) => COS_FINISH_MAX_TOKENS,
-                State::Ended(Finish::ContextFull) => COS_FINISH_CONTEXT_FULL,
-                State::Cancelled => COS_FINISH_CANCELLED,
-            };
-            // The pointer of an empty slice is not an address, and some garbage collectors fail on it.
-            static NO_TOKENS: i32 = 0;
-            let tokens_count = tokens.len();
-            let tokens = if tokens.is_empty() { &raw const NO_TOKENS } else { tokens.as_ptr() };
-            let log_probabilities = match session.log_probabilities() {
-                values if values.is_empty() || tokens_count == 0 => std::ptr::null(),
-                values => values.as_ptr(),
-            };
-            let reserved = 0;
-            write_struct(
-                out_result,
-                &cos_step_result { struct_size, tokens, tokens_count, finish, reserved, log_probabilities },
-            );
+            let state = session.step()?.1;
+            let result = step_result(struct_size, session.tokens(), session.log_probabilities(), state);
+            write_struct(out_result, &result);
             Ok(())
         })
     }
+}
+
+/// What a step tells C.
+pub(super) fn step_result(
+    struct_size: usize,
+    tokens: &[i32],
+    log_probabilities: &[f32],
+    state: State,
+) -> cos_step_result {
+    let finish = match state {
+        State::Open => COS_FINISH_NONE,
+        State::Ended(Finish::StopToken) => COS_FINISH_STOP,
+        State::Ended(Finish::MaxTokens) => COS_FINISH_MAX_TOKENS,
+        State::Ended(Finish::ContextFull) => COS_FINISH_CONTEXT_FULL,
+        State::Cancelled => COS_FINISH_CANCELLED,
+    };
+    // The pointer of an empty slice is not an address, and some garbage collectors fail on it.
+    static NO_TOKENS: i32 = 0;
+    let tokens_count = tokens.len();
+    let tokens = if tokens.is_empty() { &raw const NO_TOKENS } else { tokens.as_ptr() };
+    let log_probabilities = match log_probabilities {
+        values if values.is_empty() || tokens_count == 0 => std::ptr::null(),
+        values => values.as_ptr(),
+    };
+    cos_step_result { struct_size, tokens, tokens_count, finish, reserved: 0, log_probabilities }
 }
 
 /// Stop the running step, or the next one if none is running. The step ends early with COS_FINISH_CANCELLED, and all

@@ -37,7 +37,7 @@ impl OnnxModel {
         companions::check_weights(&file, &graph)?;
         let started = Instant::now();
         let load = || Self::load_alone(&file, &graph, name, options);
-        let mut model = pack(load()?, &graph, load)?;
+        let mut model = pack(load()?, &graph, options.cache, load)?;
         let limit = TIMING.max(started.elapsed() / 10);
         model.pass_times = check::pass_times(&model, limit).map_err(|interrupt| model.failed_trial(interrupt))?;
         Ok(model)

@@ -20,5 +20,5 @@ mod sequence;
 mod weights;
 
 pub use model::OnnxModel;
-pub use options::{LoadOptions, Provider, ProviderOptions, RowsOn};
+pub use options::{CacheSize, LoadOptions, Provider, ProviderOptions, RowsOn};
 pub use runtime::{LIBRARY_VARIABLE, Runtime, environment, loaded};

@@ -210,6 +210,7 @@ impl Model for OnnxModel {
             Provider::Cpu => ("cpu", 0),
             Provider::Cuda { device_id, .. } => ("cuda", *device_id),
         };
+        let packed = if let Batching::Packed(passes) = &self.batching { Some(passes) } else { None };
         let mut description = self.export.describe();
         let own = json!({
             "name": self.name,
@@ -225,7 +226,10 @@ impl Model for OnnxModel {
             "rows_on": if self.rows_on() == RowsOn::Gpu { "gpu" } else { "host" },
             "deviation": self.deviation,
             "trials": self.trials,
-            "batching": if matches!(self.batching, Batching::Packed(_)) { "packed" } else { "alone" },
+            "batching": if packed.is_some() { "packed" } else { "alone" },
+            "cache_block_tokens": packed.map(|passes| passes.block_tokens),
+            "cache_blocks": packed.map(|passes| passes.blocks),
+            "cache_bytes": packed.map(|passes| passes.blocks * passes.block_bytes),
             "no_batching": if let Batching::Alone(why) = &self.batching { Some(why) } else { None },
         });
         if let (Value::Object(description), Value::Object(own)) = (&mut description, own) {
@@ -254,11 +258,15 @@ impl Model for OnnxModel {
     }
 
     fn overlaps(&self) -> bool {
-        self.loaded.is_whole && !self.batches()
+        self.loaded.is_whole
     }
 
-    fn launch(&self, pass: &mut Pass<'_>) -> bool {
-        self.overlaps() && own(pass.sequence).begin(pass.tokens, pass.keep, pass.filter)
+    fn launch(&self, batch: &mut [Pass<'_>]) -> bool {
+        match (&self.batching, batch) {
+            (Batching::Packed(passes), batch) => passes.launch(batch),
+            (_, [pass]) => self.overlaps() && own(pass.sequence).begin(pass.tokens, pass.keep, pass.filter),
+            _ => false,
+        }
     }
 
     fn forward(&self, batch: &mut [Pass<'_>]) -> Result<Report, Interrupt> {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use crate::error::{Error, Result};
 use crate::export::Scoring;
 
 /// Options of an execution provider of ONNX Runtime, by the names that it gives them.
@@ -23,7 +24,7 @@ pub enum Provider {
 }
 
 /// How to load a model.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub struct LoadOptions {
     /// The device that it runs on.
     pub provider: Provider,
@@ -33,6 +34,41 @@ pub struct LoadOptions {
     pub context_length: Option<usize>,
     /// Where rows of logits are kept if the model runs on a GPU. `None` decides by the length of a row.
     pub rows: Option<RowsOn>,
+    /// The memory of the cache that the sequences of a model with packed passes share.
+    pub cache: CacheSize,
+}
+
+/// How much memory sequences may take together.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum CacheSize {
+    /// So many bytes. It is an error if that is too little for one sequence of the context length.
+    Bytes(usize),
+    /// This share of the memory that is free when the model is loaded, but at least what one sequence needs.
+    Share(f64),
+}
+
+impl Default for CacheSize {
+    fn default() -> Self {
+        CacheSize::Share(0.5)
+    }
+}
+
+impl CacheSize {
+    /// The number of blocks of so many bytes, where `free` bytes are free and one sequence needs `least` blocks.
+    ///
+    /// # Errors
+    /// `Config` if the bytes are too few for one sequence.
+    pub fn blocks(self, name: &str, block_bytes: usize, least: usize, free: usize) -> Result<usize> {
+        match self {
+            CacheSize::Share(share) => Ok(least.max((share * free as f64) as usize / block_bytes)),
+            CacheSize::Bytes(bytes) if bytes / block_bytes >= least => Ok(bytes / block_bytes),
+            CacheSize::Bytes(bytes) => Err(Error::Config(format!(
+                "cache_bytes of {name} is {bytes}, but one sequence of its context length needs {}; set it to at least \
+                 that, set a smaller context_length, or leave it out",
+                least * block_bytes
+            ))),
+        }
+    }
 }
 
 /// Where rows of logits are kept and read.

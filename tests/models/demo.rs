@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::common::{Sampling, decode, one_thread, oracle};
-use cos::config::{Combine, Config};
+use cos::config::{Combine, Config, ModelConfig};
 use cos::decode::policy::{Strategy, Targets};
 use cos::engine::Engine;
 use cos::engine::session::{Options, Session, State};
@@ -146,6 +146,32 @@ fn scoring_in_parallel_is_scoring_one_by_one() {
             assert!(worst < 1e-3, "position {position} is off by {worst}");
         }
     }
+}
+
+/// The cache that sessions share has the size that is configured, and is never too small for one session.
+#[test]
+fn the_size_of_the_cache_is_configured() {
+    one_thread();
+    let with = |bytes: Option<usize>| {
+        let mut config = Config::open(&demo("engine.json")).unwrap();
+        config.models.truncate(1);
+        config.combine = Combine::Target { model: 0 };
+        let ModelConfig::Onnx(export) = &mut config.models[0] else { panic!("an export was expected") };
+        export.cache_bytes = bytes;
+        Engine::load(&config)
+    };
+    let engine = with(None).unwrap();
+    let model = &engine.describe()["models"][0];
+    assert_eq!(model["batching"], "packed", "{}", model["no_batching"]);
+    let number = |key: &str| model[key].as_u64().unwrap() as usize;
+    let [blocks, tokens, bytes] = ["cache_blocks", "cache_block_tokens", "cache_bytes"].map(number);
+    assert!(blocks * tokens >= number("context_length") && bytes.is_multiple_of(blocks));
+    let least = number("context_length").div_ceil(tokens) * (bytes / blocks);
+    let model = &with(Some(least + 1)).unwrap().describe()["models"][0];
+    assert_eq!(model["cache_bytes"].as_u64(), Some(least as u64));
+    let error = with(Some(least - 1)).err().unwrap();
+    assert_eq!(error.code(), 2);
+    assert!(error.to_string().contains(&format!("needs {least}; set it to at least that")), "{error}");
 }
 
 #[test]

@@ -1,5 +1,8 @@
 //! Sessions whose threads share passes: the hand-over in all orders, and whole sessions under stress.
 
+#[path = "../common/mod.rs"]
+mod common;
+
 mod batches;
 mod handover;
 mod stress;

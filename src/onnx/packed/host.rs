@@ -1,50 +1,50 @@
 //! The memory of blocks on the host.
 
+use memmap2::{MmapMut, MmapOptions};
+
 use super::pool::{BlockCopy, BlockId};
 use super::table::LayerPart;
 use crate::error::{Error, Result};
-
-/// Memory is taken from the system in pieces of about this many bytes.
-const SLAB_BYTES: usize = 16 << 20;
+use crate::export::pack::LayerShape;
 
 /// The memory of blocks on the host. A block stays where it is.
 pub struct HostBlocks {
     layers: Vec<LayerPart>,
-    /// Units of four bytes in a block.
-    units: usize,
-    per_slab: usize,
-    slabs: Vec<Vec<u32>>,
+    /// Bytes of a block.
+    bytes: usize,
+    /// The system gives a page of it when it is first written to.
+    memory: MmapMut,
+}
+
+/// Each layer's part of a block.
+pub fn parts(layers: &[LayerShape]) -> Vec<LayerPart> {
+    let heads: Vec<_> = layers.iter().map(|layer| (layer.kv_heads, layer.head_size)).collect();
+    LayerPart::lay_out(&heads)
+}
+
+/// Bytes of a block through all layers.
+pub fn block_bytes(layers: &[LayerShape]) -> usize {
+    bytes_of(&parts(layers))
+}
+
+fn bytes_of(layers: &[LayerPart]) -> usize {
+    4 * layers.iter().map(LayerPart::end).max().unwrap_or(1).max(1)
 }
 
 impl HostBlocks {
-    /// Memory of no blocks, each of which has these parts.
-    pub fn new(layers: &[LayerPart]) -> Self {
-        let units = layers.iter().map(LayerPart::end).max().unwrap_or(1).max(1);
-        let per_slab = (SLAB_BYTES / (4 * units)).max(1);
-        HostBlocks { layers: layers.to_vec(), units, per_slab, slabs: Vec::new() }
-    }
-
-    /// Bytes of a block.
-    pub fn block_bytes(&self) -> usize {
-        4 * self.units
-    }
-
-    /// Have memory of the blocks with numbers below `count`.
-    pub fn grow(&mut self, count: usize) -> Result<()> {
-        let bytes = 4 * self.per_slab * self.units;
-        let failed = |()| Error::Runtime(format!("not enough memory for {bytes} bytes of cache"));
-        while self.slabs.len() * self.per_slab < count {
-            // Memory that is not written to takes no physical pages.
-            let slab = bytemuck::allocation::try_zeroed_vec(self.per_slab * self.units).map_err(failed)?;
-            self.slabs.push(slab);
-        }
-        Ok(())
+    /// Addresses for so many blocks, each of which has these parts. Memory is taken as it is used.
+    pub fn new(layers: &[LayerPart], count: usize) -> Result<Self> {
+        let bytes = bytes_of(layers);
+        let length = bytes.saturating_mul(count.max(1));
+        let memory = MmapOptions::new().len(length).no_reserve_swap().map_anon().map_err(|error| {
+            Error::Config(format!("cannot reserve {length} bytes of cache: {error}; set a smaller cache_bytes"))
+        })?;
+        Ok(HostBlocks { layers: layers.to_vec(), bytes, memory })
     }
 
     /// Where a block is.
     pub fn address(&mut self, block: BlockId) -> *mut f32 {
-        let (slab, place) = (block.0 as usize / self.per_slab, block.0 as usize % self.per_slab);
-        self.slabs[slab][place * self.units..].as_mut_ptr().cast()
+        self.memory[block.0 as usize * self.bytes..][..self.bytes].as_mut_ptr().cast()
     }
 
     /// Copy the first tokens of a block to another one. No pass may be running.
@@ -65,10 +65,9 @@ mod tests {
     #[test]
     fn the_first_tokens_of_all_layers_are_copied() {
         let layers = LayerPart::lay_out(&[(1, 8), (2, 16)]);
-        let mut memory = HostBlocks::new(&layers);
-        memory.grow(2).unwrap();
+        let mut memory = HostBlocks::new(&layers, 2).unwrap();
         let (from, to) = (memory.address(BlockId(0)), memory.address(BlockId(1)));
-        let units = memory.block_bytes() / 4;
+        let units = bytes_of(&layers) / 4;
         // SAFETY: a block has so many units.
         let (from, to) = unsafe { (std::slice::from_raw_parts_mut(from, units), to) };
         from.fill(1.0);

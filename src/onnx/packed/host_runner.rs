@@ -8,9 +8,9 @@ use ort::memory::{AllocationDevice, AllocatorType, MemoryInfo, MemoryType};
 use ort::session::RunOptions;
 use ort::value::TensorElementType;
 
-use super::host::HostBlocks;
+use super::host::{self, HostBlocks};
 use super::layout::Layout;
-use super::table::{LayerPart, PassTable, Share};
+use super::table::{PassTable, Share};
 use crate::error::{Error, Result};
 use crate::export::pack::{LayerShape, ROWS, TABLE};
 use crate::export::{Export, Role};
@@ -42,12 +42,11 @@ pub struct HostRunner {
 unsafe impl Send for HostRunner {}
 
 impl HostRunner {
-    /// Passes of a rewritten export.
-    pub fn new(loaded: &Arc<LoadedSession>, export: &Export, layers: &[LayerShape]) -> Result<Self> {
+    /// Passes of a rewritten export over at most so many blocks.
+    pub fn new(loaded: &Arc<LoadedSession>, export: &Export, layers: &[LayerShape], blocks: usize) -> Result<Self> {
         let failed = |error: ort::Error| Error::Runtime(error.to_string());
-        let heads: Vec<_> = layers.iter().map(|layer| (layer.kv_heads, layer.head_size)).collect();
-        let layers = LayerPart::lay_out(&heads);
-        let store = HostBlocks::new(&layers);
+        let layers = host::parts(layers);
+        let store = HostBlocks::new(&layers, blocks)?;
         let table = Box::new(PassTable { tokens: 0, shares: Vec::new(), layers });
         let memory = MemoryInfo::new(AllocationDevice::CPU, 0, AllocatorType::Device, MemoryType::Default);
         Ok(HostRunner {

@@ -2,16 +2,21 @@
 
 use std::sync::Arc;
 
-use super::check;
 use super::passes::PackedPasses;
-use crate::error::Result;
+use super::table::BLOCK;
+use super::{check, gpu_store, host};
+use crate::error::{Error, Result};
 use crate::export::graph::Graph;
 use crate::export::pack::Target;
 use crate::export::{CacheKind, Export, Scoring, pack};
 use crate::onnx::check::{Excuses, Trial};
 use crate::onnx::model::OnnxModel;
-use crate::onnx::options::{Provider, RowsOn};
+use crate::onnx::options::{CacheSize, Provider, RowsOn};
 use crate::onnx::weights::{self, ModelSource};
+use crate::process;
+
+/// What counts as free memory of a GPU.
+const FREE_ON_GPU: usize = 2 << 30;
 
 /// Whether passes of a model serve several sequences at once.
 #[derive(Clone, Default)]
@@ -28,13 +33,23 @@ pub enum Batching {
 /// A model with packed passes, or the same model with the reason why it has none.
 ///
 /// The session of the export is freed before the rewritten one is created, so weights are in memory once. `reload`
-/// loads the export again if the rewritten one gives other logits.
-pub fn pack(mut model: OnnxModel, graph: &Graph, reload: impl FnOnce() -> Result<OnnxModel>) -> Result<OnnxModel> {
+/// loads the export again if the rewritten one gives other logits. `Config` if `cache` is too small.
+pub fn pack(
+    mut model: OnnxModel,
+    graph: &Graph,
+    cache: CacheSize,
+    reload: impl FnOnce() -> Result<OnnxModel>,
+) -> Result<OnnxModel> {
     let why = match candidate(&model) {
         Ok((trial, packed)) => {
-            let successor = model.successor();
+            let successor = model.successor(cache);
             drop(model);
-            match successor(graph, &packed).and_then(|model| verify(model, &trial)) {
+            let packed = match successor(graph, &packed) {
+                Err(error @ Error::Config(_)) => return Err(error),
+                Err(error) => Err(error.to_string()),
+                Ok(model) => verify(model, &trial),
+            };
+            match packed {
                 Ok(model) => return Ok(model),
                 Err(why) => {
                     model = reload()?;
@@ -92,22 +107,28 @@ fn verify(mut model: OnnxModel, trial: &Trial) -> Result<OnnxModel, String> {
 
 impl OnnxModel {
     /// What makes the packed successor of a model. It does not keep the model's session alive.
-    fn successor(&self) -> impl FnOnce(&Graph, &pack::Packed) -> Result<OnnxModel, String> + use<> {
+    fn successor(&self, cache: CacheSize) -> impl FnOnce(&Graph, &pack::Packed) -> Result<OnnxModel> + use<> {
         let export = self.export.clone();
         let (name, memory, vocab_size) = (self.name.clone(), self.memory.clone(), self.vocab_size);
         let (deviation, trials, provider) = (self.deviation, self.trials.clone(), self.provider.clone());
         let captures = self.captures.clone();
         move |graph, packed| {
             let source = ModelSource::Packed(&packed.bytes);
-            let loaded = weights::load(&export.file, graph, &provider, source).map_err(|error| error.to_string())?;
+            let loaded = weights::load(&export.file, graph, &provider, source)?;
+            let (layers, context) = (&packed.layers[..], export.context_length);
+            let blocks = |tokens: usize, bytes, free| cache.blocks(&name, bytes, context.div_ceil(tokens), free);
             let passes = match provider {
-                Provider::Cpu => PackedPasses::on_host(&loaded, &export, &packed.layers, usize::MAX)
-                    .map_err(|error| error.to_string()),
-                Provider::Cuda { .. } => {
-                    PackedPasses::on_gpu(&loaded, &export, &packed.layers, &captures, 1 << 30)
-                        .map_err(|error| error.to_string())
+                Provider::Cpu => {
+                    let blocks = blocks(BLOCK, host::block_bytes(layers), process::free_memory())?;
+                    PackedPasses::on_host(&loaded, &export, layers, blocks)?
                 }
-            }?;
+                Provider::Cuda { .. } => {
+                    let (tokens, bytes) = (gpu_store::block_of(layers), gpu_store::block_bytes(layers));
+                    let blocks = blocks(tokens, bytes, FREE_ON_GPU)?;
+                    PackedPasses::on_gpu(&loaded, &export, layers, &captures, blocks)
+                        .map_err(|error| Error::Runtime(error.to_string()))?
+                }
+            };
             Ok(OnnxModel {
                 name,
                 export,

@@ -118,11 +118,6 @@ impl Blocks {
         self.size
     }
 
-    /// How many numbers were given: all blocks have smaller ones.
-    pub fn given(&self) -> usize {
-        self.states.len()
-    }
-
     /// Blocks that sequences use, and blocks that are kept for others.
     pub fn used_and_idle(&self) -> (usize, usize) {
         (self.states.len() - self.free.len() - self.idle, self.idle)
@@ -283,7 +278,7 @@ mod tests {
         let empty = Chain::empty(0);
         assert_eq!(blocks.available(), 3);
         let taken: Vec<BlockId> = (0..3).map(|_| blocks.take().unwrap()).collect();
-        assert_eq!((blocks.take(), blocks.available(), blocks.given()), (None, 0, 3));
+        assert_eq!((blocks.take(), blocks.available()), (None, 0));
         let first = blocks.publish(taken[0], empty, &tokens(0));
         blocks.publish(taken[1], first, &tokens(1));
         for &block in taken.iter().rev() {

@@ -97,6 +97,7 @@ static const struct {
     cos_error *(*prompt)(cos_session *, const int32_t *, size_t);
     cos_error *(*session_set_weights)(cos_session *, const float *, size_t);
     cos_error *(*step)(cos_session *, cos_step_result *);
+    cos_error *(*step_many)(cos_session *const *, size_t, cos_step_result *, cos_error **);
     cos_error *(*cancel)(cos_session *);
     void (*free)(cos_session *);
     cos_error *(*session_stats)(const cos_session *, cos_stats *);
@@ -127,6 +128,7 @@ static const struct {
     cos_prompt,
     cos_session_set_weights,
     cos_step,
+    cos_step_many,
     cos_cancel,
     cos_free,
     cos_session_stats,

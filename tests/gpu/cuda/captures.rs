@@ -41,7 +41,7 @@ fn caches_survive_any_rollback() {
     let Some(_turn) = gpu() else { return };
     environment(None, 0, None).unwrap();
     let on_host = |form: &str| {
-        let settings = LoadOptions { provider: Provider::Cpu, scoring: None, context_length: None, rows: None };
+        let settings = LoadOptions::default();
         OnnxModel::load(&path(form), form, &settings).unwrap()
     };
     let no_graphs = &[("enable_cuda_graph", "0")][..];
@@ -83,7 +83,7 @@ fn caches_survive_any_rollback() {
 fn texts_of_any_length_are_scored_alike() {
     let Some(_turn) = gpu() else { return };
     environment(None, 0, None).unwrap();
-    let settings = LoadOptions { provider: Provider::Cpu, scoring: None, context_length: None, rows: None };
+    let settings = LoadOptions::default();
     let reference = OnnxModel::load(&path(HALF), HALF, &settings).unwrap();
     let without_cudnn = &[("sdpa_kernel", "23")][..];
     for (form, options, rows, tolerance) in [
@@ -218,9 +218,7 @@ fn options_reach_the_provider() {
     assert!(error.to_string().contains("no_such_option"), "{error}");
     let settings = LoadOptions {
         provider: Provider::Cuda { device_id: 64, options: Default::default() },
-        scoring: None,
-        context_length: None,
-        rows: None,
+        ..LoadOptions::default()
     };
     let error = OnnxModel::load(&path(GRAPHS), "far", &settings).err().unwrap();
     assert!(error.to_string().contains("device_id is 64"), "{error}");

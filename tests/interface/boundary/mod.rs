@@ -3,5 +3,6 @@
 
 mod calls;
 mod engines;
+mod many;
 mod options;
 mod panics;
