@@ -16,6 +16,7 @@ use cos::model::{Cancel, Interrupt, Model, Pass, Report, Sequence};
 use cos::onnx::{LoadOptions, OnnxModel, Provider};
 use cos::rows::Filter;
 
+use super::batching;
 use super::replay::Replay;
 
 pub fn exports() -> PathBuf {
@@ -76,6 +77,9 @@ fn replay(label: &str, golden: &Golden, tolerance: f32, failures: &mut Vec<Strin
         }
         Ok(model) => {
             let worst = Replay::new(&model).all(golden);
+            if provider() == Provider::Cpu {
+                batching::check(label, &model, failures);
+            }
             let Export { cache_kind, rollback, scoring, warnings, .. } = model.export();
             println!(
                 "{label}: {cache_kind:?}, {rollback:?}, {scoring:?}, deviates by {:.1e}, {worst:.1e} from PyTorch",
