@@ -22,7 +22,7 @@ use super::proto::{
     TensorShape, TensorType, TypeProto, ValueInfoProto,
 };
 use super::wire::{self, Field};
-use super::{CacheContent, Export, GivenRows, Logits, Role, paged};
+use super::{CacheContent, Export, GivenRows, Logits, Role, branches, paged};
 
 /// The domain of our operators.
 pub const DOMAIN: &str = "cos";
@@ -98,7 +98,7 @@ pub fn rewrite(export: &Export, target: Target) -> Result<Packed, String> {
     let bytes = read(&export.file)?;
     let model = ModelProto::decode(bytes.clone()).map_err(|error| error.to_string())?;
     let graph = model.graph.as_ref().ok_or("it holds no graph")?;
-    refuse_operators(&model, graph)?;
+    refuse_operators(&model, graph, export.context_length)?;
     if export.logits.rank != 3 || export.logits.rows != GivenRows::All {
         return Err("it gives logits of its last positions only".into());
     }
@@ -127,14 +127,15 @@ fn read(file: &Path) -> Result<Bytes, String> {
 }
 
 /// Refuse graphs in which tokens depend on each other outside of attention.
-fn refuse_operators(model: &ModelProto, graph: &GraphProto) -> Result<(), String> {
+fn refuse_operators(model: &ModelProto, graph: &GraphProto, length: usize) -> Result<(), String> {
     let functions = model.functions.iter().flat_map(|function| &function.node);
     for node in graph.node.iter().chain(functions) {
         // Fused forms have longer names.
         if node.op_type.starts_with("DynamicQuantize") {
             return Err(format!("it quantises the activations of all tokens of a pass together ({})", node.op_type));
         }
-        if node.attribute.iter().any(|attribute| attribute.g.is_some() || !attribute.graphs.is_empty()) {
+        let has_graph = node.attribute.iter().any(|attribute| attribute.g.is_some() || !attribute.graphs.is_empty());
+        if has_graph && !branches::are_tables(node, length) {
             return Err(format!("it has a subgraph ({})", node.op_type));
         }
     }
@@ -177,8 +178,9 @@ impl<'a> Edit<'a> {
                 edit.attention.push(index);
             }
             for (place, input) in node.input.iter().enumerate().filter(|(_, input)| !input.is_empty()) {
-                // The cache, its lengths, the mask and the positions are in the table.
-                if is_attention && ((3..7).contains(&place) || place == POSITIONS) {
+                // The cache, its lengths, the mask and the positions are in the table. Tables for short texts are taken
+                // whatever the length of the text.
+                if is_attention && ((3..7).contains(&place) || place == POSITIONS) || node.op_type == "If" {
                     continue;
                 }
                 edit.read.insert(input);
@@ -228,7 +230,8 @@ impl<'a> Edit<'a> {
         let of = |numbers: &[u32]| wire::fields(&bytes, whole.content.clone(), numbers).ok_or_else(invalid);
         let nodes = of(&[wire::GRAPH_NODE])?;
         let (inputs, outputs) = (of(&[wire::GRAPH_INPUT])?, of(&[wire::GRAPH_OUTPUT])?);
-        let rewritten = |index: &usize| self.attention.contains(index) || *index == self.product;
+        let chooses = |&index: &usize| graph.node[index].op_type == "If";
+        let rewritten = |index: &usize| self.attention.contains(index) || *index == self.product || chooses(index);
         let mut gone: Vec<usize> = of(&[wire::GRAPH_VALUE_INFO])?.iter().chain(&outputs).map(|f| f.key).collect();
         gone.extend(
             nodes.iter().enumerate().filter(|(i, _)| !self.stays.contains(i) || rewritten(i)).map(|(_, f)| f.key),
@@ -247,6 +250,10 @@ impl<'a> Edit<'a> {
         };
         let (gather, product) = gathered(raw(self.product), &graph.node[self.product])?;
         parts.nodes.extend([gather.encode_to_vec(), product]);
+        for &index in self.stays.iter().filter(|index| chooses(index)) {
+            let tables = branches::tables(raw(index), &graph.node[index]).ok_or_else(invalid)?;
+            parts.nodes.extend(tables);
+        }
         parts.inputs.push(value(&text(ROWS), INT64, TensorShape::of(&[-1])));
         let shape = TensorShape::of(&[1, -1, logits.columns as i64]);
         parts.outputs.push(value(&text(&logits.name), number_of(logits.element)?, shape));

@@ -6,7 +6,7 @@ use cos::onnx::OnnxModel;
 use super::exports::exports;
 
 /// Exports whose sequences share passes on the processor.
-const PACKED: [&str; 17] = [
+const PACKED: [&str; 20] = [
     "gemma2/builder-fp32",
     "gemma2/builder-int4",
     "gpt_oss/builder-fp32",
@@ -22,18 +22,20 @@ const PACKED: [&str; 17] = [
     "qwen2/builder-int4",
     "qwen3/builder-fp32",
     "qwen3/builder-int4",
+    "variants/attention-positions",
+    "variants/longrope",
     "variants/mistral-windowless",
+    "variants/rotary",
     "variants/seqlens",
 ];
 
 /// Exports whose sequences run alone, and how the reason begins.
-const ALONE: [(&str, &str); 8] = [
+const ALONE: [(&str, &str); 7] = [
     ("llama/builder-fp16-cuda", "its cache is not float32"),
     ("llama/builder-int4-cache", "its cache is quantised"),
     ("llama/builder-int8-cache", "its cache is quantised"),
     ("llama/mobius-static", "its cache has a fixed length"),
     ("llama/no-cache", "it has no cache"),
-    ("variants/longrope", "it has a subgraph (If)"),
     ("variants/static-cache", "its cache has a fixed length"),
     ("variants/static-mask", "its cache has a fixed length"),
 ];

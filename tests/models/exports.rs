@@ -121,7 +121,7 @@ fn architectures_agree_with_pytorch() {
 
 /// The properties that must be recognised of each variant.
 #[rustfmt::skip]
-const VARIANTS: [(&str, CacheKind, Rollback, GivenRows, Scoring); 40] = [
+const VARIANTS: [(&str, CacheKind, Rollback, GivenRows, Scoring); 42] = [
     ("int32", Concatenated, Mask, All, Parallel),
     ("fp16-io", Concatenated, Mask, All, Parallel),
     ("bf16-io", Concatenated, Mask, All, Parallel),
@@ -163,6 +163,8 @@ const VARIANTS: [(&str, CacheKind, Rollback, GivenRows, Scoring); 40] = [
     ("longrope", Shared, Shorten, All, Parallel),
     ("static-mask", Fixed { capacity: 64, in_place: true }, Shorten, All, Parallel),
     ("seqlens", Shared, Shorten, All, Parallel),
+    ("rotary", Shared, Shorten, All, Parallel),
+    ("attention-positions", Shared, Shorten, All, Parallel),
     ("single", Concatenated, Mask, All, OneByOne),
     ("place-table", Concatenated, Mask, All, Parallel),
     ("router", Concatenated, Mask, All, Parallel),
