@@ -4,11 +4,13 @@ use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use arrayvec::ArrayVec;
+
 use crate::decode::chance::Chance;
 use crate::decode::decoder::{Decoder, Finish, Need, Proposer, Settings, Step, Workspace};
 use crate::decode::policy::Plan;
 use crate::engine::participant::Participant;
-use crate::engine::queue::{PassQueue, Ticket};
+use crate::engine::queue::{self, MOST_MODELS, PassQueue, Ticket};
 use crate::engine::queues::{Inside, PassQueues};
 use crate::engine::wait::{Waiter, WakeOnCancel};
 use crate::error::{Error, Result};
@@ -116,16 +118,30 @@ impl<C: Chance> Driver<C> {
             let _aside = self.in_crowd.then(|| queues.step_aside());
             self.run_alone()?;
         }
-        for index in 0..self.decoder.needs().len() {
-            let need = self.decoder.needs()[index];
-            let Some(queue) = queues.of(need.model) else { continue };
-            let mut ticket = Ticket::new(self.decoder.pass(need), &self.cancel);
-            let (model, asked) = (model(&self.participants, need)?, Instant::now());
-            queue.run(model, &self.waiter, self.in_crowd, std::slice::from_mut(&mut ticket));
-            let report = ticket.outcome()?;
-            self.decoder.ran(need, report, false);
-            self.waits(asked.elapsed().saturating_sub(report.elapsed));
+        let at_once = if self.overlaps { MOST_MODELS } else { 1 };
+        for first in (0..self.decoder.needs().len()).step_by(at_once) {
+            self.run_shared(&queues, first, at_once)?;
         }
+        Ok(())
+    }
+
+    /// Run those of `count` needs from index `first` on whose models have queues.
+    fn run_shared(&mut self, queues: &PassQueues, first: usize, count: usize) -> Result<(), Interrupt> {
+        let Driver { decoder, cancel, waiter, in_crowd, .. } = self;
+        let passes = decoder.passes().skip(first).take(count);
+        let tickets = passes.filter_map(|(need, pass)| Some((need, Ticket::new(queues.of(need.model)?, pass, cancel))));
+        let (needs, mut tickets): (ArrayVec<Need, MOST_MODELS>, ArrayVec<Ticket, MOST_MODELS>) = tickets.unzip();
+        let asked = Instant::now();
+        queue::run(waiter, *in_crowd, &mut tickets);
+        let overlaps = tickets.len() > 1 && tickets.iter().any(|ticket| ticket.queue().overlaps());
+        let outcomes: ArrayVec<_, MOST_MODELS> = tickets.into_iter().map(Ticket::outcome).collect();
+        let mut own = Duration::ZERO;
+        for (need, outcome) in needs.into_iter().zip(outcomes) {
+            let report = outcome?;
+            own = if overlaps { own.max(report.elapsed) } else { own + report.elapsed };
+            decoder.ran(need, report, overlaps);
+        }
+        self.waits(asked.elapsed().saturating_sub(own));
         Ok(())
     }
 
@@ -149,7 +165,7 @@ impl<C: Chance> Driver<C> {
             for index in 0..count {
                 let need = self.decoder.needs()[index];
                 let is_running =
-                    self.queue(need).is_none() && model(&self.participants, need)?.launch(&mut self.decoder.pass(need));
+                    self.queue(need).is_none() && model(&self.participants, need)?.launch(&mut [self.decoder.pass(need)]);
                 launched |= u64::from(is_running) << index;
             }
         }
@@ -166,15 +182,12 @@ impl<C: Chance> Driver<C> {
         Ok(())
     }
 
-    /// Ask for a pass.
-    pub(super) fn ticket(&mut self, need: Need) -> Ticket<'_> {
-        Ticket::new(self.decoder.pass(need), &self.cancel)
-    }
-
-    /// The model of a pass, and the queues where it waits, to be used while the sequence is.
-    pub(super) fn shared(&self, need: Need) -> Option<(Arc<PassQueues>, Participant)> {
-        self.queue(need)?;
-        Some((self.queues.clone()?, self.participants[need.model].clone()))
+    /// Ask for the passes that are run in common with others, each with its need.
+    pub(super) fn tickets(&mut self) -> impl Iterator<Item = (Need, Ticket<'_>)> {
+        let Driver { decoder, cancel, queues, .. } = self;
+        let (cancel, queues) = (&**cancel, queues.as_deref());
+        let ticket = move |(need, pass): (Need, _)| Some((need, Ticket::new(queues?.of(need.model)?, pass, cancel)));
+        decoder.passes().filter_map(ticket)
     }
 
     /// What its thread waits by.

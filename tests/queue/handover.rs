@@ -7,7 +7,7 @@ use cos::error::Error;
 use cos::model::scripted::Scripted;
 use cos::model::{Cancel, Interrupt, Model, Pass, Sequence};
 
-use crate::queue::{PassQueue, Ticket};
+use crate::queue::{self, PassQueue, Ticket};
 use crate::wait::{Crowd, Waiter, WakeOnCancel};
 
 /// Orders that are tried of each case.
@@ -15,6 +15,10 @@ const ORDERS: usize = 3000;
 
 /// A model whose passes hold 8 tokens, of which a bad one spoils the pass. It lets other threads run meanwhile.
 fn model() -> Arc<Scripted> {
+    Arc::new(scripted())
+}
+
+fn scripted() -> Scripted {
     let script = |context: &[i32], row: &mut [f32]| {
         row.fill(0.0);
         row[context.iter().sum::<i32>() as usize % 4] = 1.0;
@@ -29,7 +33,11 @@ fn model() -> Arc<Scripted> {
         shuttle::thread::yield_now();
         Ok(())
     };
-    Arc::new(Scripted::new(4, script).with_max_pass(6).with_batches(8).with_batch_hook(hook))
+    Scripted::new(4, script).with_max_pass(6).with_batches(8).with_batch_hook(hook)
+}
+
+fn queue_of(model: Arc<Scripted>, crowd: &Arc<Crowd>) -> (Arc<PassQueue>, Arc<Scripted>) {
+    (Arc::new(PassQueue::new(model.clone(), crowd.clone())), model)
 }
 
 /// A thread that asks for passes over these tokens, one after another; a pass over none is that of a cancelled session.
@@ -44,8 +52,8 @@ fn worker(queue: &PassQueue, crowd: &Crowd, model: &Scripted, passes: &[&[i32]])
             cancel.request();
         }
         let tokens = if tokens.is_empty() { &[1][..] } else { tokens };
-        let mut ticket = Ticket::new(Pass::plain(sequence.as_mut(), tokens), &cancel);
-        queue.run(model, &waiter, true, std::slice::from_mut(&mut ticket));
+        let mut ticket = Ticket::new(queue, Pass::plain(sequence.as_mut(), tokens), &cancel);
+        queue::run(&waiter, true, std::slice::from_mut(&mut ticket));
         let outcome = ticket.outcome();
         match (outcome, tokens.last()) {
             (Ok(_), Some(0 | 1)) => assert_eq!(sequence.len(), before + tokens.len()),
@@ -62,7 +70,7 @@ fn worker(queue: &PassQueue, crowd: &Crowd, model: &Scripted, passes: &[&[i32]])
 fn check(threads: &'static [&'static [&'static [i32]]]) {
     let case = move || {
         let crowd = Arc::<Crowd>::default();
-        let (queue, model) = (Arc::new(PassQueue::new(8, crowd.clone())), model());
+        let (queue, model) = queue_of(model(), &crowd);
         let spawn = |passes: &&'static [&'static [i32]]| {
             let (queue, crowd, model, passes) = (queue.clone(), crowd.clone(), model.clone(), *passes);
             shuttle::thread::spawn(move || worker(&queue, &crowd, &model, passes))
@@ -104,16 +112,16 @@ fn a_panic_leaves_nobody_waiting() {
 fn many_tickets_of_one_call_share_passes_with_others() {
     let case = || {
         let crowd = Arc::<Crowd>::default();
-        let (queue, model) = (Arc::new(PassQueue::new(8, crowd.clone())), model());
+        let (queue, model) = queue_of(model(), &crowd);
         let many = {
             let (queue, model) = (queue.clone(), model.clone());
             shuttle::thread::spawn(move || {
                 let cancel = Arc::new(Cancel::default());
                 let mut sequences: Vec<Box<dyn Sequence>> = (0..3).map(|_| model.start(&cancel).unwrap()).collect();
                 for tokens in [&[1, 0, 1][..], &[1]] {
-                    let ticket = |sequence| Ticket::new(Pass::plain(sequence, tokens), &cancel);
+                    let ticket = |sequence| Ticket::new(&queue, Pass::plain(sequence, tokens), &cancel);
                     let mut tickets: Vec<_> = sequences.iter_mut().map(|each| ticket(each.as_mut())).collect();
-                    queue.run(model.as_ref(), &Arc::default(), false, &mut tickets);
+                    queue::run(&Arc::default(), false, &mut tickets);
                     assert!(tickets.into_iter().all(|ticket| ticket.outcome().is_ok()));
                 }
             })
@@ -130,15 +138,15 @@ fn many_tickets_of_one_call_share_passes_with_others() {
 fn a_cancel_from_another_thread_ends_a_wait() {
     let case = || {
         let crowd = Arc::<Crowd>::default();
-        let (queue, model) = (Arc::new(PassQueue::new(8, crowd.clone())), model());
+        let (queue, model) = queue_of(model(), &crowd);
         let (cancel, waiter) = (Arc::new(Cancel::default()), Arc::<Waiter>::default());
         cancel.add_hook(Box::new(WakeOnCancel(waiter.clone())));
         let waits = {
             let (queue, model, cancel) = (queue.clone(), model.clone(), cancel.clone());
             shuttle::thread::spawn(move || {
                 let mut sequence = model.start(&cancel).unwrap();
-                let mut ticket = Ticket::new(Pass::plain(sequence.as_mut(), &[1]), &cancel);
-                queue.run(model.as_ref(), &waiter, false, std::slice::from_mut(&mut ticket));
+                let mut ticket = Ticket::new(&queue, Pass::plain(sequence.as_mut(), &[1]), &cancel);
+                queue::run(&waiter, false, std::slice::from_mut(&mut ticket));
                 assert!(matches!(ticket.outcome(), Ok(_) | Err(Interrupt::Cancelled)));
             })
         };
@@ -152,4 +160,40 @@ fn a_cancel_from_another_thread_ends_a_wait() {
     };
     shuttle::check_random(case, ORDERS);
     shuttle::check_pct(case, ORDERS, 3);
+}
+
+/// Threads ask two models, whose passes may be left running, for passes at once.
+#[test]
+fn passes_of_two_models_overlap() {
+    for left in [0.5, 1.0] {
+        let case = move || {
+            let crowd = Arc::<Crowd>::default();
+            let queues = [0, 1].map(|_| queue_of(Arc::new(scripted().with_overlap(left)), &crowd));
+            let spawn = |tokens: &'static [i32]| {
+                let (queues, crowd) = (queues.clone(), crowd.clone());
+                shuttle::thread::spawn(move || {
+                    let (cancel, waiter) = (Arc::new(Cancel::default()), Arc::<Waiter>::default());
+                    let mut sequences = queues.each_ref().map(|(_, model)| model.start(&cancel).unwrap());
+                    crowd.add(1);
+                    for &token in tokens {
+                        let mut tickets = Vec::new();
+                        for ((queue, _), sequence) in queues.iter().zip(&mut sequences) {
+                            let pass = Pass::plain(sequence.as_mut(), std::slice::from_ref(&token));
+                            tickets.push(Ticket::new(queue, pass, &cancel));
+                        }
+                        queue::run(&waiter, true, &mut tickets);
+                        for ticket in tickets {
+                            assert_eq!(ticket.outcome().is_ok(), token != 2);
+                        }
+                    }
+                    crowd.remove(1);
+                })
+            };
+            let threads = [&[1, 0][..], &[1, 1], &[0, 2, 1]].map(spawn);
+            threads.into_iter().for_each(|thread| thread.join().unwrap());
+            assert!(crowd.is_empty(), "the crowd is counted wrong");
+        };
+        shuttle::check_random(case, ORDERS);
+        shuttle::check_pct(case, ORDERS, 3);
+    }
 }
