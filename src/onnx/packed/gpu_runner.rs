@@ -319,8 +319,7 @@ impl GpuRunner {
         if let Err(error) = self.bind(size) {
             return (Some(Capture::Warm), Err(error));
         }
-        let captured =
-            cuda::alone().map(|_alone| queue.by_runner(|queue| queue.capture(|queue| self.work(queue))));
+        let captured = cuda::alone().map(|_alone| queue.by_runner(|queue| queue.capture(|queue| self.work(queue))));
         match captured {
             Some(Ok(graph)) => {
                 self.captures.succeed();
