@@ -164,8 +164,8 @@ impl<C: Chance> Driver<C> {
         if self.overlaps && alone >= 2 && count <= MOST_AT_ONCE {
             for index in 0..count {
                 let need = self.decoder.needs()[index];
-                let is_running =
-                    self.queue(need).is_none() && model(&self.participants, need)?.launch(&mut [self.decoder.pass(need)]);
+                let is_running = self.queue(need).is_none()
+                    && model(&self.participants, need)?.launch(&mut [self.decoder.pass(need)]);
                 launched |= u64::from(is_running) << index;
             }
         }

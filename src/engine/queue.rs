@@ -171,7 +171,8 @@ fn run_calls(asker: &Asker, calls: &mut ArrayVec<Call, MOST_MODELS>) {
     }
     for &call in &calls {
         // SAFETY: as above; the tickets are those of the call.
-        let (queue, tickets, count) = unsafe { ((*call.as_ptr()).queue(), (*call.as_ptr()).tickets, (*call.as_ptr()).count) };
+        let (queue, tickets, count) =
+            unsafe { ((*call.as_ptr()).queue(), (*call.as_ptr()).tickets, (*call.as_ptr()).count) };
         let mut state = queue.lock();
         let entry = |index| Entry { ticket: unsafe { tickets.add(index) }, call, stayed: false };
         state.entries.extend((0..count).map(entry));
@@ -282,9 +283,11 @@ impl PassQueue {
                     state.let_cancelled_go(&self.crowd, own);
                     state = self.wake(state);
                 }
-                // Another thread may have finished it while the lock was released.
+                // While the lock was released, others may have finished it, and made it leader before that.
                 let _held = state;
-                (unsafe { own.as_ref() }.open > 0, None)
+                // SAFETY: the lock is held.
+                let Call { open, leads, .. } = unsafe { own.as_ref() };
+                (*open > 0 || *leads, None)
             }
         }
     }
@@ -382,7 +385,8 @@ impl Waiting {
     /// Give a ticket its outcome, which ends the use of its entry.
     fn finish(&mut self, entry: &Entry, outcome: Result<Report, Interrupt>, crowd: &Crowd, own: NonNull<Call>) {
         // SAFETY: the lock is held, and the entry is in nobody's batch any more. `own` is a call of this thread.
-        let (ticket, call, own) = unsafe { (&mut *entry.ticket.as_ptr(), &mut *entry.call.as_ptr(), (*own.as_ptr()).asker) };
+        let (ticket, call, own) =
+            unsafe { (&mut *entry.ticket.as_ptr(), &mut *entry.call.as_ptr(), (*own.as_ptr()).asker) };
         ticket.outcome = Some(outcome);
         call.open -= 1;
         if call.open > 0 || call.asker().open.fetch_sub(1, Ordering::AcqRel) > 1 {
