@@ -7,7 +7,7 @@ use crate::decode::chance::Chance;
 use crate::decode::decoder::{Decoder, Finish, Need, Proposer, Settings, Step, Workspace};
 use crate::decode::policy::Plan;
 use crate::engine::participant::Participant;
-use crate::engine::queue::{PassQueue, Ticket};
+use crate::engine::queue::{PassQueue, Ticket, WhenFull};
 use crate::engine::queues::{Inside, PassQueues};
 use crate::engine::wait::{Waiter, WakeOnCancel};
 use crate::error::{Error, Result};
@@ -115,10 +115,12 @@ impl<C: Chance> Driver<C> {
         for index in 0..self.decoder.needs().len() {
             let need = self.decoder.needs()[index];
             let Some(queue) = queues.of(need.model) else { continue };
-            let mut ticket = Ticket::new(self.decoder.pass(need), &self.cancel);
+            let when_full = queues.when_full(self.is_first(need), true);
+            let mut ticket = Ticket::new(self.decoder.pass(need), &self.cancel, when_full);
             let model = model(&self.participants, need)?;
             queue.run(model, &self.waiter, self.in_crowd, std::slice::from_mut(&mut ticket));
-            let report = ticket.outcome()?;
+            let given_back = || Err(Error::Internal("a pass that may wait was given back".into()).into());
+            let report = ticket.outcome().unwrap_or_else(given_back)?;
             self.decoder.ran(need, report, false);
         }
         Ok(())
@@ -151,9 +153,16 @@ impl<C: Chance> Driver<C> {
         Ok(())
     }
 
-    /// Ask for a pass.
+    /// Ask for a pass, which is given back if there is no memory now.
     pub(super) fn ticket(&mut self, need: Need) -> Ticket<'_> {
-        Ticket::new(self.decoder.pass(need), &self.cancel)
+        let is_first = self.is_first(need);
+        let when_full = self.queues.as_ref().map_or(WhenFull::Return, |queues| queues.when_full(is_first, false));
+        Ticket::new(self.decoder.pass(need), &self.cancel, when_full)
+    }
+
+    /// Whether a session that has decoded nothing yet needs the first pass of a model.
+    fn is_first(&self, need: Need) -> bool {
+        need.start == 0 && self.decoder.counters().tokens == 0
     }
 
     /// The model of a pass, and the queues where it waits, to be used while the sequence is.

@@ -4,7 +4,7 @@ use std::borrow::BorrowMut;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use crate::decode::decoder::Need;
-use crate::engine::queue::Ticket;
+use crate::engine::queue::{LOOK_AGAIN, Ticket};
 use crate::engine::round::Progress;
 use crate::engine::session::{Session, State};
 use crate::error::{Error, Result};
@@ -17,7 +17,7 @@ pub struct Buffers {
     stands: Vec<Stand>,
     /// Empty.
     tickets: Vec<Ticket<'static>>,
-    outcomes: Vec<Result<Report, Interrupt>>,
+    outcomes: Vec<Option<Result<Report, Interrupt>>>,
 }
 
 /// Where a session stands in a call.
@@ -52,12 +52,18 @@ pub fn step_many<S: BorrowMut<Session>>(sessions: &mut [S], mut news: impl FnMut
             *stand = Stand::Interrupted(interrupt);
         }
     }
+    let mut given_back = None;
     for index in 0..sessions.len() {
         let is_done = matches!(buffers.stands[index], Stand::Done);
         let needs = if is_done { 0 } else { sessions[index].borrow().driver.needs().len() };
         for need in 0..needs {
-            run_together(sessions, (index, need), &mut buffers);
+            let all = run_together(sessions, (index, need), &mut buffers);
+            given_back = all.map_or(given_back, |all| Some(all && given_back != Some(false)));
         }
+    }
+    if given_back == Some(true) {
+        // Sessions of other threads have all memory. Give them time.
+        std::thread::sleep(LOOK_AGAIN);
     }
     for (each, stand) in sessions.iter_mut().zip(&mut buffers.stands) {
         match std::mem::replace(stand, Stand::Done) {
@@ -91,13 +97,17 @@ fn advance<S: BorrowMut<Session>>(
 }
 
 /// Run a pass that a session needs, with all passes of the same model that others need, unless that was done for an
-/// earlier one.
-fn run_together<S: BorrowMut<Session>>(sessions: &mut [S], first: (usize, usize), buffers: &mut Buffers) {
+/// earlier one. Returns whether all of them were given back, because there is no memory; `None` if nothing was done.
+fn run_together<S: BorrowMut<Session>>(
+    sessions: &mut [S],
+    first: (usize, usize),
+    buffers: &mut Buffers,
+) -> Option<bool> {
     let Buffers { stands, tickets, outcomes } = buffers;
     let driver = &sessions[first.0].borrow().driver;
     let need = driver.needs()[first.1];
-    let Some((queues, participant)) = driver.shared(need) else { return };
-    let (Some(queue), Some(model)) = (queues.of(need.model), participant.model()) else { return };
+    let (queues, participant) = driver.shared(need)?;
+    let (queue, model) = (queues.of(need.model)?, participant.model()?);
     let waiter = driver.waiter().clone();
     let same = |session: &Session| {
         let needs = |need: &&Need| session.driver.queue(**need).is_some_and(|other| std::ptr::eq(other, queue));
@@ -106,7 +116,7 @@ fn run_together<S: BorrowMut<Session>>(sessions: &mut [S], first: (usize, usize)
     let waits = |stand: &Stand| matches!(stand, Stand::Waits);
     let is_done = |(each, stand): (&S, &Stand)| !matches!(stand, Stand::Done) && same(each.borrow()).is_some();
     if sessions[..first.0].iter().zip(&*stands).any(is_done) {
-        return;
+        return None;
     }
     let mut waiting = recycle(std::mem::take(tickets));
     for (each, _) in sessions.iter_mut().zip(&*stands).filter(|(_, stand)| waits(stand)) {
@@ -119,16 +129,20 @@ fn run_together<S: BorrowMut<Session>>(sessions: &mut [S], first: (usize, usize)
     outcomes.clear();
     outcomes.extend(waiting.drain(..).map(Ticket::outcome));
     *tickets = recycle(waiting);
+    let all_given_back = outcomes.iter().all(Option::is_none);
     let mut outcomes = outcomes.drain(..);
     for (each, stand) in sessions.iter_mut().zip(stands).filter(|(_, stand)| waits(stand)) {
         let session = each.borrow_mut();
         let Some(need) = same(session) else { continue };
         match outcomes.next() {
-            Some(Ok(report)) => session.driver.ran(need, report, false),
-            Some(Err(interrupt)) => *stand = Stand::Interrupted(interrupt),
-            None => return,
+            Some(Some(Ok(report))) => session.driver.ran(need, report, false),
+            Some(Some(Err(interrupt))) => *stand = Stand::Interrupted(interrupt),
+            // There is no memory for the pass now. The next call asks for it again.
+            Some(None) => {}
+            None => break,
         }
     }
+    Some(all_given_back)
 }
 
 /// The same memory for tickets that live for another time.

@@ -7,33 +7,51 @@
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr::NonNull;
+use std::time::Duration;
 
 use super::sync::{Arc, Mutex, MutexGuard};
 use super::wait::{Crowd, Waiter};
 use crate::error::Error;
-use crate::model::{Cancel, Interrupt, Model, Pass, Report};
+use crate::model::{Admission, Cancel, Interrupt, Model, Pass, Report};
 
 /// Most tokens of a pass that is taken before wider ones: decoding and verification, but no chunk of a prompt.
 const NARROW: usize = 16;
+
+/// How often a leader looks whether there is memory, while no pass can run because there is none.
+pub const LOOK_AGAIN: Duration = Duration::from_millis(5);
+
+/// What becomes of a pass for which there is not enough memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WhenFull {
+    /// It waits.
+    Wait,
+    /// It fails.
+    Refuse,
+    /// It is given back, to be asked for again later.
+    Return,
+}
 
 /// A pass that is asked for, and later its outcome.
 pub struct Ticket<'a> {
     pass: Pass<'a>,
     cancel: &'a Cancel,
+    when_full: WhenFull,
     /// It was part of a pass that failed, so it runs alone.
     alone: bool,
+    /// Time of passes that computed tokens anew.
+    spent: Duration,
     outcome: Option<Result<Report, Interrupt>>,
 }
 
 impl<'a> Ticket<'a> {
     /// Ask for a pass, unless its session is cancelled before.
-    pub fn new(pass: Pass<'a>, cancel: &'a Cancel) -> Self {
-        Ticket { pass, cancel, alone: false, outcome: None }
+    pub fn new(pass: Pass<'a>, cancel: &'a Cancel, when_full: WhenFull) -> Self {
+        Ticket { pass, cancel, when_full, alone: false, spent: Duration::ZERO, outcome: None }
     }
 
-    /// How the pass went.
-    pub fn outcome(self) -> Result<Report, Interrupt> {
-        self.outcome.unwrap_or_else(|| Err(Interrupt::Failed(Error::Internal("a pass was not run".into()))))
+    /// How the pass went. `None` if it was given back.
+    pub fn outcome(self) -> Option<Result<Report, Interrupt>> {
+        self.outcome
     }
 }
 
@@ -61,6 +79,22 @@ struct Entry {
     call: NonNull<Call>,
     /// A pass was run without it, because it was full.
     stayed: bool,
+    /// Whether there is memory for it.
+    admission: Admission,
+}
+
+impl Entry {
+    fn new(ticket: NonNull<Ticket<'static>>, call: NonNull<Call>) -> Self {
+        Entry { ticket, call, stayed: false, admission: Admission::Waits }
+    }
+
+    /// Tokens that the next pass takes of it; `None` if there is no memory.
+    fn width(&self) -> Option<usize> {
+        match self.admission {
+            Admission::Whole(tokens) | Admission::Part(tokens) => Some(tokens),
+            Admission::Waits => None,
+        }
+    }
 }
 
 // SAFETY: an entry points to a ticket and a call, whose parts may all be used from any thread: `Sequence` is `Send`,
@@ -71,7 +105,9 @@ unsafe impl Send for Entry {}
 struct Waiting {
     /// Whether some call leads. If not, nobody waits.
     has_leader: bool,
-    /// In the order of arrival.
+    /// A leader that waits for memory.
+    idle: Option<Arc<Waiter>>,
+    /// In the order of arrival, until sessions are ordered by age for the next pass.
     entries: VecDeque<Entry>,
     /// Those who are to be woken once the lock is released.
     woken: Vec<Arc<Waiter>>,
@@ -108,9 +144,12 @@ impl PassQueue {
         let first = NonNull::from(tickets).cast::<Ticket<'static>>();
         let ticket = |index| unsafe { first.add(index) };
         let mut state = self.lock();
-        state.entries.extend((0..count).map(|index| Entry { ticket: ticket(index), call, stayed: false }));
+        state.entries.extend((0..count).map(|index| Entry::new(ticket(index), call)));
         if in_crowd {
             self.crowd.remove(1);
+        }
+        if let Some(leader) = state.idle.take() {
+            leader.wake();
         }
         if !state.has_leader {
             state.has_leader = true;
@@ -160,14 +199,19 @@ impl PassQueue {
         state = self.wake(state);
         // SAFETY: the lock is held.
         if unsafe { own.as_ref() }.open > 0 {
+            state.admit(model, &self.crowd, own);
             state.choose(own, self.max_tokens);
+            if state.batch.is_empty() {
+                return self.wait_for_memory(state, own);
+            }
             let (mut batch, mut passes) = (std::mem::take(&mut state.batch), std::mem::take(&mut state.passes));
             drop(state);
             passes.extend(batch.iter().map(|entry| {
                 // SAFETY: the entry is in the batch of this leader, so the pass is the leader's alone. The borrow ends
                 // with `passes.clear()`, before the entry gets its outcome.
                 let pass = unsafe { &mut (*entry.ticket.as_ptr()).pass };
-                Pass { sequence: &mut *pass.sequence, ..*pass }
+                let tokens = if matches!(entry.admission, Admission::Part(_)) { &[] } else { pass.tokens };
+                Pass { sequence: &mut *pass.sequence, tokens, ..*pass }
             }));
             let result = catch_unwind(AssertUnwindSafe(|| model.forward(&mut passes)));
             passes.clear();
@@ -177,6 +221,27 @@ impl PassQueue {
             (state.batch, state.passes) = (batch, passes);
         }
         self.wake(state)
+    }
+
+    /// No pass could be chosen. If some other call has one that it runs alone, let it lead. Otherwise wait until there
+    /// may be memory: another thread asks for a pass, or some time has gone by.
+    fn wait_for_memory<'a>(&'a self, mut state: Guard<'a>, own: NonNull<Call>) -> Guard<'a> {
+        // SAFETY: the lock is held.
+        let Call { open, waiter, .. } = unsafe { own.as_ref() };
+        if *open == 0 {
+            return self.wake(state);
+        }
+        if let Some(entry) = state.entries.iter().find(|entry| entry.width().is_some()).copied() {
+            state.hand_over(own, entry.call);
+            return self.wake(state);
+        }
+        let waiter = waiter.clone();
+        state.idle = Some(waiter.clone());
+        drop(self.wake(state));
+        waiter.wait_for(LOOK_AGAIN);
+        let mut state = self.lock();
+        state.idle = None;
+        state
     }
 
     /// Wake those who are to be woken, without the lock.
@@ -204,10 +269,16 @@ unsafe fn is_cancelled(ticket: NonNull<Ticket<'static>>) -> bool {
 
 impl Waiting {
     /// Give a ticket its outcome, which ends the use of its entry.
-    fn finish(&mut self, entry: &Entry, outcome: Result<Report, Interrupt>, crowd: &Crowd, own: Option<NonNull<Call>>) {
+    fn finish(
+        &mut self,
+        entry: &Entry,
+        outcome: Option<Result<Report, Interrupt>>,
+        crowd: &Crowd,
+        own: Option<NonNull<Call>>,
+    ) {
         // SAFETY: the lock is held, and the entry is in nobody's batch any more.
         let (ticket, call) = unsafe { (&mut *entry.ticket.as_ptr(), &mut *entry.call.as_ptr()) };
-        ticket.outcome = Some(outcome);
+        ticket.outcome = outcome;
         call.open -= 1;
         if call.open == 0 {
             if call.in_crowd {
@@ -226,9 +297,29 @@ impl Waiting {
             // SAFETY: the entry waits, so its ticket has no outcome; the lock is held.
             let cancelled = unsafe { is_cancelled(entry.ticket) };
             if cancelled {
-                self.finish(entry, Err(Interrupt::Cancelled), crowd, own);
+                self.finish(entry, Some(Err(Interrupt::Cancelled)), crowd, own);
             }
             !cancelled
+        });
+        self.entries = entries;
+    }
+
+    /// See for which passes there is memory, those of the oldest sessions first.
+    fn admit(&mut self, model: &dyn Model, crowd: &Crowd, own: NonNull<Call>) {
+        // SAFETY: the entries wait, and the lock is held.
+        self.entries.make_contiguous().sort_unstable_by_key(|entry| unsafe { (*entry.ticket.as_ptr()).cancel }.age());
+        let mut entries = std::mem::take(&mut self.entries);
+        entries.retain_mut(|entry| {
+            // SAFETY: as above.
+            let ticket = unsafe { &mut *entry.ticket.as_ptr() };
+            entry.admission = model.admit(&mut ticket.pass);
+            let outcome = match (entry.admission, ticket.when_full) {
+                (Admission::Waits, WhenFull::Refuse) => Some(Err(Interrupt::Failed(model.no_memory()))),
+                (Admission::Waits, WhenFull::Return) => None,
+                _ => return true,
+            };
+            self.finish(entry, outcome, crowd, Some(own));
+            false
         });
         self.entries = entries;
     }
@@ -238,19 +329,20 @@ impl Waiting {
     fn choose(&mut self, own: NonNull<Call>, max_tokens: usize) {
         // SAFETY: the entries wait, and the lock is held.
         let alone = |entry: &Entry| unsafe { entry.ticket.as_ref() }.alone;
-        let width = |entry: &Entry| unsafe { entry.ticket.as_ref() }.pass.tokens.len();
-        if let Some(index) = self.entries.iter().position(|entry| entry.call == own && alone(entry)) {
+        let is_own = |entry: &Entry| entry.call == own && alone(entry) && entry.width().is_some();
+        if let Some(index) = self.entries.iter().position(is_own) {
             self.batch.extend(self.entries.remove(index));
             return;
         }
         let mut tokens = 0;
         for class in 0..3 {
             self.entries.retain(|entry| {
-                let belongs = entry.stayed || class == 2 || class == 1 && width(entry) <= NARROW;
-                let fits = self.batch.is_empty() || tokens + width(entry) <= max_tokens;
+                let Some(width) = entry.width() else { return true };
+                let belongs = entry.stayed || class == 2 || class == 1 && width <= NARROW;
+                let fits = self.batch.is_empty() || tokens + width <= max_tokens;
                 let takes = belongs && fits && !alone(entry);
                 if takes {
-                    tokens += width(entry);
+                    tokens += width;
                     self.batch.push(*entry);
                 }
                 !takes
@@ -280,23 +372,42 @@ impl Waiting {
                 self.entries.push_front(entry);
                 continue;
             }
+            // SAFETY: as above.
+            let spent = unsafe { &mut (*entry.ticket.as_ptr()).spent };
+            if let (Ok(report), Admission::Part(_)) = (&result, entry.admission) {
+                *spent += report.elapsed;
+                entry.stayed = true;
+                self.entries.push_front(entry);
+                continue;
+            }
             let outcome = match &result {
-                Ok(report) => Ok(Report { is_usual: report.is_usual && !several, ..*report }),
+                Ok(report) => Ok(Report {
+                    elapsed: report.elapsed + *spent,
+                    is_usual: report.is_usual && !several && spent.is_zero(),
+                }),
                 Err(_) if again => Err(Interrupt::Cancelled),
                 Err(interrupt) => Err(interrupt.clone()),
             };
-            self.finish(&entry, outcome, crowd, Some(own));
+            self.finish(&entry, Some(outcome), crowd, Some(own));
         }
     }
 
     /// Make the first that waits the leader.
     fn pass_leadership_on(&mut self, own: NonNull<Call>) {
+        match self.entries.front().map(|entry| entry.call) {
+            Some(next) => self.hand_over(own, next),
+            None => {
+                // SAFETY: the lock is held.
+                unsafe { (*own.as_ptr()).leads = false };
+                self.has_leader = false;
+            }
+        }
+    }
+
+    /// Make another call the leader. One of its entries waits.
+    fn hand_over(&mut self, own: NonNull<Call>, next: NonNull<Call>) {
         // SAFETY: the lock is held; a call whose entry waits has not returned.
         unsafe { (*own.as_ptr()).leads = false };
-        let Some(next) = self.entries.front().map(|entry| entry.call) else {
-            self.has_leader = false;
-            return;
-        };
         let next = unsafe { &mut *next.as_ptr() };
         next.leads = true;
         // It is woken first, because a pass waits for it.

@@ -25,7 +25,7 @@ use super::weights::LoadedSession;
 use crate::cuda::Device;
 use crate::error::{Error, Result};
 use crate::export::{Export, GivenRows, Logits};
-use crate::model::{Cancel, Interrupt, Model, Pass, Report, Sequence};
+use crate::model::{Admission, Cancel, Interrupt, Model, Pass, Report, Sequence};
 use crate::rows::device::Ring;
 
 /// The logits of one pass take at most this many bytes, unless a pass of [`MIN_PASS`] tokens needs more.
@@ -199,6 +199,20 @@ impl Model for OnnxModel {
 
     fn max_batch_tokens(&self) -> usize {
         2 * MAX_PASS
+    }
+
+    fn admit(&self, pass: &mut Pass<'_>) -> Admission {
+        match &self.batching {
+            Batching::Packed(passes) => passes.admit(pass),
+            _ => Admission::Whole(pass.tokens.len()),
+        }
+    }
+
+    fn no_memory(&self) -> Error {
+        match &self.batching {
+            Batching::Packed(passes) => passes.no_memory(),
+            _ => Error::NoMemory(format!("no memory is left for {}", self.name)),
+        }
     }
 
     fn cost(&self) -> u64 {

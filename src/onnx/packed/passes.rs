@@ -3,7 +3,7 @@
 use std::any::Any;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ort::session::RunOptions;
 use parking_lot::Mutex;
@@ -13,14 +13,15 @@ use super::gpu_store::{self, GpuStore};
 use super::host;
 use super::host_runner::HostRunner;
 use super::layout::Layout;
-use super::pool::{BlockCopy, Pool};
+use super::pool::{BlockCopy, Blocks, Pool};
 use super::sequence::{PackedSequence, PassRows};
 use super::table::BLOCK;
 use crate::error::{Error, Result};
 use crate::export::Export;
 use crate::export::pack::LayerShape;
-use crate::model::{Interrupt, Pass, Report, Sequence};
+use crate::model::{Admission, Interrupt, Pass, Report, Sequence};
 use crate::onnx::captures::Captures;
+use crate::onnx::sequence::MAX_PASS;
 use crate::onnx::weights::LoadedSession;
 
 /// Most buffers for rows that are kept for later passes.
@@ -46,7 +47,6 @@ pub struct PackedPasses {
 struct Work {
     machine: Machine,
     layout: Layout,
-    copies: Vec<BlockCopy>,
     buffers: Vec<Arc<PassRows>>,
     /// By sequence of the pass: how its tokens are dealt with.
     cuts: Vec<Cut>,
@@ -94,6 +94,10 @@ struct Cut {
     start: usize,
     /// The index of the first token whose row somebody reads.
     wanted: usize,
+    /// The index behind the last token of the pass.
+    end: usize,
+    /// Whether tokens are computed that had been computed before.
+    is_anew: bool,
 }
 
 impl PackedPasses {
@@ -127,13 +131,7 @@ impl PackedPasses {
             blocks,
             columns: export.logits.columns,
             file: export.file.clone(),
-            work: Mutex::new(Work {
-                machine,
-                layout: Layout::default(),
-                copies: Vec::new(),
-                buffers: Vec::new(),
-                cuts: Vec::new(),
-            }),
+            work: Mutex::new(Work { machine, layout: Layout::default(), buffers: Vec::new(), cuts: Vec::new() }),
         }
     }
 
@@ -148,9 +146,13 @@ impl PackedPasses {
         let work = &mut *work;
         work.cuts.clear();
         match self.prepare(work, batch).and_then(|()| self.run(work, batch)) {
-            Ok((elapsed, is_usual)) => Ok(Report { elapsed, is_usual: is_usual && batch.len() == 1 }),
+            Ok((elapsed, is_usual)) => {
+                let is_usual = is_usual && batch.len() == 1 && !work.cuts.iter().any(|cut| cut.is_anew);
+                Ok(Report { elapsed, is_usual })
+            }
             Err(error) => {
                 for (pass, cut) in batch.iter_mut().zip(&work.cuts) {
+                    self.pool.lock().failed(own(pass.sequence).holding);
                     pass.sequence.truncate(cut.start);
                 }
                 if let [only] = batch
@@ -163,33 +165,51 @@ impl PackedPasses {
         }
     }
 
-    /// Make room for the new tokens, and lay out the pass. Sequences take what others have computed before.
+    /// Reserve blocks for a pass; see [`crate::model::Model::admit`].
+    pub fn admit(&self, pass: &mut Pass<'_>) -> Admission {
+        let mut pool = self.pool.lock();
+        match admit(pass, &mut pool) {
+            None => Admission::Waits,
+            Some(Cut { start, end, .. }) => {
+                let past = pool.len(own(pass.sequence).holding);
+                let is_whole = end - past <= MAX_PASS || past >= start;
+                if is_whole { Admission::Whole(end - past) } else { Admission::Part(MAX_PASS) }
+            }
+        }
+    }
+
+    /// Make room for the tokens of the pass, and lay it out.
     fn prepare(&self, work: &mut Work, batch: &mut [Pass<'_>]) -> Result<()> {
-        let Work { machine, layout, copies, cuts, .. } = work;
+        let Work { machine, layout, cuts, .. } = work;
         layout.clear();
         let mut pool = self.pool.lock();
         for pass in &mut *batch {
+            let cut = admit(pass, &mut pool).ok_or_else(|| self.no_memory())?;
+            let Cut { wanted, end, .. } = cut;
+            cuts.push(cut);
             let sequence = own(pass.sequence);
-            let (start, holding) = (sequence.len(), sequence.holding);
-            let wanted = (pass.keep.max(start + 1) - 1).min(start + pass.tokens.len());
-            cuts.push(Cut { start, wanted });
-            sequence.begin(pass.tokens);
-            let computed = pool.len(holding);
-            pool.reuse(holding, &sequence.tokens()[computed..wanted]);
-            let (past, end) = (pool.len(holding), sequence.len());
-            if past == end {
-                continue;
+            pool.run(sequence.holding);
+            let past = pool.len(sequence.holding);
+            if past < end {
+                let blocks = &pool.of(sequence.holding)[..end.div_ceil(self.block_tokens)];
+                layout.add(&sequence.tokens()[past..end], past, wanted.max(past) - past, blocks);
             }
-            if !pool.reserve(holding, end, copies) {
-                return Err(Error::Runtime("no memory for more tokens: sequences use all blocks of the cache".into()));
-            }
-            for copy in copies.drain(..) {
-                machine.copy(copy).map_err(|error| self.failed(error))?;
-            }
-            let blocks = &pool.of(holding)[..end.div_ceil(pool.block_size())];
-            layout.add(&sequence.tokens()[past..], past, wanted.max(past) - past, blocks);
         }
-        Ok(())
+        let copied = pool.copies().try_for_each(|copy| machine.copy(copy));
+        copied.map_err(|error| {
+            pool.lose_all();
+            self.failed(error)
+        })
+    }
+
+    /// What is said if there are not enough blocks.
+    pub fn no_memory(&self) -> Error {
+        Error::NoMemory(format!(
+            "{}: the sequences of the model use all {} bytes of its cache; try again later, end other sessions, or set \
+             a larger cache_bytes",
+            self.file.display(),
+            self.blocks * self.block_bytes
+        ))
     }
 
     fn failed(&self, error: ort::Error) -> Error {
@@ -211,20 +231,48 @@ impl PackedPasses {
         let ran = ran.map_err(|error| self.failed(error))?;
         let mut pool = self.pool.lock();
         let mut row = 0;
-        for (pass, &Cut { wanted, .. }) in batch.iter_mut().zip(&*cuts) {
+        for (pass, &Cut { wanted, end, .. }) in batch.iter_mut().zip(&*cuts) {
             let sequence = own(pass.sequence);
-            let count = sequence.len() - wanted;
-            pool.ran(sequence.holding, sequence.len());
-            sequence.keep_rows(&buffer, row, wanted + 1, count, pass.keep);
-            let published = pass.keep.min(sequence.len());
+            pool.ran(sequence.holding, end);
+            if !pass.tokens.is_empty() {
+                sequence.ran();
+                sequence.keep_rows(&buffer, row, wanted + 1, end - wanted, pass.keep);
+            }
+            let published = pass.keep.min(end);
             pool.publish_first(sequence.holding, &sequence.tokens()[..published]);
-            row += count;
+            row += end - wanted;
         }
         if buffers.len() < MOST_BUFFERS {
             buffers.push(buffer);
         }
         Ok(ran)
     }
+}
+
+/// Begin a pass, take over what others have computed before, and reserve blocks for the rest. `None` if there are not
+/// enough. A pass without tokens computes tokens anew, as many as one pass may have.
+fn admit(pass: &mut Pass<'_>, pool: &mut Blocks) -> Option<Cut> {
+    let sequence = own(pass.sequence);
+    let (start, holding) = (sequence.len(), sequence.holding);
+    let is_part = pass.tokens.is_empty();
+    if !is_part {
+        sequence.begin(pass.tokens, pool);
+    }
+    let tokens = sequence.tokens();
+    let wanted = (pass.keep.max(start + 1) - 1).min(tokens.len());
+    if pool.len(holding) > wanted {
+        pool.truncate(holding, wanted); // a row comes with a token that the pass computes
+    }
+    let next = &tokens[pool.len(holding)..wanted];
+    if !pool.admit(holding, next, tokens.len(), Instant::now()) {
+        return None;
+    }
+    let is_anew = pool.len(holding) < start;
+    if is_part {
+        let end = start.min(pool.len(holding) + MAX_PASS);
+        return Some(Cut { start, wanted: end, end, is_anew });
+    }
+    Some(Cut { start, wanted, end: tokens.len(), is_anew })
 }
 
 /// A buffer for logits that nobody reads any more, or a new one.

@@ -63,6 +63,8 @@ pub struct Blocks {
     newest: Option<BlockId>,
     idle: usize,
     next_chain: u64,
+    /// To be done before the next pass runs, in this order.
+    pub(super) copies: Vec<BlockCopy>,
     pub(super) holdings: Holdings,
 }
 
@@ -101,6 +103,7 @@ impl Pool {
                 newest: None,
                 idle: 0,
                 next_chain: FIRST_CHAIN,
+                copies: Vec::new(),
                 holdings: Holdings::default(),
             }),
         }
@@ -126,6 +129,11 @@ impl Blocks {
     /// Blocks that can be taken.
     pub fn available(&self) -> usize {
         self.limit - self.states.len() + self.free.len() + self.idle
+    }
+
+    /// What is to be copied before the next pass runs, in this order.
+    pub fn copies(&mut self) -> impl Iterator<Item = BlockCopy> + '_ {
+        self.copies.drain(..)
     }
 
     /// A block for new tokens, with one user; `None` if sequences use all blocks.

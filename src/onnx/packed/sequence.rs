@@ -7,7 +7,7 @@ use ort::session::RunOptions;
 
 use super::holding::HoldingId;
 use super::passes::PackedPasses;
-use super::pool::Chain;
+use super::pool::{Blocks, Chain};
 use crate::model::{Cancel, Memory, Sequence};
 use crate::rows::Row;
 
@@ -28,8 +28,10 @@ struct Span {
 /// A sequence of a packed model.
 pub struct PackedSequence {
     passes: Arc<PackedPasses>,
-    /// All tokens seen, and those of a pass that is running.
+    /// All tokens seen, and those of a pass that is begun.
     tokens: Vec<i32>,
+    /// Tokens of the pass that is begun.
+    begun: usize,
     /// Its blocks.
     pub holding: HoldingId,
     spans: VecDeque<Span>,
@@ -49,7 +51,8 @@ impl PackedSequence {
         PackedSequence {
             passes: passes.clone(),
             tokens: Vec::new(),
-            holding: passes.pool.lock().open(Chain::empty(0), 0),
+            begun: 0,
+            holding: passes.pool.lock().open(Chain::empty(0), cancel.age()),
             spans: VecDeque::new(),
             vocab_size,
             options,
@@ -57,19 +60,32 @@ impl PackedSequence {
         }
     }
 
-    /// The model's passes.
-    pub fn passes(&self) -> &Arc<PackedPasses> {
-        &self.passes
-    }
-
-    /// All tokens seen, and those of a pass that is running.
+    /// All tokens seen, and those of a pass that is begun.
     pub fn tokens(&self) -> &[i32] {
         &self.tokens
     }
 
-    /// A pass over these tokens begins. If it fails, they are to be truncated.
-    pub fn begin(&mut self, tokens: &[i32]) {
-        self.tokens.extend_from_slice(tokens);
+    /// Begin a pass over these tokens, unless it is begun.
+    pub fn begin(&mut self, tokens: &[i32], pool: &mut Blocks) {
+        if self.tokens[self.len()..] != *tokens {
+            self.end(pool);
+            self.tokens.extend_from_slice(tokens);
+            self.begun = tokens.len();
+        }
+    }
+
+    /// The pass that is begun has run.
+    pub fn ran(&mut self) {
+        self.begun = 0;
+    }
+
+    /// Give up the pass that is begun.
+    fn end(&mut self, pool: &mut Blocks) {
+        if self.begun > 0 {
+            self.tokens.truncate(self.len());
+            self.begun = 0;
+            pool.truncate(self.holding, self.tokens.len());
+        }
     }
 
     /// Keep rows of the pass that has run last: `count` of them from `index` on, the first one that of `position`.
@@ -101,15 +117,19 @@ impl Drop for PackedSequence {
 
 impl Sequence for PackedSequence {
     fn len(&self) -> usize {
-        self.tokens.len()
+        self.tokens.len() - self.begun
     }
 
     fn truncate(&mut self, len: usize) {
         if len >= self.tokens.len() {
             return;
         }
+        let passes = self.passes.clone();
+        let mut pool = passes.pool.lock();
+        self.end(&mut pool);
         self.tokens.truncate(len);
-        self.passes.pool.lock().truncate(self.holding, len);
+        pool.truncate(self.holding, len);
+        drop(pool);
         while let Some(last) = self.spans.back_mut() {
             last.count = last.count.min((len + 1).saturating_sub(last.position));
             if last.count > 0 {
