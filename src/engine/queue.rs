@@ -312,11 +312,15 @@ impl Waiting {
         entries.retain_mut(|entry| {
             // SAFETY: as above.
             let ticket = unsafe { &mut *entry.ticket.as_ptr() };
-            entry.admission = model.admit(&mut ticket.pass);
-            let outcome = match (entry.admission, ticket.when_full) {
-                (Admission::Waits, WhenFull::Refuse) => Some(Err(Interrupt::Failed(model.no_memory()))),
-                (Admission::Waits, WhenFull::Return) => None,
-                _ => return true,
+            let admission = catch_unwind(AssertUnwindSafe(|| model.admit(&mut ticket.pass)));
+            let outcome = match (admission, ticket.when_full) {
+                (Err(panic), _) => Some(Err(Interrupt::Failed(Error::of_panic(panic.as_ref())))),
+                (Ok(Admission::Waits), WhenFull::Refuse) => Some(Err(Interrupt::Failed(model.no_memory()))),
+                (Ok(Admission::Waits), WhenFull::Return) => None,
+                (Ok(admission), _) => {
+                    entry.admission = admission;
+                    return true;
+                }
             };
             self.finish(entry, outcome, crowd, Some(own));
             false

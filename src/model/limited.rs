@@ -9,8 +9,6 @@ pub struct Limited {
     most: usize,
     /// By the age of the session.
     parts: BTreeMap<u64, Part>,
-    /// How often a sequence was set back.
-    set_back: usize,
 }
 
 /// What one sequence has.
@@ -24,12 +22,7 @@ struct Part {
 impl Limited {
     /// Memory of so many tokens.
     pub fn new(most: usize) -> Self {
-        Limited { most, parts: BTreeMap::new(), set_back: 0 }
-    }
-
-    /// How often a sequence was set back.
-    pub fn set_back(&self) -> usize {
-        self.set_back
+        Limited { most, parts: BTreeMap::new() }
     }
 
     /// Reserve memory for `tokens` more tokens than the `len` of a sequence. One pass computes at most `max_pass`.
@@ -45,7 +38,6 @@ impl Limited {
                 return Admission::Waits;
             };
             *victim = Part::default();
-            self.set_back += 1;
         }
         let part = self.parts.entry(age).or_default();
         part.reserved = part.reserved.max(wanted);

@@ -170,9 +170,36 @@ pub trait Sequence: Any + Send {
         None
     }
 
+    /// Share computed tokens with sequences of the same scope only. To be called before the first pass. The empty scope
+    /// is that of sequences for which none is set.
+    fn set_scope(&mut self, _scope: &str) {}
+
+    /// What sharing a cache has saved and cost it.
+    fn cache_use(&self) -> CacheUse {
+        CacheUse::default()
+    }
+
     /// The memory that it holds, without that of its model.
     fn memory(&self) -> Memory {
         Memory::default()
+    }
+}
+
+/// What sharing a cache has saved and cost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct CacheUse {
+    /// Tokens that were not computed, because a sequence with the same beginning had computed them.
+    pub found: u64,
+    /// Tokens that were computed once more, because their memory was taken.
+    pub recomputed: u64,
+}
+
+impl std::iter::Sum for CacheUse {
+    fn sum<I: Iterator<Item = CacheUse>>(parts: I) -> Self {
+        parts.fold(CacheUse::default(), |sum, part| CacheUse {
+            found: sum.found + part.found,
+            recomputed: sum.recomputed + part.recomputed,
+        })
     }
 }
 

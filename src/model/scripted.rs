@@ -9,7 +9,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 
 use super::limited::Limited;
-use super::{Admission, Cancel, Interrupt, Model, Pass, Report, Sequence, TIMED_WIDTHS};
+use super::{Admission, CacheUse, Cancel, Interrupt, Model, Pass, Report, Sequence, TIMED_WIDTHS};
 use crate::error::Result;
 use crate::rows::Row;
 
@@ -92,11 +92,6 @@ impl Scripted {
         self
     }
 
-    /// How often memory was taken from a sequence.
-    pub fn set_back(&self) -> usize {
-        self.memory.as_ref().map_or(0, |memory| memory.lock().set_back())
-    }
-
     /// With a function that is called at the beginning of each pass.
     pub fn with_batch_hook(mut self, hook: impl Fn(&[usize]) -> Result<(), Interrupt> + Send + Sync + 'static) -> Self {
         self.batch_hook = Some(Box::new(hook));
@@ -141,6 +136,8 @@ struct ScriptedSequence {
     rows: Vec<Option<Box<[f32]>>>,
     cancel: Arc<Cancel>,
     memory: Option<Arc<Mutex<Limited>>>,
+    /// Tokens computed once more.
+    recomputed: usize,
     passes: u64,
     /// The tokens and the first kept row of a launched pass.
     launched: Option<(Vec<i32>, usize)>,
@@ -170,6 +167,10 @@ impl Sequence for ScriptedSequence {
         self.forget(len);
         self.tokens.truncate(len);
         self.rows.truncate(len + 1);
+    }
+
+    fn cache_use(&self) -> CacheUse {
+        CacheUse { found: 0, recomputed: self.recomputed as u64 }
     }
 
     fn row(&self, position: usize) -> Row<'_> {
@@ -225,6 +226,7 @@ impl Model for Scripted {
             rows: vec![None],
             cancel: cancel.clone(),
             memory: self.memory.clone(),
+            recomputed: 0,
             passes: 0,
             launched: None,
             widths: Vec::new(),
@@ -263,7 +265,9 @@ impl Scripted {
             let run = |memory: &Arc<Mutex<Limited>>| {
                 memory.lock().run(sequence.cancel.age(), sequence.tokens.len(), tokens, self.max_pass)
             };
-            self.memory.as_ref().map_or(tokens, run)
+            let width = self.memory.as_ref().map_or(tokens, run);
+            sequence.recomputed += width - tokens;
+            width
         };
         let tokens: usize = batch.iter_mut().map(&mut width).sum();
         assert!(tokens <= self.max_batch_tokens().max(self.max_pass), "a pass over too many tokens");

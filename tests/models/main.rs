@@ -5,5 +5,6 @@ mod common;
 
 mod demo;
 mod exports;
+mod memory;
 mod mixtures;
 mod replay;

@@ -27,7 +27,7 @@ fn script(model: usize) -> impl Fn(&[i32], &mut [f32]) -> Result<(), cos::model:
 }
 
 /// Two models, each with memory for so many tokens.
-fn engine(memory: [usize; 2], when_full: FullCache) -> (Arc<Engine>, Vec<Arc<Scripted>>) {
+fn engine(memory: [usize; 2], when_full: FullCache) -> Arc<Engine> {
     let model = |(index, memory): (usize, usize)| {
         let pause = |_: &[usize]| {
             std::thread::sleep(Duration::from_micros(20));
@@ -39,8 +39,7 @@ fn engine(memory: [usize; 2], when_full: FullCache) -> (Arc<Engine>, Vec<Arc<Scr
     };
     let models: Vec<_> = memory.into_iter().enumerate().map(model).collect();
     let combine = Combine::Weighted { weights: vec![0.5, 0.5] };
-    let engine = Engine::new(models.clone(), combine, Vec::new(), None).unwrap().with_when_full(when_full);
-    (Arc::new(engine), models)
+    Arc::new(Engine::new(models, combine, Vec::new(), None).unwrap().with_when_full(when_full))
 }
 
 const STRATEGIES: [Strategy; 4] = [Strategy::Standard, Strategy::Speculative, Strategy::Cos, Strategy::Auto];
@@ -72,7 +71,7 @@ fn decode(session: &mut Session) -> Vec<i32> {
 
 /// The texts of sessions that are alone in an engine.
 fn alone(sessions: usize) -> Vec<Vec<i32>> {
-    let (engine, _) = engine([1 << 20; 2], FullCache::Wait);
+    let engine = engine([1 << 20; 2], FullCache::Wait);
     (0..sessions).map(|seed| decode(&mut session(&engine, seed))).collect()
 }
 
@@ -89,7 +88,7 @@ fn threads_with_too_little_memory_decode_the_same_texts() {
     let expected = alone(12);
     // The memory of one session, of two and a half, and of one here and of six there.
     for memory in [[TOKENS; 2], [TOKENS * 5 / 2; 2], [TOKENS, TOKENS * 6]] {
-        let (engine, models) = engine(memory, FullCache::Wait);
+        let engine = engine(memory, FullCache::Wait);
         let ready = Barrier::new(expected.len());
         let texts: Vec<Vec<i32>> = std::thread::scope(|scope| {
             let threads: Vec<_> = (0..expected.len())
@@ -105,14 +104,14 @@ fn threads_with_too_little_memory_decode_the_same_texts() {
             threads.into_iter().map(|thread| thread.join().unwrap()).collect()
         });
         check(&texts, &expected);
-        assert!(models.iter().any(|model| model.set_back() > 0), "nobody was set back");
+        assert!(engine.totals().lock().cache_use.recomputed > 0, "nobody was set back");
     }
 }
 
 #[test]
 fn one_thread_drives_sessions_with_too_little_memory() {
     let expected = alone(12);
-    let (engine, models) = engine([TOKENS, TOKENS * 2], FullCache::Wait);
+    let engine = engine([TOKENS, TOKENS * 2], FullCache::Wait);
     let mut sessions: Vec<(usize, Session)> = (0..expected.len()).map(|seed| (seed, session(&engine, seed))).collect();
     let mut texts = vec![Vec::new(); expected.len()];
     while !sessions.is_empty() {
@@ -132,7 +131,7 @@ fn one_thread_drives_sessions_with_too_little_memory() {
         });
     }
     check(&texts, &expected);
-    assert!(models.iter().any(|model| model.set_back() > 0), "nobody was set back");
+    assert!(engine.totals().lock().cache_use.recomputed > 0, "nobody was set back");
 }
 
 struct Named<'a>(usize, &'a mut Session);
@@ -152,7 +151,7 @@ impl std::borrow::BorrowMut<Session> for Named<'_> {
 #[test]
 fn a_new_session_is_refused_and_loses_nothing() {
     let expected = alone(6);
-    let (engine, _) = engine([TOKENS; 2], FullCache::Refuse);
+    let engine = engine([TOKENS; 2], FullCache::Refuse);
     let mut first = session(&engine, 1);
     let mut second = session(&engine, 5);
     while first.decoder().committed().len() < TOKENS - 2 {
@@ -174,7 +173,7 @@ fn a_new_session_is_refused_and_loses_nothing() {
 
 #[test]
 fn a_session_that_waits_for_memory_can_be_cancelled() {
-    let (engine, _) = engine([TOKENS; 2], FullCache::Wait);
+    let engine = engine([TOKENS; 2], FullCache::Wait);
     let mut first = session(&engine, 1);
     while first.decoder().committed().len() < TOKENS - 2 {
         first.step().unwrap();

@@ -51,7 +51,8 @@ impl Blocks {
     /// Whether a sequence may lose its blocks to another one.
     fn may_lose(&self, id: HoldingId, to: HoldingId, now: Instant) -> bool {
         let is_younger = self.age(id) > self.age(to);
-        let rests = || now.saturating_duration_since(self.used(id)) >= REST;
+        // One that was never admitted has only found its blocks, and finds them again.
+        let rests = || self.used(id).is_none_or(|used| now.saturating_duration_since(used) >= REST);
         id != to && !self.is_running(id) && !self.of(id).is_empty() && (is_younger || rests())
     }
 }
@@ -64,7 +65,7 @@ mod tests {
     const SIZE: usize = 4;
 
     fn start(blocks: &mut Blocks, age: u64) -> HoldingId {
-        blocks.open(Chain::empty(0), age)
+        blocks.open(Chain::EMPTY, age)
     }
 
     /// Admit a sequence of so many tokens, none of which others have computed.
@@ -127,6 +128,21 @@ mod tests {
         blocks.close(old);
         assert!(blocks.admit(young, &tokens, 17, now));
         assert_eq!(blocks.len(young), 12, "the last of its blocks was taken");
+    }
+
+    #[test]
+    fn one_that_waits_does_not_keep_what_it_has_found() {
+        let (pool, now) = (Pool::new(SIZE, 4), Instant::now());
+        let mut blocks = pool.lock();
+        let tokens: Vec<i32> = (0..8).collect();
+        let [first, old, middle, young] = [0, 1, 2, 3].map(|age| start(&mut blocks, age));
+        assert!(admit(&mut blocks, first, 8, now) && admit(&mut blocks, old, 8, now));
+        blocks.publish_first(first, &tokens);
+        blocks.close(first);
+        assert!(!blocks.admit(middle, &tokens, 17, now), "it needs three more");
+        assert_eq!(blocks.len(middle), 8);
+        assert!(admit(&mut blocks, young, 4, now));
+        assert_eq!(blocks.len(middle), 0);
     }
 
     #[test]

@@ -51,6 +51,12 @@ impl Blocks {
         id
     }
 
+    /// Let a sequence without tokens share with those of this scope only.
+    pub fn set_scope(&mut self, id: HoldingId, scope: Chain) {
+        self.truncate(id, 0);
+        self.holding_mut(id).empty = Some(scope);
+    }
+
     /// End a sequence.
     pub fn close(&mut self, id: HoldingId) {
         self.truncate(id, 0);
@@ -157,9 +163,9 @@ impl Blocks {
         self.holding(id).age
     }
 
-    /// When a pass of a sequence that has blocks was last admitted.
-    pub(super) fn used(&self, id: HoldingId) -> Instant {
-        self.holding(id).used.expect("blocks come with a pass")
+    /// When a pass of a sequence was last admitted.
+    pub(super) fn used(&self, id: HoldingId) -> Option<Instant> {
+        self.holding(id).used
     }
 
     /// A pass of a sequence is admitted.
@@ -248,7 +254,7 @@ mod tests {
     const SIZE: usize = 4;
 
     fn begin(blocks: &mut Blocks, tokens: &[i32]) -> HoldingId {
-        let id = blocks.open(Chain::empty(0), 0);
+        let id = blocks.open(Chain::EMPTY, 0);
         let reused = blocks.reuse(id, &tokens[..tokens.len() - 1]);
         assert!(blocks.reserve(id, tokens.len()));
         assert!(blocks.copies.is_empty() && reused.is_multiple_of(SIZE));
@@ -277,7 +283,8 @@ mod tests {
         assert_eq!(blocks.used_and_idle(), (2, 1));
         blocks.truncate(third, 4);
         assert_eq!(blocks.used_and_idle(), (1, 1), "the same tokens are kept once");
-        let other = blocks.open(Chain::empty(1), 0);
+        let scope = blocks.scope("tenant");
+        let other = blocks.open(scope, 0);
         assert_eq!(blocks.reuse(other, &tokens), 0, "another scope");
     }
 
@@ -300,7 +307,7 @@ mod tests {
         assert!(blocks.reserve(own, 9), "nobody else uses it any more");
         assert_eq!((blocks.copies.len(), blocks.of(own)[1]), (0, shared));
         blocks.close(own);
-        let again = blocks.open(Chain::empty(0), 0);
+        let again = blocks.open(Chain::EMPTY, 0);
         assert_eq!(blocks.reuse(again, &tokens), 4, "nobody finds what was written over");
     }
 

@@ -94,10 +94,17 @@ struct Cut {
     start: usize,
     /// The index of the first token whose row somebody reads.
     wanted: usize,
-    /// The index behind the last token of the pass.
+    /// The index of the first token that the pass computes.
+    past: usize,
+    /// The index behind the last one.
     end: usize,
-    /// Whether tokens are computed that had been computed before.
-    is_anew: bool,
+}
+
+impl Cut {
+    /// Tokens that the pass computes once more.
+    fn recomputed(&self) -> usize {
+        self.start.min(self.end).saturating_sub(self.past)
+    }
 }
 
 impl PackedPasses {
@@ -147,7 +154,7 @@ impl PackedPasses {
         work.cuts.clear();
         match self.prepare(work, batch).and_then(|()| self.run(work, batch)) {
             Ok((elapsed, is_usual)) => {
-                let is_usual = is_usual && batch.len() == 1 && !work.cuts.iter().any(|cut| cut.is_anew);
+                let is_usual = is_usual && batch.len() == 1 && work.cuts.iter().all(|cut| cut.past == cut.start);
                 Ok(Report { elapsed, is_usual })
             }
             Err(error) => {
@@ -170,8 +177,7 @@ impl PackedPasses {
         let mut pool = self.pool.lock();
         match admit(pass, &mut pool) {
             None => Admission::Waits,
-            Some(Cut { start, end, .. }) => {
-                let past = pool.len(own(pass.sequence).holding);
+            Some(Cut { start, past, end, .. }) => {
                 let is_whole = end - past <= MAX_PASS || past >= start;
                 if is_whole { Admission::Whole(end - past) } else { Admission::Part(MAX_PASS) }
             }
@@ -185,11 +191,10 @@ impl PackedPasses {
         let mut pool = self.pool.lock();
         for pass in &mut *batch {
             let cut = admit(pass, &mut pool).ok_or_else(|| self.no_memory())?;
-            let Cut { wanted, end, .. } = cut;
+            let Cut { wanted, past, end, .. } = cut;
             cuts.push(cut);
             let sequence = own(pass.sequence);
             pool.run(sequence.holding);
-            let past = pool.len(sequence.holding);
             if past < end {
                 let blocks = &pool.of(sequence.holding)[..end.div_ceil(self.block_tokens)];
                 layout.add(&sequence.tokens()[past..end], past, wanted.max(past) - past, blocks);
@@ -218,21 +223,25 @@ impl PackedPasses {
 
     fn run(&self, work: &mut Work, batch: &mut [Pass<'_>]) -> Result<(Duration, bool)> {
         let Work { machine, layout, buffers, cuts, .. } = work;
-        if !layout.finish() {
-            return Ok((Duration::ZERO, true));
+        // If everything was computed before, there is nothing to run.
+        let runs = layout.finish();
+        let length = layout.rows.len() * self.columns;
+        let mut buffer = buffer(buffers, length)?;
+        let mut ran = (Duration::ZERO, true);
+        if runs {
+            let rows = &mut Arc::get_mut(&mut buffer).expect("nobody else has the buffer").0;
+            let options = match &batch[..] {
+                [only] => Some(&*own_ref(only.sequence).options),
+                _ => None,
+            };
+            ran = machine.run(layout, options, &mut rows[..length]).map_err(|error| self.failed(error))?;
         }
-        let mut buffer = buffer(buffers, layout.rows.len() * self.columns)?;
-        let rows = &mut Arc::get_mut(&mut buffer).expect("nobody else has the buffer").0;
-        let options = match &batch[..] {
-            [only] => Some(&*own_ref(only.sequence).options),
-            _ => None,
-        };
-        let ran = machine.run(layout, options, &mut rows[..layout.rows.len() * self.columns]);
-        let ran = ran.map_err(|error| self.failed(error))?;
         let mut pool = self.pool.lock();
         let mut row = 0;
-        for (pass, &Cut { wanted, end, .. }) in batch.iter_mut().zip(&*cuts) {
+        for (pass, cut) in batch.iter_mut().zip(&*cuts) {
+            let &Cut { start, wanted, past, end } = cut;
             let sequence = own(pass.sequence);
+            sequence.count(past.saturating_sub(start), cut.recomputed());
             pool.ran(sequence.holding, end);
             if !pass.tokens.is_empty() {
                 sequence.ran();
@@ -267,12 +276,12 @@ fn admit(pass: &mut Pass<'_>, pool: &mut Blocks) -> Option<Cut> {
     if !pool.admit(holding, next, tokens.len(), Instant::now()) {
         return None;
     }
-    let is_anew = pool.len(holding) < start;
+    let past = pool.len(holding);
     if is_part {
-        let end = start.min(pool.len(holding) + MAX_PASS);
-        return Some(Cut { start, wanted: end, end, is_anew });
+        let end = start.min(past + MAX_PASS);
+        return Some(Cut { start, wanted: end, past: past.min(end), end });
     }
-    Some(Cut { start, wanted, end: tokens.len(), is_anew })
+    Some(Cut { start, wanted, past, end: tokens.len() })
 }
 
 /// A buffer for logits that nobody reads any more, or a new one.

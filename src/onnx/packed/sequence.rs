@@ -8,7 +8,7 @@ use ort::session::RunOptions;
 use super::holding::HoldingId;
 use super::passes::PackedPasses;
 use super::pool::{Blocks, Chain};
-use crate::model::{Cancel, Memory, Sequence};
+use crate::model::{CacheUse, Cancel, Memory, Sequence};
 use crate::rows::Row;
 
 /// Rows of logits of one pass. The sequences that it served share them.
@@ -32,6 +32,7 @@ pub struct PackedSequence {
     tokens: Vec<i32>,
     /// Tokens of the pass that is begun.
     begun: usize,
+    cache_use: CacheUse,
     /// Its blocks.
     pub holding: HoldingId,
     spans: VecDeque<Span>,
@@ -52,7 +53,8 @@ impl PackedSequence {
             passes: passes.clone(),
             tokens: Vec::new(),
             begun: 0,
-            holding: passes.pool.lock().open(Chain::empty(0), cancel.age()),
+            cache_use: CacheUse::default(),
+            holding: passes.pool.lock().open(Chain::EMPTY, cancel.age()),
             spans: VecDeque::new(),
             vocab_size,
             options,
@@ -77,6 +79,12 @@ impl PackedSequence {
     /// The pass that is begun has run.
     pub fn ran(&mut self) {
         self.begun = 0;
+    }
+
+    /// Count tokens that were found computed, or computed once more.
+    pub fn count(&mut self, found: usize, recomputed: usize) {
+        self.cache_use.found += found as u64;
+        self.cache_use.recomputed += recomputed as u64;
     }
 
     /// Give up the pass that is begun.
@@ -141,6 +149,16 @@ impl Sequence for PackedSequence {
 
     fn row(&self, position: usize) -> Row<'_> {
         Row::Host(&self.whole_row(position)[..self.vocab_size])
+    }
+
+    fn set_scope(&mut self, scope: &str) {
+        let mut pool = self.passes.pool.lock();
+        let scope = pool.scope(scope);
+        pool.set_scope(self.holding, scope);
+    }
+
+    fn cache_use(&self) -> CacheUse {
+        self.cache_use
     }
 
     fn memory(&self) -> Memory {
