@@ -334,6 +334,17 @@ impl<C: Chance> Decoder<C> {
         Pass { sequence, tokens: &tokens[start..end], keep, filter: settings.sampler.filter() }
     }
 
+    /// All needed passes. Each is of another model.
+    pub fn passes(&mut self) -> impl Iterator<Item = (Need, Pass<'_>)> {
+        let Decoder { needs, state: DecoderState { lanes, settings, tokens, .. }, .. } = self;
+        let (needs, tokens, filter) = (&*needs, &*tokens, settings.sampler.filter());
+        lanes.iter_mut().enumerate().filter_map(move |(model, lane)| {
+            let need = *needs.iter().find(|need| need.model == model)?;
+            let sequence = lane.as_mut()?.sequence.as_mut();
+            Some((need, Pass { sequence, tokens: &tokens[need.start..need.end], keep: need.keep, filter }))
+        })
+    }
+
     /// A needed pass has succeeded. `overlapped` tells whether it was run at the same time as others of this step.
     pub fn ran(&mut self, need: Need, report: Report, overlapped: bool) {
         let Need { model, start, end, .. } = need;
@@ -342,6 +353,7 @@ impl<C: Chance> Decoder<C> {
         self.schedule.ran(model, end);
         if let Some(lane) = &mut self.state.lanes[model] {
             lane.elapsed += report.elapsed;
+            lane.sequence.take_rows();
         }
         self.is_usual &= report.is_usual;
         // After the token at index i the row of position i + 1 is scored; those within the prompt do not count.

@@ -2,12 +2,15 @@
 
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use arrayvec::ArrayVec;
 
 use crate::decode::chance::Chance;
 use crate::decode::decoder::{Decoder, Finish, Need, Proposer, Settings, Step, Workspace};
 use crate::decode::policy::Plan;
 use crate::engine::participant::Participant;
-use crate::engine::queue::{PassQueue, Ticket, WhenFull};
+use crate::engine::queue::{self, MOST_MODELS, PassQueue, Ticket};
 use crate::engine::queues::{Inside, PassQueues};
 use crate::engine::wait::{Waiter, WakeOnCancel};
 use crate::error::{Error, Result};
@@ -28,6 +31,8 @@ pub struct Driver<C> {
     waiter: Arc<Waiter>,
     /// Whether other threads may wait until this one has computed. Not if functions of the caller run meanwhile.
     in_crowd: bool,
+    /// Time that passed while it waited for common passes, without its share of them.
+    waited: Duration,
 }
 
 impl<C: Chance> Driver<C> {
@@ -52,6 +57,7 @@ impl<C: Chance> Driver<C> {
             queues: None,
             waiter: Arc::default(),
             in_crowd: false,
+            waited: Duration::ZERO,
         })
     }
 
@@ -112,18 +118,46 @@ impl<C: Chance> Driver<C> {
             let _aside = self.in_crowd.then(|| queues.step_aside());
             self.run_alone()?;
         }
-        for index in 0..self.decoder.needs().len() {
-            let need = self.decoder.needs()[index];
-            let Some(queue) = queues.of(need.model) else { continue };
-            let when_full = queues.when_full(self.is_first(need), true);
-            let mut ticket = Ticket::new(self.decoder.pass(need), &self.cancel, when_full);
-            let model = model(&self.participants, need)?;
-            queue.run(model, &self.waiter, self.in_crowd, std::slice::from_mut(&mut ticket));
-            let given_back = || Err(Error::Internal("a pass that may wait was given back".into()).into());
-            let report = ticket.outcome().unwrap_or_else(given_back)?;
-            self.decoder.ran(need, report, false);
+        let at_once = if self.overlaps { MOST_MODELS } else { 1 };
+        for first in (0..self.decoder.needs().len()).step_by(at_once) {
+            self.run_shared(&queues, first, at_once)?;
         }
         Ok(())
+    }
+
+    /// Run those of `count` needs from index `first` on whose models have queues.
+    fn run_shared(&mut self, queues: &PassQueues, first: usize, count: usize) -> Result<(), Interrupt> {
+        let Driver { decoder, cancel, waiter, in_crowd, .. } = self;
+        let is_new = decoder.counters().tokens == 0;
+        let passes = decoder.passes().skip(first).take(count);
+        let tickets = passes.filter_map(|(need, pass)| {
+            let when_full = queues.when_full(is_new && need.start == 0, true);
+            Some((need, Ticket::new(queues.of(need.model)?, pass, cancel, when_full)))
+        });
+        let (needs, mut tickets): (ArrayVec<Need, MOST_MODELS>, ArrayVec<Ticket, MOST_MODELS>) = tickets.unzip();
+        let asked = Instant::now();
+        queue::run(waiter, *in_crowd, &mut tickets);
+        let overlaps = tickets.len() > 1 && tickets.iter().any(|ticket| ticket.queue().overlaps());
+        let outcomes: ArrayVec<_, MOST_MODELS> = tickets.into_iter().map(Ticket::outcome).collect();
+        let mut own = Duration::ZERO;
+        for (need, outcome) in needs.into_iter().zip(outcomes) {
+            let given_back = || Err(Error::Internal("a pass that may wait was given back".into()).into());
+            let report = outcome.unwrap_or_else(given_back)?;
+            own = if overlaps { own.max(report.elapsed) } else { own + report.elapsed };
+            decoder.ran(need, report, overlaps);
+        }
+        self.waits(asked.elapsed().saturating_sub(own));
+        Ok(())
+    }
+
+    /// So much time has passed in which others were served.
+    pub(super) fn waits(&mut self, time: Duration) {
+        self.waited += time;
+    }
+
+    /// Time that has passed while others were served.
+    pub(super) fn waited(&self) -> Duration {
+        self.waited
     }
 
     /// Run those passes that are not run in common with others: launch all that can be left running, and wait for
@@ -135,8 +169,8 @@ impl<C: Chance> Driver<C> {
         if self.overlaps && alone >= 2 && count <= MOST_AT_ONCE {
             for index in 0..count {
                 let need = self.decoder.needs()[index];
-                let is_running =
-                    self.queue(need).is_none() && model(&self.participants, need)?.launch(&mut self.decoder.pass(need));
+                let is_running = self.queue(need).is_none()
+                    && model(&self.participants, need)?.launch(&mut [self.decoder.pass(need)]);
                 launched |= u64::from(is_running) << index;
             }
         }
@@ -153,22 +187,15 @@ impl<C: Chance> Driver<C> {
         Ok(())
     }
 
-    /// Ask for a pass, which is given back if there is no memory now.
-    pub(super) fn ticket(&mut self, need: Need) -> Ticket<'_> {
-        let is_first = self.is_first(need);
-        let when_full = self.queues.as_ref().map_or(WhenFull::Return, |queues| queues.when_full(is_first, false));
-        Ticket::new(self.decoder.pass(need), &self.cancel, when_full)
-    }
-
-    /// Whether a session that has decoded nothing yet needs the first pass of a model.
-    fn is_first(&self, need: Need) -> bool {
-        need.start == 0 && self.decoder.counters().tokens == 0
-    }
-
-    /// The model of a pass, and the queues where it waits, to be used while the sequence is.
-    pub(super) fn shared(&self, need: Need) -> Option<(Arc<PassQueues>, Participant)> {
-        self.queue(need)?;
-        Some((self.queues.clone()?, self.participants[need.model].clone()))
+    /// Ask for the passes that are run in common with others, each with its need. One for which there is no memory now is
+    /// given back.
+    pub(super) fn tickets(&mut self) -> impl Iterator<Item = (Need, Ticket<'_>)> {
+        let Driver { decoder, cancel, queues, .. } = self;
+        let (cancel, queues, is_new) = (&**cancel, queues.as_deref(), decoder.counters().tokens == 0);
+        decoder.passes().filter_map(move |(need, pass)| {
+            let when_full = queues?.when_full(is_new && need.start == 0, false);
+            Some((need, Ticket::new(queues?.of(need.model)?, pass, cancel, when_full)))
+        })
     }
 
     /// What its thread waits by.

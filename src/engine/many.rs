@@ -4,7 +4,7 @@ use std::borrow::BorrowMut;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use crate::decode::decoder::Need;
-use crate::engine::queue::{LOOK_AGAIN, Ticket};
+use crate::engine::queue::{self, LOOK_AGAIN, Ticket};
 use crate::engine::round::Progress;
 use crate::engine::session::{Session, State};
 use crate::error::{Error, Result};
@@ -17,7 +17,10 @@ pub struct Buffers {
     stands: Vec<Stand>,
     /// Empty.
     tickets: Vec<Ticket<'static>>,
-    outcomes: Vec<Option<Result<Report, Interrupt>>>,
+    /// The session and the need of each ticket, by its place.
+    needs: Vec<(usize, Need)>,
+    /// By ticket: its place, whether its model overlaps with others, and how its pass went.
+    outcomes: Vec<(usize, bool, Option<Result<Report, Interrupt>>)>,
 }
 
 /// Where a session stands in a call.
@@ -41,7 +44,9 @@ pub fn step_many<S: BorrowMut<Session>>(sessions: &mut [S], mut news: impl FnMut
         let stand = advance(each, &mut news, |session| {
             session.engine.process().check()?;
             session.resume();
-            Ok(session.advance())
+            let progress = session.advance();
+            session.leave();
+            Ok(progress)
         });
         buffers.stands.push(stand);
     }
@@ -52,19 +57,7 @@ pub fn step_many<S: BorrowMut<Session>>(sessions: &mut [S], mut news: impl FnMut
             *stand = Stand::Interrupted(interrupt);
         }
     }
-    let mut given_back = None;
-    for index in 0..sessions.len() {
-        let is_done = matches!(buffers.stands[index], Stand::Done);
-        let needs = if is_done { 0 } else { sessions[index].borrow().driver.needs().len() };
-        for need in 0..needs {
-            let all = run_together(sessions, (index, need), &mut buffers);
-            given_back = all.map_or(given_back, |all| Some(all && given_back != Some(false)));
-        }
-    }
-    if given_back == Some(true) {
-        // Sessions of other threads have all memory. Give them time.
-        std::thread::sleep(LOOK_AGAIN);
-    }
+    run_together(sessions, &mut buffers);
     for (each, stand) in sessions.iter_mut().zip(&mut buffers.stands) {
         match std::mem::replace(stand, Stand::Done) {
             Stand::Waits => _ = advance(each, &mut news, |session| Ok(session.advance())),
@@ -96,53 +89,44 @@ fn advance<S: BorrowMut<Session>>(
     Stand::Done
 }
 
-/// Run a pass that a session needs, with all passes of the same model that others need, unless that was done for an
-/// earlier one. Returns whether all of them were given back, because there is no memory; `None` if nothing was done.
-fn run_together<S: BorrowMut<Session>>(
-    sessions: &mut [S],
-    first: (usize, usize),
-    buffers: &mut Buffers,
-) -> Option<bool> {
-    let Buffers { stands, tickets, outcomes } = buffers;
-    let driver = &sessions[first.0].borrow().driver;
-    let need = driver.needs()[first.1];
-    let (queues, participant) = driver.shared(need)?;
-    let (queue, model) = (queues.of(need.model)?, participant.model()?);
-    let waiter = driver.waiter().clone();
-    let same = |session: &Session| {
-        let needs = |need: &&Need| session.driver.queue(**need).is_some_and(|other| std::ptr::eq(other, queue));
-        session.driver.needs().iter().find(needs).copied()
-    };
-    let waits = |stand: &Stand| matches!(stand, Stand::Waits);
-    let is_done = |(each, stand): (&S, &Stand)| !matches!(stand, Stand::Done) && same(each.borrow()).is_some();
-    if sessions[..first.0].iter().zip(&*stands).any(is_done) {
-        return None;
-    }
+/// Run one pass of each model that sessions wait for.
+fn run_together<S: BorrowMut<Session>>(sessions: &mut [S], buffers: &mut Buffers) {
+    let Buffers { stands, tickets, needs, outcomes } = buffers;
+    let waits = |index: &usize| matches!(stands[*index], Stand::Waits);
+    let Some(first) = (0..stands.len()).find(waits) else { return };
+    let waiter = sessions[first].borrow().driver.waiter().clone();
     let mut waiting = recycle(std::mem::take(tickets));
-    for (each, _) in sessions.iter_mut().zip(&*stands).filter(|(_, stand)| waits(stand)) {
-        let session = each.borrow_mut();
-        if let Some(need) = same(session) {
-            waiting.push(session.driver.ticket(need));
+    needs.clear();
+    for (index, each) in sessions.iter_mut().enumerate().filter(|(index, _)| waits(index)) {
+        for (need, mut ticket) in each.borrow_mut().driver.tickets() {
+            ticket.place = needs.len();
+            needs.push((index, need));
+            waiting.push(ticket);
         }
     }
-    queue.run(model, &waiter, false, &mut waiting);
+    // Tickets of a queue must be next to each other.
+    waiting.sort_unstable_by_key(|ticket| (std::ptr::from_ref(ticket.queue()).addr(), ticket.place));
+    queue::run(&waiter, false, &mut waiting);
     outcomes.clear();
-    outcomes.extend(waiting.drain(..).map(Ticket::outcome));
+    outcomes.extend(waiting.drain(..).map(|ticket| (ticket.place, ticket.queue().overlaps(), ticket.outcome())));
     *tickets = recycle(waiting);
-    let all_given_back = outcomes.iter().all(Option::is_none);
-    let mut outcomes = outcomes.drain(..);
-    for (each, stand) in sessions.iter_mut().zip(stands).filter(|(_, stand)| waits(stand)) {
-        let session = each.borrow_mut();
-        let Some(need) = same(session) else { continue };
-        match outcomes.next() {
-            Some(Some(Ok(report))) => session.driver.ran(need, report, false),
-            Some(Some(Err(interrupt))) => *stand = Stand::Interrupted(interrupt),
+    if !outcomes.is_empty() && outcomes.iter().all(|(.., outcome)| outcome.is_none()) {
+        // Sessions of other threads have all memory. Give them time.
+        std::thread::sleep(LOOK_AGAIN);
+    }
+    for (place, overlaps, outcome) in outcomes.drain(..) {
+        let (index, need) = needs[place];
+        let driver = &mut sessions[index].borrow_mut().driver;
+        match outcome {
             // There is no memory for the pass now. The next call asks for it again.
-            Some(None) => {}
-            None => break,
+            None => {}
+            Some(Ok(report)) => {
+                let overlapped = overlaps && driver.needs().len() > 1;
+                driver.ran(need, report, overlapped);
+            }
+            Some(Err(interrupt)) => stands[index] = Stand::Interrupted(interrupt),
         }
     }
-    Some(all_given_back)
 }
 
 /// The same memory for tickets that live for another time.

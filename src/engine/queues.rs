@@ -5,7 +5,6 @@ use super::wait::Crowd;
 use crate::config::FullCache;
 use crate::engine::participant::Participant;
 use crate::engine::queue::{PassQueue, WhenFull};
-use crate::model::Model;
 
 /// A queue for each model of an engine that batches.
 pub struct PassQueues {
@@ -19,8 +18,11 @@ impl PassQueues {
     /// The queues of these participants.
     pub fn new(participants: &[Participant], when_full: FullCache) -> Self {
         let crowd = Arc::<Crowd>::default();
-        let queue = |model: &dyn Model| PassQueue::new(model.max_batch_tokens(), crowd.clone());
-        let queues = participants.iter().map(|each| each.model().filter(|model| model.batches()).map(queue)).collect();
+        let queue = |each: &Participant| match each {
+            Participant::Model(model) if model.batches() => Some(PassQueue::new(model.clone(), crowd.clone())),
+            _ => None,
+        };
+        let queues = participants.iter().map(queue).collect();
         PassQueues { queues, crowd, when_full }
     }
 

@@ -25,8 +25,9 @@ pub enum Phase {
 pub struct Begun {
     /// The statistics at its beginning.
     before: Stats,
-    /// Tokens committed before.
+    /// Tokens committed before, and time waited before.
     start: usize,
+    waited: Duration,
     /// Time inside the calls that it took so far, but for the present one.
     elapsed: Duration,
     /// When the present call began.
@@ -72,6 +73,10 @@ impl Session {
 
     /// Go on until the session needs passes or its round has ended.
     pub(super) fn advance(&mut self) -> Progress {
+        if let Some((left, models)) = self.left.take() {
+            let (passed, passes) = (self.engine.clock()().saturating_sub(left), self.driver.elapsed() - models);
+            self.driver.waits(passed.saturating_sub(passes));
+        }
         loop {
             if self.cancel.is_requested() && !matches!(self.phase, Phase::Probe(_)) {
                 self.begin();
@@ -107,8 +112,14 @@ impl Session {
         }
     }
 
+    /// The session waits for passes, and its thread turns to others.
+    pub(super) fn leave(&mut self) {
+        self.left = Some((self.engine.clock()(), self.driver.elapsed()));
+    }
+
     /// A call ends, with the session perhaps in the middle of a round.
     pub(super) fn pause(&mut self) {
+        self.left = None;
         let now = self.engine.clock()();
         if let Phase::Round(begun) | Phase::Probe(begun) = &mut self.phase {
             begun.elapsed += now.saturating_sub(begun.since);
@@ -122,8 +133,8 @@ impl Session {
         }
         let (since, before) = (self.engine.clock()(), self.stats());
         self.steps += 1;
-        let start = self.driver.committed().len();
-        self.phase = Phase::Round(Begun { before, start, elapsed: Duration::ZERO, since });
+        let (start, waited) = (self.driver.committed().len(), self.driver.waited());
+        self.phase = Phase::Round(Begun { before, start, waited, elapsed: Duration::ZERO, since });
     }
 
     /// End a round: plan, and count. A probe may be begun.
@@ -141,7 +152,8 @@ impl Session {
         if let (Some(planning), Ok(())) = (&mut self.planning, &result) {
             let round = RoundReport {
                 tokens: self.driver.committed().len() - begun.start,
-                total,
+                // What it costs, so that plans are compared by what all sessions together get done.
+                total: total.saturating_sub(self.driver.waited() - begun.waited),
                 models: self.driver.elapsed() - Duration::from_nanos(begun.before.model_ns),
                 is_usual: begun.start > self.driver.prompt_end() && self.driver.is_usual(),
                 open: finish.is_none(),
@@ -152,9 +164,9 @@ impl Session {
         let planned = self.engine.clock()();
         self.count(&begun.before, total + planned.saturating_sub(now));
         if let Some(model) = probe {
-            let (before, start) = (self.stats(), self.driver.committed().len());
+            let (before, start, waited) = (self.stats(), self.driver.committed().len(), self.driver.waited());
             let can = (*self.driver).probe(model);
-            self.phase = Phase::Probe(Begun { before, start, elapsed: Duration::ZERO, since: planned });
+            self.phase = Phase::Probe(Begun { before, start, waited, elapsed: Duration::ZERO, since: planned });
             if !can {
                 self.end_probe();
             }
@@ -174,7 +186,8 @@ impl Session {
         let Phase::Probe(begun) = std::mem::replace(&mut self.phase, Phase::Between) else { return };
         let total = begun.elapsed + self.engine.clock()().saturating_sub(begun.since);
         if let Some(planning) = &mut self.planning {
-            planning.probed(self.engine.shared_planning(), total.as_secs_f64());
+            let cost = total.saturating_sub(self.driver.waited() - begun.waited);
+            planning.probed(self.engine.shared_planning(), cost.as_secs_f64());
         }
         self.count(&begun.before, total);
     }

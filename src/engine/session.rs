@@ -1,6 +1,7 @@
 //! A session: one sequence, decoded by the models of an engine.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
@@ -83,6 +84,8 @@ pub struct Session {
     pub(super) steps: u64,
     pub(super) total_ns: u64,
     pub(super) phase: Phase,
+    /// When its thread turned to others, and the time inside models until then.
+    pub(super) left: Option<(Duration, Duration)>,
     /// Buffers of [`step_many`](crate::engine::many::step_many), if this is the first of its sessions.
     pub(super) many: Buffers,
     options: Options,
@@ -126,6 +129,7 @@ impl Session {
             steps: 0,
             total_ns: 0,
             phase: Phase::Between,
+            left: None,
             many: Buffers::default(),
             options: options.clone(),
             engine: engine.clone(),

@@ -28,16 +28,17 @@ pub struct cos_stats {
     pub forwards: u64,
     /// Positions that all models scored, without those of prompts.
     pub positions: u64,
-    /// Nanoseconds inside ONNX Runtime, with prompts. A pass that several sessions share counts in full for each.
+    /// Nanoseconds inside ONNX Runtime, with prompts. Of a pass that several sessions share, each has the share of its
+    /// tokens.
     pub model_ns: u64,
     /// Nanoseconds inside cos_step or cos_step_many, in full for each session.
     pub total_ns: u64,
     /// Greedy choices between two nearly equal scores. A pass of another width may choose the other token.
     pub near_ties: u64,
     /// Nanoseconds inside cos_step with COS_STRATEGY_AUTO, from the first evaluation of the plan on, without passes
-    /// over prompts. An earlier session of the engine that decoded the same way may have made that evaluation. The next
-    /// two members are about the same tokens: standard_ns / planned_ns is the measured gain of planning, and
-    /// standard_ns / expected_ns the expected gain.
+    /// over prompts, and without waiting for other sessions. An earlier session of the engine that decoded the same way
+    /// may have made that evaluation. The next two members are about the same tokens: standard_ns / planned_ns is the
+    /// measured gain of planning, and standard_ns / expected_ns the expected gain.
     pub planned_ns: u64,
     /// Nanoseconds that these tokens were expected to take when their plan was chosen.
     pub expected_ns: u64,

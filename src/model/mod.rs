@@ -89,11 +89,10 @@ pub trait Model: Send + Sync {
         false
     }
 
-    /// Start the pass that [`Model::forward`] is then called for with the same arguments, alone in its batch, and
-    /// return without waiting, so that other models run meanwhile. Returns whether the pass is running. If not,
-    /// `forward` does everything, and says what went wrong. [`Sequence::truncate`] gives a running pass up, whatever
-    /// the length.
-    fn launch(&self, _pass: &mut Pass<'_>) -> bool {
+    /// Start the pass that [`Model::forward`] is then called for with the same batch, and return without waiting, so
+    /// that other models run meanwhile. Returns whether the pass is running. If not, `forward` does everything, and
+    /// says what went wrong. [`Sequence::truncate`] gives a running pass over one sequence up, whatever the length.
+    fn launch(&self, _batch: &mut [Pass<'_>]) -> bool {
         false
     }
 
@@ -161,6 +160,10 @@ pub trait Sequence: Any + Send {
     /// Forget all tokens from index `len` on; the rows of positions up to `len` stay valid. A pass that was launched is
     /// given up.
     fn truncate(&mut self, len: usize);
+
+    /// Take the rows of the last pass into memory of the sequence, if that pass has left them in memory that other
+    /// sequences need. The thread of the sequence calls it after each pass, so threads share this work.
+    fn take_rows(&mut self) {}
 
     /// The row of a position. Only rows that [`Pass::keep`] kept may be asked for.
     fn row(&self, position: usize) -> Row<'_>;

@@ -237,13 +237,17 @@ impl Model for Scripted {
         self.left < 1.0
     }
 
-    fn launch(&self, pass: &mut Pass<'_>) -> bool {
-        let sequence = own(pass.sequence);
-        assert!(sequence.launched.is_none(), "a second pass was launched");
-        if self.overlaps() && !sequence.cancel.is_requested() {
-            sequence.launched = Some((pass.tokens.to_vec(), pass.keep));
+    fn launch(&self, batch: &mut [Pass<'_>]) -> bool {
+        let mut is_running = self.overlaps();
+        for pass in batch {
+            let sequence = own(pass.sequence);
+            assert!(sequence.launched.is_none(), "a second pass was launched");
+            if self.overlaps() && !sequence.cancel.is_requested() {
+                sequence.launched = Some((pass.tokens.to_vec(), pass.keep));
+            }
+            is_running &= sequence.launched.is_some();
         }
-        sequence.launched.is_some()
+        is_running
     }
 
     fn forward(&self, batch: &mut [Pass<'_>]) -> Result<Report, Interrupt> {
@@ -271,12 +275,13 @@ impl Scripted {
         };
         let tokens: usize = batch.iter_mut().map(&mut width).sum();
         assert!(tokens <= self.max_batch_tokens().max(self.max_pass), "a pass over too many tokens");
+        let launched: Vec<_> = batch.iter_mut().map(|pass| own(pass.sequence).launched.take()).collect();
         let mut scored = Vec::with_capacity(batch.len());
-        for pass in batch.iter_mut() {
+        for (pass, launched) in batch.iter_mut().zip(&launched) {
             let least = usize::from(self.memory.is_none());
             assert!((least..=self.max_pass).contains(&pass.tokens.len()), "a pass of a forbidden width");
             let sequence = own(pass.sequence);
-            if let Some((tokens, keep)) = &sequence.launched {
+            if let Some((tokens, keep)) = launched {
                 assert_eq!((&tokens[..], *keep), (pass.tokens, pass.keep), "another pass was launched");
             }
             let mut context = sequence.tokens.clone();
@@ -294,12 +299,12 @@ impl Scripted {
             scored.push((context, rows));
         }
         let mut report = Report { elapsed: Duration::ZERO, is_usual: true };
-        for (pass, (context, rows)) in batch.iter_mut().zip(scored) {
+        for ((pass, launched), (context, rows)) in batch.iter_mut().zip(launched).zip(scored) {
             let sequence = own(pass.sequence);
             sequence.tokens = context;
             sequence.rows.extend(rows);
             let width = pass.tokens.len();
-            let mut share = if sequence.launched.take().is_some() { self.left } else { 1.0 };
+            let mut share = if launched.is_some() { self.left } else { 1.0 };
             if self.preparation > 1.0 {
                 let is_usual = sequence.widths.iter().filter(|of| **of == width).count() >= 2;
                 sequence.widths.push(width);

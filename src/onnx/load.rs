@@ -36,21 +36,26 @@ impl OnnxModel {
         let graph = Graph::read(&file)?;
         companions::check_weights(&file, &graph)?;
         let started = Instant::now();
-        let load = |source| Self::load_with(&file, &graph, source, name, options);
-        let reload = || load(ModelSource::File);
-        let mut model = match load(ModelSource::File) {
+        let load = || Self::load_alone(&file, &graph, name, options);
+        let mut model = pack(load()?, &graph, options.cache, load)?;
+        let limit = TIMING.max(started.elapsed() / 10);
+        model.pass_times = check::pass_times(&model, limit).map_err(|interrupt| model.failed_trial(interrupt))?;
+        Ok(model)
+    }
+
+    /// A model of the export as it is, whose sequences do not share passes.
+    fn load_alone(file: &Path, graph: &Graph, name: &str, options: &LoadOptions) -> Result<Self> {
+        let load = |source| Self::load_with(file, graph, source, name, options);
+        match load(ModelSource::File) {
             Err(error) if shapes::are_blamed(&error.to_string()) => {
                 let mut model = load(ModelSource::WithoutShapes)?;
                 let warning =
                     "the shapes that the file declares for inner values are wrong, so it was loaded without them";
                 model.export_mut().warnings.push(warning.into());
-                model
+                Ok(model)
             }
-            result => pack(result?, &graph, options.cache, reload)?,
-        };
-        let limit = TIMING.max(started.elapsed() / 10);
-        model.pass_times = check::pass_times(&model, limit).map_err(|interrupt| model.failed_trial(interrupt))?;
-        Ok(model)
+            result => result,
+        }
     }
 
     fn load_with(

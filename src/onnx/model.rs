@@ -272,11 +272,15 @@ impl Model for OnnxModel {
     }
 
     fn overlaps(&self) -> bool {
-        self.loaded.is_whole && !self.batches()
+        self.loaded.is_whole
     }
 
-    fn launch(&self, pass: &mut Pass<'_>) -> bool {
-        self.overlaps() && own(pass.sequence).begin(pass.tokens, pass.keep, pass.filter)
+    fn launch(&self, batch: &mut [Pass<'_>]) -> bool {
+        match (&self.batching, batch) {
+            (Batching::Packed(passes), batch) => passes.launch(batch),
+            (_, [pass]) => self.overlaps() && own(pass.sequence).begin(pass.tokens, pass.keep, pass.filter),
+            _ => false,
+        }
     }
 
     fn forward(&self, batch: &mut [Pass<'_>]) -> Result<Report, Interrupt> {

@@ -4,12 +4,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use cos::config::Combine;
+use cos::config::{Combine, Config};
 use cos::decode::policy::{Strategy, Targets};
 use cos::engine::Engine;
-use cos::engine::session::{Options, Session};
+use cos::engine::session::{Options, Session, State};
 use cos::model::scripted::Scripted;
 use cos::rows::Sampler;
+
+use crate::common::root;
 
 /// Passes, and sequences in them.
 #[derive(Default)]
@@ -80,6 +82,92 @@ fn mean_batches() {
                 let (batch, ms) = measure(threads, models, targets, Duration::from_micros(gap), 200);
                 println!(
                     "{targets:?} of {models}, {gap} µs between steps, {threads} threads: {batch:.1} a pass, {ms:.2} ms a round"
+                );
+            }
+        }
+    }
+}
+
+/// How long each measurement takes. Within a short one, many sessions do not get beyond their prompts.
+fn slice() -> Duration {
+    Duration::from_secs(std::env::var("COS_TEST_SECONDS").map_or(2, |seconds| seconds.parse().unwrap()))
+}
+
+/// Seconds of processors that this process has used. On a busy machine, they vary less than the time.
+fn processor_seconds() -> f64 {
+    // SAFETY: all zero is a valid value, which the call overwrites.
+    let usage = unsafe {
+        let mut usage: libc::rusage = std::mem::zeroed();
+        libc::getrusage(libc::RUSAGE_SELF, &mut usage);
+        usage
+    };
+    let seconds = |time: libc::timeval| time.tv_sec as f64 + time.tv_usec as f64 * 1e-6;
+    seconds(usage.ru_utime) + seconds(usage.ru_stime)
+}
+
+/// Tokens per second, and per second of a processor, of so many threads, each with one session after another.
+fn demo_speed(engine: &Arc<Engine>, prompt: &[i32], threads: usize, strategy: Strategy) -> [f64; 2] {
+    let used = processor_seconds();
+    let seeds = AtomicUsize::new(0);
+    let tokens = AtomicUsize::new(0);
+    let (started, length) = (Instant::now(), slice());
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                while started.elapsed() < length {
+                    let options = Options {
+                        strategy,
+                        sampler: Sampler::new(1.0, 0, 0.0, 0.0).unwrap(),
+                        seed: seeds.fetch_add(1, Ordering::Relaxed) as u64,
+                        max_tokens: 96,
+                        stop_tokens: Some(Vec::new()),
+                        ..Options::default()
+                    };
+                    let mut session = Session::new(engine, &options).unwrap();
+                    session.prompt(prompt).unwrap();
+                    let mut state = State::Open;
+                    while state == State::Open && started.elapsed() < length {
+                        let step = session.step().unwrap();
+                        state = step.1;
+                        tokens.fetch_add(step.0.len(), Ordering::Relaxed);
+                    }
+                }
+            });
+        }
+    });
+    let tokens = tokens.into_inner() as f64;
+    [tokens / started.elapsed().as_secs_f64(), tokens / (processor_seconds() - used)]
+}
+
+/// `cargo test --release --test queue -- --ignored --nocapture demo_models`
+#[test]
+#[ignore = "a measurement"]
+fn demo_models() {
+    let config = std::env::var("COS_TEST_CONFIG").unwrap_or_else(|_| "models/demo/engine.json".into());
+    let engine = Arc::new(Engine::load(&Config::open(&root().join(config)).unwrap()).unwrap());
+    let text = engine.text().unwrap();
+    let short = text.encode("Question: How many legs do 3 cats have?\nAnswer:", true).unwrap();
+    let long: Vec<i32> = short.iter().copied().cycle().take(120).collect();
+    for strategy in [Strategy::Standard, Strategy::Auto] {
+        for prompt in [&short, &long] {
+            // In turn, so that noise of the machine hits all alike; the best of each.
+            let counts = std::env::var("COS_TEST_THREADS").unwrap_or_else(|_| "1 8 16 64".into());
+            let counts: Vec<usize> = counts.split(' ').map(|count| count.parse().unwrap()).collect();
+            let mut best = vec![[0f64; 2]; counts.len()];
+            for _ in 0..3 {
+                for (&threads, best) in counts.iter().zip(&mut best) {
+                    let speed = demo_speed(&engine, prompt, threads, strategy);
+                    *best = [0, 1].map(|index| best[index].max(speed[index]));
+                }
+            }
+            for (threads, speed) in counts.iter().zip(&best) {
+                let ([wall, used], [alone, alone_used]) = (*speed, best[0]);
+                println!(
+                    "{strategy:?}, prompt of {}, {threads} threads: {wall:.0} tokens/s, {:.1}x; {used:.0} for each second \
+                     of a processor, {:.1}x",
+                    prompt.len(),
+                    wall / alone,
+                    used / alone_used
                 );
             }
         }

@@ -7,7 +7,7 @@ use cos::error::Error;
 use cos::model::scripted::Scripted;
 use cos::model::{Cancel, Interrupt, Model, Pass, Sequence};
 
-use crate::queue::{PassQueue, Ticket, WhenFull};
+use crate::queue::{self, PassQueue, Ticket};
 use crate::wait::{Crowd, Waiter, WakeOnCancel};
 
 /// Orders that are tried of each case.
@@ -15,10 +15,10 @@ const ORDERS: usize = 3000;
 
 /// A model whose passes hold 8 tokens, of which a bad one spoils the pass. It lets other threads run meanwhile.
 fn model() -> Arc<Scripted> {
-    changed_model(|model| model)
+    Arc::new(scripted())
 }
 
-fn changed_model(change: impl FnOnce(Scripted) -> Scripted) -> Arc<Scripted> {
+fn scripted() -> Scripted {
     let script = |context: &[i32], row: &mut [f32]| {
         row.fill(0.0);
         row[context.iter().sum::<i32>() as usize % 4] = 1.0;
@@ -33,7 +33,11 @@ fn changed_model(change: impl FnOnce(Scripted) -> Scripted) -> Arc<Scripted> {
         shuttle::thread::yield_now();
         Ok(())
     };
-    Arc::new(change(Scripted::new(4, script).with_max_pass(6).with_batches(8).with_batch_hook(hook)))
+    Scripted::new(4, script).with_max_pass(6).with_batches(8).with_batch_hook(hook)
+}
+
+fn queue_of(model: Arc<Scripted>, crowd: &Arc<Crowd>) -> (Arc<PassQueue>, Arc<Scripted>) {
+    (Arc::new(PassQueue::new(model.clone(), crowd.clone())), model)
 }
 
 /// A thread that asks for passes over these tokens, one after another; a pass over none is that of a cancelled session.
@@ -48,9 +52,9 @@ fn worker(queue: &PassQueue, crowd: &Crowd, model: &Scripted, passes: &[&[i32]])
             cancel.request();
         }
         let tokens = if tokens.is_empty() { &[1][..] } else { tokens };
-        let mut ticket = Ticket::new(Pass::plain(sequence.as_mut(), tokens), &cancel, WhenFull::Wait);
-        queue.run(model, &waiter, true, std::slice::from_mut(&mut ticket));
-        let outcome = ticket.outcome().expect("it may wait");
+        let mut ticket = Ticket::new(queue, Pass::plain(sequence.as_mut(), tokens), &cancel);
+        queue::run(&waiter, true, std::slice::from_mut(&mut ticket));
+        let outcome = ticket.outcome();
         match (outcome, tokens.last()) {
             (Ok(_), Some(0 | 1)) => assert_eq!(sequence.len(), before + tokens.len()),
             (Err(Interrupt::Failed(Error::Runtime(_))), Some(2)) => {}
@@ -64,15 +68,9 @@ fn worker(queue: &PassQueue, crowd: &Crowd, model: &Scripted, passes: &[&[i32]])
 }
 
 fn check(threads: &'static [&'static [&'static [i32]]]) {
-    check_with_memory(1 << 20, threads);
-}
-
-/// The same with memory for so many tokens.
-fn check_with_memory(tokens: usize, threads: &'static [&'static [&'static [i32]]]) {
     let case = move || {
         let crowd = Arc::<Crowd>::default();
-        let model = changed_model(|model| model.with_memory(tokens));
-        let queue = Arc::new(PassQueue::new(8, crowd.clone()));
+        let (queue, model) = queue_of(model(), &crowd);
         let spawn = |passes: &&'static [&'static [i32]]| {
             let (queue, crowd, model, passes) = (queue.clone(), crowd.clone(), model.clone(), *passes);
             shuttle::thread::spawn(move || worker(&queue, &crowd, &model, passes))
@@ -111,55 +109,20 @@ fn a_panic_leaves_nobody_waiting() {
 }
 
 #[test]
-fn those_without_memory_wait_for_older_ones() {
-    check_with_memory(12, &[&[&[1; 6], &[1; 6]], &[&[0; 5], &[1; 5]], &[&[1; 4], &[0], &[1; 3]]]);
-}
-
-#[test]
-fn those_without_memory_leave_if_they_are_cancelled_or_fail() {
-    check_with_memory(10, &[&[&[1; 6], &[1; 4]], &[&[0; 6], &[], &[1]], &[&[1; 4], &[2], &[1; 3]]]);
-}
-
-#[test]
-fn a_pass_that_cannot_wait_is_given_back() {
-    let model = changed_model(|model| model.with_memory(8));
-    let case = move || {
-        let queue = PassQueue::new(8, Arc::default());
-        let cancels = [0; 3].map(|_| Arc::new(Cancel::default()));
-        let mut sequences = cancels.each_ref().map(|cancel| model.start(cancel).unwrap());
-        let mut run = |index: usize, tokens: &[i32], when_full| {
-            let pass = Pass::plain(sequences[index].as_mut(), tokens);
-            let mut ticket = Ticket::new(pass, &cancels[index], when_full);
-            queue.run(model.as_ref(), &Arc::default(), false, std::slice::from_mut(&mut ticket));
-            ticket.outcome()
-        };
-        assert!(matches!(run(0, &[1; 5], WhenFull::Return), Some(Ok(_))));
-        assert_eq!(run(1, &[1; 5], WhenFull::Return), None);
-        let refused = run(1, &[1; 5], WhenFull::Refuse);
-        assert!(matches!(refused, Some(Err(Interrupt::Failed(Error::NoMemory(_))))), "{refused:?}");
-        assert!(matches!(run(2, &[1; 3], WhenFull::Refuse), Some(Ok(_))));
-        assert!(matches!(run(1, &[1; 2], WhenFull::Refuse), Some(Ok(_))), "the younger one is set back");
-        assert_eq!(run(2, &[0], WhenFull::Return), None);
-        assert!(matches!(run(0, &[1], WhenFull::Return), Some(Ok(_))));
-    };
-    shuttle::check_random(case, 1);
-}
-
-#[test]
 fn many_tickets_of_one_call_share_passes_with_others() {
     let case = || {
         let crowd = Arc::<Crowd>::default();
-        let (queue, model) = (Arc::new(PassQueue::new(8, crowd.clone())), model());
+        let (queue, model) = queue_of(model(), &crowd);
         let many = {
             let (queue, model) = (queue.clone(), model.clone());
             shuttle::thread::spawn(move || {
                 let cancel = Arc::new(Cancel::default());
                 let mut sequences: Vec<Box<dyn Sequence>> = (0..3).map(|_| model.start(&cancel).unwrap()).collect();
                 for tokens in [&[1, 0, 1][..], &[1]] {
-                    let ticket = |sequence| Ticket::new(Pass::plain(sequence, tokens), &cancel, WhenFull::Wait);
+                    let ticket = |sequence| Ticket::new(&queue, Pass::plain(sequence, tokens), &cancel);
                     let mut tickets: Vec<_> = sequences.iter_mut().map(|each| ticket(each.as_mut())).collect();
-                    queue.run(model.as_ref(), &Arc::default(), false, &mut tickets);
-                    assert!(tickets.into_iter().all(|ticket| ticket.outcome().is_some_and(|outcome| outcome.is_ok())));
+                    queue::run(&Arc::default(), false, &mut tickets);
+                    assert!(tickets.into_iter().all(|ticket| ticket.outcome().is_ok()));
                 }
             })
         };
@@ -175,16 +138,16 @@ fn many_tickets_of_one_call_share_passes_with_others() {
 fn a_cancel_from_another_thread_ends_a_wait() {
     let case = || {
         let crowd = Arc::<Crowd>::default();
-        let (queue, model) = (Arc::new(PassQueue::new(8, crowd.clone())), model());
+        let (queue, model) = queue_of(model(), &crowd);
         let (cancel, waiter) = (Arc::new(Cancel::default()), Arc::<Waiter>::default());
         cancel.add_hook(Box::new(WakeOnCancel(waiter.clone())));
         let waits = {
             let (queue, model, cancel) = (queue.clone(), model.clone(), cancel.clone());
             shuttle::thread::spawn(move || {
                 let mut sequence = model.start(&cancel).unwrap();
-                let mut ticket = Ticket::new(Pass::plain(sequence.as_mut(), &[1]), &cancel, WhenFull::Wait);
-                queue.run(model.as_ref(), &waiter, false, std::slice::from_mut(&mut ticket));
-                assert!(matches!(ticket.outcome(), Some(Ok(_) | Err(Interrupt::Cancelled))));
+                let mut ticket = Ticket::new(&queue, Pass::plain(sequence.as_mut(), &[1]), &cancel);
+                queue::run(&waiter, false, std::slice::from_mut(&mut ticket));
+                assert!(matches!(ticket.outcome(), Ok(_) | Err(Interrupt::Cancelled)));
             })
         };
         let other = {
@@ -197,4 +160,40 @@ fn a_cancel_from_another_thread_ends_a_wait() {
     };
     shuttle::check_random(case, ORDERS);
     shuttle::check_pct(case, ORDERS, 3);
+}
+
+/// Threads ask two models, whose passes may be left running, for passes at once.
+#[test]
+fn passes_of_two_models_overlap() {
+    for left in [0.5, 1.0] {
+        let case = move || {
+            let crowd = Arc::<Crowd>::default();
+            let queues = [0, 1].map(|_| queue_of(Arc::new(scripted().with_overlap(left)), &crowd));
+            let spawn = |tokens: &'static [i32]| {
+                let (queues, crowd) = (queues.clone(), crowd.clone());
+                shuttle::thread::spawn(move || {
+                    let (cancel, waiter) = (Arc::new(Cancel::default()), Arc::<Waiter>::default());
+                    let mut sequences = queues.each_ref().map(|(_, model)| model.start(&cancel).unwrap());
+                    crowd.add(1);
+                    for &token in tokens {
+                        let mut tickets = Vec::new();
+                        for ((queue, _), sequence) in queues.iter().zip(&mut sequences) {
+                            let pass = Pass::plain(sequence.as_mut(), std::slice::from_ref(&token));
+                            tickets.push(Ticket::new(queue, pass, &cancel));
+                        }
+                        queue::run(&waiter, true, &mut tickets);
+                        for ticket in tickets {
+                            assert_eq!(ticket.outcome().is_ok(), token != 2);
+                        }
+                    }
+                    crowd.remove(1);
+                })
+            };
+            let threads = [&[1, 0][..], &[1, 1], &[0, 2, 1]].map(spawn);
+            threads.into_iter().for_each(|thread| thread.join().unwrap());
+            assert!(crowd.is_empty(), "the crowd is counted wrong");
+        };
+        shuttle::check_random(case, ORDERS);
+        shuttle::check_pct(case, ORDERS, 3);
+    }
 }

@@ -13,6 +13,7 @@ use ort::value::TensorElementType;
 use super::gpu_store::GpuStore;
 use super::host_runner::feeds;
 use super::layout::Layout;
+use super::rows::PassRows;
 use crate::cuda::{self, CapturedGraph, Device, DeviceBuffer, Event, HostBuffer, Queue};
 use crate::export::pack::ROWS;
 use crate::export::paged::{BLOCKS, BOUNDS, ENDS, PASTS};
@@ -22,7 +23,6 @@ use crate::onnx::captures::Captures;
 use crate::onnx::gpu_passes::GpuPasses;
 use crate::onnx::inputs::Feed;
 use crate::onnx::weights::LoadedSession;
-use crate::rows::widen::{widen_bf16, widen_f16};
 
 /// Passes of up to this many tokens are captured. Wider ones are prompts, whose time hides that of the launch.
 const WIDEST_GRAPH: usize = 256;
@@ -95,7 +95,7 @@ pub struct GpuRunner {
     places: Vec<(usize, usize)>,
     /// See [`BOUNDS`].
     bounds: Box<[i32; 3]>,
-    logits: (HostBuffer, DeviceBuffer),
+    logits: DeviceBuffer,
     /// Bytes of a row.
     row: usize,
     element: TensorElementType,
@@ -107,6 +107,8 @@ pub struct GpuRunner {
     store: GpuStore,
     most_blocks: usize,
     device: Arc<Device>,
+    /// Time inside the call that began the pass.
+    elapsed: Duration,
     /// Whether the last pass took as long as later ones of its size will.
     pub is_usual: bool,
     _loaded: Arc<LoadedSession>,
@@ -140,7 +142,7 @@ impl GpuRunner {
             inputs: pair(ALIGNMENT)?,
             places: Vec::new(),
             bounds: Box::default(),
-            logits: pair(row)?,
+            logits: DeviceBuffer::zeroed(&device, row)?,
             row,
             element: export.logits.element,
             columns: export.logits.columns,
@@ -151,6 +153,7 @@ impl GpuRunner {
             store,
             most_blocks,
             device,
+            elapsed: Duration::ZERO,
             is_usual: true,
             _loaded: loaded.clone(),
         })
@@ -161,31 +164,38 @@ impl GpuRunner {
         &mut self.store
     }
 
-    /// Run a pass. Returns the time that it took.
-    pub fn run(&mut self, pass: &Layout) -> ort::Result<Duration> {
+    /// Make room for rows that hold `numbers` numbers.
+    pub fn make_room(&self, rows: &mut PassRows, numbers: usize) -> ort::Result<()> {
+        let bytes = numbers * self.row / self.columns;
+        match rows {
+            PassRows::Pinned(memory, _) if memory.len() >= bytes => {}
+            _ => *rows = PassRows::Pinned(HostBuffer::zeroed(&self.device, bytes.next_power_of_two())?, self.element),
+        }
+        Ok(())
+    }
+
+    /// Put a pass on the GPU. Its rows will be in `rows`, which must stay until it is finished. On an error nothing is
+    /// running.
+    pub fn begin(&mut self, pass: &Layout, rows: &mut PassRows) -> ort::Result<()> {
         let size = Size::of(pass, self.most_blocks);
         self.place(size)?;
         self.fill(pass, size)?;
         let started = Instant::now();
-        self.launch(size)?;
-        self.done.wait()?;
-        Ok(started.elapsed())
+        let result = self.launch(size, rows, pass.rows.len());
+        self.elapsed = started.elapsed();
+        result
     }
 
-    /// Read the rows of the last pass as float32.
-    pub fn read(&self, rows: &mut [f32]) {
-        let size = export::element_bytes(self.element).unwrap_or(4);
-        let given = &self.logits.0.bytes()[..rows.len() * size];
-        match self.element {
-            TensorElementType::Float16 => widen_f16(bytemuck::cast_slice(given), rows),
-            TensorElementType::Bfloat16 => widen_bf16(bytemuck::cast_slice(given), rows),
-            _ => rows.copy_from_slice(bytemuck::cast_slice(given)),
-        }
+    /// Wait for the pass that was begun. Returns the time inside both calls.
+    pub fn finish(&mut self) -> ort::Result<Duration> {
+        let started = Instant::now();
+        self.done.wait()?;
+        Ok(self.elapsed + started.elapsed())
     }
 
     /// Bytes of its buffers, those on the host included.
     pub fn bytes(&self) -> usize {
-        2 * (self.inputs.0.len() + self.logits.0.len())
+        2 * self.inputs.0.len() + self.logits.len()
     }
 
     /// Decide where inputs are, and make room for them and for the rows.
@@ -197,12 +207,12 @@ impl GpuRunner {
             self.places.push((end, bytes));
             end += bytes.next_multiple_of(ALIGNMENT);
         }
-        for (pair, needed) in [(&mut self.inputs, end), (&mut self.logits, size.rows * self.row)] {
-            if pair.0.len() < needed {
-                self.graphs.clear(); // they hold addresses
-                let needed = needed.next_power_of_two();
-                *pair = (HostBuffer::zeroed(&self.device, needed)?, DeviceBuffer::zeroed(&self.device, needed)?);
-            }
+        let rows = size.rows * self.row;
+        if self.inputs.0.len() < end || self.logits.len() < rows {
+            self.graphs.clear(); // they hold addresses
+            let room = [end.max(self.inputs.0.len()), rows.max(self.logits.len())].map(usize::next_power_of_two);
+            self.inputs = (HostBuffer::zeroed(&self.device, room[0])?, DeviceBuffer::zeroed(&self.device, room[0])?);
+            self.logits = DeviceBuffer::zeroed(&self.device, room[1])?;
         }
         Ok(())
     }
@@ -263,13 +273,13 @@ impl GpuRunner {
         let shape = [1, size.rows as i64, self.columns as i64];
         // SAFETY: `place` made the buffer large enough, and it stays until another one is bound.
         let logits =
-            unsafe { Tensor::at(on_device, self.logits.1.address(), size.rows * self.row, self.element, &shape) }?;
+            unsafe { Tensor::at(on_device, self.logits.address(), size.rows * self.row, self.element, &shape) }?;
         binding.output(&self.name, &logits)
     }
 
     /// Put the pass on the stream: by its graph, or by a run, which may be captured on the way. On an error, the stream
     /// is idle again.
-    fn launch(&mut self, size: Size) -> ort::Result<()> {
+    fn launch(&mut self, size: Size, rows: &mut PassRows, count: usize) -> ort::Result<()> {
         let index = self.graphs.iter().position(|(of, _)| *of == size);
         let state = index.map(|index| self.graphs.remove(index).1);
         let may_capture = size.tokens <= WIDEST_GRAPH && self.captures.refused().is_none();
@@ -290,13 +300,18 @@ impl GpuRunner {
             }
             self.graphs.push((size, state));
         }
-        result.and_then(|()| queue.record(&self.done)).inspect_err(|_| queue.drain())
+        let copied = result.and_then(|()| match rows {
+            // The graph does not copy them, because each pass has other memory for its rows.
+            PassRows::Pinned(rows, _) => queue.copy_out(&self.logits, rows, 0, count * self.row),
+            PassRows::Host(_) => Err(ort::Error::new("the rows are not in memory of the GPU")),
+        });
+        copied.and_then(|()| queue.record(&self.done)).inspect_err(|_| queue.drain())
     }
 
     fn run_plainly(&mut self, queue: &Queue, size: Size) -> ort::Result<()> {
         self.bind(size)?;
         let _running = cuda::running();
-        queue.by_runner(|queue| self.work(queue, size))
+        queue.by_runner(|queue| self.work(queue))
     }
 
     /// Capture the pass and launch its graph. If other threads use the GPU, or if the capture fails, the pass is run.
@@ -304,8 +319,7 @@ impl GpuRunner {
         if let Err(error) = self.bind(size) {
             return (Some(Capture::Warm), Err(error));
         }
-        let captured =
-            cuda::alone().map(|_alone| queue.by_runner(|queue| queue.capture(|queue| self.work(queue, size))));
+        let captured = cuda::alone().map(|_alone| queue.by_runner(|queue| queue.capture(|queue| self.work(queue))));
         match captured {
             Some(Ok(graph)) => {
                 self.captures.succeed();
@@ -323,12 +337,11 @@ impl GpuRunner {
         }
     }
 
-    /// Copy the inputs to the device, run the model, and copy the rows to the host.
-    fn work(&mut self, queue: &Queue, size: Size) -> ort::Result<()> {
+    /// Copy the inputs to the device, and run the model.
+    fn work(&mut self, queue: &Queue) -> ort::Result<()> {
         let bytes = self.places.last().map_or(0, |(place, bytes)| place + bytes);
         queue.copy_first(&self.inputs.0, &self.inputs.1, bytes)?;
-        self.binding.run(&self.options)?;
-        queue.copy_out(&self.logits.1, &mut self.logits.0, 0, size.rows * self.row)
+        self.binding.run(&self.options)
     }
 }
 

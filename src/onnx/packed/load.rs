@@ -8,7 +8,7 @@ use super::{check, gpu_store, host};
 use crate::error::{Error, Result};
 use crate::export::graph::Graph;
 use crate::export::pack::Target;
-use crate::export::{CacheKind, Scoring, pack};
+use crate::export::{CacheKind, Export, Scoring, pack};
 use crate::onnx::check::{Excuses, Trial};
 use crate::onnx::model::OnnxModel;
 use crate::onnx::options::{CacheSize, Provider, RowsOn};
@@ -75,12 +75,23 @@ fn candidate(model: &OnnxModel) -> Result<(Trial, pack::Packed), String> {
         }
         Provider::Cuda { .. } => Target::Gpu,
     };
-    if model.export.cache_kind != CacheKind::Shared || model.export.scoring != Scoring::Parallel {
-        return Err("its attention is not GroupQueryAttention with a cache that is updated in place".into());
+    if let Some(why) = cannot_share(&model.export) {
+        return Err(why.into());
     }
     let packed = pack::rewrite(&model.export, target)?;
     let trial = Trial::new(model).map_err(|interrupt| model.failed_trial(interrupt).to_string())?;
     Ok((trial, packed))
+}
+
+/// Why sequences of an export cannot share a pass, whatever its graph holds.
+fn cannot_share(export: &Export) -> Option<&'static str> {
+    match (export.cache_kind, export.scoring) {
+        (CacheKind::Concatenated, _) => Some("its attention appends to the cache (it is not GroupQueryAttention)"),
+        (CacheKind::Fixed { .. }, _) => Some("its cache has a fixed length"),
+        (CacheKind::None, _) => Some("it has no cache"),
+        (CacheKind::Shared, Scoring::Parallel) => None,
+        (CacheKind::Shared, _) => Some("it scores several positions of a text one by one"),
+    }
 }
 
 fn verify(mut model: OnnxModel, trial: &Trial) -> Result<OnnxModel, String> {

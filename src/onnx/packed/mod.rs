@@ -16,6 +16,7 @@ pub mod operator;
 mod oracle;
 pub mod passes;
 pub mod pool;
+pub mod rows;
 pub mod sequence;
 pub mod table;
 #[cfg(test)]

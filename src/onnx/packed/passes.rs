@@ -3,10 +3,12 @@
 use std::any::Any;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use ort::session::RunOptions;
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
 
 use super::gpu_runner::GpuRunner;
 use super::gpu_store::{self, GpuStore};
@@ -14,7 +16,8 @@ use super::host;
 use super::host_runner::HostRunner;
 use super::layout::Layout;
 use super::pool::{BlockCopy, Blocks, Pool};
-use super::sequence::{PackedSequence, PassRows};
+use super::rows::PassRows;
+use super::sequence::PackedSequence;
 use super::table::BLOCK;
 use crate::error::{Error, Result};
 use crate::export::Export;
@@ -41,13 +44,23 @@ pub struct PackedPasses {
     /// For messages.
     file: PathBuf,
     work: Mutex<Work>,
+    /// The [`number_of`] the first sequence of the pass that was launched, or [`NOTHING`]. Changed with the lock held.
+    running: AtomicUsize,
+    /// Notified when that pass has ended.
+    idle: Condvar,
 }
+
+/// No pass was launched.
+const NOTHING: usize = 0;
 
 /// What passes run on, and what one pass needs, reused by the next.
 struct Work {
     machine: Machine,
     layout: Layout,
+    /// Memory for rows, some of which sequences still read.
     buffers: Vec<Arc<PassRows>>,
+    /// The memory of the pass that was begun.
+    rows: Option<Arc<PassRows>>,
     /// By sequence of the pass: how its tokens are dealt with.
     cuts: Vec<Cut>,
 }
@@ -69,20 +82,40 @@ impl Machine {
         }
     }
 
-    /// Run a pass. `options` may stop it. Returns the time that it took, and whether later ones take as long.
-    fn run(
+    /// Make room for rows that hold `numbers` numbers.
+    fn make_room(&self, rows: &mut PassRows, numbers: usize) -> Result<()> {
+        let failed = || Error::Runtime(format!("not enough memory for {} bytes of logits", 4 * numbers));
+        match (self, &mut *rows) {
+            (Machine::Gpu(runner), rows) => runner.make_room(rows, numbers).map_err(|_| failed()),
+            (Machine::Host(_), PassRows::Host(memory)) if memory.len() >= numbers => Ok(()),
+            (Machine::Host(_), rows) => {
+                let memory = bytemuck::allocation::try_zeroed_vec(numbers.next_power_of_two());
+                *rows = PassRows::Host(memory.map_err(|()| failed())?);
+                Ok(())
+            }
+        }
+    }
+
+    /// Put a pass on a GPU. On the processor, nothing begins yet.
+    fn begin(&mut self, layout: &Layout, rows: &mut PassRows) -> ort::Result<()> {
+        match self {
+            Machine::Host(_) => Ok(()),
+            Machine::Gpu(runner) => runner.begin(layout, rows),
+        }
+    }
+
+    /// Finish the pass that was begun. `options` may stop it. Returns the time that it took, and whether later ones take
+    /// as long.
+    fn finish(
         &mut self,
         layout: &mut Layout,
         options: Option<&RunOptions>,
-        rows: &mut [f32],
+        rows: &mut PassRows,
     ) -> ort::Result<(Duration, bool)> {
-        match self {
-            Machine::Host(runner) => Ok((runner.run(layout, options, rows)?, true)),
-            Machine::Gpu(runner) => {
-                let elapsed = runner.run(layout)?;
-                runner.read(rows);
-                Ok((elapsed, runner.is_usual))
-            }
+        match (self, rows) {
+            (Machine::Host(runner), PassRows::Host(rows)) => Ok((runner.run(layout, options, rows)?, true)),
+            (Machine::Gpu(runner), _) => Ok((runner.finish()?, runner.is_usual)),
+            _ => Err(ort::Error::new("the rows are in memory of a GPU")),
         }
     }
 }
@@ -138,49 +171,112 @@ impl PackedPasses {
             blocks,
             columns: export.logits.columns,
             file: export.file.clone(),
-            work: Mutex::new(Work { machine, layout: Layout::default(), buffers: Vec::new(), cuts: Vec::new() }),
+            running: AtomicUsize::new(NOTHING),
+            idle: Condvar::new(),
+            work: Mutex::new(Work {
+                machine,
+                layout: Layout::default(),
+                buffers: Vec::new(),
+                rows: None,
+                cuts: Vec::new(),
+            }),
         }
+    }
+
+    /// Leave a pass over a batch running; see [`crate::model::Model::launch`].
+    pub fn launch(&self, batch: &mut [Pass<'_>]) -> bool {
+        let mut work = self.work.lock();
+        let can_run = matches!(work.machine, Machine::Gpu(_)) && self.running.load(Relaxed) == NOTHING;
+        if !can_run || self.begin(&mut work, batch).is_err() {
+            return false;
+        }
+        self.running.store(number_of(batch[0].sequence), Relaxed);
+        true
     }
 
     /// Run one pass over a batch; see [`crate::model::Model::forward`].
     pub fn forward(&self, batch: &mut [Pass<'_>]) -> Result<Report, Interrupt> {
-        if let [only] = batch
-            && own(only.sequence).cancel.is_requested()
-        {
-            return Err(Interrupt::Cancelled);
-        }
+        let number = number_of(batch[0].sequence);
         let mut work = self.work.lock();
-        let work = &mut *work;
-        work.cuts.clear();
-        match self.prepare(work, batch).and_then(|()| self.run(work, batch)) {
+        while ![NOTHING, number].contains(&self.running.load(Relaxed)) {
+            self.idle.wait(&mut work);
+        }
+        let cancelled = |batch: &mut [Pass<'_>]| match batch {
+            [only] => own(only.sequence).cancel.is_requested(),
+            _ => false,
+        };
+        if self.running.load(Relaxed) == NOTHING {
+            if cancelled(batch) {
+                return Err(Interrupt::Cancelled);
+            }
+            self.begin(&mut work, batch)?;
+        }
+        let result = self.finish(&mut work, batch);
+        self.running.store(NOTHING, Relaxed);
+        self.idle.notify_all();
+        match result {
             Ok((elapsed, is_usual)) => {
-                let is_usual = is_usual && batch.len() == 1 && work.cuts.iter().all(|cut| cut.past == cut.start);
+                let is_usual = is_usual && work.cuts.iter().all(|cut| cut.past == cut.start);
                 Ok(Report { elapsed, is_usual })
             }
-            Err(error) => {
-                for (pass, cut) in batch.iter_mut().zip(&work.cuts) {
-                    self.pool.lock().failed(own(pass.sequence).holding);
-                    pass.sequence.truncate(cut.start);
-                }
-                if let [only] = batch
-                    && own(only.sequence).cancel.is_requested()
-                {
-                    return Err(Interrupt::Cancelled);
-                }
-                Err(error.into())
+            Err(_) if cancelled(batch) => Err(Interrupt::Cancelled),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Whether a pass over this sequence alone, or over it first, was launched and has not ended.
+    pub fn has_launched(&self, sequence: &PackedSequence) -> bool {
+        self.running.load(Relaxed) == number_of(sequence)
+    }
+
+    /// Give up the pass that was launched over this sequence alone.
+    pub fn give_up(&self, sequence: &mut PackedSequence) {
+        let number = number_of(sequence);
+        let mut work = self.work.lock();
+        if self.running.load(Relaxed) == number {
+            let mut batch = [Pass::plain(sequence, &[])];
+            _ = self.finish(&mut work, &mut batch);
+            self.undo(&work.cuts, &mut batch);
+            self.running.store(NOTHING, Relaxed);
+            self.idle.notify_all();
+        }
+    }
+
+    /// Lay out a pass and begin it. On an error the sequences are as before.
+    fn begin(&self, work: &mut Work, batch: &mut [Pass<'_>]) -> Result<()> {
+        work.cuts.clear();
+        let begun = self.prepare(work, batch).and_then(|()| {
+            if !work.layout.finish() {
+                return Ok(());
             }
+            let numbers = work.layout.rows.len() * self.columns;
+            let mut buffer = buffer(&mut work.buffers);
+            let rows = Arc::get_mut(&mut buffer).expect("nobody else has the buffer");
+            work.machine.make_room(rows, numbers)?;
+            work.machine.begin(&work.layout, rows).map_err(|error| self.failed(error))?;
+            work.rows = Some(buffer);
+            Ok(())
+        });
+        begun.inspect_err(|_| self.undo(&work.cuts, batch))
+    }
+
+    /// Take the tokens of a pass back.
+    fn undo(&self, cuts: &[Cut], batch: &mut [Pass<'_>]) {
+        for (pass, cut) in batch.iter_mut().zip(cuts) {
+            let sequence = own(pass.sequence);
+            self.pool.lock().failed(sequence.holding);
+            sequence.take_back(cut.start);
         }
     }
 
     /// Reserve blocks for a pass; see [`crate::model::Model::admit`].
     pub fn admit(&self, pass: &mut Pass<'_>) -> Admission {
-        let mut pool = self.pool.lock();
-        match admit(pass, &mut pool) {
+        match admit(pass, &mut self.pool.lock()) {
             None => Admission::Waits,
-            Some(Cut { start, past, end, .. }) => {
-                let is_whole = end - past <= MAX_PASS || past >= start;
-                if is_whole { Admission::Whole(end - past) } else { Admission::Part(MAX_PASS) }
+            Some(Cut { start, past, end, .. }) if end - past <= MAX_PASS || past >= start => {
+                Admission::Whole(end - past)
             }
+            Some(_) => Admission::Part(MAX_PASS),
         }
     }
 
@@ -221,23 +317,26 @@ impl PackedPasses {
         Error::Runtime(format!("{}: {error}", self.file.display()))
     }
 
-    fn run(&self, work: &mut Work, batch: &mut [Pass<'_>]) -> Result<(Duration, bool)> {
-        let Work { machine, layout, buffers, cuts, .. } = work;
-        // If everything was computed before, there is nothing to run.
-        let runs = layout.finish();
-        let length = layout.rows.len() * self.columns;
-        let mut buffer = buffer(buffers, length)?;
-        let mut ran = (Duration::ZERO, true);
-        if runs {
-            let rows = &mut Arc::get_mut(&mut buffer).expect("nobody else has the buffer").0;
+    /// Finish a pass, and give the sequences their rows. On an error they are as before.
+    fn finish(&self, work: &mut Work, batch: &mut [Pass<'_>]) -> Result<(Duration, bool)> {
+        let ran = self.finish_rows(work, batch);
+        ran.inspect_err(|_| self.undo(&work.cuts, batch))
+    }
+
+    fn finish_rows(&self, work: &mut Work, batch: &mut [Pass<'_>]) -> Result<(Duration, bool)> {
+        let Work { machine, layout, buffers, rows, cuts, .. } = work;
+        // If everything was computed before, nothing was begun.
+        let (mut buffer, mut ran) = (rows.take(), (Duration::ZERO, true));
+        if let Some(buffer) = &mut buffer {
+            let rows = Arc::get_mut(buffer).expect("nobody else has the buffer");
             let options = match &batch[..] {
                 [only] => Some(&*own_ref(only.sequence).options),
                 _ => None,
             };
-            ran = machine.run(layout, options, &mut rows[..length]).map_err(|error| self.failed(error))?;
+            ran = machine.finish(layout, options, rows).map_err(|error| self.failed(error))?;
         }
         let mut pool = self.pool.lock();
-        let mut row = 0;
+        let (mut row, several) = (0, batch.len() > 1);
         for (pass, cut) in batch.iter_mut().zip(&*cuts) {
             let &Cut { start, wanted, past, end } = cut;
             let sequence = own(pass.sequence);
@@ -245,13 +344,16 @@ impl PackedPasses {
             pool.ran(sequence.holding, end);
             if !pass.tokens.is_empty() {
                 sequence.ran();
-                sequence.keep_rows(&buffer, row, wanted + 1, end - wanted, pass.keep);
+                sequence.forget_rows(pass.keep);
+            }
+            if let Some(buffer) = &buffer {
+                sequence.keep_rows(buffer, row, wanted + 1, end - wanted, several);
             }
             let published = pass.keep.min(end);
             pool.publish_first(sequence.holding, &sequence.tokens()[..published]);
             row += end - wanted;
         }
-        if buffers.len() < MOST_BUFFERS {
+        if let Some(buffer) = buffer.filter(|_| buffers.len() < MOST_BUFFERS) {
             buffers.push(buffer);
         }
         Ok(ran)
@@ -284,16 +386,15 @@ fn admit(pass: &mut Pass<'_>, pool: &mut Blocks) -> Option<Cut> {
     Some(Cut { start, wanted, past, end: tokens.len() })
 }
 
+/// What tells a sequence from others.
+fn number_of(sequence: &dyn Sequence) -> usize {
+    std::ptr::from_ref(sequence).addr()
+}
+
 /// A buffer for logits that nobody reads any more, or a new one.
-fn buffer(buffers: &mut Vec<Arc<PassRows>>, length: usize) -> Result<Arc<PassRows>> {
+fn buffer(buffers: &mut Vec<Arc<PassRows>>) -> Arc<PassRows> {
     let free = buffers.iter().position(|buffer| Arc::strong_count(buffer) == 1);
-    let mut buffer = free.map_or_else(|| Arc::new(PassRows(Vec::new())), |index| buffers.swap_remove(index));
-    let rows = &mut Arc::get_mut(&mut buffer).expect("nobody else has the buffer").0;
-    if rows.len() < length {
-        let failed = |()| Error::Runtime(format!("not enough memory for {} bytes of logits", 4 * length));
-        *rows = bytemuck::allocation::try_zeroed_vec(length.next_power_of_two()).map_err(failed)?;
-    }
-    Ok(buffer)
+    free.map_or_else(|| Arc::new(PassRows::Host(Vec::new())), |index| buffers.swap_remove(index))
 }
 
 /// The sequence of a packed model behind the trait.

@@ -8,22 +8,9 @@ use ort::session::RunOptions;
 use super::holding::HoldingId;
 use super::passes::PackedPasses;
 use super::pool::{Blocks, Chain};
+use super::rows::{PassRows, Span};
 use crate::model::{CacheUse, Cancel, Memory, Sequence};
 use crate::rows::Row;
-
-/// Rows of logits of one pass. The sequences that it served share them.
-pub struct PassRows(pub Vec<f32>);
-
-/// Rows of consecutive positions in the rows of a pass.
-struct Span {
-    /// The first position.
-    position: usize,
-    /// How many rows.
-    count: usize,
-    rows: Arc<PassRows>,
-    /// The index of the first row.
-    index: usize,
-}
 
 /// A sequence of a packed model.
 pub struct PackedSequence {
@@ -36,6 +23,8 @@ pub struct PackedSequence {
     /// Its blocks.
     pub holding: HoldingId,
     spans: VecDeque<Span>,
+    /// Memory for rows of later passes.
+    spare: Vec<Vec<f32>>,
     vocab_size: usize,
     pub options: Arc<RunOptions>,
     pub cancel: Arc<Cancel>,
@@ -56,6 +45,7 @@ impl PackedSequence {
             cache_use: CacheUse::default(),
             holding: passes.pool.lock().open(Chain::EMPTY, cancel.age()),
             spans: VecDeque::new(),
+            spare: Vec::new(),
             vocab_size,
             options,
             cancel: cancel.clone(),
@@ -96,39 +86,8 @@ impl PackedSequence {
         }
     }
 
-    /// Keep rows of the pass that has run last: `count` of them from `index` on, the first one that of `position`.
-    /// Earlier rows stay from position `keep` on.
-    pub fn keep_rows(&mut self, rows: &Arc<PassRows>, index: usize, position: usize, count: usize, keep: usize) {
-        while self.spans.front().is_some_and(|span| span.position + span.count <= keep) {
-            self.spans.pop_front();
-        }
-        if count > 0 {
-            self.spans.push_back(Span { position, count, rows: rows.clone(), index });
-        }
-    }
-
-    /// The row of a position, padding included.
-    pub fn whole_row(&self, position: usize) -> &[f32] {
-        let span =
-            self.spans.iter().rev().find(|span| position >= span.position && position < span.position + span.count);
-        let span = span.expect("the row of the position was not kept");
-        let columns = self.passes.columns;
-        &span.rows.0[(span.index + position - span.position) * columns..][..columns]
-    }
-}
-
-impl Drop for PackedSequence {
-    fn drop(&mut self) {
-        self.passes.pool.lock().close(self.holding);
-    }
-}
-
-impl Sequence for PackedSequence {
-    fn len(&self) -> usize {
-        self.tokens.len() - self.begun
-    }
-
-    fn truncate(&mut self, len: usize) {
+    /// Forget the tokens from index `len` on, those of a pass that is begun included.
+    pub fn take_back(&mut self, len: usize) {
         if len >= self.tokens.len() {
             return;
         }
@@ -145,6 +104,54 @@ impl Sequence for PackedSequence {
             }
             self.spans.pop_back();
         }
+    }
+
+    /// Forget the rows before position `keep`.
+    pub fn forget_rows(&mut self, keep: usize) {
+        while self.spans.front().is_some_and(|span| span.position + span.count <= keep) {
+            let span = self.spans.pop_front().expect("there is one");
+            span.release(&mut self.spare);
+        }
+    }
+
+    /// Keep rows of the pass that has run last: `count` of them from `index` on, the first one that of `position`.
+    /// `several` sequences may have shared the pass.
+    pub fn keep_rows(&mut self, rows: &Arc<PassRows>, index: usize, position: usize, count: usize, several: bool) {
+        if count > 0 {
+            self.spans.push_back(Span::shared(rows, index, position, count, self.passes.columns, several));
+        }
+    }
+
+    /// The row of a position, padding included.
+    pub fn whole_row(&self, position: usize) -> &[f32] {
+        let span = self.spans.iter().rev().find(|span| span.holds(position));
+        span.expect("the row of the position was not kept").row(position)
+    }
+}
+
+impl Drop for PackedSequence {
+    fn drop(&mut self) {
+        if self.passes.has_launched(self) {
+            self.passes.clone().give_up(self);
+        }
+        self.passes.pool.lock().close(self.holding);
+    }
+}
+
+impl Sequence for PackedSequence {
+    fn len(&self) -> usize {
+        self.tokens.len() - self.begun
+    }
+
+    fn truncate(&mut self, len: usize) {
+        if self.passes.has_launched(self) {
+            self.passes.clone().give_up(self);
+        }
+        self.take_back(len);
+    }
+
+    fn take_rows(&mut self) {
+        self.spans.iter_mut().for_each(|span| span.take(&mut self.spare));
     }
 
     fn row(&self, position: usize) -> Row<'_> {
@@ -164,7 +171,7 @@ impl Sequence for PackedSequence {
     fn memory(&self) -> Memory {
         let blocks = self.passes.pool.lock().of(self.holding).len();
         let bytes = blocks * self.passes.block_bytes + self.tokens.capacity() * size_of::<i32>();
-        let rows: usize = self.spans.iter().map(|span| span.count * self.passes.columns * size_of::<f32>()).sum();
+        let rows: usize = self.spans.iter().map(Span::bytes).sum();
         Memory::of(bytes + rows)
     }
 }

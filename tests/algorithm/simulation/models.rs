@@ -165,10 +165,11 @@ impl Model for Double {
         self.inner.overlaps()
     }
 
-    fn launch(&self, pass: &mut Pass<'_>) -> bool {
+    fn launch(&self, batch: &mut [Pass<'_>]) -> bool {
+        let [pass] = batch else { return false };
         let sequence: &mut dyn Any = pass.sequence;
         let sequence: &mut DoubleSequence = sequence.downcast_mut().expect("a sequence of another model");
-        self.inner.launch(&mut Pass { sequence: sequence.inner.as_mut(), ..*pass })
+        self.inner.launch(&mut [Pass { sequence: sequence.inner.as_mut(), ..*pass }])
     }
 
     fn forward(&self, batch: &mut [Pass<'_>]) -> Result<PassReport, Interrupt> {
