@@ -38,9 +38,23 @@ pub struct Config {
     /// Sessions with a temperature below this are greedy. 0 is off.
     #[serde(default)]
     pub greedy_below: f32,
+    /// What becomes of a new session while the caches of others take all memory that they may.
+    #[serde(default)]
+    pub when_full: FullCache,
     /// Path of the library file of ONNX Runtime.
     #[serde(default)]
     pub onnxruntime: Option<PathBuf>,
+}
+
+/// What becomes of a new session while the caches of others take all memory that they may.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FullCache {
+    /// It waits.
+    #[default]
+    Wait,
+    /// Its first step is an error.
+    Refuse,
 }
 
 /// One model of an engine. Its `"kind"` is `"onnx"`, the default, or `"ngram"`.
@@ -426,6 +440,11 @@ mod tests {
         check(
             r#"{"models":[{"path":"a"}],"combine":{"kind":"target","model":0},"greedy_below":-1}"#,
             "greedy_below is -1",
+        );
+        check(r#"{"models":[{"path":"a"}],"combine":{"kind":"target","model":0},"when_full":"refuse"}"#, "ok");
+        check(
+            r#"{"models":[{"path":"a"}],"combine":{"kind":"target","model":0},"when_full":"fail"}"#,
+            "unknown variant `fail`",
         );
         check("\u{feff}{", "EOF");
         let many = |look_ups: usize| {

@@ -25,7 +25,7 @@ use super::weights::LoadedSession;
 use crate::cuda::Device;
 use crate::error::{Error, Result};
 use crate::export::{Export, GivenRows, Logits, Role};
-use crate::model::{Cancel, Interrupt, Model, Pass, Report, Sequence};
+use crate::model::{Admission, Cancel, Interrupt, Model, Pass, Report, Sequence};
 use crate::rows::device::Ring;
 
 /// The logits of one pass take at most this many bytes, unless a pass of [`MIN_PASS`] tokens needs more.
@@ -201,6 +201,20 @@ impl Model for OnnxModel {
         // RotaryEmbedding, which reads positions, takes no more tokens than it has positions.
         let reads_positions = self.export.inputs.iter().any(|input| input.role == Role::Positions);
         (2 * MAX_PASS).min(if reads_positions { self.export.context_length } else { usize::MAX })
+    }
+
+    fn admit(&self, pass: &mut Pass<'_>) -> Admission {
+        match &self.batching {
+            Batching::Packed(passes) => passes.admit(pass),
+            _ => Admission::Whole(pass.tokens.len()),
+        }
+    }
+
+    fn no_memory(&self) -> Error {
+        match &self.batching {
+            Batching::Packed(passes) => passes.no_memory(),
+            _ => Error::NoMemory(format!("no memory is left for {}", self.name)),
+        }
     }
 
     fn cost(&self) -> u64 {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ort::session::RunOptions;
 use parking_lot::{Condvar, Mutex};
@@ -15,15 +15,16 @@ use super::gpu_store::{self, GpuStore};
 use super::host;
 use super::host_runner::HostRunner;
 use super::layout::Layout;
-use super::pool::{BlockCopy, Pool};
+use super::pool::{BlockCopy, Blocks, Pool};
 use super::rows::PassRows;
 use super::sequence::PackedSequence;
 use super::table::BLOCK;
 use crate::error::{Error, Result};
 use crate::export::Export;
 use crate::export::pack::LayerShape;
-use crate::model::{Interrupt, Pass, Report, Sequence};
+use crate::model::{Admission, Interrupt, Pass, Report, Sequence};
 use crate::onnx::captures::Captures;
+use crate::onnx::sequence::MAX_PASS;
 use crate::onnx::weights::LoadedSession;
 
 /// Most buffers for rows that are kept for later passes.
@@ -56,7 +57,6 @@ const NOTHING: usize = 0;
 struct Work {
     machine: Machine,
     layout: Layout,
-    copies: Vec<BlockCopy>,
     /// Memory for rows, some of which sequences still read.
     buffers: Vec<Arc<PassRows>>,
     /// The memory of the pass that was begun.
@@ -127,6 +127,17 @@ struct Cut {
     start: usize,
     /// The index of the first token whose row somebody reads.
     wanted: usize,
+    /// The index of the first token that the pass computes.
+    past: usize,
+    /// The index behind the last one.
+    end: usize,
+}
+
+impl Cut {
+    /// Tokens that the pass computes once more.
+    fn recomputed(&self) -> usize {
+        self.start.min(self.end).saturating_sub(self.past)
+    }
 }
 
 impl PackedPasses {
@@ -165,7 +176,6 @@ impl PackedPasses {
             work: Mutex::new(Work {
                 machine,
                 layout: Layout::default(),
-                copies: Vec::new(),
                 buffers: Vec::new(),
                 rows: None,
                 cuts: Vec::new(),
@@ -205,7 +215,10 @@ impl PackedPasses {
         self.running.store(NOTHING, Relaxed);
         self.idle.notify_all();
         match result {
-            Ok((elapsed, is_usual)) => Ok(Report { elapsed, is_usual }),
+            Ok((elapsed, is_usual)) => {
+                let is_usual = is_usual && work.cuts.iter().all(|cut| cut.past == cut.start);
+                Ok(Report { elapsed, is_usual })
+            }
             Err(_) if cancelled(batch) => Err(Interrupt::Cancelled),
             Err(error) => Err(error.into()),
         }
@@ -223,7 +236,7 @@ impl PackedPasses {
         if self.running.load(Relaxed) == number {
             let mut batch = [Pass::plain(sequence, &[])];
             _ = self.finish(&mut work, &mut batch);
-            undo(&work.cuts, &mut batch);
+            self.undo(&work.cuts, &mut batch);
             self.running.store(NOTHING, Relaxed);
             self.idle.notify_all();
         }
@@ -244,36 +257,60 @@ impl PackedPasses {
             work.rows = Some(buffer);
             Ok(())
         });
-        begun.inspect_err(|_| undo(&work.cuts, batch))
+        begun.inspect_err(|_| self.undo(&work.cuts, batch))
     }
 
-    /// Make room for the new tokens, and lay out the pass. Sequences take what others have computed before.
+    /// Take the tokens of a pass back.
+    fn undo(&self, cuts: &[Cut], batch: &mut [Pass<'_>]) {
+        for (pass, cut) in batch.iter_mut().zip(cuts) {
+            let sequence = own(pass.sequence);
+            self.pool.lock().failed(sequence.holding);
+            sequence.take_back(cut.start);
+        }
+    }
+
+    /// Reserve blocks for a pass; see [`crate::model::Model::admit`].
+    pub fn admit(&self, pass: &mut Pass<'_>) -> Admission {
+        match admit(pass, &mut self.pool.lock()) {
+            None => Admission::Waits,
+            Some(Cut { start, past, end, .. }) if end - past <= MAX_PASS || past >= start => {
+                Admission::Whole(end - past)
+            }
+            Some(_) => Admission::Part(MAX_PASS),
+        }
+    }
+
+    /// Make room for the tokens of the pass, and lay it out.
     fn prepare(&self, work: &mut Work, batch: &mut [Pass<'_>]) -> Result<()> {
-        let Work { machine, layout, copies, cuts, .. } = work;
+        let Work { machine, layout, cuts, .. } = work;
         layout.clear();
         let mut pool = self.pool.lock();
         for pass in &mut *batch {
+            let cut = admit(pass, &mut pool).ok_or_else(|| self.no_memory())?;
+            let Cut { wanted, past, end, .. } = cut;
+            cuts.push(cut);
             let sequence = own(pass.sequence);
-            let (start, holding) = (sequence.len(), sequence.holding);
-            let wanted = (pass.keep.max(start + 1) - 1).min(start + pass.tokens.len());
-            cuts.push(Cut { start, wanted });
-            sequence.begin(pass.tokens);
-            let computed = pool.len(holding);
-            pool.reuse(holding, &sequence.tokens()[computed..wanted]);
-            let (past, end) = (pool.len(holding), sequence.len());
-            if past == end {
-                continue;
+            pool.run(sequence.holding);
+            if past < end {
+                let blocks = &pool.of(sequence.holding)[..end.div_ceil(self.block_tokens)];
+                layout.add(&sequence.tokens()[past..end], past, wanted.max(past) - past, blocks);
             }
-            if !pool.reserve(holding, end, copies) {
-                return Err(Error::Runtime("no memory for more tokens: sequences use all blocks of the cache".into()));
-            }
-            for copy in copies.drain(..) {
-                machine.copy(copy).map_err(|error| self.failed(error))?;
-            }
-            let blocks = &pool.of(holding)[..end.div_ceil(pool.block_size())];
-            layout.add(&sequence.tokens()[past..], past, wanted.max(past) - past, blocks);
         }
-        Ok(())
+        let copied = pool.copies().try_for_each(|copy| machine.copy(copy));
+        copied.map_err(|error| {
+            pool.lose_all();
+            self.failed(error)
+        })
+    }
+
+    /// What is said if there are not enough blocks.
+    pub fn no_memory(&self) -> Error {
+        Error::NoMemory(format!(
+            "{}: the sequences of the model use all {} bytes of its cache; try again later, end other sessions, or set \
+             a larger cache_bytes",
+            self.file.display(),
+            self.blocks * self.block_bytes
+        ))
     }
 
     fn failed(&self, error: ort::Error) -> Error {
@@ -283,42 +320,70 @@ impl PackedPasses {
     /// Finish a pass, and give the sequences their rows. On an error they are as before.
     fn finish(&self, work: &mut Work, batch: &mut [Pass<'_>]) -> Result<(Duration, bool)> {
         let ran = self.finish_rows(work, batch);
-        ran.inspect_err(|_| undo(&work.cuts, batch))
+        ran.inspect_err(|_| self.undo(&work.cuts, batch))
     }
 
     fn finish_rows(&self, work: &mut Work, batch: &mut [Pass<'_>]) -> Result<(Duration, bool)> {
         let Work { machine, layout, buffers, rows, cuts, .. } = work;
-        let Some(mut buffer) = rows.take() else { return Ok((Duration::ZERO, true)) };
-        let rows = Arc::get_mut(&mut buffer).expect("nobody else has the buffer");
-        let options = match &batch[..] {
-            [only] => Some(&*own_ref(only.sequence).options),
-            _ => None,
-        };
-        let ran = machine.finish(layout, options, rows).map_err(|error| self.failed(error))?;
+        // If everything was computed before, nothing was begun.
+        let (mut buffer, mut ran) = (rows.take(), (Duration::ZERO, true));
+        if let Some(buffer) = &mut buffer {
+            let rows = Arc::get_mut(buffer).expect("nobody else has the buffer");
+            let options = match &batch[..] {
+                [only] => Some(&*own_ref(only.sequence).options),
+                _ => None,
+            };
+            ran = machine.finish(layout, options, rows).map_err(|error| self.failed(error))?;
+        }
         let mut pool = self.pool.lock();
         let (mut row, several) = (0, batch.len() > 1);
-        for (pass, &Cut { wanted, .. }) in batch.iter_mut().zip(&*cuts) {
+        for (pass, cut) in batch.iter_mut().zip(&*cuts) {
+            let &Cut { start, wanted, past, end } = cut;
             let sequence = own(pass.sequence);
-            let count = sequence.len() - wanted;
-            pool.ran(sequence.holding, sequence.len());
-            sequence.forget_rows(pass.keep);
-            sequence.keep_rows(&buffer, row, wanted + 1, count, several);
-            let published = pass.keep.min(sequence.len());
+            sequence.count(past.saturating_sub(start), cut.recomputed());
+            pool.ran(sequence.holding, end);
+            if !pass.tokens.is_empty() {
+                sequence.ran();
+                sequence.forget_rows(pass.keep);
+            }
+            if let Some(buffer) = &buffer {
+                sequence.keep_rows(buffer, row, wanted + 1, end - wanted, several);
+            }
+            let published = pass.keep.min(end);
             pool.publish_first(sequence.holding, &sequence.tokens()[..published]);
-            row += count;
+            row += end - wanted;
         }
-        if buffers.len() < MOST_BUFFERS {
+        if let Some(buffer) = buffer.filter(|_| buffers.len() < MOST_BUFFERS) {
             buffers.push(buffer);
         }
         Ok(ran)
     }
 }
 
-/// Take the tokens of a pass back.
-fn undo(cuts: &[Cut], batch: &mut [Pass<'_>]) {
-    for (pass, cut) in batch.iter_mut().zip(cuts) {
-        own(pass.sequence).take_back(cut.start);
+/// Begin a pass, take over what others have computed before, and reserve blocks for the rest. `None` if there are not
+/// enough. A pass without tokens computes tokens anew, as many as one pass may have.
+fn admit(pass: &mut Pass<'_>, pool: &mut Blocks) -> Option<Cut> {
+    let sequence = own(pass.sequence);
+    let (start, holding) = (sequence.len(), sequence.holding);
+    let is_part = pass.tokens.is_empty();
+    if !is_part {
+        sequence.begin(pass.tokens, pool);
     }
+    let tokens = sequence.tokens();
+    let wanted = (pass.keep.max(start + 1) - 1).min(tokens.len());
+    if pool.len(holding) > wanted {
+        pool.truncate(holding, wanted); // a row comes with a token that the pass computes
+    }
+    let next = &tokens[pool.len(holding)..wanted];
+    if !pool.admit(holding, next, tokens.len(), Instant::now()) {
+        return None;
+    }
+    let past = pool.len(holding);
+    if is_part {
+        let end = start.min(past + MAX_PASS);
+        return Some(Cut { start, wanted: end, past: past.min(end), end });
+    }
+    Some(Cut { start, wanted, past, end: tokens.len() })
 }
 
 /// What tells a sequence from others.

@@ -7,16 +7,19 @@ use ort::session::RunOptions;
 
 use super::holding::HoldingId;
 use super::passes::PackedPasses;
-use super::pool::Chain;
+use super::pool::{Blocks, Chain};
 use super::rows::{PassRows, Span};
-use crate::model::{Cancel, Memory, Sequence};
+use crate::model::{CacheUse, Cancel, Memory, Sequence};
 use crate::rows::Row;
 
 /// A sequence of a packed model.
 pub struct PackedSequence {
     passes: Arc<PackedPasses>,
-    /// All tokens seen, and those of a pass that is running.
+    /// All tokens seen, and those of a pass that is begun.
     tokens: Vec<i32>,
+    /// Tokens of the pass that is begun.
+    begun: usize,
+    cache_use: CacheUse,
     /// Its blocks.
     pub holding: HoldingId,
     spans: VecDeque<Span>,
@@ -38,7 +41,9 @@ impl PackedSequence {
         PackedSequence {
             passes: passes.clone(),
             tokens: Vec::new(),
-            holding: passes.pool.lock().open(Chain::empty(0), 0),
+            begun: 0,
+            cache_use: CacheUse::default(),
+            holding: passes.pool.lock().open(Chain::EMPTY, cancel.age()),
             spans: VecDeque::new(),
             spare: Vec::new(),
             vocab_size,
@@ -47,28 +52,51 @@ impl PackedSequence {
         }
     }
 
-    /// The model's passes.
-    pub fn passes(&self) -> &Arc<PackedPasses> {
-        &self.passes
-    }
-
-    /// All tokens seen, and those of a pass that is running.
+    /// All tokens seen, and those of a pass that is begun.
     pub fn tokens(&self) -> &[i32] {
         &self.tokens
     }
 
-    /// A pass over these tokens begins. If it fails, they are to be truncated.
-    pub fn begin(&mut self, tokens: &[i32]) {
-        self.tokens.extend_from_slice(tokens);
+    /// Begin a pass over these tokens, unless it is begun.
+    pub fn begin(&mut self, tokens: &[i32], pool: &mut Blocks) {
+        if self.tokens[self.len()..] != *tokens {
+            self.end(pool);
+            self.tokens.extend_from_slice(tokens);
+            self.begun = tokens.len();
+        }
     }
 
-    /// Forget the tokens from index `len` on, those of a pass that has failed included.
+    /// The pass that is begun has run.
+    pub fn ran(&mut self) {
+        self.begun = 0;
+    }
+
+    /// Count tokens that were found computed, or computed once more.
+    pub fn count(&mut self, found: usize, recomputed: usize) {
+        self.cache_use.found += found as u64;
+        self.cache_use.recomputed += recomputed as u64;
+    }
+
+    /// Give up the pass that is begun.
+    fn end(&mut self, pool: &mut Blocks) {
+        if self.begun > 0 {
+            self.tokens.truncate(self.len());
+            self.begun = 0;
+            pool.truncate(self.holding, self.tokens.len());
+        }
+    }
+
+    /// Forget the tokens from index `len` on, those of a pass that is begun included.
     pub fn take_back(&mut self, len: usize) {
         if len >= self.tokens.len() {
             return;
         }
+        let passes = self.passes.clone();
+        let mut pool = passes.pool.lock();
+        self.end(&mut pool);
         self.tokens.truncate(len);
-        self.passes.pool.lock().truncate(self.holding, len);
+        pool.truncate(self.holding, len);
+        drop(pool);
         while let Some(last) = self.spans.back_mut() {
             last.count = last.count.min((len + 1).saturating_sub(last.position));
             if last.count > 0 {
@@ -112,7 +140,7 @@ impl Drop for PackedSequence {
 
 impl Sequence for PackedSequence {
     fn len(&self) -> usize {
-        self.tokens.len()
+        self.tokens.len() - self.begun
     }
 
     fn truncate(&mut self, len: usize) {
@@ -128,6 +156,16 @@ impl Sequence for PackedSequence {
 
     fn row(&self, position: usize) -> Row<'_> {
         Row::Host(&self.whole_row(position)[..self.vocab_size])
+    }
+
+    fn set_scope(&mut self, scope: &str) {
+        let mut pool = self.passes.pool.lock();
+        let scope = pool.scope(scope);
+        pool.set_scope(self.holding, scope);
+    }
+
+    fn cache_use(&self) -> CacheUse {
+        self.cache_use
     }
 
     fn memory(&self) -> Memory {
