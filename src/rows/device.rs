@@ -39,9 +39,9 @@ pub struct Control {
     kept: u64,
     summaries: u64,
     /// The index of the first row in the logits of the pass.
-    pub row: i32,
+    row: i32,
     /// Rows that the pass gives the sequence.
-    pub given: i32,
+    given: i32,
     /// Position of the first one.
     first: i32,
     /// Rows in front that are not wanted.
@@ -64,6 +64,16 @@ impl Control {
     fn of(Filter { rate, top_k, top_p, distance }: Filter, vocab: usize) -> Self {
         let top_k = if top_k < vocab { top_k as i32 } else { 0 };
         Control { vocab: vocab as i32, rate, top_k, top_p, distance, ..Control::zeroed() }
+    }
+
+    /// For rows that begin at this index in the logits of the pass.
+    pub fn at(self, row: usize) -> Self {
+        Control { row: row as i32, ..self }
+    }
+
+    /// How many rows the pass gives.
+    pub fn given(&self) -> usize {
+        self.given as usize
     }
 
     /// For one row at position 0, whose score of `token` is wanted.
