@@ -16,6 +16,16 @@ use crate::error::{Error, Result};
 /// The number of forks between the first process and this one.
 static FORKS: AtomicU32 = AtomicU32::new(0);
 
+/// Give freed memory back to the system. glibc keeps what is freed below other memory, such as the files of a model that
+/// was loaded.
+pub fn release_freed_memory() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: it may be called at any time from any thread, and takes no pointer.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
 /// A process, identified by the number of forks that led to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Process(u32);

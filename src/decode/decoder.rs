@@ -495,6 +495,11 @@ impl<C: Chance> Decoder<C> {
         self.is_usual
     }
 
+    /// Whether the next round can commit a token: there is a prompt, and the sequence has not ended.
+    pub fn is_open(&self) -> bool {
+        !self.schedule.is_empty() && self.state.finish.is_none()
+    }
+
     /// The committed tokens, prompts included.
     pub fn committed(&self) -> &[i32] {
         &self.state.tokens[..self.schedule.committed()]

@@ -85,6 +85,7 @@ impl Engine {
         warnings.extend(loaded().and_then(|runtime| runtime.pools.warning()).map(str::to_owned));
         let engine =
             Self::new(participants, config.combine.clone(), stop_tokens, text)?.with_overlap(config.overlap)?;
+        process::release_freed_memory();
         Ok(Engine { warnings, greedy_below: config.greedy_below, ..engine })
     }
 

@@ -164,8 +164,9 @@ impl Session {
         let (started, before) = (self.engine.clock()(), self.stats());
         let start = self.driver.committed().len();
         self.steps += 1;
-        // A request between two steps cancels the next one before anything runs.
-        let cancelled = self.cancel.is_requested();
+        // A request between two steps cancels the next one before anything runs. It waits for a step that can run: a
+        // finished sequence gives its reason again, and an empty one its error.
+        let cancelled = self.driver.is_open() && self.cancel.is_requested();
         let result = if cancelled { Err(Interrupt::Cancelled) } else { self.driver.round().map(|(_, finish)| finish) };
         if let (Some(planning), Ok(finish)) = (&mut self.planning, &result) {
             let round = RoundReport {

@@ -250,7 +250,9 @@ pub unsafe extern "C" fn cos_step(session: *mut cos_session, out_result: *mut co
 }
 
 /// Stop the running step, or the next one if none is running. The step ends early with COS_FINISH_CANCELLED, and all
-/// committed tokens stay. May be called from any thread at any time until cos_free is called. Never waits for a pass.
+/// committed tokens stay. A step of a finished sequence, or before the first prompt, does what it does without a cancel,
+/// and the cancel waits for the first step behind the next prompt. Several cancels stop one step. May be called from any
+/// thread at any time until cos_free is called. Never waits for a pass.
 ///
 /// @param session  must not be NULL
 /// @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT, POISONED
