@@ -255,16 +255,15 @@ impl TryFrom<CombineKeys> for Combine {
             ("model", model.is_some()),
         ];
         if let Some((key, _)) = given.into_iter().find(|(key, is_given)| *is_given && !takes.contains(key)) {
-            return Err(format!("kind {name} takes no `{key}`; leave it out"));
+            return Err(format!("kind {name} takes no `{key}`, only `{}`; leave `{key}` out", takes.join("` and `")));
         }
         let missing = || format!("kind {name} needs `{}`; add it", takes[0]);
         Ok(match kind {
             CombineKind::Weighted => Combine::Weighted { weights: weights.ok_or_else(missing)? },
             CombineKind::Logits => Combine::Logits { weights: weights.ok_or_else(missing)? },
-            CombineKind::Contrastive => Combine::Contrastive {
-                mu: mu.ok_or_else(missing)?,
-                plausibility: plausibility.unwrap_or_default(),
-            },
+            CombineKind::Contrastive => {
+                Combine::Contrastive { mu: mu.ok_or_else(missing)?, plausibility: plausibility.unwrap_or_default() }
+            }
             CombineKind::Target => Combine::Target { model: model.ok_or_else(missing)? },
         })
     }

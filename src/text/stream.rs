@@ -146,8 +146,8 @@ impl TextStream {
     }
 
     /// The text that these tokens complete. Holds back the bytes of an unfinished character, and text that may become a
-    /// stop string. If a token is not in the vocabulary, the call fails and takes none of them. Without tokens, the call
-    /// does not begin a text.
+    /// stop string. If a token is not in the vocabulary, the call fails and takes none of them. A call without tokens
+    /// begins no text.
     pub fn push(&mut self, tokens: &[i32]) -> Result<&str> {
         let ids = self.text.ids(tokens)?;
         if tokens.is_empty() && !self.begun {
