@@ -433,7 +433,13 @@ fn plain(error: &serde_path_to_error::Error<serde_json::Error>) -> String {
     match wrong.and_then(|wrong| wrong.rsplit_once(", expected ")) {
         Some((given, expected)) => {
             let known = EXPECTED.iter().find(|(serde, _)| *serde == expected).map_or(expected, |(_, plain)| plain);
-            format!("{name} is the {given}; it must be {known}{place}")
+            let given = match given {
+                "map" => "an object".into(),
+                "sequence" => "a list".into(),
+                "null" => given.into(),
+                other => format!("the {other}"),
+            };
+            format!("{name} is {given}; it must be {known}{place}")
         }
         None => format!("{name}: {what}{place}"),
     }
@@ -523,7 +529,7 @@ mod tests {
         let with = |models: &str, combine: &str| format!(r#"{{"models":{models},"combine":{combine}}}"#);
         let (model, target) = (r#"[{"path":"a"}]"#, r#"{"kind":"target","model":0}"#);
         check(&with(r#"["x"]"#, target), "models[0] is the string \"x\"; it must be an object like {\"path\":");
-        check(&with(r#"{"path":"a"}"#, target), "models is the map; it must be a list in [ ]");
+        check(&with(r#"{"path":"a"}"#, target), "models is an object; it must be a list in [ ]");
         check(&with(r#"[{"path":"a","device_id":"0"}]"#, target), "models[0].device_id is the string \"0\"");
         check(&with(r#"[{"path":"a","scoring":"fast"}]"#, target), "models[0].scoring: unknown variant `fast`");
         check(&with(model, "1"), "combine is the integer `1`; it must be an object like {\"kind\":");
