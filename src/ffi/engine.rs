@@ -136,6 +136,8 @@ pub unsafe extern "C" fn cos_engine_new(
     unsafe { load(config_json, "config_json", out_engine, Config::parse) }
 }
 
+/// # Safety
+/// As for [`cos_engine_open`]: `text` is its first argument.
 unsafe fn load(
     text: *const c_char,
     name: &str,
