@@ -362,8 +362,8 @@ impl<C: Chance> Decoder<C> {
         self.state.counters.positions += scored as u64;
     }
 
-    /// A needed pass has failed or was cancelled. The sequence is as it was before the round, or without the probe. What
-    /// the other passes of the step have shown is learned all the same, but for their times.
+    /// A needed pass has failed or was cancelled. The sequence is as it was before the round, or without the probe.
+    /// What the other passes of the step have shown is learned all the same, but for their times.
     pub fn failed(&mut self, workspace: &mut Workspace) {
         self.observe_rows(workspace);
         self.needs.clear();

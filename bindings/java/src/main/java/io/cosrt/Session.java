@@ -98,8 +98,8 @@ public final class Session extends NativeObject {
      * Advances many sessions by one pass of each model, on the calling thread: for servers where one thread drives all.
      * Threads that call {@link #step} at the same time share passes by themselves.
      *
-     * <p>The sessions may belong to several engines. Each has its own news, in their order, and an error of one hurts no
-     * other: INVALID_ARGUMENT for null and for a session given twice, BUSY for one in use on another thread, {@link
+     * <p>The sessions may belong to several engines. Each has its own news, in their order, and an error of one hurts
+     * no other: INVALID_ARGUMENT for null and for a session given twice, BUSY for one in use on another thread, {@link
      * IllegalStateException} for one that is closed, and all errors of {@link #step}.
      */
     public static List<News> stepMany(List<Session> sessions) {
