@@ -505,9 +505,9 @@ private:
     std::unique_ptr<detail::SessionState> state_;
 };
 
-/// Advance many sessions by one pass of each model, on the calling thread; see cos_step_many. Returns a step or an error
-/// for each, in their order. A step without tokens that is not finished is no news: the session is in the middle of a
-/// round. Errors of a session: invalid_argument (also: a null pointer, a session given twice), and all of step().
+/// Advance many sessions by one pass of each model, on the calling thread; see cos_step_many. Returns a step or an
+/// error for each, in their order. A step without tokens that is not finished is no news: the session is in the middle
+/// of a round. Errors of a session: invalid_argument (also: a null pointer, a session given twice), and all of step().
 inline std::vector<Result<Step>> step_many(Span<Session* const> sessions) {
     std::vector<cos_session*> handles;
     for (const Session* session : sessions) handles.push_back(session ? session->raw() : nullptr);
