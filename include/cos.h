@@ -31,7 +31,7 @@
  * Threads. Engines are immutable: any number of threads may use one at once. One thread at a time may use a session or
  * a text stream, and it need not be the same thread each time. If another thread is using it, a call returns BUSY at
  * once. A few functions may be called at any time, and their documentation says so. No call with an object may begin
- * once the call that frees the object has begun. The passes of sessions of one engine that threads step at the same time
+ * once the call that frees the object has begun. If threads step sessions of an engine at the same time, their passes
  * are combined into common ones. One thread can do the same with cos_step_many. The library starts no thread for that.
  *
  * Processes. An engine belongs to the process that opened it. In a child of fork(), calls with the engine, its sessions
@@ -113,6 +113,11 @@
  * A function of the caller failed. The message says what it returned.
  */
 #define COS_ERROR_CALLBACK 12
+
+/**
+ * The caches of other sessions take all the memory that the configuration allows. Nothing is lost: try again later.
+ */
+#define COS_ERROR_NO_MEMORY 13
 
 /**
  * The library chooses the strategy and the proposal lengths that are expected to be fastest, and changes them as it
@@ -409,7 +414,8 @@ typedef struct cos_stats {
    */
   uint64_t positions;
   /**
-   * Nanoseconds inside ONNX Runtime, with prompts. A pass that several sessions share counts in full for each.
+   * Nanoseconds inside ONNX Runtime, with prompts. Of a pass that several sessions share, each has the share of its
+   * tokens.
    */
   uint64_t model_ns;
   /**
@@ -422,9 +428,9 @@ typedef struct cos_stats {
   uint64_t near_ties;
   /**
    * Nanoseconds inside cos_step with COS_STRATEGY_AUTO, from the first evaluation of the plan on, without passes
-   * over prompts. An earlier session of the engine that decoded the same way may have made that evaluation. The next
-   * two members are about the same tokens: standard_ns / planned_ns is the measured gain of planning, and
-   * standard_ns / expected_ns the expected gain.
+   * over prompts, and without waiting for other sessions. An earlier session of the engine that decoded the same way
+   * may have made that evaluation. The next two members are about the same tokens: standard_ns / planned_ns is the
+   * measured gain of planning, and standard_ns / expected_ns the expected gain.
    */
   uint64_t planned_ns;
   /**
@@ -442,6 +448,18 @@ typedef struct cos_stats {
    * work on rows. Rows that are always on the host do not count.
    */
   uint64_t rows_copied;
+  /**
+   * Tokens that a model did not have to compute, because a session with the same beginning had computed them. Those of
+   * all models add up: a prompt of 100 tokens that two models know counts as 200. In whole blocks of the cache, so a
+   * prompt shorter than a block counts nothing (cos_engine_describe, "cache_block_tokens").
+   */
+  uint64_t prefix_tokens;
+  /**
+   * Tokens that a model has computed once more, because their memory was taken for a session that was started
+   * earlier, or while the session rested. If this grows as fast as `tokens`, the cache is too small for the number
+   * of sessions.
+   */
+  uint64_t recomputed_tokens;
 } cos_stats;
 
 #ifdef __cplusplus
@@ -500,9 +518,9 @@ void cos_error_free(struct cos_error *error);
  *                                      "gpu" if the rows are long
  *           "name": "base",            the name in messages; default: the name of the folder
  *           "context_length": 4096,    most tokens of a sequence; default: what the export says
- *           "cache_bytes": 4294967296, most bytes that the caches of all sessions take together, if passes of the model
- *                                      serve several sessions; default: on a CPU half of the memory that is free when
- *                                      the engine is made, shared equally by its models. Memory is taken as it is
+ *           "cache_bytes": 4294967296, most bytes that the caches of all sessions take together, if passes of the
+ *                                      model serve several sessions; default: on a CPU half of the memory that is free
+ *                                      when the engine is made, shared equally by its models. Memory is taken as it is
  *                                      used. At least one sequence of the context length must fit.
  *           "scoring": "parallel"      how the positions of a draft are scored: "parallel" (in one pass) or
  *                                      "one_by_one"; default: parallel if both give the same logits when the
@@ -527,6 +545,9 @@ void cos_error_free(struct cos_error *error);
  *                                      same time; default: if a measurement of some milliseconds shows a gain
  *       "greedy_below": 0.01,          sessions with a temperature below this are greedy; default 0: off. For
  *                                      clients that send a small temperature and mean 0.
+ *       "when_full": "wait",           what becomes of a new session while the caches of others take all memory that
+ *                                      they may: default "wait": its first step waits; "refuse": its first step is
+ *                                      the error NO_MEMORY. Sessions that have begun always wait.
  *       "onnxruntime": "libonnxruntime.so"    the file of ONNX Runtime
  *     }
  *
@@ -600,6 +621,19 @@ struct cos_error *cos_session_new(const struct cos_engine *engine,
                                   struct cos_session **out_session);
 
 /**
+ * Share computed tokens with sessions of the same scope only, such as those of one tenant. Without a scope, a session
+ * finds what any session of the engine without a scope has computed, and its time tells whether somebody has asked
+ * the same before. To be called before the first prompt. One thread at a time.
+ *
+ * @param session  in/out, must not be NULL, not in use on another thread (BUSY)
+ * @param scope    UTF-8, ends with NUL, copied; must not be NULL. Sessions with equal scopes share; "" is no scope.
+ * @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT (also if the session has tokens), BUSY,
+ *         POISONED
+ * Since 0.1.
+ */
+struct cos_error *cos_session_set_scope(struct cos_session *session, const char *scope);
+
+/**
  * Append tokens to the sequence: the first prompt, or the next turn of a chat. A finished sequence goes on.
  *
  * The call does not run a model. The next step does, so cos_cancel can stop a long prompt. On error, nothing is
@@ -625,7 +659,9 @@ struct cos_error *cos_prompt(struct cos_session *session, const int32_t *tokens,
  * @param out_result  out, must not be NULL; `struct_size` must be set. The session owns `tokens` and
  *                    `log_probabilities`, which are valid until its next call.
  * @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT (no prompt yet), NUMERIC, RUNTIME,
- *         CALLBACK, BUSY, POISONED, INTERNAL (poisons the session)
+ *         CALLBACK, NO_MEMORY (the caches of other sessions take all memory, nothing was decoded yet, and the
+ *         configuration says "when_full": "refuse"; nothing is lost, and a later step tries again), BUSY, POISONED,
+ *         INTERNAL (poisons the session)
  * Since 0.1.
  */
 struct cos_error *cos_step(struct cos_session *session, struct cos_step_result *out_result);
@@ -686,14 +722,14 @@ struct cos_error *cos_session_set_weights(struct cos_session *session, const flo
  * from call to call, in any order. Calls of cos_step, cos_step_many and cos_prompt with one session may follow each
  * other: cos_step completes the round, and cos_prompt gives it up, as cos_session_set_weights does.
  *
- * The sessions may belong to several engines; each engine runs passes of its own. Each session has the distribution, or
- * the greedy text, that it has with cos_step. No session waits for the next call of another: what does not fit into a
- * pass comes first in the next one, and prompts are run in chunks beside the sessions that decode. Passes are combined
- * with those of other threads that call cos_step or cos_step_many at the same time.
+ * The sessions may belong to several engines; each engine runs passes of its own. Each session has the distribution,
+ * or the greedy text, that it has with cos_step. No session waits for the next call of another: what does not fit into
+ * a pass comes first in the next one, and prompts are run in chunks beside the sessions that decode. Passes are
+ * combined with those of other threads that call cos_step or cos_step_many at the same time.
  *
- * An error of one session is its own, and the others go on. These are errors of a session: it is NULL, was given before
- * in the same call (INVALID_ARGUMENT), is in use on another thread (BUSY), or any error of cos_step. A session that
- * has finished answers as cos_step does: its finish again. cos_cancel works as for cos_step.
+ * An error of one session is its own, and the others go on. These are errors of a session: it is NULL, was given
+ * before in the same call (INVALID_ARGUMENT), is in use on another thread (BUSY), or any error of cos_step. A session
+ * that has finished answers as cos_step does: its finish again. cos_cancel works as for cos_step.
  *
  * @param sessions     the sessions, in use by no other thread; may be NULL if `count` is 0
  * @param count        number of sessions; 0 does nothing

@@ -14,7 +14,7 @@ use cos::model::{Cancel, Model, Pass};
 use cos::rows::Filter;
 use cos::rows::{NEAR_TIE, Sampler};
 
-fn demo(name: &str) -> PathBuf {
+pub fn demo(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("models/demo").join(name)
 }
 
@@ -23,7 +23,7 @@ fn engine(config: &str) -> Arc<Engine> {
     Arc::new(Engine::load(&Config::open(&demo(config)).unwrap()).unwrap())
 }
 
-fn prompts(engine: &Engine, file: &str) -> Vec<Vec<i32>> {
+pub fn prompts(engine: &Engine, file: &str) -> Vec<Vec<i32>> {
     let lines = std::fs::read_to_string(demo("prompts").join(file)).unwrap();
     let line = |line: &str| {
         let line: serde_json::Value = serde_json::from_str(line).unwrap();

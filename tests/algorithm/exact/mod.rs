@@ -3,6 +3,7 @@
 //! of a percent shows.
 
 mod changes;
+mod company;
 mod drafters;
 mod enumeration;
 mod failures;
