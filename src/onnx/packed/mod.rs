@@ -2,6 +2,7 @@
 
 mod admission;
 mod attention;
+pub mod batching;
 pub mod check;
 pub mod gpu_runner;
 pub mod gpu_store;

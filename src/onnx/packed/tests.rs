@@ -3,7 +3,7 @@
 use ort::session::Session;
 
 use super::oracle::{Case, Pool, Reference, common, ours, run, session, theirs};
-use super::table::{BLOCK, PassTable};
+use super::table::{BLOCK_TOKENS, PassTable};
 
 /// A sequence: its blocks and how many tokens it has.
 #[derive(Default)]
@@ -14,7 +14,7 @@ struct Sequence {
 
 impl Sequence {
     fn grow(&mut self, pool: &mut Pool, width: usize) -> (usize, usize, *const *mut f32) {
-        while self.blocks.len() * BLOCK < self.len + width {
+        while self.blocks.len() * BLOCK_TOKENS < self.len + width {
             self.blocks.push(pool.take());
         }
         self.len += width;

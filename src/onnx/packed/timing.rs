@@ -140,7 +140,8 @@ fn against_group_query_attention() {
                     if !only.is_empty() && only != squeezed {
                         continue;
                     }
-                    let [mine, other] = both(&Case { positions: 4300, ..Case::plain(heads, kv_heads, 64) }, past, width, threads);
+                    let [mine, other] =
+                        both(&Case { positions: 4300, ..Case::plain(heads, kv_heads, 64) }, past, width, threads);
                     println!("{what} | {mine:6.0} | {other:6.0} | {:.2}", mine / other);
                 }
             }
