@@ -414,7 +414,8 @@ typedef struct cos_stats {
    */
   uint64_t positions;
   /**
-   * Nanoseconds inside ONNX Runtime, with prompts. A pass that several sessions share counts in full for each.
+   * Nanoseconds inside ONNX Runtime, with prompts. Of a pass that several sessions share, each has the share of its
+   * tokens.
    */
   uint64_t model_ns;
   /**
@@ -427,9 +428,9 @@ typedef struct cos_stats {
   uint64_t near_ties;
   /**
    * Nanoseconds inside cos_step with COS_STRATEGY_AUTO, from the first evaluation of the plan on, without passes
-   * over prompts. An earlier session of the engine that decoded the same way may have made that evaluation. The next
-   * two members are about the same tokens: standard_ns / planned_ns is the measured gain of planning, and
-   * standard_ns / expected_ns the expected gain.
+   * over prompts, and without waiting for other sessions. An earlier session of the engine that decoded the same way
+   * may have made that evaluation. The next two members are about the same tokens: standard_ns / planned_ns is the
+   * measured gain of planning, and standard_ns / expected_ns the expected gain.
    */
   uint64_t planned_ns;
   /**

@@ -61,10 +61,7 @@ class Span {
                                   std::is_convertible_v<decltype(std::declval<C&>().size()), std::size_t>>;
 
 public:
-    using element_type = T;
     using value_type = std::remove_cv_t<T>;
-    using size_type = std::size_t;
-    using iterator = T*;
 
     constexpr Span() noexcept = default;
     constexpr Span(T* data, std::size_t size) noexcept : data_(data), size_(size) {}
@@ -83,10 +80,7 @@ public:
     constexpr T* data() const noexcept { return data_; }
     constexpr std::size_t size() const noexcept { return size_; }
     constexpr bool empty() const noexcept { return size_ == 0; }
-    constexpr T& operator[](std::size_t index) const {
-        assert(index < size_);
-        return data_[index];
-    }
+    constexpr T& operator[](std::size_t index) const { return assert(index < size_), data_[index]; }
     constexpr T* begin() const noexcept { return data_; }
     constexpr T* end() const noexcept { return data_ + size_; }
 
@@ -167,20 +161,14 @@ public:
     const T* operator->() const { return const_cast<Result*>(this)->found(); }
 
     /// The error. There must be one.
-    const Error& error() const {
-        assert(!has_value());
-        return *std::get_if<1>(&either_);
-    }
+    const Error& error() const { return assert(!has_value()), *std::get_if<1>(&either_); }
 
 private:
     T& checked() {
         if (!has_value()) detail::raise(error());
         return *found();
     }
-    T* found() {
-        assert(has_value());
-        return std::get_if<0>(&either_);
-    }
+    T* found() { return assert(has_value()), std::get_if<0>(&either_); }
 
     std::variant<T, Error> either_;
 };
@@ -194,13 +182,8 @@ public:
 
     bool has_value() const noexcept { return !error_; }
     explicit operator bool() const noexcept { return has_value(); }
-    void value() const {
-        if (error_) detail::raise(*error_);
-    }
-    const Error& error() const {
-        assert(error_);
-        return *error_;
-    }
+    void value() const { error_ ? detail::raise(*error_) : void(); }
+    const Error& error() const { return assert(error_), *error_; }
 
 private:
     std::optional<Error> error_;
@@ -294,7 +277,7 @@ struct Step {
 
 /// Counts and times of a session, or of all sessions of an engine. cos_stats in cos.h says more.
 struct Stats {
-    std::uint64_t steps = 0;      ///< Calls of step().
+    std::uint64_t steps = 0;      ///< Rounds: calls of step(); with step_many(), from one news to the next.
     std::uint64_t tokens = 0;     ///< Tokens committed, without prompts.
     std::uint64_t proposed = 0;   ///< Tokens proposed.
     std::uint64_t tested = 0;     ///< Proposals accepted or rejected. Others were dropped behind a rejection or an end.
@@ -414,7 +397,12 @@ struct SessionState {
     static Result<Step> step(SessionState* state) {
         cos_step_result result{};
         result.struct_size = sizeof result;
-        if (cos_error* error = cos_step(state ? state->handle.get() : nullptr, &result)) {
+        return told(state, cos_step(state ? state->handle.get() : nullptr, &result), result);
+    }
+
+    /// What the library told of a step.
+    static Result<Step> told(SessionState* state, cos_error* error, const cos_step_result& result) {
+        if (error) {
             // A call that fails with `busy` must not touch `thrown`: it belongs to the thread that is in the session.
             const bool thrown = cos_error_code(error) == COS_ERROR_CALLBACK;
             return take(error, thrown ? std::exchange(state->thrown, nullptr) : nullptr);
@@ -440,7 +428,6 @@ public:
         using difference_type = std::ptrdiff_t;
         using pointer = const Result<Step>*;
         using reference = const Result<Step>&;
-
         explicit Iterator(Steps* steps) : steps_(steps) {}
         reference operator*() const { return *steps_->current_; }
         pointer operator->() const { return &*steps_->current_; }
@@ -448,10 +435,6 @@ public:
         void operator++(int) { steps_->advance(); }
         friend bool operator==(const Iterator& it, End) { return it.done(); }
         friend bool operator!=(const Iterator& it, End) { return !it.done(); }
-#if __cplusplus < 202002L  // C++20 defines these itself
-        friend bool operator==(End, const Iterator& it) { return it.done(); }
-        friend bool operator!=(End, const Iterator& it) { return !it.done(); }
-#endif
 
     private:
         bool done() const { return !steps_->current_; }
@@ -516,10 +499,30 @@ public:
 
 private:
     friend class Engine;
+    friend std::vector<Result<Step>> step_many(Span<Session* const> sessions);
     explicit Session(std::unique_ptr<detail::SessionState> state) : state_(std::move(state)) {}
 
     std::unique_ptr<detail::SessionState> state_;
 };
+
+/// Advance many sessions by one pass of each model, on the calling thread; see cos_step_many. Returns a step or an error
+/// for each, in their order. A step without tokens that is not finished is no news: the session is in the middle of a
+/// round. Errors of a session: invalid_argument (also: a null pointer, a session given twice), and all of step().
+inline std::vector<Result<Step>> step_many(Span<Session* const> sessions) {
+    std::vector<cos_session*> handles;
+    for (const Session* session : sessions) handles.push_back(session ? session->raw() : nullptr);
+    std::vector<cos_step_result> results(handles.size());
+    for (cos_step_result& result : results) result.struct_size = sizeof result;
+    std::vector<cos_error*> errors(handles.size());
+    cos_error* error = cos_step_many(handles.data(), handles.size(), results.data(), errors.data());
+    std::vector<Result<Step>> steps;
+    for (std::size_t i = 0; i < handles.size(); i++) {
+        auto* const state = handles[i] ? sessions[i]->state_.get() : nullptr;
+        steps.push_back(detail::SessionState::told(state, errors[i], results[i]));
+    }
+    if (error) steps.assign(handles.size(), detail::take(error));
+    return steps;
+}
 
 /// Decodes a stream of tokens to text. It gives out whole characters only, and can end the text before a stop string.
 /// The text continues a prompt: their texts together are the text of all tokens. If prompt() does not set the prompt,
@@ -611,11 +614,8 @@ public:
         given.struct_size = sizeof given;
         given.strategy = static_cast<std::int32_t>(options.strategy);
         given.temperature = options.temperature;
-        given.top_k = options.top_k;
-        given.top_p = options.top_p;
-        given.min_p = options.min_p;
-        given.seed = options.seed;
-        given.max_tokens = options.max_tokens;
+        given.top_k = options.top_k, given.top_p = options.top_p, given.min_p = options.min_p;
+        given.seed = options.seed, given.max_tokens = options.max_tokens;
         detail::set(given.proposal_lengths, given.proposal_lengths_count, options.proposal_lengths);
         detail::set(given.weights, given.weights_count, options.weights);
         detail::set(given.stop_tokens, given.stop_tokens_count, options.stop_tokens);

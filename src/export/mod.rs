@@ -1,5 +1,6 @@
 //! An exported language model: its inputs and outputs, their meaning, and how its cache works.
 
+mod branches;
 pub(crate) mod companions;
 pub(crate) mod graph;
 pub(crate) mod pack;

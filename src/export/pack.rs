@@ -22,7 +22,7 @@ use super::proto::{
     TensorShape, TensorType, TypeProto, ValueInfoProto,
 };
 use super::wire::{self, Field};
-use super::{CacheContent, Export, GivenRows, Logits, Role, paged};
+use super::{CacheContent, Export, GivenRows, Logits, Role, branches, paged};
 
 /// The domain of our operators.
 pub const DOMAIN: &str = "cos";
@@ -45,7 +45,9 @@ const ATTRIBUTES: [&str; 8] = [
     "smooth_softmax",
 ];
 /// Attributes that change nothing for a cache in blocks.
-const IGNORED: [&str; 1] = ["sliding_window_cache"];
+const IGNORED: [&str; 2] = ["sliding_window_cache", "qk_norm_epsilon"];
+/// The input of `GroupQueryAttention` with the positions of tokens. Ours counts them from the beginning of a sequence.
+const POSITIONS: usize = 9;
 
 /// Operators through which logits come from the product with the vocabulary, one row at a time.
 const ROW_WISE: [&str; 8] = ["Cast", "Identity", "Mul", "Div", "Add", "Sub", "Tanh", "Clip"];
@@ -96,7 +98,7 @@ pub fn rewrite(export: &Export, target: Target) -> Result<Packed, String> {
     let bytes = read(&export.file)?;
     let model = ModelProto::decode(bytes.clone()).map_err(|error| error.to_string())?;
     let graph = model.graph.as_ref().ok_or("it holds no graph")?;
-    refuse_operators(&model, graph)?;
+    refuse_operators(&model, graph, export.context_length)?;
     if export.logits.rank != 3 || export.logits.rows != GivenRows::All {
         return Err("it gives logits of its last positions only".into());
     }
@@ -125,13 +127,15 @@ fn read(file: &Path) -> Result<Bytes, String> {
 }
 
 /// Refuse graphs in which tokens depend on each other outside of attention.
-fn refuse_operators(model: &ModelProto, graph: &GraphProto) -> Result<(), String> {
+fn refuse_operators(model: &ModelProto, graph: &GraphProto, length: usize) -> Result<(), String> {
     let functions = model.functions.iter().flat_map(|function| &function.node);
     for node in graph.node.iter().chain(functions) {
-        if node.op_type == "DynamicQuantizeLinear" {
-            return Err("it quantises the activations of all tokens of a pass together (DynamicQuantizeLinear)".into());
+        // Fused forms have longer names.
+        if node.op_type.starts_with("DynamicQuantize") {
+            return Err(format!("it quantises the activations of all tokens of a pass together ({})", node.op_type));
         }
-        if node.attribute.iter().any(|attribute| attribute.g.is_some() || !attribute.graphs.is_empty()) {
+        let has_graph = node.attribute.iter().any(|attribute| attribute.g.is_some() || !attribute.graphs.is_empty());
+        if has_graph && !branches::are_tables(node, length) {
             return Err(format!("it has a subgraph ({})", node.op_type));
         }
     }
@@ -168,14 +172,15 @@ impl<'a> Edit<'a> {
             let is_attention = is_attention(node);
             if is_attention {
                 match target {
-                    Target::Host => check_attention(node)?,
+                    Target::Host => check_attention(node, |name| writers.contains_key(name))?,
                     Target::Gpu => paged::check(node)?,
                 }
                 edit.attention.push(index);
             }
             for (place, input) in node.input.iter().enumerate().filter(|(_, input)| !input.is_empty()) {
-                // The cache, its lengths and the mask are in the table.
-                if is_attention && (3..7).contains(&place) {
+                // The cache, its lengths, the mask and the positions are in the table. Tables for short texts are taken
+                // whatever the length of the text.
+                if is_attention && ((3..7).contains(&place) || place == POSITIONS) || node.op_type == "If" {
                     continue;
                 }
                 edit.read.insert(input);
@@ -225,7 +230,8 @@ impl<'a> Edit<'a> {
         let of = |numbers: &[u32]| wire::fields(&bytes, whole.content.clone(), numbers).ok_or_else(invalid);
         let nodes = of(&[wire::GRAPH_NODE])?;
         let (inputs, outputs) = (of(&[wire::GRAPH_INPUT])?, of(&[wire::GRAPH_OUTPUT])?);
-        let rewritten = |index: &usize| self.attention.contains(index) || *index == self.product;
+        let chooses = |&index: &usize| graph.node[index].op_type == "If";
+        let rewritten = |index: &usize| self.attention.contains(index) || *index == self.product || chooses(index);
         let mut gone: Vec<usize> = of(&[wire::GRAPH_VALUE_INFO])?.iter().chain(&outputs).map(|f| f.key).collect();
         gone.extend(
             nodes.iter().enumerate().filter(|(i, _)| !self.stays.contains(i) || rewritten(i)).map(|(_, f)| f.key),
@@ -244,6 +250,10 @@ impl<'a> Edit<'a> {
         };
         let (gather, product) = gathered(raw(self.product), &graph.node[self.product])?;
         parts.nodes.extend([gather.encode_to_vec(), product]);
+        for &index in self.stays.iter().filter(|index| chooses(index)) {
+            let tables = branches::tables(raw(index), &graph.node[index]).ok_or_else(invalid)?;
+            parts.nodes.extend(tables);
+        }
         parts.inputs.push(value(&text(ROWS), INT64, TensorShape::of(&[-1])));
         let shape = TensorShape::of(&[1, -1, logits.columns as i64]);
         parts.outputs.push(value(&text(&logits.name), number_of(logits.element)?, shape));
@@ -266,11 +276,17 @@ fn is_attention(node: &NodeProto) -> bool {
     node.op_type == "GroupQueryAttention" && node.domain == "com.microsoft"
 }
 
-/// Refuse attention that ours does not compute.
-fn check_attention(node: &NodeProto) -> Result<(), String> {
-    let names = ["position_ids", "attention_bias", "head_sink", "k_scale", "v_scale", "q_norm", "k_norm"];
-    for (place, name) in names.iter().enumerate().filter(|(_, name)| **name != "head_sink") {
-        if node.input.get(9 + place).is_some_and(|input| !input.is_empty()) {
+/// Refuse attention that ours does not compute. `is_computed` tells whether an operator writes a value.
+fn check_attention(node: &NodeProto, is_computed: impl Fn(&str) -> bool) -> Result<(), String> {
+    let input = |place: usize| node.input.get(place).map_or("", String::as_str);
+    if !input(POSITIONS).is_empty() && (is_computed(input(POSITIONS)) || Role::of(input(POSITIONS)).is_none()) {
+        return Err("its attention reads positions that the graph computes".into());
+    }
+    if [12, 13].into_iter().any(|scale| !input(scale).is_empty()) {
+        return Err("its cache is quantised".into());
+    }
+    for (place, name) in [(10, "attention_bias"), (14, "q_norm_weight"), (15, "k_norm_weight")] {
+        if !input(place).is_empty() {
             return Err(format!("its attention has the input {name:?}"));
         }
     }
@@ -280,7 +296,8 @@ fn check_attention(node: &NodeProto) -> Result<(), String> {
     let other = node.attribute.iter().find(|attribute| {
         let name = attribute.name.as_str();
         let is_off = attribute.i == 0 && attribute.f == 0.0 && matches!(&attribute.s[..], b"" | b"NONE");
-        !ATTRIBUTES.contains(&name) && !IGNORED.contains(&name) && !is_off
+        let is_plain = if name == "causal" { attribute.i == 1 } else { is_off };
+        !ATTRIBUTES.contains(&name) && !IGNORED.contains(&name) && !is_plain
     });
     other.map_or(Ok(()), |other| Err(format!("its attention has the attribute {:?}", other.name)))
 }

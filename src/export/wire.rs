@@ -14,6 +14,7 @@ pub const GRAPH_INPUT: u32 = 11;
 pub const GRAPH_OUTPUT: u32 = 12;
 pub const GRAPH_VALUE_INFO: u32 = 13;
 pub const NODE_INPUT: u32 = 1;
+pub const NODE_OUTPUT: u32 = 2;
 pub const NODE_ATTRIBUTE: u32 = 5;
 pub const ATTRIBUTE_GRAPH: u32 = 6;
 pub const ATTRIBUTE_GRAPHS: u32 = 11;

@@ -24,7 +24,7 @@ use super::sequence::{MAX_PASS, MIN_PASS, OnnxSequence, SequenceHandle, Spares, 
 use super::weights::LoadedSession;
 use crate::cuda::Device;
 use crate::error::{Error, Result};
-use crate::export::{Export, GivenRows, Logits};
+use crate::export::{Export, GivenRows, Logits, Role};
 use crate::model::{Admission, Cancel, Interrupt, Model, Pass, Report, Sequence};
 use crate::rows::device::Ring;
 
@@ -198,7 +198,9 @@ impl Model for OnnxModel {
     }
 
     fn max_batch_tokens(&self) -> usize {
-        2 * MAX_PASS
+        // RotaryEmbedding, which reads positions, takes no more tokens than it has positions.
+        let reads_positions = self.export.inputs.iter().any(|input| input.role == Role::Positions);
+        (2 * MAX_PASS).min(if reads_positions { self.export.context_length } else { usize::MAX })
     }
 
     fn admit(&self, pass: &mut Pass<'_>) -> Admission {

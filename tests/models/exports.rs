@@ -16,6 +16,7 @@ use cos::model::{Cancel, Interrupt, Model, Pass, Report, Sequence};
 use cos::onnx::{LoadOptions, OnnxModel, Provider};
 use cos::rows::Filter;
 
+use super::batching;
 use super::replay::Replay;
 
 pub fn exports() -> PathBuf {
@@ -76,6 +77,9 @@ fn replay(label: &str, golden: &Golden, tolerance: f32, failures: &mut Vec<Strin
         }
         Ok(model) => {
             let worst = Replay::new(&model).all(golden);
+            if provider() == Provider::Cpu {
+                batching::check(label, &model, failures);
+            }
             let Export { cache_kind, rollback, scoring, warnings, .. } = model.export();
             println!(
                 "{label}: {cache_kind:?}, {rollback:?}, {scoring:?}, deviates by {:.1e}, {worst:.1e} from PyTorch",
@@ -117,7 +121,7 @@ fn architectures_agree_with_pytorch() {
 
 /// The properties that must be recognised of each variant.
 #[rustfmt::skip]
-const VARIANTS: [(&str, CacheKind, Rollback, GivenRows, Scoring); 40] = [
+const VARIANTS: [(&str, CacheKind, Rollback, GivenRows, Scoring); 42] = [
     ("int32", Concatenated, Mask, All, Parallel),
     ("fp16-io", Concatenated, Mask, All, Parallel),
     ("bf16-io", Concatenated, Mask, All, Parallel),
@@ -159,6 +163,8 @@ const VARIANTS: [(&str, CacheKind, Rollback, GivenRows, Scoring); 40] = [
     ("longrope", Shared, Shorten, All, Parallel),
     ("static-mask", Fixed { capacity: 64, in_place: true }, Shorten, All, Parallel),
     ("seqlens", Shared, Shorten, All, Parallel),
+    ("rotary", Shared, Shorten, All, Parallel),
+    ("attention-positions", Shared, Shorten, All, Parallel),
     ("single", Concatenated, Mask, All, OneByOne),
     ("place-table", Concatenated, Mask, All, Parallel),
     ("router", Concatenated, Mask, All, Parallel),

@@ -1,6 +1,7 @@
 //! Attention of a packed pass: each sequence attends to its own tokens, whose keys and values are in blocks.
 
 use std::cell::RefCell;
+use std::ptr;
 
 use super::kernel::{self, Buffers, Keys, Rows};
 use super::table::{BLOCK, LayerPart, PassTable, Share};
@@ -132,7 +133,8 @@ impl Attention {
                 spread(work.appends.len())(work.appends.len(), &|index| layer.append(&work.appends[index]))?;
             }
             spread(work.items.len())(work.items.len(), &|index| {
-                BUFFERS.with_borrow_mut(|buffers| layer.attend(&work.items[index], buffers));
+                let following = work.items.get(index + 1).map_or(ptr::null(), |item| layer.first_keys(item));
+                BUFFERS.with_borrow_mut(|buffers| layer.attend(&work.items[index], following, buffers));
             })
         }
     }
@@ -209,6 +211,16 @@ impl Layer<'_> {
         }
     }
 
+    /// Where the keys are that an item reads first.
+    unsafe fn first_keys(&self, item: &Item) -> *const f32 {
+        let (share, keys) = (&self.shares[item.share as usize], self.keys(item));
+        let group = self.attention.heads / self.attention.kv_heads;
+        let end = share.past + item.first as usize / group + 1;
+        let block = end.saturating_sub(self.attention.window) / BLOCK;
+        // SAFETY: the blocks are as `Share` says.
+        unsafe { (*keys.blocks.add(block)).add(keys.keys) }
+    }
+
     /// Cosines and sines of a position; none if nothing is rotated.
     fn angles(&self, position: usize) -> (&[f32], &[f32]) {
         match self.inputs.angles {
@@ -261,7 +273,7 @@ impl Layer<'_> {
     }
 
     /// Attend with the rows of an item. If they are all of their sequence and head, write its keys and values before.
-    unsafe fn attend(&self, item: &Item, buffers: &mut Buffers) {
+    unsafe fn attend(&self, item: &Item, following: *const f32, buffers: &mut Buffers) {
         let (share, attention, size) = (&self.shares[item.share as usize], self.attention, self.part.head_size);
         let group = attention.heads / attention.kv_heads;
         let (first, all) = (item.first as usize, share.width * group);
@@ -291,7 +303,7 @@ impl Layer<'_> {
             kernel::rotate(query, self.angles(share.past + token), attention.interleaved, scale, out);
         }
         // SAFETY: all keys and values of the sequence and head are written, by this item or before all items.
-        unsafe { kernel::attend(&self.keys(item), &rows, buffers) };
+        unsafe { kernel::attend(&self.keys(item), &rows, following, buffers) };
         for row in 0..rows.count {
             let (token, head) = of(row);
             let out = ((share.first + token) * attention.heads + head) * size;

@@ -30,6 +30,10 @@ const WIDEST_GRAPH: usize = 256;
 /// Most graphs that are kept. The one that was used least recently goes first.
 const MOST_GRAPHS: usize = 192;
 
+/// Up to this many bytes of rows are copied to the host as a part of the pass, and then to where they are read. That
+/// takes less time than a copy behind the pass.
+const FEW_BYTES: usize = 64 << 10;
+
 /// Inputs begin at multiples of this many bytes.
 const ALIGNMENT: usize = 256;
 
@@ -62,8 +66,8 @@ impl Size {
 
     /// The bytes of the inputs in their order: those that the export declares, whose numbers have these sizes, then
     /// rows, ends, pasts and blocks.
-    fn bytes(self, declared: &[usize]) -> impl Iterator<Item = usize> {
-        let declared = declared.iter().map(move |bytes| bytes * self.tokens);
+    fn bytes(self, declared: impl Iterator<Item = usize>) -> impl Iterator<Item = usize> {
+        let declared = declared.map(move |bytes| bytes * self.tokens);
         let count = self.sequences();
         declared.chain([8 * self.rows, 4 * (count + 1), 4 * count, 4 * count * self.blocks])
     }
@@ -96,6 +100,10 @@ pub struct GpuRunner {
     /// See [`BOUNDS`].
     bounds: Box<[i32; 3]>,
     logits: DeviceBuffer,
+    /// Rows of passes that have few.
+    few: HostBuffer,
+    /// How many bytes of them the last pass gave, if it was such a pass.
+    staged: Option<usize>,
     /// Bytes of a row.
     row: usize,
     element: TensorElementType,
@@ -143,6 +151,8 @@ impl GpuRunner {
             places: Vec::new(),
             bounds: Box::default(),
             logits: DeviceBuffer::zeroed(&device, row)?,
+            few: HostBuffer::zeroed(&device, FEW_BYTES)?,
+            staged: None,
             row,
             element: export.logits.element,
             columns: export.logits.columns,
@@ -186,10 +196,13 @@ impl GpuRunner {
         result
     }
 
-    /// Wait for the pass that was begun. Returns the time inside both calls.
-    pub fn finish(&mut self) -> ort::Result<Duration> {
+    /// Wait for the pass that was begun, and for its rows. Returns the time inside both calls.
+    pub fn finish(&mut self, rows: &mut PassRows) -> ort::Result<Duration> {
         let started = Instant::now();
         self.done.wait()?;
+        if let (Some(bytes), PassRows::Pinned(rows, _)) = (self.staged, rows) {
+            rows.bytes_mut()[..bytes].copy_from_slice(&self.few.bytes()[..bytes]);
+        }
         Ok(self.elapsed + started.elapsed())
     }
 
@@ -200,10 +213,9 @@ impl GpuRunner {
 
     /// Decide where inputs are, and make room for them and for the rows.
     fn place(&mut self, size: Size) -> ort::Result<()> {
-        let declared: Vec<usize> = self.feeds.iter().map(|feed| feed.numbers.size()).collect();
         let mut end = 0;
         self.places.clear();
-        for bytes in size.bytes(&declared) {
+        for bytes in size.bytes(self.feeds.iter().map(|feed| feed.numbers.size())) {
             self.places.push((end, bytes));
             end += bytes.next_multiple_of(ALIGNMENT);
         }
@@ -300,7 +312,9 @@ impl GpuRunner {
             }
             self.graphs.push((size, state));
         }
+        self.staged = self.stages(size).then_some(count * self.row);
         let copied = result.and_then(|()| match rows {
+            _ if self.staged.is_some() => Ok(()),
             // The graph does not copy them, because each pass has other memory for its rows.
             PassRows::Pinned(rows, _) => queue.copy_out(&self.logits, rows, 0, count * self.row),
             PassRows::Host(_) => Err(ort::Error::new("the rows are not in memory of the GPU")),
@@ -308,10 +322,15 @@ impl GpuRunner {
         copied.and_then(|()| queue.record(&self.done)).inspect_err(|_| queue.drain())
     }
 
+    /// Whether a pass copies its rows itself.
+    fn stages(&self, size: Size) -> bool {
+        size.rows * self.row <= FEW_BYTES
+    }
+
     fn run_plainly(&mut self, queue: &Queue, size: Size) -> ort::Result<()> {
         self.bind(size)?;
         let _running = cuda::running();
-        queue.by_runner(|queue| self.work(queue))
+        queue.by_runner(|queue| self.work(queue, size))
     }
 
     /// Capture the pass and launch its graph. If other threads use the GPU, or if the capture fails, the pass is run.
@@ -319,7 +338,8 @@ impl GpuRunner {
         if let Err(error) = self.bind(size) {
             return (Some(Capture::Warm), Err(error));
         }
-        let captured = cuda::alone().map(|_alone| queue.by_runner(|queue| queue.capture(|queue| self.work(queue))));
+        let captured =
+            cuda::alone().map(|_alone| queue.by_runner(|queue| queue.capture(|queue| self.work(queue, size))));
         match captured {
             Some(Ok(graph)) => {
                 self.captures.succeed();
@@ -338,10 +358,11 @@ impl GpuRunner {
     }
 
     /// Copy the inputs to the device, and run the model.
-    fn work(&mut self, queue: &Queue) -> ort::Result<()> {
+    fn work(&mut self, queue: &Queue, size: Size) -> ort::Result<()> {
         let bytes = self.places.last().map_or(0, |(place, bytes)| place + bytes);
         queue.copy_first(&self.inputs.0, &self.inputs.1, bytes)?;
-        self.binding.run(&self.options)
+        self.binding.run(&self.options)?;
+        if self.stages(size) { queue.copy_out(&self.logits, &mut self.few, 0, size.rows * self.row) } else { Ok(()) }
     }
 }
 

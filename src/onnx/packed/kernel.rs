@@ -4,6 +4,7 @@
 //! side. So a row has the same bits in every pass.
 
 use std::ops::Range;
+use std::ptr;
 
 use multiversion::multiversion;
 
@@ -108,11 +109,12 @@ impl Buffers {
     }
 }
 
-/// Attend with the queries in `buffers`: its sums become the weighted means of the values.
+/// Attend with the queries in `buffers`: its sums become the weighted means of the values. `following` is what is
+/// likely to be read next.
 ///
 /// # Safety
 /// The blocks must hold all tokens up to the last row's, and no thread may write this head's part of them meanwhile.
-pub unsafe fn attend(keys: &Keys, rows: &Rows, buffers: &mut Buffers) {
+pub unsafe fn attend(keys: &Keys, rows: &Rows, following: *const f32, buffers: &mut Buffers) {
     let size = keys.head_size;
     let all = rows.tokens_of(0..rows.count);
     let mut begin = all.start / SPAN * SPAN;
@@ -122,14 +124,22 @@ pub unsafe fn attend(keys: &Keys, rows: &Rows, buffers: &mut Buffers) {
         let part = |block: usize, at: usize| unsafe {
             std::slice::from_raw_parts((*keys.blocks.add(block)).add(at), size * BLOCK)
         };
+        let last = blocks.end - 1;
         for block in blocks.clone() {
             let weights = &mut buffers.weights[block * BLOCK - begin..];
-            score_block(rows, &buffers.queries, part(block, keys.keys), size, block, weights);
+            let next = if block < last { part(block + 1, keys.keys) } else { part(blocks.start, keys.values) };
+            let next = next.as_ptr();
+            score_block(rows, &buffers.queries, part(block, keys.keys), next, size, block, weights);
         }
         weigh(rows, begin, size, buffers);
         for block in blocks {
             let weights = &buffers.weights[block * BLOCK - begin..];
-            sum_block(rows, weights, part(block, keys.values), size, block, &mut buffers.sums);
+            let next = match block {
+                _ if block < last => part(block + 1, keys.values).as_ptr(),
+                _ if begin + SPAN < all.end => part(block + 1, keys.keys).as_ptr(),
+                _ => following,
+            };
+            sum_block(rows, weights, part(block, keys.values), next, size, block, &mut buffers.sums);
         }
         begin += SPAN;
     }
@@ -159,25 +169,35 @@ macro_rules! tile {
 
 /// The scores of all rows that attend to any token of a block.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+fma", "x86_64+avx2+fma"))]
-fn score_block(rows: &Rows, queries: &[f32], keys: &[f32], size: usize, block: usize, weights: &mut [f32]) {
+fn score_block(
+    rows: &Rows,
+    queries: &[f32],
+    keys: &[f32],
+    next: *const f32,
+    size: usize,
+    block: usize,
+    weights: &mut [f32],
+) {
     let (keys, _) = keys.as_chunks::<BLOCK>();
     for row in (0..rows.count).step_by(TILE) {
         let end = rows.count.min(row + TILE);
         if !within(&rows.tokens_of(row..end), block * BLOCK, BLOCK).is_empty() {
-            tile!(end - row, score_tile(&queries[row * size..end * size], &keys[..size], &mut weights[row * SPAN..]));
+            let (queries, next) = (&queries[row * size..end * size], if row == 0 { next } else { ptr::null() });
+            tile!(end - row, score_tile(queries, &keys[..size], next, &mut weights[row * SPAN..]));
         }
     }
 }
 
 /// `weights[row][token] = Σ query[row][i] · key[i][token]`.
 #[inline(always)]
-fn score_tile<const R: usize>(queries: &[f32], keys: &[[f32; BLOCK]], weights: &mut [f32]) {
+fn score_tile<const R: usize>(queries: &[f32], keys: &[[f32; BLOCK]], next: *const f32, weights: &mut [f32]) {
     let mut rows = [&queries[..0]; R];
     for row in 0..R {
         rows[row] = &queries[row * keys.len()..][..keys.len()];
     }
     let mut sums = [[0.0f32; BLOCK]; R];
     for (index, key) in keys.iter().enumerate() {
+        fetch(next, index);
         for row in 0..R {
             let query = rows[row][index];
             for lane in 0..BLOCK {
@@ -244,7 +264,16 @@ fn weigh_row(weights: &mut [f32], tokens: Range<usize>, softcap: f32, exp: Exp, 
 /// Each row takes its own tokens only: others may have values that are not numbers. Rows of a tile take the tokens that
 /// they have in common together.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+fma", "x86_64+avx2+fma"))]
-fn sum_block(rows: &Rows, weights: &[f32], values: &[f32], size: usize, block: usize, sums: &mut [f32]) {
+fn sum_block(
+    rows: &Rows,
+    weights: &[f32],
+    values: &[f32],
+    next: *const f32,
+    size: usize,
+    block: usize,
+    sums: &mut [f32],
+) {
+    (0..size).for_each(|index| fetch(next, index));
     let tokens = |row| within(&rows.tokens(row), block * BLOCK, BLOCK);
     for row in (0..rows.count).step_by(TILE) {
         let end = rows.count.min(row + TILE);
@@ -316,6 +345,26 @@ fn sum_columns<const R: usize, const L: usize>(
     for row in 0..R {
         sums[row * size + column..][..L].copy_from_slice(&totals[row]);
     }
+}
+
+/// Ask for a row of `BLOCK` numbers that are read soon, unless there are none.
+///
+/// Blocks of many sequences are not in the caches, and are too short for the processor to foresee where they go on. In
+/// the second-level cache, more of them can be on their way than in the first.
+#[inline(always)]
+fn fetch(numbers: *const f32, row: usize) {
+    #[cfg(target_arch = "x86_64")]
+    if !numbers.is_null() {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        let numbers = numbers.wrapping_add(row * BLOCK);
+        // SAFETY: a prefetch may name any address, and the program sees nothing of it.
+        unsafe {
+            _mm_prefetch::<_MM_HINT_T1>(numbers.cast());
+            _mm_prefetch::<_MM_HINT_T1>(numbers.wrapping_add(BLOCK / 2).cast());
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (numbers, row);
 }
 
 /// The largest lane. NaN is passed over.

@@ -114,7 +114,7 @@ impl Machine {
     ) -> ort::Result<(Duration, bool)> {
         match (self, rows) {
             (Machine::Host(runner), PassRows::Host(rows)) => Ok((runner.run(layout, options, rows)?, true)),
-            (Machine::Gpu(runner), _) => Ok((runner.finish()?, runner.is_usual)),
+            (Machine::Gpu(runner), rows) => Ok((runner.finish(rows)?, runner.is_usual)),
             _ => Err(ort::Error::new("the rows are in memory of a GPU")),
         }
     }

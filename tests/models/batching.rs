@@ -1,0 +1,66 @@
+//! Which exports run many sequences in one pass, and why others do not.
+
+use cos::model::Model;
+use cos::onnx::OnnxModel;
+
+use super::exports::exports;
+
+/// Exports whose sequences share passes on the processor.
+const PACKED: [&str; 20] = [
+    "gemma2/builder-fp32",
+    "gemma2/builder-int4",
+    "gpt_oss/builder-fp32",
+    "gpt_oss/builder-int4",
+    "llama/builder-fp32",
+    "llama/builder-int4",
+    "llama/builder-int4-level4",
+    "mistral/builder-fp32",
+    "mistral/builder-int4",
+    "phi3/builder-fp32",
+    "phi3/builder-int4",
+    "qwen2/builder-fp32",
+    "qwen2/builder-int4",
+    "qwen3/builder-fp32",
+    "qwen3/builder-int4",
+    "variants/attention-positions",
+    "variants/longrope",
+    "variants/mistral-windowless",
+    "variants/rotary",
+    "variants/seqlens",
+];
+
+/// Exports whose sequences run alone, and how the reason begins.
+const ALONE: [(&str, &str); 7] = [
+    ("llama/builder-fp16-cuda", "its cache is not float32"),
+    ("llama/builder-int4-cache", "its cache is quantised"),
+    ("llama/builder-int8-cache", "its cache is quantised"),
+    ("llama/mobius-static", "its cache has a fixed length"),
+    ("llama/no-cache", "it has no cache"),
+    ("variants/static-cache", "its cache has a fixed length"),
+    ("variants/static-mask", "its cache has a fixed length"),
+];
+
+/// All other exports.
+const OTHERS: &str = "its attention appends to the cache";
+
+/// Compare what a model says of its passes with what it should say, so that no change lets an export run alone unseen.
+pub fn check(label: &str, model: &OnnxModel, failures: &mut Vec<String>) {
+    let label = label.strip_prefix("variants/../").unwrap_or(label);
+    let description = model.describe();
+    let (batching, why) = (&description["batching"], description["no_batching"].as_str());
+    let expected = ALONE.iter().find(|(name, _)| *name == label).map_or(OTHERS, |(_, why)| why);
+    let is_expected = match why {
+        None => batching == "packed" && PACKED.contains(&label),
+        Some(why) => batching == "alone" && !PACKED.contains(&label) && why.starts_with(expected),
+    };
+    if !is_expected {
+        failures.push(format!("{label}: batching is {batching}, {why:?}"));
+    }
+}
+
+#[test]
+fn lists_name_exports() {
+    for name in PACKED.iter().chain(ALONE.iter().map(|(name, _)| name)) {
+        assert!(exports().join(name).is_dir(), "{name}");
+    }
+}
