@@ -31,7 +31,7 @@
  * Threads. Engines are immutable: any number of threads may use one at once. One thread at a time may use a session or
  * a text stream, and it need not be the same thread each time. If another thread is using it, a call returns BUSY at
  * once. A few functions may be called at any time, and their documentation says so. No call with an object may begin
- * once the call that frees the object has begun. The passes of sessions of one engine that threads step at the same time
+ * once the call that frees the object has begun. If threads step sessions of an engine at the same time, their passes
  * are combined into common ones. One thread can do the same with cos_step_many. The library starts no thread for that.
  *
  * Processes. An engine belongs to the process that opened it. In a child of fork(), calls with the engine, its sessions
@@ -501,9 +501,9 @@ void cos_error_free(struct cos_error *error);
  *                                      "gpu" if the rows are long
  *           "name": "base",            the name in messages; default: the name of the folder
  *           "context_length": 4096,    most tokens of a sequence; default: what the export says
- *           "cache_bytes": 4294967296, most bytes that the caches of all sessions take together, if passes of the model
- *                                      serve several sessions; default: on a CPU half of the memory that is free when
- *                                      the engine is made, shared equally by its models. Memory is taken as it is
+ *           "cache_bytes": 4294967296, most bytes that the caches of all sessions take together, if passes of the
+ *                                      model serve several sessions; default: on a CPU half of the memory that is free
+ *                                      when the engine is made, shared equally by its models. Memory is taken as it is
  *                                      used. At least one sequence of the context length must fit.
  *           "scoring": "parallel"      how the positions of a draft are scored: "parallel" (in one pass) or
  *                                      "one_by_one"; default: parallel if both give the same logits when the
@@ -687,14 +687,14 @@ struct cos_error *cos_session_set_weights(struct cos_session *session, const flo
  * from call to call, in any order. Calls of cos_step, cos_step_many and cos_prompt with one session may follow each
  * other: cos_step completes the round, and cos_prompt gives it up, as cos_session_set_weights does.
  *
- * The sessions may belong to several engines; each engine runs passes of its own. Each session has the distribution, or
- * the greedy text, that it has with cos_step. No session waits for the next call of another: what does not fit into a
- * pass comes first in the next one, and prompts are run in chunks beside the sessions that decode. Passes are combined
- * with those of other threads that call cos_step or cos_step_many at the same time.
+ * The sessions may belong to several engines; each engine runs passes of its own. Each session has the distribution,
+ * or the greedy text, that it has with cos_step. No session waits for the next call of another: what does not fit into
+ * a pass comes first in the next one, and prompts are run in chunks beside the sessions that decode. Passes are
+ * combined with those of other threads that call cos_step or cos_step_many at the same time.
  *
- * An error of one session is its own, and the others go on. These are errors of a session: it is NULL, was given before
- * in the same call (INVALID_ARGUMENT), is in use on another thread (BUSY), or any error of cos_step. A session that
- * has finished answers as cos_step does: its finish again. cos_cancel works as for cos_step.
+ * An error of one session is its own, and the others go on. These are errors of a session: it is NULL, was given
+ * before in the same call (INVALID_ARGUMENT), is in use on another thread (BUSY), or any error of cos_step. A session
+ * that has finished answers as cos_step does: its finish again. cos_cancel works as for cos_step.
  *
  * @param sessions     the sessions, in use by no other thread; may be NULL if `count` is 0
  * @param count        number of sessions; 0 does nothing

@@ -18,8 +18,9 @@ type News struct {
 }
 
 // StepMany advances many sessions by one pass of each model, on the calling goroutine. It returns the news of each, in
-// their order. Goroutines that call [Session.Step] at the same time share passes by themselves; StepMany is for programs
-// where one goroutine drives all, and for thousands of sessions, since each goroutine inside a step occupies a thread.
+// their order. Goroutines that call [Session.Step] at the same time share passes by themselves; StepMany is for
+// programs where one goroutine drives all, and for thousands of sessions, since each goroutine inside a step occupies a
+// thread.
 //
 // The sessions may belong to several engines. A session has an error of its own if it is nil or was given twice
 // ([ErrInvalidArgument]), if another goroutine is using it ([ErrBusy]), or if it is closed ([ErrClosed]). A call is

@@ -364,8 +364,8 @@ impl<C: Chance> Decoder<C> {
         self.state.counters.positions += scored as u64;
     }
 
-    /// A needed pass has failed or was cancelled. The sequence is as it was before the round, or without the probe. What
-    /// the other passes of the step have shown is learned all the same, but for their times.
+    /// A needed pass has failed or was cancelled. The sequence is as it was before the round, or without the probe.
+    /// What the other passes of the step have shown is learned all the same, but for their times.
     pub fn failed(&mut self, workspace: &mut Workspace) {
         self.observe_rows(workspace);
         self.needs.clear();
@@ -511,6 +511,11 @@ impl<C: Chance> Decoder<C> {
     /// Whether the passes of the last round took as long as later ones will, as far as the models know.
     pub fn is_usual(&self) -> bool {
         self.is_usual
+    }
+
+    /// Whether the next round can commit a token: there is a prompt, and the sequence has not ended.
+    pub fn is_open(&self) -> bool {
+        !self.schedule.is_empty() && self.state.finish.is_none()
     }
 
     /// The committed tokens, prompts included.

@@ -99,6 +99,7 @@ impl Engine {
         let engine =
             Self::new(participants, config.combine.clone(), stop_tokens, text)?.with_overlap(config.overlap)?;
         let engine = engine.with_when_full(config.when_full);
+        process::release_freed_memory();
         Ok(Engine { warnings, greedy_below: config.greedy_below, ..engine })
     }
 

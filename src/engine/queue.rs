@@ -1,11 +1,11 @@
 //! Combines the passes that several threads ask for into common ones, without a thread and a timer of its own.
 //!
-//! A thread that needs a pass and finds that nobody leads becomes the leader. The leader runs one pass for all that wait
-//! and gives each its outcome. Once its own passes are done, it makes one that still waits the next leader, or nobody.
-//! So there is a leader whenever somebody waits, and no thread works for others for longer than for itself.
+//! A thread that needs a pass and finds that nobody leads becomes the leader. The leader runs one pass for all that
+//! wait and gives each its outcome. Once its own passes are done, it makes one that still waits the next leader, or
+//! nobody. So there is a leader whenever somebody waits, and no thread works for others for longer than for itself.
 //!
-//! A thread may ask for passes of several models. If models leave passes running, as on GPUs, those that it leads run at
-//! the same time.
+//! A thread may ask for passes of several models. If models leave passes running, as on GPUs, those that it leads run
+//! at the same time.
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -192,11 +192,12 @@ pub fn run(waiter: &Arc<Waiter>, in_crowd: bool, mut tickets: &mut [Ticket<'_>])
 
 /// Run the passes of calls that a thread makes.
 ///
-/// SAFETY (of this file): the asker, the calls and the tickets live until this function returns, which is when `open` of
-/// each call is 0. An entry is in `entries` or in the batch of the leader only while its ticket has no outcome, which
-/// `open` counts; so nobody has a pointer to them after that. A call is used only with the lock of its queue held, but
-/// for what never changes. A ticket is used with the lock held, but for its pass: the leader uses that alone while the
-/// entry is in its batch. The thread that owns them uses them by the same pointers and rules until it returns.
+/// SAFETY (of this file): the asker, the calls and the tickets live until this function returns, which is when `open`
+/// of each call is 0. An entry is in `entries` or in the batch of the leader only while its ticket has no outcome,
+/// which `open` counts; so nobody has a pointer to them after that. A call is used only with the lock of its queue
+/// held, but for what never changes. A ticket is used with the lock held, but for its pass: the leader uses that alone
+/// while the entry is in its batch. The thread that owns them uses them by the same pointers and rules until it
+/// returns.
 fn run_calls(asker: &Asker, calls: &mut ArrayVec<Call, MOST_MODELS>) {
     let calls: ArrayVec<NonNull<Call>, MOST_MODELS> = calls.iter_mut().map(NonNull::from).collect();
     asker.open.store(calls.len(), Ordering::Relaxed);

@@ -52,8 +52,8 @@ impl PassQueues {
         Inside(self.crowd.clone())
     }
 
-    /// Do not count a thread that has entered, until the guard is dropped: it runs passes of its own, which nobody is to
-    /// wait for.
+    /// Do not count a thread that has entered, until the guard is dropped: it runs passes of its own, which nobody is
+    /// to wait for.
     pub fn step_aside(&self) -> Aside<'_> {
         self.crowd.remove(1);
         Aside(&self.crowd)

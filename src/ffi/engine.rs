@@ -60,9 +60,9 @@ impl cos_engine {
 ///                                      "gpu" if the rows are long
 ///           "name": "base",            the name in messages; default: the name of the folder
 ///           "context_length": 4096,    most tokens of a sequence; default: what the export says
-///           "cache_bytes": 4294967296, most bytes that the caches of all sessions take together, if passes of the model
-///                                      serve several sessions; default: on a CPU half of the memory that is free when
-///                                      the engine is made, shared equally by its models. Memory is taken as it is
+///           "cache_bytes": 4294967296, most bytes that the caches of all sessions take together, if passes of the
+///                                      model serve several sessions; default: on a CPU half of the memory that is free
+///                                      when the engine is made, shared equally by its models. Memory is taken as it is
 ///                                      used. At least one sequence of the context length must fit.
 ///           "scoring": "parallel"      how the positions of a draft are scored: "parallel" (in one pass) or
 ///                                      "one_by_one"; default: parallel if both give the same logits when the
@@ -136,6 +136,8 @@ pub unsafe extern "C" fn cos_engine_new(
     unsafe { load(config_json, "config_json", out_engine, Config::parse) }
 }
 
+/// # Safety
+/// As for [`cos_engine_open`]: `text` is its first argument.
 unsafe fn load(
     text: *const c_char,
     name: &str,

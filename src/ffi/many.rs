@@ -128,14 +128,14 @@ unsafe fn take(session: *mut cos_session, index: usize, held: &[Held]) -> Result
 /// from call to call, in any order. Calls of cos_step, cos_step_many and cos_prompt with one session may follow each
 /// other: cos_step completes the round, and cos_prompt gives it up, as cos_session_set_weights does.
 ///
-/// The sessions may belong to several engines; each engine runs passes of its own. Each session has the distribution, or
-/// the greedy text, that it has with cos_step. No session waits for the next call of another: what does not fit into a
-/// pass comes first in the next one, and prompts are run in chunks beside the sessions that decode. Passes are combined
-/// with those of other threads that call cos_step or cos_step_many at the same time.
+/// The sessions may belong to several engines; each engine runs passes of its own. Each session has the distribution,
+/// or the greedy text, that it has with cos_step. No session waits for the next call of another: what does not fit into
+/// a pass comes first in the next one, and prompts are run in chunks beside the sessions that decode. Passes are
+/// combined with those of other threads that call cos_step or cos_step_many at the same time.
 ///
-/// An error of one session is its own, and the others go on. These are errors of a session: it is NULL, was given before
-/// in the same call (INVALID_ARGUMENT), is in use on another thread (BUSY), or any error of cos_step. A session that
-/// has finished answers as cos_step does: its finish again. cos_cancel works as for cos_step.
+/// An error of one session is its own, and the others go on. These are errors of a session: it is NULL, was given
+/// before in the same call (INVALID_ARGUMENT), is in use on another thread (BUSY), or any error of cos_step. A session
+/// that has finished answers as cos_step does: its finish again. cos_cancel works as for cos_step.
 ///
 /// @param sessions     the sessions, in use by no other thread; may be NULL if `count` is 0
 /// @param count        number of sessions; 0 does nothing

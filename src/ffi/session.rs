@@ -339,6 +339,10 @@ pub(super) fn step_result(
 /// Stop the running step, or the next one if none is running. The step ends early with COS_FINISH_CANCELLED, and all
 /// committed tokens stay. May be called from any thread at any time until cos_free is called. Never waits for a pass.
 ///
+/// A step that cannot run is not cancelled: that of a finished sequence gives its reason again, and that of a session
+/// without a prompt its error. The cancel then stays, and stops the first step behind the next prompt. Several cancels
+/// before a step stop that step only.
+///
 /// @param session  must not be NULL
 /// @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT, POISONED
 /// Since 0.1.

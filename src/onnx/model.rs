@@ -81,9 +81,12 @@ impl OnnxModel {
     }
 
     pub(super) fn rows_on(&self) -> RowsOn {
+        if let Batching::Packed(passes) = &self.batching {
+            return if passes.keeps_rows() { RowsOn::Gpu } else { RowsOn::Host };
+        }
         let long = if self.export.logits.columns >= LONG_ROW { RowsOn::Gpu } else { RowsOn::Host };
         match &self.device {
-            Some(device) if device.no_kernels().is_none() && !self.batches() => self.rows.unwrap_or(long),
+            Some(device) if device.no_kernels().is_none() => self.rows.unwrap_or(long),
             _ => RowsOn::Host,
         }
     }
@@ -268,7 +271,9 @@ impl Model for OnnxModel {
         match &self.batching {
             Batching::Packed(passes) => {
                 let options = self.run_options(cancel)?;
-                Ok(Box::new(PackedSequence::new(passes, self.vocab_size, options, cancel)))
+                let failed = |error: ort::Error| Error::Runtime(error.to_string());
+                let sequence = PackedSequence::new(passes, self.vocab_size, options, cancel).map_err(failed)?;
+                Ok(Box::new(sequence))
             }
             _ => Ok(Box::new(self.sequence(cancel)?)),
         }

@@ -42,7 +42,7 @@ fn fresh(model: &dyn Model, context: &[i32]) -> Vec<f32> {
     let mut sequence = model.start(&Arc::new(Cancel::default())).unwrap();
     for tokens in context.chunks(model.max_pass()) {
         model
-            .forward(&mut [Pass { sequence: sequence.as_mut(), tokens, keep: 0, filter: Filter::plain(1.0) }])
+            .forward(&mut [Pass { sequence: sequence.as_mut(), tokens, keep: 1, filter: Filter::plain(1.0) }])
             .unwrap();
     }
     sequence.row(context.len()).scores().unwrap().to_vec()

@@ -71,9 +71,6 @@ fn candidate(model: &OnnxModel) -> Result<(Trial, pack::Packed), String> {
         Provider::Cuda { .. } if !model.loaded.is_whole => {
             return Err("ONNX Runtime runs some operators on the processor".into());
         }
-        Provider::Cuda { .. } if model.rows_on() == RowsOn::Gpu => {
-            return Err("its rows of logits stay on the GPU, where packed passes do not read them yet".into());
-        }
         Provider::Cuda { .. } => Target::Gpu,
     };
     if let Some(why) = cannot_share(&model.export) {
@@ -112,7 +109,7 @@ impl OnnxModel {
         let export = self.export.clone();
         let (name, memory, vocab_size) = (self.name.clone(), self.memory.clone(), self.vocab_size);
         let (deviation, trials, provider) = (self.deviation, self.trials.clone(), self.provider.clone());
-        let captures = self.captures.clone();
+        let (captures, rows_on) = (self.captures.clone(), self.rows_on());
         move |graph, packed| {
             let source = ModelSource::Packed(&packed.bytes);
             let loaded = weights::load(&export.file, graph, &provider, source)?;
@@ -132,7 +129,7 @@ impl OnnxModel {
                         CacheSize::Share(_) => blocks(tokens, bytes, free)?.min(enough),
                         CacheSize::Bytes(_) => blocks(tokens, bytes, free)?,
                     };
-                    PackedPasses::on_gpu(&loaded, &export, layers, &captures, blocks).map_err(failed)?
+                    PackedPasses::on_gpu(&loaded, &export, layers, &captures, blocks, rows_on == RowsOn::Gpu).map_err(failed)?
                 }
             };
             Ok(OnnxModel {

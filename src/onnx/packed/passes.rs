@@ -8,9 +8,10 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use ort::session::RunOptions;
+use ort::value::TensorElementType;
 use parking_lot::{Condvar, Mutex};
 
-use super::gpu_runner::GpuRunner;
+use super::gpu_runner::{GpuRunner, RowsPlan};
 use super::gpu_store::{self, GpuStore};
 use super::host;
 use super::host_runner::HostRunner;
@@ -19,6 +20,7 @@ use super::pool::{BlockCopy, Blocks, Pool};
 use super::rows::PassRows;
 use super::sequence::PackedSequence;
 use super::table::BLOCK;
+use crate::cuda::Device;
 use crate::error::{Error, Result};
 use crate::export::Export;
 use crate::export::pack::LayerShape;
@@ -26,9 +28,13 @@ use crate::model::{Admission, Interrupt, Pass, Report, Sequence};
 use crate::onnx::captures::Captures;
 use crate::onnx::sequence::MAX_PASS;
 use crate::onnx::weights::LoadedSession;
+use crate::rows::device::Ring;
 
 /// Most buffers for rows that are kept for later passes.
 const MOST_BUFFERS: usize = 8;
+
+/// Most memory for rows on a GPU, in sequences, that is kept for later sequences.
+const MOST_RINGS: usize = 64;
 
 /// The passes of a packed model.
 pub struct PackedPasses {
@@ -48,6 +54,10 @@ pub struct PackedPasses {
     running: AtomicUsize,
     /// Notified when that pass has ended.
     idle: Condvar,
+    /// The GPU and the type of rows that stay there.
+    gpu_rows: Option<(Arc<Device>, TensorElementType)>,
+    /// Memory of sequences that have ended, for rows on the GPU.
+    rings: Mutex<Vec<Ring>>,
 }
 
 /// No pass was launched.
@@ -57,6 +67,7 @@ const NOTHING: usize = 0;
 struct Work {
     machine: Machine,
     layout: Layout,
+    rows_plan: RowsPlan,
     /// Memory for rows, some of which sequences still read.
     buffers: Vec<Arc<PassRows>>,
     /// The memory of the pass that was begun.
@@ -97,10 +108,10 @@ impl Machine {
     }
 
     /// Put a pass on a GPU. On the processor, nothing begins yet.
-    fn begin(&mut self, layout: &Layout, rows: &mut PassRows) -> ort::Result<()> {
+    fn begin(&mut self, layout: &Layout, plan: &RowsPlan, rows: &mut PassRows) -> ort::Result<()> {
         match self {
             Machine::Host(_) => Ok(()),
-            Machine::Gpu(runner) => runner.begin(layout, rows),
+            Machine::Gpu(runner) => runner.begin(layout, plan, rows),
         }
     }
 
@@ -131,6 +142,8 @@ struct Cut {
     past: usize,
     /// The index behind the last one.
     end: usize,
+    /// Whether its rows stay on a GPU.
+    on_gpu: bool,
 }
 
 impl Cut {
@@ -154,13 +167,40 @@ impl PackedPasses {
         layers: &[LayerShape],
         captures: &Arc<Captures>,
         blocks: usize,
+        keeps_rows: bool,
     ) -> ort::Result<Self> {
         let device = loaded.device.as_ref().ok_or_else(|| ort::Error::new("the model is on no GPU"))?;
         let (block, bytes) = (gpu_store::block_of(layers), gpu_store::block_bytes(layers));
         let longest = export.context_length.div_ceil(block);
         let store = GpuStore::new(device, layers, blocks)?;
         let runner = GpuRunner::new(loaded, export, captures, store, longest)?;
-        Ok(Self::new(export, Machine::Gpu(Box::new(runner)), (block, bytes), blocks))
+        let gpu_rows = keeps_rows.then(|| (device.clone(), export.logits.element));
+        Ok(PackedPasses { gpu_rows, ..Self::new(export, Machine::Gpu(Box::new(runner)), (block, bytes), blocks) })
+    }
+
+    /// Whether rows of logits stay on a GPU.
+    pub fn keeps_rows(&self) -> bool {
+        self.gpu_rows.is_some()
+    }
+
+    /// Memory for the rows of a sequence on the GPU, if they stay there.
+    pub fn ring(&self, vocab_size: usize) -> ort::Result<Option<Ring>> {
+        let Some((device, element)) = &self.gpu_rows else { return Ok(None) };
+        match self.rings.lock().pop() {
+            None => Ring::new(device, self.columns, vocab_size, *element),
+            Some(mut ring) => {
+                ring.clear(vocab_size);
+                Ok(Some(ring))
+            }
+        }
+    }
+
+    /// Take the memory of a sequence that has ended.
+    pub fn give_ring(&self, ring: Ring) {
+        let mut rings = self.rings.lock();
+        if !ring.has_failed() && rings.len() < MOST_RINGS {
+            rings.push(ring);
+        }
     }
 
     fn new(export: &Export, machine: Machine, (block_tokens, block_bytes): (usize, usize), blocks: usize) -> Self {
@@ -173,9 +213,12 @@ impl PackedPasses {
             file: export.file.clone(),
             running: AtomicUsize::new(NOTHING),
             idle: Condvar::new(),
+            gpu_rows: None,
+            rings: Mutex::default(),
             work: Mutex::new(Work {
                 machine,
                 layout: Layout::default(),
+                rows_plan: RowsPlan::default(),
                 buffers: Vec::new(),
                 rows: None,
                 cuts: Vec::new(),
@@ -252,8 +295,10 @@ impl PackedPasses {
             let numbers = work.layout.rows.len() * self.columns;
             let mut buffer = buffer(&mut work.buffers);
             let rows = Arc::get_mut(&mut buffer).expect("nobody else has the buffer");
-            work.machine.make_room(rows, numbers)?;
-            work.machine.begin(&work.layout, rows).map_err(|error| self.failed(error))?;
+            if work.rows_plan.controls.is_empty() || !work.rows_plan.host.is_empty() {
+                work.machine.make_room(rows, numbers)?;
+            }
+            work.machine.begin(&work.layout, &work.rows_plan, rows).map_err(|error| self.failed(error))?;
             work.rows = Some(buffer);
             Ok(())
         });
@@ -282,15 +327,25 @@ impl PackedPasses {
 
     /// Make room for the tokens of the pass, and lay it out.
     fn prepare(&self, work: &mut Work, batch: &mut [Pass<'_>]) -> Result<()> {
-        let Work { machine, layout, cuts, .. } = work;
+        let Work { machine, layout, rows_plan, cuts, .. } = work;
         layout.clear();
+        rows_plan.clear();
         let mut pool = self.pool.lock();
         for pass in &mut *batch {
-            let cut = admit(pass, &mut pool).ok_or_else(|| self.no_memory())?;
+            let mut cut = admit(pass, &mut pool).ok_or_else(|| self.no_memory())?;
             let Cut { wanted, past, end, .. } = cut;
-            cuts.push(cut);
             let sequence = own(pass.sequence);
             pool.run(sequence.holding);
+            let rows = layout.rows.len()..layout.rows.len() + end - wanted;
+            match sequence.control((past, end), wanted, pass.keep, pass.filter) {
+                Some(control) => {
+                    rows_plan.controls.push(control.at(rows.start));
+                    rows_plan.filters |= !pass.filter.is_plain();
+                    cut.on_gpu = true;
+                }
+                None => rows_plan.copy(rows),
+            }
+            cuts.push(cut);
             if past < end {
                 let blocks = &pool.of(sequence.holding)[..end.div_ceil(self.block_tokens)];
                 layout.add(&sequence.tokens()[past..end], past, wanted.max(past) - past, blocks);
@@ -338,7 +393,7 @@ impl PackedPasses {
         let mut pool = self.pool.lock();
         let (mut row, several) = (0, batch.len() > 1);
         for (pass, cut) in batch.iter_mut().zip(&*cuts) {
-            let &Cut { start, wanted, past, end } = cut;
+            let &Cut { start, wanted, past, end, on_gpu } = cut;
             let sequence = own(pass.sequence);
             sequence.count(past.saturating_sub(start), cut.recomputed());
             pool.ran(sequence.holding, end);
@@ -346,7 +401,10 @@ impl PackedPasses {
                 sequence.ran();
                 sequence.forget_rows(pass.keep);
             }
-            if let Some(buffer) = &buffer {
+            if end > wanted {
+                sequence.note_rows(wanted + 1..end + 1, pass.keep, on_gpu);
+            }
+            if let Some(buffer) = buffer.as_ref().filter(|_| !on_gpu) {
                 sequence.keep_rows(buffer, row, wanted + 1, end - wanted, several);
             }
             let published = pass.keep.min(end);
@@ -381,9 +439,9 @@ fn admit(pass: &mut Pass<'_>, pool: &mut Blocks) -> Option<Cut> {
     let past = pool.len(holding);
     if is_part {
         let end = start.min(past + MAX_PASS);
-        return Some(Cut { start, wanted: end, past: past.min(end), end });
+        return Some(Cut { start, wanted: end, past: past.min(end), end, on_gpu: false });
     }
-    Some(Cut { start, wanted, past, end: tokens.len() })
+    Some(Cut { start, wanted, past, end: tokens.len(), on_gpu: false })
 }
 
 /// What tells a sequence from others.

@@ -1,6 +1,7 @@
 //! A sequence of a packed model: its tokens, the blocks that hold their keys and values, and its rows of logits.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::Arc;
 
 use ort::session::RunOptions;
@@ -10,7 +11,8 @@ use super::passes::PackedPasses;
 use super::pool::{Blocks, Chain};
 use super::rows::{PassRows, Span};
 use crate::model::{CacheUse, Cancel, Memory, Sequence};
-use crate::rows::Row;
+use crate::rows::device::{Control, Ring, SLOTS};
+use crate::rows::{DeviceRows, Filter, Row};
 
 /// A sequence of a packed model.
 pub struct PackedSequence {
@@ -22,7 +24,10 @@ pub struct PackedSequence {
     cache_use: CacheUse,
     /// Its blocks.
     pub holding: HoldingId,
+    /// Rows on the host.
     spans: VecDeque<Span>,
+    /// Rows on a GPU, if they stay there.
+    ring: Option<Ring>,
     /// Memory for rows of later passes.
     spare: Vec<Vec<f32>>,
     vocab_size: usize,
@@ -37,18 +42,46 @@ impl PackedSequence {
         vocab_size: usize,
         options: Arc<RunOptions>,
         cancel: &Arc<Cancel>,
-    ) -> PackedSequence {
-        PackedSequence {
+    ) -> ort::Result<Self> {
+        Ok(PackedSequence {
             passes: passes.clone(),
             tokens: Vec::new(),
             begun: 0,
             cache_use: CacheUse::default(),
             holding: passes.pool.lock().open(Chain::EMPTY, cancel.age()),
             spans: VecDeque::new(),
+            ring: passes.ring(vocab_size)?,
             spare: Vec::new(),
             vocab_size,
             options,
             cancel: cancel.clone(),
+        })
+    }
+
+    /// Where the rows of a pass over the tokens from the first index to the second go on the GPU: those of tokens from
+    /// index `wanted` on, while rows from position `keep` on stay. `None` if they go to the host.
+    pub fn control(
+        &mut self,
+        (past, end): (usize, usize),
+        wanted: usize,
+        keep: usize,
+        filter: Filter,
+    ) -> Option<Control> {
+        let ring = self.ring.as_mut()?;
+        if wanted == end || end + 1 - keep.min(wanted + 1) > SLOTS {
+            return None;
+        }
+        ring.set_filter(filter);
+        Some(ring.control(past, &self.tokens[past..end], wanted + 1, end - wanted, 0))
+    }
+
+    /// A pass has given the rows of these positions, on the GPU or on the host. Rows before position `keep` are not
+    /// asked for any more.
+    pub fn note_rows(&mut self, positions: Range<usize>, keep: usize, on_gpu: bool) {
+        match &mut self.ring {
+            Some(ring) if on_gpu => ring.keep(positions, keep),
+            Some(ring) => ring.lose(positions),
+            None => {}
         }
     }
 
@@ -147,6 +180,9 @@ impl Drop for PackedSequence {
             self.passes.clone().give_up(self);
         }
         self.passes.pool.lock().close(self.holding);
+        if let Some(ring) = self.ring.take() {
+            self.passes.give_ring(ring);
+        }
     }
 }
 
@@ -167,7 +203,14 @@ impl Sequence for PackedSequence {
     }
 
     fn row(&self, position: usize) -> Row<'_> {
-        Row::Host(&self.whole_row(position)[..self.vocab_size])
+        match &self.ring {
+            Some(ring) if ring.holds(position) => Row::Device(ring, position),
+            _ => Row::Host(&self.whole_row(position)[..self.vocab_size]),
+        }
+    }
+
+    fn device_rows(&self) -> Option<&dyn DeviceRows> {
+        self.ring.as_ref().map(|ring| ring as &dyn DeviceRows)
     }
 
     fn set_scope(&mut self, scope: &str) {
@@ -184,6 +227,6 @@ impl Sequence for PackedSequence {
         let blocks = self.passes.pool.lock().of(self.holding).len();
         let bytes = blocks * self.passes.block_bytes + self.tokens.capacity() * size_of::<i32>();
         let rows: usize = self.spans.iter().map(Span::bytes).sum();
-        Memory::of(bytes + rows)
+        Memory::of(bytes + rows + self.ring.as_ref().map_or(0, Ring::bytes))
     }
 }

@@ -13,6 +13,7 @@ use cos::decode::decoder::Counters;
 use cos::decode::policy::{Plan, Targets};
 use cos::engine::drive::Driver;
 use cos::engine::participant::Participant;
+use cos::engine::queues::PassQueues;
 use cos::error::Error;
 use cos::learn::estimates::{Acceptance, Estimates};
 
@@ -129,6 +130,8 @@ pub struct Case<'a> {
     pub passes: Option<Arc<AtomicUsize>>,
     /// The plans to choose from after each round, by everything that a planner could see.
     pub plans: Vec<Plan>,
+    /// Where its passes are combined with those of others.
+    pub queues: Option<Arc<PassQueues>>,
 }
 
 impl<'a> Case<'a> {
@@ -150,6 +153,7 @@ impl<'a> Case<'a> {
             choice: None,
             passes: None,
             plans: Vec::new(),
+            queues: None,
         }
     }
 
@@ -195,6 +199,9 @@ impl<'a> Case<'a> {
             }
             let mut decoder =
                 decoder(&self.models, self.combination, self.sampling, way, self.stop_tokens, self.tokens, &chance);
+            if let Some(queues) = &self.queues {
+                decoder.share_passes(queues, false);
+            }
             decoder.prompt(&PROMPT).unwrap();
             if !self.plans.is_empty() {
                 decoder.observe(Estimates::new(&vec![Vec::new(); self.models.len()]));

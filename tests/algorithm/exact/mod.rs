@@ -4,6 +4,7 @@
 
 mod branches;
 mod changes;
+mod company;
 mod drafters;
 mod enumeration;
 mod failures;

@@ -45,10 +45,10 @@ public final class SessionOptions {
         return combiner;
     }
 
-    /** Makes a session, and returns its pointer. */
-    long newSession(long engine) {
+    /** Makes a session, and returns its pointer. {@code number} is that of its combiner. */
+    long newSession(long engine, long number) {
         return Native.sessionNew(engine, strategy.number, temperature, topK, topP, minP, seed, (int) maxTokens,
-                proposalLengths, weights, stopTokens, targets.number, logProbabilities, combiner != null);
+                proposalLengths, weights, stopTokens, targets.number, logProbabilities, number);
     }
 
     /**
@@ -109,7 +109,8 @@ public final class SessionOptions {
 
         /**
          * Seed of the random numbers; all 64 bits count. The tokens are the same for the same seed, strategy (other
-         * than AUTO) and number of threads.
+         * than AUTO) and number of threads. They may be others behind a step that failed, or that was cancelled while
+         * it ran.
          */
         public Builder seed(long seed) {
             this.seed = seed;
