@@ -284,7 +284,8 @@ impl Model for OnnxModel {
             Batching::Packed(_) => {
                 let sequence: &PackedSequence =
                     (sequence as &dyn Any).downcast_ref().expect("the sequence is of another model");
-                Ok(Box::new(sequence.fork(self.run_options(cancel)?, cancel)))
+                let fork = sequence.fork(self.run_options(cancel)?, cancel);
+                Ok(Box::new(fork.map_err(|error| Error::Runtime(error.to_string()))?))
             }
             _ => self.start(cancel),
         }

@@ -57,7 +57,11 @@ fn load(name: &str, alone: bool) -> Result<OnnxModel, String> {
     let path = root().join(Path::new("tests/exports").join(name));
     let model = OnnxModel::load(&path, name, &options).map_err(failed)?;
     if model.batches() == alone {
-        return Err(format!("{name}: batching is {}, {}", model.describe()["batching"], model.describe()["no_batching"]));
+        return Err(format!(
+            "{name}: batching is {}, {}",
+            model.describe()["batching"],
+            model.describe()["no_batching"]
+        ));
     }
     Ok(model)
 }
@@ -132,8 +136,11 @@ fn company(name: &str, passes: usize) -> Result<Tally, String> {
         }
         let chosen = readers.iter_mut().zip(&turns).filter_map(|(reader, turn)| Some((reader, turn.as_ref()?)));
         let mut batch: Vec<Pass<'_>> = chosen
-            .map(|(Reader { sequence, .. }, Turn { tokens, keep, .. })| {
-                Pass { sequence: sequence.as_mut(), tokens, keep: *keep, filter: Filter::plain(1.0) }
+            .map(|(Reader { sequence, .. }, Turn { tokens, keep, .. })| Pass {
+                sequence: sequence.as_mut(),
+                tokens,
+                keep: *keep,
+                filter: Filter::plain(1.0),
             })
             .collect();
         if batch.is_empty() {

@@ -16,8 +16,8 @@ use serde_json::json;
 
 use suite::results::{Run, Section};
 use suite::{
-    PROBES, Probe, Progress, STRICTEST, faults, generator, greedy, packed, programs, reference, report, results, sampled,
-    sequences, vectors,
+    PROBES, Probe, Progress, STRICTEST, faults, generator, greedy, packed, programs, reference, report, results,
+    sampled, sequences, vectors,
 };
 
 /// A bar in a terminal, lines of text elsewhere.

@@ -129,7 +129,8 @@ impl OnnxModel {
                         CacheSize::Share(_) => blocks(tokens, bytes, free)?.min(enough),
                         CacheSize::Bytes(_) => blocks(tokens, bytes, free)?,
                     };
-                    PackedPasses::on_gpu(&loaded, &export, layers, &captures, blocks, rows_on == RowsOn::Gpu).map_err(failed)?
+                    PackedPasses::on_gpu(&loaded, &export, layers, &captures, blocks, rows_on == RowsOn::Gpu)
+                        .map_err(failed)?
                 }
             };
             Ok(OnnxModel {
