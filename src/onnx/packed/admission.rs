@@ -1,8 +1,9 @@
 //! Who gets blocks when there are not enough.
 //!
-//! First go blocks that are only kept for others, and then those of the session that was started last. It is *set back*:
-//! its tokens stay, and its next pass computes them anew. Nobody takes blocks of a session that was started earlier,
-//! unless that one rests. So the oldest session always gets what it needs, and one that waits does so for older ones.
+//! First go blocks that are only kept for others, and then those of the session that was started last. It is *set
+//! back*: its tokens stay, and its next pass computes them anew. Nobody takes blocks of a session that was started
+//! earlier, unless that one rests. So the oldest session always gets what it needs, and one that waits does so for
+//! older ones.
 
 use std::time::{Duration, Instant};
 

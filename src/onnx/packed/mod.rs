@@ -2,6 +2,7 @@
 
 mod admission;
 mod attention;
+mod block;
 pub mod check;
 pub mod gpu_runner;
 pub mod gpu_store;
