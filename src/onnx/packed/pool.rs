@@ -6,6 +6,7 @@
 //! first. Which sequence has which blocks is in [`holding`](super::holding).
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::hash::{BuildHasher, RandomState};
 
 use parking_lot::{Mutex, MutexGuard};
@@ -177,8 +178,8 @@ impl Blocks {
         };
         let chain = Chain(self.next_chain);
         self.next_chain += 1;
-        if !self.known.contains_key(&hash) {
-            self.known.insert(hash, block);
+        if let Entry::Vacant(place) = self.known.entry(hash) {
+            place.insert(block);
             self.state(block).held = Some(Content { hash, before, chain });
             self.tokens[block.0 as usize * self.size..][..self.size].copy_from_slice(tokens);
         }
