@@ -19,9 +19,11 @@ pub struct Buffers {
     tickets: Vec<Ticket<'static>>,
     /// The session and the need of each ticket, by its place.
     needs: Vec<(usize, Need)>,
-    /// By ticket: its place, whether its model overlaps with others, and how its pass went.
-    outcomes: Vec<(usize, bool, Option<Result<Report, Interrupt>>)>,
+    outcomes: Vec<Outcome>,
 }
+
+/// Of a ticket: its place, whether its model overlaps with others, and how its pass went, unless it was given back.
+type Outcome = (usize, bool, Option<Result<Report, Interrupt>>);
 
 /// Where a session stands in a call.
 enum Stand {
