@@ -3,35 +3,12 @@
 use std::borrow::BorrowMut;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use crate::decode::decoder::Need;
+use crate::engine::phase::{CallBuffers, Stand};
 use crate::engine::queue::{self, Ticket};
 use crate::engine::round::Progress;
 use crate::engine::session::{Session, State};
 use crate::error::{Error, Result};
-use crate::model::{Interrupt, Report};
-
-/// What a call needs, kept from call to call by the first session.
-#[derive(Default)]
-pub struct Buffers {
-    /// Where each session stands in the call.
-    stands: Vec<Stand>,
-    /// Empty.
-    tickets: Vec<Ticket<'static>>,
-    /// The session and the need of each ticket, by its place.
-    needs: Vec<(usize, Need)>,
-    /// By ticket: its place, whether its model overlaps with others, and how its pass went.
-    outcomes: Vec<(usize, bool, Result<Report, Interrupt>)>,
-}
-
-/// Where a session stands in a call.
-enum Stand {
-    /// It waits for passes.
-    Waits,
-    /// One of its passes has failed, or was cancelled.
-    Interrupted(Interrupt),
-    /// It has had its news.
-    Done,
-}
+use crate::model::Interrupt;
 
 /// Let each session go on until it needs passes. Then run one pass of each model for all, and let them go on. `news`
 /// is called for each session whose round has ended: with its [`Session::tokens`], or with an error of its own. The
@@ -90,8 +67,8 @@ fn advance<S: BorrowMut<Session>>(
 }
 
 /// Run one pass of each model that sessions wait for.
-fn run_together<S: BorrowMut<Session>>(sessions: &mut [S], buffers: &mut Buffers) {
-    let Buffers { stands, tickets, needs, outcomes } = buffers;
+fn run_together<S: BorrowMut<Session>>(sessions: &mut [S], buffers: &mut CallBuffers) {
+    let CallBuffers { stands, tickets, needs, outcomes } = buffers;
     let waits = |index: &usize| matches!(stands[*index], Stand::Waits);
     let Some(first) = (0..stands.len()).find(waits) else { return };
     let waiter = sessions[first].borrow().driver.waiter().clone();

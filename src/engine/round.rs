@@ -3,36 +3,12 @@
 use std::time::Duration;
 
 use crate::decode::decoder::Step;
+use crate::engine::phase::{Begun, Phase};
 use crate::engine::session::{Session, State};
 use crate::engine::stats::Stats;
 use crate::error::{Error, Result};
 use crate::model::Interrupt;
 use crate::plan::session::RoundReport;
-
-/// Where a session stands between two calls.
-#[derive(Debug)]
-pub enum Phase {
-    /// Nothing is begun.
-    Between,
-    /// A round is begun, and waits for passes.
-    Round(Begun),
-    /// A probe is begun, and waits for passes.
-    Probe(Begun),
-}
-
-/// A round or a probe that is begun.
-#[derive(Debug)]
-pub struct Begun {
-    /// The statistics at its beginning.
-    before: Stats,
-    /// Tokens committed before, and time waited before.
-    start: usize,
-    waited: Duration,
-    /// Time inside the calls that it took so far, but for the present one.
-    elapsed: Duration,
-    /// When the present call began.
-    since: Duration,
-}
 
 /// How far [`Session::advance`] has come.
 pub enum Progress {

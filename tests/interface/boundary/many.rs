@@ -135,7 +135,7 @@ fn results_of_the_first_version() {
         assert_eq!((size, count, finish as i32), (32, 1, COS_FINISH_MAX_TOKENS));
         assert_eq!(unsafe { *(tokens as *const i32) }, 1);
     }
-    sessions.map(Shared::free);
+    sessions.into_iter().for_each(Shared::free);
     unsafe { cos_engine_free(engine) };
 }
 
@@ -199,7 +199,7 @@ fn each_session_has_its_own_news() {
         }
     }
     sessions.into_iter().chain(functions).for_each(Shared::free);
-    [engine, panicking].map(|engine| unsafe { cos_engine_free(engine) });
+    [engine, panicking].into_iter().for_each(|engine| unsafe { cos_engine_free(engine) });
 }
 
 /// Without drafts, each call is one token of each; a long prompt is run in chunks beside it.
@@ -222,7 +222,7 @@ fn a_call_is_one_pass_of_each_model() {
     let both = step_many(&[short.0, long.0]);
     assert!(both.iter().all(|(_, tokens, _)| tokens.len() == 1));
     assert_eq!((short.stats().unwrap().tokens, long.stats().unwrap().tokens), (waited + 2, 2));
-    [short, long].map(Shared::free);
+    [short, long].into_iter().for_each(Shared::free);
     unsafe { cos_engine_free(engine) };
 }
 
@@ -281,6 +281,6 @@ fn a_busy_session_has_an_error_of_its_own() {
         assert_eq!(running.join().unwrap().0, 0);
     });
     assert_eq!(step_many(&[busy.0])[0].0, 0, "the session works again after the other call");
-    [busy, free].map(Shared::free);
+    [busy, free].into_iter().for_each(Shared::free);
     unsafe { cos_engine_free(engine) };
 }
