@@ -40,7 +40,10 @@ pub fn step_many<S: BorrowMut<Session>>(sessions: &mut [S], mut news: impl FnMut
             Stand::Waits => _ = advance(each, &mut news, |session| Ok(session.advance())),
             Stand::Interrupted(interrupt) => match catch(|| Ok(each.borrow_mut().interrupted(interrupt))) {
                 Ok(result) => result.into_iter().for_each(|result| news(each, result)),
-                Err(interrupt) => news(each, Err(failure(interrupt))),
+                Err(interrupt) => {
+                    let error = poisoned(each, interrupt);
+                    news(each, Err(error));
+                }
             },
             Stand::Done => {}
         }
@@ -60,7 +63,7 @@ fn advance<S: BorrowMut<Session>>(
     let result = match catch(|| body(each.borrow_mut()).map_err(Interrupt::Failed)) {
         Ok(Progress::Waits) => return Stand::Waits,
         Ok(Progress::News(result)) => result,
-        Err(interrupt) => Err(failure(interrupt)),
+        Err(interrupt) => Err(poisoned(each, interrupt)),
     };
     news(each, result);
     Stand::Done
@@ -112,7 +115,9 @@ fn catch<T>(body: impl FnOnce() -> Result<T, Interrupt>) -> Result<T, Interrupt>
     catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|panic| Err(Error::of_panic(panic.as_ref()).into()))
 }
 
-fn failure(interrupt: Interrupt) -> Error {
+/// The error of a session that has panicked, or that is of another process.
+fn poisoned<S: BorrowMut<Session>>(each: &mut S, interrupt: Interrupt) -> Error {
+    each.borrow_mut().abandon();
     match interrupt {
         Interrupt::Failed(error) => error,
         Interrupt::Cancelled => Error::Internal("a step was cancelled outside of a round".into()),

@@ -22,10 +22,11 @@ pub enum Phase {
 /// A round or a probe that is begun.
 #[derive(Debug)]
 pub struct Begun {
-    /// The statistics at its beginning.
-    pub(super) before: Stats,
-    /// Tokens committed before, and time waited before.
+    /// The statistics that the totals of the engine have.
+    pub(super) counted: Stats,
+    /// What there was before: tokens committed, time inside models, and time waited.
     pub(super) start: usize,
+    pub(super) models: Duration,
     pub(super) waited: Duration,
     /// Time inside the calls that it took so far, but for the present one.
     pub(super) elapsed: Duration,

@@ -97,9 +97,13 @@ impl Session {
     pub(super) fn pause(&mut self) {
         self.left = None;
         let now = self.engine.clock()();
-        if let Phase::Round(begun) | Phase::Probe(begun) = &mut self.phase {
+        let mut phase = std::mem::replace(&mut self.phase, Phase::Between);
+        if let Phase::Round(begun) | Phase::Probe(begun) = &mut phase {
             begun.elapsed += now.saturating_sub(begun.since);
+            self.spend(now.saturating_sub(begun.since));
+            begun.counted = self.count(&begun.counted);
         }
+        self.phase = phase;
     }
 
     /// Begin a round, unless one is begun.
@@ -107,10 +111,14 @@ impl Session {
         if !matches!(self.phase, Phase::Between) {
             return;
         }
-        let (since, before) = (self.engine.clock()(), self.stats());
+        let (since, counted) = (self.engine.clock()(), self.stats());
         self.steps += 1;
-        let (start, waited) = (self.driver.committed().len(), self.driver.waited());
-        self.phase = Phase::Round(Begun { before, start, waited, elapsed: Duration::ZERO, since });
+        self.phase = Phase::Round(self.begun(counted, since));
+    }
+
+    fn begun(&self, counted: Stats, since: Duration) -> Begun {
+        let (start, models, waited) = (self.driver.committed().len(), self.driver.elapsed(), self.driver.waited());
+        Begun { counted, start, models, waited, elapsed: Duration::ZERO, since }
     }
 
     /// End a round: plan, and count. A probe may be begun.
@@ -130,7 +138,7 @@ impl Session {
                 tokens: self.driver.committed().len() - begun.start,
                 // What it costs, so that plans are compared by what all sessions together get done.
                 total: total.saturating_sub(self.driver.waited() - begun.waited),
-                models: self.driver.elapsed() - Duration::from_nanos(begun.before.model_ns),
+                models: self.driver.elapsed() - begun.models,
                 is_usual: begun.start > self.driver.prompt_end() && self.driver.is_usual(),
                 open: finish.is_none(),
             };
@@ -138,14 +146,16 @@ impl Session {
             probe = planning.after_round(shared, &mut self.driver, round, clock);
         }
         let planned = self.engine.clock()();
-        self.count(&begun.before, total + planned.saturating_sub(now));
-        if let Some(model) = probe {
-            let (before, start, waited) = (self.stats(), self.driver.committed().len(), self.driver.waited());
-            let can = (*self.driver).probe(model);
-            self.phase = Phase::Probe(Begun { before, start, waited, elapsed: Duration::ZERO, since: planned });
-            if !can {
-                self.end_probe();
+        self.spend(planned.saturating_sub(begun.since));
+        match probe {
+            // The call counts both, unless the probe takes more than one.
+            Some(model) => {
+                self.phase = Phase::Probe(self.begun(begun.counted, planned));
+                if !(*self.driver).probe(model) {
+                    self.end_probe();
+                }
             }
+            None => _ = self.count(&begun.counted),
         }
         match result {
             Ok(()) => Ok(finish.map_or(State::Open, State::Ended)),
@@ -160,24 +170,29 @@ impl Session {
     /// End a probe, whether or not it succeeded.
     fn end_probe(&mut self) {
         let Phase::Probe(begun) = std::mem::replace(&mut self.phase, Phase::Between) else { return };
-        let total = begun.elapsed + self.engine.clock()().saturating_sub(begun.since);
+        let time = self.engine.clock()().saturating_sub(begun.since);
         if let Some(planning) = &mut self.planning {
-            let cost = total.saturating_sub(self.driver.waited() - begun.waited);
+            let cost = (begun.elapsed + time).saturating_sub(self.driver.waited() - begun.waited);
             planning.probed(self.engine.shared_planning(), cost.as_secs_f64());
         }
-        self.count(&begun.before, total);
+        self.spend(time);
+        self.count(&begun.counted);
     }
 
-    /// A round or a probe that waited for passes was undone, because the sequence has changed.
+    /// A round or a probe that waited for passes was undone, because the sequence has changed, or after a panic.
     pub(super) fn abandon(&mut self) {
-        if let Phase::Round(begun) | Phase::Probe(begun) = std::mem::replace(&mut self.phase, Phase::Between) {
-            self.count(&begun.before, begun.elapsed);
-        }
+        self.phase = Phase::Between;
     }
 
-    /// Add to the session's time, and to the totals of the engine what has changed since `before`.
-    fn count(&mut self, before: &Stats, total: Duration) {
-        self.total_ns += total.as_nanos() as u64;
-        self.engine.totals().lock().advance(before, &self.stats());
+    /// The session has taken so much time.
+    fn spend(&mut self, time: Duration) {
+        self.total_ns += time.as_nanos() as u64;
+    }
+
+    /// Add to the totals of the engine what has changed. Returns what they have now.
+    fn count(&self, counted: &Stats) -> Stats {
+        let now = self.stats();
+        self.engine.totals().lock().advance(counted, &now);
+        now
     }
 }
