@@ -115,6 +115,11 @@
 #define COS_ERROR_CALLBACK 12
 
 /**
+ * The caches of other sessions take all the memory that the configuration allows. Nothing is lost: try again later.
+ */
+#define COS_ERROR_NO_MEMORY 13
+
+/**
  * The library chooses the strategy and the proposal lengths that are expected to be fastest, and changes them as it
  * learns.
  */
@@ -443,6 +448,18 @@ typedef struct cos_stats {
    * work on rows. Rows that are always on the host do not count.
    */
   uint64_t rows_copied;
+  /**
+   * Tokens that a model did not have to compute, because a session with the same beginning had computed them. Those of
+   * all models add up: a prompt of 100 tokens that two models know counts as 200. In whole blocks of the cache, so a
+   * prompt shorter than a block counts nothing (cos_engine_describe, "cache_block_tokens").
+   */
+  uint64_t prefix_tokens;
+  /**
+   * Tokens that a model has computed once more, because their memory was taken for a session that was started
+   * earlier, or while the session rested. If this grows as fast as `tokens`, the cache is too small for the number
+   * of sessions.
+   */
+  uint64_t recomputed_tokens;
 } cos_stats;
 
 #ifdef __cplusplus
@@ -528,6 +545,9 @@ void cos_error_free(struct cos_error *error);
  *                                      same time; default: if a measurement of some milliseconds shows a gain
  *       "greedy_below": 0.01,          sessions with a temperature below this are greedy; default 0: off. For
  *                                      clients that send a small temperature and mean 0.
+ *       "when_full": "wait",           what becomes of a new session while the caches of others take all memory that
+ *                                      they may: default "wait": its first step waits; "refuse": its first step is
+ *                                      the error NO_MEMORY. Sessions that have begun always wait.
  *       "onnxruntime": "libonnxruntime.so"    the file of ONNX Runtime
  *     }
  *
@@ -601,6 +621,19 @@ struct cos_error *cos_session_new(const struct cos_engine *engine,
                                   struct cos_session **out_session);
 
 /**
+ * Share computed tokens with sessions of the same scope only, such as those of one tenant. Without a scope, a session
+ * finds what any session of the engine without a scope has computed, and its time tells whether somebody has asked
+ * the same before. To be called before the first prompt. One thread at a time.
+ *
+ * @param session  in/out, must not be NULL, not in use on another thread (BUSY)
+ * @param scope    UTF-8, ends with NUL, copied; must not be NULL. Sessions with equal scopes share; "" is no scope.
+ * @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT (also if the session has tokens), BUSY,
+ *         POISONED
+ * Since 0.1.
+ */
+struct cos_error *cos_session_set_scope(struct cos_session *session, const char *scope);
+
+/**
  * Append tokens to the sequence: the first prompt, or the next turn of a chat. A finished sequence goes on.
  *
  * The call does not run a model. The next step does, so cos_cancel can stop a long prompt. On error, nothing is
@@ -626,7 +659,9 @@ struct cos_error *cos_prompt(struct cos_session *session, const int32_t *tokens,
  * @param out_result  out, must not be NULL; `struct_size` must be set. The session owns `tokens` and
  *                    `log_probabilities`, which are valid until its next call.
  * @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT (no prompt yet), NUMERIC, RUNTIME,
- *         CALLBACK, BUSY, POISONED, INTERNAL (poisons the session)
+ *         CALLBACK, NO_MEMORY (the caches of other sessions take all memory, nothing was decoded yet, and the
+ *         configuration says "when_full": "refuse"; nothing is lost, and a later step tries again), BUSY, POISONED,
+ *         INTERNAL (poisons the session)
  * Since 0.1.
  */
 struct cos_error *cos_step(struct cos_session *session, struct cos_step_result *out_result);

@@ -16,9 +16,19 @@ const float REACH = 16;  // the bins cover weights down to e^-REACH of the large
 const int NONE = 0x7fffffff;
 static_assert(NEAR == 32 * CHUNKS, "to scan a row, each warp takes a chunk");
 
-// The parameters of a pass, which its graph reads from memory.
+struct Part;
+struct Summary;
+
+// The parameters of a sequence's share of a pass, which the graph of the pass reads from memory.
 struct Control {
-    int first;    // the position of the first row in `logits`
+    char *ring;         // the memory of the sequence for rows
+    Part *parts;        // by slot of the ring and chunk
+    float *peaks;       // by slot, chunk and thread of `keep`
+    double *kept;       // by slot and chunk
+    Summary *summaries; // by slot
+    int row;      // the index of its first row in `logits`
+    int given;    // its rows
+    int first;    // the position of the first one
     int skipped;  // rows at the front that nobody reads
     int vocab;    // tokens; further columns are padding
     float rate;   // 1 / temperature
@@ -126,18 +136,18 @@ extern "C" __global__ void transfer(const uint4 *from, uint4 *to, int words) {
     for (int i = blockIdx.x * THREADS + threadIdx.x; i < words; i += gridDim.x * THREADS) to[i] = from[i];
 }
 
-// Copy rows into the ring and summarise their chunks. `peaks` gets the largest score that each thread has seen.
-// One block for each (chunk, row).
-extern "C" __global__ void keep(const void *logits, int element, long columns, const Control *control, char *ring,
-                                Part *parts, float *peaks) {
+// Copy rows into the rings and summarise their chunks. `peaks` gets the largest score that each thread has seen.
+// One block for each (chunk, row of a sequence, sequence).
+extern "C" __global__ void keep(const void *logits, int element, long columns, const Control *controls) {
+    const Control *control = controls + blockIdx.z;
     int row = blockIdx.y, chunk = blockIdx.x, thread = threadIdx.x;
-    if (row < control->skipped) return;
+    if (row < control->skipped || row >= control->given) return;
     const float INF = __int_as_float(0x7f800000);
     int vocab = control->vocab;
     float rate = control->rate;
     int slot = (control->first + row) % ROWS;
-    const char *from = (const char *)logits + row * columns * bytes_of(element);
-    char *to = ring + slot * stride_of(columns, element);
+    const char *from = (const char *)logits + (control->row + row) * columns * bytes_of(element);
+    char *to = control->ring + slot * stride_of(columns, element);
     int length = (vocab + CHUNKS - 1) / CHUNKS, begin = min(vocab, chunk * length), end = min(vocab, begin + length);
 
     Part part = {0, -INF, -INF, begin, 0};
@@ -170,7 +180,7 @@ extern "C" __global__ void keep(const void *logits, int element, long columns, c
     __shared__ int bests[THREADS];
     __shared__ double totals[THREADS];
     int any_bad = __syncthreads_or(bad);
-    peaks[(slot * CHUNKS + chunk) * THREADS + thread] = part.max;
+    control->peaks[(slot * CHUNKS + chunk) * THREADS + thread] = part.max;
     maxima[thread] = part.max, seconds[thread] = part.second, bests[thread] = part.best;
     __syncthreads();
     for (int half = THREADS / 2; half > 0; half /= 2) {
@@ -195,35 +205,37 @@ extern "C" __global__ void keep(const void *logits, int element, long columns, c
     }
     if (thread == 0) {
         Part whole = {totals[0], any_bad ? nan() : max, seconds[0], bests[0], 0};
-        parts[slot * CHUNKS + chunk] = whole;
+        control->parts[slot * CHUNKS + chunk] = whole;
     }
 }
 
 // Summarise rows, and note the score of the token that the pass has at each row's position. One block of CHUNKS threads
-// for each row, and one more block that notes the score of the pass's first token, whose row is in the ring.
-extern "C" __global__ void summarise(const void *logits, int element, long columns, const Control *control,
-                                     const char *ring, const Part *parts, Summary *summaries, int given) {
+// for each (row of a sequence, sequence), and one more row that notes the score of the sequence's first token, whose
+// row is in the ring.
+extern "C" __global__ void summarise(const void *logits, int element, long columns, const Control *controls) {
+    const Control *control = controls + blockIdx.y;
     int row = blockIdx.x, thread = threadIdx.x;
     long size = bytes_of(element);
-    if (row == given) {
+    Summary *summaries = control->summaries;
+    if (row == (int)gridDim.x - 1) {
         if (!control->known || thread > 0) return;
         int slot = control->start % ROWS;
         Summary *summary = summaries + slot;
         summary->token = control->tokens[0];
-        summary->score = to_float(ring + slot * stride_of(columns, element), element, control->tokens[0]);
+        summary->score = to_float(control->ring + slot * stride_of(columns, element), element, control->tokens[0]);
         return;
     }
-    if (row < control->skipped) return;
+    if (row < control->skipped || row >= control->given) return;
     int position = control->first + row, slot = position % ROWS;
     __shared__ Joined joined;
-    join(joined, parts + slot * CHUNKS, control->rate);
+    join(joined, control->parts + slot * CHUNKS, control->rate);
     if (thread > 0) return;
     const Part &whole = joined.whole;
     Summary summary = {whole.total, whole.max, whole.second, whole.best, position, -1, 0, 0, 0, -1};
     int next = position - control->start;
     if (next < control->width) {
         summary.token = control->tokens[next];
-        summary.score = to_float((const char *)logits + row * columns * size, element, summary.token);
+        summary.score = to_float((const char *)logits + (control->row + row) * columns * size, element, summary.token);
     }
     summaries[slot] = summary;
 }
@@ -336,31 +348,33 @@ template <typename Worth> __device__ void rank(Search &search, int listed, Worth
     accumulate(search.sums, listed);
 }
 
-// Find the tokens that the filters keep, in the order top-k, top-p, min-p. One block of NEAR threads for each row.
+// Find the tokens that the filters keep, in the order top-k, top-p, min-p. One block of NEAR threads for each (row of a
+// sequence, sequence).
 // If the search fails, `cut` stays -1, and the host filters the row.
 extern "C" __global__ void __launch_bounds__(NEAR)
-    filter(int element, long columns, const Control *control, const char *ring, const Part *parts, const float *peaks,
-           Summary *summaries, double *kept) {
+    filter(int element, long columns, const Control *controls) {
+    const Control *control = controls + blockIdx.y;
     const float INF = __int_as_float(0x7f800000), LEAST = -3.402823466e38f; // the least finite score
     const int FEW = 64, MANY = 512; // numbers of best groups whose tokens are listed first, and then
     __shared__ Search search;
     int row = blockIdx.x, thread = threadIdx.x;
-    if (row < control->skipped) return;
+    if (row < control->skipped || row >= control->given) return;
     int slot = (control->first + row) % ROWS, vocab = control->vocab, length = (vocab + CHUNKS - 1) / CHUNKS,
         top_k = control->top_k;
     float top_p = control->top_p, distance = control->distance, rate = control->rate;
-    const char *scores = ring + slot * stride_of(columns, element);
-    kept += slot * CHUNKS, peaks += slot * CHUNKS * THREADS;
+    const char *scores = control->ring + slot * stride_of(columns, element);
+    double *kept = control->kept + slot * CHUNKS;
+    const float *peaks = control->peaks + slot * CHUNKS * THREADS;
     // Tokens with similar numbers often have similar scores, so a group has tokens of chunks that are far apart.
     float peak = -INF;
     for (int seen = thread; seen < CHUNKS * THREADS; seen += NEAR) peak = fmaxf(peak, peaks[seen]);
     search.groups[thread] = key_of(peak, thread);
     if (thread < CHUNKS) search.chunks[thread] = {0, 0};
     if (thread == 0) search.listed = 0;
-    join(search.row, parts + slot * CHUNKS, rate);
+    join(search.row, control->parts + slot * CHUNKS, rate);
     float max = search.row.whole.max;
     if (!(max < INF && max > -INF)) return;
-    Summary *summary = summaries + slot;
+    Summary *summary = control->summaries + slot;
     if (top_k <= 0 && top_p >= 1 && distance == -INF) { // no filter, as with top-k of the vocabulary
         if (thread < CHUNKS) kept[thread] = search.row.totals[thread];
         if (thread == 0) summary->kept = search.row.whole.total, summary->floor = -INF, summary->cut = NONE;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::decode::combine::Combination;
 use crate::error::{Error, Result};
@@ -18,7 +18,7 @@ const MAX_MODELS: usize = 64;
 
 /// The configuration of an engine.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "an object with `models` and `combine`")]
 pub struct Config {
     /// The models. Weights, proposal lengths and all other lists have the same order.
     pub models: Vec<ModelConfig>,
@@ -38,9 +38,23 @@ pub struct Config {
     /// Sessions with a temperature below this are greedy. 0 is off.
     #[serde(default)]
     pub greedy_below: f32,
+    /// What becomes of a new session while the caches of others take all memory that they may.
+    #[serde(default)]
+    pub when_full: FullCache,
     /// Path of the library file of ONNX Runtime.
     #[serde(default)]
     pub onnxruntime: Option<PathBuf>,
+}
+
+/// What becomes of a new session while the caches of others take all memory that they may.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FullCache {
+    /// It waits.
+    #[default]
+    Wait,
+    /// Its first step is an error.
+    Refuse,
 }
 
 /// One model of an engine. Its `"kind"` is `"onnx"`, the default, or `"ngram"`.
@@ -101,7 +115,7 @@ pub enum RowsName {
 
 /// The keys of a model of any kind. [`ModelConfig`] has only the keys of its kind.
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "an object like {\"path\": \"models/demo/base\"}")]
 struct ModelKeys {
     #[serde(default)]
     kind: ModelKind,
@@ -197,7 +211,7 @@ pub enum ProviderName {
 
 /// How the models are combined; see [`Combination`].
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
-#[serde(tag = "kind", rename_all = "lowercase", deny_unknown_fields)]
+#[serde(tag = "kind", rename_all = "lowercase", try_from = "CombineKeys")]
 pub enum Combine {
     /// A mixture of the distributions.
     Weighted {
@@ -209,7 +223,6 @@ pub enum Combine {
         /// μ.
         mu: f32,
         /// α of the plausibility mask. 0 is off.
-        #[serde(default)]
         plausibility: f32,
     },
     /// A weighted sum of logits.
@@ -222,6 +235,58 @@ pub enum Combine {
         /// Index of the model.
         model: usize,
     },
+}
+
+/// The keys of a combination of any kind. [`Combine`] has only the keys of its kind.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, expecting = "an object like {\"kind\": \"target\", \"model\": 0}")]
+struct CombineKeys {
+    kind: CombineKind,
+    weights: Option<Vec<f32>>,
+    mu: Option<f32>,
+    plausibility: Option<f32>,
+    model: Option<usize>,
+}
+
+#[derive(Clone, Copy, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum CombineKind {
+    Weighted,
+    Contrastive,
+    Logits,
+    Target,
+}
+
+impl TryFrom<CombineKeys> for Combine {
+    type Error = String;
+
+    fn try_from(keys: CombineKeys) -> Result<Self, String> {
+        let CombineKeys { kind, weights, mu, plausibility, model } = keys;
+        let name = json!(kind);
+        let takes: &[&str] = match kind {
+            CombineKind::Weighted | CombineKind::Logits => &["weights"],
+            CombineKind::Contrastive => &["mu", "plausibility"],
+            CombineKind::Target => &["model"],
+        };
+        let given = [
+            ("weights", weights.is_some()),
+            ("mu", mu.is_some()),
+            ("plausibility", plausibility.is_some()),
+            ("model", model.is_some()),
+        ];
+        if let Some((key, _)) = given.into_iter().find(|(key, is_given)| *is_given && !takes.contains(key)) {
+            return Err(format!("kind {name} takes no `{key}`, only `{}`; leave `{key}` out", takes.join("` and `")));
+        }
+        let missing = || format!("kind {name} needs `{}`; add it", takes[0]);
+        Ok(match kind {
+            CombineKind::Weighted => Combine::Weighted { weights: weights.ok_or_else(missing)? },
+            CombineKind::Logits => Combine::Logits { weights: weights.ok_or_else(missing)? },
+            CombineKind::Contrastive => {
+                Combine::Contrastive { mu: mu.ok_or_else(missing)?, plausibility: plausibility.unwrap_or_default() }
+            }
+            CombineKind::Target => Combine::Target { model: model.ok_or_else(missing)? },
+        })
+    }
 }
 
 impl Combine {
@@ -309,8 +374,10 @@ impl Config {
 
     /// Read a configuration from JSON text. Relative paths in it are relative to the working directory.
     pub fn parse(text: &str) -> Result<Self> {
+        let mut json = serde_json::Deserializer::from_str(files::without_mark(text));
         let config: Config =
-            serde_json::from_str(files::without_mark(text)).map_err(|error| Error::Config(error.to_string()))?;
+            serde_path_to_error::deserialize(&mut json).map_err(|error| Error::Config(plain(&error)))?;
+        json.end().map_err(|error| Error::Config(error.to_string()))?;
         if config.models.is_empty() {
             return Err(Error::Config("models is empty; name at least one model".into()));
         }
@@ -361,6 +428,43 @@ impl Config {
     }
 }
 
+/// What serde expects, and the same for people.
+const EXPECTED: [(&str, &str); 7] = [
+    ("usize", "a whole number, 0 or more"),
+    ("i32", "a whole number"),
+    ("f32", "a number"),
+    ("a boolean", "true or false"),
+    ("a string", "a string"),
+    ("path string", "a string"),
+    ("a sequence", "a list in [ ]"),
+];
+
+/// Say of a value that does not fit which key has it, and what the key takes. Other errors get the key in front.
+fn plain(error: &serde_path_to_error::Error<serde_json::Error>) -> String {
+    let (path, inner) = (error.path().to_string(), error.inner());
+    let message = inner.to_string();
+    if !inner.is_data() {
+        return message;
+    }
+    let place = format!(" at line {} column {}", inner.line(), inner.column());
+    let what = message.strip_suffix(&place).unwrap_or(&message);
+    let name = if path == "." { "the configuration" } else { &path };
+    let wrong = what.strip_prefix("invalid type: ").or(what.strip_prefix("invalid value: "));
+    match wrong.and_then(|wrong| wrong.rsplit_once(", expected ")) {
+        Some((given, expected)) => {
+            let known = EXPECTED.iter().find(|(serde, _)| *serde == expected).map_or(expected, |(_, plain)| plain);
+            let given = match given {
+                "map" => "an object".into(),
+                "sequence" => "a list".into(),
+                "null" => given.into(),
+                other => format!("the {other}"),
+            };
+            format!("{name} is {given}; it must be {known}{place}")
+        }
+        None => format!("{name}: {what}{place}"),
+    }
+}
+
 /// The message of an error without the prefix of its code.
 fn bare_message(error: Error) -> String {
     match error {
@@ -395,7 +499,7 @@ mod tests {
         check(&with(r#"{"kind":"weighted","weights":[0.5]}"#), "1 weights for 2 models");
         check(&with(r#"{"kind":"weighted","weights":[1.5,-0.5]}"#), "weights[1] is -0.5");
         check(&with(r#"{"kind":"weighted","weights":[0.5,0.6]}"#), "these sum to 1.1");
-        check(&with(r#"{"kind":"weighted","weights":[0.5,0.5],"mu":1}"#), "unknown field `mu`");
+        check(&with(r#"{"kind":"weighted","weights":[0.5,0.5],"mu":1}"#), "kind \"weighted\" takes no `mu`");
         check(&with(r#"{"kind":"average"}"#), "unknown variant `average`");
         check(
             r#"{"models":[{"path":"a","prvider":"cpu"}],"combine":{"kind":"target","model":0}}"#,
@@ -416,16 +520,16 @@ mod tests {
             "unknown field `thread`",
         );
         check(r#"{"models":[{"path":"a"}],"combine":{"kind":"target","model":0},"spinning":false}"#, "ok");
-        check(r#"{"models":[{"path":"a"}],"combine":{"kind":"target","model":0},"spinning":1}"#, "expected a boolean");
         check(r#"{"models":[{"path":"a"}],"combine":{"kind":"target","model":0},"overlap":false}"#, "ok");
-        check(
-            r#"{"models":[{"path":"a"}],"combine":{"kind":"target","model":0},"overlap":"no"}"#,
-            "expected a boolean",
-        );
         check(r#"{"models":[{"path":"a"}],"combine":{"kind":"target","model":0},"greedy_below":0.01}"#, "ok");
         check(
             r#"{"models":[{"path":"a"}],"combine":{"kind":"target","model":0},"greedy_below":-1}"#,
             "greedy_below is -1",
+        );
+        check(r#"{"models":[{"path":"a"}],"combine":{"kind":"target","model":0},"when_full":"refuse"}"#, "ok");
+        check(
+            r#"{"models":[{"path":"a"}],"combine":{"kind":"target","model":0},"when_full":"fail"}"#,
+            "unknown variant `fail`",
         );
         check("\u{feff}{", "EOF");
         let many = |look_ups: usize| {
@@ -434,6 +538,34 @@ mod tests {
         };
         check(&many(63), "ok");
         check(&many(64), "models lists 65; an engine takes at most 64, so name fewer");
+    }
+
+    #[test]
+    fn values_of_a_wrong_type_are_named_by_their_key() {
+        let with = |key: &str| format!(r#"{{"models":[{{"path":"a"}}],{key}"combine":{{"kind":"target","model":0}}}}"#);
+        let number = "it must be a whole number, 0 or more";
+        check(&with(r#""threads":-1,"#), &format!("threads is the integer `-1`; {number} at line 1 column 37"));
+        check(&with(r#""threads":1.5,"#), &format!("threads is the floating point `1.5`; {number}"));
+        check(&with(r#""spinning":1,"#), "spinning is the integer `1`; it must be true or false");
+        check(&with(r#""overlap":"no","#), "overlap is the string \"no\"; it must be true or false");
+        check(&with(r#""greedy_below":"x","#), "greedy_below is the string \"x\"; it must be a number");
+        check(&with(r#""onnxruntime":1,"#), "onnxruntime is the integer `1`; it must be a string");
+
+        let with = |models: &str, combine: &str| format!(r#"{{"models":{models},"combine":{combine}}}"#);
+        let (model, target) = (r#"[{"path":"a"}]"#, r#"{"kind":"target","model":0}"#);
+        check(&with(r#"["x"]"#, target), "models[0] is the string \"x\"; it must be an object like {\"path\":");
+        check(&with(r#"{"path":"a"}"#, target), "models is an object; it must be a list in [ ]");
+        check(&with(r#"[{"path":"a","device_id":"0"}]"#, target), "models[0].device_id is the string \"0\"");
+        check(&with(r#"[{"path":"a","scoring":"fast"}]"#, target), "models[0].scoring: unknown variant `fast`");
+        check(&with(model, "1"), "combine is the integer `1`; it must be an object like {\"kind\":");
+        check(&with(model, r#"{"kind":"weighted","weights":0.5}"#), "combine.weights is the floating point `0.5`");
+        check(&with(model, r#"{"kind":"weighted","weights":["a"]}"#), "combine.weights[0] is the string \"a\"");
+        check(&with(model, r#"{"kind":"target","model":-1}"#), &format!("combine.model is the integer `-1`; {number}"));
+        check(&with(model, r#"{"kind":"contrastive"}"#), "combine: kind \"contrastive\" needs `mu`; add it");
+        check(&with(model, r#"{"kind":"logits"}"#), "combine: kind \"logits\" needs `weights`; add it");
+        check(&with(model, r#"{"weights":[1]}"#), "combine: missing field `kind`");
+        check("[]", "the configuration");
+        check(&(with(model, target) + "x"), "trailing characters");
     }
 
     #[test]

@@ -48,6 +48,9 @@ pub enum Error {
     /// A function of the caller failed.
     #[error("callback: {0}")]
     Callback(String),
+    /// The sequences of a model use all memory that its cache may take.
+    #[error("no memory: {0}")]
+    NoMemory(String),
 }
 
 impl Error {
@@ -73,6 +76,7 @@ impl Error {
             Error::Poisoned => 10,
             Error::Internal(_) => 11,
             Error::Callback(_) => 12,
+            Error::NoMemory(_) => 13,
         }
     }
 }

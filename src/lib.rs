@@ -1,7 +1,7 @@
 //! CoS decodes with several language models at once, exactly and fast.
 //!
-//! The product is the C interface in [`ffi`]. The Rust modules are public for the project's own tests and benchmarks, and
-//! promise nothing from version to version. ARCHITECTURE.md is the map.
+//! The product is the C interface in [`ffi`]. The Rust modules are public for the project's own tests and benchmarks,
+//! and promise nothing from version to version. ARCHITECTURE.md is the map.
 #![deny(missing_docs)]
 
 mod clock;

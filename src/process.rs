@@ -8,30 +8,41 @@ use std::num::NonZero;
 use std::ops::Range;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
-use std::sync::Once;
-use std::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, Ordering};
 
 use crate::error::{Error, Result};
 
-/// The number of forks between the first process and this one.
+/// Grows with each fork that leads to a process.
 static FORKS: AtomicU32 = AtomicU32::new(0);
 
-/// A process, identified by the number of forks that led to it.
+/// Give freed memory back to the system. glibc keeps memory that is freed below other memory, such as what the loading
+/// of a model took.
+pub fn release_freed_memory() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: it may be called at any time from any thread, and takes no pointer.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
+/// A process, told from those it was forked from by [`FORKS`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Process(u32);
 
 impl Process {
     /// The current process.
     pub fn current() -> Self {
-        static REGISTERED: Once = Once::new();
-        REGISTERED.call_once(|| {
+        // No `Once`: in the child of a fork amid its call, it would wait for a thread that only the parent has.
+        static REGISTERED: AtomicBool = AtomicBool::new(false);
+        if !REGISTERED.load(Ordering::Acquire) {
             extern "C" fn in_child() {
                 FORKS.fetch_add(1, Ordering::Relaxed);
             }
-            // SAFETY: the handler only counts, and the library stays loaded once the handler is registered. If there is
-            // no memory to register it, a child is taken for its parent.
+            // SAFETY: the handler only counts, so two threads may both register it. The library stays loaded once it is
+            // registered. If there is no memory to register it, a child is taken for its parent.
             _ = unsafe { libc::pthread_atfork(None, None, Some(in_child)) };
-        });
+            REGISTERED.store(true, Ordering::Release);
+        }
         Process(FORKS.load(Ordering::Relaxed))
     }
 
@@ -97,14 +108,11 @@ impl<T: Send + Sync> PerProcess<T> {
 /// Keep this library loaded until the process ends, because ONNX Runtime keeps addresses of its code, such as a
 /// logger's.
 pub fn stay_loaded() {
-    static DONE: Once = Once::new();
-    DONE.call_once(|| {
-        if let Some(file) = own_file() {
-            // SAFETY: the object is loaded already, so the call only marks it. It has no effect for a program that
-            // links this crate, which stays loaded anyway.
-            _ = unsafe { libc::dlopen(file.as_ptr(), libc::RTLD_LAZY | libc::RTLD_NOLOAD | libc::RTLD_NODELETE) };
-        }
-    });
+    if let Some(file) = own_file() {
+        // SAFETY: the object is loaded already, so the call only marks it, any number of times. It has no effect for a
+        // program that links this crate, which stays loaded anyway.
+        _ = unsafe { libc::dlopen(file.as_ptr(), libc::RTLD_LAZY | libc::RTLD_NOLOAD | libc::RTLD_NODELETE) };
+    }
 }
 
 /// The number of processors that this process may use, by its affinity and its control group.

@@ -80,6 +80,8 @@ struct Document {
     anchors: BTreeSet<String>,
     links: Vec<(usize, String)>,
     spans: Vec<(usize, String)>,
+    /// Names of code, each with the file that is said to have it: "`FILE`: … `NAME`".
+    names: Vec<(usize, String, String)>,
     blocks: Vec<Block>,
 }
 
@@ -93,8 +95,19 @@ impl Document {
         };
         let parser = Parser::new_with_broken_link_callback(text, Options::ENABLE_TABLES, Some(&mut undefined));
         let (mut heading, mut block, mut excused) = (None::<String>, None::<Block>, false);
+        // The path that stands just before, and the path with a colon that names belong to.
+        let (mut path_before, mut file) = (None::<String>, None::<String>);
         for (event, range) in parser.into_offset_iter() {
             let line = text[..range.start].matches('\n').count() + 1;
+            match (&event, path_before.take()) {
+                (Event::Code(code), _) if is_path(code) => (path_before, file) = (Some(code.to_string()), None),
+                (Event::Code(code), _) if is_name(code) => {
+                    document.names.extend(file.iter().map(|file| (line, file.clone(), code.to_string())));
+                }
+                (Event::Text(text), Some(path)) if text.starts_with(':') => file = Some(path),
+                (Event::End(TagEnd::Item | TagEnd::Paragraph | TagEnd::TableCell), _) => file = None,
+                _ => {}
+            }
             match event {
                 Event::Html(comment) => excused = gives_a_reason(&comment),
                 Event::Start(Tag::CodeBlock(kind)) => block = Some(begin(line, &kind, excused)),
@@ -236,11 +249,29 @@ fn check_span(span: &str, here: &Path) -> Result<(), String> {
     if span.starts_with("make ") || span.starts_with("cargo ") || (span.contains(' ') && FOLDERS.contains(&first)) {
         return check_line(span);
     }
-    let is_path = span.contains('/') && span.chars().all(|c| c.is_ascii_alphanumeric() || "/._-*".contains(c));
-    if is_path && FOLDERS.contains(&first) && !exists(span, here) {
+    if is_path(span) && !exists(span, here) {
         return Err(format!("there is no {span}"));
     }
     Ok(())
+}
+
+/// Whether a span is a path from the project's folder.
+fn is_path(span: &str) -> bool {
+    let is_plain = span.chars().all(|c| c.is_ascii_alphanumeric() || "/._-*".contains(c));
+    is_plain && span.split_once('/').is_some_and(|(first, _)| FOLDERS.contains(&first))
+}
+
+/// Whether a span is a name of code, such as `Config::parse` or the beginning of one, `COS_STRATEGY_…`.
+fn is_name(span: &str) -> bool {
+    span.contains(|c: char| c == '_' || c.is_uppercase())
+        && span.chars().all(|c| c.is_alphanumeric() || "_:…".contains(c))
+}
+
+/// A name occurs in the file that it stands behind. Each part of a path does.
+fn check_name(file: &str, name: &str) -> Result<(), String> {
+    let Ok(text) = std::fs::read_to_string(root().join(file)) else { return Ok(()) };
+    let missing = name.split([':', '…']).find(|part| !text.contains(part));
+    missing.map_or(Ok(()), |part| Err(format!("{file} has no {part}")))
 }
 
 /// The simple commands of a line of shell, as words without their quotes.
@@ -405,9 +436,10 @@ fn problems(document: &Document, all: &BTreeMap<String, Document>) -> Vec<String
     // ARCHITECTURE.md has a test of its own.
     let spans = document.spans.iter().filter(|_| document.path != "ARCHITECTURE.md");
     let spans = spans.map(|(line, span)| (line, check_span(span, here)));
+    let names = document.names.iter().map(|(line, file, name)| (line, check_name(file, name)));
     let blocks = document.blocks.iter().filter(|block| !block.excused);
     let blocks = blocks.map(|block| (&block.line, check_block(document, block)));
-    let found = links.chain(spans).chain(blocks);
+    let found = links.chain(spans).chain(names).chain(blocks);
     found.filter_map(|(line, result)| Some(format!("{}:{line}: {}", document.path, result.err()?))).collect()
 }
 
@@ -509,6 +541,8 @@ fn faults_are_found() {
         ("![x](nothing.svg)", "docs/nothing.svg"),
         ("`make tset`", "make knows no tset"),
         ("`src/no/such.rs`", "there is no src/no/such.rs"),
+        ("1. `src/config.rs`: a member of `Config`, and\n   `Confg::parse`.", "src/config.rs has no Confg"),
+        ("- `src/config.rs`: a `COSY_…`", "src/config.rs has no COSY_"),
         ("`cargo bench --bench bench -- --speed 3`", "no option --speed"),
         ("`cargo test --test nothing`", "there is no test nothing"),
         ("```sh\nmake export MODLE=x\n```", "make knows no MODLE=x"),
@@ -537,6 +571,7 @@ fn what_is_right_passes() {
         "# A\n# A\n[x](#a-1)",
         "`make test-cpp`, `bindings/*/test`, `scripts/export --help`, `src/config.rs`",
         "```sh\nexport A=\"$PWD\"  # make nothing\nCGO_LDFLAGS=\"-L$A\" go build && (cd x && ./chat)\n```",
+        "1. `src/config.rs`: `Config::parse`. `src/lib.rs` and `Anything`\n2. `Anything`",
         "```c fragment\nTRY(cos_cancel(session));\n```",
         "<!-- not checked: an example of an error -->\n```json\n{\n```",
     ] {

@@ -331,6 +331,7 @@ fn load(folder: &Path, names: &[String], provider: Provider, device: i32) -> Res
         spinning: None,
         overlap: None,
         greedy_below: 0.0,
+        when_full: Default::default(),
         onnxruntime: None,
     })?))
 }

@@ -252,7 +252,7 @@ struct SessionOptions {
     std::int32_t top_k = 0;  ///< Sample among this many most probable tokens of each distribution; 0 is off.
     float top_p = 0;         ///< Sample among the fewest tokens that together have this probability; 0 or 1 is off.
     float min_p = 0;         ///< Sample among tokens with at least this share of the highest probability; 0 is off.
-    std::uint64_t seed = 0;  ///< Same tokens for the same seed, strategy (except automatic) and number of threads.
+    std::uint64_t seed = 0;  ///< Same tokens for the same seed, strategy (not automatic) and threads; cos.h says more.
     std::uint32_t max_tokens = 0;  ///< Most tokens to generate after each prompt; 0: until the context is full.
     /// How many tokens each model proposes in a row, 0 to 64, in the order of the configuration. Default: automatic.
     std::optional<std::vector<std::int32_t>> proposal_lengths{};

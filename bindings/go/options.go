@@ -79,7 +79,7 @@ type Options struct {
 	// Sample among the tokens that have at least this share of the highest probability; 0 is off.
 	MinP float32
 	// Seed of the random numbers. The tokens are the same for the same seed, strategy (other than auto) and number of
-	// threads.
+	// threads. They may be others behind a step that failed, or that was cancelled while it ran.
 	Seed uint64
 	// Most tokens to generate after each prompt; 0: until the context is full.
 	MaxTokens uint32

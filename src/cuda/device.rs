@@ -126,6 +126,12 @@ impl Device {
         self.id
     }
 
+    /// Bytes that are free.
+    pub fn free_memory(&self) -> ort::Result<usize> {
+        self.enter()?;
+        done(result::mem_get_info()).map(|(free, _)| free)
+    }
+
     /// Whether ONNX Runtime uses cuDNN's attention kernels on it by default.
     pub fn prefers_cudnn(&self) -> bool {
         const FIRST: i32 = 9; // Hopper

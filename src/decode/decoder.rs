@@ -19,7 +19,7 @@ pub use crate::decode::target::Workspace;
 use crate::error::{Error, Result};
 use crate::learn::estimates::Estimates;
 use crate::learn::observer::{Observer, WINDOW};
-use crate::model::{Memory, Pass, Report, Sequence};
+use crate::model::{CacheUse, Memory, Pass, Report, Sequence};
 
 /// One who takes part in decoding a sequence.
 pub enum Proposer {
@@ -511,6 +511,11 @@ impl<C: Chance> Decoder<C> {
         self.is_usual
     }
 
+    /// Whether the next round can commit a token: there is a prompt, and the sequence has not ended.
+    pub fn is_open(&self) -> bool {
+        !self.schedule.is_empty() && self.state.finish.is_none()
+    }
+
     /// The committed tokens, prompts included.
     pub fn committed(&self) -> &[i32] {
         &self.state.tokens[..self.schedule.committed()]
@@ -562,6 +567,25 @@ impl<C: Chance> Decoder<C> {
     pub fn rows_copied(&self) -> impl Iterator<Item = u64> {
         let copied = |lane: &Lane| lane.sequence.device_rows().map_or(0, |rows| rows.copied());
         self.state.lanes.iter().map(move |lane| lane.as_ref().map_or(0, copied))
+    }
+
+    /// Share computed tokens with sequences of the same scope only.
+    ///
+    /// [`Error::InvalidArgument`] if there are tokens already.
+    pub fn set_scope(&mut self, scope: &str) -> Result<()> {
+        if !self.schedule.is_empty() {
+            return Err(Error::InvalidArgument(format!(
+                "the session has {} tokens; set its scope before the first prompt",
+                self.schedule.committed()
+            )));
+        }
+        self.state.lanes.iter_mut().flatten().for_each(|lane| lane.sequence.set_scope(scope));
+        Ok(())
+    }
+
+    /// What sharing the models' caches has saved and cost.
+    pub fn cache_use(&self) -> CacheUse {
+        self.state.lanes.iter().flatten().map(|lane| lane.sequence.cache_use()).sum()
     }
 
     /// The memory of the sequence: the models' sequences, and its tokens.

@@ -338,7 +338,12 @@ impl<C: Chance> Front<'_, C> {
                 return Error::Numeric(format!("{}, position {position}: {what}", lane.limits.name));
             }
         }
-        Error::Numeric(format!("the combination, position {position}: {what}"))
+        let mend = match &self.settings.combination {
+            Combination::Mixture { .. } => "",
+            Combination::Logits { .. } => "; use smaller weights, if their sum is more than a float32 holds",
+            Combination::Custom { .. } => "; the combine function must give finite scores, or minus infinity for some",
+        };
+        Error::Numeric(format!("the combination, position {position}: {what}{mend}"))
     }
 }
 

@@ -128,8 +128,12 @@ impl<C: Chance> Driver<C> {
     /// Run those of `count` needs from index `first` on whose models have queues.
     fn run_shared(&mut self, queues: &PassQueues, first: usize, count: usize) -> Result<(), Interrupt> {
         let Driver { decoder, cancel, waiter, in_crowd, .. } = self;
+        let is_new = decoder.counters().tokens == 0;
         let passes = decoder.passes().skip(first).take(count);
-        let tickets = passes.filter_map(|(need, pass)| Some((need, Ticket::new(queues.of(need.model)?, pass, cancel))));
+        let tickets = passes.filter_map(|(need, pass)| {
+            let when_full = queues.when_full(is_new && need.start == 0, true);
+            Some((need, Ticket::new(queues.of(need.model)?, pass, cancel, when_full)))
+        });
         let (needs, mut tickets): (ArrayVec<Need, MOST_MODELS>, ArrayVec<Ticket, MOST_MODELS>) = tickets.unzip();
         let asked = Instant::now();
         queue::run(waiter, *in_crowd, &mut tickets);
@@ -137,7 +141,8 @@ impl<C: Chance> Driver<C> {
         let outcomes: ArrayVec<_, MOST_MODELS> = tickets.into_iter().map(Ticket::outcome).collect();
         let mut own = Duration::ZERO;
         for (need, outcome) in needs.into_iter().zip(outcomes) {
-            let report = outcome?;
+            let given_back = || Err(Error::Internal("a pass that may wait was given back".into()).into());
+            let report = outcome.unwrap_or_else(given_back)?;
             own = if overlaps { own.max(report.elapsed) } else { own + report.elapsed };
             decoder.ran(need, report, overlaps);
         }
@@ -182,12 +187,15 @@ impl<C: Chance> Driver<C> {
         Ok(())
     }
 
-    /// Ask for the passes that are run in common with others, each with its need.
+    /// Ask for the passes that are run in common with others, each with its need. One for which there is no memory now is
+    /// given back.
     pub(super) fn tickets(&mut self) -> impl Iterator<Item = (Need, Ticket<'_>)> {
         let Driver { decoder, cancel, queues, .. } = self;
-        let (cancel, queues) = (&**cancel, queues.as_deref());
-        let ticket = move |(need, pass): (Need, _)| Some((need, Ticket::new(queues?.of(need.model)?, pass, cancel)));
-        decoder.passes().filter_map(ticket)
+        let (cancel, queues, is_new) = (&**cancel, queues.as_deref(), decoder.counters().tokens == 0);
+        decoder.passes().filter_map(move |(need, pass)| {
+            let when_full = queues?.when_full(is_new && need.start == 0, false);
+            Some((need, Ticket::new(queues?.of(need.model)?, pass, cancel, when_full)))
+        })
     }
 
     /// What its thread waits by.

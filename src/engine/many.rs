@@ -4,7 +4,7 @@ use std::borrow::BorrowMut;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use crate::engine::phase::{CallBuffers, Stand};
-use crate::engine::queue::{self, Ticket};
+use crate::engine::queue::{self, LOOK_AGAIN, Ticket};
 use crate::engine::round::Progress;
 use crate::engine::session::{Session, State};
 use crate::error::{Error, Result};
@@ -90,15 +90,21 @@ fn run_together<S: BorrowMut<Session>>(sessions: &mut [S], buffers: &mut CallBuf
     outcomes.clear();
     outcomes.extend(waiting.drain(..).map(|ticket| (ticket.place, ticket.queue().overlaps(), ticket.outcome())));
     *tickets = recycle(waiting);
+    if !outcomes.is_empty() && outcomes.iter().all(|(.., outcome)| outcome.is_none()) {
+        // Sessions of other threads have all memory. Give them time.
+        std::thread::sleep(LOOK_AGAIN);
+    }
     for (place, overlaps, outcome) in outcomes.drain(..) {
         let (index, need) = needs[place];
         let driver = &mut sessions[index].borrow_mut().driver;
         match outcome {
-            Ok(report) => {
+            // There is no memory for the pass now. The next call asks for it again.
+            None => {}
+            Some(Ok(report)) => {
                 let overlapped = overlaps && driver.needs().len() > 1;
                 driver.ran(need, report, overlapped);
             }
-            Err(interrupt) => stands[index] = Stand::Interrupted(interrupt),
+            Some(Err(interrupt)) => stands[index] = Stand::Interrupted(interrupt),
         }
     }
 }

@@ -22,7 +22,7 @@ use parking_lot::Mutex;
 use serde_json::{Value, json};
 
 use crate::clock::Clock;
-use crate::config::{Combine, Config, ExportConfig, ModelConfig, ProviderName, RowsName, ScoringName};
+use crate::config::{Combine, Config, ExportConfig, FullCache, ModelConfig, ProviderName, RowsName, ScoringName};
 use crate::decode::combine::Combination;
 use crate::engine::agree::{Agreement, agree, stop_tokens};
 use crate::engine::participant::Participant;
@@ -99,6 +99,8 @@ impl Engine {
         warnings.extend(loaded().and_then(|runtime| runtime.pools.warning()).map(str::to_owned));
         let engine =
             Self::new(participants, config.combine.clone(), stop_tokens, text)?.with_overlap(config.overlap)?;
+        let engine = engine.with_when_full(config.when_full);
+        process::release_freed_memory();
         Ok(Engine { warnings, greedy_below: config.greedy_below, ..engine })
     }
 
@@ -126,7 +128,7 @@ impl Engine {
         stop_tokens.dedup();
         let start = Instant::now();
         let engine = Engine {
-            queues: Arc::new(PassQueues::new(&participants)),
+            queues: Arc::new(PassQueues::new(&participants, FullCache::Wait)),
             participants,
             combine,
             text,
@@ -148,6 +150,12 @@ impl Engine {
     pub fn with_overlap(self, asked: Option<bool>) -> Result<Self> {
         let measured = if asked == Some(false) { None } else { overlap::measure(&self.models().collect::<Vec<_>>())? };
         Ok(self.with_serial(measured.filter(|serial| asked == Some(true) || *serial <= MAX_SERIAL_SHARE)))
+    }
+
+    /// Set what becomes of a new session while the caches of others take all memory that they may.
+    pub fn with_when_full(mut self, when_full: FullCache) -> Self {
+        self.queues = Arc::new(PassQueues::new(&self.participants, when_full));
+        self
     }
 
     /// Set the share of all passes but the longest that does not overlap. `None`: passes run one after the other.

@@ -44,7 +44,7 @@ pub struct CallBuffers {
     /// The session and the need of each ticket, by its place.
     pub(super) needs: Vec<(usize, Need)>,
     /// By ticket: its place, whether its model overlaps with others, and how its pass went.
-    pub(super) outcomes: Vec<(usize, bool, Result<Report, Interrupt>)>,
+    pub(super) outcomes: Vec<(usize, bool, Option<Result<Report, Interrupt>>)>,
 }
 
 /// Where a session stands in a call.

@@ -17,7 +17,7 @@ use arrayvec::ArrayVec;
 use super::sync::{Arc, AtomicUsize, Mutex, MutexGuard, Ordering};
 use super::wait::{Crowd, Waiter};
 use crate::error::Error;
-use crate::model::{Cancel, Interrupt, Model, Pass, Report};
+use crate::model::{Admission, Cancel, Interrupt, Model, Pass, Report};
 
 /// Most tokens of a pass that is taken before wider ones: decoding and verification, but no chunk of a prompt.
 const NARROW: usize = 16;
@@ -28,6 +28,20 @@ const WAKES: usize = 4;
 /// Most models whose passes a thread asks for at once.
 pub const MOST_MODELS: usize = 8;
 
+/// How often a thread looks whether there is memory, while no pass can run because there is none.
+pub const LOOK_AGAIN: Duration = Duration::from_millis(5);
+
+/// What becomes of a pass for which there is not enough memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WhenFull {
+    /// It waits.
+    Wait,
+    /// It fails.
+    Refuse,
+    /// It is given back, to be asked for again later.
+    Return,
+}
+
 /// A pass that is asked for, and later its outcome.
 pub struct Ticket<'a> {
     queue: &'a PassQueue,
@@ -35,15 +49,18 @@ pub struct Ticket<'a> {
     cancel: &'a Cancel,
     /// What its owner knows it by.
     pub place: usize,
+    when_full: WhenFull,
     /// It was part of a pass that failed, so it runs alone.
     alone: bool,
+    /// Its share of passes that computed tokens anew.
+    spent: Duration,
     outcome: Option<Result<Report, Interrupt>>,
 }
 
 impl<'a> Ticket<'a> {
     /// Ask for a pass of the queue's model, unless its session is cancelled before.
-    pub fn new(queue: &'a PassQueue, pass: Pass<'a>, cancel: &'a Cancel) -> Self {
-        Ticket { queue, pass, cancel, place: 0, alone: false, outcome: None }
+    pub fn new(queue: &'a PassQueue, pass: Pass<'a>, cancel: &'a Cancel, when_full: WhenFull) -> Self {
+        Ticket { queue, pass, cancel, place: 0, when_full, alone: false, spent: Duration::ZERO, outcome: None }
     }
 
     /// Where it waits.
@@ -51,9 +68,9 @@ impl<'a> Ticket<'a> {
         self.queue
     }
 
-    /// How the pass went.
-    pub fn outcome(self) -> Result<Report, Interrupt> {
-        self.outcome.unwrap_or_else(|| Err(Interrupt::Failed(Error::Internal("a pass was not run".into()))))
+    /// How the pass went. `None` if it was given back.
+    pub fn outcome(self) -> Option<Result<Report, Interrupt>> {
+        self.outcome
     }
 }
 
@@ -97,6 +114,22 @@ struct Entry {
     call: NonNull<Call>,
     /// A pass was run without it, because it was full.
     stayed: bool,
+    /// Whether there is memory for it.
+    admission: Admission,
+}
+
+impl Entry {
+    /// Tokens that the next pass takes of it; 0 if there is no memory.
+    fn width(&self) -> usize {
+        match self.admission {
+            Admission::Whole(tokens) | Admission::Part(tokens) => tokens,
+            Admission::Waits => 0,
+        }
+    }
+
+    fn is_admitted(&self) -> bool {
+        self.admission != Admission::Waits
+    }
 }
 
 // SAFETY: an entry points to a ticket and a call, whose parts may all be used from any thread: `Sequence` is `Send`,
@@ -107,7 +140,9 @@ unsafe impl Send for Entry {}
 struct Waiting {
     /// Whether some call leads. If not, nobody waits.
     has_leader: bool,
-    /// In the order of arrival.
+    /// A leader that waits for memory.
+    blocked: Option<Arc<Waiter>>,
+    /// In the order of arrival; for the choice of a pass, in that of the age of their sessions.
     entries: VecDeque<Entry>,
     /// Those who are to be woken once the lock is released.
     woken: VecDeque<Arc<Waiter>>,
@@ -175,8 +210,14 @@ fn run_calls(asker: &Asker, calls: &mut ArrayVec<Call, MOST_MODELS>) {
         let (queue, tickets, count) =
             unsafe { ((*call.as_ptr()).queue(), (*call.as_ptr()).tickets, (*call.as_ptr()).count) };
         let mut state = queue.lock();
-        let entry = |index| Entry { ticket: unsafe { tickets.add(index) }, call, stayed: false };
+        let entry = |index| {
+            let ticket = unsafe { tickets.add(index) };
+            Entry { ticket, call, stayed: false, admission: Admission::Waits }
+        };
         state.entries.extend((0..count).map(entry));
+        if let Some(leader) = state.blocked.take() {
+            leader.wake();
+        }
         if !state.has_leader {
             state.has_leader = true;
             // SAFETY: the lock is held.
@@ -196,15 +237,31 @@ fn run_calls(asker: &Asker, calls: &mut ArrayVec<Call, MOST_MODELS>) {
         if !is_open {
             return;
         }
-        let mut has_led = false;
+        let (mut has_led, mut is_blocked) = (false, false);
         for (&call, running) in calls.iter().zip(running) {
             // SAFETY: as above.
-            has_led |= unsafe { call.as_ref() }.queue().complete(call, running);
+            match unsafe { call.as_ref() }.queue().complete(call, running) {
+                Completed::Led => has_led = true,
+                Completed::Blocked => is_blocked = true,
+                Completed::Nothing => {}
+            }
         }
-        if !has_led {
-            asker.waiter.wait();
+        match (has_led, is_blocked) {
+            (true, _) => {}
+            (false, true) => asker.waiter.wait_for(LOOK_AGAIN),
+            (false, false) => asker.waiter.wait(),
         }
     }
+}
+
+/// What a call has done before it waits.
+enum Completed {
+    /// It has led, or stays leader.
+    Led,
+    /// It leads, but there is no memory for any pass.
+    Blocked,
+    /// It does not lead.
+    Nothing,
 }
 
 /// Make a call the leader of its queue.
@@ -216,6 +273,17 @@ unsafe fn lead(call: NonNull<Call>) {
     let call = unsafe { &mut *call.as_ptr() };
     call.leads = true;
     call.asker().leads.fetch_add(1, Ordering::Relaxed);
+}
+
+/// Let a call lead no more.
+///
+/// # Safety
+/// The lock of its queue is held, and the call has not returned.
+unsafe fn resign(call: NonNull<Call>) {
+    // SAFETY: the caller promises it.
+    let call = unsafe { &mut *call.as_ptr() };
+    call.leads = false;
+    call.asker().leads.fetch_sub(1, Ordering::Relaxed);
 }
 
 impl Call {
@@ -293,7 +361,7 @@ impl PassQueue {
         }
     }
 
-    /// Take what the next pass runs; `None` if no ticket of the leader is open.
+    /// Take what the next pass runs; `None` if no ticket of the leader is open, or if there is no memory.
     fn choose<'a>(&'a self, mut state: Guard<'a>, own: NonNull<Call>) -> Option<Running> {
         if !self.crowd.is_empty() {
             drop(state);
@@ -303,23 +371,29 @@ impl PassQueue {
         state.let_cancelled_go(&self.crowd, own);
         state = self.wake(state);
         // SAFETY: the lock is held.
-        if unsafe { own.as_ref() }.open == 0 {
+        if unsafe { own.as_ref() }.open > 0 {
+            state.admit(self.model.as_ref(), &self.crowd, own);
+            state.choose(own, self.max_tokens);
+        }
+        state = self.wake(state);
+        if state.batch.is_empty() {
+            state.wait_for_memory(own);
             return None;
         }
-        state.choose(own, self.max_tokens);
+        state.blocked = None;
         let (batch, mut passes) = (std::mem::take(&mut state.batch), std::mem::take(&mut state.passes));
         passes.extend(batch.iter().map(|entry| {
             // SAFETY: the entry is in the batch of this leader, so the pass is the leader's alone. The borrow ends with
             // `passes.clear()`, before the entry gets its outcome.
             let pass = unsafe { &mut (*entry.ticket.as_ptr()).pass };
-            Pass { sequence: &mut *pass.sequence, ..*pass }
+            let tokens = if matches!(entry.admission, Admission::Part(_)) { &[] } else { pass.tokens };
+            Pass { sequence: &mut *pass.sequence, tokens, ..*pass }
         }));
         Some(Running { batch, passes, failed: None })
     }
 
-    /// Run a pass for the leader and for others, or wait for the one that was left running. Returns whether the call
-    /// has led.
-    fn complete(&self, own: NonNull<Call>, running: Option<Running>) -> bool {
+    /// Run a pass for the leader and for others, or wait for the one that was left running.
+    fn complete(&self, own: NonNull<Call>, running: Option<Running>) -> Completed {
         let running = running.or_else(|| {
             let state = self.lock();
             // SAFETY: the lock is held.
@@ -328,8 +402,13 @@ impl PassQueue {
         });
         let Some(Running { mut batch, mut passes, failed }) = running else {
             let _state = self.lock();
-            // SAFETY: the lock is held. Whoever leads without a pass has closed tickets only, and passes that on.
-            return unsafe { own.as_ref() }.leads;
+            // SAFETY: the lock is held.
+            return match unsafe { (own.as_ref().leads, own.as_ref().open) } {
+                (false, _) => Completed::Nothing,
+                // It passes leadership on.
+                (true, 0) => Completed::Led,
+                (true, _) => Completed::Blocked,
+            };
         };
         let result = failed.map_or_else(
             || {
@@ -347,7 +426,7 @@ impl PassQueue {
             state.pass_leadership_on(own);
         }
         drop(self.wake(state));
-        true
+        Completed::Led
     }
 
     /// Wake some of those who are to be woken, without the lock. They wake the others, so that a leader of many is not
@@ -371,12 +450,6 @@ unsafe fn is_cancelled(ticket: NonNull<Ticket<'static>>) -> bool {
     unsafe { (*ticket.as_ptr()).cancel }.is_requested()
 }
 
-/// # Safety
-/// The entry waits, or is in the batch of the leader that asks; the lock is held.
-unsafe fn width(entry: &Entry) -> usize {
-    unsafe { entry.ticket.as_ref() }.pass.tokens.len()
-}
-
 /// What a pass cost one of those that shared it: a drafter that makes a pass wider pays for that.
 fn share(elapsed: Duration, width: usize, tokens: usize) -> Duration {
     if width == tokens { elapsed } else { elapsed.mul_f64(width as f64 / tokens as f64) }
@@ -384,11 +457,11 @@ fn share(elapsed: Duration, width: usize, tokens: usize) -> Duration {
 
 impl Waiting {
     /// Give a ticket its outcome, which ends the use of its entry.
-    fn finish(&mut self, entry: &Entry, outcome: Result<Report, Interrupt>, crowd: &Crowd, own: NonNull<Call>) {
+    fn finish(&mut self, entry: &Entry, outcome: Option<Result<Report, Interrupt>>, crowd: &Crowd, own: NonNull<Call>) {
         // SAFETY: the lock is held, and the entry is in nobody's batch any more. `own` is a call of this thread.
         let (ticket, call, own) =
             unsafe { (&mut *entry.ticket.as_ptr(), &mut *entry.call.as_ptr(), (*own.as_ptr()).asker) };
-        ticket.outcome = Some(outcome);
+        ticket.outcome = outcome;
         call.open -= 1;
         if call.open > 0 || call.asker().open.fetch_sub(1, Ordering::AcqRel) > 1 {
             return;
@@ -408,11 +481,47 @@ impl Waiting {
             // SAFETY: the entry waits, so its ticket has no outcome; the lock is held.
             let cancelled = unsafe { is_cancelled(entry.ticket) };
             if cancelled {
-                self.finish(entry, Err(Interrupt::Cancelled), crowd, own);
+                self.finish(entry, Some(Err(Interrupt::Cancelled)), crowd, own);
             }
             !cancelled
         });
         self.entries = entries;
+    }
+
+    /// See for which passes there is memory, those of the oldest sessions first.
+    fn admit(&mut self, model: &dyn Model, crowd: &Crowd, own: NonNull<Call>) {
+        // SAFETY (here and below): the entries wait, and the lock is held.
+        self.entries.make_contiguous().sort_unstable_by_key(|entry| unsafe { (*entry.ticket.as_ptr()).cancel }.age());
+        let mut entries = std::mem::take(&mut self.entries);
+        entries.retain_mut(|entry| {
+            let ticket = unsafe { &mut *entry.ticket.as_ptr() };
+            let admission = catch_unwind(AssertUnwindSafe(|| model.admit(&mut ticket.pass)));
+            let outcome = match (admission, ticket.when_full) {
+                (Err(panic), _) => Some(Err(Interrupt::Failed(Error::of_panic(panic.as_ref())))),
+                (Ok(Admission::Waits), WhenFull::Refuse) => Some(Err(Interrupt::Failed(model.no_memory()))),
+                (Ok(Admission::Waits), WhenFull::Return) => None,
+                (Ok(admission), _) => {
+                    entry.admission = admission;
+                    return true;
+                }
+            };
+            self.finish(entry, outcome, crowd, own);
+            false
+        });
+        self.entries = entries;
+    }
+
+    /// No pass could be chosen. If another call has one that it runs alone, it leads. Otherwise the leader waits until
+    /// there may be memory.
+    fn wait_for_memory(&mut self, own: NonNull<Call>) {
+        // SAFETY: the lock is held.
+        if unsafe { own.as_ref() }.open == 0 {
+            return;
+        }
+        match self.entries.iter().find(|entry| entry.is_admitted()).map(|entry| entry.call) {
+            Some(next) => self.hand_over(own, next),
+            None => self.blocked = Some(unsafe { own.as_ref() }.asker().waiter.clone()),
+        }
     }
 
     /// Take what the next pass runs: first what stayed, so that nobody waits forever, then narrow passes, so that long
@@ -420,19 +529,19 @@ impl Waiting {
     fn choose(&mut self, own: NonNull<Call>, max_tokens: usize) {
         // SAFETY: the entries wait, and the lock is held.
         let alone = |entry: &Entry| unsafe { entry.ticket.as_ref() }.alone;
-        let width = |entry: &Entry| unsafe { width(entry) };
-        if let Some(index) = self.entries.iter().position(|entry| entry.call == own && alone(entry)) {
+        let is_own = |entry: &Entry| entry.call == own && alone(entry) && entry.is_admitted();
+        if let Some(index) = self.entries.iter().position(is_own) {
             self.batch.extend(self.entries.remove(index));
             return;
         }
         let mut tokens = 0;
         for class in 0..3 {
             self.entries.retain(|entry| {
-                let belongs = entry.stayed || class == 2 || class == 1 && width(entry) <= NARROW;
-                let fits = self.batch.is_empty() || tokens + width(entry) <= max_tokens;
-                let takes = belongs && fits && !alone(entry);
+                let belongs = entry.stayed || class == 2 || class == 1 && entry.width() <= NARROW;
+                let fits = self.batch.is_empty() || tokens + entry.width() <= max_tokens;
+                let takes = belongs && fits && entry.is_admitted() && !alone(entry);
                 if takes {
-                    tokens += width(entry);
+                    tokens += entry.width();
                     self.batch.push(*entry);
                 }
                 !takes
@@ -446,7 +555,7 @@ impl Waiting {
     fn settle(&mut self, batch: &mut Vec<Entry>, result: Result<Report, Interrupt>, crowd: &Crowd, own: NonNull<Call>) {
         let several = batch.len() > 1;
         // SAFETY (here and below): the entries are in the batch of this leader, whose pass has ended; the lock is held.
-        let tokens = batch.iter().map(|entry| unsafe { width(entry) }).sum();
+        let tokens = batch.iter().map(Entry::width).sum();
         let cancelled = |entry: &Entry| unsafe { is_cancelled(entry.ticket) };
         let again = match &result {
             Err(Interrupt::Failed(error)) => several && !matches!(error, Error::Internal(_)),
@@ -462,31 +571,45 @@ impl Waiting {
                 self.entries.push_front(entry);
                 continue;
             }
+            let spent = unsafe { &mut (*entry.ticket.as_ptr()).spent };
             let outcome = match &result {
                 Ok(report) => {
-                    Ok(Report { elapsed: share(report.elapsed, unsafe { width(&entry) }, tokens), ..*report })
+                    let is_usual = report.is_usual && spent.is_zero();
+                    *spent += share(report.elapsed, entry.width(), tokens);
+                    if let Admission::Part(_) = entry.admission {
+                        entry.stayed = true;
+                        self.entries.push_front(entry);
+                        continue;
+                    }
+                    Ok(Report { elapsed: *spent, is_usual })
                 }
                 Err(_) if again => Err(Interrupt::Cancelled),
                 Err(interrupt) => Err(interrupt.clone()),
             };
-            self.finish(&entry, outcome, crowd, own);
+            self.finish(&entry, Some(outcome), crowd, own);
         }
     }
 
     /// Make the first that waits the leader, or rather the first of those that lead nothing else.
     fn pass_leadership_on(&mut self, own: NonNull<Call>) {
         // SAFETY: the lock is held; a call whose entry waits has not returned.
-        unsafe {
-            (*own.as_ptr()).leads = false;
-            own.as_ref().asker().leads.fetch_sub(1, Ordering::Relaxed);
-        }
         let is_idle = |entry: &&Entry| unsafe { entry.call.as_ref() }.asker().leads.load(Ordering::Relaxed) == 0;
-        let Some(next) = self.entries.iter().find(is_idle).or(self.entries.front()).map(|entry| entry.call) else {
-            self.has_leader = false;
-            return;
-        };
-        // SAFETY: as above.
-        unsafe { lead(next) };
+        match self.entries.iter().find(is_idle).or(self.entries.front()).map(|entry| entry.call) {
+            Some(next) => self.hand_over(own, next),
+            None => {
+                unsafe { resign(own) };
+                self.has_leader = false;
+            }
+        }
+    }
+
+    /// Make another call the leader, one of whose entries waits.
+    fn hand_over(&mut self, own: NonNull<Call>, next: NonNull<Call>) {
+        // SAFETY: the lock is held; a call whose entry waits has not returned.
+        unsafe {
+            resign(own);
+            lead(next);
+        }
         // It is woken first, because a pass waits for it.
         self.woken.push_front(unsafe { next.as_ref() }.asker().waiter.clone());
     }

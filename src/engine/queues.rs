@@ -2,25 +2,38 @@
 
 use super::sync::Arc;
 use super::wait::Crowd;
+use crate::config::FullCache;
 use crate::engine::participant::Participant;
-use crate::engine::queue::PassQueue;
+use crate::engine::queue::{PassQueue, WhenFull};
 
 /// A queue for each model of an engine that batches.
 pub struct PassQueues {
     queues: Vec<Option<PassQueue>>,
     crowd: Arc<Crowd>,
+    /// What becomes of new sessions while the memory of a model is full.
+    when_full: FullCache,
 }
 
 impl PassQueues {
     /// The queues of these participants.
-    pub fn new(participants: &[Participant]) -> Self {
+    pub fn new(participants: &[Participant], when_full: FullCache) -> Self {
         let crowd = Arc::<Crowd>::default();
         let queue = |each: &Participant| match each {
             Participant::Model(model) if model.batches() => Some(PassQueue::new(model.clone(), crowd.clone())),
             _ => None,
         };
         let queues = participants.iter().map(queue).collect();
-        PassQueues { queues, crowd }
+        PassQueues { queues, crowd, when_full }
+    }
+
+    /// What becomes of a pass if the memory of its model is full. `is_first` says that its session has decoded nothing
+    /// yet and that its sequence is empty, `can_wait` that the thread may wait.
+    pub fn when_full(&self, is_first: bool, can_wait: bool) -> WhenFull {
+        match (self.when_full, can_wait) {
+            (FullCache::Refuse, _) if is_first => WhenFull::Refuse,
+            (_, true) => WhenFull::Wait,
+            (_, false) => WhenFull::Return,
+        }
     }
 
     /// The queue of a participant, if it is a model that batches.

@@ -33,7 +33,7 @@ impl Session {
         }
         self.begin();
         // A request between two steps cancels the next one before anything runs.
-        let result = if self.cancel.is_requested() { Err(Interrupt::Cancelled) } else { self.driver.run() };
+        let result = if self.is_cancelled() { Err(Interrupt::Cancelled) } else { self.driver.run() };
         let state = self.end(result);
         if matches!(self.phase, Phase::Probe(_)) {
             _ = self.driver.run();
@@ -47,6 +47,12 @@ impl Session {
         (*self.driver).round().0
     }
 
+    /// Whether the step is to end before anything runs. A request waits for a step that can run: a finished sequence
+    /// gives its reason again, and an empty one its error.
+    fn is_cancelled(&self) -> bool {
+        self.driver.is_open() && self.cancel.is_requested()
+    }
+
     /// Go on until the session needs passes or its round has ended.
     pub(super) fn advance(&mut self) -> Progress {
         if let Some((left, models)) = self.left.take() {
@@ -54,7 +60,7 @@ impl Session {
             self.driver.waits(passed.saturating_sub(passes));
         }
         loop {
-            if self.cancel.is_requested() && !matches!(self.phase, Phase::Probe(_)) {
+            if self.is_cancelled() && !matches!(self.phase, Phase::Probe(_)) {
                 self.begin();
                 return Progress::News(self.end(Err(Interrupt::Cancelled)));
             }

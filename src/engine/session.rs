@@ -172,6 +172,11 @@ impl Session {
         Ok(())
     }
 
+    /// Share computed tokens with sessions of the same scope only; see [`Decoder::set_scope`].
+    pub fn set_scope(&mut self, scope: &str) -> Result<()> {
+        self.driver.set_scope(scope)
+    }
+
     /// Log-probabilities of the tokens of the last round; see [`Decoder::log_probabilities`].
     pub fn log_probabilities(&self) -> &[f32] {
         self.driver.log_probabilities()
@@ -206,6 +211,7 @@ impl Session {
             model_ns: self.driver.elapsed().as_nanos() as u64,
             total_ns: self.total_ns,
             rows_copied: self.driver.all_rows_copied(),
+            cache_use: self.driver.cache_use(),
             plan_times: self.planning.as_ref().map_or_else(PlanTimes::default, Planning::times),
         }
     }

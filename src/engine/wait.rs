@@ -1,6 +1,8 @@
 //! How threads that share passes wait for each other.
 
-use super::sync::{Arc, AtomicUsize, Condvar, Mutex, Ordering, yield_now};
+use std::time::Duration;
+
+use super::sync::{Arc, AtomicUsize, Condvar, Mutex, Ordering, wait_timeout, yield_now};
 use crate::model::CancelHook;
 
 /// Lets one thread wait until another one wakes it.
@@ -17,6 +19,15 @@ impl Waiter {
         while !std::mem::take(&mut *woken) {
             woken = self.condvar.wait(woken).expect("nobody panics with this lock");
         }
+    }
+
+    /// Wait for [`Waiter::wake`], but not for longer than this.
+    pub fn wait_for(&self, longest: Duration) {
+        let mut woken = self.woken.lock().expect("nobody panics with this lock");
+        if !*woken {
+            woken = wait_timeout(&self.condvar, &self.woken, woken, longest);
+        }
+        *woken = false;
     }
 
     /// End the present wait, or the next one.

@@ -109,6 +109,8 @@ pub unsafe extern "C" fn cos_engine_describe_table(
     unsafe { describe_engine(engine, out_table, "out_table", |kept| &kept.table, |engine| table(&engine.describe())) }
 }
 
+/// # Safety
+/// As for [`cos_engine_describe`]: `out` is its second argument.
 unsafe fn describe_engine(
     engine: *const cos_engine,
     out: *mut *const c_char,

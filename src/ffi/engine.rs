@@ -87,6 +87,9 @@ impl cos_engine {
 ///                                      same time; default: if a measurement of some milliseconds shows a gain
 ///       "greedy_below": 0.01,          sessions with a temperature below this are greedy; default 0: off. For
 ///                                      clients that send a small temperature and mean 0.
+///       "when_full": "wait",           what becomes of a new session while the caches of others take all memory that
+///                                      they may: default "wait": its first step waits; "refuse": its first step is
+///                                      the error NO_MEMORY. Sessions that have begun always wait.
 ///       "onnxruntime": "libonnxruntime.so"    the file of ONNX Runtime
 ///     }
 ///
@@ -133,6 +136,8 @@ pub unsafe extern "C" fn cos_engine_new(
     unsafe { load(config_json, "config_json", out_engine, Config::parse) }
 }
 
+/// # Safety
+/// As for [`cos_engine_open`]: `text` is its first argument.
 unsafe fn load(
     text: *const c_char,
     name: &str,

@@ -73,13 +73,6 @@ fn null(name: &str) -> Error {
     Error::InvalidArgument(format!("{name} is NULL"))
 }
 
-/// # Safety
-/// `pointer` is NULL or valid for `'a`.
-unsafe fn reference<'a, T>(pointer: *const T, name: &str) -> Result<&'a T> {
-    // SAFETY: promised by the caller.
-    unsafe { pointer.as_ref() }.ok_or_else(|| null(name))
-}
-
 /// Give an object to C as a handle. [`release`] takes it back.
 fn handle<T>(object: T) -> *mut T {
     Arc::into_raw(Arc::new(object)).cast_mut()
@@ -116,7 +109,18 @@ unsafe fn release<T>(handle: *const T) {
 }
 
 fn check_out<T>(pointer: *mut T, name: &str) -> Result<()> {
-    if pointer.is_null() { Err(null(name)) } else { Ok(()) }
+    if pointer.is_null() { Err(null(name)) } else { check_aligned(pointer, name) }
+}
+
+/// Rust must not read a value at an address that its type does not allow.
+fn check_aligned<T>(pointer: *const T, name: &str) -> Result<()> {
+    if pointer.is_aligned() {
+        return Ok(());
+    }
+    Err(Error::InvalidArgument(format!(
+        "{name} is {pointer:p}, which is not a multiple of {}; pass the address of a value of its type, not of bytes",
+        align_of::<T>()
+    )))
 }
 
 /// The longest array of this interface. A larger count is taken for garbage, and the array is not read.
@@ -134,7 +138,8 @@ unsafe fn slice<'a, T>(pointer: *const T, count: usize, name: &str, count_name: 
     if count > MAX_COUNT {
         return Err(Error::InvalidArgument(format!("{count_name} is {count}; pass at most {MAX_COUNT}")));
     }
-    // SAFETY: promised by the caller; the size was checked.
+    check_aligned(pointer, name)?;
+    // SAFETY: promised by the caller; the size and the alignment were checked.
     Ok(unsafe { std::slice::from_raw_parts(pointer, count) })
 }
 
@@ -158,8 +163,11 @@ unsafe fn optional_slice<'a, T>(
 /// # Safety
 /// `pointer` is NULL or a NUL-terminated string that lives for `'a`.
 unsafe fn string<'a>(pointer: *const c_char, name: &str) -> Result<&'a str> {
-    // SAFETY: promised by the caller.
-    let text = unsafe { reference(pointer, name).map(|pointer| CStr::from_ptr(pointer)) }?;
+    if pointer.is_null() {
+        return Err(null(name));
+    }
+    // SAFETY: not NULL, and promised by the caller.
+    let text = unsafe { CStr::from_ptr(pointer) };
     text.to_str().map_err(|_| Error::InvalidArgument(format!("{name} is not UTF-8")))
 }
 
@@ -203,6 +211,7 @@ unsafe fn read_struct<T: VersionedStruct>(pointer: *const T) -> Result<T> {
     if pointer.is_null() {
         return Err(null(T::NAME));
     }
+    check_aligned(pointer, T::NAME)?;
     let mut value = MaybeUninit::<T>::zeroed();
     // SAFETY: the size was promised by the caller; all bit patterns of `T` are valid.
     unsafe {

@@ -17,7 +17,8 @@ use crate::rows::Sampler;
 pub const COS_STRATEGY_AUTO: i32 = 0;
 /// Every model with a weight other than 0 scores every position, and nobody drafts: the baseline.
 pub const COS_STRATEGY_STANDARD: i32 = 1;
-/// Speculative decoding: one model drafts, and all others verify.
+/// Speculative decoding: one model drafts, and all others verify. Without a draft, it acts like COS_STRATEGY_STANDARD,
+/// for example if all proposal_lengths are 0.
 pub const COS_STRATEGY_SPECULATIVE: i32 = 2;
 /// Collaborative decoding via speculation: the models take turns as the proposer (arXiv 2502.01662, Algorithms 1 and
 /// 2).
@@ -87,7 +88,9 @@ pub struct cos_session_options {
     /// Sample among the tokens that have at least this share of the highest probability; 0 is off.
     pub min_p: f32,
     /// Seed of the random numbers. The tokens are the same for the same seed, strategy (other than auto) and number of
-    /// threads. On a GPU, earlier sessions may change the last bits of logits, which changes a token now and then.
+    /// threads. On a GPU, earlier sessions may change the last bits of logits, which changes a token now and then. A
+    /// step that fails, or that is cancelled while it runs, has used random numbers, which are never used again: the
+    /// tokens behind it are others, of the same distribution. Greedy tokens stay the same.
     pub seed: u64,
     /// Most tokens to generate after each prompt; 0: until the context is full.
     pub max_tokens: u32,

@@ -1,7 +1,7 @@
 //! Sessions of the C interface: one sequence each.
 
 use std::borrow::{Borrow, BorrowMut};
-use std::ffi::CString;
+use std::ffi::{CString, c_char};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -10,7 +10,7 @@ use parking_lot::{ArcMutexGuard, Mutex, RawMutex};
 use super::engine::cos_engine;
 use super::error::cos_error;
 use super::options::{check_count, cos_session_options, read_options};
-use super::{VersionedStruct, check_out, guard, handle, hold, release, slice, struct_size, write_struct};
+use super::{VersionedStruct, check_out, guard, handle, hold, release, slice, string, struct_size, write_struct};
 use crate::decode::decoder::Finish;
 use crate::engine::session::{Options, Session, State};
 use crate::engine::stats::Stats;
@@ -191,6 +191,24 @@ pub unsafe extern "C" fn cos_session_new(
     })
 }
 
+/// Share computed tokens with sessions of the same scope only, such as those of one tenant. Without a scope, a session
+/// finds what any session of the engine without a scope has computed, and its time tells whether somebody has asked
+/// the same before. To be called before the first prompt. One thread at a time.
+///
+/// @param session  in/out, must not be NULL, not in use on another thread (BUSY)
+/// @param scope    UTF-8, ends with NUL, copied; must not be NULL. Sessions with equal scopes share; "" is no scope.
+/// @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT (also if the session has tokens), BUSY,
+///         POISONED
+/// Since 0.1.
+///
+/// # Safety
+/// `session` is NULL or a session that was not freed; `scope` is NULL or a C string.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cos_session_set_scope(session: *mut cos_session, scope: *const c_char) -> *mut cos_error {
+    // SAFETY: promised by the caller.
+    unsafe { with_session(session, |session| session.set_scope(string(scope, "scope")?)) }
+}
+
 /// Append tokens to the sequence: the first prompt, or the next turn of a chat. A finished sequence goes on.
 ///
 /// The call does not run a model. The next step does, so cos_cancel can stop a long prompt. On error, nothing is
@@ -236,7 +254,9 @@ pub unsafe extern "C" fn cos_prompt(
 /// @param out_result  out, must not be NULL; `struct_size` must be set. The session owns `tokens` and
 ///                    `log_probabilities`, which are valid until its next call.
 /// @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT (no prompt yet), NUMERIC, RUNTIME,
-///         CALLBACK, BUSY, POISONED, INTERNAL (poisons the session)
+///         CALLBACK, NO_MEMORY (the caches of other sessions take all memory, nothing was decoded yet, and the
+///         configuration says "when_full": "refuse"; nothing is lost, and a later step tries again), BUSY, POISONED,
+///         INTERNAL (poisons the session)
 /// Since 0.1.
 ///
 /// # Safety
@@ -283,6 +303,10 @@ pub(super) fn step_result(
 
 /// Stop the running step, or the next one if none is running. The step ends early with COS_FINISH_CANCELLED, and all
 /// committed tokens stay. May be called from any thread at any time until cos_free is called. Never waits for a pass.
+///
+/// A step that cannot run is not cancelled: that of a finished sequence gives its reason again, and that of a session
+/// without a prompt its error. The cancel then stays, and stops the first step behind the next prompt. Several cancels
+/// before a step stop that step only.
 ///
 /// @param session  must not be NULL
 /// @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT, POISONED

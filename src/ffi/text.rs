@@ -266,7 +266,7 @@ pub unsafe extern "C" fn cos_text_stream_stopped(stream: *const cos_text_stream)
 ///
 /// @param stream        in/out, must not be NULL, not in use on another thread (BUSY)
 /// @param tokens        `tokens_count` tokens; may be NULL if that is 0
-/// @param tokens_count  length of `tokens`; may be 0
+/// @param tokens_count  length of `tokens`; may be 0, and such a call does not count as a push
 /// @param out_text      out, must not be NULL: UTF-8 without a NUL at the end; owned by the stream and valid until its
 ///                      next call
 /// @param out_bytes     out, must not be NULL: length of the text in bytes, possibly 0

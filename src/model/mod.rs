@@ -2,13 +2,14 @@
 //!
 //! The decoder knows nothing of ONNX Runtime, and models know nothing of combination or acceptance.
 
+pub mod limited;
 pub mod overlap;
 pub mod scripted;
 
 use std::any::Any;
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -44,6 +45,20 @@ pub trait Model: Send + Sync {
     /// Most tokens of all sequences together in one pass. At least [`Model::max_pass`].
     fn max_batch_tokens(&self) -> usize {
         self.max_pass()
+    }
+
+    /// Reserve the memory that a pass takes, unless that was done. What sessions that were started later hold may be
+    /// taken for it; they have to compute it anew. So a session waits for older ones only (see [`Cancel::age`]), and no
+    /// two sessions wait for each other, whatever models they use.
+    ///
+    /// To be asked right before [`Model::forward`], for all passes that wait, those of the oldest sessions first.
+    fn admit(&self, pass: &mut Pass<'_>) -> Admission {
+        Admission::Whole(pass.tokens.len())
+    }
+
+    /// What [`Error::NoMemory`] says of a pass that is refused.
+    fn no_memory(&self) -> Error {
+        Error::NoMemory(format!("the sequences of {} use all of its memory", self.name()))
     }
 
     /// Cost of a pass relative to other models, such as the bytes of the weights. It never changes.
@@ -84,8 +99,20 @@ pub trait Model: Send + Sync {
     /// Run one pass over a batch of sequences that this model started.
     ///
     /// Each sequence is extended by its tokens and yields one row of logits after each of them. On an error no sequence
-    /// is changed.
+    /// is changed. A pass without tokens is one that was admitted in part; see [`Admission::Part`].
     fn forward(&self, batch: &mut [Pass<'_>]) -> Result<Report, Interrupt>;
+}
+
+/// Whether there is memory for a pass.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Admission {
+    /// It can run over so many tokens: its own, and those whose memory was taken from its sequence.
+    Whole(usize),
+    /// So many tokens of its sequence are to be computed anew before, because their memory was taken: by a pass without
+    /// tokens. Then the pass is to be admitted again.
+    Part(usize),
+    /// There is not enough memory now.
+    Waits,
 }
 
 /// One sequence's share of a pass.
@@ -146,9 +173,36 @@ pub trait Sequence: Any + Send {
         None
     }
 
+    /// Share computed tokens with sequences of the same scope only. To be called before the first pass. The empty scope
+    /// is that of sequences for which none is set.
+    fn set_scope(&mut self, _scope: &str) {}
+
+    /// What sharing a cache has saved and cost it.
+    fn cache_use(&self) -> CacheUse {
+        CacheUse::default()
+    }
+
     /// The memory that it holds, without that of its model.
     fn memory(&self) -> Memory {
         Memory::default()
+    }
+}
+
+/// What sharing a cache has saved and cost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct CacheUse {
+    /// Tokens that were not computed, because a sequence with the same beginning had computed them.
+    pub found: u64,
+    /// Tokens that were computed once more, because their memory was taken.
+    pub recomputed: u64,
+}
+
+impl std::iter::Sum for CacheUse {
+    fn sum<I: Iterator<Item = CacheUse>>(parts: I) -> Self {
+        parts.fold(CacheUse::default(), |sum, part| CacheUse {
+            found: sum.found + part.found,
+            recomputed: sum.recomputed + part.recomputed,
+        })
     }
 }
 
@@ -193,9 +247,9 @@ impl From<Error> for Interrupt {
     }
 }
 
-/// A flag that stops the passes of one session from another thread.
-#[derive(Default)]
+/// A flag that stops the passes of one session from another thread. It stands for the session, and knows its age.
 pub struct Cancel {
+    age: u64,
     requested: AtomicBool,
     /// These stop running passes. The lock orders requests and resets.
     hooks: Mutex<Vec<Box<dyn CancelHook>>>,
@@ -209,7 +263,24 @@ pub trait CancelHook: Send + Sync {
     fn resume(&self);
 }
 
+impl Default for Cancel {
+    /// That of a session that is started now.
+    fn default() -> Self {
+        static STARTED: AtomicU64 = AtomicU64::new(0);
+        Cancel {
+            age: STARTED.fetch_add(1, Ordering::Relaxed),
+            requested: AtomicBool::new(false),
+            hooks: Mutex::default(),
+        }
+    }
+}
+
 impl Cancel {
+    /// How many sessions of the process were started before.
+    pub fn age(&self) -> u64 {
+        self.age
+    }
+
     /// Stop the running pass and refuse later ones, until [`Cancel::reset`].
     pub fn request(&self) {
         let hooks = self.hooks.lock();

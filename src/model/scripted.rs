@@ -6,7 +6,10 @@ use std::any::Any;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Cancel, Interrupt, Model, Pass, Report, Sequence, TIMED_WIDTHS};
+use parking_lot::Mutex;
+
+use super::limited::Limited;
+use super::{Admission, CacheUse, Cancel, Interrupt, Model, Pass, Report, Sequence, TIMED_WIDTHS};
 use crate::error::Result;
 use crate::rows::Row;
 
@@ -27,6 +30,7 @@ pub struct Scripted {
     max_pass: usize,
     /// Most tokens of a pass, if passes over several sequences pay.
     max_batch_tokens: Option<usize>,
+    memory: Option<Arc<Mutex<Limited>>>,
     batch_hook: Option<Box<BatchHook>>,
     cost: u64,
     script: Box<Script>,
@@ -50,6 +54,7 @@ impl Scripted {
             context_length: 1 << 20,
             max_pass: 512,
             max_batch_tokens: None,
+            memory: None,
             batch_hook: None,
             cost: 1,
             script: Box::new(script),
@@ -78,6 +83,12 @@ impl Scripted {
     /// so many tokens.
     pub fn with_batches(mut self, max_batch_tokens: usize) -> Self {
         self.max_batch_tokens = Some(max_batch_tokens);
+        self
+    }
+
+    /// With memory for so many tokens of all sequences, to be shared by passes that are admitted.
+    pub fn with_memory(mut self, tokens: usize) -> Self {
+        self.memory = Some(Arc::new(Mutex::new(Limited::new(tokens))));
         self
     }
 
@@ -124,11 +135,26 @@ struct ScriptedSequence {
     /// The row of position `p` at index `p`; `None` if it was never made or was dropped.
     rows: Vec<Option<Box<[f32]>>>,
     cancel: Arc<Cancel>,
+    memory: Option<Arc<Mutex<Limited>>>,
+    /// Tokens computed once more.
+    recomputed: usize,
     passes: u64,
     /// The tokens and the first kept row of a launched pass.
     launched: Option<(Vec<i32>, usize)>,
     /// The widths of all passes, if first passes prepare later ones.
     widths: Vec<usize>,
+}
+
+impl ScriptedSequence {
+    fn forget(&self, len: usize) {
+        self.memory.iter().for_each(|memory| memory.lock().truncate(self.cancel.age(), len));
+    }
+}
+
+impl Drop for ScriptedSequence {
+    fn drop(&mut self) {
+        self.forget(0);
+    }
 }
 
 impl Sequence for ScriptedSequence {
@@ -138,8 +164,13 @@ impl Sequence for ScriptedSequence {
 
     fn truncate(&mut self, len: usize) {
         self.launched = None;
+        self.forget(len);
         self.tokens.truncate(len);
         self.rows.truncate(len + 1);
+    }
+
+    fn cache_use(&self) -> CacheUse {
+        CacheUse { found: 0, recomputed: self.recomputed as u64 }
     }
 
     fn row(&self, position: usize) -> Row<'_> {
@@ -173,6 +204,14 @@ impl Model for Scripted {
         self.max_batch_tokens.unwrap_or(self.max_pass)
     }
 
+    fn admit(&self, pass: &mut Pass<'_>) -> Admission {
+        let (sequence, tokens) = (own(pass.sequence), pass.tokens.len());
+        let admit = |memory: &Arc<Mutex<Limited>>| {
+            memory.lock().admit(sequence.cancel.age(), sequence.tokens.len(), tokens, self.max_pass)
+        };
+        self.memory.as_ref().map_or(Admission::Whole(tokens), admit)
+    }
+
     fn cost(&self) -> u64 {
         self.cost
     }
@@ -186,6 +225,8 @@ impl Model for Scripted {
             tokens: Vec::new(),
             rows: vec![None],
             cancel: cancel.clone(),
+            memory: self.memory.clone(),
+            recomputed: 0,
             passes: 0,
             launched: None,
             widths: Vec::new(),
@@ -210,15 +251,35 @@ impl Model for Scripted {
     }
 
     fn forward(&self, batch: &mut [Pass<'_>]) -> Result<Report, Interrupt> {
+        let result = self.run(batch);
+        if result.is_err() {
+            batch.iter_mut().map(|pass| own(pass.sequence)).for_each(|sequence| sequence.forget(sequence.tokens.len()));
+        }
+        result
+    }
+}
+
+impl Scripted {
+    fn run(&self, batch: &mut [Pass<'_>]) -> Result<Report, Interrupt> {
         if let Some(hook) = &self.batch_hook {
             hook(&batch.iter().map(|pass| pass.tokens.len()).collect::<Vec<_>>())?;
         }
-        let tokens: usize = batch.iter().map(|pass| pass.tokens.len()).sum();
+        let mut width = |pass: &mut Pass<'_>| {
+            let (sequence, tokens) = (own(pass.sequence), pass.tokens.len());
+            let run = |memory: &Arc<Mutex<Limited>>| {
+                memory.lock().run(sequence.cancel.age(), sequence.tokens.len(), tokens, self.max_pass)
+            };
+            let width = self.memory.as_ref().map_or(tokens, run);
+            sequence.recomputed += width - tokens;
+            width
+        };
+        let tokens: usize = batch.iter_mut().map(&mut width).sum();
         assert!(tokens <= self.max_batch_tokens().max(self.max_pass), "a pass over too many tokens");
         let launched: Vec<_> = batch.iter_mut().map(|pass| own(pass.sequence).launched.take()).collect();
         let mut scored = Vec::with_capacity(batch.len());
         for (pass, launched) in batch.iter_mut().zip(&launched) {
-            assert!(!pass.tokens.is_empty() && pass.tokens.len() <= self.max_pass, "a pass of a forbidden width");
+            let least = usize::from(self.memory.is_none());
+            assert!((least..=self.max_pass).contains(&pass.tokens.len()), "a pass of a forbidden width");
             let sequence = own(pass.sequence);
             if let Some((tokens, keep)) = launched {
                 assert_eq!((&tokens[..], *keep), (pass.tokens, pass.keep), "another pass was launched");
@@ -253,7 +314,7 @@ impl Model for Scripted {
             let elapsed = (self.pass_time)(width, sequence.passes).mul_f64(share);
             report.elapsed = if self.batches() { report.elapsed.max(elapsed) } else { report.elapsed + elapsed };
             sequence.passes += 1;
-            let kept = pass.keep.min(sequence.rows.len());
+            let kept = if width == 0 { 0 } else { pass.keep.min(sequence.rows.len()) };
             sequence.rows[..kept].fill(None);
         }
         Ok(report)

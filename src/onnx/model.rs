@@ -25,7 +25,7 @@ use super::weights::LoadedSession;
 use crate::cuda::Device;
 use crate::error::{Error, Result};
 use crate::export::{Export, GivenRows, Logits, Role};
-use crate::model::{Cancel, Interrupt, Model, Pass, Report, Sequence};
+use crate::model::{Admission, Cancel, Interrupt, Model, Pass, Report, Sequence};
 use crate::rows::device::Ring;
 
 /// The logits of one pass take at most this many bytes, unless a pass of [`MIN_PASS`] tokens needs more.
@@ -80,9 +80,12 @@ impl OnnxModel {
     }
 
     pub(super) fn rows_on(&self) -> RowsOn {
+        if let Batching::Packed(passes) = &self.batching {
+            return if passes.keeps_rows() { RowsOn::Gpu } else { RowsOn::Host };
+        }
         let long = if self.export.logits.columns >= LONG_ROW { RowsOn::Gpu } else { RowsOn::Host };
         match &self.device {
-            Some(device) if device.no_kernels().is_none() && !self.batches() => self.rows.unwrap_or(long),
+            Some(device) if device.no_kernels().is_none() => self.rows.unwrap_or(long),
             _ => RowsOn::Host,
         }
     }
@@ -203,6 +206,20 @@ impl Model for OnnxModel {
         (2 * MAX_PASS).min(if reads_positions { self.export.context_length } else { usize::MAX })
     }
 
+    fn admit(&self, pass: &mut Pass<'_>) -> Admission {
+        match &self.batching {
+            Batching::Packed(passes) => passes.admit(pass),
+            _ => Admission::Whole(pass.tokens.len()),
+        }
+    }
+
+    fn no_memory(&self) -> Error {
+        match &self.batching {
+            Batching::Packed(passes) => passes.no_memory(),
+            _ => Error::NoMemory(format!("no memory is left for {}", self.name)),
+        }
+    }
+
     fn cost(&self) -> u64 {
         self.export.bytes
     }
@@ -253,7 +270,9 @@ impl Model for OnnxModel {
         match &self.batching {
             Batching::Packed(passes) => {
                 let options = self.run_options(cancel)?;
-                Ok(Box::new(PackedSequence::new(passes, self.vocab_size, options, cancel)))
+                let failed = |error: ort::Error| Error::Runtime(error.to_string());
+                let sequence = PackedSequence::new(passes, self.vocab_size, options, cancel).map_err(failed)?;
+                Ok(Box::new(sequence))
             }
             _ => Ok(Box::new(self.sequence(cancel)?)),
         }

@@ -108,7 +108,7 @@ impl OnnxSequence {
         let kept = self.gpu.as_ref().and_then(|gpu| gpu.rows.as_ref()).filter(|_| end - keep <= device::SLOTS);
         let (control, output) = match kept {
             Some(rows) => {
-                let control = rows.control(start, tokens, end - given, given - wanted);
+                let control = rows.control(start, tokens, end - given, given, given - wanted);
                 (control, Output::Device(given))
             }
             None => {

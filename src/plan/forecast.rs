@@ -18,17 +18,17 @@ use crate::learn::estimates::{Calibration, Estimates};
 pub const LONGEST: usize = 1024;
 
 /// Uniform numbers of a position. All plans get the same ones, so that a difference is one of the plans.
-struct Numbers {
+struct Uniforms {
     accept: f32,
     offer: f32,
     route: f32,
     confidence: f32,
 }
 
-static NUMBERS: Lazy<Vec<Numbers>> = Lazy::new(|| {
+static NUMBERS: Lazy<Vec<Uniforms>> = Lazy::new(|| {
     let random = CounterRng::new(0);
     let draw = |position, purpose| random.uniform(Key { position, purpose, epoch: 0 }) as f32;
-    let numbers = |position| Numbers {
+    let numbers = |position| Uniforms {
         accept: draw(position, Purpose::Acceptance),
         offer: draw(position, Purpose::Proposal),
         route: draw(position, Purpose::Route),

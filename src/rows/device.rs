@@ -27,11 +27,22 @@ pub const NOTED: usize = 20;
 /// Buffers of rows on the host that are kept for later rows.
 const SPARE_ROWS: usize = 16;
 
-/// The arguments of the kernels that change from pass to pass. A captured graph reads them from the device.
+/// The arguments of the kernels for a sequence's share of a pass. A captured graph reads them from the device. If all is
+/// zero, nothing is done.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Zeroable, Pod)]
 pub struct Control {
-    /// Position of the first row that the pass gives.
+    /// Addresses of the buffers of a [`Ring`].
+    ring: u64,
+    parts: u64,
+    peaks: u64,
+    kept: u64,
+    summaries: u64,
+    /// The index of the first row in the logits of the pass.
+    row: i32,
+    /// Rows that the pass gives the sequence.
+    given: i32,
+    /// Position of the first one.
     first: i32,
     /// Rows in front that are not wanted.
     skipped: i32,
@@ -55,9 +66,19 @@ impl Control {
         Control { vocab: vocab as i32, rate, top_k, top_p, distance, ..Control::zeroed() }
     }
 
+    /// For rows that begin at this index in the logits of the pass.
+    pub fn at(self, row: usize) -> Self {
+        Control { row: row as i32, ..self }
+    }
+
+    /// How many rows the pass gives.
+    pub fn given(&self) -> usize {
+        self.given as usize
+    }
+
     /// For one row at position 0, whose score of `token` is wanted.
     pub(super) fn of_one(filter: Filter, vocab: usize, token: usize) -> Self {
-        let mut control = Control { width: 1, ..Control::of(filter, vocab) };
+        let mut control = Control { given: 1, width: 1, ..Control::of(filter, vocab) };
         control.tokens[0] = token as i32;
         control
     }
@@ -207,14 +228,15 @@ impl Ring {
         slot * (self.columns * size(self.element).unwrap_or(4)).next_multiple_of(WORD)
     }
 
-    /// The arguments for a pass over `tokens`, which begin at position `start`. It gives rows from position `first` on;
-    /// the first `skipped` of them are not wanted.
-    pub fn control(&self, start: usize, tokens: &[i32], first: usize, skipped: usize) -> Control {
+    /// The arguments for a pass over `tokens`, which begin at position `start`. It gives `given` rows from position
+    /// `first` on; the first `skipped` of them are not wanted.
+    pub fn control(&self, start: usize, tokens: &[i32], first: usize, given: usize, skipped: usize) -> Control {
         let mut control = Control {
+            given: given as i32,
             first: first as i32,
             skipped: skipped as i32,
             start: start as i32,
-            ..Control::of(self.filter, self.vocab)
+            ..self.addressed(Control::of(self.filter, self.vocab))
         };
         if tokens.len() <= NOTED {
             control.width = tokens.len() as i32;
@@ -224,38 +246,23 @@ impl Ring {
         control
     }
 
-    /// Queue the kernels that copy the first `given` rows of `logits` into the ring and summarise them. `control` is
-    /// the address of a [`Control`] on the device.
-    pub fn queue(&self, queue: &Queue, logits: &DeviceBuffer, given: usize, mut control: u64) -> ort::Result<()> {
-        let (mut from, mut ring, mut parts) = (logits.place(), self.ring.place(), self.parts.place());
-        let (mut peaks, mut kept) = (self.peaks.place(), self.kept.place());
-        let mut summaries = self.summaries.bytes().as_ptr() as u64;
-        let (mut element, mut columns, mut rows) = (code(self.element), self.columns as i64, given as i32);
-        let [logits, element, columns, control, ring, parts, peaks, kept, summaries, rows] = [
-            argument(&mut from),
-            argument(&mut element),
-            argument(&mut columns),
-            argument(&mut control),
-            argument(&mut ring),
-            argument(&mut parts),
-            argument(&mut peaks),
-            argument(&mut kept),
-            argument(&mut summaries),
-            argument(&mut rows),
-        ];
-        let (kernels, count) = (self.device.kernels()?, given as u32);
-        // SAFETY: the arguments are those of the kernels, and all addresses stay as long as the graphs that hold them.
-        unsafe {
-            let arguments = &mut [logits, element, columns, control, ring, parts, peaks];
-            queue.run(kernels.keep, (CHUNKS as u32, count, 1), THREADS as u32, arguments)?;
-            let arguments = &mut [logits, element, columns, control, ring, parts, summaries, rows];
-            queue.run(kernels.summarise, (count + 1, 1, 1), CHUNKS as u32, arguments)?;
-            if self.filter.is_plain() {
-                return Ok(());
-            }
-            let arguments = &mut [element, columns, control, ring, parts, peaks, summaries, kept];
-            queue.run(kernels.filter, (count, 1, 1), NEAR as u32, arguments)
+    /// A control with the addresses of the ring.
+    pub(super) fn addressed(&self, control: Control) -> Control {
+        Control {
+            ring: self.ring.place(),
+            parts: self.parts.place(),
+            peaks: self.peaks.place(),
+            kept: self.kept.place(),
+            summaries: self.summaries.bytes().as_ptr() as u64,
+            ..control
         }
+    }
+
+    /// Queue the kernels that copy at most `given` rows of `logits` into the ring and summarise them. `control` is the
+    /// address of a [`Control`] on the device.
+    pub fn queue(&self, queue: &Queue, logits: &DeviceBuffer, given: usize, control: u64) -> ort::Result<()> {
+        let shares = Shares { control, count: 1, most: given, filters: self.filters() };
+        queue_rows(&self.device, queue, logits.place(), (self.element, self.columns), shares)
     }
 
     /// Note that a pass has succeeded, which gave the rows of these positions. Rows before position `wanted` are not
@@ -413,6 +420,44 @@ impl Ring {
     }
 }
 
+/// What the kernels do for a pass.
+#[derive(Debug, Clone, Copy)]
+pub struct Shares {
+    /// The address of the first [`Control`] on the device, one for each sequence.
+    pub control: u64,
+    /// Sequences.
+    pub count: usize,
+    /// Most rows of a sequence.
+    pub most: usize,
+    /// Whether the rows of some sequence are filtered.
+    pub filters: bool,
+}
+
+/// Queue the kernels that copy rows of the logits of a pass into the rings of sequences, and summarise them. Rows have
+/// this type and so many columns.
+pub fn queue_rows(
+    device: &Device,
+    queue: &Queue,
+    mut logits: u64,
+    (element, columns): (TensorElementType, usize),
+    Shares { mut control, count, most, filters }: Shares,
+) -> ort::Result<()> {
+    let (mut element, mut columns) = (code(element), columns as i64);
+    let [logits, element, columns, control] =
+        [argument(&mut logits), argument(&mut element), argument(&mut columns), argument(&mut control)];
+    let (kernels, rows, count) = (device.kernels()?, most as u32, count as u32);
+    // SAFETY: the arguments are those of the kernels, and all addresses stay as long as the graphs that hold them.
+    unsafe {
+        let arguments = &mut [logits, element, columns, control];
+        queue.run(kernels.keep, (CHUNKS as u32, rows, count), THREADS as u32, arguments)?;
+        queue.run(kernels.summarise, (rows + 1, count, 1), CHUNKS as u32, arguments)?;
+        if filters {
+            queue.run(kernels.filter, (rows, count, 1), NEAR as u32, &mut [element, columns, control])?;
+        }
+    }
+    Ok(())
+}
+
 /// An error of the driver, about rows.
 pub(super) fn failed(error: ort::Error) -> Error {
     Error::Runtime(format!("rows of logits on the GPU: {error}"))
@@ -467,7 +512,7 @@ mod tests {
         {
             assert!(source.contains(&format!("const int {name} = {value};")), "{name}");
         }
-        assert_eq!((size_of::<Control>(), size_of::<Summary>()), (4 * (10 + NOTED), 48));
+        assert_eq!((size_of::<Control>(), size_of::<Summary>()), (5 * 8 + 4 * (12 + NOTED), 48));
     }
 
     /// As their type holds them.
@@ -565,7 +610,7 @@ mod tests {
             ] {
                 let sampler = Sampler::new(0.8, top_k, top_p, min_p).unwrap();
                 rows.set_filter(sampler.filter());
-                let control = rows.control(0, &[7, 8, 9, 10], 0, 0);
+                let control = rows.control(0, &[7, 8, 9, 10], 0, 4, 0);
                 told.bytes_mut().copy_from_slice(bytemuck::bytes_of(&control));
                 let queue = device.queue().unwrap();
                 rows.queue(&queue, &logits, 4, told.bytes().as_ptr() as u64).unwrap();

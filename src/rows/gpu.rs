@@ -154,7 +154,7 @@ impl DeviceSums for GpuSums {
         let Some(mut terms) = self.terms(parts.chain(judged)) else { return Ok(false) };
         let (mut judged, mut floor) = (i32::from(judge.is_some()), judge.map_or(0.0, |(_, floor)| floor));
         self.sum.set_filter(filter);
-        let control = Control::of_one(filter, self.vocab, token);
+        let control = self.sum.addressed(Control::of_one(filter, self.vocab, token));
         self.control.bytes_mut().copy_from_slice(bytemuck::bytes_of(&control));
         let control = self.control.bytes().as_ptr() as u64;
         self.work(|queue| {

@@ -146,9 +146,14 @@ impl TextStream {
     }
 
     /// The text that these tokens complete. Holds back the bytes of an unfinished character, and text that may become a
-    /// stop string. If a token is not in the vocabulary, the call fails and takes none of them.
+    /// stop string. If a token is not in the vocabulary, the call fails and takes none of them. A call without tokens
+    /// begins no text.
     pub fn push(&mut self, tokens: &[i32]) -> Result<&str> {
         let ids = self.text.ids(tokens)?;
+        if tokens.is_empty() && !self.begun {
+            self.out.clear();
+            return Ok(&self.out);
+        }
         if !std::mem::replace(&mut self.begun, true) {
             self.filter.restart();
         }
@@ -198,6 +203,20 @@ mod tests {
         let mut out = stream.push(&[byte, 0].repeat(100)).unwrap().to_owned();
         out.push_str(stream.finish().unwrap());
         assert_eq!(out, "\u{fffd}".repeat(100));
+    }
+
+    #[test]
+    fn a_push_without_tokens_begins_no_text() {
+        let mut stream = TextStream::new(demo()).unwrap();
+        assert_eq!(stream.push(&[]).unwrap(), "");
+        stream.prompt(&[]).unwrap();
+        stream.set_stops(vec!["\n".into()]).unwrap();
+        let text = demo().encode("a\nb", true).unwrap();
+        assert_eq!(stream.push(&text).unwrap(), "a");
+        stream.finish().unwrap();
+        assert_eq!(stream.push(&[]).unwrap(), "");
+        assert!(stream.stopped(), "the answer is about the finished text");
+        stream.prompt(&[]).unwrap();
     }
 
     #[test]

@@ -9,9 +9,10 @@
 
 /* ---- NULL, and counts without an array ------------------------------------------------------------------------ */
 
-static void nulls(void) {
+static const int32_t token = 1;
+
+static void nulls_of_engines(void) {
     const char *good = text(ONE(TINY));
-    const int32_t token = 1;
     FAILS(cos_engine_open(NULL, &out.engine), INVALID_ARGUMENT, "config_path is NULL");
     FAILS(cos_engine_open(good, NULL), INVALID_ARGUMENT, "out_engine is NULL");
     FAILS(cos_engine_new(NULL, &out.engine), INVALID_ARGUMENT, "config_json is NULL");
@@ -31,7 +32,12 @@ static void nulls(void) {
     EQUAL(strcmp(untouched, "untouched"), 0);
     FAILS(cos_session_new(NULL, NULL, &out.session), INVALID_ARGUMENT, "engine is NULL");
     FAILS(cos_session_new(engine, NULL, NULL), INVALID_ARGUMENT, "out_session is NULL");
+    cos_engine_free(engine);
+    cos_engine_free(NULL);
+}
 
+static void nulls_of_sessions(void) {
+    cos_engine *engine = ENGINE(ONE(TINY));
     cos_session *session = NULL;
     OK(cos_session_new(engine, NULL, &session));
     FAILS(cos_prompt(NULL, &token, 1), INVALID_ARGUMENT, "session is NULL");
@@ -50,7 +56,13 @@ static void nulls(void) {
     FAILS(cos_engine_stats(NULL, &out.stats), INVALID_ARGUMENT, "engine is NULL");
     FAILS(cos_engine_stats(engine, NULL), INVALID_ARGUMENT, "out_stats is NULL");
     DECODES(session, STOP, 13, 14, 15, 0);
+    cos_free(session);
+    cos_free(NULL);
+    cos_engine_free(engine);
+}
 
+static void nulls_of_texts(void) {
+    cos_engine *engine = ENGINE(ONE(TINY));
     FAILS(cos_engine_encode(NULL, "a", 1, 0, out.tokens, 8, &out.count), INVALID_ARGUMENT, "engine is NULL");
     FAILS(cos_engine_encode(engine, NULL, 1, 0, out.tokens, 8, &out.count), INVALID_ARGUMENT, "text is NULL");
     FAILS(cos_engine_encode(engine, "a", SIZE_MAX, 0, out.tokens, 8, &out.count), INVALID_ARGUMENT,
@@ -67,7 +79,11 @@ static void nulls(void) {
     EQUAL(out.count, 0);
     OK(cos_engine_decode(engine, NULL, 0, NULL, 0, &out.count));
     EQUAL(out.count, 0);
+    cos_engine_free(engine);
+}
 
+static void nulls_of_streams(void) {
+    cos_engine *engine = ENGINE(ONE(TINY));
     cos_text_stream *stream = NULL;
     FAILS(cos_text_stream_new(NULL, &out.stream), INVALID_ARGUMENT, "engine is NULL");
     FAILS(cos_text_stream_new(engine, NULL), INVALID_ARGUMENT, "out_stream is NULL");
@@ -92,16 +108,20 @@ static void nulls(void) {
     FAILS(cos_text_stream_finish(stream, &out.text, NULL), INVALID_ARGUMENT, "out_bytes is NULL");
     OK(cos_text_stream_push(stream, NULL, 0, &out.text, &out.count));
     EQUAL(out.count, 0); /* none of these calls took a token */
+    OK(cos_text_stream_prompt(stream, NULL, 0)); /* and a push without tokens is none */
+    cos_text_stream_free(stream);
+    cos_text_stream_free(NULL);
+    cos_engine_free(engine);
+}
 
+static void nulls(void) {
+    nulls_of_engines();
+    nulls_of_sessions();
+    nulls_of_texts();
+    nulls_of_streams();
     EQUAL(cos_error_code(NULL), 0);
     EQUAL(strlen(cos_error_message(NULL)), 0);
     cos_error_free(NULL);
-    cos_free(NULL);
-    cos_text_stream_free(NULL);
-    cos_engine_free(NULL);
-    cos_text_stream_free(stream);
-    cos_free(session);
-    cos_engine_free(engine);
 }
 
 /* ---- Sizes of structs ----------------------------------------------------------------------------------------- */
@@ -255,37 +275,30 @@ static pthread_t start(const char *where, void *(*body)(void *), struct worker *
     return thread;
 }
 
-static void threads(void) {
-    char json[2 * PATH_MAX];
-    snprintf(json, sizeof json, ONE(PATH("%s/models/demo/base")), root);
-    cos_engine *engine = ENGINE(json);
-    cos_session *sessions[2]; /* one for two threads, one for comparison */
-    for (int i = 0; i < 2; i++) {
-        sessions[i] = SESSION(engine, .max_tokens = LONG_RUN, .stop_tokens = ONES); /* no stop token */
-        OK(cos_prompt(sessions[i], TOKENS(100, 200, 300)));
-    }
-
-    /* Two threads step through one sequence. Each token comes to one of them, and some calls get BUSY. */
-    struct worker here = {.session = sessions[0]}, there = here;
+/* Two threads step through one sequence. Each token comes to one of them, and some calls get BUSY. */
+static void both_step(cos_session *session) {
+    struct worker here = {.session = session}, there = here;
     pthread_t thread = start(HERE, step_until_end, &there);
     step_until_end(&here);
     pthread_join(thread, NULL);
     EQUAL(here.busy + there.busy > 0, true);
     EQUAL(here.others + there.others, 0);
     EQUAL(here.tokens + there.tokens, LONG_RUN);
-    EQUAL(committed(sessions[0]), LONG_RUN);
+    EQUAL(committed(session), LONG_RUN);
+}
 
-    /* One thread steps. The other one gets BUSY from all calls but statistics. */
-    OK(cos_prompt(sessions[0], TOKENS(400)));
-    here = there = (struct worker){.session = sessions[0]};
-    thread = start(HERE, step_until_end, &there);
+/* One thread steps. The other one gets BUSY from all calls but statistics. */
+static void one_steps(cos_session *session) {
+    OK(cos_prompt(session, TOKENS(400)));
+    struct worker here = {.session = session}, there = here;
+    pthread_t thread = start(HERE, step_until_end, &there);
     cos_stats stats = {.struct_size = sizeof stats};
     uint64_t seen = 0, lost = 0;
     while (pthread_tryjoin_np(thread, NULL) == EBUSY) {
-        cos_error *error = cos_prompt(sessions[0], NULL, 1), *other = cos_step(sessions[0], NULL);
+        cos_error *error = cos_prompt(session, NULL, 1), *other = cos_step(session, NULL);
         lost += error == NULL || other == NULL; /* without BUSY, their NULL is refused */
         refused(&here, error), refused(&here, other);
-        error = cos_session_stats(sessions[0], &stats);
+        error = cos_session_stats(session, &stats);
         lost += error != NULL || stats.tokens < seen || stats.tokens > 2 * LONG_RUN;
         cos_error_free(error);
         seen = stats.tokens;
@@ -294,8 +307,10 @@ static void threads(void) {
     EQUAL(here.busy > 0, true);
     EQUAL(there.others, 0);
     EQUAL(there.tokens, LONG_RUN);
+}
 
-    /* The sequence is that of a single thread: both sessions go on in the same way. */
+/* The sequence of several threads is that of a single one: both sessions go on in the same way. */
+static void go_on_alike(cos_session *const sessions[2]) {
     struct worker single = {.session = sessions[1]};
     step_until_end(&single);
     OK(cos_prompt(sessions[1], TOKENS(400)));
@@ -311,17 +326,17 @@ static void threads(void) {
             for (size_t k = 0; k < step.tokens_count && count < COUNT(tokens[i]); k++)
                 tokens[i][count++] = step.tokens[k];
         EQUAL(count, LONG_RUN);
-        cos_free(sessions[i]);
     }
     EQUAL(memcmp(tokens[0], tokens[1], LONG_RUN * sizeof **tokens), 0);
-    cos_engine_free(engine);
+}
 
-    /* A text stream: one thread pushes a long text, the other one gets BUSY. */
-    engine = ENGINE(ONE(TINY));
-    here = there = (struct worker){0};
+/* One thread pushes a long text to a stream, the other one gets BUSY. */
+static void one_pushes(void) {
+    cos_engine *engine = ENGINE(ONE(TINY));
+    struct worker here = {0}, there = here;
     OK(cos_text_stream_new(engine, &here.stream));
     there.stream = here.stream;
-    thread = start(HERE, push_long_text, &there);
+    pthread_t thread = start(HERE, push_long_text, &there);
     const char *text;
     size_t bytes;
     while (pthread_tryjoin_np(thread, NULL) == EBUSY)
@@ -334,6 +349,24 @@ static void threads(void) {
     EQUAL(out.count == 2 && !memcmp(out.text, " a", 2), true);
     cos_text_stream_free(here.stream);
     cos_engine_free(engine);
+}
+
+static void threads(void) {
+    char json[2 * PATH_MAX];
+    snprintf(json, sizeof json, ONE(PATH("%s/models/demo/base")), root);
+    cos_engine *engine = ENGINE(json);
+    cos_session *sessions[2]; /* one for two threads, one for comparison */
+    for (int i = 0; i < 2; i++) {
+        sessions[i] = SESSION(engine, .max_tokens = LONG_RUN, .stop_tokens = ONES); /* no stop token */
+        OK(cos_prompt(sessions[i], TOKENS(100, 200, 300)));
+    }
+    both_step(sessions[0]);
+    one_steps(sessions[0]);
+    go_on_alike(sessions);
+    cos_free(sessions[0]);
+    cos_free(sessions[1]);
+    cos_engine_free(engine);
+    one_pushes();
 }
 
 int main(int argc, char **argv) {

@@ -404,7 +404,8 @@ static void early_forks(void) {
             if (!child) {
                 cos_engine *engine;
                 cos_error *error = cos.engine_open(config, &engine);
-                exit(error && cos.error_code(error) != COS_ERROR_UNSUPPORTED);
+                /* Not exit(): a thread of the host may have held glibc's lock of exit handlers amid the fork. */
+                _exit(error && cos.error_code(error) != COS_ERROR_UNSUPPORTED);
             }
             end_of(child);
             pthread_join(thread, NULL);

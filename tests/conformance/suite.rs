@@ -4,6 +4,7 @@
 pub mod faults;
 pub mod generator;
 pub mod greedy;
+pub mod packed;
 mod plot;
 pub mod programs;
 pub mod report;
@@ -74,7 +75,7 @@ pub struct Probe {
     pub exports: bool,
 }
 
-pub const PROBES: [Probe; 4] = [
+pub const PROBES: [Probe; 5] = [
     Probe {
         part: "random numbers",
         run: |_| generator::run(50_000, &Silent),
@@ -97,6 +98,12 @@ pub const PROBES: [Probe; 4] = [
         part: "vectors",
         run: |_| vectors::replay(&reference("tiny"), 8, &mut |_| {}),
         repeat: |_, _| unreachable!("vectors are not only drawn from"),
+        exports: true,
+    },
+    Probe {
+        part: "common passes",
+        run: |_| packed::run(150, 250, &Silent),
+        repeat: |_, _| unreachable!("rows are compared, too"),
         exports: true,
     },
 ];

@@ -88,9 +88,10 @@ static void wait() {
 static void launch(dim3 grid, unsigned threads, std::function<void()> work) {
     kernel = work, blockDim = {threads}, gridDim = grid;
     if (fibers.size() < threads) fibers = std::vector<Fiber>(threads);
+    for (unsigned z = 0; z < grid.z; z++)
     for (unsigned y = 0; y < grid.y; y++)
         for (unsigned x = 0; x < grid.x; x++) {
-            blockIdx = {x, y};
+            blockIdx = {x, y, z};
             for (unsigned i = 0; i < threads; i++) {
                 Fiber &fiber = fibers[i];
                 fiber.begun = fiber.over = false;

@@ -66,16 +66,23 @@ struct World {
                 else
                     ((u16 *)logits.data())[r * columns + i] = bits_of(score, element);
             }
-        control.first = first, control.skipped = skipped;
-        char *memory = (char *)ring.data();
-        launch({(unsigned)CHUNKS, (unsigned)given}, THREADS,
-               [&] { keep(logits.data(), element, columns, &control, memory, parts.data(), peaks.data()); });
-        launch({(unsigned)given + 1}, CHUNKS, [&] {
-            summarise(logits.data(), element, columns, &control, memory, parts.data(), summaries.data(), given);
-        });
-        launch({(unsigned)given}, NEAR, [&] {
-            filter(element, columns, &control, memory, parts.data(), peaks.data(), summaries.data(), kept.data());
-        });
+        share(first, skipped, 0, given);
+        run({control}, given);
+    }
+
+    // Its share of a pass: `given` rows from index `row` of the logits on.
+    void share(int first, int skipped, int row, int given) {
+        control.ring = (char *)ring.data(), control.parts = parts.data(), control.peaks = peaks.data();
+        control.kept = kept.data(), control.summaries = summaries.data();
+        control.first = first, control.skipped = skipped, control.row = row, control.given = given;
+    }
+
+    // Runs the kernels for the shares of several sequences, with at most `most` rows each.
+    void run(std::vector<Control> shares, int most) {
+        unsigned rows = (unsigned)most, count = (unsigned)shares.size();
+        launch({(unsigned)CHUNKS, rows, count}, THREADS, [&] { keep(logits.data(), element, columns, shares.data()); });
+        launch({rows + 1, count}, CHUNKS, [&] { summarise(logits.data(), element, columns, shares.data()); });
+        launch({rows, count}, NEAR, [&] { filter(element, columns, shares.data()); });
     }
 
     std::vector<float> scores(int position) {
@@ -278,6 +285,33 @@ static void residuals_are_of_what_is_kept() {
     }
 }
 
+// Sequences that share a pass get what each would get alone.
+static void sequences_share_a_pass() {
+    const int vocab = 700;
+    std::vector<std::vector<float>> rows;
+    for (int i = 0; i < 6; i++) rows.push_back(random_row(vocab, i % 3));
+    // The first index, the rows, and the first position of each sequence; the second one has none.
+    const int parts[][3] = {{0, 1, 9}, {1, 0, 5}, {1, 3, 62}, {4, 2, 0}};
+    World pass(1, vocab, vocab);
+    pass.pass(rows, 0, 0); // fills the logits
+    std::vector<World> together(4, World(1, vocab, vocab)), alone(4, World(1, vocab, vocab));
+    std::vector<Control> shares;
+    for (int s = 0; s < 4; s++) {
+        auto [index, count, first] = parts[s];
+        for (World *world : {&together[s], &alone[s]}) world->control.top_k = 5 + s, world->control.rate = 0.8f;
+        together[s].share(first, 0, index, count);
+        shares.push_back(together[s].control);
+        if (count > 0) alone[s].pass({rows.begin() + index, rows.begin() + index + count}, first, 0);
+    }
+    pass.run(shares, 3);
+    for (int s = 0; s < 4; s++) {
+        CHECK(memcmp(together[s].ring.data(), alone[s].ring.data(), alone[s].ring.size() * 16) == 0, "rows of %d", s);
+        CHECK(together[s].kept == alone[s].kept, "sums of %d", s);
+        for (int slot = 0; slot < ROWS; slot++)
+            CHECK(memcmp(&together[s].summaries[slot], &alone[s].summaries[slot], sizeof(Summary)) == 0, "%d", s);
+    }
+}
+
 static void words_are_transferred() {
     std::vector<uint4> from(1000), to(1000);
     for (uint4 &word : from) word = {(unsigned)engine(), (unsigned)engine(), (unsigned)engine(), (unsigned)engine()};
@@ -291,5 +325,6 @@ int main() {
     masked_rows_are_filtered_too();
     filters_keep_what_the_sampler_does();
     residuals_are_of_what_is_kept();
+    sequences_share_a_pass();
     return 0;
 }

@@ -14,7 +14,7 @@ use cos::model::{Cancel, Model, Pass};
 use cos::rows::Filter;
 use cos::rows::{NEAR_TIE, Sampler};
 
-fn demo(name: &str) -> PathBuf {
+pub fn demo(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("models/demo").join(name)
 }
 
@@ -23,7 +23,7 @@ fn engine(config: &str) -> Arc<Engine> {
     Arc::new(Engine::load(&Config::open(&demo(config)).unwrap()).unwrap())
 }
 
-fn prompts(engine: &Engine, file: &str) -> Vec<Vec<i32>> {
+pub fn prompts(engine: &Engine, file: &str) -> Vec<Vec<i32>> {
     let lines = std::fs::read_to_string(demo("prompts").join(file)).unwrap();
     let line = |line: &str| {
         let line: serde_json::Value = serde_json::from_str(line).unwrap();
@@ -42,7 +42,7 @@ fn fresh(model: &dyn Model, context: &[i32]) -> Vec<f32> {
     let mut sequence = model.start(&Arc::new(Cancel::default())).unwrap();
     for tokens in context.chunks(model.max_pass()) {
         model
-            .forward(&mut [Pass { sequence: sequence.as_mut(), tokens, keep: 0, filter: Filter::plain(1.0) }])
+            .forward(&mut [Pass { sequence: sequence.as_mut(), tokens, keep: 1, filter: Filter::plain(1.0) }])
             .unwrap();
     }
     sequence.row(context.len()).scores().unwrap().to_vec()

@@ -6,5 +6,6 @@ mod common;
 mod batching;
 mod demo;
 mod exports;
+mod memory;
 mod mixtures;
 mod replay;

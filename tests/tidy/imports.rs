@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::source::Source;
+use crate::rust::{Rust, Token, items};
 use crate::{Rule, Violation};
 
 /// What each room may import: a room, or single items of it as `room::Item`.
@@ -47,7 +47,7 @@ struct Import {
     shown: bool,
 }
 
-pub fn check(sources: &[Source]) -> Vec<Violation> {
+pub fn check(sources: &[Rust]) -> Vec<Violation> {
     let modules = Modules::new(sources);
     let imports: Vec<Import> = sources.iter().flat_map(|source| modules.imports(source)).collect();
     let mut found: Vec<Violation> = imports.iter().filter_map(forbidden).collect();
@@ -56,7 +56,7 @@ pub fn check(sources: &[Source]) -> Vec<Violation> {
 }
 
 /// The room of a file, such as `decode`; `lib` is none.
-fn room(file: &str) -> Option<&str> {
+pub fn room(file: &str) -> Option<&str> {
     let path = file.strip_prefix("src/")?;
     Some(path.split_once('/').map_or(path.trim_end_matches(".rs"), |(room, _)| room)).filter(|room| *room != "lib")
 }
@@ -98,7 +98,7 @@ fn circles(imports: &[Import]) -> Vec<Violation> {
     found
 }
 
-/// Whither the imports of one file or room lead, each with one place that does so.
+/// The files or rooms that one of them imports, each with one place where it does.
 type Edges<'a> = BTreeMap<&'a str, &'a Import>;
 
 fn reaches(graph: &BTreeMap<&str, Edges>, from: &str, to: &str) -> bool {
@@ -114,7 +114,7 @@ fn reaches(graph: &BTreeMap<&str, Edges>, from: &str, to: &str) -> bool {
 }
 
 /// The modules of the crate by their paths, such as `["decode", "policy"]`.
-struct Modules<'a> {
+pub struct Modules<'a> {
     files: BTreeMap<Vec<String>, Module<'a>>,
 }
 
@@ -128,29 +128,34 @@ struct Module<'a> {
 
 /// A name that a file imports; `*` stands for all names of a module.
 #[derive(Debug, PartialEq)]
-struct Use {
-    name: String,
-    path: Vec<String>,
-    line: usize,
+pub struct Use {
+    pub name: String,
+    pub path: Vec<String>,
+    pub line: usize,
     public: bool,
 }
 
 impl<'a> Modules<'a> {
-    fn new(sources: &'a [Source]) -> Self {
-        let module = |source: &'a Source| {
-            let items = source.text.lines().filter_map(item).collect();
-            (module_path(&source.path), Module { file: &source.path, items, uses: uses(&tokens(&source.text)) })
+    pub fn new(sources: &'a [Rust]) -> Self {
+        let module = |source: &'a Rust| {
+            let items = items(&source.trees).into_iter().filter(|item| item.kind != "mod").map(|item| item.name);
+            let (items, uses) = (items.collect(), uses(&source.tokens));
+            (module_path(&source.path), Module { file: &source.path, items, uses })
         };
         Modules { files: sources.iter().map(module).collect() }
     }
 
+    /// What the `use` statements of a file import.
+    pub fn uses(&self, file: &str) -> &[Use] {
+        &self.files[&module_path(file)].uses
+    }
+
     /// What a file imports, and the paths that it writes out.
-    fn imports(&self, source: &Source) -> Vec<Import> {
+    fn imports(&self, source: &Rust) -> Vec<Import> {
         let here = module_path(&source.path);
         let module = &self.files[&here];
-        let tokens = tokens(&source.text);
         let mut paths: Vec<_> = module.uses.iter().map(|u| (u.path.clone(), u.line, u.public)).collect();
-        for (path, line) in written(&tokens) {
+        for (path, line) in written(&source.tokens) {
             let first = path[0].as_str();
             let imported = module.uses.iter().find(|u| u.name == first);
             if ["crate", "super", "self"].contains(&first) {
@@ -236,38 +241,6 @@ fn module_path(file: &str) -> Vec<String> {
     if path == "lib" { Vec::new() } else { path.split('/').map(String::from).collect() }
 }
 
-/// The name of the item that a line declares at the top of a file.
-fn item(line: &str) -> Option<String> {
-    let mut words =
-        line.split(|c: char| !(c == '_' || c == '!' || c.is_alphanumeric())).filter(|word| !word.is_empty());
-    let kinds = ["fn", "struct", "enum", "union", "trait", "type", "const", "static", "macro_rules!"];
-    if line.starts_with([' ', '}', ')']) || !words.any(|word| kinds.contains(&word)) {
-        return None;
-    }
-    words.find(|word| !["fn", "mut", "unsafe", "extern"].contains(word)).map(String::from)
-}
-
-/// A word or a mark of Rust, and its line.
-type Token<'a> = (&'a str, usize);
-
-fn tokens(code: &str) -> Vec<Token<'_>> {
-    let mut found = Vec::new();
-    for (index, line) in code.lines().enumerate() {
-        let mut rest = line.trim_start();
-        while let Some(first) = rest.chars().next() {
-            let word = |c: char| c == '_' || c.is_alphanumeric();
-            let length = match first {
-                _ if word(first) => rest.find(|c| !word(c)).unwrap_or(rest.len()),
-                ':' if rest.starts_with("::") => 2,
-                _ => first.len_utf8(),
-            };
-            found.push((&rest[..length], index + 1));
-            rest = rest[length..].trim_start();
-        }
-    }
-    found
-}
-
 fn is_word(token: &str) -> bool {
     token.starts_with(|c: char| c == '_' || c.is_alphabetic())
 }
@@ -275,7 +248,7 @@ fn is_word(token: &str) -> bool {
 /// Where the statements `use …;` begin and end.
 fn statements(tokens: &[Token]) -> Vec<(usize, usize)> {
     let starts = (0..tokens.len()).filter(|&at| {
-        tokens[at].0 == "use" && (at == 0 || [";", "}", "{", "pub", ")", "]"].contains(&tokens[at - 1].0))
+        tokens[at].0 == "use" && (at == 0 || [";", "}", "{", "pub", ")", "]"].contains(&&*tokens[at - 1].0))
     });
     let end = |start: usize| (start..tokens.len()).find(|&at| tokens[at].0 == ";").unwrap_or(tokens.len());
     starts.map(|start| (start, end(start))).collect()
@@ -285,7 +258,7 @@ fn statements(tokens: &[Token]) -> Vec<(usize, usize)> {
 fn uses(tokens: &[Token]) -> Vec<Use> {
     let mut found = Vec::new();
     for (start, end) in statements(tokens) {
-        let public = start > 0 && ["pub", ")"].contains(&tokens[start - 1].0);
+        let public = start > 0 && ["pub", ")"].contains(&&*tokens[start - 1].0);
         tree(&tokens[start + 1..end], &mut Vec::new(), public, &mut found);
     }
     found
@@ -296,7 +269,7 @@ fn tree(tokens: &[Token], path: &mut Vec<String>, public: bool, found: &mut Vec<
     let length = path.len();
     let mut at = 0;
     while at < tokens.len() {
-        let (token, line) = tokens[at];
+        let (token, line) = (tokens[at].0.as_str(), tokens[at].1);
         match token {
             "{" => {
                 for branch in branches(&tokens[at + 1..tokens.len() - 1]) {
@@ -324,17 +297,17 @@ fn tree(tokens: &[Token], path: &mut Vec<String>, public: bool, found: &mut Vec<
 }
 
 /// What stands between commas that are in no further braces.
-fn branches<'a, 'b>(tokens: &'a [Token<'b>]) -> Vec<&'a [Token<'b>]> {
+fn branches(tokens: &[Token]) -> Vec<&[Token]> {
     let mut depth = 0;
     let parts = tokens.split(|(token, _)| {
-        depth += i32::from(*token == "{") - i32::from(*token == "}");
-        *token == "," && depth == 0
+        depth += i32::from(token == "{") - i32::from(token == "}");
+        token == "," && depth == 0
     });
     parts.filter(|part| !part.is_empty()).collect()
 }
 
 /// Paths of at least two words outside of `use` statements.
-fn written(tokens: &[Token]) -> Vec<(Vec<String>, usize)> {
+pub fn written(tokens: &[Token]) -> Vec<(Vec<String>, usize)> {
     let statements = statements(tokens);
     let (mut found, mut at) = (Vec::new(), 0);
     while at < tokens.len() {
@@ -344,11 +317,14 @@ fn written(tokens: &[Token]) -> Vec<(Vec<String>, usize)> {
         }
         let start = at;
         at += 1;
-        if !is_word(tokens[start].0) || (start > 0 && tokens[start - 1].0 == "::") {
+        // A path may begin with `::`, but what follows `Vec<T>::` is none.
+        let goes_on = |before: &Token| is_word(&before.0) || before.0 == ">";
+        let is_behind = start > 0 && tokens[start - 1].0 == "::" && (start == 1 || goes_on(&tokens[start - 2]));
+        if !is_word(&tokens[start].0) || is_behind {
             continue;
         }
         let mut path = vec![tokens[start].0.to_string()];
-        while at + 1 < tokens.len() && tokens[at].0 == "::" && is_word(tokens[at + 1].0) {
+        while at + 1 < tokens.len() && tokens[at].0 == "::" && is_word(&tokens[at + 1].0) {
             path.push(tokens[at + 1].0.to_string());
             at += 2;
         }
@@ -369,15 +345,14 @@ fn every_room_is_in_the_table() {
 
 #[test]
 fn imports_are_followed() {
-    let source = |path: &str, text: &str| Source { path: path.into(), text: text.into() };
-    let sources = [
-        source("src/rows/mod.rs", "mod host;\npub use host::Row; // shown, so no circle\npub fn sum() {}"),
-        source("src/rows/host.rs", "use super::sum;\npub struct Row;"),
-        source("src/decode/mod.rs", "pub mod a;\npub mod b;"),
-        source("src/decode/a.rs", "use crate::{decode::b as c, rows::{self, Row}};\nfn x() { c::y(rows::sum()) }"),
-        source("src/decode/b.rs", "pub fn y() {}\nimpl crate::engine::Z for super::a::W {}"),
-        source("src/engine.rs", "pub trait Z {}"),
-    ];
+    let sources = crate::files(&[
+        ("src/rows/mod.rs", "mod host;\npub use host::Row; // shown, so no circle\npub fn sum() {}"),
+        ("src/rows/host.rs", "use super::sum;\npub struct Row;"),
+        ("src/decode/mod.rs", "pub mod a;\npub mod b;"),
+        ("src/decode/a.rs", "use crate::{decode::b as c, rows::{self, Row}};\nfn x() { c::y(rows::sum()) }"),
+        ("src/decode/b.rs", "pub fn y() {}\nimpl crate::engine::Z for super::a::W {}"),
+        ("src/engine.rs", "pub trait Z {}"),
+    ]);
     let modules = Modules::new(&sources);
     let of = |index: usize| -> Vec<String> {
         let imports = modules.imports(&sources[index]).into_iter();

@@ -1,5 +1,6 @@
 //! Lengths of lines, functions and files, and first lines.
 
+use crate::functions::functions;
 use crate::source::Source;
 use crate::{Rule, Violation};
 
@@ -9,7 +10,7 @@ pub const COLUMNS: usize = 120;
 /// The longest file.
 pub const FILE: usize = 700;
 
-/// The longest function of Rust, from its name to its closing brace.
+/// The longest function, from its name to its closing brace.
 pub const FUNCTION: usize = 70;
 
 /// How many columns a tab takes.
@@ -20,24 +21,32 @@ pub fn check(source: &Source) -> Vec<Violation> {
     let Source { path, text } = source;
     for (index, line) in text.lines().enumerate() {
         let width: usize = line.chars().map(|c| if c == '\t' { TAB } else { 1 }).sum();
-        if width > COLUMNS {
+        if width > COLUMNS && !may_be_wide(path, line) {
             found.push(Violation::new(Rule::Columns, path, index + 1, format!("{width} columns")));
         }
     }
     let lines = text.lines().count();
-    if lines > FILE {
+    if lines > FILE && !is_prose(path) {
         found.push(Violation::new(Rule::File, path, lines, format!("{lines} lines, {FILE} are allowed")));
     }
-    if !opens(path, text) {
+    if !is_prose(path) && !opens(path, text) {
         found.push(Violation::new(Rule::Opening, path, 1, "the first line does not say what the file is"));
     }
-    if path.ends_with(".rs") {
-        for (line, name, length) in functions(text).into_iter().filter(|(.., length)| *length > FUNCTION) {
-            let what = format!("`{name}` has {length} lines, {FUNCTION} are allowed");
-            found.push(Violation::new(Rule::Function, path, line, what));
-        }
+    for (line, name, length) in functions(source).into_iter().filter(|(.., length)| *length > FUNCTION) {
+        let what = format!("`{name}` has {length} lines, {FUNCTION} are allowed");
+        found.push(Violation::new(Rule::Function, path, line, what));
     }
     found
+}
+
+/// Documents, and tables of settings: their first line is a title or a section.
+fn is_prose(path: &str) -> bool {
+    path.ends_with(".md") || path.ends_with(".toml")
+}
+
+/// Rows of tables, and lines with links, cannot be broken everywhere.
+fn may_be_wide(path: &str, line: &str) -> bool {
+    path.ends_with(".md") && (line.trim_start().starts_with('|') || line.contains("](") || line.contains("://"))
 }
 
 /// Whether a file begins with a comment of some words. Before it may stand the interpreter of a script, and in Java,
@@ -56,44 +65,16 @@ fn opens(path: &str, text: &str) -> bool {
         .is_some_and(|comment| words(comment) || lines.next().is_some_and(|line| line.starts_with(" *") && words(line)))
 }
 
-/// The functions of a formatted file: their lines, names and lengths.
-fn functions(text: &str) -> Vec<(usize, String, usize)> {
-    let lines: Vec<&str> = text.lines().collect();
-    let mut found = Vec::new();
-    for (index, line) in lines.iter().enumerate() {
-        let Some(name) = function(line) else { continue };
-        let indent = &line[..line.len() - line.trim_start().len()];
-        let closes = |line: &&str| {
-            let rest = line.strip_prefix(indent).unwrap_or_default();
-            rest.starts_with('}') || (rest.starts_with(')') && rest.ends_with(';'))
-        };
-        let one_line = line.ends_with('}') || line.ends_with(';');
-        let length =
-            if one_line { 1 } else { 1 + lines[index + 1..].iter().take_while(|line| !closes(line)).count() + 1 };
-        found.push((index + 1, name, length));
-    }
-    found
-}
-
-/// The name of the function that a line begins, if it does.
-fn function(line: &str) -> Option<String> {
-    let mut words = line.split_whitespace();
-    let modifiers = ["pub", "pub(crate)", "pub(super)", "const", "async", "unsafe", "extern", "\"C\"", "\"C-unwind\""];
-    let word = words.find(|word| !modifiers.contains(word))?;
-    let name = words.next().filter(|_| word == "fn")?;
-    Some(name.split(|c: char| c != '_' && !c.is_alphanumeric()).next().unwrap_or_default().to_string())
-}
-
 #[test]
 fn lengths_are_measured() {
-    let long = "x\n".repeat(FUNCTION - 1);
-    let text = format!("fn a() {{}}\nimpl A {{\n    pub unsafe extern \"C\" fn b(\n    ) -> c {{\n{long}    }}\n}}\n");
-    let lengths: Vec<_> = functions(&text).into_iter().map(|(line, name, length)| (line, name, length - 1)).collect();
-    assert_eq!(lengths, [(1, "a".into(), 0), (3, "b".into(), FUNCTION + 1)]);
     let wide =
         Source { path: "a.rs".into(), text: format!("//! A file.\n{}\n\t{}", "é".repeat(121), "x".repeat(117)) };
     let found: Vec<usize> = check(&wide).iter().map(|violation| violation.line).collect();
     assert_eq!(found, [2, 3]);
+    let text = format!("Title\n{0}\n| {0} |\n[a](https://{0})\n", "x".repeat(121));
+    let found = check(&Source { path: "a.md".into(), text: text.clone() });
+    assert_eq!(found.iter().map(|violation| violation.line).collect::<Vec<_>>(), [2]);
+    assert_eq!(check(&Source { path: "a.toml".into(), text }).len(), 3);
 }
 
 #[test]

@@ -1,17 +1,21 @@
-//! The code is tidy: lengths, first lines, names, and which room of `src` may import which.
+//! The code is tidy: lengths, first lines, names, and which room of `src` may import or do what.
 //!
 //! Every violation is printed at once, as `file:line: rule: what is wrong`, with how to mend it. What is violated today
 //! stands in `exceptions.txt`. An exception that is no longer needed fails the test too, so the list only gets shorter.
 
+mod effects;
+mod functions;
 mod imports;
 mod layout;
 mod names;
+mod rust;
 mod source;
 
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use source::{rust_sources, sources};
+use rust::rust_sources;
+use source::{sources, unknown_folders};
 
 /// A rule, as violations and exceptions name it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -20,16 +24,22 @@ enum Rule {
     Columns,
     /// At most [`layout::FILE`] lines in a file.
     File,
-    /// At most [`layout::FUNCTION`] lines in a function of Rust.
+    /// At most [`layout::FUNCTION`] lines in a function.
     Function,
     /// The first line says what the file is.
     Opening,
-    /// The name of a public type stands for one thing.
+    /// The name of a public type, trait or constant stands for one thing.
     Name,
     /// A room imports only what [`imports::ROOMS`] allows.
     Import,
     /// No circle between the files of a room, and none between rooms.
     Circle,
+    /// A room does only what [`effects::check`] allows it: time, threads, files, and the like.
+    Effect,
+    /// Nothing hides an import: no renamed module, no file that is read as code.
+    Hidden,
+    /// Each folder of the project is known to these rules.
+    Folder,
 }
 
 impl Rule {
@@ -39,10 +49,13 @@ impl Rule {
             Rule::File => "split the file by topic",
             Rule::Function => "give parts of the function names of their own",
             Rule::Opening => "begin the file with a comment that says what it is",
-            Rule::Name => "rename one of the two types",
+            Rule::Name => "rename one of the two",
             Rule::Import => {
                 "move the item to a room that both may use, or say in ARCHITECTURE.md and `imports::ROOMS` why not"
             }
+            Rule::Effect => "let a room do it that may, and pass the result as an argument",
+            Rule::Hidden => "name the item by its own path, in a file of its own",
+            Rule::Folder => "add it to `FOLDERS` or `OTHERS` of tests/tidy/source.rs",
             Rule::Circle => "move what both need to a third file, or pass it as an argument",
         }
     }
@@ -71,6 +84,8 @@ fn violations(root: &Path) -> Vec<Violation> {
     let mut found: Vec<Violation> = all.iter().flat_map(layout::check).collect();
     found.extend(names::check(&rust));
     found.extend(imports::check(&rust));
+    found.extend(effects::check(&rust));
+    found.extend(unknown_folders(root).iter().map(|name| Violation::new(Rule::Folder, name, 1, "an unknown folder")));
     found.sort();
     found
 }
@@ -106,4 +121,11 @@ fn the_code_is_tidy() {
         }
     }
     assert!(report.is_empty(), "\n{report}");
+}
+
+/// Files of Rust, for the tests of rules.
+#[cfg(test)]
+fn files(all: &[(&str, &str)]) -> Vec<rust::Rust> {
+    let source = |(path, text): &(&str, &str)| source::Source { path: (*path).into(), text: (*text).into() };
+    rust_sources(&all.iter().map(source).collect::<Vec<_>>(), "src/")
 }

@@ -193,7 +193,7 @@ void compare(const Engine& engine, const char* title) {
     std::printf("%s, temperature 1: %zu prompts x %u tokens, medians of %d rounds\n", title, std::size(prompts),
                 tokens_each, rounds);
     struct Row {
-        std::vector<double> speeds, ratios;
+        std::vector<double> speeds;
         Tally total;
     };
     std::array<Row, strategies.size()> rows;
@@ -204,17 +204,17 @@ void compare(const Engine& engine, const char* title) {
             Tally tally;
             for (const auto& prompt : prompts) tally.add(decode(engine, prompt, strategies[i].second, round));
             rows[i].speeds.push_back(tally.speed());
-            rows[i].ratios.push_back(tally.speed() / rows[0].speeds.back());
             rows[i].total.add(tally);
         }
     }
     std::printf("  %-12s %9s %11s %9s %13s\n", "strategy", "tokens/s", "x standard", "accepted", "passes/token");
     for (size_t i = 0; i < strategies.size(); i++) {
-        const auto& [speeds, ratios, total] = rows[i];
+        const auto& [speeds, total] = rows[i];
+        const double speed = median(speeds);
         char accepted[16] = "-";
         if (total.tested > 0) std::snprintf(accepted, sizeof accepted, "%.0f%%", 100 * total.accepted / total.tested);
-        std::printf("  %-12s %9.1f %11.2f %9s %13.2f\n", strategies[i].first, median(speeds), median(ratios), accepted,
-                    total.forwards / total.tokens);
+        std::printf("  %-12s %9.1f %11.2f %9s %13.2f\n", strategies[i].first, speed, speed / median(rows[0].speeds),
+                    accepted, total.forwards / total.tokens);
     }
     std::printf("\n");
 }

@@ -3,9 +3,11 @@
 //! Passes are padded to few sizes. The lengths and tables of sequences are read on the device, so a graph of a size
 //! serves all passes of that size. Padding is tokens that belong to no sequence, and sequences without tokens.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytemuck::Zeroable;
 use ort::memory::{AllocationDevice, AllocatorType, MemoryInfo, MemoryType};
 use ort::session::RunOptions;
 use ort::value::TensorElementType;
@@ -23,6 +25,7 @@ use crate::onnx::captures::Captures;
 use crate::onnx::gpu_passes::GpuPasses;
 use crate::onnx::inputs::Feed;
 use crate::onnx::weights::LoadedSession;
+use crate::rows::device::{Control, Shares, queue_rows};
 
 /// Passes of up to this many tokens are captured. Wider ones are prompts, whose time hides that of the launch.
 const WIDEST_GRAPH: usize = 256;
@@ -37,6 +40,31 @@ const FEW_BYTES: usize = 64 << 10;
 /// Inputs begin at multiples of this many bytes.
 const ALIGNMENT: usize = 256;
 
+/// Where the rows of a pass go.
+#[derive(Debug, Default)]
+pub struct RowsPlan {
+    /// By sequence whose rows stay on the GPU: where they go.
+    pub controls: Vec<Control>,
+    /// Whether any of them are filtered.
+    pub filters: bool,
+    /// Rows of the pass that are copied to the host. Some of them may be on the GPU too.
+    pub host: Range<usize>,
+}
+
+impl RowsPlan {
+    /// Begin a new pass.
+    pub fn clear(&mut self) {
+        self.controls.clear();
+        (self.filters, self.host) = (false, 0..0);
+    }
+
+    /// These rows of the pass are wanted on the host.
+    pub fn copy(&mut self, rows: Range<usize>) {
+        let empty = self.host.is_empty();
+        self.host = if empty { rows } else { self.host.start.min(rows.start)..self.host.end.max(rows.end) };
+    }
+}
+
 /// The size that a pass is padded to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Size {
@@ -46,16 +74,22 @@ struct Size {
     blocks: usize,
     /// Whether no sequence has several tokens.
     singles: bool,
+    /// Most rows of a sequence that stay on the GPU.
+    kept: usize,
+    /// Whether these are filtered.
+    filters: bool,
 }
 
 impl Size {
-    fn of(pass: &Layout, most_blocks: usize) -> Self {
+    fn of(pass: &Layout, plan: &RowsPlan, most_blocks: usize) -> Self {
         let blocks = pass.parts.iter().map(|part| part.blocks.len()).max().unwrap_or(1).max(1);
         Size {
             tokens: padded(pass.tokens.len()),
             rows: padded(pass.rows.len()),
             blocks: blocks.next_power_of_two().min(most_blocks.max(blocks)),
             singles: pass.parts.iter().all(|part| part.width == 1),
+            kept: padded(plan.controls.iter().map(|control| control.given()).max().unwrap_or(0)),
+            filters: plan.filters,
         }
     }
 
@@ -65,11 +99,12 @@ impl Size {
     }
 
     /// The bytes of the inputs in their order: those that the export declares, whose numbers have these sizes, then
-    /// rows, ends, pasts and blocks.
+    /// rows, ends, pasts, blocks, and the arguments of the kernels for rows.
     fn bytes(self, declared: impl Iterator<Item = usize>) -> impl Iterator<Item = usize> {
         let declared = declared.map(move |bytes| bytes * self.tokens);
         let count = self.sequences();
-        declared.chain([8 * self.rows, 4 * (count + 1), 4 * count, 4 * count * self.blocks])
+        let controls = if self.kept > 0 { count * size_of::<Control>() } else { 0 };
+        declared.chain([8 * self.rows, 4 * (count + 1), 4 * count, 4 * count * self.blocks, controls])
     }
 }
 
@@ -186,12 +221,18 @@ impl GpuRunner {
 
     /// Put a pass on the GPU. Its rows will be in `rows`, which must stay until it is finished. On an error nothing is
     /// running.
-    pub fn begin(&mut self, pass: &Layout, rows: &mut PassRows) -> ort::Result<()> {
-        let size = Size::of(pass, self.most_blocks);
+    pub fn begin(&mut self, pass: &Layout, plan: &RowsPlan, rows: &mut PassRows) -> ort::Result<()> {
+        let size = Size::of(pass, plan, self.most_blocks);
         self.place(size)?;
         self.fill(pass, size)?;
+        if size.kept > 0 {
+            let controls: &mut [Control] = numbers(self.inputs.0.bytes_mut(), self.places[self.feeds.len() + 4]);
+            let (own, none) = controls.split_at_mut(plan.controls.len());
+            own.copy_from_slice(&plan.controls);
+            none.fill(Control::zeroed());
+        }
         let started = Instant::now();
-        let result = self.launch(size, rows, pass.rows.len());
+        let result = self.launch(size, rows, plan.host.clone());
         self.elapsed = started.elapsed();
         result
     }
@@ -291,7 +332,7 @@ impl GpuRunner {
 
     /// Put the pass on the stream: by its graph, or by a run, which may be captured on the way. On an error, the stream
     /// is idle again.
-    fn launch(&mut self, size: Size, rows: &mut PassRows, count: usize) -> ort::Result<()> {
+    fn launch(&mut self, size: Size, rows: &mut PassRows, host: Range<usize>) -> ort::Result<()> {
         let index = self.graphs.iter().position(|(of, _)| *of == size);
         let state = index.map(|index| self.graphs.remove(index).1);
         let may_capture = size.tokens <= WIDEST_GRAPH && self.captures.refused().is_none();
@@ -312,11 +353,11 @@ impl GpuRunner {
             }
             self.graphs.push((size, state));
         }
-        self.staged = self.stages(size).then_some(count * self.row);
+        self.staged = self.stages(size).then_some(host.end * self.row);
         let copied = result.and_then(|()| match rows {
-            _ if self.staged.is_some() => Ok(()),
+            _ if self.staged.is_some() || host.is_empty() => Ok(()),
             // The graph does not copy them, because each pass has other memory for its rows.
-            PassRows::Pinned(rows, _) => queue.copy_out(&self.logits, rows, 0, count * self.row),
+            PassRows::Pinned(rows, _) => queue.copy_out(&self.logits, rows, host.start * self.row, host.end * self.row),
             PassRows::Host(_) => Err(ort::Error::new("the rows are not in memory of the GPU")),
         });
         copied.and_then(|()| queue.record(&self.done)).inspect_err(|_| queue.drain())
@@ -324,7 +365,7 @@ impl GpuRunner {
 
     /// Whether a pass copies its rows itself.
     fn stages(&self, size: Size) -> bool {
-        size.rows * self.row <= FEW_BYTES
+        size.kept == 0 && size.rows * self.row <= FEW_BYTES
     }
 
     fn run_plainly(&mut self, queue: &Queue, size: Size) -> ort::Result<()> {
@@ -362,6 +403,12 @@ impl GpuRunner {
         let bytes = self.places.last().map_or(0, |(place, bytes)| place + bytes);
         queue.copy_first(&self.inputs.0, &self.inputs.1, bytes)?;
         self.binding.run(&self.options)?;
+        if size.kept > 0 {
+            let (place, _) = self.places[self.feeds.len() + 4];
+            let control = self.inputs.1.place() + place as u64;
+            let shares = Shares { control, count: size.sequences(), most: size.kept, filters: size.filters };
+            queue_rows(&self.device, queue, self.logits.place(), (self.element, self.columns), shares)?;
+        }
         if self.stages(size) { queue.copy_out(&self.logits, &mut self.few, 0, size.rows * self.row) } else { Ok(()) }
     }
 }

@@ -3,10 +3,12 @@
 //! The blocks of all sequences are in the pool, under its lock, because a sequence that needs blocks may take those of
 //! another one, which other threads use. What was taken is computed anew.
 
+use std::time::Instant;
+
 use super::pool::{BlockCopy, BlockId, Blocks, Chain};
 
 /// The blocks of a sequence, by their number.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct HoldingId(u32);
 
 /// The blocks of all sequences of a model.
@@ -30,6 +32,10 @@ struct Holding {
     len: usize,
     /// The less, the longer its session exists.
     age: u64,
+    /// When its last pass was admitted.
+    used: Option<Instant>,
+    /// Whether a pass reads and writes its blocks.
+    runs: bool,
 }
 
 impl Blocks {
@@ -41,8 +47,14 @@ impl Blocks {
             HoldingId(holdings.len() as u32 - 1)
         });
         let holding = &mut holdings[id.0 as usize];
-        (holding.empty, holding.age) = (Some(scope), age);
+        (holding.empty, holding.age, holding.used, holding.runs) = (Some(scope), age, None, false);
         id
+    }
+
+    /// Let a sequence without tokens share with those of this scope only.
+    pub fn set_scope(&mut self, id: HoldingId, scope: Chain) {
+        self.truncate(id, 0);
+        self.holding_mut(id).empty = Some(scope);
     }
 
     /// End a sequence.
@@ -83,8 +95,8 @@ impl Blocks {
     }
 
     /// Reserve blocks that nobody else uses for the tokens up to index `end`. What is to be copied for that is added
-    /// to `copies`. Returns false, and changes nothing, if there are not enough blocks.
-    pub fn reserve(&mut self, id: HoldingId, end: usize, copies: &mut Vec<BlockCopy>) -> bool {
+    /// to the copies. Returns false, and changes nothing, if there are not enough blocks.
+    pub fn reserve(&mut self, id: HoldingId, end: usize) -> bool {
         let (size, len) = (self.block_size(), self.len(id));
         if self.missing(id, end) > self.available() {
             return false;
@@ -94,7 +106,7 @@ impl Blocks {
             let from = self.of(id)[len / size];
             if self.is_shared(from) {
                 let to = self.take().expect("enough blocks are available");
-                copies.push(BlockCopy { from, to, tokens });
+                self.copies.push(BlockCopy { from, to, tokens });
                 self.release(from);
                 self.holding_mut(id).blocks[len / size] = to;
             } else {
@@ -115,9 +127,55 @@ impl Blocks {
         end.div_ceil(size).saturating_sub(blocks.len()) + usize::from(copied)
     }
 
+    /// A pass over a sequence begins. Until it ends, nobody takes its blocks.
+    pub fn run(&mut self, id: HoldingId) {
+        self.holding_mut(id).runs = true;
+    }
+
     /// A pass has computed the tokens of a sequence up to index `end`.
     pub fn ran(&mut self, id: HoldingId, end: usize) {
-        self.holding_mut(id).len = end;
+        let holding = self.holding_mut(id);
+        (holding.len, holding.runs) = (end.max(holding.len), false);
+    }
+
+    /// A pass over a sequence has failed.
+    pub fn failed(&mut self, id: HoldingId) {
+        self.holding_mut(id).runs = false;
+    }
+
+    /// Set all sequences back, because what their blocks hold is not known any more.
+    pub fn lose_all(&mut self) {
+        self.all().for_each(|id| self.set_back(id));
+    }
+
+    /// Take all blocks from a sequence. Its tokens have to be computed anew.
+    pub(super) fn set_back(&mut self, id: HoldingId) {
+        self.truncate(id, 0);
+    }
+
+    /// All sequences, also those that have ended, which have no blocks.
+    pub(super) fn all(&self) -> impl Iterator<Item = HoldingId> + use<> {
+        (0..self.holdings.holdings.len() as u32).map(HoldingId)
+    }
+
+    /// The age of a sequence's session.
+    pub(super) fn age(&self, id: HoldingId) -> u64 {
+        self.holding(id).age
+    }
+
+    /// When a pass of a sequence was last admitted.
+    pub(super) fn used(&self, id: HoldingId) -> Option<Instant> {
+        self.holding(id).used
+    }
+
+    /// A pass of a sequence is admitted.
+    pub(super) fn touch(&mut self, id: HoldingId, now: Instant) {
+        self.holding_mut(id).used = Some(now);
+    }
+
+    /// Whether a pass is running over a sequence.
+    pub(super) fn is_running(&self, id: HoldingId) -> bool {
+        self.holding(id).runs
     }
 
     /// Let other sequences find the full blocks of the first tokens of a sequence.
@@ -157,7 +215,7 @@ impl Blocks {
         let (from, to) = (id.0 as usize, fork.0 as usize);
         let [from, to] = self.holdings.holdings.get_disjoint_mut([from, to]).expect("a fork is another holding");
         to.chains.extend_from_slice(&from.chains);
-        to.len = len;
+        (to.len, to.used) = (len, from.used);
         fork
     }
 
@@ -196,11 +254,10 @@ mod tests {
     const SIZE: usize = 4;
 
     fn begin(blocks: &mut Blocks, tokens: &[i32]) -> HoldingId {
-        let id = blocks.open(Chain::empty(0), 0);
-        let mut copies = Vec::new();
+        let id = blocks.open(Chain::EMPTY, 0);
         let reused = blocks.reuse(id, &tokens[..tokens.len() - 1]);
-        assert!(blocks.reserve(id, tokens.len(), &mut copies));
-        assert!(copies.is_empty() && reused.is_multiple_of(SIZE));
+        assert!(blocks.reserve(id, tokens.len()));
+        assert!(blocks.copies.is_empty() && reused.is_multiple_of(SIZE));
         blocks.ran(id, tokens.len());
         blocks.publish_first(id, tokens);
         id
@@ -226,7 +283,8 @@ mod tests {
         assert_eq!(blocks.used_and_idle(), (2, 1));
         blocks.truncate(third, 4);
         assert_eq!(blocks.used_and_idle(), (1, 1), "the same tokens are kept once");
-        let other = blocks.open(Chain::empty(1), 0);
+        let scope = blocks.scope("tenant");
+        let other = blocks.open(scope, 0);
         assert_eq!(blocks.reuse(other, &tokens), 0, "another scope");
     }
 
@@ -235,23 +293,21 @@ mod tests {
         let pool = Pool::new(SIZE, 4);
         let mut blocks = pool.lock();
         let tokens: Vec<i32> = (0..8).collect();
-        let mut copies = Vec::new();
         let own = begin(&mut blocks, &tokens);
         let fork = blocks.fork(own, 1);
         assert_eq!((blocks.of(own), blocks.len(fork)), (blocks.of(fork), 8));
         blocks.truncate(fork, 6);
         let shared = blocks.of(own)[1];
         assert_eq!(blocks.missing(fork, 7), 1);
-        assert!(blocks.reserve(fork, 7, &mut copies));
+        assert!(blocks.reserve(fork, 7));
         let copy = blocks.of(fork)[1];
         assert_ne!(copy, shared);
-        assert_eq!(copies, [BlockCopy { from: shared, to: copy, tokens: 2 }]);
-        copies.clear();
+        assert!(blocks.copies().eq([BlockCopy { from: shared, to: copy, tokens: 2 }]));
         blocks.truncate(own, 7);
-        assert!(blocks.reserve(own, 9, &mut copies), "nobody else uses it any more");
-        assert_eq!((copies.len(), blocks.of(own)[1]), (0, shared));
+        assert!(blocks.reserve(own, 9), "nobody else uses it any more");
+        assert_eq!((blocks.copies.len(), blocks.of(own)[1]), (0, shared));
         blocks.close(own);
-        let again = blocks.open(Chain::empty(0), 0);
+        let again = blocks.open(Chain::EMPTY, 0);
         assert_eq!(blocks.reuse(again, &tokens), 4, "nobody finds what was written over");
     }
 
@@ -259,17 +315,16 @@ mod tests {
     fn without_enough_blocks_nothing_changes() {
         let pool = Pool::new(SIZE, 3);
         let mut blocks = pool.lock();
-        let mut copies = Vec::new();
         let id = begin(&mut blocks, &[1, 2, 3, 4, 5]);
         let before = blocks.of(id).to_vec();
-        assert!(!blocks.reserve(id, 13, &mut copies));
-        assert_eq!((blocks.of(id), blocks.len(id), copies.len()), (&before[..], 5, 0));
-        assert!(blocks.reserve(id, 12, &mut copies));
+        assert!(!blocks.reserve(id, 13));
+        assert_eq!((blocks.of(id), blocks.len(id), blocks.copies.len()), (&before[..], 5, 0));
+        assert!(blocks.reserve(id, 12));
         let fork = blocks.fork(id, 1);
         assert_eq!(blocks.of(fork).len(), 2, "what is reserved is not shared");
-        assert!(!blocks.reserve(fork, 6, &mut copies), "no room for a copy");
+        assert!(!blocks.reserve(fork, 6), "no room for a copy");
         blocks.truncate(id, 5);
-        assert!(blocks.reserve(fork, 6, &mut copies));
-        assert_eq!(copies.len(), 1);
+        assert!(blocks.reserve(fork, 6));
+        assert_eq!(blocks.copies.len(), 1);
     }
 }

@@ -15,8 +15,9 @@ use crate::onnx::options::{CacheSize, Provider, RowsOn};
 use crate::onnx::weights::{self, ModelSource};
 use crate::process;
 
-/// What counts as free memory of a GPU.
-const FREE_ON_GPU: usize = 2 << 30;
+/// The cache of a GPU, which is allocated at once, has room for at most this many sequences of the context length,
+/// unless the configuration says otherwise.
+const MOST_ON_GPU: usize = 256;
 
 /// Whether passes of a model serve several sequences at once.
 #[derive(Clone, Default)]
@@ -70,9 +71,6 @@ fn candidate(model: &OnnxModel) -> Result<(Trial, pack::Packed), String> {
         Provider::Cuda { .. } if !model.loaded.is_whole => {
             return Err("ONNX Runtime runs some operators on the processor".into());
         }
-        Provider::Cuda { .. } if model.rows_on() == RowsOn::Gpu => {
-            return Err("its rows of logits stay on the GPU, where packed passes do not read them yet".into());
-        }
         Provider::Cuda { .. } => Target::Gpu,
     };
     if let Some(why) = cannot_share(&model.export) {
@@ -111,7 +109,7 @@ impl OnnxModel {
         let export = self.export.clone();
         let (name, memory, vocab_size) = (self.name.clone(), self.memory.clone(), self.vocab_size);
         let (deviation, trials, provider) = (self.deviation, self.trials.clone(), self.provider.clone());
-        let captures = self.captures.clone();
+        let (captures, rows_on) = (self.captures.clone(), self.rows_on());
         move |graph, packed| {
             let source = ModelSource::Packed(&packed.bytes);
             let loaded = weights::load(&export.file, graph, &provider, source)?;
@@ -124,9 +122,15 @@ impl OnnxModel {
                 }
                 Provider::Cuda { .. } => {
                     let (tokens, bytes) = (gpu_store::block_of(layers), gpu_store::block_bytes(layers));
-                    let blocks = blocks(tokens, bytes, FREE_ON_GPU)?;
-                    PackedPasses::on_gpu(&loaded, &export, layers, &captures, blocks)
-                        .map_err(|error| Error::Runtime(error.to_string()))?
+                    let failed = |error: ort::Error| Error::Runtime(error.to_string());
+                    let free = loaded.device.as_ref().map_or(Ok(0), |device| device.free_memory()).map_err(failed)?;
+                    let enough = context.div_ceil(tokens) * MOST_ON_GPU;
+                    let blocks = match cache {
+                        CacheSize::Share(_) => blocks(tokens, bytes, free)?.min(enough),
+                        CacheSize::Bytes(_) => blocks(tokens, bytes, free)?,
+                    };
+                    PackedPasses::on_gpu(&loaded, &export, layers, &captures, blocks, rows_on == RowsOn::Gpu)
+                        .map_err(failed)?
                 }
             };
             Ok(OnnxModel {

@@ -1,5 +1,6 @@
 //! Passes over many sequences at once: attention over paged caches, and everything else as the export has it.
 
+mod admission;
 mod attention;
 pub mod check;
 pub mod gpu_runner;

@@ -5,29 +5,36 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ort::session::RunOptions;
+use ort::value::TensorElementType;
 use parking_lot::{Condvar, Mutex};
 
-use super::gpu_runner::GpuRunner;
+use super::gpu_runner::{GpuRunner, RowsPlan};
 use super::gpu_store::{self, GpuStore};
 use super::host;
 use super::host_runner::HostRunner;
 use super::layout::Layout;
-use super::pool::{BlockCopy, Pool};
+use super::pool::{BlockCopy, Blocks, Pool};
 use super::rows::PassRows;
 use super::sequence::PackedSequence;
 use super::table::BLOCK;
+use crate::cuda::Device;
 use crate::error::{Error, Result};
 use crate::export::Export;
 use crate::export::pack::LayerShape;
-use crate::model::{Interrupt, Pass, Report, Sequence};
+use crate::model::{Admission, Interrupt, Pass, Report, Sequence};
 use crate::onnx::captures::Captures;
+use crate::onnx::sequence::MAX_PASS;
 use crate::onnx::weights::LoadedSession;
+use crate::rows::device::Ring;
 
 /// Most buffers for rows that are kept for later passes.
 const MOST_BUFFERS: usize = 8;
+
+/// Most memory for rows on a GPU, in sequences, that is kept for later sequences.
+const MOST_RINGS: usize = 64;
 
 /// The passes of a packed model.
 pub struct PackedPasses {
@@ -47,6 +54,10 @@ pub struct PackedPasses {
     running: AtomicUsize,
     /// Notified when that pass has ended.
     idle: Condvar,
+    /// The GPU and the type of rows that stay there.
+    gpu_rows: Option<(Arc<Device>, TensorElementType)>,
+    /// Memory of sequences that have ended, for rows on the GPU.
+    rings: Mutex<Vec<Ring>>,
 }
 
 /// No pass was launched.
@@ -56,7 +67,7 @@ const NOTHING: usize = 0;
 struct Work {
     machine: Machine,
     layout: Layout,
-    copies: Vec<BlockCopy>,
+    rows_plan: RowsPlan,
     /// Memory for rows, some of which sequences still read.
     buffers: Vec<Arc<PassRows>>,
     /// The memory of the pass that was begun.
@@ -97,10 +108,10 @@ impl Machine {
     }
 
     /// Put a pass on a GPU. On the processor, nothing begins yet.
-    fn begin(&mut self, layout: &Layout, rows: &mut PassRows) -> ort::Result<()> {
+    fn begin(&mut self, layout: &Layout, plan: &RowsPlan, rows: &mut PassRows) -> ort::Result<()> {
         match self {
             Machine::Host(_) => Ok(()),
-            Machine::Gpu(runner) => runner.begin(layout, rows),
+            Machine::Gpu(runner) => runner.begin(layout, plan, rows),
         }
     }
 
@@ -127,6 +138,19 @@ struct Cut {
     start: usize,
     /// The index of the first token whose row somebody reads.
     wanted: usize,
+    /// The index of the first token that the pass computes.
+    past: usize,
+    /// The index behind the last one.
+    end: usize,
+    /// Whether its rows stay on a GPU.
+    on_gpu: bool,
+}
+
+impl Cut {
+    /// Tokens that the pass computes once more.
+    fn recomputed(&self) -> usize {
+        self.start.min(self.end).saturating_sub(self.past)
+    }
 }
 
 impl PackedPasses {
@@ -143,13 +167,40 @@ impl PackedPasses {
         layers: &[LayerShape],
         captures: &Arc<Captures>,
         blocks: usize,
+        keeps_rows: bool,
     ) -> ort::Result<Self> {
         let device = loaded.device.as_ref().ok_or_else(|| ort::Error::new("the model is on no GPU"))?;
         let (block, bytes) = (gpu_store::block_of(layers), gpu_store::block_bytes(layers));
         let longest = export.context_length.div_ceil(block);
         let store = GpuStore::new(device, layers, blocks)?;
         let runner = GpuRunner::new(loaded, export, captures, store, longest)?;
-        Ok(Self::new(export, Machine::Gpu(Box::new(runner)), (block, bytes), blocks))
+        let gpu_rows = keeps_rows.then(|| (device.clone(), export.logits.element));
+        Ok(PackedPasses { gpu_rows, ..Self::new(export, Machine::Gpu(Box::new(runner)), (block, bytes), blocks) })
+    }
+
+    /// Whether rows of logits stay on a GPU.
+    pub fn keeps_rows(&self) -> bool {
+        self.gpu_rows.is_some()
+    }
+
+    /// Memory for the rows of a sequence on the GPU, if they stay there.
+    pub fn ring(&self, vocab_size: usize) -> ort::Result<Option<Ring>> {
+        let Some((device, element)) = &self.gpu_rows else { return Ok(None) };
+        match self.rings.lock().pop() {
+            None => Ring::new(device, self.columns, vocab_size, *element),
+            Some(mut ring) => {
+                ring.clear(vocab_size);
+                Ok(Some(ring))
+            }
+        }
+    }
+
+    /// Take the memory of a sequence that has ended.
+    pub fn give_ring(&self, ring: Ring) {
+        let mut rings = self.rings.lock();
+        if !ring.has_failed() && rings.len() < MOST_RINGS {
+            rings.push(ring);
+        }
     }
 
     fn new(export: &Export, machine: Machine, (block_tokens, block_bytes): (usize, usize), blocks: usize) -> Self {
@@ -162,10 +213,12 @@ impl PackedPasses {
             file: export.file.clone(),
             running: AtomicUsize::new(NOTHING),
             idle: Condvar::new(),
+            gpu_rows: None,
+            rings: Mutex::default(),
             work: Mutex::new(Work {
                 machine,
                 layout: Layout::default(),
-                copies: Vec::new(),
+                rows_plan: RowsPlan::default(),
                 buffers: Vec::new(),
                 rows: None,
                 cuts: Vec::new(),
@@ -205,7 +258,10 @@ impl PackedPasses {
         self.running.store(NOTHING, Relaxed);
         self.idle.notify_all();
         match result {
-            Ok((elapsed, is_usual)) => Ok(Report { elapsed, is_usual }),
+            Ok((elapsed, is_usual)) => {
+                let is_usual = is_usual && work.cuts.iter().all(|cut| cut.past == cut.start);
+                Ok(Report { elapsed, is_usual })
+            }
             Err(_) if cancelled(batch) => Err(Interrupt::Cancelled),
             Err(error) => Err(error.into()),
         }
@@ -223,7 +279,7 @@ impl PackedPasses {
         if self.running.load(Relaxed) == number {
             let mut batch = [Pass::plain(sequence, &[])];
             _ = self.finish(&mut work, &mut batch);
-            undo(&work.cuts, &mut batch);
+            self.undo(&work.cuts, &mut batch);
             self.running.store(NOTHING, Relaxed);
             self.idle.notify_all();
         }
@@ -239,41 +295,77 @@ impl PackedPasses {
             let numbers = work.layout.rows.len() * self.columns;
             let mut buffer = buffer(&mut work.buffers);
             let rows = Arc::get_mut(&mut buffer).expect("nobody else has the buffer");
-            work.machine.make_room(rows, numbers)?;
-            work.machine.begin(&work.layout, rows).map_err(|error| self.failed(error))?;
+            if work.rows_plan.controls.is_empty() || !work.rows_plan.host.is_empty() {
+                work.machine.make_room(rows, numbers)?;
+            }
+            work.machine.begin(&work.layout, &work.rows_plan, rows).map_err(|error| self.failed(error))?;
             work.rows = Some(buffer);
             Ok(())
         });
-        begun.inspect_err(|_| undo(&work.cuts, batch))
+        begun.inspect_err(|_| self.undo(&work.cuts, batch))
     }
 
-    /// Make room for the new tokens, and lay out the pass. Sequences take what others have computed before.
+    /// Take the tokens of a pass back.
+    fn undo(&self, cuts: &[Cut], batch: &mut [Pass<'_>]) {
+        for (pass, cut) in batch.iter_mut().zip(cuts) {
+            let sequence = own(pass.sequence);
+            self.pool.lock().failed(sequence.holding);
+            sequence.take_back(cut.start);
+        }
+    }
+
+    /// Reserve blocks for a pass; see [`crate::model::Model::admit`].
+    pub fn admit(&self, pass: &mut Pass<'_>) -> Admission {
+        match admit(pass, &mut self.pool.lock()) {
+            None => Admission::Waits,
+            Some(Cut { start, past, end, .. }) if end - past <= MAX_PASS || past >= start => {
+                Admission::Whole(end - past)
+            }
+            Some(_) => Admission::Part(MAX_PASS),
+        }
+    }
+
+    /// Make room for the tokens of the pass, and lay it out.
     fn prepare(&self, work: &mut Work, batch: &mut [Pass<'_>]) -> Result<()> {
-        let Work { machine, layout, copies, cuts, .. } = work;
+        let Work { machine, layout, rows_plan, cuts, .. } = work;
         layout.clear();
+        rows_plan.clear();
         let mut pool = self.pool.lock();
         for pass in &mut *batch {
+            let mut cut = admit(pass, &mut pool).ok_or_else(|| self.no_memory())?;
+            let Cut { wanted, past, end, .. } = cut;
             let sequence = own(pass.sequence);
-            let (start, holding) = (sequence.len(), sequence.holding);
-            let wanted = (pass.keep.max(start + 1) - 1).min(start + pass.tokens.len());
-            cuts.push(Cut { start, wanted });
-            sequence.begin(pass.tokens);
-            let computed = pool.len(holding);
-            pool.reuse(holding, &sequence.tokens()[computed..wanted]);
-            let (past, end) = (pool.len(holding), sequence.len());
-            if past == end {
-                continue;
+            pool.run(sequence.holding);
+            let rows = layout.rows.len()..layout.rows.len() + end - wanted;
+            match sequence.control((past, end), wanted, pass.keep, pass.filter) {
+                Some(control) => {
+                    rows_plan.controls.push(control.at(rows.start));
+                    rows_plan.filters |= !pass.filter.is_plain();
+                    cut.on_gpu = true;
+                }
+                None => rows_plan.copy(rows),
             }
-            if !pool.reserve(holding, end, copies) {
-                return Err(Error::Runtime("no memory for more tokens: sequences use all blocks of the cache".into()));
+            cuts.push(cut);
+            if past < end {
+                let blocks = &pool.of(sequence.holding)[..end.div_ceil(self.block_tokens)];
+                layout.add(&sequence.tokens()[past..end], past, wanted.max(past) - past, blocks);
             }
-            for copy in copies.drain(..) {
-                machine.copy(copy).map_err(|error| self.failed(error))?;
-            }
-            let blocks = &pool.of(holding)[..end.div_ceil(pool.block_size())];
-            layout.add(&sequence.tokens()[past..], past, wanted.max(past) - past, blocks);
         }
-        Ok(())
+        let copied = pool.copies().try_for_each(|copy| machine.copy(copy));
+        copied.map_err(|error| {
+            pool.lose_all();
+            self.failed(error)
+        })
+    }
+
+    /// What is said if there are not enough blocks.
+    pub fn no_memory(&self) -> Error {
+        Error::NoMemory(format!(
+            "{}: the sequences of the model use all {} bytes of its cache; try again later, end other sessions, or set \
+             a larger cache_bytes",
+            self.file.display(),
+            self.blocks * self.block_bytes
+        ))
     }
 
     fn failed(&self, error: ort::Error) -> Error {
@@ -283,42 +375,73 @@ impl PackedPasses {
     /// Finish a pass, and give the sequences their rows. On an error they are as before.
     fn finish(&self, work: &mut Work, batch: &mut [Pass<'_>]) -> Result<(Duration, bool)> {
         let ran = self.finish_rows(work, batch);
-        ran.inspect_err(|_| undo(&work.cuts, batch))
+        ran.inspect_err(|_| self.undo(&work.cuts, batch))
     }
 
     fn finish_rows(&self, work: &mut Work, batch: &mut [Pass<'_>]) -> Result<(Duration, bool)> {
         let Work { machine, layout, buffers, rows, cuts, .. } = work;
-        let Some(mut buffer) = rows.take() else { return Ok((Duration::ZERO, true)) };
-        let rows = Arc::get_mut(&mut buffer).expect("nobody else has the buffer");
-        let options = match &batch[..] {
-            [only] => Some(&*own_ref(only.sequence).options),
-            _ => None,
-        };
-        let ran = machine.finish(layout, options, rows).map_err(|error| self.failed(error))?;
+        // If everything was computed before, nothing was begun.
+        let (mut buffer, mut ran) = (rows.take(), (Duration::ZERO, true));
+        if let Some(buffer) = &mut buffer {
+            let rows = Arc::get_mut(buffer).expect("nobody else has the buffer");
+            let options = match &batch[..] {
+                [only] => Some(&*own_ref(only.sequence).options),
+                _ => None,
+            };
+            ran = machine.finish(layout, options, rows).map_err(|error| self.failed(error))?;
+        }
         let mut pool = self.pool.lock();
         let (mut row, several) = (0, batch.len() > 1);
-        for (pass, &Cut { wanted, .. }) in batch.iter_mut().zip(&*cuts) {
+        for (pass, cut) in batch.iter_mut().zip(&*cuts) {
+            let &Cut { start, wanted, past, end, on_gpu } = cut;
             let sequence = own(pass.sequence);
-            let count = sequence.len() - wanted;
-            pool.ran(sequence.holding, sequence.len());
-            sequence.forget_rows(pass.keep);
-            sequence.keep_rows(&buffer, row, wanted + 1, count, several);
-            let published = pass.keep.min(sequence.len());
+            sequence.count(past.saturating_sub(start), cut.recomputed());
+            pool.ran(sequence.holding, end);
+            if !pass.tokens.is_empty() {
+                sequence.ran();
+                sequence.forget_rows(pass.keep);
+            }
+            if end > wanted {
+                sequence.note_rows(wanted + 1..end + 1, pass.keep, on_gpu);
+            }
+            if let Some(buffer) = buffer.as_ref().filter(|_| !on_gpu) {
+                sequence.keep_rows(buffer, row, wanted + 1, end - wanted, several);
+            }
+            let published = pass.keep.min(end);
             pool.publish_first(sequence.holding, &sequence.tokens()[..published]);
-            row += count;
+            row += end - wanted;
         }
-        if buffers.len() < MOST_BUFFERS {
+        if let Some(buffer) = buffer.filter(|_| buffers.len() < MOST_BUFFERS) {
             buffers.push(buffer);
         }
         Ok(ran)
     }
 }
 
-/// Take the tokens of a pass back.
-fn undo(cuts: &[Cut], batch: &mut [Pass<'_>]) {
-    for (pass, cut) in batch.iter_mut().zip(cuts) {
-        own(pass.sequence).take_back(cut.start);
+/// Begin a pass, take over what others have computed before, and reserve blocks for the rest. `None` if there are not
+/// enough. A pass without tokens computes tokens anew, as many as one pass may have.
+fn admit(pass: &mut Pass<'_>, pool: &mut Blocks) -> Option<Cut> {
+    let sequence = own(pass.sequence);
+    let (start, holding) = (sequence.len(), sequence.holding);
+    let is_part = pass.tokens.is_empty();
+    if !is_part {
+        sequence.begin(pass.tokens, pool);
     }
+    let tokens = sequence.tokens();
+    let wanted = (pass.keep.max(start + 1) - 1).min(tokens.len());
+    if pool.len(holding) > wanted {
+        pool.truncate(holding, wanted); // a row comes with a token that the pass computes
+    }
+    let next = &tokens[pool.len(holding)..wanted];
+    if !pool.admit(holding, next, tokens.len(), Instant::now()) {
+        return None;
+    }
+    let past = pool.len(holding);
+    if is_part {
+        let end = start.min(past + MAX_PASS);
+        return Some(Cut { start, wanted: end, past: past.min(end), end, on_gpu: false });
+    }
+    Some(Cut { start, wanted, past, end: tokens.len(), on_gpu: false })
 }
 
 /// What tells a sequence from others.

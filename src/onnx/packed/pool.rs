@@ -18,17 +18,15 @@ pub struct BlockId(pub u32);
 
 /// What the tokens of a chain of full blocks are, as a number that no other chain has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Chain(u64);
+pub struct Chain(u128);
 
 impl Chain {
-    /// The empty chain of a scope. Sequences of different scopes share nothing.
-    pub fn empty(scope: u32) -> Self {
-        Chain(u64::from(scope))
-    }
+    /// The empty chain of sequences without a scope.
+    pub const EMPTY: Chain = Chain(0);
 }
 
-/// The first number of chains that are not empty.
-const FIRST_CHAIN: u64 = 1 << 32;
+/// The numbers of empty chains of scopes have this bit.
+const SCOPE: u128 = 1 << 127;
 
 /// The first tokens of a block are to be copied to another one, before the next pass runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,11 +56,15 @@ pub struct Blocks {
     /// Full blocks, by a hash of what they hold. Of two with one hash, only the first is known.
     known: HashMap<u64, BlockId>,
     hasher: RandomState,
+    /// For the numbers of scopes.
+    scopes: [RandomState; 2],
     /// Known blocks that no sequence uses, from the least to the most recently used.
     oldest: Option<BlockId>,
     newest: Option<BlockId>,
     idle: usize,
-    next_chain: u64,
+    next_chain: u128,
+    /// To be done before the next pass runs, in this order.
+    pub(super) copies: Vec<BlockCopy>,
     pub(super) holdings: Holdings,
 }
 
@@ -97,10 +99,12 @@ impl Pool {
                 free: Vec::new(),
                 known: HashMap::new(),
                 hasher: RandomState::new(),
+                scopes: [RandomState::new(), RandomState::new()],
                 oldest: None,
                 newest: None,
                 idle: 0,
-                next_chain: FIRST_CHAIN,
+                next_chain: 1,
+                copies: Vec::new(),
                 holdings: Holdings::default(),
             }),
         }
@@ -126,6 +130,21 @@ impl Blocks {
     /// Blocks that can be taken.
     pub fn available(&self) -> usize {
         self.limit - self.states.len() + self.free.len() + self.idle
+    }
+
+    /// The empty chain of a scope. Sequences of different scopes share nothing: two of them have the same number with
+    /// a probability of 2^-127, which nobody can raise who does not know the keys of the hash.
+    pub fn scope(&self, name: &str) -> Chain {
+        if name.is_empty() {
+            return Chain::EMPTY;
+        }
+        let [high, low] = self.scopes.each_ref().map(|scope| u128::from(scope.hash_one(name)));
+        Chain(SCOPE | high << 64 | low)
+    }
+
+    /// What is to be copied before the next pass runs, in this order.
+    pub fn copies(&mut self) -> impl Iterator<Item = BlockCopy> + '_ {
+        self.copies.drain(..)
     }
 
     /// A block for new tokens, with one user; `None` if sequences use all blocks.
@@ -275,7 +294,7 @@ mod tests {
     fn idle_blocks_go_first_and_blocks_in_use_never() {
         let pool = Pool::new(SIZE, 3);
         let mut blocks = pool.lock();
-        let empty = Chain::empty(0);
+        let empty = Chain::EMPTY;
         assert_eq!(blocks.available(), 3);
         let taken: Vec<BlockId> = (0..3).map(|_| blocks.take().unwrap()).collect();
         assert_eq!((blocks.take(), blocks.available()), (None, 0));
@@ -298,17 +317,19 @@ mod tests {
         let pool = Pool::new(SIZE, 9);
         let mut blocks = pool.lock();
         let (a, b) = (blocks.take().unwrap(), blocks.take().unwrap());
-        let after_a = blocks.publish(a, Chain::empty(0), &tokens(0));
-        let after_b = blocks.publish(b, Chain::empty(0), &tokens(50));
+        let other = blocks.scope("other");
+        assert!(other == blocks.scope("other") && other != blocks.scope("another") && other != blocks.scope(""));
+        let after_a = blocks.publish(a, Chain::EMPTY, &tokens(0));
+        let after_b = blocks.publish(b, Chain::EMPTY, &tokens(50));
         assert_ne!(after_a, after_b);
         let c = blocks.take().unwrap();
         blocks.publish(c, after_a, &tokens(7));
         assert!(blocks.find(after_a, &tokens(7)).is_some());
         assert_eq!(blocks.find(after_b, &tokens(7)), None, "behind other tokens");
-        assert_eq!(blocks.find(Chain::empty(0), &tokens(7)), None);
-        assert_eq!(blocks.find(Chain::empty(1), &tokens(0)), None, "another scope");
+        assert_eq!(blocks.find(Chain::EMPTY, &tokens(7)), None);
+        assert_eq!(blocks.find(other, &tokens(0)), None, "another scope");
         let again = blocks.take().unwrap();
-        assert_eq!(blocks.publish(again, Chain::empty(0), &tokens(0)), after_a, "the same tokens, computed twice");
+        assert_eq!(blocks.publish(again, Chain::EMPTY, &tokens(0)), after_a, "the same tokens, computed twice");
     }
 
     #[test]
@@ -316,9 +337,9 @@ mod tests {
         let pool = Pool::new(SIZE, 9);
         let mut blocks = pool.lock();
         let (a, b) = (blocks.take().unwrap(), blocks.take().unwrap());
-        let after_a = blocks.publish(a, Chain::empty(0), &tokens(0));
-        blocks.collide(a, Chain::empty(0), &tokens(50));
-        assert_eq!(blocks.find(Chain::empty(0), &tokens(50)), None);
+        let after_a = blocks.publish(a, Chain::EMPTY, &tokens(0));
+        blocks.collide(a, Chain::EMPTY, &tokens(50));
+        assert_eq!(blocks.find(Chain::EMPTY, &tokens(50)), None);
         blocks.collide(a, after_a, &tokens(0));
         assert_eq!(blocks.find(after_a, &tokens(0)), None, "behind another chain");
         assert_ne!(blocks.publish(b, after_a, &tokens(0)), after_a);

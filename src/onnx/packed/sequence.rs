@@ -1,25 +1,33 @@
 //! A sequence of a packed model: its tokens, the blocks that hold their keys and values, and its rows of logits.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::Arc;
 
 use ort::session::RunOptions;
 
 use super::holding::HoldingId;
 use super::passes::PackedPasses;
-use super::pool::Chain;
+use super::pool::{Blocks, Chain};
 use super::rows::{PassRows, Span};
-use crate::model::{Cancel, Memory, Sequence};
-use crate::rows::Row;
+use crate::model::{CacheUse, Cancel, Memory, Sequence};
+use crate::rows::device::{Control, Ring, SLOTS};
+use crate::rows::{DeviceRows, Filter, Row};
 
 /// A sequence of a packed model.
 pub struct PackedSequence {
     passes: Arc<PackedPasses>,
-    /// All tokens seen, and those of a pass that is running.
+    /// All tokens seen, and those of a pass that is begun.
     tokens: Vec<i32>,
+    /// Tokens of the pass that is begun.
+    begun: usize,
+    cache_use: CacheUse,
     /// Its blocks.
     pub holding: HoldingId,
+    /// Rows on the host.
     spans: VecDeque<Span>,
+    /// Rows on a GPU, if they stay there.
+    ring: Option<Ring>,
     /// Memory for rows of later passes.
     spare: Vec<Vec<f32>>,
     vocab_size: usize,
@@ -34,41 +42,94 @@ impl PackedSequence {
         vocab_size: usize,
         options: Arc<RunOptions>,
         cancel: &Arc<Cancel>,
-    ) -> PackedSequence {
-        PackedSequence {
+    ) -> ort::Result<Self> {
+        Ok(PackedSequence {
             passes: passes.clone(),
             tokens: Vec::new(),
-            holding: passes.pool.lock().open(Chain::empty(0), 0),
+            begun: 0,
+            cache_use: CacheUse::default(),
+            holding: passes.pool.lock().open(Chain::EMPTY, cancel.age()),
             spans: VecDeque::new(),
+            ring: passes.ring(vocab_size)?,
             spare: Vec::new(),
             vocab_size,
             options,
             cancel: cancel.clone(),
+        })
+    }
+
+    /// Where the rows of a pass over the tokens from the first index to the second go on the GPU: those of tokens from
+    /// index `wanted` on, while rows from position `keep` on stay. `None` if they go to the host.
+    pub fn control(
+        &mut self,
+        (past, end): (usize, usize),
+        wanted: usize,
+        keep: usize,
+        filter: Filter,
+    ) -> Option<Control> {
+        let ring = self.ring.as_mut()?;
+        if wanted == end || end + 1 - keep.min(wanted + 1) > SLOTS {
+            return None;
+        }
+        ring.set_filter(filter);
+        Some(ring.control(past, &self.tokens[past..end], wanted + 1, end - wanted, 0))
+    }
+
+    /// A pass has given the rows of these positions, on the GPU or on the host. Rows before position `keep` are not
+    /// asked for any more.
+    pub fn note_rows(&mut self, positions: Range<usize>, keep: usize, on_gpu: bool) {
+        match &mut self.ring {
+            Some(ring) if on_gpu => ring.keep(positions, keep),
+            Some(ring) => ring.lose(positions),
+            None => {}
         }
     }
 
-    /// The model's passes.
-    pub fn passes(&self) -> &Arc<PackedPasses> {
-        &self.passes
-    }
-
-    /// All tokens seen, and those of a pass that is running.
+    /// All tokens seen, and those of a pass that is begun.
     pub fn tokens(&self) -> &[i32] {
         &self.tokens
     }
 
-    /// A pass over these tokens begins. If it fails, they are to be truncated.
-    pub fn begin(&mut self, tokens: &[i32]) {
-        self.tokens.extend_from_slice(tokens);
+    /// Begin a pass over these tokens, unless it is begun.
+    pub fn begin(&mut self, tokens: &[i32], pool: &mut Blocks) {
+        if self.tokens[self.len()..] != *tokens {
+            self.end(pool);
+            self.tokens.extend_from_slice(tokens);
+            self.begun = tokens.len();
+        }
     }
 
-    /// Forget the tokens from index `len` on, those of a pass that has failed included.
+    /// The pass that is begun has run.
+    pub fn ran(&mut self) {
+        self.begun = 0;
+    }
+
+    /// Count tokens that were found computed, or computed once more.
+    pub fn count(&mut self, found: usize, recomputed: usize) {
+        self.cache_use.found += found as u64;
+        self.cache_use.recomputed += recomputed as u64;
+    }
+
+    /// Give up the pass that is begun.
+    fn end(&mut self, pool: &mut Blocks) {
+        if self.begun > 0 {
+            self.tokens.truncate(self.len());
+            self.begun = 0;
+            pool.truncate(self.holding, self.tokens.len());
+        }
+    }
+
+    /// Forget the tokens from index `len` on, those of a pass that is begun included.
     pub fn take_back(&mut self, len: usize) {
         if len >= self.tokens.len() {
             return;
         }
+        let passes = self.passes.clone();
+        let mut pool = passes.pool.lock();
+        self.end(&mut pool);
         self.tokens.truncate(len);
-        self.passes.pool.lock().truncate(self.holding, len);
+        pool.truncate(self.holding, len);
+        drop(pool);
         while let Some(last) = self.spans.back_mut() {
             last.count = last.count.min((len + 1).saturating_sub(last.position));
             if last.count > 0 {
@@ -107,12 +168,15 @@ impl Drop for PackedSequence {
             self.passes.clone().give_up(self);
         }
         self.passes.pool.lock().close(self.holding);
+        if let Some(ring) = self.ring.take() {
+            self.passes.give_ring(ring);
+        }
     }
 }
 
 impl Sequence for PackedSequence {
     fn len(&self) -> usize {
-        self.tokens.len()
+        self.tokens.len() - self.begun
     }
 
     fn truncate(&mut self, len: usize) {
@@ -127,13 +191,30 @@ impl Sequence for PackedSequence {
     }
 
     fn row(&self, position: usize) -> Row<'_> {
-        Row::Host(&self.whole_row(position)[..self.vocab_size])
+        match &self.ring {
+            Some(ring) if ring.holds(position) => Row::Device(ring, position),
+            _ => Row::Host(&self.whole_row(position)[..self.vocab_size]),
+        }
+    }
+
+    fn device_rows(&self) -> Option<&dyn DeviceRows> {
+        self.ring.as_ref().map(|ring| ring as &dyn DeviceRows)
+    }
+
+    fn set_scope(&mut self, scope: &str) {
+        let mut pool = self.passes.pool.lock();
+        let scope = pool.scope(scope);
+        pool.set_scope(self.holding, scope);
+    }
+
+    fn cache_use(&self) -> CacheUse {
+        self.cache_use
     }
 
     fn memory(&self) -> Memory {
         let blocks = self.passes.pool.lock().of(self.holding).len();
         let bytes = blocks * self.passes.block_bytes + self.tokens.capacity() * size_of::<i32>();
         let rows: usize = self.spans.iter().map(Span::bytes).sum();
-        Memory::of(bytes + rows)
+        Memory::of(bytes + rows + self.ring.as_ref().map_or(0, Ring::bytes))
     }
 }

@@ -16,8 +16,8 @@ use crate::common::{mix, oracle};
 
 impl Simulation {
     pub fn step(&mut self, session: &mut Session) -> Check {
-        let cancelled = session.cancel_requested;
         let open = session.finish == COS_FINISH_NONE && !session.is_empty();
+        let cancelled = open && session.cancel_requested;
         let runs = open && !session.poisoned && !cancelled;
         self.report.rounds += u64::from(runs);
         let mut result = sentinel();

@@ -100,79 +100,81 @@ static void set_weights(void) {
     }
 }
 
+/* Options that are refused, by the kind of engine, and what the message says. */
+static const struct {
+    const char *where;
+    int kind;
+    cos_session_options options;
+    const char *says[4];
+} WRONG_OPTIONS[] = {
+    {HERE, WEIGHTED, {.strategy = -1}, {"strategy is -1", "0 to 3"}},
+    {HERE, WEIGHTED, {.strategy = 4}, {"strategy is 4", "0 to 3"}},
+    {HERE, WEIGHTED, {.targets = -1}, {"targets is -1", "0 to 2"}},
+    {HERE, WEIGHTED, {.targets = 3}, {"targets is 3", "0 to 2"}},
+    {HERE, WEIGHTED, {.temperature = NAN}, {"temperature is NaN", "positive"}},
+    {HERE, WEIGHTED, {.temperature = -0.5f}, {"temperature is -0.5", "positive"}},
+    {HERE, WEIGHTED, {.temperature = INFINITY}, {"temperature is inf"}},
+    {HERE, WEIGHTED, {.temperature = 1, .top_k = -1}, {"top_k is -1", "0 (off)"}},
+    {HERE, WEIGHTED, {.temperature = 1, .top_p = NAN}, {"top_p is NaN", "between 0 and 1"}},
+    {HERE, WEIGHTED, {.temperature = 1, .top_p = -0.5f}, {"top_p is -0.5", "between 0 and 1"}},
+    {HERE, WEIGHTED, {.temperature = 1, .top_p = 1.5f}, {"top_p is 1.5", "between 0 and 1"}},
+    {HERE, WEIGHTED, {.temperature = 1, .min_p = NAN}, {"min_p is NaN", "between 0 and 1"}},
+    {HERE, WEIGHTED, {.temperature = 1, .min_p = -0.5f}, {"min_p is -0.5", "between 0 and 1"}},
+    {HERE, WEIGHTED, {.temperature = 1, .min_p = 1.5f}, {"min_p is 1.5", "between 0 and 1"}},
+    {HERE, WEIGHTED, {.top_k = -1, .top_p = NAN}, {"is"}}, /* checked even if greedy */
+    /* Arrays: wrong counts, then wrong values. */
+    {HERE, WEIGHTED, {.proposal_lengths = TOKENS(1)}, {"proposal_lengths_count is 1", "2 models"}},
+    {HERE, WEIGHTED, {.proposal_lengths = TOKENS(1, 1, 1)}, {"proposal_lengths_count is 3", "2 models"}},
+    {HERE, WEIGHTED, {.proposal_lengths = ONES}, {"proposal_lengths_count is 0", "2 models"}},
+    {HERE, WEIGHTED, {.proposal_lengths_count = 2}, {"proposal_lengths is NULL", "_count is 2"}},
+    {HERE, WEIGHTED, {.proposal_lengths_count = SIZE_MAX}, {"proposal_lengths"}},
+    {HERE, WEIGHTED, {.proposal_lengths = ONES, SIZE_MAX}, {"proposal_lengths_count"}},
+    {HERE, WEIGHTED, {.proposal_lengths = ONES, SIZE_MAX / 16}, {"proposal_lengths_count"}},
+    {HERE, WEIGHTED, {.proposal_lengths = TOKENS(1, -1)}, {"proposal_lengths[1] is -1", "64"}},
+    {HERE, WEIGHTED, {.proposal_lengths = TOKENS(65, 1)}, {"proposal_lengths[0] is 65", "64"}},
+    {HERE, WEIGHTED, {.weights = HALVES, 1}, {"weights", "1", "2 models"}},
+    {HERE, WEIGHTED, {.weights = HALVES, 3}, {"weights", "3", "2 models"}},
+    {HERE, WEIGHTED, {.weights = HALVES}, {"weights", "0", "2 models"}},
+    {HERE, WEIGHTED, {.weights_count = 2}, {"weights is NULL", "weights_count is 2"}},
+    {HERE, WEIGHTED, {.weights_count = SIZE_MAX}, {"weights"}},
+    {HERE, WEIGHTED, {.weights = HALVES, SIZE_MAX}, {"weights"}},
+    {HERE, WEIGHTED, {.weights = HALVES, SIZE_MAX / 16}, {"weights"}},
+    {HERE, WEIGHTED, {.weights = FLOATS(NAN, 1)}, {"weights[0] is NaN", "positive"}},
+    {HERE, WEIGHTED, {.weights = FLOATS(INFINITY, 0)}, {"weights[0] is inf"}},
+    {HERE, WEIGHTED, {.weights = FLOATS(1.5f, -0.5f)}, {"weights[1] is -0.5", "positive"}},
+    {HERE, WEIGHTED, {.weights = FLOATS(0.5f, 0.625f)}, {"sum to 1.125", "sum to 1"}},
+    {HERE, LOGITS, {.weights = FLOATS(0, 0)}, {"weights", "at least one"}},
+    {HERE, LOGITS, {.weights = FLOATS(1, NAN)}, {"weights[1] is NaN", "finite"}},
+    {HERE, LOGITS, {.weights = HALVES, 3}, {"weights", "3", "2 models"}},
+    {HERE, CONTRASTIVE, {.weights = HALVES, 2}, {"weights", "\"weighted\" or \"logits\""}},
+    {HERE, TARGET, {.weights = HALVES, 2}, {"weights", "\"weighted\" or \"logits\""}},
+    {HERE, WEIGHTED, {.stop_tokens = TOKENS(0, -1)}, {"stop_tokens", "-1", "0 to 15"}},
+    {HERE, WEIGHTED, {.stop_tokens = TOKENS(16)}, {"stop_tokens", "16", "0 to 15"}},
+    {HERE, WEIGHTED, {.stop_tokens_count = 1}, {"stop_tokens is NULL", "stop_tokens_count is 1"}},
+    {HERE, WEIGHTED, {.stop_tokens = ONES, SIZE_MAX}, {"stop_tokens_count"}},
+    /* Routed targets need a mixture that is sampled. */
+    {HERE, WEIGHTED, {.targets = COS_TARGETS_ROUTED}, {"routed", "temperature", "combined"}},
+    {HERE, CONTRASTIVE, {.targets = COS_TARGETS_ROUTED, .temperature = 1}, {"routed", "weighted", "combined"}},
+    {HERE, LOGITS, {.targets = COS_TARGETS_ROUTED, .temperature = 1}, {"routed", "weighted", "combined"}},
+    {HERE, TARGET, {.targets = COS_TARGETS_ROUTED, .temperature = 1}, {"routed", "weighted", "combined"}},
+    {HERE, WEIGHTED, {.targets = COS_TARGETS_ROUTED, .temperature = 1, .combine = spoilt},
+     {"routed", "no combine function", "combined"}},
+    {HERE, WEIGHTED, {.targets = COS_TARGETS_ROUTED, .temperature = 1, .log_probabilities = 1},
+     {"log_probabilities", "routed", "combined"}},
+    {HERE, WEIGHTED, {.log_probabilities = 2}, {"log_probabilities is 2", "0 (off)", "1 (on)"}},
+    {HERE, TARGET, {.log_probabilities = -1}, {"log_probabilities is -1"}},
+};
+
 static void options(void) {
-    const struct {
-        const char *where;
-        int kind;
-        cos_session_options options;
-        const char *says[4];
-    } rows[] = {
-        {HERE, WEIGHTED, {.strategy = -1}, {"strategy is -1", "0 to 3"}},
-        {HERE, WEIGHTED, {.strategy = 4}, {"strategy is 4", "0 to 3"}},
-        {HERE, WEIGHTED, {.targets = -1}, {"targets is -1", "0 to 2"}},
-        {HERE, WEIGHTED, {.targets = 3}, {"targets is 3", "0 to 2"}},
-        {HERE, WEIGHTED, {.temperature = NAN}, {"temperature is NaN", "positive"}},
-        {HERE, WEIGHTED, {.temperature = -0.5f}, {"temperature is -0.5", "positive"}},
-        {HERE, WEIGHTED, {.temperature = INFINITY}, {"temperature is inf"}},
-        {HERE, WEIGHTED, {.temperature = 1, .top_k = -1}, {"top_k is -1", "0 (off)"}},
-        {HERE, WEIGHTED, {.temperature = 1, .top_p = NAN}, {"top_p is NaN", "between 0 and 1"}},
-        {HERE, WEIGHTED, {.temperature = 1, .top_p = -0.5f}, {"top_p is -0.5", "between 0 and 1"}},
-        {HERE, WEIGHTED, {.temperature = 1, .top_p = 1.5f}, {"top_p is 1.5", "between 0 and 1"}},
-        {HERE, WEIGHTED, {.temperature = 1, .min_p = NAN}, {"min_p is NaN", "between 0 and 1"}},
-        {HERE, WEIGHTED, {.temperature = 1, .min_p = -0.5f}, {"min_p is -0.5", "between 0 and 1"}},
-        {HERE, WEIGHTED, {.temperature = 1, .min_p = 1.5f}, {"min_p is 1.5", "between 0 and 1"}},
-        {HERE, WEIGHTED, {.top_k = -1, .top_p = NAN}, {"is"}}, /* checked even if greedy */
-        /* Arrays: wrong counts, then wrong values. */
-        {HERE, WEIGHTED, {.proposal_lengths = TOKENS(1)}, {"proposal_lengths_count is 1", "2 models"}},
-        {HERE, WEIGHTED, {.proposal_lengths = TOKENS(1, 1, 1)}, {"proposal_lengths_count is 3", "2 models"}},
-        {HERE, WEIGHTED, {.proposal_lengths = ONES}, {"proposal_lengths_count is 0", "2 models"}},
-        {HERE, WEIGHTED, {.proposal_lengths_count = 2}, {"proposal_lengths is NULL", "_count is 2"}},
-        {HERE, WEIGHTED, {.proposal_lengths_count = SIZE_MAX}, {"proposal_lengths"}},
-        {HERE, WEIGHTED, {.proposal_lengths = ONES, SIZE_MAX}, {"proposal_lengths_count"}},
-        {HERE, WEIGHTED, {.proposal_lengths = ONES, SIZE_MAX / 16}, {"proposal_lengths_count"}},
-        {HERE, WEIGHTED, {.proposal_lengths = TOKENS(1, -1)}, {"proposal_lengths[1] is -1", "64"}},
-        {HERE, WEIGHTED, {.proposal_lengths = TOKENS(65, 1)}, {"proposal_lengths[0] is 65", "64"}},
-        {HERE, WEIGHTED, {.weights = HALVES, 1}, {"weights", "1", "2 models"}},
-        {HERE, WEIGHTED, {.weights = HALVES, 3}, {"weights", "3", "2 models"}},
-        {HERE, WEIGHTED, {.weights = HALVES}, {"weights", "0", "2 models"}},
-        {HERE, WEIGHTED, {.weights_count = 2}, {"weights is NULL", "weights_count is 2"}},
-        {HERE, WEIGHTED, {.weights_count = SIZE_MAX}, {"weights"}},
-        {HERE, WEIGHTED, {.weights = HALVES, SIZE_MAX}, {"weights"}},
-        {HERE, WEIGHTED, {.weights = HALVES, SIZE_MAX / 16}, {"weights"}},
-        {HERE, WEIGHTED, {.weights = FLOATS(NAN, 1)}, {"weights[0] is NaN", "positive"}},
-        {HERE, WEIGHTED, {.weights = FLOATS(INFINITY, 0)}, {"weights[0] is inf"}},
-        {HERE, WEIGHTED, {.weights = FLOATS(1.5f, -0.5f)}, {"weights[1] is -0.5", "positive"}},
-        {HERE, WEIGHTED, {.weights = FLOATS(0.5f, 0.625f)}, {"sum to 1.125", "sum to 1"}},
-        {HERE, LOGITS, {.weights = FLOATS(0, 0)}, {"weights", "at least one"}},
-        {HERE, LOGITS, {.weights = FLOATS(1, NAN)}, {"weights[1] is NaN", "finite"}},
-        {HERE, LOGITS, {.weights = HALVES, 3}, {"weights", "3", "2 models"}},
-        {HERE, CONTRASTIVE, {.weights = HALVES, 2}, {"weights", "\"weighted\" or \"logits\""}},
-        {HERE, TARGET, {.weights = HALVES, 2}, {"weights", "\"weighted\" or \"logits\""}},
-        {HERE, WEIGHTED, {.stop_tokens = TOKENS(0, -1)}, {"stop_tokens", "-1", "0 to 15"}},
-        {HERE, WEIGHTED, {.stop_tokens = TOKENS(16)}, {"stop_tokens", "16", "0 to 15"}},
-        {HERE, WEIGHTED, {.stop_tokens_count = 1}, {"stop_tokens is NULL", "stop_tokens_count is 1"}},
-        {HERE, WEIGHTED, {.stop_tokens = ONES, SIZE_MAX}, {"stop_tokens_count"}},
-        /* Routed targets need a mixture that is sampled. */
-        {HERE, WEIGHTED, {.targets = COS_TARGETS_ROUTED}, {"routed", "temperature", "combined"}},
-        {HERE, CONTRASTIVE, {.targets = COS_TARGETS_ROUTED, .temperature = 1}, {"routed", "weighted", "combined"}},
-        {HERE, LOGITS, {.targets = COS_TARGETS_ROUTED, .temperature = 1}, {"routed", "weighted", "combined"}},
-        {HERE, TARGET, {.targets = COS_TARGETS_ROUTED, .temperature = 1}, {"routed", "weighted", "combined"}},
-        {HERE, WEIGHTED, {.targets = COS_TARGETS_ROUTED, .temperature = 1, .combine = spoilt},
-         {"routed", "no combine function", "combined"}},
-        {HERE, WEIGHTED, {.targets = COS_TARGETS_ROUTED, .temperature = 1, .log_probabilities = 1},
-         {"log_probabilities", "routed", "combined"}},
-        {HERE, WEIGHTED, {.log_probabilities = 2}, {"log_probabilities is 2", "0 (off)", "1 (on)"}},
-        {HERE, TARGET, {.log_probabilities = -1}, {"log_probabilities is -1"}},
-    };
     cos_engine *engines[COUNT(KINDS)];
     for (size_t i = 0; i < COUNT(KINDS); i++)
         engines[i] = ENGINE(KINDS[i]);
-    for (size_t i = 0; i < COUNT(rows); i++) {
-        cos_session_options options = rows[i].options;
+    for (size_t i = 0; i < COUNT(WRONG_OPTIONS); i++) {
+        cos_session_options options = WRONG_OPTIONS[i].options;
         options.struct_size = sizeof options;
         reset();
-        fails(rows[i].where, "cos_session_new", cos_session_new(engines[rows[i].kind], &options, &out.session),
-              COS_ERROR_INVALID_ARGUMENT, rows[i].says);
+        cos_error *error = cos_session_new(engines[WRONG_OPTIONS[i].kind], &options, &out.session);
+        fails(WRONG_OPTIONS[i].where, "cos_session_new", error, COS_ERROR_INVALID_ARGUMENT, WRONG_OPTIONS[i].says);
     }
     for (size_t i = 0; i < COUNT(KINDS); i++) { /* the engines still work */
         cos_session *session = SESSION(engines[i], 0);

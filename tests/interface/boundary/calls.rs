@@ -113,6 +113,62 @@ fn a_cancelled_session_stops_its_next_step() {
 }
 
 #[test]
+fn a_cancel_waits_for_a_step_that_can_run() {
+    let engine = engine(flat);
+    let session = session(engine, &cos_session_options { max_tokens: 1, ..options() });
+    let finished = (0, vec![], COS_FINISH_MAX_TOKENS);
+    assert_eq!(session.step(), (0, vec![1], COS_FINISH_MAX_TOKENS));
+    assert_eq!(code(session.cancel()), 0);
+    assert_eq!((session.step(), session.step()), (finished.clone(), finished));
+    // SAFETY: the session lives, and the token is read within the call.
+    assert_eq!(code(unsafe { cos_prompt(session.0, [1].as_ptr(), 1) }), 0);
+    assert_eq!(session.step(), (0, vec![], COS_FINISH_CANCELLED));
+    assert_eq!(session.step(), (0, vec![1], COS_FINISH_MAX_TOKENS));
+    session.free();
+
+    let mut empty = std::ptr::null_mut();
+    // SAFETY: the engine and the session live until they are freed.
+    unsafe {
+        assert_eq!(code(cos_session_new(engine, &options(), &mut empty)), 0);
+        assert_eq!(code(cos_cancel(empty)), 0);
+        for _ in 0..2 {
+            assert_eq!(code(cos_step(empty, &mut result())), COS_ERROR_INVALID_ARGUMENT);
+        }
+        cos_free(empty);
+        cos_engine_free(engine);
+    }
+}
+
+/// Rust must not read an array whose address its type does not allow.
+#[test]
+fn misaligned_arrays_and_outputs_are_refused() {
+    let engine = engine(flat);
+    let session = session(engine, &options());
+    let bytes = [0u64; 8];
+    let off = |by: usize| bytes.as_ptr().cast::<u8>().wrapping_add(by).cast_mut();
+    let refused = |error, name: &str, multiple: usize| {
+        let (code, message) = outcome(error);
+        assert_eq!(code, COS_ERROR_INVALID_ARGUMENT, "{message}");
+        assert!(message.contains(&format!("{name} is 0x")), "{message}");
+        assert!(message.contains(&format!("not a multiple of {multiple};")), "{message}");
+    };
+    // SAFETY: refused before anything is read or written.
+    unsafe {
+        refused(cos_prompt(session.0, off(1).cast(), 3), "tokens", 4);
+        refused(cos_session_set_weights(session.0, off(2).cast(), 2), "weights", 4);
+        let stop_tokens = cos_session_options { stop_tokens: off(3).cast(), stop_tokens_count: 1, ..options() };
+        refused(cos_session_new(engine, &stop_tokens, off(8).cast()), "stop_tokens", 4);
+        refused(cos_session_new(engine, &options(), off(4).cast()), "out_session", 8);
+        refused(cos_session_new(engine, off(4).cast(), off(8).cast()), "cos_session_options", 8);
+        refused(cos_step(session.0, off(4).cast()), "out_result", 8);
+        assert_eq!(code(cos_prompt(session.0, off(4).cast(), 3)), 0);
+        assert_eq!(code(cos_prompt(session.0, off(1).cast(), 0)), COS_ERROR_INVALID_ARGUMENT);
+    }
+    session.free();
+    unsafe { cos_engine_free(engine) };
+}
+
+#[test]
 fn free_waits_for_a_running_step() {
     let (engine, entered, leave) = gate(1);
     let session = session(engine, &options());

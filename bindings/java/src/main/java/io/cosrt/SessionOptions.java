@@ -109,7 +109,8 @@ public final class SessionOptions {
 
         /**
          * Seed of the random numbers; all 64 bits count. The tokens are the same for the same seed, strategy (other
-         * than AUTO) and number of threads.
+         * than AUTO) and number of threads. They may be others behind a step that failed, or that was cancelled while
+         * it ran.
          */
         public Builder seed(long seed) {
             this.seed = seed;
