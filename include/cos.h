@@ -131,7 +131,8 @@
 #define COS_STRATEGY_STANDARD 1
 
 /**
- * Speculative decoding: one model drafts, and all others verify.
+ * Speculative decoding: one model drafts, and all others verify. Without a draft, it acts like COS_STRATEGY_STANDARD,
+ * for example if all proposal_lengths are 0.
  */
 #define COS_STRATEGY_SPECULATIVE 2
 
@@ -285,7 +286,9 @@ typedef struct cos_session_options {
   float min_p;
   /**
    * Seed of the random numbers. The tokens are the same for the same seed, strategy (other than auto) and number of
-   * threads. On a GPU, earlier sessions may change the last bits of logits, which changes a token now and then.
+   * threads. On a GPU, earlier sessions may change the last bits of logits, which changes a token now and then. A
+   * step that fails, or that is cancelled while it runs, has used random numbers, which are never used again: the
+   * tokens behind it are others, of the same distribution. Greedy tokens stay the same.
    */
   uint64_t seed;
   /**
@@ -429,8 +432,8 @@ typedef struct cos_stats {
   /**
    * Nanoseconds inside cos_step with COS_STRATEGY_AUTO, from the first evaluation of the plan on, without passes
    * over prompts, and without waiting for other sessions. An earlier session of the engine that decoded the same way
-   * may have made that evaluation. The next two members are about the same tokens: standard_ns / planned_ns is the
-   * measured gain of planning, and standard_ns / expected_ns the expected gain.
+   * may have made that evaluation. expected_ns and standard_ns count the same tokens. The measured gain of planning is
+   * standard_ns / planned_ns, and the expected gain is standard_ns / expected_ns.
    */
   uint64_t planned_ns;
   /**
@@ -670,6 +673,10 @@ struct cos_error *cos_step(struct cos_session *session, struct cos_step_result *
  * Stop the running step, or the next one if none is running. The step ends early with COS_FINISH_CANCELLED, and all
  * committed tokens stay. May be called from any thread at any time until cos_free is called. Never waits for a pass.
  *
+ * A step that cannot run is not cancelled: that of a finished sequence gives its reason again, and that of a session
+ * without a prompt its error. The cancel then stays, and stops the first step behind the next prompt. Several cancels
+ * before a step stop that step only.
+ *
  * @param session  must not be NULL
  * @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT, POISONED
  * Since 0.1.
@@ -859,7 +866,7 @@ int32_t cos_text_stream_stopped(const struct cos_text_stream *stream);
  *
  * @param stream        in/out, must not be NULL, not in use on another thread (BUSY)
  * @param tokens        `tokens_count` tokens; may be NULL if that is 0
- * @param tokens_count  length of `tokens`; may be 0
+ * @param tokens_count  length of `tokens`; may be 0, and such a call does not count as a push
  * @param out_text      out, must not be NULL: UTF-8 without a NUL at the end; owned by the stream and valid until its
  *                      next call
  * @param out_bytes     out, must not be NULL: length of the text in bytes, possibly 0

@@ -115,6 +115,11 @@
 #define COS_ERROR_CALLBACK 12
 
 /**
+ * The caches of other sessions take all the memory that the configuration allows. Nothing is lost: try again later.
+ */
+#define COS_ERROR_NO_MEMORY 13
+
+/**
  * The library chooses the strategy and the proposal lengths that are expected to be fastest, and changes them as it
  * learns.
  */
@@ -126,7 +131,8 @@
 #define COS_STRATEGY_STANDARD 1
 
 /**
- * Speculative decoding: one model drafts, and all others verify.
+ * Speculative decoding: one model drafts, and all others verify. Without a draft, it acts like COS_STRATEGY_STANDARD,
+ * for example if all proposal_lengths are 0.
  */
 #define COS_STRATEGY_SPECULATIVE 2
 
@@ -280,7 +286,9 @@ typedef struct cos_session_options {
   float min_p;
   /**
    * Seed of the random numbers. The tokens are the same for the same seed, strategy (other than auto) and number of
-   * threads. On a GPU, earlier sessions may change the last bits of logits, which changes a token now and then.
+   * threads. On a GPU, earlier sessions may change the last bits of logits, which changes a token now and then. A
+   * step that fails, or that is cancelled while it runs, has used random numbers, which are never used again: the
+   * tokens behind it are others, of the same distribution. Greedy tokens stay the same.
    */
   uint64_t seed;
   /**
@@ -424,8 +432,8 @@ typedef struct cos_stats {
   /**
    * Nanoseconds inside cos_step with COS_STRATEGY_AUTO, from the first evaluation of the plan on, without passes
    * over prompts, and without waiting for other sessions. An earlier session of the engine that decoded the same way
-   * may have made that evaluation. The next two members are about the same tokens: standard_ns / planned_ns is the
-   * measured gain of planning, and standard_ns / expected_ns the expected gain.
+   * may have made that evaluation. expected_ns and standard_ns count the same tokens. The measured gain of planning is
+   * standard_ns / planned_ns, and the expected gain is standard_ns / expected_ns.
    */
   uint64_t planned_ns;
   /**
@@ -443,6 +451,18 @@ typedef struct cos_stats {
    * work on rows. Rows that are always on the host do not count.
    */
   uint64_t rows_copied;
+  /**
+   * Tokens that a model did not have to compute, because a session with the same beginning had computed them. Those of
+   * all models add up: a prompt of 100 tokens that two models know counts as 200. In whole blocks of the cache, so a
+   * prompt shorter than a block counts nothing (cos_engine_describe, "cache_block_tokens").
+   */
+  uint64_t prefix_tokens;
+  /**
+   * Tokens that a model has computed once more, because their memory was taken for a session that was started
+   * earlier, or while the session rested. If this grows as fast as `tokens`, the cache is too small for the number
+   * of sessions.
+   */
+  uint64_t recomputed_tokens;
 } cos_stats;
 
 #ifdef __cplusplus
@@ -528,6 +548,9 @@ void cos_error_free(struct cos_error *error);
  *                                      same time; default: if a measurement of some milliseconds shows a gain
  *       "greedy_below": 0.01,          sessions with a temperature below this are greedy; default 0: off. For
  *                                      clients that send a small temperature and mean 0.
+ *       "when_full": "wait",           what becomes of a new session while the caches of others take all memory that
+ *                                      they may: default "wait": its first step waits; "refuse": its first step is
+ *                                      the error NO_MEMORY. Sessions that have begun always wait.
  *       "onnxruntime": "libonnxruntime.so"    the file of ONNX Runtime
  *     }
  *
@@ -601,6 +624,19 @@ struct cos_error *cos_session_new(const struct cos_engine *engine,
                                   struct cos_session **out_session);
 
 /**
+ * Share computed tokens with sessions of the same scope only, such as those of one tenant. Without a scope, a session
+ * finds what any session of the engine without a scope has computed, and its time tells whether somebody has asked
+ * the same before. To be called before the first prompt. One thread at a time.
+ *
+ * @param session  in/out, must not be NULL, not in use on another thread (BUSY)
+ * @param scope    UTF-8, ends with NUL, copied; must not be NULL. Sessions with equal scopes share; "" is no scope.
+ * @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT (also if the session has tokens), BUSY,
+ *         POISONED
+ * Since 0.1.
+ */
+struct cos_error *cos_session_set_scope(struct cos_session *session, const char *scope);
+
+/**
  * Append tokens to the sequence: the first prompt, or the next turn of a chat. A finished sequence goes on.
  *
  * The call does not run a model. The next step does, so cos_cancel can stop a long prompt. On error, nothing is
@@ -626,7 +662,9 @@ struct cos_error *cos_prompt(struct cos_session *session, const int32_t *tokens,
  * @param out_result  out, must not be NULL; `struct_size` must be set. The session owns `tokens` and
  *                    `log_probabilities`, which are valid until its next call.
  * @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT (no prompt yet), NUMERIC, RUNTIME,
- *         CALLBACK, BUSY, POISONED, INTERNAL (poisons the session)
+ *         CALLBACK, NO_MEMORY (the caches of other sessions take all memory, nothing was decoded yet, and the
+ *         configuration says "when_full": "refuse"; nothing is lost, and a later step tries again), BUSY, POISONED,
+ *         INTERNAL (poisons the session)
  * Since 0.1.
  */
 struct cos_error *cos_step(struct cos_session *session, struct cos_step_result *out_result);
@@ -634,6 +672,10 @@ struct cos_error *cos_step(struct cos_session *session, struct cos_step_result *
 /**
  * Stop the running step, or the next one if none is running. The step ends early with COS_FINISH_CANCELLED, and all
  * committed tokens stay. May be called from any thread at any time until cos_free is called. Never waits for a pass.
+ *
+ * A step that cannot run is not cancelled: that of a finished sequence gives its reason again, and that of a session
+ * without a prompt its error. The cancel then stays, and stops the first step behind the next prompt. Several cancels
+ * before a step stop that step only.
  *
  * @param session  must not be NULL
  * @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT, POISONED
@@ -824,7 +866,7 @@ int32_t cos_text_stream_stopped(const struct cos_text_stream *stream);
  *
  * @param stream        in/out, must not be NULL, not in use on another thread (BUSY)
  * @param tokens        `tokens_count` tokens; may be NULL if that is 0
- * @param tokens_count  length of `tokens`; may be 0
+ * @param tokens_count  length of `tokens`; may be 0, and such a call does not count as a push
  * @param out_text      out, must not be NULL: UTF-8 without a NUL at the end; owned by the stream and valid until its
  *                      next call
  * @param out_bytes     out, must not be NULL: length of the text in bytes, possibly 0
