@@ -4,6 +4,8 @@
 //! each need, runs it alone, beside others or in a batch, and reports with [`Decoder::ran`] or [`Decoder::failed`]. The
 //! prompt and probes are ordinary needs. The order of things is that of [`Schedule`]; positions are decided from rows.
 
+mod branch;
+
 use std::time::Duration;
 
 use crate::decode::chance::Chance;

@@ -167,6 +167,18 @@ impl Schedule {
         start
     }
 
+    /// Go back to so many committed tokens. The last one is to be seen again, since its row may be gone.
+    pub fn rewind(&mut self, committed: usize) {
+        self.reset(committed);
+        self.seen.iter_mut().for_each(|seen| *seen = (*seen).min(committed.saturating_sub(1)));
+    }
+
+    /// Begin with so many committed tokens, of which each participant has seen some.
+    pub fn begin_at(&mut self, committed: usize, seen: impl Iterator<Item = usize>) {
+        self.reset(committed);
+        self.seen.iter_mut().zip(seen).for_each(|(place, seen)| *place = seen);
+    }
+
     fn drop_pending(&mut self) {
         self.pending.clear();
         self.turn = None;

@@ -46,19 +46,30 @@ impl<C: Chance> Driver<C> {
         chance: C,
     ) -> Result<Self> {
         let proposers = participants.iter().map(|each| each.start(cancel)).collect::<Result<Vec<Proposer>>>()?;
-        let decoder = Decoder::new(proposers, settings, plan, chance);
-        let workspace = Workspace::new(decoder.vocab_size());
-        Ok(Driver {
+        Ok(Self::of(participants.to_vec(), Decoder::new(proposers, settings, plan, chance), cancel))
+    }
+
+    /// A sequence that goes on from where this one stands, by a plan of its own; see [`Decoder::continue_from`].
+    pub fn fork(&self, cancel: &Arc<Cancel>, plan: Plan, chance: C) -> Result<Self> {
+        let fork = |(index, each): (usize, &Participant)| each.fork(self.decoder.sequence(index), cancel);
+        let proposers = self.participants.iter().enumerate().map(fork).collect::<Result<Vec<Proposer>>>()?;
+        let mut decoder = Decoder::new(proposers, self.decoder.settings().clone(), plan, chance);
+        decoder.continue_from(&self.decoder);
+        Ok(Self::of(self.participants.clone(), decoder, cancel))
+    }
+
+    fn of(participants: Vec<Participant>, decoder: Decoder<C>, cancel: &Arc<Cancel>) -> Self {
+        Driver {
+            workspace: Workspace::new(decoder.vocab_size()),
             decoder,
-            participants: participants.to_vec(),
-            workspace,
+            participants,
             overlaps: true,
             cancel: cancel.clone(),
             queues: None,
             waiter: Arc::default(),
             in_crowd: false,
             waited: Duration::ZERO,
-        })
+        }
     }
 
     /// Run passes in common with others that wait in these queues. `in_crowd` says that [`PassQueues::enter`] is called

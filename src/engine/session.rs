@@ -87,6 +87,8 @@ pub struct Session {
     pub(super) left: Option<(Duration, Duration)>,
     /// Buffers of [`step_many`](crate::engine::many::step_many), if this is the first of its sessions.
     pub(super) many: CallBuffers,
+    /// How often it was forked.
+    forks: u64,
     options: Options,
     /// Keeps the models alive after the caller has freed the engine.
     pub(super) engine: Arc<Engine>,
@@ -116,12 +118,43 @@ impl Session {
             log_probabilities: options.log_probabilities,
         };
         let chance = CounterRng::new(options.seed);
-        let mut driver = Driver::new(engine.participants(), &cancel, settings, plan, chance)?;
+        let driver = Driver::new(engine.participants(), &cancel, settings, plan, chance)?;
+        Ok(Self::of(engine, driver, planning, estimates, cancel, options.clone()))
+    }
+
+    /// A session that goes on from where this one stands, with the same options but for the seed. It has numbers and
+    /// statistics of its own, and proposals that are pending here are not pending there. It costs no pass; models that
+    /// do not share caches compute the tokens anew in later passes.
+    pub fn fork(&mut self, seed: u64) -> Result<Self> {
+        self.engine.process().check()?;
+        let options = Options { seed, ..self.options.clone() };
+        let cancel = Arc::new(Cancel::default());
+        let (current, costs) = (self.driver.plan().clone(), costs(&self.engine));
+        let request = request(&options, &self.driver.settings().combination, &costs);
+        let mut planning = planning(&self.engine, &request, &options, current.clone()).map(|(planning, _)| planning);
+        if let Some(planning) = planning.as_mut().filter(|planning| planning.allows(&current)) {
+            planning.begin_with(current.clone());
+        }
+        let plan = planning.as_ref().map_or(current, |planning| planning.plan().clone());
+        let chance = self.driver.chance().fork(seed, self.forks);
+        let driver = self.driver.fork(&cancel, plan, chance)?;
+        self.forks += 1;
+        Ok(Self::of(&self.engine, driver, planning, self.driver.estimates().cloned(), cancel, options))
+    }
+
+    fn of(
+        engine: &Arc<Engine>,
+        mut driver: Driver<CounterRng>,
+        planning: Option<Planning>,
+        estimates: Option<Estimates>,
+        cancel: Arc<Cancel>,
+        options: Options,
+    ) -> Self {
         driver.set_overlaps(engine.overlaps());
         // A function of the caller may take any time, and nobody waits for it.
         driver.share_passes(engine.queues(), options.combine.is_none());
         estimates.into_iter().for_each(|estimates| driver.observe(estimates));
-        Ok(Session {
+        Session {
             driver,
             planning,
             cancel,
@@ -130,9 +163,10 @@ impl Session {
             phase: Phase::Between,
             left: None,
             many: CallBuffers::default(),
-            options: options.clone(),
+            forks: 0,
+            options,
             engine: engine.clone(),
-        })
+        }
     }
 
     /// Decode by other weights from the next position on; see [`Decoder::set_combination`].
@@ -168,6 +202,13 @@ impl Session {
     /// Append to the sequence; see [`Decoder::prompt`].
     pub fn prompt(&mut self, tokens: &[i32]) -> Result<()> {
         self.driver.prompt(tokens)?;
+        self.abandon();
+        Ok(())
+    }
+
+    /// Forget all tokens from index `length` on; see [`Decoder::rewind`].
+    pub fn rewind(&mut self, length: usize) -> Result<()> {
+        self.driver.rewind(length)?;
         self.abandon();
         Ok(())
     }

@@ -100,6 +100,19 @@ impl BorrowMut<Session> for Taken {
 }
 
 impl cos_session {
+    /// Give a session to C. `cos_free` frees it.
+    fn into_raw(session: Session) -> *mut cos_session {
+        handle(cos_session {
+            cancel: session.cancel().clone(),
+            stats: Mutex::new(session.stats()),
+            process: session.engine().process(),
+            inner: Arc::new(Mutex::new(Some(session))),
+            description: Mutex::default(),
+            poisoned: AtomicBool::new(false),
+            held: Mutex::default(),
+        })
+    }
+
     /// The statistics at the end of the last call.
     pub(super) fn stats(&self) -> Stats {
         *self.stats.lock()
@@ -176,17 +189,8 @@ pub unsafe extern "C" fn cos_session_new(
             (engine, options)
         };
         let session = Session::new(&engine.0, &options)?;
-        let session = cos_session {
-            cancel: session.cancel().clone(),
-            stats: Mutex::new(session.stats()),
-            inner: Arc::new(Mutex::new(Some(session))),
-            description: Mutex::default(),
-            poisoned: AtomicBool::new(false),
-            held: Mutex::default(),
-            process: engine.0.process(),
-        };
         // SAFETY: not NULL, and promised by the caller.
-        unsafe { out_session.write(handle(session)) };
+        unsafe { out_session.write(cos_session::into_raw(session)) };
         Ok(())
     })
 }
@@ -207,6 +211,58 @@ pub unsafe extern "C" fn cos_session_new(
 pub unsafe extern "C" fn cos_session_set_scope(session: *mut cos_session, scope: *const c_char) -> *mut cos_error {
     // SAFETY: promised by the caller.
     unsafe { with_session(session, |session| session.set_scope(string(scope, "scope")?)) }
+}
+
+/// Copy a session in its present state: the tokens, and the options with another seed. It costs no pass, and no copy of
+/// what was computed: both share that ("cache_blocks" in cos_engine_describe). A model whose sessions do not share caches
+/// computes the tokens anew in the next steps of the copy.
+///
+/// Each goes on with random numbers of its own, also with equal seeds: given the tokens so far, what they decode is
+/// independent. The same calls with the same seeds give the same numbers. The copy has statistics of its own and is
+/// cancelled on its own. It begins between two steps, also if cos_step_many is in the middle of a round of the session,
+/// and drafts anew what was drafted ahead. A combine function and its data serve both, perhaps at the same time.
+///
+/// One thread at a time.
+///
+/// @param session      must not be NULL, not in use on another thread (BUSY)
+/// @param seed         of the copy
+/// @param out_session  out, must not be NULL; owned by the caller, who frees it with cos_free
+/// @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT, RUNTIME, BUSY, POISONED
+/// Since 0.1.
+///
+/// # Safety
+/// `session` is NULL or a session that was not freed; `out_session` is NULL or valid for a write.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cos_session_fork(
+    session: *const cos_session,
+    seed: u64,
+    out_session: *mut *mut cos_session,
+) -> *mut cos_error {
+    // SAFETY: promised by the caller.
+    unsafe {
+        with_session(session, |session| {
+            check_out(out_session, "out_session")?;
+            out_session.write(cos_session::into_raw(session.fork(seed)?));
+            Ok(())
+        })
+    }
+}
+
+/// Forget all tokens from index `length` on, those of prompts too. What is decoded there next is drawn with new random
+/// numbers. The sequence goes on, also if it had finished; max_tokens counts from the last prompt that is left. A round
+/// that cos_step_many has begun is given up. With the length of the sequence, only that is done. One thread at a time.
+///
+/// @param session  in/out, must not be NULL, not in use on another thread (BUSY)
+/// @param length   tokens to keep; at most those of the sequence, prompts included. With 0, the next call is cos_prompt.
+/// @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT, BUSY, POISONED
+/// Since 0.1.
+///
+/// # Safety
+/// `session` is NULL or a session that was not freed.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cos_session_rewind(session: *mut cos_session, length: usize) -> *mut cos_error {
+    // SAFETY: promised by the caller.
+    unsafe { with_session(session, |session| session.rewind(length)) }
 }
 
 /// Append tokens to the sequence: the first prompt, or the next turn of a chat. A finished sequence goes on.

@@ -233,6 +233,18 @@ impl Model for Scripted {
         }))
     }
 
+    fn fork(&self, sequence: &dyn Sequence, cancel: &Arc<Cancel>) -> Result<Box<dyn Sequence>> {
+        let mut fork = self.start(cancel)?;
+        // Models that share memory share what was computed, the others compute it anew.
+        if self.memory.is_some() {
+            let other: &ScriptedSequence = (sequence as &dyn Any).downcast_ref().expect("a sequence of another model");
+            let own = own(fork.as_mut());
+            own.tokens.extend_from_slice(&other.tokens);
+            own.rows.resize_with(other.tokens.len() + 1, || None);
+        }
+        Ok(fork)
+    }
+
     fn overlaps(&self) -> bool {
         self.left < 1.0
     }

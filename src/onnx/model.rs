@@ -4,6 +4,7 @@
 //! the sequences of an engine would wait for each other, and it allocates names and tensors for each binding. ONNX
 //! Runtime itself allows concurrent runs, and it binds tensors over buffers of ours without a copy.
 
+use std::any::Any;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -275,6 +276,18 @@ impl Model for OnnxModel {
                 Ok(Box::new(sequence))
             }
             _ => Ok(Box::new(self.sequence(cancel)?)),
+        }
+    }
+
+    fn fork(&self, sequence: &dyn Sequence, cancel: &Arc<Cancel>) -> Result<Box<dyn Sequence>> {
+        match &self.batching {
+            Batching::Packed(_) => {
+                let sequence: &PackedSequence =
+                    (sequence as &dyn Any).downcast_ref().expect("the sequence is of another model");
+                let fork = sequence.fork(self.run_options(cancel)?, cancel);
+                Ok(Box::new(fork.map_err(|error| Error::Runtime(error.to_string()))?))
+            }
+            _ => self.start(cancel),
         }
     }
 

@@ -390,6 +390,8 @@ static void totals(const cos_engine *engine) {
     ADDED(expected_ns);
     ADDED(standard_ns);
     ADDED(rows_copied);
+    ADDED(prefix_tokens);
+    ADDED(recomputed_tokens);
 #undef ADDED
 }
 

@@ -128,3 +128,48 @@ fn what_a_session_has_computed_is_found_by_others() {
         assert_eq!(finish(again), expected);
     }
 }
+
+#[test]
+fn forks_share_blocks_and_do_not_disturb_each_other() {
+    for contexts in [1, 4] {
+        let engine = engine(contexts);
+        let prompt = &prompts(&engine, "humaneval.jsonl")[0][..60];
+        let expected = finish(start(&engine, prompt, &options(0, 90)));
+        let mut parent = start(&engine, prompt, &options(0, 90));
+        let mut forks = Vec::new();
+        // Some of them begin where a block ends, most within one.
+        while parent.decoder().committed().len() < prompt.len() + 40 {
+            parent.step().unwrap();
+            if forks.len() < 6 && parent.decoder().committed().len() % 5 < 2 {
+                forks.push(parent.fork(0).unwrap());
+            }
+        }
+        let before = parent.decoder().committed().len();
+        parent.rewind(before - 17).unwrap();
+        forks.push(parent.fork(0).unwrap());
+        forks.push(parent);
+        let texts: Vec<Vec<i32>> = std::thread::scope(|scope| {
+            let threads: Vec<_> = forks.into_iter().map(|fork| scope.spawn(move || finish(fork))).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+        });
+        assert!(texts.iter().all(|text| *text == expected), "{contexts}");
+        if contexts > 1 {
+            assert_eq!(cache_use(&engine).recomputed, 0, "a fork computes nothing anew");
+        }
+    }
+}
+
+#[test]
+fn a_fork_costs_no_pass() {
+    let engine = engine(4);
+    let prompt = &prompts(&engine, "humaneval.jsonl")[0][..100];
+    let mut parent = start(&engine, prompt, &options(0, 90));
+    parent.step().unwrap();
+    let mut fork = parent.fork(1).unwrap();
+    assert_eq!(fork.stats().counters.forwards, 0);
+    fork.step().unwrap();
+    let stats = fork.stats();
+    // Each of two models sees the last token, and perhaps one that was scored before.
+    assert!(stats.counters.forwards <= 2 && stats.counters.positions <= 4, "{:?}", stats.counters);
+    assert_eq!(stats.cache_use, CacheUse::default());
+}

@@ -7,7 +7,7 @@ use cos::error::Error;
 use cos::model::scripted::Scripted;
 use cos::model::{Cancel, Interrupt, Model, Pass, Sequence};
 
-use crate::queue::{self, PassQueue, Ticket};
+use crate::queue::{self, PassQueue, Ticket, WhenFull};
 use crate::wait::{Crowd, Waiter, WakeOnCancel};
 
 /// Orders that are tried of each case.
@@ -52,9 +52,9 @@ fn worker(queue: &PassQueue, crowd: &Crowd, model: &Scripted, passes: &[&[i32]])
             cancel.request();
         }
         let tokens = if tokens.is_empty() { &[1][..] } else { tokens };
-        let mut ticket = Ticket::new(queue, Pass::plain(sequence.as_mut(), tokens), &cancel);
+        let mut ticket = Ticket::new(queue, Pass::plain(sequence.as_mut(), tokens), &cancel, WhenFull::Wait);
         queue::run(&waiter, true, std::slice::from_mut(&mut ticket));
-        let outcome = ticket.outcome();
+        let outcome = ticket.outcome().expect("it may wait");
         match (outcome, tokens.last()) {
             (Ok(_), Some(0 | 1)) => assert_eq!(sequence.len(), before + tokens.len()),
             (Err(Interrupt::Failed(Error::Runtime(_))), Some(2)) => {}
@@ -68,9 +68,14 @@ fn worker(queue: &PassQueue, crowd: &Crowd, model: &Scripted, passes: &[&[i32]])
 }
 
 fn check(threads: &'static [&'static [&'static [i32]]]) {
+    check_with_memory(1 << 20, threads);
+}
+
+/// The same with memory for so many tokens.
+fn check_with_memory(tokens: usize, threads: &'static [&'static [&'static [i32]]]) {
     let case = move || {
         let crowd = Arc::<Crowd>::default();
-        let (queue, model) = queue_of(model(), &crowd);
+        let (queue, model) = queue_of(Arc::new(scripted().with_memory(tokens)), &crowd);
         let spawn = |passes: &&'static [&'static [i32]]| {
             let (queue, crowd, model, passes) = (queue.clone(), crowd.clone(), model.clone(), *passes);
             shuttle::thread::spawn(move || worker(&queue, &crowd, &model, passes))
@@ -109,6 +114,75 @@ fn a_panic_leaves_nobody_waiting() {
 }
 
 #[test]
+fn those_without_memory_wait_for_older_ones() {
+    check_with_memory(12, &[&[&[1; 6], &[1; 6]], &[&[0; 5], &[1; 5]], &[&[1; 4], &[0], &[1; 3]]]);
+}
+
+#[test]
+fn those_without_memory_leave_if_they_are_cancelled_or_fail() {
+    check_with_memory(10, &[&[&[1; 6], &[1; 4]], &[&[0; 6], &[], &[1]], &[&[1; 4], &[2], &[1; 3]]]);
+}
+
+#[test]
+fn a_pass_that_cannot_wait_is_given_back() {
+    let case = || {
+        let (queue, model) = queue_of(Arc::new(scripted().with_memory(8)), &Arc::default());
+        let cancels = [0; 3].map(|_| Arc::new(Cancel::default()));
+        let mut sequences = cancels.each_ref().map(|cancel| model.start(cancel).unwrap());
+        let mut run = |index: usize, tokens: &[i32], when_full| {
+            let pass = Pass::plain(sequences[index].as_mut(), tokens);
+            let mut ticket = Ticket::new(&queue, pass, &cancels[index], when_full);
+            queue::run(&Arc::default(), false, std::slice::from_mut(&mut ticket));
+            ticket.outcome()
+        };
+        assert!(matches!(run(0, &[1; 5], WhenFull::Return), Some(Ok(_))));
+        assert_eq!(run(1, &[1; 5], WhenFull::Return), None);
+        let refused = run(1, &[1; 5], WhenFull::Refuse);
+        assert!(matches!(refused, Some(Err(Interrupt::Failed(Error::NoMemory(_))))), "{refused:?}");
+        assert!(matches!(run(2, &[1; 3], WhenFull::Refuse), Some(Ok(_))));
+        assert!(matches!(run(1, &[1; 2], WhenFull::Refuse), Some(Ok(_))), "the younger one is set back");
+        assert_eq!(run(2, &[0], WhenFull::Return), None);
+        assert!(matches!(run(0, &[1], WhenFull::Return), Some(Ok(_))));
+    };
+    shuttle::check_random(case, 1);
+}
+
+/// Threads that wait for two models at once, each of which has too little memory for all.
+#[test]
+fn models_without_memory_do_not_wait_for_each_other() {
+    let case = || {
+        let crowd = Arc::<Crowd>::default();
+        let queues = [7, 9].map(|tokens| queue_of(Arc::new(scripted().with_memory(tokens)), &crowd));
+        let spawn = |passes: &'static [usize]| {
+            let (queues, crowd) = (queues.clone(), crowd.clone());
+            shuttle::thread::spawn(move || {
+                let (cancel, waiter) = (Arc::new(Cancel::default()), Arc::<Waiter>::default());
+                let mut sequences = queues.each_ref().map(|(_, model)| model.start(&cancel).unwrap());
+                crowd.add(1);
+                for &width in passes {
+                    let mut tickets: Vec<Ticket> = queues
+                        .iter()
+                        .zip(&mut sequences)
+                        .map(|((queue, _), sequence)| {
+                            let pass = Pass::plain(sequence.as_mut(), &[1; 6][..width]);
+                            Ticket::new(queue, pass, &cancel, WhenFull::Wait)
+                        })
+                        .collect();
+                    queue::run(&waiter, true, &mut tickets);
+                    assert!(tickets.into_iter().all(|ticket| matches!(ticket.outcome(), Some(Ok(_)))));
+                }
+                crowd.remove(1);
+            })
+        };
+        let threads = [spawn(&[3, 2, 2]), spawn(&[2, 3, 1]), spawn(&[5, 2])];
+        threads.into_iter().for_each(|thread| thread.join().unwrap());
+        assert!(crowd.is_empty(), "the crowd is counted wrong");
+    };
+    shuttle::check_random(case, ORDERS);
+    shuttle::check_pct(case, ORDERS, 3);
+}
+
+#[test]
 fn many_tickets_of_one_call_share_passes_with_others() {
     let case = || {
         let crowd = Arc::<Crowd>::default();
@@ -119,10 +193,10 @@ fn many_tickets_of_one_call_share_passes_with_others() {
                 let cancel = Arc::new(Cancel::default());
                 let mut sequences: Vec<Box<dyn Sequence>> = (0..3).map(|_| model.start(&cancel).unwrap()).collect();
                 for tokens in [&[1, 0, 1][..], &[1]] {
-                    let ticket = |sequence| Ticket::new(&queue, Pass::plain(sequence, tokens), &cancel);
+                    let ticket = |sequence| Ticket::new(&queue, Pass::plain(sequence, tokens), &cancel, WhenFull::Wait);
                     let mut tickets: Vec<_> = sequences.iter_mut().map(|each| ticket(each.as_mut())).collect();
                     queue::run(&Arc::default(), false, &mut tickets);
-                    assert!(tickets.into_iter().all(|ticket| ticket.outcome().is_ok()));
+                    assert!(tickets.into_iter().all(|ticket| ticket.outcome().is_some_and(|outcome| outcome.is_ok())));
                 }
             })
         };
@@ -145,9 +219,9 @@ fn a_cancel_from_another_thread_ends_a_wait() {
             let (queue, model, cancel) = (queue.clone(), model.clone(), cancel.clone());
             shuttle::thread::spawn(move || {
                 let mut sequence = model.start(&cancel).unwrap();
-                let mut ticket = Ticket::new(&queue, Pass::plain(sequence.as_mut(), &[1]), &cancel);
+                let mut ticket = Ticket::new(&queue, Pass::plain(sequence.as_mut(), &[1]), &cancel, WhenFull::Wait);
                 queue::run(&waiter, false, std::slice::from_mut(&mut ticket));
-                assert!(matches!(ticket.outcome(), Ok(_) | Err(Interrupt::Cancelled)));
+                assert!(matches!(ticket.outcome(), Some(Ok(_) | Err(Interrupt::Cancelled))));
             })
         };
         let other = {
@@ -179,11 +253,11 @@ fn passes_of_two_models_overlap() {
                         let mut tickets = Vec::new();
                         for ((queue, _), sequence) in queues.iter().zip(&mut sequences) {
                             let pass = Pass::plain(sequence.as_mut(), std::slice::from_ref(&token));
-                            tickets.push(Ticket::new(queue, pass, &cancel));
+                            tickets.push(Ticket::new(queue, pass, &cancel, WhenFull::Wait));
                         }
                         queue::run(&waiter, true, &mut tickets);
                         for ticket in tickets {
-                            assert_eq!(ticket.outcome().is_ok(), token != 2);
+                            assert_eq!(ticket.outcome().is_some_and(|outcome| outcome.is_ok()), token != 2);
                         }
                     }
                     crowd.remove(1);

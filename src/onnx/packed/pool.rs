@@ -123,6 +123,7 @@ impl Blocks {
     }
 
     /// Blocks that sequences use, and blocks that are kept for others.
+    #[cfg(test)]
     pub fn used_and_idle(&self) -> (usize, usize) {
         (self.states.len() - self.free.len() - self.idle, self.idle)
     }
@@ -269,7 +270,7 @@ impl Blocks {
         self.idle -= 1;
     }
 
-    /// Let all tokens have one hash.
+    /// Let a known block have the hash of these tokens.
     #[cfg(test)]
     fn collide(&mut self, block: BlockId, before: Chain, tokens: &[i32]) {
         let hash = self.hasher.hash_one((before, tokens));

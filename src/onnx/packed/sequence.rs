@@ -85,6 +85,18 @@ impl PackedSequence {
         }
     }
 
+    /// A sequence of the same tokens, without rows. It shares the blocks.
+    pub fn fork(&self, options: Arc<RunOptions>, cancel: &Arc<Cancel>) -> ort::Result<Self> {
+        let mut fork = Self::new(&self.passes, self.vocab_size, options, cancel)?;
+        fork.tokens.extend_from_slice(&self.tokens[..self.len()]);
+        let mut pool = self.passes.pool.lock();
+        pool.close(fork.holding);
+        fork.holding = pool.fork(self.holding, cancel.age());
+        pool.truncate(fork.holding, self.len());
+        drop(pool);
+        Ok(fork)
+    }
+
     /// All tokens seen, and those of a pass that is begun.
     pub fn tokens(&self) -> &[i32] {
         &self.tokens

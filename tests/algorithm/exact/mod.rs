@@ -2,6 +2,7 @@
 //! distribution of several tokens is compared with the oracle's. There is no sampling error, so a bias of a hundredth
 //! of a percent shows.
 
+mod branches;
 mod changes;
 mod company;
 mod drafters;

@@ -21,7 +21,7 @@ fn nothing() -> News {
     (0, Vec::new(), 0)
 }
 
-fn step_many(sessions: &[*mut cos_session]) -> Vec<News> {
+pub fn step_many(sessions: &[*mut cos_session]) -> Vec<News> {
     // What was there before must not look like news.
     let mut results: Vec<_> =
         sessions.iter().map(|_| cos_step_result { tokens_count: 7, finish: 8, ..result() }).collect();
