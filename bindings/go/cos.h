@@ -637,6 +637,40 @@ struct cos_error *cos_session_new(const struct cos_engine *engine,
 struct cos_error *cos_session_set_scope(struct cos_session *session, const char *scope);
 
 /**
+ * Copy a session in its present state: the tokens, and the options with another seed. It costs no pass, and no copy of
+ * what was computed: both share that ("cache_blocks" in cos_engine_describe). A model whose sessions do not share caches
+ * computes the tokens anew in the next steps of the copy.
+ *
+ * Each goes on with random numbers of its own, also with equal seeds: given the tokens so far, what they decode is
+ * independent. The same calls with the same seeds give the same numbers. The copy has statistics of its own and is
+ * cancelled on its own. It begins between two steps, also if cos_step_many is in the middle of a round of the session,
+ * and drafts anew what was drafted ahead. A combine function and its data serve both, perhaps at the same time.
+ *
+ * One thread at a time.
+ *
+ * @param session      must not be NULL, not in use on another thread (BUSY)
+ * @param seed         of the copy
+ * @param out_session  out, must not be NULL; owned by the caller, who frees it with cos_free
+ * @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT, RUNTIME, BUSY, POISONED
+ * Since 0.1.
+ */
+struct cos_error *cos_session_fork(const struct cos_session *session,
+                                   uint64_t seed,
+                                   struct cos_session **out_session);
+
+/**
+ * Forget all tokens from index `length` on, those of prompts too. What is decoded there next is drawn with new random
+ * numbers. The sequence goes on, also if it had finished; max_tokens counts from the last prompt that is left. A round
+ * that cos_step_many has begun is given up. With the length of the sequence, only that is done. One thread at a time.
+ *
+ * @param session  in/out, must not be NULL, not in use on another thread (BUSY)
+ * @param length   tokens to keep; at most those of the sequence, prompts included. With 0, the next call is cos_prompt.
+ * @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT, BUSY, POISONED
+ * Since 0.1.
+ */
+struct cos_error *cos_session_rewind(struct cos_session *session, size_t length);
+
+/**
  * Append tokens to the sequence: the first prompt, or the next turn of a chat. A finished sequence goes on.
  *
  * The call does not run a model. The next step does, so cos_cancel can stop a long prompt. On error, nothing is
