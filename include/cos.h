@@ -638,8 +638,8 @@ struct cos_error *cos_session_set_scope(struct cos_session *session, const char 
 
 /**
  * Copy a session in its present state: the tokens, and the options with another seed. It costs no pass, and no copy of
- * what was computed: both share that ("cache_blocks" in cos_engine_describe). A model whose sessions do not share caches
- * computes the tokens anew in the next steps of the copy.
+ * what was computed: both share that ("cache_blocks" in cos_engine_describe). A model whose sessions do not share a
+ * cache computes the tokens anew in the next steps of the copy.
  *
  * Each goes on with random numbers of its own, also with equal seeds: given the tokens so far, what they decode is
  * independent. The same calls with the same seeds give the same numbers. The copy has statistics of its own and is
@@ -654,9 +654,7 @@ struct cos_error *cos_session_set_scope(struct cos_session *session, const char 
  * @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT, RUNTIME, BUSY, POISONED
  * Since 0.1.
  */
-struct cos_error *cos_session_fork(const struct cos_session *session,
-                                   uint64_t seed,
-                                   struct cos_session **out_session);
+struct cos_error *cos_session_fork(const struct cos_session *session, uint64_t seed, struct cos_session **out_session);
 
 /**
  * Forget all tokens from index `length` on, those of prompts too. What is decoded there next is drawn with new random
@@ -664,7 +662,7 @@ struct cos_error *cos_session_fork(const struct cos_session *session,
  * that cos_step_many has begun is given up. With the length of the sequence, only that is done. One thread at a time.
  *
  * @param session  in/out, must not be NULL, not in use on another thread (BUSY)
- * @param length   tokens to keep; at most those of the sequence, prompts included. With 0, the next call is cos_prompt.
+ * @param length   tokens to keep; at most those of the sequence, prompts included. With 0, cos_prompt comes next.
  * @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT, BUSY, POISONED
  * Since 0.1.
  */

@@ -214,8 +214,8 @@ pub unsafe extern "C" fn cos_session_set_scope(session: *mut cos_session, scope:
 }
 
 /// Copy a session in its present state: the tokens, and the options with another seed. It costs no pass, and no copy of
-/// what was computed: both share that ("cache_blocks" in cos_engine_describe). A model whose sessions do not share caches
-/// computes the tokens anew in the next steps of the copy.
+/// what was computed: both share that ("cache_blocks" in cos_engine_describe). A model whose sessions do not share a
+/// cache computes the tokens anew in the next steps of the copy.
 ///
 /// Each goes on with random numbers of its own, also with equal seeds: given the tokens so far, what they decode is
 /// independent. The same calls with the same seeds give the same numbers. The copy has statistics of its own and is
@@ -253,7 +253,7 @@ pub unsafe extern "C" fn cos_session_fork(
 /// that cos_step_many has begun is given up. With the length of the sequence, only that is done. One thread at a time.
 ///
 /// @param session  in/out, must not be NULL, not in use on another thread (BUSY)
-/// @param length   tokens to keep; at most those of the sequence, prompts included. With 0, the next call is cos_prompt.
+/// @param length   tokens to keep; at most those of the sequence, prompts included. With 0, cos_prompt comes next.
 /// @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT, BUSY, POISONED
 /// Since 0.1.
 ///

@@ -8,12 +8,12 @@ use super::Admission;
 pub struct Limited {
     most: usize,
     /// By the age of the session.
-    parts: BTreeMap<u64, Part>,
+    parts: BTreeMap<u64, Portion>,
 }
 
 /// What one sequence has.
 #[derive(Debug, Clone, Copy, Default)]
-struct Part {
+struct Portion {
     reserved: usize,
     /// Tokens that are in the memory.
     computed: usize,
@@ -37,7 +37,7 @@ impl Limited {
             let Some((_, victim)) = self.parts.range_mut(age + 1..).rfind(|(_, part)| part.reserved > 0) else {
                 return Admission::Waits;
             };
-            *victim = Part::default();
+            *victim = Portion::default();
         }
         let part = self.parts.entry(age).or_default();
         part.reserved = part.reserved.max(wanted);
@@ -45,8 +45,8 @@ impl Limited {
         if width <= max_pass { Admission::Whole(width) } else { Admission::Part(max_pass) }
     }
 
-    /// A pass runs over `tokens` tokens behind the `len` of a sequence, or without tokens over what it has lost. Returns
-    /// how many tokens the pass computes.
+    /// A pass runs over `tokens` tokens behind the `len` of a sequence, or without tokens over what it has lost.
+    /// Returns how many tokens the pass computes.
     pub fn run(&mut self, age: u64, len: usize, tokens: usize, max_pass: usize) -> usize {
         let part = self.parts.entry(age).or_default();
         let end = if tokens == 0 { len.min(part.computed + max_pass) } else { len + tokens };
@@ -59,7 +59,7 @@ impl Limited {
     /// A sequence has at most `len` tokens from now on.
     pub fn truncate(&mut self, age: u64, len: usize) {
         if let Some(part) = self.parts.get_mut(&age) {
-            *part = Part { reserved: part.reserved.min(len), computed: part.computed.min(len) };
+            *part = Portion { reserved: part.reserved.min(len), computed: part.computed.min(len) };
         }
     }
 }

@@ -84,8 +84,8 @@ pub trait Model: Send + Sync {
     /// Start an empty sequence. Its passes end early after [`Cancel::request`].
     fn start(&self, cancel: &Arc<Cancel>) -> Result<Box<dyn Sequence>>;
 
-    /// Start a sequence of another session with the tokens of one of this model, or with a beginning of them: with as many
-    /// as cost no pass. No rows are asked for that it had before.
+    /// Start a sequence of another session with the tokens of one of this model, or with a beginning of them: with as
+    /// many as cost no pass. No rows are asked for that it had before.
     fn fork(&self, _sequence: &dyn Sequence, cancel: &Arc<Cancel>) -> Result<Box<dyn Sequence>> {
         self.start(cancel)
     }

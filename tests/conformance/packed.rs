@@ -66,14 +66,17 @@ fn load(name: &str, alone: bool) -> Result<OnnxModel, String> {
     Ok(model)
 }
 
-/// Texts of which the second has another first block and the same second one, and the third parts from the first one
-/// within a block.
+/// Tokens that the first and the third text have in common at the beginning.
+const COMMON: usize = BLOCK + BLOCK / 2;
+
+/// Texts that differ in one place: the second one in its first block, the third one in the rest of its second block.
+/// What is in later blocks depends on it, though they hold the same tokens.
 fn texts(vocab: usize) -> [Vec<i32>; 3] {
     let mut rng = fastrand::Rng::with_seed(5);
     let mut random = |len: usize| -> Vec<i32> { (0..len).map(|_| rng.i32(3..vocab as i32)).collect() };
     let first = random(TEXT);
-    let second = [&random(BLOCK)[..], &first[BLOCK..2 * BLOCK], &random(TEXT - 2 * BLOCK)].concat();
-    let third = [&first[..BLOCK + BLOCK / 2], &random(TEXT - BLOCK - BLOCK / 2)].concat();
+    let second = [&random(BLOCK)[..], &first[BLOCK..]].concat();
+    let third = [&first[..COMMON], &random(2 * BLOCK - COMMON), &first[2 * BLOCK..]].concat();
     [first, second, third]
 }
 
@@ -129,6 +132,8 @@ fn company(name: &str, passes: usize) -> Result<Tally, String> {
         for reader in &mut readers[..count] {
             if reader.sequence.len() == TEXT || rng.u8(..10) == 0 {
                 *reader = start(rng.usize(..texts.len()));
+            } else if reader.text != 1 && reader.sequence.len() <= COMMON {
+                reader.text = [0, 2][rng.usize(..2)];
             }
             let turn = turn(&mut rng, reader.sequence.len(), &texts[reader.text], room);
             room -= turn.as_ref().map_or(0, |turn| turn.tokens.len());
@@ -263,7 +268,7 @@ fn expected(alone: &[OnnxModel], combination: &Combination, prompt: &[i32]) -> B
 fn sessions(draws: u64) -> Result<Vec<Comparison>, String> {
     let alone = PAIR.map(|name| load(name, true)).into_iter().collect::<Result<Vec<_>, _>>()?;
     let [first, second, third] = &texts(96);
-    let prompts = [&first[..70], &second[..70], &third[..64], &first[..33]];
+    let prompts = [&first[..70], &second[..70], &third[..70], &first[..33]];
     let models = PAIR.map(|name| load(name, false).map(|model| Arc::new(model) as Arc<dyn Model>));
     let models = models.into_iter().collect::<Result<Vec<_>, _>>()?;
     let combine = Combine::Weighted { weights: WEIGHTS.to_vec() };

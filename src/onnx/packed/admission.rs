@@ -1,8 +1,9 @@
 //! Who gets blocks when there are not enough.
 //!
-//! First go blocks that are only kept for others, and then those of the session that was started last. It is *set back*:
-//! its tokens stay, and its next pass computes them anew. Nobody takes blocks of a session that was started earlier,
-//! unless that one rests. So the oldest session always gets what it needs, and one that waits does so for older ones.
+//! First go blocks that are only kept for others, and then those of the session that was started last. It is *set
+//! back*: its tokens stay, and its next pass computes them anew. Nobody takes blocks of a session that was started
+//! earlier, unless that one rests. So the oldest session always gets what it needs, and one that waits does so for
+//! older ones.
 
 use std::time::{Duration, Instant};
 
@@ -29,8 +30,8 @@ impl Blocks {
     /// Make so many blocks available, if that is possible.
     fn make_room(&mut self, id: HoldingId, missing: usize, comes_in: bool, now: Instant) -> bool {
         // One that comes in leaves a block for each that was there before, so that it is not set back at once.
-        let older = |other: &HoldingId| self.age(*other) < self.age(id) && !self.of(*other).is_empty();
-        let spare = if comes_in { self.all().filter(older).count() } else { 0 };
+        let stays = |other: &HoldingId| *other != id && !self.of(*other).is_empty() && !self.may_lose(*other, id, now);
+        let spare = if comes_in { self.all().filter(stays).count() } else { 0 };
         let wanted = missing + spare;
         if wanted <= self.available() {
             return true;
@@ -136,9 +137,10 @@ mod tests {
         let mut blocks = pool.lock();
         let tokens: Vec<i32> = (0..8).collect();
         let [first, old, middle, young] = [0, 1, 2, 3].map(|age| start(&mut blocks, age));
-        assert!(admit(&mut blocks, first, 8, now) && admit(&mut blocks, old, 8, now));
+        assert!(admit(&mut blocks, first, 8, now));
         blocks.publish_first(first, &tokens);
         blocks.close(first);
+        assert!(admit(&mut blocks, old, 8, now));
         assert!(!blocks.admit(middle, &tokens, 17, now), "it needs three more");
         assert_eq!(blocks.len(middle), 8);
         assert!(admit(&mut blocks, young, 4, now));

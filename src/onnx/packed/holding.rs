@@ -5,38 +5,9 @@
 
 use std::time::Instant;
 
-use super::pool::{BlockCopy, BlockId, Blocks, Chain};
-
-/// The blocks of a sequence, by their number.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct HoldingId(u32);
-
-/// The blocks of all sequences of a model.
-#[derive(Default)]
-pub struct Holdings {
-    holdings: Vec<Holding>,
-    /// Those that no sequence has.
-    free: Vec<HoldingId>,
-}
-
-/// The blocks of a sequence.
-#[derive(Debug, Default)]
-struct Holding {
-    /// Those of its tokens, and those that are reserved for a pass.
-    blocks: Vec<BlockId>,
-    /// By full block, as far as published: the chain that ends with it.
-    chains: Vec<Chain>,
-    /// The empty chain of its scope.
-    empty: Option<Chain>,
-    /// Tokens whose keys and values are in the blocks.
-    len: usize,
-    /// The less, the longer its session exists.
-    age: u64,
-    /// When its last pass was admitted.
-    used: Option<Instant>,
-    /// Whether a pass reads and writes its blocks.
-    runs: bool,
-}
+pub use super::block::HoldingId;
+use super::block::{BlockCopy, BlockId, Chain, Holding, Holdings};
+use super::pool::Blocks;
 
 impl Blocks {
     /// Begin a sequence without tokens. Sessions that were started earlier have a smaller `age`.

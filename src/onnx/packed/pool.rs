@@ -6,36 +6,16 @@
 //! first. Which sequence has which blocks is in [`holding`](super::holding).
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::hash::{BuildHasher, RandomState};
 
 use parking_lot::{Mutex, MutexGuard};
 
-use super::holding::Holdings;
-
-/// A block, by its number. Numbers are given from 0 on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct BlockId(pub u32);
-
-/// What the tokens of a chain of full blocks are, as a number that no other chain has.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Chain(u128);
-
-impl Chain {
-    /// The empty chain of sequences without a scope.
-    pub const EMPTY: Chain = Chain(0);
-}
+use super::block::Holdings;
+pub use super::block::{BlockCopy, BlockId, Chain};
 
 /// The numbers of empty chains of scopes have this bit.
 const SCOPE: u128 = 1 << 127;
-
-/// The first tokens of a block are to be copied to another one, before the next pass runs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct BlockCopy {
-    pub from: BlockId,
-    pub to: BlockId,
-    /// How many tokens; at least one, and fewer than a block has.
-    pub tokens: usize,
-}
 
 /// The blocks of a model.
 pub struct Pool {
@@ -74,14 +54,14 @@ struct BlockState {
     /// Sequences that use it.
     users: u32,
     /// What it holds, if others may find it.
-    held: Option<Held>,
+    held: Option<Content>,
     /// Its neighbours among the idle blocks.
     older: Option<BlockId>,
     newer: Option<BlockId>,
 }
 
 #[derive(Debug, Clone, Copy)]
-struct Held {
+struct Content {
     hash: u64,
     before: Chain,
     chain: Chain,
@@ -198,9 +178,9 @@ impl Blocks {
         };
         let chain = Chain(self.next_chain);
         self.next_chain += 1;
-        if !self.known.contains_key(&hash) {
-            self.known.insert(hash, block);
-            self.state(block).held = Some(Held { hash, before, chain });
+        if let Entry::Vacant(place) = self.known.entry(hash) {
+            place.insert(block);
+            self.state(block).held = Some(Content { hash, before, chain });
             self.tokens[block.0 as usize * self.size..][..self.size].copy_from_slice(tokens);
         }
         chain

@@ -93,8 +93,9 @@ fn texts_of_any_length_are_scored_alike() {
         (BF16, &[], RowsOn::Host, 0.3),
     ] {
         let model = load_with(form, options, Some(rows)).unwrap();
-        let asked = options.first().map_or(serde_json::Value::Null, |&(_, kernels)| kernels.into());
-        assert_eq!(model.describe()["sdpa_kernel"], asked, "heads of 16 have no XQA");
+        // Passes of many sessions have many widths, so cuDNN, which would plan each, is excluded where it is the default.
+        let kernels = &model.describe()["sdpa_kernel"];
+        assert!(*kernels == "23" || (options.is_empty() && kernels.is_null()), "{kernels}");
         for length in [16, 17, 39, 64, 101, 120, 127, 128] {
             let text: Vec<i32> = (0..length).map(|index| token(index + length)).collect();
             let mut expected = reference.start(&Arc::new(Cancel::default())).unwrap();
