@@ -43,9 +43,11 @@ pub struct CallBuffers {
     pub(super) tickets: Vec<Ticket<'static>>,
     /// The session and the need of each ticket, by its place.
     pub(super) needs: Vec<(usize, Need)>,
-    /// By ticket: its place, whether its model overlaps with others, and how its pass went.
-    pub(super) outcomes: Vec<(usize, bool, Option<Result<Report, Interrupt>>)>,
+    pub(super) outcomes: Vec<Outcome>,
 }
+
+/// Of a ticket: its place, whether its model overlaps with others, and how its pass went, unless it was given back.
+type Outcome = (usize, bool, Option<Result<Report, Interrupt>>);
 
 /// Where a session stands in a call.
 pub enum Stand {
