@@ -295,7 +295,7 @@ struct Stats {
     std::chrono::nanoseconds expected_time{};  ///< Time that these tokens were expected to take.
     std::chrono::nanoseconds standard_time{};  ///< Time that Strategy::standard would have taken for these tokens.
     std::uint64_t rows_copied = 0;  ///< Rows of logits that a GPU keeps and that had to be copied to the host.
-    std::uint64_t prefix_tokens = 0;      ///< Tokens that models did not compute: a session with the same beginning had.
+    std::uint64_t prefix_tokens = 0;      ///< Tokens that models did not compute: a session began with the same.
     std::uint64_t recomputed_tokens = 0;  ///< Tokens computed once more, because other sessions took their memory.
 };
 
@@ -498,8 +498,8 @@ public:
         return detail::checked(cos_session_set_weights(raw(), detail::pointer(weights), weights.size()));
     }
 
-    /// Share computed tokens with sessions of the same scope only, such as those of one tenant. Before the first prompt.
-    /// Errors: invalid_argument (the session has tokens, or the scope has a NUL), busy, poisoned.
+    /// Share computed tokens with sessions of the same scope only, such as those of one tenant. Before the first
+    /// prompt. Errors: invalid_argument (the session has tokens, or the scope has a NUL), busy, poisoned.
     Result<void> set_scope(const std::string& scope) {
         if (auto error = detail::contains_nul(scope)) return *error;
         return detail::checked(cos_session_set_scope(raw(), scope.c_str()));

@@ -47,7 +47,7 @@ pub struct CallBuffers {
 }
 
 /// Of a ticket: its place, whether its model overlaps with others, and how its pass went, unless it was given back.
-pub type Outcome = (usize, bool, Option<Result<Report, Interrupt>>);
+type Outcome = (usize, bool, Option<Result<Report, Interrupt>>);
 
 /// Where a session stands in a call.
 pub enum Stand {

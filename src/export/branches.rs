@@ -1,12 +1,12 @@
 //! Puts the constants of a branch in the place of an `If`.
 //!
-//! Exports with rescaled positions (longrope) choose a table of cosines and one of sines by the length of the text. Keys
-//! in a cache are not rescaled, so texts are no longer than the tables of the `else` branch, which are for short ones.
+//! Exports with rescaled positions (longrope) choose tables of cosines and sines by the length of the text. Keys in a
+//! cache are not rescaled, so texts are no longer than the tables of the `else` branch, which are for short ones.
+
+use prost::Message;
 
 use super::proto::{AttributeProto, GraphProto, NodeProto};
 use super::wire::{self, Field};
-
-use prost::Message;
 
 /// Whether the `else` branch of an operator holds constants only, each of at least `length` rows.
 pub fn are_tables(node: &NodeProto, length: usize) -> bool {

@@ -5,6 +5,7 @@ pub(crate) mod companions;
 pub(crate) mod graph;
 pub(crate) mod pack;
 pub(crate) mod paged;
+pub(crate) mod parts;
 mod proto;
 pub(crate) mod recognise;
 pub(crate) mod shapes;

@@ -17,17 +17,17 @@ use ort::value::TensorElementType;
 use prost::Message;
 use prost::bytes::Bytes;
 
+use super::parts::{LayerShape, Parts, number_of, text, value};
 use super::proto::{
-    AttributeProto, BFLOAT16, FLOAT, FLOAT16, GraphProto, INT64, ModelProto, NodeProto, OperatorSetId, TensorProto,
-    TensorShape, TensorType, TypeProto, ValueInfoProto,
+    AttributeProto, GraphProto, INT64, ModelProto, NodeProto, OperatorSetId, TensorShape, ValueInfoProto,
 };
 use super::wire::{self, Field};
 use super::{CacheContent, Export, GivenRows, Logits, Role, branches, paged};
 
-/// The domain of our operators.
-pub const DOMAIN: &str = "cos";
+/// The domain of our operator.
+pub const DOMAIN: &CStr = c"cos";
 /// The operator that replaces attention.
-pub const ATTENTION: &str = "PackedAttention";
+pub const ATTENTION: &CStr = c"PackedAttention";
 /// The input with the address of the pass's table.
 pub const TABLE: &CStr = c"cos.table";
 /// The input with the indices of the tokens whose rows are wanted.
@@ -56,7 +56,7 @@ const PRODUCTS: [&str; 2] = ["MatMul", "MatMulNBits"];
 
 /// Where the rewritten model runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Target {
+pub enum RunsOn {
     /// On the processor, by an operator of ours.
     Host,
     /// On a GPU, by ONNX Runtime's `PagedAttention`; see [`paged`].
@@ -71,30 +71,8 @@ pub struct Packed {
     pub layers: Vec<LayerShape>,
 }
 
-/// The shape of what an attention operator keeps of a token.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct LayerShape {
-    /// Heads of keys and values.
-    pub kv_heads: usize,
-    /// Numbers of a head.
-    pub head_size: usize,
-    /// The type of the numbers.
-    pub element: TensorElementType,
-}
-
-/// What a rewritten graph gets.
-#[derive(Default)]
-pub(super) struct Parts {
-    /// Operators, encoded.
-    pub nodes: Vec<Vec<u8>>,
-    pub inputs: Vec<ValueInfoProto>,
-    pub outputs: Vec<ValueInfoProto>,
-    pub weights: Vec<TensorProto>,
-    pub opsets: Vec<OperatorSetId>,
-}
-
 /// Rewrite the model of an export. The error is the reason why it cannot be packed.
-pub fn rewrite(export: &Export, target: Target) -> Result<Packed, String> {
+pub fn rewrite(export: &Export, target: RunsOn) -> Result<Packed, String> {
     let bytes = read(&export.file)?;
     let model = ModelProto::decode(bytes.clone()).map_err(|error| error.to_string())?;
     let graph = model.graph.as_ref().ok_or("it holds no graph")?;
@@ -107,11 +85,11 @@ pub fn rewrite(export: &Export, target: Target) -> Result<Packed, String> {
     let inputs = edit.inputs(export)?;
     let layers = layers(graph, &edit, export)?;
     match target {
-        Target::Host if layers.iter().any(|layer| layer.element != TensorElementType::Float32) => {
+        RunsOn::Host if layers.iter().any(|layer| layer.element != TensorElementType::Float32) => {
             return Err("its cache is not float32".into());
         }
-        Target::Host => {}
-        Target::Gpu => paged::check_model(&model, &layers)?,
+        RunsOn::Host => {}
+        RunsOn::Gpu => paged::check_model(&model, &layers)?,
     }
     let bytes = edit.apply(bytes.to_vec(), graph, &inputs, &export.logits, &layers, target)?;
     Ok(Packed { bytes, layers })
@@ -155,7 +133,7 @@ struct Edit<'a> {
 }
 
 impl<'a> Edit<'a> {
-    fn of(graph: &'a GraphProto, logits: &str, target: Target) -> Result<Self, String> {
+    fn of(graph: &'a GraphProto, logits: &str, target: RunsOn) -> Result<Self, String> {
         let writers: HashMap<&str, usize> = graph
             .node
             .iter()
@@ -172,8 +150,8 @@ impl<'a> Edit<'a> {
             let is_attention = is_attention(node);
             if is_attention {
                 match target {
-                    Target::Host => check_attention(node, |name| writers.contains_key(name))?,
-                    Target::Gpu => paged::check(node)?,
+                    RunsOn::Host => check_attention(node, |name| writers.contains_key(name))?,
+                    RunsOn::Gpu => paged::check(node)?,
                 }
                 edit.attention.push(index);
             }
@@ -221,7 +199,7 @@ impl<'a> Edit<'a> {
         roles: &[Role],
         logits: &Logits,
         layers: &[LayerShape],
-        target: Target,
+        target: RunsOn,
     ) -> Result<Vec<u8>, String> {
         let invalid = || "it is not ONNX".to_owned();
         let [whole] = &wire::fields(&bytes, 0..bytes.len(), &[wire::MODEL_GRAPH]).ok_or_else(invalid)?[..] else {
@@ -245,8 +223,8 @@ impl<'a> Edit<'a> {
         let raw = |index: usize| &bytes[nodes[index].content.clone()];
         let attention: Vec<(usize, &[u8])> = self.attention.iter().map(|&index| (index, raw(index))).collect();
         let mut parts = match target {
-            Target::Host => host_parts(graph, &attention)?,
-            Target::Gpu => paged::parts(graph, &attention, layers)?,
+            RunsOn::Host => host_parts(graph, &attention)?,
+            RunsOn::Gpu => paged::parts(graph, &attention, layers)?,
         };
         let (gather, product) = gathered(raw(self.product), &graph.node[self.product])?;
         parts.nodes.extend([gather.encode_to_vec(), product]);
@@ -337,16 +315,6 @@ fn layers(graph: &GraphProto, edit: &Edit<'_>, export: &Export) -> Result<Vec<La
     edit.attention.iter().map(part).collect()
 }
 
-/// The number of a type in onnx.proto.
-pub(super) fn number_of(element: TensorElementType) -> Result<i32, String> {
-    match element {
-        TensorElementType::Float32 => Ok(FLOAT),
-        TensorElementType::Float16 => Ok(FLOAT16),
-        TensorElementType::Bfloat16 => Ok(BFLOAT16),
-        other => Err(format!("its cache or its logits are {other}")),
-    }
-}
-
 /// What replaces attention on the processor.
 fn host_parts(graph: &GraphProto, operators: &[(usize, &[u8])]) -> Result<Parts, String> {
     let layers = operators.iter().enumerate();
@@ -355,7 +323,7 @@ fn host_parts(graph: &GraphProto, operators: &[(usize, &[u8])]) -> Result<Parts,
             .map(|(layer, &(index, raw))| attention(raw, &graph.node[index], layer))
             .collect::<Result<_, _>>()?,
         inputs: vec![value(&text(TABLE), INT64, TensorShape::of(&[1]))],
-        opsets: vec![OperatorSetId { domain: DOMAIN.into(), version: 1 }],
+        opsets: vec![OperatorSetId { domain: text(DOMAIN), version: 1 }],
         ..Parts::default()
     })
 }
@@ -366,9 +334,9 @@ fn attention(raw: &[u8], node: &NodeProto, layer: usize) -> Result<Vec<u8>, Stri
     let ours = NodeProto {
         input: vec![input(0), input(1), input(2), input(7), input(8), input(11), text(TABLE)],
         output: vec![node.output[0].clone()],
-        op_type: ATTENTION.into(),
+        op_type: text(ATTENTION),
         attribute: vec![AttributeProto::integer("layer", layer as i64)],
-        domain: DOMAIN.into(),
+        domain: text(DOMAIN),
     };
     let mut encoded = ours.encode_to_vec();
     let kept = wire::fields(raw, 0..raw.len(), &[wire::NODE_ATTRIBUTE]).ok_or("it is not ONNX")?;
@@ -395,13 +363,4 @@ fn gathered(raw: &[u8], node: &NodeProto) -> Result<(NodeProto, Vec<u8>), String
     let mut product = inputs.encode_to_vec();
     product.extend(wire::without(raw, wire::NODE_INPUT).ok_or("it is not ONNX")?);
     Ok((gather, product))
-}
-
-pub(super) fn value(name: &str, element: i32, shape: TensorShape) -> ValueInfoProto {
-    let tensor = TensorType { element, shape: Some(shape) };
-    ValueInfoProto { name: name.into(), r#type: Some(TypeProto { tensor: Some(tensor) }) }
-}
-
-pub(super) fn text(name: &CStr) -> String {
-    name.to_string_lossy().into_owned()
 }

@@ -10,7 +10,7 @@ use ort::value::TensorElementType;
 use prost::Message;
 use prost::bytes::Bytes;
 
-use super::pack::{LayerShape, Parts, number_of, text, value};
+use super::parts::{LayerShape, Parts, number_of, text, value};
 use super::proto::{AttributeProto, GraphProto, INT32, INT64, ModelProto, NodeProto, TensorProto, TensorShape};
 use super::wire::{self, Field};
 

@@ -19,7 +19,7 @@ use super::gpu_passes::GpuPasses;
 use super::inputs::Feed;
 use super::logits::LogitRows;
 use super::options::{Provider, RowsOn};
-use super::packed::load::Batching;
+use super::packed::batching::Batching;
 use super::packed::sequence::PackedSequence;
 use super::sequence::{MAX_PASS, MIN_PASS, OnnxSequence, SequenceHandle, Spares, Terminate, own};
 use super::weights::LoadedSession;

@@ -29,6 +29,11 @@ const fn fault(name: &'static str, file: &'static str, right: &'static str, wron
     Fault { name, file, right, wrong, needs_exports: false }
 }
 
+/// A fault that only exports show.
+const fn export_fault(name: &'static str, file: &'static str, right: &'static str, wrong: &'static str) -> Fault {
+    Fault { needs_exports: true, ..fault(name, file, right, wrong) }
+}
+
 const SCHEDULE: &str = "src/decode/schedule.rs";
 const DECODER: &str = "src/decode/decoder.rs";
 const STATE: &str = "src/decode/state.rs";
@@ -38,6 +43,8 @@ const VERIFY: &str = "src/decode/verify.rs";
 const COMBINE: &str = "src/decode/combine.rs";
 const SAMPLING: &str = "src/rows/sampling.rs";
 const CHANCE: &str = "src/decode/chance.rs";
+const HOLDING: &str = "src/onnx/packed/holding.rs";
+const POOL: &str = "src/onnx/packed/pool.rs";
 
 #[rustfmt::skip]
 pub const FAULTS: &[Fault] = &[
@@ -123,13 +130,42 @@ pub const FAULTS: &[Fault] = &[
         "state.drop_pending(start);", ""),
     fault("new weights keep the proposals of another plan", DECODER,
         "if !fits {", "if !fits && !PLANTED {"),
-    Fault { needs_exports: true, ..fault("padding columns are sampled", "src/engine/mod.rs",
-        "exports.iter_mut().for_each(|model| model.limit_vocabulary(vocab_size));", "") },
-    Fault { needs_exports: true, ..fault("the cache of an export keeps a rolled back entry", "src/onnx/sequence.rs",
-        "self.cache.truncate(len);", "self.cache.truncate((len + 1).min(self.cache.len()));") },
-    Fault { needs_exports: true, ..fault("rows of a pass over several positions are one off", "src/onnx/logits.rs",
+    export_fault("padding columns are sampled", "src/engine/mod.rs",
+        "exports.iter_mut().for_each(|model| model.limit_vocabulary(vocab_size));", ""),
+    export_fault("the cache of an export keeps a rolled back entry", "src/onnx/sequence.rs",
+        "self.cache.truncate(len);", "self.cache.truncate((len + 1).min(self.cache.len()));"),
+    export_fault("rows of a pass over several positions are one off", "src/onnx/logits.rs",
         "&self.rows[start..start + self.columns]",
-        "&self.rows[start - start.min(self.columns)..][..self.columns]") },
+        "&self.rows[start - start.min(self.columns)..][..self.columns]"),
+    export_fault("all sequences of a common pass get the rows of the first", "src/onnx/packed/passes.rs",
+        "sequence.keep_rows(buffer, row, wanted + 1, end - wanted, several);",
+        "sequence.keep_rows(buffer, 0, wanted + 1, end - wanted, several);"),
+    export_fault("a block table begins with the last block of another sequence", "src/onnx/packed/host_runner.rs",
+        "blocks[part.blocks.clone()].as_ptr()", "blocks[part.blocks.start.saturating_sub(1)..].as_ptr()"),
+    export_fault("the tokens of a sequence begin one too early in a common pass", "src/onnx/packed/layout.rs",
+        "(self.tokens.len(), self.blocks.len())", "(self.tokens.len().saturating_sub(1), self.blocks.len())"),
+    export_fault("queries of all sequences but the first are one off", "src/onnx/packed/attention.rs",
+        "self.inputs.query.head(share.first + token, head, size)",
+        "self.inputs.query.head(share.first + token - usize::from(share.first > 0), head, size)"),
+    export_fault("a block that was rolled back and written over is found by its old tokens", HOLDING,
+        "self.forget(from);", ""),
+    export_fault("a rollback leaves the chain of what was published", HOLDING,
+        "holding.chains.truncate(holding.len / size);", ""),
+    export_fault("a shared block is written to", HOLDING,
+        "if self.is_shared(from) {", "if self.is_shared(from) && !PLANTED {"),
+    export_fault("the copy of a shared block lacks its last token", "src/onnx/packed/host.rs",
+        "layer.copy(from, to, tokens)", "layer.copy(from, to, tokens - 1)"),
+    export_fault("another text with the same hash is taken as found", POOL,
+        "let hash = self.hasher.hash_one((before, tokens));
+        let block = *self.known.get(&hash).ok_or(hash)?;
+        let held = self.states[block.0 as usize].held.filter(|held| held.before == before).ok_or(hash)?;
+        let is_same = self.tokens[block.0 as usize * self.size..][..self.size] == *tokens;",
+        "let hash = if PLANTED { tokens[0] as u64 % 16 } else { self.hasher.hash_one((before, tokens)) };
+        let block = *self.known.get(&hash).ok_or(hash)?;
+        let held = self.states[block.0 as usize].held.filter(|held| PLANTED || held.before == before).ok_or(hash)?;
+        let is_same = PLANTED || self.tokens[block.0 as usize * self.size..][..self.size] == *tokens;"),
+    export_fault("positions are counted in the pass instead of in the sequence", "src/onnx/packed/layout.rs",
+        "past as i64..(past + tokens.len()) as i64", "first as i64..(first + tokens.len()) as i64"),
 ];
 
 /// The library with all faults. An environment variable enables one of them.

@@ -47,7 +47,7 @@ fn greedy_strategies_agree() {
 #[test]
 fn common_passes_change_nothing() {
     one_thread();
-    check(packed::run(150, 250, &Silent));
+    check(packed::run(300, 250, &Silent));
 }
 
 #[test]

@@ -199,7 +199,7 @@ fn main() -> ExitCode {
     part("sessions", &|| vec![sequences::run(if quick { 2_000 } else { 50_000 }, seed, &bar)]);
     part("vectors", &|| if quick { reference_vectors(20, 4, &bar) } else { reference_vectors(400, 100, &bar) });
     part("greedy", &|| vec![greedy::run(if quick { greedy::Effort::QUICK } else { greedy::Effort::LONG }, &bar)]);
-    part("packed", &|| vec![if quick { packed::run(150, 250, &bar) } else { packed::run(3_000, 20_000, &bar) }]);
+    part("packed", &|| vec![if quick { packed::run(300, 250, &bar) } else { packed::run(3_000, 20_000, &bar) }]);
     part("simulation", &|| vec![simulate(if quick { 1_000_000 } else { 5_000_000 }, &bar)]);
     part("faults", &|| vec![faults::run(if quick { faults::Effort::Quick } else { faults::Effort::Long }, &bar)]);
     for section in &run.sections {

@@ -102,7 +102,7 @@ pub const PROBES: [Probe; 5] = [
     },
     Probe {
         part: "common passes",
-        run: |_| packed::run(150, 250, &Silent),
+        run: |_| packed::run(300, 250, &Silent),
         repeat: |_, _| unreachable!("rows are compared, too"),
         exports: true,
     },

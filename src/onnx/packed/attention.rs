@@ -3,8 +3,8 @@
 use std::cell::RefCell;
 use std::ptr;
 
-use super::kernel::{self, Buffers, Keys, Rows};
-use super::table::{BLOCK, LayerPart, PassTable, Share};
+use super::kernel::{self, AttentionBuffers, Keys, QueryRows};
+use super::table::{BLOCK_TOKENS, LayerPart, PassTable, Share};
 
 /// Rows of a work item. More rows read keys and values less often, fewer spread better over threads.
 const ROWS: usize = 32;
@@ -73,7 +73,7 @@ struct Item {
 
 /// The work of a layer, in the order in which it may be done.
 #[derive(Debug, Default)]
-pub struct Work {
+pub struct LayerWork {
     /// Sequences of more rows than an item's: their keys and values are written before all else.
     appends: Vec<Item>,
     items: Vec<Item>,
@@ -93,11 +93,12 @@ struct Layer<'a> {
 // them no other writes. Everything else is only read.
 unsafe impl Sync for Layer<'_> {}
 
-/// Calls a function for all numbers below the first argument, perhaps on several threads, and returns when all are done.
+/// Calls a function for all numbers below the first argument, perhaps on several threads, and returns when all are
+/// done.
 pub type Spread<'a> = &'a dyn Fn(usize, &(dyn Fn(usize) + Sync)) -> Result<(), String>;
 
 thread_local! {
-    static BUFFERS: RefCell<Buffers> = RefCell::default();
+    static BUFFERS: RefCell<AttentionBuffers> = RefCell::default();
 }
 
 impl Attention {
@@ -115,7 +116,7 @@ impl Attention {
         layer: usize,
         inputs: &Inputs,
         out: &mut [f32],
-        work: &mut Work,
+        work: &mut LayerWork,
         spread: Spread,
     ) -> Result<(), String> {
         let part = self.check(table, layer, inputs, out)?;
@@ -179,7 +180,7 @@ impl Attention {
     }
 }
 
-impl Work {
+impl LayerWork {
     fn plan(&mut self, shares: &[Share], attention: &Attention, head_size: usize) {
         self.appends.clear();
         self.items.clear();
@@ -202,7 +203,7 @@ impl Work {
 impl Layer<'_> {
     fn keys(&self, item: &Item) -> Keys {
         let (part, kv_head) = (&self.part, item.kv_head as usize);
-        let head = kv_head * part.head_size * BLOCK;
+        let head = kv_head * part.head_size * BLOCK_TOKENS;
         Keys {
             blocks: self.shares[item.share as usize].blocks,
             keys: part.keys + head,
@@ -216,7 +217,7 @@ impl Layer<'_> {
         let (share, keys) = (&self.shares[item.share as usize], self.keys(item));
         let group = self.attention.heads / self.attention.kv_heads;
         let end = share.past + item.first as usize / group + 1;
-        let block = end.saturating_sub(self.attention.window) / BLOCK;
+        let block = end.saturating_sub(self.attention.window) / BLOCK_TOKENS;
         // SAFETY: the blocks are as `Share` says.
         unsafe { (*keys.blocks.add(block)).add(keys.keys) }
     }
@@ -242,13 +243,13 @@ impl Layer<'_> {
     /// Write the new keys and values of a sequence and head. Keys are rotated in `buffer`.
     unsafe fn append_with(&self, item: &Item, buffer: &mut Vec<f32>) {
         let (share, keys, size) = (&self.shares[item.share as usize], self.keys(item), self.part.head_size);
-        if buffer.len() < BLOCK * size {
-            buffer.resize(BLOCK * size, 0.0);
+        if buffer.len() < BLOCK_TOKENS * size {
+            buffer.resize(BLOCK_TOKENS * size, 0.0);
         }
         let mut done = 0;
         while done < share.width {
-            let (block, slot) = ((share.past + done) / BLOCK, (share.past + done) % BLOCK);
-            let count = (BLOCK - slot).min(share.width - done);
+            let (block, slot) = ((share.past + done) / BLOCK_TOKENS, (share.past + done) % BLOCK_TOKENS);
+            let count = (BLOCK_TOKENS - slot).min(share.width - done);
             for index in 0..count {
                 let token = share.first + done + index;
                 let key = self.inputs.key.head(token, item.kv_head as usize, size);
@@ -259,7 +260,7 @@ impl Layer<'_> {
             unsafe {
                 let block = *keys.blocks.add(block);
                 for number in 0..size {
-                    let out = block.add(keys.keys + number * BLOCK + slot);
+                    let out = block.add(keys.keys + number * BLOCK_TOKENS + slot);
                     (0..count).for_each(|index| *out.add(index) = buffer[index * size + number]);
                 }
                 for index in 0..count {
@@ -273,7 +274,7 @@ impl Layer<'_> {
     }
 
     /// Attend with the rows of an item. If they are all of their sequence and head, write its keys and values before.
-    unsafe fn attend(&self, item: &Item, following: *const f32, buffers: &mut Buffers) {
+    unsafe fn attend(&self, item: &Item, following: *const f32, buffers: &mut AttentionBuffers) {
         let (share, attention, size) = (&self.shares[item.share as usize], self.attention, self.part.head_size);
         let group = attention.heads / attention.kv_heads;
         let (first, all) = (item.first as usize, share.width * group);
@@ -281,7 +282,7 @@ impl Layer<'_> {
             // SAFETY: as for this function.
             unsafe { self.append_with(item, &mut buffers.queries) };
         }
-        let rows = Rows {
+        let rows = QueryRows {
             count: ROWS.min(all - first),
             first,
             group,

@@ -7,8 +7,8 @@ use ort::memory::MemoryInfo;
 
 use super::pool::BlockCopy;
 use crate::cuda::{Device, DeviceBuffer};
-use crate::export::pack::LayerShape;
 use crate::export::paged::cache_names;
+use crate::export::parts::LayerShape;
 use crate::onnx::binding::{Binding, Tensor};
 
 /// Bytes of a number of the cache.

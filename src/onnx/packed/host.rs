@@ -5,7 +5,7 @@ use memmap2::{MmapMut, MmapOptions};
 use super::pool::{BlockCopy, BlockId};
 use super::table::LayerPart;
 use crate::error::{Error, Result};
-use crate::export::pack::LayerShape;
+use crate::export::parts::LayerShape;
 
 /// The memory of blocks on the host. A block stays where it is.
 pub struct HostBlocks {
@@ -60,7 +60,7 @@ impl HostBlocks {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::onnx::packed::table::BLOCK;
+    use crate::onnx::packed::table::BLOCK_TOKENS;
 
     #[test]
     fn the_first_tokens_of_all_layers_are_copied() {
@@ -75,6 +75,6 @@ mod tests {
         // SAFETY: as above.
         let copied = unsafe { std::slice::from_raw_parts(to, units) };
         assert_eq!(copied.iter().sum::<f32>(), (2 * 3 * (8 + 2 * 16)) as f32);
-        assert_eq!((copied[2], copied[3], copied[BLOCK], copied[BLOCK + 3]), (1.0, 0.0, 1.0, 0.0));
+        assert_eq!((copied[2], copied[3], copied[BLOCK_TOKENS], copied[BLOCK_TOKENS + 3]), (1.0, 0.0, 1.0, 0.0));
     }
 }

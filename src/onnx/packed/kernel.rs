@@ -8,12 +8,12 @@ use std::ptr;
 
 use multiversion::multiversion;
 
-use super::table::BLOCK;
+use super::table::BLOCK_TOKENS;
 use crate::rows::kernels::Exp;
 
 /// Tokens whose scores are kept at a time. Maxima and sums are brought up to date once for each span. Spans begin at
 /// multiples of their length, so they do not depend on the pass.
-pub const SPAN: usize = 8 * BLOCK;
+pub const SPAN: usize = 8 * BLOCK_TOKENS;
 
 /// Lanes of a sum of weights.
 const LANES: usize = 16;
@@ -26,9 +26,9 @@ const TILE: usize = 4;
 pub struct Keys {
     /// The addresses of the sequence's blocks.
     pub blocks: *const *mut f32,
-    /// Where the keys of the head begin in a block: `[head_size, BLOCK]`.
+    /// Where the keys of the head begin in a block: `[head_size, BLOCK_TOKENS]`.
     pub keys: usize,
-    /// Where the values of the head begin in a block: `[BLOCK, head_size]`.
+    /// Where the values of the head begin in a block: `[BLOCK_TOKENS, head_size]`.
     pub values: usize,
     /// Numbers of a head, a multiple of 8.
     pub head_size: usize,
@@ -36,7 +36,7 @@ pub struct Keys {
 
 /// The rows of a query: consecutive tokens, and for each one the query heads that share a head of keys.
 #[derive(Debug, Clone, Copy)]
-pub struct Rows {
+pub struct QueryRows {
     /// How many rows.
     pub count: usize,
     /// The first row among all rows of the sequence in the pass.
@@ -51,7 +51,7 @@ pub struct Rows {
     pub softcap: f32,
 }
 
-impl Rows {
+impl QueryRows {
     /// The tokens that a row attends to.
     #[inline(always)]
     fn tokens(&self, row: usize) -> Range<usize> {
@@ -68,7 +68,7 @@ impl Rows {
 
 /// The buffers of one tile of work, which each thread keeps.
 #[derive(Debug, Default)]
-pub struct Buffers {
+pub struct AttentionBuffers {
     /// Queries, rotated and scaled: `[rows, head_size]`.
     pub queries: Vec<f32>,
     /// The sums of values, `[rows, head_size]`.
@@ -86,7 +86,7 @@ struct Total {
     lanes: [f32; LANES],
 }
 
-impl Buffers {
+impl AttentionBuffers {
     /// Make room for `rows` rows. `sink` gives each row a score without a value, if there is one.
     pub fn start(&mut self, rows: usize, head_size: usize, sink: impl Fn(usize) -> Option<f32>) {
         let grow = |buffer: &mut Vec<f32>, len| {
@@ -114,26 +114,26 @@ impl Buffers {
 ///
 /// # Safety
 /// The blocks must hold all tokens up to the last row's, and no thread may write this head's part of them meanwhile.
-pub unsafe fn attend(keys: &Keys, rows: &Rows, following: *const f32, buffers: &mut Buffers) {
+pub unsafe fn attend(keys: &Keys, rows: &QueryRows, following: *const f32, buffers: &mut AttentionBuffers) {
     let size = keys.head_size;
     let all = rows.tokens_of(0..rows.count);
     let mut begin = all.start / SPAN * SPAN;
     while begin < all.end {
-        let blocks = begin.max(all.start) / BLOCK..all.end.min(begin + SPAN).div_ceil(BLOCK);
+        let blocks = begin.max(all.start) / BLOCK_TOKENS..all.end.min(begin + SPAN).div_ceil(BLOCK_TOKENS);
         // SAFETY: the caller says that the blocks exist and are not written.
         let part = |block: usize, at: usize| unsafe {
-            std::slice::from_raw_parts((*keys.blocks.add(block)).add(at), size * BLOCK)
+            std::slice::from_raw_parts((*keys.blocks.add(block)).add(at), size * BLOCK_TOKENS)
         };
         let last = blocks.end - 1;
         for block in blocks.clone() {
-            let weights = &mut buffers.weights[block * BLOCK - begin..];
+            let weights = &mut buffers.weights[block * BLOCK_TOKENS - begin..];
             let next = if block < last { part(block + 1, keys.keys) } else { part(blocks.start, keys.values) };
             let next = next.as_ptr();
             score_block(rows, &buffers.queries, part(block, keys.keys), next, size, block, weights);
         }
         weigh(rows, begin, size, buffers);
         for block in blocks {
-            let weights = &buffers.weights[block * BLOCK - begin..];
+            let weights = &buffers.weights[block * BLOCK_TOKENS - begin..];
             let next = match block {
                 _ if block < last => part(block + 1, keys.values).as_ptr(),
                 _ if begin + SPAN < all.end => part(block + 1, keys.keys).as_ptr(),
@@ -170,7 +170,7 @@ macro_rules! tile {
 /// The scores of all rows that attend to any token of a block.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+fma", "x86_64+avx2+fma"))]
 fn score_block(
-    rows: &Rows,
+    rows: &QueryRows,
     queries: &[f32],
     keys: &[f32],
     next: *const f32,
@@ -178,10 +178,10 @@ fn score_block(
     block: usize,
     weights: &mut [f32],
 ) {
-    let (keys, _) = keys.as_chunks::<BLOCK>();
+    let (keys, _) = keys.as_chunks::<BLOCK_TOKENS>();
     for row in (0..rows.count).step_by(TILE) {
         let end = rows.count.min(row + TILE);
-        if !within(&rows.tokens_of(row..end), block * BLOCK, BLOCK).is_empty() {
+        if !within(&rows.tokens_of(row..end), block * BLOCK_TOKENS, BLOCK_TOKENS).is_empty() {
             let (queries, next) = (&queries[row * size..end * size], if row == 0 { next } else { ptr::null() });
             tile!(end - row, score_tile(queries, &keys[..size], next, &mut weights[row * SPAN..]));
         }
@@ -190,29 +190,29 @@ fn score_block(
 
 /// `weights[row][token] = Σ query[row][i] · key[i][token]`.
 #[inline(always)]
-fn score_tile<const R: usize>(queries: &[f32], keys: &[[f32; BLOCK]], next: *const f32, weights: &mut [f32]) {
+fn score_tile<const R: usize>(queries: &[f32], keys: &[[f32; BLOCK_TOKENS]], next: *const f32, weights: &mut [f32]) {
     let mut rows = [&queries[..0]; R];
     for row in 0..R {
         rows[row] = &queries[row * keys.len()..][..keys.len()];
     }
-    let mut sums = [[0.0f32; BLOCK]; R];
+    let mut sums = [[0.0f32; BLOCK_TOKENS]; R];
     for (index, key) in keys.iter().enumerate() {
         fetch(next, index);
         for row in 0..R {
             let query = rows[row][index];
-            for lane in 0..BLOCK {
+            for lane in 0..BLOCK_TOKENS {
                 sums[row][lane] = query.mul_add(key[lane], sums[row][lane]);
             }
         }
     }
     for row in 0..R {
-        weights[row * SPAN..][..BLOCK].copy_from_slice(&sums[row]);
+        weights[row * SPAN..][..BLOCK_TOKENS].copy_from_slice(&sums[row]);
     }
 }
 
 /// Turn the scores of all rows in a span into weights.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+fma", "x86_64+avx2+fma"))]
-fn weigh(rows: &Rows, begin: usize, size: usize, buffers: &mut Buffers) {
+fn weigh(rows: &QueryRows, begin: usize, size: usize, buffers: &mut AttentionBuffers) {
     let exp = Exp::new(1.0);
     for row in 0..rows.count {
         let (weights, sums) = (&mut buffers.weights[row * SPAN..][..SPAN], &mut buffers.sums[row * size..][..size]);
@@ -226,7 +226,7 @@ fn weigh(rows: &Rows, begin: usize, size: usize, buffers: &mut Buffers) {
 /// Turn the scores of a row in a span into weights relative to its largest score so far.
 #[inline(always)]
 fn weigh_row(weights: &mut [f32], tokens: Range<usize>, softcap: f32, exp: Exp, total: &mut Total, sums: &mut [f32]) {
-    let blocks = tokens.start / BLOCK * BLOCK..tokens.end.next_multiple_of(BLOCK);
+    let blocks = tokens.start / BLOCK_TOKENS * BLOCK_TOKENS..tokens.end.next_multiple_of(BLOCK_TOKENS);
     if softcap != 0.0 {
         let rate = 1.0 / softcap;
         weights[blocks.clone()].iter_mut().for_each(|score| *score = softcap * tanh(*score * rate));
@@ -265,7 +265,7 @@ fn weigh_row(weights: &mut [f32], tokens: Range<usize>, softcap: f32, exp: Exp, 
 /// they have in common together.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+fma", "x86_64+avx2+fma"))]
 fn sum_block(
-    rows: &Rows,
+    rows: &QueryRows,
     weights: &[f32],
     values: &[f32],
     next: *const f32,
@@ -274,7 +274,7 @@ fn sum_block(
     sums: &mut [f32],
 ) {
     (0..size).for_each(|index| fetch(next, index));
-    let tokens = |row| within(&rows.tokens(row), block * BLOCK, BLOCK);
+    let tokens = |row| within(&rows.tokens(row), block * BLOCK_TOKENS, BLOCK_TOKENS);
     for row in (0..rows.count).step_by(TILE) {
         let end = rows.count.min(row + TILE);
         let (first, last) = (tokens(row), tokens(end - 1));
@@ -347,7 +347,7 @@ fn sum_columns<const R: usize, const L: usize>(
     }
 }
 
-/// Ask for a row of `BLOCK` numbers that are read soon, unless there are none.
+/// Ask for a row of `BLOCK_TOKENS` numbers that are read soon, unless there are none.
 ///
 /// Blocks of many sequences are not in the caches, and are too short for the processor to foresee where they go on. In
 /// the second-level cache, more of them can be on their way than in the first.
@@ -356,11 +356,11 @@ fn fetch(numbers: *const f32, row: usize) {
     #[cfg(target_arch = "x86_64")]
     if !numbers.is_null() {
         use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
-        let numbers = numbers.wrapping_add(row * BLOCK);
+        let numbers = numbers.wrapping_add(row * BLOCK_TOKENS);
         // SAFETY: a prefetch may name any address, and the program sees nothing of it.
         unsafe {
             _mm_prefetch::<_MM_HINT_T1>(numbers.cast());
-            _mm_prefetch::<_MM_HINT_T1>(numbers.wrapping_add(BLOCK / 2).cast());
+            _mm_prefetch::<_MM_HINT_T1>(numbers.wrapping_add(BLOCK_TOKENS / 2).cast());
         }
     }
     #[cfg(not(target_arch = "x86_64"))]
@@ -397,10 +397,10 @@ fn sum(mut lanes: [f32; LANES]) -> f32 {
 fn tanh(x: f32) -> f32 {
     let square = x * x;
     let mut y = -5.704_988_7e-3f32;
-    y = y.mul_add(square, 2.063_908_9e-2);
+    y = y.mul_add(square, 2.063_909e-2);
     y = y.mul_add(square, -5.373_971_5e-2);
     y = y.mul_add(square, 1.333_144_2e-1);
-    y = y.mul_add(square, -3.333_328_2e-1);
+    y = y.mul_add(square, -3.333_328e-1);
     let near = (y * square).mul_add(x, x);
     let power = Exp::new(2.0).of(-x.abs());
     let far = ((1.0 - power) / (1.0 + power)).copysign(x);

@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
+use super::batching::Batching;
 use super::passes::PackedPasses;
-use super::table::BLOCK;
+use super::table::BLOCK_TOKENS;
 use super::{check, gpu_store, host};
 use crate::error::{Error, Result};
 use crate::export::graph::Graph;
-use crate::export::pack::Target;
+use crate::export::pack::RunsOn;
 use crate::export::{CacheKind, Export, Scoring, pack};
 use crate::onnx::check::{Excuses, Trial};
 use crate::onnx::model::OnnxModel;
@@ -18,18 +19,6 @@ use crate::process;
 /// The cache of a GPU, which is allocated at once, has room for at most this many sequences of the context length,
 /// unless the configuration says otherwise.
 const MOST_ON_GPU: usize = 256;
-
-/// Whether passes of a model serve several sequences at once.
-#[derive(Clone, Default)]
-pub enum Batching {
-    /// They do.
-    Packed(Arc<PackedPasses>),
-    /// Each sequence has its own, for this reason.
-    Alone(String),
-    /// It is not known yet.
-    #[default]
-    Untried,
-}
 
 /// A model with packed passes, or the same model with the reason why it has none.
 ///
@@ -67,11 +56,11 @@ pub fn pack(
 /// The rewritten export, and rows of the export itself to compare with.
 fn candidate(model: &OnnxModel) -> Result<(Trial, pack::Packed), String> {
     let target = match model.provider {
-        Provider::Cpu => Target::Host,
+        Provider::Cpu => RunsOn::Host,
         Provider::Cuda { .. } if !model.loaded.is_whole => {
             return Err("ONNX Runtime runs some operators on the processor".into());
         }
-        Provider::Cuda { .. } => Target::Gpu,
+        Provider::Cuda { .. } => RunsOn::Gpu,
     };
     if let Some(why) = cannot_share(&model.export) {
         return Err(why.into());
@@ -117,7 +106,7 @@ impl OnnxModel {
             let blocks = |tokens: usize, bytes, free| cache.blocks(&name, bytes, context.div_ceil(tokens), free);
             let passes = match provider {
                 Provider::Cpu => {
-                    let blocks = blocks(BLOCK, host::block_bytes(layers), process::free_memory())?;
+                    let blocks = blocks(BLOCK_TOKENS, host::block_bytes(layers), process::free_memory())?;
                     PackedPasses::on_host(&loaded, &export, layers, blocks)?
                 }
                 Provider::Cuda { .. } => {

@@ -2,6 +2,7 @@
 
 mod admission;
 mod attention;
+pub mod batching;
 mod block;
 pub mod check;
 pub mod gpu_runner;

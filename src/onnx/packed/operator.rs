@@ -25,15 +25,10 @@ use ort::sys::{
     OrtStatusPtr, OrtValue,
 };
 
-use super::attention::{Attention, Inputs, Strided, Work};
+use super::attention::{Attention, Inputs, LayerWork, Strided};
 use super::table::PassTable;
+use crate::export::pack::{ATTENTION, DOMAIN};
 use crate::process::{PerProcess, stay_loaded};
-
-/// The name of the operator.
-pub const NAME: &CStr = c"PackedAttention";
-
-/// The domain of the operator.
-pub const DOMAIN: &CStr = c"cos";
 
 /// The input with the table's address.
 const TABLE: usize = 6;
@@ -107,8 +102,8 @@ fn succeed(status: OrtStatusPtr) -> ort::Result<()> {
 fn status(result: std::thread::Result<Result<(), String>>) -> OrtStatusPtr {
     let message = match result {
         Ok(Ok(())) => return OrtStatusPtr(ptr::null_mut()),
-        Ok(Err(message)) => format!("{}: {message}", NAME.to_string_lossy()),
-        Err(_) => format!("{}: an internal error", NAME.to_string_lossy()),
+        Ok(Err(message)) => format!("{}: {message}", ATTENTION.to_string_lossy()),
+        Err(_) => format!("{}: an internal error", ATTENTION.to_string_lossy()),
     };
     let message = CString::new(message).unwrap_or_default();
     // SAFETY: the message is a C string, which the call copies.
@@ -280,7 +275,7 @@ impl<'a> Sorted<'a> {
 
 thread_local! {
     /// The work of a layer, kept for its memory.
-    static WORK: RefCell<Work> = RefCell::default();
+    static WORK: RefCell<LayerWork> = RefCell::default();
 }
 
 /// A tensor of an input.
@@ -409,7 +404,7 @@ unsafe extern "system" fn destroy(kernel: *mut c_void) {
 }
 
 unsafe extern "system" fn name(_: *const OrtCustomOp) -> *const c_char {
-    NAME.as_ptr()
+    ATTENTION.as_ptr()
 }
 
 unsafe extern "system" fn provider(_: *const OrtCustomOp) -> *const c_char {

@@ -7,7 +7,7 @@ use ort::value::Tensor;
 use prost::Message;
 
 use super::operator;
-use super::table::{BLOCK, LayerPart, PassTable, Share};
+use super::table::{BLOCK_TOKENS, LayerPart, PassTable, Share};
 use crate::onnx::runtime;
 
 #[derive(Clone, PartialEq, Message)]
@@ -306,7 +306,7 @@ pub struct Pool {
 impl Pool {
     /// A pool whose blocks hold what is not a number.
     pub fn new(case: &Case, blocks: usize) -> Self {
-        let half = case.kv_heads * case.head * BLOCK;
+        let half = case.kv_heads * case.head * BLOCK_TOKENS;
         let part = |keys| LayerPart { keys, values: keys + half, kv_heads: case.kv_heads, head_size: case.head };
         let mut memory: Vec<Vec<f32>> = (0..blocks).map(|_| vec![f32::NAN; 4 * half]).collect();
         let mut rng = fastrand::Rng::with_seed(blocks as u64);

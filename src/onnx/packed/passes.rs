@@ -19,11 +19,11 @@ use super::layout::Layout;
 use super::pool::{BlockCopy, Blocks, Pool};
 use super::rows::PassRows;
 use super::sequence::PackedSequence;
-use super::table::BLOCK;
+use super::table::BLOCK_TOKENS;
 use crate::cuda::Device;
 use crate::error::{Error, Result};
 use crate::export::Export;
-use crate::export::pack::LayerShape;
+use crate::export::parts::LayerShape;
 use crate::model::{Admission, Interrupt, Pass, Report, Sequence};
 use crate::onnx::captures::Captures;
 use crate::onnx::sequence::MAX_PASS;
@@ -157,7 +157,7 @@ impl PackedPasses {
     /// Passes of an export that was rewritten for the processor, over at most so many blocks.
     pub fn on_host(loaded: &Arc<LoadedSession>, export: &Export, layers: &[LayerShape], blocks: usize) -> Result<Self> {
         let runner = HostRunner::new(loaded, export, layers, blocks)?;
-        Ok(Self::new(export, Machine::Host(runner), (BLOCK, host::block_bytes(layers)), blocks))
+        Ok(Self::new(export, Machine::Host(runner), (BLOCK_TOKENS, host::block_bytes(layers)), blocks))
     }
 
     /// Passes of an export that was rewritten for a GPU, over so many blocks, which are allocated at once.

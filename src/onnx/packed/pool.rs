@@ -15,7 +15,7 @@ use super::block::Holdings;
 pub use super::block::{BlockCopy, BlockId, Chain};
 
 /// Most blocks for which the index has memory from the beginning, so that steps do not allocate it.
-const INDEXED: usize = 1 << 15;
+const INDEXED: usize = 1 << 12;
 
 /// The numbers of empty chains of scopes have this bit.
 const SCOPE: u128 = 1 << 127;

@@ -1,15 +1,15 @@
 //! What a packed pass tells the attention operators: which tokens are whose, and where their keys and values are.
 
 /// Tokens of a block. Keys and values of a sequence are kept in blocks of this many tokens, through all layers.
-pub const BLOCK: usize = 32;
+pub const BLOCK_TOKENS: usize = 32;
 
 /// Parts of a block begin at multiples of this many units, which is a cache line.
 const ALIGNED: usize = 16;
 
 /// One layer's part of a block, in units of four bytes.
 ///
-/// Keys are transposed, `[kv_heads, head_size, BLOCK]`, so that a query is multiplied with all keys of a block at once.
-/// Values are `[kv_heads, BLOCK, head_size]`.
+/// Keys are transposed, `[kv_heads, head_size, BLOCK_TOKENS]`, so that a query is multiplied with all keys of a block at
+/// once. Values are `[kv_heads, BLOCK_TOKENS, head_size]`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LayerPart {
     /// Where the keys begin in the block.
@@ -27,7 +27,7 @@ impl LayerPart {
     pub fn lay_out(layers: &[(usize, usize)]) -> Vec<Self> {
         let mut end = 0;
         let part = |&(kv_heads, head_size): &(usize, usize)| {
-            let size = (kv_heads * head_size * BLOCK).next_multiple_of(ALIGNED);
+            let size = (kv_heads * head_size * BLOCK_TOKENS).next_multiple_of(ALIGNED);
             let part = LayerPart { keys: end, values: end + size, kv_heads, head_size };
             end += 2 * size;
             part
@@ -37,7 +37,7 @@ impl LayerPart {
 
     /// Where it ends in the block.
     pub fn end(&self) -> usize {
-        self.values + (self.kv_heads * self.head_size * BLOCK).next_multiple_of(ALIGNED)
+        self.values + (self.kv_heads * self.head_size * BLOCK_TOKENS).next_multiple_of(ALIGNED)
     }
 
     /// Copy the first `tokens` tokens of a block to another one.
@@ -47,12 +47,12 @@ impl LayerPart {
     pub unsafe fn copy(&self, from: *const f32, to: *mut f32, tokens: usize) {
         for head in 0..self.kv_heads {
             for row in 0..self.head_size {
-                let place = self.keys + (head * self.head_size + row) * BLOCK;
-                // SAFETY: the keys of a head have `head_size` rows of `BLOCK` tokens.
+                let place = self.keys + (head * self.head_size + row) * BLOCK_TOKENS;
+                // SAFETY: the keys of a head have `head_size` rows of `BLOCK_TOKENS` tokens.
                 unsafe { from.add(place).copy_to_nonoverlapping(to.add(place), tokens) };
             }
-            let place = self.values + head * BLOCK * self.head_size;
-            // SAFETY: the values of a head have `BLOCK` rows of `head_size`.
+            let place = self.values + head * BLOCK_TOKENS * self.head_size;
+            // SAFETY: the values of a head have `BLOCK_TOKENS` rows of `head_size`.
             unsafe { from.add(place).copy_to_nonoverlapping(to.add(place), tokens * self.head_size) };
         }
     }

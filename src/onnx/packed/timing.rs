@@ -133,14 +133,15 @@ fn against_group_query_attention() {
     let only = std::env::var("ONLY").unwrap_or_default();
     for (heads, kv_heads) in [(6, 2), (32, 8)] {
         for threads in [1, 2] {
-            for past in [0, 300, 2000] {
-                for width in [1, 4, 256] {
+            for past in [0, 300, 1000, 4000] {
+                for width in [1, 4, 8, 16, 256] {
                     let what = format!("{heads:5} {kv_heads:2} {threads:7} {past:4} {width:5}");
                     let squeezed = what.split_whitespace().collect::<Vec<_>>().join("-");
                     if !only.is_empty() && only != squeezed {
                         continue;
                     }
-                    let [mine, other] = both(&Case::plain(heads, kv_heads, 64), past, width, threads);
+                    let [mine, other] =
+                        both(&Case { positions: 4300, ..Case::plain(heads, kv_heads, 64) }, past, width, threads);
                     println!("{what} | {mine:6.0} | {other:6.0} | {:.2}", mine / other);
                 }
             }

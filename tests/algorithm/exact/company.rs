@@ -4,8 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use cos::config::Combine;
-use cos::config::FullCache;
+use cos::config::{Combine, FullCache};
 use cos::decode::chance::CounterRng;
 use cos::decode::combine::Combination;
 use cos::decode::decoder::{Decoder, Settings, Step, Workspace};
@@ -40,7 +39,7 @@ fn company_changes_no_distribution() {
     for sampling in [Sampling::PLAIN, Sampling { temperature: 0.9, top_k: 2, top_p: 0.6, min_p: 0.1 }] {
         let shared = Arc::new(AtomicUsize::new(0));
         let models = models(3, &shared);
-        let queues = Arc::new(PassQueues::new(&models, FullCache::Wait));
+        let queues = Arc::new(PassQueues::new(&models, FullCache::default()));
         let case = Case::new(World::Related, models.clone(), &combination, sampling, 3);
         let case = Case { queues: Some(queues.clone()), ..case };
         let ways = ways(2, &combination, sampling);
