@@ -14,6 +14,9 @@ use crate::model::{CacheUse, Cancel, Memory, Sequence};
 use crate::rows::device::{Control, Ring, SLOTS};
 use crate::rows::{DeviceRows, Filter, Row};
 
+/// Tokens for which a sequence has memory from the beginning.
+const USUAL_TOKENS: usize = 4096;
+
 /// A sequence of a packed model.
 pub struct PackedSequence {
     passes: Arc<PackedPasses>,
@@ -45,7 +48,7 @@ impl PackedSequence {
     ) -> ort::Result<Self> {
         Ok(PackedSequence {
             passes: passes.clone(),
-            tokens: Vec::new(),
+            tokens: Vec::with_capacity(USUAL_TOKENS),
             begun: 0,
             cache_use: CacheUse::default(),
             holding: passes.pool.lock().open(Chain::EMPTY, cancel.age()),
