@@ -8,8 +8,8 @@ const ALIGNED: usize = 16;
 
 /// One layer's part of a block, in units of four bytes.
 ///
-/// Keys are transposed, `[kv_heads, head_size, BLOCK_TOKENS]`, so that a query is multiplied with all keys of a block at
-/// once. Values are `[kv_heads, BLOCK_TOKENS, head_size]`.
+/// Keys are transposed, `[kv_heads, head_size, BLOCK_TOKENS]`, so that a query is multiplied with all keys of a block
+/// at once. Values are `[kv_heads, BLOCK_TOKENS, head_size]`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LayerPart {
     /// Where the keys begin in the block.
