@@ -432,8 +432,8 @@ typedef struct cos_stats {
   /**
    * Nanoseconds inside cos_step with COS_STRATEGY_AUTO, from the first evaluation of the plan on, without passes
    * over prompts, and without waiting for other sessions. An earlier session of the engine that decoded the same way
-   * may have made that evaluation. expected_ns and standard_ns count the same tokens. The measured gain of planning is
-   * standard_ns / planned_ns, and the expected gain is standard_ns / expected_ns.
+   * may have made that evaluation. expected_ns and standard_ns count the same tokens. The measured gain of planning
+   * is standard_ns / planned_ns, and the expected gain is standard_ns / expected_ns.
    */
   uint64_t planned_ns;
   /**
@@ -452,9 +452,9 @@ typedef struct cos_stats {
    */
   uint64_t rows_copied;
   /**
-   * Tokens that a model did not have to compute, because a session with the same beginning had computed them. Those of
-   * all models add up: a prompt of 100 tokens that two models know counts as 200. In whole blocks of the cache, so a
-   * prompt shorter than a block counts nothing (cos_engine_describe, "cache_block_tokens").
+   * Tokens that a model did not have to compute, because a session with the same beginning had computed them. Those
+   * of all models add up: a prompt of 100 tokens that two models know counts as 200. In whole blocks of the cache,
+   * so a prompt shorter than a block counts nothing (cos_engine_describe, "cache_block_tokens").
    */
   uint64_t prefix_tokens;
   /**

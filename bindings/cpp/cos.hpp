@@ -103,6 +103,7 @@ enum class Code : std::int32_t {
     poisoned = COS_ERROR_POISONED,  ///< An earlier call on the session failed with `internal`. Destroy the session.
     internal = COS_ERROR_INTERNAL,  ///< A bug of the library. The process is unharmed.
     callback = COS_ERROR_CALLBACK,  ///< A combine function failed. Error::cause has the exception that it threw.
+    no_memory = COS_ERROR_NO_MEMORY,  ///< Other sessions' caches take all memory that they may. Try again later.
 };
 
 /// An error.
@@ -294,6 +295,8 @@ struct Stats {
     std::chrono::nanoseconds expected_time{};  ///< Time that these tokens were expected to take.
     std::chrono::nanoseconds standard_time{};  ///< Time that Strategy::standard would have taken for these tokens.
     std::uint64_t rows_copied = 0;  ///< Rows of logits that a GPU keeps and that had to be copied to the host.
+    std::uint64_t prefix_tokens = 0;      ///< Tokens that models did not compute: a session began with the same.
+    std::uint64_t recomputed_tokens = 0;  ///< Tokens computed once more, because other sessions took their memory.
 };
 
 namespace detail {
@@ -344,7 +347,8 @@ Result<Stats> stats(cos_error* (*function)(const T*, cos_stats*), const T* of) {
     const auto time = [](std::uint64_t ns) { return std::chrono::nanoseconds(static_cast<std::int64_t>(ns)); };
     return Stats{out.steps,            out.tokens,            out.proposed,           out.tested,         out.accepted,
                  out.forwards,         out.positions,         time(out.model_ns),     time(out.total_ns), out.near_ties,
-                 time(out.planned_ns), time(out.expected_ns), time(out.standard_ns), out.rows_copied};
+                 time(out.planned_ns), time(out.expected_ns), time(out.standard_ns), out.rows_copied,
+                 out.prefix_tokens,    out.recomputed_tokens};
 }
 
 /// A text that a session or an engine owns.
@@ -493,6 +497,27 @@ public:
     Result<void> set_weights(Span<const float> weights) {
         return detail::checked(cos_session_set_weights(raw(), detail::pointer(weights), weights.size()));
     }
+
+    /// Share computed tokens with sessions of the same scope only, such as those of one tenant. Before the first
+    /// prompt. Errors: invalid_argument (the session has tokens, or the scope has a NUL), busy, poisoned.
+    Result<void> set_scope(const std::string& scope) {
+        if (auto error = detail::contains_nul(scope)) return *error;
+        return detail::checked(cos_session_set_scope(raw(), scope.c_str()));
+    }
+
+    /// Copy the session in its present state, with another seed. It costs no pass, and both share what was computed.
+    /// Errors: unsupported (the session has a combine function), runtime, busy, poisoned.
+    Result<Session> fork(std::uint64_t seed) const {
+        if (state_ && state_->combine) return Error{Code::unsupported, "a session with a combine function has no fork"};
+        cos_session* copy = nullptr;
+        if (cos_error* error = cos_session_fork(raw(), seed, &copy)) return detail::take(error);
+        auto state = std::make_unique<detail::SessionState>();
+        state->handle.reset(copy);
+        return Session(std::move(state));
+    }
+
+    /// Forget all tokens from index `length` on, those of prompts too. Errors: invalid_argument, busy, poisoned.
+    Result<void> rewind(std::size_t length) { return detail::checked(cos_session_rewind(raw(), length)); }
 
     /// The session of the C interface, which this object owns.
     cos_session* raw() const noexcept { return state_ ? state_->handle.get() : nullptr; }

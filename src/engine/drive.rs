@@ -198,8 +198,8 @@ impl<C: Chance> Driver<C> {
         Ok(())
     }
 
-    /// Ask for the passes that are run in common with others, each with its need. One for which there is no memory now is
-    /// given back.
+    /// Ask for the passes that are run in common with others, each with its need. One for which there is no memory now
+    /// is given back.
     pub(super) fn tickets(&mut self) -> impl Iterator<Item = (Need, Ticket<'_>)> {
         let Driver { decoder, cancel, queues, .. } = self;
         let (cancel, queues, is_new) = (&**cancel, queues.as_deref(), decoder.counters().tokens == 0);

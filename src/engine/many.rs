@@ -3,37 +3,12 @@
 use std::borrow::BorrowMut;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use crate::decode::decoder::Need;
+use crate::engine::phase::{CallBuffers, Stand};
 use crate::engine::queue::{self, LOOK_AGAIN, Ticket};
 use crate::engine::round::Progress;
 use crate::engine::session::{Session, State};
 use crate::error::{Error, Result};
-use crate::model::{Interrupt, Report};
-
-/// What a call needs, kept from call to call by the first session.
-#[derive(Default)]
-pub struct Buffers {
-    /// Where each session stands in the call.
-    stands: Vec<Stand>,
-    /// Empty.
-    tickets: Vec<Ticket<'static>>,
-    /// The session and the need of each ticket, by its place.
-    needs: Vec<(usize, Need)>,
-    outcomes: Vec<Outcome>,
-}
-
-/// Of a ticket: its place, whether its model overlaps with others, and how its pass went, unless it was given back.
-type Outcome = (usize, bool, Option<Result<Report, Interrupt>>);
-
-/// Where a session stands in a call.
-enum Stand {
-    /// It waits for passes.
-    Waits,
-    /// One of its passes has failed, or was cancelled.
-    Interrupted(Interrupt),
-    /// It has had its news.
-    Done,
-}
+use crate::model::Interrupt;
 
 /// Let each session go on until it needs passes. Then run one pass of each model for all, and let them go on. `news`
 /// is called for each session whose round has ended: with its [`Session::tokens`], or with an error of its own. The
@@ -65,7 +40,10 @@ pub fn step_many<S: BorrowMut<Session>>(sessions: &mut [S], mut news: impl FnMut
             Stand::Waits => _ = advance(each, &mut news, |session| Ok(session.advance())),
             Stand::Interrupted(interrupt) => match catch(|| Ok(each.borrow_mut().interrupted(interrupt))) {
                 Ok(result) => result.into_iter().for_each(|result| news(each, result)),
-                Err(interrupt) => news(each, Err(failure(interrupt))),
+                Err(interrupt) => {
+                    let error = poisoned(each, interrupt);
+                    news(each, Err(error));
+                }
             },
             Stand::Done => {}
         }
@@ -85,15 +63,15 @@ fn advance<S: BorrowMut<Session>>(
     let result = match catch(|| body(each.borrow_mut()).map_err(Interrupt::Failed)) {
         Ok(Progress::Waits) => return Stand::Waits,
         Ok(Progress::News(result)) => result,
-        Err(interrupt) => Err(failure(interrupt)),
+        Err(interrupt) => Err(poisoned(each, interrupt)),
     };
     news(each, result);
     Stand::Done
 }
 
 /// Run one pass of each model that sessions wait for.
-fn run_together<S: BorrowMut<Session>>(sessions: &mut [S], buffers: &mut Buffers) {
-    let Buffers { stands, tickets, needs, outcomes } = buffers;
+fn run_together<S: BorrowMut<Session>>(sessions: &mut [S], buffers: &mut CallBuffers) {
+    let CallBuffers { stands, tickets, needs, outcomes } = buffers;
     let waits = |index: &usize| matches!(stands[*index], Stand::Waits);
     let Some(first) = (0..stands.len()).find(waits) else { return };
     let waiter = sessions[first].borrow().driver.waiter().clone();
@@ -143,7 +121,9 @@ fn catch<T>(body: impl FnOnce() -> Result<T, Interrupt>) -> Result<T, Interrupt>
     catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|panic| Err(Error::of_panic(panic.as_ref()).into()))
 }
 
-fn failure(interrupt: Interrupt) -> Error {
+/// The error of a session that has panicked, or that is of another process.
+fn poisoned<S: BorrowMut<Session>>(each: &mut S, interrupt: Interrupt) -> Error {
+    each.borrow_mut().abandon();
     match interrupt {
         Interrupt::Failed(error) => error,
         Interrupt::Cancelled => Error::Internal("a step was cancelled outside of a round".into()),

@@ -4,6 +4,7 @@ mod agree;
 pub mod drive;
 pub mod many;
 pub mod participant;
+pub mod phase;
 pub mod queue;
 pub mod queues;
 pub mod round;

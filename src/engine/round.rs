@@ -3,36 +3,12 @@
 use std::time::Duration;
 
 use crate::decode::decoder::Step;
+use crate::engine::phase::{Begun, Phase};
 use crate::engine::session::{Session, State};
 use crate::engine::stats::Stats;
 use crate::error::{Error, Result};
 use crate::model::Interrupt;
 use crate::plan::session::RoundReport;
-
-/// Where a session stands between two calls.
-#[derive(Debug)]
-pub enum Phase {
-    /// Nothing is begun.
-    Between,
-    /// A round is begun, and waits for passes.
-    Round(Begun),
-    /// A probe is begun, and waits for passes.
-    Probe(Begun),
-}
-
-/// A round or a probe that is begun.
-#[derive(Debug)]
-pub struct Begun {
-    /// The statistics at its beginning.
-    before: Stats,
-    /// Tokens committed before, and time waited before.
-    start: usize,
-    waited: Duration,
-    /// Time inside the calls that it took so far, but for the present one.
-    elapsed: Duration,
-    /// When the present call began.
-    since: Duration,
-}
 
 /// How far [`Session::advance`] has come.
 pub enum Progress {
@@ -127,9 +103,13 @@ impl Session {
     pub(super) fn pause(&mut self) {
         self.left = None;
         let now = self.engine.clock()();
-        if let Phase::Round(begun) | Phase::Probe(begun) = &mut self.phase {
+        let mut phase = std::mem::replace(&mut self.phase, Phase::Between);
+        if let Phase::Round(begun) | Phase::Probe(begun) = &mut phase {
             begun.elapsed += now.saturating_sub(begun.since);
+            self.spend(now.saturating_sub(begun.since));
+            begun.counted = self.count(&begun.counted);
         }
+        self.phase = phase;
     }
 
     /// Begin a round, unless one is begun.
@@ -137,10 +117,14 @@ impl Session {
         if !matches!(self.phase, Phase::Between) {
             return;
         }
-        let (since, before) = (self.engine.clock()(), self.stats());
+        let (since, counted) = (self.engine.clock()(), self.stats());
         self.steps += 1;
-        let (start, waited) = (self.driver.committed().len(), self.driver.waited());
-        self.phase = Phase::Round(Begun { before, start, waited, elapsed: Duration::ZERO, since });
+        self.phase = Phase::Round(self.begun(counted, since));
+    }
+
+    fn begun(&self, counted: Stats, since: Duration) -> Begun {
+        let (start, models, waited) = (self.driver.committed().len(), self.driver.elapsed(), self.driver.waited());
+        Begun { counted, start, models, waited, elapsed: Duration::ZERO, since }
     }
 
     /// End a round: plan, and count. A probe may be begun.
@@ -160,7 +144,7 @@ impl Session {
                 tokens: self.driver.committed().len() - begun.start,
                 // What it costs, so that plans are compared by what all sessions together get done.
                 total: total.saturating_sub(self.driver.waited() - begun.waited),
-                models: self.driver.elapsed() - Duration::from_nanos(begun.before.model_ns),
+                models: self.driver.elapsed() - begun.models,
                 is_usual: begun.start > self.driver.prompt_end() && self.driver.is_usual(),
                 open: finish.is_none(),
             };
@@ -168,14 +152,16 @@ impl Session {
             probe = planning.after_round(shared, &mut self.driver, round, clock);
         }
         let planned = self.engine.clock()();
-        self.count(&begun.before, total + planned.saturating_sub(now));
-        if let Some(model) = probe {
-            let (before, start, waited) = (self.stats(), self.driver.committed().len(), self.driver.waited());
-            let can = (*self.driver).probe(model);
-            self.phase = Phase::Probe(Begun { before, start, waited, elapsed: Duration::ZERO, since: planned });
-            if !can {
-                self.end_probe();
+        self.spend(planned.saturating_sub(begun.since));
+        match probe {
+            // The call counts both, unless the probe takes more than one.
+            Some(model) => {
+                self.phase = Phase::Probe(self.begun(begun.counted, planned));
+                if !(*self.driver).probe(model) {
+                    self.end_probe();
+                }
             }
+            None => _ = self.count(&begun.counted),
         }
         match result {
             Ok(()) => Ok(finish.map_or(State::Open, State::Ended)),
@@ -190,24 +176,29 @@ impl Session {
     /// End a probe, whether or not it succeeded.
     fn end_probe(&mut self) {
         let Phase::Probe(begun) = std::mem::replace(&mut self.phase, Phase::Between) else { return };
-        let total = begun.elapsed + self.engine.clock()().saturating_sub(begun.since);
+        let time = self.engine.clock()().saturating_sub(begun.since);
         if let Some(planning) = &mut self.planning {
-            let cost = total.saturating_sub(self.driver.waited() - begun.waited);
+            let cost = (begun.elapsed + time).saturating_sub(self.driver.waited() - begun.waited);
             planning.probed(self.engine.shared_planning(), cost.as_secs_f64());
         }
-        self.count(&begun.before, total);
+        self.spend(time);
+        self.count(&begun.counted);
     }
 
-    /// A round or a probe that waited for passes was undone, because the sequence has changed.
+    /// A round or a probe that waited for passes was undone, because the sequence has changed, or after a panic.
     pub(super) fn abandon(&mut self) {
-        if let Phase::Round(begun) | Phase::Probe(begun) = std::mem::replace(&mut self.phase, Phase::Between) {
-            self.count(&begun.before, begun.elapsed);
-        }
+        self.phase = Phase::Between;
     }
 
-    /// Add to the session's time, and to the totals of the engine what has changed since `before`.
-    fn count(&mut self, before: &Stats, total: Duration) {
-        self.total_ns += total.as_nanos() as u64;
-        self.engine.totals().lock().advance(before, &self.stats());
+    /// The session has taken so much time.
+    fn spend(&mut self, time: Duration) {
+        self.total_ns += time.as_nanos() as u64;
+    }
+
+    /// Add to the totals of the engine what has changed. Returns what they have now.
+    fn count(&self, counted: &Stats) -> Stats {
+        let now = self.stats();
+        self.engine.totals().lock().advance(counted, &now);
+        now
     }
 }

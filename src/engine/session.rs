@@ -11,9 +11,8 @@ use crate::decode::decoder::{Decoder, Finish, Settings};
 use crate::decode::policy::{Plan, Request, Strategy, Targets};
 use crate::engine::Engine;
 use crate::engine::drive::Driver;
-use crate::engine::many::Buffers;
 use crate::engine::participant::Participant;
-use crate::engine::round::Phase;
+use crate::engine::phase::{CallBuffers, Phase};
 use crate::engine::stats::Stats;
 use crate::error::{Error, Result};
 use crate::learn::estimates::Estimates;
@@ -87,7 +86,7 @@ pub struct Session {
     /// When its thread turned to others, and the time inside models until then.
     pub(super) left: Option<(Duration, Duration)>,
     /// Buffers of [`step_many`](crate::engine::many::step_many), if this is the first of its sessions.
-    pub(super) many: Buffers,
+    pub(super) many: CallBuffers,
     /// How often it was forked.
     forks: u64,
     options: Options,
@@ -163,7 +162,7 @@ impl Session {
             total_ns: 0,
             phase: Phase::Between,
             left: None,
-            many: Buffers::default(),
+            many: CallBuffers::default(),
             forks: 0,
             options,
             engine: engine.clone(),

@@ -1,38 +1,15 @@
 //! Many sessions of the C interface, driven by one thread.
 
-use std::borrow::{Borrow, BorrowMut};
+use std::borrow::Borrow;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use parking_lot::{ArcMutexGuard, RawMutex};
-
 use super::error::cos_error;
-use super::session::{cos_session, cos_step_result, freed, step_result, usable};
+use super::session::{Taken, cos_session, cos_step_result, freed, step_result, usable};
 use super::{VersionedStruct, check_out, guard, slice, struct_size, write_struct};
 use crate::engine::many::step_many;
 use crate::engine::session::{Session, State};
 use crate::error::{Error, Result};
-
-/// A session that a call has for itself.
-pub(super) struct Held {
-    /// Its place in the arrays of the call.
-    index: usize,
-    /// Holds a session, not `None`.
-    guard: ArcMutexGuard<RawMutex, Option<Session>>,
-    session: Arc<cos_session>,
-}
-
-impl Borrow<Session> for Held {
-    fn borrow(&self) -> &Session {
-        self.guard.as_ref().expect("checked when it was taken")
-    }
-}
-
-impl BorrowMut<Session> for Held {
-    fn borrow_mut(&mut self) -> &mut Session {
-        self.guard.as_mut().expect("checked when it was taken")
-    }
-}
 
 /// The results and errors of a call.
 struct Outputs {
@@ -94,7 +71,7 @@ impl Outputs {
 ///
 /// # Safety
 /// `session` is NULL or a session that was not freed.
-unsafe fn take(session: *mut cos_session, index: usize, held: &[Held]) -> Result<Held> {
+unsafe fn take(session: *mut cos_session, index: usize, held: &[Taken]) -> Result<Taken> {
     if session.is_null() {
         return Err(Error::InvalidArgument(format!("sessions[{index}] is NULL")));
     }
@@ -113,7 +90,7 @@ unsafe fn take(session: *mut cos_session, index: usize, held: &[Held]) -> Result
     if guard.is_none() {
         return Err(freed());
     }
-    Ok(Held { index, guard, session })
+    Ok(Taken { index, guard, session })
 }
 
 /// Advance many sessions by one pass of each model: for servers with an event loop, where one thread drives all.
@@ -205,7 +182,7 @@ pub unsafe extern "C" fn cos_step_many(
 ///
 /// # Safety
 /// Its index is one of the elements.
-unsafe fn tell(outputs: &Outputs, each: &mut Held, news: Result<State>) {
+unsafe fn tell(outputs: &Outputs, each: &mut Taken, news: Result<State>) {
     let result = news.map(|state| {
         let session: &Session = (*each).borrow();
         step_result(outputs.size, session.tokens(), session.log_probabilities(), state)

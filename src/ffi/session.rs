@@ -1,14 +1,14 @@
 //! Sessions of the C interface: one sequence each.
 
+use std::borrow::{Borrow, BorrowMut};
 use std::ffi::{CString, c_char};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use parking_lot::Mutex;
+use parking_lot::{ArcMutexGuard, Mutex, RawMutex};
 
 use super::engine::cos_engine;
 use super::error::cos_error;
-use super::many::Held;
 use super::options::{check_count, cos_session_options, read_options};
 use super::{VersionedStruct, check_out, guard, handle, hold, release, slice, string, struct_size, write_struct};
 use crate::decode::decoder::Finish;
@@ -73,9 +73,30 @@ pub struct cos_session {
     pub(super) description: Mutex<CString>,
     pub(super) poisoned: AtomicBool,
     /// Empty, kept for the next cos_step_many whose first session this is.
-    pub(super) held: Mutex<Vec<Held>>,
+    pub(super) held: Mutex<Vec<Taken>>,
     /// The process whose threads run the models.
     process: Process,
+}
+
+/// A session that a call has for itself.
+pub(super) struct Taken {
+    /// Its place in the arrays of the call.
+    pub(super) index: usize,
+    /// Holds a session, not `None`.
+    pub(super) guard: ArcMutexGuard<RawMutex, Option<Session>>,
+    pub(super) session: Arc<cos_session>,
+}
+
+impl Borrow<Session> for Taken {
+    fn borrow(&self) -> &Session {
+        self.guard.as_ref().expect("checked when it was taken")
+    }
+}
+
+impl BorrowMut<Session> for Taken {
+    fn borrow_mut(&mut self) -> &mut Session {
+        self.guard.as_mut().expect("checked when it was taken")
+    }
 }
 
 impl cos_session {

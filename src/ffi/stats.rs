@@ -37,8 +37,8 @@ pub struct cos_stats {
     pub near_ties: u64,
     /// Nanoseconds inside cos_step with COS_STRATEGY_AUTO, from the first evaluation of the plan on, without passes
     /// over prompts, and without waiting for other sessions. An earlier session of the engine that decoded the same way
-    /// may have made that evaluation. expected_ns and standard_ns count the same tokens. The measured gain of planning is
-    /// standard_ns / planned_ns, and the expected gain is standard_ns / expected_ns.
+    /// may have made that evaluation. expected_ns and standard_ns count the same tokens. The measured gain of planning
+    /// is standard_ns / planned_ns, and the expected gain is standard_ns / expected_ns.
     pub planned_ns: u64,
     /// Nanoseconds that these tokens were expected to take when their plan was chosen.
     pub expected_ns: u64,
@@ -49,9 +49,9 @@ pub struct cos_stats {
     /// same score, or top_k or top_p reaches tokens less than e^-16 times as likely as the best. 0 if the GPU did all
     /// work on rows. Rows that are always on the host do not count.
     pub rows_copied: u64,
-    /// Tokens that a model did not have to compute, because a session with the same beginning had computed them. Those of
-    /// all models add up: a prompt of 100 tokens that two models know counts as 200. In whole blocks of the cache, so a
-    /// prompt shorter than a block counts nothing (cos_engine_describe, "cache_block_tokens").
+    /// Tokens that a model did not have to compute, because a session with the same beginning had computed them. Those
+    /// of all models add up: a prompt of 100 tokens that two models know counts as 200. In whole blocks of the cache,
+    /// so a prompt shorter than a block counts nothing (cos_engine_describe, "cache_block_tokens").
     pub prefix_tokens: u64,
     /// Tokens that a model has computed once more, because their memory was taken for a session that was started
     /// earlier, or while the session rested. If this grows as fast as `tokens`, the cache is too small for the number

@@ -20,7 +20,7 @@ use super::inputs::Feed;
 use super::logits::LogitRows;
 use super::options::{Provider, RowsOn};
 use super::packed::batching::Batching;
-use super::packed::sequence::PackedSequence;
+use super::packed::sequence::{PackedSequence, PassOwner};
 use super::sequence::{MAX_PASS, MIN_PASS, OnnxSequence, SequenceHandle, Spares, Terminate, own};
 use super::weights::LoadedSession;
 use crate::cuda::Device;
@@ -272,7 +272,8 @@ impl Model for OnnxModel {
             Batching::Packed(passes) => {
                 let options = self.run_options(cancel)?;
                 let failed = |error: ort::Error| Error::Runtime(error.to_string());
-                let sequence = PackedSequence::new(passes, self.vocab_size, options, cancel).map_err(failed)?;
+                let owner: Arc<dyn PassOwner> = passes.clone();
+                let sequence = PackedSequence::new(&owner, self.vocab_size, options, cancel).map_err(failed)?;
                 Ok(Box::new(sequence))
             }
             _ => Ok(Box::new(self.sequence(cancel)?)),

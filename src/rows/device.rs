@@ -27,8 +27,8 @@ pub const NOTED: usize = 20;
 /// Buffers of rows on the host that are kept for later rows.
 const SPARE_ROWS: usize = 16;
 
-/// The arguments of the kernels for a sequence's share of a pass. A captured graph reads them from the device. If all is
-/// zero, nothing is done.
+/// The arguments of the kernels for a sequence's share of a pass. A captured graph reads them from the device. If all
+/// is zero, nothing is done.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Zeroable, Pod)]
 pub struct Control {

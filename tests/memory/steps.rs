@@ -154,8 +154,8 @@ fn steps_of_many_do_not_allocate() {
             }
         }
         assert!(calls > 20, "{strategy:?}: only {calls} calls");
-        // A block of 32 tokens that begins may take memory, for the index of blocks.
-        assert!(allocating <= 4, "{strategy:?}: {allocating} of {calls} calls");
+        // A block of 32 tokens that begins may take memory, for the index of blocks: three of each session and model.
+        assert!(allocating <= 24, "{strategy:?}: {allocating} of {calls} calls");
     }
 }
 

@@ -81,7 +81,8 @@ fn mean_batches() {
             for threads in [1, 4, 16, 64] {
                 let (batch, ms) = measure(threads, models, targets, Duration::from_micros(gap), 200);
                 println!(
-                    "{targets:?} of {models}, {gap} µs between steps, {threads} threads: {batch:.1} a pass, {ms:.2} ms a round"
+                    "{targets:?} of {models}, {gap} µs between steps, {threads} threads: {batch:.1} a pass, \
+                     {ms:.2} ms a round"
                 );
             }
         }
@@ -163,8 +164,8 @@ fn demo_models() {
             for (threads, speed) in counts.iter().zip(&best) {
                 let ([wall, used], [alone, alone_used]) = (*speed, best[0]);
                 println!(
-                    "{strategy:?}, prompt of {}, {threads} threads: {wall:.0} tokens/s, {:.1}x; {used:.0} for each second \
-                     of a processor, {:.1}x",
+                    "{strategy:?}, prompt of {}, {threads} threads: {wall:.0} tokens/s, {:.1}x; {used:.0} for each \
+                     second of a processor, {:.1}x",
                     prompt.len(),
                     wall / alone,
                     used / alone_used

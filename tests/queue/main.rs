@@ -9,6 +9,7 @@ mod memory;
 mod stress;
 
 /// `src/engine/queue.rs` and `wait.rs` as they are, on threads and locks whose order a scheduler chooses.
+#[allow(dead_code)] // the library uses what these tests do not
 #[path = "../../src/engine/queue.rs"]
 mod queue;
 #[path = "../../src/engine/wait.rs"]

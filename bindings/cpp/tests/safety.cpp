@@ -85,6 +85,33 @@ void spans() {
 #endif
 }
 
+/// A fork and a rewound session go on as the session would: greedy ones with the same tokens.
+void forks() {
+    const auto engine = open();
+    cosrt::SessionOptions options;
+    options.stop_tokens.emplace();
+    auto session = engine.session(options).value();
+    EXPECT(session.set_scope("tenant"));
+    EXPECT(fails(session.set_scope(std::string("a\0b", 3)), Code::invalid_argument));
+    EXPECT(session.prompt(prompt));
+    EXPECT(fails(session.set_scope("late"), Code::invalid_argument));
+    const auto text = [](cosrt::Session& of, std::size_t count) {
+        std::vector<Token> tokens;
+        while (tokens.size() < count)
+            for (const Token token : of.step().value().tokens) tokens.push_back(token);
+        return tokens.resize(count), tokens;
+    };
+    auto fork = session.fork(7).value();
+    const auto whole = text(session, 8);
+    EXPECT(text(fork, 8) == whole);
+    EXPECT(session.rewind(prompt.size() + 2));
+    EXPECT(text(session, 6) == std::vector<Token>(whole.begin() + 2, whole.end()));
+    EXPECT(fails(session.rewind(1000), Code::invalid_argument));
+    options.combine = [](const cosrt::Rows&, cosrt::Span<float>) { return 1; };
+    EXPECT(fails(engine.session(options).value().fork(1), Code::unsupported));
+    EXPECT(engine.stats().value().recomputed_tokens == 0 && session.stats().value().prefix_tokens == 0);
+}
+
 /// One thread drives sessions that begin and end at different times; a bad one hurts no other.
 void many() {
     const auto engine = open();
@@ -202,7 +229,9 @@ void stop_strings() {
     EXPECT(stream.push(tokens).value() == "one " && stream.stopped());
     EXPECT(stream.push(tokens).value().empty() && stream.stopped());
     EXPECT(stream.finish().value().empty() && stream.stopped());
-    EXPECT(stream.push({}).value().empty() && !stream.stopped());
+    EXPECT(stream.push({}).value().empty() && stream.stopped());  // it begins no text
+    EXPECT(stream.push({tokens.data(), 1}).has_value() && !stream.stopped());
+    EXPECT(stream.finish().has_value());
     EXPECT(stream.push(tokens).value() == "one ");
 }
 
@@ -438,6 +467,7 @@ int main() {
     engines();
     spans();
     many();
+    forks();
     texts();
     stop_strings();
     prompts_of_texts();

@@ -122,7 +122,7 @@ static jlongArray new_stats(JNIEnv *env, const cos_stats *stats)
         (jlong)stats->steps, (jlong)stats->tokens, (jlong)stats->proposed, (jlong)stats->tested, (jlong)stats->accepted,
         (jlong)stats->forwards, (jlong)stats->positions, (jlong)stats->model_ns, (jlong)stats->total_ns,
         (jlong)stats->near_ties, (jlong)stats->planned_ns, (jlong)stats->expected_ns, (jlong)stats->standard_ns,
-        (jlong)stats->rows_copied,
+        (jlong)stats->rows_copied, (jlong)stats->prefix_tokens, (jlong)stats->recomputed_tokens,
     };
     const jsize count = sizeof values / sizeof *values;
     jlongArray array = (*env)->NewLongArray(env, count);
@@ -339,6 +339,27 @@ static void prompt(JNIEnv *env, jclass native, jlong session, jintArray array)
     free(tokens.data);
 }
 
+/* The scope is text that ends with NUL. */
+static void set_scope(JNIEnv *env, jclass native, jlong session, jbyteArray scope)
+{
+    char *text = copy_text(env, scope);
+    if (!text) return;
+    failed(env, native, cos_session_set_scope(POINTER(cos_session, session), text), NULL);
+    free(text);
+}
+
+static jlong session_fork(JNIEnv *env, jclass native, jlong session, jlong seed)
+{
+    cos_session *copy = NULL;
+    failed(env, native, cos_session_fork(POINTER(cos_session, session), (uint64_t)seed, &copy), NULL);
+    return HANDLE(copy);
+}
+
+static void session_rewind(JNIEnv *env, jclass native, jlong session, jlong length)
+{
+    failed(env, native, cos_session_rewind(POINTER(cos_session, session), (size_t)length), NULL);
+}
+
 static void set_weights(JNIEnv *env, jclass native, jlong session, jfloatArray array)
 {
     copied weights = copy_floats(env, array);
@@ -513,6 +534,9 @@ static const JNINativeMethod methods[] = {
     METHOD("sessionNew", "(JIFIFFJI[I[F[IIZJ)J", session_new),
     METHOD("sessionFree", "(J)V", session_free),
     METHOD("prompt", "(J[I)V", prompt),
+    METHOD("setScope", "(J[B)V", set_scope),
+    METHOD("sessionFork", "(JJ)J", session_fork),
+    METHOD("sessionRewind", "(JJ)V", session_rewind),
     METHOD("setWeights", "(J[F)V", set_weights),
     METHOD("step", "(Z[J[J[Lio/cosrt/Combiner;[Ljava/lang/Throwable;[Ljava/lang/Object;)V", step),
     METHOD("cancel", "(J)V", cancel),

@@ -247,11 +247,6 @@ impl GpuRunner {
         Ok(self.elapsed + started.elapsed())
     }
 
-    /// Bytes of its buffers, those on the host included.
-    pub fn bytes(&self) -> usize {
-        2 * self.inputs.0.len() + self.logits.len()
-    }
-
     /// Decide where inputs are, and make room for them and for the rows.
     fn place(&mut self, size: Size) -> ort::Result<()> {
         let mut end = 0;

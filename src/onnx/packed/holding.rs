@@ -9,6 +9,9 @@ pub use super::block::HoldingId;
 use super::block::{BlockCopy, BlockId, Chain, Holding, Holdings};
 use super::pool::Blocks;
 
+/// Blocks of a sequence for which the lists have memory from the beginning.
+const USUAL: usize = 128;
+
 impl Blocks {
     /// Begin a sequence without tokens. Sessions that were started earlier have a smaller `age`.
     pub fn open(&mut self, scope: Chain, age: u64) -> HoldingId {
@@ -19,6 +22,8 @@ impl Blocks {
         });
         let holding = &mut holdings[id.0 as usize];
         (holding.empty, holding.age, holding.used, holding.runs) = (Some(scope), age, None, false);
+        holding.blocks.reserve(USUAL);
+        holding.chains.reserve(USUAL);
         id
     }
 

@@ -48,13 +48,13 @@ impl HostRunner {
         let failed = |error: ort::Error| Error::Runtime(error.to_string());
         let layers = host::parts(layers);
         let store = HostBlocks::new(&layers, blocks)?;
-        let table = Box::new(PassTable { tokens: 0, shares: Vec::new(), layers });
+        let table = Box::new(PassTable { tokens: 0, shares: Vec::with_capacity(256), layers });
         let memory = MemoryInfo::new(AllocationDevice::CPU, 0, AllocatorType::Device, MemoryType::Default);
         Ok(HostRunner {
             binding: Binding::new(&loaded.session)?,
             feeds: feeds(loaded, export),
             store,
-            blocks: Vec::new(),
+            blocks: Vec::with_capacity(4096),
             address: [&raw const *table as i64],
             table,
             logits: export.logits.name.clone(),

@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::pool::BlockId;
 
 /// A pass over the tokens of several sequences, which lie one behind another.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Layout {
     /// The tokens of all sequences.
     pub tokens: Vec<i64>,
@@ -31,6 +31,21 @@ pub struct Part {
     pub past: usize,
     /// Where its blocks are in [`Layout::blocks`]. They hold all its tokens, those of the pass included.
     pub blocks: Range<usize>,
+}
+
+/// Tokens, and blocks, for which there is memory from the beginning.
+const USUAL: usize = 4096;
+
+impl Default for Layout {
+    fn default() -> Self {
+        Layout {
+            tokens: Vec::with_capacity(USUAL),
+            positions: Vec::with_capacity(USUAL),
+            rows: Vec::with_capacity(USUAL),
+            parts: Vec::with_capacity(USUAL),
+            blocks: Vec::with_capacity(USUAL),
+        }
+    }
 }
 
 impl Layout {

@@ -18,7 +18,7 @@ use super::host_runner::HostRunner;
 use super::layout::Layout;
 use super::pool::{BlockCopy, Blocks, Pool};
 use super::rows::PassRows;
-use super::sequence::PackedSequence;
+use super::sequence::{PackedSequence, PassOwner};
 use super::table::BLOCK_TOKENS;
 use crate::cuda::Device;
 use crate::error::{Error, Result};
@@ -115,8 +115,8 @@ impl Machine {
         }
     }
 
-    /// Finish the pass that was begun. `options` may stop it. Returns the time that it took, and whether later ones take
-    /// as long.
+    /// Finish the pass that was begun. `options` may stop it. Returns the time that it took, and whether later ones
+    /// take as long.
     fn finish(
         &mut self,
         layout: &mut Layout,
@@ -183,26 +183,6 @@ impl PackedPasses {
         self.gpu_rows.is_some()
     }
 
-    /// Memory for the rows of a sequence on the GPU, if they stay there.
-    pub fn ring(&self, vocab_size: usize) -> ort::Result<Option<Ring>> {
-        let Some((device, element)) = &self.gpu_rows else { return Ok(None) };
-        match self.rings.lock().pop() {
-            None => Ring::new(device, self.columns, vocab_size, *element),
-            Some(mut ring) => {
-                ring.clear(vocab_size);
-                Ok(Some(ring))
-            }
-        }
-    }
-
-    /// Take the memory of a sequence that has ended.
-    pub fn give_ring(&self, ring: Ring) {
-        let mut rings = self.rings.lock();
-        if !ring.has_failed() && rings.len() < MOST_RINGS {
-            rings.push(ring);
-        }
-    }
-
     fn new(export: &Export, machine: Machine, (block_tokens, block_bytes): (usize, usize), blocks: usize) -> Self {
         PackedPasses {
             pool: Pool::new(block_tokens, blocks),
@@ -264,24 +244,6 @@ impl PackedPasses {
             }
             Err(_) if cancelled(batch) => Err(Interrupt::Cancelled),
             Err(error) => Err(error.into()),
-        }
-    }
-
-    /// Whether a pass over this sequence alone, or over it first, was launched and has not ended.
-    pub fn has_launched(&self, sequence: &PackedSequence) -> bool {
-        self.running.load(Relaxed) == number_of(sequence)
-    }
-
-    /// Give up the pass that was launched over this sequence alone.
-    pub fn give_up(&self, sequence: &mut PackedSequence) {
-        let number = number_of(sequence);
-        let mut work = self.work.lock();
-        if self.running.load(Relaxed) == number {
-            let mut batch = [Pass::plain(sequence, &[])];
-            _ = self.finish(&mut work, &mut batch);
-            self.undo(&work.cuts, &mut batch);
-            self.running.store(NOTHING, Relaxed);
-            self.idle.notify_all();
         }
     }
 
@@ -415,6 +377,54 @@ impl PackedPasses {
             buffers.push(buffer);
         }
         Ok(ran)
+    }
+}
+
+impl PassOwner for PackedPasses {
+    fn pool(&self) -> &Pool {
+        &self.pool
+    }
+
+    fn block_bytes(&self) -> usize {
+        self.block_bytes
+    }
+
+    fn columns(&self) -> usize {
+        self.columns
+    }
+
+    fn ring(&self, vocab_size: usize) -> ort::Result<Option<Ring>> {
+        let Some((device, element)) = &self.gpu_rows else { return Ok(None) };
+        match self.rings.lock().pop() {
+            None => Ring::new(device, self.columns, vocab_size, *element),
+            Some(mut ring) => {
+                ring.clear(vocab_size);
+                Ok(Some(ring))
+            }
+        }
+    }
+
+    fn give_ring(&self, ring: Ring) {
+        let mut rings = self.rings.lock();
+        if !ring.has_failed() && rings.len() < MOST_RINGS {
+            rings.push(ring);
+        }
+    }
+
+    fn has_launched(&self, sequence: &PackedSequence) -> bool {
+        self.running.load(Relaxed) == number_of(sequence)
+    }
+
+    fn give_up(&self, sequence: &mut PackedSequence) {
+        let number = number_of(sequence);
+        let mut work = self.work.lock();
+        if self.running.load(Relaxed) == number {
+            let mut batch = [Pass::plain(sequence, &[])];
+            _ = self.finish(&mut work, &mut batch);
+            self.undo(&work.cuts, &mut batch);
+            self.running.store(NOTHING, Relaxed);
+            self.idle.notify_all();
+        }
     }
 }
 

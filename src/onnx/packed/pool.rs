@@ -14,6 +14,9 @@ use parking_lot::{Mutex, MutexGuard};
 use super::block::Holdings;
 pub use super::block::{BlockCopy, BlockId, Chain};
 
+/// Most blocks for which the index has memory from the beginning, so that steps do not allocate it.
+const INDEXED: usize = 1 << 12;
+
 /// The numbers of empty chains of scopes have this bit.
 const SCOPE: u128 = 1 << 127;
 
@@ -70,14 +73,15 @@ struct Content {
 impl Pool {
     /// A pool of at most `limit` blocks of `size` tokens.
     pub fn new(size: usize, limit: usize) -> Self {
+        let indexed = limit.min(INDEXED);
         Pool {
             blocks: Mutex::new(Blocks {
                 size,
                 limit: limit.min(u32::MAX as usize),
-                states: Vec::new(),
-                tokens: Vec::new(),
-                free: Vec::new(),
-                known: HashMap::new(),
+                states: Vec::with_capacity(indexed),
+                tokens: Vec::with_capacity(indexed * size),
+                free: Vec::with_capacity(indexed),
+                known: HashMap::with_capacity(indexed),
                 hasher: RandomState::new(),
                 scopes: [RandomState::new(), RandomState::new()],
                 oldest: None,
@@ -211,9 +215,6 @@ impl Blocks {
         let block = BlockId(self.states.len() as u32);
         self.states.push(BlockState { users: 0, held: None, older: None, newer: None });
         self.tokens.resize(self.states.len() * self.size, 0);
-        // So that neither grows when blocks are published or released.
-        self.known.reserve(self.states.len() - self.known.len());
-        self.free.reserve(self.states.len() - self.free.len());
         block
     }
 

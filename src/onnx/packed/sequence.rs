@@ -7,16 +7,36 @@ use std::sync::Arc;
 use ort::session::RunOptions;
 
 use super::holding::HoldingId;
-use super::passes::PackedPasses;
-use super::pool::{Blocks, Chain};
+use super::pool::{Blocks, Chain, Pool};
 use super::rows::{PassRows, Span};
 use crate::model::{CacheUse, Cancel, Memory, Sequence};
 use crate::rows::device::{Control, Ring, SLOTS};
 use crate::rows::{DeviceRows, Filter, Row};
 
+/// Tokens for which a sequence has memory from the beginning.
+const USUAL_TOKENS: usize = 4096;
+
+/// What a sequence needs of the passes of its model.
+pub trait PassOwner: Send + Sync {
+    /// The blocks of the model.
+    fn pool(&self) -> &Pool;
+    /// Bytes of a block.
+    fn block_bytes(&self) -> usize;
+    /// Logits of a row, padding included.
+    fn columns(&self) -> usize;
+    /// Memory for the rows of a sequence on the GPU, if they stay there.
+    fn ring(&self, vocab_size: usize) -> ort::Result<Option<Ring>>;
+    /// Take the memory of a sequence that has ended.
+    fn give_ring(&self, ring: Ring);
+    /// Whether a pass over this sequence alone, or over it first, was launched and has not ended.
+    fn has_launched(&self, sequence: &PackedSequence) -> bool;
+    /// Give up the pass that was launched over this sequence alone.
+    fn give_up(&self, sequence: &mut PackedSequence);
+}
+
 /// A sequence of a packed model.
 pub struct PackedSequence {
-    passes: Arc<PackedPasses>,
+    passes: Arc<dyn PassOwner>,
     /// All tokens seen, and those of a pass that is begun.
     tokens: Vec<i32>,
     /// Tokens of the pass that is begun.
@@ -38,17 +58,17 @@ pub struct PackedSequence {
 impl PackedSequence {
     /// An empty sequence.
     pub fn new(
-        passes: &Arc<PackedPasses>,
+        passes: &Arc<dyn PassOwner>,
         vocab_size: usize,
         options: Arc<RunOptions>,
         cancel: &Arc<Cancel>,
     ) -> ort::Result<Self> {
         Ok(PackedSequence {
             passes: passes.clone(),
-            tokens: Vec::new(),
+            tokens: Vec::with_capacity(USUAL_TOKENS),
             begun: 0,
             cache_use: CacheUse::default(),
-            holding: passes.pool.lock().open(Chain::EMPTY, cancel.age()),
+            holding: passes.pool().lock().open(Chain::EMPTY, cancel.age()),
             spans: VecDeque::new(),
             ring: passes.ring(vocab_size)?,
             spare: Vec::new(),
@@ -89,7 +109,7 @@ impl PackedSequence {
     pub fn fork(&self, options: Arc<RunOptions>, cancel: &Arc<Cancel>) -> ort::Result<Self> {
         let mut fork = Self::new(&self.passes, self.vocab_size, options, cancel)?;
         fork.tokens.extend_from_slice(&self.tokens[..self.len()]);
-        let mut pool = self.passes.pool.lock();
+        let mut pool = self.passes.pool().lock();
         pool.close(fork.holding);
         fork.holding = pool.fork(self.holding, cancel.age());
         pool.truncate(fork.holding, self.len());
@@ -137,7 +157,7 @@ impl PackedSequence {
             return;
         }
         let passes = self.passes.clone();
-        let mut pool = passes.pool.lock();
+        let mut pool = passes.pool().lock();
         self.end(&mut pool);
         self.tokens.truncate(len);
         pool.truncate(self.holding, len);
@@ -163,7 +183,7 @@ impl PackedSequence {
     /// `several` sequences may have shared the pass.
     pub fn keep_rows(&mut self, rows: &Arc<PassRows>, index: usize, position: usize, count: usize, several: bool) {
         if count > 0 {
-            self.spans.push_back(Span::shared(rows, index, position, count, self.passes.columns, several));
+            self.spans.push_back(Span::shared(rows, index, position, count, self.passes.columns(), several));
         }
     }
 
@@ -179,7 +199,7 @@ impl Drop for PackedSequence {
         if self.passes.has_launched(self) {
             self.passes.clone().give_up(self);
         }
-        self.passes.pool.lock().close(self.holding);
+        self.passes.pool().lock().close(self.holding);
         if let Some(ring) = self.ring.take() {
             self.passes.give_ring(ring);
         }
@@ -214,7 +234,7 @@ impl Sequence for PackedSequence {
     }
 
     fn set_scope(&mut self, scope: &str) {
-        let mut pool = self.passes.pool.lock();
+        let mut pool = self.passes.pool().lock();
         let scope = pool.scope(scope);
         pool.set_scope(self.holding, scope);
     }
@@ -224,8 +244,8 @@ impl Sequence for PackedSequence {
     }
 
     fn memory(&self) -> Memory {
-        let blocks = self.passes.pool.lock().of(self.holding).len();
-        let bytes = blocks * self.passes.block_bytes + self.tokens.capacity() * size_of::<i32>();
+        let blocks = self.passes.pool().lock().of(self.holding).len();
+        let bytes = blocks * self.passes.block_bytes() + self.tokens.capacity() * size_of::<i32>();
         let rows: usize = self.spans.iter().map(Span::bytes).sum();
         Memory::of(bytes + rows + self.ring.as_ref().map_or(0, Ring::bytes))
     }

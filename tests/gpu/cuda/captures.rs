@@ -93,7 +93,7 @@ fn texts_of_any_length_are_scored_alike() {
         (BF16, &[], RowsOn::Host, 0.3),
     ] {
         let model = load_with(form, options, Some(rows)).unwrap();
-        // Passes of many sessions have many widths, so cuDNN, which would plan each, is excluded where it is the default.
+        // Passes of many sessions have many widths, so cuDNN, which would plan each, is excluded.
         let kernels = &model.describe()["sdpa_kernel"];
         assert!(*kernels == "23" || (options.is_empty() && kernels.is_null()), "{kernels}");
         for length in [16, 17, 39, 64, 101, 120, 127, 128] {

@@ -11,7 +11,7 @@ use cos::model::scripted::Scripted;
 use cos::model::{Interrupt, Model};
 
 use super::engines::{Shared, engine, flat, gate, session};
-use crate::common::boundary::{code, options, outcome, result};
+use crate::common::boundary::{code, no_stats, options, outcome, result};
 
 /// What a call tells a session: its error, tokens and finish.
 type News = (i32, Vec<i32>, i32);
@@ -135,7 +135,7 @@ fn results_of_the_first_version() {
         assert_eq!((size, count, finish as i32), (32, 1, COS_FINISH_MAX_TOKENS));
         assert_eq!(unsafe { *(tokens as *const i32) }, 1);
     }
-    sessions.map(Shared::free);
+    sessions.into_iter().for_each(Shared::free);
     unsafe { cos_engine_free(engine) };
 }
 
@@ -199,7 +199,7 @@ fn each_session_has_its_own_news() {
         }
     }
     sessions.into_iter().chain(functions).for_each(Shared::free);
-    [engine, panicking].map(|engine| unsafe { cos_engine_free(engine) });
+    [engine, panicking].into_iter().for_each(|engine| unsafe { cos_engine_free(engine) });
 }
 
 /// Without drafts, each call is one token of each; a long prompt is run in chunks beside it.
@@ -222,7 +222,16 @@ fn a_call_is_one_pass_of_each_model() {
     let both = step_many(&[short.0, long.0]);
     assert!(both.iter().all(|(_, tokens, _)| tokens.len() == 1));
     assert_eq!((short.stats().unwrap().tokens, long.stats().unwrap().tokens), (waited + 2, 2));
-    [short, long].map(Shared::free);
+    // The engine has counted what its sessions have, in the middle of a round, too.
+    assert_eq!(code(unsafe { cos_prompt(long.0, [4; 30].as_ptr(), 30) }), 0);
+    assert_eq!(step_many(&[long.0]), [nothing()]);
+    let mut totals = no_stats();
+    assert_eq!(code(unsafe { cos_engine_stats(engine, &mut totals) }), 0);
+    let of = |stats: &cos_stats| [stats.steps, stats.tokens, stats.forwards, stats.positions, stats.total_ns];
+    let [one, other] = [short, long].map(|session| of(&session.stats().unwrap()));
+    let sums: Vec<u64> = one.iter().zip(&other).map(|(one, other)| one + other).collect();
+    assert_eq!(of(&totals), *sums);
+    [short, long].into_iter().for_each(Shared::free);
     unsafe { cos_engine_free(engine) };
 }
 
@@ -281,6 +290,6 @@ fn a_busy_session_has_an_error_of_its_own() {
         assert_eq!(running.join().unwrap().0, 0);
     });
     assert_eq!(step_many(&[busy.0])[0].0, 0, "the session works again after the other call");
-    [busy, free].map(Shared::free);
+    [busy, free].into_iter().for_each(Shared::free);
     unsafe { cos_engine_free(engine) };
 }

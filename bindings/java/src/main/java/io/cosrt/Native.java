@@ -50,6 +50,12 @@ final class Native {
 
     static native void prompt(long session, int[] tokens);
 
+    static native void setScope(long session, byte[] scope);
+
+    static native long sessionFork(long session, long seed);
+
+    static native void sessionRewind(long session, long length);
+
     static native void setWeights(long session, float[] weights);
 
     /**

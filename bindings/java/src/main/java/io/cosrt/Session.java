@@ -190,6 +190,50 @@ public final class Session extends NativeObject {
     }
 
     /**
+     * Shares computed tokens with sessions of the same scope only, such as those of one tenant. To be called before the
+     * first prompt.
+     *
+     * @param scope any text without NUL; the empty one is no scope
+     * @throws CosException INVALID_ARGUMENT (also if the session has tokens), BUSY, POISONED
+     */
+    public void setScope(String scope) {
+        byte[] text = Utf8.encode(scope);
+        if (scope.indexOf(0) >= 0) {
+            throw new CosException(ErrorCode.INVALID_ARGUMENT, "the scope has a NUL inside; remove it");
+        }
+        exclusively(session -> {
+            Native.setScope(session, text);
+            return null;
+        });
+    }
+
+    /**
+     * Copies the session in its present state, with another seed. It costs no pass, and both share what was computed.
+     *
+     * @throws CosException UNSUPPORTED (the session has a {@link Combiner}, which both would use at the same time),
+     *                      RUNTIME, BUSY, POISONED
+     */
+    public Session fork(long seed) {
+        if (combiner != null) {
+            throw new CosException(ErrorCode.UNSUPPORTED, "a session with a combiner has no fork");
+        }
+        return exclusively(session -> new Session(Native.sessionFork(session, seed), null, 0));
+    }
+
+    /**
+     * Forgets all tokens from index {@code length} on, those of prompts too. The sequence goes on, also if it had
+     * finished.
+     *
+     * @throws CosException INVALID_ARGUMENT (the sequence is shorter), BUSY, POISONED
+     */
+    public void rewind(long length) {
+        exclusively(session -> {
+            Native.sessionRewind(session, length);
+            return null;
+        });
+    }
+
+    /**
      * Changes the weights from the next token on, for "weighted" and "logits". May be called between steps, and before
      * the first prompt.
      *

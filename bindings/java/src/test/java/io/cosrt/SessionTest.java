@@ -70,6 +70,41 @@ class SessionTest {
         }
     }
 
+    /** A fork and a rewound session go on as the session would. */
+    @Test
+    void forksAndRewoundSessionsGoOn() {
+        List<Integer> whole = Engines.decode(engine, options().maxTokens(8).build());
+        try (Session session = engine.newSession(options().maxTokens(8).build())) {
+            session.setScope("tenant");
+            assertThrows(CosException.class, () -> session.setScope("a\0b"));
+            session.prompt(Engines.PROMPT);
+            assertThrows(CosException.class, () -> session.setScope("late"));
+            try (Session fork = session.fork(7)) {
+                assertEquals(whole, rest(fork));
+            }
+            assertEquals(whole, rest(session));
+            session.rewind(Engines.PROMPT.length + 2);
+            assertEquals(whole.subList(2, 8), rest(session));
+            assertThrows(CosException.class, () -> session.rewind(1000));
+            assertEquals(0, session.stats().recomputedTokens());
+        }
+        try (Session combined = engine.newSession(options().combiner((logits, scores) -> {}).build())) {
+            assertEquals(ErrorCode.UNSUPPORTED, assertThrows(CosException.class, () -> combined.fork(1)).code());
+        }
+    }
+
+    private static List<Integer> rest(Session session) {
+        List<Integer> tokens = new ArrayList<>();
+        StepResult step;
+        do {
+            step = session.step();
+            for (int token : step.tokens()) {
+                tokens.add(token);
+            }
+        } while (step.finish() == Finish.NONE);
+        return tokens;
+    }
+
     /** One thread drives sessions that end at different times. A bad one hurts no other. */
     @Test
     void oneThreadDrivesMany() {
@@ -274,7 +309,10 @@ class SessionTest {
             assertEquals("", stream.finish());
             assertTrue(stream.stopped(), "until the next push");
             stream.push();
+            assertTrue(stream.stopped(), "no token begins no text");
+            stream.push(tokens[0]);
             assertFalse(stream.stopped());
+            stream.finish();
 
             assertEquals("One cat an", stream.push(tokens) + stream.finish(), "the strings stay");
             stream.setStops("more. 東京");
