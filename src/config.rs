@@ -603,7 +603,7 @@ mod tests {
         check(&with(r#"{"path":"a","scoring":"fast"}"#, alone), "unknown variant `fast`");
         check(&with(r#"{"path":"a","context_length":0}"#, alone), "context_length of a is 0");
         check(&with(r#"{"path":"a","cache_bytes":1000000}"#, alone), "ok");
-        check(&with(r#"{"path":"a","cache_bytes":-1}"#, alone), "invalid value: integer `-1`");
+        check(&with(r#"{"path":"a","cache_bytes":-1}"#, alone), "cache_bytes is the integer `-1`");
         check(&with(r#"{"path":"a","kind":"gguf"}"#, alone), "unknown variant `gguf`");
         check(&with(r#"{"kind":"onnx"}"#, alone), "missing field `path`");
         check(&with(r#"{"name":"a"}"#, alone), "missing field `path`");

@@ -26,7 +26,7 @@ use crate::export::Export;
 use crate::export::parts::LayerShape;
 use crate::model::{Admission, Interrupt, Pass, Report, Sequence};
 use crate::onnx::captures::Captures;
-use crate::onnx::sequence::MAX_PASS;
+use crate::onnx::sequence::{MAX_PASS, MIN_PASS};
 use crate::onnx::weights::LoadedSession;
 use crate::rows::device::Ring;
 
@@ -254,7 +254,8 @@ impl PackedPasses {
             if !work.layout.finish() {
                 return Ok(());
             }
-            let numbers = work.layout.rows.len() * self.columns;
+            // With room for a draft, so that a buffer seldom grows.
+            let numbers = work.layout.rows.len().max(MIN_PASS) * self.columns;
             let mut buffer = buffer(&mut work.buffers);
             let rows = Arc::get_mut(&mut buffer).expect("nobody else has the buffer");
             if work.rows_plan.controls.is_empty() || !work.rows_plan.host.is_empty() {
