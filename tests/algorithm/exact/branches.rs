@@ -155,7 +155,7 @@ fn what_is_decoded_again_is_drawn_anew() {
                 finish(&mut decoder)
             });
             // Rounds that end elsewhere have other last tokens, so the whole text is looked at.
-            if rounds == 1 && way.targets == Targets::Routed || rounds == 1 && way.lengths.iter().any(|&l| l > 0) {
+            if rounds == 1 && (way.targets == Targets::Routed || way.lengths.iter().any(|&l| l > 0)) {
                 continue;
             }
             let end = if rounds == 1 { 1 } else { TOKENS };
