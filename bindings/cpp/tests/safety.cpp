@@ -164,7 +164,9 @@ void stop_strings() {
     EXPECT(stream.push(tokens).value() == "one " && stream.stopped());
     EXPECT(stream.push(tokens).value().empty() && stream.stopped());
     EXPECT(stream.finish().value().empty() && stream.stopped());
-    EXPECT(stream.push({}).value().empty() && !stream.stopped());
+    EXPECT(stream.push({}).value().empty() && stream.stopped());  // it begins no text
+    EXPECT(stream.push({tokens.data(), 1}).has_value() && !stream.stopped());
+    EXPECT(stream.finish().has_value());
     EXPECT(stream.push(tokens).value() == "one ");
 }
 

@@ -212,7 +212,10 @@ class SessionTest {
             assertEquals("", stream.finish());
             assertTrue(stream.stopped(), "until the next push");
             stream.push();
+            assertTrue(stream.stopped(), "no token begins no text");
+            stream.push(tokens[0]);
             assertFalse(stream.stopped());
+            stream.finish();
 
             assertEquals("One cat an", stream.push(tokens) + stream.finish(), "the strings stay");
             stream.setStops("more. 東京");
