@@ -463,13 +463,15 @@ fn syntax_errors(source: &str, language: &str) -> Option<String> {
         if language == "c" { ("CC", "cc", "-std=c11", "c") } else { ("CXX", "c++", "-std=c++17", "c++") };
     let program = std::env::var(variable).ok().filter(|name| !name.is_empty()).unwrap_or(default.into());
     let mut words = program.split_whitespace(); // such as "ccache gcc"
-    let file = tempfile::Builder::new().suffix(".txt").tempfile().unwrap();
-    std::fs::write(file.path(), source).unwrap();
+    // In a folder of its own: a header that lies beside the source would come before those of the library.
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("source.txt");
+    std::fs::write(&file, source).unwrap();
     let output = Command::new(words.next().unwrap())
         .args(words)
         .args([standard, "-Wall", "-Wextra", "-Werror", "-pedantic", "-Wno-unused-parameter", "-Wno-unused-variable"])
         .args(["-Wno-unused-but-set-variable", "-fsyntax-only", "-Iinclude", "-Ibindings/cpp", "-x", kind])
-        .arg(file.path())
+        .arg(&file)
         .current_dir(root())
         .output()
         .unwrap_or_else(|error| panic!("{program}: {error}"));
