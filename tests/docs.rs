@@ -463,7 +463,7 @@ fn syntax_errors(source: &str, language: &str) -> Option<String> {
         if language == "c" { ("CC", "cc", "-std=c11", "c") } else { ("CXX", "c++", "-std=c++17", "c++") };
     let program = std::env::var(variable).ok().filter(|name| !name.is_empty()).unwrap_or(default.into());
     let mut words = program.split_whitespace(); // such as "ccache gcc"
-    // In a folder of its own, because a header beside the source would come before those of the library.
+    // In a folder of its own: a header that lies beside the source would come before those of the library.
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("source.txt");
     std::fs::write(&file, source).unwrap();

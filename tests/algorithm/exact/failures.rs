@@ -105,3 +105,27 @@ fn nan_logits_commit_nothing() {
         }
     }
 }
+
+/// A sum of logits that is too large for a float32 is an error that says what helps.
+#[test]
+fn an_infinite_sum_names_its_remedy() {
+    let combination = Combination::logits(&[1e38, 0.0]).unwrap();
+    for sampling in [Sampling::PLAIN, Sampling::GREEDY] {
+        let models: Vec<Participant> = (0..2)
+            .map(|_| {
+                let high = |_: &[i32], row: &mut [f32]| {
+                    row.copy_from_slice(&[1.0, 40.0, 2.0]);
+                    Ok(())
+                };
+                Arc::new(Scripted::new(3, high)).into()
+            })
+            .collect();
+        for way in ways(2, &combination, sampling) {
+            let mut decoder = decoder(&models, &combination, sampling, &way, &[], 40, CounterRng::new(1));
+            decoder.prompt(&PROMPT).unwrap();
+            let error = decoder.round().unwrap_err();
+            let Interrupt::Failed(Error::Numeric(message)) = &error else { panic!("{error:?}") };
+            assert!(message.contains("use smaller weights"), "{message}");
+        }
+    }
+}

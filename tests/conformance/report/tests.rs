@@ -233,7 +233,7 @@ fn what_is_detectable_is_detected() {
 }
 
 #[test]
-#[ignore = "to look at: COS_REPORT is a folder"]
+#[ignore = "writes two reports into the folder COS_REPORT, for people to look at"]
 fn render() {
     let folder = std::env::var("COS_REPORT").unwrap();
     write(&run(3, 700, 32, 0), &Path::new(&folder).join("good")).unwrap();
