@@ -1,4 +1,5 @@
-//! What packed passes put in place of attention on a GPU: ONNX Runtime's `PagedAttention`, and its inputs.
+//! What packed passes put in place of attention on a GPU: an operator of ours, with the inputs of ONNX Runtime's
+//! `PagedAttention` and one more.
 //!
 //! The operator reads keys and values from blocks that a table names, and writes the new ones there. Its caches are
 //! inputs and outputs over the same memory. Lengths and tables are read on the device, so a captured pass serves other
@@ -10,9 +11,17 @@ use ort::value::TensorElementType;
 use prost::Message;
 use prost::bytes::Bytes;
 
+use super::pack::{DOMAIN, TABLE};
 use super::parts::{LayerShape, Parts, number_of, text, value};
-use super::proto::{AttributeProto, GraphProto, INT32, INT64, ModelProto, NodeProto, TensorProto, TensorShape};
+use super::proto::{
+    AttributeProto, GraphProto, INT32, INT64, ModelProto, NodeProto, OperatorSetId, TensorProto, TensorShape,
+};
 use super::wire::{self, Field};
+
+/// The operator that replaces attention of float16.
+pub const ATTENTION: &CStr = c"PagedAttention";
+/// The operator that replaces attention of bfloat16.
+pub const ATTENTION_OF_BFLOAT16: &CStr = c"PagedAttentionOfBfloat16";
 
 /// Where the tokens of each sequence end in the pass: int32 `[sequences + 1]`, the first one 0.
 pub const ENDS: &CStr = c"cos.ends";
@@ -93,6 +102,8 @@ pub(super) fn parts(graph: &GraphProto, attention: &[(usize, &[u8])], layers: &[
     parts.inputs.push(value(&text(PASTS), INT32, TensorShape::of(&[-1])));
     parts.inputs.push(value(&text(BLOCKS), INT32, TensorShape::of(&[-1, -1])));
     parts.inputs.push(value(&text(BOUNDS), INT32, TensorShape::of(&[3])));
+    parts.inputs.push(value(&text(TABLE), INT64, TensorShape::of(&[1])));
+    parts.opsets.push(OperatorSetId { domain: text(DOMAIN), version: 1 });
     parts.weights.push(TensorProto {
         dims: vec![1],
         data_type: INT64,
@@ -121,15 +132,15 @@ fn add_layer(parts: &mut Parts, node: &NodeProto, raw: &[u8], layer: usize, shap
         packed,
         vec![keys.clone(), values.clone(), text(ENDS), text(PASTS), text(BLOCKS)],
         vec![input(7), input(8), String::new(), input(11), input(14), input(15), String::new(), String::new()],
-        vec![text(BOUNDS)],
+        vec![text(BOUNDS), text(TABLE)],
     ];
     let attended = name("attended");
     let paged = NodeProto {
         input: inputs.concat(),
         output: vec![attended.clone(), keys_out.clone(), values_out.clone()],
-        op_type: "PagedAttention".into(),
+        op_type: text(if shape.element == TensorElementType::Float16 { ATTENTION } else { ATTENTION_OF_BFLOAT16 }),
         attribute: Vec::new(),
-        domain: "com.microsoft".into(),
+        domain: text(DOMAIN),
     };
     let mut encoded = paged.encode_to_vec();
     for Field { content, .. } in wire::fields(raw, 0..raw.len(), &[wire::NODE_ATTRIBUTE]).ok_or("it is not ONNX")? {
