@@ -93,43 +93,32 @@ template <int ELEMENT> __device__ void unpack(const uint4 &words, float *numbers
 // The head of a token as attention takes it, in `line`: normalised by `norm`, and rotated by the angles of its
 // position. A warp does it. Results are rounded to the type of the model.
 template <int ELEMENT>
-__device__ __noinline__ void prepare(const Attention &a, bool valid, const u16 *source, const u16 *norm, int position, float *line) {
-    const int EACH = LONGEST / LANES;
+__device__ __forceinline__ void prepare(const Attention &a, bool valid, const u16 *source, const u16 *norm,
+                                        int position, float *line) {
     int lane = threadIdx.x % LANES;
-    float values[EACH], squares = 0;
-#pragma unroll
-    for (int k = 0; k < EACH; k++) {
-        int i = lane + k * LANES;
-        values[k] = valid && i < a.head ? widen<ELEMENT>(source[i]) : 0;
-        squares += values[k] * values[k];
-    }
+    float squares = 0;
+    if (valid)
+        for (int i = lane; i < a.head; i += LANES) {
+            float value = widen<ELEMENT>(source[i]);
+            line[i] = value, squares += value * value;
+        }
     if (norm) {
         float factor = rsqrtf(warp_sum(squares) / a.head + a.epsilon);
-#pragma unroll
-        for (int k = 0; k < EACH; k++) {
-            int i = lane + k * LANES;
-            if (i < a.head) values[k] = rounded<ELEMENT>(values[k] * factor * widen<ELEMENT>(norm[i]));
+        if (valid)
+            for (int i = lane; i < a.head; i += LANES)
+                line[i] = rounded<ELEMENT>(line[i] * factor * widen<ELEMENT>(norm[i]));
+    }
+    warp_wait();
+    if (valid)
+        for (int pair = lane; pair < a.angles; pair += LANES) {
+            int x = a.interleaved ? 2 * pair : pair, y = a.interleaved ? x + 1 : pair + a.angles;
+            float cosine = widen<ELEMENT>(a.cosines[position * a.angles + pair]);
+            float sine = widen<ELEMENT>(a.sines[position * a.angles + pair]);
+            float first = line[x], second = line[y];
+            line[x] = rounded<ELEMENT>(first * cosine - second * sine);
+            line[y] = rounded<ELEMENT>(second * cosine + first * sine);
         }
-    }
-#pragma unroll
-    for (int k = 0; k < EACH; k++)
-        if (lane + k * LANES < a.head) line[lane + k * LANES] = values[k];
-    if (a.angles == 0) return;
     warp_wait();
-#pragma unroll
-    for (int k = 0; k < EACH; k++) {
-        int i = lane + k * LANES;
-        if (!valid || i >= 2 * a.angles) continue;
-        bool first = a.interleaved ? i % 2 == 0 : i < a.angles;
-        int pair = a.interleaved ? i / 2 : i % a.angles, other = a.interleaved ? i ^ 1 : first ? i + a.angles : pair;
-        float cosine = widen<ELEMENT>(a.cosines[position * a.angles + pair]);
-        float sine = widen<ELEMENT>(a.sines[position * a.angles + pair]);
-        values[k] = rounded<ELEMENT>(values[k] * cosine + (first ? -line[other] : line[other]) * sine);
-    }
-    warp_wait();
-#pragma unroll
-    for (int k = 0; k < EACH; k++)
-        if (lane + k * LANES < 2 * a.angles) line[lane + k * LANES] = values[k];
 }
 
 // The share of a split: the largest score of each row, and the sum of the weights relative to it.
@@ -137,72 +126,75 @@ template <int ROWS> struct Share {
     float maxima[ROWS], totals[ROWS];
 };
 
-// Writes the attention of `rows` rows. `numbers` gives each weighted sum of values.
+// Writes the attention of `rows` rows. `sum` gives each weighted sum of values.
 template <int ELEMENT, int ROWS, typename Sum>
-__device__ void write(const Attention &a, int kv_head, int first, int begin, int rows, const Share<ROWS> &share,
-                      Sum sum) {
+__device__ __forceinline__ void write(const Attention &a, int kv_head, int first, int begin, int rows,
+                                      const Share<ROWS> &share, Sum sum) {
     int group = a.heads / a.kv_heads;
-    for (int i = threadIdx.x; i < rows * a.head; i += TEAM) {
-        int row = i / a.head, head = kv_head * group + (begin + row) % group;
+    for (int row = 0; row < rows; row++) {
+        int token = (begin + row) / group, head = kv_head * group + begin + row - token * group;
         float max = share.maxima[row], total = share.totals[row];
-        if (a.sinks) total += expf(widen<ELEMENT>(a.sinks[head]) - max);
-        long token = first + (begin + row) / group;
-        a.out[(token * a.heads + head) * a.head + i % a.head] = narrow<ELEMENT>(sum(row, i % a.head) / total);
+        if (a.sinks) total += __expf(widen<ELEMENT>(a.sinks[head]) - max);
+        u16 *out = a.out + ((long)(first + token) * a.heads + head) * a.head;
+        for (int i = threadIdx.x; i < a.head; i += TEAM) out[i] = narrow<ELEMENT>(sum(row, i) / total);
     }
 }
 
 // One block of TEAM threads for each (head of keys and part of the rows, sequence, split). A row is a head of a new
 // token that attends to this head of keys; a block has up to ROWS of them. Splits share out the positions.
-template <int ELEMENT, int ROWS> __device__ void attend(const Attention &a) {
-    const int LINES = WARPS * LONGEST, FIRST = ROWS * LONGEST + ROWS * TEAM + LINES, SUMS = TEAM * WIDE * ROWS;
+template <int ELEMENT, int ROWS> __device__ __forceinline__ void attend(const Attention &a) {
+    const int LINES = WARPS * LONGEST, FIRST = ROWS * LONGEST + ROWS * TEAM + LINES;
+    const int PITCH = TEAM + LANES / WIDE, SUMS = ROWS * WIDE * PITCH; // so that sums are read without conflicts
     __shared__ __align__(16) float memory[FIRST > SUMS ? FIRST : SUMS];
     __shared__ Share<ROWS> share;
     __shared__ float shrinks[ROWS];
+    __shared__ int slots[TEAM];
     __shared__ int last;
     float *queries = memory, *scores = queries + ROWS * LONGEST, *lines = scores + ROWS * TEAM;
     int thread = threadIdx.x, warp = thread / LANES, lane = thread % LANES;
-    int sequence = blockIdx.y, kv_head = blockIdx.x % a.kv_heads, group = a.heads / a.kv_heads;
-    int first = a.ends[sequence], width = a.ends[sequence + 1] - first;
-    int begin = blockIdx.x / a.kv_heads * ROWS, rows = min(ROWS, width * group - begin);
+    int part = blockIdx.x / a.kv_heads, kv_head = blockIdx.x - part * a.kv_heads, group = a.heads / a.kv_heads;
+    int sequence = blockIdx.y, first = a.ends[sequence], end = a.ends[sequence + 1], past = a.pasts[sequence];
+    int width = end - first, begin = part * ROWS, rows = min(ROWS, width * group - begin);
     if (rows <= 0) return;
-    int past = a.pasts[sequence], length = past + width;
-    int lowest = a.window > 0 ? max(0, past + 1 - a.window) : 0; // the first position that a token sees
+    int length = past + width, lowest = a.window > 0 ? max(0, past + 1 - a.window) : 0; // the first that is seen
     int splits = min((int)gridDim.z, (length - lowest + LEAST - 1) / LEAST), split = blockIdx.z;
     if (split >= splits) return;
     int chunk = (length - lowest + splits - 1) / splits, from = lowest + split * chunk, to = min(length, from + chunk);
     const int *blocks = a.blocks + (long)sequence * a.columns;
+    // Where a position is: the index of its token in the blocks, and that of its first number.
     auto slot = [&](int position) {
-        long token = ((long)blocks[position >> a.block] << a.block) + (position & ((1 << a.block) - 1));
-        return (token * a.kv_heads + kv_head) * a.head;
+        return (blocks[position >> a.block] << a.block) + (position & ((1 << a.block) - 1));
     };
+    auto place = [&](int slot) { return ((long)slot * a.kv_heads + kv_head) * a.head; };
+    int token = begin / group, member = begin - token * group; // of the first row
 
-    for (int r = warp; r < ROWS + warp; r += WARPS) { // all warps take as many turns
-        bool valid = r < rows;
-        int token = (begin + r) / group, head = kv_head * group + (begin + r) % group;
-        const u16 *source = a.query + (long)(first + token) * a.query_stride + head * a.head;
-        prepare<ELEMENT>(a, valid, source, a.query_norm, past + token, r < ROWS ? queries + r * a.head : lines);
-    }
-    __syncthreads(); // `lines` may be in use
-    // Each part of the rows writes the same keys and values, and reads only what it wrote.
-    for (int next = max(from, past); next < to; next += WARPS) {
-        int position = next + warp;
-        bool valid = position < to;
-        long source = (long)(first + position - past) * a.key_stride + kv_head * a.head;
-        float *line = lines + warp * LONGEST;
-        prepare<ELEMENT>(a, valid, a.key + source, a.key_norm, position, line);
-        warp_wait();
-        if (valid)
+    // Each warp takes a query or a new key at a time. Each part of the rows writes the same keys and values, and reads
+    // only what it wrote.
+    int fresh = max(from, past), jobs = rows + max(0, to - fresh);
+    for (int turn = 0; turn < jobs; turn += WARPS) {
+        int job = turn + warp;
+        bool valid = job < jobs, asks = job < rows;
+        int of = asks ? (begin + job) / group : fresh + job - rows - past;
+        const u16 *source = asks ? a.query + (long)(first + of) * a.query_stride +
+                                       (kv_head * group + begin + job - of * group) * a.head
+                                 : a.key + (long)(first + of) * a.key_stride + kv_head * a.head;
+        float *line = asks ? queries + job * a.head : lines + warp * LONGEST;
+        const u16 *norm = asks ? a.query_norm : a.key_norm;
+        prepare<ELEMENT>(a, valid, source, norm, past + of, line);
+        if (valid && !asks) {
+            const u16 *value = a.value + (long)(first + of) * a.key_stride + kv_head * a.head;
+            long to = place(slot(past + of));
             for (int i = lane; i < a.head; i += LANES) {
-                a.keys[slot(position) + i] = narrow<ELEMENT>(line[i]);
-                a.values[slot(position) + i] = a.value[source + i];
+                a.keys[to + i] = narrow<ELEMENT>(line[i]);
+                a.values[to + i] = value[i];
             }
-        warp_wait();
+        }
     }
     if (thread < ROWS) share.maxima[thread] = minus_inf(), share.totals[thread] = 0;
     __syncthreads();
 
     int words = a.head / WIDE, readers = TEAM / words; // of values: so many threads read the numbers of a head at once
-    int reader = thread / words, word = thread % words;
+    int reader = thread / words, word = thread - reader * words;
     float sums[ROWS][WIDE];
 #pragma unroll
     for (int r = 0; r < ROWS; r++)
@@ -214,7 +206,9 @@ template <int ELEMENT, int ROWS> __device__ void attend(const Attention &a) {
 #pragma unroll
         for (int r = 0; r < ROWS; r++) dots[r] = 0;
         if (thread < count) {
-            const uint4 *key = (const uint4 *)(a.keys + slot(position));
+            int own = slot(position);
+            slots[thread] = own;
+            const uint4 *key = (const uint4 *)(a.keys + place(own));
             const int BATCH = 4; // loads in flight
             for (int w = 0; w < words; w += BATCH) {
                 uint4 loaded[BATCH];
@@ -234,55 +228,73 @@ template <int ELEMENT, int ROWS> __device__ void attend(const Attention &a) {
                 }
             }
         }
+        int own = past + token, turn = member; // the position of the row's token
 #pragma unroll
         for (int r = 0; r < ROWS; r++) {
-            int own = past + (begin + r) / group; // the position of the row's token
             bool seen = thread < count && r < rows && position <= own && (a.window <= 0 || position > own - a.window);
             float score = dots[r] * a.scale;
             if (a.softcap > 0) score = a.softcap * tanhf(score / a.softcap);
             scores[r * TEAM + thread] = seen ? score : minus_inf();
+            if (++turn == group) turn = 0, own++;
         }
         __syncthreads();
-        for (int r = warp; r < ROWS + warp; r += WARPS) {
-            float *row = scores + min(r, ROWS - 1) * TEAM, max = minus_inf(), sum = 0;
+        const int AHEAD = 4; // loads of values that the softmax hides
+        uint4 ahead[AHEAD];
 #pragma unroll
-            for (int i = 0; i < WARPS; i++) max = fmaxf(max, row[lane + i * LANES]);
-            float before = share.maxima[min(r, ROWS - 1)];
-            max = fmaxf(warp_max(max), before);
-            float weights[WARPS];
+        for (int k = 0; k < AHEAD; k++) {
+            int i = reader + k * readers;
+            if (reader < readers && i < count) ahead[k] = ((const uint4 *)(a.values + place(slots[i])))[word];
+        }
+#pragma unroll
+        for (int turn = 0; turn < ROWS; turn += WARPS) {
+            int r = turn + warp;
+            bool valid = r < ROWS;
+            float *row = scores + r * TEAM, weights[WARPS], before = valid ? share.maxima[r] : 0, max = before, sum = 0;
 #pragma unroll
             for (int i = 0; i < WARPS; i++) {
-                weights[i] = max > minus_inf() ? expf(row[lane + i * LANES] - max) : 0;
+                weights[i] = valid ? row[lane + i * LANES] : 0;
+                max = fmaxf(max, weights[i]);
+            }
+            max = warp_max(max);
+#pragma unroll
+            for (int i = 0; i < WARPS; i++) {
+                weights[i] = max > minus_inf() ? __expf(weights[i] - max) : 0;
                 sum += weights[i];
             }
             sum = warp_sum(sum);
-            if (r >= ROWS) continue;
+            if (!valid) continue;
 #pragma unroll
             for (int i = 0; i < WARPS; i++) row[lane + i * LANES] = weights[i];
             if (lane == 0) {
-                float shrink = before > minus_inf() ? expf(before - max) : 0;
+                float shrink = before > minus_inf() ? __expf(before - max) : 0;
                 share.maxima[r] = max, shrinks[r] = shrink, share.totals[r] = share.totals[r] * shrink + sum;
             }
         }
         __syncthreads();
         if (reader < readers) {
+            if (tile > from)
 #pragma unroll
-            for (int r = 0; r < ROWS; r++) {
-                float shrink = shrinks[r];
+                for (int r = 0; r < ROWS; r++) {
+                    float shrink = shrinks[r];
 #pragma unroll
-                for (int k = 0; k < WIDE; k++) sums[r][k] *= shrink;
-            }
-#pragma unroll 4
-            for (int i = reader; i < count; i += readers) {
+                    for (int k = 0; k < WIDE; k++) sums[r][k] *= shrink;
+                }
+            auto take = [&](const uint4 &loaded, int i) {
                 float numbers[WIDE];
-                unpack<ELEMENT>(((const uint4 *)(a.values + slot(tile + i)))[word], numbers);
+                unpack<ELEMENT>(loaded, numbers);
 #pragma unroll
                 for (int r = 0; r < ROWS; r++) {
                     float weight = scores[r * TEAM + i];
 #pragma unroll
                     for (int k = 0; k < WIDE; k++) sums[r][k] += weight * numbers[k];
                 }
-            }
+            };
+#pragma unroll
+            for (int k = 0; k < AHEAD; k++)
+                if (reader + k * readers < count) take(ahead[k], reader + k * readers);
+#pragma unroll 4
+            for (int i = reader + AHEAD * readers; i < count; i += readers)
+                take(((const uint4 *)(a.values + place(slots[i])))[word], i);
         }
         __syncthreads();
     }
@@ -290,12 +302,13 @@ template <int ELEMENT, int ROWS> __device__ void attend(const Attention &a) {
 #pragma unroll
     for (int r = 0; r < ROWS; r++)
 #pragma unroll
-        for (int k = 0; k < WIDE; k++) memory[(r * WIDE + k) * TEAM + thread] = sums[r][k];
+        for (int k = 0; k < WIDE; k++) memory[(r * WIDE + k) * PITCH + thread] = sums[r][k];
     __syncthreads();
     auto whole = [&](int row, int i) {
         float sum = 0;
-        for (int reader = 0; reader < readers; reader++)
-            sum += memory[(row * WIDE + i % WIDE) * TEAM + reader * words + i / WIDE];
+        const float *part = memory + (row * WIDE + i % WIDE) * PITCH + i / WIDE;
+#pragma unroll 4
+        for (int reader = 0; reader < readers; reader++) sum += part[reader * words];
         return sum;
     };
     if (splits == 1) {
@@ -305,7 +318,8 @@ template <int ELEMENT, int ROWS> __device__ void attend(const Attention &a) {
     // The split that comes last adds up what all have found.
     int unit = blockIdx.y * gridDim.x + blockIdx.x, size = ROWS * (a.head + 2);
     volatile float *found = a.partials + ((long)unit * gridDim.z + split) * size;
-    for (int i = thread; i < rows * a.head; i += TEAM) found[i] = whole(i / a.head, i % a.head);
+    for (int row = 0; row < rows; row++)
+        for (int i = thread; i < a.head; i += TEAM) found[row * a.head + i] = whole(row, i);
     if (thread < ROWS) {
         found[ROWS * a.head + thread] = share.maxima[thread];
         found[ROWS * (a.head + 1) + thread] = share.totals[thread];
@@ -322,16 +336,17 @@ template <int ELEMENT, int ROWS> __device__ void attend(const Attention &a) {
         float max = minus_inf(), total = 0;
         for (int s = 0; s < splits; s++) max = fmaxf(max, found[s * size + ROWS * a.head + thread]);
         for (int s = 0; s < splits; s++) {
-            float own = found[s * size + ROWS * a.head + thread], factor = own > minus_inf() ? expf(own - max) : 0;
+            float own = found[s * size + ROWS * a.head + thread], factor = own > minus_inf() ? __expf(own - max) : 0;
             total += factor * found[s * size + ROWS * (a.head + 1) + thread];
-            queries[s * ROWS + thread] = factor;
+            memory[s * ROWS + thread] = factor;
         }
         share.maxima[thread] = max, share.totals[thread] = total;
     }
     __syncthreads();
     write<ELEMENT, ROWS>(a, kv_head, first, begin, rows, share, [&](int row, int i) {
         float sum = 0;
-        for (int s = 0; s < splits; s++) sum += queries[s * ROWS + row] * found[s * size + row * a.head + i];
+#pragma unroll 4
+        for (int s = 0; s < splits; s++) sum += memory[s * ROWS + row] * found[s * size + row * a.head + i];
         return sum;
     });
 }

@@ -14,6 +14,8 @@
 #define __global__
 #define __device__
 #define __noinline__
+#define __forceinline__
+#define __expf expf
 #define __align__(bytes) __attribute__((aligned(bytes)))
 #define __launch_bounds__(threads)
 #define __shared__ static
