@@ -164,7 +164,7 @@ impl<C: Chance> Front<'_, C> {
         let (settings, token) = (self.settings, self.token);
         let sums = &mut self.workspace.sums;
         let best = combination.greedy(row, || {
-            on_device = add_on_device(sums.as_deref_mut(), settings, row, token)?;
+            on_device = add_on_device(sums.as_deref_mut(), settings, row, token, None)?;
             if on_device {
                 return sums.as_ref().expect("it has made the sum").sum().best();
             }
@@ -180,7 +180,9 @@ impl<C: Chance> Front<'_, C> {
     fn add_on_device(&mut self) -> Result<bool> {
         let (lanes, position) = (&*self.lanes, self.position);
         let row = |model: usize| lanes[model].as_ref().expect("a look-up has no rows").row(position);
-        let done = add_on_device(self.workspace.sums.as_deref_mut(), self.settings, row, self.token)?;
+        // A token is drawn only where none is pending.
+        let uniform = if self.token.is_none() { self.chance.share(self.key(Purpose::Target)) } else { None };
+        let done = add_on_device(self.workspace.sums.as_deref_mut(), self.settings, row, self.token, uniform)?;
         self.workspace.is_on_device = done;
         Ok(done)
     }
@@ -257,6 +259,7 @@ impl<C: Chance> Front<'_, C> {
     /// Make the residual on the GPU, if all rows that it takes are there. Returns its sum.
     fn residual_on_device(&mut self, target: Target, proposer: usize, certain: Option<usize>) -> Result<Option<f64>> {
         let (lanes, position) = (&*self.lanes, self.position);
+        let uniform = self.chance.share(self.key(Purpose::Residual));
         let term =
             |model: usize, weight: f32| lanes[model].as_ref().expect("a look-up has no rows").term(position, weight);
         let Some(sums) = self.workspace.sums.as_deref_mut() else { return Ok(None) };
@@ -269,7 +272,7 @@ impl<C: Chance> Front<'_, C> {
         };
         match target {
             Target::Row(model) => match term(model, 1.0) {
-                Some(target) => sums.residual(&mut std::iter::once(target).chain(proposal), certain),
+                Some(target) => sums.residual(&mut std::iter::once(target).chain(proposal), certain, uniform),
                 None => Ok(None),
             },
             Target::Mixture => {
@@ -277,10 +280,10 @@ impl<C: Chance> Front<'_, C> {
                 if parts().any(|part| part.is_none()) {
                     return Ok(None);
                 }
-                sums.residual(&mut parts().flatten().chain(proposal), certain)
+                sums.residual(&mut parts().flatten().chain(proposal), certain, uniform)
             }
             Target::Sum(distribution) if self.workspace.is_on_device => match sums.sum().term(&distribution, 1.0) {
-                Some(target) => sums.residual(&mut std::iter::once(target).chain(proposal), certain),
+                Some(target) => sums.residual(&mut std::iter::once(target).chain(proposal), certain, uniform),
                 None => Ok(None),
             },
             Target::Token(_) | Target::Sum(_) => Ok(None),
@@ -354,6 +357,7 @@ fn add_on_device<'a>(
     settings: &Settings,
     row: impl Fn(usize) -> Row<'a>,
     token: Option<usize>,
+    uniform: Option<f64>,
 ) -> Result<bool> {
     let combination = &settings.combination;
     let Some(sums) = sums else { return Ok(false) };
@@ -378,5 +382,5 @@ fn add_on_device<'a>(
     }
     let judge = judge.and_then(|(model, distance)| row(model).place().map(|place| (place, place.max + distance)));
     let mut parts = combination.parts().filter_map(|each| part(each).ok().flatten());
-    sums.add(&mut parts, judge, settings.sampler.filter(), token.unwrap_or(0))
+    sums.add(&mut parts, judge, settings.sampler.filter(), token.unwrap_or(0), uniform)
 }

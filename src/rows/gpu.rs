@@ -2,14 +2,14 @@
 
 use std::sync::Arc;
 
-use bytemuck::Zeroable;
+use bytemuck::{Pod, Zeroable};
 use ort::value::TensorElementType;
 
-use super::device::{CHUNKS, Control, Ring, SLOTS, Summary, code, failed, token_of};
+use super::device::{CHUNKS, Control, Drawn, Ring, SLOTS, code, failed, token_of};
 use super::distribution::Distribution;
 use super::filter::Filter;
 use super::row::{self, DeviceRow, DeviceRows, DeviceSums, Row};
-use crate::cuda::{Device, HostBuffer, Queue, THREADS, argument};
+use crate::cuda::{Device, DeviceBuffer, HostBuffer, Queue, THREADS, argument};
 use crate::error::{Error, Result};
 
 impl DeviceRows for Ring {
@@ -34,7 +34,10 @@ impl DeviceRows for Ring {
     fn draw(&self, position: usize, share: f64) -> Result<Option<usize>> {
         let slot = position % SLOTS;
         match self.summary_at(slot).distribution(self.held[slot].1) {
-            Some(kept) => self.draw_kept(slot, position, kept?, share).map(Some).map_err(|error| self.failed(error)),
+            Some(kept) => {
+                kept?;
+                self.draw_at(position, share).map(Some).map_err(|error| self.failed(error))
+            }
             None => Ok(None),
         }
     }
@@ -90,15 +93,24 @@ struct KernelTerms {
     padding: i32,
 }
 
+/// A residual that was made, and the last token that was drawn from it; none where it is 0.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Zeroable, Pod)]
+struct Residual {
+    total: f64,
+    drawn: Drawn,
+}
+
 /// Computes with rows of several models on one GPU.
 struct GpuSums {
     /// The sum, in the one slot there is.
     sum: Ring,
     control: HostBuffer,
     /// The sum of the residual in each chunk.
-    sums: HostBuffer,
-    drawn: HostBuffer,
-    /// The parts of the last residual.
+    sums: DeviceBuffer,
+    /// The [`Residual`] that was made last. The GPU writes it.
+    residual: HostBuffer,
+    /// Its parts.
     terms: KernelTerms,
     device: Arc<Device>,
     vocab: usize,
@@ -112,8 +124,8 @@ impl GpuSums {
         Ok(Some(GpuSums {
             sum,
             control: HostBuffer::zeroed(device, size_of::<Control>())?,
-            sums: HostBuffer::zeroed(device, 8 * CHUNKS)?,
-            drawn: HostBuffer::zeroed(device, size_of::<Summary>())?,
+            sums: DeviceBuffer::zeroed(device, 8 * CHUNKS)?,
+            residual: HostBuffer::zeroed(device, size_of::<Residual>())?,
             terms: KernelTerms::zeroed(),
             device: device.clone(),
             vocab,
@@ -130,6 +142,26 @@ impl GpuSums {
             terms.count += 1;
         }
         Some(terms)
+    }
+
+    /// Queue the kernel that draws from the residual whose chunks were summed: at `share`, or if that is negative, at
+    /// `uniform` of the whole.
+    fn queue_pick(&self, queue: &Queue, terms: &KernelTerms, mut uniform: f64, mut share: f64) -> ort::Result<()> {
+        let (mut terms, mut sums, mut out) = (*terms, self.sums.place(), self.residual.bytes().as_ptr() as u64);
+        let arguments = &mut [
+            argument(&mut terms),
+            argument(&mut sums),
+            argument(&mut uniform),
+            argument(&mut share),
+            argument(&mut out),
+        ];
+        // SAFETY: the arguments are those of the kernel; rows stay until their sequences run again.
+        unsafe { queue.run(self.device.kernels()?.pick, (1, 1, 1), THREADS as u32, arguments) }
+    }
+
+    /// The residual that was made last.
+    fn made(&self) -> Residual {
+        bytemuck::pod_read_unaligned(self.residual.bytes())
     }
 
     /// Put work on the stream and wait for it.
@@ -149,12 +181,13 @@ impl DeviceSums for GpuSums {
         judge: Option<(DeviceRow, f32)>,
         filter: Filter,
         token: usize,
+        uniform: Option<f64>,
     ) -> Result<bool> {
         let judged = judge.map(|(row, _)| row::Term::of_scores(row, 0.0));
         let Some(mut terms) = self.terms(parts.chain(judged)) else { return Ok(false) };
         let (mut judged, mut floor) = (i32::from(judge.is_some()), judge.map_or(0.0, |(_, floor)| floor));
-        self.sum.set_filter(filter);
-        let control = self.sum.addressed(Control::of_one(filter, self.vocab, token));
+        self.sum.prepare(filter, uniform.map(|uniform| [uniform; 2]));
+        let control = self.sum.addressed(Control::of_one(filter, self.vocab, token, uniform));
         self.control.bytes_mut().copy_from_slice(bytemuck::bytes_of(&control));
         let control = self.control.bytes().as_ptr() as u64;
         self.work(|queue| {
@@ -173,41 +206,39 @@ impl DeviceSums for GpuSums {
         Row::Device(&self.sum, 0)
     }
 
-    fn residual(&mut self, parts: &mut dyn Iterator<Item = row::Term>, certain: Option<usize>) -> Result<Option<f64>> {
+    fn residual(
+        &mut self,
+        parts: &mut dyn Iterator<Item = row::Term>,
+        certain: Option<usize>,
+        uniform: Option<f64>,
+    ) -> Result<Option<f64>> {
         let Some(mut terms) = self.terms(parts) else { return Ok(None) };
         terms.without = certain.map_or(-1, token_of);
-        let mut sums = self.sums.bytes().as_ptr() as u64;
+        let mut sums = self.sums.place();
         let arguments = &mut [argument(&mut terms), argument(&mut sums)];
-        // SAFETY: the arguments are those of the kernel; rows stay until their sequences run again.
-        self.work(|queue| unsafe {
-            queue.run(self.device.kernels()?.residual, (CHUNKS as u32, 1, 1), THREADS as u32, arguments)
+        self.work(|queue| {
+            // SAFETY: the arguments are those of the kernel; rows stay until their sequences run again.
+            unsafe {
+                queue.run(self.device.kernels()?.residual, (CHUNKS as u32, 1, 1), THREADS as u32, arguments)?;
+            }
+            self.queue_pick(queue, &terms, uniform.unwrap_or(0.0), -1.0)
         })?;
         self.terms = terms;
-        Ok(Some(bytemuck::cast_slice::<u8, f64>(self.sums.bytes()).iter().sum()))
+        Ok(Some(self.made().total))
     }
 
     fn draw_residual(&self, share: f64) -> Result<usize> {
-        let (mut left, mut chunk) = (share, 0);
-        for (index, &sum) in bytemuck::cast_slice::<u8, f64>(self.sums.bytes()).iter().enumerate() {
-            if sum > 0.0 {
-                chunk = index as i32;
-                if left < sum {
-                    break;
-                }
-                left -= sum; // rounding may lead behind the last chunk; then the rest is too much of it
-            }
+        let mut drawn = self.made().drawn;
+        if drawn.share != share {
+            self.work(|queue| self.queue_pick(queue, &self.terms, 0.0, share))?;
+            drawn = self.made().drawn;
         }
-        let (mut terms, mut out) = (self.terms, self.drawn.bytes().as_ptr() as u64);
-        let arguments = &mut [argument(&mut terms), argument(&mut chunk), argument(&mut left), argument(&mut out)];
-        // SAFETY: the arguments are those of the kernel; rows stay until their sequences run again.
-        self.work(|queue| unsafe { queue.run(self.device.kernels()?.pick, (1, 1, 1), THREADS as u32, arguments) })?;
-        let drawn: Summary = bytemuck::pod_read_unaligned(self.drawn.bytes());
         usize::try_from(drawn.token)
             .map_err(|_| Error::Internal("a draw from a residual on the GPU found no token".into()))
     }
 
     fn bytes(&self) -> usize {
-        self.sum.bytes() + self.control.len() + self.sums.len() + self.drawn.len()
+        self.sum.bytes() + self.control.len() + self.sums.len() + self.residual.len()
     }
 }
 
@@ -218,5 +249,6 @@ mod tests {
     #[test]
     fn sizes_are_those_of_the_kernels() {
         assert_eq!((size_of::<KernelTerm>(), size_of::<KernelTerms>()), (40, 40 * TERMS + 16));
+        assert_eq!(size_of::<Residual>(), 24);
     }
 }

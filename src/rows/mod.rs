@@ -15,6 +15,6 @@ pub(crate) mod widen;
 
 pub use distribution::{Best, Distribution, NEAR_TIE, argmax, maximum};
 pub use filter::Filter;
-pub use row::{DeviceResidual, DeviceRow, DeviceRows, DeviceSums, Row, Term, WeightedRow};
+pub use row::{DeviceResidual, DeviceRow, DeviceRows, DeviceSums, Row, Term, Uniforms, WeightedRow};
 pub use sampling::{Candidates, Sampler};
 pub use weights::Weights;

@@ -89,6 +89,9 @@ impl<'a> Row<'a> {
     }
 }
 
+/// Where tokens may be drawn from a row: as shares of the whole.
+pub type Uniforms = [f64; 2];
+
 /// Rows of one sequence that stay on a device, by position.
 pub trait DeviceRows {
     /// All scores of a row, copied to the host.
@@ -105,7 +108,8 @@ pub trait DeviceRows {
     fn distribution(&self, position: usize, filter: Filter) -> Option<Result<Distribution>>;
 
     /// The token at which the sum of weights from the front passes `share`, for what [`DeviceRows::distribution`] gave;
-    /// `None` if that takes all scores.
+    /// `None` if that takes all scores. A token that was drawn with the pass is known: the row, the filter and the share
+    /// alone decide it.
     fn draw(&self, position: usize, share: f64) -> Result<Option<usize>>;
 
     /// Where a row is, for kernels that take several.
@@ -122,14 +126,16 @@ pub trait DeviceRows {
 /// the sum.
 pub trait DeviceSums: Send {
     /// Make the weighted sum of rows. A token is impossible where any part gives minus infinity, and where the judge, a
-    /// row with a least score, is below that score. The sum answers for `filter` and for the score of `token` without a
-    /// copy. Returns false, and makes nothing, if the device cannot do that for these rows.
+    /// row with a least score, is below that score. The sum answers for `filter`, for the score of `token`, and for a
+    /// draw at the share `uniform`, if there is one, without a copy. Returns false, and makes nothing, if the device
+    /// cannot do that for these rows.
     fn add(
         &mut self,
         parts: &mut dyn Iterator<Item = Term>,
         judge: Option<(DeviceRow, f32)>,
         filter: Filter,
         token: usize,
+        uniform: Option<f64>,
     ) -> Result<bool>;
 
     /// The sum that was made last.
@@ -137,10 +143,16 @@ pub trait DeviceSums: Send {
 
     /// Make a residual `max(0, t − q)` (Eq. 6), where the last part is the proposal `q` and the others sum up to the
     /// target `t`. For a proposal that was `certain`, all parts are the target, and the residual is the target without
-    /// that token. Returns the sum of the residual; `None` if the device cannot do that for these rows.
-    fn residual(&mut self, parts: &mut dyn Iterator<Item = Term>, certain: Option<usize>) -> Result<Option<f64>>;
+    /// that token. Returns the sum of the residual; `None` if the device cannot do that for these rows. A token is drawn
+    /// at the share `uniform`, if there is one.
+    fn residual(
+        &mut self,
+        parts: &mut dyn Iterator<Item = Term>,
+        certain: Option<usize>,
+        uniform: Option<f64>,
+    ) -> Result<Option<f64>>;
 
-    /// The token at which the sum of the residual from the front passes `share`.
+    /// The token at which the sum of the residual from the front passes `share`. It is known if it was drawn before.
     fn draw_residual(&self, share: f64) -> Result<usize>;
 
     /// Bytes of the buffers, which never grow.

@@ -4,7 +4,7 @@
 use std::any::Any;
 use std::cell::Cell;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crate::common::{PROMPT, SAMPLINGS, Sampling, World, combinations, decoder, ways};
 use cos::config::Combine;
@@ -16,7 +16,7 @@ use cos::engine::participant::Participant;
 use cos::engine::session::{Options, Session, State};
 use cos::error::Error;
 use cos::model::{Cancel, Interrupt, Model, Pass, Report, Sequence};
-use cos::rows::{DeviceRow, DeviceRows, DeviceSums, Distribution, Filter, Row};
+use cos::rows::{DeviceRow, DeviceRows, DeviceSums, Distribution, Filter, Row, Uniforms};
 
 /// A model whose sequences answer questions. Once `fails` is set, every question is an error.
 struct Answering {
@@ -24,11 +24,15 @@ struct Answering {
     fails: Arc<AtomicBool>,
     /// Whether every question about a filter is answered. Otherwise every third position has no answer.
     knows: bool,
+    /// Draws that the last pass could have made, and others.
+    draws: Arc<[AtomicU64; 2]>,
 }
 
 struct Answers {
     inner: Box<dyn Sequence>,
     filter: Filter,
+    uniforms: Option<Uniforms>,
+    draws: Arc<[AtomicU64; 2]>,
     copied: Cell<u64>,
     fails: Arc<AtomicBool>,
     knows: bool,
@@ -119,7 +123,10 @@ impl DeviceRows for Answers {
 
     fn draw(&self, position: usize, share: f64) -> Result<Option<usize>, Error> {
         self.working()?;
-        let Some((_, weights)) = self.kept(position) else { return Ok(None) };
+        let Some((kept, weights)) = self.kept(position) else { return Ok(None) };
+        let is_share = |uniform: &f64| uniform * kept.total() == share;
+        let is_foreseen = position == self.inner.len() && self.uniforms.is_some_and(|all| all.iter().any(is_share));
+        self.draws[usize::from(!is_foreseen)].fetch_add(1, Ordering::Relaxed);
         let mut left = share;
         let drawn = weights.iter().position(|weight| {
             left -= weight;
@@ -164,7 +171,8 @@ impl Model for Answering {
 
     fn start(&self, cancel: &Arc<Cancel>) -> Result<Box<dyn Sequence>, Error> {
         let (inner, fails) = (self.inner.model().unwrap().start(cancel)?, self.fails.clone());
-        Ok(Box::new(Answers { inner, filter: Filter::plain(0.0), copied: Cell::new(0), fails, knows: self.knows }))
+        let (filter, copied, knows, draws) = (Filter::plain(0.0), Cell::new(0), self.knows, self.draws.clone());
+        Ok(Box::new(Answers { inner, filter, uniforms: None, draws, copied, fails, knows }))
     }
 
     fn forward(&self, batch: &mut [Pass<'_>]) -> Result<Report, Interrupt> {
@@ -172,9 +180,9 @@ impl Model for Answering {
         for pass in batch {
             let sequence: &mut dyn Any = pass.sequence;
             let sequence: &mut Answers = sequence.downcast_mut().expect("a sequence of another model");
-            sequence.filter = pass.filter;
-            let (tokens, keep, filter) = (pass.tokens, pass.keep, pass.filter);
-            let inner = Pass { sequence: sequence.inner.as_mut(), tokens, keep, filter };
+            let Pass { tokens, keep, filter, uniforms, .. } = *pass;
+            (sequence.filter, sequence.uniforms) = (filter, uniforms);
+            let inner = Pass { sequence: sequence.inner.as_mut(), tokens, keep, filter, uniforms };
             report = Some(self.inner.model().unwrap().forward(&mut [inner])?);
         }
         Ok(report.unwrap())
@@ -182,10 +190,40 @@ impl Model for Answering {
 }
 
 fn answering(models: &[Participant], fails: &Arc<AtomicBool>, knows: bool) -> Vec<Participant> {
+    counting(models, fails, knows, &Arc::default())
+}
+
+/// Models that count draws.
+fn counting(
+    models: &[Participant],
+    fails: &Arc<AtomicBool>,
+    knows: bool,
+    draws: &Arc<[AtomicU64; 2]>,
+) -> Vec<Participant> {
     let answer = |inner: &Participant| {
-        Participant::from(Arc::new(Answering { inner: inner.clone(), fails: fails.clone(), knows }))
+        let (fails, draws) = (fails.clone(), draws.clone());
+        Participant::from(Arc::new(Answering { inner: inner.clone(), fails, knows, draws }))
     };
     models.iter().map(answer).collect()
+}
+
+/// Every token that is drawn from one row is drawn at a share that the decoder told the pass of that row, whatever was
+/// rejected before and however weights change.
+#[test]
+fn passes_are_told_of_every_draw() {
+    let draws = Arc::<[AtomicU64; 2]>::default();
+    let models = counting(&World::Related.models(2, 5), &Arc::default(), true, &draws);
+    for combination in combinations(2) {
+        for sampling in SAMPLINGS {
+            for way in ways(2, &combination, sampling) {
+                let mut decoder = decoder(&models, &combination, sampling, &way, &[], 30, CounterRng::new(3));
+                decoder.prompt(&PROMPT).unwrap();
+                while decoder.round().unwrap().1.is_none() {}
+            }
+        }
+    }
+    let [foreseen, others] = draws.each_ref().map(|count| count.load(Ordering::Relaxed));
+    assert!(foreseen > 1000 && others == 0, "{others} draws were not foreseen, {foreseen} were");
 }
 
 /// With the same random numbers, every strategy decodes the same text from answers as from rows.
