@@ -1,5 +1,5 @@
-// CUDA kernels on rows of several models: sums, residuals, and draws from these. They are compiled behind rows.cu, and
-// src/rows/gpu.rs launches them.
+// CUDA kernels on rows of several models: sums, residuals, and draws from these, for several sequences at once. They
+// are compiled behind rows.cu, and src/rows/sums.rs launches them.
 
 // A row as a term of a sum. `floor` and `cut` are the result of its filters.
 struct Term {
@@ -19,12 +19,45 @@ struct Terms {
     int padding;
 };
 
+// A sum that is asked for. If `judged`, the last term is not summed; tokens whose score in it is below `floor` get
+// minus infinity.
+struct Blend {
+    Terms terms;
+    int judged;
+    float floor;
+};
+
+// A residual that was made.
+struct Residual {
+    double total;
+    Drawn drawn;
+};
+
+// A residual that is asked for, and a draw from it: at `share`, or if that is negative, at `uniform` times the whole.
+struct Rest {
+    Terms terms;
+    double *sums; // by chunk
+    Residual *out;
+    double uniform, share;
+};
+
+// Copy a question to shared memory, with all threads of a block.
+template <typename T> __device__ void load(T &to, const T *from) {
+    for (int i = threadIdx.x; i < (int)(sizeof(T) / sizeof(u32)); i += blockDim.x)
+        ((u32 *)&to)[i] = ((const u32 *)from)[i];
+    __syncthreads();
+}
+
 // Sum rows, each times its scale. The sum is NaN if a score is NaN or plus infinity, and minus infinity if a score is
-// minus infinity. If `judged`, the last term is not summed; tokens whose score in it is below `floor` get minus
-// infinity. A term with a rate adds its weights instead of its scores.
-extern "C" __global__ void weigh(Terms terms, int judged, float floor, float *out) {
+// minus infinity. A term with a rate adds its weights instead of its scores. Some blocks for each sum, whose row in
+// `out` has its number.
+extern "C" __global__ void weigh(const Blend *asked, float *out) {
     const float INF = __int_as_float(0x7f800000);
-    int count = terms.count - judged;
+    __shared__ Blend of;
+    load(of, asked + blockIdx.y);
+    const Terms &terms = of.terms;
+    int count = terms.count - of.judged;
+    out += (long)blockIdx.y * terms.vocab;
     for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < terms.vocab; i += gridDim.x * blockDim.x) {
         float sum = 0;
         bool impossible = false, bad = false;
@@ -38,9 +71,9 @@ extern "C" __global__ void weigh(Terms terms, int judged, float floor, float *ou
             impossible |= score == -INF;
             sum = __fadd_rn(sum, __fmul_rn((float)terms.terms[k].scale, score));
         }
-        if (judged) {
+        if (of.judged) {
             float score = to_float(terms.terms[count].row, terms.terms[count].element, i);
-            impossible |= score < floor;
+            impossible |= score < of.floor;
             bad |= !(score < INF);
         }
         out[i] = bad ? nan() : impossible ? -INF : sum;
@@ -62,8 +95,11 @@ __device__ float left_over(const Terms &terms, int i) {
     return weight > 0 ? weight : 0;
 }
 
-// Sum the residual weights of each chunk. One block for each chunk.
-extern "C" __global__ void residual(Terms terms, double *sums) {
+// Sum the residual weights of each chunk. One block for each (chunk, residual).
+extern "C" __global__ void residual(const Rest *asked) {
+    __shared__ Rest of;
+    load(of, asked + blockIdx.y);
+    const Terms &terms = of.terms;
     int chunk = blockIdx.x, thread = threadIdx.x;
     int length = (terms.vocab + CHUNKS - 1) / CHUNKS;
     int begin = min(terms.vocab, chunk * length), end = min(terms.vocab, begin + length);
@@ -76,29 +112,25 @@ extern "C" __global__ void residual(Terms terms, double *sums) {
         if (thread < half) totals[thread] += totals[thread + half];
         __syncthreads();
     }
-    if (thread == 0) sums[chunk] = totals[0];
+    if (thread == 0) of.sums[chunk] = totals[0];
 }
 
-// A residual that was made.
-struct Residual {
-    double total;
-    Drawn drawn;
-};
-
-// Draw the token at which the cumulative sum of residual weights exceeds `share`, or if that is negative, `uniform`
-// times their sum. `sums` are those of `residual`. One block.
-extern "C" __global__ void pick(Terms terms, const double *sums, double uniform, double share, Residual *out) {
+// Draw the token at which the cumulative sum of residual weights exceeds the share. `residual` has summed the chunks.
+// One block for each residual.
+extern "C" __global__ void pick(const Rest *asked) {
+    __shared__ Rest of;
+    load(of, asked + blockIdx.x);
+    const Terms &terms = of.terms;
     int thread = threadIdx.x;
-    __shared__ double sums_of[THREADS], total, left;
+    __shared__ double sums_of[THREADS], total, share, left;
     __shared__ int chunk;
-    if (thread < CHUNKS) sums_of[thread] = sums[thread];
+    if (thread < CHUNKS) sums_of[thread] = of.sums[thread];
     __syncthreads();
     if (thread == 0) {
         total = 0, chunk = 0;
         for (int i = 0; i < CHUNKS; i++) total += sums_of[i];
         // The host asks for the share that it computes like this. A fused multiplication would round otherwise.
-        if (share < 0) share = __dmul_rn(uniform, total);
-        left = share;
+        left = share = of.share < 0 ? __dmul_rn(of.uniform, total) : of.share;
         for (int i = 0; i < CHUNKS; i++) {
             if (sums_of[i] <= 0) continue;
             chunk = i;
@@ -133,6 +165,6 @@ extern "C" __global__ void pick(Terms terms, const double *sums, double uniform,
             before += weight;
             if (before > left) break;
         }
-        *out = {total, {share, token, 0}};
+        *of.out = {total, {share, token, 0}};
     }
 }

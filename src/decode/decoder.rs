@@ -57,6 +57,8 @@ pub struct Need {
 pub enum Step {
     /// It needs the passes in [`Decoder::needs`].
     Run,
+    /// It needs the answer to [`Workspace::question`], if that was deferred. The next step must have the same workspace.
+    Ask,
     /// The round has ended, and has committed at least one token.
     Committed,
     /// The sequence had ended before; nothing was done.
@@ -282,7 +284,7 @@ impl<C: Chance> Decoder<C> {
         Ok(())
     }
 
-    /// Go on with the round, or begin one, until passes are needed or the round has ended.
+    /// Go on with the round, or begin one, until passes or an answer are needed, or the round has ended.
     ///
     /// On an error the sequence is as it was before the round.
     pub fn step(&mut self, workspace: &mut Workspace) -> Result<Step> {
@@ -290,6 +292,9 @@ impl<C: Chance> Decoder<C> {
             return Err(Error::InvalidArgument("the session has no tokens yet; give it a prompt first".into()));
         }
         workspace.prepare(&self.state.lanes);
+        if !self.schedule.asks() {
+            workspace.forget();
+        }
         self.observe_passes(workspace);
         if let Some(model) = self.probed {
             return Ok(self.step_probe(model));
@@ -308,6 +313,7 @@ impl<C: Chance> Decoder<C> {
                 self.ask_for_passes();
                 Ok(Step::Run)
             }
+            Ok(Next::Ask) => Ok(Step::Ask),
             Ok(Next::Done) => {
                 self.settle();
                 Ok(Step::Committed)

@@ -10,7 +10,8 @@ use crate::error::{Error, Result};
 use crate::rows::{Best, Candidates, DeviceResidual, DeviceSums, Distribution, Row, Term, argmax, maximum};
 
 /// Buffers that deciding a position takes. They hold nothing from one step to the next, so that any number of decoders
-/// over the same models may take turns with one workspace.
+/// over the same models may take turns with one workspace. Between a question and the step that uses its answer, the
+/// workspace is its decoder's alone.
 pub struct Workspace {
     /// A row of probabilities: what is left of a target.
     residual: Vec<f32>,
@@ -21,6 +22,8 @@ pub struct Workspace {
     /// What combines rows on a GPU; made when rows on a GPU are first seen.
     sums: Option<Box<dyn DeviceSums>>,
     has_sums: bool,
+    /// Whether questions to a GPU are deferred.
+    defers: bool,
     /// Whether the last sum was made on the GPU. Otherwise it is in `scores`.
     is_on_device: bool,
 }
@@ -34,6 +37,7 @@ impl Workspace {
             candidates: Candidates::new(vocab_size),
             sums: None,
             has_sums: false,
+            defers: false,
             is_on_device: false,
         }
     }
@@ -43,7 +47,31 @@ impl Workspace {
         if !self.has_sums {
             self.has_sums = true;
             self.sums = lanes.iter().flatten().find_map(|lane| lane.sequence.device_rows()?.sums());
+            if let Some(sums) = self.sums.as_mut().filter(|_| self.defers) {
+                sums.defer();
+            }
         }
+    }
+
+    /// Defer questions about sums of rows on a GPU, so that they are answered together with others. To be called before
+    /// the first step.
+    pub fn defer(&mut self) {
+        self.defers = true;
+    }
+
+    /// Whether there is a question that is not answered.
+    pub fn asks(&self) -> bool {
+        self.sums.as_ref().is_some_and(|sums| sums.asks())
+    }
+
+    /// The question of the last step, if it has ended with one.
+    pub fn question(&mut self) -> Option<&mut dyn DeviceSums> {
+        self.sums.as_deref_mut().filter(|sums| sums.asks())
+    }
+
+    /// Forget questions and their answers.
+    pub fn forget(&mut self) {
+        self.sums.iter_mut().for_each(|sums| sums.forget());
     }
 
     /// Sums of rows that were copied from a GPU to the host so far.

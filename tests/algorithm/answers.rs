@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crate::common::{PROMPT, SAMPLINGS, Sampling, World, combinations, decoder, ways};
+use crate::sums::{Asked, HostSums};
 use cos::config::Combine;
 use cos::decode::chance::CounterRng;
 use cos::decode::combine::Function;
@@ -18,29 +19,84 @@ use cos::error::Error;
 use cos::model::{Cancel, Interrupt, Model, Pass, Report, Sequence};
 use cos::rows::{DeviceRow, DeviceRows, DeviceSums, Distribution, Filter, Row, Uniforms};
 
-/// A model whose sequences answer questions. Once `fails` is set, every question is an error.
+/// A model whose sequences answer questions.
 struct Answering {
     inner: Participant,
+    ways: Ways,
+}
+
+/// How sequences answer.
+#[derive(Clone, Default)]
+pub struct Ways {
+    /// Once it is set, every question is an error.
     fails: Arc<AtomicBool>,
-    /// Whether every question about a filter is answered. Otherwise every third position has no answer.
-    knows: bool,
+    /// Whether some questions about a filter are not answered: at every third position.
+    forgets: bool,
     /// Draws that the last pass could have made, and others.
     draws: Arc<[AtomicU64; 2]>,
+    /// For sequences that make sums and residuals, and whose passes are combined.
+    asked: Option<Arc<Asked>>,
+}
+
+impl Ways {
+    /// Sequences that make sums and residuals.
+    pub fn asking(asked: &Arc<Asked>) -> Self {
+        Ways { asked: Some(asked.clone()), ..Ways::default() }
+    }
 }
 
 struct Answers {
     inner: Box<dyn Sequence>,
     filter: Filter,
     uniforms: Option<Uniforms>,
-    draws: Arc<[AtomicU64; 2]>,
     copied: Cell<u64>,
-    fails: Arc<AtomicBool>,
-    knows: bool,
+    vocab: usize,
+    ways: Ways,
+}
+
+/// What a filter keeps of a row, and the weights of all tokens.
+pub fn kept(row: &[f32], filter: Filter) -> (Distribution, Vec<f64>) {
+    let Filter { rate, top_k, top_p, distance } = filter;
+    let mut order: Vec<usize> = (0..row.len()).collect();
+    order.sort_by(|&a, &b| row[b].total_cmp(&row[a]));
+    let max = row[order[0]];
+    let mut weights: Vec<f64> = row.iter().map(|score| (f64::from(score - max) * f64::from(rate)).exp()).collect();
+    let mut out = order.split_off(if top_k == 0 { order.len() } else { top_k.min(order.len()) });
+    if top_p < 1.0 {
+        let mut left = f64::from(top_p) * order.iter().map(|&token| weights[token]).sum::<f64>();
+        let reaches = |&token: &usize| {
+            left -= weights[token];
+            left <= 0.0
+        };
+        let length = order.iter().position(reaches).map_or(order.len(), |last| last + 1);
+        out.extend(order.split_off(length));
+    }
+    let (least, last) = (max + distance, *order.last().expect("a token is kept"));
+    let (floor, cut) = if row[last] < least || out.is_empty() { (least, usize::MAX) } else { (row[last], last + 1) };
+    out.into_iter().chain(order.into_iter().filter(|&token| row[token] < least)).for_each(|token| weights[token] = 0.0);
+    let known = Distribution::known(filter, max, weights.iter().sum(), floor, cut);
+    (known.unwrap(), weights)
+}
+
+/// The best token of a row, its score, and the largest of all others.
+pub fn best(row: &[f32]) -> Option<(usize, f32, f32)> {
+    let best = (0..row.len()).rev().max_by(|&a, &b| row[a].total_cmp(&row[b]))?;
+    let others = row.iter().enumerate().filter(|(token, _)| *token != best);
+    Some((best, row[best], others.map(|(_, &score)| score).fold(f32::NEG_INFINITY, f32::max)))
+}
+
+/// Where the sum of weights from the front passes a share.
+pub fn find(weights: &[f64], share: f64) -> Option<usize> {
+    let mut left = share;
+    weights.iter().position(|weight| {
+        left -= weight;
+        left < 0.0
+    })
 }
 
 impl Answers {
     fn working(&self) -> Result<(), Error> {
-        if self.fails.load(Ordering::Relaxed) { Err(Error::Runtime("planted".into())) } else { Ok(()) }
+        if self.ways.fails.load(Ordering::Relaxed) { Err(Error::Runtime("planted".into())) } else { Ok(()) }
     }
 
     fn host_row(&self, position: usize) -> &[f32] {
@@ -49,33 +105,10 @@ impl Answers {
 
     /// What the filter keeps of a row, and the weights of the kept tokens.
     fn kept(&self, position: usize) -> Option<(Distribution, Vec<f64>)> {
-        let Filter { rate, top_k, top_p, distance } = self.filter;
-        if !self.knows && !self.filter.is_plain() && position.is_multiple_of(3) {
+        if self.ways.forgets && !self.filter.is_plain() && position.is_multiple_of(3) {
             return None;
         }
-        let row = self.host_row(position);
-        let mut order: Vec<usize> = (0..row.len()).collect();
-        order.sort_by(|&a, &b| row[b].total_cmp(&row[a]));
-        let max = row[order[0]];
-        let mut weights: Vec<f64> = row.iter().map(|score| (f64::from(score - max) * f64::from(rate)).exp()).collect();
-        let mut out = order.split_off(if top_k == 0 { order.len() } else { top_k.min(order.len()) });
-        if top_p < 1.0 {
-            let mut left = f64::from(top_p) * order.iter().map(|&token| weights[token]).sum::<f64>();
-            let reaches = |&token: &usize| {
-                left -= weights[token];
-                left <= 0.0
-            };
-            let length = order.iter().position(reaches).map_or(order.len(), |last| last + 1);
-            out.extend(order.split_off(length));
-        }
-        let (least, last) = (max + distance, *order.last()?);
-        let (floor, cut) =
-            if row[last] < least || out.is_empty() { (least, usize::MAX) } else { (row[last], last + 1) };
-        out.into_iter()
-            .chain(order.into_iter().filter(|&token| row[token] < least))
-            .for_each(|token| weights[token] = 0.0);
-        let known = Distribution::known(self.filter, max, weights.iter().sum(), floor, cut);
-        Some((known.unwrap(), weights))
+        Some(kept(self.host_row(position), self.filter))
     }
 }
 
@@ -110,10 +143,7 @@ impl DeviceRows for Answers {
     }
 
     fn best(&self, position: usize) -> Option<(usize, f32, f32)> {
-        let row = self.host_row(position);
-        let best = (0..row.len()).rev().max_by(|&a, &b| row[a].total_cmp(&row[b]))?;
-        let others = row.iter().enumerate().filter(|(token, _)| *token != best);
-        Some((best, row[best], others.map(|(_, &score)| score).fold(f32::NEG_INFINITY, f32::max)))
+        best(self.host_row(position))
     }
 
     fn distribution(&self, position: usize, filter: Filter) -> Option<Result<Distribution, Error>> {
@@ -126,17 +156,14 @@ impl DeviceRows for Answers {
         let Some((kept, weights)) = self.kept(position) else { return Ok(None) };
         let is_share = |uniform: &f64| uniform * kept.total() == share;
         let is_foreseen = position == self.inner.len() && self.uniforms.is_some_and(|all| all.iter().any(is_share));
-        self.draws[usize::from(!is_foreseen)].fetch_add(1, Ordering::Relaxed);
-        let mut left = share;
-        let drawn = weights.iter().position(|weight| {
-            left -= weight;
-            left < 0.0
-        });
-        Ok(drawn)
+        self.ways.draws[usize::from(!is_foreseen)].fetch_add(1, Ordering::Relaxed);
+        Ok(find(&weights, share))
     }
 
-    fn place(&self, _: usize) -> Option<DeviceRow> {
-        None
+    fn place(&self, position: usize) -> Option<DeviceRow> {
+        self.ways.asked.as_ref()?;
+        let row = self.host_row(position);
+        Some(DeviceRow::new(0, row.as_ptr() as u64, 0, best(row)?.1))
     }
 
     fn copied(&self) -> u64 {
@@ -144,7 +171,7 @@ impl DeviceRows for Answers {
     }
 
     fn sums(&self) -> Option<Box<dyn DeviceSums>> {
-        None
+        Some(Box::new(HostSums::new(self.vocab, self.ways.asked.as_ref()?)))
     }
 }
 
@@ -170,9 +197,13 @@ impl Model for Answering {
     }
 
     fn start(&self, cancel: &Arc<Cancel>) -> Result<Box<dyn Sequence>, Error> {
-        let (inner, fails) = (self.inner.model().unwrap().start(cancel)?, self.fails.clone());
-        let (filter, copied, knows, draws) = (Filter::plain(0.0), Cell::new(0), self.knows, self.draws.clone());
-        Ok(Box::new(Answers { inner, filter, uniforms: None, draws, copied, fails, knows }))
+        let (inner, vocab) = (self.inner.model().unwrap().start(cancel)?, self.vocab_size());
+        let (filter, copied, ways) = (Filter::plain(0.0), Cell::new(0), self.ways.clone());
+        Ok(Box::new(Answers { inner, filter, uniforms: None, copied, vocab, ways }))
+    }
+
+    fn batches(&self) -> bool {
+        self.ways.asked.is_some()
     }
 
     fn forward(&self, batch: &mut [Pass<'_>]) -> Result<Report, Interrupt> {
@@ -189,20 +220,10 @@ impl Model for Answering {
     }
 }
 
-fn answering(models: &[Participant], fails: &Arc<AtomicBool>, knows: bool) -> Vec<Participant> {
-    counting(models, fails, knows, &Arc::default())
-}
-
-/// Models that count draws.
-fn counting(
-    models: &[Participant],
-    fails: &Arc<AtomicBool>,
-    knows: bool,
-    draws: &Arc<[AtomicU64; 2]>,
-) -> Vec<Participant> {
+pub fn answering(models: &[Participant], ways: &Ways) -> Vec<Participant> {
     let answer = |inner: &Participant| {
-        let (fails, draws) = (fails.clone(), draws.clone());
-        Participant::from(Arc::new(Answering { inner: inner.clone(), fails, knows, draws }))
+        let (inner, ways) = (inner.clone(), ways.clone());
+        Participant::from(Arc::new(Answering { inner, ways }))
     };
     models.iter().map(answer).collect()
 }
@@ -211,8 +232,8 @@ fn counting(
 /// rejected before and however weights change.
 #[test]
 fn passes_are_told_of_every_draw() {
-    let draws = Arc::<[AtomicU64; 2]>::default();
-    let models = counting(&World::Related.models(2, 5), &Arc::default(), true, &draws);
+    let answers = Ways::default();
+    let models = answering(&World::Related.models(2, 5), &answers);
     for combination in combinations(2) {
         for sampling in SAMPLINGS {
             for way in ways(2, &combination, sampling) {
@@ -222,7 +243,7 @@ fn passes_are_told_of_every_draw() {
             }
         }
     }
-    let [foreseen, others] = draws.each_ref().map(|count| count.load(Ordering::Relaxed));
+    let [foreseen, others] = answers.draws.each_ref().map(|count| count.load(Ordering::Relaxed));
     assert!(foreseen > 1000 && others == 0, "{others} draws were not foreseen, {foreseen} were");
 }
 
@@ -230,7 +251,7 @@ fn passes_are_told_of_every_draw() {
 #[test]
 fn answers_give_the_text_of_rows() {
     let models = World::Related.models(2, 5);
-    let told = [true, false].map(|knows| answering(&models, &Arc::default(), knows));
+    let told = [false, true].map(|forgets| answering(&models, &Ways { forgets, ..Ways::default() }));
     let (mut texts, mut others) = (0, 0);
     for combination in combinations(2) {
         for sampling in SAMPLINGS {
@@ -256,7 +277,7 @@ fn answers_give_the_text_of_rows() {
 #[test]
 fn answers_give_the_log_probabilities_of_rows() {
     let models = World::Related.models(2, 5);
-    let told = answering(&models, &Arc::default(), true);
+    let told = answering(&models, &Ways::default());
     let engines = [models, told].map(|models| {
         let combine = Combine::Weighted { weights: vec![0.3, 0.7] };
         Arc::new(Engine::new(models, combine, Vec::new(), None).unwrap())
@@ -291,7 +312,7 @@ fn answers_give_the_log_probabilities_of_rows() {
 #[test]
 fn a_device_that_fails_is_an_error() {
     let fails = Arc::new(AtomicBool::new(false));
-    let models = answering(&World::Related.models(2, 5), &fails, true);
+    let models = answering(&World::Related.models(2, 5), &Ways { fails: fails.clone(), ..Ways::default() });
     let sampling = SAMPLINGS[0];
     for combination in combinations(2) {
         for way in ways(2, &combination, sampling) {
@@ -333,7 +354,7 @@ fn way(sampling: Sampling, strategy: Strategy, targets: Targets) -> Options {
 /// them.
 #[test]
 fn rows_that_are_read_are_counted() {
-    let models = answering(&World::Related.models(2, 5), &Arc::default(), true);
+    let models = answering(&World::Related.models(2, 5), &Ways::default());
     let engine = Engine::new(models, Combine::Weighted { weights: vec![0.5, 0.5] }, Vec::new(), None).unwrap();
     let engine = Arc::new(engine);
     let (plain, greedy, standard) = (Sampling::PLAIN, Sampling::GREEDY, Strategy::Standard);
@@ -382,7 +403,7 @@ fn rows_that_are_read_are_counted() {
 /// Rows that a failed round has read are counted too.
 #[test]
 fn rows_that_a_failed_round_has_read_are_counted() {
-    let models = answering(&World::Related.models(2, 5), &Arc::default(), true);
+    let models = answering(&World::Related.models(2, 5), &Ways::default());
     let engine = Engine::new(models, Combine::Weighted { weights: vec![0.5, 0.5] }, Vec::new(), None).unwrap();
     let engine = Arc::new(engine);
     let fails = Arc::new(AtomicBool::new(false));

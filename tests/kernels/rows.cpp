@@ -281,7 +281,9 @@ static void residuals_are_of_what_is_kept() {
         if (certain >= 0) left[certain] = 0;
         terms.count = 2, terms.vocab = vocab;
         std::vector<double> sums(CHUNKS);
-        launch({(unsigned)CHUNKS}, THREADS, [&] { residual(terms, sums.data()); });
+        Residual out = {};
+        Rest asked = {terms, sums.data(), &out, 0, -1};
+        launch({(unsigned)CHUNKS}, THREADS, [&] { residual(&asked); });
         int length = (vocab + CHUNKS - 1) / CHUNKS;
         for (int chunk = 0; chunk < CHUNKS; chunk++) {
             double expected = 0;
@@ -290,17 +292,17 @@ static void residuals_are_of_what_is_kept() {
             CHECK(fabs(sums[chunk] - expected) < 1e-6, "%g, not %g", sums[chunk], expected);
             if (expected < 1e-4) continue;
             double before = std::accumulate(sums.begin(), sums.begin() + chunk, 0.0);
-            Residual out = {};
-            launch({1}, THREADS, [&] { pick(terms, sums.data(), 0, before + sums[chunk] * uniform(), &out); });
+            asked.share = before + sums[chunk] * uniform();
+            launch({1}, THREADS, [&] { pick(&asked); });
             int token = out.drawn.token;
             CHECK(token / length == chunk && left[token] > 0, "token %d, %g", token, left[token]);
         }
         // A draw at a share of the whole is that at the share itself.
         double at = round % 7 ? uniform() : 0, total = std::accumulate(sums.begin(), sums.end(), 0.0);
-        Residual by_uniform = {}, by_share = {};
-        launch({1}, THREADS, [&] { pick(terms, sums.data(), at, -1, &by_uniform); });
-        launch({1}, THREADS, [&] { pick(terms, sums.data(), 0, at * total, &by_share); });
-        CHECK(memcmp(&by_uniform, &by_share, sizeof by_share) == 0 && by_share.total == total, "%g", at);
+        Residual results[2] = {};
+        Rest both[] = {{terms, sums.data(), results, at, -1}, {terms, sums.data(), results + 1, 0, at * total}};
+        launch({2}, THREADS, [&] { pick(both); });
+        CHECK(memcmp(results, results + 1, sizeof(Residual)) == 0 && results->total == total, "%g", at);
     }
 }
 
@@ -340,6 +342,53 @@ static void passes_draw_as_questions_do() {
         for (const Drawn &out : summary.drawn) CHECK(out.share == -1, "%g", out.share);
     }
     CHECK(drawn > 60, "%d", drawn);
+}
+
+// Questions that are answered together get what each would get alone.
+static void sums_are_made_together() {
+    const int vocab = 700, count = 5;
+    std::vector<World> worlds(3, World(0, vocab, vocab));
+    for (World &world : worlds) world.pass({random_row(vocab, below(4))}, 7, 0);
+    std::vector<Blend> asked(count);
+    std::vector<double> chunks(count * CHUNKS);
+    std::vector<Residual> residuals(count);
+    std::vector<Rest> rests(count);
+    for (int s = 0; s < count; s++) {
+        asked[s].terms.count = 2 + s % 2, asked[s].terms.vocab = vocab, asked[s].terms.without = -1;
+        for (int t = 0; t < asked[s].terms.count; t++)
+            asked[s].terms.terms[t] = {worlds[t].row(7), uniform() - 0.3, worlds[t].summaries[7].max,
+                                       s == 4 ? 1.f : 0.f, 0, NONE, -INFINITY, 0};
+        asked[s].judged = asked[s].terms.count == 3, asked[s].floor = worlds[2].summaries[7].max - 3;
+        rests[s] = {asked[s].terms, chunks.data() + s * CHUNKS, &residuals[s], uniform(), -1};
+        for (Term &term : rests[s].terms.terms) term.rate = 1, term.scale = 0.2 + 0.1 * s;
+    }
+    std::vector<float> together(count * vocab), alone(vocab);
+    launch({7, (unsigned)count}, THREADS, [&] { weigh(asked.data(), together.data()); });
+    launch({(unsigned)CHUNKS, (unsigned)count}, THREADS, [&] { residual(rests.data()); });
+    launch({(unsigned)count}, THREADS, [&] { pick(rests.data()); });
+    for (int s = 0; s < count; s++) {
+        launch({3}, THREADS, [&] { weigh(&asked[s], alone.data()); });
+        CHECK(memcmp(alone.data(), together.data() + s * vocab, vocab * sizeof(float)) == 0, "sum %d", s);
+        for (int i = 0; i < vocab; i++) {
+            float expected = 0;
+            int summed = asked[s].terms.count - asked[s].judged;
+            bool impossible = asked[s].judged && ((float *)worlds[2].row(7))[i] < asked[s].floor;
+            for (int t = 0; t < summed; t++) {
+                const Term &term = asked[s].terms.terms[t];
+                float score = ((float *)term.row)[i];
+                expected += (float)term.scale * (term.rate > 0 ? expf(score - term.max) : score);
+                impossible |= term.rate == 0 && score == -INFINITY;
+            }
+            if (impossible) expected = -INFINITY;
+            CHECK(alone[i] == expected || fabs(alone[i] - expected) < 1e-5, "%g, not %g", alone[i], expected);
+        }
+        Residual one = {};
+        Rest rest = rests[s];
+        rest.out = &one;
+        launch({(unsigned)CHUNKS}, THREADS, [&] { residual(&rest); });
+        launch({1}, THREADS, [&] { pick(&rest); });
+        CHECK(memcmp(&one, &residuals[s], sizeof one) == 0 && one.total > 0, "residual %d of %g", s, one.total);
+    }
 }
 
 // Sequences that share a pass get what each would get alone.
@@ -385,6 +434,7 @@ int main() {
     masked_rows_are_filtered_too();
     filters_keep_what_the_sampler_does();
     residuals_are_of_what_is_kept();
+    sums_are_made_together();
     passes_draw_as_questions_do();
     sequences_share_a_pass();
     return 0;
