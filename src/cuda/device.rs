@@ -57,7 +57,7 @@ impl AttentionKernels {
     }
 }
 
-/// The functions of `kernels/rows.cu`.
+/// The functions of `kernels/`.
 #[derive(Debug)]
 pub struct Kernels {
     /// Copies between the host and the GPU.
@@ -70,6 +70,8 @@ pub struct Kernels {
     pub filter: sys::CUfunction,
     /// Draws a token.
     pub draw: sys::CUfunction,
+    /// Draws tokens from the last row of each sequence of a pass.
+    pub draw_last: sys::CUfunction,
     /// Sums rows with weights.
     pub weigh: sys::CUfunction,
     /// Sums the residual distribution of a rejected proposal.
@@ -92,6 +94,7 @@ impl Kernels {
                 summarise: function(c"summarise")?,
                 filter: function(c"filter")?,
                 draw: function(c"draw")?,
+                draw_last: function(c"draw_last")?,
                 weigh: function(c"weigh")?,
                 residual: function(c"residual")?,
                 pick: function(c"pick")?,

@@ -10,11 +10,12 @@ mod gpu;
 pub mod kernels;
 mod row;
 mod sampling;
+mod sums;
 mod weights;
 pub(crate) mod widen;
 
 pub use distribution::{Best, Distribution, NEAR_TIE, argmax, maximum};
 pub use filter::Filter;
-pub use row::{DeviceResidual, DeviceRow, DeviceRows, DeviceSums, Row, Term, WeightedRow};
+pub use row::{DeviceAnswers, DeviceResidual, DeviceRow, DeviceRows, DeviceSums, Row, Term, Uniforms, WeightedRow};
 pub use sampling::{Candidates, Sampler};
 pub use weights::Weights;

@@ -4,9 +4,10 @@
 use std::any::Any;
 use std::cell::Cell;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crate::common::{PROMPT, SAMPLINGS, Sampling, World, combinations, decoder, ways};
+use crate::sums::{Asked, HostSums};
 use cos::config::Combine;
 use cos::decode::chance::CounterRng;
 use cos::decode::combine::Function;
@@ -16,27 +17,86 @@ use cos::engine::participant::Participant;
 use cos::engine::session::{Options, Session, State};
 use cos::error::Error;
 use cos::model::{Cancel, Interrupt, Model, Pass, Report, Sequence};
-use cos::rows::{DeviceRow, DeviceRows, DeviceSums, Distribution, Filter, Row};
+use cos::rows::{DeviceRow, DeviceRows, DeviceSums, Distribution, Filter, Row, Uniforms};
 
-/// A model whose sequences answer questions. Once `fails` is set, every question is an error.
+/// A model whose sequences answer questions.
 struct Answering {
     inner: Participant,
+    ways: Ways,
+}
+
+/// How sequences answer.
+#[derive(Clone, Default)]
+pub struct Ways {
+    /// Once it is set, every question is an error.
     fails: Arc<AtomicBool>,
-    /// Whether every question about a filter is answered. Otherwise every third position has no answer.
-    knows: bool,
+    /// Whether some questions about a filter are not answered: at every third position.
+    forgets: bool,
+    /// Draws that the last pass could have made, and others.
+    draws: Arc<[AtomicU64; 2]>,
+    /// For sequences that make sums and residuals, and whose passes are combined.
+    asked: Option<Arc<Asked>>,
+}
+
+impl Ways {
+    /// Sequences that make sums and residuals.
+    pub fn asking(asked: &Arc<Asked>) -> Self {
+        Ways { asked: Some(asked.clone()), ..Ways::default() }
+    }
 }
 
 struct Answers {
     inner: Box<dyn Sequence>,
     filter: Filter,
+    uniforms: Option<Uniforms>,
     copied: Cell<u64>,
-    fails: Arc<AtomicBool>,
-    knows: bool,
+    vocab: usize,
+    ways: Ways,
+}
+
+/// What a filter keeps of a row, and the weights of all tokens.
+pub fn kept(row: &[f32], filter: Filter) -> (Distribution, Vec<f64>) {
+    let Filter { rate, top_k, top_p, distance } = filter;
+    let mut order: Vec<usize> = (0..row.len()).collect();
+    order.sort_by(|&a, &b| row[b].total_cmp(&row[a]));
+    let max = row[order[0]];
+    let mut weights: Vec<f64> = row.iter().map(|score| (f64::from(score - max) * f64::from(rate)).exp()).collect();
+    let mut out = order.split_off(if top_k == 0 { order.len() } else { top_k.min(order.len()) });
+    if top_p < 1.0 {
+        let mut left = f64::from(top_p) * order.iter().map(|&token| weights[token]).sum::<f64>();
+        let reaches = |&token: &usize| {
+            left -= weights[token];
+            left <= 0.0
+        };
+        let length = order.iter().position(reaches).map_or(order.len(), |last| last + 1);
+        out.extend(order.split_off(length));
+    }
+    let (least, last) = (max + distance, *order.last().expect("a token is kept"));
+    let (floor, cut) = if row[last] < least || out.is_empty() { (least, usize::MAX) } else { (row[last], last + 1) };
+    out.into_iter().chain(order.into_iter().filter(|&token| row[token] < least)).for_each(|token| weights[token] = 0.0);
+    let known = Distribution::known(filter, max, weights.iter().sum(), floor, cut);
+    (known.unwrap(), weights)
+}
+
+/// The best token of a row, its score, and the largest of all others.
+pub fn best(row: &[f32]) -> Option<(usize, f32, f32)> {
+    let best = (0..row.len()).rev().max_by(|&a, &b| row[a].total_cmp(&row[b]))?;
+    let others = row.iter().enumerate().filter(|(token, _)| *token != best);
+    Some((best, row[best], others.map(|(_, &score)| score).fold(f32::NEG_INFINITY, f32::max)))
+}
+
+/// Where the sum of weights from the front passes a share.
+pub fn find(weights: &[f64], share: f64) -> Option<usize> {
+    let mut left = share;
+    weights.iter().position(|weight| {
+        left -= weight;
+        left < 0.0
+    })
 }
 
 impl Answers {
     fn working(&self) -> Result<(), Error> {
-        if self.fails.load(Ordering::Relaxed) { Err(Error::Runtime("planted".into())) } else { Ok(()) }
+        if self.ways.fails.load(Ordering::Relaxed) { Err(Error::Runtime("planted".into())) } else { Ok(()) }
     }
 
     fn host_row(&self, position: usize) -> &[f32] {
@@ -45,33 +105,10 @@ impl Answers {
 
     /// What the filter keeps of a row, and the weights of the kept tokens.
     fn kept(&self, position: usize) -> Option<(Distribution, Vec<f64>)> {
-        let Filter { rate, top_k, top_p, distance } = self.filter;
-        if !self.knows && !self.filter.is_plain() && position.is_multiple_of(3) {
+        if self.ways.forgets && !self.filter.is_plain() && position.is_multiple_of(3) {
             return None;
         }
-        let row = self.host_row(position);
-        let mut order: Vec<usize> = (0..row.len()).collect();
-        order.sort_by(|&a, &b| row[b].total_cmp(&row[a]));
-        let max = row[order[0]];
-        let mut weights: Vec<f64> = row.iter().map(|score| (f64::from(score - max) * f64::from(rate)).exp()).collect();
-        let mut out = order.split_off(if top_k == 0 { order.len() } else { top_k.min(order.len()) });
-        if top_p < 1.0 {
-            let mut left = f64::from(top_p) * order.iter().map(|&token| weights[token]).sum::<f64>();
-            let reaches = |&token: &usize| {
-                left -= weights[token];
-                left <= 0.0
-            };
-            let length = order.iter().position(reaches).map_or(order.len(), |last| last + 1);
-            out.extend(order.split_off(length));
-        }
-        let (least, last) = (max + distance, *order.last()?);
-        let (floor, cut) =
-            if row[last] < least || out.is_empty() { (least, usize::MAX) } else { (row[last], last + 1) };
-        out.into_iter()
-            .chain(order.into_iter().filter(|&token| row[token] < least))
-            .for_each(|token| weights[token] = 0.0);
-        let known = Distribution::known(self.filter, max, weights.iter().sum(), floor, cut);
-        Some((known.unwrap(), weights))
+        Some(kept(self.host_row(position), self.filter))
     }
 }
 
@@ -106,10 +143,7 @@ impl DeviceRows for Answers {
     }
 
     fn best(&self, position: usize) -> Option<(usize, f32, f32)> {
-        let row = self.host_row(position);
-        let best = (0..row.len()).rev().max_by(|&a, &b| row[a].total_cmp(&row[b]))?;
-        let others = row.iter().enumerate().filter(|(token, _)| *token != best);
-        Some((best, row[best], others.map(|(_, &score)| score).fold(f32::NEG_INFINITY, f32::max)))
+        best(self.host_row(position))
     }
 
     fn distribution(&self, position: usize, filter: Filter) -> Option<Result<Distribution, Error>> {
@@ -119,17 +153,17 @@ impl DeviceRows for Answers {
 
     fn draw(&self, position: usize, share: f64) -> Result<Option<usize>, Error> {
         self.working()?;
-        let Some((_, weights)) = self.kept(position) else { return Ok(None) };
-        let mut left = share;
-        let drawn = weights.iter().position(|weight| {
-            left -= weight;
-            left < 0.0
-        });
-        Ok(drawn)
+        let Some((kept, weights)) = self.kept(position) else { return Ok(None) };
+        let is_share = |uniform: &f64| uniform * kept.total() == share;
+        let is_foreseen = position == self.inner.len() && self.uniforms.is_some_and(|all| all.iter().any(is_share));
+        self.ways.draws[usize::from(!is_foreseen)].fetch_add(1, Ordering::Relaxed);
+        Ok(find(&weights, share))
     }
 
-    fn place(&self, _: usize) -> Option<DeviceRow> {
-        None
+    fn place(&self, position: usize) -> Option<DeviceRow> {
+        self.ways.asked.as_ref()?;
+        let row = self.host_row(position);
+        Some(DeviceRow::new(0, row.as_ptr() as u64, 0, best(row)?.1))
     }
 
     fn copied(&self) -> u64 {
@@ -137,7 +171,7 @@ impl DeviceRows for Answers {
     }
 
     fn sums(&self) -> Option<Box<dyn DeviceSums>> {
-        None
+        Some(Box::new(HostSums::new(self.vocab, self.ways.asked.as_ref()?)))
     }
 }
 
@@ -163,8 +197,13 @@ impl Model for Answering {
     }
 
     fn start(&self, cancel: &Arc<Cancel>) -> Result<Box<dyn Sequence>, Error> {
-        let (inner, fails) = (self.inner.model().unwrap().start(cancel)?, self.fails.clone());
-        Ok(Box::new(Answers { inner, filter: Filter::plain(0.0), copied: Cell::new(0), fails, knows: self.knows }))
+        let (inner, vocab) = (self.inner.model().unwrap().start(cancel)?, self.vocab_size());
+        let (filter, copied, ways) = (Filter::plain(0.0), Cell::new(0), self.ways.clone());
+        Ok(Box::new(Answers { inner, filter, uniforms: None, copied, vocab, ways }))
+    }
+
+    fn batches(&self) -> bool {
+        self.ways.asked.is_some()
     }
 
     fn forward(&self, batch: &mut [Pass<'_>]) -> Result<Report, Interrupt> {
@@ -172,27 +211,47 @@ impl Model for Answering {
         for pass in batch {
             let sequence: &mut dyn Any = pass.sequence;
             let sequence: &mut Answers = sequence.downcast_mut().expect("a sequence of another model");
-            sequence.filter = pass.filter;
-            let (tokens, keep, filter) = (pass.tokens, pass.keep, pass.filter);
-            let inner = Pass { sequence: sequence.inner.as_mut(), tokens, keep, filter };
+            let Pass { tokens, keep, filter, uniforms, .. } = *pass;
+            (sequence.filter, sequence.uniforms) = (filter, uniforms);
+            let inner = Pass { sequence: sequence.inner.as_mut(), tokens, keep, filter, uniforms };
             report = Some(self.inner.model().unwrap().forward(&mut [inner])?);
         }
         Ok(report.unwrap())
     }
 }
 
-fn answering(models: &[Participant], fails: &Arc<AtomicBool>, knows: bool) -> Vec<Participant> {
+pub fn answering(models: &[Participant], ways: &Ways) -> Vec<Participant> {
     let answer = |inner: &Participant| {
-        Participant::from(Arc::new(Answering { inner: inner.clone(), fails: fails.clone(), knows }))
+        let (inner, ways) = (inner.clone(), ways.clone());
+        Participant::from(Arc::new(Answering { inner, ways }))
     };
     models.iter().map(answer).collect()
+}
+
+/// Every token that is drawn from one row is drawn at a share that the decoder told the pass of that row, whatever was
+/// rejected before and however weights change.
+#[test]
+fn passes_are_told_of_every_draw() {
+    let answers = Ways::default();
+    let models = answering(&World::Related.models(2, 5), &answers);
+    for combination in combinations(2) {
+        for sampling in SAMPLINGS {
+            for way in ways(2, &combination, sampling) {
+                let mut decoder = decoder(&models, &combination, sampling, &way, &[], 30, CounterRng::new(3));
+                decoder.prompt(&PROMPT).unwrap();
+                while decoder.round().unwrap().1.is_none() {}
+            }
+        }
+    }
+    let [foreseen, others] = answers.draws.each_ref().map(|count| count.load(Ordering::Relaxed));
+    assert!(foreseen > 1000 && others == 0, "{others} draws were not foreseen, {foreseen} were");
 }
 
 /// With the same random numbers, every strategy decodes the same text from answers as from rows.
 #[test]
 fn answers_give_the_text_of_rows() {
     let models = World::Related.models(2, 5);
-    let told = [true, false].map(|knows| answering(&models, &Arc::default(), knows));
+    let told = [false, true].map(|forgets| answering(&models, &Ways { forgets, ..Ways::default() }));
     let (mut texts, mut others) = (0, 0);
     for combination in combinations(2) {
         for sampling in SAMPLINGS {
@@ -218,7 +277,7 @@ fn answers_give_the_text_of_rows() {
 #[test]
 fn answers_give_the_log_probabilities_of_rows() {
     let models = World::Related.models(2, 5);
-    let told = answering(&models, &Arc::default(), true);
+    let told = answering(&models, &Ways::default());
     let engines = [models, told].map(|models| {
         let combine = Combine::Weighted { weights: vec![0.3, 0.7] };
         Arc::new(Engine::new(models, combine, Vec::new(), None).unwrap())
@@ -253,7 +312,7 @@ fn answers_give_the_log_probabilities_of_rows() {
 #[test]
 fn a_device_that_fails_is_an_error() {
     let fails = Arc::new(AtomicBool::new(false));
-    let models = answering(&World::Related.models(2, 5), &fails, true);
+    let models = answering(&World::Related.models(2, 5), &Ways { fails: fails.clone(), ..Ways::default() });
     let sampling = SAMPLINGS[0];
     for combination in combinations(2) {
         for way in ways(2, &combination, sampling) {
@@ -295,7 +354,7 @@ fn way(sampling: Sampling, strategy: Strategy, targets: Targets) -> Options {
 /// them.
 #[test]
 fn rows_that_are_read_are_counted() {
-    let models = answering(&World::Related.models(2, 5), &Arc::default(), true);
+    let models = answering(&World::Related.models(2, 5), &Ways::default());
     let engine = Engine::new(models, Combine::Weighted { weights: vec![0.5, 0.5] }, Vec::new(), None).unwrap();
     let engine = Arc::new(engine);
     let (plain, greedy, standard) = (Sampling::PLAIN, Sampling::GREEDY, Strategy::Standard);
@@ -344,7 +403,7 @@ fn rows_that_are_read_are_counted() {
 /// Rows that a failed round has read are counted too.
 #[test]
 fn rows_that_a_failed_round_has_read_are_counted() {
-    let models = answering(&World::Related.models(2, 5), &Arc::default(), true);
+    let models = answering(&World::Related.models(2, 5), &Ways::default());
     let engine = Engine::new(models, Combine::Weighted { weights: vec![0.5, 0.5] }, Vec::new(), None).unwrap();
     let engine = Arc::new(engine);
     let fails = Arc::new(AtomicBool::new(false));

@@ -84,7 +84,8 @@ fn texts(vocab: usize) -> [Vec<i32>; 3] {
 fn rows(model: &OnnxModel, text: &[i32]) -> Vec<Vec<f32>> {
     let mut sequence = model.start(&Arc::new(Cancel::default())).expect("memory");
     text.chunks(model.max_pass()).for_each(|tokens| {
-        let mut pass = [Pass { sequence: sequence.as_mut(), tokens, keep: 1, filter: Filter::plain(1.0) }];
+        let mut pass =
+            [Pass { sequence: sequence.as_mut(), tokens, keep: 1, filter: Filter::plain(1.0), uniforms: None }];
         model.forward(&mut pass).expect("models that do not fail");
     });
     (1..=text.len()).map(|position| sequence.row(position).scores().expect("a row on the host").to_vec()).collect()
@@ -130,7 +131,7 @@ fn detour(model: &OnnxModel, texts: &[Vec<i32>; 3], expected: &[Vec<Vec<f32>>], 
     let mut run = |sequence: &mut Box<dyn Sequence>, text: usize, end: usize| {
         let start = sequence.len();
         let (sequence, tokens) = (sequence.as_mut(), &texts[text][start..end]);
-        let mut pass = [Pass { sequence, tokens, keep: end, filter: Filter::plain(1.0) }];
+        let mut pass = [Pass { sequence, tokens, keep: end, filter: Filter::plain(1.0), uniforms: None }];
         model.forward(&mut pass).expect("models that do not fail");
         tally.compare(pass[0].sequence, end, &expected[text]);
         tally.passes += 1;
@@ -179,6 +180,7 @@ fn company(name: &str, passes: usize) -> Result<Tally, String> {
                 tokens,
                 keep: *keep,
                 filter: Filter::plain(1.0),
+                uniforms: None,
             })
             .collect();
         if batch.is_empty() {

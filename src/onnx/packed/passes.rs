@@ -28,7 +28,7 @@ use crate::model::{Admission, Interrupt, Pass, Report, Sequence};
 use crate::onnx::captures::Captures;
 use crate::onnx::sequence::{MAX_PASS, MIN_PASS};
 use crate::onnx::weights::LoadedSession;
-use crate::rows::device::Ring;
+use crate::rows::device::{Ring, Stages};
 
 /// Most buffers for rows that are kept for later passes.
 const MOST_BUFFERS: usize = 8;
@@ -300,10 +300,10 @@ impl PackedPasses {
             let sequence = own(pass.sequence);
             pool.run(sequence.holding);
             let rows = layout.rows.len()..layout.rows.len() + end - wanted;
-            match sequence.control((past, end), wanted, pass.keep, pass.filter) {
+            match sequence.control((past, end), wanted, pass.keep, (pass.filter, pass.uniforms)) {
                 Some(control) => {
                     rows_plan.controls.push(control.at(rows.start));
-                    rows_plan.filters |= !pass.filter.is_plain();
+                    rows_plan.stages = rows_plan.stages.and(Stages::of(pass.filter, pass.uniforms));
                     cut.on_gpu = true;
                 }
                 None => rows_plan.copy(rows),

@@ -11,7 +11,7 @@ use super::pool::{Blocks, Chain, Pool};
 use super::rows::{PassRows, Span};
 use crate::model::{CacheUse, Cancel, Memory, Sequence};
 use crate::rows::device::{Control, Ring, SLOTS};
-use crate::rows::{DeviceRows, Filter, Row};
+use crate::rows::{DeviceRows, Filter, Row, Uniforms};
 
 /// Tokens for which a sequence has memory from the beginning.
 const USUAL_TOKENS: usize = 4096;
@@ -85,13 +85,13 @@ impl PackedSequence {
         (past, end): (usize, usize),
         wanted: usize,
         keep: usize,
-        filter: Filter,
+        (filter, uniforms): (Filter, Option<Uniforms>),
     ) -> Option<Control> {
         let ring = self.ring.as_mut()?;
         if wanted == end || end + 1 - keep.min(wanted + 1) > SLOTS {
             return None;
         }
-        ring.set_filter(filter);
+        ring.prepare(filter, uniforms);
         Some(ring.control(past, &self.tokens[past..end], wanted + 1, end - wanted, 0))
     }
 
