@@ -22,7 +22,7 @@ use crate::error::{Error, Result};
 use crate::learn::estimates::Estimates;
 use crate::learn::observer::{Observer, WINDOW};
 use crate::model::{CacheUse, Memory, Pass, Report, Sequence};
-use crate::rows::Uniforms;
+use crate::rows::PassUniforms;
 
 /// One who takes part in decoding a sequence.
 pub enum Proposer {
@@ -57,7 +57,7 @@ pub struct Need {
 pub enum Step {
     /// It needs the passes in [`Decoder::needs`].
     Run,
-    /// It needs the answer to [`Workspace::question`], if that was deferred. The next step must have the same workspace.
+    /// It needs the answer to [`Workspace::question`], which was deferred. The next step takes the same workspace.
     Ask,
     /// The round has ended, and has committed at least one token.
     Committed,
@@ -627,7 +627,7 @@ impl<C: Chance> DecoderState<C> {
 
 /// Where a proposal and the target's token are drawn from a row, if one is drawn from it now: from the row behind all
 /// tokens, and in this epoch.
-fn uniforms<C: Chance>(chance: &C, settings: &Settings, epoch: u32, position: usize) -> Option<Uniforms> {
+fn uniforms<C: Chance>(chance: &C, settings: &Settings, epoch: u32, position: usize) -> Option<PassUniforms> {
     if settings.sampler.is_greedy() {
         return None;
     }

@@ -92,7 +92,7 @@ impl<'a> Row<'a> {
 }
 
 /// Where tokens may be drawn from a row: as shares of the whole.
-pub type Uniforms = [f64; 2];
+pub type PassUniforms = [f64; 2];
 
 /// Rows of one sequence that stay on a device, by position.
 pub trait DeviceRows {
@@ -110,8 +110,8 @@ pub trait DeviceRows {
     fn distribution(&self, position: usize, filter: Filter) -> Option<Result<Distribution>>;
 
     /// The token at which the sum of weights from the front passes `share`, for what [`DeviceRows::distribution`] gave;
-    /// `None` if that takes all scores. A token that was drawn with the pass is known: the row, the filter and the share
-    /// alone decide it.
+    /// `None` if that takes all scores. A token that was drawn with the pass is known, since the row, the filter and the
+    /// share alone decide it.
     fn draw(&self, position: usize, share: f64) -> Result<Option<usize>>;
 
     /// Where a row is, for kernels that take several.
@@ -148,8 +148,8 @@ pub trait DeviceSums: Any + Send {
 
     /// Make a residual `max(0, t − q)` (Eq. 6), where the last part is the proposal `q` and the others sum up to the
     /// target `t`. For a proposal that was `certain`, all parts are the target, and the residual is the target without
-    /// that token. Returns the sum of the residual; `None` if the device cannot do that for these rows. A token is drawn
-    /// at the share `uniform`, if there is one.
+    /// that token. A token is drawn at the share `uniform`, if there is one. Returns the sum of the residual; `None` if
+    /// the device cannot do that for these rows.
     fn residual(
         &mut self,
         parts: &mut dyn Iterator<Item = Term>,

@@ -17,7 +17,7 @@ use cos::engine::participant::Participant;
 use cos::engine::session::{Options, Session, State};
 use cos::error::Error;
 use cos::model::{Cancel, Interrupt, Model, Pass, Report, Sequence};
-use cos::rows::{DeviceRow, DeviceRows, DeviceSums, Distribution, Filter, Row, Uniforms};
+use cos::rows::{DeviceRow, DeviceRows, DeviceSums, Distribution, Filter, PassUniforms, Row};
 
 /// A model whose sequences answer questions.
 struct Answering {
@@ -48,7 +48,7 @@ impl Ways {
 struct Answers {
     inner: Box<dyn Sequence>,
     filter: Filter,
-    uniforms: Option<Uniforms>,
+    uniforms: Option<PassUniforms>,
     copied: Cell<u64>,
     vocab: usize,
     ways: Ways,
