@@ -110,8 +110,8 @@ pub trait DeviceRows {
     fn distribution(&self, position: usize, filter: Filter) -> Option<Result<Distribution>>;
 
     /// The token at which the sum of weights from the front passes `share`, for what [`DeviceRows::distribution`] gave;
-    /// `None` if that takes all scores. A token that was drawn with the pass is known, since the row, the filter and the
-    /// share alone decide it.
+    /// `None` if that takes all scores. A token that was drawn with the pass is known, because the row, the filter and
+    /// the share alone decide it.
     fn draw(&self, position: usize, share: f64) -> Result<Option<usize>>;
 
     /// Where a row is, for kernels that take several.
