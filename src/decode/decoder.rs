@@ -422,7 +422,10 @@ impl<C: Chance> Decoder<C> {
         for Ran { need: Need { model, end, .. }, wanted, .. } in &self.ran {
             let lane = lanes[*model].as_ref().expect("a look-up runs no passes");
             for (position, &token) in tokens.iter().enumerate().take(committed.min(end + 1)).skip(*wanted) {
-                if !observer.skips(*model, position) {
+                // The model's next pass tells the score of the token behind this one.
+                let row = || lane.row(position);
+                let is_told = position < *end || settings.sampler.is_greedy() || row().knows(token as usize);
+                if !observer.skips(*model, position) && is_told {
                     let candidates = &mut workspace.candidates;
                     let seen = lane.observation(position, token as usize, &settings.sampler, candidates);
                     seen.into_iter().for_each(|seen| observer.record_score(*model, position, seen));
@@ -619,9 +622,12 @@ impl<C: Chance> DecoderState<C> {
     }
 
     /// The first position that an observer wants a model's row of, if the model runs from `start` on: it was committed
-    /// without it.
+    /// without it, or without a score that this pass tells.
     fn wanted(&self, model: usize, start: usize) -> usize {
-        self.observer.as_ref().map_or(usize::MAX, |observer| observer.first_wanted(model).max(start + 1))
+        let Some(observer) = &self.observer else { return usize::MAX };
+        let rows = self.lanes[model].as_ref().and_then(|lane| lane.sequence.device_rows());
+        let first = if rows.is_some_and(|rows| rows.learns(start)) { start } else { start + 1 };
+        observer.first_wanted(model).max(first)
     }
 }
 

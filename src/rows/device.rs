@@ -220,28 +220,35 @@ impl Ring {
         bytemuck::pod_read_unaligned(&self.summaries.bytes()[slot * size..(slot + 1) * size])
     }
 
-    /// The score of a token at a position that is held.
-    pub(super) fn score_at(&self, position: usize, token: usize) -> ort::Result<f32> {
+    /// The score of a token at a position that is held, if no copy is needed.
+    pub(super) fn known_score(&self, position: usize, token: usize) -> Option<f32> {
         let slot = position % SLOTS;
         if let Some(row) = self.fetched[slot].get() {
-            return Ok(row[token]);
+            return Some(row[token]);
         }
-        let summary = self.summary_at(slot);
+        let (summary, token) = (self.summary_at(slot), token as i32);
         if summary.position == position as i32 {
-            if summary.token == token as i32 {
-                return Ok(summary.score);
+            if summary.token == token {
+                return Some(summary.score);
             }
-            if summary.best == token as i32 && !summary.max.is_nan() {
-                return Ok(summary.max);
+            if summary.best == token && !summary.max.is_nan() {
+                return Some(summary.max);
+            }
+            if let Some(drawn) = summary.drawn.iter().find(|drawn| drawn.share >= 0.0 && drawn.token == token) {
+                return Some(drawn.score);
             }
         }
-        if let (of, drawn, score) = self.drawn.get()
-            && (of, drawn) == (position, token as i32)
-        {
+        let (of, drawn, score) = self.drawn.get();
+        (of, drawn).eq(&(position, token)).then_some(score)
+    }
+
+    /// The score of a token at a position that is held.
+    pub(super) fn score_at(&self, position: usize, token: usize) -> ort::Result<f32> {
+        if let Some(score) = self.known_score(position, token) {
             return Ok(score);
         }
         let mut score = [0.0];
-        let place = self.place_of(slot) + token * size(self.element).unwrap_or(4);
+        let place = self.place_of(position % SLOTS) + token * size(self.element).unwrap_or(4);
         self.copy(place, 1, &mut score)?;
         Ok(score[0])
     }

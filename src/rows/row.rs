@@ -34,6 +34,14 @@ impl<'a> Row<'a> {
         }
     }
 
+    /// Whether [`Row::score`] takes no copy from a device.
+    pub fn knows(self, token: usize) -> bool {
+        match self {
+            Row::Host(_) => true,
+            Row::Device(rows, position) => rows.knows(position, token),
+        }
+    }
+
     /// The best token. [`Error::Numeric`] for a bad row: a NaN, plus infinity, or no finite score at all.
     ///
     /// [`Error::Numeric`]: crate::error::Error::Numeric
@@ -113,6 +121,16 @@ pub trait DeviceRows {
     /// `None` if that takes all scores. A token that was drawn with the pass is known, because the row, the filter and
     /// the share alone decide it.
     fn draw(&self, position: usize, share: f64) -> Result<Option<usize>>;
+
+    /// Whether the score of a token is known without asking the device.
+    fn knows(&self, _position: usize, _token: usize) -> bool {
+        true
+    }
+
+    /// Whether a row is there, so that the pass over the token of its position tells the token's score.
+    fn learns(&self, _position: usize) -> bool {
+        false
+    }
 
     /// Where a row is, for kernels that take several.
     fn place(&self, position: usize) -> Option<DeviceRow>;
