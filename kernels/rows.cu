@@ -374,6 +374,109 @@ template <typename Worth> __device__ void rank(Search &search, int listed, Worth
     accumulate(search.sums, listed);
 }
 
+// A row that is filtered, and how.
+struct Filtered {
+    const char *scores;
+    const float *peaks;
+    int element, vocab, top_k;
+    float top_p, rate, max;
+    float least; // the least score of min-p
+    bool orders; // whether top-k or top-p ends somewhere
+};
+
+__device__ u64 weight_in(const Filtered &row, float score) { return weight_of(score, row.max, row.rate); }
+
+// Sum the weights that are kept, for each chunk.
+__device__ void keep_sum(Search &search, const Filtered &row, float floor, int cut) {
+    u64 sum = 0;
+    scan(search, row.scores, row.element, row.vocab, floor, [&](int token, float score) {
+        if (keeps(score, token, floor, cut)) sum += weight_in(row, score);
+    });
+    if (sum > 0) add(search.chunks[threadIdx.x / 32], sum);
+}
+
+__device__ u64 sum_of_chunks(const Search &search) {
+    u64 all = 0;
+    for (int chunk = 0; chunk < CHUNKS; chunk++) all += value_of(search.chunks[chunk]);
+    return all;
+}
+
+// Search among the best tokens, of which all that are kept are listed then. Returns whether the last one is found.
+// `share` is the sum of weights that ends top-p.
+__device__ bool search_best(Search &search, const Filtered &row, double &share) {
+    const int FEW = 64, MANY = 512; // numbers of best groups whose tokens are listed first, and then
+    const float LEAST = -3.402823466e38f; // the least finite score
+    int thread = threadIdx.x, top_k = row.top_k;
+    bool found = false;
+    sort(search.groups, NEAR);
+    for (int k = top_k > 0 ? top_k : FEW; k <= NEAR; k = MANY) {
+        // At least k tokens reach the k-th best group's score, and seldom many more. Tokens with a score of minus
+        // infinity have no weight and may be many, so they are left out.
+        float lowest = fmaxf(row.orders ? score_of(search.groups[k - 1]) : row.least, LEAST);
+        list_best(search, row.scores, row.peaks, row.element, row.vocab, lowest);
+        __syncthreads();
+        int listed = search.listed;
+        if (listed <= NEAR) {
+            rank(search, listed, [&](float score) { return weight_in(row, score); });
+            int count = top_k > 0 ? min(top_k, listed) : listed;
+            if (top_k > 0) share = row.top_p * (search.sums[count - 1] / ONE);
+            auto reaches = [&](int i) { return row.top_p < 1 && search.sums[i] / ONE >= share; };
+            if (thread < count && (thread == count - 1 || reaches(thread)) && (thread == 0 || !reaches(thread - 1)))
+                search.last = thread;
+            found = !row.orders || top_k > 0 || reaches(count - 1) || lowest == LEAST;
+        }
+        __syncthreads();
+        if (thread == 0) search.listed = 0;
+        __syncthreads();
+        if (found || !row.orders || top_k > 0 || k == MANY) break;
+    }
+    return found;
+}
+
+// Search among all tokens: find the bin of the last token that is kept, then the token in it. A token is worth 1 to
+// top-k, and its weight to top-p. Returns whether it is found.
+__device__ bool search_all(Search &search, const Filtered &row, double share) {
+    int thread = threadIdx.x;
+    for (bool counts = row.top_k > 0;; counts = false) {
+        double enough = counts ? row.top_k : share;
+        auto worth = [&](float score) { return counts ? (u64)ONE : weight_in(row, score); };
+        auto bin_of = [&](float score) { return (int)fminf(BINS - 1, (row.max - score) * row.rate * (BINS / REACH)); };
+        auto reaches = [&](int i, u64 before) { return (before + search.sums[i]) / ONE >= enough; };
+        float lowest = row.max - REACH / row.rate;
+        if (thread < BINS) search.bins[thread] = {0, 0};
+        if (thread == 0) search.bin = BINS;
+        __syncthreads();
+        scan(search, row.scores, row.element, row.vocab, lowest,
+             [&](int, float score) { add(search.bins[bin_of(score)], worth(score)); });
+        __syncthreads();
+        search.sums[thread] = thread < BINS ? value_of(search.bins[thread]) : 0;
+        accumulate(search.sums, BINS);
+        if (thread < BINS && reaches(thread, 0) && (thread == 0 || !reaches(thread - 1, 0))) search.bin = thread;
+        __syncthreads();
+        int bin = search.bin;
+        if (bin == BINS) return false;
+        u64 before = bin > 0 ? search.sums[bin - 1] : 0;
+        scan(search, row.scores, row.element, row.vocab, lowest, [&](int token, float score) {
+            if (bin_of(score) == bin) list(search, token, score);
+        });
+        __syncthreads();
+        int listed = search.listed;
+        if (listed > NEAR) return false;
+        rank(search, listed, worth);
+        if (thread < listed && reaches(thread, before) && (thread == 0 || !reaches(thread - 1, before)))
+            search.last = thread;
+        __syncthreads();
+        if (!counts || row.top_p >= 1) return true;
+        u64 last = search.keys[search.last];
+        keep_sum(search, row, score_of(last), (int)(u32)last + 1);
+        __syncthreads();
+        share = row.top_p * (sum_of_chunks(search) / ONE);
+        __syncthreads();
+        if (thread < CHUNKS) search.chunks[thread] = {0, 0};
+        if (thread == 0) search.listed = 0;
+    }
+}
+
 // Write the result of filters, for the host and for kernels.
 __device__ void settle(Summary *summary, Kept *kept, double total, float floor, int cut) {
     summary->kept = kept->total = total, summary->floor = kept->floor = floor, summary->cut = kept->cut = cut;
@@ -385,135 +488,53 @@ __device__ void settle(Summary *summary, Kept *kept, double total, float floor, 
 extern "C" __global__ void __launch_bounds__(NEAR)
     filter(int element, long columns, const Control *controls) {
     const Control *control = controls + blockIdx.y;
-    const float INF = __int_as_float(0x7f800000), LEAST = -3.402823466e38f; // the least finite score
-    const int FEW = 64, MANY = 512; // numbers of best groups whose tokens are listed first, and then
+    const float INF = __int_as_float(0x7f800000);
     __shared__ Search search;
-    int row = blockIdx.x, thread = threadIdx.x;
-    if (row < control->skipped || row >= control->given) return;
-    int slot = (control->first + row) % ROWS, vocab = control->vocab, length = (vocab + CHUNKS - 1) / CHUNKS,
-        top_k = control->top_k;
-    float top_p = control->top_p, distance = control->distance, rate = control->rate;
-    const char *scores = control->ring + slot * stride_of(columns, element);
+    int index = blockIdx.x, thread = threadIdx.x;
+    if (index < control->skipped || index >= control->given) return;
+    int slot = (control->first + index) % ROWS;
     Kept *kept = control->kept + slot;
-    const float *peaks = control->peaks + slot * CHUNKS * THREADS;
+    Summary *summary = control->summaries + slot;
+    Filtered row = {control->ring + slot * stride_of(columns, element), control->peaks + slot * CHUNKS * THREADS,
+                    element, control->vocab, control->top_k, control->top_p, control->rate, 0, 0, false};
     // Tokens with similar numbers often have similar scores, so a group has tokens of chunks that are far apart.
     float peak = -INF;
-    for (int seen = thread; seen < CHUNKS * THREADS; seen += NEAR) peak = fmaxf(peak, peaks[seen]);
+    for (int seen = thread; seen < CHUNKS * THREADS; seen += NEAR) peak = fmaxf(peak, row.peaks[seen]);
     search.groups[thread] = key_of(peak, thread);
     if (thread < CHUNKS) search.chunks[thread] = {0, 0};
     if (thread == 0) search.listed = 0, kept->cut = -1;
-    join(search.row, control->parts + slot * CHUNKS, rate);
-    float max = search.row.whole.max;
-    if (!(max < INF && max > -INF)) return;
-    Summary *summary = control->summaries + slot;
+    join(search.row, control->parts + slot * CHUNKS, row.rate);
+    row.max = search.row.whole.max;
+    if (!(row.max < INF && row.max > -INF)) return;
     if (!filters(control)) {
         if (thread < CHUNKS) kept->chunks[thread] = search.row.totals[thread];
         if (thread == 0) settle(summary, kept, search.row.whole.total, -INF, NONE);
         return;
     }
-
-    auto weight = [&](float score) { return weight_of(score, max, rate); };
-    auto keep_sum = [&](float floor, int cut) { // sum the weights that are kept, for each chunk
-        u64 sum = 0;
-        scan(search, scores, element, vocab, floor, [&](int token, float score) {
-            if (keeps(score, token, floor, cut)) sum += weight(score);
-        });
-        if (sum > 0) add(search.chunks[thread / 32], sum);
-    };
-    bool orders = top_k > 0 || top_p < 1, found = false;
-    double share = top_p * search.row.whole.total; // the sum of weights that ends top-p
-    float least = __fadd_rn(max, distance);        // the least score of min-p
-
-    // First search among the best tokens.
-    sort(search.groups, NEAR);
-    for (int k = top_k > 0 ? top_k : FEW; k <= NEAR; k = MANY) {
-        // At least k tokens reach the k-th best group's score, and seldom many more. Tokens with a score of minus
-        // infinity have no weight and may be many, so they are left out.
-        float lowest = fmaxf(orders ? score_of(search.groups[k - 1]) : least, LEAST);
-        list_best(search, scores, peaks, element, vocab, lowest);
-        __syncthreads();
-        int listed = search.listed;
-        if (listed <= NEAR) {
-            rank(search, listed, weight);
-            int count = top_k > 0 ? min(top_k, listed) : listed;
-            if (top_k > 0) share = top_p * (search.sums[count - 1] / ONE);
-            auto reaches = [&](int i) { return top_p < 1 && search.sums[i] / ONE >= share; };
-            if (thread < count && (thread == count - 1 || reaches(thread)) && (thread == 0 || !reaches(thread - 1)))
-                search.last = thread;
-            found = !orders || top_k > 0 || reaches(count - 1) || lowest == LEAST;
-        }
-        __syncthreads();
-        if (thread == 0) search.listed = 0;
-        __syncthreads();
-        if (found || !orders || top_k > 0 || k == MANY) break;
-    }
-
-    // Otherwise search among all: find the bin of the last token that is kept, then the token in it. A token is worth 1
-    // to top-k, and its weight to top-p.
-    for (bool counts = top_k > 0; orders && !found; counts = false) {
-        double enough = counts ? top_k : share;
-        auto worth = [&](float score) { return counts ? (u64)ONE : weight(score); };
-        auto bin_of = [&](float score) { return (int)fminf(BINS - 1, (max - score) * rate * (BINS / REACH)); };
-        auto reaches = [&](int i, u64 before) { return (before + search.sums[i]) / ONE >= enough; };
-        float lowest = max - REACH / rate;
-        if (thread < BINS) search.bins[thread] = {0, 0};
-        if (thread == 0) search.bin = BINS;
-        __syncthreads();
-        scan(search, scores, element, vocab, lowest,
-             [&](int, float score) { add(search.bins[bin_of(score)], worth(score)); });
-        __syncthreads();
-        search.sums[thread] = thread < BINS ? value_of(search.bins[thread]) : 0;
-        accumulate(search.sums, BINS);
-        if (thread < BINS && reaches(thread, 0) && (thread == 0 || !reaches(thread - 1, 0))) search.bin = thread;
-        __syncthreads();
-        int bin = search.bin;
-        if (bin == BINS) return;
-        u64 before = bin > 0 ? search.sums[bin - 1] : 0;
-        scan(search, scores, element, vocab, lowest, [&](int token, float score) {
-            if (bin_of(score) == bin) list(search, token, score);
-        });
-        __syncthreads();
-        int listed = search.listed;
-        if (listed > NEAR) return;
-        rank(search, listed, worth);
-        if (thread < listed && reaches(thread, before) && (thread == 0 || !reaches(thread - 1, before)))
-            search.last = thread;
-        __syncthreads();
-        if (!counts || top_p >= 1) break;
-        u64 last = search.keys[search.last];
-        keep_sum(score_of(last), (int)(u32)last + 1);
-        __syncthreads();
-        u64 all = 0;
-        for (int chunk = 0; chunk < CHUNKS; chunk++) all += value_of(search.chunks[chunk]);
-        share = top_p * (all / ONE);
-        __syncthreads();
-        if (thread < CHUNKS) search.chunks[thread] = {0, 0};
-        if (thread == 0) search.listed = 0;
-    }
+    row.least = __fadd_rn(row.max, control->distance), row.orders = row.top_k > 0 || row.top_p < 1;
+    double share = row.top_p * search.row.whole.total;
+    bool found = search_best(search, row, share);
+    if (!found && row.orders && !search_all(search, row, share)) return;
 
     if (thread == 0) {
         float floor = -INF;
         int cut = NONE;
-        if (orders) floor = score_of(search.keys[search.last]), cut = (int)(u32)search.keys[search.last] + 1;
-        if (floor < least) floor = least, cut = NONE;
+        if (row.orders) floor = score_of(search.keys[search.last]), cut = (int)(u32)search.keys[search.last] + 1;
+        if (floor < row.least) floor = row.least, cut = NONE;
         search.floor = floor, search.cut = cut;
     }
     __syncthreads();
     float floor = search.floor;
     int cut = search.cut;
-    if (!found) keep_sum(floor, cut);
+    if (!found) keep_sum(search, row, floor, cut);
     if (found && thread <= search.last) { // all tokens that are kept are listed
-        int token = (int)(u32)search.keys[thread];
+        int token = (int)(u32)search.keys[thread], length = (row.vocab + CHUNKS - 1) / CHUNKS;
         float score = score_of(search.keys[thread]);
-        if (keeps(score, token, floor, cut)) add(search.chunks[token / length], weight(score));
+        if (keeps(score, token, floor, cut)) add(search.chunks[token / length], weight_in(row, score));
     }
     __syncthreads();
     if (thread < CHUNKS) kept->chunks[thread] = value_of(search.chunks[thread]) / ONE;
-    if (thread == 0) {
-        u64 all = 0;
-        for (int chunk = 0; chunk < CHUNKS; chunk++) all += value_of(search.chunks[chunk]);
-        settle(summary, kept, all / ONE, floor, cut);
-    }
+    if (thread == 0) settle(summary, kept, sum_of_chunks(search) / ONE, floor, cut);
 }
 
 // Draw the token at which the cumulative sum of weights exceeds `share`, with all THREADS threads of a block. If `kept`

@@ -22,7 +22,7 @@ use crate::error::{Error, Result};
 use crate::learn::estimates::Estimates;
 use crate::learn::observer::{Observer, WINDOW};
 use crate::model::{CacheUse, Memory, Pass, Report, Sequence};
-use crate::rows::Uniforms;
+use crate::rows::PassUniforms;
 
 /// One who takes part in decoding a sequence.
 pub enum Proposer {
@@ -57,7 +57,7 @@ pub struct Need {
 pub enum Step {
     /// It needs the passes in [`Decoder::needs`].
     Run,
-    /// It needs the answer to [`Workspace::question`], if that was deferred. The next step must have the same workspace.
+    /// It needs the answer to [`Workspace::question`], which was deferred. The next step takes the same workspace.
     Ask,
     /// The round has ended, and has committed at least one token.
     Committed,
@@ -422,7 +422,10 @@ impl<C: Chance> Decoder<C> {
         for Ran { need: Need { model, end, .. }, wanted, .. } in &self.ran {
             let lane = lanes[*model].as_ref().expect("a look-up runs no passes");
             for (position, &token) in tokens.iter().enumerate().take(committed.min(end + 1)).skip(*wanted) {
-                if !observer.skips(*model, position) {
+                // The model's next pass tells the score of the token behind this one.
+                let row = || lane.row(position);
+                let is_told = position < *end || settings.sampler.is_greedy() || row().knows(token as usize);
+                if !observer.skips(*model, position) && is_told {
                     let candidates = &mut workspace.candidates;
                     let seen = lane.observation(position, token as usize, &settings.sampler, candidates);
                     seen.into_iter().for_each(|seen| observer.record_score(*model, position, seen));
@@ -619,15 +622,18 @@ impl<C: Chance> DecoderState<C> {
     }
 
     /// The first position that an observer wants a model's row of, if the model runs from `start` on: it was committed
-    /// without it.
+    /// without it, or without a score that this pass tells.
     fn wanted(&self, model: usize, start: usize) -> usize {
-        self.observer.as_ref().map_or(usize::MAX, |observer| observer.first_wanted(model).max(start + 1))
+        let Some(observer) = &self.observer else { return usize::MAX };
+        let rows = self.lanes[model].as_ref().and_then(|lane| lane.sequence.device_rows());
+        let first = if rows.is_some_and(|rows| rows.learns(start)) { start } else { start + 1 };
+        observer.first_wanted(model).max(first)
     }
 }
 
 /// Where a proposal and the target's token are drawn from a row, if one is drawn from it now: from the row behind all
 /// tokens, and in this epoch.
-fn uniforms<C: Chance>(chance: &C, settings: &Settings, epoch: u32, position: usize) -> Option<Uniforms> {
+fn uniforms<C: Chance>(chance: &C, settings: &Settings, epoch: u32, position: usize) -> Option<PassUniforms> {
     if settings.sampler.is_greedy() {
         return None;
     }

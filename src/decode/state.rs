@@ -80,11 +80,15 @@ impl<C: Chance> DecoderState<C> {
                 observer.record_lookup(participant, position, proposal, token);
                 continue;
             };
-            let is_skipped = !lane.is_processed(position) && observer.skips(participant, position);
-            if lane.sequence.len() < position || is_skipped {
+            if lane.sequence.len() < position {
                 continue;
             }
             let Settings { sampler, .. } = &self.settings;
+            let is_skipped = !lane.is_processed(position) && observer.skips(participant, position);
+            // A score on a device costs a question. The model's next pass tells it.
+            if is_skipped || !(sampler.is_greedy() || lane.row(position).knows(token as usize)) {
+                continue;
+            }
             let seen = lane.observation(position, token as usize, sampler, &mut workspace.candidates);
             seen.into_iter().for_each(|seen| observer.record_score(participant, position, seen));
         }

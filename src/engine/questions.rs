@@ -12,14 +12,14 @@ use crate::rows::{DeviceAnswers, DeviceSums};
 
 /// Where the sessions of an engine have questions about their rows answered. All of these rows are on one GPU.
 pub struct Questions {
-    state: Mutex<State>,
+    state: Mutex<Batches>,
     /// Where those wait whose batch has an even number, and the others.
     turns: [Condvar; 2],
     crowd: Arc<Crowd>,
 }
 
 #[derive(Default)]
-struct State {
+struct Batches {
     /// The number of the batch that is filled, and what is in it.
     number: usize,
     filled: Filled,
@@ -28,6 +28,7 @@ struct State {
     /// Batches that were answered, of which somebody has not heard.
     done: Vec<Done>,
     spares: Vec<Box<dyn DeviceAnswers>>,
+    batches: u64,
 }
 
 /// A batch.
@@ -53,14 +54,14 @@ impl Questions {
         Questions { state: Mutex::default(), turns: Default::default(), crowd }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, Batches> {
         self.state.lock().expect("nobody panics with this lock")
     }
 
     /// Have a question answered, together with those of other threads. `in_crowd` is as in [`super::queue::run`].
     pub fn ask(&self, sums: &mut dyn DeviceSums, in_crowd: bool) {
         let mut state = self.lock();
-        let State { filled, spares, .. } = &mut *state;
+        let Batches { filled, spares, .. } = &mut *state;
         filled.answers.get_or_insert_with(|| spares.pop().unwrap_or_else(|| sums.answers())).take(sums);
         filled.count += 1;
         filled.in_crowd += usize::from(in_crowd);
@@ -83,7 +84,7 @@ impl Questions {
     }
 
     /// Answer the batch that is filled.
-    fn lead<'a>(&'a self, mut state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+    fn lead<'a>(&'a self, mut state: MutexGuard<'a, Batches>) -> MutexGuard<'a, Batches> {
         state.is_running = true;
         if !self.crowd.is_empty() {
             drop(state);
@@ -96,6 +97,7 @@ impl Questions {
         let mut answers = answers.expect("the leader's question is in it");
         let outcome = run(answers.as_mut());
         let mut state = self.lock();
+        state.batches += 1;
         state.spares.push(answers);
         state.done.push(Done { number, left: count, outcome });
         state.is_running = false;
@@ -116,8 +118,15 @@ impl Questions {
     /// Answer the questions that were taken.
     pub fn answer(&self, mut answers: Box<dyn DeviceAnswers>) -> Result<()> {
         let outcome = run(answers.as_mut());
-        self.lock().spares.push(answers);
+        let mut state = self.lock();
+        state.batches += 1;
+        state.spares.push(answers);
         outcome
+    }
+
+    /// How often questions were answered, some or many at once.
+    pub fn batches(&self) -> u64 {
+        self.lock().batches
     }
 }
 
@@ -126,7 +135,7 @@ fn run(answers: &mut dyn DeviceAnswers) -> Result<()> {
     catch_unwind(AssertUnwindSafe(|| answers.run())).unwrap_or_else(|panic| Err(Error::of_panic(panic.as_ref())))
 }
 
-impl State {
+impl Batches {
     /// How a batch went, for one who was in it; `None` if it is not answered.
     fn outcome_of(&mut self, number: usize) -> Option<Result<()>> {
         let index = self.done.iter().position(|done| done.number == number)?;

@@ -19,7 +19,7 @@ use crate::error::Result;
 use crate::export::{CacheKind, Export, GivenRows, Scoring};
 use crate::model::{Cancel, CancelHook, Interrupt, Memory, Report, Sequence};
 use crate::rows::device::Ring;
-use crate::rows::{DeviceRows, Filter, Row, Uniforms};
+use crate::rows::{DeviceRows, Filter, PassUniforms, Row};
 
 /// The least width that limits of memory reduce a pass to, in tokens.
 pub const MIN_PASS: usize = 16;
@@ -32,7 +32,7 @@ pub const MAX_PASS: usize = 256;
 const SCORES_BYTES: usize = 64 << 20;
 
 /// How tokens are drawn from the rows of a pass; see [`crate::model::Pass`].
-type Draws = (Filter, Option<Uniforms>);
+type Draws = (Filter, Option<PassUniforms>);
 
 /// The sequence of an [`super::OnnxModel`] behind the trait.
 pub fn own(sequence: &mut dyn Sequence) -> &mut OnnxSequence {

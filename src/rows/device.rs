@@ -4,149 +4,23 @@ use std::cell::{Cell, OnceCell, RefCell};
 use std::ops::Range;
 use std::sync::Arc;
 
-use bytemuck::{Pod, Zeroable};
 use ort::value::TensorElementType;
 
-use super::distribution::Distribution;
 use super::filter::Filter;
-use super::row::Uniforms;
+use super::records::{CHUNKS, Control, Drawn, Kept, NOTED, Summary, UNDRAWN};
+use super::row::PassUniforms;
 use super::widen::{widen_bf16, widen_f16};
 use crate::cuda::{Device, DeviceBuffer, Event, HostBuffer, Queue, THREADS, WORD, argument};
-use crate::error::{Error, Result};
+use crate::error::Error;
 
-/// Rows that are kept. `rows.cu` holds the same number, and the next three.
+/// Rows that are kept. `rows.cu` holds the same number, and the next one.
 pub const SLOTS: usize = 64;
-/// Parts of a row that thread blocks work on at the same time.
-pub(super) const CHUNKS: usize = 32;
 
 /// Threads of the kernel that filters a row.
 const NEAR: usize = 1024;
 
-/// Most tokens of a pass whose scores the kernels write into the summaries.
-pub const NOTED: usize = 20;
-
 /// Buffers of rows on the host that are kept for later rows.
 const SPARE_ROWS: usize = 16;
-
-/// The arguments of the kernels for a sequence's share of a pass. A captured graph reads them from the device. If all
-/// is zero, nothing is done.
-#[repr(C)]
-#[derive(Debug, Clone, Copy, Zeroable, Pod)]
-pub struct Control {
-    /// Addresses of the buffers of a [`Ring`].
-    ring: u64,
-    parts: u64,
-    peaks: u64,
-    kept: u64,
-    summaries: u64,
-    /// The index of the first row in the logits of the pass.
-    row: i32,
-    /// Rows that the pass gives the sequence.
-    given: i32,
-    /// Position of the first one.
-    first: i32,
-    /// Rows in front that are not wanted.
-    skipped: i32,
-    vocab: i32,
-    rate: f32,
-    /// Position of the first token of the pass.
-    start: i32,
-    /// 1 if the ring holds the row of `start`.
-    known: i32,
-    /// Tokens of the pass whose scores are wanted.
-    pub(super) width: i32,
-    top_k: i32,
-    top_p: f32,
-    distance: f32,
-    pub(super) tokens: [i32; NOTED],
-    /// Where tokens are drawn from the last row; negative for none.
-    uniforms: Uniforms,
-}
-
-/// No token is drawn.
-const UNDRAWN: Uniforms = [-1.0; 2];
-
-impl Control {
-    fn of(Filter { rate, top_k, top_p, distance }: Filter, vocab: usize) -> Self {
-        let top_k = if top_k < vocab { top_k as i32 } else { 0 };
-        Control { vocab: vocab as i32, rate, top_k, top_p, distance, uniforms: UNDRAWN, ..Control::zeroed() }
-    }
-
-    /// For rows that begin at this index in the logits of the pass.
-    pub fn at(self, row: usize) -> Self {
-        Control { row: row as i32, ..self }
-    }
-
-    /// How many rows the pass gives.
-    pub fn given(&self) -> usize {
-        self.given as usize
-    }
-
-    /// For one row at position 0, whose score of `token` is wanted, and a draw at a share.
-    pub(super) fn of_one(filter: Filter, vocab: usize, token: usize, uniform: Option<f64>) -> Self {
-        let mut control = Control { given: 1, width: 1, ..Control::of(filter, vocab) };
-        control.uniforms[0] = uniform.unwrap_or(-1.0);
-        control.tokens[0] = token as i32;
-        control
-    }
-}
-
-/// A token that was drawn from a row.
-#[repr(C)]
-#[derive(Debug, Clone, Copy, Zeroable, Pod)]
-pub(super) struct Drawn {
-    /// Where: the sum of the weights before the token and a part of its own; -1 if nothing was drawn.
-    pub(super) share: f64,
-    pub(super) token: i32,
-    score: f32,
-}
-
-/// What the filter of a row keeps, for kernels.
-#[repr(C)]
-#[derive(Debug, Clone, Copy, Zeroable, Pod)]
-struct Kept {
-    chunks: [f64; CHUNKS],
-    total: f64,
-    floor: f32,
-    cut: i32,
-}
-
-/// What the kernels find out about a row.
-#[repr(C)]
-#[derive(Debug, Clone, Copy, Zeroable, Pod)]
-pub struct Summary {
-    /// The sum of `e^((score − max) · rate)` over all tokens.
-    pub(super) total: f64,
-    /// The largest score; NaN if any score is NaN or plus infinity.
-    pub(super) max: f32,
-    /// The largest score of all tokens but `best`.
-    pub(super) second: f32,
-    /// The first token with the largest score.
-    pub(super) best: i32,
-    position: i32,
-    /// The token that came next, and its score.
-    token: i32,
-    score: f32,
-    /// The sum over the tokens that the filter keeps.
-    kept: f64,
-    /// The least score that is kept.
-    floor: f32,
-    /// The first token of the score `floor` that is not kept; -1 if the kernel did not find what the filter keeps.
-    cut: i32,
-    /// Tokens that were drawn with the pass.
-    drawn: [Drawn; 2],
-}
-
-impl Summary {
-    /// The distribution after the filter; `None` if the kernel did not find what the filter keeps.
-    pub(super) fn distribution(&self, filter: Filter) -> Option<Result<Distribution>> {
-        if filter.is_plain() {
-            return Some(Distribution::known(filter, self.max, self.total, f32::NEG_INFINITY, usize::MAX));
-        }
-        let cut = usize::try_from(self.cut).ok()?;
-        Some(Distribution::known(filter, self.max, self.kept, self.floor, cut))
-    }
-}
 
 /// The last rows of one sequence: that of position `p` is in slot `p % SLOTS`. All methods but [`Ring::queue`] wait for
 /// the GPU.
@@ -183,7 +57,7 @@ pub struct Ring {
     pub(super) element: TensorElementType,
     /// The filter of the next pass, and where it draws tokens.
     filter: Filter,
-    uniforms: Option<Uniforms>,
+    uniforms: Option<PassUniforms>,
 }
 
 const NONE: (usize, Filter) = (usize::MAX, Filter { rate: 0.0, top_k: 0, top_p: 1.0, distance: f32::NEG_INFINITY });
@@ -248,7 +122,7 @@ impl Ring {
     }
 
     /// Filter the rows of later passes like this, and draw tokens from their last row.
-    pub fn prepare(&mut self, filter: Filter, uniforms: Option<Uniforms>) {
+    pub fn prepare(&mut self, filter: Filter, uniforms: Option<PassUniforms>) {
         (self.filter, self.uniforms) = (filter, uniforms);
     }
 
@@ -346,28 +220,35 @@ impl Ring {
         bytemuck::pod_read_unaligned(&self.summaries.bytes()[slot * size..(slot + 1) * size])
     }
 
-    /// The score of a token at a position that is held.
-    pub(super) fn score_at(&self, position: usize, token: usize) -> ort::Result<f32> {
+    /// The score of a token at a position that is held, if no copy is needed.
+    pub(super) fn known_score(&self, position: usize, token: usize) -> Option<f32> {
         let slot = position % SLOTS;
         if let Some(row) = self.fetched[slot].get() {
-            return Ok(row[token]);
+            return Some(row[token]);
         }
-        let summary = self.summary_at(slot);
+        let (summary, token) = (self.summary_at(slot), token as i32);
         if summary.position == position as i32 {
-            if summary.token == token as i32 {
-                return Ok(summary.score);
+            if summary.token == token {
+                return Some(summary.score);
             }
-            if summary.best == token as i32 && !summary.max.is_nan() {
-                return Ok(summary.max);
+            if summary.best == token && !summary.max.is_nan() {
+                return Some(summary.max);
+            }
+            if let Some(drawn) = summary.drawn.iter().find(|drawn| drawn.share >= 0.0 && drawn.token == token) {
+                return Some(drawn.score);
             }
         }
-        if let (of, drawn, score) = self.drawn.get()
-            && (of, drawn) == (position, token as i32)
-        {
+        let (of, drawn, score) = self.drawn.get();
+        (of, drawn).eq(&(position, token)).then_some(score)
+    }
+
+    /// The score of a token at a position that is held.
+    pub(super) fn score_at(&self, position: usize, token: usize) -> ort::Result<f32> {
+        if let Some(score) = self.known_score(position, token) {
             return Ok(score);
         }
         let mut score = [0.0];
-        let place = self.place_of(slot) + token * size(self.element).unwrap_or(4);
+        let place = self.place_of(position % SLOTS) + token * size(self.element).unwrap_or(4);
         self.copy(place, 1, &mut score)?;
         Ok(score[0])
     }
@@ -401,8 +282,8 @@ impl Ring {
         Ok(())
     }
 
-    /// The token at which the sum of the kept weights of a row that is held passes `share`, from the front. The row, its
-    /// filter and the share alone decide it, so one that was drawn with the pass at that share is the same.
+    /// The token at which the sum of the kept weights of a row that is held passes `share`, from the front. The row,
+    /// its filter and the share alone decide it, so one that was drawn with the pass at that share is the same.
     pub(super) fn draw_at(&self, position: usize, share: f64) -> ort::Result<usize> {
         let summary = self.summary_at(position % SLOTS);
         let known = summary.drawn.iter().find(|drawn| drawn.share == share);
@@ -468,7 +349,7 @@ pub struct Stages {
 
 impl Stages {
     /// What the rows of one sequence need.
-    pub fn of(filter: Filter, uniforms: Option<Uniforms>) -> Self {
+    pub fn of(filter: Filter, uniforms: Option<PassUniforms>) -> Self {
         Stages { filters: !filter.is_plain(), draws: uniforms.is_some() }
     }
 
@@ -554,7 +435,7 @@ mod tests {
 
     use super::*;
     use crate::cuda::tests::gpu;
-    use crate::rows::{Candidates, DeviceRows, Sampler};
+    use crate::rows::{Candidates, DeviceRows, Distribution, Sampler};
 
     /// The PTX names its source, so that a change of the source without `scripts/make-ptx` fails here.
     #[test]
@@ -636,7 +517,7 @@ mod tests {
     }
 
     /// Where the passes of the test draw.
-    const UNIFORMS: Uniforms = [0.3, 0.9999];
+    const UNIFORMS: PassUniforms = [0.3, 0.9999];
 
     /// Rows as long as those of large models, some of them not aligned.
     #[test]

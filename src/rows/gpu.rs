@@ -37,6 +37,14 @@ impl DeviceRows for Ring {
         }
     }
 
+    fn knows(&self, position: usize, token: usize) -> bool {
+        self.known_score(position, token).is_some()
+    }
+
+    fn learns(&self, position: usize) -> bool {
+        self.holds(position)
+    }
+
     fn place(&self, position: usize) -> Option<DeviceRow> {
         let slot = position % SLOTS;
         Some(DeviceRow {

@@ -34,6 +34,14 @@ impl<'a> Row<'a> {
         }
     }
 
+    /// Whether [`Row::score`] takes no copy from a device.
+    pub fn knows(self, token: usize) -> bool {
+        match self {
+            Row::Host(_) => true,
+            Row::Device(rows, position) => rows.knows(position, token),
+        }
+    }
+
     /// The best token. [`Error::Numeric`] for a bad row: a NaN, plus infinity, or no finite score at all.
     ///
     /// [`Error::Numeric`]: crate::error::Error::Numeric
@@ -92,7 +100,7 @@ impl<'a> Row<'a> {
 }
 
 /// Where tokens may be drawn from a row: as shares of the whole.
-pub type Uniforms = [f64; 2];
+pub type PassUniforms = [f64; 2];
 
 /// Rows of one sequence that stay on a device, by position.
 pub trait DeviceRows {
@@ -110,9 +118,19 @@ pub trait DeviceRows {
     fn distribution(&self, position: usize, filter: Filter) -> Option<Result<Distribution>>;
 
     /// The token at which the sum of weights from the front passes `share`, for what [`DeviceRows::distribution`] gave;
-    /// `None` if that takes all scores. A token that was drawn with the pass is known: the row, the filter and the share
-    /// alone decide it.
+    /// `None` if that takes all scores. A token that was drawn with the pass is known, because the row, the filter and
+    /// the share alone decide it.
     fn draw(&self, position: usize, share: f64) -> Result<Option<usize>>;
+
+    /// Whether the score of a token is known without asking the device.
+    fn knows(&self, _position: usize, _token: usize) -> bool {
+        true
+    }
+
+    /// Whether a row is there, so that the pass over the token of its position tells the token's score.
+    fn learns(&self, _position: usize) -> bool {
+        false
+    }
 
     /// Where a row is, for kernels that take several.
     fn place(&self, position: usize) -> Option<DeviceRow>;
@@ -148,8 +166,8 @@ pub trait DeviceSums: Any + Send {
 
     /// Make a residual `max(0, t − q)` (Eq. 6), where the last part is the proposal `q` and the others sum up to the
     /// target `t`. For a proposal that was `certain`, all parts are the target, and the residual is the target without
-    /// that token. Returns the sum of the residual; `None` if the device cannot do that for these rows. A token is drawn
-    /// at the share `uniform`, if there is one.
+    /// that token. A token is drawn at the share `uniform`, if there is one. Returns the sum of the residual; `None` if
+    /// the device cannot do that for these rows.
     fn residual(
         &mut self,
         parts: &mut dyn Iterator<Item = Term>,

@@ -7,9 +7,10 @@ use std::sync::Arc;
 use bytemuck::{Pod, Zeroable};
 use ort::value::TensorElementType;
 
-use super::device::{CHUNKS, Control, Drawn, Ring, Shares, Stages, failed, queue_rows, token_of};
+use super::device::{Ring, Shares, Stages, failed, queue_rows, token_of};
 use super::distribution::Distribution;
 use super::filter::Filter;
+use super::records::{CHUNKS, Control, Drawn};
 use super::row::{self, DeviceAnswers, DeviceRow, DeviceSums, Row};
 use crate::cuda::{Device, DeviceBuffer, Event, HostBuffer, Queue, THREADS, WORD, argument};
 use crate::error::{Error, Result};

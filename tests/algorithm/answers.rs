@@ -2,7 +2,7 @@
 //! rows. The sequences count the rows that it reads nevertheless.
 
 use std::any::Any;
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -10,14 +10,15 @@ use crate::common::{PROMPT, SAMPLINGS, Sampling, World, combinations, decoder, w
 use crate::sums::{Asked, HostSums};
 use cos::config::Combine;
 use cos::decode::chance::CounterRng;
-use cos::decode::combine::Function;
+use cos::decode::combine::{Combination, Function};
 use cos::decode::policy::{Strategy, Targets};
 use cos::engine::Engine;
 use cos::engine::participant::Participant;
 use cos::engine::session::{Options, Session, State};
 use cos::error::Error;
+use cos::learn::estimates::Estimates;
 use cos::model::{Cancel, Interrupt, Model, Pass, Report, Sequence};
-use cos::rows::{DeviceRow, DeviceRows, DeviceSums, Distribution, Filter, Row, Uniforms};
+use cos::rows::{DeviceRow, DeviceRows, DeviceSums, Distribution, Filter, PassUniforms, Row};
 
 /// A model whose sequences answer questions.
 struct Answering {
@@ -34,6 +35,8 @@ pub struct Ways {
     forgets: bool,
     /// Draws that the last pass could have made, and others.
     draws: Arc<[AtomicU64; 2]>,
+    /// Scores that were asked for, though no pass and no draw has told them.
+    scores: Arc<AtomicU64>,
     /// For sequences that make sums and residuals, and whose passes are combined.
     asked: Option<Arc<Asked>>,
 }
@@ -48,7 +51,9 @@ impl Ways {
 struct Answers {
     inner: Box<dyn Sequence>,
     filter: Filter,
-    uniforms: Option<Uniforms>,
+    uniforms: Option<PassUniforms>,
+    /// Tokens whose scores are known, with their positions.
+    known: RefCell<Vec<(usize, usize)>>,
     copied: Cell<u64>,
     vocab: usize,
     ways: Ways,
@@ -139,6 +144,7 @@ impl DeviceRows for Answers {
 
     fn score(&self, position: usize, token: usize) -> Result<f32, Error> {
         self.working()?;
+        self.ways.scores.fetch_add(u64::from(!self.knows(position, token)), Ordering::Relaxed);
         self.inner.row(position).score(token)
     }
 
@@ -157,7 +163,17 @@ impl DeviceRows for Answers {
         let is_share = |uniform: &f64| uniform * kept.total() == share;
         let is_foreseen = position == self.inner.len() && self.uniforms.is_some_and(|all| all.iter().any(is_share));
         self.ways.draws[usize::from(!is_foreseen)].fetch_add(1, Ordering::Relaxed);
-        Ok(find(&weights, share))
+        let drawn = find(&weights, share);
+        self.known.borrow_mut().extend(drawn.map(|token| (position, token)));
+        Ok(drawn)
+    }
+
+    fn knows(&self, position: usize, token: usize) -> bool {
+        self.known.borrow().contains(&(position, token))
+    }
+
+    fn learns(&self, position: usize) -> bool {
+        position > 0 && position <= self.inner.len()
     }
 
     fn place(&self, position: usize) -> Option<DeviceRow> {
@@ -199,7 +215,8 @@ impl Model for Answering {
     fn start(&self, cancel: &Arc<Cancel>) -> Result<Box<dyn Sequence>, Error> {
         let (inner, vocab) = (self.inner.model().unwrap().start(cancel)?, self.vocab_size());
         let (filter, copied, ways) = (Filter::plain(0.0), Cell::new(0), self.ways.clone());
-        Ok(Box::new(Answers { inner, filter, uniforms: None, copied, vocab, ways }))
+        let known = RefCell::default();
+        Ok(Box::new(Answers { inner, filter, uniforms: None, known, copied, vocab, ways }))
     }
 
     fn batches(&self) -> bool {
@@ -213,6 +230,11 @@ impl Model for Answering {
             let sequence: &mut Answers = sequence.downcast_mut().expect("a sequence of another model");
             let Pass { tokens, keep, filter, uniforms, .. } = *pass;
             (sequence.filter, sequence.uniforms) = (filter, uniforms);
+            // Those of its positions tell the scores of their tokens; that of its first token is known from before.
+            let start = sequence.inner.len();
+            let known = sequence.known.get_mut();
+            known.retain(|(position, _)| *position < start);
+            known.extend(tokens.iter().enumerate().map(|(index, &token)| (start + index, token as usize)));
             let inner = Pass { sequence: sequence.inner.as_mut(), tokens, keep, filter, uniforms };
             report = Some(self.inner.model().unwrap().forward(&mut [inner])?);
         }
@@ -245,6 +267,38 @@ fn passes_are_told_of_every_draw() {
     }
     let [foreseen, others] = answers.draws.each_ref().map(|count| count.load(Ordering::Relaxed));
     assert!(foreseen > 1000 && others == 0, "{others} draws were not foreseen, {foreseen} were");
+}
+
+/// What an observer learns of rows on a device costs no question, and is what it learns of rows on the host.
+#[test]
+fn observers_ask_for_no_score() {
+    let models = World::Related.models(2, 5);
+    let answers = Ways::default();
+    let told = answering(&models, &answers);
+    let combination = Combination::mixture(&[0.3, 0.7]).unwrap();
+    for sampling in [Sampling::PLAIN, Sampling { top_k: 3, ..Sampling::PLAIN }] {
+        for way in ways(2, &combination, sampling) {
+            let [rows, answered, unseen] =
+                [(&models, true), (&told, true), (&told, false)].map(|(models, observes)| {
+                    let before = answers.scores.load(Ordering::Relaxed);
+                    let mut decoder = decoder(models, &combination, sampling, &way, &[], 400, CounterRng::new(8));
+                    if observes {
+                        decoder.observe(Estimates::new(&vec![vec![(1, 1.0)]; 2]));
+                    }
+                    decoder.prompt(&PROMPT).unwrap();
+                    while decoder.round().unwrap().1.is_none() {}
+                    let learned = decoder.estimates().map_or_else(Vec::new, |known| known.acceptance.clone());
+                    (decoder.committed().to_vec(), learned, answers.scores.load(Ordering::Relaxed) - before)
+                });
+            assert_eq!(rows.0, answered.0, "{way:?}");
+            // Log-probabilities may ask.
+            assert_eq!(answered.2, unseen.2, "{way:?}");
+            for (a, b) in rows.1.iter().zip(&answered.1) {
+                let (a, b) = (a.rate(false), b.rate(false));
+                assert!((a - b).abs() < 0.02, "{way:?}: {a}, {b}");
+            }
+        }
+    }
 }
 
 /// With the same random numbers, every strategy decodes the same text from answers as from rows.

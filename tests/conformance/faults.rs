@@ -84,6 +84,10 @@ pub const FAULTS: &[Fault] = &[
         "self.key(Purpose::Acceptance)", "self.key(Purpose::Proposal)"),
     fault("the number that accepts also draws the residual", TARGET,
         "self.key(Purpose::Residual)", "self.key(Purpose::Acceptance)"),
+    fault("a pass draws with the number that accepts a proposal", DECODER,
+        "share(Purpose::Proposal)?", "share(Purpose::Acceptance)?"),
+    fault("a question loses the proposal that it is about", SCHEDULE,
+        "self.asks = true;", "self.asks = true; self.pending.pop_front();"),
     fault("positions share their random numbers", CHANCE,
         "self.number(key.position as u64, key.epoch, key.purpose as u8)",
         "self.number(key.position as u64 / 2, key.epoch, key.purpose as u8)"),
@@ -195,8 +199,10 @@ const PARTS: usize = PROBES.len() + 2;
 /// Rounds of the simulation for each fault.
 const SIMULATED: u64 = 100_000;
 
-/// Tests of the enumeration that run with each fault.
-const ENUMERATION: [&str; 5] = [
+/// Tests of the algorithm that run with each fault: of the enumeration, and of rows that answer.
+const ENUMERATION: [&str; 7] = [
+    "answers::passes_are_told_of_every_draw",
+    "questions::answers_to_questions_give_the_text_of_rows",
     "exact::strategies::longer_sequences",
     "exact::drafters::look_ups_draft_exactly",
     "exact::changes::weights_change_exactly",

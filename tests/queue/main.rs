@@ -12,7 +12,7 @@ mod stress;
 #[allow(dead_code)]
 #[path = "../../src/engine/questions.rs"]
 mod questions;
-/// `src/engine/queue.rs`, `questions.rs` and `wait.rs` as they are, on threads and locks whose order a scheduler chooses.
+/// This file, `questions.rs` and `wait.rs` as they are, on threads and locks whose order a scheduler chooses.
 #[allow(dead_code)] // the library uses what these tests do not
 #[path = "../../src/engine/queue.rs"]
 mod queue;

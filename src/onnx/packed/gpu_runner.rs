@@ -27,7 +27,8 @@ use crate::onnx::captures::Captures;
 use crate::onnx::gpu_passes::GpuPasses;
 use crate::onnx::inputs::Feed;
 use crate::onnx::weights::LoadedSession;
-use crate::rows::device::{Control, Shares, Stages, queue_rows};
+use crate::rows::device::{Shares, Stages, queue_rows};
+use crate::rows::records::Control;
 
 /// Passes of up to this many tokens are captured. Wider ones are prompts, whose time hides that of the launch.
 const WIDEST_GRAPH: usize = 256;
