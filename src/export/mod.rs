@@ -9,6 +9,7 @@ pub(crate) mod parts;
 mod proto;
 pub(crate) mod recognise;
 pub(crate) mod shapes;
+mod unpaged;
 mod wire;
 
 use std::collections::BTreeSet;

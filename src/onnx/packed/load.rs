@@ -30,7 +30,7 @@ pub fn pack(
     cache: CacheSize,
     reload: impl FnOnce() -> Result<OnnxModel>,
 ) -> Result<OnnxModel> {
-    let why = match candidate(&model) {
+    let why = match candidate(&model, graph) {
         Ok((trial, packed)) => {
             let successor = model.successor(cache);
             drop(model);
@@ -54,7 +54,7 @@ pub fn pack(
 }
 
 /// The rewritten export, and rows of the export itself to compare with.
-fn candidate(model: &OnnxModel) -> Result<(Trial, pack::Packed), String> {
+fn candidate(model: &OnnxModel, graph: &Graph) -> Result<(Trial, pack::Packed), String> {
     let target = match model.provider {
         Provider::Cpu => RunsOn::Host,
         Provider::Cuda { .. } if !model.loaded.is_whole => {
@@ -65,7 +65,7 @@ fn candidate(model: &OnnxModel) -> Result<(Trial, pack::Packed), String> {
     if let Some(why) = cannot_share(&model.export) {
         return Err(why.into());
     }
-    let packed = pack::rewrite(&model.export, target)?;
+    let packed = pack::rewrite(&model.export, graph, target)?;
     let trial = Trial::new(model).map_err(|interrupt| model.failed_trial(interrupt).to_string())?;
     Ok((trial, packed))
 }
