@@ -448,6 +448,11 @@ impl Export {
         elements.into_iter().any(|element| element == TensorElementType::Bfloat16)
     }
 
+    /// Whether the cache holds numbers of few bits, with scales.
+    pub fn has_rounded_cache(&self) -> bool {
+        self.cache.iter().any(|tensor| element_bytes(tensor.element) == Some(1))
+    }
+
     /// The number of layers with a cache.
     pub fn layers(&self) -> usize {
         self.cache.iter().map(|tensor| tensor.layer).collect::<BTreeSet<_>>().len()

@@ -166,7 +166,7 @@ impl<'a> Rewriting<'a> {
         let declared: Vec<_> = inputs.iter().zip(&self.graph.input).collect();
         gone.extend(declared.iter().filter(is_dropped).map(|(field, _)| field.key));
         parts.amend(&mut bytes, gone);
-        Ok(bytes)
+        wire::joined(&bytes, wire::MODEL_GRAPH).ok_or_else(invalid) // packing appends to it once more
     }
 
     /// The inputs and outputs of one sequence, and the lengths that attention takes.

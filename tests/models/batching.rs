@@ -6,20 +6,26 @@ use cos::onnx::OnnxModel;
 use super::exports::exports;
 
 /// Exports whose sequences share passes on the processor.
-const PACKED: [&str; 20] = [
+const PACKED: [&str; 26] = [
+    "gemma2/builder-fp16-paged",
     "gemma2/builder-fp32",
     "gemma2/builder-int4",
+    "gpt_oss/builder-fp16-paged",
     "gpt_oss/builder-fp32",
     "gpt_oss/builder-int4",
+    "llama/builder-fp16-cuda",
+    "llama/builder-fp16-paged",
     "llama/builder-fp32",
     "llama/builder-int4",
     "llama/builder-int4-level4",
     "mistral/builder-fp32",
     "mistral/builder-int4",
+    "phi3/builder-fp16-paged",
     "phi3/builder-fp32",
     "phi3/builder-int4",
     "qwen2/builder-fp32",
     "qwen2/builder-int4",
+    "qwen3/builder-fp16-paged",
     "qwen3/builder-fp32",
     "qwen3/builder-int4",
     "variants/attention-positions",
@@ -30,8 +36,10 @@ const PACKED: [&str; 20] = [
 ];
 
 /// Exports whose sequences run alone, and how the reason begins.
-const ALONE: [(&str, &str); 7] = [
-    ("llama/builder-fp16-cuda", "its cache is not float32"),
+const ALONE: [(&str, &str); 9] = [
+    ("llama/builder-fp16-int4-cache", "its cache is quantised"),
+    ("llama/builder-fp16-int8-cache", "its cache is quantised"),
+    ("llama/builder-fp16-paged-int8-cache", "its cache is quantised"),
     ("llama/builder-int4-cache", "its cache is quantised"),
     ("llama/builder-int8-cache", "its cache is quantised"),
     ("llama/mobius-static", "its cache has a fixed length"),

@@ -51,6 +51,10 @@ fn tolerance(form: &str) -> f32 {
         // Optimum's export does not cap attention scores, and the library warns about it.
         "gemma2/optimum-fp32" => 0.1,
         form if form.contains("bf16") => 0.3,
+        // The last digit of a float16 decides how a key is rounded, and a step of few bits is large.
+        form if form.contains("fp16-int4-cache") => 1.0,
+        form if form.contains("fp16-fp8-cache") => 0.5,
+        form if form.contains("fp16") && form.contains("int8-cache") => 0.2,
         form if form.contains("fp16") => 0.05,
         form if form.contains("level4") => 1.5,
         form if form.contains("int4") || form.contains("int8") => 0.02,
@@ -105,8 +109,8 @@ fn architectures_agree_with_pytorch() {
         let golden = Golden::read(architecture);
         for form in forms(&exports().join(architecture)) {
             let label = format!("{architecture}/{}", name(&form));
-            if provider() == Provider::Cpu && label.contains("bf16") {
-                println!("{label}: skipped, because ONNX Runtime has no bfloat16 products on the processor");
+            if provider() == Provider::Cpu && (label.contains("bf16") || label.contains("fp8")) {
+                println!("{label}: skipped, because ONNX Runtime lacks its operators on the processor");
                 continue;
             }
             // Exports with a rounded cache have golden logits of their own.

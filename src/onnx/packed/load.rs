@@ -84,7 +84,8 @@ fn cannot_share(export: &Export) -> Option<&'static str> {
 fn verify(mut model: OnnxModel, trial: &Trial) -> Result<OnnxModel, String> {
     let found = check::deviation(&model, trial).map_err(|interrupt| model.failed_trial(interrupt).to_string())?;
     let export = &model.export;
-    let excuses = Excuses { coarse: export.is_coarse, bfloat16: export.is_bfloat16(), rounded_activations: false };
+    let excuses =
+        Excuses { coarse: export.is_coarse, bfloat16: export.is_bfloat16(), few_levels: export.has_rounded_cache() };
     if !excuses.accept(found) {
         return Err(format!("its logits change by up to {found} among other sequences"));
     }
