@@ -6,6 +6,7 @@ pub(crate) mod graph;
 pub(crate) mod pack;
 pub(crate) mod paged;
 pub(crate) mod parts;
+mod product;
 mod proto;
 pub(crate) mod recognise;
 pub(crate) mod shapes;

@@ -18,6 +18,7 @@ use prost::bytes::Bytes;
 
 use super::graph::Graph;
 use super::parts::{LayerShape, Parts, number_of, text, value};
+use super::product::product;
 use super::proto::{
     AttributeProto, FLOAT, FLOAT16, GraphProto, INT64, ModelProto, NodeProto, OperatorSetId, TensorShape,
     ValueInfoProto,
@@ -52,11 +53,6 @@ const ATTRIBUTES: [&str; 8] = [
 const IGNORED: [&str; 2] = ["sliding_window_cache", "qk_norm_epsilon"];
 /// The input of `GroupQueryAttention` with the positions of tokens. Ours counts them from the beginning of a sequence.
 const POSITIONS: usize = 9;
-
-/// Operators through which logits come from the product with the vocabulary, one row at a time.
-const ROW_WISE: [&str; 9] = ["Cast", "Identity", "Mul", "Div", "Add", "Sub", "Tanh", "Clip", "Where"];
-/// Products with the vocabulary.
-const PRODUCTS: [&str; 2] = ["MatMul", "MatMulNBits"];
 
 /// Where the rewritten model runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -283,27 +279,6 @@ fn check_attention(node: &NodeProto, is_computed: impl Fn(&str) -> bool) -> Resu
         !ATTRIBUTES.contains(&name) && !IGNORED.contains(&name) && !is_plain
     });
     other.map_or(Ok(()), |other| Err(format!("its attention has the attribute {:?}", other.name)))
-}
-
-/// The product with the vocabulary, found by going back from the logits.
-pub(super) fn product(graph: &GraphProto, writers: &HashMap<&str, usize>, logits: &str) -> Result<usize, String> {
-    let is_weight = |name: &str| {
-        graph.initializer.iter().any(|weight| weight.name == name)
-            || writers.get(name).is_some_and(|&index| graph.node[index].op_type == "Constant")
-    };
-    let mut value = logits;
-    while let Some(&index) = writers.get(value) {
-        let node = &graph.node[index];
-        if PRODUCTS.contains(&node.op_type.as_str()) {
-            return Ok(index);
-        }
-        let mut computed = node.input.iter().filter(|input| !input.is_empty() && !is_weight(input));
-        match (ROW_WISE.contains(&node.op_type.as_str()), computed.next(), computed.next()) {
-            (true, Some(input), None) => value = input,
-            _ => break,
-        }
-    }
-    Err("the product of its logits with the vocabulary is not a MatMul".into())
 }
 
 /// By attention operator: what it keeps of a token.

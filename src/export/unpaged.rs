@@ -11,10 +11,11 @@ use std::collections::{HashMap, HashSet};
 use prost::Message;
 
 use super::parts::{Parts, value};
+use super::product::product;
 use super::proto::{AttributeProto, GraphProto, INT32, INT64, ModelProto, NodeProto, TensorProto, TensorShape};
 use super::proto::{TensorType, ValueInfoProto};
 use super::wire::{self, Field};
-use super::{Role, branches, pack};
+use super::{Role, branches};
 
 /// Attributes that `GroupQueryAttention` has too.
 const ATTRIBUTES: [&str; 10] = [
@@ -84,7 +85,7 @@ impl<'a> Rewriting<'a> {
         let is_tokens = |input: &&ValueInfoProto| Role::of(&input.name) == Some(Role::Tokens);
         let tokens = graph.input.iter().find(is_tokens).ok_or("it has no input input_ids")?;
         let logits = graph.output.iter().find(|output| output.name == "logits").ok_or("it has no output logits")?;
-        let product = pack::product(graph, &writers, &logits.name)?;
+        let product = product(graph, &writers, &logits.name)?;
         let last = *writers.get(logits.name.as_str()).ok_or("no operator writes its logits")?;
         let (mut seen, mut open) = (HashSet::from([last]), vec![last]);
         while let Some(index) = open.pop() {
@@ -124,7 +125,7 @@ impl<'a> Rewriting<'a> {
             if is_paged(node) {
                 let layer = caches.len() / 2;
                 parts.nodes.extend(plain(node, raw, layer).ok_or_else(invalid)?);
-                caches.extend(CACHES.map(|place| (input(node, place), node.output.get(place - 2))));
+                caches.extend(CACHES.map(|place| (input(node, place), &node.output[place - 2])));
                 dropped.extend(LENGTHS.map(|place| input(node, place)));
             } else if node.op_type == "If" {
                 parts.nodes.extend(branches::tables(raw, node).ok_or_else(invalid)?);
@@ -157,7 +158,6 @@ impl<'a> Rewriting<'a> {
             let declared = self.graph.input.iter().find(|input| input.name == past).ok_or("its cache is no input")?;
             let (element, shape) =
                 cache(declared).ok_or_else(|| format!("its cache {past} is not of four dimensions"))?;
-            let present = present.filter(|name| !name.is_empty()).ok_or("its attention gives no cache")?;
             parts.inputs.push(value(past, element, shape.clone()));
             parts.outputs.push(value(present, element, shape));
             dropped.insert(past);
@@ -221,7 +221,10 @@ fn cache(paged: &ValueInfoProto) -> Option<(i32, TensorShape)> {
 
 /// Refuse attention that `GroupQueryAttention` does not compute.
 fn check(node: &NodeProto) -> Result<(), String> {
-    if CACHES.iter().any(|&place| input(node, place).is_empty()) {
+    let is_kept = |place: &usize| {
+        !input(node, *place).is_empty() && node.output.get(place - 2).is_some_and(|out| !out.is_empty())
+    };
+    if !CACHES.iter().all(is_kept) {
         return Err("its attention has no cache of keys or values".into());
     }
     if !input(node, SLOTS).is_empty() || node.input.iter().skip(17).any(|input| !input.is_empty()) {
@@ -264,7 +267,7 @@ fn plain(node: &NodeProto, raw: &[u8], layer: usize) -> Option<Vec<Vec<u8>>> {
     let bits = is_quantised.then(|| AttributeProto::integer("kv_cache_bit_width", if is_packed { 4 } else { 8 }));
     let mut encoded = NodeProto {
         input: inputs,
-        output: [&[attended.clone()], node.output.get(1..3)?].concat(),
+        output: [&[attended.clone()], &node.output[1..3]].concat(),
         op_type: "GroupQueryAttention".into(),
         attribute: bits.into_iter().collect(),
         domain: "com.microsoft".into(),
@@ -279,4 +282,69 @@ fn plain(node: &NodeProto, raw: &[u8], layer: usize) -> Option<Vec<Vec<u8>>> {
     nodes.push(encoded);
     nodes.push(NodeProto::standard("Squeeze", &[&attended, BATCH], &node.output[0], &[]).encode_to_vec());
     Some(nodes)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use prost::bytes::Bytes;
+
+    use super::*;
+
+    fn export(form: &str) -> ModelProto {
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/exports").join(form).join("model.onnx");
+        ModelProto::decode(Bytes::from(std::fs::read(file).unwrap())).unwrap()
+    }
+
+    fn rewritten(model: &ModelProto) -> Result<ModelProto, String> {
+        Ok(ModelProto::decode(Bytes::from(unpaged(&model.encode_to_vec(), model)?.unwrap())).unwrap())
+    }
+
+    fn names(values: &[ValueInfoProto]) -> Vec<&str> {
+        values.iter().map(|value| value.name.as_str()).collect()
+    }
+
+    #[test]
+    fn only_paged_attention_is_rewritten() {
+        let plain = export("llama/builder-fp16-cuda");
+        assert_eq!(unpaged(&plain.encode_to_vec(), &plain), Ok(None));
+        for form in ["llama/builder-fp16-paged", "qwen3/builder-fp16-paged", "gpt_oss/builder-fp16-paged"] {
+            let graph = rewritten(&export(form)).unwrap().graph.unwrap();
+            let mut inputs = names(&graph.input);
+            inputs.sort_unstable();
+            let caches = ["0.key", "0.value", "1.key", "1.value"];
+            let pasts = caches.map(|part| format!("past_key_values.{part}"));
+            let expected = ["attention_mask", "input_ids"].into_iter().chain(pasts.iter().map(String::as_str));
+            assert_eq!(inputs, expected.collect::<Vec<_>>(), "{form}");
+            assert_eq!(names(&graph.output)[0], "logits");
+            let count = |operator| graph.node.iter().filter(|node| node.op_type == operator).count();
+            assert_eq!((count("PagedAttention"), count("GroupQueryAttention")), (0, 2), "{form}");
+        }
+    }
+
+    #[test]
+    fn attention_that_the_plain_operator_lacks_is_refused() {
+        let changed = |change: &dyn Fn(&mut NodeProto)| {
+            let mut model = export("llama/builder-fp16-paged");
+            let graph = model.graph.as_mut().unwrap();
+            graph.node.iter_mut().filter(|node| is_paged(node)).for_each(change);
+            rewritten(&model).map(drop)
+        };
+        assert_eq!(changed(&|_| ()), Ok(()));
+        let attribute = |attribute: AttributeProto| changed(&|node| node.attribute.push(attribute.clone()));
+        assert_eq!(attribute(AttributeProto::integer("is_causal", 1)), Ok(()));
+        assert_eq!(attribute(AttributeProto::text("kv_cache_layout", "SEPARATE")), Ok(()));
+        for (refused, name) in [
+            (AttributeProto::integer("is_causal", 0), "is_causal"),
+            (AttributeProto::integer("rotary_offset", 8), "rotary_offset"),
+            (AttributeProto::text("kv_cache_layout", "LATENT"), "kv_cache_layout"),
+            (AttributeProto::text("qk_rotation", "HADAMARD"), "qk_rotation"),
+        ] {
+            assert!(attribute(refused).unwrap_err().contains(name));
+        }
+        assert!(changed(&|node| node.input[SLOTS] = "slots".into()).unwrap_err().contains("where keys and values go"));
+        assert!(changed(&|node| node.input[4].clear()).unwrap_err().contains("no cache"));
+        assert!(changed(&|node| node.output.truncate(2)).unwrap_err().contains("no cache"));
+    }
 }

@@ -81,9 +81,7 @@ fn replay(label: &str, golden: &Golden, tolerance: f32, failures: &mut Vec<Strin
         }
         Ok(model) => {
             let worst = Replay::new(&model).all(golden);
-            if provider() == Provider::Cpu {
-                batching::check(label, &model, failures);
-            }
+            batching::check(label, &model, provider() == Provider::Cpu, failures);
             let Export { cache_kind, rollback, scoring, warnings, .. } = model.export();
             println!(
                 "{label}: {cache_kind:?}, {rollback:?}, {scoring:?}, deviates by {:.1e}, {worst:.1e} from PyTorch",
@@ -447,6 +445,17 @@ fn options_override_what_was_recognised() {
         error.code() == 2 && error.to_string().contains("cannot go beyond 64 tokens: the cache holds no more"),
         "{error}"
     );
+}
+
+/// Exports of types that the processor does not compute with need a GPU, and the error says so.
+#[test]
+fn exports_for_gpus_say_that_they_are() {
+    if provider() == Provider::Cpu {
+        for form in ["builder-bf16-paged", "builder-bf16-cuda", "builder-fp16-fp8-cache"] {
+            let error = load(&exports().join("llama").join(form)).err().unwrap();
+            assert!(error.code() == 8 && error.to_string().contains("an export for GPUs"), "{form}: {error}");
+        }
+    }
 }
 
 /// Exports that cannot be decoded with, the code of the error, and a part of its message.
