@@ -267,7 +267,7 @@ fn plain(node: &NodeProto, raw: &[u8], layer: usize) -> Option<Vec<Vec<u8>>> {
     let bits = is_quantised.then(|| AttributeProto::integer("kv_cache_bit_width", if is_packed { 4 } else { 8 }));
     let mut encoded = NodeProto {
         input: inputs,
-        output: [&[attended.clone()], &node.output[1..3]].concat(),
+        output: [std::slice::from_ref(&attended), &node.output[1..3]].concat(),
         op_type: "GroupQueryAttention".into(),
         attribute: bits.into_iter().collect(),
         domain: "com.microsoft".into(),
