@@ -118,7 +118,7 @@ pub fn load(file: &Path, graph: &Graph, provider: &Provider, source: ModelSource
     }
     let loaded = Arc::new(match provider {
         Provider::Cpu => LoadedSession {
-            session: ManuallyDrop::new(create(file, source, None)?),
+            session: ManuallyDrop::new(create(file, graph, source, None)?),
             device: None,
             is_whole: false,
             on_processor: BTreeSet::new(),
@@ -178,7 +178,7 @@ fn load_on_gpu(
         let cuda = options.iter().fold(cuda, |cuda, (key, value)| cuda.with_arbitrary_config(key, value));
         // SAFETY: the device, and so its stream, outlives the session: see `LoadedSession`.
         let cuda = unsafe { cuda.with_cuda_graph(graphs).with_compute_stream(device.stream()) };
-        device.by_runner(|| create(file, source, Some(cuda)))
+        device.by_runner(|| create(file, graph, source, Some(cuda)))
     };
     let asked = options.get(GRAPHS).is_none_or(|value| value != "0");
     let (mut is_whole, mut on_processor) = (true, BTreeSet::new());
@@ -219,7 +219,7 @@ fn unavailable(file: &Path, why: &str) -> Error {
     ))
 }
 
-fn create(file: &Path, source: ModelSource<'_>, cuda: Option<ort::ep::CUDA>) -> Result<Session> {
+fn create(file: &Path, graph: &Graph, source: ModelSource<'_>, cuda: Option<ort::ep::CUDA>) -> Result<Session> {
     let runtime = runtime::load(None, 0, None)?;
     let refuse = |error: &dyn std::fmt::Display| Error::Model(format!("cannot load {}: {error}", file.display()));
     let mut builder = runtime.session().map_err(|error| refuse(&error))?;
@@ -235,7 +235,7 @@ fn create(file: &Path, source: ModelSource<'_>, cuda: Option<ort::ep::CUDA>) -> 
         builder = builder.with_execution_providers([cuda]).map_err(|error| unavailable(file, &error.to_string()))?;
     }
     let before = AnonymousMappings::now();
-    if !matches!(source, ModelSource::File) {
+    if !matches!(source, ModelSource::File) || graph.unpaged.is_some() {
         // A session from memory must be told where external weights are.
         let folder = file.parent().and_then(Path::to_str).ok_or_else(|| refuse(&"its path is not UTF-8"))?;
         let folder = if folder.is_empty() { "." } else { folder };
@@ -243,12 +243,13 @@ fn create(file: &Path, source: ModelSource<'_>, cuda: Option<ort::ep::CUDA>) -> 
             .with_config_entry("session.model_external_initializers_file_folder_path", folder)
             .map_err(|error| refuse(&error))?;
     }
-    let session = match source {
-        ModelSource::File => builder.commit_from_file(file),
-        ModelSource::WithoutShapes => {
+    let session = match (source, &graph.unpaged) {
+        (ModelSource::File | ModelSource::WithoutShapes, Some(bytes)) => builder.commit_from_memory(bytes),
+        (ModelSource::File, None) => builder.commit_from_file(file),
+        (ModelSource::WithoutShapes, None) => {
             builder.commit_from_memory(&shapes::without(file).map_err(|error| refuse(&error))?)
         }
-        ModelSource::Packed(bytes) => {
+        (ModelSource::Packed(bytes), _) => {
             let target = if is_on_gpu { RunsOn::Gpu } else { RunsOn::Host };
             custom::register(&builder, target).map_err(|error| refuse(&error))?;
             builder.commit_from_memory(bytes)
