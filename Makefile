@@ -26,7 +26,7 @@ ONNXRUNTIME := $(CARGO_TARGET_DIR)/onnxruntime
 
 .DEFAULT_GOAL := help
 .PHONY: help build portable onnxruntime install export demo demo-program test test-export test-cpp test-go test-java \
-    conformance lint format clippy bench evaluate bench-cuda header clean
+    conformance lint format clippy bench bench-sessions evaluate bench-cuda header clean
 # Cargo uses all cores by itself, and its targets would wait for each other.
 .NOTPARALLEL:
 
@@ -131,6 +131,10 @@ bench: onnxruntime ## compare strategies and peers in target/bench/index.html: M
 	QUICK="$(QUICK)" scripts/bench-setup "$(CARGO_TARGET_DIR)/bench" "$(MODELS)"
 	$(CARGO) bench --locked --bench bench -- --out "$(CARGO_TARGET_DIR)/bench" \
 	    $(if $(MODELS),--models "$(MODELS)") $(if $(QUICK),--quick) $(BENCH_ARGUMENTS)
+
+bench-sessions: onnxruntime ## measure many sessions at once: CONFIG=, TORCH=FOLDER,FOLDER for a peer, BENCH_ARGUMENTS=
+	@[ -z "$(TORCH)" ] || scripts/bench-setup "$(CARGO_TARGET_DIR)/bench"
+	$(CARGO) bench --locked --bench sessions -- $(CONFIG) $(if $(TORCH),--torch "$(TORCH)") $(BENCH_ARGUMENTS)
 
 evaluate: onnxruntime ## measure what combinations do to the text, beside each of their models alone: CONFIGS=
 	$(CARGO) bench --locked --bench bench -- --quality \

@@ -97,7 +97,7 @@ fn forks(model: &OnnxModel, texts: &[Vec<i32>; 3], expected: &[Vec<Vec<f32>>], p
     tally
 }
 
-/// What two of three sequences have computed is taken by the oldest, twice. Both compute it anew, one in several passes.
+/// The oldest of three sequences takes what the others have computed. Both compute it anew, one in several passes.
 fn taken(path: &Path) -> Result<Tally, String> {
     let mut rng = fastrand::Rng::with_seed(4);
     let text: Vec<i32> = (0..=LONG).map(|_| rng.i32(3..4000)).collect();

@@ -105,7 +105,8 @@ pub fn run(draws: u64, progress: &dyn Progress) -> Section {
         title: "Random numbers".into(),
         about: "Every proof takes the numbers of a session for uniform and independent. They are ChaCha8 blocks of \
                 (seed, position, purpose, epoch), counted here in pairs: two purposes of one position, neighbouring \
-                positions, neighbouring seeds, before and after a rejection, forks with one seed; and outcomes made of them."
+                positions, neighbouring seeds, before and after a rejection, forks of one seed; and outcomes made of \
+                them."
             .into(),
         headline: format!("{} kinds of pairs and outcomes, {draws} draws each", comparisons.len()),
         comparisons,
