@@ -359,7 +359,7 @@ pub fn run(passes: usize, draws: u64, progress: &dyn Progress) -> Section {
         about: "Sequences of one export share passes, blocks of the cache, and the computed beginnings of texts. \
                 Passes over one to six of eight sequences are run in random order and width, with rollbacks, stray \
                 tokens that are taken back, and texts that share a beginning or a block in the middle. All rows are \
-                compared with those of the export alone, by ONNX Runtime's own attention. So are those of forks, and of \
+                compared with those of the export alone, by ONNX Runtime's own attention. So are those of forks and of \
                 sequences that compute again what others took from them. Then sessions are decoded eight at a time, \
                 and what they draw is compared with the oracle's joint distribution of three tokens."
             .into(),

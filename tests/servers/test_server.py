@@ -4,8 +4,10 @@ import concurrent.futures
 import functools
 import http.client
 import json
+import pathlib
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 
@@ -221,6 +223,42 @@ def too_many(server):
     server.complete(PROMPTS[0], max_tokens=1)
 
 
+def without_memory(server):
+    """Requests that find no room are told to come later, if the configuration wants that. The others are answered."""
+    paths = [str(DEMO.parent / name) for name in ("base", "math")]
+    models = [{"path": path, "context_length": 512, "cache_bytes": 4 << 20} for path in paths]
+    config = {"models": models, "combine": {"kind": "weighted", "weights": [0.5, 0.5]}, "when_full": "refuse"}
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder, "small.json")
+        path.write_text(json.dumps(config), encoding="utf-8")
+        small = Server(server.command, CLIENTS, path)
+        try:
+            def ask(number):
+                prompt = [300 + number] * 300
+                body = {"model": "small", "prompt": prompt, "max_tokens": 24, "stream": number % 2 == 1}
+                return small.answer("POST", "/v1/completions", json.dumps(body))
+
+            with concurrent.futures.ThreadPoolExecutor(CLIENTS) as pool:
+                answers = list(pool.map(ask, range(CLIENTS)))
+            counts = {status: [answer[0] for answer in answers].count(status) for status in (200, 503)}
+            equal(sum(counts.values()), CLIENTS, f"answers that are 200 or 503 of {[answer[0] for answer in answers]}")
+            expect(counts[200] > 0 and counts[503] > 0, f"answers: {counts}")
+            for status, headers, text in answers:
+                if status == 503:
+                    expect(int(headers["Retry-After"]) > 0, "Retry-After")
+                    equal(json.loads(text)["error"]["type"], "server_error", "type")
+            patient = small.client.with_options(max_retries=50)
+            def again(number):
+                return patient.completions.create(model="small", prompt=[300 + number] * 300, max_tokens=8).usage
+
+            with concurrent.futures.ThreadPoolExecutor(4) as pool:
+                for usage in pool.map(again, range(4)):
+                    expect(usage.completion_tokens > 0, "no tokens after a retry")
+        finally:
+            small.close()
+    return f"{counts[503]} of {CLIENTS} refused"
+
+
 def bad_requests(server):
     good = {"model": server.model, "prompt": "Hello", "max_tokens": 1}
     changes = [
@@ -314,7 +352,7 @@ def main():
         sys.exit("usage: test COMMAND...")
     checks = (arguments, models, completion, token_prompts, sampling, extension, streaming, stop_strings, leaving,
               at_once,
-              too_many, bad_requests, drain)
+              too_many, without_memory, bad_requests, drain)
     server = Server(sys.argv[1:], CLIENTS)
     failed = 0
     try:

@@ -193,6 +193,9 @@ func reply(w http.ResponseWriter, body object, err error) {
 	status, body := explain(body, err)
 	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(patience))
 	w.Header().Set("Content-Type", "application/json")
+	if status == http.StatusTooManyRequests || status == http.StatusServiceUnavailable {
+		w.Header().Set("Retry-After", "1")
+	}
 	w.WriteHeader(status)
 	_ = json.NewEncoder(w).Encode(body)
 }
@@ -298,6 +301,8 @@ func explain(body object, err error) (int, object) {
 		code = "context_length_exceeded"
 	case errors.Is(err, cos.ErrBusy):
 		status, kind = http.StatusTooManyRequests, "rate_limit_error"
+	case errors.Is(err, cos.ErrNoMemory):
+		status, kind = http.StatusServiceUnavailable, "server_error"
 	case !errors.Is(err, cos.ErrInvalidArgument) && !errors.Is(err, cos.ErrUnsupported):
 		status, kind = http.StatusInternalServerError, "server_error"
 	}

@@ -123,7 +123,7 @@ public final class Server {
             return;
         }
         if (!response.headWritten()) {
-            response.setStatusCode(status).putHeader("Content-Type", "application/json");
+            ApiError.head(response, status);
         }
         response.end(last);
     }
@@ -133,7 +133,7 @@ public final class Server {
         if (context.request().path().startsWith("/v1/completions")) {
             requests.labelValues(Integer.toString(status)).inc();
         }
-        context.response().setStatusCode(status).putHeader("Content-Type", "application/json")
-                .end(new ApiError(status, message, null).json());
+        ApiError.head(context.response(), status);
+        context.response().end(new ApiError(status, message, null).json());
     }
 }
