@@ -146,8 +146,9 @@ bench-cuda: ## measure on an NVIDIA GPU, and write docs/cuda.md: MODELS=, ORT_DY
 	scripts/bench-cuda run "$(CARGO_TARGET_DIR)/bench-cuda" "$(CARGO_TARGET_DIR)/bench-cuda-results"
 	scripts/bench-cuda report "$(CARGO_TARGET_DIR)/bench-cuda-results"
 
-header: ## write include/cos.h anew from the sources
+header: ## write include/cos.h anew from the sources, and the copy of the Go binding
 	COS_UPDATE_HEADER=1 $(CARGO) test --release --locked --test interface the_header_is_fresh
+	cp include/cos.h bindings/go/cos.h
 
 clean: ## remove all that was built or fetched
 	$(CARGO) clean
