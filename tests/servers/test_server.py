@@ -128,6 +128,20 @@ def extension(server):
     equal(len(texts), 2, "texts of two models")
 
 
+def scopes(server):
+    """A prompt that another request has computed is found, but not in another scope."""
+    prompt = [500 + token for token in range(200)]
+    def found(**cos):
+        before = server.metrics()["cos_prefix_tokens_total"]
+        server.complete(prompt, max_tokens=1, temperature=0, extra_body={"cos": cos})
+        return server.metrics()["cos_prefix_tokens_total"] - before
+
+    equal([found(scope="one"), found(scope="two"), found()], [0, 0, 0], "tokens found in a scope where none are")
+    for cos in ({}, {"scope": "one"}, {"scope": "two"}):
+        expect(found(**cos) > 200, f"nothing is found in {cos}")
+    equal(server.metrics()["cos_recomputed_tokens_total"], 0, "cos_recomputed_tokens_total")
+
+
 def streaming(server):
     for options in ({"temperature": 0}, {"temperature": 1, "seed": 7, "extra_body": PINNED}):
         for prompt in PROMPTS[1:]:
@@ -274,7 +288,7 @@ def bad_requests(server):
         {"n": 2}, {"best_of": 2}, {"echo": True}, {"suffix": "."}, {"logprobs": 1}, {"presence_penalty": 1},
         {"frequency_penalty": 1}, {"logit_bias": {"5": 1}},
         {"cos": 5}, {"cos": {"strategy": "magic"}}, {"cos": {"strategy": 3}}, {"cos": {"weights": 1}},
-        {"cos": {"weights": [1]}},
+        {"cos": {"weights": [1]}}, {"cos": {"scope": 5}}, {"cos": {"scope": "one\0two"}},
         {"cos": {"weights": [0.5, 0.1]}}, {"cos": {"weights": ["a", "b"]}},
     ]
     bodies = [json.dumps({**good, **change}).encode() for change in changes]
@@ -350,9 +364,8 @@ def drain(server):
 def main():
     if len(sys.argv) < 2:
         sys.exit("usage: test COMMAND...")
-    checks = (arguments, models, completion, token_prompts, sampling, extension, streaming, stop_strings, leaving,
-              at_once,
-              too_many, without_memory, bad_requests, drain)
+    checks = (arguments, models, completion, token_prompts, sampling, extension, scopes, streaming, stop_strings,
+              leaving, at_once, too_many, without_memory, bad_requests, drain)
     server = Server(sys.argv[1:], CLIENTS)
     failed = 0
     try:

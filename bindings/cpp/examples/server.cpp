@@ -85,7 +85,7 @@ void check(json& object) {
         {"max_tokens", up_to(UINT32_MAX)}, {"temperature", &json::is_number}, {"top_p", &json::is_number},
         {"seed", up_to(UINT64_MAX)}, {"stop", either(&json::is_string, list(&json::is_string))},
         {"stream", &json::is_boolean}, {"stream_options", &json::is_object}, {"include_usage", &json::is_boolean},
-        {"cos", &json::is_object}, {"weights", list(&json::is_number)},
+        {"cos", &json::is_object}, {"weights", list(&json::is_number)}, {"scope", &json::is_string},
         {"strategy", [](const json& value) { return value.is_string() && strategies.count(value.get<std::string>()); }},
         // Not supported, except for the value that changes nothing.
         {"n", is(1)}, {"best_of", is(1)}, {"echo", is(false)}, {"suffix", is("")}, {"logprobs", is(nullptr)},
@@ -240,6 +240,7 @@ private:
         const bool include_usage = body["stream_options"].value("include_usage", false);
         const Job job(new Completion{engine_.session(options).value(), engine_.text_stream().value(), tokens.size(),
                                      body.value("stream", false), include_usage, head, std::move(client_left)});
+        job->session.set_scope(extension.value("scope", "")).value();
         job->session.prompt(tokens).value();
         job->text.prompt(tokens).value();
         job->text.set_stops(stops).value();
@@ -270,6 +271,8 @@ private:
         add("tested_total", stats.tested);
         add("accepted_total", stats.accepted);
         add("forwards_total", stats.forwards);
+        add("prefix_tokens_total", stats.prefix_tokens);
+        add("recomputed_tokens_total", stats.recomputed_tokens);
         add("model_seconds_total", seconds(stats.model_time));
         add("step_seconds_total", seconds(stats.total_time));
         const std::lock_guard lock(mutex_);

@@ -43,6 +43,8 @@ public final class Server {
         counter("cos_tested_total", "Proposals that were accepted or rejected", Stats::tested);
         counter("cos_accepted_total", "Proposals accepted", Stats::accepted);
         counter("cos_forwards_total", "Passes of all models", Stats::forwards);
+        counter("cos_prefix_tokens_total", "Tokens that were found computed", Stats::prefixTokens);
+        counter("cos_recomputed_tokens_total", "Tokens computed once more", Stats::recomputedTokens);
         counter("cos_model_seconds_total", "Seconds inside ONNX Runtime", stats -> stats.modelNs() / 1e9);
         counter("cos_step_seconds_total", "Seconds inside steps", stats -> stats.totalNs() / 1e9);
     }
