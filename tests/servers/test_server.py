@@ -335,6 +335,13 @@ def refused(status, text, what):
 
 def drain(server):
     """SIGTERM: what runs is finished, what is new is refused, and the process ends with 0. The last test."""
+    def begun():
+        """How many completions have begun so far."""
+        samples = server.metrics()
+        ended = sum(value for name, value in samples.items() if name.startswith("cos_requests_total"))
+        return samples["cos_requests_running"] + ended
+
+    before = begun()
     wanted = server.complete(PROMPTS[3], max_tokens=100, temperature=0).choices[0].text
     stream = server.complete(PROMPTS[3], max_tokens=100, temperature=0, stream=True)
     texts = [next(stream).choices[0].text for _ in range(2)]
@@ -344,7 +351,8 @@ def drain(server):
 
     other = threading.Thread(target=run)
     other.start()
-    time.sleep(0.1)
+    while begun() < before + 3:
+        time.sleep(0.02)
     server.terminate()
     time.sleep(0.2)
     expect(server.process.poll() is None, "the server ends before its requests")
