@@ -88,7 +88,7 @@ impl Questions {
         state.is_running = true;
         if !self.crowd.is_empty() {
             drop(state);
-            self.crowd.gather();
+            self.crowd.gather(0);
             state = self.lock();
         }
         let (number, Filled { answers, count, in_crowd }) = (state.number, std::mem::take(&mut state.filled));

@@ -379,7 +379,7 @@ impl PassQueue {
     fn choose<'a>(&'a self, mut state: Guard<'a>, own: NonNull<Call>) -> Option<Running> {
         if !self.crowd.is_empty() {
             drop(state);
-            self.crowd.gather();
+            self.crowd.gather(self.last.load(Ordering::Relaxed));
             state = self.lock();
         }
         state.let_cancelled_go(&self.crowd, own);

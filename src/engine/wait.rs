@@ -48,8 +48,8 @@ impl CancelHook for WakeOnCancel {
     fn resume(&self) {}
 }
 
-/// How often a leader lets other threads run before it stops waiting for those that are about to come.
-const MOST_YIELDS: usize = 64;
+/// How often a leader lets other threads run before it stops waiting for those that are about to come, at least.
+const YIELDS: usize = 64;
 
 /// What the threads of an engine are about to do, so that a leader knows whom to wait for.
 #[derive(Default)]
@@ -80,9 +80,12 @@ impl Crowd {
         self.coming.load(Ordering::Relaxed) == 0
     }
 
-    /// Let those who compute arrive.
-    pub fn gather(&self) {
-        for _ in 0..MOST_YIELDS {
+    /// Let those who compute arrive. Who does not is part of a later pass, which costs as much as this one. So the leader
+    /// of a pass that takes `pass` nanoseconds waits for up to about a tenth of that.
+    pub fn gather(&self, pass: usize) {
+        /// About ten times as long as a yield takes, in nanoseconds.
+        const YIELD: usize = 5000;
+        for _ in 0..YIELDS.max(pass / YIELD) {
             if self.is_empty() {
                 break;
             }

@@ -12,7 +12,7 @@ use ort::sys::{
 };
 
 use super::{gpu_attention, operator};
-use crate::export::pack::{DOMAIN, RunsOn};
+use crate::export::pack::DOMAIN;
 use crate::process::{PerProcess, stay_loaded};
 
 /// A domain with operators. It is never freed, since ONNX Runtime keeps its address.
@@ -23,27 +23,23 @@ unsafe impl Send for Domain {}
 // SAFETY: as above.
 unsafe impl Sync for Domain {}
 
-/// The domain of the processor, and that of GPUs.
-static MADE: PerProcess<[OnceCell<Domain>; 2]> = PerProcess::new(|| [OnceCell::new(), OnceCell::new()]);
+static MADE: PerProcess<OnceCell<Domain>> = PerProcess::new(OnceCell::new);
 
-/// Let sessions of the builder have the operators for this device.
+/// Let sessions of the builder have the operators.
 ///
 /// # Errors
 /// If ONNX Runtime has no memory.
-pub fn register(builder: &SessionBuilder, target: RunsOn) -> ort::Result<()> {
+pub fn register(builder: &SessionBuilder) -> ort::Result<()> {
     let api = ort::api();
-    let (place, operators): (usize, &[&'static OrtCustomOp]) = match target {
-        RunsOn::Host => (0, &[&operator::OPERATOR]),
-        RunsOn::Gpu => (1, &gpu_attention::OPERATORS),
-    };
-    let domain = MADE.get()[place].get_or_try_init(|| -> ort::Result<Domain> {
+    let domain = MADE.get().get_or_try_init(|| -> ort::Result<Domain> {
         // ONNX Runtime keeps the addresses of operators and of their functions.
         stay_loaded();
         let mut domain = ptr::null_mut();
+        let [float16, bfloat16] = gpu_attention::OPERATORS;
         // SAFETY: the name is a C string, and the operators are static.
         unsafe {
             succeed((api.CreateCustomOpDomain)(DOMAIN.as_ptr(), &mut domain))?;
-            for &operator in operators {
+            for operator in [&operator::OPERATOR, float16, bfloat16] {
                 succeed((api.CustomOpDomain_Add)(domain, operator))?;
             }
         }

@@ -151,7 +151,7 @@ mod tests {
     use crate::onnx::environment;
     use crate::onnx::options::LoadOptions;
 
-    /// ONNX Runtime checks types and shapes first. Then it finds that the processor has no `PagedAttention` for float16,
+    /// ONNX Runtime checks types and shapes first. Then it finds that the processor has no such operator for float16,
     /// and tries float32 in vain.
     #[test]
     fn graphs_for_gpus_are_valid() {
@@ -172,7 +172,7 @@ mod tests {
             let loaded = weights::load(&file, &graph, &Provider::Cpu, ModelSource::Packed(&packed.bytes));
             let error = loaded.err().unwrap().to_string();
             assert!(
-                error.contains("InsertedPrecisionFreeCast") && error.contains("(PagedAttention)"),
+                error.contains("InsertedPrecisionFreeCast") && error.contains("(PagedAttention"),
                 "{form}: {error}"
             );
         }
