@@ -35,14 +35,14 @@ fn forward(model: &OnnxModel, pass: &mut Pass<'_>) -> bool {
             Admission::Whole(_) => break,
             Admission::Part(_) => {
                 let (keep, filter) = (pass.keep, pass.filter);
-                let mut part = [Pass { sequence: &mut *pass.sequence, tokens: &[], keep, filter }];
+                let mut part = [Pass { sequence: &mut *pass.sequence, tokens: &[], keep, filter, uniforms: None }];
                 model.forward(&mut part).expect("models that do not fail");
             }
         }
     }
     let Pass { tokens, keep, filter, .. } = *pass;
     model
-        .forward(&mut [Pass { sequence: &mut *pass.sequence, tokens, keep, filter }])
+        .forward(&mut [Pass { sequence: &mut *pass.sequence, tokens, keep, filter, uniforms: None }])
         .expect("models that do not fail");
     true
 }
@@ -50,7 +50,7 @@ fn forward(model: &OnnxModel, pass: &mut Pass<'_>) -> bool {
 /// Run a pass over tokens of which the last row is wanted.
 fn follow(model: &OnnxModel, sequence: &mut dyn Sequence, tokens: &[i32]) -> bool {
     let keep = sequence.len() + tokens.len();
-    forward(model, &mut Pass { sequence, tokens, keep, filter: Filter::plain(1.0) })
+    forward(model, &mut Pass { keep, ..Pass::plain(sequence, tokens) })
 }
 
 /// Sequences follow texts, and are forked within blocks and behind them. Then parent and fork follow other texts. All
@@ -82,7 +82,7 @@ fn forks(model: &OnnxModel, texts: &[Vec<i32>; 3], expected: &[Vec<Vec<f32>>], p
         let Some(turn) = turn(&mut rng, len, &texts[*text], TEXT) else { continue };
         let (sequence, tokens) = (sequence.as_mut(), &turn.tokens[..]);
         let before = sequence.cache_use().recomputed;
-        if forward(model, &mut Pass { sequence, tokens, keep: turn.keep, filter: Filter::plain(1.0) }) {
+        if forward(model, &mut Pass { keep: turn.keep, ..Pass::plain(sequence, tokens) }) {
             tally.passes += 1;
             tally.recomputed += readers[index].sequence.cache_use().recomputed - before;
             if turn.strays {
