@@ -6,7 +6,6 @@ use std::sync::Arc;
 
 use cos::model::{Admission, Cancel, Model, Pass, Sequence};
 use cos::onnx::{CacheSize, OnnxModel};
-use cos::rows::Filter;
 
 use super::packed::{BLOCK, COMMON, Reader, TEXT, Tally, load, load_at, rows, texts, turn};
 use crate::common::root;
