@@ -55,6 +55,8 @@ const MOST_YIELDS: usize = 64;
 #[derive(Default)]
 pub struct Crowd {
     coming: AtomicUsize,
+    /// Those of them who wait for the answer to a question.
+    asking: AtomicUsize,
 }
 
 impl Crowd {
@@ -68,6 +70,16 @@ impl Crowd {
         self.coming.fetch_sub(threads, Ordering::Relaxed);
     }
 
+    /// So many threads wait for the answer to a question; they stay in the crowd.
+    pub fn ask(&self, threads: usize) {
+        self.asking.fetch_add(threads, Ordering::Relaxed);
+    }
+
+    /// So many threads have their answers.
+    pub fn tell(&self, threads: usize) {
+        self.asking.fetch_sub(threads, Ordering::Relaxed);
+    }
+
     /// Whether a leader would wait for somebody.
     pub fn is_empty(&self) -> bool {
         self.coming.load(Ordering::Relaxed) == 0
@@ -75,8 +87,17 @@ impl Crowd {
 
     /// Let those who compute arrive.
     pub fn gather(&self) {
+        Self::yield_until(|| self.is_empty());
+    }
+
+    /// Let those who compute arrive, or ask a question.
+    pub fn gather_questions(&self) {
+        Self::yield_until(|| self.coming.load(Ordering::Relaxed) <= self.asking.load(Ordering::Relaxed));
+    }
+
+    fn yield_until(have_come: impl Fn() -> bool) {
         for _ in 0..MOST_YIELDS {
-            if self.is_empty() {
+            if have_come() {
                 break;
             }
             yield_now();
