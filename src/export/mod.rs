@@ -6,9 +6,11 @@ pub(crate) mod graph;
 pub(crate) mod pack;
 pub(crate) mod paged;
 pub(crate) mod parts;
+mod product;
 mod proto;
 pub(crate) mod recognise;
 pub(crate) mod shapes;
+mod unpaged;
 mod wire;
 
 use std::collections::BTreeSet;
@@ -445,6 +447,11 @@ impl Export {
     pub fn is_bfloat16(&self) -> bool {
         let elements = self.cache.iter().map(|tensor| tensor.element).chain([self.logits.element]);
         elements.into_iter().any(|element| element == TensorElementType::Bfloat16)
+    }
+
+    /// Whether the cache holds numbers of few bits, with scales.
+    pub fn has_rounded_cache(&self) -> bool {
+        self.cache.iter().any(|tensor| element_bytes(tensor.element) == Some(1))
     }
 
     /// The number of layers with a cache.

@@ -4,8 +4,7 @@
 //! ours, which knows whose a token is, and keeps keys and values in blocks. The inputs and outputs of the cache go, and
 //! so does all that fed only them. Only the rows that are wanted are multiplied with the vocabulary.
 //!
-//! The file is not changed, and weights are not touched: what goes gets an unused key in a copy of the bytes, and what
-//! comes is appended. A second `graph` field of a message is merged with the first one.
+//! The file is not changed, and weights are not touched; see [`Parts::amend`].
 
 use std::collections::{HashMap, HashSet};
 use std::ffi::CStr;
@@ -17,9 +16,12 @@ use ort::value::TensorElementType;
 use prost::Message;
 use prost::bytes::Bytes;
 
+use super::graph::Graph;
 use super::parts::{LayerShape, Parts, number_of, text, value};
+use super::product::product;
 use super::proto::{
-    AttributeProto, GraphProto, INT64, ModelProto, NodeProto, OperatorSetId, TensorShape, ValueInfoProto,
+    AttributeProto, FLOAT, FLOAT16, GraphProto, INT64, ModelProto, NodeProto, OperatorSetId, TensorShape,
+    ValueInfoProto,
 };
 use super::wire::{self, Field};
 use super::{CacheContent, Export, GivenRows, Logits, Role, branches, paged};
@@ -32,6 +34,9 @@ pub const ATTENTION: &CStr = c"PackedAttention";
 pub const TABLE: &CStr = c"cos.table";
 /// The input with the indices of the tokens whose rows are wanted.
 pub const ROWS: &CStr = c"cos.rows";
+
+/// The output of logits on the processor, if those of the export are not float32.
+pub const LOGITS: &CStr = c"cos.logits";
 
 /// The attributes of `GroupQueryAttention` that ours has too.
 const ATTRIBUTES: [&str; 8] = [
@@ -48,11 +53,6 @@ const ATTRIBUTES: [&str; 8] = [
 const IGNORED: [&str; 2] = ["sliding_window_cache", "qk_norm_epsilon"];
 /// The input of `GroupQueryAttention` with the positions of tokens. Ours counts them from the beginning of a sequence.
 const POSITIONS: usize = 9;
-
-/// Operators through which logits come from the product with the vocabulary, one row at a time.
-const ROW_WISE: [&str; 8] = ["Cast", "Identity", "Mul", "Div", "Add", "Sub", "Tanh", "Clip"];
-/// Products with the vocabulary.
-const PRODUCTS: [&str; 2] = ["MatMul", "MatMulNBits"];
 
 /// Where the rewritten model runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,8 +72,8 @@ pub struct Packed {
 }
 
 /// Rewrite the model of an export. The error is the reason why it cannot be packed.
-pub fn rewrite(export: &Export, target: RunsOn) -> Result<Packed, String> {
-    let bytes = read(&export.file)?;
+pub fn rewrite(export: &Export, graph: &Graph, target: RunsOn) -> Result<Packed, String> {
+    let bytes = graph.unpaged.clone().map_or_else(|| read(&export.file), Ok)?;
     let model = ModelProto::decode(bytes.clone()).map_err(|error| error.to_string())?;
     let graph = model.graph.as_ref().ok_or("it holds no graph")?;
     refuse_operators(&model, graph, export.context_length)?;
@@ -85,14 +85,19 @@ pub fn rewrite(export: &Export, target: RunsOn) -> Result<Packed, String> {
     let inputs = edit.inputs(export)?;
     let layers = layers(graph, &edit, export)?;
     match target {
-        RunsOn::Host if layers.iter().any(|layer| layer.element != TensorElementType::Float32) => {
-            return Err("its cache is not float32".into());
+        RunsOn::Host if layers.iter().any(|layer| !is_host_type(layer.element)) => {
+            return Err("its cache is neither float32 nor float16".into());
         }
         RunsOn::Host => {}
         RunsOn::Gpu => paged::check_model(&model, &layers)?,
     }
     let bytes = edit.apply(bytes.to_vec(), graph, &inputs, &export.logits, &layers, target)?;
     Ok(Packed { bytes, layers })
+}
+
+/// Whether our operator takes numbers of a type. It computes with float32.
+fn is_host_type(element: TensorElementType) -> bool {
+    matches!(element, TensorElementType::Float32 | TensorElementType::Float16)
 }
 
 /// The content of a file, mapped.
@@ -223,7 +228,7 @@ impl<'a> Edit<'a> {
         let raw = |index: usize| &bytes[nodes[index].content.clone()];
         let attention: Vec<(usize, &[u8])> = self.attention.iter().map(|&index| (index, raw(index))).collect();
         let mut parts = match target {
-            RunsOn::Host => host_parts(graph, &attention)?,
+            RunsOn::Host => host_parts(graph, &attention, layers)?,
             RunsOn::Gpu => paged::parts(graph, &attention, layers)?,
         };
         let (gather, product) = gathered(raw(self.product), &graph.node[self.product])?;
@@ -234,18 +239,14 @@ impl<'a> Edit<'a> {
         }
         parts.inputs.push(value(&text(ROWS), INT64, TensorShape::of(&[-1])));
         let shape = TensorShape::of(&[1, -1, logits.columns as i64]);
-        parts.outputs.push(value(&text(&logits.name), number_of(logits.element)?, shape));
-        for key in gone {
-            // The number of the field is in the key byte. Readers skip a number that onnx.proto does not use.
-            bytes[key] = wire::UNUSED;
+        let mut given = (text(&logits.name), number_of(logits.element)?);
+        if target == RunsOn::Host && logits.element != TensorElementType::Float32 {
+            let float = (text(LOGITS), FLOAT);
+            parts.nodes.push(cast(&given.0, &float.0, FLOAT));
+            given = float;
         }
-        let mut more = Vec::new();
-        parts.nodes.iter().for_each(|node| wire::put(&mut more, wire::GRAPH_NODE, node));
-        parts.weights.iter().for_each(|part| wire::put(&mut more, wire::GRAPH_INITIALIZER, &part.encode_to_vec()));
-        parts.inputs.iter().for_each(|part| wire::put(&mut more, wire::GRAPH_INPUT, &part.encode_to_vec()));
-        parts.outputs.iter().for_each(|part| wire::put(&mut more, wire::GRAPH_OUTPUT, &part.encode_to_vec()));
-        wire::put(&mut bytes, wire::MODEL_GRAPH, &more);
-        parts.opsets.iter().for_each(|part| wire::put(&mut bytes, wire::MODEL_OPSET, &part.encode_to_vec()));
+        parts.outputs.push(value(&given.0, given.1, shape));
+        parts.amend(&mut bytes, gone);
         Ok(bytes)
     }
 }
@@ -280,27 +281,6 @@ fn check_attention(node: &NodeProto, is_computed: impl Fn(&str) -> bool) -> Resu
     other.map_or(Ok(()), |other| Err(format!("its attention has the attribute {:?}", other.name)))
 }
 
-/// The product with the vocabulary, found by going back from the logits.
-fn product(graph: &GraphProto, writers: &HashMap<&str, usize>, logits: &str) -> Result<usize, String> {
-    let is_weight = |name: &str| {
-        graph.initializer.iter().any(|weight| weight.name == name)
-            || writers.get(name).is_some_and(|&index| graph.node[index].op_type == "Constant")
-    };
-    let mut value = logits;
-    while let Some(&index) = writers.get(value) {
-        let node = &graph.node[index];
-        if PRODUCTS.contains(&node.op_type.as_str()) {
-            return Ok(index);
-        }
-        let mut computed = node.input.iter().filter(|input| !input.is_empty() && !is_weight(input));
-        match (ROW_WISE.contains(&node.op_type.as_str()), computed.next(), computed.next()) {
-            (true, Some(input), None) => value = input,
-            _ => break,
-        }
-    }
-    Err("the product of its logits with the vocabulary is not a MatMul".into())
-}
-
 /// By attention operator: what it keeps of a token.
 fn layers(graph: &GraphProto, edit: &Edit<'_>, export: &Export) -> Result<Vec<LayerShape>, String> {
     let part = |&index: &usize| {
@@ -316,24 +296,49 @@ fn layers(graph: &GraphProto, edit: &Edit<'_>, export: &Export) -> Result<Vec<La
 }
 
 /// What replaces attention on the processor.
-fn host_parts(graph: &GraphProto, operators: &[(usize, &[u8])]) -> Result<Parts, String> {
-    let layers = operators.iter().enumerate();
-    Ok(Parts {
-        nodes: layers
-            .map(|(layer, &(index, raw))| attention(raw, &graph.node[index], layer))
-            .collect::<Result<_, _>>()?,
+fn host_parts(graph: &GraphProto, operators: &[(usize, &[u8])], layers: &[LayerShape]) -> Result<Parts, String> {
+    let mut parts = Parts {
         inputs: vec![value(&text(TABLE), INT64, TensorShape::of(&[1]))],
         opsets: vec![OperatorSetId { domain: text(DOMAIN), version: 1 }],
         ..Parts::default()
-    })
+    };
+    let mut floats = HashSet::new();
+    for (layer, (&(index, raw), shape)) in operators.iter().zip(layers).enumerate() {
+        let is_half = shape.element == TensorElementType::Float16;
+        let node = attention(raw, &graph.node[index], layer, is_half)?;
+        if is_half {
+            for input in OUR_INPUTS.iter().filter_map(|&place| graph.node[index].input.get(place)) {
+                if !input.is_empty() && floats.insert(input) {
+                    parts.nodes.push(cast(input, &as_float(input), FLOAT));
+                }
+            }
+            let output = &graph.node[index].output[0];
+            parts.nodes.push(cast(&as_float(output), output, FLOAT16));
+        }
+        parts.nodes.push(node);
+    }
+    Ok(parts)
 }
 
-/// The attention operator of ours in place of a `GroupQueryAttention`.
-fn attention(raw: &[u8], node: &NodeProto, layer: usize) -> Result<Vec<u8>, String> {
-    let input = |place: usize| node.input.get(place).cloned().unwrap_or_default();
+/// The inputs of `GroupQueryAttention` that ours has too.
+const OUR_INPUTS: [usize; 6] = [0, 1, 2, 7, 8, 11];
+
+/// The name of a value in float32.
+fn as_float(name: &str) -> String {
+    if name.is_empty() { String::new() } else { format!("cos.float.{name}") }
+}
+
+fn cast(from: &str, to: &str, element: i32) -> Vec<u8> {
+    NodeProto::standard("Cast", &[from], to, &[("to", i64::from(element))]).encode_to_vec()
+}
+
+/// The attention operator of ours in place of a `GroupQueryAttention`. `is_half` if that computes with float16.
+fn attention(raw: &[u8], node: &NodeProto, layer: usize, is_half: bool) -> Result<Vec<u8>, String> {
+    let name = |name: &String| if is_half { as_float(name) } else { name.clone() };
+    let input = |place: usize| node.input.get(place).map(name).unwrap_or_default();
     let ours = NodeProto {
-        input: vec![input(0), input(1), input(2), input(7), input(8), input(11), text(TABLE)],
-        output: vec![node.output[0].clone()],
+        input: OUR_INPUTS.into_iter().map(input).chain([text(TABLE)]).collect(),
+        output: vec![name(&node.output[0])],
         op_type: text(ATTENTION),
         attribute: vec![AttributeProto::integer("layer", layer as i64)],
         domain: text(DOMAIN),

@@ -1,4 +1,5 @@
-//! What packed passes put in place of attention on a GPU: ONNX Runtime's `PagedAttention`, and its inputs.
+//! What packed passes put in place of attention on a GPU: an operator of ours, with the inputs of ONNX Runtime's
+//! `PagedAttention` and one more, or over quantised caches that operator itself.
 //!
 //! The operator reads keys and values from blocks that a table names, and writes the new ones there. Its caches are
 //! inputs and outputs over the same memory. Lengths and tables are read on the device, so a captured pass serves other
@@ -8,11 +9,20 @@ use std::ffi::CStr;
 
 use ort::value::TensorElementType;
 use prost::Message;
-use prost::bytes::Bytes;
 
+use super::pack::{DOMAIN, TABLE};
 use super::parts::{LayerShape, Parts, number_of, text, value};
-use super::proto::{AttributeProto, GraphProto, INT32, INT64, ModelProto, NodeProto, TensorProto, TensorShape};
+use super::proto::{
+    AttributeProto, GraphProto, INT32, INT64, ModelProto, NodeProto, OperatorSetId, TensorProto, TensorShape,
+};
 use super::wire::{self, Field};
+
+/// ONNX Runtime's operator, which replaces attention over quantised caches.
+const THEIRS: &CStr = c"PagedAttention";
+/// The operator that replaces attention of float16.
+pub const ATTENTION: &CStr = c"PagedAttention";
+/// The operator that replaces attention of bfloat16.
+pub const ATTENTION_OF_BFLOAT16: &CStr = c"PagedAttentionOfBfloat16";
 
 /// Where the tokens of each sequence end in the pass: int32 `[sequences + 1]`, the first one 0.
 pub const ENDS: &CStr = c"cos.ends";
@@ -28,7 +38,7 @@ pub const BOUNDS: &CStr = c"cos.bounds";
 const AXIS: &str = "cos.axis";
 
 /// Attributes of `GroupQueryAttention` that `PagedAttention` has too.
-const ATTRIBUTES: [&str; 8] = [
+const ATTRIBUTES: [&str; 10] = [
     "num_heads",
     "kv_num_heads",
     "scale",
@@ -37,12 +47,16 @@ const ATTRIBUTES: [&str; 8] = [
     "do_rotary",
     "rotary_interleaved",
     "qk_norm_epsilon",
+    "k_quant_type",
+    "v_quant_type",
 ];
+/// Bits of a number of the cache. `PagedAttention` has their type instead.
+const BITS: &str = "kv_cache_bit_width";
 /// Attributes that change nothing for a cache in blocks.
-const IGNORED: [&str; 1] = ["sliding_window_cache"];
-/// Inputs of `GroupQueryAttention` from the tenth on. `PagedAttention` takes a sink and the weights of norms.
+const IGNORED: [&str; 2] = ["sliding_window_cache", BITS];
+/// Inputs of `GroupQueryAttention` from the tenth on. `PagedAttention` takes all but the first two.
 const INPUTS: [&str; 7] = ["position_ids", "attention_bias", "head_sink", "k_scale", "v_scale", "q_norm", "k_norm"];
-const TAKEN: [&str; 3] = ["head_sink", "q_norm", "k_norm"];
+const TAKEN: [&str; 5] = ["head_sink", "k_scale", "v_scale", "q_norm", "k_norm"];
 
 /// `Squeeze` and `Unsqueeze` take their axes as an input since this version of the operators.
 const OPSET: i64 = 13;
@@ -65,6 +79,7 @@ pub fn check(node: &NodeProto) -> Result<(), String> {
     let other = node.attribute.iter().find(|attribute| {
         let name = attribute.name.as_str();
         let is_off = attribute.i == 0 && attribute.f == 0.0 && matches!(&attribute.s[..], b"" | b"NONE");
+        let is_off = if name == "causal" { attribute.i == 1 } else { is_off };
         !ATTRIBUTES.contains(&name) && !IGNORED.contains(&name) && !is_off
     });
     other.map_or(Ok(()), |other| {
@@ -78,9 +93,8 @@ pub fn check_model(model: &ModelProto, layers: &[LayerShape]) -> Result<(), Stri
     if version.is_none_or(|set| set.version < OPSET) {
         return Err(format!("its operators are older than opset {OPSET}"));
     }
-    let other =
-        layers.iter().find(|layer| !matches!(layer.element, TensorElementType::Float16 | TensorElementType::Bfloat16));
-    other.map_or(Ok(()), |_| Err("its cache is neither float16 nor bfloat16".into()))
+    let other = layers.iter().find(|layer| layer.element == TensorElementType::Float32);
+    other.map_or(Ok(()), |_| Err("its cache is float32, which PagedAttention lacks".into()))
 }
 
 /// What replaces the attention operators at these indices, and the inputs and outputs that the model gets.
@@ -93,13 +107,9 @@ pub(super) fn parts(graph: &GraphProto, attention: &[(usize, &[u8])], layers: &[
     parts.inputs.push(value(&text(PASTS), INT32, TensorShape::of(&[-1])));
     parts.inputs.push(value(&text(BLOCKS), INT32, TensorShape::of(&[-1, -1])));
     parts.inputs.push(value(&text(BOUNDS), INT32, TensorShape::of(&[3])));
-    parts.weights.push(TensorProto {
-        dims: vec![1],
-        data_type: INT64,
-        name: AXIS.into(),
-        raw_data: Bytes::from_static(&[0; 8]),
-        ..TensorProto::default()
-    });
+    parts.inputs.push(value(&text(TABLE), INT64, TensorShape::of(&[1])));
+    parts.opsets.push(OperatorSetId { domain: text(DOMAIN), version: 1 });
+    parts.weights.push(TensorProto::integers(AXIS, &[1], &[0]));
     Ok(parts)
 }
 
@@ -117,19 +127,28 @@ fn add_layer(parts: &mut Parts, node: &NodeProto, raw: &[u8], layer: usize, shap
         packed.push(to);
     }
     let [[keys, keys_out], [values, values_out]] = cache_names(layer);
+    let scales = ["k", "v"].map(|part| scale(parts, node, part, layer, shape));
     let inputs = [
         packed,
         vec![keys.clone(), values.clone(), text(ENDS), text(PASTS), text(BLOCKS)],
-        vec![input(7), input(8), String::new(), input(11), input(14), input(15), String::new(), String::new()],
+        vec![input(7), input(8), String::new(), input(11), input(14), input(15)],
+        scales.into(),
         vec![text(BOUNDS)],
     ];
     let attended = name("attended");
+    let operator = match shape.element {
+        TensorElementType::Float16 => Some(ATTENTION),
+        TensorElementType::Bfloat16 => Some(ATTENTION_OF_BFLOAT16),
+        _ => None,
+    };
+    let mut inputs = inputs.concat();
+    inputs.extend(operator.map(|_| text(TABLE)));
     let paged = NodeProto {
-        input: inputs.concat(),
+        input: inputs,
         output: vec![attended.clone(), keys_out.clone(), values_out.clone()],
-        op_type: "PagedAttention".into(),
-        attribute: Vec::new(),
-        domain: "com.microsoft".into(),
+        op_type: text(operator.unwrap_or(THEIRS)),
+        attribute: logical_types(node),
+        domain: operator.map_or("com.microsoft".into(), |_| text(DOMAIN)),
     };
     let mut encoded = paged.encode_to_vec();
     for Field { content, .. } in wire::fields(raw, 0..raw.len(), &[wire::NODE_ATTRIBUTE]).ok_or("it is not ONNX")? {
@@ -145,6 +164,28 @@ fn add_layer(parts: &mut Parts, node: &NodeProto, raw: &[u8], layer: usize, shap
     parts.inputs.extend([keys, values].map(|name| value(&name, element, cache.clone())));
     parts.outputs.extend([keys_out, values_out].map(|name| value(&name, element, cache.clone())));
     Ok(())
+}
+
+/// The scale of the keys or values of a quantised cache, or no name.
+///
+/// `PagedAttention` wants scales of channels in three dimensions; `GroupQueryAttention` takes any.
+fn scale(parts: &mut Parts, node: &NodeProto, part: &str, layer: usize, shape: &LayerShape) -> String {
+    let own = node.input.get(if part == "k" { 12 } else { 13 }).cloned().unwrap_or_default();
+    let kind = node.attribute.iter().find(|attribute| attribute.name == format!("{part}_quant_type"));
+    if own.is_empty() || kind.is_none_or(|kind| kind.s != "PER_CHANNEL") {
+        return own;
+    }
+    let (sizes, name) = (format!("cos.{part}_sizes.{layer}"), format!("cos.{part}_scale.{layer}"));
+    parts.weights.push(TensorProto::integers(&sizes, &[3], &[shape.kv_heads as i64, 1, -1]));
+    parts.nodes.push(NodeProto::standard("Reshape", &[&own, &sizes], &name, &[]).encode_to_vec());
+    name
+}
+
+/// What tells `PagedAttention` that two numbers of the cache share a byte.
+fn logical_types(node: &NodeProto) -> Vec<AttributeProto> {
+    let is_half_a_byte = node.attribute.iter().any(|attribute| attribute.name == BITS && attribute.i == 4);
+    let types = ["k_cache_dtype", "v_cache_dtype"].map(|name| AttributeProto::text(name, "int4"));
+    if is_half_a_byte { types.into() } else { Vec::new() }
 }
 
 fn reshape(operator: &str, from: String, to: String) -> NodeProto {

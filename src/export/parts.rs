@@ -3,10 +3,13 @@
 use std::ffi::CStr;
 
 use ort::value::TensorElementType;
+use prost::Message;
 
 use super::proto::{
-    BFLOAT16, FLOAT, FLOAT16, OperatorSetId, TensorProto, TensorShape, TensorType, TypeProto, ValueInfoProto,
+    BFLOAT16, FLOAT, FLOAT8E4M3FN, FLOAT16, INT8, OperatorSetId, TensorProto, TensorShape, TensorType, TypeProto,
+    UINT8, ValueInfoProto,
 };
+use super::wire;
 
 /// The shape of what an attention operator keeps of a token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,12 +33,35 @@ pub(super) struct Parts {
     pub opsets: Vec<OperatorSetId>,
 }
 
+impl Parts {
+    /// Put the parts into a model of which the fields with these keys go.
+    ///
+    /// What goes gets an unused key, and what comes is appended. A second `graph` field of a message is merged with the
+    /// first one.
+    pub fn amend(&self, bytes: &mut Vec<u8>, gone: Vec<usize>) {
+        for key in gone {
+            // The number of the field is in the key byte. Readers skip a number that onnx.proto does not use.
+            bytes[key] = wire::UNUSED;
+        }
+        let mut more = Vec::new();
+        self.nodes.iter().for_each(|node| wire::put(&mut more, wire::GRAPH_NODE, node));
+        self.weights.iter().for_each(|part| wire::put(&mut more, wire::GRAPH_INITIALIZER, &part.encode_to_vec()));
+        self.inputs.iter().for_each(|part| wire::put(&mut more, wire::GRAPH_INPUT, &part.encode_to_vec()));
+        self.outputs.iter().for_each(|part| wire::put(&mut more, wire::GRAPH_OUTPUT, &part.encode_to_vec()));
+        wire::put(bytes, wire::MODEL_GRAPH, &more);
+        self.opsets.iter().for_each(|part| wire::put(bytes, wire::MODEL_OPSET, &part.encode_to_vec()));
+    }
+}
+
 /// The number of a type in onnx.proto.
 pub(super) fn number_of(element: TensorElementType) -> Result<i32, String> {
     match element {
         TensorElementType::Float32 => Ok(FLOAT),
         TensorElementType::Float16 => Ok(FLOAT16),
         TensorElementType::Bfloat16 => Ok(BFLOAT16),
+        TensorElementType::Int8 => Ok(INT8),
+        TensorElementType::Uint8 => Ok(UINT8),
+        TensorElementType::Float8E4M3FN => Ok(FLOAT8E4M3FN),
         other => Err(format!("its cache or its logits are {other}")),
     }
 }

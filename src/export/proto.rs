@@ -8,10 +8,13 @@ pub const FEW: usize = 8;
 
 /// Element types by their numbers in onnx.proto.
 pub const FLOAT: i32 = 1;
+pub const UINT8: i32 = 2;
+pub const INT8: i32 = 3;
 pub const INT32: i32 = 6;
 pub const INT64: i32 = 7;
 pub const FLOAT16: i32 = 10;
 pub const BFLOAT16: i32 = 16;
+pub const FLOAT8E4M3FN: i32 = 17;
 
 #[derive(Clone, PartialEq, Message)]
 pub struct ModelProto {
@@ -47,6 +50,8 @@ pub struct GraphProto {
     pub node: Vec<NodeProto>,
     #[prost(message, repeated, tag = "5")]
     pub initializer: Vec<TensorProto>,
+    #[prost(message, repeated, tag = "11")]
+    pub input: Vec<ValueInfoProto>,
     #[prost(message, repeated, tag = "12")]
     pub output: Vec<ValueInfoProto>,
 }
@@ -119,7 +124,7 @@ pub struct AttributeProto {
     pub ints: Vec<i64>,
     #[prost(message, repeated, tag = "11")]
     pub graphs: Vec<GraphProto>,
-    /// The number of the type of its value: 2 is an integer.
+    /// The number of the type of its value: 2 is an integer, 3 a text.
     #[prost(int32, tag = "20")]
     pub kind: i32,
 }
@@ -149,10 +154,28 @@ impl TensorShape {
     }
 }
 
+impl NodeProto {
+    /// A standard operator with one output.
+    pub fn standard(operator: &str, input: &[&str], output: &str, attribute: &[(&str, i64)]) -> Self {
+        NodeProto {
+            input: input.iter().map(|&name| name.into()).collect(),
+            output: vec![output.into()],
+            op_type: operator.into(),
+            attribute: attribute.iter().map(|&(name, number)| AttributeProto::integer(name, number)).collect(),
+            domain: String::new(),
+        }
+    }
+}
+
 impl AttributeProto {
     /// An integer.
     pub fn integer(name: &str, i: i64) -> Self {
         AttributeProto { name: name.into(), i, kind: 2, ..Self::default() }
+    }
+
+    /// A text.
+    pub fn text(name: &str, s: &'static str) -> Self {
+        AttributeProto { name: name.into(), s: Bytes::from_static(s.as_bytes()), kind: 3, ..Self::default() }
     }
 
     /// The integers of a `Constant` that is not given as a tensor, if there are at most [`FEW`].
@@ -166,6 +189,12 @@ impl AttributeProto {
 }
 
 impl TensorProto {
+    /// Integers of 64 bits.
+    pub fn integers(name: &str, dims: &[i64], numbers: &[i64]) -> Self {
+        let raw_data = numbers.iter().flat_map(|number| number.to_le_bytes()).collect();
+        TensorProto { dims: dims.to_vec(), data_type: INT64, name: name.into(), raw_data, ..Self::default() }
+    }
+
     /// Its content if that is at most [`FEW`] integers, otherwise nothing.
     pub fn few_numbers(&self) -> Vec<i64> {
         let raw = &self.raw_data;

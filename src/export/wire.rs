@@ -57,6 +57,23 @@ pub fn without(message: &[u8], number: u32) -> Option<Vec<u8>> {
     Some(kept)
 }
 
+/// A message whose fields of a number are joined into one, at its end. `None` if the bytes are not a message.
+pub fn joined(message: &[u8], number: u32) -> Option<Vec<u8>> {
+    let parts = fields(message, 0..message.len(), &[number])?;
+    let whole: usize = parts.iter().map(|part| part.content.len()).sum();
+    let mut joined = Vec::with_capacity(message.len() + 8);
+    let mut end = 0;
+    for Field { key, content } in &parts {
+        joined.extend_from_slice(&message[end..*key]);
+        end = content.end;
+    }
+    joined.extend_from_slice(&message[end..]);
+    encode_key(number, WireType::LengthDelimited, &mut joined);
+    encode_varint(whole as u64, &mut joined);
+    parts.iter().for_each(|part| joined.extend_from_slice(&message[part.content.clone()]));
+    Some(joined)
+}
+
 /// Append a field with content of a length.
 pub fn put(message: &mut Vec<u8>, number: u32, content: &[u8]) {
     encode_key(number, WireType::LengthDelimited, message);
@@ -80,5 +97,11 @@ mod tests {
         assert_eq!(kept[..2], [8, 9]);
         assert_eq!(kept.len(), 2 + 3 + 200);
         assert!(fields(&kept, 0..kept.len(), &[5]).unwrap().is_empty());
+        let joined = joined(&message, 5).unwrap();
+        let found = fields(&joined, 0..joined.len(), &[5, 6]).unwrap();
+        assert_eq!(
+            found.iter().map(|field| &joined[field.content.clone()]).collect::<Vec<_>>(),
+            [&[7; 200][..], b"one"]
+        );
     }
 }

@@ -42,8 +42,8 @@ pub struct Excuses {
     pub coarse: bool,
     /// Logits or caches are bfloat16.
     pub bfloat16: bool,
-    /// Kernels round activations, and round one position differently from several.
-    pub rounded_activations: bool,
+    /// Activations, or keys and values, are rounded to few levels. One position may be rounded otherwise than several.
+    pub few_levels: bool,
 }
 
 impl Excuses {
@@ -51,7 +51,7 @@ impl Excuses {
     fn tolerances(self) -> [f32; 3] {
         let factor = if self.bfloat16 { BFLOAT16_FACTOR } else { 1.0 };
         let coarse = [EQUAL_WIDTH_TOLERANCE, TOLERANCE, TOLERANCE].map(|tolerance| factor * tolerance);
-        match (self.rounded_activations, self.coarse || self.bfloat16) {
+        match (self.few_levels, self.coarse || self.bfloat16) {
             (true, _) => [coarse[0], coarse[1], ROUNDED_TOLERANCE],
             (false, true) => coarse,
             (false, false) => [FINE_TOLERANCE; 3],
@@ -342,7 +342,7 @@ mod tests {
         assert!(trial.with_rollbacks(&model).unwrap().spreads > 1.0);
         let (_, taken_back) = trial.at_equal_widths(&model).unwrap();
         assert!(taken_back.spreads > 1.0);
-        let everything = Excuses { coarse: true, bfloat16: true, rounded_activations: true };
+        let everything = Excuses { coarse: true, bfloat16: true, few_levels: true };
         assert!(trial.verdict(&model, everything).is_err());
     }
 

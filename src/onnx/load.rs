@@ -67,6 +67,7 @@ impl OnnxModel {
         options: &LoadOptions,
     ) -> Result<Self> {
         let loaded = weights::load(file, graph, &options.provider, source)
+            .map_err(|error| is_for_gpus(file, graph, &options.provider, &error).unwrap_or(error))
             .map_err(|error| companions::explain(file, graph, error))?;
         let mut export = read_export(file, graph, loaded.session.inputs(), loaded.session.outputs())?;
         if let Some(length) = options.context_length {
@@ -109,6 +110,20 @@ impl OnnxModel {
         let shape = sequence.get_mut().try_out(&[0, 0][..width]).map_err(|error| self.cannot_run(&error))?;
         self.export_mut().see_logits(&shape, width)
     }
+}
+
+/// The error of an export with types that the processor does not compute with. `None` if it failed for another reason.
+fn is_for_gpus(file: &Path, graph: &Graph, provider: &Provider, error: &Error) -> Option<Error> {
+    let message = error.to_string();
+    let lacks_operator = ["find an implementation", "find kernel"].iter().any(|words| message.contains(words));
+    let why = message.split("; if the file is corrupt").next().unwrap_or_default();
+    (*provider == Provider::Cpu && graph.is_half && lacks_operator).then(|| {
+        Error::Unsupported(format!(
+            "{}: it is an export for GPUs, which ONNX Runtime cannot run on the processor: set \"provider\" to \
+             \"cuda\", or export it in fp32, fp16 or int4, and without a cache in fp8 ({why})",
+            file.display(),
+        ))
+    })
 }
 
 /// Whether the cache belongs in the memory of the session's GPU.

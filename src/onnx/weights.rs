@@ -15,11 +15,12 @@ use super::attention::AttentionKernels;
 use super::binding::{RECORD_PROVIDERS, operators_by};
 use super::huge_pages::AnonymousMappings;
 use super::options::{Provider, ProviderOptions};
-use super::packed::operator;
+use super::packed::custom;
 use super::{attention, runtime};
 use crate::cuda::{self, Device};
 use crate::error::{Error, Result};
 use crate::export::graph::Graph;
+use crate::export::pack::RunsOn;
 use crate::export::shapes;
 use crate::process::{PerProcess, Process};
 
@@ -117,7 +118,7 @@ pub fn load(file: &Path, graph: &Graph, provider: &Provider, source: ModelSource
     }
     let loaded = Arc::new(match provider {
         Provider::Cpu => LoadedSession {
-            session: ManuallyDrop::new(create(file, source, None)?),
+            session: ManuallyDrop::new(create(file, graph, source, None)?),
             device: None,
             is_whole: false,
             on_processor: BTreeSet::new(),
@@ -177,7 +178,7 @@ fn load_on_gpu(
         let cuda = options.iter().fold(cuda, |cuda, (key, value)| cuda.with_arbitrary_config(key, value));
         // SAFETY: the device, and so its stream, outlives the session: see `LoadedSession`.
         let cuda = unsafe { cuda.with_cuda_graph(graphs).with_compute_stream(device.stream()) };
-        device.by_runner(|| create(file, source, Some(cuda)))
+        device.by_runner(|| create(file, graph, source, Some(cuda)))
     };
     let asked = options.get(GRAPHS).is_none_or(|value| value != "0");
     let (mut is_whole, mut on_processor) = (true, BTreeSet::new());
@@ -218,7 +219,7 @@ fn unavailable(file: &Path, why: &str) -> Error {
     ))
 }
 
-fn create(file: &Path, source: ModelSource<'_>, cuda: Option<ort::ep::CUDA>) -> Result<Session> {
+fn create(file: &Path, graph: &Graph, source: ModelSource<'_>, cuda: Option<ort::ep::CUDA>) -> Result<Session> {
     let runtime = runtime::load(None, 0, None)?;
     let refuse = |error: &dyn std::fmt::Display| Error::Model(format!("cannot load {}: {error}", file.display()));
     let mut builder = runtime.session().map_err(|error| refuse(&error))?;
@@ -227,13 +228,14 @@ fn create(file: &Path, source: ModelSource<'_>, cuda: Option<ort::ep::CUDA>) -> 
     // By default, products with quantised weights round activations to eight bits, which changes the model.
     builder =
         builder.with_config_entry("session.qdq_matmulnbits_accuracy_level", "1").map_err(|error| refuse(&error))?;
+    let is_on_gpu = cuda.is_some();
     if let Some(cuda) = cuda {
         builder = builder.with_config_entry(RECORD_PROVIDERS, "1").map_err(|error| refuse(&error))?;
         let cuda = cuda.build().error_on_failure();
         builder = builder.with_execution_providers([cuda]).map_err(|error| unavailable(file, &error.to_string()))?;
     }
     let before = AnonymousMappings::now();
-    if !matches!(source, ModelSource::File) {
+    if !matches!(source, ModelSource::File) || graph.unpaged.is_some() {
         // A session from memory must be told where external weights are.
         let folder = file.parent().and_then(Path::to_str).ok_or_else(|| refuse(&"its path is not UTF-8"))?;
         let folder = if folder.is_empty() { "." } else { folder };
@@ -241,13 +243,15 @@ fn create(file: &Path, source: ModelSource<'_>, cuda: Option<ort::ep::CUDA>) -> 
             .with_config_entry("session.model_external_initializers_file_folder_path", folder)
             .map_err(|error| refuse(&error))?;
     }
-    let session = match source {
-        ModelSource::File => builder.commit_from_file(file),
-        ModelSource::WithoutShapes => {
+    let session = match (source, &graph.unpaged) {
+        (ModelSource::File | ModelSource::WithoutShapes, Some(bytes)) => builder.commit_from_memory(bytes),
+        (ModelSource::File, None) => builder.commit_from_file(file),
+        (ModelSource::WithoutShapes, None) => {
             builder.commit_from_memory(&shapes::without(file).map_err(|error| refuse(&error))?)
         }
-        ModelSource::Packed(bytes) => {
-            operator::register(&builder).map_err(|error| refuse(&error))?;
+        (ModelSource::Packed(bytes), _) => {
+            let target = if is_on_gpu { RunsOn::Gpu } else { RunsOn::Host };
+            custom::register(&builder, target).map_err(|error| refuse(&error))?;
             builder.commit_from_memory(bytes)
         }
     };

@@ -7,12 +7,10 @@ use ort::memory::MemoryInfo;
 
 use super::pool::BlockCopy;
 use crate::cuda::{Device, DeviceBuffer};
+use crate::export::element_bytes;
 use crate::export::paged::cache_names;
 use crate::export::parts::LayerShape;
 use crate::onnx::binding::{Binding, Tensor};
-
-/// Bytes of a number of the cache.
-const ELEMENT: usize = 2;
 
 /// The memory of blocks on a GPU.
 pub struct GpuStore {
@@ -69,7 +67,7 @@ impl GpuStore {
 }
 
 fn token_bytes(layer: &LayerShape) -> usize {
-    layer.kv_heads * layer.head_size * ELEMENT
+    layer.kv_heads * layer.head_size * element_bytes(layer.element).unwrap_or(2)
 }
 
 /// Bytes of a block through all layers.

@@ -12,7 +12,7 @@ use super::host::{self, HostBlocks};
 use super::layout::Layout;
 use super::table::{PassTable, Share};
 use crate::error::{Error, Result};
-use crate::export::pack::{ROWS, TABLE};
+use crate::export::pack::{LOGITS, ROWS, TABLE};
 use crate::export::parts::LayerShape;
 use crate::export::{Export, Role};
 use crate::onnx::binding::{Binding, Tensor};
@@ -57,7 +57,10 @@ impl HostRunner {
             blocks: Vec::with_capacity(4096),
             address: [&raw const *table as i64],
             table,
-            logits: export.logits.name.clone(),
+            logits: match export.logits.element {
+                TensorElementType::Float32 => export.logits.name.clone(),
+                _ => LOGITS.into(),
+            },
             columns: export.logits.columns,
             unstoppable: RunOptions::new().map_err(failed)?,
             memory: memory.map_err(failed)?,

@@ -30,7 +30,7 @@ pub fn pack(
     cache: CacheSize,
     reload: impl FnOnce() -> Result<OnnxModel>,
 ) -> Result<OnnxModel> {
-    let why = match candidate(&model) {
+    let why = match candidate(&model, graph) {
         Ok((trial, packed)) => {
             let successor = model.successor(cache);
             drop(model);
@@ -54,7 +54,7 @@ pub fn pack(
 }
 
 /// The rewritten export, and rows of the export itself to compare with.
-fn candidate(model: &OnnxModel) -> Result<(Trial, pack::Packed), String> {
+fn candidate(model: &OnnxModel, graph: &Graph) -> Result<(Trial, pack::Packed), String> {
     let target = match model.provider {
         Provider::Cpu => RunsOn::Host,
         Provider::Cuda { .. } if !model.loaded.is_whole => {
@@ -65,7 +65,7 @@ fn candidate(model: &OnnxModel) -> Result<(Trial, pack::Packed), String> {
     if let Some(why) = cannot_share(&model.export) {
         return Err(why.into());
     }
-    let packed = pack::rewrite(&model.export, target)?;
+    let packed = pack::rewrite(&model.export, graph, target)?;
     let trial = Trial::new(model).map_err(|interrupt| model.failed_trial(interrupt).to_string())?;
     Ok((trial, packed))
 }
@@ -84,7 +84,8 @@ fn cannot_share(export: &Export) -> Option<&'static str> {
 fn verify(mut model: OnnxModel, trial: &Trial) -> Result<OnnxModel, String> {
     let found = check::deviation(&model, trial).map_err(|interrupt| model.failed_trial(interrupt).to_string())?;
     let export = &model.export;
-    let excuses = Excuses { coarse: export.is_coarse, bfloat16: export.is_bfloat16(), rounded_activations: false };
+    let excuses =
+        Excuses { coarse: export.is_coarse, bfloat16: export.is_bfloat16(), few_levels: export.has_rounded_cache() };
     if !excuses.accept(found) {
         return Err(format!("its logits change by up to {found} among other sequences"));
     }
@@ -138,6 +139,42 @@ impl OnnxModel {
                 loaded,
                 batching: Batching::Packed(Arc::new(passes)),
             })
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::onnx::environment;
+    use crate::onnx::options::LoadOptions;
+
+    /// ONNX Runtime checks types and shapes first. Then it finds that the processor has no `PagedAttention` for float16,
+    /// and tries float32 in vain.
+    #[test]
+    fn graphs_for_gpus_are_valid() {
+        environment(None, 0, None).unwrap();
+        for form in [
+            "llama/builder-fp16-cuda",
+            "llama/builder-fp16-paged",
+            "llama/builder-fp16-int8-cache",
+            "llama/builder-fp16-int4-cache",
+            "llama/builder-fp16-paged-int8-cache",
+            "gpt_oss/builder-fp16-paged",
+            "qwen3/builder-fp16-paged",
+        ] {
+            let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/exports").join(form).join("model.onnx");
+            let graph = Graph::read(&file).unwrap();
+            let export = OnnxModel::load(&file, form, &LoadOptions::default()).unwrap().export.clone();
+            let packed = pack::rewrite(&export, &graph, RunsOn::Gpu).unwrap();
+            let loaded = weights::load(&file, &graph, &Provider::Cpu, ModelSource::Packed(&packed.bytes));
+            let error = loaded.err().unwrap().to_string();
+            assert!(
+                error.contains("InsertedPrecisionFreeCast") && error.contains("(PagedAttention)"),
+                "{form}: {error}"
+            );
         }
     }
 }

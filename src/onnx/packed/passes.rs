@@ -173,7 +173,7 @@ impl PackedPasses {
         let (block, bytes) = (gpu_store::block_of(layers), gpu_store::block_bytes(layers));
         let longest = export.context_length.div_ceil(block);
         let store = GpuStore::new(device, layers, blocks)?;
-        let runner = GpuRunner::new(loaded, export, captures, store, longest)?;
+        let runner = GpuRunner::new(loaded, export, layers, captures, store, longest)?;
         let gpu_rows = keeps_rows.then(|| (device.clone(), export.logits.element));
         Ok(PackedPasses { gpu_rows, ..Self::new(export, Machine::Gpu(Box::new(runner)), (block, bytes), blocks) })
     }
