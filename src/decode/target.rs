@@ -274,7 +274,7 @@ impl<C: Chance> Front<'_, C> {
         }
         let certain = certain.then_some(token);
         let key = self.key(Purpose::Residual);
-        if let Some(total) = self.residual_on_device(target, proposer, certain)?
+        if let Some(total) = self.residual_on_device(target, proposer, certain, key)?
             && total > 0.0
         {
             let sums = self.workspace.sums.as_deref().expect("it has made the residual");
@@ -284,10 +284,17 @@ impl<C: Chance> Front<'_, C> {
         self.chance.pick(key, &self.workspace.residual[..]).map(Some)
     }
 
-    /// Make the residual on the GPU, if all rows that it takes are there. Returns its sum.
-    fn residual_on_device(&mut self, target: Target, proposer: usize, certain: Option<usize>) -> Result<Option<f64>> {
+    /// Make the residual on the GPU, from which the outcome of a key is drawn, if all rows that it takes are there.
+    /// Returns its sum.
+    fn residual_on_device(
+        &mut self,
+        target: Target,
+        proposer: usize,
+        certain: Option<usize>,
+        key: Key,
+    ) -> Result<Option<f64>> {
+        let uniform = self.chance.share(key);
         let (lanes, position) = (&*self.lanes, self.position);
-        let uniform = self.chance.share(self.key(Purpose::Residual));
         let term =
             |model: usize, weight: f32| lanes[model].as_ref().expect("a look-up has no rows").term(position, weight);
         let Some(sums) = self.workspace.sums.as_deref_mut() else { return Ok(None) };

@@ -66,9 +66,7 @@ impl Questions {
         filled.count += 1;
         filled.in_crowd += usize::from(in_crowd);
         let number = state.number;
-        if in_crowd {
-            self.crowd.remove(1);
-        }
+        self.crowd.ask(usize::from(in_crowd));
         let outcome = loop {
             if let Some(outcome) = state.outcome_of(number) {
                 break outcome;
@@ -86,11 +84,9 @@ impl Questions {
     /// Answer the batch that is filled.
     fn lead<'a>(&'a self, mut state: MutexGuard<'a, Batches>) -> MutexGuard<'a, Batches> {
         state.is_running = true;
-        if !self.crowd.is_empty() {
-            drop(state);
-            self.crowd.gather(0);
-            state = self.lock();
-        }
+        drop(state);
+        self.crowd.gather_questions();
+        state = self.lock();
         let (number, Filled { answers, count, in_crowd }) = (state.number, std::mem::take(&mut state.filled));
         state.number = number.wrapping_add(1);
         drop(state);
@@ -101,7 +97,7 @@ impl Questions {
         state.spares.push(answers);
         state.done.push(Done { number, left: count, outcome });
         state.is_running = false;
-        self.crowd.add(in_crowd);
+        self.crowd.tell(in_crowd);
         self.turns[number % 2].notify_all();
         self.turns[(number + 1) % 2].notify_one();
         state

@@ -56,6 +56,8 @@ const YIELDS: usize = 64;
 pub struct Crowd {
     /// Threads that are inside a step and compute, so that they will soon ask for a pass or leave.
     coming: AtomicUsize,
+    /// Those of them who wait for the answer to a question.
+    asking: AtomicUsize,
     /// Threads that have some of the passes that they asked for, and wait for those of other models.
     halves: AtomicUsize,
     /// Passes that are running.
@@ -75,6 +77,16 @@ impl Crowd {
         self.coming.fetch_sub(threads, Ordering::Relaxed);
     }
 
+    /// So many threads wait for the answer to a question; they stay in the crowd.
+    pub fn ask(&self, threads: usize) {
+        self.asking.fetch_add(threads, Ordering::Relaxed);
+    }
+
+    /// So many threads have their answers.
+    pub fn tell(&self, threads: usize) {
+        self.asking.fetch_sub(threads, Ordering::Relaxed);
+    }
+
     /// Whether a leader would wait for somebody.
     pub fn is_empty(&self) -> bool {
         self.coming.load(Ordering::Relaxed) == 0
@@ -85,8 +97,18 @@ impl Crowd {
     pub fn gather(&self, pass: usize) {
         /// About ten times as long as a yield takes, in nanoseconds.
         const YIELD: usize = 5000;
-        for _ in 0..YIELDS.max(pass / YIELD) {
-            if self.is_empty() {
+        Self::yield_until(YIELDS.max(pass / YIELD), || self.is_empty());
+    }
+
+    /// Let those who compute arrive, or ask a question.
+    pub fn gather_questions(&self) {
+        let (coming, asking) = (&self.coming, &self.asking);
+        Self::yield_until(YIELDS, || coming.load(Ordering::Relaxed) <= asking.load(Ordering::Relaxed));
+    }
+
+    fn yield_until(most: usize, have_come: impl Fn() -> bool) {
+        for _ in 0..most {
+            if have_come() {
                 break;
             }
             yield_now();

@@ -126,9 +126,9 @@ impl Ring {
         (self.filter, self.uniforms) = (filter, uniforms);
     }
 
-    /// What later passes do with rows.
-    pub fn stages(&self) -> Stages {
-        Stages::of(self.filter, self.uniforms)
+    /// Whether later passes run the kernel that filters.
+    pub fn filters(&self) -> bool {
+        !self.filter.is_plain()
     }
 
     /// The offset of a slot in the ring, in bytes.
@@ -170,7 +170,7 @@ impl Ring {
     /// Queue the kernels that copy at most `given` rows of `logits` into the ring and summarise them. `control` is the
     /// address of a [`Control`] on the device.
     pub fn queue(&self, queue: &Queue, logits: &DeviceBuffer, given: usize, control: u64) -> ort::Result<()> {
-        let shares = Shares { control, count: 1, most: given, stages: self.stages() };
+        let shares = Shares { control, count: 1, most: given, filters: self.filters() };
         queue_rows(&self.device, queue, logits.place(), (self.element, self.columns), shares)
     }
 
@@ -338,27 +338,6 @@ impl Ring {
     }
 }
 
-/// What a pass does with rows, besides summarising them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Stages {
-    /// Whether the rows of some sequence are filtered.
-    pub filters: bool,
-    /// Whether tokens are drawn for some sequence.
-    pub draws: bool,
-}
-
-impl Stages {
-    /// What the rows of one sequence need.
-    pub fn of(filter: Filter, uniforms: Option<PassUniforms>) -> Self {
-        Stages { filters: !filter.is_plain(), draws: uniforms.is_some() }
-    }
-
-    /// What the rows of several sequences need.
-    pub fn and(self, other: Stages) -> Self {
-        Stages { filters: self.filters | other.filters, draws: self.draws | other.draws }
-    }
-}
-
 /// What the kernels do for a pass.
 #[derive(Debug, Clone, Copy)]
 pub struct Shares {
@@ -368,8 +347,8 @@ pub struct Shares {
     pub count: usize,
     /// Most rows of a sequence.
     pub most: usize,
-    /// What is done with them.
-    pub stages: Stages,
+    /// Whether the rows of some sequence are filtered.
+    pub filters: bool,
 }
 
 /// Queue the kernels that copy rows of the logits of a pass into the rings of sequences, and summarise them. Rows have
@@ -379,7 +358,7 @@ pub fn queue_rows(
     queue: &Queue,
     mut logits: u64,
     (element, columns): (TensorElementType, usize),
-    Shares { mut control, count, most, stages }: Shares,
+    Shares { mut control, count, most, filters }: Shares,
 ) -> ort::Result<()> {
     let (mut element, mut columns) = (code(element), columns as i64);
     let [logits, element, columns, control] =
@@ -391,12 +370,11 @@ pub fn queue_rows(
         queue.run(kernels.keep, (CHUNKS as u32, rows, count), THREADS as u32, arguments)?;
         queue.run(kernels.summarise, (rows + 1, count, 1), CHUNKS as u32, arguments)?;
         let arguments = &mut [element, columns, control];
-        if stages.filters {
+        if filters {
             queue.run(kernels.filter, (rows, count, 1), NEAR as u32, arguments)?;
         }
-        if stages.draws {
-            queue.run(kernels.draw_last, (UNDRAWN.len() as u32, count, 1), THREADS as u32, arguments)?;
-        }
+        // Also where nothing is drawn, so that one graph serves both.
+        queue.run(kernels.draw_last, (UNDRAWN.len() as u32, count, 1), THREADS as u32, arguments)?;
     }
     Ok(())
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use bytemuck::{Pod, Zeroable};
 use ort::value::TensorElementType;
 
-use super::device::{Ring, Shares, Stages, failed, queue_rows, token_of};
+use super::device::{Ring, Shares, failed, queue_rows, token_of};
 use super::distribution::Distribution;
 use super::filter::Filter;
 use super::records::{CHUNKS, Control, Drawn};
@@ -153,15 +153,15 @@ impl GpuSums {
         if self.defers {
             return Err(Error::Internal("a question about rows on a GPU waits for its answer".into()));
         }
-        let (sum, rest, stages) = self.open();
-        let outcome = self.alone.get_mut().answer(sum.as_slice(), rest.as_slice(), stages);
+        let (sum, rest, filters) = self.open();
+        let outcome = self.alone.get_mut().answer(sum.as_slice(), rest.as_slice(), filters);
         self.settle(&outcome);
         outcome
     }
 
     /// What is asked and not answered.
-    fn open(&self) -> (Option<SumQuestion>, Option<Rest>, Stages) {
-        (Asked::open(&self.sum_asked), Asked::open(&self.rest_asked), self.sum.stages())
+    fn open(&self) -> (Option<SumQuestion>, Option<Rest>, bool) {
+        (Asked::open(&self.sum_asked), Asked::open(&self.rest_asked), self.sum.filters())
     }
 
     /// The residual that was made last.
@@ -225,7 +225,7 @@ impl DeviceSums for GpuSums {
             && let Some(Asked { question, .. }) = &self.rest_asked
         {
             let question = Rest { share, ..*question };
-            self.alone.borrow_mut().answer(&[], &[question], Stages::default())?;
+            self.alone.borrow_mut().answer(&[], &[question], false)?;
         }
         usize::try_from(self.made().drawn.token)
             .map_err(|_| Error::Internal("a draw from a residual on the GPU found no token".into()))
@@ -267,7 +267,8 @@ impl DeviceSums for GpuSums {
 struct GpuAnswers {
     sums: Vec<SumQuestion>,
     rests: Vec<Rest>,
-    stages: Stages,
+    /// Whether the rows of some sum are filtered.
+    filters: bool,
     /// The questions as kernels read them.
     questions: Option<(HostBuffer, DeviceBuffer)>,
     /// The sums, before the kernels for rows copy them to their sequences.
@@ -280,8 +281,8 @@ struct GpuAnswers {
 impl GpuAnswers {
     fn new(device: &Arc<Device>, vocab: usize) -> Self {
         let (questions, rows, done, device) = (None, None, None, device.clone());
-        let (sums, rests, stages) = (Vec::new(), Vec::new(), Stages::default());
-        GpuAnswers { sums, rests, stages, questions, rows, done, device, vocab }
+        let (sums, rests, filters) = (Vec::new(), Vec::new(), false);
+        GpuAnswers { sums, rests, filters, questions, rows, done, device, vocab }
     }
 
     fn bytes(&self) -> usize {
@@ -290,11 +291,11 @@ impl GpuAnswers {
     }
 
     /// Answer these questions, and wait for that.
-    fn answer(&mut self, sums: &[SumQuestion], rests: &[Rest], stages: Stages) -> Result<()> {
-        self.answer_on_device(sums, rests, stages).map_err(failed)
+    fn answer(&mut self, sums: &[SumQuestion], rests: &[Rest], filters: bool) -> Result<()> {
+        self.answer_on_device(sums, rests, filters).map_err(failed)
     }
 
-    fn answer_on_device(&mut self, sums: &[SumQuestion], rests: &[Rest], stages: Stages) -> ort::Result<()> {
+    fn answer_on_device(&mut self, sums: &[SumQuestion], rests: &[Rest], filters: bool) -> ort::Result<()> {
         // The sums, then what is done with their rows, then the residuals.
         let controls = (sums.len() * size_of::<Blend>()).next_multiple_of(WORD);
         let residuals = (controls + sums.len() * size_of::<Control>()).next_multiple_of(WORD);
@@ -315,7 +316,7 @@ impl GpuAnswers {
         let queued = queue.copy_first(host, there, bytes).and_then(|()| {
             let place = there.place();
             if !sums.is_empty() {
-                let shares = Shares { control: place + controls as u64, count: sums.len(), most: 1, stages };
+                let shares = Shares { control: place + controls as u64, count: sums.len(), most: 1, filters };
                 queue_sums(device, &queue, place, rows, sums.len())?;
                 queue_rows(device, &queue, rows.place(), (TensorElementType::Float32, self.vocab), shares)?;
             }
@@ -359,16 +360,16 @@ impl GpuAnswers {
 impl DeviceAnswers for GpuAnswers {
     fn take(&mut self, sums: &dyn DeviceSums) {
         let sums: &GpuSums = (sums as &dyn Any).downcast_ref().expect("all rows of an engine's sums are on one GPU");
-        let (sum, rest, stages) = sums.open();
-        self.stages = if sum.is_some() { self.stages.and(stages) } else { self.stages };
+        let (sum, rest, filters) = sums.open();
+        self.filters |= sum.is_some() && filters;
         self.sums.extend(sum);
         self.rests.extend(rest);
     }
 
     fn run(&mut self) -> Result<()> {
         let (mut sums, mut rests) = (std::mem::take(&mut self.sums), std::mem::take(&mut self.rests));
-        let stages = std::mem::take(&mut self.stages);
-        let outcome = self.answer(&sums, &rests, stages);
+        let filters = std::mem::take(&mut self.filters);
+        let outcome = self.answer(&sums, &rests, filters);
         sums.clear();
         rests.clear();
         (self.sums, self.rests) = (sums, rests);

@@ -27,7 +27,7 @@ use crate::onnx::captures::Captures;
 use crate::onnx::gpu_passes::GpuPasses;
 use crate::onnx::inputs::Feed;
 use crate::onnx::weights::LoadedSession;
-use crate::rows::device::{Shares, Stages, queue_rows};
+use crate::rows::device::{Shares, queue_rows};
 use crate::rows::records::Control;
 
 /// Passes of up to this many tokens are captured. Wider ones are prompts, whose time hides that of the launch.
@@ -51,8 +51,8 @@ const ALIGNMENT: usize = 256;
 pub struct RowsPlan {
     /// By sequence whose rows stay on the GPU: where they go.
     pub controls: Vec<Control>,
-    /// What is done with these.
-    pub stages: Stages,
+    /// Whether any of them are filtered.
+    pub filters: bool,
     /// Rows of the pass that are copied to the host. Some of them may be on the GPU too.
     pub host: Range<usize>,
 }
@@ -61,7 +61,7 @@ impl RowsPlan {
     /// Begin a new pass.
     pub fn clear(&mut self) {
         self.controls.clear();
-        (self.stages, self.host) = (Stages::default(), 0..0);
+        (self.filters, self.host) = (false, 0..0);
     }
 
     /// These rows of the pass are wanted on the host.
@@ -82,8 +82,8 @@ struct Size {
     widest: usize,
     /// Most rows of a sequence that stay on the GPU.
     kept: usize,
-    /// What is done with these.
-    stages: Stages,
+    /// Whether these are filtered.
+    filters: bool,
 }
 
 impl Size {
@@ -97,7 +97,7 @@ impl Size {
             blocks: blocks.next_power_of_two().min(most_blocks.max(blocks)),
             widest: if widest > NARROW { tokens } else { widest.next_power_of_two() },
             kept: padded(plan.controls.iter().map(|control| control.given()).max().unwrap_or(0)),
-            stages: plan.stages,
+            filters: plan.filters,
         }
     }
 
@@ -418,7 +418,7 @@ impl GpuRunner {
         if size.kept > 0 {
             let (place, _) = self.places[self.feeds.len() + 4];
             let control = self.inputs.1.place() + place as u64;
-            let shares = Shares { control, count: size.sequences(), most: size.kept, stages: size.stages };
+            let shares = Shares { control, count: size.sequences(), most: size.kept, filters: size.filters };
             queue_rows(&self.device, queue, self.logits.place(), (self.element, self.columns), shares)?;
         }
         if self.stages(size) { queue.copy_out(&self.logits, &mut self.few, 0, size.rows * self.row) } else { Ok(()) }

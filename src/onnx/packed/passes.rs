@@ -28,7 +28,7 @@ use crate::model::{Admission, Interrupt, Pass, Report, Sequence};
 use crate::onnx::captures::Captures;
 use crate::onnx::sequence::{MAX_PASS, MIN_PASS};
 use crate::onnx::weights::LoadedSession;
-use crate::rows::device::{Ring, Stages};
+use crate::rows::device::Ring;
 
 /// Most buffers for rows that are kept for later passes.
 const MOST_BUFFERS: usize = 8;
@@ -303,7 +303,7 @@ impl PackedPasses {
             match sequence.control((past, end), wanted, pass.keep, (pass.filter, pass.uniforms)) {
                 Some(control) => {
                     rows_plan.controls.push(control.at(rows.start));
-                    rows_plan.stages = rows_plan.stages.and(Stages::of(pass.filter, pass.uniforms));
+                    rows_plan.filters |= !pass.filter.is_plain();
                     cut.on_gpu = true;
                 }
                 None => rows_plan.copy(rows),
