@@ -16,6 +16,7 @@ use ort::value::TensorElementType;
 use prost::Message;
 use prost::bytes::Bytes;
 
+use super::fused::fused;
 use super::graph::Graph;
 use super::parts::{LayerShape, Parts, number_of, text, value};
 use super::product::product;
@@ -24,7 +25,7 @@ use super::proto::{
     ValueInfoProto,
 };
 use super::wire::{self, Field};
-use super::{CacheContent, Export, GivenRows, Logits, Role, branches, paged};
+use super::{CacheContent, CacheKind, Export, GivenRows, Logits, Role, branches, paged};
 
 /// The domain of our operator.
 pub const DOMAIN: &CStr = c"cos";
@@ -73,8 +74,12 @@ pub struct Packed {
 
 /// Rewrite the model of an export. The error is the reason why it cannot be packed.
 pub fn rewrite(export: &Export, graph: &Graph, target: RunsOn) -> Result<Packed, String> {
-    let bytes = graph.unpaged.clone().map_or_else(|| read(&export.file), Ok)?;
-    let model = ModelProto::decode(bytes.clone()).map_err(|error| error.to_string())?;
+    let mut bytes = graph.unpaged.clone().map_or_else(|| read(&export.file), Ok)?;
+    let mut model = ModelProto::decode(bytes.clone()).map_err(|error| error.to_string())?;
+    if export.cache_kind == CacheKind::Concatenated {
+        bytes = Bytes::from(fused(&bytes, &model, export)?);
+        model = ModelProto::decode(bytes.clone()).map_err(|error| error.to_string())?;
+    }
     let graph = model.graph.as_ref().ok_or("it holds no graph")?;
     refuse_operators(&model, graph, export.context_length)?;
     if export.logits.rank != 3 || export.logits.rows != GivenRows::All {
