@@ -13,6 +13,7 @@
 
 use std::collections::{HashMap, HashSet};
 
+use ort::value::TensorElementType;
 use prost::Message;
 
 use super::parts::Parts;
@@ -39,6 +40,8 @@ struct Written<'a> {
     /// New keys and values.
     keys: &'a str,
     values: &'a str,
+    /// The type that values are cast to before their product, if they are.
+    cast: Option<i64>,
     /// The tensors of the cache.
     cache: [&'a CacheTensor; 2],
 }
@@ -103,6 +106,7 @@ impl<'a> Finder<'a> {
             return None;
         }
         let (values, cached_values) = self.cached(&node.input[1], &mut Vec::new())?;
+        let cast = self.cast(&node.input[1]);
         let softmax = self.softmax(&node.input[0])?;
         let mut factors = Vec::new();
         let scores = self.scores(softmax.input.first()?, &mut factors, STEPS)?;
@@ -110,7 +114,7 @@ impl<'a> Finder<'a> {
         let are_pair = cached_keys.layer == cached_values.layer
             && (cached_keys.holds, cached_values.holds) == (CacheContent::Keys, CacheContent::Values);
         let cache = [cached_keys, cached_values];
-        are_pair.then_some(Written { product, query: &scores.input[0], factors, keys, values, cache })
+        are_pair.then_some(Written { product, query: &scores.input[0], factors, keys, values, cast, cache })
     }
 
     /// The new entries and the tensor of the cache that a value holds, perhaps in another form, and multiplied.
@@ -124,6 +128,18 @@ impl<'a> Finder<'a> {
                 factors.push((&node.op_type, node.input.get(1)?));
             } else if !FORMS.contains(&node.op_type.as_str()) {
                 return None;
+            }
+            value = node.input.first()?;
+        }
+        None
+    }
+
+    /// The type that a value of the cache was cast to.
+    fn cast(&self, mut value: &'a str) -> Option<i64> {
+        while !self.joined.contains_key(value) {
+            let node = self.writers.get(value)?;
+            if node.op_type == "Cast" {
+                return node.attribute.iter().find(|attribute| attribute.name == "to").map(|attribute| attribute.i);
             }
             value = node.input.first()?;
         }
@@ -180,7 +196,14 @@ impl Written<'_> {
         let mut query = self.query.to_owned();
         for (index, (operator, factor)) in self.factors.iter().enumerate() {
             let scaled = name(&format!("scaled{index}"));
-            add(operator, &[&query, factor], &scaled, Vec::new());
+            let mut factor = (*factor).to_owned();
+            if keys.element != TensorElementType::Float32 {
+                // Scores, and so their factors, are often of a wider type.
+                let narrow = name(&format!("factor{index}"));
+                add("CastLike", &[&factor, &query], &narrow, Vec::new());
+                factor = narrow;
+            }
+            add(operator, &[&query, &factor], &scaled, Vec::new());
             query = scaled;
         }
         let mut inputs = Vec::new();
@@ -194,7 +217,11 @@ impl Written<'_> {
         let (attended, split) = (name("attended"), name("split"));
         let sizes = format!("{SIZES}.{}", keys.layer);
         add("Reshape", &[&attended, &sizes], &split, Vec::new());
-        add("Transpose", &[&split], output, swap());
+        let behind = name("attended_behind");
+        add("Transpose", &[&split], if self.cast.is_some() { &behind } else { output }, swap());
+        if let Some(element) = self.cast {
+            add("Cast", &[&behind], output, vec![AttributeProto::integer("to", element)]);
+        }
         let pasts = [keys, values].map(|tensor| tensor.past.to_string_lossy().into_owned());
         let operator = NodeProto {
             input: inputs.into_iter().chain(pasts).collect(),

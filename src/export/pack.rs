@@ -186,8 +186,8 @@ impl<'a> Edit<'a> {
         Ok(edit)
     }
 
-    /// The roles of the export's inputs that are still read.
-    fn inputs(&self, export: &Export) -> Result<Vec<Role>, String> {
+    /// The names of the export's inputs that are still read.
+    fn inputs(&self, export: &Export) -> Result<Vec<String>, String> {
         let reads = |name: &CStr| name.to_str().is_ok_and(|name| self.read.contains(name));
         if let Some(cached) = export.cache.iter().find(|cached| reads(&cached.past)) {
             return Err(format!("the input {:?} is used outside of attention", cached.past));
@@ -198,7 +198,7 @@ impl<'a> Edit<'a> {
                 return Err(format!("the input {:?} is used outside of attention", input.name));
             }
         }
-        Ok(inputs.map(|input| input.role).collect())
+        Ok(inputs.map(|input| text(&input.name)).collect())
     }
 
     /// The rewritten model.
@@ -206,7 +206,7 @@ impl<'a> Edit<'a> {
         &self,
         mut bytes: Vec<u8>,
         graph: &GraphProto,
-        roles: &[Role],
+        read: &[String],
         logits: &Logits,
         layers: &[LayerShape],
         target: RunsOn,
@@ -226,7 +226,7 @@ impl<'a> Edit<'a> {
         );
         for field in inputs {
             let input = ValueInfoProto::decode(&bytes[field.content.clone()]).map_err(|error| error.to_string())?;
-            let stays = Role::of(&input.name).is_some_and(|role| roles.contains(&role));
+            let stays = read.contains(&input.name);
             let is_weight = graph.initializer.iter().any(|weight| weight.name == input.name);
             gone.extend((!stays && !is_weight).then_some(field.key));
         }
