@@ -88,7 +88,7 @@ impl<'a> Finder<'a> {
         let writers: HashMap<&str, &NodeProto> = outputs.filter(|(name, _)| !name.is_empty()).collect();
         let cached = export.cache.iter().filter_map(|tensor| {
             let mut name = tensor.present.to_str().ok()?;
-            while let Some(node) = writers.get(name).filter(|node| node.op_type == "Identity") {
+            while let Some(node) = writers.get(name).filter(|node| ["Cast", "Identity"].contains(&&*node.op_type)) {
                 name = node.input.first()?;
             }
             let join = writers.get(name).filter(|node| node.op_type == "Concat" && node.input.len() == 2)?;
@@ -236,5 +236,51 @@ impl Written<'_> {
         };
         parts.nodes.push(operator.encode_to_vec());
         parts.weights.push(TensorProto::integers(&sizes, &[4], &[0, 0, -1, values.head_size as i64]));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use prost::bytes::Bytes;
+
+    use super::*;
+    use crate::onnx::{LoadOptions, OnnxModel, environment};
+
+    fn read(form: &str) -> (ModelProto, Export) {
+        environment(None, 0, None).unwrap();
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/exports").join(form).join("model.onnx");
+        let model = OnnxModel::load(&file, form, &LoadOptions::default()).unwrap();
+        (ModelProto::decode(Bytes::from(std::fs::read(file).unwrap())).unwrap(), model.export().clone())
+    }
+
+    fn operators(model: &ModelProto, export: &Export) -> Result<usize, String> {
+        let bytes = Bytes::from(fused(&model.encode_to_vec(), model, export)?);
+        let graph = ModelProto::decode(bytes).unwrap().graph.unwrap();
+        Ok(graph.node.iter().filter(|node| node.op_type == "GroupQueryAttention").count())
+    }
+
+    #[test]
+    fn each_layer_gets_an_operator() {
+        for form in ["llama/optimum-fp32", "gpt2/optimum-fp16", "gptj/optimum-fp32", "qwen3_moe/optimum-fp32"] {
+            let (model, export) = read(form);
+            assert_eq!(operators(&model, &export), Ok(2), "{form}");
+        }
+    }
+
+    #[test]
+    fn windows_and_other_forms_are_refused() {
+        let (mut model, mut export) = read("llama/optimum-fp32");
+        export.attends_to_all = false;
+        assert!(operators(&model, &export).unwrap_err().contains("no windows"));
+        export.attends_to_all = true;
+        // Capped scores.
+        let graph = model.graph.as_mut().unwrap();
+        let softmax = graph.node.iter().find(|node| node.op_type == "Softmax").unwrap().input[0].clone();
+        let masked = graph.node.iter_mut().find(|node| node.output.contains(&softmax)).unwrap();
+        let scores = std::mem::replace(&mut masked.input[0], "capped".into());
+        graph.node.push(NodeProto::standard("Tanh", &[&scores], "capped", &[]));
+        assert!(operators(&model, &export).unwrap_err().contains("a form that is not known"));
     }
 }

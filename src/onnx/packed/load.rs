@@ -150,8 +150,8 @@ mod tests {
     use crate::onnx::environment;
     use crate::onnx::options::LoadOptions;
 
-    /// ONNX Runtime checks types and shapes first. Then it finds that the processor has no `PagedAttention` for float16,
-    /// and tries float32 in vain.
+    /// ONNX Runtime checks types and shapes first. Then it finds that the processor has no `PagedAttention`, and tries
+    /// float32 in vain.
     #[test]
     fn graphs_for_gpus_are_valid() {
         environment(None, 0, None).unwrap();
