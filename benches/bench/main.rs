@@ -410,7 +410,7 @@ fn workers(arguments: &Arguments, tasks: &[Task], notes: &mut Vec<String>) -> (V
         if !needs(index) {
             return Err("not needed".to_string());
         }
-        let started = Worker::start(&python, words);
+        let started = Worker::start(&python, &root().join("scripts/bench_peers.py"), words);
         match &started {
             Ok(worker) => versions.extend(worker.versions.clone()),
             Err(error) => {

@@ -14,14 +14,14 @@ import (
 	cos "example.com/cos/bindings/go"
 )
 
-// longPrompt returns an engine, and a prompt that takes it long to process.
+// longPrompt returns an engine, and a prompt that takes it long to process, because no other test begins like this one.
 func longPrompt(t *testing.T) (*cos.Engine, []int32) {
 	t.Helper()
 	engine, err := demo()
 	if err != nil {
 		t.Fatal(err)
 	}
-	return engine, encode(t, engine, strings.Repeat("How many legs do three cats have? ", 200))[:1000]
+	return engine, encode(t, engine, t.Name()+strings.Repeat("How many legs do three cats have? ", 200))[:1000]
 }
 
 // result is the result of a step.
@@ -53,7 +53,7 @@ func TestContextStopsTheRunningPass(t *testing.T) {
 	expected, _ := decode(t, newSession(t, engine, options), prompt)
 
 	session := newSession(t, engine, options)
-	if err := session.Prompt(prompt); err != nil {
+	if err := errors.Join(session.SetScope("its passes run"), session.Prompt(prompt)); err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())

@@ -130,7 +130,10 @@ func (s *Session) SetScope(scope string) error {
 		return err
 	}
 	defer s.end()
-	text := C.CString(scope)
+	text, err := cString(scope)
+	if err != nil {
+		return err
+	}
 	defer C.free(unsafe.Pointer(text))
 	return check(C.cos_session_set_scope(session, text))
 }

@@ -208,6 +208,9 @@ func TestForkAndRewind(t *testing.T) {
 	if err := errors.Join(session.SetScope("tenant"), session.Prompt(prompt)); err != nil {
 		t.Fatal(err)
 	}
+	if err := newSession(t, engine, options).SetScope("a\x00b"); !errors.Is(err, cos.ErrInvalidArgument) {
+		t.Error(err)
+	}
 	if err := session.SetScope("late"); !errors.Is(err, cos.ErrInvalidArgument) {
 		t.Error(err)
 	}

@@ -96,7 +96,7 @@ impl Queue<'_> {
         arguments: &mut [*mut c_void],
     ) -> ort::Result<()> {
         // SAFETY: the caller promises it.
-        done(unsafe { result::launch_kernel(kernel, grid, (threads, 1, 1), 0, self.device.stream, arguments) })
+        unsafe { self.device.launch(kernel, grid, threads, arguments) }
     }
 
     /// Run `work` as in [`Device::by_runner`], with access to the stream.

@@ -46,6 +46,12 @@ pub trait Chance {
 
     /// An index, drawn with probability proportional to its weight. An error if the weights are on a device that fails.
     fn pick<W: Weights + ?Sized>(&self, key: Key, weights: &W) -> Result<usize>;
+
+    /// The number in `[0, 1)` that [`Chance::pick`] draws by: at this share of the weights. `None` if it does not draw
+    /// so.
+    fn share(&self, _key: Key) -> Option<f64> {
+        None
+    }
 }
 
 /// The random numbers of a session: one ChaCha8 block for each seed and key.
@@ -97,6 +103,10 @@ impl Chance for CounterRng {
 
     fn pick<W: Weights + ?Sized>(&self, key: Key, weights: &W) -> Result<usize> {
         quantile(weights, self.uniform(key))
+    }
+
+    fn share(&self, key: Key) -> Option<f64> {
+        Some(self.uniform(key))
     }
 }
 

@@ -15,6 +15,7 @@ use crate::engine::queues::{Inside, PassQueues};
 use crate::engine::wait::{Waiter, WakeOnCancel};
 use crate::error::{Error, Result};
 use crate::model::{Cancel, Interrupt, Memory, Model};
+use crate::rows::DeviceSums;
 
 /// Most passes of one step that run at the same time; more run one after the other.
 const MOST_AT_ONCE: usize = u64::BITS as usize;
@@ -72,7 +73,8 @@ impl<C: Chance> Driver<C> {
         }
     }
 
-    /// Run passes in common with others that wait in these queues. `in_crowd` says that [`PassQueues::enter`] is called
+    /// Run passes in common with others that wait in these queues, and have questions about rows on a GPU answered
+    /// there. To be called before the first step. `in_crowd` says that [`PassQueues::enter`] is called
     /// before each round that runs in this thread alone.
     pub fn share_passes(&mut self, queues: &Arc<PassQueues>, in_crowd: bool) {
         if queues.is_empty() {
@@ -81,6 +83,7 @@ impl<C: Chance> Driver<C> {
         self.cancel.add_hook(Box::new(WakeOnCancel(self.waiter.clone())));
         self.queues = Some(queues.clone());
         self.in_crowd = in_crowd;
+        self.workspace.defer();
     }
 
     /// Let passes that do not depend on each other run at the same time, or not.
@@ -103,13 +106,35 @@ impl<C: Chance> Driver<C> {
 
     /// Go on with the round or the probe that was begun, or begin a round, until it has ended.
     pub(super) fn run(&mut self) -> Result<(), Interrupt> {
-        while self.step()? == Step::Run {
-            if let Err(interrupt) = self.run_needs() {
-                self.failed();
-                return Err(interrupt);
+        loop {
+            match self.step()? {
+                Step::Run => {
+                    if let Err(interrupt) = self.run_needs() {
+                        self.failed();
+                        return Err(interrupt);
+                    }
+                }
+                Step::Ask => self.ask(),
+                Step::Committed | Step::Ended | Step::Probed => return Ok(()),
             }
         }
-        Ok(())
+    }
+
+    /// Have the question of the decoder answered, together with those of other threads.
+    fn ask(&mut self) {
+        if let (Some(queues), Some(question)) = (&self.queues, self.workspace.question()) {
+            queues.questions().ask(question, self.in_crowd);
+        }
+    }
+
+    /// The question that the decoder waits for.
+    pub(super) fn question(&mut self) -> Option<&mut dyn DeviceSums> {
+        self.workspace.question()
+    }
+
+    /// Where it waits.
+    pub(super) fn queues(&self) -> Option<&Arc<PassQueues>> {
+        self.queues.as_ref()
     }
 
     /// Go on until passes are needed; see [`Decoder::step`].

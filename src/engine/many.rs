@@ -2,6 +2,7 @@
 
 use std::borrow::BorrowMut;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 
 use crate::engine::phase::{CallBuffers, Stand};
 use crate::engine::queue::{self, LOOK_AGAIN, Ticket};
@@ -9,6 +10,7 @@ use crate::engine::round::Progress;
 use crate::engine::session::{Session, State};
 use crate::error::{Error, Result};
 use crate::model::Interrupt;
+use crate::rows::DeviceAnswers;
 
 /// Let each session go on until it needs passes. Then run one pass of each model for all, and let them go on. `news`
 /// is called for each session whose round has ended: with its [`Session::tokens`], or with an error of its own. The
@@ -21,12 +23,11 @@ pub fn step_many<S: BorrowMut<Session>>(sessions: &mut [S], mut news: impl FnMut
         let stand = advance(each, &mut news, |session| {
             session.engine.process().check()?;
             session.resume();
-            let progress = session.advance();
-            session.leave();
-            Ok(progress)
+            Ok(session.go_on())
         });
         buffers.stands.push(stand);
     }
+    answer(sessions, &mut buffers.stands, &mut news);
     for (each, stand) in sessions.iter_mut().zip(&mut buffers.stands) {
         if matches!(stand, Stand::Waits)
             && let Err(interrupt) = catch(|| each.borrow_mut().driver.run_alone())
@@ -37,7 +38,7 @@ pub fn step_many<S: BorrowMut<Session>>(sessions: &mut [S], mut news: impl FnMut
     run_together(sessions, &mut buffers);
     for (each, stand) in sessions.iter_mut().zip(&mut buffers.stands) {
         match std::mem::replace(stand, Stand::Done) {
-            Stand::Waits => _ = advance(each, &mut news, |session| Ok(session.advance())),
+            Stand::Waits => *stand = advance(each, &mut news, |session| Ok(session.go_on())),
             Stand::Interrupted(interrupt) => match catch(|| Ok(each.borrow_mut().interrupted(interrupt))) {
                 Ok(result) => result.into_iter().for_each(|result| news(each, result)),
                 Err(interrupt) => {
@@ -45,10 +46,11 @@ pub fn step_many<S: BorrowMut<Session>>(sessions: &mut [S], mut news: impl FnMut
                     news(each, Err(error));
                 }
             },
-            Stand::Done => {}
+            Stand::Asks | Stand::Done => {}
         }
-        each.borrow_mut().pause();
     }
+    answer(sessions, &mut buffers.stands, &mut news);
+    sessions.iter_mut().for_each(|each| each.borrow_mut().pause());
     if let Some(first) = sessions.first_mut() {
         first.borrow_mut().many = buffers;
     }
@@ -62,11 +64,48 @@ fn advance<S: BorrowMut<Session>>(
 ) -> Stand {
     let result = match catch(|| body(each.borrow_mut()).map_err(Interrupt::Failed)) {
         Ok(Progress::Waits) => return Stand::Waits,
+        Ok(Progress::Asks) => return Stand::Asks,
         Ok(Progress::News(result)) => result,
         Err(interrupt) => Err(poisoned(each, interrupt)),
     };
     news(each, result);
     Stand::Done
+}
+
+/// Answer the questions of all sessions at once, and let them go on, until none has one.
+fn answer<S: BorrowMut<Session>>(
+    sessions: &mut [S],
+    stands: &mut [Stand],
+    news: &mut impl FnMut(&mut S, Result<State>),
+) {
+    while let Some(first) = stands.iter().position(|stand| matches!(stand, Stand::Asks)) {
+        // Sessions of other engines may have their rows elsewhere.
+        let queues = sessions[first].borrow().driver.queues().cloned();
+        let is_asked = |each: &S, stand: &Stand| {
+            let of = each.borrow().driver.queues();
+            matches!(stand, Stand::Asks) && of.map(Arc::as_ptr) == queues.as_ref().map(Arc::as_ptr)
+        };
+        let mut answers: Option<Box<dyn DeviceAnswers>> = None;
+        for (each, _) in sessions.iter_mut().zip(&*stands).filter(|(each, stand)| is_asked(each, stand)) {
+            let (Some(question), Some(queues)) = (each.borrow_mut().driver.question(), &queues) else { continue };
+            match &mut answers {
+                Some(answers) => answers.take(question),
+                None => answers = Some(queues.questions().take(question)),
+            }
+        }
+        let outcome = match (answers, &queues) {
+            (Some(answers), Some(queues)) => queues.questions().answer(answers),
+            _ => Ok(()),
+        };
+        for (each, stand) in sessions.iter_mut().zip(&mut *stands) {
+            if is_asked(each, stand) {
+                if let Some(question) = each.borrow_mut().driver.question() {
+                    question.settle(&outcome);
+                }
+                *stand = advance(each, news, |session| Ok(session.go_on()));
+            }
+        }
+    }
 }
 
 /// Run one pass of each model that sessions wait for.

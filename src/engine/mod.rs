@@ -5,6 +5,7 @@ pub mod drive;
 pub mod many;
 pub mod participant;
 pub mod phase;
+pub mod questions;
 pub mod queue;
 pub mod queues;
 pub mod round;

@@ -53,6 +53,8 @@ type Outcome = (usize, bool, Option<Result<Report, Interrupt>>);
 pub enum Stand {
     /// It waits for passes.
     Waits,
+    /// It waits for the answer to a question.
+    Asks,
     /// One of its passes has failed, or was cancelled.
     Interrupted(Interrupt),
     /// It has had its news.

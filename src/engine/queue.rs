@@ -25,6 +25,9 @@ const NARROW: usize = 16;
 /// Most threads that a thread wakes at once.
 const WAKES: usize = 4;
 
+/// A leader waits for passes of other models only if its own passes take so long.
+const LONG: Duration = Duration::from_millis(1);
+
 /// Most models whose passes a thread asks for at once.
 pub const MOST_MODELS: usize = 8;
 
@@ -82,6 +85,8 @@ pub struct PassQueue {
     /// [`Model::overlaps`].
     overlaps: bool,
     state: Mutex<Waiting>,
+    /// Nanoseconds that the last pass took.
+    last: AtomicUsize,
     crowd: Arc<Crowd>,
 }
 
@@ -92,6 +97,8 @@ struct Asker {
     in_crowd: bool,
     /// Calls with tickets that have no outcome.
     open: AtomicUsize,
+    /// All its calls.
+    calls: usize,
     /// Calls that lead.
     leads: AtomicUsize,
 }
@@ -142,6 +149,8 @@ struct Waiting {
     has_leader: bool,
     /// A leader that waits for memory.
     blocked: Option<Arc<Waiter>>,
+    /// Whether the leader waits for the end of a pass of another model.
+    held: bool,
     /// In the order of arrival; for the choice of a pass, in that of the age of their sessions.
     entries: VecDeque<Entry>,
     /// Those who are to be woken once the lock is released.
@@ -168,7 +177,9 @@ struct Running {
 /// the thread was added to the crowd; it is not part of it while it waits.
 pub fn run(waiter: &Arc<Waiter>, in_crowd: bool, mut tickets: &mut [Ticket<'_>]) {
     while !tickets.is_empty() {
-        let asker = Asker { waiter: waiter.clone(), in_crowd, open: AtomicUsize::new(0), leads: AtomicUsize::new(0) };
+        let (open, leads) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        let models = tickets.chunk_by(|a, b| std::ptr::eq(a.queue, b.queue)).take(MOST_MODELS).count();
+        let asker = Asker { waiter: waiter.clone(), in_crowd, open, calls: models, leads };
         let mut calls = ArrayVec::<Call, MOST_MODELS>::new();
         while let Some(first) = tickets.first().filter(|_| !calls.is_full()) {
             let queue = first.queue;
@@ -243,12 +254,13 @@ fn run_calls(asker: &Asker, calls: &mut ArrayVec<Call, MOST_MODELS>) {
             match unsafe { call.as_ref() }.queue().complete(call, running) {
                 Completed::Led => has_led = true,
                 Completed::Blocked => is_blocked = true,
-                Completed::Nothing => {}
+                Completed::Held | Completed::Nothing => {}
             }
         }
         match (has_led, is_blocked) {
             (true, _) => {}
             (false, true) => asker.waiter.wait_for(LOOK_AGAIN),
+            // A leader that is held is woken too, when a pass ends.
             (false, false) => asker.waiter.wait(),
         }
     }
@@ -260,6 +272,8 @@ enum Completed {
     Led,
     /// It leads, but there is no memory for any pass.
     Blocked,
+    /// It leads, and waits for the end of a pass of another model.
+    Held,
     /// It does not lead.
     Nothing,
 }
@@ -311,7 +325,7 @@ impl PassQueue {
     /// The queue of a model. The crowd is that of its engine.
     pub fn new(model: Arc<dyn Model>, crowd: Arc<Crowd>) -> Self {
         let (max_tokens, overlaps) = (model.max_batch_tokens(), model.overlaps());
-        PassQueue { model, max_tokens, overlaps, state: Mutex::default(), crowd }
+        PassQueue { model, max_tokens, overlaps, state: Mutex::default(), last: AtomicUsize::new(0), crowd }
     }
 
     /// Whether passes of the model run at the same time as those of others.
@@ -370,6 +384,9 @@ impl PassQueue {
         }
         state.let_cancelled_go(&self.crowd, own);
         state = self.wake(state);
+        if self.is_held(&mut state, own) {
+            return None;
+        }
         // SAFETY: the lock is held.
         if unsafe { own.as_ref() }.open > 0 {
             state.admit(self.model.as_ref(), &self.crowd, own);
@@ -389,7 +406,24 @@ impl PassQueue {
             let tokens = if matches!(entry.admission, Admission::Part(_)) { &[] } else { pass.tokens };
             Pass { sequence: &mut *pass.sequence, tokens, ..*pass }
         }));
+        drop(state);
+        self.crowd.begin();
         Some(Running { batch, passes, failed: None })
+    }
+
+    /// Whether to wait for the end of a pass of another model, so that the sessions that it serves are part of the next
+    /// pass too. Otherwise groups of sessions would take turns for ever, in passes that cost as much as common ones.
+    /// That loses nothing: nobody waits for this model alone. Short passes leave a GPU idle while sessions compute, so
+    /// there groups that take turns are faster.
+    fn is_held(&self, state: &mut Waiting, own: NonNull<Call>) -> bool {
+        let is_long = self.last.load(Ordering::Relaxed) >= LONG.as_nanos() as usize;
+        // SAFETY: the lock is held, and a call whose entry waits has not returned.
+        let needs_others = |entry: &Entry| unsafe { entry.call.as_ref() }.asker().open.load(Ordering::Relaxed) > 1;
+        state.held = is_long
+            && state.entries.iter().all(needs_others)
+            // SAFETY: as above.
+            && self.crowd.holds(&unsafe { own.as_ref() }.asker().waiter);
+        state.held
     }
 
     /// Run a pass for the leader and for others, or wait for the one that was left running.
@@ -401,10 +435,11 @@ impl PassQueue {
             if leads { self.choose(state, own) } else { None }
         });
         let Some(Running { mut batch, mut passes, failed }) = running else {
-            let _state = self.lock();
+            let state = self.lock();
             // SAFETY: the lock is held.
             return match unsafe { (own.as_ref().leads, own.as_ref().open) } {
                 (false, _) => Completed::Nothing,
+                (true, 1..) if state.held => Completed::Held,
                 // It passes leadership on.
                 (true, 0) => Completed::Led,
                 (true, _) => Completed::Blocked,
@@ -418,6 +453,9 @@ impl PassQueue {
             Err,
         );
         passes.clear();
+        if let Ok(report) = &result {
+            self.last.store(report.elapsed.as_nanos() as usize, Ordering::Relaxed);
+        }
         let mut state = self.lock();
         state.settle(&mut batch, result, &self.crowd, own);
         (state.batch, state.passes) = (batch, passes);
@@ -426,6 +464,7 @@ impl PassQueue {
             state.pass_leadership_on(own);
         }
         drop(self.wake(state));
+        self.crowd.end();
         Completed::Led
     }
 
@@ -463,8 +502,18 @@ impl Waiting {
             unsafe { (&mut *entry.ticket.as_ptr(), &mut *entry.call.as_ptr(), (*own.as_ptr()).asker) };
         ticket.outcome = outcome;
         call.open -= 1;
-        if call.open > 0 || call.asker().open.fetch_sub(1, Ordering::AcqRel) > 1 {
+        if call.open > 0 {
             return;
+        }
+        let (calls, open) = (call.asker().calls, call.asker().open.fetch_sub(1, Ordering::AcqRel));
+        if open > 1 {
+            if open == calls {
+                crowd.half();
+            }
+            return;
+        }
+        if calls > 1 {
+            crowd.whole();
         }
         if call.asker().in_crowd {
             crowd.add(1);

@@ -4,11 +4,13 @@ use super::sync::Arc;
 use super::wait::Crowd;
 use crate::config::FullCache;
 use crate::engine::participant::Participant;
+use crate::engine::questions::Questions;
 use crate::engine::queue::{PassQueue, WhenFull};
 
 /// A queue for each model of an engine that batches.
 pub struct PassQueues {
     queues: Vec<Option<PassQueue>>,
+    questions: Questions,
     crowd: Arc<Crowd>,
     /// What becomes of new sessions while the memory of a model is full.
     when_full: FullCache,
@@ -23,7 +25,7 @@ impl PassQueues {
             _ => None,
         };
         let queues = participants.iter().map(queue).collect();
-        PassQueues { queues, crowd, when_full }
+        PassQueues { queues, questions: Questions::new(crowd.clone()), crowd, when_full }
     }
 
     /// What becomes of a pass if the memory of its model is full. `is_first` says that its session has decoded nothing
@@ -39,6 +41,11 @@ impl PassQueues {
     /// The queue of a participant, if it is a model that batches.
     pub fn of(&self, participant: usize) -> Option<&PassQueue> {
         self.queues[participant].as_ref()
+    }
+
+    /// Where questions about rows on a GPU are answered.
+    pub fn questions(&self) -> &Questions {
+        &self.questions
     }
 
     /// Whether no model batches, so that nobody ever waits.

@@ -14,6 +14,8 @@ use crate::plan::session::RoundReport;
 pub enum Progress {
     /// It needs passes.
     Waits,
+    /// It needs the answer to a question.
+    Asks,
     /// The round has ended.
     News(Result<State>),
 }
@@ -53,8 +55,8 @@ impl Session {
         self.driver.is_open() && self.cancel.is_requested()
     }
 
-    /// Go on until the session needs passes or its round has ended.
-    pub(super) fn advance(&mut self) -> Progress {
+    /// Go on until the session needs passes or an answer, or its round has ended.
+    fn advance(&mut self) -> Progress {
         if let Some((left, models)) = self.left.take() {
             let (passed, passes) = (self.engine.clock()().saturating_sub(left), self.driver.elapsed() - models);
             self.driver.waits(passed.saturating_sub(passes));
@@ -69,11 +71,19 @@ impl Session {
             }
             match self.driver.step() {
                 Ok(Step::Run) => return Progress::Waits,
+                Ok(Step::Ask) => return Progress::Asks,
                 Ok(Step::Probed) => self.end_probe(),
                 Ok(Step::Committed | Step::Ended) => return Progress::News(self.end(Ok(()))),
                 Err(error) => return Progress::News(self.end(Err(error.into()))),
             }
         }
+    }
+
+    /// The same, after which its thread turns to others.
+    pub(super) fn go_on(&mut self) -> Progress {
+        let progress = self.advance();
+        self.left = Some((self.engine.clock()(), self.driver.elapsed()));
+        progress
     }
 
     /// A pass has failed, or was cancelled. Returns the news, unless it was only a probe's.
@@ -92,11 +102,6 @@ impl Session {
         if let Phase::Round(begun) | Phase::Probe(begun) = &mut self.phase {
             begun.since = now;
         }
-    }
-
-    /// The session waits for passes, and its thread turns to others.
-    pub(super) fn leave(&mut self) {
-        self.left = Some((self.engine.clock()(), self.driver.elapsed()));
     }
 
     /// A call ends, with the session perhaps in the middle of a round.

@@ -51,10 +51,17 @@ impl CancelHook for WakeOnCancel {
 /// How often a leader lets other threads run before it stops waiting for those that are about to come.
 const MOST_YIELDS: usize = 64;
 
-/// The threads that are inside a step and compute, so that they will soon ask for a pass or leave.
+/// What the threads of an engine are about to do, so that a leader knows whom to wait for.
 #[derive(Default)]
 pub struct Crowd {
+    /// Threads that are inside a step and compute, so that they will soon ask for a pass or leave.
     coming: AtomicUsize,
+    /// Threads that have some of the passes that they asked for, and wait for those of other models.
+    halves: AtomicUsize,
+    /// Passes that are running.
+    running: AtomicUsize,
+    /// Leaders that wait for the end of a pass of another model.
+    held: Mutex<Vec<Arc<Waiter>>>,
 }
 
 impl Crowd {
@@ -81,5 +88,39 @@ impl Crowd {
             }
             yield_now();
         }
+    }
+
+    /// A thread has its first pass, but not all of them.
+    pub fn half(&self) {
+        self.halves.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A thread that had some of its passes has all of them.
+    pub fn whole(&self) {
+        self.halves.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// A pass begins.
+    pub fn begin(&self) {
+        self.running.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A pass has ended, and its threads have their outcomes. Wakes the leaders that wait for it.
+    pub fn end(&self) {
+        self.running.fetch_sub(1, Ordering::Relaxed);
+        let held = std::mem::take(&mut *self.held.lock().expect("nobody panics with this lock"));
+        held.into_iter().for_each(|leader| leader.wake());
+    }
+
+    /// Whether threads have a pass, and a running one will give them another one. If so, `leader` is woken when a pass
+    /// ends.
+    pub fn holds(&self, leader: &Arc<Waiter>) -> bool {
+        let is_worth_it = || self.halves.load(Ordering::Relaxed) > 0 && self.running.load(Ordering::Relaxed) > 0;
+        if !is_worth_it() {
+            return false;
+        }
+        self.held.lock().expect("nobody panics with this lock").push(leader.clone());
+        // The pass may have ended just before.
+        is_worth_it()
     }
 }

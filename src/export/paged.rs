@@ -1,4 +1,5 @@
-//! What packed passes put in place of attention on a GPU: ONNX Runtime's `PagedAttention`, and its inputs.
+//! What packed passes put in place of attention on a GPU: an operator of ours, with the inputs of ONNX Runtime's
+//! `PagedAttention` and one more, or over quantised caches that operator itself.
 //!
 //! The operator reads keys and values from blocks that a table names, and writes the new ones there. Its caches are
 //! inputs and outputs over the same memory. Lengths and tables are read on the device, so a captured pass serves other
@@ -9,9 +10,19 @@ use std::ffi::CStr;
 use ort::value::TensorElementType;
 use prost::Message;
 
+use super::pack::{DOMAIN, TABLE};
 use super::parts::{LayerShape, Parts, number_of, text, value};
-use super::proto::{AttributeProto, GraphProto, INT32, ModelProto, NodeProto, TensorProto, TensorShape};
+use super::proto::{
+    AttributeProto, GraphProto, INT32, INT64, ModelProto, NodeProto, OperatorSetId, TensorProto, TensorShape,
+};
 use super::wire::{self, Field};
+
+/// ONNX Runtime's operator, which replaces attention over quantised caches.
+const THEIRS: &CStr = c"PagedAttention";
+/// The operator that replaces attention of float16.
+pub const ATTENTION: &CStr = c"PagedAttention";
+/// The operator that replaces attention of bfloat16.
+pub const ATTENTION_OF_BFLOAT16: &CStr = c"PagedAttentionOfBfloat16";
 
 /// Where the tokens of each sequence end in the pass: int32 `[sequences + 1]`, the first one 0.
 pub const ENDS: &CStr = c"cos.ends";
@@ -96,6 +107,8 @@ pub(super) fn parts(graph: &GraphProto, attention: &[(usize, &[u8])], layers: &[
     parts.inputs.push(value(&text(PASTS), INT32, TensorShape::of(&[-1])));
     parts.inputs.push(value(&text(BLOCKS), INT32, TensorShape::of(&[-1, -1])));
     parts.inputs.push(value(&text(BOUNDS), INT32, TensorShape::of(&[3])));
+    parts.inputs.push(value(&text(TABLE), INT64, TensorShape::of(&[1])));
+    parts.opsets.push(OperatorSetId { domain: text(DOMAIN), version: 1 });
     parts.weights.push(TensorProto::integers(AXIS, &[1], &[0]));
     Ok(parts)
 }
@@ -123,12 +136,19 @@ fn add_layer(parts: &mut Parts, node: &NodeProto, raw: &[u8], layer: usize, shap
         vec![text(BOUNDS)],
     ];
     let attended = name("attended");
+    let operator = match shape.element {
+        TensorElementType::Float16 => Some(ATTENTION),
+        TensorElementType::Bfloat16 => Some(ATTENTION_OF_BFLOAT16),
+        _ => None,
+    };
+    let mut inputs = inputs.concat();
+    inputs.extend(operator.map(|_| text(TABLE)));
     let paged = NodeProto {
-        input: inputs.concat(),
+        input: inputs,
         output: vec![attended.clone(), keys_out.clone(), values_out.clone()],
-        op_type: "PagedAttention".into(),
+        op_type: text(operator.unwrap_or(THEIRS)),
         attribute: logical_types(node),
-        domain: "com.microsoft".into(),
+        domain: operator.map_or("com.microsoft".into(), |_| text(DOMAIN)),
     };
     let mut encoded = paged.encode_to_vec();
     for Field { content, .. } in wire::fields(raw, 0..raw.len(), &[wire::NODE_ATTRIBUTE]).ok_or("it is not ONNX")? {

@@ -16,7 +16,7 @@ use parking_lot::Mutex;
 use serde_json::{Value, json};
 
 use crate::error::{Error, Result};
-use crate::rows::{DeviceRows, Filter, Row};
+use crate::rows::{DeviceRows, Filter, PassUniforms, Row};
 
 /// Widths whose passes are timed when a model is loaded: many for short drafts, one for long ones.
 pub const TIMED_WIDTHS: [usize; 7] = [1, 2, 3, 4, 6, 8, 16];
@@ -131,13 +131,16 @@ pub struct Pass<'a> {
     pub keep: usize,
     /// How the rows are going to be filtered. A device prepares for it.
     pub filter: Filter,
+    /// Numbers in `[0, 1)`, if tokens are going to be drawn from the row behind the last token at one of these shares
+    /// of its whole. A device draws them with the pass. `None` draws nothing.
+    pub uniforms: Option<PassUniforms>,
 }
 
 impl<'a> Pass<'a> {
     /// A pass that keeps the rows of all its tokens, unfiltered.
     pub fn plain(sequence: &'a mut dyn Sequence, tokens: &'a [i32]) -> Self {
         let keep = sequence.len() + 1;
-        Pass { sequence, tokens, keep, filter: Filter::plain(1.0) }
+        Pass { sequence, tokens, keep, filter: Filter::plain(1.0), uniforms: None }
     }
 }
 

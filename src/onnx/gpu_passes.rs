@@ -9,7 +9,8 @@ use ort::value::TensorElementType;
 use super::binding::Tensor;
 use super::captures::Captures;
 use crate::cuda::{self, CapturedGraph, Device, DeviceBuffer, Event, HostBuffer, Queue};
-use crate::rows::device::{Control, NOTED, Ring};
+use crate::rows::device::{Ring, Stages};
+use crate::rows::records::{Control, NOTED};
 
 /// The widest pass that is captured. It covers the longest draft of the planner, 16 tokens, with the tokens before it
 /// and those of other models; only prompts are longer. A sequence keeps up to two graphs for each width, with filtered
@@ -42,8 +43,8 @@ impl BufferPair {
     }
 }
 
-/// Passes that share a graph: their width, and whether rows are filtered.
-type PassKind = (usize, bool);
+/// Passes that share a graph: their width, and what is done with rows.
+type PassKind = (usize, Stages);
 
 /// The state of a kind of passes, valid as long as all buffers stay where they are.
 enum CaptureState {
@@ -250,7 +251,7 @@ impl GpuPasses {
     }
 
     fn kind(&self, width: usize) -> PassKind {
-        (width, self.rows.as_ref().is_some_and(Ring::filters))
+        (width, self.rows.as_ref().map_or(Stages::default(), Ring::stages))
     }
 
     /// Whether there is a graph for a pass of this width and the current filter. Then nothing needs to be bound.

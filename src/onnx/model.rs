@@ -304,7 +304,9 @@ impl Model for OnnxModel {
     fn launch(&self, batch: &mut [Pass<'_>]) -> bool {
         match (&self.batching, batch) {
             (Batching::Packed(passes), batch) => passes.launch(batch),
-            (_, [pass]) => self.overlaps() && own(pass.sequence).begin(pass.tokens, pass.keep, pass.filter),
+            (_, [pass]) => {
+                self.overlaps() && own(pass.sequence).begin(pass.tokens, pass.keep, (pass.filter, pass.uniforms))
+            }
             _ => false,
         }
     }
@@ -318,7 +320,7 @@ impl Model for OnnxModel {
         let mut report = Report { elapsed: Duration::ZERO, is_usual: true };
         for index in 0..batch.len() {
             let pass = &mut batch[index];
-            match own(pass.sequence).run(pass.tokens, pass.keep, pass.filter) {
+            match own(pass.sequence).run(pass.tokens, pass.keep, (pass.filter, pass.uniforms)) {
                 Ok(Report { elapsed, is_usual }) => {
                     report.elapsed += elapsed;
                     report.is_usual &= is_usual;

@@ -16,7 +16,8 @@ use crate::cuda;
 use crate::error::Error;
 use crate::export::{self, CacheKind, CacheTensor, GivenRows, Logits, Role};
 use crate::model::Interrupt;
-use crate::rows::device::{self, Control};
+use crate::rows::device;
+use crate::rows::records::Control;
 use crate::rows::widen::{widen_bf16, widen_f16};
 
 impl OnnxSequence {

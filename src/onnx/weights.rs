@@ -15,11 +15,12 @@ use super::attention::AttentionKernels;
 use super::binding::{RECORD_PROVIDERS, operators_by};
 use super::huge_pages::AnonymousMappings;
 use super::options::{Provider, ProviderOptions};
-use super::packed::operator;
+use super::packed::custom;
 use super::{attention, runtime};
 use crate::cuda::{self, Device};
 use crate::error::{Error, Result};
 use crate::export::graph::Graph;
+use crate::export::pack::RunsOn;
 use crate::export::shapes;
 use crate::process::{PerProcess, Process};
 
@@ -227,6 +228,7 @@ fn create(file: &Path, graph: &Graph, source: ModelSource<'_>, cuda: Option<ort:
     // By default, products with quantised weights round activations to eight bits, which changes the model.
     builder =
         builder.with_config_entry("session.qdq_matmulnbits_accuracy_level", "1").map_err(|error| refuse(&error))?;
+    let is_on_gpu = cuda.is_some();
     if let Some(cuda) = cuda {
         builder = builder.with_config_entry(RECORD_PROVIDERS, "1").map_err(|error| refuse(&error))?;
         let cuda = cuda.build().error_on_failure();
@@ -248,7 +250,8 @@ fn create(file: &Path, graph: &Graph, source: ModelSource<'_>, cuda: Option<ort:
             builder.commit_from_memory(&shapes::without(file).map_err(|error| refuse(&error))?)
         }
         (ModelSource::Packed(bytes), _) => {
-            operator::register(&builder).map_err(|error| refuse(&error))?;
+            let target = if is_on_gpu { RunsOn::Gpu } else { RunsOn::Host };
+            custom::register(&builder, target).map_err(|error| refuse(&error))?;
             builder.commit_from_memory(bytes)
         }
     };

@@ -103,7 +103,8 @@ fn margin(engine: &Engine, context: &[i32], a: i32, b: i32) -> f64 {
     let row = |model: &dyn Model| {
         let mut sequence = model.start(&Arc::new(Cancel::default())).expect("memory");
         for tokens in context.chunks(model.max_pass()) {
-            let mut pass = [Pass { sequence: sequence.as_mut(), tokens, keep: 1, filter: Filter::plain(1.0) }];
+            let mut pass =
+                [Pass { sequence: sequence.as_mut(), tokens, keep: 1, filter: Filter::plain(1.0), uniforms: None }];
             model.forward(&mut pass).expect("models that do not fail");
         }
         sequence.row(context.len()).scores().expect("a row on the host").to_vec()

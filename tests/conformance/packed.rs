@@ -15,11 +15,11 @@ use cos::engine::many::step_many;
 use cos::engine::session::{Options, Session, State};
 use cos::export::Scoring;
 use cos::model::{Cancel, Model, Pass, Sequence};
-use cos::onnx::{LoadOptions, OnnxModel, environment};
+use cos::onnx::{CacheSize, LoadOptions, OnnxModel, environment};
 use cos::rows::Filter;
 
-use super::Progress;
 use super::results::{Comparison, Section, Table};
+use super::{Progress, branches};
 use crate::common::{Sampling, oracle, root};
 
 /// Exports with plain attention, windows, capped scores, sinks, norms, 4-bit weights, and rotation before attention.
@@ -42,20 +42,25 @@ const TOLERANCE: f32 = 1e-3;
 /// Sequences that share passes.
 const TOGETHER: usize = 8;
 /// Tokens of a block, on which the texts are built: they share some blocks.
-const BLOCK: usize = 32;
+pub const BLOCK: usize = 32;
 /// Tokens of a text.
-const TEXT: usize = 120;
+pub const TEXT: usize = 120;
 /// Tokens that a session draws.
 const DRAWN: usize = 3;
 
 /// Load an export. Its sequences share passes, unless each is to be scored one by one.
-fn load(name: &str, alone: bool) -> Result<OnnxModel, String> {
+pub fn load(name: &str, alone: bool) -> Result<OnnxModel, String> {
+    load_at(&root().join("tests/exports").join(name), alone, CacheSize::default(), None)
+}
+
+/// The same for the export at a path, with a cache of a given size, and perhaps another context length.
+pub fn load_at(path: &Path, alone: bool, cache: CacheSize, context: Option<usize>) -> Result<OnnxModel, String> {
+    let name = path.strip_prefix(root()).unwrap_or(path).display().to_string();
     let scoring = alone.then_some(Scoring::OneByOne);
-    let options = LoadOptions { scoring, ..LoadOptions::default() };
+    let options = LoadOptions { scoring, cache, context_length: context, ..LoadOptions::default() };
     let failed = |error: cos::error::Error| format!("{name}: {error}");
     environment(None, 0, None).map_err(failed)?;
-    let path = root().join(Path::new("tests/exports").join(name));
-    let model = OnnxModel::load(&path, name, &options).map_err(failed)?;
+    let model = OnnxModel::load(path, &name, &options).map_err(failed)?;
     if model.batches() == alone {
         return Err(format!(
             "{name}: batching is {}, {}",
@@ -67,11 +72,11 @@ fn load(name: &str, alone: bool) -> Result<OnnxModel, String> {
 }
 
 /// Tokens that the first and the third text have in common at the beginning.
-const COMMON: usize = BLOCK + BLOCK / 2;
+pub const COMMON: usize = BLOCK + BLOCK / 2;
 
 /// Texts that differ in one place: the second one in its first block, the third one in the rest of its second block.
 /// What is in later blocks depends on it, though they hold the same tokens.
-fn texts(vocab: usize) -> [Vec<i32>; 3] {
+pub fn texts(vocab: usize) -> [Vec<i32>; 3] {
     let mut rng = fastrand::Rng::with_seed(5);
     let mut random = |len: usize| -> Vec<i32> { (0..len).map(|_| rng.i32(3..vocab as i32)).collect() };
     let first = random(TEXT);
@@ -81,45 +86,61 @@ fn texts(vocab: usize) -> [Vec<i32>; 3] {
 }
 
 /// All rows of a text, from a sequence of its own.
-fn rows(model: &OnnxModel, text: &[i32]) -> Vec<Vec<f32>> {
+pub fn rows(model: &OnnxModel, text: &[i32]) -> Vec<Vec<f32>> {
     let mut sequence = model.start(&Arc::new(Cancel::default())).expect("memory");
     text.chunks(model.max_pass()).for_each(|tokens| {
-        let mut pass = [Pass { sequence: sequence.as_mut(), tokens, keep: 1, filter: Filter::plain(1.0) }];
+        let mut pass =
+            [Pass { sequence: sequence.as_mut(), tokens, keep: 1, filter: Filter::plain(1.0), uniforms: None }];
         model.forward(&mut pass).expect("models that do not fail");
     });
     (1..=text.len()).map(|position| sequence.row(position).scores().expect("a row on the host").to_vec()).collect()
 }
 
 /// A sequence that follows a text.
-struct Reader {
-    text: usize,
-    sequence: Box<dyn Sequence>,
+pub struct Reader {
+    pub text: usize,
+    pub sequence: Box<dyn Sequence>,
 }
 
 /// What a reader does in a pass.
-struct Turn {
-    tokens: Vec<i32>,
-    keep: usize,
+pub struct Turn {
+    pub tokens: Vec<i32>,
+    pub keep: usize,
     /// The tokens are not those of the text, and are taken back.
-    strays: bool,
+    pub strays: bool,
 }
 
 /// What was compared.
 #[derive(Default)]
-struct Tally {
-    passes: usize,
-    rows: usize,
-    worst: f32,
+pub struct Tally {
+    pub passes: usize,
+    pub rows: usize,
+    pub worst: f32,
+    /// Tokens that were computed anew.
+    pub recomputed: u64,
 }
 
 impl Tally {
     /// Compare the row of a position with that of the text.
-    fn compare(&mut self, sequence: &dyn Sequence, position: usize, expected: &[Vec<f32>]) {
+    pub fn compare(&mut self, sequence: &dyn Sequence, position: usize, expected: &[Vec<f32>]) {
         let found = sequence.row(position).scores().expect("a row on the host");
         let off = found.iter().zip(&expected[position - 1]).map(|(a, b)| (a - b).abs());
         // What is not a number is not smaller either.
         self.worst = off.fold(self.worst, |worst, off| if off <= worst { worst } else { off });
         self.rows += 1;
+    }
+
+    /// A row of the report.
+    fn row(&self, name: &str) -> Vec<String> {
+        vec![name.into(), self.passes.to_string(), self.rows.to_string(), format!("{:.1e}", self.worst)]
+    }
+
+    /// An error if a row differs by more than rounding.
+    pub fn check(self, name: &str) -> Result<Self, String> {
+        if self.worst <= TOLERANCE {
+            return Ok(self);
+        }
+        Err(format!("{name}: a row among strangers differs by {} from the row alone", self.worst))
     }
 }
 
@@ -130,7 +151,7 @@ fn detour(model: &OnnxModel, texts: &[Vec<i32>; 3], expected: &[Vec<Vec<f32>>], 
     let mut run = |sequence: &mut Box<dyn Sequence>, text: usize, end: usize| {
         let start = sequence.len();
         let (sequence, tokens) = (sequence.as_mut(), &texts[text][start..end]);
-        let mut pass = [Pass { sequence, tokens, keep: end, filter: Filter::plain(1.0) }];
+        let mut pass = [Pass { sequence, tokens, keep: end, filter: Filter::plain(1.0), uniforms: None }];
         model.forward(&mut pass).expect("models that do not fail");
         tally.compare(pass[0].sequence, end, &expected[text]);
         tally.passes += 1;
@@ -179,6 +200,7 @@ fn company(name: &str, passes: usize) -> Result<Tally, String> {
                 tokens,
                 keep: *keep,
                 filter: Filter::plain(1.0),
+                uniforms: None,
             })
             .collect();
         if batch.is_empty() {
@@ -200,15 +222,12 @@ fn company(name: &str, passes: usize) -> Result<Tally, String> {
             }
         }
     }
-    if tally.worst <= TOLERANCE {
-        return Ok(tally);
-    }
-    Err(format!("{name}: a row among strangers differs by {} from the row alone", tally.worst))
+    tally.check(name)
 }
 
 /// The next tokens of a reader: a part of a prompt, of which only the last row is wanted, a few tokens, or strays. At
 /// most `room` tokens.
-fn turn(rng: &mut fastrand::Rng, len: usize, text: &[i32], room: usize) -> Option<Turn> {
+pub fn turn(rng: &mut fastrand::Rng, len: usize, text: &[i32], room: usize) -> Option<Turn> {
     let left = (text.len() - len).min(room);
     if left == 0 {
         return None;
@@ -342,8 +361,9 @@ pub fn run(passes: usize, draws: u64, progress: &dyn Progress) -> Section {
         about: "Sequences of one export share passes, blocks of the cache, and the computed beginnings of texts. \
                 Passes over one to six of eight sequences are run in random order and width, with rollbacks, stray \
                 tokens that are taken back, and texts that share a beginning or a block in the middle. All rows are \
-                compared with those of the export alone, by ONNX Runtime's own attention. Then sessions are decoded \
-                eight at a time, and what they draw is compared with the oracle's joint distribution of three tokens."
+                compared with those of the export alone, by ONNX Runtime's own attention. So are those of forks and of \
+                sequences that compute again what others took from them. Then sessions are decoded eight at a time, \
+                and what they draw is compared with the oracle's joint distribution of three tokens."
             .into(),
         ..Section::default()
     };
@@ -352,16 +372,19 @@ pub fn run(passes: usize, draws: u64, progress: &dyn Progress) -> Section {
         head: ["export", "passes", "rows", "difference"].map(String::from).to_vec(),
         rows: Vec::new(),
     };
-    progress.start("common passes", EXPORTS.len() as u64 + 1);
+    progress.start("common passes", EXPORTS.len() as u64 + 2);
     for name in EXPORTS {
         match catch_unwind(|| company(name, passes)).unwrap_or_else(|_| Err(format!("{name}: a panic"))) {
-            Ok(Tally { passes, rows, worst }) => {
-                table.rows.push(vec![name.into(), passes.to_string(), rows.to_string(), format!("{worst:.1e}")]);
-            }
+            Ok(tally) => table.rows.push(tally.row(name)),
             Err(failure) => section.failures.push(failure),
         }
         progress.advance();
     }
+    match catch_unwind(|| branches::run(passes)).unwrap_or_else(|_| Err("forks: a panic".into())) {
+        Ok(found) => table.rows.extend(found.into_iter().map(|(name, tally)| tally.row(name))),
+        Err(failure) => section.failures.push(failure),
+    }
+    progress.advance();
     match catch_unwind(|| sessions(draws)).unwrap_or_else(|_| Err("a panic".into())) {
         Ok(comparisons) => section.comparisons = comparisons,
         Err(failure) => section.failures.push(failure),

@@ -1,6 +1,7 @@
 //! The parts of the conformance suite. `program.rs` runs them at length and writes a report; the tests run them with
 //! few draws.
 
+pub mod branches;
 pub mod faults;
 pub mod generator;
 pub mod greedy;

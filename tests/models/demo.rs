@@ -42,7 +42,13 @@ fn fresh(model: &dyn Model, context: &[i32]) -> Vec<f32> {
     let mut sequence = model.start(&Arc::new(Cancel::default())).unwrap();
     for tokens in context.chunks(model.max_pass()) {
         model
-            .forward(&mut [Pass { sequence: sequence.as_mut(), tokens, keep: 1, filter: Filter::plain(1.0) }])
+            .forward(&mut [Pass {
+                sequence: sequence.as_mut(),
+                tokens,
+                keep: 1,
+                filter: Filter::plain(1.0),
+                uniforms: None,
+            }])
             .unwrap();
     }
     sequence.row(context.len()).scores().unwrap().to_vec()
@@ -103,7 +109,13 @@ fn caches_survive_any_rollback() {
                 let new = &tokens[start..start + width];
                 let keep = context.len() + random(3).min(width);
                 model
-                    .forward(&mut [Pass { sequence: sequence.as_mut(), tokens: new, keep, filter: Filter::plain(1.0) }])
+                    .forward(&mut [Pass {
+                        sequence: sequence.as_mut(),
+                        tokens: new,
+                        keep,
+                        filter: Filter::plain(1.0),
+                        uniforms: None,
+                    }])
                     .unwrap();
                 context.extend_from_slice(new);
                 if operation % 8 == 7 {
@@ -134,7 +146,13 @@ fn scoring_in_parallel_is_scoring_one_by_one() {
     for model in engine.models() {
         let mut sequence = model.start(&Arc::new(Cancel::default())).unwrap();
         model
-            .forward(&mut [Pass { sequence: sequence.as_mut(), tokens, keep: 1, filter: Filter::plain(1.0) }])
+            .forward(&mut [Pass {
+                sequence: sequence.as_mut(),
+                tokens,
+                keep: 1,
+                filter: Filter::plain(1.0),
+                uniforms: None,
+            }])
             .unwrap();
         for position in [1, 2, 7, tokens.len() / 2, tokens.len()] {
             let alone = fresh(model, &tokens[..position]);

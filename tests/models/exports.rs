@@ -230,6 +230,7 @@ fn dynamic_quantisation_is_scored_one_by_one() {
                             tokens,
                             keep: start + 1,
                             filter: Filter::plain(1.0),
+                            uniforms: None,
                         }])
                         .unwrap();
                 }
@@ -258,7 +259,7 @@ fn builder_exports_need_no_configuration() {
 
 fn forward(model: &OnnxModel, sequence: &mut dyn Sequence, tokens: &[i32]) -> Result<Report, Interrupt> {
     let keep = sequence.len() + 1;
-    model.forward(&mut [Pass { sequence, tokens, keep, filter: Filter::plain(1.0) }])
+    model.forward(&mut [Pass { sequence, tokens, keep, filter: Filter::plain(1.0), uniforms: None }])
 }
 
 /// A token outside the vocabulary makes a pass fail. Nothing of it may stay, even if it runs as several passes.
@@ -292,8 +293,14 @@ fn failed_passes_leave_no_trace() {
         // A batch succeeds or fails as a whole.
         let mut other = model.start(&Arc::new(Cancel::default())).unwrap();
         let batch = &mut [
-            Pass { sequence: sequence.as_mut(), tokens: &tokens[10..13], keep: 11, filter: Filter::plain(1.0) },
-            Pass { sequence: other.as_mut(), tokens: &[9999], keep: 1, filter: Filter::plain(1.0) },
+            Pass {
+                sequence: sequence.as_mut(),
+                tokens: &tokens[10..13],
+                keep: 11,
+                filter: Filter::plain(1.0),
+                uniforms: None,
+            },
+            Pass { sequence: other.as_mut(), tokens: &[9999], keep: 1, filter: Filter::plain(1.0), uniforms: None },
         ];
         assert!(matches!(model.forward(batch), Err(Interrupt::Failed(_))));
         assert_eq!((sequence.len(), other.len()), (10, 0));

@@ -2,6 +2,7 @@
 
 use std::panic::resume_unwind;
 use std::sync::Arc;
+use std::time::Duration;
 
 use cos::error::Error;
 use cos::model::scripted::Scripted;
@@ -236,13 +237,16 @@ fn a_cancel_from_another_thread_ends_a_wait() {
     shuttle::check_pct(case, ORDERS, 3);
 }
 
-/// Threads ask two models, whose passes may be left running, for passes at once.
+/// Threads ask two models, whose passes may be left running, for passes at once. If passes are long, a leader waits for
+/// sessions that have one of theirs.
 #[test]
 fn passes_of_two_models_overlap() {
-    for left in [0.5, 1.0] {
+    for (left, milliseconds) in [(0.5, 0), (1.0, 0), (1.0, 2), (0.0, 2)] {
         let case = move || {
             let crowd = Arc::<Crowd>::default();
-            let queues = [0, 1].map(|_| queue_of(Arc::new(scripted().with_overlap(left)), &crowd));
+            let long = move |_: usize, _: u64| Duration::from_millis(milliseconds);
+            let model = || Arc::new(scripted().with_overlap(left).with_pass_times(long));
+            let queues = [0, 1].map(|_| queue_of(model(), &crowd));
             let spawn = |tokens: &'static [i32]| {
                 let (queues, crowd) = (queues.clone(), crowd.clone());
                 shuttle::thread::spawn(move || {

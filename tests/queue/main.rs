@@ -3,12 +3,16 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod asking;
 mod batches;
 mod handover;
 mod memory;
 mod stress;
 
-/// `src/engine/queue.rs` and `wait.rs` as they are, on threads and locks whose order a scheduler chooses.
+#[allow(dead_code)]
+#[path = "../../src/engine/questions.rs"]
+mod questions;
+/// This file, `questions.rs` and `wait.rs` as they are, on threads and locks whose order a scheduler chooses.
 #[allow(dead_code)] // the library uses what these tests do not
 #[path = "../../src/engine/queue.rs"]
 mod queue;
@@ -36,7 +40,11 @@ mod sync {
 }
 
 mod error {
-    pub use cos::error::Error;
+    pub use cos::error::{Error, Result};
+}
+
+mod rows {
+    pub use cos::rows::{DeviceAnswers, DeviceSums};
 }
 
 mod model {

@@ -12,23 +12,29 @@ use ort::memory::{AllocationDevice, AllocatorType, MemoryInfo, MemoryType};
 use ort::session::RunOptions;
 use ort::value::TensorElementType;
 
+use super::gpu_attention::GpuPass;
 use super::gpu_store::GpuStore;
 use super::host_runner::feeds;
 use super::layout::Layout;
 use super::rows::PassRows;
 use crate::cuda::{self, CapturedGraph, Device, DeviceBuffer, Event, HostBuffer, Queue};
-use crate::export::pack::ROWS;
+use crate::export::pack::{ROWS, TABLE};
 use crate::export::paged::{BLOCKS, BOUNDS, ENDS, PASTS};
+use crate::export::parts::LayerShape;
 use crate::export::{self, Export, Role};
 use crate::onnx::binding::{Binding, Tensor};
 use crate::onnx::captures::Captures;
 use crate::onnx::gpu_passes::GpuPasses;
 use crate::onnx::inputs::Feed;
 use crate::onnx::weights::LoadedSession;
-use crate::rows::device::{Control, Shares, queue_rows};
+use crate::rows::device::{Shares, Stages, queue_rows};
+use crate::rows::records::Control;
 
 /// Passes of up to this many tokens are captured. Wider ones are prompts, whose time hides that of the launch.
 const WIDEST_GRAPH: usize = 256;
+
+/// Passes with up to this many tokens of each sequence are padded to few such numbers. Wider ones have prompts.
+const NARROW: usize = 16;
 
 /// Most graphs that are kept. The one that was used least recently goes first.
 const MOST_GRAPHS: usize = 192;
@@ -45,8 +51,8 @@ const ALIGNMENT: usize = 256;
 pub struct RowsPlan {
     /// By sequence whose rows stay on the GPU: where they go.
     pub controls: Vec<Control>,
-    /// Whether any of them are filtered.
-    pub filters: bool,
+    /// What is done with these.
+    pub stages: Stages,
     /// Rows of the pass that are copied to the host. Some of them may be on the GPU too.
     pub host: Range<usize>,
 }
@@ -55,7 +61,7 @@ impl RowsPlan {
     /// Begin a new pass.
     pub fn clear(&mut self) {
         self.controls.clear();
-        (self.filters, self.host) = (false, 0..0);
+        (self.stages, self.host) = (Stages::default(), 0..0);
     }
 
     /// These rows of the pass are wanted on the host.
@@ -72,24 +78,26 @@ struct Size {
     rows: usize,
     /// Columns of the table of blocks.
     blocks: usize,
-    /// Whether no sequence has several tokens.
-    singles: bool,
+    /// Most tokens of a sequence.
+    widest: usize,
     /// Most rows of a sequence that stay on the GPU.
     kept: usize,
-    /// Whether these are filtered.
-    filters: bool,
+    /// What is done with these.
+    stages: Stages,
 }
 
 impl Size {
     fn of(pass: &Layout, plan: &RowsPlan, most_blocks: usize) -> Self {
         let blocks = pass.parts.iter().map(|part| part.blocks.len()).max().unwrap_or(1).max(1);
+        let widest = pass.parts.iter().map(|part| part.width).max().unwrap_or(1);
+        let tokens = padded(pass.tokens.len());
         Size {
-            tokens: padded(pass.tokens.len()),
+            tokens,
             rows: padded(pass.rows.len()),
             blocks: blocks.next_power_of_two().min(most_blocks.max(blocks)),
-            singles: pass.parts.iter().all(|part| part.width == 1),
+            widest: if widest > NARROW { tokens } else { widest.next_power_of_two() },
             kept: padded(plan.controls.iter().map(|control| control.given()).max().unwrap_or(0)),
-            filters: plan.filters,
+            stages: plan.stages,
         }
     }
 
@@ -134,6 +142,9 @@ pub struct GpuRunner {
     places: Vec<(usize, usize)>,
     /// See [`BOUNDS`].
     bounds: Box<[i32; 3]>,
+    /// For the attention operators, and its address.
+    pass: Box<GpuPass>,
+    address: Box<[i64; 1]>,
     logits: DeviceBuffer,
     /// Rows of passes that have few.
     few: HostBuffer,
@@ -162,6 +173,7 @@ impl GpuRunner {
     pub fn new(
         loaded: &Arc<LoadedSession>,
         export: &Export,
+        layers: &[LayerShape],
         captures: &Arc<Captures>,
         mut store: GpuStore,
         most_blocks: usize,
@@ -173,6 +185,7 @@ impl GpuRunner {
             MemoryInfo::new(AllocationDevice::CUDA, device.id(), AllocatorType::Device, MemoryType::Default)?;
         let mut binding = Binding::new(&loaded.session).map_err(|error| ort::Error::new(error.to_string()))?;
         store.bind(&mut binding, &on_device)?;
+        let pass = Box::new(GpuPass::new(&device, layers)?);
         let row = export.logits.columns * export::element_bytes(export.logits.element).unwrap_or(4);
         let pair =
             |bytes| Ok::<_, ort::Error>((HostBuffer::zeroed(&device, bytes)?, DeviceBuffer::zeroed(&device, bytes)?));
@@ -185,6 +198,8 @@ impl GpuRunner {
             inputs: pair(ALIGNMENT)?,
             places: Vec::new(),
             bounds: Box::default(),
+            address: Box::new([&raw const *pass as i64]),
+            pass,
             logits: DeviceBuffer::zeroed(&device, row)?,
             few: HostBuffer::zeroed(&device, FEW_BYTES)?,
             staged: None,
@@ -294,8 +309,8 @@ impl GpuRunner {
             there.iter_mut().zip(known).for_each(|(place, block)| *place = block.0 as i32);
             none.fill(-1);
         }
-        let most = if size.singles { 1 } else { size.tokens };
-        *self.bounds = [most as i32, (size.blocks * self.store.block()) as i32, 0];
+        (self.pass.widest, self.pass.longest) = (size.widest, size.blocks * self.store.block());
+        *self.bounds = [self.pass.widest as i32, self.pass.longest as i32, 0];
         Ok(())
     }
 
@@ -318,6 +333,8 @@ impl GpuRunner {
         binding.input(BLOCKS, &tensor(first + 3, int32, &[count, size.blocks as i64])?)?;
         let bounds = Tensor::over(&self.on_host, &mut self.bounds[..], int32, &[3])?;
         binding.input(BOUNDS, &bounds)?;
+        let address = Tensor::over(&self.on_host, &mut self.address[..], TensorElementType::Int64, &[1])?;
+        binding.input(TABLE, &address)?;
         let shape = [1, size.rows as i64, self.columns as i64];
         // SAFETY: `place` made the buffer large enough, and it stays until another one is bound.
         let logits =
@@ -401,7 +418,7 @@ impl GpuRunner {
         if size.kept > 0 {
             let (place, _) = self.places[self.feeds.len() + 4];
             let control = self.inputs.1.place() + place as u64;
-            let shares = Shares { control, count: size.sequences(), most: size.kept, filters: size.filters };
+            let shares = Shares { control, count: size.sequences(), most: size.kept, stages: size.stages };
             queue_rows(&self.device, queue, self.logits.place(), (self.element, self.columns), shares)?;
         }
         if self.stages(size) { queue.copy_out(&self.logits, &mut self.few, 0, size.rows * self.row) } else { Ok(()) }

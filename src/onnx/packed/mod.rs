@@ -5,6 +5,8 @@ mod attention;
 pub mod batching;
 mod block;
 pub mod check;
+pub mod custom;
+pub mod gpu_attention;
 pub mod gpu_runner;
 pub mod gpu_store;
 pub mod holding;
@@ -13,7 +15,7 @@ pub mod host_runner;
 mod kernel;
 pub mod layout;
 pub mod load;
-pub mod operator;
+mod operator;
 #[cfg(test)]
 mod oracle;
 pub mod passes;

@@ -11,29 +11,26 @@
 //! The output is `[1, T, heads · head]`. Attributes are those of GroupQueryAttention, and `layer`.
 
 use std::cell::RefCell;
-use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::ffi::{c_char, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use once_cell::sync::OnceCell;
-use ort::AsPointer;
-use ort::session::builder::SessionBuilder;
 use ort::sys::{
-    ONNXTensorElementDataType as ElementType, OrtApi, OrtCustomOp, OrtCustomOpDomain,
-    OrtCustomOpInputOutputCharacteristic as Characteristic, OrtErrorCode, OrtKernelContext, OrtKernelInfo, OrtMemType,
-    OrtStatusPtr, OrtValue,
+    ONNXTensorElementDataType as ElementType, OrtApi, OrtCustomOp,
+    OrtCustomOpInputOutputCharacteristic as Characteristic, OrtKernelContext, OrtKernelInfo, OrtMemType, OrtStatusPtr,
 };
 
 use super::attention::{Attention, Inputs, LayerWork, Strided};
+use super::custom::{Attributes, integer, no_arity, status, succeed, tensor, version};
 use super::table::PassTable;
-use crate::export::pack::{ATTENTION, DOMAIN};
-use crate::process::{PerProcess, stay_loaded};
+use crate::export::pack::ATTENTION;
 
 /// The input with the table's address.
 const TABLE: usize = 6;
 
-static OPERATOR: OrtCustomOp = OrtCustomOp {
+/// The operator for the processor.
+pub static OPERATOR: OrtCustomOp = OrtCustomOp {
     version: ort::sys::ORT_API_VERSION,
     CreateKernel: None,
     GetName: Some(name),
@@ -62,54 +59,6 @@ static OPERATOR: OrtCustomOp = OrtCustomOp {
     ReleaseAliasMap: None,
 };
 
-/// A domain with the operator. It is never freed, since ONNX Runtime keeps its address.
-struct Domain(*mut OrtCustomOpDomain);
-
-// SAFETY: ONNX Runtime only reads a domain once the operator is in it.
-unsafe impl Send for Domain {}
-// SAFETY: as above.
-unsafe impl Sync for Domain {}
-
-static MADE: PerProcess<OnceCell<Domain>> = PerProcess::new(OnceCell::new);
-
-/// Let sessions of the builder have the operator.
-///
-/// # Errors
-/// If ONNX Runtime has no memory.
-pub fn register(builder: &SessionBuilder) -> ort::Result<()> {
-    let api = ort::api();
-    let domain = MADE.get().get_or_try_init(|| -> ort::Result<Domain> {
-        // ONNX Runtime keeps the addresses of the operator and its functions.
-        stay_loaded();
-        let mut domain = ptr::null_mut();
-        // SAFETY: the name is a C string, and the operator is static.
-        unsafe {
-            succeed((api.CreateCustomOpDomain)(DOMAIN.as_ptr(), &mut domain))?;
-            succeed((api.CustomOpDomain_Add)(domain, &OPERATOR))?;
-        }
-        Ok(Domain(domain))
-    })?;
-    // SAFETY: the builder's options are valid, and the domain is never freed.
-    succeed(unsafe { (api.AddCustomOpDomain)(builder.ptr().cast_mut(), domain.0) })
-}
-
-fn succeed(status: OrtStatusPtr) -> ort::Result<()> {
-    // SAFETY: the status comes from ONNX Runtime and is used once.
-    unsafe { ort::Error::result_from_status(status) }
-}
-
-/// A status that says what went wrong, or none.
-fn status(result: std::thread::Result<Result<(), String>>) -> OrtStatusPtr {
-    let message = match result {
-        Ok(Ok(())) => return OrtStatusPtr(ptr::null_mut()),
-        Ok(Err(message)) => format!("{}: {message}", ATTENTION.to_string_lossy()),
-        Err(_) => format!("{}: an internal error", ATTENTION.to_string_lossy()),
-    };
-    let message = CString::new(message).unwrap_or_default();
-    // SAFETY: the message is a C string, which the call copies.
-    unsafe { (ort::api().CreateStatus)(OrtErrorCode::ORT_INVALID_ARGUMENT, message.as_ptr()) }
-}
-
 /// What ONNX Runtime keeps of a node. Several threads may use it at the same time.
 struct Kernel {
     attention: Attention,
@@ -118,45 +67,19 @@ struct Kernel {
 
 impl Kernel {
     fn new(info: *const OrtKernelInfo) -> Result<Self, String> {
-        let api = ort::api();
-        let integer = |name: &CStr| {
-            let mut value = 0;
-            // SAFETY: the information is valid while the kernel is created, and the name is a C string.
-            let found = succeed(unsafe { (api.KernelInfoGetAttribute_int64)(info, name.as_ptr(), &mut value) });
-            found.ok().map(|()| value)
-        };
-        let number = |name: &CStr| {
-            let mut value = 0.0;
-            // SAFETY: as above.
-            let found = succeed(unsafe { (api.KernelInfoGetAttribute_float)(info, name.as_ptr(), &mut value) });
-            found.map_or(0.0, |()| value)
-        };
-        let needed = |name: &CStr, least: i64| match integer(name) {
-            Some(value) if value >= least => Ok(value as usize),
-            Some(value) => Err(format!("the attribute {} is {value}", name.to_string_lossy())),
-            None => Err(format!("the attribute {} is missing", name.to_string_lossy())),
-        };
-        let flag = |name| integer(name) == Some(1);
-        let (heads, kv_heads) = (needed(c"num_heads", 1)?, needed(c"kv_num_heads", 1)?);
-        if !heads.is_multiple_of(kv_heads) {
-            return Err(format!("num_heads is {heads}, which is not a multiple of kv_num_heads, {kv_heads}"));
-        }
-        let window = match integer(c"local_window_size") {
-            None | Some(-1) => usize::MAX,
-            Some(window) if window > 0 => window as usize,
-            Some(window) => return Err(format!("the attribute local_window_size is {window}")),
-        };
+        let of = Attributes(info);
+        let (heads, kv_heads) = of.heads()?;
         let attention = Attention {
             heads,
             kv_heads,
-            scale: number(c"scale"),
-            softcap: number(c"softcap").max(0.0),
-            window,
-            rotates: flag(c"do_rotary"),
-            interleaved: flag(c"rotary_interleaved"),
-            smooth: flag(c"smooth_softmax"),
+            scale: of.number(c"scale").unwrap_or(0.0),
+            softcap: of.number(c"softcap").unwrap_or(0.0).max(0.0),
+            window: of.window()?,
+            rotates: of.flag(c"do_rotary"),
+            interleaved: of.flag(c"rotary_interleaved"),
+            smooth: of.flag(c"smooth_softmax"),
         };
-        Ok(Kernel { attention, layer: needed(c"layer", 0)? })
+        Ok(Kernel { attention, layer: of.needed(c"layer", 0)? })
     }
 
     /// # Safety
@@ -165,7 +88,7 @@ impl Kernel {
         // SAFETY: the inputs of a call are valid until it returns.
         let input = |index| unsafe { floats(context, index) };
         // SAFETY: as above.
-        let table = unsafe { address(context) }? as usize as *const PassTable;
+        let table = unsafe { integer(context, TABLE) }? as usize as *const PassTable;
         // SAFETY: the caller says that the address is valid, and null is refused.
         let table = unsafe { table.as_ref() }.ok_or("the address of the table is 0")?;
         let query = input(0)?.ok_or("the query is missing")?;
@@ -299,52 +222,6 @@ unsafe fn floats<'a>(context: *const OrtKernelContext, index: usize) -> Result<O
     }))
 }
 
-/// The address of the table.
-///
-/// # Safety
-/// The context must be valid.
-unsafe fn address(context: *const OrtKernelContext) -> Result<i64, String> {
-    // SAFETY: as for this function.
-    match unsafe { tensor(context, TABLE, ElementType::ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64) }? {
-        // SAFETY: the tensor has one number.
-        Some((data, shape)) if shape.iter().product::<i64>() == 1 => Ok(unsafe { data.cast::<i64>().read() }),
-        _ => Err("the table is not one number".into()),
-    }
-}
-
-/// The content and shape of an input.
-unsafe fn tensor<'a>(
-    context: *const OrtKernelContext,
-    index: usize,
-    wanted: ElementType,
-) -> Result<Option<(*const c_void, &'a [i64])>, String> {
-    let api = ort::api();
-    let failed = |error: ort::Error| error.to_string();
-    let mut value: *const OrtValue = ptr::null();
-    let (mut kind, mut shape, mut rank) = (ElementType::ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED, ptr::null(), 0);
-    let mut data = ptr::null();
-    // SAFETY: the caller says that the context is valid. Values, shapes and contents of inputs live as long as it does.
-    unsafe {
-        let mut count = 0;
-        succeed((api.KernelContext_GetInputCount)(context, &mut count)).map_err(failed)?;
-        if index >= count {
-            return Ok(None);
-        }
-        succeed((api.KernelContext_GetInput)(context, index, &mut value)).map_err(failed)?;
-        if value.is_null() {
-            return Ok(None);
-        }
-        succeed((api.GetTensorElementTypeAndShapeDataReference)(value, &mut kind, &mut shape, &mut rank))
-            .map_err(failed)?;
-        if kind != wanted {
-            return Err(format!("input {index} has the element type {kind:?}"));
-        }
-        succeed((api.GetTensorData)(value, &mut data)).map_err(failed)?;
-        let shape = if rank == 0 { &[][..] } else { std::slice::from_raw_parts(shape, rank) };
-        Ok(Some((data, shape)))
-    }
-}
-
 /// The output, which is made with the shape.
 unsafe fn output<'a>(context: *mut OrtKernelContext, shape: &[i64]) -> Result<&'a mut [f32], String> {
     let api = ort::api();
@@ -385,17 +262,20 @@ unsafe extern "system" fn create(
     info: *const OrtKernelInfo,
     kernel: *mut *mut c_void,
 ) -> OrtStatusPtr {
-    status(catch_unwind(|| {
-        let made = Box::new(Kernel::new(info)?);
-        // SAFETY: ONNX Runtime gives the place for the kernel, and frees it with `destroy`.
-        unsafe { kernel.write(Box::into_raw(made).cast()) };
-        Ok(())
-    }))
+    status(
+        ATTENTION,
+        catch_unwind(|| {
+            let made = Box::new(Kernel::new(info)?);
+            // SAFETY: ONNX Runtime gives the place for the kernel, and frees it with `destroy`.
+            unsafe { kernel.write(Box::into_raw(made).cast()) };
+            Ok(())
+        }),
+    )
 }
 
 unsafe extern "system" fn compute(kernel: *mut c_void, context: *mut OrtKernelContext) -> OrtStatusPtr {
     // SAFETY: it is a kernel that `create` made, and is only read. Whoever runs the session answers for the table.
-    status(catch_unwind(|| unsafe { (*kernel.cast::<Kernel>()).compute(context) }))
+    status(ATTENTION, catch_unwind(|| unsafe { (*kernel.cast::<Kernel>()).compute(context) }))
 }
 
 unsafe extern "system" fn destroy(kernel: *mut c_void) {
@@ -443,12 +323,4 @@ unsafe extern "system" fn output_type(_: *const OrtCustomOp, _: usize) -> Elemen
 
 unsafe extern "system" fn output_characteristic(_: *const OrtCustomOp, _: usize) -> Characteristic {
     Characteristic::INPUT_OUTPUT_REQUIRED
-}
-
-unsafe extern "system" fn no_arity(_: *const OrtCustomOp) -> c_int {
-    0
-}
-
-unsafe extern "system" fn version(_: *const OrtCustomOp) -> c_int {
-    1
 }

@@ -6,8 +6,9 @@ use ort::session::{Session, SessionInputValue};
 use ort::value::Tensor;
 use prost::Message;
 
-use super::operator;
+use super::custom;
 use super::table::{BLOCK_TOKENS, LayerPart, PassTable, Share};
+use crate::export::pack::RunsOn;
 use crate::onnx::runtime;
 
 #[derive(Clone, PartialEq, Message)]
@@ -188,7 +189,7 @@ fn node_model(
 pub fn session(model: &[u8], threads: usize) -> ort::Result<Session> {
     let environment = runtime::environment(None, 0, None).expect("ONNX Runtime is there");
     let builder = Session::builder(environment)?.with_independent_thread_pool()?.with_intra_threads(threads)?;
-    operator::register(&builder)?;
+    custom::register(&builder, RunsOn::Host)?;
     { builder }.commit_from_memory(model)
 }
 

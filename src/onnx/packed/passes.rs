@@ -28,7 +28,7 @@ use crate::model::{Admission, Interrupt, Pass, Report, Sequence};
 use crate::onnx::captures::Captures;
 use crate::onnx::sequence::{MAX_PASS, MIN_PASS};
 use crate::onnx::weights::LoadedSession;
-use crate::rows::device::Ring;
+use crate::rows::device::{Ring, Stages};
 
 /// Most buffers for rows that are kept for later passes.
 const MOST_BUFFERS: usize = 8;
@@ -173,7 +173,7 @@ impl PackedPasses {
         let (block, bytes) = (gpu_store::block_of(layers), gpu_store::block_bytes(layers));
         let longest = export.context_length.div_ceil(block);
         let store = GpuStore::new(device, layers, blocks)?;
-        let runner = GpuRunner::new(loaded, export, captures, store, longest)?;
+        let runner = GpuRunner::new(loaded, export, layers, captures, store, longest)?;
         let gpu_rows = keeps_rows.then(|| (device.clone(), export.logits.element));
         Ok(PackedPasses { gpu_rows, ..Self::new(export, Machine::Gpu(Box::new(runner)), (block, bytes), blocks) })
     }
@@ -300,10 +300,10 @@ impl PackedPasses {
             let sequence = own(pass.sequence);
             pool.run(sequence.holding);
             let rows = layout.rows.len()..layout.rows.len() + end - wanted;
-            match sequence.control((past, end), wanted, pass.keep, pass.filter) {
+            match sequence.control((past, end), wanted, pass.keep, (pass.filter, pass.uniforms)) {
                 Some(control) => {
                     rows_plan.controls.push(control.at(rows.start));
-                    rows_plan.filters |= !pass.filter.is_plain();
+                    rows_plan.stages = rows_plan.stages.and(Stages::of(pass.filter, pass.uniforms));
                     cut.on_gpu = true;
                 }
                 None => rows_plan.copy(rows),

@@ -10,8 +10,9 @@ use super::holding::HoldingId;
 use super::pool::{Blocks, Chain, Pool};
 use super::rows::{PassRows, Span};
 use crate::model::{CacheUse, Cancel, Memory, Sequence};
-use crate::rows::device::{Control, Ring, SLOTS};
-use crate::rows::{DeviceRows, Filter, Row};
+use crate::rows::device::{Ring, SLOTS};
+use crate::rows::records::Control;
+use crate::rows::{DeviceRows, Filter, PassUniforms, Row};
 
 /// Tokens for which a sequence has memory from the beginning.
 const USUAL_TOKENS: usize = 4096;
@@ -85,13 +86,13 @@ impl PackedSequence {
         (past, end): (usize, usize),
         wanted: usize,
         keep: usize,
-        filter: Filter,
+        (filter, uniforms): (Filter, Option<PassUniforms>),
     ) -> Option<Control> {
         let ring = self.ring.as_mut()?;
         if wanted == end || end + 1 - keep.min(wanted + 1) > SLOTS {
             return None;
         }
-        ring.set_filter(filter);
+        ring.prepare(filter, uniforms);
         Some(ring.control(past, &self.tokens[past..end], wanted + 1, end - wanted, 0))
     }
 

@@ -182,7 +182,8 @@ impl Model for Double {
             if tokens.is_empty() || tokens.len() > self.max_pass() {
                 self.stage.report(format!("a pass of {} tokens, where {} are allowed", tokens.len(), self.max_pass()));
             }
-            let inner = Pass { sequence: sequence.inner.as_mut(), tokens, keep: pass.keep, filter: pass.filter };
+            let Pass { keep, filter, uniforms, .. } = *pass;
+            let inner = Pass { sequence: sequence.inner.as_mut(), tokens, keep, filter, uniforms };
             report = self.inner.forward(&mut [inner])?;
             self.stage.clock.fetch_add(report.elapsed.as_nanos() as u64, Ordering::Relaxed);
             if sequence.bug == Some(Bug::WideRow) && tokens.len() > 2 && pass.keep <= sequence.inner.len() {

@@ -154,7 +154,7 @@ pub fn filtered(
     keep: usize,
     filter: Filter,
 ) -> Result<(), Interrupt> {
-    model.forward(&mut [Pass { sequence, tokens, keep, filter }]).map(drop)
+    model.forward(&mut [Pass { sequence, tokens, keep, filter, uniforms: None }]).map(drop)
 }
 
 /// All scores of a row.
