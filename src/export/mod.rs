@@ -2,6 +2,7 @@
 
 mod branches;
 pub(crate) mod companions;
+mod fused;
 pub(crate) mod graph;
 pub(crate) mod pack;
 pub(crate) mod paged;
@@ -65,6 +66,8 @@ pub struct Export {
     pub is_coarse: bool,
     /// Rows of the embedding table, if known.
     pub embedded_tokens: Option<usize>,
+    /// Whether a configuration shows that its attention has no windows.
+    pub attends_to_all: bool,
     /// Warnings for the user.
     pub warnings: Vec<String>,
 }

@@ -16,6 +16,7 @@ use ort::value::TensorElementType;
 use prost::Message;
 use prost::bytes::Bytes;
 
+use super::fused::fused;
 use super::graph::Graph;
 use super::parts::{LayerShape, Parts, number_of, text, value};
 use super::product::product;
@@ -24,7 +25,7 @@ use super::proto::{
     ValueInfoProto,
 };
 use super::wire::{self, Field};
-use super::{CacheContent, Export, GivenRows, Logits, Role, branches, paged};
+use super::{CacheContent, CacheKind, Export, GivenRows, Logits, Role, branches, paged};
 
 /// The domain of our operator.
 pub const DOMAIN: &CStr = c"cos";
@@ -73,8 +74,12 @@ pub struct Packed {
 
 /// Rewrite the model of an export. The error is the reason why it cannot be packed.
 pub fn rewrite(export: &Export, graph: &Graph, target: RunsOn) -> Result<Packed, String> {
-    let bytes = graph.unpaged.clone().map_or_else(|| read(&export.file), Ok)?;
-    let model = ModelProto::decode(bytes.clone()).map_err(|error| error.to_string())?;
+    let mut bytes = graph.unpaged.clone().map_or_else(|| read(&export.file), Ok)?;
+    let mut model = ModelProto::decode(bytes.clone()).map_err(|error| error.to_string())?;
+    if export.cache_kind == CacheKind::Concatenated {
+        bytes = Bytes::from(fused(&bytes, &model, export)?);
+        model = ModelProto::decode(bytes.clone()).map_err(|error| error.to_string())?;
+    }
     let graph = model.graph.as_ref().ok_or("it holds no graph")?;
     refuse_operators(&model, graph, export.context_length)?;
     if export.logits.rank != 3 || export.logits.rows != GivenRows::All {
@@ -181,8 +186,8 @@ impl<'a> Edit<'a> {
         Ok(edit)
     }
 
-    /// The roles of the export's inputs that are still read.
-    fn inputs(&self, export: &Export) -> Result<Vec<Role>, String> {
+    /// The names of the export's inputs that are still read.
+    fn inputs(&self, export: &Export) -> Result<Vec<String>, String> {
         let reads = |name: &CStr| name.to_str().is_ok_and(|name| self.read.contains(name));
         if let Some(cached) = export.cache.iter().find(|cached| reads(&cached.past)) {
             return Err(format!("the input {:?} is used outside of attention", cached.past));
@@ -193,7 +198,7 @@ impl<'a> Edit<'a> {
                 return Err(format!("the input {:?} is used outside of attention", input.name));
             }
         }
-        Ok(inputs.map(|input| input.role).collect())
+        Ok(inputs.map(|input| text(&input.name)).collect())
     }
 
     /// The rewritten model.
@@ -201,7 +206,7 @@ impl<'a> Edit<'a> {
         &self,
         mut bytes: Vec<u8>,
         graph: &GraphProto,
-        roles: &[Role],
+        read: &[String],
         logits: &Logits,
         layers: &[LayerShape],
         target: RunsOn,
@@ -221,7 +226,7 @@ impl<'a> Edit<'a> {
         );
         for field in inputs {
             let input = ValueInfoProto::decode(&bytes[field.content.clone()]).map_err(|error| error.to_string())?;
-            let stays = Role::of(&input.name).is_some_and(|role| roles.contains(&role));
+            let stays = read.contains(&input.name);
             let is_weight = graph.initializer.iter().any(|weight| weight.name == input.name);
             gone.extend((!stays && !is_weight).then_some(field.key));
         }

@@ -124,7 +124,7 @@ pub struct AttributeProto {
     pub ints: Vec<i64>,
     #[prost(message, repeated, tag = "11")]
     pub graphs: Vec<GraphProto>,
-    /// The number of the type of its value: 2 is an integer, 3 a text.
+    /// The number of the type of its value: 1 is a float, 2 an integer, 3 a text, 7 are integers.
     #[prost(int32, tag = "20")]
     pub kind: i32,
 }
@@ -171,6 +171,16 @@ impl AttributeProto {
     /// An integer.
     pub fn integer(name: &str, i: i64) -> Self {
         AttributeProto { name: name.into(), i, kind: 2, ..Self::default() }
+    }
+
+    /// Several integers.
+    pub fn integers(name: &str, ints: &[i64]) -> Self {
+        AttributeProto { name: name.into(), ints: ints.to_vec(), kind: 7, ..Self::default() }
+    }
+
+    /// A float.
+    pub fn number(name: &str, f: f32) -> Self {
+        AttributeProto { name: name.into(), f, kind: 1, ..Self::default() }
     }
 
     /// A text.

@@ -25,7 +25,7 @@ use super::sequence::{MAX_PASS, MIN_PASS, OnnxSequence, SequenceHandle, Spares, 
 use super::weights::LoadedSession;
 use crate::cuda::Device;
 use crate::error::{Error, Result};
-use crate::export::{Export, GivenRows, Logits, Role};
+use crate::export::{Export, GivenRows, Logits, Role, Rollback};
 use crate::model::{Admission, Cancel, Interrupt, Model, Pass, Report, Sequence};
 use crate::rows::device::Ring;
 
@@ -252,6 +252,11 @@ impl Model for OnnxModel {
             "cache_bytes": packed.map(|passes| passes.blocks * passes.block_bytes),
             "no_batching": if let Batching::Alone(why) = &self.batching { Some(why) } else { None },
         });
+        if let Some(passes) = packed {
+            let cache = &mut description["cache"];
+            cache["rollback"] = Rollback::Shorten.name().into();
+            cache["bytes_per_token"] = passes.block_bytes.div_ceil(passes.block_tokens).into();
+        }
         if let (Value::Object(description), Value::Object(own)) = (&mut description, own) {
             description.extend(own);
         }

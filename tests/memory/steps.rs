@@ -105,6 +105,7 @@ fn steps_of_converted_buffers_do_not_allocate() {
     for form in [
         "llama/optimum-fp32",
         "llama/optimum-fp16",
+        "variants/dead-entries-fp16",
         "llama/mobius-static",
         "variants/cache-position",
         "variants/num-logits",

@@ -73,11 +73,10 @@ fn candidate(model: &OnnxModel, graph: &Graph) -> Result<(Trial, pack::Packed), 
 /// Why sequences of an export cannot share a pass, whatever its graph holds.
 fn cannot_share(export: &Export) -> Option<&'static str> {
     match (export.cache_kind, export.scoring) {
-        (CacheKind::Concatenated, _) => Some("its attention appends to the cache (it is not GroupQueryAttention)"),
         (CacheKind::Fixed { .. }, _) => Some("its cache has a fixed length"),
         (CacheKind::None, _) => Some("it has no cache"),
-        (CacheKind::Shared, Scoring::Parallel) => None,
-        (CacheKind::Shared, _) => Some("it scores several positions of a text one by one"),
+        (CacheKind::Shared | CacheKind::Concatenated, Scoring::Parallel) => None,
+        (CacheKind::Shared | CacheKind::Concatenated, _) => Some("it scores several positions of a text one by one"),
     }
 }
 
