@@ -121,67 +121,72 @@ __device__ __forceinline__ void prepare(const Attention &a, bool valid, const u1
     warp_wait();
 }
 
-// The share of a split: the largest score of each row, and the sum of the weights relative to it.
-template <int ROWS> struct Share {
-    float maxima[ROWS], totals[ROWS];
+// What the threads of a block have in common.
+template <int ROWS> struct Block {
+    static const int PITCH = TEAM + LANES / WIDE; // so that sums are read without conflicts
+    static const int FIRST = ROWS * LONGEST + ROWS * TEAM + WARPS * LONGEST, SUMS = ROWS * WIDE * PITCH;
+    __align__(16) float memory[FIRST > SUMS ? FIRST : SUMS]; // queries, scores and lines, and then sums
+    float maxima[ROWS], totals[ROWS]; // the largest score of each row, and the sum of the weights relative to it
+    float shrinks[ROWS];              // what the sums so far are multiplied by
+    int slots[TEAM];                  // where the positions of a tile are
+    int last;
+
+    __device__ float *queries() { return memory; }
+    __device__ float *scores() { return memory + ROWS * LONGEST; }
+    __device__ float *lines() { return memory + ROWS * (LONGEST + TEAM); }
 };
 
-// Writes the attention of `rows` rows. `sum` gives each weighted sum of values.
-template <int ELEMENT, int ROWS, typename Sum>
-__device__ __forceinline__ void write(const Attention &a, int kv_head, int first, int begin, int rows,
-                                      const Share<ROWS> &share, Sum sum) {
-    int group = a.heads / a.kv_heads;
-    for (int row = 0; row < rows; row++) {
-        int token = (begin + row) / group, head = kv_head * group + begin + row - token * group;
-        float max = share.maxima[row], total = share.totals[row];
-        if (a.sinks) total += __expf(widen<ELEMENT>(a.sinks[head]) - max);
-        u16 *out = a.out + ((long)(first + token) * a.heads + head) * a.head;
-        for (int i = threadIdx.x; i < a.head; i += TEAM) out[i] = narrow<ELEMENT>(sum(row, i) / total);
+// What a block works on: the rows from `begin` on of a sequence and a head of keys, and positions `from` to `to`. A row
+// is a head of a new token that attends to this head of keys; those of a token are next to each other.
+template <int ELEMENT, int ROWS> struct Work {
+    const Attention &a;
+    Block<ROWS> &block;
+    int kv_head, group; // heads of queries for each head of keys
+    int first, past;    // the sequence's first new token in the pass, and its tokens before
+    int begin, rows, splits, from, to;
+    const int *blocks;
+
+    __device__ Work(const Attention &a, Block<ROWS> &block) : a(a), block(block) {}
+
+    // False if there is nothing to do.
+    __device__ __forceinline__ bool find() {
+        int part = blockIdx.x / a.kv_heads, sequence = blockIdx.y, split = blockIdx.z;
+        int end = a.ends[sequence + 1];
+        first = a.ends[sequence], past = a.pasts[sequence];
+        kv_head = blockIdx.x - part * a.kv_heads, group = a.heads / a.kv_heads;
+        begin = part * ROWS, rows = min(ROWS, (end - first) * group - begin);
+        int length = past + end - first, lowest = a.window > 0 ? max(0, past + 1 - a.window) : 0; // the first seen
+        splits = min((int)gridDim.z, (length - lowest + LEAST - 1) / LEAST);
+        if (rows <= 0 || split >= splits) return false;
+        int chunk = (length - lowest + splits - 1) / splits;
+        from = lowest + split * chunk, to = min(length, from + chunk);
+        blocks = a.blocks + (long)sequence * a.columns;
+        return true;
     }
-}
 
-// One block of TEAM threads for each (head of keys and part of the rows, sequence, split). A row is a head of a new
-// token that attends to this head of keys; a block has up to ROWS of them. Splits share out the positions.
-template <int ELEMENT, int ROWS> __device__ __forceinline__ void attend(const Attention &a) {
-    const int LINES = WARPS * LONGEST, FIRST = ROWS * LONGEST + ROWS * TEAM + LINES;
-    const int PITCH = TEAM + LANES / WIDE, SUMS = ROWS * WIDE * PITCH; // so that sums are read without conflicts
-    __shared__ __align__(16) float memory[FIRST > SUMS ? FIRST : SUMS];
-    __shared__ Share<ROWS> share;
-    __shared__ float shrinks[ROWS];
-    __shared__ int slots[TEAM];
-    __shared__ int last;
-    float *queries = memory, *scores = queries + ROWS * LONGEST, *lines = scores + ROWS * TEAM;
-    int thread = threadIdx.x, warp = thread / LANES, lane = thread % LANES;
-    int part = blockIdx.x / a.kv_heads, kv_head = blockIdx.x - part * a.kv_heads, group = a.heads / a.kv_heads;
-    int sequence = blockIdx.y, first = a.ends[sequence], end = a.ends[sequence + 1], past = a.pasts[sequence];
-    int width = end - first, begin = part * ROWS, rows = min(ROWS, width * group - begin);
-    if (rows <= 0) return;
-    int length = past + width, lowest = a.window > 0 ? max(0, past + 1 - a.window) : 0; // the first that is seen
-    int splits = min((int)gridDim.z, (length - lowest + LEAST - 1) / LEAST), split = blockIdx.z;
-    if (split >= splits) return;
-    int chunk = (length - lowest + splits - 1) / splits, from = lowest + split * chunk, to = min(length, from + chunk);
-    const int *blocks = a.blocks + (long)sequence * a.columns;
-    // Where a position is: the index of its token in the blocks, and that of its first number.
-    auto slot = [&](int position) {
+    // The index of a position's token in the blocks.
+    __device__ int slot(int position) const {
         return (blocks[position >> a.block] << a.block) + (position & ((1 << a.block) - 1));
-    };
-    auto place = [&](int slot) { return ((long)slot * a.kv_heads + kv_head) * a.head; };
-    int token = begin / group, member = begin - token * group; // of the first row
+    }
 
-    // Each warp takes a query or a new key at a time. Each part of the rows writes the same keys and values, and reads
-    // only what it wrote.
-    int fresh = max(from, past), jobs = rows + max(0, to - fresh);
-    for (int turn = 0; turn < jobs; turn += WARPS) {
-        int job = turn + warp;
-        bool valid = job < jobs, asks = job < rows;
-        int of = asks ? (begin + job) / group : fresh + job - rows - past;
-        const u16 *source = asks ? a.query + (long)(first + of) * a.query_stride +
-                                       (kv_head * group + begin + job - of * group) * a.head
-                                 : a.key + (long)(first + of) * a.key_stride + kv_head * a.head;
-        float *line = asks ? queries + job * a.head : lines + warp * LONGEST;
-        const u16 *norm = asks ? a.query_norm : a.key_norm;
-        prepare<ELEMENT>(a, valid, source, norm, past + of, line);
-        if (valid && !asks) {
+    // The index of the first number of a token.
+    __device__ long place(int slot) const { return ((long)slot * a.kv_heads + kv_head) * a.head; }
+
+    // Prepare the queries, and the keys of the tokens that are new, which go to the cache with their values. Each warp
+    // takes one at a time. Blocks of other rows write the same keys and values, and read only what they wrote.
+    __device__ __forceinline__ void prepare_all() {
+        int warp = threadIdx.x / LANES, lane = threadIdx.x % LANES;
+        int fresh = max(from, past), jobs = rows + max(0, to - fresh);
+        for (int turn = 0; turn < jobs; turn += WARPS) {
+            int job = turn + warp;
+            bool valid = job < jobs, asks = job < rows;
+            int of = asks ? (begin + job) / group : fresh + job - rows - past;
+            const u16 *source = asks ? a.query + (long)(first + of) * a.query_stride +
+                                           (kv_head * group + begin + job - of * group) * a.head
+                                     : a.key + (long)(first + of) * a.key_stride + kv_head * a.head;
+            float *line = asks ? block.queries() + job * a.head : block.lines() + warp * LONGEST;
+            prepare<ELEMENT>(a, valid, source, asks ? a.query_norm : a.key_norm, past + of, line);
+            if (!valid || asks) continue;
             const u16 *value = a.value + (long)(first + of) * a.key_stride + kv_head * a.head;
             long to = place(slot(past + of));
             for (int i = lane; i < a.head; i += LANES) {
@@ -190,24 +195,16 @@ template <int ELEMENT, int ROWS> __device__ __forceinline__ void attend(const At
             }
         }
     }
-    if (thread < ROWS) share.maxima[thread] = minus_inf(), share.totals[thread] = 0;
-    __syncthreads();
 
-    int words = a.head / WIDE, readers = TEAM / words; // of values: so many threads read the numbers of a head at once
-    int reader = thread / words, word = thread - reader * words;
-    float sums[ROWS][WIDE];
-#pragma unroll
-    for (int r = 0; r < ROWS; r++)
-#pragma unroll
-        for (int k = 0; k < WIDE; k++) sums[r][k] = 0;
-    for (int tile = from; tile < to; tile += TEAM) {
-        int count = min(TEAM, to - tile), position = tile + thread;
+    // Score the positions of a tile, one for each thread.
+    __device__ __forceinline__ void score(int tile, int count) {
+        int thread = threadIdx.x, position = tile + thread, words = a.head / WIDE;
         float dots[ROWS];
 #pragma unroll
         for (int r = 0; r < ROWS; r++) dots[r] = 0;
         if (thread < count) {
             int own = slot(position);
-            slots[thread] = own;
+            block.slots[thread] = own;
             const uint4 *key = (const uint4 *)(a.keys + place(own));
             const int BATCH = 4; // loads in flight
             for (int w = 0; w < words; w += BATCH) {
@@ -221,35 +218,33 @@ template <int ELEMENT, int ROWS> __device__ __forceinline__ void attend(const At
                     unpack<ELEMENT>(loaded[k], numbers);
 #pragma unroll
                     for (int r = 0; r < ROWS; r++) {
-                        const float *query = queries + r * a.head + (w + k) * WIDE;
+                        const float *query = block.queries() + r * a.head + (w + k) * WIDE;
 #pragma unroll
                         for (int i = 0; i < WIDE; i++) dots[r] += query[i] * numbers[i];
                     }
                 }
             }
         }
-        int own = past + token, turn = member; // the position of the row's token
+        int token = begin / group, member = begin - token * group, own = past + token; // the position of a row's token
 #pragma unroll
         for (int r = 0; r < ROWS; r++) {
             bool seen = thread < count && r < rows && position <= own && (a.window <= 0 || position > own - a.window);
             float score = dots[r] * a.scale;
             if (a.softcap > 0) score = a.softcap * tanhf(score / a.softcap);
-            scores[r * TEAM + thread] = seen ? score : minus_inf();
-            if (++turn == group) turn = 0, own++;
+            block.scores()[r * TEAM + thread] = seen ? score : minus_inf();
+            if (++member == group) member = 0, own++;
         }
-        __syncthreads();
-        const int AHEAD = 4; // loads of values that the softmax hides
-        uint4 ahead[AHEAD];
-#pragma unroll
-        for (int k = 0; k < AHEAD; k++) {
-            int i = reader + k * readers;
-            if (reader < readers && i < count) ahead[k] = ((const uint4 *)(a.values + place(slots[i])))[word];
-        }
+    }
+
+    // Turn the scores of a tile into weights relative to the largest so far. Each warp takes a row at a time.
+    __device__ __forceinline__ void weigh() {
+        int warp = threadIdx.x / LANES, lane = threadIdx.x % LANES;
 #pragma unroll
         for (int turn = 0; turn < ROWS; turn += WARPS) {
             int r = turn + warp;
             bool valid = r < ROWS;
-            float *row = scores + r * TEAM, weights[WARPS], before = valid ? share.maxima[r] : 0, max = before, sum = 0;
+            float *row = block.scores() + r * TEAM, weights[WARPS], sum = 0;
+            float before = valid ? block.maxima[r] : 0, max = before;
 #pragma unroll
             for (int i = 0; i < WARPS; i++) {
                 weights[i] = valid ? row[lane + i * LANES] : 0;
@@ -267,88 +262,142 @@ template <int ELEMENT, int ROWS> __device__ __forceinline__ void attend(const At
             for (int i = 0; i < WARPS; i++) row[lane + i * LANES] = weights[i];
             if (lane == 0) {
                 float shrink = before > minus_inf() ? __expf(before - max) : 0;
-                share.maxima[r] = max, shrinks[r] = shrink, share.totals[r] = share.totals[r] * shrink + sum;
+                block.maxima[r] = max, block.shrinks[r] = shrink;
+                block.totals[r] = block.totals[r] * shrink + sum;
             }
         }
-        __syncthreads();
-        if (reader < readers) {
+    }
+
+    // Add the weighted values of position i of a tile, `loaded` of which this thread has read.
+    __device__ __forceinline__ void add(float (&sums)[ROWS][WIDE], const uint4 &loaded, int i) {
+        float numbers[WIDE];
+        unpack<ELEMENT>(loaded, numbers);
+#pragma unroll
+        for (int r = 0; r < ROWS; r++) {
+            float weight = block.scores()[r * TEAM + i];
+#pragma unroll
+            for (int k = 0; k < WIDE; k++) sums[r][k] += weight * numbers[k];
+        }
+    }
+
+    // Sum the weighted values of all positions. Several threads share out the positions of a tile, and as many share
+    // the numbers of a head. Leaves the sums of each thread in `block.memory`.
+    __device__ __forceinline__ void attend() {
+        int words = a.head / WIDE, readers = TEAM / words, reader = threadIdx.x / words,
+            word = threadIdx.x - reader * words;
+        float sums[ROWS][WIDE];
+#pragma unroll
+        for (int r = 0; r < ROWS; r++)
+#pragma unroll
+            for (int k = 0; k < WIDE; k++) sums[r][k] = 0;
+        for (int tile = from; tile < to; tile += TEAM) {
+            int count = reader < readers ? min(TEAM, to - tile) : 0;
+            auto value = [&](int i) { return ((const uint4 *)(a.values + place(block.slots[i])))[word]; };
+            score(tile, min(TEAM, to - tile));
+            __syncthreads();
+            const int AHEAD = 4; // loads of values that the weighing hides
+            uint4 ahead[AHEAD];
+#pragma unroll
+            for (int k = 0; k < AHEAD; k++)
+                if (reader + k * readers < count) ahead[k] = value(reader + k * readers);
+            weigh();
+            __syncthreads();
             if (tile > from)
 #pragma unroll
                 for (int r = 0; r < ROWS; r++) {
-                    float shrink = shrinks[r];
+                    float shrink = block.shrinks[r];
 #pragma unroll
                     for (int k = 0; k < WIDE; k++) sums[r][k] *= shrink;
                 }
-            auto take = [&](const uint4 &loaded, int i) {
-                float numbers[WIDE];
-                unpack<ELEMENT>(loaded, numbers);
-#pragma unroll
-                for (int r = 0; r < ROWS; r++) {
-                    float weight = scores[r * TEAM + i];
-#pragma unroll
-                    for (int k = 0; k < WIDE; k++) sums[r][k] += weight * numbers[k];
-                }
-            };
 #pragma unroll
             for (int k = 0; k < AHEAD; k++)
-                if (reader + k * readers < count) take(ahead[k], reader + k * readers);
+                if (reader + k * readers < count) add(sums, ahead[k], reader + k * readers);
 #pragma unroll 4
-            for (int i = reader + AHEAD * readers; i < count; i += readers)
-                take(((const uint4 *)(a.values + place(slots[i])))[word], i);
+            for (int i = reader + AHEAD * readers; i < count; i += readers) add(sums, value(i), i);
+            __syncthreads();
         }
+#pragma unroll
+        for (int r = 0; r < ROWS; r++)
+#pragma unroll
+            for (int k = 0; k < WIDE; k++)
+                block.memory[(r * WIDE + k) * Block<ROWS>::PITCH + threadIdx.x] = sums[r][k];
         __syncthreads();
     }
 
-#pragma unroll
-    for (int r = 0; r < ROWS; r++)
-#pragma unroll
-        for (int k = 0; k < WIDE; k++) memory[(r * WIDE + k) * PITCH + thread] = sums[r][k];
-    __syncthreads();
-    auto whole = [&](int row, int i) {
+    // Number i of the sum of a row over the threads.
+    __device__ __forceinline__ float whole(int row, int i) const {
+        int words = a.head / WIDE;
+        const float *part = block.memory + (row * WIDE + i % WIDE) * Block<ROWS>::PITCH + i / WIDE;
         float sum = 0;
-        const float *part = memory + (row * WIDE + i % WIDE) * PITCH + i / WIDE;
 #pragma unroll 4
-        for (int reader = 0; reader < readers; reader++) sum += part[reader * words];
+        for (int reader = 0; reader < TEAM / words; reader++) sum += part[reader * words];
         return sum;
-    };
-    if (splits == 1) {
-        write<ELEMENT, ROWS>(a, kv_head, first, begin, rows, share, whole);
-        return;
     }
-    // The split that comes last adds up what all have found.
-    int unit = blockIdx.y * gridDim.x + blockIdx.x, size = ROWS * (a.head + 2);
-    volatile float *found = a.partials + ((long)unit * gridDim.z + split) * size;
-    for (int row = 0; row < rows; row++)
-        for (int i = thread; i < a.head; i += TEAM) found[row * a.head + i] = whole(row, i);
-    if (thread < ROWS) {
-        found[ROWS * a.head + thread] = share.maxima[thread];
-        found[ROWS * (a.head + 1) + thread] = share.totals[thread];
-    }
-    __threadfence();
-    __syncthreads();
-    if (thread == 0) last = atomicAdd(&a.arrived[unit], 1) == splits - 1;
-    __syncthreads();
-    if (!last) return;
-    __threadfence();
-    found = a.partials + (long)unit * gridDim.z * size;
-    if (thread == 0) a.arrived[unit] = 0;
-    if (thread < ROWS) {
-        float max = minus_inf(), total = 0;
-        for (int s = 0; s < splits; s++) max = fmaxf(max, found[s * size + ROWS * a.head + thread]);
-        for (int s = 0; s < splits; s++) {
-            float own = found[s * size + ROWS * a.head + thread], factor = own > minus_inf() ? __expf(own - max) : 0;
-            total += factor * found[s * size + ROWS * (a.head + 1) + thread];
-            memory[s * ROWS + thread] = factor;
+
+    // Write the attention of all rows. `sum` gives each number of a weighted sum.
+    template <typename Sum> __device__ __forceinline__ void write(Sum sum) const {
+        for (int row = 0; row < rows; row++) {
+            int token = (begin + row) / group, head = kv_head * group + begin + row - token * group;
+            float total = block.totals[row];
+            if (a.sinks) total += __expf(widen<ELEMENT>(a.sinks[head]) - block.maxima[row]);
+            u16 *out = a.out + ((long)(first + token) * a.heads + head) * a.head;
+            for (int i = threadIdx.x; i < a.head; i += TEAM) out[i] = narrow<ELEMENT>(sum(row, i) / total);
         }
-        share.maxima[thread] = max, share.totals[thread] = total;
     }
-    __syncthreads();
-    write<ELEMENT, ROWS>(a, kv_head, first, begin, rows, share, [&](int row, int i) {
-        float sum = 0;
+
+    // Put what the block has found beside what other splits find. The one that comes last adds all up.
+    __device__ __forceinline__ void join() {
+        int thread = threadIdx.x, unit = blockIdx.y * gridDim.x + blockIdx.x, size = ROWS * (a.head + 2);
+        volatile float *all = a.partials + (long)unit * gridDim.z * size, *own = all + (long)blockIdx.z * size;
+        for (int row = 0; row < rows; row++)
+            for (int i = thread; i < a.head; i += TEAM) own[row * a.head + i] = whole(row, i);
+        if (thread < ROWS) {
+            own[ROWS * a.head + thread] = block.maxima[thread];
+            own[ROWS * (a.head + 1) + thread] = block.totals[thread];
+        }
+        __threadfence();
+        __syncthreads();
+        if (thread == 0) block.last = atomicAdd(&a.arrived[unit], 1) == splits - 1;
+        __syncthreads();
+        if (!block.last) return;
+        __threadfence();
+        if (thread == 0) a.arrived[unit] = 0;
+        float *factors = block.memory;
+        if (thread < ROWS) {
+            volatile float *maxima = all + ROWS * a.head + thread, *totals = maxima + ROWS;
+            float max = minus_inf(), total = 0;
+            for (int s = 0; s < splits; s++) max = fmaxf(max, maxima[s * size]);
+            for (int s = 0; s < splits; s++) {
+                float own = maxima[s * size], factor = own > minus_inf() ? __expf(own - max) : 0;
+                total += factor * totals[s * size];
+                factors[s * ROWS + thread] = factor;
+            }
+            block.maxima[thread] = max, block.totals[thread] = total;
+        }
+        __syncthreads();
+        write([&](int row, int i) {
+            float sum = 0;
 #pragma unroll 4
-        for (int s = 0; s < splits; s++) sum += memory[s * ROWS + row] * found[s * size + row * a.head + i];
-        return sum;
-    });
+            for (int s = 0; s < splits; s++) sum += factors[s * ROWS + row] * all[s * size + row * a.head + i];
+            return sum;
+        });
+    }
+};
+
+// One block of TEAM threads for each (head of keys and part of the rows, sequence, split). A block has up to ROWS rows.
+// Splits share out the positions.
+template <int ELEMENT, int ROWS> __device__ __forceinline__ void attend(const Attention &a) {
+    __shared__ Block<ROWS> block;
+    Work<ELEMENT, ROWS> work(a, block);
+    if (!work.find()) return;
+    work.prepare_all();
+    if (threadIdx.x < ROWS) block.maxima[threadIdx.x] = minus_inf(), block.totals[threadIdx.x] = 0;
+    __syncthreads();
+    work.attend();
+    if (work.splits == 1)
+        work.write([&](int row, int i) { return work.whole(row, i); });
+    else
+        work.join();
 }
 
 #define KERNEL(name, element, rows)                                                                        \

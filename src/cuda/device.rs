@@ -27,14 +27,14 @@ pub struct Device {
     /// The kernels, or why the driver refuses them.
     pub(super) kernels: Result<Kernels, String>,
     /// The kernels of attention, which only packed models need.
-    attention: OnceCell<AttentionKernels>,
+    attention: OnceCell<AttendKernels>,
 }
 
 /// The functions of `kernels/attention.cu`: by the rows of a block, and for float16 and bfloat16.
 #[derive(Debug)]
-pub struct AttentionKernels([(usize, [sys::CUfunction; 2]); 3]);
+pub struct AttendKernels([(usize, [sys::CUfunction; 2]); 3]);
 
-impl AttentionKernels {
+impl AttendKernels {
     /// Let the driver compile them for the current context.
     fn load() -> Result<Self, DriverError> {
         const SOURCE: &str = concat!(include_str!("../../kernels/attention.ptx"), "\0");
@@ -42,7 +42,7 @@ impl AttentionKernels {
         unsafe {
             let module = result::module::load_data(SOURCE.as_ptr().cast())?;
             let function = |name: &std::ffi::CStr| result::module::get_function(module, name.into());
-            Ok(AttentionKernels([
+            Ok(AttendKernels([
                 (1, [function(c"attend_f16_1")?, function(c"attend_bf16_1")?]),
                 (4, [function(c"attend_f16_4")?, function(c"attend_bf16_4")?]),
                 (8, [function(c"attend_f16_8")?, function(c"attend_bf16_8")?]),
@@ -186,9 +186,9 @@ impl Device {
     }
 
     /// The kernels of attention.
-    pub fn attention(&self) -> ort::Result<&AttentionKernels> {
+    pub fn attention(&self) -> ort::Result<&AttendKernels> {
         self.enter()?;
-        self.attention.get_or_try_init(|| done(AttentionKernels::load()))
+        self.attention.get_or_try_init(|| done(AttendKernels::load()))
     }
 
     /// Run a kernel on a grid of blocks of `threads` threads, on the stream of passes.

@@ -92,8 +92,8 @@ impl Crowd {
         self.coming.load(Ordering::Relaxed) == 0
     }
 
-    /// Let those who compute arrive. Who does not is part of a later pass, which costs as much as this one. So the leader
-    /// of a pass that takes `pass` nanoseconds waits for up to about a tenth of that.
+    /// Let those who compute arrive. Who does not is part of a later pass, which costs as much as this one. So the
+    /// leader of a pass that takes `pass` nanoseconds waits for up to about a tenth of that.
     pub fn gather(&self, pass: usize) {
         /// About ten times as long as a yield takes, in nanoseconds.
         const YIELD: usize = 5000;

@@ -18,7 +18,7 @@ use prost::bytes::Bytes;
 
 use super::fused::fused;
 use super::graph::Graph;
-use super::parts::{LayerShape, Parts, number_of, text, value};
+use super::parts::{DOMAIN, LayerShape, Parts, TABLE, number_of, text, value};
 use super::product::product;
 use super::proto::{
     AttributeProto, FLOAT, FLOAT16, GraphProto, INT64, ModelProto, NodeProto, OperatorSetId, TensorShape,
@@ -27,12 +27,8 @@ use super::proto::{
 use super::wire::{self, Field};
 use super::{CacheContent, CacheKind, Export, GivenRows, Logits, Role, branches, paged};
 
-/// The domain of our operator.
-pub const DOMAIN: &CStr = c"cos";
 /// The operator that replaces attention.
 pub const ATTENTION: &CStr = c"PackedAttention";
-/// The input with the address of the pass's table.
-pub const TABLE: &CStr = c"cos.table";
 /// The input with the indices of the tokens whose rows are wanted.
 pub const ROWS: &CStr = c"cos.rows";
 

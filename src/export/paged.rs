@@ -10,8 +10,7 @@ use std::ffi::CStr;
 use ort::value::TensorElementType;
 use prost::Message;
 
-use super::pack::{DOMAIN, TABLE};
-use super::parts::{LayerShape, Parts, number_of, text, value};
+use super::parts::{DOMAIN, LayerShape, Parts, TABLE, number_of, text, value};
 use super::proto::{
     AttributeProto, GraphProto, INT32, INT64, ModelProto, NodeProto, OperatorSetId, TensorProto, TensorShape,
 };
@@ -20,9 +19,9 @@ use super::wire::{self, Field};
 /// ONNX Runtime's operator, which replaces attention over quantised caches.
 const THEIRS: &CStr = c"PagedAttention";
 /// The operator that replaces attention of float16.
-pub const ATTENTION: &CStr = c"PagedAttention";
+pub const OURS: &CStr = c"PagedAttention";
 /// The operator that replaces attention of bfloat16.
-pub const ATTENTION_OF_BFLOAT16: &CStr = c"PagedAttentionOfBfloat16";
+pub const OURS_OF_BFLOAT16: &CStr = c"PagedAttentionOfBfloat16";
 
 /// Where the tokens of each sequence end in the pass: int32 `[sequences + 1]`, the first one 0.
 pub const ENDS: &CStr = c"cos.ends";
@@ -137,8 +136,8 @@ fn add_layer(parts: &mut Parts, node: &NodeProto, raw: &[u8], layer: usize, shap
     ];
     let attended = name("attended");
     let operator = match shape.element {
-        TensorElementType::Float16 => Some(ATTENTION),
-        TensorElementType::Bfloat16 => Some(ATTENTION_OF_BFLOAT16),
+        TensorElementType::Float16 => Some(OURS),
+        TensorElementType::Bfloat16 => Some(OURS_OF_BFLOAT16),
         _ => None,
     };
     let mut inputs = inputs.concat();

@@ -11,6 +11,11 @@ use super::proto::{
 };
 use super::wire;
 
+/// The domain of our operators.
+pub const DOMAIN: &CStr = c"cos";
+/// The input with the address of what our operators need to know of a pass.
+pub const TABLE: &CStr = c"cos.table";
+
 /// The shape of what an attention operator keeps of a token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LayerShape {

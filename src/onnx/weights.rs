@@ -15,7 +15,7 @@ use super::attention::AttentionKernels;
 use super::binding::{RECORD_PROVIDERS, operators_by};
 use super::huge_pages::AnonymousMappings;
 use super::options::{Provider, ProviderOptions};
-use super::packed::custom;
+use super::packed::register;
 use super::{attention, runtime};
 use crate::cuda::{self, Device};
 use crate::error::{Error, Result};
@@ -248,7 +248,7 @@ fn create(file: &Path, graph: &Graph, source: ModelSource<'_>, cuda: Option<ort:
             builder.commit_from_memory(&shapes::without(file).map_err(|error| refuse(&error))?)
         }
         (ModelSource::Packed(bytes), _) => {
-            custom::register(&builder).map_err(|error| refuse(&error))?;
+            register::register(&builder).map_err(|error| refuse(&error))?;
             builder.commit_from_memory(bytes)
         }
     };

@@ -18,7 +18,7 @@ use ort::sys::{
 
 use super::custom::{Attributes, input, integer, no_arity, status, succeed, tensor, version};
 use crate::cuda::{Device, DeviceBuffer, argument};
-use crate::export::paged::{ATTENTION, ATTENTION_OF_BFLOAT16};
+use crate::export::paged::{OURS, OURS_OF_BFLOAT16};
 use crate::export::parts::LayerShape;
 
 /// Inputs of `com.microsoft.PagedAttention`.
@@ -38,8 +38,8 @@ const LEAST: usize = 128;
 /// Numbers that a thread reads at once.
 const WIDE: usize = 8;
 
-/// Our kernel runs if each head of keys has at most this many rows: new tokens of a sequence, times the heads of queries
-/// that share it. With more, tensor cores are faster.
+/// Our kernel runs if each head of keys has at most this many rows: new tokens of a sequence, times the heads of
+/// queries that share it. With more, tensor cores are faster.
 const MOST_ROWS: usize = 32;
 
 /// Positions are split among blocks until there are about so many, two for each processor of a large GPU.
@@ -187,22 +187,15 @@ impl Kernel {
             return unsafe { self.invoke(context, outputs) };
         }
         let int32 = ElementType::ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32;
-        let (query_size, key_size) = (self.heads * head, self.kv_heads * head);
-        let [key, value] = match [there(1, number)?, there(2, number)?] {
-            [Some(key), Some(value)] => [(key.place, key_size), (value.place, key_size)],
-            _ => [query_size, query_size + key_size].map(|from| (query.place + 2 * from as u64, width as usize)),
-        };
-        let expected = if there(1, number)?.is_some() { query_size } else { query_size + 2 * key_size };
-        if width as usize != expected {
-            return Err(format!("the query has {width} numbers for each token, not {expected}"));
-        }
+        let [key, value, stride] =
+            self.keys_and_values(query.place, [width as usize, head], [there(1, number)?, there(2, number)?])?;
         let table = needed(7, int32)?;
         let (cosines, sines) = if self.rotates { (there(8, number)?, there(9, number)?) } else { (None, None) };
         let place = |tensor: Option<There<'_>>| tensor.map_or(0, |tensor| tensor.place);
         let parameters = Parameters {
             query: query.place,
-            key: key.0,
-            value: value.0,
+            key,
+            value,
             keys: keys.place,
             values: needed(4, number)?.place,
             ends: needed(5, int32)?.place,
@@ -217,7 +210,7 @@ impl Kernel {
             partials: pass.partials.place(),
             arrived: pass.arrived.place(),
             query_stride: width as i32,
-            key_stride: key.1 as i32,
+            key_stride: stride as i32,
             heads: self.heads as i32,
             kv_heads: self.kv_heads as i32,
             head: head as i32,
@@ -231,6 +224,29 @@ impl Kernel {
             epsilon: self.epsilon,
         };
         self.launch(pass, parameters, rows, table.shape[0] as usize).map_err(|error| error.to_string())
+    }
+
+    /// Where the keys and values of the first token are, and how far those of the next are from them, in numbers. They
+    /// are inputs of their own, or stand behind the queries.
+    fn keys_and_values(
+        &self,
+        query: u64,
+        [width, head]: [usize; 2],
+        given: [Option<There<'_>>; 2],
+    ) -> Result<[u64; 3], String> {
+        let (queries, keys) = (self.heads * head, self.kv_heads * head);
+        let (expected, found) = match given {
+            [Some(key), Some(value)] => (queries, [key.place, value.place, keys as u64]),
+            _ => (queries + 2 * keys, {
+                let behind = |numbers: usize| query + 2 * numbers as u64;
+                [behind(queries), behind(queries + keys), width as u64]
+            }),
+        };
+        if width == expected {
+            Ok(found)
+        } else {
+            Err(format!("the query has {width} numbers for each token, not {expected}"))
+        }
     }
 
     fn launch(&self, pass: &GpuPass, mut parameters: Parameters, rows: usize, sequences: usize) -> ort::Result<()> {
@@ -385,7 +401,7 @@ const fn operator<const BFLOAT16: bool>() -> OrtCustomOp {
 }
 
 const fn name_of(is_bfloat16: bool) -> &'static CStr {
-    if is_bfloat16 { ATTENTION_OF_BFLOAT16 } else { ATTENTION }
+    if is_bfloat16 { OURS_OF_BFLOAT16 } else { OURS }
 }
 
 unsafe extern "system" fn name<const BFLOAT16: bool>(_: *const OrtCustomOp) -> *const c_char {

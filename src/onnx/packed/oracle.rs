@@ -6,7 +6,7 @@ use ort::session::{Session, SessionInputValue};
 use ort::value::Tensor;
 use prost::Message;
 
-use super::custom;
+use super::register;
 use super::table::{BLOCK_TOKENS, LayerPart, PassTable, Share};
 use crate::onnx::runtime;
 
@@ -188,7 +188,7 @@ fn node_model(
 pub fn session(model: &[u8], threads: usize) -> ort::Result<Session> {
     let environment = runtime::environment(None, 0, None).expect("ONNX Runtime is there");
     let builder = Session::builder(environment)?.with_independent_thread_pool()?.with_intra_threads(threads)?;
-    custom::register(&builder)?;
+    register::register(&builder)?;
     { builder }.commit_from_memory(model)
 }
 
