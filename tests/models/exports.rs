@@ -53,7 +53,7 @@ fn tolerance(form: &str) -> f32 {
         form if form.contains("bf16") => 0.3,
         // The last digit of a float16 decides how a key is rounded, and a step of few bits is large.
         form if form.contains("fp16-int4-cache") => 1.0,
-        form if form.contains("fp16-fp8-cache") => 0.5,
+        form if form.contains("fp16-fp8-cache") => 0.7,
         form if form.contains("fp16") && form.contains("int8-cache") => 0.2,
         form if form.contains("fp16") => 0.05,
         form if form.contains("level4") => 1.5,
