@@ -38,6 +38,9 @@ pub struct LoadOptions {
     pub cache: CacheSize,
 }
 
+/// A packed model has so many blocks at least, since it is tried out at load with several sequences at once.
+const LEAST_BLOCKS: usize = 8;
+
 /// How much memory sequences may take together.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum CacheSize {
@@ -59,12 +62,13 @@ impl CacheSize {
     /// # Errors
     /// `Config` if the bytes are too few for one sequence.
     pub fn blocks(self, name: &str, block_bytes: usize, least: usize, free: usize) -> Result<usize> {
+        let least = least.max(LEAST_BLOCKS);
         match self {
             CacheSize::Share(share) => Ok(least.max((share * free as f64) as usize / block_bytes)),
             CacheSize::Bytes(bytes) if bytes / block_bytes >= least => Ok(bytes / block_bytes),
             CacheSize::Bytes(bytes) => Err(Error::Config(format!(
-                "cache_bytes of {name} is {bytes}, but one sequence of its context length needs {}; set it to at least \
-                 that, set a smaller context_length, or leave it out",
+                "cache_bytes of {name} is {bytes}, but one sequence of its context length and the trial at load need \
+                 {}; set it to at least that, set a smaller context_length, or leave it out",
                 least * block_bytes
             ))),
         }
@@ -78,4 +82,17 @@ pub enum RowsOn {
     Host,
     /// In GPU memory: kernels reduce each row to a few numbers, and only those are copied.
     Gpu,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cache_has_room_for_a_sequence_and_for_the_trial() {
+        assert_eq!(CacheSize::Bytes(1000).blocks("a", 10, 40, 0), Ok(100));
+        assert_eq!(CacheSize::Share(0.5).blocks("a", 10, 2, 0), Ok(LEAST_BLOCKS));
+        let refused = CacheSize::Bytes(70).blocks("a", 10, 2, 0).unwrap_err().to_string();
+        assert!(refused.contains("80; set it to at least that"), "{refused}");
+    }
 }
