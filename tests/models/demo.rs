@@ -189,7 +189,7 @@ fn the_size_of_the_cache_is_configured() {
     assert_eq!(model["cache_bytes"].as_u64(), Some(least as u64));
     let error = with(Some(least - 1)).err().unwrap();
     assert_eq!(error.code(), 2);
-    assert!(error.to_string().contains(&format!("needs {least}; set it to at least that")), "{error}");
+    assert!(error.to_string().contains(&format!("{least}; set it to at least that")), "{error}");
 }
 
 #[test]
