@@ -260,6 +260,8 @@ fn run_calls(asker: &Asker, calls: &mut ArrayVec<Call, MOST_MODELS>) {
         match (has_led, is_blocked) {
             (true, _) => {}
             (false, true) => asker.waiter.wait_for(LOOK_AGAIN),
+            // Its last call was ended here, after others ended the ones before: nobody will wake it.
+            (false, false) if asker.open.load(Ordering::Acquire) == 0 => {}
             // A leader that is held is woken too, when a pass ends.
             (false, false) => asker.waiter.wait(),
         }

@@ -237,6 +237,48 @@ fn a_cancel_from_another_thread_ends_a_wait() {
     shuttle::check_pct(case, ORDERS, 3);
 }
 
+/// A thread that leads nothing waits for two models when it is cancelled. One pass may just run.
+#[test]
+fn a_cancel_ends_a_wait_for_two_models() {
+    let case = || {
+        let crowd = Arc::<Crowd>::default();
+        // Passes of the second model are long, so tickets wait for their turn.
+        let queues = [1, 6].map(|yields| {
+            let hook = move |_: &[usize]| {
+                (0..yields).for_each(|_| shuttle::thread::yield_now());
+                Ok(())
+            };
+            queue_of(Arc::new(scripted().with_batch_hook(hook)), &crowd)
+        });
+        let (cancel, waiter) = (Arc::new(Cancel::default()), Arc::<Waiter>::default());
+        cancel.add_hook(Box::new(WakeOnCancel(waiter.clone())));
+        let waits = {
+            let (queues, cancel) = (queues.clone(), cancel.clone());
+            shuttle::thread::spawn(move || {
+                let mut sequences = queues.each_ref().map(|(_, model)| model.start(&cancel).unwrap());
+                let mut tickets = Vec::new();
+                for ((queue, _), sequence) in queues.iter().zip(&mut sequences) {
+                    tickets.push(Ticket::new(queue, Pass::plain(sequence.as_mut(), &[1]), &cancel, WhenFull::Wait));
+                }
+                queue::run(&waiter, false, &mut tickets);
+                assert!(tickets.into_iter().all(|ticket| ticket.outcome().is_some()));
+            })
+        };
+        let others = queues.clone().map(|(queue, model)| {
+            let crowd = crowd.clone();
+            shuttle::thread::spawn(move || worker(&queue, &crowd, &model, &[&[1], &[0], &[1]]))
+        });
+        for _ in 0..shuttle::rand::Rng::gen_range(&mut shuttle::rand::thread_rng(), 0..12) {
+            shuttle::thread::yield_now();
+        }
+        cancel.request();
+        waits.join().unwrap();
+        others.into_iter().for_each(|other| other.join().unwrap());
+    };
+    shuttle::check_random(case, 3 * ORDERS);
+    shuttle::check_pct(case, 3 * ORDERS, 3);
+}
+
 /// Threads ask two models, whose passes may be left running, for passes at once. If passes are long, a leader waits for
 /// sessions that have one of theirs.
 #[test]

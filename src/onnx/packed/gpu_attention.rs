@@ -21,6 +21,8 @@ use crate::cuda::{Device, DeviceBuffer, argument};
 use crate::export::paged::{OURS, OURS_OF_BFLOAT16};
 use crate::export::parts::LayerShape;
 
+const INT32: ElementType = ElementType::ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32;
+
 /// Inputs of `com.microsoft.PagedAttention`.
 const INPUTS: usize = 17;
 const OUTPUTS: usize = 3;
@@ -173,9 +175,12 @@ impl Kernel {
         let needed = |index: usize, element| there(index, element)?.ok_or_else(|| format!("input {index} is missing"));
         let number = element(self.is_bfloat16);
         let (query, keys) = (needed(0, number)?, needed(3, number)?);
-        let (&[tokens, width], &[_, block, _, head]) = (query.shape, keys.shape) else {
+        let (&[tokens, width], &[_, block, kv_heads, head]) = (query.shape, keys.shape) else {
             return Err(format!("the query has the shape {:?}, the keys {:?}", query.shape, keys.shape));
         };
+        if kv_heads != self.kv_heads as i64 {
+            return Err(format!("the cache has {kv_heads} heads, kv_num_heads is {}", self.kv_heads));
+        }
         let shape = [tokens, self.heads as i64 * head];
         // SAFETY: the context is valid, and outputs live as long.
         let (out, outputs) = unsafe { outputs(context, &shape, keys.shape) }?;
@@ -186,26 +191,29 @@ impl Kernel {
             // SAFETY: as above.
             return unsafe { self.invoke(context, outputs) };
         }
-        let int32 = ElementType::ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32;
         let [key, value, stride] =
             self.keys_and_values(query.place, [width as usize, head], [there(1, number)?, there(2, number)?])?;
-        let table = needed(7, int32)?;
-        let (cosines, sines) = if self.rotates { (there(8, number)?, there(9, number)?) } else { (None, None) };
-        let place = |tensor: Option<There<'_>>| tensor.map_or(0, |tensor| tensor.place);
+        let table = needed(7, INT32)?;
+        let [cosines, sines, angles] = self.rotation(head, [there(8, number)?, there(9, number)?])?;
+        let place = |index: usize, numbers: usize| match there(index, number)? {
+            Some(found) if found.shape.iter().product::<i64>() == numbers as i64 => Ok(found.place),
+            Some(found) => Err(format!("input {index} has the shape {:?}, not [{numbers}]", found.shape)),
+            None => Ok(0),
+        };
         let parameters = Parameters {
             query: query.place,
             key,
             value,
             keys: keys.place,
             values: needed(4, number)?.place,
-            ends: needed(5, int32)?.place,
-            pasts: needed(6, int32)?.place,
+            ends: needed(5, INT32)?.place,
+            pasts: needed(6, INT32)?.place,
             blocks: table.place,
-            cosines: place(cosines),
-            sines: place(sines),
-            sinks: place(there(11, number)?),
-            query_norm: place(there(12, number)?),
-            key_norm: place(there(13, number)?),
+            cosines,
+            sines,
+            sinks: place(11, self.heads)?,
+            query_norm: place(12, head)?,
+            key_norm: place(13, head)?,
             out,
             partials: pass.partials.place(),
             arrived: pass.arrived.place(),
@@ -214,7 +222,7 @@ impl Kernel {
             heads: self.heads as i32,
             kv_heads: self.kv_heads as i32,
             head: head as i32,
-            angles: cosines.map_or(0, |cosines| cosines.shape.last().map_or(0, |&angles| angles as i32)),
+            angles: angles as i32,
             interleaved: i32::from(self.interleaved),
             window: self.window,
             columns: table.shape.get(1).map_or(0, |&columns| columns as i32),
@@ -224,6 +232,22 @@ impl Kernel {
             epsilon: self.epsilon,
         };
         self.launch(pass, parameters, rows, table.shape[0] as usize).map_err(|error| error.to_string())
+    }
+
+    /// Where the cosines and sines of the angles are, and how many angles a position has; zeroes without rotation.
+    fn rotation(&self, head: usize, given: [Option<There<'_>>; 2]) -> Result<[u64; 3], String> {
+        match given {
+            _ if !self.rotates => Ok([0; 3]),
+            [Some(cosines), Some(sines)] => match (cosines.shape, sines.shape) {
+                (&[positions, angles], other) if other == [positions, angles] && 2 * angles as usize <= head => {
+                    Ok([cosines.place, sines.place, angles as u64])
+                }
+                (shape, other) => Err(format!(
+                    "cos_cache and sin_cache have the shapes {shape:?} and {other:?}, a head {head} numbers"
+                )),
+            },
+            _ => Err("do_rotary is 1, but cos_cache or sin_cache is missing".into()),
+        }
     }
 
     /// Where the keys and values of the first token are, and how far those of the next are from them, in numbers. They

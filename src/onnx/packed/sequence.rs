@@ -64,6 +64,8 @@ impl PackedSequence {
         options: Arc<RunOptions>,
         cancel: &Arc<Cancel>,
     ) -> ort::Result<Self> {
+        // First, since only a sequence closes its holding.
+        let ring = passes.ring(vocab_size)?;
         Ok(PackedSequence {
             passes: passes.clone(),
             tokens: Vec::with_capacity(USUAL_TOKENS),
@@ -71,7 +73,7 @@ impl PackedSequence {
             cache_use: CacheUse::default(),
             holding: passes.pool().lock().open(Chain::EMPTY, cancel.age()),
             spans: VecDeque::new(),
-            ring: passes.ring(vocab_size)?,
+            ring,
             spare: Vec::new(),
             vocab_size,
             options,
