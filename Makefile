@@ -26,7 +26,7 @@ ONNXRUNTIME := $(CARGO_TARGET_DIR)/onnxruntime
 
 .DEFAULT_GOAL := help
 .PHONY: help build portable onnxruntime install export demo demo-program test test-export test-cpp test-go test-java \
-    conformance lint format clippy bench evaluate bench-cuda header clean
+    conformance lint format clippy bench bench-sessions evaluate bench-cuda header clean
 # Cargo uses all cores by itself, and its targets would wait for each other.
 .NOTPARALLEL:
 
@@ -55,7 +55,7 @@ onnxruntime: ## fetch ONNX Runtime into the target folder, where libcos.so finds
 
 install: $(BUILT) ## install the library and ONNX Runtime, for C and C++: PREFIX=, DESTDIR=, WITH_ONNXRUNTIME=0
 	install -d "$(DESTDIR)$(INCLUDEDIR)" "$(DESTDIR)$(LIBDIR)/pkgconfig" "$(DESTDIR)$(LIBDIR)/cmake/cos"
-	install -m 644 include/cos.h bindings/cpp/cos.hpp "$(DESTDIR)$(INCLUDEDIR)"
+	install -m 644 include/cos.h bindings/cpp/cos.hpp bindings/cpp/cos_result.hpp "$(DESTDIR)$(INCLUDEDIR)"
 	install -m 755 "$(RELEASE)/libcos.so" "$(DESTDIR)$(LIBDIR)/libcos.so.$(VERSION)"
 	ln -sf libcos.so.$(VERSION) "$(DESTDIR)$(LIBDIR)/$(SONAME)"
 	ln -sf $(SONAME) "$(DESTDIR)$(LIBDIR)/libcos.so"
@@ -132,6 +132,10 @@ bench: onnxruntime ## compare strategies and peers in target/bench/index.html: M
 	$(CARGO) bench --locked --bench bench -- --out "$(CARGO_TARGET_DIR)/bench" \
 	    $(if $(MODELS),--models "$(MODELS)") $(if $(QUICK),--quick) $(BENCH_ARGUMENTS)
 
+bench-sessions: onnxruntime ## measure many sessions at once: CONFIG=, TORCH=FOLDER,FOLDER for a peer, BENCH_ARGUMENTS=
+	@[ -z "$(TORCH)" ] || scripts/bench-setup "$(CARGO_TARGET_DIR)/bench"
+	$(CARGO) bench --locked --bench sessions -- $(CONFIG) $(if $(TORCH),--torch "$(TORCH)") $(BENCH_ARGUMENTS)
+
 evaluate: onnxruntime ## measure what combinations do to the text, beside each of their models alone: CONFIGS=
 	$(CARGO) bench --locked --bench bench -- --quality \
 	    $(or $(CONFIGS),$(addprefix models/demo/,engine.json three.json contrastive.json contrastive-strong.json))
@@ -142,8 +146,9 @@ bench-cuda: ## measure on an NVIDIA GPU, and write docs/cuda.md: MODELS=, ORT_DY
 	scripts/bench-cuda run "$(CARGO_TARGET_DIR)/bench-cuda" "$(CARGO_TARGET_DIR)/bench-cuda-results"
 	scripts/bench-cuda report "$(CARGO_TARGET_DIR)/bench-cuda-results"
 
-header: ## write include/cos.h anew from the sources
+header: ## write include/cos.h anew from the sources, and the copy of the Go binding
 	COS_UPDATE_HEADER=1 $(CARGO) test --release --locked --test interface the_header_is_fresh
+	cp include/cos.h bindings/go/cos.h
 
 clean: ## remove all that was built or fetched
 	$(CARGO) clean

@@ -16,7 +16,7 @@
  *     cos_free(session);
  *     cos_engine_free(engine);
  *
- * The functions follow in this order: errors, engines, sessions, text, statistics, descriptions.
+ * The functions follow in this order: errors, engines, sessions, many sessions, text, statistics, descriptions.
  *
  * Errors. A function that can fail returns a cos_error pointer. NULL is success. Anything else is an object with a
  * code and a message, which the caller frees with cos_error_free. Outputs (parameters out_...) are written on success
@@ -31,7 +31,8 @@
  * Threads. Engines are immutable: any number of threads may use one at once. One thread at a time may use a session or
  * a text stream, and it need not be the same thread each time. If another thread is using it, a call returns BUSY at
  * once. A few functions may be called at any time, and their documentation says so. No call with an object may begin
- * once the call that frees the object has begun.
+ * once the call that frees the object has begun. If threads step sessions of an engine at the same time, their passes
+ * are combined into common ones. One thread can do the same with cos_step_many. The library starts no thread for that.
  *
  * Processes. An engine belongs to the process that opened it. In a child of fork(), calls with the engine, its sessions
  * and its text streams return UNSUPPORTED. The child may free them and open its own engine. It cannot open one if it
@@ -112,6 +113,11 @@
  * A function of the caller failed. The message says what it returned.
  */
 #define COS_ERROR_CALLBACK 12
+
+/**
+ * The caches of other sessions take all the memory that the configuration allows. Nothing is lost: try again later.
+ */
+#define COS_ERROR_NO_MEMORY 13
 
 /**
  * The library chooses the strategy and the proposal lengths that are expected to be fastest, and changes them as it
@@ -383,7 +389,7 @@ typedef struct cos_stats {
    */
   size_t struct_size;
   /**
-   * Calls of cos_step.
+   * Rounds: calls of cos_step. With cos_step_many, what it takes from one news of a session to the next.
    */
   uint64_t steps;
   /**
@@ -411,11 +417,12 @@ typedef struct cos_stats {
    */
   uint64_t positions;
   /**
-   * Nanoseconds inside ONNX Runtime, with prompts.
+   * Nanoseconds inside ONNX Runtime, with prompts. Of a pass that several sessions share, each has the share of its
+   * tokens.
    */
   uint64_t model_ns;
   /**
-   * Nanoseconds inside cos_step.
+   * Nanoseconds inside cos_step or cos_step_many, in full for each session.
    */
   uint64_t total_ns;
   /**
@@ -424,9 +431,9 @@ typedef struct cos_stats {
   uint64_t near_ties;
   /**
    * Nanoseconds inside cos_step with COS_STRATEGY_AUTO, from the first evaluation of the plan on, without passes
-   * over prompts. An earlier session of the engine that decoded the same way may have made that evaluation.
-   * expected_ns and standard_ns count the same tokens. The measured gain of planning is standard_ns / planned_ns,
-   * and the expected gain is standard_ns / expected_ns.
+   * over prompts, and without waiting for other sessions. An earlier session of the engine that decoded the same way
+   * may have made that evaluation. expected_ns and standard_ns count the same tokens. The measured gain of planning
+   * is standard_ns / planned_ns, and the expected gain is standard_ns / expected_ns.
    */
   uint64_t planned_ns;
   /**
@@ -444,6 +451,18 @@ typedef struct cos_stats {
    * work on rows. Rows that are always on the host do not count.
    */
   uint64_t rows_copied;
+  /**
+   * Tokens that a model did not have to compute, because a session with the same beginning had computed them. Those
+   * of all models add up: a prompt of 100 tokens that two models know counts as 200. In whole blocks of the cache,
+   * so a prompt shorter than a block counts nothing (cos_engine_describe, "cache_block_tokens").
+   */
+  uint64_t prefix_tokens;
+  /**
+   * Tokens that a model has computed once more, because their memory was taken for a session that was started
+   * earlier, or while the session rested. If this grows as fast as `tokens`, the cache is too small for the number
+   * of sessions.
+   */
+  uint64_t recomputed_tokens;
 } cos_stats;
 
 #ifdef __cplusplus
@@ -502,6 +521,12 @@ void cos_error_free(struct cos_error *error);
  *                                      "gpu" if the rows are long
  *           "name": "base",            the name in messages; default: the name of the folder
  *           "context_length": 4096,    most tokens of a sequence; default: what the export says
+ *           "cache_bytes": 4294967296, most bytes that the caches of all sessions take together, if passes of the
+ *                                      model serve several sessions. At least one sequence of the context length must
+ *                                      fit. Default: half of the memory that is free when the engine is made, on the
+ *                                      model's device, shared equally by all models; on a GPU at most what 256
+ *                                      sequences of the context length need. A CPU gives it as it is used, a GPU at
+ *                                      once.
  *           "scoring": "parallel"      how the positions of a draft are scored: "parallel" (in one pass) or
  *                                      "one_by_one"; default: parallel if both give the same logits when the
  *                                      model is loaded. "parallel" refuses a model for which they differ.
@@ -525,6 +550,9 @@ void cos_error_free(struct cos_error *error);
  *                                      same time; default: if a measurement of some milliseconds shows a gain
  *       "greedy_below": 0.01,          sessions with a temperature below this are greedy; default 0: off. For
  *                                      clients that send a small temperature and mean 0.
+ *       "when_full": "wait",           what becomes of a new session while the caches of others take all memory that
+ *                                      they may: default "wait": its first step waits; "refuse": its first step is
+ *                                      the error NO_MEMORY. Sessions that have begun always wait.
  *       "onnxruntime": "libonnxruntime.so"    the file of ONNX Runtime
  *     }
  *
@@ -598,6 +626,51 @@ struct cos_error *cos_session_new(const struct cos_engine *engine,
                                   struct cos_session **out_session);
 
 /**
+ * Share computed tokens with sessions of the same scope only, such as those of one tenant. Without a scope, a session
+ * finds what any session of the engine without a scope has computed, and its time tells whether somebody has asked
+ * the same before. To be called before the first prompt. One thread at a time.
+ *
+ * @param session  in/out, must not be NULL, not in use on another thread (BUSY)
+ * @param scope    UTF-8, ends with NUL, copied; must not be NULL. Sessions with equal scopes share; "" is no scope.
+ * @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT (also if the session has tokens), BUSY,
+ *         POISONED
+ * Since 0.1.
+ */
+struct cos_error *cos_session_set_scope(struct cos_session *session, const char *scope);
+
+/**
+ * Copy a session in its present state: the tokens, and the options with another seed. It costs no pass, and no copy of
+ * what was computed: both share that ("cache_blocks" in cos_engine_describe). A model whose sessions do not share a
+ * cache computes the tokens anew in the next steps of the copy.
+ *
+ * Each goes on with random numbers of its own, also with equal seeds: given the tokens so far, what they decode is
+ * independent. The same calls with the same seeds give the same numbers. The copy has statistics of its own and is
+ * cancelled on its own. It begins between two steps, also if cos_step_many is in the middle of a round of the session,
+ * and drafts anew what was drafted ahead. A combine function and its data serve both, perhaps at the same time.
+ *
+ * One thread at a time.
+ *
+ * @param session      must not be NULL, not in use on another thread (BUSY)
+ * @param seed         of the copy
+ * @param out_session  out, must not be NULL; owned by the caller, who frees it with cos_free
+ * @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT, RUNTIME, BUSY, POISONED
+ * Since 0.1.
+ */
+struct cos_error *cos_session_fork(const struct cos_session *session, uint64_t seed, struct cos_session **out_session);
+
+/**
+ * Forget all tokens from index `length` on, those of prompts too. What is decoded there next is drawn with new random
+ * numbers. The sequence goes on, also if it had finished; max_tokens counts from the last prompt that is left. A round
+ * that cos_step_many has begun is given up. With the length of the sequence, only that is done. One thread at a time.
+ *
+ * @param session  in/out, must not be NULL, not in use on another thread (BUSY)
+ * @param length   tokens to keep; at most those of the sequence, prompts included. With 0, cos_prompt comes next.
+ * @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT, BUSY, POISONED
+ * Since 0.1.
+ */
+struct cos_error *cos_session_rewind(struct cos_session *session, size_t length);
+
+/**
  * Append tokens to the sequence: the first prompt, or the next turn of a chat. A finished sequence goes on.
  *
  * The call does not run a model. The next step does, so cos_cancel can stop a long prompt. On error, nothing is
@@ -623,7 +696,9 @@ struct cos_error *cos_prompt(struct cos_session *session, const int32_t *tokens,
  * @param out_result  out, must not be NULL; `struct_size` must be set. The session owns `tokens` and
  *                    `log_probabilities`, which are valid until its next call.
  * @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT (no prompt yet), NUMERIC, RUNTIME,
- *         CALLBACK, BUSY, POISONED, INTERNAL (poisons the session)
+ *         CALLBACK, NO_MEMORY (the caches of other sessions take all memory, nothing was decoded yet, and the
+ *         configuration says "when_full": "refuse"; nothing is lost, and a later step tries again), BUSY, POISONED,
+ *         INTERNAL (poisons the session)
  * Since 0.1.
  */
 struct cos_error *cos_step(struct cos_session *session, struct cos_step_result *out_result);
@@ -674,6 +749,44 @@ void cos_free(struct cos_session *session);
  * Since 0.1.
  */
 struct cos_error *cos_session_set_weights(struct cos_session *session, const float *weights, size_t weights_count);
+
+/**
+ * Advance many sessions by one pass of each model: for servers with an event loop, where one thread drives all.
+ *
+ * Each session goes on with its round until it needs a pass. Then each model runs one pass for all that need one. Then
+ * each session goes on until it needs the next pass, or has news. A round takes one pass of each model without drafts,
+ * and more with drafts or a long prompt; so a session has news in most calls, but not in all. A session with news has
+ * committed tokens, or a finish, as by cos_step. A session without news has tokens_count 0, finish 0 and no error: it
+ * is in the middle of a round, and the next call goes on there.
+ *
+ * Call it in a loop with all sessions that are open, and take out those that have finished. New ones may come and go
+ * from call to call, in any order. Calls of cos_step, cos_step_many and cos_prompt with one session may follow each
+ * other: cos_step completes the round, and cos_prompt gives it up, as cos_session_set_weights does.
+ *
+ * The sessions may belong to several engines; each engine runs passes of its own. Each session has the distribution,
+ * or the greedy text, that it has with cos_step. No session waits for the next call of another: what does not fit into
+ * a pass comes first in the next one, and prompts are run in chunks beside the sessions that decode. Passes are
+ * combined with those of other threads that call cos_step or cos_step_many at the same time.
+ *
+ * An error of one session is its own, and the others go on. These are errors of a session: it is NULL, was given
+ * before in the same call (INVALID_ARGUMENT), is in use on another thread (BUSY), or any error of cos_step. A session
+ * that has finished answers as cos_step does: its finish again. cos_cancel works as for cos_step.
+ *
+ * @param sessions     the sessions, in use by no other thread; may be NULL if `count` is 0
+ * @param count        number of sessions; 0 does nothing
+ * @param out_results  out, `count` results, whose `struct_size` must be set in all; may be NULL if `count` is 0. A
+ *                     session owns its `tokens` and `log_probabilities`, which are valid until its next call.
+ * @param out_errors   out, `count` errors, each NULL or to be freed with cos_error_free; may be NULL if `count` is 0.
+ *                     What it held before is overwritten. A session with an error has a result without news.
+ * @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT (an array is NULL, `count` is absurd, or
+ *         struct_sizes are wrong or differ; then nothing was done or written), INTERNAL (poisons the sessions; those
+ *         that had errors before have them in out_errors)
+ * Since 0.1.
+ */
+struct cos_error *cos_step_many(struct cos_session *const *sessions,
+                                size_t count,
+                                struct cos_step_result *out_results,
+                                struct cos_error **out_errors);
 
 /**
  * Encode a text as tokens, with the tokenizer.json beside the models. May be called from any thread at any time.
@@ -890,6 +1003,11 @@ struct cos_error *cos_engine_stats(const struct cos_engine *engine, struct cos_s
  *         "vocab_size": 4096, "context_length": 2048, "stop_tokens": [0],
  *         "scoring": "parallel",                how the positions of a draft are scored; "first_pass": in parallel on
  *                                               an empty cache only; "one_by_one"
+ *         "batching": "packed",                 one pass serves several sessions; "alone": each has its own
+ *         "no_batching": null,                  why each has its own
+ *         "cache_blocks": 1024, "cache_block_tokens": 32, "cache_bytes": 536870912,   most blocks that all sessions
+ *                                               take together, tokens of a block, and bytes of all blocks; null if
+ *                                               each session has a cache of its own
  *         "deviation": 1e-6,                    largest difference of logits scored in parallel, found at loading
  *         "trials": [                           what was tried at loading; the last trial of the fastest scoring was
  *                                               taken, or else the best one

@@ -1,5 +1,6 @@
-// CUDA kernels on rows of logits in GPU memory. `scripts/make-ptx` compiles them to rows.ptx, which the driver compiles
-// for its GPU. src/rows/device.rs launches them, and has the same constants and structs.
+// CUDA kernels on rows of logits in GPU memory. `scripts/make-ptx` compiles them, followed by those of sums.cu, to
+// rows.ptx, which the driver compiles for its GPU. src/rows/device.rs launches them, and has the same constants and
+// structs.
 
 typedef unsigned short u16;
 typedef unsigned int u32;
@@ -11,14 +12,26 @@ const int ROWS = 64;     // slots of the ring; the row of a position is in slot 
 const int NOTED = 20;    // the most tokens of a pass whose scores are noted
 const int NEAR = 1024;   // threads that filter a row, and the most tokens that they list
 const int FOLD = CHUNKS * THREADS / NEAR; // threads of `keep` whose tokens form a group
+const int DRAWS = 2;     // tokens that a pass draws from the last row of a sequence
 const int BINS = 512;    // bins of scores, of equal width
 const float REACH = 16;  // the bins cover weights down to e^-REACH of the largest
 const int NONE = 0x7fffffff;
 static_assert(NEAR == 32 * CHUNKS, "to scan a row, each warp takes a chunk");
 
-// The parameters of a pass, which its graph reads from memory.
+struct Part;
+struct Kept;
+struct Summary;
+
+// The parameters of a sequence's share of a pass, which the graph of the pass reads from memory.
 struct Control {
-    int first;    // the position of the first row in `logits`
+    char *ring;         // the memory of the sequence for rows
+    Part *parts;        // by slot of the ring and chunk
+    float *peaks;       // by slot, chunk and thread of `keep`
+    Kept *kept;         // by slot
+    Summary *summaries; // by slot
+    int row;      // the index of its first row in `logits`
+    int given;    // its rows
+    int first;    // the position of the first one
     int skipped;  // rows at the front that nobody reads
     int vocab;    // tokens; further columns are padding
     float rate;   // 1 / temperature
@@ -29,6 +42,7 @@ struct Control {
     float top_p;     // 1 keeps all tokens
     float distance;  // for min-p: a token is kept if its score is at least the largest one plus this; -inf keeps all
     int tokens[NOTED];
+    double uniforms[DRAWS]; // where tokens are drawn from the last row, as shares of the whole; none if negative
 };
 
 // The summary of a chunk.
@@ -36,6 +50,21 @@ struct Part {
     double total;      // the sum of weights e^((score - max) * rate)
     float max, second; // the largest score, NaN if a score is NaN or plus infinity, and the largest of all others
     int best, padding; // the first token with the largest score
+};
+
+// What the filters keep of a row.
+struct Kept {
+    double chunks[CHUNKS]; // the sums of the weights that they keep
+    double total;
+    float floor; // the least score that they keep
+    int cut;     // the first token with that score that they do not keep; -1 if the filters have no result
+};
+
+// A token that was drawn where the cumulative sum of weights exceeds a share.
+struct Drawn {
+    double share; // -1 if none was drawn
+    int token;
+    float score;
 };
 
 // The summary of a row.
@@ -46,10 +75,16 @@ struct Summary {
     int position;
     int token;   // the token that the pass has at this position, or -1
     float score; // its score
-    double kept; // the sum of the weights that the filters keep
-    float floor; // the least score that they keep
-    int cut;     // the first token with that score that they do not keep; -1 if the filters have no result
+    double kept; // as in Kept
+    float floor;
+    int cut;
+    Drawn drawn[DRAWS];
 };
+
+// Whether a sequence has filters.
+__device__ bool filters(const Control *control) {
+    return control->top_k > 0 || control->top_p < 1 || control->distance > __int_as_float(0xff800000);
+}
 
 // The value of a 16-bit element: float16 if `element` is 1, else bfloat16.
 __device__ float of_bits(u16 bits, int element) {
@@ -126,18 +161,18 @@ extern "C" __global__ void transfer(const uint4 *from, uint4 *to, int words) {
     for (int i = blockIdx.x * THREADS + threadIdx.x; i < words; i += gridDim.x * THREADS) to[i] = from[i];
 }
 
-// Copy rows into the ring and summarise their chunks. `peaks` gets the largest score that each thread has seen.
-// One block for each (chunk, row).
-extern "C" __global__ void keep(const void *logits, int element, long columns, const Control *control, char *ring,
-                                Part *parts, float *peaks) {
+// Copy rows into the rings and summarise their chunks. `peaks` gets the largest score that each thread has seen.
+// One block for each (chunk, row of a sequence, sequence).
+extern "C" __global__ void keep(const void *logits, int element, long columns, const Control *controls) {
+    const Control *control = controls + blockIdx.z;
     int row = blockIdx.y, chunk = blockIdx.x, thread = threadIdx.x;
-    if (row < control->skipped) return;
+    if (row < control->skipped || row >= control->given) return;
     const float INF = __int_as_float(0x7f800000);
     int vocab = control->vocab;
     float rate = control->rate;
     int slot = (control->first + row) % ROWS;
-    const char *from = (const char *)logits + row * columns * bytes_of(element);
-    char *to = ring + slot * stride_of(columns, element);
+    const char *from = (const char *)logits + (control->row + row) * columns * bytes_of(element);
+    char *to = control->ring + slot * stride_of(columns, element);
     int length = (vocab + CHUNKS - 1) / CHUNKS, begin = min(vocab, chunk * length), end = min(vocab, begin + length);
 
     Part part = {0, -INF, -INF, begin, 0};
@@ -170,7 +205,7 @@ extern "C" __global__ void keep(const void *logits, int element, long columns, c
     __shared__ int bests[THREADS];
     __shared__ double totals[THREADS];
     int any_bad = __syncthreads_or(bad);
-    peaks[(slot * CHUNKS + chunk) * THREADS + thread] = part.max;
+    control->peaks[(slot * CHUNKS + chunk) * THREADS + thread] = part.max;
     maxima[thread] = part.max, seconds[thread] = part.second, bests[thread] = part.best;
     __syncthreads();
     for (int half = THREADS / 2; half > 0; half /= 2) {
@@ -195,35 +230,38 @@ extern "C" __global__ void keep(const void *logits, int element, long columns, c
     }
     if (thread == 0) {
         Part whole = {totals[0], any_bad ? nan() : max, seconds[0], bests[0], 0};
-        parts[slot * CHUNKS + chunk] = whole;
+        control->parts[slot * CHUNKS + chunk] = whole;
     }
 }
 
 // Summarise rows, and note the score of the token that the pass has at each row's position. One block of CHUNKS threads
-// for each row, and one more block that notes the score of the pass's first token, whose row is in the ring.
-extern "C" __global__ void summarise(const void *logits, int element, long columns, const Control *control,
-                                     const char *ring, const Part *parts, Summary *summaries, int given) {
+// for each (row of a sequence, sequence), and one more row that notes the score of the sequence's first token, whose
+// row is in the ring.
+extern "C" __global__ void summarise(const void *logits, int element, long columns, const Control *controls) {
+    const Control *control = controls + blockIdx.y;
     int row = blockIdx.x, thread = threadIdx.x;
     long size = bytes_of(element);
-    if (row == given) {
+    Summary *summaries = control->summaries;
+    if (row == (int)gridDim.x - 1) {
         if (!control->known || thread > 0) return;
         int slot = control->start % ROWS;
         Summary *summary = summaries + slot;
         summary->token = control->tokens[0];
-        summary->score = to_float(ring + slot * stride_of(columns, element), element, control->tokens[0]);
+        summary->score = to_float(control->ring + slot * stride_of(columns, element), element, control->tokens[0]);
         return;
     }
-    if (row < control->skipped) return;
+    if (row < control->skipped || row >= control->given) return;
     int position = control->first + row, slot = position % ROWS;
     __shared__ Joined joined;
-    join(joined, parts + slot * CHUNKS, control->rate);
+    join(joined, control->parts + slot * CHUNKS, control->rate);
     if (thread > 0) return;
     const Part &whole = joined.whole;
-    Summary summary = {whole.total, whole.max, whole.second, whole.best, position, -1, 0, 0, 0, -1};
+    Summary summary = {whole.total, whole.max, whole.second, whole.best, position, -1, 0, 0, 0, -1, {}};
+    for (Drawn &drawn : summary.drawn) drawn.share = -1;
     int next = position - control->start;
     if (next < control->width) {
         summary.token = control->tokens[next];
-        summary.score = to_float((const char *)logits + row * columns * size, element, summary.token);
+        summary.score = to_float((const char *)logits + (control->row + row) * columns * size, element, summary.token);
     }
     summaries[slot] = summary;
 }
@@ -336,85 +374,79 @@ template <typename Worth> __device__ void rank(Search &search, int listed, Worth
     accumulate(search.sums, listed);
 }
 
-// Find the tokens that the filters keep, in the order top-k, top-p, min-p. One block of NEAR threads for each row.
-// If the search fails, `cut` stays -1, and the host filters the row.
-extern "C" __global__ void __launch_bounds__(NEAR)
-    filter(int element, long columns, const Control *control, const char *ring, const Part *parts, const float *peaks,
-           Summary *summaries, double *kept) {
-    const float INF = __int_as_float(0x7f800000), LEAST = -3.402823466e38f; // the least finite score
+// A row that is filtered, and how.
+struct Filtered {
+    const char *scores;
+    const float *peaks;
+    int element, vocab, top_k;
+    float top_p, rate, max;
+    float least; // the least score of min-p
+    bool orders; // whether top-k or top-p ends somewhere
+};
+
+__device__ u64 weight_in(const Filtered &row, float score) { return weight_of(score, row.max, row.rate); }
+
+// Sum the weights that are kept, for each chunk.
+__device__ void keep_sum(Search &search, const Filtered &row, float floor, int cut) {
+    u64 sum = 0;
+    scan(search, row.scores, row.element, row.vocab, floor, [&](int token, float score) {
+        if (keeps(score, token, floor, cut)) sum += weight_in(row, score);
+    });
+    if (sum > 0) add(search.chunks[threadIdx.x / 32], sum);
+}
+
+__device__ u64 sum_of_chunks(const Search &search) {
+    u64 all = 0;
+    for (int chunk = 0; chunk < CHUNKS; chunk++) all += value_of(search.chunks[chunk]);
+    return all;
+}
+
+// Search among the best tokens, of which all that are kept are listed then. Returns whether the last one is found.
+// `share` is the sum of weights that ends top-p.
+__device__ bool search_best(Search &search, const Filtered &row, double &share) {
     const int FEW = 64, MANY = 512; // numbers of best groups whose tokens are listed first, and then
-    __shared__ Search search;
-    int row = blockIdx.x, thread = threadIdx.x;
-    if (row < control->skipped) return;
-    int slot = (control->first + row) % ROWS, vocab = control->vocab, length = (vocab + CHUNKS - 1) / CHUNKS,
-        top_k = control->top_k;
-    float top_p = control->top_p, distance = control->distance, rate = control->rate;
-    const char *scores = ring + slot * stride_of(columns, element);
-    kept += slot * CHUNKS, peaks += slot * CHUNKS * THREADS;
-    // Tokens with similar numbers often have similar scores, so a group has tokens of chunks that are far apart.
-    float peak = -INF;
-    for (int seen = thread; seen < CHUNKS * THREADS; seen += NEAR) peak = fmaxf(peak, peaks[seen]);
-    search.groups[thread] = key_of(peak, thread);
-    if (thread < CHUNKS) search.chunks[thread] = {0, 0};
-    if (thread == 0) search.listed = 0;
-    join(search.row, parts + slot * CHUNKS, rate);
-    float max = search.row.whole.max;
-    if (!(max < INF && max > -INF)) return;
-    Summary *summary = summaries + slot;
-    if (top_k <= 0 && top_p >= 1 && distance == -INF) { // no filter, as with top-k of the vocabulary
-        if (thread < CHUNKS) kept[thread] = search.row.totals[thread];
-        if (thread == 0) summary->kept = search.row.whole.total, summary->floor = -INF, summary->cut = NONE;
-        return;
-    }
-
-    auto weight = [&](float score) { return weight_of(score, max, rate); };
-    auto keep_sum = [&](float floor, int cut) { // sum the weights that are kept, for each chunk
-        u64 sum = 0;
-        scan(search, scores, element, vocab, floor, [&](int token, float score) {
-            if (keeps(score, token, floor, cut)) sum += weight(score);
-        });
-        if (sum > 0) add(search.chunks[thread / 32], sum);
-    };
-    bool orders = top_k > 0 || top_p < 1, found = false;
-    double share = top_p * search.row.whole.total; // the sum of weights that ends top-p
-    float least = __fadd_rn(max, distance);        // the least score of min-p
-
-    // First search among the best tokens.
+    const float LEAST = -3.402823466e38f; // the least finite score
+    int thread = threadIdx.x, top_k = row.top_k;
+    bool found = false;
     sort(search.groups, NEAR);
     for (int k = top_k > 0 ? top_k : FEW; k <= NEAR; k = MANY) {
         // At least k tokens reach the k-th best group's score, and seldom many more. Tokens with a score of minus
         // infinity have no weight and may be many, so they are left out.
-        float lowest = fmaxf(orders ? score_of(search.groups[k - 1]) : least, LEAST);
-        list_best(search, scores, peaks, element, vocab, lowest);
+        float lowest = fmaxf(row.orders ? score_of(search.groups[k - 1]) : row.least, LEAST);
+        list_best(search, row.scores, row.peaks, row.element, row.vocab, lowest);
         __syncthreads();
         int listed = search.listed;
         if (listed <= NEAR) {
-            rank(search, listed, weight);
+            rank(search, listed, [&](float score) { return weight_in(row, score); });
             int count = top_k > 0 ? min(top_k, listed) : listed;
-            if (top_k > 0) share = top_p * (search.sums[count - 1] / ONE);
-            auto reaches = [&](int i) { return top_p < 1 && search.sums[i] / ONE >= share; };
+            if (top_k > 0) share = row.top_p * (search.sums[count - 1] / ONE);
+            auto reaches = [&](int i) { return row.top_p < 1 && search.sums[i] / ONE >= share; };
             if (thread < count && (thread == count - 1 || reaches(thread)) && (thread == 0 || !reaches(thread - 1)))
                 search.last = thread;
-            found = !orders || top_k > 0 || reaches(count - 1) || lowest == LEAST;
+            found = !row.orders || top_k > 0 || reaches(count - 1) || lowest == LEAST;
         }
         __syncthreads();
         if (thread == 0) search.listed = 0;
         __syncthreads();
-        if (found || !orders || top_k > 0 || k == MANY) break;
+        if (found || !row.orders || top_k > 0 || k == MANY) break;
     }
+    return found;
+}
 
-    // Otherwise search among all: find the bin of the last token that is kept, then the token in it. A token is worth 1
-    // to top-k, and its weight to top-p.
-    for (bool counts = top_k > 0; orders && !found; counts = false) {
-        double enough = counts ? top_k : share;
-        auto worth = [&](float score) { return counts ? (u64)ONE : weight(score); };
-        auto bin_of = [&](float score) { return (int)fminf(BINS - 1, (max - score) * rate * (BINS / REACH)); };
+// Search among all tokens: find the bin of the last token that is kept, then the token in it. A token is worth 1 to
+// top-k, and its weight to top-p. Returns whether it is found.
+__device__ bool search_all(Search &search, const Filtered &row, double share) {
+    int thread = threadIdx.x;
+    for (bool counts = row.top_k > 0;; counts = false) {
+        double enough = counts ? row.top_k : share;
+        auto worth = [&](float score) { return counts ? (u64)ONE : weight_in(row, score); };
+        auto bin_of = [&](float score) { return (int)fminf(BINS - 1, (row.max - score) * row.rate * (BINS / REACH)); };
         auto reaches = [&](int i, u64 before) { return (before + search.sums[i]) / ONE >= enough; };
-        float lowest = max - REACH / rate;
+        float lowest = row.max - REACH / row.rate;
         if (thread < BINS) search.bins[thread] = {0, 0};
         if (thread == 0) search.bin = BINS;
         __syncthreads();
-        scan(search, scores, element, vocab, lowest,
+        scan(search, row.scores, row.element, row.vocab, lowest,
              [&](int, float score) { add(search.bins[bin_of(score)], worth(score)); });
         __syncthreads();
         search.sums[thread] = thread < BINS ? value_of(search.bins[thread]) : 0;
@@ -422,63 +454,95 @@ extern "C" __global__ void __launch_bounds__(NEAR)
         if (thread < BINS && reaches(thread, 0) && (thread == 0 || !reaches(thread - 1, 0))) search.bin = thread;
         __syncthreads();
         int bin = search.bin;
-        if (bin == BINS) return;
+        if (bin == BINS) return false;
         u64 before = bin > 0 ? search.sums[bin - 1] : 0;
-        scan(search, scores, element, vocab, lowest, [&](int token, float score) {
+        scan(search, row.scores, row.element, row.vocab, lowest, [&](int token, float score) {
             if (bin_of(score) == bin) list(search, token, score);
         });
         __syncthreads();
         int listed = search.listed;
-        if (listed > NEAR) return;
+        if (listed > NEAR) return false;
         rank(search, listed, worth);
         if (thread < listed && reaches(thread, before) && (thread == 0 || !reaches(thread - 1, before)))
             search.last = thread;
         __syncthreads();
-        if (!counts || top_p >= 1) break;
+        if (!counts || row.top_p >= 1) return true;
         u64 last = search.keys[search.last];
-        keep_sum(score_of(last), (int)(u32)last + 1);
+        keep_sum(search, row, score_of(last), (int)(u32)last + 1);
         __syncthreads();
-        u64 all = 0;
-        for (int chunk = 0; chunk < CHUNKS; chunk++) all += value_of(search.chunks[chunk]);
-        share = top_p * (all / ONE);
+        share = row.top_p * (sum_of_chunks(search) / ONE);
         __syncthreads();
         if (thread < CHUNKS) search.chunks[thread] = {0, 0};
         if (thread == 0) search.listed = 0;
     }
+}
+
+// Write the result of filters, for the host and for kernels.
+__device__ void settle(Summary *summary, Kept *kept, double total, float floor, int cut) {
+    summary->kept = kept->total = total, summary->floor = kept->floor = floor, summary->cut = kept->cut = cut;
+}
+
+// Find the tokens that the filters keep, in the order top-k, top-p, min-p. One block of NEAR threads for each (row of a
+// sequence, sequence).
+// If the search fails, `cut` stays -1, and the host filters the row.
+extern "C" __global__ void __launch_bounds__(NEAR)
+    filter(int element, long columns, const Control *controls) {
+    const Control *control = controls + blockIdx.y;
+    const float INF = __int_as_float(0x7f800000);
+    __shared__ Search search;
+    int index = blockIdx.x, thread = threadIdx.x;
+    if (index < control->skipped || index >= control->given) return;
+    int slot = (control->first + index) % ROWS;
+    Kept *kept = control->kept + slot;
+    Summary *summary = control->summaries + slot;
+    Filtered row = {control->ring + slot * stride_of(columns, element), control->peaks + slot * CHUNKS * THREADS,
+                    element, control->vocab, control->top_k, control->top_p, control->rate, 0, 0, false};
+    // Tokens with similar numbers often have similar scores, so a group has tokens of chunks that are far apart.
+    float peak = -INF;
+    for (int seen = thread; seen < CHUNKS * THREADS; seen += NEAR) peak = fmaxf(peak, row.peaks[seen]);
+    search.groups[thread] = key_of(peak, thread);
+    if (thread < CHUNKS) search.chunks[thread] = {0, 0};
+    if (thread == 0) search.listed = 0, kept->cut = -1;
+    join(search.row, control->parts + slot * CHUNKS, row.rate);
+    row.max = search.row.whole.max;
+    if (!(row.max < INF && row.max > -INF)) return;
+    if (!filters(control)) {
+        if (thread < CHUNKS) kept->chunks[thread] = search.row.totals[thread];
+        if (thread == 0) settle(summary, kept, search.row.whole.total, -INF, NONE);
+        return;
+    }
+    row.least = __fadd_rn(row.max, control->distance), row.orders = row.top_k > 0 || row.top_p < 1;
+    double share = row.top_p * search.row.whole.total;
+    bool found = search_best(search, row, share);
+    if (!found && row.orders && !search_all(search, row, share)) return;
 
     if (thread == 0) {
         float floor = -INF;
         int cut = NONE;
-        if (orders) floor = score_of(search.keys[search.last]), cut = (int)(u32)search.keys[search.last] + 1;
-        if (floor < least) floor = least, cut = NONE;
+        if (row.orders) floor = score_of(search.keys[search.last]), cut = (int)(u32)search.keys[search.last] + 1;
+        if (floor < row.least) floor = row.least, cut = NONE;
         search.floor = floor, search.cut = cut;
     }
     __syncthreads();
     float floor = search.floor;
     int cut = search.cut;
-    if (!found) keep_sum(floor, cut);
+    if (!found) keep_sum(search, row, floor, cut);
     if (found && thread <= search.last) { // all tokens that are kept are listed
-        int token = (int)(u32)search.keys[thread];
+        int token = (int)(u32)search.keys[thread], length = (row.vocab + CHUNKS - 1) / CHUNKS;
         float score = score_of(search.keys[thread]);
-        if (keeps(score, token, floor, cut)) add(search.chunks[token / length], weight(score));
+        if (keeps(score, token, floor, cut)) add(search.chunks[token / length], weight_in(row, score));
     }
     __syncthreads();
-    if (thread < CHUNKS) kept[thread] = value_of(search.chunks[thread]) / ONE;
-    if (thread == 0) {
-        u64 all = 0;
-        for (int chunk = 0; chunk < CHUNKS; chunk++) all += value_of(search.chunks[chunk]);
-        summary->kept = all / ONE, summary->floor = floor, summary->cut = cut;
-    }
+    if (thread < CHUNKS) kept->chunks[thread] = value_of(search.chunks[thread]) / ONE;
+    if (thread == 0) settle(summary, kept, sum_of_chunks(search) / ONE, floor, cut);
 }
 
-// Draw the token at which the cumulative sum of weights exceeds `share`. One block.
-// If `kept` is not null, only weights that the filters keep count; it has their sum for each chunk.
-extern "C" __global__ void draw(const char *ring, int element, long columns, int vocab, int slot, const Part *parts,
-                                float max, float rate, double share, const double *kept, float floor, int cut,
-                                Summary *out) {
-    int thread = threadIdx.x;
-    const char *row = ring + slot * stride_of(columns, element);
-    parts += slot * CHUNKS;
+// Draw the token at which the cumulative sum of weights exceeds `share`, with all THREADS threads of a block. If `kept`
+// is not null, only weights that the filters keep count. Only the first thread gets the result.
+__device__ Drawn draw_from(const char *row, int element, int vocab, const Part *parts, float max, float rate,
+                           const Kept *kept, double share) {
+    int thread = threadIdx.x, cut = kept ? kept->cut : NONE;
+    float floor = kept ? kept->floor : __int_as_float(0xff800000);
     auto weight = [&](int i) {
         float score = to_float(row, element, i);
         return keeps(score, i, floor, cut) ? expf((score - max) * rate) : 0.0f;
@@ -489,7 +553,7 @@ extern "C" __global__ void draw(const char *ring, int element, long columns, int
     __shared__ double left;
     if (thread < CHUNKS) {
         Part part = parts[thread];
-        sums[thread] = kept             ? kept[slot * CHUNKS + thread]
+        sums[thread] = kept             ? kept->chunks[thread]
                        : part.total > 0 ? part.total * exp((double)(part.max - max) * rate)
                                         : 0;
     }
@@ -538,119 +602,35 @@ extern "C" __global__ void draw(const char *ring, int element, long columns, int
                 found = of > 0 && before > left;
             }
         }
-        out->token = token;
-        out->score = to_float(row, element, token);
+        return {share, token, to_float(row, element, token)};
     }
+    return {};
 }
 
-// A row as a term of a sum. `floor` and `cut` are the result of its filters.
-struct Term {
-    const void *row;
-    double scale;
-    float max, rate;
-    int element, cut;
-    float floor;
-    int padding;
-};
+// Draw a token of one row. One block.
+extern "C" __global__ void draw(const char *ring, int element, long columns, int vocab, int slot, const Part *parts,
+                                float max, float rate, double share, const Kept *kept, Drawn *out) {
+    Drawn drawn = draw_from(ring + slot * stride_of(columns, element), element, vocab, parts + slot * CHUNKS, max, rate,
+                            kept ? kept + slot : kept, share);
+    if (threadIdx.x == 0) *out = drawn;
+}
 
-// The terms of a sum, from one model or several.
-struct Terms {
-    Term terms[8];
-    int count, vocab;
-    int without; // the token of a proposal without a row, or -1
-    int padding;
-};
-
-// Sum rows, each times its scale. The sum is NaN if a score is NaN or plus infinity, and minus infinity if a score is
-// minus infinity. If `judged`, the last term is not summed; tokens whose score in it is below `floor` get minus
-// infinity. A term with a rate adds its weights instead of its scores.
-extern "C" __global__ void weigh(Terms terms, int judged, float floor, float *out) {
+// Draw tokens from the last row of each sequence, as `draw` does. One block for each (uniform, sequence).
+extern "C" __global__ void draw_last(int element, long columns, const Control *controls) {
+    const Control *control = controls + blockIdx.y;
     const float INF = __int_as_float(0x7f800000);
-    int count = terms.count - judged;
-    for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < terms.vocab; i += gridDim.x * blockDim.x) {
-        float sum = 0;
-        bool impossible = false, bad = false;
-        for (int k = 0; k < count; k++) {
-            float score = to_float(terms.terms[k].row, terms.terms[k].element, i);
-            bad |= !(score < INF);
-            if (terms.terms[k].rate > 0) {
-                sum += (float)terms.terms[k].scale * expf((score - terms.terms[k].max) * terms.terms[k].rate);
-                continue;
-            }
-            impossible |= score == -INF;
-            sum = __fadd_rn(sum, __fmul_rn((float)terms.terms[k].scale, score));
-        }
-        if (judged) {
-            float score = to_float(terms.terms[count].row, terms.terms[count].element, i);
-            impossible |= score < floor;
-            bad |= !(score < INF);
-        }
-        out[i] = bad ? nan() : impossible ? -INF : sum;
-    }
-}
-
-// The weight of a token in the residual distribution: the probability in the sum of terms minus that in the proposal,
-// if positive. The proposal is the last term, or the token `without`.
-__device__ float left_over(const Terms &terms, int i) {
-    if (i == terms.without) return 0;
-    float weight = 0;
-    for (int k = 0; k < terms.count; k++) {
-        const Term &term = terms.terms[k];
-        float score = to_float(term.row, term.element, i);
-        if (!keeps(score, i, term.floor, term.cut)) continue;
-        float share = (float)term.scale * expf((score - term.max) * term.rate);
-        weight += terms.without >= 0 || k + 1 < terms.count ? share : -share;
-    }
-    return weight > 0 ? weight : 0;
-}
-
-// Sum the residual weights of each chunk. One block for each chunk.
-extern "C" __global__ void residual(Terms terms, double *sums) {
-    int chunk = blockIdx.x, thread = threadIdx.x;
-    int length = (terms.vocab + CHUNKS - 1) / CHUNKS;
-    int begin = min(terms.vocab, chunk * length), end = min(terms.vocab, begin + length);
-    double total = 0;
-    for (int i = begin + thread; i < end; i += THREADS) total += left_over(terms, i);
-    __shared__ double totals[THREADS];
-    totals[thread] = total;
-    __syncthreads();
-    for (int half = THREADS / 2; half > 0; half /= 2) {
-        if (thread < half) totals[thread] += totals[thread + half];
-        __syncthreads();
-    }
-    if (thread == 0) sums[chunk] = totals[0];
-}
-
-// Draw the token of a chunk at which the cumulative sum of residual weights exceeds `left`. One block.
-extern "C" __global__ void pick(Terms terms, int chunk, double left, Summary *out) {
-    int thread = threadIdx.x;
-    int length = (terms.vocab + CHUNKS - 1) / CHUNKS;
-    int begin = min(terms.vocab, chunk * length), end = min(terms.vocab, begin + length);
-    int each = (end - begin + THREADS - 1) / THREADS;
-    int from = min(end, begin + thread * each), to = min(end, from + each);
-    __shared__ double sums[THREADS];
-    double sum = 0;
-    for (int i = from; i < to; i++) sum += left_over(terms, i);
-    sums[thread] = sum;
-    __syncthreads();
-    if (thread == 0) {
-        double before = 0;
-        int token = -1, last = 0; // the last thread with a weight, in case rounding leaves a rest
-        for (int t = 0; t < THREADS; t++)
-            if (sums[t] > 0) {
-                last = t;
-                if (before + sums[t] > left) break;
-                before += sums[t];
-            }
-        int i = min(end, begin + last * each), stop = min(end, i + each);
-        if (before + sums[last] <= left) before -= sums[last];
-        for (; i < stop; i++) {
-            double weight = left_over(terms, i);
-            if (weight <= 0) continue;
-            token = i;
-            before += weight;
-            if (before > left) break;
-        }
-        out->token = token;
-    }
+    double uniform = control->uniforms[blockIdx.x];
+    if (control->given <= control->skipped || !(uniform >= 0)) return;
+    int slot = (control->first + control->given - 1) % ROWS;
+    const Part *parts = control->parts + slot * CHUNKS;
+    const Kept *kept = filters(control) ? control->kept + slot : nullptr;
+    __shared__ Joined joined;
+    join(joined, parts, control->rate);
+    float max = joined.whole.max;
+    if (!(max < INF && max > -INF) || (kept && kept->cut < 0)) return;
+    // The host asks for the share that it computes like this. A fused multiplication would round otherwise.
+    double share = __dmul_rn(uniform, kept ? kept->total : joined.whole.total);
+    Drawn drawn = draw_from(control->ring + slot * stride_of(columns, element), element, control->vocab, parts, max,
+                            control->rate, kept, share);
+    if (threadIdx.x == 0) control->summaries[slot].drawn[blockIdx.x] = drawn;
 }

@@ -22,12 +22,16 @@ It makes these files in tests/exports/ARCH:
   optimum-fp32, -fp16  optimum-cli export onnx --task text-generation-with-past
   builder-fp32, -fp16  onnxruntime-genai's model builder for CPU
   builder-int4         the same with weights of 4 bits; activations are not rounded (accuracy_level=0)
+  builder-fp16-paged   the same in float16 for CUDA, with PagedAttention: a cache in blocks
 and only for llama
   no-cache             Optimum, --task text-generation: no cache, the whole context in every pass
   builder-fp16-cuda    builder-fp16 for CUDA: a shared cache, as fp32 has for the CPU
   builder-bf16-cuda    the same in bfloat16, with logits that are cast to float32
   bf16-logits-cuda     builder-bf16-cuda without that cast
   builder-int8-cache, -int4-cache  builder-fp32 with a cache of 8 or 4 bits, and its own golden logits
+  builder-fp16-int8-cache, -int4-cache, -fp8-cache  builder-fp16-cuda with such a cache
+  builder-fp16-paged-int8-cache    builder-fp16-paged with a cache of 8 bits, and a scale for each channel
+  builder-bf16-paged               builder-fp16-paged in bfloat16, with blocks of 16 tokens
   builder-int4-level4  builder-int4 with activations rounded to 8 bits, which is the builder's default for CPU
   torch-opset23        torch.onnx.export: the standard operator Attention, a concatenated cache, nameless dimensions
   torch-unnamed        the same without names of inputs and outputs
@@ -58,7 +62,7 @@ import numpy as np
 import onnx
 
 TOKENS, CONTEXT, WINDOW, BLOCK, LAYERS = 96, 128, 8, 32, 2
-LEVELS = {"int8": 127, "int4": 7}  # the largest number of a quantised cache
+LEVELS = {"int8": 127, "int4": 7, "fp8": 448}  # the largest number of a quantised cache
 FILES = {"model.onnx", "model.onnx.data", "genai_config.json", "config.json", "tokenizer.json",
          "generation_config.json"}
 SHARED = (0, 12, 5)  # how many tokens each sequence has in common with the beginning of the first sequence
@@ -101,6 +105,10 @@ CONVERTED_FP16 = {"gpt2"}
 # exports for CPU leave out sliding windows, so they would be wrong.
 BUILDER = {"llama", "mistral", "qwen2", "qwen3", "gemma2", "phi3", "gpt_oss"}
 BUILDER_FP16 = {"llama", "qwen2", "qwen3", "phi3"}
+# And options of their paged exports. With prune_lm_head, inputs name the rows that get logits. Those of gpt_oss and
+# gemma2 have further tables of blocks for layers with windows.
+BUILDER_PAGED = {"llama": [], "qwen3": ["prune_lm_head=true", "paged_block_size=16"], "phi3": ["prune_lm_head=true"],
+                 "gpt_oss": [], "gemma2": ["prune_lm_head=true"]}
 OLD_MERGED = {"gpt2", "gpt_neox"}
 OLD_ONLY = {"gpt_bigcode"}
 
@@ -308,28 +316,46 @@ def torch_export(source: Path, out: Path, **names):
     program.save(out / "model.onnx", external_data=False)
 
 
-def cache_options(source: Path, bits: str):
-    """Options of the builder for a quantised cache. Each layer has one scale for keys and one for values."""
+def cache_options(source: Path, bits: str, per: str = "tensor"):
+    """Options of the builder for a quantised cache. Each layer has a scale for keys and one for values, or for each
+    channel."""
     import torch
     from transformers import AutoModelForCausalLM
     model = AutoModelForCausalLM.from_pretrained(source)
     cache = model(torch.tensor([sequences()[0]]), use_cache=True).past_key_values
-    scales = {part: [round(getattr(layer, name).abs().max().item() / LEVELS[bits], 4) for layer in cache.layers]
+
+    def scale(states):
+        most = states.abs().amax(dim=(0, 2)).flatten() if per == "channel" else states.abs().max()
+        return (torch.ceil(most / LEVELS[bits] * 1e4) / 1e4 if per == "channel" else
+                torch.round(most / LEVELS[bits] * 1e4) / 1e4).tolist()
+
+    def digits(value):
+        return [round(number, 4) for number in value] if isinstance(value, list) else round(value, 4)
+
+    scales = {part: [digits(scale(getattr(layer, name))) for layer in cache.layers]
               for part, name in (("k_scales", "keys"), ("v_scales", "values"))}
-    file = source / f"{bits}-cache.json"
+    file = source / scale_file(bits, per)
     file.write_text(json.dumps({"scales": scales}))
-    return "--extra_options", f"kv_cache_quant_scheme={bits}_per_tensor", f"kv_cache_scale_file={file}"
+    return f"kv_cache_quant_scheme={bits}_per_{per}", f"kv_cache_scale_file={file}"
 
 
-def quantised_golden(source: Path, bits: str, out: Path):
+def scale_file(bits: str, per: str):
+    return f"{bits}-cache.json" if per == "tensor" else f"{bits}-{per}-cache.json"
+
+
+def quantised_golden(source: Path, bits: str, out: Path, per: str = "tensor"):
     """The golden logits of a model whose keys and values are rounded as in a quantised cache."""
     import torch
     from transformers import AutoModelForCausalLM, DynamicCache
-    scales = json.loads((source / f"{bits}-cache.json").read_text())["scales"]
+    scales = json.loads((source / scale_file(bits, per)).read_text())["scales"]
     update = DynamicCache.update
 
     def rounded(self, keys, values, layer, *rest, **others):
         def round_to(states, scale):
+            if isinstance(scale, list):
+                scale = torch.tensor(scale, dtype=states.dtype).reshape(1, states.shape[1], 1, states.shape[3])
+            if bits == "fp8":
+                return (states / scale).to(torch.float8_e4m3fn).to(states.dtype) * scale
             return torch.clamp(torch.round(states / scale), -LEVELS[bits] - 1, LEVELS[bits]) * scale
 
         parts = [round_to(states, scales[part][layer]) for part, states in (("k_scales", keys), ("v_scales", values))]
@@ -351,7 +377,17 @@ def builder(name: str, work: Path, out: Path):
     if name == "llama":
         forms |= {"builder-int4-level4": ("int4", "cpu"), "builder-fp16-cuda": ("fp16", "cuda"),
                   "builder-bf16-cuda": ("bf16", "cuda")}
-        forms |= {f"builder-{bits}-cache": ("fp32", "cpu", *cache_options(source, bits)) for bits in LEVELS}
+        extra = "--extra_options"
+        forms |= {f"builder-{bits}-cache": ("fp32", "cpu", extra, *cache_options(source, bits))
+                  for bits in ("int8", "int4")}
+        forms |= {f"builder-fp16-{bits}-cache": ("fp16", "cuda", extra, *cache_options(source, bits))
+                  for bits in LEVELS}
+        forms["builder-fp16-paged-int8-cache"] = ("fp16", "cuda", extra, "use_paged_attention=true",
+                                                  *cache_options(source, "int8", "channel"))
+        forms["builder-bf16-paged"] = ("bf16", "cuda", extra, "use_paged_attention=true", "paged_block_size=16")
+    if name in BUILDER_PAGED:
+        forms["builder-fp16-paged"] = ("fp16", "cuda", "--extra_options", "use_paged_attention=true",
+                                       *BUILDER_PAGED[name])
     for form, (precision, provider, *options) in forms.items():
         with tempfile.TemporaryDirectory() as cache:
             run_module("onnxruntime_genai.models.builder", "-i", source, "-o", fresh(out / form), "-p", precision,
@@ -359,7 +395,10 @@ def builder(name: str, work: Path, out: Path):
         keep(out / form, source)
     if name == "llama":
         for bits in LEVELS:
-            quantised_golden(source, bits, out / f"builder-{bits}-cache")
+            for form in (f"builder-{bits}-cache", f"builder-fp16-{bits}-cache"):
+                if form in forms:
+                    quantised_golden(source, bits, out / form)
+        quantised_golden(source, "int8", out / "builder-fp16-paged-int8-cache", "channel")
         shutil.copytree(out / "builder-bf16-cuda", out / "bf16-logits-cuda", dirs_exist_ok=True)
         drop_last_cast(out / "bf16-logits-cuda")
         parts = [f"{layer}.{part}" for layer in range(LAYERS) for part in ("key", "value")]

@@ -43,6 +43,8 @@ A loader must find these out, or warn of them:
   longrope             llama/builder-fp32 with other rotary tables for more than 32 tokens
   static-mask          static-cache with an attention_mask of fixed length [1, 64], whose ones must be as many as tokens
   seqlens              llama/builder-fp32 with seqlens_k and total_sequence_length, but no attention_mask
+  rotary               llama/builder-fp32 with RotaryEmbedding operators, which read position_ids, before attention
+  attention-positions  llama/builder-fp32 whose attention reads position_ids
   single               one token in a pass: input_ids and position_ids are [batch, 1]
   place-table          a table indexed by the place in the cache, as long as the context, as in older exports of GPT-2
   router               another output, before the logits, with "logits" in its name
@@ -409,8 +411,9 @@ def check(name: str, file: Path, golden: Path, embeddings) -> bool:
 
 # Variants with inputs or outputs that `Checked` does not know, or with a fault that only a loader can find.
 UNCHECKED = {"stale", "static-mask", "seqlens", "single", "static-int8", "mistral-windowless", "mistral-genai",
-             "longrope", "place-table", "router", "noncausal-rounded", "nan-logits", "encoder", "unnamed",
-             "genai-names", "dead-entries-fp16", *UNCACHED, "huge-mask", "huge-cache", "huge-window"}
+             "longrope", "rotary", "attention-positions", "place-table", "router", "noncausal-rounded", "nan-logits",
+             "encoder", "unnamed", "genai-names", "dead-entries-fp16", *UNCACHED, "huge-mask", "huge-cache",
+             "huge-window"}
 
 
 def around_logits(model, *nodes):
@@ -472,6 +475,39 @@ def seqlens(model):
         graph.input.remove(value)
     graph.input.append(helper.make_tensor_value_info("seqlens_k", INT32, [BATCH]))
     graph.input.append(helper.make_tensor_value_info("total_sequence_length", INT32, []))
+    return model
+
+
+def positions(model):
+    model.graph.input.append(helper.make_tensor_value_info("position_ids", INT64, [BATCH, LENGTH]))
+    return [node for node in model.graph.node if node.op_type == "GroupQueryAttention"]
+
+
+def rotary(model):
+    nodes = []
+    for node in positions(model):
+        place, parts = node.input[0], [f"{node.name}.{part}" for part in ("query", "key", "value")]
+        sizes = f"{node.name}.sizes"
+        weights(model, **{sizes: np.array([64, 32, 32])})
+        nodes.append((node, [
+            helper.make_node("Split", [place, sizes], parts, axis=-1),
+            *(helper.make_node("RotaryEmbedding", [part, "position_ids", "cos_cache", "sin_cache"], [f"{part}.rotated"],
+                               domain="com.microsoft") for part in parts[:2])]))
+        node.input[:3] = [f"{parts[0]}.rotated", f"{parts[1]}.rotated", parts[2]]
+        del node.input[7:]
+        for attribute in node.attribute:
+            if attribute.name == "do_rotary":
+                attribute.i = 0
+    for node, before in nodes:
+        index = next(index for index, other in enumerate(model.graph.node) if other.name == node.name)
+        for new in reversed(before):
+            model.graph.node.insert(index, new)
+    return model
+
+
+def attention_positions(model):
+    for node in positions(model):
+        node.input[:] = [*node.input[:9], "position_ids"]
     return model
 
 
@@ -626,10 +662,10 @@ def main():
     onnx.save(static_mask(onnx.load(out / "static-cache/model.onnx")), folder("static-mask", "config.json"))
     onnx.save(stale(onnx.load(out / "static-cache/model.onnx")), folder("stale", "config.json"))
     quantize_dynamic(onnx.load(out / "static-cache/model.onnx"), folder("static-int8"), weight_type=QuantType.QUInt8)
-    file = folder("seqlens", "genai_config.json", source=exports / "llama/builder-fp32")
-    onnx.save(seqlens(onnx.load(exports / "llama/builder-fp32/model.onnx")), file)
-    file = folder("longrope", "genai_config.json", source=exports / "llama/builder-fp32")
-    onnx.save(longrope(onnx.load(exports / "llama/builder-fp32/model.onnx")), file)
+    builder = {"seqlens": seqlens, "longrope": longrope, "rotary": rotary, "attention-positions": attention_positions}
+    for name, change in builder.items():
+        file = folder(name, "genai_config.json", source=exports / "llama/builder-fp32")
+        onnx.save(change(onnx.load(exports / "llama/builder-fp32/model.onnx")), file)
     hub = folder("hub", "config.json", "tokenizer.json").parent / "onnx"
     hub.mkdir()
     Graph(load()).save(hub / "model.onnx")

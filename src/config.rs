@@ -38,9 +38,23 @@ pub struct Config {
     /// Sessions with a temperature below this are greedy. 0 is off.
     #[serde(default)]
     pub greedy_below: f32,
+    /// What becomes of a new session while the caches of others take all memory that they may.
+    #[serde(default)]
+    pub when_full: FullCache,
     /// Path of the library file of ONNX Runtime.
     #[serde(default)]
     pub onnxruntime: Option<PathBuf>,
+}
+
+/// What becomes of a new session while the caches of others take all memory that they may.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FullCache {
+    /// It waits.
+    #[default]
+    Wait,
+    /// Its first step is an error.
+    Refuse,
 }
 
 /// One model of an engine. Its `"kind"` is `"onnx"`, the default, or `"ngram"`.
@@ -75,6 +89,8 @@ pub struct ExportConfig {
     pub rows: Option<RowsName>,
     /// Most tokens of a sequence. `None`: what the export says.
     pub context_length: Option<usize>,
+    /// Most bytes of the cache that sequences share. `None`: a share of the free memory.
+    pub cache_bytes: Option<usize>,
 }
 
 /// How the positions of a draft are scored.
@@ -111,6 +127,7 @@ struct ModelKeys {
     scoring: Option<ScoringName>,
     rows: Option<RowsName>,
     context_length: Option<usize>,
+    cache_bytes: Option<usize>,
 }
 
 #[derive(Default, Deserialize)]
@@ -125,7 +142,8 @@ impl TryFrom<ModelKeys> for ModelConfig {
     type Error = String;
 
     fn try_from(keys: ModelKeys) -> Result<Self, String> {
-        let ModelKeys { kind, path, provider, device_id, options, name, scoring, rows, context_length } = keys;
+        let ModelKeys { kind, path, provider, device_id, options, name, scoring, rows, context_length, cache_bytes } =
+            keys;
         match kind {
             ModelKind::Onnx => Ok(ModelConfig::Onnx(ExportConfig {
                 path: path.ok_or("missing field `path` of a model; name its .onnx file or folder")?,
@@ -136,6 +154,7 @@ impl TryFrom<ModelKeys> for ModelConfig {
                 scoring,
                 rows,
                 context_length,
+                cache_bytes,
             })),
             ModelKind::Ngram => {
                 let given = [
@@ -146,6 +165,7 @@ impl TryFrom<ModelKeys> for ModelConfig {
                     ("scoring", scoring.is_some()),
                     ("rows", rows.is_some()),
                     ("context_length", context_length.is_some()),
+                    ("cache_bytes", cache_bytes.is_some()),
                 ];
                 match given.iter().find(|(_, given)| *given) {
                     Some((key, _)) => {
@@ -506,6 +526,11 @@ mod tests {
             r#"{"models":[{"path":"a"}],"combine":{"kind":"target","model":0},"greedy_below":-1}"#,
             "greedy_below is -1",
         );
+        check(r#"{"models":[{"path":"a"}],"combine":{"kind":"target","model":0},"when_full":"refuse"}"#, "ok");
+        check(
+            r#"{"models":[{"path":"a"}],"combine":{"kind":"target","model":0},"when_full":"fail"}"#,
+            "unknown variant `fail`",
+        );
         check("\u{feff}{", "EOF");
         let many = |look_ups: usize| {
             let models = r#",{"kind":"ngram"}"#.repeat(look_ups);
@@ -577,6 +602,8 @@ mod tests {
         check(&with(r#"{"path":"a","provider":"cuda","options":{"x":[]}}"#, alone), "option `x` is []");
         check(&with(r#"{"path":"a","scoring":"fast"}"#, alone), "unknown variant `fast`");
         check(&with(r#"{"path":"a","context_length":0}"#, alone), "context_length of a is 0");
+        check(&with(r#"{"path":"a","cache_bytes":1000000}"#, alone), "ok");
+        check(&with(r#"{"path":"a","cache_bytes":-1}"#, alone), "cache_bytes is the integer `-1`");
         check(&with(r#"{"path":"a","kind":"gguf"}"#, alone), "unknown variant `gguf`");
         check(&with(r#"{"kind":"onnx"}"#, alone), "missing field `path`");
         check(&with(r#"{"name":"a"}"#, alone), "missing field `path`");
@@ -588,6 +615,7 @@ mod tests {
             ("scoring", "\"parallel\""),
             ("rows", "\"gpu\""),
             ("context_length", "9"),
+            ("cache_bytes", "9"),
         ] {
             let ngram = format!(r#"{export},{{"kind":"ngram","{key}":{value}}}"#);
             check(&with(&ngram, alone), &format!("takes no `{key}`"));

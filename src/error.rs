@@ -1,5 +1,7 @@
 //! The error type of the crate, with the codes of the C interface, which never change.
 
+use std::any::Any;
+
 /// An error. Its message names the thing that is wrong, and how to mend it where that is known.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
@@ -46,9 +48,19 @@ pub enum Error {
     /// A function of the caller failed.
     #[error("callback: {0}")]
     Callback(String),
+    /// The sequences of a model use all memory that its cache may take.
+    #[error("no memory: {0}")]
+    NoMemory(String),
 }
 
 impl Error {
+    /// The error of a panic, with its message.
+    pub fn of_panic(panic: &(dyn Any + Send)) -> Self {
+        let message = panic.downcast_ref::<&str>().map(|message| message.to_string());
+        let message = message.or_else(|| panic.downcast_ref::<String>().cloned());
+        Error::Internal(message.unwrap_or_else(|| "a panic without a message".into()))
+    }
+
     /// The code of this error in the C interface. The values never change.
     pub fn code(&self) -> i32 {
         match self {
@@ -64,6 +76,7 @@ impl Error {
             Error::Poisoned => 10,
             Error::Internal(_) => 11,
             Error::Callback(_) => 12,
+            Error::NoMemory(_) => 13,
         }
     }
 }

@@ -122,6 +122,26 @@ pub fn processors() -> usize {
     std::thread::available_parallelism().map_or(1, NonZero::get)
 }
 
+/// Bytes of memory that the process could take without swapping: what the system has available, within the limit of
+/// the control group. A large number if the system does not tell.
+pub fn free_memory() -> usize {
+    let read = |path: &str| std::fs::read_to_string(path).ok();
+    let number = |path: &str| read(path)?.trim().parse::<usize>().ok();
+    let groups = [
+        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ];
+    let left = groups.iter().filter_map(|(limit, used)| Some(number(limit)?.saturating_sub(number(used)?)));
+    let available = read("/proc/meminfo").and_then(|text| available_memory(&text));
+    left.chain(available).min().unwrap_or(1 << 40)
+}
+
+/// The bytes that are available by `/proc/meminfo`.
+fn available_memory(meminfo: &str) -> Option<usize> {
+    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    line.trim().strip_suffix(" kB")?.parse::<usize>().ok()?.checked_mul(1024)
+}
+
 /// A mapping of this process's memory, as `/proc/self/maps` lists it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mapping {
@@ -228,6 +248,14 @@ mod tests {
     #[test]
     fn the_own_file_is_found_from_anywhere() {
         assert_eq!(own_path(), std::env::current_exe().ok());
+    }
+
+    #[test]
+    fn the_free_memory_is_known() {
+        let text = "MemTotal:       16000000 kB\nMemFree:  1 kB\nMemAvailable:    8000000 kB\n";
+        assert_eq!(available_memory(text), Some(8_000_000 * 1024));
+        assert_eq!(available_memory(""), None);
+        assert!((1 << 20..1 << 40).contains(&free_memory()), "{}", free_memory());
     }
 
     #[test]

@@ -321,6 +321,7 @@ fn load(folder: &Path, names: &[String], provider: Provider, device: i32) -> Res
             scoring: None,
             rows: None,
             context_length: None,
+            cache_bytes: None,
         })
     };
     Ok(Arc::new(Engine::load(&Config {
@@ -330,6 +331,7 @@ fn load(folder: &Path, names: &[String], provider: Provider, device: i32) -> Res
         spinning: None,
         overlap: None,
         greedy_below: 0.0,
+        when_full: Default::default(),
         onnxruntime: None,
     })?))
 }
@@ -408,7 +410,7 @@ fn workers(arguments: &Arguments, tasks: &[Task], notes: &mut Vec<String>) -> (V
         if !needs(index) {
             return Err("not needed".to_string());
         }
-        let started = Worker::start(&python, words);
+        let started = Worker::start(&python, &root().join("scripts/bench_peers.py"), words);
         match &started {
             Ok(worker) => versions.extend(worker.versions.clone()),
             Err(error) => {

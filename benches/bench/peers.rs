@@ -45,8 +45,8 @@ pub enum Answer {
 }
 
 impl Worker {
-    pub fn start(python: &Path, arguments: &[&str]) -> Started {
-        let script = super::root().join("scripts/bench_peers.py");
+    /// Start a script with these arguments. It answers lines of JSON.
+    pub fn start(python: &Path, script: &Path, arguments: &[&str]) -> Started {
         let mut child = Command::new(python)
             .arg(script)
             .args(arguments)

@@ -28,183 +28,22 @@
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
-#include <cstdlib>
 #include <exception>
 #include <functional>
 #include <initializer_list>
 #include <iterator>
 #include <memory>
 #include <optional>
-#include <stdexcept>
 #include <string>
 #include <string_view>
 #include <type_traits>
 #include <utility>
-#include <variant>
 #include <vector>
 
 #include "cos.h"
+#include "cos_result.hpp"
 
 namespace cosrt {
-
-/// A token: 0 to Engine::vocab_size() - 1.
-using Token = std::int32_t;
-
-/// A view of consecutive elements that something else owns. Made from anything with data() and size(), from arrays, and
-/// from braces. In C++20, converts to and from std::span.
-template <typename T>
-class Span {
-    template <typename C>
-    using DataOf = decltype(std::declval<C&>().data());
-    template <typename C>
-    using Fits = std::enable_if_t<std::is_convertible_v<std::remove_pointer_t<DataOf<C>> (*)[], T (*)[]> &&
-                                  std::is_convertible_v<decltype(std::declval<C&>().size()), std::size_t>>;
-
-public:
-    using element_type = T;
-    using value_type = std::remove_cv_t<T>;
-    using size_type = std::size_t;
-    using iterator = T*;
-
-    constexpr Span() noexcept = default;
-    constexpr Span(T* data, std::size_t size) noexcept : data_(data), size_(size) {}
-    template <std::size_t N>
-    constexpr Span(T (&array)[N]) noexcept : data_(array), size_(N) {}
-    template <typename C, typename = Fits<C>>
-    constexpr Span(C& container) noexcept : data_(container.data()), size_(container.size()) {}
-    /// A view of a temporary, valid during the call.
-    template <typename C, typename = Fits<const C>,
-              typename = std::enable_if_t<std::is_const_v<T> && !std::is_lvalue_reference_v<C>>>
-    constexpr Span(const C&& container) noexcept : data_(container.data()), size_(container.size()) {}
-    /// A view of `{1, 2, 3}`, valid during the call.
-    template <typename U = T, typename = std::enable_if_t<std::is_const_v<U>>>
-    constexpr Span(const std::initializer_list<value_type>& list) noexcept : Span(list.begin(), list.size()) {}
-
-    constexpr T* data() const noexcept { return data_; }
-    constexpr std::size_t size() const noexcept { return size_; }
-    constexpr bool empty() const noexcept { return size_ == 0; }
-    constexpr T& operator[](std::size_t index) const {
-        assert(index < size_);
-        return data_[index];
-    }
-    constexpr T* begin() const noexcept { return data_; }
-    constexpr T* end() const noexcept { return data_ + size_; }
-
-private:
-    T* data_ = nullptr;
-    std::size_t size_ = 0;
-};
-
-/// The code of an error. The values are those of COS_ERROR_* and never change. A later library may have more of them.
-enum class Code : std::int32_t {
-    invalid_argument = COS_ERROR_INVALID_ARGUMENT,  ///< An argument is missing, out of range or of the wrong size.
-    config = COS_ERROR_CONFIG,                      ///< The engine configuration is wrong.
-    model = COS_ERROR_MODEL,      ///< A model cannot be loaded, is not a language model, or does not fit the others.
-    runtime = COS_ERROR_RUNTIME,  ///< ONNX Runtime is missing, too old, or failed.
-    context_full = COS_ERROR_CONTEXT_FULL,  ///< The tokens do not fit into the context of the models.
-    numeric = COS_ERROR_NUMERIC,  ///< Logits or scores were NaN or plus infinity, or minus infinity for every token.
-    busy = COS_ERROR_BUSY,        ///< Another thread is using the session or the text stream.
-    unsupported = COS_ERROR_UNSUPPORTED,            ///< The request is valid, but this version does not support it.
-    buffer_too_small = COS_ERROR_BUFFER_TOO_SMALL,  ///< The buffer is too small. The message says how much is needed.
-    poisoned = COS_ERROR_POISONED,  ///< An earlier call on the session failed with `internal`. Destroy the session.
-    internal = COS_ERROR_INTERNAL,  ///< A bug of the library. The process is unharmed.
-    callback = COS_ERROR_CALLBACK,  ///< A combine function failed. Error::cause has the exception that it threw.
-};
-
-/// An error.
-struct Error {
-    Code code;
-    std::string message;         ///< One sentence for people: what is wrong, and how to mend it where that is known.
-    std::exception_ptr cause{};  ///< The exception that a combine function threw, if that is the reason.
-};
-
-/// An Error as an exception, which Result::value() throws.
-class Exception : public std::runtime_error {
-public:
-    explicit Exception(Error error)
-        : std::runtime_error(error.message), error_(std::make_shared<Error>(std::move(error))) {}
-    Code code() const noexcept { return error_->code; }
-    const Error& error() const noexcept { return *error_; }
-
-private:
-    std::shared_ptr<const Error> error_;  // shared, because copying an exception must not throw
-};
-
-namespace detail {
-
-[[noreturn]] inline void raise(const Error& error) {
-#ifdef __cpp_exceptions
-    if (error.cause) std::rethrow_exception(error.cause);
-    throw Exception(error);
-#else
-    static_cast<void>(error);
-    std::abort();
-#endif
-}
-
-}  // namespace detail
-
-/// A value or an Error, similar to std::expected of C++23.
-template <typename T>
-class [[nodiscard]] Result {
-public:
-    Result(T value) : either_(std::in_place_index<0>, std::move(value)) {}
-    Result(Error error) : either_(std::in_place_index<1>, std::move(error)) {}
-
-    bool has_value() const noexcept { return either_.index() == 0; }
-    explicit operator bool() const noexcept { return has_value(); }
-
-    /// The value. For an error, throws an Exception, or the exception of a combine function if that is the reason.
-    T& value() & { return checked(); }
-    const T& value() const& { return const_cast<Result*>(this)->checked(); }
-    T value() && { return std::move(checked()); }
-
-    /// The value. There must be one.
-    T& operator*() & { return *found(); }
-    const T& operator*() const& { return *const_cast<Result*>(this)->found(); }
-    T operator*() && { return std::move(*found()); }
-    T* operator->() { return found(); }
-    const T* operator->() const { return const_cast<Result*>(this)->found(); }
-
-    /// The error. There must be one.
-    const Error& error() const {
-        assert(!has_value());
-        return *std::get_if<1>(&either_);
-    }
-
-private:
-    T& checked() {
-        if (!has_value()) detail::raise(error());
-        return *found();
-    }
-    T* found() {
-        assert(has_value());
-        return std::get_if<0>(&either_);
-    }
-
-    std::variant<T, Error> either_;
-};
-
-/// Success or an Error.
-template <>
-class [[nodiscard]] Result<void> {
-public:
-    Result() = default;
-    Result(Error error) : error_(std::move(error)) {}
-
-    bool has_value() const noexcept { return !error_; }
-    explicit operator bool() const noexcept { return has_value(); }
-    void value() const {
-        if (error_) detail::raise(*error_);
-    }
-    const Error& error() const {
-        assert(error_);
-        return *error_;
-    }
-
-private:
-    std::optional<Error> error_;
-};
 
 /// Which models run when. It does not change the distribution of the tokens.
 enum class Strategy : std::int32_t {
@@ -294,7 +133,7 @@ struct Step {
 
 /// Counts and times of a session, or of all sessions of an engine. cos_stats in cos.h says more.
 struct Stats {
-    std::uint64_t steps = 0;      ///< Calls of step().
+    std::uint64_t steps = 0;      ///< Rounds: calls of step(); with step_many(), from one news to the next.
     std::uint64_t tokens = 0;     ///< Tokens committed, without prompts.
     std::uint64_t proposed = 0;   ///< Tokens proposed.
     std::uint64_t tested = 0;     ///< Proposals accepted or rejected. Others were dropped behind a rejection or an end.
@@ -311,6 +150,8 @@ struct Stats {
     std::chrono::nanoseconds expected_time{};  ///< Time that these tokens were expected to take.
     std::chrono::nanoseconds standard_time{};  ///< Time that Strategy::standard would have taken for these tokens.
     std::uint64_t rows_copied = 0;  ///< Rows of logits that a GPU keeps and that had to be copied to the host.
+    std::uint64_t prefix_tokens = 0;      ///< Tokens that models did not compute: a session began with the same.
+    std::uint64_t recomputed_tokens = 0;  ///< Tokens computed once more, because other sessions took their memory.
 };
 
 namespace detail {
@@ -361,7 +202,8 @@ Result<Stats> stats(cos_error* (*function)(const T*, cos_stats*), const T* of) {
     const auto time = [](std::uint64_t ns) { return std::chrono::nanoseconds(static_cast<std::int64_t>(ns)); };
     return Stats{out.steps,            out.tokens,            out.proposed,           out.tested,         out.accepted,
                  out.forwards,         out.positions,         time(out.model_ns),     time(out.total_ns), out.near_ties,
-                 time(out.planned_ns), time(out.expected_ns), time(out.standard_ns), out.rows_copied};
+                 time(out.planned_ns), time(out.expected_ns), time(out.standard_ns), out.rows_copied,
+                 out.prefix_tokens,    out.recomputed_tokens};
 }
 
 /// A text that a session or an engine owns.
@@ -414,7 +256,12 @@ struct SessionState {
     static Result<Step> step(SessionState* state) {
         cos_step_result result{};
         result.struct_size = sizeof result;
-        if (cos_error* error = cos_step(state ? state->handle.get() : nullptr, &result)) {
+        return told(state, cos_step(state ? state->handle.get() : nullptr, &result), result);
+    }
+
+    /// What the library told of a step.
+    static Result<Step> told(SessionState* state, cos_error* error, const cos_step_result& result) {
+        if (error) {
             // A call that fails with `busy` must not touch `thrown`: it belongs to the thread that is in the session.
             const bool thrown = cos_error_code(error) == COS_ERROR_CALLBACK;
             return take(error, thrown ? std::exchange(state->thrown, nullptr) : nullptr);
@@ -440,7 +287,6 @@ public:
         using difference_type = std::ptrdiff_t;
         using pointer = const Result<Step>*;
         using reference = const Result<Step>&;
-
         explicit Iterator(Steps* steps) : steps_(steps) {}
         reference operator*() const { return *steps_->current_; }
         pointer operator->() const { return &*steps_->current_; }
@@ -448,10 +294,6 @@ public:
         void operator++(int) { steps_->advance(); }
         friend bool operator==(const Iterator& it, End) { return it.done(); }
         friend bool operator!=(const Iterator& it, End) { return !it.done(); }
-#if __cplusplus < 202002L  // C++20 defines these itself
-        friend bool operator==(End, const Iterator& it) { return it.done(); }
-        friend bool operator!=(End, const Iterator& it) { return !it.done(); }
-#endif
 
     private:
         bool done() const { return !steps_->current_; }
@@ -511,15 +353,56 @@ public:
         return detail::checked(cos_session_set_weights(raw(), detail::pointer(weights), weights.size()));
     }
 
+    /// Share computed tokens with sessions of the same scope only, such as those of one tenant. Before the first
+    /// prompt. Errors: invalid_argument (the session has tokens, or the scope has a NUL), busy, poisoned.
+    Result<void> set_scope(const std::string& scope) {
+        if (auto error = detail::contains_nul(scope)) return *error;
+        return detail::checked(cos_session_set_scope(raw(), scope.c_str()));
+    }
+
+    /// Copy the session in its present state, with another seed. It costs no pass, and both share what was computed.
+    /// Errors: unsupported (the session has a combine function), runtime, busy, poisoned.
+    Result<Session> fork(std::uint64_t seed) const {
+        if (state_ && state_->combine) return Error{Code::unsupported, "a session with a combine function has no fork"};
+        cos_session* copy = nullptr;
+        if (cos_error* error = cos_session_fork(raw(), seed, &copy)) return detail::take(error);
+        auto state = std::make_unique<detail::SessionState>();
+        state->handle.reset(copy);
+        return Session(std::move(state));
+    }
+
+    /// Forget all tokens from index `length` on, those of prompts too. Errors: invalid_argument, busy, poisoned.
+    Result<void> rewind(std::size_t length) { return detail::checked(cos_session_rewind(raw(), length)); }
+
     /// The session of the C interface, which this object owns.
     cos_session* raw() const noexcept { return state_ ? state_->handle.get() : nullptr; }
 
 private:
     friend class Engine;
+    friend std::vector<Result<Step>> step_many(Span<Session* const> sessions);
     explicit Session(std::unique_ptr<detail::SessionState> state) : state_(std::move(state)) {}
 
     std::unique_ptr<detail::SessionState> state_;
 };
+
+/// Advance many sessions by one pass of each model, on the calling thread; see cos_step_many. Returns a step or an
+/// error for each, in their order. A step without tokens that is not finished is no news: the session is in the middle
+/// of a round. Errors of a session: invalid_argument (also: a null pointer, a session given twice), and all of step().
+inline std::vector<Result<Step>> step_many(Span<Session* const> sessions) {
+    std::vector<cos_session*> handles;
+    for (const Session* session : sessions) handles.push_back(session ? session->raw() : nullptr);
+    std::vector<cos_step_result> results(handles.size());
+    for (cos_step_result& result : results) result.struct_size = sizeof result;
+    std::vector<cos_error*> errors(handles.size());
+    cos_error* error = cos_step_many(handles.data(), handles.size(), results.data(), errors.data());
+    std::vector<Result<Step>> steps;
+    for (std::size_t i = 0; i < handles.size(); i++) {
+        auto* const state = handles[i] ? sessions[i]->state_.get() : nullptr;
+        steps.push_back(detail::SessionState::told(state, errors[i], results[i]));
+    }
+    if (error) steps.assign(handles.size(), detail::take(error));
+    return steps;
+}
 
 /// Decodes a stream of tokens to text. It gives out whole characters only, and can end the text before a stop string.
 /// The text continues a prompt: their texts together are the text of all tokens. If prompt() does not set the prompt,
@@ -611,11 +494,8 @@ public:
         given.struct_size = sizeof given;
         given.strategy = static_cast<std::int32_t>(options.strategy);
         given.temperature = options.temperature;
-        given.top_k = options.top_k;
-        given.top_p = options.top_p;
-        given.min_p = options.min_p;
-        given.seed = options.seed;
-        given.max_tokens = options.max_tokens;
+        given.top_k = options.top_k, given.top_p = options.top_p, given.min_p = options.min_p;
+        given.seed = options.seed, given.max_tokens = options.max_tokens;
         detail::set(given.proposal_lengths, given.proposal_lengths_count, options.proposal_lengths);
         detail::set(given.weights, given.weights_count, options.weights);
         detail::set(given.stop_tokens, given.stop_tokens_count, options.stop_tokens);

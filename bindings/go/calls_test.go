@@ -14,14 +14,14 @@ import (
 	cos "example.com/cos/bindings/go"
 )
 
-// longPrompt returns an engine, and a prompt that takes it long to process.
+// longPrompt returns an engine, and a prompt that takes it long to process, because no other test begins like this one.
 func longPrompt(t *testing.T) (*cos.Engine, []int32) {
 	t.Helper()
 	engine, err := demo()
 	if err != nil {
 		t.Fatal(err)
 	}
-	return engine, encode(t, engine, strings.Repeat("How many legs do three cats have? ", 200))[:1000]
+	return engine, encode(t, engine, t.Name()+strings.Repeat("How many legs do three cats have? ", 200))[:1000]
 }
 
 // result is the result of a step.
@@ -53,7 +53,7 @@ func TestContextStopsTheRunningPass(t *testing.T) {
 	expected, _ := decode(t, newSession(t, engine, options), prompt)
 
 	session := newSession(t, engine, options)
-	if err := session.Prompt(prompt); err != nil {
+	if err := errors.Join(session.SetScope("its passes run"), session.Prompt(prompt)); err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
@@ -298,5 +298,103 @@ func TestEverythingAtOnce(t *testing.T) {
 		}
 		group.Wait()
 		cancel()
+	}
+}
+
+// One goroutine drives sessions that end at different times. Whatever happens to some, the others have the text that
+// they have alone.
+func TestStepMany(t *testing.T) {
+	engine := newEngine(t, tiny)
+	prompt := []int32{1, 2, 3}
+	var sessions []*cos.Session
+	var alone [][]int32
+	for tokens := range uint32(6) {
+		options := cos.Options{Strategy: cos.Strategy(tokens % 4), MaxTokens: 4 + tokens, StopTokens: []int32{}}
+		text, _ := decode(t, newSession(t, engine, options), prompt)
+		session := newSession(t, engine, options)
+		if err := session.Prompt(prompt); err != nil {
+			t.Fatal(err)
+		}
+		sessions, alone = append(sessions, session), append(alone, text)
+	}
+	failing := newSession(t, engine, cos.Options{MaxTokens: 4, Combine: func([][]float32, []float32) error {
+		return errors.ErrUnsupported
+	}})
+	closed, empty := newSession(t, engine, cos.Options{}), newSession(t, engine, cos.Options{})
+	if err := errors.Join(failing.Prompt(prompt), sessions[5].Cancel(), closed.Close()); err != nil {
+		t.Fatal(err)
+	}
+	texts := make([][]int32, len(sessions))
+	finished, cancelled, failures := 0, 0, 0
+	for calls := 0; finished < len(sessions); calls++ {
+		if calls > 200 {
+			t.Fatal("no end: ", texts)
+		}
+		finished = 0
+		news := cos.StepMany(append(slices.Clone(sessions), nil, sessions[0], closed, empty, failing))
+		for i, text := range texts {
+			if news[i].Err != nil {
+				t.Fatal(i, news[i].Err)
+			}
+			texts[i] = append(text, news[i].Tokens...)
+			switch news[i].Finish {
+			case cos.FinishCancelled:
+				cancelled++
+			case cos.FinishMaxTokens:
+				finished++
+			}
+		}
+		others := news[len(sessions):]
+		if !errors.Is(others[0].Err, cos.ErrInvalidArgument) || !errors.Is(others[1].Err, cos.ErrInvalidArgument) ||
+			!errors.Is(others[2].Err, cos.ErrClosed) || !errors.Is(others[3].Err, cos.ErrInvalidArgument) {
+			t.Fatal(others)
+		}
+		if err := others[4].Err; err != nil {
+			failures++
+			if !errors.Is(err, cos.ErrCallback) || !errors.Is(err, errors.ErrUnsupported) {
+				t.Fatal(err)
+			}
+		}
+	}
+	if cancelled != 1 || failures == 0 {
+		t.Error(cancelled, failures)
+	}
+	for i, text := range texts {
+		if !slices.Equal(text, alone[i]) {
+			t.Errorf("session %d: %v, not %v", i, text, alone[i])
+		}
+	}
+	if news := cos.StepMany(nil); len(news) != 0 {
+		t.Error(news)
+	}
+}
+
+// A session in a step of another goroutine is busy.
+func TestStepManyWithABusySession(t *testing.T) {
+	engine, prompt := longPrompt(t)
+	busy, free := newSession(t, engine, cos.Options{}), newSession(t, engine, cos.Options{})
+	if err := errors.Join(busy.Prompt(prompt), free.Prompt([]int32{1})); err != nil {
+		t.Fatal(err)
+	}
+	results := startStep(context.Background(), busy)
+	for {
+		news := cos.StepMany([]*cos.Session{busy, free})
+		if news[1].Err != nil {
+			t.Fatal(news[1].Err)
+		}
+		if errors.Is(news[0].Err, cos.ErrBusy) {
+			break
+		}
+		select {
+		case <-results:
+			t.Skip("the other goroutine was too late")
+		default:
+		}
+	}
+	if err := busy.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if result := <-results; result.err != nil && !errors.Is(result.err, cos.ErrClosed) {
+		t.Error(result.err)
 	}
 }

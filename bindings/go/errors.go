@@ -43,6 +43,8 @@ const (
 	ErrInternal Code = C.COS_ERROR_INTERNAL
 	// A [CombineFunc] failed. The error wraps the error that it returned.
 	ErrCallback Code = C.COS_ERROR_CALLBACK
+	// The caches of other sessions take all the memory that the configuration allows. Nothing is lost: try again later.
+	ErrNoMemory Code = C.COS_ERROR_NO_MEMORY
 )
 
 // Error returns the name of the code.
@@ -72,6 +74,8 @@ func (c Code) Error() string {
 		return "cos: internal error"
 	case ErrCallback:
 		return "cos: combine function failed"
+	case ErrNoMemory:
+		return "cos: no memory for another session"
 	}
 	return fmt.Sprintf("cos: error %d", int32(c))
 }

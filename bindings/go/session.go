@@ -2,6 +2,7 @@
 
 package cos
 
+// #include <stdlib.h>
 // #include "combine.h"
 import "C"
 
@@ -119,6 +120,52 @@ func (s *Session) Prompt(tokens []int32) error {
 	}
 	defer s.end()
 	return check(C.cos_prompt(session, cTokens(tokens), C.size_t(len(tokens))))
+}
+
+// SetScope lets the session share computed tokens with sessions of the same scope only, such as those of one tenant. It
+// is called before the first prompt. The empty scope is none.
+func (s *Session) SetScope(scope string) error {
+	session, err := s.begin()
+	if err != nil {
+		return err
+	}
+	defer s.end()
+	text, err := cString(scope)
+	if err != nil {
+		return err
+	}
+	defer C.free(unsafe.Pointer(text))
+	return check(C.cos_session_set_scope(session, text))
+}
+
+// Fork copies the session in its present state, with another seed. It costs no pass, and both share what was computed.
+// A session with a [CombineFunc] cannot be forked ([ErrUnsupported]), because both would use it at the same time.
+func (s *Session) Fork(seed uint64) (*Session, error) {
+	session, err := s.begin()
+	if err != nil {
+		return nil, err
+	}
+	defer s.end()
+	if s.combination != nil {
+		return nil, &Error{Code: ErrUnsupported, Message: "a session with a combine function has no fork"}
+	}
+	var copied *C.cos_session
+	if err := check(C.cos_session_fork(session, C.uint64_t(seed), &copied)); err != nil {
+		return nil, err
+	}
+	fork := new(Session)
+	fork.own(copied, func(session *C.cos_session) { C.cos_free(session) })
+	return fork, nil
+}
+
+// Rewind forgets all tokens from index length on, those of prompts too. The sequence goes on, also if it had finished.
+func (s *Session) Rewind(length int) error {
+	session, err := s.begin()
+	if err != nil {
+		return err
+	}
+	defer s.end()
+	return check(C.cos_session_rewind(session, C.size_t(length)))
 }
 
 // SetWeights changes the weights from the next token on, for "weighted" and "logits". On an error, nothing changes.

@@ -198,3 +198,50 @@ func TestCombineUsesItsSession(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// A fork and a rewound session go on as the session would: greedy ones with the same tokens.
+func TestForkAndRewind(t *testing.T) {
+	engine, prompt := newEngine(t, tiny), []int32{1, 2, 3}
+	options := cos.Options{MaxTokens: 8, StopTokens: []int32{}}
+	whole, _ := decode(t, newSession(t, engine, options), prompt)
+	session := newSession(t, engine, options)
+	if err := errors.Join(session.SetScope("tenant"), session.Prompt(prompt)); err != nil {
+		t.Fatal(err)
+	}
+	if err := newSession(t, engine, options).SetScope("a\x00b"); !errors.Is(err, cos.ErrInvalidArgument) {
+		t.Error(err)
+	}
+	if err := session.SetScope("late"); !errors.Is(err, cos.ErrInvalidArgument) {
+		t.Error(err)
+	}
+	fork, err := session.Fork(7)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer fork.Close()
+	rest := func(session *cos.Session) (tokens []int32) {
+		for step, err := range session.Steps(context.Background()) {
+			if err != nil {
+				t.Fatal(err)
+			}
+			tokens = append(tokens, step.Tokens...)
+		}
+		return tokens
+	}
+	if of, text := rest(fork), rest(session); !slices.Equal(of, whole) || !slices.Equal(text, whole) {
+		t.Errorf("%v and %v, not %v", of, text, whole)
+	}
+	if err := session.Rewind(len(prompt) + 2); err != nil {
+		t.Fatal(err)
+	}
+	if text := rest(session); !slices.Equal(text, whole[2:]) {
+		t.Errorf("%v, not %v", text, whole[2:])
+	}
+	if err := session.Rewind(1000); !errors.Is(err, cos.ErrInvalidArgument) {
+		t.Error(err)
+	}
+	combine := func([][]float32, []float32) error { return nil }
+	if _, err := newSession(t, engine, cos.Options{Combine: combine}).Fork(1); !errors.Is(err, cos.ErrUnsupported) {
+		t.Error(err)
+	}
+}

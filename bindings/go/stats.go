@@ -32,6 +32,11 @@ type Stats struct {
 	// Rows of logits that a GPU keeps and that had to be copied to the host: for combine functions, and for other work
 	// that the GPU cannot do.
 	RowsCopied uint64
+
+	// Tokens that models did not have to compute, because a session with the same beginning had computed them.
+	PrefixTokens uint64
+	// Tokens that models computed once more, because other sessions had taken their memory.
+	RecomputedTokens uint64
 }
 
 // Stats returns the statistics of the session up to the end of its last call. It may be called at any time.
@@ -78,5 +83,8 @@ func readStats(read func(*C.cos_stats) *C.cos_error) (Stats, error) {
 		StandardTime: time.Duration(stats.standard_ns),
 
 		RowsCopied: uint64(stats.rows_copied),
+
+		PrefixTokens:     uint64(stats.prefix_tokens),
+		RecomputedTokens: uint64(stats.recomputed_tokens),
 	}, nil
 }

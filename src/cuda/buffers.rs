@@ -52,6 +52,15 @@ impl DeviceBuffer {
         self.address as *mut c_void
     }
 
+    /// Copy `bytes` bytes from one place to another, which do not overlap.
+    pub fn copy_within(&mut self, from: usize, to: usize, bytes: usize) -> ort::Result<()> {
+        assert!(from.max(to) + bytes <= self.bytes && from.abs_diff(to) >= bytes);
+        // SAFETY: both places are inside the buffer.
+        self.device.aside(|stream| unsafe {
+            result::memcpy_dtod_async(self.address + to as u64, self.address + from as u64, bytes, stream)
+        })
+    }
+
     /// Copy `runs` runs of `bytes` bytes from another buffer.
     ///
     /// `places` are the offsets of the first run, and `pitch` the distances between runs, both as (source,

@@ -1,8 +1,10 @@
 //! A GPU of one model, and the kernels on it.
 
+use std::ffi::c_void;
 use std::sync::Arc;
 
 use cudarc::driver::{DriverError, result, sys};
+use once_cell::sync::OnceCell;
 use parking_lot::Mutex;
 
 use super::runner::Runner;
@@ -24,9 +26,38 @@ pub struct Device {
     runner: Runner,
     /// The kernels, or why the driver refuses them.
     pub(super) kernels: Result<Kernels, String>,
+    /// The kernels of attention, which only packed models need.
+    attention: OnceCell<AttendKernels>,
 }
 
-/// The functions of `kernels/rows.cu`.
+/// The functions of `kernels/attention.cu`: by the rows of a block, and for float16 and bfloat16.
+#[derive(Debug)]
+pub struct AttendKernels([(usize, [sys::CUfunction; 2]); 3]);
+
+impl AttendKernels {
+    /// Let the driver compile them for the current context.
+    fn load() -> Result<Self, DriverError> {
+        const SOURCE: &str = concat!(include_str!("../../kernels/attention.ptx"), "\0");
+        // SAFETY: the source ends with a zero. The module lives as long as the context.
+        unsafe {
+            let module = result::module::load_data(SOURCE.as_ptr().cast())?;
+            let function = |name: &std::ffi::CStr| result::module::get_function(module, name.into());
+            Ok(AttendKernels([
+                (1, [function(c"attend_f16_1")?, function(c"attend_bf16_1")?]),
+                (4, [function(c"attend_f16_4")?, function(c"attend_bf16_4")?]),
+                (8, [function(c"attend_f16_8")?, function(c"attend_bf16_8")?]),
+            ]))
+        }
+    }
+
+    /// The one for this many rows, and how many a block takes.
+    pub fn of(&self, rows: usize, is_bfloat16: bool) -> (usize, sys::CUfunction) {
+        let (most, kernels) = self.0.iter().find(|(most, _)| rows <= *most).unwrap_or(&self.0[2]);
+        (*most, kernels[usize::from(is_bfloat16)])
+    }
+}
+
+/// The functions of `kernels/`.
 #[derive(Debug)]
 pub struct Kernels {
     /// Copies between the host and the GPU.
@@ -39,6 +70,8 @@ pub struct Kernels {
     pub filter: sys::CUfunction,
     /// Draws a token.
     pub draw: sys::CUfunction,
+    /// Draws tokens from the last row of each sequence of a pass.
+    pub draw_last: sys::CUfunction,
     /// Sums rows with weights.
     pub weigh: sys::CUfunction,
     /// Sums the residual distribution of a rejected proposal.
@@ -61,6 +94,7 @@ impl Kernels {
                 summarise: function(c"summarise")?,
                 filter: function(c"filter")?,
                 draw: function(c"draw")?,
+                draw_last: function(c"draw_last")?,
                 weigh: function(c"weigh")?,
                 residual: function(c"residual")?,
                 pick: function(c"pick")?,
@@ -111,7 +145,8 @@ impl Device {
                 Ok((stream, side)) => {
                     let kernels = Kernels::load().map_err(describe);
                     let queue = Mutex::new(());
-                    Ok(Arc::new(Device { id, device, context, stream, side, queue, runner, kernels }))
+                    let attention = OnceCell::new();
+                    Ok(Arc::new(Device { id, device, context, stream, side, queue, runner, kernels, attention }))
                 }
                 Err(error) => {
                     _ = result::primary_ctx::release(device);
@@ -124,6 +159,12 @@ impl Device {
     /// CUDA's number of it.
     pub fn id(&self) -> i32 {
         self.id
+    }
+
+    /// Bytes that are free.
+    pub fn free_memory(&self) -> ort::Result<usize> {
+        self.enter()?;
+        done(result::mem_get_info()).map(|(free, _)| free)
     }
 
     /// Whether ONNX Runtime uses cuDNN's attention kernels on it by default.
@@ -142,6 +183,28 @@ impl Device {
     /// The kernels for rows of logits.
     pub fn kernels(&self) -> ort::Result<&Kernels> {
         self.kernels.as_ref().map_err(ort::Error::new)
+    }
+
+    /// The kernels of attention.
+    pub fn attention(&self) -> ort::Result<&AttendKernels> {
+        self.enter()?;
+        self.attention.get_or_try_init(|| done(AttendKernels::load()))
+    }
+
+    /// Run a kernel on a grid of blocks of `threads` threads, on the stream of passes.
+    ///
+    /// # Safety
+    /// The caller must have the [`Device::queue`], or be called by ONNX Runtime in a pass. The arguments must match the
+    /// kernel, and everything they point to must stay until it is done.
+    pub unsafe fn launch(
+        &self,
+        kernel: sys::CUfunction,
+        grid: (u32, u32, u32),
+        threads: u32,
+        arguments: &mut [*mut c_void],
+    ) -> ort::Result<()> {
+        // SAFETY: the caller promises it.
+        done(unsafe { result::launch_kernel(kernel, grid, (threads, 1, 1), 0, self.stream, arguments) })
     }
 
     /// The stream of passes, for ONNX Runtime.

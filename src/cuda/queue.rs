@@ -32,12 +32,17 @@ pub struct Queue<'a> {
 impl Queue<'_> {
     /// Copy a host buffer to the beginning of a device buffer.
     pub fn copy_in(&self, from: &HostBuffer, to: &DeviceBuffer) -> ort::Result<()> {
-        assert!(from.bytes <= to.bytes);
-        if self.transfer(from.bytes().as_ptr() as u64, to.address, 0, from.bytes)? {
+        self.copy_first(from, to, from.bytes)
+    }
+
+    /// Copy the first `bytes` bytes of a host buffer to the beginning of a device buffer.
+    pub fn copy_first(&self, from: &HostBuffer, to: &DeviceBuffer, bytes: usize) -> ort::Result<()> {
+        assert!(bytes <= from.bytes && bytes <= to.bytes);
+        if self.transfer(from.bytes().as_ptr() as u64, to.address, 0, bytes)? {
             return Ok(());
         }
         // SAFETY: both buffers are long enough, and their owner waits for the work before it frees them.
-        done(unsafe { result::memcpy_htod_async(to.address, from.bytes(), self.device.stream) })
+        done(unsafe { result::memcpy_htod_async(to.address, &from.bytes()[..bytes], self.device.stream) })
     }
 
     /// Copy bytes `start` to `end` of a device buffer to the same offset of a host buffer.
@@ -91,7 +96,7 @@ impl Queue<'_> {
         arguments: &mut [*mut c_void],
     ) -> ort::Result<()> {
         // SAFETY: the caller promises it.
-        done(unsafe { result::launch_kernel(kernel, grid, (threads, 1, 1), 0, self.device.stream, arguments) })
+        unsafe { self.device.launch(kernel, grid, threads, arguments) }
     }
 
     /// Run `work` as in [`Device::by_runner`], with access to the stream.

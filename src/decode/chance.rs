@@ -46,6 +46,12 @@ pub trait Chance {
 
     /// An index, drawn with probability proportional to its weight. An error if the weights are on a device that fails.
     fn pick<W: Weights + ?Sized>(&self, key: Key, weights: &W) -> Result<usize>;
+
+    /// The number in `[0, 1)` that [`Chance::pick`] draws by: at this share of the weights. `None` if it does not draw
+    /// so.
+    fn share(&self, _key: Key) -> Option<f64> {
+        None
+    }
 }
 
 /// The random numbers of a session: one ChaCha8 block for each seed and key.
@@ -54,22 +60,39 @@ pub trait Chance {
 #[derive(Debug, Clone, Copy)]
 pub struct CounterRng {
     seed: u64,
+    /// Tells the numbers of a fork from those of all others with the seed. 0 if it is no fork.
+    branch: u64,
 }
+
+/// What a number decides that tells a fork from others; see [`Purpose`].
+const BRANCH: u8 = u8::MAX;
 
 impl CounterRng {
     /// The numbers of a seed.
     pub fn new(seed: u64) -> Self {
-        CounterRng { seed }
+        CounterRng { seed, branch: 0 }
+    }
+
+    /// The numbers of a seed for a fork, which come after `forks` others. They are independent of all numbers here and
+    /// of those of other forks, whatever the seeds.
+    pub fn fork(&self, seed: u64, forks: u64) -> Self {
+        CounterRng { seed, branch: self.number(forks, 0, BRANCH) }
     }
 
     /// Uniform on `[0, 1)` with 53 random bits.
     pub fn uniform(&self, key: Key) -> f64 {
+        let number = self.number(key.position as u64, key.epoch, key.purpose as u8);
+        (number >> 11) as f64 / (1u64 << 53) as f64
+    }
+
+    fn number(&self, position: u64, epoch: u32, purpose: u8) -> u64 {
         let mut block = [0u8; 32];
         block[..8].copy_from_slice(&self.seed.to_le_bytes());
-        block[8..16].copy_from_slice(&(key.position as u64).to_le_bytes());
-        block[16..20].copy_from_slice(&key.epoch.to_le_bytes());
-        block[20] = key.purpose as u8;
-        (ChaCha8Rng::from_seed(block).next_u64() >> 11) as f64 / (1u64 << 53) as f64
+        block[8..16].copy_from_slice(&position.to_le_bytes());
+        block[16..20].copy_from_slice(&epoch.to_le_bytes());
+        block[20] = purpose;
+        block[24..].copy_from_slice(&self.branch.to_le_bytes());
+        ChaCha8Rng::from_seed(block).next_u64()
     }
 }
 
@@ -80,6 +103,10 @@ impl Chance for CounterRng {
 
     fn pick<W: Weights + ?Sized>(&self, key: Key, weights: &W) -> Result<usize> {
         quantile(weights, self.uniform(key))
+    }
+
+    fn share(&self, key: Key) -> Option<f64> {
+        Some(self.uniform(key))
     }
 }
 
@@ -141,6 +168,22 @@ mod tests {
         assert_ne!(base, CounterRng::new(1).uniform(key(6, Purpose::Target, 2)));
         assert_ne!(base, CounterRng::new(1).uniform(key(5, Purpose::Residual, 2)));
         assert_ne!(base, CounterRng::new(1).uniform(key(5, Purpose::Target, 3)));
+    }
+
+    #[test]
+    fn forks_have_numbers_of_their_own() {
+        let (parent, key) = (CounterRng::new(1), key(5, Purpose::Target, 2));
+        let all = [
+            parent,
+            parent.fork(1, 0),
+            parent.fork(1, 1),
+            parent.fork(2, 0),
+            CounterRng::new(2).fork(1, 0),
+            parent.fork(1, 0).fork(1, 0),
+        ];
+        let numbers: std::collections::HashSet<u64> = all.iter().map(|rng| rng.uniform(key).to_bits()).collect();
+        assert_eq!(numbers.len(), all.len());
+        assert_eq!(parent.fork(1, 3).uniform(key), parent.fork(1, 3).uniform(key));
     }
 
     #[test]

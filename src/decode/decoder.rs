@@ -4,9 +4,11 @@
 //! each need, runs it alone, beside others or in a batch, and reports with [`Decoder::ran`] or [`Decoder::failed`]. The
 //! prompt and probes are ordinary needs. The order of things is that of [`Schedule`]; positions are decided from rows.
 
+mod branch;
+
 use std::time::Duration;
 
-use crate::decode::chance::Chance;
+use crate::decode::chance::{Chance, Key, Purpose};
 use crate::decode::combine::Combination;
 use crate::decode::lane::Lane;
 pub use crate::decode::lane::ModelLimits;
@@ -19,7 +21,8 @@ pub use crate::decode::target::Workspace;
 use crate::error::{Error, Result};
 use crate::learn::estimates::Estimates;
 use crate::learn::observer::{Observer, WINDOW};
-use crate::model::{Memory, Pass, Report, Sequence};
+use crate::model::{CacheUse, Memory, Pass, Report, Sequence};
+use crate::rows::PassUniforms;
 
 /// One who takes part in decoding a sequence.
 pub enum Proposer {
@@ -54,6 +57,8 @@ pub struct Need {
 pub enum Step {
     /// It needs the passes in [`Decoder::needs`].
     Run,
+    /// It needs the answer to [`Workspace::question`], which was deferred. The next step takes the same workspace.
+    Ask,
     /// The round has ended, and has committed at least one token.
     Committed,
     /// The sequence had ended before; nothing was done.
@@ -279,7 +284,7 @@ impl<C: Chance> Decoder<C> {
         Ok(())
     }
 
-    /// Go on with the round, or begin one, until passes are needed or the round has ended.
+    /// Go on with the round, or begin one, until passes or an answer are needed, or the round has ended.
     ///
     /// On an error the sequence is as it was before the round.
     pub fn step(&mut self, workspace: &mut Workspace) -> Result<Step> {
@@ -287,6 +292,9 @@ impl<C: Chance> Decoder<C> {
             return Err(Error::InvalidArgument("the session has no tokens yet; give it a prompt first".into()));
         }
         workspace.prepare(&self.state.lanes);
+        if !self.schedule.asks() {
+            workspace.forget();
+        }
         self.observe_passes(workspace);
         if let Some(model) = self.probed {
             return Ok(self.step_probe(model));
@@ -305,6 +313,7 @@ impl<C: Chance> Decoder<C> {
                 self.ask_for_passes();
                 Ok(Step::Run)
             }
+            Ok(Next::Ask) => Ok(Step::Ask),
             Ok(Next::Done) => {
                 self.settle();
                 Ok(Step::Committed)
@@ -329,9 +338,24 @@ impl<C: Chance> Decoder<C> {
 
     /// What a needed pass runs over.
     pub fn pass(&mut self, Need { model, start, end, keep }: Need) -> Pass<'_> {
-        let DecoderState { lanes, settings, tokens, .. } = &mut self.state;
+        let DecoderState { lanes, settings, tokens, chance, epoch, .. } = &mut self.state;
+        let uniforms = uniforms(chance, settings, *epoch, end);
         let sequence = lanes[model].as_mut().expect("a look-up runs no passes").sequence.as_mut();
-        Pass { sequence, tokens: &tokens[start..end], keep, filter: settings.sampler.filter() }
+        Pass { sequence, tokens: &tokens[start..end], keep, filter: settings.sampler.filter(), uniforms }
+    }
+
+    /// All needed passes. Each is of another model.
+    pub fn passes(&mut self) -> impl Iterator<Item = (Need, Pass<'_>)> {
+        let Decoder { needs, state: DecoderState { lanes, settings, tokens, chance, epoch, .. }, .. } = self;
+        let (settings, chance, epoch) = (&*settings, &*chance, *epoch);
+        let (needs, tokens, filter) = (&*needs, &*tokens, settings.sampler.filter());
+        lanes.iter_mut().enumerate().filter_map(move |(model, lane)| {
+            let need = *needs.iter().find(|need| need.model == model)?;
+            let sequence = lane.as_mut()?.sequence.as_mut();
+            let (tokens, keep, uniforms) =
+                (&tokens[need.start..need.end], need.keep, uniforms(chance, settings, epoch, need.end));
+            Some((need, Pass { sequence, tokens, keep, filter, uniforms }))
+        })
     }
 
     /// A needed pass has succeeded. `overlapped` tells whether it was run at the same time as others of this step.
@@ -342,6 +366,7 @@ impl<C: Chance> Decoder<C> {
         self.schedule.ran(model, end);
         if let Some(lane) = &mut self.state.lanes[model] {
             lane.elapsed += report.elapsed;
+            lane.sequence.take_rows();
         }
         self.is_usual &= report.is_usual;
         // After the token at index i the row of position i + 1 is scored; those within the prompt do not count.
@@ -356,8 +381,12 @@ impl<C: Chance> Decoder<C> {
         self.observe_rows(workspace);
         self.needs.clear();
         self.ran.clear();
-        if self.probed.take().is_none() && self.schedule.is_in_round() {
-            self.undo();
+        if self.probed.take().is_none() {
+            if self.schedule.is_in_round() {
+                self.undo();
+            }
+            // A round that was cancelled before it began has committed nothing either.
+            self.start = self.schedule.committed();
         }
     }
 
@@ -393,7 +422,10 @@ impl<C: Chance> Decoder<C> {
         for Ran { need: Need { model, end, .. }, wanted, .. } in &self.ran {
             let lane = lanes[*model].as_ref().expect("a look-up runs no passes");
             for (position, &token) in tokens.iter().enumerate().take(committed.min(end + 1)).skip(*wanted) {
-                if !observer.skips(*model, position) {
+                // The model's next pass tells the score of the token behind this one.
+                let row = || lane.row(position);
+                let is_told = position < *end || settings.sampler.is_greedy() || row().knows(token as usize);
+                if !observer.skips(*model, position) && is_told {
                     let candidates = &mut workspace.candidates;
                     let seen = lane.observation(position, token as usize, &settings.sampler, candidates);
                     seen.into_iter().for_each(|seen| observer.record_score(*model, position, seen));
@@ -553,6 +585,25 @@ impl<C: Chance> Decoder<C> {
         self.state.lanes.iter().map(move |lane| lane.as_ref().map_or(0, copied))
     }
 
+    /// Share computed tokens with sequences of the same scope only.
+    ///
+    /// [`Error::InvalidArgument`] if there are tokens already.
+    pub fn set_scope(&mut self, scope: &str) -> Result<()> {
+        if !self.schedule.is_empty() {
+            return Err(Error::InvalidArgument(format!(
+                "the session has {} tokens; set its scope before the first prompt",
+                self.schedule.committed()
+            )));
+        }
+        self.state.lanes.iter_mut().flatten().for_each(|lane| lane.sequence.set_scope(scope));
+        Ok(())
+    }
+
+    /// What sharing the models' caches has saved and cost.
+    pub fn cache_use(&self) -> CacheUse {
+        self.state.lanes.iter().flatten().map(|lane| lane.sequence.cache_use()).sum()
+    }
+
     /// The memory of the sequence: the models' sequences, and its tokens.
     pub fn memory(&self) -> Memory {
         let own = size_of::<i32>() * self.state.tokens.capacity();
@@ -571,10 +622,23 @@ impl<C: Chance> DecoderState<C> {
     }
 
     /// The first position that an observer wants a model's row of, if the model runs from `start` on: it was committed
-    /// without it.
+    /// without it, or without a score that this pass tells.
     fn wanted(&self, model: usize, start: usize) -> usize {
-        self.observer.as_ref().map_or(usize::MAX, |observer| observer.first_wanted(model).max(start + 1))
+        let Some(observer) = &self.observer else { return usize::MAX };
+        let rows = self.lanes[model].as_ref().and_then(|lane| lane.sequence.device_rows());
+        let first = if rows.is_some_and(|rows| rows.learns(start)) { start } else { start + 1 };
+        observer.first_wanted(model).max(first)
     }
+}
+
+/// Where a proposal and the target's token are drawn from a row, if one is drawn from it now: from the row behind all
+/// tokens, and in this epoch.
+fn uniforms<C: Chance>(chance: &C, settings: &Settings, epoch: u32, position: usize) -> Option<PassUniforms> {
+    if settings.sampler.is_greedy() {
+        return None;
+    }
+    let share = |purpose| chance.share(Key { position, purpose, epoch });
+    Some([share(Purpose::Proposal)?, share(Purpose::Target)?])
 }
 
 /// Most tokens that all models hold that the combination needs. A drafter drafts as long as it can, and limits nothing.

@@ -23,6 +23,17 @@ pub struct Draft {
     pub odds: f64,
 }
 
+/// What became of a position.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Decision {
+    /// Its draft was accepted, or a token was drawn where none was pending.
+    Accepted,
+    /// Another token has replaced its draft. Everything that was pending is dropped.
+    Rejected,
+    /// Nothing yet: a device is asked a question. Once that is answered, the position is to be decided again.
+    Asks,
+}
+
 /// What a schedule asks of the world.
 pub trait World {
     /// Why a position cannot be decided.
@@ -34,9 +45,8 @@ pub trait World {
     /// The model that the target of a position is routed to; the same answer whenever it is asked.
     fn route(&self, position: usize) -> usize;
 
-    /// Decide the front position, where `draft` is pending or nothing is, and commit its token. Returns whether the
-    /// draft was accepted, or true without one. A rejection drops everything that is pending.
-    fn decide(&mut self, position: usize, draft: Option<Draft>) -> Result<bool, Self::Error>;
+    /// Decide the front position, where `draft` is pending or nothing is, and commit its token.
+    fn decide(&mut self, position: usize, draft: Option<Draft>) -> Result<Decision, Self::Error>;
 
     /// Let a participant propose the token at `position`, behind `pending` other proposals. `None` if it has none.
     fn propose(&mut self, proposer: usize, position: usize, pending: usize) -> Result<Option<Draft>, Self::Error>;
@@ -47,6 +57,8 @@ pub trait World {
 pub enum Next {
     /// Passes of the models in [`Schedule::running`].
     Run,
+    /// The answer to a question about rows.
+    Ask,
     /// Nothing: the round has ended, and it has committed at least one token, unless the sequence has ended.
     Done,
 }
@@ -85,6 +97,8 @@ pub struct Schedule {
     /// Whether nothing is proposed until all that is pending is decided.
     draining: bool,
     round: Option<Round>,
+    /// Whether a question must be answered before positions are decided.
+    asks: bool,
     /// What is being done, until all models in `running` have seen all tokens.
     action: Option<Action>,
     running: Vec<usize>,
@@ -110,6 +124,7 @@ impl Schedule {
             turn: None,
             draining: false,
             round: None,
+            asks: false,
             action: None,
             running: Vec::with_capacity(participants),
             view: vec![0; participants],
@@ -146,7 +161,7 @@ impl Schedule {
 
     /// Start again with so many committed tokens and nothing pending, of which each participant keeps what it has seen.
     pub fn reset(&mut self, committed: usize) {
-        (self.round, self.action) = (None, None);
+        (self.round, self.action, self.asks) = (None, None, false);
         self.committed = committed;
         self.drop_pending();
     }
@@ -165,6 +180,18 @@ impl Schedule {
         self.reset(start);
         self.seen.iter_mut().for_each(|seen| *seen = (*seen).min(start.saturating_sub(1)));
         start
+    }
+
+    /// Go back to so many committed tokens. The last one is to be seen again, since its row may be gone.
+    pub fn rewind(&mut self, committed: usize) {
+        self.reset(committed);
+        self.seen.iter_mut().for_each(|seen| *seen = (*seen).min(committed.saturating_sub(1)));
+    }
+
+    /// Begin with so many committed tokens, of which each participant has seen some.
+    pub fn begin_at(&mut self, committed: usize, seen: impl Iterator<Item = usize>) {
+        self.reset(committed);
+        self.seen.iter_mut().zip(seen).for_each(|(place, seen)| *place = seen);
     }
 
     fn drop_pending(&mut self) {
@@ -210,6 +237,11 @@ impl Schedule {
         self.seen[participant]
     }
 
+    /// Whether the last step has ended with a question.
+    pub fn asks(&self) -> bool {
+        self.asks
+    }
+
     /// Whether a round has begun and not ended.
     pub fn is_in_round(&self) -> bool {
         self.round.is_some()
@@ -233,15 +265,21 @@ impl Schedule {
         self.running.iter().for_each(|&model| self.seen[model] = len);
     }
 
-    /// Go on until passes are needed or the round has ended.
+    /// Go on until passes or an answer are needed, or the round has ended.
     ///
     /// On an error nothing of the round counts, and [`Schedule::undo`] must be called.
     #[inline]
     pub fn step<W: World>(&mut self, plan: &Plan, world: &mut W) -> Result<Next, W::Error> {
-        if self.round.is_none() {
+        let begins = self.round.is_none();
+        if begins {
             self.round = Some(Round { start: self.committed, declined: false });
-            // An earlier round may have left positions that can be decided without a pass.
+        }
+        // An earlier round may have left positions that can be decided without a pass.
+        if (begins || self.asks) && self.action.is_none() {
             self.decide(plan, world)?;
+            if self.asks {
+                return Ok(Next::Ask);
+            }
         }
         loop {
             if let Some(action) = self.action {
@@ -249,8 +287,11 @@ impl Schedule {
                 if self.running.iter().any(|&model| self.seen[model] < len) {
                     return Ok(Next::Run);
                 }
-                self.action = None;
                 self.decide(plan, world)?;
+                if self.asks {
+                    return Ok(Next::Ask);
+                }
+                self.action = None;
                 self.propose(action, world)?;
             }
             if self.committed > self.start() || world.has_ended() {
@@ -317,14 +358,20 @@ impl Schedule {
     /// Otherwise the end of a round would tell of the next token, and a caller who changes weights there, or stops,
     /// would choose among outcomes. The next round decides what is left, without a pass.
     ///
-    /// A position that fails is an error of the round in which it comes first; earlier tokens of a round are good.
+    /// A position that fails is an error of the round in which it comes first; earlier tokens of a round are good. One
+    /// that asks is the next to be decided.
     #[inline]
     fn decide<W: World>(&mut self, plan: &Plan, world: &mut W) -> Result<(), W::Error> {
+        self.asks = false;
         while !world.has_ended() && self.is_ready(plan, world) {
             match world.decide(self.committed, self.pending.front().copied()) {
-                Ok(accepted) => {
+                Ok(Decision::Asks) => {
+                    self.asks = true;
+                    return Ok(());
+                }
+                Ok(decision) => {
                     self.pending.pop_front();
-                    if !accepted {
+                    if decision == Decision::Rejected {
                         self.drop_pending();
                     }
                     self.committed += 1;

@@ -4,7 +4,7 @@ use crate::decode::chance::{Chance, Key, Purpose};
 use crate::decode::lane::Lane;
 use crate::decode::look_up;
 use crate::decode::progress::{Counters, Finish};
-use crate::decode::schedule::{Draft, World};
+use crate::decode::schedule::{Decision, Draft, World};
 use crate::decode::settings::Settings;
 use crate::decode::target::{Front, Target, Workspace};
 use crate::error::{Error, Result};
@@ -80,11 +80,15 @@ impl<C: Chance> DecoderState<C> {
                 observer.record_lookup(participant, position, proposal, token);
                 continue;
             };
-            let is_skipped = !lane.is_processed(position) && observer.skips(participant, position);
-            if lane.sequence.len() < position || is_skipped {
+            if lane.sequence.len() < position {
                 continue;
             }
             let Settings { sampler, .. } = &self.settings;
+            let is_skipped = !lane.is_processed(position) && observer.skips(participant, position);
+            // A score on a device costs a question. The model's next pass tells it.
+            if is_skipped || !(sampler.is_greedy() || lane.row(position).knows(token as usize)) {
+                continue;
+            }
             let seen = lane.observation(position, token as usize, sampler, &mut workspace.candidates);
             seen.into_iter().for_each(|seen| observer.record_score(participant, position, seen));
         }
@@ -113,7 +117,27 @@ impl<C: Chance> World for Rows<'_, C> {
         self.state.chance.pick(key, weights).expect("weights on the host can be read")
     }
 
-    fn decide(&mut self, position: usize, draft: Option<Draft>) -> Result<bool> {
+    fn decide(&mut self, position: usize, draft: Option<Draft>) -> Result<Decision> {
+        let decided = self.decide_now(position, draft);
+        if decided.is_err() && self.workspace.asks() {
+            return Ok(Decision::Asks);
+        }
+        self.workspace.forget();
+        decided
+    }
+
+    /// A bad row proposes nothing. Whether it matters shows when it is needed to decide.
+    fn propose(&mut self, proposer: usize, position: usize, pending: usize) -> Result<Option<Draft>> {
+        match self.draw_proposal(proposer, position, pending) {
+            Err(Error::Numeric(_)) => Ok(None),
+            other => other,
+        }
+    }
+}
+
+impl<C: Chance> Rows<'_, C> {
+    /// Decide a position. On an error nothing has changed, so that it can be decided again.
+    fn decide_now(&mut self, position: usize, draft: Option<Draft>) -> Result<Decision> {
         let route = self.is_routed.then(|| self.route(position));
         let is_observed = self.state.observer.is_some();
         let mut front = self.state.front(position, self.workspace);
@@ -146,19 +170,9 @@ impl<C: Chance> World for Rows<'_, C> {
         state.log_probabilities.extend(log_probability);
         state.end(position);
         state.observe(position, decided, self.workspace);
-        Ok(accepted || draft.is_none())
+        Ok(if accepted || draft.is_none() { Decision::Accepted } else { Decision::Rejected })
     }
 
-    /// A bad row proposes nothing. Whether it matters shows when it is needed to decide.
-    fn propose(&mut self, proposer: usize, position: usize, pending: usize) -> Result<Option<Draft>> {
-        match self.draw_proposal(proposer, position, pending) {
-            Err(Error::Numeric(_)) => Ok(None),
-            other => other,
-        }
-    }
-}
-
-impl<C: Chance> Rows<'_, C> {
     fn draw_proposal(&mut self, proposer: usize, position: usize, pending: usize) -> Result<Option<Draft>> {
         let key = self.state.key(position, Purpose::Proposal);
         let DecoderState { lanes, settings, chance, tokens, counters, observer, .. } = &mut *self.state;

@@ -10,7 +10,8 @@ use crate::error::{Error, Result};
 use crate::rows::{Best, Candidates, DeviceResidual, DeviceSums, Distribution, Row, Term, argmax, maximum};
 
 /// Buffers that deciding a position takes. They hold nothing from one step to the next, so that any number of decoders
-/// over the same models may take turns with one workspace.
+/// over the same models may take turns with one workspace. Between a question and the step that uses its answer, the
+/// workspace is its decoder's alone.
 pub struct Workspace {
     /// A row of probabilities: what is left of a target.
     residual: Vec<f32>,
@@ -21,6 +22,8 @@ pub struct Workspace {
     /// What combines rows on a GPU; made when rows on a GPU are first seen.
     sums: Option<Box<dyn DeviceSums>>,
     has_sums: bool,
+    /// Whether questions to a GPU are deferred.
+    defers: bool,
     /// Whether the last sum was made on the GPU. Otherwise it is in `scores`.
     is_on_device: bool,
 }
@@ -34,6 +37,7 @@ impl Workspace {
             candidates: Candidates::new(vocab_size),
             sums: None,
             has_sums: false,
+            defers: false,
             is_on_device: false,
         }
     }
@@ -43,7 +47,31 @@ impl Workspace {
         if !self.has_sums {
             self.has_sums = true;
             self.sums = lanes.iter().flatten().find_map(|lane| lane.sequence.device_rows()?.sums());
+            if let Some(sums) = self.sums.as_mut().filter(|_| self.defers) {
+                sums.defer();
+            }
         }
+    }
+
+    /// Defer questions about sums of rows on a GPU, so that they are answered together with others. To be called before
+    /// the first step.
+    pub fn defer(&mut self) {
+        self.defers = true;
+    }
+
+    /// Whether there is a question that is not answered.
+    pub fn asks(&self) -> bool {
+        self.sums.as_ref().is_some_and(|sums| sums.asks())
+    }
+
+    /// The question of the last step, if it has ended with one.
+    pub fn question(&mut self) -> Option<&mut dyn DeviceSums> {
+        self.sums.as_deref_mut().filter(|sums| sums.asks())
+    }
+
+    /// Forget questions and their answers.
+    pub fn forget(&mut self) {
+        self.sums.iter_mut().for_each(|sums| sums.forget());
     }
 
     /// Sums of rows that were copied from a GPU to the host so far.
@@ -164,7 +192,7 @@ impl<C: Chance> Front<'_, C> {
         let (settings, token) = (self.settings, self.token);
         let sums = &mut self.workspace.sums;
         let best = combination.greedy(row, || {
-            on_device = add_on_device(sums.as_deref_mut(), settings, row, token)?;
+            on_device = add_on_device(sums.as_deref_mut(), settings, row, token, None)?;
             if on_device {
                 return sums.as_ref().expect("it has made the sum").sum().best();
             }
@@ -180,7 +208,9 @@ impl<C: Chance> Front<'_, C> {
     fn add_on_device(&mut self) -> Result<bool> {
         let (lanes, position) = (&*self.lanes, self.position);
         let row = |model: usize| lanes[model].as_ref().expect("a look-up has no rows").row(position);
-        let done = add_on_device(self.workspace.sums.as_deref_mut(), self.settings, row, self.token)?;
+        // A token is drawn only where none is pending.
+        let uniform = if self.token.is_none() { self.chance.share(self.key(Purpose::Target)) } else { None };
+        let done = add_on_device(self.workspace.sums.as_deref_mut(), self.settings, row, self.token, uniform)?;
         self.workspace.is_on_device = done;
         Ok(done)
     }
@@ -244,7 +274,7 @@ impl<C: Chance> Front<'_, C> {
         }
         let certain = certain.then_some(token);
         let key = self.key(Purpose::Residual);
-        if let Some(total) = self.residual_on_device(target, proposer, certain)?
+        if let Some(total) = self.residual_on_device(target, proposer, certain, key)?
             && total > 0.0
         {
             let sums = self.workspace.sums.as_deref().expect("it has made the residual");
@@ -254,8 +284,16 @@ impl<C: Chance> Front<'_, C> {
         self.chance.pick(key, &self.workspace.residual[..]).map(Some)
     }
 
-    /// Make the residual on the GPU, if all rows that it takes are there. Returns its sum.
-    fn residual_on_device(&mut self, target: Target, proposer: usize, certain: Option<usize>) -> Result<Option<f64>> {
+    /// Make the residual on the GPU, from which the outcome of a key is drawn, if all rows that it takes are there.
+    /// Returns its sum.
+    fn residual_on_device(
+        &mut self,
+        target: Target,
+        proposer: usize,
+        certain: Option<usize>,
+        key: Key,
+    ) -> Result<Option<f64>> {
+        let uniform = self.chance.share(key);
         let (lanes, position) = (&*self.lanes, self.position);
         let term =
             |model: usize, weight: f32| lanes[model].as_ref().expect("a look-up has no rows").term(position, weight);
@@ -269,7 +307,7 @@ impl<C: Chance> Front<'_, C> {
         };
         match target {
             Target::Row(model) => match term(model, 1.0) {
-                Some(target) => sums.residual(&mut std::iter::once(target).chain(proposal), certain),
+                Some(target) => sums.residual(&mut std::iter::once(target).chain(proposal), certain, uniform),
                 None => Ok(None),
             },
             Target::Mixture => {
@@ -277,10 +315,10 @@ impl<C: Chance> Front<'_, C> {
                 if parts().any(|part| part.is_none()) {
                     return Ok(None);
                 }
-                sums.residual(&mut parts().flatten().chain(proposal), certain)
+                sums.residual(&mut parts().flatten().chain(proposal), certain, uniform)
             }
             Target::Sum(distribution) if self.workspace.is_on_device => match sums.sum().term(&distribution, 1.0) {
-                Some(target) => sums.residual(&mut std::iter::once(target).chain(proposal), certain),
+                Some(target) => sums.residual(&mut std::iter::once(target).chain(proposal), certain, uniform),
                 None => Ok(None),
             },
             Target::Token(_) | Target::Sum(_) => Ok(None),
@@ -354,6 +392,7 @@ fn add_on_device<'a>(
     settings: &Settings,
     row: impl Fn(usize) -> Row<'a>,
     token: Option<usize>,
+    uniform: Option<f64>,
 ) -> Result<bool> {
     let combination = &settings.combination;
     let Some(sums) = sums else { return Ok(false) };
@@ -378,5 +417,5 @@ fn add_on_device<'a>(
     }
     let judge = judge.and_then(|(model, distance)| row(model).place().map(|place| (place, place.max + distance)));
     let mut parts = combination.parts().filter_map(|each| part(each).ok().flatten());
-    sums.add(&mut parts, judge, settings.sampler.filter(), token.unwrap_or(0))
+    sums.add(&mut parts, judge, settings.sampler.filter(), token.unwrap_or(0), uniform)
 }

@@ -1,14 +1,21 @@
-//! Runs the passes that a decoder needs, one after the other or at the same time.
+//! Runs the passes that a decoder needs: one after the other, at the same time, or in common with other sessions.
 
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use arrayvec::ArrayVec;
 
 use crate::decode::chance::Chance;
 use crate::decode::decoder::{Decoder, Finish, Need, Proposer, Settings, Step, Workspace};
 use crate::decode::policy::Plan;
 use crate::engine::participant::Participant;
+use crate::engine::queue::{self, MOST_MODELS, PassQueue, Ticket};
+use crate::engine::queues::{Inside, PassQueues};
+use crate::engine::wait::{Waiter, WakeOnCancel};
 use crate::error::{Error, Result};
 use crate::model::{Cancel, Interrupt, Memory, Model};
+use crate::rows::DeviceSums;
 
 /// Most passes of one step that run at the same time; more run one after the other.
 const MOST_AT_ONCE: usize = u64::BITS as usize;
@@ -19,6 +26,14 @@ pub struct Driver<C> {
     participants: Vec<Participant>,
     workspace: Workspace,
     overlaps: bool,
+    cancel: Arc<Cancel>,
+    /// Where it waits for common passes; `None`: it runs all passes alone.
+    queues: Option<Arc<PassQueues>>,
+    waiter: Arc<Waiter>,
+    /// Whether other threads may wait until this one has computed. Not if functions of the caller run meanwhile.
+    in_crowd: bool,
+    /// Time that passed while it waited for common passes, without its share of them.
+    waited: Duration,
 }
 
 impl<C: Chance> Driver<C> {
@@ -32,9 +47,43 @@ impl<C: Chance> Driver<C> {
         chance: C,
     ) -> Result<Self> {
         let proposers = participants.iter().map(|each| each.start(cancel)).collect::<Result<Vec<Proposer>>>()?;
-        let decoder = Decoder::new(proposers, settings, plan, chance);
-        let workspace = Workspace::new(decoder.vocab_size());
-        Ok(Driver { decoder, participants: participants.to_vec(), workspace, overlaps: true })
+        Ok(Self::of(participants.to_vec(), Decoder::new(proposers, settings, plan, chance), cancel))
+    }
+
+    /// A sequence that goes on from where this one stands, by a plan of its own; see [`Decoder::continue_from`].
+    pub fn fork(&self, cancel: &Arc<Cancel>, plan: Plan, chance: C) -> Result<Self> {
+        let fork = |(index, each): (usize, &Participant)| each.fork(self.decoder.sequence(index), cancel);
+        let proposers = self.participants.iter().enumerate().map(fork).collect::<Result<Vec<Proposer>>>()?;
+        let mut decoder = Decoder::new(proposers, self.decoder.settings().clone(), plan, chance);
+        decoder.continue_from(&self.decoder);
+        Ok(Self::of(self.participants.clone(), decoder, cancel))
+    }
+
+    fn of(participants: Vec<Participant>, decoder: Decoder<C>, cancel: &Arc<Cancel>) -> Self {
+        Driver {
+            workspace: Workspace::new(decoder.vocab_size()),
+            decoder,
+            participants,
+            overlaps: true,
+            cancel: cancel.clone(),
+            queues: None,
+            waiter: Arc::default(),
+            in_crowd: false,
+            waited: Duration::ZERO,
+        }
+    }
+
+    /// Run passes in common with others that wait in these queues, and have questions about rows on a GPU answered
+    /// there. To be called before the first step. `in_crowd` says that [`PassQueues::enter`] is called
+    /// before each round that runs in this thread alone.
+    pub fn share_passes(&mut self, queues: &Arc<PassQueues>, in_crowd: bool) {
+        if queues.is_empty() {
+            return;
+        }
+        self.cancel.add_hook(Box::new(WakeOnCancel(self.waiter.clone())));
+        self.queues = Some(queues.clone());
+        self.in_crowd = in_crowd;
+        self.workspace.defer();
     }
 
     /// Let passes that do not depend on each other run at the same time, or not.
@@ -52,44 +101,152 @@ impl<C: Chance> Driver<C> {
 
     /// Let a model that the plan does not run catch up; see [`Decoder::probe`].
     pub fn probe(&mut self, model: usize) -> Result<(), Interrupt> {
-        if self.decoder.probe(model) {
-            self.run()?;
-        }
-        Ok(())
+        if self.decoder.probe(model) { self.run() } else { Ok(()) }
     }
 
-    fn run(&mut self) -> Result<(), Interrupt> {
-        while self.decoder.step(&mut self.workspace)? == Step::Run {
-            if let Err(interrupt) = self.run_needs() {
-                self.decoder.failed(&mut self.workspace);
-                return Err(interrupt);
+    /// Go on with the round or the probe that was begun, or begin a round, until it has ended.
+    pub(super) fn run(&mut self) -> Result<(), Interrupt> {
+        loop {
+            match self.step()? {
+                Step::Run => {
+                    if let Err(interrupt) = self.run_needs() {
+                        self.failed();
+                        return Err(interrupt);
+                    }
+                }
+                Step::Ask => self.ask(),
+                Step::Committed | Step::Ended | Step::Probed => return Ok(()),
             }
         }
+    }
+
+    /// Have the question of the decoder answered, together with those of other threads.
+    fn ask(&mut self) {
+        if let (Some(queues), Some(question)) = (&self.queues, self.workspace.question()) {
+            queues.questions().ask(question, self.in_crowd);
+        }
+    }
+
+    /// The question that the decoder waits for.
+    pub(super) fn question(&mut self) -> Option<&mut dyn DeviceSums> {
+        self.workspace.question()
+    }
+
+    /// Where it waits.
+    pub(super) fn queues(&self) -> Option<&Arc<PassQueues>> {
+        self.queues.as_ref()
+    }
+
+    /// Go on until passes are needed; see [`Decoder::step`].
+    pub(super) fn step(&mut self) -> Result<Step> {
+        self.decoder.step(&mut self.workspace)
+    }
+
+    /// Undo what was begun, because a pass has failed; see [`Decoder::failed`].
+    pub(super) fn failed(&mut self) {
+        self.decoder.failed(&mut self.workspace);
+    }
+
+    /// Run what the decoder needs.
+    fn run_needs(&mut self) -> Result<(), Interrupt> {
+        let Some(queues) = self.queues.clone() else { return self.run_alone() };
+        if self.decoder.needs().iter().any(|need| queues.of(need.model).is_none()) {
+            let _aside = self.in_crowd.then(|| queues.step_aside());
+            self.run_alone()?;
+        }
+        let at_once = if self.overlaps { MOST_MODELS } else { 1 };
+        for first in (0..self.decoder.needs().len()).step_by(at_once) {
+            self.run_shared(&queues, first, at_once)?;
+        }
         Ok(())
     }
 
-    /// Run what the decoder needs: launch all passes that can be left running, and wait for those last.
-    fn run_needs(&mut self) -> Result<(), Interrupt> {
+    /// Run those of `count` needs from index `first` on whose models have queues.
+    fn run_shared(&mut self, queues: &PassQueues, first: usize, count: usize) -> Result<(), Interrupt> {
+        let Driver { decoder, cancel, waiter, in_crowd, .. } = self;
+        let is_new = decoder.counters().tokens == 0;
+        let passes = decoder.passes().skip(first).take(count);
+        let tickets = passes.filter_map(|(need, pass)| {
+            let when_full = queues.when_full(is_new && need.start == 0, true);
+            Some((need, Ticket::new(queues.of(need.model)?, pass, cancel, when_full)))
+        });
+        let (needs, mut tickets): (ArrayVec<Need, MOST_MODELS>, ArrayVec<Ticket, MOST_MODELS>) = tickets.unzip();
+        let asked = Instant::now();
+        queue::run(waiter, *in_crowd, &mut tickets);
+        let overlaps = tickets.len() > 1 && tickets.iter().any(|ticket| ticket.queue().overlaps());
+        let outcomes: ArrayVec<_, MOST_MODELS> = tickets.into_iter().map(Ticket::outcome).collect();
+        let mut own = Duration::ZERO;
+        for (need, outcome) in needs.into_iter().zip(outcomes) {
+            let given_back = || Err(Error::Internal("a pass that may wait was given back".into()).into());
+            let report = outcome.unwrap_or_else(given_back)?;
+            own = if overlaps { own.max(report.elapsed) } else { own + report.elapsed };
+            decoder.ran(need, report, overlaps);
+        }
+        self.waits(asked.elapsed().saturating_sub(own));
+        Ok(())
+    }
+
+    /// So much time has passed in which others were served.
+    pub(super) fn waits(&mut self, time: Duration) {
+        self.waited += time;
+    }
+
+    /// Time that has passed while others were served.
+    pub(super) fn waited(&self) -> Duration {
+        self.waited
+    }
+
+    /// Run those passes that are not run in common with others: launch all that can be left running, and wait for
+    /// those last.
+    pub(super) fn run_alone(&mut self) -> Result<(), Interrupt> {
         let count = self.decoder.needs().len();
+        let alone = (0..count).filter(|index| self.queue(self.decoder.needs()[*index]).is_none()).count();
         let mut launched = 0u64;
-        if self.overlaps && (2..=MOST_AT_ONCE).contains(&count) {
+        if self.overlaps && alone >= 2 && count <= MOST_AT_ONCE {
             for index in 0..count {
                 let need = self.decoder.needs()[index];
-                let is_running = model(&self.participants, need)?.launch(&mut self.decoder.pass(need));
+                let is_running = self.queue(need).is_none()
+                    && model(&self.participants, need)?.launch(&mut [self.decoder.pass(need)]);
                 launched |= u64::from(is_running) << index;
             }
         }
         for is_running in [false, true] {
             for index in 0..count {
-                if (index < MOST_AT_ONCE && launched >> index & 1 == 1) != is_running {
+                let need = self.decoder.needs()[index];
+                if self.queue(need).is_some() || (index < MOST_AT_ONCE && launched >> index & 1 == 1) != is_running {
                     continue;
                 }
-                let need = self.decoder.needs()[index];
                 let report = model(&self.participants, need)?.forward(&mut [self.decoder.pass(need)])?;
                 self.decoder.ran(need, report, launched != 0);
             }
         }
         Ok(())
+    }
+
+    /// Ask for the passes that are run in common with others, each with its need. One for which there is no memory now
+    /// is given back.
+    pub(super) fn tickets(&mut self) -> impl Iterator<Item = (Need, Ticket<'_>)> {
+        let Driver { decoder, cancel, queues, .. } = self;
+        let (cancel, queues, is_new) = (&**cancel, queues.as_deref(), decoder.counters().tokens == 0);
+        decoder.passes().filter_map(move |(need, pass)| {
+            let when_full = queues?.when_full(is_new && need.start == 0, false);
+            Some((need, Ticket::new(queues?.of(need.model)?, pass, cancel, when_full)))
+        })
+    }
+
+    /// What its thread waits by.
+    pub(super) fn waiter(&self) -> &Arc<Waiter> {
+        &self.waiter
+    }
+
+    /// Count its thread among those who will soon ask for a pass, if it is one of them.
+    pub(super) fn enter(&self) -> Option<Inside> {
+        self.queues.as_ref().filter(|_| self.in_crowd).map(|queues| queues.enter())
+    }
+
+    /// Where a pass is run in common with others.
+    pub(super) fn queue(&self, need: Need) -> Option<&PassQueue> {
+        self.queues.as_ref()?.of(need.model)
     }
 
     /// Rows of logits on a GPU that were copied to the host, sums of rows included.

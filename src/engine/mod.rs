@@ -2,10 +2,18 @@
 
 mod agree;
 pub mod drive;
+pub mod many;
 pub mod participant;
+pub mod phase;
+pub mod questions;
+pub mod queue;
+pub mod queues;
+pub mod round;
 pub mod session;
 pub mod stats;
+mod sync;
 pub mod table;
+pub mod wait;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -15,15 +23,16 @@ use parking_lot::Mutex;
 use serde_json::{Value, json};
 
 use crate::clock::Clock;
-use crate::config::{Combine, Config, ExportConfig, ModelConfig, ProviderName, RowsName, ScoringName};
+use crate::config::{Combine, Config, ExportConfig, FullCache, ModelConfig, ProviderName, RowsName, ScoringName};
 use crate::decode::combine::Combination;
 use crate::engine::agree::{Agreement, agree, stop_tokens};
 use crate::engine::participant::Participant;
+use crate::engine::queues::PassQueues;
 use crate::engine::stats::Stats;
 use crate::error::{Error, Result};
 use crate::export::Scoring;
 use crate::model::{Model, overlap};
-use crate::onnx::{LoadOptions, OnnxModel, Provider, RowsOn, environment, loaded};
+use crate::onnx::{CacheSize, LoadOptions, OnnxModel, Provider, RowsOn, environment, loaded};
 use crate::plan::shared::SharedPlanning;
 use crate::process::{self, Process};
 use crate::text::Text;
@@ -31,9 +40,14 @@ use crate::text::Text;
 /// Passes overlap if their serial share is at most this: the share of all passes but the longest that does not overlap.
 const MAX_SERIAL_SHARE: f64 = 0.9;
 
+/// The share of the free memory that the caches of all models of an engine may take together.
+const CACHE_SHARE: f64 = 0.5;
+
 /// The loaded models and how they are combined. Immutable, except for what its sessions add up and learn.
 pub struct Engine {
     participants: Vec<Participant>,
+    /// Where its sessions wait for common passes.
+    queues: Arc<PassQueues>,
     combine: Combine,
     text: Option<Arc<Text>>,
     stop_tokens: Vec<i32>,
@@ -60,7 +74,8 @@ impl Engine {
             ModelConfig::Onnx(export) => Some(export),
             ModelConfig::Ngram { .. } => None,
         });
-        let mut exports = exports.map(load).collect::<Result<Vec<_>>>()?;
+        let models = exports.clone().count();
+        let mut exports = exports.map(|export| load(export, models)).collect::<Result<Vec<_>>>()?;
         let Agreement { vocab_size, text, mut warnings } = agree(&exports)?;
         if crowded && loaded().is_some_and(|runtime| runtime.threads.is_some()) {
             warnings.push(format!(
@@ -85,6 +100,7 @@ impl Engine {
         warnings.extend(loaded().and_then(|runtime| runtime.pools.warning()).map(str::to_owned));
         let engine =
             Self::new(participants, config.combine.clone(), stop_tokens, text)?.with_overlap(config.overlap)?;
+        let engine = engine.with_when_full(config.when_full);
         process::release_freed_memory();
         Ok(Engine { warnings, greedy_below: config.greedy_below, ..engine })
     }
@@ -113,6 +129,7 @@ impl Engine {
         stop_tokens.dedup();
         let start = Instant::now();
         let engine = Engine {
+            queues: Arc::new(PassQueues::new(&participants, FullCache::Wait)),
             participants,
             combine,
             text,
@@ -134,6 +151,12 @@ impl Engine {
     pub fn with_overlap(self, asked: Option<bool>) -> Result<Self> {
         let measured = if asked == Some(false) { None } else { overlap::measure(&self.models().collect::<Vec<_>>())? };
         Ok(self.with_serial(measured.filter(|serial| asked == Some(true) || *serial <= MAX_SERIAL_SHARE)))
+    }
+
+    /// Set what becomes of a new session while the caches of others take all memory that they may.
+    pub fn with_when_full(mut self, when_full: FullCache) -> Self {
+        self.queues = Arc::new(PassQueues::new(&self.participants, when_full));
+        self
     }
 
     /// Set the share of all passes but the longest that does not overlap. `None`: passes run one after the other.
@@ -162,6 +185,11 @@ impl Engine {
     /// The models and look-ups, in the order of the configuration.
     pub fn participants(&self) -> &[Participant] {
         &self.participants
+    }
+
+    /// Where its sessions wait for common passes.
+    pub fn queues(&self) -> &Arc<PassQueues> {
+        &self.queues
     }
 
     /// The models alone.
@@ -259,7 +287,8 @@ impl Engine {
     }
 }
 
-fn load(config: &ExportConfig) -> Result<OnnxModel> {
+/// Load one of so many models.
+fn load(config: &ExportConfig, models: usize) -> Result<OnnxModel> {
     let provider = match config.provider {
         ProviderName::Cpu => Provider::Cpu,
         ProviderName::Cuda => Provider::Cuda { device_id: config.device_id, options: config.options.clone() },
@@ -273,11 +302,9 @@ fn load(config: &ExportConfig) -> Result<OnnxModel> {
         RowsName::Gpu => RowsOn::Gpu,
         RowsName::Host => RowsOn::Host,
     });
-    OnnxModel::load(
-        &config.path,
-        &name,
-        &LoadOptions { provider, scoring, context_length: config.context_length, rows },
-    )
+    let cache = config.cache_bytes.map_or(CacheSize::Share(CACHE_SHARE / models as f64), CacheSize::Bytes);
+    let options = LoadOptions { provider, scoring, context_length: config.context_length, rows, cache };
+    OnnxModel::load(&config.path, &name, &options)
 }
 
 fn folder_name(path: &Path) -> String {

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::decode::decoder::{ModelLimits, Proposer};
 use crate::error::Result;
-use crate::model::{Cancel, Model};
+use crate::model::{Cancel, Model, Sequence};
 
 /// A model, or a look-up in the sequence itself.
 #[derive(Clone)]
@@ -55,6 +55,18 @@ impl Participant {
 
     /// Its part in an empty sequence, whose passes end early once `cancel` is requested.
     pub fn start(&self, cancel: &Arc<Cancel>) -> Result<Proposer> {
+        self.propose(|model| model.start(cancel))
+    }
+
+    /// The same in a sequence that goes on from where another one stands, of which this is the model's.
+    pub fn fork(&self, sequence: Option<&dyn Sequence>, cancel: &Arc<Cancel>) -> Result<Proposer> {
+        self.propose(|model| match sequence {
+            Some(sequence) => model.fork(sequence, cancel),
+            None => model.start(cancel),
+        })
+    }
+
+    fn propose(&self, start: impl FnOnce(&dyn Model) -> Result<Box<dyn Sequence>>) -> Result<Proposer> {
         match self {
             Participant::Model(model) => {
                 let limits = ModelLimits {
@@ -63,7 +75,7 @@ impl Participant {
                     context_length: model.context_length(),
                     max_pass: model.max_pass(),
                 };
-                Ok(Proposer::model(limits, model.start(cancel)?))
+                Ok(Proposer::model(limits, start(model.as_ref())?))
             }
             Participant::LookUp(_) => Ok(Proposer::LookUp),
         }

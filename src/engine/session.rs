@@ -12,12 +12,13 @@ use crate::decode::policy::{Plan, Request, Strategy, Targets};
 use crate::engine::Engine;
 use crate::engine::drive::Driver;
 use crate::engine::participant::Participant;
+use crate::engine::phase::{CallBuffers, Phase};
 use crate::engine::stats::Stats;
 use crate::error::{Error, Result};
 use crate::learn::estimates::Estimates;
-use crate::model::{Cancel, Interrupt, Memory, Model};
+use crate::model::{Cancel, Memory, Model};
 use crate::plan::choices::Choices;
-use crate::plan::session::{PlanTimes, Planning, RoundReport, describe_plan};
+use crate::plan::session::{PlanTimes, Planning, describe_plan};
 use crate::rows::Sampler;
 
 /// The options of a session. The default is greedy and automatic.
@@ -75,15 +76,22 @@ pub enum State {
 
 /// One sequence. Used by one thread at a time.
 pub struct Session {
-    driver: Driver<CounterRng>,
+    pub(super) driver: Driver<CounterRng>,
     /// `None` if the strategy is pinned.
-    planning: Option<Planning>,
-    cancel: Arc<Cancel>,
-    steps: u64,
-    total_ns: u64,
+    pub(super) planning: Option<Planning>,
+    pub(super) cancel: Arc<Cancel>,
+    pub(super) steps: u64,
+    pub(super) total_ns: u64,
+    pub(super) phase: Phase,
+    /// When its thread turned to others, and the time inside models until then.
+    pub(super) left: Option<(Duration, Duration)>,
+    /// Buffers of [`step_many`](crate::engine::many::step_many), if this is the first of its sessions.
+    pub(super) many: CallBuffers,
+    /// How often it was forked.
+    forks: u64,
     options: Options,
     /// Keeps the models alive after the caller has freed the engine.
-    engine: Arc<Engine>,
+    pub(super) engine: Arc<Engine>,
 }
 
 impl Session {
@@ -110,18 +118,55 @@ impl Session {
             log_probabilities: options.log_probabilities,
         };
         let chance = CounterRng::new(options.seed);
-        let mut driver = Driver::new(engine.participants(), &cancel, settings, plan, chance)?;
+        let driver = Driver::new(engine.participants(), &cancel, settings, plan, chance)?;
+        Ok(Self::of(engine, driver, planning, estimates, cancel, options.clone()))
+    }
+
+    /// A session that goes on from where this one stands, with the same options but for the seed. It has numbers and
+    /// statistics of its own, and proposals that are pending here are not pending there. It costs no pass; models that
+    /// do not share caches compute the tokens anew in later passes.
+    pub fn fork(&mut self, seed: u64) -> Result<Self> {
+        self.engine.process().check()?;
+        let options = Options { seed, ..self.options.clone() };
+        let cancel = Arc::new(Cancel::default());
+        let (current, costs) = (self.driver.plan().clone(), costs(&self.engine));
+        let request = request(&options, &self.driver.settings().combination, &costs);
+        let mut planning = planning(&self.engine, &request, &options, current.clone()).map(|(planning, _)| planning);
+        if let Some(planning) = planning.as_mut().filter(|planning| planning.allows(&current)) {
+            planning.begin_with(current.clone());
+        }
+        let plan = planning.as_ref().map_or(current, |planning| planning.plan().clone());
+        let chance = self.driver.chance().fork(seed, self.forks);
+        let driver = self.driver.fork(&cancel, plan, chance)?;
+        self.forks += 1;
+        Ok(Self::of(&self.engine, driver, planning, self.driver.estimates().cloned(), cancel, options))
+    }
+
+    fn of(
+        engine: &Arc<Engine>,
+        mut driver: Driver<CounterRng>,
+        planning: Option<Planning>,
+        estimates: Option<Estimates>,
+        cancel: Arc<Cancel>,
+        options: Options,
+    ) -> Self {
         driver.set_overlaps(engine.overlaps());
+        // A function of the caller may take any time, and nobody waits for it.
+        driver.share_passes(engine.queues(), options.combine.is_none());
         estimates.into_iter().for_each(|estimates| driver.observe(estimates));
-        Ok(Session {
+        Session {
             driver,
             planning,
             cancel,
             steps: 0,
             total_ns: 0,
-            options: options.clone(),
+            phase: Phase::Between,
+            left: None,
+            many: CallBuffers::default(),
+            forks: 0,
+            options,
             engine: engine.clone(),
-        })
+        }
     }
 
     /// Decode by other weights from the next position on; see [`Decoder::set_combination`].
@@ -139,12 +184,15 @@ impl Session {
         let request = request(&self.options, &combination, &costs);
         let plan = Plan::new(&request)?;
         let Some((mut planning, estimates)) = planning(&self.engine, &request, &self.options, plan.clone()) else {
-            return self.driver.set_combination(combination, plan);
+            self.driver.set_combination(combination, plan)?;
+            self.abandon();
+            return Ok(());
         };
         // What was learned may depend on pending proposals, so it must not choose the plan that verifies them.
         let current = self.driver.plan().clone();
         planning.begin_with(if planning.allows(&current) { current } else { plan });
         self.driver.set_combination(combination, planning.plan().clone())?;
+        self.abandon();
         self.driver.observe(estimates);
         planning.take_over(self.planning.as_ref());
         self.planning = Some(planning);
@@ -153,47 +201,21 @@ impl Session {
 
     /// Append to the sequence; see [`Decoder::prompt`].
     pub fn prompt(&mut self, tokens: &[i32]) -> Result<()> {
-        self.driver.prompt(tokens)
+        self.driver.prompt(tokens)?;
+        self.abandon();
+        Ok(())
     }
 
-    /// Decode at least one token, unless the sequence has ended or the step is cancelled.
-    ///
-    /// On an error nothing is committed.
-    pub fn step(&mut self) -> Result<(&[i32], State)> {
-        self.engine.process().check()?;
-        let (started, before) = (self.engine.clock()(), self.stats());
-        let start = self.driver.committed().len();
-        self.steps += 1;
-        // A request between two steps cancels the next one before anything runs. It waits for a step that can run: a
-        // finished sequence gives its reason again, and an empty one its error.
-        let cancelled = self.driver.is_open() && self.cancel.is_requested();
-        let result = if cancelled { Err(Interrupt::Cancelled) } else { self.driver.round().map(|(_, finish)| finish) };
-        if let (Some(planning), Ok(finish)) = (&mut self.planning, &result) {
-            let round = RoundReport {
-                tokens: self.driver.committed().len() - start,
-                total: self.engine.clock()().saturating_sub(started),
-                models: self.driver.elapsed() - Duration::from_nanos(before.model_ns),
-                is_usual: start > self.driver.prompt_end() && self.driver.is_usual(),
-                open: finish.is_none(),
-            };
-            let (shared, clock) = (self.engine.shared_planning(), self.engine.clock());
-            if let Some(model) = planning.after_round(shared, &mut self.driver, round, clock) {
-                let probe_started = clock();
-                // A probe that fails teaches nothing, and the sequence goes on without it.
-                _ = self.driver.probe(model);
-                planning.probed(shared, clock().saturating_sub(probe_started).as_secs_f64());
-            }
-        }
-        self.total_ns += self.engine.clock()().saturating_sub(started).as_nanos() as u64;
-        self.engine.totals().lock().advance(&before, &self.stats());
-        match result {
-            Ok(finish) => Ok((&self.driver.committed()[start..], finish.map_or(State::Open, State::Ended))),
-            Err(Interrupt::Failed(error)) => Err(error),
-            Err(Interrupt::Cancelled) => {
-                self.cancel.reset();
-                Ok((&[], State::Cancelled))
-            }
-        }
+    /// Forget all tokens from index `length` on; see [`Decoder::rewind`].
+    pub fn rewind(&mut self, length: usize) -> Result<()> {
+        self.driver.rewind(length)?;
+        self.abandon();
+        Ok(())
+    }
+
+    /// Share computed tokens with sessions of the same scope only; see [`Decoder::set_scope`].
+    pub fn set_scope(&mut self, scope: &str) -> Result<()> {
+        self.driver.set_scope(scope)
     }
 
     /// Log-probabilities of the tokens of the last round; see [`Decoder::log_probabilities`].
@@ -230,6 +252,7 @@ impl Session {
             model_ns: self.driver.elapsed().as_nanos() as u64,
             total_ns: self.total_ns,
             rows_copied: self.driver.all_rows_copied(),
+            cache_use: self.driver.cache_use(),
             plan_times: self.planning.as_ref().map_or_else(PlanTimes::default, Planning::times),
         }
     }

@@ -11,6 +11,7 @@ use prost::Message;
 use prost::bytes::Bytes;
 
 use super::proto::{BFLOAT16, FLOAT16, GraphProto, ModelProto, NodeProto, TensorProto};
+use super::unpaged::unpaged;
 use crate::error::{Error, Result};
 use crate::files;
 
@@ -52,6 +53,8 @@ pub struct Graph {
     pub misplaced: Option<String>,
     /// Whether something is computed in half precision: a weight is float16 or bfloat16, or a value is cast to that.
     pub is_half: bool,
+    /// What is loaded in place of the file, if its attention is paged. Everything else here is of this content.
+    pub unpaged: Option<Bytes>,
 }
 
 /// A weight or a constant.
@@ -77,13 +80,24 @@ impl Graph {
             .map_err(|error| Error::Runtime(format!("cannot map {} into memory: {error}", file.display())))?;
         // With `Bytes`, the decoder does not copy the content of weights.
         let bytes = Bytes::from_owner(bytes);
-        let model = ModelProto::decode(bytes.clone()).map_err(|error| {
+        let mut model = ModelProto::decode(bytes.clone()).map_err(|error| {
             let start = files::prose(&bytes[..bytes.len().min(60)]);
             let text = start.map(|start| format!("; it begins with the text {start:?}")).unwrap_or_default();
             refuse(&format_args!("it is not ONNX ({error}){text}"))
         })?;
+        let unpaged = unpaged(&bytes, &model).map_err(|why| {
+            Error::Unsupported(format!(
+                "{}: CoS cannot read its paged attention: {why}; export it without use_paged_attention",
+                file.display()
+            ))
+        })?;
+        let unpaged = unpaged.map(Bytes::from);
+        if let Some(bytes) = &unpaged {
+            model = ModelProto::decode(bytes.clone()).map_err(|error| refuse(&error))?;
+        }
         let main = model.graph.ok_or_else(|| refuse(&"it holds no graph"))?;
         let mut graph = Graph {
+            unpaged,
             producer: [model.producer_name, model.producer_version].join(" ").trim().to_owned(),
             opset: model.opset_import.iter().find(|o| o.domain.is_empty()).map_or(0, |opset| opset.version),
             nodes: Vec::new(),
@@ -443,7 +457,7 @@ pub(crate) mod tests {
                 node("Slice", &["past", "end"], "kept"),
                 node("Concat", &["kept", "outside"], "present"),
             ];
-            let output = vec![ValueInfoProto { name: "present".into() }];
+            let output = vec![ValueInfoProto { name: "present".into(), ..Default::default() }];
             let g = Some(GraphProto { node: nodes, output, ..Default::default() });
             AttributeProto { name: name.into(), g, ..Default::default() }
         };
@@ -494,7 +508,7 @@ pub(crate) mod tests {
             |name: &str, rows: i64| TensorProto { name: name.into(), dims: vec![rows, 8], ..Default::default() };
         let branch = |name: &str, rows: i64| {
             let initializer = vec![table(name, rows)];
-            let output = vec![ValueInfoProto { name: name.into() }];
+            let output = vec![ValueInfoProto { name: name.into(), ..Default::default() }];
             let g = Some(GraphProto { initializer, output, ..Default::default() });
             AttributeProto { name: name.into(), g, ..Default::default() }
         };

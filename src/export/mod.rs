@@ -1,10 +1,18 @@
 //! An exported language model: its inputs and outputs, their meaning, and how its cache works.
 
+mod branches;
 pub(crate) mod companions;
+mod fused;
 pub(crate) mod graph;
+pub(crate) mod pack;
+pub(crate) mod paged;
+pub(crate) mod parts;
+mod product;
 mod proto;
 pub(crate) mod recognise;
 pub(crate) mod shapes;
+mod unpaged;
+mod wire;
 
 use std::collections::BTreeSet;
 use std::ffi::CString;
@@ -58,6 +66,8 @@ pub struct Export {
     pub is_coarse: bool,
     /// Rows of the embedding table, if known.
     pub embedded_tokens: Option<usize>,
+    /// Whether a configuration shows that its attention has no windows.
+    pub attends_to_all: bool,
     /// Warnings for the user.
     pub warnings: Vec<String>,
 }
@@ -440,6 +450,11 @@ impl Export {
     pub fn is_bfloat16(&self) -> bool {
         let elements = self.cache.iter().map(|tensor| tensor.element).chain([self.logits.element]);
         elements.into_iter().any(|element| element == TensorElementType::Bfloat16)
+    }
+
+    /// Whether the cache holds numbers of few bits, with scales.
+    pub fn has_rounded_cache(&self) -> bool {
+        self.cache.iter().any(|tensor| element_bytes(tensor.element) == Some(1))
     }
 
     /// The number of layers with a cache.

@@ -6,26 +6,17 @@
 
 use std::fs::File;
 use std::io;
-use std::ops::Range;
 use std::path::Path;
 
 use memmap2::{MmapMut, MmapOptions};
-use prost::bytes::Buf;
-use prost::encoding::{DecodeContext, WireType, decode_key, decode_varint, skip_field};
+use prost::encoding::WireType;
 
-/// Field numbers of onnx.proto.
-const MODEL_GRAPH: u32 = 7;
-const GRAPH_NODE: u32 = 1;
-const GRAPH_VALUE_INFO: u32 = 13;
-const NODE_ATTRIBUTE: u32 = 5;
-const ATTRIBUTE_GRAPH: u32 = 6;
-const ATTRIBUTE_GRAPHS: u32 = 11;
+use super::wire::{
+    ATTRIBUTE_GRAPH, ATTRIBUTE_GRAPHS, GRAPH_NODE, GRAPH_VALUE_INFO, MODEL_GRAPH, NODE_ATTRIBUTE, UNUSED, fields,
+};
 
 /// The key byte of a declaration.
 const DECLARED: u8 = (GRAPH_VALUE_INFO << 3) as u8 | WireType::LengthDelimited as u8;
-
-/// The key byte of field 3 of a graph. onnx.proto does not use it, so readers skip it.
-const UNUSED: u8 = 3 << 3 | WireType::LengthDelimited as u8;
 
 /// Whether an error of ONNX Runtime is caused by wrong declared shapes.
 pub fn are_blamed(error: &str) -> bool {
@@ -56,31 +47,6 @@ fn keys(model: &[u8]) -> Option<Vec<usize>> {
         }
     }
     Some(keys)
-}
-
-/// A field of a message: the offset of its key, and the range of its content.
-struct Field {
-    key: usize,
-    content: Range<usize>,
-}
-
-/// The fields of a message with one of these numbers. `None` if the bytes are not a message.
-fn fields(model: &[u8], message: Range<usize>, numbers: &[u32]) -> Option<Vec<Field>> {
-    let mut found = Vec::new();
-    let mut left = &model[message.clone()];
-    while left.has_remaining() {
-        let key = message.end - left.len();
-        let (number, kind) = decode_key(&mut left).ok()?;
-        if kind != WireType::LengthDelimited || !numbers.contains(&number) {
-            skip_field(kind, number, &mut left, DecodeContext::default()).ok()?;
-            continue;
-        }
-        let length = usize::try_from(decode_varint(&mut left).ok()?).ok().filter(|&length| length <= left.len())?;
-        let start = message.end - left.len();
-        found.push(Field { key, content: start..start + length });
-        left.advance(length);
-    }
-    Some(found)
 }
 
 #[cfg(test)]

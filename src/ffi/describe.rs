@@ -56,6 +56,11 @@ use crate::engine::table::table;
 ///         "vocab_size": 4096, "context_length": 2048, "stop_tokens": [0],
 ///         "scoring": "parallel",                how the positions of a draft are scored; "first_pass": in parallel on
 ///                                               an empty cache only; "one_by_one"
+///         "batching": "packed",                 one pass serves several sessions; "alone": each has its own
+///         "no_batching": null,                  why each has its own
+///         "cache_blocks": 1024, "cache_block_tokens": 32, "cache_bytes": 536870912,   most blocks that all sessions
+///                                               take together, tokens of a block, and bytes of all blocks; null if
+///                                               each session has a cache of its own
 ///         "deviation": 1e-6,                    largest difference of logits scored in parallel, found at loading
 ///         "trials": [                           what was tried at loading; the last trial of the fastest scoring was
 ///                                               taken, or else the best one

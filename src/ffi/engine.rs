@@ -60,6 +60,12 @@ impl cos_engine {
 ///                                      "gpu" if the rows are long
 ///           "name": "base",            the name in messages; default: the name of the folder
 ///           "context_length": 4096,    most tokens of a sequence; default: what the export says
+///           "cache_bytes": 4294967296, most bytes that the caches of all sessions take together, if passes of the
+///                                      model serve several sessions. At least one sequence of the context length must
+///                                      fit. Default: half of the memory that is free when the engine is made, on the
+///                                      model's device, shared equally by all models; on a GPU at most what 256
+///                                      sequences of the context length need. A CPU gives it as it is used, a GPU at
+///                                      once.
 ///           "scoring": "parallel"      how the positions of a draft are scored: "parallel" (in one pass) or
 ///                                      "one_by_one"; default: parallel if both give the same logits when the
 ///                                      model is loaded. "parallel" refuses a model for which they differ.
@@ -83,6 +89,9 @@ impl cos_engine {
 ///                                      same time; default: if a measurement of some milliseconds shows a gain
 ///       "greedy_below": 0.01,          sessions with a temperature below this are greedy; default 0: off. For
 ///                                      clients that send a small temperature and mean 0.
+///       "when_full": "wait",           what becomes of a new session while the caches of others take all memory that
+///                                      they may: default "wait": its first step waits; "refuse": its first step is
+///                                      the error NO_MEMORY. Sessions that have begun always wait.
 ///       "onnxruntime": "libonnxruntime.so"    the file of ONNX Runtime
 ///     }
 ///

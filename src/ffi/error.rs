@@ -29,6 +29,8 @@ pub const COS_ERROR_POISONED: i32 = 10;
 pub const COS_ERROR_INTERNAL: i32 = 11;
 /// A function of the caller failed. The message says what it returned.
 pub const COS_ERROR_CALLBACK: i32 = 12;
+/// The caches of other sessions take all the memory that the configuration allows. Nothing is lost: try again later.
+pub const COS_ERROR_NO_MEMORY: i32 = 13;
 
 /// An error: a code and a message. The caller owns it and frees it with cos_error_free. Any number of threads may read
 /// it at once, and any thread may free it.

@@ -14,6 +14,8 @@ mod options;
 
 mod session;
 
+mod many;
+
 mod text;
 
 mod stats;
@@ -23,6 +25,7 @@ mod describe;
 pub use describe::*;
 pub use engine::*;
 pub use error::*;
+pub use many::*;
 pub use options::*;
 pub use session::*;
 pub use stats::*;
@@ -58,11 +61,7 @@ fn guard(body: impl FnOnce() -> Result<()>) -> *mut cos_error {
 
 /// Turn a panic into [`Error::Internal`].
 fn catch<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
-    catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|panic| {
-        let message = panic.downcast_ref::<&str>().map(|message| message.to_string());
-        let message = message.or_else(|| panic.downcast_ref::<String>().cloned());
-        Err(Error::Internal(message.unwrap_or_else(|| "a panic without a message".into())))
-    })
+    catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|panic| Err(Error::of_panic(panic.as_ref())))
 }
 
 /// A string for C. C strings end at the first NUL, so U+FFFD takes the place of each NUL.

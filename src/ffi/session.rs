@@ -1,15 +1,16 @@
 //! Sessions of the C interface: one sequence each.
 
-use std::ffi::CString;
+use std::borrow::{Borrow, BorrowMut};
+use std::ffi::{CString, c_char};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use parking_lot::Mutex;
+use parking_lot::{ArcMutexGuard, Mutex, RawMutex};
 
 use super::engine::cos_engine;
 use super::error::cos_error;
 use super::options::{check_count, cos_session_options, read_options};
-use super::{VersionedStruct, check_out, guard, handle, hold, release, slice, struct_size, write_struct};
+use super::{VersionedStruct, check_out, guard, handle, hold, release, slice, string, struct_size, write_struct};
 use crate::decode::decoder::Finish;
 use crate::engine::session::{Options, Session, State};
 use crate::engine::stats::Stats;
@@ -64,18 +65,54 @@ const _: () = assert!(<cos_step_result as VersionedStruct>::MIN_SIZE == 32 && si
 /// Since 0.1.
 pub struct cos_session {
     /// `None` once the session is freed, for calls that still hold the handle.
-    inner: Mutex<Option<Session>>,
+    pub(super) inner: Arc<Mutex<Option<Session>>>,
     cancel: Arc<Cancel>,
     /// A copy that cos_session_stats can read while a step runs.
-    stats: Mutex<Stats>,
+    pub(super) stats: Mutex<Stats>,
     /// The last result of cos_session_describe, which C reads.
     pub(super) description: Mutex<CString>,
-    poisoned: AtomicBool,
+    pub(super) poisoned: AtomicBool,
+    /// Empty, kept for the next cos_step_many whose first session this is.
+    pub(super) held: Mutex<Vec<Taken>>,
     /// The process whose threads run the models.
     process: Process,
 }
 
+/// A session that a call has for itself.
+pub(super) struct Taken {
+    /// Its place in the arrays of the call.
+    pub(super) index: usize,
+    /// Holds a session, not `None`.
+    pub(super) guard: ArcMutexGuard<RawMutex, Option<Session>>,
+    pub(super) session: Arc<cos_session>,
+}
+
+impl Borrow<Session> for Taken {
+    fn borrow(&self) -> &Session {
+        self.guard.as_ref().expect("checked when it was taken")
+    }
+}
+
+impl BorrowMut<Session> for Taken {
+    fn borrow_mut(&mut self) -> &mut Session {
+        self.guard.as_mut().expect("checked when it was taken")
+    }
+}
+
 impl cos_session {
+    /// Give a session to C. `cos_free` frees it.
+    fn into_raw(session: Session) -> *mut cos_session {
+        handle(cos_session {
+            cancel: session.cancel().clone(),
+            stats: Mutex::new(session.stats()),
+            process: session.engine().process(),
+            inner: Arc::new(Mutex::new(Some(session))),
+            description: Mutex::default(),
+            poisoned: AtomicBool::new(false),
+            held: Mutex::default(),
+        })
+    }
+
     /// The statistics at the end of the last call.
     pub(super) fn stats(&self) -> Stats {
         *self.stats.lock()
@@ -120,7 +157,7 @@ pub(super) unsafe fn usable(session: *const cos_session) -> Result<Arc<cos_sessi
     if session.poisoned.load(Ordering::Acquire) { Err(Error::Poisoned) } else { Ok(session) }
 }
 
-fn freed() -> Error {
+pub(super) fn freed() -> Error {
     Error::InvalidArgument("another thread freed the session when this call began".into())
 }
 
@@ -152,18 +189,80 @@ pub unsafe extern "C" fn cos_session_new(
             (engine, options)
         };
         let session = Session::new(&engine.0, &options)?;
-        let session = cos_session {
-            cancel: session.cancel().clone(),
-            stats: Mutex::new(session.stats()),
-            inner: Mutex::new(Some(session)),
-            description: Mutex::default(),
-            poisoned: AtomicBool::new(false),
-            process: engine.0.process(),
-        };
         // SAFETY: not NULL, and promised by the caller.
-        unsafe { out_session.write(handle(session)) };
+        unsafe { out_session.write(cos_session::into_raw(session)) };
         Ok(())
     })
+}
+
+/// Share computed tokens with sessions of the same scope only, such as those of one tenant. Without a scope, a session
+/// finds what any session of the engine without a scope has computed, and its time tells whether somebody has asked
+/// the same before. To be called before the first prompt. One thread at a time.
+///
+/// @param session  in/out, must not be NULL, not in use on another thread (BUSY)
+/// @param scope    UTF-8, ends with NUL, copied; must not be NULL. Sessions with equal scopes share; "" is no scope.
+/// @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT (also if the session has tokens), BUSY,
+///         POISONED
+/// Since 0.1.
+///
+/// # Safety
+/// `session` is NULL or a session that was not freed; `scope` is NULL or a C string.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cos_session_set_scope(session: *mut cos_session, scope: *const c_char) -> *mut cos_error {
+    // SAFETY: promised by the caller.
+    unsafe { with_session(session, |session| session.set_scope(string(scope, "scope")?)) }
+}
+
+/// Copy a session in its present state: the tokens, and the options with another seed. It costs no pass, and no copy of
+/// what was computed: both share that ("cache_blocks" in cos_engine_describe). A model whose sessions do not share a
+/// cache computes the tokens anew in the next steps of the copy.
+///
+/// Each goes on with random numbers of its own, also with equal seeds: given the tokens so far, what they decode is
+/// independent. The same calls with the same seeds give the same numbers. The copy has statistics of its own and is
+/// cancelled on its own. It begins between two steps, also if cos_step_many is in the middle of a round of the session,
+/// and drafts anew what was drafted ahead. A combine function and its data serve both, perhaps at the same time.
+///
+/// One thread at a time.
+///
+/// @param session      must not be NULL, not in use on another thread (BUSY)
+/// @param seed         of the copy
+/// @param out_session  out, must not be NULL; owned by the caller, who frees it with cos_free
+/// @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT, RUNTIME, BUSY, POISONED
+/// Since 0.1.
+///
+/// # Safety
+/// `session` is NULL or a session that was not freed; `out_session` is NULL or valid for a write.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cos_session_fork(
+    session: *const cos_session,
+    seed: u64,
+    out_session: *mut *mut cos_session,
+) -> *mut cos_error {
+    // SAFETY: promised by the caller.
+    unsafe {
+        with_session(session, |session| {
+            check_out(out_session, "out_session")?;
+            out_session.write(cos_session::into_raw(session.fork(seed)?));
+            Ok(())
+        })
+    }
+}
+
+/// Forget all tokens from index `length` on, those of prompts too. What is decoded there next is drawn with new random
+/// numbers. The sequence goes on, also if it had finished; max_tokens counts from the last prompt that is left. A round
+/// that cos_step_many has begun is given up. With the length of the sequence, only that is done. One thread at a time.
+///
+/// @param session  in/out, must not be NULL, not in use on another thread (BUSY)
+/// @param length   tokens to keep; at most those of the sequence, prompts included. With 0, cos_prompt comes next.
+/// @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT, BUSY, POISONED
+/// Since 0.1.
+///
+/// # Safety
+/// `session` is NULL or a session that was not freed.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cos_session_rewind(session: *mut cos_session, length: usize) -> *mut cos_error {
+    // SAFETY: promised by the caller.
+    unsafe { with_session(session, |session| session.rewind(length)) }
 }
 
 /// Append tokens to the sequence: the first prompt, or the next turn of a chat. A finished sequence goes on.
@@ -211,7 +310,9 @@ pub unsafe extern "C" fn cos_prompt(
 /// @param out_result  out, must not be NULL; `struct_size` must be set. The session owns `tokens` and
 ///                    `log_probabilities`, which are valid until its next call.
 /// @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT (no prompt yet), NUMERIC, RUNTIME,
-///         CALLBACK, BUSY, POISONED, INTERNAL (poisons the session)
+///         CALLBACK, NO_MEMORY (the caches of other sessions take all memory, nothing was decoded yet, and the
+///         configuration says "when_full": "refuse"; nothing is lost, and a later step tries again), BUSY, POISONED,
+///         INTERNAL (poisons the session)
 /// Since 0.1.
 ///
 /// # Safety
@@ -223,30 +324,37 @@ pub unsafe extern "C" fn cos_step(session: *mut cos_session, out_result: *mut co
         with_session(session, |session| {
             check_out(out_result, "out_result")?;
             let struct_size = struct_size(out_result)?;
-            let (tokens, state) = session.step()?;
-            let finish = match state {
-                State::Open => COS_FINISH_NONE,
-                State::Ended(Finish::StopToken) => COS_FINISH_STOP,
-                State::Ended(Finish::MaxTokens) => COS_FINISH_MAX_TOKENS,
-                State::Ended(Finish::ContextFull) => COS_FINISH_CONTEXT_FULL,
-                State::Cancelled => COS_FINISH_CANCELLED,
-            };
-            // The pointer of an empty slice is not an address, and some garbage collectors fail on it.
-            static NO_TOKENS: i32 = 0;
-            let tokens_count = tokens.len();
-            let tokens = if tokens.is_empty() { &raw const NO_TOKENS } else { tokens.as_ptr() };
-            let log_probabilities = match session.log_probabilities() {
-                values if values.is_empty() || tokens_count == 0 => std::ptr::null(),
-                values => values.as_ptr(),
-            };
-            let reserved = 0;
-            write_struct(
-                out_result,
-                &cos_step_result { struct_size, tokens, tokens_count, finish, reserved, log_probabilities },
-            );
+            let state = session.step()?.1;
+            let result = step_result(struct_size, session.tokens(), session.log_probabilities(), state);
+            write_struct(out_result, &result);
             Ok(())
         })
     }
+}
+
+/// What a step tells C.
+pub(super) fn step_result(
+    struct_size: usize,
+    tokens: &[i32],
+    log_probabilities: &[f32],
+    state: State,
+) -> cos_step_result {
+    let finish = match state {
+        State::Open => COS_FINISH_NONE,
+        State::Ended(Finish::StopToken) => COS_FINISH_STOP,
+        State::Ended(Finish::MaxTokens) => COS_FINISH_MAX_TOKENS,
+        State::Ended(Finish::ContextFull) => COS_FINISH_CONTEXT_FULL,
+        State::Cancelled => COS_FINISH_CANCELLED,
+    };
+    // The pointer of an empty slice is not an address, and some garbage collectors fail on it.
+    static NO_TOKENS: i32 = 0;
+    let tokens_count = tokens.len();
+    let tokens = if tokens.is_empty() { &raw const NO_TOKENS } else { tokens.as_ptr() };
+    let log_probabilities = match log_probabilities {
+        values if values.is_empty() || tokens_count == 0 => std::ptr::null(),
+        values => values.as_ptr(),
+    };
+    cos_step_result { struct_size, tokens, tokens_count, finish, reserved: 0, log_probabilities }
 }
 
 /// Stop the running step, or the next one if none is running. The step ends early with COS_FINISH_CANCELLED, and all

@@ -14,7 +14,7 @@ use crate::error::Result;
 pub struct cos_stats {
     /// sizeof(cos_stats), set by the caller.
     pub struct_size: usize,
-    /// Calls of cos_step.
+    /// Rounds: calls of cos_step. With cos_step_many, what it takes from one news of a session to the next.
     pub steps: u64,
     /// Tokens committed, without prompts.
     pub tokens: u64,
@@ -28,16 +28,17 @@ pub struct cos_stats {
     pub forwards: u64,
     /// Positions that all models scored, without those of prompts.
     pub positions: u64,
-    /// Nanoseconds inside ONNX Runtime, with prompts.
+    /// Nanoseconds inside ONNX Runtime, with prompts. Of a pass that several sessions share, each has the share of its
+    /// tokens.
     pub model_ns: u64,
-    /// Nanoseconds inside cos_step.
+    /// Nanoseconds inside cos_step or cos_step_many, in full for each session.
     pub total_ns: u64,
     /// Greedy choices between two nearly equal scores. A pass of another width may choose the other token.
     pub near_ties: u64,
     /// Nanoseconds inside cos_step with COS_STRATEGY_AUTO, from the first evaluation of the plan on, without passes
-    /// over prompts. An earlier session of the engine that decoded the same way may have made that evaluation.
-    /// expected_ns and standard_ns count the same tokens. The measured gain of planning is standard_ns / planned_ns,
-    /// and the expected gain is standard_ns / expected_ns.
+    /// over prompts, and without waiting for other sessions. An earlier session of the engine that decoded the same way
+    /// may have made that evaluation. expected_ns and standard_ns count the same tokens. The measured gain of planning
+    /// is standard_ns / planned_ns, and the expected gain is standard_ns / expected_ns.
     pub planned_ns: u64,
     /// Nanoseconds that these tokens were expected to take when their plan was chosen.
     pub expected_ns: u64,
@@ -48,6 +49,14 @@ pub struct cos_stats {
     /// same score, or top_k or top_p reaches tokens less than e^-16 times as likely as the best. 0 if the GPU did all
     /// work on rows. Rows that are always on the host do not count.
     pub rows_copied: u64,
+    /// Tokens that a model did not have to compute, because a session with the same beginning had computed them. Those
+    /// of all models add up: a prompt of 100 tokens that two models know counts as 200. In whole blocks of the cache,
+    /// so a prompt shorter than a block counts nothing (cos_engine_describe, "cache_block_tokens").
+    pub prefix_tokens: u64,
+    /// Tokens that a model has computed once more, because their memory was taken for a session that was started
+    /// earlier, or while the session rested. If this grows as fast as `tokens`, the cache is too small for the number
+    /// of sessions.
+    pub recomputed_tokens: u64,
 }
 
 // SAFETY: plain data. The size of the first version never changes, and members are only added behind the last one.
@@ -55,7 +64,7 @@ unsafe impl VersionedStruct for cos_stats {
     const NAME: &'static str = "cos_stats";
     const MIN_SIZE: usize = std::mem::offset_of!(cos_stats, near_ties);
 }
-const _: () = assert!(<cos_stats as VersionedStruct>::MIN_SIZE == 80 && size_of::<cos_stats>() == 120);
+const _: () = assert!(<cos_stats as VersionedStruct>::MIN_SIZE == 80 && size_of::<cos_stats>() == 136);
 
 /// The statistics of a session, up to the end of its last call. May be called from any thread at any time until
 /// cos_free is called, also while a step runs.
@@ -100,7 +109,7 @@ unsafe fn write_stats(out_stats: *mut cos_stats, stats: impl FnOnce() -> Result<
     // SAFETY: promised by the caller.
     unsafe {
         let struct_size = struct_size(out_stats)?;
-        let Stats { steps, counters, model_ns, total_ns, rows_copied, plan_times } = stats()?;
+        let Stats { steps, counters, model_ns, total_ns, rows_copied, cache_use, plan_times } = stats()?;
         write_struct(
             out_stats,
             &cos_stats {
@@ -119,6 +128,8 @@ unsafe fn write_stats(out_stats: *mut cos_stats, stats: impl FnOnce() -> Result<
                 expected_ns: plan_times.expected_ns,
                 standard_ns: plan_times.standard_ns,
                 rows_copied,
+                prefix_tokens: cache_use.found,
+                recomputed_tokens: cache_use.recomputed,
             },
         );
     }

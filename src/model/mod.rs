@@ -2,20 +2,21 @@
 //!
 //! The decoder knows nothing of ONNX Runtime, and models know nothing of combination or acceptance.
 
+pub mod limited;
 pub mod overlap;
 pub mod scripted;
 
 use std::any::Any;
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 
 use crate::error::{Error, Result};
-use crate::rows::{DeviceRows, Filter, Row};
+use crate::rows::{DeviceRows, Filter, PassUniforms, Row};
 
 /// Widths whose passes are timed when a model is loaded: many for short drafts, one for long ones.
 pub const TIMED_WIDTHS: [usize; 7] = [1, 2, 3, 4, 6, 8, 16];
@@ -34,6 +35,31 @@ pub trait Model: Send + Sync {
     /// Most tokens of one sequence in one pass. Longer runs are cut into chunks of this size, which bounds the memory
     /// for logits.
     fn max_pass(&self) -> usize;
+
+    /// Whether one pass over several sequences costs less than a pass over each, one after another. Then passes of
+    /// several sessions are combined.
+    fn batches(&self) -> bool {
+        false
+    }
+
+    /// Most tokens of all sequences together in one pass. At least [`Model::max_pass`].
+    fn max_batch_tokens(&self) -> usize {
+        self.max_pass()
+    }
+
+    /// Reserve the memory that a pass takes, unless that was done. What sessions that were started later hold may be
+    /// taken for it; they have to compute it anew. So a session waits for older ones only (see [`Cancel::age`]), and no
+    /// two sessions wait for each other, whatever models they use.
+    ///
+    /// To be asked right before [`Model::forward`], for all passes that wait, those of the oldest sessions first.
+    fn admit(&self, pass: &mut Pass<'_>) -> Admission {
+        Admission::Whole(pass.tokens.len())
+    }
+
+    /// What [`Error::NoMemory`] says of a pass that is refused.
+    fn no_memory(&self) -> Error {
+        Error::NoMemory(format!("the sequences of {} use all of its memory", self.name()))
+    }
 
     /// Cost of a pass relative to other models, such as the bytes of the weights. It never changes.
     fn cost(&self) -> u64;
@@ -58,24 +84,41 @@ pub trait Model: Send + Sync {
     /// Start an empty sequence. Its passes end early after [`Cancel::request`].
     fn start(&self, cancel: &Arc<Cancel>) -> Result<Box<dyn Sequence>>;
 
+    /// Start a sequence of another session with the tokens of one of this model, or with a beginning of them: with as
+    /// many as cost no pass. No rows are asked for that it had before.
+    fn fork(&self, _sequence: &dyn Sequence, cancel: &Arc<Cancel>) -> Result<Box<dyn Sequence>> {
+        self.start(cancel)
+    }
+
     /// Whether [`Model::launch`] can leave passes running.
     fn overlaps(&self) -> bool {
         false
     }
 
-    /// Start the pass that [`Model::forward`] is then called for with the same arguments, alone in its batch, and
-    /// return without waiting, so that other models run meanwhile. Returns whether the pass is running. If not,
-    /// `forward` does everything, and says what went wrong. [`Sequence::truncate`] gives a running pass up, whatever
-    /// the length.
-    fn launch(&self, _pass: &mut Pass<'_>) -> bool {
+    /// Start the pass that [`Model::forward`] is then called for with the same batch, and return without waiting, so
+    /// that other models run meanwhile. Returns whether the pass is running. If not, `forward` does everything, and
+    /// says what went wrong. [`Sequence::truncate`] gives a running pass over one sequence up, whatever the length.
+    fn launch(&self, _batch: &mut [Pass<'_>]) -> bool {
         false
     }
 
     /// Run one pass over a batch of sequences that this model started.
     ///
     /// Each sequence is extended by its tokens and yields one row of logits after each of them. On an error no sequence
-    /// is changed.
+    /// is changed. A pass without tokens is one that was admitted in part; see [`Admission::Part`].
     fn forward(&self, batch: &mut [Pass<'_>]) -> Result<Report, Interrupt>;
+}
+
+/// Whether there is memory for a pass.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Admission {
+    /// It can run over so many tokens: its own, and those whose memory was taken from its sequence.
+    Whole(usize),
+    /// So many tokens of its sequence are to be computed anew before, because their memory was taken: by a pass without
+    /// tokens. Then the pass is to be admitted again.
+    Part(usize),
+    /// There is not enough memory now.
+    Waits,
 }
 
 /// One sequence's share of a pass.
@@ -88,13 +131,16 @@ pub struct Pass<'a> {
     pub keep: usize,
     /// How the rows are going to be filtered. A device prepares for it.
     pub filter: Filter,
+    /// Numbers in `[0, 1)`, if tokens are going to be drawn from the row behind the last token at one of these shares
+    /// of its whole. A device draws them with the pass. `None` draws nothing.
+    pub uniforms: Option<PassUniforms>,
 }
 
 impl<'a> Pass<'a> {
     /// A pass that keeps the rows of all its tokens, unfiltered.
     pub fn plain(sequence: &'a mut dyn Sequence, tokens: &'a [i32]) -> Self {
         let keep = sequence.len() + 1;
-        Pass { sequence, tokens, keep, filter: Filter::plain(1.0) }
+        Pass { sequence, tokens, keep, filter: Filter::plain(1.0), uniforms: None }
     }
 }
 
@@ -124,6 +170,10 @@ pub trait Sequence: Any + Send {
     /// given up.
     fn truncate(&mut self, len: usize);
 
+    /// Take the rows of the last pass into memory of the sequence, if that pass has left them in memory that other
+    /// sequences need. The thread of the sequence calls it after each pass, so threads share this work.
+    fn take_rows(&mut self) {}
+
     /// The row of a position. Only rows that [`Pass::keep`] kept may be asked for.
     fn row(&self, position: usize) -> Row<'_>;
 
@@ -132,9 +182,36 @@ pub trait Sequence: Any + Send {
         None
     }
 
+    /// Share computed tokens with sequences of the same scope only. To be called before the first pass. The empty scope
+    /// is that of sequences for which none is set.
+    fn set_scope(&mut self, _scope: &str) {}
+
+    /// What sharing a cache has saved and cost it.
+    fn cache_use(&self) -> CacheUse {
+        CacheUse::default()
+    }
+
     /// The memory that it holds, without that of its model.
     fn memory(&self) -> Memory {
         Memory::default()
+    }
+}
+
+/// What sharing a cache has saved and cost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct CacheUse {
+    /// Tokens that were not computed, because a sequence with the same beginning had computed them.
+    pub found: u64,
+    /// Tokens that were computed once more, because their memory was taken.
+    pub recomputed: u64,
+}
+
+impl std::iter::Sum for CacheUse {
+    fn sum<I: Iterator<Item = CacheUse>>(parts: I) -> Self {
+        parts.fold(CacheUse::default(), |sum, part| CacheUse {
+            found: sum.found + part.found,
+            recomputed: sum.recomputed + part.recomputed,
+        })
     }
 }
 
@@ -179,9 +256,9 @@ impl From<Error> for Interrupt {
     }
 }
 
-/// A flag that stops the passes of one session from another thread.
-#[derive(Default)]
+/// A flag that stops the passes of one session from another thread. It stands for the session, and knows its age.
 pub struct Cancel {
+    age: u64,
     requested: AtomicBool,
     /// These stop running passes. The lock orders requests and resets.
     hooks: Mutex<Vec<Box<dyn CancelHook>>>,
@@ -195,7 +272,24 @@ pub trait CancelHook: Send + Sync {
     fn resume(&self);
 }
 
+impl Default for Cancel {
+    /// That of a session that is started now.
+    fn default() -> Self {
+        static STARTED: AtomicU64 = AtomicU64::new(0);
+        Cancel {
+            age: STARTED.fetch_add(1, Ordering::Relaxed),
+            requested: AtomicBool::new(false),
+            hooks: Mutex::default(),
+        }
+    }
+}
+
 impl Cancel {
+    /// How many sessions of the process were started before.
+    pub fn age(&self) -> u64 {
+        self.age
+    }
+
     /// Stop the running pass and refuse later ones, until [`Cancel::reset`].
     pub fn request(&self) {
         let hooks = self.hooks.lock();

@@ -45,7 +45,7 @@ fn at_the_same_time(models: &[&dyn Model], sequences: &mut [Box<dyn Sequence>]) 
     let mut launched = Vec::with_capacity(models.len());
     for (model, sequence) in models.iter().zip(&mut *sequences) {
         sequence.truncate(0);
-        launched.push(model.launch(&mut Pass::plain(sequence.as_mut(), &[0])));
+        launched.push(model.launch(&mut [Pass::plain(sequence.as_mut(), &[0])]));
     }
     let mut elapsed = Duration::ZERO;
     for running in [false, true] {

@@ -6,7 +6,10 @@ use std::any::Any;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Cancel, Interrupt, Model, Pass, Report, Sequence, TIMED_WIDTHS};
+use parking_lot::Mutex;
+
+use super::limited::Limited;
+use super::{Admission, CacheUse, Cancel, Interrupt, Model, Pass, Report, Sequence, TIMED_WIDTHS};
 use crate::error::Result;
 use crate::rows::Row;
 
@@ -16,12 +19,19 @@ pub type Script = dyn Fn(&[i32], &mut [f32]) -> Result<(), Interrupt> + Send + S
 /// The time of a pass, by its width and the number of earlier passes of its sequence.
 pub type PassTime = dyn Fn(usize, u64) -> Duration + Send + Sync;
 
+/// Called at the beginning of each pass with the widths of its sequences. It may count, wait, fail or panic.
+pub type BatchHook = dyn Fn(&[usize]) -> Result<(), Interrupt> + Send + Sync;
+
 /// A model whose logits come from a function of the context.
 pub struct Scripted {
     name: String,
     vocab_size: usize,
     context_length: usize,
     max_pass: usize,
+    /// Most tokens of a pass, if passes over several sequences pay.
+    max_batch_tokens: Option<usize>,
+    memory: Option<Arc<Mutex<Limited>>>,
+    batch_hook: Option<Box<BatchHook>>,
     cost: u64,
     script: Box<Script>,
     pass_time: Box<PassTime>,
@@ -43,6 +53,9 @@ impl Scripted {
             vocab_size,
             context_length: 1 << 20,
             max_pass: 512,
+            max_batch_tokens: None,
+            memory: None,
+            batch_hook: None,
             cost: 1,
             script: Box::new(script),
             pass_time: Box::new(|_, _| Duration::ZERO),
@@ -63,6 +76,25 @@ impl Scripted {
     /// with other passes.
     pub fn with_overlap(mut self, left: f64) -> Self {
         self.left = left;
+        self
+    }
+
+    /// With passes over several sequences that pretend to pay: one takes as long as its slowest part. They hold at most
+    /// so many tokens.
+    pub fn with_batches(mut self, max_batch_tokens: usize) -> Self {
+        self.max_batch_tokens = Some(max_batch_tokens);
+        self
+    }
+
+    /// With memory for so many tokens of all sequences, to be shared by passes that are admitted.
+    pub fn with_memory(mut self, tokens: usize) -> Self {
+        self.memory = Some(Arc::new(Mutex::new(Limited::new(tokens))));
+        self
+    }
+
+    /// With a function that is called at the beginning of each pass.
+    pub fn with_batch_hook(mut self, hook: impl Fn(&[usize]) -> Result<(), Interrupt> + Send + Sync + 'static) -> Self {
+        self.batch_hook = Some(Box::new(hook));
         self
     }
 
@@ -103,11 +135,26 @@ struct ScriptedSequence {
     /// The row of position `p` at index `p`; `None` if it was never made or was dropped.
     rows: Vec<Option<Box<[f32]>>>,
     cancel: Arc<Cancel>,
+    memory: Option<Arc<Mutex<Limited>>>,
+    /// Tokens computed once more.
+    recomputed: usize,
     passes: u64,
     /// The tokens and the first kept row of a launched pass.
     launched: Option<(Vec<i32>, usize)>,
     /// The widths of all passes, if first passes prepare later ones.
     widths: Vec<usize>,
+}
+
+impl ScriptedSequence {
+    fn forget(&self, len: usize) {
+        self.memory.iter().for_each(|memory| memory.lock().truncate(self.cancel.age(), len));
+    }
+}
+
+impl Drop for ScriptedSequence {
+    fn drop(&mut self) {
+        self.forget(0);
+    }
 }
 
 impl Sequence for ScriptedSequence {
@@ -117,8 +164,13 @@ impl Sequence for ScriptedSequence {
 
     fn truncate(&mut self, len: usize) {
         self.launched = None;
+        self.forget(len);
         self.tokens.truncate(len);
         self.rows.truncate(len + 1);
+    }
+
+    fn cache_use(&self) -> CacheUse {
+        CacheUse { found: 0, recomputed: self.recomputed as u64 }
     }
 
     fn row(&self, position: usize) -> Row<'_> {
@@ -144,6 +196,22 @@ impl Model for Scripted {
         self.max_pass
     }
 
+    fn batches(&self) -> bool {
+        self.max_batch_tokens.is_some()
+    }
+
+    fn max_batch_tokens(&self) -> usize {
+        self.max_batch_tokens.unwrap_or(self.max_pass)
+    }
+
+    fn admit(&self, pass: &mut Pass<'_>) -> Admission {
+        let (sequence, tokens) = (own(pass.sequence), pass.tokens.len());
+        let admit = |memory: &Arc<Mutex<Limited>>| {
+            memory.lock().admit(sequence.cancel.age(), sequence.tokens.len(), tokens, self.max_pass)
+        };
+        self.memory.as_ref().map_or(Admission::Whole(tokens), admit)
+    }
+
     fn cost(&self) -> u64 {
         self.cost
     }
@@ -157,31 +225,75 @@ impl Model for Scripted {
             tokens: Vec::new(),
             rows: vec![None],
             cancel: cancel.clone(),
+            memory: self.memory.clone(),
+            recomputed: 0,
             passes: 0,
             launched: None,
             widths: Vec::new(),
         }))
     }
 
+    fn fork(&self, sequence: &dyn Sequence, cancel: &Arc<Cancel>) -> Result<Box<dyn Sequence>> {
+        let mut fork = self.start(cancel)?;
+        // Models that share memory share what was computed, the others compute it anew.
+        if self.memory.is_some() {
+            let other: &ScriptedSequence = (sequence as &dyn Any).downcast_ref().expect("a sequence of another model");
+            let own = own(fork.as_mut());
+            own.tokens.extend_from_slice(&other.tokens);
+            own.rows.resize_with(other.tokens.len() + 1, || None);
+        }
+        Ok(fork)
+    }
+
     fn overlaps(&self) -> bool {
         self.left < 1.0
     }
 
-    fn launch(&self, pass: &mut Pass<'_>) -> bool {
-        let sequence = own(pass.sequence);
-        assert!(sequence.launched.is_none(), "a second pass was launched");
-        if self.overlaps() && !sequence.cancel.is_requested() {
-            sequence.launched = Some((pass.tokens.to_vec(), pass.keep));
+    fn launch(&self, batch: &mut [Pass<'_>]) -> bool {
+        let mut is_running = self.overlaps();
+        for pass in batch {
+            let sequence = own(pass.sequence);
+            assert!(sequence.launched.is_none(), "a second pass was launched");
+            if self.overlaps() && !sequence.cancel.is_requested() {
+                sequence.launched = Some((pass.tokens.to_vec(), pass.keep));
+            }
+            is_running &= sequence.launched.is_some();
         }
-        sequence.launched.is_some()
+        is_running
     }
 
     fn forward(&self, batch: &mut [Pass<'_>]) -> Result<Report, Interrupt> {
+        let result = self.run(batch);
+        if result.is_err() {
+            batch.iter_mut().map(|pass| own(pass.sequence)).for_each(|sequence| sequence.forget(sequence.tokens.len()));
+        }
+        result
+    }
+}
+
+impl Scripted {
+    fn run(&self, batch: &mut [Pass<'_>]) -> Result<Report, Interrupt> {
+        if let Some(hook) = &self.batch_hook {
+            hook(&batch.iter().map(|pass| pass.tokens.len()).collect::<Vec<_>>())?;
+        }
+        let mut width = |pass: &mut Pass<'_>| {
+            let (sequence, tokens) = (own(pass.sequence), pass.tokens.len());
+            let run = |memory: &Arc<Mutex<Limited>>| {
+                memory.lock().run(sequence.cancel.age(), sequence.tokens.len(), tokens, self.max_pass)
+            };
+            let width = self.memory.as_ref().map_or(tokens, run);
+            sequence.recomputed += width - tokens;
+            width
+        };
+        let tokens: usize = batch.iter_mut().map(&mut width).sum();
+        assert!(tokens <= self.max_batch_tokens().max(self.max_pass), "a pass over too many tokens");
+        let launched: Vec<_> = batch.iter_mut().map(|pass| own(pass.sequence).launched.take()).collect();
         let mut scored = Vec::with_capacity(batch.len());
-        for pass in batch.iter_mut() {
-            assert!(!pass.tokens.is_empty() && pass.tokens.len() <= self.max_pass, "a pass of a forbidden width");
+        for (pass, launched) in batch.iter_mut().zip(&launched) {
+            let least = usize::from(self.memory.is_none());
+            assert!((least..=self.max_pass).contains(&pass.tokens.len()), "a pass of a forbidden width");
             let sequence = own(pass.sequence);
-            if let Some((tokens, keep)) = &sequence.launched {
+            if let Some((tokens, keep)) = launched {
                 assert_eq!((&tokens[..], *keep), (pass.tokens, pass.keep), "another pass was launched");
             }
             let mut context = sequence.tokens.clone();
@@ -199,21 +311,22 @@ impl Model for Scripted {
             scored.push((context, rows));
         }
         let mut report = Report { elapsed: Duration::ZERO, is_usual: true };
-        for (pass, (context, rows)) in batch.iter_mut().zip(scored) {
+        for ((pass, launched), (context, rows)) in batch.iter_mut().zip(launched).zip(scored) {
             let sequence = own(pass.sequence);
             sequence.tokens = context;
             sequence.rows.extend(rows);
             let width = pass.tokens.len();
-            let mut share = if sequence.launched.take().is_some() { self.left } else { 1.0 };
+            let mut share = if launched.is_some() { self.left } else { 1.0 };
             if self.preparation > 1.0 {
                 let is_usual = sequence.widths.iter().filter(|of| **of == width).count() >= 2;
                 sequence.widths.push(width);
                 report.is_usual &= is_usual;
                 share *= if is_usual { 1.0 } else { self.preparation };
             }
-            report.elapsed += (self.pass_time)(width, sequence.passes).mul_f64(share);
+            let elapsed = (self.pass_time)(width, sequence.passes).mul_f64(share);
+            report.elapsed = if self.batches() { report.elapsed.max(elapsed) } else { report.elapsed + elapsed };
             sequence.passes += 1;
-            let kept = pass.keep.min(sequence.rows.len());
+            let kept = if width == 0 { 0 } else { pass.keep.min(sequence.rows.len()) };
             sequence.rows[..kept].fill(None);
         }
         Ok(report)

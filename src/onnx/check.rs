@@ -42,8 +42,8 @@ pub struct Excuses {
     pub coarse: bool,
     /// Logits or caches are bfloat16.
     pub bfloat16: bool,
-    /// Kernels round activations, and round one position differently from several.
-    pub rounded_activations: bool,
+    /// Activations, or keys and values, are rounded to few levels. One position may be rounded otherwise than several.
+    pub few_levels: bool,
 }
 
 impl Excuses {
@@ -51,11 +51,16 @@ impl Excuses {
     fn tolerances(self) -> [f32; 3] {
         let factor = if self.bfloat16 { BFLOAT16_FACTOR } else { 1.0 };
         let coarse = [EQUAL_WIDTH_TOLERANCE, TOLERANCE, TOLERANCE].map(|tolerance| factor * tolerance);
-        match (self.rounded_activations, self.coarse || self.bfloat16) {
+        match (self.few_levels, self.coarse || self.bfloat16) {
             (true, _) => [coarse[0], coarse[1], ROUNDED_TOLERANCE],
             (false, true) => coarse,
             (false, false) => [FINE_TOLERANCE; 3],
         }
+    }
+
+    /// Whether a difference between passes of several widths is rounding.
+    pub fn accept(self, found: Deviation) -> bool {
+        found.spreads <= self.tolerances()[2]
     }
 }
 
@@ -85,6 +90,11 @@ impl Trial {
             trial.rows.push(sequence.row(index + 1).scores()?.to_vec());
         }
         Ok(trial)
+    }
+
+    /// Its tokens.
+    pub fn tokens(&self) -> &[i32] {
+        &self.tokens
     }
 
     /// How much scoring one by one, which uses the cache, differs from one pass over all tokens, which does not. `None`
@@ -178,7 +188,8 @@ impl Trial {
         self.rows.iter().flatten().all(|logit| !logit.is_finite())
     }
 
-    fn compare(&self, sequence: &dyn Sequence, positions: RangeInclusive<usize>) -> Result<Deviation, Interrupt> {
+    /// The largest difference between its rows and those of a sequence.
+    pub fn compare(&self, sequence: &dyn Sequence, positions: RangeInclusive<usize>) -> Result<Deviation, Interrupt> {
         let mut worst = Deviation::default();
         for position in positions {
             worst = worst.max(difference(&self.rows[position - 1], sequence.row(position).scores()?));
@@ -257,7 +268,8 @@ impl Deviation {
         self.spreads <= if excuses.coarse || excuses.bfloat16 { factor * ROUNDING } else { FINE_ROUNDING }
     }
 
-    fn max(self, other: Deviation) -> Deviation {
+    /// The larger one of each measure.
+    pub fn max(self, other: Deviation) -> Deviation {
         Deviation { logits: self.logits.max(other.logits), spreads: self.spreads.max(other.spreads) }
     }
 }
@@ -330,7 +342,7 @@ mod tests {
         assert!(trial.with_rollbacks(&model).unwrap().spreads > 1.0);
         let (_, taken_back) = trial.at_equal_widths(&model).unwrap();
         assert!(taken_back.spreads > 1.0);
-        let everything = Excuses { coarse: true, bfloat16: true, rounded_activations: true };
+        let everything = Excuses { coarse: true, bfloat16: true, few_levels: true };
         assert!(trial.verdict(&model, everything).is_err());
     }
 

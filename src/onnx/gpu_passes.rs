@@ -9,7 +9,8 @@ use ort::value::TensorElementType;
 use super::binding::Tensor;
 use super::captures::Captures;
 use crate::cuda::{self, CapturedGraph, Device, DeviceBuffer, Event, HostBuffer, Queue};
-use crate::rows::device::{Control, NOTED, Ring};
+use crate::rows::device::Ring;
+use crate::rows::records::{Control, NOTED};
 
 /// The widest pass that is captured. It covers the longest draft of the planner, 16 tokens, with the tokens before it
 /// and those of other models; only prompts are longer. A sequence keeps up to two graphs for each width, with filtered

@@ -53,6 +53,15 @@ impl Numbers {
         }
     }
 
+    /// Bytes of a number.
+    pub fn size(&self) -> usize {
+        match self {
+            Numbers::Int64(_) | Numbers::OfCache => 8,
+            Numbers::Int32(_) => 4,
+            Numbers::Bool(_) => 1,
+        }
+    }
+
     pub fn bytes(&self) -> &[u8] {
         match self {
             Numbers::Int64(numbers) => bytemuck::cast_slice(numbers),

@@ -9,7 +9,9 @@ use ort::memory::{AllocationDevice, AllocatorType, MemoryInfo, MemoryType};
 use super::captures::Captures;
 use super::model::OnnxModel;
 use super::options::{LoadOptions, Provider};
-use super::weights::{self, LoadedSession, ShapeSource};
+use super::packed::batching::Batching;
+use super::packed::load::pack;
+use super::weights::{self, LoadedSession, ModelSource};
 use super::{check, scoring};
 use crate::error::{Error, Result};
 use crate::export::graph::Graph;
@@ -34,10 +36,20 @@ impl OnnxModel {
         let file = companions::model_file(path)?;
         let graph = Graph::read(&file)?;
         companions::check_weights(&file, &graph)?;
-        let load = |shapes| Self::load_with(&file, &graph, shapes, name, options);
-        match load(ShapeSource::File) {
+        let started = Instant::now();
+        let load = || Self::load_alone(&file, &graph, name, options);
+        let mut model = pack(load()?, &graph, options.cache, load)?;
+        let limit = TIMING.max(started.elapsed() / 10);
+        model.pass_times = check::pass_times(&model, limit).map_err(|interrupt| model.failed_trial(interrupt))?;
+        Ok(model)
+    }
+
+    /// A model of the export as it is, whose sequences do not share passes.
+    fn load_alone(file: &Path, graph: &Graph, name: &str, options: &LoadOptions) -> Result<Self> {
+        let load = |source| Self::load_with(file, graph, source, name, options);
+        match load(ModelSource::File) {
             Err(error) if shapes::are_blamed(&error.to_string()) => {
-                let mut model = load(ShapeSource::Inference)?;
+                let mut model = load(ModelSource::WithoutShapes)?;
                 let warning =
                     "the shapes that the file declares for inner values are wrong, so it was loaded without them";
                 model.export_mut().warnings.push(warning.into());
@@ -47,9 +59,15 @@ impl OnnxModel {
         }
     }
 
-    fn load_with(file: &Path, graph: &Graph, shapes: ShapeSource, name: &str, options: &LoadOptions) -> Result<Self> {
-        let started = Instant::now();
-        let loaded = weights::load(file, graph, &options.provider, shapes)
+    fn load_with(
+        file: &Path,
+        graph: &Graph,
+        source: ModelSource<'_>,
+        name: &str,
+        options: &LoadOptions,
+    ) -> Result<Self> {
+        let loaded = weights::load(file, graph, &options.provider, source)
+            .map_err(|error| is_for_gpus(file, graph, &options.provider, &error).unwrap_or(error))
             .map_err(|error| companions::explain(file, graph, error))?;
         let mut export = read_export(file, graph, loaded.session.inputs(), loaded.session.outputs())?;
         if let Some(length) = options.context_length {
@@ -77,12 +95,11 @@ impl OnnxModel {
             pass_times: Vec::new(),
             rows: options.rows,
             spares: Arc::default(),
+            batching: Batching::Untried,
         };
         model.measure_logits()?;
         model.vocab_size = model.export.logits.columns;
         scoring::choose(&mut model, options.scoring)?;
-        let limit = TIMING.max(started.elapsed() / 10);
-        model.pass_times = check::pass_times(&model, limit).map_err(|interrupt| model.failed_trial(interrupt))?;
         Ok(model)
     }
 
@@ -93,6 +110,20 @@ impl OnnxModel {
         let shape = sequence.get_mut().try_out(&[0, 0][..width]).map_err(|error| self.cannot_run(&error))?;
         self.export_mut().see_logits(&shape, width)
     }
+}
+
+/// The error of an export with types that the processor does not compute with. `None` if it failed for another reason.
+fn is_for_gpus(file: &Path, graph: &Graph, provider: &Provider, error: &Error) -> Option<Error> {
+    let message = error.to_string();
+    let lacks_operator = ["find an implementation", "find kernel"].iter().any(|words| message.contains(words));
+    let why = message.split("; if the file is corrupt").next().unwrap_or_default();
+    (*provider == Provider::Cpu && graph.is_half && lacks_operator).then(|| {
+        Error::Unsupported(format!(
+            "{}: it is an export for GPUs, which ONNX Runtime cannot run on the processor: set \"provider\" to \
+             \"cuda\", or export it in fp32, fp16 or int4, and without a cache in fp8 ({why})",
+            file.display(),
+        ))
+    })
 }
 
 /// Whether the cache belongs in the memory of the session's GPU.

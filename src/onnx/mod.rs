@@ -12,6 +12,7 @@ mod load;
 mod logits;
 mod model;
 mod options;
+mod packed;
 mod pass;
 mod runtime;
 mod scoring;
@@ -19,5 +20,5 @@ mod sequence;
 mod weights;
 
 pub use model::OnnxModel;
-pub use options::{LoadOptions, Provider, ProviderOptions, RowsOn};
+pub use options::{CacheSize, LoadOptions, Provider, ProviderOptions, RowsOn};
 pub use runtime::{LIBRARY_VARIABLE, Runtime, environment, loaded};

@@ -4,6 +4,7 @@
 //! the sequences of an engine would wait for each other, and it allocates names and tensors for each binding. ONNX
 //! Runtime itself allows concurrent runs, and it binds tensors over buffers of ours without a copy.
 
+use std::any::Any;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,12 +19,14 @@ use super::gpu_passes::GpuPasses;
 use super::inputs::Feed;
 use super::logits::LogitRows;
 use super::options::{Provider, RowsOn};
+use super::packed::batching::Batching;
+use super::packed::sequence::{PackedSequence, PassOwner};
 use super::sequence::{MAX_PASS, MIN_PASS, OnnxSequence, SequenceHandle, Spares, Terminate, own};
 use super::weights::LoadedSession;
 use crate::cuda::Device;
 use crate::error::{Error, Result};
-use crate::export::{Export, GivenRows, Logits};
-use crate::model::{Cancel, Interrupt, Model, Pass, Report, Sequence};
+use crate::export::{Export, GivenRows, Logits, Role, Rollback};
+use crate::model::{Admission, Cancel, Interrupt, Model, Pass, Report, Sequence};
 use crate::rows::device::Ring;
 
 /// The logits of one pass take at most this many bytes, unless a pass of [`MIN_PASS`] tokens needs more.
@@ -52,6 +55,8 @@ pub struct OnnxModel {
     /// Where rows stay, if an option says so.
     pub(super) rows: Option<RowsOn>,
     pub(super) spares: Arc<Spares>,
+    /// Whether passes serve several sequences at once.
+    pub(super) batching: Batching,
 }
 
 impl OnnxModel {
@@ -75,7 +80,10 @@ impl OnnxModel {
         self.device.is_some() && self.captures.refused().is_none()
     }
 
-    fn rows_on(&self) -> RowsOn {
+    pub(super) fn rows_on(&self) -> RowsOn {
+        if let Batching::Packed(passes) = &self.batching {
+            return if passes.keeps_rows() { RowsOn::Gpu } else { RowsOn::Host };
+        }
         let long = if self.export.logits.columns >= LONG_ROW { RowsOn::Gpu } else { RowsOn::Host };
         match &self.device {
             Some(device) if device.no_kernels().is_none() => self.rows.unwrap_or(long),
@@ -101,8 +109,8 @@ impl OnnxModel {
         Error::Model(format!("cannot run {}: {error}{mend}", self.export.file.display()))
     }
 
-    /// An empty sequence: a spare one if there is one, otherwise a new one.
-    pub(super) fn sequence(&self, cancel: &Arc<Cancel>) -> Result<SequenceHandle> {
+    /// The options of a sequence's passes, which `cancel` stops.
+    fn run_options(&self, cancel: &Arc<Cancel>) -> Result<Arc<RunOptions>> {
         let failed = |error: ort::Error| Error::Runtime(error.to_string());
         let mut options = RunOptions::new().map_err(failed)?;
         if self.loaded.is_whole {
@@ -110,6 +118,13 @@ impl OnnxModel {
         }
         let options = Arc::new(options);
         cancel.add_hook(Box::new(Terminate(options.clone())));
+        Ok(options)
+    }
+
+    /// An empty sequence: a spare one if there is one, otherwise a new one.
+    pub(super) fn sequence(&self, cancel: &Arc<Cancel>) -> Result<SequenceHandle> {
+        let failed = |error: ort::Error| Error::Runtime(error.to_string());
+        let options = self.run_options(cancel)?;
         let lend = |sequence| SequenceHandle { sequence: Some(sequence), spares: self.spares.clone() };
         if let Some(mut sequence) = self.spares.take() {
             sequence.restart(options, cancel, self.vocab_size)?;
@@ -175,9 +190,34 @@ impl Model for OnnxModel {
 
     fn max_pass(&self) -> usize {
         match self.export.logits.rows {
+            _ if matches!(self.batching, Batching::Packed(_)) => MAX_PASS,
             GivenRows::All => (LOGITS_BYTES / (4 * self.export.logits.columns)).clamp(MIN_PASS, MAX_PASS),
             // These give only the rows that are wanted, which are few.
             GivenRows::Counted | GivenRows::Last => MAX_PASS,
+        }
+    }
+
+    fn batches(&self) -> bool {
+        matches!(self.batching, Batching::Packed(_))
+    }
+
+    fn max_batch_tokens(&self) -> usize {
+        // RotaryEmbedding, which reads positions, takes no more tokens than it has positions.
+        let reads_positions = self.export.inputs.iter().any(|input| input.role == Role::Positions);
+        (2 * MAX_PASS).min(if reads_positions { self.export.context_length } else { usize::MAX })
+    }
+
+    fn admit(&self, pass: &mut Pass<'_>) -> Admission {
+        match &self.batching {
+            Batching::Packed(passes) => passes.admit(pass),
+            _ => Admission::Whole(pass.tokens.len()),
+        }
+    }
+
+    fn no_memory(&self) -> Error {
+        match &self.batching {
+            Batching::Packed(passes) => passes.no_memory(),
+            _ => Error::NoMemory(format!("no memory is left for {}", self.name)),
         }
     }
 
@@ -190,6 +230,7 @@ impl Model for OnnxModel {
             Provider::Cpu => ("cpu", 0),
             Provider::Cuda { device_id, .. } => ("cuda", *device_id),
         };
+        let packed = if let Batching::Packed(passes) = &self.batching { Some(passes) } else { None };
         let mut description = self.export.describe();
         let own = json!({
             "name": self.name,
@@ -205,7 +246,17 @@ impl Model for OnnxModel {
             "rows_on": if self.rows_on() == RowsOn::Gpu { "gpu" } else { "host" },
             "deviation": self.deviation,
             "trials": self.trials,
+            "batching": if packed.is_some() { "packed" } else { "alone" },
+            "cache_block_tokens": packed.map(|passes| passes.block_tokens),
+            "cache_blocks": packed.map(|passes| passes.blocks),
+            "cache_bytes": packed.map(|passes| passes.blocks * passes.block_bytes),
+            "no_batching": if let Batching::Alone(why) = &self.batching { Some(why) } else { None },
         });
+        if let Some(passes) = packed {
+            let cache = &mut description["cache"];
+            cache["rollback"] = Rollback::Shorten.name().into();
+            cache["bytes_per_token"] = passes.block_bytes.div_ceil(passes.block_tokens).into();
+        }
         if let (Value::Object(description), Value::Object(own)) = (&mut description, own) {
             description.extend(own);
         }
@@ -222,24 +273,54 @@ impl Model for OnnxModel {
     }
 
     fn start(&self, cancel: &Arc<Cancel>) -> Result<Box<dyn Sequence>> {
-        Ok(Box::new(self.sequence(cancel)?))
+        match &self.batching {
+            Batching::Packed(passes) => {
+                let options = self.run_options(cancel)?;
+                let failed = |error: ort::Error| Error::Runtime(error.to_string());
+                let owner: Arc<dyn PassOwner> = passes.clone();
+                let sequence = PackedSequence::new(&owner, self.vocab_size, options, cancel).map_err(failed)?;
+                Ok(Box::new(sequence))
+            }
+            _ => Ok(Box::new(self.sequence(cancel)?)),
+        }
+    }
+
+    fn fork(&self, sequence: &dyn Sequence, cancel: &Arc<Cancel>) -> Result<Box<dyn Sequence>> {
+        match &self.batching {
+            Batching::Packed(_) => {
+                let sequence: &PackedSequence =
+                    (sequence as &dyn Any).downcast_ref().expect("the sequence is of another model");
+                let fork = sequence.fork(self.run_options(cancel)?, cancel);
+                Ok(Box::new(fork.map_err(|error| Error::Runtime(error.to_string()))?))
+            }
+            _ => self.start(cancel),
+        }
     }
 
     fn overlaps(&self) -> bool {
         self.loaded.is_whole
     }
 
-    fn launch(&self, pass: &mut Pass<'_>) -> bool {
-        self.overlaps() && own(pass.sequence).begin(pass.tokens, pass.keep, pass.filter)
+    fn launch(&self, batch: &mut [Pass<'_>]) -> bool {
+        match (&self.batching, batch) {
+            (Batching::Packed(passes), batch) => passes.launch(batch),
+            (_, [pass]) => {
+                self.overlaps() && own(pass.sequence).begin(pass.tokens, pass.keep, (pass.filter, pass.uniforms))
+            }
+            _ => false,
+        }
     }
 
     fn forward(&self, batch: &mut [Pass<'_>]) -> Result<Report, Interrupt> {
+        if let Batching::Packed(passes) = &self.batching {
+            return passes.forward(batch);
+        }
         // GroupQueryAttention scores several positions on top of a cache only for a batch of one, so this loops. If a
         // pass fails, its sequence is unchanged, and truncating undoes the passes before it.
         let mut report = Report { elapsed: Duration::ZERO, is_usual: true };
         for index in 0..batch.len() {
             let pass = &mut batch[index];
-            match own(pass.sequence).run(pass.tokens, pass.keep, pass.filter) {
+            match own(pass.sequence).run(pass.tokens, pass.keep, (pass.filter, pass.uniforms)) {
                 Ok(Report { elapsed, is_usual }) => {
                     report.elapsed += elapsed;
                     report.is_usual &= is_usual;

@@ -16,7 +16,8 @@ use crate::cuda;
 use crate::error::Error;
 use crate::export::{self, CacheKind, CacheTensor, GivenRows, Logits, Role};
 use crate::model::Interrupt;
-use crate::rows::device::{self, Control};
+use crate::rows::device;
+use crate::rows::records::Control;
 use crate::rows::widen::{widen_bf16, widen_f16};
 
 impl OnnxSequence {
@@ -108,7 +109,7 @@ impl OnnxSequence {
         let kept = self.gpu.as_ref().and_then(|gpu| gpu.rows.as_ref()).filter(|_| end - keep <= device::SLOTS);
         let (control, output) = match kept {
             Some(rows) => {
-                let control = rows.control(start, tokens, end - given, given - wanted);
+                let control = rows.control(start, tokens, end - given, given, given - wanted);
                 (control, Output::Device(given))
             }
             None => {

@@ -64,7 +64,7 @@ fn best_rollback(
         let excuses = Excuses {
             coarse: export.is_coarse,
             bfloat16: export.is_bfloat16(),
-            rounded_activations: export.rounds_activations && scoring == Scoring::Parallel,
+            few_levels: (export.rounds_activations && scoring == Scoring::Parallel) || export.has_rounded_cache(),
         };
         let verdict = trial.verdict(model, excuses);
         let (scoring, name) = (scoring.name(), rollback.name());

@@ -19,7 +19,7 @@ use crate::error::Result;
 use crate::export::{CacheKind, Export, GivenRows, Scoring};
 use crate::model::{Cancel, CancelHook, Interrupt, Memory, Report, Sequence};
 use crate::rows::device::Ring;
-use crate::rows::{DeviceRows, Filter, Row};
+use crate::rows::{DeviceRows, Filter, PassUniforms, Row};
 
 /// The least width that limits of memory reduce a pass to, in tokens.
 pub const MIN_PASS: usize = 16;
@@ -30,6 +30,9 @@ pub const MAX_PASS: usize = 256;
 /// Attention scores of a layer take at most this many bytes, unless a pass of [`MIN_PASS`] tokens needs more. There is
 /// one float32 for each head, new token and entry of the cache.
 const SCORES_BYTES: usize = 64 << 20;
+
+/// How tokens are drawn from the rows of a pass; see [`crate::model::Pass`].
+type Draws = (Filter, Option<PassUniforms>);
 
 /// The sequence of an [`super::OnnxModel`] behind the trait.
 pub fn own(sequence: &mut dyn Sequence) -> &mut OnnxSequence {
@@ -244,9 +247,9 @@ impl OnnxSequence {
     }
 
     /// Append tokens in as many passes as they need. An error leaves the sequence as it was.
-    pub fn run(&mut self, tokens: &[i32], keep: usize, filter: Filter) -> Result<Report, Interrupt> {
+    pub fn run(&mut self, tokens: &[i32], keep: usize, draws: Draws) -> Result<Report, Interrupt> {
         let start = self.len();
-        self.set_filter(filter);
+        self.prepare(draws);
         let mut left = tokens;
         while !left.is_empty() {
             let begun = self.begun.as_ref().map(|begun| begun.cut);
@@ -268,20 +271,20 @@ impl OnnxSequence {
         Ok(Report { elapsed: std::mem::take(&mut self.elapsed), is_usual })
     }
 
-    /// Have the GPU prepare rows for this filter.
-    fn set_filter(&mut self, filter: Filter) {
+    /// Have the GPU prepare rows for this.
+    fn prepare(&mut self, (filter, uniforms): Draws) {
         if let Some(rows) = self.gpu.as_mut().and_then(|gpu| gpu.rows.as_mut()) {
-            rows.set_filter(filter);
+            rows.prepare(filter, uniforms);
         }
     }
 
     /// Launch the first pass of [`OnnxSequence::run`] with the same arguments, and return. `false` if that is not
     /// possible.
-    pub fn begin(&mut self, tokens: &[i32], keep: usize, filter: Filter) -> bool {
+    pub fn begin(&mut self, tokens: &[i32], keep: usize, draws: Draws) -> bool {
         if self.gpu.is_none() || self.cancel.is_requested() {
             return false;
         }
-        self.set_filter(filter);
+        self.prepare(draws);
         let cut = self.next_pass(tokens.len(), keep);
         self.begin_on_gpu(&tokens[..cut.width], cut, keep);
         true

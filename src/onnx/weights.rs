@@ -15,6 +15,7 @@ use super::attention::AttentionKernels;
 use super::binding::{RECORD_PROVIDERS, operators_by};
 use super::huge_pages::AnonymousMappings;
 use super::options::{Provider, ProviderOptions};
+use super::packed::register;
 use super::{attention, runtime};
 use crate::cuda::{self, Device};
 use crate::error::{Error, Result};
@@ -67,17 +68,19 @@ type Slot = Mutex<Weak<LoadedSession>>;
 #[derive(Clone, PartialEq)]
 struct SessionKey {
     provider: Provider,
-    shapes: ShapeSource,
+    source: std::mem::Discriminant<ModelSource<'static>>,
     files: Vec<FileVersion>,
 }
 
-/// Where the shapes of inner values come from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ShapeSource {
-    /// The file declares them.
+/// Where the graph comes from.
+#[derive(Clone, Copy)]
+pub enum ModelSource<'a> {
+    /// The file.
     File,
-    /// ONNX Runtime infers them, because those in the file are wrong.
-    Inference,
+    /// The file without the shapes of inner values, because those that it declares are wrong.
+    WithoutShapes,
+    /// The file, rewritten for packed passes.
+    Packed(&'a [u8]),
 }
 
 /// A file and its state: device, inode, size, and time of change in seconds and nanoseconds.
@@ -85,7 +88,7 @@ type FileVersion = (u64, u64, u64, i64, i64);
 
 impl SessionKey {
     /// The key of an export and its files of weights. `None` if the state of a file cannot be read.
-    fn of(file: &Path, graph: &Graph, provider: &Provider, shapes: ShapeSource) -> Option<Self> {
+    fn of(file: &Path, graph: &Graph, provider: &Provider, source: ModelSource<'_>) -> Option<Self> {
         let folder = file.parent().unwrap_or(Path::new(""));
         let external = graph.external_files.keys().map(|name| folder.join(name));
         let version = |path: &Path| {
@@ -93,7 +96,12 @@ impl SessionKey {
             Some((file.dev(), file.ino(), file.size(), file.mtime(), file.mtime_nsec()))
         };
         let files = std::iter::once(file.to_path_buf()).chain(external).map(|path| version(&path));
-        Some(SessionKey { provider: provider.clone(), shapes, files: files.collect::<Option<_>>()? })
+        let source = match source {
+            ModelSource::File => std::mem::discriminant(&ModelSource::File),
+            ModelSource::WithoutShapes => std::mem::discriminant(&ModelSource::WithoutShapes),
+            ModelSource::Packed(_) => std::mem::discriminant(&ModelSource::Packed(&[])),
+        };
+        Some(SessionKey { provider: provider.clone(), source, files: files.collect::<Option<_>>()? })
     }
 }
 
@@ -101,15 +109,15 @@ impl SessionKey {
 ///
 /// A session allows concurrent runs, so models can share it. A caller that needs a session which another thread is
 /// loading waits for it. That takes less time and memory than loading it twice.
-pub fn load(file: &Path, graph: &Graph, provider: &Provider, shapes: ShapeSource) -> Result<Arc<LoadedSession>> {
-    let slot = SessionKey::of(file, graph, provider, shapes).map_or_else(Arc::default, slot);
+pub fn load(file: &Path, graph: &Graph, provider: &Provider, source: ModelSource<'_>) -> Result<Arc<LoadedSession>> {
+    let slot = SessionKey::of(file, graph, provider, source).map_or_else(Arc::default, slot);
     let mut slot = slot.lock();
     if let Some(loaded) = slot.upgrade() {
         return Ok(loaded);
     }
     let loaded = Arc::new(match provider {
         Provider::Cpu => LoadedSession {
-            session: ManuallyDrop::new(create(file, shapes, None)?),
+            session: ManuallyDrop::new(create(file, graph, source, None)?),
             device: None,
             is_whole: false,
             on_processor: BTreeSet::new(),
@@ -118,7 +126,7 @@ pub fn load(file: &Path, graph: &Graph, provider: &Provider, shapes: ShapeSource
             plans_widths: false,
             process: Process::current(),
         },
-        Provider::Cuda { device_id, options } => load_on_gpu(file, graph, shapes, *device_id, options)?,
+        Provider::Cuda { device_id, options } => load_on_gpu(file, graph, source, *device_id, options)?,
     });
     *slot = Arc::downgrade(&loaded);
     Ok(loaded)
@@ -143,7 +151,7 @@ const GRAPHS: &str = "enable_cuda_graph";
 fn load_on_gpu(
     file: &Path,
     graph: &Graph,
-    shapes: ShapeSource,
+    source: ModelSource<'_>,
     device_id: i32,
     options: &ProviderOptions,
 ) -> Result<LoadedSession> {
@@ -156,9 +164,11 @@ fn load_on_gpu(
     // more. It is excluded where other kernels are as good. Elsewhere, passes have few widths: see
     // `GpuPasses::padding`.
     let by_default = device.prefers_cudnn() && !options.contains_key(attention::KERNELS);
-    let kernels = if by_default { AttentionKernels::of(graph) } else { AttentionKernels::Own };
+    let is_packed = matches!(source, ModelSource::Packed(_));
+    let kernels = if by_default && !is_packed { AttentionKernels::of(graph) } else { AttentionKernels::Own };
     let mut options = options.clone();
-    if kernels == AttentionKernels::CudnnForSeveral {
+    // Packed passes have many sizes.
+    if kernels == AttentionKernels::CudnnForSeveral || (by_default && is_packed) {
         options.insert(attention::KERNELS.into(), attention::WITHOUT_CUDNN.into());
     }
     let create = |graphs: bool| {
@@ -167,7 +177,7 @@ fn load_on_gpu(
         let cuda = options.iter().fold(cuda, |cuda, (key, value)| cuda.with_arbitrary_config(key, value));
         // SAFETY: the device, and so its stream, outlives the session: see `LoadedSession`.
         let cuda = unsafe { cuda.with_cuda_graph(graphs).with_compute_stream(device.stream()) };
-        device.by_runner(|| create(file, shapes, Some(cuda)))
+        device.by_runner(|| create(file, graph, source, Some(cuda)))
     };
     let asked = options.get(GRAPHS).is_none_or(|value| value != "0");
     let (mut is_whole, mut on_processor) = (true, BTreeSet::new());
@@ -208,7 +218,7 @@ fn unavailable(file: &Path, why: &str) -> Error {
     ))
 }
 
-fn create(file: &Path, shapes: ShapeSource, cuda: Option<ort::ep::CUDA>) -> Result<Session> {
+fn create(file: &Path, graph: &Graph, source: ModelSource<'_>, cuda: Option<ort::ep::CUDA>) -> Result<Session> {
     let runtime = runtime::load(None, 0, None)?;
     let refuse = |error: &dyn std::fmt::Display| Error::Model(format!("cannot load {}: {error}", file.display()));
     let mut builder = runtime.session().map_err(|error| refuse(&error))?;
@@ -223,17 +233,23 @@ fn create(file: &Path, shapes: ShapeSource, cuda: Option<ort::ep::CUDA>) -> Resu
         builder = builder.with_execution_providers([cuda]).map_err(|error| unavailable(file, &error.to_string()))?;
     }
     let before = AnonymousMappings::now();
-    let session = match shapes {
-        ShapeSource::File => builder.commit_from_file(file),
-        ShapeSource::Inference => {
-            // A session from memory must be told where external weights are.
-            let folder = file.parent().and_then(Path::to_str).ok_or_else(|| refuse(&"its path is not UTF-8"))?;
-            let bytes = shapes::without(file).map_err(|error| refuse(&error))?;
-            let folder = if folder.is_empty() { "." } else { folder };
-            builder
-                .with_config_entry("session.model_external_initializers_file_folder_path", folder)
-                .map_err(|error| refuse(&error))?
-                .commit_from_memory(&bytes)
+    if !matches!(source, ModelSource::File) || graph.unpaged.is_some() {
+        // A session from memory must be told where external weights are.
+        let folder = file.parent().and_then(Path::to_str).ok_or_else(|| refuse(&"its path is not UTF-8"))?;
+        let folder = if folder.is_empty() { "." } else { folder };
+        builder = builder
+            .with_config_entry("session.model_external_initializers_file_folder_path", folder)
+            .map_err(|error| refuse(&error))?;
+    }
+    let session = match (source, &graph.unpaged) {
+        (ModelSource::File | ModelSource::WithoutShapes, Some(bytes)) => builder.commit_from_memory(bytes),
+        (ModelSource::File, None) => builder.commit_from_file(file),
+        (ModelSource::WithoutShapes, None) => {
+            builder.commit_from_memory(&shapes::without(file).map_err(|error| refuse(&error))?)
+        }
+        (ModelSource::Packed(bytes), _) => {
+            register::register(&builder).map_err(|error| refuse(&error))?;
+            builder.commit_from_memory(bytes)
         }
     };
     let session = session.map_err(|error| {
@@ -269,7 +285,7 @@ mod tests {
         let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/demo/small");
         let file = folder.path().join("model.onnx");
         std::fs::copy(demo.join("model.onnx"), &file).unwrap();
-        let load = |file: &Path| load(file, &Graph::read(file).unwrap(), &Provider::Cpu, ShapeSource::File).unwrap();
+        let load = |file: &Path| load(file, &Graph::read(file).unwrap(), &Provider::Cpu, ModelSource::File).unwrap();
         let first = load(&file);
         assert!(Arc::ptr_eq(&first, &load(&file)));
         let other_way = folder.path().join("../").join(folder.path().file_name().unwrap()).join("model.onnx");

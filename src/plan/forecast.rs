@@ -11,7 +11,7 @@ use once_cell::sync::Lazy;
 
 use crate::decode::chance::{CounterRng, Key, Purpose};
 use crate::decode::policy::{Plan, Targets};
-use crate::decode::schedule::{Draft, Next, Schedule, World};
+use crate::decode::schedule::{Decision, Draft, Next, Schedule, World};
 use crate::learn::estimates::{Calibration, Estimates};
 
 /// Tokens of the longest forecast.
@@ -237,11 +237,12 @@ impl World for Run<'_> {
         self.routes[position % LONGEST]
     }
 
-    fn decide(&mut self, position: usize, draft: Option<Draft>) -> Result<bool, Infallible> {
+    fn decide(&mut self, position: usize, draft: Option<Draft>) -> Result<Decision, Infallible> {
         self.committed = position + 1;
-        let Some(draft) = draft else { return Ok(true) };
+        let Some(draft) = draft else { return Ok(Decision::Accepted) };
         self.seconds += self.per_proposal;
-        Ok(self.proposal(draft.proposer, position).accepted[usize::from(self.is_routed)])
+        let accepted = self.proposal(draft.proposer, position).accepted[usize::from(self.is_routed)];
+        Ok(if accepted { Decision::Accepted } else { Decision::Rejected })
     }
 
     fn propose(&mut self, proposer: usize, position: usize, pending: usize) -> Result<Option<Draft>, Infallible> {

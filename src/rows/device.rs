@@ -4,99 +4,23 @@ use std::cell::{Cell, OnceCell, RefCell};
 use std::ops::Range;
 use std::sync::Arc;
 
-use bytemuck::{Pod, Zeroable};
 use ort::value::TensorElementType;
 
-use super::distribution::Distribution;
 use super::filter::Filter;
+use super::records::{CHUNKS, Control, Drawn, Kept, NOTED, Summary, UNDRAWN};
+use super::row::PassUniforms;
 use super::widen::{widen_bf16, widen_f16};
 use crate::cuda::{Device, DeviceBuffer, Event, HostBuffer, Queue, THREADS, WORD, argument};
-use crate::error::{Error, Result};
+use crate::error::Error;
 
-/// Rows that are kept. `rows.cu` holds the same number, and the next three.
+/// Rows that are kept. `rows.cu` holds the same number, and the next one.
 pub const SLOTS: usize = 64;
-/// Parts of a row that thread blocks work on at the same time.
-pub(super) const CHUNKS: usize = 32;
 
 /// Threads of the kernel that filters a row.
 const NEAR: usize = 1024;
 
-/// Most tokens of a pass whose scores the kernels write into the summaries.
-pub const NOTED: usize = 20;
-
 /// Buffers of rows on the host that are kept for later rows.
 const SPARE_ROWS: usize = 16;
-
-/// The arguments of the kernels that change from pass to pass. A captured graph reads them from the device.
-#[repr(C)]
-#[derive(Debug, Clone, Copy, Zeroable, Pod)]
-pub struct Control {
-    /// Position of the first row that the pass gives.
-    first: i32,
-    /// Rows in front that are not wanted.
-    skipped: i32,
-    vocab: i32,
-    rate: f32,
-    /// Position of the first token of the pass.
-    start: i32,
-    /// 1 if the ring holds the row of `start`.
-    known: i32,
-    /// Tokens of the pass whose scores are wanted.
-    pub(super) width: i32,
-    top_k: i32,
-    top_p: f32,
-    distance: f32,
-    pub(super) tokens: [i32; NOTED],
-}
-
-impl Control {
-    fn of(Filter { rate, top_k, top_p, distance }: Filter, vocab: usize) -> Self {
-        let top_k = if top_k < vocab { top_k as i32 } else { 0 };
-        Control { vocab: vocab as i32, rate, top_k, top_p, distance, ..Control::zeroed() }
-    }
-
-    /// For one row at position 0, whose score of `token` is wanted.
-    pub(super) fn of_one(filter: Filter, vocab: usize, token: usize) -> Self {
-        let mut control = Control { width: 1, ..Control::of(filter, vocab) };
-        control.tokens[0] = token as i32;
-        control
-    }
-}
-
-/// What the kernels find out about a row.
-#[repr(C)]
-#[derive(Debug, Clone, Copy, Zeroable, Pod)]
-pub struct Summary {
-    /// The sum of `e^((score − max) · rate)` over all tokens.
-    pub(super) total: f64,
-    /// The largest score; NaN if any score is NaN or plus infinity.
-    pub(super) max: f32,
-    /// The largest score of all tokens but `best`.
-    pub(super) second: f32,
-    /// The first token with the largest score.
-    pub(super) best: i32,
-    position: i32,
-    /// The token that came next, or the one that was drawn, and its score.
-    pub(super) token: i32,
-    score: f32,
-    /// The sum over the tokens that the filter keeps.
-    kept: f64,
-    /// The least score that is kept.
-    floor: f32,
-    /// The first token of the score `floor` that is not kept; -1 if the kernel did not find what the filter keeps.
-    cut: i32,
-}
-
-impl Summary {
-    /// The distribution after the filter; `None` if the kernel did not find what the filter keeps.
-    pub(super) fn distribution(&self, filter: Filter) -> Option<Result<Distribution>> {
-        if filter.is_plain() {
-            return Some(Distribution::known(filter, self.max, self.total, f32::NEG_INFINITY, usize::MAX));
-        }
-        let cut = usize::try_from(self.cut).ok()?;
-        Some(Distribution::known(filter, self.max, self.kept, self.floor, cut))
-    }
-}
 
 /// The last rows of one sequence: that of position `p` is in slot `p % SLOTS`. All methods but [`Ring::queue`] wait for
 /// the GPU.
@@ -107,10 +31,12 @@ pub struct Ring {
     parts: DeviceBuffer,
     /// By row, chunk and thread: the largest score that the thread has seen.
     peaks: DeviceBuffer,
-    /// By row and chunk: the sum over what the filter keeps.
+    /// By row: a [`Kept`].
     kept: DeviceBuffer,
-    /// One for each slot, and one for a draw. The GPU writes them.
+    /// One for each slot. The GPU writes them.
     summaries: HostBuffer,
+    /// The last draw that was no part of a pass. The GPU writes it.
+    outcome: HostBuffer,
     /// Pinned memory that rows are copied to.
     staging: RefCell<HostBuffer>,
     done: Event,
@@ -129,8 +55,9 @@ pub struct Ring {
     pub(super) columns: usize,
     pub(super) vocab: usize,
     pub(super) element: TensorElementType,
-    /// The filter of the next pass.
-    pub(super) filter: Filter,
+    /// The filter of the next pass, and where it draws tokens.
+    filter: Filter,
+    uniforms: Option<PassUniforms>,
 }
 
 const NONE: (usize, Filter) = (usize::MAX, Filter { rate: 0.0, top_k: 0, top_p: 1.0, distance: f32::NEG_INFINITY });
@@ -159,8 +86,9 @@ impl Ring {
             ring: DeviceBuffer::zeroed(device, slots * (columns * size).next_multiple_of(WORD))?,
             parts: DeviceBuffer::zeroed(device, SLOTS * CHUNKS * 24)?,
             peaks: DeviceBuffer::zeroed(device, slots * CHUNKS * THREADS * 4)?,
-            kept: DeviceBuffer::zeroed(device, SLOTS * CHUNKS * 8)?,
-            summaries: HostBuffer::zeroed(device, (SLOTS + 1) * size_of::<Summary>())?,
+            kept: DeviceBuffer::zeroed(device, SLOTS * size_of::<Kept>())?,
+            summaries: HostBuffer::zeroed(device, SLOTS * size_of::<Summary>())?,
+            outcome: HostBuffer::zeroed(device, size_of::<Drawn>())?,
             staging: RefCell::new(HostBuffer::zeroed(device, columns * size)?),
             done: Event::new(device)?,
             held: [NONE; SLOTS],
@@ -173,13 +101,14 @@ impl Ring {
             vocab,
             element,
             filter: Filter::plain(1.0),
+            uniforms: None,
         }))
     }
 
     /// Bytes of its buffers.
     pub fn bytes(&self) -> usize {
         let rows = self.fetched.iter().filter(|row| row.get().is_some()).count() + self.spare.borrow().len();
-        let pinned = self.summaries.len() + self.staging.borrow().len();
+        let pinned = self.summaries.len() + self.outcome.len() + self.staging.borrow().len();
         self.ring.len() + self.parts.len() + self.peaks.len() + self.kept.len() + pinned + 4 * self.columns * rows
     }
 
@@ -192,9 +121,9 @@ impl Ring {
         self.copied.set(0);
     }
 
-    /// Filter the rows of later passes like this.
-    pub fn set_filter(&mut self, filter: Filter) {
-        self.filter = filter;
+    /// Filter the rows of later passes like this, and draw tokens from their last row.
+    pub fn prepare(&mut self, filter: Filter, uniforms: Option<PassUniforms>) {
+        (self.filter, self.uniforms) = (filter, uniforms);
     }
 
     /// Whether later passes run the kernel that filters.
@@ -207,14 +136,16 @@ impl Ring {
         slot * (self.columns * size(self.element).unwrap_or(4)).next_multiple_of(WORD)
     }
 
-    /// The arguments for a pass over `tokens`, which begin at position `start`. It gives rows from position `first` on;
-    /// the first `skipped` of them are not wanted.
-    pub fn control(&self, start: usize, tokens: &[i32], first: usize, skipped: usize) -> Control {
+    /// The arguments for a pass over `tokens`, which begin at position `start`. It gives `given` rows from position
+    /// `first` on; the first `skipped` of them are not wanted.
+    pub fn control(&self, start: usize, tokens: &[i32], first: usize, given: usize, skipped: usize) -> Control {
         let mut control = Control {
+            given: given as i32,
             first: first as i32,
             skipped: skipped as i32,
             start: start as i32,
-            ..Control::of(self.filter, self.vocab)
+            uniforms: self.uniforms.unwrap_or(UNDRAWN),
+            ..self.addressed(Control::of(self.filter, self.vocab))
         };
         if tokens.len() <= NOTED {
             control.width = tokens.len() as i32;
@@ -224,38 +155,23 @@ impl Ring {
         control
     }
 
-    /// Queue the kernels that copy the first `given` rows of `logits` into the ring and summarise them. `control` is
-    /// the address of a [`Control`] on the device.
-    pub fn queue(&self, queue: &Queue, logits: &DeviceBuffer, given: usize, mut control: u64) -> ort::Result<()> {
-        let (mut from, mut ring, mut parts) = (logits.place(), self.ring.place(), self.parts.place());
-        let (mut peaks, mut kept) = (self.peaks.place(), self.kept.place());
-        let mut summaries = self.summaries.bytes().as_ptr() as u64;
-        let (mut element, mut columns, mut rows) = (code(self.element), self.columns as i64, given as i32);
-        let [logits, element, columns, control, ring, parts, peaks, kept, summaries, rows] = [
-            argument(&mut from),
-            argument(&mut element),
-            argument(&mut columns),
-            argument(&mut control),
-            argument(&mut ring),
-            argument(&mut parts),
-            argument(&mut peaks),
-            argument(&mut kept),
-            argument(&mut summaries),
-            argument(&mut rows),
-        ];
-        let (kernels, count) = (self.device.kernels()?, given as u32);
-        // SAFETY: the arguments are those of the kernels, and all addresses stay as long as the graphs that hold them.
-        unsafe {
-            let arguments = &mut [logits, element, columns, control, ring, parts, peaks];
-            queue.run(kernels.keep, (CHUNKS as u32, count, 1), THREADS as u32, arguments)?;
-            let arguments = &mut [logits, element, columns, control, ring, parts, summaries, rows];
-            queue.run(kernels.summarise, (count + 1, 1, 1), CHUNKS as u32, arguments)?;
-            if self.filter.is_plain() {
-                return Ok(());
-            }
-            let arguments = &mut [element, columns, control, ring, parts, peaks, summaries, kept];
-            queue.run(kernels.filter, (count, 1, 1), NEAR as u32, arguments)
+    /// A control with the addresses of the ring.
+    pub(super) fn addressed(&self, control: Control) -> Control {
+        Control {
+            ring: self.ring.place(),
+            parts: self.parts.place(),
+            peaks: self.peaks.place(),
+            kept: self.kept.place(),
+            summaries: self.summaries.bytes().as_ptr() as u64,
+            ..control
         }
+    }
+
+    /// Queue the kernels that copy at most `given` rows of `logits` into the ring and summarise them. `control` is the
+    /// address of a [`Control`] on the device.
+    pub fn queue(&self, queue: &Queue, logits: &DeviceBuffer, given: usize, control: u64) -> ort::Result<()> {
+        let shares = Shares { control, count: 1, most: given, filters: self.filters() };
+        queue_rows(&self.device, queue, logits.place(), (self.element, self.columns), shares)
     }
 
     /// Note that a pass has succeeded, which gave the rows of these positions. Rows before position `wanted` are not
@@ -304,28 +220,35 @@ impl Ring {
         bytemuck::pod_read_unaligned(&self.summaries.bytes()[slot * size..(slot + 1) * size])
     }
 
-    /// The score of a token at a position that is held.
-    pub(super) fn score_at(&self, position: usize, token: usize) -> ort::Result<f32> {
+    /// The score of a token at a position that is held, if no copy is needed.
+    pub(super) fn known_score(&self, position: usize, token: usize) -> Option<f32> {
         let slot = position % SLOTS;
         if let Some(row) = self.fetched[slot].get() {
-            return Ok(row[token]);
+            return Some(row[token]);
         }
-        let summary = self.summary_at(slot);
+        let (summary, token) = (self.summary_at(slot), token as i32);
         if summary.position == position as i32 {
-            if summary.token == token as i32 {
-                return Ok(summary.score);
+            if summary.token == token {
+                return Some(summary.score);
             }
-            if summary.best == token as i32 && !summary.max.is_nan() {
-                return Ok(summary.max);
+            if summary.best == token && !summary.max.is_nan() {
+                return Some(summary.max);
+            }
+            if let Some(drawn) = summary.drawn.iter().find(|drawn| drawn.share >= 0.0 && drawn.token == token) {
+                return Some(drawn.score);
             }
         }
-        if let (of, drawn, score) = self.drawn.get()
-            && (of, drawn) == (position, token as i32)
-        {
+        let (of, drawn, score) = self.drawn.get();
+        (of, drawn).eq(&(position, token)).then_some(score)
+    }
+
+    /// The score of a token at a position that is held.
+    pub(super) fn score_at(&self, position: usize, token: usize) -> ort::Result<f32> {
+        if let Some(score) = self.known_score(position, token) {
             return Ok(score);
         }
         let mut score = [0.0];
-        let place = self.place_of(slot) + token * size(self.element).unwrap_or(4);
+        let place = self.place_of(position % SLOTS) + token * size(self.element).unwrap_or(4);
         self.copy(place, 1, &mut score)?;
         Ok(score[0])
     }
@@ -359,19 +282,25 @@ impl Ring {
         Ok(())
     }
 
-    /// The token at which the sum of the kept weights from the front passes `share`.
-    pub(super) fn draw_kept(
-        &self,
-        slot: usize,
-        position: usize,
-        Distribution { mut max, mut floor, cut, .. }: Distribution,
-        mut share: f64,
-    ) -> ort::Result<usize> {
+    /// The token at which the sum of the kept weights of a row that is held passes `share`, from the front. The row,
+    /// its filter and the share alone decide it, so one that was drawn with the pass at that share is the same.
+    pub(super) fn draw_at(&self, position: usize, share: f64) -> ort::Result<usize> {
+        let summary = self.summary_at(position % SLOTS);
+        let known = summary.drawn.iter().find(|drawn| drawn.share == share);
+        let Drawn { token, score, .. } = match known.filter(|_| summary.position == position as i32) {
+            Some(&drawn) => drawn,
+            None => self.draw_now(position % SLOTS, summary.max, share)?,
+        };
+        self.drawn.set((position, token, score));
+        Ok(token as usize)
+    }
+
+    fn draw_now(&self, slot: usize, mut max: f32, mut share: f64) -> ort::Result<Drawn> {
         let filter = self.held[slot].1;
-        let (mut rate, mut cut) = (filter.rate, token_of(cut));
+        let mut rate = filter.rate;
         let mut kept = if filter.is_plain() { 0 } else { self.kept.place() };
         let (mut ring, mut parts) = (self.ring.place(), self.parts.place());
-        let mut out = self.summaries.bytes()[SLOTS * size_of::<Summary>()..].as_ptr() as u64;
+        let mut out = self.outcome.bytes().as_ptr() as u64;
         let (mut element, mut columns) = (code(self.element), self.columns as i64);
         let (mut vocab, mut slot) = (self.vocab as i32, slot as i32);
         let arguments = &mut [
@@ -385,17 +314,13 @@ impl Ring {
             argument(&mut rate),
             argument(&mut share),
             argument(&mut kept),
-            argument(&mut floor),
-            argument(&mut cut),
             argument(&mut out),
         ];
         let (queue, kernel) = (self.device.queue()?, self.device.kernels()?.draw);
         // SAFETY: the arguments are those of the kernel, and all addresses stay until it is done.
         let queued = unsafe { queue.run(kernel, (1, 1, 1), THREADS as u32, arguments) };
         self.wait(queue, queued)?;
-        let drawn = self.summary_at(SLOTS);
-        self.drawn.set((position, drawn.token, drawn.score));
-        Ok(drawn.token as usize)
+        Ok(bytemuck::pod_read_unaligned(self.outcome.bytes()))
     }
 
     /// Wait for what was queued.
@@ -411,6 +336,47 @@ impl Ring {
             }
         }
     }
+}
+
+/// What the kernels do for a pass.
+#[derive(Debug, Clone, Copy)]
+pub struct Shares {
+    /// The address of the first [`Control`] on the device, one for each sequence.
+    pub control: u64,
+    /// Sequences.
+    pub count: usize,
+    /// Most rows of a sequence.
+    pub most: usize,
+    /// Whether the rows of some sequence are filtered.
+    pub filters: bool,
+}
+
+/// Queue the kernels that copy rows of the logits of a pass into the rings of sequences, and summarise them. Rows have
+/// this type and so many columns.
+pub fn queue_rows(
+    device: &Device,
+    queue: &Queue,
+    mut logits: u64,
+    (element, columns): (TensorElementType, usize),
+    Shares { mut control, count, most, filters }: Shares,
+) -> ort::Result<()> {
+    let (mut element, mut columns) = (code(element), columns as i64);
+    let [logits, element, columns, control] =
+        [argument(&mut logits), argument(&mut element), argument(&mut columns), argument(&mut control)];
+    let (kernels, rows, count) = (device.kernels()?, most as u32, count as u32);
+    // SAFETY: the arguments are those of the kernels, and all addresses stay as long as the graphs that hold them.
+    unsafe {
+        let arguments = &mut [logits, element, columns, control];
+        queue.run(kernels.keep, (CHUNKS as u32, rows, count), THREADS as u32, arguments)?;
+        queue.run(kernels.summarise, (rows + 1, count, 1), CHUNKS as u32, arguments)?;
+        let arguments = &mut [element, columns, control];
+        if filters {
+            queue.run(kernels.filter, (rows, count, 1), NEAR as u32, arguments)?;
+        }
+        // Also where nothing is drawn, so that one graph serves both.
+        queue.run(kernels.draw_last, (UNDRAWN.len() as u32, count, 1), THREADS as u32, arguments)?;
+    }
+    Ok(())
 }
 
 /// An error of the driver, about rows.
@@ -447,12 +413,12 @@ mod tests {
 
     use super::*;
     use crate::cuda::tests::gpu;
-    use crate::rows::{Candidates, DeviceRows, Sampler};
+    use crate::rows::{Candidates, DeviceRows, Distribution, Sampler};
 
     /// The PTX names its source, so that a change of the source without `scripts/make-ptx` fails here.
     #[test]
     fn the_ptx_is_of_the_source() {
-        let source = include_str!("../../kernels/rows.cu");
+        let source = concat!(include_str!("../../kernels/rows.cu"), include_str!("../../kernels/sums.cu"));
         let step = |mark: u64, &byte: &u8| (mark ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3);
         let mark = source.as_bytes().iter().fold(0xcbf2_9ce4_8422_2325, step);
         let ptx = include_str!("../../kernels/rows.ptx");
@@ -463,11 +429,12 @@ mod tests {
     fn sizes_are_those_of_the_kernels() {
         let source = include_str!("../../kernels/rows.cu");
         for (name, value) in
-            [("CHUNKS", CHUNKS), ("THREADS", THREADS), ("ROWS", SLOTS), ("NOTED", NOTED), ("NEAR", NEAR)]
+            [("CHUNKS", CHUNKS), ("THREADS", THREADS), ("ROWS", SLOTS), ("NOTED", NOTED), ("NEAR", NEAR), ("DRAWS", 2)]
         {
             assert!(source.contains(&format!("const int {name} = {value};")), "{name}");
         }
-        assert_eq!((size_of::<Control>(), size_of::<Summary>()), (4 * (10 + NOTED), 48));
+        assert_eq!((size_of::<Control>(), size_of::<Summary>()), (5 * 8 + 4 * (12 + NOTED) + 2 * 8, 48 + 2 * 16));
+        assert_eq!((size_of::<Kept>(), size_of::<Drawn>()), (8 * CHUNKS + 16, 16));
     }
 
     /// As their type holds them.
@@ -514,7 +481,21 @@ mod tests {
             assert!(kept(&found, drawn) && is_there, "{what}: token {drawn} at {share}");
             assert_eq!(rows.score(position, drawn).unwrap(), scores[drawn], "{what}");
         }
+        // The pass has drawn from its last row what a question draws there.
+        let summary = rows.summary_at(position);
+        for (drawn, uniform) in summary.drawn.iter().zip(UNIFORMS) {
+            if position < 3 {
+                assert_eq!(drawn.share, -1.0, "{what}");
+                continue;
+            }
+            let share = uniform * found.total();
+            let asked = rows.draw_now(position, summary.max, share).unwrap();
+            assert_eq!((drawn.share, drawn.token, drawn.score), (share, asked.token, asked.score), "{what}");
+        }
     }
+
+    /// Where the passes of the test draw.
+    const UNIFORMS: PassUniforms = [0.3, 0.9999];
 
     /// Rows as long as those of large models, some of them not aligned.
     #[test]
@@ -564,8 +545,8 @@ mod tests {
                 (600, 0.95, 0.01),
             ] {
                 let sampler = Sampler::new(0.8, top_k, top_p, min_p).unwrap();
-                rows.set_filter(sampler.filter());
-                let control = rows.control(0, &[7, 8, 9, 10], 0, 0);
+                rows.prepare(sampler.filter(), Some(UNIFORMS));
+                let control = rows.control(0, &[7, 8, 9, 10], 0, 4, 0);
                 told.bytes_mut().copy_from_slice(bytemuck::bytes_of(&control));
                 let queue = device.queue().unwrap();
                 rows.queue(&queue, &logits, 4, told.bytes().as_ptr() as u64).unwrap();

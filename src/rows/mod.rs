@@ -8,13 +8,15 @@ mod distribution;
 mod filter;
 mod gpu;
 pub mod kernels;
+pub(crate) mod records;
 mod row;
 mod sampling;
+mod sums;
 mod weights;
 pub(crate) mod widen;
 
 pub use distribution::{Best, Distribution, NEAR_TIE, argmax, maximum};
 pub use filter::Filter;
-pub use row::{DeviceResidual, DeviceRow, DeviceRows, DeviceSums, Row, Term, WeightedRow};
+pub use row::{DeviceAnswers, DeviceResidual, DeviceRow, DeviceRows, DeviceSums, PassUniforms, Row, Term, WeightedRow};
 pub use sampling::{Candidates, Sampler};
 pub use weights::Weights;

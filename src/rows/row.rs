@@ -1,5 +1,7 @@
 //! A row of logits, on the host or on a device, and what is asked of it.
 
+use std::any::Any;
+
 use super::distribution::{Best, Distribution, argmax};
 use super::filter::Filter;
 use super::sampling::{Candidates, Sampler};
@@ -29,6 +31,14 @@ impl<'a> Row<'a> {
         match self {
             Row::Host(scores) => Ok(scores[token]),
             Row::Device(rows, position) => rows.score(position, token),
+        }
+    }
+
+    /// Whether [`Row::score`] takes no copy from a device.
+    pub fn knows(self, token: usize) -> bool {
+        match self {
+            Row::Host(_) => true,
+            Row::Device(rows, position) => rows.knows(position, token),
         }
     }
 
@@ -89,6 +99,9 @@ impl<'a> Row<'a> {
     }
 }
 
+/// Where tokens may be drawn from a row: as shares of the whole.
+pub type PassUniforms = [f64; 2];
+
 /// Rows of one sequence that stay on a device, by position.
 pub trait DeviceRows {
     /// All scores of a row, copied to the host.
@@ -105,8 +118,19 @@ pub trait DeviceRows {
     fn distribution(&self, position: usize, filter: Filter) -> Option<Result<Distribution>>;
 
     /// The token at which the sum of weights from the front passes `share`, for what [`DeviceRows::distribution`] gave;
-    /// `None` if that takes all scores.
+    /// `None` if that takes all scores. A token that was drawn with the pass is known, because the row, the filter and
+    /// the share alone decide it.
     fn draw(&self, position: usize, share: f64) -> Result<Option<usize>>;
+
+    /// Whether the score of a token is known without asking the device.
+    fn knows(&self, _position: usize, _token: usize) -> bool {
+        true
+    }
+
+    /// Whether a row is there, so that the pass over the token of its position tells the token's score.
+    fn learns(&self, _position: usize) -> bool {
+        false
+    }
 
     /// Where a row is, for kernels that take several.
     fn place(&self, position: usize) -> Option<DeviceRow>;
@@ -120,16 +144,21 @@ pub trait DeviceRows {
 
 /// Computes with several rows of one device. Holds one sum and one residual; the next [`DeviceSums::add`] overwrites
 /// the sum.
-pub trait DeviceSums: Send {
+///
+/// To make a sum or a residual is a question to the device. Questions may be deferred. Then they are errors, and
+/// [`DeviceSums::asks`] says so, until [`DeviceAnswers`] has answered them: the same question then has its answer.
+pub trait DeviceSums: Any + Send {
     /// Make the weighted sum of rows. A token is impossible where any part gives minus infinity, and where the judge, a
-    /// row with a least score, is below that score. The sum answers for `filter` and for the score of `token` without a
-    /// copy. Returns false, and makes nothing, if the device cannot do that for these rows.
+    /// row with a least score, is below that score. The sum answers for `filter`, for the score of `token`, and for a
+    /// draw at the share `uniform`, if there is one, without a copy. Returns false, and makes nothing, if the device
+    /// cannot do that for these rows.
     fn add(
         &mut self,
         parts: &mut dyn Iterator<Item = Term>,
         judge: Option<(DeviceRow, f32)>,
         filter: Filter,
         token: usize,
+        uniform: Option<f64>,
     ) -> Result<bool>;
 
     /// The sum that was made last.
@@ -137,14 +166,45 @@ pub trait DeviceSums: Send {
 
     /// Make a residual `max(0, t − q)` (Eq. 6), where the last part is the proposal `q` and the others sum up to the
     /// target `t`. For a proposal that was `certain`, all parts are the target, and the residual is the target without
-    /// that token. Returns the sum of the residual; `None` if the device cannot do that for these rows.
-    fn residual(&mut self, parts: &mut dyn Iterator<Item = Term>, certain: Option<usize>) -> Result<Option<f64>>;
+    /// that token. A token is drawn at the share `uniform`, if there is one. Returns the sum of the residual; `None` if
+    /// the device cannot do that for these rows.
+    fn residual(
+        &mut self,
+        parts: &mut dyn Iterator<Item = Term>,
+        certain: Option<usize>,
+        uniform: Option<f64>,
+    ) -> Result<Option<f64>>;
 
-    /// The token at which the sum of the residual from the front passes `share`.
+    /// The token at which the sum of the residual from the front passes `share`. It is known if it was drawn before.
     fn draw_residual(&self, share: f64) -> Result<usize>;
 
-    /// Bytes of the buffers, which never grow.
+    /// Bytes of the buffers.
     fn bytes(&self) -> usize;
+
+    /// From now on, defer questions, so that those of several sequences are answered at once.
+    fn defer(&mut self);
+
+    /// Whether there is a question that was deferred.
+    fn asks(&self) -> bool;
+
+    /// The question was answered, or that has failed.
+    fn settle(&mut self, outcome: &Result<()>);
+
+    /// Forget questions and answers. To be called before rows change.
+    fn forget(&mut self);
+
+    /// What answers questions of all sequences whose rows are on the device.
+    fn answers(&self) -> Box<dyn DeviceAnswers>;
+}
+
+/// Answers questions of several sequences about their rows on one device at once.
+pub trait DeviceAnswers: Send {
+    /// Take a question that was deferred. Its rows must stay until [`DeviceAnswers::run`] returns, and the outcome must
+    /// be told by [`DeviceSums::settle`].
+    fn take(&mut self, sums: &dyn DeviceSums);
+
+    /// Answer the questions that were taken.
+    fn run(&mut self) -> Result<()>;
 }
 
 /// A row as a part of a sum on a device: `scale · e^((score − max) · rate)` of each score that the distribution keeps.
@@ -164,6 +224,14 @@ impl Term {
     pub fn of_scores(row: DeviceRow, scale: f64) -> Self {
         Term { row, scale, distribution: Distribution::unfiltered(0.0, 0.0) }
     }
+
+    /// What a token of this score adds to the sum.
+    pub fn of(&self, token: usize, score: f32) -> f64 {
+        match self.distribution.rate {
+            0.0 => self.scale * f64::from(score),
+            _ => self.scale * self.distribution.total * f64::from(self.distribution.probability_of(token, score)),
+        }
+    }
 }
 
 /// Where a row lies on a GPU.
@@ -177,6 +245,18 @@ pub struct DeviceRow {
     pub(super) element: i32,
     /// The largest score.
     pub max: f32,
+}
+
+impl DeviceRow {
+    /// A row of this address and type, and its largest score.
+    pub fn new(device: i32, address: u64, element: i32, max: f32) -> Self {
+        DeviceRow { device, address, element, max }
+    }
+
+    /// The address of the first score.
+    pub fn address(&self) -> u64 {
+        self.address
+    }
 }
 
 /// A row and the distribution that was made of it. The weights are the probabilities before they are normalised.

@@ -8,4 +8,6 @@ mod answers;
 mod exact;
 mod overlap;
 mod planning;
+mod questions;
 mod simulation;
+mod sums;

@@ -54,10 +54,10 @@ impl Model for Logged {
         self.inner.overlaps()
     }
 
-    fn launch(&self, pass: &mut Pass<'_>) -> bool {
-        let begun = self.inner.launch(pass);
+    fn launch(&self, batch: &mut [Pass<'_>]) -> bool {
+        let begun = self.inner.launch(batch);
         if begun {
-            self.note("begin", pass.tokens.len());
+            self.note("begin", batch[0].tokens.len());
         }
         begun
     }

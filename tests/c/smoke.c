@@ -208,6 +208,63 @@ static void sessions_in_parallel(const cos_engine *engine) {
     CHECK(memcmp(alone[0].run.tokens, alone[1].run.tokens, 2 * TOKENS * sizeof *alone[0].run.tokens));
 }
 
+enum { MANY = 6 };
+
+/* One thread drives sessions of all strategies, which begin one after another, beside a slot that is empty. */
+static void one_thread_drives_many(const cos_engine *engine) {
+    const size_t vocab_size = cos_engine_vocab_size(engine);
+    cos_session *sessions[MANY] = { NULL };
+    run runs[MANY], alone[MANY];
+    uint64_t near_ties[MANY] = { 0 };
+    for (int i = 0; i < MANY; i++) {
+        cos_session_options options = fixed_length(i % 4, 0, (uint32_t)(TOKENS + i));
+        cos_session *session = start(engine, &options);
+        alone[i] = to_the_end(session, vocab_size);
+        near_ties[i] += stats_of(session).near_ties;
+        cos_free(session);
+        runs[i] = (run){ .finish = COS_FINISH_NONE };
+    }
+    int open = 0, begun = 0, calls = 0;
+    do {
+        if (begun < MANY) {
+            cos_session_options options = fixed_length(begun % 4, 0, (uint32_t)(TOKENS + begun));
+            sessions[begun++] = start(engine, &options);
+            open++;
+        }
+        cos_step_result results[MANY];
+        cos_error *errors[MANY];
+        for (int i = 0; i < MANY; i++) {
+            results[i] = (cos_step_result){ .struct_size = sizeof results[i], .tokens_count = 99 };
+        }
+        OK(cos_step_many(sessions, MANY, results, errors));
+        for (int i = 0; i < MANY; i++) {
+            CHECK(results[i].struct_size == sizeof results[i] && results[i].tokens_count <= MAX_RUN - runs[i].count);
+            memcpy(runs[i].tokens + runs[i].count, results[i].tokens, results[i].tokens_count * sizeof(int32_t));
+            runs[i].count += results[i].tokens_count;
+            if (!sessions[i]) {
+                CHECK(cos_error_code(errors[i]) == COS_ERROR_INVALID_ARGUMENT && results[i].tokens_count == 0);
+                cos_error_free(errors[i]);
+                continue;
+            }
+            OK(errors[i]);
+            if (results[i].finish != COS_FINISH_NONE) {
+                CHECK(results[i].finish == COS_FINISH_MAX_TOKENS);
+                near_ties[i] += stats_of(sessions[i]).near_ties;
+                cos_free(sessions[i]);
+                sessions[i] = NULL;
+                open--;
+            }
+        }
+        CHECK(++calls < 100 * TOKENS);
+    } while (open > 0);
+    for (int i = 0; i < MANY; i++) {
+        CHECK(runs[i].count == (size_t)(TOKENS + i));
+        CHECK(agree(&runs[i], &alone[i], near_ties[i]));
+    }
+    OK(cos_step_many(NULL, 0, NULL, NULL));
+    FAILS(COS_ERROR_INVALID_ARGUMENT, cos_step_many(sessions, MANY, NULL, NULL));
+}
+
 /* ---- text ---- */
 
 /* "Größe 🙂 漢字: 2 + 2 = 4" */
@@ -333,6 +390,8 @@ static void totals(const cos_engine *engine) {
     ADDED(expected_ns);
     ADDED(standard_ns);
     ADDED(rows_copied);
+    ADDED(prefix_tokens);
+    ADDED(recomputed_tokens);
 #undef ADDED
 }
 
@@ -413,6 +472,7 @@ int main(int argc, char **argv) {
     cancelling(weighted);
     freeing_while_a_step_runs(weighted);
     sessions_in_parallel(weighted);
+    one_thread_drives_many(weighted);
     encoding(weighted);
     streaming(weighted);
     totals(weighted);

@@ -36,6 +36,11 @@ fn pairs() -> Vec<(String, Pair)> {
             format!("{a:?} of neighbouring seeds"),
             Box::new(move |n| (uniform(2 * n, 5, a, 0), uniform(2 * n + 1, 5, a, 0))),
         ));
+        let fork = move |n: u64, forks: u64| {
+            CounterRng::new(n).fork(n, forks).uniform(Key { position: 5, purpose: a, epoch: 0 })
+        };
+        pairs.push((format!("{a:?} of a session and its fork"), Box::new(move |n| (uniform(n, 5, a, 0), fork(n, 0)))));
+        pairs.push((format!("{a:?} of two forks"), Box::new(move |n| (fork(n, 0), fork(n, 1)))));
     }
     pairs
 }
@@ -100,7 +105,8 @@ pub fn run(draws: u64, progress: &dyn Progress) -> Section {
         title: "Random numbers".into(),
         about: "Every proof takes the numbers of a session for uniform and independent. They are ChaCha8 blocks of \
                 (seed, position, purpose, epoch), counted here in pairs: two purposes of one position, neighbouring \
-                positions, neighbouring seeds, before and after a rejection; and outcomes made of them."
+                positions, neighbouring seeds, before and after a rejection, forks of one seed; and outcomes made of \
+                them."
             .into(),
         headline: format!("{} kinds of pairs and outcomes, {draws} draws each", comparisons.len()),
         comparisons,

@@ -98,12 +98,13 @@ fn decode(engine: &Arc<Engine>, prompt: &[i32], options: &Options) -> (Vec<i32>,
 }
 
 /// The difference of the oracle's log-probabilities of two tokens after a context, by which near ties are counted. The
-/// rows come from fresh sequences, so no cache can be wrong.
+/// rows come from fresh sequences that keep all rows and so reuse nothing of others: no cache can be wrong.
 fn margin(engine: &Engine, context: &[i32], a: i32, b: i32) -> f64 {
     let row = |model: &dyn Model| {
         let mut sequence = model.start(&Arc::new(Cancel::default())).expect("memory");
         for tokens in context.chunks(model.max_pass()) {
-            let mut pass = [Pass { sequence: sequence.as_mut(), tokens, keep: usize::MAX, filter: Filter::plain(1.0) }];
+            let mut pass =
+                [Pass { sequence: sequence.as_mut(), tokens, keep: 1, filter: Filter::plain(1.0), uniforms: None }];
             model.forward(&mut pass).expect("models that do not fail");
         }
         sequence.row(context.len()).scores().expect("a row on the host").to_vec()

@@ -11,7 +11,7 @@ mod suite;
 
 use common::one_thread;
 use suite::results::{Run, Section};
-use suite::{Silent, faults, generator, greedy, sampled, sequences};
+use suite::{Silent, faults, generator, greedy, packed, sampled, sequences};
 
 fn check(section: Section) {
     println!("{}: {}", section.title, section.headline);
@@ -42,6 +42,12 @@ fn whole_sessions_follow_the_distribution() {
 fn greedy_strategies_agree() {
     one_thread();
     check(greedy::run(greedy::Effort::QUICK, &Silent));
+}
+
+#[test]
+fn common_passes_change_nothing() {
+    one_thread();
+    check(packed::run(300, 250, &Silent));
 }
 
 #[test]

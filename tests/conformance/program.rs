@@ -16,8 +16,8 @@ use serde_json::json;
 
 use suite::results::{Run, Section};
 use suite::{
-    PROBES, Probe, Progress, STRICTEST, faults, generator, greedy, programs, reference, report, results, sampled,
-    sequences, vectors,
+    PROBES, Probe, Progress, STRICTEST, faults, generator, greedy, packed, programs, reference, report, results,
+    sampled, sequences, vectors,
 };
 
 /// A bar in a terminal, lines of text elsewhere.
@@ -48,7 +48,7 @@ struct Arguments {
     /// Only as many draws as `make test`, which takes minutes.
     #[arg(long)]
     quick: bool,
-    /// Only these parts: numbers, joint, sessions, vectors, greedy, simulation, faults.
+    /// Only these parts: numbers, joint, sessions, vectors, greedy, packed, simulation, faults.
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
     /// Shifts all seeds.
@@ -199,6 +199,7 @@ fn main() -> ExitCode {
     part("sessions", &|| vec![sequences::run(if quick { 2_000 } else { 50_000 }, seed, &bar)]);
     part("vectors", &|| if quick { reference_vectors(20, 4, &bar) } else { reference_vectors(400, 100, &bar) });
     part("greedy", &|| vec![greedy::run(if quick { greedy::Effort::QUICK } else { greedy::Effort::LONG }, &bar)]);
+    part("packed", &|| vec![if quick { packed::run(300, 250, &bar) } else { packed::run(3_000, 20_000, &bar) }]);
     part("simulation", &|| vec![simulate(if quick { 1_000_000 } else { 5_000_000 }, &bar)]);
     part("faults", &|| vec![faults::run(if quick { faults::Effort::Quick } else { faults::Effort::Long }, &bar)]);
     for section in &run.sections {

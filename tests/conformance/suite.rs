@@ -1,9 +1,11 @@
 //! The parts of the conformance suite. `program.rs` runs them at length and writes a report; the tests run them with
 //! few draws.
 
+pub mod branches;
 pub mod faults;
 pub mod generator;
 pub mod greedy;
+pub mod packed;
 mod plot;
 pub mod programs;
 pub mod report;
@@ -74,7 +76,7 @@ pub struct Probe {
     pub exports: bool,
 }
 
-pub const PROBES: [Probe; 4] = [
+pub const PROBES: [Probe; 5] = [
     Probe {
         part: "random numbers",
         run: |_| generator::run(50_000, &Silent),
@@ -97,6 +99,12 @@ pub const PROBES: [Probe; 4] = [
         part: "vectors",
         run: |_| vectors::replay(&reference("tiny"), 8, &mut |_| {}),
         repeat: |_, _| unreachable!("vectors are not only drawn from"),
+        exports: true,
+    },
+    Probe {
+        part: "common passes",
+        run: |_| packed::run(300, 250, &Silent),
+        repeat: |_, _| unreachable!("rows are compared, too"),
         exports: true,
     },
 ];

@@ -102,7 +102,15 @@ fn run_to(model: &dyn Model, run: &mut dyn Sequence, text: &[i32]) {
     while run.len() < text.len() {
         let end = text.len().min(run.len() + model.max_pass());
         let tokens = &text[run.len()..end];
-        model.forward(&mut [Pass { sequence: run, tokens, keep: text.len(), filter: Filter::plain(1.0) }]).unwrap();
+        model
+            .forward(&mut [Pass {
+                sequence: run,
+                tokens,
+                keep: text.len(),
+                filter: Filter::plain(1.0),
+                uniforms: None,
+            }])
+            .unwrap();
     }
 }
 

@@ -14,6 +14,9 @@
 #define __global__
 #define __device__
 #define __noinline__
+#define __forceinline__
+#define __expf expf
+#define __align__(bytes) __attribute__((aligned(bytes)))
 #define __launch_bounds__(threads)
 #define __shared__ static
 
@@ -27,6 +30,7 @@ struct uint4 {
 static dim3 threadIdx, blockIdx, blockDim, gridDim;
 
 template <typename T> static T min(T a, T b) { return b < a ? b : a; }
+template <typename T> static T max(T a, T b) { return a < b ? b : a; }
 
 template <typename To, typename From> static To same_bits(From from) {
     To to;
@@ -39,12 +43,14 @@ static float __int_as_float(int bits) { return same_bits<float>(bits); }
 static unsigned __float_as_uint(float value) { return same_bits<unsigned>(value); }
 static float __fadd_rn(float a, float b) { return a + b; }
 static float __fmul_rn(float a, float b) { return a * b; }
+static double __dmul_rn(double a, double b) { return a * b; }
 static float of_half(unsigned short bits) {
     int exponent = bits >> 10 & 31, mantissa = bits & 1023;
     float size = exponent == 31 ? (mantissa ? NAN : INFINITY)
                                 : ldexpf(exponent ? 1024 + mantissa : mantissa, (exponent ? exponent : 1) - 25);
     return bits >> 15 ? -size : size;
 }
+static float rsqrtf(float value) { return 1 / sqrtf(value); }
 template <typename T> static T atomicAdd(T *at, T value) {
     T before = *at;
     *at += value;
@@ -88,9 +94,10 @@ static void wait() {
 static void launch(dim3 grid, unsigned threads, std::function<void()> work) {
     kernel = work, blockDim = {threads}, gridDim = grid;
     if (fibers.size() < threads) fibers = std::vector<Fiber>(threads);
+    for (unsigned z = 0; z < grid.z; z++)
     for (unsigned y = 0; y < grid.y; y++)
         for (unsigned x = 0; x < grid.x; x++) {
-            blockIdx = {x, y};
+            blockIdx = {x, y, z};
             for (unsigned i = 0; i < threads; i++) {
                 Fiber &fiber = fibers[i];
                 fiber.begun = fiber.over = false;
@@ -128,3 +135,23 @@ static int __syncthreads_or(int value) {
     return emulation::last_any;
 }
 static void __syncthreads() { __syncthreads_or(0); }
+static void __threadfence() {}
+
+// Exchanges between the threads of a warp are barriers of the block here.
+static float exchange(float value, float (*join)(float, float)) {
+    static float values[1024];
+    values[threadIdx.x] = value;
+    __syncthreads();
+    unsigned first = threadIdx.x / 32 * 32;
+    float all = values[first];
+    for (unsigned i = 1; i < 32; i++) all = join(all, values[first + i]);
+    __syncthreads();
+    return all;
+}
+static float warp_sum(float value) {
+    return exchange(value, [](float a, float b) { return a + b; });
+}
+static float warp_max(float value) {
+    return exchange(value, [](float a, float b) { return fmaxf(a, b); });
+}
+static void warp_wait() { __syncthreads(); }

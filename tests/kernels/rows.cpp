@@ -1,7 +1,8 @@
-// Compares the kernels of kernels/rows.cu with their definitions, without a GPU (emulate.h).
+// Compares the kernels of kernels/ with their definitions, without a GPU (emulate.h).
 #include "emulate.h"
 
 #include "../../kernels/rows.cu"
+#include "../../kernels/sums.cu"
 
 #include <algorithm>
 #include <numeric>
@@ -40,7 +41,7 @@ struct World {
     std::vector<uint4> ring;
     std::vector<char> logits;
     std::vector<Part> parts = std::vector<Part>(ROWS * CHUNKS);
-    std::vector<double> kept = std::vector<double>(ROWS * CHUNKS);
+    std::vector<Kept> kept = std::vector<Kept>(ROWS);
     std::vector<float> peaks = std::vector<float>(ROWS * CHUNKS * THREADS);
     std::vector<Summary> summaries = std::vector<Summary>(ROWS + 1);
     Control control = {};
@@ -50,6 +51,7 @@ struct World {
         // Memory behind the rows must not be read as a row.
         memset((void *)ring.data(), 0x7b, ring.size() * 16);
         control.vocab = vocab, control.rate = 1, control.top_p = 1, control.distance = -INFINITY;
+        for (double &uniform : control.uniforms) uniform = -1;
     }
 
     char *row(int position) { return (char *)ring.data() + position % ROWS * stride_of(columns, element); }
@@ -66,16 +68,35 @@ struct World {
                 else
                     ((u16 *)logits.data())[r * columns + i] = bits_of(score, element);
             }
-        control.first = first, control.skipped = skipped;
-        char *memory = (char *)ring.data();
-        launch({(unsigned)CHUNKS, (unsigned)given}, THREADS,
-               [&] { keep(logits.data(), element, columns, &control, memory, parts.data(), peaks.data()); });
-        launch({(unsigned)given + 1}, CHUNKS, [&] {
-            summarise(logits.data(), element, columns, &control, memory, parts.data(), summaries.data(), given);
+        share(first, skipped, 0, given);
+        run({control}, given);
+    }
+
+    // Its share of a pass: `given` rows from index `row` of the logits on.
+    void share(int first, int skipped, int row, int given) {
+        control.ring = (char *)ring.data(), control.parts = parts.data(), control.peaks = peaks.data();
+        control.kept = kept.data(), control.summaries = summaries.data();
+        control.first = first, control.skipped = skipped, control.row = row, control.given = given;
+    }
+
+    // Runs the kernels for the shares of several sequences, with at most `most` rows each.
+    void run(std::vector<Control> shares, int most) {
+        unsigned rows = (unsigned)most, count = (unsigned)shares.size();
+        launch({(unsigned)CHUNKS, rows, count}, THREADS, [&] { keep(logits.data(), element, columns, shares.data()); });
+        launch({rows + 1, count}, CHUNKS, [&] { summarise(logits.data(), element, columns, shares.data()); });
+        launch({rows, count}, NEAR, [&] { filter(element, columns, shares.data()); });
+        launch({(unsigned)DRAWS, count}, THREADS, [&] { draw_last(element, columns, shares.data()); });
+    }
+
+    // Asks for one draw.
+    Drawn draw_at(int position, double share) {
+        Drawn out = {};
+        int slot = position % ROWS;
+        launch({1}, THREADS, [&] {
+            draw((char *)ring.data(), element, columns, vocab, slot, parts.data(), summaries[slot].max, control.rate,
+                 share, kept.data(), &out);
         });
-        launch({(unsigned)given}, NEAR, [&] {
-            filter(element, columns, &control, memory, parts.data(), peaks.data(), summaries.data(), kept.data());
-        });
+        return out;
     }
 
     std::vector<float> scores(int position) {
@@ -168,17 +189,14 @@ static void filters_keep_what_the_sampler_does() {
             }
             CHECK(fabs(summary.kept / total - 1) < 1e-6, "%g, not %g", summary.kept, total);
             double chunks = 0;
-            for (int c = 0; c < CHUNKS; c++) chunks += world.kept[slot * CHUNKS + c];
+            for (double sum : world.kept[slot].chunks) chunks += sum;
+            CHECK(world.kept[slot].total == summary.kept && world.kept[slot].cut == summary.cut, "slot %d", slot);
             CHECK(fabs(chunks / summary.kept - 1) < 1e-6, "%g, not %g", chunks, summary.kept);
 
             // A draw finds the token at which the running sum passes a share.
             for (int d = 0; d < 6; d++) {
                 double draw_share = (double[]){0, 0.3, 0.77, 0.9999, 1e-9, 1}[d] * summary.kept;
-                Summary out = {};
-                launch({1}, THREADS, [&] {
-                    draw((char *)world.ring.data(), element, columns, vocab, slot, world.parts.data(), summary.max,
-                         world.control.rate, draw_share, world.kept.data(), summary.floor, summary.cut, &out);
-                });
+                Drawn out = world.draw_at(first + r, draw_share);
                 CHECK(keeps(row[out.token], out.token, summary.floor, summary.cut), "token %d was drawn", out.token);
                 auto weight = [&](int i) { return exp((double)(row[i] - summary.max) * world.control.rate); };
                 double before = 0;
@@ -263,7 +281,9 @@ static void residuals_are_of_what_is_kept() {
         if (certain >= 0) left[certain] = 0;
         terms.count = 2, terms.vocab = vocab;
         std::vector<double> sums(CHUNKS);
-        launch({(unsigned)CHUNKS}, THREADS, [&] { residual(terms, sums.data()); });
+        Residual out = {};
+        Rest asked = {terms, sums.data(), &out, 0, -1};
+        launch({(unsigned)CHUNKS}, THREADS, [&] { residual(&asked); });
         int length = (vocab + CHUNKS - 1) / CHUNKS;
         for (int chunk = 0; chunk < CHUNKS; chunk++) {
             double expected = 0;
@@ -271,10 +291,133 @@ static void residuals_are_of_what_is_kept() {
             for (int i = chunk * length; i < end; i++) expected += std::max(0.0, left[i]);
             CHECK(fabs(sums[chunk] - expected) < 1e-6, "%g, not %g", sums[chunk], expected);
             if (expected < 1e-4) continue;
-            Summary out = {};
-            launch({1}, THREADS, [&] { pick(terms, chunk, sums[chunk] * uniform(), &out); });
-            CHECK(out.token / length == chunk && left[out.token] > 0, "token %d, %g", out.token, left[out.token]);
+            double before = std::accumulate(sums.begin(), sums.begin() + chunk, 0.0);
+            asked.share = before + sums[chunk] * uniform();
+            launch({1}, THREADS, [&] { pick(&asked); });
+            int token = out.drawn.token;
+            CHECK(token / length == chunk && left[token] > 0, "token %d, %g", token, left[token]);
         }
+        // A draw at a share of the whole is that at the share itself.
+        double at = round % 7 ? uniform() : 0, total = std::accumulate(sums.begin(), sums.end(), 0.0);
+        Residual results[2] = {};
+        Rest both[] = {{terms, sums.data(), results, at, -1}, {terms, sums.data(), results + 1, 0, at * total}};
+        launch({2}, THREADS, [&] { pick(both); });
+        CHECK(memcmp(results, results + 1, sizeof(Residual)) == 0 && results->total == total, "%g", at);
+    }
+}
+
+// A pass draws from the last row of each sequence what a question would, and from no other row. A bad row, or one whose
+// filters have no result, gives no token.
+static void passes_draw_as_questions_do() {
+    int drawn = 0;
+    for (int round = 0; round < 60; round++) {
+        int element = below(3), given = 1 + below(3), first = below(200), last = (first + given - 1) % ROWS;
+        World world(element, 1000, 1000 - below(9));
+        world.control.rate = 0.8f, world.control.top_k = below(3) * 20, world.control.top_p = below(2) ? 0.9f : 1;
+        world.control.distance = below(2) ? -3 : -INFINITY;
+        world.control.uniforms[0] = round % 5 ? uniform() : -1, world.control.uniforms[1] = round % 7 ? uniform() : 0;
+        std::vector<std::vector<float>> rows;
+        for (int r = 0; r < given; r++) rows.push_back(random_row(world.vocab, below(6)));
+        bool bad = round % 6 == 0;
+        if (bad) rows.back()[below(world.vocab)] = NAN;
+        world.pass(rows, first, 0);
+        for (int r = 0; r + 1 < given; r++)
+            for (const Drawn &out : world.summaries[(first + r) % ROWS].drawn) CHECK(out.share == -1, "row %d", r);
+        const Summary &summary = world.summaries[last];
+        for (int d = 0; d < DRAWS; d++) {
+            double uniform = world.control.uniforms[d];
+            Drawn out = summary.drawn[d];
+            if (bad || uniform < 0 || summary.cut < 0) {
+                CHECK(out.share == -1, "%g of a bad row", out.share);
+                continue;
+            }
+            Drawn asked = world.draw_at(first + given - 1, uniform * summary.kept);
+            CHECK(memcmp(&out, &asked, sizeof out) == 0, "token %d at %g, not %d at %g", out.token, out.share,
+                  asked.token, asked.share);
+            drawn++;
+        }
+        // The next pass forgets it, and draws only if it is told to.
+        for (double &uniform : world.control.uniforms) uniform = -1;
+        world.pass({random_row(world.vocab, 0)}, first + given - 1, 0);
+        for (const Drawn &out : summary.drawn) CHECK(out.share == -1, "%g", out.share);
+    }
+    CHECK(drawn > 60, "%d", drawn);
+}
+
+// Questions that are answered together get what each would get alone.
+static void sums_are_made_together() {
+    const int vocab = 700, count = 5;
+    std::vector<World> worlds(3, World(0, vocab, vocab));
+    for (World &world : worlds) world.pass({random_row(vocab, below(4))}, 7, 0);
+    std::vector<Blend> asked(count);
+    std::vector<double> chunks(count * CHUNKS);
+    std::vector<Residual> residuals(count);
+    std::vector<Rest> rests(count);
+    for (int s = 0; s < count; s++) {
+        asked[s].terms.count = 2 + s % 2, asked[s].terms.vocab = vocab, asked[s].terms.without = -1;
+        for (int t = 0; t < asked[s].terms.count; t++)
+            asked[s].terms.terms[t] = {worlds[t].row(7), uniform() - 0.3, worlds[t].summaries[7].max,
+                                       s == 4 ? 1.f : 0.f, 0, NONE, -INFINITY, 0};
+        asked[s].judged = asked[s].terms.count == 3, asked[s].floor = worlds[2].summaries[7].max - 3;
+        rests[s] = {asked[s].terms, chunks.data() + s * CHUNKS, &residuals[s], uniform(), -1};
+        for (Term &term : rests[s].terms.terms) term.rate = 1, term.scale = 0.2 + 0.1 * s;
+    }
+    std::vector<float> together(count * vocab), alone(vocab);
+    launch({7, (unsigned)count}, THREADS, [&] { weigh(asked.data(), together.data()); });
+    launch({(unsigned)CHUNKS, (unsigned)count}, THREADS, [&] { residual(rests.data()); });
+    launch({(unsigned)count}, THREADS, [&] { pick(rests.data()); });
+    for (int s = 0; s < count; s++) {
+        launch({3}, THREADS, [&] { weigh(&asked[s], alone.data()); });
+        CHECK(memcmp(alone.data(), together.data() + s * vocab, vocab * sizeof(float)) == 0, "sum %d", s);
+        for (int i = 0; i < vocab; i++) {
+            float expected = 0;
+            int summed = asked[s].terms.count - asked[s].judged;
+            bool impossible = asked[s].judged && ((float *)worlds[2].row(7))[i] < asked[s].floor;
+            for (int t = 0; t < summed; t++) {
+                const Term &term = asked[s].terms.terms[t];
+                float score = ((float *)term.row)[i];
+                expected += (float)term.scale * (term.rate > 0 ? expf(score - term.max) : score);
+                impossible |= term.rate == 0 && score == -INFINITY;
+            }
+            if (impossible) expected = -INFINITY;
+            CHECK(alone[i] == expected || fabs(alone[i] - expected) < 1e-5, "%g, not %g", alone[i], expected);
+        }
+        Residual one = {};
+        Rest rest = rests[s];
+        rest.out = &one;
+        launch({(unsigned)CHUNKS}, THREADS, [&] { residual(&rest); });
+        launch({1}, THREADS, [&] { pick(&rest); });
+        CHECK(memcmp(&one, &residuals[s], sizeof one) == 0 && one.total > 0, "residual %d of %g", s, one.total);
+    }
+}
+
+// Sequences that share a pass get what each would get alone.
+static void sequences_share_a_pass() {
+    const int vocab = 700;
+    std::vector<std::vector<float>> rows;
+    for (int i = 0; i < 6; i++) rows.push_back(random_row(vocab, i % 3));
+    // The first index, the rows, and the first position of each sequence; the second one has none.
+    const int parts[][3] = {{0, 1, 9}, {1, 0, 5}, {1, 3, 62}, {4, 2, 0}};
+    World pass(1, vocab, vocab);
+    pass.pass(rows, 0, 0); // fills the logits
+    std::vector<World> together(4, World(1, vocab, vocab)), alone(4, World(1, vocab, vocab));
+    std::vector<Control> shares;
+    for (int s = 0; s < 4; s++) {
+        auto [index, count, first] = parts[s];
+        for (World *world : {&together[s], &alone[s]}) {
+            world->control.top_k = 5 + s, world->control.rate = 0.8f;
+            world->control.uniforms[s % 2] = 0.2 * s;
+        }
+        together[s].share(first, 0, index, count);
+        shares.push_back(together[s].control);
+        if (count > 0) alone[s].pass({rows.begin() + index, rows.begin() + index + count}, first, 0);
+    }
+    pass.run(shares, 3);
+    for (int s = 0; s < 4; s++) {
+        CHECK(memcmp(together[s].ring.data(), alone[s].ring.data(), alone[s].ring.size() * 16) == 0, "rows of %d", s);
+        CHECK(memcmp(together[s].kept.data(), alone[s].kept.data(), ROWS * sizeof(Kept)) == 0, "sums of %d", s);
+        for (int slot = 0; slot < ROWS; slot++)
+            CHECK(memcmp(&together[s].summaries[slot], &alone[s].summaries[slot], sizeof(Summary)) == 0, "%d", s);
     }
 }
 
@@ -291,5 +434,8 @@ int main() {
     masked_rows_are_filtered_too();
     filters_keep_what_the_sampler_does();
     residuals_are_of_what_is_kept();
+    sums_are_made_together();
+    passes_draw_as_questions_do();
+    sequences_share_a_pass();
     return 0;
 }

@@ -17,6 +17,16 @@ pub static HELD: AtomicUsize = AtomicUsize::new(0);
 /// The size of the largest block that is not refused.
 pub static LARGEST: AtomicUsize = AtomicUsize::new(usize::MAX);
 
+/// How many blocks were refused.
+pub static REFUSED: AtomicUsize = AtomicUsize::new(0);
+
+/// Whether a block of this size is refused.
+fn refuses(size: usize) -> bool {
+    let refuses = size > LARGEST.load(Relaxed);
+    REFUSED.fetch_add(usize::from(refuses), Relaxed);
+    refuses
+}
+
 thread_local! {
     /// Allocations of this thread. The test harness allocates in other threads.
     pub static ALLOCATIONS: Cell<usize> = const { Cell::new(0) };
@@ -25,7 +35,7 @@ thread_local! {
 // SAFETY: everything is passed on to the system's allocator, or refused.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        if layout.size() > LARGEST.load(Relaxed) {
+        if refuses(layout.size()) {
             return null_mut();
         }
         ALLOCATIONS.set(ALLOCATIONS.get() + 1);
@@ -33,7 +43,7 @@ unsafe impl GlobalAlloc for Counting {
         unsafe { System.alloc(layout) }
     }
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        if layout.size() > LARGEST.load(Relaxed) {
+        if refuses(layout.size()) {
             return null_mut();
         }
         ALLOCATIONS.set(ALLOCATIONS.get() + 1);
@@ -45,7 +55,7 @@ unsafe impl GlobalAlloc for Counting {
         unsafe { System.dealloc(pointer, layout) }
     }
     unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        if size > layout.size() && size > LARGEST.load(Relaxed) {
+        if size > layout.size() && refuses(size) {
             return null_mut();
         }
         ALLOCATIONS.set(ALLOCATIONS.get() + 1);

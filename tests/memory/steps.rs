@@ -9,6 +9,7 @@ use cos::config::Config;
 use cos::decode::combine::Function;
 use cos::decode::policy::{Strategy, Targets};
 use cos::engine::Engine;
+use cos::engine::many::step_many;
 use cos::engine::session::{Options, Session, State};
 use cos::rows::Sampler;
 
@@ -104,6 +105,7 @@ fn steps_of_converted_buffers_do_not_allocate() {
     for form in [
         "llama/optimum-fp32",
         "llama/optimum-fp16",
+        "variants/dead-entries-fp16",
         "llama/mobius-static",
         "variants/cache-position",
         "variants/num-logits",
@@ -118,6 +120,43 @@ fn steps_of_converted_buffers_do_not_allocate() {
             ..Options::default()
         };
         measure(&engine, options, form, &[5, 9, 33, 20], 60, 120);
+    }
+}
+
+/// One thread that drives many, whose passes are common ones.
+#[test]
+fn steps_of_many_do_not_allocate() {
+    let _turn = turn();
+    let engine = mixture(["base", "math"].map(demo));
+    assert!(engine.models().all(|model| model.batches()));
+    let prompt = question(&engine);
+    for strategy in [Strategy::Standard, Strategy::Speculative, Strategy::Cos] {
+        let new = |seed| {
+            let options = Options {
+                strategy,
+                targets: Some(Targets::Combined),
+                sampler: Sampler::new(1.0, 0, 0.0, 0.0).unwrap(),
+                stop_tokens: Some(Vec::new()),
+                seed,
+                ..Options::default()
+            };
+            let mut session = Session::new(&engine, &options).unwrap();
+            session.prompt(&prompt).unwrap();
+            session
+        };
+        let mut sessions: Vec<Session> = (0..4).map(new).collect();
+        let (mut calls, mut allocating) = (0, 0);
+        while sessions.iter().any(|session| session.decoder().committed().len() < 150) {
+            let before = ALLOCATIONS.get();
+            step_many(&mut sessions, |_, state| assert_eq!(state.unwrap(), State::Open));
+            if sessions.iter().all(|session| session.decoder().committed().len() > 70) {
+                calls += 1;
+                allocating += usize::from(ALLOCATIONS.get() > before);
+            }
+        }
+        assert!(calls > 20, "{strategy:?}: only {calls} calls");
+        // A block of 32 tokens that begins may take memory, for the index of blocks: three of each session and model.
+        assert!(allocating <= 24, "{strategy:?}: {allocating} of {calls} calls");
     }
 }
 

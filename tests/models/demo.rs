@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::common::{Sampling, decode, one_thread, oracle};
-use cos::config::{Combine, Config};
+use cos::config::{Combine, Config, ModelConfig};
 use cos::decode::policy::{Strategy, Targets};
 use cos::engine::Engine;
 use cos::engine::session::{Options, Session, State};
@@ -14,7 +14,7 @@ use cos::model::{Cancel, Model, Pass};
 use cos::rows::Filter;
 use cos::rows::{NEAR_TIE, Sampler};
 
-fn demo(name: &str) -> PathBuf {
+pub fn demo(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("models/demo").join(name)
 }
 
@@ -23,7 +23,7 @@ fn engine(config: &str) -> Arc<Engine> {
     Arc::new(Engine::load(&Config::open(&demo(config)).unwrap()).unwrap())
 }
 
-fn prompts(engine: &Engine, file: &str) -> Vec<Vec<i32>> {
+pub fn prompts(engine: &Engine, file: &str) -> Vec<Vec<i32>> {
     let lines = std::fs::read_to_string(demo("prompts").join(file)).unwrap();
     let line = |line: &str| {
         let line: serde_json::Value = serde_json::from_str(line).unwrap();
@@ -32,7 +32,8 @@ fn prompts(engine: &Engine, file: &str) -> Vec<Vec<i32>> {
     lines.lines().map(line).collect()
 }
 
-/// The rows of all models after a context, each from a fresh sequence.
+/// The rows of all models after a context, each from a fresh sequence. Nothing of other sequences is reused, because
+/// all rows are kept.
 fn rows(engine: &Engine, context: &[i32]) -> Vec<Vec<f32>> {
     engine.models().map(|model| fresh(model, context)).collect()
 }
@@ -41,7 +42,13 @@ fn fresh(model: &dyn Model, context: &[i32]) -> Vec<f32> {
     let mut sequence = model.start(&Arc::new(Cancel::default())).unwrap();
     for tokens in context.chunks(model.max_pass()) {
         model
-            .forward(&mut [Pass { sequence: sequence.as_mut(), tokens, keep: usize::MAX, filter: Filter::plain(1.0) }])
+            .forward(&mut [Pass {
+                sequence: sequence.as_mut(),
+                tokens,
+                keep: 1,
+                filter: Filter::plain(1.0),
+                uniforms: None,
+            }])
             .unwrap();
     }
     sequence.row(context.len()).scores().unwrap().to_vec()
@@ -100,9 +107,15 @@ fn caches_survive_any_rollback() {
                 let width = [1, 1, 2, 3, 5, 8, 40][random(7)];
                 let start = random(tokens.len() - width);
                 let new = &tokens[start..start + width];
-                let keep = context.len() + random(3);
+                let keep = context.len() + random(3).min(width);
                 model
-                    .forward(&mut [Pass { sequence: sequence.as_mut(), tokens: new, keep, filter: Filter::plain(1.0) }])
+                    .forward(&mut [Pass {
+                        sequence: sequence.as_mut(),
+                        tokens: new,
+                        keep,
+                        filter: Filter::plain(1.0),
+                        uniforms: None,
+                    }])
                     .unwrap();
                 context.extend_from_slice(new);
                 if operation % 8 == 7 {
@@ -133,7 +146,13 @@ fn scoring_in_parallel_is_scoring_one_by_one() {
     for model in engine.models() {
         let mut sequence = model.start(&Arc::new(Cancel::default())).unwrap();
         model
-            .forward(&mut [Pass { sequence: sequence.as_mut(), tokens, keep: 1, filter: Filter::plain(1.0) }])
+            .forward(&mut [Pass {
+                sequence: sequence.as_mut(),
+                tokens,
+                keep: 1,
+                filter: Filter::plain(1.0),
+                uniforms: None,
+            }])
             .unwrap();
         for position in [1, 2, 7, tokens.len() / 2, tokens.len()] {
             let alone = fresh(model, &tokens[..position]);
@@ -145,6 +164,32 @@ fn scoring_in_parallel_is_scoring_one_by_one() {
             assert!(worst < 1e-3, "position {position} is off by {worst}");
         }
     }
+}
+
+/// The cache that sessions share has the size that is configured, and is never too small for one session.
+#[test]
+fn the_size_of_the_cache_is_configured() {
+    one_thread();
+    let with = |bytes: Option<usize>| {
+        let mut config = Config::open(&demo("engine.json")).unwrap();
+        config.models.truncate(1);
+        config.combine = Combine::Target { model: 0 };
+        let ModelConfig::Onnx(export) = &mut config.models[0] else { panic!("an export was expected") };
+        export.cache_bytes = bytes;
+        Engine::load(&config)
+    };
+    let engine = with(None).unwrap();
+    let model = &engine.describe()["models"][0];
+    assert_eq!(model["batching"], "packed", "{}", model["no_batching"]);
+    let number = |key: &str| model[key].as_u64().unwrap() as usize;
+    let [blocks, tokens, bytes] = ["cache_blocks", "cache_block_tokens", "cache_bytes"].map(number);
+    assert!(blocks * tokens >= number("context_length") && bytes.is_multiple_of(blocks));
+    let least = number("context_length").div_ceil(tokens) * (bytes / blocks);
+    let model = &with(Some(least + 1)).unwrap().describe()["models"][0];
+    assert_eq!(model["cache_bytes"].as_u64(), Some(least as u64));
+    let error = with(Some(least - 1)).err().unwrap();
+    assert_eq!(error.code(), 2);
+    assert!(error.to_string().contains(&format!("{least}; set it to at least that")), "{error}");
 }
 
 #[test]

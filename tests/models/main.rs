@@ -3,7 +3,9 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod batching;
 mod demo;
 mod exports;
+mod memory;
 mod mixtures;
 mod replay;

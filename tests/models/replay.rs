@@ -33,7 +33,13 @@ impl<'a> Replay<'a> {
         let tokens = &golden.0[start..start + width];
         let keep = start + 1 + unwanted;
         self.model
-            .forward(&mut [Pass { sequence: self.sequence.as_mut(), tokens, keep, filter: Filter::plain(1.0) }])
+            .forward(&mut [Pass {
+                sequence: self.sequence.as_mut(),
+                tokens,
+                keep,
+                filter: Filter::plain(1.0),
+                uniforms: None,
+            }])
             .unwrap();
         self.tokens.truncate(start);
         self.tokens.extend_from_slice(tokens);

@@ -47,11 +47,16 @@ class Server:
 
     def request(self, method, path, body=None, content_type="application/json"):
         """A request as bytes, past OpenAI's client: the status and the body."""
+        status, _, text = self.answer(method, path, body, content_type)
+        return status, text
+
+    def answer(self, method, path, body=None, content_type="application/json"):
+        """The same with the headers: the status, the headers and the body."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         try:
             connection.request(method, path, body, {"Content-Type": content_type})
             response = connection.getresponse()
-            return response.status, response.read().decode("utf-8")
+            return response.status, response.headers, response.read().decode("utf-8")
         finally:
             connection.close()
 

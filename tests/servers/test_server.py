@@ -4,8 +4,10 @@ import concurrent.futures
 import functools
 import http.client
 import json
+import pathlib
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 
@@ -126,6 +128,20 @@ def extension(server):
     equal(len(texts), 2, "texts of two models")
 
 
+def scopes(server):
+    """A prompt that another request has computed is found, but not in another scope."""
+    prompt = [500 + token for token in range(200)]
+    def found(**cos):
+        before = server.metrics()["cos_prefix_tokens_total"]
+        server.complete(prompt, max_tokens=1, temperature=0, extra_body={"cos": cos})
+        return server.metrics()["cos_prefix_tokens_total"] - before
+
+    equal([found(scope="one"), found(scope="two"), found()], [0, 0, 0], "tokens found in a scope where none are")
+    for cos in ({}, {"scope": "one"}, {"scope": "two"}):
+        expect(found(**cos) > 200, f"nothing is found in {cos}")
+    equal(server.metrics()["cos_recomputed_tokens_total"], 0, "cos_recomputed_tokens_total")
+
+
 def streaming(server):
     for options in ({"temperature": 0}, {"temperature": 1, "seed": 7, "extra_body": PINNED}):
         for prompt in PROMPTS[1:]:
@@ -221,6 +237,42 @@ def too_many(server):
     server.complete(PROMPTS[0], max_tokens=1)
 
 
+def without_memory(server):
+    """Requests that find no room are told to come later, if the configuration wants that. The others are answered."""
+    paths = [str(DEMO.parent / name) for name in ("base", "math")]
+    models = [{"path": path, "context_length": 512, "cache_bytes": 4 << 20} for path in paths]
+    config = {"models": models, "combine": {"kind": "weighted", "weights": [0.5, 0.5]}, "when_full": "refuse"}
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder, "small.json")
+        path.write_text(json.dumps(config), encoding="utf-8")
+        small = Server(server.command, CLIENTS, path)
+        try:
+            def ask(number):
+                prompt = [300 + number] * 300
+                body = {"model": "small", "prompt": prompt, "max_tokens": 24, "stream": number % 2 == 1}
+                return small.answer("POST", "/v1/completions", json.dumps(body))
+
+            with concurrent.futures.ThreadPoolExecutor(CLIENTS) as pool:
+                answers = list(pool.map(ask, range(CLIENTS)))
+            counts = {status: [answer[0] for answer in answers].count(status) for status in (200, 503)}
+            equal(sum(counts.values()), CLIENTS, f"answers that are 200 or 503 of {[answer[0] for answer in answers]}")
+            expect(counts[200] > 0 and counts[503] > 0, f"answers: {counts}")
+            for status, headers, text in answers:
+                if status == 503:
+                    expect(int(headers["Retry-After"]) > 0, "Retry-After")
+                    equal(json.loads(text)["error"]["type"], "server_error", "type")
+            patient = small.client.with_options(max_retries=50)
+            def again(number):
+                return patient.completions.create(model="small", prompt=[300 + number] * 300, max_tokens=8).usage
+
+            with concurrent.futures.ThreadPoolExecutor(4) as pool:
+                for usage in pool.map(again, range(4)):
+                    expect(usage.completion_tokens > 0, "no tokens after a retry")
+        finally:
+            small.close()
+    return f"{counts[503]} of {CLIENTS} refused"
+
+
 def bad_requests(server):
     good = {"model": server.model, "prompt": "Hello", "max_tokens": 1}
     changes = [
@@ -236,7 +288,7 @@ def bad_requests(server):
         {"n": 2}, {"best_of": 2}, {"echo": True}, {"suffix": "."}, {"logprobs": 1}, {"presence_penalty": 1},
         {"frequency_penalty": 1}, {"logit_bias": {"5": 1}},
         {"cos": 5}, {"cos": {"strategy": "magic"}}, {"cos": {"strategy": 3}}, {"cos": {"weights": 1}},
-        {"cos": {"weights": [1]}},
+        {"cos": {"weights": [1]}}, {"cos": {"scope": 5}}, {"cos": {"scope": "one\0two"}},
         {"cos": {"weights": [0.5, 0.1]}}, {"cos": {"weights": ["a", "b"]}},
     ]
     bodies = [json.dumps({**good, **change}).encode() for change in changes]
@@ -283,6 +335,13 @@ def refused(status, text, what):
 
 def drain(server):
     """SIGTERM: what runs is finished, what is new is refused, and the process ends with 0. The last test."""
+    def begun():
+        """How many completions have begun so far."""
+        samples = server.metrics()
+        ended = sum(value for name, value in samples.items() if name.startswith("cos_requests_total"))
+        return samples["cos_requests_running"] + ended
+
+    before = begun()
     wanted = server.complete(PROMPTS[3], max_tokens=100, temperature=0).choices[0].text
     stream = server.complete(PROMPTS[3], max_tokens=100, temperature=0, stream=True)
     texts = [next(stream).choices[0].text for _ in range(2)]
@@ -292,7 +351,8 @@ def drain(server):
 
     other = threading.Thread(target=run)
     other.start()
-    time.sleep(0.1)
+    while begun() < before + 3:
+        time.sleep(0.02)
     server.terminate()
     time.sleep(0.2)
     expect(server.process.poll() is None, "the server ends before its requests")
@@ -312,9 +372,8 @@ def drain(server):
 def main():
     if len(sys.argv) < 2:
         sys.exit("usage: test COMMAND...")
-    checks = (arguments, models, completion, token_prompts, sampling, extension, streaming, stop_strings, leaving,
-              at_once,
-              too_many, bad_requests, drain)
+    checks = (arguments, models, completion, token_prompts, sampling, extension, scopes, streaming, stop_strings,
+              leaving, at_once, too_many, without_memory, bad_requests, drain)
     server = Server(sys.argv[1:], CLIENTS)
     failed = 0
     try:

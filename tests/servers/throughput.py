@@ -14,11 +14,10 @@ import time
 from inprocess import InProcess
 from server import ROOT, Server
 
-TOKENS = 64
 PROMPTS = ROOT / "models" / "demo" / "prompts" / "gsm8k.jsonl"
 
 
-def measure(complete, tokens, prompts, clients, seconds):
+def measure(complete, tokens, prompts, length, clients, seconds):
     """Each client asks one request after the other for a while; only tokens within that while count."""
     before, start = tokens(), time.monotonic()
     end = start + seconds
@@ -27,7 +26,7 @@ def measure(complete, tokens, prompts, clients, seconds):
         number, latencies = client, []
         while time.monotonic() < end:
             asked = time.monotonic()
-            complete(prompts[number % len(prompts)], max_tokens=TOKENS, temperature=1, seed=number)
+            complete(prompts[number % len(prompts)], max_tokens=length, temperature=1, seed=number)
             latencies.append(time.monotonic() - asked)
             number += clients
         return latencies
@@ -44,25 +43,32 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--clients", type=lambda text: [int(word) for word in text.split(",")], default=[1, 8, 32])
     parser.add_argument("--seconds", type=float, default=8)
+    parser.add_argument("--tokens", type=int, default=64, help="tokens of a completion")
+    parser.add_argument("--prompt", help="the same prompt for all, in place of some 100 tokens of questions")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("command", nargs=argparse.REMAINDER)
     arguments = parser.parse_args()
     with open(PROMPTS, encoding="utf-8") as lines:
         prompts = [json.loads(line)["prompt"] for line in lines]
+    if arguments.prompt is not None:
+        prompts = [arguments.prompt]
     server, alone = Server(arguments.command, max(arguments.clients)), InProcess()
     served = (server.complete, lambda: server.metrics()["cos_tokens_total"])
     called = (alone.complete, alone.tokens)
     try:
         for each in (served, called):
-            measure(*each, prompts, 1, 1)  # warms up
-        print(f"clients   server tokens/s   in-process tokens/s   ratio (range)       a request, server / in-process")
+            measure(*each, prompts, arguments.tokens, 1, 1)  # warms up
+        print("clients   server tokens/s, over the first   in-process tokens/s   ratio (range)"
+              "       a request, server / in-process")
+        first = None
         for clients in arguments.clients:
-            rounds = [[measure(*each, prompts, clients, arguments.seconds) for each in (served, called)]
-                      for _ in range(arguments.rounds)]
+            asked = (prompts, arguments.tokens, clients, arguments.seconds)
+            rounds = [[measure(*each, *asked) for each in (served, called)] for _ in range(arguments.rounds)]
             ratios = [there[0] / here[0] for there, here in rounds]
             (there, there_latency), (here, here_latency) = [
                 [statistics.median(values) for values in zip(*(one[index] for one in rounds))] for index in (0, 1)]
-            print(f"{clients:7} {there:17.1f} {here:21.1f}   {statistics.median(ratios):.2f} "
+            first = first or there
+            print(f"{clients:7} {there:17.1f} {there / first:15.2f} {here:21.1f}   {statistics.median(ratios):.2f} "
                   f"({min(ratios):.2f}-{max(ratios):.2f}) {there_latency:13.2f} s / {here_latency:.2f} s", flush=True)
     finally:
         server.close()

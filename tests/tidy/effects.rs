@@ -29,7 +29,8 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("onnx", &["files", "locks", "ort", "process", "threads", "time"]),
     // What sessions share.
     ("plan", &["locks"]),
-    ("engine", &["locks", "time"]),
+    // Threads of the callers wait here for common passes. It starts none.
+    ("engine", &["locks", "threads", "time"]),
     ("ffi", &["locks"]),
 ];
 

@@ -22,7 +22,19 @@ pub const ROOMS: &[(&str, &[&str])] = &[
     ("clock", &[]),
     ("learn", &[]),
     // It runs no pass: it says which one is needed, and reads its rows.
-    ("decode", &["error", "learn", "model::Memory", "model::Pass", "model::Report", "model::Sequence", "rows"]),
+    (
+        "decode",
+        &[
+            "error",
+            "learn",
+            "model::CacheUse",
+            "model::Memory",
+            "model::Pass",
+            "model::Report",
+            "model::Sequence",
+            "rows",
+        ],
+    ),
     ("plan", &["clock", "decode", "error", "learn", "rows"]),
     ("config", &["decode::Combination", "error", "files"]),
     (

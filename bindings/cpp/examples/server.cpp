@@ -53,6 +53,7 @@ Problem current_problem() {
         return {400, error.what()};
     } catch (const cosrt::Exception& error) {
         if (error.code() == Code::context_full) return {400, error.what(), "context_length_exceeded"};
+        if (error.code() == Code::no_memory) return {503, error.what()};
         const bool refused = error.code() == Code::invalid_argument || error.code() == Code::unsupported;
         return {refused ? 400 : 500, error.what()};
     } catch (const std::exception& error) {
@@ -84,7 +85,7 @@ void check(json& object) {
         {"max_tokens", up_to(UINT32_MAX)}, {"temperature", &json::is_number}, {"top_p", &json::is_number},
         {"seed", up_to(UINT64_MAX)}, {"stop", either(&json::is_string, list(&json::is_string))},
         {"stream", &json::is_boolean}, {"stream_options", &json::is_object}, {"include_usage", &json::is_boolean},
-        {"cos", &json::is_object}, {"weights", list(&json::is_number)},
+        {"cos", &json::is_object}, {"weights", list(&json::is_number)}, {"scope", &json::is_string},
         {"strategy", [](const json& value) { return value.is_string() && strategies.count(value.get<std::string>()); }},
         // Not supported, except for the value that changes nothing.
         {"n", is(1)}, {"best_of", is(1)}, {"echo", is(false)}, {"suffix", is("")}, {"logprobs", is(nullptr)},
@@ -106,6 +107,7 @@ struct Completion {
     json head;  // the members that every answer has
     std::function<bool()> client_left;
     json finish = nullptr;
+    std::optional<std::string> first{};  // what the first step of a stream added, until it is sent
 
     /// Takes a step, and returns the text that it adds, possibly none. The last step sets `finish`.
     std::string advance() {
@@ -134,6 +136,7 @@ struct Completion {
 
 void reply(httplib::Response& out, const json& body, int status = 200) {
     out.status = status;
+    if (status == 429 || status == 503) out.set_header("Retry-After", "1");
     // A message may quote bytes of the request that are not UTF-8.
     out.set_content(body.dump(-1, ' ', false, json::error_handler_t::replace), "application/json");
 }
@@ -173,6 +176,7 @@ private:
         try {
             job = start(json::parse(in.body), in.is_connection_closed);
             if (job->stream) {
+                job->first = job->advance();  // its error is an answer with a status
                 const auto next = [this, job](std::size_t, httplib::DataSink& sink) { return stream(job, sink); };
                 const auto done = [this, job](bool) { end(job, 499); };
                 return out.set_chunked_content_provider("text/event-stream", next, done);
@@ -193,7 +197,7 @@ private:
         std::string events;
         const auto add = [&](const json& event) { events += "data: " + event.dump() + "\n\n"; };
         try {
-            const std::string piece = job->advance();
+            const std::string piece = job->first ? *std::exchange(job->first, std::nullopt) : job->advance();
             const bool last = !job->finish.is_null();
             if (last || !piece.empty()) add(job->answer(piece));
             if (!last) return sink.write(events.data(), events.size());
@@ -236,6 +240,7 @@ private:
         const bool include_usage = body["stream_options"].value("include_usage", false);
         const Job job(new Completion{engine_.session(options).value(), engine_.text_stream().value(), tokens.size(),
                                      body.value("stream", false), include_usage, head, std::move(client_left)});
+        job->session.set_scope(extension.value("scope", "")).value();
         job->session.prompt(tokens).value();
         job->text.prompt(tokens).value();
         job->text.set_stops(stops).value();
@@ -266,6 +271,8 @@ private:
         add("tested_total", stats.tested);
         add("accepted_total", stats.accepted);
         add("forwards_total", stats.forwards);
+        add("prefix_tokens_total", stats.prefix_tokens);
+        add("recomputed_tokens_total", stats.recomputed_tokens);
         add("model_seconds_total", seconds(stats.model_time));
         add("step_seconds_total", seconds(stats.total_time));
         const std::lock_guard lock(mutex_);

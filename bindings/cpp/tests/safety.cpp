@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstdio>
 #include <limits>
+#include <stdexcept>
 #include <string>
 #include <thread>
 #include <utility>
@@ -82,6 +83,70 @@ void spans() {
     const cosrt::SessionOptions named{.temperature = 0.7F, .max_tokens = 4};
     EXPECT(named.max_tokens == 4 && named.strategy == cosrt::Strategy::automatic);
 #endif
+}
+
+/// A fork and a rewound session go on as the session would: greedy ones with the same tokens.
+void forks() {
+    const auto engine = open();
+    cosrt::SessionOptions options;
+    options.stop_tokens.emplace();
+    auto session = engine.session(options).value();
+    EXPECT(session.set_scope("tenant"));
+    EXPECT(fails(session.set_scope(std::string("a\0b", 3)), Code::invalid_argument));
+    EXPECT(session.prompt(prompt));
+    EXPECT(fails(session.set_scope("late"), Code::invalid_argument));
+    const auto text = [](cosrt::Session& of, std::size_t count) {
+        std::vector<Token> tokens;
+        while (tokens.size() < count)
+            for (const Token token : of.step().value().tokens) tokens.push_back(token);
+        return tokens.resize(count), tokens;
+    };
+    auto fork = session.fork(7).value();
+    const auto whole = text(session, 8);
+    EXPECT(text(fork, 8) == whole);
+    EXPECT(session.rewind(prompt.size() + 2));
+    EXPECT(text(session, 6) == std::vector<Token>(whole.begin() + 2, whole.end()));
+    EXPECT(fails(session.rewind(1000), Code::invalid_argument));
+    options.combine = [](const cosrt::Rows&, cosrt::Span<float>) { return 1; };
+    EXPECT(fails(engine.session(options).value().fork(1), Code::unsupported));
+    EXPECT(engine.stats().value().recomputed_tokens == 0 && session.stats().value().prefix_tokens == 0);
+}
+
+/// One thread drives sessions that begin and end at different times; a bad one hurts no other.
+void many() {
+    const auto engine = open();
+    const auto options = [](std::uint32_t tokens) {
+        cosrt::SessionOptions options;
+        options.max_tokens = tokens;
+        options.stop_tokens.emplace();
+        return options;
+    };
+    auto failing = options(8);
+    failing.combine = [](const cosrt::Rows&, cosrt::Span<float>) -> std::int32_t { throw std::runtime_error("mine"); };
+    std::vector<cosrt::Session> sessions;
+    for (const std::uint32_t tokens : {3U, 8U, 12U}) sessions.push_back(engine.session(options(tokens)).value());
+    sessions.push_back(engine.session(failing).value());
+    for (auto& session : sessions) EXPECT(session.prompt(prompt));
+    auto moved = engine.session().value();
+    const auto other = std::move(moved);
+    const std::vector<cosrt::Session*> all{&sessions[0], &sessions[1], nullptr, &sessions[2],
+                                           &sessions[3], &sessions[0], &moved};  // NOLINT: moved on purpose
+    std::array<std::size_t, 7> counts{};
+    std::size_t finished = 0;
+    for (int calls = 0; finished < 3; calls++) {
+        EXPECT(calls < 200);
+        finished = 0;
+        const auto steps = cosrt::step_many(all);
+        EXPECT(steps.size() == all.size());
+        for (const std::size_t wrong : {2U, 5U, 6U}) EXPECT(fails(steps[wrong], Code::invalid_argument));
+        EXPECT(steps[4] || (fails(steps[4], Code::callback) && steps[4].error().cause));
+        for (const std::size_t good : {0U, 1U, 3U}) {
+            counts[good] += steps[good]->tokens.size();
+            finished += steps[good]->finished();
+        }
+    }
+    EXPECT(counts[0] == 3 && counts[1] == 8 && counts[3] == 12);
+    EXPECT(cosrt::step_many({}).empty());
 }
 
 void texts() {
@@ -401,6 +466,8 @@ void threads() {
 int main() {
     engines();
     spans();
+    many();
+    forks();
     texts();
     stop_strings();
     prompts_of_texts();

@@ -18,6 +18,7 @@
 
 #define POINTER(type, handle) ((type *)(uintptr_t)(handle))
 #define HANDLE(pointer) ((jlong)(uintptr_t)(pointer))
+_Static_assert(sizeof(jlong) == sizeof(void *), "arrays of longs are arrays of pointers");
 
 /* Static methods of io.cosrt.Native. Unlike a reference to the class, an id does not keep the class loader alive. */
 static jmethodID failed_method, stepped_method, combine_method;
@@ -121,7 +122,7 @@ static jlongArray new_stats(JNIEnv *env, const cos_stats *stats)
         (jlong)stats->steps, (jlong)stats->tokens, (jlong)stats->proposed, (jlong)stats->tested, (jlong)stats->accepted,
         (jlong)stats->forwards, (jlong)stats->positions, (jlong)stats->model_ns, (jlong)stats->total_ns,
         (jlong)stats->near_ties, (jlong)stats->planned_ns, (jlong)stats->expected_ns, (jlong)stats->standard_ns,
-        (jlong)stats->rows_copied,
+        (jlong)stats->rows_copied, (jlong)stats->prefix_tokens, (jlong)stats->recomputed_tokens,
     };
     const jsize count = sizeof values / sizeof *values;
     jlongArray array = (*env)->NewLongArray(env, count);
@@ -237,12 +238,16 @@ done:
 
 /* ---- sessions */
 
-/* The running step of this thread, for its combine function. cos_step calls that function on its own thread, so a
- * session needs no reference to Java, and the garbage collector can free one that only its own function refers to. */
+/* The running step of this thread, for its combine functions. cos_step calls them on its own thread, so a session needs
+ * no reference to Java, and the garbage collector can free one that only its own function refers to. The data of a
+ * combine function is the number of its session. */
 typedef struct stepping {
     JNIEnv *env;
     jclass native;
-    jobject combiner;
+    size_t count; /* of sessions */
+    const jlong *numbers;
+    jobjectArray combiners;
+    jobjectArray thrown; /* what the combine function of each session has thrown */
 } stepping;
 static _Thread_local const stepping *running;
 
@@ -251,15 +256,20 @@ static jobject new_buffer(JNIEnv *env, const float *row, size_t count)
     return (*env)->NewDirectByteBuffer(env, (void *)row, (jlong)(count * sizeof *row));
 }
 
-/* An exception stays pending until the step returns. It makes this call fail, and all others of the step. */
+/* An exception makes this call fail, and all others of the session in this step. */
 static int32_t combine(const float *const *rows, size_t models_count, size_t vocab_size, float *out_scores,
                        void *user_data)
 {
-    (void)user_data;
     const stepping *step = running;
     JNIEnv *env = step->env;
-    if ((*env)->ExceptionCheck(env)) return 1;
-    if ((*env)->PushLocalFrame(env, (jint)models_count + 2)) return 1;
+    size_t index = 0;
+    while (index < step->count && HANDLE(user_data) != step->numbers[index]) index++;
+    if (index == step->count || (*env)->PushLocalFrame(env, (jint)models_count + 5)) return 1;
+    if ((*env)->GetObjectArrayElement(env, step->thrown, (jsize)index)) {
+        (*env)->PopLocalFrame(env, NULL);
+        return 1;
+    }
+    jobject combiner = (*env)->GetObjectArrayElement(env, step->combiners, (jsize)index);
     jobjectArray buffers = (*env)->NewObjectArray(env, (jsize)models_count, byte_buffer_class, NULL);
     for (size_t model = 0; model < models_count && !(*env)->ExceptionCheck(env); model++) {
         if (!rows[model]) continue;
@@ -267,16 +277,20 @@ static int32_t combine(const float *const *rows, size_t models_count, size_t voc
         if (row) (*env)->SetObjectArrayElement(env, buffers, (jsize)model, row);
     }
     jobject scores = (*env)->ExceptionCheck(env) ? NULL : new_buffer(env, out_scores, vocab_size);
-    if (scores) (*env)->CallStaticVoidMethod(env, step->native, combine_method, step->combiner, buffers, scores);
-    int32_t result = (*env)->ExceptionCheck(env);
+    if (scores) (*env)->CallStaticVoidMethod(env, step->native, combine_method, combiner, buffers, scores);
+    jthrowable thrown = (*env)->ExceptionOccurred(env);
+    if (thrown) {
+        (*env)->ExceptionClear(env);
+        (*env)->SetObjectArrayElement(env, step->thrown, (jsize)index, thrown);
+    }
     (*env)->PopLocalFrame(env, NULL);
-    return result;
+    return thrown != NULL;
 }
 
 static jlong session_new(JNIEnv *env, jclass native, jlong engine, jint strategy, jfloat temperature, jint top_k,
                          jfloat top_p, jfloat min_p, jlong seed, jint max_tokens, jintArray proposal_lengths,
                          jfloatArray weights, jintArray stop_tokens, jint targets, jboolean log_probabilities,
-                         jboolean combined)
+                         jlong combined)
 {
     copied lengths = copy_ints(env, proposal_lengths);
     copied shares = lengths.failed ? (copied){0} : copy_floats(env, weights);
@@ -301,6 +315,7 @@ static jlong session_new(JNIEnv *env, jclass native, jlong engine, jint strategy
             .targets = targets,
             .log_probabilities = log_probabilities,
             .combine = combined ? combine : NULL,
+            .combine_data = POINTER(void, combined),
         };
         failed(env, native, cos_session_new(POINTER(cos_engine, engine), &options, &session), NULL);
     }
@@ -324,6 +339,27 @@ static void prompt(JNIEnv *env, jclass native, jlong session, jintArray array)
     free(tokens.data);
 }
 
+/* The scope is text that ends with NUL. */
+static void set_scope(JNIEnv *env, jclass native, jlong session, jbyteArray scope)
+{
+    char *text = copy_text(env, scope);
+    if (!text) return;
+    failed(env, native, cos_session_set_scope(POINTER(cos_session, session), text), NULL);
+    free(text);
+}
+
+static jlong session_fork(JNIEnv *env, jclass native, jlong session, jlong seed)
+{
+    cos_session *copy = NULL;
+    failed(env, native, cos_session_fork(POINTER(cos_session, session), (uint64_t)seed, &copy), NULL);
+    return HANDLE(copy);
+}
+
+static void session_rewind(JNIEnv *env, jclass native, jlong session, jlong length)
+{
+    failed(env, native, cos_session_rewind(POINTER(cos_session, session), (size_t)length), NULL);
+}
+
 static void set_weights(JNIEnv *env, jclass native, jlong session, jfloatArray array)
 {
     copied weights = copy_floats(env, array);
@@ -332,30 +368,60 @@ static void set_weights(JNIEnv *env, jclass native, jlong session, jfloatArray a
     free(weights.data);
 }
 
-/* `late` gets the exception of the combine function if the step succeeds nevertheless. */
-static jobject step(JNIEnv *env, jclass native, jlong session, jobject combiner, jobjectArray late)
+/* The result of a step as an object of Java; NULL with an exception if the step has failed. */
+static jobject stepped(JNIEnv *env, jclass native, cos_error *error, const cos_step_result *result, jthrowable thrown)
 {
-    const stepping this = { env, native, combiner }, *outer = running; /* a combine function may step other sessions */
-    running = &this;
-    cos_step_result result = { .struct_size = sizeof result };
-    cos_error *error = cos_step(POINTER(cos_session, session), &result);
-    running = outer;
-
-    jthrowable thrown = (*env)->ExceptionOccurred(env);
-    if (thrown) (*env)->ExceptionClear(env);
     if (failed(env, native, error, thrown)) return NULL;
-    if (thrown) {
-        (*env)->SetObjectArrayElement(env, late, 0, thrown);
-        if ((*env)->ExceptionCheck(env)) return NULL;
-    }
-    jintArray tokens = new_ints(env, result.tokens, result.tokens_count);
+    jintArray tokens = new_ints(env, result->tokens, result->tokens_count);
     if (!tokens) return NULL;
     jfloatArray logarithms = NULL;
-    if (result.log_probabilities) {
-        logarithms = new_floats(env, result.log_probabilities, result.tokens_count);
+    if (result->log_probabilities) {
+        logarithms = new_floats(env, result->log_probabilities, result->tokens_count);
         if (!logarithms) return NULL;
     }
-    return (*env)->CallStaticObjectMethod(env, native, stepped_method, tokens, logarithms, result.finish);
+    return (*env)->CallStaticObjectMethod(env, native, stepped_method, tokens, logarithms, result->finish);
+}
+
+/* Steps the sessions, and puts into `outcomes` a StepResult or an exception of each. `thrown` gets what the combine
+ * function of each session has thrown. */
+static void step(JNIEnv *env, jclass native, jboolean many, jlongArray sessions, jlongArray numbers,
+                 jobjectArray combiners, jobjectArray thrown, jobjectArray outcomes)
+{
+    const size_t count = (size_t)(*env)->GetArrayLength(env, sessions);
+    /* One array for all, the pointers of the sessions first. */
+    jlong *const handles = calloc(count, 2 * sizeof *handles + sizeof(cos_step_result) + sizeof(cos_error *));
+    if (!handles) {
+        out_of_memory(env);
+        return;
+    }
+    jlong *const own = handles + count;
+    cos_step_result *const results = (cos_step_result *)(own + count);
+    cos_error **const errors = (cos_error **)(results + count);
+    (*env)->GetLongArrayRegion(env, sessions, 0, (jsize)count, handles);
+    (*env)->GetLongArrayRegion(env, numbers, 0, (jsize)count, own);
+    for (size_t i = 0; i < count; i++) results[i].struct_size = sizeof results[i];
+
+    const stepping this = { env, native, count, own, combiners, thrown }, *outer = running;
+    running = &this; /* a combine function may step other sessions */
+    cos_error *error = NULL;
+    if (many) error = cos_step_many((cos_session *const *)handles, count, results, errors);
+    else errors[0] = cos_step(POINTER(cos_session, handles[0]), &results[0]);
+    running = outer;
+
+    for (size_t i = 0; i < count; i++) {
+        if ((*env)->PushLocalFrame(env, 8)) break;
+        jthrowable cause = (*env)->GetObjectArrayElement(env, thrown, (jsize)i);
+        jobject outcome = stepped(env, native, errors[i], &results[i], cause);
+        jthrowable exception = (*env)->ExceptionOccurred(env);
+        if (exception) {
+            (*env)->ExceptionClear(env);
+            outcome = exception;
+        }
+        (*env)->SetObjectArrayElement(env, outcomes, (jsize)i, outcome);
+        (*env)->PopLocalFrame(env, NULL);
+    }
+    free(handles);
+    failed(env, native, error, NULL);
 }
 
 static void cancel(JNIEnv *env, jclass native, jlong session)
@@ -465,11 +531,14 @@ static const JNINativeMethod methods[] = {
     METHOD("engineStats", "(J)[J", engine_stats),
     METHOD("engineEncode", "(J[BZ)[I", engine_encode),
     METHOD("engineDecode", "(J[I)[B", engine_decode),
-    METHOD("sessionNew", "(JIFIFFJI[I[F[IIZZ)J", session_new),
+    METHOD("sessionNew", "(JIFIFFJI[I[F[IIZJ)J", session_new),
     METHOD("sessionFree", "(J)V", session_free),
     METHOD("prompt", "(J[I)V", prompt),
+    METHOD("setScope", "(J[B)V", set_scope),
+    METHOD("sessionFork", "(JJ)J", session_fork),
+    METHOD("sessionRewind", "(JJ)V", session_rewind),
     METHOD("setWeights", "(J[F)V", set_weights),
-    METHOD("step", "(JLio/cosrt/Combiner;[Ljava/lang/Throwable;)Lio/cosrt/StepResult;", step),
+    METHOD("step", "(Z[J[J[Lio/cosrt/Combiner;[Ljava/lang/Throwable;[Ljava/lang/Object;)V", step),
     METHOD("cancel", "(J)V", cancel),
     METHOD("sessionStats", "(J)[J", session_stats),
     METHOD("sessionDescribe", "(J)[B", session_describe),

@@ -81,6 +81,7 @@ impl<'a> Reader<'a> {
             rounds_activations: self.graph.all("MatMulNBits").any(|node| node.integer("accuracy_level") == Some(4)),
             is_coarse,
             embedded_tokens,
+            attends_to_all: self.companions.attends_to_all() == Some(true),
             warnings,
         })
     }

@@ -13,6 +13,7 @@ use cos::decode::decoder::Counters;
 use cos::decode::policy::{Plan, Targets};
 use cos::engine::drive::Driver;
 use cos::engine::participant::Participant;
+use cos::engine::queues::PassQueues;
 use cos::error::Error;
 use cos::learn::estimates::{Acceptance, Estimates};
 
@@ -129,6 +130,8 @@ pub struct Case<'a> {
     pub passes: Option<Arc<AtomicUsize>>,
     /// The plans to choose from after each round, by everything that a planner could see.
     pub plans: Vec<Plan>,
+    /// Where its passes are combined with those of others.
+    pub queues: Option<Arc<PassQueues>>,
 }
 
 impl<'a> Case<'a> {
@@ -150,6 +153,7 @@ impl<'a> Case<'a> {
             choice: None,
             passes: None,
             plans: Vec::new(),
+            queues: None,
         }
     }
 
@@ -182,6 +186,20 @@ impl<'a> Case<'a> {
         oracle(&rows, self.choice.map_or(combination, |choice| choice(ends)), sampling)
     }
 
+    /// A decoder at the end of the prompt.
+    fn start<'b>(&self, way: &Way, chance: &'b Enumerator) -> Driver<&'b Enumerator> {
+        let mut decoder =
+            decoder(&self.models, self.combination, self.sampling, way, self.stop_tokens, self.tokens, chance);
+        if let Some(queues) = &self.queues {
+            decoder.share_passes(queues, false);
+        }
+        decoder.prompt(&PROMPT).unwrap();
+        if !self.plans.is_empty() {
+            decoder.observe(Estimates::new(&vec![Vec::new(); self.models.len()]));
+        }
+        decoder
+    }
+
     /// What the decoder does, summed over all branches.
     pub fn enumerated(&self, way: &Way) -> Found {
         let (chance, mut found) = (Enumerator::default(), Found::default());
@@ -193,12 +211,7 @@ impl<'a> Case<'a> {
             if let Some(passes) = &self.passes {
                 passes.store(0, Ordering::Relaxed);
             }
-            let mut decoder =
-                decoder(&self.models, self.combination, self.sampling, way, self.stop_tokens, self.tokens, &chance);
-            decoder.prompt(&PROMPT).unwrap();
-            if !self.plans.is_empty() {
-                decoder.observe(Estimates::new(&vec![Vec::new(); self.models.len()]));
-            }
+            let mut decoder = self.start(way, &chance);
             let (mut out, mut ends): (Vec<i32>, Vec<End>) = (Vec::new(), Vec::new());
             loop {
                 if let Some(choice) = self.choice {

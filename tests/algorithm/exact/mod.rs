@@ -2,7 +2,9 @@
 //! distribution of several tokens is compared with the oracle's. There is no sampling error, so a bias of a hundredth
 //! of a percent shows.
 
+mod branches;
 mod changes;
+mod company;
 mod drafters;
 mod enumeration;
 mod failures;

@@ -165,10 +165,11 @@ impl Model for Double {
         self.inner.overlaps()
     }
 
-    fn launch(&self, pass: &mut Pass<'_>) -> bool {
+    fn launch(&self, batch: &mut [Pass<'_>]) -> bool {
+        let [pass] = batch else { return false };
         let sequence: &mut dyn Any = pass.sequence;
         let sequence: &mut DoubleSequence = sequence.downcast_mut().expect("a sequence of another model");
-        self.inner.launch(&mut Pass { sequence: sequence.inner.as_mut(), ..*pass })
+        self.inner.launch(&mut [Pass { sequence: sequence.inner.as_mut(), ..*pass }])
     }
 
     fn forward(&self, batch: &mut [Pass<'_>]) -> Result<PassReport, Interrupt> {
@@ -181,7 +182,8 @@ impl Model for Double {
             if tokens.is_empty() || tokens.len() > self.max_pass() {
                 self.stage.report(format!("a pass of {} tokens, where {} are allowed", tokens.len(), self.max_pass()));
             }
-            let inner = Pass { sequence: sequence.inner.as_mut(), tokens, keep: pass.keep, filter: pass.filter };
+            let Pass { keep, filter, uniforms, .. } = *pass;
+            let inner = Pass { sequence: sequence.inner.as_mut(), tokens, keep, filter, uniforms };
             report = self.inner.forward(&mut [inner])?;
             self.stage.clock.fetch_add(report.elapsed.as_nanos() as u64, Ordering::Relaxed);
             if sequence.bug == Some(Bug::WideRow) && tokens.len() > 2 && pass.keep <= sequence.inner.len() {

@@ -48,7 +48,9 @@ MEMBER(cos_stats, planned_ns, uint64_t, 88);
 MEMBER(cos_stats, expected_ns, uint64_t, 96);
 MEMBER(cos_stats, standard_ns, uint64_t, 104);
 MEMBER(cos_stats, rows_copied, uint64_t, 112);
-_Static_assert(sizeof(cos_stats) >= 120, "cos_stats has shrunk");
+MEMBER(cos_stats, prefix_tokens, uint64_t, 120);
+MEMBER(cos_stats, recomputed_tokens, uint64_t, 128);
+_Static_assert(sizeof(cos_stats) >= 136, "cos_stats has shrunk");
 
 /* The sizes of the structs in version 0.1. */
 enum { FIRST_OPTIONS_SIZE = 96, FIRST_RESULT_SIZE = 32, FIRST_STATS_SIZE = 80 };
@@ -67,6 +69,7 @@ CONSTANT(COS_ERROR_BUFFER_TOO_SMALL, 9);
 CONSTANT(COS_ERROR_POISONED, 10);
 CONSTANT(COS_ERROR_INTERNAL, 11);
 CONSTANT(COS_ERROR_CALLBACK, 12);
+CONSTANT(COS_ERROR_NO_MEMORY, 13);
 CONSTANT(COS_STRATEGY_AUTO, 0);
 CONSTANT(COS_STRATEGY_STANDARD, 1);
 CONSTANT(COS_STRATEGY_SPECULATIVE, 2);
@@ -94,9 +97,13 @@ static const struct {
     cos_error *(*engine_describe)(const cos_engine *, const char **);
     cos_error *(*engine_describe_table)(const cos_engine *, const char **);
     cos_error *(*session_new)(const cos_engine *, const cos_session_options *, cos_session **);
+    cos_error *(*session_fork)(const cos_session *, uint64_t, cos_session **);
+    cos_error *(*session_rewind)(cos_session *, size_t);
+    cos_error *(*session_set_scope)(cos_session *, const char *);
     cos_error *(*prompt)(cos_session *, const int32_t *, size_t);
     cos_error *(*session_set_weights)(cos_session *, const float *, size_t);
     cos_error *(*step)(cos_session *, cos_step_result *);
+    cos_error *(*step_many)(cos_session *const *, size_t, cos_step_result *, cos_error **);
     cos_error *(*cancel)(cos_session *);
     void (*free)(cos_session *);
     cos_error *(*session_stats)(const cos_session *, cos_stats *);
@@ -124,9 +131,13 @@ static const struct {
     cos_engine_describe,
     cos_engine_describe_table,
     cos_session_new,
+    cos_session_fork,
+    cos_session_rewind,
+    cos_session_set_scope,
     cos_prompt,
     cos_session_set_weights,
     cos_step,
+    cos_step_many,
     cos_cancel,
     cos_free,
     cos_session_stats,

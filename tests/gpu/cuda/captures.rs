@@ -41,7 +41,7 @@ fn caches_survive_any_rollback() {
     let Some(_turn) = gpu() else { return };
     environment(None, 0, None).unwrap();
     let on_host = |form: &str| {
-        let settings = LoadOptions { provider: Provider::Cpu, scoring: None, context_length: None, rows: None };
+        let settings = LoadOptions::default();
         OnnxModel::load(&path(form), form, &settings).unwrap()
     };
     let no_graphs = &[("enable_cuda_graph", "0")][..];
@@ -83,7 +83,7 @@ fn caches_survive_any_rollback() {
 fn texts_of_any_length_are_scored_alike() {
     let Some(_turn) = gpu() else { return };
     environment(None, 0, None).unwrap();
-    let settings = LoadOptions { provider: Provider::Cpu, scoring: None, context_length: None, rows: None };
+    let settings = LoadOptions::default();
     let reference = OnnxModel::load(&path(HALF), HALF, &settings).unwrap();
     let without_cudnn = &[("sdpa_kernel", "23")][..];
     for (form, options, rows, tolerance) in [
@@ -93,8 +93,9 @@ fn texts_of_any_length_are_scored_alike() {
         (BF16, &[], RowsOn::Host, 0.3),
     ] {
         let model = load_with(form, options, Some(rows)).unwrap();
-        let asked = options.first().map_or(serde_json::Value::Null, |&(_, kernels)| kernels.into());
-        assert_eq!(model.describe()["sdpa_kernel"], asked, "heads of 16 have no XQA");
+        // Passes of many sessions have many widths, so cuDNN, which would plan each, is excluded.
+        let kernels = &model.describe()["sdpa_kernel"];
+        assert!(*kernels == "23" || (options.is_empty() && kernels.is_null()), "{kernels}");
         for length in [16, 17, 39, 64, 101, 120, 127, 128] {
             let text: Vec<i32> = (0..length).map(|index| token(index + length)).collect();
             let mut expected = reference.start(&Arc::new(Cancel::default())).unwrap();
@@ -218,9 +219,7 @@ fn options_reach_the_provider() {
     assert!(error.to_string().contains("no_such_option"), "{error}");
     let settings = LoadOptions {
         provider: Provider::Cuda { device_id: 64, options: Default::default() },
-        scoring: None,
-        context_length: None,
-        rows: None,
+        ..LoadOptions::default()
     };
     let error = OnnxModel::load(&path(GRAPHS), "far", &settings).err().unwrap();
     assert!(error.to_string().contains("device_id is 64"), "{error}");

@@ -87,7 +87,7 @@ pub fn load_with(form: &str, options: &[(&str, &str)], rows: Option<RowsOn>) -> 
     environment(None, 0, None).unwrap();
     let options = options.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect();
     let provider = Provider::Cuda { device_id: 0, options };
-    OnnxModel::load(&path(form), form, &LoadOptions { provider, scoring: None, context_length: None, rows })
+    OnnxModel::load(&path(form), form, &LoadOptions { provider, rows, ..LoadOptions::default() })
 }
 
 pub const WEIGHTED: &str = r#"{"kind": "weighted", "weights": [0.4, 0.6]}"#;
@@ -154,7 +154,7 @@ pub fn filtered(
     keep: usize,
     filter: Filter,
 ) -> Result<(), Interrupt> {
-    model.forward(&mut [Pass { sequence, tokens, keep, filter }]).map(drop)
+    model.forward(&mut [Pass { sequence, tokens, keep, filter, uniforms: None }]).map(drop)
 }
 
 /// All scores of a row.

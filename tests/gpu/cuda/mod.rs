@@ -6,3 +6,4 @@ mod exports;
 mod half;
 mod rows;
 mod sessions;
+mod together;

@@ -6,7 +6,7 @@ use cos::decode::combine::Function;
 use cos::decode::policy::Strategy;
 use cos::engine::Engine;
 use cos::engine::session::Options;
-use cos::model::{Cancel, Model};
+use cos::model::{Cancel, Model, Pass};
 use cos::onnx::RowsOn;
 use cos::rows::Filter;
 use cos::rows::{Candidates, Sampler};
@@ -285,6 +285,45 @@ fn padding_is_no_token_in_any_sequence() {
         for (share, token) in drawn {
             let before: f64 = (0..token).map(weight).sum();
             assert!(before <= share + 1e-6 * total && share <= before + weight(token) + 1e-6 * total, "{token}");
+        }
+    }
+}
+
+/// A token that a pass has drawn is the one that a question draws at the same share, whatever else is in the pass. A
+/// share that no pass knows is drawn too.
+#[test]
+fn passes_draw_what_questions_draw() {
+    let Some(_turn) = gpu() else { return };
+    let model = load_with(GRAPHS, &[], Some(RowsOn::Gpu)).unwrap();
+    let [mut told, mut asked] = [0, 1].map(|_| model.start(&Arc::new(Cancel::default())).unwrap());
+    let mut random = fastrand::Rng::with_seed(5);
+    let mut tokens = vec![5, 9, 33];
+    for round in 0..60 {
+        let sampler = [(0.8, 0, 0.0, 0.0), (1.0, 12, 0.9, 0.0), (1.3, 0, 0.0, 0.05)][round / 7 % 3];
+        let filter = Sampler::new(sampler.0, sampler.1, sampler.2, sampler.3).unwrap().filter();
+        let uniforms = [random.f64(), random.f64()];
+        let (start, keep) = (told.len(), told.len() + 1);
+        let tell = Some(uniforms).filter(|_| round % 11 > 0);
+        let mut batch = [(&mut told, tell), (&mut asked, None)].map(|(sequence, uniforms)| Pass {
+            sequence: sequence.as_mut(),
+            tokens: &tokens,
+            keep,
+            filter,
+            uniforms,
+        });
+        for pass in &mut batch {
+            model.forward(std::slice::from_mut(pass)).unwrap();
+        }
+        let end = start + tokens.len();
+        let [told, asked] = [&told, &asked].map(|sequence| sequence.device_rows().unwrap());
+        let total = told.distribution(end, filter).unwrap().unwrap().total();
+        for share in [uniforms[0], uniforms[1], random.f64()].map(|uniform| uniform * total) {
+            let [told, asked] = [told, asked].map(|rows| {
+                let token = rows.draw(end, share).unwrap().unwrap();
+                (token, rows.score(end, token).unwrap())
+            });
+            assert_eq!(told, asked, "round {round}");
+            tokens = vec![told.0 as i32; 1 + round % 3];
         }
     }
 }

@@ -83,6 +83,7 @@ func newHandler(engine *cos.Engine, model string, sessions uint) http.Handler {
 		return map[string]float64{
 			"tokens": float64(stats.Tokens), "proposed": float64(stats.Proposed), "tested": float64(stats.Tested),
 			"accepted": float64(stats.Accepted), "forwards": float64(stats.Forwards),
+			"prefix_tokens": float64(stats.PrefixTokens), "recomputed_tokens": float64(stats.RecomputedTokens),
 			"model_seconds": stats.ModelTime.Seconds(), "step_seconds": stats.TotalTime.Seconds(),
 		}
 	}
@@ -154,7 +155,7 @@ func (s *service) decode(ctx context.Context, c *completion, give func(string)) 
 		return nil, nil, err
 	}
 	defer text.Close()
-	if err := cmp.Or(text.SetStops(c.Stop.array...), session.Prompt(c.Prompt.array),
+	if err := cmp.Or(text.SetStops(c.Stop.array...), session.SetScope(c.Cos.Scope), session.Prompt(c.Prompt.array),
 		text.Prompt(c.Prompt.array)); err != nil {
 		return nil, nil, err
 	}
@@ -193,6 +194,9 @@ func reply(w http.ResponseWriter, body object, err error) {
 	status, body := explain(body, err)
 	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(patience))
 	w.Header().Set("Content-Type", "application/json")
+	if status == http.StatusTooManyRequests || status == http.StatusServiceUnavailable {
+		w.Header().Set("Retry-After", "1")
+	}
 	w.WriteHeader(status)
 	_ = json.NewEncoder(w).Encode(body)
 }
@@ -223,6 +227,7 @@ type completion struct {
 	Cos struct {
 		Strategy string          `json:"strategy"`
 		Weights  textOr[float32] `json:"weights"`
+		Scope    string          `json:"scope"`
 	} `json:"cos"`
 	options cos.Options
 }
@@ -298,6 +303,8 @@ func explain(body object, err error) (int, object) {
 		code = "context_length_exceeded"
 	case errors.Is(err, cos.ErrBusy):
 		status, kind = http.StatusTooManyRequests, "rate_limit_error"
+	case errors.Is(err, cos.ErrNoMemory):
+		status, kind = http.StatusServiceUnavailable, "server_error"
 	case !errors.Is(err, cos.ErrInvalidArgument) && !errors.Is(err, cos.ErrUnsupported):
 		status, kind = http.StatusInternalServerError, "server_error"
 	}

@@ -98,7 +98,8 @@ public final class Engine extends NativeObject {
      * @throws CosException INVALID_ARGUMENT (the message names the option), RUNTIME
      */
     public Session newSession(SessionOptions options) {
-        return shared(engine -> new Session(options.newSession(engine), options.combiner()));
+        long number = Session.number(options.combiner());
+        return shared(engine -> new Session(options.newSession(engine, number), options.combiner(), number));
     }
 
     /**

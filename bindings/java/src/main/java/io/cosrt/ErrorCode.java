@@ -28,6 +28,8 @@ public enum ErrorCode {
     INTERNAL(11),
     /** A {@link Combiner} failed. Its exception is the cause. */
     CALLBACK(12),
+    /** The caches of other sessions take all the memory that the configuration allows. Nothing is lost: try later. */
+    NO_MEMORY(13),
     /** A code of a later library that this version does not know. {@link CosException#number} has its number. */
     UNKNOWN(0);
 

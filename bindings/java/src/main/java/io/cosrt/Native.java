@@ -44,16 +44,29 @@ final class Native {
 
     static native long sessionNew(long engine, int strategy, float temperature, int topK, float topP, float minP,
             long seed, int maxTokens, int[] proposalLengths, float[] weights, int[] stopTokens, int targets,
-            boolean logProbabilities, boolean combined);
+            boolean logProbabilities, long combined);
 
     static native void sessionFree(long session);
 
     static native void prompt(long session, int[] tokens);
 
+    static native void setScope(long session, byte[] scope);
+
+    static native long sessionFork(long session, long seed);
+
+    static native void sessionRewind(long session, long length);
+
     static native void setWeights(long session, float[] weights);
 
-    /** If the combiner throws and the step succeeds nevertheless, {@code late[0]} gets what the combiner threw. */
-    static native StepResult step(long session, Combiner combiner, Throwable[] late);
+    /**
+     * Steps sessions. {@code outcomes} gets a {@link StepResult} or an exception of each, and {@code thrown} what its
+     * combiner threw, even if its step succeeds nevertheless.
+     *
+     * @param many    whether to call {@code cos_step_many}, rather than {@code cos_step} with a single session
+     * @param numbers the last argument of {@code sessionNew} of each
+     */
+    static native void step(boolean many, long[] sessions, long[] numbers, Combiner[] combiners, Throwable[] thrown,
+            Object[] outcomes);
 
     static native void cancel(long session);
 

@@ -40,6 +40,17 @@ abstract class NativeObject implements AutoCloseable {
         return call(call, true);
     }
 
+    /** Begins a call that only one thread at a time may make. {@link #end} ends it. */
+    final long begin() {
+        state.enter(true);
+        return state.pointer;
+    }
+
+    /** Ends a call. */
+    final void end() {
+        state.leave(true);
+    }
+
     private <T> T call(LongFunction<T> call, boolean exclusive) {
         state.enter(exclusive);
         try {

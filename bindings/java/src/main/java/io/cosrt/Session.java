@@ -2,7 +2,15 @@
 
 package io.cosrt;
 
+import java.lang.ref.Reference;
+import java.util.ArrayList;
+import java.util.Arrays;
+import java.util.IdentityHashMap;
+import java.util.List;
+import java.util.Map;
 import java.util.Objects;
+import java.util.concurrent.atomic.AtomicLong;
+import java.util.stream.Stream;
 
 /**
  * One sequence. One thread at a time may use it; a call from another thread fails with {@link ErrorCode#BUSY}. Only
@@ -12,14 +20,23 @@ import java.util.Objects;
  * waits for it.
  */
 public final class Session extends NativeObject {
-    private final Combiner combiner;
-    /** What the combiner threw in a step that succeeded. The next step throws it. Null without a combiner. */
-    private final Throwable[] late;
+    private static final AtomicLong NUMBERS = new AtomicLong();
 
-    Session(long pointer, Combiner combiner) {
+    private final Combiner combiner;
+    /** The number that the library knows the combiner by. */
+    private final long number;
+    /** What the combiner threw in a step that succeeded. The next step throws it. */
+    private Throwable late;
+
+    Session(long pointer, Combiner combiner, long number) {
         super(pointer, Native::sessionFree, Session::interrupt);
         this.combiner = combiner;
-        this.late = combiner == null ? null : new Throwable[1];
+        this.number = number;
+    }
+
+    /** A number for a combiner of a new session; 0 without one. */
+    static long number(Combiner combiner) {
+        return combiner == null ? 0 : NUMBERS.incrementAndGet();
     }
 
     private static void interrupt(long session) {
@@ -57,14 +74,101 @@ public final class Session extends NativeObject {
      */
     public StepResult step() {
         return exclusively(session -> {
-            if (late != null && late[0] != null) {
-                Throwable thrown = late[0];
-                late[0] = null;
-                String message = "the combiner failed at the end of the last step";
-                throw new CosException(ErrorCode.CALLBACK.number(), message, thrown);
+            refuseLate();
+            Throwable[] thrown = new Throwable[1];
+            Object[] outcome = new Object[1];
+            Native.step(false, new long[] {session}, new long[] {number}, new Combiner[] {combiner}, thrown, outcome);
+            if (outcome[0] instanceof StepResult result) {
+                late = thrown[0];
+                return result;
             }
-            return Native.step(session, combiner, late);
+            throw failure(outcome[0]);
         });
+    }
+
+    /** The exception of a step. An error, such as having no memory for the result, is thrown at once. */
+    private static RuntimeException failure(Object outcome) {
+        if (outcome instanceof Error error) {
+            throw error;
+        }
+        return (RuntimeException) outcome;
+    }
+
+    /**
+     * Advances many sessions by one pass of each model, on the calling thread: for servers where one thread drives all.
+     * Threads that call {@link #step} at the same time share passes by themselves.
+     *
+     * <p>The sessions may belong to several engines. Each has its own news, in their order, and an error of one hurts
+     * no other: INVALID_ARGUMENT for null and for a session given twice, BUSY for one in use on another thread, {@link
+     * IllegalStateException} for one that is closed, and all errors of {@link #step}.
+     */
+    public static List<News> stepMany(List<Session> sessions) {
+        News[] news = new News[sessions.size()];
+        Map<Session, Integer> begun = new IdentityHashMap<>();
+        List<Session> ready = new ArrayList<>();
+        long[] pointers = new long[news.length];
+        try {
+            int index = 0;
+            for (Session session : sessions) {
+                try {
+                    pointers[ready.size()] = begin(session, index, begun);
+                    session.refuseLate();
+                    ready.add(session);
+                } catch (CosException | IllegalStateException error) {
+                    news[index] = new News(null, error);
+                }
+                index++;
+            }
+            call(ready.toArray(Session[]::new), pointers, begun, news);
+        } finally {
+            begun.keySet().forEach(Session::end);
+            Reference.reachabilityFence(sessions);
+        }
+        return List.of(news);
+    }
+
+    private static long begin(Session session, int index, Map<Session, Integer> begun) {
+        String name = "sessions[" + index + "]";
+        if (session == null) {
+            throw new CosException(ErrorCode.INVALID_ARGUMENT, name + " is null");
+        }
+        Integer before = begun.get(session);
+        if (before != null) {
+            throw new CosException(ErrorCode.INVALID_ARGUMENT, name + " is the same as sessions[" + before + "]");
+        }
+        long pointer = session.begin();
+        begun.put(session, index);
+        return pointer;
+    }
+
+    /** Throws what the combiner threw in the last step, once. */
+    private void refuseLate() {
+        Throwable thrown = late;
+        late = null;
+        if (thrown != null) {
+            String message = "the combiner failed at the end of the last step";
+            throw new CosException(ErrorCode.CALLBACK.number(), message, thrown);
+        }
+    }
+
+    /** Steps sessions, the first of {@code pointers}, and writes the news of each to its index. */
+    private static void call(Session[] sessions, long[] pointers, Map<Session, Integer> indices, News[] news) {
+        if (sessions.length == 0) {
+            return;
+        }
+        long[] numbers = Stream.of(sessions).mapToLong(session -> session.number).toArray();
+        Combiner[] combiners = Stream.of(sessions).map(session -> session.combiner).toArray(Combiner[]::new);
+        Throwable[] thrown = new Throwable[sessions.length];
+        Object[] outcomes = new Object[sessions.length];
+        Native.step(true, Arrays.copyOf(pointers, sessions.length), numbers, combiners, thrown, outcomes);
+        for (int i = 0; i < sessions.length; i++) {
+            if (outcomes[i] instanceof StepResult result) {
+                sessions[i].late = thrown[i];
+                news[indices.get(sessions[i])] = new News(result, null);
+            } else {
+                news[indices.get(sessions[i])] = new News(null, failure(outcomes[i]));
+            }
+        }
     }
 
     /**
@@ -83,6 +187,50 @@ public final class Session extends NativeObject {
         } catch (IllegalStateException closed) {
             // No step runs in a closed session.
         }
+    }
+
+    /**
+     * Shares computed tokens with sessions of the same scope only, such as those of one tenant. To be called before the
+     * first prompt.
+     *
+     * @param scope any text without NUL; the empty one is no scope
+     * @throws CosException INVALID_ARGUMENT (also if the session has tokens), BUSY, POISONED
+     */
+    public void setScope(String scope) {
+        byte[] text = Utf8.encode(scope);
+        if (scope.indexOf(0) >= 0) {
+            throw new CosException(ErrorCode.INVALID_ARGUMENT, "the scope has a NUL inside; remove it");
+        }
+        exclusively(session -> {
+            Native.setScope(session, text);
+            return null;
+        });
+    }
+
+    /**
+     * Copies the session in its present state, with another seed. It costs no pass, and both share what was computed.
+     *
+     * @throws CosException UNSUPPORTED (the session has a {@link Combiner}, which both would use at the same time),
+     *                      RUNTIME, BUSY, POISONED
+     */
+    public Session fork(long seed) {
+        if (combiner != null) {
+            throw new CosException(ErrorCode.UNSUPPORTED, "a session with a combiner has no fork");
+        }
+        return exclusively(session -> new Session(Native.sessionFork(session, seed), null, 0));
+    }
+
+    /**
+     * Forgets all tokens from index {@code length} on, those of prompts too. The sequence goes on, also if it had
+     * finished.
+     *
+     * @throws CosException INVALID_ARGUMENT (the sequence is shorter), BUSY, POISONED
+     */
+    public void rewind(long length) {
+        exclusively(session -> {
+            Native.sessionRewind(session, length);
+            return null;
+        });
     }
 
     /**

@@ -45,10 +45,10 @@ public final class SessionOptions {
         return combiner;
     }
 
-    /** Makes a session, and returns its pointer. */
-    long newSession(long engine) {
+    /** Makes a session, and returns its pointer. {@code number} is that of its combiner. */
+    long newSession(long engine, long number) {
         return Native.sessionNew(engine, strategy.number, temperature, topK, topP, minP, seed, (int) maxTokens,
-                proposalLengths, weights, stopTokens, targets.number, logProbabilities, combiner != null);
+                proposalLengths, weights, stopTokens, targets.number, logProbabilities, number);
     }
 
     /**

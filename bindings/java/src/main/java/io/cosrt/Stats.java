@@ -24,6 +24,8 @@ package io.cosrt;
  *                   of passes
  * @param rowsCopied rows of logits that a GPU keeps and that had to be copied to the host: for combine functions, and
  *                   for other work that the GPU cannot do
+ * @param prefixTokens     tokens that models did not have to compute, because a session with the same beginning had
+ * @param recomputedTokens tokens that models computed once more, because other sessions had taken their memory
  */
 public record Stats(
         long steps,
@@ -39,10 +41,12 @@ public record Stats(
         long plannedNs,
         long expectedNs,
         long standardNs,
-        long rowsCopied) {
+        long rowsCopied,
+        long prefixTokens,
+        long recomputedTokens) {
 
     static Stats of(long[] values) {
         return new Stats(values[0], values[1], values[2], values[3], values[4], values[5], values[6], values[7],
-                values[8], values[9], values[10], values[11], values[12], values[13]);
+                values[8], values[9], values[10], values[11], values[12], values[13], values[14], values[15]);
     }
 }

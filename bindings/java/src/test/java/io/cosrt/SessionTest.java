@@ -11,6 +11,8 @@ import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import java.lang.reflect.Method;
 import java.lang.reflect.RecordComponent;
+import java.util.ArrayList;
+import java.util.Arrays;
 import java.util.List;
 import org.junit.jupiter.api.AfterAll;
 import org.junit.jupiter.api.BeforeAll;
@@ -66,6 +68,101 @@ class SessionTest {
                 assertEquals(own == null, session.step().finish() == Finish.STOP);
             }
         }
+    }
+
+    /** A fork and a rewound session go on as the session would. */
+    @Test
+    void forksAndRewoundSessionsGoOn() {
+        List<Integer> whole = Engines.decode(engine, options().maxTokens(8).build());
+        try (Session session = engine.newSession(options().maxTokens(8).build())) {
+            session.setScope("tenant");
+            assertThrows(CosException.class, () -> session.setScope("a\0b"));
+            session.prompt(Engines.PROMPT);
+            assertThrows(CosException.class, () -> session.setScope("late"));
+            try (Session fork = session.fork(7)) {
+                assertEquals(whole, rest(fork));
+            }
+            assertEquals(whole, rest(session));
+            session.rewind(Engines.PROMPT.length + 2);
+            assertEquals(whole.subList(2, 8), rest(session));
+            assertThrows(CosException.class, () -> session.rewind(1000));
+            assertEquals(0, session.stats().recomputedTokens());
+        }
+        try (Session combined = engine.newSession(options().combiner((logits, scores) -> {}).build())) {
+            assertEquals(ErrorCode.UNSUPPORTED, assertThrows(CosException.class, () -> combined.fork(1)).code());
+        }
+    }
+
+    private static List<Integer> rest(Session session) {
+        List<Integer> tokens = new ArrayList<>();
+        StepResult step;
+        do {
+            step = session.step();
+            for (int token : step.tokens()) {
+                tokens.add(token);
+            }
+        } while (step.finish() == Finish.NONE);
+        return tokens;
+    }
+
+    /** One thread drives sessions that end at different times. A bad one hurts no other. */
+    @Test
+    void oneThreadDrivesMany() {
+        List<Session> sessions = new ArrayList<>();
+        List<List<Integer>> alone = new ArrayList<>();
+        List<List<Integer>> texts = new ArrayList<>();
+        for (int index = 0; index < 6; index++) {
+            SessionOptions options = options().strategy(Strategy.values()[index % 4]).maxTokens(4 + index).build();
+            alone.add(Engines.decode(engine, options));
+            texts.add(new ArrayList<>());
+            sessions.add(engine.newSession(options));
+        }
+        for (int second = 0; second < 2; second++) { // each combiner is that of its session
+            int model = second;
+            Combiner combiner = (logits, scores) -> scores.put(logits.get(model).duplicate());
+            SessionOptions options = options().strategy(Strategy.COS).combiner(combiner).build();
+            alone.add(Engines.decode(engine, options));
+            texts.add(new ArrayList<>());
+            sessions.add(engine.newSession(options));
+        }
+        Exception planted = new Exception("planted");
+        Session failing = engine.newSession(options().combiner((logits, scores) -> {
+            throw planted;
+        }).build());
+        Session closed = engine.newSession();
+        sessions.forEach(session -> session.prompt(Engines.PROMPT));
+        failing.prompt(Engines.PROMPT);
+        closed.close();
+        List<Session> all = new ArrayList<>(sessions);
+        all.addAll(Arrays.asList(null, sessions.get(0), closed, failing));
+        int failures = 0;
+        for (int calls = 0, finished = 0; finished < sessions.size(); calls++) {
+            assertTrue(calls < 200);
+            finished = 0;
+            List<News> news = Session.stepMany(all);
+            for (int index = 0; index < sessions.size(); index++) {
+                assertNull(news.get(index).error());
+                for (int token : news.get(index).step().tokens()) {
+                    texts.get(index).add(token);
+                }
+                finished += news.get(index).step().finish() == Finish.NONE ? 0 : 1;
+            }
+            for (int wrong = 0; wrong < 2; wrong++) {
+                CosException error = (CosException) news.get(sessions.size() + wrong).error();
+                assertEquals(ErrorCode.INVALID_ARGUMENT, error.code());
+            }
+            assertTrue(news.get(sessions.size() + 2).error() instanceof IllegalStateException);
+            if (news.get(sessions.size() + 3).error() instanceof CosException error) {
+                assertEquals(ErrorCode.CALLBACK, error.code());
+                assertEquals(planted, error.getCause());
+                failures++;
+            }
+        }
+        assertTrue(failures > 0);
+        assertEquals(alone, texts);
+        assertEquals(List.of(), Session.stepMany(List.of()));
+        sessions.forEach(Session::close);
+        failing.close();
     }
 
     @Test

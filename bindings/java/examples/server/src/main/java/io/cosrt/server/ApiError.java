@@ -3,6 +3,7 @@
 package io.cosrt.server;
 
 import io.cosrt.CosException;
+import io.vertx.core.http.HttpServerResponse;
 import io.vertx.core.json.JsonObject;
 import tools.jackson.core.JacksonException;
 
@@ -27,10 +28,19 @@ final class ApiError extends RuntimeException {
             return switch (e.code()) {
                 case INVALID_ARGUMENT, UNSUPPORTED -> new ApiError(400, e.getMessage(), null);
                 case CONTEXT_FULL -> new ApiError(400, e.getMessage(), "context_length_exceeded");
+                case NO_MEMORY -> new ApiError(503, e.getMessage(), null);
                 default -> new ApiError(500, e.getMessage(), null);
             };
         }
         return new ApiError(500, failure.toString(), null);
+    }
+
+    /** Sets the head of a response. */
+    static void head(HttpServerResponse response, int status) {
+        response.setStatusCode(status).putHeader("Content-Type", "application/json");
+        if (status == 429 || status == 503) {
+            response.putHeader("Retry-After", "1");
+        }
     }
 
     String json() {

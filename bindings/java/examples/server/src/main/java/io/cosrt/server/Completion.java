@@ -24,7 +24,7 @@ record Completion(String model, Object prompt, Long maxTokens, Float temperature
 
     record StreamOptions(boolean includeUsage) {}
 
-    record Cos(Strategy strategy, float[] weights) {}
+    record Cos(Strategy strategy, float[] weights, String scope) {}
 
     /**
      * Strict: refuses strings as numbers, fractions as integers, and null as an element. A member that is null counts
@@ -77,6 +77,7 @@ record Completion(String model, Object prompt, Long maxTokens, Float temperature
                 ? engine.encode(text, true) : JSON.convertValue(prompt, int[].class);
         try (Session session = engine.newSession(options()); TextStream text = engine.newTextStream()) {
             text.setStops(stop == null ? new String[0] : stop.toArray(String[]::new));
+            session.setScope(cos == null || cos.scope == null ? "" : cos.scope);
             session.prompt(tokens);
             text.prompt(tokens);
             response.closeHandler(left -> session.cancel()); // Vert.x notices a client that leaves while this decodes

@@ -43,6 +43,8 @@ public final class Server {
         counter("cos_tested_total", "Proposals that were accepted or rejected", Stats::tested);
         counter("cos_accepted_total", "Proposals accepted", Stats::accepted);
         counter("cos_forwards_total", "Passes of all models", Stats::forwards);
+        counter("cos_prefix_tokens_total", "Tokens that were found computed", Stats::prefixTokens);
+        counter("cos_recomputed_tokens_total", "Tokens computed once more", Stats::recomputedTokens);
         counter("cos_model_seconds_total", "Seconds inside ONNX Runtime", stats -> stats.modelNs() / 1e9);
         counter("cos_step_seconds_total", "Seconds inside steps", stats -> stats.totalNs() / 1e9);
     }
@@ -123,7 +125,7 @@ public final class Server {
             return;
         }
         if (!response.headWritten()) {
-            response.setStatusCode(status).putHeader("Content-Type", "application/json");
+            ApiError.head(response, status);
         }
         response.end(last);
     }
@@ -133,7 +135,7 @@ public final class Server {
         if (context.request().path().startsWith("/v1/completions")) {
             requests.labelValues(Integer.toString(status)).inc();
         }
-        context.response().setStatusCode(status).putHeader("Content-Type", "application/json")
-                .end(new ApiError(status, message, null).json());
+        ApiError.head(context.response(), status);
+        context.response().end(new ApiError(status, message, null).json());
     }
 }

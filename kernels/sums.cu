@@ -1,0 +1,170 @@
+// CUDA kernels on rows of several models: sums, residuals, and draws from these, for several sequences at once. They
+// are compiled behind rows.cu, and src/rows/sums.rs launches them.
+
+// A row as a term of a sum. `floor` and `cut` are the result of its filters.
+struct Term {
+    const void *row;
+    double scale;
+    float max, rate;
+    int element, cut;
+    float floor;
+    int padding;
+};
+
+// The terms of a sum, from one model or several.
+struct Terms {
+    Term terms[8];
+    int count, vocab;
+    int without; // the token of a proposal without a row, or -1
+    int padding;
+};
+
+// A sum that is asked for. If `judged`, the last term is not summed; tokens whose score in it is below `floor` get
+// minus infinity.
+struct Blend {
+    Terms terms;
+    int judged;
+    float floor;
+};
+
+// A residual that was made.
+struct Residual {
+    double total;
+    Drawn drawn;
+};
+
+// A residual that is asked for, and a draw from it: at `share`, or if that is negative, at `uniform` times the whole.
+struct Rest {
+    Terms terms;
+    double *sums; // by chunk
+    Residual *out;
+    double uniform, share;
+};
+
+// Copy a question to shared memory, with all threads of a block.
+template <typename T> __device__ void load(T &to, const T *from) {
+    for (int i = threadIdx.x; i < (int)(sizeof(T) / sizeof(u32)); i += blockDim.x)
+        ((u32 *)&to)[i] = ((const u32 *)from)[i];
+    __syncthreads();
+}
+
+// Sum rows, each times its scale. The sum is NaN if a score is NaN or plus infinity, and minus infinity if a score is
+// minus infinity. A term with a rate adds its weights instead of its scores. Some blocks for each sum, whose row in
+// `out` has its number.
+extern "C" __global__ void weigh(const Blend *asked, float *out) {
+    const float INF = __int_as_float(0x7f800000);
+    __shared__ Blend of;
+    load(of, asked + blockIdx.y);
+    const Terms &terms = of.terms;
+    int count = terms.count - of.judged;
+    out += (long)blockIdx.y * terms.vocab;
+    for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < terms.vocab; i += gridDim.x * blockDim.x) {
+        float sum = 0;
+        bool impossible = false, bad = false;
+        for (int k = 0; k < count; k++) {
+            float score = to_float(terms.terms[k].row, terms.terms[k].element, i);
+            bad |= !(score < INF);
+            if (terms.terms[k].rate > 0) {
+                sum += (float)terms.terms[k].scale * expf((score - terms.terms[k].max) * terms.terms[k].rate);
+                continue;
+            }
+            impossible |= score == -INF;
+            sum = __fadd_rn(sum, __fmul_rn((float)terms.terms[k].scale, score));
+        }
+        if (of.judged) {
+            float score = to_float(terms.terms[count].row, terms.terms[count].element, i);
+            impossible |= score < of.floor;
+            bad |= !(score < INF);
+        }
+        out[i] = bad ? nan() : impossible ? -INF : sum;
+    }
+}
+
+// The weight of a token in the residual distribution: the probability in the sum of terms minus that in the proposal,
+// if positive. The proposal is the last term, or the token `without`.
+__device__ float left_over(const Terms &terms, int i) {
+    if (i == terms.without) return 0;
+    float weight = 0;
+    for (int k = 0; k < terms.count; k++) {
+        const Term &term = terms.terms[k];
+        float score = to_float(term.row, term.element, i);
+        if (!keeps(score, i, term.floor, term.cut)) continue;
+        float share = (float)term.scale * expf((score - term.max) * term.rate);
+        weight += terms.without >= 0 || k + 1 < terms.count ? share : -share;
+    }
+    return weight > 0 ? weight : 0;
+}
+
+// Sum the residual weights of each chunk. One block for each (chunk, residual).
+extern "C" __global__ void residual(const Rest *asked) {
+    __shared__ Rest of;
+    load(of, asked + blockIdx.y);
+    const Terms &terms = of.terms;
+    int chunk = blockIdx.x, thread = threadIdx.x;
+    int length = (terms.vocab + CHUNKS - 1) / CHUNKS;
+    int begin = min(terms.vocab, chunk * length), end = min(terms.vocab, begin + length);
+    double total = 0;
+    for (int i = begin + thread; i < end; i += THREADS) total += left_over(terms, i);
+    __shared__ double totals[THREADS];
+    totals[thread] = total;
+    __syncthreads();
+    for (int half = THREADS / 2; half > 0; half /= 2) {
+        if (thread < half) totals[thread] += totals[thread + half];
+        __syncthreads();
+    }
+    if (thread == 0) of.sums[chunk] = totals[0];
+}
+
+// Draw the token at which the cumulative sum of residual weights exceeds the share. `residual` has summed the chunks.
+// One block for each residual.
+extern "C" __global__ void pick(const Rest *asked) {
+    __shared__ Rest of;
+    load(of, asked + blockIdx.x);
+    const Terms &terms = of.terms;
+    int thread = threadIdx.x;
+    __shared__ double sums_of[THREADS], total, share, left;
+    __shared__ int chunk;
+    if (thread < CHUNKS) sums_of[thread] = of.sums[thread];
+    __syncthreads();
+    if (thread == 0) {
+        total = 0, chunk = 0;
+        for (int i = 0; i < CHUNKS; i++) total += sums_of[i];
+        // The host asks for the share that it computes like this. A fused multiplication would round otherwise.
+        left = share = of.share < 0 ? __dmul_rn(of.uniform, total) : of.share;
+        for (int i = 0; i < CHUNKS; i++) {
+            if (sums_of[i] <= 0) continue;
+            chunk = i;
+            if (left < sums_of[i]) break;
+            left -= sums_of[i]; // rounding may lead behind the last chunk; then the rest is too much of it
+        }
+    }
+    __syncthreads();
+    int length = (terms.vocab + CHUNKS - 1) / CHUNKS;
+    int begin = min(terms.vocab, chunk * length), end = min(terms.vocab, begin + length);
+    int each = (end - begin + THREADS - 1) / THREADS;
+    int from = min(end, begin + thread * each), to = min(end, from + each);
+    double sum = 0;
+    for (int i = from; i < to; i++) sum += left_over(terms, i);
+    sums_of[thread] = sum;
+    __syncthreads();
+    if (thread == 0) {
+        double before = 0;
+        int token = -1, last = 0; // the last thread with a weight, in case rounding leaves a rest
+        for (int t = 0; t < THREADS; t++)
+            if (sums_of[t] > 0) {
+                last = t;
+                if (before + sums_of[t] > left) break;
+                before += sums_of[t];
+            }
+        int i = min(end, begin + last * each), stop = min(end, i + each);
+        if (before + sums_of[last] <= left) before -= sums_of[last];
+        for (; i < stop; i++) {
+            double weight = left_over(terms, i);
+            if (weight <= 0) continue;
+            token = i;
+            before += weight;
+            if (before > left) break;
+        }
+        *of.out = {total, {share, token, 0}};
+    }
+}

@@ -1,0 +1,170 @@
+//! One thread that drives many sessions: a pass of each model for all that need it.
+
+use std::borrow::BorrowMut;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+use crate::engine::phase::{CallBuffers, Stand};
+use crate::engine::queue::{self, LOOK_AGAIN, Ticket};
+use crate::engine::round::Progress;
+use crate::engine::session::{Session, State};
+use crate::error::{Error, Result};
+use crate::model::Interrupt;
+use crate::rows::DeviceAnswers;
+
+/// Let each session go on until it needs passes. Then run one pass of each model for all, and let them go on. `news`
+/// is called for each session whose round has ended: with its [`Session::tokens`], or with an error of its own. The
+/// others are in the middle of a round. A panic is an [`Error::Internal`] of its session, which must not be used again.
+pub fn step_many<S: BorrowMut<Session>>(sessions: &mut [S], mut news: impl FnMut(&mut S, Result<State>)) {
+    let Some(first) = sessions.first_mut() else { return };
+    let mut buffers = std::mem::take(&mut first.borrow_mut().many);
+    buffers.stands.clear();
+    for each in &mut *sessions {
+        let stand = advance(each, &mut news, |session| {
+            session.engine.process().check()?;
+            session.resume();
+            Ok(session.go_on())
+        });
+        buffers.stands.push(stand);
+    }
+    answer(sessions, &mut buffers.stands, &mut news);
+    for (each, stand) in sessions.iter_mut().zip(&mut buffers.stands) {
+        if matches!(stand, Stand::Waits)
+            && let Err(interrupt) = catch(|| each.borrow_mut().driver.run_alone())
+        {
+            *stand = Stand::Interrupted(interrupt);
+        }
+    }
+    run_together(sessions, &mut buffers);
+    for (each, stand) in sessions.iter_mut().zip(&mut buffers.stands) {
+        match std::mem::replace(stand, Stand::Done) {
+            Stand::Waits => *stand = advance(each, &mut news, |session| Ok(session.go_on())),
+            Stand::Interrupted(interrupt) => match catch(|| Ok(each.borrow_mut().interrupted(interrupt))) {
+                Ok(result) => result.into_iter().for_each(|result| news(each, result)),
+                Err(interrupt) => {
+                    let error = poisoned(each, interrupt);
+                    news(each, Err(error));
+                }
+            },
+            Stand::Asks | Stand::Done => {}
+        }
+    }
+    answer(sessions, &mut buffers.stands, &mut news);
+    sessions.iter_mut().for_each(|each| each.borrow_mut().pause());
+    if let Some(first) = sessions.first_mut() {
+        first.borrow_mut().many = buffers;
+    }
+}
+
+/// Let a session go on, and tell its news.
+fn advance<S: BorrowMut<Session>>(
+    each: &mut S,
+    news: &mut impl FnMut(&mut S, Result<State>),
+    body: impl FnOnce(&mut Session) -> Result<Progress>,
+) -> Stand {
+    let result = match catch(|| body(each.borrow_mut()).map_err(Interrupt::Failed)) {
+        Ok(Progress::Waits) => return Stand::Waits,
+        Ok(Progress::Asks) => return Stand::Asks,
+        Ok(Progress::News(result)) => result,
+        Err(interrupt) => Err(poisoned(each, interrupt)),
+    };
+    news(each, result);
+    Stand::Done
+}
+
+/// Answer the questions of all sessions at once, and let them go on, until none has one.
+fn answer<S: BorrowMut<Session>>(
+    sessions: &mut [S],
+    stands: &mut [Stand],
+    news: &mut impl FnMut(&mut S, Result<State>),
+) {
+    while let Some(first) = stands.iter().position(|stand| matches!(stand, Stand::Asks)) {
+        // Sessions of other engines may have their rows elsewhere.
+        let queues = sessions[first].borrow().driver.queues().cloned();
+        let is_asked = |each: &S, stand: &Stand| {
+            let of = each.borrow().driver.queues();
+            matches!(stand, Stand::Asks) && of.map(Arc::as_ptr) == queues.as_ref().map(Arc::as_ptr)
+        };
+        let mut answers: Option<Box<dyn DeviceAnswers>> = None;
+        for (each, _) in sessions.iter_mut().zip(&*stands).filter(|(each, stand)| is_asked(each, stand)) {
+            let (Some(question), Some(queues)) = (each.borrow_mut().driver.question(), &queues) else { continue };
+            match &mut answers {
+                Some(answers) => answers.take(question),
+                None => answers = Some(queues.questions().take(question)),
+            }
+        }
+        let outcome = match (answers, &queues) {
+            (Some(answers), Some(queues)) => queues.questions().answer(answers),
+            _ => Ok(()),
+        };
+        for (each, stand) in sessions.iter_mut().zip(&mut *stands) {
+            if is_asked(each, stand) {
+                if let Some(question) = each.borrow_mut().driver.question() {
+                    question.settle(&outcome);
+                }
+                *stand = advance(each, news, |session| Ok(session.go_on()));
+            }
+        }
+    }
+}
+
+/// Run one pass of each model that sessions wait for.
+fn run_together<S: BorrowMut<Session>>(sessions: &mut [S], buffers: &mut CallBuffers) {
+    let CallBuffers { stands, tickets, needs, outcomes } = buffers;
+    let waits = |index: &usize| matches!(stands[*index], Stand::Waits);
+    let Some(first) = (0..stands.len()).find(waits) else { return };
+    let waiter = sessions[first].borrow().driver.waiter().clone();
+    let mut waiting = recycle(std::mem::take(tickets));
+    needs.clear();
+    for (index, each) in sessions.iter_mut().enumerate().filter(|(index, _)| waits(index)) {
+        for (need, mut ticket) in each.borrow_mut().driver.tickets() {
+            ticket.place = needs.len();
+            needs.push((index, need));
+            waiting.push(ticket);
+        }
+    }
+    // Tickets of a queue must be next to each other.
+    waiting.sort_unstable_by_key(|ticket| (std::ptr::from_ref(ticket.queue()).addr(), ticket.place));
+    queue::run(&waiter, false, &mut waiting);
+    outcomes.clear();
+    outcomes.extend(waiting.drain(..).map(|ticket| (ticket.place, ticket.queue().overlaps(), ticket.outcome())));
+    *tickets = recycle(waiting);
+    if !outcomes.is_empty() && outcomes.iter().all(|(.., outcome)| outcome.is_none()) {
+        // Sessions of other threads have all memory. Give them time.
+        std::thread::sleep(LOOK_AGAIN);
+    }
+    for (place, overlaps, outcome) in outcomes.drain(..) {
+        let (index, need) = needs[place];
+        let driver = &mut sessions[index].borrow_mut().driver;
+        match outcome {
+            // There is no memory for the pass now. The next call asks for it again.
+            None => {}
+            Some(Ok(report)) => {
+                let overlapped = overlaps && driver.needs().len() > 1;
+                driver.ran(need, report, overlapped);
+            }
+            Some(Err(interrupt)) => stands[index] = Stand::Interrupted(interrupt),
+        }
+    }
+}
+
+/// The same memory for tickets that live for another time.
+fn recycle<'b>(mut tickets: Vec<Ticket<'_>>) -> Vec<Ticket<'b>> {
+    tickets.clear();
+    // The standard library collects into the memory of the vector, since both kinds of tickets have one layout.
+    tickets.into_iter().map(|_| unreachable!("the vector is empty")).collect()
+}
+
+/// Turn a panic into an error.
+fn catch<T>(body: impl FnOnce() -> Result<T, Interrupt>) -> Result<T, Interrupt> {
+    catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|panic| Err(Error::of_panic(panic.as_ref()).into()))
+}
+
+/// The error of a session that has panicked, or that is of another process.
+fn poisoned<S: BorrowMut<Session>>(each: &mut S, interrupt: Interrupt) -> Error {
+    each.borrow_mut().abandon();
+    match interrupt {
+        Interrupt::Failed(error) => error,
+        Interrupt::Cancelled => Error::Internal("a step was cancelled outside of a round".into()),
+    }
+}

@@ -1,0 +1,62 @@
+//! Where sessions stand in their rounds, between two calls and within one.
+
+use std::time::Duration;
+
+use crate::decode::decoder::Need;
+use crate::engine::queue::Ticket;
+use crate::engine::stats::Stats;
+use crate::error::Result;
+use crate::model::{Interrupt, Report};
+
+/// Where a session stands between two calls.
+#[derive(Debug)]
+pub enum Phase {
+    /// Nothing is begun.
+    Between,
+    /// A round is begun, and waits for passes.
+    Round(Begun),
+    /// A probe is begun, and waits for passes.
+    Probe(Begun),
+}
+
+/// A round or a probe that is begun.
+#[derive(Debug)]
+pub struct Begun {
+    /// The statistics that the totals of the engine have.
+    pub(super) counted: Stats,
+    /// What there was before: tokens committed, time inside models, and time waited.
+    pub(super) start: usize,
+    pub(super) models: Duration,
+    pub(super) waited: Duration,
+    /// Time inside the calls that it took so far, but for the present one.
+    pub(super) elapsed: Duration,
+    /// When the present call began.
+    pub(super) since: Duration,
+}
+
+/// What a call needs, kept from call to call by the first session.
+#[derive(Default)]
+pub struct CallBuffers {
+    /// Where each session stands in the call.
+    pub(super) stands: Vec<Stand>,
+    /// Empty.
+    pub(super) tickets: Vec<Ticket<'static>>,
+    /// The session and the need of each ticket, by its place.
+    pub(super) needs: Vec<(usize, Need)>,
+    pub(super) outcomes: Vec<Outcome>,
+}
+
+/// Of a ticket: its place, whether its model overlaps with others, and how its pass went, unless it was given back.
+type Outcome = (usize, bool, Option<Result<Report, Interrupt>>);
+
+/// Where a session stands in a call.
+pub enum Stand {
+    /// It waits for passes.
+    Waits,
+    /// It waits for the answer to a question.
+    Asks,
+    /// One of its passes has failed, or was cancelled.
+    Interrupted(Interrupt),
+    /// It has had its news.
+    Done,
+}

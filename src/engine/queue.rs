@@ -1,0 +1,667 @@
+//! Combines the passes that several threads ask for into common ones, without a thread and a timer of its own.
+//!
+//! A thread that needs a pass and finds that nobody leads becomes the leader. The leader runs one pass for all that
+//! wait and gives each its outcome. Once its own passes are done, it makes one that still waits the next leader, or
+//! nobody. So there is a leader whenever somebody waits, and no thread works for others for longer than for itself.
+//!
+//! A thread may ask for passes of several models. If models leave passes running, as on GPUs, those that it leads run
+//! at the same time.
+
+use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::ptr::NonNull;
+use std::time::Duration;
+
+use arrayvec::ArrayVec;
+
+use super::sync::{Arc, AtomicUsize, Mutex, MutexGuard, Ordering};
+use super::wait::{Crowd, Waiter};
+use crate::error::Error;
+use crate::model::{Admission, Cancel, Interrupt, Model, Pass, Report};
+
+/// Most tokens of a pass that is taken before wider ones: decoding and verification, but no chunk of a prompt.
+const NARROW: usize = 16;
+
+/// Most threads that a thread wakes at once.
+const WAKES: usize = 4;
+
+/// A leader waits for passes of other models only if its own passes take so long.
+const LONG: Duration = Duration::from_millis(1);
+
+/// Most models whose passes a thread asks for at once.
+pub const MOST_MODELS: usize = 8;
+
+/// How often a thread looks whether there is memory, while no pass can run because there is none.
+pub const LOOK_AGAIN: Duration = Duration::from_millis(5);
+
+/// What becomes of a pass for which there is not enough memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WhenFull {
+    /// It waits.
+    Wait,
+    /// It fails.
+    Refuse,
+    /// It is given back, to be asked for again later.
+    Return,
+}
+
+/// A pass that is asked for, and later its outcome.
+pub struct Ticket<'a> {
+    queue: &'a PassQueue,
+    pass: Pass<'a>,
+    cancel: &'a Cancel,
+    /// What its owner knows it by.
+    pub place: usize,
+    when_full: WhenFull,
+    /// It was part of a pass that failed, so it runs alone.
+    alone: bool,
+    /// Its share of passes that computed tokens anew.
+    spent: Duration,
+    outcome: Option<Result<Report, Interrupt>>,
+}
+
+impl<'a> Ticket<'a> {
+    /// Ask for a pass of the queue's model, unless its session is cancelled before.
+    pub fn new(queue: &'a PassQueue, pass: Pass<'a>, cancel: &'a Cancel, when_full: WhenFull) -> Self {
+        Ticket { queue, pass, cancel, place: 0, when_full, alone: false, spent: Duration::ZERO, outcome: None }
+    }
+
+    /// Where it waits.
+    pub fn queue(&self) -> &'a PassQueue {
+        self.queue
+    }
+
+    /// How the pass went. `None` if it was given back.
+    pub fn outcome(self) -> Option<Result<Report, Interrupt>> {
+        self.outcome
+    }
+}
+
+/// The passes of one model that threads wait for.
+pub struct PassQueue {
+    model: Arc<dyn Model>,
+    /// [`Model::max_batch_tokens`].
+    max_tokens: usize,
+    /// [`Model::overlaps`].
+    overlaps: bool,
+    state: Mutex<Waiting>,
+    /// Nanoseconds that the last pass took.
+    last: AtomicUsize,
+    crowd: Arc<Crowd>,
+}
+
+/// A thread that waits for passes. It lies on the thread's stack.
+struct Asker {
+    waiter: Arc<Waiter>,
+    /// Whether the thread belongs to the crowd while it does not wait.
+    in_crowd: bool,
+    /// Calls with tickets that have no outcome.
+    open: AtomicUsize,
+    /// All its calls.
+    calls: usize,
+    /// Calls that lead.
+    leads: AtomicUsize,
+}
+
+/// What a thread asks of one queue. It lies on the thread's stack.
+struct Call {
+    asker: NonNull<Asker>,
+    queue: NonNull<PassQueue>,
+    tickets: NonNull<Ticket<'static>>,
+    count: usize,
+    /// Tickets without an outcome.
+    open: usize,
+    leads: bool,
+}
+
+/// A ticket that waits or runs, and the call that it belongs to.
+#[derive(Clone, Copy)]
+struct Entry {
+    ticket: NonNull<Ticket<'static>>,
+    call: NonNull<Call>,
+    /// A pass was run without it, because it was full.
+    stayed: bool,
+    /// Whether there is memory for it.
+    admission: Admission,
+}
+
+impl Entry {
+    /// Tokens that the next pass takes of it; 0 if there is no memory.
+    fn width(&self) -> usize {
+        match self.admission {
+            Admission::Whole(tokens) | Admission::Part(tokens) => tokens,
+            Admission::Waits => 0,
+        }
+    }
+
+    fn is_admitted(&self) -> bool {
+        self.admission != Admission::Waits
+    }
+}
+
+// SAFETY: an entry points to a ticket and a call, whose parts may all be used from any thread: `Sequence` is `Send`,
+// `Cancel` and `Waiter` are `Sync`. Who may use them when is said at `run`.
+unsafe impl Send for Entry {}
+
+#[derive(Default)]
+struct Waiting {
+    /// Whether some call leads. If not, nobody waits.
+    has_leader: bool,
+    /// A leader that waits for memory.
+    blocked: Option<Arc<Waiter>>,
+    /// Whether the leader waits for the end of a pass of another model.
+    held: bool,
+    /// In the order of arrival; for the choice of a pass, in that of the age of their sessions.
+    entries: VecDeque<Entry>,
+    /// Those who are to be woken once the lock is released.
+    woken: VecDeque<Arc<Waiter>>,
+    /// Empty, kept for the next pass.
+    batch: Vec<Entry>,
+    /// Empty, kept for the next pass.
+    passes: Vec<Pass<'static>>,
+}
+
+type Guard<'a> = MutexGuard<'a, Waiting>;
+
+/// A pass that a leader runs.
+struct Running {
+    batch: Vec<Entry>,
+    passes: Vec<Pass<'static>>,
+    /// What has happened to it already.
+    failed: Option<Interrupt>,
+}
+
+/// Run the passes of all tickets, together with those of other threads. Returns once each ticket has its outcome.
+///
+/// Tickets of a queue must be next to each other. `waiter` is used by this call alone meanwhile. `in_crowd` says that
+/// the thread was added to the crowd; it is not part of it while it waits.
+pub fn run(waiter: &Arc<Waiter>, in_crowd: bool, mut tickets: &mut [Ticket<'_>]) {
+    while !tickets.is_empty() {
+        let (open, leads) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        let models = tickets.chunk_by(|a, b| std::ptr::eq(a.queue, b.queue)).take(MOST_MODELS).count();
+        let asker = Asker { waiter: waiter.clone(), in_crowd, open, calls: models, leads };
+        let mut calls = ArrayVec::<Call, MOST_MODELS>::new();
+        while let Some(first) = tickets.first().filter(|_| !calls.is_full()) {
+            let queue = first.queue;
+            let count = tickets.iter().take_while(|ticket| std::ptr::eq(ticket.queue, queue)).count();
+            let (own, others) = std::mem::take(&mut tickets).split_at_mut(count);
+            tickets = others;
+            calls.push(Call {
+                asker: NonNull::from(&asker),
+                queue: NonNull::from(queue),
+                tickets: NonNull::from(own).cast(),
+                count,
+                open: count,
+                leads: false,
+            });
+        }
+        // Outcomes of fast passes do not wait for slow ones.
+        calls.sort_by_key(|call| call.queue().model.cost());
+        run_calls(&asker, &mut calls);
+    }
+}
+
+/// Run the passes of calls that a thread makes.
+///
+/// SAFETY (of this file): the asker, the calls and the tickets live until this function returns, which is when `open`
+/// of each call is 0. An entry is in `entries` or in the batch of the leader only while its ticket has no outcome,
+/// which `open` counts; so nobody has a pointer to them after that. A call is used only with the lock of its queue
+/// held, but for what never changes. A ticket is used with the lock held, but for its pass: the leader uses that alone
+/// while the entry is in its batch. The thread that owns them uses them by the same pointers and rules until it
+/// returns.
+fn run_calls(asker: &Asker, calls: &mut ArrayVec<Call, MOST_MODELS>) {
+    let calls: ArrayVec<NonNull<Call>, MOST_MODELS> = calls.iter_mut().map(NonNull::from).collect();
+    asker.open.store(calls.len(), Ordering::Relaxed);
+    if asker.in_crowd {
+        // SAFETY: what never changes may be read.
+        unsafe { calls[0].as_ref() }.queue().crowd.remove(1);
+    }
+    for &call in &calls {
+        // SAFETY: as above; the tickets are those of the call.
+        let (queue, tickets, count) =
+            unsafe { ((*call.as_ptr()).queue(), (*call.as_ptr()).tickets, (*call.as_ptr()).count) };
+        let mut state = queue.lock();
+        let entry = |index| {
+            let ticket = unsafe { tickets.add(index) };
+            Entry { ticket, call, stayed: false, admission: Admission::Waits }
+        };
+        state.entries.extend((0..count).map(entry));
+        if let Some(leader) = state.blocked.take() {
+            leader.wake();
+        }
+        if !state.has_leader {
+            state.has_leader = true;
+            // SAFETY: the lock is held.
+            unsafe { lead(call) };
+        }
+    }
+    loop {
+        let mut running = ArrayVec::<Option<Running>, MOST_MODELS>::new();
+        let mut is_open = false;
+        for &call in &calls {
+            // SAFETY: what never changes may be read.
+            let queue = unsafe { call.as_ref() }.queue();
+            let (open, began) = queue.begin(call);
+            is_open |= open;
+            running.push(began);
+        }
+        if !is_open {
+            return;
+        }
+        let (mut has_led, mut is_blocked) = (false, false);
+        for (&call, running) in calls.iter().zip(running) {
+            // SAFETY: as above.
+            match unsafe { call.as_ref() }.queue().complete(call, running) {
+                Completed::Led => has_led = true,
+                Completed::Blocked => is_blocked = true,
+                Completed::Held | Completed::Nothing => {}
+            }
+        }
+        match (has_led, is_blocked) {
+            (true, _) => {}
+            (false, true) => asker.waiter.wait_for(LOOK_AGAIN),
+            // Its last call was ended here, after others ended the ones before: nobody will wake it.
+            (false, false) if asker.open.load(Ordering::Acquire) == 0 => {}
+            // A leader that is held is woken too, when a pass ends.
+            (false, false) => asker.waiter.wait(),
+        }
+    }
+}
+
+/// What a call has done before it waits.
+enum Completed {
+    /// It has led, or stays leader.
+    Led,
+    /// It leads, but there is no memory for any pass.
+    Blocked,
+    /// It leads, and waits for the end of a pass of another model.
+    Held,
+    /// It does not lead.
+    Nothing,
+}
+
+/// Make a call the leader of its queue.
+///
+/// # Safety
+/// The lock of its queue is held, and the call has not returned.
+unsafe fn lead(call: NonNull<Call>) {
+    // SAFETY: the caller promises it.
+    let call = unsafe { &mut *call.as_ptr() };
+    call.leads = true;
+    call.asker().leads.fetch_add(1, Ordering::Relaxed);
+}
+
+/// Let a call lead no more.
+///
+/// # Safety
+/// The lock of its queue is held, and the call has not returned.
+unsafe fn resign(call: NonNull<Call>) {
+    // SAFETY: the caller promises it.
+    let call = unsafe { &mut *call.as_ptr() };
+    call.leads = false;
+    call.asker().leads.fetch_sub(1, Ordering::Relaxed);
+}
+
+impl Call {
+    fn queue<'a>(&self) -> &'a PassQueue {
+        // SAFETY: tickets borrow the queue for as long as the call lives.
+        unsafe { self.queue.as_ref() }
+    }
+
+    fn asker(&self) -> &Asker {
+        // SAFETY: it lives longer than its calls.
+        unsafe { self.asker.as_ref() }
+    }
+
+    /// Whether one of its sessions is cancelled that may wait.
+    ///
+    /// # Safety
+    /// The lock of its queue is held.
+    unsafe fn is_cancelled(&self) -> bool {
+        // SAFETY: the tickets are those of the call.
+        (0..self.count).any(|index| unsafe { is_cancelled(self.tickets.add(index)) })
+    }
+}
+
+impl PassQueue {
+    /// The queue of a model. The crowd is that of its engine.
+    pub fn new(model: Arc<dyn Model>, crowd: Arc<Crowd>) -> Self {
+        let (max_tokens, overlaps) = (model.max_batch_tokens(), model.overlaps());
+        PassQueue { model, max_tokens, overlaps, state: Mutex::default(), last: AtomicUsize::new(0), crowd }
+    }
+
+    /// Whether passes of the model run at the same time as those of others.
+    pub fn overlaps(&self) -> bool {
+        self.overlaps
+    }
+
+    fn lock(&self) -> Guard<'_> {
+        self.state.lock().expect("nobody panics with this lock")
+    }
+
+    /// Do what a call is to do before it waits. Returns whether it has open tickets, and the pass that it has left
+    /// running.
+    fn begin(&self, own: NonNull<Call>) -> (bool, Option<Running>) {
+        let mut state = self.wake(self.lock());
+        // SAFETY: the lock is held.
+        let (open, leads) = unsafe { (own.as_ref().open, own.as_ref().leads) };
+        match (open, leads) {
+            (0, false) => (false, None),
+            // Its last ticket may have got its outcome from another thread, just after this one was made leader.
+            (0, true) => {
+                state.pass_leadership_on(own);
+                drop(self.wake(state));
+                (false, None)
+            }
+            (_, true) if self.overlaps => {
+                let mut running = self.choose(state, own);
+                if let Some(Running { passes, failed, .. }) = &mut running {
+                    let launched = catch_unwind(AssertUnwindSafe(|| self.model.launch(passes)));
+                    *failed = launched.err().map(|panic| Interrupt::Failed(Error::of_panic(panic.as_ref())));
+                }
+                (true, running)
+            }
+            (_, true) => (true, None),
+            (_, false) => {
+                // SAFETY: the lock is held.
+                if unsafe { own.as_ref().is_cancelled() } {
+                    state.let_cancelled_go(&self.crowd, own);
+                    state = self.wake(state);
+                }
+                // While the lock was released, others may have finished it, and made it leader before that.
+                let _held = state;
+                // SAFETY: the lock is held.
+                let Call { open, leads, .. } = unsafe { own.as_ref() };
+                (*open > 0 || *leads, None)
+            }
+        }
+    }
+
+    /// Take what the next pass runs; `None` if no ticket of the leader is open, or if there is no memory.
+    fn choose<'a>(&'a self, mut state: Guard<'a>, own: NonNull<Call>) -> Option<Running> {
+        if !self.crowd.is_empty() {
+            drop(state);
+            self.crowd.gather(self.last.load(Ordering::Relaxed));
+            state = self.lock();
+        }
+        state.let_cancelled_go(&self.crowd, own);
+        state = self.wake(state);
+        if self.is_held(&mut state, own) {
+            return None;
+        }
+        // SAFETY: the lock is held.
+        if unsafe { own.as_ref() }.open > 0 {
+            state.admit(self.model.as_ref(), &self.crowd, own);
+            state.choose(own, self.max_tokens);
+        }
+        state = self.wake(state);
+        if state.batch.is_empty() {
+            state.wait_for_memory(own);
+            return None;
+        }
+        state.blocked = None;
+        let (batch, mut passes) = (std::mem::take(&mut state.batch), std::mem::take(&mut state.passes));
+        passes.extend(batch.iter().map(|entry| {
+            // SAFETY: the entry is in the batch of this leader, so the pass is the leader's alone. The borrow ends with
+            // `passes.clear()`, before the entry gets its outcome.
+            let pass = unsafe { &mut (*entry.ticket.as_ptr()).pass };
+            let tokens = if matches!(entry.admission, Admission::Part(_)) { &[] } else { pass.tokens };
+            Pass { sequence: &mut *pass.sequence, tokens, ..*pass }
+        }));
+        drop(state);
+        self.crowd.begin();
+        Some(Running { batch, passes, failed: None })
+    }
+
+    /// Whether to wait for the end of a pass of another model, so that the sessions that it serves are part of the next
+    /// pass too. Otherwise groups of sessions would take turns for ever, in passes that cost as much as common ones.
+    /// That loses nothing: nobody waits for this model alone. Short passes leave a GPU idle while sessions compute, so
+    /// there groups that take turns are faster.
+    fn is_held(&self, state: &mut Waiting, own: NonNull<Call>) -> bool {
+        let is_long = self.last.load(Ordering::Relaxed) >= LONG.as_nanos() as usize;
+        // SAFETY: the lock is held, and a call whose entry waits has not returned.
+        let needs_others = |entry: &Entry| unsafe { entry.call.as_ref() }.asker().open.load(Ordering::Relaxed) > 1;
+        state.held = is_long
+            && state.entries.iter().all(needs_others)
+            // SAFETY: as above.
+            && self.crowd.holds(&unsafe { own.as_ref() }.asker().waiter);
+        state.held
+    }
+
+    /// Run a pass for the leader and for others, or wait for the one that was left running.
+    fn complete(&self, own: NonNull<Call>, running: Option<Running>) -> Completed {
+        let running = running.or_else(|| {
+            let state = self.lock();
+            // SAFETY: the lock is held.
+            let leads = unsafe { own.as_ref().leads && own.as_ref().open > 0 };
+            if leads { self.choose(state, own) } else { None }
+        });
+        let Some(Running { mut batch, mut passes, failed }) = running else {
+            let state = self.lock();
+            // SAFETY: the lock is held.
+            return match unsafe { (own.as_ref().leads, own.as_ref().open) } {
+                (false, _) => Completed::Nothing,
+                (true, 1..) if state.held => Completed::Held,
+                // It passes leadership on.
+                (true, 0) => Completed::Led,
+                (true, _) => Completed::Blocked,
+            };
+        };
+        let result = failed.map_or_else(
+            || {
+                let result = catch_unwind(AssertUnwindSafe(|| self.model.forward(&mut passes)));
+                result.unwrap_or_else(|panic| Err(Interrupt::Failed(Error::of_panic(panic.as_ref()))))
+            },
+            Err,
+        );
+        passes.clear();
+        if let Ok(report) = &result {
+            self.last.store(report.elapsed.as_nanos() as usize, Ordering::Relaxed);
+        }
+        let mut state = self.lock();
+        state.settle(&mut batch, result, &self.crowd, own);
+        (state.batch, state.passes) = (batch, passes);
+        // SAFETY: the lock is held.
+        if unsafe { own.as_ref() }.open == 0 {
+            state.pass_leadership_on(own);
+        }
+        drop(self.wake(state));
+        self.crowd.end();
+        Completed::Led
+    }
+
+    /// Wake some of those who are to be woken, without the lock. They wake the others, so that a leader of many is not
+    /// held up.
+    fn wake<'a>(&'a self, mut state: Guard<'a>) -> Guard<'a> {
+        if state.woken.is_empty() {
+            return state;
+        }
+        let count = state.woken.len().min(WAKES);
+        let woken: ArrayVec<Arc<Waiter>, WAKES> = state.woken.drain(..count).collect();
+        drop(state);
+        woken.into_iter().for_each(|waiter| waiter.wake());
+        self.lock()
+    }
+}
+
+/// # Safety
+/// The ticket has no outcome, and the lock is held.
+unsafe fn is_cancelled(ticket: NonNull<Ticket<'static>>) -> bool {
+    // The pass may be in use by a leader, so there is no reference to the whole ticket.
+    unsafe { (*ticket.as_ptr()).cancel }.is_requested()
+}
+
+/// What a pass cost one of those that shared it: a drafter that makes a pass wider pays for that.
+fn share(elapsed: Duration, width: usize, tokens: usize) -> Duration {
+    if width == tokens { elapsed } else { elapsed.mul_f64(width as f64 / tokens as f64) }
+}
+
+impl Waiting {
+    /// Give a ticket its outcome, which ends the use of its entry.
+    fn finish(&mut self, entry: &Entry, outcome: Option<Result<Report, Interrupt>>, crowd: &Crowd, own: NonNull<Call>) {
+        // SAFETY: the lock is held, and the entry is in nobody's batch any more. `own` is a call of this thread.
+        let (ticket, call, own) =
+            unsafe { (&mut *entry.ticket.as_ptr(), &mut *entry.call.as_ptr(), (*own.as_ptr()).asker) };
+        ticket.outcome = outcome;
+        call.open -= 1;
+        if call.open > 0 {
+            return;
+        }
+        let (calls, open) = (call.asker().calls, call.asker().open.fetch_sub(1, Ordering::AcqRel));
+        if open > 1 {
+            if open == calls {
+                crowd.half();
+            }
+            return;
+        }
+        if calls > 1 {
+            crowd.whole();
+        }
+        if call.asker().in_crowd {
+            crowd.add(1);
+        }
+        if own != call.asker {
+            self.woken.push_back(call.asker().waiter.clone());
+        }
+    }
+
+    /// End the wait of sessions that were cancelled.
+    fn let_cancelled_go(&mut self, crowd: &Crowd, own: NonNull<Call>) {
+        let mut entries = std::mem::take(&mut self.entries);
+        entries.retain(|entry| {
+            // SAFETY: the entry waits, so its ticket has no outcome; the lock is held.
+            let cancelled = unsafe { is_cancelled(entry.ticket) };
+            if cancelled {
+                self.finish(entry, Some(Err(Interrupt::Cancelled)), crowd, own);
+            }
+            !cancelled
+        });
+        self.entries = entries;
+    }
+
+    /// See for which passes there is memory, those of the oldest sessions first.
+    fn admit(&mut self, model: &dyn Model, crowd: &Crowd, own: NonNull<Call>) {
+        // SAFETY (here and below): the entries wait, and the lock is held.
+        self.entries.make_contiguous().sort_unstable_by_key(|entry| unsafe { (*entry.ticket.as_ptr()).cancel }.age());
+        let mut entries = std::mem::take(&mut self.entries);
+        entries.retain_mut(|entry| {
+            let ticket = unsafe { &mut *entry.ticket.as_ptr() };
+            let admission = catch_unwind(AssertUnwindSafe(|| model.admit(&mut ticket.pass)));
+            let outcome = match (admission, ticket.when_full) {
+                (Err(panic), _) => Some(Err(Interrupt::Failed(Error::of_panic(panic.as_ref())))),
+                (Ok(Admission::Waits), WhenFull::Refuse) => Some(Err(Interrupt::Failed(model.no_memory()))),
+                (Ok(Admission::Waits), WhenFull::Return) => None,
+                (Ok(admission), _) => {
+                    entry.admission = admission;
+                    return true;
+                }
+            };
+            self.finish(entry, outcome, crowd, own);
+            false
+        });
+        self.entries = entries;
+    }
+
+    /// No pass could be chosen. If another call has one that it runs alone, it leads. Otherwise the leader waits until
+    /// there may be memory.
+    fn wait_for_memory(&mut self, own: NonNull<Call>) {
+        // SAFETY: the lock is held.
+        if unsafe { own.as_ref() }.open == 0 {
+            return;
+        }
+        match self.entries.iter().find(|entry| entry.is_admitted()).map(|entry| entry.call) {
+            Some(next) => self.hand_over(own, next),
+            None => self.blocked = Some(unsafe { own.as_ref() }.asker().waiter.clone()),
+        }
+    }
+
+    /// Take what the next pass runs: first what stayed, so that nobody waits forever, then narrow passes, so that long
+    /// prompts do not hold up those who decode, then the others. A pass that is to run alone is left to its owner.
+    fn choose(&mut self, own: NonNull<Call>, max_tokens: usize) {
+        // SAFETY: the entries wait, and the lock is held.
+        let alone = |entry: &Entry| unsafe { entry.ticket.as_ref() }.alone;
+        let is_own = |entry: &Entry| entry.call == own && alone(entry) && entry.is_admitted();
+        if let Some(index) = self.entries.iter().position(is_own) {
+            self.batch.extend(self.entries.remove(index));
+            return;
+        }
+        let mut tokens = 0;
+        for class in 0..3 {
+            self.entries.retain(|entry| {
+                let belongs = entry.stayed || class == 2 || class == 1 && entry.width() <= NARROW;
+                let fits = self.batch.is_empty() || tokens + entry.width() <= max_tokens;
+                let takes = belongs && fits && entry.is_admitted() && !alone(entry);
+                if takes {
+                    tokens += entry.width();
+                    self.batch.push(*entry);
+                }
+                !takes
+            });
+        }
+        self.entries.iter_mut().for_each(|entry| entry.stayed = true);
+    }
+
+    /// Give the tickets of a pass their outcomes. If a pass of several failed, they wait again: each to be run alone,
+    /// so that only the culprit fails. If one of several was cancelled, the others go on together.
+    fn settle(&mut self, batch: &mut Vec<Entry>, result: Result<Report, Interrupt>, crowd: &Crowd, own: NonNull<Call>) {
+        let several = batch.len() > 1;
+        // SAFETY (here and below): the entries are in the batch of this leader, whose pass has ended; the lock is held.
+        let tokens = batch.iter().map(Entry::width).sum();
+        let cancelled = |entry: &Entry| unsafe { is_cancelled(entry.ticket) };
+        let again = match &result {
+            Err(Interrupt::Failed(error)) => several && !matches!(error, Error::Internal(_)),
+            Err(Interrupt::Cancelled) => several,
+            Ok(_) => false,
+        };
+        let alone = again && (result != Err(Interrupt::Cancelled) || !batch.iter().any(cancelled));
+        // Backwards, since those that wait again come first, in their order.
+        for mut entry in batch.drain(..).rev() {
+            if again && !cancelled(&entry) {
+                entry.stayed = true;
+                unsafe { (*entry.ticket.as_ptr()).alone |= alone };
+                self.entries.push_front(entry);
+                continue;
+            }
+            let spent = unsafe { &mut (*entry.ticket.as_ptr()).spent };
+            let outcome = match &result {
+                Ok(report) => {
+                    let is_usual = report.is_usual && spent.is_zero();
+                    *spent += share(report.elapsed, entry.width(), tokens);
+                    if let Admission::Part(_) = entry.admission {
+                        entry.stayed = true;
+                        self.entries.push_front(entry);
+                        continue;
+                    }
+                    Ok(Report { elapsed: *spent, is_usual })
+                }
+                Err(_) if again => Err(Interrupt::Cancelled),
+                Err(interrupt) => Err(interrupt.clone()),
+            };
+            self.finish(&entry, Some(outcome), crowd, own);
+        }
+    }
+
+    /// Make the first that waits the leader, or rather the first of those that lead nothing else.
+    fn pass_leadership_on(&mut self, own: NonNull<Call>) {
+        // SAFETY: the lock is held; a call whose entry waits has not returned.
+        let is_idle = |entry: &&Entry| unsafe { entry.call.as_ref() }.asker().leads.load(Ordering::Relaxed) == 0;
+        match self.entries.iter().find(is_idle).or(self.entries.front()).map(|entry| entry.call) {
+            Some(next) => self.hand_over(own, next),
+            None => {
+                unsafe { resign(own) };
+                self.has_leader = false;
+            }
+        }
+    }
+
+    /// Make another call the leader, one of whose entries waits.
+    fn hand_over(&mut self, own: NonNull<Call>, next: NonNull<Call>) {
+        // SAFETY: the lock is held; a call whose entry waits has not returned.
+        unsafe {
+            resign(own);
+            lead(next);
+        }
+        // It is woken first, because a pass waits for it.
+        self.woken.push_front(unsafe { next.as_ref() }.asker().waiter.clone());
+    }
+}

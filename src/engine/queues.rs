@@ -1,0 +1,86 @@
+//! Where the sessions of an engine wait for common passes: a queue for each model that batches.
+
+use super::sync::Arc;
+use super::wait::Crowd;
+use crate::config::FullCache;
+use crate::engine::participant::Participant;
+use crate::engine::questions::Questions;
+use crate::engine::queue::{PassQueue, WhenFull};
+
+/// A queue for each model of an engine that batches.
+pub struct PassQueues {
+    queues: Vec<Option<PassQueue>>,
+    questions: Questions,
+    crowd: Arc<Crowd>,
+    /// What becomes of new sessions while the memory of a model is full.
+    when_full: FullCache,
+}
+
+impl PassQueues {
+    /// The queues of these participants.
+    pub fn new(participants: &[Participant], when_full: FullCache) -> Self {
+        let crowd = Arc::<Crowd>::default();
+        let queue = |each: &Participant| match each {
+            Participant::Model(model) if model.batches() => Some(PassQueue::new(model.clone(), crowd.clone())),
+            _ => None,
+        };
+        let queues = participants.iter().map(queue).collect();
+        PassQueues { queues, questions: Questions::new(crowd.clone()), crowd, when_full }
+    }
+
+    /// What becomes of a pass if the memory of its model is full. `is_first` says that its session has decoded nothing
+    /// yet and that its sequence is empty, `can_wait` that the thread may wait.
+    pub fn when_full(&self, is_first: bool, can_wait: bool) -> WhenFull {
+        match (self.when_full, can_wait) {
+            (FullCache::Refuse, _) if is_first => WhenFull::Refuse,
+            (_, true) => WhenFull::Wait,
+            (_, false) => WhenFull::Return,
+        }
+    }
+
+    /// The queue of a participant, if it is a model that batches.
+    pub fn of(&self, participant: usize) -> Option<&PassQueue> {
+        self.queues[participant].as_ref()
+    }
+
+    /// Where questions about rows on a GPU are answered.
+    pub fn questions(&self) -> &Questions {
+        &self.questions
+    }
+
+    /// Whether no model batches, so that nobody ever waits.
+    pub fn is_empty(&self) -> bool {
+        self.queues.iter().all(Option::is_none)
+    }
+
+    /// Count the thread among those who will soon ask for a pass, until the guard is dropped.
+    pub fn enter(&self) -> Inside {
+        self.crowd.add(1);
+        Inside(self.crowd.clone())
+    }
+
+    /// Do not count a thread that has entered, until the guard is dropped: it runs passes of its own, which nobody is
+    /// to wait for.
+    pub fn step_aside(&self) -> Aside<'_> {
+        self.crowd.remove(1);
+        Aside(&self.crowd)
+    }
+}
+
+/// A thread that is inside a step.
+pub struct Inside(Arc<Crowd>);
+
+impl Drop for Inside {
+    fn drop(&mut self) {
+        self.0.remove(1);
+    }
+}
+
+/// A thread that is inside a step, but runs passes alone.
+pub struct Aside<'a>(&'a Crowd);
+
+impl Drop for Aside<'_> {
+    fn drop(&mut self) {
+        self.0.add(1);
+    }
+}

@@ -1,0 +1,209 @@
+//! A round of a session from its beginning to its end, driven by a thread of its own or together with others.
+
+use std::time::Duration;
+
+use crate::decode::decoder::Step;
+use crate::engine::phase::{Begun, Phase};
+use crate::engine::session::{Session, State};
+use crate::engine::stats::Stats;
+use crate::error::{Error, Result};
+use crate::model::Interrupt;
+use crate::plan::session::RoundReport;
+
+/// How far [`Session::advance`] has come.
+pub enum Progress {
+    /// It needs passes.
+    Waits,
+    /// It needs the answer to a question.
+    Asks,
+    /// The round has ended.
+    News(Result<State>),
+}
+
+impl Session {
+    /// Decode at least one token, unless the sequence has ended or the step is cancelled.
+    ///
+    /// On an error nothing is committed.
+    pub fn step(&mut self) -> Result<(&[i32], State)> {
+        self.engine.process().check()?;
+        let _inside = self.driver.enter();
+        self.resume();
+        if matches!(self.phase, Phase::Probe(_)) {
+            // A probe that fails teaches nothing, and the sequence goes on without it.
+            _ = self.driver.run();
+            self.end_probe();
+        }
+        self.begin();
+        // A request between two steps cancels the next one before anything runs.
+        let result = if self.is_cancelled() { Err(Interrupt::Cancelled) } else { self.driver.run() };
+        let state = self.end(result);
+        if matches!(self.phase, Phase::Probe(_)) {
+            _ = self.driver.run();
+            self.end_probe();
+        }
+        state.map(|state| (self.tokens(), state))
+    }
+
+    /// Tokens that the last round committed.
+    pub fn tokens(&self) -> &[i32] {
+        (*self.driver).round().0
+    }
+
+    /// Whether the step is to end before anything runs. A request waits for a step that can run: a finished sequence
+    /// gives its reason again, and an empty one its error.
+    fn is_cancelled(&self) -> bool {
+        self.driver.is_open() && self.cancel.is_requested()
+    }
+
+    /// Go on until the session needs passes or an answer, or its round has ended.
+    fn advance(&mut self) -> Progress {
+        if let Some((left, models)) = self.left.take() {
+            let (passed, passes) = (self.engine.clock()().saturating_sub(left), self.driver.elapsed() - models);
+            self.driver.waits(passed.saturating_sub(passes));
+        }
+        loop {
+            if self.is_cancelled() && !matches!(self.phase, Phase::Probe(_)) {
+                self.begin();
+                return Progress::News(self.end(Err(Interrupt::Cancelled)));
+            }
+            if matches!(self.phase, Phase::Between) {
+                self.begin();
+            }
+            match self.driver.step() {
+                Ok(Step::Run) => return Progress::Waits,
+                Ok(Step::Ask) => return Progress::Asks,
+                Ok(Step::Probed) => self.end_probe(),
+                Ok(Step::Committed | Step::Ended) => return Progress::News(self.end(Ok(()))),
+                Err(error) => return Progress::News(self.end(Err(error.into()))),
+            }
+        }
+    }
+
+    /// The same, after which its thread turns to others.
+    pub(super) fn go_on(&mut self) -> Progress {
+        let progress = self.advance();
+        self.left = Some((self.engine.clock()(), self.driver.elapsed()));
+        progress
+    }
+
+    /// A pass has failed, or was cancelled. Returns the news, unless it was only a probe's.
+    pub(super) fn interrupted(&mut self, interrupt: Interrupt) -> Option<Result<State>> {
+        self.driver.failed();
+        if matches!(self.phase, Phase::Probe(_)) {
+            self.end_probe();
+            return None;
+        }
+        Some(self.end(Err(interrupt)))
+    }
+
+    /// A call begins: time counts from here.
+    pub(super) fn resume(&mut self) {
+        let now = self.engine.clock()();
+        if let Phase::Round(begun) | Phase::Probe(begun) = &mut self.phase {
+            begun.since = now;
+        }
+    }
+
+    /// A call ends, with the session perhaps in the middle of a round.
+    pub(super) fn pause(&mut self) {
+        self.left = None;
+        let now = self.engine.clock()();
+        let mut phase = std::mem::replace(&mut self.phase, Phase::Between);
+        if let Phase::Round(begun) | Phase::Probe(begun) = &mut phase {
+            begun.elapsed += now.saturating_sub(begun.since);
+            self.spend(now.saturating_sub(begun.since));
+            begun.counted = self.count(&begun.counted);
+        }
+        self.phase = phase;
+    }
+
+    /// Begin a round, unless one is begun.
+    fn begin(&mut self) {
+        if !matches!(self.phase, Phase::Between) {
+            return;
+        }
+        let (since, counted) = (self.engine.clock()(), self.stats());
+        self.steps += 1;
+        self.phase = Phase::Round(self.begun(counted, since));
+    }
+
+    fn begun(&self, counted: Stats, since: Duration) -> Begun {
+        let (start, models, waited) = (self.driver.committed().len(), self.driver.elapsed(), self.driver.waited());
+        Begun { counted, start, models, waited, elapsed: Duration::ZERO, since }
+    }
+
+    /// End a round: plan, and count. A probe may be begun.
+    fn end(&mut self, result: Result<(), Interrupt>) -> Result<State> {
+        let Phase::Round(begun) = std::mem::replace(&mut self.phase, Phase::Between) else {
+            return Err(Error::Internal("a round ended that was not begun".into()));
+        };
+        if matches!(result, Err(Interrupt::Cancelled)) {
+            self.driver.failed();
+        }
+        let finish = (*self.driver).round().1;
+        let now = self.engine.clock()();
+        let total = begun.elapsed + now.saturating_sub(begun.since);
+        let mut probe = None;
+        if let (Some(planning), Ok(())) = (&mut self.planning, &result) {
+            let round = RoundReport {
+                tokens: self.driver.committed().len() - begun.start,
+                // What it costs, so that plans are compared by what all sessions together get done.
+                total: total.saturating_sub(self.driver.waited() - begun.waited),
+                models: self.driver.elapsed() - begun.models,
+                is_usual: begun.start > self.driver.prompt_end() && self.driver.is_usual(),
+                open: finish.is_none(),
+            };
+            let (shared, clock) = (self.engine.shared_planning(), self.engine.clock());
+            probe = planning.after_round(shared, &mut self.driver, round, clock);
+        }
+        let planned = self.engine.clock()();
+        self.spend(planned.saturating_sub(begun.since));
+        match probe {
+            // The call counts both, unless the probe takes more than one.
+            Some(model) => {
+                self.phase = Phase::Probe(self.begun(begun.counted, planned));
+                if !(*self.driver).probe(model) {
+                    self.end_probe();
+                }
+            }
+            None => _ = self.count(&begun.counted),
+        }
+        match result {
+            Ok(()) => Ok(finish.map_or(State::Open, State::Ended)),
+            Err(Interrupt::Failed(error)) => Err(error),
+            Err(Interrupt::Cancelled) => {
+                self.cancel.reset();
+                Ok(State::Cancelled)
+            }
+        }
+    }
+
+    /// End a probe, whether or not it succeeded.
+    fn end_probe(&mut self) {
+        let Phase::Probe(begun) = std::mem::replace(&mut self.phase, Phase::Between) else { return };
+        let time = self.engine.clock()().saturating_sub(begun.since);
+        if let Some(planning) = &mut self.planning {
+            let cost = (begun.elapsed + time).saturating_sub(self.driver.waited() - begun.waited);
+            planning.probed(self.engine.shared_planning(), cost.as_secs_f64());
+        }
+        self.spend(time);
+        self.count(&begun.counted);
+    }
+
+    /// A round or a probe that waited for passes was undone, because the sequence has changed, or after a panic.
+    pub(super) fn abandon(&mut self) {
+        self.phase = Phase::Between;
+    }
+
+    /// The session has taken so much time.
+    fn spend(&mut self, time: Duration) {
+        self.total_ns += time.as_nanos() as u64;
+    }
+
+    /// Add to the totals of the engine what has changed. Returns what they have now.
+    fn count(&self, counted: &Stats) -> Stats {
+        let now = self.stats();
+        self.engine.totals().lock().advance(counted, &now);
+        now
+    }
+}

@@ -1,0 +1,211 @@
+//! Questions about sums of rows that wait for each other: their answers are those of questions that are answered at
+//! once, and a batch that fails fails only the rounds that are in it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use cos::config::{Combine, FullCache};
+use cos::decode::chance::CounterRng;
+use cos::decode::policy::{Strategy, Targets};
+use cos::engine::Engine;
+use cos::engine::many::step_many;
+use cos::engine::queues::PassQueues;
+use cos::engine::session::{Options, Session, State};
+use cos::error::Error;
+use cos::model::Interrupt;
+
+use crate::answers::{Ways, answering};
+use crate::common::{PROMPT, SAMPLINGS, Sampling, World, combinations, decoder, ways};
+use crate::sums::Asked;
+
+fn count(of: &AtomicUsize) -> usize {
+    of.load(Ordering::Relaxed)
+}
+
+/// Sequences that make sums, and what is asked of them.
+fn asking() -> (Ways, Arc<Asked>) {
+    let asked = Arc::<Asked>::default();
+    (Ways::asking(&asked), asked)
+}
+
+/// With the same random numbers, every strategy decodes the same text from answers that it waited for as from rows.
+#[test]
+fn answers_to_questions_give_the_text_of_rows() {
+    let models = World::Related.models(2, 5);
+    let (told, asked) = asking();
+    let told = answering(&models, &told);
+    let queues = Arc::new(PassQueues::new(&told, FullCache::Wait));
+    let (mut texts, mut others) = (0, 0);
+    for combination in combinations(2) {
+        for sampling in SAMPLINGS {
+            for way in ways(2, &combination, sampling) {
+                for seed in 0..5 {
+                    let [rows, direct, waits] = [(&models, false), (&told, false), (&told, true)].map(|(of, waits)| {
+                        let chance = CounterRng::new(seed);
+                        let mut decoder = decoder(of, &combination, sampling, &way, &[], 12, chance);
+                        if waits {
+                            decoder.share_passes(&queues, false);
+                        }
+                        decoder.prompt(&PROMPT).unwrap();
+                        let mut rounds = 0;
+                        while decoder.round().unwrap().1.is_none() {
+                            rounds += 1;
+                        }
+                        (decoder.committed().to_vec(), decoder.counters(), rounds)
+                    });
+                    texts += 1;
+                    others += i32::from(rows != direct || rows != waits);
+                }
+            }
+        }
+    }
+    assert!(texts > 500 && others == 0, "{others} of {texts} texts differ");
+    assert!(count(&asked.batches) > 1000 && count(&asked.most) == 1, "{} batches", count(&asked.batches));
+}
+
+/// Options of a session that decodes 30 tokens.
+fn options(seed: u64) -> Options {
+    let (strategy, targets) = [
+        (Strategy::Cos, Some(Targets::Combined)),
+        (Strategy::Speculative, Some(Targets::Combined)),
+        (Strategy::Standard, Some(Targets::Combined)),
+    ][seed as usize % 3];
+    Options {
+        sampler: SAMPLINGS[seed as usize % SAMPLINGS.len()].sampler(),
+        strategy,
+        targets,
+        proposal_lengths: (strategy != Strategy::Standard).then(|| vec![2, 2]),
+        max_tokens: 30,
+        seed,
+        ..Options::default()
+    }
+}
+
+/// The text of a session that decodes alone, from rows.
+fn alone(combine: &Combine, seed: u64) -> Vec<i32> {
+    let engine = Engine::new(World::Related.models(2, 5), combine.clone(), Vec::new(), None).unwrap();
+    let mut session = Session::new(&Arc::new(engine), &options(seed)).unwrap();
+    session.prompt(&PROMPT).unwrap();
+    let mut text = Vec::new();
+    loop {
+        let (tokens, state) = session.step().unwrap();
+        text.extend_from_slice(tokens);
+        if state != State::Open {
+            return text;
+        }
+    }
+}
+
+fn combines() -> [Combine; 2] {
+    [Combine::Weighted { weights: vec![0.3, 0.7] }, Combine::Logits { weights: vec![1.5, -0.5] }]
+}
+
+/// Questions of sessions that one thread drives, or that have a thread each, are answered together, and their texts are
+/// those of sessions alone.
+#[test]
+fn sessions_ask_together() {
+    const SESSIONS: u64 = 9;
+    for combine in combines() {
+        let expected: Vec<Vec<i32>> = (0..SESSIONS).map(|seed| alone(&combine, seed)).collect();
+        let (told, asked) = asking();
+        let models = answering(&World::Related.models(2, 5), &told);
+        let engine = Arc::new(Engine::new(models, combine, Vec::new(), None).unwrap());
+        let start = |seed| {
+            let mut session = Session::new(&engine, &options(seed)).unwrap();
+            session.prompt(&PROMPT).unwrap();
+            session
+        };
+        let mut sessions: Vec<(u64, Session)> = (0..SESSIONS).map(|seed| (seed, start(seed))).collect();
+        let mut texts = vec![Vec::new(); SESSIONS as usize];
+        while !sessions.is_empty() {
+            let mut ended = Vec::new();
+            let mut refs: Vec<Entry<'_>> = sessions.iter_mut().map(|(seed, session)| Entry(*seed, session)).collect();
+            step_many(&mut refs, |Entry(seed, session), state| {
+                texts[*seed as usize].extend_from_slice(session.tokens());
+                if state.unwrap() != State::Open {
+                    ended.push(*seed);
+                }
+            });
+            sessions.retain(|(seed, _)| !ended.contains(seed));
+        }
+        assert_eq!(texts, expected);
+        assert!(count(&asked.most) > 3, "{} questions at most", count(&asked.most));
+        let threads: Vec<Vec<i32>> = std::thread::scope(|scope| {
+            let run = |seed| {
+                let mut session = start(seed);
+                move || {
+                    let mut text = Vec::new();
+                    loop {
+                        let (tokens, state) = session.step().unwrap();
+                        text.extend_from_slice(tokens);
+                        if state != State::Open {
+                            return text;
+                        }
+                    }
+                }
+            };
+            let threads: Vec<_> = (0..SESSIONS).map(|seed| scope.spawn(run(seed))).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+        });
+        assert_eq!(threads, expected);
+    }
+}
+
+/// A session behind its number.
+struct Entry<'a>(u64, &'a mut Session);
+
+impl std::borrow::Borrow<Session> for Entry<'_> {
+    fn borrow(&self) -> &Session {
+        self.1
+    }
+}
+
+impl std::borrow::BorrowMut<Session> for Entry<'_> {
+    fn borrow_mut(&mut self) -> &mut Session {
+        self.1
+    }
+}
+
+/// If a batch fails, or panics, its rounds are errors that commit nothing, and later rounds go on.
+#[test]
+fn a_batch_that_fails_commits_nothing() {
+    let (told, asked) = asking();
+    let models = answering(&World::Related.models(2, 5), &told);
+    let queues = Arc::new(PassQueues::new(&models, FullCache::Wait));
+    let sampling = Sampling::PLAIN;
+    let mut failed = 0;
+    for combination in combinations(2) {
+        for way in ways(2, &combination, sampling) {
+            for panics in [false, true] {
+                let mut decoder = decoder(&models, &combination, sampling, &way, &[], 40, CounterRng::new(2));
+                decoder.share_passes(&queues, false);
+                decoder.prompt(&PROMPT).unwrap();
+                decoder.round().unwrap();
+                asked.fails.store(!panics, Ordering::Relaxed);
+                asked.panics.store(panics, Ordering::Relaxed);
+                let mut before = decoder.committed().to_vec();
+                let error = loop {
+                    match decoder.round().map(|(_, finish)| finish) {
+                        Ok(None) => before = decoder.committed().to_vec(),
+                        Ok(Some(_)) => break None,
+                        Err(error) => break Some(error),
+                    }
+                };
+                asked.fails.store(false, Ordering::Relaxed);
+                asked.panics.store(false, Ordering::Relaxed);
+                let Some(error) = error else { continue };
+                failed += 1;
+                let planted = if panics {
+                    matches!(&error, Interrupt::Failed(Error::Internal(_)))
+                } else {
+                    error == Interrupt::Failed(Error::Runtime("planted".into()))
+                };
+                assert!(planted, "{error:?}");
+                assert_eq!(decoder.committed(), before);
+                while decoder.round().unwrap().1.is_none() {}
+                assert!(decoder.committed().len() == PROMPT.len() + 40 && decoder.committed().starts_with(&before));
+            }
+        }
+    }
+    assert!(failed > 10, "{failed} rounds have failed");
+}

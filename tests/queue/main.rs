@@ -1,0 +1,52 @@
+//! Sessions whose threads share passes: the hand-over in all orders, and whole sessions under stress.
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod asking;
+mod batches;
+mod handover;
+mod memory;
+mod stress;
+
+#[allow(dead_code)]
+#[path = "../../src/engine/questions.rs"]
+mod questions;
+/// This file, `questions.rs` and `wait.rs` as they are, on threads and locks whose order a scheduler chooses.
+#[allow(dead_code)] // the library uses what these tests do not
+#[path = "../../src/engine/queue.rs"]
+mod queue;
+#[path = "../../src/engine/wait.rs"]
+mod wait;
+
+mod sync {
+    pub use std::sync::Arc;
+
+    pub use shuttle::sync::atomic::{AtomicUsize, Ordering};
+    pub use shuttle::sync::{Condvar, Mutex, MutexGuard};
+    pub use shuttle::thread::yield_now;
+
+    /// Time goes by as soon as others have run.
+    pub fn wait_timeout<'a, T>(
+        _: &Condvar,
+        mutex: &'a Mutex<T>,
+        guard: MutexGuard<'a, T>,
+        _: std::time::Duration,
+    ) -> MutexGuard<'a, T> {
+        drop(guard);
+        yield_now();
+        mutex.lock().unwrap()
+    }
+}
+
+mod error {
+    pub use cos::error::{Error, Result};
+}
+
+mod rows {
+    pub use cos::rows::{DeviceAnswers, DeviceSums};
+}
+
+mod model {
+    pub use cos::model::{Admission, Cancel, CancelHook, Interrupt, Model, Pass, Report};
+}
