@@ -7,6 +7,7 @@
 
 use std::time::{Duration, Instant};
 
+use super::block::BlockId;
 use super::holding::HoldingId;
 use super::pool::Blocks;
 
@@ -36,9 +37,7 @@ impl Blocks {
         if wanted <= self.available() {
             return true;
         }
-        let obtainable: usize =
-            self.all().filter(|&other| self.may_lose(other, id, now)).map(|id| self.of(id).len()).sum();
-        if wanted > self.available() + obtainable {
+        if wanted > self.available() + self.obtainable(id, now) {
             return false;
         }
         while wanted > self.available() {
@@ -47,6 +46,14 @@ impl Blocks {
             self.set_back(victim);
         }
         true
+    }
+
+    /// How many blocks become available if all lose theirs that may. A block that another one shares stays.
+    fn obtainable(&self, id: HoldingId, now: Instant) -> usize {
+        let losers = self.all().filter(|&other| self.may_lose(other, id, now));
+        let mut blocks: Vec<BlockId> = losers.flat_map(|loser| self.of(loser)).copied().collect();
+        blocks.sort_unstable_by_key(|block| block.0);
+        blocks.chunk_by(|a, b| a == b).filter(|users| users.len() == self.users(users[0])).count()
     }
 
     /// Whether a sequence may lose its blocks to another one.
@@ -155,5 +162,19 @@ mod tests {
         assert!(admit(&mut blocks, young, 4, now) && admit(&mut blocks, old, 12, now));
         assert!(!admit(&mut blocks, middle, 8, now));
         assert_eq!(blocks.len(young), 4);
+    }
+
+    #[test]
+    fn a_fork_is_not_set_back_for_blocks_that_others_share() {
+        let (pool, now) = (Pool::new(SIZE, 8), Instant::now());
+        let mut blocks = pool.lock();
+        let [old, parent] = [0, 1].map(|age| start(&mut blocks, age));
+        assert!(admit(&mut blocks, old, 8, now) && admit(&mut blocks, parent, 16, now));
+        let fork = blocks.fork(parent, 2);
+        assert!(admit(&mut blocks, fork, 20, now));
+        assert!(!admit(&mut blocks, parent, 32, now), "the fork has one block that its parent lacks");
+        assert_eq!(blocks.len(fork), 20);
+        assert!(admit(&mut blocks, old, 28, now), "together they have five");
+        assert_eq!((blocks.len(parent), blocks.len(fork)), (0, 0));
     }
 }

@@ -162,9 +162,14 @@ impl Blocks {
         }
     }
 
+    /// How many sequences use a block.
+    pub(super) fn users(&self, block: BlockId) -> usize {
+        self.states[block.0 as usize].users as usize
+    }
+
     /// Whether several sequences use a block.
     pub(super) fn is_shared(&self, block: BlockId) -> bool {
-        self.states[block.0 as usize].users > 1
+        self.users(block) > 1
     }
 
     /// The block that holds these tokens behind a chain, with one user more, and the chain that ends with it.
