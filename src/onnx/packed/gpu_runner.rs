@@ -67,9 +67,21 @@ impl RowsPlan {
 
     /// These rows of the pass are wanted on the host.
     pub fn copy(&mut self, rows: Range<usize>) {
+        if rows.is_empty() {
+            return;
+        }
         let empty = self.host.is_empty();
         self.host = if empty { rows } else { self.host.start.min(rows.start)..self.host.end.max(rows.end) };
     }
+}
+
+/// What a model takes at most.
+#[derive(Debug, Clone, Copy)]
+struct Limits {
+    /// Tokens of a pass. RotaryEmbedding, which reads positions, takes no more than it has positions.
+    tokens: usize,
+    /// Blocks of a sequence.
+    blocks: usize,
 }
 
 /// The size that a pass is padded to.
@@ -88,10 +100,11 @@ struct Size {
 }
 
 impl Size {
-    fn of(pass: &Layout, plan: &RowsPlan, most_blocks: usize) -> Self {
+    /// The size of a pass. Padding makes it no larger than the limits.
+    fn of(pass: &Layout, plan: &RowsPlan, Limits { tokens: most_tokens, blocks: most_blocks }: Limits) -> Self {
         let blocks = pass.parts.iter().map(|part| part.blocks.len()).max().unwrap_or(1).max(1);
         let widest = pass.parts.iter().map(|part| part.width).max().unwrap_or(1);
-        let tokens = padded(pass.tokens.len());
+        let tokens = padded(pass.tokens.len()).min(most_tokens.max(pass.tokens.len()));
         Size {
             tokens,
             rows: padded(pass.rows.len()),
@@ -160,7 +173,7 @@ pub struct GpuRunner {
     on_device: MemoryInfo<'static>,
     on_host: MemoryInfo<'static>,
     store: GpuStore,
-    most_blocks: usize,
+    limits: Limits,
     device: Arc<Device>,
     /// Time inside the call that began the pass.
     elapsed: Duration,
@@ -186,6 +199,9 @@ impl GpuRunner {
             MemoryInfo::new(AllocationDevice::CUDA, device.id(), AllocatorType::Device, MemoryType::Default)?;
         let mut binding = Binding::new(&loaded.session).map_err(|error| ort::Error::new(error.to_string()))?;
         store.bind(&mut binding, &on_device)?;
+        let feeds = feeds(loaded, export);
+        let reads_positions = feeds.iter().any(|feed| feed.input.role == Role::Positions);
+        let most_tokens = if reads_positions { export.context_length } else { usize::MAX };
         let pass = Box::new(GpuPass::new(&device, layers)?);
         let row = export.logits.columns * export::element_bytes(export.logits.element).unwrap_or(4);
         let pair =
@@ -195,7 +211,7 @@ impl GpuRunner {
             captures: captures.clone(),
             binding,
             options,
-            feeds: feeds(loaded, export),
+            feeds,
             inputs: pair(ALIGNMENT)?,
             places: Vec::new(),
             bounds: Box::default(),
@@ -212,7 +228,7 @@ impl GpuRunner {
             on_device,
             on_host: MemoryInfo::new(AllocationDevice::CPU, 0, AllocatorType::Device, MemoryType::Default)?,
             store,
-            most_blocks,
+            limits: Limits { tokens: most_tokens, blocks: most_blocks },
             device,
             elapsed: Duration::ZERO,
             is_usual: true,
@@ -238,7 +254,7 @@ impl GpuRunner {
     /// Put a pass on the GPU. Its rows will be in `rows`, which must stay until it is finished. On an error nothing is
     /// running.
     pub fn begin(&mut self, pass: &Layout, plan: &RowsPlan, rows: &mut PassRows) -> ort::Result<()> {
-        let size = Size::of(pass, plan, self.most_blocks);
+        let size = Size::of(pass, plan, self.limits);
         self.place(size)?;
         self.fill(pass, size)?;
         if size.kept > 0 {
