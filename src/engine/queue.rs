@@ -434,6 +434,8 @@ impl PassQueue {
             let state = self.lock();
             // SAFETY: the lock is held.
             let leads = unsafe { own.as_ref().leads && own.as_ref().open > 0 };
+            // `begin` has just found whether models that overlap are held.
+            let leads = leads && !(self.overlaps && state.held);
             if leads { self.choose(state, own) } else { None }
         });
         let Some(Running { mut batch, mut passes, failed }) = running else {
