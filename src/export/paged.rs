@@ -36,8 +36,8 @@ pub const BOUNDS: &CStr = c"cos.bounds";
 /// The initializer that holds the axis of the batch, 0.
 const AXIS: &str = "cos.axis";
 
-/// Attributes of `GroupQueryAttention` that `PagedAttention` has too.
-const ATTRIBUTES: [&str; 10] = [
+/// Attributes that `GroupQueryAttention` and `PagedAttention` have both.
+pub(super) const COMMON_ATTRIBUTES: [&str; 10] = [
     "num_heads",
     "kv_num_heads",
     "scale",
@@ -79,7 +79,7 @@ pub fn check(node: &NodeProto) -> Result<(), String> {
         let name = attribute.name.as_str();
         let is_off = attribute.i == 0 && attribute.f == 0.0 && matches!(&attribute.s[..], b"" | b"NONE");
         let is_off = if name == "causal" { attribute.i == 1 } else { is_off };
-        !ATTRIBUTES.contains(&name) && !IGNORED.contains(&name) && !is_off
+        !COMMON_ATTRIBUTES.contains(&name) && !IGNORED.contains(&name) && !is_off
     });
     other.map_or(Ok(()), |other| {
         Err(format!("its attention has the attribute {:?}, which PagedAttention lacks", other.name))
@@ -152,7 +152,7 @@ fn add_layer(parts: &mut Parts, node: &NodeProto, raw: &[u8], layer: usize, shap
     let mut encoded = paged.encode_to_vec();
     for Field { content, .. } in wire::fields(raw, 0..raw.len(), &[wire::NODE_ATTRIBUTE]).ok_or("it is not ONNX")? {
         let attribute = AttributeProto::decode(&raw[content.clone()]).map_err(|error| error.to_string())?;
-        if ATTRIBUTES.contains(&attribute.name.as_str()) {
+        if COMMON_ATTRIBUTES.contains(&attribute.name.as_str()) {
             wire::put(&mut encoded, wire::NODE_ATTRIBUTE, &raw[content]);
         }
     }

@@ -10,6 +10,7 @@ use std::collections::{HashMap, HashSet};
 
 use prost::Message;
 
+use super::paged::COMMON_ATTRIBUTES;
 use super::parts::{Parts, value};
 use super::product::product;
 use super::proto::{AttributeProto, GraphProto, INT32, INT64, ModelProto, NodeProto, TensorProto, TensorShape};
@@ -17,19 +18,6 @@ use super::proto::{TensorType, ValueInfoProto};
 use super::wire::{self, Field};
 use super::{Role, branches};
 
-/// Attributes that `GroupQueryAttention` has too.
-const ATTRIBUTES: [&str; 10] = [
-    "num_heads",
-    "kv_num_heads",
-    "scale",
-    "softcap",
-    "local_window_size",
-    "do_rotary",
-    "rotary_interleaved",
-    "qk_norm_epsilon",
-    "k_quant_type",
-    "v_quant_type",
-];
 /// Logical types of a cache. `GroupQueryAttention` has their number of bits instead.
 const TYPES: [&str; 2] = ["k_cache_dtype", "v_cache_dtype"];
 
@@ -237,7 +225,7 @@ fn check(node: &NodeProto) -> Result<(), String> {
             _ => attribute.i == 0 && attribute.f == 0.0 && matches!(&attribute.s[..], b"" | b"NONE"),
         };
         let name = attribute.name.as_str();
-        let is_known = ATTRIBUTES.contains(&name) || TYPES.contains(&name);
+        let is_known = COMMON_ATTRIBUTES.contains(&name) || TYPES.contains(&name);
         !is_known && !is_default
     });
     other.map_or(Ok(()), |other| Err(format!("its attention has the attribute {:?}", other.name)))
@@ -275,7 +263,7 @@ fn plain(node: &NodeProto, raw: &[u8], layer: usize) -> Option<Vec<Vec<u8>>> {
     .encode_to_vec();
     for Field { content, .. } in wire::fields(raw, 0..raw.len(), &[wire::NODE_ATTRIBUTE])? {
         let attribute = AttributeProto::decode(&raw[content.clone()]).ok()?;
-        if ATTRIBUTES.contains(&attribute.name.as_str()) {
+        if COMMON_ATTRIBUTES.contains(&attribute.name.as_str()) {
             wire::put(&mut encoded, wire::NODE_ATTRIBUTE, &raw[content]);
         }
     }

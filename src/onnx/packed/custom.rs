@@ -4,8 +4,8 @@ use std::ffi::{CStr, CString, c_int, c_void};
 use std::ptr;
 
 use ort::sys::{
-    ONNXTensorElementDataType as ElementType, OrtCustomOp, OrtErrorCode, OrtKernelContext, OrtKernelInfo, OrtStatusPtr,
-    OrtValue,
+    ONNXTensorElementDataType as ElementType, OrtCustomOp, OrtCustomOpInputOutputCharacteristic as Characteristic,
+    OrtErrorCode, OrtKernelContext, OrtKernelInfo, OrtStatusPtr, OrtValue,
 };
 
 /// The outcome of a call of ONNX Runtime.
@@ -139,10 +139,44 @@ pub unsafe fn integer(context: *const OrtKernelContext, index: usize) -> Result<
     }
 }
 
-pub unsafe extern "system" fn no_arity(_: *const OrtCustomOp) -> c_int {
+/// An operator of version 1 without variadic inputs. What is `None` here is its own, or is not used.
+pub const PLAIN_OPERATOR: OrtCustomOp = OrtCustomOp {
+    version: ort::sys::ORT_API_VERSION,
+    CreateKernel: None,
+    GetName: None,
+    GetExecutionProviderType: None,
+    GetInputType: None,
+    GetInputTypeCount: None,
+    GetOutputType: None,
+    GetOutputTypeCount: None,
+    KernelCompute: None,
+    KernelDestroy: None,
+    GetInputCharacteristic: None,
+    GetOutputCharacteristic: Some(required),
+    GetInputMemoryType: None,
+    GetVariadicInputMinArity: Some(no_arity),
+    GetVariadicInputHomogeneity: Some(no_arity),
+    GetVariadicOutputMinArity: Some(no_arity),
+    GetVariadicOutputHomogeneity: Some(no_arity),
+    CreateKernelV2: None,
+    KernelComputeV2: None,
+    InferOutputShapeFn: None,
+    GetStartVersion: Some(version),
+    GetEndVersion: Some(version),
+    GetMayInplace: None,
+    ReleaseMayInplace: None,
+    GetAliasMap: None,
+    ReleaseAliasMap: None,
+};
+
+unsafe extern "system" fn required(_: *const OrtCustomOp, _: usize) -> Characteristic {
+    Characteristic::INPUT_OUTPUT_REQUIRED
+}
+
+unsafe extern "system" fn no_arity(_: *const OrtCustomOp) -> c_int {
     0
 }
 
-pub unsafe extern "system" fn version(_: *const OrtCustomOp) -> c_int {
+unsafe extern "system" fn version(_: *const OrtCustomOp) -> c_int {
     1
 }

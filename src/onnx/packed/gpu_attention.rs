@@ -16,7 +16,7 @@ use ort::sys::{
     OrtOpAttr, OrtOpAttrType, OrtStatusPtr, OrtValue,
 };
 
-use super::custom::{Attributes, input, integer, no_arity, status, succeed, tensor, version};
+use super::custom::{self, Attributes, input, integer, status, succeed, tensor};
 use crate::cuda::{Device, DeviceBuffer, argument};
 use crate::export::paged::{OURS, OURS_OF_BFLOAT16};
 use crate::export::parts::LayerShape;
@@ -395,32 +395,18 @@ pub static OPERATORS: [&OrtCustomOp; 2] = [&operator::<false>(), &operator::<tru
 
 const fn operator<const BFLOAT16: bool>() -> OrtCustomOp {
     OrtCustomOp {
-        version: ort::sys::ORT_API_VERSION,
-        CreateKernel: None,
         GetName: Some(name::<BFLOAT16>),
         GetExecutionProviderType: Some(provider),
         GetInputType: Some(input_type::<BFLOAT16>),
         GetInputTypeCount: Some(input_count),
         GetOutputType: Some(output_type::<BFLOAT16>),
         GetOutputTypeCount: Some(output_count),
-        KernelCompute: None,
         KernelDestroy: Some(destroy),
         GetInputCharacteristic: Some(input_characteristic),
-        GetOutputCharacteristic: Some(output_characteristic),
         GetInputMemoryType: Some(input_memory),
-        GetVariadicInputMinArity: Some(no_arity),
-        GetVariadicInputHomogeneity: Some(no_arity),
-        GetVariadicOutputMinArity: Some(no_arity),
-        GetVariadicOutputHomogeneity: Some(no_arity),
         CreateKernelV2: Some(create::<BFLOAT16>),
         KernelComputeV2: Some(compute::<BFLOAT16>),
-        InferOutputShapeFn: None,
-        GetStartVersion: Some(version),
-        GetEndVersion: Some(version),
-        GetMayInplace: None,
-        ReleaseMayInplace: None,
-        GetAliasMap: None,
-        ReleaseAliasMap: None,
+        ..custom::PLAIN_OPERATOR
     }
 }
 
@@ -495,10 +481,6 @@ unsafe extern "system" fn output_count(_: *const OrtCustomOp) -> usize {
 
 unsafe extern "system" fn output_type<const BFLOAT16: bool>(_: *const OrtCustomOp, _: usize) -> ElementType {
     element(BFLOAT16)
-}
-
-unsafe extern "system" fn output_characteristic(_: *const OrtCustomOp, _: usize) -> Characteristic {
-    Characteristic::INPUT_OUTPUT_REQUIRED
 }
 
 #[cfg(test)]

@@ -22,7 +22,7 @@ use ort::sys::{
 };
 
 use super::attention::{Attention, Inputs, LayerWork, Strided};
-use super::custom::{Attributes, integer, no_arity, status, succeed, tensor, version};
+use super::custom::{self, Attributes, integer, status, succeed, tensor};
 use super::table::PassTable;
 use crate::export::pack::ATTENTION;
 
@@ -31,32 +31,18 @@ const TABLE: usize = 6;
 
 /// The operator for the processor.
 pub static OPERATOR: OrtCustomOp = OrtCustomOp {
-    version: ort::sys::ORT_API_VERSION,
-    CreateKernel: None,
     GetName: Some(name),
     GetExecutionProviderType: Some(provider),
     GetInputType: Some(input_type),
     GetInputTypeCount: Some(input_count),
     GetOutputType: Some(output_type),
     GetOutputTypeCount: Some(output_count),
-    KernelCompute: None,
     KernelDestroy: Some(destroy),
     GetInputCharacteristic: Some(input_characteristic),
-    GetOutputCharacteristic: Some(output_characteristic),
     GetInputMemoryType: Some(input_memory),
-    GetVariadicInputMinArity: Some(no_arity),
-    GetVariadicInputHomogeneity: Some(no_arity),
-    GetVariadicOutputMinArity: Some(no_arity),
-    GetVariadicOutputHomogeneity: Some(no_arity),
     CreateKernelV2: Some(create),
     KernelComputeV2: Some(compute),
-    InferOutputShapeFn: None,
-    GetStartVersion: Some(version),
-    GetEndVersion: Some(version),
-    GetMayInplace: None,
-    ReleaseMayInplace: None,
-    GetAliasMap: None,
-    ReleaseAliasMap: None,
+    ..custom::PLAIN_OPERATOR
 };
 
 /// What ONNX Runtime keeps of a node. Several threads may use it at the same time.
@@ -319,8 +305,4 @@ unsafe extern "system" fn output_count(_: *const OrtCustomOp) -> usize {
 
 unsafe extern "system" fn output_type(_: *const OrtCustomOp, _: usize) -> ElementType {
     ElementType::ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT
-}
-
-unsafe extern "system" fn output_characteristic(_: *const OrtCustomOp, _: usize) -> Characteristic {
-    Characteristic::INPUT_OUTPUT_REQUIRED
 }
