@@ -74,7 +74,7 @@ fn measure(threads: usize, models: usize, targets: Targets, gap: Duration, round
 
 /// `cargo test --release --test queue -- --ignored --nocapture batches`
 #[test]
-#[ignore = "a measurement"]
+#[ignore = "prints times and asserts nothing; run it by hand on a quiet machine"]
 fn mean_batches() {
     for (targets, models) in [(Targets::Combined, 2), (Targets::Routed, 2), (Targets::Combined, 1)] {
         for gap in [0, 5, 50, 500] {
@@ -142,7 +142,7 @@ fn demo_speed(engine: &Arc<Engine>, prompt: &[i32], threads: usize, strategy: St
 
 /// `cargo test --release --test queue -- --ignored --nocapture demo_models`
 #[test]
-#[ignore = "a measurement"]
+#[ignore = "prints times and asserts nothing; run it by hand on a quiet machine"]
 fn demo_models() {
     let config = std::env::var("COS_TEST_CONFIG").unwrap_or_else(|_| "models/demo/engine.json".into());
     let engine = Arc::new(Engine::load(&Config::open(&root().join(config)).unwrap()).unwrap());

@@ -127,7 +127,7 @@ fn both(case: &Case, past: usize, width: usize, threads: usize) -> [f64; 2] {
 }
 
 #[test]
-#[ignore = "measures"]
+#[ignore = "prints times and asserts nothing; run it by hand on a quiet machine"]
 fn against_group_query_attention() {
     println!("heads kv threads past width |  ours  | theirs, µs | ours/theirs");
     let only = std::env::var("ONLY").unwrap_or_default();
