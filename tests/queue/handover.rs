@@ -8,6 +8,8 @@ use cos::error::Error;
 use cos::model::scripted::Scripted;
 use cos::model::{Cancel, Interrupt, Model, Pass, Sequence};
 
+use shuttle::rand::Rng as _;
+
 use crate::queue::{self, PassQueue, Ticket, WhenFull};
 use crate::wait::{Crowd, Waiter, WakeOnCancel};
 
@@ -237,13 +239,16 @@ fn a_cancel_from_another_thread_ends_a_wait() {
     shuttle::check_pct(case, ORDERS, 3);
 }
 
-/// A thread that leads nothing waits for two models when it is cancelled. One pass may just run.
+/// A thread asks two models again and again until it is cancelled, at any time.
+///
+/// If others end one of its passes between its looks at the two queues, and it ends the other one, nobody wakes it. A
+/// reading found that; `run_calls` looks before it waits. None of these orders comes to that place.
 #[test]
 fn a_cancel_ends_a_wait_for_two_models() {
     let case = || {
         let crowd = Arc::<Crowd>::default();
-        // Passes of the second model are long, so tickets wait for their turn.
-        let queues = [1, 6].map(|yields| {
+        // Passes of the second model are long, so that tickets wait there while passes of the first one run.
+        let queues = [2, 8].map(|yields| {
             let hook = move |_: &[usize]| {
                 (0..yields).for_each(|_| shuttle::thread::yield_now());
                 Ok(())
@@ -252,31 +257,33 @@ fn a_cancel_ends_a_wait_for_two_models() {
         });
         let (cancel, waiter) = (Arc::new(Cancel::default()), Arc::<Waiter>::default());
         cancel.add_hook(Box::new(WakeOnCancel(waiter.clone())));
+        // Several others for each, so that one of them leads while the thread only waits.
+        let others = queues.iter().flat_map(|each| [each, each, each]).map(|(queue, model)| {
+            let (queue, model, crowd) = (queue.clone(), model.clone(), crowd.clone());
+            shuttle::thread::spawn(move || worker(&queue, &crowd, &model, &[&[1], &[0], &[1], &[0]]))
+        });
+        let others: Vec<_> = others.collect();
         let waits = {
             let (queues, cancel) = (queues.clone(), cancel.clone());
             shuttle::thread::spawn(move || {
                 let mut sequences = queues.each_ref().map(|(_, model)| model.start(&cancel).unwrap());
-                let mut tickets = Vec::new();
-                for ((queue, _), sequence) in queues.iter().zip(&mut sequences) {
-                    tickets.push(Ticket::new(queue, Pass::plain(sequence.as_mut(), &[1]), &cancel, WhenFull::Wait));
+                while !cancel.is_requested() {
+                    let mut tickets = Vec::new();
+                    for ((queue, _), sequence) in queues.iter().zip(&mut sequences) {
+                        tickets.push(Ticket::new(queue, Pass::plain(sequence.as_mut(), &[1]), &cancel, WhenFull::Wait));
+                    }
+                    queue::run(&waiter, false, &mut tickets);
+                    assert!(tickets.into_iter().all(|ticket| ticket.outcome().is_some()));
                 }
-                queue::run(&waiter, false, &mut tickets);
-                assert!(tickets.into_iter().all(|ticket| ticket.outcome().is_some()));
             })
         };
-        let others = queues.clone().map(|(queue, model)| {
-            let crowd = crowd.clone();
-            shuttle::thread::spawn(move || worker(&queue, &crowd, &model, &[&[1], &[0], &[1]]))
-        });
-        for _ in 0..shuttle::rand::Rng::gen_range(&mut shuttle::rand::thread_rng(), 0..12) {
-            shuttle::thread::yield_now();
-        }
+        (0..shuttle::rand::thread_rng().gen_range(1..60)).for_each(|_| shuttle::thread::yield_now());
         cancel.request();
         waits.join().unwrap();
         others.into_iter().for_each(|other| other.join().unwrap());
     };
     shuttle::check_random(case, 3 * ORDERS);
-    shuttle::check_pct(case, 3 * ORDERS, 3);
+    shuttle::check_pct(case, ORDERS, 3);
 }
 
 /// Threads ask two models, whose passes may be left running, for passes at once. If passes are long, a leader waits for
