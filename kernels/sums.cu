@@ -148,16 +148,11 @@ extern "C" __global__ void pick(const Rest *asked) {
     sums_of[thread] = sum;
     __syncthreads();
     if (thread == 0) {
-        double before = 0;
-        int token = -1, last = 0; // the last thread with a weight, in case rounding leaves a rest
-        for (int t = 0; t < THREADS; t++)
-            if (sums_of[t] > 0) {
-                last = t;
-                if (before + sums_of[t] > left) break;
-                before += sums_of[t];
-            }
+        double before = 0, behind = 0; // the sums up to the last thread with a weight, and with it
+        int token = -1, last = 0;      // if rounding leaves a rest, that thread has the token
+        for (int t = 0; t < THREADS && behind <= left; t++)
+            if (sums_of[t] > 0) last = t, before = behind, behind += sums_of[t];
         int i = min(end, begin + last * each), stop = min(end, i + each);
-        if (before + sums_of[last] <= left) before -= sums_of[last];
         for (; i < stop; i++) {
             double weight = left_over(terms, i);
             if (weight <= 0) continue;

@@ -167,8 +167,8 @@ type Guard<'a> = MutexGuard<'a, Waiting>;
 struct Running {
     batch: Vec<Entry>,
     passes: Vec<Pass<'static>>,
-    /// What has happened to it already.
-    failed: Option<Interrupt>,
+    /// The panic of its launch.
+    panicked: Option<Error>,
 }
 
 /// Run the passes of all tickets, together with those of other threads. Returns once each ticket has its outcome.
@@ -355,9 +355,9 @@ impl PassQueue {
             }
             (_, true) if self.overlaps => {
                 let mut running = self.choose(state, own);
-                if let Some(Running { passes, failed, .. }) = &mut running {
+                if let Some(Running { passes, panicked, .. }) = &mut running {
                     let launched = catch_unwind(AssertUnwindSafe(|| self.model.launch(passes)));
-                    *failed = launched.err().map(|panic| Interrupt::Failed(Error::of_panic(panic.as_ref())));
+                    *panicked = launched.err().map(|panic| Error::of_panic(panic.as_ref()));
                 }
                 (true, running)
             }
@@ -410,7 +410,7 @@ impl PassQueue {
         }));
         drop(state);
         self.crowd.begin();
-        Some(Running { batch, passes, failed: None })
+        Some(Running { batch, passes, panicked: None })
     }
 
     /// Whether to wait for the end of a pass of another model, so that the sessions that it serves are part of the next
@@ -438,7 +438,7 @@ impl PassQueue {
             let leads = leads && !(self.overlaps && state.held);
             if leads { self.choose(state, own) } else { None }
         });
-        let Some(Running { mut batch, mut passes, failed }) = running else {
+        let Some(Running { mut batch, mut passes, panicked }) = running else {
             let state = self.lock();
             // SAFETY: the lock is held.
             return match unsafe { (own.as_ref().leads, own.as_ref().open) } {
@@ -449,15 +449,15 @@ impl PassQueue {
                 (true, _) => Completed::Blocked,
             };
         };
-        let result = failed.map_or_else(
+        let result = panicked.map_or_else(
             || {
-                let result = catch_unwind(AssertUnwindSafe(|| self.model.forward(&mut passes)));
-                result.unwrap_or_else(|panic| Err(Interrupt::Failed(Error::of_panic(panic.as_ref()))))
+                catch_unwind(AssertUnwindSafe(|| self.model.forward(&mut passes)))
+                    .map_err(|panic| Error::of_panic(panic.as_ref()))
             },
             Err,
         );
         passes.clear();
-        if let Ok(report) = &result {
+        if let Ok(Ok(report)) = &result {
             self.last.store(report.elapsed.as_nanos() as usize, Ordering::Relaxed);
         }
         let mut state = self.lock();
@@ -604,42 +604,49 @@ impl Waiting {
     }
 
     /// Give the tickets of a pass their outcomes. If a pass of several failed, they wait again: each to be run alone,
-    /// so that only the culprit fails. If one of several was cancelled, the others go on together.
-    fn settle(&mut self, batch: &mut Vec<Entry>, result: Result<Report, Interrupt>, crowd: &Crowd, own: NonNull<Call>) {
+    /// so that only the culprit fails. If one of several was cancelled, the others go on together. After a panic
+    /// (`Err`) nobody knows the state of the sequences, so all fail.
+    fn settle(
+        &mut self,
+        batch: &mut Vec<Entry>,
+        result: Result<Result<Report, Interrupt>, Error>,
+        crowd: &Crowd,
+        own: NonNull<Call>,
+    ) {
         let several = batch.len() > 1;
         // SAFETY (here and below): the entries are in the batch of this leader, whose pass has ended; the lock is held.
         let tokens = batch.iter().map(Entry::width).sum();
         let cancelled = |entry: &Entry| unsafe { is_cancelled(entry.ticket) };
-        let again = match &result {
-            Err(Interrupt::Failed(error)) => several && !matches!(error, Error::Internal(_)),
-            Err(Interrupt::Cancelled) => several,
-            Ok(_) => false,
-        };
+        let again = several && matches!(result, Ok(Err(_)));
+        let result = result.unwrap_or_else(|panic| Err(Interrupt::Failed(panic)));
         let alone = again && (result != Err(Interrupt::Cancelled) || !batch.iter().any(cancelled));
+        let is_full = matches!(result, Err(Interrupt::Failed(Error::NoMemory(_))));
         // Backwards, since those that wait again come first, in their order.
         for mut entry in batch.drain(..).rev() {
-            if again && !cancelled(&entry) {
+            let ticket = unsafe { &mut *entry.ticket.as_ptr() };
+            let waits = is_full && ticket.when_full == WhenFull::Wait;
+            if (again || waits) && !cancelled(&entry) {
                 entry.stayed = true;
-                unsafe { (*entry.ticket.as_ptr()).alone |= alone };
+                ticket.alone |= alone;
                 self.entries.push_front(entry);
                 continue;
             }
-            let spent = unsafe { &mut (*entry.ticket.as_ptr()).spent };
             let outcome = match &result {
                 Ok(report) => {
-                    let is_usual = report.is_usual && spent.is_zero();
-                    *spent += share(report.elapsed, entry.width(), tokens);
+                    let is_usual = report.is_usual && ticket.spent.is_zero();
+                    ticket.spent += share(report.elapsed, entry.width(), tokens);
                     if let Admission::Part(_) = entry.admission {
                         entry.stayed = true;
                         self.entries.push_front(entry);
                         continue;
                     }
-                    Ok(Report { elapsed: *spent, is_usual })
+                    Some(Ok(Report { elapsed: ticket.spent, is_usual }))
                 }
-                Err(_) if again => Err(Interrupt::Cancelled),
-                Err(interrupt) => Err(interrupt.clone()),
+                Err(_) if again => Some(Err(Interrupt::Cancelled)),
+                Err(_) if is_full && ticket.when_full == WhenFull::Return => None,
+                Err(interrupt) => Some(Err(interrupt.clone())),
             };
-            self.finish(&entry, Some(outcome), crowd, own);
+            self.finish(&entry, outcome, crowd, own);
         }
     }
 

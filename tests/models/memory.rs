@@ -8,7 +8,10 @@ use cos::config::{Combine, Config, ModelConfig};
 use cos::decode::policy::{Strategy, Targets};
 use cos::engine::Engine;
 use cos::engine::session::{Options, Session, State};
-use cos::model::CacheUse;
+use cos::error::Error;
+use cos::model::scripted::Scripted;
+use cos::model::{CacheUse, Cancel, Interrupt, Model, Pass, Sequence};
+use cos::onnx::{CacheSize, LoadOptions, OnnxModel};
 use cos::rows::Sampler;
 
 /// Tokens of the context, for small caches.
@@ -157,6 +160,42 @@ fn forks_share_blocks_and_do_not_disturb_each_other() {
             assert_eq!(cache_use(&engine).recomputed, 0, "a fork computes nothing anew");
         }
     }
+}
+
+#[test]
+fn a_panic_in_a_pass_leaves_the_other_sequences_as_they_were() {
+    one_thread();
+    // Memory for one context.
+    let options = LoadOptions { context_length: Some(CONTEXT), cache: CacheSize::Share(0.0), ..LoadOptions::default() };
+    let model = OnnxModel::load(&demo("base"), "base", &options).unwrap();
+    let other = Scripted::new(4, |_, _| Ok(()));
+    let [older, younger] = [(); 2].map(|()| Arc::new(Cancel::default()));
+    let run =
+        |sequence: &mut dyn Sequence, tokens: &[i32]| model.forward(&mut [Pass::plain(sequence, tokens)]).unwrap();
+    let row = |sequence: &dyn Sequence| sequence.row(sequence.len()).scores().unwrap().to_vec();
+    let texts = [1, 2].map(|step| (0..CONTEXT as i32 - 8).map(|token| 5 + step * token % 900).collect::<Vec<_>>());
+    let alone = texts.each_ref().map(|text| {
+        let mut sequence = model.start(&older).unwrap();
+        for part in text.chunks(64) {
+            run(sequence.as_mut(), part);
+        }
+        row(sequence.as_ref())
+    });
+    let mut first = model.start(&younger).unwrap();
+    let mut stranger = other.start(&younger).unwrap();
+    for part in texts[0].chunks(64) {
+        let mut batch = [Pass::plain(first.as_mut(), part), Pass::plain(stranger.as_mut(), &[7])];
+        let failed = model.forward(&mut batch).unwrap_err();
+        assert!(matches!(failed, Interrupt::Failed(Error::Internal(_))), "{failed:?}");
+        run(first.as_mut(), part);
+    }
+    assert_eq!(row(first.as_ref()), alone[0]);
+    // No pass holds blocks any more, so they go to the older sequence.
+    let mut second = model.start(&older).unwrap();
+    for part in texts[1].chunks(64) {
+        run(second.as_mut(), part);
+    }
+    assert_eq!(row(second.as_ref()), alone[1]);
 }
 
 #[test]

@@ -27,6 +27,7 @@ fn scripted() -> Scripted {
         row[context.iter().sum::<i32>() as usize % 4] = 1.0;
         match context.last() {
             Some(2) => Err(Interrupt::Failed(Error::Runtime("a bad token".into()))),
+            Some(5) => Err(Interrupt::Failed(Error::Internal("a bug that the model has survived".into()))),
             // Not `panic!`, whose message shuttle takes for a failure.
             Some(3) => resume_unwind(Box::new("a very bad token")),
             _ => Ok(()),
@@ -61,7 +62,9 @@ fn worker(queue: &PassQueue, crowd: &Crowd, model: &Scripted, passes: &[&[i32]])
         match (outcome, tokens.last()) {
             (Ok(_), Some(0 | 1)) => assert_eq!(sequence.len(), before + tokens.len()),
             (Err(Interrupt::Failed(Error::Runtime(_))), Some(2)) => {}
-            (Err(Interrupt::Failed(Error::Internal(_))), _) => {}
+            (Err(Interrupt::Failed(Error::Internal(_))), Some(5)) => {}
+            // A panic poisons all sessions of its pass.
+            (Err(Interrupt::Failed(Error::Internal(what))), _) if what == "a very bad token" => break,
             (Err(Interrupt::Cancelled), _) if cancel.is_requested() => cancel.reset(),
             (outcome, last) => panic!("{outcome:?} for {last:?}"),
         }
@@ -104,6 +107,7 @@ fn passes_that_do_not_fit_are_run_later() {
 #[test]
 fn only_the_culprit_fails() {
     check(&[&[&[1], &[2], &[1]], &[&[0], &[0]], &[&[1, 1]]]);
+    check(&[&[&[1], &[5], &[1]], &[&[0], &[0]], &[&[1, 1]]]);
 }
 
 #[test]

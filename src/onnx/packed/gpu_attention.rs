@@ -194,7 +194,9 @@ impl Kernel {
         let [key, value, stride] =
             self.keys_and_values(query.place, [width as usize, head], [there(1, number)?, there(2, number)?])?;
         let table = needed(7, INT32)?;
-        let [cosines, sines, angles] = self.rotation(head, [there(8, number)?, there(9, number)?])?;
+        let angles_given = [there(8, number)?, there(9, number)?];
+        let [cosines, sines, angles] =
+            if self.rotates { rotation([pass.longest, head], angles_given)? } else { [0; 3] };
         let place = |index: usize, numbers: usize| match there(index, number)? {
             Some(found) if found.shape.iter().product::<i64>() == numbers as i64 => Ok(found.place),
             Some(found) => Err(format!("input {index} has the shape {:?}, not [{numbers}]", found.shape)),
@@ -232,22 +234,6 @@ impl Kernel {
             epsilon: self.epsilon,
         };
         self.launch(pass, parameters, rows, table.shape[0] as usize).map_err(|error| error.to_string())
-    }
-
-    /// Where the cosines and sines of the angles are, and how many angles a position has; zeroes without rotation.
-    fn rotation(&self, head: usize, given: [Option<There<'_>>; 2]) -> Result<[u64; 3], String> {
-        match given {
-            _ if !self.rotates => Ok([0; 3]),
-            [Some(cosines), Some(sines)] => match (cosines.shape, sines.shape) {
-                (&[positions, angles], other) if other == [positions, angles] && 2 * angles as usize <= head => {
-                    Ok([cosines.place, sines.place, angles as u64])
-                }
-                (shape, other) => Err(format!(
-                    "cos_cache and sin_cache have the shapes {shape:?} and {other:?}, a head {head} numbers"
-                )),
-            },
-            _ => Err("do_rotary is 1, but cos_cache or sin_cache is missing".into()),
-        }
     }
 
     /// Where the keys and values of the first token are, and how far those of the next are from them, in numbers. They
@@ -300,6 +286,25 @@ impl Kernel {
             (ort::api().InvokeOp)(context, self.theirs, inputs, INPUTS as i32, outputs, OUTPUTS as i32)
         };
         succeed(done).map_err(|error| error.to_string())
+    }
+}
+
+/// Where the cosines and sines of the angles are, and how many angles a position has, for sequences of up to `longest`
+/// tokens. The kernel reads them by position, so all positions must be there.
+fn rotation([longest, head]: [usize; 2], given: [Option<There<'_>>; 2]) -> Result<[u64; 3], String> {
+    let [Some(cosines), Some(sines)] = given else {
+        return Err("do_rotary is 1, but cos_cache or sin_cache is missing".into());
+    };
+    match (cosines.shape, sines.shape) {
+        (&[positions, angles], other) if other == [positions, angles] && 2 * angles as usize <= head => {
+            if (positions as usize) < longest {
+                return Err(format!("cos_cache has {positions} positions, a sequence up to {longest} tokens"));
+            }
+            Ok([cosines.place, sines.place, angles as u64])
+        }
+        (shape, other) => {
+            Err(format!("cos_cache and sin_cache have the shapes {shape:?} and {other:?}, a head {head} numbers"))
+        }
     }
 }
 
@@ -495,6 +500,19 @@ mod tests {
         let mark = source.as_bytes().iter().fold(0xcbf2_9ce4_8422_2325, step);
         let ptx = include_str!("../../../kernels/attention.ptx");
         assert!(ptx.starts_with(&format!("// attention.cu {mark:016x}\n")), "run scripts/make-ptx");
+    }
+
+    #[test]
+    fn no_position_is_read_behind_the_angles() {
+        let of = |longest: usize, shape: [&'static [i64]; 2]| {
+            let [cosines, sines] = [0, 1].map(|index| Some(There { place: 64 + index as u64, shape: shape[index] }));
+            rotation([longest, 16], [cosines, sines])
+        };
+        assert_eq!(of(32, [&[32, 8], &[32, 8]]), Ok([64, 65, 8]));
+        assert!(of(33, [&[32, 8], &[32, 8]]).unwrap_err().contains("32 positions, a sequence up to 33"));
+        assert!(of(32, [&[32, 8], &[31, 8]]).unwrap_err().contains("shapes"));
+        assert!(of(32, [&[32, 9], &[32, 9]]).unwrap_err().contains("head"));
+        assert!(rotation([1, 16], [None, None]).unwrap_err().contains("missing"));
     }
 
     #[test]

@@ -80,6 +80,8 @@ impl RowsPlan {
 struct Limits {
     /// Tokens of a pass. RotaryEmbedding, which reads positions, takes no more than it has positions.
     tokens: usize,
+    /// Tokens of a sequence.
+    length: usize,
     /// Blocks of a sequence.
     blocks: usize,
 }
@@ -101,14 +103,14 @@ struct Size {
 
 impl Size {
     /// The size of a pass. Padding makes it no larger than the limits.
-    fn of(pass: &Layout, plan: &RowsPlan, Limits { tokens: most_tokens, blocks: most_blocks }: Limits) -> Self {
+    fn of(pass: &Layout, plan: &RowsPlan, most: Limits) -> Self {
         let blocks = pass.parts.iter().map(|part| part.blocks.len()).max().unwrap_or(1).max(1);
         let widest = pass.parts.iter().map(|part| part.width).max().unwrap_or(1);
-        let tokens = padded(pass.tokens.len()).min(most_tokens.max(pass.tokens.len()));
+        let tokens = padded(pass.tokens.len()).min(most.tokens.max(pass.tokens.len()));
         Size {
             tokens,
             rows: padded(pass.rows.len()),
-            blocks: blocks.next_power_of_two().min(most_blocks.max(blocks)),
+            blocks: blocks.next_power_of_two().min(most.blocks.max(blocks)),
             widest: if widest > NARROW { tokens } else { widest.next_power_of_two() },
             kept: padded(plan.controls.iter().map(|control| control.given()).max().unwrap_or(0)),
             filters: plan.filters,
@@ -183,14 +185,13 @@ pub struct GpuRunner {
 }
 
 impl GpuRunner {
-    /// Passes of a rewritten export over the caches of a store. A sequence has at most `most_blocks` blocks.
+    /// Passes of a rewritten export over the caches of a store.
     pub fn new(
         loaded: &Arc<LoadedSession>,
         export: &Export,
         layers: &[LayerShape],
         captures: &Arc<Captures>,
         mut store: GpuStore,
-        most_blocks: usize,
     ) -> ort::Result<Self> {
         let device = loaded.device.clone().ok_or_else(|| ort::Error::new("the model is on no GPU"))?;
         let mut options = RunOptions::new()?;
@@ -201,7 +202,9 @@ impl GpuRunner {
         store.bind(&mut binding, &on_device)?;
         let feeds = feeds(loaded, export);
         let reads_positions = feeds.iter().any(|feed| feed.input.role == Role::Positions);
-        let most_tokens = if reads_positions { export.context_length } else { usize::MAX };
+        let length = export.context_length;
+        let tokens = if reads_positions { length } else { usize::MAX };
+        let limits = Limits { tokens, length, blocks: length.div_ceil(store.block()) };
         let pass = Box::new(GpuPass::new(&device, layers)?);
         let row = export.logits.columns * export::element_bytes(export.logits.element).unwrap_or(4);
         let pair =
@@ -228,7 +231,7 @@ impl GpuRunner {
             on_device,
             on_host: MemoryInfo::new(AllocationDevice::CPU, 0, AllocatorType::Device, MemoryType::Default)?,
             store,
-            limits: Limits { tokens: most_tokens, blocks: most_blocks },
+            limits,
             device,
             elapsed: Duration::ZERO,
             is_usual: true,
@@ -326,7 +329,8 @@ impl GpuRunner {
             there.iter_mut().zip(known).for_each(|(place, block)| *place = block.0 as i32);
             none.fill(-1);
         }
-        (self.pass.widest, self.pass.longest) = (size.widest, size.blocks * self.store.block());
+        (self.pass.widest, self.pass.longest) =
+            (size.widest, (size.blocks * self.store.block()).min(self.limits.length));
         *self.bounds = [self.pass.widest as i32, self.pass.longest as i32, 0];
         Ok(())
     }

@@ -1,6 +1,7 @@
 //! Packed passes: the tokens of any number of sequences go through the model at once.
 
 use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
@@ -171,9 +172,8 @@ impl PackedPasses {
     ) -> ort::Result<Self> {
         let device = loaded.device.as_ref().ok_or_else(|| ort::Error::new("the model is on no GPU"))?;
         let (block, bytes) = (gpu_store::block_of(layers), gpu_store::block_bytes(layers));
-        let longest = export.context_length.div_ceil(block);
         let store = GpuStore::new(device, layers, blocks)?;
-        let runner = GpuRunner::new(loaded, export, layers, captures, store, longest)?;
+        let runner = GpuRunner::new(loaded, export, layers, captures, store)?;
         let gpu_rows = keeps_rows.then(|| (device.clone(), export.logits.element));
         Ok(PackedPasses { gpu_rows, ..Self::new(export, Machine::Gpu(Box::new(runner)), (block, bytes), blocks) })
     }
@@ -250,7 +250,8 @@ impl PackedPasses {
     /// Lay out a pass and begin it. On an error the sequences are as before.
     fn begin(&self, work: &mut Work, batch: &mut [Pass<'_>]) -> Result<()> {
         work.cuts.clear();
-        let begun = self.prepare(work, batch).and_then(|()| {
+        let begun = survive(|| {
+            self.prepare(work, batch)?;
             if !work.layout.finish() {
                 return Ok(());
             }
@@ -337,7 +338,7 @@ impl PackedPasses {
 
     /// Finish a pass, and give the sequences their rows. On an error they are as before.
     fn finish(&self, work: &mut Work, batch: &mut [Pass<'_>]) -> Result<(Duration, bool)> {
-        let ran = self.finish_rows(work, batch);
+        let ran = survive(|| self.finish_rows(work, batch));
         ran.inspect_err(|_| self.undo(&work.cuts, batch))
     }
 
@@ -453,6 +454,11 @@ fn admit(pass: &mut Pass<'_>, pool: &mut Blocks) -> Option<Cut> {
         return Some(Cut { start, wanted: end, past: past.min(end), end, on_gpu: false });
     }
     Some(Cut { start, wanted, past, end: tokens.len(), on_gpu: false })
+}
+
+/// Make a panic an error of its pass: what the pass has changed is undone then, and the model serves other sessions.
+fn survive<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
+    catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|panic| Err(Error::of_panic(panic.as_ref())))
 }
 
 /// What tells a sequence from others.
