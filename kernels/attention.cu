@@ -12,6 +12,7 @@ const int WARPS = TEAM / LANES;
 const int WIDE = 8;            // numbers that a thread reads at once
 const int LONGEST = 256;       // the most numbers of a head
 const int LEAST = 128;         // a split has about so many positions at least
+const int LINE = 64;           // numbers of 16 bits that memory gives at once
 
 struct Attention {
     const u16 *query, *key, *value; // of the first token of the pass
@@ -47,6 +48,7 @@ __device__ float warp_max(float value) {
     return value;
 }
 __device__ void warp_wait() { __syncwarp(); }
+__device__ void prefetch(const void *place) { asm volatile("prefetch.global.L2 [%0];" ::"l"(place)); }
 #endif
 
 // A number of 16 bits: float16 if ELEMENT is 1, else bfloat16.
@@ -91,35 +93,64 @@ template <int ELEMENT> __device__ void unpack(const uint4 &words, float *numbers
 }
 
 // The head of a token as attention takes it, in `line`: normalised by `norm`, and rotated by the angles of its
-// position. A warp does it. Results are rounded to the type of the model.
-template <int ELEMENT>
-__device__ __forceinline__ void prepare(const Attention &a, bool valid, const u16 *source, const u16 *norm,
-                                        int position, float *line) {
-    int lane = threadIdx.x % LANES;
-    float squares = 0;
-    if (valid)
-        for (int i = lane; i < a.head; i += LANES) {
-            float value = widen<ELEMENT>(source[i]);
-            line[i] = value, squares += value * value;
-        }
-    if (norm) {
-        float factor = rsqrtf(warp_sum(squares) / a.head + a.epsilon);
-        if (valid)
-            for (int i = lane; i < a.head; i += LANES)
-                line[i] = rounded<ELEMENT>(line[i] * factor * widen<ELEMENT>(norm[i]));
+// position. A warp does it: it reads all that it needs, which may take long, and finishes it later. Results are rounded
+// to the type of the model.
+template <int ELEMENT> struct Preparation {
+    static const int MOST = LONGEST / LANES; // numbers of a lane
+    const Attention &a;
+    bool valid;
+    int job;
+    const u16 *norm;
+    float *line;
+    u16 numbers[MOST], cosines[MOST / 2], sines[MOST / 2];
+
+    __device__ __forceinline__ Preparation(const Attention &a) : a(a) {}
+
+    __device__ __forceinline__ void read(const u16 *source, int position) {
+        int lane = threadIdx.x % LANES;
+        if (!valid) return;
+#pragma unroll
+        for (int k = 0; k < MOST; k++)
+            if (lane + k * LANES < a.head) numbers[k] = source[lane + k * LANES];
+#pragma unroll
+        for (int k = 0; k < MOST / 2; k++)
+            if (lane + k * LANES < a.angles) {
+                cosines[k] = a.cosines[position * a.angles + lane + k * LANES];
+                sines[k] = a.sines[position * a.angles + lane + k * LANES];
+            }
     }
-    warp_wait();
-    if (valid)
-        for (int pair = lane; pair < a.angles; pair += LANES) {
-            int x = a.interleaved ? 2 * pair : pair, y = a.interleaved ? x + 1 : pair + a.angles;
-            float cosine = widen<ELEMENT>(a.cosines[position * a.angles + pair]);
-            float sine = widen<ELEMENT>(a.sines[position * a.angles + pair]);
-            float first = line[x], second = line[y];
-            line[x] = rounded<ELEMENT>(first * cosine - second * sine);
-            line[y] = rounded<ELEMENT>(second * cosine + first * sine);
+
+    __device__ __forceinline__ void finish() {
+        int lane = threadIdx.x % LANES;
+        float squares = 0;
+        if (valid)
+#pragma unroll
+            for (int k = 0; k < MOST; k++)
+                if (lane + k * LANES < a.head) {
+                    float value = widen<ELEMENT>(numbers[k]);
+                    line[lane + k * LANES] = value, squares += value * value;
+                }
+        if (norm) {
+            float factor = rsqrtf(warp_sum(squares) / a.head + a.epsilon);
+            if (valid)
+                for (int i = lane; i < a.head; i += LANES)
+                    line[i] = rounded<ELEMENT>(line[i] * factor * widen<ELEMENT>(norm[i]));
         }
-    warp_wait();
-}
+        warp_wait();
+        if (valid)
+#pragma unroll
+            for (int k = 0; k < MOST / 2; k++) {
+                int pair = lane + k * LANES;
+                if (pair >= a.angles) break;
+                int x = a.interleaved ? 2 * pair : pair, y = a.interleaved ? x + 1 : pair + a.angles;
+                float cosine = widen<ELEMENT>(cosines[k]), sine = widen<ELEMENT>(sines[k]);
+                float first = line[x], second = line[y];
+                line[x] = rounded<ELEMENT>(first * cosine - second * sine);
+                line[y] = rounded<ELEMENT>(second * cosine + first * sine);
+            }
+        warp_wait();
+    }
+};
 
 // What the threads of a block have in common.
 template <int ROWS> struct Block {
@@ -172,26 +203,46 @@ template <int ELEMENT, int ROWS> struct Work {
     // The index of the first number of a token.
     __device__ long place(int slot) const { return ((long)slot * a.kv_heads + kv_head) * a.head; }
 
+    // Let keys and values of the first tile come while queries are prepared. Each thread asks for those of a position.
+    __device__ __forceinline__ void fetch() const {
+        int position = from + threadIdx.x;
+        if (position >= min(to, past)) return;
+        long own = place(slot(position));
+        for (int i = 0; i < a.head; i += LINE) prefetch(a.keys + own + i), prefetch(a.values + own + i);
+    }
+
     // Prepare the queries, and the keys of the tokens that are new, which go to the cache with their values. Each warp
-    // takes one at a time. Blocks of other rows write the same keys and values, and read only what they wrote.
+    // takes two at a time. Blocks of other rows write the same keys and values, and read only what they wrote.
     __device__ __forceinline__ void prepare_all() {
         int warp = threadIdx.x / LANES, lane = threadIdx.x % LANES;
         int fresh = max(from, past), jobs = rows + max(0, to - fresh);
-        for (int turn = 0; turn < jobs; turn += WARPS) {
-            int job = turn + warp;
-            bool valid = job < jobs, asks = job < rows;
-            int of = asks ? (begin + job) / group : fresh + job - rows - past;
-            const u16 *source = asks ? a.query + (long)(first + of) * a.query_stride +
-                                           (kv_head * group + begin + job - of * group) * a.head
-                                     : a.key + (long)(first + of) * a.key_stride + kv_head * a.head;
-            float *line = asks ? block.queries() + job * a.head : block.lines() + warp * LONGEST;
-            prepare<ELEMENT>(a, valid, source, asks ? a.query_norm : a.key_norm, past + of, line);
-            if (!valid || asks) continue;
-            const u16 *value = a.value + (long)(first + of) * a.key_stride + kv_head * a.head;
-            long to = place(slot(past + of));
-            for (int i = lane; i < a.head; i += LANES) {
-                a.keys[to + i] = narrow<ELEMENT>(line[i]);
-                a.values[to + i] = value[i];
+        for (int turn = 0; turn < jobs; turn += 2 * WARPS) {
+            Preparation<ELEMENT> both[2] = {a, a};
+#pragma unroll
+            for (int i = 0; i < 2; i++) {
+                Preparation<ELEMENT> &one = both[i];
+                int job = turn + i * WARPS + warp;
+                bool asks = job < rows;
+                int of = asks ? (begin + job) / group : fresh + job - rows - past;
+                one.valid = job < jobs, one.job = job, one.norm = asks ? a.query_norm : a.key_norm;
+                one.line = asks ? block.queries() + job * a.head : block.lines() + warp * LONGEST;
+                one.read(asks ? a.query + (long)(first + of) * a.query_stride +
+                                    (kv_head * group + begin + job - of * group) * a.head
+                              : a.key + (long)(first + of) * a.key_stride + kv_head * a.head,
+                         past + of);
+            }
+#pragma unroll
+            for (int i = 0; i < 2; i++) {
+                Preparation<ELEMENT> &one = both[i];
+                one.finish();
+                if (!one.valid || one.job < rows) continue;
+                int position = fresh + one.job - rows;
+                const u16 *value = a.value + (long)(first + position - past) * a.key_stride + kv_head * a.head;
+                long to = place(slot(position));
+                for (int i = lane; i < a.head; i += LANES) {
+                    a.keys[to + i] = narrow<ELEMENT>(one.line[i]);
+                    a.values[to + i] = value[i];
+                }
             }
         }
     }
@@ -336,12 +387,12 @@ template <int ELEMENT, int ROWS> struct Work {
 
     // Write the attention of all rows. `sum` gives each number of a weighted sum.
     template <typename Sum> __device__ __forceinline__ void write(Sum sum) const {
-        for (int row = 0; row < rows; row++) {
+        for (int at = threadIdx.x; at < rows * a.head; at += TEAM) {
+            int row = at / a.head, i = at - row * a.head;
             int token = (begin + row) / group, head = kv_head * group + begin + row - token * group;
             float total = block.totals[row];
             if (a.sinks) total += __expf(widen<ELEMENT>(a.sinks[head]) - block.maxima[row]);
-            u16 *out = a.out + ((long)(first + token) * a.heads + head) * a.head;
-            for (int i = threadIdx.x; i < a.head; i += TEAM) out[i] = narrow<ELEMENT>(sum(row, i) / total);
+            a.out[((long)(first + token) * a.heads + head) * a.head + i] = narrow<ELEMENT>(sum(row, i) / total);
         }
     }
 
@@ -390,6 +441,7 @@ template <int ELEMENT, int ROWS> __device__ __forceinline__ void attend(const At
     __shared__ Block<ROWS> block;
     Work<ELEMENT, ROWS> work(a, block);
     if (!work.find()) return;
+    work.fetch();
     work.prepare_all();
     if (threadIdx.x < ROWS) block.maxima[threadIdx.x] = minus_inf(), block.totals[threadIdx.x] = 0;
     __syncthreads();

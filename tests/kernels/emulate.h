@@ -155,3 +155,4 @@ static float warp_max(float value) {
     return exchange(value, [](float a, float b) { return fmaxf(a, b); });
 }
 static void warp_wait() { __syncthreads(); }
+static void prefetch(const void *) {}
