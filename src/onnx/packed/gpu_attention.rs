@@ -184,8 +184,7 @@ impl Kernel {
         let shape = [tokens, self.heads as i64 * head];
         // SAFETY: the context is valid, and outputs live as long.
         let (out, outputs) = unsafe { outputs(context, &shape, keys.shape) }?;
-        let (head, block) = (head as usize, block as usize);
-        let rows = pass.widest * (self.heads / self.kv_heads);
+        let (head, block, rows) = (head as usize, block as usize, pass.widest * (self.heads / self.kv_heads));
         let is_ours = rows <= MOST_ROWS && head.is_multiple_of(WIDE) && head <= LONGEST && block.is_power_of_two();
         if !is_ours {
             // SAFETY: as above.
@@ -194,9 +193,8 @@ impl Kernel {
         let [key, value, stride] =
             self.keys_and_values(query.place, [width as usize, head], [there(1, number)?, there(2, number)?])?;
         let table = needed(7, INT32)?;
-        let angles_given = [there(8, number)?, there(9, number)?];
         let [cosines, sines, angles] =
-            if self.rotates { rotation([pass.longest, head], angles_given)? } else { [0; 3] };
+            rotation(self.rotates, [pass.longest, head], [there(8, number)?, there(9, number)?])?;
         let place = |index: usize, numbers: usize| match there(index, number)? {
             Some(found) if found.shape.iter().product::<i64>() == numbers as i64 => Ok(found.place),
             Some(found) => Err(format!("input {index} has the shape {:?}, not [{numbers}]", found.shape)),
@@ -290,8 +288,11 @@ impl Kernel {
 }
 
 /// Where the cosines and sines of the angles are, and how many angles a position has, for sequences of up to `longest`
-/// tokens. The kernel reads them by position, so all positions must be there.
-fn rotation([longest, head]: [usize; 2], given: [Option<There<'_>>; 2]) -> Result<[u64; 3], String> {
+/// tokens; zeroes without rotation. The kernel reads them by position, so all positions must be there.
+fn rotation(rotates: bool, [longest, head]: [usize; 2], given: [Option<There<'_>>; 2]) -> Result<[u64; 3], String> {
+    if !rotates {
+        return Ok([0; 3]);
+    }
     let [Some(cosines), Some(sines)] = given else {
         return Err("do_rotary is 1, but cos_cache or sin_cache is missing".into());
     };
@@ -506,13 +507,14 @@ mod tests {
     fn no_position_is_read_behind_the_angles() {
         let of = |longest: usize, shape: [&'static [i64]; 2]| {
             let [cosines, sines] = [0, 1].map(|index| Some(There { place: 64 + index as u64, shape: shape[index] }));
-            rotation([longest, 16], [cosines, sines])
+            rotation(true, [longest, 16], [cosines, sines])
         };
         assert_eq!(of(32, [&[32, 8], &[32, 8]]), Ok([64, 65, 8]));
         assert!(of(33, [&[32, 8], &[32, 8]]).unwrap_err().contains("32 positions, a sequence up to 33"));
         assert!(of(32, [&[32, 8], &[31, 8]]).unwrap_err().contains("shapes"));
         assert!(of(32, [&[32, 9], &[32, 9]]).unwrap_err().contains("head"));
-        assert!(rotation([1, 16], [None, None]).unwrap_err().contains("missing"));
+        assert!(rotation(true, [1, 16], [None, None]).unwrap_err().contains("missing"));
+        assert_eq!(rotation(false, [1, 16], [None, None]), Ok([0; 3]));
     }
 
     #[test]
