@@ -453,8 +453,8 @@ typedef struct cos_stats {
   uint64_t rows_copied;
   /**
    * Tokens that a model did not have to compute, because a session with the same beginning had computed them. Those
-   * of all models add up: a prompt of 100 tokens that two models know counts as 200. In whole blocks of the cache,
-   * so a prompt shorter than a block counts nothing (cos_engine_describe, "cache_block_tokens").
+   * of all models add up: a prompt of 100 tokens that two models know counts as 200. Whole blocks of the cache are
+   * found, so a prompt shorter than a block counts nothing (cos_engine_describe, "cache_block_tokens").
    */
   uint64_t prefix_tokens;
   /**
@@ -523,10 +523,10 @@ void cos_error_free(struct cos_error *error);
  *           "context_length": 4096,    most tokens of a sequence; default: what the export says
  *           "cache_bytes": 4294967296, most bytes that the caches of all sessions take together, if passes of the
  *                                      model serve several sessions. At least one sequence of the context length must
- *                                      fit. Default: half of the memory that is free when the engine is made, on the
- *                                      model's device, shared equally by all models; on a GPU at most what 256
- *                                      sequences of the context length need. A CPU gives it as it is used, a GPU at
- *                                      once.
+ *                                      fit, and the 256 tokens of the trial at load. Default: half of the memory that
+ *                                      is free when the engine is made, on the model's device, shared equally by all
+ *                                      models; on a GPU at most what 256 sequences of the context length need. A CPU
+ *                                      gives it as it is used, a GPU at once.
  *           "scoring": "parallel"      how the positions of a draft are scored: "parallel" (in one pass) or
  *                                      "one_by_one"; default: parallel if both give the same logits when the
  *                                      model is loaded. "parallel" refuses a model for which they differ.
@@ -660,8 +660,9 @@ struct cos_error *cos_session_fork(const struct cos_session *session, uint64_t s
 
 /**
  * Forget all tokens from index `length` on, those of prompts too. What is decoded there next is drawn with new random
- * numbers. The sequence goes on, also if it had finished; max_tokens counts from the last prompt that is left. A round
- * that cos_step_many has begun is given up. With the length of the sequence, only that is done. One thread at a time.
+ * numbers. The sequence goes on, also if it had finished, unless max_tokens tokens stand behind the last prompt that
+ * is left. A round that cos_step_many has begun is given up. With the length of the sequence, only that is done. One
+ * thread at a time.
  *
  * @param session  in/out, must not be NULL, not in use on another thread (BUSY)
  * @param length   tokens to keep; at most those of the sequence, prompts included. With 0, cos_prompt comes next.
@@ -706,6 +707,8 @@ struct cos_error *cos_step(struct cos_session *session, struct cos_step_result *
 /**
  * Stop the running step, or the next one if none is running. The step ends early with COS_FINISH_CANCELLED, and all
  * committed tokens stay. May be called from any thread at any time until cos_free is called. Never waits for a pass.
+ * If the running step ends by itself before it can be stopped, the next one is stopped, unless the sequence has
+ * finished.
  *
  * A step that cannot run is not cancelled: that of a finished sequence gives its reason again, and that of a session
  * without a prompt its error. The cancel then stays, and stops the first step behind the next prompt. Several cancels

@@ -114,7 +114,7 @@ impl<C: Chance> Decoder<C> {
             settings,
             chance,
             tokens: Vec::new(),
-            prompt_end: 0,
+            prompts: Vec::new(),
             context_length: 0,
             epoch: 0,
             route_epoch: 0,
@@ -152,9 +152,9 @@ impl<C: Chance> Decoder<C> {
 
     /// Let the schedule propose no token behind the end of the context, or of the tokens that were asked for.
     fn set_end(&mut self) {
-        let DecoderState { settings, context_length, prompt_end, .. } = &self.state;
+        let DecoderState { settings, context_length, .. } = &self.state;
         let generated = if settings.max_tokens == 0 { usize::MAX } else { settings.max_tokens };
-        self.schedule.set_end(prompt_end.saturating_add(generated).min(*context_length));
+        self.schedule.set_end(self.state.prompt_end().saturating_add(generated).min(*context_length));
     }
 
     /// Decode by another combination from the next position on, with a plan for it. Committed tokens stay.
@@ -273,13 +273,14 @@ impl<C: Chance> Decoder<C> {
         self.drop_pending();
         let state = &mut self.state;
         state.tokens.extend_from_slice(tokens);
-        state.prompt_end = state.tokens.len();
-        self.start = state.prompt_end;
-        self.schedule.reset(state.prompt_end);
+        let end = state.tokens.len();
+        state.prompts.push(committed..end);
+        self.start = end;
+        self.schedule.reset(end);
         if let Some(observer) = &mut state.observer {
-            observer.restart(state.prompt_end);
+            observer.restart(end);
         }
-        state.finish = (state.prompt_end == context_length).then_some(Finish::ContextFull);
+        state.finish = (end == context_length).then_some(Finish::ContextFull);
         self.set_end();
         Ok(())
     }
@@ -358,6 +359,17 @@ impl<C: Chance> Decoder<C> {
         })
     }
 
+    /// By model that the combination needs and that has seen nothing yet: a pass over the first tokens that it will
+    /// see. It is to ask for memory, not to be run.
+    pub fn first_passes(&mut self) -> impl Iterator<Item = (usize, Pass<'_>)> {
+        let DecoderState { lanes, settings, tokens, .. } = &mut self.state;
+        let (combination, tokens) = (&settings.combination, &*tokens);
+        lanes.iter_mut().enumerate().filter_map(move |(model, lane)| {
+            let lane = lane.as_mut().filter(|lane| combination.needs(model) && lane.sequence.is_empty())?;
+            Some((model, Pass::plain(lane.sequence.as_mut(), &tokens[..tokens.len().min(lane.limits.max_pass)])))
+        })
+    }
+
     /// A needed pass has succeeded. `overlapped` tells whether it was run at the same time as others of this step.
     pub fn ran(&mut self, need: Need, report: Report, overlapped: bool) {
         let Need { model, start, end, .. } = need;
@@ -370,7 +382,7 @@ impl<C: Chance> Decoder<C> {
         }
         self.is_usual &= report.is_usual;
         // After the token at index i the row of position i + 1 is scored; those within the prompt do not count.
-        let scored = end.saturating_sub(start.max(self.state.prompt_end - 1));
+        let scored = end.saturating_sub(start.max(self.state.prompt_end() - 1));
         self.state.counters.forwards += u64::from(scored > 0);
         self.state.counters.positions += scored as u64;
     }
@@ -390,6 +402,11 @@ impl<C: Chance> Decoder<C> {
         }
     }
 
+    /// Let the models know that no pass comes soon, since the sequence has ended.
+    pub fn rest(&mut self) {
+        self.state.lanes.iter_mut().flatten().for_each(|lane| lane.sequence.rest());
+    }
+
     /// Undo a round that has failed.
     fn undo(&mut self) {
         self.needs.clear();
@@ -398,7 +415,13 @@ impl<C: Chance> Decoder<C> {
         let state = &mut self.state;
         state.finish = None;
         state.log_probabilities.clear();
+        // If nothing was pending and nothing has run, no number was used, and the next round may take the same.
+        let epoch = state.epoch;
+        let is_untouched = state.tokens.len() == start && state.counters.forwards == self.before.forwards;
         state.drop_pending(start);
+        if is_untouched {
+            state.epoch = epoch;
+        }
         // A pass that failed may have spoiled rows, so the last one is scored anew.
         state.lanes.iter_mut().flatten().for_each(|lane| lane.abandon(start - 1));
         // Passes were run, but nothing that was decided counts.
@@ -437,9 +460,10 @@ impl<C: Chance> Decoder<C> {
     /// Tell the observer the times of passes. A pass over a prompt, or one that prepares others, says nothing of later
     /// ones.
     fn observe_times(&mut self) {
-        let DecoderState { prompt_end, observer, .. } = &mut self.state;
+        let prompt_end = self.state.prompt_end();
+        let DecoderState { observer, .. } = &mut self.state;
         let Some(observer) = observer else { return };
-        let tells = |ran: &Ran| ran.report.is_usual && ran.need.start + 1 >= *prompt_end;
+        let tells = |ran: &Ran| ran.report.is_usual && ran.need.start + 1 >= prompt_end;
         let pass = |ran: &Ran| (ran.need.model, ran.need.end - ran.need.start);
         if self.ran.iter().any(|ran| ran.overlapped) {
             if self.ran.iter().all(tells) {
@@ -539,7 +563,7 @@ impl<C: Chance> Decoder<C> {
 
     /// Tokens committed when the last prompt ended.
     pub fn prompt_end(&self) -> usize {
-        self.state.prompt_end
+        self.state.prompt_end()
     }
 
     /// Most tokens that the sequence can hold.

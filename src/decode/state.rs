@@ -1,5 +1,7 @@
 //! What a sequence is, and how its positions are decided from rows: the decoder's answers to the schedule.
 
+use std::ops::Range;
+
 use crate::decode::chance::{Chance, Key, Purpose};
 use crate::decode::lane::Lane;
 use crate::decode::look_up;
@@ -18,8 +20,8 @@ pub struct DecoderState<C> {
     pub chance: C,
     /// Committed tokens, then pending ones.
     pub tokens: Vec<i32>,
-    /// Tokens committed when the last prompt ended.
-    pub prompt_end: usize,
+    /// Where prompts are, in order. Those that were rewound are gone.
+    pub prompts: Vec<Range<usize>>,
     /// Most tokens that all needed models hold.
     pub context_length: usize,
     /// How often pending tokens were dropped or the combination changed.
@@ -35,6 +37,16 @@ pub struct DecoderState<C> {
 }
 
 impl<C: Chance> DecoderState<C> {
+    /// Tokens committed when the last prompt ended.
+    pub fn prompt_end(&self) -> usize {
+        self.prompts.last().map_or(0, |prompt| prompt.end)
+    }
+
+    /// Whether as many tokens are committed behind the last prompt as are asked for.
+    pub fn has_all(&self, committed: usize) -> bool {
+        committed - self.prompt_end() == self.settings.max_tokens && self.settings.max_tokens > 0
+    }
+
     /// Drop all tokens from index `from` on, here and in every cache.
     pub fn drop_pending(&mut self, from: usize) {
         self.tokens.truncate(from);
@@ -56,10 +68,9 @@ impl<C: Chance> DecoderState<C> {
     /// goes with the next prompt.
     fn end(&mut self, position: usize) {
         let (committed, token) = (position + 1, self.tokens[position]);
-        let generated = committed - self.prompt_end;
         self.finish = if self.settings.stop_tokens.contains(&token) {
             Some(Finish::StopToken)
-        } else if generated == self.settings.max_tokens {
+        } else if self.has_all(committed) {
             Some(Finish::MaxTokens)
         } else if committed == self.context_length {
             Some(Finish::ContextFull)

@@ -10,7 +10,7 @@ use crate::decode::chance::Chance;
 use crate::decode::decoder::{Decoder, Finish, Need, Proposer, Settings, Step, Workspace};
 use crate::decode::policy::Plan;
 use crate::engine::participant::Participant;
-use crate::engine::queue::{self, MOST_MODELS, PassQueue, Ticket};
+use crate::engine::queue::{self, MOST_MODELS, PassQueue, Ticket, WhenFull};
 use crate::engine::queues::{Inside, PassQueues};
 use crate::engine::wait::{Waiter, WakeOnCancel};
 use crate::error::{Error, Result};
@@ -150,6 +150,7 @@ impl<C: Chance> Driver<C> {
     /// Run what the decoder needs.
     fn run_needs(&mut self) -> Result<(), Interrupt> {
         let Some(queues) = self.queues.clone() else { return self.run_alone() };
+        self.refusal().map_or(Ok(()), Err)?;
         if self.decoder.needs().iter().any(|need| queues.of(need.model).is_none()) {
             let _aside = self.in_crowd.then(|| queues.step_aside());
             self.run_alone()?;
@@ -159,6 +160,16 @@ impl<C: Chance> Driver<C> {
             self.run_shared(&queues, first, at_once)?;
         }
         Ok(())
+    }
+
+    /// The error of a new session, if a model that it needs has no memory for it. It is told before anything runs, so
+    /// that nothing is computed in vain.
+    pub(super) fn refusal(&mut self) -> Option<Error> {
+        let queues = self.queues.as_deref()?;
+        if self.decoder.counters().tokens > 0 || queues.when_full(true, true) != WhenFull::Refuse {
+            return None;
+        }
+        self.decoder.first_passes().find_map(|(model, mut pass)| queues.of(model)?.refusal(&mut pass))
     }
 
     /// Run those of `count` needs from index `first` on whose models have queues.
@@ -223,14 +234,14 @@ impl<C: Chance> Driver<C> {
         Ok(())
     }
 
-    /// Ask for the passes that are run in common with others, each with its need. One for which there is no memory now
-    /// is given back.
+    /// Ask for the passes that are run in common with others, each with its need. One for which there is no memory now,
+    /// and a chunk of a prompt for which the next pass has no room, is given back.
     pub(super) fn tickets(&mut self) -> impl Iterator<Item = (Need, Ticket<'_>)> {
         let Driver { decoder, cancel, queues, .. } = self;
         let (cancel, queues, is_new) = (&**cancel, queues.as_deref(), decoder.counters().tokens == 0);
         decoder.passes().filter_map(move |(need, pass)| {
             let when_full = queues?.when_full(is_new && need.start == 0, false);
-            Some((need, Ticket::new(queues?.of(need.model)?, pass, cancel, when_full)))
+            Some((need, Ticket::new(queues?.of(need.model)?, pass, cancel, when_full).briefly()))
         })
     }
 

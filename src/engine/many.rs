@@ -116,7 +116,14 @@ fn run_together<S: BorrowMut<Session>>(sessions: &mut [S], buffers: &mut CallBuf
     let waiter = sessions[first].borrow().driver.waiter().clone();
     let mut waiting = recycle(std::mem::take(tickets));
     needs.clear();
-    for (index, each) in sessions.iter_mut().enumerate().filter(|(index, _)| waits(index)) {
+    for (index, each) in sessions.iter_mut().enumerate() {
+        if !matches!(stands[index], Stand::Waits) {
+            continue;
+        }
+        if let Some(refusal) = each.borrow_mut().driver.refusal() {
+            stands[index] = Stand::Interrupted(refusal.into());
+            continue;
+        }
         for (need, mut ticket) in each.borrow_mut().driver.tickets() {
             ticket.place = needs.len();
             needs.push((index, need));
@@ -137,7 +144,7 @@ fn run_together<S: BorrowMut<Session>>(sessions: &mut [S], buffers: &mut CallBuf
         let (index, need) = needs[place];
         let driver = &mut sessions[index].borrow_mut().driver;
         match outcome {
-            // There is no memory for the pass now. The next call asks for it again.
+            // There is no memory or no room for the pass now. The next call asks for it again.
             None => {}
             Some(Ok(report)) => {
                 let overlapped = overlaps && driver.needs().len() > 1;

@@ -14,6 +14,7 @@ pub mod stats;
 mod sync;
 pub mod table;
 pub mod wait;
+mod waiting;
 
 use std::path::Path;
 use std::sync::Arc;

@@ -19,9 +19,6 @@ use super::wait::{Crowd, Waiter};
 use crate::error::Error;
 use crate::model::{Admission, Cancel, Interrupt, Model, Pass, Report};
 
-/// Most tokens of a pass that is taken before wider ones: decoding and verification, but no chunk of a prompt.
-const NARROW: usize = 16;
-
 /// Most threads that a thread wakes at once.
 const WAKES: usize = 4;
 
@@ -48,22 +45,41 @@ pub enum WhenFull {
 /// A pass that is asked for, and later its outcome.
 pub struct Ticket<'a> {
     queue: &'a PassQueue,
-    pass: Pass<'a>,
-    cancel: &'a Cancel,
+    pub(super) pass: Pass<'a>,
+    pub(super) cancel: &'a Cancel,
     /// What its owner knows it by.
     pub place: usize,
-    when_full: WhenFull,
+    pub(super) when_full: WhenFull,
+    /// It waits for one pass only: if it is wide and found no room, it is given back.
+    pub(super) is_brief: bool,
     /// It was part of a pass that failed, so it runs alone.
-    alone: bool,
+    pub(super) alone: bool,
     /// Its share of passes that computed tokens anew.
-    spent: Duration,
-    outcome: Option<Result<Report, Interrupt>>,
+    pub(super) spent: Duration,
+    pub(super) outcome: Option<Result<Report, Interrupt>>,
 }
 
 impl<'a> Ticket<'a> {
     /// Ask for a pass of the queue's model, unless its session is cancelled before.
     pub fn new(queue: &'a PassQueue, pass: Pass<'a>, cancel: &'a Cancel, when_full: WhenFull) -> Self {
-        Ticket { queue, pass, cancel, place: 0, when_full, alone: false, spent: Duration::ZERO, outcome: None }
+        Ticket {
+            queue,
+            pass,
+            cancel,
+            place: 0,
+            when_full,
+            is_brief: false,
+            alone: false,
+            spent: Duration::ZERO,
+            outcome: None,
+        }
+    }
+
+    /// Wait for one pass only. If it is wide and has not ended then, for want of room or because its sequence computes
+    /// tokens anew, it is given back, to be asked for again.
+    pub fn briefly(mut self) -> Self {
+        self.is_brief = true;
+        self
     }
 
     /// Where it waits.
@@ -80,8 +96,9 @@ impl<'a> Ticket<'a> {
 /// The passes of one model that threads wait for.
 pub struct PassQueue {
     model: Arc<dyn Model>,
-    /// [`Model::max_batch_tokens`].
+    /// [`Model::max_batch_tokens`] and [`Model::max_pass`].
     max_tokens: usize,
+    max_wide: usize,
     /// [`Model::overlaps`].
     overlaps: bool,
     state: Mutex<Waiting>,
@@ -91,50 +108,58 @@ pub struct PassQueue {
 }
 
 /// A thread that waits for passes. It lies on the thread's stack.
-struct Asker {
-    waiter: Arc<Waiter>,
+pub(super) struct Asker {
+    pub(super) waiter: Arc<Waiter>,
     /// Whether the thread belongs to the crowd while it does not wait.
-    in_crowd: bool,
+    pub(super) in_crowd: bool,
     /// Calls with tickets that have no outcome.
-    open: AtomicUsize,
+    pub(super) open: AtomicUsize,
     /// All its calls.
-    calls: usize,
+    pub(super) calls: usize,
     /// Calls that lead.
-    leads: AtomicUsize,
+    pub(super) leads: AtomicUsize,
 }
 
 /// What a thread asks of one queue. It lies on the thread's stack.
-struct Call {
-    asker: NonNull<Asker>,
-    queue: NonNull<PassQueue>,
-    tickets: NonNull<Ticket<'static>>,
-    count: usize,
+pub(super) struct Call {
+    pub(super) asker: NonNull<Asker>,
+    pub(super) queue: NonNull<PassQueue>,
+    pub(super) tickets: NonNull<Ticket<'static>>,
+    pub(super) count: usize,
     /// Tickets without an outcome.
-    open: usize,
-    leads: bool,
+    pub(super) open: usize,
+    pub(super) leads: bool,
 }
+
+/// Most tokens of a pass that is taken before wider ones: decoding and verification, but no chunk of a prompt.
+const NARROW: usize = 16;
 
 /// A ticket that waits or runs, and the call that it belongs to.
 #[derive(Clone, Copy)]
-struct Entry {
-    ticket: NonNull<Ticket<'static>>,
-    call: NonNull<Call>,
+pub(super) struct Entry {
+    pub(super) ticket: NonNull<Ticket<'static>>,
+    pub(super) call: NonNull<Call>,
     /// A pass was run without it, because it was full.
-    stayed: bool,
+    pub(super) stayed: bool,
     /// Whether there is memory for it.
-    admission: Admission,
+    pub(super) admission: Admission,
 }
 
 impl Entry {
     /// Tokens that the next pass takes of it; 0 if there is no memory.
-    fn width(&self) -> usize {
+    pub(super) fn width(&self) -> usize {
         match self.admission {
             Admission::Whole(tokens) | Admission::Part(tokens) => tokens,
             Admission::Waits => 0,
         }
     }
 
-    fn is_admitted(&self) -> bool {
+    /// Whether it is no decoding or verification, but a chunk of a prompt.
+    pub(super) fn is_wide(&self) -> bool {
+        self.width() > NARROW
+    }
+
+    pub(super) fn is_admitted(&self) -> bool {
         self.admission != Admission::Waits
     }
 }
@@ -144,21 +169,50 @@ impl Entry {
 unsafe impl Send for Entry {}
 
 #[derive(Default)]
-struct Waiting {
+pub(super) struct Waiting {
     /// Whether some call leads. If not, nobody waits.
-    has_leader: bool,
+    pub(super) has_leader: bool,
     /// A leader that waits for memory.
-    blocked: Option<Arc<Waiter>>,
+    pub(super) blocked: Option<Arc<Waiter>>,
     /// Whether the leader waits for the end of a pass of another model.
-    held: bool,
+    pub(super) held: bool,
     /// In the order of arrival; for the choice of a pass, in that of the age of their sessions.
-    entries: VecDeque<Entry>,
+    pub(super) entries: VecDeque<Entry>,
     /// Those who are to be woken once the lock is released.
-    woken: VecDeque<Arc<Waiter>>,
+    pub(super) woken: VecDeque<Arc<Waiter>>,
     /// Empty, kept for the next pass.
-    batch: Vec<Entry>,
+    pub(super) batch: Vec<Entry>,
     /// Empty, kept for the next pass.
-    passes: Vec<Pass<'static>>,
+    pub(super) passes: Vec<Pass<'static>>,
+}
+
+/// Make a call the leader of its queue.
+///
+/// # Safety
+/// The lock of its queue is held, and the call has not returned.
+pub(super) unsafe fn lead(call: NonNull<Call>) {
+    // SAFETY: the caller promises it.
+    let call = unsafe { &mut *call.as_ptr() };
+    call.leads = true;
+    call.asker().leads.fetch_add(1, Ordering::Relaxed);
+}
+
+/// Let a call lead no more.
+///
+/// # Safety
+/// The lock of its queue is held, and the call has not returned.
+pub(super) unsafe fn resign(call: NonNull<Call>) {
+    // SAFETY: the caller promises it.
+    let call = unsafe { &mut *call.as_ptr() };
+    call.leads = false;
+    call.asker().leads.fetch_sub(1, Ordering::Relaxed);
+}
+
+/// # Safety
+/// The ticket has no outcome, and the lock is held.
+pub(super) unsafe fn is_cancelled(ticket: NonNull<Ticket<'static>>) -> bool {
+    // The pass may be in use by a leader, so there is no reference to the whole ticket.
+    unsafe { (*ticket.as_ptr()).cancel }.is_requested()
 }
 
 type Guard<'a> = MutexGuard<'a, Waiting>;
@@ -203,12 +257,12 @@ pub fn run(waiter: &Arc<Waiter>, in_crowd: bool, mut tickets: &mut [Ticket<'_>])
 
 /// Run the passes of calls that a thread makes.
 ///
-/// SAFETY (of this file): the asker, the calls and the tickets live until this function returns, which is when `open`
-/// of each call is 0. An entry is in `entries` or in the batch of the leader only while its ticket has no outcome,
-/// which `open` counts; so nobody has a pointer to them after that. A call is used only with the lock of its queue
-/// held, but for what never changes. A ticket is used with the lock held, but for its pass: the leader uses that alone
-/// while the entry is in its batch. The thread that owns them uses them by the same pointers and rules until it
-/// returns.
+/// SAFETY (of this file and of `waiting.rs`): the asker, the calls and the tickets live until this function returns,
+/// which is when `open` of each call is 0. An entry is in `entries` or in the batch of the leader only while its ticket
+/// has no outcome, which `open` counts; so nobody has a pointer to them after that. A call is used only with the lock
+/// of its queue held, but for what never changes. A ticket is used with the lock held, but for its pass: the leader
+/// uses that alone while the entry is in its batch. The thread that owns them uses them by the same pointers and rules
+/// until it returns.
 fn run_calls(asker: &Asker, calls: &mut ArrayVec<Call, MOST_MODELS>) {
     let calls: ArrayVec<NonNull<Call>, MOST_MODELS> = calls.iter_mut().map(NonNull::from).collect();
     asker.open.store(calls.len(), Ordering::Relaxed);
@@ -280,35 +334,13 @@ enum Completed {
     Nothing,
 }
 
-/// Make a call the leader of its queue.
-///
-/// # Safety
-/// The lock of its queue is held, and the call has not returned.
-unsafe fn lead(call: NonNull<Call>) {
-    // SAFETY: the caller promises it.
-    let call = unsafe { &mut *call.as_ptr() };
-    call.leads = true;
-    call.asker().leads.fetch_add(1, Ordering::Relaxed);
-}
-
-/// Let a call lead no more.
-///
-/// # Safety
-/// The lock of its queue is held, and the call has not returned.
-unsafe fn resign(call: NonNull<Call>) {
-    // SAFETY: the caller promises it.
-    let call = unsafe { &mut *call.as_ptr() };
-    call.leads = false;
-    call.asker().leads.fetch_sub(1, Ordering::Relaxed);
-}
-
 impl Call {
     fn queue<'a>(&self) -> &'a PassQueue {
         // SAFETY: tickets borrow the queue for as long as the call lives.
         unsafe { self.queue.as_ref() }
     }
 
-    fn asker(&self) -> &Asker {
+    pub(super) fn asker(&self) -> &Asker {
         // SAFETY: it lives longer than its calls.
         unsafe { self.asker.as_ref() }
     }
@@ -326,13 +358,18 @@ impl Call {
 impl PassQueue {
     /// The queue of a model. The crowd is that of its engine.
     pub fn new(model: Arc<dyn Model>, crowd: Arc<Crowd>) -> Self {
-        let (max_tokens, overlaps) = (model.max_batch_tokens(), model.overlaps());
-        PassQueue { model, max_tokens, overlaps, state: Mutex::default(), last: AtomicUsize::new(0), crowd }
+        let (max_tokens, max_wide, overlaps) = (model.max_batch_tokens(), model.max_pass(), model.overlaps());
+        PassQueue { model, max_tokens, max_wide, overlaps, state: Mutex::default(), last: AtomicUsize::new(0), crowd }
     }
 
     /// Whether passes of the model run at the same time as those of others.
     pub fn overlaps(&self) -> bool {
         self.overlaps
+    }
+
+    /// The error, if there is no memory for a pass.
+    pub fn refusal(&self, pass: &mut Pass<'_>) -> Option<Error> {
+        (self.model.admit(pass) == Admission::Waits).then(|| self.model.no_memory())
     }
 
     fn lock(&self) -> Guard<'_> {
@@ -392,7 +429,7 @@ impl PassQueue {
         // SAFETY: the lock is held.
         if unsafe { own.as_ref() }.open > 0 {
             state.admit(self.model.as_ref(), &self.crowd, own);
-            state.choose(own, self.max_tokens);
+            state.choose(own, self.max_tokens, self.max_wide);
         }
         state = self.wake(state);
         if state.batch.is_empty() {
@@ -483,194 +520,5 @@ impl PassQueue {
         drop(state);
         woken.into_iter().for_each(|waiter| waiter.wake());
         self.lock()
-    }
-}
-
-/// # Safety
-/// The ticket has no outcome, and the lock is held.
-unsafe fn is_cancelled(ticket: NonNull<Ticket<'static>>) -> bool {
-    // The pass may be in use by a leader, so there is no reference to the whole ticket.
-    unsafe { (*ticket.as_ptr()).cancel }.is_requested()
-}
-
-/// What a pass cost one of those that shared it: a drafter that makes a pass wider pays for that.
-fn share(elapsed: Duration, width: usize, tokens: usize) -> Duration {
-    if width == tokens { elapsed } else { elapsed.mul_f64(width as f64 / tokens as f64) }
-}
-
-impl Waiting {
-    /// Give a ticket its outcome, which ends the use of its entry.
-    fn finish(&mut self, entry: &Entry, outcome: Option<Result<Report, Interrupt>>, crowd: &Crowd, own: NonNull<Call>) {
-        // SAFETY: the lock is held, and the entry is in nobody's batch any more. `own` is a call of this thread.
-        let (ticket, call, own) =
-            unsafe { (&mut *entry.ticket.as_ptr(), &mut *entry.call.as_ptr(), (*own.as_ptr()).asker) };
-        ticket.outcome = outcome;
-        call.open -= 1;
-        if call.open > 0 {
-            return;
-        }
-        let (calls, open) = (call.asker().calls, call.asker().open.fetch_sub(1, Ordering::AcqRel));
-        if open > 1 {
-            if open == calls {
-                crowd.half();
-            }
-            return;
-        }
-        if calls > 1 {
-            crowd.whole();
-        }
-        if call.asker().in_crowd {
-            crowd.add(1);
-        }
-        if own != call.asker {
-            self.woken.push_back(call.asker().waiter.clone());
-        }
-    }
-
-    /// End the wait of sessions that were cancelled.
-    fn let_cancelled_go(&mut self, crowd: &Crowd, own: NonNull<Call>) {
-        let mut entries = std::mem::take(&mut self.entries);
-        entries.retain(|entry| {
-            // SAFETY: the entry waits, so its ticket has no outcome; the lock is held.
-            let cancelled = unsafe { is_cancelled(entry.ticket) };
-            if cancelled {
-                self.finish(entry, Some(Err(Interrupt::Cancelled)), crowd, own);
-            }
-            !cancelled
-        });
-        self.entries = entries;
-    }
-
-    /// See for which passes there is memory, those of the oldest sessions first.
-    fn admit(&mut self, model: &dyn Model, crowd: &Crowd, own: NonNull<Call>) {
-        // SAFETY (here and below): the entries wait, and the lock is held.
-        self.entries.make_contiguous().sort_unstable_by_key(|entry| unsafe { (*entry.ticket.as_ptr()).cancel }.age());
-        let mut entries = std::mem::take(&mut self.entries);
-        entries.retain_mut(|entry| {
-            let ticket = unsafe { &mut *entry.ticket.as_ptr() };
-            let admission = catch_unwind(AssertUnwindSafe(|| model.admit(&mut ticket.pass)));
-            let outcome = match (admission, ticket.when_full) {
-                (Err(panic), _) => Some(Err(Interrupt::Failed(Error::of_panic(panic.as_ref())))),
-                (Ok(Admission::Waits), WhenFull::Refuse) => Some(Err(Interrupt::Failed(model.no_memory()))),
-                (Ok(Admission::Waits), WhenFull::Return) => None,
-                (Ok(admission), _) => {
-                    entry.admission = admission;
-                    return true;
-                }
-            };
-            self.finish(entry, outcome, crowd, own);
-            false
-        });
-        self.entries = entries;
-    }
-
-    /// No pass could be chosen. If another call has one that it runs alone, it leads. Otherwise the leader waits until
-    /// there may be memory.
-    fn wait_for_memory(&mut self, own: NonNull<Call>) {
-        // SAFETY: the lock is held.
-        if unsafe { own.as_ref() }.open == 0 {
-            return;
-        }
-        match self.entries.iter().find(|entry| entry.is_admitted()).map(|entry| entry.call) {
-            Some(next) => self.hand_over(own, next),
-            None => self.blocked = Some(unsafe { own.as_ref() }.asker().waiter.clone()),
-        }
-    }
-
-    /// Take what the next pass runs: first what stayed, so that nobody waits forever, then narrow passes, so that long
-    /// prompts do not hold up those who decode, then the others. A pass that is to run alone is left to its owner.
-    fn choose(&mut self, own: NonNull<Call>, max_tokens: usize) {
-        // SAFETY: the entries wait, and the lock is held.
-        let alone = |entry: &Entry| unsafe { entry.ticket.as_ref() }.alone;
-        let is_own = |entry: &Entry| entry.call == own && alone(entry) && entry.is_admitted();
-        if let Some(index) = self.entries.iter().position(is_own) {
-            self.batch.extend(self.entries.remove(index));
-            return;
-        }
-        let mut tokens = 0;
-        for class in 0..3 {
-            self.entries.retain(|entry| {
-                let belongs = entry.stayed || class == 2 || class == 1 && entry.width() <= NARROW;
-                let fits = self.batch.is_empty() || tokens + entry.width() <= max_tokens;
-                let takes = belongs && fits && entry.is_admitted() && !alone(entry);
-                if takes {
-                    tokens += entry.width();
-                    self.batch.push(*entry);
-                }
-                !takes
-            });
-        }
-        self.entries.iter_mut().for_each(|entry| entry.stayed = true);
-    }
-
-    /// Give the tickets of a pass their outcomes. If a pass of several failed, they wait again: each to be run alone,
-    /// so that only the culprit fails. If one of several was cancelled, the others go on together. After a panic
-    /// (`Err`) nobody knows the state of the sequences, so all fail.
-    fn settle(
-        &mut self,
-        batch: &mut Vec<Entry>,
-        result: Result<Result<Report, Interrupt>, Error>,
-        crowd: &Crowd,
-        own: NonNull<Call>,
-    ) {
-        let several = batch.len() > 1;
-        // SAFETY (here and below): the entries are in the batch of this leader, whose pass has ended; the lock is held.
-        let tokens = batch.iter().map(Entry::width).sum();
-        let cancelled = |entry: &Entry| unsafe { is_cancelled(entry.ticket) };
-        let again = several && matches!(result, Ok(Err(_)));
-        let result = result.unwrap_or_else(|panic| Err(Interrupt::Failed(panic)));
-        let alone = again && (result != Err(Interrupt::Cancelled) || !batch.iter().any(cancelled));
-        let is_full = matches!(result, Err(Interrupt::Failed(Error::NoMemory(_))));
-        // Backwards, since those that wait again come first, in their order.
-        for mut entry in batch.drain(..).rev() {
-            let ticket = unsafe { &mut *entry.ticket.as_ptr() };
-            let waits = is_full && ticket.when_full == WhenFull::Wait;
-            if (again || waits) && !cancelled(&entry) {
-                entry.stayed = true;
-                ticket.alone |= alone;
-                self.entries.push_front(entry);
-                continue;
-            }
-            let outcome = match &result {
-                Ok(report) => {
-                    let is_usual = report.is_usual && ticket.spent.is_zero();
-                    ticket.spent += share(report.elapsed, entry.width(), tokens);
-                    if let Admission::Part(_) = entry.admission {
-                        entry.stayed = true;
-                        self.entries.push_front(entry);
-                        continue;
-                    }
-                    Some(Ok(Report { elapsed: ticket.spent, is_usual }))
-                }
-                Err(_) if again => Some(Err(Interrupt::Cancelled)),
-                Err(_) if is_full && ticket.when_full == WhenFull::Return => None,
-                Err(interrupt) => Some(Err(interrupt.clone())),
-            };
-            self.finish(&entry, outcome, crowd, own);
-        }
-    }
-
-    /// Make the first that waits the leader, or rather the first of those that lead nothing else.
-    fn pass_leadership_on(&mut self, own: NonNull<Call>) {
-        // SAFETY: the lock is held; a call whose entry waits has not returned.
-        let is_idle = |entry: &&Entry| unsafe { entry.call.as_ref() }.asker().leads.load(Ordering::Relaxed) == 0;
-        match self.entries.iter().find(is_idle).or(self.entries.front()).map(|entry| entry.call) {
-            Some(next) => self.hand_over(own, next),
-            None => {
-                unsafe { resign(own) };
-                self.has_leader = false;
-            }
-        }
-    }
-
-    /// Make another call the leader, one of whose entries waits.
-    fn hand_over(&mut self, own: NonNull<Call>, next: NonNull<Call>) {
-        // SAFETY: the lock is held; a call whose entry waits has not returned.
-        unsafe {
-            resign(own);
-            lead(next);
-        }
-        // It is woken first, because a pass waits for it.
-        self.woken.push_front(unsafe { next.as_ref() }.asker().waiter.clone());
     }
 }

@@ -141,6 +141,11 @@ impl Session {
             self.driver.failed();
         }
         let finish = (*self.driver).round().1;
+        if finish.is_some() && self.driver.committed().len() > begun.start {
+            self.driver.rest();
+            // A cancel that came too late for this round is not meant for the next prompt.
+            self.cancel.reset();
+        }
         let now = self.engine.clock()();
         let total = begun.elapsed + now.saturating_sub(begun.since);
         let mut probe = None;

@@ -62,10 +62,10 @@ impl cos_engine {
 ///           "context_length": 4096,    most tokens of a sequence; default: what the export says
 ///           "cache_bytes": 4294967296, most bytes that the caches of all sessions take together, if passes of the
 ///                                      model serve several sessions. At least one sequence of the context length must
-///                                      fit. Default: half of the memory that is free when the engine is made, on the
-///                                      model's device, shared equally by all models; on a GPU at most what 256
-///                                      sequences of the context length need. A CPU gives it as it is used, a GPU at
-///                                      once.
+///                                      fit, and the 256 tokens of the trial at load. Default: half of the memory that
+///                                      is free when the engine is made, on the model's device, shared equally by all
+///                                      models; on a GPU at most what 256 sequences of the context length need. A CPU
+///                                      gives it as it is used, a GPU at once.
 ///           "scoring": "parallel"      how the positions of a draft are scored: "parallel" (in one pass) or
 ///                                      "one_by_one"; default: parallel if both give the same logits when the
 ///                                      model is loaded. "parallel" refuses a model for which they differ.

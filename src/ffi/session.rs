@@ -249,8 +249,9 @@ pub unsafe extern "C" fn cos_session_fork(
 }
 
 /// Forget all tokens from index `length` on, those of prompts too. What is decoded there next is drawn with new random
-/// numbers. The sequence goes on, also if it had finished; max_tokens counts from the last prompt that is left. A round
-/// that cos_step_many has begun is given up. With the length of the sequence, only that is done. One thread at a time.
+/// numbers. The sequence goes on, also if it had finished, unless max_tokens tokens stand behind the last prompt that
+/// is left. A round that cos_step_many has begun is given up. With the length of the sequence, only that is done. One
+/// thread at a time.
 ///
 /// @param session  in/out, must not be NULL, not in use on another thread (BUSY)
 /// @param length   tokens to keep; at most those of the sequence, prompts included. With 0, cos_prompt comes next.
@@ -359,6 +360,8 @@ pub(super) fn step_result(
 
 /// Stop the running step, or the next one if none is running. The step ends early with COS_FINISH_CANCELLED, and all
 /// committed tokens stay. May be called from any thread at any time until cos_free is called. Never waits for a pass.
+/// If the running step ends by itself before it can be stopped, the next one is stopped, unless the sequence has
+/// finished.
 ///
 /// A step that cannot run is not cancelled: that of a finished sequence gives its reason again, and that of a session
 /// without a prompt its error. The cancel then stays, and stops the first step behind the next prompt. Several cancels

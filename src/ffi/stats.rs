@@ -50,8 +50,8 @@ pub struct cos_stats {
     /// work on rows. Rows that are always on the host do not count.
     pub rows_copied: u64,
     /// Tokens that a model did not have to compute, because a session with the same beginning had computed them. Those
-    /// of all models add up: a prompt of 100 tokens that two models know counts as 200. In whole blocks of the cache,
-    /// so a prompt shorter than a block counts nothing (cos_engine_describe, "cache_block_tokens").
+    /// of all models add up: a prompt of 100 tokens that two models know counts as 200. Whole blocks of the cache are
+    /// found, so a prompt shorter than a block counts nothing (cos_engine_describe, "cache_block_tokens").
     pub prefix_tokens: u64,
     /// Tokens that a model has computed once more, because their memory was taken for a session that was started
     /// earlier, or while the session rested. If this grows as fast as `tokens`, the cache is too small for the number

@@ -170,6 +170,9 @@ pub trait Sequence: Any + Send {
     /// given up.
     fn truncate(&mut self, len: usize);
 
+    /// No pass comes soon. What the sequence needs for that may go to others, if the model is short of it.
+    fn rest(&mut self) {}
+
     /// Take the rows of the last pass into memory of the sequence, if that pass has left them in memory that other
     /// sequences need. The thread of the sequence calls it after each pass, so threads share this work.
     fn take_rows(&mut self) {}

@@ -7,17 +7,22 @@ mod asking;
 mod batches;
 mod handover;
 mod memory;
+mod prompts;
 mod stress;
 
 #[allow(dead_code)]
 #[path = "../../src/engine/questions.rs"]
 mod questions;
-/// This file, `questions.rs` and `wait.rs` as they are, on threads and locks whose order a scheduler chooses.
+/// This file, `questions.rs`, `wait.rs` and `waiting.rs` as they are, on threads and locks whose order a scheduler
+/// chooses.
 #[allow(dead_code)] // the library uses what these tests do not
 #[path = "../../src/engine/queue.rs"]
 mod queue;
 #[path = "../../src/engine/wait.rs"]
 mod wait;
+#[allow(dead_code)]
+#[path = "../../src/engine/waiting.rs"]
+mod waiting;
 
 mod sync {
     pub use std::sync::Arc;

@@ -172,6 +172,28 @@ fn a_new_session_is_refused_and_loses_nothing() {
 }
 
 #[test]
+fn a_sampled_session_that_is_refused_loses_no_number() {
+    let engine = |memory| engine(memory, FullCache::Refuse);
+    let roomy = engine([1000; 2]);
+    // Only the second model is full.
+    let tight = engine([1000, TOKENS]);
+    for seed in [2, 4] {
+        let expected = decode(&mut session(&roomy, seed));
+        let mut first = session(&tight, 1);
+        while first.decoder().committed().len() < TOKENS - 2 {
+            first.step().unwrap();
+        }
+        let mut second = session(&tight, seed);
+        for _ in 0..3 {
+            assert!(matches!(second.step(), Err(Error::NoMemory(_))));
+            assert_eq!(second.stats().counters.forwards, 0, "a pass was run in vain");
+        }
+        drop(first);
+        assert_eq!(decode(&mut second), expected, "seed {seed}");
+    }
+}
+
+#[test]
 fn a_session_that_waits_for_memory_can_be_cancelled() {
     let engine = engine([TOKENS; 2], FullCache::Wait);
     let mut first = session(&engine, 1);

@@ -6,6 +6,8 @@ import os
 
 from server import DEMO, ROOT
 
+STRATEGIES = ["auto", "standard", "speculative", "cos"]  # by number
+
 LIBRARY = os.path.join(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"), "release", "libcos.so")
 
 
@@ -48,12 +50,12 @@ class InProcess:
         self._call("cos_engine_stats", self.engine, ctypes.byref(stats))
         return stats.tokens
 
-    def complete(self, prompt, max_tokens, temperature, seed):
+    def complete(self, prompt, max_tokens, temperature, seed, strategy=0):
         text, capacity = prompt.encode(), len(prompt) + 16
         tokens, count = (ctypes.c_int32 * capacity)(), ctypes.c_size_t()
         self._call("cos_engine_encode", self.engine, text, ctypes.c_size_t(len(text)), 1, tokens,
                    ctypes.c_size_t(capacity), ctypes.byref(count))
-        options = Options(ctypes.sizeof(Options), temperature=temperature, seed=seed, max_tokens=max_tokens)
+        options = Options(ctypes.sizeof(Options), strategy, temperature, seed=seed, max_tokens=max_tokens)
         session, stream = ctypes.c_void_p(), ctypes.c_void_p()
         piece, size = ctypes.c_char_p(), ctypes.c_size_t()
         step = StepResult(ctypes.sizeof(StepResult))

@@ -7,11 +7,12 @@ Each round measures both in turn, so that noise of the machine hits both alike; 
 
 import argparse
 import concurrent.futures
+import functools
 import json
 import statistics
 import time
 
-from inprocess import InProcess
+from inprocess import STRATEGIES, InProcess
 from server import ROOT, Server
 
 PROMPTS = ROOT / "models" / "demo" / "prompts" / "gsm8k.jsonl"
@@ -46,6 +47,7 @@ def main():
     parser.add_argument("--tokens", type=int, default=64, help="tokens of a completion")
     parser.add_argument("--prompt", help="the same prompt for all, in place of some 100 tokens of questions")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--strategy", choices=STRATEGIES, default="auto")
     parser.add_argument("command", nargs=argparse.REMAINDER)
     arguments = parser.parse_args()
     with open(PROMPTS, encoding="utf-8") as lines:
@@ -53,8 +55,9 @@ def main():
     if arguments.prompt is not None:
         prompts = [arguments.prompt]
     server, alone = Server(arguments.command, max(arguments.clients)), InProcess()
-    served = (server.complete, lambda: server.metrics()["cos_tokens_total"])
-    called = (alone.complete, alone.tokens)
+    asked = {"extra_body": {"cos": {"strategy": arguments.strategy}}}
+    served = (functools.partial(server.complete, **asked), lambda: server.metrics()["cos_tokens_total"])
+    called = (functools.partial(alone.complete, strategy=STRATEGIES.index(arguments.strategy)), alone.tokens)
     try:
         for each in (served, called):
             measure(*each, prompts, arguments.tokens, 1, 1)  # warms up

@@ -1,6 +1,6 @@
 //! Going back in a sequence, and going on from where another one stands.
 
-use super::Decoder;
+use super::{Decoder, Finish};
 use crate::decode::chance::Chance;
 use crate::decode::lane::Lane;
 use crate::decode::progress::Counters;
@@ -29,8 +29,11 @@ impl<C: Chance> Decoder<C> {
         state.route_epoch = state.epoch;
         // Rows before the last pass are gone, so the last token is scored anew.
         state.lanes.iter_mut().flatten().for_each(|lane| lane.abandon(length.saturating_sub(1)));
-        state.prompt_end = state.prompt_end.min(length);
-        state.finish = None;
+        state.prompts.retain(|prompt| prompt.start < length);
+        if let Some(prompt) = state.prompts.last_mut() {
+            prompt.end = prompt.end.min(length);
+        }
+        state.finish = state.has_all(length).then_some(Finish::MaxTokens);
         state.log_probabilities.clear();
         if let Some(observer) = &mut state.observer {
             observer.restart(length);
@@ -49,7 +52,8 @@ impl<C: Chance> Decoder<C> {
         let committed = other.schedule.committed();
         let state = &mut self.state;
         state.tokens.extend_from_slice(other.committed());
-        (state.prompt_end, state.finish) = (other.state.prompt_end, other.state.finish);
+        state.prompts.clone_from(&other.state.prompts);
+        state.finish = other.state.finish;
         state.lanes.iter_mut().flatten().for_each(|lane| lane.abandon(committed.saturating_sub(1)));
         let seen = |lane: &Option<Lane>| lane.as_ref().map_or(0, |lane| lane.sequence.len());
         self.schedule.begin_at(committed, self.state.lanes.iter().map(seen));

@@ -11,7 +11,8 @@ use super::block::BlockId;
 use super::holding::HoldingId;
 use super::pool::Blocks;
 
-/// A session that has run no pass of the model for so long may lose its blocks to any other one.
+/// A session that has asked for no pass of the model for so long may lose its blocks to any other one. One that has
+/// ended may at once.
 const REST: Duration = Duration::from_secs(1);
 
 impl Blocks {
@@ -59,7 +60,7 @@ impl Blocks {
     /// Whether a sequence may lose its blocks to another one.
     fn may_lose(&self, id: HoldingId, to: HoldingId, now: Instant) -> bool {
         let is_younger = self.age(id) > self.age(to);
-        // One that was never admitted has only found its blocks, and finds them again.
+        // One that has ended, or that was never admitted and has only found its blocks.
         let rests = || self.used(id).is_none_or(|used| now.saturating_duration_since(used) >= REST);
         id != to && !self.is_running(id) && !self.of(id).is_empty() && (is_younger || rests())
     }
@@ -121,6 +122,19 @@ mod tests {
         blocks.ran(old, 16);
         assert!(admit(&mut blocks, young, 4, now + 2 * REST));
         assert_eq!(blocks.len(old), 0);
+    }
+
+    #[test]
+    fn a_session_that_has_ended_loses_its_blocks_at_once() {
+        let (pool, now) = (Pool::new(SIZE, 4), Instant::now());
+        let mut blocks = pool.lock();
+        let [old, young] = [0, 1].map(|age| start(&mut blocks, age));
+        assert!(admit(&mut blocks, old, 16, now) && !admit(&mut blocks, young, 4, now));
+        blocks.rest(old);
+        assert!(admit(&mut blocks, young, 4, now));
+        assert_eq!(blocks.len(old), 0);
+        assert!(admit(&mut blocks, old, 16, now), "it is the older one again");
+        assert_eq!(blocks.len(young), 0);
     }
 
     #[test]

@@ -139,7 +139,7 @@ impl Blocks {
         self.holding(id).age
     }
 
-    /// When a pass of a sequence was last admitted.
+    /// When a pass of a sequence was last admitted, unless it rests since.
     pub(super) fn used(&self, id: HoldingId) -> Option<Instant> {
         self.holding(id).used
     }
@@ -147,6 +147,11 @@ impl Blocks {
     /// A pass of a sequence is admitted.
     pub(super) fn touch(&mut self, id: HoldingId, now: Instant) {
         self.holding_mut(id).used = Some(now);
+    }
+
+    /// No pass of a sequence comes soon, so its blocks may go to any other one.
+    pub fn rest(&mut self, id: HoldingId) {
+        self.holding_mut(id).used = None;
     }
 
     /// Whether a pass is running over a sequence.

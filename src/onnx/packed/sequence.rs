@@ -221,6 +221,10 @@ impl Sequence for PackedSequence {
         self.take_back(len);
     }
 
+    fn rest(&mut self) {
+        self.passes.pool().lock().rest(self.holding);
+    }
+
     fn take_rows(&mut self) {
         self.spans.iter_mut().for_each(|span| span.take(&mut self.spare));
     }

@@ -130,6 +130,7 @@ impl Simulation {
             session.ledger.lock().committed.push(token);
         }
         session.finish = finish;
+        session.cancel_requested &= finish == COS_FINISH_NONE; // one that came during the last round has been too late
         session.tokens += tokens.len() as u64;
         session.failures = 0;
         let committed = session.len();

@@ -235,3 +235,22 @@ fn a_full_engine_refuses_new_sessions() {
     second.free();
     unsafe { cos_engine_free(engine) };
 }
+
+#[test]
+fn max_tokens_counts_from_the_last_prompt_that_is_left() {
+    for engine in engines() {
+        for options in each_strategy() {
+            let session = session(engine, &cos_session_options { max_tokens: 10, ..options });
+            assert_eq!(finish(session).len(), 10);
+            assert_eq!(code(unsafe { cos_prompt(session.0, [2, 1].as_ptr(), 2) }), 0);
+            assert_eq!(finish(session).len(), 10);
+            // Within the second turn, at its beginning, within the second prompt, and in the first turn.
+            for (length, left) in [(18, 7), (15, 10), (14, 10), (13, 0), (12, 1), (7, 6), (3, 10), (2, 10)] {
+                assert_eq!(code(unsafe { cos_session_rewind(session.0, length) }), 0);
+                assert_eq!(finish(session).len(), left, "from {length} on");
+            }
+            session.free();
+        }
+        unsafe { cos_engine_free(engine) };
+    }
+}
