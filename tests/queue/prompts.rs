@@ -12,9 +12,12 @@ use cos::model::scripted::Scripted;
 /// Most tokens of a pass over one sequence.
 const MAX_PASS: usize = 64;
 
+/// By pass: the tokens of each of its sequences.
+type Widths = Arc<Mutex<Vec<Vec<usize>>>>;
+
 /// An engine of one model, and the widths of its passes.
-fn engine() -> (Arc<Engine>, Arc<Mutex<Vec<Vec<usize>>>>) {
-    let widths = Arc::<Mutex<Vec<Vec<usize>>>>::default();
+fn engine() -> (Arc<Engine>, Widths) {
+    let widths = Widths::default();
     let seen = widths.clone();
     let script = |context: &[i32], row: &mut [f32]| {
         row.fill(0.0);
