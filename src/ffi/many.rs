@@ -107,8 +107,9 @@ unsafe fn take(session: *mut cos_session, index: usize, held: &[Taken]) -> Resul
 ///
 /// The sessions may belong to several engines; each engine runs passes of its own. Each session has the distribution,
 /// or the greedy text, that it has with cos_step. No session waits for the next call of another: what does not fit into
-/// a pass comes first in the next one, and prompts are run in chunks beside the sessions that decode. Passes are
-/// combined with those of other threads that call cos_step or cos_step_many at the same time.
+/// a pass comes first in the next one. Prompts are run in chunks beside the sessions that decode, those of the oldest
+/// sessions first. Passes are combined with those of other threads that call cos_step or cos_step_many at the same
+/// time.
 ///
 /// An error of one session is its own, and the others go on. These are errors of a session: it is NULL, was given
 /// before in the same call (INVALID_ARGUMENT), is in use on another thread (BUSY), or any error of cos_step. A session

@@ -162,7 +162,8 @@ fn without_memory_common_passes_fail_and_all_sessions_go_on() {
     let decode = |is_short: bool| {
         let start = |index: usize| {
             let mut session = session(&engine, 0.0);
-            session.prompt(&tokens(100)[index..]).unwrap();
+            // So short that all are part of the first pass, whose rows need a new buffer.
+            session.prompt(&tokens(100)[index..index + 8]).unwrap();
             session
         };
         let mut sessions: Vec<Session> = (0..64).map(start).collect();
@@ -174,10 +175,10 @@ fn without_memory_common_passes_fail_and_all_sessions_go_on() {
             let is_expected = |error: &Error| error.code() == 4 && error.to_string().contains("of logits");
             assert!(errors.iter().all(is_expected), "{:?}", errors[0]);
         }
-        while sessions.iter().any(|session| session.decoder().committed().len() < 120) {
+        while sessions.iter().any(|session| session.decoder().committed().len() < 40) {
             step_many(&mut sessions, |_, state| assert_eq!(state.unwrap(), State::Open));
         }
-        let text = |session: &Session| (session.decoder().committed()[..110].to_vec(), session.decoder().counters());
+        let text = |session: &Session| (session.decoder().committed()[..32].to_vec(), session.decoder().counters());
         sessions.iter().map(text).collect::<Vec<_>>()
     };
     for ((found, counters), (expected, _)) in decode(true).iter().zip(&decode(false)) {
