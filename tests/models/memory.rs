@@ -7,6 +7,7 @@ use crate::demo::{demo, prompts};
 use cos::config::{Combine, Config, ModelConfig};
 use cos::decode::policy::{Strategy, Targets};
 use cos::engine::Engine;
+use cos::engine::many::step_many;
 use cos::engine::session::{Options, Session, State};
 use cos::error::Error;
 use cos::model::scripted::Scripted;
@@ -160,6 +161,22 @@ fn forks_share_blocks_and_do_not_disturb_each_other() {
             assert_eq!(cache_use(&engine).recomputed, 0, "a fork computes nothing anew");
         }
     }
+}
+
+#[test]
+fn one_that_has_finished_holds_up_nobody() {
+    let engine = engine(1);
+    let prompts = prompts(&engine, "humaneval.jsonl");
+    let mut first = start(&engine, &prompts[0][..100], &options(0, 100));
+    while first.step().unwrap().1 == State::Open {}
+    // Younger, and too large beside the first one. A call that finds no memory takes 5 ms.
+    let mut second = start(&engine, &prompts[1][..120], &options(0, 60));
+    let mut calls = 0;
+    while second.decoder().committed().len() < 180 {
+        step_many(std::slice::from_mut(&mut second), |_, state| assert!(state.is_ok()));
+        calls += 1;
+    }
+    assert!(calls <= 62, "{calls}");
 }
 
 #[test]
