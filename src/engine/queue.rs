@@ -19,6 +19,9 @@ use super::wait::{Crowd, Waiter};
 use crate::error::Error;
 use crate::model::{Admission, Cancel, Interrupt, Model, Pass, Report};
 
+/// Most tokens of a pass that is taken before wider ones: decoding and verification, but no chunk of a prompt.
+const NARROW: usize = 16;
+
 /// Most threads that a thread wakes at once.
 const WAKES: usize = 4;
 
@@ -96,8 +99,9 @@ impl<'a> Ticket<'a> {
 /// The passes of one model that threads wait for.
 pub struct PassQueue {
     model: Arc<dyn Model>,
-    /// [`Model::max_batch_tokens`] and [`Model::max_pass`].
+    /// [`Model::max_batch_tokens`].
     max_tokens: usize,
+    /// Most tokens of all wide tickets of a pass: [`Model::max_pass`].
     max_wide: usize,
     /// [`Model::overlaps`].
     overlaps: bool,
@@ -130,9 +134,6 @@ pub(super) struct Call {
     pub(super) open: usize,
     pub(super) leads: bool,
 }
-
-/// Most tokens of a pass that is taken before wider ones: decoding and verification, but no chunk of a prompt.
-const NARROW: usize = 16;
 
 /// A ticket that waits or runs, and the call that it belongs to.
 #[derive(Clone, Copy)]
@@ -168,6 +169,7 @@ impl Entry {
 // `Cancel` and `Waiter` are `Sync`. Who may use them when is said at `run`.
 unsafe impl Send for Entry {}
 
+/// The tickets of a queue, and what its leader does. `waiting.rs` has what is done with it.
 #[derive(Default)]
 pub(super) struct Waiting {
     /// Whether some call leads. If not, nobody waits.
