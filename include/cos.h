@@ -159,6 +159,23 @@
 #define COS_TARGETS_ROUTED 2
 
 /**
+ * As "routes" in the engine's configuration says; without it, sessions with COS_STRATEGY_AUTO have shared routes.
+ */
+#define COS_ROUTES_AUTO 0
+
+/**
+ * Routed targets are drawn by numbers of the session alone.
+ */
+#define COS_ROUTES_OWN 1
+
+/**
+ * Sessions that were part of the same pass draw their next routed target by one number, each by its own weights. With
+ * equal weights they all need the same model next, so one pass serves them all. Each session follows its distribution
+ * exactly, but sessions depend on each other. Two sessions that began with the same prompt never share, nor do forks.
+ */
+#define COS_ROUTES_SHARED 2
+
+/**
  * The sequence goes on.
  */
 #define COS_FINISH_NONE 0
@@ -340,6 +357,10 @@ typedef struct cos_session_options {
    * Passed to `combine`. Owned by the caller; must be valid as long as the session. May be NULL.
    */
   void *combine_data;
+  /**
+   * One of COS_ROUTES_*. It does not change the distribution of the tokens.
+   */
+  int32_t routes;
 } cos_session_options;
 
 /**
@@ -553,6 +574,8 @@ void cos_error_free(struct cos_error *error);
  *       "when_full": "wait",           what becomes of a new session while the caches of others take all memory that
  *                                      they may: default "wait": its first step waits; "refuse": its first step is
  *                                      the error NO_MEMORY. Sessions that have begun always wait.
+ *       "routes": "shared",            "own" or "shared", for sessions with COS_ROUTES_AUTO; default: shared for
+ *                                      COS_STRATEGY_AUTO, own for all others
  *       "onnxruntime": "libonnxruntime.so"    the file of ONNX Runtime
  *     }
  *
@@ -1068,6 +1091,7 @@ struct cos_error *cos_engine_describe_table(const struct cos_engine *engine, con
  *                                               passes of the model are not captured
  *         "no_graphs": null                     why passes are not captured any more
  *       } ],
+ *       "routes": "own",                        or "shared": see COS_ROUTES_SHARED
  *       "memory": {                             of the KV caches, logits and distributions, without the weights
  *         "bytes": 7340032, "peak_bytes": 7340032 }
  *     }

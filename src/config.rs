@@ -41,6 +41,9 @@ pub struct Config {
     /// What becomes of a new session while the caches of others take all memory that they may.
     #[serde(default)]
     pub when_full: FullCache,
+    /// Whether sessions have numbers of routes in common. `None`: those of the strategy `auto` do.
+    #[serde(default)]
+    pub routes: Option<RoutesName>,
     /// Path of the library file of ONNX Runtime.
     #[serde(default)]
     pub onnxruntime: Option<PathBuf>,
@@ -55,6 +58,16 @@ pub enum FullCache {
     Wait,
     /// Its first step is an error.
     Refuse,
+}
+
+/// Whose numbers decide which model a position is routed to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RoutesName {
+    /// Those of its session alone.
+    Own,
+    /// Those of a pass, which its sessions have in common.
+    Shared,
 }
 
 /// One model of an engine. Its `"kind"` is `"onnx"`, the default, or `"ngram"`.

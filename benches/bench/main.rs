@@ -332,6 +332,7 @@ fn load(folder: &Path, names: &[String], provider: Provider, device: i32) -> Res
         overlap: None,
         greedy_below: 0.0,
         when_full: Default::default(),
+        routes: None,
         onnxruntime: None,
     })?))
 }

@@ -111,7 +111,7 @@ impl Chance for CounterRng {
 }
 
 /// The first index at which the running sum of the weights exceeds the share `u` of their total.
-fn quantile<W: Weights + ?Sized>(weights: &W, u: f64) -> Result<usize> {
+pub fn quantile<W: Weights + ?Sized>(weights: &W, u: f64) -> Result<usize> {
     let mut left = u * weights.total();
     if let Some(index) = weights.find(left)? {
         return Ok(index);

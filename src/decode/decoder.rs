@@ -14,6 +14,7 @@ use crate::decode::lane::Lane;
 pub use crate::decode::lane::ModelLimits;
 use crate::decode::policy::{Plan, Targets};
 pub use crate::decode::progress::{Counters, Finish};
+use crate::decode::routes::Routes;
 use crate::decode::schedule::{Next, Schedule};
 pub use crate::decode::settings::Settings;
 use crate::decode::state::{DecoderState, Rows};
@@ -110,6 +111,7 @@ impl<C: Chance> Decoder<C> {
         schedule.set_needed(settings.combination.needed());
         let participants = lanes.len();
         let state = DecoderState {
+            routes: Routes::new(settings.shared_routes),
             lanes,
             settings,
             chance,
@@ -181,6 +183,7 @@ impl<C: Chance> Decoder<C> {
         let state = &mut self.state;
         state.epoch = state.epoch.wrapping_add(1);
         state.route_epoch = state.epoch;
+        state.routes.forget();
         let fits = plan == self.plan && combination.needed().eq(state.settings.combination.needed());
         if !fits {
             self.drop_pending();
@@ -272,6 +275,7 @@ impl<C: Chance> Decoder<C> {
         self.end_round();
         self.drop_pending();
         let state = &mut self.state;
+        state.routes.forget();
         state.tokens.extend_from_slice(tokens);
         let end = state.tokens.len();
         state.prompts.push(committed..end);
@@ -307,6 +311,7 @@ impl<C: Chance> Decoder<C> {
             if self.state.finish.is_some() {
                 return Ok(Step::Ended);
             }
+            self.state.routes.begin(self.start);
         }
         let is_routed = self.plan.targets == Targets::Routed;
         match self.schedule.step(&self.plan, &mut Rows { state: &mut self.state, workspace, is_routed }) {
@@ -385,6 +390,29 @@ impl<C: Chance> Decoder<C> {
         let scored = end.saturating_sub(start.max(self.state.prompt_end() - 1));
         self.state.counters.forwards += u64::from(scored > 0);
         self.state.counters.positions += scored as u64;
+    }
+
+    /// A pass of the round that has run hands out a number in `[0, 1)` to all sequences that were part of it, or none.
+    /// If [`Settings::shared_routes`], it routes the first position of the next round.
+    ///
+    /// The number must be new, independent of everything, and known to nobody before. Routes are then independent draws
+    /// from the weights for each sequence, and alike for sequences of the same pass.
+    pub fn hand_out(&mut self, number: Option<f64>) {
+        // A probe is shared with other sequences than rounds are.
+        if self.probed.is_none() {
+            self.state.routes.hand_out(number);
+        }
+    }
+
+    /// Route by numbers of its own from now on, or by those that are handed out.
+    pub fn share_routes(&mut self, shares: bool) {
+        self.state.settings.shared_routes = shares;
+        self.state.routes.share(shares);
+    }
+
+    /// Whether it routes by numbers that are handed out.
+    pub fn shares_routes(&self) -> bool {
+        self.state.routes.shares()
     }
 
     /// A needed pass has failed or was cancelled. The sequence is as it was before the round, or without the probe.

@@ -17,4 +17,7 @@ pub struct Settings {
     /// Whether [`Decoder::log_probabilities`](super::decoder::Decoder::log_probabilities) are wanted. They take
     /// combined targets.
     pub log_probabilities: bool,
+    /// Whether positions are routed by numbers that it has in common with other sequences; see
+    /// [`Decoder::hand_out`](super::decoder::Decoder::hand_out).
+    pub shared_routes: bool,
 }

@@ -2,10 +2,11 @@
 
 use std::ops::Range;
 
-use crate::decode::chance::{Chance, Key, Purpose};
+use crate::decode::chance::{self, Chance, Key, Purpose};
 use crate::decode::lane::Lane;
 use crate::decode::look_up;
 use crate::decode::progress::{Counters, Finish};
+use crate::decode::routes::Routes;
 use crate::decode::schedule::{Decision, Draft, World};
 use crate::decode::settings::Settings;
 use crate::decode::target::{Front, Target, Workspace};
@@ -28,6 +29,8 @@ pub struct DecoderState<C> {
     pub epoch: u32,
     /// The epoch of routes: the one at which the weights were set.
     pub route_epoch: u32,
+    /// Numbers of routes in common with other sequences.
+    pub routes: Routes,
     pub finish: Option<Finish>,
     /// `ln r` of the tokens that the round has committed, if wanted.
     pub log_probabilities: Vec<f32>,
@@ -125,7 +128,11 @@ impl<C: Chance> World for Rows<'_, C> {
     fn route(&self, position: usize) -> usize {
         let key = Key { position, purpose: Purpose::Route, epoch: self.state.route_epoch };
         let weights = self.state.settings.combination.weights();
-        self.state.chance.pick(key, weights).expect("weights on the host can be read")
+        let route = match self.state.routes.number(position) {
+            Some(number) => chance::quantile(weights, number),
+            None => self.state.chance.pick(key, weights),
+        };
+        route.expect("weights on the host can be read")
     }
 
     fn decide(&mut self, position: usize, draft: Option<Draft>) -> Result<Decision> {
@@ -134,6 +141,9 @@ impl<C: Chance> World for Rows<'_, C> {
             return Ok(Decision::Asks);
         }
         self.workspace.forget();
+        if decided.is_err() {
+            self.state.routes.keep_own();
+        }
         decided
     }
 

@@ -56,6 +56,8 @@ impl<C: Chance> Driver<C> {
         let proposers = self.participants.iter().enumerate().map(fork).collect::<Result<Vec<Proposer>>>()?;
         let mut decoder = Decoder::new(proposers, self.decoder.settings().clone(), plan, chance);
         decoder.continue_from(&self.decoder);
+        // Its text is to be independent of its parent's and of those of other forks.
+        decoder.share_routes(false);
         Ok(Self::of(self.participants.clone(), decoder, cancel))
     }
 
@@ -185,13 +187,15 @@ impl<C: Chance> Driver<C> {
         let asked = Instant::now();
         queue::run(waiter, *in_crowd, &mut tickets);
         let overlaps = tickets.len() > 1 && tickets.iter().any(|ticket| ticket.queue().overlaps());
-        let outcomes: ArrayVec<_, MOST_MODELS> = tickets.into_iter().map(Ticket::outcome).collect();
+        let outcomes: ArrayVec<_, MOST_MODELS> =
+            tickets.into_iter().map(|ticket| (ticket.number(), ticket.outcome())).collect();
         let mut own = Duration::ZERO;
-        for (need, outcome) in needs.into_iter().zip(outcomes) {
+        for (need, (number, outcome)) in needs.into_iter().zip(outcomes) {
             let given_back = || Err(Error::Internal("a pass that may wait was given back".into()).into());
             let report = outcome.unwrap_or_else(given_back)?;
             own = if overlaps { own.max(report.elapsed) } else { own + report.elapsed };
             decoder.ran(need, report, overlaps);
+            decoder.hand_out(number);
         }
         self.waits(asked.elapsed().saturating_sub(own));
         Ok(())

@@ -4,7 +4,7 @@ use std::borrow::BorrowMut;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-use crate::engine::phase::{CallBuffers, Stand};
+use crate::engine::phase::{CallBuffers, Outcome, Stand};
 use crate::engine::queue::{self, LOOK_AGAIN, Ticket};
 use crate::engine::round::Progress;
 use crate::engine::session::{Session, State};
@@ -134,13 +134,16 @@ fn run_together<S: BorrowMut<Session>>(sessions: &mut [S], buffers: &mut CallBuf
     waiting.sort_unstable_by_key(|ticket| (std::ptr::from_ref(ticket.queue()).addr(), ticket.place));
     queue::run(&waiter, false, &mut waiting);
     outcomes.clear();
-    outcomes.extend(waiting.drain(..).map(|ticket| (ticket.place, ticket.queue().overlaps(), ticket.outcome())));
+    outcomes.extend(waiting.drain(..).map(|ticket| {
+        let (place, overlaps, number) = (ticket.place, ticket.queue().overlaps(), ticket.number());
+        Outcome { place, overlaps, outcome: ticket.outcome(), number }
+    }));
     *tickets = recycle(waiting);
-    if !outcomes.is_empty() && outcomes.iter().all(|(.., outcome)| outcome.is_none()) {
+    if !outcomes.is_empty() && outcomes.iter().all(|outcome| outcome.outcome.is_none()) {
         // Sessions of other threads have all memory. Give them time.
         std::thread::sleep(LOOK_AGAIN);
     }
-    for (place, overlaps, outcome) in outcomes.drain(..) {
+    for Outcome { place, overlaps, outcome, number } in outcomes.drain(..) {
         let (index, need) = needs[place];
         let driver = &mut sessions[index].borrow_mut().driver;
         match outcome {
@@ -149,6 +152,7 @@ fn run_together<S: BorrowMut<Session>>(sessions: &mut [S], buffers: &mut CallBuf
             Some(Ok(report)) => {
                 let overlapped = overlaps && driver.needs().len() > 1;
                 driver.ran(need, report, overlapped);
+                driver.hand_out(number);
             }
             Some(Err(interrupt)) => stands[index] = Stand::Interrupted(interrupt),
         }

@@ -10,6 +10,7 @@ pub mod queue;
 pub mod queues;
 pub mod round;
 pub mod session;
+pub mod sharing;
 pub mod stats;
 mod sync;
 pub mod table;
@@ -24,11 +25,14 @@ use parking_lot::Mutex;
 use serde_json::{Value, json};
 
 use crate::clock::Clock;
-use crate::config::{Combine, Config, ExportConfig, FullCache, ModelConfig, ProviderName, RowsName, ScoringName};
+use crate::config::{
+    Combine, Config, ExportConfig, FullCache, ModelConfig, ProviderName, RoutesName, RowsName, ScoringName,
+};
 use crate::decode::combine::Combination;
 use crate::engine::agree::{Agreement, agree, stop_tokens};
 use crate::engine::participant::Participant;
 use crate::engine::queues::PassQueues;
+use crate::engine::sharing::{Sharing, random_seed};
 use crate::engine::stats::Stats;
 use crate::error::{Error, Result};
 use crate::export::Scoring;
@@ -49,6 +53,8 @@ pub struct Engine {
     participants: Vec<Participant>,
     /// Where its sessions wait for common passes.
     queues: Arc<PassQueues>,
+    /// Who routes by common numbers.
+    sharing: Arc<Sharing>,
     combine: Combine,
     text: Option<Arc<Text>>,
     stop_tokens: Vec<i32>,
@@ -101,7 +107,7 @@ impl Engine {
         warnings.extend(loaded().and_then(|runtime| runtime.pools.warning()).map(str::to_owned));
         let engine =
             Self::new(participants, config.combine.clone(), stop_tokens, text)?.with_overlap(config.overlap)?;
-        let engine = engine.with_when_full(config.when_full);
+        let engine = engine.with_when_full(config.when_full).with_routes(config.routes);
         process::release_freed_memory();
         Ok(Engine { warnings, greedy_below: config.greedy_below, ..engine })
     }
@@ -130,7 +136,8 @@ impl Engine {
         stop_tokens.dedup();
         let start = Instant::now();
         let engine = Engine {
-            queues: Arc::new(PassQueues::new(&participants, FullCache::Wait)),
+            queues: Arc::new(PassQueues::new(&participants, FullCache::Wait, random_seed())),
+            sharing: Sharing::new(None),
             participants,
             combine,
             text,
@@ -156,7 +163,13 @@ impl Engine {
 
     /// Set what becomes of a new session while the caches of others take all memory that they may.
     pub fn with_when_full(mut self, when_full: FullCache) -> Self {
-        self.queues = Arc::new(PassQueues::new(&self.participants, when_full));
+        self.queues = Arc::new(PassQueues::new(&self.participants, when_full, random_seed()));
+        self
+    }
+
+    /// Set whether sessions have numbers of routes in common. `None`: those of the strategy `auto` do.
+    pub fn with_routes(mut self, routes: Option<RoutesName>) -> Self {
+        self.sharing = Sharing::new(routes);
         self
     }
 
@@ -207,6 +220,11 @@ impl Engine {
     pub fn combination(&self, weights: Option<&[f32]>) -> Result<Combination> {
         let scores: Vec<bool> = self.participants.iter().map(|each| each.model().is_some()).collect();
         self.combine.resolve(&scores, weights)
+    }
+
+    /// Who routes by common numbers.
+    pub fn sharing(&self) -> &Arc<Sharing> {
+        &self.sharing
     }
 
     /// The process that the engine belongs to.

@@ -46,8 +46,17 @@ pub struct CallBuffers {
     pub(super) outcomes: Vec<Outcome>,
 }
 
-/// Of a ticket: its place, whether its model overlaps with others, and how its pass went, unless it was given back.
-type Outcome = (usize, bool, Option<Result<Report, Interrupt>>);
+/// What became of a ticket.
+pub struct Outcome {
+    /// Its place.
+    pub(super) place: usize,
+    /// Whether its model overlaps with others.
+    pub(super) overlaps: bool,
+    /// How its pass went; `None` if it was given back.
+    pub(super) outcome: Option<Result<Report, Interrupt>>,
+    /// What the pass has handed out.
+    pub(super) number: Option<f64>,
+}
 
 /// Where a session stands in a call.
 pub enum Stand {

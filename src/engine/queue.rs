@@ -16,6 +16,7 @@ use arrayvec::ArrayVec;
 
 use super::sync::{Arc, AtomicUsize, Mutex, MutexGuard, Ordering};
 use super::wait::{Crowd, Waiter};
+use crate::decode::chance::{CounterRng, Key, Purpose};
 use crate::error::Error;
 use crate::model::{Admission, Cancel, Interrupt, Model, Pass, Report};
 
@@ -57,6 +58,8 @@ pub struct Ticket<'a> {
     pub(super) is_brief: bool,
     /// It was part of a pass that failed, so it runs alone.
     pub(super) alone: bool,
+    /// The number that the last pass has handed out to all who shared it.
+    pub(super) number: Option<f64>,
     /// Its share of passes that computed tokens anew.
     pub(super) spent: Duration,
     pub(super) outcome: Option<Result<Report, Interrupt>>,
@@ -73,6 +76,7 @@ impl<'a> Ticket<'a> {
             when_full,
             is_brief: false,
             alone: false,
+            number: None,
             spent: Duration::ZERO,
             outcome: None,
         }
@@ -88,6 +92,12 @@ impl<'a> Ticket<'a> {
     /// Where it waits.
     pub fn queue(&self) -> &'a PassQueue {
         self.queue
+    }
+
+    /// The number that the pass has handed out to all who shared it; `None` if nobody did. It goes to
+    /// `Decoder::hand_out`.
+    pub fn number(&self) -> Option<f64> {
+        self.number
     }
 
     /// How the pass went. `None` if it was given back.
@@ -106,6 +116,8 @@ pub struct PassQueue {
     /// [`Model::overlaps`].
     overlaps: bool,
     state: Mutex<Waiting>,
+    /// Numbers that passes hand out, and how many they have.
+    numbers: (CounterRng, AtomicUsize),
     /// Nanoseconds that the last pass took.
     last: AtomicUsize,
     crowd: Arc<Crowd>,
@@ -358,10 +370,25 @@ impl Call {
 }
 
 impl PassQueue {
-    /// The queue of a model. The crowd is that of its engine.
-    pub fn new(model: Arc<dyn Model>, crowd: Arc<Crowd>) -> Self {
-        let (max_tokens, max_wide, overlaps) = (model.max_batch_tokens(), model.max_pass(), model.overlaps());
-        PassQueue { model, max_tokens, max_wide, overlaps, state: Mutex::default(), last: AtomicUsize::new(0), crowd }
+    /// The queue of a model. The crowd is that of its engine, and the numbers are its own.
+    pub fn new(model: Arc<dyn Model>, crowd: Arc<Crowd>, numbers: CounterRng) -> Self {
+        PassQueue {
+            max_tokens: model.max_batch_tokens(),
+            max_wide: model.max_pass(),
+            overlaps: model.overlaps(),
+            model,
+            state: Mutex::default(),
+            numbers: (numbers, AtomicUsize::new(0)),
+            last: AtomicUsize::new(0),
+            crowd,
+        }
+    }
+
+    /// A number that nobody knows, to be handed out.
+    fn number(&self) -> f64 {
+        let (numbers, count) = &self.numbers;
+        let position = count.fetch_add(1, Ordering::Relaxed);
+        numbers.uniform(Key { position, purpose: Purpose::Route, epoch: 0 })
     }
 
     /// Whether passes of the model run at the same time as those of others.
@@ -498,6 +525,9 @@ impl PassQueue {
         passes.clear();
         if let Ok(Ok(report)) = &result {
             self.last.store(report.elapsed.as_nanos() as usize, Ordering::Relaxed);
+            let number = (batch.len() > 1).then(|| self.number());
+            // SAFETY: the entries are in the batch of this leader, and their tickets have no outcome.
+            batch.iter().for_each(|entry| unsafe { (*entry.ticket.as_ptr()).number = number });
         }
         let mut state = self.lock();
         state.settle(&mut batch, result, &self.crowd, own);

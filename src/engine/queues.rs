@@ -3,6 +3,7 @@
 use super::sync::Arc;
 use super::wait::Crowd;
 use crate::config::FullCache;
+use crate::decode::chance::CounterRng;
 use crate::engine::participant::Participant;
 use crate::engine::questions::Questions;
 use crate::engine::queue::{PassQueue, WhenFull};
@@ -17,14 +18,17 @@ pub struct PassQueues {
 }
 
 impl PassQueues {
-    /// The queues of these participants.
-    pub fn new(participants: &[Participant], when_full: FullCache) -> Self {
+    /// The queues of these participants. `seed` is that of the numbers that passes hand out.
+    pub fn new(participants: &[Participant], when_full: FullCache, seed: u64) -> Self {
         let crowd = Arc::<Crowd>::default();
-        let queue = |each: &Participant| match each {
-            Participant::Model(model) if model.batches() => Some(PassQueue::new(model.clone(), crowd.clone())),
+        let numbers = CounterRng::new(seed);
+        let queue = |(index, each): (usize, &Participant)| match each {
+            Participant::Model(model) if model.batches() => {
+                Some(PassQueue::new(model.clone(), crowd.clone(), numbers.fork(seed, index as u64)))
+            }
             _ => None,
         };
-        let queues = participants.iter().map(queue).collect();
+        let queues = participants.iter().enumerate().map(queue).collect();
         PassQueues { queues, questions: Questions::new(crowd.clone()), crowd, when_full }
     }
 

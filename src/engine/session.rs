@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use crate::config::RoutesName;
 use crate::decode::chance::CounterRng;
 use crate::decode::combine::{Combination, Function};
 use crate::decode::decoder::{Decoder, Finish, Settings};
@@ -13,6 +14,7 @@ use crate::engine::Engine;
 use crate::engine::drive::Driver;
 use crate::engine::participant::Participant;
 use crate::engine::phase::{CallBuffers, Phase};
+use crate::engine::sharing::Claim;
 use crate::engine::stats::Stats;
 use crate::error::{Error, Result};
 use crate::learn::estimates::Estimates;
@@ -44,6 +46,8 @@ pub struct Options {
     pub log_probabilities: bool,
     /// A function that replaces the engine's combination.
     pub combine: Option<Function>,
+    /// Whether it has numbers of routes in common with other sessions; `None` leaves it to the engine.
+    pub routes: Option<RoutesName>,
 }
 
 impl Default for Options {
@@ -59,6 +63,7 @@ impl Default for Options {
             stop_tokens: None,
             log_probabilities: false,
             combine: None,
+            routes: None,
         }
     }
 }
@@ -87,6 +92,10 @@ pub struct Session {
     pub(super) left: Option<(Duration, Duration)>,
     /// Buffers of [`step_many`](crate::engine::many::step_many), if this is the first of its sessions.
     pub(super) many: CallBuffers,
+    /// If it routes by common numbers.
+    claim: Option<Claim>,
+    /// What its scope is called.
+    scope: String,
     /// How often it was forked.
     forks: u64,
     options: Options,
@@ -116,6 +125,7 @@ impl Session {
             stop_tokens: options.stop_tokens.clone().unwrap_or_else(|| engine.stop_tokens().to_vec()),
             max_tokens: options.max_tokens,
             log_probabilities: options.log_probabilities,
+            shared_routes: false,
         };
         let chance = CounterRng::new(options.seed);
         let driver = Driver::new(engine.participants(), &cancel, settings, plan, chance)?;
@@ -163,6 +173,8 @@ impl Session {
             phase: Phase::Between,
             left: None,
             many: CallBuffers::default(),
+            claim: None,
+            scope: String::new(),
             forks: 0,
             options,
             engine: engine.clone(),
@@ -201,8 +213,17 @@ impl Session {
 
     /// Append to the sequence; see [`Decoder::prompt`].
     pub fn prompt(&mut self, tokens: &[i32]) -> Result<()> {
+        let is_first = self.driver.committed().is_empty();
         self.driver.prompt(tokens)?;
         self.abandon();
+        if is_first {
+            self.claim = None;
+            let sharing = self.engine.sharing();
+            if sharing.wants(self.options.routes, self.options.strategy) {
+                self.claim = sharing.claim(&self.scope, tokens);
+            }
+            self.driver.share_routes(self.claim.is_some());
+        }
         Ok(())
     }
 
@@ -215,7 +236,9 @@ impl Session {
 
     /// Share computed tokens with sessions of the same scope only; see [`Decoder::set_scope`].
     pub fn set_scope(&mut self, scope: &str) -> Result<()> {
-        self.driver.set_scope(scope)
+        self.driver.set_scope(scope)?;
+        scope.clone_into(&mut self.scope);
+        Ok(())
     }
 
     /// Log-probabilities of the tokens of the last round; see [`Decoder::log_probabilities`].
@@ -273,6 +296,7 @@ impl Session {
             of_model["captured"] = json!(captured);
             of_model["no_graphs"] = json!(why_not.flatten());
         }
+        description["routes"] = json!(if self.driver.shares_routes() { "shared" } else { "own" });
         description["memory"] = json!({ "bytes": bytes, "peak_bytes": peak_bytes });
         description
     }

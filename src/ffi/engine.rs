@@ -92,6 +92,8 @@ impl cos_engine {
 ///       "when_full": "wait",           what becomes of a new session while the caches of others take all memory that
 ///                                      they may: default "wait": its first step waits; "refuse": its first step is
 ///                                      the error NO_MEMORY. Sessions that have begun always wait.
+///       "routes": "shared",            "own" or "shared", for sessions with COS_ROUTES_AUTO; default: shared for
+///                                      COS_STRATEGY_AUTO, own for all others
 ///       "onnxruntime": "libonnxruntime.so"    the file of ONNX Runtime
 ///     }
 ///

@@ -5,6 +5,7 @@ use std::ffi::c_void;
 use parking_lot::Mutex;
 
 use super::{VersionedStruct, optional_slice, read_struct};
+use crate::config::RoutesName;
 use crate::decode::combine::Function;
 use crate::decode::policy::{Strategy, Targets};
 use crate::engine::Engine;
@@ -31,6 +32,15 @@ pub const COS_TARGETS_COMBINED: i32 = 1;
 /// Every position is verified against one model that is drawn by the weights, so it needs only that model. The joint
 /// distribution of the tokens is the same. For "weighted" with a temperature above 0.
 pub const COS_TARGETS_ROUTED: i32 = 2;
+
+/// As "routes" in the engine's configuration says; without it, sessions with COS_STRATEGY_AUTO have shared routes.
+pub const COS_ROUTES_AUTO: i32 = 0;
+/// Routed targets are drawn by numbers of the session alone.
+pub const COS_ROUTES_OWN: i32 = 1;
+/// Sessions that were part of the same pass draw their next routed target by one number, each by its own weights. With
+/// equal weights they all need the same model next, so one pass serves them all. Each session follows its distribution
+/// exactly, but sessions depend on each other. Two sessions that began with the same prompt never share, nor do forks.
+pub const COS_ROUTES_SHARED: i32 = 2;
 
 /// A function of the caller that combines the models. For one position, it makes one row of scores from one row of
 /// logits for each model. Tokens follow the distribution that temperature, top_k, top_p, min_p and softmax make of the
@@ -119,6 +129,8 @@ pub struct cos_session_options {
     pub combine: cos_combine_fn,
     /// Passed to `combine`. Owned by the caller; must be valid as long as the session. May be NULL.
     pub combine_data: *mut c_void,
+    /// One of COS_ROUTES_*. It does not change the distribution of the tokens.
+    pub routes: i32,
 }
 
 // SAFETY: plain data. The size of the first version never changes, and members are only added behind the last one.
@@ -127,7 +139,7 @@ unsafe impl VersionedStruct for cos_session_options {
     const MIN_SIZE: usize = std::mem::offset_of!(cos_session_options, targets);
 }
 const _: () =
-    assert!(<cos_session_options as VersionedStruct>::MIN_SIZE == 96 && size_of::<cos_session_options>() == 120);
+    assert!(<cos_session_options as VersionedStruct>::MIN_SIZE == 96 && size_of::<cos_session_options>() == 128);
 
 /// Check that an array has one value for each model.
 pub(super) fn check_count(name: &str, count: usize, models: usize) -> Result<()> {
@@ -182,6 +194,7 @@ pub(super) unsafe fn read_options(options: *const cos_session_options, engine: &
         weights: weights.map(<[f32]>::to_vec),
         stop_tokens: stop_tokens.map(<[i32]>::to_vec),
         log_probabilities,
+        routes: routes(options.routes)?,
         // SAFETY: promised by the caller.
         combine: options.combine.map(|function| unsafe { combine(function, options.combine_data) }),
     })
@@ -204,6 +217,16 @@ fn targets(number: i32) -> Result<Option<Targets>> {
         COS_TARGETS_COMBINED => Ok(Some(Targets::Combined)),
         COS_TARGETS_ROUTED => Ok(Some(Targets::Routed)),
         other => Err(Error::InvalidArgument(format!("targets is {other}; it must be one of COS_TARGETS_*, 0 to 2"))),
+    }
+}
+
+/// `None` leaves the choice to the engine.
+fn routes(number: i32) -> Result<Option<RoutesName>> {
+    match number {
+        COS_ROUTES_AUTO => Ok(None),
+        COS_ROUTES_OWN => Ok(Some(RoutesName::Own)),
+        COS_ROUTES_SHARED => Ok(Some(RoutesName::Shared)),
+        other => Err(Error::InvalidArgument(format!("routes is {other}; it must be one of COS_ROUTES_*, 0 to 2"))),
     }
 }
 

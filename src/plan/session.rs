@@ -188,7 +188,7 @@ impl Planning {
             if decoder.has_pending() {
                 decoder.drain();
             } else {
-                self.switch(decoder);
+                self.switch_at_once(decoder);
             }
             return None;
         }
@@ -232,7 +232,7 @@ impl Planning {
             self.review_seconds = took;
         }
         if !decoder.has_pending() {
-            self.switch(decoder);
+            self.switch_at_once(decoder);
             self.share(shared, decoder);
         } else if self.next.is_some() {
             decoder.drain();
@@ -290,6 +290,14 @@ impl Planning {
                 }
                 *rounds += 1;
             }
+        }
+    }
+
+    /// Apply a plan that was chosen just now. The next position may have a number that other sessions know and that the
+    /// times of this moment depend on. Then the choice waits for the end of the next round.
+    fn switch_at_once<C: Chance>(&mut self, decoder: &mut Decoder<C>) {
+        if !decoder.shares_routes() {
+            self.switch(decoder);
         }
     }
 

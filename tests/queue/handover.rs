@@ -4,6 +4,7 @@ use std::panic::resume_unwind;
 use std::sync::Arc;
 use std::time::Duration;
 
+use cos::decode::chance::CounterRng;
 use cos::error::Error;
 use cos::model::scripted::Scripted;
 use cos::model::{Cancel, Interrupt, Model, Pass, Sequence};
@@ -41,7 +42,7 @@ fn scripted() -> Scripted {
 }
 
 fn queue_of(model: Arc<Scripted>, crowd: &Arc<Crowd>) -> (Arc<PassQueue>, Arc<Scripted>) {
-    (Arc::new(PassQueue::new(model.clone(), crowd.clone())), model)
+    (Arc::new(PassQueue::new(model.clone(), crowd.clone(), CounterRng::new(0))), model)
 }
 
 /// A thread that asks for passes over these tokens, one after another; a pass over none is that of a cancelled session.

@@ -44,6 +44,12 @@ mod sync {
     }
 }
 
+mod decode {
+    pub mod chance {
+        pub use cos::decode::chance::{CounterRng, Key, Purpose};
+    }
+}
+
 mod error {
     pub use cos::error::{Error, Result};
 }

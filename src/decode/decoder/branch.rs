@@ -27,6 +27,7 @@ impl<C: Chance> Decoder<C> {
         let state = &mut self.state;
         state.drop_pending(length);
         state.route_epoch = state.epoch;
+        state.routes.forget();
         // Rows before the last pass are gone, so the last token is scored anew.
         state.lanes.iter_mut().flatten().for_each(|lane| lane.abandon(length.saturating_sub(1)));
         state.prompts.retain(|prompt| prompt.start < length);

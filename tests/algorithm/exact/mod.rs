@@ -9,4 +9,5 @@ mod drafters;
 mod enumeration;
 mod failures;
 mod sequences;
+mod shared;
 mod strategies;

@@ -346,6 +346,7 @@ impl Simulation {
             log_probabilities: i32::from(options.log_probabilities),
             combine: if options.function { Some(sum) } else { None },
             combine_data: function.map_or(null_mut(), |data| (data as *const FunctionData).cast_mut().cast()),
+            routes: (self.names % 3) as i32,
         }
     }
 
