@@ -31,11 +31,13 @@ use crate::onnx::weights::LoadedSession;
 use crate::rows::device::{Shares, queue_rows};
 use crate::rows::records::Control;
 
-/// Passes of up to this many tokens are captured. Wider ones are prompts, whose time hides that of the launch.
-const WIDEST_GRAPH: usize = 256;
+/// Passes of up to this many tokens are captured, and those with chunks of prompts up to this many. The time of larger
+/// ones hides that of the launch.
+const LARGEST_GRAPH: usize = 2048;
+const LARGEST_GRAPH_OF_PROMPTS: usize = 256;
 
-/// Passes with up to this many tokens of each sequence are padded to few such numbers. Wider ones have prompts.
-const NARROW: usize = 16;
+/// Passes with up to so many tokens of each sequence are padded to the next of these numbers. Wider ones have prompts.
+const WIDTHS: [usize; 4] = [1, 4, 8, 16];
 
 /// Most graphs that are kept. The one that was used least recently goes first.
 const MOST_GRAPHS: usize = 192;
@@ -43,6 +45,12 @@ const MOST_GRAPHS: usize = 192;
 /// Up to this many bytes of rows are copied to the host as a part of the pass, and then to where they are read. That
 /// takes less time than a copy behind the pass.
 const FEW_BYTES: usize = 64 << 10;
+
+/// Room for inputs, and for rows, that there is from the beginning. Graphs hold addresses, so each growth costs all of
+/// them.
+const INPUT_BYTES: usize = 256 << 10;
+const USUAL_ROWS: usize = 128;
+const ROW_BYTES: usize = 32 << 20;
 
 /// Inputs begin at multiples of this many bytes.
 const ALIGNMENT: usize = 256;
@@ -90,6 +98,7 @@ struct Limits {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Size {
     tokens: usize,
+    /// Rows, and as many sequences.
     rows: usize,
     /// Columns of the table of blocks.
     blocks: usize,
@@ -109,17 +118,23 @@ impl Size {
         let tokens = padded(pass.tokens.len()).min(most.tokens.max(pass.tokens.len()));
         Size {
             tokens,
-            rows: padded(pass.rows.len()),
+            rows: padded_rows(pass.rows.len().max(pass.parts.len())),
             blocks: blocks.next_power_of_two().min(most.blocks.max(blocks)),
-            widest: if widest > NARROW { tokens } else { widest.next_power_of_two() },
+            widest: WIDTHS.into_iter().find(|&width| widest <= width).unwrap_or(tokens),
             kept: padded(plan.controls.iter().map(|control| control.given()).max().unwrap_or(0)),
             filters: plan.filters,
         }
     }
 
-    /// Sequences that the pass has room for. Each has a token at least, but for padding.
+    /// Sequences that the pass has room for.
     fn sequences(self) -> usize {
-        self.tokens
+        self.rows
+    }
+
+    /// Whether its passes are captured.
+    fn is_captured(self) -> bool {
+        let most = if WIDTHS.contains(&self.widest) { LARGEST_GRAPH } else { LARGEST_GRAPH_OF_PROMPTS };
+        self.tokens <= most
     }
 
     /// The bytes of the inputs in their order: those that the export declares, whose numbers have these sizes, then
@@ -132,9 +147,14 @@ impl Size {
     }
 }
 
-/// Sizes are all numbers up to 8, then four between a power of two and the next.
+/// Tokens are padded to 1, 2, 3, 4, 6, 8, then to four numbers from a power of two to the next. Each is computed.
 fn padded(count: usize) -> usize {
-    if count <= 8 { count } else { count.next_multiple_of(1 << (count.ilog2() - 2)) }
+    if count <= 8 { padded_rows(count) } else { count.next_multiple_of(1 << (count.ilog2() - 2)) }
+}
+
+/// Rows are padded to two numbers from a power of two to the next. They cost less than another graph.
+fn padded_rows(count: usize) -> usize {
+    if count <= 2 { count } else { count.next_multiple_of(1 << (count.ilog2() - 1)) }
 }
 
 /// The state of a size.
@@ -215,12 +235,12 @@ impl GpuRunner {
             binding,
             options,
             feeds,
-            inputs: pair(ALIGNMENT)?,
+            inputs: pair(INPUT_BYTES)?,
             places: Vec::new(),
             bounds: Box::default(),
             address: Box::new([&raw const *pass as i64]),
             pass,
-            logits: DeviceBuffer::zeroed(&device, row)?,
+            logits: DeviceBuffer::zeroed(&device, row * USUAL_ROWS.min(ROW_BYTES / row).max(1))?,
             few: HostBuffer::zeroed(&device, FEW_BYTES)?,
             staged: None,
             row,
@@ -368,7 +388,7 @@ impl GpuRunner {
     fn launch(&mut self, size: Size, rows: &mut PassRows, host: Range<usize>) -> ort::Result<()> {
         let index = self.graphs.iter().position(|(of, _)| *of == size);
         let state = index.map(|index| self.graphs.remove(index).1);
-        let may_capture = size.tokens <= WIDEST_GRAPH && self.captures.refused().is_none();
+        let may_capture = size.is_captured() && self.captures.refused().is_none();
         let device = self.device.clone();
         let queue = device.queue()?;
         self.is_usual = !may_capture || matches!(state, Some(Capture::Graph(_)));
@@ -449,4 +469,50 @@ impl GpuRunner {
 /// An input in the buffer.
 fn numbers<T: bytemuck::Pod>(host: &mut [u8], (place, bytes): (usize, usize)) -> &mut [T] {
     bytemuck::cast_slice_mut(&mut host[place..place + bytes])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::onnx::packed::pool::BlockId;
+
+    fn size(widths: &[usize], rows: usize) -> Size {
+        let mut pass = Layout::default();
+        widths.iter().for_each(|&width| pass.add(&vec![0; width], 5, width - rows.min(width), &[BlockId(0)]));
+        Size::of(&pass, &RowsPlan::default(), Limits { tokens: usize::MAX, length: 1000, blocks: 8 })
+    }
+
+    #[test]
+    fn sizes_have_room_for_their_passes() {
+        for count in 1..3000 {
+            let (tokens, rows) = (padded(count), padded_rows(count));
+            assert!((count..=count + count / 4 + 1).contains(&tokens), "{count}: {tokens}");
+            assert!((count..=count + count / 2).contains(&rows), "{count}: {rows}");
+        }
+        for widths in [&[1, 3, 2][..], &[7], &[1; 100], &[100, 1, 1, 1, 1, 1, 1, 1]] {
+            let size = size(widths, 1);
+            assert!(size.sequences() >= widths.len() && size.tokens >= widths.iter().sum());
+            assert!(size.widest >= *widths.iter().max().unwrap());
+        }
+    }
+
+    /// A graph is captured for each size, which takes as long as many passes.
+    #[test]
+    fn sessions_in_company_have_few_sizes() {
+        let mut random = fastrand::Rng::with_seed(1);
+        for sessions in [8, 64] {
+            let mut sizes = Vec::new();
+            for _ in 0..1000 {
+                // How many rounds ago a model was last needed, with equal weights of two.
+                let widths: Vec<usize> = (0..sessions).map(|_| 1 + random.u32(1..).trailing_zeros() as usize).collect();
+                let size = size(&widths, 1);
+                if !sizes.contains(&size) {
+                    sizes.push(size);
+                }
+            }
+            assert!(sizes.len() <= 24, "{sessions}: {sizes:?}");
+            let largest = size(&vec![8; sessions], 1);
+            assert!(largest.is_captured() && !size(&[1000, 1], 1).is_captured());
+        }
+    }
 }
