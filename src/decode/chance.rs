@@ -112,13 +112,21 @@ impl Chance for CounterRng {
 
 /// The first index at which the running sum of the weights exceeds the share `u` of their total.
 pub fn quantile<W: Weights + ?Sized>(weights: &W, u: f64) -> Result<usize> {
-    let mut left = u * weights.total();
-    if let Some(index) = weights.find(left)? {
-        return Ok(index);
+    let left = u * weights.total();
+    match weights.find(left)? {
+        Some(index) => Ok(index),
+        // The few weights of models are drawn by as often as tokens are.
+        None if weights.count() <= BLOCK => scan(weights, left, &mut [0.0; BLOCK]),
+        None => scan(weights, left, &mut [0.0; PIECE]),
     }
-    let (mut piece, mut last) = ([0.0; PIECE], 0);
-    for start in (0..weights.count()).step_by(PIECE) {
-        let piece = &mut piece[..PIECE.min(weights.count() - start)];
+}
+
+/// The same, of weights that are written piece by piece.
+fn scan<W: Weights + ?Sized>(weights: &W, mut left: f64, piece: &mut [f32]) -> Result<usize> {
+    let mut last = 0;
+    for start in (0..weights.count()).step_by(piece.len()) {
+        let len = piece.len().min(weights.count() - start);
+        let piece = &mut piece[..len];
         weights.write(start, piece)?;
         // Whole blocks are summed fast. Only the block that holds the answer is scanned weight by weight.
         for (index, block) in piece.chunks(BLOCK).enumerate() {

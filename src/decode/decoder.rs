@@ -5,9 +5,11 @@
 //! prompt and probes are ordinary needs. The order of things is that of [`Schedule`]; positions are decided from rows.
 
 mod branch;
+mod company;
 
 use std::time::Duration;
 
+pub use self::company::Common;
 use crate::decode::chance::{Chance, Key, Purpose};
 use crate::decode::combine::Combination;
 use crate::decode::lane::Lane;
@@ -73,6 +75,8 @@ pub enum Step {
 struct Ran {
     need: Need,
     report: Report,
+    /// Time of the whole pass.
+    elapsed: Duration,
     /// Whether it was run at the same time as others of its step.
     overlapped: bool,
     /// The first position whose row the observer has been waiting for.
@@ -311,7 +315,6 @@ impl<C: Chance> Decoder<C> {
             if self.state.finish.is_some() {
                 return Ok(Step::Ended);
             }
-            self.state.routes.begin(self.start);
         }
         let is_routed = self.plan.targets == Targets::Routed;
         match self.schedule.step(&self.plan, &mut Rows { state: &mut self.state, workspace, is_routed }) {
@@ -379,7 +382,7 @@ impl<C: Chance> Decoder<C> {
     pub fn ran(&mut self, need: Need, report: Report, overlapped: bool) {
         let Need { model, start, end, .. } = need;
         let wanted = self.state.wanted(model, start);
-        self.ran.push(Ran { need, report, overlapped, wanted });
+        self.ran.push(Ran { need, report, elapsed: report.elapsed, overlapped, wanted });
         self.schedule.ran(model, end);
         if let Some(lane) = &mut self.state.lanes[model] {
             lane.elapsed += report.elapsed;
@@ -390,29 +393,6 @@ impl<C: Chance> Decoder<C> {
         let scored = end.saturating_sub(start.max(self.state.prompt_end() - 1));
         self.state.counters.forwards += u64::from(scored > 0);
         self.state.counters.positions += scored as u64;
-    }
-
-    /// A pass of the round that has run hands out a number in `[0, 1)` to all sequences that were part of it, or none.
-    /// If [`Settings::shared_routes`], it routes the first position of the next round.
-    ///
-    /// The number must be new, independent of everything, and known to nobody before. Routes are then independent draws
-    /// from the weights for each sequence, and alike for sequences of the same pass.
-    pub fn hand_out(&mut self, number: Option<f64>) {
-        // A probe is shared with other sequences than rounds are.
-        if self.probed.is_none() {
-            self.state.routes.hand_out(number);
-        }
-    }
-
-    /// Route by numbers of its own from now on, or by those that are handed out.
-    pub fn share_routes(&mut self, shares: bool) {
-        self.state.settings.shared_routes = shares;
-        self.state.routes.share(shares);
-    }
-
-    /// Whether it routes by numbers that are handed out.
-    pub fn shares_routes(&self) -> bool {
-        self.state.routes.shares()
     }
 
     /// A needed pass has failed or was cancelled. The sequence is as it was before the round, or without the probe.
@@ -495,13 +475,13 @@ impl<C: Chance> Decoder<C> {
         let pass = |ran: &Ran| (ran.need.model, ran.need.end - ran.need.start);
         if self.ran.iter().any(|ran| ran.overlapped) {
             if self.ran.iter().all(tells) {
-                let elapsed: Duration = self.ran.iter().map(|ran| ran.report.elapsed).sum();
+                let elapsed: Duration = self.ran.iter().map(|ran| ran.elapsed).sum();
                 observer.record_overlapped(self.ran.iter().map(pass), elapsed.as_secs_f64());
             }
         } else {
             for ran in self.ran.iter().filter(|ran| tells(ran)) {
                 let (model, width) = pass(ran);
-                observer.record_pass(model, width, ran.report.elapsed.as_secs_f64());
+                observer.record_pass(model, width, ran.elapsed.as_secs_f64());
             }
         }
     }

@@ -18,6 +18,6 @@ pub struct Settings {
     /// combined targets.
     pub log_probabilities: bool,
     /// Whether positions are routed by numbers that it has in common with other sequences; see
-    /// [`Decoder::hand_out`](super::decoder::Decoder::hand_out).
+    /// [`Common::number`](super::decoder::Common::number).
     pub shared_routes: bool,
 }

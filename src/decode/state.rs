@@ -141,9 +141,6 @@ impl<C: Chance> World for Rows<'_, C> {
             return Ok(Decision::Asks);
         }
         self.workspace.forget();
-        if decided.is_err() {
-            self.state.routes.keep_own();
-        }
         decided
     }
 

@@ -2,19 +2,19 @@
 
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use arrayvec::ArrayVec;
 
 use crate::decode::chance::Chance;
-use crate::decode::decoder::{Decoder, Finish, Need, Proposer, Settings, Step, Workspace};
+use crate::decode::decoder::{Common, Decoder, Finish, Need, Proposer, Settings, Step, Workspace};
 use crate::decode::policy::Plan;
 use crate::engine::participant::Participant;
 use crate::engine::queue::{self, MOST_MODELS, PassQueue, Ticket, WhenFull};
-use crate::engine::queues::{Inside, PassQueues};
+use crate::engine::queues::{Decoding, Inside, PassQueues};
 use crate::engine::wait::{Waiter, WakeOnCancel};
 use crate::error::{Error, Result};
-use crate::model::{Cancel, Interrupt, Memory, Model};
+use crate::model::{Cancel, Interrupt, Memory, Model, Report};
 use crate::rows::DeviceSums;
 
 /// Most passes of one step that run at the same time; more run one after the other.
@@ -32,8 +32,12 @@ pub struct Driver<C> {
     waiter: Arc<Waiter>,
     /// Whether other threads may wait until this one has computed. Not if functions of the caller run meanwhile.
     in_crowd: bool,
-    /// Time that passed while it waited for common passes, without its share of them.
-    waited: Duration,
+    /// Time of the passes that it had, those of others included that it shared.
+    passes: Duration,
+    /// That of passes of this step that were run at the same time.
+    at_once: Duration,
+    /// The most sessions that decoded at the same time, since [`Driver::begin`].
+    company: usize,
 }
 
 impl<C: Chance> Driver<C> {
@@ -71,7 +75,9 @@ impl<C: Chance> Driver<C> {
             queues: None,
             waiter: Arc::default(),
             in_crowd: false,
-            waited: Duration::ZERO,
+            passes: Duration::ZERO,
+            at_once: Duration::ZERO,
+            company: 1,
         }
     }
 
@@ -141,6 +147,7 @@ impl<C: Chance> Driver<C> {
 
     /// Go on until passes are needed; see [`Decoder::step`].
     pub(super) fn step(&mut self) -> Result<Step> {
+        self.at_once = Duration::ZERO;
         self.decoder.step(&mut self.workspace)
     }
 
@@ -184,31 +191,47 @@ impl<C: Chance> Driver<C> {
             Some((need, Ticket::new(queues.of(need.model)?, pass, cancel, when_full)))
         });
         let (needs, mut tickets): (ArrayVec<Need, MOST_MODELS>, ArrayVec<Ticket, MOST_MODELS>) = tickets.unzip();
-        let asked = Instant::now();
         queue::run(waiter, *in_crowd, &mut tickets);
         let overlaps = tickets.len() > 1 && tickets.iter().any(|ticket| ticket.queue().overlaps());
         let outcomes: ArrayVec<_, MOST_MODELS> =
-            tickets.into_iter().map(|ticket| (ticket.number(), ticket.outcome())).collect();
-        let mut own = Duration::ZERO;
-        for (need, (number, outcome)) in needs.into_iter().zip(outcomes) {
+            tickets.into_iter().map(|ticket| (ticket.common(), ticket.outcome())).collect();
+        for (need, (common, outcome)) in needs.into_iter().zip(outcomes) {
             let given_back = || Err(Error::Internal("a pass that may wait was given back".into()).into());
             let report = outcome.unwrap_or_else(given_back)?;
-            own = if overlaps { own.max(report.elapsed) } else { own + report.elapsed };
-            decoder.ran(need, report, overlaps);
-            decoder.hand_out(number);
+            self.ran_in_company(need, report, overlaps, common);
         }
-        self.waits(asked.elapsed().saturating_sub(own));
         Ok(())
     }
 
-    /// So much time has passed in which others were served.
-    pub(super) fn waits(&mut self, time: Duration) {
-        self.waited += time;
+    /// A pass was run in common with others, or at least might have been.
+    pub(super) fn ran_in_company(&mut self, need: Need, report: Report, overlapped: bool, common: Option<Common>) {
+        self.decoder.ran(need, report, overlapped);
+        common.into_iter().for_each(|common| self.decoder.had_company(common));
+        self.passed(common.map_or(report.elapsed, |common| common.elapsed), overlapped);
+        self.company = self.company.max(self.queues.as_ref().map_or(1, |queues| queues.company()));
     }
 
-    /// Time that has passed while others were served.
-    pub(super) fn waited(&self) -> Duration {
-        self.waited
+    /// A pass has taken so much time.
+    fn passed(&mut self, elapsed: Duration, overlapped: bool) {
+        // Of passes at the same time, the longest counts.
+        self.passes += if overlapped { elapsed.saturating_sub(self.at_once) } else { elapsed };
+        self.at_once = self.at_once.max(elapsed);
+    }
+
+    /// A round begins. Until the guard is dropped, the session counts among those that decode at the same time.
+    pub(super) fn begin(&mut self) -> Option<Decoding> {
+        self.company = 1;
+        self.queues.as_ref().map(PassQueues::decode)
+    }
+
+    /// The most sessions that decoded at the same time in this round.
+    pub(super) fn company(&self) -> usize {
+        self.company
+    }
+
+    /// Time of the passes that it had, those of others included that it shared.
+    pub(super) fn passes(&self) -> Duration {
+        self.passes
     }
 
     /// Run those passes that are not run in common with others: launch all that can be left running, and wait for
@@ -233,6 +256,7 @@ impl<C: Chance> Driver<C> {
                 }
                 let report = model(&self.participants, need)?.forward(&mut [self.decoder.pass(need)])?;
                 self.decoder.ran(need, report, launched != 0);
+                self.passed(report.elapsed, false);
             }
         }
         Ok(())

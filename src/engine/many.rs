@@ -135,15 +135,15 @@ fn run_together<S: BorrowMut<Session>>(sessions: &mut [S], buffers: &mut CallBuf
     queue::run(&waiter, false, &mut waiting);
     outcomes.clear();
     outcomes.extend(waiting.drain(..).map(|ticket| {
-        let (place, overlaps, number) = (ticket.place, ticket.queue().overlaps(), ticket.number());
-        Outcome { place, overlaps, outcome: ticket.outcome(), number }
+        let (place, overlaps, common) = (ticket.place, ticket.queue().overlaps(), ticket.common());
+        Outcome { place, overlaps, outcome: ticket.outcome(), common }
     }));
     *tickets = recycle(waiting);
     if !outcomes.is_empty() && outcomes.iter().all(|outcome| outcome.outcome.is_none()) {
         // Sessions of other threads have all memory. Give them time.
         std::thread::sleep(LOOK_AGAIN);
     }
-    for Outcome { place, overlaps, outcome, number } in outcomes.drain(..) {
+    for Outcome { place, overlaps, outcome, common } in outcomes.drain(..) {
         let (index, need) = needs[place];
         let driver = &mut sessions[index].borrow_mut().driver;
         match outcome {
@@ -151,8 +151,7 @@ fn run_together<S: BorrowMut<Session>>(sessions: &mut [S], buffers: &mut CallBuf
             None => {}
             Some(Ok(report)) => {
                 let overlapped = overlaps && driver.needs().len() > 1;
-                driver.ran(need, report, overlapped);
-                driver.hand_out(number);
+                driver.ran_in_company(need, report, overlapped, common);
             }
             Some(Err(interrupt)) => stands[index] = Stand::Interrupted(interrupt),
         }

@@ -2,14 +2,14 @@
 
 use std::time::Duration;
 
-use crate::decode::decoder::Need;
+use crate::decode::decoder::{Common, Need};
 use crate::engine::queue::Ticket;
+use crate::engine::queues::Decoding;
 use crate::engine::stats::Stats;
 use crate::error::Result;
 use crate::model::{Interrupt, Report};
 
 /// Where a session stands between two calls.
-#[derive(Debug)]
 pub enum Phase {
     /// Nothing is begun.
     Between,
@@ -20,18 +20,17 @@ pub enum Phase {
 }
 
 /// A round or a probe that is begun.
-#[derive(Debug)]
 pub struct Begun {
     /// The statistics that the totals of the engine have.
     pub(super) counted: Stats,
-    /// What there was before: tokens committed, time inside models, and time waited.
+    /// What there was before: tokens committed, and time of passes.
     pub(super) start: usize,
-    pub(super) models: Duration,
-    pub(super) waited: Duration,
+    pub(super) passes: Duration,
     /// Time inside the calls that it took so far, but for the present one.
     pub(super) elapsed: Duration,
     /// When the present call began.
     pub(super) since: Duration,
+    pub(super) _decoding: Option<Decoding>,
 }
 
 /// What a call needs, kept from call to call by the first session.
@@ -54,8 +53,8 @@ pub struct Outcome {
     pub(super) overlaps: bool,
     /// How its pass went; `None` if it was given back.
     pub(super) outcome: Option<Result<Report, Interrupt>>,
-    /// What the pass has handed out.
-    pub(super) number: Option<f64>,
+    /// What all who shared it have in common.
+    pub(super) common: Option<Common>,
 }
 
 /// Where a session stands in a call.

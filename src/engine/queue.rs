@@ -17,6 +17,7 @@ use arrayvec::ArrayVec;
 use super::sync::{Arc, AtomicUsize, Mutex, MutexGuard, Ordering};
 use super::wait::{Crowd, Waiter};
 use crate::decode::chance::{CounterRng, Key, Purpose};
+use crate::decode::decoder::Common;
 use crate::error::Error;
 use crate::model::{Admission, Cancel, Interrupt, Model, Pass, Report};
 
@@ -58,8 +59,8 @@ pub struct Ticket<'a> {
     pub(super) is_brief: bool,
     /// It was part of a pass that failed, so it runs alone.
     pub(super) alone: bool,
-    /// The number that the last pass has handed out to all who shared it.
-    pub(super) number: Option<f64>,
+    /// What all who shared the last pass have in common.
+    pub(super) common: Option<Common>,
     /// Its share of passes that computed tokens anew.
     pub(super) spent: Duration,
     pub(super) outcome: Option<Result<Report, Interrupt>>,
@@ -76,7 +77,7 @@ impl<'a> Ticket<'a> {
             when_full,
             is_brief: false,
             alone: false,
-            number: None,
+            common: None,
             spent: Duration::ZERO,
             outcome: None,
         }
@@ -94,10 +95,9 @@ impl<'a> Ticket<'a> {
         self.queue
     }
 
-    /// The number that the pass has handed out to all who shared it; `None` if nobody did. It goes to
-    /// `Decoder::hand_out`.
-    pub fn number(&self) -> Option<f64> {
-        self.number
+    /// What all who shared its last pass have in common.
+    pub fn common(&self) -> Option<Common> {
+        self.common
     }
 
     /// How the pass went. `None` if it was given back.
@@ -526,8 +526,9 @@ impl PassQueue {
         if let Ok(Ok(report)) = &result {
             self.last.store(report.elapsed.as_nanos() as usize, Ordering::Relaxed);
             let number = (batch.len() > 1).then(|| self.number());
+            let common = Some(Common { elapsed: report.elapsed, number });
             // SAFETY: the entries are in the batch of this leader, and their tickets have no outcome.
-            batch.iter().for_each(|entry| unsafe { (*entry.ticket.as_ptr()).number = number });
+            batch.iter().for_each(|entry| unsafe { (*entry.ticket.as_ptr()).common = common });
         }
         let mut state = self.lock();
         state.settle(&mut batch, result, &self.crowd, own);

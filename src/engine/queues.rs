@@ -1,6 +1,6 @@
 //! Where the sessions of an engine wait for common passes: a queue for each model that batches.
 
-use super::sync::Arc;
+use super::sync::{Arc, AtomicUsize, Ordering};
 use super::wait::Crowd;
 use crate::config::FullCache;
 use crate::decode::chance::CounterRng;
@@ -13,6 +13,8 @@ pub struct PassQueues {
     queues: Vec<Option<PassQueue>>,
     questions: Questions,
     crowd: Arc<Crowd>,
+    /// Sessions that are in the middle of a round.
+    decoding: AtomicUsize,
     /// What becomes of new sessions while the memory of a model is full.
     when_full: FullCache,
 }
@@ -29,7 +31,7 @@ impl PassQueues {
             _ => None,
         };
         let queues = participants.iter().enumerate().map(queue).collect();
-        PassQueues { queues, questions: Questions::new(crowd.clone()), crowd, when_full }
+        PassQueues { queues, questions: Questions::new(crowd.clone()), crowd, decoding: AtomicUsize::new(0), when_full }
     }
 
     /// What becomes of a pass if the memory of its model is full. `is_first` says that its session has decoded nothing
@@ -63,11 +65,31 @@ impl PassQueues {
         Inside(self.crowd.clone())
     }
 
+    /// Count a session among those that decode, until the guard is dropped.
+    pub fn decode(self: &Arc<Self>) -> Decoding {
+        self.decoding.fetch_add(1, Ordering::Relaxed);
+        Decoding(self.clone())
+    }
+
+    /// Sessions that are in the middle of a round.
+    pub fn company(&self) -> usize {
+        self.decoding.load(Ordering::Relaxed)
+    }
+
     /// Do not count a thread that has entered, until the guard is dropped: it runs passes of its own, which nobody is
     /// to wait for.
     pub fn step_aside(&self) -> Aside<'_> {
         self.crowd.remove(1);
         Aside(&self.crowd)
+    }
+}
+
+/// A session that is in the middle of a round.
+pub struct Decoding(Arc<PassQueues>);
+
+impl Drop for Decoding {
+    fn drop(&mut self) {
+        self.0.decoding.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -4,13 +4,14 @@ use std::time::Duration;
 
 use crate::decode::decoder::Step;
 use crate::engine::phase::{Begun, Phase};
+use crate::engine::queues::Decoding;
 use crate::engine::session::{Session, State};
 use crate::engine::stats::Stats;
 use crate::error::{Error, Result};
 use crate::model::Interrupt;
 use crate::plan::session::RoundReport;
 
-/// How far [`Session::advance`] has come.
+/// How far a session has come.
 pub enum Progress {
     /// It needs passes.
     Waits,
@@ -56,11 +57,7 @@ impl Session {
     }
 
     /// Go on until the session needs passes or an answer, or its round has ended.
-    fn advance(&mut self) -> Progress {
-        if let Some((left, models)) = self.left.take() {
-            let (passed, passes) = (self.engine.clock()().saturating_sub(left), self.driver.elapsed() - models);
-            self.driver.waits(passed.saturating_sub(passes));
-        }
+    pub(super) fn go_on(&mut self) -> Progress {
         loop {
             if self.is_cancelled() && !matches!(self.phase, Phase::Probe(_)) {
                 self.begin();
@@ -77,13 +74,6 @@ impl Session {
                 Err(error) => return Progress::News(self.end(Err(error.into()))),
             }
         }
-    }
-
-    /// The same, after which its thread turns to others.
-    pub(super) fn go_on(&mut self) -> Progress {
-        let progress = self.advance();
-        self.left = Some((self.engine.clock()(), self.driver.elapsed()));
-        progress
     }
 
     /// A pass has failed, or was cancelled. Returns the news, unless it was only a probe's.
@@ -106,7 +96,6 @@ impl Session {
 
     /// A call ends, with the session perhaps in the middle of a round.
     pub(super) fn pause(&mut self) {
-        self.left = None;
         let now = self.engine.clock()();
         let mut phase = std::mem::replace(&mut self.phase, Phase::Between);
         if let Phase::Round(begun) | Phase::Probe(begun) = &mut phase {
@@ -122,14 +111,16 @@ impl Session {
         if !matches!(self.phase, Phase::Between) {
             return;
         }
+        self.claim_routes();
         let (since, counted) = (self.engine.clock()(), self.stats());
         self.steps += 1;
-        self.phase = Phase::Round(self.begun(counted, since));
+        let decoding = self.driver.begin();
+        self.phase = Phase::Round(self.begun(counted, since, decoding));
     }
 
-    fn begun(&self, counted: Stats, since: Duration) -> Begun {
-        let (start, models, waited) = (self.driver.committed().len(), self.driver.elapsed(), self.driver.waited());
-        Begun { counted, start, models, waited, elapsed: Duration::ZERO, since }
+    fn begun(&self, counted: Stats, since: Duration, decoding: Option<Decoding>) -> Begun {
+        let (start, passes) = (self.driver.committed().len(), self.driver.passes());
+        Begun { counted, start, passes, elapsed: Duration::ZERO, since, _decoding: decoding }
     }
 
     /// End a round: plan, and count. A probe may be begun.
@@ -152,11 +143,11 @@ impl Session {
         if let (Some(planning), Ok(())) = (&mut self.planning, &result) {
             let round = RoundReport {
                 tokens: self.driver.committed().len() - begun.start,
-                // What it costs, so that plans are compared by what all sessions together get done.
-                total: total.saturating_sub(self.driver.waited() - begun.waited),
-                models: self.driver.elapsed() - begun.models,
+                total,
+                models: self.driver.passes() - begun.passes,
                 is_usual: begun.start > self.driver.prompt_end() && self.driver.is_usual(),
                 open: finish.is_none(),
+                company: self.driver.company(),
             };
             let (shared, clock) = (self.engine.shared_planning(), self.engine.clock());
             probe = planning.after_round(shared, &mut self.driver, round, clock);
@@ -166,7 +157,7 @@ impl Session {
         match probe {
             // The call counts both, unless the probe takes more than one.
             Some(model) => {
-                self.phase = Phase::Probe(self.begun(begun.counted, planned));
+                self.phase = Phase::Probe(self.begun(begun.counted, planned, None));
                 if !(*self.driver).probe(model) {
                     self.end_probe();
                 }
@@ -188,8 +179,7 @@ impl Session {
         let Phase::Probe(begun) = std::mem::replace(&mut self.phase, Phase::Between) else { return };
         let time = self.engine.clock()().saturating_sub(begun.since);
         if let Some(planning) = &mut self.planning {
-            let cost = (begun.elapsed + time).saturating_sub(self.driver.waited() - begun.waited);
-            planning.probed(self.engine.shared_planning(), cost.as_secs_f64());
+            planning.probed(self.engine.shared_planning(), (begun.elapsed + time).as_secs_f64());
         }
         self.spend(time);
         self.count(&begun.counted);

@@ -1,7 +1,6 @@
 //! A session: one sequence, decoded by the models of an engine.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use serde_json::{Value, json};
 
@@ -88,12 +87,14 @@ pub struct Session {
     pub(super) steps: u64,
     pub(super) total_ns: u64,
     pub(super) phase: Phase,
-    /// When its thread turned to others, and the time inside models until then.
-    pub(super) left: Option<(Duration, Duration)>,
     /// Buffers of [`step_many`](crate::engine::many::step_many), if this is the first of its sessions.
     pub(super) many: CallBuffers,
-    /// If it routes by common numbers.
+    /// Whether its first round is to see whether it may route by common numbers.
+    claims: bool,
+    /// If it does.
     claim: Option<Claim>,
+    /// Whether a plan of it may have routed targets.
+    may_route: bool,
     /// What its scope is called.
     scope: String,
     /// How often it was forked.
@@ -164,15 +165,18 @@ impl Session {
         // A function of the caller may take any time, and nobody waits for it.
         driver.share_passes(engine.queues(), options.combine.is_none());
         estimates.into_iter().for_each(|estimates| driver.observe(estimates));
+        let may_route = (options.strategy == Strategy::Auto || options.targets == Some(Targets::Routed))
+            && request(&options, &driver.settings().combination, &[]).allows(Targets::Routed);
         Session {
+            may_route,
             driver,
             planning,
             cancel,
             steps: 0,
             total_ns: 0,
             phase: Phase::Between,
-            left: None,
             many: CallBuffers::default(),
+            claims: false,
             claim: None,
             scope: String::new(),
             forks: 0,
@@ -213,18 +217,26 @@ impl Session {
 
     /// Append to the sequence; see [`Decoder::prompt`].
     pub fn prompt(&mut self, tokens: &[i32]) -> Result<()> {
-        let is_first = self.driver.committed().is_empty();
+        if self.driver.committed().is_empty() {
+            self.claims = true;
+        }
         self.driver.prompt(tokens)?;
         self.abandon();
-        if is_first {
-            self.claim = None;
-            let sharing = self.engine.sharing();
-            if sharing.wants(self.options.routes, self.options.strategy) {
-                self.claim = sharing.claim(&self.scope, tokens);
-            }
-            self.driver.share_routes(self.claim.is_some());
-        }
         Ok(())
+    }
+
+    /// Route by common numbers from the first round on, if that is wanted and no other session began with this prompt.
+    pub(super) fn claim_routes(&mut self) {
+        if !std::mem::take(&mut self.claims) {
+            return;
+        }
+        self.claim = None;
+        let sharing = self.engine.sharing();
+        let Options { routes, strategy, .. } = self.options;
+        if self.may_route && sharing.wants(routes, strategy) {
+            self.claim = sharing.claim(&self.scope, self.driver.committed());
+        }
+        self.driver.share_routes(self.claim.is_some());
     }
 
     /// Forget all tokens from index `length` on; see [`Decoder::rewind`].

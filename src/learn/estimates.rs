@@ -250,6 +250,13 @@ impl ConfidenceSampler {
     }
 }
 
+/// How long things take. In company they take longer.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Times {
+    costs: Vec<Costs>,
+    host: HostCosts,
+}
+
 /// All that a planner knows of the models of a session.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Estimates {
@@ -281,6 +288,17 @@ impl Estimates {
             calibration: vec![Calibration::default(); models],
             pair_acceptance: Array2::default((models, models)),
         }
+    }
+
+    /// How long things take.
+    pub fn times(&self) -> Times {
+        Times { costs: self.costs.clone(), host: self.host }
+    }
+
+    /// Let things take so long, until passes and rounds show how long they take now.
+    pub fn set_times(&mut self, Times { costs, host }: Times) {
+        (self.costs, self.host) = (costs, host);
+        self.costs.iter_mut().for_each(Costs::forget_level);
     }
 
     /// Seconds of concurrent passes, from the seconds of each pass alone.

@@ -141,6 +141,11 @@ impl Planner {
         }
     }
 
+    /// A planner that begins with the same plan, and knows nothing else: the conditions are others.
+    pub fn afresh(&self) -> Planner {
+        Planner::new(self.choices.clone(), self.plan.clone(), None)
+    }
+
     /// What later sessions of the same task begin with.
     pub fn experience(&self) -> Experience {
         Experience {

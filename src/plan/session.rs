@@ -14,13 +14,11 @@ use crate::decode::combine::Combination;
 use crate::decode::decoder::{Counters, Decoder};
 use crate::decode::policy::{Plan, Policy, Targets};
 use crate::learn::estimates::Estimates;
-use crate::plan::shared::{FIRST_REVIEW_SECONDS, SharedPlanning, TaskKey, TaskRecord};
+use crate::plan::company::Following;
+pub use crate::plan::report::{PlanTimes, RoundReport};
+use crate::plan::shared::{Budget, SharedPlanning, TaskKey, TaskRecord};
 use crate::plan::{choices::Choices, planner::Planner};
 use crate::rows::Sampler;
-
-/// Share of a session's time allotted to reviews: at first, while each one teaches much, and once the plan has settled.
-const FIRST_REVIEWS: f64 = 0.01;
-const LATER_REVIEWS: f64 = 0.002;
 
 /// An unknown drafter is probed as soon as that takes no more than this share of the session's time so far.
 const FIRST_PROBE: f64 = 0.03;
@@ -36,22 +34,13 @@ const MOST_HOST_WORK: u32 = 8;
 /// models, with cold caches.
 const STANDARD_ROUNDS: u32 = 2;
 
-/// Nanoseconds of the rounds of a session that plans, without those that ran over prompts.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct PlanTimes {
-    /// Time that its tokens took.
-    pub planned_ns: u64,
-    /// Time that they were expected to take.
-    pub expected_ns: u64,
-    /// Time that `standard` would have taken for as many tokens, by measured pass times.
-    pub standard_ns: u64,
-}
-
 /// The planning of one session.
 #[derive(Debug)]
 pub struct Planning {
     planner: Planner,
     key: TaskKey,
+    /// In company, the plan is that of a group.
+    following: Following,
     /// The plan to apply once nothing is pending.
     next: Option<Plan>,
     /// `Some` while `standard` is measured: the rounds of it so far.
@@ -59,12 +48,7 @@ pub struct Planning {
     times: PlanTimes,
     /// How often the plan was changed.
     changes: u64,
-    /// Seconds of all rounds so far.
-    seconds: f64,
-    /// Those of them that were reported to the [`SharedPlanning`].
-    reported: f64,
-    /// Seconds of the last review.
-    review_seconds: f64,
+    budget: Budget,
     tokens_to_probe: usize,
     /// The search for a model to probe begins at this one.
     probe_next: usize,
@@ -73,21 +57,6 @@ pub struct Planning {
     /// [`Counters::forwards`] and [`Counters::tested`] as of the last round.
     forwards: u64,
     tested: u64,
-}
-
-/// A round that succeeded, with its times.
-#[derive(Debug, Clone, Copy)]
-pub struct RoundReport {
-    /// Tokens committed.
-    pub tokens: usize,
-    /// Time of the round.
-    pub total: Duration,
-    /// Part of that time spent inside models.
-    pub models: Duration,
-    /// Whether similar rounds will take as long: it ran over no prompt, and no pass of it prepared later passes.
-    pub is_usual: bool,
-    /// Whether the sequence goes on.
-    pub open: bool,
 }
 
 impl Planning {
@@ -111,14 +80,13 @@ impl Planning {
         let experience = experience.filter(|experience| choices.allows(&experience.plan));
         let planning = Planning {
             planner: Planner::new(choices, plan, experience),
+            following: Following::new(shared, &key),
             key,
             next: None,
             standard_rounds: None,
             times: PlanTimes::default(),
             changes: 0,
-            seconds: 0.0,
-            reported: 0.0,
-            review_seconds: FIRST_REVIEW_SECONDS,
+            budget: Budget::default(),
             tokens_to_probe: PROBE_INTERVAL / 2,
             probe_next: 0,
             is_first_probe: false,
@@ -130,7 +98,7 @@ impl Planning {
 
     /// The plan in force.
     pub fn plan(&self) -> &Plan {
-        self.planner.plan()
+        self.following.plan().unwrap_or(self.planner.plan())
     }
 
     /// Whether the planner may choose this plan.
@@ -140,6 +108,7 @@ impl Planning {
 
     /// Begin with this plan instead.
     pub fn begin_with(&mut self, plan: Plan) {
+        self.following = Following::default();
         self.planner.adopt(plan);
     }
 
@@ -148,8 +117,7 @@ impl Planning {
         if let Some(before) = before {
             (self.times, self.changes) = (before.times, before.changes);
             (self.forwards, self.tested) = (before.forwards, before.tested);
-            (self.seconds, self.reported) = (before.seconds, before.reported);
-            self.review_seconds = before.review_seconds;
+            self.budget = before.budget;
         }
     }
 
@@ -166,14 +134,36 @@ impl Planning {
         round: RoundReport,
         clock: &Clock,
     ) -> Option<usize> {
-        self.seconds += round.total.as_secs_f64();
+        self.budget.spend(round.total.as_secs_f64());
+        let (load, company) = {
+            let mut shared = shared.lock();
+            let load = shared.meet(round.company);
+            if load != self.following.load() {
+                self.following.change_load(&mut shared, &self.key, &self.planner, decoder);
+                (self.next, self.standard_rounds) = (None, None);
+            }
+            (load, shared.company())
+        };
         let Counters { forwards, tested, .. } = decoder.counters();
         let passes = forwards - std::mem::replace(&mut self.forwards, forwards);
         let tested = tested - std::mem::replace(&mut self.tested, tested);
-        if round.is_usual {
-            self.count(decoder, round, passes, tested);
-        }
+        self.learn_host(decoder, round, passes, tested);
         self.retire(decoder);
+        self.changes += u64::from(self.following.apply(decoder));
+        if load > 0 {
+            let Planning { planner, budget, times, .. } = self;
+            self.following.after_round((shared, company), decoder, (round, times), (planner, budget), clock);
+            if !round.open {
+                self.share(shared, decoder);
+            }
+            return None;
+        }
+        if self.following.is_changing() {
+            return None;
+        }
+        if round.is_usual {
+            self.count(decoder, round);
+        }
         if !decoder.has_pending() {
             self.switch(decoder);
             if !round.open {
@@ -218,8 +208,8 @@ impl Planning {
     /// Whether the budget covers a review. After an alarm it always may run, since leaving a plan takes no search.
     fn may_review(&mut self, shared: &Mutex<SharedPlanning>) -> bool {
         let mut shared = shared.lock();
-        self.report_time(&mut shared);
-        self.planner.is_alarmed() || shared.may_review(self.review_seconds)
+        self.budget.report(&mut shared, self.planner.is_settled(), 1.0);
+        self.planner.is_alarmed() || self.budget.may_review(&shared)
     }
 
     /// Have the planner review its plan. Another plan is applied now or, with proposals pending, once they are decided.
@@ -227,10 +217,7 @@ impl Planning {
         let (started, alarmed) = (clock(), self.planner.is_alarmed());
         self.next = decoder.observer().and_then(|observer| self.planner.review(observer.estimates_mut()));
         let took = clock().saturating_sub(started).as_secs_f64();
-        shared.lock().add_review(took);
-        if !alarmed {
-            self.review_seconds = took;
-        }
+        self.budget.reviewed(&mut shared.lock(), took, alarmed);
         if !decoder.has_pending() {
             self.switch_at_once(decoder);
             self.share(shared, decoder);
@@ -239,15 +226,8 @@ impl Planning {
         }
     }
 
-    /// Report the session's time since the last report, which pays for reviews and probes.
-    fn report_time(&mut self, shared: &mut SharedPlanning) {
-        let seconds = self.seconds - std::mem::replace(&mut self.reported, self.seconds);
-        let share = if self.planner.is_settled() { LATER_REVIEWS } else { FIRST_REVIEWS };
-        shared.add_time(seconds, share, self.review_seconds);
-    }
-
     /// Learn from the times of a round, and add it to the session's times.
-    fn count<C: Chance>(&mut self, decoder: &mut Decoder<C>, round: RoundReport, passes: u64, tested: u64) {
+    fn count<C: Chance>(&mut self, decoder: &Decoder<C>, round: RoundReport) {
         let seconds = round.total.as_secs_f64();
         let standard = decoder.estimates().map_or(0.0, |estimates| self.planner.standard(estimates));
         match self.standard_rounds {
@@ -255,18 +235,17 @@ impl Planning {
             Some(STANDARD_ROUNDS) => self.planner.record_standard(round.tokens, seconds, standard),
             Some(_) => {}
         }
+        self.times.count(round, self.planner.expectation(), standard);
+    }
+
+    /// Learn the time of a round outside of passes.
+    fn learn_host<C: Chance>(&self, decoder: &mut Decoder<C>, round: RoundReport, passes: u64, tested: u64) {
         let host = round.total.saturating_sub(round.models).min(MOST_HOST_WORK * round.models).as_secs_f64();
         if let Some(observer) = decoder.observer()
+            && round.is_usual
             && self.standard_rounds.is_none_or(|rounds| rounds == STANDARD_ROUNDS)
         {
             observer.estimates_mut().host.record(passes, tested, host);
-        }
-        let expectation = self.planner.expectation();
-        if expectation.standard > 0.0 {
-            let nanoseconds = |seconds: f64| (seconds * round.tokens as f64 * 1e9) as u64;
-            self.times.planned_ns += round.total.as_nanos() as u64;
-            self.times.expected_ns += nanoseconds(expectation.planned);
-            self.times.standard_ns += nanoseconds(standard);
         }
     }
 
@@ -324,9 +303,10 @@ impl Planning {
         self.probe_next = model + 1;
         let estimates = decoder.estimates()?;
         let expected = estimates.costs[model].at(decoder.gap(model), true);
-        self.is_first_probe = !estimates.acceptance[model].is_reliable() && expected <= FIRST_PROBE * self.seconds;
+        self.is_first_probe =
+            !estimates.acceptance[model].is_reliable() && expected <= FIRST_PROBE * self.budget.seconds();
         let mut shared = shared.lock();
-        self.report_time(&mut shared);
+        self.budget.report(&mut shared, self.planner.is_settled(), 1.0);
         (self.is_first_probe || shared.may_probe(expected)).then_some(model)
     }
 

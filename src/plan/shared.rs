@@ -1,10 +1,14 @@
 //! What the sessions of an engine share for planning: what they have learned, and a budget of time.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
+
+use super::group::Group;
 use super::planner::Experience;
-use crate::learn::estimates::Estimates;
+use crate::learn::estimates::{Estimates, Times};
 
 /// Share of all sessions' time that probes may take.
 const PROBING: f64 = 0.003;
@@ -14,17 +18,30 @@ const PROBING: f64 = 0.003;
 const SAVED_REVIEWS: f64 = 4.0;
 
 /// Assumed seconds of a review before the first one.
-pub const FIRST_REVIEW_SECONDS: f64 = 1e-3;
+const FIRST_REVIEW_SECONDS: f64 = 1e-3;
 
 /// Observations that a new session inherits. They are enough to begin with, and few enough to be outweighed soon by
 /// those of its own text.
 const INHERITED: f64 = 24.0;
+
+/// Share of a session's time allotted to reviews: at first, while each one teaches much, and once the plan has settled.
+const FIRST_REVIEWS: f64 = 0.01;
+const LATER_REVIEWS: f64 = 0.002;
 
 /// Tasks that are remembered. The memory is cleared when it is full.
 const MOST_TASKS: usize = 256;
 
 /// Identifies what is decoded. `None` for a combination by a caller's function, of which nothing is known.
 pub type TaskKey = Option<String>;
+
+/// Powers of two of sessions that are told apart: 1, 2, 4, and so on. Each such load has times and plans of its own.
+pub const LOADS: usize = 16;
+
+/// How far the binary logarithm of the company must be from the present load to change it.
+const LOAD_HYSTERESIS: f64 = 0.65;
+
+/// The sessions of a task at a load.
+pub(super) type SharedGroup = Arc<Mutex<Group>>;
 
 /// What is known of a task.
 #[derive(Debug, Clone)]
@@ -39,6 +56,13 @@ pub struct TaskRecord {
 #[derive(Debug)]
 pub struct SharedPlanning {
     tasks: HashMap<String, TaskRecord>,
+    /// The sessions of a task in company, by the load.
+    groups: HashMap<String, [Option<SharedGroup>; LOADS]>,
+    /// By load: how long things take.
+    times: [Option<Times>; LOADS],
+    /// A moving average of the sessions that decode at the same time, and the load that it stands for.
+    company: f64,
+    load: usize,
     /// Estimates of the last session, whatever its task: the pass times hold for all tasks.
     latest: Option<Estimates>,
     /// Seconds of all sessions that plan.
@@ -55,6 +79,10 @@ impl Default for SharedPlanning {
     fn default() -> Self {
         SharedPlanning {
             tasks: HashMap::new(),
+            groups: HashMap::new(),
+            times: Default::default(),
+            company: 1.0,
+            load: 0,
             latest: None,
             seconds: 0.0,
             probing: 0.0,
@@ -87,17 +115,68 @@ impl SharedPlanning {
                 Estimates::new(&pass_times.iter().map(measured).collect::<Vec<_>>())
             }
         };
-        if let Some(latest) = &self.latest {
-            estimates.costs.clone_from(&latest.costs);
+        match (&self.times[self.load], &self.latest) {
+            (Some(times), _) => estimates.set_times(times.clone()),
+            (None, Some(latest)) => estimates.costs.clone_from(&latest.costs),
+            (None, None) => {}
         }
         estimates.serial_share = self.serial_share.unwrap_or(1.0);
         estimates.forget(INHERITED);
         (estimates, task.map(|record| record.experience.clone()))
     }
 
+    /// A session has decoded in a company of so many, itself included. Returns the load: the binary logarithm of the
+    /// average.
+    pub fn meet(&mut self, company: usize) -> usize {
+        let now = company.max(1) as f64;
+        // All of a company report, so one report says little.
+        self.company += (now - self.company) / (3.0 * (now * self.company).sqrt());
+        let load = self.company.log2();
+        if (load - self.load as f64).abs() > LOAD_HYSTERESIS {
+            self.load = (load.round() as usize).min(LOADS - 1);
+        }
+        self.load
+    }
+
+    /// A moving average of the sessions that decode at the same time.
+    pub fn company(&self) -> f64 {
+        self.company
+    }
+
+    /// The load as of the last report.
+    pub fn load(&self) -> usize {
+        self.load
+    }
+
+    /// How long things take at a load, if that is known.
+    pub fn times(&self, load: usize) -> Option<&Times> {
+        self.times[load].as_ref()
+    }
+
+    /// Things have taken so long at a load.
+    pub fn learn_times(&mut self, load: usize, times: Times) {
+        self.times[load] = Some(times);
+    }
+
+    /// The sessions of a task at the present load, if there are any.
+    pub(super) fn find_group(&self, key: &TaskKey) -> Option<&SharedGroup> {
+        self.groups.get(key.as_ref()?)?[self.load].as_ref()
+    }
+
+    /// The same; `new` ones if there are none. A task of which nothing is known has one session.
+    pub(super) fn group(&mut self, key: &TaskKey, new: impl FnOnce() -> Group) -> SharedGroup {
+        let new = || Arc::new(Mutex::new(new()));
+        let Some(key) = key else { return new() };
+        if self.groups.len() == MOST_TASKS && !self.groups.contains_key(key) {
+            self.groups.clear();
+        }
+        self.groups.entry(key.clone()).or_default()[self.load].get_or_insert_with(new).clone()
+    }
+
     /// Remember what a session has learned.
     pub fn learn(&mut self, key: &TaskKey, record: TaskRecord) {
         self.latest = Some(record.estimates.clone());
+        self.times[self.load] = Some(record.estimates.times());
         if let Some(key) = key {
             if self.tasks.len() == MOST_TASKS && !self.tasks.contains_key(key) {
                 self.tasks.clear();
@@ -131,5 +210,53 @@ impl SharedPlanning {
     /// A probe took so many seconds.
     pub fn add_probe(&mut self, seconds: f64) {
         self.probing += seconds;
+    }
+}
+
+/// What a session spends on planning.
+#[derive(Debug, Clone, Copy)]
+pub struct Budget {
+    /// Seconds of all its rounds, and those of them that were reported.
+    seconds: f64,
+    reported: f64,
+    /// Seconds of its last review.
+    review: f64,
+}
+
+impl Default for Budget {
+    fn default() -> Self {
+        Budget { seconds: 0.0, reported: 0.0, review: FIRST_REVIEW_SECONDS }
+    }
+}
+
+impl Budget {
+    /// Seconds of all rounds so far.
+    pub fn seconds(&self) -> f64 {
+        self.seconds
+    }
+
+    /// A round took so long.
+    pub fn spend(&mut self, seconds: f64) {
+        self.seconds += seconds;
+    }
+
+    /// Report the time since the last report, which pays for reviews and probes. In a company of so many, all sessions
+    /// report the same time.
+    pub fn report(&mut self, shared: &mut SharedPlanning, is_settled: bool, company: f64) {
+        let seconds = (self.seconds - std::mem::replace(&mut self.reported, self.seconds)) / company;
+        shared.add_time(seconds, if is_settled { LATER_REVIEWS } else { FIRST_REVIEWS }, self.review);
+    }
+
+    /// Whether there is enough for a review.
+    pub fn may_review(&self, shared: &SharedPlanning) -> bool {
+        shared.may_review(self.review)
+    }
+
+    /// A review took so long. One after an alarm takes no search.
+    pub fn reviewed(&mut self, shared: &mut SharedPlanning, seconds: f64, alarmed: bool) {
+        shared.add_review(seconds);
+        if !alarmed {
+            self.review = seconds;
+        }
     }
 }

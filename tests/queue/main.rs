@@ -48,6 +48,9 @@ mod decode {
     pub mod chance {
         pub use cos::decode::chance::{CounterRng, Key, Purpose};
     }
+    pub mod decoder {
+        pub use cos::decode::decoder::Common;
+    }
 }
 
 mod error {

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use cos::config::{Combine, RoutesName};
 use cos::decode::chance::{Chance, Key, Purpose};
 use cos::decode::combine::Combination;
-use cos::decode::decoder::{Decoder, Need, Settings, Step, Workspace};
+use cos::decode::decoder::{Common, Decoder, Need, Settings, Step, Workspace};
 use cos::decode::policy::{Plan, Strategy, Targets};
 use cos::engine::Engine;
 use cos::engine::many::step_many;
@@ -46,6 +46,9 @@ enum Caller {
     Steps,
     /// Cancels the first session as soon as a round needs the second model, once for each round.
     CancelsSlowRounds,
+    /// Cancels the first session when a pass has handed out a number that leads to the second model, which the other
+    /// sessions tell; once for each round.
+    CancelsByNumber,
     /// Begins with the second session after the first round of the first one.
     BeginsLater,
     /// Plans by what it has seen of the first session, for the round after the next one of the second.
@@ -154,7 +157,12 @@ impl<'a> Company<'a> {
                     let mut pass = [decoders[index].pass(need)];
                     let report = participant.model().unwrap().forward(&mut pass).unwrap();
                     decoders[index].ran(need, report, false);
-                    decoders[index].hand_out(number);
+                    decoders[index].had_company(Common { elapsed: report.elapsed, number });
+                    let is_slow = number.is_some_and(|number| number > 0.4);
+                    if caller == Caller::CancelsByNumber && index == 0 && is_slow && cancelled <= rounds[0] {
+                        cancelled = rounds[0] + 1;
+                        decoders[0].failed(&mut workspace);
+                    }
                 }
             }
         }
@@ -220,7 +228,7 @@ fn shared_routes_change_no_distribution() {
     let combinations = mixtures(&[[0.4, 0.6], [0.7, 0.3]]);
     let company = Company::new(&combinations, &[&[0, 1], &[1]], &[2, 2]);
     for way in routed(&combinations[0]) {
-        for caller in [Caller::Steps, Caller::CancelsSlowRounds, Caller::BeginsLater] {
+        for caller in [Caller::Steps, Caller::CancelsSlowRounds, Caller::CancelsByNumber, Caller::BeginsLater] {
             company.check(&way, caller);
         }
     }
@@ -229,6 +237,7 @@ fn shared_routes_change_no_distribution() {
     company.check(&standard, Caller::Plans);
     company.check(&standard, Caller::Steps);
     company.check(&standard, Caller::CancelsSlowRounds);
+    company.check(&standard, Caller::CancelsByNumber);
     let combinations = mixtures(&[[0.4, 0.6], [0.7, 0.3], [0.5, 0.5]]);
     Company::new(&combinations, &[&[0, 1], &[1], &[0]], &[2, 2, 1]).check(&standard, Caller::CancelsSlowRounds);
 }
@@ -265,7 +274,6 @@ fn session(engine: &Arc<Engine>, index: usize, seed: u64) -> Session {
     };
     let mut session = Session::new(engine, &options).unwrap();
     session.prompt(PROMPTS[index]).unwrap();
-    assert_eq!(session.describe()["routes"], "shared");
     session
 }
 
@@ -354,9 +362,13 @@ fn who_shares_routes() {
     let models = models.into_iter().map(Arc::new).collect();
     let engine = Arc::new(Engine::new(models, combine, Vec::new(), None).unwrap());
     let session = |routes, strategy, prompt: &[i32]| {
-        let options = Options { routes, strategy, sampler: Sampling::PLAIN.sampler(), ..Options::default() };
+        let targets = (strategy == Strategy::Standard).then_some(Targets::Routed);
+        let sampler = Sampling::PLAIN.sampler();
+        let options = Options { routes, strategy, targets, sampler, ..Options::default() };
         let mut session = Session::new(&engine, &options).unwrap();
-        session.prompt(prompt).unwrap();
+        // What is given before the first step is the prompt, in one call or in several.
+        prompt.iter().for_each(|&token| session.prompt(&[token]).unwrap());
+        session.step().unwrap();
         session
     };
     let routes = |session: &Session| session.describe()["routes"].as_str().unwrap().to_owned();
@@ -369,5 +381,11 @@ fn who_shares_routes() {
     assert_eq!(routes(&first.fork(1).unwrap()), "own");
     first.rewind(0).unwrap();
     first.prompt(&[2, 2]).unwrap();
+    first.step().unwrap();
     assert_eq!(routes(&session(None, Strategy::Auto, &[1, 2])), "shared", "nobody has this prompt now");
+    let greedy = Options::default();
+    let mut greedy = Session::new(&engine, &greedy).unwrap();
+    greedy.prompt(&[0]).unwrap();
+    greedy.step().unwrap();
+    assert_eq!(routes(&greedy), "own", "it has no routes");
 }

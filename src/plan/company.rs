@@ -1,0 +1,151 @@
+//! Planning in company: a session follows the plan of its [`Group`].
+
+use parking_lot::Mutex;
+
+use super::group::Group;
+use super::planner::Planner;
+use super::report::{PlanTimes, RoundReport};
+use super::shared::{Budget, SharedGroup, SharedPlanning, TaskKey};
+use crate::clock::Clock;
+use crate::decode::chance::Chance;
+use crate::decode::decoder::Decoder;
+use crate::decode::policy::Plan;
+
+/// Rounds of a session after a change of the plan that tell nothing of it.
+const SETTLING: u32 = 2;
+
+/// How a session follows a group.
+#[derive(Debug, Default)]
+pub struct Following {
+    /// The load, see [`SharedPlanning::meet`]. 0: the session is alone, and plans for itself.
+    load: usize,
+    group: Option<SharedGroup>,
+    /// The plan in force and its number. Until it has one, the session decodes by its own plan.
+    plan: Option<(Plan, u64)>,
+    /// The plan that comes into force once nothing is pending. The number 0 is that of the session's own.
+    next: Option<(Plan, u64)>,
+    /// Rounds since the plan came into force.
+    rounds: u32,
+}
+
+impl Following {
+    /// A session that begins. It follows a group at once if the engine has company that decodes the same.
+    pub fn new(shared: &SharedPlanning, key: &TaskKey) -> Self {
+        let group = if shared.load() > 0 { shared.find_group(key).cloned() } else { None };
+        let plan = group.as_ref().map(|group| {
+            let group = group.lock();
+            let (plan, version) = group.plan();
+            (plan.clone(), version)
+        });
+        Following { load: if group.is_some() { shared.load() } else { 0 }, group, plan, ..Following::default() }
+    }
+
+    /// The load at which it plans.
+    pub fn load(&self) -> usize {
+        self.load
+    }
+
+    /// The plan in force, if it is a group's.
+    pub fn plan(&self) -> Option<&Plan> {
+        self.plan.as_ref().map(|(plan, _)| plan)
+    }
+
+    /// Whether a plan waits to come into force.
+    pub fn is_changing(&self) -> bool {
+        self.next.is_some()
+    }
+
+    /// Apply the plan that was chosen a round ago, or earlier, if nothing is pending. Returns whether the plan changes.
+    ///
+    /// It is never applied in the round in which it is chosen: the next position may have a number that other sessions
+    /// know already, and that what they have found depends on.
+    pub fn apply<C: Chance>(&mut self, decoder: &mut Decoder<C>) -> bool {
+        self.rounds = self.rounds.saturating_add(1);
+        if decoder.has_pending() {
+            if self.is_changing() {
+                decoder.drain();
+            }
+            return false;
+        }
+        let Some((plan, version)) = self.next.take() else { return false };
+        let changes = plan != *decoder.plan();
+        if changes {
+            decoder.set_plan(plan.clone());
+        }
+        self.plan = (version > 0).then_some((plan, version));
+        self.rounds = 0;
+        changes
+    }
+
+    /// The load has changed. `own` plans for the session while it is alone.
+    pub fn change_load<C: Chance>(
+        &mut self,
+        shared: &mut SharedPlanning,
+        key: &TaskKey,
+        own: &Planner,
+        decoder: &mut Decoder<C>,
+    ) {
+        let before = std::mem::replace(&mut self.load, shared.load());
+        if let Some(observer) = decoder.observer() {
+            let estimates = observer.estimates_mut();
+            shared.learn_times(before, estimates.times());
+            shared.times(self.load).into_iter().for_each(|times| estimates.set_times(times.clone()));
+        }
+        (self.group, self.next) = match self.load {
+            0 => (None, Some((own.plan().clone(), 0))),
+            _ => (Some(shared.group(key, || Group::new(own.afresh()))), None),
+        };
+    }
+
+    /// Learn from a round in a company of so many, and change the plan of all sessions if that pays.
+    pub fn after_round<C: Chance>(
+        &mut self,
+        (shared, company): (&Mutex<SharedPlanning>, f64),
+        decoder: &mut Decoder<C>,
+        (round, times): (RoundReport, &mut PlanTimes),
+        (own, budget): (&Planner, &mut Budget),
+        clock: &Clock,
+    ) {
+        let (Some(group), Some(estimates)) = (self.group.clone(), decoder.estimates()) else { return };
+        let planner = {
+            let mut group = group.lock();
+            let standard = group.planner().standard(estimates);
+            if round.is_usual && self.rounds >= SETTLING {
+                let version = self.plan.as_ref().map_or(0, |(_, version)| *version);
+                group.record(version, company, round.tokens, round.total.as_secs_f64(), standard);
+                times.count(round, group.planner().expectation(), standard);
+            }
+            group.measure_standard(estimates);
+            self.note(&group, own);
+            if !group.planner().is_due() || !round.open {
+                return;
+            }
+            let may_review = {
+                let mut shared = shared.lock();
+                budget.report(&mut shared, group.planner().is_settled(), company);
+                budget.may_review(&shared)
+            };
+            group.begin_review(may_review)
+        };
+        // The search runs without the lock, which the others need.
+        let (Some(mut planner), Some(observer)) = (planner, decoder.observer()) else { return };
+        let (started, alarmed) = (clock(), planner.is_alarmed());
+        let plan = planner.review(observer.estimates_mut());
+        let took = clock().saturating_sub(started).as_secs_f64();
+        group.lock().end_review(planner, plan);
+        let mut shared = shared.lock();
+        budget.reviewed(&mut shared, took, alarmed);
+        shared.learn_times(self.load, observer.estimates().times());
+    }
+
+    /// Note the plan of the group, to be applied after another round.
+    fn note(&mut self, group: &Group, own: &Planner) {
+        let (plan, version) = group.plan();
+        let known = self.next.as_ref().or(self.plan.as_ref()).map(|(_, version)| *version);
+        if known != Some(version) {
+            // Drafters of this session may have come to the end of their context.
+            let plan = if own.choices().allows(plan) { plan.clone() } else { Plan::STANDARD };
+            self.next = Some((plan, version));
+        }
+    }
+}

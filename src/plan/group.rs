@@ -1,0 +1,110 @@
+//! One plan for all sessions that decode the same in company.
+//!
+//! Sessions of equal plans stay in the same passes, and what one gains by a plan of its own the others pay for. So all
+//! follow one [`Planner`], which takes them for one session: a token of it is a token of each of them. A round takes as
+//! long as a session waits for its tokens, whoever is served meanwhile. So what the planner compares is what all
+//! sessions together get done.
+
+use super::planner::Planner;
+use crate::decode::policy::Plan;
+use crate::learn::estimates::Estimates;
+
+/// Tokens of each session that are recorded as one round. Sessions do not all get their tokens at once.
+const TOKENS: f64 = 2.0;
+
+/// Such rounds in each measurement of `standard`. Only the last one counts; during the first, sessions still change.
+const STANDARD_ROUNDS: u32 = 2;
+
+/// The sessions of one task.
+#[derive(Debug, Clone)]
+pub struct Group {
+    planner: Planner,
+    /// Counts the changes of the plan that the sessions follow.
+    version: u64,
+    /// `Some` while `standard` is measured: the rounds of it so far.
+    standard_rounds: Option<u32>,
+    /// Whether a session reviews the plan at the moment.
+    is_reviewed: bool,
+    /// Of all sessions since the last round: tokens, seconds, and seconds that were expected of `standard`.
+    tokens: f64,
+    seconds: f64,
+    standard: f64,
+}
+
+impl Group {
+    /// Sessions that begin with the plan of a planner.
+    pub fn new(planner: Planner) -> Self {
+        let (tokens, seconds, standard) = (0.0, 0.0, 0.0);
+        Group { planner, version: 1, standard_rounds: None, is_reviewed: false, tokens, seconds, standard }
+    }
+
+    /// What chooses the plan.
+    pub fn planner(&self) -> &Planner {
+        &self.planner
+    }
+
+    /// The plan that sessions follow now, and its number.
+    pub fn plan(&self) -> (&Plan, u64) {
+        static STANDARD: Plan = Plan::STANDARD;
+        let plan = if self.standard_rounds.is_some() { &STANDARD } else { self.planner.plan() };
+        (plan, self.version)
+    }
+
+    /// A session took `seconds` for `tokens` tokens by the plan of number `version`, in a company of so many.
+    /// `standard` is what [`Planner::standard`] expects, in seconds for a token.
+    pub fn record(&mut self, version: u64, company: f64, tokens: usize, seconds: f64, standard: f64) {
+        if version != self.version {
+            return;
+        }
+        self.tokens += tokens as f64;
+        self.seconds += seconds;
+        self.standard += tokens as f64 * standard;
+        if self.tokens < TOKENS * company || self.is_reviewed {
+            return;
+        }
+        let count = (self.tokens / company).round().max(1.0);
+        let (seconds, standard) = (count * self.seconds / self.tokens, self.standard / self.tokens);
+        self.clear();
+        match self.standard_rounds {
+            None => self.planner.record_round(count as usize, seconds, standard),
+            Some(rounds) if rounds + 1 < STANDARD_ROUNDS => self.standard_rounds = Some(rounds + 1),
+            Some(_) => {
+                self.planner.record_standard(count as usize, seconds, standard);
+                self.standard_rounds = None;
+                self.version += 1;
+            }
+        }
+    }
+
+    fn clear(&mut self) {
+        (self.tokens, self.seconds, self.standard) = (0.0, 0.0, 0.0);
+    }
+
+    /// Measure `standard` for a moment, if that is due.
+    pub fn measure_standard(&mut self, estimates: &Estimates) {
+        let is_free = self.standard_rounds.is_none() && !self.is_reviewed;
+        if is_free && self.planner.must_measure_standard(estimates) {
+            self.standard_rounds = Some(0);
+            self.version += 1;
+            self.clear();
+        }
+    }
+
+    /// The planner, if a review is due. [`Group::end_review`] takes it back. `may_review` says whether the budget
+    /// covers one; after an alarm it always may run.
+    pub fn begin_review(&mut self, may_review: bool) -> Option<Planner> {
+        let is_free = self.standard_rounds.is_none() && !self.is_reviewed;
+        self.is_reviewed = is_free && self.planner.is_due() && (may_review || self.planner.is_alarmed());
+        self.is_reviewed.then(|| self.planner.clone())
+    }
+
+    /// A review has ended, with another plan or with the same.
+    pub fn end_review(&mut self, planner: Planner, plan: Option<Plan>) {
+        (self.planner, self.is_reviewed) = (planner, false);
+        if let Some(plan) = plan {
+            self.planner.adopt(plan);
+            self.version += 1;
+            self.clear();
+        }
+    }
+}
