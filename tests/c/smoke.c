@@ -14,6 +14,7 @@ static void older_callers(const cos_engine *engine) {
     full.struct_size = FIRST_OPTIONS_SIZE;
     full.targets = -1; /* beyond the caller's struct, so it must not be read */
     full.log_probabilities = -1;
+    full.routes = -1;
     full.combine_data = &full;
     cos_session_options *options = malloc(FIRST_OPTIONS_SIZE);
     cos_step_result *result = malloc(FIRST_RESULT_SIZE);

@@ -111,6 +111,8 @@ static const struct {
     {HERE, WEIGHTED, {.strategy = 4}, {"strategy is 4", "0 to 3"}},
     {HERE, WEIGHTED, {.targets = -1}, {"targets is -1", "0 to 2"}},
     {HERE, WEIGHTED, {.targets = 3}, {"targets is 3", "0 to 2"}},
+    {HERE, WEIGHTED, {.routes = -1}, {"routes is -1", "0 to 2"}},
+    {HERE, WEIGHTED, {.routes = 3}, {"routes is 3", "0 to 2"}},
     {HERE, WEIGHTED, {.temperature = NAN}, {"temperature is NaN", "positive"}},
     {HERE, WEIGHTED, {.temperature = -0.5f}, {"temperature is -0.5", "positive"}},
     {HERE, WEIGHTED, {.temperature = INFINITY}, {"temperature is inf"}},
