@@ -60,6 +60,16 @@ enum class Targets : std::int32_t {
     routed = COS_TARGETS_ROUTED,  ///< One model, drawn by the weights. For "weighted" with a temperature above 0.
 };
 
+/// Whose numbers draw routed targets. It does not change the distribution of the tokens.
+enum class Routes : std::int32_t {
+    automatic = COS_ROUTES_AUTO,  ///< As the configuration says; without it, shared under Strategy::automatic.
+    own = COS_ROUTES_OWN,         ///< Those of the session alone.
+    /// Those of passes, which their sessions have in common: one pass serves more of them. Each session follows its
+    /// distribution exactly, but they depend on each other. Two sessions of one scope that began with the same prompt
+    /// never share, nor do forks.
+    shared = COS_ROUTES_SHARED,
+};
+
 /// Why a sequence is finished.
 enum class Finish : std::int32_t {
     none = COS_FINISH_NONE,                  ///< It is not: the sequence goes on.
@@ -116,6 +126,7 @@ struct SessionOptions {
     /// Tokens that end the sequence, possibly none. Default: the end-of-sequence tokens that came with the models.
     std::optional<std::vector<Token>> stop_tokens{};
     Targets targets = Targets::automatic;
+    Routes routes = Routes::automatic;
     bool log_probabilities = false;  ///< Whether a step has log-probabilities. Not possible with Targets::routed.
     Combine combine{};               ///< In place of the engine's combination. The session keeps it alive.
 };
@@ -500,6 +511,7 @@ public:
         detail::set(given.weights, given.weights_count, options.weights);
         detail::set(given.stop_tokens, given.stop_tokens_count, options.stop_tokens);
         given.targets = static_cast<std::int32_t>(options.targets);
+        given.routes = static_cast<std::int32_t>(options.routes);
         given.log_probabilities = options.log_probabilities;
         if (options.combine) {
             state->combine = options.combine;

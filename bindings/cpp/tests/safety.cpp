@@ -328,6 +328,25 @@ void plans() {
     }
 }
 
+void routes() {
+    using cosrt::Routes;
+    const auto engine = open();
+    cosrt::SessionOptions options;
+    options.strategy = cosrt::Strategy::standard;
+    options.temperature = 1;
+    options.targets = cosrt::Targets::routed;
+    for (const auto asked : {Routes::automatic, Routes::own, Routes::shared}) {
+        options.routes = asked;
+        auto session = engine.session(options).value();
+        session.prompt(prompt).value();
+        const char* says = asked == Routes::shared ? "\"routes\":\"shared\"" : "\"routes\":\"own\"";
+        EXPECT(session.describe().value().find(says) != std::string_view::npos);
+    }
+    options.routes = static_cast<Routes>(3);
+    EXPECT(fails(engine.session(options), Code::invalid_argument));
+    EXPECT(engine.session(options).error().message.find("routes is 3") != std::string::npos);
+}
+
 void lifetimes() {
     // The engine is destroyed first, and its sessions and streams go on.
     std::optional<cosrt::Engine> engine = open();
@@ -473,6 +492,7 @@ int main() {
     prompts_of_texts();
     sessions();
     plans();
+    routes();
     lifetimes();
     combinations();
     threads();
