@@ -65,6 +65,33 @@ func (t Targets) String() string {
 	return fmt.Sprintf("Targets(%d)", int32(t))
 }
 
+// Routes says whose numbers draw routed targets. It does not change the distribution of the tokens.
+type Routes int32
+
+const (
+	// As "routes" in the configuration says; without it, shared under StrategyAuto, otherwise own.
+	RoutesAuto Routes = C.COS_ROUTES_AUTO
+	// Those of the session alone.
+	RoutesOwn Routes = C.COS_ROUTES_OWN
+	// Those of passes, which their sessions have in common: one pass serves more of them. Each session follows its
+	// distribution exactly, but they depend on each other. Two sessions of one scope that began with the same prompt
+	// never share, nor do forks.
+	RoutesShared Routes = C.COS_ROUTES_SHARED
+)
+
+// String is the name of the routes.
+func (r Routes) String() string {
+	switch r {
+	case RoutesAuto:
+		return "auto"
+	case RoutesOwn:
+		return "own"
+	case RoutesShared:
+		return "shared"
+	}
+	return fmt.Sprintf("Routes(%d)", int32(r))
+}
+
 // Options says how a session decodes. The zero value is greedy, with an automatic strategy. Slices are copied.
 type Options struct {
 	Strategy Strategy
@@ -91,6 +118,7 @@ type Options struct {
 	// Tokens that end the sequence. Nil: the end-of-sequence tokens that came with the models. Empty but not nil: none.
 	StopTokens []int32
 	Targets    Targets
+	Routes     Routes
 	// Whether steps have the log-probability of each token. These need the combined distribution, so TargetsAuto then
 	// means combined, and TargetsRouted is an error.
 	LogProbabilities bool
@@ -116,6 +144,7 @@ func (o *Options) c(pinner *runtime.Pinner) C.cos_session_options {
 	options.stop_tokens = (*C.int32_t)(pin(pinner, o.StopTokens))
 	options.stop_tokens_count = C.size_t(len(o.StopTokens))
 	options.targets = C.int32_t(o.Targets)
+	options.routes = C.int32_t(o.Routes)
 	if o.LogProbabilities {
 		options.log_probabilities = 1
 	}

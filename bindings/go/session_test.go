@@ -71,6 +71,34 @@ func TestPlan(t *testing.T) {
 	}
 }
 
+func TestRoutes(t *testing.T) {
+	engine := newEngine(t, tiny)
+	options := cos.Options{Strategy: cos.StrategyStandard, Temperature: 1, Targets: cos.TargetsRouted}
+	for asked, says := range map[cos.Routes]string{
+		cos.RoutesAuto: "own", cos.RoutesOwn: "own", cos.RoutesShared: "shared",
+	} {
+		options.Routes = asked
+		session := newSession(t, engine, options)
+		if err := session.Prompt([]int32{1, 2, 3}); err != nil {
+			t.Fatal(err)
+		}
+		text, err := session.Describe()
+		var description struct{ Routes string }
+		if err != nil || json.Unmarshal([]byte(text), &description) != nil {
+			t.Fatal(text, err)
+		}
+		if description.Routes != says {
+			t.Errorf("%v: %s", asked, text)
+		}
+		session.Close()
+	}
+	options.Routes = 3
+	_, err := engine.NewSession(options)
+	if !errors.Is(err, cos.ErrInvalidArgument) || !strings.Contains(err.Error(), "routes is 3") {
+		t.Error(err)
+	}
+}
+
 // The statistics of an engine are the sums over its sessions, closed ones included.
 func TestEngineStats(t *testing.T) {
 	engine := newEngine(t, tiny)
