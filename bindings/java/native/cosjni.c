@@ -289,8 +289,8 @@ static int32_t combine(const float *const *rows, size_t models_count, size_t voc
 
 static jlong session_new(JNIEnv *env, jclass native, jlong engine, jint strategy, jfloat temperature, jint top_k,
                          jfloat top_p, jfloat min_p, jlong seed, jint max_tokens, jintArray proposal_lengths,
-                         jfloatArray weights, jintArray stop_tokens, jint targets, jboolean log_probabilities,
-                         jlong combined)
+                         jfloatArray weights, jintArray stop_tokens, jint targets, jint routes,
+                         jboolean log_probabilities, jlong combined)
 {
     copied lengths = copy_ints(env, proposal_lengths);
     copied shares = lengths.failed ? (copied){0} : copy_floats(env, weights);
@@ -313,6 +313,7 @@ static jlong session_new(JNIEnv *env, jclass native, jlong engine, jint strategy
             .stop_tokens = stops.data,
             .stop_tokens_count = stops.count,
             .targets = targets,
+            .routes = routes,
             .log_probabilities = log_probabilities,
             .combine = combined ? combine : NULL,
             .combine_data = POINTER(void, combined),
@@ -531,7 +532,7 @@ static const JNINativeMethod methods[] = {
     METHOD("engineStats", "(J)[J", engine_stats),
     METHOD("engineEncode", "(J[BZ)[I", engine_encode),
     METHOD("engineDecode", "(J[I)[B", engine_decode),
-    METHOD("sessionNew", "(JIFIFFJI[I[F[IIZJ)J", session_new),
+    METHOD("sessionNew", "(JIFIFFJI[I[F[IIIZJ)J", session_new),
     METHOD("sessionFree", "(J)V", session_free),
     METHOD("prompt", "(J[I)V", prompt),
     METHOD("setScope", "(J[B)V", set_scope),

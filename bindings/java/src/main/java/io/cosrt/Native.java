@@ -44,7 +44,7 @@ final class Native {
 
     static native long sessionNew(long engine, int strategy, float temperature, int topK, float topP, float minP,
             long seed, int maxTokens, int[] proposalLengths, float[] weights, int[] stopTokens, int targets,
-            boolean logProbabilities, long combined);
+            int routes, boolean logProbabilities, long combined);
 
     static native void sessionFree(long session);
 

@@ -17,6 +17,7 @@ public final class SessionOptions {
     private final float[] weights;
     private final int[] stopTokens;
     private final Targets targets;
+    private final Routes routes;
     private final boolean logProbabilities;
     private final Combiner combiner;
 
@@ -32,6 +33,7 @@ public final class SessionOptions {
         weights = builder.weights;
         stopTokens = builder.stopTokens;
         targets = builder.targets;
+        routes = builder.routes;
         logProbabilities = builder.logProbabilities;
         combiner = builder.combiner;
     }
@@ -48,7 +50,7 @@ public final class SessionOptions {
     /** Makes a session, and returns its pointer. {@code number} is that of its combiner. */
     long newSession(long engine, long number) {
         return Native.sessionNew(engine, strategy.number, temperature, topK, topP, minP, seed, (int) maxTokens,
-                proposalLengths, weights, stopTokens, targets.number, logProbabilities, number);
+                proposalLengths, weights, stopTokens, targets.number, routes.number, logProbabilities, number);
     }
 
     /**
@@ -67,6 +69,7 @@ public final class SessionOptions {
         private float[] weights;
         private int[] stopTokens;
         private Targets targets = Targets.AUTO;
+        private Routes routes = Routes.AUTO;
         private boolean logProbabilities;
         private Combiner combiner;
 
@@ -155,6 +158,12 @@ public final class SessionOptions {
         /** The distribution that positions are verified against. It does not change that of the tokens. */
         public Builder targets(Targets targets) {
             this.targets = Objects.requireNonNull(targets, "targets");
+            return this;
+        }
+
+        /** Whose numbers draw routed targets. It does not change the distribution of the tokens. */
+        public Builder routes(Routes routes) {
+            this.routes = Objects.requireNonNull(routes, "routes");
             return this;
         }
 

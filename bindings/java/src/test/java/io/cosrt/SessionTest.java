@@ -259,6 +259,19 @@ class SessionTest {
     }
 
     @Test
+    void routesAreSharedIfAskedFor() {
+        SessionOptions.Builder pinned = options().strategy(Strategy.STANDARD).temperature(1).targets(Targets.ROUTED);
+        for (Routes routes : Routes.values()) {
+            try (Session session = engine.newSession(pinned.routes(routes).build())) {
+                session.prompt(Engines.PROMPT);
+                String says = "\"routes\":" + (routes == Routes.SHARED ? "\"shared\"" : "\"own\"");
+                assertTrue(session.describe().contains(says), session.describe());
+            }
+        }
+        assertThrows(NullPointerException.class, () -> pinned.routes(null));
+    }
+
+    @Test
     void textGoesThereAndBack() {
         String text = "Zwölf Boxkämpfer jagen 😀 quer über 東京.\0 And on.";
         Engine demo = Engines.demo();
