@@ -248,8 +248,8 @@ func TestErrors(t *testing.T) {
 		}
 	}
 	fmt.Printf("errors: %d records\n", count)
-	if count != 44 {
-		t.Error("there should be 44")
+	if count != 48 {
+		t.Error("there should be 48")
 	}
 }
 
@@ -290,6 +290,8 @@ func tryOptions(t *testing.T, engine *cos.Engine, pairs string) error {
 			options.StopTokens = numbers[int32](t, value)
 		case "targets":
 			options.Targets = cos.Targets(number(t, value))
+		case "routes":
+			options.Routes = cos.Routes(number(t, value))
 		case "log_probabilities":
 			if value != "0" && value != "1" {
 				// A bool cannot express this value.

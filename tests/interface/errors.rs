@@ -45,6 +45,7 @@ fn new_session(engine: *mut cos_engine, pairs: &str) -> (i32, *mut cos_session) 
         seed: of("seed").parse().unwrap(),
         max_tokens: of("max_tokens").parse().unwrap(),
         targets: of("targets").parse().unwrap(),
+        routes: of("routes").parse().unwrap(),
         log_probabilities: of("log_probabilities").parse().unwrap(),
         proposal_lengths: pointer(&lengths),
         proposal_lengths_count: lengths.len(),
@@ -120,7 +121,7 @@ fn errors_have_their_codes() {
     // SAFETY: the engine is not used any more.
     unsafe { cos_engine_free(engine) };
     println!("errors: {records} records");
-    assert_eq!(records, 44);
+    assert_eq!(records, 48);
 }
 
 /// A copy of an export that a test may damage.

@@ -39,7 +39,7 @@ class ErrorsTest {
         }
         engine.close();
         System.out.printf("errors: %d records%n", records);
-        assertEquals(44, records);
+        assertEquals(48, records);
     }
 
     private static int code(Engine engine, String record, String rest) {
@@ -101,6 +101,7 @@ class ErrorsTest {
                 case "weights" -> builder.weights(floats(value));
                 case "stop_tokens" -> builder.stopTokens(ints(value));
                 case "targets" -> builder.targets(at(Targets.values(), value));
+                case "routes" -> builder.routes(at(Routes.values(), value));
                 case "log_probabilities" -> builder.logProbabilities(at(new Boolean[] {false, true}, value));
                 default -> throw new AssertionError("an option that this does not know: " + pair);
             }
