@@ -65,8 +65,8 @@ enum class Routes : std::int32_t {
     automatic = COS_ROUTES_AUTO,  ///< As the configuration says; without it, shared under Strategy::automatic.
     own = COS_ROUTES_OWN,         ///< Those of the session alone.
     /// Those of passes, which their sessions have in common: one pass serves more of them. Each session follows its
-    /// distribution exactly, but they depend on each other. Two sessions of one scope that began with the same prompt
-    /// never share, nor do forks.
+    /// distribution exactly, but they depend on each other, and a seed does not repeat a text. Two sessions of one
+    /// scope that began with the same prompt never share, nor do forks.
     shared = COS_ROUTES_SHARED,
 };
 

@@ -171,7 +171,8 @@
 /**
  * Sessions that were part of the same pass draw their next routed target by one number, each by its own weights. With
  * equal weights they all need the same model next, so one pass serves them all. Each session follows its distribution
- * exactly, but sessions depend on each other. Two sessions that began with the same prompt never share, nor do forks.
+ * exactly, but sessions depend on each other, and a seed does not repeat a text. Two sessions of one scope that began
+ * with the same prompt never share, nor do forks.
  */
 #define COS_ROUTES_SHARED 2
 

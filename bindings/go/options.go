@@ -74,8 +74,8 @@ const (
 	// Those of the session alone.
 	RoutesOwn Routes = C.COS_ROUTES_OWN
 	// Those of passes, which their sessions have in common: one pass serves more of them. Each session follows its
-	// distribution exactly, but they depend on each other. Two sessions of one scope that began with the same prompt
-	// never share, nor do forks.
+	// distribution exactly, but they depend on each other, and a seed does not repeat a text. Two sessions of one
+	// scope that began with the same prompt never share, nor do forks.
 	RoutesShared Routes = C.COS_ROUTES_SHARED
 )
 

@@ -39,7 +39,8 @@ pub const COS_ROUTES_AUTO: i32 = 0;
 pub const COS_ROUTES_OWN: i32 = 1;
 /// Sessions that were part of the same pass draw their next routed target by one number, each by its own weights. With
 /// equal weights they all need the same model next, so one pass serves them all. Each session follows its distribution
-/// exactly, but sessions depend on each other. Two sessions that began with the same prompt never share, nor do forks.
+/// exactly, but sessions depend on each other, and a seed does not repeat a text. Two sessions of one scope that began
+/// with the same prompt never share, nor do forks.
 pub const COS_ROUTES_SHARED: i32 = 2;
 
 /// A function of the caller that combines the models. For one position, it makes one row of scores from one row of

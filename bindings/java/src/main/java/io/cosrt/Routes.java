@@ -10,8 +10,8 @@ public enum Routes {
     OWN(1),
     /**
      * Those of passes, which their sessions have in common: one pass serves more of them. Each session follows its
-     * distribution exactly, but they depend on each other. Two sessions of one scope that began with the same prompt
-     * never share, nor do forks.
+     * distribution exactly, but they depend on each other, and a seed does not repeat a text. Two sessions of one
+     * scope that began with the same prompt never share, nor do forks.
      */
     SHARED(2);
 
