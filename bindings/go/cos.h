@@ -763,7 +763,9 @@ void cos_free(struct cos_session *session);
  * A weight that becomes 0, or that was 0, may change which models run, and so how many tokens the context holds.
  *
  * If you change weights because a step was cancelled or failed, decode with COS_TARGETS_COMBINED. The time of a routed
- * step depends on the model that was drawn, so cancelling slow steps would select among tokens and bias them.
+ * step depends on the model that was drawn, so cancelling slow steps would select among tokens and bias them. What
+ * another session does just now may tell the next route of one with COS_ROUTES_SHARED. If you change weights because
+ * of that, decode with COS_ROUTES_OWN.
  *
  * On error, nothing changes. One thread at a time.
  *
