@@ -20,6 +20,9 @@ use crate::rows::DeviceSums;
 /// Most passes of one step that run at the same time; more run one after the other.
 const MOST_AT_ONCE: usize = u64::BITS as usize;
 
+/// How often a session is held in a row, so that passes of other models serve more sessions.
+const MOST_HELD: usize = 4;
+
 /// A decoder with the models that it decodes by, driven by one thread.
 pub struct Driver<C> {
     decoder: Decoder<C>,
@@ -38,6 +41,9 @@ pub struct Driver<C> {
     at_once: Duration,
     /// The most sessions that decoded at the same time, since [`Driver::begin`].
     company: usize,
+    /// Whether it waits though it could run, and how often it has in a row.
+    is_held: bool,
+    held: usize,
 }
 
 impl<C: Chance> Driver<C> {
@@ -78,6 +84,8 @@ impl<C: Chance> Driver<C> {
             passes: Duration::ZERO,
             at_once: Duration::ZERO,
             company: 1,
+            is_held: false,
+            held: 0,
         }
     }
 
@@ -209,6 +217,27 @@ impl<C: Chance> Driver<C> {
         common.into_iter().for_each(|common| self.decoder.had_company(common));
         self.passed(common.map_or(report.elapsed, |common| common.elapsed), overlapped);
         self.company = self.company.max(self.queues.as_ref().map_or(1, |queues| queues.company()));
+    }
+
+    /// The queue of the one model that it waits for, and the seconds of its last pass. `None` if it waits for several, or
+    /// for one that has no queue, or if passes run at the same time.
+    pub(super) fn turn(&self) -> Option<(*const PassQueue, f64)> {
+        let queue = match self.decoder.needs() {
+            [need] => self.queue(*need)?,
+            _ => return None,
+        };
+        Some((std::ptr::from_ref(queue), queue.seconds()))
+    }
+
+    /// Let it wait, unless it was held too often, or let it run.
+    pub(super) fn hold(&mut self, is_held: bool) {
+        self.is_held = is_held && self.held < MOST_HELD;
+    }
+
+    /// Whether it is to wait. Counts how often it does.
+    pub(super) fn is_held(&mut self) -> bool {
+        self.held = if self.is_held { self.held + 1 } else { 0 };
+        self.is_held
     }
 
     /// A pass has taken so much time.

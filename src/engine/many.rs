@@ -4,8 +4,10 @@ use std::borrow::BorrowMut;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
+use arrayvec::ArrayVec;
+
 use crate::engine::phase::{CallBuffers, Outcome, Stand};
-use crate::engine::queue::{self, LOOK_AGAIN, Ticket};
+use crate::engine::queue::{self, LOOK_AGAIN, MOST_MODELS, PassQueue, Ticket};
 use crate::engine::round::Progress;
 use crate::engine::session::{Session, State};
 use crate::error::{Error, Result};
@@ -114,10 +116,14 @@ fn run_together<S: BorrowMut<Session>>(sessions: &mut [S], buffers: &mut CallBuf
     let waits = |index: &usize| matches!(stands[*index], Stand::Waits);
     let Some(first) = (0..stands.len()).find(waits) else { return };
     let waiter = sessions[first].borrow().driver.waiter().clone();
+    take_turns(sessions, stands);
     let mut waiting = recycle(std::mem::take(tickets));
     needs.clear();
     for (index, each) in sessions.iter_mut().enumerate() {
         if !matches!(stands[index], Stand::Waits) {
+            continue;
+        }
+        if each.borrow_mut().driver.is_held() {
             continue;
         }
         if let Some(refusal) = each.borrow_mut().driver.refusal() {
@@ -155,6 +161,49 @@ fn run_together<S: BorrowMut<Session>>(sessions: &mut [S], buffers: &mut CallBuf
             }
             Some(Err(interrupt)) => stands[index] = Stand::Interrupted(interrupt),
         }
+    }
+}
+
+/// Let models take turns: the one runs that most sessions wait for, for the time that it takes. The others wait, and
+/// are joined by those whose turn is over. So a pass serves all sessions where passes of several models would serve a
+/// part each.
+fn take_turns<S: BorrowMut<Session>>(sessions: &mut [S], stands: &[Stand]) {
+    let mut turns = ArrayVec::<Turn, MOST_MODELS>::new();
+    let mut waiting = sessions.iter_mut().zip(stands).filter(|(_, stand)| matches!(stand, Stand::Waits));
+    let counted = waiting.try_for_each(|(each, _)| {
+        let driver = &mut each.borrow_mut().driver;
+        driver.hold(false);
+        let (queue, seconds) = driver.turn()?;
+        match turns.iter_mut().find(|turn| turn.queue == queue) {
+            Some(turn) => turn.sessions += 1,
+            None => turns.try_push(Turn { queue, sessions: 1, seconds }).ok()?,
+        }
+        Some(())
+    });
+    // Sessions that need several models are served by each pass.
+    let best = turns.iter().max_by(|a, b| a.gain().total_cmp(&b.gain())).map(|turn| turn.queue);
+    let (Some(()), Some(best), 2..) = (counted, best, turns.len()) else { return };
+    for (each, _) in sessions.iter_mut().zip(stands).filter(|(_, stand)| matches!(stand, Stand::Waits)) {
+        let driver = &mut each.borrow_mut().driver;
+        let is_other = driver.turn().is_some_and(|(queue, _)| queue != best);
+        driver.hold(is_other);
+    }
+}
+
+/// A model that could run next.
+struct Turn {
+    /// Its queue.
+    queue: *const PassQueue,
+    /// Sessions that wait for it.
+    sessions: usize,
+    /// Seconds of its last pass.
+    seconds: f64,
+}
+
+impl Turn {
+    /// Sessions that are served in a second.
+    fn gain(&self) -> f64 {
+        self.sessions as f64 / self.seconds
     }
 }
 

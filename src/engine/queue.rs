@@ -391,6 +391,11 @@ impl PassQueue {
         numbers.uniform(Key { position, purpose: Purpose::Route, epoch: 0 })
     }
 
+    /// Seconds of the last pass.
+    pub fn seconds(&self) -> f64 {
+        1e-9 * self.last.load(Ordering::Relaxed).max(1) as f64
+    }
+
     /// Whether passes of the model run at the same time as those of others.
     pub fn overlaps(&self) -> bool {
         self.overlaps

@@ -93,7 +93,7 @@ impl Following {
         }
         (self.group, self.next) = match self.load {
             0 => (None, Some((own.plan().clone(), 0))),
-            _ => (Some(shared.group(key, || Group::new(own.afresh()))), None),
+            _ => (Some(shared.group(key, || Group::new(own.for_company()))), None),
         };
     }
 

@@ -6,7 +6,7 @@ use super::choices::Choices;
 use super::forecast::Forecast;
 use super::search::{LONG_FORECAST, Search};
 use super::trials::Trials;
-use crate::decode::policy::{Plan, Policy};
+use crate::decode::policy::{Plan, Policy, Targets};
 use crate::learn::estimates::{Acceptance, Estimates};
 
 /// Share by which another plan must be forecast to be faster before it replaces the current one. A change costs a
@@ -141,9 +141,10 @@ impl Planner {
         }
     }
 
-    /// A planner that begins with the same plan, and knows nothing else: the conditions are others.
-    pub fn afresh(&self) -> Planner {
-        Planner::new(self.choices.clone(), self.plan.clone(), None)
+    /// A planner of the same choices for sessions in company. It begins without proposals, which may cost much there.
+    pub fn for_company(&self) -> Planner {
+        let targets = self.choices.targets.last().copied().unwrap_or(Targets::Combined);
+        Planner::new(self.choices.clone(), Plan::of(Policy::Standard, targets), None)
     }
 
     /// What later sessions of the same task begin with.

@@ -7,6 +7,7 @@ mod common;
 mod answers;
 mod exact;
 mod overlap;
+mod load;
 mod planning;
 mod questions;
 mod simulation;
