@@ -21,7 +21,7 @@ use crate::rows::DeviceSums;
 const MOST_AT_ONCE: usize = u64::BITS as usize;
 
 /// How often a session is held in a row, so that passes of other models serve more sessions.
-const MOST_HELD: usize = 4;
+const MOST_HELD: usize = 16;
 
 /// A decoder with the models that it decodes by, driven by one thread.
 pub struct Driver<C> {
@@ -41,6 +41,8 @@ pub struct Driver<C> {
     at_once: Duration,
     /// The most sessions that decoded at the same time, since [`Driver::begin`].
     company: usize,
+    /// Whether models take turns where sessions wait for several: not if their passes overlap well.
+    takes_turns: bool,
     /// Whether it waits though it could run, and how often it has in a row.
     is_held: bool,
     held: usize,
@@ -84,6 +86,7 @@ impl<C: Chance> Driver<C> {
             passes: Duration::ZERO,
             at_once: Duration::ZERO,
             company: 1,
+            takes_turns: true,
             is_held: false,
             held: 0,
         }
@@ -105,6 +108,11 @@ impl<C: Chance> Driver<C> {
     /// Let passes that do not depend on each other run at the same time, or not.
     pub fn set_overlaps(&mut self, overlaps: bool) {
         self.overlaps = overlaps;
+    }
+
+    /// Let models take turns where sessions wait for several, or not.
+    pub fn set_turns(&mut self, takes_turns: bool) {
+        self.takes_turns = takes_turns;
     }
 
     /// Decode until at least one token is committed. Returns the new tokens, none if the sequence had ended.
@@ -220,10 +228,10 @@ impl<C: Chance> Driver<C> {
     }
 
     /// The queue of the one model that it waits for, and the seconds of its last pass. `None` if it waits for several, or
-    /// for one that has no queue, or if passes run at the same time.
+    /// for one that has no queue, or if models take no turns.
     pub(super) fn turn(&self) -> Option<(*const PassQueue, f64)> {
         let queue = match self.decoder.needs() {
-            [need] => self.queue(*need)?,
+            [need] if self.takes_turns => self.queue(*need)?,
             _ => return None,
         };
         Some((std::ptr::from_ref(queue), queue.seconds()))

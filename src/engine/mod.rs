@@ -36,6 +36,7 @@ use crate::engine::sharing::{Sharing, random_seed};
 use crate::engine::stats::Stats;
 use crate::error::{Error, Result};
 use crate::export::Scoring;
+use crate::learn::pass_times::PassTimes;
 use crate::model::{Model, overlap};
 use crate::onnx::{CacheSize, LoadOptions, OnnxModel, Provider, RowsOn, environment, loaded};
 use crate::plan::shared::SharedPlanning;
@@ -44,6 +45,10 @@ use crate::text::Text;
 
 /// Passes overlap if their serial share is at most this: the share of all passes but the longest that does not overlap.
 const MAX_SERIAL_SHARE: f64 = 0.9;
+
+/// The serial share from which models take turns. Then passes of two models at the same time serve fewer sessions in a
+/// second than passes of one model for all of them.
+const TURNS_FROM: f64 = 0.4;
 
 /// The share of the free memory that the caches of all models of an engine may take together.
 const CACHE_SHARE: f64 = 0.5;
@@ -55,6 +60,8 @@ pub struct Engine {
     queues: Arc<PassQueues>,
     /// Who routes by common numbers.
     sharing: Arc<Sharing>,
+    /// What passes take.
+    pass_times: Arc<PassTimes>,
     combine: Combine,
     text: Option<Arc<Text>>,
     stop_tokens: Vec<i32>,
@@ -135,8 +142,9 @@ impl Engine {
         stop_tokens.sort_unstable();
         stop_tokens.dedup();
         let start = Instant::now();
+        let pass_times = Arc::new(PassTimes::new(participants.len()));
         let engine = Engine {
-            queues: Arc::new(PassQueues::new(&participants, FullCache::Wait, random_seed())),
+            queues: Arc::new(PassQueues::new(&participants, FullCache::Wait, random_seed(), &pass_times)),
             sharing: Sharing::new(None),
             participants,
             combine,
@@ -144,7 +152,8 @@ impl Engine {
             stop_tokens,
             warnings: Vec::new(),
             totals: Mutex::default(),
-            shared_planning: Mutex::default(),
+            shared_planning: Mutex::new(SharedPlanning::new(None, pass_times.clone())),
+            pass_times,
             serial: None,
             greedy_below: 0.0,
             clock: Box::new(move || start.elapsed()),
@@ -163,7 +172,7 @@ impl Engine {
 
     /// Set what becomes of a new session while the caches of others take all memory that they may.
     pub fn with_when_full(mut self, when_full: FullCache) -> Self {
-        self.queues = Arc::new(PassQueues::new(&self.participants, when_full, random_seed()));
+        self.queues = Arc::new(PassQueues::new(&self.participants, when_full, random_seed(), &self.pass_times));
         self
     }
 
@@ -176,8 +185,13 @@ impl Engine {
     /// Set the share of all passes but the longest that does not overlap. `None`: passes run one after the other.
     pub fn with_serial(mut self, serial: Option<f64>) -> Self {
         self.serial = serial;
-        self.shared_planning = Mutex::new(SharedPlanning::new(serial));
+        self.shared_planning = Mutex::new(SharedPlanning::new(serial, self.pass_times.clone()));
         self
+    }
+
+    /// Whether models take turns where sessions wait for several. If passes overlap well, all run at the same time.
+    pub fn takes_turns(&self) -> bool {
+        self.serial.is_none_or(|serial| serial >= TURNS_FROM)
     }
 
     /// Whether passes of several models run at the same time.

@@ -19,6 +19,7 @@ use super::wait::{Crowd, Waiter};
 use crate::decode::chance::{CounterRng, Key, Purpose};
 use crate::decode::decoder::Common;
 use crate::error::Error;
+use crate::learn::pass_times::PassTimes;
 use crate::model::{Admission, Cancel, Interrupt, Model, Pass, Report};
 
 /// Most tokens of a pass that is taken before wider ones: decoding and verification, but no chunk of a prompt.
@@ -120,6 +121,8 @@ pub struct PassQueue {
     numbers: (CounterRng, AtomicUsize),
     /// Nanoseconds that the last pass took.
     last: AtomicUsize,
+    /// What passes take, and the number of the model there.
+    times: (std::sync::Arc<PassTimes>, usize),
     crowd: Arc<Crowd>,
 }
 
@@ -370,8 +373,14 @@ impl Call {
 }
 
 impl PassQueue {
-    /// The queue of a model. The crowd is that of its engine, and the numbers are its own.
-    pub fn new(model: Arc<dyn Model>, crowd: Arc<Crowd>, numbers: CounterRng) -> Self {
+    /// The queue of a model. The crowd is that of its engine, and the numbers are its own. `times` learn what passes
+    /// take, by the number of the model.
+    pub fn new(
+        model: Arc<dyn Model>,
+        crowd: Arc<Crowd>,
+        numbers: CounterRng,
+        times: (std::sync::Arc<PassTimes>, usize),
+    ) -> Self {
         PassQueue {
             max_tokens: model.max_batch_tokens(),
             max_wide: model.max_pass(),
@@ -380,6 +389,7 @@ impl PassQueue {
             state: Mutex::default(),
             numbers: (numbers, AtomicUsize::new(0)),
             last: AtomicUsize::new(0),
+            times,
             crowd,
         }
     }
@@ -531,6 +541,11 @@ impl PassQueue {
         if let Ok(Ok(report)) = &result {
             self.last.store(report.elapsed.as_nanos() as usize, Ordering::Relaxed);
             let number = (batch.len() > 1).then(|| self.number());
+            // Of passes that run at the same time, nobody knows what one takes.
+            if report.is_usual && self.crowd.is_only_pass() {
+                let tokens = batch.iter().map(Entry::width).sum();
+                self.times.0.record(self.times.1, tokens, report.elapsed.as_secs_f64());
+            }
             let common = Some(Common { elapsed: report.elapsed, number });
             // SAFETY: the entries are in the batch of this leader, and their tickets have no outcome.
             batch.iter().for_each(|entry| unsafe { (*entry.ticket.as_ptr()).common = common });

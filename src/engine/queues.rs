@@ -7,6 +7,7 @@ use crate::decode::chance::CounterRng;
 use crate::engine::participant::Participant;
 use crate::engine::questions::Questions;
 use crate::engine::queue::{PassQueue, WhenFull};
+use crate::learn::pass_times::PassTimes;
 
 /// A queue for each model of an engine that batches.
 pub struct PassQueues {
@@ -20,13 +21,15 @@ pub struct PassQueues {
 }
 
 impl PassQueues {
-    /// The queues of these participants. `seed` is that of the numbers that passes hand out.
-    pub fn new(participants: &[Participant], when_full: FullCache, seed: u64) -> Self {
+    /// The queues of these participants. `seed` is that of the numbers that passes hand out. `times` learn what passes
+    /// take.
+    pub fn new(participants: &[Participant], when_full: FullCache, seed: u64, times: &Arc<PassTimes>) -> Self {
         let crowd = Arc::<Crowd>::default();
         let numbers = CounterRng::new(seed);
         let queue = |(index, each): (usize, &Participant)| match each {
             Participant::Model(model) if model.batches() => {
-                Some(PassQueue::new(model.clone(), crowd.clone(), numbers.fork(seed, index as u64)))
+                let numbers = numbers.fork(seed, index as u64);
+                Some(PassQueue::new(model.clone(), crowd.clone(), numbers, (times.clone(), index)))
             }
             _ => None,
         };

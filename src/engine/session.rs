@@ -162,6 +162,7 @@ impl Session {
         options: Options,
     ) -> Self {
         driver.set_overlaps(engine.overlaps());
+        driver.set_turns(engine.takes_turns());
         // A function of the caller may take any time, and nobody waits for it.
         driver.share_passes(engine.queues(), options.combine.is_none());
         estimates.into_iter().for_each(|estimates| driver.observe(estimates));

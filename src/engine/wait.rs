@@ -130,6 +130,11 @@ impl Crowd {
         self.running.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// Whether no other pass is running than the one of the caller.
+    pub fn is_only_pass(&self) -> bool {
+        self.running.load(Ordering::Relaxed) <= 1
+    }
+
     /// A pass has ended, and its threads have their outcomes. Wakes the leaders that wait for it.
     pub fn end(&self) {
         self.running.fetch_sub(1, Ordering::Relaxed);

@@ -75,6 +75,19 @@ impl Costs {
         }
     }
 
+    /// Estimates from the seconds of each width, where passes of other models do not matter.
+    pub fn of(seconds: impl Fn(usize) -> f64) -> Self {
+        let level = seconds(1).max(1e-9);
+        Costs {
+            level,
+            passes: MEMORY,
+            shape: std::array::from_fn(|index| (seconds(index + 1) / level, MEASURED)),
+            cold: (0.0, 0.0),
+            since_single: 0,
+            last: None,
+        }
+    }
+
     /// Learn that a pass over `width` positions took `seconds`. `cold` is whether it came right after a pass of another
     /// model. Passes wider than [`WIDTHS`], such as those over prompts, are ignored.
     ///

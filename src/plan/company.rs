@@ -1,15 +1,20 @@
 //! Planning in company: a session follows the plan of its [`Group`].
 
+use std::sync::Arc;
+
 use parking_lot::Mutex;
 
 use super::group::Group;
-use super::planner::Planner;
+use super::planner::{Expectation, Planner};
 use super::report::{PlanTimes, RoundReport};
 use super::shared::{Budget, SharedGroup, SharedPlanning, TaskKey};
 use crate::clock::Clock;
 use crate::decode::chance::Chance;
 use crate::decode::decoder::Decoder;
 use crate::decode::policy::Plan;
+use crate::learn::costs::Costs;
+use crate::learn::estimates::Estimates;
+use crate::learn::pass_times::PassTimes;
 
 /// Rounds of a session after a change of the plan that tell nothing of it.
 const SETTLING: u32 = 2;
@@ -26,6 +31,9 @@ pub struct Following {
     next: Option<(Plan, u64)>,
     /// Rounds since the plan came into force.
     rounds: u32,
+    /// What the group expected last.
+    expectation: Expectation,
+    pass_times: Arc<PassTimes>,
 }
 
 impl Following {
@@ -37,7 +45,9 @@ impl Following {
             let (plan, version) = group.plan();
             (plan.clone(), version)
         });
-        Following { load: if group.is_some() { shared.load() } else { 0 }, group, plan, ..Following::default() }
+        let load = if group.is_some() { shared.load() } else { 0 };
+        let pass_times = shared.pass_times().clone();
+        Following { load, group, plan, pass_times, ..Following::default() }
     }
 
     /// The load at which it plans.
@@ -48,6 +58,11 @@ impl Following {
     /// The plan in force, if it is a group's.
     pub fn plan(&self) -> Option<&Plan> {
         self.plan.as_ref().map(|(plan, _)| plan)
+    }
+
+    /// What is expected of the plan in force, if it is a group's.
+    pub fn expectation(&self) -> Option<Expectation> {
+        self.plan.as_ref().map(|_| self.expectation)
     }
 
     /// Whether a plan waits to come into force.
@@ -106,15 +121,19 @@ impl Following {
         (own, budget): (&Planner, &mut Budget),
         clock: &Clock,
     ) {
-        let (Some(group), Some(estimates)) = (self.group.clone(), decoder.estimates()) else { return };
+        let (Some(group), Some(observer)) = (self.group.clone(), decoder.observer()) else { return };
+        let estimates = observer.estimates_mut();
         let planner = {
             let mut group = group.lock();
-            let standard = group.planner().standard(estimates);
             if round.is_usual && self.rounds >= SETTLING {
                 let version = self.plan.as_ref().map_or(0, |(_, version)| *version);
-                group.record(version, company, round.tokens, round.total.as_secs_f64(), standard);
-                times.count(round, group.planner().expectation(), standard);
+                if group.record(version, company, round.tokens, round.total.as_secs_f64()) {
+                    self.refresh(company, estimates);
+                    group.end_round(company, estimates);
+                }
+                times.count(round, group.planner().expectation(), group.standard());
             }
+            self.expectation = group.planner().expectation();
             group.measure_standard(estimates);
             self.note(&group, own);
             if !group.planner().is_due() || !round.open {
@@ -128,14 +147,25 @@ impl Following {
             group.begin_review(may_review)
         };
         // The search runs without the lock, which the others need.
-        let (Some(mut planner), Some(observer)) = (planner, decoder.observer()) else { return };
+        let Some(mut planner) = planner else { return };
         let (started, alarmed) = (clock(), planner.is_alarmed());
-        let plan = planner.review(observer.estimates_mut());
+        self.refresh(company, estimates);
+        let plan = planner.review(estimates);
         let took = clock().saturating_sub(started).as_secs_f64();
         group.lock().end_review(planner, plan);
         let mut shared = shared.lock();
         budget.reviewed(&mut shared, took, alarmed);
-        shared.learn_times(self.load, observer.estimates().times());
+        shared.learn_times(self.load, estimates.times());
+    }
+
+    /// Let passes take what they take if all sessions of the company share them and are as wide.
+    fn refresh(&self, company: f64, estimates: &mut Estimates) {
+        for (model, costs) in estimates.costs.iter_mut().enumerate() {
+            let seconds = |width: usize| self.pass_times.at(model, width as f64 * company);
+            if seconds(1).is_some() {
+                *costs = Costs::of(|width| seconds(width).unwrap_or_default());
+            }
+        }
     }
 
     /// Note the plan of the group, to be applied after another round.

@@ -25,9 +25,10 @@ pub struct Group {
     standard_rounds: Option<u32>,
     /// Whether a session reviews the plan at the moment.
     is_reviewed: bool,
-    /// Of all sessions since the last round: tokens, seconds, and seconds that were expected of `standard`.
+    /// Of all sessions since the last round: tokens and seconds.
     tokens: f64,
     seconds: f64,
+    /// Seconds for a token by `standard`, as of the last round.
     standard: f64,
 }
 
@@ -50,20 +51,27 @@ impl Group {
         (plan, self.version)
     }
 
-    /// A session took `seconds` for `tokens` tokens by the plan of number `version`, in a company of so many.
-    /// `standard` is what [`Planner::standard`] expects, in seconds for a token.
-    pub fn record(&mut self, version: u64, company: f64, tokens: usize, seconds: f64, standard: f64) {
+    /// Seconds for a token by `standard`, as of the last round.
+    pub fn standard(&self) -> f64 {
+        self.standard
+    }
+
+    /// A session took `seconds` for `tokens` tokens by the plan of number `version`, in a company of so many. Returns
+    /// whether that makes a round, for [`Group::end_round`].
+    pub fn record(&mut self, version: u64, company: f64, tokens: usize, seconds: f64) -> bool {
         if version != self.version {
-            return;
+            return false;
         }
         self.tokens += tokens as f64;
         self.seconds += seconds;
-        self.standard += tokens as f64 * standard;
-        if self.tokens < TOKENS * company || self.is_reviewed {
-            return;
-        }
-        let count = (self.tokens / company).round().max(1.0);
-        let (seconds, standard) = (count * self.seconds / self.tokens, self.standard / self.tokens);
+        self.tokens >= TOKENS * company && !self.is_reviewed
+    }
+
+    /// Learn from the round.
+    pub fn end_round(&mut self, company: f64, estimates: &Estimates) {
+        let (count, standard) = ((self.tokens / company).round().max(1.0), self.planner.standard(estimates));
+        let seconds = count * self.seconds / self.tokens;
+        self.standard = standard;
         self.clear();
         match self.standard_rounds {
             None => self.planner.record_round(count as usize, seconds, standard),
@@ -77,7 +85,7 @@ impl Group {
     }
 
     fn clear(&mut self) {
-        (self.tokens, self.seconds, self.standard) = (0.0, 0.0, 0.0);
+        (self.tokens, self.seconds) = (0.0, 0.0);
     }
 
     /// Measure `standard` for a moment, if that is due.

@@ -320,9 +320,9 @@ impl Planning {
 
     /// The plan and the reasons for it, as documented with `cos_session_describe`.
     pub fn describe(&self, names: &[&str], estimates: &Estimates) -> Value {
-        let expectation = self.planner.expectation();
+        let expectation = self.following.expectation().unwrap_or(self.planner.expectation());
         let ratio = |a: f64, b: f64| if b > 0.0 { json!(a / b) } else { Value::Null };
-        let mut description = describe_plan(self.planner.plan(), names);
+        let mut description = describe_plan(self.plan(), names);
         description["planned"] = json!(true);
         description["changes"] = json!(self.changes);
         description["expected_gain"] = ratio(expectation.standard, expectation.planned);

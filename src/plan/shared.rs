@@ -9,6 +9,7 @@ use parking_lot::Mutex;
 use super::group::Group;
 use super::planner::Experience;
 use crate::learn::estimates::{Estimates, Times};
+use crate::learn::pass_times::PassTimes;
 
 /// Share of all sessions' time that probes may take.
 const PROBING: f64 = 0.003;
@@ -58,6 +59,8 @@ pub struct SharedPlanning {
     tasks: HashMap<String, TaskRecord>,
     /// The sessions of a task in company, by the load.
     groups: HashMap<String, [Option<SharedGroup>; LOADS]>,
+    /// What passes take.
+    pass_times: Arc<PassTimes>,
     /// By load: how long things take.
     times: [Option<Times>; LOADS],
     /// A moving average of the sessions that decode at the same time, and the load that it stands for.
@@ -80,6 +83,7 @@ impl Default for SharedPlanning {
         SharedPlanning {
             tasks: HashMap::new(),
             groups: HashMap::new(),
+            pass_times: Arc::default(),
             times: Default::default(),
             company: 1.0,
             load: 0,
@@ -93,9 +97,10 @@ impl Default for SharedPlanning {
 }
 
 impl SharedPlanning {
-    /// Knows nothing yet. `serial_share` is that of [`Estimates::serial_share`], or `None` if passes do not overlap.
-    pub fn new(serial_share: Option<f64>) -> Self {
-        SharedPlanning { serial_share, ..SharedPlanning::default() }
+    /// Knows nothing yet but `pass_times`. `serial_share` is that of [`Estimates::serial_share`], or `None` if passes do
+    /// not overlap.
+    pub fn new(serial_share: Option<f64>, pass_times: Arc<PassTimes>) -> Self {
+        SharedPlanning { serial_share, pass_times, ..SharedPlanning::default() }
     }
 
     /// What a session of a task begins with. Without an earlier session these are `pass_times`: what was measured at
@@ -141,6 +146,11 @@ impl SharedPlanning {
     /// A moving average of the sessions that decode at the same time.
     pub fn company(&self) -> f64 {
         self.company
+    }
+
+    /// What passes take.
+    pub fn pass_times(&self) -> &Arc<PassTimes> {
+        &self.pass_times
     }
 
     /// The load as of the last report.

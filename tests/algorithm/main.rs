@@ -6,8 +6,8 @@ mod common;
 
 mod answers;
 mod exact;
-mod overlap;
 mod load;
+mod overlap;
 mod planning;
 mod questions;
 mod simulation;

@@ -541,7 +541,7 @@ fn overlapping(agreement: f64, serial: f64) -> World {
 fn models_that_run_at_the_same_time_are_planned() {
     for (agreement, serial, is_standard) in [(0.4, 0.0, true), (0.95, 0.1, true), (0.95, 0.8, false)] {
         let world = overlapping(agreement, serial);
-        let shared = Mutex::new(SharedPlanning::new(Some(serial)));
+        let shared = Mutex::new(SharedPlanning::new(Some(serial), Default::default()));
         world.auto(&shared, 512);
         let (auto, planning) = world.auto(&shared, 3000);
         let (best, plan) = world.best(3000);
@@ -557,7 +557,7 @@ fn models_that_run_at_the_same_time_are_planned() {
 fn work_for_proposals_is_not_taken_for_that_of_passes() {
     for (agreement, beside) in [(0.5, 1.0), (0.65, 1.0), (0.65, 2.0), (0.8, 4.0)] {
         let world = World { beside, ..overlapping(agreement, 0.3) };
-        let shared = Mutex::new(SharedPlanning::new(Some(0.3)));
+        let shared = Mutex::new(SharedPlanning::new(Some(0.3), Default::default()));
         world.auto(&shared, 512);
         let (auto, planning) = world.auto(&shared, 3000);
         let standard = world.standard(3000);
@@ -565,7 +565,7 @@ fn work_for_proposals_is_not_taken_for_that_of_passes() {
     }
     // Where proposals pay all the same, they are made.
     let world = World { beside: 0.2, ..overlapping(0.95, 0.8) };
-    let shared = Mutex::new(SharedPlanning::new(Some(0.8)));
+    let shared = Mutex::new(SharedPlanning::new(Some(0.8), Default::default()));
     world.auto(&shared, 512);
     let (auto, planning) = world.auto(&shared, 3000);
     let standard = world.standard(3000);
@@ -577,7 +577,7 @@ fn work_for_proposals_is_not_taken_for_that_of_passes() {
 fn work_for_proposals_that_becomes_little_is_found_out() {
     let world = |beside: f64, temperature: f32| World { beside, temperature, ..overlapping(0.95, 0.8) };
     let shared = || {
-        let shared = Mutex::new(SharedPlanning::new(Some(0.8)));
+        let shared = Mutex::new(SharedPlanning::new(Some(0.8), Default::default()));
         assert_eq!(world(6.0, 0.0).auto(&shared, 1000).1.plan().policy, Policy::Standard);
         shared
     };

@@ -42,7 +42,7 @@ fn scripted() -> Scripted {
 }
 
 fn queue_of(model: Arc<Scripted>, crowd: &Arc<Crowd>) -> (Arc<PassQueue>, Arc<Scripted>) {
-    (Arc::new(PassQueue::new(model.clone(), crowd.clone(), CounterRng::new(0))), model)
+    (Arc::new(PassQueue::new(model.clone(), crowd.clone(), CounterRng::new(0), (Default::default(), 0))), model)
 }
 
 /// A thread that asks for passes over these tokens, one after another; a pass over none is that of a cancelled session.

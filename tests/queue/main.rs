@@ -53,6 +53,12 @@ mod decode {
     }
 }
 
+mod learn {
+    pub mod pass_times {
+        pub use cos::learn::pass_times::PassTimes;
+    }
+}
+
 mod error {
     pub use cos::error::{Error, Result};
 }
