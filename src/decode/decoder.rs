@@ -448,7 +448,7 @@ impl<C: Chance> Decoder<C> {
     /// Show the observer the rows that it has been waiting for.
     fn observe_rows(&mut self, workspace: &mut Workspace) {
         let DecoderState { lanes, settings, tokens, observer, .. } = &mut self.state;
-        let Some(observer) = observer else { return };
+        let Some(observer) = observer.as_deref_mut().filter(|observer| !observer.rests()) else { return };
         let committed = self.schedule.committed();
         for Ran { need: Need { model, end, .. }, wanted, .. } in &self.ran {
             let lane = lanes[*model].as_ref().expect("a look-up runs no passes");
@@ -469,8 +469,7 @@ impl<C: Chance> Decoder<C> {
     /// ones.
     fn observe_times(&mut self) {
         let prompt_end = self.state.prompt_end();
-        let DecoderState { observer, .. } = &mut self.state;
-        let Some(observer) = observer else { return };
+        let Some(observer) = self.state.observer.as_deref_mut().filter(|observer| !observer.rests()) else { return };
         let tells = |ran: &Ran| ran.report.is_usual && ran.need.start + 1 >= prompt_end;
         let pass = |ran: &Ran| (ran.need.model, ran.need.end - ran.need.start);
         if self.ran.iter().any(|ran| ran.overlapped) {
@@ -488,7 +487,7 @@ impl<C: Chance> Decoder<C> {
 
     /// Let the observer count what the round has shown.
     fn settle(&mut self) {
-        if let Some(observer) = &mut self.state.observer {
+        if let Some(observer) = self.state.observer.as_deref_mut().filter(|observer| !observer.rests()) {
             observer.update();
         }
     }

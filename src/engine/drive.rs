@@ -8,7 +8,7 @@ use arrayvec::ArrayVec;
 
 use crate::decode::chance::Chance;
 use crate::decode::decoder::{Common, Decoder, Finish, Need, Proposer, Settings, Step, Workspace};
-use crate::decode::policy::Plan;
+use crate::decode::policy::{Plan, Targets};
 use crate::engine::participant::Participant;
 use crate::engine::queue::{self, MOST_MODELS, PassQueue, Ticket, WhenFull};
 use crate::engine::queues::{Decoding, Inside, PassQueues};
@@ -230,8 +230,10 @@ impl<C: Chance> Driver<C> {
     /// The queue of the one model that it waits for, and the seconds of its last pass. `None` if it waits for several, or
     /// for one that has no queue, or if models take no turns.
     pub(super) fn turn(&self) -> Option<(*const PassQueue, f64)> {
+        // Groups that share routes stay together once they have met, which is worth a wait in any case.
+        let shares_routes = self.decoder.shares_routes() && self.decoder.plan().targets == Targets::Routed;
         let queue = match self.decoder.needs() {
-            [need] if self.takes_turns => self.queue(*need)?,
+            [need] if self.takes_turns || shares_routes => self.queue(*need)?,
             _ => return None,
         };
         Some((std::ptr::from_ref(queue), queue.seconds()))

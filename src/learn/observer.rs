@@ -46,6 +46,8 @@ pub struct Observer {
     interval: usize,
     /// Columns of a row of logits.
     columns: usize,
+    /// Whether it learns nothing for now.
+    rests: bool,
     /// Number of committed tokens.
     end: usize,
     /// For each proposer, the first position that was not counted yet.
@@ -71,6 +73,7 @@ impl Observer {
             skipped: [false; WINDOW],
             interval: 1,
             columns,
+            rests: false,
             end: 0,
             next: vec![0; models],
             before: vec![f64::NAN; models],
@@ -88,9 +91,26 @@ impl Observer {
         &mut self.estimates
     }
 
-    /// The first committed position whose probability under `model` is still wanted; the number of committed tokens if
-    /// there is none.
+    /// Learn nothing from now on, or go on behind the token at `position`. Sessions that decode the same in company need
+    /// not all learn.
+    pub fn rest(&mut self, rests: bool, position: usize) {
+        if self.rests && !rests {
+            self.restart(position);
+        }
+        self.rests = rests;
+    }
+
+    /// Whether it learns nothing for now.
+    pub fn rests(&self) -> bool {
+        self.rests
+    }
+
+    /// The first committed position whose probability under `model` is still wanted; the number of committed tokens, or
+    /// more, if there is none.
     pub fn first_wanted(&self, model: usize) -> usize {
+        if self.rests {
+            return usize::MAX;
+        }
         let first = self.first_open(model);
         if !self.is_reliable(model) {
             return first;

@@ -19,6 +19,9 @@ use crate::learn::pass_times::PassTimes;
 /// Rounds of a session after a change of the plan that tell nothing of it.
 const SETTLING: u32 = 2;
 
+/// So many sessions of a company learn at least; the others follow what these find out.
+const LEARNERS: f64 = 8.0;
+
 /// How a session follows a group.
 #[derive(Debug, Default)]
 pub struct Following {
@@ -34,6 +37,8 @@ pub struct Following {
     /// What the group expected last.
     expectation: Expectation,
     pass_times: Arc<PassTimes>,
+    /// Tells the sessions of an engine apart.
+    number: usize,
 }
 
 impl Following {
@@ -47,7 +52,7 @@ impl Following {
         });
         let load = if group.is_some() { shared.load() } else { 0 };
         let pass_times = shared.pass_times().clone();
-        Following { load, group, plan, pass_times, ..Following::default() }
+        Following { load, group, plan, pass_times, number: shared.number(), ..Following::default() }
     }
 
     /// The load at which it plans.
@@ -101,7 +106,9 @@ impl Following {
         decoder: &mut Decoder<C>,
     ) {
         let before = std::mem::replace(&mut self.load, shared.load());
+        let committed = decoder.committed().len();
         if let Some(observer) = decoder.observer() {
+            observer.rest(false, committed);
             let estimates = observer.estimates_mut();
             shared.learn_times(before, estimates.times());
             shared.times(self.load).into_iter().for_each(|times| estimates.set_times(times.clone()));
@@ -121,8 +128,18 @@ impl Following {
         (own, budget): (&Planner, &mut Budget),
         clock: &Clock,
     ) {
+        let committed = decoder.committed().len();
         let (Some(group), Some(observer)) = (self.group.clone(), decoder.observer()) else { return };
+        let one_of = 1 << (company / LEARNERS).max(1.0).log2() as usize;
+        observer.rest(!self.number.is_multiple_of(one_of), committed);
+        let learns = !observer.rests();
         let estimates = observer.estimates_mut();
+        // Whoever begins locks what is shared, and then the group. So nobody locks them the other way round.
+        let may_review = learns && {
+            let mut shared = shared.lock();
+            budget.report(&mut shared, own.is_settled(), company / one_of as f64);
+            budget.may_review(&shared)
+        };
         let planner = {
             let mut group = group.lock();
             if round.is_usual && self.rounds >= SETTLING {
@@ -134,16 +151,11 @@ impl Following {
                 times.count(round, group.planner().expectation(), group.standard());
             }
             self.expectation = group.planner().expectation();
-            group.measure_standard(estimates);
+            group.measure_standard();
             self.note(&group, own);
-            if !group.planner().is_due() || !round.open {
+            if !group.planner().is_due() || !round.open || !learns {
                 return;
             }
-            let may_review = {
-                let mut shared = shared.lock();
-                budget.report(&mut shared, group.planner().is_settled(), company);
-                budget.may_review(&shared)
-            };
             group.begin_review(may_review)
         };
         // The search runs without the lock, which the others need.

@@ -89,9 +89,9 @@ impl Group {
     }
 
     /// Measure `standard` for a moment, if that is due.
-    pub fn measure_standard(&mut self, estimates: &Estimates) {
+    pub fn measure_standard(&mut self) {
         let is_free = self.standard_rounds.is_none() && !self.is_reviewed;
-        if is_free && self.planner.must_measure_standard(estimates) {
+        if is_free && self.planner.must_measure_standard_in_company() {
             self.standard_rounds = Some(0);
             self.version += 1;
             self.clear();

@@ -90,6 +90,10 @@ impl Default for StandardCorrection {
 }
 
 impl StandardCorrection {
+    fn is_measured(&self) -> bool {
+        self.weight > 1.0
+    }
+
     fn record(&mut self, ratio: f64) {
         if ratio.is_finite() {
             self.weight = (self.weight + 1.0).min(STANDARD_MEMORY);
@@ -233,12 +237,23 @@ impl Planner {
     /// Whether `standard` must be measured again. Everything is compared with it, and a plan whose passes are wider
     /// teaches little about it.
     pub fn must_measure_standard(&self, estimates: &Estimates) -> bool {
-        let lost = (1.0 - self.expectation.planned / self.expectation.standard.max(f64::MIN_POSITIVE)).clamp(0.0, 1.0);
-        let stale = STALE + STALE_IF_COSTLY * lost;
+        let stale = self.stale();
         let is_new = !estimates.host.has_baseline() && self.since_standard >= FIRST_REVIEW;
         let mut passes = self.choices.task.needed().map(|k| f64::from(estimates.costs[k].since_single()));
         !self.is_standard()
             && (is_new || self.since_standard as f64 > SELDOM * stale || passes.any(|passes| passes > stale))
+    }
+
+    /// Whether `standard` must be measured again in company, where pass times are those of all sessions.
+    pub fn must_measure_standard_in_company(&self) -> bool {
+        let is_new = !self.standard_correction.is_measured() && self.since_standard >= FIRST_REVIEW;
+        !self.is_standard() && (is_new || self.since_standard as f64 > SELDOM * self.stale())
+    }
+
+    /// Passes after which what is known of `standard` is old: more of them, the more it costs to measure it.
+    fn stale(&self) -> f64 {
+        let lost = (1.0 - self.expectation.planned / self.expectation.standard.max(f64::MIN_POSITIVE)).clamp(0.0, 1.0);
+        STALE + STALE_IF_COSTLY * lost
     }
 
     fn is_standard(&self) -> bool {

@@ -153,7 +153,7 @@ impl Planning {
         if load > 0 {
             let Planning { planner, budget, times, .. } = self;
             self.following.after_round((shared, company), decoder, (round, times), (planner, budget), clock);
-            if !round.open {
+            if !round.open && decoder.observer().is_some_and(|observer| !observer.rests()) {
                 self.share(shared, decoder);
             }
             return None;

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -61,6 +62,8 @@ pub struct SharedPlanning {
     groups: HashMap<String, [Option<SharedGroup>; LOADS]>,
     /// What passes take.
     pass_times: Arc<PassTimes>,
+    /// Sessions that have begun.
+    begun: AtomicUsize,
     /// By load: how long things take.
     times: [Option<Times>; LOADS],
     /// A moving average of the sessions that decode at the same time, and the load that it stands for.
@@ -84,6 +87,7 @@ impl Default for SharedPlanning {
             tasks: HashMap::new(),
             groups: HashMap::new(),
             pass_times: Arc::default(),
+            begun: AtomicUsize::new(0),
             times: Default::default(),
             company: 1.0,
             load: 0,
@@ -146,6 +150,11 @@ impl SharedPlanning {
     /// A moving average of the sessions that decode at the same time.
     pub fn company(&self) -> f64 {
         self.company
+    }
+
+    /// The number of a session that begins.
+    pub fn number(&self) -> usize {
+        self.begun.fetch_add(1, Ordering::Relaxed)
     }
 
     /// What passes take.
@@ -250,8 +259,8 @@ impl Budget {
         self.seconds += seconds;
     }
 
-    /// Report the time since the last report, which pays for reviews and probes. In a company of so many, all sessions
-    /// report the same time.
+    /// Report the time since the last report, which pays for reviews and probes. In a company, so many sessions report
+    /// the same time.
     pub fn report(&mut self, shared: &mut SharedPlanning, is_settled: bool, company: f64) {
         let seconds = (self.seconds - std::mem::replace(&mut self.reported, self.seconds)) / company;
         shared.add_time(seconds, if is_settled { LATER_REVIEWS } else { FIRST_REVIEWS }, self.review);
