@@ -227,7 +227,7 @@ impl<C: Chance> Driver<C> {
         self.company = self.company.max(self.queues.as_ref().map_or(1, |queues| queues.company()));
     }
 
-    /// The queue of the one model that it waits for, and the seconds of its last pass. `None` if it waits for several, or
+    /// The queue of the one model that it waits for, and the seconds of its last pass. `None` if it waits for several,
     /// for one that has no queue, or if models take no turns.
     pub(super) fn turn(&self) -> Option<(*const PassQueue, f64)> {
         // Groups that share routes stay together once they have met, which is worth a wait in any case.

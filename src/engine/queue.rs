@@ -19,8 +19,8 @@ use super::wait::{Crowd, Waiter};
 use crate::decode::chance::{CounterRng, Key, Purpose};
 use crate::decode::decoder::Common;
 use crate::error::Error;
-use crate::learn::pass_times::PassTimes;
 use crate::model::{Admission, Cancel, Interrupt, Model, Pass, Report};
+use crate::plan::pass_times::PassTimes;
 
 /// Most tokens of a pass that is taken before wider ones: decoding and verification, but no chunk of a prompt.
 const NARROW: usize = 16;

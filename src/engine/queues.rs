@@ -7,7 +7,7 @@ use crate::decode::chance::CounterRng;
 use crate::engine::participant::Participant;
 use crate::engine::questions::Questions;
 use crate::engine::queue::{PassQueue, WhenFull};
-use crate::learn::pass_times::PassTimes;
+use crate::plan::pass_times::PassTimes;
 
 /// A queue for each model of an engine that batches.
 pub struct PassQueues {

@@ -91,7 +91,8 @@ impl Observer {
         &mut self.estimates
     }
 
-    /// Learn nothing from now on, or go on behind the token at `position`. Sessions that decode the same in company need
+    /// Learn nothing from now on, or go on behind the token at `position`. Sessions that decode the same in company
+    /// need
     /// not all learn.
     pub fn rest(&mut self, rests: bool, position: usize) {
         if self.rests && !rests {

@@ -3,8 +3,6 @@
 //! It is nearly flat as long as the weights are what a pass reads, then linear, with steps where other kernels take
 //! over. So there is a mean for each of many ranges, and nothing is assumed between them but a straight line.
 
-use parking_lot::Mutex;
-
 /// Ranges of tokens from a power of two to the next, and powers of two.
 const PARTS: usize = 4;
 const OCTAVES: usize = 16;
@@ -67,27 +65,6 @@ impl Curve {
             (None, Some(first)) => Some(first.seconds),
             (None, None) => None,
         }
-    }
-}
-
-/// The pass times of all models of an engine.
-#[derive(Debug, Default)]
-pub struct PassTimes(Vec<Mutex<Curve>>);
-
-impl PassTimes {
-    /// Nothing is known of so many participants.
-    pub fn new(participants: usize) -> Self {
-        PassTimes((0..participants).map(|_| Mutex::default()).collect())
-    }
-
-    /// Learn that a pass of a model over so many tokens took `seconds`.
-    pub fn record(&self, model: usize, tokens: usize, seconds: f64) {
-        self.0.get(model).into_iter().for_each(|curve| curve.lock().record(tokens, seconds));
-    }
-
-    /// Expected seconds of a pass of a model over so many tokens, if there was any.
-    pub fn at(&self, model: usize, tokens: f64) -> Option<f64> {
-        self.0.get(model)?.lock().at(tokens)
     }
 }
 

@@ -14,7 +14,7 @@ use crate::decode::decoder::Decoder;
 use crate::decode::policy::Plan;
 use crate::learn::costs::Costs;
 use crate::learn::estimates::Estimates;
-use crate::learn::pass_times::PassTimes;
+use crate::plan::pass_times::PassTimes;
 
 /// Rounds of a session after a change of the plan that tell nothing of it.
 const SETTLING: u32 = 2;

@@ -8,6 +8,7 @@ pub mod choices;
 mod company;
 pub mod forecast;
 mod group;
+pub mod pass_times;
 pub mod planner;
 mod report;
 mod search;

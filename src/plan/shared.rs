@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 use super::group::Group;
 use super::planner::Experience;
 use crate::learn::estimates::{Estimates, Times};
-use crate::learn::pass_times::PassTimes;
+use crate::plan::pass_times::PassTimes;
 
 /// Share of all sessions' time that probes may take.
 const PROBING: f64 = 0.003;
@@ -101,7 +101,8 @@ impl Default for SharedPlanning {
 }
 
 impl SharedPlanning {
-    /// Knows nothing yet but `pass_times`. `serial_share` is that of [`Estimates::serial_share`], or `None` if passes do
+    /// Knows nothing yet but `pass_times`. `serial_share` is that of [`Estimates::serial_share`], or `None` if
+    /// passes do
     /// not overlap.
     pub fn new(serial_share: Option<f64>, pass_times: Arc<PassTimes>) -> Self {
         SharedPlanning { serial_share, pass_times, ..SharedPlanning::default() }

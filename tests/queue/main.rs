@@ -53,9 +53,9 @@ mod decode {
     }
 }
 
-mod learn {
+mod plan {
     pub mod pass_times {
-        pub use cos::learn::pass_times::PassTimes;
+        pub use cos::plan::pass_times::PassTimes;
     }
 }
 
