@@ -19,7 +19,7 @@ pub use crate::decode::progress::{Counters, Finish};
 use crate::decode::routes::Routes;
 use crate::decode::schedule::{Next, Schedule};
 pub use crate::decode::settings::Settings;
-use crate::decode::state::{DecoderState, Rows};
+use crate::decode::state::{DecoderState, Rows, learner};
 pub use crate::decode::target::Workspace;
 use crate::error::{Error, Result};
 use crate::learn::estimates::Estimates;
@@ -115,7 +115,6 @@ impl<C: Chance> Decoder<C> {
         schedule.set_needed(settings.combination.needed());
         let participants = lanes.len();
         let state = DecoderState {
-            routes: Routes::new(settings.shared_routes),
             lanes,
             settings,
             chance,
@@ -124,6 +123,7 @@ impl<C: Chance> Decoder<C> {
             context_length: 0,
             epoch: 0,
             route_epoch: 0,
+            routes: Routes::default(),
             finish: None,
             log_probabilities: Vec::new(),
             counters: Counters::default(),
@@ -448,7 +448,7 @@ impl<C: Chance> Decoder<C> {
     /// Show the observer the rows that it has been waiting for.
     fn observe_rows(&mut self, workspace: &mut Workspace) {
         let DecoderState { lanes, settings, tokens, observer, .. } = &mut self.state;
-        let Some(observer) = observer.as_deref_mut().filter(|observer| !observer.rests()) else { return };
+        let Some(observer) = learner(observer) else { return };
         let committed = self.schedule.committed();
         for Ran { need: Need { model, end, .. }, wanted, .. } in &self.ran {
             let lane = lanes[*model].as_ref().expect("a look-up runs no passes");
@@ -469,7 +469,7 @@ impl<C: Chance> Decoder<C> {
     /// ones.
     fn observe_times(&mut self) {
         let prompt_end = self.state.prompt_end();
-        let Some(observer) = self.state.observer.as_deref_mut().filter(|observer| !observer.rests()) else { return };
+        let Some(observer) = learner(&mut self.state.observer) else { return };
         let tells = |ran: &Ran| ran.report.is_usual && ran.need.start + 1 >= prompt_end;
         let pass = |ran: &Ran| (ran.need.model, ran.need.end - ran.need.start);
         if self.ran.iter().any(|ran| ran.overlapped) {
@@ -487,7 +487,7 @@ impl<C: Chance> Decoder<C> {
 
     /// Let the observer count what the round has shown.
     fn settle(&mut self) {
-        if let Some(observer) = self.state.observer.as_deref_mut().filter(|observer| !observer.rests()) {
+        if let Some(observer) = learner(&mut self.state.observer) {
             observer.update();
         }
     }

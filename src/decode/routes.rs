@@ -13,19 +13,15 @@
 //! Sequences depend on each other, as far as they share numbers.
 
 /// The common numbers of one sequence.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub struct Routes {
+    /// Whether numbers of passes are taken.
     shares: bool,
     /// Of the front and of the position behind it, if they have any: the position and its number.
     numbers: [Option<(usize, f64)>; 2],
 }
 
 impl Routes {
-    /// No number yet. `shares` says whether numbers of passes are taken.
-    pub fn new(shares: bool) -> Self {
-        Routes { shares, numbers: [None; 2] }
-    }
-
     /// Whether numbers of passes are taken.
     pub fn shares(&self) -> bool {
         self.shares
@@ -33,7 +29,7 @@ impl Routes {
 
     /// Take numbers of passes from now on, or take none and forget those that there are.
     pub fn share(&mut self, shares: bool) {
-        *self = Routes::new(shares);
+        *self = Routes { shares, ..Routes::default() };
     }
 
     /// A pass of a round at this front hands out a number.

@@ -17,7 +17,4 @@ pub struct Settings {
     /// Whether [`Decoder::log_probabilities`](super::decoder::Decoder::log_probabilities) are wanted. They take
     /// combined targets.
     pub log_probabilities: bool,
-    /// Whether positions are routed by numbers that it has in common with other sequences; see
-    /// [`Common::number`](super::decoder::Common::number).
-    pub shared_routes: bool,
 }

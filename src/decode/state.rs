@@ -85,7 +85,7 @@ impl<C: Chance> DecoderState<C> {
     /// Show the observer what is known of the token at a position that was just committed. `decided` is the probability
     /// that the target gave it, if the target is no mixture.
     fn observe(&mut self, position: usize, decided: Option<f32>, workspace: &mut Workspace) {
-        let Some(observer) = self.observer.as_deref_mut().filter(|observer| !observer.rests()) else { return };
+        let Some(observer) = learner(&mut self.observer) else { return };
         let token = self.tokens[position];
         observer.record_commit(position, decided);
         for (participant, lane) in self.lanes.iter().enumerate() {
@@ -107,6 +107,11 @@ impl<C: Chance> DecoderState<C> {
             seen.into_iter().for_each(|seen| observer.record_score(participant, position, seen));
         }
     }
+}
+
+/// The observer, unless it rests.
+pub fn learner(observer: &mut Option<Box<Observer>>) -> Option<&mut Observer> {
+    observer.as_deref_mut().filter(|observer| !observer.rests())
 }
 
 /// Answers the schedule from rows.
@@ -157,7 +162,7 @@ impl<C: Chance> Rows<'_, C> {
     /// Decide a position. On an error nothing has changed, so that it can be decided again.
     fn decide_now(&mut self, position: usize, draft: Option<Draft>) -> Result<Decision> {
         let route = self.is_routed.then(|| self.route(position));
-        let is_observed = self.state.observer.as_ref().is_some_and(|observer| !observer.rests());
+        let is_observed = learner(&mut self.state.observer).is_some();
         let mut front = self.state.front(position, self.workspace);
         let target = front.target(route)?;
         let drawn = match draft {

@@ -20,8 +20,8 @@ use crate::rows::DeviceSums;
 /// Most passes of one step that run at the same time; more run one after the other.
 const MOST_AT_ONCE: usize = u64::BITS as usize;
 
-/// How often a session is held in a row, so that passes of other models serve more sessions.
-const MOST_HELD: usize = 16;
+/// Most passes of other models for which a session waits in a row.
+const MOST_TURNS: usize = 16;
 
 /// A decoder with the models that it decodes by, driven by one thread.
 pub struct Driver<C> {
@@ -43,9 +43,8 @@ pub struct Driver<C> {
     company: usize,
     /// Whether models take turns where sessions wait for several: not if their passes overlap well.
     takes_turns: bool,
-    /// Whether it waits though it could run, and how often it has in a row.
-    is_held: bool,
-    held: usize,
+    /// How many passes it has waited for its turn.
+    turns_waited: usize,
 }
 
 impl<C: Chance> Driver<C> {
@@ -68,8 +67,6 @@ impl<C: Chance> Driver<C> {
         let proposers = self.participants.iter().enumerate().map(fork).collect::<Result<Vec<Proposer>>>()?;
         let mut decoder = Decoder::new(proposers, self.decoder.settings().clone(), plan, chance);
         decoder.continue_from(&self.decoder);
-        // Its text is to be independent of its parent's and of those of other forks.
-        decoder.share_routes(false);
         Ok(Self::of(self.participants.clone(), decoder, cancel))
     }
 
@@ -87,8 +84,7 @@ impl<C: Chance> Driver<C> {
             at_once: Duration::ZERO,
             company: 1,
             takes_turns: true,
-            is_held: false,
-            held: 0,
+            turns_waited: 0,
         }
     }
 
@@ -239,15 +235,19 @@ impl<C: Chance> Driver<C> {
         Some((std::ptr::from_ref(queue), queue.seconds()))
     }
 
-    /// Let it wait, unless it was held too often, or let it run.
-    pub(super) fn hold(&mut self, is_held: bool) {
-        self.is_held = is_held && self.held < MOST_HELD;
+    /// Whether it is to wait, because it is another model's turn. It waits for a limited number of passes in a row.
+    pub(super) fn waits_for_turn(&mut self, turn: Option<*const PassQueue>) -> bool {
+        let is_other = turn.zip(self.turn()).is_some_and(|(turn, (own, _))| own != turn);
+        let waits = is_other && self.turns_waited < MOST_TURNS;
+        self.turns_waited = if waits { self.turns_waited + 1 } else { 0 };
+        waits
     }
 
-    /// Whether it is to wait. Counts how often it does.
-    pub(super) fn is_held(&mut self) -> bool {
-        self.held = if self.is_held { self.held + 1 } else { 0 };
-        self.is_held
+    /// If it waits for its turn, do so no longer.
+    pub(super) fn end_wait(&mut self) {
+        if self.turns_waited > 0 {
+            self.turns_waited = MOST_TURNS;
+        }
     }
 
     /// A pass has taken so much time.

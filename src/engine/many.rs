@@ -116,14 +116,11 @@ fn run_together<S: BorrowMut<Session>>(sessions: &mut [S], buffers: &mut CallBuf
     let waits = |index: &usize| matches!(stands[*index], Stand::Waits);
     let Some(first) = (0..stands.len()).find(waits) else { return };
     let waiter = sessions[first].borrow().driver.waiter().clone();
-    take_turns(sessions, stands);
+    let turn = turn(sessions, stands);
     let mut waiting = recycle(std::mem::take(tickets));
     needs.clear();
     for (index, each) in sessions.iter_mut().enumerate() {
-        if !matches!(stands[index], Stand::Waits) {
-            continue;
-        }
-        if each.borrow_mut().driver.is_held() {
+        if !matches!(stands[index], Stand::Waits) || each.borrow_mut().driver.waits_for_turn(turn) {
             continue;
         }
         if let Some(refusal) = each.borrow_mut().driver.refusal() {
@@ -146,8 +143,9 @@ fn run_together<S: BorrowMut<Session>>(sessions: &mut [S], buffers: &mut CallBuf
     }));
     *tickets = recycle(waiting);
     if !outcomes.is_empty() && outcomes.iter().all(|outcome| outcome.outcome.is_none()) {
-        // Sessions of other threads have all memory. Give them time.
+        // Sessions of other threads have all memory, or those whose turn it is not. Give them time.
         std::thread::sleep(LOOK_AGAIN);
+        sessions.iter_mut().for_each(|each| each.borrow_mut().driver.end_wait());
     }
     for Outcome { place, overlaps, outcome, common } in outcomes.drain(..) {
         let (index, need) = needs[place];
@@ -164,30 +162,20 @@ fn run_together<S: BorrowMut<Session>>(sessions: &mut [S], buffers: &mut CallBuf
     }
 }
 
-/// Let models take turns: the one runs that most sessions wait for, for the time that it takes. The others wait, and
-/// are joined by those whose turn is over. So a pass serves all sessions where passes of several models would serve a
-/// part each.
-fn take_turns<S: BorrowMut<Session>>(sessions: &mut [S], stands: &[Stand]) {
+/// The queue of the model whose turn it is; `None` if all run. Models take turns if each session waits for one of
+/// several: the one runs that most sessions wait for, for the time that it takes. The others wait, and are joined by
+/// those whose turn is over. So a pass serves all sessions where passes of several models would serve a part each.
+fn turn<S: BorrowMut<Session>>(sessions: &[S], stands: &[Stand]) -> Option<*const PassQueue> {
     let mut turns = ArrayVec::<Turn, MOST_MODELS>::new();
-    let mut waiting = sessions.iter_mut().zip(stands).filter(|(_, stand)| matches!(stand, Stand::Waits));
-    let counted = waiting.try_for_each(|(each, _)| {
-        let driver = &mut each.borrow_mut().driver;
-        driver.hold(false);
-        let (queue, seconds) = driver.turn()?;
+    for (each, _) in sessions.iter().zip(stands).filter(|(_, stand)| matches!(stand, Stand::Waits)) {
+        // A session that waits for several is part of each pass.
+        let (queue, seconds) = each.borrow().driver.turn()?;
         match turns.iter_mut().find(|turn| turn.queue == queue) {
             Some(turn) => turn.sessions += 1,
             None => turns.try_push(Turn { queue, sessions: 1, seconds }).ok()?,
         }
-        Some(())
-    });
-    // Sessions that need several models are served by each pass.
-    let best = turns.iter().max_by(|a, b| a.gain().total_cmp(&b.gain())).map(|turn| turn.queue);
-    let (Some(()), Some(best), 2..) = (counted, best, turns.len()) else { return };
-    for (each, _) in sessions.iter_mut().zip(stands).filter(|(_, stand)| matches!(stand, Stand::Waits)) {
-        let driver = &mut each.borrow_mut().driver;
-        let is_other = driver.turn().is_some_and(|(queue, _)| queue != best);
-        driver.hold(is_other);
     }
+    turns.iter().max_by(|a, b| a.gain().total_cmp(&b.gain())).map(|turn| turn.queue)
 }
 
 /// A model that could run next.

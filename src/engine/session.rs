@@ -93,8 +93,6 @@ pub struct Session {
     claims: bool,
     /// If it does.
     claim: Option<Claim>,
-    /// Whether a plan of it may have routed targets.
-    may_route: bool,
     /// What its scope is called.
     scope: String,
     /// How often it was forked.
@@ -126,7 +124,6 @@ impl Session {
             stop_tokens: options.stop_tokens.clone().unwrap_or_else(|| engine.stop_tokens().to_vec()),
             max_tokens: options.max_tokens,
             log_probabilities: options.log_probabilities,
-            shared_routes: false,
         };
         let chance = CounterRng::new(options.seed);
         let driver = Driver::new(engine.participants(), &cancel, settings, plan, chance)?;
@@ -166,10 +163,7 @@ impl Session {
         // A function of the caller may take any time, and nobody waits for it.
         driver.share_passes(engine.queues(), options.combine.is_none());
         estimates.into_iter().for_each(|estimates| driver.observe(estimates));
-        let may_route = (options.strategy == Strategy::Auto || options.targets == Some(Targets::Routed))
-            && request(&options, &driver.settings().combination, &[]).allows(Targets::Routed);
         Session {
-            may_route,
             driver,
             planning,
             cancel,
@@ -233,8 +227,10 @@ impl Session {
         }
         self.claim = None;
         let sharing = self.engine.sharing();
-        let Options { routes, strategy, .. } = self.options;
-        if self.may_route && sharing.wants(routes, strategy) {
+        let Options { routes, strategy, targets, .. } = self.options;
+        let request = request(&self.options, &self.driver.settings().combination, &[]);
+        let may_route = strategy == Strategy::Auto || targets == Some(Targets::Routed);
+        if may_route && request.allows(Targets::Routed) && sharing.wants(routes, strategy) {
             self.claim = sharing.claim(&self.scope, self.driver.committed());
         }
         self.driver.share_routes(self.claim.is_some());

@@ -91,9 +91,8 @@ impl Observer {
         &mut self.estimates
     }
 
-    /// Learn nothing from now on, or go on behind the token at `position`. Sessions that decode the same in company
-    /// need
-    /// not all learn.
+    /// Learn nothing from now on, or go on from `position`. Of sessions that decode the same in company, not all need to
+    /// learn.
     pub fn rest(&mut self, rests: bool, position: usize) {
         if self.rests && !rests {
             self.restart(position);
@@ -430,5 +429,18 @@ mod tests {
         (0..500).for_each(|_| observer.record_pass(0, 1, 3.0));
         let costs = &observer.estimates().costs;
         assert!((costs[0].at(1, false) - 3.0).abs() < 0.1 && (0.2..0.31).contains(&costs[1].at(1, false)), "{costs:?}");
+    }
+
+    #[test]
+    fn one_that_rests_wants_no_row_and_goes_on_later() {
+        let mut observer = observer(None);
+        observer.rest(true, 10);
+        assert_eq!((observer.rests(), observer.first_wanted(0)), (true, usize::MAX));
+        observer.rest(false, 500);
+        assert_eq!(observer.first_wanted(0), 500);
+        observer.record_commit(500, Some(1.0));
+        observer.record_score(0, 500, (1.0, 0.5));
+        observer.update();
+        assert_eq!(observer.first_wanted(0), 501);
     }
 }

@@ -19,6 +19,9 @@ pub type Script = dyn Fn(&[i32], &mut [f32]) -> Result<(), Interrupt> + Send + S
 /// The time of a pass, by its width and the number of earlier passes of its sequence.
 pub type PassTime = dyn Fn(usize, u64) -> Duration + Send + Sync;
 
+/// The pretended time of a pass, by all its tokens and by its sequences. It may move a clock.
+pub type SharedTime = dyn Fn(usize, usize) -> Duration + Send + Sync;
+
 /// Called at the beginning of each pass with the widths of its sequences. It may count, wait, fail or panic.
 pub type BatchHook = dyn Fn(&[usize]) -> Result<(), Interrupt> + Send + Sync;
 
@@ -35,6 +38,7 @@ pub struct Scripted {
     cost: u64,
     script: Box<Script>,
     pass_time: Box<PassTime>,
+    shared_time: Option<Box<SharedTime>>,
     pass_times: Vec<(usize, Duration)>,
     /// The share of a launched pass that is left when it is waited for; 1 if passes cannot be launched.
     left: f64,
@@ -59,6 +63,7 @@ impl Scripted {
             cost: 1,
             script: Box::new(script),
             pass_time: Box::new(|_, _| Duration::ZERO),
+            shared_time: None,
             pass_times: Vec::new(),
             left: 1.0,
             preparation: 1.0,
@@ -83,6 +88,12 @@ impl Scripted {
     /// so many tokens.
     pub fn with_batches(mut self, max_batch_tokens: usize) -> Self {
         self.max_batch_tokens = Some(max_batch_tokens);
+        self
+    }
+
+    /// With passes over several sequences that pretend to take a time of their own.
+    pub fn with_shared_time(mut self, time: impl Fn(usize, usize) -> Duration + Send + Sync + 'static) -> Self {
+        self.shared_time = Some(Box::new(time));
         self
     }
 
@@ -328,6 +339,9 @@ impl Scripted {
             sequence.passes += 1;
             let kept = if width == 0 { 0 } else { pass.keep.min(sequence.rows.len()) };
             sequence.rows[..kept].fill(None);
+        }
+        if let Some(time) = &self.shared_time {
+            report.elapsed = time(tokens, batch.len());
         }
         Ok(report)
     }

@@ -11,7 +11,7 @@ use super::shared::{Budget, SharedGroup, SharedPlanning, TaskKey};
 use crate::clock::Clock;
 use crate::decode::chance::Chance;
 use crate::decode::decoder::Decoder;
-use crate::decode::policy::Plan;
+use crate::decode::policy::{Plan, Policy};
 use crate::learn::costs::Costs;
 use crate::learn::estimates::Estimates;
 use crate::plan::pass_times::PassTimes;
@@ -119,6 +119,17 @@ impl Following {
         };
     }
 
+    /// Seconds of a pass of a model for this session alone, if passes of many sessions have shown it.
+    pub fn pass_seconds(&self, model: usize, tokens: usize) -> Option<f64> {
+        self.group.as_ref().and_then(|_| self.pass_times.at(model, tokens as f64))
+    }
+
+    /// Something new was learned of a drafter. Returns whether a group reviews its plan for that.
+    pub fn review_soon(&self) -> bool {
+        self.group.iter().for_each(|group| group.lock().review_soon());
+        self.group.is_some()
+    }
+
     /// Learn from a round in a company of so many, and change the plan of all sessions if that pays.
     pub fn after_round<C: Chance>(
         &mut self,
@@ -143,7 +154,9 @@ impl Following {
         let planner = {
             let mut group = group.lock();
             if round.is_usual && self.rounds >= SETTLING {
-                let version = self.plan.as_ref().map_or(0, |(_, version)| *version);
+                // A session whose own plan differs tells nothing of the group's.
+                let followed = self.plan.as_ref().filter(|(plan, _)| plan == group.plan().0);
+                let version = followed.map_or(0, |(_, version)| *version);
                 if group.record(version, company, round.tokens, round.total.as_secs_f64()) {
                     self.refresh(company, estimates);
                     group.end_round(company, estimates);
@@ -185,8 +198,9 @@ impl Following {
         let (plan, version) = group.plan();
         let known = self.next.as_ref().or(self.plan.as_ref()).map(|(_, version)| *version);
         if known != Some(version) {
-            // Drafters of this session may have come to the end of their context.
-            let plan = if own.choices().allows(plan) { plan.clone() } else { Plan::STANDARD };
+            // Drafters of this session may have come to the end of their context. `standard` is measured in any case.
+            let may = *plan == Plan::STANDARD || own.choices().allows(plan);
+            let plan = if may { plan.clone() } else { Plan::of(Policy::Standard, own.choices().targets[0]) };
             self.next = Some((plan, version));
         }
     }

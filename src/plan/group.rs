@@ -98,6 +98,11 @@ impl Group {
         }
     }
 
+    /// Make a review due now.
+    pub fn review_soon(&mut self) {
+        self.planner.review_soon();
+    }
+
     /// The planner, if a review is due. [`Group::end_review`] takes it back. `may_review` says whether the budget
     /// covers one; after an alarm it always may run.
     pub fn begin_review(&mut self, may_review: bool) -> Option<Planner> {

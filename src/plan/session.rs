@@ -153,10 +153,14 @@ impl Planning {
         if load > 0 {
             let Planning { planner, budget, times, .. } = self;
             self.following.after_round((shared, company), decoder, (round, times), (planner, budget), clock);
-            if !round.open && decoder.observer().is_some_and(|observer| !observer.rests()) {
-                self.share(shared, decoder);
+            if decoder.observer().is_none_or(|observer| observer.rests()) {
+                return None;
             }
-            return None;
+            if !round.open {
+                self.share(shared, decoder);
+                return None;
+            }
+            return self.probe_after(round.tokens, shared, company, decoder);
         }
         if self.following.is_changing() {
             return None;
@@ -185,12 +189,23 @@ impl Planning {
         if self.planner.is_due() && self.may_review(shared) {
             self.review(shared, decoder, clock);
         }
-        self.tokens_to_probe = self.tokens_to_probe.saturating_sub(round.tokens);
+        self.probe_after(round.tokens, shared, 1.0, decoder)
+    }
+
+    /// A model that is to be probed behind so many more tokens, if any.
+    fn probe_after<C: Chance>(
+        &mut self,
+        tokens: usize,
+        shared: &Mutex<SharedPlanning>,
+        company: f64,
+        decoder: &mut Decoder<C>,
+    ) -> Option<usize> {
+        self.tokens_to_probe = self.tokens_to_probe.saturating_sub(tokens);
         if self.tokens_to_probe > 0 {
             return None;
         }
         self.tokens_to_probe = PROBE_INTERVAL;
-        self.choose_probe(shared, decoder)
+        self.choose_probe(shared, company, decoder)
     }
 
     /// Plan without the drafters whose context is full.
@@ -290,30 +305,37 @@ impl Planning {
 
     /// A resting drafter that is to run over the tokens that it has missed, to learn how well it would propose. `None`
     /// if the budget does not cover that.
-    fn choose_probe<C: Chance>(&mut self, shared: &Mutex<SharedPlanning>, decoder: &mut Decoder<C>) -> Option<usize> {
+    fn choose_probe<C: Chance>(
+        &mut self,
+        shared: &Mutex<SharedPlanning>,
+        company: f64,
+        decoder: &mut Decoder<C>,
+    ) -> Option<usize> {
         let choices = self.planner.choices();
         let rests = |&model: &usize| {
             choices.may_propose[model]
                 && choices.task.scores[model]
                 && choices.task.weights[model] == 0.0
-                && !self.planner.plan().policy.uses(model)
+                && !self.plan().policy.uses(model)
         };
         let models = choices.may_propose.len();
         let model = (0..models).map(|step| (self.probe_next + step) % models).find(rests)?;
         self.probe_next = model + 1;
         let estimates = decoder.estimates()?;
-        let expected = estimates.costs[model].at(decoder.gap(model), true);
+        let gap = decoder.gap(model);
+        let of_all = self.following.pass_seconds(model, gap);
+        let expected = of_all.unwrap_or_else(|| estimates.costs[model].at(gap, true));
         self.is_first_probe =
             !estimates.acceptance[model].is_reliable() && expected <= FIRST_PROBE * self.budget.seconds();
         let mut shared = shared.lock();
-        self.budget.report(&mut shared, self.planner.is_settled(), 1.0);
+        self.budget.report(&mut shared, self.planner.is_settled(), company);
         (self.is_first_probe || shared.may_probe(expected)).then_some(model)
     }
 
     /// The probe that [`Planning::after_round`] asked for took so many seconds, whether or not it succeeded.
     pub fn probed(&mut self, shared: &Mutex<SharedPlanning>, seconds: f64) {
         shared.lock().add_probe(seconds);
-        if self.is_first_probe {
+        if self.is_first_probe && !self.following.review_soon() {
             self.planner.review_soon();
         }
     }

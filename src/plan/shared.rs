@@ -101,9 +101,8 @@ impl Default for SharedPlanning {
 }
 
 impl SharedPlanning {
-    /// Knows nothing yet but `pass_times`. `serial_share` is that of [`Estimates::serial_share`], or `None` if
-    /// passes do
-    /// not overlap.
+    /// Knows nothing yet but `pass_times`. `serial_share` is that of [`Estimates::serial_share`], or `None` if passes
+    /// do not overlap.
     pub fn new(serial_share: Option<f64>, pass_times: Arc<PassTimes>) -> Self {
         SharedPlanning { serial_share, pass_times, ..SharedPlanning::default() }
     }

@@ -83,7 +83,6 @@ impl World {
             stop_tokens: Vec::new(),
             max_tokens: tokens,
             log_probabilities: false,
-            shared_routes: false,
         };
         let mut decoder = Driver::new(&self.models, &cancel, settings, plan, CounterRng::new(seed)).unwrap();
         // Other prompts are other texts.

@@ -352,7 +352,6 @@ pub fn decoder<C: Chance>(
         stop_tokens: stop_tokens.to_vec(),
         max_tokens,
         log_probabilities: way.targets == Targets::Combined,
-        shared_routes: false,
     };
     let plan = plan(models, combination, sampling, way);
     let participants: Vec<Participant> = models.iter().cloned().map(Into::into).collect();

@@ -4,15 +4,13 @@ use std::time::Duration;
 
 use super::Decoder;
 use crate::decode::chance::Chance;
-use crate::decode::settings::Settings;
 
 /// What the sequences of a pass have in common.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Common {
     /// Time of the pass. That of a [`Report`](crate::model::Report) is the sequence's share.
     pub elapsed: Duration,
-    /// A number in `[0, 1)`, if the pass has several sequences, and is the only one of its step; see
-    /// [`Settings::shared_routes`].
+    /// A number in `[0, 1)`, if the pass has several sequences; see [`Decoder::share_routes`].
     ///
     /// The number must be new, independent of everything, and known to nobody before. Routes are then independent draws
     /// from the weights for each sequence, and alike for sequences of the same pass.
@@ -20,8 +18,8 @@ pub struct Common {
 }
 
 impl<C: Chance> Decoder<C> {
-    /// The pass that was reported last was run in common with other sequences. With [`Settings::shared_routes`], its
-    /// number routes the position behind the front: the first one of the next round, if this one commits one token.
+    /// The pass that was reported last may have been run in common with other sequences. If routes are shared, its number
+    /// routes the position behind the front: the first one of the next round, if this one commits one token.
     pub fn had_company(&mut self, Common { elapsed, number }: Common) {
         self.ran.last_mut().into_iter().for_each(|ran| ran.elapsed = elapsed);
         // A probe is shared with other sequences than rounds are. Of several passes, others would know the number of
@@ -32,14 +30,12 @@ impl<C: Chance> Decoder<C> {
         }
     }
 
-    /// Route by numbers of its own from now on, or by those that are handed out.
+    /// Route by numbers that passes hand out from now on, or by numbers of its own. A new decoder has its own.
     pub fn share_routes(&mut self, shares: bool) {
-        let settings: &mut Settings = &mut self.state.settings;
-        settings.shared_routes = shares;
         self.state.routes.share(shares);
     }
 
-    /// Whether it routes by numbers that are handed out.
+    /// Whether it routes by numbers that passes hand out.
     pub fn shares_routes(&self) -> bool {
         self.state.routes.shares()
     }

@@ -19,7 +19,7 @@ use super::enumeration::{Case, ENOUGH, Enumerator, Joint};
 use crate::common::{PROMPT, Sampling, Way, World, decoder, plan, ways};
 
 /// Models whose passes are combined, and the count of sequences that were in passes with others.
-fn models(vocab: usize, shared: &Arc<AtomicUsize>) -> Vec<Participant> {
+pub fn models(vocab: usize, shared: &Arc<AtomicUsize>) -> Vec<Participant> {
     let model = |index| {
         let shared = shared.clone();
         let hook = move |widths: &[usize]| {
@@ -121,7 +121,6 @@ fn start<'a>(
         stop_tokens: Vec::new(),
         max_tokens: tokens,
         log_probabilities: false,
-        shared_routes: false,
     };
     let cancel = Arc::<Cancel>::default();
     let proposers = models.iter().map(|model| model.start(&cancel).unwrap()).collect();

@@ -17,6 +17,7 @@ use cos::error::Error;
 use cos::model::Cancel;
 use cos::rows::Weights;
 
+use super::company::models;
 use super::enumeration::{ENOUGH, Enumerator, Joint};
 use crate::common::{Sampling, Way, World, oracle, plan, ways};
 
@@ -89,12 +90,12 @@ impl<'a> Company<'a> {
             stop_tokens: Vec::new(),
             max_tokens: self.tokens[index],
             log_probabilities: false,
-            shared_routes: true,
         };
         let cancel = Arc::<Cancel>::default();
         let proposers = self.models.iter().map(|model| model.start(&cancel).unwrap()).collect();
         let plan = plan(&self.models, &self.combinations[index], Sampling::PLAIN, way);
         let mut decoder = Decoder::new(proposers, settings, plan, Own(chance, 1 + index as u32));
+        decoder.share_routes(true);
         decoder.prompt(self.prompts[index]).unwrap();
         decoder
     }
@@ -326,17 +327,8 @@ fn threaded(engine: &Arc<Engine>, seed: u64) -> Vec<(usize, Vec<i32>)> {
 #[test]
 fn draws_with_shared_routes_follow_each_sessions_distribution() {
     let shared = Arc::new(AtomicUsize::new(0));
-    let model = |index| {
-        let shared = shared.clone();
-        let hook = move |widths: &[usize]| {
-            (0..3).for_each(|_| std::thread::yield_now()); // others ask meanwhile
-            shared.fetch_add(widths.len() - 1, Ordering::Relaxed);
-            Ok(())
-        };
-        Arc::new(World::Related.model(index, 3).with_max_pass(3).with_batches(12).with_batch_hook(hook))
-    };
     let combine = Combine::Weighted { weights: vec![0.5, 0.5] };
-    let engine = Arc::new(Engine::new(vec![model(0), model(1)], combine, Vec::new(), None).unwrap());
+    let engine = Arc::new(Engine::new(models(3, &shared), combine, Vec::new(), None).unwrap());
     let mut counts = vec![BTreeMap::<Vec<i32>, f64>::new(); 4];
     for batch in 0..4000 {
         let way = if batch % 2 == 0 { driven } else { threaded };
