@@ -279,8 +279,8 @@ impl<C: Chance> Decoder<C> {
         self.end_round();
         self.drop_pending();
         let state = &mut self.state;
-        state.routes.forget();
         state.tokens.extend_from_slice(tokens);
+        state.routes.forget();
         let end = state.tokens.len();
         state.prompts.push(committed..end);
         self.start = end;

@@ -46,6 +46,7 @@ const CHANCE: &str = "src/decode/chance.rs";
 const HOLDING: &str = "src/onnx/packed/holding.rs";
 const POOL: &str = "src/onnx/packed/pool.rs";
 const BRANCH: &str = "src/decode/decoder/branch.rs";
+const ROUTES: &str = "src/decode/routes.rs";
 const PASSES: &str = "src/onnx/packed/passes.rs";
 
 #[rustfmt::skip]
@@ -119,6 +120,12 @@ pub const FAULTS: &[Fault] = &[
     fault("a draft ends a sequence that has no limit", STATE,
         "self.has_all(committed)",
         "committed - self.prompt_end() == self.settings.max_tokens + usize::from(self.tokens.len() > committed)"),
+    fault("a shared route replaced by that of a later pass", ROUTES,
+        "self.number(next).is_none()", "true"),
+    fault("a shared route for a position whose route was looked at", ROUTES,
+        "front + 1", "front"),
+    fault("a shared route by equal weights", STATE,
+        "chance::quantile(weights, number)", "chance::quantile(&vec![1.0; weights.len()][..], number)"),
     fault("routing drawn again after a rejection", STATE,
         "Key { position, purpose: Purpose::Route, epoch: self.state.route_epoch }",
         "Key { position, purpose: Purpose::Route, epoch: self.state.epoch }"),
@@ -234,7 +241,7 @@ const ONLY: &str = "COS_FAULTS";
 const SIMULATED: u64 = 100_000;
 
 /// Tests of the algorithm that run with each fault: of the enumeration, and of rows that answer.
-const ENUMERATION: [&str; 9] = [
+const ENUMERATION: [&str; 10] = [
     "answers::passes_are_told_of_every_draw",
     "questions::answers_to_questions_give_the_text_of_rows",
     "exact::strategies::longer_sequences",
@@ -243,6 +250,7 @@ const ENUMERATION: [&str; 9] = [
     "exact::sequences::later_prompts_continue_the_sequence",
     "exact::sequences::sequences_end_where_they_should",
     "exact::branches::forks_are_independent",
+    "exact::shared::shared_routes_change_no_distribution",
     "exact::branches::what_is_decoded_again_is_drawn_anew",
 ];
 
