@@ -395,7 +395,9 @@ fn check_cargo(words: &[&str]) -> Result<(), String> {
     if !read("Cargo.toml").contains(&format!("[[bench]]\nname = \"{bench}\"")) {
         return Err(format!("there is no benchmark {bench}"));
     }
-    let source = read("benches/bench/main.rs");
+    let alone = format!("benches/{bench}.rs");
+    let file = if exists(&alone, Path::new("")) { alone } else { format!("benches/{bench}/main.rs") };
+    let source = read(&file);
     let options = words.iter().skip_while(|word| **word != "--").filter_map(|word| word.strip_prefix("--"));
     for option in options.filter(|option| !option.is_empty() && *option != "help") {
         if !source.contains(&format!("\n    {}: ", option.replace('-', "_"))) {
