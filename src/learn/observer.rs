@@ -91,8 +91,8 @@ impl Observer {
         &mut self.estimates
     }
 
-    /// Learn nothing from now on, or go on from `position`. Of sessions that decode the same in company, not all need to
-    /// learn.
+    /// Learn nothing from now on, or go on from `position`. Of sessions that decode the same in company, not all need
+    /// to learn.
     pub fn rest(&mut self, rests: bool, position: usize) {
         if self.rests && !rests {
             self.restart(position);

@@ -18,8 +18,8 @@ pub struct Common {
 }
 
 impl<C: Chance> Decoder<C> {
-    /// The pass that was reported last may have been run in common with other sequences. If routes are shared, its number
-    /// routes the position behind the front: the first one of the next round, if this one commits one token.
+    /// The pass that was reported last may have been run in common with other sequences. If routes are shared, its
+    /// number routes the position behind the front: the first one of the next round, if this one commits one token.
     pub fn had_company(&mut self, Common { elapsed, number }: Common) {
         self.ran.last_mut().into_iter().for_each(|ran| ran.elapsed = elapsed);
         // A probe is shared with other sequences than rounds are. Of several passes, others would know the number of
