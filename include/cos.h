@@ -1094,7 +1094,7 @@ struct cos_error *cos_engine_describe_table(const struct cos_engine *engine, con
  *                                               passes of the model are not captured
  *         "no_graphs": null                     why passes are not captured any more
  *       } ],
- *       "routes": "own",                        or "shared": see COS_ROUTES_SHARED
+ *       "routes": "own",                        or "shared", from the first step on: see COS_ROUTES_SHARED
  *       "memory": {                             of the KV caches, logits and distributions, without the weights
  *         "bytes": 7340032, "peak_bytes": 7340032 }
  *     }

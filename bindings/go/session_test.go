@@ -82,6 +82,9 @@ func TestRoutes(t *testing.T) {
 		if err := session.Prompt([]int32{1, 2, 3}); err != nil {
 			t.Fatal(err)
 		}
+		if _, err := session.Step(t.Context()); err != nil {
+			t.Fatal(err)
+		}
 		text, err := session.Describe()
 		var description struct{ Routes string }
 		if err != nil || json.Unmarshal([]byte(text), &description) != nil {

@@ -339,6 +339,7 @@ void routes() {
         options.routes = asked;
         auto session = engine.session(options).value();
         session.prompt(prompt).value();
+        session.step().value();
         const char* says = asked == Routes::shared ? "\"routes\":\"shared\"" : "\"routes\":\"own\"";
         EXPECT(session.describe().value().find(says) != std::string_view::npos);
     }

@@ -264,6 +264,7 @@ class SessionTest {
         for (Routes routes : Routes.values()) {
             try (Session session = engine.newSession(pinned.routes(routes).build())) {
                 session.prompt(Engines.PROMPT);
+                session.step();
                 String says = "\"routes\":" + (routes == Routes.SHARED ? "\"shared\"" : "\"own\"");
                 assertTrue(session.describe().contains(says), session.describe());
             }
