@@ -177,6 +177,17 @@
 #define COS_ROUTES_SHARED 2
 
 /**
+ * Somebody waits for the tokens.
+ */
+#define COS_PRIORITY_INTERACTIVE 0
+
+/**
+ * Only the end of the text matters. The passes of interactive sessions become at most twice as long by all batch
+ * sessions together. If there is not enough memory, a batch session counts as started after the next thousand others.
+ */
+#define COS_PRIORITY_BATCH 1
+
+/**
  * The sequence goes on.
  */
 #define COS_FINISH_NONE 0
@@ -362,6 +373,10 @@ typedef struct cos_session_options {
    * One of COS_ROUTES_*. It does not change the distribution of the tokens.
    */
   int32_t routes;
+  /**
+   * One of COS_PRIORITY_*. It does not change the distribution of the tokens.
+   */
+  int32_t priority;
 } cos_session_options;
 
 /**
@@ -988,6 +1003,30 @@ struct cos_error *cos_session_stats(const struct cos_session *session, struct co
 struct cos_error *cos_engine_stats(const struct cos_engine *engine, struct cos_stats *out_stats);
 
 /**
+ * The metrics of an engine as text that Prometheus reads, for a server's answer to GET /metrics with the content type
+ * "text/plain; version=0.0.4". A server may append lines of its own.
+ *
+ * - Counters: the sums of cos_engine_stats, and cos_wasted_total, proposals that were rejected or dropped.
+ * - cos_sessions_decoding: a gauge of the sessions that are in the middle of a round.
+ * - Histograms: cos_first_token_seconds, from cos_prompt to the end of the round that commits the first token;
+ *   cos_between_tokens_seconds, from one round that commits tokens to the next. Time that the caller takes between two
+ *   steps is included.
+ * - Histograms of each model that batches, with the label "model": cos_queue_seconds, from the time when a session
+ *   asks for a pass until the pass begins; cos_pass_sessions and cos_pass_tokens, how large passes are.
+ *
+ * Metrics may be added; those above stay. May be called from any thread at any time until cos_engine_free is called.
+ *
+ * @param engine     must not be NULL
+ * @param text       out: UTF-8 without a NUL at the end, in a buffer of the caller; may be NULL if `capacity` is 0
+ * @param capacity   length of `text` in bytes. 0: the bytes are only counted; the text may be longer in the next call.
+ *                   16 KiB are enough for one model, and 5 KiB more for each other one.
+ * @param out_bytes  out, must not be NULL: the number of bytes
+ * @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT, BUFFER_TOO_SMALL (nothing is written)
+ * Since 0.1.
+ */
+struct cos_error *cos_engine_metrics(const struct cos_engine *engine, char *text, size_t capacity, size_t *out_bytes);
+
+/**
  * Describe an engine as JSON: what was recognised of each model. For logs, bug reports, and checks after a model was
  * replaced.
  *
@@ -1095,6 +1134,15 @@ struct cos_error *cos_engine_describe_table(const struct cos_engine *engine, con
  *         "no_graphs": null                     why passes are not captured any more
  *       } ],
  *       "routes": "own",                        or "shared", from the first step on: see COS_ROUTES_SHARED
+ *       "wasted": 0.29,                         share of the proposals that were rejected or dropped; null without any
+ *       "latency": {                            histograms; quantiles are right to a twentieth
+ *         "first_token_ms": {                   from cos_prompt to the end of the round that commits the first token
+ *           "count": 1, "mean": 31.4, "p50": 31.2, "p99": 31.2, "max": 31.2,     null if the count is 0
+ *           "buckets": [[31.7, 1]] },           upper bounds and counts of buckets that are not empty
+ *         "between_tokens_ms": { ... },         from one round that commits tokens to the next
+ *         "queue_ms": { ... },                  from the time when it asks for a pass until the pass begins
+ *         "pass_sessions": { ... }, "pass_tokens": { ... } },     how large its passes were. A pass of a model that
+ *                                               does not batch is not counted here
  *       "memory": {                             of the KV caches, logits and distributions, without the weights
  *         "bytes": 7340032, "peak_bytes": 7340032 }
  *     }

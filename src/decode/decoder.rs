@@ -345,6 +345,13 @@ impl<C: Chance> Decoder<C> {
         &self.needs
     }
 
+    /// Cut needed passes that are longer than `most` tokens of their model; the rest is needed in the next step.
+    pub fn limit_passes(&mut self, most: impl Fn(usize) -> usize) {
+        for Need { model, start, end, .. } in &mut self.needs {
+            *end = (*end).min(*start + most(*model).max(1));
+        }
+    }
+
     /// What a needed pass runs over.
     pub fn pass(&mut self, Need { model, start, end, keep }: Need) -> Pass<'_> {
         let DecoderState { lanes, settings, tokens, chance, epoch, .. } = &mut self.state;

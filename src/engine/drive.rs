@@ -9,12 +9,13 @@ use arrayvec::ArrayVec;
 use crate::decode::chance::Chance;
 use crate::decode::decoder::{Common, Decoder, Finish, Need, Proposer, Settings, Step, Workspace};
 use crate::decode::policy::{Plan, Targets};
+use crate::engine::histogram::{PassShape, SessionHistograms};
 use crate::engine::participant::Participant;
-use crate::engine::queue::{self, MOST_MODELS, PassQueue, Ticket, WhenFull};
+use crate::engine::queue::{self, MOST_MODELS, NARROW, PassQueue, Ticket, WhenFull};
 use crate::engine::queues::{Decoding, Inside, PassQueues};
 use crate::engine::wait::{Waiter, WakeOnCancel};
 use crate::error::{Error, Result};
-use crate::model::{Cancel, Interrupt, Memory, Model, Report};
+use crate::model::{Cancel, Interrupt, Memory, Model, Priority, Report};
 use crate::rows::DeviceSums;
 
 /// Most passes of one step that run at the same time; more run one after the other.
@@ -45,6 +46,12 @@ pub struct Driver<C> {
     takes_turns: bool,
     /// How many passes it has waited for its turn.
     turns_waited: usize,
+    /// How urgent the session is.
+    priority: Priority,
+    /// Whether the last pass that it asked for had no room for it.
+    stayed: bool,
+    /// What its user has waited for.
+    histograms: Box<SessionHistograms>,
 }
 
 impl<C: Chance> Driver<C> {
@@ -85,6 +92,9 @@ impl<C: Chance> Driver<C> {
             company: 1,
             takes_turns: true,
             turns_waited: 0,
+            priority: Priority::Interactive,
+            stayed: false,
+            histograms: Box::new(SessionHistograms::new(Duration::ZERO)),
         }
     }
 
@@ -104,6 +114,21 @@ impl<C: Chance> Driver<C> {
     /// Let passes that do not depend on each other run at the same time, or not.
     pub fn set_overlaps(&mut self, overlaps: bool) {
         self.overlaps = overlaps;
+    }
+
+    /// How urgent the session is, from the next pass on.
+    pub fn set_priority(&mut self, priority: Priority) {
+        self.priority = priority;
+    }
+
+    /// What its user has waited for.
+    pub(super) fn histograms(&self) -> &SessionHistograms {
+        &self.histograms
+    }
+
+    /// The same, to count more.
+    pub(super) fn histograms_mut(&mut self) -> &mut SessionHistograms {
+        &mut self.histograms
     }
 
     /// Let models take turns where sessions wait for several, or not.
@@ -160,7 +185,15 @@ impl<C: Chance> Driver<C> {
     /// Go on until passes are needed; see [`Decoder::step`].
     pub(super) fn step(&mut self) -> Result<Step> {
         self.at_once = Duration::ZERO;
-        self.decoder.step(&mut self.workspace)
+        let step = self.decoder.step(&mut self.workspace)?;
+        if step == Step::Run
+            && let Some(queues) = &self.queues
+            && self.decoder.needs().iter().any(|need| need.end - need.start > NARROW)
+            && queues.company() > 1
+        {
+            self.decoder.limit_passes(|model| queues.of(model).map_or(usize::MAX, PassQueue::chunk));
+        }
+        Ok(step)
     }
 
     /// Undo what was begun, because a pass has failed; see [`Decoder::failed`].
@@ -195,12 +228,12 @@ impl<C: Chance> Driver<C> {
 
     /// Run those of `count` needs from index `first` on whose models have queues.
     fn run_shared(&mut self, queues: &PassQueues, first: usize, count: usize) -> Result<(), Interrupt> {
-        let Driver { decoder, cancel, waiter, in_crowd, .. } = self;
+        let Driver { decoder, cancel, waiter, in_crowd, priority, .. } = self;
         let is_new = decoder.counters().tokens == 0;
         let passes = decoder.passes().skip(first).take(count);
         let tickets = passes.filter_map(|(need, pass)| {
             let when_full = queues.when_full(is_new && need.start == 0, true);
-            Some((need, Ticket::new(queues.of(need.model)?, pass, cancel, when_full)))
+            Some((need, Ticket::new(queues.of(need.model)?, pass, cancel, when_full).of(*priority)))
         });
         let (needs, mut tickets): (ArrayVec<Need, MOST_MODELS>, ArrayVec<Ticket, MOST_MODELS>) = tickets.unzip();
         queue::run(waiter, *in_crowd, &mut tickets);
@@ -216,10 +249,19 @@ impl<C: Chance> Driver<C> {
     }
 
     /// A pass was run in common with others, or at least might have been.
-    pub(super) fn ran_in_company(&mut self, need: Need, report: Report, overlapped: bool, common: Option<Common>) {
+    pub(super) fn ran_in_company(
+        &mut self,
+        need: Need,
+        report: Report,
+        overlapped: bool,
+        common: Option<(Common, PassShape)>,
+    ) {
         self.decoder.ran(need, report, overlapped);
-        common.into_iter().for_each(|common| self.decoder.had_company(common));
-        self.passed(common.map_or(report.elapsed, |common| common.elapsed), overlapped);
+        if let Some((common, shape)) = common {
+            self.decoder.had_company(common);
+            self.histograms.pass(shape);
+        }
+        self.passed(common.map_or(report.elapsed, |(common, _)| common.elapsed), overlapped);
         self.company = self.company.max(self.queues.as_ref().map_or(1, |queues| queues.company()));
     }
 
@@ -301,14 +343,21 @@ impl<C: Chance> Driver<C> {
         Ok(())
     }
 
+    /// The pass that it asked for was given back.
+    pub(super) fn stay(&mut self) {
+        self.stayed = true;
+    }
+
     /// Ask for the passes that are run in common with others, each with its need. One for which there is no memory now,
-    /// and a chunk of a prompt for which the next pass has no room, is given back.
+    /// and one of a prompt or a batch session for which the next pass has no room, is given back.
     pub(super) fn tickets(&mut self) -> impl Iterator<Item = (Need, Ticket<'_>)> {
-        let Driver { decoder, cancel, queues, .. } = self;
+        let Driver { decoder, cancel, queues, priority, stayed, .. } = self;
         let (cancel, queues, is_new) = (&**cancel, queues.as_deref(), decoder.counters().tokens == 0);
+        let (priority, stayed) = (*priority, std::mem::take(stayed));
         decoder.passes().filter_map(move |(need, pass)| {
             let when_full = queues?.when_full(is_new && need.start == 0, false);
-            Some((need, Ticket::new(queues?.of(need.model)?, pass, cancel, when_full).briefly()))
+            let ticket = Ticket::new(queues?.of(need.model)?, pass, cancel, when_full);
+            Some((need, ticket.of(priority).briefly(stayed)))
         })
     }
 

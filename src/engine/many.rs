@@ -152,7 +152,7 @@ fn run_together<S: BorrowMut<Session>>(sessions: &mut [S], buffers: &mut CallBuf
         let driver = &mut sessions[index].borrow_mut().driver;
         match outcome {
             // There is no memory or no room for the pass now. The next call asks for it again.
-            None => {}
+            None => driver.stay(),
             Some(Ok(report)) => {
                 let overlapped = overlaps && driver.needs().len() > 1;
                 driver.ran_in_company(need, report, overlapped, common);

@@ -2,12 +2,15 @@
 
 mod agree;
 pub mod drive;
+pub mod histogram;
 pub mod many;
+pub mod metrics;
 pub mod participant;
 pub mod phase;
 pub mod questions;
 pub mod queue;
 pub mod queues;
+pub mod room;
 pub mod round;
 pub mod session;
 pub mod sharing;
@@ -30,6 +33,7 @@ use crate::config::{
 };
 use crate::decode::combine::Combination;
 use crate::engine::agree::{Agreement, agree, stop_tokens};
+use crate::engine::histogram::Waits;
 use crate::engine::participant::Participant;
 use crate::engine::queues::PassQueues;
 use crate::engine::sharing::{Sharing, random_seed};
@@ -67,6 +71,7 @@ pub struct Engine {
     stop_tokens: Vec<i32>,
     warnings: Vec<String>,
     totals: Mutex<Stats>,
+    waits: Mutex<Waits>,
     shared_planning: Mutex<SharedPlanning>,
     /// The share of all passes but the longest that does not overlap. `None`: passes run one after the other.
     serial: Option<f64>,
@@ -152,6 +157,7 @@ impl Engine {
             stop_tokens,
             warnings: Vec::new(),
             totals: Mutex::default(),
+            waits: Mutex::new(Waits::new(2)),
             shared_planning: Mutex::new(SharedPlanning::new(None, pass_times.clone())),
             pass_times,
             serial: None,
@@ -254,6 +260,11 @@ impl Engine {
     /// The statistics of all its sessions, ended ones included.
     pub fn totals(&self) -> &Mutex<Stats> {
         &self.totals
+    }
+
+    /// What the users of all its sessions have waited for.
+    pub fn waits(&self) -> &Mutex<Waits> {
+        &self.waits
     }
 
     /// What its sessions have learned about the models, for later sessions.

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::decode::decoder::{Common, Need};
+use crate::engine::histogram::PassShape;
 use crate::engine::queue::Ticket;
 use crate::engine::queues::Decoding;
 use crate::engine::stats::Stats;
@@ -53,8 +54,8 @@ pub struct Outcome {
     pub(super) overlaps: bool,
     /// How its pass went; `None` if it was given back.
     pub(super) outcome: Option<Result<Report, Interrupt>>,
-    /// What all who shared it have in common.
-    pub(super) common: Option<Common>,
+    /// What all who shared it have in common, and its shape.
+    pub(super) common: Option<(Common, PassShape)>,
 }
 
 /// Where a session stands in a call.

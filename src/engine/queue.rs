@@ -10,20 +10,22 @@
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr::NonNull;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arrayvec::ArrayVec;
 
+use super::histogram::{PassShape, Passes};
+use super::room::{Room, RoomBook};
 use super::sync::{Arc, AtomicUsize, Mutex, MutexGuard, Ordering};
 use super::wait::{Crowd, Waiter};
 use crate::decode::chance::{CounterRng, Key, Purpose};
 use crate::decode::decoder::Common;
 use crate::error::Error;
-use crate::model::{Admission, Cancel, Interrupt, Model, Pass, Report};
+use crate::model::{Admission, Cancel, Interrupt, Model, Pass, Priority, Report};
 use crate::plan::pass_times::PassTimes;
 
 /// Most tokens of a pass that is taken before wider ones: decoding and verification, but no chunk of a prompt.
-const NARROW: usize = 16;
+pub const NARROW: usize = 16;
 
 /// Most threads that a thread wakes at once.
 const WAKES: usize = 4;
@@ -56,12 +58,16 @@ pub struct Ticket<'a> {
     /// What its owner knows it by.
     pub place: usize,
     pub(super) when_full: WhenFull,
-    /// It waits for one pass only: if it is wide and found no room, it is given back.
+    /// It waits for one pass only: if it found no room there, it is given back.
     pub(super) is_brief: bool,
+    /// Its session is a batch session.
+    pub(super) is_batch: bool,
+    /// It has found no room in an earlier pass.
+    pub(super) stayed: bool,
     /// It was part of a pass that failed, so it runs alone.
     pub(super) alone: bool,
-    /// What all who shared the last pass have in common.
-    pub(super) common: Option<Common>,
+    /// What all who shared the last pass have in common, and the shape of that pass.
+    pub(super) common: Option<(Common, PassShape)>,
     /// Its share of passes that computed tokens anew.
     pub(super) spent: Duration,
     pub(super) outcome: Option<Result<Report, Interrupt>>,
@@ -77,6 +83,8 @@ impl<'a> Ticket<'a> {
             place: 0,
             when_full,
             is_brief: false,
+            is_batch: false,
+            stayed: false,
             alone: false,
             common: None,
             spent: Duration::ZERO,
@@ -84,11 +92,15 @@ impl<'a> Ticket<'a> {
         }
     }
 
-    /// Wait for one pass only. If it is wide and has not ended then, for want of room or because its sequence computes
-    /// tokens anew, it is given back, to be asked for again.
-    pub fn briefly(mut self) -> Self {
-        self.is_brief = true;
-        self
+    /// Wait for one pass only. If it has not ended then, for want of room or because its sequence computes tokens anew,
+    /// it is given back, to be asked for again. `stayed` says that this has happened.
+    pub fn briefly(self, stayed: bool) -> Self {
+        Ticket { is_brief: true, stayed, ..self }
+    }
+
+    /// The priority of its session.
+    pub fn of(self, priority: Priority) -> Self {
+        Ticket { is_batch: priority == Priority::Batch, ..self }
     }
 
     /// Where it waits.
@@ -96,8 +108,8 @@ impl<'a> Ticket<'a> {
         self.queue
     }
 
-    /// What all who shared its last pass have in common.
-    pub fn common(&self) -> Option<Common> {
+    /// What all who shared its last pass have in common, and the shape of that pass.
+    pub fn common(&self) -> Option<(Common, PassShape)> {
         self.common
     }
 
@@ -114,6 +126,8 @@ pub struct PassQueue {
     max_tokens: usize,
     /// Most tokens of all wide tickets of a pass: [`Model::max_pass`].
     max_wide: usize,
+    /// Tokens of interactive sessions that decoded in the last pass.
+    decoding: AtomicUsize,
     /// [`Model::overlaps`].
     overlaps: bool,
     state: Mutex<Waiting>,
@@ -131,6 +145,8 @@ pub(super) struct Asker {
     pub(super) waiter: Arc<Waiter>,
     /// Whether the thread belongs to the crowd while it does not wait.
     pub(super) in_crowd: bool,
+    /// When it asked.
+    pub(super) since: Instant,
     /// Calls with tickets that have no outcome.
     pub(super) open: AtomicUsize,
     /// All its calls.
@@ -175,6 +191,12 @@ impl Entry {
         self.width() > NARROW
     }
 
+    /// Whether its session is a batch session.
+    pub(super) fn is_batch(&self) -> bool {
+        // SAFETY: it never changes, and the ticket lives as long as its entry. There is no reference to the pass.
+        unsafe { (*self.ticket.as_ptr()).is_batch }
+    }
+
     pub(super) fn is_admitted(&self) -> bool {
         self.admission != Admission::Waits
     }
@@ -201,6 +223,8 @@ pub(super) struct Waiting {
     pub(super) batch: Vec<Entry>,
     /// Empty, kept for the next pass.
     pub(super) passes: Vec<Pass<'static>>,
+    /// All passes of the model.
+    pub(super) shapes: Passes,
 }
 
 /// Make a call the leader of its queue.
@@ -238,6 +262,8 @@ type Guard<'a> = MutexGuard<'a, Waiting>;
 struct Running {
     batch: Vec<Entry>,
     passes: Vec<Pass<'static>>,
+    /// When it was chosen.
+    since: Instant,
     /// The panic of its launch.
     panicked: Option<Error>,
 }
@@ -250,7 +276,7 @@ pub fn run(waiter: &Arc<Waiter>, in_crowd: bool, mut tickets: &mut [Ticket<'_>])
     while !tickets.is_empty() {
         let (open, leads) = (AtomicUsize::new(0), AtomicUsize::new(0));
         let models = tickets.chunk_by(|a, b| std::ptr::eq(a.queue, b.queue)).take(MOST_MODELS).count();
-        let asker = Asker { waiter: waiter.clone(), in_crowd, open, calls: models, leads };
+        let asker = Asker { waiter: waiter.clone(), in_crowd, since: Instant::now(), open, calls: models, leads };
         let mut calls = ArrayVec::<Call, MOST_MODELS>::new();
         while let Some(first) = tickets.first().filter(|_| !calls.is_full()) {
             let queue = first.queue;
@@ -294,7 +320,8 @@ fn run_calls(asker: &Asker, calls: &mut ArrayVec<Call, MOST_MODELS>) {
         let mut state = queue.lock();
         let entry = |index| {
             let ticket = unsafe { tickets.add(index) };
-            Entry { ticket, call, stayed: false, admission: Admission::Waits }
+            let stayed = unsafe { ticket.as_ref() }.stayed;
+            Entry { ticket, call, stayed, admission: Admission::Waits }
         };
         state.entries.extend((0..count).map(entry));
         if let Some(leader) = state.blocked.take() {
@@ -384,6 +411,7 @@ impl PassQueue {
         PassQueue {
             max_tokens: model.max_batch_tokens(),
             max_wide: model.max_pass(),
+            decoding: AtomicUsize::new(0),
             overlaps: model.overlaps(),
             model,
             state: Mutex::default(),
@@ -404,6 +432,35 @@ impl PassQueue {
     /// Seconds of the last pass.
     pub fn seconds(&self) -> f64 {
         1e-9 * self.last.load(Ordering::Relaxed).max(1) as f64
+    }
+
+    /// Most tokens of a chunk of a prompt, beside the sessions that decode.
+    pub fn chunk(&self) -> usize {
+        self.book().prompts(self.decoding.load(Ordering::Relaxed))
+    }
+
+    fn book(&self) -> RoomBook<'_> {
+        RoomBook { most: (self.max_tokens, self.max_wide), times: &self.times.0, model: self.times.1 }
+    }
+
+    /// Room of the next pass, by those who wait for it.
+    fn room(&self, entries: &VecDeque<Entry>) -> Room {
+        let is_interactive = |entry: &&Entry| !entry.is_batch();
+        let (mut decoding, mut waiting) = (0, 0);
+        for entry in entries.iter().filter(is_interactive) {
+            *if entry.is_wide() { &mut waiting } else { &mut decoding } += entry.width();
+        }
+        self.decoding.store(decoding, Ordering::Relaxed);
+        if entries.iter().any(|entry| entry.is_wide() || entry.is_batch()) {
+            self.book().room(decoding, waiting)
+        } else {
+            Room { all: self.max_tokens, prompts: self.max_wide, batch: self.max_tokens }
+        }
+    }
+
+    /// Read the histograms of all passes of the model.
+    pub fn passes<T>(&self, read: impl FnOnce(&Passes) -> T) -> T {
+        read(&self.lock().shapes)
     }
 
     /// Whether passes of the model run at the same time as those of others.
@@ -473,7 +530,8 @@ impl PassQueue {
         // SAFETY: the lock is held.
         if unsafe { own.as_ref() }.open > 0 {
             state.admit(self.model.as_ref(), &self.crowd, own);
-            state.choose(own, self.max_tokens, self.max_wide);
+            let room = self.room(&state.entries);
+            state.choose(own, room);
         }
         state = self.wake(state);
         if state.batch.is_empty() {
@@ -491,7 +549,7 @@ impl PassQueue {
         }));
         drop(state);
         self.crowd.begin();
-        Some(Running { batch, passes, panicked: None })
+        Some(Running { batch, passes, since: Instant::now(), panicked: None })
     }
 
     /// Whether to wait for the end of a pass of another model, so that the sessions that it serves are part of the next
@@ -519,7 +577,7 @@ impl PassQueue {
             let leads = leads && !(self.overlaps && state.held);
             if leads { self.choose(state, own) } else { None }
         });
-        let Some(Running { mut batch, mut passes, panicked }) = running else {
+        let Some(Running { mut batch, mut passes, since, panicked }) = running else {
             let state = self.lock();
             // SAFETY: the lock is held.
             return match unsafe { (own.as_ref().leads, own.as_ref().open) } {
@@ -541,16 +599,23 @@ impl PassQueue {
         if let Ok(Ok(report)) = &result {
             self.last.store(report.elapsed.as_nanos() as usize, Ordering::Relaxed);
             let number = (batch.len() > 1).then(|| self.number());
+            let (sessions, tokens) = (batch.len(), batch.iter().map(Entry::width).sum());
             // Of passes that run at the same time, nobody knows what one takes.
             if report.is_usual && self.crowd.is_only_pass() {
-                let tokens = batch.iter().map(Entry::width).sum();
                 self.times.0.record(self.times.1, tokens, report.elapsed.as_secs_f64());
             }
-            let common = Some(Common { elapsed: report.elapsed, number });
-            // SAFETY: the entries are in the batch of this leader, and their tickets have no outcome.
-            batch.iter().for_each(|entry| unsafe { (*entry.ticket.as_ptr()).common = common });
+            let common = Common { elapsed: report.elapsed, number };
+            for entry in &batch {
+                // SAFETY: the entries are in the batch of this leader, and their tickets have no outcome.
+                let queued = since.saturating_duration_since(unsafe { entry.call.as_ref() }.asker().since);
+                let shape = PassShape { queued, sessions, tokens };
+                unsafe { (*entry.ticket.as_ptr()).common = Some((common, shape)) };
+            }
         }
         let mut state = self.lock();
+        if matches!(result, Ok(Ok(_))) {
+            state.count(&batch);
+        }
         state.settle(&mut batch, result, &self.crowd, own);
         (state.batch, state.passes) = (batch, passes);
         // SAFETY: the lock is held.

@@ -138,6 +138,9 @@ impl Session {
             self.cancel.reset();
         }
         let now = self.engine.clock()();
+        if self.driver.committed().len() > begun.start {
+            self.driver.histograms_mut().tokens(now, &mut self.engine.waits().lock());
+        }
         let total = begun.elapsed + now.saturating_sub(begun.since);
         let mut probe = None;
         if let (Some(planning), Ok(())) = (&mut self.planning, &result) {

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::config::RoutesName;
 use crate::decode::chance::CounterRng;
 use crate::decode::combine::{Combination, Function};
-use crate::decode::decoder::{Decoder, Finish, Settings};
+use crate::decode::decoder::{Counters, Decoder, Finish, Settings};
 use crate::decode::policy::{Plan, Request, Strategy, Targets};
 use crate::engine::Engine;
 use crate::engine::drive::Driver;
@@ -17,7 +17,7 @@ use crate::engine::sharing::Claim;
 use crate::engine::stats::Stats;
 use crate::error::{Error, Result};
 use crate::learn::estimates::Estimates;
-use crate::model::{Cancel, Memory, Model};
+use crate::model::{Cancel, Memory, Model, Priority};
 use crate::plan::choices::Choices;
 use crate::plan::session::{PlanTimes, Planning, describe_plan};
 use crate::rows::Sampler;
@@ -47,6 +47,8 @@ pub struct Options {
     pub combine: Option<Function>,
     /// Whether it has numbers of routes in common with other sessions; `None` leaves it to the engine.
     pub routes: Option<RoutesName>,
+    /// How urgent it is.
+    pub priority: Priority,
 }
 
 impl Default for Options {
@@ -63,6 +65,7 @@ impl Default for Options {
             log_probabilities: false,
             combine: None,
             routes: None,
+            priority: Priority::Interactive,
         }
     }
 }
@@ -117,7 +120,7 @@ impl Session {
         let plan = Plan::new(&request)?;
         let (planning, estimates) = planning(engine, &request, options, plan.clone()).unzip();
         let plan = planning.as_ref().map_or(plan, |planning: &Planning| planning.plan().clone());
-        let cancel = Arc::new(Cancel::default());
+        let cancel = Arc::new(Cancel::new(options.priority));
         let settings = Settings {
             combination,
             sampler: options.sampler,
@@ -136,7 +139,7 @@ impl Session {
     pub fn fork(&mut self, seed: u64) -> Result<Self> {
         self.engine.process().check()?;
         let options = Options { seed, ..self.options.clone() };
-        let cancel = Arc::new(Cancel::default());
+        let cancel = Arc::new(Cancel::new(options.priority));
         let (current, costs) = (self.driver.plan().clone(), costs(&self.engine));
         let request = request(&options, &self.driver.settings().combination, &costs);
         let mut planning = planning(&self.engine, &request, &options, current.clone()).map(|(planning, _)| planning);
@@ -160,6 +163,8 @@ impl Session {
     ) -> Self {
         driver.set_overlaps(engine.overlaps());
         driver.set_turns(engine.takes_turns());
+        driver.set_priority(options.priority);
+        driver.histograms_mut().prompt(engine.clock()());
         // A function of the caller may take any time, and nobody waits for it.
         driver.share_passes(engine.queues(), options.combine.is_none());
         estimates.into_iter().for_each(|estimates| driver.observe(estimates));
@@ -216,6 +221,7 @@ impl Session {
             self.claims = true;
         }
         self.driver.prompt(tokens)?;
+        self.driver.histograms_mut().prompt(self.engine.clock()());
         self.abandon();
         Ok(())
     }
@@ -306,6 +312,9 @@ impl Session {
             of_model["no_graphs"] = json!(why_not.flatten());
         }
         description["routes"] = json!(if self.driver.shares_routes() { "shared" } else { "own" });
+        let Counters { proposed, accepted, .. } = self.driver.counters();
+        description["wasted"] = json!((proposed > 0).then(|| 1.0 - accepted as f64 / proposed as f64));
+        description["latency"] = self.driver.histograms().describe();
         description["memory"] = json!({ "bytes": bytes, "peak_bytes": peak_bytes });
         description
     }

@@ -5,6 +5,7 @@ use std::ptr::NonNull;
 use std::time::Duration;
 
 use super::queue::{Call, Entry, Waiting, WhenFull, is_cancelled, lead, resign};
+use super::room::Room;
 use super::sync::Ordering;
 use super::wait::Crowd;
 use crate::error::Error;
@@ -95,9 +96,8 @@ impl Waiting {
     }
 
     /// Take what the next pass runs: first what stayed, so that nobody waits forever, then narrow passes, then the
-    /// others. All wide ones together have as many tokens as one of them may have, so that many prompts hold up those
-    /// who decode no more than one does. A pass that is to run alone is left to its owner.
-    pub(super) fn choose(&mut self, own: NonNull<Call>, max_tokens: usize, max_wide: usize) {
+    /// others, as far as there is room. A pass that is to run alone is left to its owner.
+    pub(super) fn choose(&mut self, own: NonNull<Call>, room: Room) {
         // SAFETY: the entries wait, and the lock is held.
         let alone = |entry: &Entry| unsafe { entry.ticket.as_ref() }.alone;
         let is_own = |entry: &Entry| entry.call == own && alone(entry) && entry.is_admitted();
@@ -105,21 +105,37 @@ impl Waiting {
             self.batch.extend(self.entries.remove(index));
             return;
         }
-        let (mut tokens, mut wide) = (0, 0);
+        let (mut tokens, mut wide, mut batch) = (0, 0, 0);
         for class in 0..3 {
             self.entries.retain(|entry| {
                 let belongs = entry.stayed || class == 2 || class == 1 && !entry.is_wide();
-                let of_wide = if entry.is_wide() { entry.width() } else { 0 };
-                let fits = tokens + entry.width() <= max_tokens && (wide == 0 || wide + of_wide <= max_wide);
+                let width = entry.width();
+                let of_wide = if entry.is_wide() { width } else { 0 };
+                let of_batch = if entry.is_batch() { width } else { 0 };
+                let fits = tokens + width <= room.all
+                    && (wide == 0 || wide + of_wide <= room.prompts)
+                    && (batch == 0 || batch + of_batch <= room.batch);
                 let takes = belongs && (fits || self.batch.is_empty()) && entry.is_admitted() && !alone(entry);
                 if takes {
-                    (tokens, wide) = (tokens + entry.width(), wide + of_wide);
+                    (tokens, wide, batch) = (tokens + width, wide + of_wide, batch + of_batch);
                     self.batch.push(*entry);
                 }
                 !takes
             });
         }
         self.entries.iter_mut().for_each(|entry| entry.stayed = true);
+    }
+
+    /// Count a pass that has succeeded in the histograms of the model.
+    pub(super) fn count(&mut self, batch: &[Entry]) {
+        let mut whole = None;
+        for entry in batch {
+            // SAFETY: the entries are in the batch of this leader, whose pass has ended; the lock is held.
+            let Some((_, shape)) = (unsafe { (*entry.ticket.as_ptr()).common }) else { continue };
+            self.shapes.queue.record_time(shape.queued);
+            whole = Some(shape);
+        }
+        whole.into_iter().for_each(|shape| self.shapes.record_pass(shape.sessions, shape.tokens));
     }
 
     /// Give the tickets of a pass their outcomes. If a pass of several failed, they wait again: each to be run alone,
@@ -171,13 +187,14 @@ impl Waiting {
         self.give_back(crowd, own);
     }
 
-    /// Give back the wide tickets that were to wait for one pass only, and for which it had no room.
+    /// Give back the tickets that were to wait for one pass only, and for which it had no room: those of prompts and
+    /// of batch sessions.
     fn give_back(&mut self, crowd: &Crowd, own: NonNull<Call>) {
         let mut entries = std::mem::take(&mut self.entries);
         entries.retain(|entry| {
             // SAFETY: the entry waits, so its ticket has no outcome; the lock is held.
             let is_brief = unsafe { (*entry.ticket.as_ptr()).is_brief && !(*entry.ticket.as_ptr()).alone };
-            let goes = entry.stayed && is_brief && entry.is_wide();
+            let goes = entry.stayed && is_brief && (entry.is_wide() || entry.is_batch());
             if goes {
                 self.finish(entry, None, crowd, own);
             }

@@ -154,6 +154,15 @@ unsafe fn describe_engine(
 ///         "no_graphs": null                     why passes are not captured any more
 ///       } ],
 ///       "routes": "own",                        or "shared", from the first step on: see COS_ROUTES_SHARED
+///       "wasted": 0.29,                         share of the proposals that were rejected or dropped; null without any
+///       "latency": {                            histograms; quantiles are right to a twentieth
+///         "first_token_ms": {                   from cos_prompt to the end of the round that commits the first token
+///           "count": 1, "mean": 31.4, "p50": 31.2, "p99": 31.2, "max": 31.2,     null if the count is 0
+///           "buckets": [[31.7, 1]] },           upper bounds and counts of buckets that are not empty
+///         "between_tokens_ms": { ... },         from one round that commits tokens to the next
+///         "queue_ms": { ... },                  from the time when it asks for a pass until the pass begins
+///         "pass_sessions": { ... }, "pass_tokens": { ... } },     how large its passes were. A pass of a model that
+///                                               does not batch is not counted here
 ///       "memory": {                             of the KV caches, logits and distributions, without the weights
 ///         "bytes": 7340032, "peak_bytes": 7340032 }
 ///     }

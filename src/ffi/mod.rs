@@ -112,6 +112,23 @@ fn check_out<T>(pointer: *mut T, name: &str) -> Result<()> {
     if pointer.is_null() { Err(null(name)) } else { check_aligned(pointer, name) }
 }
 
+/// Copy values to a buffer of the caller, unless that only asks for their number.
+///
+/// # Safety
+/// `buffer` is NULL or has room for `capacity` elements.
+unsafe fn fill<T: Copy>(values: &[T], buffer: *mut T, name: &str, capacity: usize, unit: &'static str) -> Result<()> {
+    if capacity == 0 {
+        return Ok(());
+    }
+    check_out(buffer, name)?;
+    if values.len() > capacity {
+        return Err(Error::BufferTooSmall { needed: values.len(), capacity, unit });
+    }
+    // SAFETY: it fits, and the rest is promised by the caller.
+    unsafe { std::ptr::copy_nonoverlapping(values.as_ptr(), buffer, values.len()) };
+    Ok(())
+}
+
 /// Rust must not read a value at an address that its type does not allow.
 fn check_aligned<T>(pointer: *const T, name: &str) -> Result<()> {
     if pointer.is_aligned() {

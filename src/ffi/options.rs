@@ -11,6 +11,7 @@ use crate::decode::policy::{Strategy, Targets};
 use crate::engine::Engine;
 use crate::engine::session::Options;
 use crate::error::{Error, Result};
+use crate::model::Priority;
 use crate::rows::Sampler;
 
 /// The library chooses the strategy and the proposal lengths that are expected to be fastest, and changes them as it
@@ -42,6 +43,12 @@ pub const COS_ROUTES_OWN: i32 = 1;
 /// exactly, but sessions depend on each other, and a seed does not repeat a text. Two sessions of one scope that began
 /// with the same prompt never share, nor do forks.
 pub const COS_ROUTES_SHARED: i32 = 2;
+
+/// Somebody waits for the tokens.
+pub const COS_PRIORITY_INTERACTIVE: i32 = 0;
+/// Only the end of the text matters. The passes of interactive sessions become at most twice as long by all batch
+/// sessions together. If there is not enough memory, a batch session counts as started after the next thousand others.
+pub const COS_PRIORITY_BATCH: i32 = 1;
 
 /// A function of the caller that combines the models. For one position, it makes one row of scores from one row of
 /// logits for each model. Tokens follow the distribution that temperature, top_k, top_p, min_p and softmax make of the
@@ -132,6 +139,8 @@ pub struct cos_session_options {
     pub combine_data: *mut c_void,
     /// One of COS_ROUTES_*. It does not change the distribution of the tokens.
     pub routes: i32,
+    /// One of COS_PRIORITY_*. It does not change the distribution of the tokens.
+    pub priority: i32,
 }
 
 // SAFETY: plain data. The size of the first version never changes, and members are only added behind the last one.
@@ -196,6 +205,7 @@ pub(super) unsafe fn read_options(options: *const cos_session_options, engine: &
         stop_tokens: stop_tokens.map(<[i32]>::to_vec),
         log_probabilities,
         routes: routes(options.routes)?,
+        priority: priority(options.priority)?,
         // SAFETY: promised by the caller.
         combine: options.combine.map(|function| unsafe { combine(function, options.combine_data) }),
     })
@@ -228,6 +238,14 @@ fn routes(number: i32) -> Result<Option<RoutesName>> {
         COS_ROUTES_OWN => Ok(Some(RoutesName::Own)),
         COS_ROUTES_SHARED => Ok(Some(RoutesName::Shared)),
         other => Err(Error::InvalidArgument(format!("routes is {other}; it must be one of COS_ROUTES_*, 0 to 2"))),
+    }
+}
+
+fn priority(number: i32) -> Result<Priority> {
+    match number {
+        COS_PRIORITY_INTERACTIVE => Ok(Priority::Interactive),
+        COS_PRIORITY_BATCH => Ok(Priority::Batch),
+        other => Err(Error::InvalidArgument(format!("priority is {other}; it must be one of COS_PRIORITY_*, 0 or 1"))),
     }
 }
 

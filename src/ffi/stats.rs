@@ -1,9 +1,12 @@
 //! Statistics of the C interface: of a session, and of all sessions of an engine.
 
+use std::ffi::c_char;
+
 use super::engine::cos_engine;
 use super::error::cos_error;
 use super::session::{cos_session, usable};
-use super::{VersionedStruct, check_out, guard, struct_size, write_struct};
+use super::{VersionedStruct, check_out, fill, guard, struct_size, write_struct};
+use crate::engine::metrics::metrics;
 use crate::engine::stats::Stats;
 use crate::error::Result;
 
@@ -99,6 +102,49 @@ pub unsafe extern "C" fn cos_engine_stats(engine: *const cos_engine, out_stats: 
     guard(|| {
         // SAFETY: promised by the caller.
         unsafe { write_stats(out_stats, || Ok(*cos_engine::of_this_process(engine)?.0.totals().lock())) }
+    })
+}
+
+/// The metrics of an engine as text that Prometheus reads, for a server's answer to GET /metrics with the content type
+/// "text/plain; version=0.0.4". A server may append lines of its own.
+///
+/// - Counters: the sums of cos_engine_stats, and cos_wasted_total, proposals that were rejected or dropped.
+/// - cos_sessions_decoding: a gauge of the sessions that are in the middle of a round.
+/// - Histograms: cos_first_token_seconds, from cos_prompt to the end of the round that commits the first token;
+///   cos_between_tokens_seconds, from one round that commits tokens to the next. Time that the caller takes between two
+///   steps is included.
+/// - Histograms of each model that batches, with the label "model": cos_queue_seconds, from the time when a session
+///   asks for a pass until the pass begins; cos_pass_sessions and cos_pass_tokens, how large passes are.
+///
+/// Metrics may be added; those above stay. May be called from any thread at any time until cos_engine_free is called.
+///
+/// @param engine     must not be NULL
+/// @param text       out: UTF-8 without a NUL at the end, in a buffer of the caller; may be NULL if `capacity` is 0
+/// @param capacity   length of `text` in bytes. 0: the bytes are only counted; the text may be longer in the next call.
+///                   16 KiB are enough for one model, and 5 KiB more for each other one.
+/// @param out_bytes  out, must not be NULL: the number of bytes
+/// @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT, BUFFER_TOO_SMALL (nothing is written)
+/// Since 0.1.
+///
+/// # Safety
+/// `engine` is NULL or an engine that was not freed; `text` is NULL or has `capacity` bytes; `out_bytes` is NULL or
+/// valid for a write.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cos_engine_metrics(
+    engine: *const cos_engine,
+    text: *mut c_char,
+    capacity: usize,
+    out_bytes: *mut usize,
+) -> *mut cos_error {
+    guard(|| {
+        check_out(out_bytes, "out_bytes")?;
+        // SAFETY: promised by the caller.
+        unsafe {
+            let written = metrics(&cos_engine::of_this_process(engine)?.0);
+            fill(written.as_bytes(), text.cast(), "text", capacity, "bytes")?;
+            out_bytes.write(written.len());
+        }
+        Ok(())
     })
 }
 

@@ -7,7 +7,7 @@ use parking_lot::Mutex;
 
 use super::engine::cos_engine;
 use super::error::cos_error;
-use super::{check_out, guard, handle, hold, release, slice};
+use super::{check_out, fill, guard, handle, hold, release, slice};
 use crate::error::{Error, Result};
 use crate::process::Process;
 use crate::text::TextStream;
@@ -104,21 +104,6 @@ pub unsafe extern "C" fn cos_engine_decode(
         }
         Ok(())
     })
-}
-
-/// # Safety
-/// `buffer` is NULL or has room for `capacity` elements.
-unsafe fn fill<T: Copy>(values: &[T], buffer: *mut T, name: &str, capacity: usize, unit: &'static str) -> Result<()> {
-    if capacity == 0 {
-        return Ok(());
-    }
-    check_out(buffer, name)?;
-    if values.len() > capacity {
-        return Err(Error::BufferTooSmall { needed: values.len(), capacity, unit });
-    }
-    // SAFETY: it fits, and the rest is promised by the caller.
-    unsafe { std::ptr::copy_nonoverlapping(values.as_ptr(), buffer, values.len()) };
-    Ok(())
 }
 
 /// A stream that decodes tokens to text as they come. It gives out whole characters only, and can end the text before a

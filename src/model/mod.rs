@@ -259,6 +259,19 @@ impl From<Error> for Interrupt {
     }
 }
 
+/// How urgent a session is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Priority {
+    /// Somebody waits for its tokens.
+    #[default]
+    Interactive,
+    /// Only its end matters.
+    Batch,
+}
+
+/// A batch session counts as if so many others had been started before it.
+const LATER: u64 = 1000;
+
 /// A flag that stops the passes of one session from another thread. It stands for the session, and knows its age.
 pub struct Cancel {
     age: u64,
@@ -276,19 +289,26 @@ pub trait CancelHook: Send + Sync {
 }
 
 impl Default for Cancel {
-    /// That of a session that is started now.
+    /// That of an interactive session that is started now.
     fn default() -> Self {
-        static STARTED: AtomicU64 = AtomicU64::new(0);
-        Cancel {
-            age: STARTED.fetch_add(1, Ordering::Relaxed),
-            requested: AtomicBool::new(false),
-            hooks: Mutex::default(),
-        }
+        Cancel::new(Priority::Interactive)
     }
 }
 
 impl Cancel {
-    /// How many sessions of the process were started before.
+    /// That of a session that is started now.
+    pub fn new(priority: Priority) -> Self {
+        static STARTED: AtomicU64 = AtomicU64::new(0);
+        let started = STARTED.fetch_add(1, Ordering::Relaxed);
+        let age = match priority {
+            Priority::Interactive => 2 * started,
+            Priority::Batch => 2 * (started + LATER) + 1,
+        };
+        Cancel { age, requested: AtomicBool::new(false), hooks: Mutex::default() }
+    }
+
+    /// Orders sessions by when they were started, the earliest first. No two are equal. A batch session counts as if a
+    /// thousand others had been started before it, so interactive ones go first, but not for ever.
     pub fn age(&self) -> u64 {
         self.age
     }

@@ -46,6 +46,7 @@ fn new_session(engine: *mut cos_engine, pairs: &str) -> (i32, *mut cos_session) 
         max_tokens: of("max_tokens").parse().unwrap(),
         targets: of("targets").parse().unwrap(),
         routes: of("routes").parse().unwrap(),
+        priority: of("priority").parse().unwrap(),
         log_probabilities: of("log_probabilities").parse().unwrap(),
         proposal_lengths: pointer(&lengths),
         proposal_lengths_count: lengths.len(),
