@@ -48,8 +48,8 @@ pub struct Driver<C> {
     turns_waited: usize,
     /// How urgent the session is.
     priority: Priority,
-    /// Whether the last pass that it asked for had no room for it.
-    stayed: bool,
+    /// Passes in a row that had no room for it.
+    stayed: u32,
     /// What its user has waited for.
     histograms: Box<SessionHistograms>,
 }
@@ -93,7 +93,7 @@ impl<C: Chance> Driver<C> {
             takes_turns: true,
             turns_waited: 0,
             priority: Priority::Interactive,
-            stayed: false,
+            stayed: 0,
             histograms: Box::new(SessionHistograms::new(Duration::ZERO)),
         }
     }
@@ -257,6 +257,7 @@ impl<C: Chance> Driver<C> {
         common: Option<(Common, PassShape)>,
     ) {
         self.decoder.ran(need, report, overlapped);
+        self.stayed = 0;
         if let Some((common, shape)) = common {
             self.decoder.had_company(common);
             self.histograms.pass(shape);
@@ -345,7 +346,7 @@ impl<C: Chance> Driver<C> {
 
     /// The pass that it asked for was given back.
     pub(super) fn stay(&mut self) {
-        self.stayed = true;
+        self.stayed = self.stayed.saturating_add(1);
     }
 
     /// Ask for the passes that are run in common with others, each with its need. One for which there is no memory now,
@@ -353,7 +354,7 @@ impl<C: Chance> Driver<C> {
     pub(super) fn tickets(&mut self) -> impl Iterator<Item = (Need, Ticket<'_>)> {
         let Driver { decoder, cancel, queues, priority, stayed, .. } = self;
         let (cancel, queues, is_new) = (&**cancel, queues.as_deref(), decoder.counters().tokens == 0);
-        let (priority, stayed) = (*priority, std::mem::take(stayed));
+        let (priority, stayed) = (*priority, *stayed);
         decoder.passes().filter_map(move |(need, pass)| {
             let when_full = queues?.when_full(is_new && need.start == 0, false);
             let ticket = Ticket::new(queues?.of(need.model)?, pass, cancel, when_full);

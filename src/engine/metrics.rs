@@ -37,9 +37,9 @@ const SECOND: f64 = 1e6;
 
 /// Text in the format 0.0.4 of Prometheus.
 #[derive(Default)]
-struct Text(String);
+struct Exposition(String);
 
-impl Text {
+impl Exposition {
     fn head(&mut self, name: &str, kind: &str, help: &str) {
         // Writing to a string does not fail.
         _ = writeln!(self.0, "# HELP cos_{name} {help}\n# TYPE cos_{name} {kind}");
@@ -75,7 +75,7 @@ fn label(participant: &Participant) -> String {
 
 /// The metrics of an engine. `cos_engine_metrics` documents them.
 pub fn metrics(engine: &Engine) -> String {
-    let mut text = Text::default();
+    let mut text = Exposition::default();
     let stats = *engine.totals().lock();
     let counters = stats.counters;
     let nanoseconds = 1e-9;

@@ -62,8 +62,8 @@ pub struct Ticket<'a> {
     pub(super) is_brief: bool,
     /// Its session is a batch session.
     pub(super) is_batch: bool,
-    /// It has found no room in an earlier pass.
-    pub(super) stayed: bool,
+    /// Passes in a row that had no room for it.
+    pub(super) stayed: u32,
     /// It was part of a pass that failed, so it runs alone.
     pub(super) alone: bool,
     /// What all who shared the last pass have in common, and the shape of that pass.
@@ -84,7 +84,7 @@ impl<'a> Ticket<'a> {
             when_full,
             is_brief: false,
             is_batch: false,
-            stayed: false,
+            stayed: 0,
             alone: false,
             common: None,
             spent: Duration::ZERO,
@@ -93,8 +93,8 @@ impl<'a> Ticket<'a> {
     }
 
     /// Wait for one pass only. If it has not ended then, for want of room or because its sequence computes tokens anew,
-    /// it is given back, to be asked for again. `stayed` says that this has happened.
-    pub fn briefly(self, stayed: bool) -> Self {
+    /// it is given back, to be asked for again. `stayed` says how often in a row this has happened.
+    pub fn briefly(self, stayed: u32) -> Self {
         Ticket { is_brief: true, stayed, ..self }
     }
 
@@ -171,8 +171,8 @@ pub(super) struct Call {
 pub(super) struct Entry {
     pub(super) ticket: NonNull<Ticket<'static>>,
     pub(super) call: NonNull<Call>,
-    /// A pass was run without it, because it was full.
-    pub(super) stayed: bool,
+    /// Passes that were run without it since it last was part of one.
+    pub(super) stayed: u32,
     /// Whether there is memory for it.
     pub(super) admission: Admission,
 }

@@ -1,5 +1,6 @@
 //! The tickets that wait for passes of one model: which of them the next pass takes, and what becomes of them.
 
+use std::cmp::Reverse;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr::NonNull;
 use std::time::Duration;
@@ -95,8 +96,8 @@ impl Waiting {
         }
     }
 
-    /// Take what the next pass runs: first what stayed, so that nobody waits forever, then narrow passes, then the
-    /// others, as far as there is room. A pass that is to run alone is left to its owner.
+    /// Take what the next pass runs: first what stayed, the longest first, so that nobody waits forever, then narrow
+    /// passes, then the others, as far as there is room. A pass that is to run alone is left to its owner.
     pub(super) fn choose(&mut self, own: NonNull<Call>, room: Room) {
         // SAFETY: the entries wait, and the lock is held.
         let alone = |entry: &Entry| unsafe { entry.ticket.as_ref() }.alone;
@@ -105,10 +106,14 @@ impl Waiting {
             self.batch.extend(self.entries.remove(index));
             return;
         }
+        let waited = |entry: &Entry| (Reverse(entry.stayed), unsafe { (*entry.ticket.as_ptr()).cancel }.age());
+        if self.entries.iter().any(|entry| entry.stayed > 0) {
+            self.entries.make_contiguous().sort_unstable_by_key(waited);
+        }
         let (mut tokens, mut wide, mut batch) = (0, 0, 0);
         for class in 0..3 {
             self.entries.retain(|entry| {
-                let belongs = entry.stayed || class == 2 || class == 1 && !entry.is_wide();
+                let belongs = entry.stayed > 0 || class == 2 || class == 1 && !entry.is_wide();
                 let width = entry.width();
                 let of_wide = if entry.is_wide() { width } else { 0 };
                 let of_batch = if entry.is_batch() { width } else { 0 };
@@ -123,7 +128,7 @@ impl Waiting {
                 !takes
             });
         }
-        self.entries.iter_mut().for_each(|entry| entry.stayed = true);
+        self.entries.iter_mut().for_each(|entry| entry.stayed = entry.stayed.saturating_add(1));
     }
 
     /// Count a pass that has succeeded in the histograms of the model.
@@ -161,7 +166,7 @@ impl Waiting {
             let ticket = unsafe { &mut *entry.ticket.as_ptr() };
             let waits = is_full && ticket.when_full == WhenFull::Wait;
             if (again || waits) && !cancelled(&entry) {
-                entry.stayed = true;
+                entry.stayed = entry.stayed.max(1);
                 ticket.alone |= alone;
                 self.entries.push_front(entry);
                 continue;
@@ -172,7 +177,7 @@ impl Waiting {
                     ticket.spent += share(report.elapsed, entry.width(), tokens);
                     let is_part = matches!(entry.admission, Admission::Part(_));
                     if is_part && !ticket.is_brief {
-                        entry.stayed = true;
+                        entry.stayed = entry.stayed.max(1);
                         self.entries.push_front(entry);
                         continue;
                     }
@@ -194,7 +199,7 @@ impl Waiting {
         entries.retain(|entry| {
             // SAFETY: the entry waits, so its ticket has no outcome; the lock is held.
             let is_brief = unsafe { (*entry.ticket.as_ptr()).is_brief && !(*entry.ticket.as_ptr()).alone };
-            let goes = entry.stayed && is_brief && (entry.is_wide() || entry.is_batch());
+            let goes = entry.stayed > 0 && is_brief && (entry.is_wide() || entry.is_batch());
             if goes {
                 self.finish(entry, None, crowd, own);
             }

@@ -6,6 +6,7 @@ mod common;
 
 mod answers;
 mod exact;
+mod latency;
 mod load;
 mod overlap;
 mod planning;

@@ -18,11 +18,16 @@ mod questions;
 #[allow(dead_code)] // the library uses what these tests do not
 #[path = "../../src/engine/queue.rs"]
 mod queue;
+#[allow(dead_code)]
+#[path = "../../src/engine/room.rs"]
+mod room;
 #[path = "../../src/engine/wait.rs"]
 mod wait;
 #[allow(dead_code)]
 #[path = "../../src/engine/waiting.rs"]
 mod waiting;
+
+use cos::engine::histogram;
 
 mod sync {
     pub use std::sync::Arc;
@@ -68,5 +73,5 @@ mod rows {
 }
 
 mod model {
-    pub use cos::model::{Admission, Cancel, CancelHook, Interrupt, Model, Pass, Report};
+    pub use cos::model::{Admission, Cancel, CancelHook, Interrupt, Model, Pass, Priority, Report};
 }

@@ -347,6 +347,7 @@ impl Simulation {
             combine: if options.function { Some(sum) } else { None },
             combine_data: function.map_or(null_mut(), |data| (data as *const FunctionData).cast_mut().cast()),
             routes: (self.names % 3) as i32,
+            priority: (self.names / 3 % 2) as i32,
         }
     }
 
