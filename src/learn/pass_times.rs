@@ -1,7 +1,8 @@
 //! The time of a model's passes by all their tokens, for sessions that share passes.
 //!
 //! It is nearly flat as long as the weights are what a pass reads, then linear, with steps where other kernels take
-//! over. So there is a mean for each of many ranges, and nothing is assumed between them but a straight line.
+//! over. So there is a mean for each of many ranges, and nothing is assumed between them but a straight line. A machine
+//! that becomes busy is busy for all ranges: those that no pass shows at the moment move along.
 
 /// Ranges of tokens from a power of two to the next, and powers of two.
 const PARTS: usize = 4;
@@ -9,6 +10,10 @@ const OCTAVES: usize = 16;
 
 /// Passes that a mean remembers: few, so that it follows a machine that becomes busy.
 const MEMORY: f64 = 16.0;
+
+/// Passes of all models after which a range is stale, and passes that its mean counts for then.
+const FRESH: u64 = 16;
+const STALE_MEMORY: f64 = 1.0;
 
 /// A pass counts as at most so many times slower than expected. Another process may take the machine for a moment.
 const OUTLIER: f64 = 3.0;
@@ -22,33 +27,70 @@ struct Known {
     tokens: f64,
     seconds: f64,
     passes: f64,
+    /// Its last pass: seconds, and the number among all passes.
+    last: (f64, u64),
+}
+
+impl Known {
+    /// Whether it was seen of late, at the pass of this number.
+    fn is_fresh(&self, now: u64) -> bool {
+        self.passes > 0.0 && now.saturating_sub(self.last.1) < FRESH
+    }
 }
 
 /// Seconds of the passes of a model, by their tokens.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Curve {
     ranges: [Known; PARTS * OCTAVES],
+    /// The number of its last pass.
+    now: u64,
 }
 
 impl Default for Curve {
     fn default() -> Self {
-        Curve { ranges: [Known::default(); PARTS * OCTAVES] }
+        Curve { ranges: [Known::default(); PARTS * OCTAVES], now: 0 }
     }
 }
 
 impl Curve {
-    /// Learn that a pass over so many tokens took `seconds`.
-    pub fn record(&mut self, tokens: usize, seconds: f64) {
+    /// Learn that a pass over so many tokens took `seconds`. `now` is its number among the passes of all models.
+    pub fn record(&mut self, tokens: usize, seconds: f64, now: u64) {
         if tokens == 0 || seconds <= 0.0 || !seconds.is_finite() {
             return;
         }
+        self.now = now;
         let tokens = tokens as f64;
-        let index = (PARTS as f64 * tokens.log2()).round() as usize;
-        let known = &mut self.ranges[index.min(PARTS * OCTAVES - 1)];
-        known.passes = (known.passes + 1.0).min(MEMORY);
+        let index = ((PARTS as f64 * tokens.log2()).round() as usize).min(PARTS * OCTAVES - 1);
+        let known = &mut self.ranges[index];
+        let (before, memory) = (*known, if known.is_fresh(now) { MEMORY } else { STALE_MEMORY + 1.0 });
+        known.passes = (known.passes + 1.0).min(memory);
         let most = if known.passes > 1.0 { OUTLIER * known.seconds } else { f64::INFINITY };
         known.seconds += (seconds.min(most) - known.seconds) / known.passes;
         known.tokens += (tokens - known.tokens) / known.passes;
+        known.last = (seconds, now);
+        let moved = if before.passes > 0.0 { known.seconds / before.seconds } else { 1.0 };
+        self.move_stale(index, moved);
+    }
+
+    /// A range has moved by this factor. Those that are stale move along, and a pass over more tokens takes no less.
+    fn move_stale(&mut self, index: usize, moved: f64) {
+        let (now, seconds) = (self.now, self.ranges[index].seconds);
+        // Each of the fresh ranges moves by itself, so it has a part in what moves the others.
+        let moved = moved.powf(1.0 / self.ranges.iter().filter(|known| known.is_fresh(now)).count() as f64);
+        for (other, known) in self.ranges.iter_mut().enumerate().filter(|(_, known)| !known.is_fresh(now)) {
+            let expected = moved * known.seconds;
+            known.seconds = if other < index { expected.min(seconds) } else { expected.max(seconds) };
+        }
+    }
+
+    /// Conditions have changed. Only the last passes tell what one takes now, if the model has run of late.
+    pub fn forget(&mut self, now: u64) {
+        if self.ranges.iter().any(|known| known.is_fresh(now)) {
+            for known in &mut self.ranges {
+                let fresh = Known { seconds: known.last.0, passes: 1.0, ..*known };
+                *known = if known.is_fresh(now) { fresh } else { Known::default() };
+            }
+        }
     }
 
     /// Expected seconds of a pass over so many tokens; `None` before the first pass.
@@ -72,14 +114,19 @@ impl Curve {
 mod tests {
     use super::*;
 
+    /// A curve that has seen these passes, given as (tokens, seconds), so many times.
+    fn see(curve: &mut Curve, times: usize, passes: &[(usize, f64)]) {
+        for &(tokens, seconds) in (0..times).flat_map(|_| passes) {
+            curve.record(tokens, seconds, curve.now + 1);
+        }
+    }
+
     #[test]
     fn passes_that_are_flat_and_then_linear_are_learned() {
         let time = |tokens: usize| 1.0 + 0.01 * tokens.saturating_sub(64) as f64;
         let mut curve = Curve::default();
         assert_eq!(curve.at(1.0), None);
-        for _ in 0..20 {
-            [1, 8, 64, 100, 128, 200, 256].into_iter().for_each(|tokens| curve.record(tokens, time(tokens)));
-        }
+        see(&mut curve, 20, &[1, 8, 64, 100, 128, 200, 256].map(|tokens| (tokens, time(tokens))));
         for tokens in [1, 5, 30, 64, 110, 128, 180, 256] {
             let found = curve.at(tokens as f64).unwrap();
             assert!((found / time(tokens) - 1.0).abs() < 0.03, "{tokens}: {found}");
@@ -91,13 +138,40 @@ mod tests {
     #[test]
     fn it_follows_a_machine_that_becomes_busy_and_no_outlier() {
         let mut curve = Curve::default();
-        (0..50).for_each(|_| curve.record(10, 1.0));
-        curve.record(10, 1000.0);
+        see(&mut curve, 50, &[(10, 1.0)]);
+        see(&mut curve, 1, &[(10, 1000.0)]);
         assert!(curve.at(10.0).unwrap() < 1.2);
-        (0..60).for_each(|_| curve.record(10, 2.0));
+        see(&mut curve, 60, &[(10, 2.0)]);
         assert!((curve.at(10.0).unwrap() - 2.0).abs() < 0.1);
-        [(0, 1.0), (5, f64::NAN), (5, -1.0)].into_iter().for_each(|(tokens, seconds)| curve.record(tokens, seconds));
-        curve.record(1 << 30, 5.0);
+        see(&mut curve, 1, &[(0, 1.0), (5, f64::NAN), (5, -1.0), (1 << 30, 5.0)]);
         assert_eq!(curve.at((1u64 << 30) as f64), Some(5.0));
+    }
+
+    #[test]
+    fn ranges_that_no_pass_shows_move_along() {
+        let mut curve = Curve::default();
+        see(&mut curve, 100, &[(8, 1.0), (16, 1.5), (64, 2.0)]);
+        // The machine becomes three times as slow, and only two of the ranges are seen.
+        see(&mut curve, 100, &[(8, 3.0), (16, 4.5)]);
+        assert!((curve.at(64.0).unwrap() / 6.0 - 1.0).abs() < 0.2, "{curve:?}");
+        // A few passes show what was not seen for long.
+        see(&mut curve, 4, &[(64, 5.0)]);
+        assert!((curve.at(64.0).unwrap() / 5.0 - 1.0).abs() < 0.1, "{curve:?}");
+        // Passes over fewer tokens take no more.
+        see(&mut curve, 20, &[(64, 2.0)]);
+        assert!(curve.at(8.0).unwrap() < 2.1, "{curve:?}");
+    }
+
+    #[test]
+    fn after_a_change_only_the_last_passes_count() {
+        let mut curve = Curve::default();
+        see(&mut curve, 20, &[(64, 2.0), (8, 1.0)]);
+        see(&mut curve, 20, &[(8, 1.0)]);
+        see(&mut curve, 1, &[(8, 4.0)]);
+        let before = curve.clone();
+        curve.forget(curve.now + FRESH);
+        assert_eq!(curve, before, "the model has not run of late, so nothing is known better");
+        curve.forget(curve.now);
+        assert_eq!((curve.at(8.0), curve.at(16.0)), (Some(4.0), Some(6.0)));
     }
 }
