@@ -149,7 +149,7 @@ impl Following {
         let may_review = learns && {
             let mut shared = shared.lock();
             budget.report(&mut shared, own.is_settled(), company / one_of as f64);
-            budget.may_review(&shared)
+            shared.may_review()
         };
         let planner = {
             let mut group = group.lock();
@@ -174,12 +174,15 @@ impl Following {
         // The search runs without the lock, which the others need.
         let Some(mut planner) = planner else { return };
         let (started, alarmed) = (clock(), planner.is_alarmed());
+        if alarmed {
+            self.pass_times.forget();
+        }
         self.refresh(company, estimates);
         let plan = planner.review(estimates);
         let took = clock().saturating_sub(started).as_secs_f64();
         group.lock().end_review(planner, plan);
         let mut shared = shared.lock();
-        budget.reviewed(&mut shared, took, alarmed);
+        shared.add_review(took, alarmed);
         shared.learn_times(self.load, estimates.times());
     }
 

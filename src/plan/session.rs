@@ -224,7 +224,7 @@ impl Planning {
     fn may_review(&mut self, shared: &Mutex<SharedPlanning>) -> bool {
         let mut shared = shared.lock();
         self.budget.report(&mut shared, self.planner.is_settled(), 1.0);
-        self.planner.is_alarmed() || self.budget.may_review(&shared)
+        self.planner.is_alarmed() || shared.may_review()
     }
 
     /// Have the planner review its plan. Another plan is applied now or, with proposals pending, once they are decided.
@@ -232,7 +232,7 @@ impl Planning {
         let (started, alarmed) = (clock(), self.planner.is_alarmed());
         self.next = decoder.observer().and_then(|observer| self.planner.review(observer.estimates_mut()));
         let took = clock().saturating_sub(started).as_secs_f64();
-        self.budget.reviewed(&mut shared.lock(), took, alarmed);
+        shared.lock().add_review(took, alarmed);
         if !decoder.has_pending() {
             self.switch_at_once(decoder);
             self.share(shared, decoder);

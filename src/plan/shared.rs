@@ -77,6 +77,8 @@ pub struct SharedPlanning {
     probing: f64,
     /// Seconds of reviews beyond the budget; less than 0 if some are saved up.
     review_debt: f64,
+    /// Seconds of the last review.
+    review: f64,
     /// See [`Estimates::serial_share`]; `None` if passes do not overlap.
     serial_share: Option<f64>,
 }
@@ -95,6 +97,7 @@ impl Default for SharedPlanning {
             seconds: 0.0,
             probing: 0.0,
             review_debt: -SAVED_REVIEWS * FIRST_REVIEW_SECONDS,
+            review: FIRST_REVIEW_SECONDS,
             serial_share: None,
         }
     }
@@ -204,21 +207,23 @@ impl SharedPlanning {
         }
     }
 
-    /// A session took so many more seconds, of which it allots `share` to reviews. One of its reviews takes `review`
-    /// seconds, and four of them may be saved up.
-    pub fn add_time(&mut self, seconds: f64, share: f64, review: f64) {
+    /// A session took so many more seconds, of which it allots `share` to reviews. Four of them may be saved up.
+    pub fn add_time(&mut self, seconds: f64, share: f64) {
         self.seconds += seconds;
-        self.review_debt = (self.review_debt - share * seconds).max(-SAVED_REVIEWS * review);
+        self.review_debt = (self.review_debt - share * seconds).max(-SAVED_REVIEWS * self.review);
     }
 
-    /// Whether the budget covers a review of so many seconds.
-    pub fn may_review(&self, seconds: f64) -> bool {
-        self.review_debt + seconds <= 0.0
+    /// Whether the budget covers a review that takes as long as the last one, of whichever session.
+    pub fn may_review(&self) -> bool {
+        self.review_debt + self.review <= 0.0
     }
 
-    /// A review took so many seconds.
-    pub fn add_review(&mut self, seconds: f64) {
+    /// A review took so many seconds. One after an alarm takes no search, so it tells nothing of the next one.
+    pub fn add_review(&mut self, seconds: f64, alarmed: bool) {
         self.review_debt += seconds;
+        if !alarmed {
+            self.review = seconds;
+        }
     }
 
     /// Whether the budget covers a probe of so many seconds.
@@ -232,20 +237,12 @@ impl SharedPlanning {
     }
 }
 
-/// What a session spends on planning.
-#[derive(Debug, Clone, Copy)]
+/// What a session spends.
+#[derive(Debug, Clone, Copy, Default)]
 pub struct Budget {
     /// Seconds of all its rounds, and those of them that were reported.
     seconds: f64,
     reported: f64,
-    /// Seconds of its last review.
-    review: f64,
-}
-
-impl Default for Budget {
-    fn default() -> Self {
-        Budget { seconds: 0.0, reported: 0.0, review: FIRST_REVIEW_SECONDS }
-    }
 }
 
 impl Budget {
@@ -263,19 +260,6 @@ impl Budget {
     /// the same time.
     pub fn report(&mut self, shared: &mut SharedPlanning, is_settled: bool, company: f64) {
         let seconds = (self.seconds - std::mem::replace(&mut self.reported, self.seconds)) / company;
-        shared.add_time(seconds, if is_settled { LATER_REVIEWS } else { FIRST_REVIEWS }, self.review);
-    }
-
-    /// Whether there is enough for a review.
-    pub fn may_review(&self, shared: &SharedPlanning) -> bool {
-        shared.may_review(self.review)
-    }
-
-    /// A review took so long. One after an alarm takes no search.
-    pub fn reviewed(&mut self, shared: &mut SharedPlanning, seconds: f64, alarmed: bool) {
-        shared.add_review(seconds);
-        if !alarmed {
-            self.review = seconds;
-        }
+        shared.add_time(seconds, if is_settled { LATER_REVIEWS } else { FIRST_REVIEWS });
     }
 }
