@@ -120,7 +120,9 @@ fn run_together<S: BorrowMut<Session>>(sessions: &mut [S], buffers: &mut CallBuf
     let mut waiting = recycle(std::mem::take(tickets));
     needs.clear();
     for (index, each) in sessions.iter_mut().enumerate() {
-        if !matches!(stands[index], Stand::Waits) || each.borrow_mut().driver.waits_for_turn(turn) {
+        let session = each.borrow_mut();
+        // A probe is one pass, and its session has no tokens meanwhile.
+        if !matches!(stands[index], Stand::Waits) || !session.is_probing() && session.driver.waits_for_turn(turn) {
             continue;
         }
         if let Some(refusal) = each.borrow_mut().driver.refusal() {
@@ -167,7 +169,8 @@ fn run_together<S: BorrowMut<Session>>(sessions: &mut [S], buffers: &mut CallBuf
 /// those whose turn is over. So a pass serves all sessions where passes of several models would serve a part each.
 fn turn<S: BorrowMut<Session>>(sessions: &[S], stands: &[Stand]) -> Option<*const PassQueue> {
     let mut turns = ArrayVec::<Turn, MOST_MODELS>::new();
-    for (each, _) in sessions.iter().zip(stands).filter(|(_, stand)| matches!(stand, Stand::Waits)) {
+    let waits = |(each, stand): &(&S, &Stand)| matches!(stand, Stand::Waits) && !(*each).borrow().is_probing();
+    for (each, _) in sessions.iter().zip(stands).filter(waits) {
         // A session that waits for several is part of each pass.
         let (queue, seconds) = each.borrow().driver.turn()?;
         match turns.iter_mut().find(|turn| turn.queue == queue) {

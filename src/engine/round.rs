@@ -56,6 +56,11 @@ impl Session {
         self.driver.is_open() && self.cancel.is_requested()
     }
 
+    /// Whether it is in the middle of a probe.
+    pub(super) fn is_probing(&self) -> bool {
+        matches!(self.phase, Phase::Probe(_))
+    }
+
     /// Go on until the session needs passes or an answer, or its round has ended.
     pub(super) fn go_on(&mut self) -> Progress {
         loop {
@@ -181,8 +186,11 @@ impl Session {
     fn end_probe(&mut self) {
         let Phase::Probe(begun) = std::mem::replace(&mut self.phase, Phase::Between) else { return };
         let time = self.engine.clock()().saturating_sub(begun.since);
+        // In company, the time of passes of others is not that of the probe.
+        let is_alone = self.driver.company() <= 1;
+        let cost = if is_alone { begun.elapsed + time } else { self.driver.passes() - begun.passes };
         if let Some(planning) = &mut self.planning {
-            planning.probed(self.engine.shared_planning(), (begun.elapsed + time).as_secs_f64());
+            planning.probed(self.engine.shared_planning(), cost.as_secs_f64());
         }
         self.spend(time);
         self.count(&begun.counted);
