@@ -182,6 +182,12 @@ impl Engine {
         self
     }
 
+    /// Draw the numbers that sessions have in common from this seed. Tests do, so that they can be repeated.
+    pub fn with_seed(mut self, seed: u64) -> Self {
+        self.queues = Arc::new(PassQueues::new(&self.participants, FullCache::Wait, seed, &self.pass_times));
+        self
+    }
+
     /// Set whether sessions have numbers of routes in common. `None`: those of the strategy `auto` do.
     pub fn with_routes(mut self, routes: Option<RoutesName>) -> Self {
         self.sharing = Sharing::new(routes);
