@@ -442,6 +442,7 @@ impl<C: Chance> Decoder<C> {
         // Passes were run, but nothing that was decided counts.
         let Counters { forwards, positions, .. } = state.counters;
         state.counters = Counters { forwards, positions, ..self.before };
+        state.counters.waste();
     }
 
     /// Let the observer learn from the passes that were run.
@@ -597,9 +598,11 @@ impl<C: Chance> Decoder<C> {
         &self.state.log_probabilities
     }
 
-    /// What was done so far.
+    /// What was done so far. Of a round that has not ended, only its passes count, because it may be undone.
     pub fn counters(&self) -> Counters {
-        self.state.counters
+        let counters = self.state.counters;
+        let Counters { forwards, positions, .. } = counters;
+        if self.schedule.is_in_round() { Counters { forwards, positions, ..self.before } } else { counters }
     }
 
     /// What is decoded.

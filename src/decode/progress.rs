@@ -22,10 +22,19 @@ pub struct Counters {
     pub tested: u64,
     /// Proposals accepted.
     pub accepted: u64,
+    /// Proposals that were rejected or dropped. Those that are pending are not among them, so this never shrinks.
+    pub wasted: u64,
     /// Passes of all models, those over nothing but prompt excluded. Look-ups make none.
     pub forwards: u64,
     /// Positions scored by all models, prompt excluded.
     pub positions: u64,
     /// Greedy choices whose two best scores were nearer than [`crate::rows::NEAR_TIE`].
     pub near_ties: u64,
+}
+
+impl Counters {
+    /// Count all proposals that are not accepted as wasted: nothing is pending any more.
+    pub fn waste(&mut self) {
+        self.wasted = self.proposed - self.accepted;
+    }
 }

@@ -55,6 +55,7 @@ impl<C: Chance> DecoderState<C> {
         self.tokens.truncate(from);
         self.lanes.iter_mut().flatten().for_each(|lane| lane.truncate(from));
         self.epoch = self.epoch.wrapping_add(1);
+        self.counters.waste();
     }
 
     fn key(&self, position: usize, purpose: Purpose) -> Key {
@@ -68,7 +69,7 @@ impl<C: Chance> DecoderState<C> {
     }
 
     /// See whether the token at a position that was just committed ends the sequence. What is pending behind an end
-    /// goes with the next prompt.
+    /// is wasted, and goes with the next prompt.
     fn end(&mut self, position: usize) {
         let (committed, token) = (position + 1, self.tokens[position]);
         self.finish = if self.settings.stop_tokens.contains(&token) {
@@ -80,6 +81,9 @@ impl<C: Chance> DecoderState<C> {
         } else {
             None
         };
+        if self.finish.is_some() {
+            self.counters.waste();
+        }
     }
 
     /// Show the observer what is known of the token at a position that was just committed. `decided` is the probability

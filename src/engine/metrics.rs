@@ -85,7 +85,7 @@ pub fn metrics(engine: &Engine) -> String {
         ("proposed_total", "Tokens proposed.", counters.proposed as f64),
         ("tested_total", "Proposals that were accepted or rejected.", counters.tested as f64),
         ("accepted_total", "Proposals accepted.", counters.accepted as f64),
-        ("wasted_total", "Proposals rejected or dropped.", counters.proposed.saturating_sub(counters.accepted) as f64),
+        ("wasted_total", "Proposals rejected or dropped.", counters.wasted as f64),
         ("forwards_total", "Passes of sessions, prompts excluded.", counters.forwards as f64),
         ("positions_total", "Positions scored, prompts excluded.", counters.positions as f64),
         ("prefix_tokens_total", "Tokens that were found computed.", stats.cache_use.found as f64),

@@ -312,8 +312,8 @@ impl Session {
             of_model["no_graphs"] = json!(why_not.flatten());
         }
         description["routes"] = json!(if self.driver.shares_routes() { "shared" } else { "own" });
-        let Counters { proposed, accepted, .. } = self.driver.counters();
-        description["wasted"] = json!((proposed > 0).then(|| 1.0 - accepted as f64 / proposed as f64));
+        let Counters { proposed, wasted, .. } = self.driver.counters();
+        description["wasted"] = json!((proposed > 0).then(|| wasted as f64 / proposed as f64));
         description["latency"] = self.driver.histograms().describe();
         description["memory"] = json!({ "bytes": bytes, "peak_bytes": peak_bytes });
         description

@@ -30,7 +30,7 @@ impl Stats {
         let Stats { steps, counters, model_ns, total_ns, rows_copied, cache_use, plan_times } = self;
         let CacheUse { found, recomputed } = cache_use;
         let PlanTimes { planned_ns, expected_ns, standard_ns } = plan_times;
-        let Counters { tokens, proposed, tested, accepted, forwards, positions, near_ties } = counters;
+        let Counters { tokens, proposed, tested, accepted, wasted, forwards, positions, near_ties } = counters;
         let (from, to) = (&before.counters, &now.counters);
         for (total, before, now) in [
             (steps, before.steps, now.steps),
@@ -46,6 +46,7 @@ impl Stats {
             (proposed, from.proposed, to.proposed),
             (tested, from.tested, to.tested),
             (accepted, from.accepted, to.accepted),
+            (wasted, from.wasted, to.wasted),
             (forwards, from.forwards, to.forwards),
             (positions, from.positions, to.positions),
             (near_ties, from.near_ties, to.near_ties),

@@ -123,6 +123,29 @@ fn functions_are_decoded_exactly() {
     }
 }
 
+/// A proposal that is pending is not wasted: it may still be accepted. So no counter ever shrinks.
+#[test]
+fn wasted_proposals_are_those_that_can_no_longer_be_accepted() {
+    let mixture = Combination::mixture(&[0.5, 0.5]).unwrap();
+    let mut pended = false;
+    for way in ways(2, &mixture, Sampling::PLAIN) {
+        let models = World::Related.models(2, 3);
+        let mut decoder = decoder(&models, &mixture, Sampling::PLAIN, &way, &[], 40, CounterRng::new(3));
+        decoder.prompt(&PROMPT).unwrap();
+        let mut before = decoder.counters();
+        while decoder.round().unwrap().1.is_none() {
+            let now = decoder.counters();
+            assert!(now.wasted >= before.wasted, "{way:?}: {before:?}, then {now:?}");
+            assert!(now.accepted + now.wasted <= now.proposed, "{way:?}: {now:?}");
+            pended |= now.accepted + now.wasted < now.proposed;
+            before = now;
+        }
+        let end = decoder.counters();
+        assert_eq!(end.accepted + end.wasted, end.proposed, "{way:?}");
+    }
+    assert!(pended, "nothing was ever pending at the end of a round");
+}
+
 /// The number of passes when all models agree, counted by hand from each algorithm.
 #[test]
 fn passes_are_those_of_the_algorithms() {
