@@ -70,6 +70,14 @@ enum class Routes : std::int32_t {
     shared = COS_ROUTES_SHARED,
 };
 
+/// How urgent the tokens are. It does not change the distribution of the tokens.
+enum class Priority : std::int32_t {
+    interactive = COS_PRIORITY_INTERACTIVE,  ///< Somebody waits for them.
+    /// Only the end of the text matters. All batch sessions together make passes of interactive sessions at most twice
+    /// as long. If memory is short, a batch session counts as started after the next thousand others.
+    batch = COS_PRIORITY_BATCH,
+};
+
 /// Why a sequence is finished.
 enum class Finish : std::int32_t {
     none = COS_FINISH_NONE,                  ///< It is not: the sequence goes on.
@@ -127,6 +135,7 @@ struct SessionOptions {
     std::optional<std::vector<Token>> stop_tokens{};
     Targets targets = Targets::automatic;
     Routes routes = Routes::automatic;
+    Priority priority = Priority::interactive;
     bool log_probabilities = false;  ///< Whether a step has log-probabilities. Not possible with Targets::routed.
     Combine combine{};               ///< In place of the engine's combination. The session keeps it alive.
 };
@@ -240,6 +249,16 @@ Result<C> filled(std::size_t guess, Fill fill) {
     if (!count) return count.error();
     out.resize(*count);
     return out;
+}
+
+/// Fills a string that may grow between two calls, so it has no size to ask for.
+template <typename Fill>
+Result<std::string> growing(std::size_t guess, Fill fill) {
+    for (std::string out(guess, '\0');; out.resize(2 * out.size())) {
+        const Result<std::size_t> bytes = fill(Span<char>(out));
+        if (bytes) return out.resize(*bytes), std::move(out);
+        if (bytes.error().code != Code::buffer_too_small) return bytes.error();
+    }
 }
 
 /// The state of a Session, which a move leaves at its address. The session is destroyed before the combine function.
@@ -512,6 +531,7 @@ public:
         detail::set(given.stop_tokens, given.stop_tokens_count, options.stop_tokens);
         given.targets = static_cast<std::int32_t>(options.targets);
         given.routes = static_cast<std::int32_t>(options.routes);
+        given.priority = static_cast<std::int32_t>(options.priority);
         given.log_probabilities = options.log_probabilities;
         if (options.combine) {
             state->combine = options.combine;
@@ -565,8 +585,20 @@ public:
         return TextStream(stream);
     }
 
-    /// The sums over all sessions of the engine, destroyed ones included, for the metrics of a server.
+    /// The sums over all sessions of the engine, destroyed ones included.
     Result<Stats> stats() const { return detail::stats(cos_engine_stats, raw()); }
+
+    /// The metrics of the engine as text that Prometheus reads: counters, and histograms of what users wait for.
+    /// cos_engine_metrics lists them. For a server's answer to GET /metrics, of the type "text/plain; version=0.0.4". A
+    /// server may append lines of its own.
+    Result<std::string> metrics() const {
+        return detail::growing(std::size_t{1} << 15, [&](Span<char> out) -> Result<std::size_t> {
+            std::size_t bytes = 0;
+            cos_error* error = cos_engine_metrics(raw(), out.data(), out.size(), &bytes);
+            if (error) return detail::take(error);
+            return bytes;
+        });
+    }
 
     /// The engine of the C interface, which this object owns.
     cos_engine* raw() const noexcept { return handle_.get(); }

@@ -176,7 +176,8 @@ func TestUseAfterClose(t *testing.T) {
 		_, session := none.NewSession(cos.Options{})
 		_, stream := none.NewTextStream()
 		_, stats := none.Stats()
-		for i, err := range []error{describe, table, encode, decode, session, stream, stats} {
+		_, metrics := none.Metrics()
+		for i, err := range []error{describe, table, encode, decode, session, stream, stats, metrics} {
 			if err != cos.ErrClosed {
 				t.Errorf("engine %d: %v", i, err)
 			}

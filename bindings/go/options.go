@@ -92,6 +92,28 @@ func (r Routes) String() string {
 	return fmt.Sprintf("Routes(%d)", int32(r))
 }
 
+// Priority says how urgent the tokens are. It does not change the distribution of the tokens.
+type Priority int32
+
+const (
+	// Somebody waits for them.
+	PriorityInteractive Priority = C.COS_PRIORITY_INTERACTIVE
+	// Only the end of the text matters. All batch sessions together make passes of interactive sessions at most twice
+	// as long. If memory is short, a batch session counts as started after the next thousand others.
+	PriorityBatch Priority = C.COS_PRIORITY_BATCH
+)
+
+// String is the name of the priority.
+func (p Priority) String() string {
+	switch p {
+	case PriorityInteractive:
+		return "interactive"
+	case PriorityBatch:
+		return "batch"
+	}
+	return fmt.Sprintf("Priority(%d)", int32(p))
+}
+
 // Options says how a session decodes. The zero value is greedy, with an automatic strategy. Slices are copied.
 type Options struct {
 	Strategy Strategy
@@ -119,6 +141,7 @@ type Options struct {
 	StopTokens []int32
 	Targets    Targets
 	Routes     Routes
+	Priority   Priority
 	// Whether steps have the log-probability of each token. These need the combined distribution, so TargetsAuto then
 	// means combined, and TargetsRouted is an error.
 	LogProbabilities bool
@@ -145,6 +168,7 @@ func (o *Options) c(pinner *runtime.Pinner) C.cos_session_options {
 	options.stop_tokens_count = C.size_t(len(o.StopTokens))
 	options.targets = C.int32_t(o.Targets)
 	options.routes = C.int32_t(o.Routes)
+	options.priority = C.int32_t(o.Priority)
 	if o.LogProbabilities {
 		options.log_probabilities = 1
 	}

@@ -8,7 +8,9 @@ import (
 	"errors"
 	"math"
 	"slices"
+	"strconv"
 	"strings"
+	"sync"
 	"testing"
 
 	cos "example.com/cos/bindings/go"
@@ -99,6 +101,96 @@ func TestRoutes(t *testing.T) {
 	_, err := engine.NewSession(options)
 	if !errors.Is(err, cos.ErrInvalidArgument) || !strings.Contains(err.Error(), "routes is 3") {
 		t.Error(err)
+	}
+}
+
+func TestPriorities(t *testing.T) {
+	engine := newEngine(t, tiny)
+	options := cos.Options{MaxTokens: 8, StopTokens: []int32{}, Priority: cos.PriorityBatch}
+	if tokens, _ := decode(t, newSession(t, engine, options), []int32{1, 2, 3}); len(tokens) != 8 {
+		t.Errorf("%d tokens", len(tokens))
+	}
+	options.Priority = 2
+	_, err := engine.NewSession(options)
+	if !errors.Is(err, cos.ErrInvalidArgument) || !strings.Contains(err.Error(), "priority is 2") {
+		t.Error(err)
+	}
+}
+
+// samples returns the metrics of an engine by name and labels.
+func samples(t *testing.T, engine *cos.Engine) map[string]float64 {
+	text, err := engine.Metrics()
+	if err != nil {
+		t.Error(err)
+	}
+	values := map[string]float64{}
+	for line := range strings.Lines(text) {
+		if space := strings.LastIndexByte(line, ' '); !strings.HasPrefix(line, "#") {
+			if values[line[:space]], err = strconv.ParseFloat(strings.TrimSpace(line[space:]), 64); err != nil {
+				t.Error(line, err)
+			}
+		}
+	}
+	return values
+}
+
+// Goroutines decode, and others read the metrics meanwhile. Counters never shrink, and at the end they have all tokens.
+func TestMetrics(t *testing.T) {
+	engine := newEngine(t, tiny)
+	var decoding, reading sync.WaitGroup
+	done := make(chan struct{})
+	for i := range 2 {
+		options := cos.Options{Strategy: cos.StrategyCoS, Temperature: 1, Seed: uint64(i), MaxTokens: 100,
+			StopTokens: []int32{}}
+		session := newSession(t, engine, options)
+		if err := session.Prompt([]int32{1, 2, 3}); err != nil {
+			t.Fatal(err)
+		}
+		decoding.Add(1)
+		go func() {
+			defer decoding.Done()
+			for _, err := range session.Steps(t.Context()) {
+				if err != nil {
+					t.Error(err)
+				}
+			}
+		}()
+		reading.Add(1)
+		go func() {
+			defer reading.Done()
+			for before := samples(t, engine); ; {
+				now := samples(t, engine)
+				for _, name := range []string{"cos_tokens_total", "cos_wasted_total"} {
+					if now[name] < before[name] {
+						t.Errorf("%s: %v, then %v", name, before[name], now[name])
+					}
+				}
+				before = now
+				select {
+				case <-done:
+					return
+				default:
+				}
+			}
+		}()
+	}
+	decoding.Wait()
+	close(done)
+	reading.Wait()
+	last := samples(t, engine)
+	if last["cos_tokens_total"] != 200 || last["cos_first_token_seconds_count"] != 2 ||
+		last["cos_wasted_total"] != last["cos_proposed_total"]-last["cos_accepted_total"] {
+		t.Error(last)
+	}
+}
+
+// Metrics that are longer than the first buffer are whole.
+func TestLongMetrics(t *testing.T) {
+	name := strings.Repeat("x", 2000)
+	engine := newEngine(t, strings.Replace(tiny, "two", name, 1))
+	last := `cos_pass_tokens_count{model="` + name + `"}`
+	if text, _ := engine.Metrics(); len(text) < 1<<15 || !strings.Contains(text, last) {
+		t.Errorf("%d bytes", len(text))
 	}
 }
 

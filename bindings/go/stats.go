@@ -5,7 +5,11 @@ package cos
 // #include "cos.h"
 import "C"
 
-import "time"
+import (
+	"errors"
+	"time"
+	"unsafe"
+)
 
 // Stats has counts and times of a session, or of all sessions of an engine.
 type Stats struct {
@@ -49,8 +53,8 @@ func (s *Session) Stats() (Stats, error) {
 	return readStats(func(stats *C.cos_stats) *C.cos_error { return C.cos_session_stats(session, stats) })
 }
 
-// Stats returns the sums over all sessions of the engine, closed ones included, for the metrics of a server. They grow
-// at the end of each step. It may be called at any time.
+// Stats returns the sums over all sessions of the engine, closed ones included. They grow at the end of each step. It
+// may be called at any time.
 func (e *Engine) Stats() (Stats, error) {
 	engine, err := e.acquire()
 	if err != nil {
@@ -58,6 +62,36 @@ func (e *Engine) Stats() (Stats, error) {
 	}
 	defer e.release()
 	return readStats(func(stats *C.cos_stats) *C.cos_error { return C.cos_engine_stats(engine, stats) })
+}
+
+// Metrics returns the metrics of the engine as text that Prometheus reads: counters, and histograms of what users wait
+// for. cos.h lists them at cos_engine_metrics. It is a server's answer to GET /metrics, of the type "text/plain;
+// version=0.0.4", and a server may append lines of its own. It may be called at any time.
+func (e *Engine) Metrics() (string, error) {
+	engine, err := e.acquire()
+	if err != nil {
+		return "", err
+	}
+	defer e.release()
+	return growing(1<<15, func(text *byte, capacity C.size_t, bytes *C.size_t) error {
+		return check(C.cos_engine_metrics(engine, (*C.char)(unsafe.Pointer(text)), capacity, bytes))
+	})
+}
+
+// growing calls a function that fills a buffer with a text, which may grow between two calls. So the text has no size
+// to ask for, and a buffer that is too short is doubled.
+func growing(guess int, call func(*byte, C.size_t, *C.size_t) error) (string, error) {
+	for ; ; guess *= 2 {
+		var bytes C.size_t
+		buffer := make([]byte, guess)
+		err := call(unsafe.SliceData(buffer), C.size_t(guess), &bytes)
+		if err == nil {
+			return string(buffer[:bytes]), nil
+		}
+		if !errors.Is(err, ErrBufferTooSmall) {
+			return "", err
+		}
+	}
 }
 
 func readStats(read func(*C.cos_stats) *C.cos_error) (Stats, error) {

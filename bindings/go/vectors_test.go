@@ -248,8 +248,8 @@ func TestErrors(t *testing.T) {
 		}
 	}
 	fmt.Printf("errors: %d records\n", count)
-	if count != 48 {
-		t.Error("there should be 48")
+	if count != 51 {
+		t.Error("there should be 51")
 	}
 }
 
@@ -292,6 +292,8 @@ func tryOptions(t *testing.T, engine *cos.Engine, pairs string) error {
 			options.Targets = cos.Targets(number(t, value))
 		case "routes":
 			options.Routes = cos.Routes(number(t, value))
+		case "priority":
+			options.Priority = cos.Priority(number(t, value))
 		case "log_probabilities":
 			if value != "0" && value != "1" {
 				// A bool cannot express this value.

@@ -11,6 +11,7 @@ import subprocess
 import time
 
 import openai
+from prometheus_client.parser import text_string_to_metric_families
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 DEMO = ROOT / "models" / "demo" / "engine.json"
@@ -70,14 +71,18 @@ class Server:
 
     def metrics(self):
         """All samples: the name, with its labels, and the value."""
-        status, text = self.request("GET", "/metrics")
+        def full_name(sample):
+            labels = ",".join(f'{label}="{value}"' for label, value in sample.labels.items())
+            return f"{sample.name}{{{labels}}}" if labels else sample.name
+
+        return {full_name(sample): sample.value for family in self.families() for sample in family.samples}
+
+    def families(self):
+        """The metrics as Prometheus' parser reads them."""
+        status, headers, text = self.answer("GET", "/metrics")
         assert status == 200, f"/metrics gives {status}"
-        samples = {}
-        for line in text.splitlines():
-            if line and not line.startswith("#"):
-                name, value = line.rsplit(" ", 1)
-                samples[name] = float(value)
-        return samples
+        assert headers["Content-Type"].startswith("text/plain; version=0.0.4"), headers["Content-Type"]
+        return list(text_string_to_metric_families(text))
 
     def idle(self, seconds):
         """Wait until no completion runs. How long that took, or None."""

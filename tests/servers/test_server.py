@@ -99,6 +99,40 @@ def completion(server):
     expect(after["cos_step_seconds_total"] >= after["cos_model_seconds_total"] > 0, "no time was counted")
 
 
+def metrics(server):
+    """The text is in Prometheus' format, and its histograms have what the completions waited for."""
+    before = server.metrics()
+    for strategy in ("auto", "standard", "cos"):
+        server.complete(PROMPTS[0], max_tokens=12, extra_body={"cos": {"strategy": strategy}})
+    after = server.metrics()
+    equal(after["cos_first_token_seconds_count"] - before["cos_first_token_seconds_count"], 3, "first tokens")
+    between = "cos_between_tokens_seconds_count"
+    expect(after[between] > before[between], "nothing was waited for between tokens")
+    histograms = 0
+    families = server.families()
+    equal(len({family.name for family in families}), len(families), "names of families")
+    for family in families:
+        expect(family.name.startswith("cos_") and family.type in ("counter", "gauge", "histogram"),
+               f"{family.name} is of the type {family.type}")
+        series = {}
+        for sample in family.samples if family.type == "histogram" else ():
+            labels = {name: value for name, value in sample.labels.items() if name != "le"}
+            values = series.setdefault(tuple(labels.items()), {})
+            values[sample.labels.get("le", sample.name.rsplit("_", 1)[1])] = sample.value
+        for labels, values in series.items():
+            name = f"{family.name} {labels}"
+            count, total = values.pop("count"), values.pop("sum")
+            equal(values["+Inf"], count, f"the last bucket of {name}")
+            expect((total > 0) == (count > 0), f"{name}: a sum of {total} with a count of {count}")
+            bounds = sorted(values, key=float)
+            expect(list(values) == bounds, f"{name}: buckets {list(values)}")
+            counts = list(values.values())
+            expect(counts == sorted(counts), f"{name}: counts {counts}")
+            histograms += 1
+    expect(histograms >= 2, "there are no histograms")
+    return f"{len(families)} families, {histograms} histograms"
+
+
 def token_prompts(server):
     by_tokens = server.complete([10, 20, 30, 40], max_tokens=8, temperature=0)
     equal(by_tokens.usage.prompt_tokens, 4, "prompt_tokens")
@@ -121,6 +155,9 @@ def extension(server):
     for strategy in ("auto", "standard", "speculative", "cos"):
         answer = server.complete(PROMPTS[0], max_tokens=12, temperature=0, extra_body={"cos": {"strategy": strategy}})
         equal(answer.choices[0].text, greedy, strategy)
+    for priority in ("interactive", "batch", None):
+        answer = server.complete(PROMPTS[0], max_tokens=12, temperature=0, extra_body={"cos": {"priority": priority}})
+        equal(answer.choices[0].text, greedy, f"priority {priority}")
     texts = set()
     for weights in ([1, 0], [0, 1]):
         extra = {"cos": {"weights": weights}}
@@ -288,6 +325,7 @@ def bad_requests(server):
         {"n": 2}, {"best_of": 2}, {"echo": True}, {"suffix": "."}, {"logprobs": 1}, {"presence_penalty": 1},
         {"frequency_penalty": 1}, {"logit_bias": {"5": 1}},
         {"cos": 5}, {"cos": {"strategy": "magic"}}, {"cos": {"strategy": 3}}, {"cos": {"weights": 1}},
+        {"cos": {"priority": "urgent"}}, {"cos": {"priority": 1}}, {"cos": {"priority": ""}},
         {"cos": {"weights": [1]}}, {"cos": {"scope": 5}}, {"cos": {"scope": "one\0two"}},
         {"cos": {"weights": [0.5, 0.1]}}, {"cos": {"weights": ["a", "b"]}},
     ]
@@ -372,8 +410,8 @@ def drain(server):
 def main():
     if len(sys.argv) < 2:
         sys.exit("usage: test COMMAND...")
-    checks = (arguments, models, completion, token_prompts, sampling, extension, scopes, streaming, stop_strings,
-              leaving, at_once, too_many, without_memory, bad_requests, drain)
+    checks = (arguments, models, completion, metrics, token_prompts, sampling, extension, scopes, streaming,
+              stop_strings, leaving, at_once, too_many, without_memory, bad_requests, drain)
     server = Server(sys.argv[1:], CLIENTS)
     failed = 0
     try:

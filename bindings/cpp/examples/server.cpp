@@ -64,6 +64,8 @@ Problem current_problem() {
 const std::map<std::string, cosrt::Strategy> strategies{
     {"auto", cosrt::Strategy::automatic}, {"standard", cosrt::Strategy::standard},
     {"speculative", cosrt::Strategy::speculative}, {"cos", cosrt::Strategy::cos}};
+const std::map<std::string, cosrt::Priority> priorities{
+    {"interactive", cosrt::Priority::interactive}, {"batch", cosrt::Priority::batch}};
 
 /// Removes members of a request that are null, and refuses members of a wrong type: the json library would convert 1.5
 /// and true to 1. CoS checks the rest. Values that may be nested deeply are not copied, because that may overflow the
@@ -77,6 +79,9 @@ void check(json& object) {
     const auto list = [](Rule of) {
         return [=](const json& value) { return value.is_array() && std::all_of(value.begin(), value.end(), of); };
     };
+    const auto name_in = [](const auto& names) {
+        return [all = &names](const json& value) { return value.is_string() && all->count(value.get<std::string>()); };
+    };
     const auto either = [](Rule one, Rule other) {
         return [=](const json& value) { return one(value) || other(value); };
     };
@@ -86,7 +91,7 @@ void check(json& object) {
         {"seed", up_to(UINT64_MAX)}, {"stop", either(&json::is_string, list(&json::is_string))},
         {"stream", &json::is_boolean}, {"stream_options", &json::is_object}, {"include_usage", &json::is_boolean},
         {"cos", &json::is_object}, {"weights", list(&json::is_number)}, {"scope", &json::is_string},
-        {"strategy", [](const json& value) { return value.is_string() && strategies.count(value.get<std::string>()); }},
+        {"strategy", name_in(strategies)}, {"priority", name_in(priorities)},
         // Not supported, except for the value that changes nothing.
         {"n", is(1)}, {"best_of", is(1)}, {"echo", is(false)}, {"suffix", is("")}, {"logprobs", is(nullptr)},
         {"presence_penalty", is(0)}, {"frequency_penalty", is(0)}, {"logit_bias", is(json::object())}};
@@ -224,6 +229,7 @@ private:
         const json& extension = body["cos"];
         cosrt::SessionOptions options;
         options.strategy = strategies.at(extension.value("strategy", "auto"));
+        options.priority = priorities.at(extension.value("priority", "interactive"));
         options.temperature = body.value("temperature", 1.0F);
         options.top_p = body.value("top_p", 1.0F);
         options.max_tokens = body.value("max_tokens", 16U);
@@ -260,24 +266,12 @@ private:
     }
 
     std::string metrics() {
-        std::string text;
-        const auto add = [&](const std::string& name, auto value) {
-            text += "cos_" + name + ' ' + std::to_string(value) + '\n';
-        };
-        const auto seconds = [](std::chrono::nanoseconds time) { return std::chrono::duration<double>(time).count(); };
-        const cosrt::Stats stats = engine_.stats().value();
-        add("tokens_total", stats.tokens);
-        add("proposed_total", stats.proposed);
-        add("tested_total", stats.tested);
-        add("accepted_total", stats.accepted);
-        add("forwards_total", stats.forwards);
-        add("prefix_tokens_total", stats.prefix_tokens);
-        add("recomputed_tokens_total", stats.recomputed_tokens);
-        add("model_seconds_total", seconds(stats.model_time));
-        add("step_seconds_total", seconds(stats.total_time));
+        std::string text = engine_.metrics().value();
         const std::lock_guard lock(mutex_);
-        add("requests_running", running_.size());
-        for (const auto& [code, count] : requests_) add("requests_total{code=\"" + std::to_string(code) + "\"}", count);
+        text += "# TYPE cos_requests_running gauge\ncos_requests_running " + std::to_string(running_.size()) +
+                "\n# TYPE cos_requests_total counter\n";
+        for (const auto& [code, count] : requests_)
+            text += "cos_requests_total{code=\"" + std::to_string(code) + "\"} " + std::to_string(count) + '\n';
         return text;
     }
 

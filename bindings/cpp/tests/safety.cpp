@@ -1,7 +1,9 @@
 // Uses and misuses all of cos.hpp: misuse is an error and never a crash. Run it under the sanitizers, in the root of
 // the repository.
 
+#include <algorithm>
 #include <array>
+#include <atomic>
 #include <cmath>
 #include <cstdio>
 #include <limits>
@@ -23,7 +25,7 @@ namespace {
 using cosrt::Code;
 using cosrt::Token;
 
-int checks = 0;
+std::atomic<int> checks{0};
 
 void expect(bool holds, const char* what, int line) {
     checks++;
@@ -348,6 +350,74 @@ void routes() {
     EXPECT(engine.session(options).error().message.find("routes is 3") != std::string::npos);
 }
 
+void priorities() {
+    const auto engine = open();
+    cosrt::SessionOptions options;
+    options.max_tokens = 8;
+    options.stop_tokens.emplace();
+    options.priority = cosrt::Priority::batch;
+    auto session = engine.session(options).value();
+    session.prompt(prompt).value();
+    for (const auto& step : session.steps()) step.value();
+    EXPECT(session.stats().value().tokens == 8);
+    options.priority = static_cast<cosrt::Priority>(2);
+    EXPECT(fails(engine.session(options), Code::invalid_argument));
+    EXPECT(engine.session(options).error().message.find("priority is 2") != std::string::npos);
+}
+
+/// The value of a sample of an engine's metrics. The name includes the labels.
+double sample(const std::string& text, const std::string& name) {
+    const auto found = ("\n" + text).find("\n" + name + " ");
+    EXPECT(found != std::string::npos);
+    return std::stod(text.substr(found + name.size() + 1));
+}
+
+void metrics() {
+    // Threads decode, and others read meanwhile. Counters never shrink, and at the end they have all tokens.
+    const auto engine = open();
+    std::atomic<int> decoding{2};
+    std::vector<std::thread> threads;
+    for (int i = 0; i < 2; i++) {
+        threads.emplace_back([&, i] {
+            cosrt::SessionOptions options;
+            options.strategy = cosrt::Strategy::cos;
+            options.temperature = 1;
+            options.seed = static_cast<std::uint64_t>(i);
+            options.max_tokens = 100;
+            options.stop_tokens.emplace();
+            auto session = engine.session(options).value();
+            session.prompt(prompt).value();
+            for (const auto& step : session.steps()) step.value();
+            decoding--;
+        });
+    }
+    for (int i = 0; i < 2; i++) {
+        threads.emplace_back([&] {
+            double tokens = 0, wasted = 0;
+            while (decoding > 0) {
+                const std::string text = engine.metrics().value();
+                EXPECT(sample(text, "cos_tokens_total") >= tokens && sample(text, "cos_wasted_total") >= wasted);
+                tokens = sample(text, "cos_tokens_total"), wasted = sample(text, "cos_wasted_total");
+            }
+        });
+    }
+    for (auto& thread : threads) thread.join();
+    const std::string text = engine.metrics().value();
+    EXPECT(sample(text, "cos_tokens_total") == 200);
+    EXPECT(sample(text, "cos_first_token_seconds_count") == 2);
+    EXPECT(sample(text, "cos_wasted_total") ==
+           sample(text, "cos_proposed_total") - sample(text, "cos_accepted_total"));
+    EXPECT(text.back() == '\n' && text.find('\0') == std::string::npos);
+
+    // A text that is longer than the first buffer is whole.
+    const std::string name(2000, 'x');
+    std::string named = config;
+    const auto other = cosrt::Engine::from_json(named.replace(named.find("\"two\""), 5, '"' + name + '"')).value();
+    const std::string longer = other.metrics().value();
+    EXPECT(longer.size() > std::size_t{1} << 15);
+    EXPECT(sample(longer, "cos_pass_tokens_count{model=\"" + name + "\"}") == 0);
+}
+
 void lifetimes() {
     // The engine is destroyed first, and its sessions and streams go on.
     std::optional<cosrt::Engine> engine = open();
@@ -382,6 +452,7 @@ void lifetimes() {
     EXPECT(fails(first.decode({1}), Code::invalid_argument));
     EXPECT(fails(first.describe(), Code::invalid_argument));
     EXPECT(fails(first.stats(), Code::invalid_argument));
+    EXPECT(fails(first.metrics(), Code::invalid_argument));
     EXPECT(first.vocab_size() == 0 && first.model_count() == 0);
 
     session = second.session().value();  // after an assignment, it is a session again
@@ -494,8 +565,10 @@ int main() {
     sessions();
     plans();
     routes();
+    priorities();
+    metrics();
     lifetimes();
     combinations();
     threads();
-    std::printf("safety: %d checks passed\n", checks);
+    std::printf("safety: %d checks passed\n", checks.load());
 }

@@ -198,6 +198,7 @@ bool set(cosrt::SessionOptions& options, std::istream& words) {
         else if (key == "stop_tokens") options.stop_tokens = commas<Token>(value);
         else if (key == "targets") options.targets = static_cast<cosrt::Targets>(std::stoi(value));
         else if (key == "routes") options.routes = static_cast<cosrt::Routes>(std::stoi(value));
+        else if (key == "priority") options.priority = static_cast<cosrt::Priority>(std::stoi(value));
         else if (key == "log_probabilities" && (value == "0" || value == "1")) options.log_probabilities = value == "1";
         else if (key == "log_probabilities") return false;
         else fail("unknown member " + key);

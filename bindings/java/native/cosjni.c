@@ -198,6 +198,28 @@ static jlongArray engine_stats(JNIEnv *env, jclass native, jlong engine)
     return failed(env, native, error, NULL) ? NULL : new_stats(env, &stats);
 }
 
+/* The text may grow between two calls, so it has no size to ask for. */
+static jbyteArray engine_metrics(JNIEnv *env, jclass native, jlong engine)
+{
+    for (size_t capacity = 1 << 15;; capacity *= 2) {
+        char *text = malloc(capacity);
+        if (!text) {
+            out_of_memory(env);
+            return NULL;
+        }
+        size_t bytes = 0;
+        cos_error *error = cos_engine_metrics(POINTER(cos_engine, engine), text, capacity, &bytes);
+        const int is_small = cos_error_code(error) == COS_ERROR_BUFFER_TOO_SMALL;
+        jbyteArray result = NULL;
+        if (is_small)
+            cos_error_free(error);
+        else if (!failed(env, native, error, NULL))
+            result = new_bytes(env, text, bytes);
+        free(text);
+        if (!is_small) return result;
+    }
+}
+
 static jintArray engine_encode(JNIEnv *env, jclass native, jlong engine, jbyteArray bytes, jboolean add_special)
 {
     char *text = copy_text(env, bytes);
@@ -290,7 +312,7 @@ static int32_t combine(const float *const *rows, size_t models_count, size_t voc
 static jlong session_new(JNIEnv *env, jclass native, jlong engine, jint strategy, jfloat temperature, jint top_k,
                          jfloat top_p, jfloat min_p, jlong seed, jint max_tokens, jintArray proposal_lengths,
                          jfloatArray weights, jintArray stop_tokens, jint targets, jint routes,
-                         jboolean log_probabilities, jlong combined)
+                         jint priority, jboolean log_probabilities, jlong combined)
 {
     copied lengths = copy_ints(env, proposal_lengths);
     copied shares = lengths.failed ? (copied){0} : copy_floats(env, weights);
@@ -314,6 +336,7 @@ static jlong session_new(JNIEnv *env, jclass native, jlong engine, jint strategy
             .stop_tokens_count = stops.count,
             .targets = targets,
             .routes = routes,
+            .priority = priority,
             .log_probabilities = log_probabilities,
             .combine = combined ? combine : NULL,
             .combine_data = POINTER(void, combined),
@@ -530,9 +553,10 @@ static const JNINativeMethod methods[] = {
     METHOD("engineDescribe", "(J)[B", engine_describe),
     METHOD("engineDescribeTable", "(J)[B", engine_describe_table),
     METHOD("engineStats", "(J)[J", engine_stats),
+    METHOD("engineMetrics", "(J)[B", engine_metrics),
     METHOD("engineEncode", "(J[BZ)[I", engine_encode),
     METHOD("engineDecode", "(J[I)[B", engine_decode),
-    METHOD("sessionNew", "(JIFIFFJI[I[F[IIIZJ)J", session_new),
+    METHOD("sessionNew", "(JIFIFFJI[I[F[IIIIZJ)J", session_new),
     METHOD("sessionFree", "(J)V", session_free),
     METHOD("prompt", "(J[I)V", prompt),
     METHOD("setScope", "(J[B)V", set_scope),

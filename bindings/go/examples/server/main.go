@@ -21,14 +21,12 @@ import (
 	"reflect"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 	"unicode/utf8"
 
 	cos "example.com/cos/bindings/go"
-	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/promauto"
-	"github.com/prometheus/client_golang/prometheus/promhttp"
 )
 
 // patience limits how long a client may take to send or to read, so that it cannot delay the shutdown for ever.
@@ -68,37 +66,33 @@ type service struct {
 	engine   *cos.Engine
 	model    string
 	slots    chan struct{} // has one element for each running completion
-	requests *prometheus.CounterVec
+	mu       sync.Mutex
+	requests map[int]int // answered completions by status
 }
 
 func newHandler(engine *cos.Engine, model string, sessions uint) http.Handler {
-	registry := prometheus.NewRegistry()
-	metrics := promauto.With(registry)
-	s := &service{engine, model, make(chan struct{}, sessions),
-		metrics.NewCounterVec(prometheus.CounterOpts{Name: "cos_requests_total"}, []string{"code"})}
-	metrics.NewGaugeFunc(prometheus.GaugeOpts{Name: "cos_requests_running"},
-		func() float64 { return float64(len(s.slots)) })
-	totals := func() map[string]float64 {
-		stats, _ := engine.Stats() // fails only after Close
-		return map[string]float64{
-			"tokens": float64(stats.Tokens), "proposed": float64(stats.Proposed), "tested": float64(stats.Tested),
-			"accepted": float64(stats.Accepted), "forwards": float64(stats.Forwards),
-			"prefix_tokens": float64(stats.PrefixTokens), "recomputed_tokens": float64(stats.RecomputedTokens),
-			"model_seconds": stats.ModelTime.Seconds(), "step_seconds": stats.TotalTime.Seconds(),
-		}
-	}
-	for name := range totals() {
-		metrics.NewCounterFunc(prometheus.CounterOpts{Name: "cos_" + name + "_total"},
-			func() float64 { return totals()[name] })
-	}
+	s := &service{engine: engine, model: model, slots: make(chan struct{}, sessions), requests: map[int]int{}}
 	about := object{"id": model, "object": "model", "created": time.Now().Unix(), "owned_by": "cos"}
 	models := object{"object": "list", "data": []object{about}}
 	mux := http.NewServeMux()
-	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{}))
+	mux.HandleFunc("GET /metrics", s.metrics)
 	mux.HandleFunc("GET /v1/models", func(w http.ResponseWriter, _ *http.Request) { reply(w, models, nil) })
 	mux.HandleFunc("POST /v1/completions", s.completions)
 	mux.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) { reply(w, nil, errPath) })
 	return mux
+}
+
+// metrics answers with the metrics of the engine and of the server.
+func (s *service) metrics(w http.ResponseWriter, _ *http.Request) {
+	text, _ := s.engine.Metrics() // fails only after Close
+	w.Header().Set("Content-Type", "text/plain; version=0.0.4")
+	fmt.Fprintf(w, "%s# TYPE cos_requests_running gauge\ncos_requests_running %d\n# TYPE cos_requests_total counter\n",
+		text, len(s.slots))
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for code, count := range s.requests {
+		fmt.Fprintf(w, "cos_requests_total{code=\"%d\"} %d\n", code, count)
+	}
 }
 
 // completions answers a request. It counts the request before it sends the last bytes, so that a client that has read
@@ -121,7 +115,9 @@ func (s *service) completions(w http.ResponseWriter, r *http.Request) {
 	if r.Context().Err() != nil {
 		status = 499 // the client has left
 	}
-	s.requests.WithLabelValues(fmt.Sprint(status)).Inc()
+	s.mu.Lock()
+	s.requests[status]++
+	s.mu.Unlock()
 	switch {
 	case err != nil && streams:
 		send(w, failure)
@@ -228,6 +224,7 @@ type completion struct {
 		Strategy string          `json:"strategy"`
 		Weights  textOr[float32] `json:"weights"`
 		Scope    string          `json:"scope"`
+		Priority string          `json:"priority"`
 	} `json:"cos"`
 	options cos.Options
 }
@@ -253,7 +250,7 @@ func (t *textOr[T]) UnmarshalJSON(data []byte) error {
 // read reads a request. It does not check what the library checks.
 func (s *service) read(w http.ResponseWriter, r *http.Request) (*completion, error) {
 	c := &completion{MaxTokens: 16, Temperature: 1, TopP: 1, Seed: rand.Uint64()}
-	c.Cos.Strategy = "auto"
+	c.Cos.Strategy, c.Cos.Priority = "auto", "interactive"
 	var members object
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, 4<<20))
 	if err := cmp.Or(err, json.Unmarshal(body, &members), json.Unmarshal(body, c)); err != nil {
@@ -278,9 +275,10 @@ func (s *service) read(w http.ResponseWriter, r *http.Request) (*completion, err
 		c.Stop.array = []string{*c.Stop.text}
 	}
 	// The library refuses -1, which is an unknown name.
+	priority := slices.Index([]string{"interactive", "batch"}, c.Cos.Priority)
 	strategy := slices.Index([]string{"auto", "standard", "speculative", "cos"}, c.Cos.Strategy)
 	c.options = cos.Options{Strategy: cos.Strategy(strategy), Temperature: c.Temperature, TopP: c.TopP, Seed: c.Seed,
-		MaxTokens: c.MaxTokens, Weights: c.Cos.Weights.array}
+		MaxTokens: c.MaxTokens, Weights: c.Cos.Weights.array, Priority: cos.Priority(priority)}
 	if c.Prompt.text != nil {
 		c.Prompt.array, err = s.engine.Encode(*c.Prompt.text, true)
 	}

@@ -57,11 +57,19 @@ public final class Engine extends NativeObject {
     }
 
     /**
-     * The sums over all its sessions, closed ones included, for the metrics of a server. They grow at the end of each
-     * step.
+     * The sums over all its sessions, closed ones included. They grow at the end of each step.
      */
     public Stats stats() {
         return Stats.of(shared(Native::engineStats));
+    }
+
+    /**
+     * Its metrics as text that Prometheus reads: counters, and histograms of what users wait for.
+     * {@code cos_engine_metrics} in cos.h lists them. For a server's answer to GET /metrics, of the type
+     * {@code text/plain; version=0.0.4}. A server may append lines of its own.
+     */
+    public String metrics() {
+        return Utf8.decode(shared(Native::engineMetrics));
     }
 
     /**

@@ -38,13 +38,15 @@ final class Native {
 
     static native long[] engineStats(long engine);
 
+    static native byte[] engineMetrics(long engine);
+
     static native int[] engineEncode(long engine, byte[] text, boolean addSpecial);
 
     static native byte[] engineDecode(long engine, int[] tokens);
 
     static native long sessionNew(long engine, int strategy, float temperature, int topK, float topP, float minP,
             long seed, int maxTokens, int[] proposalLengths, float[] weights, int[] stopTokens, int targets,
-            int routes, boolean logProbabilities, long combined);
+            int routes, int priority, boolean logProbabilities, long combined);
 
     static native void sessionFree(long session);
 

@@ -18,6 +18,7 @@ public final class SessionOptions {
     private final int[] stopTokens;
     private final Targets targets;
     private final Routes routes;
+    private final Priority priority;
     private final boolean logProbabilities;
     private final Combiner combiner;
 
@@ -34,6 +35,7 @@ public final class SessionOptions {
         stopTokens = builder.stopTokens;
         targets = builder.targets;
         routes = builder.routes;
+        priority = builder.priority;
         logProbabilities = builder.logProbabilities;
         combiner = builder.combiner;
     }
@@ -50,7 +52,8 @@ public final class SessionOptions {
     /** Makes a session, and returns its pointer. {@code number} is that of its combiner. */
     long newSession(long engine, long number) {
         return Native.sessionNew(engine, strategy.number, temperature, topK, topP, minP, seed, (int) maxTokens,
-                proposalLengths, weights, stopTokens, targets.number, routes.number, logProbabilities, number);
+                proposalLengths, weights, stopTokens, targets.number, routes.number, priority.number,
+                logProbabilities, number);
     }
 
     /**
@@ -70,6 +73,7 @@ public final class SessionOptions {
         private int[] stopTokens;
         private Targets targets = Targets.AUTO;
         private Routes routes = Routes.AUTO;
+        private Priority priority = Priority.INTERACTIVE;
         private boolean logProbabilities;
         private Combiner combiner;
 
@@ -164,6 +168,12 @@ public final class SessionOptions {
         /** Whose numbers draw routed targets. It does not change the distribution of the tokens. */
         public Builder routes(Routes routes) {
             this.routes = Objects.requireNonNull(routes, "routes");
+            return this;
+        }
+
+        /** How urgent the tokens are. It does not change their distribution. */
+        public Builder priority(Priority priority) {
+            this.priority = Objects.requireNonNull(priority, "priority");
             return this;
         }
 

@@ -20,6 +20,11 @@ final class Engines {
         return Engine.fromJson(MODELS + "{\"kind\": \"weighted\", \"weights\": [0.5, 0.5]}}");
     }
 
+    /** The same with another name of the second model. */
+    static Engine named(String name) {
+        return Engine.fromJson(MODELS.replace("two", name) + "{\"kind\": \"weighted\", \"weights\": [0.5, 0.5]}}");
+    }
+
     static Engine target(int model) {
         return Engine.fromJson(MODELS + "{\"kind\": \"target\", \"model\": " + model + "}}");
     }

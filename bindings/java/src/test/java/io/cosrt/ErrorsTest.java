@@ -39,7 +39,7 @@ class ErrorsTest {
         }
         engine.close();
         System.out.printf("errors: %d records%n", records);
-        assertEquals(48, records);
+        assertEquals(51, records);
     }
 
     private static int code(Engine engine, String record, String rest) {
@@ -102,6 +102,7 @@ class ErrorsTest {
                 case "stop_tokens" -> builder.stopTokens(ints(value));
                 case "targets" -> builder.targets(at(Targets.values(), value));
                 case "routes" -> builder.routes(at(Routes.values(), value));
+                case "priority" -> builder.priority(at(Priority.values(), value));
                 case "log_probabilities" -> builder.logProbabilities(at(new Boolean[] {false, true}, value));
                 default -> throw new AssertionError("an option that this does not know: " + pair);
             }

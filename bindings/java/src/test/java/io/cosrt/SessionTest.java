@@ -14,6 +14,10 @@ import java.lang.reflect.RecordComponent;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.List;
+import java.util.concurrent.ExecutorService;
+import java.util.concurrent.Executors;
+import java.util.concurrent.Future;
+import java.util.concurrent.atomic.AtomicBoolean;
 import org.junit.jupiter.api.AfterAll;
 import org.junit.jupiter.api.BeforeAll;
 import org.junit.jupiter.api.Test;
@@ -270,6 +274,68 @@ class SessionTest {
             }
         }
         assertThrows(NullPointerException.class, () -> pinned.routes(null));
+    }
+
+    @Test
+    void batchSessionsDecode() {
+        assertEquals(16, Engines.decode(engine, options().priority(Priority.BATCH).build()).size());
+        assertThrows(NullPointerException.class, () -> options().priority(null));
+        // The enumeration has no wrong priority.
+        CosException error = assertThrows(CosException.class, () -> engine.shared(pointer ->
+                Native.sessionNew(pointer, 0, 0, 0, 0, 0, 0, 0, null, null, null, 0, 0, 2, false, 0)));
+        assertEquals(ErrorCode.INVALID_ARGUMENT, error.code());
+        assertTrue(error.getMessage().contains("priority is 2"), error.getMessage());
+    }
+
+    /** Threads decode, and others read the metrics meanwhile. Counters never shrink, and then have all tokens. */
+    @Test
+    void metricsCount() throws Exception {
+        ExecutorService threads = Executors.newFixedThreadPool(4);
+        try (Engine own = Engines.weighted()) {
+            List<Future<?>> decoding = new ArrayList<>();
+            List<Future<?>> reading = new ArrayList<>();
+            AtomicBoolean done = new AtomicBoolean();
+            for (int seed = 0; seed < 2; seed++) {
+                SessionOptions options =
+                        options().strategy(Strategy.COS).temperature(1).seed(seed).maxTokens(100).build();
+                decoding.add(threads.submit(() -> Engines.decode(own, options)));
+                reading.add(threads.submit(() -> {
+                    double tokens = 0;
+                    double wasted = 0;
+                    while (!done.get()) {
+                        String text = own.metrics();
+                        assertTrue(sample(text, "cos_tokens_total") >= tokens);
+                        assertTrue(sample(text, "cos_wasted_total") >= wasted);
+                        tokens = sample(text, "cos_tokens_total");
+                        wasted = sample(text, "cos_wasted_total");
+                    }
+                }));
+            }
+            for (Future<?> thread : decoding) {
+                thread.get();
+            }
+            done.set(true);
+            for (Future<?> thread : reading) {
+                thread.get();
+            }
+            String text = own.metrics();
+            assertEquals(200, sample(text, "cos_tokens_total"));
+            assertEquals(2, sample(text, "cos_first_token_seconds_count"));
+            assertEquals(sample(text, "cos_proposed_total") - sample(text, "cos_accepted_total"),
+                    sample(text, "cos_wasted_total"));
+        } finally {
+            threads.shutdown();
+        }
+        String name = "x".repeat(2000); // the text is longer than the first buffer
+        try (Engine named = Engines.named(name)) {
+            assertTrue(named.metrics().length() > 1 << 15);
+            assertEquals(0, sample(named.metrics(), "cos_pass_tokens_count{model=\"" + name + "\"}"));
+        }
+    }
+
+    private static double sample(String metrics, String name) {
+        String line = metrics.lines().filter(one -> one.startsWith(name + " ")).findFirst().orElseThrow();
+        return Double.parseDouble(line.substring(name.length() + 1));
     }
 
     @Test

@@ -24,7 +24,7 @@ record Completion(String model, Object prompt, Long maxTokens, Float temperature
 
     record StreamOptions(boolean includeUsage) {}
 
-    record Cos(Strategy strategy, float[] weights, String scope) {}
+    record Cos(Strategy strategy, float[] weights, String scope, Priority priority) {}
 
     /**
      * Strict: refuses strings as numbers, fractions as integers, and null as an element. A member that is null counts
@@ -68,6 +68,7 @@ record Completion(String model, Object prompt, Long maxTokens, Float temperature
                 .seed(seed == null ? new Random().nextLong() : seed.longValue())
                 .strategy(cos == null || cos.strategy == null ? Strategy.AUTO : cos.strategy)
                 .weights(cos == null ? null : cos.weights)
+                .priority(cos == null || cos.priority == null ? Priority.INTERACTIVE : cos.priority)
                 .build();
     }
 

@@ -3,11 +3,7 @@
 package io.cosrt.server;
 
 import io.cosrt.Engine;
-import io.cosrt.Stats;
 import io.netty.handler.codec.http.HttpResponseStatus;
-import io.prometheus.metrics.core.metrics.*;
-import io.prometheus.metrics.expositionformats.PrometheusTextFormatWriter;
-import io.prometheus.metrics.model.registry.PrometheusRegistry;
 import io.vertx.core.Vertx;
 import io.vertx.core.buffer.Buffer;
 import io.vertx.core.http.HttpServer;
@@ -19,8 +15,8 @@ import io.vertx.ext.web.handler.BodyHandler;
 import java.nio.file.Path;
 import java.time.Duration;
 import java.util.*;
+import java.util.concurrent.ConcurrentHashMap;
 import java.util.concurrent.Semaphore;
-import java.util.function.ToDoubleFunction;
 import sun.misc.Signal;
 
 /** The completions API of OpenAI, from one engine: {@code server CONFIG.json [--port N] [--max-sessions N]}. */
@@ -28,30 +24,23 @@ public final class Server {
     private final Engine engine;
     private final String model;
     private final Semaphore slots;
-    private final PrometheusRegistry metrics = new PrometheusRegistry();
-    private final Counter requests = Counter.builder().name("cos_requests_total").help("Answered completions by status")
-            .labelNames("code").register(metrics);
+    private final int maxSessions;
+    private final Map<Integer, Long> requests = new ConcurrentHashMap<>(); // answered completions by status
 
     private Server(Path config, int maxSessions) {
         engine = Engine.open(config);
         model = config.getFileName().toString().replaceFirst("\\.json$", "");
+        this.maxSessions = maxSessions;
         slots = new Semaphore(maxSessions);
-        GaugeWithCallback.builder().name("cos_requests_running").help("Completions that are running")
-                .callback(gauge -> gauge.call(maxSessions - slots.availablePermits())).register(metrics);
-        counter("cos_tokens_total", "Tokens committed", Stats::tokens);
-        counter("cos_proposed_total", "Proposals made", Stats::proposed);
-        counter("cos_tested_total", "Proposals that were accepted or rejected", Stats::tested);
-        counter("cos_accepted_total", "Proposals accepted", Stats::accepted);
-        counter("cos_forwards_total", "Passes of all models", Stats::forwards);
-        counter("cos_prefix_tokens_total", "Tokens that were found computed", Stats::prefixTokens);
-        counter("cos_recomputed_tokens_total", "Tokens computed once more", Stats::recomputedTokens);
-        counter("cos_model_seconds_total", "Seconds inside ONNX Runtime", stats -> stats.modelNs() / 1e9);
-        counter("cos_step_seconds_total", "Seconds inside steps", stats -> stats.totalNs() / 1e9);
     }
 
-    private void counter(String name, String help, ToDoubleFunction<Stats> value) {
-        CounterWithCallback.builder().name(name).help(help)
-                .callback(counter -> counter.call(value.applyAsDouble(engine.stats()))).register(metrics);
+    private String metrics() {
+        StringBuilder text = new StringBuilder(engine.metrics())
+                .append("# TYPE cos_requests_running gauge\ncos_requests_running ")
+                .append(maxSessions - slots.availablePermits()).append("\n# TYPE cos_requests_total counter\n");
+        requests.forEach((code, count) ->
+                text.append("cos_requests_total{code=\"" + code + "\"} " + count + "\n"));
+        return text.toString();
     }
 
     public static void main(String[] arguments) {
@@ -80,8 +69,7 @@ public final class Server {
         router.get("/v1/models").handler(context -> context.json(JsonObject.of("object", "list", "data",
                 JsonArray.of(JsonObject.of("id", model, "object", "model", "created", 0, "owned_by", "cos")))));
         router.get("/metrics").handler(context -> context.response()
-                .putHeader("Content-Type", PrometheusTextFormatWriter.CONTENT_TYPE)
-                .end(PrometheusTextFormatWriter.create().toDebugString(metrics.scrape())));
+                .putHeader("Content-Type", "text/plain; version=0.0.4").end(metrics()));
         router.post("/v1/completions").handler(BodyHandler.create(false).setBodyLimit(4 << 20)).handler(this::complete);
         for (int status : new int[] {400, 404, 405, 413}) { // errors of the router and of the body handler
             String message = HttpResponseStatus.valueOf(status).reasonPhrase();
@@ -120,7 +108,7 @@ public final class Server {
         }
         slots.release();
         boolean left = response.closed();
-        requests.labelValues(left ? "499" : Integer.toString(status)).inc();
+        requests.merge(left ? 499 : status, 1L, Long::sum);
         if (left) {
             return;
         }
@@ -133,7 +121,7 @@ public final class Server {
     /** Answers a request that does not reach {@link #answer}. */
     private void refuse(RoutingContext context, int status, String message) {
         if (context.request().path().startsWith("/v1/completions")) {
-            requests.labelValues(Integer.toString(status)).inc();
+            requests.merge(status, 1L, Long::sum);
         }
         ApiError.head(context.response(), status);
         context.response().end(new ApiError(status, message, null).json());
