@@ -26,7 +26,7 @@ ONNXRUNTIME := $(CARGO_TARGET_DIR)/onnxruntime
 
 .DEFAULT_GOAL := help
 .PHONY: help build portable onnxruntime install export demo demo-program test test-export test-cpp test-go test-java \
-    conformance lint format clippy bench bench-sessions evaluate bench-cuda header clean
+    conformance lint format clippy bench bench-serve bench-sessions evaluate bench-cuda header clean
 # Cargo uses all cores by itself, and its targets would wait for each other.
 .NOTPARALLEL:
 
@@ -135,6 +135,11 @@ bench: onnxruntime ## compare strategies and peers in target/bench/index.html: M
 bench-sessions: onnxruntime ## measure many sessions at once: CONFIG=, TORCH=FOLDER,FOLDER for a peer, BENCH_ARGUMENTS=
 	@[ -z "$(TORCH)" ] || scripts/bench-setup "$(CARGO_TARGET_DIR)/bench"
 	$(CARGO) bench --locked --bench sessions -- $(CONFIG) $(if $(TORCH),--torch "$(TORCH)") $(BENCH_ARGUMENTS)
+
+bench-serve: onnxruntime ## serve many clients, and write target/bench-serve: CONFIG=, MODELS=, QUICK=1, BENCH_ARGUMENTS=
+	QUICK="$(QUICK)" scripts/bench-setup "$(CARGO_TARGET_DIR)/bench"
+	$(CARGO) bench --locked --bench serve -- $(CONFIG) --out "$(CARGO_TARGET_DIR)/bench-serve" \
+	    $(if $(MODELS),--models "$(MODELS)") $(if $(QUICK),--quick) $(BENCH_ARGUMENTS)
 
 evaluate: onnxruntime ## measure what combinations do to the text, beside each of their models alone: CONFIGS=
 	$(CARGO) bench --locked --bench bench -- --quality \

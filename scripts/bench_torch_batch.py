@@ -32,25 +32,26 @@ class Batch:
         self.versions = {"torch": f"{torch.__version__}, {where}", "transformers": transformers.__version__}
         self.kept = {}  # by batch and length: caches, the graph, and its token
 
-    def step(self, caches, tokens):
-        """Runs all models over tokens [batch, width], and draws a token for each text: [batch, 1]."""
-        rows = [model(input_ids=tokens, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
-                for model, cache in zip(self.models, caches)]
+    def step(self, caches, tokens, mask=None):
+        """Runs all models over tokens [batch, width], and draws a token for each text: [batch, 1]. The mask [batch,
+        length] is 0 for places of the caches that are padding."""
+        rows = [model(input_ids=tokens, attention_mask=mask, past_key_values=cache, use_cache=True,
+                      logits_to_keep=1).logits[:, -1] for model, cache in zip(self.models, caches)]
         mixture = sum(row.float().softmax(-1) for row in rows)
         return mixture.multinomial(1)
 
-    def capture(self, caches, batch):
+    def capture(self, caches, batch, mask=None):
         """A graph of one step, and the tensor that it takes the last tokens from and writes the next ones to."""
         torch = self.torch
         token, stream = torch.zeros([batch, 1], dtype=torch.long, device=self.device), torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(3):
-                self.step(caches, token)
+                self.step(caches, token, mask)
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            token.copy_(self.step(caches, token))
+            token.copy_(self.step(caches, token, mask))
         return graph, token
 
     def run(self, batch, prompt, tokens, threads):

@@ -291,15 +291,15 @@ fn speeds(variant: &Variant, case: &Case) -> Panel {
 }
 
 /// A plot with its title and size.
-struct Panel {
-    title: String,
-    width: f64,
-    height: f64,
-    svg: String,
+pub struct Panel {
+    pub title: String,
+    pub width: f64,
+    pub height: f64,
+    pub svg: String,
 }
 
 /// An SVG file with plots in two columns, and their style.
-fn columns(panels: impl Iterator<Item = Panel>) -> String {
+pub fn columns(panels: impl Iterator<Item = Panel>) -> String {
     const STYLE: &str = "
   text { font: 12px system-ui, sans-serif; fill: #5c6570; } .title { fill: #1a1d21; font-size: 13px; }
   path { fill: none; stroke-width: 1; } .paper { fill: #fff; } .grid { stroke: #e8ebef; } .axis { stroke: #5c6570; }
@@ -307,11 +307,13 @@ fn columns(panels: impl Iterator<Item = Panel>) -> String {
   .whisker { stroke: #1a1d21; } .one { stroke: #1a1d21; stroke-dasharray: 3 3; }
   .curve { stroke-width: 2; } .dots { stroke-width: 7; stroke-linecap: round; }
   .c0 { stroke: #1f66c1; } .c1 { stroke: #b26a00; } .c2 { stroke: #7a828c; }
+  .c3 { stroke: #217a3c; } .c4 { stroke: #7a3fb0; } .c5 { stroke: #c0272d; }
   @media (prefers-color-scheme: dark) {
     text { fill: #98a2ae; } .title { fill: #e6e9ed; }
     .paper { fill: #15181c; } .grid { stroke: #262c33; } .axis { stroke: #98a2ae; }
     .own { fill: #6aa9f4; } .peer { fill: #66707c; } .whisker, .one { stroke: #e6e9ed; }
     .c0 { stroke: #6aa9f4; } .c1 { stroke: #e0a64b; } .c2 { stroke: #8d96a1; }
+    .c3 { stroke: #6cc488; } .c4 { stroke: #b78ae6; } .c5 { stroke: #f0787c; }
   }
 ";
     const MARGIN: f64 = 16.0;

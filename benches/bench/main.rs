@@ -7,7 +7,7 @@ pub mod cases;
 pub mod cuda;
 mod hostile;
 pub mod measure;
-mod peers;
+pub mod peers;
 pub mod quality;
 mod raw;
 pub mod report;
@@ -109,7 +109,7 @@ pub struct Arguments {
 }
 
 #[derive(Clone, Copy, PartialEq, clap::ValueEnum)]
-enum Provider {
+pub enum Provider {
     Cpu,
     Cuda,
 }
@@ -223,7 +223,7 @@ fn measure_cases(
 }
 
 /// The project's folder. The environment names it at run time if the program was built elsewhere.
-fn root() -> PathBuf {
+pub fn root() -> PathBuf {
     std::env::var_os("CARGO_MANIFEST_DIR").map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), PathBuf::from)
 }
 
@@ -385,7 +385,7 @@ fn quality(arguments: &Arguments) -> Result<()> {
 }
 
 /// The tokens of the first prompts of a set.
-fn prompts(engine: &Engine, set: &str, count: usize) -> Result<Vec<Vec<i32>>> {
+pub fn prompts(engine: &Engine, set: &str, count: usize) -> Result<Vec<Vec<i32>>> {
     let folder = root().join("models/demo/prompts");
     let text = engine.text()?;
     std::fs::read_to_string(folder.join(set).with_extension("jsonl"))?
@@ -429,7 +429,7 @@ fn workers(arguments: &Arguments, tasks: &[Task], notes: &mut Vec<String>) -> (V
 }
 
 /// Versions, machine, models and command, for the report.
-fn facts(engine: &Engine, versions: Vec<(String, String)>, provider: Provider) -> Vec<(String, String)> {
+pub fn facts(engine: &Engine, versions: Vec<(String, String)>, provider: Provider) -> Vec<(String, String)> {
     let read = |program: &str, arguments: &[&str]| {
         let output = Command::new(program).args(arguments).output().ok()?;
         Some(String::from_utf8_lossy(&output.stdout).trim().to_string()).filter(|text| !text.is_empty())
@@ -477,7 +477,10 @@ fn facts(engine: &Engine, versions: Vec<(String, String)>, provider: Provider) -
         ("load at the start".to_string(), load.to_string()),
         ("system".to_string(), read("uname", &["-srm"]).unwrap_or_default()),
         ("models".to_string(), models(engine)),
-        ("command".to_string(), format!("bench {}", std::env::args().skip(1).collect::<Vec<_>>().join(" "))),
+        (
+            "command".to_string(),
+            format!("{} {}", env!("CARGO_CRATE_NAME"), std::env::args().skip(1).collect::<Vec<_>>().join(" ")),
+        ),
     ]);
     facts
 }
@@ -574,17 +577,21 @@ fn memory(task: &Task, prompt: &[i32], tokens: usize, count: usize) -> Result<()
             Ok(session)
         };
         open()?; // ONNX Runtime's own memory does not belong to a session
-        let before = resident()?;
+        let before = kibibytes(std::process::id(), "VmRSS")?;
         let sessions = (0..count).map(|_| open()).collect::<Result<Vec<_>>>()?;
         let tokens = sessions[0].decoder().committed().len();
-        println!("| {} | {tokens} | {} |", plan.name, resident()?.saturating_sub(before) / count as u64);
+        println!(
+            "| {} | {tokens} | {} |",
+            plan.name,
+            (kibibytes(std::process::id(), "VmRSS")? - before).max(0.0) as u64 / count as u64
+        );
     }
     Ok(())
 }
 
-/// The resident memory of the process in KiB.
-fn resident() -> Result<u64> {
-    let status = std::fs::read_to_string("/proc/self/status")?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).ok_or("no VmRSS")?;
+/// A line of a process's status that has KiB: `VmRSS` is its resident memory, `VmHWM` the peak of it.
+pub fn kibibytes(process: u32, name: &str) -> Result<f64> {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).ok_or("no such line")?;
     Ok(line.trim().trim_end_matches(" kB").parse()?)
 }

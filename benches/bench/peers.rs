@@ -8,6 +8,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::Duration;
 
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 /// The kinds of workers: a name, and the arguments of the script.
@@ -70,10 +71,15 @@ impl Worker {
         Ok(worker)
     }
 
-    pub fn ask(&mut self, request: &Value) -> Result<Answer, String> {
+    pub fn ask<T: DeserializeOwned>(&mut self, request: &Value) -> Result<T, String> {
         let requests = self.requests.as_mut().expect("standard input is open until drop");
         writeln!(requests, "{request}").map_err(|error| error.to_string())?;
         serde_json::from_value(self.read()?).map_err(|error| error.to_string())
+    }
+
+    /// The worker's process.
+    pub fn process(&self) -> u32 {
+        self.child.id()
     }
 
     fn read(&mut self) -> Result<Value, String> {

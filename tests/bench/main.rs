@@ -3,6 +3,7 @@
 #[allow(dead_code, reason = "only parts of it are tested")]
 #[path = "../../benches/bench/main.rs"]
 mod bench;
+mod serve;
 
 use std::ffi::OsString;
 use std::sync::Arc;

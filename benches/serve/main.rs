@@ -1,0 +1,346 @@
+//! `make bench-serve`: many clients at once, in a closed loop and by arrivals that come faster and faster.
+//!
+//! `cargo bench --bench serve -- --help` lists the arguments.
+
+#[allow(dead_code, reason = "the other benchmark uses all of it")]
+#[path = "../bench/main.rs"]
+mod bench;
+mod drive;
+mod load;
+mod peers;
+mod report;
+mod results;
+mod tally;
+
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use bench::measure::Result;
+use bench::results::Spread;
+use clap::{Parser, ValueEnum};
+use cos::config::{Config, ModelConfig, ProviderName};
+use cos::decode::policy::Strategy;
+use cos::engine::Engine;
+use cos::engine::session::Options;
+use cos::rows::Sampler;
+use load::{Load, Mix};
+use peers::Peer;
+use results::{Case, Point, Results};
+use tally::{Served, collapsed, figures, waiting};
+
+/// Serve many clients at once, and measure throughput, latencies and memory.
+#[derive(Parser)]
+struct Arguments {
+    /// Engine configurations. By default, those of the demo models.
+    configs: Vec<PathBuf>,
+    /// The folder of the report.
+    #[arg(long, default_value = "target/bench-serve")]
+    out: PathBuf,
+    /// Measure little, in less than three minutes.
+    #[arg(long)]
+    quick: bool,
+    /// The strategies.
+    #[arg(long, value_delimiter = ',', default_value = "standard,speculative,cos,auto")]
+    strategies: Vec<Name>,
+    /// Clients of the closed loop. Each asks again as soon as it has been served.
+    #[arg(long, value_delimiter = ',', default_value = "1,4,16,64,256")]
+    clients: Vec<usize>,
+    /// The most sessions at once in the open loop. Further requests wait.
+    #[arg(long, default_value_t = 32)]
+    most: usize,
+    /// The first rate of the open loop, in requests per second. By default, half of what `standard` served to the
+    /// closed loop's clients, of as many as `--most` or the next fewer.
+    #[arg(long)]
+    rate: Option<f64>,
+    /// A rate over the one before.
+    #[arg(long, default_value_t = 1.6)]
+    factor: f64,
+    /// The most rates. Before that, the open loop ends once each strategy has collapsed.
+    #[arg(long)]
+    rates: Option<usize>,
+    /// Seconds that are measured of a closed loop. An open loop takes four times as long.
+    #[arg(long)]
+    seconds: Option<f64>,
+    /// Rounds of the closed loop, each of which measures everything in turn.
+    #[arg(long)]
+    rounds: Option<usize>,
+    /// Give each session a thread of its own, instead of one thread for all.
+    #[arg(long)]
+    threads: bool,
+    /// The prompts of the closed loop.
+    #[arg(long, default_value = "short")]
+    closed: Prompts,
+    /// The prompts of the open loop.
+    #[arg(long, default_value = "long")]
+    open: Prompts,
+    /// The mean number of tokens that a client wants. Each wants between a half and one and a half of it.
+    #[arg(long, default_value_t = 64)]
+    tokens: usize,
+    /// The temperature.
+    #[arg(long, default_value_t = 1.0)]
+    temperature: f32,
+    /// The seed of arrivals and lengths.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// A folder of the models in Hugging Face's format, by name, for peers that run these.
+    #[arg(long)]
+    models: Option<PathBuf>,
+    /// Leave out peers.
+    #[arg(long)]
+    no_peers: bool,
+    /// Clients of the peers, of those of the closed loop.
+    #[arg(long, value_delimiter = ',', default_value = "1,16,64")]
+    peer_clients: Vec<usize>,
+    /// Cargo passes this.
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+/// A strategy by name.
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
+enum Name {
+    Standard,
+    Speculative,
+    Cos,
+    Auto,
+}
+
+/// A set of prompts. `short` are GSM8K and HumanEval, `long` the same with one prompt of 384 to 768 tokens in eight.
+#[derive(Clone, Copy, ValueEnum)]
+enum Prompts {
+    Gsm8k,
+    Humaneval,
+    Short,
+    Long,
+}
+
+impl Name {
+    fn strategy(self) -> Strategy {
+        match self {
+            Name::Standard => Strategy::Standard,
+            Name::Speculative => Strategy::Speculative,
+            Name::Cos => Strategy::Cos,
+            Name::Auto => Strategy::Auto,
+        }
+    }
+
+    fn word(self) -> String {
+        self.to_possible_value().expect("no strategy is skipped").get_name().into()
+    }
+}
+
+/// A configuration that is measured, with all that its measurements have in common.
+struct Bench<'a> {
+    arguments: &'a Arguments,
+    engine: Arc<Engine>,
+    strategies: Vec<Name>,
+    seconds: f64,
+    rounds: usize,
+}
+
+/// A measurement: what clients saw, and the peak of the memory in MiB.
+struct Measured {
+    served: Vec<Served>,
+    memory: f64,
+}
+
+fn main() -> Result<()> {
+    let arguments = Arguments::parse();
+    let demo = ["one", "drafter", "engine", "three", "contrastive"];
+    let demo = if arguments.quick { &demo[2..3] } else { &demo };
+    let demo = demo.iter().map(|name| bench::root().join("models/demo").join(name).with_extension("json"));
+    let configs = if arguments.configs.is_empty() { demo.collect() } else { arguments.configs.clone() };
+    let mut results = Results::default();
+    let mut versions = Vec::new();
+    for (index, path) in configs.iter().enumerate() {
+        println!("{}/{}: {}", index + 1, configs.len(), path.display());
+        let config = Config::open(path)?;
+        let bench = Bench::new(&arguments, &config)?;
+        if results.facts.is_empty() {
+            results.facts = bench::facts(&bench.engine, Vec::new(), provider(&config));
+        }
+        let mut peers = Vec::new();
+        if !arguments.no_peers {
+            peers = peers::start(&config, arguments.models.as_deref(), provider(&config), &mut results.notes);
+        }
+        versions.extend(peers.iter().flat_map(|peer: &Peer| peer.worker.versions.clone()));
+        let case = bench.case(path, &mut peers, &mut results.notes)?;
+        results.cases.push(case);
+        report::write(&results, &arguments.out)?;
+    }
+    versions.sort();
+    versions.dedup();
+    results.facts.extend(versions);
+    report::write(&results, &arguments.out)?;
+    println!("{}", arguments.out.join("index.html").display());
+    Ok(())
+}
+
+fn provider(config: &Config) -> bench::Provider {
+    let is_cuda = |model: &ModelConfig| matches!(model, ModelConfig::Onnx(it) if it.provider == ProviderName::Cuda);
+    if config.models.iter().any(is_cuda) { bench::Provider::Cuda } else { bench::Provider::Cpu }
+}
+
+impl<'a> Bench<'a> {
+    fn new(arguments: &'a Arguments, config: &Config) -> Result<Bench<'a>> {
+        let engine = Arc::new(Engine::load(config)?);
+        // One model alone has nothing to choose.
+        let several = config.models.len() > 1;
+        let strategies = arguments.strategies.iter().copied().filter(|&name| several || name == Name::Standard);
+        let (seconds, rounds) = if arguments.quick { (1.0, 1) } else { (2.5, 2) };
+        Ok(Bench {
+            arguments,
+            engine,
+            strategies: strategies.collect(),
+            seconds: arguments.seconds.unwrap_or(seconds),
+            rounds: arguments.rounds.unwrap_or(rounds),
+        })
+    }
+
+    fn case(&self, path: &Path, peers: &mut Vec<Peer>, notes: &mut Vec<String>) -> Result<Case> {
+        let mut case = Case {
+            name: path.file_stem().unwrap_or_default().to_string_lossy().into_owned(),
+            about: report::about(&self.engine),
+            most: self.arguments.most,
+            ..Case::default()
+        };
+        // This warms up, and `auto` learns the models.
+        for &name in &self.strategies {
+            self.measure(name, 4, self.mix(self.arguments.closed)?, &(0.0..self.seconds / 2.0), None)?;
+        }
+        let clients = self.arguments.clients.iter().filter(|&&clients| !self.arguments.quick || clients <= 64);
+        for &clients in clients {
+            let standard = self.closed(clients, &mut case)?;
+            if self.arguments.peer_clients.contains(&clients) {
+                self.peers(clients, peers, &standard, &mut case, notes)?;
+            }
+        }
+        self.open(&mut case)?;
+        Ok(case)
+    }
+
+    /// The requests that are drawn from a set of prompts.
+    fn mix(&self, prompts: Prompts) -> Result<Mix> {
+        let sets: &[&str] = match prompts {
+            Prompts::Gsm8k => &["gsm8k"],
+            Prompts::Humaneval => &["humaneval"],
+            Prompts::Short | Prompts::Long => &["gsm8k", "humaneval"],
+        };
+        let mut prompts_of_all = Vec::new();
+        for set in sets {
+            prompts_of_all.extend(bench::prompts(&self.engine, set, 200)?);
+        }
+        Ok(Mix {
+            prompts: prompts_of_all,
+            long: if matches!(prompts, Prompts::Long) { 0.125 } else { 0.0 },
+            long_lengths: 384..768,
+            tokens: self.arguments.tokens,
+            seed: self.arguments.seed,
+        })
+    }
+
+    fn measure(&self, name: Name, most: usize, mix: Mix, window: &Range<f64>, rate: Option<f64>) -> Result<Measured> {
+        let options = Options {
+            strategy: name.strategy(),
+            sampler: Sampler::new(self.arguments.temperature, 0, 0.0, 0.0)?,
+            stop_tokens: Some(Vec::new()),
+            ..Options::default()
+        };
+        peers::forget_peak(std::process::id())?;
+        let load = Load::new(mix, window.clone(), rate);
+        let drive = if self.arguments.threads { drive::by_threads } else { drive::by_one };
+        let served = drive(&self.engine, &options, most, load)?;
+        Ok(Measured { served, memory: bench::kibibytes(std::process::id(), "VmHWM")? / 1024.0 })
+    }
+
+    /// All strategies with so many clients. The tokens per second of `standard` are the result.
+    fn closed(&self, clients: usize, case: &mut Case) -> Result<Vec<f64>> {
+        let window = self.seconds / 2.0..self.seconds * 1.5;
+        let mut all: Vec<Vec<Measured>> = self.strategies.iter().map(|_| Vec::new()).collect();
+        for round in 0..self.rounds {
+            for turn in 0..all.len() {
+                let which = (turn + round) % all.len(); // no strategy always comes after the same one
+                let mut mix = self.mix(self.arguments.closed)?;
+                mix.seed += round as u64;
+                all[which].push(self.measure(self.strategies[which], clients, mix, &window, None)?);
+            }
+        }
+        let mut standard = Vec::new();
+        for (name, measured) in self.strategies.iter().zip(all) {
+            let memory = measured.iter().map(|measured| measured.memory).fold(0.0, f64::max);
+            let served: Vec<Vec<Served>> = measured.into_iter().map(|measured| measured.served).collect();
+            let figures = figures(&served, &window);
+            if *name == Name::Standard {
+                standard.clone_from(&figures.tokens_per_second);
+            }
+            let ratio = over(&figures.tokens_per_second, &standard);
+            let point = Point { memory, ratio, ..Point::new(&name.word(), clients as f64, &figures) };
+            println!("    {}", report::line(&point));
+            case.closed.push(point);
+        }
+        Ok(standard)
+    }
+
+    /// All peers with so many clients, for longer, because batches that do not change take long.
+    fn peers(
+        &self,
+        clients: usize,
+        peers: &mut Vec<Peer>,
+        standard: &[f64],
+        case: &mut Case,
+        notes: &mut Vec<String>,
+    ) -> Result<()> {
+        let window = self.seconds / 2.0..self.seconds * 4.5;
+        let mix = self.mix(self.arguments.closed)?;
+        peers.retain_mut(|peer| match peer.measure(clients, &mix, &window) {
+            Ok((served, memory)) => {
+                let figures = figures(&[served], &window);
+                let ratio = over(&figures.tokens_per_second, &[Spread::of(standard.iter().copied()).median]);
+                let point = Point { peer: true, memory, ratio, ..Point::new(&peer.name, clients as f64, &figures) };
+                println!("    {}", report::line(&point));
+                case.closed.push(point);
+                true
+            }
+            Err(error) => {
+                notes.push(format!("{}, {}, {clients} clients: {error}", case.name, peer.name));
+                false
+            }
+        });
+        notes.extend(peers.iter_mut().filter_map(|peer| peer.note.take()).map(|note| format!("{}: {note}", case.name)));
+        Ok(())
+    }
+
+    /// Rising rates, until each strategy has collapsed.
+    fn open(&self, case: &mut Case) -> Result<()> {
+        let served = |point: &&Point| point.name == "standard" && point.load <= self.arguments.most as f64;
+        let most = case.closed.iter().rfind(served).map(|point| 0.5 * point.requests_per_second.median);
+        let Some(mut rate) = self.arguments.rate.or(most) else { return Ok(()) };
+        let window = self.seconds..self.seconds * 5.0;
+        let mut going = self.strategies.clone();
+        for _ in 0..self.arguments.rates.unwrap_or(if self.arguments.quick { 2 } else { 8 }) {
+            for name in going.clone() {
+                let mix = self.mix(self.arguments.open)?;
+                let measured = self.measure(name, self.arguments.most, mix, &window, Some(rate))?;
+                let waiting = waiting(&measured.served, &window);
+                let collapsed = collapsed(&measured.served, &window);
+                let figures = figures(std::slice::from_ref(&measured.served), &window);
+                let point = Point::new(&name.word(), rate, &figures);
+                let point = Point { memory: measured.memory, waiting, collapsed, ..point };
+                println!("    {}", report::line(&point));
+                case.open.push(point);
+                going.retain(|other| !collapsed || *other != name);
+            }
+            if going.is_empty() {
+                break;
+            }
+            rate *= self.arguments.factor;
+        }
+        Ok(())
+    }
+}
+
+/// Ratios within each round.
+fn over(own: &[f64], standard: &[f64]) -> Spread {
+    Spread::of(own.iter().zip(standard).map(|(own, standard)| own / standard))
+}
