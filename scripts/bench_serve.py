@@ -10,9 +10,10 @@
 DEVICE is cpu (fp32) or cuda (fp16). All sample at temperature 1.
 
 The first line of output is {"versions": {…}} or {"error"}. Each line of input has {"clients", "prompts", "tokens",
-"window": {"start", "end"}}: each client takes the next prompt as soon as its last text has ended. The answer is
-{"served": [{"arrived", "started", "bursts": [[seconds, tokens]…]}…]} or {"error"}. Requests that arrive within the
-window are served to their end.
+"seconds"}: each client takes the next prompt as soon as its last text has ended. The measured time begins when as many
+texts have ended as there are clients, and lasts so many seconds, or longer, until as many have ended again. The answer
+is {"served": [{"arrived", "started", "bursts": [[seconds, tokens]…], "whole"}…], "window": {"start", "end"}, "note"} or
+{"error"}.
 """
 
 import json
@@ -186,32 +187,37 @@ class Torch:
         self.texts, self.queue, self.batch.kept = [], [], {}
 
 
-def serve(backend, clients, prompts, tokens, window):
-    """A closed loop. Returns the requests as their clients saw them."""
-    served, waiting = [], set()
+def serve(backend, clients, prompts, tokens, seconds):
+    """A closed loop. Returns the requests as their clients saw them, and the measured time."""
+    served, ended_texts, start, before = [], 0, None, 0
     backend.begin(clients, max(map(len, prompts)) + max(tokens))
     begin = time.perf_counter()
 
+    def now():
+        return time.perf_counter() - begin
+
     def ask():
-        index, now = len(served), time.perf_counter() - begin
-        served.append({"arrived": now, "started": now, "bursts": []})
-        if window["start"] <= now < window["end"]:
-            waiting.add(index)
+        index = len(served)
+        served.append({"arrived": now(), "started": now(), "bursts": [], "whole": False})
         backend.start(prompts[index % len(prompts)], tokens[index % len(tokens)])
 
     try:
         for _ in range(clients):
             ask()
-        while waiting or time.perf_counter() - begin < window["end"]:
+        while start is None or now() < start + seconds or ended_texts < before + clients:
             for index, came, ended in backend.step():
                 if came:
-                    served[index]["bursts"].append([time.perf_counter() - begin, came])
+                    served[index]["bursts"].append([now(), came])
                 if ended:
-                    waiting.discard(index)
+                    served[index]["whole"] = True
+                    ended_texts += 1
                     ask()
+            if start is None and now() >= seconds / 4 and ended_texts >= clients:
+                start, before = now(), ended_texts
+        window = {"start": start, "end": now()}
     finally:
         backend.end()
-    return served
+    return {"served": served, "window": window, "note": getattr(backend, "note", None)}
 
 
 def main():
@@ -227,7 +233,7 @@ def main():
     print(json.dumps({"versions": backend.versions}), file=answers)
     for line in sys.stdin:
         try:
-            result = {"served": serve(backend, **json.loads(line)), "note": getattr(backend, "note", None)}
+            result = serve(backend, **json.loads(line))
         except Exception as error:
             result = {"error": f"{type(error).__name__}: {error}"}
         print(json.dumps(result), file=answers)

@@ -11,7 +11,7 @@ use cos::engine::session::{Options, Session, State};
 use cos::error::Result;
 
 use super::load::{Load, Next, Request};
-use super::tally::Served;
+use super::tally::{Measurement, Served};
 
 /// A session, and what its client has seen of it.
 struct Running {
@@ -44,7 +44,7 @@ impl Running {
         session.set_scope(&SCOPES.fetch_add(1, Ordering::Relaxed).to_string())?;
         session.prompt(&request.prompt)?;
         let bursts = Vec::with_capacity(request.tokens);
-        let served = Served { arrived: request.arrived, started: now, bursts, bytes: 0 };
+        let served = Served { arrived: request.arrived, started: now, bursts, whole: false, bytes: 0 };
         Ok(Running { session, served, news: None })
     }
 
@@ -64,12 +64,13 @@ impl Running {
 
     /// Whether the text has ended.
     fn has_ended(&mut self) -> Result<bool> {
-        Ok(self.news.take().transpose()?.is_some_and(|state| state != State::Open))
+        self.served.whole = self.news.take().transpose()?.is_some_and(|state| state != State::Open);
+        Ok(self.served.whole)
     }
 }
 
 /// Serve this load with at most `most` sessions at once, all on this thread.
-pub fn by_one(engine: &Arc<Engine>, options: &Options, most: usize, mut load: Load) -> Result<Vec<Served>> {
+pub fn by_one(engine: &Arc<Engine>, options: &Options, most: usize, mut load: Load) -> Result<Measurement> {
     let began = Instant::now();
     let now = || began.elapsed().as_secs_f64();
     let (mut running, mut served) = (Vec::<Running>::with_capacity(most), Vec::new());
@@ -78,7 +79,7 @@ pub fn by_one(engine: &Arc<Engine>, options: &Options, most: usize, mut load: Lo
             let at = now();
             match load.next(at) {
                 Next::Ask(request) => running.push(Running::new(engine, options, &request, at)?),
-                Next::Wait(until) if running.is_empty() => sleep(until - at),
+                Next::Wait(until) if running.is_empty() && !load.is_over(at) => sleep(until - at),
                 Next::Wait(_) => break,
             }
         }
@@ -87,7 +88,7 @@ pub fn by_one(engine: &Arc<Engine>, options: &Options, most: usize, mut load: Lo
         while index < running.len() {
             if running[index].has_ended()? {
                 let ended = running.remove(index).served(); // the others stay in the order in which they came
-                load.ended(ended.arrived);
+                load.ended();
                 served.push(ended);
             } else {
                 index += 1;
@@ -95,13 +96,13 @@ pub fn by_one(engine: &Arc<Engine>, options: &Options, most: usize, mut load: Lo
         }
         if load.is_over(now()) {
             served.extend(running.into_iter().map(Running::served));
-            return Ok(served);
+            return Ok(finish(served, load));
         }
     }
 }
 
 /// Serve this load with `most` threads, each of which has one session at a time.
-pub fn by_threads(engine: &Arc<Engine>, options: &Options, most: usize, load: Load) -> Result<Vec<Served>> {
+pub fn by_threads(engine: &Arc<Engine>, options: &Options, most: usize, load: Load) -> Result<Measurement> {
     let began = Instant::now();
     let now = || began.elapsed().as_secs_f64();
     let load = Mutex::new(load);
@@ -124,17 +125,25 @@ pub fn by_threads(engine: &Arc<Engine>, options: &Options, most: usize, load: Lo
                 }
             };
             let decoded = alone(engine, options, &request, &now, &|| load.lock().expect("no panic").is_over(now()));
-            load.lock().expect("no panic").ended(request.arrived);
+            load.lock().expect("no panic").ended();
             served.push(decoded?);
         }
     };
-    std::thread::scope(|scope| {
+    let served = std::thread::scope(|scope| {
         let threads: Vec<_> = (0..most).map(|_| scope.spawn(serve)).collect();
         threads.into_iter().try_fold(Vec::new(), |mut all, thread| {
             all.extend(thread.join().expect("no panic")?);
-            Ok(all)
+            Result::Ok(all)
         })
-    })
+    })?;
+    Ok(finish(served, load.into_inner().expect("no panic")))
+}
+
+/// A measurement that has ended, with the requests that nobody has taken.
+fn finish(mut served: Vec<Served>, mut load: Load) -> Measurement {
+    let left = |arrived| Served { arrived, started: f64::INFINITY, bursts: Vec::new(), whole: false, bytes: 0 };
+    served.extend(load.left().into_iter().map(left));
+    Measurement { served, window: load.window() }
 }
 
 /// Decode a text on this thread, until it ends or nobody waits for it.

@@ -42,23 +42,29 @@ impl Mix {
         }
         (prompt, tokens)
     }
+
+    /// A request that has been served in part, as those are that a measurement finds when it begins.
+    pub fn first(&self, index: u64) -> (Vec<i32>, usize) {
+        let (prompt, tokens) = self.request(index);
+        (prompt, fastrand::Rng::with_seed(index).usize(1..=tokens))
+    }
 }
 
 /// The times of arrivals that do not depend on each other: a Poisson process.
-pub struct Arrivals {
+pub struct Poisson {
     random: fastrand::Rng,
     rate: f64,
     at: f64,
 }
 
-impl Arrivals {
+impl Poisson {
     /// So many arrivals per second.
-    pub fn new(rate: f64, seed: u64) -> Arrivals {
-        Arrivals { random: fastrand::Rng::with_seed(seed), rate, at: 0.0 }
+    pub fn new(rate: f64, seed: u64) -> Poisson {
+        Poisson { random: fastrand::Rng::with_seed(seed), rate, at: 0.0 }
     }
 }
 
-impl Iterator for Arrivals {
+impl Iterator for Poisson {
     type Item = f64;
 
     fn next(&mut self) -> Option<f64> {
@@ -74,49 +80,97 @@ pub enum Next {
     Wait(f64),
 }
 
-/// The requests of one measurement. The measured time is a window: requests that arrive in it are measured until their
-/// end, while further ones keep up the load.
+/// The requests of one measurement, and when it begins and ends.
 pub struct Load {
     mix: Mix,
-    window: Range<f64>,
-    /// `None` for a closed loop, in which a request arrives as soon as somebody can take it.
-    arrivals: Option<std::iter::Peekable<Arrivals>>,
+    arrivals: Arrivals,
+    /// Seconds before the measured time.
+    warm_up: f64,
+    /// The least seconds of it.
+    seconds: f64,
+    /// Requests that end before the measured time, and again within it, at least.
+    requests: usize,
     taken: u64,
-    /// Requests of the window that have been taken and have not ended.
-    open: usize,
+    ended: usize,
+    /// When the measured time began, and how many requests had ended.
+    start: Option<(f64, usize)>,
+    end: Option<f64>,
+}
+
+/// When requests arrive.
+enum Arrivals {
+    /// As soon as one of so many clients can ask.
+    Clients(usize),
+    At(std::iter::Peekable<Poisson>),
 }
 
 impl Load {
-    pub fn new(mix: Mix, window: Range<f64>, rate: Option<f64>) -> Load {
-        let arrivals = rate.map(|rate| Arrivals::new(rate, mix.seed).peekable());
-        Load { mix, window, arrivals, taken: 0, open: 0 }
+    /// So many clients, each of which asks again as soon as it has been served. All begin at once, so each first request
+    /// is cut to a random share: else all would be at the same place of their texts.
+    pub fn closed(mix: Mix, clients: usize, seconds: f64) -> Load {
+        Load::new(mix, Arrivals::Clients(clients), seconds / 4.0, seconds, clients)
+    }
+
+    /// Requests that arrive at a rate.
+    pub fn open(mix: Mix, rate: f64, seconds: f64) -> Load {
+        let poisson = Poisson::new(rate, mix.seed).peekable();
+        Load::new(mix, Arrivals::At(poisson), seconds / 4.0, seconds, 0)
+    }
+
+    fn new(mix: Mix, arrivals: Arrivals, warm_up: f64, seconds: f64, requests: usize) -> Load {
+        Load { mix, arrivals, warm_up, seconds, requests, taken: 0, ended: 0, start: None, end: None }
     }
 
     /// The next request for somebody who has time for it.
     pub fn next(&mut self, now: f64) -> Next {
+        let (mut prompt, mut tokens) = (Vec::new(), 0);
         let arrived = match &mut self.arrivals {
-            None => now,
-            Some(arrivals) => match arrivals.next_if(|&at| at <= now) {
+            Arrivals::Clients(clients) => {
+                if self.taken < *clients as u64 {
+                    (prompt, tokens) = self.mix.first(self.taken);
+                }
+                now
+            }
+            Arrivals::At(times) => match times.next_if(|&at| at <= now) {
                 Some(at) => at,
-                None => return Next::Wait(*arrivals.peek().expect("arrivals do not end")),
+                None => return Next::Wait(*times.peek().expect("arrivals do not end")),
             },
         };
-        let (prompt, tokens) = self.mix.request(self.taken);
-        let request = Request { index: self.taken, prompt, tokens, arrived };
+        if tokens == 0 {
+            (prompt, tokens) = self.mix.request(self.taken);
+        }
         self.taken += 1;
-        self.open += usize::from(self.window.contains(&arrived));
-        Next::Ask(request)
+        Next::Ask(Request { index: self.taken, prompt, tokens, arrived })
     }
 
-    /// A request that arrived at this time has all its tokens.
-    pub fn ended(&mut self, arrived: f64) {
-        self.open -= usize::from(self.window.contains(&arrived));
+    /// A request has all its tokens.
+    pub fn ended(&mut self) {
+        self.ended += 1;
     }
 
-    /// Whether all that is measured has ended.
+    /// Whether the measured time has ended.
     pub fn is_over(&mut self, now: f64) -> bool {
-        let end = self.window.end;
-        let taken = self.arrivals.as_mut().is_none_or(|arrivals| arrivals.peek().is_some_and(|&at| at >= end));
-        now >= end && taken && self.open == 0
+        match self.start {
+            None if now >= self.warm_up && self.ended >= self.requests => self.start = Some((now, self.ended)),
+            Some((start, ended)) if now >= start + self.seconds && self.ended >= ended + self.requests => {
+                self.end.get_or_insert(now);
+            }
+            _ => {}
+        }
+        self.end.is_some()
+    }
+
+    /// The measured time.
+    pub fn window(&self) -> Range<f64> {
+        self.start.map_or(f64::NAN, |start| start.0)..self.end.unwrap_or(f64::NAN)
+    }
+
+    /// When requests arrived within the measured time, or before, that nobody has taken.
+    pub fn left(&mut self) -> Vec<f64> {
+        let end = self.end.unwrap_or(0.0);
+        match &mut self.arrivals {
+            Arrivals::Clients(_) => Vec::new(),
+            Arrivals::At(times) => std::iter::from_fn(|| times.next_if(|&at| at < end)).collect(),
+        }
     }
 }

@@ -12,7 +12,6 @@ mod report;
 mod results;
 mod tally;
 
-use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -27,7 +26,7 @@ use cos::rows::Sampler;
 use load::{Load, Mix};
 use peers::Peer;
 use results::{Case, Point, Results};
-use tally::{Served, collapsed, figures, waiting};
+use tally::{Measurement, collapsed, figures, waiting};
 
 /// Serve many clients at once, and measure throughput, latencies and memory.
 #[derive(Parser)]
@@ -59,7 +58,8 @@ struct Arguments {
     /// The most rates. Before that, the open loop ends once each strategy has collapsed.
     #[arg(long)]
     rates: Option<usize>,
-    /// Seconds that are measured of a closed loop. An open loop takes four times as long.
+    /// Seconds that are measured of a closed loop, or longer, until each client has been served once on average. Of an
+    /// open loop, five times as many are measured.
     #[arg(long)]
     seconds: Option<f64>,
     /// Rounds of the closed loop, each of which measures everything in turn.
@@ -90,7 +90,7 @@ struct Arguments {
     #[arg(long)]
     no_peers: bool,
     /// Clients of the peers, of those of the closed loop.
-    #[arg(long, value_delimiter = ',', default_value = "1,16,64")]
+    #[arg(long, value_delimiter = ',', default_value = "1,16")]
     peer_clients: Vec<usize>,
     /// Cargo passes this.
     #[arg(long, hide = true)]
@@ -139,12 +139,6 @@ struct Bench<'a> {
     rounds: usize,
 }
 
-/// A measurement: what clients saw, and the peak of the memory in MiB.
-struct Measured {
-    served: Vec<Served>,
-    memory: f64,
-}
-
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
     let demo = ["one", "drafter", "engine", "three", "contrastive"];
@@ -188,7 +182,7 @@ impl<'a> Bench<'a> {
         // One model alone has nothing to choose.
         let several = config.models.len() > 1;
         let strategies = arguments.strategies.iter().copied().filter(|&name| several || name == Name::Standard);
-        let (seconds, rounds) = if arguments.quick { (1.0, 1) } else { (2.5, 2) };
+        let (seconds, rounds) = if arguments.quick { (1.0, 1) } else { (2.0, 2) };
         Ok(Bench {
             arguments,
             engine,
@@ -207,9 +201,9 @@ impl<'a> Bench<'a> {
         };
         // This warms up, and `auto` learns the models.
         for &name in &self.strategies {
-            self.measure(name, 4, self.mix(self.arguments.closed)?, &(0.0..self.seconds / 2.0), None)?;
+            self.measure(name, 4, Load::closed(self.mix(self.arguments.closed)?, 4, self.seconds / 2.0))?;
         }
-        let clients = self.arguments.clients.iter().filter(|&&clients| !self.arguments.quick || clients <= 64);
+        let clients = self.arguments.clients.iter().filter(|&&clients| !self.arguments.quick || clients <= 16);
         for &clients in clients {
             let standard = self.closed(clients, &mut case)?;
             if self.arguments.peer_clients.contains(&clients) {
@@ -240,7 +234,8 @@ impl<'a> Bench<'a> {
         })
     }
 
-    fn measure(&self, name: Name, most: usize, mix: Mix, window: &Range<f64>, rate: Option<f64>) -> Result<Measured> {
+    /// What clients saw, and the peak of the process's memory in MiB.
+    fn measure(&self, name: Name, most: usize, load: Load) -> Result<(Measurement, f64)> {
         let options = Options {
             strategy: name.strategy(),
             sampler: Sampler::new(self.arguments.temperature, 0, 0.0, 0.0)?,
@@ -248,29 +243,29 @@ impl<'a> Bench<'a> {
             ..Options::default()
         };
         peers::forget_peak(std::process::id())?;
-        let load = Load::new(mix, window.clone(), rate);
         let drive = if self.arguments.threads { drive::by_threads } else { drive::by_one };
-        let served = drive(&self.engine, &options, most, load)?;
-        Ok(Measured { served, memory: bench::kibibytes(std::process::id(), "VmHWM")? / 1024.0 })
+        let measurement = drive(&self.engine, &options, most, load)?;
+        Ok((measurement, bench::kibibytes(std::process::id(), "VmHWM")? / 1024.0))
     }
 
     /// All strategies with so many clients. The tokens per second of `standard` are the result.
     fn closed(&self, clients: usize, case: &mut Case) -> Result<Vec<f64>> {
-        let window = self.seconds / 2.0..self.seconds * 1.5;
-        let mut all: Vec<Vec<Measured>> = self.strategies.iter().map(|_| Vec::new()).collect();
+        let mut all: Vec<(Vec<Measurement>, f64)> = self.strategies.iter().map(|_| (Vec::new(), 0.0)).collect();
         for round in 0..self.rounds {
             for turn in 0..all.len() {
                 let which = (turn + round) % all.len(); // no strategy always comes after the same one
                 let mut mix = self.mix(self.arguments.closed)?;
                 mix.seed += round as u64;
-                all[which].push(self.measure(self.strategies[which], clients, mix, &window, None)?);
+                let load = Load::closed(mix, clients, self.seconds);
+                let (measurement, peak) = self.measure(self.strategies[which], clients, load)?;
+                let (measurements, memory) = &mut all[which];
+                measurements.push(measurement);
+                *memory = memory.max(peak);
             }
         }
         let mut standard = Vec::new();
-        for (name, measured) in self.strategies.iter().zip(all) {
-            let memory = measured.iter().map(|measured| measured.memory).fold(0.0, f64::max);
-            let served: Vec<Vec<Served>> = measured.into_iter().map(|measured| measured.served).collect();
-            let figures = figures(&served, &window);
+        for (name, (measurements, memory)) in self.strategies.iter().zip(all) {
+            let figures = figures(&measurements);
             if *name == Name::Standard {
                 standard.clone_from(&figures.tokens_per_second);
             }
@@ -282,7 +277,7 @@ impl<'a> Bench<'a> {
         Ok(standard)
     }
 
-    /// All peers with so many clients, for longer, because batches that do not change take long.
+    /// All peers with so many clients.
     fn peers(
         &self,
         clients: usize,
@@ -291,11 +286,10 @@ impl<'a> Bench<'a> {
         case: &mut Case,
         notes: &mut Vec<String>,
     ) -> Result<()> {
-        let window = self.seconds / 2.0..self.seconds * 4.5;
         let mix = self.mix(self.arguments.closed)?;
-        peers.retain_mut(|peer| match peer.measure(clients, &mix, &window) {
-            Ok((served, memory)) => {
-                let figures = figures(&[served], &window);
+        peers.retain_mut(|peer| match peer.measure(clients, &mix, self.seconds) {
+            Ok((measurement, memory)) => {
+                let figures = figures(&[measurement]);
                 let ratio = over(&figures.tokens_per_second, &[Spread::of(standard.iter().copied()).median]);
                 let point = Point { peer: true, memory, ratio, ..Point::new(&peer.name, clients as f64, &figures) };
                 println!("    {}", report::line(&point));
@@ -314,19 +308,22 @@ impl<'a> Bench<'a> {
     /// Rising rates, until each strategy has collapsed.
     fn open(&self, case: &mut Case) -> Result<()> {
         let served = |point: &&Point| point.name == "standard" && point.load <= self.arguments.most as f64;
-        let most = case.closed.iter().rfind(served).map(|point| 0.5 * point.requests_per_second.median);
+        let most = case
+            .closed
+            .iter()
+            .rfind(served)
+            .map(|point| 0.5 * point.tokens_per_second.median / self.arguments.tokens as f64);
         let Some(mut rate) = self.arguments.rate.or(most) else { return Ok(()) };
-        let window = self.seconds..self.seconds * 5.0;
         let mut going = self.strategies.clone();
         for _ in 0..self.arguments.rates.unwrap_or(if self.arguments.quick { 2 } else { 8 }) {
             for name in going.clone() {
                 let mix = self.mix(self.arguments.open)?;
-                let measured = self.measure(name, self.arguments.most, mix, &window, Some(rate))?;
-                let waiting = waiting(&measured.served, &window);
-                let collapsed = collapsed(&measured.served, &window);
-                let figures = figures(std::slice::from_ref(&measured.served), &window);
-                let point = Point::new(&name.word(), rate, &figures);
-                let point = Point { memory: measured.memory, waiting, collapsed, ..point };
+                let load = Load::open(mix, rate, 5.0 * self.seconds);
+                let (measurement, memory) = self.measure(name, self.arguments.most, load)?;
+                let waiting = waiting(&measurement.served, &measurement.window);
+                let collapsed = collapsed(&measurement);
+                let point = Point::new(&name.word(), rate, &figures(&[measurement]));
+                let point = Point { memory, waiting, collapsed, ..point };
                 println!("    {}", report::line(&point));
                 case.open.push(point);
                 going.retain(|other| !collapsed || *other != name);

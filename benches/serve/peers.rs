@@ -1,6 +1,5 @@
 //! Other programs that serve clients, as long-lived worker processes (`scripts/bench_serve.py`).
 
-use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use cos::config::{Combine, Config, ModelConfig};
@@ -8,7 +7,7 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::load::Mix;
-use super::tally::Served;
+use super::tally::Measurement;
 use crate::bench::measure::Result;
 use crate::bench::peers::Worker;
 use crate::bench::{self, Provider};
@@ -26,8 +25,14 @@ pub struct Peer {
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum Answer {
-    Done { served: Vec<Served>, note: Option<String> },
-    Failed { error: String },
+    Done {
+        #[serde(flatten)]
+        measurement: Measurement,
+        note: Option<String>,
+    },
+    Failed {
+        error: String,
+    },
 }
 
 /// Requests that a peer is given. It begins anew behind the last one.
@@ -84,16 +89,17 @@ fn worker(kind: &str, provider: Provider, paths: &[PathBuf]) -> std::result::Res
 }
 
 impl Peer {
-    /// What so many clients saw, and the peak of the process's memory in MiB.
-    pub fn measure(&mut self, clients: usize, mix: &Mix, window: &Range<f64>) -> Result<(Vec<Served>, f64)> {
+    /// What so many clients saw, and the peak of the process's memory in MiB. The load is that of [`closed`](super::load::Load::closed).
+    pub fn measure(&mut self, clients: usize, mix: &Mix, seconds: f64) -> Result<(Measurement, f64)> {
         forget_peak(self.worker.process())?;
-        let (prompts, tokens): (Vec<_>, Vec<_>) = (0..REQUESTS).map(|index| mix.request(index)).unzip();
-        let request = json!({ "clients": clients, "prompts": prompts, "tokens": tokens, "window": window });
+        let request = |index| if index < clients as u64 { mix.first(index) } else { mix.request(index) };
+        let (prompts, tokens): (Vec<_>, Vec<_>) = (0..REQUESTS).map(request).unzip();
+        let request = json!({ "clients": clients, "prompts": prompts, "tokens": tokens, "seconds": seconds });
         match self.worker.ask(&request)? {
-            Answer::Done { served, note } => {
+            Answer::Done { measurement, note } => {
                 self.note = note.filter(|_| !self.has_spoken).map(|note| format!("{}: {note}", self.name));
                 self.has_spoken = true;
-                Ok((served, bench::kibibytes(self.worker.process(), "VmHWM")? / 1024.0))
+                Ok((measurement, bench::kibibytes(self.worker.process(), "VmHWM")? / 1024.0))
             }
             Answer::Failed { error } => Err(error.into()),
         }

@@ -12,6 +12,8 @@ pub struct Served {
     pub started: f64,
     /// When tokens came, and how many at once.
     pub bursts: Vec<(f64, usize)>,
+    /// Whether all tokens came before the measurement ended.
+    pub whole: bool,
     /// The most memory of its session. 0 for peers, which do not tell.
     #[serde(default)]
     pub bytes: usize,
@@ -31,7 +33,7 @@ pub struct Figures {
     pub each: [f64; 2],
     /// The most bytes that sessions had together, if each had its most at once.
     pub bytes: usize,
-    /// Requests that were measured.
+    /// Requests whose first token was measured.
     pub requests: usize,
 }
 
@@ -40,32 +42,42 @@ impl Served {
         self.bursts.iter().map(|burst| burst.1).sum()
     }
 
-    /// When the last token came.
+    /// When the last token came. Never, if nobody waited for it.
     fn ended(&self) -> f64 {
-        self.bursts.last().map_or(f64::INFINITY, |burst| burst.0)
+        self.bursts.last().filter(|_| self.whole).map_or(f64::INFINITY, |burst| burst.0)
     }
 }
 
-/// The figures of these measurements. Throughput counts what came within the window. Latencies are those of requests
-/// that arrived in it.
-pub fn figures(measurements: &[Vec<Served>], window: &Range<f64>) -> Figures {
-    let length = window.end - window.start;
+/// What clients saw in a measurement.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Measurement {
+    pub served: Vec<Served>,
+    /// The measured time.
+    pub window: Range<f64>,
+}
+
+/// The figures of these measurements. What came within the measured time counts, also for requests that arrived before
+/// it, or ended after it.
+pub fn figures(measurements: &[Measurement]) -> Figures {
     let [mut first, mut between, mut each] = [const { Vec::new() }; 3];
     let mut figures = Figures::default();
-    for served in measurements {
+    for Measurement { served, window } in measurements {
+        let length = window.end - window.start;
         figures.bytes = figures.bytes.max(held(served));
         let bursts = served.iter().flat_map(|request| &request.bursts);
         let tokens: usize = bursts.filter(|burst| window.contains(&burst.0)).map(|burst| burst.1).sum();
         let ended = served.iter().filter(|request| window.contains(&request.ended())).count();
         figures.tokens_per_second.push(tokens as f64 / length);
         figures.requests_per_second.push(ended as f64 / length);
-        for request in served.iter().filter(|request| window.contains(&request.arrived)) {
+        for request in served {
+            let came = |at: f64| window.contains(&at);
             let Some(&(at, at_first)) = request.bursts.first() else { continue };
-            figures.requests += 1;
-            first.push(1e3 * (at - request.arrived));
-            between.extend(request.bursts.windows(2).map(|pair| 1e3 * (pair[1].0 - pair[0].0)));
+            figures.requests += usize::from(came(at));
+            first.extend(came(at).then(|| 1e3 * (at - request.arrived)));
+            let pairs = request.bursts.windows(2).filter(|pair| came(pair[1].0));
+            between.extend(pairs.map(|pair| 1e3 * (pair[1].0 - pair[0].0)));
             let later = request.tokens() - at_first;
-            each.extend((later > 0).then(|| 1e3 * (request.ended() - at) / later as f64));
+            each.extend((later > 0 && came(request.ended())).then(|| 1e3 * (request.ended() - at) / later as f64));
         }
     }
     [figures.first, figures.between, figures.each] = [first, between, each].map(|mut values| {
@@ -108,7 +120,7 @@ pub const GROWTH: f64 = 0.05;
 
 /// Whether the load was too much: the queue grew over the whole window. Its mean length rises from each quarter of the
 /// window to the next, and from the first to the last by more than a twentieth of what arrived meanwhile.
-pub fn collapsed(served: &[Served], window: &Range<f64>) -> bool {
+pub fn collapsed(Measurement { served, window }: &Measurement) -> bool {
     let quarter = (window.end - window.start) / 4.0;
     let start = |index: usize| window.start + quarter * index as f64;
     let lengths = [0, 1, 2, 3].map(|index| waiting(served, &(start(index)..start(index + 1))));

@@ -13,8 +13,8 @@ use cos::config::Combine;
 use cos::decode::policy::Strategy;
 use cos::engine::Engine;
 use cos::engine::session::Options;
-use load::{Arrivals, Load, Mix, Next};
-use tally::{Served, collapsed, figures, held, percentile, waiting};
+use load::{Load, Mix, Next, Poisson};
+use tally::{Measurement, Served, collapsed, figures, held, percentile, waiting};
 
 use super::{constant_models, near};
 
@@ -25,8 +25,8 @@ fn mix(long: f64) -> Mix {
 #[test]
 fn arrivals_are_a_poisson_process() {
     const COUNT: usize = 20_000;
-    let times: Vec<f64> = Arrivals::new(4.0, 7).take(COUNT).collect();
-    assert_eq!(times, Arrivals::new(4.0, 7).take(COUNT).collect::<Vec<_>>());
+    let times: Vec<f64> = Poisson::new(4.0, 7).take(COUNT).collect();
+    assert_eq!(times, Poisson::new(4.0, 7).take(COUNT).collect::<Vec<_>>());
     near(times[COUNT - 1] / COUNT as f64, 0.25, 0.03);
     // The variance of a gap is the square of its mean, and a third of all gaps are longer than the mean.
     let gaps: Vec<f64> = times.windows(2).map(|pair| pair[1] - pair[0]).collect();
@@ -47,40 +47,57 @@ fn lengths_are_those_of_the_mix() {
     assert!(long.contains(&7) && long.contains(&19) && long.iter().all(|length| (7..20).contains(length)));
 }
 
-#[test]
-fn a_closed_loop_ends_when_all_requests_of_its_window_have() {
-    let mut load = Load::new(mix(0.0), 1.0..2.0, None);
-    let mut ask = |now: f64| match load.next(now) {
-        Next::Ask(request) => request.arrived,
+/// Ask at these times, and serve each request at once.
+fn serve_at(load: &mut Load, times: &[f64]) -> Vec<usize> {
+    let serve = |&now: &f64| match load.next(now) {
+        Next::Ask(request) => {
+            assert_eq!(request.arrived, now);
+            load.ended();
+            request.tokens
+        }
         Next::Wait(_) => panic!("a closed loop never waits"),
     };
-    let arrived = [0.0, 1.5, 2.5].map(&mut ask);
-    assert_eq!(arrived, [0.0, 1.5, 2.5]);
-    assert!(!load.is_over(3.0));
-    load.ended(0.0);
-    load.ended(2.5);
-    assert!(!load.is_over(3.0));
-    load.ended(1.5);
-    assert!(load.is_over(3.0) && !load.is_over(1.9));
+    times.iter().map(serve).collect()
 }
 
 #[test]
-fn an_open_loop_serves_each_arrival_of_its_window_even_late() {
-    let mut load = Load::new(mix(0.0), 1.0..2.0, Some(50.0));
+fn a_closed_loop_serves_as_many_texts_as_clients_twice() {
+    let mut load = Load::closed(mix(0.0), 2, 1.0);
+    let whole: Vec<usize> = (0..4).map(|index| mix(0.0).request(index).1).collect();
+    let tokens = serve_at(&mut load, &[0.1]);
+    assert!(tokens[0] <= whole[0] && !load.is_over(0.4));
+    serve_at(&mut load, &[0.4]);
+    assert!(!load.is_over(0.5)); // begins
+    assert_eq!(serve_at(&mut load, &[0.6]), whole[2..3]);
+    assert!(!load.is_over(1.6)); // only one has been served again
+    serve_at(&mut load, &[1.6]);
+    assert!(load.is_over(1.7) && load.is_over(9.0));
+    assert_eq!((load.window(), load.left()), (0.5..1.7, vec![]));
+    // Here the seconds are what is waited for.
+    let mut load = Load::closed(mix(0.0), 1, 1.0);
+    serve_at(&mut load, &[0.1, 0.2]);
+    assert!(!load.is_over(0.3));
+    serve_at(&mut load, &[0.4, 0.5]);
+    assert!(!load.is_over(1.2) && load.is_over(1.3));
+}
+
+#[test]
+fn an_open_loop_serves_arrivals_in_turn_and_says_what_is_left() {
+    let mut load = Load::open(mix(0.0), 50.0, 1.0);
     assert!(matches!(load.next(0.0), Next::Wait(at) if at > 0.0));
-    let mut served = Vec::new();
-    while !load.is_over(9.0) {
+    assert!(!load.is_over(0.25));
+    let mut times = Vec::new();
+    for _ in 0..20 {
         let Next::Ask(request) = load.next(9.0) else { panic!("all of them have arrived") };
-        load.ended(request.arrived);
-        served.push(request.arrived);
+        times.push(request.arrived);
     }
-    // Nobody could be served before, and the last one is the last one of the window.
-    let expected: Vec<f64> = Arrivals::new(50.0, 3).take_while(|&at| at < 2.0).collect();
-    assert_eq!(served, expected);
+    assert!(load.is_over(1.25));
+    times.extend(load.left());
+    assert_eq!(times, Poisson::new(50.0, 3).take_while(|&at| at < 1.25).collect::<Vec<_>>());
 }
 
 fn served(arrived: f64, started: f64, bursts: &[(f64, usize)], bytes: usize) -> Served {
-    Served { arrived, started, bursts: bursts.to_vec(), bytes }
+    Served { arrived, started, bursts: bursts.to_vec(), whole: true, bytes }
 }
 
 #[test]
@@ -91,13 +108,13 @@ fn figures_are_what_clients_saw() {
         served(1.5, 2.0, &[(2.1, 2)], 1000),
         served(2.1, 2.6, &[(2.7, 5)], 100),
     ];
-    let figures = figures(&[all.to_vec()], &(1.0..2.0));
+    let figures = figures(&[Measurement { served: all.to_vec(), window: 1.0..2.0 }]);
     assert_eq!((&figures.tokens_per_second[..], &figures.requests_per_second[..]), (&[8.0][..], &[1.0][..]));
-    assert_eq!(figures.requests, 2);
-    near(figures.first[0], 550.0, 1e-9);
-    near(figures.first[1], 599.0, 1e-9);
-    near(figures.between[0], 500.0, 1e-9); // 100 and 900: tokens of a burst are one arrival
-    assert_eq!(figures.each.map(f64::round), [250.0; 2]); // four tokens in a second
+    // The first token of one request came within the window, and the last one of another.
+    assert_eq!((figures.requests, figures.first), (1, [500.0; 2]));
+    // 200, 200 and 100: tokens of a burst are one arrival.
+    near(figures.between[0], 200.0, 1e-9);
+    near(figures.each[0], 100.0, 1e-9);
     assert_eq!((figures.bytes, held(&all[..2])), (1100, 110));
     near(waiting(&all, &(1.0..2.0)), 0.7, 1e-9);
 }
@@ -117,19 +134,19 @@ fn queue(rate: f64, seconds: f64) -> Vec<Served> {
         free = started + seconds;
         served(arrived, started, &[(free, 1)], 0)
     };
-    Arrivals::new(rate, 5).take_while(|&at| at < 100.0).map(serve).collect()
+    Poisson::new(rate, 5).take_while(|&at| at < 100.0).map(serve).collect()
 }
 
 #[test]
 fn a_queue_that_grows_all_the_time_is_collapse() {
-    let window = 20.0..100.0;
+    let measured = |served| Measurement { served, window: 20.0..100.0 };
     for (rate, expected) in [(5.0, false), (9.0, false), (12.0, true), (30.0, true)] {
-        assert_eq!(collapsed(&queue(rate, 0.1), &window), expected, "{rate}");
+        assert_eq!(collapsed(&measured(queue(rate, 0.1))), expected, "{rate}");
     }
     // One slow request makes a queue that grows, and then shrinks.
     let mut once = queue(5.0, 0.1);
     once.extend((0..50).map(|index| served(70.0, 70.0 + 0.2 * f64::from(index), &[(90.0, 1)], 0)));
-    assert!(!collapsed(&once, &window));
+    assert!(!collapsed(&measured(once)));
 }
 
 #[test]
@@ -140,15 +157,19 @@ fn a_tiny_load_is_served() {
     let engine = Arc::new(engine);
     for (rate, most) in [(None, 3), (Some(200.0), 2)] {
         for drive in [drive::by_one, drive::by_threads] {
-            let window = 0.02..0.1;
-            let all = drive(&engine, &options, most, Load::new(mix(0.0), window.clone(), rate)).unwrap();
-            let measured: Vec<&Served> = all.iter().filter(|request| window.contains(&request.arrived)).collect();
-            assert!(rate.is_none() || !measured.is_empty());
-            for request in measured {
+            let load = match rate {
+                None => Load::closed(mix(0.0), most, 0.05),
+                Some(rate) => Load::open(mix(0.0), rate, 0.05),
+            };
+            let Measurement { served, window } = drive(&engine, &options, most, load).unwrap();
+            assert!(window.end - window.start >= 0.05);
+            for request in served.iter().filter(|request| request.whole) {
                 let tokens: usize = request.bursts.iter().map(|burst| burst.1).sum();
-                assert!((3..=9).contains(&tokens) && request.arrived <= request.started && request.bytes > 0);
+                assert!((1..=9).contains(&tokens) && request.arrived <= request.started && request.bytes > 0);
                 assert!(request.bursts.is_sorted_by(|a, b| a.0 <= b.0) && request.started <= request.bursts[0].0);
             }
+            let ended = served.iter().filter(|request| request.whole).count();
+            assert!(rate.is_some() || ended >= 2 * most);
         }
     }
 }
