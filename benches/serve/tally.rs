@@ -29,7 +29,7 @@ pub struct Figures {
     pub first: [f64; 2],
     /// Milliseconds between two steps of a text. The tokens of a step come at once and are one arrival.
     pub between: [f64; 2],
-    /// Milliseconds for each token after the first ones, over a whole text.
+    /// Milliseconds for each token after the first one, over a whole text.
     pub each: [f64; 2],
     /// The most bytes that sessions had together, if each had its most at once.
     pub bytes: usize,
@@ -71,12 +71,12 @@ pub fn figures(measurements: &[Measurement]) -> Figures {
         figures.requests_per_second.push(ended as f64 / length);
         for request in served {
             let came = |at: f64| window.contains(&at);
-            let Some(&(at, at_first)) = request.bursts.first() else { continue };
+            let Some(&(at, _)) = request.bursts.first() else { continue };
             figures.requests += usize::from(came(at));
             first.extend(came(at).then(|| 1e3 * (at - request.arrived)));
             let pairs = request.bursts.windows(2).filter(|pair| came(pair[1].0));
             between.extend(pairs.map(|pair| 1e3 * (pair[1].0 - pair[0].0)));
-            let later = request.tokens() - at_first;
+            let later = request.tokens() - 1;
             each.extend((later > 0 && came(request.ended())).then(|| 1e3 * (request.ended() - at) / later as f64));
         }
     }

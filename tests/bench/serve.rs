@@ -114,7 +114,7 @@ fn figures_are_what_clients_saw() {
     assert_eq!((figures.requests, figures.first), (1, [500.0; 2]));
     // 200, 200 and 100: tokens of a burst are one arrival.
     near(figures.between[0], 200.0, 1e-9);
-    near(figures.each[0], 100.0, 1e-9);
+    near(figures.each[0], 80.0, 1e-9);
     assert_eq!((figures.bytes, held(&all[..2])), (1100, 110));
     near(waiting(&all, &(1.0..2.0)), 0.7, 1e-9);
 }
