@@ -92,6 +92,9 @@ struct Arguments {
     /// Clients of the peers, of those of the closed loop.
     #[arg(long, value_delimiter = ',', default_value = "1,16")]
     peer_clients: Vec<usize>,
+    /// Measure nothing. Write the report anew from the results.json of `--out`.
+    #[arg(long)]
+    report: bool,
     /// Cargo passes this.
     #[arg(long, hide = true)]
     bench: bool,
@@ -141,6 +144,10 @@ struct Bench<'a> {
 
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
+    if arguments.report {
+        let results = std::fs::read_to_string(arguments.out.join("results.json"))?;
+        return report::write(&serde_json::from_str(&results)?, &arguments.out);
+    }
     let demo = ["one", "drafter", "engine", "three", "contrastive"];
     let demo = if arguments.quick { &demo[2..3] } else { &demo };
     let demo = demo.iter().map(|name| bench::root().join("models/demo").join(name).with_extension("json"));

@@ -118,11 +118,13 @@ fn colour(name: &str) -> usize {
 
 /// An SVG file with the plots of a case.
 fn plots(case: &Case) -> String {
+    let mut loads: Vec<f64> = case.closed.iter().map(|point| point.load).collect();
+    loads.dedup();
     let clients = Axis {
         title: "clients of the closed loop",
         least: -0.25,
-        most: case.closed.iter().map(|point| point.load.log2()).fold(0.0, f64::max) + 0.25,
-        ticks: case.closed.iter().map(|point| (point.load.log2(), point.load.to_string())).collect(),
+        most: loads.iter().map(|load| load.log2()).fold(0.0, f64::max) + 0.25,
+        ticks: loads.iter().map(|load| (load.log2(), load.to_string())).collect(),
     };
     let speed = |point: &Point| point.tokens_per_second.median;
     let fastest = axis("tokens per second", 0.0, 1.05 * most(&case.closed, speed));

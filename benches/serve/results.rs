@@ -1,6 +1,6 @@
 //! The results of a run as in results.json.
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use super::tally::Figures;
 use crate::bench::results::Spread;
@@ -40,8 +40,11 @@ pub struct Point {
     pub ratio: Spread,
     pub requests_per_second: Spread,
     /// Milliseconds: the median and the 99th percentile.
+    #[serde(deserialize_with = "pair")]
     pub first: [f64; 2],
+    #[serde(deserialize_with = "pair")]
     pub between: [f64; 2],
+    #[serde(deserialize_with = "pair")]
     pub each: [f64; 2],
     pub requests: usize,
     /// What sessions held at most, in MiB.
@@ -52,6 +55,11 @@ pub struct Point {
     pub waiting: f64,
     /// Whether the queue grew over the whole measured time.
     pub collapsed: bool,
+}
+
+/// Two numbers, or NaN for null in JSON.
+fn pair<'de, D: Deserializer<'de>>(from: D) -> Result<[f64; 2], D::Error> {
+    Ok(<[Option<f64>; 2]>::deserialize(from)?.map(|number| number.unwrap_or(f64::NAN)))
 }
 
 impl Point {
