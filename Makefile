@@ -136,7 +136,7 @@ bench-sessions: onnxruntime ## measure many sessions at once: CONFIG=, TORCH=FOL
 	@[ -z "$(TORCH)" ] || scripts/bench-setup "$(CARGO_TARGET_DIR)/bench"
 	$(CARGO) bench --locked --bench sessions -- $(CONFIG) $(if $(TORCH),--torch "$(TORCH)") $(BENCH_ARGUMENTS)
 
-bench-serve: onnxruntime ## serve many clients, and write target/bench-serve: CONFIG=, MODELS=, QUICK=1, BENCH_ARGUMENTS=
+bench-serve: onnxruntime ## serve many clients (target/bench-serve): CONFIG=, MODELS=, QUICK=1, BENCH_ARGUMENTS=
 	QUICK="$(QUICK)" scripts/bench-setup "$(CARGO_TARGET_DIR)/bench"
 	$(CARGO) bench --locked --bench serve -- $(CONFIG) --out "$(CARGO_TARGET_DIR)/bench-serve" \
 	    $(if $(MODELS),--models "$(MODELS)") $(if $(QUICK),--quick) $(BENCH_ARGUMENTS)

@@ -105,8 +105,8 @@ enum Arrivals {
 }
 
 impl Load {
-    /// So many clients, each of which asks again as soon as it has been served. All begin at once, so each first request
-    /// is cut to a random share: else all would be at the same place of their texts.
+    /// So many clients, each of which asks again as soon as it has been served. All begin at once, so each first
+    /// request is cut to a random share: else all would be at the same place of their texts.
     pub fn closed(mix: Mix, clients: usize, seconds: f64) -> Load {
         Load::new(mix, Arrivals::Clients(clients), seconds / 4.0, seconds, clients)
     }

@@ -89,7 +89,7 @@ fn worker(kind: &str, provider: Provider, paths: &[PathBuf]) -> std::result::Res
 }
 
 impl Peer {
-    /// What so many clients saw, and the peak of the process's memory in MiB. The load is that of [`closed`](super::load::Load::closed).
+    /// What so many clients saw, and the peak of the process's memory in MiB. The load is a closed loop.
     pub fn measure(&mut self, clients: usize, mix: &Mix, seconds: f64) -> Result<(Measurement, f64)> {
         forget_peak(self.worker.process())?;
         let request = |index| if index < clients as u64 { mix.first(index) } else { mix.request(index) };

@@ -143,10 +143,12 @@ fn a_queue_that_grows_all_the_time_is_collapse() {
     for (rate, expected) in [(5.0, false), (9.0, false), (12.0, true), (30.0, true)] {
         assert_eq!(collapsed(&measured(queue(rate, 0.1))), expected, "{rate}");
     }
-    // One slow request makes a queue that grows, and then shrinks.
-    let mut once = queue(5.0, 0.1);
-    once.extend((0..50).map(|index| served(70.0, 70.0 + 0.2 * f64::from(index), &[(90.0, 1)], 0)));
-    assert!(!collapsed(&measured(once)));
+    // Queues that grow and go away again, even if the last one is still there.
+    let mut bursts = queue(5.0, 0.1);
+    for at in [45.0, 85.0] {
+        bursts.extend((0..100).map(|index| served(at, at + 0.15 * f64::from(index), &[(100.0, 1)], 0)));
+    }
+    assert!(!collapsed(&measured(bursts)));
 }
 
 #[test]
