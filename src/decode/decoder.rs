@@ -345,9 +345,11 @@ impl<C: Chance> Decoder<C> {
         &self.needs
     }
 
-    /// Cut needed passes that are longer than `most` tokens of their model; the rest is needed in the next step.
-    pub fn limit_passes(&mut self, most: impl Fn(usize) -> usize) {
-        for Need { model, start, end, .. } in &mut self.needs {
+    /// Cut needed passes over prompts that are longer than `most` tokens of their model; the rest is needed in the next
+    /// step.
+    pub fn limit_prompts(&mut self, most: impl Fn(usize) -> usize) {
+        let prompt_end = self.state.prompt_end();
+        for Need { model, start, end, .. } in self.needs.iter_mut().filter(|need| need.end <= prompt_end) {
             *end = (*end).min(*start + most(*model).max(1));
         }
     }

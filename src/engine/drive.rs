@@ -191,7 +191,7 @@ impl<C: Chance> Driver<C> {
             && self.decoder.needs().iter().any(|need| need.end - need.start > NARROW)
             && queues.company() > 1
         {
-            self.decoder.limit_passes(|model| queues.of(model).map_or(usize::MAX, PassQueue::chunk));
+            self.decoder.limit_prompts(|model| queues.of(model).map_or(usize::MAX, PassQueue::chunk));
         }
         Ok(step)
     }
@@ -229,11 +229,12 @@ impl<C: Chance> Driver<C> {
     /// Run those of `count` needs from index `first` on whose models have queues.
     fn run_shared(&mut self, queues: &PassQueues, first: usize, count: usize) -> Result<(), Interrupt> {
         let Driver { decoder, cancel, waiter, in_crowd, priority, .. } = self;
-        let is_new = decoder.counters().tokens == 0;
+        let (is_new, prompt_end) = (decoder.counters().tokens == 0, decoder.prompt_end());
         let passes = decoder.passes().skip(first).take(count);
         let tickets = passes.filter_map(|(need, pass)| {
             let when_full = queues.when_full(is_new && need.start == 0, true);
-            Some((need, Ticket::new(queues.of(need.model)?, pass, cancel, when_full).of(*priority)))
+            let ticket = Ticket::new(queues.of(need.model)?, pass, cancel, when_full);
+            Some((need, ticket.of(*priority, need.end <= prompt_end)))
         });
         let (needs, mut tickets): (ArrayVec<Need, MOST_MODELS>, ArrayVec<Ticket, MOST_MODELS>) = tickets.unzip();
         queue::run(waiter, *in_crowd, &mut tickets);
@@ -354,11 +355,11 @@ impl<C: Chance> Driver<C> {
     pub(super) fn tickets(&mut self) -> impl Iterator<Item = (Need, Ticket<'_>)> {
         let Driver { decoder, cancel, queues, priority, stayed, .. } = self;
         let (cancel, queues, is_new) = (&**cancel, queues.as_deref(), decoder.counters().tokens == 0);
-        let (priority, stayed) = (*priority, *stayed);
+        let (priority, stayed, prompt_end) = (*priority, *stayed, decoder.prompt_end());
         decoder.passes().filter_map(move |(need, pass)| {
             let when_full = queues?.when_full(is_new && need.start == 0, false);
             let ticket = Ticket::new(queues?.of(need.model)?, pass, cancel, when_full);
-            Some((need, ticket.of(priority).briefly(stayed)))
+            Some((need, ticket.of(priority, need.end <= prompt_end).briefly(stayed)))
         })
     }
 

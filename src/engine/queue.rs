@@ -60,6 +60,8 @@ pub struct Ticket<'a> {
     pub(super) when_full: WhenFull,
     /// It waits for one pass only: if it found no room there, it is given back.
     pub(super) is_brief: bool,
+    /// It runs over tokens of a prompt alone.
+    pub(super) is_prompt: bool,
     /// Its session is a batch session.
     pub(super) is_batch: bool,
     /// Passes in a row that had no room for it.
@@ -83,6 +85,7 @@ impl<'a> Ticket<'a> {
             place: 0,
             when_full,
             is_brief: false,
+            is_prompt: false,
             is_batch: false,
             stayed: 0,
             alone: false,
@@ -98,9 +101,9 @@ impl<'a> Ticket<'a> {
         Ticket { is_brief: true, stayed, ..self }
     }
 
-    /// The priority of its session.
-    pub fn of(self, priority: Priority) -> Self {
-        Ticket { is_batch: priority == Priority::Batch, ..self }
+    /// The priority of its session, and whether it runs over tokens of a prompt alone.
+    pub fn of(self, priority: Priority, is_prompt: bool) -> Self {
+        Ticket { is_batch: priority == Priority::Batch, is_prompt, ..self }
     }
 
     /// Where it waits.
@@ -186,9 +189,15 @@ impl Entry {
         }
     }
 
-    /// Whether it is no decoding or verification, but a chunk of a prompt.
+    /// Whether it is no decoding or verification, but a chunk of a prompt or of what a model has missed.
     pub(super) fn is_wide(&self) -> bool {
         self.width() > NARROW
+    }
+
+    /// Whether it is a chunk of a prompt, and no pass of a model that catches up.
+    pub(super) fn is_prompt(&self) -> bool {
+        // SAFETY: as for `is_batch`.
+        self.is_wide() && unsafe { (*self.ticket.as_ptr()).is_prompt }
     }
 
     /// Whether its session is a batch session.
@@ -448,13 +457,13 @@ impl PassQueue {
         let is_interactive = |entry: &&Entry| !entry.is_batch();
         let (mut decoding, mut waiting) = (0, 0);
         for entry in entries.iter().filter(is_interactive) {
-            *if entry.is_wide() { &mut waiting } else { &mut decoding } += entry.width();
+            *if entry.is_prompt() { &mut waiting } else { &mut decoding } += entry.width();
         }
         self.decoding.store(decoding, Ordering::Relaxed);
-        if entries.iter().any(|entry| entry.is_wide() || entry.is_batch()) {
+        if entries.iter().any(|entry| entry.is_prompt() || entry.is_batch()) {
             self.book().room(decoding, waiting)
         } else {
-            Room { all: self.max_tokens, prompts: self.max_wide, batch: self.max_tokens }
+            Room { all: self.max_tokens, wide: self.max_wide, prompts: self.max_wide, batch: self.max_tokens }
         }
     }
 

@@ -16,6 +16,8 @@ const LEAST_PROMPT: usize = 32;
 pub struct Room {
     /// All of them.
     pub all: usize,
+    /// Those of prompts, and of models that catch up.
+    pub wide: usize,
     /// Those of prompts.
     pub prompts: usize,
     /// Those of batch sessions, prompts included. One batch session has room in any case, so that none starves.
@@ -24,7 +26,7 @@ pub struct Room {
 
 /// What a model allows, and what its passes take.
 pub struct RoomBook<'a> {
-    /// Most tokens of a pass, and of prompts in it.
+    /// Most tokens of a pass, and of wide tickets in it.
     pub most: (usize, usize),
     /// Pass times of the models.
     pub times: &'a PassTimes,
@@ -44,7 +46,7 @@ impl RoomBook<'_> {
         let (all, prompts) = (self.most.0, self.prompts(decoding));
         let interactive = decoding + waiting.min(prompts);
         let batch = if interactive == 0 { all } else { self.beside(interactive, WITH_BATCH, all) };
-        Room { all, prompts, batch }
+        Room { all, wide: self.most.1, prompts, batch }
     }
 
     /// Most tokens that make a pass over `tokens` at most so many times as long. All, while nothing is known.
@@ -82,7 +84,7 @@ mod tests {
     fn prompts_and_batch_sessions_make_passes_of_interactive_sessions_so_much_longer_only() {
         let times = times();
         let book = RoomBook { most: (2048, 512), times: &times, model: 0 };
-        assert_eq!(book.room(0, 0), Room { all: 2048, prompts: 512, batch: 2048 }, "nobody is to be spared");
+        assert_eq!(book.room(0, 0), Room { all: 2048, wide: 512, prompts: 512, batch: 2048 }, "nobody is to be spared");
         // 2 seconds alone, 6 with prompts, and 4 with batch sessions: 320 and 192 tokens.
         let room = book.room(16, 0);
         assert!((300..=305).contains(&room.prompts) && (174..=178).contains(&room.batch), "{room:?}");
@@ -98,7 +100,7 @@ mod tests {
         assert_eq!(RoomBook { most: (256, 128), times: &times, model: 0 }.room(1, 0).prompts, 128, "nothing is known");
         [1, 64].into_iter().for_each(|tokens| times.record(0, tokens, tokens as f64));
         let book = RoomBook { most: (256, 128), times: &times, model: 0 };
-        assert_eq!(book.room(1, 0), Room { all: 256, prompts: 32, batch: 1 });
+        assert_eq!(book.room(1, 0), Room { all: 256, wide: 128, prompts: 32, batch: 1 });
         assert_eq!(RoomBook { most: (256, 16), ..book }.room(1, 0).prompts, 16);
     }
 }

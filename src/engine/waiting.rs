@@ -110,19 +110,22 @@ impl Waiting {
         if self.entries.iter().any(|entry| entry.stayed > 0) {
             self.entries.make_contiguous().sort_unstable_by_key(waited);
         }
-        let (mut tokens, mut wide, mut batch) = (0, 0, 0);
+        let (mut tokens, mut wide, mut prompts, mut batch) = (0, 0, 0, 0);
         for class in 0..3 {
             self.entries.retain(|entry| {
                 let belongs = entry.stayed > 0 || class == 2 || class == 1 && !entry.is_wide();
                 let width = entry.width();
                 let of_wide = if entry.is_wide() { width } else { 0 };
+                let of_prompts = if entry.is_prompt() { width } else { 0 };
                 let of_batch = if entry.is_batch() { width } else { 0 };
                 let fits = tokens + width <= room.all
-                    && (wide == 0 || wide + of_wide <= room.prompts)
+                    && (wide == 0 || wide + of_wide <= room.wide)
+                    && (prompts == 0 || prompts + of_prompts <= room.prompts)
                     && (batch == 0 || batch + of_batch <= room.batch);
                 let takes = belongs && (fits || self.batch.is_empty()) && entry.is_admitted() && !alone(entry);
                 if takes {
-                    (tokens, wide, batch) = (tokens + width, wide + of_wide, batch + of_batch);
+                    (tokens, wide) = (tokens + width, wide + of_wide);
+                    (prompts, batch) = (prompts + of_prompts, batch + of_batch);
                     self.batch.push(*entry);
                 }
                 !takes
