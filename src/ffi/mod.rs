@@ -10,8 +10,6 @@ mod error;
 
 mod engine;
 
-mod prepare;
-
 mod options;
 
 mod session;
@@ -29,7 +27,6 @@ pub use engine::*;
 pub use error::*;
 pub use many::*;
 pub use options::*;
-pub use prepare::*;
 pub use session::*;
 pub use stats::*;
 pub use text::*;

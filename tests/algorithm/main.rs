@@ -10,7 +10,6 @@ mod latency;
 mod load;
 mod overlap;
 mod planning;
-mod prepare;
 mod questions;
 mod simulation;
 mod sums;
