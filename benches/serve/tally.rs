@@ -73,7 +73,7 @@ pub fn figures(measurements: &[Measurement]) -> Figures {
             let came = |at: f64| window.contains(&at);
             let Some(&(at, _)) = request.bursts.first() else { continue };
             figures.requests += usize::from(came(at));
-            first.extend(came(at).then(|| 1e3 * (at - request.arrived)));
+            first.extend(came(at).then_some(1e3 * (at - request.arrived)));
             let pairs = request.bursts.windows(2).filter(|pair| came(pair[1].0));
             between.extend(pairs.map(|pair| 1e3 * (pair[1].0 - pair[0].0)));
             let later = request.tokens() - 1;
