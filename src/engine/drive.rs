@@ -2,7 +2,7 @@
 
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arrayvec::ArrayVec;
 
@@ -48,8 +48,8 @@ pub struct Driver<C> {
     turns_waited: usize,
     /// How urgent the session is.
     priority: Priority,
-    /// Passes in a row that had no room for it.
-    stayed: u32,
+    /// When it asked for a pass that was given back.
+    asked: Option<Instant>,
     /// What its user has waited for.
     histograms: Box<SessionHistograms>,
 }
@@ -93,7 +93,7 @@ impl<C: Chance> Driver<C> {
             takes_turns: true,
             turns_waited: 0,
             priority: Priority::Interactive,
-            stayed: 0,
+            asked: None,
             histograms: Box::new(SessionHistograms::new(Duration::ZERO)),
         }
     }
@@ -231,9 +231,10 @@ impl<C: Chance> Driver<C> {
         let Driver { decoder, cancel, waiter, in_crowd, priority, .. } = self;
         let (is_new, prompt_end) = (decoder.counters().tokens == 0, decoder.prompt_end());
         let passes = decoder.passes().skip(first).take(count);
+        let now = Instant::now();
         let tickets = passes.filter_map(|(need, pass)| {
             let when_full = queues.when_full(is_new && need.start == 0, true);
-            let ticket = Ticket::new(queues.of(need.model)?, pass, cancel, when_full);
+            let ticket = Ticket::new(queues.of(need.model)?, pass, cancel, when_full, now);
             Some((need, ticket.of(*priority, need.end <= prompt_end)))
         });
         let (needs, mut tickets): (ArrayVec<Need, MOST_MODELS>, ArrayVec<Ticket, MOST_MODELS>) = tickets.unzip();
@@ -258,7 +259,7 @@ impl<C: Chance> Driver<C> {
         common: Option<(Common, PassShape)>,
     ) {
         self.decoder.ran(need, report, overlapped);
-        self.stayed = 0;
+        self.asked = None;
         if let Some((common, shape)) = common {
             self.decoder.had_company(common);
             self.histograms.pass(shape);
@@ -303,7 +304,7 @@ impl<C: Chance> Driver<C> {
 
     /// A round begins. Until the guard is dropped, the session counts among those that decode at the same time.
     pub(super) fn begin(&mut self) -> Option<Decoding> {
-        self.company = 1;
+        (self.company, self.asked) = (1, None);
         self.queues.as_ref().map(PassQueues::decode)
     }
 
@@ -345,21 +346,21 @@ impl<C: Chance> Driver<C> {
         Ok(())
     }
 
-    /// The pass that it asked for was given back.
-    pub(super) fn stay(&mut self) {
-        self.stayed = self.stayed.saturating_add(1);
+    /// A pass that it asked for at this time was given back. If it has run in part, its wait begins anew.
+    pub(super) fn stay(&mut self, asked: Instant, has_run: bool) {
+        self.asked = self.asked.filter(|_| !has_run).or(Some(asked));
     }
 
     /// Ask for the passes that are run in common with others, each with its need. One for which there is no memory now,
     /// and one of a prompt or a batch session for which the next pass has no room, is given back.
-    pub(super) fn tickets(&mut self) -> impl Iterator<Item = (Need, Ticket<'_>)> {
-        let Driver { decoder, cancel, queues, priority, stayed, .. } = self;
+    pub(super) fn tickets(&mut self, now: Instant) -> impl Iterator<Item = (Need, Ticket<'_>)> {
+        let Driver { decoder, cancel, queues, priority, asked, .. } = self;
         let (cancel, queues, is_new) = (&**cancel, queues.as_deref(), decoder.counters().tokens == 0);
-        let (priority, stayed, prompt_end) = (*priority, *stayed, decoder.prompt_end());
+        let (priority, asked, prompt_end) = (*priority, *asked, decoder.prompt_end());
         decoder.passes().filter_map(move |(need, pass)| {
             let when_full = queues?.when_full(is_new && need.start == 0, false);
-            let ticket = Ticket::new(queues?.of(need.model)?, pass, cancel, when_full);
-            Some((need, ticket.of(priority, need.end <= prompt_end).briefly(stayed)))
+            let ticket = Ticket::new(queues?.of(need.model)?, pass, cancel, when_full, now);
+            Some((need, ticket.of(priority, need.end <= prompt_end).briefly(asked)))
         })
     }
 

@@ -3,6 +3,7 @@
 use std::borrow::BorrowMut;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::time::Instant;
 
 use arrayvec::ArrayVec;
 
@@ -116,7 +117,7 @@ fn run_together<S: BorrowMut<Session>>(sessions: &mut [S], buffers: &mut CallBuf
     let waits = |index: &usize| matches!(stands[*index], Stand::Waits);
     let Some(first) = (0..stands.len()).find(waits) else { return };
     let waiter = sessions[first].borrow().driver.waiter().clone();
-    let turn = turn(sessions, stands);
+    let (turn, asked) = (turn(sessions, stands), Instant::now());
     let mut waiting = recycle(std::mem::take(tickets));
     needs.clear();
     for (index, each) in sessions.iter_mut().enumerate() {
@@ -129,7 +130,7 @@ fn run_together<S: BorrowMut<Session>>(sessions: &mut [S], buffers: &mut CallBuf
             stands[index] = Stand::Interrupted(refusal.into());
             continue;
         }
-        for (need, mut ticket) in each.borrow_mut().driver.tickets() {
+        for (need, mut ticket) in each.borrow_mut().driver.tickets(asked) {
             ticket.place = needs.len();
             needs.push((index, need));
             waiting.push(ticket);
@@ -154,7 +155,7 @@ fn run_together<S: BorrowMut<Session>>(sessions: &mut [S], buffers: &mut CallBuf
         let driver = &mut sessions[index].borrow_mut().driver;
         match outcome {
             // There is no memory or no room for the pass now. The next call asks for it again.
-            None => driver.stay(),
+            None => driver.stay(asked, common.is_some()),
             Some(Ok(report)) => {
                 let overlapped = overlaps && driver.needs().len() > 1;
                 driver.ran_in_company(need, report, overlapped, common);

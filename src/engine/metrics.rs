@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use crate::engine::Engine;
-use crate::engine::histogram::Histogram;
+use crate::engine::histogram::{Histogram, Passes};
 use crate::engine::participant::Participant;
 
 /// Bounds of buckets of times, in microseconds: from a step of a fast GPU to a prompt that waits in a long queue.
@@ -34,6 +34,39 @@ const SIZES: [u64; 13] = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 409
 
 /// Microseconds of a second.
 const SECOND: f64 = 1e6;
+
+/// A histogram of each model that batches.
+struct Family {
+    name: &'static str,
+    help: &'static str,
+    bounds: &'static [u64],
+    unit: f64,
+    of: fn(&Passes) -> &Histogram,
+}
+
+const PASSES: [Family; 3] = [
+    Family {
+        name: "queue_seconds",
+        help: "Time that a session waits for a pass of the model to begin.",
+        bounds: &TIMES,
+        unit: SECOND,
+        of: |passes| &passes.queue,
+    },
+    Family {
+        name: "pass_sessions",
+        help: "Sessions of a pass of the model.",
+        bounds: &SIZES,
+        unit: 1.0,
+        of: |passes| &passes.sessions,
+    },
+    Family {
+        name: "pass_tokens",
+        help: "Tokens of a pass of the model.",
+        bounds: &SIZES,
+        unit: 1.0,
+        of: |passes| &passes.tokens,
+    },
+];
 
 /// Text in the format 0.0.4 of Prometheus.
 #[derive(Default)]
@@ -96,30 +129,22 @@ pub fn metrics(engine: &Engine) -> String {
         text.value(name, "counter", help, value);
     }
     text.value("sessions_decoding", "gauge", "Sessions in the middle of a round.", engine.queues().company() as f64);
-    {
-        let waits = engine.waits().lock();
-        let first = "Time from a prompt to its first token.";
-        text.head("first_token_seconds", "histogram", first);
-        text.histogram("first_token_seconds", "", &waits.first_token, &TIMES, SECOND);
-        let between = "Time from one round that commits tokens to the next.";
-        text.head("between_tokens_seconds", "histogram", between);
-        text.histogram("between_tokens_seconds", "", &waits.between_tokens, &TIMES, SECOND);
+    let waits = engine.waits().lock();
+    for (name, help, histogram) in [
+        ("first_token_seconds", "Time from a prompt to its first token.", &waits.first_token),
+        ("between_tokens_seconds", "Time from one round that commits tokens to the next.", &waits.between_tokens),
+    ] {
+        text.head(name, "histogram", help);
+        text.histogram(name, "", histogram, &TIMES, SECOND);
     }
-    let queues = || {
-        let participants = engine.participants().iter().enumerate();
-        participants.filter_map(|(index, each)| Some((label(each), engine.queues().of(index)?)))
-    };
-    text.head("queue_seconds", "histogram", "Time that a session waits for a pass of the model to begin.");
-    for (label, queue) in queues() {
-        queue.passes(|passes| text.histogram("queue_seconds", &label, &passes.queue, &TIMES, SECOND));
-    }
-    text.head("pass_sessions", "histogram", "Sessions of a pass of the model.");
-    for (label, queue) in queues() {
-        queue.passes(|passes| text.histogram("pass_sessions", &label, &passes.sessions, &SIZES, 1.0));
-    }
-    text.head("pass_tokens", "histogram", "Tokens of a pass of the model.");
-    for (label, queue) in queues() {
-        queue.passes(|passes| text.histogram("pass_tokens", &label, &passes.tokens, &SIZES, 1.0));
+    drop(waits);
+    for family in PASSES {
+        text.head(family.name, "histogram", family.help);
+        for (index, participant) in engine.participants().iter().enumerate() {
+            let Some(queue) = engine.queues().of(index) else { continue };
+            let label = label(participant);
+            queue.passes(|passes| text.histogram(family.name, &label, (family.of)(passes), family.bounds, family.unit));
+        }
     }
     text.0
 }

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use arrayvec::ArrayVec;
 
 use super::histogram::{PassShape, Passes};
-use super::room::{Room, RoomBook};
+use super::room::{Limits, Room};
 use super::sync::{Arc, AtomicUsize, Mutex, MutexGuard, Ordering};
 use super::wait::{Crowd, Waiter};
 use crate::decode::chance::{CounterRng, Key, Purpose};
@@ -64,8 +64,10 @@ pub struct Ticket<'a> {
     pub(super) is_prompt: bool,
     /// Its session is a batch session.
     pub(super) is_batch: bool,
-    /// Passes in a row that had no room for it.
-    pub(super) stayed: u32,
+    /// When its session began to wait. Earlier passes may have had no room for it.
+    pub(super) since: Instant,
+    /// Whether that is so.
+    pub(super) stayed: bool,
     /// It was part of a pass that failed, so it runs alone.
     pub(super) alone: bool,
     /// What all who shared the last pass have in common, and the shape of that pass.
@@ -76,8 +78,8 @@ pub struct Ticket<'a> {
 }
 
 impl<'a> Ticket<'a> {
-    /// Ask for a pass of the queue's model, unless its session is cancelled before.
-    pub fn new(queue: &'a PassQueue, pass: Pass<'a>, cancel: &'a Cancel, when_full: WhenFull) -> Self {
+    /// Ask for a pass of the queue's model now, unless its session is cancelled before.
+    pub fn new(queue: &'a PassQueue, pass: Pass<'a>, cancel: &'a Cancel, when_full: WhenFull, now: Instant) -> Self {
         Ticket {
             queue,
             pass,
@@ -87,7 +89,8 @@ impl<'a> Ticket<'a> {
             is_brief: false,
             is_prompt: false,
             is_batch: false,
-            stayed: 0,
+            since: now,
+            stayed: false,
             alone: false,
             common: None,
             spent: Duration::ZERO,
@@ -96,9 +99,9 @@ impl<'a> Ticket<'a> {
     }
 
     /// Wait for one pass only. If it has not ended then, for want of room or because its sequence computes tokens anew,
-    /// it is given back, to be asked for again. `stayed` says how often in a row this has happened.
-    pub fn briefly(self, stayed: u32) -> Self {
-        Ticket { is_brief: true, stayed, ..self }
+    /// it is given back, to be asked for again. `since` says when it was first asked for, if it was given back before.
+    pub fn briefly(self, since: Option<Instant>) -> Self {
+        Ticket { is_brief: true, since: since.unwrap_or(self.since), stayed: since.is_some(), ..self }
     }
 
     /// The priority of its session, and whether it runs over tokens of a prompt alone.
@@ -114,6 +117,12 @@ impl<'a> Ticket<'a> {
     /// What all who shared its last pass have in common, and the shape of that pass.
     pub fn common(&self) -> Option<(Common, PassShape)> {
         self.common
+    }
+
+    /// A pass has computed a part of it, so its wait begins anew. Else it might come first for ever, lose its memory to
+    /// an older session each time, and leave that session no room.
+    pub(super) fn has_run(&mut self) {
+        self.since += self.common.map_or(Duration::ZERO, |(_, shape)| shape.queued);
     }
 
     /// How the pass went. `None` if it was given back.
@@ -148,8 +157,6 @@ pub(super) struct Asker {
     pub(super) waiter: Arc<Waiter>,
     /// Whether the thread belongs to the crowd while it does not wait.
     pub(super) in_crowd: bool,
-    /// When it asked.
-    pub(super) since: Instant,
     /// Calls with tickets that have no outcome.
     pub(super) open: AtomicUsize,
     /// All its calls.
@@ -174,8 +181,8 @@ pub(super) struct Call {
 pub(super) struct Entry {
     pub(super) ticket: NonNull<Ticket<'static>>,
     pub(super) call: NonNull<Call>,
-    /// Passes that were run without it since it last was part of one.
-    pub(super) stayed: u32,
+    /// A pass was run without it, because it was full.
+    pub(super) stayed: bool,
     /// Whether there is memory for it.
     pub(super) admission: Admission,
 }
@@ -285,7 +292,7 @@ pub fn run(waiter: &Arc<Waiter>, in_crowd: bool, mut tickets: &mut [Ticket<'_>])
     while !tickets.is_empty() {
         let (open, leads) = (AtomicUsize::new(0), AtomicUsize::new(0));
         let models = tickets.chunk_by(|a, b| std::ptr::eq(a.queue, b.queue)).take(MOST_MODELS).count();
-        let asker = Asker { waiter: waiter.clone(), in_crowd, since: Instant::now(), open, calls: models, leads };
+        let asker = Asker { waiter: waiter.clone(), in_crowd, open, calls: models, leads };
         let mut calls = ArrayVec::<Call, MOST_MODELS>::new();
         while let Some(first) = tickets.first().filter(|_| !calls.is_full()) {
             let queue = first.queue;
@@ -445,11 +452,11 @@ impl PassQueue {
 
     /// Most tokens of a chunk of a prompt, beside the sessions that decode.
     pub fn chunk(&self) -> usize {
-        self.book().prompts(self.decoding.load(Ordering::Relaxed))
+        self.limits().prompts(self.decoding.load(Ordering::Relaxed))
     }
 
-    fn book(&self) -> RoomBook<'_> {
-        RoomBook { most: (self.max_tokens, self.max_wide), times: &self.times.0, model: self.times.1 }
+    fn limits(&self) -> Limits<'_> {
+        Limits { all: self.max_tokens, wide: self.max_wide, times: &self.times.0, model: self.times.1 }
     }
 
     /// Room of the next pass, by those who wait for it.
@@ -460,11 +467,8 @@ impl PassQueue {
             *if entry.is_prompt() { &mut waiting } else { &mut decoding } += entry.width();
         }
         self.decoding.store(decoding, Ordering::Relaxed);
-        if entries.iter().any(|entry| entry.is_prompt() || entry.is_batch()) {
-            self.book().room(decoding, waiting)
-        } else {
-            Room { all: self.max_tokens, wide: self.max_wide, prompts: self.max_wide, batch: self.max_tokens }
-        }
+        let is_bounded = entries.iter().any(|entry| entry.is_prompt() || entry.is_batch());
+        if is_bounded { self.limits().room(decoding, waiting) } else { self.limits().empty() }
     }
 
     /// Read the histograms of all passes of the model.
@@ -616,9 +620,9 @@ impl PassQueue {
             let common = Common { elapsed: report.elapsed, number };
             for entry in &batch {
                 // SAFETY: the entries are in the batch of this leader, and their tickets have no outcome.
-                let queued = since.saturating_duration_since(unsafe { entry.call.as_ref() }.asker().since);
-                let shape = PassShape { queued, sessions, tokens };
-                unsafe { (*entry.ticket.as_ptr()).common = Some((common, shape)) };
+                let ticket = unsafe { &mut *entry.ticket.as_ptr() };
+                let queued = since.saturating_duration_since(ticket.since);
+                ticket.common = Some((common, PassShape { queued, sessions, tokens }));
             }
         }
         let mut state = self.lock();

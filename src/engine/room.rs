@@ -25,28 +25,37 @@ pub struct Room {
 }
 
 /// What a model allows, and what its passes take.
-pub struct RoomBook<'a> {
-    /// Most tokens of a pass, and of wide tickets in it.
-    pub most: (usize, usize),
+pub struct Limits<'a> {
+    /// Most tokens of a pass.
+    pub all: usize,
+    /// Most tokens of a sequence in a pass.
+    pub wide: usize,
     /// Pass times of the models.
     pub times: &'a PassTimes,
     /// The number of the model there.
     pub model: usize,
 }
 
-impl RoomBook<'_> {
+impl Limits<'_> {
     /// Room for prompts, if interactive sessions decode so many tokens in the pass. Only these are spared a long pass.
     pub fn prompts(&self, decoding: usize) -> usize {
-        let most = self.most.1;
-        if decoding == 0 { most } else { self.beside(decoding, WITH_PROMPTS, most).max(LEAST_PROMPT).min(most) }
+        if decoding == 0 {
+            return self.wide;
+        }
+        self.beside(decoding, WITH_PROMPTS, self.wide).max(LEAST_PROMPT).min(self.wide)
     }
 
     /// Room, if interactive sessions decode so many tokens and so many tokens of their prompts wait.
     pub fn room(&self, decoding: usize, waiting: usize) -> Room {
-        let (all, prompts) = (self.most.0, self.prompts(decoding));
+        let prompts = self.prompts(decoding);
         let interactive = decoding + waiting.min(prompts);
-        let batch = if interactive == 0 { all } else { self.beside(interactive, WITH_BATCH, all) };
-        Room { all, wide: self.most.1, prompts, batch }
+        let batch = if interactive == 0 { self.all } else { self.beside(interactive, WITH_BATCH, self.all) };
+        Room { prompts, batch, ..self.empty() }
+    }
+
+    /// Room of a pass where nobody is to be spared.
+    pub fn empty(&self) -> Room {
+        Room { all: self.all, wide: self.wide, prompts: self.wide, batch: self.all }
     }
 
     /// Most tokens that make a pass over `tokens` at most so many times as long. All, while nothing is known.
@@ -83,24 +92,28 @@ mod tests {
     #[test]
     fn prompts_and_batch_sessions_make_passes_of_interactive_sessions_so_much_longer_only() {
         let times = times();
-        let book = RoomBook { most: (2048, 512), times: &times, model: 0 };
-        assert_eq!(book.room(0, 0), Room { all: 2048, wide: 512, prompts: 512, batch: 2048 }, "nobody is to be spared");
+        let limits = Limits { all: 2048, wide: 512, times: &times, model: 0 };
+        assert_eq!(
+            limits.room(0, 0),
+            Room { all: 2048, wide: 512, prompts: 512, batch: 2048 },
+            "nobody is to be spared"
+        );
         // 2 seconds alone, 6 with prompts, and 4 with batch sessions: 320 and 192 tokens.
-        let room = book.room(16, 0);
+        let room = limits.room(16, 0);
         assert!((300..=305).contains(&room.prompts) && (174..=178).contains(&room.batch), "{room:?}");
         // A prompt of 48 more tokens is part of the interactive sessions' pass.
-        assert!((126..=130).contains(&book.room(16, 48).batch), "{:?}", book.room(16, 48));
+        assert!((126..=130).contains(&limits.room(16, 48).batch), "{:?}", limits.room(16, 48));
         // 17 seconds alone.
-        assert_eq!(book.room(1024, 0).prompts, 512);
+        assert_eq!(limits.room(1024, 0).prompts, 512);
     }
 
     #[test]
     fn a_prompt_goes_on_however_dear_its_tokens_are() {
         let times = PassTimes::new(1);
-        assert_eq!(RoomBook { most: (256, 128), times: &times, model: 0 }.room(1, 0).prompts, 128, "nothing is known");
+        assert_eq!(Limits { all: 256, wide: 128, times: &times, model: 0 }.room(1, 0).prompts, 128, "nothing is known");
         [1, 64].into_iter().for_each(|tokens| times.record(0, tokens, tokens as f64));
-        let book = RoomBook { most: (256, 128), times: &times, model: 0 };
-        assert_eq!(book.room(1, 0), Room { all: 256, wide: 128, prompts: 32, batch: 1 });
-        assert_eq!(RoomBook { most: (256, 16), ..book }.room(1, 0).prompts, 16);
+        let limits = Limits { all: 256, wide: 128, times: &times, model: 0 };
+        assert_eq!(limits.room(1, 0), Room { all: 256, wide: 128, prompts: 32, batch: 1 });
+        assert_eq!(Limits { wide: 16, ..limits }.room(1, 0).prompts, 16);
     }
 }

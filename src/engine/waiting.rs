@@ -1,6 +1,5 @@
 //! The tickets that wait for passes of one model: which of them the next pass takes, and what becomes of them.
 
-use std::cmp::Reverse;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr::NonNull;
 use std::time::Duration;
@@ -106,14 +105,17 @@ impl Waiting {
             self.batch.extend(self.entries.remove(index));
             return;
         }
-        let waited = |entry: &Entry| (Reverse(entry.stayed), unsafe { (*entry.ticket.as_ptr()).cancel }.age());
-        if self.entries.iter().any(|entry| entry.stayed > 0) {
-            self.entries.make_contiguous().sort_unstable_by_key(waited);
+        if self.entries.iter().any(|entry| entry.stayed) {
+            self.entries.make_contiguous().sort_unstable_by_key(|entry| {
+                let ticket = entry.ticket.as_ptr();
+                let (since, age) = unsafe { ((*ticket).since, (*ticket).cancel.age()) };
+                (!entry.stayed, entry.stayed.then_some(since), age)
+            });
         }
         let (mut tokens, mut wide, mut prompts, mut batch) = (0, 0, 0, 0);
         for class in 0..3 {
             self.entries.retain(|entry| {
-                let belongs = entry.stayed > 0 || class == 2 || class == 1 && !entry.is_wide();
+                let belongs = entry.stayed || class == 2 || class == 1 && !entry.is_wide();
                 let width = entry.width();
                 let of_wide = if entry.is_wide() { width } else { 0 };
                 let of_prompts = if entry.is_prompt() { width } else { 0 };
@@ -131,7 +133,7 @@ impl Waiting {
                 !takes
             });
         }
-        self.entries.iter_mut().for_each(|entry| entry.stayed = entry.stayed.saturating_add(1));
+        self.entries.iter_mut().for_each(|entry| entry.stayed = true);
     }
 
     /// Count a pass that has succeeded in the histograms of the model.
@@ -169,7 +171,7 @@ impl Waiting {
             let ticket = unsafe { &mut *entry.ticket.as_ptr() };
             let waits = is_full && ticket.when_full == WhenFull::Wait;
             if (again || waits) && !cancelled(&entry) {
-                entry.stayed = entry.stayed.max(1);
+                entry.stayed = true;
                 ticket.alone |= alone;
                 self.entries.push_front(entry);
                 continue;
@@ -180,7 +182,8 @@ impl Waiting {
                     ticket.spent += share(report.elapsed, entry.width(), tokens);
                     let is_part = matches!(entry.admission, Admission::Part(_));
                     if is_part && !ticket.is_brief {
-                        entry.stayed = entry.stayed.max(1);
+                        entry.stayed = true;
+                        ticket.has_run();
                         self.entries.push_front(entry);
                         continue;
                     }
@@ -202,7 +205,7 @@ impl Waiting {
         entries.retain(|entry| {
             // SAFETY: the entry waits, so its ticket has no outcome; the lock is held.
             let is_brief = unsafe { (*entry.ticket.as_ptr()).is_brief && !(*entry.ticket.as_ptr()).alone };
-            let goes = entry.stayed > 0 && is_brief && (entry.is_wide() || entry.is_batch());
+            let goes = entry.stayed && is_brief && (entry.is_wide() || entry.is_batch());
             if goes {
                 self.finish(entry, None, crowd, own);
             }

@@ -129,6 +129,19 @@ unsafe fn fill<T: Copy>(values: &[T], buffer: *mut T, name: &str, capacity: usiz
     Ok(())
 }
 
+/// Write a text to a buffer of the caller as [`fill`] does, and its number of bytes.
+///
+/// # Safety
+/// `buffer` is NULL or has `capacity` bytes, and `out_bytes` is valid for a write.
+unsafe fn write_text(written: &str, buffer: *mut c_char, capacity: usize, out_bytes: *mut usize) -> Result<()> {
+    // SAFETY: promised by the caller.
+    unsafe {
+        fill(written.as_bytes(), buffer.cast(), "text", capacity, "bytes")?;
+        out_bytes.write(written.len());
+    }
+    Ok(())
+}
+
 /// Rust must not read a value at an address that its type does not allow.
 fn check_aligned<T>(pointer: *const T, name: &str) -> Result<()> {
     if pointer.is_aligned() {

@@ -5,7 +5,7 @@ use std::ffi::c_char;
 use super::engine::cos_engine;
 use super::error::cos_error;
 use super::session::{cos_session, usable};
-use super::{VersionedStruct, check_out, fill, guard, struct_size, write_struct};
+use super::{VersionedStruct, check_out, guard, struct_size, write_struct, write_text};
 use crate::engine::metrics::metrics;
 use crate::engine::stats::Stats;
 use crate::error::Result;
@@ -139,12 +139,7 @@ pub unsafe extern "C" fn cos_engine_metrics(
     guard(|| {
         check_out(out_bytes, "out_bytes")?;
         // SAFETY: promised by the caller.
-        unsafe {
-            let written = metrics(&cos_engine::of_this_process(engine)?.0);
-            fill(written.as_bytes(), text.cast(), "text", capacity, "bytes")?;
-            out_bytes.write(written.len());
-        }
-        Ok(())
+        unsafe { write_text(&metrics(&cos_engine::of_this_process(engine)?.0), text, capacity, out_bytes) }
     })
 }
 

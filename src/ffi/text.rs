@@ -7,7 +7,7 @@ use parking_lot::Mutex;
 
 use super::engine::cos_engine;
 use super::error::cos_error;
-use super::{check_out, fill, guard, handle, hold, release, slice};
+use super::{check_out, fill, guard, handle, hold, release, slice, write_text};
 use crate::error::{Error, Result};
 use crate::process::Process;
 use crate::text::TextStream;
@@ -98,11 +98,7 @@ pub unsafe extern "C" fn cos_engine_decode(
             unsafe { (cos_engine::of_this_process(engine)?, slice(tokens, tokens_count, "tokens", "tokens_count")?) };
         let decoded = engine.0.text()?.decode(tokens)?;
         // SAFETY: promised by the caller.
-        unsafe {
-            fill(decoded.as_bytes(), text.cast(), "text", capacity, "bytes")?;
-            out_bytes.write(decoded.len());
-        }
-        Ok(())
+        unsafe { write_text(&decoded, text, capacity, out_bytes) }
     })
 }
 

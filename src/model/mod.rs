@@ -343,3 +343,17 @@ impl fmt::Debug for Cancel {
         f.debug_struct("Cancel").field("requested", &self.is_requested()).finish()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_batch_session_counts_as_started_later_but_not_for_ever() {
+        let batch = Cancel::new(Priority::Batch);
+        let [next, other] = [Priority::Interactive, Priority::Batch].map(Cancel::new);
+        assert!(next.age() < batch.age() && batch.age() < other.age());
+        let after: Vec<u64> = (0..=LATER).map(|_| Cancel::default().age()).collect();
+        assert!(after[0] < batch.age() && batch.age() < after[LATER as usize]);
+    }
+}

@@ -155,3 +155,44 @@ fn latency_is_counted() {
         assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
     }
 }
+
+/// The same holds for threads, which wait in the queue meanwhile.
+#[test]
+fn batch_sessions_of_threads_take_a_bounded_share_and_end() {
+    let machine = Machine::new();
+    let decode = |priority, tokens: usize| {
+        let mut session = machine.session(8, priority);
+        for _ in 0..tokens {
+            session.step().unwrap();
+        }
+        session.describe()["latency"].take()
+    };
+    std::thread::scope(|scope| {
+        let batch: Vec<_> = (0..60).map(|_| scope.spawn(|| decode(Priority::Batch, 30))).collect();
+        let interactive: Vec<_> = (0..2).map(|_| scope.spawn(|| decode(Priority::Interactive, 200))).collect();
+        for latency in interactive.into_iter().map(|thread| thread.join().unwrap()) {
+            // 16 tokens take as long as one, and twice as long as that is 32; a bucket is that much wider.
+            assert!(latency["pass_tokens"]["max"].as_f64().unwrap() <= 34.0, "{latency}");
+            assert_eq!(latency["between_tokens_ms"]["count"], 199);
+        }
+        batch.into_iter().for_each(|thread| assert_eq!(thread.join().unwrap()["first_token_ms"]["count"], 1));
+    });
+}
+
+/// A batch session that found no room waits, and that is counted.
+#[test]
+fn the_queue_counts_from_the_first_call_that_asked() {
+    let machine = Machine::new();
+    let mut sessions = vec![machine.session(8, Priority::Interactive)];
+    sessions.extend((0..100).map(|_| machine.session(8, Priority::Batch)));
+    machine.calls(&mut sessions, 60);
+    let began = std::time::Instant::now();
+    for _ in 0..8 {
+        std::thread::sleep(Duration::from_millis(2));
+        machine.calls(&mut sessions, 1);
+    }
+    assert!(began.elapsed() >= Duration::from_millis(16));
+    // It is part of one of about three passes, between which the caller sleeps.
+    let most = |session: &Session| session.describe()["latency"]["queue_ms"]["max"].as_f64().unwrap();
+    assert!(most(&sessions[0]) < most(&sessions[50]) && most(&sessions[50]) >= 3.8, "{}", most(&sessions[50]));
+}

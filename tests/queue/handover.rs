@@ -2,7 +2,7 @@
 
 use std::panic::resume_unwind;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use cos::decode::chance::CounterRng;
 use cos::error::Error;
@@ -57,7 +57,8 @@ fn worker(queue: &PassQueue, crowd: &Crowd, model: &Scripted, passes: &[&[i32]])
             cancel.request();
         }
         let tokens = if tokens.is_empty() { &[1][..] } else { tokens };
-        let mut ticket = Ticket::new(queue, Pass::plain(sequence.as_mut(), tokens), &cancel, WhenFull::Wait);
+        let mut ticket =
+            Ticket::new(queue, Pass::plain(sequence.as_mut(), tokens), &cancel, WhenFull::Wait, Instant::now());
         queue::run(&waiter, true, std::slice::from_mut(&mut ticket));
         let outcome = ticket.outcome().expect("it may wait");
         match (outcome, tokens.last()) {
@@ -139,7 +140,7 @@ fn a_pass_that_cannot_wait_is_given_back() {
         let mut sequences = cancels.each_ref().map(|cancel| model.start(cancel).unwrap());
         let mut run = |index: usize, tokens: &[i32], when_full| {
             let pass = Pass::plain(sequences[index].as_mut(), tokens);
-            let mut ticket = Ticket::new(&queue, pass, &cancels[index], when_full);
+            let mut ticket = Ticket::new(&queue, pass, &cancels[index], when_full, Instant::now());
             queue::run(&Arc::default(), false, std::slice::from_mut(&mut ticket));
             ticket.outcome()
         };
@@ -173,7 +174,7 @@ fn models_without_memory_do_not_wait_for_each_other() {
                         .zip(&mut sequences)
                         .map(|((queue, _), sequence)| {
                             let pass = Pass::plain(sequence.as_mut(), &[1; 6][..width]);
-                            Ticket::new(queue, pass, &cancel, WhenFull::Wait)
+                            Ticket::new(queue, pass, &cancel, WhenFull::Wait, Instant::now())
                         })
                         .collect();
                     queue::run(&waiter, true, &mut tickets);
@@ -201,7 +202,9 @@ fn many_tickets_of_one_call_share_passes_with_others() {
                 let cancel = Arc::new(Cancel::default());
                 let mut sequences: Vec<Box<dyn Sequence>> = (0..3).map(|_| model.start(&cancel).unwrap()).collect();
                 for tokens in [&[1, 0, 1][..], &[1]] {
-                    let ticket = |sequence| Ticket::new(&queue, Pass::plain(sequence, tokens), &cancel, WhenFull::Wait);
+                    let ticket = |sequence| {
+                        Ticket::new(&queue, Pass::plain(sequence, tokens), &cancel, WhenFull::Wait, Instant::now())
+                    };
                     let mut tickets: Vec<_> = sequences.iter_mut().map(|each| ticket(each.as_mut())).collect();
                     queue::run(&Arc::default(), false, &mut tickets);
                     assert!(tickets.into_iter().all(|ticket| ticket.outcome().is_some_and(|outcome| outcome.is_ok())));
@@ -227,7 +230,8 @@ fn a_cancel_from_another_thread_ends_a_wait() {
             let (queue, model, cancel) = (queue.clone(), model.clone(), cancel.clone());
             shuttle::thread::spawn(move || {
                 let mut sequence = model.start(&cancel).unwrap();
-                let mut ticket = Ticket::new(&queue, Pass::plain(sequence.as_mut(), &[1]), &cancel, WhenFull::Wait);
+                let mut ticket =
+                    Ticket::new(&queue, Pass::plain(sequence.as_mut(), &[1]), &cancel, WhenFull::Wait, Instant::now());
                 queue::run(&waiter, false, std::slice::from_mut(&mut ticket));
                 assert!(matches!(ticket.outcome(), Some(Ok(_) | Err(Interrupt::Cancelled))));
             })
@@ -275,7 +279,13 @@ fn a_cancel_ends_a_wait_for_two_models() {
                 while !cancel.is_requested() {
                     let mut tickets = Vec::new();
                     for ((queue, _), sequence) in queues.iter().zip(&mut sequences) {
-                        tickets.push(Ticket::new(queue, Pass::plain(sequence.as_mut(), &[1]), &cancel, WhenFull::Wait));
+                        tickets.push(Ticket::new(
+                            queue,
+                            Pass::plain(sequence.as_mut(), &[1]),
+                            &cancel,
+                            WhenFull::Wait,
+                            Instant::now(),
+                        ));
                     }
                     queue::run(&waiter, false, &mut tickets);
                     assert!(tickets.into_iter().all(|ticket| ticket.outcome().is_some()));
@@ -311,7 +321,7 @@ fn passes_of_two_models_overlap() {
                         let mut tickets = Vec::new();
                         for ((queue, _), sequence) in queues.iter().zip(&mut sequences) {
                             let pass = Pass::plain(sequence.as_mut(), std::slice::from_ref(&token));
-                            tickets.push(Ticket::new(queue, pass, &cancel, WhenFull::Wait));
+                            tickets.push(Ticket::new(queue, pass, &cancel, WhenFull::Wait, Instant::now()));
                         }
                         queue::run(&waiter, true, &mut tickets);
                         for ticket in tickets {

@@ -82,8 +82,8 @@ fn mixed(machine: &Machine, simulation: &Simulation, count: usize) -> Vec<Sessio
     (0..count).map(new).collect()
 }
 
-/// A session of any strategy commits a token in ten calls, whoever is beside it. Long prompts share the room of a pass,
-/// and the oldest ones are first: each begins after the calls that all of them take, one after the other.
+/// A session of any strategy commits a token in ten calls, whoever is beside it. Long prompts share the room of a pass:
+/// each begins after the calls that all of them take, one after the other.
 #[test]
 fn nobody_starves_beside_others() {
     let machine = Machine::mixture(World::Related, 1.0, [Passes::new(300.0, 1.0, 64); 2]);
