@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use arrayvec::ArrayVec;
 
 use super::histogram::{PassShape, Passes};
-use super::room::{Limits, Room};
+use super::room::{PassLimits, Room};
 use super::sync::{Arc, AtomicUsize, Mutex, MutexGuard, Ordering};
 use super::wait::{Crowd, Waiter};
 use crate::decode::chance::{CounterRng, Key, Purpose};
@@ -455,8 +455,8 @@ impl PassQueue {
         self.limits().prompts(self.decoding.load(Ordering::Relaxed))
     }
 
-    fn limits(&self) -> Limits<'_> {
-        Limits { all: self.max_tokens, wide: self.max_wide, times: &self.times.0, model: self.times.1 }
+    fn limits(&self) -> PassLimits<'_> {
+        PassLimits { all: self.max_tokens, wide: self.max_wide, times: &self.times.0, model: self.times.1 }
     }
 
     /// Room of the next pass, by those who wait for it.

@@ -25,7 +25,7 @@ pub struct Room {
 }
 
 /// What a model allows, and what its passes take.
-pub struct Limits<'a> {
+pub struct PassLimits<'a> {
     /// Most tokens of a pass.
     pub all: usize,
     /// Most tokens of a sequence in a pass.
@@ -36,7 +36,7 @@ pub struct Limits<'a> {
     pub model: usize,
 }
 
-impl Limits<'_> {
+impl PassLimits<'_> {
     /// Room for prompts, if interactive sessions decode so many tokens in the pass. Only these are spared a long pass.
     pub fn prompts(&self, decoding: usize) -> usize {
         if decoding == 0 {
@@ -92,7 +92,7 @@ mod tests {
     #[test]
     fn prompts_and_batch_sessions_make_passes_of_interactive_sessions_so_much_longer_only() {
         let times = times();
-        let limits = Limits { all: 2048, wide: 512, times: &times, model: 0 };
+        let limits = PassLimits { all: 2048, wide: 512, times: &times, model: 0 };
         assert_eq!(
             limits.room(0, 0),
             Room { all: 2048, wide: 512, prompts: 512, batch: 2048 },
@@ -110,10 +110,14 @@ mod tests {
     #[test]
     fn a_prompt_goes_on_however_dear_its_tokens_are() {
         let times = PassTimes::new(1);
-        assert_eq!(Limits { all: 256, wide: 128, times: &times, model: 0 }.room(1, 0).prompts, 128, "nothing is known");
+        assert_eq!(
+            PassLimits { all: 256, wide: 128, times: &times, model: 0 }.room(1, 0).prompts,
+            128,
+            "nothing is known"
+        );
         [1, 64].into_iter().for_each(|tokens| times.record(0, tokens, tokens as f64));
-        let limits = Limits { all: 256, wide: 128, times: &times, model: 0 };
+        let limits = PassLimits { all: 256, wide: 128, times: &times, model: 0 };
         assert_eq!(limits.room(1, 0), Room { all: 256, wide: 128, prompts: 32, batch: 1 });
-        assert_eq!(Limits { wide: 16, ..limits }.room(1, 0).prompts, 16);
+        assert_eq!(PassLimits { wide: 16, ..limits }.room(1, 0).prompts, 16);
     }
 }
