@@ -7,6 +7,7 @@ pub mod many;
 pub mod metrics;
 pub mod participant;
 pub mod phase;
+pub mod prepare;
 pub mod questions;
 pub mod queue;
 pub mod queues;

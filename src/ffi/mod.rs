@@ -10,6 +10,8 @@ mod error;
 
 mod engine;
 
+mod prepare;
+
 mod options;
 
 mod session;
@@ -27,6 +29,7 @@ pub use engine::*;
 pub use error::*;
 pub use many::*;
 pub use options::*;
+pub use prepare::*;
 pub use session::*;
 pub use stats::*;
 pub use text::*;

@@ -10,6 +10,7 @@ mod latency;
 mod load;
 mod overlap;
 mod planning;
+mod prepare;
 mod questions;
 mod simulation;
 mod sums;
