@@ -308,6 +308,7 @@ template <int ELEMENT, int ROWS> struct Work {
                 sum += weights[i];
             }
             sum = warp_sum(sum);
+            warp_wait(); // all lanes have read the largest score so far, which the first one overwrites
             if (!valid) continue;
 #pragma unroll
             for (int i = 0; i < WARPS; i++) row[lane + i * LANES] = weights[i];
