@@ -3,8 +3,10 @@
 mod attention;
 mod binding;
 mod cache;
+mod calm;
 mod captures;
 mod check;
+mod crowd;
 mod gpu_passes;
 mod huge_pages;
 mod inputs;
@@ -18,6 +20,7 @@ mod runtime;
 mod scoring;
 mod sequence;
 mod weights;
+mod workers;
 
 pub use model::OnnxModel;
 pub use options::{CacheSize, LoadOptions, Provider, ProviderOptions, RowsOn};

@@ -14,6 +14,7 @@ use ort::session::Session;
 use ort::session::builder::SessionBuilder;
 use parking_lot::Mutex;
 
+use super::workers::{Crew, Workers};
 use crate::error::{Error, Result};
 use crate::process::{self, PerProcess, Process};
 
@@ -31,6 +32,8 @@ pub struct Runtime {
     spinning: bool,
     /// Who owns the thread pools.
     pub pools: ThreadPools,
+    /// The threads of the pool, if it is ours and they spin.
+    pub workers: Option<Workers>,
 }
 
 /// Who owns the thread pools. One pool for all models is fastest: two models with spinning pools of their own run 2.3
@@ -95,6 +98,15 @@ impl Runtime {
                 .with_config_entry("session.intra_op.allow_spinning", if self.spinning { "1" } else { "0" })?,
             _ => builder,
         })
+    }
+
+    /// A builder of sessions with threads of their own that sleep while they wait.
+    pub fn calm_session(&self) -> ort::Result<SessionBuilder> {
+        Session::builder(&self.environment)?
+            .with_independent_thread_pool()?
+            .with_intra_threads(self.threads.unwrap_or(1))?
+            .with_config_entry("session.intra_op.allow_spinning", "0")
+            .map_err(Into::into)
     }
 }
 
@@ -188,13 +200,18 @@ pub fn loaded() -> Option<&'static Runtime> {
 
 fn make(library: Option<&Path>, threads: usize, spinning: Option<bool>) -> Result<Runtime> {
     let threads = if threads == 0 { cores() } else { threads };
-    let with = |environment: Environment, library: PathBuf, pools: ThreadPools| Runtime {
-        environment,
-        library,
-        threads: (pools != ThreadPools::Host).then_some(threads),
+    let crew = Crew::default();
+    let with = |environment: Environment, library: PathBuf, pools: ThreadPools| {
         // Several spinning pools would compete for the cores.
-        spinning: spinning.unwrap_or(pools == ThreadPools::Process),
-        pools,
+        let spinning = spinning.unwrap_or(pools == ThreadPools::Process);
+        Runtime {
+            environment,
+            library,
+            threads: (pools != ThreadPools::Host).then_some(threads),
+            spinning,
+            pools,
+            workers: (pools == ThreadPools::Process && spinning && threads > 1).then(|| Workers::new(crew.clone())),
+        }
     };
     if let Some((environment, library)) = MADE.get() {
         return Ok(with(environment.clone(), library.clone(), ThreadPools::ModelInChild));
@@ -224,7 +241,7 @@ fn make(library: Option<&Path>, threads: usize, spinning: Option<bool>) -> Resul
         }
         _ => failed(&error),
     })?;
-    let (environment, pools) = make_environment(builder, threads, spinning.unwrap_or(true)).map_err(not_made)?;
+    let (environment, pools) = make_environment(builder, threads, spinning.unwrap_or(true), &crew).map_err(not_made)?;
     _ = MADE.set((environment.clone(), path.clone()));
     Ok(with(environment, path, pools))
 }
@@ -242,8 +259,10 @@ fn make_environment(
     builder: EnvironmentBuilder,
     threads: usize,
     spinning: bool,
+    crew: &Crew,
 ) -> ort::Result<(Environment, ThreadPools)> {
     let pool = GlobalThreadPoolOptions::default().with_intra_threads(threads)?.with_spin_control(spinning)?;
+    let pool = pool.with_thread_manager(crew.clone())?;
     let heard = Arc::new(AtomicBool::new(false));
     let logger = heard.clone();
     let environment = builder

@@ -7,20 +7,25 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::{Arc, Weak};
 
+use once_cell::sync::OnceCell;
 use ort::ep::ArbitrarilyConfigurableExecutionProvider;
 use ort::session::Session;
+use ort::session::builder::SessionBuilder;
 use parking_lot::Mutex;
 
 use super::attention::AttentionKernels;
 use super::binding::{RECORD_PROVIDERS, operators_by};
+use super::calm::CalmSession;
 use super::huge_pages::AnonymousMappings;
 use super::options::{Provider, ProviderOptions};
 use super::packed::register;
+use super::runtime::Runtime;
 use super::{attention, runtime};
 use crate::cuda::{self, Device};
 use crate::error::{Error, Result};
 use crate::export::graph::Graph;
-use crate::export::shapes;
+use crate::export::pack::{self, RunsOn};
+use crate::export::{Export, shapes};
 use crate::process::{PerProcess, Process};
 
 /// A session of ONNX Runtime, and the device that it runs on.
@@ -41,6 +46,10 @@ pub struct LoadedSession {
     pub plans_widths: bool,
     /// The process that created the session.
     process: Process,
+    /// What the session depends on, if that is known.
+    key: Option<SessionKey>,
+    /// The session for passes on crowded cores, if the model has one.
+    calm: OnceCell<Arc<CalmSession>>,
 }
 
 impl Drop for LoadedSession {
@@ -53,6 +62,31 @@ impl Drop for LoadedSession {
             let _unloading = cuda::loading();
             device.by_runner(|| drop(session));
         }
+    }
+}
+
+/// Models with more bytes than this have no second session, which would take as much memory again.
+const MOST_TWICE: u64 = 1 << 30;
+
+impl LoadedSession {
+    /// The session for passes on crowded cores, of an export that was rewritten for the processor. `None` if the
+    /// session itself does not spin, or its weights are too large for a second one.
+    pub fn calm(&self, export: &Export) -> Option<Arc<CalmSession>> {
+        runtime::loaded()?.workers.as_ref()?;
+        let key = self.key.as_ref().filter(|key| key.bytes() <= MOST_TWICE)?;
+        let load = || {
+            let (key, export) = (key.clone(), export.clone());
+            CalmSession::new(move || {
+                let graph = Graph::read(&export.file)?;
+                let packed = pack::rewrite(&export, &graph, RunsOn::Host).map_err(Error::Model)?;
+                let source = ModelSource::Packed(&packed.bytes);
+                if SessionKey::of(&export.file, &graph, &key.provider, source).as_ref() != Some(&key) {
+                    return Err(Error::Model(format!("{} has changed since it was loaded", export.file.display())));
+                }
+                create(runtime()?.calm_session(), (&export.file, &graph, source), None)
+            })
+        };
+        Some(self.calm.get_or_init(|| Arc::new(load())).clone())
     }
 }
 
@@ -87,6 +121,11 @@ pub enum ModelSource<'a> {
 type FileVersion = (u64, u64, u64, i64, i64);
 
 impl SessionKey {
+    /// The bytes of the export and its weights.
+    fn bytes(&self) -> u64 {
+        self.files.iter().map(|&(_, _, size, ..)| size).sum()
+    }
+
     /// The key of an export and its files of weights. `None` if the state of a file cannot be read.
     fn of(file: &Path, graph: &Graph, provider: &Provider, source: ModelSource<'_>) -> Option<Self> {
         let folder = file.parent().unwrap_or(Path::new(""));
@@ -110,14 +149,15 @@ impl SessionKey {
 /// A session allows concurrent runs, so models can share it. A caller that needs a session which another thread is
 /// loading waits for it. That takes less time and memory than loading it twice.
 pub fn load(file: &Path, graph: &Graph, provider: &Provider, source: ModelSource<'_>) -> Result<Arc<LoadedSession>> {
-    let slot = SessionKey::of(file, graph, provider, source).map_or_else(Arc::default, slot);
+    let key = SessionKey::of(file, graph, provider, source);
+    let slot = key.clone().map_or_else(Arc::default, slot);
     let mut slot = slot.lock();
     if let Some(loaded) = slot.upgrade() {
         return Ok(loaded);
     }
-    let loaded = Arc::new(match provider {
+    let mut loaded = match provider {
         Provider::Cpu => LoadedSession {
-            session: ManuallyDrop::new(create(file, graph, source, None)?),
+            session: ManuallyDrop::new(create(runtime()?.session(), (file, graph, source), None)?),
             device: None,
             is_whole: false,
             on_processor: BTreeSet::new(),
@@ -125,9 +165,13 @@ pub fn load(file: &Path, graph: &Graph, provider: &Provider, source: ModelSource
             attention: None,
             plans_widths: false,
             process: Process::current(),
+            key: None,
+            calm: OnceCell::new(),
         },
         Provider::Cuda { device_id, options } => load_on_gpu(file, graph, source, *device_id, options)?,
-    });
+    };
+    loaded.key = key;
+    let loaded = Arc::new(loaded);
     *slot = Arc::downgrade(&loaded);
     Ok(loaded)
 }
@@ -177,7 +221,7 @@ fn load_on_gpu(
         let cuda = options.iter().fold(cuda, |cuda, (key, value)| cuda.with_arbitrary_config(key, value));
         // SAFETY: the device, and so its stream, outlives the session: see `LoadedSession`.
         let cuda = unsafe { cuda.with_cuda_graph(graphs).with_compute_stream(device.stream()) };
-        device.by_runner(|| create(file, graph, source, Some(cuda)))
+        device.by_runner(|| create(runtime()?.session(), (file, graph, source), Some(cuda)))
     };
     let asked = options.get(GRAPHS).is_none_or(|value| value != "0");
     let (mut is_whole, mut on_processor) = (true, BTreeSet::new());
@@ -206,6 +250,8 @@ fn load_on_gpu(
         attention: options.get(attention::KERNELS).cloned(),
         plans_widths: kernels == AttentionKernels::Cudnn,
         process: Process::current(),
+        key: None,
+        calm: OnceCell::new(),
     })
 }
 
@@ -218,10 +264,17 @@ fn unavailable(file: &Path, why: &str) -> Error {
     ))
 }
 
-fn create(file: &Path, graph: &Graph, source: ModelSource<'_>, cuda: Option<ort::ep::CUDA>) -> Result<Session> {
-    let runtime = runtime::load(None, 0, None)?;
+fn runtime() -> Result<&'static Runtime> {
+    runtime::load(None, 0, None)
+}
+
+fn create(
+    builder: ort::Result<SessionBuilder>,
+    (file, graph, source): (&Path, &Graph, ModelSource<'_>),
+    cuda: Option<ort::ep::CUDA>,
+) -> Result<Session> {
     let refuse = |error: &dyn std::fmt::Display| Error::Model(format!("cannot load {}: {error}", file.display()));
-    let mut builder = runtime.session().map_err(|error| refuse(&error))?;
+    let mut builder = builder.map_err(|error| refuse(&error))?;
     // ONNX Runtime would keep a memory plan for each combination of input shapes, and most passes have a new one.
     builder = builder.with_memory_pattern(false).map_err(|error| refuse(&error))?;
     // By default, products with quantised weights round activations to eight bits, which changes the model.

@@ -16,12 +16,18 @@ use crate::export::pack::{LOGITS, ROWS};
 use crate::export::parts::{LayerShape, TABLE};
 use crate::export::{Export, Role};
 use crate::onnx::binding::{Binding, Tensor};
+use crate::onnx::calm::CalmSession;
 use crate::onnx::inputs::Feed;
+use crate::onnx::runtime;
 use crate::onnx::weights::LoadedSession;
+use crate::onnx::workers::Workers;
 
 /// Runs packed passes on the processor, one after another.
 pub struct HostRunner {
     binding: Binding,
+    /// The second session, for passes on crowded cores, and a binding of it.
+    calm: Option<Arc<CalmSession>>,
+    calm_binding: Option<Binding>,
     feeds: Vec<Feed>,
     /// The memory of the blocks.
     pub store: HostBlocks,
@@ -52,6 +58,8 @@ impl HostRunner {
         let memory = MemoryInfo::new(AllocationDevice::CPU, 0, AllocatorType::Device, MemoryType::Default);
         Ok(HostRunner {
             binding: Binding::new(&loaded.session)?,
+            calm: loaded.calm(export),
+            calm_binding: None,
             feeds: feeds(loaded, export),
             store,
             blocks: Vec::with_capacity(4096),
@@ -75,11 +83,24 @@ impl HostRunner {
         options: Option<&RunOptions>,
         rows: &mut [f32],
     ) -> ort::Result<Duration> {
+        let workers = runtime::loaded().and_then(|runtime| runtime.workers.as_ref());
+        let is_calm = workers.is_some_and(Workers::are_crowded) && self.can_be_calm();
         self.fill(layout);
-        self.bind(layout, rows)?;
+        self.bind(is_calm, layout, rows)?;
+        let binding = self.calm_binding.as_mut().filter(|_| is_calm).unwrap_or(&mut self.binding);
+        let _watched = workers.map(Workers::watch);
         let started = Instant::now();
-        self.binding.run(options.unwrap_or(&self.unstoppable))?;
+        binding.run(options.unwrap_or(&self.unstoppable))?;
         Ok(started.elapsed())
+    }
+
+    /// Whether the second session is loaded.
+    fn can_be_calm(&mut self) -> bool {
+        if self.calm_binding.is_none() {
+            let session = self.calm.as_ref().and_then(CalmSession::get);
+            self.calm_binding = session.and_then(|session| Binding::new(session).ok());
+        }
+        self.calm_binding.is_some()
     }
 
     fn fill(&mut self, layout: &Layout) {
@@ -96,8 +117,9 @@ impl HostRunner {
         }));
     }
 
-    fn bind(&mut self, layout: &mut Layout, output: &mut [f32]) -> ort::Result<()> {
-        let HostRunner { binding, feeds, address, memory, .. } = self;
+    fn bind(&mut self, is_calm: bool, layout: &mut Layout, output: &mut [f32]) -> ort::Result<()> {
+        let HostRunner { binding, calm_binding, feeds, address, memory, .. } = self;
+        let binding = calm_binding.as_mut().filter(|_| is_calm).unwrap_or(binding);
         let width = layout.tokens.len() as i64;
         for Feed { input, numbers } in feeds {
             let values = if input.role == Role::Tokens { &layout.tokens } else { &layout.positions };
