@@ -10,7 +10,7 @@ mod company;
 use std::time::Duration;
 
 pub use self::company::Common;
-use crate::decode::chance::{Chance, Key, Purpose};
+use crate::decode::chance::Chance;
 use crate::decode::combine::Combination;
 use crate::decode::lane::Lane;
 pub use crate::decode::lane::ModelLimits;
@@ -25,7 +25,6 @@ use crate::error::{Error, Result};
 use crate::learn::estimates::Estimates;
 use crate::learn::observer::{Observer, WINDOW};
 use crate::model::{CacheUse, Memory, Pass, Report, Sequence};
-use crate::rows::PassUniforms;
 
 /// One who takes part in decoding a sequence.
 pub enum Proposer {
@@ -356,22 +355,23 @@ impl<C: Chance> Decoder<C> {
 
     /// What a needed pass runs over.
     pub fn pass(&mut self, Need { model, start, end, keep }: Need) -> Pass<'_> {
-        let DecoderState { lanes, settings, tokens, chance, epoch, .. } = &mut self.state;
-        let uniforms = uniforms(chance, settings, *epoch, end);
-        let sequence = lanes[model].as_mut().expect("a look-up runs no passes").sequence.as_mut();
+        let Decoder { plan, state: DecoderState { lanes, settings, tokens, chance, epoch, .. }, .. } = self;
+        let lane = lanes[model].as_mut().expect("a look-up runs no passes");
+        let uniforms = lane.uniforms(model, (plan, settings), chance, (end, *epoch));
+        let sequence = lane.sequence.as_mut();
         Pass { sequence, tokens: &tokens[start..end], keep, filter: settings.sampler.filter(), uniforms }
     }
 
     /// All needed passes. Each is of another model.
     pub fn passes(&mut self) -> impl Iterator<Item = (Need, Pass<'_>)> {
-        let Decoder { needs, state: DecoderState { lanes, settings, tokens, chance, epoch, .. }, .. } = self;
-        let (settings, chance, epoch) = (&*settings, &*chance, *epoch);
+        let Decoder { plan, needs, state: DecoderState { lanes, settings, tokens, chance, epoch, .. }, .. } = self;
+        let (plan, settings, chance, epoch) = (&*plan, &*settings, &*chance, *epoch);
         let (needs, tokens, filter) = (&*needs, &*tokens, settings.sampler.filter());
         lanes.iter_mut().enumerate().filter_map(move |(model, lane)| {
             let need = *needs.iter().find(|need| need.model == model)?;
-            let sequence = lane.as_mut()?.sequence.as_mut();
-            let (tokens, keep, uniforms) =
-                (&tokens[need.start..need.end], need.keep, uniforms(chance, settings, epoch, need.end));
+            let lane = lane.as_mut()?;
+            let uniforms = lane.uniforms(model, (plan, settings), chance, (need.end, epoch));
+            let (sequence, tokens, keep) = (lane.sequence.as_mut(), &tokens[need.start..need.end], need.keep);
             Some((need, Pass { sequence, tokens, keep, filter, uniforms }))
         })
     }
@@ -672,16 +672,6 @@ impl<C: Chance> DecoderState<C> {
         let first = if rows.is_some_and(|rows| rows.learns(start)) { start } else { start + 1 };
         observer.first_wanted(model).max(first)
     }
-}
-
-/// Where a proposal and the target's token are drawn from a row, if one is drawn from it now: from the row behind all
-/// tokens, and in this epoch.
-fn uniforms<C: Chance>(chance: &C, settings: &Settings, epoch: u32, position: usize) -> Option<PassUniforms> {
-    if settings.sampler.is_greedy() {
-        return None;
-    }
-    let share = |purpose| chance.share(Key { position, purpose, epoch });
-    Some([share(Purpose::Proposal)?, share(Purpose::Target)?])
 }
 
 /// Most tokens that all models hold that the combination needs. A drafter drafts as long as it can, and limits nothing.

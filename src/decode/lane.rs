@@ -2,9 +2,12 @@
 
 use std::time::Duration;
 
+use crate::decode::chance::{Chance, Key, Purpose};
+use crate::decode::policy::Plan;
+use crate::decode::settings::Settings;
 use crate::error::{Error, Result};
 use crate::model::Sequence;
-use crate::rows::{Best, Candidates, Distribution, Row, Sampler, Term, WeightedRow};
+use crate::rows::{Best, Candidates, Distribution, PassUniforms, Row, Sampler, Term, UNDRAWN, WeightedRow};
 
 /// Marks a slot that holds no distribution.
 const NO_ROW: usize = usize::MAX;
@@ -102,6 +105,27 @@ impl Lane {
     /// The probability of a token at a position that was processed.
     pub fn probability(&self, position: usize, token: usize) -> Result<f32> {
         Ok(self.distribution(position).probability_of(token, self.row(position).score(token)?))
+    }
+
+    /// Where a proposal and the target's token are drawn from the row of a position, if one is drawn from it now: the
+    /// row behind all tokens, and in this epoch. The lane is that of this model. `None` if its rows stay on no device,
+    /// since nobody draws with the pass then.
+    pub fn uniforms<C: Chance>(
+        &self,
+        model: usize,
+        (plan, settings): (&Plan, &Settings),
+        chance: &C,
+        (position, epoch): (usize, u32),
+    ) -> Option<PassUniforms> {
+        if settings.sampler.is_greedy() || self.sequence.device_rows().is_none() {
+            return None;
+        }
+        let share = |is_drawn: bool, purpose| match is_drawn {
+            true => chance.share(Key { position, purpose, epoch }),
+            false => Some(UNDRAWN),
+        };
+        let (proposes, is_target) = (!plan.policy.never_proposes(model), settings.combination.needs(model));
+        Some([share(proposes, Purpose::Proposal)?, share(is_target, Purpose::Target)?])
     }
 
     /// What an observer learns of a token at a position: the token's probability, or greedily whether it is the first

@@ -93,7 +93,7 @@ impl Policy {
     }
 
     /// Whether a model never proposes under this policy.
-    fn never_proposes(&self, model: usize) -> bool {
+    pub fn never_proposes(&self, model: usize) -> bool {
         match self {
             Policy::Standard => true,
             Policy::Speculative { proposer, .. } => *proposer != model,

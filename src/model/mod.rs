@@ -132,7 +132,7 @@ pub struct Pass<'a> {
     /// How the rows are going to be filtered. A device prepares for it.
     pub filter: Filter,
     /// Numbers in `[0, 1)`, if tokens are going to be drawn from the row behind the last token at one of these shares
-    /// of its whole. A device draws them with the pass. `None` draws nothing.
+    /// of its whole. A device draws them with the pass. `None` draws nothing, and so does a negative number.
     pub uniforms: Option<PassUniforms>,
 }
 

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use ort::value::TensorElementType;
 
 use super::filter::Filter;
-use super::records::{CHUNKS, Control, Drawn, Kept, NOTED, Summary, UNDRAWN};
-use super::row::PassUniforms;
+use super::records::{CHUNKS, Control, Drawn, Kept, NOTED, Summary};
+use super::row::{DRAWS, PassUniforms, UNDRAWN};
 use super::widen::{widen_bf16, widen_f16};
 use crate::cuda::{Device, DeviceBuffer, Event, HostBuffer, Queue, THREADS, WORD, argument};
 use crate::error::Error;
@@ -144,7 +144,7 @@ impl Ring {
             first: first as i32,
             skipped: skipped as i32,
             start: start as i32,
-            uniforms: self.uniforms.unwrap_or(UNDRAWN),
+            uniforms: self.uniforms.unwrap_or([UNDRAWN; DRAWS]),
             ..self.addressed(Control::of(self.filter, self.vocab))
         };
         if tokens.len() <= NOTED {
@@ -374,7 +374,7 @@ pub fn queue_rows(
             queue.run(kernels.filter, (rows, count, 1), NEAR as u32, arguments)?;
         }
         // Also where nothing is drawn, so that one graph serves both.
-        queue.run(kernels.draw_last, (UNDRAWN.len() as u32, count, 1), THREADS as u32, arguments)?;
+        queue.run(kernels.draw_last, (DRAWS as u32, count, 1), THREADS as u32, arguments)?;
     }
     Ok(())
 }
@@ -428,9 +428,14 @@ mod tests {
     #[test]
     fn sizes_are_those_of_the_kernels() {
         let source = include_str!("../../kernels/rows.cu");
-        for (name, value) in
-            [("CHUNKS", CHUNKS), ("THREADS", THREADS), ("ROWS", SLOTS), ("NOTED", NOTED), ("NEAR", NEAR), ("DRAWS", 2)]
-        {
+        for (name, value) in [
+            ("CHUNKS", CHUNKS),
+            ("THREADS", THREADS),
+            ("ROWS", SLOTS),
+            ("NOTED", NOTED),
+            ("NEAR", NEAR),
+            ("DRAWS", DRAWS),
+        ] {
             assert!(source.contains(&format!("const int {name} = {value};")), "{name}");
         }
         assert_eq!((size_of::<Control>(), size_of::<Summary>()), (5 * 8 + 4 * (12 + NOTED) + 2 * 8, 48 + 2 * 16));

@@ -17,6 +17,8 @@ pub(crate) mod widen;
 
 pub use distribution::{Best, Distribution, NEAR_TIE, argmax, maximum};
 pub use filter::Filter;
-pub use row::{DeviceAnswers, DeviceResidual, DeviceRow, DeviceRows, DeviceSums, PassUniforms, Row, Term, WeightedRow};
+pub use row::{
+    DeviceAnswers, DeviceResidual, DeviceRow, DeviceRows, DeviceSums, PassUniforms, Row, Term, UNDRAWN, WeightedRow,
+};
 pub use sampling::{Candidates, Sampler};
 pub use weights::Weights;

@@ -4,7 +4,7 @@ use bytemuck::{Pod, Zeroable};
 
 use super::distribution::Distribution;
 use super::filter::Filter;
-use super::row::PassUniforms;
+use super::row::{DRAWS, PassUniforms, UNDRAWN};
 use crate::error::Result;
 
 /// Parts of a row that thread blocks work on at the same time.
@@ -48,13 +48,10 @@ pub struct Control {
     pub(super) uniforms: PassUniforms,
 }
 
-/// No token is drawn.
-pub(super) const UNDRAWN: PassUniforms = [-1.0; 2];
-
 impl Control {
     pub(super) fn of(Filter { rate, top_k, top_p, distance }: Filter, vocab: usize) -> Self {
         let top_k = if top_k < vocab { top_k as i32 } else { 0 };
-        Control { vocab: vocab as i32, rate, top_k, top_p, distance, uniforms: UNDRAWN, ..Control::zeroed() }
+        Control { vocab: vocab as i32, rate, top_k, top_p, distance, uniforms: [UNDRAWN; DRAWS], ..Control::zeroed() }
     }
 
     /// For rows that begin at this index in the logits of the pass.
@@ -70,7 +67,7 @@ impl Control {
     /// For one row at position 0, whose score of `token` is wanted, and a draw at a share.
     pub(super) fn of_one(filter: Filter, vocab: usize, token: usize, uniform: Option<f64>) -> Self {
         let mut control = Control { given: 1, width: 1, ..Control::of(filter, vocab) };
-        control.uniforms[0] = uniform.unwrap_or(-1.0);
+        control.uniforms[0] = uniform.unwrap_or(UNDRAWN);
         control.tokens[0] = token as i32;
         control
     }

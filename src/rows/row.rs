@@ -99,8 +99,14 @@ impl<'a> Row<'a> {
     }
 }
 
-/// Where tokens may be drawn from a row: as shares of the whole.
-pub type PassUniforms = [f64; 2];
+/// Where tokens may be drawn from a row: as shares of the whole, or [`UNDRAWN`].
+pub type PassUniforms = [f64; DRAWS];
+
+/// Tokens that are drawn with a pass, at most. `rows.cu` holds the same number.
+pub const DRAWS: usize = 2;
+
+/// Draws nothing.
+pub const UNDRAWN: f64 = -1.0;
 
 /// Rows of one sequence that stay on a device, by position.
 pub trait DeviceRows {

@@ -35,6 +35,8 @@ pub struct Ways {
     forgets: bool,
     /// Draws that the last pass could have made, and others.
     draws: Arc<[AtomicU64; 2]>,
+    /// Numbers that passes were told for proposals, and for tokens of the target.
+    told: Arc<[AtomicU64; 2]>,
     /// Scores that were asked for, though no pass and no draw has told them.
     scores: Arc<AtomicU64>,
     /// For sequences that make sums and residuals, and whose passes are combined.
@@ -230,6 +232,9 @@ impl Model for Answering {
             let sequence: &mut Answers = sequence.downcast_mut().expect("a sequence of another model");
             let Pass { tokens, keep, filter, uniforms, .. } = *pass;
             (sequence.filter, sequence.uniforms) = (filter, uniforms);
+            for (told, uniform) in sequence.ways.told.iter().zip(uniforms.into_iter().flatten()) {
+                told.fetch_add(u64::from(uniform >= 0.0), Ordering::Relaxed);
+            }
             // Those of its positions tell the scores of their tokens; that of its first token is known from before.
             let start = sequence.inner.len();
             let known = sequence.known.get_mut();
@@ -251,7 +256,7 @@ pub fn answering(models: &[Participant], ways: &Ways) -> Vec<Participant> {
 }
 
 /// Every token that is drawn from one row is drawn at a share that the decoder told the pass of that row, whatever was
-/// rejected before and however weights change.
+/// rejected before and however weights change. A pass is told of no proposal where nobody proposes.
 #[test]
 fn passes_are_told_of_every_draw() {
     let answers = Ways::default();
@@ -261,7 +266,10 @@ fn passes_are_told_of_every_draw() {
             for way in ways(2, &combination, sampling) {
                 let mut decoder = decoder(&models, &combination, sampling, &way, &[], 30, CounterRng::new(3));
                 decoder.prompt(&PROMPT).unwrap();
+                let before = answers.told[0].load(Ordering::Relaxed);
                 while decoder.round().unwrap().1.is_none() {}
+                let of_proposals = answers.told[0].load(Ordering::Relaxed) - before;
+                assert!(way.strategy != Strategy::Standard || of_proposals == 0, "{way:?}");
             }
         }
     }
