@@ -3,10 +3,11 @@
 use std::borrow::BorrowMut;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use arrayvec::ArrayVec;
 
+use crate::engine::Engine;
 use crate::engine::phase::{CallBuffers, Outcome, Stand};
 use crate::engine::queue::{self, LOOK_AGAIN, MOST_MODELS, PassQueue, Ticket};
 use crate::engine::round::Progress;
@@ -22,10 +23,11 @@ pub fn step_many<S: BorrowMut<Session>>(sessions: &mut [S], mut news: impl FnMut
     let Some(first) = sessions.first_mut() else { return };
     let mut buffers = std::mem::take(&mut first.borrow_mut().many);
     buffers.stands.clear();
+    let mut moment = Moment::default();
     for each in &mut *sessions {
         let stand = advance(each, &mut news, |session| {
             session.engine.process().check()?;
-            session.resume();
+            session.resume(moment.of(&session.engine));
             Ok(session.go_on())
         });
         buffers.stands.push(stand);
@@ -53,9 +55,25 @@ pub fn step_many<S: BorrowMut<Session>>(sessions: &mut [S], mut news: impl FnMut
         }
     }
     answer(sessions, &mut buffers.stands, &mut news);
-    sessions.iter_mut().for_each(|each| each.borrow_mut().pause());
+    let mut moment = Moment::default();
+    for session in sessions.iter_mut().map(S::borrow_mut).filter(|session| session.is_begun()) {
+        session.pause(moment.of(&session.engine));
+    }
     if let Some(first) = sessions.first_mut() {
         first.borrow_mut().many = buffers;
+    }
+}
+
+/// The time at which something happens to all sessions. A clock is read once for sessions of its engine in a row.
+#[derive(Default)]
+struct Moment(Option<(*const Engine, Duration)>);
+
+impl Moment {
+    fn of(&mut self, engine: &Arc<Engine>) -> Duration {
+        match self.0 {
+            Some((of, now)) if of == Arc::as_ptr(engine) => now,
+            _ => self.0.insert((Arc::as_ptr(engine), engine.clock()())).1,
+        }
     }
 }
 

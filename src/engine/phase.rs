@@ -6,7 +6,6 @@ use crate::decode::decoder::{Common, Need};
 use crate::engine::histogram::PassShape;
 use crate::engine::queue::Ticket;
 use crate::engine::queues::Decoding;
-use crate::engine::stats::Stats;
 use crate::error::Result;
 use crate::model::{Interrupt, Report};
 
@@ -22,15 +21,11 @@ pub enum Phase {
 
 /// A round or a probe that is begun.
 pub struct Begun {
-    /// The statistics that the totals of the engine have.
-    pub(super) counted: Stats,
     /// What there was before: tokens committed, and time of passes.
     pub(super) start: usize,
     pub(super) passes: Duration,
     /// Time inside the calls that it took so far, but for the present one.
     pub(super) elapsed: Duration,
-    /// When the present call began.
-    pub(super) since: Duration,
     pub(super) _decoding: Option<Decoding>,
 }
 

@@ -1,12 +1,12 @@
 //! A round of a session from its beginning to its end, driven by a thread of its own or together with others.
 
+use std::cell::Cell;
 use std::time::Duration;
 
 use crate::decode::decoder::Step;
 use crate::engine::phase::{Begun, Phase};
 use crate::engine::queues::Decoding;
 use crate::engine::session::{Session, State};
-use crate::engine::stats::Stats;
 use crate::error::{Error, Result};
 use crate::model::Interrupt;
 use crate::plan::session::RoundReport;
@@ -28,7 +28,7 @@ impl Session {
     pub fn step(&mut self) -> Result<(&[i32], State)> {
         self.engine.process().check()?;
         let _inside = self.driver.enter();
-        self.resume();
+        self.resume(self.engine.clock()());
         if matches!(self.phase, Phase::Probe(_)) {
             // A probe that fails teaches nothing, and the sequence goes on without it.
             _ = self.driver.run();
@@ -92,40 +92,38 @@ impl Session {
     }
 
     /// A call begins: time counts from here.
-    pub(super) fn resume(&mut self) {
-        let now = self.engine.clock()();
-        if let Phase::Round(begun) | Phase::Probe(begun) = &mut self.phase {
-            begun.since = now;
-        }
+    pub(super) fn resume(&mut self, now: Duration) {
+        self.since = now;
     }
 
-    /// A call ends, with the session perhaps in the middle of a round.
-    pub(super) fn pause(&mut self) {
-        let now = self.engine.clock()();
-        let mut phase = std::mem::replace(&mut self.phase, Phase::Between);
-        if let Phase::Round(begun) | Phase::Probe(begun) = &mut phase {
-            begun.elapsed += now.saturating_sub(begun.since);
-            self.spend(now.saturating_sub(begun.since));
-            begun.counted = self.count(&begun.counted);
+    /// Whether it is in the middle of a round or of a probe.
+    pub(super) fn is_begun(&self) -> bool {
+        !matches!(self.phase, Phase::Between)
+    }
+
+    /// A call ends in the middle of a round or of a probe.
+    pub(super) fn pause(&mut self, now: Duration) {
+        if let Phase::Round(begun) | Phase::Probe(begun) = &mut self.phase {
+            begun.elapsed += now.saturating_sub(self.since);
+            self.spend(now);
+            self.count();
         }
-        self.phase = phase;
     }
 
     /// Begin a round, unless one is begun.
     fn begin(&mut self) {
-        if !matches!(self.phase, Phase::Between) {
+        if self.is_begun() {
             return;
         }
         self.claim_routes();
-        let (since, counted) = (self.engine.clock()(), self.stats());
         self.steps += 1;
         let decoding = self.driver.begin();
-        self.phase = Phase::Round(self.begun(counted, since, decoding));
+        self.phase = Phase::Round(self.begun(decoding));
     }
 
-    fn begun(&self, counted: Stats, since: Duration, decoding: Option<Decoding>) -> Begun {
+    fn begun(&self, decoding: Option<Decoding>) -> Begun {
         let (start, passes) = (self.driver.committed().len(), self.driver.passes());
-        Begun { counted, start, passes, elapsed: Duration::ZERO, since, _decoding: decoding }
+        Begun { start, passes, elapsed: Duration::ZERO, _decoding: decoding }
     }
 
     /// End a round: plan, and count. A probe may be begun.
@@ -146,7 +144,9 @@ impl Session {
         if self.counts && self.driver.committed().len() > begun.start {
             self.driver.histograms_mut().tokens(now, &mut self.engine.waits().lock());
         }
-        let total = begun.elapsed + now.saturating_sub(begun.since);
+        let total = begun.elapsed + now.saturating_sub(self.since);
+        // Only planning that takes long reads the clock once more.
+        let latest = Cell::new(now);
         let mut probe = None;
         if let (Some(planning), Ok(())) = (&mut self.planning, &result) {
             let round = RoundReport {
@@ -157,20 +157,22 @@ impl Session {
                 open: finish.is_none(),
                 company: self.driver.company(),
             };
-            let (shared, clock) = (self.engine.shared_planning(), self.engine.clock());
-            probe = planning.after_round(shared, &mut self.driver, round, clock);
+            let clock = || {
+                latest.set(self.engine.clock()());
+                latest.get()
+            };
+            probe = planning.after_round(self.engine.shared_planning(), &mut self.driver, round, &clock);
         }
-        let planned = self.engine.clock()();
-        self.spend(planned.saturating_sub(begun.since));
+        self.spend(latest.get());
         match probe {
             // The call counts both, unless the probe takes more than one.
             Some(model) => {
-                self.phase = Phase::Probe(self.begun(begun.counted, planned, None));
+                self.phase = Phase::Probe(self.begun(None));
                 if !(*self.driver).probe(model) {
                     self.end_probe();
                 }
             }
-            None => _ = self.count(&begun.counted),
+            None => self.count(),
         }
         match result {
             Ok(()) => Ok(finish.map_or(State::Open, State::Ended)),
@@ -185,15 +187,16 @@ impl Session {
     /// End a probe, whether or not it succeeded.
     fn end_probe(&mut self) {
         let Phase::Probe(begun) = std::mem::replace(&mut self.phase, Phase::Between) else { return };
-        let time = self.engine.clock()().saturating_sub(begun.since);
+        let now = self.engine.clock()();
+        let time = now.saturating_sub(self.since);
         // In company, the time of passes of others is not that of the probe.
         let is_alone = self.driver.company() <= 1;
         let cost = if is_alone { begun.elapsed + time } else { self.driver.passes() - begun.passes };
         if let Some(planning) = &mut self.planning {
             planning.probed(self.engine.shared_planning(), cost.as_secs_f64());
         }
-        self.spend(time);
-        self.count(&begun.counted);
+        self.spend(now);
+        self.count();
     }
 
     /// A round or a probe that waited for passes was undone, because the sequence has changed, or after a panic.
@@ -201,17 +204,18 @@ impl Session {
         self.phase = Phase::Between;
     }
 
-    /// The session has taken so much time.
-    fn spend(&mut self, time: Duration) {
-        self.total_ns += time.as_nanos() as u64;
+    /// The session has taken the time until now.
+    fn spend(&mut self, now: Duration) {
+        self.total_ns += now.saturating_sub(self.since).as_nanos() as u64;
+        self.since = now;
     }
 
-    /// Add to the totals of the engine what has changed. Returns what they have now.
-    fn count(&self, counted: &Stats) -> Stats {
-        let now = self.stats();
+    /// Add to the totals of the engine what has changed.
+    fn count(&mut self) {
         if self.counts {
-            self.engine.totals().lock().advance(counted, &now);
+            let now = self.stats();
+            self.engine.totals().lock().advance(&self.counted, &now);
+            self.counted = now;
         }
-        now
     }
 }

@@ -1,6 +1,7 @@
 //! A session: one sequence, decoded by the models of an engine.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
@@ -89,6 +90,10 @@ pub struct Session {
     pub(super) cancel: Arc<Cancel>,
     pub(super) steps: u64,
     pub(super) total_ns: u64,
+    /// Until when its time is counted: the beginning of the call, or the end of a round or a probe in it.
+    pub(super) since: Duration,
+    /// The statistics that the totals of the engine have.
+    pub(super) counted: Stats,
     pub(super) phase: Phase,
     /// Buffers of [`step_many`](crate::engine::many::step_many), if this is the first of its sessions.
     pub(super) many: CallBuffers,
@@ -176,6 +181,8 @@ impl Session {
             cancel,
             steps: 0,
             total_ns: 0,
+            since: Duration::ZERO,
+            counted: Stats::default(),
             phase: Phase::Between,
             many: CallBuffers::default(),
             claims: false,

@@ -1,6 +1,7 @@
 //! Planning in company: a session follows the plan of its [`Group`].
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 
@@ -8,7 +9,6 @@ use super::group::Group;
 use super::planner::{Expectation, Planner};
 use super::report::{PlanTimes, RoundReport};
 use super::shared::{Budget, SharedGroup, SharedPlanning, TaskKey};
-use crate::clock::Clock;
 use crate::decode::chance::Chance;
 use crate::decode::decoder::Decoder;
 use crate::decode::policy::{Plan, Policy};
@@ -137,7 +137,7 @@ impl Following {
         decoder: &mut Decoder<C>,
         (round, times): (RoundReport, &mut PlanTimes),
         (own, budget): (&Planner, &mut Budget),
-        clock: &Clock,
+        clock: &dyn Fn() -> Duration,
     ) {
         let committed = decoder.committed().len();
         let (Some(group), Some(observer)) = (self.group.clone(), decoder.observer()) else { return };

@@ -8,7 +8,6 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 
-use crate::clock::Clock;
 use crate::decode::chance::Chance;
 use crate::decode::combine::Combination;
 use crate::decode::decoder::{Counters, Decoder};
@@ -132,7 +131,7 @@ impl Planning {
         shared: &Mutex<SharedPlanning>,
         decoder: &mut Decoder<C>,
         round: RoundReport,
-        clock: &Clock,
+        clock: &dyn Fn() -> Duration,
     ) -> Option<usize> {
         self.budget.spend(round.total.as_secs_f64());
         let (load, company) = {
@@ -228,7 +227,12 @@ impl Planning {
     }
 
     /// Have the planner review its plan. Another plan is applied now or, with proposals pending, once they are decided.
-    fn review<C: Chance>(&mut self, shared: &Mutex<SharedPlanning>, decoder: &mut Decoder<C>, clock: &Clock) {
+    fn review<C: Chance>(
+        &mut self,
+        shared: &Mutex<SharedPlanning>,
+        decoder: &mut Decoder<C>,
+        clock: &dyn Fn() -> Duration,
+    ) {
         let (started, alarmed) = (clock(), self.planner.is_alarmed());
         self.next = decoder.observer().and_then(|observer| self.planner.review(observer.estimates_mut()));
         let took = clock().saturating_sub(started).as_secs_f64();
