@@ -33,6 +33,8 @@ pub struct Driver<C> {
     cancel: Arc<Cancel>,
     /// Where it waits for common passes; `None`: it runs all passes alone.
     queues: Option<Arc<PassQueues>>,
+    /// Counts it among those that decode.
+    decoding: Option<Decoding>,
     waiter: Arc<Waiter>,
     /// Whether other threads may wait until this one has computed. Not if functions of the caller run meanwhile.
     in_crowd: bool,
@@ -85,6 +87,7 @@ impl<C: Chance> Driver<C> {
             overlaps: true,
             cancel: cancel.clone(),
             queues: None,
+            decoding: None,
             waiter: Arc::default(),
             in_crowd: false,
             passes: Duration::ZERO,
@@ -106,7 +109,7 @@ impl<C: Chance> Driver<C> {
             return;
         }
         self.cancel.add_hook(Box::new(WakeOnCancel(self.waiter.clone())));
-        self.queues = Some(queues.clone());
+        (self.queues, self.decoding) = (Some(queues.clone()), Some(Decoding::new(queues)));
         self.in_crowd = in_crowd;
         self.workspace.defer();
     }
@@ -302,10 +305,15 @@ impl<C: Chance> Driver<C> {
         self.at_once = self.at_once.max(elapsed);
     }
 
-    /// A round begins. Until the guard is dropped, the session counts among those that decode at the same time.
-    pub(super) fn begin(&mut self) -> Option<Decoding> {
+    /// A round begins. Until it ends, the session counts among those that decode at the same time.
+    pub(super) fn begin(&mut self) {
         (self.company, self.asked) = (1, None);
-        self.queues.as_ref().map(PassQueues::decode)
+        self.decoding.iter_mut().for_each(|decoding| decoding.set(true));
+    }
+
+    /// The round has ended.
+    pub(super) fn end(&mut self) {
+        self.decoding.iter_mut().for_each(|decoding| decoding.set(false));
     }
 
     /// The most sessions that decoded at the same time in this round.
@@ -322,7 +330,10 @@ impl<C: Chance> Driver<C> {
     /// those last.
     pub(super) fn run_alone(&mut self) -> Result<(), Interrupt> {
         let count = self.decoder.needs().len();
-        let alone = (0..count).filter(|index| self.queue(self.decoder.needs()[*index]).is_none()).count();
+        let alone = self.decoder.needs().iter().filter(|need| self.queue(**need).is_none()).count();
+        if alone == 0 {
+            return Ok(());
+        }
         let mut launched = 0u64;
         if self.overlaps && alone >= 2 && count <= MOST_AT_ONCE {
             for index in 0..count {

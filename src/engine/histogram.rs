@@ -24,13 +24,22 @@ impl Histogram {
 
     /// Count a value.
     pub fn record(&mut self, value: u64) {
-        self.counts.saturating_record(value.max(1));
-        self.sum += value;
+        self.record_alike(value, 1);
     }
 
     /// Count a time, in microseconds.
     pub fn record_time(&mut self, time: Duration) {
-        self.record(time.as_micros() as u64);
+        self.record_times(time, 1);
+    }
+
+    /// Count a time so often.
+    pub fn record_times(&mut self, time: Duration, times: usize) {
+        self.record_alike(time.as_micros() as u64, times);
+    }
+
+    fn record_alike(&mut self, value: u64, times: usize) {
+        self.counts.saturating_record_n(value.max(1), times as u32);
+        self.sum += value * times as u64;
     }
 
     /// Number of values.

@@ -5,7 +5,6 @@ use std::time::Duration;
 use crate::decode::decoder::{Common, Need};
 use crate::engine::histogram::PassShape;
 use crate::engine::queue::Ticket;
-use crate::engine::queues::Decoding;
 use crate::error::Result;
 use crate::model::{Interrupt, Report};
 
@@ -26,7 +25,6 @@ pub struct Begun {
     pub(super) passes: Duration,
     /// Time inside the calls that it took so far, but for the present one.
     pub(super) elapsed: Duration,
-    pub(super) _decoding: Option<Decoding>,
 }
 
 /// What a call needs, kept from call to call by the first session.

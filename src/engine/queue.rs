@@ -185,6 +185,12 @@ pub(super) struct Entry {
     pub(super) stayed: bool,
     /// Whether there is memory for it.
     pub(super) admission: Admission,
+    /// [`Cancel::age`] of its session.
+    pub(super) age: u64,
+    /// Whether its session is a batch session.
+    pub(super) is_batch: bool,
+    /// Whether it runs over tokens of a prompt alone.
+    of_prompt: bool,
 }
 
 impl Entry {
@@ -203,14 +209,7 @@ impl Entry {
 
     /// Whether it is a chunk of a prompt, and no pass of a model that catches up.
     pub(super) fn is_prompt(&self) -> bool {
-        // SAFETY: as for `is_batch`.
-        self.is_wide() && unsafe { (*self.ticket.as_ptr()).is_prompt }
-    }
-
-    /// Whether its session is a batch session.
-    pub(super) fn is_batch(&self) -> bool {
-        // SAFETY: it never changes, and the ticket lives as long as its entry. There is no reference to the pass.
-        unsafe { (*self.ticket.as_ptr()).is_batch }
+        self.is_wide() && self.of_prompt
     }
 
     pub(super) fn is_admitted(&self) -> bool {
@@ -336,8 +335,8 @@ fn run_calls(asker: &Asker, calls: &mut ArrayVec<Call, MOST_MODELS>) {
         let mut state = queue.lock();
         let entry = |index| {
             let ticket = unsafe { tickets.add(index) };
-            let stayed = unsafe { ticket.as_ref() }.stayed;
-            Entry { ticket, call, stayed, admission: Admission::Waits }
+            let Ticket { stayed, is_batch, is_prompt: of_prompt, cancel, .. } = *unsafe { ticket.as_ref() };
+            Entry { ticket, call, stayed, admission: Admission::Waits, age: cancel.age(), is_batch, of_prompt }
         };
         state.entries.extend((0..count).map(entry));
         if let Some(leader) = state.blocked.take() {
@@ -461,13 +460,14 @@ impl PassQueue {
 
     /// Room of the next pass, by those who wait for it.
     fn room(&self, entries: &VecDeque<Entry>) -> Room {
-        let is_interactive = |entry: &&Entry| !entry.is_batch();
-        let (mut decoding, mut waiting) = (0, 0);
-        for entry in entries.iter().filter(is_interactive) {
-            *if entry.is_prompt() { &mut waiting } else { &mut decoding } += entry.width();
+        let (mut decoding, mut waiting, mut is_bounded) = (0, 0, false);
+        for entry in entries {
+            is_bounded |= entry.is_prompt() || entry.is_batch;
+            if !entry.is_batch {
+                *if entry.is_prompt() { &mut waiting } else { &mut decoding } += entry.width();
+            }
         }
         self.decoding.store(decoding, Ordering::Relaxed);
-        let is_bounded = entries.iter().any(|entry| entry.is_prompt() || entry.is_batch());
         if is_bounded { self.limits().room(decoding, waiting) } else { self.limits().empty() }
     }
 
@@ -618,10 +618,14 @@ impl PassQueue {
                 self.times.0.record(self.times.1, tokens, report.elapsed.as_secs_f64());
             }
             let common = Common { elapsed: report.elapsed, number };
+            // Those of one thread have waited since one moment.
+            let (mut asked, mut queued) = (since, Duration::ZERO);
             for entry in &batch {
                 // SAFETY: the entries are in the batch of this leader, and their tickets have no outcome.
                 let ticket = unsafe { &mut *entry.ticket.as_ptr() };
-                let queued = since.saturating_duration_since(ticket.since);
+                if ticket.since != asked {
+                    (asked, queued) = (ticket.since, since.saturating_duration_since(ticket.since));
+                }
                 ticket.common = Some((common, PassShape { queued, sessions, tokens }));
             }
         }

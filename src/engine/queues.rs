@@ -68,12 +68,6 @@ impl PassQueues {
         Inside(self.crowd.clone())
     }
 
-    /// Count a session among those that decode, until the guard is dropped.
-    pub fn decode(self: &Arc<Self>) -> Decoding {
-        self.decoding.fetch_add(1, Ordering::Relaxed);
-        Decoding(self.clone())
-    }
-
     /// Sessions that are in the middle of a round.
     pub fn company(&self) -> usize {
         self.decoding.load(Ordering::Relaxed)
@@ -87,12 +81,31 @@ impl PassQueues {
     }
 }
 
-/// A session that is in the middle of a round.
-pub struct Decoding(Arc<PassQueues>);
+/// Counts a session that is in the middle of a round.
+pub struct Decoding {
+    queues: Arc<PassQueues>,
+    counts: bool,
+}
+
+impl Decoding {
+    /// A session that is not.
+    pub fn new(queues: &Arc<PassQueues>) -> Self {
+        Decoding { queues: queues.clone(), counts: false }
+    }
+
+    /// Count it from now on, or no longer.
+    pub fn set(&mut self, counts: bool) {
+        match (std::mem::replace(&mut self.counts, counts), counts) {
+            (false, true) => _ = self.queues.decoding.fetch_add(1, Ordering::Relaxed),
+            (true, false) => _ = self.queues.decoding.fetch_sub(1, Ordering::Relaxed),
+            _ => {}
+        }
+    }
+}
 
 impl Drop for Decoding {
     fn drop(&mut self) {
-        self.0.decoding.fetch_sub(1, Ordering::Relaxed);
+        self.set(false);
     }
 }
 

@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use crate::decode::decoder::Step;
 use crate::engine::phase::{Begun, Phase};
-use crate::engine::queues::Decoding;
 use crate::engine::session::{Session, State};
 use crate::error::{Error, Result};
 use crate::model::Interrupt;
@@ -117,13 +116,13 @@ impl Session {
         }
         self.claim_routes();
         self.steps += 1;
-        let decoding = self.driver.begin();
-        self.phase = Phase::Round(self.begun(decoding));
+        self.driver.begin();
+        self.phase = Phase::Round(self.begun());
     }
 
-    fn begun(&self, decoding: Option<Decoding>) -> Begun {
+    fn begun(&self) -> Begun {
         let (start, passes) = (self.driver.committed().len(), self.driver.passes());
-        Begun { start, passes, elapsed: Duration::ZERO, _decoding: decoding }
+        Begun { start, passes, elapsed: Duration::ZERO }
     }
 
     /// End a round: plan, and count. A probe may be begun.
@@ -131,6 +130,7 @@ impl Session {
         let Phase::Round(begun) = std::mem::replace(&mut self.phase, Phase::Between) else {
             return Err(Error::Internal("a round ended that was not begun".into()));
         };
+        self.driver.end();
         if matches!(result, Err(Interrupt::Cancelled)) {
             self.driver.failed();
         }
@@ -167,7 +167,7 @@ impl Session {
         match probe {
             // The call counts both, unless the probe takes more than one.
             Some(model) => {
-                self.phase = Phase::Probe(self.begun(None));
+                self.phase = Phase::Probe(self.begun());
                 if !(*self.driver).probe(model) {
                     self.end_probe();
                 }
@@ -202,6 +202,7 @@ impl Session {
     /// A round or a probe that waited for passes was undone, because the sequence has changed, or after a panic.
     pub(super) fn abandon(&mut self) {
         self.phase = Phase::Between;
+        self.driver.end();
     }
 
     /// The session has taken the time until now.

@@ -13,7 +13,11 @@ use crate::model::{Admission, Interrupt, Model, Report};
 
 /// What a pass cost one of those that shared it: a drafter that makes a pass wider pays for that.
 fn share(elapsed: Duration, width: usize, tokens: usize) -> Duration {
-    if width == tokens { elapsed } else { elapsed.mul_f64(width as f64 / tokens as f64) }
+    if width == tokens {
+        elapsed
+    } else {
+        Duration::from_nanos(elapsed.as_nanos() as u64 * width as u64 / tokens as u64)
+    }
 }
 
 impl Waiting {
@@ -62,7 +66,7 @@ impl Waiting {
     /// See for which passes there is memory, those of the oldest sessions first.
     pub(super) fn admit(&mut self, model: &dyn Model, crowd: &Crowd, own: NonNull<Call>) {
         // SAFETY (here and below): the entries wait, and the lock is held.
-        self.entries.make_contiguous().sort_unstable_by_key(|entry| unsafe { (*entry.ticket.as_ptr()).cancel }.age());
+        self.entries.make_contiguous().sort_unstable_by_key(|entry| entry.age);
         let mut entries = std::mem::take(&mut self.entries);
         entries.retain_mut(|entry| {
             let ticket = unsafe { &mut *entry.ticket.as_ptr() };
@@ -105,21 +109,21 @@ impl Waiting {
             self.batch.extend(self.entries.remove(index));
             return;
         }
-        if self.entries.iter().any(|entry| entry.stayed) {
+        let any_stayed = self.entries.iter().any(|entry| entry.stayed);
+        if any_stayed {
             self.entries.make_contiguous().sort_unstable_by_key(|entry| {
-                let ticket = entry.ticket.as_ptr();
-                let (since, age) = unsafe { ((*ticket).since, (*ticket).cancel.age()) };
-                (!entry.stayed, entry.stayed.then_some(since), age)
+                let since = unsafe { (*entry.ticket.as_ptr()).since };
+                (!entry.stayed, entry.stayed.then_some(since), entry.age)
             });
         }
         let (mut tokens, mut wide, mut prompts, mut batch) = (0, 0, 0, 0);
-        for class in 0..3 {
+        for class in usize::from(!any_stayed)..3 {
             self.entries.retain(|entry| {
                 let belongs = entry.stayed || class == 2 || class == 1 && !entry.is_wide();
                 let width = entry.width();
                 let of_wide = if entry.is_wide() { width } else { 0 };
                 let of_prompts = if entry.is_prompt() { width } else { 0 };
-                let of_batch = if entry.is_batch() { width } else { 0 };
+                let of_batch = if entry.is_batch { width } else { 0 };
                 let fits = tokens + width <= room.all
                     && (wide == 0 || wide + of_wide <= room.wide)
                     && (prompts == 0 || prompts + of_prompts <= room.prompts)
@@ -138,13 +142,13 @@ impl Waiting {
 
     /// Count a pass that has succeeded in the histograms of the model.
     pub(super) fn count(&mut self, batch: &[Entry]) {
-        let mut whole = None;
-        for entry in batch {
-            // SAFETY: the entries are in the batch of this leader, whose pass has ended; the lock is held.
-            let Some((_, shape)) = (unsafe { (*entry.ticket.as_ptr()).common }) else { continue };
-            self.shapes.queue.record_time(shape.queued);
-            whole = Some(shape);
+        // SAFETY: the entries are in the batch of this leader, whose pass has ended; the lock is held.
+        let shape = |entry: &Entry| unsafe { (*entry.ticket.as_ptr()).common }.map(|(_, shape)| shape);
+        // Those of one thread have waited alike.
+        for alike in batch.chunk_by(|a, b| shape(a) == shape(b)) {
+            shape(&alike[0]).into_iter().for_each(|shape| self.shapes.queue.record_times(shape.queued, alike.len()));
         }
+        let whole = batch.first().and_then(shape);
         whole.into_iter().for_each(|shape| self.shapes.record_pass(shape.sessions, shape.tokens));
     }
 
@@ -205,7 +209,7 @@ impl Waiting {
         entries.retain(|entry| {
             // SAFETY: the entry waits, so its ticket has no outcome; the lock is held.
             let is_brief = unsafe { (*entry.ticket.as_ptr()).is_brief && !(*entry.ticket.as_ptr()).alone };
-            let goes = entry.stayed && is_brief && (entry.is_wide() || entry.is_batch());
+            let goes = entry.stayed && is_brief && (entry.is_wide() || entry.is_batch);
             if goes {
                 self.finish(entry, None, crowd, own);
             }

@@ -280,7 +280,7 @@ impl PackedPasses {
 
     /// Reserve blocks for a pass; see [`crate::model::Model::admit`].
     pub fn admit(&self, pass: &mut Pass<'_>) -> Admission {
-        match admit(pass, &mut self.pool.lock()) {
+        match admit(pass, &mut self.pool.lock(), Instant::now()) {
             None => Admission::Waits,
             Some(Cut { start, past, end, .. }) if end - past <= MAX_PASS || past >= start => {
                 Admission::Whole(end - past)
@@ -294,9 +294,9 @@ impl PackedPasses {
         let Work { machine, layout, rows_plan, cuts, .. } = work;
         layout.clear();
         rows_plan.clear();
-        let mut pool = self.pool.lock();
+        let (mut pool, now) = (self.pool.lock(), Instant::now());
         for pass in &mut *batch {
-            let mut cut = admit(pass, &mut pool).ok_or_else(|| self.no_memory())?;
+            let mut cut = admit(pass, &mut pool, now).ok_or_else(|| self.no_memory())?;
             let Cut { wanted, past, end, .. } = cut;
             let sequence = own(pass.sequence);
             pool.run(sequence.holding);
@@ -432,7 +432,7 @@ impl PassOwner for PackedPasses {
 
 /// Begin a pass, take over what others have computed before, and reserve blocks for the rest. `None` if there are not
 /// enough. A pass without tokens computes tokens anew, as many as one pass may have.
-fn admit(pass: &mut Pass<'_>, pool: &mut Blocks) -> Option<Cut> {
+fn admit(pass: &mut Pass<'_>, pool: &mut Blocks, now: Instant) -> Option<Cut> {
     let sequence = own(pass.sequence);
     let (start, holding) = (sequence.len(), sequence.holding);
     let is_part = pass.tokens.is_empty();
@@ -445,7 +445,7 @@ fn admit(pass: &mut Pass<'_>, pool: &mut Blocks) -> Option<Cut> {
         pool.truncate(holding, wanted); // a row comes with a token that the pass computes
     }
     let next = &tokens[pool.len(holding)..wanted];
-    if !pool.admit(holding, next, tokens.len(), Instant::now()) {
+    if !pool.admit(holding, next, tokens.len(), now) {
         return None;
     }
     let past = pool.len(holding);
