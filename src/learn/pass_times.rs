@@ -95,18 +95,16 @@ impl Curve {
 
     /// Expected seconds of a pass over so many tokens; `None` before the first pass.
     pub fn at(&self, tokens: f64) -> Option<f64> {
-        let known = || self.ranges.iter().filter(|known| known.passes > 0.0);
-        let below = known().rev().find(|known| known.tokens <= tokens);
-        let above = known().find(|known| known.tokens > tokens);
-        match (below, above) {
-            (Some(below), Some(above)) => {
-                let share = (tokens - below.tokens) / (above.tokens - below.tokens);
-                Some(below.seconds + share * (above.seconds - below.seconds))
+        let mut below: Option<&Known> = None;
+        for known in self.ranges.iter().filter(|known| known.passes > 0.0) {
+            if known.tokens > tokens {
+                let Some(below) = below else { return Some(known.seconds) };
+                let share = (tokens - below.tokens) / (known.tokens - below.tokens);
+                return Some(below.seconds + share * (known.seconds - below.seconds));
             }
-            (Some(last), None) => Some(last.seconds * (1.0 + GROWING * (tokens / last.tokens - 1.0))),
-            (None, Some(first)) => Some(first.seconds),
-            (None, None) => None,
+            below = Some(known);
         }
+        below.map(|last| last.seconds * (1.0 + GROWING * (tokens / last.tokens - 1.0)))
     }
 }
 

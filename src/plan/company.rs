@@ -141,7 +141,7 @@ impl Following {
     ) {
         let committed = decoder.committed().len();
         let (Some(group), Some(observer)) = (self.group.clone(), decoder.observer()) else { return };
-        let one_of = 1 << (company / LEARNERS).max(1.0).log2() as usize;
+        let one_of = 1 << ((company / LEARNERS).max(1.0) as usize).ilog2();
         observer.rest(!self.number.is_multiple_of(one_of), committed);
         let learns = !observer.rests();
         let estimates = observer.estimates_mut();

@@ -39,8 +39,9 @@ pub type TaskKey = Option<String>;
 /// Powers of two of sessions that are told apart: 1, 2, 4, and so on. Each such load has times and plans of its own.
 pub const LOADS: usize = 16;
 
-/// How far the binary logarithm of the company must be from the present load to change it.
-const LOAD_HYSTERESIS: f64 = 0.65;
+/// The company must be so many times larger or smaller than the one that the present load stands for to change it: two
+/// to the power of 0.65.
+const LOAD_HYSTERESIS: f64 = 1.569_168_195_793_501;
 
 /// The sessions of a task at a load.
 pub(super) type SharedGroup = Arc<Mutex<Group>>;
@@ -143,9 +144,9 @@ impl SharedPlanning {
         let now = company.max(1) as f64;
         // All of a company report, so one report says little.
         self.company += (now - self.company) / (3.0 * (now * self.company).sqrt());
-        let load = self.company.log2();
-        if (load - self.load as f64).abs() > LOAD_HYSTERESIS {
-            self.load = (load.round() as usize).min(LOADS - 1);
+        let ratio = self.company / (1u64 << self.load) as f64;
+        if ratio > LOAD_HYSTERESIS || ratio * LOAD_HYSTERESIS < 1.0 {
+            self.load = (self.company.log2().round() as usize).min(LOADS - 1);
         }
         self.load
     }
