@@ -12,6 +12,9 @@ use cos::engine::metrics::metrics;
 use cos::engine::session::{Options, Session};
 use cos::model::Priority;
 use cos::model::scripted::Scripted;
+use cos::rows::Sampler;
+
+use crate::common::World;
 
 /// Microseconds of a pass: the weights are read in the time in which 16 tokens are computed.
 fn micros(tokens: usize) -> u64 {
@@ -195,4 +198,19 @@ fn the_queue_counts_from_the_first_call_that_asked() {
     // It is part of one of about three passes, between which the caller sleeps.
     let most = |session: &Session| session.describe()["latency"]["queue_ms"]["max"].as_f64().unwrap();
     assert!(most(&sessions[0]) < most(&sessions[50]) && most(&sessions[50]) >= 3.8, "{}", most(&sessions[50]));
+}
+
+/// Also of what a prompt drops between two rounds.
+#[test]
+fn the_totals_of_an_engine_are_those_of_its_session() {
+    let engine = Engine::new(World::Related.models(2, 8), Combine::Weighted { weights: vec![0.5, 0.5] }, vec![], None);
+    let (engine, sampler) = (Arc::new(engine.unwrap()), Sampler::new(1.0, 0, 0.0, 0.0).unwrap());
+    let options = Options { strategy: Strategy::Cos, sampler, ..Options::default() };
+    let mut session = Session::new(&engine, &options).unwrap();
+    for token in 0..8 {
+        session.prompt(&[token]).unwrap();
+        (0..5).for_each(|_| _ = session.step().unwrap());
+    }
+    assert!(session.stats().counters.wasted > 0);
+    assert_eq!(*engine.totals().lock(), session.stats());
 }
