@@ -26,7 +26,7 @@ ONNXRUNTIME := $(CARGO_TARGET_DIR)/onnxruntime
 
 .DEFAULT_GOAL := help
 .PHONY: help build portable onnxruntime install export demo demo-program test test-export test-cpp test-go test-java \
-    conformance lint format clippy bench bench-serve bench-sessions evaluate bench-cuda header clean
+    conformance lint format clippy bench bench-serve bench-sessions bench-neighbours evaluate bench-cuda header clean
 # Cargo uses all cores by itself, and its targets would wait for each other.
 .NOTPARALLEL:
 
@@ -135,6 +135,9 @@ bench: onnxruntime ## compare strategies and peers in target/bench/index.html: M
 bench-sessions: onnxruntime ## measure many sessions at once: CONFIG=, TORCH=FOLDER,FOLDER for a peer, BENCH_ARGUMENTS=
 	@[ -z "$(TORCH)" ] || scripts/bench-setup "$(CARGO_TARGET_DIR)/bench"
 	$(CARGO) bench --locked --bench sessions -- $(CONFIG) $(if $(TORCH),--torch "$(TORCH)") $(BENCH_ARGUMENTS)
+
+bench-neighbours: onnxruntime ## measure beside busy loops that want the same cores: CONFIG=, BENCH_ARGUMENTS=
+	$(CARGO) bench --locked --bench neighbours -- $(CONFIG) $(BENCH_ARGUMENTS)
 
 bench-serve: onnxruntime ## serve many clients (target/bench-serve): CONFIG=, MODELS=, QUICK=1, BENCH_ARGUMENTS=
 	QUICK="$(QUICK)" scripts/bench-setup "$(CARGO_TARGET_DIR)/bench"

@@ -8,10 +8,7 @@ use std::num::NonZero;
 use std::ops::Range;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
-use std::sync::Once;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, Ordering};
-
-use parking_lot::{Condvar, Mutex};
 
 use crate::error::{Error, Result};
 
@@ -106,38 +103,6 @@ impl<T: Send + Sync> PerProcess<T> {
             }
         }
     }
-}
-
-/// How many threads the exit of the process waits for.
-static UNFINISHED: PerProcess<(Mutex<usize>, Condvar)> = PerProcess::new(Default::default);
-
-/// A thread that the exit of the process waits for, until dropped.
-pub struct Unfinished(());
-
-impl Drop for Unfinished {
-    fn drop(&mut self) {
-        let (count, changed) = UNFINISHED.get();
-        *count.lock() -= 1;
-        changed.notify_all();
-    }
-}
-
-/// Let the exit of the process wait for this thread, which uses a library that cleans up at exit. The result must be
-/// dropped by a thread that ends.
-pub fn delay_exit() -> Unfinished {
-    static REGISTERED: Once = Once::new();
-    extern "C" fn wait() {
-        let (count, changed) = UNFINISHED.get();
-        changed.wait_while(&mut count.lock(), |count| *count > 0);
-    }
-    REGISTERED.call_once(|| {
-        // SAFETY: the library stays loaded. Handlers run in reverse, so this one precedes those of libraries that were
-        // loaded before it.
-        _ = unsafe { libc::atexit(wait) };
-        stay_loaded();
-    });
-    *UNFINISHED.get().0.lock() += 1;
-    Unfinished(())
 }
 
 /// Keep this library loaded until the process ends, because ONNX Runtime keeps addresses of its code, such as a

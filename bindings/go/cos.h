@@ -248,6 +248,47 @@ typedef struct cos_session cos_session;
 typedef struct cos_text_stream cos_text_stream;
 
 /**
+ * A function that is told how far cos_engine_prepare has come. It is called on the thread of that call, at least once
+ * for each pass.
+ *
+ * The function must return: an exception ends the process, and longjmp is undefined behaviour.
+ *
+ * @param share      what is done, 0 to 1; never less than in the call before
+ * @param user_data  progress_data of cos_prepare_options
+ * @return 0 to go on, or any other number to stop. Then cos_engine_prepare returns success.
+ * Since 0.1.
+ */
+typedef int32_t (*cos_progress_fn)(float share, void *user_data);
+
+/**
+ * How cos_engine_prepare works. Set all members to 0 and then struct_size for the defaults.
+ *
+ * Since 0.1.
+ */
+typedef struct cos_prepare_options {
+  /**
+   * sizeof(cos_prepare_options), set by the caller.
+   */
+  size_t struct_size;
+  /**
+   * Most sessions that will decode at the same time, up to 1024. 0: 16.
+   */
+  uint32_t sessions;
+  /**
+   * Seconds after which no further pass begins. 0: 30.
+   */
+  float seconds;
+  /**
+   * Is told how far the preparation has come, or NULL.
+   */
+  cos_progress_fn progress;
+  /**
+   * Passed to `progress`. Owned by the caller. May be NULL.
+   */
+  void *progress_data;
+} cos_prepare_options;
+
+/**
  * A function of the caller that combines the models. For one position, it makes one row of scores from one row of
  * logits for each model. Tokens follow the distribution that temperature, top_k, top_p, min_p and softmax make of the
  * scores.
@@ -651,6 +692,24 @@ size_t cos_engine_vocab_size(const struct cos_engine *engine);
 size_t cos_engine_model_count(const struct cos_engine *engine);
 
 /**
+ * Prepare an engine for load, before users wait: run the passes that up to `sessions` sessions at the same time will
+ * need, by all strategies. On a GPU, the first passes of each size take many times as long as later ones. On a CPU,
+ * memory is touched, and COS_STRATEGY_AUTO learns what passes take.
+ *
+ * Decodes made-up prompts of a scope that nobody else has. They do not count in cos_engine_stats, but their passes
+ * count in the histograms of cos_engine_metrics. Sessions of other threads may decode meanwhile; they wait longer. If
+ * there is no memory for so many sessions, smaller numbers of them are tried. May be called from any thread at any
+ * time, and more than once.
+ *
+ * @param engine   must not be NULL
+ * @param options  NULL for the defaults; `struct_size` must be set
+ * @return NULL, also if the time was over or `progress` stopped it, or an error to free with cos_error_free:
+ *         INVALID_ARGUMENT (a member is out of range), and any error of cos_step. What was prepared stays.
+ * Since 0.1.
+ */
+struct cos_error *cos_engine_prepare(const struct cos_engine *engine, const struct cos_prepare_options *options);
+
+/**
  * Start an empty sequence. May be called from any thread at any time.
  *
  * @param engine       must not be NULL; may be freed before the session
@@ -1006,7 +1065,9 @@ struct cos_error *cos_engine_stats(const struct cos_engine *engine, struct cos_s
  * The metrics of an engine as text that Prometheus reads, for a server's answer to GET /metrics with the content type
  * "text/plain; version=0.0.4". A server may append lines of its own.
  *
- * - Counters: the sums of cos_engine_stats, and cos_wasted_total, proposals that were rejected or dropped.
+ * - Counters: the sums of cos_engine_stats; cos_wasted_total, proposals that were rejected or dropped; and
+ *   cos_calm_passes_total, passes of the process on threads that slept while they waited, because other work wanted
+ *   the cores.
  * - cos_sessions_decoding: a gauge of the sessions that are in the middle of a round.
  * - Histograms: cos_first_token_seconds, from cos_prompt to the end of the round that commits the first token;
  *   cos_between_tokens_seconds, from one round that commits tokens to the next. Time that the caller takes between two

@@ -5,6 +5,7 @@ use std::fmt::Write;
 use crate::engine::Engine;
 use crate::engine::histogram::{Histogram, Passes};
 use crate::engine::participant::Participant;
+use crate::onnx;
 
 /// Bounds of buckets of times, in microseconds: from a step of a fast GPU to a prompt that waits in a long queue.
 const TIMES: [u64; 19] = [
@@ -125,6 +126,7 @@ pub fn metrics(engine: &Engine) -> String {
         ("recomputed_tokens_total", "Tokens computed once more.", stats.cache_use.recomputed as f64),
         ("model_seconds_total", "Time inside ONNX Runtime, a share of each pass.", nanoseconds * stats.model_ns as f64),
         ("step_seconds_total", "Time inside steps.", nanoseconds * stats.total_ns as f64),
+        ("calm_passes_total", "Passes that gave way to other work on the cores.", onnx::calm_passes() as f64),
     ] {
         text.value(name, "counter", help, value);
     }

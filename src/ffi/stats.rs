@@ -108,7 +108,9 @@ pub unsafe extern "C" fn cos_engine_stats(engine: *const cos_engine, out_stats: 
 /// The metrics of an engine as text that Prometheus reads, for a server's answer to GET /metrics with the content type
 /// "text/plain; version=0.0.4". A server may append lines of its own.
 ///
-/// - Counters: the sums of cos_engine_stats, and cos_wasted_total, proposals that were rejected or dropped.
+/// - Counters: the sums of cos_engine_stats; cos_wasted_total, proposals that were rejected or dropped; and
+///   cos_calm_passes_total, passes of the process on threads that slept while they waited, because other work wanted
+///   the cores.
 /// - cos_sessions_decoding: a gauge of the sessions that are in the middle of a round.
 /// - Histograms: cos_first_token_seconds, from cos_prompt to the end of the round that commits the first token;
 ///   cos_between_tokens_seconds, from one round that commits tokens to the next. Time that the caller takes between two

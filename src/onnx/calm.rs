@@ -3,14 +3,15 @@
 //! ONNX Runtime decides once for a pool whether its threads spin, and once for a session which pool it uses.
 
 use std::mem::ManuallyDrop;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Once};
 
 use once_cell::sync::OnceCell;
 use ort::session::Session;
+use parking_lot::{Condvar, Mutex};
 
 use crate::error::Result;
-use crate::process::{Process, delay_exit};
+use crate::process::{PerProcess, Process, stay_loaded};
 
 /// The second session, which is loaded when it is first needed.
 pub struct CalmSession {
@@ -58,5 +59,88 @@ impl CalmSession {
             });
         }
         None
+    }
+}
+
+/// How many threads the exit of the process waits for.
+static UNFINISHED: PerProcess<(Mutex<usize>, Condvar)> = PerProcess::new(Default::default);
+
+/// A thread that the exit of the process waits for, until dropped.
+struct Unfinished(());
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        let (count, changed) = UNFINISHED.get();
+        *count.lock() -= 1;
+        changed.notify_all();
+    }
+}
+
+/// Let the exit of the process wait for this thread, which uses a library that cleans up at exit. The result must be
+/// dropped by a thread that ends.
+fn delay_exit() -> Unfinished {
+    static REGISTERED: Once = Once::new();
+    extern "C" fn wait() {
+        let (count, changed) = UNFINISHED.get();
+        changed.wait_while(&mut count.lock(), |count| *count > 0);
+    }
+    REGISTERED.call_once(|| {
+        // SAFETY: the library stays loaded. Handlers run in reverse, so this one precedes those of libraries that were
+        // loaded before it.
+        _ = unsafe { libc::atexit(wait) };
+        stay_loaded();
+    });
+    *UNFINISHED.get().0.lock() += 1;
+    Unfinished(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::time::{Duration, Instant};
+
+    use super::{UNFINISHED, delay_exit};
+    use crate::onnx::check::Trial;
+    use crate::onnx::{LoadOptions, OnnxModel, calm_passes, environment, runtime};
+
+    /// A process whose thread works on when `main` has returned.
+    #[test]
+    fn the_exit_waits_for_threads_that_ask_for_it() {
+        const FILE: &str = "COS_TEST_DELAYED_EXIT";
+        if let Some(file) = std::env::var_os(FILE) {
+            std::thread::spawn(move || {
+                let _unfinished = delay_exit();
+                std::thread::sleep(Duration::from_millis(300));
+                std::fs::write(file, "done").unwrap();
+            });
+            while *UNFINISHED.get().0.lock() == 0 {
+                std::thread::yield_now();
+            }
+            std::process::exit(0);
+        }
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let mut child = std::process::Command::new(std::env::current_exe().unwrap());
+        child.args(["--exact", "onnx::calm::tests::the_exit_waits_for_threads_that_ask_for_it"]).env(FILE, file.path());
+        assert!(child.status().unwrap().success());
+        assert_eq!(std::fs::read_to_string(file.path()).unwrap(), "done");
+    }
+
+    #[test]
+    fn logits_are_the_same_on_crowded_cores() {
+        environment(None, 0, None).unwrap();
+        let Some(workers) = runtime::loaded().unwrap().workers.as_ref() else {
+            println!("skipped, because the pool has one thread");
+            return;
+        };
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/demo/base/model.onnx");
+        let model = OnnxModel::load(&file, "base", &LoadOptions::default()).unwrap();
+        let rows = Trial::new(&model).unwrap().rows;
+        workers.crowd();
+        let (began, before) = (Instant::now(), calm_passes());
+        // The second session is loaded while passes go on.
+        while calm_passes() < before + 2 * rows.len() as u64 {
+            assert!(Trial::new(&model).unwrap().rows == rows);
+            assert!(began.elapsed() < Duration::from_secs(60), "the second session is not used");
+        }
     }
 }

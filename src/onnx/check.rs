@@ -76,7 +76,7 @@ pub struct Deviation {
 /// Made-up tokens, and the row of logits after each of them when they are scored one by one.
 pub struct Trial {
     tokens: Vec<i32>,
-    rows: Vec<Vec<f32>>,
+    pub(super) rows: Vec<Vec<f32>>,
 }
 
 impl Trial {

@@ -20,7 +20,7 @@ const PAUSE: Duration = Duration::from_secs(1);
 
 /// Whether the cores are crowded, and what was observed since this was last judged. Times are since any fixed moment.
 #[derive(Default)]
-pub struct Crowd {
+pub struct Crowding {
     crowded: bool,
     /// When this last changed.
     since: Duration,
@@ -37,7 +37,13 @@ pub struct Crowd {
     last: Duration,
 }
 
-impl Crowd {
+impl Crowding {
+    /// The cores are crowded for good.
+    #[cfg(test)]
+    pub fn forced() -> Self {
+        Crowding { crowded: true, wait: Duration::MAX, ..Crowding::default() }
+    }
+
     /// Whether threads should sleep while they wait.
     pub fn is_crowded(&self) -> bool {
         self.crowded
@@ -86,7 +92,7 @@ mod tests {
 
     /// Passes of 5 ms for so long. `lost` gives the share of a core that the threads of a pass lose, by whether they
     /// spin. Returns the share of the time in which they slept.
-    fn run(crowd: &mut Crowd, clock: &mut (Duration, Duration), time: Duration, lost: impl Fn(bool) -> f64) -> f64 {
+    fn run(crowd: &mut Crowding, clock: &mut (Duration, Duration), time: Duration, lost: impl Fn(bool) -> f64) -> f64 {
         let (end, mut slept) = (clock.0 + time, 0);
         for number in 0.. {
             if clock.0 >= end {
@@ -118,7 +124,7 @@ mod tests {
     /// A time slice now and then is no crowd.
     #[test]
     fn one_bad_window_changes_nothing() {
-        let mut crowd = Crowd::default();
+        let mut crowd = Crowding::default();
         for number in 0..100 {
             let lost = if number % 3 == 0 { 4 * MS } else { Duration::ZERO };
             assert!(crowd.passed(number * 10 * MS, 10 * MS, lost));
@@ -130,7 +136,7 @@ mod tests {
     /// Windows on both sides of a pause do not count together.
     #[test]
     fn a_pause_is_a_new_beginning() {
-        let mut crowd = Crowd::default();
+        let mut crowd = Crowding::default();
         for number in 0..10 {
             assert!(crowd.passed(number * 2 * PAUSE, 10 * MS, 9 * MS));
             crowd.judge(number * 2 * PAUSE, Duration::ZERO);

@@ -24,4 +24,4 @@ mod workers;
 
 pub use model::OnnxModel;
 pub use options::{CacheSize, LoadOptions, Provider, ProviderOptions, RowsOn};
-pub use runtime::{LIBRARY_VARIABLE, Runtime, environment, loaded};
+pub use runtime::{LIBRARY_VARIABLE, Runtime, calm_passes, environment, loaded};

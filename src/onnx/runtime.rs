@@ -193,6 +193,11 @@ fn cores() -> usize {
     num_cpus::get_physical().min(process::processors()).max(1)
 }
 
+/// Passes on the processor so far, of all models, that ran on threads which sleep while they wait.
+pub fn calm_passes() -> u64 {
+    loaded().and_then(|runtime| runtime.workers.as_ref()).map_or(0, Workers::calm_passes)
+}
+
 /// ONNX Runtime, or `None` if it has not been loaded.
 pub fn loaded() -> Option<&'static Runtime> {
     SHARED.get().runtime.get()

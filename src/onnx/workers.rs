@@ -3,14 +3,14 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use ort::environment::ThreadManager;
 use parking_lot::Mutex;
 
-use super::crowd::Crowd;
+use super::crowd::Crowding;
 
 /// Creates the workers for ONNX Runtime, and holds the file with the times of each.
 #[derive(Default, Clone)]
@@ -57,14 +57,22 @@ fn usage() -> (Duration, i64) {
 pub struct Workers {
     crew: Crew,
     started: Instant,
-    crowd: Mutex<Crowd>,
+    crowd: Mutex<Crowding>,
     /// The answer of `crowd`.
     crowded: AtomicBool,
+    /// Passes on threads that sleep while they wait.
+    calm: AtomicU64,
 }
 
 impl Workers {
     pub fn new(crew: Crew) -> Self {
-        Workers { crew, started: Instant::now(), crowd: Mutex::default(), crowded: AtomicBool::new(false) }
+        Workers {
+            crew,
+            started: Instant::now(),
+            crowd: Mutex::default(),
+            crowded: AtomicBool::new(false),
+            calm: AtomicU64::new(0),
+        }
     }
 
     /// Whether others want the cores, so that passes should run on threads that do not spin.
@@ -72,9 +80,22 @@ impl Workers {
         self.crowded.load(Ordering::Relaxed)
     }
 
-    /// Watch a pass on this thread, until the result is dropped.
-    pub fn watch(&self) -> Watch<'_> {
+    /// Passes so far on threads that sleep while they wait.
+    pub fn calm_passes(&self) -> u64 {
+        self.calm.load(Ordering::Relaxed)
+    }
+
+    /// Watch a pass on this thread, until the result is dropped. `is_calm` says whether its threads sleep.
+    pub fn watch(&self, is_calm: bool) -> Watch<'_> {
+        self.calm.fetch_add(is_calm.into(), Ordering::Relaxed);
         Watch { workers: self, usage: usage(), began: Instant::now() }
+    }
+
+    /// Let the cores be crowded for good.
+    #[cfg(test)]
+    pub fn crowd(&self) {
+        *self.crowd.lock() = Crowding::forced();
+        self.crowded.store(true, Ordering::Relaxed);
     }
 
     fn passed(&self, time: Duration, lost_by_caller: Duration) {

@@ -88,7 +88,7 @@ impl HostRunner {
         self.fill(layout);
         self.bind(is_calm, layout, rows)?;
         let binding = self.calm_binding.as_mut().filter(|_| is_calm).unwrap_or(&mut self.binding);
-        let _watched = workers.map(Workers::watch);
+        let _watched = workers.map(|workers| workers.watch(is_calm));
         let started = Instant::now();
         binding.run(options.unwrap_or(&self.unstoppable))?;
         Ok(started.elapsed())
