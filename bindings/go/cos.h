@@ -248,20 +248,22 @@ typedef struct cos_session cos_session;
 typedef struct cos_text_stream cos_text_stream;
 
 /**
- * A function that is told how far cos_engine_prepare has come. It is called on the thread of that call, at least once
- * for each pass.
+ * A function of the caller that is told how far cos_engine_prepare has come. It is called on the thread of that call:
+ * before each pass, or before passes of several models at once, and with 1 when all is done.
  *
- * The function must return: an exception ends the process, and longjmp is undefined behaviour.
+ * The function must return: an exception ends the process, and longjmp is undefined behaviour. It may call any
+ * function of this interface.
  *
- * @param share      what is done, 0 to 1; never less than in the call before
+ * @param share      the share that is done, from 0 to 1, never less than in the call before. Equal parts do not take
+ *                   equal times.
  * @param user_data  progress_data of cos_prepare_options
- * @return 0 to go on, or any other number to stop. Then cos_engine_prepare returns success.
+ * @return 0 to go on, or any other number to stop
  * Since 0.1.
  */
-typedef int32_t (*cos_progress_fn)(float share, void *user_data);
+typedef int32_t (*cos_progress_fn)(double share, void *user_data);
 
 /**
- * How cos_engine_prepare works. Set all members to 0 and then struct_size for the defaults.
+ * What cos_engine_prepare prepares for, and for how long. Set all members to 0 and then struct_size for the defaults.
  *
  * Since 0.1.
  */
@@ -271,15 +273,19 @@ typedef struct cos_prepare_options {
    */
   size_t struct_size;
   /**
-   * Most sessions that will decode at the same time, up to 1024. 0: 16.
+   * Most sessions that will decode at the same time, up to 1024; 0: 16.
    */
   uint32_t sessions;
   /**
-   * Seconds after which no further pass begins. 0: 30.
+   * Most tokens of a usual text, with its prompt; 0: 1024. More than the context of a model counts as that.
    */
-  float seconds;
+  uint32_t tokens;
   /**
-   * Is told how far the preparation has come, or NULL.
+   * Seconds after which no further pass begins, up to 86400; 0: 30.
+   */
+  double seconds;
+  /**
+   * Is told how far it has come, and may stop it; or NULL.
    */
   cos_progress_fn progress;
   /**
@@ -692,22 +698,28 @@ size_t cos_engine_vocab_size(const struct cos_engine *engine);
 size_t cos_engine_model_count(const struct cos_engine *engine);
 
 /**
- * Prepare an engine for load, before users wait: run the passes that up to `sessions` sessions at the same time will
- * need, by all strategies. On a GPU, the first passes of each size take many times as long as later ones. On a CPU,
- * memory is touched, and COS_STRATEGY_AUTO learns what passes take.
+ * Prepare an engine for load, before users wait. For servers, between cos_engine_open and the first request.
  *
- * Decodes made-up prompts of a scope that nobody else has. They do not count in cos_engine_stats, but their passes
- * count in the histograms of cos_engine_metrics. Sessions of other threads may decode meanwhile; they wait longer. If
- * there is no memory for so many sessions, smaller numbers of them are tried. May be called from any thread at any
- * time, and more than once.
+ * Without it, the first sessions are slow. On a GPU, a pass of a size that the process has not seen takes many times
+ * as long, because it is planned and captured. On a processor, memory is touched for the first time, and
+ * COS_STRATEGY_AUTO does not know what passes take. So this runs the passes that sessions of all strategies need most:
+ * first those of a few sessions, then those of many. Whenever it ends, what was prepared stays so.
  *
- * @param engine   must not be NULL
- * @param options  NULL for the defaults; `struct_size` must be set
- * @return NULL, also if the time was over or `progress` stopped it, or an error to free with cos_error_free:
- *         INVALID_ARGUMENT (a member is out of range), and any error of cos_step. What was prepared stays.
+ * The passes are over made-up tokens. They count in no statistics, and no session finds what they have computed.
+ * Sessions of other threads may decode meanwhile. Their passes may take longer, and where memory is short, they have
+ * it. May be called from any thread at any time, and more than once.
+ *
+ * @param engine     must not be NULL
+ * @param options    NULL for the defaults; else its `struct_size` must be set
+ * @param out_share  out: the share that was done, 1 if all; may be NULL
+ * @return NULL, also if the time was over or `progress` has stopped it, or an error to free with cos_error_free:
+ *         INVALID_ARGUMENT (the message names the member), UNSUPPORTED (a member is set that this library does not
+ *         know), RUNTIME, NUMERIC
  * Since 0.1.
  */
-struct cos_error *cos_engine_prepare(const struct cos_engine *engine, const struct cos_prepare_options *options);
+struct cos_error *cos_engine_prepare(const struct cos_engine *engine,
+                                     const struct cos_prepare_options *options,
+                                     double *out_share);
 
 /**
  * Start an empty sequence. May be called from any thread at any time.

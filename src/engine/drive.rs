@@ -50,6 +50,8 @@ pub struct Driver<C> {
     turns_waited: usize,
     /// How urgent the session is.
     priority: Priority,
+    /// Whether it counts in the statistics of the engine.
+    counts: bool,
     /// When it asked for a pass that was given back.
     asked: Option<Instant>,
     /// What its user has waited for.
@@ -96,6 +98,7 @@ impl<C: Chance> Driver<C> {
             takes_turns: true,
             turns_waited: 0,
             priority: Priority::Interactive,
+            counts: true,
             asked: None,
             histograms: Box::new(SessionHistograms::new(Duration::ZERO)),
         }
@@ -122,6 +125,17 @@ impl<C: Chance> Driver<C> {
     /// How urgent the session is, from the next pass on.
     pub fn set_priority(&mut self, priority: Priority) {
         self.priority = priority;
+    }
+
+    /// Do not count in the statistics of the engine: nobody has asked for the text. To be called before the first step,
+    /// which is to be one of [`step_many`](crate::engine::many::step_many).
+    pub(super) fn count_nothing(&mut self) {
+        self.counts = false;
+    }
+
+    /// Whether it counts there.
+    pub(super) fn counts(&self) -> bool {
+        self.counts
     }
 
     /// What its user has waited for.
@@ -308,7 +322,8 @@ impl<C: Chance> Driver<C> {
     /// A round begins. Until it ends, the session counts among those that decode at the same time.
     pub(super) fn begin(&mut self) {
         (self.company, self.asked) = (1, None);
-        self.decoding.iter_mut().for_each(|decoding| decoding.set(true));
+        let counts = self.counts;
+        self.decoding.iter_mut().for_each(|decoding| decoding.set(counts));
     }
 
     /// The round has ended.
@@ -365,13 +380,13 @@ impl<C: Chance> Driver<C> {
     /// Ask for the passes that are run in common with others, each with its need. One for which there is no memory now,
     /// and one of a prompt or a batch session for which the next pass has no room, is given back.
     pub(super) fn tickets(&mut self, now: Instant) -> impl Iterator<Item = (Need, Ticket<'_>)> {
-        let Driver { decoder, cancel, queues, priority, asked, .. } = self;
+        let Driver { decoder, cancel, queues, priority, counts, asked, .. } = self;
         let (cancel, queues, is_new) = (&**cancel, queues.as_deref(), decoder.counters().tokens == 0);
-        let (priority, asked, prompt_end) = (*priority, *asked, decoder.prompt_end());
+        let (priority, counts, asked, prompt_end) = (*priority, *counts, *asked, decoder.prompt_end());
         decoder.passes().filter_map(move |(need, pass)| {
             let when_full = queues?.when_full(is_new && need.start == 0, false);
             let ticket = Ticket::new(queues?.of(need.model)?, pass, cancel, when_full, now);
-            Some((need, ticket.of(priority, need.end <= prompt_end).briefly(asked)))
+            Some((need, ticket.of(priority, need.end <= prompt_end).counting(counts).briefly(asked)))
         })
     }
 

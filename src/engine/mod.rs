@@ -15,6 +15,7 @@ pub mod room;
 pub mod round;
 pub mod session;
 pub mod sharing;
+mod stage;
 pub mod stats;
 mod sync;
 pub mod table;

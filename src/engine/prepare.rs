@@ -1,7 +1,8 @@
-//! Prepares an engine for load, before users wait: passes of the sizes that many sessions will need.
+//! Prepares an engine for load, before users wait: runs passes of the sizes that its sessions will need.
 //!
-//! A GPU captures a pass of a new size, which takes many times as long as the pass. Caches and buffers grow, and what
-//! passes take is not known. So sessions of made-up prompts decode by each strategy, in growing numbers.
+//! A GPU plans and captures a pass of a new size, which takes many times as long as the pass. A processor touches
+//! memory for the first time, and nobody knows yet what passes take. So a few sessions decode made-up prompts by each
+//! strategy, and then each model rehearses. All of that counts in no statistics.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,144 +13,134 @@ use crate::engine::Engine;
 use crate::engine::many::step_many;
 use crate::engine::session::{Options, Session};
 use crate::engine::sharing::random_seed;
+use crate::engine::stage::{Stage, Stop, Watch};
 use crate::error::{Error, Result};
+use crate::model::Priority;
+use crate::model::rehearsal::SMALL_COMPANY;
 use crate::rows::Sampler;
 
-/// Rounds of each trial. A GPU runs a pass of a new size twice before it replays a capture.
-const ROUNDS: usize = 4;
+/// Tokens of the sessions that decode by each strategy, and those that each model proposes.
+const TOKENS: usize = 4;
+const DRAFT: i32 = 2;
 
-/// Tokens of prompts that are tried.
-const PROMPTS: [usize; 5] = [32, 64, 128, 256, 512];
+/// Most calls for sessions that decode at the same time. They may wait for memory that others have.
+const MOST_CALLS: usize = 64;
 
-/// What sessions of a trial have in common.
-struct Trial {
-    strategy: Strategy,
-    targets: Option<Targets>,
-    /// Tokens that each model proposes; `None`: nobody proposes.
-    length: Option<i32>,
-    temperature: f32,
-    /// Numbers of sessions, in the order in which they are tried; empty: one session for each of [`PROMPTS`].
-    sessions: Vec<usize>,
+/// What to prepare for.
+#[derive(Debug, Clone, Copy)]
+pub struct Load {
+    /// Most sessions that decode at the same time; at least one.
+    pub sessions: usize,
+    /// Most tokens of a text, with its prompt.
+    pub tokens: usize,
 }
 
-/// What became of a trial.
-enum Outcome {
-    Done,
-    /// There is no memory for so many sessions.
-    Full,
-    /// The time is over, or the caller has had enough.
-    Stopped,
-}
-
-/// Let up to `sessions` sessions decode at the same time, for at most `time`, but for the pass that runs then.
-/// `progress` is told which share is done, from 0 to 1, and returns whether to go on. Returns the share that was done.
+/// Prepare an engine. After `time` no further pass begins. `progress` is told which share is done, from 0 to 1, before
+/// passes, and returns whether to go on. Returns that share.
 ///
-/// The sessions count in no statistics but those of passes, and nothing that they computed is found by others.
-pub fn prepare(
-    engine: &Arc<Engine>,
-    sessions: usize,
-    time: Duration,
-    mut progress: impl FnMut(f64) -> bool,
-) -> Result<f64> {
+/// Nothing that is computed here is found by others. If memory is short, sessions of users have it, and less is
+/// prepared.
+pub fn prepare(engine: &Arc<Engine>, load: Load, time: Duration, mut progress: impl FnMut(f64) -> bool) -> Result<f64> {
     let end = engine.clock()().saturating_add(time);
-    let trials = trials(engine, sessions);
-    let parts: usize = trials.iter().map(|trial| trial.sessions.len().max(PROMPTS.len())).sum();
+    let mut watch = Watch { clock: engine.clock(), end, progress: &mut progress, all: 1, done: 0 };
+    match run(engine, load, &mut watch) {
+        Err(Stop::Failed(error)) => Err(error),
+        _ => Ok(watch.share()),
+    }
+}
+
+fn run(engine: &Arc<Engine>, load: Load, watch: &mut Watch) -> Result<(), Stop> {
     let scope = format!("prepare {:x}", random_seed());
-    let mut done = 0;
-    let mut most = sessions;
-    for trial in &trials {
-        let prompts: &[usize] = if trial.sessions.is_empty() { &PROMPTS } else { &[] };
-        let companies = trial.sessions.iter().map(|&count| (count, 4)).chain(prompts.iter().map(|&tokens| (1, tokens)));
-        for (count, tokens) in companies {
-            let share = done as f64 / parts as f64;
-            if !progress(share) {
-                return Ok(share);
-            }
-            done += 1;
-            if count > most {
-                continue;
-            }
-            let goes_on = |done: usize| engine.clock()() < end && (done == 0 || progress(share));
-            match run(engine, trial, count, tokens, &scope, goes_on)? {
-                Outcome::Done => {}
-                Outcome::Full => most = count - 1,
-                Outcome::Stopped => return Ok(share),
-            }
-        }
+    let Load { sessions, tokens } = load;
+    let models = engine.participants().iter().enumerate().filter_map(|(index, each)| Some((index, each.model()?)));
+    let stage = |(index, model)| Stage::new(model, engine.queues().of(index), &scope, (sessions, tokens));
+    let mut stages: Vec<Stage> = models.map(stage).collect();
+    let rehearsals = stages.iter().map(Stage::count).max().unwrap_or(0);
+    let kinds = kinds(engine);
+    watch.all = kinds.len() + rehearsals + 1;
+    stages.iter_mut().try_for_each(|stage| stage.grow(watch))?;
+    for options in &kinds {
+        decode(engine, options, sessions.min(SMALL_COMPANY), &scope, watch)?;
     }
-    progress(1.0);
-    Ok(1.0)
+    for number in 0..rehearsals {
+        stages.iter_mut().try_for_each(|stage| stage.rehearse(number, watch))?;
+        watch.done += 1;
+    }
+    drop(stages);
+    decode(engine, &kinds[0], sessions, &scope, watch)?;
+    (watch.progress)(1.0);
+    Ok(())
 }
 
-/// What is tried: first what all sessions need, then drafts.
-fn trials(engine: &Engine, most: usize) -> Vec<Trial> {
-    // Two sizes of an octave, as a GPU has them.
-    let sizes = (0..=most.ilog2()).flat_map(|octave| [1 << octave, 3 << octave]).filter(|size| *size < most);
-    let mut sizes: Vec<usize> = sizes.chain([most]).collect();
-    sizes.sort_unstable();
-    let trial =
-        |strategy, length, temperature| Trial { strategy, targets: None, length, temperature, sessions: sizes.clone() };
-    let mut trials = vec![
-        trial(Strategy::Standard, None, 1.0),
-        trial(Strategy::Standard, None, 0.0),
-        Trial { sessions: Vec::new(), ..trial(Strategy::Standard, None, 0.0) },
-    ];
-    if matches!(engine.combine(), Combine::Weighted { .. }) {
-        trials.insert(1, Trial { targets: Some(Targets::Routed), ..trial(Strategy::Standard, None, 1.0) });
+/// Options of sessions by all strategies. Questions about rows on a GPU need kernels and buffers, too.
+fn kinds(engine: &Engine) -> Vec<Options> {
+    let (plain, greedy, filtered) = ((1.0, 0.0), (0.0, 0.0), (1.0, 0.9));
+    let several = engine.participants().len() > 1;
+    let mut kinds = Vec::new();
+    for draws in [plain, greedy] {
+        kinds.extend(several.then_some((Strategy::Cos, None, draws)));
+        kinds.extend(several.then_some((Strategy::Speculative, None, draws)));
+        kinds.push((Strategy::Standard, None, draws));
     }
-    if engine.participants().len() > 1 {
-        for length in [1, 2, 4] {
-            trials.push(trial(Strategy::Cos, Some(length), 1.0));
-            trials.push(trial(Strategy::Speculative, Some(length), 0.0));
-        }
-    }
-    trials
-}
-
-/// Let so many sessions decode a few rounds. `goes_on` is asked before each call, with the number of calls before it.
-fn run(
-    engine: &Arc<Engine>,
-    trial: &Trial,
-    count: usize,
-    tokens: usize,
-    scope: &str,
-    mut goes_on: impl FnMut(usize) -> bool,
-) -> Result<Outcome> {
-    let options = Options {
-        strategy: trial.strategy,
-        targets: trial.targets,
-        proposal_lengths: trial.length.map(|length| vec![length; engine.participants().len()]),
-        sampler: Sampler::new(trial.temperature, 0, 0.0, 0.0)?,
+    kinds.push((kinds[0].0, None, filtered));
+    let routes = matches!(engine.combine(), Combine::Weighted { .. });
+    kinds.extend(routes.then_some((Strategy::Standard, Some(Targets::Routed), plain)));
+    let options = |(strategy, targets, (temperature, top_p)): (Strategy, Option<Targets>, (f32, f32))| Options {
+        strategy,
+        targets,
+        proposal_lengths: (strategy != Strategy::Standard).then(|| vec![DRAFT; engine.participants().len()]),
+        sampler: Sampler::new(temperature, 0, top_p, 0.0).expect("these are in range"),
         stop_tokens: Some(Vec::new()),
-        max_tokens: ROUNDS,
-        routes: Some(if trial.targets.is_some() { RoutesName::Shared } else { RoutesName::Own }),
+        max_tokens: TOKENS,
+        routes: Some(if targets.is_some() { RoutesName::Shared } else { RoutesName::Own }),
+        priority: Priority::Batch,
         ..Options::default()
     };
+    kinds.into_iter().map(options).collect()
+}
+
+/// Let so many sessions decode made-up prompts, if there is memory for them.
+fn decode(engine: &Arc<Engine>, options: &Options, count: usize, scope: &str, watch: &mut Watch) -> Result<(), Stop> {
+    match decode_all(engine, options, count, scope, watch) {
+        Ok(()) | Err(Stop::Full) => {
+            watch.done += 1;
+            Ok(())
+        }
+        stopped => stopped,
+    }
+}
+
+fn decode_all(
+    engine: &Arc<Engine>,
+    options: &Options,
+    count: usize,
+    scope: &str,
+    watch: &mut Watch,
+) -> Result<(), Stop> {
     let mut sessions = Vec::with_capacity(count);
     for index in 0..count {
-        let mut session = Session::new(engine, &Options { seed: index as u64, ..options.clone() })?;
-        session.count_nothing();
+        let session = Session::new(engine, &Options { seed: index as u64, ..options.clone() });
+        // A further session fails for want of memory. Whatever else is wrong, a pass tells it.
+        let mut session = session.map_err(|error| if index == 0 { error.into() } else { Stop::Full })?;
+        session.driver.count_nothing();
         session.set_scope(scope)?;
-        let vocabulary = engine.vocab_size();
-        let token = |place: usize| ((7 * index + 3 * place + 1) % vocabulary) as i32;
-        match session.prompt(&(0..tokens).map(token).collect::<Vec<i32>>()) {
-            Err(Error::ContextFull(_)) => return Ok(Outcome::Done),
+        let token = |place: usize| ((7 * index + 3 * place + 1) % engine.vocab_size()) as i32;
+        match session.prompt(&[0, 1, 2, 3].map(token)) {
+            Err(Error::ContextFull(_)) => return Ok(()), // of a tiny model
             other => other?,
         }
         sessions.push(session);
     }
-    let mut outcome = Ok(Outcome::Done);
-    for call in 0.. {
-        if !goes_on(call) {
-            return Ok(Outcome::Stopped);
-        }
-        step_many(&mut sessions, |_, state| match state {
-            Ok(_) => {}
-            Err(Error::NoMemory(_)) => outcome = Ok(Outcome::Full),
-            Err(error) => outcome = Err(error),
+    let mut outcome = Ok(());
+    for _ in 0..MOST_CALLS {
+        watch.check()?;
+        step_many(&mut sessions, |_, state| {
+            if let Err(error) = state {
+                outcome = Err(error.into());
+            }
         });
         sessions.retain(|session| session.decoder().is_open());
-        if sessions.is_empty() || !matches!(outcome, Ok(Outcome::Done)) {
+        if sessions.is_empty() || outcome.is_err() {
             break;
         }
     }

@@ -64,6 +64,8 @@ pub struct Ticket<'a> {
     pub(super) is_prompt: bool,
     /// Its session is a batch session.
     pub(super) is_batch: bool,
+    /// It counts in the histograms of the model.
+    pub(super) counts: bool,
     /// When its session began to wait. Earlier passes may have had no room for it.
     pub(super) since: Instant,
     /// Whether that is so.
@@ -89,6 +91,7 @@ impl<'a> Ticket<'a> {
             is_brief: false,
             is_prompt: false,
             is_batch: false,
+            counts: true,
             since: now,
             stayed: false,
             alone: false,
@@ -107,6 +110,11 @@ impl<'a> Ticket<'a> {
     /// The priority of its session, and whether it runs over tokens of a prompt alone.
     pub fn of(self, priority: Priority, is_prompt: bool) -> Self {
         Ticket { is_batch: priority == Priority::Batch, is_prompt, ..self }
+    }
+
+    /// Whether it counts in the histograms of the model. Not if nobody has asked for its tokens.
+    pub fn counting(self, counts: bool) -> Self {
+        Ticket { counts, ..self }
     }
 
     /// Where it waits.

@@ -141,7 +141,7 @@ impl Session {
             self.cancel.reset();
         }
         let now = self.engine.clock()();
-        if self.counts && self.driver.committed().len() > begun.start {
+        if self.driver.counts() && self.driver.committed().len() > begun.start {
             self.driver.histograms_mut().tokens(now, &mut self.engine.waits().lock());
         }
         let total = begun.elapsed + now.saturating_sub(self.since);
@@ -213,7 +213,7 @@ impl Session {
 
     /// Add to the totals of the engine what has changed.
     fn count(&mut self) {
-        if self.counts {
+        if self.driver.counts() {
             let now = self.stats();
             self.engine.totals().lock().advance(&self.counted, &now);
             self.counted = now;

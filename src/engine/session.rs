@@ -103,8 +103,6 @@ pub struct Session {
     claim: Option<Claim>,
     /// What its scope is called.
     scope: String,
-    /// Whether it counts in the statistics of the engine.
-    pub(super) counts: bool,
     /// How often it was forked.
     forks: u64,
     options: Options,
@@ -188,16 +186,10 @@ impl Session {
             claims: false,
             claim: None,
             scope: String::new(),
-            counts: true,
             forks: 0,
             options,
             engine: engine.clone(),
         }
-    }
-
-    /// Do not count in the statistics of the engine from now on: nobody has asked for its text.
-    pub(super) fn count_nothing(&mut self) {
-        self.counts = false;
     }
 
     /// Decode by other weights from the next position on; see [`Decoder::set_combination`].

@@ -142,13 +142,16 @@ impl Waiting {
 
     /// Count a pass that has succeeded in the histograms of the model.
     pub(super) fn count(&mut self, batch: &[Entry]) {
-        // SAFETY: the entries are in the batch of this leader, whose pass has ended; the lock is held.
-        let shape = |entry: &Entry| unsafe { (*entry.ticket.as_ptr()).common }.map(|(_, shape)| shape);
+        let shape = |entry: &Entry| {
+            // SAFETY: the entries are in the batch of this leader, whose pass has ended; the lock is held.
+            let ticket = unsafe { entry.ticket.as_ref() };
+            ticket.common.filter(|_| ticket.counts).map(|(_, shape)| shape)
+        };
         // Those of one thread have waited alike.
         for alike in batch.chunk_by(|a, b| shape(a) == shape(b)) {
             shape(&alike[0]).into_iter().for_each(|shape| self.shapes.queue.record_times(shape.queued, alike.len()));
         }
-        let whole = batch.first().and_then(shape);
+        let whole = batch.iter().find_map(shape);
         whole.into_iter().for_each(|shape| self.shapes.record_pass(shape.sessions, shape.tokens));
     }
 

@@ -5,33 +5,37 @@ use std::time::Duration;
 
 use super::engine::cos_engine;
 use super::error::cos_error;
-use super::{VersionedStruct, guard, read_struct};
-use crate::engine::prepare::prepare;
+use super::{VersionedStruct, check_aligned, guard, read_struct};
+use crate::engine::prepare::{Load, prepare};
 use crate::error::{Error, Result};
 
-/// A function that is told how far cos_engine_prepare has come. It is called on the thread of that call, at least once
-/// for each pass.
+/// A function of the caller that is told how far cos_engine_prepare has come. It is called on the thread of that call:
+/// before each pass, or before passes of several models at once, and with 1 when all is done.
 ///
-/// The function must return: an exception ends the process, and longjmp is undefined behaviour.
+/// The function must return: an exception ends the process, and longjmp is undefined behaviour. It may call any
+/// function of this interface.
 ///
-/// @param share      what is done, 0 to 1; never less than in the call before
+/// @param share      the share that is done, from 0 to 1, never less than in the call before. Equal parts do not take
+///                   equal times.
 /// @param user_data  progress_data of cos_prepare_options
-/// @return 0 to go on, or any other number to stop. Then cos_engine_prepare returns success.
+/// @return 0 to go on, or any other number to stop
 /// Since 0.1.
-pub type cos_progress_fn = Option<unsafe extern "C-unwind" fn(share: f32, user_data: *mut c_void) -> i32>;
+pub type cos_progress_fn = Option<unsafe extern "C-unwind" fn(share: f64, user_data: *mut c_void) -> i32>;
 
-/// How cos_engine_prepare works. Set all members to 0 and then struct_size for the defaults.
+/// What cos_engine_prepare prepares for, and for how long. Set all members to 0 and then struct_size for the defaults.
 ///
 /// Since 0.1.
 #[repr(C)]
 pub struct cos_prepare_options {
     /// sizeof(cos_prepare_options), set by the caller.
     pub struct_size: usize,
-    /// Most sessions that will decode at the same time, up to 1024. 0: 16.
+    /// Most sessions that will decode at the same time, up to 1024; 0: 16.
     pub sessions: u32,
-    /// Seconds after which no further pass begins. 0: 30.
-    pub seconds: f32,
-    /// Is told how far the preparation has come, or NULL.
+    /// Most tokens of a usual text, with its prompt; 0: 1024. More than the context of a model counts as that.
+    pub tokens: u32,
+    /// Seconds after which no further pass begins, up to 86400; 0: 30.
+    pub seconds: f64,
+    /// Is told how far it has come, and may stop it; or NULL.
     pub progress: cos_progress_fn,
     /// Passed to `progress`. Owned by the caller. May be NULL.
     pub progress_data: *mut c_void,
@@ -40,69 +44,80 @@ pub struct cos_prepare_options {
 // SAFETY: plain data. The size of the first version never changes, and members are only added behind the last one.
 unsafe impl VersionedStruct for cos_prepare_options {
     const NAME: &'static str = "cos_prepare_options";
-    const MIN_SIZE: usize = size_of::<cos_prepare_options>();
+    const MIN_SIZE: usize = std::mem::offset_of!(cos_prepare_options, progress_data) + size_of::<*mut c_void>();
 }
-const _: () = assert!(size_of::<cos_prepare_options>() == 32);
+const _: () =
+    assert!(<cos_prepare_options as VersionedStruct>::MIN_SIZE == 40 && size_of::<cos_prepare_options>() == 40);
 
-/// Most sessions of a preparation.
+/// Most sessions of a preparation, and most seconds.
 const MOST_SESSIONS: u32 = 1024;
+const MOST_SECONDS: f64 = 86400.0;
 
-/// Prepare an engine for load, before users wait: run the passes that up to `sessions` sessions at the same time will
-/// need, by all strategies. On a GPU, the first passes of each size take many times as long as later ones. On a CPU,
-/// memory is touched, and COS_STRATEGY_AUTO learns what passes take.
+/// Prepare an engine for load, before users wait. For servers, between cos_engine_open and the first request.
 ///
-/// Decodes made-up prompts of a scope that nobody else has. They do not count in cos_engine_stats, but their passes
-/// count in the histograms of cos_engine_metrics. Sessions of other threads may decode meanwhile; they wait longer. If
-/// there is no memory for so many sessions, smaller numbers of them are tried. May be called from any thread at any
-/// time, and more than once.
+/// Without it, the first sessions are slow. On a GPU, a pass of a size that the process has not seen takes many times
+/// as long, because it is planned and captured. On a processor, memory is touched for the first time, and
+/// COS_STRATEGY_AUTO does not know what passes take. So this runs the passes that sessions of all strategies need most:
+/// first those of a few sessions, then those of many. Whenever it ends, what was prepared stays so.
 ///
-/// @param engine   must not be NULL
-/// @param options  NULL for the defaults; `struct_size` must be set
-/// @return NULL, also if the time was over or `progress` stopped it, or an error to free with cos_error_free:
-///         INVALID_ARGUMENT (a member is out of range), and any error of cos_step. What was prepared stays.
+/// The passes are over made-up tokens. They count in no statistics, and no session finds what they have computed.
+/// Sessions of other threads may decode meanwhile. Their passes may take longer, and where memory is short, they have
+/// it. May be called from any thread at any time, and more than once.
+///
+/// @param engine     must not be NULL
+/// @param options    NULL for the defaults; else its `struct_size` must be set
+/// @param out_share  out: the share that was done, 1 if all; may be NULL
+/// @return NULL, also if the time was over or `progress` has stopped it, or an error to free with cos_error_free:
+///         INVALID_ARGUMENT (the message names the member), UNSUPPORTED (a member is set that this library does not
+///         know), RUNTIME, NUMERIC
 /// Since 0.1.
 ///
 /// # Safety
 /// `engine` is NULL or an engine that was not freed. `options` is NULL or has `struct_size` bytes. `progress` keeps to
-/// [`cos_progress_fn`], and `progress_data` is the data that it expects, until this function returns.
+/// [`cos_progress_fn`], and `progress_data` is the data that it expects, until this function returns. `out_share` is
+/// NULL or valid for a write.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cos_engine_prepare(
     engine: *const cos_engine,
     options: *const cos_prepare_options,
+    out_share: *mut f64,
 ) -> *mut cos_error {
     guard(|| {
+        check_aligned(out_share, "out_share")?;
         // SAFETY: promised by the caller.
-        let engine = &unsafe { cos_engine::of_this_process(engine) }?.0;
-        let default = cos_prepare_options {
-            struct_size: size_of::<cos_prepare_options>(),
-            sessions: 0,
-            seconds: 0.0,
-            progress: None,
-            progress_data: std::ptr::null_mut(),
-        };
-        // SAFETY: promised by the caller.
-        let options = if options.is_null() { default } else { unsafe { read_struct(options) }? };
-        let (sessions, time) = (sessions(options.sessions)?, time(options.seconds)?);
-        prepare(engine, sessions, time, |share| {
+        let engine = unsafe { cos_engine::of_this_process(engine) }?;
+        let options = match options.is_null() {
+            true => None,
             // SAFETY: promised by the caller.
-            options.progress.is_none_or(|progress| unsafe { progress(share as f32, options.progress_data) } == 0)
+            false => Some(unsafe { read_struct(options) }?),
+        };
+        let (load, time) = read(options.as_ref())?;
+        let share = prepare(&engine.0, load, time, |share| {
+            let call = |options: &cos_prepare_options| {
+                // SAFETY: promised by the caller.
+                options.progress.map(|progress| unsafe { progress(share, options.progress_data) })
+            };
+            options.as_ref().and_then(call).unwrap_or(0) == 0
         })?;
+        if !out_share.is_null() {
+            // SAFETY: promised by the caller.
+            unsafe { out_share.write(share) };
+        }
         Ok(())
     })
 }
 
-fn sessions(number: u32) -> Result<usize> {
-    match number {
-        0 => Ok(16),
-        1..=MOST_SESSIONS => Ok(number as usize),
-        _ => Err(Error::InvalidArgument(format!("sessions is {number}; it must be 0 (for 16) to {MOST_SESSIONS}"))),
+/// What to prepare for, and the bound in time.
+fn read(options: Option<&cos_prepare_options>) -> Result<(Load, Duration)> {
+    let (sessions, tokens, seconds) = options.map_or((0, 0, 0.0), |it| (it.sessions, it.tokens, it.seconds));
+    let refuse = |what: String| Err(Error::InvalidArgument(what));
+    if sessions > MOST_SESSIONS {
+        return refuse(format!("sessions is {sessions}; it must be from 1 to {MOST_SESSIONS}, or 0 for 16"));
     }
-}
-
-fn time(seconds: f32) -> Result<Duration> {
-    match seconds {
-        0.0 => Ok(Duration::from_secs(30)),
-        _ if seconds > 0.0 && seconds <= 86400.0 => Ok(Duration::from_secs_f32(seconds)),
-        _ => Err(Error::InvalidArgument(format!("seconds is {seconds}; it must be 0 (for 30) to 86400"))),
+    if !(0.0..=MOST_SECONDS).contains(&seconds) {
+        return refuse(format!("seconds is {seconds}; it must be above 0 and up to {MOST_SECONDS}, or 0 for 30"));
     }
+    let or = |number: u32, default: usize| if number == 0 { default } else { number as usize };
+    let time = Duration::from_secs_f64(if seconds == 0.0 { 30.0 } else { seconds });
+    Ok((Load { sessions: or(sessions, 16), tokens: or(tokens, 1024) }, time))
 }

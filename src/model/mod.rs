@@ -4,6 +4,7 @@
 
 pub mod limited;
 pub mod overlap;
+pub mod rehearsal;
 pub mod scripted;
 
 use std::any::Any;
@@ -79,6 +80,12 @@ pub trait Model: Send + Sync {
     /// not on a GPU.
     fn captured(&self) -> Option<(u64, Option<&str>)> {
         None
+    }
+
+    /// Most sizes of passes for which it keeps what it has prepared. With more, it forgets those that were used least
+    /// recently.
+    fn kept_sizes(&self) -> usize {
+        usize::MAX
     }
 
     /// Start an empty sequence. Its passes end early after [`Cancel::request`].

@@ -20,6 +20,7 @@ use super::inputs::Feed;
 use super::logits::LogitRows;
 use super::options::{Provider, RowsOn};
 use super::packed::batching::Batching;
+use super::packed::gpu_runner::MOST_GRAPHS;
 use super::packed::sequence::{PackedSequence, PassOwner};
 use super::sequence::{MAX_PASS, MIN_PASS, OnnxSequence, SequenceHandle, Spares, Terminate, own};
 use super::weights::LoadedSession;
@@ -270,6 +271,10 @@ impl Model for OnnxModel {
     fn captured(&self) -> Option<(u64, Option<&str>)> {
         let on_gpu = self.provider != Provider::Cpu;
         on_gpu.then(|| (self.captures.made(), self.captures.refused()))
+    }
+
+    fn kept_sizes(&self) -> usize {
+        if self.batches() { MOST_GRAPHS } else { usize::MAX }
     }
 
     fn start(&self, cancel: &Arc<Cancel>) -> Result<Box<dyn Sequence>> {

@@ -40,7 +40,7 @@ const LARGEST_GRAPH_OF_PROMPTS: usize = 256;
 const WIDTHS: [usize; 4] = [1, 4, 8, 16];
 
 /// Most graphs that are kept. The one that was used least recently goes first.
-const MOST_GRAPHS: usize = 192;
+pub const MOST_GRAPHS: usize = 192;
 
 /// Up to this many bytes of rows are copied to the host as a part of the pass, and then to where they are read. That
 /// takes less time than a copy behind the pass.
@@ -474,6 +474,7 @@ fn numbers<T: bytemuck::Pod>(host: &mut [u8], (place, bytes): (usize, usize)) ->
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::rehearsal::rehearsals;
     use crate::onnx::packed::pool::BlockId;
 
     fn size(widths: &[usize], rows: usize) -> Size {
@@ -513,6 +514,47 @@ mod tests {
             assert!(sizes.len() <= 24, "{sessions}: {sizes:?}");
             let largest = size(&vec![8; sessions], 1);
             assert!(largest.is_captured() && !size(&[1000, 1], 1).is_captured());
+        }
+    }
+
+    /// The size of a pass with rows on the GPU, by the new tokens of each sequence, those of the first one before, and
+    /// how many rows are wanted of each.
+    fn size_on_gpu(widths: &[usize], context: usize, rows: impl Fn(usize) -> usize) -> Size {
+        let mut pass = Layout::default();
+        for (index, &width) in widths.iter().enumerate() {
+            let past = if index == 0 { context } else { 0 };
+            let blocks = vec![BlockId(0); (past + width).div_ceil(128)];
+            pass.add(&vec![0; width], past, width - rows(width), &blocks);
+        }
+        let kept = padded(widths.iter().map(|&width| rows(width)).max().unwrap_or(0));
+        let most = Limits { tokens: usize::MAX, length: 4096, blocks: 32 };
+        Size { kept, ..Size::of(&pass, &RowsPlan::default(), most) }
+    }
+
+    /// An engine that is prepared has graphs of what its sessions need.
+    #[test]
+    fn rehearsals_have_the_sizes_of_sessions() {
+        for sessions in [1, 16, 37, 64] {
+            let mut sizes = Vec::new();
+            for each in rehearsals(sessions, 1024) {
+                let size = size_on_gpu(&each.widths, each.context, |width| each.rows(width));
+                if !sizes.contains(&size) && sizes.len() < MOST_GRAPHS - MOST_GRAPHS / 8 {
+                    sizes.push(size);
+                }
+            }
+            for context in [400, 1000] {
+                for company in 1..=sessions {
+                    assert!(sizes.contains(&size_on_gpu(&vec![1; company], context, |_| 1)), "{company}, {context}");
+                    let draft = size_on_gpu(&vec![2; company], context, |width| width);
+                    assert!(sizes.contains(&draft), "{company} of {sessions} drafts, {context}");
+                }
+            }
+            for context in [50, 150, 300, 800] {
+                for widths in [&[1][..], &[2], &[3], &[4], &[1, 1], &[2, 1], &[2, 2, 1], &[1; 4], &[2; 4]] {
+                    let size = size_on_gpu(widths, context, |width| width);
+                    assert!(widths.len() > sessions || sizes.contains(&size), "{widths:?}, {context}");
+                }
+            }
         }
     }
 }
