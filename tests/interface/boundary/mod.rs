@@ -7,3 +7,4 @@ mod engines;
 mod many;
 mod options;
 mod panics;
+mod prepare;
