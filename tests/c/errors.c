@@ -30,10 +30,39 @@ static void nulls_of_engines(void) {
     FAILS(cos_engine_describe_table(engine, NULL), INVALID_ARGUMENT, "out_table is NULL");
     FAILS(cos_session_describe(NULL, &untouched), INVALID_ARGUMENT, "session is NULL");
     EQUAL(strcmp(untouched, "untouched"), 0);
+    FAILS(cos_engine_prepare(NULL, NULL, &out.share), INVALID_ARGUMENT, "engine is NULL");
+    OK(cos_engine_prepare(engine, NULL, NULL));
     FAILS(cos_session_new(NULL, NULL, &out.session), INVALID_ARGUMENT, "engine is NULL");
     FAILS(cos_session_new(engine, NULL, NULL), INVALID_ARGUMENT, "out_session is NULL");
     cos_engine_free(engine);
     cos_engine_free(NULL);
+}
+
+static void preparation(void) {
+    cos_engine *engine = ENGINE(ONE(TINY));
+    const size_t sizes[] = {0, 8, 39, INT_MAX, SIZE_MAX};
+    for (size_t i = 0; i < COUNT(sizes); i++) {
+        char number[32];
+        snprintf(number, sizeof number, " is %zu;", sizes[i]);
+        FAILS(cos_engine_prepare(engine, &(cos_prepare_options){.struct_size = sizes[i]}, &out.share),
+              INVALID_ARGUMENT, "struct_size", number, "sizeof(cos_prepare_options)");
+    }
+    cos_prepare_options options = {.struct_size = sizeof options, .sessions = 1025};
+    FAILS(cos_engine_prepare(engine, &options, &out.share), INVALID_ARGUMENT, "sessions is 1025", "0 for 16");
+    options.sessions = 0;
+    const double seconds[] = {-1, NAN, INFINITY, 1e6};
+    for (size_t i = 0; i < COUNT(seconds); i++) {
+        options.seconds = seconds[i];
+        FAILS(cos_engine_prepare(engine, &options, &out.share), INVALID_ARGUMENT, "seconds is ", "0 for 30");
+    }
+    struct {
+        cos_prepare_options known;
+        char unknown[8];
+    } later = {.known.struct_size = sizeof later};
+    OK(cos_engine_prepare(engine, &later.known, NULL));
+    later.unknown[7] = 1;
+    FAILS(cos_engine_prepare(engine, &later.known, &out.share), UNSUPPORTED, "cos_prepare_options", "leave them 0");
+    cos_engine_free(engine);
 }
 
 static void nulls_of_sessions(void) {
@@ -382,6 +411,7 @@ int main(int argc, char **argv) {
     configurations();
     nulls();
     sizes();
+    preparation();
     options();
     functions();
     set_weights();

@@ -396,6 +396,52 @@ static void totals(const cos_engine *engine) {
 #undef ADDED
 }
 
+/* ---- preparation ---- */
+
+typedef struct progress {
+    double share;
+    int calls, most;
+} progress;
+
+static int32_t tell(double share, void *data) {
+    progress *told = data;
+    CHECK(share >= told->share && share <= 1);
+    told->share = share;
+    return ++told->calls >= told->most;
+}
+
+/* What it does counts nowhere, and the texts behind it are those of before. */
+static void preparing(const cos_engine *engine) {
+    const size_t vocab_size = cos_engine_vocab_size(engine);
+    cos_session_options options = fixed_length(COS_STRATEGY_COS, 1, TOKENS);
+    cos_session *session = start(engine, &options);
+    const run before = to_the_end(session, vocab_size);
+    cos_free(session);
+    cos_stats counted = { .struct_size = sizeof counted }, now = counted;
+    OK(cos_engine_stats(engine, &counted));
+
+    progress told = { .most = 1 << 30 };
+    cos_prepare_options load = {
+        .struct_size = sizeof load, .sessions = 2, .tokens = 64, .seconds = 60, .progress = tell, .progress_data = &told
+    };
+    double share = 0;
+    OK(cos_engine_prepare(engine, &load, &share));
+    CHECK(share == 1 && told.share == 1 && told.calls > 20);
+    told = (progress){ .most = 10 };
+    OK(cos_engine_prepare(engine, &load, &share)); /* stopped by the function */
+    CHECK(told.calls == 10 && share == told.share && share < 1);
+    load.progress = NULL;
+    load.seconds = 1e-9;
+    OK(cos_engine_prepare(engine, &load, NULL)); /* stopped by the time */
+    OK(cos_engine_stats(engine, &now));
+    CHECK(!memcmp(&counted, &now, sizeof now));
+
+    session = start(engine, &options);
+    const run after = to_the_end(session, vocab_size);
+    CHECK(after.count == before.count && !memcmp(after.tokens, before.tokens, before.count * sizeof *before.tokens));
+    cos_free(session);
+}
+
 /* ---- lives ---- */
 
 /* Sessions and streams outlive their engine. */
@@ -477,6 +523,7 @@ int main(int argc, char **argv) {
     encoding(weighted);
     streaming(weighted);
     totals(weighted);
+    preparing(weighted);
 
     /* A second engine, from a text. */
     snprintf(config, sizeof config,

@@ -54,6 +54,7 @@ struct outputs {
     cos_text_stream *stream;
     const char *text;
     size_t count;
+    double share;
     int32_t tokens[8];
     char chars[8];
     cos_step_result step;

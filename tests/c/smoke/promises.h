@@ -26,6 +26,14 @@ MEMBER(cos_session_options, combine_data, void *, 112);
 MEMBER(cos_session_options, routes, int32_t, 120);
 _Static_assert(sizeof(cos_session_options) >= 128, "cos_session_options has shrunk");
 
+MEMBER(cos_prepare_options, struct_size, size_t, 0);
+MEMBER(cos_prepare_options, sessions, uint32_t, 8);
+MEMBER(cos_prepare_options, tokens, uint32_t, 12);
+MEMBER(cos_prepare_options, seconds, double, 16);
+MEMBER(cos_prepare_options, progress, cos_progress_fn, 24);
+MEMBER(cos_prepare_options, progress_data, void *, 32);
+_Static_assert(sizeof(cos_prepare_options) >= 40, "cos_prepare_options has shrunk");
+
 MEMBER(cos_step_result, struct_size, size_t, 0);
 MEMBER(cos_step_result, tokens, const int32_t *, 8);
 MEMBER(cos_step_result, tokens_count, size_t, 16);
@@ -100,6 +108,7 @@ static const struct {
     size_t (*engine_model_count)(const cos_engine *);
     cos_error *(*engine_describe)(const cos_engine *, const char **);
     cos_error *(*engine_describe_table)(const cos_engine *, const char **);
+    cos_error *(*engine_prepare)(const cos_engine *, const cos_prepare_options *, double *);
     cos_error *(*session_new)(const cos_engine *, const cos_session_options *, cos_session **);
     cos_error *(*session_fork)(const cos_session *, uint64_t, cos_session **);
     cos_error *(*session_rewind)(cos_session *, size_t);
@@ -134,6 +143,7 @@ static const struct {
     cos_engine_model_count,
     cos_engine_describe,
     cos_engine_describe_table,
+    cos_engine_prepare,
     cos_session_new,
     cos_session_fork,
     cos_session_rewind,

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use cos::decode::policy::Strategy;
+use cos::engine::prepare::{Load, prepare};
 use cos::engine::session::Options;
 use cos::model::{Cancel, Model};
 use cos::onnx::{LoadOptions, OnnxModel, Provider, RowsOn, environment};
@@ -187,6 +188,31 @@ fn sessions_say_what_was_captured() {
     assert_eq!(plain["captured"], 0);
     assert!(plain["no_graphs"].as_str().unwrap().contains("moves with every pass"), "{plain}");
     assert!(host["captured"].is_null() && host["no_graphs"].is_null(), "{host}");
+}
+
+/// What sessions of all strategies need was captured before, but for the size of their prompt.
+#[test]
+fn a_prepared_engine_captures_little_for_users() {
+    let Some(_turn) = gpu() else { return };
+    for rows in ["host", "gpu"] {
+        let captured = [true, false].map(|is_prepared| {
+            let engine = engine_with(&[(GRAPHS, "cuda"), (OTHER, "cuda")], rows, WEIGHTED);
+            let made = || -> u64 { engine.models().filter_map(|model| model.captured()).map(|(made, _)| made).sum() };
+            if is_prepared {
+                let load = Load { sessions: 4, tokens: 128 };
+                assert_eq!(prepare(&engine, load, Duration::from_secs(120), |_| true), Ok(1.0));
+                assert!(made() > 40, "{rows}: {}", made());
+            }
+            let before = made();
+            for strategy in [Strategy::Standard, Strategy::Speculative, Strategy::Cos] {
+                let lengths = (strategy != Strategy::Standard).then(|| vec![2, 2]);
+                let sampler = Sampler::new(1.0, 0, 0.0, 0.0).unwrap();
+                run(&engine, &PROMPT, &Options { strategy, sampler, proposal_lengths: lengths, ..Options::default() });
+            }
+            made() - before
+        });
+        assert!(captured[0] <= 2 && captured[1] > 4, "{rows}: {captured:?}");
+    }
 }
 
 /// Sessions with and without filters take turns, and reuse the buffers and graphs of sessions that have ended.
