@@ -8,13 +8,14 @@ mod peers;
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use clap::Parser;
 use cos::config::Config;
 use cos::decode::policy::Strategy;
 use cos::engine::Engine;
 use cos::engine::many::step_many;
+use cos::engine::prepare::{Load, prepare};
 use cos::engine::session::{Options, Session};
 use cos::rows::Sampler;
 use peers::{Answer, Worker};
@@ -30,9 +31,15 @@ struct Arguments {
     /// How many sessions decode at once.
     #[arg(long, value_delimiter = ',', default_value = "1,8,16,64")]
     sessions: Vec<usize>,
-    /// The strategy: standard, speculative, cos or auto.
-    #[arg(long, default_value = "standard")]
-    strategy: String,
+    /// The strategies, measured in turn: standard, speculative, cos or auto.
+    #[arg(long, value_delimiter = ',', default_value = "standard")]
+    strategies: Vec<String>,
+    /// Prepare the engine for the most sessions before, for at most so many seconds.
+    #[arg(long, default_value_t = 0.0)]
+    prepare: f64,
+    /// Leave out threads: one thread drives all sessions.
+    #[arg(long)]
+    no_threads: bool,
     /// Tokens that each session decodes.
     #[arg(long, default_value_t = 96)]
     tokens: usize,
@@ -61,15 +68,18 @@ fn root() -> PathBuf {
     std::env::var_os("CARGO_MANIFEST_DIR").map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), PathBuf::from)
 }
 
+fn strategy(name: &str) -> Result<Strategy> {
+    match name {
+        "standard" => Ok(Strategy::Standard),
+        "speculative" => Ok(Strategy::Speculative),
+        "cos" => Ok(Strategy::Cos),
+        "auto" => Ok(Strategy::Auto),
+        other => Err(format!("there is no strategy {other}").into()),
+    }
+}
+
 /// A session with a prompt of its own.
-fn start(engine: &Arc<Engine>, arguments: &Arguments, index: usize, prompt: usize, tokens: usize) -> Result<Session> {
-    let strategy = match arguments.strategy.as_str() {
-        "standard" => Strategy::Standard,
-        "speculative" => Strategy::Speculative,
-        "cos" => Strategy::Cos,
-        "auto" => Strategy::Auto,
-        other => return Err(format!("there is no strategy {other}").into()),
-    };
+fn start(engine: &Arc<Engine>, strategy: Strategy, index: usize, prompt: usize, tokens: usize) -> Result<Session> {
     let options = Options {
         strategy,
         sampler: Sampler::new(1.0, 0, 0.0, 0.0)?,
@@ -95,8 +105,8 @@ struct Measured {
 }
 
 /// Each session on a thread of its own.
-fn by_threads(engine: &Arc<Engine>, arguments: &Arguments, count: usize) -> Result<f64> {
-    let sessions = (0..count).map(|index| start(engine, arguments, index, arguments.prompt, arguments.tokens));
+fn by_threads(engine: &Arc<Engine>, arguments: &Arguments, strategy: Strategy, count: usize) -> Result<f64> {
+    let sessions = (0..count).map(|index| start(engine, strategy, index, arguments.prompt, arguments.tokens));
     let sessions = sessions.collect::<Result<Vec<_>>>()?;
     let started = Instant::now();
     std::thread::scope(|scope| {
@@ -116,8 +126,8 @@ fn by_threads(engine: &Arc<Engine>, arguments: &Arguments, count: usize) -> Resu
 }
 
 /// All sessions on one thread.
-fn by_one(engine: &Arc<Engine>, arguments: &Arguments, count: usize, prompt: usize, tokens: usize) -> Result<Measured> {
-    let sessions = (0..count).map(|index| start(engine, arguments, index, prompt, tokens));
+fn by_one(engine: &Arc<Engine>, strategy: Strategy, count: usize, prompt: usize, tokens: usize) -> Result<Measured> {
+    let sessions = (0..count).map(|index| start(engine, strategy, index, prompt, tokens));
     let mut sessions = sessions.collect::<Result<Vec<_>>>()?;
     let before = engine.totals().lock().model_ns;
     let started = Instant::now();
@@ -180,7 +190,7 @@ fn memory(engine: &Arc<Engine>, arguments: &Arguments) -> Result<()> {
     let tokens = arguments.tokens.min(arguments.length - 1);
     std::fs::write("/proc/self/clear_refs", "5")?; // forgets the peak so far
     let before = mebibytes("VmRSS")?;
-    by_one(engine, arguments, count, arguments.length - tokens, tokens)?;
+    by_one(engine, Strategy::Standard, count, arguments.length - tokens, tokens)?;
     println!(
         "Memory of the process: {before:.0} MiB with the models loaded, at most {:.0} MiB with {count} sessions of {} \
          tokens",
@@ -206,39 +216,74 @@ fn main() -> Result<()> {
         memory(&engine, &arguments)?;
     }
     let mut torch = torch(&arguments)?;
-    let mut rounds: Vec<Vec<(f64, Measured, f64)>> = vec![Vec::new(); arguments.sessions.len()];
-    for round in 0..=arguments.rounds {
-        for (&count, measured) in arguments.sessions.iter().zip(&mut rounds) {
-            let threads = by_threads(&engine, &arguments, count)?;
-            let one = by_one(&engine, &arguments, count, arguments.prompt, arguments.tokens)?;
-            let peer = match &mut torch {
-                Some((worker, threads)) => ask(worker, &arguments, count, *threads)?,
-                None => f64::NAN,
-            };
-            // The first round warms up.
-            if round > 0 {
-                measured.push((threads, one, peer));
+    if arguments.prepare > 0.0 {
+        let load = Load {
+            sessions: arguments.sessions.iter().copied().max().unwrap_or(1),
+            tokens: arguments.prompt + arguments.tokens,
+        };
+        let began = Instant::now();
+        let done = prepare(&engine, load, Duration::from_secs_f64(arguments.prepare), |_| true)?;
+        println!("Prepared {:.0} % in {:.1} s", 100.0 * done, began.elapsed().as_secs_f64());
+    }
+    let mut tables: Vec<Vec<Vec<Measurement>>> =
+        arguments.strategies.iter().map(|_| vec![Vec::new(); arguments.sessions.len()]).collect();
+    for _ in 0..=arguments.rounds {
+        for (index, &count) in arguments.sessions.iter().enumerate() {
+            for (name, table) in arguments.strategies.iter().zip(&mut tables) {
+                let strategy = strategy(name)?;
+                let threads = match arguments.no_threads {
+                    true => f64::NAN,
+                    false => by_threads(&engine, &arguments, strategy, count)?,
+                };
+                let one = by_one(&engine, strategy, count, arguments.prompt, arguments.tokens)?;
+                let peer = match &mut torch {
+                    Some((worker, threads)) => ask(worker, &arguments, count, *threads)?,
+                    None => f64::NAN,
+                };
+                table[index].push((threads, one, peer));
             }
         }
     }
+    for (name, table) in arguments.strategies.iter().zip(&tables) {
+        report(&arguments, name, table, &tables[0]);
+    }
+    Ok(())
+}
+
+/// With a thread for each session, with one thread, and a peer's tokens per second.
+type Measurement = (f64, Measured, f64);
+
+/// Print what was measured of a strategy, by numbers of sessions and rounds. The first round warms up.
+fn report(arguments: &Arguments, name: &str, table: &[Vec<Measurement>], first: &[Vec<Measurement>]) {
     println!(
-        "\nTokens per second of all sessions, `{}`: medians of {} rounds.\n",
-        arguments.strategy, arguments.rounds
+        "\nTokens per second of all sessions, `{name}`: medians of {} rounds; the round before, which warms up, is \
+         \"first\".\n",
+        arguments.rounds
     );
-    println!("| sessions | a thread each | over the first row | one thread | outside of passes | over PyTorch |");
-    println!("| ---: | ---: | ---: | ---: | ---: | ---: |");
-    for (count, measured) in arguments.sessions.iter().zip(&rounds) {
-        let of = |pick: &dyn Fn(usize) -> f64| spread((0..arguments.rounds).map(pick).collect());
+    println!(
+        "| sessions | a thread each | over the first row | one thread | first | over {} | outside of passes | over \
+         PyTorch |",
+        arguments.strategies[0]
+    );
+    println!("| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |");
+    for ((count, measured), first) in arguments.sessions.iter().zip(table).zip(first) {
+        let of = |pick: &dyn Fn(usize) -> f64| spread((1..=arguments.rounds).map(pick).collect());
         let (threads, ..) = of(&|round| measured[round].0);
-        let ratio = of(&|round| measured[round].0 / rounds[0][round].0);
+        let growth = of(&|round| measured[round].0 / table[0][round].0);
         let (one, ..) = of(&|round| measured[round].1.speed);
+        let gain = of(&|round| measured[round].1.speed / first[round].1.speed);
         let (outside, ..) = of(&|round| 100.0 * measured[round].1.outside);
         let peer = of(&|round| measured[round].0.max(measured[round].1.speed) / measured[round].2);
         let range = |(median, least, most): (f64, f64, f64)| match median.is_nan() {
             true => "–".to_string(),
             false => format!("{median:.2} ({least:.2}–{most:.2})"),
         };
-        println!("| {count} | {threads:.0} | {} | {one:.0} | {outside:.1} % | {} |", range(ratio), range(peer));
+        println!(
+            "| {count} | {threads:.0} | {} | {one:.0} | {:.0} | {} | {outside:.1} % | {} |",
+            range(growth),
+            measured[0].1.speed,
+            range(gain),
+            range(peer)
+        );
     }
-    Ok(())
 }
