@@ -15,6 +15,7 @@ use cos::config::Config;
 use cos::decode::policy::Strategy;
 use cos::engine::Engine;
 use cos::engine::many::step_many;
+use cos::engine::metrics::metrics;
 use cos::engine::prepare::{Load, prepare};
 use cos::engine::session::{Options, Session};
 use cos::rows::Sampler;
@@ -102,6 +103,8 @@ struct Measured {
     speed: f64,
     /// The share of the time outside passes, if one thread drove all sessions.
     outside: f64,
+    /// Passes for each token of a session, and sessions and tokens of a pass on average.
+    passes: [f64; 3],
 }
 
 /// Each session on a thread of its own.
@@ -130,6 +133,7 @@ fn by_one(engine: &Arc<Engine>, strategy: Strategy, count: usize, prompt: usize,
     let sessions = (0..count).map(|index| start(engine, strategy, index, prompt, tokens));
     let mut sessions = sessions.collect::<Result<Vec<_>>>()?;
     let before = engine.totals().lock().model_ns;
+    let passes = passes(engine);
     let started = Instant::now();
     let (mut decoded, mut failure) = (0, None);
     while decoded < count * tokens && failure.is_none() {
@@ -141,7 +145,27 @@ fn by_one(engine: &Arc<Engine>, strategy: Strategy, count: usize, prompt: usize,
     failure.map_or(Ok(()), Err)?;
     let elapsed = started.elapsed().as_secs_f64();
     let models = (engine.totals().lock().model_ns - before) as f64 / 1e9;
-    Ok(Measured { speed: decoded as f64 / elapsed, outside: (1.0 - models / elapsed).max(0.0) })
+    let [count_of_passes, sessions_of_all, tokens_of_all] =
+        std::array::from_fn(|index| self::passes(engine)[index] - passes[index]);
+    Ok(Measured {
+        speed: decoded as f64 / elapsed,
+        outside: (1.0 - models / elapsed).max(0.0),
+        passes: [
+            count_of_passes * count as f64 / decoded as f64,
+            sessions_of_all / count_of_passes,
+            tokens_of_all / count_of_passes,
+        ],
+    })
+}
+
+/// The passes of all models so far, and the sums of their sessions and tokens.
+fn passes(engine: &Engine) -> [f64; 3] {
+    let text = metrics(engine);
+    let sum = |name: &str| -> f64 {
+        let lines = text.lines().filter(|line| line.starts_with(name));
+        lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
+    };
+    [sum("cos_pass_sessions_count"), sum("cos_pass_sessions_sum"), sum("cos_pass_tokens_sum")]
 }
 
 /// The worker that runs PyTorch, and the number of threads with which it is fastest.
@@ -261,11 +285,11 @@ fn report(arguments: &Arguments, name: &str, table: &[Vec<Measurement>], first: 
         arguments.rounds
     );
     println!(
-        "| sessions | a thread each | over the first row | one thread | first | over {} | outside of passes | over \
-         PyTorch |",
+        "| sessions | a thread each | over the first row | one thread | first | over {} | outside of passes | passes for \
+         a token, their sessions and tokens | over PyTorch |",
         arguments.strategies[0]
     );
-    println!("| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |");
+    println!("| ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- | ---: |");
     for ((count, measured), first) in arguments.sessions.iter().zip(table).zip(first) {
         let of = |pick: &dyn Fn(usize) -> f64| spread((1..=arguments.rounds).map(pick).collect());
         let (threads, ..) = of(&|round| measured[round].0);
@@ -273,16 +297,18 @@ fn report(arguments: &Arguments, name: &str, table: &[Vec<Measurement>], first: 
         let (one, ..) = of(&|round| measured[round].1.speed);
         let gain = of(&|round| measured[round].1.speed / first[round].1.speed);
         let (outside, ..) = of(&|round| 100.0 * measured[round].1.outside);
+        let passes: [f64; 3] = std::array::from_fn(|index| of(&|round| measured[round].1.passes[index]).0);
         let peer = of(&|round| measured[round].0.max(measured[round].1.speed) / measured[round].2);
         let range = |(median, least, most): (f64, f64, f64)| match median.is_nan() {
             true => "–".to_string(),
             false => format!("{median:.2} ({least:.2}–{most:.2})"),
         };
         println!(
-            "| {count} | {threads:.0} | {} | {one:.0} | {:.0} | {} | {outside:.1} % | {} |",
+            "| {count} | {threads:.0} | {} | {one:.0} | {:.0} | {} | {outside:.1} % | {} | {} |",
             range(growth),
             measured[0].1.speed,
             range(gain),
+            passes.map(|number| format!("{number:.2}")).join(", "),
             range(peer)
         );
     }
