@@ -140,6 +140,16 @@ struct SessionOptions {
     Combine combine{};               ///< In place of the engine's combination. The session keeps it alive.
 };
 
+/// What Engine::prepare() prepares for, and for how long.
+struct PrepareOptions {
+    std::uint32_t sessions = 0;  ///< Most sessions that will decode at the same time, up to 1024; 0: 16.
+    std::uint32_t tokens = 0;    ///< Most tokens of a usual text, with its prompt; 0: 1024.
+    std::chrono::duration<double> time{};  ///< After it, no further pass begins; 0: 30 seconds.
+    /// Is told which share is done, from 0 to 1, and returns whether to go on. An exception makes prepare() fail with
+    /// Code::callback. Called on the calling thread, before each pass.
+    std::function<bool(double share)> progress{};
+};
+
 /// The result of a step. The session owns the spans, which are valid until its next call.
 struct Step {
     Span<const Token> tokens;  ///< The tokens that the step committed: at least one, unless the sequence is finished.
@@ -299,6 +309,27 @@ struct SessionState {
         const std::size_t values = result.log_probabilities ? result.tokens_count : 0;
         const auto finish = static_cast<Finish>(result.finish);
         return Step{{result.tokens, result.tokens_count}, finish, {result.log_probabilities, values}};
+    }
+};
+
+/// The progress function of a call of prepare(), and what it threw.
+struct Progress {
+    const std::function<bool(double)>& function;
+    std::exception_ptr thrown;
+
+    /// Calls the function for C, and keeps an exception, which must not enter C.
+    static std::int32_t call(double share, void* data) noexcept {
+        auto& progress = *static_cast<Progress*>(data);
+#ifdef __cpp_exceptions
+        try {
+            return !progress.function(share);
+        } catch (...) {
+            progress.thrown = std::current_exception();
+            return -1;
+        }
+#else
+        return !progress.function(share);
+#endif
     }
 };
 
@@ -516,6 +547,23 @@ public:
 
     /// The same as a table for people. Valid as long as the engine.
     Result<std::string_view> describe_table() const { return detail::text(cos_engine_describe_table, raw()); }
+
+    /// Prepare for load, before users wait: run the passes that sessions will need most. Else the first sessions are
+    /// slow, above all on a GPU. Returns the share that was done, also if the time was over or `progress` has stopped
+    /// it. It counts in no statistics, and sessions may decode meanwhile. cos_engine_prepare says more.
+    /// Errors: invalid_argument (the message names the option), callback, runtime, numeric.
+    Result<double> prepare(const PrepareOptions& options = {}) const {
+        detail::Progress progress{options.progress, nullptr};
+        cos_prepare_options given{};
+        given.struct_size = sizeof given;
+        given.sessions = options.sessions, given.tokens = options.tokens;
+        given.seconds = options.time.count();
+        if (options.progress) given.progress = detail::Progress::call, given.progress_data = &progress;
+        double share = 0;
+        if (cos_error* error = cos_engine_prepare(raw(), &given, &share)) return detail::take(error);
+        if (progress.thrown) return Error{Code::callback, "the progress function threw an exception", progress.thrown};
+        return share;
+    }
 
     /// Start an empty sequence. Errors: invalid_argument (the message names the option), unsupported, runtime.
     Result<Session> session(const SessionOptions& options = {}) const {

@@ -76,7 +76,7 @@ enum class Code : std::int32_t {
     buffer_too_small = COS_ERROR_BUFFER_TOO_SMALL,  ///< The buffer is too small. The message says how much is needed.
     poisoned = COS_ERROR_POISONED,  ///< An earlier call on the session failed with `internal`. Destroy the session.
     internal = COS_ERROR_INTERNAL,  ///< A bug of the library. The process is unharmed.
-    callback = COS_ERROR_CALLBACK,  ///< A combine function failed. Error::cause has the exception that it threw.
+    callback = COS_ERROR_CALLBACK,  ///< A function of the caller failed. Error::cause has the exception that it threw.
     no_memory = COS_ERROR_NO_MEMORY,  ///< Other sessions' caches take all memory that they may. Try again later.
 };
 
@@ -84,7 +84,7 @@ enum class Code : std::int32_t {
 struct Error {
     Code code;
     std::string message;         ///< One sentence for people: what is wrong, and how to mend it where that is known.
-    std::exception_ptr cause{};  ///< The exception that a combine function threw, if that is the reason.
+    std::exception_ptr cause{};  ///< The exception that a function of the caller threw, if that is the reason.
 };
 
 /// An Error as an exception, which Result::value() throws.
@@ -123,7 +123,7 @@ public:
     bool has_value() const noexcept { return either_.index() == 0; }
     explicit operator bool() const noexcept { return has_value(); }
 
-    /// The value. For an error, throws an Exception, or the exception of a combine function if that is the reason.
+    /// The value. For an error, throws an Exception, or the exception of the caller's function if that is the reason.
     T& value() & { return checked(); }
     const T& value() const& { return const_cast<Result*>(this)->checked(); }
     T value() && { return std::move(checked()); }

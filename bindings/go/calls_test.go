@@ -177,7 +177,8 @@ func TestUseAfterClose(t *testing.T) {
 		_, stream := none.NewTextStream()
 		_, stats := none.Stats()
 		_, metrics := none.Metrics()
-		for i, err := range []error{describe, table, encode, decode, session, stream, stats, metrics} {
+		_, prepare := none.Prepare(context.Background(), cos.PrepareOptions{})
+		for i, err := range []error{describe, table, encode, decode, session, stream, stats, metrics, prepare} {
 			if err != cos.ErrClosed {
 				t.Errorf("engine %d: %v", i, err)
 			}

@@ -2,7 +2,7 @@
 
 package cos
 
-// #include "combine.h"
+// #include "callbacks.h"
 import "C"
 
 import (

@@ -41,7 +41,7 @@ const (
 	ErrPoisoned Code = C.COS_ERROR_POISONED
 	// A bug of the library. The process is unharmed.
 	ErrInternal Code = C.COS_ERROR_INTERNAL
-	// A [CombineFunc] failed. The error wraps the error that it returned.
+	// A function of the caller failed. The error wraps what it returned, or its panic.
 	ErrCallback Code = C.COS_ERROR_CALLBACK
 	// The caches of other sessions take all the memory that the configuration allows. Nothing is lost: try again later.
 	ErrNoMemory Code = C.COS_ERROR_NO_MEMORY
@@ -73,7 +73,7 @@ func (c Code) Error() string {
 	case ErrInternal:
 		return "cos: internal error"
 	case ErrCallback:
-		return "cos: combine function failed"
+		return "cos: callback failed"
 	case ErrNoMemory:
 		return "cos: no memory for another session"
 	}
@@ -84,7 +84,7 @@ func (c Code) Error() string {
 type Error struct {
 	Code    Code
 	Message string // one sentence for people: what is wrong, and how to mend it where that is known
-	Cause   error  // the error that a [CombineFunc] returned, or nil
+	Cause   error  // the error that a function of the caller returned, or nil
 }
 
 // Error returns the message.
@@ -103,7 +103,8 @@ func (e *Error) Unwrap() []error {
 	return []error{e.Code}
 }
 
-// PanicError is the cause of an error if a [CombineFunc] panicked, because a panic cannot pass through the library.
+// PanicError is the cause of an error if a function of the caller panicked, because a panic cannot pass through the
+// library.
 type PanicError struct {
 	Value any
 	Stack []byte

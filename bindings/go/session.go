@@ -3,7 +3,7 @@
 package cos
 
 // #include <stdlib.h>
-// #include "combine.h"
+// #include "callbacks.h"
 import "C"
 
 import (

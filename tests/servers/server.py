@@ -18,11 +18,11 @@ DEMO = ROOT / "models" / "demo" / "engine.json"
 
 
 class Server:
-    def __init__(self, command, sessions, config=DEMO):
+    def __init__(self, command, sessions, config=DEMO, prepare=1, log=None):
         self.model = pathlib.Path(config).stem
         self.command = command
-        arguments = [str(config), "--port", "0", "--max-sessions", str(sessions)]
-        self.process = subprocess.Popen([*command, *arguments], stdout=subprocess.PIPE, text=True)
+        arguments = [str(config), "--port", "0", "--max-sessions", str(sessions), "--prepare", str(prepare)]
+        self.process = subprocess.Popen([*command, *arguments], stdout=subprocess.PIPE, stderr=log, text=True)
         try:
             self.port = self._listening(deadline=time.monotonic() + 120)
         except BaseException:

@@ -59,14 +59,29 @@ def arguments(server):
     """What asks for help, and what is no call of a server."""
     def said(*words):
         done = subprocess.run([*server.command, *words], text=True, capture_output=True, timeout=60)
-        expect("usage: server CONFIG.json [--port N] [--max-sessions N]" in done.stdout + done.stderr,
-               f"{words} says no usage but {done.stdout + done.stderr!r}")
+        usage = "usage: server CONFIG.json [--port N] [--max-sessions N] [--prepare SECONDS]"
+        expect(usage in done.stdout + done.stderr, f"{words} says no usage but {done.stdout + done.stderr!r}")
         return done.returncode
     equal(said("--help"), 0, "--help")
     config = str(DEMO)
     for words in ([], ["--port", "0"], ["--quick", config], [config, "--quick", "1"], [config, "--port"],
-                  [config, "--port", "all"], [config, "--port", "65536"], [config, "--max-sessions", "0"]):
+                  [config, "--port", "all"], [config, "--port", "65536"], [config, "--max-sessions", "0"],
+                  [config, "--prepare", "-1"], [config, "--prepare", "86401"]):
         expect(said(*words) not in (0, 1), f"{words} is not refused as a wrong call")
+
+
+def preparation(server):
+    """The engine is prepared before the server listens, if that is wanted, and the log says how far it came."""
+    for seconds, expected in ((0, ""), (100, "prepared 100 %\n")):
+        with tempfile.TemporaryFile("w+") as log:
+            other = Server(server.command, 2, prepare=seconds, log=log)
+            try:
+                log.seek(0)
+                said = log.read()
+                expect(said.endswith(expected) and (said == "") == (seconds == 0), f"{seconds} seconds: {said!r}")
+                equal(other.metrics()["cos_tokens_total"], 0, "tokens of the preparation")
+            finally:
+                other.close()
 
 
 def models(server):
@@ -410,8 +425,8 @@ def drain(server):
 def main():
     if len(sys.argv) < 2:
         sys.exit("usage: test COMMAND...")
-    checks = (arguments, models, completion, metrics, token_prompts, sampling, extension, scopes, streaming,
-              stop_strings, leaving, at_once, too_many, without_memory, bad_requests, drain)
+    checks = (arguments, preparation, models, completion, metrics, token_prompts, sampling, extension, scopes,
+              streaming, stop_strings, leaving, at_once, too_many, without_memory, bad_requests, drain)
     server = Server(sys.argv[1:], CLIENTS)
     failed = 0
     try:

@@ -1,12 +1,13 @@
 // An HTTP server for the completions API of OpenAI, from one engine. tests/servers/README.md specifies it.
 //
-//     server CONFIG.json [--port N] [--max-sessions N]
+//     server CONFIG.json [--port N] [--max-sessions N] [--prepare SECONDS]
 //
 // Each request decodes in its own session, on the thread of its connection. All sessions share the threads of ONNX
 // Runtime. One more thread looks for clients that have left, and cancels their sessions, even during a pass.
 
 #include <algorithm>
 #include <atomic>
+#include <cmath>
 #include <csignal>
 #include <cstdio>
 #include <ctime>
@@ -148,10 +149,17 @@ void reply(httplib::Response& out, const json& body, int status = 200) {
 
 class Service {
 public:
-    Service(httplib::Server& server, const std::string& config, std::size_t most)
+    Service(httplib::Server& server, const std::string& config, std::size_t most, int seconds)
         : engine_(cosrt::Engine::open(config).value()),
           model_(std::filesystem::path(config).stem().string()),
           most_(most) {
+        if (seconds > 0) {
+            cosrt::PrepareOptions load;
+            load.sessions = static_cast<std::uint32_t>(std::min<std::size_t>(most, 1024));
+            load.time = std::chrono::seconds(seconds);
+            load.progress = [](double) { return !draining; };
+            std::cerr << "prepared " << std::lround(100 * engine_.prepare(load).value()) << " %\n";
+        }
         const json model{{"id", model_}, {"object", "model"}, {"created", std::time(nullptr)}, {"owned_by", "cos"}};
         server.Get("/v1/models",
                    [model](const auto&, auto& out) { reply(out, {{"object", "list"}, {"data", {model}}}); });
@@ -287,14 +295,15 @@ private:
 }  // namespace
 
 int main(int argc, char** argv) try {
-    std::map<std::string, int> options{{"--port", 8080}, {"--max-sessions", 32}};
+    std::map<std::string, int> options{{"--port", 8080}, {"--max-sessions", 32}, {"--prepare", 10}};
     bool help = argc == 2 && argv[1] == std::string("--help"), good = argc % 2 == 0 && argv[1][0] != '-';
     for (int i = 2, end; good && i < argc; i += 2)
         good = options.count(argv[i]) && std::sscanf(argv[i + 1], "%d%n", &options[argv[i]], &end) == 1 &&
                !argv[i + 1][end];
-    int port = options["--port"], most = options["--max-sessions"];
-    if (!good || most < 1 || port < 0 || port > 65535)
-        return (help ? std::cout : std::cerr) << "usage: server CONFIG.json [--port N] [--max-sessions N]\n",
+    int port = options["--port"], most = options["--max-sessions"], seconds = options["--prepare"];
+    if (!good || most < 1 || port < 0 || port > 65535 || seconds < 0 || seconds > 86400)
+        return (help ? std::cout : std::cerr)
+                   << "usage: server CONFIG.json [--port N] [--max-sessions N] [--prepare SECONDS]\n",
                help ? 0 : 2;
     httplib::Server server;
     // One thread for each running request, and some for other requests. Connections are not kept alive, because an idle
@@ -303,11 +312,12 @@ int main(int argc, char** argv) try {
     server.set_keep_alive_max_count(1).set_tcp_nodelay(true).set_payload_max_length(16 << 20);
     // The default, SO_REUSEPORT, would let two servers share a port.
     server.set_socket_options([](int socket) { httplib::set_socket_opt(socket, SOL_SOCKET, SO_REUSEADDR, 1); });
-    Service service(server, argv[1], static_cast<std::size_t>(most));
+    for (const int signal : {SIGTERM, SIGINT}) std::signal(signal, [](int) { draining = true; });
+    Service service(server, argv[1], static_cast<std::size_t>(most), seconds);
+    if (draining) return 0;
     const bool bound =
         port ? server.bind_to_port("127.0.0.1", port) : (port = server.bind_to_any_port("127.0.0.1")) > 0;
     if (!bound) throw std::runtime_error("cannot listen on the port; is it in use?");
-    for (const int signal : {SIGTERM, SIGINT}) std::signal(signal, [](int) { draining = true; });
     std::cout << "listening on 127.0.0.1:" << port << std::endl;
 
     std::thread watcher([&] {

@@ -418,6 +418,42 @@ void metrics() {
     EXPECT(sample(longer, "cos_pass_tokens_count{model=\"" + name + "\"}") == 0);
 }
 
+void preparation() {
+    const auto engine = open();
+    cosrt::PrepareOptions options;
+    options.sessions = 2, options.tokens = 64, options.time = std::chrono::seconds(60);
+    std::vector<double> shares;
+    options.progress = [&](double share) { return shares.push_back(share), true; };
+    EXPECT(engine.prepare(options).value() == 1);
+    EXPECT(shares.size() > 20 && shares.front() == 0 && shares.back() == 1);
+    EXPECT(std::is_sorted(shares.begin(), shares.end()));
+    EXPECT(engine.stats().value().tokens == 0);
+
+    shares.clear();
+    options.progress = [&](double share) { return shares.push_back(share), shares.size() < 10; };
+    EXPECT(engine.prepare(options).value() == shares.back() && shares.size() == 10 && shares.back() < 1);
+
+    struct Mine {};
+    options.progress = [](double) -> bool { throw Mine(); };
+    const auto result = engine.prepare(options);
+    EXPECT(fails(result, Code::callback) && result.error().cause);
+    try {
+        engine.prepare(options).value();
+        EXPECT(false);
+    } catch (const Mine&) {
+    }
+
+    options = {};
+    options.time = std::chrono::microseconds(1);
+    EXPECT(engine.prepare(options).value() < 1);
+    options.time = std::chrono::seconds(-1);
+    EXPECT(fails(engine.prepare(options), Code::invalid_argument));
+    EXPECT(engine.prepare(options).error().message.find("seconds is -1") != std::string::npos);
+    options = {};
+    options.sessions = 1025;
+    EXPECT(fails(engine.prepare(options), Code::invalid_argument));
+}
+
 void lifetimes() {
     // The engine is destroyed first, and its sessions and streams go on.
     std::optional<cosrt::Engine> engine = open();
@@ -453,6 +489,7 @@ void lifetimes() {
     EXPECT(fails(first.describe(), Code::invalid_argument));
     EXPECT(fails(first.stats(), Code::invalid_argument));
     EXPECT(fails(first.metrics(), Code::invalid_argument));
+    EXPECT(fails(first.prepare(), Code::invalid_argument));
     EXPECT(first.vocab_size() == 0 && first.model_count() == 0);
 
     session = second.session().value();  // after an assignment, it is a session again
@@ -567,6 +604,7 @@ int main() {
     routes();
     priorities();
     metrics();
+    preparation();
     lifetimes();
     combinations();
     threads();

@@ -21,7 +21,7 @@
 _Static_assert(sizeof(jlong) == sizeof(void *), "arrays of longs are arrays of pointers");
 
 /* Static methods of io.cosrt.Native. Unlike a reference to the class, an id does not keep the class loader alive. */
-static jmethodID failed_method, stepped_method, combine_method;
+static jmethodID failed_method, stepped_method, combine_method, progress_method;
 static jclass byte_buffer_class; /* of the boot loader, which is never unloaded */
 
 /* ---- errors, text and arrays */
@@ -57,15 +57,18 @@ static jfloatArray new_floats(JNIEnv *env, const float *floats, size_t count)
     return array;
 }
 
+static void throw_error(JNIEnv *env, jclass native, jint code, const char *text, jthrowable cause)
+{
+    jbyteArray message = new_bytes(env, text, strlen(text));
+    if (message) (*env)->CallStaticVoidMethod(env, native, failed_method, code, message, cause);
+}
+
 /* Throws `error` as an exception and frees it. Returns 0 if it is NULL. */
 static int failed(JNIEnv *env, jclass native, cos_error *error, jthrowable cause)
 {
     if (!error) return 0;
-    const char *text = cos_error_message(error);
-    jbyteArray message = new_bytes(env, text, strlen(text));
-    jint code = cos_error_code(error);
+    throw_error(env, native, cos_error_code(error), cos_error_message(error), cause);
     cos_error_free(error);
-    if (message) (*env)->CallStaticVoidMethod(env, native, failed_method, code, message, cause);
     return 1;
 }
 
@@ -218,6 +221,42 @@ static jbyteArray engine_metrics(JNIEnv *env, jclass native, jlong engine)
         free(text);
         if (!is_small) return result;
     }
+}
+
+/* The progress function of a preparation, which runs on the thread of its call, and what it has thrown. */
+typedef struct preparing {
+    JNIEnv *env;
+    jclass native;
+    jobject progress;
+    jthrowable thrown;
+} preparing;
+
+static int32_t progress(double share, void *user_data)
+{
+    preparing *this = user_data;
+    JNIEnv *env = this->env;
+    jboolean goes_on = (*env)->CallStaticBooleanMethod(env, this->native, progress_method, this->progress, share);
+    this->thrown = (*env)->ExceptionOccurred(env);
+    if (this->thrown) (*env)->ExceptionClear(env);
+    return this->thrown || !goes_on;
+}
+
+static jdouble engine_prepare(JNIEnv *env, jclass native, jlong engine, jint sessions, jint tokens, jdouble seconds,
+                              jobject function)
+{
+    preparing this = { env, native, function, NULL };
+    const cos_prepare_options options = {
+        .struct_size = sizeof options,
+        .sessions = (uint32_t)sessions,
+        .tokens = (uint32_t)tokens,
+        .seconds = seconds,
+        .progress = progress,
+        .progress_data = &this,
+    };
+    double share = 0;
+    if (!failed(env, native, cos_engine_prepare(POINTER(cos_engine, engine), &options, &share), NULL) && this.thrown)
+        throw_error(env, native, COS_ERROR_CALLBACK, "the progress function threw an exception", this.thrown);
+    return share;
 }
 
 static jintArray engine_encode(JNIEnv *env, jclass native, jlong engine, jbyteArray bytes, jboolean add_special)
@@ -554,6 +593,7 @@ static const JNINativeMethod methods[] = {
     METHOD("engineDescribeTable", "(J)[B", engine_describe_table),
     METHOD("engineStats", "(J)[J", engine_stats),
     METHOD("engineMetrics", "(J)[B", engine_metrics),
+    METHOD("enginePrepare", "(JIIDLjava/util/function/DoublePredicate;)D", engine_prepare),
     METHOD("engineEncode", "(J[BZ)[I", engine_encode),
     METHOD("engineDecode", "(J[I)[B", engine_decode),
     METHOD("sessionNew", "(JIFIFFJI[I[F[IIIIZJ)J", session_new),
@@ -599,6 +639,9 @@ JNIEXPORT jint JNICALL JNI_OnLoad(JavaVM *vm, void *reserved)
     combine_method = (*env)->GetStaticMethodID(env, native, "combine",
                                                "(Lio/cosrt/Combiner;[Ljava/nio/ByteBuffer;Ljava/nio/ByteBuffer;)V");
     if (!combine_method) return JNI_ERR;
+    progress_method =
+        (*env)->GetStaticMethodID(env, native, "progress", "(Ljava/util/function/DoublePredicate;D)Z");
+    if (!progress_method) return JNI_ERR;
     jclass byte_buffer = (*env)->FindClass(env, "java/nio/ByteBuffer");
     if (!byte_buffer) return JNI_ERR;
     byte_buffer_class = (*env)->NewGlobalRef(env, byte_buffer);

@@ -1,6 +1,6 @@
 // Server serves the completions API of OpenAI from one engine. tests/servers/README.md specifies it.
 //
-//	server CONFIG.json [--port N] [--max-sessions N]
+//	server CONFIG.json [--port N] [--max-sessions N] [--prepare SECONDS]
 package main
 
 import (
@@ -35,11 +35,14 @@ const patience = 30 * time.Second
 func main() {
 	port := flag.Uint("port", 8080, "port on 127.0.0.1; 0: any free port")
 	sessions := flag.Uint("max-sessions", 32, "most requests that are decoded at once")
-	flag.Usage = func() { fmt.Fprintln(os.Stderr, "usage: server CONFIG.json [--port N] [--max-sessions N]") }
+	prepare := flag.Uint("prepare", 10, "most seconds to prepare the engine before it serves")
+	flag.Usage = func() {
+		fmt.Fprintln(os.Stderr, "usage: server CONFIG.json [--port N] [--max-sessions N] [--prepare SECONDS]")
+	}
 	flag.Parse() // exits by itself, also with --help
 	config := flag.Arg(0)
 	_ = flag.CommandLine.Parse(flag.Args()[min(1, flag.NArg()):])
-	if config == "" || flag.NArg() > 0 || *port > 65535 || *sessions == 0 {
+	if config == "" || flag.NArg() > 0 || *port > 65535 || *sessions == 0 || *prepare > 86400 {
 		flag.Usage()
 		os.Exit(2)
 	}
@@ -48,6 +51,14 @@ func main() {
 	listener, listenErr := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", *port))
 	if err := cmp.Or(err, listenErr); err != nil {
 		log.Fatal(err)
+	}
+	if *prepare > 0 {
+		load := cos.PrepareOptions{Sessions: uint32(min(*sessions, 1024)), Time: time.Duration(*prepare) * time.Second}
+		share, err := engine.Prepare(signals, load)
+		if err != nil && signals.Err() == nil {
+			log.Fatal(err)
+		}
+		log.Printf("prepared %.0f %%", 100*share)
 	}
 	handler := newHandler(engine, strings.TrimSuffix(filepath.Base(config), ".json"), *sessions)
 	server := &http.Server{Handler: handler, ReadTimeout: patience, WriteTimeout: patience}

@@ -4,6 +4,9 @@ package io.cosrt;
 
 import java.nio.file.Path;
 import java.util.Objects;
+import java.util.Set;
+import java.util.concurrent.ConcurrentHashMap;
+import java.util.concurrent.atomic.AtomicBoolean;
 
 /**
  * The loaded models and how they are combined. Immutable; any number of threads may use one at once.
@@ -11,8 +14,16 @@ import java.util.Objects;
  * <p>The first engine of the process loads ONNX Runtime, and all engines share its thread pool.
  */
 public final class Engine extends NativeObject {
+    private final AtomicBoolean closing; // ends prepare, the only long call on an engine
+    private final Set<Thread> preparing = ConcurrentHashMap.newKeySet();
+
     private Engine(long pointer) {
-        super(pointer, Native::engineFree, running -> { }); // no call on an engine is long enough to be interrupted
+        this(pointer, new AtomicBoolean());
+    }
+
+    private Engine(long pointer, AtomicBoolean closing) {
+        super(pointer, Native::engineFree, running -> closing.set(true));
+        this.closing = closing;
     }
 
     /**
@@ -34,6 +45,40 @@ public final class Engine extends NativeObject {
      */
     public static Engine fromJson(String configuration) {
         return new Engine(Native.engineNew(Utf8.encodeWithoutNul(configuration)));
+    }
+
+    /** Prepares for load with the defaults of {@link PrepareOptions}. */
+    public double prepare() {
+        return prepare(PrepareOptions.builder().build());
+    }
+
+    /**
+     * Prepares for load, before users wait: runs the passes that sessions will need most. Else the first sessions are
+     * slow, above all on a GPU. It counts in no statistics, and sessions may decode meanwhile. {@link #close} ends it
+     * early. {@code cos_engine_prepare} in cos.h says more.
+     *
+     * @return the share that was done, also if the time was over or the progress function has stopped it
+     * @throws CosException INVALID_ARGUMENT (the message names the option), CALLBACK (the progress function has thrown
+     *                      the cause), RUNTIME, NUMERIC
+     */
+    public double prepare(PrepareOptions options) {
+        Thread thread = Thread.currentThread();
+        boolean isFirst = preparing.add(thread);
+        try {
+            return shared(engine -> options.prepare(engine, closing));
+        } finally {
+            if (isFirst) {
+                preparing.remove(thread);
+            }
+        }
+    }
+
+    @Override
+    public void close() {
+        if (preparing.contains(Thread.currentThread())) { // it would wait for itself
+            throw new IllegalStateException("a progress function cannot close its engine");
+        }
+        super.close();
     }
 
     /** The number of tokens in the vocabulary that all models share. Tokens are 0 to this number - 1. */

@@ -8,6 +8,7 @@ import java.nio.FloatBuffer;
 import java.util.Arrays;
 import java.util.Collections;
 import java.util.List;
+import java.util.function.DoublePredicate;
 
 /**
  * One native method for each function of the C interface, and the methods that {@code native/cosjni.c} calls. Only this
@@ -39,6 +40,9 @@ final class Native {
     static native long[] engineStats(long engine);
 
     static native byte[] engineMetrics(long engine);
+
+    /** {@code tokens} and {@code sessions} are unsigned in C. */
+    static native double enginePrepare(long engine, int sessions, int tokens, double seconds, DoublePredicate progress);
 
     static native int[] engineEncode(long engine, byte[] text, boolean addSpecial);
 
@@ -107,6 +111,10 @@ final class Native {
         }
         List<FloatBuffer> view = Collections.unmodifiableList(Arrays.asList(logits)); // List.of refuses null
         combiner.combine(view, floats(scores));
+    }
+
+    private static boolean progress(DoublePredicate progress, double share) {
+        return progress.test(share);
     }
 
     private static FloatBuffer floats(ByteBuffer bytes) {

@@ -64,7 +64,7 @@ class SafetyTest {
         }
         refusedAsClosed(closed::vocabSize, closed::modelCount, closed::describe, closed::describeTable,
                 () -> closed.encode("text", true), () -> closed.decode(1), closed::stats, closed::metrics,
-                closed::newSession, closed::newTextStream);
+                closed::prepare, closed::newSession, closed::newTextStream);
         refusedAsClosed(() -> session.prompt(1), session::step, session::stats, session::describe,
                 () -> session.setWeights(1, 0));
         session.cancel();

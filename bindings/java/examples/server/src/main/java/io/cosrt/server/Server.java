@@ -3,6 +3,7 @@
 package io.cosrt.server;
 
 import io.cosrt.Engine;
+import io.cosrt.PrepareOptions;
 import io.netty.handler.codec.http.HttpResponseStatus;
 import io.vertx.core.Vertx;
 import io.vertx.core.buffer.Buffer;
@@ -19,16 +20,23 @@ import java.util.concurrent.ConcurrentHashMap;
 import java.util.concurrent.Semaphore;
 import sun.misc.Signal;
 
-/** The completions API of OpenAI, from one engine: {@code server CONFIG.json [--port N] [--max-sessions N]}. */
+/** The completions API of OpenAI, from one engine. {@link #USAGE} says how it is called. */
 public final class Server {
+    private static final String USAGE = "usage: server CONFIG.json [--port N] [--max-sessions N] [--prepare SECONDS]";
+
     private final Engine engine;
     private final String model;
     private final Semaphore slots;
     private final int maxSessions;
     private final Map<Integer, Long> requests = new ConcurrentHashMap<>(); // answered completions by status
 
-    private Server(Path config, int maxSessions) {
+    private Server(Path config, int maxSessions, int seconds) {
         engine = Engine.open(config);
+        if (seconds > 0) {
+            double share = engine.prepare(PrepareOptions.builder().sessions(Math.min(maxSessions, 1024))
+                    .time(Duration.ofSeconds(seconds)).build());
+            System.err.printf("prepared %.0f %%%n", 100 * share);
+        }
         model = config.getFileName().toString().replaceFirst("\\.json$", "");
         this.maxSessions = maxSessions;
         slots = new Semaphore(maxSessions);
@@ -44,19 +52,21 @@ public final class Server {
     }
 
     public static void main(String[] arguments) {
-        Map<String, Integer> options = new HashMap<>(Map.of("--port", 8080, "--max-sessions", 32));
+        Map<String, Integer> options = new HashMap<>(Map.of("--port", 8080, "--max-sessions", 32, "--prepare", 10));
         boolean help = List.of(arguments).equals(List.of("--help"));
         boolean good = arguments.length % 2 == 1 && !arguments[0].startsWith("-");
         for (int i = 1; good && i < arguments.length; i += 2) { // nine digits fit into an int
             good = options.containsKey(arguments[i]) && arguments[i + 1].matches("\\d{1,9}")
                     && options.put(arguments[i], Integer.valueOf(arguments[i + 1])) != null; // returns the old value
         }
-        if (!good || options.get("--max-sessions") == 0 || options.get("--port") > 65535) {
-            (help ? System.out : System.err).println("usage: server CONFIG.json [--port N] [--max-sessions N]");
+        if (!good || options.get("--max-sessions") == 0 || options.get("--port") > 65535
+                || options.get("--prepare") > 86400) {
+            (help ? System.out : System.err).println(USAGE);
             System.exit(help ? 0 : 2);
         }
         try {
-            new Server(Path.of(arguments[0]), options.get("--max-sessions")).listen(options.get("--port"));
+            new Server(Path.of(arguments[0]), options.get("--max-sessions"), options.get("--prepare"))
+                    .listen(options.get("--port"));
         } catch (Exception e) { // await throws undeclared exceptions, such as for a port that is in use
             System.err.println("server: " + e.getMessage());
             System.exit(1);

@@ -1,6 +1,6 @@
-/* The combine function that the library calls. It calls Go. */
+/* The functions that the library calls. They call Go. */
 
-#include "combine.h"
+#include "callbacks.h"
 #include "_cgo_export.h"
 
 static int32_t combine(const float *const *rows, size_t models_count, size_t vocab_size, float *out_scores,
@@ -11,4 +11,11 @@ static int32_t combine(const float *const *rows, size_t models_count, size_t voc
 void cos_go_set_combine(cos_session_options *options, uintptr_t handle) {
     options->combine = combine;
     options->combine_data = (void *)handle;
+}
+
+static int32_t progress(double share, void *user_data) { return cosGoProgress(share, (uintptr_t)user_data); }
+
+void cos_go_set_progress(cos_prepare_options *options, uintptr_t handle) {
+    options->progress = progress;
+    options->progress_data = (void *)handle;
 }
