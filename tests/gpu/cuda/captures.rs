@@ -211,7 +211,7 @@ fn a_prepared_engine_captures_little_for_users() {
             }
             made() - before
         });
-        assert!(captured[0] <= 2 && captured[1] > 4, "{rows}: {captured:?}");
+        assert!(captured[0] <= 2 && captured[0] < captured[1], "{rows}: {captured:?}");
     }
 }
 
