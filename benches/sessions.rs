@@ -285,8 +285,8 @@ fn report(arguments: &Arguments, name: &str, table: &[Vec<Measurement>], first: 
         arguments.rounds
     );
     println!(
-        "| sessions | a thread each | over the first row | one thread | first | over {} | outside of passes | passes for \
-         a token, their sessions and tokens | over PyTorch |",
+        "| sessions | a thread each | over the first row | one thread | first | over {} | outside of passes | passes \
+         for a token, their sessions and tokens | over PyTorch |",
         arguments.strategies[0]
     );
     println!("| ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- | ---: |");
@@ -297,7 +297,7 @@ fn report(arguments: &Arguments, name: &str, table: &[Vec<Measurement>], first: 
         let (one, ..) = of(&|round| measured[round].1.speed);
         let gain = of(&|round| measured[round].1.speed / first[round].1.speed);
         let (outside, ..) = of(&|round| 100.0 * measured[round].1.outside);
-        let passes: [f64; 3] = std::array::from_fn(|index| of(&|round| measured[round].1.passes[index]).0);
+        let passes = [0, 1, 2].map(|index| of(&|round| measured[round].1.passes[index]).0);
         let peer = of(&|round| measured[round].0.max(measured[round].1.speed) / measured[round].2);
         let range = |(median, least, most): (f64, f64, f64)| match median.is_nan() {
             true => "–".to_string(),

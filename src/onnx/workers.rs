@@ -85,10 +85,10 @@ impl Workers {
         self.calm.load(Ordering::Relaxed)
     }
 
-    /// Watch a pass on this thread, until the result is dropped. `is_calm` says whether its threads sleep.
-    pub fn watch(&self, is_calm: bool) -> Watch<'_> {
+    /// WatchedPass a pass on this thread, until the result is dropped. `is_calm` says whether its threads sleep.
+    pub fn watch(&self, is_calm: bool) -> WatchedPass<'_> {
         self.calm.fetch_add(is_calm.into(), Ordering::Relaxed);
-        Watch { workers: self, usage: usage(), began: Instant::now() }
+        WatchedPass { workers: self, usage: usage(), began: Instant::now() }
     }
 
     /// Let the cores be crowded for good.
@@ -111,13 +111,13 @@ impl Workers {
 }
 
 /// A pass on this thread.
-pub struct Watch<'a> {
+pub struct WatchedPass<'a> {
     workers: &'a Workers,
     began: Instant,
     usage: (Duration, i64),
 }
 
-impl Drop for Watch<'_> {
+impl Drop for WatchedPass<'_> {
     fn drop(&mut self) {
         let time = self.began.elapsed();
         let (computed, switches) = usage();
