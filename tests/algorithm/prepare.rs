@@ -238,6 +238,56 @@ fn sessions_of_all_strategies_find_their_passes_prepared() {
     }
 }
 
+/// Whether a GPU would capture a pass, or run it plainly at any time.
+fn is_captured(size: &Size) -> bool {
+    size.2 <= 16 || size.0 <= 256
+}
+
+/// A server under full load: sessions that end are replaced, one prompt in eight is long, and chunks of prompts run
+/// beside sessions that decode.
+#[test]
+fn a_loaded_server_finds_most_of_its_passes_prepared() {
+    for (count, least) in [(1, 0.9), (4, 0.75), (16, 0.75), (64, 0.75)] {
+        let (mut all, mut fast) = (0, 0);
+        for strategy in PINNED.into_iter().chain([Strategy::Auto]) {
+            let machine = Machine::new(1 << 20, 192, true);
+            machine.prepare(count.max(16));
+            let prepared = machine.prepared();
+            let before = machine.counts();
+            let new = |number: usize| {
+                let sampler = Sampler::new(1.0, 0, 0.0, 0.0).unwrap();
+                let max_tokens = if number < count { 1 + number * 97 % 128 } else { 128 + number % 65 };
+                let options = Options { strategy, sampler, seed: number as u64, max_tokens, ..Options::default() };
+                let mut session = Session::new(&machine.engine, &options).unwrap();
+                let long = if number % 8 == 5 { 300 } else { 0 };
+                let token = |place: usize| ((place * 7 + place * place * number) % VOCAB) as i32;
+                let prompt: Vec<i32> = (0..long + 40 + number * 31 % 150).map(token).collect();
+                session.prompt(&prompt).unwrap();
+                session
+            };
+            let mut sessions: Vec<Session> = (0..count).map(new).collect();
+            let (mut begun, mut tokens) = (count, 0);
+            while tokens < 256 * count {
+                step_many(&mut sessions, |session, _| tokens += session.tokens().len());
+                for session in sessions.iter_mut().filter(|session| !session.decoder().is_open()) {
+                    *session = new(begun);
+                    begun += 1;
+                }
+            }
+            for ((before, now), prepared) in before.iter().zip(machine.counts()).zip(&prepared) {
+                for (size, now) in now.into_iter().filter(|(size, _)| is_captured(size)) {
+                    let new = now - before.get(&size).copied().unwrap_or(0);
+                    all += new;
+                    fast += if prepared.contains(&size) { new } else { 0 };
+                }
+            }
+        }
+        let share = fast as f64 / all as f64;
+        println!("{count} sessions: {fast} of {all} passes, {share:.2}");
+        assert!(share >= least, "{count} sessions: {share}");
+    }
+}
+
 #[test]
 fn it_counts_in_no_statistics_and_changes_no_text() {
     let [machine, fresh] = [(); 2].map(|()| Machine::new(1 << 20, 192, true));
