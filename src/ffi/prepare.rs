@@ -53,12 +53,12 @@ const _: () =
 const MOST_SESSIONS: u32 = 1024;
 const MOST_SECONDS: f64 = 86400.0;
 
-/// Prepare an engine for load, before users wait. For servers, between cos_engine_open and the first request.
+/// Prepare an engine for load, before users wait: run the passes that sessions of all strategies will need most, first
+/// those of a few sessions, then those of many. For servers, between cos_engine_open and the first request.
 ///
-/// Without it, the first sessions are slow. On a GPU, a pass of a size that the process has not seen takes many times
-/// as long, because it is planned and captured. On a processor, memory is touched for the first time, and
-/// COS_STRATEGY_AUTO does not know what passes take. So this runs the passes that sessions of all strategies need most:
-/// first those of a few sessions, then those of many. Whenever it ends, what was prepared stays so.
+/// On a GPU, a pass of a size that the engine has not met takes many times as long, because it is planned and captured.
+/// Without preparation, users wait for that. On a processor there is less to gain: memory is touched, and
+/// COS_STRATEGY_AUTO learns what passes take. Whenever it ends, what was prepared stays so.
 ///
 /// The passes are over made-up tokens. They count in no statistics, and no session finds what they have computed.
 /// Sessions of other threads may decode meanwhile. Their passes may take longer, and where memory is short, they have
