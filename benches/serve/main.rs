@@ -6,6 +6,7 @@
 #[path = "../bench/main.rs"]
 mod bench;
 mod drive;
+mod first;
 mod load;
 mod peers;
 mod report;
@@ -23,6 +24,7 @@ use cos::decode::policy::Strategy;
 use cos::engine::Engine;
 use cos::engine::session::Options;
 use cos::rows::Sampler;
+use first::{First, Prepared};
 use load::{Load, Mix};
 use peers::Peer;
 use results::{Case, Point, Results};
@@ -92,6 +94,19 @@ struct Arguments {
     /// Clients of the peers, of those of the closed loop.
     #[arg(long, value_delimiter = ',', default_value = "1,16")]
     peer_clients: Vec<usize>,
+    /// Seconds to prepare the engine before it is measured. 0 is not at all. By default, 20 on a GPU and 5 on a CPU.
+    #[arg(long)]
+    prepare: Option<f64>,
+    /// Measure also the first session of a process, by `standard` and `auto`, without preparation and with it.
+    #[arg(long)]
+    first: bool,
+    /// Measure only that, in this process.
+    #[arg(long, hide = true, requires_all = ["first_config", "first_prepared"])]
+    first_by: Option<Name>,
+    #[arg(long, hide = true)]
+    first_config: Option<PathBuf>,
+    #[arg(long, hide = true)]
+    first_prepared: Option<f64>,
     /// Measure nothing. Write the report anew from the results.json of `--out`.
     #[arg(long)]
     report: bool,
@@ -137,6 +152,7 @@ impl Name {
 struct Bench<'a> {
     arguments: &'a Arguments,
     engine: Arc<Engine>,
+    prepared: Prepared,
     strategies: Vec<Name>,
     seconds: f64,
     rounds: usize,
@@ -148,6 +164,9 @@ fn main() -> Result<()> {
         let results = std::fs::read_to_string(arguments.out.join("results.json"))?;
         return report::write(&serde_json::from_str(&results)?, &arguments.out);
     }
+    if let (Some(name), Some(path)) = (arguments.first_by, &arguments.first_config) {
+        return Bench::first(&arguments, path, name);
+    }
     let demo = ["one", "drafter", "engine", "three", "contrastive"];
     let demo = if arguments.quick { &demo[2..3] } else { &demo };
     let demo = demo.iter().map(|name| bench::root().join("models/demo").join(name).with_extension("json"));
@@ -157,6 +176,7 @@ fn main() -> Result<()> {
     for (index, path) in configs.iter().enumerate() {
         println!("{}/{}: {}", index + 1, configs.len(), path.display());
         let config = Config::open(path)?;
+        let first = firsts(&arguments, path, &config, &mut results.notes);
         let bench = Bench::new(&arguments, &config)?;
         if results.facts.is_empty() {
             results.facts = bench::facts(&bench.engine, Vec::new(), provider(&config));
@@ -167,7 +187,7 @@ fn main() -> Result<()> {
         }
         versions.extend(peers.iter().flat_map(|peer: &Peer| peer.worker.versions.clone()));
         let case = bench.case(path, &mut peers, &mut results.notes)?;
-        results.cases.push(case);
+        results.cases.push(Case { first, ..case });
         report::write(&results, &arguments.out)?;
     }
     versions.sort();
@@ -183,9 +203,56 @@ fn provider(config: &Config) -> bench::Provider {
     if config.models.iter().any(is_cuda) { bench::Provider::Cuda } else { bench::Provider::Cpu }
 }
 
+impl Arguments {
+    /// Seconds of preparation.
+    fn preparation(&self, config: &Config) -> f64 {
+        self.prepare.unwrap_or(if provider(config) == bench::Provider::Cuda { 20.0 } else { 5.0 })
+    }
+
+    /// Clients of the closed loop.
+    fn clients(&self) -> impl Iterator<Item = usize> {
+        self.clients.iter().copied().filter(|&clients| !self.quick || clients <= 16)
+    }
+
+    /// Most sessions at the same time.
+    fn sessions(&self) -> usize {
+        self.clients().chain([self.most]).max().unwrap_or(1)
+    }
+}
+
+/// The first session of a process, without preparation and with it.
+fn firsts(arguments: &Arguments, path: &Path, config: &Config, notes: &mut Vec<String>) -> Vec<First> {
+    let mut firsts = Vec::new();
+    let chosen = arguments.strategies.iter().copied().filter(|name| [Name::Standard, Name::Auto].contains(name));
+    // One model alone has nothing to choose.
+    let names = chosen.filter(|&name| config.models.len() > 1 || name == Name::Standard);
+    for name in names.filter(|_| arguments.first) {
+        for seconds in [0.0, arguments.preparation(config)] {
+            match first::in_process(path, &name.word(), seconds) {
+                Ok(first) => {
+                    println!("    {}", report::first_line(&first));
+                    firsts.push(first);
+                }
+                Err(error) => notes.push(format!("{}, first session by {}: {error}", path.display(), name.word())),
+            }
+        }
+    }
+    firsts
+}
+
 impl<'a> Bench<'a> {
+    /// Measure the first session of this process.
+    fn first(arguments: &Arguments, path: &Path, name: Name) -> Result<()> {
+        let seconds = arguments.first_prepared.unwrap_or(0.0);
+        let arguments = Arguments { prepare: Some(seconds), ..Arguments::parse() };
+        let bench = Bench::new(&arguments, &Config::open(path)?)?;
+        first::measure(&bench.engine, &bench.options(name)?, &bench.mix(arguments.closed)?, name.word(), bench.prepared)
+    }
+
     fn new(arguments: &'a Arguments, config: &Config) -> Result<Bench<'a>> {
         let engine = Arc::new(Engine::load(config)?);
+        let prepared = first::prepared(&engine, arguments.sessions(), arguments.preparation(config))?;
+        println!("    {}", report::preparation(&prepared));
         // One model alone has nothing to choose.
         let several = config.models.len() > 1;
         let strategies = arguments.strategies.iter().copied().filter(|&name| several || name == Name::Standard);
@@ -193,6 +260,7 @@ impl<'a> Bench<'a> {
         Ok(Bench {
             arguments,
             engine,
+            prepared,
             strategies: strategies.collect(),
             seconds: arguments.seconds.unwrap_or(seconds),
             rounds: arguments.rounds.unwrap_or(rounds),
@@ -203,6 +271,7 @@ impl<'a> Bench<'a> {
         let mut case = Case {
             name: path.file_stem().unwrap_or_default().to_string_lossy().into_owned(),
             about: report::about(&self.engine),
+            prepared: self.prepared,
             most: self.arguments.most,
             ..Case::default()
         };
@@ -210,8 +279,7 @@ impl<'a> Bench<'a> {
         for &name in &self.strategies {
             self.measure(name, 4, Load::closed(self.mix(self.arguments.closed)?, 4, self.seconds / 2.0))?;
         }
-        let clients = self.arguments.clients.iter().filter(|&&clients| !self.arguments.quick || clients <= 16);
-        for &clients in clients {
+        for clients in self.arguments.clients() {
             let standard = self.closed(clients, &mut case)?;
             if self.arguments.peer_clients.contains(&clients) {
                 self.peers(clients, peers, &standard, &mut case, notes)?;
@@ -241,14 +309,18 @@ impl<'a> Bench<'a> {
         })
     }
 
-    /// What clients saw, and the peak of the process's memory in MiB.
-    fn measure(&self, name: Name, most: usize, load: Load) -> Result<(Measurement, f64)> {
-        let options = Options {
+    fn options(&self, name: Name) -> Result<Options> {
+        Ok(Options {
             strategy: name.strategy(),
             sampler: Sampler::new(self.arguments.temperature, 0, 0.0, 0.0)?,
             stop_tokens: Some(Vec::new()),
             ..Options::default()
-        };
+        })
+    }
+
+    /// What clients saw, and the peak of the process's memory in MiB.
+    fn measure(&self, name: Name, most: usize, load: Load) -> Result<(Measurement, f64)> {
+        let options = self.options(name)?;
         peers::forget_peak(std::process::id())?;
         let drive = if self.arguments.threads { drive::by_threads } else { drive::by_one };
         let measurement = drive(&self.engine, &options, most, load)?;

@@ -7,6 +7,7 @@ use cos::config::Combine;
 use cos::engine::Engine;
 use minijinja::{Value, context};
 
+use super::first::{First, Prepared};
 use super::results::{Case, Point, Results};
 use crate::bench::cuda::{Panel, columns};
 use crate::bench::measure::Result;
@@ -33,6 +34,8 @@ fn page(results: &Results) -> Value {
             name => &case.name,
             about => &case.about,
             most => case.most,
+            prepared => preparation(&case.prepared),
+            first => case.first.iter().map(first).collect::<Vec<_>>(),
             closed => case.closed.iter().map(closed).collect::<Vec<_>>(),
             open => case.open.iter().map(open).collect::<Vec<_>>(),
             plots => Value::from_safe_string(plots(case)),
@@ -108,6 +111,25 @@ pub fn line(point: &Point) -> String {
         short(point.requests_per_second.median),
         if point.collapsed { "; collapsed" } else { "" }
     )
+}
+
+/// How an engine was prepared, in words.
+pub fn preparation(prepared: &Prepared) -> String {
+    match prepared.seconds {
+        0.0 => "not prepared".into(),
+        seconds => format!("prepared {:.0} % in {} s", 100.0 * prepared.share, short(seconds)),
+    }
+}
+
+fn first(first: &First) -> Vec<String> {
+    let speeds = [first.first, first.later, first.first / first.later].map(short);
+    [vec![first.name.clone(), preparation(&first.prepared)], speeds.to_vec()].concat()
+}
+
+/// The first session of a process, for the terminal.
+pub fn first_line(of: &First) -> String {
+    let [name, prepared, speed, later, ratio] = first(of).try_into().expect("five cells");
+    format!("first session, {name:<8} {prepared}: {speed} tokens/s, later ones {later}, ratio {ratio}")
 }
 
 /// The colour of a line.

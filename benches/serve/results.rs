@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Deserializer, Serialize};
 
+use super::first::{First, Prepared};
 use super::tally::Figures;
 use crate::bench::results::Spread;
 
@@ -21,6 +22,12 @@ pub struct Case {
     pub name: String,
     /// Its combination and its models.
     pub about: String,
+    /// How the engine was prepared.
+    #[serde(default)]
+    pub prepared: Prepared,
+    /// First sessions of processes, if they were measured.
+    #[serde(default)]
+    pub first: Vec<First>,
     pub closed: Vec<Point>,
     pub open: Vec<Point>,
     /// The most sessions at once in the open loop.
