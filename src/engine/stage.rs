@@ -193,7 +193,9 @@ impl<'a> Stage<'a> {
         match body(self) {
             Err(Stop::Full) => {
                 let longest = (0..self.filled.len()).max_by_key(|&index| self.filled[index].base);
-                if self.queue.is_none() {
+                if !self.is_possible(rehearsal) {
+                    // It is limited already.
+                } else if self.queue.is_none() {
                     self.alone = self.empty.len();
                 } else if rehearsal.context > 0 && self.filled.iter().all(|member| member.base != rehearsal.context) {
                     self.limits.1 = rehearsal.context;
@@ -239,8 +241,7 @@ impl<'a> Stage<'a> {
         let is_alone = self.queue.is_none() && self.captures();
         let copies = if is_alone { self.alone } else { 1 };
         while self.empty.len() < copies * rehearsal.widths.len() {
-            // A further sequence fails for want of memory. Whatever else is wrong, a pass tells it.
-            let mut member = self.start().map_err(|stop| if self.empty.is_empty() { stop } else { Stop::Full })?;
+            let mut member = self.start().map_err(|stop| self.limited(stop))?;
             if is_alone {
                 // Its buffers grow now. Then they, and captured passes, stay where they are.
                 self.fill(&mut member, self.tokens, watch)?;
@@ -258,6 +259,18 @@ impl<'a> Stage<'a> {
             member.tell(made_up, width, rehearsal.rows(width));
         }
         pass(*model, *queue, waiter, &mut members)
+    }
+
+    /// A sequence could not be started. If there are others, that is for want of memory, of which half is given back:
+    /// passes need some. Whatever else is wrong, a pass tells it.
+    fn limited(&mut self, stop: Stop) -> Stop {
+        let count = self.empty.len();
+        if count == 0 {
+            return stop;
+        }
+        self.empty.truncate(count.div_ceil(2));
+        self.limits.0 = self.empty.len() + 1;
+        Stop::Full
     }
 
     /// Another sequence.

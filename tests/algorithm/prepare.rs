@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use cos::config::Combine;
@@ -38,6 +38,9 @@ struct Captures {
     batches: bool,
     /// Passes over 16 tokens, by sequence.
     wide: Mutex<BTreeMap<usize, u64>>,
+    /// Most sequences at the same time, and those that are there.
+    most: AtomicUsize,
+    sequences: Mutex<Vec<Weak<Cancel>>>,
 }
 
 impl Captures {
@@ -111,6 +114,12 @@ impl Model for Captures {
     }
 
     fn start(&self, cancel: &Arc<Cancel>) -> Result<Box<dyn Sequence>> {
+        let mut sequences = self.sequences.lock().unwrap();
+        sequences.retain(|sequence| sequence.strong_count() > 0);
+        if sequences.len() >= self.most.load(Ordering::Relaxed) {
+            return Err(Error::Runtime("no memory on the device".into()));
+        }
+        sequences.push(Arc::downgrade(cancel));
         self.model.start(cancel)
     }
 
@@ -149,8 +158,9 @@ impl Machine {
             };
             let model = World::Related.model(index, VOCAB).with_batch_hook(hook).with_memory(memory);
             let model = if batches { model.with_batches(512) } else { model };
-            let (passes, room, wide) = Default::default();
-            Arc::new(Captures { model, passes, room, kept, batches, wide })
+            let (passes, room, wide, sequences) = Default::default();
+            let most = AtomicUsize::new(usize::MAX);
+            Arc::new(Captures { model, passes, room, kept, batches, wide, most, sequences })
         };
         let models: Vec<Arc<Captures>> = (0..2).map(model).collect();
         let combine = Combine::Weighted { weights: vec![0.5, 0.5] };
@@ -340,6 +350,18 @@ fn little_memory_is_no_error() {
         session.step().unwrap();
     }
     assert_eq!(session.decoder().committed().len(), 792);
+}
+
+/// A device may have no memory for the buffers of so many sequences. Those that fit are prepared in all contexts.
+#[test]
+fn too_many_sequences_are_no_error() {
+    let machine = Machine::new(1 << 20, 192, true);
+    machine.models.iter().for_each(|model| model.most.store(30, Ordering::Relaxed));
+    machine.prepare(64);
+    for sizes in machine.prepared() {
+        assert!(sizes.contains(&(8, 8, 1, 1, 8)) && sizes.contains(&(1, 1, 1, 1, 8)), "{sizes:?}");
+        assert!(!sizes.contains(&(64, 64, 1, 1, 8)));
+    }
 }
 
 /// With more sizes, it would forget those that come first, which are the most useful.
