@@ -88,8 +88,8 @@ pub const FAULTS: &[Fault] = &[
     fault("the number that accepts also draws the residual", TARGET,
         "let key = self.key(Purpose::Residual);",
         "let key = self.key(if PLANTED { Purpose::Acceptance } else { Purpose::Residual });"),
-    fault("a pass draws with the number that accepts a proposal", DECODER,
-        "share(Purpose::Proposal)?", "share(Purpose::Acceptance)?"),
+    fault("a pass draws with the number that accepts a proposal", LANE,
+        "share(proposes, Purpose::Proposal)?", "share(proposes, Purpose::Acceptance)?"),
     fault("a question loses the proposal that it is about", SCHEDULE,
         "self.asks = true;", "self.asks = true; self.pending.pop_front();"),
     fault("positions share their random numbers", CHANCE,
@@ -277,18 +277,7 @@ impl Planted {
         let lock = std::fs::read_to_string(root.join("Cargo.lock")).map_err(io)?;
         write(&copy.join("Cargo.lock"), &lock.replacen("name = \"cos\"\n", "name = \"cos-planted\"\n", 1))
             .map_err(io)?;
-        let mut sources = BTreeMap::new();
-        read_folder(&root.join("src"), &mut sources).map_err(io)?;
-        for (index, fault) in FAULTS.iter().enumerate() {
-            let source = sources.get_mut(&root.join(fault.file)).ok_or(format!("{} is gone", fault.file))?;
-            if source.matches(fault.right).count() != 1 {
-                return Err(format!(
-                    "the fault {:?} has no place: {} must hold this once: {}",
-                    fault.name, fault.file, fault.right
-                ));
-            }
-            *source = source.replacen(fault.right, &fault.planted(index), 1);
-        }
+        let mut sources = planted_sources(root)?;
         let library = sources.get_mut(&root.join("src/lib.rs")).expect("the library");
         library.insert_str(0, "#![allow(warnings)]\n");
         library.push_str(&format!(
@@ -395,6 +384,28 @@ impl Fault {
         let choice = format!("if {condition} {{ {wrong} }} else {{ {right} }}");
         if right.ends_with(';') { choice } else { format!("({choice})") }
     }
+}
+
+/// The sources with all faults.
+fn planted_sources(root: &Path) -> Result<BTreeMap<PathBuf, String>, String> {
+    let mut sources = BTreeMap::new();
+    read_folder(&root.join("src"), &mut sources).map_err(|error| format!("src: {error}"))?;
+    for (index, fault) in FAULTS.iter().enumerate() {
+        let source = sources.get_mut(&root.join(fault.file)).ok_or(format!("{} is gone", fault.file))?;
+        if source.matches(fault.right).count() != 1 {
+            return Err(format!(
+                "the fault {:?} has no place: {} must hold this once: {}",
+                fault.name, fault.file, fault.right
+            ));
+        }
+        *source = source.replacen(fault.right, &fault.planted(index), 1);
+    }
+    Ok(sources)
+}
+
+/// Whether the sources have a place for each fault.
+pub fn check_places() -> Result<(), String> {
+    planted_sources(Path::new(env!("CARGO_MANIFEST_DIR"))).map(drop)
 }
 
 /// Writes a file unless it already has this text, because cargo compares times.

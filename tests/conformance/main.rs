@@ -51,6 +51,11 @@ fn common_passes_change_nothing() {
 }
 
 #[test]
+fn planted_faults_have_places() {
+    assert_eq!(faults::check_places(), Ok(()));
+}
+
+#[test]
 #[ignore = "builds a copy of the library, which takes minutes: .ci/run and make conformance do it"]
 fn planted_faults_are_caught() {
     check(faults::run(faults::Effort::Quick, &Silent));
