@@ -2,6 +2,8 @@
 //!
 //! `cargo bench --bench neighbours -- --help` lists the arguments.
 
+mod common;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,10 +14,13 @@ use cos::config::Config;
 use cos::decode::policy::Strategy;
 use cos::engine::Engine;
 use cos::engine::many::step_many;
-use cos::engine::session::{Options, Session};
-use cos::rows::Sampler;
+use cos::engine::session::Session;
 
-type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
+use common::{Result, start, strategy};
+
+/// Tokens of a prompt, and of the text behind it. A session that ends is followed by another.
+const PROMPT: usize = 8;
+const TOKENS: usize = 64;
 
 /// Measure tokens per second beside busy loops, sampled at temperature 1.
 #[derive(Parser)]
@@ -77,23 +82,6 @@ impl Drop for Loops {
     }
 }
 
-/// Sessions that never end, at most `tokens` long each.
-fn start(engine: &Arc<Engine>, strategy: Strategy, index: usize) -> Result<Session> {
-    let options = Options {
-        strategy,
-        sampler: Sampler::new(1.0, 0, 0.0, 0.0)?,
-        seed: index as u64,
-        max_tokens: 64,
-        stop_tokens: Some(Vec::new()),
-        ..Options::default()
-    };
-    let mut session = Session::new(engine, &options)?;
-    let vocabulary = engine.vocab_size();
-    let token = |place: usize| (100 + (31 * index + 7 * place + index * place) % (vocabulary - 100)) as i32;
-    session.prompt(&(0..8).map(token).collect::<Vec<_>>())?;
-    Ok(session)
-}
-
 /// Tokens per second of so many sessions.
 fn speed(engine: &Arc<Engine>, strategy: Strategy, count: usize, seconds: f64) -> Result<f64> {
     let started = Instant::now();
@@ -101,7 +89,7 @@ fn speed(engine: &Arc<Engine>, strategy: Strategy, count: usize, seconds: f64) -
     let mut sessions = Vec::new();
     while started.elapsed().as_secs_f64() < seconds {
         while sessions.len() < count {
-            sessions.push(start(engine, strategy, number)?);
+            sessions.push(start(engine, strategy, number, PROMPT, TOKENS)?);
             number += 1;
         }
         let mut failed = None;
@@ -130,13 +118,7 @@ fn main() -> Result<()> {
     let cores = std::thread::available_parallelism()?.get() as f64;
     println!("cores: {cores}; columns: busy loops beside; tokens/s, and its ratio to a fair share of the cores");
     for name in &arguments.strategies {
-        let strategy = match name.as_str() {
-            "standard" => Strategy::Standard,
-            "speculative" => Strategy::Speculative,
-            "cos" => Strategy::Cos,
-            "auto" => Strategy::Auto,
-            other => return Err(format!("there is no strategy {other}").into()),
-        };
+        let strategy = strategy(name)?;
         for &count in &arguments.sessions {
             speed(&engine, strategy, count, 1.0)?;
             let mut speeds = vec![Vec::new(); arguments.loops.len()];

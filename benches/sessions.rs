@@ -2,6 +2,7 @@
 //!
 //! `cargo bench --bench sessions -- --help` lists the arguments.
 
+mod common;
 #[allow(dead_code, reason = "the other benchmark uses all of it")]
 #[path = "bench/peers.rs"]
 mod peers;
@@ -11,17 +12,15 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
+use common::{Result, start, strategy};
 use cos::config::Config;
 use cos::decode::policy::Strategy;
 use cos::engine::Engine;
 use cos::engine::many::step_many;
 use cos::engine::metrics::metrics;
 use cos::engine::prepare::{Load, prepare};
-use cos::engine::session::{Options, Session};
-use cos::rows::Sampler;
+use cos::engine::session::Session;
 use peers::{Answer, Worker};
-
-type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
 /// Measure the tokens per second of many sessions at once, sampled at temperature 1.
 #[derive(Parser)]
@@ -67,33 +66,6 @@ struct Arguments {
 /// The project's folder.
 fn root() -> PathBuf {
     std::env::var_os("CARGO_MANIFEST_DIR").map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), PathBuf::from)
-}
-
-fn strategy(name: &str) -> Result<Strategy> {
-    match name {
-        "standard" => Ok(Strategy::Standard),
-        "speculative" => Ok(Strategy::Speculative),
-        "cos" => Ok(Strategy::Cos),
-        "auto" => Ok(Strategy::Auto),
-        other => Err(format!("there is no strategy {other}").into()),
-    }
-}
-
-/// A session with a prompt of its own.
-fn start(engine: &Arc<Engine>, strategy: Strategy, index: usize, prompt: usize, tokens: usize) -> Result<Session> {
-    let options = Options {
-        strategy,
-        sampler: Sampler::new(1.0, 0, 0.0, 0.0)?,
-        seed: index as u64,
-        max_tokens: tokens,
-        stop_tokens: Some(Vec::new()),
-        ..Options::default()
-    };
-    let mut session = Session::new(engine, &options)?;
-    let vocabulary = engine.vocab_size();
-    let token = |place: usize| (100 + (31 * index + 7 * place + index * place) % (vocabulary - 100)) as i32;
-    session.prompt(&(0..prompt).map(token).collect::<Vec<_>>())?;
-    Ok(session)
 }
 
 /// One measurement.

@@ -3,8 +3,8 @@
 //! ONNX Runtime decides once for a pool whether its threads spin, and once for a session which pool it uses.
 
 use std::mem::ManuallyDrop;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Once};
 
 use once_cell::sync::OnceCell;
 use ort::session::Session;
@@ -47,11 +47,11 @@ impl CalmSession {
             return Some(session);
         }
         if !self.begun.swap(true, Ordering::Relaxed) {
-            let own = self.clone();
+            let (own, unfinished) = (self.clone(), delay_exit());
             let loader = std::thread::Builder::new().name("cos-loader".into());
             // If there is no thread, passes stay where they are.
             _ = loader.spawn(move || {
-                let _unfinished = delay_exit();
+                let _unfinished = unfinished;
                 match (own.load)() {
                     Ok(session) => _ = own.session.set(session),
                     Err(error) => tracing::warn!("passes cannot give way to other work: {error}"),
@@ -62,10 +62,10 @@ impl CalmSession {
     }
 }
 
-/// How many threads the exit of the process waits for.
+/// How much work the exit of the process waits for.
 static UNFINISHED: PerProcess<(Mutex<usize>, Condvar)> = PerProcess::new(Default::default);
 
-/// A thread that the exit of the process waits for, until dropped.
+/// Work that the exit of the process waits for, until dropped.
 struct Unfinished(());
 
 impl Drop for Unfinished {
@@ -76,20 +76,21 @@ impl Drop for Unfinished {
     }
 }
 
-/// Let the exit of the process wait for this thread, which uses a library that cleans up at exit. The result must be
-/// dropped by a thread that ends.
+/// Let the exit of the process wait until the result is dropped, because ONNX Runtime, which is in use until then,
+/// cleans up at exit.
 fn delay_exit() -> Unfinished {
-    static REGISTERED: Once = Once::new();
+    // No `Once`: see `Process::current`.
+    static REGISTERED: AtomicBool = AtomicBool::new(false);
     extern "C" fn wait() {
         let (count, changed) = UNFINISHED.get();
         changed.wait_while(&mut count.lock(), |count| *count > 0);
     }
-    REGISTERED.call_once(|| {
+    if !REGISTERED.swap(true, Ordering::Relaxed) {
+        stay_loaded();
         // SAFETY: the library stays loaded. Handlers run in reverse, so this one precedes those of libraries that were
         // loaded before it.
         _ = unsafe { libc::atexit(wait) };
-        stay_loaded();
-    });
+    }
     *UNFINISHED.get().0.lock() += 1;
     Unfinished(())
 }
@@ -99,28 +100,26 @@ mod tests {
     use std::path::Path;
     use std::time::{Duration, Instant};
 
-    use super::{UNFINISHED, delay_exit};
+    use super::delay_exit;
     use crate::onnx::check::Trial;
     use crate::onnx::{LoadOptions, OnnxModel, calm_passes, environment, runtime};
 
     /// A process whose thread works on when `main` has returned.
     #[test]
-    fn the_exit_waits_for_threads_that_ask_for_it() {
+    fn the_exit_waits_for_what_is_unfinished() {
         const FILE: &str = "COS_TEST_DELAYED_EXIT";
         if let Some(file) = std::env::var_os(FILE) {
+            let unfinished = delay_exit();
             std::thread::spawn(move || {
-                let _unfinished = delay_exit();
+                let _unfinished = unfinished;
                 std::thread::sleep(Duration::from_millis(300));
                 std::fs::write(file, "done").unwrap();
             });
-            while *UNFINISHED.get().0.lock() == 0 {
-                std::thread::yield_now();
-            }
             std::process::exit(0);
         }
         let file = tempfile::NamedTempFile::new().unwrap();
         let mut child = std::process::Command::new(std::env::current_exe().unwrap());
-        child.args(["--exact", "onnx::calm::tests::the_exit_waits_for_threads_that_ask_for_it"]).env(FILE, file.path());
+        child.args(["--exact", "onnx::calm::tests::the_exit_waits_for_what_is_unfinished"]).env(FILE, file.path());
         assert!(child.status().unwrap().success());
         assert_eq!(std::fs::read_to_string(file.path()).unwrap(), "done");
     }

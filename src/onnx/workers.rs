@@ -12,6 +12,9 @@ use parking_lot::Mutex;
 
 use super::crowd::Crowding;
 
+/// The stack of a worker. ONNX Runtime's own threads have as much by default.
+const STACK: usize = 8 << 20;
+
 /// Creates the workers for ONNX Runtime, and holds the file with the times of each.
 #[derive(Default, Clone)]
 pub struct Crew(Arc<Mutex<Vec<File>>>);
@@ -21,7 +24,8 @@ impl ThreadManager for Crew {
 
     fn create(&self, work: impl FnOnce() + Send + 'static) -> ort::Result<Self::Thread> {
         let times = self.0.clone();
-        let thread = std::thread::Builder::new().name("cos-worker".into()).spawn(move || {
+        let worker = std::thread::Builder::new().name("cos-worker".into()).stack_size(STACK);
+        let thread = worker.spawn(move || {
             times.lock().extend(File::open("/proc/thread-self/schedstat"));
             work();
         });
@@ -85,7 +89,7 @@ impl Workers {
         self.calm.load(Ordering::Relaxed)
     }
 
-    /// WatchedPass a pass on this thread, until the result is dropped. `is_calm` says whether its threads sleep.
+    /// Watch a pass on this thread, until the result is dropped. `is_calm` says whether its threads sleep.
     pub fn watch(&self, is_calm: bool) -> WatchedPass<'_> {
         self.calm.fetch_add(is_calm.into(), Ordering::Relaxed);
         WatchedPass { workers: self, usage: usage(), began: Instant::now() }

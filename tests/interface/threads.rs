@@ -1,11 +1,14 @@
 //! All models of a process share one thread pool, so loading more models starts no more threads. The pool has one
-//! thread for each core that the process may use.
+//! thread for each core that the process may use, and gives way to others.
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use cos::config::Config;
 use cos::engine::Engine;
+use cos::engine::metrics::metrics;
 use cos::engine::session::{Options, Session};
 
 fn threads() -> usize {
@@ -134,4 +137,42 @@ fn first_core() -> usize {
 #[ignore = "run by the_pool_has_as_many_threads_as_the_process_has_cores"]
 fn one_core() {
     assert_eq!(small().describe()["threads"], 1);
+}
+
+/// Where other threads want the cores, passes run on threads that sleep while they wait.
+#[test]
+fn passes_give_way_to_other_work() {
+    alone("beside_others", &[]);
+}
+
+#[test]
+#[ignore = "run by passes_give_way_to_other_work"]
+fn beside_others() {
+    let cores = small().describe()["threads"].as_u64().unwrap();
+    if cores < 2 {
+        println!("skipped, because the pool has one thread");
+        return;
+    }
+    let engine = Arc::new(small());
+    let decode = || {
+        let mut session = Session::new(&engine, &Options { max_tokens: 50, ..Options::default() }).unwrap();
+        session.prompt(&[1, 2, 3, 4, 5, 6, 7, 8]).unwrap();
+        while session.decoder().is_open() {
+            session.step().unwrap();
+        }
+    };
+    let gave_way = || !metrics(&engine).contains("\ncos_calm_passes_total 0\n");
+    let ends = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for _ in 0..2 * cores {
+            scope.spawn(|| while !ends.load(Ordering::Relaxed) {});
+        }
+        // Finding the others takes 20 ms of passes, and then the second session is loaded.
+        let started = Instant::now();
+        while !gave_way() && started.elapsed() < Duration::from_secs(60) {
+            decode();
+        }
+        ends.store(true, Ordering::Relaxed);
+    });
+    assert!(gave_way(), "no pass gave way in a minute beside {} busy loops", 2 * cores);
 }

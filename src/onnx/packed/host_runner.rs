@@ -4,6 +4,7 @@ use std::ffi::CString;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use arrayvec::ArrayVec;
 use ort::memory::{AllocationDevice, AllocatorType, MemoryInfo, MemoryType};
 use ort::session::RunOptions;
 use ort::value::TensorElementType;
@@ -24,10 +25,10 @@ use crate::onnx::workers::Workers;
 
 /// Runs packed passes on the processor, one after another.
 pub struct HostRunner {
-    binding: Binding,
-    /// The second session, for passes on crowded cores, and a binding of it.
+    /// A binding of the session, and one of the second session once that is used.
+    bindings: ArrayVec<Binding, 2>,
+    /// The second session, for passes on crowded cores.
     calm: Option<Arc<CalmSession>>,
-    calm_binding: Option<Binding>,
     feeds: Vec<Feed>,
     /// The memory of the blocks.
     pub store: HostBlocks,
@@ -57,9 +58,8 @@ impl HostRunner {
         let table = Box::new(PassTable { tokens: 0, shares: Vec::with_capacity(256), layers });
         let memory = MemoryInfo::new(AllocationDevice::CPU, 0, AllocatorType::Device, MemoryType::Default);
         Ok(HostRunner {
-            binding: Binding::new(&loaded.session)?,
+            bindings: std::iter::once(Binding::new(&loaded.session)?).collect(),
             calm: loaded.calm(export),
-            calm_binding: None,
             feeds: feeds(loaded, export),
             store,
             blocks: Vec::with_capacity(4096),
@@ -86,21 +86,20 @@ impl HostRunner {
         let workers = runtime::loaded().and_then(|runtime| runtime.workers.as_ref());
         let is_calm = workers.is_some_and(Workers::are_crowded) && self.can_be_calm();
         self.fill(layout);
-        self.bind(is_calm, layout, rows)?;
-        let binding = self.calm_binding.as_mut().filter(|_| is_calm).unwrap_or(&mut self.binding);
+        self.bind(is_calm.into(), layout, rows)?;
         let _watched = workers.map(|workers| workers.watch(is_calm));
         let started = Instant::now();
-        binding.run(options.unwrap_or(&self.unstoppable))?;
+        self.bindings[usize::from(is_calm)].run(options.unwrap_or(&self.unstoppable))?;
         Ok(started.elapsed())
     }
 
     /// Whether the second session is loaded.
     fn can_be_calm(&mut self) -> bool {
-        if self.calm_binding.is_none() {
+        if self.bindings.len() == 1 {
             let session = self.calm.as_ref().and_then(CalmSession::get);
-            self.calm_binding = session.and_then(|session| Binding::new(session).ok());
+            self.bindings.extend(session.and_then(|session| Binding::new(session).ok()));
         }
-        self.calm_binding.is_some()
+        self.bindings.len() == 2
     }
 
     fn fill(&mut self, layout: &Layout) {
@@ -117,9 +116,10 @@ impl HostRunner {
         }));
     }
 
-    fn bind(&mut self, is_calm: bool, layout: &mut Layout, output: &mut [f32]) -> ort::Result<()> {
-        let HostRunner { binding, calm_binding, feeds, address, memory, .. } = self;
-        let binding = calm_binding.as_mut().filter(|_| is_calm).unwrap_or(binding);
+    /// Bind what a pass reads and writes to the session of this number.
+    fn bind(&mut self, session: usize, layout: &mut Layout, output: &mut [f32]) -> ort::Result<()> {
+        let HostRunner { bindings, feeds, address, memory, .. } = self;
+        let binding = &mut bindings[session];
         let width = layout.tokens.len() as i64;
         for Feed { input, numbers } in feeds {
             let values = if input.role == Role::Tokens { &layout.tokens } else { &layout.positions };

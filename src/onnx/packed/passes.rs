@@ -79,7 +79,7 @@ struct Work {
 
 /// What passes run on.
 enum Machine {
-    Host(HostRunner),
+    Host(Box<HostRunner>),
     Gpu(Box<GpuRunner>),
 }
 
@@ -158,7 +158,7 @@ impl PackedPasses {
     /// Passes of an export that was rewritten for the processor, over at most so many blocks.
     pub fn on_host(loaded: &Arc<LoadedSession>, export: &Export, layers: &[LayerShape], blocks: usize) -> Result<Self> {
         let runner = HostRunner::new(loaded, export, layers, blocks)?;
-        Ok(Self::new(export, Machine::Host(runner), (BLOCK_TOKENS, host::block_bytes(layers)), blocks))
+        Ok(Self::new(export, Machine::Host(Box::new(runner)), (BLOCK_TOKENS, host::block_bytes(layers)), blocks))
     }
 
     /// Passes of an export that was rewritten for a GPU, over so many blocks, which are allocated at once.
