@@ -277,7 +277,7 @@ impl Planted {
         let lock = std::fs::read_to_string(root.join("Cargo.lock")).map_err(io)?;
         write(&copy.join("Cargo.lock"), &lock.replacen("name = \"cos\"\n", "name = \"cos-planted\"\n", 1))
             .map_err(io)?;
-        let mut sources = planted_sources(root)?;
+        let mut sources = planted_sources()?;
         let library = sources.get_mut(&root.join("src/lib.rs")).expect("the library");
         library.insert_str(0, "#![allow(warnings)]\n");
         library.push_str(&format!(
@@ -386,8 +386,9 @@ impl Fault {
     }
 }
 
-/// The sources with all faults.
-fn planted_sources(root: &Path) -> Result<BTreeMap<PathBuf, String>, String> {
+/// The sources with all faults. It is an error if they have no place for one.
+pub fn planted_sources() -> Result<BTreeMap<PathBuf, String>, String> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut sources = BTreeMap::new();
     read_folder(&root.join("src"), &mut sources).map_err(|error| format!("src: {error}"))?;
     for (index, fault) in FAULTS.iter().enumerate() {
@@ -401,11 +402,6 @@ fn planted_sources(root: &Path) -> Result<BTreeMap<PathBuf, String>, String> {
         *source = source.replacen(fault.right, &fault.planted(index), 1);
     }
     Ok(sources)
-}
-
-/// Whether the sources have a place for each fault.
-pub fn check_places() -> Result<(), String> {
-    planted_sources(Path::new(env!("CARGO_MANIFEST_DIR"))).map(drop)
 }
 
 /// Writes a file unless it already has this text, because cargo compares times.
