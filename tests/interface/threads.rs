@@ -165,7 +165,11 @@ fn beside_others() {
     let ends = AtomicBool::new(false);
     std::thread::scope(|scope| {
         for _ in 0..2 * cores {
-            scope.spawn(|| while !ends.load(Ordering::Relaxed) {});
+            scope.spawn(|| {
+                while !ends.load(Ordering::Relaxed) {
+                    std::hint::spin_loop();
+                }
+            });
         }
         // Finding the others takes 20 ms of passes, and then the second session is loaded.
         let started = Instant::now();
