@@ -20,7 +20,7 @@ pub type Script = dyn Fn(&[i32], &mut [f32]) -> Result<(), Interrupt> + Send + S
 pub type PassTime = dyn Fn(usize, u64) -> Duration + Send + Sync;
 
 /// The pretended time of a pass, by all its tokens and by its sequences. It may move a clock.
-pub type SharedTime = dyn Fn(usize, usize) -> Duration + Send + Sync;
+pub type SharedTime = dyn Fn(usize, usize, f64) -> Duration + Send + Sync;
 
 /// Called at the beginning of each pass with the widths of its sequences. It may count, wait, fail or panic.
 pub type BatchHook = dyn Fn(&[usize]) -> Result<(), Interrupt> + Send + Sync;
@@ -42,8 +42,33 @@ pub struct Scripted {
     pass_times: Vec<(usize, Duration)>,
     /// The share of a launched pass that is left when it is waited for; 1 if passes cannot be launched.
     left: f64,
+    /// Where its passes run. Those that run alone overlap with nothing.
+    device: Option<Arc<Mutex<InFlight>>>,
     /// The first two passes of each width take so many times as long.
     preparation: f64,
+}
+
+/// Passes of a device that were launched.
+#[derive(Debug, Default)]
+pub struct InFlight {
+    count: usize,
+    /// Whether there were several at the same time, since there was none.
+    several: bool,
+}
+
+impl InFlight {
+    fn begin(&mut self) {
+        self.count += 1;
+        self.several |= self.count > 1;
+    }
+
+    /// Returns whether the pass had company.
+    fn end(&mut self, is_launched: bool) -> bool {
+        let had_company = self.several;
+        self.count -= usize::from(is_launched && self.count > 0);
+        self.several &= self.count > 0;
+        had_company
+    }
 }
 
 impl Scripted {
@@ -66,6 +91,7 @@ impl Scripted {
             shared_time: None,
             pass_times: Vec::new(),
             left: 1.0,
+            device: None,
             preparation: 1.0,
         }
     }
@@ -84,6 +110,12 @@ impl Scripted {
         self
     }
 
+    /// With passes that overlap only with others of this device.
+    pub fn with_device(mut self, device: &Arc<Mutex<InFlight>>) -> Self {
+        self.device = Some(device.clone());
+        self
+    }
+
     /// With passes over several sequences that pretend to pay: one takes as long as its slowest part. They hold at most
     /// so many tokens.
     pub fn with_batches(mut self, max_batch_tokens: usize) -> Self {
@@ -91,8 +123,9 @@ impl Scripted {
         self
     }
 
-    /// With passes over several sequences that pretend to take a time of their own.
-    pub fn with_shared_time(mut self, time: impl Fn(usize, usize) -> Duration + Send + Sync + 'static) -> Self {
+    /// With passes over several sequences that pretend to take a time of their own: by their tokens, their sequences,
+    /// and the share of it that does not overlap with other passes.
+    pub fn with_shared_time(mut self, time: impl Fn(usize, usize, f64) -> Duration + Send + Sync + 'static) -> Self {
         self.shared_time = Some(Box::new(time));
         self
     }
@@ -270,6 +303,7 @@ impl Model for Scripted {
             }
             is_running &= sequence.launched.is_some();
         }
+        self.device.iter().filter(|_| is_running).for_each(|device| device.lock().begin());
         is_running
     }
 
@@ -299,6 +333,9 @@ impl Scripted {
         let tokens: usize = batch.iter_mut().map(&mut width).sum();
         assert!(tokens <= self.max_batch_tokens().max(self.max_pass), "a pass over too many tokens");
         let launched: Vec<_> = batch.iter_mut().map(|pass| own(pass.sequence).launched.take()).collect();
+        let is_launched = launched.iter().all(Option::is_some);
+        let has_company = self.device.as_ref().is_none_or(|device| device.lock().end(is_launched));
+        let left = if is_launched && has_company { self.left } else { 1.0 };
         let mut scored = Vec::with_capacity(batch.len());
         for (pass, launched) in batch.iter_mut().zip(&launched) {
             let least = usize::from(self.memory.is_none());
@@ -341,7 +378,7 @@ impl Scripted {
             sequence.rows[..kept].fill(None);
         }
         if let Some(time) = &self.shared_time {
-            report.elapsed = time(tokens, batch.len());
+            report.elapsed = time(tokens, batch.len(), left);
         }
         Ok(report)
     }

@@ -31,7 +31,7 @@ impl Machine {
     fn new() -> Self {
         let clock = Arc::new(AtomicU64::new(0));
         let passing = clock.clone();
-        let time = move |tokens: usize, _: usize| {
+        let time = move |tokens: usize, _: usize, _: f64| {
             passing.fetch_add(micros(tokens), Ordering::Relaxed);
             Duration::from_micros(micros(tokens))
         };

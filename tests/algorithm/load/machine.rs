@@ -17,26 +17,33 @@ use crate::common::{World, mix};
 
 pub const VOCAB: usize = 16;
 
-/// What passes of a model take, in microseconds: at least, and for each token beyond those that are free.
+/// What passes of a model take, in microseconds: at least, for each token beyond those that are free, and for each
+/// session.
 #[derive(Debug, Clone, Copy)]
 pub struct Passes {
     pub least: f64,
     pub token: f64,
     pub free: usize,
+    pub session: f64,
 }
 
 impl Passes {
     pub const fn new(least: f64, token: f64, free: usize) -> Self {
-        Passes { least, token, free }
+        Passes { least, token, free, session: 0.0 }
+    }
+
+    /// The same, with so many microseconds for each session.
+    pub const fn with_sessions(self, session: f64) -> Self {
+        Passes { session, ..self }
     }
 
     /// The same, so many times as slow.
     pub fn slower(self, times: f64) -> Self {
-        Passes { least: times * self.least, token: times * self.token, ..self }
+        Passes { least: times * self.least, token: times * self.token, session: times * self.session, ..self }
     }
 
-    fn at(&self, tokens: usize) -> f64 {
-        self.least + self.token * tokens.saturating_sub(self.free) as f64
+    fn at(&self, tokens: usize, sessions: usize) -> f64 {
+        self.least + self.token * tokens.saturating_sub(self.free) as f64 + self.session * sessions as f64
     }
 }
 
@@ -49,34 +56,41 @@ pub struct Machine {
     pub passes: Vec<Passes>,
     /// Microseconds of the host for each session and pass.
     pub host: f64,
+    /// See [`Estimates::serial_share`](cos::learn::estimates::Estimates::serial_share).
+    pub serial: Option<f64>,
 }
 
 impl Machine {
     /// A mixture of two models.
     pub fn mixture(world: World, temperature: f32, passes: [Passes; 2]) -> Machine {
         let combine = Combine::Weighted { weights: vec![0.5, 0.5] };
-        Machine { world, combine, temperature, passes: passes.to_vec(), host: 1.0 }
+        Machine { world, combine, temperature, passes: passes.to_vec(), host: 1.0, serial: None }
     }
 
     /// Switch it on. Nothing is learned yet.
     pub fn start(&self) -> Simulation {
         let clock = Arc::new(AtomicU64::new(0));
         let passes = Arc::new(Mutex::new(self.passes.clone()));
+        let device = Arc::default();
         let model = |index: usize| {
             let (clock, passes, host) = (clock.clone(), passes.clone(), self.host);
-            let time = move |tokens: usize, sequences: usize| {
-                let nanoseconds = 1e3 * passes.lock()[index].at(tokens);
+            let time = move |tokens: usize, sequences: usize, left: f64| {
+                let nanoseconds = 1e3 * left * passes.lock()[index].at(tokens, sequences);
                 clock.fetch_add((nanoseconds + 1e3 * host * sequences as f64) as u64, Ordering::Relaxed);
                 Duration::from_nanos(nanoseconds as u64)
             };
             let model = self.world.model(index, VOCAB).with_batches(1 << 20).with_cost(self.passes[index].least as u64);
             // What was measured at load is the time at that moment.
             let loaded = self.passes[index];
-            let at_load = move |width: usize, _| Duration::from_nanos((1e3 * loaded.at(width)) as u64);
-            Arc::new(model.with_pass_times(at_load).with_shared_time(time))
+            let at_load = move |width: usize, _| Duration::from_nanos((1e3 * loaded.at(width, 1)) as u64);
+            let model = model.with_pass_times(at_load).with_shared_time(time);
+            Arc::new(match self.serial {
+                Some(serial) => model.with_overlap((1.0 + serial) / 2.0).with_device(&device),
+                None => model,
+            })
         };
         let models = (0..self.passes.len()).map(model).collect();
-        let engine = Engine::new(models, self.combine.clone(), Vec::new(), None).unwrap().with_seed(1);
+        let engine = Engine::new(models, self.combine.clone(), Vec::new(), None).unwrap().with_seed(1).with_serial(self.serial);
         let now = clock.clone();
         let engine = Arc::new(engine.with_clock(move || Duration::from_nanos(now.load(Ordering::Relaxed))));
         Simulation { engine, clock, passes }

@@ -112,3 +112,12 @@ fn ten_thousand_hostile_sessions() {
     let greedy = Machine::mixture(World::Unrelated, 0.0, [Passes::new(300.0, 5.0, 16); 2]);
     greedy.check("unrelated models", &[(10_000, 1.0)]);
 }
+
+/// A GPU: passes of both models overlap.
+#[test]
+fn overlapping_passes() {
+    let passes = Passes::new(235.0, 0.5, 0).with_sessions(1.3);
+    let friendly = Machine::mixture(World::Related, 1.0, [passes; 2]);
+    let overlapping = Machine { serial: Some(0.6), host: 1.5, ..friendly };
+    overlapping.check("overlapping passes", &[(1, 1.0), (4, 1.0), (16, 1.0), (64, 1.0), (256, 1.0)]);
+}
