@@ -40,6 +40,9 @@ struct Arguments {
     /// Leave out threads: one thread drives all sessions.
     #[arg(long)]
     no_threads: bool,
+    /// Threads that share the sessions, instead of one that drives all.
+    #[arg(long, default_value_t = 1)]
+    drivers: usize,
     /// Tokens that each session decodes.
     #[arg(long, default_value_t = 96)]
     tokens: usize,
@@ -73,7 +76,7 @@ fn root() -> PathBuf {
 struct Measured {
     /// Tokens of all sessions per second, prompts included in the time.
     speed: f64,
-    /// The share of the time outside passes, if one thread drove all sessions.
+    /// The share of the time outside passes, if one thread drove all sessions and passes did not overlap.
     outside: f64,
     /// Passes for each token of a session, and sessions and tokens of a pass on average.
     passes: [f64; 3],
@@ -100,21 +103,34 @@ fn by_threads(engine: &Arc<Engine>, arguments: &Arguments, strategy: Strategy, c
     Ok((count * arguments.tokens) as f64 / started.elapsed().as_secs_f64())
 }
 
-/// All sessions on one thread.
-fn by_one(engine: &Arc<Engine>, strategy: Strategy, count: usize, prompt: usize, tokens: usize) -> Result<Measured> {
+/// Let a thread drive sessions until they have decoded so many tokens. Returns how many they have.
+fn drive(sessions: &mut [Session], tokens: usize) -> cos::error::Result<usize> {
+    let (mut decoded, mut failure) = (0, None);
+    while decoded < tokens && failure.is_none() {
+        step_many(sessions, |session: &mut Session, state| match state {
+            Ok(_) => decoded += session.tokens().len(),
+            Err(error) => failure = Some(error),
+        });
+    }
+    failure.map_or(Ok(decoded), Err)
+}
+
+/// Some threads share all sessions.
+fn by_drivers(
+    engine: &Arc<Engine>,
+    (strategy, drivers): (Strategy, usize),
+    (count, prompt, tokens): (usize, usize, usize),
+) -> Result<Measured> {
     let sessions = (0..count).map(|index| start(engine, strategy, index, prompt, tokens));
     let mut sessions = sessions.collect::<Result<Vec<_>>>()?;
     let before = engine.totals().lock().model_ns;
     let passes = passes(engine);
     let started = Instant::now();
-    let (mut decoded, mut failure) = (0, None);
-    while decoded < count * tokens && failure.is_none() {
-        step_many(&mut sessions, |session: &mut Session, state| match state {
-            Ok(_) => decoded += session.tokens().len(),
-            Err(error) => failure = Some(error),
-        });
-    }
-    failure.map_or(Ok(()), Err)?;
+    let decoded = std::thread::scope(|scope| {
+        let shares = sessions.chunks_mut(count.div_ceil(drivers));
+        let threads: Vec<_> = shares.map(|share| scope.spawn(|| drive(share, tokens * share.len()))).collect();
+        threads.into_iter().map(|thread| thread.join().expect("no panic")).sum::<cos::error::Result<usize>>()
+    })?;
     let elapsed = started.elapsed().as_secs_f64();
     let models = (engine.totals().lock().model_ns - before) as f64 / 1e9;
     let [count_of_passes, sessions_of_all, tokens_of_all] =
@@ -186,7 +202,7 @@ fn memory(engine: &Arc<Engine>, arguments: &Arguments) -> Result<()> {
     let tokens = arguments.tokens.min(arguments.length - 1);
     std::fs::write("/proc/self/clear_refs", "5")?; // forgets the peak so far
     let before = mebibytes("VmRSS")?;
-    by_one(engine, Strategy::Standard, count, arguments.length - tokens, tokens)?;
+    by_drivers(engine, (Strategy::Standard, 1), (count, arguments.length - tokens, tokens))?;
     println!(
         "Memory of the process: {before:.0} MiB with the models loaded, at most {:.0} MiB with {count} sessions of {} \
          tokens",
@@ -231,7 +247,8 @@ fn main() -> Result<()> {
                     true => f64::NAN,
                     false => by_threads(&engine, &arguments, strategy, count)?,
                 };
-                let one = by_one(&engine, strategy, count, arguments.prompt, arguments.tokens)?;
+                let load = (count, arguments.prompt, arguments.tokens);
+                let one = by_drivers(&engine, (strategy, arguments.drivers), load)?;
                 let peer = match &mut torch {
                     Some((worker, threads)) => ask(worker, &arguments, count, *threads)?,
                     None => f64::NAN,
@@ -246,7 +263,7 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// With a thread for each session, with one thread, and a peer's tokens per second.
+/// With a thread for each session, with driving threads, and a peer's tokens per second.
 type Measurement = (f64, Measured, f64);
 
 /// Print what was measured of a strategy, by numbers of sessions and rounds. The first round warms up.
@@ -257,8 +274,9 @@ fn report(arguments: &Arguments, name: &str, table: &[Vec<Measurement>], first: 
         arguments.rounds
     );
     println!(
-        "| sessions | a thread each | over the first row | one thread | first | over {} | outside of passes | passes \
-         for a token, their sessions and tokens | over PyTorch |",
+        "| sessions | a thread each | over the first row | {} | first | over {} | outside of passes | passes for a \
+         token, their sessions and tokens | over PyTorch |",
+        if arguments.drivers == 1 { "one thread".into() } else { format!("{} threads", arguments.drivers) },
         arguments.strategies[0]
     );
     println!("| ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- | ---: |");

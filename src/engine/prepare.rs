@@ -59,13 +59,17 @@ fn run(engine: &Arc<Engine>, load: Load, watch: &mut Watch) -> Result<(), Stop> 
     let kinds = kinds(engine);
     watch.all = kinds.len() + rehearsals + 1;
     stages.iter_mut().try_for_each(|stage| stage.grow(watch))?;
+    // Passes of these sessions have graphs that would serve smaller ones.
+    let common = stages.iter().map(Stage::common).max().unwrap_or(0);
+    let mut rehearse = |number: usize, watch: &mut Watch| {
+        watch.done += 1;
+        stages.iter_mut().try_for_each(|stage| stage.rehearse(number, watch))
+    };
+    (0..common).try_for_each(|number| rehearse(number, watch))?;
     for options in &kinds {
         decode(engine, options, sessions.min(SMALL_COMPANY), &scope, watch)?;
     }
-    for number in 0..rehearsals {
-        stages.iter_mut().try_for_each(|stage| stage.rehearse(number, watch))?;
-        watch.done += 1;
-    }
+    (common..rehearsals).try_for_each(|number| rehearse(number, watch))?;
     drop(stages);
     decode(engine, &kinds[0], sessions, &scope, watch)?;
     (watch.progress)(1.0);

@@ -119,16 +119,19 @@ impl<'a> Stage<'a> {
         (sessions, tokens): (usize, usize),
     ) -> Self {
         let tokens = tokens.min(model.context_length());
+        let captures = model.captured().is_some_and(|(_, refused)| refused.is_none());
+        // Only graphs of common passes depend on the context.
+        let contexts = if captures && queue.is_some() { tokens } else { 0 };
         Stage {
             model,
             queue,
             waiter: Arc::default(),
             scope,
             tokens,
-            rehearsals: rehearsals(sessions, tokens),
+            rehearsals: rehearsals(sessions, contexts),
             empty: Vec::new(),
             filled: Vec::new(),
-            limits: if queue.is_some() { (usize::MAX, usize::MAX) } else { (2, 1) },
+            limits: if queue.is_some() { (usize::MAX, usize::MAX) } else { (2, usize::MAX) },
             alone: sessions.min(MOST_ALONE),
             // Some are left to sizes that nobody foresees.
             left: model.kept_sizes() - model.kept_sizes() / 8,
@@ -145,6 +148,11 @@ impl<'a> Stage<'a> {
     /// Passes that it rehearses.
     pub fn count(&self) -> usize {
         self.rehearsals.len()
+    }
+
+    /// Those of them that most sessions need, which come first.
+    pub fn common(&self) -> usize {
+        self.rehearsals.iter().take_while(|each| each.is_common()).count()
     }
 
     /// Run the largest passes once. Where buffers grow, captured passes are lost, so this comes first.
@@ -227,7 +235,7 @@ impl<'a> Stage<'a> {
             return self.left > 0;
         }
         // All that is learned is what so many tokens take.
-        rehearsal.context == 0 && self.seen.insert(rehearsal.tokens())
+        self.seen.insert(rehearsal.tokens())
     }
 
     /// Run a pass. Returns whether later ones of its size take as long.

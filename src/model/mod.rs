@@ -2,6 +2,7 @@
 //!
 //! The decoder knows nothing of ONNX Runtime, and models know nothing of combination or acceptance.
 
+pub mod graphs;
 pub mod limited;
 pub mod overlap;
 pub mod rehearsal;

@@ -6,11 +6,14 @@
 
 use std::ops::RangeInclusive;
 
-/// A company of so many sessions is rehearsed in all contexts, a larger one in the longest two.
+use super::graphs::{padded, padded_rows};
+
+/// Most sessions of a small company.
 pub const SMALL_COMPANY: usize = 4;
 
-/// Contexts: none, and the longest ones.
-const LONGEST: usize = 3;
+/// Contexts, each of them an eighth of the one before. Graphs for long contexts serve shorter ones too, and take little
+/// longer. No context comes last: if there is no memory for others, it has graphs of its own.
+const CONTEXTS: usize = 3;
 
 /// Tokens of passes of a few sessions, times the tokens of each of them: the more sessions, the shorter their drafts.
 const SHORT: usize = 16;
@@ -22,7 +25,7 @@ const NARROW: usize = 16;
 const CHUNK: usize = 256;
 const LEAST_CHUNK: usize = 64;
 
-/// The least context. A GPU's block of the cache has up to 256 tokens, and tables are padded to powers of two.
+/// The least context but none. A GPU's block of the cache has up to 256 tokens, and tables are padded to powers of two.
 const LEAST_CONTEXT: usize = 160;
 
 /// A pass that nobody waits for.
@@ -34,6 +37,7 @@ pub struct Rehearsal {
     pub context: usize,
     /// Whether the rows of all tokens are wanted, as where a draft is verified.
     verifies: bool,
+    kind: Kind,
 }
 
 impl Rehearsal {
@@ -47,6 +51,11 @@ impl Rehearsal {
         if self.verifies && width <= NARROW { width } else { 1 }
     }
 
+    /// Whether most sessions need it.
+    pub fn is_common(&self) -> bool {
+        self.kind <= Kind::Few
+    }
+
     /// Rows that are wanted of all sequences.
     pub fn all_rows(&self) -> usize {
         self.widths.iter().map(|&width| self.rows(width)).sum()
@@ -57,59 +66,58 @@ impl Rehearsal {
 pub fn rehearsals(sessions: usize, tokens: usize) -> Vec<Rehearsal> {
     let longer = std::iter::successors(Some(LEAST_CONTEXT), |context| Some(2 * context));
     let longer: Vec<usize> = longer.take_while(|&context| context < tokens).collect();
-    let longest = &longer[longer.len().saturating_sub(LONGEST)..];
-    let contexts: Vec<usize> = [&[0], longest].concat();
-    let (others, many) = contexts.split_at(contexts.len().saturating_sub(2));
-    let shorter = &others[others.len().saturating_sub(1)..];
+    let contexts = longer.into_iter().rev().step_by(3).take(CONTEXTS).chain([0]);
     let mut programme = Programme(Vec::new());
-    for &context in &contexts {
+    for context in contexts {
         programme.of_few(sessions.min(SMALL_COMPANY), context);
+        if sessions > SMALL_COMPANY {
+            programme.of_many(sessions, context);
+        }
     }
     for width in sizes(NARROW + 1..=CHUNK) {
         programme.add(Kind::Prompt, width, vec![width], 0, false);
     }
-    if sessions > SMALL_COMPANY {
-        many.iter().for_each(|&context| programme.of_many(sessions, context));
-        shorter.iter().for_each(|&context| programme.standard(Kind::Shorter, sessions, context));
-    }
-    programme.0.sort_by_key(|(kind, rank, _)| (*kind, *rank)); // stable
-    programme.0.into_iter().map(|(_, _, rehearsal)| rehearsal).collect()
+    programme.0.sort_by_key(|(rank, rehearsal)| (rehearsal.kind, *rank)); // stable
+    programme.0.into_iter().map(|(_, rehearsal)| rehearsal).collect()
 }
 
-/// What a pass is part of, the most useful first.
+/// What a pass is part of, the most useful first. Small passes come before larger ones whose graphs serve them too.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Kind {
+    /// Sessions without drafts.
+    Standard,
     /// A few sessions, with short drafts.
     Few,
-    /// Many sessions without drafts.
-    Standard,
     /// Many sessions with drafts of one token.
     Drafts,
     /// A prompt beside many sessions.
     PromptBeside,
-    /// Many sessions without drafts, in a shorter context.
-    Shorter,
     Prompt,
     /// Models of many sessions catch up: they read several tokens, of which only the last row is wanted.
     Behind,
+    FarBehind,
     /// One session with a longer draft.
     Alone,
     /// Longer drafts than these.
     Long,
 }
 
-/// Rehearsals, each with its kind and its rank within that.
-struct Programme(Vec<(Kind, usize, Rehearsal)>);
+/// Rehearsals, each with its rank within those of its kind.
+struct Programme(Vec<(usize, Rehearsal)>);
 
 impl Programme {
     fn add(&mut self, kind: Kind, rank: usize, widths: Vec<usize>, context: usize, verifies: bool) {
-        self.0.push((kind, rank, Rehearsal { widths, context, verifies }));
+        self.0.push((rank, Rehearsal { widths, context, verifies, kind }));
     }
 
     fn of_few(&mut self, sessions: usize, context: usize) {
         for width in 1..=4 {
             for tokens in sizes(width..=width * sessions) {
-                let kind = if tokens * width <= SHORT { Kind::Few } else { Kind::Long };
+                let kind = match tokens * width {
+                    _ if width == 1 => Kind::Standard,
+                    ..=SHORT => Kind::Few,
+                    _ => Kind::Long,
+                };
                 self.add(kind, tokens * width, shares(tokens, width), context, true);
             }
         }
@@ -128,20 +136,19 @@ impl Programme {
         }
     }
 
-    fn standard(&mut self, kind: Kind, sessions: usize, context: usize) {
-        for tokens in sizes(SMALL_COMPANY + 1..=sessions) {
-            self.add(kind, tokens, shares(tokens, 1), context, true);
-        }
-    }
-
     fn of_many(&mut self, sessions: usize, context: usize) {
-        self.standard(Kind::Standard, sessions, context);
-        for tokens in sizes(2 * SMALL_COMPANY + 1..=2 * sessions) {
+        for tokens in row_sizes(SMALL_COMPANY + 1..=sessions) {
+            self.add(Kind::Standard, tokens, shares(tokens, 1), context, true);
+        }
+        for tokens in row_sizes(2 * SMALL_COMPANY + 1..=2 * sessions) {
             self.add(Kind::Drafts, tokens, shares(tokens, 2), context, true);
         }
-        for company in sizes(SMALL_COMPANY + 1..=sessions).filter(|&size| rows(size) == size || size == sessions) {
+        for company in row_sizes(SMALL_COMPANY + 1..=sessions) {
             self.add(Kind::Behind, 2 * company, vec![2; company], context, false);
-            for width in [3, 4] {
+            for width in [4, 8] {
+                self.add(Kind::FarBehind, company * width, vec![width; company], context, false);
+            }
+            for width in [4, 8] {
                 self.add(Kind::Long, company * width, vec![width; company], context, true);
             }
         }
@@ -166,20 +173,16 @@ fn shares(tokens: usize, width: usize) -> Vec<usize> {
     widths
 }
 
-/// The numbers that a GPU pads tokens to, and the last one of the range: 1, 2, 3, 4, 6, 8, then four from a power of
-/// two to the next.
+/// The numbers that a GPU pads tokens to, and the last one of the range.
 fn sizes(range: RangeInclusive<usize>) -> impl Iterator<Item = usize> {
-    let (least, most) = (*range.start(), *range.end());
-    let padded = move |size: &usize| match size {
-        ..=8 => rows(*size) == *size,
-        _ => size.is_multiple_of(1 << (size.ilog2() - 2)),
-    };
-    (least..=most).filter(move |size| padded(size) || *size == most)
+    let most = *range.end();
+    range.filter(move |&size| padded(size) == size || size == most)
 }
 
-/// The number that a GPU pads rows to: 1, 2, 3, 4, 6, 8, then two from a power of two to the next.
-fn rows(count: usize) -> usize {
-    if count <= 2 { count } else { count.next_multiple_of(1 << (count.ilog2() - 1)) }
+/// The numbers that a GPU pads rows to, and the last one of the range.
+fn row_sizes(range: RangeInclusive<usize>) -> impl Iterator<Item = usize> {
+    let most = *range.end();
+    range.filter(move |&size| padded_rows(size) == size || size == most)
 }
 
 #[cfg(test)]
@@ -187,22 +190,23 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
+    use crate::model::graphs::{MOST_GRAPHS, PassSize, SizeLimits};
 
     #[test]
-    fn small_companies_come_first_and_no_pass_is_rehearsed_twice() {
+    fn common_passes_come_first_and_none_is_rehearsed_twice() {
         for sessions in [1, 2, 4, 5, 16, 37, 256, 1024] {
             let all = rehearsals(sessions, 1024);
-            assert_eq!((&all[0].widths[..], all[0].context), (&[1][..], 0));
+            assert_eq!((&all[0].widths[..], all[0].context), (&[1][..], 640));
             assert!(all.iter().all(|each| (1..=sessions.max(1)).contains(&each.widths.len())), "{sessions}");
-            if let Some(first) = all.iter().position(|each| each.widths.len() > SMALL_COMPANY) {
-                let is_short = |each: &Rehearsal| each.tokens() <= SHORT;
-                assert!(first > 60 && all[..first].iter().all(is_short), "{sessions}: a few sessions come first");
-            }
-            assert!(all.len() <= 410, "{sessions}: {}", all.len());
+            let common = all.iter().take_while(|each| each.is_common());
+            assert!(common.clone().all(|each| each.widths.len() <= SMALL_COMPANY || each.widths[0] == 1), "{sessions}");
+            let count = common.count();
+            assert!((8..72).contains(&count) && all[count..].iter().all(|each| !each.is_common()), "{sessions}");
+            assert!(all.len() <= 320, "{sessions}: {}", all.len());
             for (index, each) in all.iter().enumerate() {
                 assert!(!all[..index].contains(each), "{sessions}: {each:?}");
             }
-            for context in [0, 160, 320, 640] {
+            for context in [0, 640] {
                 let of = |widths: &[usize]| all.iter().any(|each| each.widths == widths && each.context == context);
                 assert!(of(&[1]) && of(&[3]) && of(&[16]), "{sessions}, {context}");
             }
@@ -211,17 +215,65 @@ mod tests {
         }
         let long = rehearsals(64, 8192);
         let contexts: BTreeSet<usize> = long.iter().map(|each| each.context).collect();
-        assert_eq!((contexts, long.len()), (BTreeSet::from([0, 1280, 2560, 5120]), rehearsals(64, 1024).len()));
+        assert_eq!(contexts, BTreeSet::from([0, 640, 5120]));
         assert_eq!(rehearsals(1, 1).iter().map(|each| each.context).max(), Some(0));
     }
 
     #[test]
     fn rows_are_those_of_drafts_and_the_last_ones() {
-        let each = |widths: &[usize], verifies| Rehearsal { widths: widths.to_vec(), context: 0, verifies };
+        let each =
+            |widths: &[usize], verifies| Rehearsal { widths: widths.to_vec(), context: 0, verifies, kind: Kind::Few };
         assert_eq!(each(&[3, 3, 2], true).all_rows(), 8);
         assert_eq!(each(&[3, 3, 2], false).all_rows(), 3);
         assert_eq!(each(&[1, 1, 100], true).all_rows(), 3);
         assert_eq!(shares(7, 3), [3, 3, 1]);
         assert_eq!(sizes(1..=23).collect::<Vec<_>>(), [1, 2, 3, 4, 6, 8, 10, 12, 14, 16, 20, 23]);
+        assert_eq!(row_sizes(1..=23).collect::<Vec<_>>(), [1, 2, 3, 4, 6, 8, 12, 16, 23]);
+    }
+
+    /// The size of a pass, by the new tokens of each sequence, those of the first one before, and how many rows are
+    /// wanted of each.
+    fn size(widths: &[usize], context: usize, rows: impl Fn(usize) -> usize) -> PassSize {
+        let pass = PassSize {
+            tokens: widths.iter().sum(),
+            rows: widths.iter().map(|&width| rows(width)).sum(),
+            blocks: (context + widths[0]).div_ceil(128),
+            widest: widths.iter().copied().max().unwrap(),
+            kept: widths.iter().map(|&width| rows(width)).max().unwrap(),
+            filters: false,
+        };
+        pass.padded(SizeLimits { tokens: usize::MAX, blocks: 32 })
+    }
+
+    /// An engine that is prepared has graphs for what its sessions need.
+    #[test]
+    fn rehearsals_have_graphs_for_sessions() {
+        for sessions in [1, 16, 37, 64, 256] {
+            let mut graphs = Vec::new();
+            for each in rehearsals(sessions, 1024) {
+                let size = size(&each.widths, each.context, |width| each.rows(width));
+                let is_served = graphs.iter().any(|graph: &PassSize| graph.serves(size));
+                if !is_served && size.is_captured() && graphs.len() < MOST_GRAPHS - MOST_GRAPHS / 8 {
+                    graphs.push(size);
+                }
+            }
+            println!("{sessions} sessions: {} graphs", graphs.len());
+            let has_graph = |size: PassSize| graphs.iter().any(|graph| graph.serves(size));
+            for context in [0, 50, 150, 300, 400, 800, 1000] {
+                for company in 1..=sessions {
+                    assert!(has_graph(size(&vec![1; company], context, |_| 1)), "{company}, {context}");
+                    let draft = size(&vec![2; company], context, |width| width);
+                    assert!(has_graph(draft), "{company} of {sessions} drafts, {context}");
+                    for width in 1..=8 {
+                        let behind = size(&vec![width; company], context, |_| 1);
+                        assert!(has_graph(behind), "{company} of {sessions} are {width} behind, {context}");
+                    }
+                }
+                for widths in [&[1][..], &[2], &[3], &[4], &[1, 1], &[2, 1], &[2, 2, 1], &[1; 4], &[2; 4]] {
+                    let size = size(widths, context, |width| width);
+                    assert!(widths.len() > sessions || has_graph(size), "{widths:?}, {context}");
+                }
+            }
+        }
     }
 }

@@ -20,13 +20,13 @@ use super::inputs::Feed;
 use super::logits::LogitRows;
 use super::options::{Provider, RowsOn};
 use super::packed::batching::Batching;
-use super::packed::gpu_runner::MOST_GRAPHS;
 use super::packed::sequence::{PackedSequence, PassOwner};
 use super::sequence::{MAX_PASS, MIN_PASS, OnnxSequence, SequenceHandle, Spares, Terminate, own};
 use super::weights::LoadedSession;
 use crate::cuda::Device;
 use crate::error::{Error, Result};
 use crate::export::{Export, GivenRows, Logits, Role, Rollback};
+use crate::model::graphs::MOST_GRAPHS;
 use crate::model::{Admission, Cancel, Interrupt, Model, Pass, Report, Sequence};
 use crate::rows::device::Ring;
 
@@ -205,7 +205,11 @@ impl Model for OnnxModel {
     fn max_batch_tokens(&self) -> usize {
         // RotaryEmbedding, which reads positions, takes no more tokens than it has positions.
         let reads_positions = self.export.inputs.iter().any(|input| input.role == Role::Positions);
-        (2 * MAX_PASS).min(if reads_positions { self.export.context_length } else { usize::MAX })
+        let most = match &self.batching {
+            Batching::Packed(passes) => passes.max_tokens,
+            _ => self.max_pass(),
+        };
+        most.min(if reads_positions { self.export.context_length } else { usize::MAX })
     }
 
     fn admit(&self, pass: &mut Pass<'_>) -> Admission {

@@ -23,6 +23,7 @@ use crate::export::paged::{BLOCKS, BOUNDS, ENDS, PASTS};
 use crate::export::parts::LayerShape;
 use crate::export::parts::TABLE;
 use crate::export::{self, Export, Role};
+use crate::model::graphs::{Capture, Graphs, MOST_GRAPHS, PassSize, SizeLimits};
 use crate::onnx::binding::{Binding, Tensor};
 use crate::onnx::captures::Captures;
 use crate::onnx::gpu_passes::GpuPasses;
@@ -30,17 +31,6 @@ use crate::onnx::inputs::Feed;
 use crate::onnx::weights::LoadedSession;
 use crate::rows::device::{Shares, queue_rows};
 use crate::rows::records::Control;
-
-/// Passes of up to this many tokens are captured, and those with chunks of prompts up to this many. The time of larger
-/// ones hides that of the launch.
-const LARGEST_GRAPH: usize = 2048;
-const LARGEST_GRAPH_OF_PROMPTS: usize = 256;
-
-/// Passes with up to so many tokens of each sequence are padded to the next of these numbers. Wider ones have prompts.
-const WIDTHS: [usize; 4] = [1, 4, 8, 16];
-
-/// Most graphs that are kept. The one that was used least recently goes first.
-pub const MOST_GRAPHS: usize = 192;
 
 /// Up to this many bytes of rows are copied to the host as a part of the pass, and then to where they are read. That
 /// takes less time than a copy behind the pass.
@@ -86,88 +76,37 @@ impl RowsPlan {
 /// What a model takes at most.
 #[derive(Debug, Clone, Copy)]
 struct Limits {
-    /// Tokens of a pass. RotaryEmbedding, which reads positions, takes no more than it has positions.
-    tokens: usize,
+    /// A pass. RotaryEmbedding, which reads positions, takes no more tokens than it has positions.
+    pass: SizeLimits,
     /// Tokens of a sequence.
     length: usize,
-    /// Blocks of a sequence.
-    blocks: usize,
 }
 
-/// The size that a pass is padded to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Size {
-    tokens: usize,
-    /// Rows, and as many sequences.
-    rows: usize,
-    /// Columns of the table of blocks.
-    blocks: usize,
-    /// Most tokens of a sequence.
-    widest: usize,
-    /// Most rows of a sequence that stay on the GPU.
-    kept: usize,
-    /// Whether these are filtered.
-    filters: bool,
-}
-
-impl Size {
-    /// The size of a pass. Padding makes it no larger than the limits.
-    fn of(pass: &Layout, plan: &RowsPlan, most: Limits) -> Self {
-        let blocks = pass.parts.iter().map(|part| part.blocks.len()).max().unwrap_or(1).max(1);
-        let widest = pass.parts.iter().map(|part| part.width).max().unwrap_or(1);
-        let tokens = padded(pass.tokens.len()).min(most.tokens.max(pass.tokens.len()));
-        Size {
-            tokens,
-            rows: padded_rows(pass.rows.len().max(pass.parts.len())),
-            blocks: blocks.next_power_of_two().min(most.blocks.max(blocks)),
-            widest: WIDTHS.into_iter().find(|&width| widest <= width).unwrap_or(tokens),
-            kept: padded(plan.controls.iter().map(|control| control.given()).max().unwrap_or(0)),
-            filters: plan.filters,
-        }
-    }
-
-    /// Sequences that the pass has room for.
-    fn sequences(self) -> usize {
-        self.rows
-    }
-
-    /// Whether its passes are captured.
-    fn is_captured(self) -> bool {
-        let most = if WIDTHS.contains(&self.widest) { LARGEST_GRAPH } else { LARGEST_GRAPH_OF_PROMPTS };
-        self.tokens <= most
-    }
-
-    /// The bytes of the inputs in their order: those that the export declares, whose numbers have these sizes, then
-    /// rows, ends, pasts, blocks, and the arguments of the kernels for rows.
-    fn bytes(self, declared: impl Iterator<Item = usize>) -> impl Iterator<Item = usize> {
-        let declared = declared.map(move |bytes| bytes * self.tokens);
-        let count = self.sequences();
-        let controls = if self.kept > 0 { count * size_of::<Control>() } else { 0 };
-        declared.chain([8 * self.rows, 4 * (count + 1), 4 * count, 4 * count * self.blocks, controls])
+/// The size of a pass, without padding.
+fn pass_size(pass: &Layout, plan: &RowsPlan) -> PassSize {
+    PassSize {
+        tokens: pass.tokens.len(),
+        rows: pass.rows.len().max(pass.parts.len()),
+        blocks: pass.parts.iter().map(|part| part.blocks.len()).max().unwrap_or(1),
+        widest: pass.parts.iter().map(|part| part.width).max().unwrap_or(1),
+        kept: plan.controls.iter().map(|control| control.given()).max().unwrap_or(0),
+        filters: plan.filters,
     }
 }
 
-/// Tokens are padded to 1, 2, 3, 4, 6, 8, then to four numbers from a power of two to the next. Each is computed.
-fn padded(count: usize) -> usize {
-    if count <= 8 { padded_rows(count) } else { count.next_multiple_of(1 << (count.ilog2() - 2)) }
-}
-
-/// Rows are padded to two numbers from a power of two to the next. They cost less than another graph.
-fn padded_rows(count: usize) -> usize {
-    if count <= 2 { count } else { count.next_multiple_of(1 << (count.ilog2() - 1)) }
-}
-
-/// The state of a size.
-enum Capture {
-    /// A pass was run, so ONNX Runtime has all the memory that it needs, and the next one can be captured.
-    Warm,
-    Graph(CapturedGraph),
+/// The bytes of the inputs of a padded pass in their order: those that the export declares, whose numbers have these
+/// sizes, then rows, ends, pasts, blocks, and the arguments of the kernels for rows. A pass has room for as many
+/// sequences as rows.
+fn input_bytes(size: PassSize, declared: impl Iterator<Item = usize>) -> impl Iterator<Item = usize> {
+    let declared = declared.map(move |bytes| bytes * size.tokens);
+    let controls = if size.kept > 0 { size.rows * size_of::<Control>() } else { 0 };
+    declared.chain([8 * size.rows, 4 * (size.rows + 1), 4 * size.rows, 4 * size.rows * size.blocks, controls])
 }
 
 /// Runs the packed passes of a model, one after another.
 pub struct GpuRunner {
-    /// From the least to the most recently used. Declared before the buffers whose addresses they hold.
-    graphs: Vec<(Size, Capture)>,
+    /// Declared before the buffers whose addresses they hold.
+    graphs: Graphs<CapturedGraph>,
     captures: Arc<Captures>,
     binding: Binding,
     options: RunOptions,
@@ -224,13 +163,13 @@ impl GpuRunner {
         let reads_positions = feeds.iter().any(|feed| feed.input.role == Role::Positions);
         let length = export.context_length;
         let tokens = if reads_positions { length } else { usize::MAX };
-        let limits = Limits { tokens, length, blocks: length.div_ceil(store.block()) };
+        let limits = Limits { pass: SizeLimits { tokens, blocks: length.div_ceil(store.block()) }, length };
         let pass = Box::new(GpuPass::new(&device, layers)?);
         let row = export.logits.columns * export::element_bytes(export.logits.element).unwrap_or(4);
         let pair =
             |bytes| Ok::<_, ort::Error>((HostBuffer::zeroed(&device, bytes)?, DeviceBuffer::zeroed(&device, bytes)?));
         Ok(GpuRunner {
-            graphs: Vec::new(),
+            graphs: Graphs::new(MOST_GRAPHS),
             captures: captures.clone(),
             binding,
             options,
@@ -277,7 +216,8 @@ impl GpuRunner {
     /// Put a pass on the GPU. Its rows will be in `rows`, which must stay until it is finished. On an error nothing is
     /// running.
     pub fn begin(&mut self, pass: &Layout, plan: &RowsPlan, rows: &mut PassRows) -> ort::Result<()> {
-        let size = Size::of(pass, plan, self.limits);
+        let size = pass_size(pass, plan).padded(self.limits.pass);
+        let size = if self.captures(size) { self.graphs.choose(size) } else { size };
         self.place(size)?;
         self.fill(pass, size)?;
         if size.kept > 0 {
@@ -303,10 +243,10 @@ impl GpuRunner {
     }
 
     /// Decide where inputs are, and make room for them and for the rows.
-    fn place(&mut self, size: Size) -> ort::Result<()> {
+    fn place(&mut self, size: PassSize) -> ort::Result<()> {
         let mut end = 0;
         self.places.clear();
-        for bytes in size.bytes(self.feeds.iter().map(|feed| feed.numbers.size())) {
+        for bytes in input_bytes(size, self.feeds.iter().map(|feed| feed.numbers.size())) {
             self.places.push((end, bytes));
             end += bytes.next_multiple_of(ALIGNMENT);
         }
@@ -321,7 +261,7 @@ impl GpuRunner {
     }
 
     /// Write the inputs into the buffer on the host.
-    fn fill(&mut self, pass: &Layout, size: Size) -> ort::Result<()> {
+    fn fill(&mut self, pass: &Layout, size: PassSize) -> ort::Result<()> {
         let GpuRunner { feeds, inputs: (host, _), places, .. } = self;
         let host = host.bytes_mut();
         let padding = std::iter::repeat_n(0, size.tokens - pass.tokens.len());
@@ -355,14 +295,14 @@ impl GpuRunner {
         Ok(())
     }
 
-    fn bind(&mut self, size: Size) -> ort::Result<()> {
+    fn bind(&mut self, size: PassSize) -> ort::Result<()> {
         let GpuRunner { feeds, inputs: (_, device), places, binding, on_device, .. } = self;
         let mut tensor = |index: usize, element, shape: &[i64]| {
             let (place, bytes) = places[index];
             // SAFETY: the input is inside the buffer, which stays until another one is bound.
             unsafe { Tensor::at(on_device, device.address().byte_add(place), bytes, element, shape) }
         };
-        let (tokens, count) = (size.tokens as i64, size.sequences() as i64);
+        let (tokens, count) = (size.tokens as i64, size.rows as i64);
         for (index, Feed { input, .. }) in feeds.iter().enumerate() {
             let shape = [1, tokens];
             binding.input(&input.name, &tensor(index, input.element, &shape[2 - input.rank..])?)?;
@@ -385,10 +325,9 @@ impl GpuRunner {
 
     /// Put the pass on the stream: by its graph, or by a run, which may be captured on the way. On an error, the stream
     /// is idle again.
-    fn launch(&mut self, size: Size, rows: &mut PassRows, host: Range<usize>) -> ort::Result<()> {
-        let index = self.graphs.iter().position(|(of, _)| *of == size);
-        let state = index.map(|index| self.graphs.remove(index).1);
-        let may_capture = size.is_captured() && self.captures.refused().is_none();
+    fn launch(&mut self, size: PassSize, rows: &mut PassRows, host: Range<usize>) -> ort::Result<()> {
+        let state = self.graphs.take(size);
+        let may_capture = self.captures(size);
         let device = self.device.clone();
         let queue = device.queue()?;
         self.is_usual = !may_capture || matches!(state, Some(Capture::Graph(_)));
@@ -401,10 +340,7 @@ impl GpuRunner {
             _ => (may_capture.then_some(Capture::Warm), self.run_plainly(&queue, size)),
         };
         if let Some(state) = state {
-            if self.graphs.len() == MOST_GRAPHS {
-                self.graphs.remove(0);
-            }
-            self.graphs.push((size, state));
+            self.graphs.put(size, state);
         }
         self.staged = self.stages(size).then_some(host.end * self.row);
         let copied = result.and_then(|()| match rows {
@@ -416,19 +352,24 @@ impl GpuRunner {
         copied.and_then(|()| queue.record(&self.done)).inspect_err(|_| queue.drain())
     }
 
+    /// Whether passes of a size may be captured.
+    fn captures(&self, size: PassSize) -> bool {
+        size.is_captured() && self.captures.refused().is_none()
+    }
+
     /// Whether a pass copies its rows itself.
-    fn stages(&self, size: Size) -> bool {
+    fn stages(&self, size: PassSize) -> bool {
         size.kept == 0 && size.rows * self.row <= FEW_BYTES
     }
 
-    fn run_plainly(&mut self, queue: &Queue, size: Size) -> ort::Result<()> {
+    fn run_plainly(&mut self, queue: &Queue, size: PassSize) -> ort::Result<()> {
         self.bind(size)?;
         let _running = cuda::running();
         queue.by_runner(|queue| self.work(queue, size))
     }
 
     /// Capture the pass and launch its graph. If other threads use the GPU, or if the capture fails, the pass is run.
-    fn capture(&mut self, queue: &Queue, size: Size) -> (Option<Capture>, ort::Result<()>) {
+    fn capture(&mut self, queue: &Queue, size: PassSize) -> (Option<Capture<CapturedGraph>>, ort::Result<()>) {
         if let Err(error) = self.bind(size) {
             return (Some(Capture::Warm), Err(error));
         }
@@ -452,14 +393,14 @@ impl GpuRunner {
     }
 
     /// Copy the inputs to the device, and run the model.
-    fn work(&mut self, queue: &Queue, size: Size) -> ort::Result<()> {
+    fn work(&mut self, queue: &Queue, size: PassSize) -> ort::Result<()> {
         let bytes = self.places.last().map_or(0, |(place, bytes)| place + bytes);
         queue.copy_first(&self.inputs.0, &self.inputs.1, bytes)?;
         self.binding.run(&self.options)?;
         if size.kept > 0 {
             let (place, _) = self.places[self.feeds.len() + 4];
             let control = self.inputs.1.place() + place as u64;
-            let shares = Shares { control, count: size.sequences(), most: size.kept, filters: size.filters };
+            let shares = Shares { control, count: size.rows, most: size.kept, filters: size.filters };
             queue_rows(&self.device, queue, self.logits.place(), (self.element, self.columns), shares)?;
         }
         if self.stages(size) { queue.copy_out(&self.logits, &mut self.few, 0, size.rows * self.row) } else { Ok(()) }
@@ -469,92 +410,4 @@ impl GpuRunner {
 /// An input in the buffer.
 fn numbers<T: bytemuck::Pod>(host: &mut [u8], (place, bytes): (usize, usize)) -> &mut [T] {
     bytemuck::cast_slice_mut(&mut host[place..place + bytes])
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::model::rehearsal::rehearsals;
-    use crate::onnx::packed::pool::BlockId;
-
-    fn size(widths: &[usize], rows: usize) -> Size {
-        let mut pass = Layout::default();
-        widths.iter().for_each(|&width| pass.add(&vec![0; width], 5, width - rows.min(width), &[BlockId(0)]));
-        Size::of(&pass, &RowsPlan::default(), Limits { tokens: usize::MAX, length: 1000, blocks: 8 })
-    }
-
-    #[test]
-    fn sizes_have_room_for_their_passes() {
-        for count in 1..3000 {
-            let (tokens, rows) = (padded(count), padded_rows(count));
-            assert!((count..=count + count / 4 + 1).contains(&tokens), "{count}: {tokens}");
-            assert!((count..=count + count / 2).contains(&rows), "{count}: {rows}");
-        }
-        for widths in [&[1, 3, 2][..], &[7], &[1; 100], &[100, 1, 1, 1, 1, 1, 1, 1]] {
-            let size = size(widths, 1);
-            assert!(size.sequences() >= widths.len() && size.tokens >= widths.iter().sum());
-            assert!(size.widest >= *widths.iter().max().unwrap());
-        }
-    }
-
-    /// A graph is captured for each size, which takes as long as many passes.
-    #[test]
-    fn sessions_in_company_have_few_sizes() {
-        let mut random = fastrand::Rng::with_seed(1);
-        for sessions in [8, 64] {
-            let mut sizes = Vec::new();
-            for _ in 0..1000 {
-                // How many rounds ago a model was last needed, with equal weights of two.
-                let widths: Vec<usize> = (0..sessions).map(|_| 1 + random.u32(1..).trailing_zeros() as usize).collect();
-                let size = size(&widths, 1);
-                if !sizes.contains(&size) {
-                    sizes.push(size);
-                }
-            }
-            assert!(sizes.len() <= 24, "{sessions}: {sizes:?}");
-            let largest = size(&vec![8; sessions], 1);
-            assert!(largest.is_captured() && !size(&[1000, 1], 1).is_captured());
-        }
-    }
-
-    /// The size of a pass with rows on the GPU, by the new tokens of each sequence, those of the first one before, and
-    /// how many rows are wanted of each.
-    fn size_on_gpu(widths: &[usize], context: usize, rows: impl Fn(usize) -> usize) -> Size {
-        let mut pass = Layout::default();
-        for (index, &width) in widths.iter().enumerate() {
-            let past = if index == 0 { context } else { 0 };
-            let blocks = vec![BlockId(0); (past + width).div_ceil(128)];
-            pass.add(&vec![0; width], past, width - rows(width), &blocks);
-        }
-        let kept = padded(widths.iter().map(|&width| rows(width)).max().unwrap_or(0));
-        let most = Limits { tokens: usize::MAX, length: 4096, blocks: 32 };
-        Size { kept, ..Size::of(&pass, &RowsPlan::default(), most) }
-    }
-
-    /// An engine that is prepared has graphs of what its sessions need.
-    #[test]
-    fn rehearsals_have_the_sizes_of_sessions() {
-        for sessions in [1, 16, 37, 64] {
-            let mut sizes = Vec::new();
-            for each in rehearsals(sessions, 1024) {
-                let size = size_on_gpu(&each.widths, each.context, |width| each.rows(width));
-                if !sizes.contains(&size) && sizes.len() < MOST_GRAPHS - MOST_GRAPHS / 8 {
-                    sizes.push(size);
-                }
-            }
-            for context in [400, 1000] {
-                for company in 1..=sessions {
-                    assert!(sizes.contains(&size_on_gpu(&vec![1; company], context, |_| 1)), "{company}, {context}");
-                    let draft = size_on_gpu(&vec![2; company], context, |width| width);
-                    assert!(sizes.contains(&draft), "{company} of {sessions} drafts, {context}");
-                }
-            }
-            for context in [50, 150, 300, 800] {
-                for widths in [&[1][..], &[2], &[3], &[4], &[1, 1], &[2, 1], &[2, 2, 1], &[1; 4], &[2; 4]] {
-                    let size = size_on_gpu(widths, context, |width| width);
-                    assert!(widths.len() > sessions || sizes.contains(&size), "{widths:?}, {context}");
-                }
-            }
-        }
-    }
 }

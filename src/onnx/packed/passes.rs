@@ -23,8 +23,8 @@ use super::sequence::{PackedSequence, PassOwner};
 use super::table::BLOCK_TOKENS;
 use crate::cuda::Device;
 use crate::error::{Error, Result};
-use crate::export::Export;
 use crate::export::parts::LayerShape;
+use crate::export::{Export, element_bytes};
 use crate::model::{Admission, Interrupt, Pass, Report, Sequence};
 use crate::onnx::captures::Captures;
 use crate::onnx::sequence::{MAX_PASS, MIN_PASS};
@@ -33,6 +33,14 @@ use crate::rows::device::Ring;
 
 /// Most buffers for rows that are kept for later passes.
 const MOST_BUFFERS: usize = 8;
+
+/// Most tokens of a pass. On a GPU, sessions that do not fit into it would fall behind the others, and passes that are
+/// several times as wide take little longer.
+const HOST_TOKENS: usize = 2 * MAX_PASS;
+const GPU_TOKENS: usize = 8 * MAX_PASS;
+
+/// Most memory for rows of a pass on a GPU, if the rows of all its tokens are wanted.
+const MOST_ROW_BYTES: usize = 256 << 20;
 
 /// Most memory for rows on a GPU, in sequences, that is kept for later sequences.
 const MOST_RINGS: usize = 64;
@@ -48,6 +56,8 @@ pub struct PackedPasses {
     pub blocks: usize,
     /// Logits of a row, padding included.
     pub columns: usize,
+    /// Most tokens of a pass.
+    pub max_tokens: usize,
     /// For messages.
     file: PathBuf,
     work: Mutex<Work>,
@@ -175,7 +185,10 @@ impl PackedPasses {
         let store = GpuStore::new(device, layers, blocks)?;
         let runner = GpuRunner::new(loaded, export, layers, captures, store)?;
         let gpu_rows = keeps_rows.then(|| (device.clone(), export.logits.element));
-        Ok(PackedPasses { gpu_rows, ..Self::new(export, Machine::Gpu(Box::new(runner)), (block, bytes), blocks) })
+        let row = export.logits.columns * element_bytes(export.logits.element).unwrap_or(4);
+        let max_tokens = (MOST_ROW_BYTES / row).clamp(HOST_TOKENS, GPU_TOKENS);
+        let passes = Self::new(export, Machine::Gpu(Box::new(runner)), (block, bytes), blocks);
+        Ok(PackedPasses { gpu_rows, max_tokens, ..passes })
     }
 
     /// Whether rows of logits stay on a GPU.
@@ -190,6 +203,7 @@ impl PackedPasses {
             block_tokens,
             blocks,
             columns: export.logits.columns,
+            max_tokens: HOST_TOKENS,
             file: export.file.clone(),
             running: AtomicUsize::new(NOTHING),
             idle: Condvar::new(),

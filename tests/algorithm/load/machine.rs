@@ -90,7 +90,8 @@ impl Machine {
             })
         };
         let models = (0..self.passes.len()).map(model).collect();
-        let engine = Engine::new(models, self.combine.clone(), Vec::new(), None).unwrap().with_seed(1).with_serial(self.serial);
+        let engine =
+            Engine::new(models, self.combine.clone(), Vec::new(), None).unwrap().with_seed(1).with_serial(self.serial);
         let now = clock.clone();
         let engine = Arc::new(engine.with_clock(move || Duration::from_nanos(now.load(Ordering::Relaxed))));
         Simulation { engine, clock, passes }

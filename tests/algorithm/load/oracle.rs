@@ -119,5 +119,5 @@ fn overlapping_passes() {
     let passes = Passes::new(235.0, 0.5, 0).with_sessions(1.3);
     let friendly = Machine::mixture(World::Related, 1.0, [passes; 2]);
     let overlapping = Machine { serial: Some(0.6), host: 1.5, ..friendly };
-    overlapping.check("overlapping passes", &[(1, 1.0), (4, 1.0), (16, 1.0), (64, 1.0), (256, 1.0)]);
+    overlapping.check("overlapping passes", &[(1, 1.5), (4, 1.5), (16, 1.5), (64, 1.5), (256, 1.4)]);
 }
