@@ -263,11 +263,12 @@ impl<C: Chance> Driver<C> {
             let given_back = || Err(Error::Internal("a pass that may wait was given back".into()).into());
             let report = outcome.unwrap_or_else(given_back)?;
             self.ran_in_company(need, report, overlaps, common);
+            self.passed(common.map_or(report.elapsed, |(common, _)| common.elapsed), overlaps);
         }
         Ok(())
     }
 
-    /// A pass was run in common with others, or at least might have been.
+    /// A pass was run in common with others, or at least might have been. Its time is told to [`Driver::passed`].
     pub(super) fn ran_in_company(
         &mut self,
         need: Need,
@@ -281,7 +282,6 @@ impl<C: Chance> Driver<C> {
             self.decoder.had_company(common);
             self.histograms.pass(shape);
         }
-        self.passed(common.map_or(report.elapsed, |(common, _)| common.elapsed), overlapped);
         self.company = self.company.max(self.queues.as_ref().map_or(1, |queues| queues.company()));
     }
 
@@ -312,10 +312,10 @@ impl<C: Chance> Driver<C> {
         }
     }
 
-    /// A pass has taken so much time.
-    fn passed(&mut self, elapsed: Duration, overlapped: bool) {
-        // Of passes at the same time, the longest counts.
-        self.passes += if overlapped { elapsed.saturating_sub(self.at_once) } else { elapsed };
+    /// A pass has taken so much time. `at_once` says that several threads may have waited for the passes of this step
+    /// at the same time, so that the longest counts.
+    pub(super) fn passed(&mut self, elapsed: Duration, at_once: bool) {
+        self.passes += if at_once { elapsed.saturating_sub(self.at_once) } else { elapsed };
         self.at_once = self.at_once.max(elapsed);
     }
 

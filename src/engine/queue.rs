@@ -285,6 +285,8 @@ type Guard<'a> = MutexGuard<'a, Waiting>;
 struct Running {
     batch: Vec<Entry>,
     passes: Vec<Pass<'static>>,
+    /// See [`Crowd::begin`].
+    alone: Option<usize>,
     /// When it was chosen.
     since: Instant,
     /// The panic of its launch.
@@ -569,8 +571,8 @@ impl PassQueue {
             Pass { sequence: &mut *pass.sequence, tokens, ..*pass }
         }));
         drop(state);
-        self.crowd.begin();
-        Some(Running { batch, passes, since: Instant::now(), panicked: None })
+        let alone = self.crowd.begin();
+        Some(Running { batch, passes, alone, since: Instant::now(), panicked: None })
     }
 
     /// Whether to wait for the end of a pass of another model, so that the sessions that it serves are part of the next
@@ -598,7 +600,7 @@ impl PassQueue {
             let leads = leads && !(self.overlaps && state.held);
             if leads { self.choose(state, own) } else { None }
         });
-        let Some(Running { mut batch, mut passes, since, panicked }) = running else {
+        let Some(Running { mut batch, mut passes, alone, since, panicked }) = running else {
             let state = self.lock();
             // SAFETY: the lock is held.
             return match unsafe { (own.as_ref().leads, own.as_ref().open) } {
@@ -621,8 +623,7 @@ impl PassQueue {
             self.last.store(report.elapsed.as_nanos() as usize, Ordering::Relaxed);
             let number = (batch.len() > 1).then(|| self.number());
             let (sessions, tokens) = (batch.len(), batch.iter().map(Entry::width).sum());
-            // Of passes that run at the same time, nobody knows what one takes.
-            if report.is_usual && self.crowd.is_only_pass() {
+            if report.is_usual && self.crowd.ran_alone(alone) {
                 self.times.0.record(self.times.1, tokens, report.elapsed.as_secs_f64());
             }
             let common = Common { elapsed: report.elapsed, number };

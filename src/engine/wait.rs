@@ -60,8 +60,9 @@ pub struct Crowd {
     asking: AtomicUsize,
     /// Threads that have some of the passes that they asked for, and wait for those of other models.
     halves: AtomicUsize,
-    /// Passes that are running.
+    /// Passes that are running, and those that have begun.
     running: AtomicUsize,
+    begun: AtomicUsize,
     /// Leaders that wait for the end of a pass of another model.
     held: Mutex<Vec<Arc<Waiter>>>,
 }
@@ -125,14 +126,16 @@ impl Crowd {
         self.halves.fetch_sub(1, Ordering::Relaxed);
     }
 
-    /// A pass begins.
-    pub fn begin(&self) {
-        self.running.fetch_add(1, Ordering::Relaxed);
+    /// A pass begins. Returns its number, if no other pass is running.
+    pub fn begin(&self) -> Option<usize> {
+        let number = self.begun.fetch_add(1, Ordering::Relaxed) + 1;
+        (self.running.fetch_add(1, Ordering::Relaxed) == 0).then_some(number)
     }
 
-    /// Whether no other pass is running than the one of the caller.
-    pub fn is_only_pass(&self) -> bool {
-        self.running.load(Ordering::Relaxed) <= 1
+    /// Whether the pass that [`Crowd::begin`] gave this number ran alone, so that its time is its own. Of passes at the
+    /// same time, the first one that is waited for seems to take all of it, and the others none.
+    pub fn ran_alone(&self, number: Option<usize>) -> bool {
+        number == Some(self.begun.load(Ordering::Relaxed))
     }
 
     /// A pass has ended, and its threads have their outcomes. Wakes the leaders that wait for it.
@@ -152,5 +155,29 @@ impl Crowd {
         self.held.lock().expect("nobody panics with this lock").push(leader.clone());
         // The pass may have ended just before.
         is_worth_it()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pass_ran_alone_if_no_other_was_there_at_any_time() {
+        let crowd = Crowd::default();
+        let alone = crowd.begin();
+        assert!(crowd.ran_alone(alone));
+        crowd.end();
+        let first = crowd.begin();
+        let second = crowd.begin();
+        assert!(!crowd.ran_alone(first) && !crowd.ran_alone(second));
+        crowd.end();
+        assert!(!crowd.ran_alone(second), "the first one is over, but it was there");
+        let third = crowd.begin();
+        crowd.end();
+        assert!(!crowd.ran_alone(third));
+        crowd.end();
+        let alone = crowd.begin();
+        assert!(crowd.ran_alone(alone));
     }
 }

@@ -4,3 +4,4 @@ pub mod costs;
 pub mod estimates;
 pub mod observer;
 pub mod pass_times;
+pub mod steady;

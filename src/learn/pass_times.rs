@@ -4,6 +4,8 @@
 //! over. So there is a mean for each of many ranges, and nothing is assumed between them but a straight line. A machine
 //! that becomes busy is busy for all ranges: those that no pass shows at the moment move along.
 
+use super::steady::STRANGE;
+
 /// Ranges of tokens from a power of two to the next, and powers of two.
 const PARTS: usize = 4;
 const OCTAVES: usize = 16;
@@ -14,9 +16,6 @@ const MEMORY: f64 = 16.0;
 /// Passes of all models after which a range is stale, and passes that its mean counts for then.
 const FRESH: u64 = 16;
 const STALE_MEMORY: f64 = 1.0;
-
-/// A pass counts as at most so many times slower than expected. Another process may take the machine for a moment.
-const OUTLIER: f64 = 3.0;
 
 /// Share of the time that grows with the tokens, where nothing is known of larger passes.
 const GROWING: f64 = 0.5;
@@ -64,7 +63,9 @@ impl Curve {
         let known = &mut self.ranges[index];
         let (before, memory) = (*known, if known.is_fresh(now) { MEMORY } else { STALE_MEMORY + 1.0 });
         known.passes = (known.passes + 1.0).min(memory);
-        let most = if known.passes > 1.0 { OUTLIER * known.seconds } else { f64::INFINITY };
+        // Another process may take the machine for a moment. If it stays, the next pass is as slow.
+        let was_strange = known.last.0 > STRANGE * known.seconds;
+        let most = if known.passes > 1.0 && !was_strange { STRANGE * known.seconds } else { f64::INFINITY };
         known.seconds += (seconds.min(most) - known.seconds) / known.passes;
         known.tokens += (tokens - known.tokens) / known.passes;
         known.last = (seconds, now);

@@ -49,11 +49,22 @@ pub struct Scripted {
 }
 
 /// Passes of a device that were launched.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct InFlight {
     count: usize,
+    /// Whether none of them was waited for.
+    is_first: bool,
     /// Whether there were several at the same time, since there was none.
     several: bool,
+}
+
+/// What is left of the second of two passes when the first one has ended.
+const LAST: f64 = 0.05;
+
+impl Default for InFlight {
+    fn default() -> Self {
+        InFlight { count: 0, is_first: true, several: false }
+    }
 }
 
 impl InFlight {
@@ -62,12 +73,18 @@ impl InFlight {
         self.several |= self.count > 1;
     }
 
-    /// Returns whether the pass had company.
-    fn end(&mut self, is_launched: bool) -> bool {
-        let had_company = self.several;
-        self.count -= usize::from(is_launched && self.count > 0);
+    /// A pass is waited for. Returns the share of its time that this takes. All passes that run at the same time end at
+    /// nearly the same time, so the wait for the first one is nearly all.
+    fn end(&mut self, left: f64) -> f64 {
+        let (is_first, had_company) = (self.is_first, self.several);
+        self.count = self.count.saturating_sub(1);
         self.several &= self.count > 0;
-        had_company
+        self.is_first = self.count == 0;
+        match (had_company, is_first) {
+            (false, _) => 1.0,
+            (true, true) => 2.0 * left - LAST,
+            (true, false) => LAST,
+        }
     }
 }
 
@@ -333,9 +350,11 @@ impl Scripted {
         let tokens: usize = batch.iter_mut().map(&mut width).sum();
         assert!(tokens <= self.max_batch_tokens().max(self.max_pass), "a pass over too many tokens");
         let launched: Vec<_> = batch.iter_mut().map(|pass| own(pass.sequence).launched.take()).collect();
-        let is_launched = launched.iter().all(Option::is_some);
-        let has_company = self.device.as_ref().is_none_or(|device| device.lock().end(is_launched));
-        let left = if is_launched && has_company { self.left } else { 1.0 };
+        let left = match &self.device {
+            _ if launched.iter().any(Option::is_none) => 1.0,
+            None => self.left,
+            Some(device) => device.lock().end(self.left),
+        };
         let mut scored = Vec::with_capacity(batch.len());
         for (pass, launched) in batch.iter_mut().zip(&launched) {
             let least = usize::from(self.memory.is_none());

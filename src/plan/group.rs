@@ -8,11 +8,13 @@
 use super::planner::Planner;
 use crate::decode::policy::Plan;
 use crate::learn::estimates::Estimates;
+use crate::learn::steady::Steady;
 
 /// Tokens of each session that are recorded as one round. Sessions do not all get their tokens at once.
 const TOKENS: f64 = 2.0;
 
-/// Such rounds in each measurement of `standard`. Only the last one counts; during the first, sessions still change.
+/// Such rounds in each measurement of `standard`, of which the faster one counts. During the first, sessions still
+/// change.
 const STANDARD_ROUNDS: u32 = 2;
 
 /// The sessions of one task.
@@ -21,8 +23,8 @@ pub struct Group {
     planner: Planner,
     /// Counts the changes of the plan that the sessions follow.
     version: u64,
-    /// `Some` while `standard` is measured: the rounds of it so far.
-    standard_rounds: Option<u32>,
+    /// `Some` while `standard` is measured: the rounds of it so far, and the least seconds for a token.
+    standard_rounds: Option<(u32, f64)>,
     /// Whether a session reviews the plan at the moment.
     is_reviewed: bool,
     /// Of all sessions since the last round: tokens and seconds.
@@ -30,13 +32,15 @@ pub struct Group {
     seconds: f64,
     /// Seconds for a token by `standard`, as of the last round.
     standard: f64,
+    /// Seconds for a token by the plan that the sessions follow now.
+    usual: Steady,
 }
 
 impl Group {
     /// Sessions that begin with the plan of a planner.
     pub fn new(planner: Planner) -> Self {
-        let (tokens, seconds, standard) = (0.0, 0.0, 0.0);
-        Group { planner, version: 1, standard_rounds: None, is_reviewed: false, tokens, seconds, standard }
+        let (tokens, seconds, standard, usual) = Default::default();
+        Group { planner, version: 1, standard_rounds: None, is_reviewed: false, tokens, seconds, standard, usual }
     }
 
     /// What chooses the plan.
@@ -70,31 +74,34 @@ impl Group {
     /// Learn from the round.
     pub fn end_round(&mut self, company: f64, estimates: &Estimates) {
         let (count, standard) = ((self.tokens / company).round().max(1.0), self.planner.standard(estimates));
-        let seconds = count * self.seconds / self.tokens;
+        let each = self.usual.count(self.seconds / self.tokens);
         self.standard = standard;
-        self.clear();
+        (self.tokens, self.seconds) = (0.0, 0.0);
         match self.standard_rounds {
-            None => self.planner.record_round(count as usize, seconds, standard),
-            Some(rounds) if rounds + 1 < STANDARD_ROUNDS => self.standard_rounds = Some(rounds + 1),
-            Some(_) => {
-                self.planner.record_standard(count as usize, seconds, standard);
+            None => self.planner.record_round(count as usize, count * each, standard),
+            Some((rounds, least)) if rounds + 1 < STANDARD_ROUNDS => {
+                self.standard_rounds = Some((rounds + 1, least.min(each)));
+            }
+            Some((_, least)) => {
+                self.planner.record_standard(count as usize, count * least.min(each), standard);
                 self.standard_rounds = None;
-                self.version += 1;
+                self.change();
             }
         }
     }
 
-    fn clear(&mut self) {
-        (self.tokens, self.seconds) = (0.0, 0.0);
+    /// Sessions follow another plan.
+    fn change(&mut self) {
+        self.version += 1;
+        (self.tokens, self.seconds, self.usual) = Default::default();
     }
 
     /// Measure `standard` for a moment, if that is due.
     pub fn measure_standard(&mut self) {
         let is_free = self.standard_rounds.is_none() && !self.is_reviewed;
         if is_free && self.planner.must_measure_standard_in_company() {
-            self.standard_rounds = Some(0);
-            self.version += 1;
-            self.clear();
+            self.standard_rounds = Some((0, f64::INFINITY));
+            self.change();
         }
     }
 
@@ -116,8 +123,7 @@ impl Group {
         (self.planner, self.is_reviewed) = (planner, false);
         if let Some(plan) = plan {
             self.planner.adopt(plan);
-            self.version += 1;
-            self.clear();
+            self.change();
         }
     }
 }

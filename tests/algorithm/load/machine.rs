@@ -56,6 +56,8 @@ pub struct Machine {
     pub passes: Vec<Passes>,
     /// Microseconds of the host for each session and pass.
     pub host: f64,
+    /// Share of the passes that take five times as long, because something else has the machine, and a seed for them.
+    pub disturbed: (f64, u64),
     /// See [`Estimates::serial_share`](cos::learn::estimates::Estimates::serial_share).
     pub serial: Option<f64>,
 }
@@ -64,7 +66,7 @@ impl Machine {
     /// A mixture of two models.
     pub fn mixture(world: World, temperature: f32, passes: [Passes; 2]) -> Machine {
         let combine = Combine::Weighted { weights: vec![0.5, 0.5] };
-        Machine { world, combine, temperature, passes: passes.to_vec(), host: 1.0, serial: None }
+        Machine { world, combine, temperature, passes: passes.to_vec(), host: 1.0, disturbed: (0.0, 0), serial: None }
     }
 
     /// Switch it on. Nothing is learned yet.
@@ -73,9 +75,11 @@ impl Machine {
         let passes = Arc::new(Mutex::new(self.passes.clone()));
         let device = Arc::default();
         let model = |index: usize| {
-            let (clock, passes, host) = (clock.clone(), passes.clone(), self.host);
+            let (clock, passes, host, disturbed) = (clock.clone(), passes.clone(), self.host, self.disturbed);
             let time = move |tokens: usize, sequences: usize, left: f64| {
-                let nanoseconds = 1e3 * left * passes.lock()[index].at(tokens, sequences);
+                let is_disturbed = uniform(disturbed.1, clock.load(Ordering::Relaxed) as usize) < disturbed.0;
+                let times = if is_disturbed { 5.0 } else { 1.0 };
+                let nanoseconds = 1e3 * times * left * passes.lock()[index].at(tokens, sequences);
                 clock.fetch_add((nanoseconds + 1e3 * host * sequences as f64) as u64, Ordering::Relaxed);
                 Duration::from_nanos(nanoseconds as u64)
             };

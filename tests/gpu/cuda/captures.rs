@@ -195,30 +195,25 @@ fn sessions_say_what_was_captured() {
 fn a_prepared_engine_captures_little_for_users() {
     let Some(_turn) = gpu() else { return };
     for rows in ["host", "gpu"] {
-        let captured = [true, false].map(|is_prepared| {
-            let engine = engine_with(&[(GRAPHS, "cuda"), (OTHER, "cuda")], rows, WEIGHTED);
-            let made = || -> u64 { engine.models().filter_map(|model| model.captured()).map(|(made, _)| made).sum() };
-            if is_prepared {
-                let load = Load { sessions: 4, tokens: 128 };
-                assert_eq!(prepare(&engine, load, Duration::from_secs(120), |_| true), Ok(1.0));
-                assert!(made() > 40, "{rows}: {}", made());
-            }
-            let before = made();
-            for strategy in [Strategy::Standard, Strategy::Speculative, Strategy::Cos] {
-                let lengths = (strategy != Strategy::Standard).then(|| vec![2, 2]);
-                let options = Options {
-                    strategy,
-                    sampler: Sampler::new(1.0, 0, 0.0, 0.0).unwrap(),
-                    proposal_lengths: lengths,
-                    stop_tokens: Some(Vec::new()),
-                    max_tokens: 60,
-                    ..Options::default()
-                };
-                run(&engine, &PROMPT, &options);
-            }
-            made() - before
-        });
-        assert!(captured[0] <= 2 && captured[1] > 4, "{rows}: {captured:?}");
+        let engine = engine_with(&[(GRAPHS, "cuda"), (OTHER, "cuda")], rows, WEIGHTED);
+        let made = || -> u64 { engine.models().filter_map(|model| model.captured()).map(|(made, _)| made).sum() };
+        let load = Load { sessions: 4, tokens: 128 };
+        assert_eq!(prepare(&engine, load, Duration::from_secs(120), |_| true), Ok(1.0));
+        let prepared = made();
+        assert!(prepared > 20, "{rows}: {prepared}");
+        for strategy in [Strategy::Standard, Strategy::Speculative, Strategy::Cos] {
+            let lengths = (strategy != Strategy::Standard).then(|| vec![2, 2]);
+            let options = Options {
+                strategy,
+                sampler: Sampler::new(1.0, 0, 0.0, 0.0).unwrap(),
+                proposal_lengths: lengths,
+                stop_tokens: Some(Vec::new()),
+                max_tokens: 60,
+                ..Options::default()
+            };
+            run(&engine, &PROMPT, &options);
+        }
+        assert!(made() <= prepared + 2, "{rows}: {prepared}, then {}", made());
     }
 }
 
