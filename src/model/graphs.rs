@@ -124,7 +124,7 @@ pub enum Capture<G> {
 /// The graphs of a model.
 #[derive(Debug)]
 pub struct Graphs<G> {
-    entries: Vec<Kept<G>>,
+    entries: Vec<KeptSize<G>>,
     /// Sizes that larger graphs serve, and the padding that this has taken.
     served: Vec<(PassSize, usize)>,
     most: usize,
@@ -133,7 +133,7 @@ pub struct Graphs<G> {
 }
 
 #[derive(Debug)]
-struct Kept<G> {
+struct KeptSize<G> {
     size: PassSize,
     capture: Capture<G>,
     /// When it was last used.
@@ -190,7 +190,7 @@ impl<G> Graphs<G> {
             self.entries.swap_remove(oldest);
         }
         self.clock += 1;
-        self.entries.push(Kept { size, capture, used: self.clock });
+        self.entries.push(KeptSize { size, capture, used: self.clock });
     }
 }
 
