@@ -42,8 +42,10 @@ pub struct Ring {
     done: Event,
     /// By slot: the position of its row, and the filter of its summary.
     pub(super) held: [(usize, Filter); SLOTS],
-    /// By slot: the row on the host, if it was copied.
+    /// By slot: the row on the host, if it was copied. A bit for each slot says so, so that passes after which no row is
+    /// copied need not look.
     fetched: [OnceCell<Box<[f32]>>; SLOTS],
+    fetched_slots: Cell<u64>,
     spare: RefCell<Vec<Box<[f32]>>>,
     /// Rows copied to the host.
     pub(super) copied: Cell<u64>,
@@ -93,6 +95,7 @@ impl Ring {
             done: Event::new(device)?,
             held: [NONE; SLOTS],
             fetched: std::array::from_fn(|_| OnceCell::new()),
+            fetched_slots: Cell::new(0),
             spare: RefCell::default(),
             copied: Cell::new(0),
             drawn: Cell::new((usize::MAX, 0, 0.0)),
@@ -117,6 +120,7 @@ impl Ring {
         self.vocab = vocab;
         self.held = [NONE; SLOTS];
         self.fetched = std::array::from_fn(|_| OnceCell::new());
+        self.fetched_slots.set(0);
         self.spare.get_mut().clear();
         self.copied.set(0);
     }
@@ -177,13 +181,16 @@ impl Ring {
     /// Note that a pass has succeeded, which gave the rows of these positions. Rows before position `wanted` are not
     /// asked for any more.
     pub fn keep(&mut self, positions: Range<usize>, wanted: usize) {
-        let spare = self.spare.get_mut();
-        for (row, (position, _)) in self.fetched.iter_mut().zip(&self.held) {
-            if !(wanted..positions.start).contains(position) {
-                spare.extend(row.take());
+        let mut left = self.fetched_slots.get();
+        while left != 0 {
+            let slot = left.trailing_zeros() as usize;
+            left &= left - 1;
+            if !(wanted..positions.start).contains(&self.held[slot].0) {
+                let spare = self.spare.get_mut();
+                spare.extend(self.fetched[slot].take().filter(|_| spare.len() < SPARE_ROWS));
+                self.fetched_slots.set(self.fetched_slots.get() & !(1 << slot));
             }
         }
-        spare.truncate(SPARE_ROWS);
         self.drawn.set((usize::MAX, 0, 0.0));
         positions.for_each(|position| self.held[position % SLOTS] = (position, self.filter));
     }
@@ -223,7 +230,9 @@ impl Ring {
     /// The score of a token at a position that is held, if no copy is needed.
     pub(super) fn known_score(&self, position: usize, token: usize) -> Option<f32> {
         let slot = position % SLOTS;
-        if let Some(row) = self.fetched[slot].get() {
+        if self.fetched_slots.get() >> slot & 1 == 1
+            && let Some(row) = self.fetched[slot].get()
+        {
             return Some(row[token]);
         }
         let (summary, token) = (self.summary_at(slot), token as i32);
@@ -262,6 +271,7 @@ impl Ring {
             let mut row = spare.unwrap_or_else(|| vec![0.0; self.columns].into());
             self.copy(self.place_of(slot), self.columns, &mut row)?;
             _ = self.fetched[slot].set(row);
+            self.fetched_slots.set(self.fetched_slots.get() | 1 << slot);
         }
         Ok(self.fetched[slot].get().expect("it was set"))
     }
