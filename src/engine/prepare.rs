@@ -62,8 +62,9 @@ fn run(engine: &Arc<Engine>, load: Load, watch: &mut Watch) -> Result<(), Stop> 
     // Passes of these sessions have graphs that would serve smaller ones.
     let common = stages.iter().map(Stage::common).max().unwrap_or(0);
     let mut rehearse = |number: usize, watch: &mut Watch| {
-        watch.done += 1;
-        stages.iter_mut().try_for_each(|stage| stage.rehearse(number, watch))
+        let rehearsed = stages.iter_mut().try_for_each(|stage| stage.rehearse(number, watch));
+        watch.done += usize::from(rehearsed.is_ok());
+        rehearsed
     };
     (0..common).try_for_each(|number| rehearse(number, watch))?;
     for options in &kinds {
