@@ -263,7 +263,8 @@ impl<C: Chance> Driver<C> {
             let given_back = || Err(Error::Internal("a pass that may wait was given back".into()).into());
             let report = outcome.unwrap_or_else(given_back)?;
             self.ran_in_company(need, report, overlaps, common);
-            self.passed(common.map_or(report.elapsed, |(common, _)| common.elapsed), overlaps);
+            let elapsed = common.map_or(report.elapsed, |(common, _)| common.elapsed);
+            self.passed(elapsed, overlaps);
         }
         Ok(())
     }

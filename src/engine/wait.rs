@@ -51,6 +51,9 @@ impl CancelHook for WakeOnCancel {
 /// How often a leader lets other threads run before it stops waiting for those that are about to come, at least.
 const YIELDS: usize = 64;
 
+/// A pass that has begun, in [`Crowd::passes`].
+const BEGUN: usize = 1 << (usize::BITS / 2);
+
 /// What the threads of an engine are about to do, so that a leader knows whom to wait for.
 #[derive(Default)]
 pub struct Crowd {
@@ -60,9 +63,8 @@ pub struct Crowd {
     asking: AtomicUsize,
     /// Threads that have some of the passes that they asked for, and wait for those of other models.
     halves: AtomicUsize,
-    /// Passes that are running, and those that have begun.
-    running: AtomicUsize,
-    begun: AtomicUsize,
+    /// Passes that have begun, in the upper half, and those that are running.
+    passes: AtomicUsize,
     /// Leaders that wait for the end of a pass of another model.
     held: Mutex<Vec<Arc<Waiter>>>,
 }
@@ -128,27 +130,31 @@ impl Crowd {
 
     /// A pass begins. Returns its number, if no other pass is running.
     pub fn begin(&self) -> Option<usize> {
-        let number = self.begun.fetch_add(1, Ordering::Relaxed) + 1;
-        (self.running.fetch_add(1, Ordering::Relaxed) == 0).then_some(number)
+        let before = self.passes.fetch_add(BEGUN + 1, Ordering::Relaxed);
+        before.is_multiple_of(BEGUN).then_some((before / BEGUN + 1) % BEGUN)
     }
 
     /// Whether the pass that [`Crowd::begin`] gave this number ran alone, so that its time is its own. Of passes at the
     /// same time, the first one that is waited for seems to take all of it, and the others none.
     pub fn ran_alone(&self, number: Option<usize>) -> bool {
-        number == Some(self.begun.load(Ordering::Relaxed))
+        number == Some(self.passes.load(Ordering::Relaxed) / BEGUN)
     }
 
     /// A pass has ended, and its threads have their outcomes. Wakes the leaders that wait for it.
     pub fn end(&self) {
-        self.running.fetch_sub(1, Ordering::Relaxed);
+        self.passes.fetch_sub(1, Ordering::Relaxed);
         let held = std::mem::take(&mut *self.held.lock().expect("nobody panics with this lock"));
         held.into_iter().for_each(|leader| leader.wake());
+    }
+
+    fn is_running(&self) -> bool {
+        !self.passes.load(Ordering::Relaxed).is_multiple_of(BEGUN)
     }
 
     /// Whether threads have a pass, and a running one will give them another one. If so, `leader` is woken when a pass
     /// ends.
     pub fn holds(&self, leader: &Arc<Waiter>) -> bool {
-        let is_worth_it = || self.halves.load(Ordering::Relaxed) > 0 && self.running.load(Ordering::Relaxed) > 0;
+        let is_worth_it = || self.halves.load(Ordering::Relaxed) > 0 && self.is_running();
         if !is_worth_it() {
             return false;
         }

@@ -4,9 +4,10 @@
 //! met before would be run, and the next one captured, which takes many times as long as a pass. So a larger graph
 //! serves it too, with more padding. A size gets a graph of its own once its padding has cost more than that.
 
-/// Passes of up to this many tokens are captured, and those with chunks of prompts up to this many. The time of larger
-/// ones hides that of the launch.
+/// Passes of up to this many tokens are captured. The time of larger ones hides that of the launch.
 const LARGEST: usize = 2048;
+
+/// The same for passes with chunks of prompts.
 const LARGEST_OF_PROMPTS: usize = 256;
 
 /// Passes with up to so many tokens of each sequence are padded to the next of these numbers. Wider ones have prompts.
@@ -15,17 +16,17 @@ const WIDTHS: [usize; 4] = [1, 4, 8, 16];
 /// Most graphs that are kept. The one that was used least recently goes first.
 pub const MOST_GRAPHS: usize = 192;
 
-/// A graph serves passes of half its tokens and rows and of an eighth of its blocks. If it has no more than so many, it
-/// serves passes of any number, because few cost little.
+/// A graph serves passes of at least half its tokens and rows, and an eighth of its blocks. If it has no more than so
+/// many, it serves passes of any number, because few cost little.
 const FEW_TOKENS: usize = 64;
 const FEW_ROWS: usize = 16;
 const FEW_BLOCKS: usize = 16;
 
 /// A graph of wider passes loses as much as so many tokens.
-const WIDER: usize = 16;
+const WIDER: usize = 64;
 
 /// Tokens and rows of padding after which a size is given its own graph. On small models they cost as much time as a
-/// capture; larger ones hide some of them behind the read of their weights.
+/// capture. Larger ones hide a part of that time behind the read of their weights.
 const MOST_PADDING: usize = 4096;
 
 /// Most sizes whose padding is counted.
@@ -149,6 +150,7 @@ impl<G> Graphs<G> {
     /// Drop all of them.
     pub fn clear(&mut self) {
         self.entries.clear();
+        self.served.clear();
     }
 
     /// The size that a pass of a padded size is run with: its own, or that of a larger graph.
@@ -159,20 +161,16 @@ impl<G> Graphs<G> {
         let graphs = self.entries.iter().filter(|entry| matches!(entry.capture, Capture::Graph(_)));
         let serving = graphs.map(|graph| graph.size).filter(|of| of.serves(size));
         let Some(larger) = serving.min_by_key(|of| (of.padding(size), *of)) else { return size };
-        let place = self.served.iter().position(|(of, _)| *of == size);
-        let place = place.unwrap_or_else(|| {
-            if self.served.len() == MOST_COUNTED {
-                self.served.remove(0);
-            }
-            self.served.push((size, 0));
-            self.served.len() - 1
-        });
-        let padding = &mut self.served[place].1;
-        *padding += larger.padding(size).max(1);
-        if *padding > MOST_PADDING {
-            self.served.remove(place);
+        let known = self.served.iter().position(|(of, _)| *of == size);
+        let before = known.map_or(0, |place| self.served.remove(place).1);
+        let padding = before + larger.padding(size).max(1);
+        if padding > MOST_PADDING {
             return size;
         }
+        if self.served.len() == MOST_COUNTED {
+            self.served.remove(0);
+        }
+        self.served.push((size, padding)); // the one that was needed last comes last
         larger
     }
 

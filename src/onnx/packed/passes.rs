@@ -39,7 +39,8 @@ const MOST_BUFFERS: usize = 8;
 const HOST_TOKENS: usize = 2 * MAX_PASS;
 const GPU_TOKENS: usize = 8 * MAX_PASS;
 
-/// Most memory for rows of a pass on a GPU, if the rows of all its tokens are wanted.
+/// About the most memory for rows of a pass on a GPU, before padding, if the rows of all its tokens are wanted. Passes
+/// of [`HOST_TOKENS`] may take more.
 const MOST_ROW_BYTES: usize = 256 << 20;
 
 /// Most memory for rows on a GPU, in sequences, that is kept for later sequences.
