@@ -163,27 +163,3 @@ impl Crowd {
         is_worth_it()
     }
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_pass_ran_alone_if_no_other_was_there_at_any_time() {
-        let crowd = Crowd::default();
-        let alone = crowd.begin();
-        assert!(crowd.ran_alone(alone));
-        crowd.end();
-        let first = crowd.begin();
-        let second = crowd.begin();
-        assert!(!crowd.ran_alone(first) && !crowd.ran_alone(second));
-        crowd.end();
-        assert!(!crowd.ran_alone(second), "the first one is over, but it was there");
-        let third = crowd.begin();
-        crowd.end();
-        assert!(!crowd.ran_alone(third));
-        crowd.end();
-        let alone = crowd.begin();
-        assert!(crowd.ran_alone(alone));
-    }
-}
