@@ -42,8 +42,8 @@ pub struct Ring {
     done: Event,
     /// By slot: the position of its row, and the filter of its summary.
     pub(super) held: [(usize, Filter); SLOTS],
-    /// By slot: the row on the host, if it was copied. A bit for each slot says so, so that passes after which no row is
-    /// copied need not look.
+    /// By slot: the row on the host, if it was copied. A bit for each slot says so, so that passes after which no row
+    /// is copied need not look.
     fetched: [OnceCell<Box<[f32]>>; SLOTS],
     fetched_slots: Cell<u64>,
     spare: RefCell<Vec<Box<[f32]>>>,
