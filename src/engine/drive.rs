@@ -13,6 +13,7 @@ use crate::engine::histogram::{PassShape, SessionHistograms};
 use crate::engine::participant::Participant;
 use crate::engine::queue::{self, MOST_MODELS, NARROW, PassQueue, Ticket, WhenFull};
 use crate::engine::queues::{Decoding, Inside, PassQueues};
+use crate::engine::time_in_passes::TimeInPasses;
 use crate::engine::wait::{Waiter, WakeOnCancel};
 use crate::error::{Error, Result};
 use crate::model::{Cancel, Interrupt, Memory, Model, Priority, Report};
@@ -38,10 +39,7 @@ pub struct Driver<C> {
     waiter: Arc<Waiter>,
     /// Whether other threads may wait until this one has computed. Not if functions of the caller run meanwhile.
     in_crowd: bool,
-    /// Time of the passes that it had, those of others included that it shared.
-    passes: Duration,
-    /// That of passes of this step that were run at the same time.
-    at_once: Duration,
+    passes: TimeInPasses,
     /// The most sessions that decoded at the same time, since [`Driver::begin`].
     company: usize,
     /// Whether models take turns where sessions wait for several: not if their passes overlap well.
@@ -92,8 +90,7 @@ impl<C: Chance> Driver<C> {
             decoding: None,
             waiter: Arc::default(),
             in_crowd: false,
-            passes: Duration::ZERO,
-            at_once: Duration::ZERO,
+            passes: TimeInPasses::default(),
             company: 1,
             takes_turns: true,
             turns_waited: 0,
@@ -201,7 +198,7 @@ impl<C: Chance> Driver<C> {
 
     /// Go on until passes are needed; see [`Decoder::step`].
     pub(super) fn step(&mut self) -> Result<Step> {
-        self.at_once = Duration::ZERO;
+        self.passes.begin();
         let step = self.decoder.step(&mut self.workspace)?;
         if step == Step::Run
             && let Some(queues) = &self.queues
@@ -247,6 +244,7 @@ impl<C: Chance> Driver<C> {
     fn run_shared(&mut self, queues: &PassQueues, first: usize, count: usize) -> Result<(), Interrupt> {
         let Driver { decoder, cancel, waiter, in_crowd, priority, .. } = self;
         let (is_new, prompt_end) = (decoder.counters().tokens == 0, decoder.prompt_end());
+        self.passes.begin();
         let passes = decoder.passes().skip(first).take(count);
         let now = Instant::now();
         let tickets = passes.filter_map(|(need, pass)| {
@@ -263,13 +261,11 @@ impl<C: Chance> Driver<C> {
             let given_back = || Err(Error::Internal("a pass that may wait was given back".into()).into());
             let report = outcome.unwrap_or_else(given_back)?;
             self.ran_in_company(need, report, overlaps, common);
-            let elapsed = common.map_or(report.elapsed, |(common, _)| common.elapsed);
-            self.passed(elapsed, overlaps);
         }
         Ok(())
     }
 
-    /// A pass was run in common with others, or at least might have been. Its time is told to [`Driver::passed`].
+    /// A pass was run in common with others, or at least might have been.
     pub(super) fn ran_in_company(
         &mut self,
         need: Need,
@@ -279,10 +275,10 @@ impl<C: Chance> Driver<C> {
     ) {
         self.decoder.ran(need, report, overlapped);
         self.asked = None;
-        if let Some((common, shape)) = common {
-            self.decoder.had_company(common);
-            self.histograms.pass(shape);
-        }
+        let Some((common, shape)) = common else { return };
+        self.decoder.had_company(common);
+        self.histograms.pass(shape);
+        self.passes.add(common.elapsed, shape.is_led);
         self.company = self.company.max(self.queues.as_ref().map_or(1, |queues| queues.company()));
     }
 
@@ -313,13 +309,6 @@ impl<C: Chance> Driver<C> {
         }
     }
 
-    /// A pass has taken so much time. `at_once` says that several threads may have waited for the passes of this step
-    /// at the same time, so that the longest counts.
-    pub(super) fn passed(&mut self, elapsed: Duration, at_once: bool) {
-        self.passes += if at_once { elapsed.saturating_sub(self.at_once) } else { elapsed };
-        self.at_once = self.at_once.max(elapsed);
-    }
-
     /// A round begins. Until it ends, the session counts among those that decode at the same time.
     pub(super) fn begin(&mut self) {
         (self.company, self.asked) = (1, None);
@@ -339,7 +328,7 @@ impl<C: Chance> Driver<C> {
 
     /// Time of the passes that it had, those of others included that it shared.
     pub(super) fn passes(&self) -> Duration {
-        self.passes
+        self.passes.all()
     }
 
     /// Run those passes that are not run in common with others: launch all that can be left running, and wait for
@@ -367,7 +356,7 @@ impl<C: Chance> Driver<C> {
                 }
                 let report = model(&self.participants, need)?.forward(&mut [self.decoder.pass(need)])?;
                 self.decoder.ran(need, report, launched != 0);
-                self.passed(report.elapsed, false);
+                self.passes.add(report.elapsed, true);
             }
         }
         Ok(())

@@ -106,6 +106,8 @@ pub struct PassShape {
     pub sessions: usize,
     /// Tokens of all of them.
     pub tokens: usize,
+    /// Whether the thread that asked for it ran it.
+    pub is_led: bool,
 }
 
 impl Waits {
@@ -166,7 +168,7 @@ impl SessionHistograms {
     }
 
     /// The session was part of a pass.
-    pub fn pass(&mut self, PassShape { queued, sessions, tokens }: PassShape) {
+    pub fn pass(&mut self, PassShape { queued, sessions, tokens, .. }: PassShape) {
         self.passes.queue.record_time(queued);
         self.passes.record_pass(sessions, tokens);
     }

@@ -177,9 +177,6 @@ fn run_together<S: BorrowMut<Session>>(sessions: &mut [S], buffers: &mut CallBuf
             Some(Ok(report)) => {
                 let overlapped = overlaps && driver.needs().len() > 1;
                 driver.ran_in_company(need, report, overlapped, common);
-                // This thread has waited for one pass after the other, and the time of each is what was left of it.
-                // If other threads have led some, their waits are counted twice.
-                driver.passed(common.map_or(report.elapsed, |(common, _)| common.elapsed), false);
             }
             Some(Err(interrupt)) => stands[index] = Stand::Interrupted(interrupt),
         }

@@ -19,6 +19,7 @@ mod stage;
 pub mod stats;
 mod sync;
 pub mod table;
+mod time_in_passes;
 pub mod wait;
 mod waiting;
 

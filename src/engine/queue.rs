@@ -635,7 +635,9 @@ impl PassQueue {
                 if ticket.since != asked {
                     (asked, queued) = (ticket.since, since.saturating_duration_since(ticket.since));
                 }
-                ticket.common = Some((common, PassShape { queued, sessions, tokens }));
+                // SAFETY: what never changes may be read.
+                let is_led = unsafe { entry.call.as_ref().asker == own.as_ref().asker };
+                ticket.common = Some((common, PassShape { queued, sessions, tokens, is_led }));
             }
         }
         let mut state = self.lock();

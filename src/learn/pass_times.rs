@@ -78,9 +78,12 @@ impl Curve {
         let (now, seconds) = (self.now, self.ranges[index].seconds);
         // Each of the fresh ranges moves by itself, so it has a part in what moves the others.
         let moved = moved.powf(1.0 / self.ranges.iter().filter(|known| known.is_fresh(now)).count() as f64);
-        for (other, known) in self.ranges.iter_mut().enumerate().filter(|(_, known)| !known.is_fresh(now)) {
+        let is_stale = |(_, known): &(usize, &mut Known)| known.passes > 0.0 && !known.is_fresh(now);
+        for (other, known) in self.ranges.iter_mut().enumerate().filter(is_stale) {
             let expected = moved * known.seconds;
-            known.seconds = if other < index { expected.min(seconds) } else { expected.max(seconds) };
+            let expected = if other < index { expected.min(seconds) } else { expected.max(seconds) };
+            known.last.0 *= expected / known.seconds;
+            known.seconds = expected;
         }
     }
 

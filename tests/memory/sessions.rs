@@ -197,11 +197,14 @@ fn weights_that_are_named_twice_are_held_once() {
     let size = folder("models/demo/base/model.onnx").metadata().unwrap().len() as usize;
     let first = engine(&["models/demo/base"]);
     let before = resident();
-    let twice = engine(&["models/demo/base", "models/demo/base"]);
+    // Caches and buffers of six models are less than half of six models' weights.
+    let more = engine(&["models/demo/base"; 6]);
     let grown = resident().saturating_sub(before);
-    assert!(grown < size, "{grown} more bytes for weights of {size} that were there");
+    println!("{grown} more bytes for 6 * {size}");
+    assert!(grown < 3 * size, "{grown} more bytes for weights of {size} that were there");
+    drop(more);
 
-    let mut session = session(&twice, 1.0);
+    let mut session = session(&engine(&["models/demo/base"; 2]), 1.0);
     session.prompt(&tokens(20)).unwrap();
     while session.decoder().committed().len() < 60 {
         session.step().unwrap();
