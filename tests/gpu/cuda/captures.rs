@@ -213,7 +213,8 @@ fn a_prepared_engine_captures_little_for_users() {
             };
             run(&engine, &PROMPT, &options);
         }
-        assert!(made() <= prepared + 2, "{rows}: {prepared}, then {}", made());
+        // Prompts of two sizes: the second strategy finds most of its prompt computed.
+        assert!(made() <= prepared + 4, "{rows}: {prepared}, then {}", made());
     }
 }
 
