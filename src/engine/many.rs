@@ -56,7 +56,7 @@ pub fn step_many<S: BorrowMut<Session>>(sessions: &mut [S], mut news: impl FnMut
     }
     answer(sessions, &mut buffers.stands, &mut news);
     let mut moment = Moment::default();
-    for session in sessions.iter_mut().map(S::borrow_mut).filter(|session| session.is_begun()) {
+    for session in sessions.iter_mut().map(S::borrow_mut) {
         session.pause(moment.of(&session.engine));
     }
     if let Some(first) = sessions.first_mut() {

@@ -100,12 +100,17 @@ impl Session {
         !matches!(self.phase, Phase::Between)
     }
 
-    /// A call ends in the middle of a round or of a probe.
+    /// A call for many sessions ends. This one may be in the middle of a round or of a probe. If it is not, its next
+    /// round had to wait for what was left to do for the others, and takes so much longer.
     pub(super) fn pause(&mut self, now: Duration) {
-        if let Phase::Round(begun) | Phase::Probe(begun) = &mut self.phase {
-            begun.elapsed += now.saturating_sub(self.since);
-            self.spend(now);
-            self.count();
+        let elapsed = now.saturating_sub(self.since);
+        match &mut self.phase {
+            Phase::Between => self.left = elapsed,
+            Phase::Round(begun) | Phase::Probe(begun) => {
+                begun.elapsed += elapsed;
+                self.spend(now);
+                self.count();
+            }
         }
     }
 
@@ -144,7 +149,7 @@ impl Session {
         if self.driver.counts() && self.driver.committed().len() > begun.start {
             self.driver.histograms_mut().tokens(now, &mut self.engine.waits().lock());
         }
-        let total = begun.elapsed + now.saturating_sub(self.since);
+        let total = begun.elapsed + now.saturating_sub(self.since) + std::mem::take(&mut self.left);
         // Only planning that takes long reads the clock once more.
         let latest = Cell::new(now);
         let mut probe = None;

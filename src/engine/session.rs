@@ -92,6 +92,8 @@ pub struct Session {
     pub(super) total_ns: u64,
     /// Until when its time is counted: the beginning of the call, or the end of a round or a probe in it.
     pub(super) since: Duration,
+    /// What was left of the last call for many sessions when its round had ended.
+    pub(super) left: Duration,
     /// The statistics that the totals of the engine have.
     pub(super) counted: Stats,
     pub(super) phase: Phase,
@@ -180,6 +182,7 @@ impl Session {
             steps: 0,
             total_ns: 0,
             since: Duration::ZERO,
+            left: Duration::ZERO,
             counted: Stats::default(),
             phase: Phase::Between,
             many: CallBuffers::default(),

@@ -5,3 +5,4 @@ mod fairness;
 mod jumps;
 mod machine;
 mod oracle;
+mod rounds;
