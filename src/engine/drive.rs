@@ -46,6 +46,8 @@ pub struct Driver<C> {
     takes_turns: bool,
     /// How many passes it has waited for its turn.
     turns_waited: usize,
+    /// Whether it has waited in this round for passes of others, which it had no part in.
+    stood_aside: bool,
     /// How urgent the session is.
     priority: Priority,
     /// Whether it counts in the statistics of the engine.
@@ -94,6 +96,7 @@ impl<C: Chance> Driver<C> {
             company: 1,
             takes_turns: true,
             turns_waited: 0,
+            stood_aside: false,
             priority: Priority::Interactive,
             counts: true,
             asked: None,
@@ -299,6 +302,7 @@ impl<C: Chance> Driver<C> {
         let is_other = turn.zip(self.turn()).is_some_and(|(turn, (own, _))| own != turn);
         let waits = is_other && self.turns_waited < MOST_TURNS;
         self.turns_waited = if waits { self.turns_waited + 1 } else { 0 };
+        self.stood_aside |= waits;
         waits
     }
 
@@ -311,7 +315,7 @@ impl<C: Chance> Driver<C> {
 
     /// A round begins. Until it ends, the session counts among those that decode at the same time.
     pub(super) fn begin(&mut self) {
-        (self.company, self.asked) = (1, None);
+        (self.company, self.asked, self.stood_aside) = (1, None, false);
         let counts = self.counts;
         self.decoding.iter_mut().for_each(|decoding| decoding.set(counts));
     }
@@ -324,6 +328,11 @@ impl<C: Chance> Driver<C> {
     /// The most sessions that decoded at the same time in this round.
     pub(super) fn company(&self) -> usize {
         self.company
+    }
+
+    /// Whether it has waited in this round for passes of others, which it had no part in.
+    pub(super) fn has_stood_aside(&self) -> bool {
+        self.stood_aside
     }
 
     /// Time of the passes that it had, those of others included that it shared.
@@ -364,6 +373,7 @@ impl<C: Chance> Driver<C> {
 
     /// A pass that it asked for at this time was given back. If it has run in part, its wait begins anew.
     pub(super) fn stay(&mut self, asked: Instant, has_run: bool) {
+        self.stood_aside = true;
         self.asked = self.asked.filter(|_| !has_run).or(Some(asked));
     }
 

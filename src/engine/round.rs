@@ -158,6 +158,7 @@ impl Session {
                 tokens: self.driver.committed().len() - begun.start,
                 total,
                 models: self.driver.passes() - begun.passes,
+                stood_aside: self.driver.has_stood_aside(),
                 is_usual: begun.start > self.driver.prompt_end() && self.driver.is_usual(),
                 open: finish.is_none(),
                 company: self.driver.company(),

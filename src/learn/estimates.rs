@@ -51,17 +51,54 @@ const FREE_PROPOSALS: f64 = 8.0;
 /// about it, and proposals that were expensive may have become cheap. The estimate shrinks until they are tried again.
 const FADING: f64 = 1.0 / 1024.0;
 
-/// Seconds of host work outside the models: so much for each pass, plus so much for each proposal that is tested.
+/// Variance of the passes of rounds that the prior of [`Rounds::per_pass`] counts for: little, so that a plan that is
+/// measured now and then outweighs it.
+const ASSUMED: f64 = 0.03;
+
+/// Seconds of host work outside the models: so much for each round, each pass, and each proposal that is tested.
 ///
 /// Drawing a proposal, and a token of the residual after a rejection, can be more work than the rest of a pass.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct HostCosts {
-    /// Seconds for each pass, from rounds that tested no proposal.
-    passes: Mean,
-    /// Seconds for each tested proposal: what the other rounds took beyond `passes`.
+    /// Of rounds that tested no proposal.
+    rounds: Rounds,
+    /// Seconds for each tested proposal: what the other rounds took beyond their passes.
     proposals: Mean,
     /// Seconds for each pass, from all rounds. Used until there was a round that tested no proposal.
     all: Mean,
+}
+
+/// Rounds by their passes: a line is fitted to what they took.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+struct Rounds {
+    passes: Mean,
+    seconds: Mean,
+    /// Of the passes, and of passes and seconds, about the means at that time.
+    variance: Mean,
+    covariance: Mean,
+}
+
+impl Rounds {
+    fn record(&mut self, passes: f64, seconds: f64) {
+        let (further, longer) = (passes - self.passes.or(passes), seconds - self.seconds.or(seconds));
+        self.passes.record(passes, 1.0);
+        self.seconds.record(seconds, 1.0);
+        self.variance.record(further * (passes - self.passes.or(passes)), 1.0);
+        self.covariance.record(longer * (passes - self.passes.or(passes)), 1.0);
+    }
+
+    /// Seconds for each pass, by a least squares fit with a prior (ridge regression). While all rounds have as many
+    /// passes, these have all the work: so plans of fewer passes are tried, which shows what they save.
+    fn per_pass(&self) -> f64 {
+        let assumed = self.seconds.or(0.0) / self.passes.or(1.0);
+        let fitted = (self.covariance.or(0.0) + ASSUMED * assumed) / (self.variance.or(0.0) + ASSUMED);
+        fitted.clamp(0.0, assumed)
+    }
+
+    /// Seconds for each round.
+    fn per_round(&self) -> f64 {
+        self.seconds.or(0.0) - self.per_pass() * self.passes.or(0.0)
+    }
 }
 
 impl HostCosts {
@@ -73,24 +110,30 @@ impl HostCosts {
         let (passes, tested) = (passes as f64, tested as f64);
         self.all.record(seconds / passes, passes);
         if tested == 0.0 {
-            self.passes.record(seconds / passes, passes);
+            self.rounds.record(passes, seconds);
             self.proposals.value *= 1.0 - FADING;
         } else if self.has_baseline() {
             if self.proposals.weight == 0.0 {
                 self.proposals.record(0.0, FREE_PROPOSALS);
             }
-            self.proposals.record((seconds - passes * self.per_pass()) / tested, tested);
+            let others = self.per_round() + passes * self.per_pass();
+            self.proposals.record((seconds - others) / tested, tested);
         }
     }
 
     /// Whether there was a round that tested no proposal. Until then, all work is attributed to passes.
     pub fn has_baseline(&self) -> bool {
-        self.passes.weight > 0.0
+        self.rounds.passes.weight > 0.0
+    }
+
+    /// Seconds for each round.
+    pub fn per_round(&self) -> f64 {
+        if self.has_baseline() { self.rounds.per_round() } else { 0.0 }
     }
 
     /// Seconds for each pass.
     pub fn per_pass(&self) -> f64 {
-        self.passes.or(self.all.or(0.0))
+        if self.has_baseline() { self.rounds.per_pass() } else { self.all.or(0.0) }
     }
 
     /// Additional seconds for each proposal that is tested.
@@ -99,7 +142,9 @@ impl HostCosts {
     }
 
     fn cap_weight(&mut self, weight: f64) {
-        [&mut self.passes, &mut self.proposals, &mut self.all].into_iter().for_each(|mean| mean.cap_weight(weight));
+        let Rounds { passes, seconds, variance, covariance } = &mut self.rounds;
+        let all = [passes, seconds, variance, covariance, &mut self.proposals, &mut self.all];
+        all.into_iter().for_each(|mean| mean.cap_weight(weight));
     }
 }
 
@@ -330,6 +375,25 @@ impl Estimates {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn work_for_rounds_is_separated_from_work_for_passes() {
+        let mut host = HostCosts::default();
+        (0..50).for_each(|_| host.record(2, 0, 10.0));
+        assert_eq!((host.per_pass(), host.per_round()), (5.0, 0.0), "all of it seems to be work for passes");
+        // One round in ten has one pass, and takes little less.
+        for _ in 0..20 {
+            host.record(1, 0, 8.0);
+            (0..9).for_each(|_| host.record(2, 0, 10.0));
+        }
+        assert!((1.5..3.2).contains(&host.per_pass()), "{host:?}");
+        assert!((host.per_round() + 2.0 * host.per_pass() - 10.0).abs() < 0.3, "{host:?}");
+        // Passes take no less than nothing, and no more than all.
+        (0..99).for_each(|_| host.record(1, 0, 30.0));
+        assert!(host.per_pass() >= 0.0 && host.per_round() <= 30.0, "{host:?}");
+        (0..99).for_each(|round| host.record(1 + round % 2 * 2, 0, if round % 2 == 0 { 1.0 } else { 9.0 }));
+        assert!(host.per_round() >= 0.0, "{host:?}");
+    }
 
     #[test]
     fn work_for_proposals_is_separated_from_work_for_passes() {

@@ -58,7 +58,7 @@ impl Task {
     pub fn standard(&self, estimates: &Estimates) -> f64 {
         let models = self.needed().count();
         let passes = self.needed().map(|model| estimates.costs[model].at(1, models > 1));
-        estimates.overlapped_seconds(passes) + models as f64 * estimates.host.per_pass()
+        estimates.overlapped_seconds(passes) + estimates.host.per_round() + models as f64 * estimates.host.per_pass()
     }
 }
 
@@ -164,6 +164,7 @@ impl<'a> Forecast<'a> {
             while step(schedule, plan, &mut run) == Next::Run {
                 run.pass(schedule);
             }
+            run.seconds += estimates.host.per_round();
         }
         run.seconds / (end - 1) as f64
     }

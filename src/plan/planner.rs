@@ -13,6 +13,9 @@ use crate::learn::estimates::{Acceptance, Estimates};
 /// moment without drafts.
 const HYSTERESIS: f64 = 0.02;
 
+/// Share by which a plan must be faster than `standard` to stay: `standard` need not be measured beside itself.
+const WORTH: f64 = 0.01;
+
 /// Tokens between reviews of the plan: at first, once the plan has settled, and at most. The interval doubles from the
 /// first to the last, because early tokens teach the most.
 const FIRST_REVIEW: usize = 8;
@@ -277,6 +280,11 @@ impl Planner {
         let planned = if self.is_standard() { standard } else { raw * self.trials.correction(&self.plan) };
         self.expectation = Expectation { planned, standard };
         let best = Search::new(&self.choices, &self.trials, self.standard_factor(), forecast).run()?;
+        let is_worth = planned.min(best.seconds) < standard * (1.0 - WORTH);
+        if !self.is_standard() && !is_worth && self.choices.allows(&Plan::STANDARD) {
+            self.expectation.planned = standard;
+            return Some(Plan::STANDARD);
+        }
         if best.plan == self.plan || best.seconds > planned * (1.0 - HYSTERESIS) {
             return None;
         }

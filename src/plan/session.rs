@@ -262,6 +262,7 @@ impl Planning {
         let host = round.total.saturating_sub(round.models).min(MOST_HOST_WORK * round.models).as_secs_f64();
         if let Some(observer) = decoder.observer()
             && round.is_usual
+            && !round.stood_aside
             && self.standard_rounds.is_none_or(|rounds| rounds == STANDARD_ROUNDS)
         {
             observer.estimates_mut().host.record(passes, tested, host);

@@ -149,8 +149,15 @@ impl World {
             let total = models + Duration::from_secs_f64(more);
             beside += more;
             let tokens = decoder.committed().len() - before;
-            let round =
-                RoundReport { tokens, total, models, is_usual: before > start && decoder.is_usual(), open, company: 1 };
+            let round = RoundReport {
+                tokens,
+                total,
+                models,
+                stood_aside: false,
+                is_usual: before > start && decoder.is_usual(),
+                open,
+                company: 1,
+            };
             if let Some(model) = planning.after_round(shared, &mut decoder, round, &|| Duration::ZERO) {
                 let before = decoder.elapsed();
                 decoder.probe(model).unwrap();

@@ -2,7 +2,7 @@
 
 use cos::engine::session::{Options, Session};
 
-use super::machine::{Fixed, Machine, Passes, Simulation, step, uniform};
+use super::machine::{Fixed, Machine, Passes, Simulation, uniform};
 use crate::common::World;
 
 /// Poisson arrivals.
@@ -63,7 +63,7 @@ impl Traffic {
                 next += 1;
             }
             most = most.max(sessions.len());
-            tokens += step(&mut sessions);
+            tokens += simulation.step(&mut sessions);
             let now = simulation.now() - begun;
             for index in (0..sessions.len()).rev() {
                 if !sessions[index].decoder().is_open() {

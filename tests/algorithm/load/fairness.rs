@@ -4,17 +4,17 @@ use cos::config::RoutesName;
 use cos::decode::policy::Targets;
 use cos::engine::session::{Options, Session};
 
-use super::machine::{Fixed, Machine, Passes, Simulation, step};
+use super::machine::{Fixed, Machine, Passes, Simulation};
 use crate::common::World;
 
 /// The most calls in a row in which a session of the first `count` commits nothing, and the call in which each session
 /// has committed its first token.
-fn waits(sessions: &mut [Session], count: usize, calls: usize) -> (usize, Vec<Option<usize>>) {
+fn waits(simulation: &Simulation, sessions: &mut [Session], count: usize, calls: usize) -> (usize, Vec<Option<usize>>) {
     let (mut waited, mut longest) = (vec![0; sessions.len()], 0);
     let mut firsts = vec![None; sessions.len()];
     for call in 1..=calls {
         let before: Vec<usize> = sessions.iter().map(|session| session.decoder().committed().len()).collect();
-        step(sessions);
+        simulation.step(sessions);
         for (index, session) in sessions.iter().enumerate() {
             let stands = session.decoder().committed().len() == before[index];
             waited[index] = if stands { waited[index] + 1 } else { 0 };
@@ -39,12 +39,12 @@ fn nobody_waits_for_a_turn_for_long() {
     let (both, fast) = (routed(&machine), Options { weights: Some(vec![1.0, 0.0]), ..routed(&machine) });
     let new = |number| simulation.session(number, 4, if number < 8 { &fast } else { &both });
     let mut sessions: Vec<Session> = (0..12).map(new).collect();
-    let (longest, _) = waits(&mut sessions, 12, 400);
+    let (longest, _) = waits(&simulation, &mut sessions, 12, 400);
     println!("longest wait: {longest} calls");
     assert!((2..=17).contains(&longest), "{longest}");
     // A session that needs both models is part of each pass, so others do not wait beside it.
     sessions[0] = simulation.session(12, 4, &machine.options(Fixed::STANDARD, 0));
-    let (longest, _) = waits(&mut sessions, 12, 100);
+    let (longest, _) = waits(&simulation, &mut sessions, 12, 100);
     assert!(longest <= 1, "{longest}");
 }
 
@@ -61,7 +61,7 @@ fn equal_sessions_get_equal_shares() {
         let mut sessions: Vec<Session> = (0..count).map(|n| simulation.session(n, 4, &machine.auto(0))).collect();
         let mut done = 0;
         while done < 200 * count {
-            done += step(&mut sessions);
+            done += simulation.step(&mut sessions);
         }
         let tokens = sessions.iter().map(|session| session.decoder().committed().len() - 4);
         let (fewest, most) = (tokens.clone().min().unwrap(), tokens.max().unwrap());
@@ -90,10 +90,10 @@ fn nobody_starves_beside_others() {
     for count in [14, 140] {
         let simulation = machine.start();
         let mut sessions = mixed(&machine, &simulation, count);
-        let (alone, _) = waits(&mut sessions, count, 400);
+        let (alone, _) = waits(&simulation, &mut sessions, count, 400);
         let prompts = (0..12).map(|number| simulation.session(1_000 + number, 1_500, &machine.auto(0)));
         sessions.extend(prompts);
-        let (beside, firsts) = waits(&mut sessions, count, 80);
+        let (beside, firsts) = waits(&simulation, &mut sessions, count, 80);
         let last = firsts.iter().map(|first| first.unwrap_or(usize::MAX)).max().unwrap();
         println!("{count} sessions: {alone} calls at most, {beside} beside prompts, which begin after {last}");
         assert!(alone <= 10 && beside <= 10, "{count} sessions: {alone} and {beside} calls");

@@ -14,7 +14,7 @@ const PROMPT: usize = 40;
 const MEASUREMENT: f64 = 12.0;
 
 /// Changes of the plan in 300 tokens of each session, once `auto` has settled.
-const MOST_CHANGES: usize = 3;
+const MOST_CHANGES: usize = 4;
 
 /// Decode so many tokens of each session. Returns microseconds for a token, and how often the plan has changed.
 fn watch(company: &mut Company, tokens: usize) -> (f64, usize) {

@@ -56,6 +56,8 @@ pub struct Machine {
     pub passes: Vec<Passes>,
     /// Microseconds of the host for each session and pass.
     pub host: f64,
+    /// Microseconds of the host for each session and round.
+    pub round: f64,
     /// Share of the passes that take five times as long, because something else has the machine, and a seed for them.
     pub disturbed: (f64, u64),
     /// See [`Estimates::serial_share`](cos::learn::estimates::Estimates::serial_share).
@@ -66,7 +68,8 @@ impl Machine {
     /// A mixture of two models.
     pub fn mixture(world: World, temperature: f32, passes: [Passes; 2]) -> Machine {
         let combine = Combine::Weighted { weights: vec![0.5, 0.5] };
-        Machine { world, combine, temperature, passes: passes.to_vec(), host: 1.0, disturbed: (0.0, 0), serial: None }
+        let (passes, host, round, disturbed) = (passes.to_vec(), 1.0, 0.0, (0.0, 0));
+        Machine { world, combine, temperature, passes, host, round, disturbed, serial: None }
     }
 
     /// Switch it on. Nothing is learned yet.
@@ -98,7 +101,7 @@ impl Machine {
             Engine::new(models, self.combine.clone(), Vec::new(), None).unwrap().with_seed(1).with_serial(self.serial);
         let now = clock.clone();
         let engine = Arc::new(engine.with_clock(move || Duration::from_nanos(now.load(Ordering::Relaxed))));
-        Simulation { engine, clock, passes }
+        Simulation { engine, clock, passes, round: self.round }
     }
 
     /// Options of sessions that follow a plan.
@@ -150,6 +153,7 @@ pub struct Simulation {
     pub engine: Arc<Engine>,
     clock: Arc<AtomicU64>,
     passes: Arc<Mutex<Vec<Passes>>>,
+    round: f64,
 }
 
 impl Simulation {
@@ -166,6 +170,17 @@ impl Simulation {
     /// From now on, passes take so long.
     pub fn set_passes(&self, passes: &[Passes]) {
         *self.passes.lock() = passes.to_vec();
+    }
+
+    /// One call for all sessions. Returns how many tokens they have committed.
+    pub fn step(&self, sessions: &mut [Session]) -> usize {
+        let mut tokens = 0;
+        step_many(sessions, |session, state| {
+            assert!(state.is_ok());
+            tokens += session.tokens().len();
+            self.clock.fetch_add((1e3 * self.round) as u64, Ordering::Relaxed);
+        });
+        tokens
     }
 
     /// A session whose prompt no other number has. The prompt has four tokens or more.
@@ -202,7 +217,7 @@ impl<'a> Company<'a> {
 
     /// One call. Returns the tokens that it has committed.
     pub fn step(&mut self) -> usize {
-        let tokens = step(&mut self.sessions);
+        let tokens = self.simulation.step(&mut self.sessions);
         for session in self.sessions.iter_mut().filter(|session| !session.decoder().is_open()) {
             *session = self.simulation.session(self.begun, self.prompt, &self.options);
             self.begun += 1;
@@ -218,16 +233,6 @@ impl<'a> Company<'a> {
         }
         (self.simulation.now() - begun) / done as f64
     }
-}
-
-/// One call for all sessions. Returns how many tokens they have committed.
-pub fn step(sessions: &mut [Session]) -> usize {
-    let mut tokens = 0;
-    step_many(sessions, |session, state| {
-        assert!(state.is_ok());
-        tokens += session.tokens().len();
-    });
-    tokens
 }
 
 /// A number of `[0, 1)`, the same for the same seed and index.

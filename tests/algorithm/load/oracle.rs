@@ -123,6 +123,17 @@ fn overlapping_passes() {
     }
 }
 
+/// A GPU that is faster than the host. Much of the host's work is for a round, however many passes it has: a plan of
+/// fewer passes does not save it, and one of fewer rounds does.
+#[test]
+fn host_work_for_rounds() {
+    for (sessions, token, gain) in [(16, 3.0, 1.05), (16, 6.0, 1.0), (64, 0.75, 1.1), (256, 0.2, 1.4)] {
+        let friendly = Machine::mixture(World::Related, 1.0, [Passes::new(270.0, token, 0); 2]);
+        let machine = Machine { serial: Some(0.2), host: 0.7, round: 2.5, ..friendly };
+        machine.check(&format!("{token} us for a token"), &[(sessions, gain)]);
+    }
+}
+
 /// A machine on which one pass in 25 takes five times as long, by chance. What is learned then must not be wrong.
 #[test]
 fn disturbed_passes() {

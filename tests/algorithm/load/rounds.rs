@@ -1,5 +1,6 @@
 //! What a round counts as having taken.
 
+use cos::config::Combine;
 use cos::engine::many::step_many;
 
 use super::machine::{Machine, Passes};
@@ -11,7 +12,10 @@ const SESSIONS: usize = 8;
 /// the rounds of each session take all the time that passes.
 #[test]
 fn rounds_take_all_the_time_of_a_call() {
-    let machine = Machine::mixture(World::Related, 1.0, [Passes::new(300.0, 5.0, 0); 2]);
+    // With one model there is one plan.
+    let (passes, combine) = (vec![Passes::new(300.0, 5.0, 0)], Combine::Target { model: 0 });
+    let mixture = Machine::mixture(World::Related, 1.0, [passes[0]; 2]);
+    let machine = Machine { passes, combine, ..mixture };
     let (simulation, options) = (machine.start(), machine.auto(0));
     let mut sessions: Vec<_> = (0..SESSIONS).map(|number| simulation.session(number, 4, &options)).collect();
     let mut run = |calls: usize| {
