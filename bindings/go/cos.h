@@ -515,9 +515,10 @@ typedef struct cos_stats {
   uint64_t near_ties;
   /**
    * Nanoseconds inside cos_step with COS_STRATEGY_AUTO, from the first evaluation of the plan on, without passes
-   * over prompts, and without waiting for other sessions. An earlier session of the engine that decoded the same way
-   * may have made that evaluation. expected_ns and standard_ns count the same tokens. The measured gain of planning
-   * is standard_ns / planned_ns, and the expected gain is standard_ns / expected_ns.
+   * over prompts. In cos_step_many it includes the time that the other sessions of the call take. An earlier session
+   * of the engine that decoded the same way may have made that evaluation. expected_ns and standard_ns count the
+   * same tokens. The measured gain of planning is standard_ns / planned_ns, and the expected gain is standard_ns /
+   * expected_ns.
    */
   uint64_t planned_ns;
   /**

@@ -46,8 +46,10 @@ pub struct Driver<C> {
     takes_turns: bool,
     /// How many passes it has waited for its turn.
     turns_waited: usize,
-    /// Whether it has waited in this round for passes of others, which it had no part in.
+    /// Whether it has waited in this round for its turn, or for room in a pass.
     stood_aside: bool,
+    /// Whether it had a pass in this call.
+    had_pass: bool,
     /// How urgent the session is.
     priority: Priority,
     /// Whether it counts in the statistics of the engine.
@@ -97,6 +99,7 @@ impl<C: Chance> Driver<C> {
             takes_turns: true,
             turns_waited: 0,
             stood_aside: false,
+            had_pass: false,
             priority: Priority::Interactive,
             counts: true,
             asked: None,
@@ -277,7 +280,7 @@ impl<C: Chance> Driver<C> {
         common: Option<(Common, PassShape)>,
     ) {
         self.decoder.ran(need, report, overlapped);
-        self.asked = None;
+        (self.asked, self.had_pass) = (None, true);
         let Some((common, shape)) = common else { return };
         self.decoder.had_company(common);
         self.histograms.pass(shape);
@@ -330,7 +333,17 @@ impl<C: Chance> Driver<C> {
         self.company
     }
 
-    /// Whether it has waited in this round for passes of others, which it had no part in.
+    /// A call begins, for this session or for many.
+    pub(super) fn begin_call(&mut self) {
+        self.had_pass = false;
+    }
+
+    /// Whether it had a pass in this call.
+    pub(super) fn had_pass(&self) -> bool {
+        self.had_pass
+    }
+
+    /// Whether it has waited in this round for its turn, or for room in a pass.
     pub(super) fn has_stood_aside(&self) -> bool {
         self.stood_aside
     }
@@ -366,6 +379,7 @@ impl<C: Chance> Driver<C> {
                 let report = model(&self.participants, need)?.forward(&mut [self.decoder.pass(need)])?;
                 self.decoder.ran(need, report, launched != 0);
                 self.passes.add(report.elapsed, true);
+                self.had_pass = true;
             }
         }
         Ok(())
@@ -380,6 +394,7 @@ impl<C: Chance> Driver<C> {
     /// Ask for the passes that are run in common with others, each with its need. One for which there is no memory now,
     /// and one of a prompt or a batch session for which the next pass has no room, is given back.
     pub(super) fn tickets(&mut self, now: Instant) -> impl Iterator<Item = (Need, Ticket<'_>)> {
+        self.passes.begin();
         let Driver { decoder, cancel, queues, priority, counts, asked, .. } = self;
         let (cancel, queues, is_new) = (&**cancel, queues.as_deref(), decoder.counters().tokens == 0);
         let (priority, counts, asked, prompt_end) = (*priority, *counts, *asked, decoder.prompt_end());

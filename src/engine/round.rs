@@ -93,6 +93,7 @@ impl Session {
     /// A call begins: time counts from here.
     pub(super) fn resume(&mut self, now: Duration) {
         self.since = now;
+        self.driver.begin_call();
     }
 
     /// Whether it is in the middle of a round or of a probe.
@@ -100,12 +101,17 @@ impl Session {
         !matches!(self.phase, Phase::Between)
     }
 
-    /// A call for many sessions ends. This one may be in the middle of a round or of a probe. If it is not, its next
-    /// round had to wait for what was left to do for the others, and takes so much longer.
+    /// A call for many sessions ends. This one may be in the middle of a round or of a probe. If it is not, but had a
+    /// pass, its next round had to wait for what was left to do for the others, and takes so much longer.
     pub(super) fn pause(&mut self, now: Duration) {
         let elapsed = now.saturating_sub(self.since);
         match &mut self.phase {
-            Phase::Between => self.left = elapsed,
+            Phase::Between => {
+                if self.driver.had_pass() {
+                    self.left = elapsed;
+                    self.spend(now);
+                }
+            }
             Phase::Round(begun) | Phase::Probe(begun) => {
                 begun.elapsed += elapsed;
                 self.spend(now);

@@ -39,9 +39,10 @@ pub struct cos_stats {
     /// Greedy choices between two nearly equal scores. A pass of another width may choose the other token.
     pub near_ties: u64,
     /// Nanoseconds inside cos_step with COS_STRATEGY_AUTO, from the first evaluation of the plan on, without passes
-    /// over prompts, and without waiting for other sessions. An earlier session of the engine that decoded the same way
-    /// may have made that evaluation. expected_ns and standard_ns count the same tokens. The measured gain of planning
-    /// is standard_ns / planned_ns, and the expected gain is standard_ns / expected_ns.
+    /// over prompts. In cos_step_many it includes the time that the other sessions of the call take. An earlier session
+    /// of the engine that decoded the same way may have made that evaluation. expected_ns and standard_ns count the
+    /// same tokens. The measured gain of planning is standard_ns / planned_ns, and the expected gain is standard_ns /
+    /// expected_ns.
     pub planned_ns: u64,
     /// Nanoseconds that these tokens were expected to take when their plan was chosen.
     pub expected_ns: u64,

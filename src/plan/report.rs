@@ -13,7 +13,7 @@ pub struct RoundReport {
     pub total: Duration,
     /// Part of that time spent inside models, in passes that the session had.
     pub models: Duration,
-    /// Whether it had no part in some passes that ran meanwhile. Then the rest is not only work of the host.
+    /// Whether it waited for its turn, or for room in a pass. Then the rest is not only work of the host.
     pub stood_aside: bool,
     /// Whether similar rounds will take as long: it ran over no prompt, and no pass of it prepared later passes.
     pub is_usual: bool,

@@ -33,3 +33,20 @@ fn rounds_take_all_the_time_of_a_call() {
     let share = (after - before) / (SESSIONS as f64 * (ended - began));
     assert!((0.97..1.01).contains(&share), "{share} of the time");
 }
+
+/// A session that has ended may stay among the others. What they take is nothing that it waits for.
+#[test]
+fn sessions_that_have_ended_count_nothing() {
+    let machine = Machine::mixture(World::Related, 1.0, [Passes::new(300.0, 5.0, 0); 2]);
+    let simulation = machine.start();
+    let new = |number| simulation.session(number, 4, &machine.auto(if number < 4 { 12 } else { 0 }));
+    let mut sessions: Vec<_> = (0..SESSIONS).map(new).collect();
+    let mut run = |calls: usize| {
+        (0..calls).for_each(|_| _ = simulation.step(&mut sessions));
+        let counts = sessions.iter().map(|session| session.stats());
+        counts.map(|stats| (stats.plan_times.planned_ns, stats.total_ns)).collect::<Vec<_>>()
+    };
+    let (before, after) = (run(100), run(100));
+    assert_eq!(before[..4], after[..4]);
+    assert!(before[4..].iter().zip(&after[4..]).all(|(before, after)| before.0 < after.0 && before.1 < after.1));
+}
