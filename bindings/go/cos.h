@@ -506,7 +506,8 @@ typedef struct cos_stats {
    */
   uint64_t model_ns;
   /**
-   * Nanoseconds inside cos_step or cos_step_many, in full for each session.
+   * Nanoseconds inside cos_step or cos_step_many, in full for each session. A call for many counts until the session
+   * has its tokens, and planned_ns until it ends.
    */
   uint64_t total_ns;
   /**

@@ -109,7 +109,6 @@ impl Session {
             Phase::Between => {
                 if self.driver.had_pass() {
                     self.left = elapsed;
-                    self.spend(now);
                 }
             }
             Phase::Round(begun) | Phase::Probe(begun) => {

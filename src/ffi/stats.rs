@@ -34,7 +34,8 @@ pub struct cos_stats {
     /// Nanoseconds inside ONNX Runtime, with prompts. Of a pass that several sessions share, each has the share of its
     /// tokens.
     pub model_ns: u64,
-    /// Nanoseconds inside cos_step or cos_step_many, in full for each session.
+    /// Nanoseconds inside cos_step or cos_step_many, in full for each session. A call for many counts until the session
+    /// has its tokens, and planned_ns until it ends.
     pub total_ns: u64,
     /// Greedy choices between two nearly equal scores. A pass of another width may choose the other token.
     pub near_ties: u64,
