@@ -106,11 +106,8 @@ impl Session {
     pub(super) fn pause(&mut self, now: Duration) {
         let elapsed = now.saturating_sub(self.since);
         match &mut self.phase {
-            Phase::Between => {
-                if self.driver.had_pass() {
-                    self.left = elapsed;
-                }
-            }
+            Phase::Between if self.driver.had_pass() => self.left = elapsed,
+            Phase::Between => {}
             Phase::Round(begun) | Phase::Probe(begun) => {
                 begun.elapsed += elapsed;
                 self.spend(now);

@@ -55,6 +55,10 @@ const FADING: f64 = 1.0 / 1024.0;
 /// measured now and then outweighs it.
 const ASSUMED: f64 = 0.03;
 
+/// Passes by which a round must differ from the mean to tell how rounds and passes share the work. Others say nothing
+/// of it, and do not let what is known fade.
+const OTHER: f64 = 0.05;
+
 /// Seconds of host work outside the models: so much for each round, each pass, and each proposal that is tested.
 ///
 /// Drawing a proposal, and a token of the residual after a rejection, can be more work than the rest of a pass.
@@ -73,7 +77,7 @@ pub struct HostCosts {
 struct Rounds {
     passes: Mean,
     seconds: Mean,
-    /// Of the passes, and of passes and seconds, about the means at that time.
+    /// Of the passes, and of passes and seconds, about the means at that time, in rounds that differ by [`OTHER`].
     variance: Mean,
     covariance: Mean,
 }
@@ -83,8 +87,10 @@ impl Rounds {
         let (further, longer) = (passes - self.passes.or(passes), seconds - self.seconds.or(seconds));
         self.passes.record(passes, 1.0);
         self.seconds.record(seconds, 1.0);
-        self.variance.record(further * (passes - self.passes.or(passes)), 1.0);
-        self.covariance.record(longer * (passes - self.passes.or(passes)), 1.0);
+        if further.abs() > OTHER {
+            self.variance.record(further * (passes - self.passes.or(passes)), 1.0);
+            self.covariance.record(longer * (passes - self.passes.or(passes)), 1.0);
+        }
     }
 
     /// Seconds for each pass, by a least squares fit with a prior (ridge regression). While all rounds have as many
@@ -388,6 +394,8 @@ mod tests {
         }
         assert!((1.5..3.2).contains(&host.per_pass()), "{host:?}");
         assert!((host.per_round() + 2.0 * host.per_pass() - 10.0).abs() < 0.3, "{host:?}");
+        (0..1000).for_each(|_| host.record(2, 0, 10.0));
+        assert!((1.5..3.2).contains(&host.per_pass()), "it is known for long: {host:?}");
         // Passes take no less than nothing, and no more than all.
         (0..99).for_each(|_| host.record(1, 0, 30.0));
         assert!(host.per_pass() >= 0.0 && host.per_round() <= 30.0, "{host:?}");

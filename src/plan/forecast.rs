@@ -161,10 +161,13 @@ impl<'a> Forecast<'a> {
             seconds: 0.0,
         };
         while run.committed < end {
+            let mut has_pass = false;
             while step(schedule, plan, &mut run) == Next::Run {
                 run.pass(schedule);
+                has_pass = true;
             }
-            run.seconds += estimates.host.per_round();
+            // Only rounds with passes have shown what work is for a round.
+            run.seconds += if has_pass { estimates.host.per_round() } else { 0.0 };
         }
         run.seconds / (end - 1) as f64
     }

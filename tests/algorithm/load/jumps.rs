@@ -13,8 +13,8 @@ const PROMPT: usize = 40;
 /// Tokens of each session for which a plan is in force at least. `standard` is measured for less.
 const MEASUREMENT: f64 = 12.0;
 
-/// Changes of the plan in 300 tokens of each session, once `auto` has settled. Each costs some six tokens' time.
-const MOST_CHANGES: usize = 4;
+/// Changes of the plan in 300 tokens of each session, once `auto` has settled.
+const MOST_CHANGES: usize = 3;
 
 /// Decode so many tokens of each session. Returns microseconds for a token, and how often the plan has changed.
 fn watch(company: &mut Company, tokens: usize) -> (f64, usize) {
