@@ -2,11 +2,12 @@
 """Make exports with the shapes of known models and random weights, and logits of PyTorch, for tests/gpu/shapes.rs.
 
   make_shapes.py OUT --builder MODELS [--shapes A,B] [--layers 2] [--precisions fp16,bf16,int4] [--provider cuda]
-                 [--jobs 6]
+                 [--jobs 6] [--pair]
 
 MODELS is the folder `models` of the package onnxruntime-genai, which need not be installed: its builder is a script.
-The script needs torch, transformers, onnx_ir and onnxruntime. With a GPU, a model takes seconds. `--layers 0` makes all
-the layers that the real model has.
+The script needs torch, transformers, onnx, onnx_ir and onnxruntime. With a GPU, a model takes seconds. `--layers 0`
+makes all the layers that the real model has. `--pair` also makes OUT/SHAPE/fp16-shifted for benchmarks: a model whose
+logits are those of the first one, shifted by one token. So their distributions have nothing in common.
 
 It makes these files for each shape in OUT/SHAPE:
   golden.json   {"columns": C, "sequences": [{"length": N, "positions": [P, …]}, …]}; token i of a sequence of length N
@@ -30,6 +31,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import onnx
 import torch
 import transformers
 
@@ -142,6 +144,21 @@ def export(folder, out, precision, arguments):
     print("exported", out, flush=True)
 
 
+def shift(folder, out):
+    """Copy an export of float16, with the columns of its last matrix rotated by one."""
+    shutil.copytree(folder, out)
+    graph = onnx.load(out / "model.onnx", load_external_data=False).graph
+    weights = {tensor.name: tensor for tensor in graph.initializer}
+    head = [weights[name] for node in graph.node if "lm_head" in node.name for name in node.input if name in weights]
+    if len(head) != 1 or head[0].data_type != onnx.TensorProto.FLOAT16:
+        raise SystemExit(f"{folder}: --pair needs an output layer with one float16 matrix; use --precisions fp16")
+    place = {entry.key: entry.value for entry in head[0].external_data}
+    matrix = np.memmap(out / place["location"], "<f2", "r+", int(place["offset"]), tuple(head[0].dims))
+    matrix[:] = np.roll(matrix, 1, axis=1)
+    matrix.flush()
+    print("exported", out, flush=True)
+
+
 def tokenizer(folder):
     from tokenizers import Tokenizer, models
     words = Tokenizer(models.WordLevel({"<eos>": 0, "<unk>": 1}, "<unk>"))
@@ -158,6 +175,7 @@ def main():
     parser.add_argument("--precisions", default="fp16,bf16,int4")
     parser.add_argument("--provider", default="cuda")
     parser.add_argument("--jobs", type=int, default=6)
+    parser.add_argument("--pair", action="store_true")
     parser.add_argument("--scratch", type=Path, help="folder for the Hugging Face models, which are temporary")
     arguments = parser.parse_args()
     torch.backends.cuda.matmul.allow_tf32 = False
@@ -179,6 +197,11 @@ def main():
         for job in jobs:
             job.result()
     shutil.rmtree(scratch)
+    if arguments.pair:
+        for name in arguments.shapes.split(","):
+            for precision in arguments.precisions.split(","):
+                folder = arguments.out / name / precision
+                shift(folder, folder.with_name(f"{precision}-shifted"))
 
 
 if __name__ == "__main__":

@@ -623,8 +623,12 @@ impl PassQueue {
             self.last.store(report.elapsed.as_nanos() as usize, Ordering::Relaxed);
             let number = (batch.len() > 1).then(|| self.number());
             let (sessions, tokens) = (batch.len(), batch.iter().map(Entry::width).sum());
-            if report.is_usual && self.crowd.ran_alone(alone) {
-                self.times.0.record(self.times.1, tokens, report.elapsed.as_secs_f64());
+            let busy = Duration::from_nanos(self.crowd.waited(report.elapsed.as_nanos() as usize) as u64);
+            let (times, model) = &self.times;
+            match report.is_usual {
+                true if self.crowd.ran_alone(alone) => times.record(*model, tokens, report.elapsed.as_secs_f64()),
+                true => times.bound(*model, tokens, busy.as_secs_f64()),
+                false => {}
             }
             let common = Common { elapsed: report.elapsed, number };
             // Those of one thread have waited since one moment.

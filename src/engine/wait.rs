@@ -65,6 +65,8 @@ pub struct Crowd {
     halves: AtomicUsize,
     /// Passes that have begun, in the upper half, and those that are running.
     passes: AtomicUsize,
+    /// Nanoseconds that passes were waited for since none was running.
+    busy: AtomicUsize,
     /// Leaders that wait for the end of a pass of another model.
     held: Mutex<Vec<Arc<Waiter>>>,
 }
@@ -131,6 +133,9 @@ impl Crowd {
     /// A pass begins. Returns its number, if no other pass is running.
     pub fn begin(&self) -> Option<usize> {
         let before = self.passes.fetch_add(BEGUN + 1, Ordering::Relaxed);
+        if before.is_multiple_of(BEGUN) {
+            self.busy.store(0, Ordering::Relaxed);
+        }
         before.is_multiple_of(BEGUN).then_some((before / BEGUN + 1) % BEGUN)
     }
 
@@ -138,6 +143,12 @@ impl Crowd {
     /// same time, the first one that is waited for seems to take all of it, and the others none.
     pub fn ran_alone(&self, number: Option<usize>) -> bool {
         number == Some(self.passes.load(Ordering::Relaxed) / BEGUN)
+    }
+
+    /// A pass was waited for so many nanoseconds. Returns those of all passes since none was running: if it did not run
+    /// alone, alone it would have taken less.
+    pub fn waited(&self, elapsed: usize) -> usize {
+        self.busy.fetch_add(elapsed, Ordering::Relaxed) + elapsed
     }
 
     /// A pass has ended, and its threads have their outcomes. Wakes the leaders that wait for it.

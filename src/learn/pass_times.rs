@@ -73,6 +73,13 @@ impl Curve {
         self.move_stale(index, moved);
     }
 
+    /// Learn that a pass over so many tokens takes `seconds` or less. It tells something only if more is expected.
+    pub fn bound(&mut self, tokens: usize, seconds: f64, now: u64) {
+        if self.at(tokens as f64).is_some_and(|expected| expected > seconds) {
+            self.record(tokens, seconds, now);
+        }
+    }
+
     /// A range has moved by this factor. Those that are stale move along, and a pass over more tokens takes no less.
     fn move_stale(&mut self, index: usize, moved: f64) {
         let (now, seconds) = (self.now, self.ranges[index].seconds);
@@ -135,6 +142,20 @@ mod tests {
         }
         let (last, larger) = (curve.at(256.0).unwrap(), curve.at(512.0).unwrap());
         assert!((1.4..1.6).contains(&(larger / last)), "{larger}");
+    }
+
+    #[test]
+    fn an_upper_bound_counts_if_more_is_expected() {
+        let mut curve = Curve::default();
+        curve.bound(64, 2.0, 0);
+        assert_eq!(curve.at(64.0), None, "no pass was seen that is to be bounded");
+        see(&mut curve, 20, &[(4, 1.0)]);
+        assert!(curve.at(64.0).unwrap() > 8.0, "extrapolated");
+        (0..9).for_each(|_| curve.bound(64, 2.0, curve.now));
+        assert!((2.0..2.1).contains(&curve.at(64.0).unwrap()), "{curve:?}");
+        let before = curve.clone();
+        curve.bound(64, 3.0, curve.now);
+        assert_eq!(curve, before);
     }
 
     #[test]

@@ -26,6 +26,12 @@ impl PassTimes {
         self.curves.get(model).into_iter().for_each(|curve| curve.lock().record(tokens, seconds, now));
     }
 
+    /// Learn that a pass of a model over so many tokens takes `seconds` or less, because it took them beside others.
+    pub fn bound(&self, model: usize, tokens: usize, seconds: f64) {
+        let now = self.passes.load(Ordering::Relaxed);
+        self.curves.get(model).into_iter().for_each(|curve| curve.lock().bound(tokens, seconds, now));
+    }
+
     /// Conditions have changed; see [`Curve::forget`].
     pub fn forget(&self) {
         let now = self.passes.load(Ordering::Relaxed);

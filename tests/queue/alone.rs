@@ -15,9 +15,11 @@ fn a_pass_ran_alone_if_no_other_was_there_at_any_time() {
             let alone = crowd.begin();
             assert!(crowd.ran_alone(alone));
             crowd.end();
+            assert_eq!(crowd.waited(5), 5);
             let first = crowd.begin();
             let second = crowd.begin();
             assert!(!crowd.ran_alone(first) && !crowd.ran_alone(second));
+            assert_eq!([crowd.waited(7), crowd.waited(1)], [7, 8], "the second one took no longer than both");
             crowd.end();
             assert!(!crowd.ran_alone(second), "the first one is over, but it was there");
             crowd.end();
