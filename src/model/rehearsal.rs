@@ -155,7 +155,7 @@ impl Programme {
         for company in [sessions - sessions / 4, sessions] {
             for width in [1, 2] {
                 let others = width * (company - 1);
-                for tokens in sizes(LEAST_CHUNK + others..=CHUNK) {
+                for tokens in sizes(others + LEAST_CHUNK..=others + CHUNK) {
                     let mut widths = vec![width; company - 1];
                     widths.push(tokens - others);
                     self.add(Kind::PromptBeside, width * tokens, widths, context, true);
@@ -268,6 +268,15 @@ mod tests {
                         let behind = size(&vec![width; company], context, |_| 1);
                         assert!(has_graph(behind), "{company} of {sessions} are {width} behind, {context}");
                     }
+                }
+                for (width, chunk) in [(1, 64), (1, 130), (1, 256), (2, 64), (2, 256)] {
+                    let mut widths = vec![width; sessions - sessions / 8];
+                    if sessions == 1 || context + chunk > 1024 {
+                        continue;
+                    }
+                    widths[0] = chunk;
+                    let size = size(&widths, context, |width| if width > NARROW { 1 } else { width });
+                    assert!(has_graph(size), "{chunk} beside {sessions} of {width}, {context}");
                 }
                 for widths in [&[1][..], &[2], &[3], &[4], &[1, 1], &[2, 1], &[2, 2, 1], &[1; 4], &[2; 4]] {
                     let size = size(widths, context, |width| width);
