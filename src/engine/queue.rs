@@ -623,11 +623,12 @@ impl PassQueue {
             self.last.store(report.elapsed.as_nanos() as usize, Ordering::Relaxed);
             let number = (batch.len() > 1).then(|| self.number());
             let (sessions, tokens) = (batch.len(), batch.iter().map(Entry::width).sum());
-            let busy = Duration::from_nanos(self.crowd.waited(report.elapsed.as_nanos() as usize) as u64);
             let (times, model) = &self.times;
+            // Simulated passes take no time by the clock. Real ones go on while nobody waits for them.
+            let waited = Duration::from_nanos(self.crowd.waited(report.elapsed.as_nanos() as usize) as u64);
             match report.is_usual {
                 true if self.crowd.ran_alone(alone) => times.record(*model, tokens, report.elapsed.as_secs_f64()),
-                true => times.bound(*model, tokens, busy.as_secs_f64()),
+                true => times.bound(*model, tokens, waited.max(since.elapsed()).as_secs_f64()),
                 false => {}
             }
             let common = Common { elapsed: report.elapsed, number };

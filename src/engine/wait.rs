@@ -145,8 +145,8 @@ impl Crowd {
         number == Some(self.passes.load(Ordering::Relaxed) / BEGUN)
     }
 
-    /// A pass was waited for so many nanoseconds. Returns those of all passes since none was running: if it did not run
-    /// alone, alone it would have taken less.
+    /// A pass was waited for so many nanoseconds. Returns those of all passes since none was running. If nothing else
+    /// was done meanwhile, alone it would have taken no more.
     pub fn waited(&self, elapsed: usize) -> usize {
         self.busy.fetch_add(elapsed, Ordering::Relaxed) + elapsed
     }

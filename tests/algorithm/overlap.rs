@@ -5,9 +5,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crate::common::{PROMPT, SAMPLINGS, Sampling, Way, World, combinations, decoder, ways};
+use cos::config::Combine;
 use cos::decode::chance::CounterRng;
 use cos::decode::combine::Combination;
 use cos::decode::policy::{Strategy, Targets};
+use cos::engine::Engine;
+use cos::engine::session::{Options, Session, State};
 use cos::error::{Error, Result};
 use cos::model::scripted::Scripted;
 use cos::model::{Cancel, Interrupt, Model, Pass, Report, Sequence, overlap};
@@ -196,4 +199,29 @@ fn the_gain_is_measured() {
     near(measured(&[model(10, 0.8), model(10, 0.8), model(10, 0.8)]), 0.7);
     // The long pass hides the short one.
     near(measured(&[model(40, 0.75), model(10, 1.0)]), 0.0);
+}
+
+/// Passes go on while nobody waits for them. So the time that is waited for them bounds nothing if the host does
+/// something else meanwhile.
+#[test]
+fn a_pass_that_is_waited_for_a_moment_took_longer() {
+    let model = |_| {
+        let time = |_, _| Duration::from_millis(3);
+        let model = Scripted::new(5, |_, _| Ok(())).with_pass_times(time).with_overlap(0.01).with_batches(16);
+        let busy = |_: &[usize]| {
+            std::thread::sleep(Duration::from_millis(4));
+            Ok(())
+        };
+        Arc::new(model.with_batch_hook(busy)) as Arc<dyn Model>
+    };
+    let models = (0..2).map(model).collect();
+    let engine = Engine::new(models, Combine::Weighted { weights: vec![0.5, 0.5] }, Vec::new(), None).unwrap();
+    let engine = Arc::new(engine.with_overlap(Some(true)).unwrap());
+    let times = engine.shared_planning().lock().pass_times().clone();
+    (0..20).for_each(|_| (0..2).for_each(|model| times.record(model, 1, 3e-3)));
+    let options = Options { strategy: Strategy::Standard, max_tokens: 30, ..Options::default() };
+    let mut session = Session::new(&engine, &options).unwrap();
+    session.prompt(&PROMPT).unwrap();
+    while session.step().unwrap().1 == State::Open {}
+    (0..2).for_each(|model| assert_eq!(times.at(model, 1.0), Some(3e-3), "model {model}"));
 }
