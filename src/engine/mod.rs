@@ -200,6 +200,7 @@ impl Engine {
     /// Set the share of all passes but the longest that does not overlap. `None`: passes run one after the other.
     pub fn with_serial(mut self, serial: Option<f64>) -> Self {
         self.serial = serial;
+        self.pass_times.set_serial(serial);
         self.shared_planning = Mutex::new(SharedPlanning::new(serial, self.pass_times.clone()));
         self
     }

@@ -285,8 +285,6 @@ type Guard<'a> = MutexGuard<'a, Waiting>;
 struct Running {
     batch: Vec<Entry>,
     passes: Vec<Pass<'static>>,
-    /// See [`Crowd::begin`].
-    alone: Option<usize>,
     /// When it was chosen.
     since: Instant,
     /// The panic of its launch.
@@ -571,8 +569,9 @@ impl PassQueue {
             Pass { sequence: &mut *pass.sequence, tokens, ..*pass }
         }));
         drop(state);
-        let alone = self.crowd.begin();
-        Some(Running { batch, passes, alone, since: Instant::now(), panicked: None })
+        self.crowd.begin();
+        self.times.0.begin(self.times.1, batch.iter().map(Entry::width).sum());
+        Some(Running { batch, passes, since: Instant::now(), panicked: None })
     }
 
     /// Whether to wait for the end of a pass of another model, so that the sessions that it serves are part of the next
@@ -600,7 +599,7 @@ impl PassQueue {
             let leads = leads && !(self.overlaps && state.held);
             if leads { self.choose(state, own) } else { None }
         });
-        let Some(Running { mut batch, mut passes, alone, since, panicked }) = running else {
+        let Some(Running { mut batch, mut passes, since, panicked }) = running else {
             let state = self.lock();
             // SAFETY: the lock is held.
             return match unsafe { (own.as_ref().leads, own.as_ref().open) } {
@@ -619,18 +618,12 @@ impl PassQueue {
             Err,
         );
         passes.clear();
+        let usual = result.iter().flatten().find(|report| report.is_usual);
+        self.times.0.end(usual.map(|report| report.elapsed));
         if let Ok(Ok(report)) = &result {
             self.last.store(report.elapsed.as_nanos() as usize, Ordering::Relaxed);
             let number = (batch.len() > 1).then(|| self.number());
             let (sessions, tokens) = (batch.len(), batch.iter().map(Entry::width).sum());
-            let (times, model) = &self.times;
-            // Simulated passes take no time by the clock. Real ones go on while nobody waits for them.
-            let waited = Duration::from_nanos(self.crowd.waited(report.elapsed.as_nanos() as usize) as u64);
-            match report.is_usual {
-                true if self.crowd.ran_alone(alone) => times.record(*model, tokens, report.elapsed.as_secs_f64()),
-                true => times.bound(*model, tokens, waited.max(since.elapsed()).as_secs_f64()),
-                false => {}
-            }
             let common = Common { elapsed: report.elapsed, number };
             // Those of one thread have waited since one moment.
             let (mut asked, mut queued) = (since, Duration::ZERO);

@@ -263,8 +263,8 @@ impl<'a> Stage<'a> {
         let first = filled.iter_mut().find(|member| member.base == context);
         let all = first.into_iter().chain(empty).take(copies * rehearsal.widths.len());
         let mut members: Vec<&mut Member> = all.collect();
-        for (member, &width) in members.iter_mut().zip(rehearsal.widths.iter().cycle()) {
-            member.tell(made_up, width, rehearsal.rows(width));
+        for (member, (index, &width)) in members.iter_mut().zip(rehearsal.widths.iter().enumerate().cycle()) {
+            member.tell(made_up, width, rehearsal.rows(index));
         }
         pass(*model, *queue, waiter, &mut members)
     }

@@ -51,9 +51,6 @@ impl CancelHook for WakeOnCancel {
 /// How often a leader lets other threads run before it stops waiting for those that are about to come, at least.
 const YIELDS: usize = 64;
 
-/// A pass that has begun, in [`Crowd::passes`].
-const BEGUN: usize = 1 << (usize::BITS / 2);
-
 /// What the threads of an engine are about to do, so that a leader knows whom to wait for.
 #[derive(Default)]
 pub struct Crowd {
@@ -63,10 +60,8 @@ pub struct Crowd {
     asking: AtomicUsize,
     /// Threads that have some of the passes that they asked for, and wait for those of other models.
     halves: AtomicUsize,
-    /// Passes that have begun, in the upper half, and those that are running.
+    /// Passes that are running.
     passes: AtomicUsize,
-    /// Nanoseconds that passes were waited for since none was running.
-    busy: AtomicUsize,
     /// Leaders that wait for the end of a pass of another model.
     held: Mutex<Vec<Arc<Waiter>>>,
 }
@@ -130,25 +125,9 @@ impl Crowd {
         self.halves.fetch_sub(1, Ordering::Relaxed);
     }
 
-    /// A pass begins. Returns its number, if no other pass is running.
-    pub fn begin(&self) -> Option<usize> {
-        let before = self.passes.fetch_add(BEGUN + 1, Ordering::Relaxed);
-        if before.is_multiple_of(BEGUN) {
-            self.busy.store(0, Ordering::Relaxed);
-        }
-        before.is_multiple_of(BEGUN).then_some((before / BEGUN + 1) % BEGUN)
-    }
-
-    /// Whether the pass that [`Crowd::begin`] gave this number ran alone, so that its time is its own. Of passes at the
-    /// same time, the first one that is waited for seems to take all of it, and the others none.
-    pub fn ran_alone(&self, number: Option<usize>) -> bool {
-        number == Some(self.passes.load(Ordering::Relaxed) / BEGUN)
-    }
-
-    /// A pass was waited for so many nanoseconds. Returns those of all passes since none was running. If nothing else
-    /// was done meanwhile, alone it would have taken no more.
-    pub fn waited(&self, elapsed: usize) -> usize {
-        self.busy.fetch_add(elapsed, Ordering::Relaxed) + elapsed
+    /// A pass begins.
+    pub fn begin(&self) {
+        self.passes.fetch_add(1, Ordering::Relaxed);
     }
 
     /// A pass has ended, and its threads have their outcomes. Wakes the leaders that wait for it.
@@ -159,7 +138,7 @@ impl Crowd {
     }
 
     fn is_running(&self) -> bool {
-        !self.passes.load(Ordering::Relaxed).is_multiple_of(BEGUN)
+        self.passes.load(Ordering::Relaxed) > 0
     }
 
     /// Whether threads have a pass, and a running one will give them another one. If so, `leader` is woken when a pass

@@ -28,12 +28,24 @@ struct Known {
     passes: f64,
     /// Its last pass: seconds, and the number among all passes.
     last: (f64, u64),
+    /// The number of its last pass that ran alone.
+    alone: Option<u64>,
+}
+
+/// The range of so many tokens.
+fn range(tokens: usize) -> usize {
+    ((PARTS as f64 * (tokens as f64).log2()).round() as usize).min(PARTS * OCTAVES - 1)
 }
 
 impl Known {
     /// Whether it was seen of late, at the pass of this number.
     fn is_fresh(&self, now: u64) -> bool {
         self.passes > 0.0 && now.saturating_sub(self.last.1) < FRESH
+    }
+
+    /// Whether a pass of it ran alone of late.
+    fn is_alone(&self, now: u64) -> bool {
+        self.alone.is_some_and(|alone| now.saturating_sub(alone) < FRESH)
     }
 }
 
@@ -52,14 +64,18 @@ impl Default for Curve {
 }
 
 impl Curve {
-    /// Learn that a pass over so many tokens took `seconds`. `now` is its number among the passes of all models.
+    /// Learn that a pass over so many tokens took `seconds` alone. `now` is its number among the passes of all models.
     pub fn record(&mut self, tokens: usize, seconds: f64, now: u64) {
+        self.learn(tokens, seconds, now);
+        self.ranges[range(tokens)].alone = Some(now);
+    }
+
+    fn learn(&mut self, tokens: usize, seconds: f64, now: u64) {
         if tokens == 0 || seconds <= 0.0 || !seconds.is_finite() {
             return;
         }
         self.now = now;
-        let tokens = tokens as f64;
-        let index = ((PARTS as f64 * tokens.log2()).round() as usize).min(PARTS * OCTAVES - 1);
+        let (index, tokens) = (range(tokens), tokens as f64);
         let known = &mut self.ranges[index];
         let (before, memory) = (*known, if known.is_fresh(now) { MEMORY } else { STALE_MEMORY + 1.0 });
         known.passes = (known.passes + 1.0).min(memory);
@@ -73,11 +89,15 @@ impl Curve {
         self.move_stale(index, moved);
     }
 
-    /// Learn that a pass over so many tokens takes `seconds` or less. It tells something only if more is expected.
-    pub fn bound(&mut self, tokens: usize, seconds: f64, now: u64) {
-        if self.at(tokens as f64).is_some_and(|expected| expected > seconds) {
-            self.record(tokens, seconds, now);
-        }
+    /// Learn from a pass that ran beside others: alone it takes `most` seconds or less. If less is expected, it takes
+    /// `scaled`, unless passes that ran alone of late tell better.
+    pub fn record_overlapped(&mut self, tokens: usize, most: f64, scaled: f64, now: u64) {
+        let seconds = match self.at(tokens as f64) {
+            Some(expected) if expected > most => most,
+            Some(_) if self.ranges[range(tokens)].is_alone(now) => return,
+            _ => scaled,
+        };
+        self.learn(tokens, seconds, now);
     }
 
     /// A range has moved by this factor. Those that are stale move along, and a pass over more tokens takes no less.
@@ -145,17 +165,18 @@ mod tests {
     }
 
     #[test]
-    fn an_upper_bound_counts_if_more_is_expected() {
+    fn passes_beside_others_tell_of_what_ran_alone_long_ago() {
         let mut curve = Curve::default();
-        curve.bound(64, 2.0, 0);
-        assert_eq!(curve.at(64.0), None, "no pass was seen that is to be bounded");
         see(&mut curve, 20, &[(4, 1.0)]);
         assert!(curve.at(64.0).unwrap() > 8.0, "extrapolated");
-        (0..9).for_each(|_| curve.bound(64, 2.0, curve.now));
+        (0..9).for_each(|_| curve.record_overlapped(64, 2.0, 2.0, curve.now));
         assert!((2.0..2.1).contains(&curve.at(64.0).unwrap()), "{curve:?}");
-        let before = curve.clone();
-        curve.bound(64, 3.0, curve.now);
-        assert_eq!(curve, before);
+        // One pass of 4 tokens ran alone just now.
+        let now = curve.now;
+        curve.record_overlapped(4, 3.0, 2.0, now);
+        assert_eq!(curve.at(4.0), Some(1.0));
+        (0..20).for_each(|pass| curve.record_overlapped(4, 3.0, 2.0, now + FRESH + pass));
+        assert!(curve.at(4.0).unwrap() > 1.6, "{curve:?}");
     }
 
     #[test]

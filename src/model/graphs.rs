@@ -11,7 +11,7 @@ const LARGEST: usize = 2048;
 const WIDTHS: [usize; 4] = [1, 4, 8, 16];
 
 /// Most graphs that are kept. The one that was used least recently goes first.
-pub const MOST_GRAPHS: usize = 192;
+pub const MOST_GRAPHS: usize = 256;
 
 /// A graph serves passes of at least half its tokens and rows, and an eighth of its blocks. If it has no more than so
 /// many, it serves passes of any number, because few cost little.

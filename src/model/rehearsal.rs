@@ -35,9 +35,19 @@ pub struct Rehearsal {
     pub widths: Vec<usize>,
     /// Tokens of the first sequence before the pass. The others have none.
     pub context: usize,
-    /// Whether the rows of all tokens are wanted, as where a draft is verified.
-    verifies: bool,
+    wanted: Wanted,
     kind: Kind,
+}
+
+/// The rows that are wanted of sequences, but of chunks of prompts only the last one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Wanted {
+    /// Those of all tokens: drafts are verified.
+    All,
+    /// The last ones: a model catches up.
+    Last,
+    /// Those of all tokens of the first sequence, which learns from them, and the last ones of the others.
+    AllOfFirst,
 }
 
 impl Rehearsal {
@@ -46,9 +56,10 @@ impl Rehearsal {
         self.widths.iter().sum()
     }
 
-    /// Rows that are wanted of a sequence with so many tokens in the pass, the last ones.
-    pub fn rows(&self, width: usize) -> usize {
-        if self.verifies && width <= NARROW { width } else { 1 }
+    /// How many rows are wanted of a sequence of the pass, the last ones.
+    pub fn rows(&self, sequence: usize) -> usize {
+        let all = self.wanted == Wanted::All || self.wanted == Wanted::AllOfFirst && sequence == 0;
+        if all && self.widths[sequence] <= NARROW { self.widths[sequence] } else { 1 }
     }
 
     /// Whether most sessions need it.
@@ -58,7 +69,7 @@ impl Rehearsal {
 
     /// Rows that are wanted of all sequences.
     pub fn all_rows(&self) -> usize {
-        self.widths.iter().map(|&width| self.rows(width)).sum()
+        (0..self.widths.len()).map(|sequence| self.rows(sequence)).sum()
     }
 }
 
@@ -75,7 +86,7 @@ pub fn rehearsals(sessions: usize, tokens: usize) -> Vec<Rehearsal> {
         }
     }
     for width in sizes(NARROW + 1..=CHUNK) {
-        programme.add(Kind::Prompt, width, vec![width], 0, false);
+        programme.add(Kind::Prompt, width, vec![width], 0, Wanted::Last);
     }
     programme.0.sort_by_key(|(rank, rehearsal)| (rehearsal.kind, *rank)); // stable
     programme.0.into_iter().map(|(_, rehearsal)| rehearsal).collect()
@@ -106,8 +117,8 @@ enum Kind {
 struct Programme(Vec<(usize, Rehearsal)>);
 
 impl Programme {
-    fn add(&mut self, kind: Kind, rank: usize, widths: Vec<usize>, context: usize, verifies: bool) {
-        self.0.push((rank, Rehearsal { widths, context, verifies, kind }));
+    fn add(&mut self, kind: Kind, rank: usize, widths: Vec<usize>, context: usize, wanted: Wanted) {
+        self.0.push((rank, Rehearsal { widths, context, wanted, kind }));
     }
 
     fn of_few(&mut self, sessions: usize, context: usize) {
@@ -118,38 +129,38 @@ impl Programme {
                     ..=SHORT => Kind::Few,
                     _ => Kind::Long,
                 };
-                self.add(kind, tokens * width, shares(tokens, width), context, true);
+                self.add(kind, tokens * width, shares(tokens, width), context, Wanted::All);
             }
         }
         for sessions in 1..=sessions {
-            self.add(Kind::Few, 4 * sessions, vec![2; sessions], context, false);
+            self.add(Kind::Few, 4 * sessions, vec![2; sessions], context, Wanted::Last);
         }
         for width in [3, 4] {
-            self.add(Kind::Few, 4 * width, vec![width], context, false);
+            self.add(Kind::Few, 4 * width, vec![width], context, Wanted::Last);
         }
         for width in [6, 8] {
-            self.add(Kind::Alone, width, vec![width], context, true);
-            self.add(Kind::Alone, width, vec![width], context, false);
+            self.add(Kind::Alone, width, vec![width], context, Wanted::All);
+            self.add(Kind::Alone, width, vec![width], context, Wanted::Last);
         }
         for width in [12, 16] {
-            self.add(Kind::Long, width, vec![width], context, true);
+            self.add(Kind::Long, width, vec![width], context, Wanted::All);
         }
     }
 
     fn of_many(&mut self, sessions: usize, context: usize) {
         for tokens in row_sizes(SMALL_COMPANY + 1..=sessions) {
-            self.add(Kind::Standard, tokens, shares(tokens, 1), context, true);
+            self.add(Kind::Standard, tokens, shares(tokens, 1), context, Wanted::All);
         }
         for tokens in row_sizes(2 * SMALL_COMPANY + 1..=2 * sessions) {
-            self.add(Kind::Drafts, tokens, shares(tokens, 2), context, true);
+            self.add(Kind::Drafts, tokens, shares(tokens, 2), context, Wanted::All);
         }
         for company in row_sizes(SMALL_COMPANY + 1..=sessions) {
-            self.add(Kind::Behind, 2 * company, vec![2; company], context, false);
+            self.add(Kind::Behind, 2 * company, vec![2; company], context, Wanted::AllOfFirst);
             for width in [4, 8] {
-                self.add(Kind::FarBehind, company * width, vec![width; company], context, false);
+                self.add(Kind::FarBehind, company * width, vec![width; company], context, Wanted::AllOfFirst);
             }
             for width in [4, 8] {
-                self.add(Kind::Long, company * width, vec![width; company], context, true);
+                self.add(Kind::Long, company * width, vec![width; company], context, Wanted::All);
             }
         }
         for company in [sessions - sessions / 4, sessions] {
@@ -158,7 +169,7 @@ impl Programme {
                 for tokens in sizes(others + LEAST_CHUNK..=others + CHUNK) {
                     let mut widths = vec![width; company - 1];
                     widths.push(tokens - others);
-                    self.add(Kind::PromptBeside, width * tokens, widths, context, true);
+                    self.add(Kind::PromptBeside, width * tokens, widths, context, Wanted::All);
                 }
             }
         }
@@ -222,10 +233,11 @@ mod tests {
     #[test]
     fn rows_are_those_of_drafts_and_the_last_ones() {
         let each =
-            |widths: &[usize], verifies| Rehearsal { widths: widths.to_vec(), context: 0, verifies, kind: Kind::Few };
-        assert_eq!(each(&[3, 3, 2], true).all_rows(), 8);
-        assert_eq!(each(&[3, 3, 2], false).all_rows(), 3);
-        assert_eq!(each(&[1, 1, 100], true).all_rows(), 3);
+            |widths: &[usize], wanted| Rehearsal { widths: widths.to_vec(), context: 0, wanted, kind: Kind::Few };
+        assert_eq!(each(&[3, 3, 2], Wanted::All).all_rows(), 8);
+        assert_eq!(each(&[3, 3, 2], Wanted::Last).all_rows(), 3);
+        assert_eq!(each(&[3, 3, 2], Wanted::AllOfFirst).all_rows(), 5);
+        assert_eq!(each(&[1, 1, 100], Wanted::All).all_rows(), 3);
         assert_eq!(shares(7, 3), [3, 3, 1]);
         assert_eq!(sizes(1..=23).collect::<Vec<_>>(), [1, 2, 3, 4, 6, 8, 10, 12, 14, 16, 20, 23]);
         assert_eq!(row_sizes(1..=23).collect::<Vec<_>>(), [1, 2, 3, 4, 6, 8, 12, 16, 23]);
@@ -234,12 +246,13 @@ mod tests {
     /// The size of a pass, by the new tokens of each sequence, those of the first one before, and how many rows are
     /// wanted of each.
     fn size(widths: &[usize], context: usize, rows: impl Fn(usize) -> usize) -> PassSize {
+        let all: Vec<usize> = (0..widths.len()).map(rows).collect();
         let pass = PassSize {
             tokens: widths.iter().sum(),
-            rows: widths.iter().map(|&width| rows(width)).sum(),
+            rows: all.iter().sum(),
             blocks: (context + widths[0]).div_ceil(128),
             widest: widths.iter().copied().max().unwrap(),
-            kept: widths.iter().map(|&width| rows(width)).max().unwrap(),
+            kept: all.into_iter().max().unwrap(),
             filters: false,
         };
         pass.padded(SizeLimits { tokens: usize::MAX, blocks: 32 })
@@ -251,7 +264,7 @@ mod tests {
         for sessions in [1, 16, 37, 64, 256] {
             let mut graphs = Vec::new();
             for each in rehearsals(sessions, 1024) {
-                let size = size(&each.widths, each.context, |width| each.rows(width));
+                let size = size(&each.widths, each.context, |sequence| each.rows(sequence));
                 let is_served = graphs.iter().any(|graph: &PassSize| graph.serves(size));
                 if !is_served && size.is_captured() && graphs.len() < MOST_GRAPHS - MOST_GRAPHS / 8 {
                     graphs.push(size);
@@ -262,10 +275,11 @@ mod tests {
             for context in [0, 50, 150, 300, 400, 800, 1000] {
                 for company in 1..=sessions {
                     assert!(has_graph(size(&vec![1; company], context, |_| 1)), "{company}, {context}");
-                    let draft = size(&vec![2; company], context, |width| width);
+                    let draft = size(&vec![2; company], context, |_| 2);
                     assert!(has_graph(draft), "{company} of {sessions} drafts, {context}");
                     for width in 1..=8 {
-                        let behind = size(&vec![width; company], context, |_| 1);
+                        // One of them learns.
+                        let behind = size(&vec![width; company], context, |each| if each == 0 { width } else { 1 });
                         assert!(has_graph(behind), "{company} of {sessions} are {width} behind, {context}");
                     }
                 }
@@ -275,11 +289,11 @@ mod tests {
                         continue;
                     }
                     widths[0] = chunk;
-                    let size = size(&widths, context, |width| if width > NARROW { 1 } else { width });
+                    let size = size(&widths, context, |each| if each == 0 { 1 } else { width });
                     assert!(has_graph(size), "{chunk} beside {sessions} of {width}, {context}");
                 }
                 for widths in [&[1][..], &[2], &[3], &[4], &[1, 1], &[2, 1], &[2, 2, 1], &[1; 4], &[2; 4]] {
-                    let size = size(widths, context, |width| width);
+                    let size = size(widths, context, |each| widths[each]);
                     assert!(widths.len() > sessions || has_graph(size), "{widths:?}, {context}");
                 }
             }

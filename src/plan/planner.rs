@@ -13,6 +13,9 @@ use crate::learn::estimates::{Acceptance, Estimates};
 /// moment without drafts.
 const HYSTERESIS: f64 = 0.02;
 
+/// The same in company, where many sessions change.
+const HYSTERESIS_IN_COMPANY: f64 = 0.03;
+
 /// Share by which a plan must be faster than `standard` to stay: `standard` need not be measured beside itself.
 const WORTH: f64 = 0.01;
 
@@ -110,6 +113,8 @@ impl StandardCorrection {
 pub struct Planner {
     choices: Choices,
     plan: Plan,
+    /// See [`HYSTERESIS`].
+    hysteresis: f64,
     expectation: Expectation,
     trials: Trials,
     standard_correction: StandardCorrection,
@@ -137,6 +142,7 @@ impl Planner {
         Planner {
             choices,
             plan,
+            hysteresis: HYSTERESIS,
             expectation,
             trials,
             standard_correction,
@@ -151,7 +157,8 @@ impl Planner {
     /// A planner of the same choices for sessions in company. It begins without proposals, which may cost much there.
     pub fn for_company(&self) -> Planner {
         let targets = self.choices.targets.last().copied().unwrap_or(Targets::Combined);
-        Planner::new(self.choices.clone(), Plan::of(Policy::Standard, targets), None)
+        let planner = Planner::new(self.choices.clone(), Plan::of(Policy::Standard, targets), None);
+        Planner { trials: Trials::in_company(), hysteresis: HYSTERESIS_IN_COMPANY, ..planner }
     }
 
     /// What later sessions of the same task begin with.
@@ -285,7 +292,7 @@ impl Planner {
             self.expectation.planned = standard;
             return Some(Plan::STANDARD);
         }
-        if best.plan == self.plan || best.seconds > planned * (1.0 - HYSTERESIS) {
+        if best.plan == self.plan || best.seconds > planned * (1.0 - self.hysteresis) {
             return None;
         }
         self.expectation.planned = best.seconds;

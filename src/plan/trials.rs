@@ -2,14 +2,36 @@
 
 use crate::decode::policy::{Plan, Policy, Targets};
 
-/// Tokens after which the measured time of a plan counts as much as its forecast.
-const TRUST: f64 = 128.0;
+/// How much is believed of measurements against forecasts.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Belief {
+    /// Tokens after which the measured time of a plan counts as much as its forecast.
+    tokens: f64,
+    /// Share of the correction known for a kind of plans that applies to an untried plan of that kind.
+    of_kind: f64,
+    /// Whether all plans that draft are of one kind.
+    joins_drafts: bool,
+}
+
+impl Belief {
+    /// Whether one plan tells of another.
+    fn are_alike(self, one: &Plan, other: &Plan) -> bool {
+        let drafts = |plan: &Plan| (plan.policy != Policy::Standard, plan.targets == Targets::Routed);
+        if self.joins_drafts { drafts(one) == drafts(other) } else { kind(one) == kind(other) }
+    }
+}
+
+const ALONE: Belief = Belief { tokens: 128.0, of_kind: 0.5, joins_drafts: false };
+
+/// In company, a token is one of each session. And forecasts of all plans that draft leave out the same there: sessions
+/// whose drafts are rejected do not keep in step with the others.
+const IN_COMPANY: Belief = Belief { tokens: 16.0, of_kind: 0.8, joins_drafts: true };
+
+/// Older tokens of a plan fade after so many times [`Belief::tokens`].
+const MEMORY: f64 = 4.0;
 
 /// Plans that are remembered.
 const CAPACITY: usize = 12;
-
-/// Share of the correction known for a kind of plans that applies to an untried plan of that kind.
-const KIND_SHARE: f64 = 0.5;
 
 /// A plan that was in force at some time.
 #[derive(Debug, Clone, PartialEq)]
@@ -26,13 +48,9 @@ struct TriedPlan {
 }
 
 impl TriedPlan {
-    /// Weight of the measurement against the forecast, from 0 to 1.
-    fn trust(&self) -> f64 {
-        self.tokens / (self.tokens + TRUST)
-    }
-
-    fn correction(&self) -> f64 {
-        1.0 + (self.ratio - 1.0) * self.trust()
+    /// Factor on its forecast, if that counts as much as a measurement of so many tokens.
+    fn correction(&self, tokens: f64) -> f64 {
+        1.0 + (self.ratio - 1.0) * self.tokens / (self.tokens + tokens)
     }
 }
 
@@ -40,12 +58,26 @@ impl TriedPlan {
 ///
 /// The best of many forecasts tends to be too optimistic. Without a memory of its real time, such a plan would be
 /// chosen again and again.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct Trials(Vec<TriedPlan>);
+#[derive(Debug, Clone, PartialEq)]
+pub struct Trials {
+    plans: Vec<TriedPlan>,
+    belief: Belief,
+}
+
+impl Default for Trials {
+    fn default() -> Self {
+        Trials { plans: Vec::new(), belief: ALONE }
+    }
+}
 
 impl Trials {
+    /// Those of sessions in company.
+    pub fn in_company() -> Self {
+        Trials { belief: IN_COMPANY, ..Trials::default() }
+    }
+
     fn find(&self, plan: &Plan) -> Option<&TriedPlan> {
-        self.0.iter().find(|tried| tried.plan == *plan)
+        self.plans.iter().find(|tried| tried.plan == *plan)
     }
 
     /// A plan comes into force. If the memory is full, the plan with the fewest tokens is dropped.
@@ -53,21 +85,21 @@ impl Trials {
         if self.find(plan).is_some() {
             return;
         }
-        if self.0.len() == CAPACITY {
-            let least = (0..CAPACITY).min_by(|&a, &b| self.0[a].tokens.total_cmp(&self.0[b].tokens));
-            least.into_iter().for_each(|least| _ = self.0.swap_remove(least));
+        if self.plans.len() == CAPACITY {
+            let least = (0..CAPACITY).min_by(|&a, &b| self.plans[a].tokens.total_cmp(&self.plans[b].tokens));
+            least.into_iter().for_each(|least| _ = self.plans.swap_remove(least));
         }
-        self.0.push(TriedPlan { plan: plan.clone(), tokens: 0.0, seconds: 0.0, standard: 0.0, ratio: 1.0 });
+        self.plans.push(TriedPlan { plan: plan.clone(), tokens: 0.0, seconds: 0.0, standard: 0.0, ratio: 1.0 });
     }
 
     /// Learn that a plan took `seconds` for `tokens` tokens, where `standard` would have taken `standard` seconds by
     /// current estimates. Ignored for a plan that was not begun.
     pub fn record(&mut self, plan: &Plan, tokens: f64, seconds: f64, standard: f64) {
-        let Some(tried) = self.0.iter_mut().find(|tried| tried.plan == *plan) else { return };
+        let Some(tried) = self.plans.iter_mut().find(|tried| tried.plan == *plan) else { return };
         tried.tokens += tokens;
         tried.seconds += seconds;
         tried.standard += standard;
-        if tried.tokens > 4.0 * TRUST {
+        if tried.tokens > MEMORY * self.belief.tokens {
             tried.tokens /= 2.0;
             tried.seconds /= 2.0;
             tried.standard /= 2.0;
@@ -77,24 +109,24 @@ impl Trials {
     /// Compare a plan's measured time with its current forecast. Both are relative to `standard`, so that a machine
     /// that became busy does not make the plan look bad.
     pub fn update_ratio(&mut self, plan: &Plan, forecast: f64) {
-        let tried = self.0.iter_mut().find(|tried| tried.plan == *plan && tried.standard > 0.0);
+        let tried = self.plans.iter_mut().find(|tried| tried.plan == *plan && tried.standard > 0.0);
         tried.into_iter().for_each(|tried| tried.ratio = (tried.seconds / tried.standard / forecast).clamp(0.5, 2.0));
     }
 
     /// Factor that corrects the forecast of a plan. The fewer tokens were measured, the nearer it is to 1.
     pub fn correction(&self, plan: &Plan) -> f64 {
         if let Some(tried) = self.find(plan) {
-            return tried.correction();
+            return tried.correction(self.belief.tokens);
         }
-        let same_kind = || self.0.iter().filter(|tried| kind(&tried.plan) == kind(plan));
-        let trust: f64 = same_kind().map(TriedPlan::trust).sum();
-        let excess: f64 = same_kind().map(|tried| tried.trust() * (tried.correction() - 1.0)).sum();
-        1.0 + KIND_SHARE * (excess / trust.max(f64::MIN_POSITIVE))
+        let same_kind = || self.plans.iter().filter(|tried| self.belief.are_alike(&tried.plan, plan));
+        let tokens: f64 = same_kind().map(|tried| tried.tokens).sum();
+        let excess: f64 = same_kind().map(|tried| tried.tokens * (tried.ratio - 1.0)).sum();
+        1.0 + self.belief.of_kind * excess / (tokens + self.belief.tokens)
     }
 
     /// Forget all plans, because the conditions have changed.
     pub fn forget(&mut self) {
-        self.0.clear();
+        self.plans.clear();
     }
 }
 
@@ -129,15 +161,23 @@ mod tests {
         (0..100).for_each(|_| trials.record(&bad, 10.0, 6.0, 10.0));
         trials.update_ratio(&bad, 0.5);
         assert!((1.1..1.2).contains(&trials.correction(&bad)), "{trials:?}");
-        assert!((trials.correction(&other) - 1.0 - 0.5 * (trials.correction(&bad) - 1.0)).abs() < 1e-9, "{trials:?}");
+        assert!((trials.correction(&other) - 1.0 - ALONE.of_kind * (trials.correction(&bad) - 1.0)).abs() < 1e-9, "{trials:?}");
         assert_eq!(trials.correction(&Plan::STANDARD), 1.0, "another kind");
         // Another plan comes into force, and the first one is still known. Then the memory overflows.
         trials.begin(&other);
         trials.record(&other, 1000.0, 500.0, 1000.0);
         trials.update_ratio(&other, 0.5);
         assert!(trials.correction(&bad) > 1.1 && trials.correction(&other) == 1.0);
+        // Many plans of a kind that were tried for a moment tell of it together.
+        let mut company = Trials::in_company();
+        for length in 5..12 {
+            company.begin(&drafts(length));
+            company.record(&drafts(length), 8.0, 5.0, 8.0);
+            company.update_ratio(&drafts(length), 0.5);
+        }
+        assert!(company.correction(&drafts(5)) < 1.1 && company.correction(&other) > 1.15, "{company:?}");
         (5..40).for_each(|length| trials.begin(&drafts(length)));
-        assert_eq!(trials.0.len(), CAPACITY);
+        assert_eq!(trials.plans.len(), CAPACITY);
         assert!(trials.find(&bad).is_some(), "plans with few tokens are dropped first");
     }
 }

@@ -3,7 +3,6 @@
 #[path = "../common/mod.rs"]
 mod common;
 
-mod alone;
 mod asking;
 mod batches;
 mod handover;

@@ -6,3 +6,4 @@ mod jumps;
 mod machine;
 mod oracle;
 mod rounds;
+mod serving;
