@@ -20,6 +20,7 @@ pub mod stats;
 mod sync;
 pub mod table;
 mod time_in_passes;
+pub mod together;
 pub mod wait;
 mod waiting;
 

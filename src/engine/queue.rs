@@ -17,12 +17,12 @@ use arrayvec::ArrayVec;
 use super::histogram::{PassShape, Passes};
 use super::room::{PassLimits, Room};
 use super::sync::{Arc, AtomicUsize, Mutex, MutexGuard, Ordering};
+use super::together::Together;
 use super::wait::{Crowd, Waiter};
 use crate::decode::chance::{CounterRng, Key, Purpose};
 use crate::decode::decoder::Common;
 use crate::error::Error;
 use crate::model::{Admission, Cancel, Interrupt, Model, Pass, Priority, Report};
-use crate::plan::pass_times::PassTimes;
 
 /// Most tokens of a pass that is taken before wider ones: decoding and verification, but no chunk of a prompt.
 pub const NARROW: usize = 16;
@@ -144,7 +144,7 @@ pub struct PassQueue {
     model: Arc<dyn Model>,
     /// [`Model::max_batch_tokens`].
     max_tokens: usize,
-    /// Most tokens of all wide tickets of a pass: [`Model::max_pass`].
+    /// Most tokens of all wide tickets of a pass.
     max_wide: usize,
     /// Tokens of interactive sessions that decoded in the last pass.
     decoding: AtomicUsize,
@@ -156,7 +156,7 @@ pub struct PassQueue {
     /// Nanoseconds that the last pass took.
     last: AtomicUsize,
     /// What passes take, and the number of the model there.
-    times: (std::sync::Arc<PassTimes>, usize),
+    times: (std::sync::Arc<Together>, usize),
     crowd: Arc<Crowd>,
 }
 
@@ -429,11 +429,11 @@ impl PassQueue {
         model: Arc<dyn Model>,
         crowd: Arc<Crowd>,
         numbers: CounterRng,
-        times: (std::sync::Arc<PassTimes>, usize),
+        times: (std::sync::Arc<Together>, usize),
     ) -> Self {
         PassQueue {
             max_tokens: model.max_batch_tokens(),
-            max_wide: model.max_pass(),
+            max_wide: (model.max_batch_tokens() / 2).max(model.max_pass()),
             decoding: AtomicUsize::new(0),
             overlaps: model.overlaps(),
             model,
@@ -463,7 +463,7 @@ impl PassQueue {
     }
 
     fn limits(&self) -> PassLimits<'_> {
-        PassLimits { all: self.max_tokens, wide: self.max_wide, times: &self.times.0, model: self.times.1 }
+        PassLimits { all: self.max_tokens, wide: self.max_wide, times: self.times.0.times(), model: self.times.1 }
     }
 
     /// Room of the next pass, by those who wait for it.

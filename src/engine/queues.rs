@@ -7,6 +7,7 @@ use crate::decode::chance::CounterRng;
 use crate::engine::participant::Participant;
 use crate::engine::questions::Questions;
 use crate::engine::queue::{PassQueue, WhenFull};
+use crate::engine::together::Together;
 use crate::plan::pass_times::PassTimes;
 
 /// A queue for each model of an engine that batches.
@@ -26,10 +27,11 @@ impl PassQueues {
     pub fn new(participants: &[Participant], when_full: FullCache, seed: u64, times: &Arc<PassTimes>) -> Self {
         let crowd = Arc::<Crowd>::default();
         let numbers = CounterRng::new(seed);
+        let together = Arc::new(Together::new(times));
         let queue = |(index, each): (usize, &Participant)| match each {
             Participant::Model(model) if model.batches() => {
                 let numbers = numbers.fork(seed, index as u64);
-                Some(PassQueue::new(model.clone(), crowd.clone(), numbers, (times.clone(), index)))
+                Some(PassQueue::new(model.clone(), crowd.clone(), numbers, (together.clone(), index)))
             }
             _ => None,
         };

@@ -94,7 +94,7 @@ impl Curve {
     pub fn record_overlapped(&mut self, tokens: usize, most: f64, scaled: f64, now: u64) {
         let seconds = match self.at(tokens as f64) {
             Some(expected) if expected > most => most,
-            Some(_) if self.ranges[range(tokens)].is_alone(now) => return,
+            Some(expected) if scaled <= expected || self.ranges[range(tokens)].is_alone(now) => return,
             _ => scaled,
         };
         self.learn(tokens, seconds, now);

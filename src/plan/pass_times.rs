@@ -1,108 +1,61 @@
 //! What passes of the models of an engine take, as all its sessions have learned it.
 //!
-//! The time of a pass that runs alone is its own. Of passes at the same time only the time of all is known. They take as
-//! long as the longest, and a share of the time of the others: [`Estimates::serial_share`]. So each of them is learned
-//! from what is known of the others.
+//! The time of a pass that runs alone is its own. Of passes at the same time only the time of all is known. They take
+//! as long as the longest, and a share of the time of the others: [`Estimates::serial_share`]. So each of them is
+//! learned from what is known of the others.
 //!
 //! [`Estimates::serial_share`]: crate::learn::estimates::Estimates::serial_share
 
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use arrayvec::ArrayVec;
 use parking_lot::Mutex;
 
 use crate::learn::pass_times::Curve;
-
-/// Most passes at the same time from which anything is learned.
-const MOST: usize = 8;
 
 /// The pass times of all models of an engine.
 #[derive(Debug, Default)]
 pub struct PassTimes {
     curves: Vec<Mutex<Curve>>,
-    together: Mutex<Together>,
-}
-
-/// Passes that have begun since none was running.
-#[derive(Debug, Default)]
-struct Together {
-    /// Their models and tokens.
-    passes: ArrayVec<(usize, usize), MOST>,
-    /// How many have not ended.
-    running: usize,
-    /// When the first one began.
-    since: Option<Instant>,
-    /// Time that was spent inside them.
-    inside: Duration,
-    /// Whether they tell something: all began before any ended, and each will take as long again.
-    counts: bool,
     /// See [`PassTimes::set_serial`].
-    serial: Option<f64>,
-    /// Passes from which something was learned.
-    learned: u64,
+    serial: Mutex<Option<f64>>,
+    /// How often something was learned.
+    learned: AtomicU64,
 }
 
 impl PassTimes {
     /// Nothing is known of so many participants.
     pub fn new(participants: usize) -> Self {
-        PassTimes { curves: (0..participants).map(|_| Mutex::default()).collect(), together: Mutex::default() }
+        PassTimes { curves: (0..participants).map(|_| Mutex::default()).collect(), ..PassTimes::default() }
     }
 
     /// Set the share of all passes at the same time but the longest that adds to the longest. `None`: unknown, so
     /// nothing is learned from them.
     pub fn set_serial(&self, serial: Option<f64>) {
-        self.together.lock().serial = serial;
+        *self.serial.lock() = serial;
     }
 
-    /// A pass of a model over so many tokens begins.
-    pub fn begin(&self, model: usize, tokens: usize) {
-        let mut together = self.together.lock();
-        if together.running == 0 {
-            together.passes.clear();
-            (together.since, together.inside, together.counts) = (Some(Instant::now()), Duration::ZERO, true);
-        }
-        together.counts &= together.running == together.passes.len();
-        together.counts &= together.passes.try_push((model, tokens)).is_ok();
-        together.running += 1;
-    }
-
-    /// A pass that was begun has ended. `elapsed` is the time that was spent inside it, if it will take as long again.
-    pub fn end(&self, elapsed: Option<Duration>) {
-        let mut together = self.together.lock();
-        together.inside += elapsed.unwrap_or_default();
-        together.counts &= elapsed.is_some();
-        together.running -= 1;
-        if together.running > 0 || !together.counts {
-            return;
-        }
-        let now = together.learned;
-        together.learned += 1;
-        match (together.passes.as_slice(), together.serial) {
-            (&[(model, tokens)], _) => {
-                self.with(model, |curve| curve.record(tokens, together.inside.as_secs_f64(), now));
-            }
-            (_, Some(serial)) => {
-                // Real passes go on while nobody waits for them. Simulated ones take no time by the clock.
-                let clock = together.since.map_or(Duration::ZERO, |since| since.elapsed());
-                let seconds = [together.inside, together.inside.max(clock)].map(|time| time.as_secs_f64());
-                self.learn(&together.passes, serial, seconds, now);
-            }
-            _ => {}
-        }
+    /// Learn that a pass of a model over so many tokens took `seconds`.
+    pub fn record(&self, model: usize, tokens: usize, seconds: f64) {
+        let now = self.learned.fetch_add(1, Ordering::Relaxed);
+        self.with(model, |curve| curve.record(tokens, seconds, now));
     }
 
     /// Learn from passes at the same time, given as (model, tokens). They took so many seconds in all: at least those
     /// that were spent inside them, and at most those until the last one had ended.
-    fn learn(&self, passes: &[(usize, usize)], serial: f64, [least, most]: [f64; 2], now: u64) {
+    pub fn record_overlapped(&self, passes: &[(usize, usize)], [least, most]: [f64; 2]) {
+        let Some(serial) = *self.serial.lock() else { return };
+        let now = self.learned.fetch_add(1, Ordering::Relaxed);
         // Without an estimate, a pass is assumed to be like all others.
         let like_others = most / (1.0 + serial * (passes.len() - 1) as f64);
-        let expected = |&(model, tokens): &(usize, usize)| self.at(model, tokens as f64).unwrap_or(like_others);
-        let alone: ArrayVec<f64, MOST> = passes.iter().map(expected).collect();
-        let (longest, sum) = alone.iter().fold((0.0f64, 0.0), |(longest, sum), each| (longest.max(*each), sum + each));
-        let all = longest + serial * (sum - longest);
-        for (&(model, tokens), each) in passes.iter().zip(alone) {
-            let (most, scaled) = (most - serial * (sum - each), each * (least / all).max(1.0));
-            self.with(model, |curve| curve.record_overlapped(tokens, most, scaled, now));
+        let alone = |&(model, tokens): &(usize, usize)| self.at(model, tokens as f64).unwrap_or(like_others);
+        let add = |(longest, sum): (f64, f64), each: f64| (longest.max(each), sum + each);
+        let (longest, sum) = passes.iter().map(alone).fold((0.0, 0.0), add);
+        let scale = (least / (longest + serial * (sum - longest))).max(1.0);
+        for pass in passes {
+            // What is known of the models changes meanwhile, which the next passes make good.
+            let each = alone(pass);
+            let most = most - serial * (sum - each);
+            self.with(pass.0, |curve| curve.record_overlapped(pass.1, most, scale * each, now));
         }
     }
 
@@ -110,20 +63,46 @@ impl PassTimes {
         self.curves.get(model).into_iter().for_each(|curve| learn(&mut curve.lock()));
     }
 
-    /// Learn that a pass of a model over so many tokens took `seconds`.
-    pub fn record(&self, model: usize, tokens: usize, seconds: f64) {
-        self.begin(model, tokens);
-        self.end(Some(Duration::from_secs_f64(seconds)));
-    }
-
     /// Conditions have changed; see [`Curve::forget`].
     pub fn forget(&self) {
-        let now = self.together.lock().learned;
+        let now = self.learned.load(Ordering::Relaxed);
         self.curves.iter().for_each(|curve| curve.lock().forget(now));
     }
 
     /// Expected seconds of a pass of a model over so many tokens, if there was any.
     pub fn at(&self, model: usize, tokens: f64) -> Option<f64> {
         self.curves.get(model)?.lock().at(tokens)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn passes_at_the_same_time_tell_of_each_other() {
+        let times = PassTimes::new(2);
+        let near = |model: usize, expected: f64| {
+            let found = times.at(model, 8.0).unwrap();
+            assert!((found / expected - 1.0).abs() < 0.03, "model {model}: {found}, not {expected}");
+        };
+        times.record_overlapped(&[(0, 8), (1, 8)], [1.5, 1.5]);
+        assert_eq!(times.at(0, 8.0), None, "it is unknown how well they overlap");
+        times.set_serial(Some(0.5));
+        times.record_overlapped(&[(0, 8), (1, 8)], [1.5, 1.5]);
+        (0..2).for_each(|model| near(model, 1.0));
+        // The first one takes 0.8 alone. So the other one takes 1.1.
+        for _ in 0..40 {
+            times.record(0, 8, 0.8);
+            times.record_overlapped(&[(0, 8), (1, 8)], [1.5, 1.5]);
+        }
+        [0.8, 1.1].into_iter().enumerate().for_each(|(model, seconds)| near(model, seconds));
+        // Both become slower, and none is seen alone.
+        (0..40).for_each(|_| times.record_overlapped(&[(0, 8), (1, 8)], [3.0, 3.0]));
+        let known = [0, 1].map(|model| times.at(model, 8.0).unwrap());
+        assert!(known[0] > 1.2 && (2.8..3.1).contains(&(known[1] + 0.5 * known[0])), "{known:?}");
+        // The host does something else meanwhile.
+        (0..40).for_each(|_| times.record_overlapped(&[(0, 8), (1, 8)], [0.1, 9.0]));
+        assert_eq!([0, 1].map(|model| times.at(model, 8.0).unwrap()), known);
     }
 }

@@ -161,7 +161,8 @@ mod tests {
         (0..100).for_each(|_| trials.record(&bad, 10.0, 6.0, 10.0));
         trials.update_ratio(&bad, 0.5);
         assert!((1.1..1.2).contains(&trials.correction(&bad)), "{trials:?}");
-        assert!((trials.correction(&other) - 1.0 - ALONE.of_kind * (trials.correction(&bad) - 1.0)).abs() < 1e-9, "{trials:?}");
+        let [excess, of_kind] = [&bad, &other].map(|plan| trials.correction(plan) - 1.0);
+        assert!((of_kind - ALONE.of_kind * excess).abs() < 1e-9, "{trials:?}");
         assert_eq!(trials.correction(&Plan::STANDARD), 1.0, "another kind");
         // Another plan comes into force, and the first one is still known. Then the memory overflows.
         trials.begin(&other);

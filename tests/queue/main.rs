@@ -27,7 +27,7 @@ mod wait;
 #[path = "../../src/engine/waiting.rs"]
 mod waiting;
 
-use cos::engine::histogram;
+use cos::engine::{histogram, together};
 
 mod sync {
     pub use std::sync::Arc;
