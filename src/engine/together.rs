@@ -15,12 +15,12 @@ const MOST: usize = 8;
 #[derive(Debug, Default)]
 pub struct Together {
     times: Arc<PassTimes>,
-    passes: Mutex<Passes>,
+    passes: Mutex<BegunPasses>,
 }
 
 /// Passes that have begun since none was running.
 #[derive(Debug, Default)]
-struct Passes {
+struct BegunPasses {
     /// Their models and tokens.
     begun: ArrayVec<(usize, usize), MOST>,
     /// How many have not ended.
