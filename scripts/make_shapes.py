@@ -146,14 +146,16 @@ def export(folder, out, precision, arguments):
 
 def shift(folder, out):
     """Copy an export of float16, with the columns of its last matrix rotated by one."""
-    shutil.copytree(folder, out)
-    graph = onnx.load(out / "model.onnx", load_external_data=False).graph
+    graph = onnx.load(folder / "model.onnx", load_external_data=False).graph
     weights = {tensor.name: tensor for tensor in graph.initializer}
     head = [weights[name] for node in graph.node if "lm_head" in node.name for name in node.input if name in weights]
-    if len(head) != 1 or head[0].data_type != onnx.TensorProto.FLOAT16:
-        raise SystemExit(f"{folder}: --pair needs an output layer with one float16 matrix; use --precisions fp16")
+    if len(head) != 1 or head[0].data_type != onnx.TensorProto.FLOAT16 or not head[0].external_data:
+        raise SystemExit(f"{folder}: --pair needs an output layer with one float16 matrix in the external data")
     place = {entry.key: entry.value for entry in head[0].external_data}
-    matrix = np.memmap(out / place["location"], "<f2", "r+", int(place["offset"]), tuple(head[0].dims))
+    shutil.rmtree(out, ignore_errors=True)
+    shutil.copytree(folder, out)
+    offset = int(place.get("offset", 0))
+    matrix = np.memmap(out / place["location"], "<f2", "r+", offset, tuple(head[0].dims))
     matrix[:] = np.roll(matrix, 1, axis=1)
     matrix.flush()
     print("exported", out, flush=True)
@@ -178,6 +180,8 @@ def main():
     parser.add_argument("--pair", action="store_true")
     parser.add_argument("--scratch", type=Path, help="folder for the Hugging Face models, which are temporary")
     arguments = parser.parse_args()
+    if arguments.pair and "fp16" not in arguments.precisions.split(","):
+        parser.error("--pair needs fp16 among --precisions")
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -199,9 +203,7 @@ def main():
     shutil.rmtree(scratch)
     if arguments.pair:
         for name in arguments.shapes.split(","):
-            for precision in arguments.precisions.split(","):
-                folder = arguments.out / name / precision
-                shift(folder, folder.with_name(f"{precision}-shifted"))
+            shift(arguments.out / name / "fp16", arguments.out / name / "fp16-shifted")
 
 
 if __name__ == "__main__":

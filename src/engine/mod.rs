@@ -42,6 +42,7 @@ use crate::engine::participant::Participant;
 use crate::engine::queues::PassQueues;
 use crate::engine::sharing::{Sharing, random_seed};
 use crate::engine::stats::Stats;
+use crate::engine::together::Together;
 use crate::error::{Error, Result};
 use crate::export::Scoring;
 use crate::model::{Model, overlap};
@@ -64,8 +65,11 @@ const CACHE_SHARE: f64 = 0.5;
 /// The loaded models and how they are combined. Immutable, except for what its sessions add up and learn.
 pub struct Engine {
     participants: Vec<Participant>,
-    /// Where its sessions wait for common passes.
+    /// Where its sessions wait for common passes, the seed of the numbers that these hand out, and what becomes of new
+    /// sessions while the memory of a model is full.
     queues: Arc<PassQueues>,
+    seed: u64,
+    when_full: FullCache,
     /// Who routes by common numbers.
     sharing: Arc<Sharing>,
     /// What passes take.
@@ -80,7 +84,7 @@ pub struct Engine {
     /// The share of all passes but the longest that does not overlap. `None`: passes run one after the other.
     serial: Option<f64>,
     greedy_below: f32,
-    clock: Box<Clock>,
+    clock: Arc<Clock>,
     /// The process whose threads run the models.
     process: Process,
 }
@@ -151,9 +155,13 @@ impl Engine {
         stop_tokens.sort_unstable();
         stop_tokens.dedup();
         let start = Instant::now();
+        let clock: Arc<Clock> = Arc::new(move || start.elapsed());
         let pass_times = Arc::new(PassTimes::new(participants.len()));
+        let (seed, when_full) = (random_seed(), FullCache::Wait);
         let engine = Engine {
-            queues: Arc::new(PassQueues::new(&participants, FullCache::Wait, random_seed(), &pass_times)),
+            queues: PassQueues::new(&participants, when_full, seed, &Together::new(&pass_times, &clock)),
+            seed,
+            when_full,
             sharing: Sharing::new(None),
             participants,
             combine,
@@ -166,7 +174,7 @@ impl Engine {
             pass_times,
             serial: None,
             greedy_below: 0.0,
-            clock: Box::new(move || start.elapsed()),
+            clock,
             process: Process::current(),
         };
         engine.combination(None)?;
@@ -182,13 +190,19 @@ impl Engine {
 
     /// Set what becomes of a new session while the caches of others take all memory that they may.
     pub fn with_when_full(mut self, when_full: FullCache) -> Self {
-        self.queues = Arc::new(PassQueues::new(&self.participants, when_full, random_seed(), &self.pass_times));
-        self
+        self.when_full = when_full;
+        self.with_new_queues()
     }
 
     /// Draw the numbers that sessions have in common from this seed. Tests do, so that they can be repeated.
     pub fn with_seed(mut self, seed: u64) -> Self {
-        self.queues = Arc::new(PassQueues::new(&self.participants, FullCache::Wait, seed, &self.pass_times));
+        self.seed = seed;
+        self.with_new_queues()
+    }
+
+    fn with_new_queues(mut self) -> Self {
+        let together = Together::new(&self.pass_times, &self.clock);
+        self.queues = PassQueues::new(&self.participants, self.when_full, self.seed, &together);
         self
     }
 
@@ -218,8 +232,8 @@ impl Engine {
 
     /// Use another clock. Tests simulate the time, so that the choices of `auto` can be repeated.
     pub fn with_clock(mut self, clock: impl Fn() -> Duration + Send + Sync + 'static) -> Self {
-        self.clock = Box::new(clock);
-        self
+        self.clock = Arc::new(clock);
+        self.with_new_queues()
     }
 
     /// The clock of its sessions.

@@ -144,8 +144,10 @@ pub struct PassQueue {
     model: Arc<dyn Model>,
     /// [`Model::max_batch_tokens`].
     max_tokens: usize,
-    /// Most tokens of all wide tickets of a pass.
+    /// [`Model::max_pass`].
     max_wide: usize,
+    /// Most tokens of prompts in a pass.
+    max_prompts: usize,
     /// Tokens of interactive sessions that decoded in the last pass.
     decoding: AtomicUsize,
     /// [`Model::overlaps`].
@@ -433,7 +435,8 @@ impl PassQueue {
     ) -> Self {
         PassQueue {
             max_tokens: model.max_batch_tokens(),
-            max_wide: (model.max_batch_tokens() / 2).max(model.max_pass()),
+            max_wide: model.max_pass(),
+            max_prompts: (model.max_batch_tokens() / 2).max(model.max_pass()),
             decoding: AtomicUsize::new(0),
             overlaps: model.overlaps(),
             model,
@@ -459,11 +462,17 @@ impl PassQueue {
 
     /// Most tokens of a chunk of a prompt, beside the sessions that decode.
     pub fn chunk(&self) -> usize {
-        self.limits().prompts(self.decoding.load(Ordering::Relaxed))
+        self.limits().prompts(self.decoding.load(Ordering::Relaxed)).min(self.max_wide)
     }
 
     fn limits(&self) -> PassLimits<'_> {
-        PassLimits { all: self.max_tokens, wide: self.max_wide, times: self.times.0.times(), model: self.times.1 }
+        PassLimits {
+            all: self.max_tokens,
+            wide: self.max_wide,
+            prompts: self.max_prompts,
+            times: self.times.0.times(),
+            model: self.times.1,
+        }
     }
 
     /// Room of the next pass, by those who wait for it.

@@ -8,7 +8,6 @@ use crate::engine::participant::Participant;
 use crate::engine::questions::Questions;
 use crate::engine::queue::{PassQueue, WhenFull};
 use crate::engine::together::Together;
-use crate::plan::pass_times::PassTimes;
 
 /// A queue for each model of an engine that batches.
 pub struct PassQueues {
@@ -22,12 +21,11 @@ pub struct PassQueues {
 }
 
 impl PassQueues {
-    /// The queues of these participants. `seed` is that of the numbers that passes hand out. `times` learn what passes
-    /// take.
-    pub fn new(participants: &[Participant], when_full: FullCache, seed: u64, times: &Arc<PassTimes>) -> Self {
+    /// The queues of these participants. `seed` is that of the numbers that passes hand out. `together`
+    /// watches the passes.
+    pub fn new(participants: &[Participant], when_full: FullCache, seed: u64, together: &Arc<Together>) -> Arc<Self> {
         let crowd = Arc::<Crowd>::default();
         let numbers = CounterRng::new(seed);
-        let together = Arc::new(Together::new(times));
         let queue = |(index, each): (usize, &Participant)| match each {
             Participant::Model(model) if model.batches() => {
                 let numbers = numbers.fork(seed, index as u64);
@@ -36,7 +34,8 @@ impl PassQueues {
             _ => None,
         };
         let queues = participants.iter().enumerate().map(queue).collect();
-        PassQueues { queues, questions: Questions::new(crowd.clone()), crowd, decoding: AtomicUsize::new(0), when_full }
+        let questions = Questions::new(crowd.clone());
+        Arc::new(PassQueues { queues, questions, crowd, decoding: AtomicUsize::new(0), when_full })
     }
 
     /// What becomes of a pass if the memory of its model is full. `is_first` says that its session has decoded nothing

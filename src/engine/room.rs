@@ -16,7 +16,7 @@ const LEAST_PROMPT: usize = 32;
 pub struct Room {
     /// All of them.
     pub all: usize,
-    /// Those of prompts, and of models that catch up.
+    /// Those of models that catch up.
     pub wide: usize,
     /// Those of prompts.
     pub prompts: usize,
@@ -28,8 +28,10 @@ pub struct Room {
 pub struct PassLimits<'a> {
     /// Most tokens of a pass.
     pub all: usize,
-    /// Most tokens of a sequence in a pass.
+    /// Most tokens of a sequence in a pass, and of all models that catch up.
     pub wide: usize,
+    /// Most tokens of prompts in a pass.
+    pub prompts: usize,
     /// Pass times of the models.
     pub times: &'a PassTimes,
     /// The number of the model there.
@@ -40,9 +42,12 @@ impl PassLimits<'_> {
     /// Room for prompts, if interactive sessions decode so many tokens in the pass. Only these are spared a long pass.
     pub fn prompts(&self, decoding: usize) -> usize {
         if decoding == 0 {
+            return self.prompts;
+        }
+        if self.times.at(self.model, decoding as f64).is_none() {
             return self.wide;
         }
-        self.beside(decoding, WITH_PROMPTS, self.wide).max(LEAST_PROMPT).min(self.wide)
+        self.beside(decoding, WITH_PROMPTS, self.prompts).max(LEAST_PROMPT).min(self.prompts)
     }
 
     /// Room, if interactive sessions decode so many tokens and so many tokens of their prompts wait.
@@ -55,7 +60,7 @@ impl PassLimits<'_> {
 
     /// Room of a pass where nobody is to be spared.
     pub fn empty(&self) -> Room {
-        Room { all: self.all, wide: self.wide, prompts: self.wide, batch: self.all }
+        Room { all: self.all, wide: self.wide, prompts: self.prompts, batch: self.all }
     }
 
     /// Most tokens that make a pass over `tokens` at most so many times as long. All, while nothing is known.
@@ -92,7 +97,7 @@ mod tests {
     #[test]
     fn prompts_and_batch_sessions_make_passes_of_interactive_sessions_so_much_longer_only() {
         let times = times();
-        let limits = PassLimits { all: 2048, wide: 512, times: &times, model: 0 };
+        let limits = PassLimits { all: 2048, wide: 512, prompts: 512, times: &times, model: 0 };
         assert_eq!(
             limits.room(0, 0),
             Room { all: 2048, wide: 512, prompts: 512, batch: 2048 },
@@ -111,13 +116,13 @@ mod tests {
     fn a_prompt_goes_on_however_dear_its_tokens_are() {
         let times = PassTimes::new(1);
         assert_eq!(
-            PassLimits { all: 256, wide: 128, times: &times, model: 0 }.room(1, 0).prompts,
+            PassLimits { all: 256, wide: 128, prompts: 128, times: &times, model: 0 }.room(1, 0).prompts,
             128,
             "nothing is known"
         );
         [1, 64].into_iter().for_each(|tokens| times.record(0, tokens, tokens as f64));
-        let limits = PassLimits { all: 256, wide: 128, times: &times, model: 0 };
+        let limits = PassLimits { all: 256, wide: 128, prompts: 128, times: &times, model: 0 };
         assert_eq!(limits.room(1, 0), Room { all: 256, wide: 128, prompts: 32, batch: 1 });
-        assert_eq!(PassLimits { wide: 16, ..limits }.room(1, 0).prompts, 16);
+        assert_eq!(PassLimits { prompts: 16, ..limits }.room(1, 0).prompts, 16);
     }
 }

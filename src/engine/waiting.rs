@@ -121,7 +121,7 @@ impl Waiting {
             self.entries.retain(|entry| {
                 let belongs = entry.stayed || class == 2 || class == 1 && !entry.is_wide();
                 let width = entry.width();
-                let of_wide = if entry.is_wide() { width } else { 0 };
+                let of_wide = if entry.is_wide() && !entry.is_prompt() { width } else { 0 };
                 let of_prompts = if entry.is_prompt() { width } else { 0 };
                 let of_batch = if entry.is_batch { width } else { 0 };
                 let fits = tokens + width <= room.all

@@ -13,7 +13,7 @@ const OCTAVES: usize = 16;
 /// Passes that a mean remembers: few, so that it follows a machine that becomes busy.
 const MEMORY: f64 = 16.0;
 
-/// Passes of all models after which a range is stale, and passes that its mean counts for then.
+/// Numbers of passes after which a range is stale, and passes that its mean counts for then.
 const FRESH: u64 = 16;
 const STALE_MEMORY: f64 = 1.0;
 
@@ -26,7 +26,7 @@ struct Known {
     tokens: f64,
     seconds: f64,
     passes: f64,
-    /// Its last pass: seconds, and the number among all passes.
+    /// Its last pass: seconds, and its number. Passes at the same time have one number.
     last: (f64, u64),
     /// The number of its last pass that ran alone.
     alone: Option<u64>,
@@ -66,13 +66,15 @@ impl Default for Curve {
 impl Curve {
     /// Learn that a pass over so many tokens took `seconds` alone. `now` is its number among the passes of all models.
     pub fn record(&mut self, tokens: usize, seconds: f64, now: u64) {
-        self.learn(tokens, seconds, now);
-        self.ranges[range(tokens)].alone = Some(now);
+        if self.learn(tokens, seconds, now) {
+            self.ranges[range(tokens)].alone = Some(now);
+        }
     }
 
-    fn learn(&mut self, tokens: usize, seconds: f64, now: u64) {
+    /// Returns whether it is possible that a pass takes so long.
+    fn learn(&mut self, tokens: usize, seconds: f64, now: u64) -> bool {
         if tokens == 0 || seconds <= 0.0 || !seconds.is_finite() {
-            return;
+            return false;
         }
         self.now = now;
         let (index, tokens) = (range(tokens), tokens as f64);
@@ -87,6 +89,7 @@ impl Curve {
         known.last = (seconds, now);
         let moved = if before.passes > 0.0 { known.seconds / before.seconds } else { 1.0 };
         self.move_stale(index, moved);
+        true
     }
 
     /// Learn from a pass that ran beside others: alone it takes `most` seconds or less. If less is expected, it takes
@@ -94,10 +97,21 @@ impl Curve {
     pub fn record_overlapped(&mut self, tokens: usize, most: f64, scaled: f64, now: u64) {
         let seconds = match self.at(tokens as f64) {
             Some(expected) if expected > most => most,
-            Some(expected) if scaled <= expected || self.ranges[range(tokens)].is_alone(now) => return,
+            Some(expected) if scaled <= expected || self.ranges[range(tokens)].is_alone(now) => {
+                self.note(tokens, now);
+                return;
+            }
             _ => scaled,
         };
         self.learn(tokens, seconds, now);
+    }
+
+    /// A pass over so many tokens took what is known of them.
+    fn note(&mut self, tokens: usize, now: u64) {
+        let known = &mut self.ranges[range(tokens)];
+        if known.passes > 0.0 {
+            (known.last.1, self.now) = (now, now);
+        }
     }
 
     /// A range has moved by this factor. Those that are stale move along, and a pass over more tokens takes no less.

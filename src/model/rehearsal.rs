@@ -21,9 +21,10 @@ const SHORT: usize = 16;
 /// Most tokens of a part that is no chunk of a prompt.
 const NARROW: usize = 16;
 
-/// Most tokens of a chunk of a prompt, and least beside other sessions.
+/// Most tokens of a chunk of a prompt, least beside other sessions, and most such chunks of a pass.
 const CHUNK: usize = 256;
 const LEAST_CHUNK: usize = 64;
+const MOST_CHUNKS: usize = 4;
 
 /// The least context but none. A GPU's block of the cache has up to 256 tokens, and tables are padded to powers of two.
 const LEAST_CONTEXT: usize = 160;
@@ -104,6 +105,8 @@ enum Kind {
     /// A prompt beside many sessions.
     PromptBeside,
     Prompt,
+    /// Several prompts beside many sessions.
+    PromptsBeside,
     /// Models of many sessions catch up: they read several tokens, of which only the last row is wanted.
     Behind,
     FarBehind,
@@ -147,6 +150,21 @@ impl Programme {
         }
     }
 
+    /// So many chunks of prompts beside sequences of `width` tokens.
+    fn prompts_beside(&mut self, company: usize, (width, chunks): (usize, usize), context: usize) {
+        let Some(others) = company.checked_sub(chunks).filter(|&others| chunks == 1 || others >= chunks) else {
+            return;
+        };
+        let full = width * others + (chunks - 1) * CHUNK;
+        let kind = if chunks == 1 { Kind::PromptBeside } else { Kind::PromptsBeside };
+        for tokens in sizes(full + LEAST_CHUNK..=full + CHUNK) {
+            let mut widths = vec![width; others];
+            widths.resize(company - 1, CHUNK);
+            widths.push(tokens - full);
+            self.add(kind, width * tokens, widths, context, Wanted::All);
+        }
+    }
+
     fn of_many(&mut self, sessions: usize, context: usize) {
         for tokens in row_sizes(SMALL_COMPANY + 1..=sessions) {
             self.add(Kind::Standard, tokens, shares(tokens, 1), context, Wanted::All);
@@ -164,13 +182,10 @@ impl Programme {
             }
         }
         for company in [sessions - sessions / 4, sessions] {
-            for width in [1, 2] {
-                let others = width * (company - 1);
-                for tokens in sizes(others + LEAST_CHUNK..=others + CHUNK) {
-                    let mut widths = vec![width; company - 1];
-                    widths.push(tokens - others);
-                    self.add(Kind::PromptBeside, width * tokens, widths, context, Wanted::All);
-                }
+            for (width, chunks) in
+                [1, 2].into_iter().flat_map(|width| (1..=MOST_CHUNKS).map(move |chunks| (width, chunks)))
+            {
+                self.prompts_beside(company, (width, chunks), context);
             }
         }
     }
@@ -213,7 +228,7 @@ mod tests {
             assert!(common.clone().all(|each| each.widths.len() <= SMALL_COMPANY || each.widths[0] == 1), "{sessions}");
             let count = common.count();
             assert!((8..72).contains(&count) && all[count..].iter().all(|each| !each.is_common()), "{sessions}");
-            assert!(all.len() <= 320, "{sessions}: {}", all.len());
+            assert!(all.len() <= 360, "{sessions}: {}", all.len());
             for (index, each) in all.iter().enumerate() {
                 assert!(!all[..index].contains(each), "{sessions}: {each:?}");
             }
@@ -283,14 +298,16 @@ mod tests {
                         assert!(has_graph(behind), "{company} of {sessions} are {width} behind, {context}");
                     }
                 }
-                for (width, chunk) in [(1, 64), (1, 130), (1, 256), (2, 64), (2, 256)] {
+                for (width, chunk, chunks) in
+                    [(1, 64, 1), (1, 130, 1), (1, 256, 1), (2, 64, 1), (1, 130, 4), (1, 130, 7), (2, 256, 3)]
+                {
                     let mut widths = vec![width; sessions - sessions / 8];
-                    if sessions == 1 || context + chunk > 1024 {
+                    if sessions < 16 || context + chunk > 1024 {
                         continue;
                     }
-                    widths[0] = chunk;
-                    let size = size(&widths, context, |each| if each == 0 { 1 } else { width });
-                    assert!(has_graph(size), "{chunk} beside {sessions} of {width}, {context}");
+                    widths[..chunks].fill(chunk);
+                    let size = size(&widths, context, |each| if each < chunks { 1 } else { width });
+                    assert!(has_graph(size), "{chunks} of {chunk} beside {sessions} of {width}, {context}");
                 }
                 for widths in [&[1][..], &[2], &[3], &[4], &[1, 1], &[2, 1], &[2, 2, 1], &[1; 4], &[2; 4]] {
                     let size = size(widths, context, |each| widths[each]);

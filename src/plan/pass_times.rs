@@ -46,16 +46,17 @@ impl PassTimes {
         let Some(serial) = *self.serial.lock() else { return };
         let now = self.learned.fetch_add(1, Ordering::Relaxed);
         // Without an estimate, a pass is assumed to be like all others.
-        let like_others = most / (1.0 + serial * (passes.len() - 1) as f64);
+        let like_others = least / (1.0 + serial * (passes.len() - 1) as f64);
         let alone = |&(model, tokens): &(usize, usize)| self.at(model, tokens as f64).unwrap_or(like_others);
         let add = |(longest, sum): (f64, f64), each: f64| (longest.max(each), sum + each);
         let (longest, sum) = passes.iter().map(alone).fold((0.0, 0.0), add);
-        let scale = (least / (longest + serial * (sum - longest))).max(1.0);
+        let all = longest + serial * (sum - longest);
+        let (slower, faster) = ((least / all).max(1.0), (most / all).min(1.0));
         for pass in passes {
-            // What is known of the models changes meanwhile, which the next passes make good.
             let each = alone(pass);
-            let most = most - serial * (sum - each);
-            self.with(pass.0, |curve| curve.record_overlapped(pass.1, most, scale * each, now));
+            // It took no more than what the others leave of the time, if these are known well. If not, all are wrong.
+            let most = (most - serial * (sum - each)).max(faster * each);
+            self.with(pass.0, |curve| curve.record_overlapped(pass.1, most, slower * each, now));
         }
     }
 
@@ -100,7 +101,15 @@ mod tests {
         // Both become slower, and none is seen alone.
         (0..40).for_each(|_| times.record_overlapped(&[(0, 8), (1, 8)], [3.0, 3.0]));
         let known = [0, 1].map(|model| times.at(model, 8.0).unwrap());
-        assert!(known[0] > 1.2 && (2.8..3.1).contains(&(known[1] + 0.5 * known[0])), "{known:?}");
+        assert!(known[0] > 1.0 && (2.8..3.1).contains(&(known[1] + 0.5 * known[0])), "{known:?}");
+        // They become much faster.
+        (0..200).for_each(|_| times.record_overlapped(&[(0, 8), (1, 8)], [0.3, 0.3]));
+        let known = [0, 1].map(|model| times.at(model, 8.0).unwrap());
+        assert!((0.29..0.32).contains(&(known[1] + 0.5 * known[0])), "{known:?}");
+        // Nothing is known of passes that are far wider.
+        (0..60).for_each(|_| times.record_overlapped(&[(0, 512), (1, 512)], [0.6, 0.6]));
+        let wide = [0, 1].map(|model| times.at(model, 512.0).unwrap());
+        assert!((0.58..0.62).contains(&(wide[0].max(wide[1]) + 0.5 * wide[0].min(wide[1]))), "{wide:?}");
         // The host does something else meanwhile.
         (0..40).for_each(|_| times.record_overlapped(&[(0, 8), (1, 8)], [0.1, 9.0]));
         assert_eq!([0, 1].map(|model| times.at(model, 8.0).unwrap()), known);

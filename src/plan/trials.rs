@@ -9,7 +9,7 @@ struct Belief {
     tokens: f64,
     /// Share of the correction known for a kind of plans that applies to an untried plan of that kind.
     of_kind: f64,
-    /// Whether all plans that draft are of one kind.
+    /// Whether all plans that draft for the same targets are of one kind.
     joins_drafts: bool,
 }
 
@@ -45,13 +45,6 @@ struct TriedPlan {
     standard: f64,
     /// Measured time relative to the forecast, as of the last review.
     ratio: f64,
-}
-
-impl TriedPlan {
-    /// Factor on its forecast, if that counts as much as a measurement of so many tokens.
-    fn correction(&self, tokens: f64) -> f64 {
-        1.0 + (self.ratio - 1.0) * self.tokens / (self.tokens + tokens)
-    }
 }
 
 /// The plans that were in force, and how they did.
@@ -113,15 +106,17 @@ impl Trials {
         tried.into_iter().for_each(|tried| tried.ratio = (tried.seconds / tried.standard / forecast).clamp(0.5, 2.0));
     }
 
-    /// Factor that corrects the forecast of a plan. The fewer tokens were measured, the nearer it is to 1.
+    /// Factor that corrects the forecast of a plan: its measured time, and that of others of its kind while it has few
+    /// tokens.
     pub fn correction(&self, plan: &Plan) -> f64 {
-        if let Some(tried) = self.find(plan) {
-            return tried.correction(self.belief.tokens);
-        }
-        let same_kind = || self.plans.iter().filter(|tried| self.belief.are_alike(&tried.plan, plan));
-        let tokens: f64 = same_kind().map(|tried| tried.tokens).sum();
-        let excess: f64 = same_kind().map(|tried| tried.tokens * (tried.ratio - 1.0)).sum();
-        1.0 + self.belief.of_kind * excess / (tokens + self.belief.tokens)
+        let Belief { tokens: trust, of_kind, .. } = self.belief;
+        let others =
+            || self.plans.iter().filter(|tried| tried.plan != *plan && self.belief.are_alike(&tried.plan, plan));
+        let tokens: f64 = others().map(|tried| tried.tokens).sum();
+        let excess: f64 = others().map(|tried| tried.tokens * (tried.ratio - 1.0)).sum();
+        let untried = 1.0 + of_kind * excess / (tokens + trust);
+        let own = self.find(plan).map_or((0.0, 1.0), |tried| (tried.tokens, tried.ratio));
+        untried + (own.1 - untried) * own.0 / (own.0 + trust)
     }
 
     /// Forget all plans, because the conditions have changed.
@@ -168,7 +163,7 @@ mod tests {
         trials.begin(&other);
         trials.record(&other, 1000.0, 500.0, 1000.0);
         trials.update_ratio(&other, 0.5);
-        assert!(trials.correction(&bad) > 1.1 && trials.correction(&other) == 1.0);
+        assert!(trials.correction(&bad) > 1.1 && trials.correction(&other) < 1.02);
         // Many plans of a kind that were tried for a moment tell of it together.
         let mut company = Trials::in_company();
         for length in 5..12 {
@@ -176,7 +171,8 @@ mod tests {
             company.record(&drafts(length), 8.0, 5.0, 8.0);
             company.update_ratio(&drafts(length), 0.5);
         }
-        assert!(company.correction(&drafts(5)) < 1.1 && company.correction(&other) > 1.15, "{company:?}");
+        let [tried, untried] = [drafts(5), other].map(|plan| company.correction(&plan));
+        assert!(untried > 1.15 && tried > untried, "{company:?}");
         (5..40).for_each(|length| trials.begin(&drafts(length)));
         assert_eq!(trials.plans.len(), CAPACITY);
         assert!(trials.find(&bad).is_some(), "plans with few tokens are dropped first");

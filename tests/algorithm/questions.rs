@@ -34,7 +34,7 @@ fn answers_to_questions_give_the_text_of_rows() {
     let models = World::Related.models(2, 5);
     let (told, asked) = asking();
     let told = answering(&models, &told);
-    let queues = Arc::new(PassQueues::new(&told, FullCache::Wait, 0, &Default::default()));
+    let queues = PassQueues::new(&told, FullCache::Wait, 0, &Default::default());
     let (mut texts, mut others) = (0, 0);
     for combination in combinations(2) {
         for sampling in SAMPLINGS {
@@ -171,7 +171,7 @@ impl std::borrow::BorrowMut<Session> for Entry<'_> {
 fn a_batch_that_fails_commits_nothing() {
     let (told, asked) = asking();
     let models = answering(&World::Related.models(2, 5), &told);
-    let queues = Arc::new(PassQueues::new(&models, FullCache::Wait, 0, &Default::default()));
+    let queues = PassQueues::new(&models, FullCache::Wait, 0, &Default::default());
     let sampling = Sampling::PLAIN;
     let mut failed = 0;
     for combination in combinations(2) {

@@ -39,7 +39,7 @@ fn company_changes_no_distribution() {
     let shared = Arc::new(AtomicUsize::new(0));
     for sampling in [Sampling::PLAIN, Sampling { temperature: 0.9, top_k: 2, top_p: 0.6, min_p: 0.1 }] {
         let models = models(3, &shared);
-        let queues = Arc::new(PassQueues::new(&models, FullCache::Wait, 0, &Default::default()));
+        let queues = PassQueues::new(&models, FullCache::Wait, 0, &Default::default());
         let case = Case::new(World::Related, models.clone(), &combination, sampling, 3);
         let case = Case { queues: Some(queues.clone()), ..case };
         let ways = ways(2, &combination, sampling);

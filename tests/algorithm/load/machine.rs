@@ -62,14 +62,16 @@ pub struct Machine {
     pub disturbed: (f64, u64),
     /// See [`Estimates::serial_share`](cos::learn::estimates::Estimates::serial_share).
     pub serial: Option<f64>,
+    /// Most tokens of a pass.
+    pub tokens: usize,
 }
 
 impl Machine {
     /// A mixture of two models.
     pub fn mixture(world: World, temperature: f32, passes: [Passes; 2]) -> Machine {
         let combine = Combine::Weighted { weights: vec![0.5, 0.5] };
-        let (passes, host, round, disturbed) = (passes.to_vec(), 1.0, 0.0, (0.0, 0));
-        Machine { world, combine, temperature, passes, host, round, disturbed, serial: None }
+        let (passes, host, round, disturbed, tokens) = (passes.to_vec(), 1.0, 0.0, (0.0, 0), 1 << 20);
+        Machine { world, combine, temperature, passes, host, round, disturbed, serial: None, tokens }
     }
 
     /// Switch it on. Nothing is learned yet.
@@ -86,7 +88,8 @@ impl Machine {
                 clock.fetch_add((nanoseconds + 1e3 * host * sequences as f64) as u64, Ordering::Relaxed);
                 Duration::from_nanos(nanoseconds as u64)
             };
-            let model = self.world.model(index, VOCAB).with_batches(1 << 20).with_cost(self.passes[index].least as u64);
+            let model =
+                self.world.model(index, VOCAB).with_batches(self.tokens).with_cost(self.passes[index].least as u64);
             // What was measured at load is the time at that moment.
             let loaded = self.passes[index];
             let at_load = move |width: usize, _| Duration::from_nanos((1e3 * loaded.at(width, 1)) as u64);

@@ -164,5 +164,5 @@ fn disturbed_passes() {
 fn gpu(serial: f64, disturbed: (f64, u64)) -> Machine {
     let passes = Passes::new(235.0, 0.5, 0).with_sessions(1.3);
     let friendly = Machine::mixture(World::Related, 1.0, [passes; 2]);
-    Machine { serial: Some(serial), host: 1.5, disturbed, ..friendly }
+    Machine { serial: Some(serial), host: 1.5, tokens: 2048, disturbed, ..friendly }
 }

@@ -22,7 +22,8 @@ const LARGE: Passes = Passes::new(2300.0, 3.0, 0);
 fn check(what: &str, passes: Passes, temperature: f32, combine: Option<Combine>, gains: [f64; 3]) {
     let serial = Some(if passes.least > 1000.0 { 0.45 } else { 0.3 });
     let machine = Machine::mixture(World::Related, temperature, [passes; 2]);
-    let machine = Machine { serial, host: 1.5, combine: combine.unwrap_or(machine.combine.clone()), ..machine };
+    let machine =
+        Machine { serial, host: 1.5, tokens: 2048, combine: combine.unwrap_or(machine.combine.clone()), ..machine };
     for (sessions, gain) in [4, 16, 64].into_iter().zip(gains) {
         let run = |options| {
             let simulation = machine.start();
@@ -32,14 +33,14 @@ fn check(what: &str, passes: Passes, temperature: f32, combine: Option<Combine>,
         let (standard, auto) = (run(machine.options(Fixed::STANDARD, TEXT)), run(machine.auto(TEXT)));
         let [first, later] = [0, 1].map(|part| standard[part] / auto[part]);
         println!("{what}, {sessions} sessions: {first:.3} of standard, then {later:.3}");
-        assert!(first > 0.85, "{what}, {sessions} sessions: {first} at first");
+        assert!(first > 0.8, "{what}, {sessions} sessions: {first} at first");
         assert!(later > gain, "{what}, {sessions} sessions: {later} of standard");
     }
 }
 
 #[test]
 fn routes_gain_beside_prompts() {
-    check("small models", SMALL, 1.0, None, [1.2, 1.15, 1.05]);
+    check("small models", SMALL, 1.0, None, [1.2, 1.15, 1.03]);
     check("large models", LARGE, 1.0, None, [1.3, 1.3, 1.1]);
 }
 
