@@ -386,9 +386,10 @@ fn quality(arguments: &Arguments) -> Result<()> {
 
 /// The tokens of the first prompts of a set.
 pub fn prompts(engine: &Engine, set: &str, count: usize) -> Result<Vec<Vec<i32>>> {
-    let folder = root().join("models/demo/prompts");
+    let file = root().join("models/demo/prompts").join(set).with_extension("jsonl");
     let text = engine.text()?;
-    std::fs::read_to_string(folder.join(set).with_extension("jsonl"))?
+    std::fs::read_to_string(&file)
+        .map_err(|error| format!("{}: {error}; run in a checkout, which has the prompts", file.display()))?
         .lines()
         .take(count)
         .map(|line| {
