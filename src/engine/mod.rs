@@ -65,10 +65,11 @@ const CACHE_SHARE: f64 = 0.5;
 /// The loaded models and how they are combined. Immutable, except for what its sessions add up and learn.
 pub struct Engine {
     participants: Vec<Participant>,
-    /// Where its sessions wait for common passes, the seed of the numbers that these hand out, and what becomes of new
-    /// sessions while the memory of a model is full.
+    /// Where its sessions wait for common passes.
     queues: Arc<PassQueues>,
+    /// The seed of the numbers that common passes hand out.
     seed: u64,
+    /// What becomes of new sessions while the memory of a model is full.
     when_full: FullCache,
     /// Who routes by common numbers.
     sharing: Arc<Sharing>,
@@ -200,6 +201,7 @@ impl Engine {
         self.with_new_queues()
     }
 
+    /// Make the queues anew after a change of what they depend on. Nobody waits in them yet.
     fn with_new_queues(mut self) -> Self {
         let together = Together::new(&self.pass_times, &self.clock);
         self.queues = PassQueues::new(&self.participants, self.when_full, self.seed, &together);

@@ -157,7 +157,9 @@ impl Programme {
         };
         let full = width * others + (chunks - 1) * CHUNK;
         let kind = if chunks == 1 { Kind::PromptBeside } else { Kind::PromptsBeside };
-        for tokens in sizes(full + LEAST_CHUNK..=full + CHUNK) {
+        // A graph of several chunks serves passes of fewer tokens too.
+        let least = if chunks == 1 { LEAST_CHUNK } else { CHUNK };
+        for tokens in sizes(full + least..=full + CHUNK) {
             let mut widths = vec![width; others];
             widths.resize(company - 1, CHUNK);
             widths.push(tokens - full);
@@ -182,10 +184,10 @@ impl Programme {
             }
         }
         for company in [sessions - sessions / 4, sessions] {
-            for (width, chunks) in
-                [1, 2].into_iter().flat_map(|width| (1..=MOST_CHUNKS).map(move |chunks| (width, chunks)))
-            {
-                self.prompts_beside(company, (width, chunks), context);
+            for width in [1, 2] {
+                // A graph of several prompts beside all sessions serves fewer sessions too.
+                let most = if company == sessions { MOST_CHUNKS } else { 1 };
+                (1..=most).for_each(|chunks| self.prompts_beside(company, (width, chunks), context));
             }
         }
     }
@@ -228,7 +230,8 @@ mod tests {
             assert!(common.clone().all(|each| each.widths.len() <= SMALL_COMPANY || each.widths[0] == 1), "{sessions}");
             let count = common.count();
             assert!((8..72).contains(&count) && all[count..].iter().all(|each| !each.is_common()), "{sessions}");
-            assert!(all.len() <= 360, "{sessions}: {}", all.len());
+            // Prompts are rehearsed beside 1,024 sessions too.
+            assert!(all.len() <= 336, "{sessions}: {}", all.len());
             for (index, each) in all.iter().enumerate() {
                 assert!(!all[..index].contains(each), "{sessions}: {each:?}");
             }

@@ -13,7 +13,7 @@ const TEXT: usize = 64;
 const TRIALS: usize = 300;
 const MEASURED: usize = 900;
 
-/// Models of 14 million parameters, and such that cost as much as two billion.
+/// Passes of models of 14 million parameters, and of models that cost what 2 billion parameters do.
 const SMALL: Passes = Passes::new(250.0, 0.7, 0);
 const LARGE: Passes = Passes::new(2300.0, 3.0, 0);
 
