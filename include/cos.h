@@ -120,6 +120,31 @@
 #define COS_ERROR_NO_MEMORY 13
 
 /**
+ * No constraint, or one by a function.
+ */
+#define COS_CONSTRAINT_NONE 0
+
+/**
+ * The text is a JSON value that a JSON schema allows. llguidance says which keywords it knows; others are an error.
+ */
+#define COS_CONSTRAINT_JSON_SCHEMA 1
+
+/**
+ * The whole text matches a regular expression, in the syntax of Rust's crate regex, without look-around.
+ */
+#define COS_CONSTRAINT_REGEX 2
+
+/**
+ * The text follows a grammar in the dialect of Lark that llguidance has. Its first rule is "start".
+ */
+#define COS_CONSTRAINT_LARK 3
+
+/**
+ * The text is one of the strings of a JSON array.
+ */
+#define COS_CONSTRAINT_CHOICES 4
+
+/**
  * The library chooses the strategy and the proposal lengths that are expected to be fastest, and changes them as it
  * learns.
  */
@@ -211,6 +236,11 @@
  * cos_cancel stopped the step.
  */
 #define COS_FINISH_CANCELLED 4
+
+/**
+ * The constraint of the session is complete: no token may follow.
+ */
+#define COS_FINISH_COMPLETE 5
 
 /**
  * An engine: the loaded models and how they are combined. Immutable; any number of threads may use one at once.
@@ -327,6 +357,38 @@ typedef int32_t (*cos_combine_fn)(const float *const *rows,
                                   void *user_data);
 
 /**
+ * A function of the caller that says which tokens may come next in a text. The text begins behind the last prompt.
+ *
+ * What it says must depend on the tokens of the text only: cos_step calls it on its own thread for each position that
+ * is drafted or decided, also for positions whose tokens are dropped later. So texts go back. `kept` makes that cheap:
+ * a function that keeps a state takes tokens back until it has `kept`, and then adds those behind them.
+ *
+ * The function must return: an exception ends the process, and longjmp is undefined behaviour. It must not keep the
+ * pointers. It may call cos_cancel and cos_session_stats with the session. Other calls with the session return BUSY,
+ * and cos_free would wait for ever.
+ *
+ * @param tokens        the text so far, pending tokens included; NULL if it is empty
+ * @param tokens_count  length of `tokens`
+ * @param kept          so many tokens from the front are those of the last call with the same `text`
+ * @param mask          in/out: a bit for each token, token t in bit t % 32 of word t / 32. All bits are set. Clear those
+ *                      of the tokens that may not come next. Stop tokens are tokens like others here. If no bit is
+ *                      left, the text is complete and ends.
+ * @param mask_words    length of `mask`
+ * @param text          a number of the session, which no other session of the process has, forks included
+ * @param user_data     constrain_data of cos_session_options
+ * @return 0, or any other number to make cos_step return CALLBACK with a message that names the number. A step that
+ *         has committed a token before returns success, and the next step calls the function again.
+ * Since 0.1.
+ */
+typedef int32_t (*cos_constraint_fn)(const int32_t *tokens,
+                                     size_t tokens_count,
+                                     size_t kept,
+                                     uint32_t *mask,
+                                     size_t mask_words,
+                                     uint64_t text,
+                                     void *user_data);
+
+/**
  * How a session decodes. Set all members to 0 and then struct_size: greedy, with an automatic strategy.
  * cos_session_new copies the arrays.
  *
@@ -424,6 +486,82 @@ typedef struct cos_session_options {
    * One of COS_PRIORITY_*. It does not change the distribution of the tokens.
    */
   int32_t priority;
+  /**
+   * Scores of tokens that are in the prompt or the text: positive ones are divided by this number, and all others
+   * multiplied. 0 or 1 is off.
+   *
+   * Scores change in this order: bias, this penalty, the presence and the frequency penalty, bans and the
+   * constraint, then temperature, top_k, top_p and min_p. With "weighted", that is done to the scores of each model
+   * before they are mixed. Otherwise it is done to the combined scores.
+   */
+  float repetition_penalty;
+  /**
+   * Subtracted from the scores of tokens that are in the text: behind the last prompt. 0 is off.
+   */
+  float presence_penalty;
+  /**
+   * Subtracted from the score of a token for each time that it is in the text. 0 is off.
+   */
+  float frequency_penalty;
+  /**
+   * No stop token comes before so many tokens behind the last prompt. 0 is off.
+   */
+  uint32_t min_tokens;
+  /**
+   * Tokens whose scores are changed, each once, or NULL.
+   */
+  const int32_t *bias_tokens;
+  /**
+   * What is added to their scores. Minus infinity bans a token.
+   */
+  const float *bias_values;
+  /**
+   * Length of `bias_tokens` and `bias_values`.
+   */
+  size_t bias_count;
+  /**
+   * One of COS_CONSTRAINT_*: what `constraint` is. It takes the tokenizer.json of the models.
+   */
+  int32_t constraint_kind;
+  /**
+   * What the text behind the last prompt must be, in UTF-8. It begins anew with each prompt. A stop token may come
+   * where the text may end. A text that nothing can follow ends with COS_FINISH_COMPLETE. Where only one token is
+   * possible, it costs no pass.
+   */
+  const char *constraint;
+  /**
+   * Length of `constraint` in bytes.
+   */
+  size_t constraint_length;
+  /**
+   * How many of the most probable tokens cos_step returns for each token, 0 to 20. They need log_probabilities.
+   */
+  int32_t top_log_probabilities;
+  /**
+   * No run of so many tokens comes twice in prompt and text; 0 is off.
+   */
+  int32_t no_repeat_ngram;
+  /**
+   * Runs of tokens that must not come behind the last prompt: all runs in a row, or NULL. A run that the end of the
+   * prompt has begun is not completed either.
+   */
+  const int32_t *banned_tokens;
+  /**
+   * The lengths of these runs, each at least 1.
+   */
+  const size_t *banned_lengths;
+  /**
+   * Number of runs.
+   */
+  size_t banned_count;
+  /**
+   * A function that says which tokens may come next, or NULL. Then constraint_kind must be 0.
+   */
+  cos_constraint_fn constrain;
+  /**
+   * Passed to `constrain`. Owned by the caller; must be valid as long as the session and its forks. May be NULL.
+   */
+  void *constrain_data;
 } cos_session_options;
 
 /**

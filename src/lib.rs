@@ -6,6 +6,7 @@
 
 mod clock;
 pub mod config;
+pub mod control;
 mod cuda;
 pub mod decode;
 pub mod engine;
@@ -13,6 +14,7 @@ pub mod error;
 pub mod export;
 pub mod ffi;
 mod files;
+pub mod grammar;
 pub mod learn;
 pub mod model;
 pub mod onnx;

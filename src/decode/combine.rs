@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
-use crate::rows::{Best, Distribution, Row, kernels, maximum};
+use crate::rows::{Best, Distribution, Edits, Row, kernels, maximum};
 
 /// Largest distance of the sum of a mixture's weights from 1. Weights within it are rescaled, others are refused.
 pub const WEIGHT_TOLERANCE: f64 = 1e-3;
@@ -208,7 +208,10 @@ impl Combination {
                 }
                 made(out);
             }
-            Combination::Logits { plausibility, .. } => self.sum_logits(*plausibility, row, out, made)?,
+            Combination::Logits { plausibility: None, .. } => self.sum_logits(None, row, out, made)?,
+            Combination::Logits { plausibility: Some(judge), .. } => {
+                self.sum_logits(Some((row(judge.model).scores()?, judge)), row, out, made)?;
+            }
             Combination::Custom { weights, function } => {
                 for model in self.needed() {
                     maximum(row(model).scores()?)?;
@@ -223,20 +226,43 @@ impl Combination {
         Ok(())
     }
 
-    /// [`Combination::scores`] of a weighted sum of logits.
+    /// [`Combination::scores`] with these edits. `scratch` is as long as a row.
+    ///
+    /// A token must be plausible and possible. If no token is both, plausibility is judged among the possible tokens:
+    /// else a model that would say something else would end every text with a grammar.
+    pub fn edited_scores<'a>(
+        &self,
+        row: impl Fn(usize) -> Row<'a> + Copy,
+        edits: &Edits,
+        out: &mut [f32],
+        scratch: &mut [f32],
+    ) -> Result<()> {
+        self.scores(row, out, |_| ())?;
+        edits.apply(out);
+        if let Combination::Logits { plausibility: Some(judge), .. } = self
+            && !kernels::any_reaches(out, f32::MIN)
+        {
+            scratch.copy_from_slice(row(judge.model).scores()?);
+            edits.forbid(scratch);
+            self.sum_logits(Some((scratch, judge)), row, out, |_| ())?;
+            edits.apply(out);
+        }
+        Ok(())
+    }
+
+    /// [`Combination::scores`] of a weighted sum of logits, with the row by which plausibility is judged.
     fn sum_logits<'a>(
         &self,
-        plausibility: Option<Plausibility>,
+        judge: Option<(&[f32], &Plausibility)>,
         row: impl Fn(usize) -> Row<'a>,
         out: &mut [f32],
         mut made: impl FnMut(&[f32]),
     ) -> Result<()> {
-        let judged = match plausibility {
+        let judged = match judge {
             None => None,
-            Some(Plausibility { model: judge, alpha }) => {
-                let mut rest = self.needed().filter(|&other| other != judge);
+            Some((judge, Plausibility { model, alpha })) => {
+                let mut rest = self.needed().filter(|other| other != model);
                 rest.try_for_each(|model| maximum(row(model).scores()?).map(drop))?;
-                let judge = row(judge).scores()?;
                 Some((judge, maximum(judge)? + alpha.ln()))
             }
         };

@@ -10,6 +10,7 @@ mod company;
 use std::time::Duration;
 
 pub use self::company::Common;
+use crate::control::Control;
 use crate::decode::chance::Chance;
 use crate::decode::combine::Combination;
 use crate::decode::lane::Lane;
@@ -82,6 +83,9 @@ struct Ran {
     wanted: usize,
 }
 
+/// Positions before the front whose edits are kept.
+const LATE: usize = 16;
+
 /// The decoder of one sequence.
 pub struct Decoder<C> {
     plan: Plan,
@@ -113,8 +117,10 @@ impl<C: Chance> Decoder<C> {
         schedule.set_plan(&plan);
         schedule.set_needed(settings.combination.needed());
         let participants = lanes.len();
+        let vocab_size = lanes.iter().flatten().next().map_or(0, |lane| lane.limits.vocab_size);
         let state = DecoderState {
             lanes,
+            control: control(&settings, vocab_size),
             settings,
             chance,
             tokens: Vec::new(),
@@ -149,7 +155,10 @@ impl<C: Chance> Decoder<C> {
         state.context_length = context_length(&state.lanes, &state.settings.combination);
         let pending = self.schedule.max_pending();
         // One for each pending position and the one after them.
-        state.lanes.iter_mut().flatten().for_each(|lane| lane.fit(pending + 1));
+        let edits = state.control.is_some();
+        state.lanes.iter_mut().flatten().for_each(|lane| lane.fit(pending + 1, edits));
+        // Models score some positions after they are decided, and the observer wants to learn from these.
+        state.control.iter_mut().for_each(|control| control.fit(pending + 1 + LATE));
         state.tokens.reserve(state.context_length.min(1 << 20).saturating_sub(state.tokens.len()));
         state.log_probabilities.reserve(pending + 1);
         self.set_end();
@@ -282,6 +291,7 @@ impl<C: Chance> Decoder<C> {
         state.routes.forget();
         let end = state.tokens.len();
         state.prompts.push(committed..end);
+        state.control.iter_mut().for_each(|control| control.begin(end));
         self.start = end;
         self.schedule.reset(end);
         if let Some(observer) = &mut state.observer {
@@ -457,7 +467,7 @@ impl<C: Chance> Decoder<C> {
 
     /// Show the observer the rows that it has been waiting for.
     fn observe_rows(&mut self, workspace: &mut Workspace) {
-        let DecoderState { lanes, settings, tokens, observer, .. } = &mut self.state;
+        let DecoderState { lanes, settings, control, tokens, observer, .. } = &mut self.state;
         let Some(observer) = learner(observer) else { return };
         let committed = self.schedule.committed();
         for Ran { need: Need { model, end, .. }, wanted, .. } in &self.ran {
@@ -467,8 +477,9 @@ impl<C: Chance> Decoder<C> {
                 let row = || lane.row(position);
                 let is_told = position < *end || settings.sampler.is_greedy() || row().knows(token as usize);
                 if !observer.skips(*model, position) && is_told {
-                    let candidates = &mut workspace.candidates;
-                    let seen = lane.observation(position, token as usize, &settings.sampler, candidates);
+                    let edits = control.as_ref().map(|control| control.known(position));
+                    let buffers = workspace.for_observation();
+                    let seen = lane.observation(position, token as usize, &settings.sampler, edits, buffers);
                     seen.into_iter().for_each(|seen| observer.record_score(*model, position, seen));
                 }
             }
@@ -653,6 +664,12 @@ impl<C: Chance> Decoder<C> {
         let sequences = self.state.lanes.iter().flatten().map(|lane| lane.sequence.memory());
         sequences.chain([Memory::of(own)]).sum()
     }
+}
+
+/// What changes rows for these settings, if anything does.
+fn control(settings: &Settings, vocab_size: usize) -> Option<Box<Control>> {
+    let control = || Box::new(Control::new(&settings.controls, vocab_size, &settings.stop_tokens));
+    (!settings.controls.is_plain()).then(control)
 }
 
 impl<C: Chance> DecoderState<C> {

@@ -7,7 +7,9 @@ use crate::decode::policy::Plan;
 use crate::decode::settings::Settings;
 use crate::error::{Error, Result};
 use crate::model::Sequence;
-use crate::rows::{Best, Candidates, Distribution, PassUniforms, Row, Sampler, Term, UNDRAWN, WeightedRow};
+use crate::rows::{
+    Best, Candidates, Distribution, Edits, PassUniforms, Row, Sampler, Term, UNDRAWN, WeightedRow, maximum,
+};
 
 /// Marks a slot that holds no distribution.
 const NO_ROW: usize = usize::MAX;
@@ -36,20 +38,35 @@ pub struct Lane {
     /// Made by the sampler. That of position `p` is in slot `p % slots`, if the slot's stamp is `p`.
     distributions: Vec<Distribution>,
     stamps: Vec<usize>,
+    /// Rows with edits, in slots with stamps of their own. None unless rows are edited.
+    edited: Vec<Box<[f32]>>,
+    edited_stamps: Vec<usize>,
 }
 
 impl Lane {
     /// The part of a model, with a sequence that it has started.
     pub fn new(limits: ModelLimits, sequence: Box<dyn Sequence>) -> Self {
-        Lane { limits, sequence, elapsed: Duration::ZERO, distributions: Vec::new(), stamps: Vec::new() }
+        let (distributions, stamps, edited, edited_stamps) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        Lane { limits, sequence, elapsed: Duration::ZERO, distributions, stamps, edited, edited_stamps }
     }
 
-    /// Make room for the distributions of so many positions in a row.
-    pub fn fit(&mut self, slots: usize) {
+    /// Make room for the distributions of so many positions in a row, and if rows are edited, for the rows.
+    pub fn fit(&mut self, slots: usize, edits: bool) {
         if self.stamps.len() != slots {
             self.distributions = vec![Distribution::default(); slots];
             self.stamps = vec![NO_ROW; slots];
         }
+        let slots = if edits { slots } else { 0 };
+        if self.edited.len() != slots {
+            self.edited = vec![vec![0.0; self.limits.vocab_size].into(); slots];
+            self.edited_stamps = vec![NO_ROW; slots];
+        }
+    }
+
+    /// Forget what was made of rows.
+    pub fn forget(&mut self) {
+        self.stamps.fill(NO_ROW);
+        self.edited_stamps.fill(NO_ROW);
     }
 
     /// Forget all tokens from index `len` on, and what was made of rows behind that position.
@@ -57,7 +74,8 @@ impl Lane {
         if self.sequence.len() > len {
             self.sequence.truncate(len);
         }
-        self.stamps.iter_mut().filter(|stamp| **stamp > len).for_each(|stamp| *stamp = NO_ROW);
+        let stamps = self.stamps.iter_mut().chain(&mut self.edited_stamps);
+        stamps.filter(|stamp| **stamp > len).for_each(|stamp| *stamp = NO_ROW);
     }
 
     /// The same after a failure, which also gives up a pass that is running.
@@ -66,9 +84,35 @@ impl Lane {
         self.truncate(len);
     }
 
-    /// The row of logits of a position.
+    /// The row of a position: of logits, or with the edits that [`Lane::edit`] has made.
     pub fn row(&self, position: usize) -> Row<'_> {
+        match self.is_edited(position) {
+            true => Row::Host(&self.edited[position % self.edited.len()]),
+            false => self.logits(position),
+        }
+    }
+
+    fn is_edited(&self, position: usize) -> bool {
+        !self.edited.is_empty() && self.edited_stamps[position % self.edited.len()] == position
+    }
+
+    /// The row of logits of a position.
+    pub fn logits(&self, position: usize) -> Row<'_> {
         self.sequence.row(position)
+    }
+
+    /// Edit the row of a position, unless that was done before. A bad row is an error, which edits must not hide.
+    pub fn edit(&mut self, position: usize, edits: &Edits) -> Result<()> {
+        let slot = position % self.edited.len();
+        if self.edited_stamps[slot] != position {
+            let logits = self.sequence.row(position).scores()?;
+            maximum(logits)?;
+            self.edited_stamps[slot] = NO_ROW;
+            self.edited[slot].copy_from_slice(&logits[..self.limits.vocab_size]);
+            edits.apply(&mut self.edited[slot]);
+            self.edited_stamps[slot] = position;
+        }
+        Ok(())
     }
 
     /// Make the distribution of a position, unless it was made before.
@@ -117,7 +161,9 @@ impl Lane {
         chance: &C,
         (position, epoch): (usize, u32),
     ) -> Option<PassUniforms> {
-        if settings.sampler.is_greedy() || self.sequence.device_rows().is_none() {
+        // Edits come behind the pass, and what is drawn of the row before them is of no use.
+        let is_edited = !self.edited.is_empty();
+        if settings.sampler.is_greedy() || is_edited || self.sequence.device_rows().is_none() {
             return None;
         }
         let share = |is_drawn: bool, purpose| match is_drawn {
@@ -129,25 +175,35 @@ impl Lane {
     }
 
     /// What an observer learns of a token at a position: the token's probability, or greedily whether it is the first
-    /// choice, and the model's confidence there. A bad row gives 0 for both; `None` if the row cannot be read.
+    /// choice, and the model's confidence there. A bad row gives 0 for both; `None` if the row cannot be read, or if its
+    /// `edits` are lost. They are `None` if rows are not edited.
     pub fn observation(
         &self,
         position: usize,
         token: usize,
         sampler: &Sampler,
-        candidates: &mut Candidates,
+        edits: Option<Option<&Edits>>,
+        (candidates, scratch): (&mut Candidates, &mut [f32]),
     ) -> Option<(f32, f32)> {
+        let row = match edits {
+            Some(edits) if !self.is_edited(position) => {
+                scratch.copy_from_slice(self.logits(position).scores().ok()?);
+                edits?.apply(scratch);
+                Row::Host(scratch)
+            }
+            _ => self.row(position),
+        };
         if sampler.is_greedy() {
             let of = |best: Best| (f32::from(u8::from(best.token == token)), best.confidence());
-            return known(self.row(position).best().map(of));
+            return known(row.best().map(of));
         }
         let of = |distribution: Distribution| {
-            let probability = distribution.probability_of(token, self.row(position).score(token)?);
+            let probability = distribution.probability_of(token, row.score(token)?);
             Ok((probability, distribution.confidence()))
         };
         let distribution = match self.is_processed(position) {
             true => Ok(*self.distribution(position)),
-            false => self.row(position).distribution(sampler, candidates),
+            false => row.distribution(sampler, candidates),
         };
         known(distribution.and_then(of))
     }

@@ -9,6 +9,8 @@ pub enum Finish {
     MaxTokens,
     /// The context has no room for another token.
     ContextFull,
+    /// The constraint is complete: no token may follow.
+    Complete,
 }
 
 /// Counts of what was done so far.

@@ -32,6 +32,8 @@ pub enum Decision {
     Rejected,
     /// Nothing yet: a device is asked a question. Once that is answered, the position is to be decided again.
     Asks,
+    /// The sequence has ended before the position. No token was committed.
+    Ended,
 }
 
 /// What a schedule asks of the world.
@@ -41,6 +43,13 @@ pub trait World {
 
     /// Whether the sequence has ended, so that nothing more is decided or proposed.
     fn has_ended(&self) -> bool;
+
+    /// Whether the front position can be decided without rows: one token is possible there, or none. It is decided even
+    /// if no model has scored it.
+    fn is_settled(&mut self, position: usize) -> bool;
+
+    /// The only token that is possible at `position`, behind all that is pending; `None` if there are several.
+    fn follow(&mut self, position: usize) -> Option<Draft>;
 
     /// The model that the target of a position is routed to; the same answer whenever it is asked.
     fn route(&self, position: usize) -> usize;
@@ -369,6 +378,7 @@ impl Schedule {
                     self.asks = true;
                     return Ok(());
                 }
+                Ok(Decision::Ended) => return Ok(()),
                 Ok(decision) => {
                     self.pending.pop_front();
                     if decision == Decision::Rejected {
@@ -384,11 +394,12 @@ impl Schedule {
     }
 
     #[inline]
-    fn is_ready<W: World>(&self, plan: &Plan, world: &W) -> bool {
-        match self.committed > self.start() {
+    fn is_ready<W: World>(&self, plan: &Plan, world: &mut W) -> bool {
+        let has_rows = match self.committed > self.start() {
             true => self.needed.iter().all(|&model| self.has_scored(model)),
             false => self.missing(plan, world).is_none(),
-        }
+        };
+        has_rows || world.is_settled(self.committed)
     }
 
     /// Let the model that has run propose, if it was to: it has scored the next position, and there is room.
@@ -403,6 +414,11 @@ impl Schedule {
         match world.propose(model, position, self.pending.len()) {
             Ok(Some(draft)) => {
                 self.pending.push_back(draft);
+                while self.has_room()
+                    && let Some(draft) = world.follow(self.len())
+                {
+                    self.pending.push_back(draft);
+                }
                 self.turn = Some(Action { model, proposals: proposals - 1 }).filter(|turn| turn.proposals > 0);
             }
             Err(error) if self.committed == self.start() => return Err(error),

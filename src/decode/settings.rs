@@ -1,5 +1,6 @@
 //! What is asked of the decoding of a sequence.
 
+use crate::control::Controls;
 use crate::decode::combine::Combination;
 use crate::rows::Sampler;
 
@@ -10,6 +11,8 @@ pub struct Settings {
     pub combination: Combination,
     /// How distributions are made from logits.
     pub sampler: Sampler,
+    /// What changes the scores of tokens before the sampler.
+    pub controls: Controls,
     /// Tokens that end the sequence.
     pub stop_tokens: Vec<i32>,
     /// Most tokens generated after a prompt; 0 is no limit.

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use crate::control::{Control, Left};
 use crate::decode::chance::{self, Chance, Key, Purpose};
 use crate::decode::lane::Lane;
 use crate::decode::look_up;
@@ -18,6 +19,8 @@ pub struct DecoderState<C> {
     /// By participant; `None` for a look-up.
     pub lanes: Vec<Option<Lane>>,
     pub settings: Settings,
+    /// What is asked of the tokens; `None` if nothing is.
+    pub control: Option<Box<Control>>,
     pub chance: C,
     /// Committed tokens, then pending ones.
     pub tokens: Vec<i32>,
@@ -54,6 +57,7 @@ impl<C: Chance> DecoderState<C> {
     pub fn drop_pending(&mut self, from: usize) {
         self.tokens.truncate(from);
         self.lanes.iter_mut().flatten().for_each(|lane| lane.truncate(from));
+        self.control.iter_mut().for_each(|control| control.truncate(from));
         self.epoch = self.epoch.wrapping_add(1);
         self.counters.waste();
     }
@@ -62,10 +66,17 @@ impl<C: Chance> DecoderState<C> {
         Key { position, purpose, epoch: self.epoch }
     }
 
-    fn front<'a>(&'a mut self, position: usize, workspace: &'a mut Workspace) -> Front<'a, C> {
+    fn front<'a>(&'a mut self, position: usize, workspace: &'a mut Workspace) -> Result<Front<'a, C>> {
         let token = self.tokens.get(position).map(|&token| token as usize);
-        let DecoderState { lanes, settings, chance, epoch, .. } = self;
-        Front { lanes, settings, chance, epoch: *epoch, position, token, workspace }
+        let DecoderState { lanes, settings, control, chance, epoch, tokens, .. } = self;
+        let edits = control.as_mut().map(|control| control.edits(position, tokens)).transpose()?;
+        Ok(Front { lanes, settings, edits, chance, epoch: *epoch, position, token, workspace })
+    }
+
+    /// What is asked of the tokens leaves this at a position, whatever the rows are.
+    fn left(&mut self, position: usize) -> Result<Left> {
+        let DecoderState { control, tokens, .. } = self;
+        control.as_mut().map_or(Ok(Left::Some), |control| control.left(position, tokens))
     }
 
     /// See whether the token at a position that was just committed ends the sequence. What is pending behind an end
@@ -74,6 +85,8 @@ impl<C: Chance> DecoderState<C> {
         let (committed, token) = (position + 1, self.tokens[position]);
         self.finish = if self.settings.stop_tokens.contains(&token) {
             Some(Finish::StopToken)
+        } else if self.is_complete(committed) {
+            Some(Finish::Complete)
         } else if self.has_all(committed) {
             Some(Finish::MaxTokens)
         } else if committed == self.context_length {
@@ -84,6 +97,12 @@ impl<C: Chance> DecoderState<C> {
         if self.finish.is_some() {
             self.counters.waste();
         }
+    }
+
+    /// Whether the constraint allows nothing more. One that fails shows that in the next round.
+    fn is_complete(&mut self, committed: usize) -> bool {
+        let DecoderState { control, tokens, .. } = self;
+        control.as_mut().is_some_and(|control| control.is_complete(committed, tokens).unwrap_or(false))
     }
 
     /// Show the observer what is known of the token at a position that was just committed. `decided` is the probability
@@ -107,7 +126,8 @@ impl<C: Chance> DecoderState<C> {
             if is_skipped || !(sampler.is_greedy() || lane.row(position).knows(token as usize)) {
                 continue;
             }
-            let seen = lane.observation(position, token as usize, sampler, &mut workspace.candidates);
+            let edits = self.control.as_ref().map(|control| control.known(position));
+            let seen = lane.observation(position, token as usize, sampler, edits, workspace.for_observation());
             seen.into_iter().for_each(|seen| observer.record_score(participant, position, seen));
         }
     }
@@ -144,6 +164,17 @@ impl<C: Chance> World for Rows<'_, C> {
         route.expect("weights on the host can be read")
     }
 
+    /// One that fails is decided too, to tell the error.
+    fn is_settled(&mut self, position: usize) -> bool {
+        self.state.left(position).map_or(true, |left| left != Left::Some)
+    }
+
+    fn follow(&mut self, position: usize) -> Option<Draft> {
+        let Ok(Left::One(token)) = self.state.left(position) else { return None };
+        self.state.tokens.push(token as i32);
+        Some(Draft { proposer: 0, certain: true, odds: 1.0 })
+    }
+
     fn decide(&mut self, position: usize, draft: Option<Draft>) -> Result<Decision> {
         let decided = self.decide_now(position, draft);
         if decided.is_err() && self.workspace.asks() {
@@ -165,9 +196,18 @@ impl<C: Chance> World for Rows<'_, C> {
 impl<C: Chance> Rows<'_, C> {
     /// Decide a position. On an error nothing has changed, so that it can be decided again.
     fn decide_now(&mut self, position: usize, draft: Option<Draft>) -> Result<Decision> {
+        match self.state.left(position)? {
+            Left::Some => {}
+            Left::One(token) => return Ok(self.settle(position, token)),
+            Left::Nothing => {
+                self.state.finish = Some(Finish::Complete);
+                self.state.counters.waste();
+                return Ok(Decision::Ended);
+            }
+        }
         let route = self.is_routed.then(|| self.route(position));
         let is_observed = learner(&mut self.state.observer).is_some();
-        let mut front = self.state.front(position, self.workspace);
+        let mut front = self.state.front(position, self.workspace)?;
         let target = front.target(route)?;
         let drawn = match draft {
             Some(draft) => front.test(draft, target)?,
@@ -200,17 +240,39 @@ impl<C: Chance> Rows<'_, C> {
         Ok(if accepted || draft.is_none() { Decision::Accepted } else { Decision::Rejected })
     }
 
+    /// Commit the only token that is possible. No row is looked at, and no number is drawn.
+    ///
+    /// A token that is pending there is the same, because it was proposed under the same edits.
+    fn settle(&mut self, position: usize, token: usize) -> Decision {
+        let state = &mut *self.state;
+        if state.tokens.len() == position {
+            state.tokens.push(token as i32);
+        }
+        state.counters.tokens += 1;
+        state.log_probabilities.extend(state.settings.log_probabilities.then_some(0.0));
+        state.end(position);
+        learner(&mut state.observer).into_iter().for_each(|observer| observer.record_settled(position));
+        Decision::Accepted
+    }
+
     fn draw_proposal(&mut self, proposer: usize, position: usize, pending: usize) -> Result<Option<Draft>> {
         let key = self.state.key(position, Purpose::Proposal);
-        let DecoderState { lanes, settings, chance, tokens, counters, observer, .. } = &mut *self.state;
+        if self.state.left(position)? == Left::Nothing {
+            return Ok(None);
+        }
+        let DecoderState { lanes, settings, control, chance, tokens, counters, observer, .. } = &mut *self.state;
+        let edits = control.as_mut().map(|control| control.edits(position, tokens)).transpose()?;
         let estimates = observer.as_ref().map(|observer| observer.estimates());
         let (token, certain, odds) = match &mut lanes[proposer] {
             None => {
                 let odds = estimates.map_or(1.0, |known| known.acceptance[proposer].rate(pending > 0));
-                let Some(token) = look_up::successor(&tokens[..position]) else { return Ok(None) };
+                let is_possible = |token: &i32| edits.is_none_or(|edits| edits.allows(*token as usize));
+                let found = look_up::successor(&tokens[..position]).filter(is_possible);
+                let Some(token) = found else { return Ok(None) };
                 (token, true, odds)
             }
             Some(lane) => {
+                edits.map_or(Ok(()), |edits| lane.edit(position, edits))?;
                 let (token, confidence) = if settings.sampler.is_greedy() {
                     let best = lane.row(position).best()?;
                     (best.token, best.confidence())

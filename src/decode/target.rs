@@ -7,7 +7,7 @@ use crate::decode::schedule::Draft;
 use crate::decode::settings::Settings;
 use crate::decode::verify;
 use crate::error::{Error, Result};
-use crate::rows::{Best, Candidates, DeviceResidual, DeviceSums, Distribution, Row, Term, argmax, maximum};
+use crate::rows::{Best, Candidates, DeviceResidual, DeviceSums, Distribution, Edits, Row, Term, argmax, maximum};
 
 /// Buffers that deciding a position takes. They hold nothing from one step to the next, so that any number of decoders
 /// over the same models may take turns with one workspace. Between a question and the step that uses its answer, the
@@ -82,6 +82,11 @@ impl Workspace {
         }
     }
 
+    /// Buffers for [`Lane::observation`].
+    pub fn for_observation(&mut self) -> (&mut Candidates, &mut [f32]) {
+        (&mut self.candidates, &mut self.residual)
+    }
+
     /// Bytes that it holds.
     pub fn bytes(&self) -> usize {
         let rows = size_of::<f32>() * (self.residual.len() + self.scores.len());
@@ -116,6 +121,8 @@ pub struct Front<'a, C> {
     pub lanes: &'a mut [Option<Lane>],
     /// The combination and the sampler.
     pub settings: &'a Settings,
+    /// What is changed in rows, or in the row that they are combined to; see [`Front::edits_rows`].
+    pub edits: Option<&'a Edits>,
     /// The random outcomes, and the epoch that names them.
     pub chance: &'a C,
     /// See [`Key`].
@@ -147,7 +154,22 @@ impl<C: Chance> Front<'_, C> {
         made.map_err(|error| self.blame(error))
     }
 
+    /// Whether rows are edited, and not what they are combined to. Those of proposers are edited in any case.
+    fn edits_rows(&self) -> bool {
+        let combination = &self.settings.combination;
+        matches!(combination, Combination::Mixture { .. }) || combination.single().is_some()
+    }
+
     fn make_target(&mut self, route: Option<usize>) -> Result<Target> {
+        if let Some(edits) = self.edits.filter(|_| self.edits_rows()) {
+            let combination = &self.settings.combination;
+            let mut edit =
+                |model: usize| self.lanes[model].as_mut().expect("a look-up has no rows").edit(self.position, edits);
+            match route {
+                Some(model) => edit(model)?,
+                None => combination.needed().try_for_each(edit)?,
+            }
+        }
         if self.settings.sampler.is_greedy() {
             return self.greedy().map(Target::Token);
         }
@@ -168,10 +190,17 @@ impl<C: Chance> Front<'_, C> {
             let row = sum.expect("the sum was made there").sum();
             return Ok(Target::Sum(row.distribution(sampler, candidates)?));
         }
-        let (lanes, position) = (&*self.lanes, self.position);
-        let row = |model: usize| lanes[model].as_ref().expect("a look-up has no rows").row(position);
-        let Workspace { scores, candidates, .. } = &mut *self.workspace;
-        let make = |out: &mut [f32], made: &mut dyn FnMut(&[f32])| combination.scores(row, out, made);
+        let (lanes, position, edits) = (&*self.lanes, self.position, self.edits);
+        let logits = |model: usize| lanes[model].as_ref().expect("a look-up has no rows").logits(position);
+        let Workspace { scores, candidates, residual, .. } = &mut *self.workspace;
+        let make = |out: &mut [f32], made: &mut dyn FnMut(&[f32])| match edits {
+            None => combination.scores(logits, out, made),
+            Some(edits) => {
+                combination.edited_scores(logits, edits, out, residual)?;
+                made(out);
+                Ok(())
+            }
+        };
         Ok(Target::Sum(sampler.process_made(scores, candidates, make)?))
     }
 
@@ -188,15 +217,25 @@ impl<C: Chance> Front<'_, C> {
         let mut on_device = false;
         let position = self.position;
         let lanes = &*self.lanes;
-        let row = |model: usize| lanes[model].as_ref().expect("a look-up has no rows").row(position);
+        // A sum of logits is edited itself.
+        let edits = self.edits.filter(|_| !self.edits_rows());
+        let row = |model: usize| {
+            let lane = lanes[model].as_ref().expect("a look-up has no rows");
+            if edits.is_some() { lane.logits(position) } else { lane.row(position) }
+        };
         let (settings, token) = (self.settings, self.token);
-        let sums = &mut self.workspace.sums;
+        let Workspace { sums, residual, .. } = &mut *self.workspace;
+        let sums = sums.as_deref_mut().filter(|_| edits.is_none());
         let best = combination.greedy(row, || {
+            let mut sums = sums;
             on_device = add_on_device(sums.as_deref_mut(), settings, row, token, None)?;
             if on_device {
                 return sums.as_ref().expect("it has made the sum").sum().best();
             }
-            combination.scores(row, &mut scores, |_| ())?;
+            match edits {
+                None => combination.scores(row, &mut scores, |_| ())?,
+                Some(edits) => combination.edited_scores(row, edits, &mut scores, residual)?,
+            }
             argmax(&scores)
         });
         self.workspace.scores = scores;
@@ -210,7 +249,8 @@ impl<C: Chance> Front<'_, C> {
         let row = |model: usize| lanes[model].as_ref().expect("a look-up has no rows").row(position);
         // A token is drawn only where none is pending.
         let uniform = if self.token.is_none() { self.chance.share(self.key(Purpose::Target)) } else { None };
-        let done = add_on_device(self.workspace.sums.as_deref_mut(), self.settings, row, self.token, uniform)?;
+        let sums = self.workspace.sums.as_deref_mut().filter(|_| self.edits.is_none());
+        let done = add_on_device(sums, self.settings, row, self.token, uniform)?;
         self.workspace.is_on_device = done;
         Ok(done)
     }
@@ -371,12 +411,13 @@ impl<C: Chance> Front<'_, C> {
         for model in self.settings.combination.needed() {
             let lane = self.lane(model);
             if lane.sequence.len() >= position
-                && let Err(Error::Numeric(what)) = lane.row(position).scores().and_then(maximum)
+                && let Err(Error::Numeric(what)) = lane.logits(position).scores().and_then(maximum)
             {
                 return Error::Numeric(format!("{}, position {position}: {what}", lane.limits.name));
             }
         }
         let mend = match &self.settings.combination {
+            _ if self.edits.is_some() => "; bias, bans or the constraint may leave no token that the models can give",
             Combination::Mixture { .. } => "",
             Combination::Logits { .. } => "; use smaller weights, if their sum is more than a float32 holds",
             Combination::Custom { .. } => "; the combine function must give finite scores, or minus infinity for some",

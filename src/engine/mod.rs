@@ -25,7 +25,7 @@ pub mod wait;
 mod waiting;
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -35,6 +35,7 @@ use crate::clock::Clock;
 use crate::config::{
     Combine, Config, ExportConfig, FullCache, ModelConfig, ProviderName, RoutesName, RowsName, ScoringName,
 };
+use crate::control::Constraints;
 use crate::decode::combine::Combination;
 use crate::engine::agree::{Agreement, agree, stop_tokens};
 use crate::engine::histogram::Waits;
@@ -45,6 +46,7 @@ use crate::engine::stats::Stats;
 use crate::engine::together::Together;
 use crate::error::{Error, Result};
 use crate::export::Scoring;
+use crate::grammar::{Grammars, Language};
 use crate::model::{Model, overlap};
 use crate::onnx::{CacheSize, LoadOptions, OnnxModel, Provider, RowsOn, environment, loaded};
 use crate::plan::pass_times::PassTimes;
@@ -77,6 +79,8 @@ pub struct Engine {
     pass_times: Arc<PassTimes>,
     combine: Combine,
     text: Option<Arc<Text>>,
+    /// Compiles constraints; made when the first one is asked for.
+    grammars: OnceLock<Result<Grammars>>,
     stop_tokens: Vec<i32>,
     warnings: Vec<String>,
     totals: Mutex<Stats>,
@@ -167,6 +171,7 @@ impl Engine {
             participants,
             combine,
             text,
+            grammars: OnceLock::new(),
             stop_tokens,
             warnings: Vec::new(),
             totals: Mutex::default(),
@@ -343,6 +348,14 @@ impl Engine {
             "models": self.participants.iter().map(Participant::describe).collect::<Vec<_>>(),
             "warnings": self.warnings,
         })
+    }
+
+    /// Compile a constraint for a session with these stop tokens.
+    ///
+    /// [`Error::InvalidArgument`] if it cannot be used, [`Error::Unsupported`] if the tokenizer does not allow any.
+    pub fn constraint(&self, language: Language, source: &str, stop_tokens: &[i32]) -> Result<Constraints> {
+        let grammars = self.grammars.get_or_init(|| Grammars::new(self.text()?, self.vocab_size()));
+        grammars.as_ref().map_err(Clone::clone)?.compile(language, source, stop_tokens)
     }
 
     /// The tokenizer, or an error that says how to add one.

@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::config::RoutesName;
+use crate::control::Controls;
 use crate::decode::chance::CounterRng;
 use crate::decode::combine::{Combination, Function};
 use crate::decode::decoder::{Counters, Decoder, Finish, Settings};
@@ -32,6 +33,8 @@ pub struct Options {
     pub targets: Option<Targets>,
     /// How logits become distributions.
     pub sampler: Sampler,
+    /// What changes the scores of tokens before that.
+    pub controls: Controls,
     /// Seed of the session's random numbers.
     pub seed: u64,
     /// Most tokens after a prompt; 0 is no limit.
@@ -58,6 +61,7 @@ impl Default for Options {
             strategy: Strategy::Auto,
             targets: None,
             sampler: Sampler::GREEDY,
+            controls: Controls::default(),
             seed: 0,
             max_tokens: 0,
             proposal_lengths: None,
@@ -131,6 +135,7 @@ impl Session {
         let settings = Settings {
             combination,
             sampler: options.sampler,
+            controls: options.controls.clone(),
             stop_tokens: options.stop_tokens.clone().unwrap_or_else(|| engine.stop_tokens().to_vec()),
             max_tokens: options.max_tokens,
             log_probabilities: options.log_probabilities,

@@ -12,6 +12,8 @@ mod engine;
 
 mod prepare;
 
+mod controls;
+
 mod options;
 
 mod session;
@@ -24,6 +26,7 @@ mod stats;
 
 mod describe;
 
+pub use controls::*;
 pub use describe::*;
 pub use engine::*;
 pub use error::*;

@@ -1,9 +1,10 @@
 //! Options of a session in the C interface, and the combine function of a caller.
 
-use std::ffi::c_void;
+use std::ffi::{c_char, c_void};
 
 use parking_lot::Mutex;
 
+use super::controls::{cos_constraint_fn, read_controls};
 use super::{VersionedStruct, optional_slice, read_struct};
 use crate::config::RoutesName;
 use crate::decode::combine::Function;
@@ -141,6 +142,48 @@ pub struct cos_session_options {
     pub routes: i32,
     /// One of COS_PRIORITY_*. It does not change the distribution of the tokens.
     pub priority: i32,
+    /// Scores of tokens that are in the prompt or the text: positive ones are divided by this number, and all others
+    /// multiplied. 0 or 1 is off.
+    ///
+    /// Scores change in this order: bias, this penalty, the presence and the frequency penalty, bans and the
+    /// constraint, then temperature, top_k, top_p and min_p. With "weighted", that is done to the scores of each model
+    /// before they are mixed. Otherwise it is done to the combined scores.
+    pub repetition_penalty: f32,
+    /// Subtracted from the scores of tokens that are in the text: behind the last prompt. 0 is off.
+    pub presence_penalty: f32,
+    /// Subtracted from the score of a token for each time that it is in the text. 0 is off.
+    pub frequency_penalty: f32,
+    /// No stop token comes before so many tokens behind the last prompt. 0 is off.
+    pub min_tokens: u32,
+    /// Tokens whose scores are changed, each once, or NULL.
+    pub bias_tokens: *const i32,
+    /// What is added to their scores. Minus infinity bans a token.
+    pub bias_values: *const f32,
+    /// Length of `bias_tokens` and `bias_values`.
+    pub bias_count: usize,
+    /// One of COS_CONSTRAINT_*: what `constraint` is. It takes the tokenizer.json of the models.
+    pub constraint_kind: i32,
+    /// What the text behind the last prompt must be, in UTF-8. It begins anew with each prompt. A stop token may come
+    /// where the text may end. A text that nothing can follow ends with COS_FINISH_COMPLETE. Where only one token is
+    /// possible, it costs no pass.
+    pub constraint: *const c_char,
+    /// Length of `constraint` in bytes.
+    pub constraint_length: usize,
+    /// How many of the most probable tokens cos_step returns for each token, 0 to 20. They need log_probabilities.
+    pub top_log_probabilities: i32,
+    /// No run of so many tokens comes twice in prompt and text; 0 is off.
+    pub no_repeat_ngram: i32,
+    /// Runs of tokens that must not come behind the last prompt: all runs in a row, or NULL. A run that the end of the
+    /// prompt has begun is not completed either.
+    pub banned_tokens: *const i32,
+    /// The lengths of these runs, each at least 1.
+    pub banned_lengths: *const usize,
+    /// Number of runs.
+    pub banned_count: usize,
+    /// A function that says which tokens may come next, or NULL. Then constraint_kind must be 0.
+    pub constrain: cos_constraint_fn,
+    /// Passed to `constrain`. Owned by the caller; must be valid as long as the session and its forks. May be NULL.
+    pub constrain_data: *mut c_void,
 }
 
 // SAFETY: plain data. The size of the first version never changes, and members are only added behind the last one.
@@ -149,7 +192,7 @@ unsafe impl VersionedStruct for cos_session_options {
     const MIN_SIZE: usize = std::mem::offset_of!(cos_session_options, targets);
 }
 const _: () =
-    assert!(<cos_session_options as VersionedStruct>::MIN_SIZE == 96 && size_of::<cos_session_options>() == 128);
+    assert!(<cos_session_options as VersionedStruct>::MIN_SIZE == 96 && size_of::<cos_session_options>() == 240);
 
 /// Check that an array has one value for each model.
 pub(super) fn check_count(name: &str, count: usize, models: usize) -> Result<()> {
@@ -163,7 +206,7 @@ pub(super) fn check_count(name: &str, count: usize, models: usize) -> Result<()>
 
 /// # Safety
 /// `options` has `struct_size` bytes, and its arrays have their counts. `combine` and `combine_data` are as for
-/// [`combine`].
+/// [`combine`], and `constrain` and `constrain_data` keep to [`cos_constraint_fn`].
 pub(super) unsafe fn read_options(options: *const cos_session_options, engine: &Engine) -> Result<Options> {
     // SAFETY: promised by the caller.
     let (options, lengths, weights, stop_tokens) = unsafe {
@@ -194,7 +237,10 @@ pub(super) unsafe fn read_options(options: *const cos_session_options, engine: &
         }
     };
     stop_tokens.map_or(Ok(()), |tokens| engine.check_tokens("stop_tokens", tokens))?;
+    // SAFETY: promised by the caller.
+    let controls = unsafe { read_controls(&options, stop_tokens, engine) }?;
     Ok(Options {
+        controls,
         strategy,
         targets,
         sampler: Sampler::new(options.temperature, options.top_k, options.top_p, options.min_p)?,

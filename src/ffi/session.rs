@@ -28,6 +28,8 @@ pub const COS_FINISH_MAX_TOKENS: i32 = 2;
 pub const COS_FINISH_CONTEXT_FULL: i32 = 3;
 /// cos_cancel stopped the step.
 pub const COS_FINISH_CANCELLED: i32 = 4;
+/// The constraint of the session is complete: no token may follow.
+pub const COS_FINISH_COMPLETE: i32 = 5;
 
 /// What a step committed.
 ///
@@ -345,6 +347,7 @@ pub(super) fn step_result(
         State::Ended(Finish::StopToken) => COS_FINISH_STOP,
         State::Ended(Finish::MaxTokens) => COS_FINISH_MAX_TOKENS,
         State::Ended(Finish::ContextFull) => COS_FINISH_CONTEXT_FULL,
+        State::Ended(Finish::Complete) => COS_FINISH_COMPLETE,
         State::Cancelled => COS_FINISH_CANCELLED,
     };
     // The pointer of an empty slice is not an address, and some garbage collectors fail on it.

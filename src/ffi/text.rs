@@ -14,7 +14,7 @@ use crate::text::TextStream;
 
 /// # Safety
 /// `text` is NULL or has `bytes` bytes.
-unsafe fn utf8<'a>(text: *const c_char, bytes: usize, name: &str, bytes_name: &str) -> Result<&'a str> {
+pub(super) unsafe fn utf8<'a>(text: *const c_char, bytes: usize, name: &str, bytes_name: &str) -> Result<&'a str> {
     // SAFETY: promised by the caller.
     let bytes = unsafe { slice(text.cast::<u8>(), bytes, name, bytes_name) }?;
     std::str::from_utf8(bytes).map_err(|error| Error::InvalidArgument(format!("{name} is not UTF-8: {error}")))

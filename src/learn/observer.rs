@@ -42,6 +42,8 @@ pub struct Observer {
     combined: [f32; WINDOW],
     /// `[p % WINDOW]`: whether the position is in a skipped block; see [`Observer::skips`].
     skipped: [bool; WINDOW],
+    /// `[p % WINDOW]`: whether the position was settled without rows, so that it teaches nothing.
+    settled: [bool; WINDOW],
     /// One block of so many is processed.
     interval: usize,
     /// Columns of a row of logits.
@@ -71,6 +73,7 @@ impl Observer {
             confidence: Array2::from_elem((WINDOW, models), 0.0),
             combined: [f32::NAN; WINDOW],
             skipped: [false; WINDOW],
+            settled: [false; WINDOW],
             interval: 1,
             columns,
             rests: false,
@@ -127,7 +130,7 @@ impl Observer {
     ///
     /// Where rows are expensive against passes, a sample of the rows is enough for a model that is known well.
     pub fn skips(&self, model: usize, position: usize) -> bool {
-        self.skipped[position % WINDOW] && self.is_reliable(model)
+        self.settled[position % WINDOW] || (self.skipped[position % WINDOW] && self.is_reliable(model))
     }
 
     fn is_reliable(&self, model: usize) -> bool {
@@ -185,7 +188,14 @@ impl Observer {
             self.interval = self.block_interval();
         }
         self.skipped[row] = !(position / BLOCK).is_multiple_of(self.interval);
+        self.settled[row] = false;
         self.end = position + 1;
+    }
+
+    /// The token at `position` was committed, because no other one was possible there.
+    pub fn record_settled(&mut self, position: usize) {
+        self.record_commit(position, None);
+        self.settled[position % WINDOW] = true;
     }
 
     /// A model gives this probability to the committed token at `position`, and has this confidence there.

@@ -237,6 +237,14 @@ impl World for Run<'_> {
         self.committed == self.end
     }
 
+    fn is_settled(&mut self, _position: usize) -> bool {
+        false
+    }
+
+    fn follow(&mut self, _position: usize) -> Option<Draft> {
+        None
+    }
+
     fn route(&self, position: usize) -> usize {
         self.routes[position % LONGEST]
     }

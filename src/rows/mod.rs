@@ -5,6 +5,7 @@
 
 pub(crate) mod device;
 mod distribution;
+mod edits;
 mod filter;
 mod gpu;
 pub mod kernels;
@@ -16,6 +17,7 @@ mod weights;
 pub(crate) mod widen;
 
 pub use distribution::{Best, Distribution, NEAR_TIE, argmax, maximum};
+pub use edits::{Change, Edits};
 pub use filter::Filter;
 pub use row::{
     DeviceAnswers, DeviceResidual, DeviceRow, DeviceRows, DeviceSums, PassUniforms, Row, Term, UNDRAWN, WeightedRow,

@@ -54,7 +54,7 @@ fn append_characters(bytes: &mut Vec<u8>, out: &mut Vec<String>) {
 }
 
 /// The byte of a piece such as `<0x0A>`.
-fn byte(piece: &str) -> Option<u8> {
+pub fn byte(piece: &str) -> Option<u8> {
     let digits = piece.strip_prefix("<0x")?.strip_suffix('>')?;
     (digits.len() == 2).then(|| u8::from_str_radix(digits, 16).ok())?
 }

@@ -1,5 +1,6 @@
 //! Encodes text as tokens and decodes tokens to text, with the `tokenizer.json` beside a model.
 
+mod bytes;
 #[cfg(test)]
 mod cases;
 mod check;
@@ -15,10 +16,12 @@ mod tests;
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::str::FromStr;
+use std::sync::OnceLock;
 
 use serde_json::Value;
 use tokenizers::{Model, ModelWrapper, Tokenizer};
 
+pub use self::bytes::TokenBytes;
 use self::quiet::quietly;
 pub use self::stream::TextStream;
 use crate::error::{Error, Result};
@@ -30,6 +33,8 @@ const TRIALS: [&str; 2] = ["", "A b, c.  1,000 größer\n漢字 🙂"];
 /// The tokenizer of an engine.
 pub struct Text {
     tokenizer: Tokenizer,
+    /// The same for texts inside others, made when it is first used.
+    inside: OnceLock<Tokenizer>,
     vocab_size: usize,
 }
 
@@ -61,7 +66,8 @@ impl Text {
             .and_then(|()| quietly(|| read(content)))
             .and_then(|tokenizer| {
                 let last = tokenizer.get_vocab(true).into_values().max();
-                let text = Text { vocab_size: last.ok_or("it has no tokens")? as usize + 1, tokenizer };
+                let vocab_size = last.ok_or("it has no tokens")? as usize + 1;
+                let text = Text { vocab_size, tokenizer, inside: OnceLock::new() };
                 text.try_out()?;
                 Ok(text)
             })

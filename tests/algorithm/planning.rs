@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use crate::common::PROMPT;
 use cos::config::Combine;
+use cos::control::Controls;
 use cos::decode::chance::CounterRng;
 use cos::decode::combine::Combination;
 use cos::decode::decoder::Settings;
@@ -80,6 +81,7 @@ impl World {
         let settings = Settings {
             combination: self.combination.clone(),
             sampler: Sampler::new(self.temperature, 0, 0.0, 0.0).unwrap(),
+            controls: Controls::default(),
             stop_tokens: Vec::new(),
             max_tokens: tokens,
             log_probabilities: false,

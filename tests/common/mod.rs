@@ -6,6 +6,7 @@ pub mod boundary;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use cos::control::Controls;
 use cos::decode::chance::Chance;
 use cos::decode::combine::{Combination, Plausibility};
 use cos::decode::decoder::Settings;
@@ -161,6 +162,16 @@ impl World {
 
 /// The oracle: the distribution of the next token, computed from its definition in double precision.
 pub fn oracle(rows: &[Vec<f32>], combination: &Combination, sampling: Sampling) -> Vec<f64> {
+    oracle_with(rows, combination, sampling, &|_| ())
+}
+
+/// The same, where the scores that the sampler sees are changed before.
+pub fn oracle_with(
+    rows: &[Vec<f32>],
+    combination: &Combination,
+    sampling: Sampling,
+    change: &dyn Fn(&mut [f64]),
+) -> Vec<f64> {
     let weights: Vec<f64> = combination.weights().iter().map(|&w| f64::from(w)).collect();
     let wide = |row: &Vec<f32>| -> Vec<f64> { row.iter().map(|&l| f64::from(l)).collect() };
     let sum = |rows: &[Vec<f64>]| -> Vec<f64> {
@@ -172,25 +183,38 @@ pub fn oracle(rows: &[Vec<f32>], combination: &Combination, sampling: Sampling) 
             })
             .collect()
     };
+    let changed = |mut scores: Vec<f64>| {
+        change(&mut scores);
+        scores
+    };
     match combination {
         Combination::Mixture { .. } if sampling.temperature == 0.0 => {
-            point(&sum(&rows.iter().map(|row| softmax(&wide(row), 1.0)).collect::<Vec<_>>()))
+            point(&sum(&rows.iter().map(|row| softmax(&changed(wide(row)), 1.0)).collect::<Vec<_>>()))
         }
-        Combination::Mixture { .. } => sum(&rows.iter().map(|row| sampled(&wide(row), sampling)).collect::<Vec<_>>()),
+        Combination::Mixture { .. } => {
+            sum(&rows.iter().map(|row| sampled(&changed(wide(row)), sampling)).collect::<Vec<_>>())
+        }
         Combination::Logits { plausibility, .. } => {
             let mut scores = sum(&rows.iter().map(wide).collect::<Vec<_>>());
             if let Some(Plausibility { model, alpha }) = plausibility {
+                let mut possible = vec![0.0; scores.len()];
+                change(&mut possible);
                 let p = softmax(&wide(&rows[*model]), 1.0);
-                let floor = f64::from(*alpha) * p.iter().cloned().fold(0.0, f64::max);
+                let best = |p: &mut dyn Iterator<Item = f64>| f64::from(*alpha) * p.fold(0.0, f64::max);
+                let left = || p.iter().copied().zip(&possible).filter(|(_, s)| **s > f64::NEG_INFINITY).map(|(p, _)| p);
+                let mut floor = best(&mut p.iter().copied());
+                if left().all(|p| p < floor) {
+                    floor = best(&mut left()); // nothing plausible is possible
+                }
                 scores.iter_mut().zip(&p).filter(|(_, p)| **p < floor).for_each(|(s, _)| *s = f64::NEG_INFINITY);
             }
-            sampled(&scores, sampling)
+            sampled(&changed(scores), sampling)
         }
         Combination::Custom { .. } => {
             // The function itself is trusted here. Other tests compare it with the combination that it imitates.
             let mut scores = vec![0.0; rows[0].len()];
             combination.scores(|model| Row::Host(&rows[model]), &mut scores, |_| ()).unwrap();
-            sampled(&wide(&scores), sampling)
+            sampled(&changed(wide(&scores)), sampling)
         }
     }
 }
@@ -345,10 +369,25 @@ pub fn decoder<C: Chance>(
     max_tokens: usize,
     chance: C,
 ) -> Driver<C> {
+    let until = (stop_tokens, max_tokens);
+    controlled_decoder(models, combination, sampling, way, &Controls::default(), until, chance)
+}
+
+/// A decoder of a request with controls, until a stop token or so many tokens.
+pub fn controlled_decoder<C: Chance>(
+    models: &[impl Clone + Into<Participant>],
+    combination: &Combination,
+    sampling: Sampling,
+    way: &Way,
+    controls: &Controls,
+    (stop_tokens, max_tokens): (&[i32], usize),
+    chance: C,
+) -> Driver<C> {
     let cancel = Arc::new(Cancel::default());
     let settings = Settings {
         combination: combination.clone(),
         sampler: sampling.sampler(),
+        controls: controls.clone(),
         stop_tokens: stop_tokens.to_vec(),
         max_tokens,
         log_probabilities: way.targets == Targets::Combined,

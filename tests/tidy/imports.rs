@@ -18,13 +18,16 @@ pub const ROOMS: &[(&str, &[&str])] = &[
     ("model", &["rows", "error"]),
     ("export", &["files", "error"]),
     ("text", &["files", "error"]),
+    ("grammar", &["control", "error", "text"]),
     ("onnx", &["cuda", "error", "export", "files", "model", "process", "rows"]),
     ("clock", &[]),
     ("learn", &[]),
+    ("control", &["error", "rows"]),
     // It runs no pass: it says which one is needed, and reads its rows.
     (
         "decode",
         &[
+            "control",
             "error",
             "learn",
             "model::CacheUse",
@@ -40,11 +43,11 @@ pub const ROOMS: &[(&str, &[&str])] = &[
     (
         "engine",
         &[
-            "clock", "config", "decode", "error", "export", "files", "learn", "model", "onnx", "plan", "process",
-            "rows", "text",
+            "clock", "config", "control", "decode", "error", "export", "files", "grammar", "learn", "model", "onnx",
+            "plan", "process", "rows", "text",
         ],
     ),
-    ("ffi", &["config", "decode", "engine", "error", "model", "process", "rows", "text"]),
+    ("ffi", &["config", "control", "decode", "engine", "error", "model", "process", "rows", "text"]),
 ];
 
 /// A place that imports a file, or an item of it.

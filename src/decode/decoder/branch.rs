@@ -34,6 +34,8 @@ impl<C: Chance> Decoder<C> {
         if let Some(prompt) = state.prompts.last_mut() {
             prompt.end = prompt.end.min(length);
         }
+        let prompt_end = state.prompt_end();
+        state.control.iter_mut().for_each(|control| control.begin(prompt_end));
         state.finish = state.has_all(length).then_some(Finish::MaxTokens);
         state.log_probabilities.clear();
         if let Some(observer) = &mut state.observer {
@@ -55,6 +57,8 @@ impl<C: Chance> Decoder<C> {
         state.tokens.extend_from_slice(other.committed());
         state.prompts.clone_from(&other.state.prompts);
         state.finish = other.state.finish;
+        let prompt_end = state.prompt_end();
+        state.control.iter_mut().for_each(|control| control.begin(prompt_end));
         state.lanes.iter_mut().flatten().for_each(|lane| lane.abandon(committed.saturating_sub(1)));
         let seen = |lane: &Option<Lane>| lane.as_ref().map_or(0, |lane| lane.sequence.len());
         self.schedule.begin_at(committed, self.state.lanes.iter().map(seen));

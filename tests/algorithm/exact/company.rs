@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use cos::config::{Combine, FullCache};
+use cos::control::Controls;
 use cos::decode::chance::CounterRng;
 use cos::decode::combine::Combination;
 use cos::decode::decoder::{Decoder, Settings, Step, Workspace};
@@ -118,6 +119,7 @@ fn start<'a>(
     let settings = Settings {
         combination: combination.clone(),
         sampler: Sampling::PLAIN.sampler(),
+        controls: Controls::default(),
         stop_tokens: Vec::new(),
         max_tokens: tokens,
         log_probabilities: false,

@@ -7,9 +7,10 @@ use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use cos::control::Controls;
 use cos::decode::chance::{Chance, Key, Purpose};
 use cos::decode::combine::Combination;
-use cos::decode::decoder::Counters;
+use cos::decode::decoder::{Counters, Finish};
 use cos::decode::policy::{Plan, Targets};
 use cos::engine::drive::Driver;
 use cos::engine::participant::Participant;
@@ -19,7 +20,7 @@ use cos::learn::estimates::{Acceptance, Estimates};
 
 use cos::rows::Weights;
 
-use crate::common::{PROMPT, Sampling, Way, World, decoder, oracle, plan};
+use crate::common::{PROMPT, Sampling, Way, World, controlled_decoder, oracle_with, plan};
 
 pub const ENOUGH: f64 = 1e-5;
 
@@ -132,6 +133,15 @@ pub struct Case<'a> {
     pub plans: Vec<Plan>,
     /// Where its passes are combined with those of others.
     pub queues: Option<Arc<PassQueues>>,
+    /// What is asked of the tokens, and what that does to scores.
+    pub control: Option<&'a Controlled<'a>>,
+}
+
+/// What is asked of the tokens, and the oracle of it.
+pub struct Controlled<'a> {
+    pub controls: Controls,
+    /// Changes scores behind some generated tokens. If nothing is left, the text has ended.
+    pub change: &'a dyn Fn(&[i32], &mut [f64]),
 }
 
 impl<'a> Case<'a> {
@@ -154,6 +164,7 @@ impl<'a> Case<'a> {
             passes: None,
             plans: Vec::new(),
             queues: None,
+            control: None,
         }
     }
 
@@ -164,7 +175,8 @@ impl<'a> Case<'a> {
     }
 
     pub fn extend(&self, tokens: &mut Vec<i32>, p: f64, joint: &mut Joint) {
-        if tokens.len() == self.tokens || tokens.last().is_some_and(|last| self.stop_tokens.contains(last)) {
+        let has_stopped = tokens.last().is_some_and(|last| self.stop_tokens.contains(last));
+        if tokens.len() == self.tokens || has_stopped || self.is_complete(tokens) {
             joint.insert(tokens.clone(), p);
             return;
         }
@@ -183,13 +195,27 @@ impl<'a> Case<'a> {
         let vocab = self.models.iter().find_map(|each| Some(each.model()?.vocab_size())).unwrap();
         let rows: Vec<Vec<f32>> = (0..self.models.len()).map(|k| self.world.logits(k, &context, vocab)).collect();
         let combination = self.law.unwrap_or(self.combination);
-        oracle(&rows, self.choice.map_or(combination, |choice| choice(ends)), sampling)
+        let change = |scores: &mut [f64]| self.change(tokens, scores);
+        oracle_with(&rows, self.choice.map_or(combination, |choice| choice(ends)), sampling, &change)
+    }
+
+    fn change(&self, tokens: &[i32], scores: &mut [f64]) {
+        self.control.into_iter().for_each(|control| (control.change)(tokens, scores));
+    }
+
+    /// Whether nothing may follow, whatever the rows are.
+    fn is_complete(&self, tokens: &[i32]) -> bool {
+        let mut scores = [0.0; 8];
+        self.change(tokens, &mut scores);
+        scores.iter().all(|&score| score == f64::NEG_INFINITY)
     }
 
     /// A decoder at the end of the prompt.
     fn start<'b>(&self, way: &Way, chance: &'b Enumerator) -> Driver<&'b Enumerator> {
+        let controls = self.control.map_or_else(Controls::default, |control| control.controls.clone());
+        let until = (self.stop_tokens, self.tokens);
         let mut decoder =
-            decoder(&self.models, self.combination, self.sampling, way, self.stop_tokens, self.tokens, chance);
+            controlled_decoder(&self.models, self.combination, self.sampling, way, &controls, until, chance);
         if let Some(queues) = &self.queues {
             decoder.share_passes(queues, false);
         }
@@ -221,7 +247,7 @@ impl<'a> Case<'a> {
                 }
                 match decoder.round() {
                     Ok((tokens, finish)) => {
-                        assert!(!tokens.is_empty(), "a round without a token");
+                        assert!(!tokens.is_empty() || finish == Some(Finish::Complete), "a round without a token");
                         let (tokens, start) = (tokens.to_vec(), out.len());
                         out.extend_from_slice(&tokens);
                         let wanted = if way.targets == Targets::Combined { tokens.len() } else { 0 };
@@ -244,7 +270,8 @@ impl<'a> Case<'a> {
                         found.changes += usize::from(change_plan(&mut decoder, &self.plans));
                     }
                     // Planted by the tests of failing passes. The sequence must go on as if nothing had happened.
-                    Err(_) => {
+                    Err(error) => {
+                        assert!(self.passes.is_some(), "{error:?}: {way:?}, {:?}", self.combination);
                         assert!(decoder.log_probabilities().is_empty());
                         ends.push((out.len(), true));
                     }

@@ -5,6 +5,7 @@
 mod branches;
 mod changes;
 mod company;
+mod controls;
 mod drafters;
 mod enumeration;
 mod failures;

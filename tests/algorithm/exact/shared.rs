@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use cos::config::{Combine, RoutesName};
+use cos::control::Controls;
 use cos::decode::chance::{Chance, Key, Purpose};
 use cos::decode::combine::Combination;
 use cos::decode::decoder::{Common, Decoder, Need, Settings, Step, Workspace};
@@ -87,6 +88,7 @@ impl<'a> Company<'a> {
         let settings = Settings {
             combination: self.combinations[index].clone(),
             sampler: Sampling::PLAIN.sampler(),
+            controls: Controls::default(),
             stop_tokens: Vec::new(),
             max_tokens: self.tokens[index],
             log_probabilities: false,

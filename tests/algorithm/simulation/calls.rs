@@ -19,7 +19,7 @@ use super::faults::{Events, Fault, Stage, State, Truth};
 use super::models::{Bug, FunctionData, Ledger, models, sum};
 use super::report::{Report, Violation};
 use super::session::{Options, Session, all_ones, error_name, is_untouched, members, sentinel};
-use crate::common::boundary::{no_stats, outcome};
+use crate::common::boundary::{self, no_stats, outcome};
 use crate::common::{Sampling, World};
 
 /// A run of one seed.
@@ -348,6 +348,7 @@ impl Simulation {
             combine_data: function.map_or(null_mut(), |data| (data as *const FunctionData).cast_mut().cast()),
             routes: (self.names % 3) as i32,
             priority: (self.names / 3 % 2) as i32,
+            ..boundary::options()
         }
     }
 

@@ -1,0 +1,97 @@
+//! The options by which a request controls its tokens.
+
+use crate::control::constraint::Constraints;
+use crate::error::{Error, Result};
+
+/// What a request asks of its tokens. The default changes nothing.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Controls {
+    /// Added to the scores of tokens: ascending tokens, each once.
+    pub bias: Vec<(u32, f32)>,
+    /// Scores of tokens of the prompt and the text are divided by this if they are positive, and multiplied otherwise.
+    pub repetition_penalty: f32,
+    /// Subtracted from the scores of tokens of the text.
+    pub presence_penalty: f32,
+    /// Subtracted for each time that a token is in the text.
+    pub frequency_penalty: f32,
+    /// No stop token comes before so many tokens of the text.
+    pub min_tokens: usize,
+    /// Runs of tokens that must not come.
+    pub banned: Vec<Vec<i32>>,
+    /// No run of so many tokens comes twice in prompt and text; 0 is off.
+    pub no_repeat_ngram: usize,
+    /// Which tokens may come next, as a grammar or a function says.
+    pub constraint: Option<Constraints>,
+}
+
+impl Default for Controls {
+    fn default() -> Self {
+        Controls {
+            bias: Vec::new(),
+            repetition_penalty: 1.0,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+            min_tokens: 0,
+            banned: Vec::new(),
+            no_repeat_ngram: 0,
+            constraint: None,
+        }
+    }
+}
+
+impl Controls {
+    /// Set the penalties. A repetition penalty of 0 or 1 is off. [`Error::InvalidArgument`] for a value out of range.
+    pub fn with_penalties(self, repetition: f32, presence: f32, frequency: f32) -> Result<Self> {
+        if !(repetition.is_finite() && repetition >= 0.0) {
+            return Err(Error::InvalidArgument(format!(
+                "repetition_penalty is {repetition}; it must be positive, or 0 or 1 for off"
+            )));
+        }
+        for (name, value) in [("presence_penalty", presence), ("frequency_penalty", frequency)] {
+            if !value.is_finite() {
+                return Err(Error::InvalidArgument(format!("{name} is {value}; it must be finite, and 0 is off")));
+            }
+        }
+        let repetition_penalty = if repetition == 0.0 { 1.0 } else { repetition };
+        Ok(Controls { repetition_penalty, presence_penalty: presence, frequency_penalty: frequency, ..self })
+    }
+
+    /// Set the bias of tokens. [`Error::InvalidArgument`] for a token that comes twice, and for NaN or plus infinity.
+    pub fn with_bias(self, tokens: &[i32], values: &[f32]) -> Result<Self> {
+        let mut bias: Vec<(u32, f32)> = tokens.iter().map(|&token| token as u32).zip(values.iter().copied()).collect();
+        if let Some((index, value)) = values.iter().enumerate().find(|(_, value)| !(**value < f32::INFINITY)) {
+            return Err(Error::InvalidArgument(format!(
+                "bias_values[{index}] is {value}; it must be finite, or minus infinity to ban the token"
+            )));
+        }
+        bias.sort_unstable_by_key(|(token, _)| *token);
+        if let Some(pair) = bias.windows(2).find(|pair| pair[0].0 == pair[1].0) {
+            return Err(Error::InvalidArgument(format!(
+                "bias_tokens holds {} twice; give each token one value",
+                pair[0].0
+            )));
+        }
+        bias.retain(|(_, value)| *value != 0.0);
+        Ok(Controls { bias, ..self })
+    }
+
+    /// Set the runs of tokens that must not come. [`Error::InvalidArgument`] for an empty one.
+    pub fn with_banned(self, banned: Vec<Vec<i32>>) -> Result<Self> {
+        match banned.iter().position(Vec::is_empty) {
+            None => Ok(Controls { banned, ..self }),
+            Some(index) => Err(Error::InvalidArgument(format!(
+                "banned_lengths[{index}] is 0; a banned word has at least one token"
+            ))),
+        }
+    }
+
+    /// Whether it changes nothing.
+    pub fn is_plain(&self) -> bool {
+        *self == Controls::default()
+    }
+
+    /// Whether scores depend on the tokens of the text.
+    pub(super) fn counts(&self) -> bool {
+        self.repetition_penalty != 1.0 || self.presence_penalty != 0.0 || self.frequency_penalty != 0.0
+    }
+}

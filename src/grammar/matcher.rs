@@ -1,0 +1,90 @@
+//! Follows one text through a grammar.
+
+use std::sync::Arc;
+
+use llguidance::Matcher;
+use llguidance::toktrie::SimpleVob;
+
+use crate::control::Constraint;
+use crate::error::{Error, Result};
+
+/// Follows a text through a grammar. A stop token ends the text and is no part of it.
+pub struct Follower {
+    matcher: Matcher,
+    stop_tokens: Arc<[u32]>,
+    /// The state at the start, to begin anew.
+    fresh: Arc<Matcher>,
+    /// Tokens behind the end of the text: the stop token, and what was proposed behind it.
+    behind: usize,
+    /// The token of llguidance that stands for the end.
+    end: u32,
+    /// Whether the text may end, as of the last mask.
+    may_end: bool,
+}
+
+impl Follower {
+    /// At the start of a grammar. `end` is the token of llguidance that stands for the end of the text.
+    pub fn new(fresh: &Arc<Matcher>, stop_tokens: &Arc<[u32]>, end: u32) -> Self {
+        // A deep copy, so that sessions on several threads do not wait for each other.
+        let matcher = fresh.deep_clone();
+        Follower { matcher, stop_tokens: stop_tokens.clone(), fresh: fresh.clone(), behind: 0, end, may_end: false }
+    }
+}
+
+impl Constraint for Follower {
+    fn reset(&mut self) -> Result<()> {
+        self.behind = 0;
+        if self.matcher.is_error() || self.matcher.reset().is_err() {
+            self.matcher = self.fresh.deep_clone();
+        }
+        Ok(())
+    }
+
+    fn push(&mut self, token: i32) -> Result<()> {
+        let token = token as u32;
+        if self.behind > 0 || self.stop_tokens.contains(&token) {
+            self.behind += 1;
+            return Ok(());
+        }
+        self.matcher.consume_token(token).map_err(failed)
+    }
+
+    fn pop(&mut self, tokens: usize) -> Result<()> {
+        let behind = tokens.min(self.behind);
+        self.behind -= behind;
+        self.matcher.rollback(tokens - behind).map_err(failed)
+    }
+
+    fn mask(&mut self, mask: &mut [u32]) -> Result<()> {
+        mask.fill(0);
+        self.may_end = self.behind > 0 || self.is_complete();
+        if self.behind > 0 {
+            return Ok(());
+        }
+        if !self.may_end {
+            let allowed: SimpleVob = self.matcher.compute_mask().map_err(failed)?;
+            self.may_end = allowed.is_allowed(self.end);
+            let words = mask.len().min(allowed.as_slice().len());
+            mask[..words].copy_from_slice(&allowed.as_slice()[..words]);
+        }
+        for &token in &*self.stop_tokens {
+            let (word, bit) = (&mut mask[token as usize / 32], 1 << (token % 32));
+            *word = if self.may_end { *word | bit } else { *word & !bit };
+        }
+        Ok(())
+    }
+
+    fn may_end(&self) -> bool {
+        self.may_end
+    }
+
+    fn is_complete(&self) -> bool {
+        self.matcher.is_stopped() && !self.matcher.is_error()
+    }
+}
+
+#[cold]
+fn failed(error: impl std::fmt::Display) -> Error {
+    let why = error.to_string();
+    Error::Numeric(format!("the constraint cannot go on: {}", why.trim().replace("<non-verbose/>", "").trim()))
+}

@@ -1,0 +1,124 @@
+//! Constraints by JSON schemas, regular expressions, grammars and lists of choices, with the library llguidance.
+
+mod matcher;
+mod vocabulary;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use llguidance::api::TopLevelGrammar;
+use llguidance::{Matcher, ParserFactory};
+use parking_lot::Mutex;
+use serde_json::Value;
+
+use self::matcher::Follower;
+use self::vocabulary::Vocabulary;
+use crate::control::Constraints;
+use crate::error::{Error, Result};
+use crate::text::Text;
+
+/// The language of a constraint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Language {
+    /// A JSON schema; the text is a JSON value.
+    JsonSchema,
+    /// A regular expression, which the whole text matches.
+    Regex,
+    /// A grammar in the dialect of Lark that llguidance has.
+    Lark,
+    /// A JSON array of strings, one of which is the text.
+    Choices,
+}
+
+impl Language {
+    fn name(self) -> &'static str {
+        match self {
+            Language::JsonSchema => "JSON schema",
+            Language::Regex => "regular expression",
+            Language::Lark => "Lark grammar",
+            Language::Choices => "list of choices",
+        }
+    }
+}
+
+/// Constraints that are kept, once they are compiled. The memory is cleared when it is full.
+const MOST_KEPT: usize = 64;
+
+/// What identifies a compiled constraint.
+type Source = (Language, String);
+
+/// Compiles constraints for one tokenizer.
+pub struct Grammars {
+    factory: ParserFactory,
+    compiled: Mutex<HashMap<Source, Arc<Matcher>>>,
+}
+
+impl Grammars {
+    /// For the tokens of a tokenizer, of which the models have the first `vocab_size`.
+    ///
+    /// [`Error::Unsupported`] if the bytes of its tokens are not known.
+    pub fn new(text: &Arc<Text>, vocab_size: usize) -> Result<Self> {
+        let vocabulary = Vocabulary::new(text, vocab_size)?;
+        let mut factory = ParserFactory::new_simple(&vocabulary.into_env())
+            .map_err(|error| Error::Unsupported(format!("constraints cannot be had with this tokenizer: {error}")))?;
+        factory.quiet();
+        factory.limits_mut().verbose_errors = false;
+        Ok(Grammars { factory, compiled: Mutex::default() })
+    }
+
+    /// Compile a constraint, unless that was done before. `stop_tokens` are those of the session: they may come where
+    /// the text may end.
+    ///
+    /// [`Error::InvalidArgument`] says what is wrong with it.
+    pub fn compile(&self, language: Language, source: &str, stop_tokens: &[i32]) -> Result<Constraints> {
+        let key = (language, source.to_owned());
+        let known = self.compiled.lock().get(&key).cloned();
+        let matcher = match known {
+            Some(matcher) => matcher,
+            None => {
+                let matcher = Arc::new(self.parse(language, source)?);
+                let mut compiled = self.compiled.lock();
+                if compiled.len() >= MOST_KEPT {
+                    compiled.clear();
+                }
+                compiled.insert(key, matcher.clone());
+                matcher
+            }
+        };
+        let stop_tokens: Arc<[u32]> = stop_tokens.iter().map(|&token| token as u32).collect();
+        let end = self.factory.tok_env().eos_token();
+        Ok(Constraints::new(move || Box::new(Follower::new(&matcher, &stop_tokens, end))))
+    }
+
+    fn parse(&self, language: Language, source: &str) -> Result<Matcher> {
+        let refuse = |why: String| {
+            Error::InvalidArgument(format!("constraint is not a {} that can be used: {why}", language.name()))
+        };
+        let json = || serde_json::from_str::<Value>(source).map_err(|error| refuse(error.to_string()));
+        let grammar = match language {
+            Language::JsonSchema => TopLevelGrammar::from_json_schema(json()?),
+            Language::Regex => TopLevelGrammar::from_regex(source),
+            Language::Lark => TopLevelGrammar::from_lark(source.to_owned()),
+            Language::Choices => TopLevelGrammar::from_lark(choices(&json()?).map_err(refuse)?),
+        };
+        let matcher = Matcher::new(self.factory.create_parser(grammar));
+        match matcher.get_error() {
+            None => Ok(matcher),
+            Some(why) => Err(refuse(why.trim().replace("\n", "; ").replace("; <non-verbose/>", ""))),
+        }
+    }
+}
+
+/// The grammar of a list of choices.
+fn choices(list: &Value) -> std::result::Result<String, String> {
+    let list =
+        list.as_array().filter(|list| !list.is_empty()).ok_or("it must be a JSON array with a string or more")?;
+    let choice = |(index, choice): (usize, &Value)| match choice.as_str() {
+        Some("") => Err(format!("choice {index} is empty")),
+        // A string of JSON is one of Lark.
+        Some(_) => Ok(choice.to_string()),
+        None => Err(format!("choice {index} is {choice}; it must be a string")),
+    };
+    let choices: Vec<String> = list.iter().enumerate().map(choice).collect::<std::result::Result<_, _>>()?;
+    Ok(format!("start: {}", choices.join(" | ")))
+}
