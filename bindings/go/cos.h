@@ -466,7 +466,9 @@ typedef struct cos_session_options {
   int32_t targets;
   /**
    * 1: cos_step returns the log-probability of each token. 0: it does not. Log-probabilities need the combined
-   * distribution, so COS_TARGETS_AUTO then means combined, and COS_TARGETS_ROUTED is an error.
+   * distribution, so COS_TARGETS_AUTO then means combined, and COS_TARGETS_ROUTED is an error. They are those of the
+   * distribution that tokens are drawn from: after bias, penalties, constraint, temperature, top_k, top_p and min_p.
+   * For a greedy session, they are those at temperature 1 without these filters.
    */
   int32_t log_probabilities;
   /**
@@ -562,6 +564,16 @@ typedef struct cos_session_options {
    * Passed to `constrain`. Owned by the caller; must be valid as long as the session and its forks. May be NULL.
    */
   void *constrain_data;
+  /**
+   * 1: cos_step returns the log-probability of each token under each model too. 0: it does not. They need
+   * log_probabilities.
+   */
+  int32_t model_log_probabilities;
+  /**
+   * 1: all log-probabilities are those before bias, penalties, bans and constraint, at temperature 1 and without
+   * filters. 0: they are those that log_probabilities describes. They need log_probabilities.
+   */
+  int32_t log_probabilities_before;
 } cos_session_options;
 
 /**
@@ -592,12 +604,31 @@ typedef struct cos_step_result {
    */
   int32_t reserved;
   /**
-   * The natural logarithm of the probability of each token under the combined distribution, after temperature,
-   * top_k, top_p and min_p. For a greedy session, under the distribution at temperature 1 without these filters.
-   * `tokens_count` values, owned and valid as `tokens`. NULL without tokens, or if cos_session_options did not ask
-   * for them.
+   * The natural logarithm of the probability of each token under the combined distribution; cos_session_options says
+   * which. `tokens_count` values, owned and valid as `tokens`. NULL without tokens, or if
+   * the options did not ask for them.
    */
   const float *log_probabilities;
+  /**
+   * The most probable tokens instead of each token, which may be one of them: `tokens_count` rows of `top_count`
+   * tokens, best first. Where fewer are possible, the rest is -1. Owned and valid as `tokens`. NULL if `top_count` is
+   * 0, or without tokens.
+   */
+  const int32_t *top_tokens;
+  /**
+   * The log-probabilities of `top_tokens`; minus infinity for the rest.
+   */
+  const float *top_log_probabilities;
+  /**
+   * top_log_probabilities of cos_session_options.
+   */
+  size_t top_count;
+  /**
+   * The log-probability of each token under the distribution of each model, as far as the options asked for it:
+   * `tokens_count` rows of one value for each model, in the order of the configuration. NaN for look-ups, and for
+   * models of weight 0 that have not scored the token. NULL if the options did not ask for them, or without tokens.
+   */
+  const float *model_log_probabilities;
 } cos_step_result;
 
 /**
@@ -876,6 +907,26 @@ struct cos_error *cos_session_new(const struct cos_engine *engine,
                                   struct cos_session **out_session);
 
 /**
+ * Decode by other options from the next token on: temperature, top_k, top_p, min_p, max_tokens, stop_tokens, penalties,
+ * bias, bans, min_tokens, the constraint, and log-probabilities. Committed tokens stay, and all tokens behind them have
+ * the distribution of the new options. May be called between steps.
+ *
+ * strategy, targets, seed, proposal_lengths, routes and priority must be those of cos_session_new. weights and combine
+ * are not read: cos_session_set_weights changes weights. A text that max_tokens has ended goes on if it is now larger,
+ * and one that a constraint has completed if that is now another one. A constraint sees the whole text behind the last
+ * prompt, so it must allow what is there: else the next step returns NUMERIC.
+ *
+ * On error, nothing changes. One thread at a time.
+ *
+ * @param session  in/out, must not be NULL, not in use on another thread (BUSY)
+ * @param options  must not be NULL; `struct_size` must be set. All members count, so give the old ones with changes.
+ * @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT (as for cos_session_new, or a member is
+ *         another one that cannot change), UNSUPPORTED, BUSY, POISONED
+ * Since 0.1.
+ */
+struct cos_error *cos_session_set_options(struct cos_session *session, const struct cos_session_options *options);
+
+/**
  * Share computed tokens with sessions of the same scope only, such as those of one tenant. Without a scope, a session
  * finds what any session of the engine without a scope has computed, and its time tells whether somebody has asked
  * the same before. To be called before the first prompt. One thread at a time.
@@ -920,6 +971,43 @@ struct cos_error *cos_session_fork(const struct cos_session *session, uint64_t s
  * Since 0.1.
  */
 struct cos_error *cos_session_rewind(struct cos_session *session, size_t length);
+
+/**
+ * Save a session: its tokens, options and random numbers, without what models have computed. cos_session_restore makes
+ * a session of the bytes that goes on where this one stands: with the same numbers if nothing is drafted ahead, and
+ * else with new ones of the same distribution. The session stays as it is.
+ *
+ * The bytes hold the prompt and the text. They have a version and a checksum. One thread at a time.
+ *
+ * @param session   must not be NULL, not in use on another thread (BUSY)
+ * @param buffer    out: the bytes, in a buffer of the caller; may be NULL if `capacity` is 0
+ * @param capacity  length of `buffer`. 0: the bytes are only counted.
+ * @param out_size  out, must not be NULL: the number of bytes
+ * @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT, BUFFER_TOO_SMALL (nothing is written),
+ *         UNSUPPORTED (the session has a combine or a constraint function, which bytes cannot hold), BUSY, POISONED
+ * Since 0.1.
+ */
+struct cos_error *cos_session_save(const struct cos_session *session, void *buffer, size_t capacity, size_t *out_size);
+
+/**
+ * Make a session of the bytes of cos_session_save, in this or in another process. The engine must have the same models
+ * in the same order, and combine them in the same way. Its first step computes all tokens, as after a prompt.
+ *
+ * Bytes that were changed are an error. So are those of another version of the format, which message says which. May
+ * be called from any thread at any time.
+ *
+ * @param engine       must not be NULL; may be freed before the session
+ * @param bytes        must not be NULL
+ * @param size         length of `bytes`
+ * @param out_session  out, must not be NULL; owned by the caller, who frees it with cos_free
+ * @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT (the bytes are damaged, or the engine
+ *         differs; the message says how), UNSUPPORTED (another version of the format), CONTEXT_FULL, RUNTIME
+ * Since 0.1.
+ */
+struct cos_error *cos_session_restore(const struct cos_engine *engine,
+                                      const void *bytes,
+                                      size_t size,
+                                      struct cos_session **out_session);
 
 /**
  * Append tokens to the sequence: the first prompt, or the next turn of a chat. A finished sequence goes on.

@@ -18,6 +18,11 @@ pub trait Constraint: Send {
     /// Take the last `tokens` tokens back.
     fn pop(&mut self, tokens: usize) -> Result<()>;
 
+    /// The token that must come next, if that is known without the mask. The mask then allows no other one.
+    fn forced(&mut self) -> Result<Option<i32>> {
+        Ok(None)
+    }
+
     /// Set a bit for each token that may come next, stop tokens included, and clear all others. Bits beyond the
     /// vocabulary are ignored. If no bit is set, [`Constraint::may_end`] says whether the text is complete or stuck.
     fn mask(&mut self, mask: &mut [u32]) -> Result<()>;

@@ -41,8 +41,8 @@ mod tests {
         assert_eq!(banned(|ban| repetitions(3, &tokens, ban)), [3, 4]);
         assert_eq!(banned(|ban| repetitions(2, &tokens, ban)), [3, 4]);
         assert_eq!(banned(|ban| repetitions(1, &[5, 6], ban)), [5, 6]);
-        assert_eq!(banned(|ban| repetitions(0, &tokens, ban)), []);
-        assert_eq!(banned(|ban| repetitions(9, &tokens, ban)), [], "the text is shorter than the run");
-        assert_eq!(banned(|ban| repetitions(10, &tokens, ban)), []);
+        assert_eq!(banned(|ban| repetitions(0, &tokens, ban)), [0; 0]);
+        assert_eq!(banned(|ban| repetitions(9, &tokens, ban)), [0; 0], "the text is shorter than the run");
+        assert_eq!(banned(|ban| repetitions(10, &tokens, ban)), [0; 0]);
     }
 }

@@ -13,7 +13,7 @@ const NO_POSITION: usize = usize::MAX;
 /// What the edits of a position leave.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Left {
-    /// Several tokens, or nobody has counted.
+    /// Several tokens, as far as is known.
     Some,
     /// This token alone.
     One(usize),
@@ -26,6 +26,8 @@ pub enum Left {
 struct Slot {
     position: usize,
     edits: Edits,
+    /// Whether the mask is that of the position. Until then, `left` is what is known without it.
+    is_masked: bool,
     left: Left,
 }
 
@@ -65,7 +67,7 @@ impl Control {
     /// Keep the edits of so many positions in a row.
     pub fn fit(&mut self, slots: usize) {
         if self.slots.len() != slots {
-            let slot = || Slot { position: NO_POSITION, edits: Edits::default(), left: Left::Some };
+            let slot = || Slot { position: NO_POSITION, edits: Edits::default(), is_masked: false, left: Left::Some };
             self.slots = std::iter::repeat_with(slot).take(slots).collect();
         }
     }
@@ -79,7 +81,11 @@ impl Control {
     /// Forget all tokens from index `len` on, which is in the text or behind it.
     pub fn truncate(&mut self, len: usize) {
         self.slots.iter_mut().filter(|slot| slot.position > len).for_each(|slot| slot.position = NO_POSITION);
-        let kept = len.saturating_sub(self.start);
+        self.take_back(len.saturating_sub(self.start));
+    }
+
+    /// Take back all tokens of the text but the first `kept`.
+    fn take_back(&mut self, kept: usize) {
         let dropped = self.text.len().saturating_sub(kept);
         if dropped == 0 || self.is_stale {
             return;
@@ -92,8 +98,14 @@ impl Control {
         self.is_stale = self.constraint.as_mut().is_some_and(|constraint| constraint.pop(dropped).is_err());
     }
 
-    /// What the edits of a position leave. `tokens` are those of the sequence, pending ones included; the position is
-    /// in the text or behind it.
+    /// What is left of a position, as far as that is known without the mask, which takes longer. `tokens` are those of
+    /// the sequence, pending ones included; the position is in the text or behind it.
+    pub fn peek(&mut self, position: usize, tokens: &[i32]) -> Result<Left> {
+        self.begin_edits(position, tokens)?;
+        Ok(self.slots[position % self.slots.len()].left)
+    }
+
+    /// What the edits of a position leave, as [`Control::peek`].
     ///
     /// [`Error::Numeric`] if the constraint leaves no token, though the text is not complete.
     pub fn left(&mut self, position: usize, tokens: &[i32]) -> Result<Left> {
@@ -110,7 +122,7 @@ impl Control {
     /// The edits of a position, if they were made and are still there.
     pub fn known(&self, position: usize) -> Option<&Edits> {
         let slot = &self.slots[position % self.slots.len()];
-        (slot.position == position).then_some(&slot.edits)
+        (slot.position == position && slot.is_masked).then_some(&slot.edits)
     }
 
     /// Whether the text is known to be complete before a position.
@@ -143,16 +155,15 @@ impl Control {
         Ok(())
     }
 
-    fn make(&mut self, position: usize, tokens: &[i32]) -> Result<()> {
+    /// Make the edits of a position, but for the mask.
+    fn begin_edits(&mut self, position: usize, tokens: &[i32]) -> Result<()> {
         let index = position % self.slots.len();
         if self.slots[index].position == position {
             return Ok(());
         }
-        // What was proposed behind the position, and is still pending, was seen before.
-        self.truncate(position);
-        self.advance(position, tokens)?;
-        let Control { controls, vocab_size, stop_tokens, constraint, tally, start, is_stale, slots, .. } = self;
-        let Slot { edits, left, position: of } = &mut slots[index];
+        self.stand_at(position, tokens)?;
+        let Control { controls, stop_tokens, constraint, tally, start, is_stale, slots, .. } = self;
+        let Slot { edits, left, is_masked, position: of } = &mut slots[index];
         *of = NO_POSITION;
         edits.changes.clear();
         tally.write(controls, &mut edits.changes);
@@ -163,21 +174,48 @@ impl Control {
         }
         repeats::completions(&controls.banned, before, &mut ban);
         repeats::repetitions(controls.no_repeat_ngram, before, &mut ban);
-        *left = Left::Some;
+        (*left, *is_masked) = (Left::Some, constraint.is_none());
         if let Some(constraint) = constraint {
-            edits.mask.resize(vocab_size.div_ceil(32), 0);
-            let made = mask(constraint.as_mut(), edits, *vocab_size);
-            *left = made.inspect_err(|_| *is_stale = true)?;
+            edits.mask.clear();
+            let forced = constraint.forced().inspect_err(|_| *is_stale = true)?;
+            *left = match forced.map(|token| token as usize).filter(|&token| edits.allows(token)) {
+                Some(token) => Left::One(token),
+                None if constraint.is_complete() => Left::Nothing,
+                None => Left::Some,
+            };
         }
         *of = position;
         Ok(())
+    }
+
+    fn make(&mut self, position: usize, tokens: &[i32]) -> Result<()> {
+        self.begin_edits(position, tokens)?;
+        let index = position % self.slots.len();
+        if self.slots[index].is_masked {
+            return Ok(());
+        }
+        self.stand_at(position, tokens)?;
+        let Control { vocab_size, constraint: Some(constraint), is_stale, slots, .. } = self else { return Ok(()) };
+        let Slot { edits, left, is_masked, .. } = &mut slots[index];
+        edits.mask.resize(vocab_size.div_ceil(32), 0);
+        *left = mask(constraint.as_mut(), edits, *vocab_size).inspect_err(|_| *is_stale = true)?;
+        *is_masked = true;
+        Ok(())
+    }
+
+    /// Let the tally and the constraint have the tokens of the text before a position, and no more. Those that were
+    /// seen behind it are taken back.
+    fn stand_at(&mut self, position: usize, tokens: &[i32]) -> Result<()> {
+        let kept = position.saturating_sub(self.start);
+        self.take_back(kept);
+        self.advance(position, tokens)
     }
 }
 
 /// Make the mask of a position. Returns what it leaves.
 fn mask(constraint: &mut dyn Constraint, edits: &mut Edits, vocab_size: usize) -> Result<Left> {
     constraint.mask(&mut edits.mask)?;
-    if let Some(last) = edits.mask.last_mut().filter(|_| vocab_size % 32 != 0) {
+    if let Some(last) = edits.mask.last_mut().filter(|_| !vocab_size.is_multiple_of(32)) {
         *last &= (1 << (vocab_size % 32)) - 1;
     }
     let mut possible = edits.possible();

@@ -79,6 +79,16 @@ impl CounterRng {
         CounterRng { seed, branch: self.number(forks, 0, BRANCH) }
     }
 
+    /// What [`CounterRng::of`] makes the same numbers of.
+    pub fn parts(&self) -> (u64, u64) {
+        (self.seed, self.branch)
+    }
+
+    /// The numbers of these [`CounterRng::parts`].
+    pub fn of((seed, branch): (u64, u64)) -> Self {
+        CounterRng { seed, branch }
+    }
+
     /// Uniform on `[0, 1)` with 53 random bits.
     pub fn uniform(&self, key: Key) -> f64 {
         let number = self.number(key.position as u64, key.epoch, key.purpose as u8);

@@ -9,6 +9,7 @@ mod company;
 
 use std::time::Duration;
 
+pub use self::branch::Stand;
 pub use self::company::Common;
 use crate::control::Control;
 use crate::decode::chance::Chance;
@@ -16,7 +17,8 @@ use crate::decode::combine::Combination;
 use crate::decode::lane::Lane;
 pub use crate::decode::lane::ModelLimits;
 use crate::decode::policy::{Plan, Targets};
-pub use crate::decode::progress::{Counters, Finish};
+pub use crate::decode::progress::{Counters, Finish, Tested};
+pub use crate::decode::report::{Alternatives, LogProbabilities, MOST_ALTERNATIVES};
 use crate::decode::routes::Routes;
 use crate::decode::schedule::{Next, Schedule};
 pub use crate::decode::settings::Settings;
@@ -130,8 +132,9 @@ impl<C: Chance> Decoder<C> {
             route_epoch: 0,
             routes: Routes::default(),
             finish: None,
-            log_probabilities: Vec::new(),
+            log_probabilities: LogProbabilities::default(),
             counters: Counters::default(),
+            tested: Tested::default(),
             observer: None,
         };
         let mut decoder = Decoder {
@@ -160,7 +163,8 @@ impl<C: Chance> Decoder<C> {
         // Models score some positions after they are decided, and the observer wants to learn from these.
         state.control.iter_mut().for_each(|control| control.fit(pending + 1 + LATE));
         state.tokens.reserve(state.context_length.min(1 << 20).saturating_sub(state.tokens.len()));
-        state.log_probabilities.reserve(pending + 1);
+        state.log_probabilities.reserve(pending + 1, state.settings.alternatives, state.lanes.len());
+        state.tested.fit(state.lanes.len(), pending);
         self.set_end();
     }
 
@@ -171,20 +175,25 @@ impl<C: Chance> Decoder<C> {
         self.schedule.set_end(self.state.prompt_end().saturating_add(generated).min(*context_length));
     }
 
-    /// Decode by another combination from the next position on, with a plan for it. Committed tokens stay.
+    /// Decode by another combination from the next position on; see [`Decoder::set_settings`].
+    pub fn set_combination(&mut self, combination: Combination, plan: Plan) -> Result<()> {
+        self.set_settings(Settings { combination, ..self.state.settings.clone() }, plan)
+    }
+
+    /// Decode by other settings from the next position on, with a plan for them. Committed tokens stay.
     ///
-    /// This is exact: whatever a caller saw before, the tokens from here on follow the new combination.
+    /// This is exact: whatever a caller saw before, the tokens from here on follow the new settings.
     /// - Where a round ended tells nothing of the pending tokens except that they were drawn from their `q`. So they
-    ///   may be verified against another target. If the new plan needs other models, or other rows, they are dropped
-    ///   instead.
+    ///   may be verified against another target. If the new plan needs other models, or rows are processed otherwise,
+    ///   they are dropped instead.
     /// - Distributions are of one model and do not depend on weights. Targets are made when a position is decided.
     /// - A route does depend on weights. Those of open positions are drawn anew, with new numbers: a failed round may
     ///   have told where the next one led. No round that succeeded has looked at it.
     ///
     /// On an error, [`Error::ContextFull`] if a needed model cannot hold the committed tokens, nothing changes.
-    pub fn set_combination(&mut self, combination: Combination, plan: Plan) -> Result<()> {
+    pub fn set_settings(&mut self, settings: Settings, plan: Plan) -> Result<()> {
         self.end_round();
-        let context_length = context_length(&self.state.lanes, &combination);
+        let context_length = context_length(&self.state.lanes, &settings.combination);
         let committed = self.schedule.committed();
         if committed > context_length {
             return Err(Error::ContextFull(format!(
@@ -196,7 +205,12 @@ impl<C: Chance> Decoder<C> {
         state.epoch = state.epoch.wrapping_add(1);
         state.route_epoch = state.epoch;
         state.routes.forget();
-        let fits = plan == self.plan && combination.needed().eq(state.settings.combination.needed());
+        let old = &state.settings;
+        let has_needed = settings.combination.needed().eq(old.combination.needed());
+        let is_processed_alike = settings.sampler == old.sampler
+            && settings.controls == old.controls
+            && settings.stop_tokens == old.stop_tokens;
+        let fits = plan == self.plan && has_needed && is_processed_alike;
         if !fits {
             self.drop_pending();
         }
@@ -204,14 +218,22 @@ impl<C: Chance> Decoder<C> {
             self.schedule.stop_draining();
         } else {
             self.schedule.set_plan(&plan);
-            self.schedule.set_needed(combination.needed());
+            self.schedule.set_needed(settings.combination.needed());
             self.plan = plan;
         }
-        self.state.settings.combination = combination;
+        if !is_processed_alike {
+            self.state.lanes.iter_mut().flatten().for_each(Lane::forget);
+            self.state.control = control(&settings, self.vocab_size());
+            let start = self.state.prompt_end();
+            self.state.control.iter_mut().for_each(|control| control.begin(start));
+        }
+        let is_complete = self.state.finish == Some(Finish::Complete);
+        let has_stopped = self.state.finish == Some(Finish::StopToken);
+        self.state.settings = settings;
         self.fit();
-        // The context may have become longer or shorter.
-        if matches!(self.state.finish, None | Some(Finish::ContextFull)) {
-            self.state.finish = (committed == self.state.context_length).then_some(Finish::ContextFull);
+        // The limits may have become wider or narrower, and the constraint may be another one.
+        if !has_stopped && (!is_complete || !is_processed_alike) {
+            self.state.finish = self.state.limit(committed);
         }
         Ok(())
     }
@@ -607,8 +629,13 @@ impl<C: Chance> Decoder<C> {
     /// The natural logarithms of the probabilities that the tokens of the last round have under the combined
     /// distribution, whatever they were drawn from; none unless [`Settings::log_probabilities`]. Greedy decoding draws
     /// from nothing; its tokens have the probabilities of temperature 1 without filters.
-    pub fn log_probabilities(&self) -> &[f32] {
+    pub fn log_probabilities(&self) -> &LogProbabilities {
         &self.state.log_probabilities
+    }
+
+    /// What became of drafts, by proposer and by place.
+    pub fn tested(&self) -> &Tested {
+        &self.state.tested
     }
 
     /// What was done so far. Of a round that has not ended, only its passes count, because it may be undone.

@@ -10,6 +10,7 @@ mod lane;
 mod look_up;
 pub mod policy;
 mod progress;
+mod report;
 mod routes;
 pub mod schedule;
 mod settings;

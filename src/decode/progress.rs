@@ -1,5 +1,7 @@
 //! How far a sequence has come.
 
+use crate::decode::schedule::Draft;
+
 /// Why a sequence ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Finish {
@@ -38,5 +40,35 @@ impl Counters {
     /// Count all proposals that are not accepted as wasted: nothing is pending any more.
     pub fn waste(&mut self) {
         self.wasted = self.proposed - self.accepted;
+    }
+}
+
+/// How often drafts were accepted, by proposer and by place in the draft.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Tested {
+    /// By participant and by place: tested, and accepted.
+    counts: Vec<Vec<[u64; 2]>>,
+}
+
+impl Tested {
+    /// Make room for so many participants, and so many places.
+    pub fn fit(&mut self, participants: usize, places: usize) {
+        self.counts.resize(participants, Vec::new());
+        self.counts.iter_mut().filter(|counts| counts.len() < places).for_each(|counts| counts.resize(places, [0; 2]));
+    }
+
+    /// Count a draft that was tested.
+    pub fn count(&mut self, draft: Draft, accepted: bool) {
+        if let Some([tested, of_accepted]) = self.counts[draft.proposer].get_mut(draft.depth) {
+            *tested += 1;
+            *of_accepted += u64::from(accepted);
+        }
+    }
+
+    /// Those of a participant, up to the last place where any was tested.
+    pub fn of(&self, participant: usize) -> &[[u64; 2]] {
+        let counts = &self.counts[participant];
+        let end = counts.iter().rposition(|[tested, _]| *tested > 0).map_or(0, |last| last + 1);
+        &counts[..end]
     }
 }

@@ -12,15 +12,20 @@ use std::collections::VecDeque;
 
 use crate::decode::policy::{Action, Plan, Targets, View};
 
+/// Stands for nobody, as the proposer of a token that was the only one possible.
+pub const NOBODY: usize = usize::MAX;
+
 /// A pending token, as far as the loop depends on it.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Draft {
-    /// The participant that proposed it.
+    /// The participant that proposed it, or [`NOBODY`].
     pub proposer: usize,
     /// Whether it was proposed for certain, as by a look-up. Otherwise it was drawn from its proposer's row.
     pub certain: bool,
     /// The expected probability that it is accepted; 1 if nothing is known.
     pub odds: f64,
+    /// How many proposals were pending before it.
+    pub depth: usize,
 }
 
 /// What became of a position.

@@ -2,6 +2,7 @@
 
 use crate::control::Controls;
 use crate::decode::combine::Combination;
+use crate::decode::report::Alternatives;
 use crate::rows::Sampler;
 
 /// What is decoded, and when the sequence ends.
@@ -20,4 +21,6 @@ pub struct Settings {
     /// Whether [`Decoder::log_probabilities`](super::decoder::Decoder::log_probabilities) are wanted. They take
     /// combined targets.
     pub log_probabilities: bool,
+    /// What else is wanted with them.
+    pub alternatives: Alternatives,
 }

@@ -6,9 +6,10 @@ use crate::control::{Control, Left};
 use crate::decode::chance::{self, Chance, Key, Purpose};
 use crate::decode::lane::Lane;
 use crate::decode::look_up;
-use crate::decode::progress::{Counters, Finish};
+use crate::decode::progress::{Counters, Finish, Tested};
+use crate::decode::report::LogProbabilities;
 use crate::decode::routes::Routes;
-use crate::decode::schedule::{Decision, Draft, World};
+use crate::decode::schedule::{Decision, Draft, NOBODY, World};
 use crate::decode::settings::Settings;
 use crate::decode::target::{Front, Target, Workspace};
 use crate::error::{Error, Result};
@@ -35,9 +36,11 @@ pub struct DecoderState<C> {
     /// Numbers of routes in common with other sequences.
     pub routes: Routes,
     pub finish: Option<Finish>,
-    /// `ln r` of the tokens that the round has committed, if wanted.
-    pub log_probabilities: Vec<f32>,
+    /// Those of the tokens that the round has committed, if wanted.
+    pub log_probabilities: LogProbabilities,
     pub counters: Counters,
+    /// What became of drafts.
+    pub tested: Tested,
     /// Learns how well the models do, if a planner wants to know.
     pub observer: Option<Box<Observer>>,
 }
@@ -50,7 +53,16 @@ impl<C: Chance> DecoderState<C> {
 
     /// Whether as many tokens are committed behind the last prompt as are asked for.
     pub fn has_all(&self, committed: usize) -> bool {
-        committed - self.prompt_end() == self.settings.max_tokens && self.settings.max_tokens > 0
+        committed - self.prompt_end() >= self.settings.max_tokens && self.settings.max_tokens > 0
+    }
+
+    /// The limit that so many committed tokens have reached, if any.
+    pub fn limit(&self, committed: usize) -> Option<Finish> {
+        if self.has_all(committed) {
+            Some(Finish::MaxTokens)
+        } else {
+            (committed == self.context_length).then_some(Finish::ContextFull)
+        }
     }
 
     /// Drop all tokens from index `from` on, here and in every cache.
@@ -79,6 +91,17 @@ impl<C: Chance> DecoderState<C> {
         control.as_mut().map_or(Ok(Left::Some), |control| control.left(position, tokens))
     }
 
+    /// The same, as far as it is known without the mask.
+    fn peek(&mut self, position: usize) -> Result<Left> {
+        let DecoderState { control, tokens, .. } = self;
+        control.as_mut().map_or(Ok(Left::Some), |control| control.peek(position, tokens))
+    }
+
+    /// Whether a position where one token is possible is decided without rows. Not if their log-probabilities are wanted.
+    fn settles(&self) -> bool {
+        !(self.settings.log_probabilities && self.settings.alternatives.before)
+    }
+
     /// See whether the token at a position that was just committed ends the sequence. What is pending behind an end
     /// is wasted, and goes with the next prompt.
     fn end(&mut self, position: usize) {
@@ -87,12 +110,8 @@ impl<C: Chance> DecoderState<C> {
             Some(Finish::StopToken)
         } else if self.is_complete(committed) {
             Some(Finish::Complete)
-        } else if self.has_all(committed) {
-            Some(Finish::MaxTokens)
-        } else if committed == self.context_length {
-            Some(Finish::ContextFull)
         } else {
-            None
+            self.limit(committed)
         };
         if self.finish.is_some() {
             self.counters.waste();
@@ -166,13 +185,21 @@ impl<C: Chance> World for Rows<'_, C> {
 
     /// One that fails is decided too, to tell the error.
     fn is_settled(&mut self, position: usize) -> bool {
-        self.state.left(position).map_or(true, |left| left != Left::Some)
+        let settles = self.state.settles();
+        self.state.peek(position).map_or(true, |left| match left {
+            Left::Some => false,
+            Left::One(_) => settles,
+            Left::Nothing => true,
+        })
     }
 
     fn follow(&mut self, position: usize) -> Option<Draft> {
-        let Ok(Left::One(token)) = self.state.left(position) else { return None };
+        let Ok(Left::One(token)) = self.state.peek(position) else { return None };
+        if !self.state.settles() {
+            return None;
+        }
         self.state.tokens.push(token as i32);
-        Some(Draft { proposer: 0, certain: true, odds: 1.0 })
+        Some(Draft { proposer: NOBODY, certain: true, odds: 1.0, depth: 0 })
     }
 
     fn decide(&mut self, position: usize, draft: Option<Draft>) -> Result<Decision> {
@@ -196,9 +223,29 @@ impl<C: Chance> World for Rows<'_, C> {
 impl<C: Chance> Rows<'_, C> {
     /// Decide a position. On an error nothing has changed, so that it can be decided again.
     fn decide_now(&mut self, position: usize, draft: Option<Draft>) -> Result<Decision> {
-        match self.state.left(position)? {
+        // Taken out, because they are written while rows are looked at.
+        let mut log_probabilities = std::mem::take(&mut self.state.log_probabilities);
+        let decided = self.decide_with(position, draft, &mut log_probabilities);
+        self.state.log_probabilities = log_probabilities;
+        decided
+    }
+
+    fn decide_with(
+        &mut self,
+        position: usize,
+        draft: Option<Draft>,
+        log_probabilities: &mut LogProbabilities,
+    ) -> Result<Decision> {
+        let left = match self.state.peek(position)? {
+            Left::Some => self.state.left(position)?,
+            known => known,
+        };
+        match left {
             Left::Some => {}
-            Left::One(token) => return Ok(self.settle(position, token)),
+            Left::One(token) if self.state.settles() => {
+                return Ok(self.settle(position, draft, token, log_probabilities));
+            }
+            Left::One(_) => {}
             Left::Nothing => {
                 self.state.finish = Some(Finish::Complete);
                 self.state.counters.waste();
@@ -215,16 +262,16 @@ impl<C: Chance> Rows<'_, C> {
             None => Some(front.draw(target)?),
         };
         let token = drawn.or(front.token).expect("a draft has a token");
-        let wanted = front.settings.log_probabilities;
-        let log_probability = wanted.then(|| front.log_probability(target, token)).transpose()?;
         let is_combined = matches!(target, Target::Token(_) | Target::Sum(_));
         let decided = (is_observed && is_combined).then(|| front.probability(target, token)).transpose()?;
+        front.report(target, token, log_probabilities)?;
         // Nothing fails from here on.
         let state = &mut *self.state;
         let accepted = drawn.is_none();
         state.counters.tokens += 1;
         state.counters.tested += u64::from(draft.is_some());
         state.counters.accepted += u64::from(accepted);
+        draft.into_iter().for_each(|draft| state.tested.count(draft, accepted));
         if let Target::Token(best) = target {
             state.counters.near_ties += u64::from(best.is_near_tie());
         }
@@ -234,7 +281,6 @@ impl<C: Chance> Rows<'_, C> {
             }
             state.tokens.push(token as i32);
         }
-        state.log_probabilities.extend(log_probability);
         state.end(position);
         state.observe(position, decided, self.workspace);
         Ok(if accepted || draft.is_none() { Decision::Accepted } else { Decision::Rejected })
@@ -243,13 +289,26 @@ impl<C: Chance> Rows<'_, C> {
     /// Commit the only token that is possible. No row is looked at, and no number is drawn.
     ///
     /// A token that is pending there is the same, because it was proposed under the same edits.
-    fn settle(&mut self, position: usize, token: usize) -> Decision {
+    fn settle(
+        &mut self,
+        position: usize,
+        draft: Option<Draft>,
+        token: usize,
+        log_probabilities: &mut LogProbabilities,
+    ) -> Decision {
         let state = &mut *self.state;
         if state.tokens.len() == position {
             state.tokens.push(token as i32);
         }
+        // A draft that somebody made was counted when it was proposed.
+        let is_counted = draft.is_some_and(|draft| draft.proposer != NOBODY);
         state.counters.tokens += 1;
-        state.log_probabilities.extend(state.settings.log_probabilities.then_some(0.0));
+        state.counters.tested += u64::from(is_counted);
+        state.counters.accepted += u64::from(is_counted);
+        if state.settings.log_probabilities {
+            let is_model = state.lanes.iter().map(Option::is_some);
+            log_probabilities.add_settled(token, state.settings.alternatives, is_model);
+        }
         state.end(position);
         learner(&mut state.observer).into_iter().for_each(|observer| observer.record_settled(position));
         Decision::Accepted
@@ -287,6 +346,6 @@ impl<C: Chance> Rows<'_, C> {
         };
         tokens.push(token);
         counters.proposed += 1;
-        Ok(Some(Draft { proposer, certain, odds }))
+        Ok(Some(Draft { proposer, certain, odds, depth: pending }))
     }
 }

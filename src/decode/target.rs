@@ -14,9 +14,9 @@ use crate::rows::{Best, Candidates, DeviceResidual, DeviceSums, Distribution, Ed
 /// workspace is its decoder's alone.
 pub struct Workspace {
     /// A row of probabilities: what is left of a target.
-    residual: Vec<f32>,
+    pub(super) residual: Vec<f32>,
     /// A row of scores that several rows were combined to.
-    scores: Vec<f32>,
+    pub(super) scores: Vec<f32>,
     /// For the sampler.
     pub candidates: Candidates,
     /// What combines rows on a GPU; made when rows on a GPU are first seen.
@@ -94,7 +94,7 @@ impl Workspace {
     }
 
     /// The row that was combined last.
-    fn sum(&self) -> Row<'_> {
+    pub(super) fn sum(&self) -> Row<'_> {
         match &self.sums {
             Some(sums) if self.is_on_device => sums.sum(),
             _ => Row::Host(&self.scores),
@@ -386,7 +386,7 @@ impl<C: Chance> Front<'_, C> {
     }
 
     /// Write the probabilities of all tokens under the target.
-    fn fill_target(&self, target: Target, out: &mut [f32]) -> Result<()> {
+    pub(super) fn fill_target(&self, target: Target, out: &mut [f32]) -> Result<()> {
         out.fill(0.0);
         match target {
             Target::Token(best) => out[best.token] = 1.0,

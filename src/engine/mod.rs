@@ -13,6 +13,7 @@ pub mod queue;
 pub mod queues;
 pub mod room;
 pub mod round;
+mod saved;
 pub mod session;
 pub mod sharing;
 mod stage;

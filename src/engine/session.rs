@@ -9,7 +9,7 @@ use crate::config::RoutesName;
 use crate::control::Controls;
 use crate::decode::chance::CounterRng;
 use crate::decode::combine::{Combination, Function};
-use crate::decode::decoder::{Counters, Decoder, Finish, Settings};
+use crate::decode::decoder::{Alternatives, Counters, Decoder, Finish, LogProbabilities, Settings};
 use crate::decode::policy::{Plan, Request, Strategy, Targets};
 use crate::engine::Engine;
 use crate::engine::drive::Driver;
@@ -18,6 +18,7 @@ use crate::engine::phase::{CallBuffers, Phase};
 use crate::engine::sharing::Claim;
 use crate::engine::stats::Stats;
 use crate::error::{Error, Result};
+use crate::grammar::Language;
 use crate::learn::estimates::Estimates;
 use crate::model::{Cancel, Memory, Model, Priority};
 use crate::plan::choices::Choices;
@@ -35,6 +36,8 @@ pub struct Options {
     pub sampler: Sampler,
     /// What changes the scores of tokens before that.
     pub controls: Controls,
+    /// A grammar that the text follows. Then the controls have no constraint of their own.
+    pub constraint: Option<(Language, String)>,
     /// Seed of the session's random numbers.
     pub seed: u64,
     /// Most tokens after a prompt; 0 is no limit.
@@ -47,6 +50,8 @@ pub struct Options {
     pub stop_tokens: Option<Vec<i32>>,
     /// Whether [`Session::log_probabilities`] are wanted. Pinned routed targets have none.
     pub log_probabilities: bool,
+    /// What else is wanted with them.
+    pub alternatives: Alternatives,
     /// A function that replaces the engine's combination.
     pub combine: Option<Function>,
     /// Whether it has numbers of routes in common with other sessions; `None` leaves it to the engine.
@@ -62,12 +67,14 @@ impl Default for Options {
             targets: None,
             sampler: Sampler::GREEDY,
             controls: Controls::default(),
+            constraint: None,
             seed: 0,
             max_tokens: 0,
             proposal_lengths: None,
             weights: None,
             stop_tokens: None,
             log_probabilities: false,
+            alternatives: Alternatives::default(),
             combine: None,
             routes: None,
             priority: Priority::Interactive,
@@ -108,10 +115,10 @@ pub struct Session {
     /// If it does.
     claim: Option<Claim>,
     /// What its scope is called.
-    scope: String,
+    pub(super) scope: String,
     /// How often it was forked.
-    forks: u64,
-    options: Options,
+    pub(super) forks: u64,
+    pub(super) options: Options,
     /// Keeps the models alive after the caller has freed the engine.
     pub(super) engine: Arc<Engine>,
 }
@@ -132,14 +139,7 @@ impl Session {
         let (planning, estimates) = planning(engine, &request, options, plan.clone()).unzip();
         let plan = planning.as_ref().map_or(plan, |planning: &Planning| planning.plan().clone());
         let cancel = Arc::new(Cancel::new(options.priority));
-        let settings = Settings {
-            combination,
-            sampler: options.sampler,
-            controls: options.controls.clone(),
-            stop_tokens: options.stop_tokens.clone().unwrap_or_else(|| engine.stop_tokens().to_vec()),
-            max_tokens: options.max_tokens,
-            log_probabilities: options.log_probabilities,
-        };
+        let settings = settings(engine, options, combination)?;
         let chance = CounterRng::new(options.seed);
         let driver = Driver::new(engine.participants(), &cancel, settings, plan, chance)?;
         Ok(Self::of(engine, driver, planning, estimates, cancel, options.clone()))
@@ -211,22 +211,63 @@ impl Session {
             ));
         }
         let combination = self.engine.combination(Some(weights))?;
-        let costs = costs(&self.engine);
-        let request = request(&self.options, &combination, &costs);
-        let plan = Plan::new(&request)?;
-        let Some((mut planning, estimates)) = planning(&self.engine, &request, &self.options, plan.clone()) else {
-            self.driver.set_combination(combination, plan)?;
-            self.abandon();
-            return Ok(());
+        let settings = Settings { combination, ..self.driver.settings().clone() };
+        self.go_on_by(self.options.clone(), settings)
+    }
+
+    /// Decode by other options from the next position on. Those of how it is decoded stay: `options` must have the same
+    /// strategy, targets, seed, proposal lengths, routes and priority. So do the weights and the combine function,
+    /// whatever `options` say.
+    ///
+    /// [`Error::InvalidArgument`] as for [`Session::new`], and for an option that cannot change.
+    pub fn set_options(&mut self, options: &Options) -> Result<()> {
+        let (old, new) = (&self.options, options);
+        let changed = [
+            ("strategy", old.strategy != new.strategy),
+            ("targets", old.targets != new.targets),
+            ("seed", old.seed != new.seed),
+            ("proposal_lengths", old.proposal_lengths != new.proposal_lengths),
+            ("routes", old.routes != new.routes),
+            ("priority", old.priority != new.priority),
+        ];
+        if let Some((name, _)) = changed.into_iter().find(|(_, is_changed)| *is_changed) {
+            return Err(Error::InvalidArgument(format!(
+                "{name} is another one than when the session was made; only what is decoded can change, not how"
+            )));
+        }
+        let options = Options {
+            sampler: options.sampler.greedy_below(self.engine.greedy_below()),
+            weights: self.options.weights.clone(),
+            combine: self.options.combine.clone(),
+            ..options.clone()
         };
-        // What was learned may depend on pending proposals, so it must not choose the plan that verifies them.
-        let current = self.driver.plan().clone();
-        planning.begin_with(if planning.allows(&current) { current } else { plan });
-        self.driver.set_combination(combination, planning.plan().clone())?;
-        self.abandon();
-        self.driver.observe(estimates);
-        planning.take_over(self.planning.as_ref());
-        self.planning = Some(planning);
+        let combination = self.driver.settings().combination.clone();
+        let settings = settings(&self.engine, &options, combination)?;
+        self.go_on_by(options, settings)
+    }
+
+    /// Decode by other settings from the next position on, with a plan for them.
+    fn go_on_by(&mut self, options: Options, settings: Settings) -> Result<()> {
+        let costs = costs(&self.engine);
+        let request = request(&options, &settings.combination, &costs);
+        let plan = Plan::new(&request)?;
+        match planning(&self.engine, &request, &options, plan.clone()) {
+            None => {
+                self.driver.set_settings(settings, plan)?;
+                self.abandon();
+            }
+            Some((mut planning, estimates)) => {
+                // What was learned may depend on pending proposals, so it must not choose the plan that verifies them.
+                let current = self.driver.plan().clone();
+                planning.begin_with(if planning.allows(&current) { current } else { plan });
+                self.driver.set_settings(settings, planning.plan().clone())?;
+                self.abandon();
+                self.driver.observe(estimates);
+                planning.take_over(self.planning.as_ref());
+                self.planning = Some(planning);
+            }
+        }
+        self.options = options;
         Ok(())
     }
 
@@ -272,7 +313,7 @@ impl Session {
     }
 
     /// Log-probabilities of the tokens of the last round; see [`Decoder::log_probabilities`].
-    pub fn log_probabilities(&self) -> &[f32] {
+    pub fn log_probabilities(&self) -> &LogProbabilities {
         self.driver.log_probabilities()
     }
 
@@ -326,6 +367,13 @@ impl Session {
             of_model["captured"] = json!(captured);
             of_model["no_graphs"] = json!(why_not.flatten());
         }
+        for participant in 0..names.len() {
+            let tested = self.driver.tested().of(participant);
+            description["models"][participant]["drafts"] = json!({
+                "tested": tested.iter().map(|counts| counts[0]).collect::<Vec<_>>(),
+                "accepted": tested.iter().map(|counts| counts[1]).collect::<Vec<_>>(),
+            });
+        }
         description["routes"] = json!(if self.driver.shares_routes() { "shared" } else { "own" });
         let Counters { proposed, wasted, .. } = self.driver.counters();
         description["wasted"] = json!((proposed > 0).then(|| wasted as f64 / proposed as f64));
@@ -333,6 +381,24 @@ impl Session {
         description["memory"] = json!({ "bytes": bytes, "peak_bytes": peak_bytes });
         description
     }
+}
+
+/// What a decoder is asked for.
+fn settings(engine: &Engine, options: &Options, combination: Combination) -> Result<Settings> {
+    let stop_tokens = options.stop_tokens.clone().unwrap_or_else(|| engine.stop_tokens().to_vec());
+    let mut controls = options.controls.clone();
+    if let Some((language, source)) = &options.constraint {
+        controls.constraint = Some(engine.constraint(*language, source, &stop_tokens)?);
+    }
+    Ok(Settings {
+        combination,
+        sampler: options.sampler,
+        controls,
+        stop_tokens,
+        max_tokens: options.max_tokens,
+        log_probabilities: options.log_probabilities,
+        alternatives: options.alternatives,
+    })
 }
 
 fn costs(engine: &Engine) -> Vec<u64> {

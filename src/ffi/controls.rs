@@ -57,12 +57,7 @@ pub type cos_constraint_fn = Option<
 
 /// # Safety
 /// The arrays of `options` have their counts. `constrain` and `constrain_data` are as for [`constrain`].
-pub(super) unsafe fn read_controls(
-    options: &cos_session_options,
-    stop_tokens: Option<&[i32]>,
-    engine: &Engine,
-) -> Result<Controls> {
-    let Penalties { repetition, presence, frequency } = Penalties::of(options);
+pub(super) unsafe fn read_controls(options: &cos_session_options, engine: &Engine) -> Result<Controls> {
     // SAFETY: promised by the caller.
     let (bias_tokens, bias_values) = unsafe {
         (
@@ -81,7 +76,7 @@ pub(super) unsafe fn read_controls(
         min_tokens: options.min_tokens as usize,
         no_repeat_ngram,
         // SAFETY: promised by the caller.
-        constraint: unsafe { constraint(options, stop_tokens, engine) }?,
+        constraint: options.constrain.map(|function| unsafe { constrain(function, options.constrain_data) }),
         ..Controls::default()
     };
     if options.max_tokens > 0 && options.min_tokens > options.max_tokens {
@@ -91,26 +86,10 @@ pub(super) unsafe fn read_controls(
         )));
     }
     controls
-        .with_penalties(repetition, presence, frequency)?
+        .with_penalties(options.repetition_penalty, options.presence_penalty, options.frequency_penalty)?
         .with_bias(bias_tokens, bias_values)?
         // SAFETY: promised by the caller.
         .with_banned(unsafe { banned(options, engine) }?)
-}
-
-struct Penalties {
-    repetition: f32,
-    presence: f32,
-    frequency: f32,
-}
-
-impl Penalties {
-    fn of(options: &cos_session_options) -> Self {
-        Penalties {
-            repetition: options.repetition_penalty,
-            presence: options.presence_penalty,
-            frequency: options.frequency_penalty,
-        }
-    }
 }
 
 /// # Safety
@@ -133,44 +112,39 @@ unsafe fn banned(options: &cos_session_options, engine: &Engine) -> Result<Vec<V
     Ok(lengths.iter().map(run).collect())
 }
 
+/// The grammar that a text follows, if there is one.
+///
 /// # Safety
-/// `constraint` has `constraint_length` bytes, and `constrain` and `constrain_data` are as for [`constrain`].
-unsafe fn constraint(
-    options: &cos_session_options,
-    stop_tokens: Option<&[i32]>,
-    engine: &Engine,
-) -> Result<Option<Constraints>> {
+/// `constraint` has `constraint_length` bytes.
+pub(super) unsafe fn read_constraint(options: &cos_session_options) -> Result<Option<(Language, String)>> {
     let language = match options.constraint_kind {
-        COS_CONSTRAINT_NONE => None,
-        COS_CONSTRAINT_JSON_SCHEMA => Some(Language::JsonSchema),
-        COS_CONSTRAINT_REGEX => Some(Language::Regex),
-        COS_CONSTRAINT_LARK => Some(Language::Lark),
-        COS_CONSTRAINT_CHOICES => Some(Language::Choices),
+        COS_CONSTRAINT_NONE => {
+            return match options.constraint_length {
+                0 => Ok(None),
+                _ => Err(Error::InvalidArgument(
+                    "constraint is given, but constraint_kind is 0; say what it is by one of COS_CONSTRAINT_*".into(),
+                )),
+            };
+        }
+        COS_CONSTRAINT_JSON_SCHEMA => Language::JsonSchema,
+        COS_CONSTRAINT_REGEX => Language::Regex,
+        COS_CONSTRAINT_LARK => Language::Lark,
+        COS_CONSTRAINT_CHOICES => Language::Choices,
         other => {
             return Err(Error::InvalidArgument(format!(
                 "constraint_kind is {other}; it must be one of COS_CONSTRAINT_*, 0 to 4"
             )));
         }
     };
-    match (language, options.constrain) {
-        (Some(_), Some(_)) => Err(Error::InvalidArgument(
-            "constraint_kind and constrain are both set; give a grammar or a function, or let the function follow both"
-                .into(),
-        )),
-        (Some(language), None) => {
-            let (source, length) = (options.constraint, options.constraint_length);
-            // SAFETY: promised by the caller.
-            let source = unsafe { super::text::utf8(source, length, "constraint", "constraint_length") }?;
-            let stop_tokens = stop_tokens.unwrap_or(engine.stop_tokens());
-            engine.constraint(language, source, stop_tokens).map(Some)
-        }
-        (None, _) if options.constraint_length > 0 => Err(Error::InvalidArgument(
-            "constraint is given, but constraint_kind is 0; say what it is by one of COS_CONSTRAINT_*".into(),
-        )),
-        // SAFETY: promised by the caller.
-        (None, Some(function)) => Ok(Some(unsafe { constrain(function, options.constrain_data) })),
-        (None, None) => Ok(None),
+    if options.constrain.is_some() {
+        return Err(Error::InvalidArgument(
+            "constraint_kind and constrain are both set; give a grammar or a function, not both".into(),
+        ));
     }
+    let (source, length) = (options.constraint, options.constraint_length);
+    // SAFETY: promised by the caller.
+    let source = unsafe { super::text::utf8(source, length, "constraint", "constraint_length") }?;
+    Ok(Some((language, source.to_owned())))
 }
 
 type ConstraintFunction =

@@ -42,7 +42,7 @@ impl Outputs {
         for index in 0..count {
             // SAFETY: promised by the caller; the size of each element was checked.
             unsafe {
-                write_struct(outputs.result(index), &step_result(size, &[], &[], State::Open));
+                write_struct(outputs.result(index), &step_result(size, None, State::Open));
                 outputs.errors.add(index).write(std::ptr::null_mut());
             }
         }
@@ -186,7 +186,7 @@ pub unsafe extern "C" fn cos_step_many(
 unsafe fn tell(outputs: &Outputs, each: &mut Taken, news: Result<State>) {
     let result = news.map(|state| {
         let session: &Session = (*each).borrow();
-        step_result(outputs.size, session.tokens(), session.log_probabilities(), state)
+        step_result(outputs.size, Some(session), state)
     });
     if let Err(Error::Internal(_)) = result {
         each.session.poisoned.store(true, Ordering::Release);

@@ -4,10 +4,11 @@ use std::ffi::{c_char, c_void};
 
 use parking_lot::Mutex;
 
-use super::controls::{cos_constraint_fn, read_controls};
+use super::controls::{cos_constraint_fn, read_constraint, read_controls};
 use super::{VersionedStruct, optional_slice, read_struct};
 use crate::config::RoutesName;
 use crate::decode::combine::Function;
+use crate::decode::decoder::{Alternatives, MOST_ALTERNATIVES};
 use crate::decode::policy::{Strategy, Targets};
 use crate::engine::Engine;
 use crate::engine::session::Options;
@@ -131,7 +132,9 @@ pub struct cos_session_options {
     /// One of COS_TARGETS_*. It does not change the distribution of the tokens.
     pub targets: i32,
     /// 1: cos_step returns the log-probability of each token. 0: it does not. Log-probabilities need the combined
-    /// distribution, so COS_TARGETS_AUTO then means combined, and COS_TARGETS_ROUTED is an error.
+    /// distribution, so COS_TARGETS_AUTO then means combined, and COS_TARGETS_ROUTED is an error. They are those of the
+    /// distribution that tokens are drawn from: after bias, penalties, constraint, temperature, top_k, top_p and min_p.
+    /// For a greedy session, they are those at temperature 1 without these filters.
     pub log_probabilities: i32,
     /// A combine function in place of the engine's combination, or NULL. It gets the rows of the models whose weight is
     /// not 0 in the engine's combination (or in `weights`, if given). Targets are then combined.
@@ -184,6 +187,12 @@ pub struct cos_session_options {
     pub constrain: cos_constraint_fn,
     /// Passed to `constrain`. Owned by the caller; must be valid as long as the session and its forks. May be NULL.
     pub constrain_data: *mut c_void,
+    /// 1: cos_step returns the log-probability of each token under each model too. 0: it does not. They need
+    /// log_probabilities.
+    pub model_log_probabilities: i32,
+    /// 1: all log-probabilities are those before bias, penalties, bans and constraint, at temperature 1 and without
+    /// filters. 0: they are those that log_probabilities describes. They need log_probabilities.
+    pub log_probabilities_before: i32,
 }
 
 // SAFETY: plain data. The size of the first version never changes, and members are only added behind the last one.
@@ -192,7 +201,7 @@ unsafe impl VersionedStruct for cos_session_options {
     const MIN_SIZE: usize = std::mem::offset_of!(cos_session_options, targets);
 }
 const _: () =
-    assert!(<cos_session_options as VersionedStruct>::MIN_SIZE == 96 && size_of::<cos_session_options>() == 240);
+    assert!(<cos_session_options as VersionedStruct>::MIN_SIZE == 96 && size_of::<cos_session_options>() == 248);
 
 /// Check that an array has one value for each model.
 pub(super) fn check_count(name: &str, count: usize, models: usize) -> Result<()> {
@@ -229,18 +238,13 @@ pub(super) unsafe fn read_options(options: *const cos_session_options, engine: &
         (options, lengths, weights, stop_tokens)
     };
     let (strategy, targets) = (strategy(options.strategy)?, targets(options.targets)?);
-    let log_probabilities = match options.log_probabilities {
-        0 => false,
-        1 => true,
-        other => {
-            return Err(Error::InvalidArgument(format!("log_probabilities is {other}; it must be 0 (off) or 1 (on)")));
-        }
-    };
+    let (log_probabilities, alternatives) = log_probabilities(&options)?;
     stop_tokens.map_or(Ok(()), |tokens| engine.check_tokens("stop_tokens", tokens))?;
     // SAFETY: promised by the caller.
-    let controls = unsafe { read_controls(&options, stop_tokens, engine) }?;
+    let (controls, constraint) = unsafe { (read_controls(&options, engine)?, read_constraint(&options)?) };
     Ok(Options {
         controls,
+        constraint,
         strategy,
         targets,
         sampler: Sampler::new(options.temperature, options.top_k, options.top_p, options.min_p)?,
@@ -250,11 +254,37 @@ pub(super) unsafe fn read_options(options: *const cos_session_options, engine: &
         weights: weights.map(<[f32]>::to_vec),
         stop_tokens: stop_tokens.map(<[i32]>::to_vec),
         log_probabilities,
+        alternatives,
         routes: routes(options.routes)?,
         priority: priority(options.priority)?,
         // SAFETY: promised by the caller.
         combine: options.combine.map(|function| unsafe { combine(function, options.combine_data) }),
     })
+}
+
+/// Which log-probabilities are wanted, if any are.
+fn log_probabilities(options: &cos_session_options) -> Result<(bool, Alternatives)> {
+    let switch = |name: &str, number: i32| match number {
+        0 => Ok(false),
+        1 => Ok(true),
+        other => Err(Error::InvalidArgument(format!("{name} is {other}; it must be 0 (off) or 1 (on)"))),
+    };
+    let wanted = switch("log_probabilities", options.log_probabilities)?;
+    let of_models = switch("model_log_probabilities", options.model_log_probabilities)?;
+    let before = switch("log_probabilities_before", options.log_probabilities_before)?;
+    let (top, most) = (options.top_log_probabilities, MOST_ALTERNATIVES);
+    let Some(top) = usize::try_from(top).ok().filter(|top| *top <= most) else {
+        return Err(Error::InvalidArgument(format!("top_log_probabilities is {top}; it must be 0 to {most}")));
+    };
+    let needing = [
+        ("top_log_probabilities", top > 0),
+        ("model_log_probabilities", of_models),
+        ("log_probabilities_before", before),
+    ];
+    if let Some((name, _)) = needing.into_iter().find(|(_, is_set)| *is_set && !wanted) {
+        return Err(Error::InvalidArgument(format!("{name} is set, but log_probabilities is 0; set that to 1 too")));
+    }
+    Ok((wanted, Alternatives { top, before, of_models }))
 }
 
 fn strategy(number: i32) -> Result<Strategy> {

@@ -1,7 +1,7 @@
 //! Sessions of the C interface: one sequence each.
 
 use std::borrow::{Borrow, BorrowMut};
-use std::ffi::{CString, c_char};
+use std::ffi::{CString, c_char, c_void};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -10,8 +10,8 @@ use parking_lot::{ArcMutexGuard, Mutex, RawMutex};
 use super::engine::cos_engine;
 use super::error::cos_error;
 use super::options::{check_count, cos_session_options, read_options};
-use super::{VersionedStruct, check_out, guard, handle, hold, release, slice, string, struct_size, write_struct};
-use crate::decode::decoder::Finish;
+use super::{VersionedStruct, check_out, fill, guard, handle, hold, release, slice, string, struct_size, write_struct};
+use crate::decode::decoder::{Finish, LogProbabilities};
 use crate::engine::session::{Options, Session, State};
 use crate::engine::stats::Stats;
 use crate::error::{Error, Result};
@@ -47,11 +47,22 @@ pub struct cos_step_result {
     pub finish: i32,
     /// Always 0.
     pub reserved: i32,
-    /// The natural logarithm of the probability of each token under the combined distribution, after temperature,
-    /// top_k, top_p and min_p. For a greedy session, under the distribution at temperature 1 without these filters.
-    /// `tokens_count` values, owned and valid as `tokens`. NULL without tokens, or if cos_session_options did not ask
-    /// for them.
+    /// The natural logarithm of the probability of each token under the combined distribution; cos_session_options says
+    /// which. `tokens_count` values, owned and valid as `tokens`. NULL without tokens, or if
+    /// the options did not ask for them.
     pub log_probabilities: *const f32,
+    /// The most probable tokens instead of each token, which may be one of them: `tokens_count` rows of `top_count`
+    /// tokens, best first. Where fewer are possible, the rest is -1. Owned and valid as `tokens`. NULL if `top_count` is
+    /// 0, or without tokens.
+    pub top_tokens: *const i32,
+    /// The log-probabilities of `top_tokens`; minus infinity for the rest.
+    pub top_log_probabilities: *const f32,
+    /// top_log_probabilities of cos_session_options.
+    pub top_count: usize,
+    /// The log-probability of each token under the distribution of each model, as far as the options asked for it:
+    /// `tokens_count` rows of one value for each model, in the order of the configuration. NaN for look-ups, and for
+    /// models of weight 0 that have not scored the token. NULL if the options did not ask for them, or without tokens.
+    pub model_log_probabilities: *const f32,
 }
 
 // SAFETY: plain data. The size of the first version never changes, and members are only added behind the last one.
@@ -59,7 +70,7 @@ unsafe impl VersionedStruct for cos_step_result {
     const NAME: &'static str = "cos_step_result";
     const MIN_SIZE: usize = std::mem::offset_of!(cos_step_result, log_probabilities);
 }
-const _: () = assert!(<cos_step_result as VersionedStruct>::MIN_SIZE == 32 && size_of::<cos_step_result>() == 40);
+const _: () = assert!(<cos_step_result as VersionedStruct>::MIN_SIZE == 32 && size_of::<cos_step_result>() == 72);
 
 /// A session: one sequence of tokens. One thread at a time may use it; a call from another thread returns BUSY. Only
 /// cos_cancel and cos_session_stats may be called at any time. Different sessions run in parallel.
@@ -197,6 +208,39 @@ pub unsafe extern "C" fn cos_session_new(
     })
 }
 
+/// Decode by other options from the next token on: temperature, top_k, top_p, min_p, max_tokens, stop_tokens, penalties,
+/// bias, bans, min_tokens, the constraint, and log-probabilities. Committed tokens stay, and all tokens behind them have
+/// the distribution of the new options. May be called between steps.
+///
+/// strategy, targets, seed, proposal_lengths, routes and priority must be those of cos_session_new. weights and combine
+/// are not read: cos_session_set_weights changes weights. A text that max_tokens has ended goes on if it is now larger,
+/// and one that a constraint has completed if that is now another one. A constraint sees the whole text behind the last
+/// prompt, so it must allow what is there: else the next step returns NUMERIC.
+///
+/// On error, nothing changes. One thread at a time.
+///
+/// @param session  in/out, must not be NULL, not in use on another thread (BUSY)
+/// @param options  must not be NULL; `struct_size` must be set. All members count, so give the old ones with changes.
+/// @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT (as for cos_session_new, or a member is
+///         another one that cannot change), UNSUPPORTED, BUSY, POISONED
+/// Since 0.1.
+///
+/// # Safety
+/// `session` is NULL or a session that was not freed; `options` is as for cos_session_new.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cos_session_set_options(
+    session: *mut cos_session,
+    options: *const cos_session_options,
+) -> *mut cos_error {
+    // SAFETY: promised by the caller.
+    unsafe {
+        with_session(session, |session| {
+            let options = read_options(options, session.engine())?;
+            session.set_options(&options)
+        })
+    }
+}
+
 /// Share computed tokens with sessions of the same scope only, such as those of one tenant. Without a scope, a session
 /// finds what any session of the engine without a scope has computed, and its time tells whether somebody has asked
 /// the same before. To be called before the first prompt. One thread at a time.
@@ -268,6 +312,78 @@ pub unsafe extern "C" fn cos_session_rewind(session: *mut cos_session, length: u
     unsafe { with_session(session, |session| session.rewind(length)) }
 }
 
+/// Save a session: its tokens, options and random numbers, without what models have computed. cos_session_restore makes
+/// a session of the bytes that goes on where this one stands: with the same numbers if nothing is drafted ahead, and
+/// else with new ones of the same distribution. The session stays as it is.
+///
+/// The bytes hold the prompt and the text. They have a version and a checksum. One thread at a time.
+///
+/// @param session   must not be NULL, not in use on another thread (BUSY)
+/// @param buffer    out: the bytes, in a buffer of the caller; may be NULL if `capacity` is 0
+/// @param capacity  length of `buffer`. 0: the bytes are only counted.
+/// @param out_size  out, must not be NULL: the number of bytes
+/// @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT, BUFFER_TOO_SMALL (nothing is written),
+///         UNSUPPORTED (the session has a combine or a constraint function, which bytes cannot hold), BUSY, POISONED
+/// Since 0.1.
+///
+/// # Safety
+/// `session` is NULL or a session that was not freed; `buffer` is NULL or has `capacity` bytes; `out_size` is NULL or
+/// valid for a write.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cos_session_save(
+    session: *const cos_session,
+    buffer: *mut c_void,
+    capacity: usize,
+    out_size: *mut usize,
+) -> *mut cos_error {
+    // SAFETY: promised by the caller.
+    unsafe {
+        with_session(session, |session| {
+            check_out(out_size, "out_size")?;
+            let bytes = session.save()?;
+            fill(&bytes, buffer.cast::<u8>(), "buffer", capacity, "bytes")?;
+            out_size.write(bytes.len());
+            Ok(())
+        })
+    }
+}
+
+/// Make a session of the bytes of cos_session_save, in this or in another process. The engine must have the same models
+/// in the same order, and combine them in the same way. Its first step computes all tokens, as after a prompt.
+///
+/// Bytes that were changed are an error. So are those of another version of the format, which message says which. May
+/// be called from any thread at any time.
+///
+/// @param engine       must not be NULL; may be freed before the session
+/// @param bytes        must not be NULL
+/// @param size         length of `bytes`
+/// @param out_session  out, must not be NULL; owned by the caller, who frees it with cos_free
+/// @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT (the bytes are damaged, or the engine
+///         differs; the message says how), UNSUPPORTED (another version of the format), CONTEXT_FULL, RUNTIME
+/// Since 0.1.
+///
+/// # Safety
+/// `engine` is NULL or an engine that was not freed; `bytes` is NULL or has `size` bytes; `out_session` is NULL or
+/// valid for a write.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cos_session_restore(
+    engine: *const cos_engine,
+    bytes: *const c_void,
+    size: usize,
+    out_session: *mut *mut cos_session,
+) -> *mut cos_error {
+    guard(|| {
+        check_out(out_session, "out_session")?;
+        // SAFETY: promised by the caller.
+        unsafe {
+            let engine = cos_engine::of_this_process(engine)?;
+            let session = Session::restore(&engine.0, slice(bytes.cast::<u8>(), size, "bytes", "size")?)?;
+            out_session.write(cos_session::into_raw(session));
+        }
+        Ok(())
+    })
+}
+
 /// Append tokens to the sequence: the first prompt, or the next turn of a chat. A finished sequence goes on.
 ///
 /// The call does not run a model. The next step does, so cos_cancel can stop a long prompt. On error, nothing is
@@ -328,20 +444,15 @@ pub unsafe extern "C" fn cos_step(session: *mut cos_session, out_result: *mut co
             check_out(out_result, "out_result")?;
             let struct_size = struct_size(out_result)?;
             let state = session.step()?.1;
-            let result = step_result(struct_size, session.tokens(), session.log_probabilities(), state);
+            let result = step_result(struct_size, Some(session), state);
             write_struct(out_result, &result);
             Ok(())
         })
     }
 }
 
-/// What a step tells C.
-pub(super) fn step_result(
-    struct_size: usize,
-    tokens: &[i32],
-    log_probabilities: &[f32],
-    state: State,
-) -> cos_step_result {
+/// What a step tells C; without a session, nothing.
+pub(super) fn step_result(struct_size: usize, session: Option<&Session>, state: State) -> cos_step_result {
     let finish = match state {
         State::Open => COS_FINISH_NONE,
         State::Ended(Finish::StopToken) => COS_FINISH_STOP,
@@ -352,13 +463,25 @@ pub(super) fn step_result(
     };
     // The pointer of an empty slice is not an address, and some garbage collectors fail on it.
     static NO_TOKENS: i32 = 0;
-    let tokens_count = tokens.len();
-    let tokens = if tokens.is_empty() { &raw const NO_TOKENS } else { tokens.as_ptr() };
-    let log_probabilities = match log_probabilities {
-        values if values.is_empty() || tokens_count == 0 => std::ptr::null(),
-        values => values.as_ptr(),
-    };
-    cos_step_result { struct_size, tokens, tokens_count, finish, reserved: 0, log_probabilities }
+    fn optional<T>(values: &[T], any: bool) -> *const T {
+        if values.is_empty() || !any { std::ptr::null() } else { values.as_ptr() }
+    }
+    let nothing = LogProbabilities::default();
+    let tokens = session.map_or(&[][..], Session::tokens);
+    let told = session.map_or(&nothing, Session::log_probabilities);
+    let any = !tokens.is_empty();
+    cos_step_result {
+        struct_size,
+        tokens: if any { tokens.as_ptr() } else { &raw const NO_TOKENS },
+        tokens_count: tokens.len(),
+        finish,
+        reserved: 0,
+        log_probabilities: optional(&told.of_tokens, any),
+        top_tokens: optional(&told.top_tokens, any),
+        top_log_probabilities: optional(&told.of_top, any),
+        top_count: session.map_or(0, |session| session.decoder().settings().alternatives.top),
+        model_log_probabilities: optional(&told.of_models, any),
+    }
 }
 
 /// Stop the running step, or the next one if none is running. The step ends early with COS_FINISH_CANCELLED, and all

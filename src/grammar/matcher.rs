@@ -55,6 +55,15 @@ impl Constraint for Follower {
         self.matcher.rollback(tokens - behind).map_err(failed)
     }
 
+    fn forced(&mut self) -> Result<Option<i32>> {
+        if self.behind > 0 || self.matcher.is_stopped() {
+            return Ok(None);
+        }
+        let forced = self.matcher.compute_ff_tokens();
+        let token = forced.first().filter(|token| **token < self.end && !self.stop_tokens.contains(token));
+        Ok(token.map(|&token| token as i32))
+    }
+
     fn mask(&mut self, mask: &mut [u32]) -> Result<()> {
         mask.fill(0);
         self.may_end = self.behind > 0 || self.is_complete();
@@ -67,9 +76,11 @@ impl Constraint for Follower {
             let words = mask.len().min(allowed.as_slice().len());
             mask[..words].copy_from_slice(&allowed.as_slice()[..words]);
         }
-        for &token in &*self.stop_tokens {
-            let (word, bit) = (&mut mask[token as usize / 32], 1 << (token % 32));
-            *word = if self.may_end { *word | bit } else { *word & !bit };
+        let bits = || self.stop_tokens.iter().map(|&token| (token as usize / 32, 1 << (token % 32)));
+        bits().for_each(|(word, bit)| mask[word] &= !bit);
+        // Where nothing can follow, the text ends without a stop token.
+        if self.may_end && mask.iter().any(|&word| word != 0) {
+            bits().for_each(|(word, bit)| mask[word] |= bit);
         }
         Ok(())
     }

@@ -259,7 +259,7 @@ impl World for Run<'_> {
 
     fn propose(&mut self, proposer: usize, position: usize, pending: usize) -> Result<Option<Draft>, Infallible> {
         let (proposal, behind) = (self.proposal(proposer, position), usize::from(pending > 0));
-        let draft = Draft { proposer, certain: false, odds: proposal.odds[behind] };
+        let draft = Draft { proposer, certain: false, odds: proposal.odds[behind], depth: pending };
         Ok(proposal.offered[behind].then_some(draft))
     }
 }

@@ -2,6 +2,8 @@
 
 use bytemuck::{Pod, Zeroable};
 
+use super::kernels;
+
 /// How the score of one token changes.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Zeroable, Pod)]
@@ -59,17 +61,7 @@ impl Edits {
     }
 
     fn mask(&self, scores: &mut [f32]) {
-        for (scores, &word) in scores.chunks_mut(u32::BITS as usize).zip(&self.mask) {
-            match word {
-                u32::MAX => {}
-                0 => scores.fill(f32::NEG_INFINITY),
-                _ => scores.iter_mut().enumerate().for_each(|(bit, score)| {
-                    if word >> bit & 1 == 0 {
-                        *score = f32::NEG_INFINITY;
-                    }
-                }),
-            }
-        }
+        kernels::mask_by_bits(&self.mask, scores);
     }
 
     /// Make a token impossible.

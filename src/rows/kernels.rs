@@ -256,6 +256,22 @@ pub fn add_scaled(scores: &[f32], weight: f32, out: &mut [f32]) -> bool {
     good
 }
 
+/// Set the scores of all tokens to minus infinity whose bit in `words` is not set. Scores behind the last word stay.
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+fma", "x86_64+avx2+fma"))]
+pub fn mask_by_bits(words: &[u32], scores: &mut [f32]) {
+    for (scores, &word) in scores.chunks_mut(u32::BITS as usize).zip(words) {
+        match word {
+            u32::MAX => {}
+            0 => scores.fill(f32::NEG_INFINITY),
+            _ => {
+                for (bit, score) in scores.iter_mut().enumerate() {
+                    *score = if word >> bit & 1 == 1 { *score } else { f32::NEG_INFINITY };
+                }
+            }
+        }
+    }
+}
+
 /// Set `out` to minus infinity where the judge's score is below `floor`.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+fma", "x86_64+avx2+fma"))]
 pub fn mask(judge: &[f32], floor: f32, out: &mut [f32]) {

@@ -131,6 +131,11 @@ impl Sampler {
         Ok(Sampler { temperature, top_k: top_k as usize, top_p: if top_p == 0.0 { 1.0 } else { top_p }, min_p })
     }
 
+    /// What [`Sampler::new`] makes the same sampler of: temperature, top-k, top-p and min-p.
+    pub fn parts(&self) -> (f32, usize, f32, f32) {
+        (self.temperature, self.top_k, self.top_p, self.min_p)
+    }
+
     /// This sampler, or the greedy one if its temperature is below the given one.
     pub fn greedy_below(self, temperature: f32) -> Self {
         if self.temperature < temperature { Sampler::GREEDY } else { self }

@@ -359,7 +359,7 @@ fn answers_give_the_log_probabilities_of_rows() {
                 session.prompt(&PROMPT).unwrap();
                 let mut logs = Vec::new();
                 while session.step().unwrap().1 == State::Open {
-                    logs.extend_from_slice(session.log_probabilities());
+                    logs.extend_from_slice(&session.log_probabilities().of_tokens);
                 }
                 logs
             });

@@ -12,7 +12,7 @@ use cos::config::Combine;
 use cos::control::Controls;
 use cos::decode::chance::CounterRng;
 use cos::decode::combine::Combination;
-use cos::decode::decoder::Settings;
+use cos::decode::decoder::{Alternatives, Settings};
 use cos::decode::policy::{Plan, Policy, Request, Strategy, Targets};
 use cos::engine::Engine;
 use cos::engine::drive::Driver;
@@ -85,6 +85,7 @@ impl World {
             stop_tokens: Vec::new(),
             max_tokens: tokens,
             log_probabilities: false,
+            alternatives: Alternatives::default(),
         };
         let mut decoder = Driver::new(&self.models, &cancel, settings, plan, CounterRng::new(seed)).unwrap();
         // Other prompts are other texts.

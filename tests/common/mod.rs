@@ -9,7 +9,7 @@ use std::sync::Arc;
 use cos::control::Controls;
 use cos::decode::chance::Chance;
 use cos::decode::combine::{Combination, Plausibility};
-use cos::decode::decoder::Settings;
+use cos::decode::decoder::{Alternatives, Settings};
 use cos::decode::policy::{Plan, Request, Strategy, Targets};
 use cos::engine::Engine;
 use cos::engine::drive::Driver;
@@ -391,6 +391,7 @@ pub fn controlled_decoder<C: Chance>(
         stop_tokens: stop_tokens.to_vec(),
         max_tokens,
         log_probabilities: way.targets == Targets::Combined,
+        alternatives: Alternatives { top: 2, before: false, of_models: true },
     };
     let plan = plan(models, combination, sampling, way);
     let participants: Vec<Participant> = models.iter().cloned().map(Into::into).collect();

@@ -4,6 +4,7 @@
 mod common;
 
 mod batching;
+mod constraints;
 mod demo;
 mod exports;
 mod memory;

@@ -1,11 +1,28 @@
 //! Going back in a sequence, and going on from where another one stands.
 
 use super::{Decoder, Finish};
+use std::ops::Range;
+
 use crate::decode::chance::Chance;
 use crate::decode::lane::Lane;
 use crate::decode::progress::Counters;
 use crate::error::{Error, Result};
 use crate::model::Sequence;
+
+/// Where a sequence stands, without what models have computed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stand {
+    /// The committed tokens.
+    pub tokens: Vec<i32>,
+    /// Where prompts are, in order.
+    pub prompts: Vec<Range<usize>>,
+    /// The epochs of its random numbers; see [`Key`](crate::decode::chance::Key).
+    pub epoch: u32,
+    /// That of routes.
+    pub route_epoch: u32,
+    /// Why it has ended, if it has.
+    pub finish: Option<Finish>,
+}
 
 impl<C: Chance> Decoder<C> {
     /// Forget all tokens from index `length` on, those of a prompt too. What is decoded there again is drawn with new
@@ -66,9 +83,50 @@ impl<C: Chance> Decoder<C> {
         self.set_end();
     }
 
+    /// Where it stands: what [`Decoder::resume`] takes.
+    pub fn stand(&self) -> Stand {
+        let state = &self.state;
+        // What is pending stays here. Its numbers are used, so a copy needs others.
+        let is_ahead = self.schedule.has_pending() || self.schedule.is_in_round();
+        Stand {
+            tokens: self.committed().to_vec(),
+            prompts: state.prompts.clone(),
+            epoch: state.epoch.wrapping_add(u32::from(is_ahead)),
+            route_epoch: state.route_epoch,
+            finish: state.finish,
+        }
+    }
+
+    /// Stand where another decoder stood. Nothing has been decoded before.
+    ///
+    /// [`Error::ContextFull`] if there is no room for the tokens, [`Error::InvalidArgument`] if they are none of the
+    /// vocabulary, or the prompts none of the tokens.
+    pub fn resume(&mut self, stand: Stand) -> Result<()> {
+        let Stand { tokens, prompts, epoch, route_epoch, finish } = stand;
+        let ends = prompts.iter().flat_map(|prompt| [prompt.start, prompt.end]);
+        let is_prompts = ends.clone().is_sorted() && ends.clone().all(|end| end <= tokens.len());
+        if !is_prompts || (prompts.is_empty() && !tokens.is_empty()) {
+            return Err(Error::InvalidArgument("the prompts are none of the tokens".into()));
+        }
+        if !tokens.is_empty() {
+            self.prompt(&tokens)?;
+        }
+        let state = &mut self.state;
+        (state.prompts, state.epoch, state.route_epoch, state.finish) = (prompts, epoch, route_epoch, finish);
+        let prompt_end = state.prompt_end();
+        state.control.iter_mut().for_each(|control| control.begin(prompt_end));
+        self.set_end();
+        Ok(())
+    }
+
     /// The source of its random outcomes.
     pub fn chance(&self) -> &C {
         &self.state.chance
+    }
+
+    /// Take other random outcomes from here on. To be called before anything is decoded.
+    pub fn set_chance(&mut self, chance: C) {
+        self.state.chance = chance;
     }
 
     /// The sequence of a model; `None` for a look-up.

@@ -8,7 +8,7 @@ use cos::config::{Combine, FullCache};
 use cos::control::Controls;
 use cos::decode::chance::CounterRng;
 use cos::decode::combine::Combination;
-use cos::decode::decoder::{Decoder, Settings, Step, Workspace};
+use cos::decode::decoder::{Alternatives, Decoder, Settings, Step, Workspace};
 use cos::engine::Engine;
 use cos::engine::many::step_many;
 use cos::engine::participant::Participant;
@@ -123,6 +123,7 @@ fn start<'a>(
         stop_tokens: Vec::new(),
         max_tokens: tokens,
         log_probabilities: false,
+        alternatives: Alternatives::default(),
     };
     let cancel = Arc::<Cancel>::default();
     let proposers = models.iter().map(|model| model.start(&cancel).unwrap()).collect();

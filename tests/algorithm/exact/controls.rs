@@ -130,7 +130,7 @@ fn constrain(text: &[i32], scores: &mut [f64]) {
 #[derive(Default)]
 struct Follower {
     text: Vec<i32>,
-    /// Whether completeness shows in the mask only.
+    /// Whether the mask alone tells that one token is left, or none.
     is_slow: bool,
 }
 
@@ -150,6 +150,13 @@ impl Constraint for Follower {
         assert!(tokens <= self.text.len());
         self.text.truncate(self.text.len() - tokens);
         Ok(())
+    }
+
+    fn forced(&mut self) -> Result<Option<i32>, Error> {
+        match grammar(&self.text)[..] {
+            [token] if !self.is_slow => Ok(Some(token)),
+            _ => Ok(None),
+        }
     }
 
     fn mask(&mut self, mask: &mut [u32]) -> Result<(), Error> {

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use cos::control::Controls;
 use cos::decode::chance::{Chance, Key, Purpose};
 use cos::decode::combine::Combination;
-use cos::decode::decoder::{Counters, Finish};
+use cos::decode::decoder::{Counters, Finish, LogProbabilities};
 use cos::decode::policy::{Plan, Targets};
 use cos::engine::drive::Driver;
 use cos::engine::participant::Participant;
@@ -191,12 +191,16 @@ impl<'a> Case<'a> {
 
     /// The oracle's distribution of the token after some generated ones, under the combination set by then.
     pub fn next(&self, tokens: &[i32], ends: &[End], sampling: Sampling) -> Vec<f64> {
+        let combination = self.law.unwrap_or(self.combination);
+        self.next_by(tokens, self.choice.map_or(combination, |choice| choice(ends)), sampling)
+    }
+
+    fn next_by(&self, tokens: &[i32], combination: &Combination, sampling: Sampling) -> Vec<f64> {
         let context: Vec<i32> = PROMPT.iter().chain(tokens).copied().collect();
         let vocab = self.models.iter().find_map(|each| Some(each.model()?.vocab_size())).unwrap();
         let rows: Vec<Vec<f32>> = (0..self.models.len()).map(|k| self.world.logits(k, &context, vocab)).collect();
-        let combination = self.law.unwrap_or(self.combination);
         let change = |scores: &mut [f64]| self.change(tokens, scores);
-        oracle_with(&rows, self.choice.map_or(combination, |choice| choice(ends)), sampling, &change)
+        oracle_with(&rows, combination, sampling, &change)
     }
 
     fn change(&self, tokens: &[i32], scores: &mut [f64]) {
@@ -226,6 +230,35 @@ impl<'a> Case<'a> {
         decoder
     }
 
+    /// Check the alternatives of a token of a round, and what each model says of it.
+    fn check_alternatives(
+        &self,
+        (told, index): (&LogProbabilities, usize),
+        (before, token): (&[i32], i32),
+        probabilities: &[f64],
+        ends: &[End],
+        scored: Sampling,
+    ) {
+        let mut best = probabilities.to_vec();
+        best.sort_by(|a, b| b.total_cmp(a));
+        for (place, expected) in best.into_iter().take(2).enumerate() {
+            let (token, found) = (told.top_tokens[2 * index + place], told.of_top[2 * index + place]);
+            let of_token = usize::try_from(token).map_or(0.0, |token| probabilities[token]);
+            assert!((f64::from(found).exp() - expected).abs() < ENOUGH && (of_token - expected).abs() < ENOUGH);
+        }
+        let combination = self.choice.map_or(self.law.unwrap_or(self.combination), |choice| choice(ends));
+        let count = combination.weights().len();
+        for (model, found) in told.of_models[index * count..][..count].iter().enumerate() {
+            let is_model = self.models[model].model().is_some();
+            assert!(!found.is_nan() || !is_model || !combination.needs(model), "{model} has scored {before:?}");
+            if !found.is_nan() {
+                let alone = Combination::target(count, model).unwrap();
+                let expected = self.next_by(before, &alone, scored)[token as usize];
+                assert!((f64::from(*found).exp() - expected).abs() < ENOUGH, "{found}, not {expected}");
+            }
+        }
+    }
+
     /// What the decoder does, summed over all branches.
     pub fn enumerated(&self, way: &Way) -> Found {
         let (chance, mut found) = (Enumerator::default(), Found::default());
@@ -251,8 +284,8 @@ impl<'a> Case<'a> {
                         let (tokens, start) = (tokens.to_vec(), out.len());
                         out.extend_from_slice(&tokens);
                         let wanted = if way.targets == Targets::Combined { tokens.len() } else { 0 };
-                        assert_eq!(decoder.log_probabilities().len(), wanted);
-                        for (position, &found) in (start..).zip(decoder.log_probabilities()) {
+                        assert_eq!(decoder.log_probabilities().of_tokens.len(), wanted);
+                        for (position, &found) in (start..).zip(&decoder.log_probabilities().of_tokens) {
                             let next = || self.next(&out[..position], &ends, scored);
                             let scores = scores.entry((out[..position].to_vec(), ends.clone())).or_insert_with(next);
                             let expected = scores[out[position] as usize].ln();
@@ -262,6 +295,8 @@ impl<'a> Case<'a> {
                                 self.combination,
                                 self.sampling
                             );
+                            let told = (decoder.log_probabilities(), position - start);
+                            self.check_alternatives(told, (&out[..position], out[position]), scores, &ends, scored);
                         }
                         ends.push((out.len(), false));
                         if finish.is_some() {
@@ -272,7 +307,7 @@ impl<'a> Case<'a> {
                     // Planted by the tests of failing passes. The sequence must go on as if nothing had happened.
                     Err(error) => {
                         assert!(self.passes.is_some(), "{error:?}: {way:?}, {:?}", self.combination);
-                        assert!(decoder.log_probabilities().is_empty());
+                        assert!(decoder.log_probabilities().of_tokens.is_empty());
                         ends.push((out.len(), true));
                     }
                 }

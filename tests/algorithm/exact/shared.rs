@@ -8,7 +8,7 @@ use cos::config::{Combine, RoutesName};
 use cos::control::Controls;
 use cos::decode::chance::{Chance, Key, Purpose};
 use cos::decode::combine::Combination;
-use cos::decode::decoder::{Common, Decoder, Need, Settings, Step, Workspace};
+use cos::decode::decoder::{Alternatives, Common, Decoder, Need, Settings, Step, Workspace};
 use cos::decode::policy::{Plan, Strategy, Targets};
 use cos::engine::Engine;
 use cos::engine::many::step_many;
@@ -92,6 +92,7 @@ impl<'a> Company<'a> {
             stop_tokens: Vec::new(),
             max_tokens: self.tokens[index],
             log_probabilities: false,
+            alternatives: Alternatives::default(),
         };
         let cancel = Arc::<Cancel>::default();
         let proposers = self.models.iter().map(|model| model.start(&cancel).unwrap()).collect();

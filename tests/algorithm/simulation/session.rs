@@ -26,6 +26,10 @@ pub fn sentinel() -> cos_step_result {
         finish: 88,
         reserved: 99,
         log_probabilities: 16 as *const f32,
+        top_tokens: 24 as *const i32,
+        top_log_probabilities: 32 as *const f32,
+        top_count: 66,
+        model_log_probabilities: 40 as *const f32,
     }
 }
 
@@ -33,6 +37,9 @@ pub fn is_untouched(result: &cos_step_result) -> bool {
     let sentinel = sentinel();
     (result.tokens, result.tokens_count, result.finish) == (sentinel.tokens, sentinel.tokens_count, sentinel.finish)
         && (result.reserved, result.log_probabilities) == (sentinel.reserved, sentinel.log_probabilities)
+        && (result.top_tokens, result.top_count) == (sentinel.top_tokens, sentinel.top_count)
+        && result.top_log_probabilities == sentinel.top_log_probabilities
+        && result.model_log_probabilities == sentinel.model_log_probabilities
 }
 
 pub fn finish_name(finish: i32) -> &'static str {
@@ -42,6 +49,7 @@ pub fn finish_name(finish: i32) -> &'static str {
         COS_FINISH_MAX_TOKENS => "finish: max_tokens",
         COS_FINISH_CONTEXT_FULL => "finish: context full",
         COS_FINISH_CANCELLED => "finish: cancelled",
+        COS_FINISH_COMPLETE => "finish: complete",
         _ => "finish: another",
     }
 }
