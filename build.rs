@@ -7,6 +7,8 @@ const SONAME: &str = "libcos.so.0";
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");
     println!("cargo:rustc-cdylib-link-arg=-Wl,-soname,{SONAME}");
+    // llguidance has a C interface of its own, which is no part of ours.
+    println!("cargo:rustc-cdylib-link-arg=-Wl,--exclude-libs,ALL");
     // OUT_DIR is <profile>/build/<package>/out; the library will lie in <profile>.
     let out = PathBuf::from(std::env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
     if let Some(profile) = out.ancestors().nth(3) {

@@ -3,6 +3,7 @@
 
 mod branches;
 mod calls;
+mod controls;
 mod engines;
 mod many;
 mod options;
