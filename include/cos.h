@@ -1025,6 +1025,30 @@ struct cos_error *cos_session_restore(const struct cos_engine *engine,
 struct cos_error *cos_prompt(struct cos_session *session, const int32_t *tokens, size_t tokens_count);
 
 /**
+ * Append tokens as cos_prompt does, and tell their log-probabilities under the combined distribution: of a prompt, or
+ * of an answer that is to be judged. All models that the combination needs run over the tokens, so the call takes as
+ * long as a step with such a prompt. The options of the session say which log-probabilities there are; bias, penalties
+ * and the constraint have no effect here, because the text begins behind these tokens.
+ *
+ * Nothing comes before the first token of a sequence: its log-probabilities are NaN, and its top_tokens are -1. If
+ * cos_cancel stops the call, it finishes with COS_FINISH_CANCELLED and no tokens. On error and if it is cancelled,
+ * nothing is appended. One thread at a time.
+ *
+ * @param session       in/out, must not be NULL, not in use on another thread (BUSY)
+ * @param tokens        copied; must not be NULL
+ * @param tokens_count  at least 1
+ * @param out_result    out, must not be NULL; `struct_size` must be set. Its tokens are the given ones. The session owns
+ *                      the arrays, which are valid until its next call.
+ * @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT (as for cos_prompt, or the options do not ask
+ *         for log-probabilities), CONTEXT_FULL, and those of cos_step
+ * Since 0.1.
+ */
+struct cos_error *cos_session_score(struct cos_session *session,
+                                    const int32_t *tokens,
+                                    size_t tokens_count,
+                                    struct cos_step_result *out_result);
+
+/**
  * Advance the sequence by one round of collaborative decoding.
  *
  * Commits at least one token, unless the sequence is finished: then it commits none, and finish has the reason again.

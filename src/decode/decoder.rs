@@ -6,6 +6,7 @@
 
 mod branch;
 mod company;
+mod score;
 
 use std::time::Duration;
 
@@ -20,7 +21,7 @@ use crate::decode::policy::{Plan, Targets};
 pub use crate::decode::progress::{Counters, Finish, Tested};
 pub use crate::decode::report::{Alternatives, LogProbabilities, MOST_ALTERNATIVES};
 use crate::decode::routes::Routes;
-use crate::decode::schedule::{Next, Schedule};
+use crate::decode::schedule::{MOST_GIVEN, Next, Schedule};
 pub use crate::decode::settings::Settings;
 use crate::decode::state::{DecoderState, Rows, learner};
 pub use crate::decode::target::Workspace;
@@ -127,6 +128,7 @@ impl<C: Chance> Decoder<C> {
             chance,
             tokens: Vec::new(),
             prompts: Vec::new(),
+            given: None,
             context_length: 0,
             epoch: 0,
             route_epoch: 0,
@@ -156,7 +158,8 @@ impl<C: Chance> Decoder<C> {
     fn fit(&mut self) {
         let state = &mut self.state;
         state.context_length = context_length(&state.lanes, &state.settings.combination);
-        let pending = self.schedule.max_pending();
+        let given = state.given.as_ref().map_or(0, |_| MOST_GIVEN);
+        let pending = self.schedule.max_pending().max(given);
         // One for each pending position and the one after them.
         let edits = state.control.is_some();
         state.lanes.iter_mut().flatten().for_each(|lane| lane.fit(pending + 1, edits));
@@ -171,7 +174,8 @@ impl<C: Chance> Decoder<C> {
     /// Let the schedule propose no token behind the end of the context, or of the tokens that were asked for.
     fn set_end(&mut self) {
         let DecoderState { settings, context_length, .. } = &self.state;
-        let generated = if settings.max_tokens == 0 { usize::MAX } else { settings.max_tokens };
+        let is_limited = settings.max_tokens > 0 && self.state.given.is_none();
+        let generated = if is_limited { settings.max_tokens } else { usize::MAX };
         self.schedule.set_end(self.state.prompt_end().saturating_add(generated).min(*context_length));
     }
 
@@ -284,10 +288,8 @@ impl<C: Chance> Decoder<C> {
         self.state.observer = Some(Box::new(observer));
     }
 
-    /// Append to the sequence; an ended one goes on. The models see the tokens in the next round.
-    ///
-    /// Nothing is appended on an error.
-    pub fn prompt(&mut self, tokens: &[i32]) -> Result<()> {
+    /// An error if these tokens cannot be appended.
+    fn check_prompt(&self, tokens: &[i32]) -> Result<()> {
         let (committed, context_length) = (self.schedule.committed(), self.state.context_length);
         if tokens.is_empty() {
             return Err(Error::InvalidArgument("the prompt is empty; it takes at least one token".into()));
@@ -306,6 +308,15 @@ impl<C: Chance> Decoder<C> {
                 self.vocab_size().saturating_sub(1)
             )));
         }
+        Ok(())
+    }
+
+    /// Append to the sequence; an ended one goes on. The models see the tokens in the next round.
+    ///
+    /// Nothing is appended on an error.
+    pub fn prompt(&mut self, tokens: &[i32]) -> Result<()> {
+        self.check_prompt(tokens)?;
+        let committed = self.schedule.committed();
         self.end_round();
         self.drop_pending();
         let state = &mut self.state;
@@ -319,7 +330,7 @@ impl<C: Chance> Decoder<C> {
         if let Some(observer) = &mut state.observer {
             observer.restart(end);
         }
-        state.finish = (end == context_length).then_some(Finish::ContextFull);
+        state.finish = (end == state.context_length).then_some(Finish::ContextFull);
         self.set_end();
         Ok(())
     }
@@ -355,6 +366,7 @@ impl<C: Chance> Decoder<C> {
             }
             Ok(Next::Ask) => Ok(Step::Ask),
             Ok(Next::Done) => {
+                self.end_scoring();
                 self.settle();
                 Ok(Step::Committed)
             }

@@ -43,6 +43,21 @@ impl LogProbabilities {
         self.truncate(0, Alternatives::default(), 0);
     }
 
+    /// Add those of another run of tokens.
+    pub fn append(&mut self, other: &LogProbabilities) {
+        self.of_tokens.extend_from_slice(&other.of_tokens);
+        self.top_tokens.extend_from_slice(&other.top_tokens);
+        self.of_top.extend_from_slice(&other.of_top);
+        self.of_models.extend_from_slice(&other.of_models);
+    }
+
+    /// Add a token of which nothing is known.
+    pub fn add_unknown(&mut self, alternatives: Alternatives, participants: usize) {
+        self.of_tokens.push(f32::NAN);
+        self.add_top(alternatives.top, std::iter::empty());
+        self.of_models.extend(std::iter::repeat_n(f32::NAN, if alternatives.of_models { participants } else { 0 }));
+    }
+
     /// Make room for so many tokens.
     pub fn reserve(&mut self, tokens: usize, alternatives: Alternatives, participants: usize) {
         self.of_tokens.reserve(tokens);

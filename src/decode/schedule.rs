@@ -15,6 +15,9 @@ use crate::decode::policy::{Action, Plan, Targets, View};
 /// Stands for nobody, as the proposer of a token that was the only one possible.
 pub const NOBODY: usize = usize::MAX;
 
+/// Most tokens that are given to be scored, pending at once.
+pub const MOST_GIVEN: usize = 32;
+
 /// A pending token, as far as the loop depends on it.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Draft {
@@ -55,6 +58,12 @@ pub trait World {
 
     /// The only token that is possible at `position`, behind all that is pending; `None` if there are several.
     fn follow(&mut self, position: usize) -> Option<Draft>;
+
+    /// The token at `position` that is to be scored, whatever its probability. `None` if none is given.
+    fn given(&mut self, position: usize) -> Option<Draft>;
+
+    /// Whether there are such tokens at `position` and behind it.
+    fn is_given(&self, position: usize) -> bool;
 
     /// The model that the target of a position is routed to; the same answer whenever it is asked.
     fn route(&self, position: usize) -> usize;
@@ -312,6 +321,11 @@ impl Schedule {
                 self.round = None;
                 return Ok(Next::Done);
             }
+            while self.pending.len() < MOST_GIVEN
+                && let Some(draft) = world.given(self.len())
+            {
+                self.pending.push_back(draft);
+            }
             self.act(plan, world);
         }
     }
@@ -378,6 +392,7 @@ impl Schedule {
     fn decide<W: World>(&mut self, plan: &Plan, world: &mut W) -> Result<(), W::Error> {
         self.asks = false;
         while !world.has_ended() && self.is_ready(plan, world) {
+            let is_given = world.is_given(self.committed);
             match world.decide(self.committed, self.pending.front().copied()) {
                 Ok(Decision::Asks) => {
                     self.asks = true;
@@ -390,6 +405,10 @@ impl Schedule {
                         self.drop_pending();
                     }
                     self.committed += 1;
+                    // What is given is scored, and nothing is decoded behind it.
+                    if is_given && !world.is_given(self.committed) {
+                        return Ok(());
+                    }
                 }
                 Err(_) if self.committed > self.start() => break,
                 Err(error) => return Err(error),
@@ -413,7 +432,8 @@ impl Schedule {
     #[inline]
     fn propose<W: World>(&mut self, Action { model, proposals }: Action, world: &mut W) -> Result<(), W::Error> {
         let position = self.len();
-        if proposals == 0 || world.has_ended() || self.seen[model] != position || !self.has_room() {
+        let is_free = self.seen[model] == position && self.has_room() && !world.is_given(position);
+        if proposals == 0 || world.has_ended() || !is_free {
             return Ok(());
         }
         match world.propose(model, position, self.pending.len()) {

@@ -27,6 +27,8 @@ pub struct DecoderState<C> {
     pub tokens: Vec<i32>,
     /// Where prompts are, in order. Those that were rewound are gone.
     pub prompts: Vec<Range<usize>>,
+    /// Tokens to be scored, and the position of the first one. They become a prompt once all are.
+    pub given: Option<(usize, Vec<i32>)>,
     /// Most tokens that all needed models hold.
     pub context_length: usize,
     /// How often pending tokens were dropped or the combination changed.
@@ -80,8 +82,10 @@ impl<C: Chance> DecoderState<C> {
 
     fn front<'a>(&'a mut self, position: usize, workspace: &'a mut Workspace) -> Result<Front<'a, C>> {
         let token = self.tokens.get(position).map(|&token| token as usize);
+        let is_given = self.is_given(position);
         let DecoderState { lanes, settings, control, chance, epoch, tokens, .. } = self;
-        let edits = control.as_mut().map(|control| control.edits(position, tokens)).transpose()?;
+        let control = control.as_mut().filter(|_| !is_given);
+        let edits = control.map(|control| control.edits(position, tokens)).transpose()?;
         Ok(Front { lanes, settings, edits, chance, epoch: *epoch, position, token, workspace })
     }
 
@@ -93,8 +97,21 @@ impl<C: Chance> DecoderState<C> {
 
     /// The same, as far as it is known without the mask.
     fn peek(&mut self, position: usize) -> Result<Left> {
+        if self.is_given(position) {
+            return Ok(Left::Some);
+        }
         let DecoderState { control, tokens, .. } = self;
         control.as_mut().map_or(Ok(Left::Some), |control| control.peek(position, tokens))
+    }
+
+    /// Whether the token of a position is given.
+    pub fn is_given(&self, position: usize) -> bool {
+        self.given_token(position).is_some()
+    }
+
+    fn given_token(&self, position: usize) -> Option<i32> {
+        let (start, tokens) = self.given.as_ref()?;
+        tokens.get(position.checked_sub(*start)?).copied()
     }
 
     /// Whether a position where one token is possible is decided without rows. Not if their log-probabilities are wanted.
@@ -202,6 +219,16 @@ impl<C: Chance> World for Rows<'_, C> {
         Some(Draft { proposer: NOBODY, certain: true, odds: 1.0, depth: 0 })
     }
 
+    fn given(&mut self, position: usize) -> Option<Draft> {
+        let token = self.state.given_token(position)?;
+        self.state.tokens.push(token);
+        Some(Draft { proposer: NOBODY, certain: true, odds: 1.0, depth: 0 })
+    }
+
+    fn is_given(&self, position: usize) -> bool {
+        self.state.is_given(position)
+    }
+
     fn decide(&mut self, position: usize, draft: Option<Draft>) -> Result<Decision> {
         let decided = self.decide_now(position, draft);
         if decided.is_err() && self.workspace.asks() {
@@ -236,6 +263,9 @@ impl<C: Chance> Rows<'_, C> {
         draft: Option<Draft>,
         log_probabilities: &mut LogProbabilities,
     ) -> Result<Decision> {
+        if self.state.is_given(position) {
+            return self.score(position, log_probabilities);
+        }
         let left = match self.state.peek(position)? {
             Left::Some => self.state.left(position)?,
             known => known,
@@ -284,6 +314,19 @@ impl<C: Chance> Rows<'_, C> {
         state.end(position);
         state.observe(position, decided, self.workspace);
         Ok(if accepted || draft.is_none() { Decision::Accepted } else { Decision::Rejected })
+    }
+
+    /// Commit a token that is given, and tell its log-probability: that without bias, penalties and constraint.
+    fn score(&mut self, position: usize, log_probabilities: &mut LogProbabilities) -> Result<Decision> {
+        let token = self.state.given_token(position).expect("the token of the position is given");
+        let mut front = self.state.front(position, self.workspace)?;
+        let target = front.target(None)?;
+        front.report(target, token as usize, log_probabilities)?;
+        if self.state.tokens.len() == position {
+            self.state.tokens.push(token);
+        }
+        learner(&mut self.state.observer).into_iter().for_each(|observer| observer.record_settled(position));
+        Ok(Decision::Accepted)
     }
 
     /// Commit the only token that is possible. No row is looked at, and no number is drawn.

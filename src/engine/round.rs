@@ -122,6 +122,7 @@ impl Session {
             return;
         }
         self.claim_routes();
+        self.is_scoring = self.driver.is_scoring();
         self.steps += 1;
         self.driver.begin();
         self.phase = Phase::Round(self.begun());
@@ -138,6 +139,7 @@ impl Session {
             return Err(Error::Internal("a round ended that was not begun".into()));
         };
         self.driver.end();
+        let is_scoring = std::mem::take(&mut self.is_scoring);
         if matches!(result, Err(Interrupt::Cancelled)) {
             self.driver.failed();
         }
@@ -148,14 +150,14 @@ impl Session {
             self.cancel.reset();
         }
         let now = self.engine.clock()();
-        if self.driver.counts() && self.driver.committed().len() > begun.start {
+        if self.driver.counts() && !is_scoring && self.driver.committed().len() > begun.start {
             self.driver.histograms_mut().tokens(now, &mut self.engine.waits().lock());
         }
         let total = begun.elapsed + now.saturating_sub(self.since) + std::mem::take(&mut self.left);
         // Only planning that takes long reads the clock once more.
         let latest = Cell::new(now);
         let mut probe = None;
-        if let (Some(planning), Ok(())) = (&mut self.planning, &result) {
+        if let (Some(planning), Ok(()), false) = (&mut self.planning, &result, is_scoring) {
             let round = RoundReport {
                 tokens: self.driver.committed().len() - begun.start,
                 total,

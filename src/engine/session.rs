@@ -114,6 +114,10 @@ pub struct Session {
     claims: bool,
     /// If it does.
     claim: Option<Claim>,
+    /// Whether its round scores tokens that are given.
+    pub(super) is_scoring: bool,
+    /// What the last [`Session::score`] has told.
+    scored: LogProbabilities,
     /// What its scope is called.
     pub(super) scope: String,
     /// How often it was forked.
@@ -193,6 +197,8 @@ impl Session {
             many: CallBuffers::default(),
             claims: false,
             claim: None,
+            is_scoring: false,
+            scored: LogProbabilities::default(),
             scope: String::new(),
             forks: 0,
             options,
@@ -296,6 +302,47 @@ impl Session {
             self.claim = sharing.claim(&self.scope, self.driver.committed());
         }
         self.driver.share_routes(self.claim.is_some());
+    }
+
+    /// Append tokens as [`Session::prompt`] does, and tell their [log-probabilities](Session::scored). That of the first token of a sequence
+    /// is NaN. Returns [`State::Cancelled`] if it was cancelled, and otherwise whether the sequence has room.
+    ///
+    /// On an error, and if it is cancelled, nothing is appended.
+    pub fn score(&mut self, tokens: &[i32]) -> Result<State> {
+        self.engine.process().check()?;
+        let (start, steps) = (self.driver.committed().len(), self.steps);
+        self.driver.begin_scoring(tokens)?;
+        self.abandon();
+        self.claims |= start == 0;
+        let alternatives = self.options.alternatives;
+        self.scored.clear();
+        if start == 0 {
+            self.scored.add_unknown(alternatives, self.engine.participants().len());
+        }
+        let mut state = State::Open;
+        while self.driver.is_scoring() && state == State::Open {
+            match self.step().map(|(_, state)| state) {
+                Ok(next) => state = next,
+                Err(error) => {
+                    self.rewind(start)?;
+                    return Err(error);
+                }
+            }
+            self.scored.append((*self.driver).log_probabilities());
+        }
+        self.steps = steps;
+        if state == State::Cancelled {
+            self.rewind(start)?;
+            self.scored.clear();
+        } else {
+            self.driver.histograms_mut().prompt(self.engine.clock()());
+        }
+        Ok(state)
+    }
+
+    /// What the last [`Session::score`] has told.
+    pub fn scored(&self) -> &LogProbabilities {
+        &self.scored
     }
 
     /// Forget all tokens from index `length` on; see [`Decoder::rewind`].

@@ -407,16 +407,65 @@ pub unsafe extern "C" fn cos_prompt(
     // SAFETY: promised by the caller.
     unsafe {
         with_session(session, |session| {
-            let capacity = session.decoder().context_length();
-            // Checked before the array is read, because so large a count may be garbage.
-            if tokens_count > capacity {
-                return Err(Error::ContextFull(format!(
-                    "tokens_count is {tokens_count}, but the context holds {capacity} tokens; shorten the prompt"
-                )));
-            }
+            check_room(session, tokens_count)?;
             session.prompt(slice(tokens, tokens_count, "tokens", "tokens_count")?)
         })
     }
+}
+
+/// Append tokens as cos_prompt does, and tell their log-probabilities under the combined distribution: of a prompt, or
+/// of an answer that is to be judged. All models that the combination needs run over the tokens, so the call takes as
+/// long as a step with such a prompt. The options of the session say which log-probabilities there are; bias, penalties
+/// and the constraint have no effect here, because the text begins behind these tokens.
+///
+/// Nothing comes before the first token of a sequence: its log-probabilities are NaN, and its top_tokens are -1. If
+/// cos_cancel stops the call, it finishes with COS_FINISH_CANCELLED and no tokens. On error and if it is cancelled,
+/// nothing is appended. One thread at a time.
+///
+/// @param session       in/out, must not be NULL, not in use on another thread (BUSY)
+/// @param tokens        copied; must not be NULL
+/// @param tokens_count  at least 1
+/// @param out_result    out, must not be NULL; `struct_size` must be set. Its tokens are the given ones. The session owns
+///                      the arrays, which are valid until its next call.
+/// @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT (as for cos_prompt, or the options do not ask
+///         for log-probabilities), CONTEXT_FULL, and those of cos_step
+/// Since 0.1.
+///
+/// # Safety
+/// `session` is NULL or a session that was not freed; `tokens` is NULL or has `tokens_count` elements; `out_result` is
+/// NULL or has `struct_size` bytes.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cos_session_score(
+    session: *mut cos_session,
+    tokens: *const i32,
+    tokens_count: usize,
+    out_result: *mut cos_step_result,
+) -> *mut cos_error {
+    // SAFETY: promised by the caller.
+    unsafe {
+        with_session(session, |session| {
+            check_out(out_result, "out_result")?;
+            let struct_size = struct_size(out_result)?;
+            check_room(session, tokens_count)?;
+            let start = session.decoder().committed().len();
+            let state = session.score(slice(tokens, tokens_count, "tokens", "tokens_count")?)?;
+            let tokens = &session.decoder().committed()[start..];
+            let top_count = session.decoder().settings().alternatives.top;
+            write_struct(out_result, &told(struct_size, (tokens, session.scored(), top_count), state));
+            Ok(())
+        })
+    }
+}
+
+/// Check a count before its array is read, because so large a count may be garbage.
+fn check_room(session: &Session, tokens_count: usize) -> Result<()> {
+    let capacity = session.decoder().context_length();
+    if tokens_count <= capacity {
+        return Ok(());
+    }
+    Err(Error::ContextFull(format!(
+        "tokens_count is {tokens_count}, but the context holds {capacity} tokens; shorten the prompt"
+    )))
 }
 
 /// Advance the sequence by one round of collaborative decoding.
@@ -453,6 +502,18 @@ pub unsafe extern "C" fn cos_step(session: *mut cos_session, out_result: *mut co
 
 /// What a step tells C; without a session, nothing.
 pub(super) fn step_result(struct_size: usize, session: Option<&Session>, state: State) -> cos_step_result {
+    let Some(session) = session else {
+        return told(struct_size, (&[], &LogProbabilities::default(), 0), state);
+    };
+    let top_count = session.decoder().settings().alternatives.top;
+    told(struct_size, (session.tokens(), session.log_probabilities(), top_count), state)
+}
+
+fn told(
+    struct_size: usize,
+    (tokens, told, top_count): (&[i32], &LogProbabilities, usize),
+    state: State,
+) -> cos_step_result {
     let finish = match state {
         State::Open => COS_FINISH_NONE,
         State::Ended(Finish::StopToken) => COS_FINISH_STOP,
@@ -466,9 +527,6 @@ pub(super) fn step_result(struct_size: usize, session: Option<&Session>, state: 
     fn optional<T>(values: &[T], any: bool) -> *const T {
         if values.is_empty() || !any { std::ptr::null() } else { values.as_ptr() }
     }
-    let nothing = LogProbabilities::default();
-    let tokens = session.map_or(&[][..], Session::tokens);
-    let told = session.map_or(&nothing, Session::log_probabilities);
     let any = !tokens.is_empty();
     cos_step_result {
         struct_size,
@@ -479,7 +537,7 @@ pub(super) fn step_result(struct_size: usize, session: Option<&Session>, state: 
         log_probabilities: optional(&told.of_tokens, any),
         top_tokens: optional(&told.top_tokens, any),
         top_log_probabilities: optional(&told.of_top, any),
-        top_count: session.map_or(0, |session| session.decoder().settings().alternatives.top),
+        top_count,
         model_log_probabilities: optional(&told.of_models, any),
     }
 }

@@ -245,6 +245,14 @@ impl World for Run<'_> {
         None
     }
 
+    fn given(&mut self, _position: usize) -> Option<Draft> {
+        None
+    }
+
+    fn is_given(&self, _position: usize) -> bool {
+        false
+    }
+
     fn route(&self, position: usize) -> usize {
         self.routes[position % LONGEST]
     }

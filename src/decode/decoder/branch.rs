@@ -37,6 +37,7 @@ impl<C: Chance> Decoder<C> {
             )));
         }
         self.end_round();
+        self.state.given = None;
         if length == committed {
             return Ok(());
         }

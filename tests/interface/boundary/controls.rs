@@ -192,6 +192,67 @@ fn alternatives_come_with_tokens() {
     unsafe { cos_engine_free(engine) };
 }
 
+/// The log-probabilities of tokens that are given are those with which they would be decoded.
+#[test]
+fn given_tokens_are_scored() {
+    let engine = engine(mixed);
+    for strategy in COS_STRATEGY_AUTO..=COS_STRATEGY_COS {
+        let base = cos_session_options {
+            strategy,
+            temperature: 1.0,
+            seed: 3,
+            max_tokens: 50,
+            log_probabilities: 1,
+            top_log_probabilities: 2,
+            ..options()
+        };
+        let first = session(engine, &base);
+        let (mut tokens, mut values, mut top) = (Vec::new(), Vec::new(), Vec::new());
+        let mut step = result();
+        while step.finish == COS_FINISH_NONE {
+            assert_eq!(code(unsafe { cos_step(first.0, &mut step) }), 0);
+            unsafe {
+                tokens.extend_from_slice(from_raw_parts(step.tokens, step.tokens_count));
+                values.extend_from_slice(from_raw_parts(step.log_probabilities, step.tokens_count));
+                top.extend_from_slice(from_raw_parts(step.top_tokens, 2 * step.tokens_count));
+            }
+        }
+        first.free();
+        // Bias has no effect on what is given.
+        let (token, value) = (2, 9.0f32);
+        let given = cos_session_options { bias_tokens: &token, bias_values: &value, bias_count: 1, ..base };
+        let mut second = null_mut();
+        assert_eq!(code(unsafe { cos_session_new(engine, &given, &mut second) }), 0);
+        let whole = [&[1, 2, 3], &tokens[..]].concat();
+        assert_eq!(code(unsafe { cos_session_score(second, whole.as_ptr(), whole.len(), &mut step) }), 0);
+        assert_eq!((step.tokens_count, step.finish, step.top_count), (53, COS_FINISH_NONE, 2));
+        let (scored, of_scored, top_scored) = unsafe {
+            (
+                from_raw_parts(step.tokens, 53),
+                from_raw_parts(step.log_probabilities, 53),
+                from_raw_parts(step.top_tokens, 2 * 53),
+            )
+        };
+        assert!(scored == whole && of_scored[0].is_nan() && of_scored[1].is_finite() && top_scored[..2] == [-1, -1]);
+        assert!(of_scored[3..].iter().zip(&values).all(|(a, b)| (a - b).abs() < 1e-5));
+        assert_eq!(top_scored[6..], top);
+        // The text goes on behind it, with the bias.
+        let second = Shared(second);
+        let next = second.step().1;
+        assert!(next.iter().all(|&token| token == 2), "{next:?}");
+        assert_eq!(code(unsafe { cos_session_score(second.0, [1].as_ptr(), 1, &mut step) }), 0);
+        assert_eq!((step.tokens_count, unsafe { *step.tokens }), (1, 1));
+        assert!(unsafe { *step.log_probabilities }.is_finite());
+        second.free();
+    }
+    let plain = session(engine, &options());
+    let mut step = result();
+    let (code, message) = outcome(unsafe { cos_session_score(plain.0, [1].as_ptr(), 1, &mut step) });
+    assert!(code == COS_ERROR_INVALID_ARGUMENT && message.contains("log_probabilities"), "{message}");
+    plain.free();
+    unsafe { cos_engine_free(engine) };
+}
+
 #[test]
 fn wrong_controls_are_refused() {
     let engine = engine(flat);
