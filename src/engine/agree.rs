@@ -3,11 +3,15 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
+use serde_json::Value;
+
 use crate::error::{Error, Result};
 use crate::files;
 use crate::model::Model;
 use crate::onnx::OnnxModel;
+use crate::process;
 use crate::text::Text;
+use crate::text::chat::{Chat, Source};
 
 /// The stop tokens of all models together, and warnings about them.
 pub(super) fn stop_tokens(models: &[OnnxModel], vocab_size: usize) -> (Vec<i32>, Vec<String>) {
@@ -82,6 +86,7 @@ struct Tokenizers<'a> {
 /// Read the tokenizers of all models. It is an error if two of them differ.
 fn tokenizers(models: &[OnnxModel]) -> Result<Tokenizers<'_>> {
     let mut first: Option<(&str, String, Text)> = None;
+    let mut chat: Option<(&str, Source)> = None;
     let (mut sizes, mut warnings) = (Vec::new(), Vec::new());
     for model in models {
         let columns = model.vocab_size();
@@ -106,7 +111,13 @@ fn tokenizers(models: &[OnnxModel]) -> Result<Tokenizers<'_>> {
             }
         };
         warnings.extend(padding(model.name(), columns, tokens));
+        warnings.extend(find_chat(path, model.name(), &mut chat)?);
         sizes.push(columns.min(tokens));
+    }
+    if let (Some((_, _, text)), Some((name, source))) = (&mut first, &chat) {
+        let (templates, faults) = Chat::new(source, process::local_time);
+        text.set_chat(templates);
+        warnings.extend(faults.into_iter().map(|fault| format!("{name}: {fault}")));
     }
     Ok(Tokenizers { first: first.map(|(name, _, text)| (name, text)), sizes, warnings })
 }
@@ -140,12 +151,28 @@ fn padding(name: &str, columns: usize, tokens: usize) -> Option<String> {
     }
 }
 
-/// Apply the `tokenizer_config.json` beside a tokenizer. Returns warnings about settings that are not supported.
-fn configure(tokenizer: &Path, text: &mut Text, name: &str) -> Result<Vec<String>> {
-    let path = tokenizer.with_file_name("tokenizer_config.json");
+/// The `tokenizer_config.json` beside a tokenizer.
+fn config(tokenizer: &Path) -> Value {
     // An error here means that there is no such file: one that cannot be read was refused when its stop tokens were
     // read.
-    let config = files::configuration(&path).unwrap_or_default();
-    let warnings = text.configure(tokenizer, &config)?;
+    files::configuration(&tokenizer.with_file_name("tokenizer_config.json")).unwrap_or_default()
+}
+
+/// Find the chat templates beside a tokenizer. The first model that has some decides. Returns a warning if those of this
+/// model are others.
+fn find_chat<'a>(tokenizer: &Path, name: &'a str, first: &mut Option<(&'a str, Source)>) -> Result<Option<String>> {
+    let source = Source::beside(tokenizer, &config(tokenizer)).map_err(Error::Model)?;
+    if source.templates.is_empty() {
+        return Ok(None);
+    }
+    let (chosen, known) = first.get_or_insert_with(|| (name, source.clone()));
+    Ok((*known != source).then(|| {
+        format!("{name} has other chat templates or special tokens than {chosen}, whose templates are used for both")
+    }))
+}
+
+/// Apply the `tokenizer_config.json` beside a tokenizer. Returns warnings about settings that are not supported.
+fn configure(tokenizer: &Path, text: &mut Text, name: &str) -> Result<Vec<String>> {
+    let warnings = text.configure(tokenizer, &config(tokenizer))?;
     Ok(warnings.into_iter().map(|warning| format!("{name}: {warning}")).collect())
 }

@@ -51,6 +51,7 @@ use crate::plan::pass_times::PassTimes;
 use crate::plan::shared::SharedPlanning;
 use crate::process::{self, Process};
 use crate::text::Text;
+use crate::text::chat::Chat;
 
 /// Passes overlap if their serial share is at most this: the share of all passes but the longest that does not overlap.
 const MAX_SERIAL_SHARE: f64 = 0.9;
@@ -337,12 +338,26 @@ impl Engine {
             "vocab_size": self.vocab_size(),
             "stop_tokens": self.stop_tokens,
             "tokenizer": self.text.is_some(),
+            "chat_templates": self.text.iter().filter_map(|text| text.chat()).flat_map(Chat::names).collect::<Vec<_>>(),
             "combine": combine,
             "greedy_below": greedy_below,
             "overlap": self.serial.map(|serial| 1.0 - serial),
             "models": self.participants.iter().map(Participant::describe).collect::<Vec<_>>(),
             "warnings": self.warnings,
         })
+    }
+
+    /// The tokenizer and its chat templates, or an error that says how to add them.
+    pub fn chat(&self) -> Result<(&Text, &Chat)> {
+        let text = self.text()?;
+        let chat = text.chat().ok_or_else(|| {
+            Error::Unsupported(
+                "no model of this engine has a chat template; put the model's chat_template.jinja, or its \
+                 tokenizer_config.json, beside its tokenizer.json, and open the engine again"
+                    .into(),
+            )
+        })?;
+        Ok((text, chat))
     }
 
     /// The tokenizer, or an error that says how to add one.
