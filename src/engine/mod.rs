@@ -78,6 +78,7 @@ pub struct Engine {
     pass_times: Arc<PassTimes>,
     combine: Combine,
     text: Option<Arc<Text>>,
+    chat: Option<Chat>,
     stop_tokens: Vec<i32>,
     warnings: Vec<String>,
     totals: Mutex<Stats>,
@@ -105,7 +106,7 @@ impl Engine {
         });
         let models = exports.clone().count();
         let mut exports = exports.map(|export| load(export, models)).collect::<Result<Vec<_>>>()?;
-        let Agreement { vocab_size, text, mut warnings } = agree(&exports)?;
+        let Agreement { vocab_size, text, chat, mut warnings } = agree(&exports)?;
         if crowded && loaded().is_some_and(|runtime| runtime.threads.is_some()) {
             warnings.push(format!(
                 "there are more threads ({}) than cores ({cores}), so they do not spin; leave \"threads\" out to have \
@@ -131,7 +132,7 @@ impl Engine {
             Self::new(participants, config.combine.clone(), stop_tokens, text)?.with_overlap(config.overlap)?;
         let engine = engine.with_when_full(config.when_full).with_routes(config.routes);
         process::release_freed_memory();
-        Ok(Engine { warnings, greedy_below: config.greedy_below, ..engine })
+        Ok(Engine { chat, warnings, greedy_below: config.greedy_below, ..engine })
     }
 
     /// An engine of models that are already loaded. `text` is their tokenizer.
@@ -168,6 +169,7 @@ impl Engine {
             participants,
             combine,
             text,
+            chat: None,
             stop_tokens,
             warnings: Vec::new(),
             totals: Mutex::default(),
@@ -338,7 +340,7 @@ impl Engine {
             "vocab_size": self.vocab_size(),
             "stop_tokens": self.stop_tokens,
             "tokenizer": self.text.is_some(),
-            "chat_templates": self.text.iter().filter_map(|text| text.chat()).flat_map(Chat::names).collect::<Vec<_>>(),
+            "chat_templates": self.chat.iter().flat_map(Chat::names).collect::<Vec<_>>(),
             "combine": combine,
             "greedy_below": greedy_below,
             "overlap": self.serial.map(|serial| 1.0 - serial),
@@ -350,7 +352,7 @@ impl Engine {
     /// The tokenizer and its chat templates, or an error that says how to add them.
     pub fn chat(&self) -> Result<(&Text, &Chat)> {
         let text = self.text()?;
-        let chat = text.chat().ok_or_else(|| {
+        let chat = self.chat.as_ref().ok_or_else(|| {
             Error::Unsupported(
                 "no model of this engine has a chat template; put the model's chat_template.jinja, or its \
                  tokenizer_config.json, beside its tokenizer.json, and open the engine again"

@@ -24,7 +24,6 @@ use tokenizers::{
     PreTokenizer, Tokenizer,
 };
 
-use self::chat::Chat;
 use self::quiet::quietly;
 pub use self::stream::TextStream;
 use crate::error::{Error, Result};
@@ -39,7 +38,6 @@ pub struct Text {
     /// The added tokens for texts in which special tokens are plain text, once there is such a text.
     plain: OnceLock<AddedVocabulary>,
     vocab_size: usize,
-    chat: Option<Chat>,
 }
 
 /// What a token stands for in the vocabulary.
@@ -75,7 +73,7 @@ impl Text {
             .and_then(|tokenizer| {
                 let last = tokenizer.get_vocab(true).into_values().max();
                 let vocab_size = last.ok_or("it has no tokens")? as usize + 1;
-                let text = Text { tokenizer, plain: OnceLock::new(), vocab_size, chat: None };
+                let text = Text { tokenizer, plain: OnceLock::new(), vocab_size };
                 text.try_out()?;
                 Ok(text)
             })
@@ -144,16 +142,6 @@ impl Text {
     /// Allow only the first `tokens` tokens, which is how many the models have.
     pub fn limit_vocabulary(&mut self, tokens: usize) {
         self.vocab_size = self.vocab_size.min(tokens);
-    }
-
-    /// Render messages with these chat templates.
-    pub fn set_chat(&mut self, chat: Chat) {
-        self.chat = Some(chat);
-    }
-
-    /// The chat templates that came with the tokenizer.
-    pub fn chat(&self) -> Option<&Chat> {
-        self.chat.as_ref()
     }
 
     /// The tokens of a text. With `special`, they include the tokens that the post-processor adds around it.

@@ -7,15 +7,12 @@ use serde_json::Value;
 
 use crate::files;
 
-/// Most bytes of a template. The largest of known models have about 30 thousand.
-pub const MAX_TEMPLATE: usize = 1 << 18;
-
 /// The name of the template that is taken if there is no other reason.
 const DEFAULT: &str = "default";
 
 /// What the files beside a tokenizer say about chat.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct Source {
+pub struct ChatFiles {
     /// The templates by their names.
     pub templates: BTreeMap<String, String>,
     /// The special tokens by the names of their variables, such as `bos_token`.
@@ -24,7 +21,7 @@ pub struct Source {
     pub control: Option<Vec<String>>,
 }
 
-impl Source {
+impl ChatFiles {
     /// Read the files beside a `tokenizer.json`. `config` is its `tokenizer_config.json`. An error names the file.
     ///
     /// Files of templates replace those of the configuration, as in transformers. A `chat_template.json`, which only
@@ -38,18 +35,10 @@ impl Source {
         if templates.is_empty() && files::is_there(&legacy) {
             templates = named(&files::configuration(&legacy)?["chat_template"]);
         }
-        for (name, template) in &templates {
-            if template.len() > MAX_TEMPLATE {
-                return Err(format!(
-                    "the chat template {name:?} has {} bytes, and the limit is {MAX_TEMPLATE}; use a shorter one",
-                    template.len()
-                ));
-            }
-        }
         let control = config["chat_control_tokens"].as_array();
         let control =
             control.map(|tokens| tokens.iter().filter_map(|token| token.as_str().map(str::to_owned)).collect());
-        Ok(Source { templates, tokens: tokens(tokenizer, config)?, control })
+        Ok(ChatFiles { templates, tokens: tokens(tokenizer, config)?, control })
     }
 }
 

@@ -13,7 +13,7 @@ use std::sync::OnceLock;
 use minijinja::Value;
 use minijinja::value::ValueKind;
 
-pub use self::files::Source;
+pub use self::files::ChatFiles;
 use self::marks::Marks;
 pub use self::template::Now;
 use self::template::Templates;
@@ -56,7 +56,7 @@ struct Named {
 }
 
 /// Messages to render.
-struct Request<'a> {
+struct ChatRequest<'a> {
     name: &'a str,
     template: &'a Named,
     variables: Vec<(String, Value)>,
@@ -64,16 +64,16 @@ struct Request<'a> {
 
 impl Chat {
     /// Compile templates. Returns warnings about those that cannot be used.
-    pub fn new(source: &Source, now: Now) -> (Self, Vec<String>) {
+    pub fn new(files: &ChatFiles, now: Now) -> (Self, Vec<String>) {
         let mut templates = Templates::new(now);
         let compile = |(name, source): (&String, &String)| {
             let fault = templates.add(name, source).err();
             (name.clone(), Named { source: source.clone(), fault, marks: OnceLock::new() })
         };
-        let named: BTreeMap<_, _> = source.templates.iter().map(compile).collect();
+        let named: BTreeMap<_, _> = files.templates.iter().map(compile).collect();
         let warn = |(name, named): (&String, &Named)| Some(unusable(name, named.fault.as_ref()?));
         let warnings = named.iter().filter_map(warn).collect();
-        (Chat { templates, named, tokens: source.tokens.clone(), control: source.control.clone() }, warnings)
+        (Chat { templates, named, tokens: files.tokens.clone(), control: files.control.clone() }, warnings)
     }
 
     /// The names of its templates.
@@ -101,7 +101,7 @@ impl Chat {
         marks.encode(text, &self.run(request)?)
     }
 
-    fn run(&self, Request { name, variables, .. }: Request) -> Result<String> {
+    fn run(&self, ChatRequest { name, variables, .. }: ChatRequest) -> Result<String> {
         // Variables of the request replace special tokens.
         let tokens = self.tokens.iter().map(|(name, token)| (name.clone(), Value::from(token.as_str())));
         let refuse =
@@ -109,7 +109,7 @@ impl Chat {
         self.templates.render(name, Value::from_pairs(tokens.chain(variables))).map_err(refuse)
     }
 
-    fn request(&self, json: &str, generation: bool) -> Result<Request<'_>> {
+    fn request(&self, json: &str, generation: bool) -> Result<ChatRequest<'_>> {
         let json: Value = serde_json::from_str(json)
             .map_err(|error| Error::InvalidArgument(format!("messages_json is not JSON: {error}")))?;
         let mut parts: Vec<(String, Value)> = match json.kind() {
@@ -141,7 +141,7 @@ impl Chat {
         variables.push(("messages".to_owned(), messages));
         variables.extend(lists.map(|(name, list)| (name.to_owned(), list.unwrap_or(Value::from(())))));
         variables.push(("add_generation_prompt".to_owned(), generation.into()));
-        Ok(Request { name, template, variables })
+        Ok(ChatRequest { name, template, variables })
     }
 
     /// The template that is asked for, or else the one that transformers takes.

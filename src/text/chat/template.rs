@@ -14,6 +14,9 @@ const FUEL: u64 = 20_000_000;
 /// How deep scopes may nest. A macro counts as four. All together take less than 512 KiB of the caller's stack.
 const RECURSION: usize = 400;
 
+/// Most bytes of a template. The largest of known models have about 30 thousand.
+pub const MAX_TEMPLATE: usize = 1 << 18;
+
 /// The stack for the compiler in bytes: twice what the longest template takes.
 const COMPILER_STACK: usize = 1 << 28;
 
@@ -62,6 +65,9 @@ impl Templates {
     /// A long chain of operators makes the compiler call itself for each of them. So a thread with enough stack for the
     /// longest template compiles it.
     pub fn add(&mut self, name: &str, source: &str) -> Result<(), String> {
+        if source.len() > MAX_TEMPLATE {
+            return Err(format!("it has {} bytes, and the limit is {MAX_TEMPLATE}", source.len()));
+        }
         let source = without_generation(source);
         let compile = || self.environment.add_template_owned(name.to_owned(), source);
         let compiled = thread::scope(|scope| {

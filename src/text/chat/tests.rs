@@ -57,7 +57,7 @@ fn now(format: &str) -> Option<String> {
 fn chat_of(templates: &[(&str, &str)], tokens: &BTreeMap<String, String>) -> Chat {
     let templates = templates.iter().map(|(name, source)| (name.to_string(), source.to_string())).collect();
     let tokens = tokens.iter().map(|(name, token)| (name.clone(), token.clone())).collect();
-    Chat::new(&Source { templates, tokens, control: None }, now).0
+    Chat::new(&ChatFiles { templates, tokens, control: None }, now).0
 }
 
 fn chat(template: &str) -> Chat {
@@ -201,7 +201,7 @@ fn variables_of_a_request_replace_special_tokens() {
 fn a_template_that_cannot_be_used_is_named() {
     let templates =
         BTreeMap::from([("default".to_owned(), "a\n{% if %}".to_owned()), ("rag".to_owned(), "b".to_owned())]);
-    let (chat, warnings) = Chat::new(&Source { templates, ..Source::default() }, now);
+    let (chat, warnings) = Chat::new(&ChatFiles { templates, ..ChatFiles::default() }, now);
     assert!(
         warnings.len() == 1 && warnings[0].contains("\"default\"") && warnings[0].contains("line 2"),
         "{warnings:?}"
@@ -236,16 +236,17 @@ fn rendering_ends() {
 /// The compiler calls itself for each operator.
 #[test]
 fn long_templates_are_compiled() {
-    let most = files::MAX_TEMPLATE / 4;
+    let most = template::MAX_TEMPLATE / 4;
     for (name, template) in [
         ("signs", format!("{{{{ {}1 }}}}", "-".repeat(most))),
         ("filters", format!("{{{{ 'a'{} }}}}", "|e".repeat(most / 2))),
         ("branches", format!("{{% if 0 %}}{}{{% endif %}}", "{%elif 0%}".repeat(most / 10))),
+        ("too long", "x".repeat(template::MAX_TEMPLATE + 1)),
         ("brackets", format!("{{{{ {}1{} }}}}", "[".repeat(most / 2), "]".repeat(most / 2))),
     ] {
         let templates = BTreeMap::from([("default".to_owned(), template)]);
-        let (_, warnings) = Chat::new(&Source { templates, ..Source::default() }, now);
-        assert_eq!(warnings.len(), usize::from(name == "brackets"), "{name}: {warnings:?}");
+        let (_, warnings) = Chat::new(&ChatFiles { templates, ..ChatFiles::default() }, now);
+        assert_eq!(warnings.len(), usize::from(["brackets", "too long"].contains(&name)), "{name}: {warnings:?}");
     }
 }
 
@@ -255,7 +256,7 @@ fn templates_are_found_as_transformers_does() {
     let path = |name: &str| folder.path().join(name);
     let write = |name: &str, content: &str| std::fs::write(path(name), content).unwrap();
     let names = |config: &Value| {
-        let source = Source::beside(&path("tokenizer.json"), config).unwrap();
+        let source = ChatFiles::beside(&path("tokenizer.json"), config).unwrap();
         source.templates.into_iter().map(|(name, template)| format!("{name}:{template}")).collect::<Vec<_>>()
     };
     let (one, none) = (json!({ "chat_template": "config" }), json!({}));
@@ -272,16 +273,13 @@ fn templates_are_found_as_transformers_does() {
     assert_eq!(names(&one), ["tool_use:{{ tools }}"], "files replace the configuration");
     write("chat_template.jinja", "{{ file }}");
     assert_eq!(names(&list), ["default:{{ file }}", "tool_use:{{ tools }}"]);
-    write("chat_template.jinja", &"x".repeat(files::MAX_TEMPLATE + 1));
-    let error = Source::beside(&path("tokenizer.json"), &none).unwrap_err();
-    assert!(error.contains("\"default\"") && error.contains("262144"), "{error}");
 }
 
 #[test]
 fn special_tokens_are_variables() {
     let folder = tempfile::tempdir().unwrap();
     let tokenizer = folder.path().join("tokenizer.json");
-    let tokens = |config: Value| Source::beside(&tokenizer, &config).unwrap().tokens;
+    let tokens = |config: Value| ChatFiles::beside(&tokenizer, &config).unwrap().tokens;
     let pair = |name: &str, token: &str| (name.to_owned(), token.to_owned());
     let config = json!({ "bos_token": { "content": "<s>" }, "eos_token": null, "add_bos_token": true, "image_token": "<i>",
                          "extra_special_tokens": { "audio": "<a>" } });
@@ -290,6 +288,7 @@ fn special_tokens_are_variables() {
         .unwrap();
     assert_eq!(tokens(json!({ "bos_token": "<s>" })), [pair("bos_token", "<b>"), pair("pad_token", "<p>")]);
     assert_eq!(tokens(json!({ "bos_token": "<s>", "added_tokens_decoder": {} })), [pair("bos_token", "<s>")]);
-    let control = Source::beside(Path::new("none/tokenizer.json"), &json!({ "chat_control_tokens": ["<x>"] })).unwrap();
+    let control =
+        ChatFiles::beside(Path::new("none/tokenizer.json"), &json!({ "chat_control_tokens": ["<x>"] })).unwrap();
     assert_eq!(control.control, Some(vec!["<x>".to_owned()]));
 }
