@@ -2,13 +2,13 @@
 """Make tests/vectors/chat.json: messages as transformers renders and encodes them.
 
   make_chat_vectors.py                       render the templates of the file anew
-  make_chat_vectors.py --add SOURCE FILE...  add templates, or replace those of the same name, and say where they are from
+  make_chat_vectors.py --add SOURCE FILE...  add or replace templates, and say where they are from
 
 The file holds the templates that it is made from. So a template that is in it needs no network.
 
 A case of "cases" has a template, a request as cos_engine_chat takes it, whether the generation prompt is added, and the
 text, or null if transformers refuses or fails. A case of "tokens" has a tokenizer too, and the tokens that transformers
-gives with sanitize_control_tokens. A tokenizer is that of models/demo/base with added tokens, or else a file of its own.
+gives with sanitize_control_tokens. A tokenizer is that of models/demo/base with added tokens, or else one of its own.
 The time is always the same.
 
 Needs transformers 5.24 or later, with jinja2.

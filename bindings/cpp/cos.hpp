@@ -477,6 +477,10 @@ public:
         return detail::checked(cos_text_stream_prompt(raw(), detail::pointer(tokens), tokens.size()));
     }
 
+    /// Set whether special tokens give their names as text. Must come before the first push(), or after finish(), and
+    /// before prompt(): the prompt is unknown again. Errors: invalid_argument (also after a push()), busy.
+    Result<void> show_special(bool show) { return detail::checked(cos_text_stream_show_special(raw(), show)); }
+
     /// Set the stop strings: the text ends before the first one that is complete, or before the longest of several that
     /// are complete at the same place. They may span tokens, and contain names of special tokens. They replace those
     /// set before, and text that was given out stays. Takes a container of strings or string_views, or braces.
@@ -602,11 +606,47 @@ public:
 
     /// Encode into a buffer, and get the number of tokens. An empty buffer counts them only. Error: buffer_too_small.
     Result<std::size_t> encode_to(std::string_view text, Span<Token> out, bool add_special = true) const {
-        std::size_t count = 0;
-        cos_error* error = cos_engine_encode(raw(), detail::pointer(text), text.size(), add_special, out.data(),
-                                             out.size(), &count);
-        if (error) return detail::take(error);
-        return count;
+        return encode_as(text, out, add_special ? COS_ENCODE_ADD_SPECIAL : 0);
+    }
+
+    /// As encode(), but names of special tokens in the text, such as "<|im_end|>", become tokens of plain text. For what
+    /// users say. Error: invalid_argument (also if the tokenizer cannot do so), unsupported.
+    Result<std::vector<Token>> encode_plain(std::string_view text, bool add_special = true) const {
+        return detail::filled<std::vector<Token>>(
+            text.size() + 16, [&](Span<Token> out) { return encode_plain_to(text, out, add_special); });
+    }
+
+    /// As encode_plain(), into a buffer. An empty buffer counts the tokens only. Error: buffer_too_small.
+    Result<std::size_t> encode_plain_to(std::string_view text, Span<Token> out, bool add_special = true) const {
+        return encode_as(text, out, (add_special ? COS_ENCODE_ADD_SPECIAL : 0) | COS_ENCODE_PLAIN);
+    }
+
+    /// Render messages to text with the chat template beside the models. messages_json is an array of messages, or an
+    /// object that has tools, documents and variables too; cos_engine_chat says which. With add_generation_prompt, the
+    /// text ends with what begins an answer. For a prompt, use chat_encode().
+    /// Errors: invalid_argument (also if the template refuses the messages), unsupported (there is no template).
+    Result<std::string> chat(std::string_view messages_json, bool add_generation_prompt = true) const {
+        return detail::filled<std::string>(2 * messages_json.size() + 4096, [&](Span<char> out) -> Result<std::size_t> {
+            std::size_t bytes = 0;
+            cos_error* error = cos_engine_chat(raw(), detail::pointer(messages_json), messages_json.size(),
+                                               add_generation_prompt, out.data(), out.size(), &bytes);
+            if (error) return detail::take(error);
+            return bytes;
+        });
+    }
+
+    /// Render messages as chat() does, and encode the text. Names of control tokens in messages become tokens of plain
+    /// text, so only the template writes control tokens. The tokens are the whole prompt.
+    /// Errors: those of chat(), and invalid_argument if a control token in a message cannot be plain text.
+    Result<std::vector<Token>> chat_encode(std::string_view messages_json, bool add_generation_prompt = true) const {
+        const auto encode = [&](Span<Token> out) -> Result<std::size_t> {
+            std::size_t count = 0;
+            cos_error* error = cos_engine_chat_encode(raw(), detail::pointer(messages_json), messages_json.size(),
+                                                      add_generation_prompt, out.data(), out.size(), &count);
+            if (error) return detail::take(error);
+            return count;
+        };
+        return detail::filled<std::vector<Token>>(messages_json.size() + 1024, encode);
     }
 
     /// Decode tokens to text. Special tokens give no text. Bytes that do not form a character become U+FFFD. To decode
@@ -624,6 +664,17 @@ public:
             cos_engine_decode(raw(), detail::pointer(tokens), tokens.size(), out.data(), out.size(), &bytes);
         if (error) return detail::take(error);
         return bytes;
+    }
+
+    /// As decode(), but special tokens give their names.
+    Result<std::string> decode_special(Span<const Token> tokens) const {
+        return detail::filled<std::string>(8 * tokens.size() + 16, [&](Span<char> out) -> Result<std::size_t> {
+            std::size_t bytes = 0;
+            cos_error* error = cos_engine_decode_special(raw(), detail::pointer(tokens), tokens.size(), out.data(),
+                                                         out.size(), &bytes);
+            if (error) return detail::take(error);
+            return bytes;
+        });
     }
 
     /// Start a stream of text. Error: unsupported (no model has a tokenizer.json).
@@ -659,6 +710,14 @@ private:
         cos_engine* engine = nullptr;
         if (cos_error* error = function(argument.c_str(), &engine)) return detail::take(error);
         return Engine(engine);
+    }
+
+    Result<std::size_t> encode_as(std::string_view text, Span<Token> out, std::int32_t flags) const {
+        std::size_t count = 0;
+        cos_error* error =
+            cos_engine_encode(raw(), detail::pointer(text), text.size(), flags, out.data(), out.size(), &count);
+        if (error) return detail::take(error);
+        return count;
     }
 
     std::unique_ptr<cos_engine, detail::Free<cos_engine_free>> handle_;

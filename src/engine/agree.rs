@@ -162,8 +162,8 @@ fn config(tokenizer: &Path) -> Value {
     files::configuration(&tokenizer.with_file_name("tokenizer_config.json")).unwrap_or_default()
 }
 
-/// Find the chat templates beside a tokenizer. The first model that has some decides. Returns a warning if those of this
-/// model are others.
+/// Find the chat templates beside a tokenizer. The first model that has some decides. Returns a warning if those of
+/// this model are others.
 fn find_chat<'a>(tokenizer: &Path, name: &'a str, first: &mut Option<(&'a str, ChatFiles)>) -> Result<Option<String>> {
     let files = ChatFiles::beside(tokenizer, &config(tokenizer)).map_err(Error::Model)?;
     if files.templates.is_empty() {

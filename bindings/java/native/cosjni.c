@@ -259,8 +259,10 @@ static jdouble engine_prepare(JNIEnv *env, jclass native, jlong engine, jint ses
     return share;
 }
 
-static jintArray engine_encode(JNIEnv *env, jclass native, jlong engine, jbyteArray bytes, jboolean add_special)
+static jintArray engine_encode(JNIEnv *env, jclass native, jlong engine, jbyteArray bytes, jboolean add_special,
+                               jboolean plain)
 {
+    int32_t flags = (add_special ? COS_ENCODE_ADD_SPECIAL : 0) | (plain ? COS_ENCODE_PLAIN : 0);
     char *text = copy_text(env, bytes);
     if (!text) return NULL;
     size_t length = (size_t)(*env)->GetArrayLength(env, bytes), count = 0;
@@ -269,7 +271,7 @@ static jintArray engine_encode(JNIEnv *env, jclass native, jlong engine, jbyteAr
     jintArray result = NULL;
     if (!tokens)
         out_of_memory(env);
-    else if (!failed(env, native, cos_engine_encode(POINTER(cos_engine, engine), text, length, add_special, tokens,
+    else if (!failed(env, native, cos_engine_encode(POINTER(cos_engine, engine), text, length, flags, tokens,
                                                     capacity, &count), NULL))
         result = new_ints(env, tokens, count);
     free(tokens);
@@ -277,19 +279,65 @@ static jintArray engine_encode(JNIEnv *env, jclass native, jlong engine, jbyteAr
     return result;
 }
 
-static jbyteArray engine_decode(JNIEnv *env, jclass native, jlong handle, jintArray array)
+/* Renders messages into a new buffer: their text, or their tokens. It is NULL if there is no memory. */
+static cos_error *render(const cos_engine *engine, const char *json, size_t length, jboolean generation, jboolean tokens,
+                         void **buffer, size_t *count)
 {
+    size_t width = tokens ? sizeof(int32_t) : 1, capacity = 2 * length + 4096;
+    for (;;) {
+        void *out = *buffer = malloc(capacity * width);
+        if (!out) return NULL;
+        cos_error *error = tokens ? cos_engine_chat_encode(engine, json, length, generation, out, capacity, count)
+                                  : cos_engine_chat(engine, json, length, generation, out, capacity, count);
+        if (cos_error_code(error) != COS_ERROR_BUFFER_TOO_SMALL) return error;
+        cos_error_free(error);
+        free(out);
+        capacity *= 4;
+    }
+}
+
+static jobject chat(JNIEnv *env, jclass native, jlong engine, jbyteArray bytes, jboolean generation, jboolean tokens)
+{
+    char *json = copy_text(env, bytes);
+    if (!json) return NULL;
+    size_t length = (size_t)(*env)->GetArrayLength(env, bytes), count = 0;
+    void *buffer = NULL;
+    cos_error *error = render(POINTER(cos_engine, engine), json, length, generation, tokens, &buffer, &count);
+    jobject result = NULL;
+    if (!buffer)
+        out_of_memory(env);
+    else if (!failed(env, native, error, NULL))
+        result = tokens ? (jobject)new_ints(env, buffer, count) : (jobject)new_bytes(env, buffer, count);
+    free(buffer);
+    free(json);
+    return result;
+}
+
+static jbyteArray engine_chat(JNIEnv *env, jclass native, jlong engine, jbyteArray json, jboolean generation)
+{
+    return chat(env, native, engine, json, generation, JNI_FALSE);
+}
+
+static jintArray engine_chat_encode(JNIEnv *env, jclass native, jlong engine, jbyteArray json, jboolean generation)
+{
+    return chat(env, native, engine, json, generation, JNI_TRUE);
+}
+
+static jbyteArray engine_decode(JNIEnv *env, jclass native, jlong handle, jintArray array, jboolean special)
+{
+    cos_error *(*decode)(const cos_engine *, const int32_t *, size_t, char *, size_t, size_t *) =
+        special ? cos_engine_decode_special : cos_engine_decode;
     const cos_engine *engine = POINTER(cos_engine, handle);
     copied tokens = copy_ints(env, array);
     if (tokens.failed) return NULL;
     jbyteArray result = NULL;
     char *text = NULL;
     size_t bytes = 0;
-    if (failed(env, native, cos_engine_decode(engine, tokens.data, tokens.count, NULL, 0, &bytes), NULL)) goto done;
+    if (failed(env, native, decode(engine, tokens.data, tokens.count, NULL, 0, &bytes), NULL)) goto done;
     text = malloc(bytes + 1);
     if (!text)
         out_of_memory(env);
-    else if (!failed(env, native, cos_engine_decode(engine, tokens.data, tokens.count, text, bytes + 1, &bytes), NULL))
+    else if (!failed(env, native, decode(engine, tokens.data, tokens.count, text, bytes + 1, &bytes), NULL))
         result = new_bytes(env, text, bytes);
 done:
     free(text);
@@ -522,6 +570,11 @@ static void text_stream_prompt(JNIEnv *env, jclass native, jlong stream, jintArr
     free(tokens.data);
 }
 
+static void text_stream_show_special(JNIEnv *env, jclass native, jlong stream, jboolean show)
+{
+    failed(env, native, cos_text_stream_show_special(POINTER(cos_text_stream, stream), show), NULL);
+}
+
 /* `text` has all strings, one behind the other. An array of strings would need a local reference for each of them. */
 static void text_stream_set_stops(JNIEnv *env, jclass native, jlong stream, jbyteArray text, jintArray lengths)
 {
@@ -594,8 +647,10 @@ static const JNINativeMethod methods[] = {
     METHOD("engineStats", "(J)[J", engine_stats),
     METHOD("engineMetrics", "(J)[B", engine_metrics),
     METHOD("enginePrepare", "(JIIDLjava/util/function/DoublePredicate;)D", engine_prepare),
-    METHOD("engineEncode", "(J[BZ)[I", engine_encode),
-    METHOD("engineDecode", "(J[I)[B", engine_decode),
+    METHOD("engineEncode", "(J[BZZ)[I", engine_encode),
+    METHOD("engineChat", "(J[BZ)[B", engine_chat),
+    METHOD("engineChatEncode", "(J[BZ)[I", engine_chat_encode),
+    METHOD("engineDecode", "(J[IZ)[B", engine_decode),
     METHOD("sessionNew", "(JIFIFFJI[I[F[IIIIZJ)J", session_new),
     METHOD("sessionFree", "(J)V", session_free),
     METHOD("prompt", "(J[I)V", prompt),
@@ -609,6 +664,7 @@ static const JNINativeMethod methods[] = {
     METHOD("sessionDescribe", "(J)[B", session_describe),
     METHOD("textStreamNew", "(J)J", text_stream_new),
     METHOD("textStreamPrompt", "(J[I)V", text_stream_prompt),
+    METHOD("textStreamShowSpecial", "(JZ)V", text_stream_show_special),
     METHOD("textStreamSetStops", "(J[B[I)V", text_stream_set_stops),
     METHOD("textStreamStopped", "(J)Z", text_stream_stopped),
     METHOD("textStreamPush", "(J[I)[B", text_stream_push),

@@ -284,7 +284,8 @@ fn method(state: &mut State, value: &Value, name: &str, arguments: &[Value]) -> 
 
 /// The lines of a text, which end where Python sees the end of a line.
 fn lines(text: &str) -> impl Iterator<Item = &str> {
-    let is_end = |character: char| matches!(character, '\n' | '\u{b}'..='\r' | '\u{1c}'..='\u{1e}' | '\u{85}' | '\u{2028}' | '\u{2029}');
+    let is_end =
+        |character: char| matches!(character, '\n'..='\r' | '\u{1c}'..='\u{1e}' | '\u{85}' | '\u{2028}' | '\u{2029}');
     let mut rest = text;
     std::iter::from_fn(move || {
         if rest.is_empty() {

@@ -220,7 +220,7 @@ fn rendering_ends() {
             "too many steps",
         ),
         (
-            "{% set ns = namespace(x=[1]) %}{% for i in range(99) %}{% set ns.x = [ns.x, ns.x] %}{% endfor %}{{ ns.x|tojson }}",
+            "{% set s = namespace(x=[1]) %}{% for i in range(99) %}{% set s.x = [s.x, s.x] %}{% endfor %}{{ s.x|tojson }}",
             "too many steps",
         ),
         ("{% set ns = namespace() %}{% set ns.a = ns %}{{ ns|tojson }}", "nests too deep"),
@@ -281,8 +281,8 @@ fn special_tokens_are_variables() {
     let tokenizer = folder.path().join("tokenizer.json");
     let tokens = |config: Value| ChatFiles::beside(&tokenizer, &config).unwrap().tokens;
     let pair = |name: &str, token: &str| (name.to_owned(), token.to_owned());
-    let config = json!({ "bos_token": { "content": "<s>" }, "eos_token": null, "add_bos_token": true, "image_token": "<i>",
-                         "extra_special_tokens": { "audio": "<a>" } });
+    let config = json!({ "bos_token": { "content": "<s>" }, "eos_token": null, "add_bos_token": true,
+                         "image_token": "<i>", "extra_special_tokens": { "audio": "<a>" } });
     assert_eq!(tokens(config.clone()), [pair("audio", "<a>"), pair("bos_token", "<s>"), pair("image_token", "<i>")]);
     std::fs::write(folder.path().join("special_tokens_map.json"), r#"{"bos_token": "<b>", "pad_token": "<p>"}"#)
         .unwrap();

@@ -44,9 +44,13 @@ final class Native {
     /** {@code tokens} and {@code sessions} are unsigned in C. */
     static native double enginePrepare(long engine, int sessions, int tokens, double seconds, DoublePredicate progress);
 
-    static native int[] engineEncode(long engine, byte[] text, boolean addSpecial);
+    static native int[] engineEncode(long engine, byte[] text, boolean addSpecial, boolean plain);
 
-    static native byte[] engineDecode(long engine, int[] tokens);
+    static native byte[] engineChat(long engine, byte[] messages, boolean addGenerationPrompt);
+
+    static native int[] engineChatEncode(long engine, byte[] messages, boolean addGenerationPrompt);
+
+    static native byte[] engineDecode(long engine, int[] tokens, boolean special);
 
     static native long sessionNew(long engine, int strategy, float temperature, int topK, float topP, float minP,
             long seed, int maxTokens, int[] proposalLengths, float[] weights, int[] stopTokens, int targets,
@@ -83,6 +87,8 @@ final class Native {
     static native long textStreamNew(long engine);
 
     static native void textStreamPrompt(long stream, int[] tokens);
+
+    static native void textStreamShowSpecial(long stream, boolean show);
 
     static native void textStreamSetStops(long stream, byte[] text, int[] lengths);
 
