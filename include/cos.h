@@ -1114,10 +1114,11 @@ void cos_text_stream_free(struct cos_text_stream *stream);
  *       "enable_thinking": false           any other key is a variable of the template
  *     }
  *
- * Templates come from `chat_template.jinja` and `additional_chat_templates/*.jinja` beside the tokenizer.json of the
- * first model that has templates, or else from its tokenizer_config.json, or else from chat_template.json. Without
- * "template", "tool_use" is taken if there are tools and such a template, or else "default". A template is part of a
- * model: take it from where you would take the model.
+ * The templates are those of the first model that has some beside its tokenizer.json: `chat_template.jinja` and
+ * `additional_chat_templates/NAME.jinja`, or else those of tokenizer_config.json, or else chat_template.json. Without
+ * "template", "tool_use" is taken if there are tools and such a template, or else "default". A template is a program:
+ * it cannot read files, and its steps are counted, but one made to do harm may end the process. So trust it as you
+ * trust its model.
  *
  * A message goes to the template as it is, but for two things that transformers does too. Its keys that are null are
  * left out, and its `reasoning_content`, `thinking` or `reasoning` is there under the first two names. A key that the

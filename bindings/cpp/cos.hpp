@@ -609,8 +609,8 @@ public:
         return encode_as(text, out, add_special ? COS_ENCODE_ADD_SPECIAL : 0);
     }
 
-    /// As encode(), but names of special tokens in the text, such as "<|im_end|>", become tokens of plain text. For what
-    /// users say. Error: invalid_argument (also if the tokenizer cannot do so), unsupported.
+    /// As encode(), but names of special tokens in the text, such as "<|im_end|>", become tokens of plain text. For
+    /// what users say. Errors: invalid_argument (also if the tokenizer cannot do so), unsupported.
     Result<std::vector<Token>> encode_plain(std::string_view text, bool add_special = true) const {
         return detail::filled<std::vector<Token>>(
             text.size() + 16, [&](Span<Token> out) { return encode_plain_to(text, out, add_special); });
