@@ -477,8 +477,7 @@ public:
         return detail::checked(cos_text_stream_prompt(raw(), detail::pointer(tokens), tokens.size()));
     }
 
-    /// Set whether special tokens give their names as text. Must come before the first push(), or after finish(), and
-    /// before prompt(): the prompt is unknown again. Errors: invalid_argument (also after a push()), busy.
+    /// Set whether special tokens give their names. Must come before prompt() and push(). Errors: as for prompt().
     Result<void> show_special(bool show) { return detail::checked(cos_text_stream_show_special(raw(), show)); }
 
     /// Set the stop strings: the text ends before the first one that is complete, or before the longest of several that
@@ -600,81 +599,46 @@ public:
     /// tokenizer puts around a text, such as a start token.
     /// Errors: invalid_argument (not UTF-8), unsupported (no model has a tokenizer.json).
     Result<std::vector<Token>> encode(std::string_view text, bool add_special = true) const {
-        return detail::filled<std::vector<Token>>(
-            text.size() + 16, [&](Span<Token> out) { return encode_to(text, out, add_special); });
+        return converted<std::vector<Token>>(text.size() + 16, cos_engine_encode, text, add_special);
     }
 
     /// Encode into a buffer, and get the number of tokens. An empty buffer counts them only. Error: buffer_too_small.
     Result<std::size_t> encode_to(std::string_view text, Span<Token> out, bool add_special = true) const {
-        return encode_as(text, out, add_special ? COS_ENCODE_ADD_SPECIAL : 0);
+        return convert(out, cos_engine_encode, text, add_special ? COS_ENCODE_ADD_SPECIAL : 0);
     }
 
-    /// As encode(), but names of special tokens in the text, such as "<|im_end|>", become tokens of plain text. For
-    /// what users say. Errors: invalid_argument (also if the tokenizer cannot do so), unsupported.
+    /// As encode(), but the names of special tokens in the text stay plain text. For what users say.
     Result<std::vector<Token>> encode_plain(std::string_view text, bool add_special = true) const {
-        return detail::filled<std::vector<Token>>(
-            text.size() + 16, [&](Span<Token> out) { return encode_plain_to(text, out, add_special); });
+        return converted<std::vector<Token>>(text.size() + 16, cos_engine_encode, text, COS_ENCODE_PLAIN | add_special);
     }
 
-    /// As encode_plain(), into a buffer. An empty buffer counts the tokens only. Error: buffer_too_small.
-    Result<std::size_t> encode_plain_to(std::string_view text, Span<Token> out, bool add_special = true) const {
-        return encode_as(text, out, (add_special ? COS_ENCODE_ADD_SPECIAL : 0) | COS_ENCODE_PLAIN);
-    }
-
-    /// Render messages to text with the chat template beside the models. messages_json is an array of messages, or an
-    /// object that has tools, documents and variables too; cos_engine_chat says which. With add_generation_prompt, the
-    /// text ends with what begins an answer. For a prompt, use chat_encode().
+    /// Render messages to text with the chat template beside the models. `json` is an array of messages, or an object
+    /// that has tools, documents and variables too, as cos_engine_chat says. For a prompt, use chat_encode().
     /// Errors: invalid_argument (also if the template refuses the messages), unsupported (there is no template).
-    Result<std::string> chat(std::string_view messages_json, bool add_generation_prompt = true) const {
-        return detail::filled<std::string>(2 * messages_json.size() + 4096, [&](Span<char> out) -> Result<std::size_t> {
-            std::size_t bytes = 0;
-            cos_error* error = cos_engine_chat(raw(), detail::pointer(messages_json), messages_json.size(),
-                                               add_generation_prompt, out.data(), out.size(), &bytes);
-            if (error) return detail::take(error);
-            return bytes;
-        });
+    Result<std::string> chat(std::string_view json, bool add_generation_prompt = true) const {
+        return converted<std::string>(2 * json.size() + 4096, cos_engine_chat, json, add_generation_prompt);
     }
 
-    /// Render messages as chat() does, and encode the text. Names of control tokens in messages become tokens of plain
-    /// text, so only the template writes control tokens. The tokens are the whole prompt.
-    /// Errors: those of chat(), and invalid_argument if a control token in a message cannot be plain text.
-    Result<std::vector<Token>> chat_encode(std::string_view messages_json, bool add_generation_prompt = true) const {
-        const auto encode = [&](Span<Token> out) -> Result<std::size_t> {
-            std::size_t count = 0;
-            cos_error* error = cos_engine_chat_encode(raw(), detail::pointer(messages_json), messages_json.size(),
-                                                      add_generation_prompt, out.data(), out.size(), &count);
-            if (error) return detail::take(error);
-            return count;
-        };
-        return detail::filled<std::vector<Token>>(messages_json.size() + 1024, encode);
+    /// Encode the text of chat() as a whole prompt. Names of control tokens in messages become tokens of plain text, so
+    /// only the template writes control tokens. Errors: also invalid_argument if such a name cannot be plain text.
+    Result<std::vector<Token>> chat_encode(std::string_view json, bool add_generation_prompt = true) const {
+        return converted<std::vector<Token>>(json.size() + 1024, cos_engine_chat_encode, json, add_generation_prompt);
     }
 
     /// Decode tokens to text. Special tokens give no text. Bytes that do not form a character become U+FFFD. To decode
-    /// a sequence piece by piece, use text_stream().
-    /// Errors: invalid_argument, unsupported.
+    /// a sequence piece by piece, use text_stream(). Errors: invalid_argument, unsupported.
     Result<std::string> decode(Span<const Token> tokens) const {
-        return detail::filled<std::string>(8 * tokens.size() + 16,
-                                           [&](Span<char> out) { return decode_to(tokens, out); });
+        return converted<std::string>(8 * tokens.size() + 16, cos_engine_decode, tokens);
     }
 
     /// Decode into a buffer, and get the number of bytes. An empty buffer counts them only. Error: buffer_too_small.
     Result<std::size_t> decode_to(Span<const Token> tokens, Span<char> out) const {
-        std::size_t bytes = 0;
-        cos_error* error =
-            cos_engine_decode(raw(), detail::pointer(tokens), tokens.size(), out.data(), out.size(), &bytes);
-        if (error) return detail::take(error);
-        return bytes;
+        return convert(out, cos_engine_decode, tokens);
     }
 
     /// As decode(), but special tokens give their names.
     Result<std::string> decode_special(Span<const Token> tokens) const {
-        return detail::filled<std::string>(8 * tokens.size() + 16, [&](Span<char> out) -> Result<std::size_t> {
-            std::size_t bytes = 0;
-            cos_error* error = cos_engine_decode_special(raw(), detail::pointer(tokens), tokens.size(), out.data(),
-                                                         out.size(), &bytes);
-            if (error) return detail::take(error);
-            return bytes;
-        });
+        return converted<std::string>(8 * tokens.size() + 16, cos_engine_decode_special, tokens);
     }
 
     /// Start a stream of text. Error: unsupported (no model has a tokenizer.json).
@@ -712,12 +676,17 @@ private:
         return Engine(engine);
     }
 
-    Result<std::size_t> encode_as(std::string_view text, Span<Token> out, std::int32_t flags) const {
+    template <typename Out, typename Function, typename In, typename... Flags>
+    Result<std::size_t> convert(Out out, Function function, const In& in, Flags... flags) const {
         std::size_t count = 0;
-        cos_error* error =
-            cos_engine_encode(raw(), detail::pointer(text), text.size(), flags, out.data(), out.size(), &count);
+        cos_error* error = function(raw(), detail::pointer(in), in.size(), flags..., out.data(), out.size(), &count);
         if (error) return detail::take(error);
         return count;
+    }
+
+    template <typename C, typename... Args>
+    Result<C> converted(std::size_t guess, const Args&... args) const {
+        return detail::filled<C>(guess, [&](Span<typename C::value_type> out) { return convert(out, args...); });
     }
 
     std::unique_ptr<cos_engine, detail::Free<cos_engine_free>> handle_;

@@ -228,7 +228,7 @@ static void chats(void) {
     FAILS(CHAT("[]"), INVALID_ARGUMENT, "no message", "pass at least one");
     FAILS(CHAT("{}"), INVALID_ARGUMENT, "no \"messages\"");
     FAILS(CHAT("[7]"), INVALID_ARGUMENT, "messages[0]", "pass an object");
-    FAILS(CHAT("{\"messages\": [{}], \"tools\": [{}]}"), INVALID_ARGUMENT, "\"tools\"", "does not read", "leave it out");
+    FAILS(CHAT("{\"messages\": [{}], \"tools\": [{}]}"), INVALID_ARGUMENT, "\"tools\"", "does not read", "leave it");
     FAILS(CHAT("{\"messages\": [{}], \"template\": \"rag\"}"), INVALID_ARGUMENT, "\"rag\"", "one of default");
     FAILS(CHAT("[{\"role\": \"system\", \"content\": \"\"}]"), INVALID_ARGUMENT, "refuses them: the demo models");
     FAILS(CHAT("[{\"role\": \"user\"}]"), INVALID_ARGUMENT, "the chat template \"default\" does not render", "line 3");

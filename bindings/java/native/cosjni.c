@@ -279,48 +279,32 @@ static jintArray engine_encode(JNIEnv *env, jclass native, jlong engine, jbyteAr
     return result;
 }
 
-/* Renders messages into a new buffer: their text, or their tokens. It is NULL if there is no memory. */
-static cos_error *render(const cos_engine *engine, const char *json, size_t length, jboolean generation, jboolean tokens,
-                         void **buffer, size_t *count)
+/* The text of messages, or their tokens. */
+static jobject engine_chat(JNIEnv *env, jclass native, jlong handle, jbyteArray bytes, jboolean generation,
+                           jboolean encodes)
 {
-    size_t width = tokens ? sizeof(int32_t) : 1, capacity = 2 * length + 4096;
-    for (;;) {
-        void *out = *buffer = malloc(capacity * width);
-        if (!out) return NULL;
-        cos_error *error = tokens ? cos_engine_chat_encode(engine, json, length, generation, out, capacity, count)
-                                  : cos_engine_chat(engine, json, length, generation, out, capacity, count);
-        if (cos_error_code(error) != COS_ERROR_BUFFER_TOO_SMALL) return error;
+    char *json = copy_text(env, bytes);
+    if (!json) return NULL;
+    const cos_engine *engine = POINTER(cos_engine, handle);
+    size_t length = (size_t)(*env)->GetArrayLength(env, bytes), capacity = 2 * length + 4096, count = 0;
+    void *out;
+    cos_error *error = NULL;
+    while ((out = malloc(capacity * (encodes ? sizeof(int32_t) : 1)))) {
+        error = encodes ? cos_engine_chat_encode(engine, json, length, generation, out, capacity, &count)
+                        : cos_engine_chat(engine, json, length, generation, out, capacity, &count);
+        if (cos_error_code(error) != COS_ERROR_BUFFER_TOO_SMALL) break;
         cos_error_free(error);
         free(out);
         capacity *= 4;
     }
-}
-
-static jobject chat(JNIEnv *env, jclass native, jlong engine, jbyteArray bytes, jboolean generation, jboolean tokens)
-{
-    char *json = copy_text(env, bytes);
-    if (!json) return NULL;
-    size_t length = (size_t)(*env)->GetArrayLength(env, bytes), count = 0;
-    void *buffer = NULL;
-    cos_error *error = render(POINTER(cos_engine, engine), json, length, generation, tokens, &buffer, &count);
     jobject result = NULL;
-    if (!buffer)
+    if (!out)
         out_of_memory(env);
     else if (!failed(env, native, error, NULL))
-        result = tokens ? (jobject)new_ints(env, buffer, count) : (jobject)new_bytes(env, buffer, count);
-    free(buffer);
+        result = encodes ? (jobject)new_ints(env, out, count) : (jobject)new_bytes(env, out, count);
+    free(out);
     free(json);
     return result;
-}
-
-static jbyteArray engine_chat(JNIEnv *env, jclass native, jlong engine, jbyteArray json, jboolean generation)
-{
-    return chat(env, native, engine, json, generation, JNI_FALSE);
-}
-
-static jintArray engine_chat_encode(JNIEnv *env, jclass native, jlong engine, jbyteArray json, jboolean generation)
-{
-    return chat(env, native, engine, json, generation, JNI_TRUE);
 }
 
 static jbyteArray engine_decode(JNIEnv *env, jclass native, jlong handle, jintArray array, jboolean special)
@@ -648,8 +632,7 @@ static const JNINativeMethod methods[] = {
     METHOD("engineMetrics", "(J)[B", engine_metrics),
     METHOD("enginePrepare", "(JIIDLjava/util/function/DoublePredicate;)D", engine_prepare),
     METHOD("engineEncode", "(J[BZZ)[I", engine_encode),
-    METHOD("engineChat", "(J[BZ)[B", engine_chat),
-    METHOD("engineChatEncode", "(J[BZ)[I", engine_chat_encode),
+    METHOD("engineChat", "(J[BZZ)Ljava/lang/Object;", engine_chat),
     METHOD("engineDecode", "(J[IZ)[B", engine_decode),
     METHOD("sessionNew", "(JIFIFFJI[I[F[IIIIZJ)J", session_new),
     METHOD("sessionFree", "(J)V", session_free),

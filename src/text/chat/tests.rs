@@ -220,7 +220,7 @@ fn rendering_ends() {
             "too many steps",
         ),
         (
-            "{% set s = namespace(x=[1]) %}{% for i in range(99) %}{% set s.x = [s.x, s.x] %}{% endfor %}{{ s.x|tojson }}",
+            "{% set s = namespace(x=1) %}{% for i in range(99) %}{% set s.x = [s.x, s.x] %}{% endfor %}{{ s|tojson }}",
             "too many steps",
         ),
         ("{% set ns = namespace() %}{% set ns.a = ns %}{{ ns|tojson }}", "nests too deep"),

@@ -150,7 +150,7 @@ public final class Engine extends NativeObject {
      */
     public String chat(String messages, boolean addGenerationPrompt) {
         byte[] json = Utf8.encode(messages);
-        return Utf8.decode(shared(engine -> Native.engineChat(engine, json, addGenerationPrompt)));
+        return Utf8.decode((byte[]) shared(engine -> Native.engineChat(engine, json, addGenerationPrompt, false)));
     }
 
     /**
@@ -162,7 +162,7 @@ public final class Engine extends NativeObject {
      */
     public int[] chatEncode(String messages, boolean addGenerationPrompt) {
         byte[] json = Utf8.encode(messages);
-        return shared(engine -> Native.engineChatEncode(engine, json, addGenerationPrompt));
+        return (int[]) shared(engine -> Native.engineChat(engine, json, addGenerationPrompt, true));
     }
 
     /**

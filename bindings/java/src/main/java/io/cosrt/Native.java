@@ -46,9 +46,8 @@ final class Native {
 
     static native int[] engineEncode(long engine, byte[] text, boolean addSpecial, boolean plain);
 
-    static native byte[] engineChat(long engine, byte[] messages, boolean addGenerationPrompt);
-
-    static native int[] engineChatEncode(long engine, byte[] messages, boolean addGenerationPrompt);
+    /** The text of messages in UTF-8, or with {@code encodes} their tokens. */
+    static native Object engineChat(long engine, byte[] messages, boolean addGenerationPrompt, boolean encodes);
 
     static native byte[] engineDecode(long engine, int[] tokens, boolean special);
 
