@@ -259,10 +259,8 @@ static jdouble engine_prepare(JNIEnv *env, jclass native, jlong engine, jint ses
     return share;
 }
 
-static jintArray engine_encode(JNIEnv *env, jclass native, jlong engine, jbyteArray bytes, jboolean add_special,
-                               jboolean plain)
+static jintArray engine_encode(JNIEnv *env, jclass native, jlong engine, jbyteArray bytes, jint flags)
 {
-    int32_t flags = (add_special ? COS_ENCODE_ADD_SPECIAL : 0) | (plain ? COS_ENCODE_PLAIN : 0);
     char *text = copy_text(env, bytes);
     if (!text) return NULL;
     size_t length = (size_t)(*env)->GetArrayLength(env, bytes), count = 0;
@@ -631,7 +629,7 @@ static const JNINativeMethod methods[] = {
     METHOD("engineStats", "(J)[J", engine_stats),
     METHOD("engineMetrics", "(J)[B", engine_metrics),
     METHOD("enginePrepare", "(JIIDLjava/util/function/DoublePredicate;)D", engine_prepare),
-    METHOD("engineEncode", "(J[BZZ)[I", engine_encode),
+    METHOD("engineEncode", "(J[BI)[I", engine_encode),
     METHOD("engineChat", "(J[BZZ)Ljava/lang/Object;", engine_chat),
     METHOD("engineDecode", "(J[IZ)[B", engine_decode),
     METHOD("sessionNew", "(JIFIFFJI[I[F[IIIIZJ)J", session_new),

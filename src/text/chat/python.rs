@@ -55,13 +55,10 @@ fn tojson(state: &State, value: &Value, positional: Rest<Value>, named: Kwargs) 
         Ok(given.filter(|value| !value.is_none()))
     };
     let ascii = setting(0, "ensure_ascii")?.is_some_and(|value| value.is_true());
-    let indent = match setting(1, "indent")? {
-        None => None,
-        Some(indent) => Some(match indent.as_str() {
-            Some(text) => text.to_owned(),
-            None => " ".repeat(indent.as_usize().unwrap_or(0).min(100)),
-        }),
-    };
+    let indent = setting(1, "indent")?.map(|indent| match indent.as_str() {
+        Some(text) => text.to_owned(),
+        None => " ".repeat(indent.as_usize().unwrap_or(0).min(100)),
+    });
     let separators = match setting(2, "separators")? {
         Some(pair) => {
             let part = |index: usize| pair.get_item_by_index(index).map(|part| part.to_string());

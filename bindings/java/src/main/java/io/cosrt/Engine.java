@@ -14,6 +14,10 @@ import java.util.concurrent.atomic.AtomicBoolean;
  * <p>The first engine of the process loads ONNX Runtime, and all engines share its thread pool.
  */
 public final class Engine extends NativeObject {
+    /** COS_ENCODE_* of cos.h. */
+    private static final int ADD_SPECIAL = 1;
+    private static final int PLAIN = 2;
+
     private final AtomicBoolean closing; // ends prepare, the only long call on an engine
     private final Set<Thread> preparing = ConcurrentHashMap.newKeySet();
 
@@ -124,8 +128,7 @@ public final class Engine extends NativeObject {
      * @throws CosException INVALID_ARGUMENT (an unpaired surrogate), UNSUPPORTED (no model has a tokenizer.json)
      */
     public int[] encode(String text, boolean addSpecial) {
-        byte[] bytes = Utf8.encode(text);
-        return shared(engine -> Native.engineEncode(engine, bytes, addSpecial, false));
+        return encode(text, addSpecial ? ADD_SPECIAL : 0);
     }
 
     /**
@@ -135,8 +138,12 @@ public final class Engine extends NativeObject {
      * @throws CosException INVALID_ARGUMENT (also if the tokenizer cannot do so), UNSUPPORTED
      */
     public int[] encodePlain(String text, boolean addSpecial) {
+        return encode(text, addSpecial ? ADD_SPECIAL | PLAIN : PLAIN);
+    }
+
+    private int[] encode(String text, int flags) {
         byte[] bytes = Utf8.encode(text);
-        return shared(engine -> Native.engineEncode(engine, bytes, addSpecial, true));
+        return shared(engine -> Native.engineEncode(engine, bytes, flags));
     }
 
     /**

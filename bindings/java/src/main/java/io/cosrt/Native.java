@@ -44,7 +44,7 @@ final class Native {
     /** {@code tokens} and {@code sessions} are unsigned in C. */
     static native double enginePrepare(long engine, int sessions, int tokens, double seconds, DoublePredicate progress);
 
-    static native int[] engineEncode(long engine, byte[] text, boolean addSpecial, boolean plain);
+    static native int[] engineEncode(long engine, byte[] text, int flags);
 
     /** The text of messages in UTF-8, or with {@code encodes} their tokens. */
     static native Object engineChat(long engine, byte[] messages, boolean addGenerationPrompt, boolean encodes);
