@@ -243,6 +243,17 @@
 #define COS_FINISH_COMPLETE 5
 
 /**
+ * For cos_engine_encode: add the tokens that the post_processor of tokenizer.json puts around a text, such as a start
+ * token.
+ */
+#define COS_ENCODE_ADD_SPECIAL 1
+
+/**
+ * For cos_engine_encode: take the names of special tokens in the text for plain text.
+ */
+#define COS_ENCODE_PLAIN 2
+
+/**
  * An engine: the loaded models and how they are combined. Immutable; any number of threads may use one at once.
  *
  * Since 0.1.
@@ -1162,14 +1173,18 @@ struct cos_error *cos_step_many(struct cos_session *const *sessions,
  * @param engine       must not be NULL
  * @param text         UTF-8, `text_bytes` bytes; need not end with NUL
  * @param text_bytes   length of `text` in bytes
- * @param add_special  not 0: add the tokens that the post_processor of tokenizer.json puts around a text, such as a
- *                     start token. If tokenizer_config.json asks for others, cos_engine_describe has a warning.
+ * @param add_special  the sum of COS_ENCODE_*, or 0.
+ *                     COS_ENCODE_ADD_SPECIAL: add the tokens that the post_processor of tokenizer.json puts around a
+ *                     text. If tokenizer_config.json asks for others, cos_engine_describe has a warning.
+ *                     COS_ENCODE_PLAIN: the names of special tokens in the text, such as "<|im_end|>", become tokens
+ *                     of plain text. Without it, they become these special tokens, so set it for what users say.
  * @param tokens       out: the tokens, in a buffer of the caller; may be NULL if `capacity` is 0
  * @param capacity     length of `tokens`. 0: the tokens are only counted. One token for each byte of the text and a
  *                     few more are always enough.
  * @param out_count    out, must not be NULL: the number of tokens
  * @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT (also if the text has a token that the
- *         models do not have), BUFFER_TOO_SMALL (nothing is written), UNSUPPORTED (no model has a tokenizer.json)
+ *         models do not have, or a special token that cannot be plain text), BUFFER_TOO_SMALL (nothing is written),
+ *         UNSUPPORTED (no model has a tokenizer.json)
  * Since 0.1.
  */
 struct cos_error *cos_engine_encode(const struct cos_engine *engine,
@@ -1205,6 +1220,26 @@ struct cos_error *cos_engine_decode(const struct cos_engine *engine,
                                     size_t *out_bytes);
 
 /**
+ * As cos_engine_decode, but special tokens give their names, such as "<|im_end|>". For logs, and for text that another
+ * program parses. May be called from any thread at any time.
+ *
+ * @param engine        must not be NULL
+ * @param tokens        as for cos_engine_decode
+ * @param tokens_count  length of `tokens`
+ * @param text          as for cos_engine_decode
+ * @param capacity      length of `text` in bytes. 0: the bytes are only counted.
+ * @param out_bytes     out, must not be NULL: the number of bytes
+ * @return NULL, or an error to free with cos_error_free: those of cos_engine_decode
+ * Since 0.1.
+ */
+struct cos_error *cos_engine_decode_special(const struct cos_engine *engine,
+                                            const int32_t *tokens,
+                                            size_t tokens_count,
+                                            char *text,
+                                            size_t capacity,
+                                            size_t *out_bytes);
+
+/**
  * Start a stream of text. May be called from any thread at any time.
  *
  * @param engine      must not be NULL; may be freed before the stream
@@ -1229,6 +1264,18 @@ struct cos_error *cos_text_stream_new(const struct cos_engine *engine, struct co
  * Since 0.1.
  */
 struct cos_error *cos_text_stream_prompt(struct cos_text_stream *stream, const int32_t *tokens, size_t tokens_count);
+
+/**
+ * Set whether special tokens give their names as text, such as "<|im_end|>". A new stream shows none. The call must
+ * come before the first push, or after cos_text_stream_finish, and holds for later texts too. The prompt is unknown
+ * again, so call cos_text_stream_prompt behind it. On error, nothing changes. One thread at a time.
+ *
+ * @param stream  in/out, must not be NULL, not in use on another thread (BUSY)
+ * @param show    not 0: special tokens give their names
+ * @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT (also after a push), BUSY
+ * Since 0.1.
+ */
+struct cos_error *cos_text_stream_show_special(struct cos_text_stream *stream, int32_t show);
 
 /**
  * Set the stop strings: the text ends before the first one that appears in it. They replace those set before. Text
@@ -1304,6 +1351,86 @@ struct cos_error *cos_text_stream_finish(struct cos_text_stream *stream, const c
 void cos_text_stream_free(struct cos_text_stream *stream);
 
 /**
+ * Render messages to text with the chat template beside the models, as `apply_chat_template(tokenize=False)` of
+ * transformers 5 does. May be called from any thread at any time.
+ *
+ * `messages_json` is an array of messages as in OpenAI's interface, or an object that has more:
+ *
+ *     {
+ *       "messages": [ { "role": "user", "content": "Hello" } ],   at least one
+ *       "tools": [ ... ],                  optional: the schemas of the functions that the model may call
+ *       "documents": [ ... ],              optional: objects with a title and a text
+ *       "template": "tool_use",            optional: one of the chat_templates of cos_engine_describe
+ *       "enable_thinking": false           any other key is a variable of the template
+ *     }
+ *
+ * The templates are those of the first model that has some beside its tokenizer.json: `chat_template.jinja` and
+ * `additional_chat_templates/NAME.jinja`, or else those of tokenizer_config.json, or else chat_template.json. Without
+ * "template", "tool_use" is taken if there are tools and such a template, or else "default". A template is a program:
+ * it cannot read files, and its steps are counted, but one made to do harm may end the process. So trust it as you
+ * trust its model.
+ *
+ * A message goes to the template as it is, but for two things that transformers does too. Its keys that are null are
+ * left out, and its `reasoning_content`, `thinking` or `reasoning` is there under the first two names. A key that the
+ * template does not read is an error, because it would do nothing.
+ *
+ * The text holds control tokens by their names, and what users say as they said it. To get tokens, call
+ * cos_engine_chat_encode. It keeps what users say from becoming control tokens.
+ *
+ * @param engine                 must not be NULL
+ * @param messages_json          JSON in UTF-8, `length` bytes; need not end with NUL; at most 128 levels deep
+ * @param length                 length of `messages_json` in bytes
+ * @param add_generation_prompt  not 0: end with what begins an answer of the assistant
+ * @param buffer                 out: UTF-8 without a NUL at the end, in a buffer of the caller; may be NULL if
+ *                               `capacity` is 0
+ * @param capacity               length of `buffer` in bytes. 0: the bytes are only counted.
+ * @param out_length             out, must not be NULL: the number of bytes
+ * @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT (also if the template refuses the messages,
+ *         fails on them, or takes too many steps), BUFFER_TOO_SMALL (nothing is written), UNSUPPORTED (no model has
+ *         a tokenizer.json and a chat template that can be used)
+ * Since 0.1.
+ */
+struct cos_error *cos_engine_chat(const struct cos_engine *engine,
+                                  const char *messages_json,
+                                  size_t length,
+                                  int32_t add_generation_prompt,
+                                  char *buffer,
+                                  size_t capacity,
+                                  size_t *out_length);
+
+/**
+ * Render messages and encode them as tokens, so that only the template writes control tokens. It is
+ * `apply_chat_template(sanitize_control_tokens=True)` of transformers 5. May be called from any thread at any time.
+ *
+ * The text is that of cos_engine_chat. Where a string of `messages_json` has the name of a control token, that name
+ * becomes tokens of plain text. Control tokens are the special tokens of the tokenizer, and the other added tokens
+ * that the template has in its source. `chat_control_tokens` of tokenizer_config.json may list these others instead.
+ *
+ * Keys of objects are not searched. A template may join a string of a message with other text to a control token, such
+ * as the role in "<|user|>", so check the roles of messages. The characters U+F0000 and U+F0001 are removed from what
+ * `messages_json` says.
+ *
+ * @param engine                 must not be NULL
+ * @param messages_json          as for cos_engine_chat
+ * @param length                 length of `messages_json` in bytes
+ * @param add_generation_prompt  not 0: end with what begins an answer of the assistant
+ * @param tokens                 out: the tokens, in a buffer of the caller; may be NULL if `capacity` is 0. They are
+ *                               the whole prompt: the template writes the start token where the model wants one.
+ * @param capacity               length of `tokens`. 0: the tokens are only counted.
+ * @param out_count              out, must not be NULL: the number of tokens
+ * @return NULL, or an error to free with cos_error_free: those of cos_engine_chat, and INVALID_ARGUMENT if a control
+ *         token in a message cannot be plain text, or the text has a token that the models do not have
+ * Since 0.1.
+ */
+struct cos_error *cos_engine_chat_encode(const struct cos_engine *engine,
+                                         const char *messages_json,
+                                         size_t length,
+                                         int32_t add_generation_prompt,
+                                         int32_t *tokens,
+                                         size_t capacity,
+                                         size_t *out_count);
+
+/**
  * The statistics of a session, up to the end of its last call. May be called from any thread at any time until
  * cos_free is called, also while a step runs.
  *
@@ -1362,6 +1489,7 @@ struct cos_error *cos_engine_metrics(const struct cos_engine *engine, char *text
  *                                               has its own
  *       "threads": 2,                           of a pool; null if the pool is the host's
  *       "tokenizer": true,                      whether a model has a tokenizer.json
+ *       "chat_templates": ["default"],          names of the chat templates; empty if there is none
  *       "combine": as configured, "greedy_below": as configured,
  *       "overlap": 0.83,                        if passes of several models run at the same time: the share of the
  *                                               time of all but the longest pass that this saves; else null

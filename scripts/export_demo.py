@@ -37,6 +37,22 @@ DEMO_LIMIT = 25_000_000  # most bytes of models/demo in the repository
 BLOCK = 64  # weights that share a scale
 DOMAIN = "cos.demo"
 
+# The prompt form of the training, for problems in maths.
+CHAT_TEMPLATE = r'''
+{%- for message in messages %}
+    {%- if message.role == "user" %}
+        {{- "Question: " + message.content + "\n" }}
+    {%- elif message.role == "assistant" %}
+        {{- "Answer: " + message.content + "<|endoftext|>" }}
+    {%- else %}
+        {{- raise_exception("the demo models know the roles user and assistant only") }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- "Answer:" }}
+{%- endif %}
+'''.lstrip()
+
 # A packed weight is a call of one of these functions. All their inputs are constants, so ONNX Runtime's constant
 # folding (active at every level except "disable all") makes a plain fp32 weight of the call.
 UNPACK = {
@@ -165,6 +181,7 @@ def pack(source: Path, out: Path):
     shutil.copyfile(source / "genai_config.json", out / "genai_config.json")
     tokenizer = json.loads((source / "tokenizer.json").read_text())
     (out / "tokenizer.json").write_text(json.dumps(tokenizer, ensure_ascii=False, separators=(",", ":")))
+    (out / "chat_template.jinja").write_text(CHAT_TEMPLATE)
 
 
 def main():

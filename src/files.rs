@@ -7,7 +7,7 @@ use std::fmt::Display;
 use std::fs::{File, FileType};
 use std::io::Read;
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::de::{DeserializeOwned, IgnoredAny};
 use serde_json::Value;
@@ -25,6 +25,18 @@ fn cannot_read(path: &Path, why: impl Display) -> String {
 /// Whether anything is at a path. A link to a path that does not exist counts.
 pub fn is_there(path: &Path) -> bool {
     path.symlink_metadata().is_ok()
+}
+
+/// The paths in a folder that have this extension, in order. A folder that does not exist has none.
+pub fn with_extension(folder: &Path, extension: &str) -> Result<Vec<PathBuf>, String> {
+    if !folder.is_dir() {
+        return Ok(Vec::new());
+    }
+    let paths = folder.read_dir().map_err(|error| cannot_read(folder, error))?.map(|entry| entry.map(|it| it.path()));
+    let mut paths = paths.collect::<Result<Vec<_>, _>>().map_err(|error| cannot_read(folder, error))?;
+    paths.retain(|path| path.extension().is_some_and(|its| its == extension));
+    paths.sort();
+    Ok(paths)
 }
 
 /// Open a regular file. It is an error if the file begins like something that was put in its place, such as a web page.

@@ -3,7 +3,7 @@
 //! A child of `fork()` has the memory of its parent, but none of its threads. So objects that need threads or a GPU
 //! work in the parent only.
 
-use std::ffi::{CStr, OsStr};
+use std::ffi::{CStr, CString, OsStr};
 use std::num::NonZero;
 use std::ops::Range;
 use std::os::unix::ffi::OsStrExt;
@@ -23,6 +23,23 @@ pub fn release_freed_memory() {
     unsafe {
         libc::malloc_trim(0);
     }
+}
+
+/// The local time in a format of C's `strftime`. `None`: it is not known, or its text is longer than 1,000 bytes.
+pub fn local_time(format: &str) -> Option<String> {
+    // An empty text cannot be told from a failure, so no text is empty.
+    let format = CString::new(format!("{format}.")).ok()?;
+    let mut bytes = [0u8; 1001];
+    // SAFETY: all pointers are valid for their calls, and `tm` is valid for all bit patterns.
+    let length = unsafe {
+        let (now, mut parts) = (libc::time(std::ptr::null_mut()), std::mem::zeroed::<libc::tm>());
+        if libc::localtime_r(&now, &mut parts).is_null() {
+            return None;
+        }
+        libc::strftime(bytes.as_mut_ptr().cast(), bytes.len(), format.as_ptr(), &parts)
+    };
+    let text = bytes.get(..length.checked_sub(1)?)?;
+    Some(String::from_utf8_lossy(text).into_owned())
 }
 
 /// A process, told from those it was forked from by [`FORKS`].

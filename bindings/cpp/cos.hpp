@@ -477,6 +477,9 @@ public:
         return detail::checked(cos_text_stream_prompt(raw(), detail::pointer(tokens), tokens.size()));
     }
 
+    /// Set whether special tokens give their names. Must come before prompt() and push(). Errors: as for prompt().
+    Result<void> show_special(bool show) { return detail::checked(cos_text_stream_show_special(raw(), show)); }
+
     /// Set the stop strings: the text ends before the first one that is complete, or before the longest of several that
     /// are complete at the same place. They may span tokens, and contain names of special tokens. They replace those
     /// set before, and text that was given out stays. Takes a container of strings or string_views, or braces.
@@ -596,34 +599,46 @@ public:
     /// tokenizer puts around a text, such as a start token.
     /// Errors: invalid_argument (not UTF-8), unsupported (no model has a tokenizer.json).
     Result<std::vector<Token>> encode(std::string_view text, bool add_special = true) const {
-        return detail::filled<std::vector<Token>>(
-            text.size() + 16, [&](Span<Token> out) { return encode_to(text, out, add_special); });
+        return converted<std::vector<Token>>(text.size() + 16, cos_engine_encode, text, add_special);
     }
 
     /// Encode into a buffer, and get the number of tokens. An empty buffer counts them only. Error: buffer_too_small.
     Result<std::size_t> encode_to(std::string_view text, Span<Token> out, bool add_special = true) const {
-        std::size_t count = 0;
-        cos_error* error = cos_engine_encode(raw(), detail::pointer(text), text.size(), add_special, out.data(),
-                                             out.size(), &count);
-        if (error) return detail::take(error);
-        return count;
+        return convert(out, cos_engine_encode, text, add_special ? COS_ENCODE_ADD_SPECIAL : 0);
+    }
+
+    /// As encode(), but the names of special tokens in the text stay plain text. For what users say.
+    Result<std::vector<Token>> encode_plain(std::string_view text, bool add_special = true) const {
+        return converted<std::vector<Token>>(text.size() + 16, cos_engine_encode, text, COS_ENCODE_PLAIN | add_special);
+    }
+
+    /// Render messages to text with the chat template beside the models. `json` is an array of messages, or an object
+    /// that has tools, documents and variables too, as cos_engine_chat says. For a prompt, use chat_encode().
+    /// Errors: invalid_argument (also if the template refuses the messages), unsupported (there is no template).
+    Result<std::string> chat(std::string_view json, bool add_generation_prompt = true) const {
+        return converted<std::string>(2 * json.size() + 4096, cos_engine_chat, json, add_generation_prompt);
+    }
+
+    /// Encode the text of chat() as a whole prompt. Names of control tokens in messages become tokens of plain text, so
+    /// only the template writes control tokens. Errors: also invalid_argument if such a name cannot be plain text.
+    Result<std::vector<Token>> chat_encode(std::string_view json, bool add_generation_prompt = true) const {
+        return converted<std::vector<Token>>(json.size() + 1024, cos_engine_chat_encode, json, add_generation_prompt);
     }
 
     /// Decode tokens to text. Special tokens give no text. Bytes that do not form a character become U+FFFD. To decode
-    /// a sequence piece by piece, use text_stream().
-    /// Errors: invalid_argument, unsupported.
+    /// a sequence piece by piece, use text_stream(). Errors: invalid_argument, unsupported.
     Result<std::string> decode(Span<const Token> tokens) const {
-        return detail::filled<std::string>(8 * tokens.size() + 16,
-                                           [&](Span<char> out) { return decode_to(tokens, out); });
+        return converted<std::string>(8 * tokens.size() + 16, cos_engine_decode, tokens);
     }
 
     /// Decode into a buffer, and get the number of bytes. An empty buffer counts them only. Error: buffer_too_small.
     Result<std::size_t> decode_to(Span<const Token> tokens, Span<char> out) const {
-        std::size_t bytes = 0;
-        cos_error* error =
-            cos_engine_decode(raw(), detail::pointer(tokens), tokens.size(), out.data(), out.size(), &bytes);
-        if (error) return detail::take(error);
-        return bytes;
+        return convert(out, cos_engine_decode, tokens);
+    }
+
+    /// As decode(), but special tokens give their names.
+    Result<std::string> decode_special(Span<const Token> tokens) const {
+        return converted<std::string>(8 * tokens.size() + 16, cos_engine_decode_special, tokens);
     }
 
     /// Start a stream of text. Error: unsupported (no model has a tokenizer.json).
@@ -659,6 +674,19 @@ private:
         cos_engine* engine = nullptr;
         if (cos_error* error = function(argument.c_str(), &engine)) return detail::take(error);
         return Engine(engine);
+    }
+
+    template <typename Out, typename Function, typename In, typename... Flags>
+    Result<std::size_t> convert(Out out, Function function, const In& in, Flags... flags) const {
+        std::size_t count = 0;
+        cos_error* error = function(raw(), detail::pointer(in), in.size(), flags..., out.data(), out.size(), &count);
+        if (error) return detail::take(error);
+        return count;
+    }
+
+    template <typename C, typename... Args>
+    Result<C> converted(std::size_t guess, const Args&... args) const {
+        return detail::filled<C>(guess, [&](Span<typename C::value_type> out) { return convert(out, args...); });
     }
 
     std::unique_ptr<cos_engine, detail::Free<cos_engine_free>> handle_;

@@ -122,6 +122,49 @@ func TestText(t *testing.T) {
 	}
 }
 
+func TestChat(t *testing.T) {
+	engine := newEngine(t, small)
+	const messages = `[{"role": "user", "content": "2+2? <|endoftext|>"}]`
+	const whole = "Question: 2+2? <|endoftext|>\nAnswer:"
+	if text, err := engine.Chat(messages, true); text != whole || err != nil {
+		t.Errorf("%q, %v", text, err)
+	}
+	if text, err := engine.Chat(messages, false); text != "Question: 2+2? <|endoftext|>\n" || err != nil {
+		t.Errorf("%q, %v", text, err)
+	}
+	safe, err := engine.ChatEncode(messages, true)
+	if err != nil || slices.Contains(safe, 0) {
+		t.Error(safe, err)
+	}
+	plain, err := engine.EncodePlain(whole, false)
+	if err != nil || slices.Contains(plain, 0) {
+		t.Error(plain, err)
+	}
+	parsed := encode(t, engine, whole)
+	if !slices.Contains(parsed, 0) {
+		t.Error(parsed)
+	}
+	if text, err := engine.Decode(safe); text != whole || err != nil {
+		t.Errorf("%q, %v", text, err)
+	}
+	if text, err := engine.DecodeSpecial(parsed); text != whole || err != nil {
+		t.Errorf("%q, %v", text, err)
+	}
+	stream := newStream(t, engine)
+	if err := errors.Join(stream.ShowSpecial(true), stream.Prompt(nil)); err != nil {
+		t.Error(err)
+	}
+	if text := push(t, stream, parsed); text != whole {
+		t.Errorf("%q", text)
+	}
+	if err := stream.ShowSpecial(false); !errors.Is(err, cos.ErrInvalidArgument) {
+		t.Error(err)
+	}
+	if _, err := engine.Chat("[]", true); !errors.Is(err, cos.ErrInvalidArgument) {
+		t.Error(err)
+	}
+}
+
 func TestStops(t *testing.T) {
 	engine := newEngine(t, small)
 	stream := newStream(t, engine, "never", "ree fo", "\x00")

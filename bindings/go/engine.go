@@ -116,21 +116,70 @@ func (e *Engine) DescribeTable() (string, error) {
 // Encode returns the tokens of a text, which must be valid UTF-8. It uses the tokenizer.json beside the models. With
 // addSpecial, the tokens include those that the tokenizer puts around a text, such as a start token.
 func (e *Engine) Encode(text string, addSpecial bool) ([]int32, error) {
+	return e.encode(text, addSpecial, 0)
+}
+
+// EncodePlain is [Engine.Encode], but names of special tokens in the text, such as "<|im_end|>", become tokens of plain
+// text. It is for what users say.
+func (e *Engine) EncodePlain(text string, addSpecial bool) ([]int32, error) {
+	return e.encode(text, addSpecial, C.COS_ENCODE_PLAIN)
+}
+
+func (e *Engine) encode(text string, addSpecial bool, flags C.int32_t) ([]int32, error) {
 	engine, err := e.acquire()
 	if err != nil {
 		return nil, err
 	}
 	defer e.release()
-	var special C.int32_t
 	if addSpecial {
-		special = 1
+		flags |= C.COS_ENCODE_ADD_SPECIAL
 	}
 	// One token for each byte and a few more are always enough.
 	return fill(len(text)+16, func(tokens *int32, capacity C.size_t, count *C.size_t) error {
 		bytes := (*C.char)(unsafe.Pointer(unsafe.StringData(text)))
-		return check(C.cos_engine_encode(engine, bytes, C.size_t(len(text)), special, (*C.int32_t)(tokens), capacity,
+		return check(C.cos_engine_encode(engine, bytes, C.size_t(len(text)), flags, (*C.int32_t)(tokens), capacity,
 			count))
 	})
+}
+
+// Chat renders messages to text with the chat template beside the models. The messages are JSON: an array of messages,
+// or an object that has tools, documents and variables too; cos.h says which at cos_engine_chat. With
+// addGenerationPrompt, the text ends with what begins an answer. For a prompt, use [Engine.ChatEncode].
+func (e *Engine) Chat(messages string, addGenerationPrompt bool) (string, error) {
+	engine, err := e.acquire()
+	if err != nil {
+		return "", err
+	}
+	defer e.release()
+	text, err := fill(2*len(messages)+4096, func(text *byte, capacity C.size_t, length *C.size_t) error {
+		json := (*C.char)(unsafe.Pointer(unsafe.StringData(messages)))
+		return check(C.cos_engine_chat(engine, json, C.size_t(len(messages)), number(addGenerationPrompt),
+			(*C.char)(unsafe.Pointer(text)), capacity, length))
+	})
+	return string(text), err
+}
+
+// ChatEncode renders messages as [Engine.Chat] does, and encodes the text. Names of control tokens in messages become
+// tokens of plain text, so only the template writes control tokens. The tokens are the whole prompt.
+func (e *Engine) ChatEncode(messages string, addGenerationPrompt bool) ([]int32, error) {
+	engine, err := e.acquire()
+	if err != nil {
+		return nil, err
+	}
+	defer e.release()
+	return fill(len(messages)+1024, func(tokens *int32, capacity C.size_t, count *C.size_t) error {
+		json := (*C.char)(unsafe.Pointer(unsafe.StringData(messages)))
+		return check(C.cos_engine_chat_encode(engine, json, C.size_t(len(messages)), number(addGenerationPrompt),
+			(*C.int32_t)(tokens), capacity, count))
+	})
+}
+
+// number is a truth value as C has it.
+func number(truth bool) C.int32_t {
+	if truth {
+		return 1
+	}
+	return 0
 }
 
 // Decode returns the text of tokens. Special tokens give no text. Bytes that do not form a character become U+FFFD. To
@@ -143,6 +192,20 @@ func (e *Engine) Decode(tokens []int32) (string, error) {
 	defer e.release()
 	text, err := fill(16*len(tokens)+16, func(text *byte, capacity C.size_t, bytes *C.size_t) error {
 		return check(C.cos_engine_decode(engine, cTokens(tokens), C.size_t(len(tokens)),
+			(*C.char)(unsafe.Pointer(text)), capacity, bytes))
+	})
+	return string(text), err
+}
+
+// DecodeSpecial is [Engine.Decode], but special tokens give their names.
+func (e *Engine) DecodeSpecial(tokens []int32) (string, error) {
+	engine, err := e.acquire()
+	if err != nil {
+		return "", err
+	}
+	defer e.release()
+	text, err := fill(16*len(tokens)+16, func(text *byte, capacity C.size_t, bytes *C.size_t) error {
+		return check(C.cos_engine_decode_special(engine, cTokens(tokens), C.size_t(len(tokens)),
 			(*C.char)(unsafe.Pointer(text)), capacity, bytes))
 	})
 	return string(text), err

@@ -57,6 +57,17 @@ func (t *TextStream) Prompt(tokens []int32) error {
 	return check(C.cos_text_stream_prompt(stream, cTokens(tokens), C.size_t(len(tokens))))
 }
 
+// ShowSpecial sets whether special tokens give their names as text. It must come before the first Push, or after
+// Finish, and before Prompt: the prompt is unknown again.
+func (t *TextStream) ShowSpecial(show bool) error {
+	stream, err := t.begin()
+	if err != nil {
+		return err
+	}
+	defer t.end()
+	return check(C.cos_text_stream_show_special(stream, number(show)))
+}
+
 // SetStops sets the stop strings: the text ends before the first one that is complete, or before the longest of several
 // that are complete at the same place. They must be valid UTF-8 and not empty. A stop string may span tokens, and may
 // be or contain the name of a special token. They replace those set before, and text that was given out stays. On an

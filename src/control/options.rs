@@ -59,7 +59,9 @@ impl Controls {
     /// Set the bias of tokens. [`Error::InvalidArgument`] for a token that comes twice, and for NaN or plus infinity.
     pub fn with_bias(self, tokens: &[i32], values: &[f32]) -> Result<Self> {
         let mut bias: Vec<(u32, f32)> = tokens.iter().map(|&token| token as u32).zip(values.iter().copied()).collect();
-        if let Some((index, value)) = values.iter().enumerate().find(|(_, value)| !(**value < f32::INFINITY)) {
+        if let Some((index, value)) =
+            values.iter().enumerate().find(|(_, value)| value.is_nan() || **value == f32::INFINITY)
+        {
             return Err(Error::InvalidArgument(format!(
                 "bias_values[{index}] is {value}; it must be finite, or minus infinity to ban the token"
             )));

@@ -3,11 +3,15 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
+use serde_json::Value;
+
 use crate::error::{Error, Result};
 use crate::files;
 use crate::model::Model;
 use crate::onnx::OnnxModel;
+use crate::process;
 use crate::text::Text;
+use crate::text::chat::{Chat, ChatFiles};
 
 /// The stop tokens of all models together, and warnings about them.
 pub(super) fn stop_tokens(models: &[OnnxModel], vocab_size: usize) -> (Vec<i32>, Vec<String>) {
@@ -32,6 +36,8 @@ pub(super) struct Agreement {
     pub(super) vocab_size: usize,
     /// The tokenizer of the first model that has one.
     pub(super) text: Option<Text>,
+    /// The chat templates of the first model that has some.
+    pub(super) chat: Option<Chat>,
     pub(super) warnings: Vec<String>,
 }
 
@@ -40,7 +46,12 @@ pub(super) struct Agreement {
 /// A model has as many tokens as its tokenizer. Further columns of its logits are padding. If the numbers differ
 /// between models, the smallest vocabulary is the common one, provided that every model has a tokenizer to compare.
 pub(super) fn agree(models: &[OnnxModel]) -> Result<Agreement> {
-    let Tokenizers { first, sizes, mut warnings } = tokenizers(models)?;
+    let Tokenizers { first, chat, sizes, mut warnings } = tokenizers(models)?;
+    let chat = chat.map(|(name, files)| {
+        let (chat, faults) = Chat::new(&files, process::local_time);
+        warnings.extend(faults.into_iter().map(|fault| format!("{name}: {fault}")));
+        chat
+    });
     let unknown = models.iter().filter(|model| model.export().tokenizer.is_none()).map(OnnxModel::name);
     let unknown: Vec<&str> = unknown.collect();
     // A model without a tokenizer is assumed to agree with the first model that has one, or else with the first model.
@@ -67,13 +78,15 @@ pub(super) fn agree(models: &[OnnxModel]) -> Result<Agreement> {
             model.name()
         ));
     }
-    Ok(Agreement { vocab_size, text: first.map(|(_, text)| text), warnings })
+    Ok(Agreement { vocab_size, text: first.map(|(_, text)| text), chat, warnings })
 }
 
 /// The tokenizers that came with the models.
 struct Tokenizers<'a> {
     /// The first tokenizer, and the name of its model.
     first: Option<(&'a str, Text)>,
+    /// The first chat templates, and the name of their model.
+    chat: Option<(&'a str, ChatFiles)>,
     /// The number of tokens of each model.
     sizes: Vec<usize>,
     warnings: Vec<String>,
@@ -82,6 +95,7 @@ struct Tokenizers<'a> {
 /// Read the tokenizers of all models. It is an error if two of them differ.
 fn tokenizers(models: &[OnnxModel]) -> Result<Tokenizers<'_>> {
     let mut first: Option<(&str, String, Text)> = None;
+    let mut chat: Option<(&str, ChatFiles)> = None;
     let (mut sizes, mut warnings) = (Vec::new(), Vec::new());
     for model in models {
         let columns = model.vocab_size();
@@ -106,9 +120,10 @@ fn tokenizers(models: &[OnnxModel]) -> Result<Tokenizers<'_>> {
             }
         };
         warnings.extend(padding(model.name(), columns, tokens));
+        warnings.extend(find_chat(path, model.name(), &mut chat)?);
         sizes.push(columns.min(tokens));
     }
-    Ok(Tokenizers { first: first.map(|(name, _, text)| (name, text)), sizes, warnings })
+    Ok(Tokenizers { first: first.map(|(name, _, text)| (name, text)), chat, sizes, warnings })
 }
 
 /// An error if two tokenizers differ.
@@ -140,12 +155,28 @@ fn padding(name: &str, columns: usize, tokens: usize) -> Option<String> {
     }
 }
 
-/// Apply the `tokenizer_config.json` beside a tokenizer. Returns warnings about settings that are not supported.
-fn configure(tokenizer: &Path, text: &mut Text, name: &str) -> Result<Vec<String>> {
-    let path = tokenizer.with_file_name("tokenizer_config.json");
+/// The `tokenizer_config.json` beside a tokenizer.
+fn config(tokenizer: &Path) -> Value {
     // An error here means that there is no such file: one that cannot be read was refused when its stop tokens were
     // read.
-    let config = files::configuration(&path).unwrap_or_default();
-    let warnings = text.configure(tokenizer, &config)?;
+    files::configuration(&tokenizer.with_file_name("tokenizer_config.json")).unwrap_or_default()
+}
+
+/// Find the chat templates beside a tokenizer. The first model that has some decides. Returns a warning if those of
+/// this model are others.
+fn find_chat<'a>(tokenizer: &Path, name: &'a str, first: &mut Option<(&'a str, ChatFiles)>) -> Result<Option<String>> {
+    let files = ChatFiles::beside(tokenizer, &config(tokenizer)).map_err(Error::Model)?;
+    if files.templates.is_empty() {
+        return Ok(None);
+    }
+    let (chosen, known) = first.get_or_insert_with(|| (name, files.clone()));
+    Ok((*known != files).then(|| {
+        format!("{name} has other chat templates or special tokens than {chosen}, whose templates are used for both")
+    }))
+}
+
+/// Apply the `tokenizer_config.json` beside a tokenizer. Returns warnings about settings that are not supported.
+fn configure(tokenizer: &Path, text: &mut Text, name: &str) -> Result<Vec<String>> {
+    let warnings = text.configure(tokenizer, &config(tokenizer))?;
     Ok(warnings.into_iter().map(|warning| format!("{name}: {warning}")).collect())
 }

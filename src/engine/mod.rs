@@ -54,6 +54,7 @@ use crate::plan::pass_times::PassTimes;
 use crate::plan::shared::SharedPlanning;
 use crate::process::{self, Process};
 use crate::text::Text;
+use crate::text::chat::Chat;
 
 /// Passes overlap if their serial share is at most this: the share of all passes but the longest that does not overlap.
 const MAX_SERIAL_SHARE: f64 = 0.9;
@@ -82,6 +83,7 @@ pub struct Engine {
     text: Option<Arc<Text>>,
     /// Compiles constraints; made when the first one is asked for.
     grammars: OnceLock<Result<Grammars>>,
+    chat: Option<Chat>,
     stop_tokens: Vec<i32>,
     warnings: Vec<String>,
     totals: Mutex<Stats>,
@@ -109,7 +111,7 @@ impl Engine {
         });
         let models = exports.clone().count();
         let mut exports = exports.map(|export| load(export, models)).collect::<Result<Vec<_>>>()?;
-        let Agreement { vocab_size, text, mut warnings } = agree(&exports)?;
+        let Agreement { vocab_size, text, chat, mut warnings } = agree(&exports)?;
         if crowded && loaded().is_some_and(|runtime| runtime.threads.is_some()) {
             warnings.push(format!(
                 "there are more threads ({}) than cores ({cores}), so they do not spin; leave \"threads\" out to have \
@@ -135,7 +137,7 @@ impl Engine {
             Self::new(participants, config.combine.clone(), stop_tokens, text)?.with_overlap(config.overlap)?;
         let engine = engine.with_when_full(config.when_full).with_routes(config.routes);
         process::release_freed_memory();
-        Ok(Engine { warnings, greedy_below: config.greedy_below, ..engine })
+        Ok(Engine { chat, warnings, greedy_below: config.greedy_below, ..engine })
     }
 
     /// An engine of models that are already loaded. `text` is their tokenizer.
@@ -173,6 +175,7 @@ impl Engine {
             combine,
             text,
             grammars: OnceLock::new(),
+            chat: None,
             stop_tokens,
             warnings: Vec::new(),
             totals: Mutex::default(),
@@ -343,6 +346,7 @@ impl Engine {
             "vocab_size": self.vocab_size(),
             "stop_tokens": self.stop_tokens,
             "tokenizer": self.text.is_some(),
+            "chat_templates": self.chat.iter().flat_map(Chat::names).collect::<Vec<_>>(),
             "combine": combine,
             "greedy_below": greedy_below,
             "overlap": self.serial.map(|serial| 1.0 - serial),
@@ -357,6 +361,19 @@ impl Engine {
     pub fn constraint(&self, language: Language, source: &str, stop_tokens: &[i32]) -> Result<Constraints> {
         let grammars = self.grammars.get_or_init(|| Grammars::new(self.text()?, self.vocab_size()));
         grammars.as_ref().map_err(Clone::clone)?.compile(language, source, stop_tokens)
+    }
+
+    /// The tokenizer and its chat templates, or an error that says how to add them.
+    pub fn chat(&self) -> Result<(&Text, &Chat)> {
+        let text = self.text()?;
+        let chat = self.chat.as_ref().ok_or_else(|| {
+            Error::Unsupported(
+                "no model of this engine has a chat template; put the model's chat_template.jinja, or its \
+                 tokenizer_config.json, beside its tokenizer.json, and open the engine again"
+                    .into(),
+            )
+        })?;
+        Ok((text, chat))
     }
 
     /// The tokenizer, or an error that says how to add one.

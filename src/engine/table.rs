@@ -61,12 +61,13 @@ pub fn table(description: &Value) -> String {
         .map(|column| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0))
         .collect();
     let mut out = format!(
-        "CoS {}, {}, vocabulary of {} tokens, stop tokens {}, {}\ncombination {}\n\n",
+        "CoS {}, {}, vocabulary of {} tokens, stop tokens {}, {}{}\ncombination {}\n\n",
         text(&description["version"]).unwrap_or_default(),
         text(&description["onnxruntime"]).unwrap_or_else(|| "no ONNX Runtime".into()),
         description["vocab_size"],
         shortened(&description["stop_tokens"].to_string()),
         if description["tokenizer"] == true { "tokenizer" } else { "no tokenizer" },
+        if description["chat_templates"][0].is_string() { " and chat template" } else { "" },
         description["combine"],
     );
     for row in rows {
@@ -139,10 +140,11 @@ mod tests {
         });
         let description = json!({
             "version": "0.1.0", "onnxruntime": "lib.so", "vocab_size": 96, "stop_tokens": [0], "tokenizer": true,
+            "chat_templates": ["default"],
             "combine": { "kind": "target", "model": 0 }, "models": [model, { "name": "ngram", "kind": "ngram" }],
             "warnings": ["look out"]
         });
-        let expected = r#"CoS 0.1.0, lib.so, vocabulary of 96 tokens, stop tokens [0], tokenizer
+        let expected = r#"CoS 0.1.0, lib.so, vocabulary of 96 tokens, stop tokens [0], tokenizer and chat template
 combination {"kind":"target","model":0}
 
                        base                             ngram

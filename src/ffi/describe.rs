@@ -21,6 +21,7 @@ use crate::engine::table::table;
 ///                                               has its own
 ///       "threads": 2,                           of a pool; null if the pool is the host's
 ///       "tokenizer": true,                      whether a model has a tokenizer.json
+///       "chat_templates": ["default"],          names of the chat templates; empty if there is none
 ///       "combine": as configured, "greedy_below": as configured,
 ///       "overlap": 0.83,                        if passes of several models run at the same time: the share of the
 ///                                               time of all but the longest pass that this saves; else null

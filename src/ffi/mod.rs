@@ -22,10 +22,13 @@ mod many;
 
 mod text;
 
+mod chat;
+
 mod stats;
 
 mod describe;
 
+pub use chat::*;
 pub use controls::*;
 pub use describe::*;
 pub use engine::*;
@@ -139,10 +142,16 @@ unsafe fn fill<T: Copy>(values: &[T], buffer: *mut T, name: &str, capacity: usiz
 ///
 /// # Safety
 /// `buffer` is NULL or has `capacity` bytes, and `out_bytes` is valid for a write.
-unsafe fn write_text(written: &str, buffer: *mut c_char, capacity: usize, out_bytes: *mut usize) -> Result<()> {
+unsafe fn write_text(
+    written: &str,
+    buffer: *mut c_char,
+    name: &str,
+    capacity: usize,
+    out_bytes: *mut usize,
+) -> Result<()> {
     // SAFETY: promised by the caller.
     unsafe {
-        fill(written.as_bytes(), buffer.cast(), "text", capacity, "bytes")?;
+        fill(written.as_bytes(), buffer.cast(), name, capacity, "bytes")?;
         out_bytes.write(written.len());
     }
     Ok(())

@@ -143,7 +143,7 @@ pub unsafe extern "C" fn cos_engine_metrics(
     guard(|| {
         check_out(out_bytes, "out_bytes")?;
         // SAFETY: promised by the caller.
-        unsafe { write_text(&metrics(&cos_engine::of_this_process(engine)?.0), text, capacity, out_bytes) }
+        unsafe { write_text(&metrics(&cos_engine::of_this_process(engine)?.0), text, "text", capacity, out_bytes) }
     })
 }
 

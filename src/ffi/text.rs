@@ -20,19 +20,29 @@ pub(super) unsafe fn utf8<'a>(text: *const c_char, bytes: usize, name: &str, byt
     std::str::from_utf8(bytes).map_err(|error| Error::InvalidArgument(format!("{name} is not UTF-8: {error}")))
 }
 
+/// For cos_engine_encode: add the tokens that the post_processor of tokenizer.json puts around a text, such as a start
+/// token.
+pub const COS_ENCODE_ADD_SPECIAL: i32 = 1;
+/// For cos_engine_encode: take the names of special tokens in the text for plain text.
+pub const COS_ENCODE_PLAIN: i32 = 2;
+
 /// Encode a text as tokens, with the tokenizer.json beside the models. May be called from any thread at any time.
 ///
 /// @param engine       must not be NULL
 /// @param text         UTF-8, `text_bytes` bytes; need not end with NUL
 /// @param text_bytes   length of `text` in bytes
-/// @param add_special  not 0: add the tokens that the post_processor of tokenizer.json puts around a text, such as a
-///                     start token. If tokenizer_config.json asks for others, cos_engine_describe has a warning.
+/// @param add_special  the sum of COS_ENCODE_*, or 0.
+///                     COS_ENCODE_ADD_SPECIAL: add the tokens that the post_processor of tokenizer.json puts around a
+///                     text. If tokenizer_config.json asks for others, cos_engine_describe has a warning.
+///                     COS_ENCODE_PLAIN: the names of special tokens in the text, such as "<|im_end|>", become tokens
+///                     of plain text. Without it, they become these special tokens, so set it for what users say.
 /// @param tokens       out: the tokens, in a buffer of the caller; may be NULL if `capacity` is 0
 /// @param capacity     length of `tokens`. 0: the tokens are only counted. One token for each byte of the text and a
 ///                     few more are always enough.
 /// @param out_count    out, must not be NULL: the number of tokens
 /// @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT (also if the text has a token that the
-///         models do not have), BUFFER_TOO_SMALL (nothing is written), UNSUPPORTED (no model has a tokenizer.json)
+///         models do not have, or a special token that cannot be plain text), BUFFER_TOO_SMALL (nothing is written),
+///         UNSUPPORTED (no model has a tokenizer.json)
 /// Since 0.1.
 ///
 /// # Safety
@@ -53,7 +63,18 @@ pub unsafe extern "C" fn cos_engine_encode(
         // SAFETY: promised by the caller.
         let (engine, text) =
             unsafe { (cos_engine::of_this_process(engine)?, utf8(text, text_bytes, "text", "text_bytes")?) };
-        let encoded = engine.0.text()?.encode(text, add_special != 0)?;
+        let known = COS_ENCODE_ADD_SPECIAL | COS_ENCODE_PLAIN;
+        if add_special & !known != 0 {
+            return Err(Error::InvalidArgument(format!(
+                "add_special is {add_special}; pass a sum of COS_ENCODE_*, which is 0 to {known}"
+            )));
+        }
+        let special = add_special & COS_ENCODE_ADD_SPECIAL != 0;
+        let tokenizer = engine.0.text()?;
+        let encoded = match add_special & COS_ENCODE_PLAIN {
+            0 => tokenizer.encode(text, special)?,
+            _ => tokenizer.encode_plain(text, special)?,
+        };
         // SAFETY: promised by the caller.
         unsafe {
             fill(&encoded, tokens, "tokens", capacity, "tokens")?;
@@ -98,7 +119,41 @@ pub unsafe extern "C" fn cos_engine_decode(
             unsafe { (cos_engine::of_this_process(engine)?, slice(tokens, tokens_count, "tokens", "tokens_count")?) };
         let decoded = engine.0.text()?.decode(tokens)?;
         // SAFETY: promised by the caller.
-        unsafe { write_text(&decoded, text, capacity, out_bytes) }
+        unsafe { write_text(&decoded, text, "text", capacity, out_bytes) }
+    })
+}
+
+/// As cos_engine_decode, but special tokens give their names, such as "<|im_end|>". For logs, and for text that another
+/// program parses. May be called from any thread at any time.
+///
+/// @param engine        must not be NULL
+/// @param tokens        as for cos_engine_decode
+/// @param tokens_count  length of `tokens`
+/// @param text          as for cos_engine_decode
+/// @param capacity      length of `text` in bytes. 0: the bytes are only counted.
+/// @param out_bytes     out, must not be NULL: the number of bytes
+/// @return NULL, or an error to free with cos_error_free: those of cos_engine_decode
+/// Since 0.1.
+///
+/// # Safety
+/// As for cos_engine_decode.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cos_engine_decode_special(
+    engine: *const cos_engine,
+    tokens: *const i32,
+    tokens_count: usize,
+    text: *mut c_char,
+    capacity: usize,
+    out_bytes: *mut usize,
+) -> *mut cos_error {
+    guard(|| {
+        check_out(out_bytes, "out_bytes")?;
+        // SAFETY: promised by the caller.
+        let (engine, tokens) =
+            unsafe { (cos_engine::of_this_process(engine)?, slice(tokens, tokens_count, "tokens", "tokens_count")?) };
+        let decoded = engine.0.text()?.decode_special(tokens)?;
+        // SAFETY: promised by the caller.
+        unsafe { write_text(&decoded, text, "text", capacity, out_bytes) }
     })
 }
 
@@ -186,6 +241,23 @@ pub unsafe extern "C" fn cos_text_stream_prompt(
             with_stream(stream, |stream| stream.prompt(tokens))
         }
     })
+}
+
+/// Set whether special tokens give their names as text, such as "<|im_end|>". A new stream shows none. The call must
+/// come before the first push, or after cos_text_stream_finish, and holds for later texts too. The prompt is unknown
+/// again, so call cos_text_stream_prompt behind it. On error, nothing changes. One thread at a time.
+///
+/// @param stream  in/out, must not be NULL, not in use on another thread (BUSY)
+/// @param show    not 0: special tokens give their names
+/// @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT (also after a push), BUSY
+/// Since 0.1.
+///
+/// # Safety
+/// `stream` is NULL or a stream that was not freed.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cos_text_stream_show_special(stream: *mut cos_text_stream, show: i32) -> *mut cos_error {
+    // SAFETY: promised by the caller.
+    guard(|| unsafe { with_stream(stream, |stream| stream.show_special(show != 0)) })
 }
 
 /// Set the stop strings: the text ends before the first one that appears in it. They replace those set before. Text

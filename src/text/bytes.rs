@@ -131,6 +131,8 @@ fn inside(mut tokenizer: Tokenizer) -> Tokenizer {
     _ = tokenizer.with_normalizer(parts);
     let parts = tokenizer.get_pre_tokenizer().cloned().map(pre_tokenizer);
     tokenizer.with_pre_tokenizer(parts);
+    // A grammar asks for text, also where that is the name of a special token.
+    tokenizer.set_encode_special_tokens(true);
     tokenizer
 }
 

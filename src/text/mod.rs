@@ -3,6 +3,7 @@
 mod bytes;
 #[cfg(test)]
 mod cases;
+pub mod chat;
 mod check;
 mod decoder;
 mod growth;
@@ -19,7 +20,10 @@ use std::str::FromStr;
 use std::sync::OnceLock;
 
 use serde_json::Value;
-use tokenizers::{Model, ModelWrapper, Tokenizer};
+use tokenizers::{
+    AddedVocabulary, Encoding, Model, ModelWrapper, NormalizedString, Normalizer, OffsetType, PreTokenizedString,
+    PreTokenizer, Tokenizer,
+};
 
 pub use self::bytes::TokenBytes;
 use self::quiet::quietly;
@@ -35,6 +39,8 @@ pub struct Text {
     tokenizer: Tokenizer,
     /// The same for texts inside others, made when it is first used.
     inside: OnceLock<Tokenizer>,
+    /// The added tokens for texts in which special tokens are plain text, once there is such a text.
+    plain: OnceLock<AddedVocabulary>,
     vocab_size: usize,
 }
 
@@ -52,6 +58,10 @@ impl Piece {
     fn text(self) -> Option<String> {
         if let Piece::Text(piece) = self { Some(piece) } else { None }
     }
+
+    fn text_or_name(self) -> Option<String> {
+        if let Piece::Text(piece) | Piece::Special(piece) = self { Some(piece) } else { None }
+    }
 }
 
 impl Text {
@@ -67,7 +77,7 @@ impl Text {
             .and_then(|tokenizer| {
                 let last = tokenizer.get_vocab(true).into_values().max();
                 let vocab_size = last.ok_or("it has no tokens")? as usize + 1;
-                let text = Text { vocab_size, tokenizer, inside: OnceLock::new() };
+                let text = Text { tokenizer, inside: OnceLock::new(), plain: OnceLock::new(), vocab_size };
                 text.try_out()?;
                 Ok(text)
             })
@@ -77,6 +87,7 @@ impl Text {
     /// Mark the tokens as special that the `tokenizer_config.json` names. Returns warnings about settings of that file
     /// that are not supported. Messages name `path`, the `tokenizer.json`.
     pub fn configure(&mut self, path: &Path, config: &Value) -> Result<Vec<String>> {
+        self.plain = OnceLock::new();
         let missing = quietly(|| special::set(&mut self.tokenizer, config)).map_err(|why| refuse(path, why))?;
         self.try_out().map_err(|why| refuse(path, why))?;
         let mut warnings = self.unmet_settings(config);
@@ -139,8 +150,52 @@ impl Text {
 
     /// The tokens of a text. With `special`, they include the tokens that the post-processor adds around it.
     pub fn encode(&self, text: &str, special: bool) -> Result<Vec<i32>> {
+        self.known(quietly(|| self.tokenizer.encode_fast(text, special)))
+    }
+
+    /// As [`Text::encode`], but names of special tokens in the text are plain text.
+    pub fn encode_plain(&self, text: &str, special: bool) -> Result<Vec<i32>> {
+        let plain = self.plain.get_or_init(|| {
+            let mut added = self.tokenizer.get_added_vocabulary().clone();
+            added.set_encode_special_tokens(true);
+            added
+        });
+        let encoding =
+            quietly(|| self.encode_pieces(plain.extract_and_normalize(self.tokenizer.get_normalizer(), text)));
+        let tokens = encoding.as_ref().map_or(&[][..], Encoding::get_ids);
+        let added = self.tokenizer.get_added_vocabulary().get_added_tokens_decoder();
+        let mut made = tokens.iter().filter_map(|id| added.get(id)).filter(|token| token.special);
+        // Some models have special tokens in their own vocabulary too.
+        if let Some(token) = made.find(|token| text.contains(&token.content)) {
+            return Err(Error::InvalidArgument(format!(
+                "the text has {:?}, and this tokenizer makes a special token of it even where it is plain text; remove \
+                 it",
+                token.content
+            )));
+        }
+        self.known(encoding.and_then(|text| quietly(|| self.tokenizer.post_process(text, None, special))))
+    }
+
+    /// The tokens of a text by the model alone, without those that were added to its vocabulary.
+    fn encode_without_added(&self, text: &str) -> Result<Vec<i32>> {
+        self.known(quietly(|| {
+            let mut text = NormalizedString::from(text);
+            self.tokenizer.get_normalizer().map_or(Ok(()), |normalizer| normalizer.normalize(&mut text))?;
+            self.encode_pieces(text.into())
+        }))
+    }
+
+    fn encode_pieces(&self, mut pieces: PreTokenizedString) -> tokenizers::Result<Encoding> {
+        if let Some(pre_tokenizer) = self.tokenizer.get_pre_tokenizer() {
+            pre_tokenizer.pre_tokenize(&mut pieces)?;
+        }
+        self.tokenizer.get_model().tokenize_in_pretokenized(&mut pieces, None)?;
+        pieces.into_encoding(None, 0, OffsetType::None)
+    }
+
+    /// The tokens of an encoded text, if the models have all of them.
+    fn known(&self, encoding: Result<Encoding, String>) -> Result<Vec<i32>> {
         let refuse = |why| Error::InvalidArgument(format!("the text cannot be encoded: {why}"));
-        let encoding = quietly(|| self.tokenizer.encode_fast(text, special)).map_err(refuse)?;
         let known = |&id: &u32| match i32::try_from(id) {
             Ok(token) if (id as usize) < self.vocab_size => Ok(token),
             _ => Err(refuse(format!(
@@ -149,12 +204,18 @@ impl Text {
                 self.vocab_size - 1
             ))),
         };
-        encoding.get_ids().iter().map(known).collect()
+        encoding.map_err(refuse)?.get_ids().iter().map(known).collect()
     }
 
     /// The text of tokens. Special tokens give no text.
     pub fn decode(&self, tokens: &[i32]) -> Result<String> {
         let pieces: Vec<_> = self.ids(tokens)?.into_iter().filter_map(|id| self.piece(id).text()).collect();
+        self.decode_pieces(&pieces)
+    }
+
+    /// The text of tokens, with the names of special tokens.
+    pub fn decode_special(&self, tokens: &[i32]) -> Result<String> {
+        let pieces: Vec<_> = self.ids(tokens)?.into_iter().filter_map(|id| self.piece(id).text_or_name()).collect();
         self.decode_pieces(&pieces)
     }
 

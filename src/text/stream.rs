@@ -100,6 +100,8 @@ pub struct TextStream {
     window: Window,
     /// Whether tokens came since the last text was finished.
     begun: bool,
+    /// Whether special tokens give their names as text.
+    shows_special: bool,
     filter: StopFilter,
     out: String,
 }
@@ -108,19 +110,38 @@ impl TextStream {
     /// An empty stream behind an unknown prompt.
     pub fn new(text: Arc<Text>) -> Result<Self> {
         let window = Window::unknown(&text)?;
-        Ok(TextStream { text, window, begun: false, filter: StopFilter::default(), out: String::new() })
+        let (begun, shows_special) = (false, false);
+        Ok(TextStream { text, window, begun, shows_special, filter: StopFilter::default(), out: String::new() })
+    }
+
+    /// Set whether special tokens give their names as text. The prompt becomes unknown.
+    pub fn show_special(&mut self, shows: bool) -> Result<()> {
+        self.check_not_begun("choose whether special tokens are shown")?;
+        self.window = Window::unknown(&self.text)?;
+        self.shows_special = shows;
+        Ok(())
+    }
+
+    fn check_not_begun(&self, mend: &str) -> Result<()> {
+        let refuse = || {
+            Error::InvalidArgument(format!("the text has begun already; {mend} before the first push, or after finish"))
+        };
+        if self.begun { Err(refuse()) } else { Ok(()) }
+    }
+
+    /// The piece that a token gives to the text, or the name of a special token that gives none.
+    fn piece(&self, id: u32) -> Piece {
+        match self.text.piece(id) {
+            Piece::Special(name) if self.shows_special => Piece::Text(name),
+            piece => piece,
+        }
     }
 
     /// Set the prompt: all tokens before the text. If it is empty, the text begins with the next token.
     pub fn prompt(&mut self, tokens: &[i32]) -> Result<()> {
-        if self.begun {
-            return Err(Error::InvalidArgument(
-                "the text has begun already; set its prompt before the first push, or after finish".into(),
-            ));
-        }
+        self.check_not_begun("set its prompt")?;
         let ids = self.text.ids(tokens)?;
-        let mut pieces: Vec<String> =
-            ids.iter().rev().filter_map(|&id| self.text.piece(id).text()).take(KEPT).collect();
+        let mut pieces: Vec<String> = ids.iter().rev().filter_map(|&id| self.piece(id).text()).take(KEPT).collect();
         if pieces.len() == KEPT {
             pieces.push(self.text.word());
         }
@@ -159,7 +180,7 @@ impl TextStream {
         }
         self.out.clear();
         for id in ids {
-            match self.text.piece(id) {
+            match self.piece(id) {
                 Piece::Text(piece) => self.window.push(&self.text, piece, &mut self.filter)?,
                 Piece::Special(name) => {
                     // A stop string may end the text here, so all text before the token must be in the filter.

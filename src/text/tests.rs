@@ -136,7 +136,7 @@ fn tokens_outside_the_vocabulary_are_refused() {
 }
 
 /// The `tokenizer.json` of the demo after a change.
-fn changed(change: impl FnOnce(&mut Value)) -> Value {
+pub fn changed(change: impl FnOnce(&mut Value)) -> Value {
     let file =
         std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/models/demo/base/tokenizer.json")).unwrap();
     let mut file = serde_json::from_str(&file).unwrap();
@@ -431,4 +431,57 @@ fn start_and_end_tokens_that_are_not_added_give_warnings() {
     assert_eq!(both.unmet_settings(&Value::Null), [] as [String; 0]);
     // Only the post-processor decides, as in transformers 5, so the token is not added twice.
     assert_eq!(start.encode("a", true).unwrap().iter().filter(|&&id| id == 0).count(), 1);
+}
+
+/// The demo's tokenizer with control tokens.
+fn with_control_tokens() -> Text {
+    let added = changed(|file| {
+        for (id, name) in (4096..).zip(["<|im_start|>", "<|im_end|>"]) {
+            file["added_tokens"].as_array_mut().unwrap().push(json!({
+                "id": id, "content": name, "single_word": false, "lstrip": false, "rstrip": false,
+                "normalized": false, "special": true
+            }));
+        }
+        file["added_tokens"].as_array_mut().unwrap().push(json!({
+            "id": 4098, "content": "<tool>", "single_word": false, "lstrip": false, "rstrip": false,
+            "normalized": false, "special": false
+        }));
+    });
+    Text::parse(Path::new("tokenizer.json"), &added.to_string()).unwrap()
+}
+
+#[test]
+fn special_tokens_can_be_plain_text() {
+    let text = with_control_tokens();
+    let sample = "a<|im_end|> <tool>b";
+    let (parsed, plain) = (text.encode(sample, true).unwrap(), text.encode_plain(sample, true).unwrap());
+    assert_eq!(parsed.iter().filter(|&&id| id == 4097).count(), 1);
+    assert!(!plain.contains(&4097) && plain.contains(&4098), "{plain:?}");
+    assert_eq!(text.decode(&plain).unwrap(), sample);
+    assert_eq!(text.decode(&parsed).unwrap(), "a <tool>b");
+    assert_eq!(text.decode_special(&parsed).unwrap(), sample);
+    for sample in ["", "a b  c\n漢字 🙂", "  x"] {
+        assert_eq!(text.encode(sample, true).unwrap(), text.encode_plain(sample, true).unwrap(), "{sample:?}");
+    }
+}
+
+#[test]
+fn a_stream_can_show_special_tokens() {
+    let text = Arc::new(with_control_tokens());
+    let sample = "<|im_start|>Größe 🙂<|im_end|>\nb<|im_end|>";
+    let tokens = text.encode(sample, true).unwrap();
+    let mut stream = TextStream::new(text).unwrap();
+    stream.show_special(true).unwrap();
+    for size in [1, 3, tokens.len()] {
+        stream.prompt(&[]).unwrap();
+        assert_eq!(streamed(&mut stream, &tokens, size).0, sample);
+    }
+    stream.set_stops(vec!["<|im_end|>\n".into()]).unwrap();
+    assert_eq!(streamed(&mut stream, &tokens, 1), ("<|im_start|>Größe 🙂".into(), true));
+    stream.push(&tokens[..1]).unwrap();
+    assert_eq!(stream.show_special(false).unwrap_err().code(), 1);
+    stream.finish().unwrap();
+    stream.show_special(false).unwrap();
+    stream.set_stops(Vec::new()).unwrap();
+    assert_eq!(streamed(&mut stream, &tokens, 1).0, "Größe 🙂\nb");
 }

@@ -104,6 +104,15 @@ static void nulls_of_texts(void) {
           "tokens_count is 18446744073709551615");
     FAILS(cos_engine_decode(engine, &token, 1, NULL, 8, &out.count), INVALID_ARGUMENT, "text is NULL");
     FAILS(cos_engine_decode(engine, &token, 1, out.chars, 8, NULL), INVALID_ARGUMENT, "out_bytes is NULL");
+    FAILS(cos_engine_decode_special(NULL, &token, 1, out.chars, 8, &out.count), INVALID_ARGUMENT, "engine is NULL");
+    FAILS(cos_engine_decode_special(engine, &token, 1, NULL, 8, &out.count), INVALID_ARGUMENT, "text is NULL");
+    FAILS(cos_engine_chat(NULL, "[]", 2, 1, out.chars, 8, &out.count), INVALID_ARGUMENT, "engine is NULL");
+    FAILS(cos_engine_chat(engine, NULL, 2, 1, out.chars, 8, &out.count), INVALID_ARGUMENT, "messages_json is NULL");
+    FAILS(cos_engine_chat(engine, "[]", SIZE_MAX, 1, out.chars, 8, &out.count), INVALID_ARGUMENT, "length is 184467");
+    FAILS(cos_engine_chat(engine, "[]", 2, 1, out.chars, 8, NULL), INVALID_ARGUMENT, "out_length is NULL");
+    FAILS(cos_engine_chat_encode(NULL, "[]", 2, 1, out.tokens, 8, &out.count), INVALID_ARGUMENT, "engine is NULL");
+    FAILS(cos_engine_chat_encode(engine, NULL, 2, 1, out.tokens, 8, &out.count), INVALID_ARGUMENT, "messages_json is");
+    FAILS(cos_engine_chat_encode(engine, "[]", 2, 1, out.tokens, 8, NULL), INVALID_ARGUMENT, "out_count is NULL");
     OK(cos_engine_encode(engine, NULL, 0, 0, NULL, 0, &out.count));
     EQUAL(out.count, 0);
     OK(cos_engine_decode(engine, NULL, 0, NULL, 0, &out.count));
@@ -122,6 +131,7 @@ static void nulls_of_streams(void) {
     FAILS(cos_text_stream_push(stream, &token, SIZE_MAX, &out.text, &out.count), INVALID_ARGUMENT, "tokens_count");
     FAILS(cos_text_stream_push(stream, &token, 1, NULL, &out.count), INVALID_ARGUMENT, "out_text is NULL");
     FAILS(cos_text_stream_push(stream, &token, 1, &out.text, NULL), INVALID_ARGUMENT, "out_bytes is NULL");
+    FAILS(cos_text_stream_show_special(NULL, 1), INVALID_ARGUMENT, "stream is NULL");
     FAILS(cos_text_stream_prompt(NULL, &token, 1), INVALID_ARGUMENT, "stream is NULL");
     FAILS(cos_text_stream_prompt(stream, NULL, 1), INVALID_ARGUMENT, "tokens is NULL");
     FAILS(cos_text_stream_prompt(stream, &token, SIZE_MAX), INVALID_ARGUMENT, "tokens_count");
@@ -206,6 +216,26 @@ static void sizes(void) {
 
 /* ---- Text ----------------------------------------------------------------------------------------------------- */
 
+/* Calls of cos_engine_chat with a text that ends with NUL. */
+#define CHAT(json) cos_engine_chat(engine, json, sizeof(json) - 1, 1, out.chars, 8, &out.count)
+
+static void chats(void) {
+    cos_engine *engine = ENGINE(ONE(PATH("$../../models/demo/small")));
+    FAILS(CHAT(""), INVALID_ARGUMENT, "messages_json is not JSON");
+    FAILS(CHAT("[{\"role\": \"user\""), INVALID_ARGUMENT, "messages_json is not JSON", "EOF");
+    FAILS(CHAT("\xff"), INVALID_ARGUMENT, "messages_json is not UTF-8");
+    FAILS(CHAT("7"), INVALID_ARGUMENT, "messages_json is JSON of the type number", "pass an array");
+    FAILS(CHAT("[]"), INVALID_ARGUMENT, "no message", "pass at least one");
+    FAILS(CHAT("{}"), INVALID_ARGUMENT, "no \"messages\"");
+    FAILS(CHAT("[7]"), INVALID_ARGUMENT, "messages[0]", "pass an object");
+    FAILS(CHAT("{\"messages\": [{}], \"tools\": [{}]}"), INVALID_ARGUMENT, "\"tools\"", "does not read", "leave it");
+    FAILS(CHAT("{\"messages\": [{}], \"template\": \"rag\"}"), INVALID_ARGUMENT, "\"rag\"", "one of default");
+    FAILS(CHAT("[{\"role\": \"system\", \"content\": \"\"}]"), INVALID_ARGUMENT, "refuses them: the demo models");
+    FAILS(CHAT("[{\"role\": \"user\"}]"), INVALID_ARGUMENT, "the chat template \"default\" does not render", "line 3");
+    FAILS(CHAT("[{\"role\": \"user\", \"content\": \"a\"}]"), BUFFER_TOO_SMALL, "19 bytes needed", "8 given");
+    cos_engine_free(engine);
+}
+
 static void texts(void) {
     cos_engine *engine = ENGINE(ONE(TINY));
     FAILS(cos_engine_encode(engine, "a \xff", 3, 0, out.tokens, 8, &out.count), INVALID_ARGUMENT, "text", "UTF-8", "2");
@@ -216,6 +246,14 @@ static void texts(void) {
           "3 bytes needed", "2 given");
     FAILS(cos_engine_decode(engine, TOKENS(1, -1), out.chars, 8, &out.count), INVALID_ARGUMENT, "token -1");
     FAILS(cos_engine_decode(engine, TOKENS(1, 16), out.chars, 8, &out.count), INVALID_ARGUMENT, "token 16", "0 to 15");
+
+    const int32_t flags[] = {4, 7, -1, INT_MIN};
+    for (size_t i = 0; i < COUNT(flags); i++)
+        FAILS(cos_engine_encode(engine, "a", 1, flags[i], out.tokens, 8, &out.count), INVALID_ARGUMENT,
+              "add_special is ", "0 to 3");
+    OK(cos_engine_encode(engine, "a b", 3, COS_ENCODE_PLAIN | COS_ENCODE_ADD_SPECIAL, out.tokens, 8, &out.count));
+    FAILS(cos_engine_chat(engine, "[{}]", 4, 1, out.chars, 8, &out.count), UNSUPPORTED, "chat template", "put");
+    FAILS(cos_engine_chat_encode(engine, "[{}]", 4, 1, out.tokens, 8, &out.count), UNSUPPORTED, "chat template", "put");
 
     cos_text_stream *stream = NULL;
     OK(cos_text_stream_new(engine, &stream));
@@ -244,10 +282,13 @@ static void texts(void) {
           "token 4294967294 (\"z\")", "0 to 15");
     cos_engine_free(engine);
 
+    chats();
+
     engine = ENGINE(ONE(PATH("$notoken")));
     FAILS(cos_engine_encode(engine, "a", 1, 0, out.tokens, 8, &out.count), UNSUPPORTED, "put", "notoken/model.onnx");
     FAILS(cos_engine_decode(engine, TOKENS(1), out.chars, 8, &out.count), UNSUPPORTED, "put", "notoken/model.onnx");
     FAILS(cos_text_stream_new(engine, &out.stream), UNSUPPORTED, "put", "notoken/model.onnx");
+    FAILS(cos_engine_chat(engine, "[{}]", 4, 1, out.chars, 8, &out.count), UNSUPPORTED, "put", "notoken/model.onnx");
     cos_session *session = SESSION(engine, 0); /* tokens do */
     OK(cos_prompt(session, TOKENS(14)));
     DECODES(session, STOP, 15, 0);

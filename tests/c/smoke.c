@@ -304,6 +304,57 @@ static void encoding(const cos_engine *engine) {
     CHECK(count == 0);
 }
 
+/* Messages become a prompt, and what users say never becomes a control token. */
+static void messages(const cos_engine *engine) {
+    const char json[] = "[{\"role\": \"user\", \"content\": \"2+2? <|endoftext|>\"}]";
+    const char whole[] = "Question: 2+2? <|endoftext|>\nAnswer:";
+    char buffer[64];
+    memset(buffer, '?', sizeof buffer);
+    size_t length = 0, untouched = 12345;
+    OK(cos_engine_chat(engine, json, sizeof json - 1, 1, NULL, 0, &length)); /* counts only */
+    CHECK(length == sizeof whole - 1);
+    FAILS(COS_ERROR_BUFFER_TOO_SMALL,
+          cos_engine_chat(engine, json, sizeof json - 1, 1, buffer, length - 1, &untouched));
+    CHECK(untouched == 12345 && buffer[0] == '?');
+    OK(cos_engine_chat(engine, json, sizeof json - 1, 1, buffer, length, &length));
+    CHECK(!memcmp(buffer, whole, length) && buffer[length] == '?');
+    OK(cos_engine_chat(engine, json, sizeof json - 1, 0, buffer, sizeof buffer, &length));
+    CHECK(length == sizeof whole - 1 - strlen("Answer:"));
+
+    int32_t tokens[64], plain[64], safe[64];
+    size_t count = 0, plain_count = 0, safe_count = 0;
+    OK(cos_engine_encode(engine, whole, sizeof whole - 1, 0, tokens, 64, &count));
+    OK(cos_engine_encode(engine, whole, sizeof whole - 1, COS_ENCODE_PLAIN, plain, 64, &plain_count));
+    OK(cos_engine_chat_encode(engine, json, sizeof json - 1, 1, NULL, 0, &safe_count));
+    FAILS(COS_ERROR_BUFFER_TOO_SMALL,
+          cos_engine_chat_encode(engine, json, sizeof json - 1, 1, safe, safe_count - 1, &untouched));
+    OK(cos_engine_chat_encode(engine, json, sizeof json - 1, 1, safe, safe_count, &safe_count));
+    size_t ends = 0, plain_ends = 0, safe_ends = 0;
+    for (size_t i = 0; i < count; i++)
+        ends += tokens[i] == 0;
+    for (size_t i = 0; i < plain_count; i++)
+        plain_ends += plain[i] == 0;
+    for (size_t i = 0; i < safe_count; i++)
+        safe_ends += safe[i] == 0;
+    CHECK(ends == 1 && plain_ends == 0 && safe_ends == 0);
+    OK(cos_engine_decode(engine, safe, safe_count, buffer, sizeof buffer, &length));
+    CHECK(length == sizeof whole - 1 && !memcmp(buffer, whole, length));
+    OK(cos_engine_decode(engine, tokens, count, buffer, sizeof buffer, &length));
+    CHECK(length == sizeof whole - 1 - strlen("<|endoftext|>"));
+    OK(cos_engine_decode_special(engine, tokens, count, buffer, sizeof buffer, &length));
+    CHECK(length == sizeof whole - 1 && !memcmp(buffer, whole, length));
+
+    cos_text_stream *stream = NULL;
+    OK(cos_text_stream_new(engine, &stream));
+    OK(cos_text_stream_show_special(stream, 1));
+    OK(cos_text_stream_prompt(stream, NULL, 0));
+    const char *piece = NULL;
+    OK(cos_text_stream_push(stream, tokens, count, &piece, &length));
+    CHECK(length == sizeof whole - 1 && !memcmp(piece, whole, length));
+    FAILS(COS_ERROR_INVALID_ARGUMENT, cos_text_stream_show_special(stream, 0));
+    cos_text_stream_free(stream);
+}
+
 /* Text comes token by token, and is only cut between characters. */
 static void streaming(const cos_engine *engine) {
     int32_t tokens[TEXT_BYTES];
@@ -521,6 +572,7 @@ int main(int argc, char **argv) {
     sessions_in_parallel(weighted);
     one_thread_drives_many(weighted);
     encoding(weighted);
+    messages(weighted);
     streaming(weighted);
     totals(weighted);
     preparing(weighted);

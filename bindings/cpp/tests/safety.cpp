@@ -168,6 +168,26 @@ void texts() {
     EXPECT(fails(engine.decode({-1}), Code::invalid_argument));
     EXPECT(fails(engine.decode({4096}), Code::invalid_argument));
 
+    const std::string_view messages = R"([{"role": "user", "content": "2+2? <|endoftext|>"}])";
+    const std::string whole = "Question: 2+2? <|endoftext|>\nAnswer:";
+    const auto ends = [](const std::vector<Token>& some) { return std::count(some.begin(), some.end(), 0); };
+    EXPECT(engine.chat(messages).value() == whole);
+    EXPECT(engine.chat(messages, false).value() == "Question: 2+2? <|endoftext|>\n");
+    EXPECT(ends(engine.encode(whole).value()) == 1);
+    EXPECT(ends(engine.encode_plain(whole).value()) == 0);
+    EXPECT(ends(engine.chat_encode(messages).value()) == 0);
+    EXPECT(engine.decode(engine.chat_encode(messages).value()).value() == whole);
+    EXPECT(engine.decode_special(engine.encode(whole).value()).value() == whole);
+    const std::string long_message = std::string(9000, 'x');
+    const std::string long_json = "[{\"role\": \"user\", \"content\": \"" + long_message + "\"}]";
+    EXPECT(engine.chat(long_json).value() == "Question: " + long_message + "\nAnswer:");
+    EXPECT(fails(engine.chat("[]"), Code::invalid_argument));
+    EXPECT(fails(engine.chat_encode(std::string_view()), Code::invalid_argument));
+    auto shown = engine.text_stream().value();
+    EXPECT(shown.show_special(true) && shown.prompt({}));
+    EXPECT(shown.push(engine.encode(whole).value()).value() == whole);
+    EXPECT(fails(shown.show_special(false), Code::invalid_argument));
+
     auto stream = engine.text_stream().value();
     std::string pieces;
     for (const Token& token : tokens) pieces += stream.push({&token, 1}).value();

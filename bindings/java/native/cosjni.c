@@ -259,7 +259,7 @@ static jdouble engine_prepare(JNIEnv *env, jclass native, jlong engine, jint ses
     return share;
 }
 
-static jintArray engine_encode(JNIEnv *env, jclass native, jlong engine, jbyteArray bytes, jboolean add_special)
+static jintArray engine_encode(JNIEnv *env, jclass native, jlong engine, jbyteArray bytes, jint flags)
 {
     char *text = copy_text(env, bytes);
     if (!text) return NULL;
@@ -269,7 +269,7 @@ static jintArray engine_encode(JNIEnv *env, jclass native, jlong engine, jbyteAr
     jintArray result = NULL;
     if (!tokens)
         out_of_memory(env);
-    else if (!failed(env, native, cos_engine_encode(POINTER(cos_engine, engine), text, length, add_special, tokens,
+    else if (!failed(env, native, cos_engine_encode(POINTER(cos_engine, engine), text, length, flags, tokens,
                                                     capacity, &count), NULL))
         result = new_ints(env, tokens, count);
     free(tokens);
@@ -277,19 +277,49 @@ static jintArray engine_encode(JNIEnv *env, jclass native, jlong engine, jbyteAr
     return result;
 }
 
-static jbyteArray engine_decode(JNIEnv *env, jclass native, jlong handle, jintArray array)
+/* The text of messages, or their tokens. */
+static jobject engine_chat(JNIEnv *env, jclass native, jlong handle, jbyteArray bytes, jboolean generation,
+                           jboolean encodes)
 {
+    char *json = copy_text(env, bytes);
+    if (!json) return NULL;
+    const cos_engine *engine = POINTER(cos_engine, handle);
+    size_t length = (size_t)(*env)->GetArrayLength(env, bytes), capacity = 2 * length + 4096, count = 0;
+    void *out;
+    cos_error *error = NULL;
+    while ((out = malloc(capacity * (encodes ? sizeof(int32_t) : 1)))) {
+        error = encodes ? cos_engine_chat_encode(engine, json, length, generation, out, capacity, &count)
+                        : cos_engine_chat(engine, json, length, generation, out, capacity, &count);
+        if (cos_error_code(error) != COS_ERROR_BUFFER_TOO_SMALL) break;
+        cos_error_free(error);
+        free(out);
+        capacity *= 4;
+    }
+    jobject result = NULL;
+    if (!out)
+        out_of_memory(env);
+    else if (!failed(env, native, error, NULL))
+        result = encodes ? (jobject)new_ints(env, out, count) : (jobject)new_bytes(env, out, count);
+    free(out);
+    free(json);
+    return result;
+}
+
+static jbyteArray engine_decode(JNIEnv *env, jclass native, jlong handle, jintArray array, jboolean special)
+{
+    cos_error *(*decode)(const cos_engine *, const int32_t *, size_t, char *, size_t, size_t *) =
+        special ? cos_engine_decode_special : cos_engine_decode;
     const cos_engine *engine = POINTER(cos_engine, handle);
     copied tokens = copy_ints(env, array);
     if (tokens.failed) return NULL;
     jbyteArray result = NULL;
     char *text = NULL;
     size_t bytes = 0;
-    if (failed(env, native, cos_engine_decode(engine, tokens.data, tokens.count, NULL, 0, &bytes), NULL)) goto done;
+    if (failed(env, native, decode(engine, tokens.data, tokens.count, NULL, 0, &bytes), NULL)) goto done;
     text = malloc(bytes + 1);
     if (!text)
         out_of_memory(env);
-    else if (!failed(env, native, cos_engine_decode(engine, tokens.data, tokens.count, text, bytes + 1, &bytes), NULL))
+    else if (!failed(env, native, decode(engine, tokens.data, tokens.count, text, bytes + 1, &bytes), NULL))
         result = new_bytes(env, text, bytes);
 done:
     free(text);
@@ -522,6 +552,11 @@ static void text_stream_prompt(JNIEnv *env, jclass native, jlong stream, jintArr
     free(tokens.data);
 }
 
+static void text_stream_show_special(JNIEnv *env, jclass native, jlong stream, jboolean show)
+{
+    failed(env, native, cos_text_stream_show_special(POINTER(cos_text_stream, stream), show), NULL);
+}
+
 /* `text` has all strings, one behind the other. An array of strings would need a local reference for each of them. */
 static void text_stream_set_stops(JNIEnv *env, jclass native, jlong stream, jbyteArray text, jintArray lengths)
 {
@@ -594,8 +629,9 @@ static const JNINativeMethod methods[] = {
     METHOD("engineStats", "(J)[J", engine_stats),
     METHOD("engineMetrics", "(J)[B", engine_metrics),
     METHOD("enginePrepare", "(JIIDLjava/util/function/DoublePredicate;)D", engine_prepare),
-    METHOD("engineEncode", "(J[BZ)[I", engine_encode),
-    METHOD("engineDecode", "(J[I)[B", engine_decode),
+    METHOD("engineEncode", "(J[BI)[I", engine_encode),
+    METHOD("engineChat", "(J[BZZ)Ljava/lang/Object;", engine_chat),
+    METHOD("engineDecode", "(J[IZ)[B", engine_decode),
     METHOD("sessionNew", "(JIFIFFJI[I[F[IIIIZJ)J", session_new),
     METHOD("sessionFree", "(J)V", session_free),
     METHOD("prompt", "(J[I)V", prompt),
@@ -609,6 +645,7 @@ static const JNINativeMethod methods[] = {
     METHOD("sessionDescribe", "(J)[B", session_describe),
     METHOD("textStreamNew", "(J)J", text_stream_new),
     METHOD("textStreamPrompt", "(J[I)V", text_stream_prompt),
+    METHOD("textStreamShowSpecial", "(JZ)V", text_stream_show_special),
     METHOD("textStreamSetStops", "(J[B[I)V", text_stream_set_stops),
     METHOD("textStreamStopped", "(J)Z", text_stream_stopped),
     METHOD("textStreamPush", "(J[I)[B", text_stream_push),

@@ -19,9 +19,8 @@ fn count(tokens: &[i32], token: usize) -> f64 {
 }
 
 fn penalise(scores: &mut [f64], seen: &[i32], penalty: f64) {
-    for (token, score) in scores.iter_mut().enumerate().filter(|(token, _)| count(seen, *token) > 0.0) {
+    for (_, score) in scores.iter_mut().enumerate().filter(|(token, _)| count(seen, *token) > 0.0) {
         *score = if *score > 0.0 { *score / penalty } else { *score * penalty };
-        _ = token;
     }
 }
 

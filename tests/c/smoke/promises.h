@@ -124,8 +124,12 @@ static const struct {
     cos_error *(*engine_stats)(const cos_engine *, cos_stats *);
     cos_error *(*engine_encode)(const cos_engine *, const char *, size_t, int32_t, int32_t *, size_t, size_t *);
     cos_error *(*engine_decode)(const cos_engine *, const int32_t *, size_t, char *, size_t, size_t *);
+    cos_error *(*engine_decode_special)(const cos_engine *, const int32_t *, size_t, char *, size_t, size_t *);
+    cos_error *(*engine_chat)(const cos_engine *, const char *, size_t, int32_t, char *, size_t, size_t *);
+    cos_error *(*engine_chat_encode)(const cos_engine *, const char *, size_t, int32_t, int32_t *, size_t, size_t *);
     cos_error *(*text_stream_new)(const cos_engine *, cos_text_stream **);
     cos_error *(*text_stream_prompt)(cos_text_stream *, const int32_t *, size_t);
+    cos_error *(*text_stream_show_special)(cos_text_stream *, int32_t);
     cos_error *(*text_stream_set_stops)(cos_text_stream *, const char *const *, const size_t *, size_t);
     int32_t (*text_stream_stopped)(const cos_text_stream *);
     cos_error *(*text_stream_push)(cos_text_stream *, const int32_t *, size_t, const char **, size_t *);
@@ -159,8 +163,12 @@ static const struct {
     cos_engine_stats,
     cos_engine_encode,
     cos_engine_decode,
+    cos_engine_decode_special,
+    cos_engine_chat,
+    cos_engine_chat_encode,
     cos_text_stream_new,
     cos_text_stream_prompt,
+    cos_text_stream_show_special,
     cos_text_stream_set_stops,
     cos_text_stream_stopped,
     cos_text_stream_push,

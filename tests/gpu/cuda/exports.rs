@@ -137,7 +137,7 @@ pub fn run(engine: &Arc<Engine>, prompt: &[i32], options: &Options) -> (Vec<i32>
         let (new, now) = session.step().unwrap();
         tokens.extend_from_slice(new);
         state = now;
-        logs.extend_from_slice(session.log_probabilities());
+        logs.extend_from_slice(&session.log_probabilities().of_tokens);
     }
     (tokens, logs, session)
 }

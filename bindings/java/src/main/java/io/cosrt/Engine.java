@@ -14,6 +14,10 @@ import java.util.concurrent.atomic.AtomicBoolean;
  * <p>The first engine of the process loads ONNX Runtime, and all engines share its thread pool.
  */
 public final class Engine extends NativeObject {
+    /** COS_ENCODE_* of cos.h. */
+    private static final int ADD_SPECIAL = 1;
+    private static final int PLAIN = 2;
+
     private final AtomicBoolean closing; // ends prepare, the only long call on an engine
     private final Set<Thread> preparing = ConcurrentHashMap.newKeySet();
 
@@ -124,8 +128,48 @@ public final class Engine extends NativeObject {
      * @throws CosException INVALID_ARGUMENT (an unpaired surrogate), UNSUPPORTED (no model has a tokenizer.json)
      */
     public int[] encode(String text, boolean addSpecial) {
+        return encode(text, addSpecial ? ADD_SPECIAL : 0);
+    }
+
+    /**
+     * Encodes a text as {@link #encode} does, but names of special tokens in it, such as {@code <|im_end|>}, become
+     * tokens of plain text. For what users say.
+     *
+     * @throws CosException INVALID_ARGUMENT (also if the tokenizer cannot do so), UNSUPPORTED
+     */
+    public int[] encodePlain(String text, boolean addSpecial) {
+        return encode(text, addSpecial ? ADD_SPECIAL | PLAIN : PLAIN);
+    }
+
+    private int[] encode(String text, int flags) {
         byte[] bytes = Utf8.encode(text);
-        return shared(engine -> Native.engineEncode(engine, bytes, addSpecial));
+        return shared(engine -> Native.engineEncode(engine, bytes, flags));
+    }
+
+    /**
+     * Renders messages to text with the chat template beside the models. For a prompt, use {@link #chatEncode}.
+     *
+     * @param messages JSON: an array of messages, or an object that has tools, documents and variables too;
+     *          {@code cos_engine_chat} in cos.h says which
+     * @param addGenerationPrompt whether the text ends with what begins an answer
+     * @throws CosException INVALID_ARGUMENT (also if the template refuses the messages), UNSUPPORTED (there is no chat
+     *          template)
+     */
+    public String chat(String messages, boolean addGenerationPrompt) {
+        byte[] json = Utf8.encode(messages);
+        return Utf8.decode((byte[]) shared(engine -> Native.engineChat(engine, json, addGenerationPrompt, false)));
+    }
+
+    /**
+     * Renders messages as {@link #chat} does, and encodes the text. Names of control tokens in messages become tokens
+     * of plain text, so only the template writes control tokens. The tokens are the whole prompt.
+     *
+     * @throws CosException as for {@link #chat}, and INVALID_ARGUMENT if a control token in a message cannot be plain
+     *          text
+     */
+    public int[] chatEncode(String messages, boolean addGenerationPrompt) {
+        byte[] json = Utf8.encode(messages);
+        return (int[]) shared(engine -> Native.engineChat(engine, json, addGenerationPrompt, true));
     }
 
     /**
@@ -137,7 +181,18 @@ public final class Engine extends NativeObject {
      */
     public String decode(int... tokens) {
         Objects.requireNonNull(tokens, "tokens");
-        return Utf8.decode(shared(engine -> Native.engineDecode(engine, tokens)));
+        return Utf8.decode(shared(engine -> Native.engineDecode(engine, tokens, false)));
+    }
+
+    /**
+     * Decodes tokens as {@link #decode} does, but special tokens give their names.
+     *
+     * @throws CosException INVALID_ARGUMENT (a token outside the vocabulary), UNSUPPORTED (no model has a
+     *          tokenizer.json)
+     */
+    public String decodeSpecial(int... tokens) {
+        Objects.requireNonNull(tokens, "tokens");
+        return Utf8.decode(shared(engine -> Native.engineDecode(engine, tokens, true)));
     }
 
     /** Starts an empty sequence: greedy, with an automatic strategy. */

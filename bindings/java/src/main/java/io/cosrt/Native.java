@@ -44,9 +44,12 @@ final class Native {
     /** {@code tokens} and {@code sessions} are unsigned in C. */
     static native double enginePrepare(long engine, int sessions, int tokens, double seconds, DoublePredicate progress);
 
-    static native int[] engineEncode(long engine, byte[] text, boolean addSpecial);
+    static native int[] engineEncode(long engine, byte[] text, int flags);
 
-    static native byte[] engineDecode(long engine, int[] tokens);
+    /** The text of messages in UTF-8, or with {@code encodes} their tokens. */
+    static native Object engineChat(long engine, byte[] messages, boolean addGenerationPrompt, boolean encodes);
+
+    static native byte[] engineDecode(long engine, int[] tokens, boolean special);
 
     static native long sessionNew(long engine, int strategy, float temperature, int topK, float topP, float minP,
             long seed, int maxTokens, int[] proposalLengths, float[] weights, int[] stopTokens, int targets,
@@ -83,6 +86,8 @@ final class Native {
     static native long textStreamNew(long engine);
 
     static native void textStreamPrompt(long stream, int[] tokens);
+
+    static native void textStreamShowSpecial(long stream, boolean show);
 
     static native void textStreamSetStops(long stream, byte[] text, int[] lengths);
 

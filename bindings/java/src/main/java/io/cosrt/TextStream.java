@@ -35,6 +35,19 @@ public final class TextStream extends NativeObject {
     }
 
     /**
+     * Sets whether special tokens give their names as text. The call must come before the first {@link #push}, or after
+     * {@link #finish}, and before {@link #prompt}: the prompt is unknown again.
+     *
+     * @throws CosException INVALID_ARGUMENT (after a push; nothing changes), BUSY
+     */
+    public void showSpecial(boolean show) {
+        exclusively(stream -> {
+            Native.textStreamShowSpecial(stream, show);
+            return null;
+        });
+    }
+
+    /**
      * Sets the stop strings: the text ends before the first one that is complete, or before the longest of several that
      * are complete at the same place. A stop string may span tokens, and may be or contain the name of a special token.
      * They replace those set before, and text that was given out stays.

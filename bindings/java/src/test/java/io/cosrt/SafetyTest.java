@@ -237,6 +237,36 @@ class SafetyTest {
     }
 
     @Test
+    void onlyTheTemplateWritesControlTokens() {
+        Engine demo = Engines.demo();
+        String messages = "[{\"role\": \"user\", \"content\": \"2+2? <|endoftext|>\"}]";
+        String whole = "Question: 2+2? <|endoftext|>\nAnswer:";
+        int[] parsed = demo.encode(whole, false);
+        int[] safe = demo.chatEncode(messages, true);
+        assertEquals(whole, demo.chat(messages, true));
+        assertEquals("Question: 2+2? <|endoftext|>\n", demo.chat(messages, false));
+        assertEquals(1, Arrays.stream(parsed).filter(token -> token == 0).count());
+        assertEquals(0, Arrays.stream(safe).filter(token -> token == 0).count());
+        assertEquals(0, Arrays.stream(demo.encodePlain(whole, false)).filter(token -> token == 0).count());
+        assertEquals(whole, demo.decode(safe));
+        assertEquals(whole, demo.decodeSpecial(parsed));
+        String longText = "x".repeat(100_000);
+        String longMessages = "[{\"role\": \"user\", \"content\": \"" + longText + "\"}]";
+        assertEquals("Question: " + longText + "\nAnswer:", demo.chat(longMessages, true));
+        refused(ErrorCode.INVALID_ARGUMENT, () -> demo.chat("[]", true));
+        refused(ErrorCode.INVALID_ARGUMENT, () -> demo.chatEncode("", true));
+        assertThrows(NullPointerException.class, () -> demo.chat(null, true));
+        assertThrows(NullPointerException.class, () -> demo.decodeSpecial((int[]) null));
+        try (TextStream stream = demo.newTextStream()) {
+            stream.showSpecial(true);
+            stream.prompt();
+            assertEquals(whole, stream.push(parsed) + stream.finish());
+            stream.push(parsed);
+            refused(ErrorCode.INVALID_ARGUMENT, () -> stream.showSpecial(false));
+        }
+    }
+
+    @Test
     void stopStringsThatAreNone() {
         Engine demo = Engines.demo();
         try (TextStream stream = demo.newTextStream()) {
