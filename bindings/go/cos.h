@@ -381,9 +381,9 @@ typedef int32_t (*cos_combine_fn)(const float *const *rows,
  * @param tokens        the text so far, pending tokens included; NULL if it is empty
  * @param tokens_count  length of `tokens`
  * @param kept          so many tokens from the front are those of the last call with the same `text`
- * @param mask          in/out: a bit for each token, token t in bit t % 32 of word t / 32. All bits are set. Clear those
- *                      of the tokens that may not come next. Stop tokens are tokens like others here. If no bit is
- *                      left, the text is complete and ends.
+ * @param mask          in/out: a bit for each token, token t in bit t % 32 of word t / 32. All bits are set. Clear
+ *                      those of the tokens that may not come next. Stop tokens are tokens like others here. If no bit
+ *                      is left, the text is complete and ends.
  * @param mask_words    length of `mask`
  * @param text          a number of the session, which no other session of the process has, forks included
  * @param user_data     constrain_data of cos_session_options
@@ -622,8 +622,8 @@ typedef struct cos_step_result {
   const float *log_probabilities;
   /**
    * The most probable tokens instead of each token, which may be one of them: `tokens_count` rows of `top_count`
-   * tokens, best first. Where fewer are possible, the rest is -1. Owned and valid as `tokens`. NULL if `top_count` is
-   * 0, or without tokens.
+   * tokens, best first. Where fewer are possible, the rest is -1. Owned and valid as `tokens`. NULL if `top_count`
+   * is 0, or without tokens.
    */
   const int32_t *top_tokens;
   /**
@@ -918,9 +918,9 @@ struct cos_error *cos_session_new(const struct cos_engine *engine,
                                   struct cos_session **out_session);
 
 /**
- * Decode by other options from the next token on: temperature, top_k, top_p, min_p, max_tokens, stop_tokens, penalties,
- * bias, bans, min_tokens, the constraint, and log-probabilities. Committed tokens stay, and all tokens behind them have
- * the distribution of the new options. May be called between steps.
+ * Decode by other options from the next token on: temperature, top_k, top_p, min_p, max_tokens, stop_tokens,
+ * penalties, bias, bans, min_tokens, the constraint, and log-probabilities. Committed tokens stay, and all tokens
+ * behind them have the distribution of the new options. May be called between steps.
  *
  * strategy, targets, seed, proposal_lengths, routes and priority must be those of cos_session_new. weights and combine
  * are not read: cos_session_set_weights changes weights. A text that max_tokens has ended goes on if it is now larger,
@@ -1048,10 +1048,10 @@ struct cos_error *cos_prompt(struct cos_session *session, const int32_t *tokens,
  * @param session       in/out, must not be NULL, not in use on another thread (BUSY)
  * @param tokens        copied; must not be NULL
  * @param tokens_count  at least 1
- * @param out_result    out, must not be NULL; `struct_size` must be set. Its tokens are the given ones. The session owns
- *                      the arrays, which are valid until its next call.
- * @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT (as for cos_prompt, or the options do not ask
- *         for log-probabilities), CONTEXT_FULL, and those of cos_step
+ * @param out_result    out, must not be NULL; `struct_size` must be set. Its tokens are the given ones. The session
+ *                      owns the arrays, which are valid until its next call.
+ * @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT (as for cos_prompt, or the options do not
+ *         ask for log-probabilities), CONTEXT_FULL, and those of cos_step
  * Since 0.1.
  */
 struct cos_error *cos_session_score(struct cos_session *session,

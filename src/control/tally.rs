@@ -5,7 +5,7 @@ use crate::rows::Change;
 
 /// A token with a bias, or one that has come.
 #[derive(Debug, Clone, Copy)]
-struct Entry {
+struct Tallied {
     token: u32,
     bias: f32,
     /// How often it is in the prompt, if that matters, and in the text.
@@ -15,17 +15,17 @@ struct Entry {
 
 /// Counts tokens. Entries are in ascending order of tokens.
 #[derive(Debug, Default)]
-pub struct Tally(Vec<Entry>);
+pub struct Tally(Vec<Tallied>);
 
 impl Tally {
     /// Begin anew behind a prompt.
     pub fn begin(&mut self, controls: &Controls, prompt: &[i32]) {
         self.0.clear();
-        self.0.extend(controls.bias.iter().map(|&(token, bias)| Entry { token, bias, prompt: 0, text: 0 }));
+        self.0.extend(controls.bias.iter().map(|&(token, bias)| Tallied { token, bias, prompt: 0, text: 0 }));
         if controls.repetition_penalty == 1.0 {
             return;
         }
-        let entry = |&token: &i32| Entry { token: token as u32, bias: 0.0, prompt: 1, text: 0 };
+        let entry = |&token: &i32| Tallied { token: token as u32, bias: 0.0, prompt: 1, text: 0 };
         self.0.extend(prompt.iter().map(entry));
         // Stable, so the entry with the bias comes first.
         self.0.sort_by_key(|entry| entry.token);
@@ -40,7 +40,7 @@ impl Tally {
     pub fn push(&mut self, token: u32) {
         match self.0.binary_search_by_key(&token, |entry| entry.token) {
             Ok(index) => self.0[index].text += 1,
-            Err(index) => self.0.insert(index, Entry { token, bias: 0.0, prompt: 0, text: 1 }),
+            Err(index) => self.0.insert(index, Tallied { token, bias: 0.0, prompt: 0, text: 1 }),
         }
     }
 
@@ -58,7 +58,7 @@ impl Tally {
     /// Write what the counts change.
     pub fn write(&self, controls: &Controls, changes: &mut Vec<Change>) {
         let Controls { repetition_penalty, presence_penalty, frequency_penalty, .. } = *controls;
-        changes.extend(self.0.iter().map(|&Entry { token, bias, prompt, text }| Change {
+        changes.extend(self.0.iter().map(|&Tallied { token, bias, prompt, text }| Change {
             token,
             bias,
             repetition: if prompt + text > 0 { repetition_penalty } else { 1.0 },

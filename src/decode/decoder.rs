@@ -6,24 +6,26 @@
 
 mod branch;
 mod company;
+mod learning;
 mod score;
 
 use std::time::Duration;
 
-pub use self::branch::Stand;
+pub use self::branch::Snapshot;
 pub use self::company::Common;
-use crate::control::Control;
+use crate::control::RowEditor;
+pub use crate::decode::alternatives::{Alternatives, LogProbabilities, MOST_ALTERNATIVES};
 use crate::decode::chance::Chance;
 use crate::decode::combine::Combination;
 use crate::decode::lane::Lane;
 pub use crate::decode::lane::ModelLimits;
 use crate::decode::policy::{Plan, Targets};
 pub use crate::decode::progress::{Counters, Finish, Tested};
-pub use crate::decode::report::{Alternatives, LogProbabilities, MOST_ALTERNATIVES};
+
 use crate::decode::routes::Routes;
 use crate::decode::schedule::{MOST_GIVEN, Next, Schedule};
 pub use crate::decode::settings::Settings;
-use crate::decode::state::{DecoderState, Rows, learner};
+use crate::decode::state::{DecoderState, Rows};
 pub use crate::decode::target::Workspace;
 use crate::error::{Error, Result};
 use crate::learn::estimates::Estimates;
@@ -123,7 +125,7 @@ impl<C: Chance> Decoder<C> {
         let vocab_size = lanes.iter().flatten().next().map_or(0, |lane| lane.limits.vocab_size);
         let state = DecoderState {
             lanes,
-            control: control(&settings, vocab_size),
+            editor: editor(&settings, vocab_size),
             settings,
             chance,
             tokens: Vec::new(),
@@ -161,10 +163,10 @@ impl<C: Chance> Decoder<C> {
         let given = state.given.as_ref().map_or(0, |_| MOST_GIVEN);
         let pending = self.schedule.max_pending().max(given);
         // One for each pending position and the one after them.
-        let edits = state.control.is_some();
+        let edits = state.editor.is_some();
         state.lanes.iter_mut().flatten().for_each(|lane| lane.fit(pending + 1, edits));
         // Models score some positions after they are decided, and the observer wants to learn from these.
-        state.control.iter_mut().for_each(|control| control.fit(pending + 1 + LATE));
+        state.editor.iter_mut().for_each(|editor| editor.fit(pending + 1 + LATE));
         state.tokens.reserve(state.context_length.min(1 << 20).saturating_sub(state.tokens.len()));
         state.log_probabilities.reserve(pending + 1, state.settings.alternatives, state.lanes.len());
         state.tested.fit(state.lanes.len(), pending);
@@ -227,9 +229,9 @@ impl<C: Chance> Decoder<C> {
         }
         if !is_processed_alike {
             self.state.lanes.iter_mut().flatten().for_each(Lane::forget);
-            self.state.control = control(&settings, self.vocab_size());
+            self.state.editor = editor(&settings, self.vocab_size());
             let start = self.state.prompt_end();
-            self.state.control.iter_mut().for_each(|control| control.begin(start));
+            self.state.editor.iter_mut().for_each(|editor| editor.begin(start));
         }
         let is_complete = self.state.finish == Some(Finish::Complete);
         let has_stopped = self.state.finish == Some(Finish::StopToken);
@@ -324,7 +326,7 @@ impl<C: Chance> Decoder<C> {
         state.routes.forget();
         let end = state.tokens.len();
         state.prompts.push(committed..end);
-        state.control.iter_mut().for_each(|control| control.begin(end));
+        state.editor.iter_mut().for_each(|editor| editor.begin(end));
         self.start = end;
         self.schedule.reset(end);
         if let Some(observer) = &mut state.observer {
@@ -491,62 +493,6 @@ impl<C: Chance> Decoder<C> {
         state.counters.waste();
     }
 
-    /// Let the observer learn from the passes that were run.
-    fn observe_passes(&mut self, workspace: &mut Workspace) {
-        self.observe_rows(workspace);
-        self.observe_times();
-        self.needs.clear();
-        self.ran.clear();
-    }
-
-    /// Show the observer the rows that it has been waiting for.
-    fn observe_rows(&mut self, workspace: &mut Workspace) {
-        let DecoderState { lanes, settings, control, tokens, observer, .. } = &mut self.state;
-        let Some(observer) = learner(observer) else { return };
-        let committed = self.schedule.committed();
-        for Ran { need: Need { model, end, .. }, wanted, .. } in &self.ran {
-            let lane = lanes[*model].as_ref().expect("a look-up runs no passes");
-            for (position, &token) in tokens.iter().enumerate().take(committed.min(end + 1)).skip(*wanted) {
-                // The model's next pass tells the score of the token behind this one.
-                let row = || lane.row(position);
-                let is_told = position < *end || settings.sampler.is_greedy() || row().knows(token as usize);
-                if !observer.skips(*model, position) && is_told {
-                    let edits = control.as_ref().map(|control| control.known(position));
-                    let buffers = workspace.for_observation();
-                    let seen = lane.observation(position, token as usize, &settings.sampler, edits, buffers);
-                    seen.into_iter().for_each(|seen| observer.record_score(*model, position, seen));
-                }
-            }
-        }
-    }
-
-    /// Tell the observer the times of passes. A pass over a prompt, or one that prepares others, says nothing of later
-    /// ones.
-    fn observe_times(&mut self) {
-        let prompt_end = self.state.prompt_end();
-        let Some(observer) = learner(&mut self.state.observer) else { return };
-        let tells = |ran: &Ran| ran.report.is_usual && ran.need.start + 1 >= prompt_end;
-        let pass = |ran: &Ran| (ran.need.model, ran.need.end - ran.need.start);
-        if self.ran.iter().any(|ran| ran.overlapped) {
-            if self.ran.iter().all(tells) {
-                let elapsed: Duration = self.ran.iter().map(|ran| ran.elapsed).sum();
-                observer.record_overlapped(self.ran.iter().map(pass), elapsed.as_secs_f64());
-            }
-        } else {
-            for ran in self.ran.iter().filter(|ran| tells(ran)) {
-                let (model, width) = pass(ran);
-                observer.record_pass(model, width, ran.elapsed.as_secs_f64());
-            }
-        }
-    }
-
-    /// Let the observer count what the round has shown.
-    fn settle(&mut self) {
-        if let Some(observer) = learner(&mut self.state.observer) {
-            observer.update();
-        }
-    }
-
     /// Let a model that the plan does not run catch up, to learn how well it would do. The next steps run the probe,
     /// until [`Step::Probed`]. To be called between rounds. Returns false if it cannot: its context has ended, or it is
     /// a look-up.
@@ -706,9 +652,9 @@ impl<C: Chance> Decoder<C> {
 }
 
 /// What changes rows for these settings, if anything does.
-fn control(settings: &Settings, vocab_size: usize) -> Option<Box<Control>> {
-    let control = || Box::new(Control::new(&settings.controls, vocab_size, &settings.stop_tokens));
-    (!settings.controls.is_plain()).then(control)
+fn editor(settings: &Settings, vocab_size: usize) -> Option<Box<RowEditor>> {
+    let editor = || Box::new(RowEditor::new(&settings.controls, vocab_size, &settings.stop_tokens));
+    (!settings.controls.is_plain()).then(editor)
 }
 
 impl<C: Chance> DecoderState<C> {

@@ -175,8 +175,8 @@ impl Lane {
     }
 
     /// What an observer learns of a token at a position: the token's probability, or greedily whether it is the first
-    /// choice, and the model's confidence there. A bad row gives 0 for both; `None` if the row cannot be read, or if its
-    /// `edits` are lost. They are `None` if rows are not edited.
+    /// choice, and the model's confidence there. A bad row gives 0 for both; `None` if the row cannot be read, or if
+    /// its `edits` are lost. They are `None` if rows are not edited.
     pub fn observation(
         &self,
         position: usize,

@@ -3,6 +3,7 @@
 //! Notation follows the paper (arXiv 2502.01662). `p_k` is the distribution of model `k` after the sampler, and `r` is
 //! the combined distribution. A proposal is drawn from `q` and verified against the target `t`.
 
+mod alternatives;
 pub mod chance;
 pub mod combine;
 pub mod decoder;

@@ -1,8 +1,8 @@
 //! What is asked of the decoding of a sequence.
 
 use crate::control::Controls;
+use crate::decode::alternatives::Alternatives;
 use crate::decode::combine::Combination;
-use crate::decode::report::Alternatives;
 use crate::rows::Sampler;
 
 /// What is decoded, and when the sequence ends.

@@ -2,12 +2,12 @@
 
 use std::ops::Range;
 
-use crate::control::{Control, Left};
+use crate::control::{Left, RowEditor};
+use crate::decode::alternatives::LogProbabilities;
 use crate::decode::chance::{self, Chance, Key, Purpose};
 use crate::decode::lane::Lane;
 use crate::decode::look_up;
 use crate::decode::progress::{Counters, Finish, Tested};
-use crate::decode::report::LogProbabilities;
 use crate::decode::routes::Routes;
 use crate::decode::schedule::{Decision, Draft, NOBODY, World};
 use crate::decode::settings::Settings;
@@ -21,7 +21,7 @@ pub struct DecoderState<C> {
     pub lanes: Vec<Option<Lane>>,
     pub settings: Settings,
     /// What is asked of the tokens; `None` if nothing is.
-    pub control: Option<Box<Control>>,
+    pub editor: Option<Box<RowEditor>>,
     pub chance: C,
     /// Committed tokens, then pending ones.
     pub tokens: Vec<i32>,
@@ -71,7 +71,7 @@ impl<C: Chance> DecoderState<C> {
     pub fn drop_pending(&mut self, from: usize) {
         self.tokens.truncate(from);
         self.lanes.iter_mut().flatten().for_each(|lane| lane.truncate(from));
-        self.control.iter_mut().for_each(|control| control.truncate(from));
+        self.editor.iter_mut().for_each(|editor| editor.truncate(from));
         self.epoch = self.epoch.wrapping_add(1);
         self.counters.waste();
     }
@@ -83,16 +83,16 @@ impl<C: Chance> DecoderState<C> {
     fn front<'a>(&'a mut self, position: usize, workspace: &'a mut Workspace) -> Result<Front<'a, C>> {
         let token = self.tokens.get(position).map(|&token| token as usize);
         let is_given = self.is_given(position);
-        let DecoderState { lanes, settings, control, chance, epoch, tokens, .. } = self;
-        let control = control.as_mut().filter(|_| !is_given);
-        let edits = control.map(|control| control.edits(position, tokens)).transpose()?;
+        let DecoderState { lanes, settings, editor, chance, epoch, tokens, .. } = self;
+        let editor = editor.as_mut().filter(|_| !is_given);
+        let edits = editor.map(|editor| editor.edits(position, tokens)).transpose()?;
         Ok(Front { lanes, settings, edits, chance, epoch: *epoch, position, token, workspace })
     }
 
     /// What is asked of the tokens leaves this at a position, whatever the rows are.
     fn left(&mut self, position: usize) -> Result<Left> {
-        let DecoderState { control, tokens, .. } = self;
-        control.as_mut().map_or(Ok(Left::Some), |control| control.left(position, tokens))
+        let DecoderState { editor, tokens, .. } = self;
+        editor.as_mut().map_or(Ok(Left::Some), |editor| editor.left(position, tokens))
     }
 
     /// The same, as far as it is known without the mask.
@@ -100,8 +100,8 @@ impl<C: Chance> DecoderState<C> {
         if self.is_given(position) {
             return Ok(Left::Some);
         }
-        let DecoderState { control, tokens, .. } = self;
-        control.as_mut().map_or(Ok(Left::Some), |control| control.peek(position, tokens))
+        let DecoderState { editor, tokens, .. } = self;
+        editor.as_mut().map_or(Ok(Left::Some), |editor| editor.peek(position, tokens))
     }
 
     /// Whether the token of a position is given.
@@ -114,7 +114,8 @@ impl<C: Chance> DecoderState<C> {
         tokens.get(position.checked_sub(*start)?).copied()
     }
 
-    /// Whether a position where one token is possible is decided without rows. Not if their log-probabilities are wanted.
+    /// Whether a position where one token is possible is decided without rows. Not if their log-probabilities are
+    /// wanted.
     fn settles(&self) -> bool {
         !(self.settings.log_probabilities && self.settings.alternatives.before)
     }
@@ -137,8 +138,8 @@ impl<C: Chance> DecoderState<C> {
 
     /// Whether the constraint allows nothing more. One that fails shows that in the next round.
     fn is_complete(&mut self, committed: usize) -> bool {
-        let DecoderState { control, tokens, .. } = self;
-        control.as_mut().is_some_and(|control| control.is_complete(committed, tokens).unwrap_or(false))
+        let DecoderState { editor, tokens, .. } = self;
+        editor.as_mut().is_some_and(|editor| editor.is_complete(committed, tokens).unwrap_or(false))
     }
 
     /// Show the observer what is known of the token at a position that was just committed. `decided` is the probability
@@ -162,7 +163,7 @@ impl<C: Chance> DecoderState<C> {
             if is_skipped || !(sampler.is_greedy() || lane.row(position).knows(token as usize)) {
                 continue;
             }
-            let edits = self.control.as_ref().map(|control| control.known(position));
+            let edits = self.editor.as_ref().map(|editor| editor.known(position));
             let seen = lane.observation(position, token as usize, sampler, edits, workspace.for_observation());
             seen.into_iter().for_each(|seen| observer.record_score(participant, position, seen));
         }
@@ -362,8 +363,8 @@ impl<C: Chance> Rows<'_, C> {
         if self.state.left(position)? == Left::Nothing {
             return Ok(None);
         }
-        let DecoderState { lanes, settings, control, chance, tokens, counters, observer, .. } = &mut *self.state;
-        let edits = control.as_mut().map(|control| control.edits(position, tokens)).transpose()?;
+        let DecoderState { lanes, settings, editor, chance, tokens, counters, observer, .. } = &mut *self.state;
+        let edits = editor.as_mut().map(|editor| editor.edits(position, tokens)).transpose()?;
         let estimates = observer.as_ref().map(|observer| observer.estimates());
         let (token, certain, odds) = match &mut lanes[proposer] {
             None => {

@@ -1,6 +1,7 @@
 //! The engine: models that are loaded once and shared by any number of sessions and threads.
 
 mod agree;
+mod constraints;
 pub mod drive;
 pub mod histogram;
 pub mod many;
@@ -26,7 +27,7 @@ pub mod wait;
 mod waiting;
 
 use std::path::Path;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -39,6 +40,7 @@ use crate::config::{
 use crate::control::Constraints;
 use crate::decode::combine::Combination;
 use crate::engine::agree::{Agreement, agree, stop_tokens};
+use crate::engine::constraints::CompiledConstraints;
 use crate::engine::histogram::Waits;
 use crate::engine::participant::Participant;
 use crate::engine::queues::PassQueues;
@@ -47,7 +49,7 @@ use crate::engine::stats::Stats;
 use crate::engine::together::Together;
 use crate::error::{Error, Result};
 use crate::export::Scoring;
-use crate::grammar::{Grammars, Language};
+use crate::grammar::Language;
 use crate::model::{Model, overlap};
 use crate::onnx::{CacheSize, LoadOptions, OnnxModel, Provider, RowsOn, environment, loaded};
 use crate::plan::pass_times::PassTimes;
@@ -81,8 +83,7 @@ pub struct Engine {
     pass_times: Arc<PassTimes>,
     combine: Combine,
     text: Option<Arc<Text>>,
-    /// Compiles constraints; made when the first one is asked for.
-    grammars: OnceLock<Result<Grammars>>,
+    constraints: CompiledConstraints,
     chat: Option<Chat>,
     stop_tokens: Vec<i32>,
     warnings: Vec<String>,
@@ -174,7 +175,7 @@ impl Engine {
             participants,
             combine,
             text,
-            grammars: OnceLock::new(),
+            constraints: CompiledConstraints::default(),
             chat: None,
             stop_tokens,
             warnings: Vec::new(),
@@ -355,12 +356,9 @@ impl Engine {
         })
     }
 
-    /// Compile a constraint for a session with these stop tokens.
-    ///
-    /// [`Error::InvalidArgument`] if it cannot be used, [`Error::Unsupported`] if the tokenizer does not allow any.
+    /// Compile a constraint for a session with these stop tokens; see [`CompiledConstraints::get`].
     pub fn constraint(&self, language: Language, source: &str, stop_tokens: &[i32]) -> Result<Constraints> {
-        let grammars = self.grammars.get_or_init(|| Grammars::new(self.text()?, self.vocab_size()));
-        grammars.as_ref().map_err(Clone::clone)?.compile(language, source, stop_tokens)
+        self.constraints.get(self.text(), self.vocab_size(), (language, source), stop_tokens)
     }
 
     /// The tokenizer and its chat templates, or an error that says how to add them.

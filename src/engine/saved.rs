@@ -8,7 +8,7 @@ use std::sync::Arc;
 use crate::config::RoutesName;
 use crate::control::Controls;
 use crate::decode::chance::CounterRng;
-use crate::decode::decoder::{Alternatives, Finish, Stand};
+use crate::decode::decoder::{Alternatives, Finish, Snapshot};
 use crate::decode::policy::{Strategy, Targets};
 use crate::engine::Engine;
 use crate::engine::participant::Participant;
@@ -103,12 +103,12 @@ impl Session {
         {
             if is_given {
                 return Err(Error::Unsupported(format!(
-                    "the session has a function in {name}, which bytes cannot hold; save its tokens instead, and prompt \
-                     a new session with them"
+                    "the session has a function in {name}, which bytes cannot hold; save its tokens instead, and \
+                     prompt a new session with them"
                 )));
             }
         }
-        let Stand { tokens, prompts, epoch, route_epoch, finish } = self.driver.stand();
+        let Snapshot { tokens, prompts, epoch, route_epoch, finish } = self.driver.snapshot();
         let saved = Saved {
             models: self.engine.participants().iter().map(SavedModel::of).collect(),
             combine: combine(&self.engine),
@@ -150,7 +150,7 @@ impl Session {
         session.driver.set_chance(CounterRng::of(saved.numbers));
         session.forks = saved.forks;
         let finish = saved.finish.map(|finish| FINISHES.get(finish).copied().ok_or_else(|| damaged("its finish")));
-        session.driver.resume(Stand {
+        session.driver.resume(Snapshot {
             tokens: saved.tokens,
             prompts: saved.prompts.into_iter().map(|(start, end)| start..end).collect(),
             epoch: saved.epoch,

@@ -304,8 +304,9 @@ impl Session {
         self.driver.share_routes(self.claim.is_some());
     }
 
-    /// Append tokens as [`Session::prompt`] does, and tell their [log-probabilities](Session::scored). That of the first token of a sequence
-    /// is NaN. Returns [`State::Cancelled`] if it was cancelled, and otherwise whether the sequence has room.
+    /// Append tokens as [`Session::prompt`] does, and tell their [log-probabilities](Session::scored). That of the
+    /// first token of a sequence is NaN. Returns [`State::Cancelled`] if it was cancelled, and otherwise whether the
+    /// sequence has room.
     ///
     /// On an error, and if it is cancelled, nothing is appended.
     pub fn score(&mut self, tokens: &[i32]) -> Result<State> {

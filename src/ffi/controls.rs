@@ -3,12 +3,8 @@
 use std::ffi::c_void;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::options::cos_session_options;
-use super::slice;
-use crate::control::{Constraint, Constraints, Controls};
-use crate::engine::Engine;
+use crate::control::{Constraint, Constraints};
 use crate::error::{Error, Result};
-use crate::grammar::Language;
 
 /// No constraint, or one by a function.
 pub const COS_CONSTRAINT_NONE: i32 = 0;
@@ -34,9 +30,9 @@ pub const COS_CONSTRAINT_CHOICES: i32 = 4;
 /// @param tokens        the text so far, pending tokens included; NULL if it is empty
 /// @param tokens_count  length of `tokens`
 /// @param kept          so many tokens from the front are those of the last call with the same `text`
-/// @param mask          in/out: a bit for each token, token t in bit t % 32 of word t / 32. All bits are set. Clear those
-///                      of the tokens that may not come next. Stop tokens are tokens like others here. If no bit is
-///                      left, the text is complete and ends.
+/// @param mask          in/out: a bit for each token, token t in bit t % 32 of word t / 32. All bits are set. Clear
+///                      those of the tokens that may not come next. Stop tokens are tokens like others here. If no bit
+///                      is left, the text is complete and ends.
 /// @param mask_words    length of `mask`
 /// @param text          a number of the session, which no other session of the process has, forks included
 /// @param user_data     constrain_data of cos_session_options
@@ -55,99 +51,7 @@ pub type cos_constraint_fn = Option<
     ) -> i32,
 >;
 
-/// # Safety
-/// The arrays of `options` have their counts. `constrain` and `constrain_data` are as for [`constrain`].
-pub(super) unsafe fn read_controls(options: &cos_session_options, engine: &Engine) -> Result<Controls> {
-    // SAFETY: promised by the caller.
-    let (bias_tokens, bias_values) = unsafe {
-        (
-            slice(options.bias_tokens, options.bias_count, "bias_tokens", "bias_count")?,
-            slice(options.bias_values, options.bias_count, "bias_values", "bias_count")?,
-        )
-    };
-    engine.check_tokens("bias_tokens", bias_tokens)?;
-    let no_repeat_ngram = usize::try_from(options.no_repeat_ngram).map_err(|_| {
-        Error::InvalidArgument(format!(
-            "no_repeat_ngram is {}; it must be 0 (off) or positive",
-            options.no_repeat_ngram
-        ))
-    })?;
-    let controls = Controls {
-        min_tokens: options.min_tokens as usize,
-        no_repeat_ngram,
-        // SAFETY: promised by the caller.
-        constraint: options.constrain.map(|function| unsafe { constrain(function, options.constrain_data) }),
-        ..Controls::default()
-    };
-    if options.max_tokens > 0 && options.min_tokens > options.max_tokens {
-        return Err(Error::InvalidArgument(format!(
-            "min_tokens is {}, but max_tokens is {}; at least as many tokens must be allowed",
-            options.min_tokens, options.max_tokens
-        )));
-    }
-    controls
-        .with_penalties(options.repetition_penalty, options.presence_penalty, options.frequency_penalty)?
-        .with_bias(bias_tokens, bias_values)?
-        // SAFETY: promised by the caller.
-        .with_banned(unsafe { banned(options, engine) }?)
-}
-
-/// # Safety
-/// The arrays of `options` have their counts.
-unsafe fn banned(options: &cos_session_options, engine: &Engine) -> Result<Vec<Vec<i32>>> {
-    // SAFETY: promised by the caller.
-    let lengths = unsafe { slice(options.banned_lengths, options.banned_count, "banned_lengths", "banned_count")? };
-    let total = lengths.iter().try_fold(0usize, |sum, &length| sum.checked_add(length));
-    // SAFETY: promised by the caller.
-    let tokens = unsafe {
-        slice(options.banned_tokens, total.unwrap_or(usize::MAX), "banned_tokens", "the sum of banned_lengths")
-    }?;
-    engine.check_tokens("banned_tokens", tokens)?;
-    let mut rest = tokens;
-    let run = |&length: &usize| {
-        let (run, behind) = rest.split_at(length);
-        rest = behind;
-        run.to_vec()
-    };
-    Ok(lengths.iter().map(run).collect())
-}
-
-/// The grammar that a text follows, if there is one.
-///
-/// # Safety
-/// `constraint` has `constraint_length` bytes.
-pub(super) unsafe fn read_constraint(options: &cos_session_options) -> Result<Option<(Language, String)>> {
-    let language = match options.constraint_kind {
-        COS_CONSTRAINT_NONE => {
-            return match options.constraint_length {
-                0 => Ok(None),
-                _ => Err(Error::InvalidArgument(
-                    "constraint is given, but constraint_kind is 0; say what it is by one of COS_CONSTRAINT_*".into(),
-                )),
-            };
-        }
-        COS_CONSTRAINT_JSON_SCHEMA => Language::JsonSchema,
-        COS_CONSTRAINT_REGEX => Language::Regex,
-        COS_CONSTRAINT_LARK => Language::Lark,
-        COS_CONSTRAINT_CHOICES => Language::Choices,
-        other => {
-            return Err(Error::InvalidArgument(format!(
-                "constraint_kind is {other}; it must be one of COS_CONSTRAINT_*, 0 to 4"
-            )));
-        }
-    };
-    if options.constrain.is_some() {
-        return Err(Error::InvalidArgument(
-            "constraint_kind and constrain are both set; give a grammar or a function, not both".into(),
-        ));
-    }
-    let (source, length) = (options.constraint, options.constraint_length);
-    // SAFETY: promised by the caller.
-    let source = unsafe { super::text::utf8(source, length, "constraint", "constraint_length") }?;
-    Ok(Some((language, source.to_owned())))
-}
-
-type ConstraintFunction =
+pub(super) type ConstraintFunction =
     unsafe extern "C-unwind" fn(*const i32, usize, usize, *mut u32, usize, u64, *mut c_void) -> i32;
 
 /// A constraint by a function of a caller, for one text.
@@ -208,7 +112,7 @@ impl Constraint for Caller {
 ///
 /// # Safety
 /// `function` keeps to [`cos_constraint_fn`], and `data` is the data that it expects, for as long as the result lives.
-unsafe fn constrain(function: ConstraintFunction, data: *mut c_void) -> Constraints {
+pub(super) unsafe fn constrain(function: ConstraintFunction, data: *mut c_void) -> Constraints {
     static NUMBERS: AtomicU64 = AtomicU64::new(1);
     struct Data(*mut c_void);
     // SAFETY: it is only copied; see [`Caller`].

@@ -4,15 +4,17 @@ use std::ffi::{c_char, c_void};
 
 use parking_lot::Mutex;
 
-use super::controls::{cos_constraint_fn, read_constraint, read_controls};
-use super::{VersionedStruct, optional_slice, read_struct};
+use super::controls::*;
+use super::{VersionedStruct, optional_slice, read_struct, slice};
 use crate::config::RoutesName;
+use crate::control::Controls;
 use crate::decode::combine::Function;
 use crate::decode::decoder::{Alternatives, MOST_ALTERNATIVES};
 use crate::decode::policy::{Strategy, Targets};
 use crate::engine::Engine;
 use crate::engine::session::Options;
 use crate::error::{Error, Result};
+use crate::grammar::Language;
 use crate::model::Priority;
 use crate::rows::Sampler;
 
@@ -260,6 +262,98 @@ pub(super) unsafe fn read_options(options: *const cos_session_options, engine: &
         // SAFETY: promised by the caller.
         combine: options.combine.map(|function| unsafe { combine(function, options.combine_data) }),
     })
+}
+
+/// # Safety
+/// The arrays of `options` have their counts. `constrain` and `constrain_data` are as for [`constrain`].
+unsafe fn read_controls(options: &cos_session_options, engine: &Engine) -> Result<Controls> {
+    // SAFETY: promised by the caller.
+    let (bias_tokens, bias_values) = unsafe {
+        (
+            slice(options.bias_tokens, options.bias_count, "bias_tokens", "bias_count")?,
+            slice(options.bias_values, options.bias_count, "bias_values", "bias_count")?,
+        )
+    };
+    engine.check_tokens("bias_tokens", bias_tokens)?;
+    let no_repeat_ngram = usize::try_from(options.no_repeat_ngram).map_err(|_| {
+        Error::InvalidArgument(format!(
+            "no_repeat_ngram is {}; it must be 0 (off) or positive",
+            options.no_repeat_ngram
+        ))
+    })?;
+    let controls = Controls {
+        min_tokens: options.min_tokens as usize,
+        no_repeat_ngram,
+        // SAFETY: promised by the caller.
+        constraint: options.constrain.map(|function| unsafe { constrain(function, options.constrain_data) }),
+        ..Controls::default()
+    };
+    if options.max_tokens > 0 && options.min_tokens > options.max_tokens {
+        return Err(Error::InvalidArgument(format!(
+            "min_tokens is {}, but max_tokens is {}; at least as many tokens must be allowed",
+            options.min_tokens, options.max_tokens
+        )));
+    }
+    controls
+        .with_penalties(options.repetition_penalty, options.presence_penalty, options.frequency_penalty)?
+        .with_bias(bias_tokens, bias_values)?
+        // SAFETY: promised by the caller.
+        .with_banned(unsafe { banned(options, engine) }?)
+}
+
+/// # Safety
+/// The arrays of `options` have their counts.
+unsafe fn banned(options: &cos_session_options, engine: &Engine) -> Result<Vec<Vec<i32>>> {
+    // SAFETY: promised by the caller.
+    let lengths = unsafe { slice(options.banned_lengths, options.banned_count, "banned_lengths", "banned_count")? };
+    let total = lengths.iter().try_fold(0usize, |sum, &length| sum.checked_add(length));
+    // SAFETY: promised by the caller.
+    let tokens = unsafe {
+        slice(options.banned_tokens, total.unwrap_or(usize::MAX), "banned_tokens", "the sum of banned_lengths")
+    }?;
+    engine.check_tokens("banned_tokens", tokens)?;
+    let mut rest = tokens;
+    let run = |&length: &usize| {
+        let (run, behind) = rest.split_at(length);
+        rest = behind;
+        run.to_vec()
+    };
+    Ok(lengths.iter().map(run).collect())
+}
+
+/// The grammar that a text follows, if there is one.
+///
+/// # Safety
+/// `constraint` has `constraint_length` bytes.
+unsafe fn read_constraint(options: &cos_session_options) -> Result<Option<(Language, String)>> {
+    let language = match options.constraint_kind {
+        COS_CONSTRAINT_NONE => {
+            return match options.constraint_length {
+                0 => Ok(None),
+                _ => Err(Error::InvalidArgument(
+                    "constraint is given, but constraint_kind is 0; say what it is by one of COS_CONSTRAINT_*".into(),
+                )),
+            };
+        }
+        COS_CONSTRAINT_JSON_SCHEMA => Language::JsonSchema,
+        COS_CONSTRAINT_REGEX => Language::Regex,
+        COS_CONSTRAINT_LARK => Language::Lark,
+        COS_CONSTRAINT_CHOICES => Language::Choices,
+        other => {
+            return Err(Error::InvalidArgument(format!(
+                "constraint_kind is {other}; it must be one of COS_CONSTRAINT_*, 0 to 4"
+            )));
+        }
+    };
+    if options.constrain.is_some() {
+        return Err(Error::InvalidArgument(
+            "constraint_kind and constrain are both set; give a grammar or a function, not both".into(),
+        ));
+    }
+    let (source, length) = (options.constraint, options.constraint_length);
+    // SAFETY: promised by the caller.
+    let source = unsafe { super::text::utf8(source, length, "constraint", "constraint_length") }?;
+    Ok(Some((language, source.to_owned())))
 }
 
 /// Which log-probabilities are wanted, if any are.

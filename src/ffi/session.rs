@@ -52,8 +52,8 @@ pub struct cos_step_result {
     /// the options did not ask for them.
     pub log_probabilities: *const f32,
     /// The most probable tokens instead of each token, which may be one of them: `tokens_count` rows of `top_count`
-    /// tokens, best first. Where fewer are possible, the rest is -1. Owned and valid as `tokens`. NULL if `top_count` is
-    /// 0, or without tokens.
+    /// tokens, best first. Where fewer are possible, the rest is -1. Owned and valid as `tokens`. NULL if `top_count`
+    /// is 0, or without tokens.
     pub top_tokens: *const i32,
     /// The log-probabilities of `top_tokens`; minus infinity for the rest.
     pub top_log_probabilities: *const f32,
@@ -208,9 +208,9 @@ pub unsafe extern "C" fn cos_session_new(
     })
 }
 
-/// Decode by other options from the next token on: temperature, top_k, top_p, min_p, max_tokens, stop_tokens, penalties,
-/// bias, bans, min_tokens, the constraint, and log-probabilities. Committed tokens stay, and all tokens behind them have
-/// the distribution of the new options. May be called between steps.
+/// Decode by other options from the next token on: temperature, top_k, top_p, min_p, max_tokens, stop_tokens,
+/// penalties, bias, bans, min_tokens, the constraint, and log-probabilities. Committed tokens stay, and all tokens
+/// behind them have the distribution of the new options. May be called between steps.
 ///
 /// strategy, targets, seed, proposal_lengths, routes and priority must be those of cos_session_new. weights and combine
 /// are not read: cos_session_set_weights changes weights. A text that max_tokens has ended goes on if it is now larger,
@@ -425,10 +425,10 @@ pub unsafe extern "C" fn cos_prompt(
 /// @param session       in/out, must not be NULL, not in use on another thread (BUSY)
 /// @param tokens        copied; must not be NULL
 /// @param tokens_count  at least 1
-/// @param out_result    out, must not be NULL; `struct_size` must be set. Its tokens are the given ones. The session owns
-///                      the arrays, which are valid until its next call.
-/// @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT (as for cos_prompt, or the options do not ask
-///         for log-probabilities), CONTEXT_FULL, and those of cos_step
+/// @param out_result    out, must not be NULL; `struct_size` must be set. Its tokens are the given ones. The session
+///                      owns the arrays, which are valid until its next call.
+/// @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT (as for cos_prompt, or the options do not
+///         ask for log-probabilities), CONTEXT_FULL, and those of cos_step
 /// Since 0.1.
 ///
 /// # Safety

@@ -1,18 +1,16 @@
 //! Constraints by JSON schemas, regular expressions, grammars and lists of choices, with the library llguidance.
 
 mod matcher;
-mod vocabulary;
+mod trie;
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use llguidance::api::TopLevelGrammar;
 use llguidance::{Matcher, ParserFactory};
-use parking_lot::Mutex;
 use serde_json::Value;
 
 use self::matcher::Follower;
-use self::vocabulary::Vocabulary;
+use self::trie::TokenTrie;
 use crate::control::Constraints;
 use crate::error::{Error, Result};
 use crate::text::Text;
@@ -41,16 +39,13 @@ impl Language {
     }
 }
 
-/// Constraints that are kept, once they are compiled. The memory is cleared when it is full.
-const MOST_KEPT: usize = 64;
-
-/// What identifies a compiled constraint.
-type Source = (Language, String);
+/// A constraint that was compiled.
+#[derive(Clone)]
+pub struct Grammar(Arc<Matcher>);
 
 /// Compiles constraints for one tokenizer.
 pub struct Grammars {
     factory: ParserFactory,
-    compiled: Mutex<HashMap<Source, Arc<Matcher>>>,
 }
 
 impl Grammars {
@@ -58,39 +53,23 @@ impl Grammars {
     ///
     /// [`Error::Unsupported`] if the bytes of its tokens are not known.
     pub fn new(text: &Arc<Text>, vocab_size: usize) -> Result<Self> {
-        let vocabulary = Vocabulary::new(text, vocab_size)?;
-        let mut factory = ParserFactory::new_simple(&vocabulary.into_env())
+        let trie = TokenTrie::new(text, vocab_size)?;
+        let mut factory = ParserFactory::new_simple(&trie.into_env())
             .map_err(|error| Error::Unsupported(format!("constraints cannot be had with this tokenizer: {error}")))?;
         factory.quiet();
         factory.limits_mut().verbose_errors = false;
-        Ok(Grammars { factory, compiled: Mutex::default() })
+        Ok(Grammars { factory })
     }
 
-    /// Compile a constraint, unless that was done before. `stop_tokens` are those of the session: they may come where
-    /// the text may end.
-    ///
-    /// [`Error::InvalidArgument`] says what is wrong with it.
-    pub fn compile(&self, language: Language, source: &str, stop_tokens: &[i32]) -> Result<Constraints> {
-        let key = (language, source.to_owned());
-        let known = self.compiled.lock().get(&key).cloned();
-        let matcher = match known {
-            Some(matcher) => matcher,
-            None => {
-                let matcher = Arc::new(self.parse(language, source)?);
-                let mut compiled = self.compiled.lock();
-                if compiled.len() >= MOST_KEPT {
-                    compiled.clear();
-                }
-                compiled.insert(key, matcher.clone());
-                matcher
-            }
-        };
+    /// The constraint of a grammar. `stop_tokens` are those of the session: they may come where the text may end.
+    pub fn constraints(&self, grammar: &Grammar, stop_tokens: &[i32]) -> Constraints {
         let stop_tokens: Arc<[u32]> = stop_tokens.iter().map(|&token| token as u32).collect();
-        let end = self.factory.tok_env().eos_token();
-        Ok(Constraints::new(move || Box::new(Follower::new(&matcher, &stop_tokens, end))))
+        let (end, Grammar(matcher)) = (self.factory.tok_env().eos_token(), grammar.clone());
+        Constraints::new(move || Box::new(Follower::new(&matcher, &stop_tokens, end)))
     }
 
-    fn parse(&self, language: Language, source: &str) -> Result<Matcher> {
+    /// Compile a constraint. [`Error::InvalidArgument`] says what is wrong with it.
+    pub fn compile(&self, language: Language, source: &str) -> Result<Grammar> {
         let refuse = |why: String| {
             Error::InvalidArgument(format!("constraint is not a {} that can be used: {why}", language.name()))
         };
@@ -103,7 +82,7 @@ impl Grammars {
         };
         let matcher = Matcher::new(self.factory.create_parser(grammar));
         match matcher.get_error() {
-            None => Ok(matcher),
+            None => Ok(Grammar(Arc::new(matcher))),
             Some(why) => Err(refuse(why.trim().replace("\n", "; ").replace("; <non-verbose/>", ""))),
         }
     }

@@ -47,7 +47,7 @@ pub const ROOMS: &[(&str, &[&str])] = &[
             "plan", "process", "rows", "text",
         ],
     ),
-    ("ffi", &["config", "control", "decode", "engine", "error", "model", "process", "rows", "text"]),
+    ("ffi", &["config", "control", "decode", "engine", "error", "grammar", "model", "process", "rows", "text"]),
 ];
 
 /// A place that imports a file, or an item of it.

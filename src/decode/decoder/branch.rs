@@ -11,7 +11,7 @@ use crate::model::Sequence;
 
 /// Where a sequence stands, without what models have computed.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Stand {
+pub struct Snapshot {
     /// The committed tokens.
     pub tokens: Vec<i32>,
     /// Where prompts are, in order.
@@ -53,7 +53,7 @@ impl<C: Chance> Decoder<C> {
             prompt.end = prompt.end.min(length);
         }
         let prompt_end = state.prompt_end();
-        state.control.iter_mut().for_each(|control| control.begin(prompt_end));
+        state.editor.iter_mut().for_each(|editor| editor.begin(prompt_end));
         state.finish = state.has_all(length).then_some(Finish::MaxTokens);
         state.log_probabilities.clear();
         if let Some(observer) = &mut state.observer {
@@ -64,7 +64,7 @@ impl<C: Chance> Decoder<C> {
         Ok(())
     }
 
-    /// Stand where another decoder stands that decodes the same by the same models, with numbers of its own. The
+    /// Snapshot where another decoder stands that decodes the same by the same models, with numbers of its own. The
     /// sequences of the models have a beginning of its tokens, or none. Nothing has been decoded before.
     ///
     /// Proposals that are pending there stay there. If both decoders verified them, their texts would depend on each
@@ -76,7 +76,7 @@ impl<C: Chance> Decoder<C> {
         state.prompts.clone_from(&other.state.prompts);
         state.finish = other.state.finish;
         let prompt_end = state.prompt_end();
-        state.control.iter_mut().for_each(|control| control.begin(prompt_end));
+        state.editor.iter_mut().for_each(|editor| editor.begin(prompt_end));
         state.lanes.iter_mut().flatten().for_each(|lane| lane.abandon(committed.saturating_sub(1)));
         let seen = |lane: &Option<Lane>| lane.as_ref().map_or(0, |lane| lane.sequence.len());
         self.schedule.begin_at(committed, self.state.lanes.iter().map(seen));
@@ -85,11 +85,11 @@ impl<C: Chance> Decoder<C> {
     }
 
     /// Where it stands: what [`Decoder::resume`] takes.
-    pub fn stand(&self) -> Stand {
+    pub fn snapshot(&self) -> Snapshot {
         let state = &self.state;
         // What is pending stays here. Its numbers are used, so a copy needs others.
         let is_ahead = self.schedule.has_pending() || self.schedule.is_in_round();
-        Stand {
+        Snapshot {
             tokens: self.committed().to_vec(),
             prompts: state.prompts.clone(),
             epoch: state.epoch.wrapping_add(u32::from(is_ahead)),
@@ -98,12 +98,12 @@ impl<C: Chance> Decoder<C> {
         }
     }
 
-    /// Stand where another decoder stood. Nothing has been decoded before.
+    /// Snapshot where another decoder stood. Nothing has been decoded before.
     ///
     /// [`Error::ContextFull`] if there is no room for the tokens, [`Error::InvalidArgument`] if they are none of the
     /// vocabulary, or the prompts none of the tokens.
-    pub fn resume(&mut self, stand: Stand) -> Result<()> {
-        let Stand { tokens, prompts, epoch, route_epoch, finish } = stand;
+    pub fn resume(&mut self, stand: Snapshot) -> Result<()> {
+        let Snapshot { tokens, prompts, epoch, route_epoch, finish } = stand;
         let ends = prompts.iter().flat_map(|prompt| [prompt.start, prompt.end]);
         let is_prompts = ends.clone().is_sorted() && ends.clone().all(|end| end <= tokens.len());
         if !is_prompts || (prompts.is_empty() && !tokens.is_empty()) {
@@ -115,7 +115,7 @@ impl<C: Chance> Decoder<C> {
         let state = &mut self.state;
         (state.prompts, state.epoch, state.route_epoch, state.finish) = (prompts, epoch, route_epoch, finish);
         let prompt_end = state.prompt_end();
-        state.control.iter_mut().for_each(|control| control.begin(prompt_end));
+        state.editor.iter_mut().for_each(|editor| editor.begin(prompt_end));
         self.set_end();
         Ok(())
     }

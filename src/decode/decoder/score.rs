@@ -47,7 +47,7 @@ impl<C: Chance> Decoder<C> {
             state.prompts.push(*start..committed);
         }
         state.given = None;
-        state.control.iter_mut().for_each(|control| control.begin(committed));
+        state.editor.iter_mut().for_each(|editor| editor.begin(committed));
         state.finish = (committed == state.context_length).then_some(Finish::ContextFull);
         self.fit();
     }

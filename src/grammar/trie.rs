@@ -11,12 +11,12 @@ use crate::text::{Text, TokenBytes};
 const END: &str = "<|cos:end|>";
 
 /// The bytes of all tokens, and the tokenizer.
-pub struct Vocabulary {
+pub struct TokenTrie {
     trie: TokTrie,
     text: Arc<Text>,
 }
 
-impl Vocabulary {
+impl TokenTrie {
     /// The first `vocab_size` tokens of a tokenizer.
     pub fn new(text: &Arc<Text>, vocab_size: usize) -> Result<Self> {
         let unknown = |why| {
@@ -35,7 +35,7 @@ impl Vocabulary {
         // The end of the text is a token of its own behind the vocabulary. Each session has stop tokens for it.
         words.push([&[TokTrie::SPECIAL_TOKEN_MARKER], END.as_bytes()].concat());
         let info = TokRxInfo::new(vocab_size as u32 + 1, vocab_size as u32);
-        Ok(Vocabulary { trie: TokTrie::from(&info, &words), text: text.clone() })
+        Ok(TokenTrie { trie: TokTrie::from(&info, &words), text: text.clone() })
     }
 
     /// For llguidance.
@@ -44,7 +44,7 @@ impl Vocabulary {
     }
 }
 
-impl TokenizerEnv for Vocabulary {
+impl TokenizerEnv for TokenTrie {
     fn tok_trie(&self) -> &TokTrie {
         &self.trie
     }

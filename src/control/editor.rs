@@ -32,7 +32,7 @@ struct Slot {
 }
 
 /// Follows one sequence, pending tokens included, and makes the edits of its rows.
-pub struct Control {
+pub struct RowEditor {
     controls: Controls,
     vocab_size: usize,
     stop_tokens: Vec<i32>,
@@ -48,10 +48,10 @@ pub struct Control {
     slots: Vec<Slot>,
 }
 
-impl Control {
+impl RowEditor {
     /// That of an empty sequence. `stop_tokens` are the tokens that end it.
     pub fn new(controls: &Controls, vocab_size: usize, stop_tokens: &[i32]) -> Self {
-        Control {
+        RowEditor {
             vocab_size,
             stop_tokens: stop_tokens.to_vec(),
             constraint: controls.constraint.as_ref().map(|constraint| constraint.start()),
@@ -105,7 +105,7 @@ impl Control {
         Ok(self.slots[position % self.slots.len()].left)
     }
 
-    /// What the edits of a position leave, as [`Control::peek`].
+    /// What the edits of a position leave, as [`RowEditor::peek`].
     ///
     /// [`Error::Numeric`] if the constraint leaves no token, though the text is not complete.
     pub fn left(&mut self, position: usize, tokens: &[i32]) -> Result<Left> {
@@ -113,7 +113,7 @@ impl Control {
         Ok(self.slots[position % self.slots.len()].left)
     }
 
-    /// The edits of a position, as [`Control::left`].
+    /// The edits of a position, as [`RowEditor::left`].
     pub fn edits(&mut self, position: usize, tokens: &[i32]) -> Result<&Edits> {
         self.make(position, tokens)?;
         Ok(&self.slots[position % self.slots.len()].edits)
@@ -162,7 +162,7 @@ impl Control {
             return Ok(());
         }
         self.stand_at(position, tokens)?;
-        let Control { controls, stop_tokens, constraint, tally, start, is_stale, slots, .. } = self;
+        let RowEditor { controls, stop_tokens, constraint, tally, start, is_stale, slots, .. } = self;
         let Slot { edits, left, is_masked, position: of } = &mut slots[index];
         *of = NO_POSITION;
         edits.changes.clear();
@@ -195,7 +195,7 @@ impl Control {
             return Ok(());
         }
         self.stand_at(position, tokens)?;
-        let Control { vocab_size, constraint: Some(constraint), is_stale, slots, .. } = self else { return Ok(()) };
+        let RowEditor { vocab_size, constraint: Some(constraint), is_stale, slots, .. } = self else { return Ok(()) };
         let Slot { edits, left, is_masked, .. } = &mut slots[index];
         edits.mask.resize(vocab_size.div_ceil(32), 0);
         *left = mask(constraint.as_mut(), edits, *vocab_size).inspect_err(|_| *is_stale = true)?;
@@ -224,8 +224,8 @@ fn mask(constraint: &mut dyn Constraint, edits: &mut Edits, vocab_size: usize) -
         (Some(_), Some(_)) => Ok(Left::Some),
         _ if constraint.may_end() => Ok(Left::Nothing),
         _ => Err(Error::Numeric(
-            "the constraint leaves no token, and the text is not complete; the vocabulary may lack tokens that it needs, \
-             or bias and bans exclude them"
+            "the constraint leaves no token, and the text is not complete; the vocabulary may lack tokens that it \
+             needs, or bias and bans exclude them"
                 .into(),
         )),
     }
