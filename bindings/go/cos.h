@@ -585,6 +585,44 @@ typedef struct cos_session_options {
    * filters. 0: they are those that log_probabilities describes. They need log_probabilities.
    */
   int32_t log_probabilities_before;
+  /**
+   * Locally typical sampling (arXiv 2202.00666): keep the fewest tokens whose information is nearest to the entropy,
+   * and that together have this probability. 0 or 1 is off. Judged behind penalties and the constraint, at
+   * temperature 1, and before the filters. A greedy session does without.
+   */
+  float typical_p;
+  /**
+   * Exclude top choices: with this probability for each position, all tokens of at least the probability
+   * `xtc_threshold` are dropped but for the least probable one of them. Judged as typical_p, behind it. One outcome
+   * of a position holds for all models. 0 is off.
+   */
+  float xtc_probability;
+  /**
+   * See `xtc_probability`.
+   */
+  float xtc_threshold;
+  /**
+   * DRY, a penalty for repetitions: a token that would go on with a run of n tokens that came before in prompt or
+   * text loses dry_multiplier * dry_base^(n - dry_allowed_length), if n is at least dry_allowed_length. It is
+   * subtracted with the presence penalty. 0 is off.
+   */
+  float dry_multiplier;
+  /**
+   * At least 1, such as 1.75.
+   */
+  float dry_base;
+  /**
+   * At least 1, such as 2.
+   */
+  int32_t dry_allowed_length;
+  /**
+   * Tokens that no run goes across, such as those of line ends; or NULL.
+   */
+  const int32_t *dry_breakers;
+  /**
+   * Length of `dry_breakers`.
+   */
+  size_t dry_breakers_count;
 } cos_session_options;
 
 /**

@@ -1,11 +1,12 @@
 //! The edits of the rows of one sequence, by position.
 
 use crate::control::constraint::Constraint;
+use crate::control::dry::Matches;
 use crate::control::options::Controls;
 use crate::control::repeats;
 use crate::control::tally::Tally;
 use crate::error::{Error, Result};
-use crate::rows::Edits;
+use crate::rows::{Drops, Edits};
 
 /// Marks a slot that holds no edits.
 const NO_POSITION: usize = usize::MAX;
@@ -26,8 +27,8 @@ pub enum Left {
 struct Slot {
     position: usize,
     edits: Edits,
-    /// Whether the mask is that of the position. Until then, `left` is what is known without it.
-    is_masked: bool,
+    /// Whether the edits are complete. Until then, `left` is what is known without the mask.
+    is_made: bool,
     left: Left,
 }
 
@@ -38,6 +39,10 @@ pub struct RowEditor {
     stop_tokens: Vec<i32>,
     constraint: Option<Box<dyn Constraint>>,
     tally: Tally,
+    /// Whether nothing is drawn, so that nothing is dropped by probabilities.
+    is_greedy: bool,
+    /// For the penalty of repetitions.
+    matches: Matches,
     /// Where the text begins: behind the last prompt.
     start: usize,
     /// The tokens of the text that the tally and the constraint have.
@@ -50,12 +55,14 @@ pub struct RowEditor {
 
 impl RowEditor {
     /// That of an empty sequence. `stop_tokens` are the tokens that end it.
-    pub fn new(controls: &Controls, vocab_size: usize, stop_tokens: &[i32]) -> Self {
+    pub fn new(controls: &Controls, vocab_size: usize, stop_tokens: &[i32], is_greedy: bool) -> Self {
         RowEditor {
             vocab_size,
             stop_tokens: stop_tokens.to_vec(),
             constraint: controls.constraint.as_ref().map(|constraint| constraint.start()),
             tally: Tally::default(),
+            is_greedy,
+            matches: Matches::default(),
             start: 0,
             text: Vec::new(),
             is_stale: true,
@@ -67,7 +74,7 @@ impl RowEditor {
     /// Keep the edits of so many positions in a row.
     pub fn fit(&mut self, slots: usize) {
         if self.slots.len() != slots {
-            let slot = || Slot { position: NO_POSITION, edits: Edits::default(), is_masked: false, left: Left::Some };
+            let slot = || Slot { position: NO_POSITION, edits: Edits::default(), is_made: false, left: Left::Some };
             self.slots = std::iter::repeat_with(slot).take(slots).collect();
         }
     }
@@ -105,24 +112,25 @@ impl RowEditor {
         Ok(self.slots[position % self.slots.len()].left)
     }
 
-    /// What the edits of a position leave, as [`RowEditor::peek`].
+    /// What the edits of a position leave, as [`RowEditor::peek`]. `excludes` is asked once for each position whether top
+    /// choices are excluded there.
     ///
     /// [`Error::Numeric`] if the constraint leaves no token, though the text is not complete.
-    pub fn left(&mut self, position: usize, tokens: &[i32]) -> Result<Left> {
-        self.make(position, tokens)?;
+    pub fn left(&mut self, position: usize, tokens: &[i32], excludes: impl FnOnce() -> bool) -> Result<Left> {
+        self.make(position, tokens, excludes)?;
         Ok(self.slots[position % self.slots.len()].left)
     }
 
     /// The edits of a position, as [`RowEditor::left`].
-    pub fn edits(&mut self, position: usize, tokens: &[i32]) -> Result<&Edits> {
-        self.make(position, tokens)?;
+    pub fn edits(&mut self, position: usize, tokens: &[i32], excludes: impl FnOnce() -> bool) -> Result<&Edits> {
+        self.make(position, tokens, excludes)?;
         Ok(&self.slots[position % self.slots.len()].edits)
     }
 
     /// The edits of a position, if they were made and are still there.
     pub fn known(&self, position: usize) -> Option<&Edits> {
         let slot = &self.slots[position % self.slots.len()];
-        (slot.position == position && slot.is_masked).then_some(&slot.edits)
+        (slot.position == position && slot.is_made).then_some(&slot.edits)
     }
 
     /// Whether the text is known to be complete before a position.
@@ -162,8 +170,9 @@ impl RowEditor {
             return Ok(());
         }
         self.stand_at(position, tokens)?;
-        let RowEditor { controls, stop_tokens, constraint, tally, start, is_stale, slots, .. } = self;
-        let Slot { edits, left, is_masked, position: of } = &mut slots[index];
+        let RowEditor { controls, stop_tokens, constraint, tally, is_greedy, matches, start, is_stale, slots, .. } =
+            self;
+        let Slot { edits, left, is_made, position: of } = &mut slots[index];
         *of = NO_POSITION;
         edits.changes.clear();
         tally.write(controls, &mut edits.changes);
@@ -174,7 +183,12 @@ impl RowEditor {
         }
         repeats::completions(&controls.banned, before, &mut ban);
         repeats::repetitions(controls.no_repeat_ngram, before, &mut ban);
-        (*left, *is_masked) = (Left::Some, constraint.is_none());
+        if let Some(dry) = &controls.dry {
+            dry.penalties(before, matches, |token, penalty| edits.subtract(token as u32, penalty));
+        }
+        let typical_p = if *is_greedy { 0.0 } else { controls.typical_p };
+        edits.drops = Drops { typical_p, ..Drops::default() };
+        (*left, *is_made) = (Left::Some, false);
         if let Some(constraint) = constraint {
             edits.mask.clear();
             let forced = constraint.forced().inspect_err(|_| *is_stale = true)?;
@@ -188,18 +202,23 @@ impl RowEditor {
         Ok(())
     }
 
-    fn make(&mut self, position: usize, tokens: &[i32]) -> Result<()> {
+    fn make(&mut self, position: usize, tokens: &[i32], excludes: impl FnOnce() -> bool) -> Result<()> {
         self.begin_edits(position, tokens)?;
         let index = position % self.slots.len();
-        if self.slots[index].is_masked {
+        if self.slots[index].is_made {
             return Ok(());
         }
+        if self.controls.xtc_probability > 0.0 && !self.is_greedy {
+            let exclude_from = if excludes() { self.controls.xtc_threshold } else { 0.0 };
+            self.slots[index].edits.drops.exclude_from = exclude_from;
+        }
+        self.slots[index].is_made = self.constraint.is_none();
         self.stand_at(position, tokens)?;
         let RowEditor { vocab_size, constraint: Some(constraint), is_stale, slots, .. } = self else { return Ok(()) };
-        let Slot { edits, left, is_masked, .. } = &mut slots[index];
+        let Slot { edits, left, is_made, .. } = &mut slots[index];
         edits.mask.resize(vocab_size.div_ceil(32), 0);
         *left = mask(constraint.as_mut(), edits, *vocab_size).inspect_err(|_| *is_stale = true)?;
-        *is_masked = true;
+        *is_made = true;
         Ok(())
     }
 

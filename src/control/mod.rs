@@ -4,11 +4,13 @@
 //! It follows pending tokens too, and takes them back with the decoder. It sees no row and no model.
 
 mod constraint;
+mod dry;
 mod editor;
 mod options;
 mod repeats;
 mod tally;
 
 pub use constraint::{Constraint, Constraints};
+pub use dry::Dry;
 pub use editor::{Left, RowEditor};
 pub use options::Controls;

@@ -1,6 +1,7 @@
 //! The options by which a request controls its tokens.
 
 use crate::control::constraint::Constraints;
+use crate::control::dry::Dry;
 use crate::error::{Error, Result};
 
 /// What a request asks of its tokens. The default changes nothing.
@@ -20,6 +21,14 @@ pub struct Controls {
     pub banned: Vec<Vec<i32>>,
     /// No run of so many tokens comes twice in prompt and text; 0 is off.
     pub no_repeat_ngram: usize,
+    /// A penalty for repetitions.
+    pub dry: Option<Dry>,
+    /// See [`Drops::typical_p`](crate::rows::Drops::typical_p).
+    pub typical_p: f32,
+    /// How probable it is that the top choices of a position are excluded, and from which probability on.
+    pub xtc_probability: f32,
+    /// See [`Drops::exclude_from`](crate::rows::Drops::exclude_from).
+    pub xtc_threshold: f32,
     /// Which tokens may come next, as a grammar or a function says.
     pub constraint: Option<Constraints>,
 }
@@ -34,6 +43,10 @@ impl Default for Controls {
             min_tokens: 0,
             banned: Vec::new(),
             no_repeat_ngram: 0,
+            dry: None,
+            typical_p: 0.0,
+            xtc_probability: 0.0,
+            xtc_threshold: 0.0,
             constraint: None,
         }
     }
@@ -85,6 +98,24 @@ impl Controls {
                 "banned_lengths[{index}] is 0; a banned word has at least one token"
             ))),
         }
+    }
+
+    /// Set what is dropped by probabilities. [`Error::InvalidArgument`] for a value out of range.
+    pub fn with_drops(self, typical_p: f32, xtc_probability: f32, xtc_threshold: f32) -> Result<Self> {
+        for (name, value) in
+            [("typical_p", typical_p), ("xtc_probability", xtc_probability), ("xtc_threshold", xtc_threshold)]
+        {
+            if !(0.0..=1.0).contains(&value) {
+                return Err(Error::InvalidArgument(format!("{name} is {value}; it must be between 0 and 1")));
+            }
+        }
+        if (xtc_probability > 0.0) != (xtc_threshold > 0.0) {
+            return Err(Error::InvalidArgument(format!(
+                "xtc_probability is {xtc_probability}, and xtc_threshold is {xtc_threshold}; set both, or leave both 0"
+            )));
+        }
+        let typical_p = if typical_p == 1.0 { 0.0 } else { typical_p };
+        Ok(Controls { typical_p, xtc_probability, xtc_threshold, ..self })
     }
 
     /// Whether it changes nothing.

@@ -22,6 +22,8 @@ pub enum Purpose {
     Target = 4,
     /// The model of a mixture whose distribution a token of the target is drawn from.
     Component = 5,
+    /// Whether the top choices of a position are excluded.
+    Exclusion = 6,
 }
 
 /// Identifies one random outcome of a sequence. No two outcomes share a key.
@@ -34,7 +36,7 @@ pub struct Key {
     /// How often pending tokens were dropped before. A position drawn again after that needs new numbers, because
     /// plans made since then may depend on the old ones.
     ///
-    /// Routes keep their epoch as long as the weights stay. A route drawn again after a rejection would depend on which
+    /// Routes and exclusions keep their epoch as long as the weights stay. A route drawn again after a rejection would depend on which
     /// proposals were accepted.
     pub epoch: u32,
 }

@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
-use crate::rows::{Best, Distribution, Edits, Row, kernels, maximum};
+use crate::rows::{Best, Candidates, Distribution, Edits, Row, kernels, maximum};
 
 /// Largest distance of the sum of a mixture's weights from 1. Weights within it are rescaled, others are refused.
 pub const WEIGHT_TOLERANCE: f64 = 1e-3;
@@ -235,17 +235,17 @@ impl Combination {
         row: impl Fn(usize) -> Row<'a> + Copy,
         edits: &Edits,
         out: &mut [f32],
-        scratch: &mut [f32],
+        (scratch, candidates): (&mut [f32], &mut Candidates),
     ) -> Result<()> {
         self.scores(row, out, |_| ())?;
-        edits.apply(out);
+        edits.apply(out, candidates);
         if let Combination::Logits { plausibility: Some(judge), .. } = self
             && !kernels::any_reaches(out, f32::MIN)
         {
             scratch.copy_from_slice(row(judge.model).scores()?);
             edits.forbid(scratch);
             self.sum_logits(Some((scratch, judge)), row, out, |_| ())?;
-            edits.apply(out);
+            edits.apply(out, candidates);
         }
         Ok(())
     }

@@ -653,7 +653,10 @@ impl<C: Chance> Decoder<C> {
 
 /// What changes rows for these settings, if anything does.
 fn editor(settings: &Settings, vocab_size: usize) -> Option<Box<RowEditor>> {
-    let editor = || Box::new(RowEditor::new(&settings.controls, vocab_size, &settings.stop_tokens));
+    let editor = || {
+        let is_greedy = settings.sampler.is_greedy();
+        Box::new(RowEditor::new(&settings.controls, vocab_size, &settings.stop_tokens, is_greedy))
+    };
     (!settings.controls.is_plain()).then(editor)
 }
 

@@ -102,14 +102,14 @@ impl Lane {
     }
 
     /// Edit the row of a position, unless that was done before. A bad row is an error, which edits must not hide.
-    pub fn edit(&mut self, position: usize, edits: &Edits) -> Result<()> {
+    pub fn edit(&mut self, position: usize, edits: &Edits, candidates: &mut Candidates) -> Result<()> {
         let slot = position % self.edited.len();
         if self.edited_stamps[slot] != position {
             let logits = self.sequence.row(position).scores()?;
             maximum(logits)?;
             self.edited_stamps[slot] = NO_ROW;
             self.edited[slot].copy_from_slice(&logits[..self.limits.vocab_size]);
-            edits.apply(&mut self.edited[slot]);
+            edits.apply(&mut self.edited[slot], candidates);
             self.edited_stamps[slot] = position;
         }
         Ok(())
@@ -188,7 +188,7 @@ impl Lane {
         let row = match edits {
             Some(edits) if !self.is_edited(position) => {
                 scratch.copy_from_slice(self.logits(position).scores().ok()?);
-                edits?.apply(scratch);
+                edits?.apply(scratch, candidates);
                 Row::Host(scratch)
             }
             _ => self.row(position),

@@ -92,7 +92,7 @@ impl<C: Chance> Front<'_, C> {
             let row = lane.logits(position);
             return Ok(row.softmax()?.log_probability_of(token, row.score(token)?));
         }
-        self.edits.map_or(Ok(()), |edits| lane.edit(position, edits))?;
+        self.edits.map_or(Ok(()), |edits| lane.edit(position, edits, &mut self.workspace.candidates))?;
         if self.settings.sampler.is_greedy() {
             let row = lane.row(position);
             return Ok(row.softmax()?.log_probability_of(token, row.score(token)?));

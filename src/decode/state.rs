@@ -83,16 +83,18 @@ impl<C: Chance> DecoderState<C> {
     fn front<'a>(&'a mut self, position: usize, workspace: &'a mut Workspace) -> Result<Front<'a, C>> {
         let token = self.tokens.get(position).map(|&token| token as usize);
         let is_given = self.is_given(position);
-        let DecoderState { lanes, settings, editor, chance, epoch, tokens, .. } = self;
+        let DecoderState { lanes, settings, editor, chance, epoch, route_epoch, tokens, .. } = self;
         let editor = editor.as_mut().filter(|_| !is_given);
-        let edits = editor.map(|editor| editor.edits(position, tokens)).transpose()?;
+        let coin = || excludes(chance, settings, position, *route_epoch);
+        let edits = editor.map(|editor| editor.edits(position, tokens, coin)).transpose()?;
         Ok(Front { lanes, settings, edits, chance, epoch: *epoch, position, token, workspace })
     }
 
     /// What is asked of the tokens leaves this at a position, whatever the rows are.
     fn left(&mut self, position: usize) -> Result<Left> {
-        let DecoderState { editor, tokens, .. } = self;
-        editor.as_mut().map_or(Ok(Left::Some), |editor| editor.left(position, tokens))
+        let DecoderState { settings, editor, chance, route_epoch, tokens, .. } = self;
+        let coin = || excludes(chance, settings, position, *route_epoch);
+        editor.as_mut().map_or(Ok(Left::Some), |editor| editor.left(position, tokens, coin))
     }
 
     /// The same, as far as it is known without the mask.
@@ -168,6 +170,13 @@ impl<C: Chance> DecoderState<C> {
             seen.into_iter().for_each(|seen| observer.record_score(participant, position, seen));
         }
     }
+}
+
+/// Whether top choices are excluded at a position: an outcome of its own, which stays as routes do, whatever becomes of
+/// drafts.
+fn excludes(chance: &impl Chance, settings: &Settings, position: usize, epoch: u32) -> bool {
+    let key = Key { position, purpose: Purpose::Exclusion, epoch };
+    chance.accept(key, f64::from(settings.controls.xtc_probability))
 }
 
 /// The observer, unless it rests.
@@ -363,8 +372,10 @@ impl<C: Chance> Rows<'_, C> {
         if self.state.left(position)? == Left::Nothing {
             return Ok(None);
         }
-        let DecoderState { lanes, settings, editor, chance, tokens, counters, observer, .. } = &mut *self.state;
-        let edits = editor.as_mut().map(|editor| editor.edits(position, tokens)).transpose()?;
+        let DecoderState { lanes, settings, editor, chance, route_epoch, tokens, counters, observer, .. } =
+            &mut *self.state;
+        let coin = || excludes(chance, settings, position, *route_epoch);
+        let edits = editor.as_mut().map(|editor| editor.edits(position, tokens, coin)).transpose()?;
         let estimates = observer.as_ref().map(|observer| observer.estimates());
         let (token, certain, odds) = match &mut lanes[proposer] {
             None => {
@@ -375,7 +386,7 @@ impl<C: Chance> Rows<'_, C> {
                 (token, true, odds)
             }
             Some(lane) => {
-                edits.map_or(Ok(()), |edits| lane.edit(position, edits))?;
+                edits.map_or(Ok(()), |edits| lane.edit(position, edits, &mut self.workspace.candidates))?;
                 let (token, confidence) = if settings.sampler.is_greedy() {
                     let best = lane.row(position).best()?;
                     (best.token, best.confidence())

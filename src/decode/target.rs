@@ -19,6 +19,8 @@ pub struct Workspace {
     pub(super) scores: Vec<f32>,
     /// For the sampler.
     pub candidates: Candidates,
+    /// For edits of a row that the sampler is about to see.
+    edited: Candidates,
     /// What combines rows on a GPU; made when rows on a GPU are first seen.
     sums: Option<Box<dyn DeviceSums>>,
     has_sums: bool,
@@ -35,6 +37,7 @@ impl Workspace {
             residual: vec![0.0; vocab_size],
             scores: vec![0.0; vocab_size],
             candidates: Candidates::new(vocab_size),
+            edited: Candidates::default(),
             sums: None,
             has_sums: false,
             defers: false,
@@ -163,8 +166,9 @@ impl<C: Chance> Front<'_, C> {
     fn make_target(&mut self, route: Option<usize>) -> Result<Target> {
         if let Some(edits) = self.edits.filter(|_| self.edits_rows()) {
             let combination = &self.settings.combination;
+            let (position, lanes, candidates) = (self.position, &mut *self.lanes, &mut self.workspace.candidates);
             let mut edit =
-                |model: usize| self.lanes[model].as_mut().expect("a look-up has no rows").edit(self.position, edits);
+                |model: usize| lanes[model].as_mut().expect("a look-up has no rows").edit(position, edits, candidates);
             match route {
                 Some(model) => edit(model)?,
                 None => combination.needed().try_for_each(edit)?,
@@ -192,11 +196,11 @@ impl<C: Chance> Front<'_, C> {
         }
         let (lanes, position, edits) = (&*self.lanes, self.position, self.edits);
         let logits = |model: usize| lanes[model].as_ref().expect("a look-up has no rows").logits(position);
-        let Workspace { scores, candidates, residual, .. } = &mut *self.workspace;
+        let Workspace { scores, candidates, edited, residual, .. } = &mut *self.workspace;
         let make = |out: &mut [f32], made: &mut dyn FnMut(&[f32])| match edits {
             None => combination.scores(logits, out, made),
             Some(edits) => {
-                combination.edited_scores(logits, edits, out, residual)?;
+                combination.edited_scores(logits, edits, out, (residual, edited))?;
                 made(out);
                 Ok(())
             }
@@ -224,7 +228,7 @@ impl<C: Chance> Front<'_, C> {
             if edits.is_some() { lane.logits(position) } else { lane.row(position) }
         };
         let (settings, token) = (self.settings, self.token);
-        let Workspace { sums, residual, .. } = &mut *self.workspace;
+        let Workspace { sums, residual, candidates, .. } = &mut *self.workspace;
         let sums = sums.as_deref_mut().filter(|_| edits.is_none());
         let best = combination.greedy(row, || {
             let mut sums = sums;
@@ -234,7 +238,7 @@ impl<C: Chance> Front<'_, C> {
             }
             match edits {
                 None => combination.scores(row, &mut scores, |_| ())?,
-                Some(edits) => combination.edited_scores(row, edits, &mut scores, residual)?,
+                Some(edits) => combination.edited_scores(row, edits, &mut scores, (residual, candidates))?,
             }
             argmax(&scores)
         });

@@ -6,7 +6,7 @@ use serde_json::Value;
 use std::sync::Arc;
 
 use crate::config::RoutesName;
-use crate::control::Controls;
+use crate::control::{Controls, Dry};
 use crate::decode::chance::CounterRng;
 use crate::decode::decoder::{Alternatives, Finish, Snapshot};
 use crate::decode::policy::{Strategy, Targets};
@@ -80,6 +80,8 @@ struct SavedOptions {
     min_tokens: usize,
     banned: Vec<Vec<i32>>,
     no_repeat_ngram: usize,
+    dry: Option<(f32, f32, i32, Vec<i32>)>,
+    drops: (f32, f32, f32),
     constraint: Option<(usize, String)>,
     max_tokens: usize,
     proposal_lengths: Option<Vec<i32>>,
@@ -226,6 +228,11 @@ impl SavedOptions {
             min_tokens: options.controls.min_tokens,
             banned: options.controls.banned.clone(),
             no_repeat_ngram: options.controls.no_repeat_ngram,
+            dry: options.controls.dry.as_ref().map(|dry| {
+                let (multiplier, base, allowed, breakers) = dry.parts();
+                (multiplier, base, allowed, breakers.to_vec())
+            }),
+            drops: (options.controls.typical_p, options.controls.xtc_probability, options.controls.xtc_threshold),
             constraint: options.constraint.clone().map(|(language, source)| (index(&LANGUAGES, language), source)),
             max_tokens: options.max_tokens,
             proposal_lengths: options.proposal_lengths.clone(),
@@ -245,13 +252,20 @@ impl SavedOptions {
         let (repetition, presence, frequency) = self.penalties;
         let (tokens, values): (Vec<i32>, Vec<f32>) =
             self.bias.iter().map(|&(token, bits)| (token as i32, f32::from_bits(bits))).unzip();
+        let (typical_p, xtc_probability, xtc_threshold) = self.drops;
+        let dry = match &self.dry {
+            Some((multiplier, base, allowed, breakers)) => Dry::new(*multiplier, *base, *allowed, breakers).ok()?,
+            None => None,
+        };
         let controls = Controls {
+            dry,
             min_tokens: self.min_tokens,
             no_repeat_ngram: self.no_repeat_ngram,
             ..Controls::default()
                 .with_penalties(repetition, presence, frequency)
                 .and_then(|controls| controls.with_bias(&tokens, &values))
                 .and_then(|controls| controls.with_banned(self.banned.clone()))
+                .and_then(|controls| controls.with_drops(typical_p, xtc_probability, xtc_threshold))
                 .ok()?
         };
         let targets = self.targets.map(|targets| TARGETS.get(targets).copied());

@@ -7,7 +7,7 @@ use parking_lot::Mutex;
 use super::controls::*;
 use super::{VersionedStruct, optional_slice, read_struct, slice};
 use crate::config::RoutesName;
-use crate::control::Controls;
+use crate::control::{Controls, Dry};
 use crate::decode::combine::Function;
 use crate::decode::decoder::{Alternatives, MOST_ALTERNATIVES};
 use crate::decode::policy::{Strategy, Targets};
@@ -195,6 +195,28 @@ pub struct cos_session_options {
     /// 1: all log-probabilities are those before bias, penalties, bans and constraint, at temperature 1 and without
     /// filters. 0: they are those that log_probabilities describes. They need log_probabilities.
     pub log_probabilities_before: i32,
+    /// Locally typical sampling (arXiv 2202.00666): keep the fewest tokens whose information is nearest to the entropy,
+    /// and that together have this probability. 0 or 1 is off. Judged behind penalties and the constraint, at
+    /// temperature 1, and before the filters. A greedy session does without.
+    pub typical_p: f32,
+    /// Exclude top choices: with this probability for each position, all tokens of at least the probability
+    /// `xtc_threshold` are dropped but for the least probable one of them. Judged as typical_p, behind it. One outcome
+    /// of a position holds for all models. 0 is off.
+    pub xtc_probability: f32,
+    /// See `xtc_probability`.
+    pub xtc_threshold: f32,
+    /// DRY, a penalty for repetitions: a token that would go on with a run of n tokens that came before in prompt or
+    /// text loses dry_multiplier * dry_base^(n - dry_allowed_length), if n is at least dry_allowed_length. It is
+    /// subtracted with the presence penalty. 0 is off.
+    pub dry_multiplier: f32,
+    /// At least 1, such as 1.75.
+    pub dry_base: f32,
+    /// At least 1, such as 2.
+    pub dry_allowed_length: i32,
+    /// Tokens that no run goes across, such as those of line ends; or NULL.
+    pub dry_breakers: *const i32,
+    /// Length of `dry_breakers`.
+    pub dry_breakers_count: usize,
 }
 
 // SAFETY: plain data. The size of the first version never changes, and members are only added behind the last one.
@@ -203,7 +225,7 @@ unsafe impl VersionedStruct for cos_session_options {
     const MIN_SIZE: usize = std::mem::offset_of!(cos_session_options, targets);
 }
 const _: () =
-    assert!(<cos_session_options as VersionedStruct>::MIN_SIZE == 96 && size_of::<cos_session_options>() == 248);
+    assert!(<cos_session_options as VersionedStruct>::MIN_SIZE == 96 && size_of::<cos_session_options>() == 288);
 
 /// Check that an array has one value for each model.
 pub(super) fn check_count(name: &str, count: usize, models: usize) -> Result<()> {
@@ -286,6 +308,8 @@ unsafe fn read_controls(options: &cos_session_options, engine: &Engine) -> Resul
         no_repeat_ngram,
         // SAFETY: promised by the caller.
         constraint: options.constrain.map(|function| unsafe { constrain(function, options.constrain_data) }),
+        // SAFETY: promised by the caller.
+        dry: unsafe { dry(options, engine) }?,
         ..Controls::default()
     };
     if options.max_tokens > 0 && options.min_tokens > options.max_tokens {
@@ -297,8 +321,19 @@ unsafe fn read_controls(options: &cos_session_options, engine: &Engine) -> Resul
     controls
         .with_penalties(options.repetition_penalty, options.presence_penalty, options.frequency_penalty)?
         .with_bias(bias_tokens, bias_values)?
+        .with_drops(options.typical_p, options.xtc_probability, options.xtc_threshold)?
         // SAFETY: promised by the caller.
         .with_banned(unsafe { banned(options, engine) }?)
+}
+
+/// # Safety
+/// The arrays of `options` have their counts.
+unsafe fn dry(options: &cos_session_options, engine: &Engine) -> Result<Option<Dry>> {
+    // SAFETY: promised by the caller.
+    let breakers =
+        unsafe { slice(options.dry_breakers, options.dry_breakers_count, "dry_breakers", "dry_breakers_count")? };
+    engine.check_tokens("dry_breakers", breakers)?;
+    Dry::new(options.dry_multiplier, options.dry_base, options.dry_allowed_length, breakers)
 }
 
 /// # Safety

@@ -2,7 +2,9 @@
 
 use bytemuck::{Pod, Zeroable};
 
+use super::distribution::checked;
 use super::kernels;
+use super::sampling::{Candidates, nucleus};
 
 /// How the score of one token changes.
 #[repr(C)]
@@ -33,6 +35,67 @@ impl Change {
     }
 }
 
+/// Tokens that are dropped by their probabilities at temperature 1, before all filters of the sampler.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Drops {
+    /// Locally typical sampling (Meister et al. 2022): the fewest tokens whose information is nearest to the entropy,
+    /// and that together have this probability, are kept. 0 and 1 keep all.
+    pub typical_p: f32,
+    /// Exclude top choices: of the tokens that are at least so probable, only the least probable one is kept. 0 is off.
+    pub exclude_from: f32,
+}
+
+impl Drops {
+    /// Whether all tokens are kept.
+    pub fn keeps_all(&self) -> bool {
+        !(self.typical_p > 0.0 && self.typical_p < 1.0) && self.exclude_from <= 0.0
+    }
+
+    /// Drop tokens of a row. A row without a possible token stays as it is.
+    fn apply(&self, scores: &mut [f32], candidates: &mut Candidates) {
+        if self.keeps_all() {
+            return;
+        }
+        let Ok(max) = checked(kernels::maximum(scores)) else { return };
+        if self.typical_p > 0.0 && self.typical_p < 1.0 {
+            keep_typical(self.typical_p, max, scores, candidates);
+        }
+        if self.exclude_from > 0.0 {
+            exclude_top(self.exclude_from, scores, max);
+        }
+    }
+}
+
+/// Keep the tokens whose information `−ln p` is nearest to the entropy.
+fn keep_typical(typical_p: f32, max: f32, scores: &mut [f32], candidates: &mut Candidates) {
+    let total = kernels::sum_exp(scores, max, 1.0);
+    let log_total = total.ln() as f32;
+    let information = |score: f32| log_total - (score - max);
+    let weight = |score: f32| f64::from((score - max).exp());
+    let possible = || scores.iter().enumerate().filter(|(_, score)| **score > f32::NEG_INFINITY);
+    let entropy =
+        possible().map(|(_, &score)| weight(score) / total * f64::from(information(score))).sum::<f64>() as f32;
+    // The distance is not negative, so its bits are in order.
+    let key =
+        |(token, &score): (usize, &f32)| u64::from((information(score) - entropy).abs().to_bits()) << 32 | token as u64;
+    let keys = candidates.keys_mut();
+    keys.clear();
+    keys.extend(possible().map(key));
+    let score_of = |key: &u64| scores[*key as u32 as usize];
+    let weights = |keys: &[u64]| keys.iter().map(|key| weight(score_of(key))).sum();
+    let kept = nucleus(keys, f64::from(typical_p) * total, weights);
+    keys[kept..].iter().for_each(|key| scores[*key as u32 as usize] = f32::NEG_INFINITY);
+}
+
+/// Of the tokens of at least this probability, keep only the least probable one, and of equal ones the last.
+fn exclude_top(threshold: f32, scores: &mut [f32], max: f32) {
+    let least = max + (kernels::sum_exp(scores, max, 1.0).ln() + f64::from(threshold).ln()) as f32;
+    let top = scores.iter().enumerate().filter(|(_, score)| **score >= least);
+    let Some((kept, _)) = top.reduce(|kept, next| if next.1 <= kept.1 { next } else { kept }) else { return };
+    let dropped = scores.iter_mut().enumerate().filter(|(token, score)| **score >= least && *token != kept);
+    dropped.for_each(|(_, score)| *score = f32::NEG_INFINITY);
+}
+
 /// What is changed in a row of scores.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Edits {
@@ -40,16 +103,19 @@ pub struct Edits {
     pub changes: Vec<Change>,
     /// A bit for each token of the vocabulary that is possible. Empty: all of them are.
     pub mask: Vec<u32>,
+    /// What is dropped then.
+    pub drops: Drops,
 }
 
 impl Edits {
     /// Change a row. `scores` has one score for each token of the vocabulary.
-    pub fn apply(&self, scores: &mut [f32]) {
+    pub fn apply(&self, scores: &mut [f32], candidates: &mut Candidates) {
         for change in &self.changes {
             let score = &mut scores[change.token as usize];
             *score = change.of(*score);
         }
         self.mask(scores);
+        self.drops.apply(scores, candidates);
     }
 
     /// Make tokens impossible that cannot be possible, and leave all other scores as they are.
@@ -69,6 +135,14 @@ impl Edits {
         match self.changes.binary_search_by_key(&token, |change| change.token) {
             Ok(index) => self.changes[index] = Change::ban(token),
             Err(index) => self.changes.insert(index, Change::ban(token)),
+        }
+    }
+
+    /// Subtract from the score of a token.
+    pub fn subtract(&mut self, token: u32, less: f32) {
+        match self.changes.binary_search_by_key(&token, |change| change.token) {
+            Ok(index) => self.changes[index].less += less,
+            Err(index) => self.changes.insert(index, Change { token, bias: 0.0, repetition: 1.0, less }),
         }
     }
 
@@ -110,9 +184,10 @@ mod tests {
     #[test]
     fn a_mask_is_read_word_by_word() {
         let mask = vec![u32::MAX, 0, 0b101];
-        let mut edits = Edits { changes: vec![Change { token: 2, bias: 3.0, repetition: 1.0, less: 0.0 }], mask };
+        let changes = vec![Change { token: 2, bias: 3.0, repetition: 1.0, less: 0.0 }];
+        let mut edits = Edits { changes, mask, ..Edits::default() };
         let mut scores = vec![1.0; 70];
-        edits.apply(&mut scores);
+        edits.apply(&mut scores, &mut Candidates::default());
         let possible: Vec<usize> = (0..70).filter(|&token| scores[token].is_finite()).collect();
         assert_eq!(possible, (0..32).chain([64, 66]).collect::<Vec<_>>());
         assert_eq!(edits.possible().collect::<Vec<_>>(), possible);
@@ -121,9 +196,36 @@ mod tests {
 
         edits.ban(2);
         edits.ban(64);
-        edits.apply(&mut scores);
+        edits.apply(&mut scores, &mut Candidates::default());
         assert!(scores[2] == f32::NEG_INFINITY && scores[64] == f32::NEG_INFINITY);
         assert!(!edits.allows(2) && !edits.allows(64) && edits.allows(66));
         assert!(!edits.possible().any(|token| token == 2 || token == 64));
+    }
+
+    fn dropped(drops: Drops, probabilities: &[f32]) -> Vec<usize> {
+        let mut scores: Vec<f32> = probabilities.iter().map(|p| p.ln()).collect();
+        drops.apply(&mut scores, &mut Candidates::default());
+        (0..scores.len()).filter(|&token| scores[token] == f32::NEG_INFINITY).collect()
+    }
+
+    #[test]
+    fn typical_tokens_have_information_near_the_entropy() {
+        let row = [0.5, 0.3, 0.2];
+        let drops = |typical_p| Drops { typical_p, ..Drops::default() };
+        assert_eq!(dropped(drops(0.0), &row), [0; 0]);
+        assert_eq!(dropped(drops(1.0), &row), [0; 0]);
+        // H = 1.03: the distances are 0.34, 0.17 and 0.58.
+        assert_eq!(dropped(drops(0.2), &row), [0, 2]);
+        assert_eq!(dropped(drops(0.31), &row), [2]);
+        assert_eq!(dropped(drops(0.81), &row), [0; 0]);
+    }
+
+    #[test]
+    fn top_choices_are_excluded_but_for_the_least() {
+        let drops = |exclude_from| Drops { exclude_from, ..Drops::default() };
+        assert_eq!(dropped(drops(0.1), &[0.5, 0.3, 0.15, 0.05]), [0, 1]);
+        assert_eq!(dropped(drops(0.4), &[0.5, 0.3, 0.15, 0.05]), [0; 0], "one top choice stays");
+        assert_eq!(dropped(drops(0.2), &[0.25, 0.25, 0.25, 0.25]), [0, 1, 2]);
+        assert_eq!(dropped(drops(0.9), &[0.5, 0.5]), [0; 0]);
     }
 }

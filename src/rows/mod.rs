@@ -17,7 +17,7 @@ mod weights;
 pub(crate) mod widen;
 
 pub use distribution::{Best, Distribution, NEAR_TIE, argmax, maximum};
-pub use edits::{Change, Edits};
+pub use edits::{Change, Drops, Edits};
 pub use filter::Filter;
 pub use row::{
     DeviceAnswers, DeviceResidual, DeviceRow, DeviceRows, DeviceSums, PassUniforms, Row, Term, UNDRAWN, WeightedRow,

@@ -36,6 +36,11 @@ impl Candidates {
         }
     }
 
+    /// A buffer for keys.
+    pub(super) fn keys_mut(&mut self) -> &mut Vec<u64> {
+        &mut self.keys
+    }
+
     /// Bytes of the buffers.
     pub fn bytes(&self) -> usize {
         let blocks = size_of::<f32>() * (self.maxima.capacity() + self.order.capacity());
@@ -242,7 +247,7 @@ fn weights(distribution: &Distribution, keys: &[u64]) -> f64 {
 
 /// The length of the shortest run of the best keys whose weight reaches `share`. Moves that run to the front, with its
 /// worst key last.
-fn nucleus(keys: &mut [u64], share: f64, weights: impl Fn(&[u64]) -> f64) -> usize {
+pub(super) fn nucleus(keys: &mut [u64], share: f64, weights: impl Fn(&[u64]) -> f64) -> usize {
     // The run ends between `start` and `end`. The keys before `start` have the weight `reached`.
     let (mut start, mut end, mut reached) = (0, keys.len(), 0.0);
     while end - start > 32 {

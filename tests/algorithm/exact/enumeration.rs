@@ -41,7 +41,7 @@ impl Enumerator {
     pub fn choose(&self, key: Key, outcomes: impl Iterator<Item = (usize, f64)>) -> usize {
         let mut this = self.0.borrow_mut();
         if let Some(&outcome) = this.asked.get(&key) {
-            assert_eq!(key.purpose, Purpose::Route, "random numbers used twice: {key:?}");
+            assert!(matches!(key.purpose, Purpose::Route | Purpose::Exclusion), "random numbers used twice: {key:?}");
             return outcome;
         }
         let outcomes: Vec<(usize, f64)> = outcomes.filter(|(_, p)| *p > 0.0).collect();
@@ -142,6 +142,8 @@ pub struct Controlled<'a> {
     pub controls: Controls,
     /// Changes scores behind some generated tokens. If nothing is left, the text has ended.
     pub change: &'a dyn Fn(&[i32], &mut [f64]),
+    /// What is done instead at a share of the positions.
+    pub exclude: Option<(f64, &'a dyn Fn(&[i32], &mut [f64]))>,
 }
 
 impl<'a> Case<'a> {
@@ -200,7 +202,14 @@ impl<'a> Case<'a> {
         let vocab = self.models.iter().find_map(|each| Some(each.model()?.vocab_size())).unwrap();
         let rows: Vec<Vec<f32>> = (0..self.models.len()).map(|k| self.world.logits(k, &context, vocab)).collect();
         let change = |scores: &mut [f64]| self.change(tokens, scores);
-        oracle_with(&rows, combination, sampling, &change)
+        let next = oracle_with(&rows, combination, sampling, &change);
+        match self.control.and_then(|control| control.exclude) {
+            Some((share, exclude)) if sampling.temperature > 0.0 => {
+                let excluded = oracle_with(&rows, combination, sampling, &|scores| exclude(tokens, scores));
+                next.iter().zip(excluded).map(|(a, b)| (1.0 - share) * a + share * b).collect()
+            }
+            _ => next,
+        }
     }
 
     fn change(&self, tokens: &[i32], scores: &mut [f64]) {
@@ -285,7 +294,10 @@ impl<'a> Case<'a> {
                         out.extend_from_slice(&tokens);
                         let wanted = if way.targets == Targets::Combined { tokens.len() } else { 0 };
                         assert_eq!(decoder.log_probabilities().of_tokens.len(), wanted);
-                        for (position, &found) in (start..).zip(&decoder.log_probabilities().of_tokens) {
+                        // What is excluded at a position is known there, and not to the oracle.
+                        let is_told = self.control.is_none_or(|control| control.exclude.is_none());
+                        let told = if is_told { wanted } else { 0 };
+                        for (position, &found) in (start..).take(told).zip(&decoder.log_probabilities().of_tokens) {
                             let next = || self.next(&out[..position], &ends, scored);
                             let scores = scores.entry((out[..position].to_vec(), ends.clone())).or_insert_with(next);
                             let expected = scores[out[position] as usize].ln();
@@ -295,8 +307,8 @@ impl<'a> Case<'a> {
                                 self.combination,
                                 self.sampling
                             );
-                            let told = (decoder.log_probabilities(), position - start);
-                            self.check_alternatives(told, (&out[..position], out[position]), scores, &ends, scored);
+                            let of_token = (decoder.log_probabilities(), position - start);
+                            self.check_alternatives(of_token, (&out[..position], out[position]), scores, &ends, scored);
                         }
                         ends.push((out.len(), false));
                         if finish.is_some() {
