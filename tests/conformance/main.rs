@@ -4,6 +4,7 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+mod controls;
 mod replay;
 #[allow(dead_code, reason = "the report uses all of it")]
 #[path = "suite.rs"]
