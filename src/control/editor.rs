@@ -112,8 +112,8 @@ impl RowEditor {
         Ok(self.slots[position % self.slots.len()].left)
     }
 
-    /// What the edits of a position leave, as [`RowEditor::peek`]. `excludes` is asked once for each position whether top
-    /// choices are excluded there.
+    /// What the edits of a position leave, as [`RowEditor::peek`]. `excludes` is asked once for each position whether
+    /// top choices are excluded there.
     ///
     /// [`Error::Numeric`] if the constraint leaves no token, though the text is not complete.
     pub fn left(&mut self, position: usize, tokens: &[i32], excludes: impl FnOnce() -> bool) -> Result<Left> {

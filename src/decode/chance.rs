@@ -36,8 +36,8 @@ pub struct Key {
     /// How often pending tokens were dropped before. A position drawn again after that needs new numbers, because
     /// plans made since then may depend on the old ones.
     ///
-    /// Routes and exclusions keep their epoch as long as the weights stay. A route drawn again after a rejection would depend on which
-    /// proposals were accepted.
+    /// Routes and exclusions keep their epoch as long as the weights stay. A route drawn again after a rejection would
+    /// depend on which proposals were accepted.
     pub epoch: u32,
 }
 

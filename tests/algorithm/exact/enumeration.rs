@@ -102,6 +102,9 @@ pub type End = (usize, bool);
 /// For generated tokens and the rounds that had ended by then: the probability of each next token.
 pub type Continuations = BTreeMap<(Vec<i32>, Vec<End>), BTreeMap<i32, f64>>;
 
+/// The same by the oracle.
+type Scores = BTreeMap<(Vec<i32>, Vec<End>), Vec<f64>>;
+
 /// The combination that a caller sets after some rounds.
 pub type Choice<'a> = dyn Fn(&[End]) -> &'a Combination + 'a;
 
@@ -239,6 +242,36 @@ impl<'a> Case<'a> {
         decoder
     }
 
+    /// Check the log-probabilities of a round, which has decoded the tokens from index `start` on.
+    fn check_log_probabilities(
+        &self,
+        way: &Way,
+        decoder: &Driver<&Enumerator>,
+        (out, start): (&[i32], usize),
+        ends: &[End],
+        scores: &mut Scores,
+    ) {
+        // What is excluded at a position is known there, and not to the oracle.
+        if self.control.is_some_and(|control| control.exclude.is_some()) {
+            return;
+        }
+        // A greedy session reports log-probabilities at temperature 1.
+        let scored = if self.sampling.temperature == 0.0 { Sampling::PLAIN } else { self.sampling };
+        for (position, &found) in (start..).zip(&decoder.log_probabilities().of_tokens) {
+            let next = || self.next(&out[..position], ends, scored);
+            let scores = scores.entry((out[..position].to_vec(), ends.to_vec())).or_insert_with(next);
+            let expected = scores[out[position] as usize].ln();
+            assert!(
+                (f64::from(found) - expected).abs() < ENOUGH,
+                "{out:?} at {position}: log-probability {found}, not {expected}: {way:?}, {:?}, {:?}",
+                self.combination,
+                self.sampling
+            );
+            let of_token = (decoder.log_probabilities(), position - start);
+            self.check_alternatives(of_token, (&out[..position], out[position]), scores, ends, scored);
+        }
+    }
+
     /// Check the alternatives of a token of a round, and what each model says of it.
     fn check_alternatives(
         &self,
@@ -271,9 +304,7 @@ impl<'a> Case<'a> {
     /// What the decoder does, summed over all branches.
     pub fn enumerated(&self, way: &Way) -> Found {
         let (chance, mut found) = (Enumerator::default(), Found::default());
-        // A greedy session reports log-probabilities at temperature 1.
-        let scored = if self.sampling.temperature == 0.0 { Sampling::PLAIN } else { self.sampling };
-        let mut scores: BTreeMap<(Vec<i32>, Vec<End>), Vec<f64>> = BTreeMap::new();
+        let mut scores = Scores::new();
         loop {
             chance.start();
             if let Some(passes) = &self.passes {
@@ -294,22 +325,7 @@ impl<'a> Case<'a> {
                         out.extend_from_slice(&tokens);
                         let wanted = if way.targets == Targets::Combined { tokens.len() } else { 0 };
                         assert_eq!(decoder.log_probabilities().of_tokens.len(), wanted);
-                        // What is excluded at a position is known there, and not to the oracle.
-                        let is_told = self.control.is_none_or(|control| control.exclude.is_none());
-                        let told = if is_told { wanted } else { 0 };
-                        for (position, &found) in (start..).take(told).zip(&decoder.log_probabilities().of_tokens) {
-                            let next = || self.next(&out[..position], &ends, scored);
-                            let scores = scores.entry((out[..position].to_vec(), ends.clone())).or_insert_with(next);
-                            let expected = scores[out[position] as usize].ln();
-                            assert!(
-                                (f64::from(found) - expected).abs() < ENOUGH,
-                                "{out:?} at {position}: log-probability {found}, not {expected}: {way:?}, {:?}, {:?}",
-                                self.combination,
-                                self.sampling
-                            );
-                            let of_token = (decoder.log_probabilities(), position - start);
-                            self.check_alternatives(of_token, (&out[..position], out[position]), scores, &ends, scored);
-                        }
+                        self.check_log_probabilities(way, &decoder, (&out, start), &ends, &mut scores);
                         ends.push((out.len(), false));
                         if finish.is_some() {
                             break;
