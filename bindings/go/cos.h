@@ -400,6 +400,57 @@ typedef int32_t (*cos_constraint_fn)(const int32_t *tokens,
                                      void *user_data);
 
 /**
+ * What a model thinks of the next token, by the plain softmax of its logits.
+ *
+ * Since 0.1.
+ */
+typedef struct cos_model_summary {
+  /**
+   * The probability of its best token, from 0 to 1. NaN for look-ups, and for models with the weight 0.
+   */
+  float confidence;
+  /**
+   * The entropy of its distribution in nats. NaN likewise.
+   */
+  float entropy;
+  /**
+   * Its best token. -1 likewise.
+   */
+  int32_t best;
+  /**
+   * Always 0.
+   */
+  int32_t reserved;
+} cos_model_summary;
+
+/**
+ * A function of the caller that gives the models the weights of one position.
+ *
+ * What it writes must depend on its arguments and its own data only: the function may be called again for the same
+ * position, and decoding is exact only if the weights are then the same. cos_step calls it on its own thread for each
+ * position that is decided. The function must return: an exception ends the process, and longjmp is undefined
+ * behaviour. It must not keep the pointers. It may call cos_cancel and cos_session_stats with the session. Other calls
+ * with the session return BUSY, and cos_free would wait for ever.
+ *
+ * @param tokens        the tokens before the position, prompts included
+ * @param tokens_count  their number, which is the position
+ * @param models        a summary of each model
+ * @param models_count  number of models
+ * @param weights       in/out: one weight for each model; before, those of the session. They must be such as
+ *                      cos_session_options takes. A model with the weight 0 in the session has not run, and must keep 0.
+ * @param user_data     weigh_data of cos_session_options
+ * @return 0, or any other number to make cos_step return CALLBACK with a message that names the number. A step that
+ *         has committed a token before returns success, and the next step calls the function again.
+ * Since 0.1.
+ */
+typedef int32_t (*cos_weigh_fn)(const int32_t *tokens,
+                                size_t tokens_count,
+                                const struct cos_model_summary *models,
+                                size_t models_count,
+                                float *weights,
+                                void *user_data);
+
+/**
  * How a session decodes. Set all members to 0 and then struct_size: greedy, with an automatic strategy.
  * cos_session_new copies the arrays.
  *
@@ -623,6 +674,15 @@ typedef struct cos_session_options {
    * Length of `dry_breakers`.
    */
   size_t dry_breakers_count;
+  /**
+   * A function that gives the models the weights of each position, for "weighted" and "logits", or NULL. Targets are
+   * then combined.
+   */
+  cos_weigh_fn weigh;
+  /**
+   * Passed to `weigh`. Owned by the caller; must be valid as long as the session and its forks. May be NULL.
+   */
+  void *weigh_data;
 } cos_session_options;
 
 /**

@@ -85,31 +85,14 @@ pub struct Plausibility {
 impl Combination {
     /// A mixture. [`Error::InvalidArgument`] unless the weights are a probability distribution.
     pub fn mixture(weights: &[f32]) -> Result<Self> {
-        for (model, &weight) in weights.iter().enumerate() {
-            if !(weight.is_finite() && weight >= 0.0) {
-                return Err(Error::InvalidArgument(format!(
-                    "weights[{model}] is {weight}; the weights of a mixture must be 0 or positive"
-                )));
-            }
-        }
-        let sum: f64 = weights.iter().map(|&weight| f64::from(weight)).sum();
-        if (sum - 1.0).abs() > WEIGHT_TOLERANCE {
-            return Err(Error::InvalidArgument(format!(
-                "the weights of a mixture must sum to 1, but these sum to {}",
-                sum as f32
-            )));
-        }
-        Ok(Combination::Mixture { weights: weights.iter().map(|&weight| (f64::from(weight) / sum) as f32).collect() })
+        let (sum, mut weights) = (check_mixture(weights)?, weights.to_vec());
+        scale(&mut weights, sum);
+        Ok(Combination::Mixture { weights })
     }
 
     /// A weighted sum of logits. [`Error::InvalidArgument`] unless all weights are finite and one is not 0.
     pub fn logits(weights: &[f32]) -> Result<Self> {
-        if let Some((model, weight)) = weights.iter().enumerate().find(|(_, weight)| !weight.is_finite()) {
-            return Err(Error::InvalidArgument(format!("weights[{model}] is {weight}; it must be finite")));
-        }
-        if weights.iter().all(|&weight| weight == 0.0) {
-            return Err(Error::InvalidArgument("all weights are 0; at least one model must count".into()));
-        }
+        check_logits(weights)?;
         Ok(Combination::Logits { weights: weights.to_vec(), plausibility: None })
     }
 
@@ -157,6 +140,17 @@ impl Combination {
             | Combination::Logits { weights, .. }
             | Combination::Custom { weights, .. } => weights,
         }
+    }
+
+    /// Change the weights. [`Error::InvalidArgument`] unless they are such as this combination takes; then they are of no
+    /// use any more, and must be set again.
+    pub fn set_weights(&mut self, set: impl FnOnce(&mut [f32]) -> Result<()>) -> Result<()> {
+        let is_mixture = matches!(self, Combination::Mixture { .. });
+        let (Combination::Mixture { weights }
+        | Combination::Logits { weights, .. }
+        | Combination::Custom { weights, .. }) = self;
+        set(weights)?;
+        if is_mixture { check_mixture(weights).map(|sum| scale(weights, sum)) } else { check_logits(weights) }
     }
 
     /// Whether the combined target depends on a model. A model of weight 0 may only draft.
@@ -359,6 +353,39 @@ impl Combination {
         };
         Ok(scores.softmax()?.log_probability_of(token, scores.score(token)?))
     }
+}
+
+/// The sum of the weights of a mixture, which is near 1.
+fn check_mixture(weights: &[f32]) -> Result<f64> {
+    for (model, &weight) in weights.iter().enumerate() {
+        if !(weight.is_finite() && weight >= 0.0) {
+            return Err(Error::InvalidArgument(format!(
+                "weights[{model}] is {weight}; the weights of a mixture must be 0 or positive"
+            )));
+        }
+    }
+    let sum: f64 = weights.iter().map(|&weight| f64::from(weight)).sum();
+    if (sum - 1.0).abs() > WEIGHT_TOLERANCE {
+        return Err(Error::InvalidArgument(format!(
+            "the weights of a mixture must sum to 1, but these sum to {}",
+            sum as f32
+        )));
+    }
+    Ok(sum)
+}
+
+fn scale(weights: &mut [f32], sum: f64) {
+    weights.iter_mut().for_each(|weight| *weight = (f64::from(*weight) / sum) as f32);
+}
+
+fn check_logits(weights: &[f32]) -> Result<()> {
+    if let Some((model, weight)) = weights.iter().enumerate().find(|(_, weight)| !weight.is_finite()) {
+        return Err(Error::InvalidArgument(format!("weights[{model}] is {weight}; it must be finite")));
+    }
+    if weights.iter().all(|&weight| weight == 0.0) {
+        return Err(Error::InvalidArgument("all weights are 0; at least one model must count".into()));
+    }
+    Ok(())
 }
 
 #[cfg(test)]

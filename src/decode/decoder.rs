@@ -126,6 +126,8 @@ impl<C: Chance> Decoder<C> {
         let state = DecoderState {
             lanes,
             editor: editor(&settings, vocab_size),
+            weighted: weighted(&settings),
+            summaries: Vec::new(),
             settings,
             chance,
             tokens: Vec::new(),
@@ -235,6 +237,7 @@ impl<C: Chance> Decoder<C> {
         }
         let is_complete = self.state.finish == Some(Finish::Complete);
         let has_stopped = self.state.finish == Some(Finish::StopToken);
+        self.state.weighted = weighted(&settings);
         self.state.settings = settings;
         self.fit();
         // The limits may have become wider or narrower, and the constraint may be another one.
@@ -277,7 +280,7 @@ impl<C: Chance> Decoder<C> {
     pub fn observe(&mut self, estimates: Estimates) {
         let settings = &self.state.settings;
         let weights = match &settings.combination {
-            _ if settings.sampler.is_greedy() => None,
+            _ if settings.sampler.is_greedy() || settings.weigher.is_some() => None,
             Combination::Mixture { weights } => Some(weights.clone()),
             combination => combination.single().map(|single| {
                 let mut weights = vec![0.0; self.state.lanes.len()];
@@ -649,6 +652,11 @@ impl<C: Chance> Decoder<C> {
         let sequences = self.state.lanes.iter().flatten().map(|lane| lane.sequence.memory());
         sequences.chain([Memory::of(own)]).sum()
     }
+}
+
+/// A copy for the weights of a position, if they depend on it.
+fn weighted(settings: &Settings) -> Option<Box<Settings>> {
+    settings.weigher.is_some().then(|| Box::new(settings.clone()))
 }
 
 /// What changes rows for these settings, if anything does.

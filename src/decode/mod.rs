@@ -18,3 +18,4 @@ mod settings;
 mod state;
 mod target;
 pub mod verify;
+pub mod weigh;

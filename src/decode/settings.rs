@@ -3,6 +3,7 @@
 use crate::control::Controls;
 use crate::decode::alternatives::Alternatives;
 use crate::decode::combine::Combination;
+use crate::decode::weigh::Weigher;
 use crate::rows::Sampler;
 
 /// What is decoded, and when the sequence ends.
@@ -10,6 +11,8 @@ use crate::rows::Sampler;
 pub struct Settings {
     /// The target distribution.
     pub combination: Combination,
+    /// Changes the weights of each position, from those of the combination. It takes combined targets.
+    pub weigher: Option<Weigher>,
     /// How distributions are made from logits.
     pub sampler: Sampler,
     /// What changes the scores of tokens before the sampler.

@@ -12,6 +12,7 @@ use crate::decode::routes::Routes;
 use crate::decode::schedule::{Decision, Draft, NOBODY, World};
 use crate::decode::settings::Settings;
 use crate::decode::target::{Front, Target, Workspace};
+use crate::decode::weigh::Summary;
 use crate::error::{Error, Result};
 use crate::learn::observer::Observer;
 
@@ -20,6 +21,10 @@ pub struct DecoderState<C> {
     /// By participant; `None` for a look-up.
     pub lanes: Vec<Option<Lane>>,
     pub settings: Settings,
+    /// The settings with the weights of the front position, if they depend on it.
+    pub weighted: Option<Box<Settings>>,
+    /// For the function that weighs.
+    pub summaries: Vec<Summary>,
     /// What is asked of the tokens; `None` if nothing is.
     pub editor: Option<Box<RowEditor>>,
     pub chance: C,
@@ -83,10 +88,11 @@ impl<C: Chance> DecoderState<C> {
     fn front<'a>(&'a mut self, position: usize, workspace: &'a mut Workspace) -> Result<Front<'a, C>> {
         let token = self.tokens.get(position).map(|&token| token as usize);
         let is_given = self.is_given(position);
-        let DecoderState { lanes, settings, editor, chance, epoch, route_epoch, tokens, .. } = self;
+        let DecoderState { lanes, settings, weighted, editor, chance, epoch, route_epoch, tokens, .. } = self;
         let editor = editor.as_mut().filter(|_| !is_given);
         let coin = || excludes(chance, settings, position, *route_epoch);
         let edits = editor.map(|editor| editor.edits(position, tokens, coin)).transpose()?;
+        let settings = weighted.as_deref().unwrap_or(settings);
         Ok(Front { lanes, settings, edits, chance, epoch: *epoch, position, token, workspace })
     }
 
@@ -95,6 +101,14 @@ impl<C: Chance> DecoderState<C> {
         let DecoderState { settings, editor, chance, route_epoch, tokens, .. } = self;
         let coin = || excludes(chance, settings, position, *route_epoch);
         editor.as_mut().map_or(Ok(Left::Some), |editor| editor.left(position, tokens, coin))
+    }
+
+    /// Set the weights of a position, if they depend on it.
+    fn weigh(&mut self, position: usize) -> Result<()> {
+        let DecoderState { lanes, settings, weighted, summaries, tokens, .. } = self;
+        let (Some(weigher), Some(weighted)) = (&settings.weigher, weighted) else { return Ok(()) };
+        let base = settings.combination.weights();
+        weigher.weigh(base, &tokens[..position], lanes, summaries, &mut weighted.combination)
     }
 
     /// The same, as far as it is known without the mask.
@@ -292,6 +306,7 @@ impl<C: Chance> Rows<'_, C> {
                 return Ok(Decision::Ended);
             }
         }
+        self.state.weigh(position)?;
         let route = self.is_routed.then(|| self.route(position));
         let is_observed = learner(&mut self.state.observer).is_some();
         let mut front = self.state.front(position, self.workspace)?;
@@ -302,7 +317,8 @@ impl<C: Chance> Rows<'_, C> {
             None => Some(front.draw(target)?),
         };
         let token = drawn.or(front.token).expect("a draft has a token");
-        let is_combined = matches!(target, Target::Token(_) | Target::Sum(_));
+        let is_weighed = front.settings.weigher.is_some();
+        let is_combined = is_weighed || matches!(target, Target::Token(_) | Target::Sum(_));
         let decided = (is_observed && is_combined).then(|| front.probability(target, token)).transpose()?;
         front.report(target, token, log_probabilities)?;
         // Nothing fails from here on.
@@ -328,6 +344,7 @@ impl<C: Chance> Rows<'_, C> {
 
     /// Commit a token that is given, and tell its log-probability: that without bias, penalties and constraint.
     fn score(&mut self, position: usize, log_probabilities: &mut LogProbabilities) -> Result<Decision> {
+        self.state.weigh(position)?;
         let token = self.state.given_token(position).expect("the token of the position is given");
         let mut front = self.state.front(position, self.workspace)?;
         let target = front.target(None)?;

@@ -100,9 +100,11 @@ impl Session {
     ///
     /// [`Error::Unsupported`] if it has a function of the caller.
     pub fn save(&self) -> Result<Vec<u8>> {
-        for (name, is_given) in
-            [("combine", self.options.combine.is_some()), ("constrain", self.options.controls.constraint.is_some())]
-        {
+        for (name, is_given) in [
+            ("combine", self.options.combine.is_some()),
+            ("constrain", self.options.controls.constraint.is_some()),
+            ("weigh", self.options.weigher.is_some()),
+        ] {
             if is_given {
                 return Err(Error::Unsupported(format!(
                     "the session has a function in {name}, which bytes cannot hold; save its tokens instead, and \
@@ -290,6 +292,7 @@ impl SavedOptions {
             stop_tokens: self.stop_tokens.clone(),
             log_probabilities: self.log_probabilities,
             alternatives: Alternatives { top: self.top, before: self.before, of_models: self.of_models },
+            weigher: None,
             combine: None,
             routes: self.shares_routes.map(|shares| if shares { RoutesName::Shared } else { RoutesName::Own }),
             priority: if self.is_batch { Priority::Batch } else { Priority::Interactive },

@@ -5,12 +5,13 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::config::RoutesName;
+use crate::config::{Combine, RoutesName};
 use crate::control::Controls;
 use crate::decode::chance::CounterRng;
 use crate::decode::combine::{Combination, Function};
 use crate::decode::decoder::{Alternatives, Counters, Decoder, Finish, LogProbabilities, Settings};
 use crate::decode::policy::{Plan, Request, Strategy, Targets};
+use crate::decode::weigh::Weigher;
 use crate::engine::Engine;
 use crate::engine::drive::Driver;
 use crate::engine::participant::Participant;
@@ -52,6 +53,8 @@ pub struct Options {
     pub log_probabilities: bool,
     /// What else is wanted with them.
     pub alternatives: Alternatives,
+    /// A function that changes the weights of each position. Pinned routed targets have none.
+    pub weigher: Option<Weigher>,
     /// A function that replaces the engine's combination.
     pub combine: Option<Function>,
     /// Whether it has numbers of routes in common with other sessions; `None` leaves it to the engine.
@@ -75,6 +78,7 @@ impl Default for Options {
             stop_tokens: None,
             log_probabilities: false,
             alternatives: Alternatives::default(),
+            weigher: None,
             combine: None,
             routes: None,
             priority: Priority::Interactive,
@@ -137,6 +141,7 @@ impl Session {
         if let Some(function) = &options.combine {
             combination = combination.with_function(function.clone());
         }
+        check_weigher(engine, options)?;
         let costs = costs(engine);
         let request = request(options, &combination, &costs);
         let plan = Plan::new(&request)?;
@@ -245,6 +250,7 @@ impl Session {
             sampler: options.sampler.greedy_below(self.engine.greedy_below()),
             weights: self.options.weights.clone(),
             combine: self.options.combine.clone(),
+            weigher: self.options.weigher.clone(),
             ..options.clone()
         };
         let combination = self.driver.settings().combination.clone();
@@ -431,6 +437,19 @@ impl Session {
     }
 }
 
+/// Check that weights may depend on positions, if they do.
+fn check_weigher(engine: &Engine, options: &Options) -> Result<()> {
+    let takes_weights = matches!(engine.combine(), Combine::Weighted { .. } | Combine::Logits { .. });
+    let why = match &options.weigher {
+        None => return Ok(()),
+        Some(_) if options.combine.is_some() => "the combine function takes no weights; leave one of both out",
+        Some(_) if !takes_weights => "\"combine\" of the engine is neither \"weighted\" nor \"logits\"",
+        Some(_) if options.targets == Some(Targets::Routed) => "routed targets are drawn before rows are known",
+        Some(_) => return Ok(()),
+    };
+    Err(Error::InvalidArgument(format!("weigh is set, but {why}")))
+}
+
 /// What a decoder is asked for.
 fn settings(engine: &Engine, options: &Options, combination: Combination) -> Result<Settings> {
     let stop_tokens = options.stop_tokens.clone().unwrap_or_else(|| engine.stop_tokens().to_vec());
@@ -441,6 +460,7 @@ fn settings(engine: &Engine, options: &Options, combination: Combination) -> Res
     Ok(Settings {
         combination,
         sampler: options.sampler,
+        weigher: options.weigher.clone(),
         controls,
         stop_tokens,
         max_tokens: options.max_tokens,
@@ -461,7 +481,8 @@ fn request<'a>(options: &'a Options, combination: &'a Combination, costs: &'a [u
         lengths: options.proposal_lengths.as_deref(),
         combination,
         greedy: options.sampler.is_greedy(),
-        log_probabilities: options.log_probabilities,
+        // The weights of a position may depend on all rows.
+        log_probabilities: options.log_probabilities || options.weigher.is_some(),
         costs,
     }
 }

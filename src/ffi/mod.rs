@@ -14,6 +14,8 @@ mod prepare;
 
 mod controls;
 
+mod weigh;
+
 mod options;
 
 mod session;
@@ -39,6 +41,7 @@ pub use prepare::*;
 pub use session::*;
 pub use stats::*;
 pub use text::*;
+pub use weigh::*;
 
 use std::ffi::{CStr, CString, c_char};
 use std::mem::MaybeUninit;

@@ -5,6 +5,7 @@ use std::ffi::{c_char, c_void};
 use parking_lot::Mutex;
 
 use super::controls::*;
+use super::weigh::{cos_weigh_fn, weigher};
 use super::{VersionedStruct, optional_slice, read_struct, slice};
 use crate::config::RoutesName;
 use crate::control::{Controls, Dry};
@@ -217,6 +218,11 @@ pub struct cos_session_options {
     pub dry_breakers: *const i32,
     /// Length of `dry_breakers`.
     pub dry_breakers_count: usize,
+    /// A function that gives the models the weights of each position, for "weighted" and "logits", or NULL. Targets are
+    /// then combined.
+    pub weigh: cos_weigh_fn,
+    /// Passed to `weigh`. Owned by the caller; must be valid as long as the session and its forks. May be NULL.
+    pub weigh_data: *mut c_void,
 }
 
 // SAFETY: plain data. The size of the first version never changes, and members are only added behind the last one.
@@ -225,7 +231,7 @@ unsafe impl VersionedStruct for cos_session_options {
     const MIN_SIZE: usize = std::mem::offset_of!(cos_session_options, targets);
 }
 const _: () =
-    assert!(<cos_session_options as VersionedStruct>::MIN_SIZE == 96 && size_of::<cos_session_options>() == 288);
+    assert!(<cos_session_options as VersionedStruct>::MIN_SIZE == 96 && size_of::<cos_session_options>() == 304);
 
 /// Check that an array has one value for each model.
 pub(super) fn check_count(name: &str, count: usize, models: usize) -> Result<()> {
@@ -239,7 +245,7 @@ pub(super) fn check_count(name: &str, count: usize, models: usize) -> Result<()>
 
 /// # Safety
 /// `options` has `struct_size` bytes, and its arrays have their counts. `combine` and `combine_data` are as for
-/// [`combine`], and `constrain` and `constrain_data` keep to [`cos_constraint_fn`].
+/// [`combine`], and the other functions and their data keep to [`cos_constraint_fn`] and [`cos_weigh_fn`].
 pub(super) unsafe fn read_options(options: *const cos_session_options, engine: &Engine) -> Result<Options> {
     // SAFETY: promised by the caller.
     let (options, lengths, weights, stop_tokens) = unsafe {
@@ -279,6 +285,8 @@ pub(super) unsafe fn read_options(options: *const cos_session_options, engine: &
         stop_tokens: stop_tokens.map(<[i32]>::to_vec),
         log_probabilities,
         alternatives,
+        // SAFETY: promised by the caller.
+        weigher: options.weigh.map(|function| unsafe { weigher(function, options.weigh_data) }),
         routes: routes(options.routes)?,
         priority: priority(options.priority)?,
         // SAFETY: promised by the caller.

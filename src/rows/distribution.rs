@@ -127,6 +127,12 @@ impl Distribution {
     }
 }
 
+/// The entropy in nats of the plain softmax of a row, which is given.
+pub fn entropy(scores: &[f32], softmax: &Distribution) -> f32 {
+    let moment = kernels::sum_exp_times(scores, softmax.max);
+    (softmax.total.ln() - moment / softmax.total) as f32
+}
+
 /// The largest score. [`Error::Numeric`] if no score is finite, or if any is NaN or plus infinity.
 pub fn maximum(scores: &[f32]) -> Result<f32> {
     checked(kernels::maximum(scores))

@@ -133,6 +133,24 @@ pub fn best_two(scores: &[f32]) -> (usize, f32, f32) {
     (token, if nan.contains(&1) { f32::NAN } else { best }, second)
 }
 
+/// `Σ (score − max) · e^(score − max)`, without scores whose exponential is 0.
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+fma", "x86_64+avx2+fma"))]
+pub fn sum_exp_times(scores: &[f32], max: f32) -> f64 {
+    let exp = Exp::new(1.0);
+    let mut total = 0.0;
+    for block in scores.chunks(BLOCK) {
+        let mut lanes = [0.0f32; LANES];
+        for row in block.chunks(LANES) {
+            for (sum, &score) in lanes.iter_mut().zip(row) {
+                let below = (score - max).max(exp.least);
+                *sum += below * exp.of(below);
+            }
+        }
+        total += lanes.iter().map(|&sum| f64::from(sum)).sum::<f64>();
+    }
+    total
+}
+
 /// `Σ e^((score − max) · rate)`.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+fma", "x86_64+avx2+fma"))]
 pub fn sum_exp(scores: &[f32], max: f32, rate: f32) -> f64 {

@@ -16,7 +16,7 @@ mod sums;
 mod weights;
 pub(crate) mod widen;
 
-pub use distribution::{Best, Distribution, NEAR_TIE, argmax, maximum};
+pub use distribution::{Best, Distribution, NEAR_TIE, argmax, entropy, maximum};
 pub use edits::{Change, Drops, Edits};
 pub use filter::Filter;
 pub use row::{

@@ -81,6 +81,7 @@ impl World {
         let settings = Settings {
             combination: self.combination.clone(),
             sampler: Sampler::new(self.temperature, 0, 0.0, 0.0).unwrap(),
+            weigher: None,
             controls: Controls::default(),
             stop_tokens: Vec::new(),
             max_tokens: tokens,

@@ -11,6 +11,7 @@ use cos::decode::chance::Chance;
 use cos::decode::combine::{Combination, Plausibility};
 use cos::decode::decoder::{Alternatives, Settings};
 use cos::decode::policy::{Plan, Request, Strategy, Targets};
+use cos::decode::weigh::Weigher;
 use cos::engine::Engine;
 use cos::engine::drive::Driver;
 use cos::engine::participant::Participant;
@@ -370,7 +371,7 @@ pub fn decoder<C: Chance>(
     chance: C,
 ) -> Driver<C> {
     let until = (stop_tokens, max_tokens);
-    controlled_decoder(models, combination, sampling, way, &Controls::default(), until, chance)
+    controlled_decoder(models, combination, sampling, way, (&Controls::default(), None), until, chance)
 }
 
 /// A decoder of a request with controls, until a stop token or so many tokens.
@@ -379,7 +380,7 @@ pub fn controlled_decoder<C: Chance>(
     combination: &Combination,
     sampling: Sampling,
     way: &Way,
-    controls: &Controls,
+    (controls, weigher): (&Controls, Option<&Weigher>),
     (stop_tokens, max_tokens): (&[i32], usize),
     chance: C,
 ) -> Driver<C> {
@@ -387,6 +388,7 @@ pub fn controlled_decoder<C: Chance>(
     let settings = Settings {
         combination: combination.clone(),
         sampler: sampling.sampler(),
+        weigher: weigher.cloned(),
         controls: controls.clone(),
         stop_tokens: stop_tokens.to_vec(),
         max_tokens,

@@ -119,6 +119,7 @@ fn start<'a>(
     let settings = Settings {
         combination: combination.clone(),
         sampler: Sampling::PLAIN.sampler(),
+        weigher: None,
         controls: Controls::default(),
         stop_tokens: Vec::new(),
         max_tokens: tokens,

@@ -2,9 +2,11 @@
 
 use cos::control::{Constraint, Constraints, Controls, Dry};
 use cos::decode::combine::Combination;
+use cos::decode::policy::Targets;
+use cos::decode::weigh::Weigher;
 use cos::error::Error;
 
-use super::enumeration::{Case, Controlled};
+use super::enumeration::{Case, Controlled, WeightsOf};
 use crate::common::{PROMPT, SAMPLINGS, Sampling, World, combinations, ways};
 
 const NEVER: f64 = f64::NEG_INFINITY;
@@ -56,17 +58,17 @@ fn bias_is_exact() {
         scores[0] += 1.0;
         scores[2] -= f64::from(0.7f32);
     };
-    check(&Controlled { controls, change: &change, exclude: None }, &SAMPLINGS, &[], 3);
+    check(&Controlled { controls, change: &change, exclude: None, weigh: None }, &SAMPLINGS, &[], 3);
     let controls = Controls::default().with_bias(&[1], &[f32::NEG_INFINITY]).unwrap();
     let change = |_: &[i32], scores: &mut [f64]| scores[1] = NEVER;
-    check(&Controlled { controls, change: &change, exclude: None }, &FEW, &[], 3);
+    check(&Controlled { controls, change: &change, exclude: None, weigh: None }, &FEW, &[], 3);
 }
 
 #[test]
 fn penalties_are_exact() {
     let controls = Controls::default().with_penalties(1.5, 0.0, 0.0).unwrap();
     let change = |text: &[i32], scores: &mut [f64]| penalise(scores, &all(text), 1.5);
-    check(&Controlled { controls, change: &change, exclude: None }, &FEW, &[], 3);
+    check(&Controlled { controls, change: &change, exclude: None, weigh: None }, &FEW, &[], 3);
 
     let controls = Controls::default().with_penalties(0.0, 0.5, 0.75).unwrap();
     let change = |text: &[i32], scores: &mut [f64]| {
@@ -75,7 +77,7 @@ fn penalties_are_exact() {
             *score -= 0.75 * count + if count > 0.0 { 0.5 } else { 0.0 };
         }
     };
-    check(&Controlled { controls, change: &change, exclude: None }, &SAMPLINGS, &[], 3);
+    check(&Controlled { controls, change: &change, exclude: None, weigh: None }, &SAMPLINGS, &[], 3);
 }
 
 #[test]
@@ -86,7 +88,7 @@ fn bans_are_exact() {
             scores[2] = NEVER;
         }
     };
-    check(&Controlled { controls, change: &change, exclude: None }, &FEW, &[2], 4);
+    check(&Controlled { controls, change: &change, exclude: None, weigh: None }, &FEW, &[2], 4);
 
     let controls = Controls::default().with_banned(vec![vec![1, 1, 0], vec![0, 2]]).unwrap();
     let change = |text: &[i32], scores: &mut [f64]| {
@@ -98,7 +100,7 @@ fn bans_are_exact() {
             scores[2] = NEVER;
         }
     };
-    check(&Controlled { controls, change: &change, exclude: None }, &FEW, &[], 3);
+    check(&Controlled { controls, change: &change, exclude: None, weigh: None }, &FEW, &[], 3);
 
     let controls = Controls { no_repeat_ngram: 3, ..Controls::default() };
     let change = |text: &[i32], scores: &mut [f64]| {
@@ -108,7 +110,7 @@ fn bans_are_exact() {
             scores[run[2] as usize] = NEVER;
         }
     };
-    check(&Controlled { controls, change: &change, exclude: None }, &FEW, &[], 4);
+    check(&Controlled { controls, change: &change, exclude: None, weigh: None }, &FEW, &[], 4);
 }
 
 /// The probabilities of scores at temperature 1.
@@ -137,9 +139,9 @@ fn typical_sampling_is_exact() {
             reached += p[token];
         }
     };
-    check(&Controlled { controls, change: &change, exclude: None }, &SAMPLED, &[], 3);
+    check(&Controlled { controls, change: &change, exclude: None, weigh: None }, &SAMPLED, &[], 3);
     let controls = Controls::default().with_drops(0.6, 0.0, 0.0).unwrap();
-    check(&Controlled { controls, change: &|_, _| (), exclude: None }, &[Sampling::GREEDY], &[], 3);
+    check(&Controlled { controls, change: &|_, _| (), exclude: None, weigh: None }, &[Sampling::GREEDY], &[], 3);
 }
 
 #[test]
@@ -151,7 +153,7 @@ fn exclusion_of_top_choices_is_exact() {
         let Some(kept) = top.clone().min_by(|&a, &b| p[a].total_cmp(&p[b])) else { return };
         top.filter(|&token| token != kept).for_each(|token| scores[token] = NEVER);
     };
-    let controlled = Controlled { controls, change: &|_, _| (), exclude: Some((0.25, &exclude)) };
+    let controlled = Controlled { controls, change: &|_, _| (), exclude: Some((0.25, &exclude)), weigh: None };
     check(&controlled, &SAMPLED, &[], 2);
 }
 
@@ -173,7 +175,44 @@ fn the_penalty_of_repetitions_is_exact() {
             }
         }
     };
-    check(&Controlled { controls, change: &change, exclude: None }, &FEW, &[], 3);
+    check(&Controlled { controls, change: &change, exclude: None, weigh: None }, &FEW, &[], 3);
+}
+
+/// Weights depend on how sure the models are.
+#[test]
+fn weights_of_positions_are_exact() {
+    let weights = |confidence: [f32; 2]| {
+        let share = 0.1 + 0.8 * confidence[0] / (confidence[0] + confidence[1]);
+        [share, 1.0 - share]
+    };
+    let weigher = Weigher::new(move |tokens, models, out| {
+        assert!(tokens.starts_with(&PROMPT) && models.len() == 2 && out.iter().sum::<f32>() == 1.0);
+        assert!(models.iter().all(|model| model.entropy > 0.0 && model.entropy < 1.1 && (0..3).contains(&model.best)));
+        out.copy_from_slice(&weights([models[0].confidence, models[1].confidence]));
+        Ok(())
+    });
+    let of_rows = move |rows: &[Vec<f32>]| {
+        let confidence = |row: &Vec<f32>| {
+            softmax(&row.iter().map(|&score| f64::from(score)).collect::<Vec<_>>()).into_iter().fold(0.0, f64::max)
+        };
+        weights([confidence(&rows[0]) as f32, confidence(&rows[1]) as f32]).to_vec()
+    };
+    let combination = Combination::mixture(&[0.5, 0.5]).unwrap();
+    let controls = Controls::default().with_penalties(1.5, 0.0, 0.25).unwrap();
+    let change = |text: &[i32], scores: &mut [f64]| {
+        penalise(scores, &all(text), 1.5);
+        scores.iter_mut().enumerate().for_each(|(token, score)| *score -= 0.25 * count(text, token));
+    };
+    let weigh = Some((weigher, &of_rows as &WeightsOf));
+    let controlled = Controlled { controls, change: &change, exclude: None, weigh };
+    for world in [World::Related, World::Unrelated, World::Sharp] {
+        for sampling in FEW {
+            for way in ways(2, &combination, sampling).into_iter().filter(|way| way.targets == Targets::Combined) {
+                let case = Case::new(world, world.models(2, 3), &combination, sampling, 3);
+                Case { control: Some(&controlled), ..case }.check(&way);
+            }
+        }
+    }
 }
 
 /// Behind 2 comes 1, and then nothing. Behind 0 comes 0 or 2.
@@ -248,7 +287,7 @@ fn constraints_are_exact() {
     for is_slow in [false, true] {
         let start = move || Box::new(Follower { is_slow, ..Follower::default() }) as Box<dyn Constraint>;
         let controls = Controls { constraint: Some(Constraints::new(start)), ..Controls::default() };
-        check(&Controlled { controls, change: &constrain, exclude: None }, &FEW, &[], 4);
+        check(&Controlled { controls, change: &constrain, exclude: None, weigh: None }, &FEW, &[], 4);
     }
 }
 
@@ -273,7 +312,7 @@ fn all_controls_together_are_exact() {
     for combination in [combination, Combination::contrastive(2, 0.5, 0.1).unwrap()] {
         for sampling in FEW {
             for way in ways(2, &combination, sampling) {
-                let controlled = Controlled { controls: controls.clone(), change: &change, exclude: None };
+                let controlled = Controlled { controls: controls.clone(), change: &change, exclude: None, weigh: None };
                 let case = Case::new(World::Related, World::Related.models(2, 3), &combination, sampling, 4);
                 Case { control: Some(&controlled), ..case }.check(&way);
             }

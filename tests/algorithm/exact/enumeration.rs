@@ -12,6 +12,7 @@ use cos::decode::chance::{Chance, Key, Purpose};
 use cos::decode::combine::Combination;
 use cos::decode::decoder::{Counters, Finish, LogProbabilities};
 use cos::decode::policy::{Plan, Targets};
+use cos::decode::weigh::Weigher;
 use cos::engine::drive::Driver;
 use cos::engine::participant::Participant;
 use cos::engine::queues::PassQueues;
@@ -147,7 +148,12 @@ pub struct Controlled<'a> {
     pub change: &'a dyn Fn(&[i32], &mut [f64]),
     /// What is done instead at a share of the positions.
     pub exclude: Option<(f64, &'a dyn Fn(&[i32], &mut [f64]))>,
+    /// What gives the weights of a position, and those for its rows.
+    pub weigh: Option<(Weigher, &'a WeightsOf)>,
 }
+
+/// The weights of a position, by the rows of all models.
+pub type WeightsOf = dyn Fn(&[Vec<f32>]) -> Vec<f32>;
 
 impl<'a> Case<'a> {
     pub fn new(
@@ -201,10 +207,14 @@ impl<'a> Case<'a> {
     }
 
     fn next_by(&self, tokens: &[i32], combination: &Combination, sampling: Sampling) -> Vec<f64> {
+        let is_combined = matches!(combination, Combination::Mixture { .. });
         let context: Vec<i32> = PROMPT.iter().chain(tokens).copied().collect();
         let vocab = self.models.iter().find_map(|each| Some(each.model()?.vocab_size())).unwrap();
         let rows: Vec<Vec<f32>> = (0..self.models.len()).map(|k| self.world.logits(k, &context, vocab)).collect();
         let change = |scores: &mut [f64]| self.change(tokens, scores);
+        let weights = self.control.and_then(|control| control.weigh.as_ref()).map(|(_, weights)| weights(&rows));
+        let weighed = weights.filter(|_| is_combined).map(|weights| Combination::mixture(&weights).unwrap());
+        let combination = weighed.as_ref().unwrap_or(combination);
         let next = oracle_with(&rows, combination, sampling, &change);
         match self.control.and_then(|control| control.exclude) {
             Some((share, exclude)) if sampling.temperature > 0.0 => {
@@ -229,9 +239,10 @@ impl<'a> Case<'a> {
     /// A decoder at the end of the prompt.
     fn start<'b>(&self, way: &Way, chance: &'b Enumerator) -> Driver<&'b Enumerator> {
         let controls = self.control.map_or_else(Controls::default, |control| control.controls.clone());
+        let weigher = self.control.and_then(|control| control.weigh.as_ref()).map(|(weigher, _)| weigher);
         let until = (self.stop_tokens, self.tokens);
         let mut decoder =
-            controlled_decoder(&self.models, self.combination, self.sampling, way, &controls, until, chance);
+            controlled_decoder(&self.models, self.combination, self.sampling, way, (&controls, weigher), until, chance);
         if let Some(queues) = &self.queues {
             decoder.share_passes(queues, false);
         }

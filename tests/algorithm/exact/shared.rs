@@ -88,6 +88,7 @@ impl<'a> Company<'a> {
         let settings = Settings {
             combination: self.combinations[index].clone(),
             sampler: Sampling::PLAIN.sampler(),
+            weigher: None,
             controls: Controls::default(),
             stop_tokens: Vec::new(),
             max_tokens: self.tokens[index],

@@ -2,7 +2,7 @@
 
 use std::ffi::c_void;
 use std::ptr::{null, null_mut};
-use std::slice::from_raw_parts;
+use std::slice::{from_raw_parts, from_raw_parts_mut};
 use std::sync::Arc;
 
 use cos::config::Combine;
@@ -449,4 +449,61 @@ fn other_bytes_are_refused() {
     assert!(code == COS_ERROR_UNSUPPORTED && message.contains("constrain"), "{message}");
     session.free();
     unsafe { cos_engine_free(first) };
+}
+
+/// Gives all weight to the model that the data names.
+unsafe extern "C-unwind" fn choose(
+    tokens: *const i32,
+    count: usize,
+    models: *const cos_model_summary,
+    models_count: usize,
+    weights: *mut f32,
+    data: *mut c_void,
+) -> i32 {
+    let (wanted, models) = unsafe { (*data.cast::<i32>(), from_raw_parts(models, models_count)) };
+    assert!(!tokens.is_null() && count >= 3 && models_count == 2);
+    assert!(models.iter().all(|model| model.confidence > 0.0 && model.entropy > 0.0 && model.best >= 0));
+    let weights = unsafe { from_raw_parts_mut(weights, models_count) };
+    assert_eq!(weights, [0.5, 0.5]);
+    match wanted {
+        0 | 1 => weights.iter_mut().enumerate().for_each(|(model, weight)| *weight = f32::from(model as i32 == wanted)),
+        2 => weights[0] = 0.75,
+        other => return other,
+    }
+    0
+}
+
+#[test]
+fn a_function_weighs_the_models() {
+    // One model likes 1, the other one 2.
+    let model = |best: usize| {
+        let script = move |_: &[i32], row: &mut [f32]| {
+            row.fill(0.0);
+            row[best] = 3.0;
+            Ok(())
+        };
+        Arc::new(Scripted::new(4, script)) as Arc<dyn Model>
+    };
+    let combine = Combine::Weighted { weights: vec![0.5, 0.5] };
+    let engine = Engine::new(vec![model(1), model(2)], combine, Vec::new(), None).unwrap();
+    let engine = cos_engine::into_raw(Arc::new(engine));
+    for base in strategies() {
+        for (wanted, token) in [(0, 1), (1, 2)] {
+            let data = (&raw const wanted).cast_mut().cast();
+            let given = cos_session_options { weigh: Some(choose), weigh_data: data, ..base };
+            assert_eq!(finish(session(engine, &given)).0, [token; 6]);
+        }
+        for (wanted, part) in [(2, "sum to"), (9, "returned 9")] {
+            let data = (&raw const wanted).cast_mut().cast();
+            let given = cos_session_options { weigh: Some(choose), weigh_data: data, ..base };
+            let session = session(engine, &given);
+            let (code, message) = outcome(unsafe { cos_step(session.0, &mut result()) });
+            assert!(code == COS_ERROR_CALLBACK && message.contains("weights function") && message.contains(part));
+            session.free();
+        }
+        let routed = cos_session_options { weigh: Some(choose), targets: 2, temperature: 1.0, ..base };
+        let (code, message) = outcome(unsafe { cos_session_new(engine, &routed, &mut null_mut()) });
+        assert!(code == COS_ERROR_INVALID_ARGUMENT && message.contains("weigh is set"), "{message}");
+    }
+    unsafe { cos_engine_free(engine) };
 }
