@@ -84,16 +84,17 @@ class ControlsTest {
 
     @Test
     void textsKeepToTheirConstraint() {
+        // Without white space, of which the models like to write a lot.
         String schema = """
-                {"type": "object", "properties": {"name": {"type": "string", "pattern": "^[a-z]{1,5}$"},
+                {"x-guidance": {"whitespace_flexible": false}, "type": "object", "properties": {
+                 "name": {"type": "string", "pattern": "^[a-z]{1,5}$"},
                  "age": {"type": "integer", "minimum": 0, "maximum": 99}}, "required": ["name", "age"],
                  "additionalProperties": false}""";
         List<String> choices = List.of("ja", "\"nein\" \\ \n\t", "vielleicht 漢");
         for (int seed = 0; seed < 4; seed++) {
             SessionOptions.Builder options = SessionOptions.builder().temperature(1).seed(seed).maxTokens(200);
             String json = written(options.constraint(Constraint.jsonSchema(schema)));
-            String bare = json.replaceAll("\\s", "");
-            assertTrue(bare.matches("\\{\"name\":\"[a-z]{1,5}\",\"age\":\\d{1,2}}"), json);
+            assertTrue(json.matches("\\{\"name\":\"[a-z]{1,5}\",\"age\":\\d{1,2}}"), json);
             String choice = written(options.constraint(Constraint.choices(choices.toArray(String[]::new))));
             assertTrue(choices.contains(choice), choice);
             String matching = written(options.constraint(Constraint.regex("[ab]{3}-[0-9]")));
@@ -193,7 +194,8 @@ class ControlsTest {
             }
             counting(3).constrain(text, mask);
         };
-        try (Session session = prompted(options().constrainer(constrainer)); Session fork = session.fork(5)) {
+        SessionOptions.Builder options = options().strategy(Strategy.STANDARD).constrainer(constrainer);
+        try (Session session = prompted(options); Session fork = session.fork(5)) {
             List<Integer> tokens = new ArrayList<>();
             for (int call = 0; call < 20; call++) {
                 List<News> news = Session.stepMany(List.of(session, fork));
