@@ -295,16 +295,6 @@ func tryOptions(t *testing.T, engine *cos.Engine, pairs string) error {
 			options.Routes = cos.Routes(number(t, value))
 		case "priority":
 			options.Priority = cos.Priority(number(t, value))
-		case "log_probabilities", "model_log_probabilities", "log_probabilities_before":
-			if value != "0" && value != "1" {
-				// A bool cannot express this value.
-				return &cos.Error{Code: cos.ErrInvalidArgument, Message: key + " is neither false nor true"}
-			}
-			*map[string]*bool{
-				"log_probabilities":        &options.LogProbabilities,
-				"model_log_probabilities":  &options.ModelLogProbabilities,
-				"log_probabilities_before": &options.LogProbabilitiesBefore,
-			}[key] = value == "1"
 		case "repetition_penalty":
 			options.RepetitionPenalty = float32(number(t, value))
 		case "presence_penalty":
@@ -325,7 +315,11 @@ func tryOptions(t *testing.T, engine *cos.Engine, pairs string) error {
 				options.LogitBias[biased[i]] = bias
 			}
 		default:
-			t.Fatalf("%s: an option that this does not know", key)
+			if value != "0" && value != "1" {
+				// A bool cannot express this value.
+				return &cos.Error{Code: cos.ErrInvalidArgument, Message: key + " is neither false nor true"}
+			}
+			setSwitch(t, &options, key, value == "1")
 		}
 	}
 	session, err := engine.NewSession(options)
@@ -333,4 +327,17 @@ func tryOptions(t *testing.T, engine *cos.Engine, pairs string) error {
 		session.Close()
 	}
 	return err
+}
+
+func setSwitch(t *testing.T, options *cos.Options, key string, on bool) {
+	switch key {
+	case "log_probabilities":
+		options.LogProbabilities = on
+	case "model_log_probabilities":
+		options.ModelLogProbabilities = on
+	case "log_probabilities_before":
+		options.LogProbabilitiesBefore = on
+	default:
+		t.Fatalf("%s: an option that this does not know", key)
+	}
 }
