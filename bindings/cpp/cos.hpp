@@ -24,6 +24,7 @@
 #ifndef COS_HPP
 #define COS_HPP
 
+#include <algorithm>
 #include <cassert>
 #include <chrono>
 #include <cstddef>
@@ -36,47 +37,14 @@
 #include <optional>
 #include <string>
 #include <string_view>
-#include <type_traits>
 #include <utility>
 #include <vector>
 
 #include "cos.h"
+#include "cos_options.hpp"
 #include "cos_result.hpp"
 
 namespace cosrt {
-
-/// Which models run when. It does not change the distribution of the tokens.
-enum class Strategy : std::int32_t {
-    automatic = COS_STRATEGY_AUTO,     ///< The library chooses what is expected to be fastest.
-    standard = COS_STRATEGY_STANDARD,  ///< Every model scores every position, and nobody drafts: the baseline.
-    speculative = COS_STRATEGY_SPECULATIVE,  ///< One model drafts, and all others verify.
-    cos = COS_STRATEGY_COS,  ///< Collaborative decoding via speculation: the models take turns as the proposer.
-};
-
-/// The distribution that positions are verified against. It does not change the distribution of the tokens.
-enum class Targets : std::int32_t {
-    automatic = COS_TARGETS_AUTO,     ///< Routed under Strategy::automatic where it applies, otherwise combined.
-    combined = COS_TARGETS_COMBINED,  ///< The combined distribution, which needs all models with a weight.
-    routed = COS_TARGETS_ROUTED,  ///< One model, drawn by the weights. For "weighted" with a temperature above 0.
-};
-
-/// Whose numbers draw routed targets. It does not change the distribution of the tokens.
-enum class Routes : std::int32_t {
-    automatic = COS_ROUTES_AUTO,  ///< As the configuration says; without it, shared under Strategy::automatic.
-    own = COS_ROUTES_OWN,         ///< Those of the session alone.
-    /// Those of passes, which their sessions have in common: one pass serves more of them. Each session follows its
-    /// distribution exactly, but they depend on each other, and a seed does not repeat a text. Two sessions of one
-    /// scope that began with the same prompt never share, nor do forks.
-    shared = COS_ROUTES_SHARED,
-};
-
-/// How urgent the tokens are. It does not change the distribution of the tokens.
-enum class Priority : std::int32_t {
-    interactive = COS_PRIORITY_INTERACTIVE,  ///< Somebody waits for them.
-    /// Only the end of the text matters. All batch sessions together make passes of interactive sessions at most twice
-    /// as long. If memory is short, a batch session counts as started after the next thousand others.
-    batch = COS_PRIORITY_BATCH,
-};
 
 /// Why a sequence is finished.
 enum class Finish : std::int32_t {
@@ -85,69 +53,7 @@ enum class Finish : std::int32_t {
     max_tokens = COS_FINISH_MAX_TOKENS,      ///< max_tokens tokens were generated since the last prompt.
     context_full = COS_FINISH_CONTEXT_FULL,  ///< The context has no room for another token.
     cancelled = COS_FINISH_CANCELLED,        ///< cancel() stopped the step.
-};
-
-/// Rows of logits for one position, one for each model, in the order of the configuration.
-class Rows {
-public:
-    Rows(const float* const* rows, std::size_t models, std::size_t vocab_size) noexcept
-        : rows_(rows), models_(models), vocab_size_(vocab_size) {}
-
-    /// Number of models.
-    std::size_t size() const noexcept { return models_; }
-    /// The logits of a model. Empty for look-ups, and for models with the weight 0.
-    Span<const float> operator[](std::size_t model) const {
-        assert(model < models_);
-        return rows_[model] ? Span<const float>(rows_[model], vocab_size_) : Span<const float>();
-    }
-
-private:
-    const float* const* rows_;
-    std::size_t models_;
-    std::size_t vocab_size_;
-};
-
-/// A function of the caller that combines the models: for one position, it makes one row of scores from the rows of the
-/// models. It returns 0. Any other number, or an exception, makes the step fail with Code::callback.
-///
-/// Decoding is exact only if the scores depend on nothing but the rows. step() calls the function on its own thread,
-/// possibly several times, also for positions whose tokens are dropped later. The function must write all scores; minus
-/// infinity makes a token impossible. It must not keep the spans. It may cancel() its session; other calls fail with
-/// busy.
-using Combine = std::function<std::int32_t(const Rows& rows, Span<float> scores)>;
-
-/// How a session decodes. The default is greedy, with an automatic strategy.
-struct SessionOptions {
-    Strategy strategy = Strategy::automatic;
-    /// Scores are divided by it. 0 is greedy: the token with the highest score, and the lowest such token among equal
-    /// scores. With "weighted", a small temperature (0.01 and less) is not greedy: the weights draw one of the models'
-    /// own best tokens. For the best token of the mixture, set 0, or set "greedy_below" in the configuration.
-    float temperature = 0;
-    std::int32_t top_k = 0;  ///< Sample among this many most probable tokens of each distribution; 0 is off.
-    float top_p = 0;         ///< Sample among the fewest tokens that together have this probability; 0 or 1 is off.
-    float min_p = 0;         ///< Sample among tokens with at least this share of the highest probability; 0 is off.
-    std::uint64_t seed = 0;  ///< Same tokens for the same seed, strategy (not automatic) and threads; cos.h says more.
-    std::uint32_t max_tokens = 0;  ///< Most tokens to generate after each prompt; 0: until the context is full.
-    /// How many tokens each model proposes in a row, 0 to 64, in the order of the configuration. Default: automatic.
-    std::optional<std::vector<std::int32_t>> proposal_lengths{};
-    std::optional<std::vector<float>> weights{};  ///< In place of the engine's, for "weighted" and "logits".
-    /// Tokens that end the sequence, possibly none. Default: the end-of-sequence tokens that came with the models.
-    std::optional<std::vector<Token>> stop_tokens{};
-    Targets targets = Targets::automatic;
-    Routes routes = Routes::automatic;
-    Priority priority = Priority::interactive;
-    bool log_probabilities = false;  ///< Whether a step has log-probabilities. Not possible with Targets::routed.
-    Combine combine{};               ///< In place of the engine's combination. The session keeps it alive.
-};
-
-/// What Engine::prepare() prepares for, and for how long.
-struct PrepareOptions {
-    std::uint32_t sessions = 0;  ///< Most sessions that will decode at the same time, up to 1024; 0: 16.
-    std::uint32_t tokens = 0;    ///< Most tokens of a usual text, with its prompt; 0: 1024.
-    std::chrono::duration<double> time{};  ///< After it, no further pass begins; 0: 30 seconds.
-    /// Is told which share is done, from 0 to 1, and returns whether to go on. An exception makes prepare() fail with
-    /// Code::callback. Called on the calling thread, before each pass.
-    std::function<bool(double share)> progress{};
+    complete = COS_FINISH_COMPLETE,          ///< The constraint is complete: no token may follow.
 };
 
 /// The result of a step. The session owns the spans, which are valid until its next call.
@@ -157,6 +63,13 @@ struct Step {
     /// Natural logarithm of each token's probability under the combined distribution. Empty if the options are without
     /// it.
     Span<const float> log_probabilities;
+    /// For each token, the most probable tokens, best first, as many as options.top_log_probabilities says. Where fewer
+    /// are possible, the rest is -1. Empty without that option.
+    Table<Token> top_tokens;
+    Table<float> top_log_probabilities;  ///< Those of top_tokens; minus infinity for the rest.
+    /// For each token, its log-probability under each model, in the order of the configuration. NaN for look-ups, and
+    /// for models of weight 0 that have not scored it. Empty without options.model_log_probabilities.
+    Table<float> model_log_probabilities;
 
     bool finished() const noexcept { return finish != Finish::none; }
 };
@@ -201,20 +114,6 @@ inline Error take(cos_error* error, std::exception_ptr cause = nullptr) {
 inline Result<void> checked(cos_error* error) {
     if (error) return take(error);
     return {};
-}
-
-/// A pointer to elements. Never NULL, which means "not given" in the C interface.
-template <typename C>
-auto pointer(const C& elements) noexcept {
-    using T = std::remove_cv_t<std::remove_pointer_t<decltype(elements.data())>>;
-    static const T none{};
-    return elements.size() == 0 ? &none : static_cast<const T*>(elements.data());
-}
-
-/// Sets an array of cos_session_options, if it is given.
-template <typename T>
-void set(const T*& elements, std::size_t& count, const std::optional<std::vector<T>>& given) noexcept {
-    if (given) elements = pointer(*given), count = given->size();
 }
 
 /// An error if a string has a NUL inside, because it would end there in C.
@@ -271,26 +170,60 @@ Result<std::string> growing(std::size_t guess, Fill fill) {
     }
 }
 
-/// The state of a Session, which a move leaves at its address. The session is destroyed before the combine function.
+/// Calls a function of the caller for C, and keeps an exception, which must not enter C.
+template <typename Call>
+std::int32_t guarded(std::exception_ptr& thrown, Call call) noexcept {
+    thrown = nullptr;
+#ifdef __cpp_exceptions
+    try {
+        return call();
+    } catch (...) {
+        thrown = std::current_exception();
+        return -1;
+    }
+#else
+    return call();
+#endif
+}
+
+struct SessionState;
+
+/// The constraint function of a session. Other options put another one in its place, and a fork has its own.
+struct Constraining {
+    SessionOptions options;
+    SessionState& state;
+};
+
+/// The state of a Session, which a move leaves at its address. The session is destroyed before the functions.
 struct SessionState {
+    std::size_t models = 0;
     Combine combine;
+    std::unique_ptr<Constraining> constraining;
     std::exception_ptr thrown;
     std::unique_ptr<cos_session, Free<cos_free>> handle;
 
-    /// Calls the combine function for C, and keeps an exception, which must not enter C.
     static std::int32_t call(const float* const* rows, std::size_t models, std::size_t vocab_size, float* out_scores,
                              void* data) noexcept {
         auto& state = *static_cast<SessionState*>(data);
-#ifdef __cpp_exceptions
-        try {
+        return guarded(state.thrown, [&] {
             return state.combine(Rows(rows, models, vocab_size), Span<float>(out_scores, vocab_size));
-        } catch (...) {
-            state.thrown = std::current_exception();
-            return -1;
-        }
-#else
-        return state.combine(Rows(rows, models, vocab_size), Span<float>(out_scores, vocab_size));
-#endif
+        });
+    }
+
+    static std::int32_t call(const Token* tokens, std::size_t count, std::size_t kept, std::uint32_t* mask,
+                             std::size_t words, std::uint64_t number, void* data) noexcept {
+        auto& constraining = *static_cast<Constraining*>(data);
+        return guarded(constraining.state.thrown, [&] {
+            return constraining.options.constrain({{tokens, count}, kept, number}, {mask, words});
+        });
+    }
+
+    /// Gives options the constraint function, and returns what owns it for C.
+    std::unique_ptr<Constraining> give(const SessionOptions& from, cos_session_options& options) {
+        if (!from.constrain) return nullptr;
+        auto owner = std::make_unique<Constraining>(Constraining{from, *this});
+        options.constrain = call, options.constrain_data = owner.get();
+        return owner;
     }
 
     static Result<Step> step(SessionState* state) {
@@ -306,9 +239,13 @@ struct SessionState {
             const bool thrown = cos_error_code(error) == COS_ERROR_CALLBACK;
             return take(error, thrown ? std::exchange(state->thrown, nullptr) : nullptr);
         }
-        const std::size_t values = result.log_probabilities ? result.tokens_count : 0;
-        const auto finish = static_cast<Finish>(result.finish);
-        return Step{{result.tokens, result.tokens_count}, finish, {result.log_probabilities, values}};
+        const std::size_t count = result.tokens_count;
+        return Step{{result.tokens, count},
+                    static_cast<Finish>(result.finish),
+                    {result.log_probabilities, result.log_probabilities ? count : 0},
+                    {result.top_tokens, count, result.top_count},
+                    {result.top_log_probabilities, count, result.top_count},
+                    {result.model_log_probabilities, count, state ? state->models : 0}};
     }
 };
 
@@ -317,19 +254,9 @@ struct Progress {
     const std::function<bool(double)>& function;
     std::exception_ptr thrown;
 
-    /// Calls the function for C, and keeps an exception, which must not enter C.
     static std::int32_t call(double share, void* data) noexcept {
         auto& progress = *static_cast<Progress*>(data);
-#ifdef __cpp_exceptions
-        try {
-            return !progress.function(share);
-        } catch (...) {
-            progress.thrown = std::current_exception();
-            return -1;
-        }
-#else
-        return !progress.function(share);
-#endif
+        return guarded(progress.thrown, [&]() -> std::int32_t { return !progress.function(share); });
     }
 };
 
@@ -414,6 +341,30 @@ public:
         return detail::checked(cos_session_set_weights(raw(), detail::pointer(weights), weights.size()));
     }
 
+    /// Decode by other options from the next token on: what is decoded may change, and how may not. So strategy,
+    /// targets, seed, proposal_lengths, routes and priority must be the old ones (the seed of a fork is its own).
+    /// `weights` and `combine` are not read. All other members count. A text that max_tokens or a constraint has ended
+    /// goes on if the new options allow that. On error, nothing changes.
+    /// Errors: invalid_argument (the message names the option), unsupported, busy, poisoned.
+    Result<void> set_options(const SessionOptions& options) {
+        if (!state_) return Error{Code::invalid_argument, "the session was moved"};
+        detail::Given given(options);
+        auto constraining = state_->give(options, given.options);
+        if (cos_error* error = cos_session_set_options(raw(), &given.options)) return detail::take(error);
+        state_->constraining = std::move(constraining);
+        return {};
+    }
+
+    /// Save the session: its tokens, options and random numbers. Engine::restore() makes a session of the bytes, which
+    /// hold the prompt and the text. Errors: unsupported (the session has a function of the caller), busy, poisoned.
+    Result<std::vector<std::byte>> save() const {
+        return detail::filled<std::vector<std::byte>>(1 << 14, [&](Span<std::byte> out) -> Result<std::size_t> {
+            std::size_t size = 0;
+            if (cos_error* error = cos_session_save(raw(), out.data(), out.size(), &size)) return detail::take(error);
+            return size;
+        });
+    }
+
     /// Share computed tokens with sessions of the same scope only, such as those of one tenant. Before the first
     /// prompt. Errors: invalid_argument (the session has tokens, or the scope has a NUL), busy, poisoned.
     Result<void> set_scope(const std::string& scope) {
@@ -428,8 +379,14 @@ public:
         cos_session* copy = nullptr;
         if (cos_error* error = cos_session_fork(raw(), seed, &copy)) return detail::take(error);
         auto state = std::make_unique<detail::SessionState>();
+        state->models = state_->models;
         state->handle.reset(copy);
-        return Session(std::move(state));
+        Session fork(std::move(state));
+        if (!state_->constraining) return fork;
+        SessionOptions own = state_->constraining->options;
+        own.seed = seed;
+        if (auto set = fork.set_options(own); !set) return set.error();
+        return fork;
     }
 
     /// Forget all tokens from index `length` on, those of prompts too. Errors: invalid_argument, busy, poisoned.
@@ -463,6 +420,55 @@ inline std::vector<Result<Step>> step_many(Span<Session* const> sessions) {
     }
     if (error) steps.assign(handles.size(), detail::take(error));
     return steps;
+}
+
+/// A text that best_of() has chosen.
+struct Best {
+    std::vector<Token> tokens;
+    Finish finish = Finish::none;
+    double log_probability = 0;  ///< The mean log-probability of its tokens.
+};
+
+/// Decode `count` continuations of a session in common passes, and get the one whose tokens have the highest mean
+/// log-probability. Its options need log_probabilities, a temperature above 0, and an end such as max_tokens. The
+/// session stays as it is. Errors: invalid_argument, and those of fork() and step() of a continuation.
+inline Result<Best> best_of(const Session& session, std::size_t count, std::uint64_t seed = 0) {
+    if (count == 0) return Error{Code::invalid_argument, "count is 0; decode one continuation or more"};
+    std::vector<Session> forks;
+    for (std::size_t i = 0; i < count; i++) {
+        auto fork = session.fork(seed);  // equal seeds give each fork numbers of its own
+        if (!fork) return fork.error();
+        forks.push_back(*std::move(fork));
+    }
+    std::vector<Best> texts(count);
+    const auto add = [](Best& text, const Result<Step>& step) -> Result<void> {
+        if (!step) return step.error();
+        if (step->log_probabilities.size() < step->tokens.size()) {
+            return Error{Code::invalid_argument, "log_probabilities is off; set that option of the session"};
+        }
+        text.tokens.insert(text.tokens.end(), step->tokens.begin(), step->tokens.end());
+        for (const float value : step->log_probabilities) text.log_probability += static_cast<double>(value);
+        text.finish = step->finish;
+        return {};
+    };
+    // The first fork computes the prompt, and the others find it.
+    if (auto added = add(texts[0], forks[0].step()); !added) return added.error();
+    for (;;) {
+        std::vector<Session*> open;
+        std::vector<Best*> of_open;
+        for (std::size_t i = 0; i < count; i++) {
+            if (texts[i].finish == Finish::none) open.push_back(&forks[i]), of_open.push_back(&texts[i]);
+        }
+        if (open.empty()) break;
+        const auto steps = step_many(open);
+        for (std::size_t i = 0; i < steps.size(); i++) {
+            if (auto added = add(*of_open[i], steps[i]); !added) return added.error();
+        }
+    }
+    for (Best& text : texts) text.log_probability /= static_cast<double>(text.tokens.empty() ? 1 : text.tokens.size());
+    return *std::max_element(texts.begin(), texts.end(), [](const Best& one, const Best& other) {
+        return one.log_probability < other.log_probability;
+    });
 }
 
 /// Decodes a stream of tokens to text. It gives out whole characters only, and can end the text before a stop string.
@@ -571,26 +577,30 @@ public:
     /// Start an empty sequence. Errors: invalid_argument (the message names the option), unsupported, runtime.
     Result<Session> session(const SessionOptions& options = {}) const {
         auto state = std::make_unique<detail::SessionState>();
-        cos_session_options given{};
-        given.struct_size = sizeof given;
-        given.strategy = static_cast<std::int32_t>(options.strategy);
-        given.temperature = options.temperature;
-        given.top_k = options.top_k, given.top_p = options.top_p, given.min_p = options.min_p;
-        given.seed = options.seed, given.max_tokens = options.max_tokens;
-        detail::set(given.proposal_lengths, given.proposal_lengths_count, options.proposal_lengths);
-        detail::set(given.weights, given.weights_count, options.weights);
-        detail::set(given.stop_tokens, given.stop_tokens_count, options.stop_tokens);
-        given.targets = static_cast<std::int32_t>(options.targets);
-        given.routes = static_cast<std::int32_t>(options.routes);
-        given.priority = static_cast<std::int32_t>(options.priority);
-        given.log_probabilities = options.log_probabilities;
+        state->models = model_count();
+        detail::Given given(options);
         if (options.combine) {
             state->combine = options.combine;
-            given.combine = detail::SessionState::call;
-            given.combine_data = state.get();
+            given.options.combine = detail::SessionState::call;
+            given.options.combine_data = state.get();
         }
+        state->constraining = state->give(options, given.options);
         cos_session* session = nullptr;
-        if (cos_error* error = cos_session_new(raw(), &given, &session)) return detail::take(error);
+        if (cos_error* error = cos_session_new(raw(), &given.options, &session)) return detail::take(error);
+        state->handle.reset(session);
+        return Session(std::move(state));
+    }
+
+    /// Make a session of the bytes of Session::save(), in this or in another process. The engine must have the same
+    /// models, and combine them in the same way. Its first step computes all tokens, as after a prompt.
+    /// Errors: invalid_argument (the bytes are damaged, or the engine differs), unsupported (another version of the
+    /// format), context_full, runtime.
+    Result<Session> restore(Span<const std::byte> bytes) const {
+        cos_session* session = nullptr;
+        cos_error* error = cos_session_restore(raw(), detail::pointer(bytes), bytes.size(), &session);
+        if (error) return detail::take(error);
+        auto state = std::make_unique<detail::SessionState>();
+        state->models = model_count();
         state->handle.reset(session);
         return Session(std::move(state));
     }

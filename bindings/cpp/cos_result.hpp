@@ -63,6 +63,26 @@ private:
     std::size_t size_ = 0;
 };
 
+/// Rows of equal length, which something else owns: one row for each token of a step.
+template <typename T>
+class Table {
+public:
+    Table() = default;
+    Table(const T* data, std::size_t rows, std::size_t columns) noexcept
+        : data_(data), rows_(data ? rows : 0), columns_(columns) {}
+
+    std::size_t size() const noexcept { return rows_; }  ///< Number of rows.
+    bool empty() const noexcept { return rows_ == 0; }
+    Span<const T> operator[](std::size_t row) const {
+        return assert(row < rows_), Span<const T>(data_ + row * columns_, columns_);
+    }
+
+private:
+    const T* data_ = nullptr;
+    std::size_t rows_ = 0;
+    std::size_t columns_ = 0;
+};
+
 /// The code of an error. The values are those of COS_ERROR_* and never change. A later library may have more of them.
 enum class Code : std::int32_t {
     invalid_argument = COS_ERROR_INVALID_ARGUMENT,  ///< An argument is missing, out of range or of the wrong size.

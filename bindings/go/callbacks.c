@@ -13,6 +13,16 @@ void cos_go_set_combine(cos_session_options *options, uintptr_t handle) {
     options->combine_data = (void *)handle;
 }
 
+static int32_t constrain(const int32_t *tokens, size_t tokens_count, size_t kept, uint32_t *mask, size_t mask_words,
+                         uint64_t text, void *user_data) {
+    return cosGoConstrain((int32_t *)tokens, tokens_count, kept, mask, mask_words, text, (uintptr_t)user_data);
+}
+
+void cos_go_set_constrain(cos_session_options *options, uintptr_t handle) {
+    options->constrain = constrain;
+    options->constrain_data = (void *)handle;
+}
+
 static int32_t progress(double share, void *user_data) { return cosGoProgress(share, (uintptr_t)user_data); }
 
 void cos_go_set_progress(cos_prepare_options *options, uintptr_t handle) {

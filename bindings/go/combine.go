@@ -27,47 +27,54 @@ import (
 // If the function refers to its session, close the session: otherwise it stays reachable and is never freed.
 type CombineFunc func(rows [][]float32, scores []float32) error
 
-// combination is the combine function of a session and its state. One goroutine at a time uses it.
-type combination struct {
-	function CombineFunc
-	rows     [][]float32
-	failure  error // the error of the last call
+// functions are the functions of a session and their state. One goroutine at a time uses them.
+type functions struct {
+	combine   CombineFunc
+	constrain ConstrainFunc
+	options   Options // those of constrain, which a fork is given
+	rows      [][]float32
+	failure   error // the first error since the step began
 }
 
-// explain adds the error of the function to that of a step. c may be nil.
-func (c *combination) explain(err error) error {
+// explain adds the error of a function to that of a step.
+func (f *functions) explain(err error) error {
 	var e *Error
-	if c != nil && errors.As(err, &e) && e.Code == ErrCallback {
-		e.Cause = c.failure
+	if errors.As(err, &e) && e.Code == ErrCallback {
+		e.Cause = f.failure
 	}
 	return err
 }
 
-// call runs the function. A panic becomes an error.
-func (c *combination) call(rows []*float32, scores []float32) (err error) {
+// run calls a function, and keeps its error. A panic becomes an error.
+func (f *functions) run(call func(*functions) error) (status C.int32_t) {
+	fail := func(err error) {
+		if status = 1; f.failure == nil {
+			f.failure = err
+		}
+	}
 	defer func() {
 		if value := recover(); value != nil {
-			err = newPanicError(value)
+			fail(newPanicError(value))
 		}
 	}()
-	c.rows = c.rows[:0]
-	for _, row := range rows {
-		// A row that is not needed is NULL. Slice makes nil of it if the length is 0.
-		length := len(scores)
-		if row == nil {
-			length = 0
-		}
-		c.rows = append(c.rows, unsafe.Slice(row, length))
+	if err := call(f); err != nil {
+		fail(err)
 	}
-	return c.function(c.rows, scores)
+	return status
 }
 
 //export cosGoCombine
 func cosGoCombine(rows unsafe.Pointer, models, vocab C.size_t, scores *C.float, handle C.uintptr_t) C.int32_t {
-	c := cgo.Handle(handle).Value().(*combination)
-	c.failure = c.call(unsafe.Slice((**float32)(rows), models), unsafe.Slice((*float32)(scores), vocab))
-	if c.failure != nil {
-		return 1
-	}
-	return 0
+	return cgo.Handle(handle).Value().(*functions).run(func(f *functions) error {
+		f.rows = f.rows[:0]
+		for _, row := range unsafe.Slice((**float32)(rows), models) {
+			// A row that is not needed is NULL. Slice makes nil of it if the length is 0.
+			length := int(vocab)
+			if row == nil {
+				length = 0
+			}
+			f.rows = append(f.rows, unsafe.Slice(row, length))
+		}
+		return f.combine(f.rows, unsafe.Slice((*float32)(scores), vocab))
+	})
 }

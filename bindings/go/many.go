@@ -36,6 +36,7 @@ func StepMany(sessions []*Session) []News {
 			continue
 		}
 		defer session.end()
+		session.functions.failure = nil
 		indices, handles = append(indices, index), append(handles, handle)
 	}
 	if len(handles) == 0 {
@@ -50,7 +51,7 @@ func StepMany(sessions []*Session) []News {
 	for i, index := range indices {
 		session := sessions[index]
 		session.result = results[i]
-		if news[index].Err = session.combination.explain(check(errs[i])); news[index].Err == nil {
+		if news[index].Err = session.functions.explain(check(errs[i])); news[index].Err == nil {
 			news[index].Err = failure
 		}
 		if news[index].Err == nil {

@@ -7,7 +7,9 @@ import "C"
 
 import (
 	"fmt"
+	"maps"
 	"runtime"
+	"slices"
 	"unsafe"
 )
 
@@ -143,13 +145,43 @@ type Options struct {
 	Routes     Routes
 	Priority   Priority
 	// Whether steps have the log-probability of each token. These need the combined distribution, so TargetsAuto then
-	// means combined, and TargetsRouted is an error.
+	// means combined, and TargetsRouted is an error. They are those of the distribution that tokens are drawn from. For
+	// a greedy session, they are those at temperature 1 without filters.
 	LogProbabilities bool
 	// A combine function in place of the engine's combination, or nil.
 	Combine CombineFunc
+
+	// Scores of tokens of the prompt or the text: positive ones are divided by it, and all others multiplied. 0 or 1 is
+	// off. Scores change in this order: bias, this penalty, the presence and the frequency penalty, bans and the
+	// constraint, then temperature and filters. With "weighted", those of each model change before they are mixed.
+	RepetitionPenalty float32
+	// Subtracted from the scores of tokens behind the last prompt; 0 is off.
+	PresencePenalty float32
+	// Subtracted from the score of a token for each time that it is behind the last prompt; 0 is off.
+	FrequencyPenalty float32
+	// No stop token comes before so many tokens behind the last prompt; 0 is off.
+	MinTokens uint32
+	// What is added to the scores of tokens. Minus infinity bans a token.
+	LogitBias map[int32]float32
+	// Runs of tokens that must not come behind the last prompt, each of one token or more. A run that the end of the
+	// prompt has begun is not completed either.
+	BannedTokens [][]int32
+	// No run of so many tokens comes twice in prompt and text; 0 is off.
+	NoRepeatNgram int32
+	// What the text must be. It excludes Constrain.
+	Constraint Constraint
+	// A function that says which tokens may come next, or nil.
+	Constrain ConstrainFunc
+	// How many of the most probable tokens steps have for each token, 0 to 20. They need LogProbabilities.
+	TopLogProbabilities int32
+	// Whether steps have the log-probabilities of tokens under each model. They need LogProbabilities.
+	ModelLogProbabilities bool
+	// Whether all log-probabilities are those before bias, penalties, bans and constraint, at temperature 1 and without
+	// filters. They need LogProbabilities.
+	LogProbabilitiesBefore bool
 }
 
-// c returns the options in C, except Combine. The pinner pins the arrays that they point to.
+// c returns the options in C, except the functions. The pinner pins the arrays that they point to.
 func (o *Options) c(pinner *runtime.Pinner) C.cos_session_options {
 	var options C.cos_session_options
 	options.struct_size = C.sizeof_cos_session_options
@@ -169,10 +201,62 @@ func (o *Options) c(pinner *runtime.Pinner) C.cos_session_options {
 	options.targets = C.int32_t(o.Targets)
 	options.routes = C.int32_t(o.Routes)
 	options.priority = C.int32_t(o.Priority)
-	if o.LogProbabilities {
-		options.log_probabilities = 1
-	}
+	options.log_probabilities = number(o.LogProbabilities)
+	options.top_log_probabilities = C.int32_t(o.TopLogProbabilities)
+	options.model_log_probabilities = number(o.ModelLogProbabilities)
+	options.log_probabilities_before = number(o.LogProbabilitiesBefore)
+	o.setControls(&options, pinner)
 	return options
+}
+
+// setControls sets what changes the scores of tokens.
+func (o *Options) setControls(options *C.cos_session_options, pinner *runtime.Pinner) {
+	options.repetition_penalty = C.float(o.RepetitionPenalty)
+	options.presence_penalty = C.float(o.PresencePenalty)
+	options.frequency_penalty = C.float(o.FrequencyPenalty)
+	options.min_tokens = C.uint32_t(o.MinTokens)
+	tokens, values := make([]int32, 0, len(o.LogitBias)), make([]float32, 0, len(o.LogitBias))
+	for token, value := range o.LogitBias {
+		tokens, values = append(tokens, token), append(values, value)
+	}
+	options.bias_tokens = (*C.int32_t)(pin(pinner, tokens))
+	options.bias_values = (*C.float)(pin(pinner, values))
+	options.bias_count = C.size_t(len(tokens))
+	var banned []int32
+	lengths := make([]C.size_t, len(o.BannedTokens))
+	for i, run := range o.BannedTokens {
+		banned, lengths[i] = append(banned, run...), C.size_t(len(run))
+	}
+	options.banned_tokens = (*C.int32_t)(pin(pinner, banned))
+	options.banned_lengths = (*C.size_t)(pin(pinner, lengths))
+	options.banned_count = C.size_t(len(lengths))
+	options.no_repeat_ngram = C.int32_t(o.NoRepeatNgram)
+	options.constraint_kind = C.COS_CONSTRAINT_NONE
+	if o.Constraint.kind != 0 {
+		options.constraint_kind = C.int32_t(o.Constraint.kind)
+		options.constraint = (*C.char)(pin(pinner, []byte(o.Constraint.source)))
+		options.constraint_length = C.size_t(len(o.Constraint.source))
+	}
+}
+
+// clone returns the options with copies of all slices and maps, which the caller may change.
+func (o *Options) clone() Options {
+	c := *o
+	c.ProposalLengths, c.Weights = slices.Clone(o.ProposalLengths), slices.Clone(o.Weights)
+	c.StopTokens, c.LogitBias = slices.Clone(o.StopTokens), maps.Clone(o.LogitBias)
+	c.BannedTokens = slices.Clone(o.BannedTokens)
+	for i, run := range c.BannedTokens {
+		c.BannedTokens[i] = slices.Clone(run)
+	}
+	return c
+}
+
+// number is a switch in C.
+func number(on bool) C.int32_t {
+	if on {
+		return 1
+	}
+	return 0
 }
 
 // pin pins a slice and returns a pointer to its elements, which memory that is passed to C may hold. The pointer is nil

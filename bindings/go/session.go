@@ -20,9 +20,11 @@ import (
 // Session is one sequence. One goroutine at a time may use it, except for Cancel, Stats and Close.
 type Session struct {
 	exclusive[*C.cos_session]
-	result      C.cos_step_result
-	combination *combination // or nil
-	cancelled   atomic.Bool  // Cancel was called, and no step has reported it yet
+	result    C.cos_step_result
+	functions *functions
+	callbacks cgo.Handle // of functions
+	models    int
+	cancelled atomic.Bool // Cancel was called, and no step has reported it yet
 }
 
 // Finish says whether and why a sequence has ended.
@@ -39,6 +41,8 @@ const (
 	FinishContextFull Finish = C.COS_FINISH_CONTEXT_FULL
 	// Session.Cancel stopped the step. The next step goes on.
 	FinishCancelled Finish = C.COS_FINISH_CANCELLED
+	// The constraint is complete: no token may follow.
+	FinishComplete Finish = C.COS_FINISH_COMPLETE
 )
 
 // String is the name of the reason.
@@ -54,6 +58,8 @@ func (f Finish) String() string {
 		return "context full"
 	case FinishCancelled:
 		return "cancelled"
+	case FinishComplete:
+		return "complete"
 	}
 	return fmt.Sprintf("Finish(%d)", int32(f))
 }
@@ -62,11 +68,22 @@ func (f Finish) String() string {
 type Step struct {
 	// The tokens that the step committed: at least one, unless the sequence is finished.
 	Tokens []int32
-	// The natural logarithm of each token's probability under the combined distribution, after temperature, top-k,
-	// top-p and min-p. For a greedy session, at temperature 1 without these filters. Nil if Options did not ask for
-	// them.
+	// The natural logarithm of each token's probability under the combined distribution; Options say which. Nil if they
+	// did not ask for it.
 	LogProbabilities []float32
 	Finish           Finish
+	// For each token, the most probable tokens, best first: as many as Options.TopLogProbabilities says, or fewer if
+	// fewer are possible. Nil if Options did not ask for them.
+	Alternatives [][]Alternative
+	// For each token, its log-probability under each model, in the order of the configuration. NaN for look-ups, and
+	// for models of weight 0 that have not scored it. Nil if Options did not ask for them.
+	ModelLogProbabilities [][]float32
+}
+
+// Alternative is a token that might have come instead of another one, or that token itself.
+type Alternative struct {
+	Token          int32
+	LogProbability float32
 }
 
 // NewSession starts an empty sequence.
@@ -76,28 +93,68 @@ func (e *Engine) NewSession(options Options) (*Session, error) {
 		return nil, err
 	}
 	defer e.release()
+	f := &functions{combine: options.Combine}
+	return newSession(C.cos_engine_model_count(engine), f, func(handle cgo.Handle, out **C.cos_session) error {
+		return f.with(options, handle, func(cOptions *C.cos_session_options) error {
+			if options.Combine != nil {
+				C.cos_go_set_combine(cOptions, C.uintptr_t(handle))
+			}
+			return check(C.cos_session_new(engine, cOptions, out))
+		})
+	})
+}
 
+// Restore makes a session of the bytes of [Session.Save], in this or in another process. The engine must have the same
+// models, and combine them in the same way. Its first step computes all tokens, as after a prompt. Bytes that were
+// changed are an error.
+func (e *Engine) Restore(saved []byte) (*Session, error) {
+	engine, err := e.acquire()
+	if err != nil {
+		return nil, err
+	}
+	defer e.release()
+	models := C.cos_engine_model_count(engine)
+	return newSession(models, new(functions), func(_ cgo.Handle, out **C.cos_session) error {
+		bytes := unsafe.Pointer(unsafe.SliceData(saved))
+		return check(C.cos_session_restore(engine, bytes, C.size_t(len(saved)), out))
+	})
+}
+
+// newSession owns a session that a function makes, and the handle of its functions.
+func newSession(models C.size_t, f *functions, create func(cgo.Handle, **C.cos_session) error) (*Session, error) {
+	handle := cgo.NewHandle(f)
+	var session *C.cos_session
+	if err := create(handle, &session); err != nil {
+		handle.Delete()
+		return nil, err
+	}
+	s := &Session{functions: f, callbacks: handle, models: int(models)}
+	s.own(session, func(session *C.cos_session) {
+		C.cos_free(session)
+		handle.Delete()
+	})
+	return s, nil
+}
+
+// with calls a function with options in C. If it succeeds, the constraint function of the options is that of the
+// session.
+func (f *functions) with(options Options, handle cgo.Handle, call func(*C.cos_session_options) error) error {
 	var pinner runtime.Pinner
 	defer pinner.Unpin()
 	cOptions := options.c(&pinner)
-	s := new(Session)
-	discard := func() {} // frees the handle of the combine function
-	if options.Combine != nil {
-		s.combination = &combination{function: options.Combine}
-		handle := cgo.NewHandle(s.combination)
-		C.cos_go_set_combine(&cOptions, C.uintptr_t(handle))
-		discard = handle.Delete
+	constrain := f.constrain
+	if f.constrain = options.Constrain; f.constrain != nil {
+		C.cos_go_set_constrain(&cOptions, C.uintptr_t(handle))
 	}
-	var session *C.cos_session
-	if err := check(C.cos_session_new(engine, &cOptions, &session)); err != nil {
-		discard()
-		return nil, err
+	if err := call(&cOptions); err != nil {
+		f.constrain = constrain
+		return err
 	}
-	s.own(session, func(session *C.cos_session) {
-		C.cos_free(session)
-		discard()
-	})
-	return s, nil
+	f.options = Options{}
+	if f.constrain != nil {
+		f.options = options.clone()
+	}
+	return nil
 }
 
 // Close frees the session. It cancels a running step, which returns [ErrClosed], and does not wait for it. It never
@@ -146,16 +203,51 @@ func (s *Session) Fork(seed uint64) (*Session, error) {
 		return nil, err
 	}
 	defer s.end()
-	if s.combination != nil {
+	if s.functions.combine != nil {
 		return nil, &Error{Code: ErrUnsupported, Message: "a session with a combine function has no fork"}
 	}
-	var copied *C.cos_session
-	if err := check(C.cos_session_fork(session, C.uint64_t(seed), &copied)); err != nil {
+	f := new(functions)
+	fork, err := newSession(C.size_t(s.models), f, func(_ cgo.Handle, out **C.cos_session) error {
+		return check(C.cos_session_fork(session, C.uint64_t(seed), out))
+	})
+	if err != nil || s.functions.constrain == nil {
+		return fork, err
+	}
+	options := s.functions.options // its own function, whose error then reaches it
+	options.Seed = seed
+	if err := fork.SetOptions(options); err != nil {
+		fork.Close()
 		return nil, err
 	}
-	fork := new(Session)
-	fork.own(copied, func(session *C.cos_session) { C.cos_free(session) })
 	return fork, nil
+}
+
+// SetOptions decodes by other options from the next token on: what is decoded may change, and how may not. So Strategy,
+// Targets, Seed, ProposalLengths, Routes and Priority must be the old ones (the seed of a fork is its own). Weights and
+// Combine are not read. All other members count. A text that MaxTokens or a constraint has ended goes on if the new
+// options allow that. On an error, nothing changes.
+func (s *Session) SetOptions(options Options) error {
+	session, err := s.begin()
+	if err != nil {
+		return err
+	}
+	defer s.end()
+	return s.functions.with(options, s.callbacks, func(cOptions *C.cos_session_options) error {
+		return check(C.cos_session_set_options(session, cOptions))
+	})
+}
+
+// Save returns the session as bytes: its tokens, options and random numbers. [Engine.Restore] makes a session of them.
+// They hold the prompt and the text. A session with a function of the caller cannot be saved ([ErrUnsupported]).
+func (s *Session) Save() ([]byte, error) {
+	session, err := s.begin()
+	if err != nil {
+		return nil, err
+	}
+	defer s.end()
+	return fill(1<<14, func(bytes *byte, capacity C.size_t, size *C.size_t) error {
+		return check(C.cos_session_save(session, unsafe.Pointer(bytes), capacity, size))
+	})
 }
 
 // Rewind forgets all tokens from index length on, those of prompts too. The sequence goes on, also if it had finished.
@@ -197,8 +289,9 @@ func (s *Session) Step(ctx context.Context) (Step, error) {
 	}
 	for {
 		s.result.struct_size = C.sizeof_cos_step_result
+		s.functions.failure = nil
 		if err := check(C.cos_step(session, &s.result)); err != nil {
-			return Step{}, s.combination.explain(err)
+			return Step{}, s.functions.explain(err)
 		}
 		if Finish(s.result.finish) != FinishCancelled {
 			return s.step(), nil
@@ -225,8 +318,27 @@ func (s *Session) step() Step {
 		if values := s.result.log_probabilities; values != nil {
 			step.LogProbabilities = slices.Clone(unsafe.Slice((*float32)(values), count))
 		}
+		if s.result.top_tokens != nil {
+			step.Alternatives = s.alternatives(int(count), int(s.result.top_count))
+		}
+		if values := s.result.model_log_probabilities; values != nil {
+			all := slices.Clone(unsafe.Slice((*float32)(values), int(count)*s.models))
+			step.ModelLogProbabilities = slices.Collect(slices.Chunk(all, s.models))
+		}
 	}
 	return step
+}
+
+func (s *Session) alternatives(rows, columns int) [][]Alternative {
+	tokens := unsafe.Slice((*int32)(s.result.top_tokens), rows*columns)
+	values := unsafe.Slice((*float32)(s.result.top_log_probabilities), rows*columns)
+	alternatives := make([][]Alternative, rows)
+	for i, token := range tokens {
+		if row := i / columns; token >= 0 { // -1 where fewer tokens are possible
+			alternatives[row] = append(alternatives[row], Alternative{token, values[i]})
+		}
+	}
+	return alternatives
 }
 
 // Steps is a sequence of steps until the sequence is finished. The last step has the reason. If [Session.Step] returns

@@ -248,8 +248,8 @@ func TestErrors(t *testing.T) {
 		}
 	}
 	fmt.Printf("errors: %d records\n", count)
-	if count != 51 {
-		t.Error("there should be 51")
+	if count != 70 {
+		t.Error("there should be 70")
 	}
 }
 
@@ -265,6 +265,7 @@ func refusedWith(err error, code cos.Code) bool {
 // tryOptions makes a session with options of the form KEY=VALUE.
 func tryOptions(t *testing.T, engine *cos.Engine, pairs string) error {
 	var options cos.Options
+	var biased []int32
 	for _, pair := range strings.Fields(pairs) {
 		key, value, _ := strings.Cut(pair, "=")
 		switch key {
@@ -294,14 +295,31 @@ func tryOptions(t *testing.T, engine *cos.Engine, pairs string) error {
 			options.Routes = cos.Routes(number(t, value))
 		case "priority":
 			options.Priority = cos.Priority(number(t, value))
-		case "log_probabilities":
+		case "repetition_penalty":
+			options.RepetitionPenalty = float32(number(t, value))
+		case "presence_penalty":
+			options.PresencePenalty = float32(number(t, value))
+		case "frequency_penalty":
+			options.FrequencyPenalty = float32(number(t, value))
+		case "min_tokens":
+			options.MinTokens = uint32(number(t, value))
+		case "no_repeat_ngram":
+			options.NoRepeatNgram = int32(number(t, value))
+		case "top_log_probabilities":
+			options.TopLogProbabilities = int32(number(t, value))
+		case "bias_tokens":
+			biased = numbers[int32](t, value)
+		case "bias_values":
+			options.LogitBias = map[int32]float32{}
+			for i, bias := range numbers[float32](t, value) {
+				options.LogitBias[biased[i]] = bias
+			}
+		default:
 			if value != "0" && value != "1" {
 				// A bool cannot express this value.
-				return &cos.Error{Code: cos.ErrInvalidArgument, Message: "log_probabilities is neither false nor true"}
+				return &cos.Error{Code: cos.ErrInvalidArgument, Message: key + " is neither false nor true"}
 			}
-			options.LogProbabilities = value == "1"
-		default:
-			t.Fatalf("%s: an option that this does not know", key)
+			setSwitch(t, &options, key, value == "1")
 		}
 	}
 	session, err := engine.NewSession(options)
@@ -309,4 +327,17 @@ func tryOptions(t *testing.T, engine *cos.Engine, pairs string) error {
 		session.Close()
 	}
 	return err
+}
+
+func setSwitch(t *testing.T, options *cos.Options, key string, on bool) {
+	switch key {
+	case "log_probabilities":
+		options.LogProbabilities = on
+	case "model_log_probabilities":
+		options.ModelLogProbabilities = on
+	case "log_probabilities_before":
+		options.LogProbabilitiesBefore = on
+	default:
+		t.Fatalf("%s: an option that this does not know", key)
+	}
 }

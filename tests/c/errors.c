@@ -456,6 +456,8 @@ int main(int argc, char **argv) {
     options();
     functions();
     set_weights();
+    changed_options();
+    saved();
     prompts();
     numeric();
     texts();

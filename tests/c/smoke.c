@@ -4,6 +4,7 @@
  */
 #include "smoke/checks.h"
 #include "smoke/decoding.h"
+#include "smoke/controls.h"
 #include "smoke/promises.h"
 
 /* ---- callers of other versions ---- */
@@ -564,6 +565,7 @@ int main(int argc, char **argv) {
     full_context(weighted);
     log_probabilities(weighted);
     weights_that_change(weighted);
+    controls(weighted, path);
     look_ups(argv[1]);
     older_callers(weighted);
     newer_callers(weighted);

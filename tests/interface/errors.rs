@@ -32,7 +32,8 @@ fn new_session(engine: *mut cos_engine, pairs: &str) -> (i32, *mut cos_session) 
     let of = |key: &str| pairs.iter().find(|(name, _)| *name == key).map_or("0", |(_, value)| value);
     let array = |key: &str| if of(key) == "0" { "" } else { of(key) };
     let (lengths, stops) = (list::<i32>(array("proposal_lengths")), list::<i32>(array("stop_tokens")));
-    let weights = list::<f32>(array("weights"));
+    let (weights, biases) = (list::<f32>(array("weights")), list::<f32>(array("bias_values")));
+    let biased = list::<i32>(array("bias_tokens"));
     fn pointer<T>(array: &[T]) -> *const T {
         if array.is_empty() { null() } else { array.as_ptr() }
     }
@@ -54,6 +55,17 @@ fn new_session(engine: *mut cos_engine, pairs: &str) -> (i32, *mut cos_session) 
         weights_count: weights.len(),
         stop_tokens: pointer(&stops),
         stop_tokens_count: stops.len(),
+        repetition_penalty: of("repetition_penalty").parse().unwrap(),
+        presence_penalty: of("presence_penalty").parse().unwrap(),
+        frequency_penalty: of("frequency_penalty").parse().unwrap(),
+        min_tokens: of("min_tokens").parse().unwrap(),
+        bias_tokens: pointer(&biased),
+        bias_values: pointer(&biases),
+        bias_count: biased.len(),
+        no_repeat_ngram: of("no_repeat_ngram").parse().unwrap(),
+        top_log_probabilities: of("top_log_probabilities").parse().unwrap(),
+        model_log_probabilities: of("model_log_probabilities").parse().unwrap(),
+        log_probabilities_before: of("log_probabilities_before").parse().unwrap(),
         ..options()
     };
     let mut session = null_mut();
@@ -122,7 +134,7 @@ fn errors_have_their_codes() {
     // SAFETY: the engine is not used any more.
     unsafe { cos_engine_free(engine) };
     println!("errors: {records} records");
-    assert_eq!(records, 51);
+    assert_eq!(records, 70);
 }
 
 /// A copy of an export that a test may damage.

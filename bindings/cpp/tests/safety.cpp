@@ -13,6 +13,8 @@
 #include <utility>
 #include <vector>
 
+#include "checks.hpp"
+#include "controls.hpp"
 #include "cos.hpp"
 
 #if __cplusplus >= 202002L
@@ -21,31 +23,6 @@
 #endif
 
 namespace {
-
-using cosrt::Code;
-using cosrt::Token;
-
-std::atomic<int> checks{0};
-
-void expect(bool holds, const char* what, int line) {
-    checks++;
-    if (holds) return;
-    std::fprintf(stderr, "safety.cpp:%d: %s\n", line, what);
-    std::exit(1);
-}
-#define EXPECT(what) expect(static_cast<bool>(what), #what, __LINE__)
-
-template <typename T>
-bool fails(const cosrt::Result<T>& result, Code code) {
-    return !result && result.error().code == code && !result.error().message.empty();
-}
-
-const char* const config = R"({"models": [{"path": "tests/exports/llama/builder-fp32", "name": "one"},
-    {"path": "tests/exports/llama/optimum-fp32", "name": "two"}],
-    "combine": {"kind": "weighted", "weights": [0.5, 0.5]}})";
-const std::vector<Token> prompt{1, 2, 3};
-
-cosrt::Engine open() { return cosrt::Engine::from_json(config).value(); }
 
 void engines() {
     const auto engine = open();
@@ -627,6 +604,7 @@ int main() {
     preparation();
     lifetimes();
     combinations();
+    controls();
     threads();
     std::printf("safety: %d checks passed\n", checks.load());
 }

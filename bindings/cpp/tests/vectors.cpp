@@ -170,6 +170,7 @@ void replay_folder(const std::filesystem::path& folder) {
 float number(const std::string& text) {
     if (text == "nan") return std::numeric_limits<float>::quiet_NaN();
     if (text == "inf") return std::numeric_limits<float>::infinity();
+    if (text == "-inf") return -std::numeric_limits<float>::infinity();
     return std::stof(text);
 }
 
@@ -183,6 +184,7 @@ std::vector<T> commas(const std::string& text) {
 
 /// Sets members from KEY=VALUE pairs. Returns false if the types of cos.hpp cannot express a value.
 bool set(cosrt::SessionOptions& options, std::istream& words) {
+    std::vector<Token> biased;
     for (std::string word; words >> word;) {
         const auto equals = word.find('=');
         const std::string key = word.substr(0, equals), value = word.substr(equals + 1);
@@ -199,8 +201,20 @@ bool set(cosrt::SessionOptions& options, std::istream& words) {
         else if (key == "targets") options.targets = static_cast<cosrt::Targets>(std::stoi(value));
         else if (key == "routes") options.routes = static_cast<cosrt::Routes>(std::stoi(value));
         else if (key == "priority") options.priority = static_cast<cosrt::Priority>(std::stoi(value));
-        else if (key == "log_probabilities" && (value == "0" || value == "1")) options.log_probabilities = value == "1";
-        else if (key == "log_probabilities") return false;
+        else if (key == "repetition_penalty") options.repetition_penalty = number(value);
+        else if (key == "presence_penalty") options.presence_penalty = number(value);
+        else if (key == "frequency_penalty") options.frequency_penalty = number(value);
+        else if (key == "min_tokens") options.min_tokens = static_cast<std::uint32_t>(std::stoul(value));
+        else if (key == "no_repeat_ngram") options.no_repeat_ngram = std::stoi(value);
+        else if (key == "top_log_probabilities") options.top_log_probabilities = std::stoi(value);
+        else if (key == "bias_tokens") biased = commas<Token>(value);
+        else if (key == "bias_values") {
+            const auto values = commas<float>(value);
+            for (std::size_t i = 0; i < values.size(); i++) options.logit_bias[biased[i]] = values[i];
+        } else if (value != "0" && value != "1") return false;  // the others are bool
+        else if (key == "log_probabilities") options.log_probabilities = value == "1";
+        else if (key == "model_log_probabilities") options.model_log_probabilities = value == "1";
+        else if (key == "log_probabilities_before") options.log_probabilities_before = value == "1";
         else fail("unknown member " + key);
     }
     return true;

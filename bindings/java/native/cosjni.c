@@ -14,48 +14,19 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "arrays.h"
 #include "cos.h"
+#include "options.h"
 
 #define POINTER(type, handle) ((type *)(uintptr_t)(handle))
 #define HANDLE(pointer) ((jlong)(uintptr_t)(pointer))
 _Static_assert(sizeof(jlong) == sizeof(void *), "arrays of longs are arrays of pointers");
 
 /* Static methods of io.cosrt.Native. Unlike a reference to the class, an id does not keep the class loader alive. */
-static jmethodID failed_method, stepped_method, combine_method, progress_method;
+static jmethodID failed_method, stepped_method, combine_method, constrain_method, progress_method;
 static jclass byte_buffer_class; /* of the boot loader, which is never unloaded */
 
-/* ---- errors, text and arrays */
-
-static void out_of_memory(JNIEnv *env)
-{
-    jclass class = (*env)->FindClass(env, "java/lang/OutOfMemoryError");
-    if (class) (*env)->ThrowNew(env, class, "no native memory for an array");
-}
-
-static jbyteArray new_bytes(JNIEnv *env, const char *bytes, size_t count)
-{
-    if (count > INT_MAX) {
-        out_of_memory(env);
-        return NULL;
-    }
-    jbyteArray array = (*env)->NewByteArray(env, (jsize)count);
-    if (array) (*env)->SetByteArrayRegion(env, array, 0, (jsize)count, (const jbyte *)bytes);
-    return array;
-}
-
-static jintArray new_ints(JNIEnv *env, const int32_t *ints, size_t count)
-{
-    jintArray array = (*env)->NewIntArray(env, (jsize)count);
-    if (array) (*env)->SetIntArrayRegion(env, array, 0, (jsize)count, ints);
-    return array;
-}
-
-static jfloatArray new_floats(JNIEnv *env, const float *floats, size_t count)
-{
-    jfloatArray array = (*env)->NewFloatArray(env, (jsize)count);
-    if (array) (*env)->SetFloatArrayRegion(env, array, 0, (jsize)count, floats);
-    return array;
-}
+/* ---- errors and statistics */
 
 static void throw_error(JNIEnv *env, jclass native, jint code, const char *text, jthrowable cause)
 {
@@ -70,52 +41,6 @@ static int failed(JNIEnv *env, jclass native, cos_error *error, jthrowable cause
     throw_error(env, native, cos_error_code(error), cos_error_message(error), cause);
     cos_error_free(error);
     return 1;
-}
-
-/* Copies an array of bytes and appends a NUL. */
-static char *copy_text(JNIEnv *env, jbyteArray bytes)
-{
-    jsize count = (*env)->GetArrayLength(env, bytes);
-    char *text = malloc((size_t)count + 1);
-    if (!text) {
-        out_of_memory(env);
-        return NULL;
-    }
-    (*env)->GetByteArrayRegion(env, bytes, 0, count, (jbyte *)text);
-    text[count] = 0;
-    return text;
-}
-
-/* A copy of an array of ints or floats. For an empty array, `data` is not NULL: stop tokens need the difference. */
-typedef struct copied {
-    void *data;
-    size_t count;
-    int failed;
-} copied;
-
-static copied reserve(JNIEnv *env, jarray array)
-{
-    copied copy = {0};
-    if (!array) return copy;
-    copy.count = (size_t)(*env)->GetArrayLength(env, array);
-    copy.data = malloc(copy.count * sizeof(int32_t) + 1);
-    copy.failed = !copy.data;
-    if (copy.failed) out_of_memory(env);
-    return copy;
-}
-
-static copied copy_ints(JNIEnv *env, jintArray array)
-{
-    copied copy = reserve(env, array);
-    if (copy.data) (*env)->GetIntArrayRegion(env, array, 0, (jsize)copy.count, copy.data);
-    return copy;
-}
-
-static copied copy_floats(JNIEnv *env, jfloatArray array)
-{
-    copied copy = reserve(env, array);
-    if (copy.data) (*env)->GetFloatArrayRegion(env, array, 0, (jsize)copy.count, copy.data);
-    return copy;
 }
 
 /* The statistics in the order of io.cosrt.Stats. */
@@ -329,38 +254,61 @@ done:
 
 /* ---- sessions */
 
-/* The running step of this thread, for its combine functions. cos_step calls them on its own thread, so a session needs
- * no reference to Java, and the garbage collector can free one that only its own function refers to. The data of a
- * combine function is the number of its session. */
+/* The running step of this thread, for the functions of its sessions. cos_step calls them on its own thread, so a
+ * session needs no reference to Java, and the garbage collector can free one that only its own function refers to. The
+ * data of a function is the number of its session. */
 typedef struct stepping {
     JNIEnv *env;
     jclass native;
     size_t count; /* of sessions */
     const jlong *numbers;
     jobjectArray combiners;
-    jobjectArray thrown; /* what the combine function of each session has thrown */
+    jobjectArray constrainers;
+    jobjectArray thrown; /* what the functions of each session have thrown */
 } stepping;
 static _Thread_local const stepping *running;
 
-static jobject new_buffer(JNIEnv *env, const float *row, size_t count)
+/* A buffer over elements of four bytes. */
+static jobject new_buffer(JNIEnv *env, const void *elements, size_t count)
 {
-    return (*env)->NewDirectByteBuffer(env, (void *)row, (jlong)(count * sizeof *row));
+    return (*env)->NewDirectByteBuffer(env, (void *)elements, (jlong)(count * sizeof(int32_t)));
 }
 
-/* An exception makes this call fail, and all others of the session in this step. */
+/* Begins a call of a function of the running step. Returns the index of its session, or -1 if the call must fail: an
+ * exception makes a call fail, and all others of the session in this step. */
+static jsize enter(const stepping *step, void *user_data, jint references)
+{
+    if (!step) return -1;
+    JNIEnv *env = step->env;
+    size_t index = 0;
+    while (index < step->count && HANDLE(user_data) != step->numbers[index]) index++;
+    if (index == step->count || (*env)->PushLocalFrame(env, references)) return -1;
+    if (!(*env)->GetObjectArrayElement(env, step->thrown, (jsize)index)) return (jsize)index;
+    (*env)->PopLocalFrame(env, NULL);
+    return -1;
+}
+
+/* Ends a call, and keeps what was thrown in it. Returns what the library is told. */
+static int32_t leave(const stepping *step, jsize index)
+{
+    JNIEnv *env = step->env;
+    jthrowable thrown = (*env)->ExceptionOccurred(env);
+    if (thrown) {
+        (*env)->ExceptionClear(env);
+        (*env)->SetObjectArrayElement(env, step->thrown, index, thrown);
+    }
+    (*env)->PopLocalFrame(env, NULL);
+    return thrown != NULL;
+}
+
 static int32_t combine(const float *const *rows, size_t models_count, size_t vocab_size, float *out_scores,
                        void *user_data)
 {
     const stepping *step = running;
+    const jsize index = enter(step, user_data, (jint)models_count + 5);
+    if (index < 0) return 1;
     JNIEnv *env = step->env;
-    size_t index = 0;
-    while (index < step->count && HANDLE(user_data) != step->numbers[index]) index++;
-    if (index == step->count || (*env)->PushLocalFrame(env, (jint)models_count + 5)) return 1;
-    if ((*env)->GetObjectArrayElement(env, step->thrown, (jsize)index)) {
-        (*env)->PopLocalFrame(env, NULL);
-        return 1;
-    }
-    jobject combiner = (*env)->GetObjectArrayElement(env, step->combiners, (jsize)index);
+    jobject combiner = (*env)->GetObjectArrayElement(env, step->combiners, index);
     jobjectArray buffers = (*env)->NewObjectArray(env, (jsize)models_count, byte_buffer_class, NULL);
     for (size_t model = 0; model < models_count && !(*env)->ExceptionCheck(env); model++) {
         if (!rows[model]) continue;
@@ -369,52 +317,78 @@ static int32_t combine(const float *const *rows, size_t models_count, size_t voc
     }
     jobject scores = (*env)->ExceptionCheck(env) ? NULL : new_buffer(env, out_scores, vocab_size);
     if (scores) (*env)->CallStaticVoidMethod(env, step->native, combine_method, combiner, buffers, scores);
-    jthrowable thrown = (*env)->ExceptionOccurred(env);
-    if (thrown) {
-        (*env)->ExceptionClear(env);
-        (*env)->SetObjectArrayElement(env, step->thrown, (jsize)index, thrown);
-    }
-    (*env)->PopLocalFrame(env, NULL);
-    return thrown != NULL;
+    return leave(step, index);
 }
 
-static jlong session_new(JNIEnv *env, jclass native, jlong engine, jint strategy, jfloat temperature, jint top_k,
-                         jfloat top_p, jfloat min_p, jlong seed, jint max_tokens, jintArray proposal_lengths,
-                         jfloatArray weights, jintArray stop_tokens, jint targets, jint routes,
-                         jint priority, jboolean log_probabilities, jlong combined)
+static int32_t constrain(const int32_t *tokens, size_t tokens_count, size_t kept, uint32_t *mask, size_t mask_words,
+                         uint64_t text, void *user_data)
 {
-    copied lengths = copy_ints(env, proposal_lengths);
-    copied shares = lengths.failed ? (copied){0} : copy_floats(env, weights);
-    copied stops = lengths.failed || shares.failed ? (copied){0} : copy_ints(env, stop_tokens);
-    cos_session *session = NULL;
-    if (!(lengths.failed || shares.failed || stops.failed)) {
-        const cos_session_options options = {
-            .struct_size = sizeof options,
-            .strategy = strategy,
-            .temperature = temperature,
-            .top_k = top_k,
-            .top_p = top_p,
-            .min_p = min_p,
-            .seed = (uint64_t)seed,
-            .max_tokens = (uint32_t)max_tokens,
-            .proposal_lengths = lengths.data,
-            .proposal_lengths_count = lengths.count,
-            .weights = shares.data,
-            .weights_count = shares.count,
-            .stop_tokens = stops.data,
-            .stop_tokens_count = stops.count,
-            .targets = targets,
-            .routes = routes,
-            .priority = priority,
-            .log_probabilities = log_probabilities,
-            .combine = combined ? combine : NULL,
-            .combine_data = POINTER(void, combined),
-        };
-        failed(env, native, cos_session_new(POINTER(cos_engine, engine), &options, &session), NULL);
+    static const int32_t no_tokens;
+    const stepping *step = running;
+    const jsize index = enter(step, user_data, 6);
+    if (index < 0) return 1;
+    JNIEnv *env = step->env;
+    jobject constrainer = (*env)->GetObjectArrayElement(env, step->constrainers, index);
+    jobject given = new_buffer(env, tokens ? tokens : &no_tokens, tokens_count);
+    jobject bits = given ? new_buffer(env, mask, mask_words) : NULL;
+    if (bits) {
+        (*env)->CallStaticVoidMethod(env, step->native, constrain_method, constrainer, given, (jint)kept, (jlong)text,
+                                     bits);
     }
-    free(lengths.data);
-    free(shares.data);
-    free(stops.data);
+    return leave(step, index);
+}
+
+static jlong session_new(JNIEnv *env, jclass native, jlong engine, jlong seed, jobjectArray arrays, jlong number,
+                         jboolean combines, jboolean constrains)
+{
+    given given;
+    cos_session *session = NULL;
+    if (read_options(env, seed, arrays, &given)) {
+        cos_session_options *const options = &given.options;
+        options->combine = combines ? combine : NULL;
+        options->constrain = constrains ? constrain : NULL;
+        options->combine_data = options->constrain_data = POINTER(void, number);
+        failed(env, native, cos_session_new(POINTER(cos_engine, engine), options, &session), NULL);
+    }
+    release_options(&given);
+    return HANDLE(session);
+}
+
+static void session_set_options(JNIEnv *env, jclass native, jlong session, jlong seed, jobjectArray arrays,
+                                jlong number, jboolean constrains)
+{
+    given given;
+    if (read_options(env, seed, arrays, &given)) {
+        given.options.constrain = constrains ? constrain : NULL;
+        given.options.constrain_data = POINTER(void, number);
+        failed(env, native, cos_session_set_options(POINTER(cos_session, session), &given.options), NULL);
+    }
+    release_options(&given);
+}
+
+static jbyteArray session_save(JNIEnv *env, jclass native, jlong handle)
+{
+    const cos_session *session = POINTER(cos_session, handle);
+    size_t size = 0;
+    if (failed(env, native, cos_session_save(session, NULL, 0, &size), NULL)) return NULL;
+    char *bytes = malloc(size);
+    jbyteArray result = NULL;
+    if (!bytes)
+        out_of_memory(env);
+    else if (!failed(env, native, cos_session_save(session, bytes, size, &size), NULL))
+        result = new_bytes(env, bytes, size);
+    free(bytes);
+    return result;
+}
+
+static jlong session_restore(JNIEnv *env, jclass native, jlong engine, jbyteArray saved)
+{
+    char *bytes = copy_text(env, saved);
+    if (!bytes) return 0;
+    const size_t size = (size_t)(*env)->GetArrayLength(env, saved);
+    cos_session *session = NULL;
+    failed(env, native, cos_session_restore(POINTER(cos_engine, engine), bytes, size, &session), NULL);
+    free(bytes);
     return HANDLE(session);
 }
 
@@ -462,7 +436,8 @@ static void set_weights(JNIEnv *env, jclass native, jlong session, jfloatArray a
 }
 
 /* The result of a step as an object of Java; NULL with an exception if the step has failed. */
-static jobject stepped(JNIEnv *env, jclass native, cos_error *error, const cos_step_result *result, jthrowable thrown)
+static jobject stepped(JNIEnv *env, jclass native, cos_error *error, const cos_step_result *result, size_t models,
+                       jthrowable thrown)
 {
     if (failed(env, native, error, thrown)) return NULL;
     jintArray tokens = new_ints(env, result->tokens, result->tokens_count);
@@ -472,17 +447,32 @@ static jobject stepped(JNIEnv *env, jclass native, cos_error *error, const cos_s
         logarithms = new_floats(env, result->log_probabilities, result->tokens_count);
         if (!logarithms) return NULL;
     }
-    return (*env)->CallStaticObjectMethod(env, native, stepped_method, tokens, logarithms, result->finish);
+    jintArray best = NULL;
+    jfloatArray of_best = NULL, of_models = NULL;
+    if (result->top_tokens) {
+        const size_t count = result->tokens_count * result->top_count;
+        best = new_ints(env, result->top_tokens, count);
+        of_best = best ? new_floats(env, result->top_log_probabilities, count) : NULL;
+        if (!of_best) return NULL;
+    }
+    if (result->model_log_probabilities) {
+        of_models = new_floats(env, result->model_log_probabilities, result->tokens_count * models);
+        if (!of_models) return NULL;
+    }
+    return (*env)->CallStaticObjectMethod(env, native, stepped_method, tokens, logarithms, result->finish, best,
+                                          of_best, of_models);
 }
 
-/* Steps the sessions, and puts into `outcomes` a StepResult or an exception of each. `thrown` gets what the combine
- * function of each session has thrown. */
+/* Steps the sessions, and puts into `outcomes` a StepResult or an exception of each. `thrown` gets what the functions
+ * of each session have thrown. */
 static void step(JNIEnv *env, jclass native, jboolean many, jlongArray sessions, jlongArray numbers,
-                 jobjectArray combiners, jobjectArray thrown, jobjectArray outcomes)
+                 jintArray models, jobjectArray combiners, jobjectArray constrainers, jobjectArray thrown,
+                 jobjectArray outcomes)
 {
     const size_t count = (size_t)(*env)->GetArrayLength(env, sessions);
     /* One array for all, the pointers of the sessions first. */
-    jlong *const handles = calloc(count, 2 * sizeof *handles + sizeof(cos_step_result) + sizeof(cos_error *));
+    jlong *const handles = calloc(count, 2 * sizeof *handles + sizeof(cos_step_result) + sizeof(cos_error *) +
+                                               sizeof(jint));
     if (!handles) {
         out_of_memory(env);
         return;
@@ -490,21 +480,23 @@ static void step(JNIEnv *env, jclass native, jboolean many, jlongArray sessions,
     jlong *const own = handles + count;
     cos_step_result *const results = (cos_step_result *)(own + count);
     cos_error **const errors = (cos_error **)(results + count);
+    jint *const widths = (jint *)(errors + count);
+    (*env)->GetIntArrayRegion(env, models, 0, (jsize)count, widths);
     (*env)->GetLongArrayRegion(env, sessions, 0, (jsize)count, handles);
     (*env)->GetLongArrayRegion(env, numbers, 0, (jsize)count, own);
     for (size_t i = 0; i < count; i++) results[i].struct_size = sizeof results[i];
 
-    const stepping this = { env, native, count, own, combiners, thrown }, *outer = running;
-    running = &this; /* a combine function may step other sessions */
+    const stepping this = { env, native, count, own, combiners, constrainers, thrown }, *outer = running;
+    running = &this; /* a function may step other sessions */
     cos_error *error = NULL;
     if (many) error = cos_step_many((cos_session *const *)handles, count, results, errors);
     else errors[0] = cos_step(POINTER(cos_session, handles[0]), &results[0]);
     running = outer;
 
     for (size_t i = 0; i < count; i++) {
-        if ((*env)->PushLocalFrame(env, 8)) break;
+        if ((*env)->PushLocalFrame(env, 12)) break;
         jthrowable cause = (*env)->GetObjectArrayElement(env, thrown, (jsize)i);
-        jobject outcome = stepped(env, native, errors[i], &results[i], cause);
+        jobject outcome = stepped(env, native, errors[i], &results[i], (size_t)widths[i], cause);
         jthrowable exception = (*env)->ExceptionOccurred(env);
         if (exception) {
             (*env)->ExceptionClear(env);
@@ -632,14 +624,18 @@ static const JNINativeMethod methods[] = {
     METHOD("engineEncode", "(J[BI)[I", engine_encode),
     METHOD("engineChat", "(J[BZZ)Ljava/lang/Object;", engine_chat),
     METHOD("engineDecode", "(J[IZ)[B", engine_decode),
-    METHOD("sessionNew", "(JIFIFFJI[I[F[IIIIZJ)J", session_new),
+    METHOD("sessionNew", "(JJ[Ljava/lang/Object;JZZ)J", session_new),
+    METHOD("sessionSetOptions", "(JJ[Ljava/lang/Object;JZ)V", session_set_options),
+    METHOD("sessionSave", "(J)[B", session_save),
+    METHOD("sessionRestore", "(J[B)J", session_restore),
     METHOD("sessionFree", "(J)V", session_free),
     METHOD("prompt", "(J[I)V", prompt),
     METHOD("setScope", "(J[B)V", set_scope),
     METHOD("sessionFork", "(JJ)J", session_fork),
     METHOD("sessionRewind", "(JJ)V", session_rewind),
     METHOD("setWeights", "(J[F)V", set_weights),
-    METHOD("step", "(Z[J[J[Lio/cosrt/Combiner;[Ljava/lang/Throwable;[Ljava/lang/Object;)V", step),
+    METHOD("step", "(Z[J[J[I[Lio/cosrt/Combiner;[Lio/cosrt/Constrainer;[Ljava/lang/Throwable;[Ljava/lang/Object;)V",
+           step),
     METHOD("cancel", "(J)V", cancel),
     METHOD("sessionStats", "(J)[J", session_stats),
     METHOD("sessionDescribe", "(J)[B", session_describe),
@@ -671,11 +667,14 @@ JNIEXPORT jint JNICALL JNI_OnLoad(JavaVM *vm, void *reserved)
     if (!native || (*env)->RegisterNatives(env, native, methods, sizeof methods / sizeof *methods)) return JNI_ERR;
     failed_method = (*env)->GetStaticMethodID(env, native, "failed", "(I[BLjava/lang/Throwable;)V");
     if (!failed_method) return JNI_ERR;
-    stepped_method = (*env)->GetStaticMethodID(env, native, "stepped", "([I[FI)Lio/cosrt/StepResult;");
+    stepped_method = (*env)->GetStaticMethodID(env, native, "stepped", "([I[FI[I[F[F)Lio/cosrt/StepResult;");
     if (!stepped_method) return JNI_ERR;
     combine_method = (*env)->GetStaticMethodID(env, native, "combine",
                                                "(Lio/cosrt/Combiner;[Ljava/nio/ByteBuffer;Ljava/nio/ByteBuffer;)V");
     if (!combine_method) return JNI_ERR;
+    const char *const signature = "(Lio/cosrt/Constrainer;Ljava/nio/ByteBuffer;IJLjava/nio/ByteBuffer;)V";
+    constrain_method = (*env)->GetStaticMethodID(env, native, "constrain", signature);
+    if (!constrain_method) return JNI_ERR;
     progress_method =
         (*env)->GetStaticMethodID(env, native, "progress", "(Ljava/util/function/DoublePredicate;D)Z");
     if (!progress_method) return JNI_ERR;

@@ -100,6 +100,14 @@ static void set_weights(void) {
     }
 }
 
+static int32_t nothing(const int32_t *tokens, size_t tokens_count, size_t kept, uint32_t *mask, size_t mask_words,
+                       uint64_t text, void *user_data) {
+    (void)tokens, (void)tokens_count, (void)kept, (void)mask, (void)mask_words, (void)text;
+    return user_data ? *(int32_t *)user_data : 0;
+}
+
+#define CONSTRAINT(kind, text) .constraint_kind = (kind), .constraint = (text), .constraint_length = sizeof(text) - 1
+
 /* Options that are refused, by the kind of engine, and what the message says. */
 static const struct {
     const char *where;
@@ -163,6 +171,40 @@ static const struct {
      {"routed", "no combine function", "combined"}},
     {HERE, WEIGHTED, {.targets = COS_TARGETS_ROUTED, .temperature = 1, .log_probabilities = 1},
      {"log_probabilities", "routed", "combined"}},
+    {HERE, WEIGHTED, {.top_log_probabilities = 21, .log_probabilities = 1}, {"top_log_probabilities is 21", "0 to 20"}},
+    {HERE, WEIGHTED, {.top_log_probabilities = -1}, {"top_log_probabilities is -1", "0 to 20"}},
+    {HERE, WEIGHTED, {.top_log_probabilities = 1}, {"top_log_probabilities is set", "log_probabilities is 0"}},
+    {HERE, WEIGHTED, {.model_log_probabilities = 1}, {"model_log_probabilities is set", "log_probabilities is 0"}},
+    {HERE, WEIGHTED, {.log_probabilities_before = 1}, {"log_probabilities_before is set", "log_probabilities is 0"}},
+    {HERE, WEIGHTED, {.model_log_probabilities = 2}, {"model_log_probabilities is 2", "0 (off)", "1 (on)"}},
+    {HERE, WEIGHTED, {.log_probabilities_before = -1}, {"log_probabilities_before is -1", "0 (off)"}},
+    /* What changes scores. */
+    {HERE, WEIGHTED, {.repetition_penalty = NAN}, {"repetition_penalty is NaN", "positive"}},
+    {HERE, WEIGHTED, {.repetition_penalty = -1}, {"repetition_penalty is -1", "positive"}},
+    {HERE, WEIGHTED, {.presence_penalty = INFINITY}, {"presence_penalty is inf", "finite"}},
+    {HERE, WEIGHTED, {.frequency_penalty = NAN}, {"frequency_penalty is NaN", "finite"}},
+    {HERE, WEIGHTED, {.min_tokens = 5, .max_tokens = 4}, {"min_tokens is 5", "max_tokens is 4"}},
+    {HERE, WEIGHTED, {.no_repeat_ngram = -1}, {"no_repeat_ngram is -1", "0 (off)"}},
+    {HERE, WEIGHTED, {.bias_tokens = ONES, HALVES, 2}, {"bias_tokens holds 1 twice"}},
+    {HERE, WEIGHTED, {.bias_tokens = (const int32_t[]){16}, HALVES, 1}, {"bias_tokens holds 16", "0 to 15"}},
+    {HERE, WEIGHTED, {.bias_tokens = (const int32_t[]){-1}, HALVES, 1}, {"bias_tokens holds -1", "0 to 15"}},
+    {HERE, WEIGHTED, {.bias_tokens = ONES, (const float[]){NAN}, 1}, {"bias_values[0] is NaN", "minus infinity"}},
+    {HERE, WEIGHTED, {.bias_tokens = ONES, (const float[]){INFINITY}, 1}, {"bias_values[0] is inf"}},
+    {HERE, WEIGHTED, {.bias_count = 1, .bias_values = HALVES}, {"bias_tokens is NULL", "bias_count is 1"}},
+    {HERE, WEIGHTED, {.bias_count = 1, .bias_tokens = ONES}, {"bias_values is NULL", "bias_count is 1"}},
+    {HERE, WEIGHTED, {.bias_tokens = ONES, HALVES, SIZE_MAX}, {"bias_count"}},
+    {HERE, WEIGHTED, {.banned_tokens = ONES, (const size_t[]){1, 0}, 2}, {"banned_lengths[1] is 0"}},
+    {HERE, WEIGHTED, {.banned_tokens = (const int32_t[]){16}, (const size_t[]){1}, 1}, {"banned_tokens holds 16"}},
+    {HERE, WEIGHTED, {.banned_count = 1, .banned_tokens = ONES}, {"banned_lengths is NULL"}},
+    {HERE, WEIGHTED, {.banned_count = 1, .banned_lengths = (const size_t[]){1}}, {"banned_tokens is NULL"}},
+    {HERE, WEIGHTED, {.banned_tokens = ONES, (const size_t[]){SIZE_MAX, 2}, 2}, {"the sum of banned_lengths"}},
+    /* Constraints. */
+    {HERE, WEIGHTED, {.constraint_kind = -1}, {"constraint_kind is -1", "0 to 4"}},
+    {HERE, WEIGHTED, {.constraint_kind = 5}, {"constraint_kind is 5", "0 to 4"}},
+    {HERE, WEIGHTED, {CONSTRAINT(0, "a")}, {"constraint is given", "constraint_kind is 0"}},
+    {HERE, WEIGHTED, {CONSTRAINT(COS_CONSTRAINT_REGEX, "a"), .constrain = nothing}, {"constraint_kind and constrain"}},
+    {HERE, WEIGHTED, {.constraint_kind = 1, .constraint_length = 1}, {"constraint is NULL", "constraint_length is 1"}},
+    {HERE, WEIGHTED, {CONSTRAINT(COS_CONSTRAINT_REGEX, "\xff")}, {"constraint is not", "UTF-8"}},
     {HERE, WEIGHTED, {.log_probabilities = 2}, {"log_probabilities is 2", "0 (off)", "1 (on)"}},
     {HERE, TARGET, {.log_probabilities = -1}, {"log_probabilities is -1"}},
 };
@@ -185,6 +227,84 @@ static void options(void) {
         cos_free(session);
         cos_engine_free(engines[i]);
     }
+}
+
+static void changed_options(void) {
+    cos_engine *engine = ENGINE(KINDS[WEIGHTED]);
+    int32_t status = -3;
+    cos_session *session = SESSION(engine, .constrain = nothing, .constrain_data = &status);
+    OK(cos_prompt(session, TOKENS(12)));
+    FAILS(cos_step(session, &out.step), CALLBACK, "constraint function", "returned -3,");
+    status = 0;
+    cos_session_options options = {.struct_size = sizeof options};
+    cos_session_options grammar = {.struct_size = sizeof grammar, CONSTRAINT(COS_CONSTRAINT_REGEX, "a")};
+    FAILS(cos_session_set_options(session, &grammar), UNSUPPORTED, "tokenizer.json", "use a constraint function");
+    FAILS(cos_session_set_options(NULL, &options), INVALID_ARGUMENT, "session is NULL");
+    FAILS(cos_session_set_options(session, NULL), INVALID_ARGUMENT, "options is NULL");
+    options.struct_size = 95;
+    FAILS(cos_session_set_options(session, &options), INVALID_ARGUMENT, "cos_session_options is 95;");
+    const struct {
+        cos_session_options options;
+        const char *name;
+    } fixed[] = {
+        {{.strategy = COS_STRATEGY_COS}, "strategy"},    {{.targets = COS_TARGETS_COMBINED}, "targets"},
+        {{.seed = 1}, "seed"},                           {{.proposal_lengths = TOKENS(1, 1)}, "proposal_lengths"},
+        {{.routes = COS_ROUTES_OWN}, "routes"},          {{.priority = COS_PRIORITY_BATCH}, "priority"},
+        {{.max_tokens = 1, .min_tokens = 2}, "min_tokens is 2"},
+    };
+    for (size_t i = 0; i < COUNT(fixed); i++) {
+        options = fixed[i].options;
+        options.struct_size = sizeof options;
+        FAILS(cos_session_set_options(session, &options), INVALID_ARGUMENT, fixed[i].name);
+    }
+    options = (cos_session_options){.struct_size = sizeof options, .max_tokens = 2};
+    OK(cos_session_set_options(session, &options)); /* without the function */
+    DECODES(session, MAX_TOKENS, 13, 14);
+    options.max_tokens = 0;
+    OK(cos_session_set_options(session, &options));
+    DECODES(session, STOP, 15, 0);
+    cos_free(session);
+    cos_engine_free(engine);
+}
+
+static void saved(void) {
+    cos_engine *engine = ENGINE(KINDS[WEIGHTED]), *other = ENGINE(KINDS[LOGITS]), *one = ENGINE(ONE(TINY));
+    cos_session *session = SESSION(engine, .max_tokens = 3), *restored = NULL;
+    OK(cos_prompt(session, TOKENS(12)));
+    char bytes[1 << 13];
+    size_t size = 0;
+    OK(cos_session_save(session, bytes, sizeof bytes, &size));
+    FAILS(cos_session_save(NULL, bytes, sizeof bytes, &out.count), INVALID_ARGUMENT, "session is NULL");
+    FAILS(cos_session_save(session, bytes, sizeof bytes, NULL), INVALID_ARGUMENT, "out_size is NULL");
+    FAILS(cos_session_save(session, NULL, 8, &out.count), INVALID_ARGUMENT, "buffer is NULL");
+    FAILS(cos_session_save(session, out.chars, 8, &out.count), BUFFER_TOO_SMALL, "bytes needed", "8 given");
+    FAILS(cos_session_restore(NULL, bytes, size, &out.session), INVALID_ARGUMENT, "engine is NULL");
+    FAILS(cos_session_restore(engine, NULL, size, &out.session), INVALID_ARGUMENT, "bytes is NULL");
+    FAILS(cos_session_restore(engine, bytes, size, NULL), INVALID_ARGUMENT, "out_session is NULL");
+    FAILS(cos_session_restore(engine, NULL, 0, &out.session), INVALID_ARGUMENT, "no saved session");
+    FAILS(cos_session_restore(engine, bytes, size - 1, &out.session), INVALID_ARGUMENT, "checksum");
+    FAILS(cos_session_restore(engine, bytes, 15, &out.session), INVALID_ARGUMENT, "cut off");
+    FAILS(cos_session_restore(other, bytes, size, &out.session), INVALID_ARGUMENT, "engine differs", "combine");
+    FAILS(cos_session_restore(one, bytes, size, &out.session), INVALID_ARGUMENT, "engine differs", "1 models, not 2");
+    for (size_t i = 0; i < size; i += 7) { /* wherever a byte changes */
+        bytes[i] ^= 1;
+        check(HERE, code_of(cos_session_restore(engine, bytes, size, &restored)), "a change of byte %zu is found", i);
+        bytes[i] ^= 1;
+    }
+    bytes[12] = '9';
+    FAILS(cos_session_restore(engine, bytes, size, &out.session), UNSUPPORTED, "another format");
+    bytes[12] = '1';
+    OK(cos_session_restore(engine, bytes, size, &restored));
+    DECODES(restored, MAX_TOKENS, 13, 14, 15);
+    DECODES(session, MAX_TOKENS, 13, 14, 15);
+    cos_free(restored);
+    cos_free(session);
+    session = SESSION(engine, .combine = spoilt);
+    FAILS(cos_session_save(session, NULL, 0, &out.count), UNSUPPORTED, "combine", "save its tokens");
+    cos_free(session);
+    cos_engine_free(one);
+    cos_engine_free(other);
+    cos_engine_free(engine);
 }
 
 /* ---- Prompts -------------------------------------------------------------------------------------------------- */

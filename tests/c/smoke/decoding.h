@@ -47,7 +47,7 @@ static void step(cos_session *session, size_t vocab_size, run *run) {
     CHECK(result.struct_size == sizeof result);
     CHECK(result.reserved == 0);
     CHECK(!result.log_probabilities); /* not asked for */
-    CHECK(result.finish >= COS_FINISH_NONE && result.finish <= COS_FINISH_CANCELLED);
+    CHECK(result.finish >= COS_FINISH_NONE && result.finish <= COS_FINISH_COMPLETE);
     CHECK(result.tokens_count > 0 || result.finish != COS_FINISH_NONE);
     CHECK(result.tokens_count <= MAX_RUN - run->count);
     for (size_t i = 0; i < result.tokens_count; i++) {

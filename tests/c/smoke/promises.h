@@ -24,7 +24,27 @@ MEMBER(cos_session_options, log_probabilities, int32_t, 100);
 MEMBER(cos_session_options, combine, cos_combine_fn, 104);
 MEMBER(cos_session_options, combine_data, void *, 112);
 MEMBER(cos_session_options, routes, int32_t, 120);
-_Static_assert(sizeof(cos_session_options) >= 128, "cos_session_options has shrunk");
+MEMBER(cos_session_options, priority, int32_t, 124);
+MEMBER(cos_session_options, repetition_penalty, float, 128);
+MEMBER(cos_session_options, presence_penalty, float, 132);
+MEMBER(cos_session_options, frequency_penalty, float, 136);
+MEMBER(cos_session_options, min_tokens, uint32_t, 140);
+MEMBER(cos_session_options, bias_tokens, const int32_t *, 144);
+MEMBER(cos_session_options, bias_values, const float *, 152);
+MEMBER(cos_session_options, bias_count, size_t, 160);
+MEMBER(cos_session_options, constraint_kind, int32_t, 168);
+MEMBER(cos_session_options, constraint, const char *, 176);
+MEMBER(cos_session_options, constraint_length, size_t, 184);
+MEMBER(cos_session_options, top_log_probabilities, int32_t, 192);
+MEMBER(cos_session_options, no_repeat_ngram, int32_t, 196);
+MEMBER(cos_session_options, banned_tokens, const int32_t *, 200);
+MEMBER(cos_session_options, banned_lengths, const size_t *, 208);
+MEMBER(cos_session_options, banned_count, size_t, 216);
+MEMBER(cos_session_options, constrain, cos_constraint_fn, 224);
+MEMBER(cos_session_options, constrain_data, void *, 232);
+MEMBER(cos_session_options, model_log_probabilities, int32_t, 240);
+MEMBER(cos_session_options, log_probabilities_before, int32_t, 244);
+_Static_assert(sizeof(cos_session_options) >= 248, "cos_session_options has shrunk");
 
 MEMBER(cos_prepare_options, struct_size, size_t, 0);
 MEMBER(cos_prepare_options, sessions, uint32_t, 8);
@@ -40,7 +60,11 @@ MEMBER(cos_step_result, tokens_count, size_t, 16);
 MEMBER(cos_step_result, finish, int32_t, 24);
 MEMBER(cos_step_result, reserved, int32_t, 28);
 MEMBER(cos_step_result, log_probabilities, const float *, 32);
-_Static_assert(sizeof(cos_step_result) >= 40, "cos_step_result has shrunk");
+MEMBER(cos_step_result, top_tokens, const int32_t *, 40);
+MEMBER(cos_step_result, top_log_probabilities, const float *, 48);
+MEMBER(cos_step_result, top_count, size_t, 56);
+MEMBER(cos_step_result, model_log_probabilities, const float *, 64);
+_Static_assert(sizeof(cos_step_result) >= 72, "cos_step_result has shrunk");
 
 MEMBER(cos_stats, struct_size, size_t, 0);
 MEMBER(cos_stats, steps, uint64_t, 8);
@@ -94,6 +118,12 @@ CONSTANT(COS_FINISH_STOP, 1);
 CONSTANT(COS_FINISH_MAX_TOKENS, 2);
 CONSTANT(COS_FINISH_CONTEXT_FULL, 3);
 CONSTANT(COS_FINISH_CANCELLED, 4);
+CONSTANT(COS_FINISH_COMPLETE, 5);
+CONSTANT(COS_CONSTRAINT_NONE, 0);
+CONSTANT(COS_CONSTRAINT_JSON_SCHEMA, 1);
+CONSTANT(COS_CONSTRAINT_REGEX, 2);
+CONSTANT(COS_CONSTRAINT_LARK, 3);
+CONSTANT(COS_CONSTRAINT_CHOICES, 4);
 
 /* Functions keep their signatures. Otherwise these initialisers do not compile. */
 static const struct {
@@ -110,6 +140,9 @@ static const struct {
     cos_error *(*engine_describe_table)(const cos_engine *, const char **);
     cos_error *(*engine_prepare)(const cos_engine *, const cos_prepare_options *, double *);
     cos_error *(*session_new)(const cos_engine *, const cos_session_options *, cos_session **);
+    cos_error *(*session_set_options)(cos_session *, const cos_session_options *);
+    cos_error *(*session_save)(const cos_session *, void *, size_t, size_t *);
+    cos_error *(*session_restore)(const cos_engine *, const void *, size_t, cos_session **);
     cos_error *(*session_fork)(const cos_session *, uint64_t, cos_session **);
     cos_error *(*session_rewind)(cos_session *, size_t);
     cos_error *(*session_set_scope)(cos_session *, const char *);
@@ -149,6 +182,9 @@ static const struct {
     cos_engine_describe_table,
     cos_engine_prepare,
     cos_session_new,
+    cos_session_set_options,
+    cos_session_save,
+    cos_session_restore,
     cos_session_fork,
     cos_session_rewind,
     cos_session_set_scope,

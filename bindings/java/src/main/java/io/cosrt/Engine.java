@@ -203,11 +203,23 @@ public final class Engine extends NativeObject {
     /**
      * Starts an empty sequence.
      *
-     * @throws CosException INVALID_ARGUMENT (the message names the option), RUNTIME
+     * @throws CosException INVALID_ARGUMENT (the message names the option), UNSUPPORTED (a constraint without a
+     *                      tokenizer), RUNTIME
      */
     public Session newSession(SessionOptions options) {
-        long number = Session.number(options.combiner());
-        return shared(engine -> new Session(options.newSession(engine, number), options.combiner(), number));
+        return shared(engine -> Session.make(engine, options));
+    }
+
+    /**
+     * Makes a session of the bytes of {@link Session#save}, in this or in another process. The engine must have the
+     * same models, and combine them in the same way. The first step computes all tokens, as after a prompt.
+     *
+     * @throws CosException INVALID_ARGUMENT (the bytes are damaged, or the engine differs), UNSUPPORTED (another
+     *                      version of the format), CONTEXT_FULL, RUNTIME
+     */
+    public Session restore(byte[] saved) {
+        Objects.requireNonNull(saved, "saved");
+        return shared(engine -> Session.restore(engine, saved));
     }
 
     /**

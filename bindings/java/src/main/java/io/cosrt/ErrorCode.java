@@ -26,7 +26,7 @@ public enum ErrorCode {
     POISONED(10),
     /** A bug of the library. The process is unharmed. */
     INTERNAL(11),
-    /** A {@link Combiner} failed. Its exception is the cause. */
+    /** A function of the caller failed, such as a {@link Combiner}. Its exception is the cause. */
     CALLBACK(12),
     /** The caches of other sessions take all the memory that the configuration allows. Nothing is lost: try later. */
     NO_MEMORY(13),

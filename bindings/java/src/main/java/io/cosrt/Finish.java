@@ -13,7 +13,9 @@ public enum Finish {
     /** The context has no room for another token. */
     CONTEXT_FULL(3),
     /** {@link Session#cancel} stopped the step, or the session is being closed. */
-    CANCELLED(4);
+    CANCELLED(4),
+    /** The constraint is complete: no token may follow. */
+    COMPLETE(5);
 
     private final int number;
 

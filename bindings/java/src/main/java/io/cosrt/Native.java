@@ -5,10 +5,13 @@ package io.cosrt;
 import java.nio.ByteBuffer;
 import java.nio.ByteOrder;
 import java.nio.FloatBuffer;
+import java.nio.IntBuffer;
+import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.Collections;
 import java.util.List;
 import java.util.function.DoublePredicate;
+import java.util.stream.IntStream;
 
 /**
  * One native method for each function of the C interface, and the methods that {@code native/cosjni.c} calls. Only this
@@ -51,9 +54,18 @@ final class Native {
 
     static native byte[] engineDecode(long engine, int[] tokens, boolean special);
 
-    static native long sessionNew(long engine, int strategy, float temperature, int topK, float topP, float minP,
-            long seed, int maxTokens, int[] proposalLengths, float[] weights, int[] stopTokens, int targets,
-            int routes, int priority, boolean logProbabilities, long combined);
+    /**
+     * @param arrays {@link SessionOptions#arrays}
+     * @param number that of the session, by which its functions are found
+     */
+    static native long sessionNew(long engine, long seed, Object[] arrays, long number, boolean combines,
+            boolean constrains);
+
+    static native void sessionSetOptions(long session, long seed, Object[] arrays, long number, boolean constrains);
+
+    static native byte[] sessionSave(long session);
+
+    static native long sessionRestore(long engine, byte[] saved);
 
     static native void sessionFree(long session);
 
@@ -69,13 +81,13 @@ final class Native {
 
     /**
      * Steps sessions. {@code outcomes} gets a {@link StepResult} or an exception of each, and {@code thrown} what its
-     * combiner threw, even if its step succeeds nevertheless.
+     * functions threw, even if its step succeeds nevertheless.
      *
-     * @param many    whether to call {@code cos_step_many}, rather than {@code cos_step} with a single session
-     * @param numbers the last argument of {@code sessionNew} of each
+     * @param many   whether to call {@code cos_step_many}, rather than {@code cos_step} with a single session
+     * @param models how many models each has
      */
-    static native void step(boolean many, long[] sessions, long[] numbers, Combiner[] combiners, Throwable[] thrown,
-            Object[] outcomes);
+    static native void step(boolean many, long[] sessions, long[] numbers, int[] models, Combiner[] combiners,
+            Constrainer[] constrainers, Throwable[] thrown, Object[] outcomes);
 
     static native void cancel(long session);
 
@@ -105,8 +117,28 @@ final class Native {
         throw new CosException(code, Utf8.decode(message), cause);
     }
 
-    private static StepResult stepped(int[] tokens, float[] logProbabilities, int finish) {
-        return new StepResult(tokens, logProbabilities, Finish.of(finish));
+    /** The last arrays have a row for each token, and are null if they were not asked for. */
+    private static StepResult stepped(int[] tokens, float[] logProbabilities, int finish, int[] topTokens,
+            float[] topLogProbabilities, float[] modelLogProbabilities) {
+        List<List<Alternative>> alternatives = List.of();
+        if (topTokens != null) {
+            int top = topTokens.length / tokens.length;
+            alternatives = new ArrayList<>();
+            for (int row = 0; row < tokens.length; row++) {
+                alternatives.add(IntStream.range(row * top, (row + 1) * top)
+                        .filter(index -> topTokens[index] >= 0) // -1 where fewer tokens are possible
+                        .mapToObj(index -> new Alternative(topTokens[index], topLogProbabilities[index])).toList());
+            }
+        }
+        float[][] ofModels = null;
+        if (modelLogProbabilities != null) {
+            int models = modelLogProbabilities.length / tokens.length;
+            ofModels = new float[tokens.length][];
+            for (int row = 0; row < tokens.length; row++) {
+                ofModels[row] = Arrays.copyOfRange(modelLogProbabilities, row * models, (row + 1) * models);
+            }
+        }
+        return new StepResult(tokens, logProbabilities, Finish.of(finish), alternatives, ofModels);
     }
 
     private static void combine(Combiner combiner, ByteBuffer[] rows, ByteBuffer scores) throws Exception {
@@ -116,6 +148,13 @@ final class Native {
         }
         List<FloatBuffer> view = Collections.unmodifiableList(Arrays.asList(logits)); // List.of refuses null
         combiner.combine(view, floats(scores));
+    }
+
+    private static void constrain(Constrainer constrainer, ByteBuffer tokens, int kept, long number, ByteBuffer mask)
+            throws Exception {
+        IntBuffer text = tokens.asReadOnlyBuffer().order(ByteOrder.nativeOrder()).asIntBuffer();
+        constrainer.constrain(new Constrainer.Text(text, kept, number),
+                mask.order(ByteOrder.nativeOrder()).asIntBuffer());
     }
 
     private static boolean progress(DoublePredicate progress, double share) {

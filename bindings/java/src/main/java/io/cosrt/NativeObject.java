@@ -93,7 +93,7 @@ abstract class NativeObject implements AutoCloseable {
             if (exclusive) {
                 if (owner != null) {
                     throw new CosException(ErrorCode.BUSY, "the object is in use on " + (owner == Thread.currentThread()
-                            ? "this thread: a combiner may not use its own session" : "another thread"));
+                            ? "this thread: a function of a session may not use it" : "another thread"));
                 }
                 owner = Thread.currentThread();
             }
@@ -108,10 +108,10 @@ abstract class NativeObject implements AutoCloseable {
             notifyAll();
         }
 
-        /** Refuses a combiner that closes its own session, because it would wait for itself. */
+        /** Refuses a function that closes its own session, because it would wait for itself. */
         synchronized void refuseOwner() {
             if (owner == Thread.currentThread()) {
-                throw new IllegalStateException("a combiner cannot close its own session");
+                throw new IllegalStateException("a function of a session cannot close it");
             }
         }
 

@@ -5,11 +5,13 @@ package io.cosrt;
 import java.lang.ref.Reference;
 import java.util.ArrayList;
 import java.util.Arrays;
+import java.util.Comparator;
 import java.util.IdentityHashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.Objects;
 import java.util.concurrent.atomic.AtomicLong;
+import java.util.stream.IntStream;
 import java.util.stream.Stream;
 
 /**
@@ -23,20 +25,40 @@ public final class Session extends NativeObject {
     private static final AtomicLong NUMBERS = new AtomicLong();
 
     private final Combiner combiner;
-    /** The number that the library knows the combiner by. */
+    /** The number by which the library knows the functions. */
     private final long number;
-    /** What the combiner threw in a step that succeeded. The next step throws it. */
+    private final int models;
+    /** What a function threw in a step that succeeded. The next step throws it. */
     private Throwable late;
+    private Constrainer constrainer;
+    /** Those of the constrainer, for forks; or null. */
+    private SessionOptions options;
 
-    Session(long pointer, Combiner combiner, long number) {
+    private Session(long pointer, Combiner combiner, long number, int models) {
         super(pointer, Native::sessionFree, Session::interrupt);
         this.combiner = combiner;
         this.number = number;
+        this.models = models;
     }
 
-    /** A number for a combiner of a new session; 0 without one. */
-    static long number(Combiner combiner) {
-        return combiner == null ? 0 : NUMBERS.incrementAndGet();
+    static Session make(long engine, SessionOptions options) {
+        long number = NUMBERS.incrementAndGet();
+        Combiner combiner = options.combiner();
+        long pointer = Native.sessionNew(engine, options.seed(), options.arrays(), number, combiner != null,
+                options.constrainer() != null);
+        Session session = new Session(pointer, combiner, number, Native.engineModelCount(engine));
+        session.constrainBy(options);
+        return session;
+    }
+
+    static Session restore(long engine, byte[] saved) {
+        long pointer = Native.sessionRestore(engine, saved);
+        return new Session(pointer, null, NUMBERS.incrementAndGet(), Native.engineModelCount(engine));
+    }
+
+    private void constrainBy(SessionOptions options) {
+        constrainer = options.constrainer();
+        this.options = constrainer == null ? null : options;
     }
 
     private static void interrupt(long session) {
@@ -69,15 +91,16 @@ public final class Session extends NativeObject {
      * Finish#CANCELLED}, the next step goes on behind the last committed token.
      *
      * @throws CosException INVALID_ARGUMENT (no prompt yet), NUMERIC, RUNTIME, CALLBACK (the cause is what the {@link
-     *                      Combiner} threw), BUSY, POISONED, INTERNAL (poisons the session). Nothing is committed then,
-     *                      and the next step tries again.
+     *                      Combiner} or {@link Constrainer} threw), BUSY, POISONED, INTERNAL (poisons the session).
+     *                      Nothing is committed then, and the next step tries again.
      */
     public StepResult step() {
         return exclusively(session -> {
             refuseLate();
             Throwable[] thrown = new Throwable[1];
             Object[] outcome = new Object[1];
-            Native.step(false, new long[] {session}, new long[] {number}, new Combiner[] {combiner}, thrown, outcome);
+            Native.step(false, new long[] {session}, new long[] {number}, new int[] {models},
+                    new Combiner[] {combiner}, new Constrainer[] {constrainer}, thrown, outcome);
             if (outcome[0] instanceof StepResult result) {
                 late = thrown[0];
                 return result;
@@ -141,12 +164,12 @@ public final class Session extends NativeObject {
         return pointer;
     }
 
-    /** Throws what the combiner threw in the last step, once. */
+    /** Throws what a function threw in the last step, once. */
     private void refuseLate() {
         Throwable thrown = late;
         late = null;
         if (thrown != null) {
-            String message = "the combiner failed at the end of the last step";
+            String message = "a function of the session failed at the end of the last step";
             throw new CosException(ErrorCode.CALLBACK.number(), message, thrown);
         }
     }
@@ -157,10 +180,14 @@ public final class Session extends NativeObject {
             return;
         }
         long[] numbers = Stream.of(sessions).mapToLong(session -> session.number).toArray();
+        int[] models = Stream.of(sessions).mapToInt(session -> session.models).toArray();
         Combiner[] combiners = Stream.of(sessions).map(session -> session.combiner).toArray(Combiner[]::new);
         Throwable[] thrown = new Throwable[sessions.length];
         Object[] outcomes = new Object[sessions.length];
-        Native.step(true, Arrays.copyOf(pointers, sessions.length), numbers, combiners, thrown, outcomes);
+        Constrainer[] constrainers =
+                Stream.of(sessions).map(session -> session.constrainer).toArray(Constrainer[]::new);
+        long[] own = Arrays.copyOf(pointers, sessions.length);
+        Native.step(true, own, numbers, models, combiners, constrainers, thrown, outcomes);
         for (int i = 0; i < sessions.length; i++) {
             if (outcomes[i] instanceof StepResult result) {
                 sessions[i].late = thrown[i];
@@ -217,7 +244,116 @@ public final class Session extends NativeObject {
         if (combiner != null) {
             throw new CosException(ErrorCode.UNSUPPORTED, "a session with a combiner has no fork");
         }
-        return exclusively(session -> new Session(Native.sessionFork(session, seed), null, 0));
+        return exclusively(session -> {
+            Session fork = new Session(Native.sessionFork(session, seed), null, NUMBERS.incrementAndGet(), models);
+            if (options == null) {
+                return fork;
+            }
+            try {
+                fork.setOptions(options.toBuilder().seed(seed).build()); // with a number of its own
+                return fork;
+            } catch (RuntimeException | Error error) {
+                fork.close();
+                throw error;
+            }
+        });
+    }
+
+    /**
+     * Decodes by other options from the next token on: what is decoded may change, and how may not. So strategy,
+     * targets, seed, proposal lengths, routes and priority must be the old ones (the seed of a fork is its own).
+     * Weights and the combiner are not read. All other options count. A text that {@link
+     * SessionOptions.Builder#maxTokens} or a constraint has ended goes on if the new options allow that.
+     *
+     * @param options such as {@link SessionOptions#toBuilder} of the old ones, with changes
+     * @throws CosException INVALID_ARGUMENT (the message names the option), UNSUPPORTED, BUSY, POISONED; nothing
+     *                      changes then
+     */
+    public void setOptions(SessionOptions options) {
+        Objects.requireNonNull(options, "options");
+        exclusively(session -> {
+            boolean constrains = options.constrainer() != null;
+            Native.sessionSetOptions(session, options.seed(), options.arrays(), number, constrains);
+            constrainBy(options);
+            return null;
+        });
+    }
+
+    /**
+     * The session as bytes: its tokens, options and random numbers. {@link Engine#restore} makes a session of them.
+     * They hold the prompt and the text.
+     *
+     * @throws CosException UNSUPPORTED (the session has a function of the caller), BUSY, POISONED
+     */
+    public byte[] save() {
+        return exclusively(Native::sessionSave);
+    }
+
+    /**
+     * Decodes continuations of the session in common passes, and returns the one whose tokens have the highest mean
+     * log-probability. Its options need logProbabilities, a temperature above 0, and an end such as maxTokens. The
+     * session stays as it is.
+     *
+     * @param count how many; at least 1
+     * @throws CosException INVALID_ARGUMENT, and those of {@link #fork} and {@link #step}
+     */
+    public Best bestOf(int count, long seed) {
+        if (count < 1) {
+            throw new CosException(ErrorCode.INVALID_ARGUMENT, "count is " + count + "; it must be 1 or more");
+        }
+        List<Continuation> all = new ArrayList<>();
+        try {
+            for (int index = 0; index < count; index++) {
+                all.add(new Continuation(fork(seed))); // equal seeds give each fork numbers of its own
+            }
+            all.get(0).add(all.get(0).fork.step()); // computes the prompt, and the others find it
+            List<Continuation> open = all;
+            while (!(open = open.stream().filter(one -> one.finish == Finish.NONE).toList()).isEmpty()) {
+                List<News> news = stepMany(open.stream().map(one -> one.fork).toList());
+                for (int index = 0; index < news.size(); index++) {
+                    if (news.get(index).error() != null) {
+                        throw news.get(index).error();
+                    }
+                    open.get(index).add(news.get(index).step());
+                }
+            }
+        } finally {
+            all.forEach(one -> one.fork.close());
+        }
+        return all.stream().map(Continuation::best).max(Comparator.comparingDouble(Best::logProbability)).orElseThrow();
+    }
+
+    /** A fork that {@link #bestOf} decodes. */
+    private static final class Continuation {
+        final Session fork;
+        final List<StepResult> steps = new ArrayList<>();
+        Finish finish = Finish.NONE;
+
+        Continuation(Session fork) {
+            this.fork = fork;
+        }
+
+        void add(StepResult step) {
+            if (step.tokens().length > 0 && step.logProbabilities() == null) {
+                String message = "logProbabilities is off; set that option of the session";
+                throw new CosException(ErrorCode.INVALID_ARGUMENT, message);
+            }
+            if (step.tokens().length > 0) {
+                steps.add(step);
+            }
+            finish = step.finish();
+        }
+
+        Best best() {
+            int[] tokens = steps.stream().flatMapToInt(step -> IntStream.of(step.tokens())).toArray();
+            double sum = 0;
+            for (StepResult step : steps) {
+                for (float value : step.logProbabilities()) {
+                    sum += value;
+                }
+            }
+            return new Best(tokens, finish, sum / Math.max(tokens.length, 1));
+        }
     }
 
     /**

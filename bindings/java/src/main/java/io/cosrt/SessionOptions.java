@@ -2,42 +2,17 @@
 
 package io.cosrt;
 
+import java.util.Map;
 import java.util.Objects;
+import java.util.stream.IntStream;
+import java.util.stream.Stream;
 
 /** How a session decodes. Immutable. The default is greedy, with an automatic strategy. */
 public final class SessionOptions {
-    private final Strategy strategy;
-    private final float temperature;
-    private final int topK;
-    private final float topP;
-    private final float minP;
-    private final long seed;
-    private final long maxTokens;
-    private final int[] proposalLengths;
-    private final float[] weights;
-    private final int[] stopTokens;
-    private final Targets targets;
-    private final Routes routes;
-    private final Priority priority;
-    private final boolean logProbabilities;
-    private final Combiner combiner;
+    private final Builder of;
 
     private SessionOptions(Builder builder) {
-        strategy = builder.strategy;
-        temperature = builder.temperature;
-        topK = builder.topK;
-        topP = builder.topP;
-        minP = builder.minP;
-        seed = builder.seed;
-        maxTokens = builder.maxTokens;
-        proposalLengths = builder.proposalLengths;
-        weights = builder.weights;
-        stopTokens = builder.stopTokens;
-        targets = builder.targets;
-        routes = builder.routes;
-        priority = builder.priority;
-        logProbabilities = builder.logProbabilities;
-        combiner = builder.combiner;
+        of = builder.copy();
     }
 
     /** A builder with the default options. */
@@ -45,22 +20,45 @@ public final class SessionOptions {
         return new Builder();
     }
 
-    Combiner combiner() {
-        return combiner;
+    /** A builder with these options, to change some of them. */
+    public Builder toBuilder() {
+        return of.copy();
     }
 
-    /** Makes a session, and returns its pointer. {@code number} is that of its combiner. */
-    long newSession(long engine, long number) {
-        return Native.sessionNew(engine, strategy.number, temperature, topK, topP, minP, seed, (int) maxTokens,
-                proposalLengths, weights, stopTokens, targets.number, routes.number, priority.number,
-                logProbabilities, number);
+    Combiner combiner() {
+        return of.combiner;
+    }
+
+    Constrainer constrainer() {
+        return of.constrainer;
+    }
+
+    long seed() {
+        return of.seed;
+    }
+
+    /** Everything but the seed and the functions, in the order of {@code native/cosjni.c}. */
+    Object[] arrays() {
+        int[] numbers = {
+            of.strategy.number, of.topK, (int) of.maxTokens, of.targets.number, of.routes.number, of.priority.number,
+            of.logProbabilities ? 1 : 0, (int) of.minTokens, of.noRepeatNgram,
+            of.constraint == null ? Constraint.NONE : of.constraint.kind, of.topLogProbabilities,
+            of.modelLogProbabilities ? 1 : 0, of.logProbabilitiesBefore ? 1 : 0,
+        };
+        float[] reals = {
+            of.temperature, of.topP, of.minP, of.repetitionPenalty, of.presencePenalty, of.frequencyPenalty,
+        };
+        return new Object[] {
+            numbers, reals, of.proposalLengths, of.weights, of.stopTokens, of.biasTokens, of.biasValues,
+            of.bannedTokens, of.bannedLengths, of.constraint == null ? null : of.constraint.source,
+        };
     }
 
     /**
      * Collects options. Numbers are checked when a session is made. Only numbers that the types of C cannot hold are
      * checked here.
      */
-    public static final class Builder {
+    public static final class Builder implements Cloneable {
         private Strategy strategy = Strategy.AUTO;
         private float temperature;
         private int topK;
@@ -76,8 +74,40 @@ public final class SessionOptions {
         private Priority priority = Priority.INTERACTIVE;
         private boolean logProbabilities;
         private Combiner combiner;
+        private float repetitionPenalty;
+        private float presencePenalty;
+        private float frequencyPenalty;
+        private long minTokens;
+        private int[] biasTokens;
+        private float[] biasValues;
+        private int[] bannedTokens;
+        private int[] bannedLengths;
+        private int noRepeatNgram;
+        private Constraint constraint;
+        private Constrainer constrainer;
+        private int topLogProbabilities;
+        private boolean modelLogProbabilities;
+        private boolean logProbabilitiesBefore;
 
         private Builder() {}
+
+        /** A copy. Arrays are shared, because nothing changes them. */
+        private Builder copy() {
+            try {
+                return (Builder) clone();
+            } catch (CloneNotSupportedException impossible) {
+                throw new AssertionError(impossible);
+            }
+        }
+
+        /** Checks an unsigned number of 32 bits in C. */
+        private static long unsigned(String name, long number) {
+            if (number >>> 32 != 0) {
+                String message = name + " is " + number + "; it must be from 0 to 4294967295";
+                throw new CosException(ErrorCode.INVALID_ARGUMENT, message);
+            }
+            return number;
+        }
 
         /** Which models run when. It does not change the distribution of the tokens. */
         public Builder strategy(Strategy strategy) {
@@ -130,11 +160,7 @@ public final class SessionOptions {
          * @throws CosException INVALID_ARGUMENT if it is negative or above 2³² − 1
          */
         public Builder maxTokens(long maxTokens) {
-            if (maxTokens >>> 32 != 0) { // an unsigned number of 32 bits in C
-                String message = "maxTokens is " + maxTokens + "; it must be from 0 to 4294967295";
-                throw new CosException(ErrorCode.INVALID_ARGUMENT, message);
-            }
-            this.maxTokens = maxTokens;
+            this.maxTokens = unsigned("maxTokens", maxTokens);
             return this;
         }
 
@@ -179,7 +205,9 @@ public final class SessionOptions {
 
         /**
          * Whether steps return the log-probability of each token. These need the combined distribution, so
-         * {@link Targets#AUTO} then means combined, and {@link Targets#ROUTED} is an error.
+         * {@link Targets#AUTO} then means combined, and {@link Targets#ROUTED} is an error. They are those of the
+         * distribution that tokens are drawn from. For a greedy session, they are those at temperature 1 without
+         * filters.
          */
         public Builder logProbabilities(boolean logProbabilities) {
             this.logProbabilities = logProbabilities;
@@ -192,6 +220,100 @@ public final class SessionOptions {
          */
         public Builder combiner(Combiner combiner) {
             this.combiner = combiner;
+            return this;
+        }
+
+        /**
+         * Scores of tokens of the prompt or the text: positive ones are divided by it, and all others multiplied. 0 or
+         * 1 is off. Scores change in this order: bias, this penalty, the presence and the frequency penalty, bans and
+         * the constraint, then temperature and filters. With "weighted", those of each model change before they are
+         * mixed.
+         */
+        public Builder repetitionPenalty(float repetitionPenalty) {
+            this.repetitionPenalty = repetitionPenalty;
+            return this;
+        }
+
+        /** Subtracted from the scores of tokens behind the last prompt; 0 is off. */
+        public Builder presencePenalty(float presencePenalty) {
+            this.presencePenalty = presencePenalty;
+            return this;
+        }
+
+        /** Subtracted from the score of a token for each time that it is behind the last prompt; 0 is off. */
+        public Builder frequencyPenalty(float frequencyPenalty) {
+            this.frequencyPenalty = frequencyPenalty;
+            return this;
+        }
+
+        /**
+         * No stop token comes before so many tokens behind the last prompt; 0 is off.
+         *
+         * @throws CosException INVALID_ARGUMENT if it is negative or above 2³² − 1
+         */
+        public Builder minTokens(long minTokens) {
+            this.minTokens = unsigned("minTokens", minTokens);
+            return this;
+        }
+
+        /** What is added to the scores of tokens. Minus infinity bans a token. */
+        public Builder logitBias(Map<Integer, Float> logitBias) {
+            biasTokens = new int[logitBias.size()];
+            biasValues = new float[logitBias.size()];
+            int index = 0;
+            for (Map.Entry<Integer, Float> entry : logitBias.entrySet()) {
+                biasTokens[index] = entry.getKey();
+                biasValues[index++] = entry.getValue();
+            }
+            return this;
+        }
+
+        /**
+         * Runs of tokens that must not come behind the last prompt, each of one token or more. A run that the end of
+         * the prompt has begun is not completed either.
+         */
+        public Builder bannedTokens(int[]... runs) {
+            bannedLengths = Stream.of(runs).mapToInt(run -> run.length).toArray();
+            bannedTokens = Stream.of(runs).flatMapToInt(IntStream::of).toArray();
+            return this;
+        }
+
+        /** No run of so many tokens comes twice in prompt and text; 0 is off. */
+        public Builder noRepeatNgram(int noRepeatNgram) {
+            this.noRepeatNgram = noRepeatNgram;
+            return this;
+        }
+
+        /** What the text must be, or null. It excludes {@link #constrainer}. */
+        public Builder constraint(Constraint constraint) {
+            this.constraint = constraint;
+            return this;
+        }
+
+        /** A function that says which tokens may come next, or null. */
+        public Builder constrainer(Constrainer constrainer) {
+            this.constrainer = constrainer;
+            return this;
+        }
+
+        /** How many of the most probable tokens a step has for each token, 0 to 20. They need logProbabilities. */
+        public Builder topLogProbabilities(int topLogProbabilities) {
+            this.topLogProbabilities = topLogProbabilities;
+            return this;
+        }
+
+        /** Whether a step has the log-probabilities of tokens under each model. They need logProbabilities. */
+        public Builder modelLogProbabilities(boolean modelLogProbabilities) {
+            this.modelLogProbabilities = modelLogProbabilities;
+            return this;
+        }
+
+        /**
+         * Whether all log-probabilities are those before bias, penalties, bans and constraint, at temperature 1 and
+         * without filters. They need logProbabilities.
+         */
+        public Builder logProbabilitiesBefore(boolean logProbabilitiesBefore) {
+            this.logProbabilitiesBefore = logProbabilitiesBefore;
             return this;
         }
 

@@ -9,7 +9,9 @@ import java.io.IOException;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.Arrays;
+import java.util.HashMap;
 import java.util.List;
+import java.util.Map;
 import java.util.stream.Stream;
 import org.junit.jupiter.api.Test;
 
@@ -39,7 +41,7 @@ class ErrorsTest {
         }
         engine.close();
         System.out.printf("errors: %d records%n", records);
-        assertEquals(51, records);
+        assertEquals(70, records);
     }
 
     private static int code(Engine engine, String record, String rest) {
@@ -83,6 +85,7 @@ class ErrorsTest {
 
     private static SessionOptions options(String pairs) {
         SessionOptions.Builder builder = SessionOptions.builder();
+        int[] biased = {};
         for (String pair : pairs.split(" ")) {
             if (pair.isEmpty()) {
                 continue;
@@ -104,6 +107,25 @@ class ErrorsTest {
                 case "routes" -> builder.routes(at(Routes.values(), value));
                 case "priority" -> builder.priority(at(Priority.values(), value));
                 case "log_probabilities" -> builder.logProbabilities(at(new Boolean[] {false, true}, value));
+                case "repetition_penalty" -> builder.repetitionPenalty(number(value));
+                case "presence_penalty" -> builder.presencePenalty(number(value));
+                case "frequency_penalty" -> builder.frequencyPenalty(number(value));
+                case "min_tokens" -> builder.minTokens(Integer.parseInt(value));
+                case "no_repeat_ngram" -> builder.noRepeatNgram(Integer.parseInt(value));
+                case "top_log_probabilities" -> builder.topLogProbabilities(Integer.parseInt(value));
+                case "model_log_probabilities" ->
+                        builder.modelLogProbabilities(at(new Boolean[] {false, true}, value));
+                case "log_probabilities_before" ->
+                        builder.logProbabilitiesBefore(at(new Boolean[] {false, true}, value));
+                case "bias_tokens" -> biased = ints(value);
+                case "bias_values" -> {
+                    Map<Integer, Float> bias = new HashMap<>();
+                    float[] values = floats(value);
+                    for (int i = 0; i < values.length; i++) {
+                        bias.put(biased[i], values[i]);
+                    }
+                    builder.logitBias(bias);
+                }
                 default -> throw new AssertionError("an option that this does not know: " + pair);
             }
         }
@@ -131,6 +153,7 @@ class ErrorsTest {
         return switch (text) {
             case "nan" -> Float.NaN;
             case "inf" -> Float.POSITIVE_INFINITY;
+            case "-inf" -> Float.NEGATIVE_INFINITY;
             default -> Float.parseFloat(text);
         };
     }

@@ -281,8 +281,10 @@ class SessionTest {
         assertEquals(16, Engines.decode(engine, options().priority(Priority.BATCH).build()).size());
         assertThrows(NullPointerException.class, () -> options().priority(null));
         // The enumeration has no wrong priority.
+        Object[] arrays = options().build().arrays();
+        ((int[]) arrays[0])[5] = 2;
         CosException error = assertThrows(CosException.class, () -> engine.shared(pointer ->
-                Native.sessionNew(pointer, 0, 0, 0, 0, 0, 0, 0, null, null, null, 0, 0, 2, false, 0)));
+                Native.sessionNew(pointer, 0, arrays, 0, false, false)));
         assertEquals(ErrorCode.INVALID_ARGUMENT, error.code());
         assertTrue(error.getMessage().contains("priority is 2"), error.getMessage());
     }
