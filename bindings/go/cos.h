@@ -437,7 +437,8 @@ typedef struct cos_model_summary {
  * @param models        a summary of each model
  * @param models_count  number of models
  * @param weights       in/out: one weight for each model; before, those of the session. They must be such as
- *                      cos_session_options takes. A model with the weight 0 in the session has not run, and must keep 0.
+ *                      cos_session_options takes. A model with the weight 0 in the session has not run, and must keep
+ *                      0.
  * @param user_data     weigh_data of cos_session_options
  * @return 0, or any other number to make cos_step return CALLBACK with a message that names the number. A step that
  *         has committed a token before returns success, and the next step calls the function again.
@@ -1102,8 +1103,8 @@ struct cos_error *cos_session_save(const struct cos_session *session, void *buff
  * Make a session of the bytes of cos_session_save, in this or in another process. The engine must have the same models
  * in the same order, and combine them in the same way. Its first step computes all tokens, as after a prompt.
  *
- * Bytes that were changed are an error. So are those of another version of the format, which message says which. May
- * be called from any thread at any time.
+ * Bytes that were changed are an error. So are those of another version of the format, which the message names. May be
+ * called from any thread at any time.
  *
  * @param engine       must not be NULL; may be freed before the session
  * @param bytes        must not be NULL

@@ -142,8 +142,8 @@ impl Combination {
         }
     }
 
-    /// Change the weights. [`Error::InvalidArgument`] unless they are such as this combination takes; then they are of no
-    /// use any more, and must be set again.
+    /// Change the weights. [`Error::InvalidArgument`] unless they are such as this combination takes; then they are of
+    /// no use any more, and must be set again.
     pub fn set_weights(&mut self, set: impl FnOnce(&mut [f32]) -> Result<()>) -> Result<()> {
         let is_mixture = matches!(self, Combination::Mixture { .. });
         let (Combination::Mixture { weights }

@@ -12,7 +12,7 @@ use crate::decode::routes::Routes;
 use crate::decode::schedule::{Decision, Draft, NOBODY, World};
 use crate::decode::settings::Settings;
 use crate::decode::target::{Front, Target, Workspace};
-use crate::decode::weigh::Summary;
+use crate::decode::weigh::ModelSummary;
 use crate::error::{Error, Result};
 use crate::learn::observer::Observer;
 
@@ -24,7 +24,7 @@ pub struct DecoderState<C> {
     /// The settings with the weights of the front position, if they depend on it.
     pub weighted: Option<Box<Settings>>,
     /// For the function that weighs.
-    pub summaries: Vec<Summary>,
+    pub summaries: Vec<ModelSummary>,
     /// What is asked of the tokens; `None` if nothing is.
     pub editor: Option<Box<RowEditor>>,
     pub chance: C,
@@ -108,7 +108,13 @@ impl<C: Chance> DecoderState<C> {
         let DecoderState { lanes, settings, weighted, summaries, tokens, .. } = self;
         let (Some(weigher), Some(weighted)) = (&settings.weigher, weighted) else { return Ok(()) };
         let base = settings.combination.weights();
-        weigher.weigh(base, &tokens[..position], lanes, summaries, &mut weighted.combination)
+        summaries.clear();
+        for (lane, &weight) in lanes.iter().zip(base) {
+            let lane = lane.as_ref().filter(|_| weight != 0.0);
+            let summary = lane.map_or(Ok(ModelSummary::NONE), |lane| ModelSummary::of(lane.logits(position)));
+            summaries.push(summary?);
+        }
+        weigher.weigh(base, &tokens[..position], summaries, &mut weighted.combination)
     }
 
     /// The same, as far as it is known without the mask.

@@ -5,13 +5,12 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::decode::combine::Combination;
-use crate::decode::lane::Lane;
 use crate::error::{Error, Result};
-use crate::rows::entropy;
+use crate::rows::{Row, entropy};
 
 /// What a model thinks of a position, by the plain softmax of its logits.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Summary {
+pub struct ModelSummary {
     /// The probability of the best token; NaN for a participant that the combination does not need.
     pub confidence: f32,
     /// The entropy in nats; NaN likewise.
@@ -20,21 +19,21 @@ pub struct Summary {
     pub best: i32,
 }
 
-impl Summary {
+impl ModelSummary {
     /// Of a participant whose row is not there.
-    const NONE: Summary = Summary { confidence: f32::NAN, entropy: f32::NAN, best: -1 };
+    pub const NONE: ModelSummary = ModelSummary { confidence: f32::NAN, entropy: f32::NAN, best: -1 };
 
-    fn of(lane: &Lane, position: usize) -> Result<Self> {
-        let row = lane.logits(position);
+    /// Of a row of logits.
+    pub fn of(row: Row<'_>) -> Result<Self> {
         let (best, softmax) = (row.best()?, row.softmax()?);
         let entropy = entropy(row.scores()?, &softmax);
-        Ok(Summary { confidence: softmax.confidence(), entropy, best: best.token as i32 })
+        Ok(ModelSummary { confidence: softmax.confidence(), entropy, best: best.token as i32 })
     }
 }
 
-/// What a [`Weigher`] calls: it gets the tokens before a position, a summary of each participant, and the weights of the
-/// session, which it may change. What it writes must depend on its arguments alone.
-pub type Weigh = dyn Fn(&[i32], &[Summary], &mut [f32]) -> Result<()> + Send + Sync;
+/// What a [`Weigher`] calls: it gets the tokens before a position, a summary of each participant, and the weights of
+/// the session, which it may change. What it writes must depend on its arguments alone.
+pub type Weigh = dyn Fn(&[i32], &[ModelSummary], &mut [f32]) -> Result<()> + Send + Sync;
 
 /// A caller's function from a position to weights.
 #[derive(Clone)]
@@ -42,7 +41,7 @@ pub struct Weigher(Arc<Weigh>);
 
 impl Weigher {
     /// Wrap a function; see [`Weigh`].
-    pub fn new(weigh: impl Fn(&[i32], &[Summary], &mut [f32]) -> Result<()> + Send + Sync + 'static) -> Self {
+    pub fn new(weigh: impl Fn(&[i32], &[ModelSummary], &mut [f32]) -> Result<()> + Send + Sync + 'static) -> Self {
         Weigher(Arc::new(weigh))
     }
 
@@ -51,16 +50,9 @@ impl Weigher {
         &self,
         base: &[f32],
         tokens: &[i32],
-        lanes: &[Option<Lane>],
-        summaries: &mut Vec<Summary>,
+        summaries: &[ModelSummary],
         combination: &mut Combination,
     ) -> Result<()> {
-        let position = tokens.len();
-        summaries.clear();
-        for (lane, &weight) in lanes.iter().zip(base) {
-            let lane = lane.as_ref().filter(|_| weight != 0.0);
-            summaries.push(lane.map_or(Ok(Summary::NONE), |lane| Summary::of(lane, position))?);
-        }
         let set = combination.set_weights(|weights| {
             weights.copy_from_slice(base);
             (self.0)(tokens, summaries, weights)?;

@@ -48,6 +48,8 @@ pub struct Driver<C> {
     turns_waited: usize,
     /// Whether it has waited in this round for its turn, or for room in a pass.
     stood_aside: bool,
+    /// Whether its last round has failed.
+    fails: bool,
     /// Whether it had a pass in this call.
     had_pass: bool,
     /// How urgent the session is.
@@ -99,6 +101,7 @@ impl<C: Chance> Driver<C> {
             takes_turns: true,
             turns_waited: 0,
             stood_aside: false,
+            fails: false,
             had_pass: false,
             priority: Priority::Interactive,
             counts: true,
@@ -286,6 +289,17 @@ impl<C: Chance> Driver<C> {
         self.histograms.pass(shape);
         self.passes.add(common.elapsed, shape.is_led);
         self.company = self.company.max(self.queues.as_ref().map_or(1, |queues| queues.company()));
+    }
+
+    /// Its last round has failed, or has not. One that fails again and again has no say in whose turn it is: it would
+    /// keep others from theirs.
+    pub(super) fn set_fails(&mut self, fails: bool) {
+        self.fails = fails;
+    }
+
+    /// Whether its last round has failed.
+    pub(super) fn fails(&self) -> bool {
+        self.fails
     }
 
     /// The queue of the one model that it waits for, and the seconds of its last pass. `None` if it waits for several,

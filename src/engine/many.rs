@@ -188,7 +188,10 @@ fn run_together<S: BorrowMut<Session>>(sessions: &mut [S], buffers: &mut CallBuf
 /// those whose turn is over. So a pass serves all sessions where passes of several models would serve a part each.
 fn turn<S: BorrowMut<Session>>(sessions: &[S], stands: &[Stand]) -> Option<*const PassQueue> {
     let mut turns = ArrayVec::<Turn, MOST_MODELS>::new();
-    let waits = |(each, stand): &(&S, &Stand)| matches!(stand, Stand::Waits) && !(*each).borrow().is_probing();
+    let waits = |(each, stand): &(&S, &Stand)| {
+        let session: &Session = (*each).borrow();
+        matches!(stand, Stand::Waits) && !session.is_probing() && !session.driver.fails()
+    };
     for (each, _) in sessions.iter().zip(stands).filter(waits) {
         // A session that waits for several is part of each pass.
         let (queue, seconds) = each.borrow().driver.turn()?;

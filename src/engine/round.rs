@@ -139,6 +139,7 @@ impl Session {
             return Err(Error::Internal("a round ended that was not begun".into()));
         };
         self.driver.end();
+        self.driver.set_fails(matches!(result, Err(Interrupt::Failed(_))));
         let is_scoring = std::mem::take(&mut self.is_scoring);
         if matches!(result, Err(Interrupt::Cancelled)) {
             self.driver.failed();

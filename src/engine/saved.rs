@@ -8,7 +8,7 @@ use std::sync::Arc;
 use crate::config::RoutesName;
 use crate::control::{Controls, Dry};
 use crate::decode::chance::CounterRng;
-use crate::decode::decoder::{Alternatives, Finish, Snapshot};
+use crate::decode::decoder::{Alternatives, Finish, MOST_ALTERNATIVES, Snapshot};
 use crate::decode::policy::{Strategy, Targets};
 use crate::engine::Engine;
 use crate::engine::participant::Participant;
@@ -143,7 +143,7 @@ impl Session {
         let damaged = |what: &str| Error::InvalidArgument(format!("the bytes of the session are damaged: {what}"));
         let options = saved.options.read().ok_or_else(|| damaged("an option is out of range"))?;
         let options = Options { seed: saved.numbers.0, ..options };
-        engine.check_tokens("the session", &saved.tokens)?;
+        saved.check_tokens(engine)?;
         let mut session = Session::new(engine, &options)?;
         if session.driver.settings().combination.weights() != saved.weights {
             session.set_weights(&saved.weights)?;
@@ -165,14 +165,21 @@ impl Session {
     }
 }
 
+/// The format that bytes name.
+fn format_of(bytes: &[u8]) -> String {
+    let name = bytes[ANY_MAGIC.len()..].iter().take(8).take_while(|byte| byte.is_ascii_digit());
+    name.map(|&byte| char::from(byte)).collect()
+}
+
 /// Check the format and the checksum.
 fn read(bytes: &[u8]) -> Result<Saved> {
     let damaged = |what: String| Error::InvalidArgument(format!("the bytes are no saved session: {what}"));
     let Some(rest) = bytes.strip_prefix(MAGIC.as_bytes()) else {
         return Err(match bytes.starts_with(ANY_MAGIC.as_bytes()) {
             true => Error::Unsupported(format!(
-                "the session was saved in another format than that of version {}; restore it with the version that \
+                "the session was saved in format {}, but version {} reads format 1; restore it with the version that \
                  saved it",
+                format_of(bytes),
                 env!("CARGO_PKG_VERSION")
             )),
             false => damaged(format!("they do not begin with {ANY_MAGIC:?}")),
@@ -186,6 +193,16 @@ fn read(bytes: &[u8]) -> Result<Saved> {
 }
 
 impl Saved {
+    /// Check that all tokens are in the vocabulary.
+    fn check_tokens(&self, engine: &Engine) -> Result<()> {
+        let SavedOptions { bias, banned, stop_tokens, dry, .. } = &self.options;
+        let biased: Vec<i32> = bias.iter().map(|(token, _)| *token as i32).collect();
+        let breakers = dry.as_ref().map_or(&[][..], |(_, _, _, breakers)| breakers);
+        let all = [&self.tokens, &biased, stop_tokens.as_deref().unwrap_or_default(), breakers];
+        let all = all.into_iter().chain(banned.iter().map(Vec::as_slice));
+        all.into_iter().try_for_each(|tokens| engine.check_tokens("the saved session", tokens))
+    }
+
     /// Check that the engine has the same models, and combines them in the same way.
     fn check(&self, engine: &Engine) -> Result<()> {
         let differs = |what: String| {
@@ -273,6 +290,9 @@ impl SavedOptions {
         let targets = self.targets.map(|targets| TARGETS.get(targets).copied());
         let constraint = self.constraint.clone().map(|(language, source)| Some((*LANGUAGES.get(language)?, source)));
         let (temperature, top_k, top_p, min_p) = self.sampler;
+        if self.top > MOST_ALTERNATIVES {
+            return None;
+        }
         Some(Options {
             strategy: *STRATEGIES.get(self.strategy)?,
             targets: match targets {

@@ -351,8 +351,8 @@ pub unsafe extern "C" fn cos_session_save(
 /// Make a session of the bytes of cos_session_save, in this or in another process. The engine must have the same models
 /// in the same order, and combine them in the same way. Its first step computes all tokens, as after a prompt.
 ///
-/// Bytes that were changed are an error. So are those of another version of the format, which message says which. May
-/// be called from any thread at any time.
+/// Bytes that were changed are an error. So are those of another version of the format, which the message names. May be
+/// called from any thread at any time.
 ///
 /// @param engine       must not be NULL; may be freed before the session
 /// @param bytes        must not be NULL

@@ -4,7 +4,7 @@ use std::ffi::c_void;
 
 use parking_lot::Mutex;
 
-use crate::decode::weigh::{Summary, Weigher};
+use crate::decode::weigh::{ModelSummary, Weigher};
 use crate::error::Error;
 
 /// What a model thinks of the next token, by the plain softmax of its logits.
@@ -36,7 +36,8 @@ pub struct cos_model_summary {
 /// @param models        a summary of each model
 /// @param models_count  number of models
 /// @param weights       in/out: one weight for each model; before, those of the session. They must be such as
-///                      cos_session_options takes. A model with the weight 0 in the session has not run, and must keep 0.
+///                      cos_session_options takes. A model with the weight 0 in the session has not run, and must keep
+///                      0.
 /// @param user_data     weigh_data of cos_session_options
 /// @return 0, or any other number to make cos_step return CALLBACK with a message that names the number. A step that
 ///         has committed a token before returns success, and the next step calls the function again.
@@ -82,7 +83,7 @@ pub(super) unsafe fn weigher(
         let caller = &caller; // captures the whole struct; the pointer alone could not be sent to another thread
         let mut models = caller.models.lock();
         models.clear();
-        models.extend(summaries.iter().map(|&Summary { confidence, entropy, best }| cos_model_summary {
+        models.extend(summaries.iter().map(|&ModelSummary { confidence, entropy, best }| cos_model_summary {
             confidence,
             entropy,
             best,

@@ -75,7 +75,7 @@ impl Grammars {
         };
         let json = || serde_json::from_str::<Value>(source).map_err(|error| refuse(error.to_string()));
         let grammar = match language {
-            Language::JsonSchema => TopLevelGrammar::from_json_schema(json()?),
+            Language::JsonSchema => TopLevelGrammar::from_json_schema(with_bounded_space(json()?)),
             Language::Regex => TopLevelGrammar::from_regex(source),
             Language::Lark => TopLevelGrammar::from_lark(source.to_owned()),
             Language::Choices => TopLevelGrammar::from_lark(choices(&json()?).map_err(refuse)?),
@@ -86,6 +86,17 @@ impl Grammars {
             Some(why) => Err(refuse(why.trim().replace("\n", "; ").replace("; <non-verbose/>", ""))),
         }
     }
+}
+
+/// White space between the parts of a JSON value: enough for an indented one, and not an endless run of it.
+const SPACE: &str = r"[\x20\x0A\x0D\x09]{1,40}";
+
+/// A schema that bounds white space, unless it says itself what is allowed.
+fn with_bounded_space(mut schema: Value) -> Value {
+    if let Some(members) = schema.as_object_mut() {
+        members.entry("x-guidance").or_insert_with(|| serde_json::json!({ "whitespace_pattern": SPACE }));
+    }
+    schema
 }
 
 /// The grammar of a list of choices.

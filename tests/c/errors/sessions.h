@@ -292,7 +292,7 @@ static void saved(void) {
         bytes[i] ^= 1;
     }
     bytes[12] = '9';
-    FAILS(cos_session_restore(engine, bytes, size, &out.session), UNSUPPORTED, "another format");
+    FAILS(cos_session_restore(engine, bytes, size, &out.session), UNSUPPORTED, "format 9");
     bytes[12] = '1';
     OK(cos_session_restore(engine, bytes, size, &restored));
     DECODES(restored, MAX_TOKENS, 13, 14, 15);

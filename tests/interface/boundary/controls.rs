@@ -4,6 +4,7 @@ use std::ffi::c_void;
 use std::ptr::{null, null_mut};
 use std::slice::{from_raw_parts, from_raw_parts_mut};
 use std::sync::Arc;
+use std::time::Duration;
 
 use cos::config::Combine;
 use cos::engine::Engine;
@@ -421,7 +422,7 @@ fn other_bytes_are_refused() {
     }
     let mut later = bytes.clone();
     later[12] = b'2';
-    refused(first, &later, COS_ERROR_UNSUPPORTED, "another format");
+    refused(first, &later, COS_ERROR_UNSUPPORTED, "format 2");
     for length in [0, 5, 14, 20, bytes.len() - 1] {
         refused(first, &bytes[..length], COS_ERROR_INVALID_ARGUMENT, "");
     }
@@ -506,4 +507,35 @@ fn a_function_weighs_the_models() {
         assert!(code == COS_ERROR_INVALID_ARGUMENT && message.contains("weigh is set"), "{message}");
     }
     unsafe { cos_engine_free(engine) };
+}
+
+/// A session that fails again and again takes no turn from another one.
+#[test]
+fn a_failing_session_does_not_starve_another() {
+    // A turn of the model that the failing session always asks for serves more sessions in a second.
+    let model = |millis| {
+        let model = Scripted::new(4, mixed).with_batches(16);
+        Arc::new(model.with_shared_time(move |_, _, _| Duration::from_millis(millis))) as Arc<dyn Model>
+    };
+    let combine = Combine::Weighted { weights: vec![0.5, 0.5] };
+    for (base, times) in strategies().zip(strategies()).flat_map(|(a, b)| [(a, [1, 20]), (b, [20, 1])]) {
+        let engine = Engine::new(times.map(model).to_vec(), combine.clone(), Vec::new(), None).unwrap();
+        let engine = cos_engine::into_raw(Arc::new(engine));
+        let mut seen = Seen { fails: true, ..Seen::default() };
+        let failing =
+            cos_session_options { constrain: Some(ascending), constrain_data: (&raw mut seen).cast(), ..base };
+        let sessions = [session(engine, &failing), session(engine, &base)];
+        let handles = sessions.map(|session| session.0);
+        let mut tokens = 0;
+        for _ in 0..12 {
+            let (mut results, mut errors) = ([result(), result()], [null_mut(); 2]);
+            let called = unsafe { cos_step_many(handles.as_ptr(), 2, results.as_mut_ptr(), errors.as_mut_ptr()) };
+            assert_eq!((code(called), code(errors[1])), (0, 0));
+            code(errors[0]);
+            tokens += results[1].tokens_count;
+        }
+        assert_eq!(tokens, 6, "strategy {}", base.strategy);
+        sessions.into_iter().for_each(Shared::free);
+        unsafe { cos_engine_free(engine) };
+    }
 }
