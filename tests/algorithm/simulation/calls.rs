@@ -524,9 +524,9 @@ impl Simulation {
     /// Makes a call that is wrong in every state, and checks that it changes nothing.
     pub fn misuse(&mut self, session: &mut Session) -> Check {
         let mut small = cos_step_result { struct_size: 8, ..sentinel() };
-        let mut large = [0usize; 32];
+        let mut large = [0usize; size_of::<cos_session_options>() / size_of::<usize>() + 1];
         large[0] = size_of_val(&large);
-        large[31] = 1; // a member of a later version
+        large[large.len() - 1] = 1; // a member of a later version
         let invalid = if session.poisoned { COS_ERROR_POISONED } else { COS_ERROR_INVALID_ARGUMENT };
         // SAFETY: each pointer is NULL, or valid for the size that its struct names.
         let (call, error, expected) = unsafe {
