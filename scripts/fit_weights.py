@@ -136,7 +136,10 @@ def main():
     for name, weight in [
         ("equal weights", lambda _: 0.5),
         (f"the best fixed weight, {logistic(fixed):.2f}", lambda _: logistic(fixed)),
-        (f"weights by the prompt, 1 / (1 + e^-({slope:.1f} d {bias:+.1f}))", lambda lead: logistic(slope * lead + bias)),
+        (
+            f"weights by the prompt, 1 / (1 + e^-({slope:.1f} d {bias:+.1f}))",
+            lambda lead: logistic(slope * lead + bias),
+        ),
     ]:
         print(f"  {likelihood(test, weight):.4f}  {name}")
     print("d: by how much the second model gives a token of the first half a higher log-probability")

@@ -1,5 +1,6 @@
 //! DRY (Don't Repeat Yourself): a penalty for tokens that make a repetition longer.
 
+use crate::control::tally::ROOM;
 use crate::error::{Error, Result};
 
 /// The penalty is at most this, so that it stays finite.
@@ -61,6 +62,9 @@ impl Dry {
             return;
         }
         matches.clear();
+        if matches.capacity() < n {
+            matches.reserve(n + ROOM);
+        }
         matches.resize(n, 0);
         let (mut left, mut right) = (0, 0);
         for index in 1..n {
@@ -74,6 +78,7 @@ impl Dry {
             }
         }
         longest.clear();
+        longest.reserve(matches.capacity());
         let found = (1..n).map(|index| (at(index - 1), matches[index].min(limit)));
         longest.extend(found.filter(|(_, length)| *length >= self.allowed));
         longest.sort_unstable();

@@ -4,7 +4,7 @@ use crate::control::constraint::Constraint;
 use crate::control::dry::Matches;
 use crate::control::options::Controls;
 use crate::control::repeats;
-use crate::control::tally::Tally;
+use crate::control::tally::{ROOM, Tally};
 use crate::error::{Error, Result};
 use crate::rows::{Drops, Edits};
 
@@ -149,6 +149,7 @@ impl RowEditor {
     fn advance(&mut self, position: usize, tokens: &[i32]) -> Result<()> {
         if std::mem::replace(&mut self.is_stale, true) {
             self.text.clear();
+            self.text.reserve(ROOM);
             self.tally.begin(&self.controls, &tokens[..self.start]);
             self.constraint.as_mut().map_or(Ok(()), |constraint| constraint.reset())?;
         }
@@ -175,6 +176,9 @@ impl RowEditor {
         let Slot { edits, left, is_made, position: of } = &mut slots[index];
         *of = NO_POSITION;
         edits.changes.clear();
+        if edits.changes.capacity() < tally.len() {
+            edits.changes.reserve(tally.len() + ROOM);
+        }
         tally.write(controls, &mut edits.changes);
         let before = &tokens[..position];
         let mut ban = |token: i32| edits.ban(token as u32);

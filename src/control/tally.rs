@@ -13,14 +13,23 @@ struct Tallied {
     text: u32,
 }
 
+/// Tokens for which there is room before a text begins, so that most texts need no more.
+pub const ROOM: usize = 512;
+
 /// Counts tokens. Entries are in ascending order of tokens.
 #[derive(Debug, Default)]
 pub struct Tally(Vec<Tallied>);
 
 impl Tally {
+    /// How many tokens have a bias or have come.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
     /// Begin anew behind a prompt.
     pub fn begin(&mut self, controls: &Controls, prompt: &[i32]) {
         self.0.clear();
+        self.0.reserve(ROOM);
         self.0.extend(controls.bias.iter().map(|&(token, bias)| Tallied { token, bias, prompt: 0, text: 0 }));
         if controls.repetition_penalty == 1.0 {
             return;

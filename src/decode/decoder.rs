@@ -648,7 +648,8 @@ impl<C: Chance> Decoder<C> {
 
     /// The memory of the sequence: the models' sequences, and its tokens.
     pub fn memory(&self) -> Memory {
-        let own = size_of::<i32>() * self.state.tokens.capacity();
+        let edited = self.state.lanes.iter().flatten().map(Lane::edited_bytes).sum::<usize>();
+        let own = size_of::<i32>() * self.state.tokens.capacity() + edited;
         let sequences = self.state.lanes.iter().flatten().map(|lane| lane.sequence.memory());
         sequences.chain([Memory::of(own)]).sum()
     }

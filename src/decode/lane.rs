@@ -63,6 +63,11 @@ impl Lane {
         }
     }
 
+    /// Bytes of the rows with edits.
+    pub fn edited_bytes(&self) -> usize {
+        self.edited.iter().map(|row| size_of_val(&row[..])).sum()
+    }
+
     /// Forget what was made of rows.
     pub fn forget(&mut self) {
         self.stamps.fill(NO_ROW);

@@ -6,7 +6,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use cos::config::Config;
+use cos::control::{Controls, Dry};
 use cos::decode::combine::Function;
+use cos::decode::decoder::Alternatives;
 use cos::decode::policy::{Strategy, Targets};
 use cos::engine::Engine;
 use cos::engine::many::step_many;
@@ -93,6 +95,39 @@ fn steps_with_all_options_do_not_allocate() {
                 };
                 measure(&engine, options, "with a look-up", &prompt, prompt.len() + 60, 200);
             }
+        }
+    }
+}
+
+/// With bias, penalties, bans, dropped tokens and alternatives.
+#[test]
+fn steps_with_controls_do_not_allocate() {
+    let _turn = turn();
+    let engine = Arc::new(Engine::load(&Config::open(&demo("drafter.json")).unwrap()).unwrap());
+    let prompt = question(&engine);
+    let controls = Controls {
+        min_tokens: 20,
+        no_repeat_ngram: 5,
+        dry: Dry::new(0.5, 1.5, 2, &[0]).unwrap(),
+        ..Controls::default()
+            .with_bias(&[5, 9], &[1.0, -1.0])
+            .and_then(|controls| controls.with_penalties(1.1, 0.1, 0.1))
+            .and_then(|controls| controls.with_banned(vec![vec![7, 8], vec![9]]))
+            .and_then(|controls| controls.with_drops(0.95, 0.1, 0.2))
+            .unwrap()
+    };
+    for temperature in [0.0, 1.0] {
+        for strategy in [Strategy::Standard, Strategy::Speculative] {
+            let options = Options {
+                strategy,
+                sampler: Sampler::new(temperature, 0, 0.0, 0.0).unwrap(),
+                controls: controls.clone(),
+                proposal_lengths: Some(vec![0, 3]),
+                log_probabilities: true,
+                alternatives: Alternatives { top: 5, before: false, of_models: true },
+                ..Options::default()
+            };
+            measure(&engine, options, "with controls", &prompt, prompt.len() + 60, 200);
         }
     }
 }
