@@ -251,14 +251,6 @@ func (o *Options) clone() Options {
 	return c
 }
 
-// number is a switch in C.
-func number(on bool) C.int32_t {
-	if on {
-		return 1
-	}
-	return 0
-}
-
 // pin pins a slice and returns a pointer to its elements, which memory that is passed to C may hold. The pointer is nil
 // for nil, but not for an empty slice.
 func pin[T any](pinner *runtime.Pinner, slice []T) unsafe.Pointer {
