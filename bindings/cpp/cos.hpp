@@ -24,7 +24,6 @@
 #ifndef COS_HPP
 #define COS_HPP
 
-#include <algorithm>
 #include <cassert>
 #include <chrono>
 #include <cstddef>
@@ -198,6 +197,8 @@ struct Constraining {
 struct SessionState {
     std::size_t models = 0;
     Combine combine;
+    Weigh weigh;
+    std::vector<ModelSummary> summaries;  // for weigh
     std::unique_ptr<Constraining> constraining;
     std::exception_ptr thrown;
     std::unique_ptr<cos_session, Free<cos_free>> handle;
@@ -216,6 +217,24 @@ struct SessionState {
         return guarded(constraining.state.thrown, [&] {
             return constraining.options.constrain({{tokens, count}, kept, number}, {mask, words});
         });
+    }
+
+    static std::int32_t call(const Token* tokens, std::size_t count, const cos_model_summary* models,
+                             std::size_t models_count, float* weights, void* data) noexcept {
+        auto& state = *static_cast<SessionState*>(data);
+        return guarded(state.thrown, [&] {
+            state.summaries.clear();
+            for (const cos_model_summary& of : Span<const cos_model_summary>(models, models_count)) {
+                state.summaries.push_back({of.confidence, of.entropy, of.best});
+            }
+            return state.weigh({tokens, count}, Span<const ModelSummary>(state.summaries), {weights, models_count});
+        });
+    }
+
+    /// Gives options the functions that stay for the life of the session.
+    void keep(const SessionOptions& from, cos_session_options& options) {
+        if (from.combine) combine = from.combine, options.combine = call, options.combine_data = this;
+        if (from.weigh) weigh = from.weigh, options.weigh = call, options.weigh_data = this;
     }
 
     /// Gives options the constraint function, and returns what owns it for C.
@@ -316,6 +335,18 @@ public:
         return detail::checked(cos_prompt(raw(), detail::pointer(tokens), tokens.size()));
     }
 
+    /// Append tokens as prompt() does, and get their log-probabilities under the combined distribution: of a prompt, or
+    /// of an answer that is to be judged. The options say which there are; controls have no effect here. The first
+    /// token of a sequence has NaN, and -1 as its top_tokens. It takes as long as a step with such a prompt. If it is
+    /// cancelled, it has no tokens. On error and if it is cancelled, nothing is appended. Its spans are valid until the
+    /// session's next call. Errors: those of prompt() and step(), invalid_argument (log_probabilities is off).
+    Result<Step> score(Span<const Token> tokens) {
+        cos_step_result result{};
+        result.struct_size = sizeof result;
+        cos_error* error = cos_session_score(raw(), detail::pointer(tokens), tokens.size(), &result);
+        return detail::SessionState::told(state_.get(), error, result);
+    }
+
     /// Advance the sequence by one round. Commits at least one token, unless the sequence is finished. On error,
     /// nothing is committed, and the next step tries again. Its spans are valid until the session's next call.
     /// Errors: invalid_argument (no prompt yet), numeric, runtime, callback, busy, poisoned, internal.
@@ -343,8 +374,8 @@ public:
 
     /// Decode by other options from the next token on: what is decoded may change, and how may not. So strategy,
     /// targets, seed, proposal_lengths, routes and priority must be the old ones (the seed of a fork is its own).
-    /// `weights` and `combine` are not read. All other members count. A text that max_tokens or a constraint has ended
-    /// goes on if the new options allow that. On error, nothing changes.
+    /// `weights`, `combine` and `weigh` are not read. All other members count. A text that max_tokens or a constraint
+    /// has ended goes on if the new options allow that. On error, nothing changes.
     /// Errors: invalid_argument (the message names the option), unsupported, busy, poisoned.
     Result<void> set_options(const SessionOptions& options) {
         if (!state_) return Error{Code::invalid_argument, "the session was moved"};
@@ -373,9 +404,10 @@ public:
     }
 
     /// Copy the session in its present state, with another seed. It costs no pass, and both share what was computed.
-    /// Errors: unsupported (the session has a combine function), runtime, busy, poisoned.
+    /// Errors: unsupported (the session has a combine or a weights function), runtime, busy, poisoned.
     Result<Session> fork(std::uint64_t seed) const {
         if (state_ && state_->combine) return Error{Code::unsupported, "a session with a combine function has no fork"};
+        if (state_ && state_->weigh) return Error{Code::unsupported, "a session with a weights function has no fork"};
         cos_session* copy = nullptr;
         if (cos_error* error = cos_session_fork(raw(), seed, &copy)) return detail::take(error);
         auto state = std::make_unique<detail::SessionState>();
@@ -420,55 +452,6 @@ inline std::vector<Result<Step>> step_many(Span<Session* const> sessions) {
     }
     if (error) steps.assign(handles.size(), detail::take(error));
     return steps;
-}
-
-/// A text that best_of() has chosen.
-struct Best {
-    std::vector<Token> tokens;
-    Finish finish = Finish::none;
-    double log_probability = 0;  ///< The mean log-probability of its tokens.
-};
-
-/// Decode `count` continuations of a session in common passes, and get the one whose tokens have the highest mean
-/// log-probability. Its options need log_probabilities, a temperature above 0, and an end such as max_tokens. The
-/// session stays as it is. Errors: invalid_argument, and those of fork() and step() of a continuation.
-inline Result<Best> best_of(const Session& session, std::size_t count, std::uint64_t seed = 0) {
-    if (count == 0) return Error{Code::invalid_argument, "count is 0; decode one continuation or more"};
-    std::vector<Session> forks;
-    for (std::size_t i = 0; i < count; i++) {
-        auto fork = session.fork(seed);  // equal seeds give each fork numbers of its own
-        if (!fork) return fork.error();
-        forks.push_back(*std::move(fork));
-    }
-    std::vector<Best> texts(count);
-    const auto add = [](Best& text, const Result<Step>& step) -> Result<void> {
-        if (!step) return step.error();
-        if (step->log_probabilities.size() < step->tokens.size()) {
-            return Error{Code::invalid_argument, "log_probabilities is off; set that option of the session"};
-        }
-        text.tokens.insert(text.tokens.end(), step->tokens.begin(), step->tokens.end());
-        for (const float value : step->log_probabilities) text.log_probability += static_cast<double>(value);
-        text.finish = step->finish;
-        return {};
-    };
-    // The first fork computes the prompt, and the others find it.
-    if (auto added = add(texts[0], forks[0].step()); !added) return added.error();
-    for (;;) {
-        std::vector<Session*> open;
-        std::vector<Best*> of_open;
-        for (std::size_t i = 0; i < count; i++) {
-            if (texts[i].finish == Finish::none) open.push_back(&forks[i]), of_open.push_back(&texts[i]);
-        }
-        if (open.empty()) break;
-        const auto steps = step_many(open);
-        for (std::size_t i = 0; i < steps.size(); i++) {
-            if (auto added = add(*of_open[i], steps[i]); !added) return added.error();
-        }
-    }
-    for (Best& text : texts) text.log_probability /= static_cast<double>(text.tokens.empty() ? 1 : text.tokens.size());
-    return *std::max_element(texts.begin(), texts.end(), [](const Best& one, const Best& other) {
-        return one.log_probability < other.log_probability;
-    });
 }
 
 /// Decodes a stream of tokens to text. It gives out whole characters only, and can end the text before a stop string.
@@ -579,11 +562,7 @@ public:
         auto state = std::make_unique<detail::SessionState>();
         state->models = model_count();
         detail::Given given(options);
-        if (options.combine) {
-            state->combine = options.combine;
-            given.options.combine = detail::SessionState::call;
-            given.options.combine_data = state.get();
-        }
+        state->keep(options, given.options);
         state->constraining = state->give(options, given.options);
         cos_session* session = nullptr;
         if (cos_error* error = cos_session_new(raw(), &given.options, &session)) return detail::take(error);
@@ -706,5 +685,7 @@ private:
 inline std::string_view version() noexcept { return cos_version(); }
 
 }  // namespace cosrt
+
+#include "cos_best.hpp"
 
 #endif  // COS_HPP

@@ -100,6 +100,24 @@ struct Text {
 /// other calls fail with busy. A fork has a copy of the function.
 using Constrain = std::function<std::int32_t(const Text& text, Span<std::uint32_t> mask)>;
 
+/// What a model thinks of the next token, by the plain softmax of its logits.
+struct ModelSummary {
+    float confidence;  ///< The probability of its best token. NaN for look-ups, and for models with the weight 0.
+    float entropy;     ///< The entropy of its distribution in nats. NaN likewise.
+    Token best;        ///< Its best token. -1 likewise.
+};
+
+/// A function of the caller that gives the models the weights of one position. It gets the tokens before the position,
+/// prompts included, and a summary of each model. `weights` holds those of the session, and the function may change
+/// them to such as SessionOptions takes. A model with the weight 0 in the session has not run, and must keep 0. It
+/// returns 0. Any other number, or an exception, makes the step fail with Code::callback.
+///
+/// Decoding is exact only if the weights depend on nothing but the arguments. step() calls the function on its own
+/// thread for each position that is decided, possibly several times. It must not keep the spans. It may cancel() its
+/// session; other calls fail with busy.
+using Weigh = std::function<std::int32_t(Span<const Token> tokens, Span<const ModelSummary> models,
+                                         Span<float> weights)>;
+
 /// What the text behind the last prompt must be. It needs the tokenizer.json of the models. A stop token may come where
 /// the text may end. A text that nothing can follow ends with Finish::complete.
 class Constraint {
@@ -193,6 +211,24 @@ struct SessionOptions {
     /// Whether all log-probabilities are those before bias, penalties, bans and constraint, at temperature 1 and
     /// without filters. They need log_probabilities.
     bool log_probabilities_before = false;
+
+    /// Locally typical sampling: keep the fewest tokens whose information is nearest to the entropy, and that together
+    /// have this probability; 0 or 1 is off. Judged behind penalties and the constraint, at temperature 1, and before
+    /// the filters. A greedy session does without.
+    float typical_p = 0;
+    /// Exclude top choices: with this probability for each position, all tokens of at least the probability
+    /// xtc_threshold are dropped but for the least probable one of them. Judged as typical_p, behind it; 0 is off.
+    float xtc_probability = 0;
+    float xtc_threshold = 0;  ///< See xtc_probability.
+    /// DRY: a token that would go on with a run of n tokens that came before in prompt or text loses
+    /// dry_multiplier * dry_base^(n - dry_allowed_length), if n is at least dry_allowed_length; 0 is off.
+    float dry_multiplier = 0;
+    float dry_base = 0;                   ///< At least 1, such as 1.75.
+    std::int32_t dry_allowed_length = 0;  ///< At least 1, such as 2.
+    std::vector<Token> dry_breakers{};    ///< Tokens that no run goes across, such as those of line ends.
+    /// Gives the models the weights of each position, for "weighted" and "logits". The session keeps it alive. Targets
+    /// are then combined.
+    Weigh weigh{};
 };
 
 /// What Engine::prepare() prepares for, and for how long.
@@ -252,6 +288,11 @@ private:
         options.repetition_penalty = from.repetition_penalty;
         options.presence_penalty = from.presence_penalty, options.frequency_penalty = from.frequency_penalty;
         options.min_tokens = from.min_tokens, options.no_repeat_ngram = from.no_repeat_ngram;
+        options.typical_p = from.typical_p;
+        options.xtc_probability = from.xtc_probability, options.xtc_threshold = from.xtc_threshold;
+        options.dry_multiplier = from.dry_multiplier, options.dry_base = from.dry_base;
+        options.dry_allowed_length = from.dry_allowed_length;
+        options.dry_breakers = pointer(from.dry_breakers), options.dry_breakers_count = from.dry_breakers.size();
         for (const auto& [token, value] : from.logit_bias) biased_.push_back(token), biases_.push_back(value);
         options.bias_tokens = pointer(biased_), options.bias_values = pointer(biases_);
         options.bias_count = biased_.size();

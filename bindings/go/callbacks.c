@@ -23,6 +23,17 @@ void cos_go_set_constrain(cos_session_options *options, uintptr_t handle) {
     options->constrain_data = (void *)handle;
 }
 
+static int32_t weigh(const int32_t *tokens, size_t tokens_count, const cos_model_summary *models, size_t models_count,
+                     float *weights, void *user_data) {
+    return cosGoWeigh((int32_t *)tokens, tokens_count, (cos_model_summary *)models, models_count, weights,
+                      (uintptr_t)user_data);
+}
+
+void cos_go_set_weigh(cos_session_options *options, uintptr_t handle) {
+    options->weigh = weigh;
+    options->weigh_data = (void *)handle;
+}
+
 static int32_t progress(double share, void *user_data) { return cosGoProgress(share, (uintptr_t)user_data); }
 
 void cos_go_set_progress(cos_prepare_options *options, uintptr_t handle) {

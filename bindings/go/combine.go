@@ -31,8 +31,10 @@ type CombineFunc func(rows [][]float32, scores []float32) error
 type functions struct {
 	combine   CombineFunc
 	constrain ConstrainFunc
+	weigh     WeighFunc
 	options   Options // those of constrain, which a fork is given
 	rows      [][]float32
+	summaries []ModelSummary
 	failure   error // the first error since the step began
 }
 

@@ -179,6 +179,28 @@ type Options struct {
 	// Whether all log-probabilities are those before bias, penalties, bans and constraint, at temperature 1 and without
 	// filters. They need LogProbabilities.
 	LogProbabilitiesBefore bool
+
+	// Locally typical sampling: keep the fewest tokens whose information is nearest to the entropy, and that together
+	// have this probability; 0 or 1 is off. Judged behind penalties and the constraint, at temperature 1, and before
+	// the filters. A greedy session does without.
+	TypicalP float32
+	// Exclude top choices: with this probability for each position, all tokens of at least the probability XTCThreshold
+	// are dropped but for the least probable one of them. Judged as TypicalP, behind it; 0 is off.
+	XTCProbability float32
+	// See XTCProbability.
+	XTCThreshold float32
+	// DRY: a token that would go on with a run of n tokens that came before in prompt or text loses
+	// DRYMultiplier * DRYBase^(n - DRYAllowedLength), if n is at least DRYAllowedLength; 0 is off.
+	DRYMultiplier float32
+	// At least 1, such as 1.75.
+	DRYBase float32
+	// At least 1, such as 2.
+	DRYAllowedLength int32
+	// Tokens that no run goes across, such as those of line ends.
+	DRYBreakers []int32
+	// A function that gives the models the weights of each position, for "weighted" and "logits", or nil. Targets are
+	// then combined.
+	Weigh WeighFunc
 }
 
 // c returns the options in C, except the functions. The pinner pins the arrays that they point to.
@@ -231,6 +253,14 @@ func (o *Options) setControls(options *C.cos_session_options, pinner *runtime.Pi
 	options.banned_lengths = (*C.size_t)(pin(pinner, lengths))
 	options.banned_count = C.size_t(len(lengths))
 	options.no_repeat_ngram = C.int32_t(o.NoRepeatNgram)
+	options.typical_p = C.float(o.TypicalP)
+	options.xtc_probability = C.float(o.XTCProbability)
+	options.xtc_threshold = C.float(o.XTCThreshold)
+	options.dry_multiplier = C.float(o.DRYMultiplier)
+	options.dry_base = C.float(o.DRYBase)
+	options.dry_allowed_length = C.int32_t(o.DRYAllowedLength)
+	options.dry_breakers = (*C.int32_t)(pin(pinner, o.DRYBreakers))
+	options.dry_breakers_count = C.size_t(len(o.DRYBreakers))
 	options.constraint_kind = C.COS_CONSTRAINT_NONE
 	if o.Constraint.kind != 0 {
 		options.constraint_kind = C.int32_t(o.Constraint.kind)
@@ -244,19 +274,11 @@ func (o *Options) clone() Options {
 	c := *o
 	c.ProposalLengths, c.Weights = slices.Clone(o.ProposalLengths), slices.Clone(o.Weights)
 	c.StopTokens, c.LogitBias = slices.Clone(o.StopTokens), maps.Clone(o.LogitBias)
-	c.BannedTokens = slices.Clone(o.BannedTokens)
+	c.BannedTokens, c.DRYBreakers = slices.Clone(o.BannedTokens), slices.Clone(o.DRYBreakers)
 	for i, run := range c.BannedTokens {
 		c.BannedTokens[i] = slices.Clone(run)
 	}
 	return c
-}
-
-// number is a switch in C.
-func number(on bool) C.int32_t {
-	if on {
-		return 1
-	}
-	return 0
 }
 
 // pin pins a slice and returns a pointer to its elements, which memory that is passed to C may hold. The pointer is nil

@@ -93,11 +93,14 @@ func (e *Engine) NewSession(options Options) (*Session, error) {
 		return nil, err
 	}
 	defer e.release()
-	f := &functions{combine: options.Combine}
+	f := &functions{combine: options.Combine, weigh: options.Weigh}
 	return newSession(C.cos_engine_model_count(engine), f, func(handle cgo.Handle, out **C.cos_session) error {
 		return f.with(options, handle, func(cOptions *C.cos_session_options) error {
 			if options.Combine != nil {
 				C.cos_go_set_combine(cOptions, C.uintptr_t(handle))
+			}
+			if options.Weigh != nil {
+				C.cos_go_set_weigh(cOptions, C.uintptr_t(handle))
 			}
 			return check(C.cos_session_new(engine, cOptions, out))
 		})
@@ -196,7 +199,8 @@ func (s *Session) SetScope(scope string) error {
 }
 
 // Fork copies the session in its present state, with another seed. It costs no pass, and both share what was computed.
-// A session with a [CombineFunc] cannot be forked ([ErrUnsupported]), because both would use it at the same time.
+// A session with a [CombineFunc] or a [WeighFunc] cannot be forked ([ErrUnsupported]), because both would use it at the
+// same time.
 func (s *Session) Fork(seed uint64) (*Session, error) {
 	session, err := s.begin()
 	if err != nil {
@@ -205,6 +209,9 @@ func (s *Session) Fork(seed uint64) (*Session, error) {
 	defer s.end()
 	if s.functions.combine != nil {
 		return nil, &Error{Code: ErrUnsupported, Message: "a session with a combine function has no fork"}
+	}
+	if s.functions.weigh != nil {
+		return nil, &Error{Code: ErrUnsupported, Message: "a session with a weights function has no fork"}
 	}
 	f := new(functions)
 	fork, err := newSession(C.size_t(s.models), f, func(_ cgo.Handle, out **C.cos_session) error {
@@ -223,9 +230,9 @@ func (s *Session) Fork(seed uint64) (*Session, error) {
 }
 
 // SetOptions decodes by other options from the next token on: what is decoded may change, and how may not. So Strategy,
-// Targets, Seed, ProposalLengths, Routes and Priority must be the old ones (the seed of a fork is its own). Weights and
-// Combine are not read. All other members count. A text that MaxTokens or a constraint has ended goes on if the new
-// options allow that. On an error, nothing changes.
+// Targets, Seed, ProposalLengths, Routes and Priority must be the old ones (the seed of a fork is its own). Weights,
+// Combine and Weigh are not read. All other members count. A text that MaxTokens or a constraint has ended goes on if
+// the new options allow that. On an error, nothing changes.
 func (s *Session) SetOptions(options Options) error {
 	session, err := s.begin()
 	if err != nil {
@@ -276,6 +283,24 @@ func (s *Session) SetWeights(weights []float32) error {
 // If the context ends, the running pass stops and Step returns ctx.Err(). No token is lost: tokens that were committed
 // by then are returned without an error, and the next step goes on behind the last committed token.
 func (s *Session) Step(ctx context.Context) (Step, error) {
+	return s.run(ctx, func(session *C.cos_session) *C.cos_error { return C.cos_step(session, &s.result) })
+}
+
+// Score appends tokens as [Session.Prompt] does, and returns them with their log-probabilities under the combined
+// distribution: of a prompt, or of an answer that is to be judged. Options say which log-probabilities there are;
+// controls have no effect here. The first token of a sequence has NaN, and no alternatives.
+//
+// It takes as long as a step with such a prompt. If the context ends, the running pass stops and Score returns
+// ctx.Err(). After [Session.Cancel], it has [FinishCancelled] and no tokens. In both cases, as on every other error,
+// nothing is appended.
+func (s *Session) Score(ctx context.Context, tokens []int32) (Step, error) {
+	return s.run(ctx, func(session *C.cos_session) *C.cos_error {
+		return C.cos_session_score(session, cTokens(tokens), C.size_t(len(tokens)), &s.result)
+	})
+}
+
+// run calls a function that writes the result and may be cancelled.
+func (s *Session) run(ctx context.Context, call func(*C.cos_session) *C.cos_error) (Step, error) {
 	session, err := s.begin()
 	if err != nil {
 		return Step{}, err
@@ -290,7 +315,7 @@ func (s *Session) Step(ctx context.Context) (Step, error) {
 	for {
 		s.result.struct_size = C.sizeof_cos_step_result
 		s.functions.failure = nil
-		if err := check(C.cos_step(session, &s.result)); err != nil {
+		if err := check(call(session)); err != nil {
 			return Step{}, s.functions.explain(err)
 		}
 		if Finish(s.result.finish) != FinishCancelled {

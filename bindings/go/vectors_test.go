@@ -248,8 +248,8 @@ func TestErrors(t *testing.T) {
 		}
 	}
 	fmt.Printf("errors: %d records\n", count)
-	if count != 70 {
-		t.Error("there should be 70")
+	if count != 82 {
+		t.Error("there should be 82")
 	}
 }
 
@@ -307,6 +307,20 @@ func tryOptions(t *testing.T, engine *cos.Engine, pairs string) error {
 			options.NoRepeatNgram = int32(number(t, value))
 		case "top_log_probabilities":
 			options.TopLogProbabilities = int32(number(t, value))
+		case "typical_p":
+			options.TypicalP = float32(number(t, value))
+		case "xtc_probability":
+			options.XTCProbability = float32(number(t, value))
+		case "xtc_threshold":
+			options.XTCThreshold = float32(number(t, value))
+		case "dry_multiplier":
+			options.DRYMultiplier = float32(number(t, value))
+		case "dry_base":
+			options.DRYBase = float32(number(t, value))
+		case "dry_allowed_length":
+			options.DRYAllowedLength = int32(number(t, value))
+		case "dry_breakers":
+			options.DRYBreakers = numbers[int32](t, value)
 		case "bias_tokens":
 			biased = numbers[int32](t, value)
 		case "bias_values":

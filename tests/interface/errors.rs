@@ -33,7 +33,7 @@ fn new_session(engine: *mut cos_engine, pairs: &str) -> (i32, *mut cos_session) 
     let array = |key: &str| if of(key) == "0" { "" } else { of(key) };
     let (lengths, stops) = (list::<i32>(array("proposal_lengths")), list::<i32>(array("stop_tokens")));
     let (weights, biases) = (list::<f32>(array("weights")), list::<f32>(array("bias_values")));
-    let biased = list::<i32>(array("bias_tokens"));
+    let (biased, breakers) = (list::<i32>(array("bias_tokens")), list::<i32>(array("dry_breakers")));
     fn pointer<T>(array: &[T]) -> *const T {
         if array.is_empty() { null() } else { array.as_ptr() }
     }
@@ -66,6 +66,14 @@ fn new_session(engine: *mut cos_engine, pairs: &str) -> (i32, *mut cos_session) 
         top_log_probabilities: of("top_log_probabilities").parse().unwrap(),
         model_log_probabilities: of("model_log_probabilities").parse().unwrap(),
         log_probabilities_before: of("log_probabilities_before").parse().unwrap(),
+        typical_p: of("typical_p").parse().unwrap(),
+        xtc_probability: of("xtc_probability").parse().unwrap(),
+        xtc_threshold: of("xtc_threshold").parse().unwrap(),
+        dry_multiplier: of("dry_multiplier").parse().unwrap(),
+        dry_base: of("dry_base").parse().unwrap(),
+        dry_allowed_length: of("dry_allowed_length").parse().unwrap(),
+        dry_breakers: pointer(&breakers),
+        dry_breakers_count: breakers.len(),
         ..options()
     };
     let mut session = null_mut();
@@ -134,7 +142,7 @@ fn errors_have_their_codes() {
     // SAFETY: the engine is not used any more.
     unsafe { cos_engine_free(engine) };
     println!("errors: {records} records");
-    assert_eq!(records, 70);
+    assert_eq!(records, 82);
 }
 
 /// A copy of an export that a test may damage.

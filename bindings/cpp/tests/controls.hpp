@@ -5,6 +5,8 @@
 #define CONTROLS_HPP
 
 #include <algorithm>
+#include <cmath>
+#include <iterator>
 #include <limits>
 #include <memory>
 #include <set>
@@ -300,6 +302,89 @@ inline void wrong_options() {
     EXPECT(refuses([](auto& options) { options.log_probabilities = true, options.top_log_probabilities = 21; },
                    "top_log_probabilities is 21"));
     EXPECT(refuses([](auto& options) { options.model_log_probabilities = true; }, "model_log_probabilities is set"));
+    EXPECT(refuses([](auto& options) { options.typical_p = 2; }, "typical_p is 2"));
+    EXPECT(refuses([](auto& options) { options.xtc_probability = -1; }, "xtc_probability is -1"));
+    EXPECT(refuses([](auto& options) { options.xtc_threshold = 3; }, "xtc_threshold is 3"));
+    EXPECT(refuses([](auto& options) { options.dry_multiplier = -1; }, "dry_multiplier is -1"));
+    EXPECT(refuses([](auto& options) { options.dry_multiplier = 1; }, "dry_base is 0"));
+    EXPECT(refuses([](auto& options) { options.dry_multiplier = 1, options.dry_base = 2; }, "dry_allowed_length is 0"));
+    EXPECT(refuses([](auto& options) { options.dry_breakers = {4096}; }, "dry_breakers holds 4096"));
+}
+
+/// The log-probabilities of a text are those of the steps that wrote it.
+inline void scored() {
+    const auto engine = open();
+    auto options = limited(8);
+    options.log_probabilities = true, options.model_log_probabilities = true, options.top_log_probabilities = 2;
+    auto session = prompted(engine, options);
+    std::vector<Token> tokens;
+    std::vector<float> logarithms;
+    for (const auto& step : session.steps()) {
+        tokens.insert(tokens.end(), step.value().tokens.begin(), step->tokens.end());
+        logarithms.insert(logarithms.end(), step->log_probabilities.begin(), step->log_probabilities.end());
+    }
+    auto judge = engine.session(options).value();
+    const auto first = judge.score(prompt).value();
+    EXPECT(first.tokens.size() == std::size(prompt) && std::isnan(first.log_probabilities[0]));
+    EXPECT(first.top_tokens[0][0] == -1 && std::isnan(first.model_log_probabilities[0][0]));
+    for (std::size_t i = 1; i < first.tokens.size(); i++) EXPECT(std::isfinite(first.log_probabilities[i]));
+    const auto answer = judge.score(tokens).value();
+    EXPECT(answer.tokens.size() == 8 && answer.top_tokens.size() == 8 && answer.finish == Finish::none);
+    for (std::size_t i = 0; i < 8; i++) EXPECT(std::abs(answer.log_probabilities[i] - logarithms[i]) < 1e-4F);
+    judge.cancel().value();
+    EXPECT(judge.score(tokens).value().finish == Finish::cancelled);
+    EXPECT(fails(judge.score({}), Code::invalid_argument));
+    const auto refused = prompted(engine, limited(1)).score(tokens);
+    EXPECT(fails(refused, Code::invalid_argument) && refused.error().message.find("log_prob") != std::string::npos);
+    const cosrt::Session moved = std::move(judge);
+    EXPECT(fails(judge.score(tokens), Code::invalid_argument));  // NOLINT(bugprone-use-after-move)
+}
+
+inline void weights() {
+    const auto engine = open();
+    for (const std::size_t only : {0U, 1U}) {
+        auto plain = limited(12);
+        plain.weights = {only == 0 ? 1.0F : 0.0F, only == 0 ? 0.0F : 1.0F};
+        auto kept = std::make_shared<std::size_t>(0);
+        const std::weak_ptr<std::size_t> watched = kept;
+        {
+            auto options = limited(12);
+            options.weigh = [only, kept](auto tokens, auto models, auto given) {
+                EXPECT(tokens.size() >= std::size(prompt) && tokens[0] == prompt[0] && models.size() == 2);
+                EXPECT(models[1].confidence > 0 && models[1].confidence <= 1 && models[1].entropy >= 0);
+                EXPECT(models[1].best >= 0 && given.size() == 2 && given[0] + given[1] == 1);
+                given[only] = 1, given[1 - only] = 0;
+                ++*kept;
+                return 0;
+            };
+            auto session = prompted(engine, options);
+            options.weigh = nullptr;
+            EXPECT(rest(session).first == decoded(engine, plain) && *kept >= 12);
+            EXPECT(session.set_options(options));  // without the function, which stays
+            EXPECT(fails(session.fork(1), Code::unsupported) && fails(session.save(), Code::unsupported));
+            kept.reset();
+            EXPECT(!watched.expired());
+        }
+        EXPECT(watched.expired());
+    }
+    enum { throws, refuses, works } mode = throws;
+    struct Mine {};
+    auto options = limited(4);
+    options.weigh = [&](auto, auto, auto) {
+        if (mode == throws) throw Mine();
+        return mode == refuses ? 7 : 0;
+    };
+    auto session = prompted(engine, options);
+    try {
+        session.step().value();
+        EXPECT(false);
+    } catch (const Mine&) {
+    }
+    mode = refuses;
+    const auto step = session.step();
+    EXPECT(fails(step, Code::callback) && !step.error().cause && step.error().message.find('7') != std::string::npos);
+    mode = works;
+    EXPECT(rest(session).first == decoded(engine, limited(4)));
 }
 
 inline void best() {
@@ -327,6 +412,8 @@ inline void controls() {
     controlling::changes();
     controlling::saved();
     controlling::wrong_options();
+    controlling::scored();
+    controlling::weights();
     controlling::best();
 }
 

@@ -207,6 +207,13 @@ bool set(cosrt::SessionOptions& options, std::istream& words) {
         else if (key == "min_tokens") options.min_tokens = static_cast<std::uint32_t>(std::stoul(value));
         else if (key == "no_repeat_ngram") options.no_repeat_ngram = std::stoi(value);
         else if (key == "top_log_probabilities") options.top_log_probabilities = std::stoi(value);
+        else if (key == "typical_p") options.typical_p = number(value);
+        else if (key == "xtc_probability") options.xtc_probability = number(value);
+        else if (key == "xtc_threshold") options.xtc_threshold = number(value);
+        else if (key == "dry_multiplier") options.dry_multiplier = number(value);
+        else if (key == "dry_base") options.dry_base = number(value);
+        else if (key == "dry_allowed_length") options.dry_allowed_length = std::stoi(value);
+        else if (key == "dry_breakers") options.dry_breakers = commas<Token>(value);
         else if (key == "bias_tokens") biased = commas<Token>(value);
         else if (key == "bias_values") {
             const auto values = commas<float>(value);

@@ -16,15 +16,14 @@
 
 #include "arrays.h"
 #include "cos.h"
+#include "functions.h"
 #include "options.h"
 
 #define POINTER(type, handle) ((type *)(uintptr_t)(handle))
-#define HANDLE(pointer) ((jlong)(uintptr_t)(pointer))
 _Static_assert(sizeof(jlong) == sizeof(void *), "arrays of longs are arrays of pointers");
 
 /* Static methods of io.cosrt.Native. Unlike a reference to the class, an id does not keep the class loader alive. */
-static jmethodID failed_method, stepped_method, combine_method, constrain_method, progress_method;
-static jclass byte_buffer_class; /* of the boot loader, which is never unloaded */
+static jmethodID failed_method, stepped_method, progress_method;
 
 /* ---- errors and statistics */
 
@@ -254,92 +253,8 @@ done:
 
 /* ---- sessions */
 
-/* The running step of this thread, for the functions of its sessions. cos_step calls them on its own thread, so a
- * session needs no reference to Java, and the garbage collector can free one that only its own function refers to. The
- * data of a function is the number of its session. */
-typedef struct stepping {
-    JNIEnv *env;
-    jclass native;
-    size_t count; /* of sessions */
-    const jlong *numbers;
-    jobjectArray combiners;
-    jobjectArray constrainers;
-    jobjectArray thrown; /* what the functions of each session have thrown */
-} stepping;
-static _Thread_local const stepping *running;
-
-/* A buffer over elements of four bytes. */
-static jobject new_buffer(JNIEnv *env, const void *elements, size_t count)
-{
-    return (*env)->NewDirectByteBuffer(env, (void *)elements, (jlong)(count * sizeof(int32_t)));
-}
-
-/* Begins a call of a function of the running step. Returns the index of its session, or -1 if the call must fail: an
- * exception makes a call fail, and all others of the session in this step. */
-static jsize enter(const stepping *step, void *user_data, jint references)
-{
-    if (!step) return -1;
-    JNIEnv *env = step->env;
-    size_t index = 0;
-    while (index < step->count && HANDLE(user_data) != step->numbers[index]) index++;
-    if (index == step->count || (*env)->PushLocalFrame(env, references)) return -1;
-    if (!(*env)->GetObjectArrayElement(env, step->thrown, (jsize)index)) return (jsize)index;
-    (*env)->PopLocalFrame(env, NULL);
-    return -1;
-}
-
-/* Ends a call, and keeps what was thrown in it. Returns what the library is told. */
-static int32_t leave(const stepping *step, jsize index)
-{
-    JNIEnv *env = step->env;
-    jthrowable thrown = (*env)->ExceptionOccurred(env);
-    if (thrown) {
-        (*env)->ExceptionClear(env);
-        (*env)->SetObjectArrayElement(env, step->thrown, index, thrown);
-    }
-    (*env)->PopLocalFrame(env, NULL);
-    return thrown != NULL;
-}
-
-static int32_t combine(const float *const *rows, size_t models_count, size_t vocab_size, float *out_scores,
-                       void *user_data)
-{
-    const stepping *step = running;
-    const jsize index = enter(step, user_data, (jint)models_count + 5);
-    if (index < 0) return 1;
-    JNIEnv *env = step->env;
-    jobject combiner = (*env)->GetObjectArrayElement(env, step->combiners, index);
-    jobjectArray buffers = (*env)->NewObjectArray(env, (jsize)models_count, byte_buffer_class, NULL);
-    for (size_t model = 0; model < models_count && !(*env)->ExceptionCheck(env); model++) {
-        if (!rows[model]) continue;
-        jobject row = new_buffer(env, rows[model], vocab_size);
-        if (row) (*env)->SetObjectArrayElement(env, buffers, (jsize)model, row);
-    }
-    jobject scores = (*env)->ExceptionCheck(env) ? NULL : new_buffer(env, out_scores, vocab_size);
-    if (scores) (*env)->CallStaticVoidMethod(env, step->native, combine_method, combiner, buffers, scores);
-    return leave(step, index);
-}
-
-static int32_t constrain(const int32_t *tokens, size_t tokens_count, size_t kept, uint32_t *mask, size_t mask_words,
-                         uint64_t text, void *user_data)
-{
-    static const int32_t no_tokens;
-    const stepping *step = running;
-    const jsize index = enter(step, user_data, 6);
-    if (index < 0) return 1;
-    JNIEnv *env = step->env;
-    jobject constrainer = (*env)->GetObjectArrayElement(env, step->constrainers, index);
-    jobject given = new_buffer(env, tokens ? tokens : &no_tokens, tokens_count);
-    jobject bits = given ? new_buffer(env, mask, mask_words) : NULL;
-    if (bits) {
-        (*env)->CallStaticVoidMethod(env, step->native, constrain_method, constrainer, given, (jint)kept, (jlong)text,
-                                     bits);
-    }
-    return leave(step, index);
-}
-
 static jlong session_new(JNIEnv *env, jclass native, jlong engine, jlong seed, jobjectArray arrays, jlong number,
-                         jboolean combines, jboolean constrains)
+                         jboolean combines, jboolean constrains, jboolean weighs)
 {
     given given;
     cos_session *session = NULL;
@@ -347,7 +262,8 @@ static jlong session_new(JNIEnv *env, jclass native, jlong engine, jlong seed, j
         cos_session_options *const options = &given.options;
         options->combine = combines ? combine : NULL;
         options->constrain = constrains ? constrain : NULL;
-        options->combine_data = options->constrain_data = POINTER(void, number);
+        options->weigh = weighs ? weigh : NULL;
+        options->combine_data = options->constrain_data = options->weigh_data = POINTER(void, number);
         failed(env, native, cos_session_new(POINTER(cos_engine, engine), options, &session), NULL);
     }
     release_options(&given);
@@ -463,17 +379,20 @@ static jobject stepped(JNIEnv *env, jclass native, cos_error *error, const cos_s
                                           of_best, of_models);
 }
 
-/* Steps the sessions, and puts into `outcomes` a StepResult or an exception of each. `thrown` gets what the functions
- * of each session have thrown. */
-static void step(JNIEnv *env, jclass native, jboolean many, jlongArray sessions, jlongArray numbers,
-                 jintArray models, jobjectArray combiners, jobjectArray constrainers, jobjectArray thrown,
-                 jobjectArray outcomes)
+/* Steps the sessions, or scores tokens with a single one if there are any. Puts into `outcomes` a StepResult or an
+ * exception of each. `thrown` gets what the functions of each session have thrown. */
+static void step(JNIEnv *env, jclass native, jboolean many, jintArray scored, jlongArray sessions, jlongArray numbers,
+                 jintArray models, jobjectArray combiners, jobjectArray constrainers, jobjectArray weighers,
+                 jobjectArray thrown, jobjectArray outcomes)
 {
+    const copied tokens = copy_ints(env, scored);
+    if (tokens.failed) return;
     const size_t count = (size_t)(*env)->GetArrayLength(env, sessions);
     /* One array for all, the pointers of the sessions first. */
     jlong *const handles = calloc(count, 2 * sizeof *handles + sizeof(cos_step_result) + sizeof(cos_error *) +
                                                sizeof(jint));
     if (!handles) {
+        free(tokens.data);
         out_of_memory(env);
         return;
     }
@@ -486,12 +405,16 @@ static void step(JNIEnv *env, jclass native, jboolean many, jlongArray sessions,
     (*env)->GetLongArrayRegion(env, numbers, 0, (jsize)count, own);
     for (size_t i = 0; i < count; i++) results[i].struct_size = sizeof results[i];
 
-    const stepping this = { env, native, count, own, combiners, constrainers, thrown }, *outer = running;
+    const stepping this = { env, native, count, own, combiners, constrainers, weighers, thrown };
+    const stepping *const outer = running;
     running = &this; /* a function may step other sessions */
     cos_error *error = NULL;
-    if (many) error = cos_step_many((cos_session *const *)handles, count, results, errors);
-    else errors[0] = cos_step(POINTER(cos_session, handles[0]), &results[0]);
+    cos_session *const *const given = (cos_session *const *)handles;
+    if (many) error = cos_step_many(given, count, results, errors);
+    else if (scored) errors[0] = cos_session_score(given[0], tokens.data, tokens.count, &results[0]);
+    else errors[0] = cos_step(given[0], &results[0]);
     running = outer;
+    free(tokens.data);
 
     for (size_t i = 0; i < count; i++) {
         if ((*env)->PushLocalFrame(env, 12)) break;
@@ -624,7 +547,7 @@ static const JNINativeMethod methods[] = {
     METHOD("engineEncode", "(J[BI)[I", engine_encode),
     METHOD("engineChat", "(J[BZZ)Ljava/lang/Object;", engine_chat),
     METHOD("engineDecode", "(J[IZ)[B", engine_decode),
-    METHOD("sessionNew", "(JJ[Ljava/lang/Object;JZZ)J", session_new),
+    METHOD("sessionNew", "(JJ[Ljava/lang/Object;JZZZ)J", session_new),
     METHOD("sessionSetOptions", "(JJ[Ljava/lang/Object;JZ)V", session_set_options),
     METHOD("sessionSave", "(J)[B", session_save),
     METHOD("sessionRestore", "(J[B)J", session_restore),
@@ -634,8 +557,8 @@ static const JNINativeMethod methods[] = {
     METHOD("sessionFork", "(JJ)J", session_fork),
     METHOD("sessionRewind", "(JJ)V", session_rewind),
     METHOD("setWeights", "(J[F)V", set_weights),
-    METHOD("step", "(Z[J[J[I[Lio/cosrt/Combiner;[Lio/cosrt/Constrainer;[Ljava/lang/Throwable;[Ljava/lang/Object;)V",
-           step),
+    METHOD("step", "(Z[I[J[J[I[Lio/cosrt/Combiner;[Lio/cosrt/Constrainer;[Lio/cosrt/Weigher;[Ljava/lang/Throwable;"
+                   "[Ljava/lang/Object;)V", step),
     METHOD("cancel", "(J)V", cancel),
     METHOD("sessionStats", "(J)[J", session_stats),
     METHOD("sessionDescribe", "(J)[B", session_describe),
@@ -669,19 +592,10 @@ JNIEXPORT jint JNICALL JNI_OnLoad(JavaVM *vm, void *reserved)
     if (!failed_method) return JNI_ERR;
     stepped_method = (*env)->GetStaticMethodID(env, native, "stepped", "([I[FI[I[F[F)Lio/cosrt/StepResult;");
     if (!stepped_method) return JNI_ERR;
-    combine_method = (*env)->GetStaticMethodID(env, native, "combine",
-                                               "(Lio/cosrt/Combiner;[Ljava/nio/ByteBuffer;Ljava/nio/ByteBuffer;)V");
-    if (!combine_method) return JNI_ERR;
-    const char *const signature = "(Lio/cosrt/Constrainer;Ljava/nio/ByteBuffer;IJLjava/nio/ByteBuffer;)V";
-    constrain_method = (*env)->GetStaticMethodID(env, native, "constrain", signature);
-    if (!constrain_method) return JNI_ERR;
     progress_method =
         (*env)->GetStaticMethodID(env, native, "progress", "(Ljava/util/function/DoublePredicate;D)Z");
     if (!progress_method) return JNI_ERR;
-    jclass byte_buffer = (*env)->FindClass(env, "java/nio/ByteBuffer");
-    if (!byte_buffer) return JNI_ERR;
-    byte_buffer_class = (*env)->NewGlobalRef(env, byte_buffer);
-    return byte_buffer_class ? JNI_VERSION_10 : JNI_ERR;
+    return find_functions(env, native) ? JNI_VERSION_10 : JNI_ERR;
 }
 
 JNIEXPORT void JNICALL JNI_OnUnload(JavaVM *vm, void *reserved)

@@ -11,8 +11,8 @@
 #include "cos.h"
 
 /* The arrays of io.cosrt.SessionOptions.arrays, in its order. The last one is of bytes. */
-enum { NUMBERS, REALS, LENGTHS, WEIGHTS, STOP_TOKENS, BIAS_TOKENS, BIAS_VALUES, BANNED, BANNED_LENGTHS, CONSTRAINT,
-       ARRAYS };
+enum { NUMBERS, REALS, LENGTHS, WEIGHTS, STOP_TOKENS, BIAS_TOKENS, BIAS_VALUES, BANNED, BANNED_LENGTHS, BREAKERS,
+       CONSTRAINT, ARRAYS };
 
 /* Options, and what they point to. */
 typedef struct given {
@@ -90,6 +90,14 @@ static int read_options(JNIEnv *env, jlong seed, jobjectArray arrays, given *giv
         .banned_count = of[BANNED_LENGTHS].count,
         .model_log_probabilities = numbers[11],
         .log_probabilities_before = numbers[12],
+        .typical_p = reals[6],
+        .xtc_probability = reals[7],
+        .xtc_threshold = reals[8],
+        .dry_multiplier = reals[9],
+        .dry_base = reals[10],
+        .dry_allowed_length = numbers[13],
+        .dry_breakers = of[BREAKERS].data,
+        .dry_breakers_count = of[BREAKERS].count,
     };
     return 1;
 }

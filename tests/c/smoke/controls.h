@@ -167,6 +167,43 @@ static void alternatives(const cos_engine *engine) {
     }
 }
 
+/* The log-probabilities of a text are those of the steps that wrote it. */
+static void scores(const cos_engine *engine) {
+    cos_session_options options = fixed_length(COS_STRATEGY_STANDARD, 0, TOKENS);
+    options.log_probabilities = 1;
+    cos_session *session = start(engine, &options), *judge = NULL;
+    cos_step_result result = { .struct_size = sizeof result };
+    int32_t tokens[MAX_RUN];
+    float logarithms[MAX_RUN];
+    size_t count = 0;
+    while (result.finish == COS_FINISH_NONE) {
+        OK(cos_step(session, &result));
+        memcpy(tokens + count, result.tokens, result.tokens_count * sizeof *tokens);
+        memcpy(logarithms + count, result.log_probabilities, result.tokens_count * sizeof *logarithms);
+        count += result.tokens_count;
+    }
+    cos_free(session);
+    OK(cos_session_new(engine, &options, &judge));
+    OK(cos_session_score(judge, prompt, prompt_count, &result));
+    CHECK(result.tokens_count == prompt_count && !memcmp(result.tokens, prompt, prompt_count * sizeof *prompt));
+    for (size_t i = 0; i < prompt_count; i++) {
+        const float value = result.log_probabilities[i];
+        CHECK(i == 0 ? value != value : value <= 0 && value > -100); /* the first one is NaN */
+    }
+    FAILS(COS_ERROR_INVALID_ARGUMENT, cos_session_score(judge, tokens, 0, &result));
+    OK(cos_session_score(judge, tokens, count, &result));
+    CHECK(result.tokens_count == count && result.finish == COS_FINISH_NONE);
+    for (size_t i = 0; i < count; i++) {
+        const float off = result.log_probabilities[i] - logarithms[i];
+        CHECK(off < 1e-3f && off > -1e-3f);
+    }
+    cos_free(judge);
+    options.log_probabilities = 0;
+    judge = start(engine, &options);
+    FAILS(COS_ERROR_INVALID_ARGUMENT, cos_session_score(judge, tokens, count, &result));
+    cos_free(judge);
+}
+
 /* A restored session goes on as the saved one does, also in an engine that was made anew. */
 static void saved_sessions(const cos_engine *engine, const char *config_path) {
     const size_t vocab_size = cos_engine_vocab_size(engine);
@@ -203,5 +240,6 @@ static void controls(const cos_engine *engine, const char *config_path) {
     constraint_functions(engine);
     edited_scores(engine);
     alternatives(engine);
+    scores(engine);
     saved_sessions(engine, config_path);
 }

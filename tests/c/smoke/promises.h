@@ -44,7 +44,24 @@ MEMBER(cos_session_options, constrain, cos_constraint_fn, 224);
 MEMBER(cos_session_options, constrain_data, void *, 232);
 MEMBER(cos_session_options, model_log_probabilities, int32_t, 240);
 MEMBER(cos_session_options, log_probabilities_before, int32_t, 244);
-_Static_assert(sizeof(cos_session_options) >= 248, "cos_session_options has shrunk");
+MEMBER(cos_session_options, typical_p, float, 248);
+MEMBER(cos_session_options, xtc_probability, float, 252);
+MEMBER(cos_session_options, xtc_threshold, float, 256);
+MEMBER(cos_session_options, dry_multiplier, float, 260);
+MEMBER(cos_session_options, dry_base, float, 264);
+MEMBER(cos_session_options, dry_allowed_length, int32_t, 268);
+MEMBER(cos_session_options, dry_breakers, const int32_t *, 272);
+MEMBER(cos_session_options, dry_breakers_count, size_t, 280);
+MEMBER(cos_session_options, weigh, cos_weigh_fn, 288);
+MEMBER(cos_session_options, weigh_data, void *, 296);
+_Static_assert(sizeof(cos_session_options) >= 304, "cos_session_options has shrunk");
+
+/* A function of the caller gets an array of them, so the struct cannot grow. */
+MEMBER(cos_model_summary, confidence, float, 0);
+MEMBER(cos_model_summary, entropy, float, 4);
+MEMBER(cos_model_summary, best, int32_t, 8);
+MEMBER(cos_model_summary, reserved, int32_t, 12);
+_Static_assert(sizeof(cos_model_summary) == 16, "cos_model_summary has another size");
 
 MEMBER(cos_prepare_options, struct_size, size_t, 0);
 MEMBER(cos_prepare_options, sessions, uint32_t, 8);
@@ -147,6 +164,7 @@ static const struct {
     cos_error *(*session_rewind)(cos_session *, size_t);
     cos_error *(*session_set_scope)(cos_session *, const char *);
     cos_error *(*prompt)(cos_session *, const int32_t *, size_t);
+    cos_error *(*session_score)(cos_session *, const int32_t *, size_t, cos_step_result *);
     cos_error *(*session_set_weights)(cos_session *, const float *, size_t);
     cos_error *(*step)(cos_session *, cos_step_result *);
     cos_error *(*step_many)(cos_session *const *, size_t, cos_step_result *, cos_error **);
@@ -189,6 +207,7 @@ static const struct {
     cos_session_rewind,
     cos_session_set_scope,
     cos_prompt,
+    cos_session_score,
     cos_session_set_weights,
     cos_step,
     cos_step_many,

@@ -59,7 +59,7 @@ final class Native {
      * @param number that of the session, by which its functions are found
      */
     static native long sessionNew(long engine, long seed, Object[] arrays, long number, boolean combines,
-            boolean constrains);
+            boolean constrains, boolean weighs);
 
     static native void sessionSetOptions(long session, long seed, Object[] arrays, long number, boolean constrains);
 
@@ -84,10 +84,12 @@ final class Native {
      * functions threw, even if its step succeeds nevertheless.
      *
      * @param many   whether to call {@code cos_step_many}, rather than {@code cos_step} with a single session
+     * @param scored tokens to call {@code cos_session_score} with a single session, or null
      * @param models how many models each has
      */
-    static native void step(boolean many, long[] sessions, long[] numbers, int[] models, Combiner[] combiners,
-            Constrainer[] constrainers, Throwable[] thrown, Object[] outcomes);
+    static native void step(boolean many, int[] scored, long[] sessions, long[] numbers, int[] models,
+            Combiner[] combiners, Constrainer[] constrainers, Weigher[] weighers, Throwable[] thrown,
+            Object[] outcomes);
 
     static native void cancel(long session);
 
@@ -152,13 +154,22 @@ final class Native {
 
     private static void constrain(Constrainer constrainer, ByteBuffer tokens, int kept, long number, ByteBuffer mask)
             throws Exception {
-        IntBuffer text = tokens.asReadOnlyBuffer().order(ByteOrder.nativeOrder()).asIntBuffer();
-        constrainer.constrain(new Constrainer.Text(text, kept, number),
-                mask.order(ByteOrder.nativeOrder()).asIntBuffer());
+        constrainer.constrain(new Constrainer.Text(ints(tokens.asReadOnlyBuffer()), kept, number), ints(mask));
+    }
+
+    private static void weigh(Weigher weigher, ByteBuffer tokens, float[] confidences, float[] entropies, int[] best,
+            ByteBuffer weights) throws Exception {
+        List<ModelSummary> models = IntStream.range(0, best.length)
+                .mapToObj(model -> new ModelSummary(confidences[model], entropies[model], best[model])).toList();
+        weigher.weigh(ints(tokens.asReadOnlyBuffer()), models, floats(weights));
     }
 
     private static boolean progress(DoublePredicate progress, double share) {
         return progress.test(share);
+    }
+
+    private static IntBuffer ints(ByteBuffer bytes) {
+        return bytes.order(ByteOrder.nativeOrder()).asIntBuffer();
     }
 
     private static FloatBuffer floats(ByteBuffer bytes) {

@@ -25,6 +25,7 @@ public final class Session extends NativeObject {
     private static final AtomicLong NUMBERS = new AtomicLong();
 
     private final Combiner combiner;
+    private final Weigher weigher;
     /** The number by which the library knows the functions. */
     private final long number;
     private final int models;
@@ -34,9 +35,10 @@ public final class Session extends NativeObject {
     /** Those of the constrainer, for forks; or null. */
     private SessionOptions options;
 
-    private Session(long pointer, Combiner combiner, long number, int models) {
+    private Session(long pointer, Combiner combiner, Weigher weigher, long number, int models) {
         super(pointer, Native::sessionFree, Session::interrupt);
         this.combiner = combiner;
+        this.weigher = weigher;
         this.number = number;
         this.models = models;
     }
@@ -45,15 +47,15 @@ public final class Session extends NativeObject {
         long number = NUMBERS.incrementAndGet();
         Combiner combiner = options.combiner();
         long pointer = Native.sessionNew(engine, options.seed(), options.arrays(), number, combiner != null,
-                options.constrainer() != null);
-        Session session = new Session(pointer, combiner, number, Native.engineModelCount(engine));
+                options.constrainer() != null, options.weigher() != null);
+        Session session = new Session(pointer, combiner, options.weigher(), number, Native.engineModelCount(engine));
         session.constrainBy(options);
         return session;
     }
 
     static Session restore(long engine, byte[] saved) {
         long pointer = Native.sessionRestore(engine, saved);
-        return new Session(pointer, null, NUMBERS.incrementAndGet(), Native.engineModelCount(engine));
+        return new Session(pointer, null, null, NUMBERS.incrementAndGet(), Native.engineModelCount(engine));
     }
 
     private void constrainBy(SessionOptions options) {
@@ -91,16 +93,38 @@ public final class Session extends NativeObject {
      * Finish#CANCELLED}, the next step goes on behind the last committed token.
      *
      * @throws CosException INVALID_ARGUMENT (no prompt yet), NUMERIC, RUNTIME, CALLBACK (the cause is what the {@link
-     *                      Combiner} or {@link Constrainer} threw), BUSY, POISONED, INTERNAL (poisons the session).
-     *                      Nothing is committed then, and the next step tries again.
+     *                      Combiner}, {@link Constrainer} or {@link Weigher} threw), BUSY, POISONED, INTERNAL
+     *                      (poisons the session). Nothing is committed then, and the next step tries again.
      */
     public StepResult step() {
+        return step(null);
+    }
+
+    /**
+     * Appends tokens as {@link #prompt} does, and returns them with their log-probabilities under the combined
+     * distribution: of a prompt, or of an answer that is to be judged. The options say which log-probabilities there
+     * are; controls have no effect here. The first token of a sequence has NaN, and no alternatives.
+     *
+     * <p>It takes as long as a step with such a prompt. If it is cancelled, it returns {@link Finish#CANCELLED} and no
+     * tokens, and nothing is appended.
+     *
+     * @param tokens at least one
+     * @throws CosException INVALID_ARGUMENT (also if the options do not ask for log-probabilities), CONTEXT_FULL, and
+     *                      those of {@link #step}; nothing is appended then
+     */
+    public StepResult score(int... tokens) {
+        return step(Objects.requireNonNull(tokens, "tokens"));
+    }
+
+    /** Steps, or scores tokens if they are not null. */
+    private StepResult step(int[] scored) {
         return exclusively(session -> {
             refuseLate();
             Throwable[] thrown = new Throwable[1];
             Object[] outcome = new Object[1];
-            Native.step(false, new long[] {session}, new long[] {number}, new int[] {models},
-                    new Combiner[] {combiner}, new Constrainer[] {constrainer}, thrown, outcome);
+            Native.step(false, scored, new long[] {session}, new long[] {number}, new int[] {models},
+                    new Combiner[] {combiner}, new Constrainer[] {constrainer}, new Weigher[] {weigher}, thrown,
+                    outcome);
             if (outcome[0] instanceof StepResult result) {
                 late = thrown[0];
                 return result;
@@ -186,8 +210,9 @@ public final class Session extends NativeObject {
         Object[] outcomes = new Object[sessions.length];
         Constrainer[] constrainers =
                 Stream.of(sessions).map(session -> session.constrainer).toArray(Constrainer[]::new);
+        Weigher[] weighers = Stream.of(sessions).map(session -> session.weigher).toArray(Weigher[]::new);
         long[] own = Arrays.copyOf(pointers, sessions.length);
-        Native.step(true, own, numbers, models, combiners, constrainers, thrown, outcomes);
+        Native.step(true, null, own, numbers, models, combiners, constrainers, weighers, thrown, outcomes);
         for (int i = 0; i < sessions.length; i++) {
             if (outcomes[i] instanceof StepResult result) {
                 sessions[i].late = thrown[i];
@@ -237,15 +262,19 @@ public final class Session extends NativeObject {
     /**
      * Copies the session in its present state, with another seed. It costs no pass, and both share what was computed.
      *
-     * @throws CosException UNSUPPORTED (the session has a {@link Combiner}, which both would use at the same time),
-     *                      RUNTIME, BUSY, POISONED
+     * @throws CosException UNSUPPORTED (the session has a {@link Combiner} or a {@link Weigher}, which both would use
+     *                      at the same time), RUNTIME, BUSY, POISONED
      */
     public Session fork(long seed) {
         if (combiner != null) {
             throw new CosException(ErrorCode.UNSUPPORTED, "a session with a combiner has no fork");
         }
+        if (weigher != null) {
+            throw new CosException(ErrorCode.UNSUPPORTED, "a session with a weigher has no fork");
+        }
         return exclusively(session -> {
-            Session fork = new Session(Native.sessionFork(session, seed), null, NUMBERS.incrementAndGet(), models);
+            Session fork = new Session(Native.sessionFork(session, seed), null, null, NUMBERS.incrementAndGet(),
+                    models);
             if (options == null) {
                 return fork;
             }
@@ -262,7 +291,7 @@ public final class Session extends NativeObject {
     /**
      * Decodes by other options from the next token on: what is decoded may change, and how may not. So strategy,
      * targets, seed, proposal lengths, routes and priority must be the old ones (the seed of a fork is its own).
-     * Weights and the combiner are not read. All other options count. A text that {@link
+     * Weights, the combiner and the weigher are not read. All other options count. A text that {@link
      * SessionOptions.Builder#maxTokens} or a constraint has ended goes on if the new options allow that.
      *
      * @param options such as {@link SessionOptions#toBuilder} of the old ones, with changes

@@ -33,6 +33,10 @@ public final class SessionOptions {
         return of.constrainer;
     }
 
+    Weigher weigher() {
+        return of.weigher;
+    }
+
     long seed() {
         return of.seed;
     }
@@ -43,14 +47,15 @@ public final class SessionOptions {
             of.strategy.number, of.topK, (int) of.maxTokens, of.targets.number, of.routes.number, of.priority.number,
             of.logProbabilities ? 1 : 0, (int) of.minTokens, of.noRepeatNgram,
             of.constraint == null ? Constraint.NONE : of.constraint.kind, of.topLogProbabilities,
-            of.modelLogProbabilities ? 1 : 0, of.logProbabilitiesBefore ? 1 : 0,
+            of.modelLogProbabilities ? 1 : 0, of.logProbabilitiesBefore ? 1 : 0, of.dryAllowedLength,
         };
         float[] reals = {
             of.temperature, of.topP, of.minP, of.repetitionPenalty, of.presencePenalty, of.frequencyPenalty,
+            of.typicalP, of.xtcProbability, of.xtcThreshold, of.dryMultiplier, of.dryBase,
         };
         return new Object[] {
             numbers, reals, of.proposalLengths, of.weights, of.stopTokens, of.biasTokens, of.biasValues,
-            of.bannedTokens, of.bannedLengths, of.constraint == null ? null : of.constraint.source,
+            of.bannedTokens, of.bannedLengths, of.dryBreakers, of.constraint == null ? null : of.constraint.source,
         };
     }
 
@@ -88,6 +93,14 @@ public final class SessionOptions {
         private int topLogProbabilities;
         private boolean modelLogProbabilities;
         private boolean logProbabilitiesBefore;
+        private float typicalP;
+        private float xtcProbability;
+        private float xtcThreshold;
+        private float dryMultiplier;
+        private float dryBase;
+        private int dryAllowedLength;
+        private int[] dryBreakers;
+        private Weigher weigher;
 
         private Builder() {}
 
@@ -314,6 +327,68 @@ public final class SessionOptions {
          */
         public Builder logProbabilitiesBefore(boolean logProbabilitiesBefore) {
             this.logProbabilitiesBefore = logProbabilitiesBefore;
+            return this;
+        }
+
+        /**
+         * Locally typical sampling: keep the fewest tokens whose information is nearest to the entropy, and that
+         * together have this probability; 0 or 1 is off. Judged behind penalties and the constraint, at temperature 1,
+         * and before the filters. A greedy session does without.
+         */
+        public Builder typicalP(float typicalP) {
+            this.typicalP = typicalP;
+            return this;
+        }
+
+        /**
+         * Exclude top choices: with this probability for each position, all tokens of at least the probability {@link
+         * #xtcThreshold} are dropped but for the least probable one of them. Judged as {@link #typicalP}, behind it; 0
+         * is off.
+         */
+        public Builder xtcProbability(float xtcProbability) {
+            this.xtcProbability = xtcProbability;
+            return this;
+        }
+
+        /** See {@link #xtcProbability}. */
+        public Builder xtcThreshold(float xtcThreshold) {
+            this.xtcThreshold = xtcThreshold;
+            return this;
+        }
+
+        /**
+         * DRY: a token that would go on with a run of n tokens that came before in prompt or text loses
+         * dryMultiplier · dryBase^(n − dryAllowedLength), if n is at least dryAllowedLength; 0 is off.
+         */
+        public Builder dryMultiplier(float dryMultiplier) {
+            this.dryMultiplier = dryMultiplier;
+            return this;
+        }
+
+        /** See {@link #dryMultiplier}. At least 1, such as 1.75. */
+        public Builder dryBase(float dryBase) {
+            this.dryBase = dryBase;
+            return this;
+        }
+
+        /** See {@link #dryMultiplier}. At least 1, such as 2. */
+        public Builder dryAllowedLength(int dryAllowedLength) {
+            this.dryAllowedLength = dryAllowedLength;
+            return this;
+        }
+
+        /** Tokens that no run of {@link #dryMultiplier} goes across, such as those of line ends. */
+        public Builder dryBreakers(int... dryBreakers) {
+            this.dryBreakers = dryBreakers.clone();
+            return this;
+        }
+
+        /**
+         * A function that gives the models the weights of each position, for "weighted" and "logits", or null. Targets
+         * are then combined.
+         */
+        public Builder weigher(Weigher weigher) {
+            this.weigher = weigher;
             return this;
         }
 

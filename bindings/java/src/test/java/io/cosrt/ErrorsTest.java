@@ -41,7 +41,7 @@ class ErrorsTest {
         }
         engine.close();
         System.out.printf("errors: %d records%n", records);
-        assertEquals(70, records);
+        assertEquals(82, records);
     }
 
     private static int code(Engine engine, String record, String rest) {
@@ -117,6 +117,13 @@ class ErrorsTest {
                         builder.modelLogProbabilities(at(new Boolean[] {false, true}, value));
                 case "log_probabilities_before" ->
                         builder.logProbabilitiesBefore(at(new Boolean[] {false, true}, value));
+                case "typical_p" -> builder.typicalP(number(value));
+                case "xtc_probability" -> builder.xtcProbability(number(value));
+                case "xtc_threshold" -> builder.xtcThreshold(number(value));
+                case "dry_multiplier" -> builder.dryMultiplier(number(value));
+                case "dry_base" -> builder.dryBase(number(value));
+                case "dry_allowed_length" -> builder.dryAllowedLength(Integer.parseInt(value));
+                case "dry_breakers" -> builder.dryBreakers(ints(value));
                 case "bias_tokens" -> biased = ints(value);
                 case "bias_values" -> {
                     Map<Integer, Float> bias = new HashMap<>();

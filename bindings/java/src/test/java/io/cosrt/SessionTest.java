@@ -284,7 +284,7 @@ class SessionTest {
         Object[] arrays = options().build().arrays();
         ((int[]) arrays[0])[5] = 2;
         CosException error = assertThrows(CosException.class, () -> engine.shared(pointer ->
-                Native.sessionNew(pointer, 0, arrays, 0, false, false)));
+                Native.sessionNew(pointer, 0, arrays, 0, false, false, false)));
         assertEquals(ErrorCode.INVALID_ARGUMENT, error.code());
         assertTrue(error.getMessage().contains("priority is 2"), error.getMessage());
     }
