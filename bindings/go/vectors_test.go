@@ -268,17 +268,15 @@ func tryOptions(t *testing.T, engine *cos.Engine, pairs string) error {
 	var biased []int32
 	for _, pair := range strings.Fields(pairs) {
 		key, value, _ := strings.Cut(pair, "=")
+		if float := floatOption(&options, key); float != nil {
+			*float = float32(number(t, value))
+			continue
+		}
 		switch key {
 		case "strategy":
 			options.Strategy = cos.Strategy(number(t, value))
-		case "temperature":
-			options.Temperature = float32(number(t, value))
 		case "top_k":
 			options.TopK = int32(number(t, value))
-		case "top_p":
-			options.TopP = float32(number(t, value))
-		case "min_p":
-			options.MinP = float32(number(t, value))
 		case "seed":
 			options.Seed = uint64(number(t, value))
 		case "max_tokens":
@@ -295,28 +293,12 @@ func tryOptions(t *testing.T, engine *cos.Engine, pairs string) error {
 			options.Routes = cos.Routes(number(t, value))
 		case "priority":
 			options.Priority = cos.Priority(number(t, value))
-		case "repetition_penalty":
-			options.RepetitionPenalty = float32(number(t, value))
-		case "presence_penalty":
-			options.PresencePenalty = float32(number(t, value))
-		case "frequency_penalty":
-			options.FrequencyPenalty = float32(number(t, value))
 		case "min_tokens":
 			options.MinTokens = uint32(number(t, value))
 		case "no_repeat_ngram":
 			options.NoRepeatNgram = int32(number(t, value))
 		case "top_log_probabilities":
 			options.TopLogProbabilities = int32(number(t, value))
-		case "typical_p":
-			options.TypicalP = float32(number(t, value))
-		case "xtc_probability":
-			options.XTCProbability = float32(number(t, value))
-		case "xtc_threshold":
-			options.XTCThreshold = float32(number(t, value))
-		case "dry_multiplier":
-			options.DRYMultiplier = float32(number(t, value))
-		case "dry_base":
-			options.DRYBase = float32(number(t, value))
 		case "dry_allowed_length":
 			options.DRYAllowedLength = int32(number(t, value))
 		case "dry_breakers":
@@ -341,6 +323,23 @@ func tryOptions(t *testing.T, engine *cos.Engine, pairs string) error {
 		session.Close()
 	}
 	return err
+}
+
+// floatOption is the member of this name, or nil if it is no float32.
+func floatOption(options *cos.Options, key string) *float32 {
+	return map[string]*float32{
+		"temperature":        &options.Temperature,
+		"top_p":              &options.TopP,
+		"min_p":              &options.MinP,
+		"repetition_penalty": &options.RepetitionPenalty,
+		"presence_penalty":   &options.PresencePenalty,
+		"frequency_penalty":  &options.FrequencyPenalty,
+		"typical_p":          &options.TypicalP,
+		"xtc_probability":    &options.XTCProbability,
+		"xtc_threshold":      &options.XTCThreshold,
+		"dry_multiplier":     &options.DRYMultiplier,
+		"dry_base":           &options.DRYBase,
+	}[key]
 }
 
 func setSwitch(t *testing.T, options *cos.Options, key string, on bool) {

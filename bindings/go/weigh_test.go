@@ -22,7 +22,8 @@ func TestWeigh(t *testing.T) {
 		options.Weights = nil
 		options.Weigh = func(tokens []int32, models []cos.ModelSummary, given []float32) error {
 			if len(tokens) < 3 || tokens[0] != 1 || len(models) != 2 || len(given) != 2 || given[0]+given[1] != 1 ||
-				!(models[1].Confidence > 0 && models[1].Confidence <= 1 && models[1].Entropy >= 0) || models[1].Best < 0 {
+				!(models[1].Confidence > 0 && models[1].Confidence <= 1 && models[1].Entropy >= 0) ||
+				models[1].Best < 0 {
 				return errors.New("wrong arguments")
 			}
 			copy(given, weights)

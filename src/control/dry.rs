@@ -1,7 +1,9 @@
 //! DRY (Don't Repeat Yourself): a penalty for tokens that make a repetition longer.
 
-use crate::control::tally::ROOM;
 use crate::error::{Error, Result};
+
+/// Tokens for which buffers have room beyond those that are there.
+const ROOM: usize = 512;
 
 /// The penalty is at most this, so that it stays finite.
 const MOST: f32 = 1e30;
