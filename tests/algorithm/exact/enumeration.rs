@@ -145,12 +145,15 @@ pub struct Case<'a> {
 pub struct Controlled<'a> {
     pub controls: Controls,
     /// Changes scores behind some generated tokens. If nothing is left, the text has ended.
-    pub change: &'a dyn Fn(&[i32], &mut [f64]),
+    pub change: &'a Change<'a>,
     /// What is done instead at a share of the positions.
-    pub exclude: Option<(f64, &'a dyn Fn(&[i32], &mut [f64]))>,
+    pub exclude: Option<(f64, &'a Change<'a>)>,
     /// What gives the weights of a position, and those for its rows.
     pub weigh: Option<(Weigher, &'a WeightsOf)>,
 }
+
+/// Changes scores behind some generated tokens.
+pub type Change<'a> = dyn Fn(&[i32], &mut [f64]) + 'a;
 
 /// The weights of a position, by the rows of all models.
 pub type WeightsOf = dyn Fn(&[Vec<f32>]) -> Vec<f32>;
