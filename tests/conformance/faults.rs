@@ -52,7 +52,7 @@ const PASSES: &str = "src/onnx/packed/passes.rs";
 #[rustfmt::skip]
 pub const FAULTS: &[Fault] = &[
     fault("stale row after a role swap: rows that were rolled back still count", LANE,
-        "self.stamps.iter_mut().filter(|stamp| **stamp > len).for_each(|stamp| *stamp = NO_ROW);", ""),
+        "stamps.filter(|stamp| **stamp > len).for_each(|stamp| *stamp = NO_ROW);", "drop(stamps);"),
     fault("weights in the wrong order", COMBINE,
         "(model, self.weights()[model])", "(model, self.weights()[self.weights().len() - 1 - model])"),
     fault("no residual: a rejected proposal is replaced from the target", VERIFY,
@@ -108,7 +108,7 @@ pub const FAULTS: &[Fault] = &[
         "return Ok(Target::Mixture);",
         "return Ok(Target::Row(combination.needed().next().unwrap_or(0)));"),
     fault("plausibility judged by the wrong model", COMBINE,
-        "row(judge)", "row(1 - judge)"),
+        "Some((row(judge.model).scores()?, judge))", "Some((row(1 - judge.model).scores()?, judge))"),
     fault("greedy mixtures rank sums of logits", COMBINE,
         "Distribution::softmax(logits)?.add(logits, weight, out);",
         "kernels::add_scaled(logits, weight, out);"),
