@@ -19,7 +19,7 @@ use super::demo::demo;
 use crate::common::mix;
 
 /// Random schemas of one run of the tests. `CONSTRAINT_SCHEMAS` sets another number.
-const SCHEMAS: usize = 400;
+const SCHEMAS: usize = 10_000;
 
 /// Two models that write nonsense, with the tokens of the demo models. They like to end what they have begun.
 fn nonsense() -> (Arc<Engine>, Arc<Text>) {
