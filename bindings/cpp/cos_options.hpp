@@ -204,12 +204,12 @@ struct SessionOptions {
     std::int32_t no_repeat_ngram = 0;        ///< No run of so many tokens comes twice in prompt and text; 0 is off.
     std::optional<Constraint> constraint{};  ///< What the text must be. It excludes `constrain`.
     Constrain constrain{};                   ///< Says which tokens may come next. The session keeps it alive.
-    /// How many of the most probable tokens a step has for each token, 0 to 20. They need log_probabilities.
+    /// How many of the most probable tokens a step has for each token, 0 to 20. It turns log_probabilities on.
     std::int32_t top_log_probabilities = 0;
-    /// Whether a step has the log-probabilities under each model. They need log_probabilities.
+    /// Whether a step has the log-probabilities under each model. It turns log_probabilities on.
     bool model_log_probabilities = false;
     /// Whether all log-probabilities are those before bias, penalties, bans and constraint, at temperature 1 and
-    /// without filters. They need log_probabilities.
+    /// without filters.
     bool log_probabilities_before = false;
 
     /// Locally typical sampling: keep the fewest tokens whose information is nearest to the entropy, and that together

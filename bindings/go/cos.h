@@ -599,7 +599,8 @@ typedef struct cos_session_options {
    */
   size_t constraint_length;
   /**
-   * How many of the most probable tokens cos_step returns for each token, 0 to 20. They need log_probabilities.
+   * How many of the most probable tokens cos_step returns for each token, 0 to 20. If it is not 0, log_probabilities
+   * counts as 1.
    */
   int32_t top_log_probabilities;
   /**
@@ -628,13 +629,13 @@ typedef struct cos_session_options {
    */
   void *constrain_data;
   /**
-   * 1: cos_step returns the log-probability of each token under each model too. 0: it does not. They need
-   * log_probabilities.
+   * 1: cos_step returns the log-probability of each token under each model too, and log_probabilities counts as 1. 0:
+   * it does not.
    */
   int32_t model_log_probabilities;
   /**
    * 1: all log-probabilities are those before bias, penalties, bans and constraint, at temperature 1 and without
-   * filters. 0: they are those that log_probabilities describes. They need log_probabilities.
+   * filters. 0: they are those that log_probabilities describes.
    */
   int32_t log_probabilities_before;
   /**
@@ -1057,7 +1058,8 @@ struct cos_error *cos_session_set_scope(struct cos_session *session, const char 
  * Each goes on with random numbers of its own, also with equal seeds: given the tokens so far, what they decode is
  * independent. The same calls with the same seeds give the same numbers. The copy has statistics of its own and is
  * cancelled on its own. It begins between two steps, also if cos_step_many is in the middle of a round of the session,
- * and drafts anew what was drafted ahead. A combine function and its data serve both, perhaps at the same time.
+ * and drafts anew what was drafted ahead. The functions of the options and their data serve both, perhaps at the same
+ * time.
  *
  * One thread at a time.
  *
@@ -1094,7 +1096,7 @@ struct cos_error *cos_session_rewind(struct cos_session *session, size_t length)
  * @param capacity  length of `buffer`. 0: the bytes are only counted.
  * @param out_size  out, must not be NULL: the number of bytes
  * @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT, BUFFER_TOO_SMALL (nothing is written),
- *         UNSUPPORTED (the session has a combine or a constraint function, which bytes cannot hold), BUSY, POISONED
+ *         UNSUPPORTED (the options of the session have a function, which bytes cannot hold), BUSY, POISONED
  * Since 0.1.
  */
 struct cos_error *cos_session_save(const struct cos_session *session, void *buffer, size_t capacity, size_t *out_size);

@@ -172,9 +172,9 @@ type Options struct {
 	Constraint Constraint
 	// A function that says which tokens may come next, or nil.
 	Constrain ConstrainFunc
-	// How many of the most probable tokens steps have for each token, 0 to 20. They need LogProbabilities.
+	// How many of the most probable tokens steps have for each token, 0 to 20. It turns LogProbabilities on.
 	TopLogProbabilities int32
-	// Whether steps have the log-probabilities of tokens under each model. They need LogProbabilities.
+	// Whether steps have the log-probabilities of tokens under each model. It turns LogProbabilities on.
 	ModelLogProbabilities bool
 	// Whether all log-probabilities are those before bias, penalties, bans and constraint, at temperature 1 and without
 	// filters. They need LogProbabilities.

@@ -15,7 +15,7 @@ const NO_POSITION: usize = usize::MAX;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Left {
     /// Several tokens, as far as is known.
-    Some,
+    Several,
     /// This token alone.
     One(usize),
     /// Nothing: the text is complete.
@@ -74,7 +74,7 @@ impl RowEditor {
     /// Keep the edits of so many positions in a row.
     pub fn fit(&mut self, slots: usize) {
         if self.slots.len() != slots {
-            let slot = || Slot { position: NO_POSITION, edits: Edits::default(), is_made: false, left: Left::Some };
+            let slot = || Slot { position: NO_POSITION, edits: Edits::default(), is_made: false, left: Left::Several };
             self.slots = std::iter::repeat_with(slot).take(slots).collect();
         }
     }
@@ -192,14 +192,14 @@ impl RowEditor {
         }
         let typical_p = if *is_greedy { 0.0 } else { controls.typical_p };
         edits.drops = Drops { typical_p, ..Drops::default() };
-        (*left, *is_made) = (Left::Some, false);
+        (*left, *is_made) = (Left::Several, false);
         if let Some(constraint) = constraint {
             edits.mask.clear();
             let forced = constraint.forced().inspect_err(|_| *is_stale = true)?;
             *left = match forced.map(|token| token as usize).filter(|&token| edits.allows(token)) {
                 Some(token) => Left::One(token),
                 None if constraint.is_complete() => Left::Nothing,
-                None => Left::Some,
+                None => Left::Several,
             };
         }
         *of = position;
@@ -212,16 +212,16 @@ impl RowEditor {
         if self.slots[index].is_made {
             return Ok(());
         }
-        if self.controls.xtc_probability > 0.0 && !self.is_greedy {
-            let exclude_from = if excludes() { self.controls.xtc_threshold } else { 0.0 };
-            self.slots[index].edits.drops.exclude_from = exclude_from;
-        }
-        self.slots[index].is_made = self.constraint.is_none();
         self.stand_at(position, tokens)?;
-        let RowEditor { vocab_size, constraint: Some(constraint), is_stale, slots, .. } = self else { return Ok(()) };
+        let RowEditor { controls, vocab_size, constraint, is_greedy, is_stale, slots, .. } = self;
         let Slot { edits, left, is_made, .. } = &mut slots[index];
-        edits.mask.resize(vocab_size.div_ceil(32), 0);
-        *left = mask(constraint.as_mut(), edits, *vocab_size).inspect_err(|_| *is_stale = true)?;
+        if let Some(constraint) = constraint {
+            edits.mask.resize(vocab_size.div_ceil(32), 0);
+            *left = mask(constraint.as_mut(), edits, *vocab_size).inspect_err(|_| *is_stale = true)?;
+        }
+        if controls.xtc_probability > 0.0 && !*is_greedy && excludes() {
+            edits.drops.exclude_from = controls.xtc_threshold;
+        }
         *is_made = true;
         Ok(())
     }
@@ -229,8 +229,7 @@ impl RowEditor {
     /// Let the tally and the constraint have the tokens of the text before a position, and no more. Those that were
     /// seen behind it are taken back.
     fn stand_at(&mut self, position: usize, tokens: &[i32]) -> Result<()> {
-        let kept = position.saturating_sub(self.start);
-        self.take_back(kept);
+        self.take_back(position.saturating_sub(self.start));
         self.advance(position, tokens)
     }
 }
@@ -244,7 +243,7 @@ fn mask(constraint: &mut dyn Constraint, edits: &mut Edits, vocab_size: usize) -
     let mut possible = edits.possible();
     match (possible.next(), possible.next()) {
         (Some(token), None) => Ok(Left::One(token)),
-        (Some(_), Some(_)) => Ok(Left::Some),
+        (Some(_), Some(_)) => Ok(Left::Several),
         _ if constraint.may_end() => Ok(Left::Nothing),
         _ => Err(Error::Numeric(
             "the constraint leaves no token, and the text is not complete; the vocabulary may lack tokens that it \

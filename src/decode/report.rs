@@ -3,9 +3,8 @@
 use super::alternatives::{Alternatives, LogProbabilities};
 use super::target::{Front, Target};
 use crate::decode::chance::Chance;
-use crate::decode::combine::Combination;
 use crate::error::{Error, Result};
-use crate::rows::Distribution;
+use crate::rows::{Distribution, Row};
 
 impl<C: Chance> Front<'_, C> {
     /// Add the log-probabilities of the token that was decided, as far as they are wanted. `out` is as it was on an
@@ -30,7 +29,7 @@ impl<C: Chance> Front<'_, C> {
             let mut row = std::mem::take(&mut self.workspace.residual);
             let filled = self.fill_report(target, &mut row);
             let of_token =
-                if before { Ok(f64::from(row[token]).ln() as f32) } else { self.log_probability(target, token) };
+                if before { self.log_probability_before(token) } else { self.log_probability(target, token) };
             if filled.is_ok() {
                 let possible = row.iter().copied().enumerate().filter(|(_, probability)| *probability > 0.0);
                 out.add_top(top, possible);
@@ -63,23 +62,25 @@ impl<C: Chance> Front<'_, C> {
             if before { lane.logits(position) } else { lane.row(position) }
         };
         out.fill(0.0);
-        if let Some(model) = combination.single() {
-            let scores = row(model).scores()?;
-            Distribution::softmax(scores)?.add(scores, 1.0, out);
-        } else if matches!(combination, Combination::Mixture { .. }) {
+        if self.edits_rows() {
             for (model, weight) in combination.parts() {
                 let scores = row(model).scores()?;
                 Distribution::softmax(scores)?.add(scores, weight, out);
             }
-        } else if before {
-            combination.scores(row, &mut self.workspace.scores, |_| ())?;
-            let scores = &self.workspace.scores;
-            Distribution::softmax(scores)?.add(scores, 1.0, out);
         } else {
-            let scores = self.workspace.sum().scores()?;
+            if before {
+                combination.scores(row, &mut self.workspace.scores, |_| ())?;
+            }
+            let scores = if before { &self.workspace.scores } else { self.workspace.sum().scores()? };
             Distribution::softmax(scores)?.add(scores, 1.0, out);
         }
         Ok(())
+    }
+
+    /// `ln` of the probability before edits and the sampler, of the row that was filled last.
+    fn log_probability_before(&self, token: usize) -> Result<f32> {
+        let logits = |model: usize| self.lanes[model].as_ref().expect("a look-up has no rows").logits(self.position);
+        self.settings.combination.log_probability(token, logits, Row::Host(&self.workspace.scores))
     }
 
     /// The log-probability of a token under a participant's distribution.

@@ -16,6 +16,15 @@ use crate::decode::weigh::ModelSummary;
 use crate::error::{Error, Result};
 use crate::learn::observer::Observer;
 
+/// Tokens that are to be scored. They become a prompt once all are.
+pub struct Given {
+    /// The position of the first one.
+    pub start: usize,
+    pub tokens: Vec<i32>,
+    /// Tokens that were committed before the call, and why the sequence had ended, if it had.
+    pub before: (usize, Option<Finish>),
+}
+
 /// One sequence: its tokens, the models' rows, and what has happened.
 pub struct DecoderState<C> {
     /// By participant; `None` for a look-up.
@@ -32,8 +41,8 @@ pub struct DecoderState<C> {
     pub tokens: Vec<i32>,
     /// Where prompts are, in order. Those that were rewound are gone.
     pub prompts: Vec<Range<usize>>,
-    /// Tokens to be scored, and the position of the first one. They become a prompt once all are.
-    pub given: Option<(usize, Vec<i32>)>,
+    /// Tokens to be scored.
+    pub given: Option<Given>,
     /// Most tokens that all needed models hold.
     pub context_length: usize,
     /// How often pending tokens were dropped or the combination changed.
@@ -100,7 +109,16 @@ impl<C: Chance> DecoderState<C> {
     fn left(&mut self, position: usize) -> Result<Left> {
         let DecoderState { settings, editor, chance, route_epoch, tokens, .. } = self;
         let coin = || excludes(chance, settings, position, *route_epoch);
-        editor.as_mut().map_or(Ok(Left::Some), |editor| editor.left(position, tokens, coin))
+        editor.as_mut().map_or(Ok(Left::Several), |editor| editor.left(position, tokens, coin))
+    }
+
+    /// The same, as far as it is known without the mask.
+    fn peek(&mut self, position: usize) -> Result<Left> {
+        if self.is_given(position) {
+            return Ok(Left::Several);
+        }
+        let DecoderState { editor, tokens, .. } = self;
+        editor.as_mut().map_or(Ok(Left::Several), |editor| editor.peek(position, tokens))
     }
 
     /// Set the weights of a position, if they depend on it.
@@ -117,23 +135,14 @@ impl<C: Chance> DecoderState<C> {
         weigher.weigh(base, &tokens[..position], summaries, &mut weighted.combination)
     }
 
-    /// The same, as far as it is known without the mask.
-    fn peek(&mut self, position: usize) -> Result<Left> {
-        if self.is_given(position) {
-            return Ok(Left::Some);
-        }
-        let DecoderState { editor, tokens, .. } = self;
-        editor.as_mut().map_or(Ok(Left::Some), |editor| editor.peek(position, tokens))
-    }
-
     /// Whether the token of a position is given.
     pub fn is_given(&self, position: usize) -> bool {
         self.given_token(position).is_some()
     }
 
     fn given_token(&self, position: usize) -> Option<i32> {
-        let (start, tokens) = self.given.as_ref()?;
-        tokens.get(position.checked_sub(*start)?).copied()
+        let given = self.given.as_ref()?;
+        given.tokens.get(position.checked_sub(given.start)?).copied()
     }
 
     /// Whether a position where one token is possible is decided without rows. Not if their log-probabilities are
@@ -234,7 +243,7 @@ impl<C: Chance> World for Rows<'_, C> {
     fn is_settled(&mut self, position: usize) -> bool {
         let settles = self.state.settles();
         self.state.peek(position).map_or(true, |left| match left {
-            Left::Some => false,
+            Left::Several => false,
             Left::One(_) => settles,
             Left::Nothing => true,
         })
@@ -297,11 +306,11 @@ impl<C: Chance> Rows<'_, C> {
             return self.score(position, log_probabilities);
         }
         let left = match self.state.peek(position)? {
-            Left::Some => self.state.left(position)?,
+            Left::Several => self.state.left(position)?,
             known => known,
         };
         match left {
-            Left::Some => {}
+            Left::Several => {}
             Left::One(token) if self.state.settles() => {
                 return Ok(self.settle(position, draft, token, log_probabilities));
             }

@@ -158,7 +158,7 @@ impl<C: Chance> Front<'_, C> {
     }
 
     /// Whether rows are edited, and not what they are combined to. Those of proposers are edited in any case.
-    fn edits_rows(&self) -> bool {
+    pub(super) fn edits_rows(&self) -> bool {
         let combination = &self.settings.combination;
         matches!(combination, Combination::Mixture { .. }) || combination.single().is_some()
     }

@@ -1,9 +1,9 @@
 //! Sessions as bytes: a line with the format and a checksum, then JSON.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-
-use std::sync::Arc;
 
 use crate::config::RoutesName;
 use crate::control::{Controls, Dry};
@@ -287,24 +287,20 @@ impl SavedOptions {
                 .and_then(|controls| controls.with_drops(typical_p, xtc_probability, xtc_threshold))
                 .ok()?
         };
-        let targets = self.targets.map(|targets| TARGETS.get(targets).copied());
-        let constraint = self.constraint.clone().map(|(language, source)| Some((*LANGUAGES.get(language)?, source)));
+        let targets = self.targets.map(|targets| TARGETS.get(targets).copied().ok_or(()));
+        let constraint = self.constraint.clone();
+        let constraint =
+            constraint.map(|(language, source)| Ok::<_, ()>((*LANGUAGES.get(language).ok_or(())?, source)));
         let (temperature, top_k, top_p, min_p) = self.sampler;
         if self.top > MOST_ALTERNATIVES {
             return None;
         }
         Some(Options {
             strategy: *STRATEGIES.get(self.strategy)?,
-            targets: match targets {
-                Some(targets) => Some(targets?),
-                None => None,
-            },
+            targets: targets.transpose().ok()?,
             sampler: crate::rows::Sampler::new(temperature, i32::try_from(top_k).ok()?, top_p, min_p).ok()?,
             controls,
-            constraint: match constraint {
-                Some(constraint) => Some(constraint?),
-                None => None,
-            },
+            constraint: constraint.transpose().ok()?,
             seed: 0,
             max_tokens: self.max_tokens,
             proposal_lengths: self.proposal_lengths.clone(),

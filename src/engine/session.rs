@@ -331,7 +331,7 @@ impl Session {
             match self.step().map(|(_, state)| state) {
                 Ok(next) => state = next,
                 Err(error) => {
-                    self.rewind(start)?;
+                    self.give_up_scoring()?;
                     return Err(error);
                 }
             }
@@ -339,12 +339,18 @@ impl Session {
         }
         self.steps = steps;
         if state == State::Cancelled {
-            self.rewind(start)?;
+            self.give_up_scoring()?;
             self.scored.clear();
         } else {
             self.driver.histograms_mut().prompt(self.engine.clock()());
         }
         Ok(state)
+    }
+
+    fn give_up_scoring(&mut self) -> Result<()> {
+        self.driver.give_up_scoring()?;
+        self.abandon();
+        Ok(())
     }
 
     /// What the last [`Session::score`] has told.

@@ -4,8 +4,8 @@ use std::ffi::c_char;
 
 use super::engine::cos_engine;
 use super::error::cos_error;
-use super::text::utf8;
-use super::{check_out, fill, guard, write_text};
+use super::text::{utf8, write_tokens};
+use super::{check_out, guard, write_text};
 
 /// Render messages to text with the chat template beside the models, as `apply_chat_template(tokenize=False)` of
 /// transformers 5 does. May be called from any thread at any time.
@@ -115,10 +115,6 @@ pub unsafe extern "C" fn cos_engine_chat_encode(
         let (text, chat) = engine.0.chat()?;
         let encoded = chat.encode(text, json, add_generation_prompt != 0)?;
         // SAFETY: promised by the caller.
-        unsafe {
-            fill(&encoded, tokens, "tokens", capacity, "tokens")?;
-            out_count.write(encoded.len());
-        }
-        Ok(())
+        unsafe { write_tokens(&encoded, tokens, capacity, out_count) }
     })
 }

@@ -175,7 +175,8 @@ pub struct cos_session_options {
     pub constraint: *const c_char,
     /// Length of `constraint` in bytes.
     pub constraint_length: usize,
-    /// How many of the most probable tokens cos_step returns for each token, 0 to 20. They need log_probabilities.
+    /// How many of the most probable tokens cos_step returns for each token, 0 to 20. If it is not 0, log_probabilities
+    /// counts as 1.
     pub top_log_probabilities: i32,
     /// No run of so many tokens comes twice in prompt and text; 0 is off.
     pub no_repeat_ngram: i32,
@@ -190,11 +191,11 @@ pub struct cos_session_options {
     pub constrain: cos_constraint_fn,
     /// Passed to `constrain`. Owned by the caller; must be valid as long as the session and its forks. May be NULL.
     pub constrain_data: *mut c_void,
-    /// 1: cos_step returns the log-probability of each token under each model too. 0: it does not. They need
-    /// log_probabilities.
+    /// 1: cos_step returns the log-probability of each token under each model too, and log_probabilities counts as 1. 0:
+    /// it does not.
     pub model_log_probabilities: i32,
     /// 1: all log-probabilities are those before bias, penalties, bans and constraint, at temperature 1 and without
-    /// filters. 0: they are those that log_probabilities describes. They need log_probabilities.
+    /// filters. 0: they are those that log_probabilities describes.
     pub log_probabilities_before: i32,
     /// Locally typical sampling (arXiv 2202.00666): keep the fewest tokens whose information is nearest to the entropy,
     /// and that together have this probability. 0 or 1 is off. Judged behind penalties and the constraint, at
@@ -413,13 +414,12 @@ fn log_probabilities(options: &cos_session_options) -> Result<(bool, Alternative
     let Some(top) = usize::try_from(top).ok().filter(|top| *top <= most) else {
         return Err(Error::InvalidArgument(format!("top_log_probabilities is {top}; it must be 0 to {most}")));
     };
-    let needing = [
-        ("top_log_probabilities", top > 0),
-        ("model_log_probabilities", of_models),
-        ("log_probabilities_before", before),
-    ];
-    if let Some((name, _)) = needing.into_iter().find(|(_, is_set)| *is_set && !wanted) {
-        return Err(Error::InvalidArgument(format!("{name} is set, but log_probabilities is 0; set that to 1 too")));
+    let wanted = wanted || top > 0 || of_models;
+    if before && !wanted {
+        return Err(Error::InvalidArgument(
+            "log_probabilities_before is set, but no log-probabilities are asked for; set log_probabilities to 1 too"
+                .into(),
+        ));
     }
     Ok((wanted, Alternatives { top, before, of_models }))
 }

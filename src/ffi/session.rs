@@ -266,7 +266,8 @@ pub unsafe extern "C" fn cos_session_set_scope(session: *mut cos_session, scope:
 /// Each goes on with random numbers of its own, also with equal seeds: given the tokens so far, what they decode is
 /// independent. The same calls with the same seeds give the same numbers. The copy has statistics of its own and is
 /// cancelled on its own. It begins between two steps, also if cos_step_many is in the middle of a round of the session,
-/// and drafts anew what was drafted ahead. A combine function and its data serve both, perhaps at the same time.
+/// and drafts anew what was drafted ahead. The functions of the options and their data serve both, perhaps at the same
+/// time.
 ///
 /// One thread at a time.
 ///
@@ -323,7 +324,7 @@ pub unsafe extern "C" fn cos_session_rewind(session: *mut cos_session, length: u
 /// @param capacity  length of `buffer`. 0: the bytes are only counted.
 /// @param out_size  out, must not be NULL: the number of bytes
 /// @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT, BUFFER_TOO_SMALL (nothing is written),
-///         UNSUPPORTED (the session has a combine or a constraint function, which bytes cannot hold), BUSY, POISONED
+///         UNSUPPORTED (the options of the session have a function, which bytes cannot hold), BUSY, POISONED
 /// Since 0.1.
 ///
 /// # Safety

@@ -10,7 +10,7 @@ use super::error::cos_error;
 use super::{check_out, fill, guard, handle, hold, release, slice, write_text};
 use crate::error::{Error, Result};
 use crate::process::Process;
-use crate::text::TextStream;
+use crate::text::{Text, TextStream};
 
 /// # Safety
 /// `text` is NULL or has `bytes` bytes.
@@ -25,6 +25,45 @@ pub(super) unsafe fn utf8<'a>(text: *const c_char, bytes: usize, name: &str, byt
 pub const COS_ENCODE_ADD_SPECIAL: i32 = 1;
 /// For cos_engine_encode: take the names of special tokens in the text for plain text.
 pub const COS_ENCODE_PLAIN: i32 = 2;
+
+/// Write tokens to a buffer of the caller as [`fill`] does, and their number.
+///
+/// # Safety
+/// `buffer` is NULL or has `capacity` elements, and `out_count` is valid for a write.
+pub(super) unsafe fn write_tokens(
+    written: &[i32],
+    buffer: *mut i32,
+    capacity: usize,
+    out_count: *mut usize,
+) -> Result<()> {
+    // SAFETY: promised by the caller.
+    unsafe {
+        fill(written, buffer, "tokens", capacity, "tokens")?;
+        out_count.write(written.len());
+    }
+    Ok(())
+}
+
+/// Decode tokens to a buffer of the caller.
+///
+/// # Safety
+/// As for [`cos_engine_decode`].
+unsafe fn decode(
+    engine: *const cos_engine,
+    (tokens, tokens_count): (*const i32, usize),
+    (text, capacity, out_bytes): (*mut c_char, usize, *mut usize),
+    decode: impl FnOnce(&Text, &[i32]) -> Result<String>,
+) -> *mut cos_error {
+    guard(|| {
+        check_out(out_bytes, "out_bytes")?;
+        // SAFETY: promised by the caller.
+        unsafe {
+            let engine = cos_engine::of_this_process(engine)?;
+            let tokens = slice(tokens, tokens_count, "tokens", "tokens_count")?;
+            write_text(&decode(engine.0.text()?, tokens)?, text, "text", capacity, out_bytes)
+        }
+    })
+}
 
 /// Encode a text as tokens, with the tokenizer.json beside the models. May be called from any thread at any time.
 ///
@@ -76,11 +115,7 @@ pub unsafe extern "C" fn cos_engine_encode(
             _ => tokenizer.encode_plain(text, special)?,
         };
         // SAFETY: promised by the caller.
-        unsafe {
-            fill(&encoded, tokens, "tokens", capacity, "tokens")?;
-            out_count.write(encoded.len());
-        }
-        Ok(())
+        unsafe { write_tokens(&encoded, tokens, capacity, out_count) }
     })
 }
 
@@ -112,15 +147,8 @@ pub unsafe extern "C" fn cos_engine_decode(
     capacity: usize,
     out_bytes: *mut usize,
 ) -> *mut cos_error {
-    guard(|| {
-        check_out(out_bytes, "out_bytes")?;
-        // SAFETY: promised by the caller.
-        let (engine, tokens) =
-            unsafe { (cos_engine::of_this_process(engine)?, slice(tokens, tokens_count, "tokens", "tokens_count")?) };
-        let decoded = engine.0.text()?.decode(tokens)?;
-        // SAFETY: promised by the caller.
-        unsafe { write_text(&decoded, text, "text", capacity, out_bytes) }
-    })
+    // SAFETY: promised by the caller.
+    unsafe { decode(engine, (tokens, tokens_count), (text, capacity, out_bytes), Text::decode) }
 }
 
 /// As cos_engine_decode, but special tokens give their names, such as "<|im_end|>". For logs, and for text that another
@@ -146,15 +174,8 @@ pub unsafe extern "C" fn cos_engine_decode_special(
     capacity: usize,
     out_bytes: *mut usize,
 ) -> *mut cos_error {
-    guard(|| {
-        check_out(out_bytes, "out_bytes")?;
-        // SAFETY: promised by the caller.
-        let (engine, tokens) =
-            unsafe { (cos_engine::of_this_process(engine)?, slice(tokens, tokens_count, "tokens", "tokens_count")?) };
-        let decoded = engine.0.text()?.decode_special(tokens)?;
-        // SAFETY: promised by the caller.
-        unsafe { write_text(&decoded, text, "text", capacity, out_bytes) }
-    })
+    // SAFETY: promised by the caller.
+    unsafe { decode(engine, (tokens, tokens_count), (text, capacity, out_bytes), Text::decode_special) }
 }
 
 /// A stream that decodes tokens to text as they come. It gives out whole characters only, and can end the text before a

@@ -37,7 +37,6 @@ impl<C: Chance> Decoder<C> {
             )));
         }
         self.end_round();
-        self.state.given = None;
         if length == committed {
             return Ok(());
         }

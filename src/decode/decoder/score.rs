@@ -2,6 +2,7 @@
 
 use super::{Decoder, Finish};
 use crate::decode::chance::Chance;
+use crate::decode::state::Given;
 use crate::error::{Error, Result};
 
 impl<C: Chance> Decoder<C> {
@@ -19,15 +20,25 @@ impl<C: Chance> Decoder<C> {
         self.check_prompt(tokens)?;
         self.end_round();
         self.drop_pending();
+        let before = (self.schedule.committed(), self.state.finish);
         let first = usize::from(self.schedule.is_empty());
         if first > 0 {
             self.prompt(&tokens[..first])?;
         }
-        let (start, given) = (self.schedule.committed(), tokens[first..].to_vec());
         self.state.finish = None;
-        self.state.given = Some((start, given));
+        let start = self.schedule.committed();
+        self.state.given = Some(Given { start, tokens: tokens[first..].to_vec(), before });
         self.fit();
         self.end_scoring();
+        Ok(())
+    }
+
+    /// Give up scoring. The sequence is as it was before [`Decoder::begin_scoring`].
+    pub fn give_up_scoring(&mut self) -> Result<()> {
+        let Some(Given { before: (length, finish), .. }) = self.state.given.take() else { return Ok(()) };
+        self.rewind(length)?;
+        self.state.finish = finish;
+        self.fit();
         Ok(())
     }
 
@@ -39,12 +50,12 @@ impl<C: Chance> Decoder<C> {
     /// Once all given tokens are committed, they are a prompt.
     pub(super) fn end_scoring(&mut self) {
         let (state, committed) = (&mut self.state, self.schedule.committed());
-        let Some((start, given)) = &state.given else { return };
-        if committed < start + given.len() {
+        let Some(&Given { start, ref tokens, .. }) = state.given.as_ref() else { return };
+        if committed < start + tokens.len() {
             return;
         }
-        if *start < committed {
-            state.prompts.push(*start..committed);
+        if start < committed {
+            state.prompts.push(start..committed);
         }
         state.given = None;
         state.editor.iter_mut().for_each(|editor| editor.begin(committed));

@@ -173,9 +173,7 @@ static const struct {
      {"log_probabilities", "routed", "combined"}},
     {HERE, WEIGHTED, {.top_log_probabilities = 21, .log_probabilities = 1}, {"top_log_probabilities is 21", "0 to 20"}},
     {HERE, WEIGHTED, {.top_log_probabilities = -1}, {"top_log_probabilities is -1", "0 to 20"}},
-    {HERE, WEIGHTED, {.top_log_probabilities = 1}, {"top_log_probabilities is set", "log_probabilities is 0"}},
-    {HERE, WEIGHTED, {.model_log_probabilities = 1}, {"model_log_probabilities is set", "log_probabilities is 0"}},
-    {HERE, WEIGHTED, {.log_probabilities_before = 1}, {"log_probabilities_before is set", "log_probabilities is 0"}},
+    {HERE, WEIGHTED, {.log_probabilities_before = 1}, {"log_probabilities_before is set", "log_probabilities to 1"}},
     {HERE, WEIGHTED, {.model_log_probabilities = 2}, {"model_log_probabilities is 2", "0 (off)", "1 (on)"}},
     {HERE, WEIGHTED, {.log_probabilities_before = -1}, {"log_probabilities_before is -1", "0 (off)"}},
     /* What changes scores. */

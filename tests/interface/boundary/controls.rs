@@ -135,7 +135,6 @@ fn alternatives_come_with_tokens() {
             top_k: 3,
             seed: 5,
             max_tokens: 9,
-            log_probabilities: 1,
             top_log_probabilities: 4,
             model_log_probabilities: 1,
             ..options()
@@ -246,6 +245,22 @@ fn given_tokens_are_scored() {
         assert!(unsafe { *step.log_probabilities }.is_finite());
         second.free();
     }
+    // One that is cancelled leaves the sequence as it was: ended, or in the middle of its text.
+    for (max_tokens, before, finish) in [(4, 4, COS_FINISH_MAX_TOKENS), (20, 7, COS_FINISH_NONE)] {
+        let base =
+            cos_session_options { strategy: COS_STRATEGY_STANDARD, log_probabilities: 1, max_tokens, ..options() };
+        let [first, second] = [session(engine, &base), session(engine, &base)];
+        let texts = [first, second].map(|session| (0..before).flat_map(|_| session.step().1).collect::<Vec<_>>());
+        assert_eq!((texts[0].len(), &texts[0]), (before, &texts[1]));
+        let mut step = result();
+        assert_eq!(code(first.cancel()), 0);
+        assert_eq!(code(unsafe { cos_session_score(first.0, [3; 40].as_ptr(), 40, &mut step) }), 0);
+        assert_eq!((step.tokens_count, step.finish), (0, COS_FINISH_CANCELLED));
+        let [(_, tokens, found), expected] = [first.step(), second.step()];
+        assert_eq!((&tokens, found), (&expected.1, expected.2));
+        assert_eq!((tokens.is_empty(), found), (finish != COS_FINISH_NONE, finish));
+        [first, second].into_iter().for_each(Shared::free);
+    }
     let plain = session(engine, &options());
     let mut step = result();
     let (code, message) = outcome(unsafe { cos_session_score(plain.0, [1].as_ptr(), 1, &mut step) });
@@ -298,8 +313,8 @@ fn wrong_controls_are_refused() {
     let both = cos_session_options { constraint_kind: COS_CONSTRAINT_CHOICES, constrain: Some(ascending), ..choices() };
     refused(both, "constraint_kind and constrain");
     refused(cos_session_options { top_log_probabilities: 21, log_probabilities: 1, ..options() }, "is 21");
-    refused(cos_session_options { top_log_probabilities: 1, ..options() }, "top_log_probabilities is set");
-    refused(cos_session_options { model_log_probabilities: 1, ..options() }, "model_log_probabilities is set");
+    refused(cos_session_options { top_log_probabilities: -1, ..options() }, "top_log_probabilities is -1");
+    refused(cos_session_options { model_log_probabilities: 2, ..options() }, "model_log_probabilities is 2");
     refused(cos_session_options { log_probabilities_before: 1, ..options() }, "log_probabilities_before is set");
     refused(cos_session_options { log_probabilities_before: 2, ..options() }, "log_probabilities_before is 2");
     // The scripted engine has no tokenizer.
