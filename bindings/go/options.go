@@ -177,7 +177,7 @@ type Options struct {
 	// Whether steps have the log-probabilities of tokens under each model. It turns LogProbabilities on.
 	ModelLogProbabilities bool
 	// Whether all log-probabilities are those before bias, penalties, bans and constraint, at temperature 1 and without
-	// filters. They need LogProbabilities.
+	// filters.
 	LogProbabilitiesBefore bool
 
 	// Locally typical sampling: keep the fewest tokens whose information is nearest to the entropy, and that together

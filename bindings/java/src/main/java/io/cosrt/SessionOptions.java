@@ -323,7 +323,7 @@ public final class SessionOptions {
 
         /**
          * Whether all log-probabilities are those before bias, penalties, bans and constraint, at temperature 1 and
-         * without filters. They need logProbabilities.
+         * without filters.
          */
         public Builder logProbabilitiesBefore(boolean logProbabilitiesBefore) {
             this.logProbabilitiesBefore = logProbabilitiesBefore;
