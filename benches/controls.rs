@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use clap::Parser;
 use cos::config::{Combine, Config};
-use cos::control::{Constraint, Constraints, Controls};
+use cos::control::{Constraint, Constraints, Controls, Dry};
 use cos::decode::policy::{Strategy, Targets};
 use cos::engine::Engine;
 use cos::engine::participant::Participant;
@@ -107,6 +107,9 @@ fn options(engine: &Engine, columns: usize) -> Vec<(&'static str, Controls)> {
         ("presence and frequency", plain().with_penalties(1.0, 0.5, 0.5).unwrap()),
         ("no repeated 3-gram", Controls { no_repeat_ngram: 3, ..plain() }),
         ("20 banned words", plain().with_banned((0..20).map(|word| vec![word, word + 1]).collect()).unwrap()),
+        ("DRY", Controls { dry: Dry::new(0.8, 1.75, 2, &[]).unwrap(), ..plain() }),
+        ("typical_p 0.9", plain().with_drops(0.9, 0.0, 0.0).unwrap()),
+        ("exclusion of top choices", plain().with_drops(0.0, 0.5, 0.1).unwrap()),
         ("mask of a function", Controls { constraint: Some(Constraints::new(|| Box::new(Half))), ..plain() }),
     ];
     for (name, language, source) in [

@@ -599,8 +599,8 @@ typedef struct cos_session_options {
    */
   size_t constraint_length;
   /**
-   * How many of the most probable tokens cos_step returns for each token, 0 to 20. If it is not 0, log_probabilities
-   * counts as 1.
+   * How many of the most probable tokens cos_step returns for each token, 0 to 20. If it is not 0,
+   * log_probabilities counts as 1.
    */
   int32_t top_log_probabilities;
   /**
@@ -629,8 +629,8 @@ typedef struct cos_session_options {
    */
   void *constrain_data;
   /**
-   * 1: cos_step returns the log-probability of each token under each model too, and log_probabilities counts as 1. 0:
-   * it does not.
+   * 1: cos_step returns the log-probability of each token under each model too, and log_probabilities counts as 1.
+   * 0: it does not.
    */
   int32_t model_log_probabilities;
   /**

@@ -123,7 +123,8 @@ impl Session {
         }
         self.claim_routes();
         self.is_scoring = self.driver.is_scoring();
-        self.steps += 1;
+        // Scoring is no step.
+        self.steps += u64::from(!self.is_scoring);
         self.driver.begin();
         self.phase = Phase::Round(self.begun());
     }

@@ -317,7 +317,7 @@ impl Session {
     /// On an error, and if it is cancelled, nothing is appended.
     pub fn score(&mut self, tokens: &[i32]) -> Result<State> {
         self.engine.process().check()?;
-        let (start, steps) = (self.driver.committed().len(), self.steps);
+        let start = self.driver.committed().len();
         self.driver.begin_scoring(tokens)?;
         self.abandon();
         self.claims |= start == 0;
@@ -337,7 +337,6 @@ impl Session {
             }
             self.scored.append((*self.driver).log_probabilities());
         }
-        self.steps = steps;
         if state == State::Cancelled {
             self.give_up_scoring()?;
             self.scored.clear();

@@ -175,8 +175,8 @@ pub struct cos_session_options {
     pub constraint: *const c_char,
     /// Length of `constraint` in bytes.
     pub constraint_length: usize,
-    /// How many of the most probable tokens cos_step returns for each token, 0 to 20. If it is not 0, log_probabilities
-    /// counts as 1.
+    /// How many of the most probable tokens cos_step returns for each token, 0 to 20. If it is not 0,
+    /// log_probabilities counts as 1.
     pub top_log_probabilities: i32,
     /// No run of so many tokens comes twice in prompt and text; 0 is off.
     pub no_repeat_ngram: i32,
@@ -191,8 +191,8 @@ pub struct cos_session_options {
     pub constrain: cos_constraint_fn,
     /// Passed to `constrain`. Owned by the caller; must be valid as long as the session and its forks. May be NULL.
     pub constrain_data: *mut c_void,
-    /// 1: cos_step returns the log-probability of each token under each model too, and log_probabilities counts as 1. 0:
-    /// it does not.
+    /// 1: cos_step returns the log-probability of each token under each model too, and log_probabilities counts as 1.
+    /// 0: it does not.
     pub model_log_probabilities: i32,
     /// 1: all log-probabilities are those before bias, penalties, bans and constraint, at temperature 1 and without
     /// filters. 0: they are those that log_probabilities describes.

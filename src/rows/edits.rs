@@ -69,22 +69,27 @@ impl Drops {
 /// Keep the tokens whose information `−ln p` is nearest to the entropy.
 fn keep_typical(typical_p: f32, max: f32, scores: &mut [f32], candidates: &mut Candidates) {
     let total = kernels::sum_exp(scores, max, 1.0);
-    let log_total = total.ln() as f32;
-    let information = |score: f32| log_total - (score - max);
-    let weight = |score: f32| f64::from((score - max).exp());
-    let possible = || scores.iter().enumerate().filter(|(_, score)| **score > f32::NEG_INFINITY);
-    let entropy =
-        possible().map(|(_, &score)| weight(score) / total * f64::from(information(score))).sum::<f64>() as f32;
+    let entropy = (total.ln() - kernels::sum_exp_times(scores, max) / total) as f32;
+    // The information of a score is this less the score.
+    let least = max + total.ln() as f32;
+    let distance = move |score: f32| (least - score - entropy).abs();
     // The distance is not negative, so its bits are in order.
-    let key =
-        |(token, &score): (usize, &f32)| u64::from((information(score) - entropy).abs().to_bits()) << 32 | token as u64;
-    let keys = candidates.keys_mut();
-    keys.clear();
-    keys.extend(possible().map(key));
-    let score_of = |key: &u64| scores[*key as u32 as usize];
-    let weights = |keys: &[u64]| keys.iter().map(|key| weight(score_of(key))).sum();
-    let kept = nucleus(keys, f64::from(typical_p) * total, weights);
-    keys[kept..].iter().for_each(|key| scores[*key as u32 as usize] = f32::NEG_INFINITY);
+    let key = |token: usize, score: f32| u64::from(distance(score).to_bits()) << 32 | token as u64;
+    let weights = |keys: &[u64]| keys.iter().map(|key| f64::from((scores[*key as u32 as usize] - max).exp())).sum();
+    let (keys, share) = (candidates.keys_mut(), f64::from(typical_p) * total);
+    // Few tokens nearly always have the share.
+    for reach in [2.0, f32::MAX] {
+        keys.clear();
+        let near = scores.iter().enumerate().filter(|(_, score)| distance(**score) <= reach);
+        keys.extend(near.map(|(token, &score)| key(token, score)));
+        let reached: f64 = weights(keys);
+        if reached >= share {
+            break;
+        }
+    }
+    let Some(worst) = nucleus(keys, share, weights).checked_sub(1).map(|last| keys[last]) else { return };
+    let dropped = scores.iter_mut().enumerate().filter(|(token, score)| key(*token, **score) > worst);
+    dropped.for_each(|(_, score)| *score = f32::NEG_INFINITY);
 }
 
 /// Of the tokens of at least this probability, keep only the least probable one, and of equal ones the last.

@@ -137,18 +137,28 @@ pub fn best_two(scores: &[f32]) -> (usize, f32, f32) {
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+fma", "x86_64+avx2+fma"))]
 pub fn sum_exp_times(scores: &[f32], max: f32) -> f64 {
     let exp = Exp::new(1.0);
-    let mut total = 0.0;
-    for block in scores.chunks(BLOCK) {
+    let mut totals = [0.0f64; LANES];
+    let mut add = |scores: &[f32]| {
+        let (rows, rest) = scores.as_chunks::<LANES>();
         let mut lanes = [0.0f32; LANES];
-        for row in block.chunks(LANES) {
-            for (sum, &score) in lanes.iter_mut().zip(row) {
-                let below = (score - max).max(exp.least);
-                *sum += below * exp.of(below);
+        for row in rows {
+            for lane in 0..LANES {
+                let below = (row[lane] - max).max(exp.least);
+                lanes[lane] += below * exp.of(below);
             }
         }
-        total += lanes.iter().map(|&sum| f64::from(sum)).sum::<f64>();
-    }
-    total
+        for (lane, &score) in rest.iter().enumerate() {
+            let below = (score - max).max(exp.least);
+            lanes[lane] += below * exp.of(below);
+        }
+        for lane in 0..LANES {
+            totals[lane] += f64::from(lanes[lane]);
+        }
+    };
+    let (blocks, rest) = scores.as_chunks::<BLOCK>();
+    blocks.iter().for_each(|block| add(block));
+    add(rest);
+    totals.into_iter().sum()
 }
 
 /// `Σ e^((score − max) · rate)`.

@@ -245,7 +245,18 @@ fn given_tokens_are_scored() {
         assert!(unsafe { *step.log_probabilities }.is_finite());
         second.free();
     }
-    // One that is cancelled leaves the sequence as it was: ended, or in the middle of its text.
+    let plain = session(engine, &options());
+    let mut step = result();
+    let (code, message) = outcome(unsafe { cos_session_score(plain.0, [1].as_ptr(), 1, &mut step) });
+    assert!(code == COS_ERROR_INVALID_ARGUMENT && message.contains("log_probabilities"), "{message}");
+    plain.free();
+    unsafe { cos_engine_free(engine) };
+}
+
+/// Scoring that is cancelled leaves the sequence as it was: ended, or in the middle of its text.
+#[test]
+fn scoring_that_is_cancelled_changes_nothing() {
+    let engine = engine(mixed);
     for (max_tokens, before, finish) in [(4, 4, COS_FINISH_MAX_TOKENS), (20, 7, COS_FINISH_NONE)] {
         let base =
             cos_session_options { strategy: COS_STRATEGY_STANDARD, log_probabilities: 1, max_tokens, ..options() };
@@ -261,11 +272,6 @@ fn given_tokens_are_scored() {
         assert_eq!((tokens.is_empty(), found), (finish != COS_FINISH_NONE, finish));
         [first, second].into_iter().for_each(Shared::free);
     }
-    let plain = session(engine, &options());
-    let mut step = result();
-    let (code, message) = outcome(unsafe { cos_session_score(plain.0, [1].as_ptr(), 1, &mut step) });
-    assert!(code == COS_ERROR_INVALID_ARGUMENT && message.contains("log_probabilities"), "{message}");
-    plain.free();
     unsafe { cos_engine_free(engine) };
 }
 
