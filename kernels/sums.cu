@@ -19,12 +19,22 @@ struct Terms {
     int padding;
 };
 
+// How the score of one token changes: `bias` is added; then a positive score is divided by `repetition`, and any other
+// one is multiplied; `less` is subtracted last. src/rows/edits.rs has the same struct.
+struct Change {
+    u32 token;
+    float bias, repetition, less;
+};
+
 // A sum that is asked for. If `judged`, the last term is not summed; tokens whose score in it is below `floor` get
-// minus infinity.
+// minus infinity. So do those whose bit in `mask` is 0, if `masked`. Then the scores of some tokens change.
 struct Blend {
     Terms terms;
     int judged;
     float floor;
+    const Change *changes; // one for each token that changes
+    const u32 *mask;       // a bit for each token
+    int changed, masked;
 };
 
 // A residual that was made.
@@ -76,7 +86,21 @@ extern "C" __global__ void weigh(const Blend *asked, float *out) {
             impossible |= score < of.floor;
             bad |= !(score < INF);
         }
+        impossible |= of.masked && !(of.mask[i / 32] >> i % 32 & 1);
         out[i] = bad ? nan() : impossible ? -INF : sum;
+    }
+}
+
+// Change scores of the sums that `weigh` has made. Some blocks for each sum.
+extern "C" __global__ void change(const Blend *asked, float *out) {
+    const Blend &of = asked[blockIdx.y];
+    out += (long)blockIdx.y * of.terms.vocab;
+    for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < of.changed; i += gridDim.x * blockDim.x) {
+        Change change = of.changes[i];
+        // A fused multiplication would round otherwise than the host does.
+        float score = __fadd_rn(out[change.token], change.bias);
+        score = score > 0 ? __fdiv_rn(score, change.repetition) : __fmul_rn(score, change.repetition);
+        out[change.token] = __fadd_rn(score, -change.less);
     }
 }
 

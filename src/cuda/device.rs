@@ -74,6 +74,8 @@ pub struct Kernels {
     pub draw_last: sys::CUfunction,
     /// Sums rows with weights.
     pub weigh: sys::CUfunction,
+    /// Changes scores of these sums.
+    pub change: sys::CUfunction,
     /// Sums the residual distribution of a rejected proposal.
     pub residual: sys::CUfunction,
     /// Draws a token from the residual distribution.
@@ -96,6 +98,7 @@ impl Kernels {
                 draw: function(c"draw")?,
                 draw_last: function(c"draw_last")?,
                 weigh: function(c"weigh")?,
+                change: function(c"change")?,
                 residual: function(c"residual")?,
                 pick: function(c"pick")?,
             })

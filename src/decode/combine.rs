@@ -177,6 +177,11 @@ impl Combination {
         needed.next().filter(|&model| needed.next().is_none() && self.weights()[model] == 1.0)
     }
 
+    /// Whether rows are edited, and not what they are combined to. Those of proposers are edited in any case.
+    pub fn edits_rows(&self) -> bool {
+        matches!(self, Combination::Mixture { .. }) || self.single().is_some()
+    }
+
     /// Write the scores by which greedy decoding ranks the tokens. `row` gives the logits of a model.
     ///
     /// - For a mixture these are probabilities, `Σ λ_k · softmax(l_k)`.

@@ -6,6 +6,7 @@
 
 mod branch;
 mod company;
+mod editing;
 mod learning;
 mod score;
 
@@ -348,6 +349,14 @@ impl<C: Chance> Decoder<C> {
             return Err(Error::InvalidArgument("the session has no tokens yet; give it a prompt first".into()));
         }
         workspace.prepare(&self.state.lanes);
+        match self.edit_rows(workspace) {
+            Ok(false) => {}
+            Ok(true) => return Ok(Step::Ask),
+            Err(error) => {
+                self.failed(workspace);
+                return Err(error);
+            }
+        }
         if !self.schedule.asks() {
             workspace.forget();
         }
@@ -404,22 +413,26 @@ impl<C: Chance> Decoder<C> {
 
     /// What a needed pass runs over.
     pub fn pass(&mut self, Need { model, start, end, keep }: Need) -> Pass<'_> {
-        let Decoder { plan, state: DecoderState { lanes, settings, tokens, chance, epoch, .. }, .. } = self;
+        let Decoder { plan, state: DecoderState { lanes, settings, editor, tokens, chance, epoch, .. }, .. } = self;
         let lane = lanes[model].as_mut().expect("a look-up runs no passes");
-        let uniforms = lane.uniforms(model, (plan, settings), chance, (end, *epoch));
+        // Edits come behind the pass, and what is drawn of the row before them is of no use.
+        let draws = || lane.uniforms(model, (plan, settings), chance, (end, *epoch));
+        let uniforms = editor.is_none().then(draws).flatten();
         let sequence = lane.sequence.as_mut();
         Pass { sequence, tokens: &tokens[start..end], keep, filter: settings.sampler.filter(), uniforms }
     }
 
     /// All needed passes. Each is of another model.
     pub fn passes(&mut self) -> impl Iterator<Item = (Need, Pass<'_>)> {
-        let Decoder { plan, needs, state: DecoderState { lanes, settings, tokens, chance, epoch, .. }, .. } = self;
-        let (plan, settings, chance, epoch) = (&*plan, &*settings, &*chance, *epoch);
+        let Decoder { plan, needs, state, .. } = self;
+        let DecoderState { lanes, settings, editor, tokens, chance, epoch, .. } = state;
+        let (plan, settings, is_edited, chance, epoch) = (&*plan, &*settings, editor.is_some(), &*chance, *epoch);
         let (needs, tokens, filter) = (&*needs, &*tokens, settings.sampler.filter());
         lanes.iter_mut().enumerate().filter_map(move |(model, lane)| {
             let need = *needs.iter().find(|need| need.model == model)?;
             let lane = lane.as_mut()?;
-            let uniforms = lane.uniforms(model, (plan, settings), chance, (need.end, epoch));
+            let draws = || lane.uniforms(model, (plan, settings), chance, (need.end, epoch));
+            let uniforms = (!is_edited).then(draws).flatten();
             let (sequence, tokens, keep) = (lane.sequence.as_mut(), &tokens[need.start..need.end], need.keep);
             Some((need, Pass { sequence, tokens, keep, filter, uniforms }))
         })
@@ -623,8 +636,7 @@ impl<C: Chance> Decoder<C> {
 
     /// Of each participant, the rows of logits that it keeps on a GPU and that were copied to the host all the same.
     pub fn rows_copied(&self) -> impl Iterator<Item = u64> {
-        let copied = |lane: &Lane| lane.sequence.device_rows().map_or(0, |rows| rows.copied());
-        self.state.lanes.iter().map(move |lane| lane.as_ref().map_or(0, copied))
+        self.state.lanes.iter().map(|lane| lane.as_ref().map_or(0, Lane::rows_copied))
     }
 
     /// Share computed tokens with sequences of the same scope only.
@@ -676,15 +688,6 @@ impl<C: Chance> DecoderState<C> {
         let start = lane.sequence.len();
         let keep = committed.min(self.wanted(model, start));
         Need { model, start, end: end.min(start + lane.limits.max_pass), keep }
-    }
-
-    /// The first position that an observer wants a model's row of, if the model runs from `start` on: it was committed
-    /// without it, or without a score that this pass tells.
-    fn wanted(&self, model: usize, start: usize) -> usize {
-        let Some(observer) = &self.observer else { return usize::MAX };
-        let rows = self.lanes[model].as_ref().and_then(|lane| lane.sequence.device_rows());
-        let first = if rows.is_some_and(|rows| rows.learns(start)) { start } else { start + 1 };
-        observer.first_wanted(model).max(first)
     }
 }
 

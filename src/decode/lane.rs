@@ -8,7 +8,8 @@ use crate::decode::settings::Settings;
 use crate::error::{Error, Result};
 use crate::model::Sequence;
 use crate::rows::{
-    Best, Candidates, Distribution, Edits, PassUniforms, Row, Sampler, Term, UNDRAWN, WeightedRow, maximum,
+    Best, Candidates, DeviceEdits, DeviceSums, Distribution, Edits, Filter, PassUniforms, Row, RowToEdit, Sampler,
+    Term, UNDRAWN, WeightedRow, maximum,
 };
 
 /// Marks a slot that holds no distribution.
@@ -38,16 +39,28 @@ pub struct Lane {
     /// Made by the sampler. That of position `p` is in slot `p % slots`, if the slot's stamp is `p`.
     distributions: Vec<Distribution>,
     stamps: Vec<usize>,
-    /// Rows with edits, in slots with stamps of their own. None unless rows are edited.
+    /// Rows with edits on the host, in slots with stamps of their own. None unless rows are edited.
     edited: Vec<Box<[f32]>>,
     edited_stamps: Vec<usize>,
+    /// Those on the device of the model; made when one is first asked for.
+    edited_there: Option<Box<dyn DeviceEdits>>,
+    has_asked: bool,
 }
 
 impl Lane {
     /// The part of a model, with a sequence that it has started.
     pub fn new(limits: ModelLimits, sequence: Box<dyn Sequence>) -> Self {
-        let (distributions, stamps, edited, edited_stamps) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        Lane { limits, sequence, elapsed: Duration::ZERO, distributions, stamps, edited, edited_stamps }
+        Lane {
+            limits,
+            sequence,
+            elapsed: Duration::ZERO,
+            distributions: Vec::new(),
+            stamps: Vec::new(),
+            edited: Vec::new(),
+            edited_stamps: Vec::new(),
+            edited_there: None,
+            has_asked: false,
+        }
     }
 
     /// Make room for the distributions of so many positions in a row, and if rows are edited, for the rows.
@@ -58,20 +71,29 @@ impl Lane {
         }
         let slots = if edits { slots } else { 0 };
         if self.edited.len() != slots {
-            self.edited = vec![vec![0.0; self.limits.vocab_size].into(); slots];
+            self.edited = vec![Box::default(); slots];
             self.edited_stamps = vec![NO_ROW; slots];
+            (self.edited_there, self.has_asked) = (None, false);
         }
     }
 
     /// Bytes of the rows with edits.
     pub fn edited_bytes(&self) -> usize {
-        self.edited.iter().map(|row| size_of_val(&row[..])).sum()
+        let there = self.edited_there.as_ref().map_or(0, |edited| edited.bytes());
+        there + self.edited.iter().map(|row| size_of_val(&row[..])).sum::<usize>()
+    }
+
+    /// Rows that were copied from a device to the host so far.
+    pub fn rows_copied(&self) -> u64 {
+        let edited = self.edited_there.as_ref().map_or(0, |edited| edited.copied());
+        edited + self.sequence.device_rows().map_or(0, |rows| rows.copied())
     }
 
     /// Forget what was made of rows.
     pub fn forget(&mut self) {
         self.stamps.fill(NO_ROW);
         self.edited_stamps.fill(NO_ROW);
+        self.edited_there.iter_mut().for_each(|edited| edited.forget());
     }
 
     /// Forget all tokens from index `len` on, and what was made of rows behind that position.
@@ -81,6 +103,7 @@ impl Lane {
         }
         let stamps = self.stamps.iter_mut().chain(&mut self.edited_stamps);
         stamps.filter(|stamp| **stamp > len).for_each(|stamp| *stamp = NO_ROW);
+        self.edited_there.iter_mut().for_each(|edited| edited.truncate(len));
     }
 
     /// The same after a failure, which also gives up a pass that is running.
@@ -89,16 +112,53 @@ impl Lane {
         self.truncate(len);
     }
 
-    /// The row of a position: of logits, or with the edits that [`Lane::edit`] has made.
+    /// The row of a position: of logits, or with the edits that [`Lane::edit`] or [`Lane::ask_for_edits`] has made.
     pub fn row(&self, position: usize) -> Row<'_> {
-        match self.is_edited(position) {
-            true => Row::Host(&self.edited[position % self.edited.len()]),
-            false => self.logits(position),
+        self.edited_row(position).unwrap_or_else(|| self.logits(position))
+    }
+
+    fn edited_row(&self, position: usize) -> Option<Row<'_>> {
+        let slot = position.checked_rem(self.edited.len())?;
+        if self.edited_stamps[slot] == position {
+            return Some(Row::Host(&self.edited[slot]));
+        }
+        self.edited_there.as_ref()?.row(position)
+    }
+
+    /// Whether there is a row with edits that knows the score of the token of its position, if there is one.
+    fn is_edited(&self, position: usize, token: Option<usize>) -> bool {
+        self.edited_row(position).is_some_and(|row| token.is_none_or(|token| row.knows(token)))
+    }
+
+    /// Ask that the row of a position is edited on its device, unless that was done before, or is to be done on the
+    /// host: if the row is there, or if edits drop tokens by their probabilities.
+    pub fn ask_for_edits(
+        &mut self,
+        position: usize,
+        (edits, filter): (&Edits, Filter),
+        (token, uniforms): (Option<usize>, Option<PassUniforms>),
+        sums: &mut dyn DeviceSums,
+    ) {
+        let rows = self.sequence.device_rows().filter(|rows| rows.learns(position));
+        if rows.is_none() || self.is_edited(position, token) || !edits.drops.keeps_all() {
+            return;
+        }
+        if !std::mem::replace(&mut self.has_asked, true) {
+            self.edited_there = rows.and_then(|rows| rows.edits(self.edited.len()));
+        }
+        if let (Some(row), Some(edited)) = (self.sequence.row(position).place(), &mut self.edited_there) {
+            sums.edit(RowToEdit { row, position, edits, filter, token, uniforms }, edited.as_mut());
         }
     }
 
-    fn is_edited(&self, position: usize) -> bool {
-        !self.edited.is_empty() && self.edited_stamps[position % self.edited.len()] == position
+    /// Whether rows with edits were asked for and are not there.
+    pub fn awaits_edits(&self) -> bool {
+        self.edited_there.as_ref().is_some_and(|edited| edited.awaits())
+    }
+
+    /// The rows with edits that were asked for are there, or that has failed.
+    pub fn settle_edits(&mut self, outcome: &Result<()>) {
+        self.edited_there.iter_mut().for_each(|edited| edited.settle(outcome));
     }
 
     /// The row of logits of a position.
@@ -108,15 +168,19 @@ impl Lane {
 
     /// Edit the row of a position, unless that was done before. A bad row is an error, which edits must not hide.
     pub fn edit(&mut self, position: usize, edits: &Edits, candidates: &mut Candidates) -> Result<()> {
-        let slot = position % self.edited.len();
-        if self.edited_stamps[slot] != position {
-            let logits = self.sequence.row(position).scores()?;
-            maximum(logits)?;
-            self.edited_stamps[slot] = NO_ROW;
-            self.edited[slot].copy_from_slice(&logits[..self.limits.vocab_size]);
-            edits.apply(&mut self.edited[slot], candidates);
-            self.edited_stamps[slot] = position;
+        if self.edited_row(position).is_some() {
+            return Ok(());
         }
+        let slot = position % self.edited.len();
+        let logits = &self.sequence.row(position).scores()?[..self.limits.vocab_size];
+        maximum(logits)?;
+        self.edited_stamps[slot] = NO_ROW;
+        match &mut self.edited[slot] {
+            row if row.is_empty() => *row = logits.into(),
+            row => row.copy_from_slice(logits),
+        }
+        edits.apply(&mut self.edited[slot], candidates);
+        self.edited_stamps[slot] = position;
         Ok(())
     }
 
@@ -158,7 +222,7 @@ impl Lane {
 
     /// Where a proposal and the target's token are drawn from the row of a position, if one is drawn from it now: the
     /// row behind all tokens, and in this epoch. The lane is that of this model. `None` if its rows stay on no device,
-    /// since nobody draws with the pass then.
+    /// since nobody draws there then.
     pub fn uniforms<C: Chance>(
         &self,
         model: usize,
@@ -166,9 +230,7 @@ impl Lane {
         chance: &C,
         (position, epoch): (usize, u32),
     ) -> Option<PassUniforms> {
-        // Edits come behind the pass, and what is drawn of the row before them is of no use.
-        let is_edited = !self.edited.is_empty();
-        if settings.sampler.is_greedy() || is_edited || self.sequence.device_rows().is_none() {
+        if settings.sampler.is_greedy() || self.sequence.device_rows().is_none() {
             return None;
         }
         let share = |is_drawn: bool, purpose| match is_drawn {
@@ -191,7 +253,11 @@ impl Lane {
         (candidates, scratch): (&mut Candidates, &mut [f32]),
     ) -> Option<(f32, f32)> {
         let row = match edits {
-            Some(edits) if !self.is_edited(position) => {
+            Some(edits) if self.edited_row(position).is_none() => {
+                // A copy is not worth it.
+                if self.logits(position).place().is_some() {
+                    return None;
+                }
                 scratch.copy_from_slice(self.logits(position).scores().ok()?);
                 edits?.apply(scratch, candidates);
                 Row::Host(scratch)

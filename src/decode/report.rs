@@ -62,7 +62,7 @@ impl<C: Chance> Front<'_, C> {
             if before { lane.logits(position) } else { lane.row(position) }
         };
         out.fill(0.0);
-        if self.edits_rows() {
+        if combination.edits_rows() {
             for (model, weight) in combination.parts() {
                 let scores = row(model).scores()?;
                 Distribution::softmax(scores)?.add(scores, weight, out);

@@ -106,7 +106,7 @@ impl<C: Chance> DecoderState<C> {
     }
 
     /// What is asked of the tokens leaves this at a position, whatever the rows are.
-    fn left(&mut self, position: usize) -> Result<Left> {
+    pub fn left(&mut self, position: usize) -> Result<Left> {
         let DecoderState { settings, editor, chance, route_epoch, tokens, .. } = self;
         let coin = || excludes(chance, settings, position, *route_epoch);
         editor.as_mut().map_or(Ok(Left::Several), |editor| editor.left(position, tokens, coin))

@@ -72,6 +72,11 @@ impl Workspace {
         self.sums.as_deref_mut().filter(|sums| sums.asks())
     }
 
+    /// What combines rows on a GPU.
+    pub(super) fn sums(&mut self) -> Option<&mut (dyn DeviceSums + 'static)> {
+        self.sums.as_deref_mut()
+    }
+
     /// Forget questions and their answers.
     pub fn forget(&mut self) {
         self.sums.iter_mut().for_each(|sums| sums.forget());
@@ -124,7 +129,7 @@ pub struct Front<'a, C> {
     pub lanes: &'a mut [Option<Lane>],
     /// The combination and the sampler.
     pub settings: &'a Settings,
-    /// What is changed in rows, or in the row that they are combined to; see [`Front::edits_rows`].
+    /// What is changed in rows, or in the row that they are combined to; see [`Combination::edits_rows`].
     pub edits: Option<&'a Edits>,
     /// The random outcomes, and the epoch that names them.
     pub chance: &'a C,
@@ -157,14 +162,8 @@ impl<C: Chance> Front<'_, C> {
         made.map_err(|error| self.blame(error))
     }
 
-    /// Whether rows are edited, and not what they are combined to. Those of proposers are edited in any case.
-    pub(super) fn edits_rows(&self) -> bool {
-        let combination = &self.settings.combination;
-        matches!(combination, Combination::Mixture { .. }) || combination.single().is_some()
-    }
-
     fn make_target(&mut self, route: Option<usize>) -> Result<Target> {
-        if let Some(edits) = self.edits.filter(|_| self.edits_rows()) {
+        if let Some(edits) = self.edits.filter(|_| self.settings.combination.edits_rows()) {
             let combination = &self.settings.combination;
             let (position, lanes, candidates) = (self.position, &mut *self.lanes, &mut self.workspace.candidates);
             let mut edit =
@@ -222,17 +221,16 @@ impl<C: Chance> Front<'_, C> {
         let position = self.position;
         let lanes = &*self.lanes;
         // A sum of logits is edited itself.
-        let edits = self.edits.filter(|_| !self.edits_rows());
+        let edits = self.edits.filter(|_| !self.settings.combination.edits_rows());
         let row = |model: usize| {
             let lane = lanes[model].as_ref().expect("a look-up has no rows");
             if edits.is_some() { lane.logits(position) } else { lane.row(position) }
         };
         let (settings, token) = (self.settings, self.token);
         let Workspace { sums, residual, candidates, .. } = &mut *self.workspace;
-        let sums = sums.as_deref_mut().filter(|_| edits.is_none());
         let best = combination.greedy(row, || {
-            let mut sums = sums;
-            on_device = add_on_device(sums.as_deref_mut(), settings, row, token, None)?;
+            let mut sums = sums.as_deref_mut();
+            on_device = add_on_device(sums.as_deref_mut(), settings, row, edits, token, None)?;
             if on_device {
                 return sums.as_ref().expect("it has made the sum").sum().best();
             }
@@ -250,11 +248,11 @@ impl<C: Chance> Front<'_, C> {
     /// Combine the rows on the GPU, if all of them are there. Returns whether that was done.
     fn add_on_device(&mut self) -> Result<bool> {
         let (lanes, position) = (&*self.lanes, self.position);
-        let row = |model: usize| lanes[model].as_ref().expect("a look-up has no rows").row(position);
+        let row = |model: usize| lanes[model].as_ref().expect("a look-up has no rows").logits(position);
         // A token is drawn only where none is pending.
         let uniform = if self.token.is_none() { self.chance.share(self.key(Purpose::Target)) } else { None };
-        let sums = self.workspace.sums.as_deref_mut().filter(|_| self.edits.is_none());
-        let done = add_on_device(sums, self.settings, row, self.token, uniform)?;
+        let sums = self.workspace.sums.as_deref_mut();
+        let done = add_on_device(sums, self.settings, row, self.edits, self.token, uniform)?;
         self.workspace.is_on_device = done;
         Ok(done)
     }
@@ -436,11 +434,12 @@ fn add_on_device<'a>(
     sums: Option<&mut (dyn DeviceSums + 'static)>,
     settings: &Settings,
     row: impl Fn(usize) -> Row<'a>,
+    edits: Option<&Edits>,
     token: Option<usize>,
     uniform: Option<f64>,
 ) -> Result<bool> {
     let combination = &settings.combination;
-    let Some(sums) = sums else { return Ok(false) };
+    let Some(sums) = sums.filter(|_| edits.is_none_or(|edits| edits.drops.keeps_all())) else { return Ok(false) };
     let judge = match combination.sums() {
         Some(judge) => judge,
         None if matches!(combination, Combination::Mixture { .. }) => None,
@@ -462,5 +461,8 @@ fn add_on_device<'a>(
     }
     let judge = judge.and_then(|(model, distance)| row(model).place().map(|place| (place, place.max + distance)));
     let mut parts = combination.parts().filter_map(|each| part(each).ok().flatten());
-    sums.add(&mut parts, judge, settings.sampler.filter(), token.unwrap_or(0), uniform)
+    let made = sums.add(&mut parts, judge, edits, settings.sampler.filter(), token.unwrap_or(0), uniform)?;
+    // If no plausible token is possible, another sum is made, on the host.
+    let has_none = || matches!(sums.sum().best(), Err(Error::Numeric(_)));
+    Ok(made && !(judge.is_some() && edits.is_some() && has_none()))
 }

@@ -2,8 +2,9 @@
 
 use super::device::{Ring, SLOTS, code};
 use super::distribution::Distribution;
+use super::edited::GpuEdits;
 use super::filter::Filter;
-use super::row::{DeviceRow, DeviceRows, DeviceSums};
+use super::row::{DeviceEdits, DeviceRow, DeviceRows, DeviceSums};
 use super::sums::GpuSums;
 use crate::error::Result;
 
@@ -64,6 +65,15 @@ impl DeviceRows for Ring {
             Ok(sums) => Some(Box::new(sums?)),
             Err(error) => {
                 tracing::warn!("rows are added up on the host, because the GPU has no room for the sum: {error}");
+                None
+            }
+        }
+    }
+    fn edits(&self, slots: usize) -> Option<Box<dyn DeviceEdits>> {
+        match GpuEdits::new(&self.device, self.vocab, slots) {
+            Ok(edits) => Some(Box::new(edits?)),
+            Err(error) => {
+                tracing::warn!("rows are edited on the host, because the GPU has no room for them: {error}");
                 None
             }
         }

@@ -5,6 +5,7 @@
 
 pub(crate) mod device;
 mod distribution;
+mod edited;
 mod edits;
 mod filter;
 mod gpu;
@@ -20,7 +21,8 @@ pub use distribution::{Best, Distribution, NEAR_TIE, argmax, entropy, maximum};
 pub use edits::{Change, Drops, Edits};
 pub use filter::Filter;
 pub use row::{
-    DeviceAnswers, DeviceResidual, DeviceRow, DeviceRows, DeviceSums, PassUniforms, Row, Term, UNDRAWN, WeightedRow,
+    DeviceAnswers, DeviceEdits, DeviceResidual, DeviceRow, DeviceRows, DeviceSums, PassUniforms, Row, RowToEdit, Term,
+    UNDRAWN, WeightedRow,
 };
 pub use sampling::{Candidates, Sampler};
 pub use weights::Weights;

@@ -64,12 +64,17 @@ impl Control {
         self.given as usize
     }
 
-    /// For one row at position 0, whose score of `token` is wanted, and a draw at a share.
-    pub(super) fn of_one(filter: Filter, vocab: usize, token: usize, uniform: Option<f64>) -> Self {
-        let mut control = Control { given: 1, width: 1, ..Control::of(filter, vocab) };
-        control.uniforms[0] = uniform.unwrap_or(UNDRAWN);
-        control.tokens[0] = token as i32;
+    /// For one row at position 0. The score of `token` is wanted, if there is one, and draws at shares.
+    pub(super) fn of_one(filter: Filter, vocab: usize, token: Option<usize>, uniforms: Option<PassUniforms>) -> Self {
+        let mut control = Control { given: 1, width: i32::from(token.is_some()), ..Control::of(filter, vocab) };
+        control.uniforms = uniforms.unwrap_or(control.uniforms);
+        control.tokens[0] = token.map_or(0, |token| token as i32);
         control
+    }
+
+    /// The same for a row in another slot.
+    pub(super) fn in_slot(self, slot: usize) -> Self {
+        Control { first: slot as i32, start: slot as i32, ..self }
     }
 }
 

@@ -3,6 +3,7 @@
 use std::any::Any;
 
 use super::distribution::{Best, Distribution, argmax};
+use super::edits::Edits;
 use super::filter::Filter;
 use super::sampling::{Candidates, Sampler};
 use super::weights::Weights;
@@ -146,6 +147,49 @@ pub trait DeviceRows {
 
     /// New buffers to compute with several rows of this device; `None` if it has no memory for them.
     fn sums(&self) -> Option<Box<dyn DeviceSums>>;
+
+    /// New buffers for the rows of so many positions with edits; `None` if it has no memory for them.
+    fn edits(&self, slots: usize) -> Option<Box<dyn DeviceEdits>>;
+}
+
+/// Rows of one model with edits, on its device. [`DeviceSums::edit`] asks for them.
+pub trait DeviceEdits: Any + Send {
+    /// The row of a position, if it is there.
+    fn row(&self, position: usize) -> Option<Row<'_>>;
+
+    /// Whether rows were asked for and are not there.
+    fn awaits(&self) -> bool;
+
+    /// The rows that were asked for are there, or that has failed.
+    fn settle(&mut self, outcome: &Result<()>);
+
+    /// Forget the rows behind position `len`, and those that were asked for.
+    fn truncate(&mut self, len: usize);
+
+    /// Forget all rows.
+    fn forget(&mut self);
+
+    /// Rows that were copied to the host so far.
+    fn copied(&self) -> u64;
+
+    /// Bytes of the buffers.
+    fn bytes(&self) -> usize;
+}
+
+/// A row that is to be edited on its device.
+pub struct RowToEdit<'a> {
+    /// Where it is.
+    pub row: DeviceRow,
+    /// Its position.
+    pub position: usize,
+    /// What is changed. Nothing is dropped by probabilities.
+    pub edits: &'a Edits,
+    /// What the edited row answers for without a copy: this filter,
+    pub filter: Filter,
+    /// the score of this token,
+    pub token: Option<usize>,
+    /// and draws at these shares.
+    pub uniforms: Option<PassUniforms>,
 }
 
 /// Computes with several rows of one device. Holds one sum and one residual; the next [`DeviceSums::add`] overwrites
@@ -154,14 +198,21 @@ pub trait DeviceRows {
 /// To make a sum or a residual is a question to the device. Questions may be deferred. Then they are errors, and
 /// [`DeviceSums::asks`] says so, until [`DeviceAnswers`] has answered them: the same question then has its answer.
 pub trait DeviceSums: Any + Send {
+    /// Ask for a row with edits, which is to be put into `edited`. Returns false if the device cannot make it.
+    fn edit(&mut self, row: RowToEdit<'_>, edited: &mut dyn DeviceEdits) -> bool;
+
+    /// Make all rows with edits that were asked for.
+    fn make_edited(&mut self) -> Result<()>;
+
     /// Make the weighted sum of rows. A token is impossible where any part gives minus infinity, and where the judge, a
-    /// row with a least score, is below that score. The sum answers for `filter`, for the score of `token`, and for a
-    /// draw at the share `uniform`, if there is one, without a copy. Returns false, and makes nothing, if the device
-    /// cannot do that for these rows.
+    /// row with a least score, is below that score. Then the sum is edited; nothing is dropped by probabilities. It
+    /// answers for `filter`, for the score of `token`, and for a draw at the share `uniform`, if there is one, without
+    /// a copy. Returns false, and makes nothing, if the device cannot do that for these rows.
     fn add(
         &mut self,
         parts: &mut dyn Iterator<Item = Term>,
         judge: Option<(DeviceRow, f32)>,
+        edits: Option<&Edits>,
         filter: Filter,
         token: usize,
         uniform: Option<f64>,

@@ -1,4 +1,4 @@
-//! Sums and residuals of rows of several models on one GPU, for one sequence or for many at once (`kernels/sums.cu`).
+//! Sums, edited rows and residuals of rows on one GPU, for one sequence or for many at once (`kernels/sums.cu`).
 
 use std::any::Any;
 use std::cell::RefCell;
@@ -9,9 +9,11 @@ use ort::value::TensorElementType;
 
 use super::device::{Ring, Shares, failed, queue_rows, token_of};
 use super::distribution::Distribution;
+use super::edited::GpuEdits;
+use super::edits::Edits;
 use super::filter::Filter;
 use super::records::{CHUNKS, Control, Drawn};
-use super::row::{self, DeviceAnswers, DeviceRow, DeviceSums, Row};
+use super::row::{self, DeviceAnswers, DeviceEdits, DeviceRow, DeviceSums, Row, RowToEdit, UNDRAWN};
 use crate::cuda::{Device, DeviceBuffer, Event, HostBuffer, Queue, THREADS, WORD, argument};
 use crate::error::{Error, Result};
 
@@ -50,6 +52,45 @@ struct Blend {
     terms: KernelTerms,
     judged: i32,
     floor: f32,
+    /// Where the changes and the mask are: bytes from the beginning of the [`Data`], until it has an address.
+    changes: u64,
+    mask: u64,
+    changed: i32,
+    masked: i32,
+}
+
+impl Blend {
+    /// The same, where the data begins so many bytes later.
+    fn moved(self, bytes: u64) -> Self {
+        Blend { changes: self.changes + bytes, mask: self.mask + bytes, ..self }
+    }
+}
+
+/// Changes and masks of questions.
+#[derive(Default)]
+struct Data(Vec<[u32; WORD / 4]>);
+
+impl Data {
+    fn bytes(&self) -> &[u8] {
+        bytemuck::cast_slice(&self.0)
+    }
+
+    /// Add the changes and the mask of these edits, for a sum.
+    fn add(&mut self, edits: Option<&Edits>, blend: Blend) -> Blend {
+        let Some(Edits { changes, mask, .. }) = edits else { return blend };
+        let changes_at = self.bytes().len() as u64;
+        self.0.extend_from_slice(bytemuck::cast_slice(changes));
+        let mask_at = self.bytes().len() as u64;
+        let (words, rest) = mask.as_chunks();
+        self.0.extend_from_slice(words);
+        if !rest.is_empty() {
+            let mut last = [0; WORD / 4];
+            last[..rest.len()].copy_from_slice(rest);
+            self.0.push(last);
+        }
+        let (changed, masked) = (changes.len() as i32, i32::from(!mask.is_empty()));
+        Blend { changes: changes_at, mask: mask_at, changed, masked, ..blend }
+    }
 }
 
 /// A residual that is asked for.
@@ -95,9 +136,20 @@ impl<Q: Pod> Asked<Q> {
     }
 
     /// The question, if it is not answered.
-    fn open(last: &Option<Self>) -> Option<Q> {
-        last.as_ref().filter(|last| last.outcome.is_none()).map(|last| last.question)
+    fn open(last: &Option<Self>) -> &[Q] {
+        last.as_ref().filter(|last| last.outcome.is_none()).map_or(&[], |last| std::slice::from_ref(&last.question))
     }
+}
+
+/// Questions that are answered at once.
+#[derive(Clone, Copy)]
+struct Questions<'a> {
+    sums: &'a [SumQuestion],
+    rests: &'a [Rest],
+    /// Changes and masks of the sums.
+    data: &'a [u8],
+    /// Whether the rows of some sum are filtered.
+    filters: bool,
 }
 
 /// Computes with rows of several models on one GPU, for one sequence.
@@ -110,6 +162,12 @@ pub(super) struct GpuSums {
     residual: HostBuffer,
     sum_asked: Option<Asked<SumQuestion>>,
     rest_asked: Option<Asked<Rest>>,
+    /// Rows with edits that are asked for, whether some are filtered, and how that went once they were made.
+    edits_asked: Vec<SumQuestion>,
+    edits_filter: bool,
+    edits_made: Option<Result<()>>,
+    /// Of the sum, or of the rows with edits.
+    data: Data,
     /// Whether questions wait for others.
     defers: bool,
     /// Answers what does not wait.
@@ -129,6 +187,10 @@ impl GpuSums {
             residual: HostBuffer::zeroed(device, size_of::<Residual>())?,
             sum_asked: None,
             rest_asked: None,
+            edits_asked: Vec::new(),
+            edits_filter: false,
+            edits_made: None,
+            data: Data::default(),
             defers: false,
             alone: RefCell::new(GpuAnswers::new(device, vocab)),
             device: device.clone(),
@@ -153,15 +215,19 @@ impl GpuSums {
         if self.defers {
             return Err(Error::Internal("a question about rows on a GPU waits for its answer".into()));
         }
-        let (sum, rest, filters) = self.open();
-        let outcome = self.alone.get_mut().answer(sum.as_slice(), rest.as_slice(), filters);
+        let outcome = self.alone.borrow_mut().answer(self.open());
         self.settle(&outcome);
         outcome
     }
 
     /// What is asked and not answered.
-    fn open(&self) -> (Option<SumQuestion>, Option<Rest>, bool) {
-        (Asked::open(&self.sum_asked), Asked::open(&self.rest_asked), self.sum.filters())
+    fn open(&self) -> Questions<'_> {
+        let rests = Asked::open(&self.rest_asked);
+        let (sums, filters) = match self.edits_made {
+            None if !self.edits_asked.is_empty() => (&self.edits_asked[..], self.edits_filter),
+            _ => (Asked::open(&self.sum_asked), self.sum.filters()),
+        };
+        Questions { sums, rests, data: self.data.bytes(), filters: filters && !sums.is_empty() }
     }
 
     /// The residual that was made last.
@@ -171,10 +237,33 @@ impl GpuSums {
 }
 
 impl DeviceSums for GpuSums {
+    fn edit(&mut self, to_edit: RowToEdit<'_>, edited: &mut dyn DeviceEdits) -> bool {
+        let RowToEdit { row, position, edits, filter, token, uniforms } = to_edit;
+        let edited: &mut dyn Any = edited;
+        let edited: &mut GpuEdits = edited.downcast_mut().expect("rows on a GPU have their edits there");
+        let Some(terms) = self.terms(std::iter::once(row::Term::of_scores(row, 1.0))) else { return false };
+        if edited.device() != self.device.id() {
+            return false;
+        }
+        let blend = self.data.add(Some(edits), Blend { terms, ..Blend::zeroed() });
+        let control = edited.ask(position, filter, token, uniforms);
+        self.edits_asked.push(SumQuestion { blend, control });
+        self.edits_filter |= !filter.is_plain();
+        true
+    }
+
+    fn make_edited(&mut self) -> Result<()> {
+        match &self.edits_made {
+            Some(outcome) => outcome.clone(),
+            None => self.ask(),
+        }
+    }
+
     fn add(
         &mut self,
         parts: &mut dyn Iterator<Item = row::Term>,
         judge: Option<(DeviceRow, f32)>,
+        edits: Option<&Edits>,
         filter: Filter,
         token: usize,
         uniform: Option<f64>,
@@ -182,8 +271,11 @@ impl DeviceSums for GpuSums {
         let judged = judge.map(|(row, _)| row::Term::of_scores(row, 0.0));
         let Some(terms) = self.terms(parts.chain(judged)) else { return Ok(false) };
         let (judged, floor) = (i32::from(judge.is_some()), judge.map_or(0.0, |(_, floor)| floor));
-        let control = self.sum.addressed(Control::of_one(filter, self.vocab, token, uniform));
-        let question = SumQuestion { blend: Blend { terms, judged, floor }, control };
+        let uniforms = uniform.map(|uniform| [uniform, UNDRAWN]);
+        let control = self.sum.addressed(Control::of_one(filter, self.vocab, Some(token), uniforms));
+        self.data.0.clear();
+        let blend = self.data.add(edits, Blend { terms, judged, floor, ..Blend::zeroed() });
+        let question = SumQuestion { blend, control };
         if let Some(outcome) = Asked::outcome(&self.sum_asked, &question) {
             return outcome.map(|()| true);
         }
@@ -224,15 +316,16 @@ impl DeviceSums for GpuSums {
         if self.made().drawn.share != share
             && let Some(Asked { question, .. }) = &self.rest_asked
         {
-            let question = Rest { share, ..*question };
-            self.alone.borrow_mut().answer(&[], &[question], false)?;
+            let rests = &[Rest { share, ..*question }];
+            self.alone.borrow_mut().answer(Questions { sums: &[], rests, data: &[], filters: false })?;
         }
         usize::try_from(self.made().drawn.token)
             .map_err(|_| Error::Internal("a draw from a residual on the GPU found no token".into()))
     }
 
     fn bytes(&self) -> usize {
-        self.sum.bytes() + self.chunks.len() + self.residual.len() + self.alone.borrow().bytes()
+        let questions = self.edits_asked.capacity() * size_of::<SumQuestion>() + self.data.0.capacity() * WORD;
+        self.sum.bytes() + self.chunks.len() + self.residual.len() + questions + self.alone.borrow().bytes()
     }
 
     fn defer(&mut self) {
@@ -240,11 +333,14 @@ impl DeviceSums for GpuSums {
     }
 
     fn asks(&self) -> bool {
-        let (sum, rest, _) = self.open();
-        sum.is_some() || rest.is_some()
+        let Questions { sums, rests, .. } = self.open();
+        !(sums.is_empty() && rests.is_empty())
     }
 
     fn settle(&mut self, outcome: &Result<()>) {
+        if !self.edits_asked.is_empty() {
+            self.edits_made.get_or_insert_with(|| outcome.clone());
+        }
         if let Some(asked) = self.sum_asked.as_mut().filter(|asked| asked.outcome.is_none()) {
             asked.outcome = Some(outcome.clone());
             self.sum.keep(0..1, 0);
@@ -255,7 +351,9 @@ impl DeviceSums for GpuSums {
     }
 
     fn forget(&mut self) {
-        (self.sum_asked, self.rest_asked) = (None, None);
+        (self.sum_asked, self.rest_asked, self.edits_made) = (None, None, None);
+        (self.edits_filter, _) = (false, self.edits_asked.clear());
+        self.data.0.clear();
     }
 
     fn answers(&self) -> Box<dyn DeviceAnswers> {
@@ -263,10 +361,11 @@ impl DeviceSums for GpuSums {
     }
 }
 
-/// Answers questions about rows on one GPU: each kernel runs once for all of them.
+/// Answers questions about rows on one GPU: each kernel runs once for many of them.
 struct GpuAnswers {
     sums: Vec<SumQuestion>,
     rests: Vec<Rest>,
+    data: Data,
     /// Whether the rows of some sum are filtered.
     filters: bool,
     /// The questions as kernels read them.
@@ -281,8 +380,8 @@ struct GpuAnswers {
 impl GpuAnswers {
     fn new(device: &Arc<Device>, vocab: usize) -> Self {
         let (questions, rows, done, device) = (None, None, None, device.clone());
-        let (sums, rests, filters) = (Vec::new(), Vec::new(), false);
-        GpuAnswers { sums, rests, filters, questions, rows, done, device, vocab }
+        let (sums, rests, data, filters) = (Vec::new(), Vec::new(), Data::default(), false);
+        GpuAnswers { sums, rests, data, filters, questions, rows, done, device, vocab }
     }
 
     fn bytes(&self) -> usize {
@@ -291,37 +390,42 @@ impl GpuAnswers {
     }
 
     /// Answer these questions, and wait for that.
-    fn answer(&mut self, sums: &[SumQuestion], rests: &[Rest], filters: bool) -> Result<()> {
-        self.answer_on_device(sums, rests, filters).map_err(failed)
+    fn answer(&mut self, questions: Questions<'_>) -> Result<()> {
+        self.answer_on_device(questions).map_err(failed)
     }
 
-    fn answer_on_device(&mut self, sums: &[SumQuestion], rests: &[Rest], filters: bool) -> ort::Result<()> {
-        // The sums, then what is done with their rows, then the residuals.
+    fn answer_on_device(&mut self, Questions { sums, rests, data, filters }: Questions<'_>) -> ort::Result<()> {
+        // The sums, then what is done with their rows, then the residuals, then the data of the sums.
         let controls = (sums.len() * size_of::<Blend>()).next_multiple_of(WORD);
         let residuals = (controls + sums.len() * size_of::<Control>()).next_multiple_of(WORD);
-        let bytes = residuals + size_of_val(rests);
-        self.make_room(bytes, sums.len())?;
+        let data_at = (residuals + size_of_val(rests)).next_multiple_of(WORD);
+        let bytes = data_at + data.len();
+        self.make_room(bytes, sums.len().min(AT_ONCE))?;
         let GpuAnswers { questions: Some((host, there)), rows: Some(rows), done: Some(done), device, .. } = self else {
             return Err(ort::Error::new("there is no room for questions"));
         };
-        let written = host.bytes_mut();
+        let (written, begin) = (host.bytes_mut(), there.place());
         for (index, SumQuestion { blend, control }) in sums.iter().enumerate() {
             let place = index * size_of::<Blend>();
-            written[place..place + size_of::<Blend>()].copy_from_slice(bytemuck::bytes_of(blend));
+            let blend = blend.moved(begin + data_at as u64);
+            written[place..place + size_of::<Blend>()].copy_from_slice(bytemuck::bytes_of(&blend));
             let place = controls + index * size_of::<Control>();
-            written[place..place + size_of::<Control>()].copy_from_slice(bytemuck::bytes_of(&control.at(index)));
+            let control = control.at(index % AT_ONCE);
+            written[place..place + size_of::<Control>()].copy_from_slice(bytemuck::bytes_of(&control));
         }
-        written[residuals..bytes].copy_from_slice(bytemuck::cast_slice(rests));
+        written[residuals..residuals + size_of_val(rests)].copy_from_slice(bytemuck::cast_slice(rests));
+        written[data_at..bytes].copy_from_slice(data);
         let queue = device.queue()?;
         let queued = queue.copy_first(host, there, bytes).and_then(|()| {
-            let place = there.place();
-            if !sums.is_empty() {
-                let shares = Shares { control: place + controls as u64, count: sums.len(), most: 1, filters };
-                queue_sums(device, &queue, place, rows, sums.len())?;
+            for (index, sums) in sums.chunks(AT_ONCE).enumerate() {
+                let first = index * AT_ONCE;
+                let control = begin + (controls + first * size_of::<Control>()) as u64;
+                let shares = Shares { control, count: sums.len(), most: 1, filters };
+                queue_sums(device, &queue, begin + (first * size_of::<Blend>()) as u64, rows, sums)?;
                 queue_rows(device, &queue, rows.place(), (TensorElementType::Float32, self.vocab), shares)?;
             }
             if !rests.is_empty() {
-                queue_residuals(device, &queue, place + residuals as u64, rests.len())?;
+                queue_residuals(device, &queue, begin + residuals as u64, rests.len())?;
             }
             queue.record(done)
         });
@@ -360,29 +464,47 @@ impl GpuAnswers {
 impl DeviceAnswers for GpuAnswers {
     fn take(&mut self, sums: &dyn DeviceSums) {
         let sums: &GpuSums = (sums as &dyn Any).downcast_ref().expect("all rows of an engine's sums are on one GPU");
-        let (sum, rest, filters) = sums.open();
-        self.filters |= sum.is_some() && filters;
-        self.sums.extend(sum);
-        self.rests.extend(rest);
+        let Questions { sums, rests, data, filters } = sums.open();
+        let before = self.data.bytes().len() as u64;
+        self.sums.extend(sums.iter().map(|asked| SumQuestion { blend: asked.blend.moved(before), ..*asked }));
+        self.rests.extend(rests);
+        self.data.0.extend_from_slice(bytemuck::cast_slice(data));
+        self.filters |= filters;
     }
 
     fn run(&mut self) -> Result<()> {
         let (mut sums, mut rests) = (std::mem::take(&mut self.sums), std::mem::take(&mut self.rests));
-        let filters = std::mem::take(&mut self.filters);
-        let outcome = self.answer(&sums, &rests, filters);
+        let (mut data, filters) = (std::mem::take(&mut self.data), std::mem::take(&mut self.filters));
+        let outcome = self.answer(Questions { sums: &sums, rests: &rests, data: data.bytes(), filters });
         sums.clear();
         rests.clear();
-        (self.sums, self.rests) = (sums, rests);
+        data.0.clear();
+        (self.sums, self.rests, self.data) = (sums, rests, data);
         outcome
     }
 }
 
-/// Queue the kernel that adds rows up, for so many questions at a place of the device.
-fn queue_sums(device: &Device, queue: &Queue, mut asked: u64, rows: &DeviceBuffer, count: usize) -> ort::Result<()> {
+/// Sums that kernels make at once. More are made one batch after another, so that memory for their rows is bounded.
+const AT_ONCE: usize = 64;
+
+/// Queue the kernels that add rows up and edit the sums, for these questions at a place of the device.
+fn queue_sums(
+    device: &Device,
+    queue: &Queue,
+    mut asked: u64,
+    rows: &DeviceBuffer,
+    questions: &[SumQuestion],
+) -> ort::Result<()> {
+    let (kernels, count) = (device.kernels()?, questions.len() as u32);
+    let changed = questions.iter().map(|question| question.blend.changed as usize).max().unwrap_or(0);
+    let blocks = changed.div_ceil(THREADS).min(BLOCKS as usize) as u32;
     let mut out = rows.place();
     let arguments = &mut [argument(&mut asked), argument(&mut out)];
-    // SAFETY: the arguments are those of the kernel; rows stay until their sequences run again.
-    unsafe { queue.run(device.kernels()?.weigh, (BLOCKS, count as u32, 1), THREADS as u32, arguments) }
+    // SAFETY: the arguments are those of the kernels; rows stay until their sequences run again.
+    unsafe {
+        queue.run(kernels.weigh, (BLOCKS, count, 1), THREADS as u32, arguments)?;
+        if blocks > 0 { queue.run(kernels.change, (blocks, count, 1), THREADS as u32, arguments) } else { Ok(()) }
+    }
 }
 
 /// Blocks that add up the rows of a question.
@@ -405,7 +527,7 @@ mod tests {
     #[test]
     fn sizes_are_those_of_the_kernels() {
         assert_eq!((size_of::<KernelTerm>(), size_of::<KernelTerms>()), (40, 40 * TERMS + 16));
-        assert_eq!((size_of::<Blend>(), size_of::<Rest>()), (40 * TERMS + 24, 40 * TERMS + 48));
+        assert_eq!((size_of::<Blend>(), size_of::<Rest>()), (40 * TERMS + 48, 40 * TERMS + 48));
         assert_eq!(size_of::<Residual>(), 24);
     }
 }

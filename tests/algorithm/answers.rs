@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crate::common::{PROMPT, SAMPLINGS, Sampling, World, combinations, decoder, ways};
-use crate::sums::{Asked, HostSums};
+use crate::sums::{Asked, HostEdits, HostSums};
 use cos::config::Combine;
 use cos::decode::chance::CounterRng;
 use cos::decode::combine::{Combination, Function};
@@ -18,7 +18,7 @@ use cos::engine::session::{Options, Session, State};
 use cos::error::Error;
 use cos::learn::estimates::Estimates;
 use cos::model::{Cancel, Interrupt, Model, Pass, Report, Sequence};
-use cos::rows::{DeviceRow, DeviceRows, DeviceSums, Distribution, Filter, PassUniforms, Row};
+use cos::rows::{DeviceEdits, DeviceRow, DeviceRows, DeviceSums, Distribution, Filter, PassUniforms, Row};
 
 /// A model whose sequences answer questions.
 struct Answering {
@@ -190,6 +190,10 @@ impl DeviceRows for Answers {
 
     fn sums(&self) -> Option<Box<dyn DeviceSums>> {
         Some(Box::new(HostSums::new(self.vocab, self.ways.asked.as_ref()?)))
+    }
+
+    fn edits(&self, slots: usize) -> Option<Box<dyn DeviceEdits>> {
+        Some(Box::new(HostEdits::new(slots)))
     }
 }
 

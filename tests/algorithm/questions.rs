@@ -5,17 +5,21 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use cos::config::{Combine, FullCache};
+use cos::control::{Constraint, Constraints, Controls};
 use cos::decode::chance::CounterRng;
+use cos::decode::combine::Combination;
+use cos::decode::decoder::{Alternatives, Settings};
 use cos::decode::policy::{Strategy, Targets};
 use cos::engine::Engine;
 use cos::engine::many::step_many;
 use cos::engine::queues::PassQueues;
 use cos::engine::session::{Options, Session, State};
 use cos::error::Error;
+use cos::learn::estimates::Estimates;
 use cos::model::Interrupt;
 
 use crate::answers::{Ways, answering};
-use crate::common::{PROMPT, SAMPLINGS, Sampling, World, combinations, decoder, ways};
+use crate::common::{PROMPT, SAMPLINGS, Sampling, World, combinations, controlled_decoder, decoder, ways};
 use crate::sums::Asked;
 
 fn count(of: &AtomicUsize) -> usize {
@@ -61,6 +65,94 @@ fn answers_to_questions_give_the_text_of_rows() {
     }
     assert!(texts > 500 && others == 0, "{others} of {texts} texts differ");
     assert!(count(&asked.batches) > 1000 && count(&asked.most) == 1, "{} batches", count(&asked.batches));
+}
+
+/// Controls of all kinds that edit rows without a look at probabilities.
+fn controls() -> [Controls; 3] {
+    let plain = Controls::default;
+    let odd = Constraints::new(|| Box::new(Odd(0)));
+    [
+        plain().with_bias(&[1, 3], &[2.0, f32::NEG_INFINITY]).unwrap(),
+        Controls { no_repeat_ngram: 4, ..plain().with_penalties(1.5, 0.5, 0.25).unwrap() },
+        Controls { constraint: Some(odd), ..plain() },
+    ]
+}
+
+/// After every third token, only odd tokens are possible.
+struct Odd(usize);
+
+impl Constraint for Odd {
+    fn reset(&mut self) -> Result<(), Error> {
+        self.0 = 0;
+        Ok(())
+    }
+
+    fn push(&mut self, _: i32) -> Result<(), Error> {
+        self.0 += 1;
+        Ok(())
+    }
+
+    fn pop(&mut self, tokens: usize) -> Result<(), Error> {
+        self.0 -= tokens;
+        Ok(())
+    }
+
+    fn mask(&mut self, mask: &mut [u32]) -> Result<(), Error> {
+        mask.fill(if self.0 % 3 == 2 { 0xaaaa_aaaa } else { u32::MAX });
+        Ok(())
+    }
+
+    fn may_end(&self) -> bool {
+        false
+    }
+
+    fn is_complete(&self) -> bool {
+        false
+    }
+}
+
+/// The same with rows that are edited: on their device, all of them at once, and never on the host.
+#[test]
+fn rows_that_are_edited_there_give_the_text_of_rows() {
+    let models = World::Related.models(2, 5);
+    let (told, asked) = asking();
+    let told = answering(&models, &told);
+    let queues = PassQueues::new(&told, FullCache::Wait, 0, &Default::default());
+    let (mut texts, mut others, mut copied) = (0, 0, 0);
+    for combination in combinations(2) {
+        // If no plausible token is possible, another sum is made, on the host.
+        let has_judge = matches!(combination, Combination::Logits { plausibility: Some(_), .. });
+        for (sampling, controls) in SAMPLINGS.into_iter().flat_map(|sampling| controls().map(|of| (sampling, of))) {
+            for way in ways(2, &combination, sampling) {
+                for seed in 0..3 {
+                    let [rows, direct, waits] = [(&models, false), (&told, false), (&told, true)].map(|(of, waits)| {
+                        let (chance, until) = (CounterRng::new(seed), (&[][..], 14));
+                        let controls = (&controls, None);
+                        let mut decoder = controlled_decoder(of, &combination, sampling, &way, controls, until, chance);
+                        // The best alternatives take whole rows.
+                        let has_top = seed % 3 == 0;
+                        let alternatives = Alternatives { top: usize::from(has_top), before: false, of_models: true };
+                        let (settings, plan) = (decoder.settings().clone(), decoder.plan().clone());
+                        decoder.set_settings(Settings { alternatives, ..settings }, plan).unwrap();
+                        if seed % 2 == 0 {
+                            decoder.observe(Estimates::new(&vec![vec![(1, 1.0)]; 2]));
+                        }
+                        if waits {
+                            decoder.share_passes(&queues, false);
+                        }
+                        decoder.prompt(&PROMPT).unwrap();
+                        while decoder.round().unwrap().1.is_none() {}
+                        copied += if has_top || has_judge { 0 } else { decoder.all_rows_copied() };
+                        (decoder.committed().to_vec(), decoder.counters())
+                    });
+                    texts += 1;
+                    others += i32::from(rows != direct || rows != waits);
+                }
+            }
+        }
+    }
+    assert!(texts > 500 && others == 0, "{others} of {texts} texts differ");
+    assert_eq!((copied, count(&asked.most)), (0, 1));
 }
 
 /// Options of a session that decodes 30 tokens.
@@ -176,8 +268,10 @@ fn a_batch_that_fails_commits_nothing() {
     let mut failed = 0;
     for combination in combinations(2) {
         for way in ways(2, &combination, sampling) {
-            for panics in [false, true] {
-                let mut decoder = decoder(&models, &combination, sampling, &way, &[], 40, CounterRng::new(2));
+            for (panics, edits) in [(false, false), (true, false), (false, true), (true, true)] {
+                let controls = if edits { controls()[1].clone() } else { Controls::default() };
+                let (controls, until, chance) = ((&controls, None), (&[][..], 40), CounterRng::new(2));
+                let mut decoder = controlled_decoder(&models, &combination, sampling, &way, controls, until, chance);
                 decoder.share_passes(&queues, false);
                 decoder.prompt(&PROMPT).unwrap();
                 decoder.round().unwrap();

@@ -1,4 +1,4 @@
-//! Sums and residuals of rows that answer questions, deferred as those on a GPU are.
+//! Sums, edited rows and residuals of rows that answer questions, deferred as those on a GPU are.
 
 use std::any::Any;
 use std::cell::Cell;
@@ -6,7 +6,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use cos::error::Error;
-use cos::rows::{DeviceAnswers, DeviceRow, DeviceRows, DeviceSums, Distribution, Filter, Row, Term};
+use cos::rows::{
+    Candidates, DeviceAnswers, DeviceEdits, DeviceRow, DeviceRows, DeviceSums, Distribution, Edits, Filter,
+    PassUniforms, Row, RowToEdit, Term, maximum,
+};
 
 use crate::answers::{best, find, kept};
 
@@ -37,6 +40,7 @@ struct Open {
     question: Question,
     terms: Vec<Term>,
     judge: Option<(DeviceRow, f32)>,
+    edits: Option<Edits>,
     outcome: Option<Result<(), Error>>,
 }
 
@@ -45,21 +49,79 @@ pub struct HostSums {
     residual: Vec<f64>,
     /// A sum, and a residual.
     open: [Option<Open>; 2],
+    /// Whether rows with edits are asked for, and how that went.
+    edits: Option<Option<Result<(), Error>>>,
     defers: bool,
     asked: Arc<Asked>,
 }
 
-/// A sum that answers questions.
+/// A sum, or a row with edits, that answers questions.
 struct SumRow {
     scores: Vec<f32>,
     filter: Filter,
     copied: Cell<u64>,
+    /// Of a row with edits: where it is drawn from, if it is drawn from, and the token whose score was asked for.
+    foreseen: Option<(Option<PassUniforms>, Option<usize>)>,
+}
+
+impl SumRow {
+    fn new(scores: Vec<f32>, filter: Filter) -> Self {
+        SumRow { scores, filter, copied: Cell::new(0), foreseen: None }
+    }
+}
+
+/// Rows with edits, and those that were asked for.
+pub struct HostEdits {
+    rows: Vec<Option<(usize, SumRow)>>,
+    asked: Vec<(usize, SumRow)>,
+}
+
+impl HostEdits {
+    pub fn new(slots: usize) -> Self {
+        HostEdits { rows: (0..slots).map(|_| None).collect(), asked: Vec::new() }
+    }
+}
+
+impl DeviceEdits for HostEdits {
+    fn row(&self, position: usize) -> Option<Row<'_>> {
+        let (of, row) = self.rows[position % self.rows.len()].as_ref()?;
+        (*of == position).then_some(Row::Device(row, 0))
+    }
+
+    fn awaits(&self) -> bool {
+        !self.asked.is_empty()
+    }
+
+    fn settle(&mut self, outcome: &Result<(), Error>) {
+        for (position, row) in self.asked.drain(..).filter(|_| outcome.is_ok()) {
+            let slot = position % self.rows.len();
+            self.rows[slot] = Some((position, row));
+        }
+    }
+
+    fn truncate(&mut self, len: usize) {
+        self.asked.clear();
+        self.rows.iter_mut().for_each(|row| *row = row.take().filter(|(position, _)| *position <= len));
+    }
+
+    fn forget(&mut self) {
+        self.asked.clear();
+        self.rows.fill_with(|| None);
+    }
+
+    fn copied(&self) -> u64 {
+        0
+    }
+
+    fn bytes(&self) -> usize {
+        0
+    }
 }
 
 impl HostSums {
     pub fn new(vocab: usize, asked: &Arc<Asked>) -> Self {
-        let row = SumRow { scores: vec![0.0; vocab], filter: Filter::plain(1.0), copied: Cell::new(0) };
-        HostSums { row, residual: Vec::new(), open: [None, None], defers: false, asked: asked.clone() }
+        let row = SumRow::new(vec![0.0; vocab], Filter::plain(1.0));
+        HostSums { row, residual: Vec::new(), open: [None, None], edits: None, defers: false, asked: asked.clone() }
     }
 
     /// Ask, unless that was answered.
@@ -79,7 +141,7 @@ impl HostSums {
     }
 
     fn make(&mut self, kind: usize) {
-        let Some(Open { question, terms, judge, .. }) = &self.open[kind] else { return };
+        let Some(Open { question, terms, judge, edits, .. }) = &self.open[kind] else { return };
         // SAFETY: rows stay until their sequences run again, and are as long as the vocabulary.
         let score = |row: &DeviceRow, token: usize| unsafe { *(row.address() as *const f32).add(token) };
         let vocab = self.row.scores.len();
@@ -93,6 +155,7 @@ impl HostSums {
                     let sum = parts(token).map(|(term, score)| term.of(token, score)).sum::<f64>() as f32;
                     self.row.scores[token] = if impossible { f32::NEG_INFINITY } else { sum };
                 }
+                edits.iter().for_each(|edits| edits.apply(&mut self.row.scores, &mut Candidates::default()));
             }
             Question::Residual(_, certain, _) => {
                 let targets = if certain.is_some() { terms.len() } else { terms.len() - 1 };
@@ -113,10 +176,34 @@ fn known(terms: &[Term]) -> Parts {
 }
 
 impl DeviceSums for HostSums {
+    fn edit(&mut self, to_edit: RowToEdit<'_>, edited: &mut dyn DeviceEdits) -> bool {
+        let RowToEdit { row, position, edits, filter, token, uniforms } = to_edit;
+        let edited: &mut dyn Any = edited;
+        let edited: &mut HostEdits = edited.downcast_mut().unwrap();
+        assert!(edits.drops.keeps_all());
+        // SAFETY: as in `make`.
+        let scores = unsafe { std::slice::from_raw_parts(row.address() as *const f32, self.row.scores.len()) };
+        let mut scores = scores.to_vec();
+        edits.apply(&mut scores, &mut Candidates::default());
+        let row = SumRow { foreseen: Some((uniforms, token)), ..SumRow::new(scores, filter) };
+        edited.asked.push((position, row));
+        self.edits = Some(None);
+        true
+    }
+
+    fn make_edited(&mut self) -> Result<(), Error> {
+        match self.edits.as_mut().expect("rows are asked for") {
+            Some(outcome) => outcome.clone(),
+            None if self.defers => Err(Error::Internal("a question got out".into())),
+            outcome => outcome.insert(Ok(())).clone(),
+        }
+    }
+
     fn add(
         &mut self,
         parts: &mut dyn Iterator<Item = Term>,
         judge: Option<(DeviceRow, f32)>,
+        edits: Option<&Edits>,
         filter: Filter,
         token: usize,
         uniform: Option<f64>,
@@ -124,7 +211,8 @@ impl DeviceSums for HostSums {
         let terms: Vec<Term> = parts.collect();
         let about = judge.map(|(row, floor)| (row.address(), floor));
         let question = Question::Sum(known(&terms), about, filter, token, uniform);
-        self.ask(0, Open { question, terms, judge, outcome: None }).map(|()| true)
+        let edits = edits.cloned();
+        self.ask(0, Open { question, terms, judge, edits, outcome: None }).map(|()| true)
     }
 
     fn sum(&self) -> Row<'_> {
@@ -139,7 +227,7 @@ impl DeviceSums for HostSums {
     ) -> Result<Option<f64>, Error> {
         let terms: Vec<Term> = parts.collect();
         let question = Question::Residual(known(&terms), certain, uniform);
-        self.ask(1, Open { question, terms, judge: None, outcome: None })?;
+        self.ask(1, Open { question, terms, judge: None, edits: None, outcome: None })?;
         Ok(Some(self.residual.iter().sum()))
     }
 
@@ -159,10 +247,13 @@ impl DeviceSums for HostSums {
     }
 
     fn asks(&self) -> bool {
-        self.open.iter().flatten().any(|open| open.outcome.is_none())
+        self.edits == Some(None) || self.open.iter().flatten().any(|open| open.outcome.is_none())
     }
 
     fn settle(&mut self, outcome: &Result<(), Error>) {
+        if let Some(made) = &mut self.edits {
+            made.get_or_insert(outcome.clone());
+        }
         for kind in 0..2 {
             if self.open[kind].as_ref().is_some_and(|open| open.outcome.is_none()) {
                 if outcome.is_ok() {
@@ -174,7 +265,7 @@ impl DeviceSums for HostSums {
     }
 
     fn forget(&mut self) {
-        self.open = [None, None];
+        (self.open, self.edits) = ([None, None], None);
     }
 
     fn answers(&self) -> Box<dyn DeviceAnswers> {
@@ -215,16 +306,33 @@ impl DeviceRows for SumRow {
         Ok(self.scores[token])
     }
 
+    fn knows(&self, _: usize, token: usize) -> bool {
+        let is_drawn = |uniforms: Option<PassUniforms>| {
+            let (kept, weights) = kept(&self.scores, self.filter);
+            uniforms.into_iter().flatten().any(|uniform| find(&weights, uniform * kept.total()) == Some(token))
+        };
+        let knows = |(uniforms, told)| told == Some(token) || is_drawn(uniforms);
+        maximum(&self.scores).is_err() || self.foreseen.is_none_or(knows)
+    }
+
     fn best(&self, _: usize) -> Option<(usize, f32, f32)> {
         best(&self.scores)
     }
 
     fn distribution(&self, _: usize, filter: Filter) -> Option<Result<Distribution, Error>> {
+        if let Err(error) = maximum(&self.scores) {
+            return Some(Err(error));
+        }
         Some(Ok(kept(&self.scores, self.filter).0)).filter(|_| self.filter == filter)
     }
 
     fn draw(&self, _: usize, share: f64) -> Result<Option<usize>, Error> {
-        Ok(find(&kept(&self.scores, self.filter).1, share))
+        let (kept, weights) = kept(&self.scores, self.filter);
+        if let Some((uniforms, _)) = self.foreseen {
+            let foresees = uniforms.into_iter().flatten().any(|uniform| uniform * kept.total() == share);
+            assert!(foresees, "a draw that was not foreseen");
+        }
+        Ok(find(&weights, share))
     }
 
     fn place(&self, _: usize) -> Option<DeviceRow> {
@@ -237,6 +345,10 @@ impl DeviceRows for SumRow {
     }
 
     fn sums(&self) -> Option<Box<dyn DeviceSums>> {
+        None
+    }
+
+    fn edits(&self, _: usize) -> Option<Box<dyn DeviceEdits>> {
         None
     }
 }

@@ -43,6 +43,7 @@ static float __int_as_float(int bits) { return same_bits<float>(bits); }
 static unsigned __float_as_uint(float value) { return same_bits<unsigned>(value); }
 static float __fadd_rn(float a, float b) { return a + b; }
 static float __fmul_rn(float a, float b) { return a * b; }
+static float __fdiv_rn(float a, float b) { return a / b; }
 static double __dmul_rn(double a, double b) { return a * b; }
 static float of_half(unsigned short bits) {
     int exponent = bits >> 10 & 31, mantissa = bits & 1023;

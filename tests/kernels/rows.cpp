@@ -362,12 +362,24 @@ static void sums_are_made_together() {
         rests[s] = {asked[s].terms, chunks.data() + s * CHUNKS, &residuals[s], uniform(), -1};
         for (Term &term : rests[s].terms.terms) term.rate = 1, term.scale = 0.2 + 0.1 * s;
     }
+    // Some sums are masked, and some of their scores change.
+    std::vector<std::vector<Change>> changes(count);
+    std::vector<u32> mask(vocab / 32 + 1);
+    for (u32 &word : mask) word = (u32)engine();
+    for (int s = 1; s < count; s++) {
+        for (int token = below(9); token < vocab; token += 1 + below(99))
+            changes[s].push_back({(u32)token, (float[]){0, 2, -INFINITY}[below(3)], 1.5f, (float)uniform()});
+        asked[s].changes = changes[s].data(), asked[s].changed = (int)changes[s].size();
+        asked[s].mask = mask.data(), asked[s].masked = s % 2;
+    }
     std::vector<float> together(count * vocab), alone(vocab);
     launch({7, (unsigned)count}, THREADS, [&] { weigh(asked.data(), together.data()); });
+    launch({2, (unsigned)count}, THREADS, [&] { change(asked.data(), together.data()); });
     launch({(unsigned)CHUNKS, (unsigned)count}, THREADS, [&] { residual(rests.data()); });
     launch({(unsigned)count}, THREADS, [&] { pick(rests.data()); });
     for (int s = 0; s < count; s++) {
         launch({3}, THREADS, [&] { weigh(&asked[s], alone.data()); });
+        launch({1}, THREADS, [&] { change(&asked[s], alone.data()); });
         CHECK(memcmp(alone.data(), together.data() + s * vocab, vocab * sizeof(float)) == 0, "sum %d", s);
         for (int i = 0; i < vocab; i++) {
             float expected = 0;
@@ -379,7 +391,12 @@ static void sums_are_made_together() {
                 expected += (float)term.scale * (term.rate > 0 ? expf(score - term.max) : score);
                 impossible |= term.rate == 0 && score == -INFINITY;
             }
-            if (impossible) expected = -INFINITY;
+            if (impossible || (s % 2 && !(mask[i / 32] >> i % 32 & 1))) expected = -INFINITY;
+            for (const Change &change : changes[s])
+                if (change.token == (u32)i) {
+                    expected += change.bias;
+                    expected = (expected > 0 ? expected / change.repetition : expected * change.repetition) - change.less;
+                }
             CHECK(alone[i] == expected || fabs(alone[i] - expected) < 1e-5, "%g, not %g", alone[i], expected);
         }
         Residual one = {};

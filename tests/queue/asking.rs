@@ -6,7 +6,7 @@ use std::panic::resume_unwind;
 use std::sync::Arc;
 
 use cos::error::Error;
-use cos::rows::{DeviceAnswers, DeviceRow, DeviceSums, Filter, Row, Term};
+use cos::rows::{DeviceAnswers, DeviceEdits, DeviceRow, DeviceSums, Edits, Filter, Row, RowToEdit, Term};
 use shuttle::sync::Mutex;
 
 use crate::questions::Questions;
@@ -32,10 +32,19 @@ struct Batch {
 }
 
 impl DeviceSums for Numbered {
+    fn edit(&mut self, _: RowToEdit<'_>, _: &mut dyn DeviceEdits) -> bool {
+        unreachable!("questions are only numbers")
+    }
+
+    fn make_edited(&mut self) -> Result<(), Error> {
+        unreachable!("questions are only numbers")
+    }
+
     fn add(
         &mut self,
         _: &mut dyn Iterator<Item = Term>,
         _: Option<(DeviceRow, f32)>,
+        _: Option<&Edits>,
         _: Filter,
         _: usize,
         _: Option<f64>,

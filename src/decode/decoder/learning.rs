@@ -64,3 +64,14 @@ impl<C: Chance> Decoder<C> {
         }
     }
 }
+
+impl<C: Chance> DecoderState<C> {
+    /// The first position that an observer wants a model's row of, if the model runs from `start` on: it was committed
+    /// without it, or without a score that this pass tells.
+    pub(super) fn wanted(&self, model: usize, start: usize) -> usize {
+        let Some(observer) = &self.observer else { return usize::MAX };
+        let rows = self.lanes[model].as_ref().and_then(|lane| lane.sequence.device_rows());
+        let first = if rows.is_some_and(|rows| rows.learns(start)) { start } else { start + 1 };
+        observer.first_wanted(model).max(first)
+    }
+}
