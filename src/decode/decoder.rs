@@ -8,12 +8,14 @@ mod branch;
 mod company;
 mod editing;
 mod learning;
+mod passes;
 mod score;
 
 use std::time::Duration;
 
 pub use self::branch::Snapshot;
 pub use self::company::Common;
+pub use self::passes::Beside;
 use crate::control::RowEditor;
 pub use crate::decode::alternatives::{Alternatives, LogProbabilities, MOST_ALTERNATIVES};
 use crate::decode::chance::Chance;
@@ -31,7 +33,7 @@ pub use crate::decode::target::Workspace;
 use crate::error::{Error, Result};
 use crate::learn::estimates::Estimates;
 use crate::learn::observer::{Observer, WINDOW};
-use crate::model::{CacheUse, Memory, Pass, Report, Sequence};
+use crate::model::{CacheUse, Memory, Report, Sequence};
 
 /// One who takes part in decoding a sequence.
 pub enum Proposer {
@@ -391,64 +393,6 @@ impl<C: Chance> Decoder<C> {
         }
     }
 
-    fn ask_for_passes(&mut self) {
-        self.needs.clear();
-        let (needs, end) = (&mut self.needs, self.schedule.len());
-        needs.extend(self.schedule.running().map(|model| self.state.need(model, end, self.schedule.committed())));
-    }
-
-    /// The passes that are needed, none of which depends on another. Empty unless the last step was [`Step::Run`].
-    pub fn needs(&self) -> &[Need] {
-        &self.needs
-    }
-
-    /// Cut needed passes over prompts that are longer than `most` tokens of their model; the rest is needed in the next
-    /// step.
-    pub fn limit_prompts(&mut self, most: impl Fn(usize) -> usize) {
-        let prompt_end = self.state.prompt_end();
-        for Need { model, start, end, .. } in self.needs.iter_mut().filter(|need| need.end <= prompt_end) {
-            *end = (*end).min(*start + most(*model).max(1));
-        }
-    }
-
-    /// What a needed pass runs over.
-    pub fn pass(&mut self, Need { model, start, end, keep }: Need) -> Pass<'_> {
-        let Decoder { plan, state: DecoderState { lanes, settings, editor, tokens, chance, epoch, .. }, .. } = self;
-        let lane = lanes[model].as_mut().expect("a look-up runs no passes");
-        // Edits come behind the pass, and what is drawn of the row before them is of no use.
-        let draws = || lane.uniforms(model, (plan, settings), chance, (end, *epoch));
-        let uniforms = editor.is_none().then(draws).flatten();
-        let sequence = lane.sequence.as_mut();
-        Pass { sequence, tokens: &tokens[start..end], keep, filter: settings.sampler.filter(), uniforms }
-    }
-
-    /// All needed passes. Each is of another model.
-    pub fn passes(&mut self) -> impl Iterator<Item = (Need, Pass<'_>)> {
-        let Decoder { plan, needs, state, .. } = self;
-        let DecoderState { lanes, settings, editor, tokens, chance, epoch, .. } = state;
-        let (plan, settings, is_edited, chance, epoch) = (&*plan, &*settings, editor.is_some(), &*chance, *epoch);
-        let (needs, tokens, filter) = (&*needs, &*tokens, settings.sampler.filter());
-        lanes.iter_mut().enumerate().filter_map(move |(model, lane)| {
-            let need = *needs.iter().find(|need| need.model == model)?;
-            let lane = lane.as_mut()?;
-            let draws = || lane.uniforms(model, (plan, settings), chance, (need.end, epoch));
-            let uniforms = (!is_edited).then(draws).flatten();
-            let (sequence, tokens, keep) = (lane.sequence.as_mut(), &tokens[need.start..need.end], need.keep);
-            Some((need, Pass { sequence, tokens, keep, filter, uniforms }))
-        })
-    }
-
-    /// By model that the combination needs and that has seen nothing yet: a pass over the first tokens that it will
-    /// see. It is to ask for memory, not to be run.
-    pub fn first_passes(&mut self) -> impl Iterator<Item = (usize, Pass<'_>)> {
-        let DecoderState { lanes, settings, tokens, .. } = &mut self.state;
-        let (combination, tokens) = (&settings.combination, &*tokens);
-        lanes.iter_mut().enumerate().filter_map(move |(model, lane)| {
-            let lane = lane.as_mut().filter(|lane| combination.needs(model) && lane.sequence.is_empty())?;
-            Some((model, Pass::plain(lane.sequence.as_mut(), &tokens[..tokens.len().min(lane.limits.max_pass)])))
-        })
-    }
-
     /// A needed pass has succeeded. `overlapped` tells whether it was run at the same time as others of this step.
     pub fn ran(&mut self, need: Need, report: Report, overlapped: bool) {
         let Need { model, start, end, .. } = need;
@@ -679,16 +623,6 @@ fn editor(settings: &Settings, vocab_size: usize) -> Option<Box<RowEditor>> {
         Box::new(RowEditor::new(&settings.controls, vocab_size, &settings.stop_tokens, is_greedy))
     };
     (!settings.controls.is_plain()).then(editor)
-}
-
-impl<C: Chance> DecoderState<C> {
-    /// The next pass of a model over the tokens before `end`.
-    fn need(&self, model: usize, end: usize, committed: usize) -> Need {
-        let lane = self.lanes[model].as_ref().expect("a look-up runs no passes");
-        let start = lane.sequence.len();
-        let keep = committed.min(self.wanted(model, start));
-        Need { model, start, end: end.min(start + lane.limits.max_pass), keep }
-    }
 }
 
 /// Most tokens that all models hold that the combination needs. A drafter drafts as long as it can, and limits nothing.

@@ -203,7 +203,7 @@ impl<C: Chance> DecoderState<C> {
 
 /// Whether top choices are excluded at a position: an outcome of its own, which stays as routes do, whatever becomes of
 /// drafts.
-fn excludes(chance: &impl Chance, settings: &Settings, position: usize, epoch: u32) -> bool {
+pub fn excludes(chance: &impl Chance, settings: &Settings, position: usize, epoch: u32) -> bool {
     let key = Key { position, purpose: Purpose::Exclusion, epoch };
     chance.accept(key, f64::from(settings.controls.xtc_probability))
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use arrayvec::ArrayVec;
 
 use crate::decode::chance::Chance;
-use crate::decode::decoder::{Common, Decoder, Finish, Need, Proposer, Settings, Step, Workspace};
+use crate::decode::decoder::{Beside, Common, Decoder, Finish, Need, Proposer, Settings, Step, Workspace};
 use crate::decode::policy::{Plan, Targets};
 use crate::engine::histogram::{PassShape, SessionHistograms};
 use crate::engine::participant::Participant;
@@ -254,7 +254,8 @@ impl<C: Chance> Driver<C> {
         let Driver { decoder, cancel, waiter, in_crowd, priority, .. } = self;
         let (is_new, prompt_end) = (decoder.counters().tokens == 0, decoder.prompt_end());
         self.passes.begin();
-        let passes = decoder.passes().skip(first).take(count);
+        let (passes, mut beside) = decoder.passes();
+        let passes = passes.skip(first).take(count);
         let now = Instant::now();
         let tickets = passes.filter_map(|(need, pass)| {
             let when_full = queues.when_full(is_new && need.start == 0, true);
@@ -262,7 +263,7 @@ impl<C: Chance> Driver<C> {
             Some((need, ticket.of(*priority, need.end <= prompt_end)))
         });
         let (needs, mut tickets): (ArrayVec<Need, MOST_MODELS>, ArrayVec<Ticket, MOST_MODELS>) = tickets.unzip();
-        queue::run(waiter, *in_crowd, &mut tickets);
+        queue::run(waiter, *in_crowd, &mut tickets, &mut || beside.work());
         let overlaps = tickets.len() > 1 && tickets.iter().any(|ticket| ticket.queue().overlaps());
         let outcomes: ArrayVec<_, MOST_MODELS> =
             tickets.into_iter().map(|ticket| (ticket.common(), ticket.outcome())).collect();
@@ -375,23 +376,31 @@ impl<C: Chance> Driver<C> {
         if alone == 0 {
             return Ok(());
         }
+        let all = self.overlaps && alone >= 2 && count <= MOST_AT_ONCE;
         let mut launched = 0u64;
-        if self.overlaps && alone >= 2 && count <= MOST_AT_ONCE {
-            for index in 0..count {
+        // One pass alone is left running too, if there is something to do meanwhile.
+        if all || self.decoder.has_edits() {
+            for index in 0..count.min(MOST_AT_ONCE) {
                 let need = self.decoder.needs()[index];
                 let is_running = self.queue(need).is_none()
                     && model(&self.participants, need)?.launch(&mut [self.decoder.pass(need)]);
                 launched |= u64::from(is_running) << index;
+                if is_running && !all {
+                    break;
+                }
             }
         }
-        for is_running in [false, true] {
+        if launched != 0 {
+            self.decoder.passes().1.work();
+        }
+        for is_running in if all { [false, true] } else { [true, false] } {
             for index in 0..count {
                 let need = self.decoder.needs()[index];
                 if self.queue(need).is_some() || (index < MOST_AT_ONCE && launched >> index & 1 == 1) != is_running {
                     continue;
                 }
                 let report = model(&self.participants, need)?.forward(&mut [self.decoder.pass(need)])?;
-                self.decoder.ran(need, report, launched != 0);
+                self.decoder.ran(need, report, all && launched != 0);
                 self.passes.add(report.elapsed, true);
                 self.had_pass = true;
             }
@@ -407,16 +416,18 @@ impl<C: Chance> Driver<C> {
 
     /// Ask for the passes that are run in common with others, each with its need. One for which there is no memory now,
     /// and one of a prompt or a batch session for which the next pass has no room, is given back.
-    pub(super) fn tickets(&mut self, now: Instant) -> impl Iterator<Item = (Need, Ticket<'_>)> {
+    pub(super) fn tickets(&mut self, now: Instant) -> (impl Iterator<Item = (Need, Ticket<'_>)>, Beside<'_, C>) {
         self.passes.begin();
         let Driver { decoder, cancel, queues, priority, counts, asked, .. } = self;
         let (cancel, queues, is_new) = (&**cancel, queues.as_deref(), decoder.counters().tokens == 0);
         let (priority, counts, asked, prompt_end) = (*priority, *counts, *asked, decoder.prompt_end());
-        decoder.passes().filter_map(move |(need, pass)| {
+        let (passes, beside) = decoder.passes();
+        let tickets = passes.filter_map(move |(need, pass)| {
             let when_full = queues?.when_full(is_new && need.start == 0, false);
             let ticket = Ticket::new(queues?.of(need.model)?, pass, cancel, when_full, now);
             Some((need, ticket.of(priority, need.end <= prompt_end).counting(counts).briefly(asked)))
-        })
+        });
+        (tickets, beside)
     }
 
     /// What its thread waits by.

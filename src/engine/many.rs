@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use arrayvec::ArrayVec;
 
+use crate::decode::decoder::Beside;
 use crate::engine::Engine;
 use crate::engine::phase::{CallBuffers, Outcome, Stand};
 use crate::engine::queue::{self, LOOK_AGAIN, MOST_MODELS, PassQueue, Ticket};
@@ -131,12 +132,13 @@ fn answer<S: BorrowMut<Session>>(
 
 /// Run one pass of each model that sessions wait for.
 fn run_together<S: BorrowMut<Session>>(sessions: &mut [S], buffers: &mut CallBuffers) {
-    let CallBuffers { stands, tickets, needs, outcomes } = buffers;
+    let CallBuffers { stands, tickets, besides, needs, outcomes } = buffers;
     let waits = |index: &usize| matches!(stands[*index], Stand::Waits);
     let Some(first) = (0..stands.len()).find(waits) else { return };
     let waiter = sessions[first].borrow().driver.waiter().clone();
     let (turn, asked) = (turn(sessions, stands), Instant::now());
-    let mut waiting = recycle(std::mem::take(tickets));
+    let mut waiting = recycle::<Ticket, Ticket>(std::mem::take(tickets));
+    let mut working = recycle::<Beside<_>, Beside<_>>(std::mem::take(besides));
     needs.clear();
     for (index, each) in sessions.iter_mut().enumerate() {
         let session = each.borrow_mut();
@@ -148,21 +150,23 @@ fn run_together<S: BorrowMut<Session>>(sessions: &mut [S], buffers: &mut CallBuf
             stands[index] = Stand::Interrupted(refusal.into());
             continue;
         }
-        for (need, mut ticket) in each.borrow_mut().driver.tickets(asked) {
+        let (tickets, beside) = each.borrow_mut().driver.tickets(asked);
+        for (need, mut ticket) in tickets {
             ticket.place = needs.len();
             needs.push((index, need));
             waiting.push(ticket);
         }
+        working.push(beside);
     }
     // Tickets of a queue must be next to each other.
     waiting.sort_unstable_by_key(|ticket| (std::ptr::from_ref(ticket.queue()).addr(), ticket.place));
-    queue::run(&waiter, false, &mut waiting);
+    queue::run(&waiter, false, &mut waiting, &mut || working.iter_mut().for_each(Beside::work));
     outcomes.clear();
     outcomes.extend(waiting.drain(..).map(|ticket| {
         let (place, overlaps, common) = (ticket.place, ticket.queue().overlaps(), ticket.common());
         Outcome { place, overlaps, outcome: ticket.outcome(), common }
     }));
-    *tickets = recycle(waiting);
+    (*tickets, *besides) = (recycle(waiting), recycle(working));
     if !outcomes.is_empty() && outcomes.iter().all(|outcome| outcome.outcome.is_none()) {
         // Sessions of other threads have all memory, or those whose turn it is not. Give them time.
         std::thread::sleep(LOOK_AGAIN);
@@ -220,11 +224,11 @@ impl Turn {
     }
 }
 
-/// The same memory for tickets that live for another time.
-fn recycle<'b>(mut tickets: Vec<Ticket<'_>>) -> Vec<Ticket<'b>> {
-    tickets.clear();
-    // The standard library collects into the memory of the vector, since both kinds of tickets have one layout.
-    tickets.into_iter().map(|_| unreachable!("the vector is empty")).collect()
+/// The same memory for things that live for another time.
+fn recycle<A, B>(mut things: Vec<A>) -> Vec<B> {
+    things.clear();
+    // The standard library collects into the memory of the vector, since both kinds have one layout.
+    things.into_iter().map(|_| unreachable!("the vector is empty")).collect()
 }
 
 /// Turn a panic into an error.

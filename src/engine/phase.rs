@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use crate::decode::decoder::{Common, Need};
+use crate::decode::chance::CounterRng;
+use crate::decode::decoder::{Beside, Common, Need};
 use crate::engine::histogram::PassShape;
 use crate::engine::queue::Ticket;
 use crate::error::Result;
@@ -34,6 +35,8 @@ pub struct CallBuffers {
     pub(super) stands: Vec<Stand>,
     /// Empty.
     pub(super) tickets: Vec<Ticket<'static>>,
+    /// Empty.
+    pub(super) besides: Vec<Beside<'static, CounterRng>>,
     /// The session and the need of each ticket, by its place.
     pub(super) needs: Vec<(usize, Need)>,
     pub(super) outcomes: Vec<Outcome>,

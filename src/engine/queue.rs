@@ -289,6 +289,8 @@ struct Running {
     passes: Vec<Pass<'static>>,
     /// When it was chosen.
     since: Instant,
+    /// Whether the model has left it running.
+    is_launched: bool,
     /// The panic of its launch.
     panicked: Option<Error>,
 }
@@ -296,8 +298,9 @@ struct Running {
 /// Run the passes of all tickets, together with those of other threads. Returns once each ticket has its outcome.
 ///
 /// Tickets of a queue must be next to each other. `waiter` is used by this call alone meanwhile. `in_crowd` says that
-/// the thread was added to the crowd; it is not part of it while it waits.
-pub fn run(waiter: &Arc<Waiter>, in_crowd: bool, mut tickets: &mut [Ticket<'_>]) {
+/// the thread was added to the crowd; it is not part of it while it waits. `beside` is what the thread has to do while
+/// passes run that it need not run itself: those of other threads, and those that are left running. It must not panic.
+pub fn run(waiter: &Arc<Waiter>, in_crowd: bool, mut tickets: &mut [Ticket<'_>], beside: &mut dyn FnMut()) {
     while !tickets.is_empty() {
         let (open, leads) = (AtomicUsize::new(0), AtomicUsize::new(0));
         let models = tickets.chunk_by(|a, b| std::ptr::eq(a.queue, b.queue)).take(MOST_MODELS).count();
@@ -319,7 +322,7 @@ pub fn run(waiter: &Arc<Waiter>, in_crowd: bool, mut tickets: &mut [Ticket<'_>])
         }
         // Outcomes of fast passes do not wait for slow ones.
         calls.sort_by_key(|call| call.queue().model.cost());
-        run_calls(&asker, &mut calls);
+        run_calls(&asker, &mut calls, beside);
     }
 }
 
@@ -331,7 +334,7 @@ pub fn run(waiter: &Arc<Waiter>, in_crowd: bool, mut tickets: &mut [Ticket<'_>])
 /// of its queue held, but for what never changes. A ticket is used with the lock held, but for its pass: the leader
 /// uses that alone while the entry is in its batch. The thread that owns them uses them by the same pointers and rules
 /// until it returns.
-fn run_calls(asker: &Asker, calls: &mut ArrayVec<Call, MOST_MODELS>) {
+fn run_calls(asker: &Asker, calls: &mut ArrayVec<Call, MOST_MODELS>, beside: &mut dyn FnMut()) {
     let calls: ArrayVec<NonNull<Call>, MOST_MODELS> = calls.iter_mut().map(NonNull::from).collect();
     asker.open.store(calls.len(), Ordering::Relaxed);
     if asker.in_crowd {
@@ -358,6 +361,7 @@ fn run_calls(asker: &Asker, calls: &mut ArrayVec<Call, MOST_MODELS>) {
             unsafe { lead(call) };
         }
     }
+    let mut has_worked = false;
     loop {
         let mut running = ArrayVec::<Option<Running>, MOST_MODELS>::new();
         let mut is_open = false;
@@ -370,6 +374,11 @@ fn run_calls(asker: &Asker, calls: &mut ArrayVec<Call, MOST_MODELS>) {
         }
         if !is_open {
             return;
+        }
+        let is_free = running.iter().flatten().any(|running| running.is_launched);
+        if !has_worked && (is_free || asker.leads.load(Ordering::Relaxed) == 0) {
+            has_worked = true;
+            beside();
         }
         let (mut has_led, mut is_blocked) = (false, false);
         for (&call, running) in calls.iter().zip(running) {
@@ -523,8 +532,9 @@ impl PassQueue {
             }
             (_, true) if self.overlaps => {
                 let mut running = self.choose(state, own);
-                if let Some(Running { passes, panicked, .. }) = &mut running {
+                if let Some(Running { passes, is_launched, panicked, .. }) = &mut running {
                     let launched = catch_unwind(AssertUnwindSafe(|| self.model.launch(passes)));
+                    *is_launched = matches!(launched, Ok(true));
                     *panicked = launched.err().map(|panic| Error::of_panic(panic.as_ref()));
                 }
                 (true, running)
@@ -580,7 +590,7 @@ impl PassQueue {
         drop(state);
         self.crowd.begin();
         self.times.0.begin(self.times.1, batch.iter().map(Entry::width).sum());
-        Some(Running { batch, passes, since: Instant::now(), panicked: None })
+        Some(Running { batch, passes, since: Instant::now(), is_launched: false, panicked: None })
     }
 
     /// Whether to wait for the end of a pass of another model, so that the sessions that it serves are part of the next
@@ -608,7 +618,7 @@ impl PassQueue {
             let leads = leads && !(self.overlaps && state.held);
             if leads { self.choose(state, own) } else { None }
         });
-        let Some(Running { mut batch, mut passes, since, panicked }) = running else {
+        let Some(Running { mut batch, mut passes, since, panicked, .. }) = running else {
             let state = self.lock();
             // SAFETY: the lock is held.
             return match unsafe { (own.as_ref().leads, own.as_ref().open) } {

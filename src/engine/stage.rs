@@ -340,7 +340,7 @@ fn pass(
         None => members.iter_mut().map(|member| model.forward(&mut [member.pass().0])).collect(),
         Some(queue) => {
             let mut tickets: Vec<Ticket> = members.iter_mut().map(|member| member.ticket(queue, now)).collect();
-            queue::run(waiter, false, &mut tickets);
+            queue::run(waiter, false, &mut tickets, &mut || ());
             let outcome = |ticket: Ticket| ticket.outcome().unwrap_or(Err(Interrupt::Cancelled));
             tickets.into_iter().map(outcome).collect()
         }

@@ -4,12 +4,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use crate::common::{PROMPT, SAMPLINGS, Sampling, Way, World, combinations, decoder, ways};
+use crate::common::{PROMPT, SAMPLINGS, Sampling, Way, World, combinations, controlled_decoder, decoder, ways};
 use cos::config::Combine;
+use cos::control::{Constraint, Constraints, Controls};
 use cos::decode::chance::CounterRng;
 use cos::decode::combine::Combination;
 use cos::decode::policy::{Strategy, Targets};
 use cos::engine::Engine;
+use cos::engine::many::step_many;
+use cos::engine::participant::Participant;
 use cos::engine::session::{Options, Session, State};
 use cos::error::{Error, Result};
 use cos::model::scripted::Scripted;
@@ -19,6 +22,7 @@ use parking_lot::Mutex;
 /// A model that logs every pass that is begun or run.
 struct Logged {
     inner: Scripted,
+    batches: bool,
     log: Arc<Mutex<Vec<String>>>,
 }
 
@@ -57,6 +61,10 @@ impl Model for Logged {
         self.inner.overlaps()
     }
 
+    fn batches(&self) -> bool {
+        self.batches
+    }
+
     fn launch(&self, batch: &mut [Pass<'_>]) -> bool {
         let begun = self.inner.launch(batch);
         if begun {
@@ -72,11 +80,11 @@ impl Model for Logged {
 }
 
 /// Models named a, b and c. Those with `overlap` can begin a pass and finish it later.
-fn logged(overlap: &[bool], log: &Arc<Mutex<Vec<String>>>) -> Vec<Arc<dyn Model>> {
+fn logged(overlap: &[bool], batches: bool, log: &Arc<Mutex<Vec<String>>>) -> Vec<Arc<dyn Model>> {
     let model = |(index, &overlaps): (usize, &bool)| {
         let inner = World::Related.model(index, 5).with_name(["a", "b", "c"][index]);
         let inner = if overlaps { inner.with_overlap(0.5) } else { inner };
-        Arc::new(Logged { inner, log: log.clone() }) as Arc<dyn Model>
+        Arc::new(Logged { inner, batches, log: log.clone() }) as Arc<dyn Model>
     };
     overlap.iter().enumerate().map(model).collect()
 }
@@ -84,7 +92,7 @@ fn logged(overlap: &[bool], log: &Arc<Mutex<Vec<String>>>) -> Vec<Arc<dyn Model>
 /// The log of the second round of a way.
 fn round(overlap: &[bool], way: &Way, overlaps: bool) -> Vec<String> {
     let log = Arc::default();
-    let models = logged(overlap, &log);
+    let models = logged(overlap, false, &log);
     let mixture = Combination::mixture(&vec![1.0 / models.len() as f32; models.len()]).unwrap();
     let mut decoder = decoder(&models, &mixture, Sampling::PLAIN, way, &[], 100, CounterRng::new(3));
     decoder.set_overlaps(overlaps);
@@ -224,4 +232,87 @@ fn a_pass_that_is_waited_for_a_moment_took_longer() {
     session.prompt(&PROMPT).unwrap();
     while session.step().unwrap().1 == State::Open {}
     (0..2).for_each(|model| assert_eq!(times.at(model, 1.0), Some(3e-3), "model {model}"));
+}
+
+/// Allows all tokens, and logs each mask.
+struct Masks(Arc<Mutex<Vec<String>>>);
+
+impl Constraint for Masks {
+    fn reset(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    fn push(&mut self, _: i32) -> Result<()> {
+        Ok(())
+    }
+
+    fn pop(&mut self, _: usize) -> Result<()> {
+        Ok(())
+    }
+
+    fn mask(&mut self, mask: &mut [u32]) -> Result<()> {
+        self.0.lock().push("mask".into());
+        mask.fill(u32::MAX);
+        Ok(())
+    }
+
+    fn may_end(&self) -> bool {
+        false
+    }
+
+    fn is_complete(&self) -> bool {
+        false
+    }
+}
+
+/// Masks are made while passes run that the thread need not run itself, and otherwise when they are needed.
+#[test]
+fn masks_are_made_beside_passes() {
+    let log = Arc::<Mutex<Vec<String>>>::default();
+    let of_log = log.clone();
+    let masks = Constraints::new(move || Box::new(Masks(of_log.clone())));
+    let controls = Controls { constraint: Some(masks), ..Controls::default() };
+    let logged = |overlap: &[bool], batches: bool| logged(overlap, batches, &log);
+    // Passes that a session runs alone.
+    for (overlap, overlaps, expected) in [
+        (&[true, true][..], true, &["begin a 1", "begin b 1", "mask", "run a 1", "run b 1"][..]),
+        (&[true, true], false, &["begin a 1", "mask", "run a 1", "run b 1"]),
+        (&[true], true, &["begin a 1", "mask", "run a 1"]),
+        (&[false], true, &["run a 1", "mask"]),
+    ] {
+        let models = logged(overlap, false);
+        let mixture = Combination::mixture(&vec![1.0 / models.len() as f32; models.len()]).unwrap();
+        let way = Way::new(Strategy::Standard, Targets::Combined, &[1, 1][..models.len()]);
+        let (controls, until, chance) = ((&controls, None), (&[][..], 9), CounterRng::new(3));
+        let mut decoder = controlled_decoder(&models, &mixture, Sampling::PLAIN, &way, controls, until, chance);
+        decoder.set_overlaps(overlaps);
+        decoder.prompt(&PROMPT).unwrap();
+        decoder.round().unwrap();
+        log.lock().clear();
+        decoder.round().unwrap();
+        assert_eq!(*log.lock(), expected, "{overlap:?}, {overlaps}");
+    }
+    // Passes that sessions share.
+    for (overlap, expected) in
+        [(true, &["begin a 1", "mask", "mask", "run a 1"][..]), (false, &["run a 1", "mask", "mask"])]
+    {
+        let models = logged(&[overlap], true).into_iter().map(Participant::from).collect();
+        let combine = Combine::Weighted { weights: vec![1.0] };
+        let engine = Arc::new(Engine::new(models, combine, Vec::new(), None).unwrap());
+        let mut sessions = [(); 2].map(|()| {
+            let options = Options { strategy: Strategy::Standard, controls: controls.clone(), ..Options::default() };
+            let mut session = Session::new(&engine, &options).unwrap();
+            session.prompt(&PROMPT).unwrap();
+            session
+        });
+        for _ in 0..2 {
+            log.lock().clear();
+            step_many(&mut sessions, |_, state| assert_eq!(state.unwrap(), State::Open));
+        }
+        assert_eq!(*log.lock(), expected, "{overlap}, two sessions");
+        log.lock().clear();
+        sessions[0].step().unwrap();
+        let alone = if overlap { ["begin a 1", "mask", "run a 1"].as_slice() } else { &["run a 1", "mask"] };
+        assert_eq!(*log.lock(), alone, "{overlap}, one session");
+    }
 }

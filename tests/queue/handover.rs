@@ -59,7 +59,7 @@ fn worker(queue: &PassQueue, crowd: &Crowd, model: &Scripted, passes: &[&[i32]])
         let tokens = if tokens.is_empty() { &[1][..] } else { tokens };
         let mut ticket =
             Ticket::new(queue, Pass::plain(sequence.as_mut(), tokens), &cancel, WhenFull::Wait, Instant::now());
-        queue::run(&waiter, true, std::slice::from_mut(&mut ticket));
+        queue::run(&waiter, true, std::slice::from_mut(&mut ticket), &mut || ());
         let outcome = ticket.outcome().expect("it may wait");
         match (outcome, tokens.last()) {
             (Ok(_), Some(0 | 1)) => assert_eq!(sequence.len(), before + tokens.len()),
@@ -141,7 +141,7 @@ fn a_pass_that_cannot_wait_is_given_back() {
         let mut run = |index: usize, tokens: &[i32], when_full| {
             let pass = Pass::plain(sequences[index].as_mut(), tokens);
             let mut ticket = Ticket::new(&queue, pass, &cancels[index], when_full, Instant::now());
-            queue::run(&Arc::default(), false, std::slice::from_mut(&mut ticket));
+            queue::run(&Arc::default(), false, std::slice::from_mut(&mut ticket), &mut || ());
             ticket.outcome()
         };
         assert!(matches!(run(0, &[1; 5], WhenFull::Return), Some(Ok(_))));
@@ -177,7 +177,7 @@ fn models_without_memory_do_not_wait_for_each_other() {
                             Ticket::new(queue, pass, &cancel, WhenFull::Wait, Instant::now())
                         })
                         .collect();
-                    queue::run(&waiter, true, &mut tickets);
+                    queue::run(&waiter, true, &mut tickets, &mut || ());
                     assert!(tickets.into_iter().all(|ticket| matches!(ticket.outcome(), Some(Ok(_)))));
                 }
                 crowd.remove(1);
@@ -206,7 +206,7 @@ fn many_tickets_of_one_call_share_passes_with_others() {
                         Ticket::new(&queue, Pass::plain(sequence, tokens), &cancel, WhenFull::Wait, Instant::now())
                     };
                     let mut tickets: Vec<_> = sequences.iter_mut().map(|each| ticket(each.as_mut())).collect();
-                    queue::run(&Arc::default(), false, &mut tickets);
+                    queue::run(&Arc::default(), false, &mut tickets, &mut || ());
                     assert!(tickets.into_iter().all(|ticket| ticket.outcome().is_some_and(|outcome| outcome.is_ok())));
                 }
             })
@@ -232,7 +232,7 @@ fn a_cancel_from_another_thread_ends_a_wait() {
                 let mut sequence = model.start(&cancel).unwrap();
                 let mut ticket =
                     Ticket::new(&queue, Pass::plain(sequence.as_mut(), &[1]), &cancel, WhenFull::Wait, Instant::now());
-                queue::run(&waiter, false, std::slice::from_mut(&mut ticket));
+                queue::run(&waiter, false, std::slice::from_mut(&mut ticket), &mut || ());
                 assert!(matches!(ticket.outcome(), Some(Ok(_) | Err(Interrupt::Cancelled))));
             })
         };
@@ -287,7 +287,7 @@ fn a_cancel_ends_a_wait_for_two_models() {
                             Instant::now(),
                         ));
                     }
-                    queue::run(&waiter, false, &mut tickets);
+                    queue::run(&waiter, false, &mut tickets, &mut || ());
                     assert!(tickets.into_iter().all(|ticket| ticket.outcome().is_some()));
                 }
             })
@@ -323,7 +323,7 @@ fn passes_of_two_models_overlap() {
                             let pass = Pass::plain(sequence.as_mut(), std::slice::from_ref(&token));
                             tickets.push(Ticket::new(queue, pass, &cancel, WhenFull::Wait, Instant::now()));
                         }
-                        queue::run(&waiter, true, &mut tickets);
+                        queue::run(&waiter, true, &mut tickets, &mut || ());
                         for ticket in tickets {
                             assert_eq!(ticket.outcome().is_some_and(|outcome| outcome.is_ok()), token != 2);
                         }

@@ -8,6 +8,11 @@ use crate::decode::target::Workspace;
 use crate::error::Result;
 
 impl<C: Chance> Decoder<C> {
+    /// Whether rows are edited.
+    pub fn has_edits(&self) -> bool {
+        self.state.editor.is_some()
+    }
+
     /// Edit the rows on devices that passes have given, those of all positions at once. Returns whether that waits for
     /// an answer.
     pub(super) fn edit_rows(&mut self, workspace: &mut Workspace) -> Result<bool> {
