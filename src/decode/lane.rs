@@ -15,6 +15,9 @@ use crate::rows::{
 /// Marks a slot that holds no distribution.
 const NO_ROW: usize = usize::MAX;
 
+/// Most rows with edits on a device, unless more are pending. Those that nobody decides from are only learned from.
+const MOST_THERE: usize = 64;
+
 /// What the decoder knows of a model.
 #[derive(Debug, Clone)]
 pub struct ModelLimits {
@@ -36,8 +39,9 @@ pub struct Lane {
     pub sequence: Box<dyn Sequence>,
     /// Time inside the model so far.
     pub elapsed: Duration,
-    /// Made by the sampler. That of position `p` is in slot `p % slots`, if the slot's stamp is `p`.
-    distributions: Vec<Distribution>,
+    /// Made by the sampler, of rows with edits or without. That of position `p` is in slot `p % slots`, if the slot's
+    /// stamp is `p`.
+    distributions: Vec<(Distribution, bool)>,
     stamps: Vec<usize>,
     /// Rows with edits on the host, in slots with stamps of their own. None unless rows are edited.
     edited: Vec<Box<[f32]>>,
@@ -66,7 +70,7 @@ impl Lane {
     /// Make room for the distributions of so many positions in a row, and if rows are edited, for the rows.
     pub fn fit(&mut self, slots: usize, edits: bool) {
         if self.stamps.len() != slots {
-            self.distributions = vec![Distribution::default(); slots];
+            self.distributions = vec![(Distribution::default(), false); slots];
             self.stamps = vec![NO_ROW; slots];
         }
         let slots = if edits { slots } else { 0 };
@@ -144,9 +148,13 @@ impl Lane {
             return;
         }
         if !std::mem::replace(&mut self.has_asked, true) {
-            self.edited_there = rows.and_then(|rows| rows.edits(self.edited.len()));
+            // As many again for rows that are only learned from, which come late.
+            let slots = (2 * self.edited.len()).min(MOST_THERE).max(self.edited.len());
+            self.edited_there = rows.and_then(|rows| rows.edits(slots));
         }
-        if let (Some(row), Some(edited)) = (self.sequence.row(position).place(), &mut self.edited_there) {
+        if let (Some(row), Some(edited)) = (self.sequence.row(position).place(), &mut self.edited_there)
+            && position + edited.slots() > self.sequence.len()
+        {
             sums.edit(RowToEdit { row, position, edits, filter, token, uniforms }, edited.as_mut());
         }
     }
@@ -188,7 +196,8 @@ impl Lane {
     pub fn process(&mut self, position: usize, sampler: &Sampler, candidates: &mut Candidates) -> Result<()> {
         let slot = position % self.stamps.len();
         if !self.is_processed(position) {
-            self.distributions[slot] = self.row(position).distribution(sampler, candidates)?;
+            let distribution = self.row(position).distribution(sampler, candidates)?;
+            self.distributions[slot] = (distribution, self.edited_row(position).is_some());
             self.stamps[slot] = position;
         }
         Ok(())
@@ -202,22 +211,30 @@ impl Lane {
     /// The distribution of a position that was processed.
     pub fn distribution(&self, position: usize) -> &Distribution {
         assert!(self.is_processed(position), "a row was used before it was processed");
-        &self.distributions[position % self.stamps.len()]
+        &self.distributions[position % self.stamps.len()].0
+    }
+
+    /// The row that the distribution of a position was made of.
+    fn processed_row(&self, position: usize) -> Row<'_> {
+        let (_, is_edited) = self.distributions[position % self.stamps.len()];
+        let edited = self.edited_row(position);
+        assert_eq!(edited.is_some(), is_edited, "a row was used without its edits");
+        edited.unwrap_or_else(|| self.logits(position))
     }
 
     /// To draw from a position that was processed.
     pub fn weighted(&self, position: usize) -> WeightedRow<'_> {
-        self.row(position).weighted(self.distribution(position))
+        self.processed_row(position).weighted(self.distribution(position))
     }
 
     /// `weight` times the distribution of a position, as a part of a sum on its device.
     pub fn term(&self, position: usize, weight: f32) -> Option<Term> {
-        self.row(position).term(self.distribution(position), weight)
+        self.processed_row(position).term(self.distribution(position), weight)
     }
 
     /// The probability of a token at a position that was processed.
     pub fn probability(&self, position: usize, token: usize) -> Result<f32> {
-        Ok(self.distribution(position).probability_of(token, self.row(position).score(token)?))
+        Ok(self.distribution(position).probability_of(token, self.processed_row(position).score(token)?))
     }
 
     /// Where a proposal and the target's token are drawn from the row of a position, if one is drawn from it now: the

@@ -34,6 +34,10 @@ impl GpuEdits {
         Ok(ring.map(|ring| GpuEdits { ring, stamps: vec![NO_ROW; slots], asked: Vec::with_capacity(slots) }))
     }
 
+    fn slot(&self, position: usize) -> usize {
+        position % self.stamps.len()
+    }
+
     /// The number of its GPU.
     pub fn device(&self) -> i32 {
         self.ring.device.id()
@@ -47,7 +51,8 @@ impl GpuEdits {
         token: Option<usize>,
         uniforms: Option<PassUniforms>,
     ) -> Control {
-        let slot = position % self.stamps.len();
+        let slot = self.slot(position);
+        assert!(self.asked.iter().all(|&other| self.slot(other) != slot), "two rows are asked for in one place");
         self.stamps[slot] = NO_ROW;
         self.asked.push(position);
         self.ring.prepare(filter, None);
@@ -56,8 +61,12 @@ impl GpuEdits {
 }
 
 impl DeviceEdits for GpuEdits {
+    fn slots(&self) -> usize {
+        self.stamps.len()
+    }
+
     fn row(&self, position: usize) -> Option<Row<'_>> {
-        let slot = position % self.stamps.len();
+        let slot = self.slot(position);
         (self.stamps[slot] == position).then_some(Row::Device(&self.ring, slot))
     }
 

@@ -148,12 +148,16 @@ pub trait DeviceRows {
     /// New buffers to compute with several rows of this device; `None` if it has no memory for them.
     fn sums(&self) -> Option<Box<dyn DeviceSums>>;
 
-    /// New buffers for the rows of so many positions with edits; `None` if it has no memory for them.
+    /// New buffers for the rows of so many positions in a row with edits; `None` if it has no memory for them.
     fn edits(&self, slots: usize) -> Option<Box<dyn DeviceEdits>>;
 }
 
 /// Rows of one model with edits, on its device. [`DeviceSums::edit`] asks for them.
 pub trait DeviceEdits: Any + Send {
+    /// Positions in a row whose rows it holds. A row takes the place of the one so many positions before it. Of two such
+    /// rows, only one may be asked for at a time.
+    fn slots(&self) -> usize;
+
     /// The row of a position, if it is there.
     fn row(&self, position: usize) -> Option<Row<'_>>;
 

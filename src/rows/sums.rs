@@ -143,7 +143,7 @@ impl<Q: Pod> Asked<Q> {
 
 /// Questions that are answered at once.
 #[derive(Clone, Copy)]
-struct Questions<'a> {
+struct Batch<'a> {
     sums: &'a [SumQuestion],
     rests: &'a [Rest],
     /// Changes and masks of the sums.
@@ -221,13 +221,13 @@ impl GpuSums {
     }
 
     /// What is asked and not answered.
-    fn open(&self) -> Questions<'_> {
+    fn open(&self) -> Batch<'_> {
         let rests = Asked::open(&self.rest_asked);
         let (sums, filters) = match self.edits_made {
             None if !self.edits_asked.is_empty() => (&self.edits_asked[..], self.edits_filter),
             _ => (Asked::open(&self.sum_asked), self.sum.filters()),
         };
-        Questions { sums, rests, data: self.data.bytes(), filters: filters && !sums.is_empty() }
+        Batch { sums, rests, data: self.data.bytes(), filters: filters && !sums.is_empty() }
     }
 
     /// The residual that was made last.
@@ -317,7 +317,7 @@ impl DeviceSums for GpuSums {
             && let Some(Asked { question, .. }) = &self.rest_asked
         {
             let rests = &[Rest { share, ..*question }];
-            self.alone.borrow_mut().answer(Questions { sums: &[], rests, data: &[], filters: false })?;
+            self.alone.borrow_mut().answer(Batch { sums: &[], rests, data: &[], filters: false })?;
         }
         usize::try_from(self.made().drawn.token)
             .map_err(|_| Error::Internal("a draw from a residual on the GPU found no token".into()))
@@ -333,7 +333,7 @@ impl DeviceSums for GpuSums {
     }
 
     fn asks(&self) -> bool {
-        let Questions { sums, rests, .. } = self.open();
+        let Batch { sums, rests, .. } = self.open();
         !(sums.is_empty() && rests.is_empty())
     }
 
@@ -390,11 +390,11 @@ impl GpuAnswers {
     }
 
     /// Answer these questions, and wait for that.
-    fn answer(&mut self, questions: Questions<'_>) -> Result<()> {
+    fn answer(&mut self, questions: Batch<'_>) -> Result<()> {
         self.answer_on_device(questions).map_err(failed)
     }
 
-    fn answer_on_device(&mut self, Questions { sums, rests, data, filters }: Questions<'_>) -> ort::Result<()> {
+    fn answer_on_device(&mut self, Batch { sums, rests, data, filters }: Batch<'_>) -> ort::Result<()> {
         // The sums, then what is done with their rows, then the residuals, then the data of the sums.
         let controls = (sums.len() * size_of::<Blend>()).next_multiple_of(WORD);
         let residuals = (controls + sums.len() * size_of::<Control>()).next_multiple_of(WORD);
@@ -464,7 +464,7 @@ impl GpuAnswers {
 impl DeviceAnswers for GpuAnswers {
     fn take(&mut self, sums: &dyn DeviceSums) {
         let sums: &GpuSums = (sums as &dyn Any).downcast_ref().expect("all rows of an engine's sums are on one GPU");
-        let Questions { sums, rests, data, filters } = sums.open();
+        let Batch { sums, rests, data, filters } = sums.open();
         let before = self.data.bytes().len() as u64;
         self.sums.extend(sums.iter().map(|asked| SumQuestion { blend: asked.blend.moved(before), ..*asked }));
         self.rests.extend(rests);
@@ -475,7 +475,7 @@ impl DeviceAnswers for GpuAnswers {
     fn run(&mut self) -> Result<()> {
         let (mut sums, mut rests) = (std::mem::take(&mut self.sums), std::mem::take(&mut self.rests));
         let (mut data, filters) = (std::mem::take(&mut self.data), std::mem::take(&mut self.filters));
-        let outcome = self.answer(Questions { sums: &sums, rests: &rests, data: data.bytes(), filters });
+        let outcome = self.answer(Batch { sums: &sums, rests: &rests, data: data.bytes(), filters });
         sums.clear();
         rests.clear();
         data.0.clear();

@@ -83,6 +83,10 @@ impl HostEdits {
 }
 
 impl DeviceEdits for HostEdits {
+    fn slots(&self) -> usize {
+        self.rows.len()
+    }
+
     fn row(&self, position: usize) -> Option<Row<'_>> {
         let (of, row) = self.rows[position % self.rows.len()].as_ref()?;
         (*of == position).then_some(Row::Device(row, 0))
@@ -186,6 +190,9 @@ impl DeviceSums for HostSums {
         let mut scores = scores.to_vec();
         edits.apply(&mut scores, &mut Candidates::default());
         let row = SumRow { foreseen: Some((uniforms, token)), ..SumRow::new(scores, filter) };
+        let slot = |position: usize| position % edited.rows.len();
+        let is_free = edited.asked.iter().all(|(other, _)| slot(*other) != slot(position));
+        assert!(is_free, "two rows are put into one slot at the same time");
         edited.asked.push((position, row));
         self.edits = Some(None);
         true

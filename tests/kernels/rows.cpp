@@ -394,8 +394,8 @@ static void sums_are_made_together() {
             if (impossible || (s % 2 && !(mask[i / 32] >> i % 32 & 1))) expected = -INFINITY;
             for (const Change &change : changes[s])
                 if (change.token == (u32)i) {
-                    expected += change.bias;
-                    expected = (expected > 0 ? expected / change.repetition : expected * change.repetition) - change.less;
+                    float biased = expected + change.bias, by = change.repetition;
+                    expected = (biased > 0 ? biased / by : biased * by) - change.less;
                 }
             CHECK(alone[i] == expected || fabs(alone[i] - expected) < 1e-5, "%g, not %g", alone[i], expected);
         }

@@ -6,6 +6,7 @@ use crate::decode::chance::Chance;
 use crate::decode::state::{DecoderState, learner};
 use crate::decode::target::Workspace;
 use crate::error::Result;
+use crate::learn::observer::Observer;
 
 impl<C: Chance> Decoder<C> {
     /// Whether rows are edited.
@@ -52,7 +53,10 @@ impl<C: Chance> Decoder<C> {
             let ran = self.ran.iter().find(|ran| ran.need.model == model && learns);
             let first = ran.map_or(committed, |ran| ran.wanted.min(committed));
             for position in first..=seen {
-                self.ask_for_edits_of(model, position, workspace);
+                let skips = |observer: &mut Observer| observer.skips(model, position);
+                if position >= committed || !learner(&mut self.state.observer).is_some_and(skips) {
+                    self.ask_for_edits_of(model, position, workspace);
+                }
             }
         }
     }

@@ -190,6 +190,26 @@ fn edited_rows_give_the_same_text_anywhere() {
     assert!(texts > 200 && others <= 4, "{others} of {texts} texts differ");
 }
 
+/// Rows that are edited to be learned from spoil no row that is decided from.
+#[test]
+fn constraints_hold_whatever_is_learned() {
+    let Some(_turn) = gpu() else { return };
+    let [.., controls] = controls();
+    for combine in [WEIGHTED, LOGITS, TARGET] {
+        let engine = engine_with(&[(GRAPHS, "cuda"), (OTHER, "cuda")], "gpu", combine);
+        for seed in 0..8 {
+            let (strategy, sampler) = (Strategy::Auto, Sampler::new(1.5, 0, 0.0, 0.0).unwrap());
+            let stop_tokens = Some(Vec::new());
+            let controls = controls.clone();
+            let options =
+                Options { strategy, sampler, seed, max_tokens: 100, stop_tokens, controls, ..Options::default() };
+            let (text, _, session) = run(&engine, &PROMPT, &options);
+            let wrong = text.iter().enumerate().find(|(place, token)| **token as usize % 3 != place % 3);
+            assert_eq!((text.len(), wrong), (100, None), "{combine}, {seed}: {}", session.describe());
+        }
+    }
+}
+
 /// Controls that edit rows without a look at probabilities.
 fn controls() -> [Controls; 4] {
     let plain = Controls::default;
