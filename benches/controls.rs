@@ -11,8 +11,10 @@ use std::time::Instant;
 use clap::Parser;
 use cos::config::{Combine, Config};
 use cos::control::{Constraint, Constraints, Controls, Dry};
+use cos::decode::decoder::Counters;
 use cos::decode::policy::{Strategy, Targets};
 use cos::engine::Engine;
+use cos::engine::many::step_many;
 use cos::engine::participant::Participant;
 use cos::engine::session::{Options, Session, State};
 use cos::error::Result;
@@ -40,6 +42,12 @@ struct Arguments {
     /// standard, cos or auto.
     #[arg(long, default_value = "standard")]
     strategy: String,
+    /// Sessions at the same time.
+    #[arg(long, default_value_t = 1)]
+    sessions: usize,
+    /// Threads, each of which drives a part of the sessions.
+    #[arg(long, default_value_t = 1)]
+    threads: usize,
     /// Cargo passes this.
     #[arg(long, hide = true)]
     bench: bool,
@@ -123,6 +131,42 @@ fn options(engine: &Engine, columns: usize) -> Vec<(&'static str, Controls)> {
     options
 }
 
+/// Decode to the end. Returns the seconds of a token, the passes of a token, and the acceptance, without the prompts.
+fn measure(mut sessions: Vec<Session>, threads: usize) -> [f64; 3] {
+    let tokens = |session: &Session| session.stats().counters.tokens;
+    while sessions.iter().any(|session| tokens(session) == 0) {
+        step(&mut sessions);
+    }
+    let sum = |sessions: &[Session], of: fn(&Counters) -> u64| -> f64 {
+        sessions.iter().map(|session| of(&session.stats().counters) as f64).sum()
+    };
+    let [begun, passes] = [|of: &Counters| of.tokens, |of: &Counters| of.forwards].map(|of| sum(&sessions, of));
+    let (start, most) = (Instant::now(), sessions.len().div_ceil(threads));
+    std::thread::scope(|scope| {
+        for part in sessions.chunks_mut(most) {
+            scope.spawn(|| while step(part) {});
+        }
+    });
+    let seconds = start.elapsed().as_secs_f64();
+    let tokens = sum(&sessions, |of| of.tokens) - begun;
+    let acceptance = sum(&sessions, |of| of.accepted) / sum(&sessions, |of| of.tested);
+    [seconds / tokens, (sum(&sessions, |of| of.forwards) - passes) / tokens, acceptance]
+}
+
+/// Let all sessions go on. Returns whether any has not ended.
+fn step(sessions: &mut [Session]) -> bool {
+    if let [session] = sessions {
+        return session.step().unwrap().1 == State::Open;
+    }
+    let mut open = false;
+    let mut news = 0;
+    step_many(sessions, |_, state| {
+        news += 1;
+        open |= state.unwrap() == State::Open;
+    });
+    open || news < sessions.len()
+}
+
 fn main() {
     let arguments = Arguments::parse();
     let engine = Arc::new(match &arguments.config {
@@ -144,28 +188,22 @@ fn main() {
     let mut found: Vec<Vec<[f64; 3]>> = vec![Vec::new(); cases.len()];
     for round in 0..=arguments.rounds {
         for ((_, controls), found) in cases.iter().zip(&mut found) {
-            let options = Options {
+            let options = |seed: usize| Options {
                 strategy,
                 targets: (strategy != Strategy::Auto).then_some(Targets::Combined),
                 sampler: Sampler::new(arguments.temperature, 0, 0.0, 0.0).unwrap(),
                 controls: controls.clone(),
-                seed: round as u64,
+                seed: seed as u64,
                 max_tokens: arguments.tokens,
                 stop_tokens: Some(Vec::new()),
                 ..Options::default()
             };
-            let mut session = Session::new(&engine, &options).unwrap();
-            session.prompt(&prompt).unwrap();
-            // The first step has the prompt.
-            let mut state = session.step().unwrap().1;
-            let (start, begun) = (Instant::now(), session.stats().counters);
-            while state == State::Open {
-                state = session.step().unwrap().1;
-            }
-            let (seconds, end) = (start.elapsed().as_secs_f64(), session.stats().counters);
-            let tokens = (end.tokens - begun.tokens) as f64;
-            let acceptance = end.accepted as f64 / end.tested as f64;
-            found.push([seconds / tokens, (end.forwards - begun.forwards) as f64 / tokens, acceptance]);
+            let start = |index| {
+                let mut session = Session::new(&engine, &options(round * arguments.sessions + index)).unwrap();
+                session.prompt(&prompt).unwrap();
+                session
+            };
+            found.push(measure((0..arguments.sessions).map(start).collect(), arguments.threads));
         }
     }
     let median = |found: &[[f64; 3]], which: usize| {
@@ -174,7 +212,8 @@ fn main() {
         values[values.len() / 2]
     };
     let plain = median(&found[0], 0);
-    println!("{columns} columns, {}, temperature {}", arguments.strategy, arguments.temperature);
+    let Arguments { strategy, sessions, threads, temperature, .. } = &arguments;
+    println!("{columns} columns, {sessions} sessions, {threads} threads, {strategy}, temperature {temperature}");
     println!(
         "{:24} {:>12} {:>12} {:>8} {:>13} {:>11}",
         "", "µs a token", "more", "ratio", "passes/token", "acceptance"

@@ -9,7 +9,7 @@ use llguidance::api::TopLevelGrammar;
 use llguidance::{Matcher, ParserFactory};
 use serde_json::Value;
 
-use self::matcher::Follower;
+use self::matcher::{Compiled, Follower};
 use self::trie::TokenTrie;
 use crate::control::Constraints;
 use crate::error::{Error, Result};
@@ -41,7 +41,7 @@ impl Language {
 
 /// A constraint that was compiled.
 #[derive(Clone)]
-pub struct Grammar(Arc<Matcher>);
+pub struct Grammar(Arc<Compiled>);
 
 /// Compiles constraints for one tokenizer.
 pub struct Grammars {
@@ -82,7 +82,7 @@ impl Grammars {
         };
         let matcher = Matcher::new(self.factory.create_parser(grammar));
         match matcher.get_error() {
-            None => Ok(Grammar(Arc::new(matcher))),
+            None => Ok(Grammar(Arc::new(Compiled::new(matcher)))),
             Some(why) => Err(refuse(why.trim().replace("\n", "; ").replace("; <non-verbose/>", ""))),
         }
     }

@@ -5,15 +5,19 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use cos::control::Controls;
 use cos::decode::chance::CounterRng;
 use cos::decode::combine::Combination;
 use cos::decode::policy::{Strategy, Targets};
 use cos::engine::participant::Participant;
 
+use super::request::Request;
 use super::results::{Comparison, Section};
 use super::tables::{Table, Tree};
 use super::{Progress, STRICTEST, parallel_until};
-use crate::common::{PROMPT, SAMPLINGS, Sampling, Way, World, combinations, decoder, oracle, ways, ways_of};
+use crate::common::{
+    PROMPT, SAMPLINGS, Sampling, Way, World, combinations, controlled_decoder, oracle, oracle_with, ways, ways_of,
+};
 
 /// Tokens in the joint distributions.
 pub const TOKENS: usize = 4;
@@ -39,14 +43,19 @@ pub struct Case {
     pub end: End,
     /// Whether the last model, of weight 0, is a look-up.
     pub look_up: bool,
+    /// What is asked of the text.
+    pub request: Option<Request>,
 }
 
 impl Case {
     pub fn name(&self) -> String {
-        let Case { world, combination, sampling, way, end, look_up } = self;
+        let Case { world, combination, sampling, way, end, look_up, request } = self;
         let mut name = format!("{world:?}, {combination:?}, {sampling:?}, {way:?}, {end:?}");
         if *look_up {
             name += ", look-up";
+        }
+        if let Some(request) = request {
+            name += &format!(", {request:?}");
         }
         name
     }
@@ -86,11 +95,21 @@ impl Case {
             let rows = |model: usize| self.world.logits(model, &[&PROMPT[..], context].concat(), tree.vocab);
             let rows: Vec<Vec<f32>> = (0..self.combination.weights().len()).map(rows).collect();
             let here = std::mem::take(&mut reached[node]);
-            for (token, p) in oracle(&rows, &self.combination, self.sampling).into_iter().enumerate() {
+            for (token, p) in self.next(&rows, context).into_iter().enumerate() {
                 reached[tree.child(node, token as i32)] = here * p;
             }
         }
         reached
+    }
+
+    /// The distribution of the token behind a text.
+    fn next(&self, rows: &[Vec<f32>], text: &[i32]) -> Vec<f64> {
+        let Case { combination, sampling, request, .. } = self;
+        let plain = || oracle(rows, combination, *sampling);
+        let Some(request) = request else { return plain() };
+        let changed = oracle_with(rows, combination, *sampling, &|scores| request.change(text, scores));
+        let share = request.share();
+        plain().iter().zip(changed).map(|(plain, changed)| (1.0 - share) * plain + share * changed).collect()
     }
 
     /// Draws sequences, and counts them by the numbers of their contexts. Each draw is a session of its own.
@@ -98,10 +117,13 @@ impl Case {
         let (models, tree) = (self.models(), self.tree());
         let mut counts = vec![0; tree.nodes()];
         let max_tokens = if self.end == End::Context { 0 } else { TOKENS };
+        let (stop_tokens, controls) =
+            (self.stop_tokens(), self.request.map_or_else(Controls::default, Request::controls));
         for seed in seeds {
             let chance = CounterRng::new(seed);
             let Case { combination, sampling, way, .. } = self;
-            let mut decoder = decoder(&models, combination, *sampling, way, self.stop_tokens(), max_tokens, chance);
+            let (controls, until) = ((&controls, None), (stop_tokens, max_tokens));
+            let mut decoder = controlled_decoder(&models, combination, *sampling, way, controls, until, chance);
             decoder.prompt(&PROMPT).expect("a prompt that fits");
             let mut rounds = 1;
             while decoder.round().expect("models that never fail").1.is_none() {
@@ -146,7 +168,9 @@ pub fn cases() -> Vec<Case> {
                             ways.push(Way::new(Strategy::Auto, targets, &vec![1; combination.weights().len()]));
                         }
                     }
-                    let case = |way| Case { world, combination: combination.clone(), sampling, way, end, look_up };
+                    let combination = || combination.clone();
+                    let case =
+                        |way| Case { world, combination: combination(), sampling, way, end, look_up, request: None };
                     cases.extend(ways.into_iter().map(case));
                 }
             }
@@ -165,6 +189,30 @@ pub fn cases() -> Vec<Case> {
     for (combination, lengths) in drafted {
         let combination = combination.expect("weights that are right");
         add(&combination, true, &|sampling| ways_of(lengths, &combination, sampling));
+    }
+    cases.extend(Request::ALL.into_iter().flat_map(requests));
+    cases
+}
+
+/// Configurations of a kind of controls.
+fn requests(request: Request) -> Vec<Case> {
+    let mut cases = Vec::new();
+    for combination in combinations(2) {
+        // To the oracle, what is excluded is banned.
+        let is_judged = matches!(combination, Combination::Logits { plausibility: Some(_), .. });
+        if request == Request::Exclusion && is_judged {
+            continue;
+        }
+        for world in [World::Related, World::Unrelated] {
+            for sampling in [SAMPLINGS[0], SAMPLINGS[3], SAMPLINGS[6]] {
+                let mut ways = ways(2, &combination, sampling);
+                ways.push(Way::new(Strategy::Auto, Targets::Combined, &[1, 1]));
+                let (combination, end, request) = (&combination, End::Limit, Some(request));
+                let case =
+                    |way| Case { world, combination: combination.clone(), sampling, way, end, look_up: false, request };
+                cases.extend(ways.into_iter().map(case));
+            }
+        }
     }
     cases
 }
@@ -233,7 +281,7 @@ pub fn run(effort: Effort, progress: &dyn Progress) -> Section {
         about: "Scripted models whose distributions depend on the whole context: related, unrelated, identical, with \
                 zeros, nearly deterministic; one to four of them, and look-ups. Every combination, strategy, γ, \
                 sampler setting and kind of targets, with sequences that end after four tokens, at a stop token, or \
-                where the context is full. Each draw is a session with its own seed; the four tokens together are \
+                where the context is full; and bias, penalties, a constraint, or the exclusion of top choices. Each draw is a session with its own seed; the four tokens together are \
                 compared with the oracle, which computes their joint distribution by its definition in double \
                 precision."
             .into(),

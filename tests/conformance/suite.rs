@@ -9,6 +9,7 @@ pub mod packed;
 mod plot;
 pub mod programs;
 pub mod report;
+pub mod request;
 pub mod results;
 pub mod sampled;
 pub mod sequences;

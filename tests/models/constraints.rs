@@ -203,6 +203,27 @@ fn a_text_matches_the_expression_or_the_grammar() {
     }
 }
 
+/// What earlier texts leave to later ones, many of them and on several threads, changes no text.
+#[test]
+fn later_texts_follow_a_grammar_as_the_first_one_did() {
+    let (engine, _) = nonsense();
+    let schema = r#"{"type": "array", "minItems": 3, "items": {"type": "string", "pattern": "^[a-f ]{1,20}$"}}"#;
+    for constraint in [(Language::JsonSchema, schema), (Language::Regex, "([a-c]{1,9} ){4}[0-9]{2,40}")] {
+        let way = |seed| Options { strategy: Strategy::Cos, seed, max_tokens: 300, ..Options::default() };
+        let first: Vec<(String, State)> = (0..6).map(|seed| decode(&engine, constraint, &way(seed))).collect();
+        std::thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    for round in 0..5 {
+                        let again = (0..6).map(|seed| decode(&engine, constraint, &way(seed)));
+                        assert!(again.eq(first.iter().cloned()), "{constraint:?}, round {round}");
+                    }
+                });
+            }
+        });
+    }
+}
+
 /// What a grammar forces costs no pass.
 #[test]
 fn forced_tokens_cost_no_pass() {

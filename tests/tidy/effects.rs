@@ -25,6 +25,8 @@ const ROOMS: &[(&str, &[&str])] = &[
     // Element types of rows, and errors of the queues that they are computed on.
     ("rows", &["ort"]),
     ("export", &["files", "ort"]),
+    // What texts leave to later ones.
+    ("grammar", &["locks"]),
     ("text", &["threads"]),
     ("onnx", &["files", "locks", "ort", "process", "threads", "time"]),
     // What sessions share.
