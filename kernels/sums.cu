@@ -27,7 +27,8 @@ struct Change {
 };
 
 // A sum that is asked for. If `judged`, the last term is not summed; tokens whose score in it is below `floor` get
-// minus infinity. So do those whose bit in `mask` is 0, if `masked`. Then the scores of some tokens change.
+// minus infinity. So do those whose bit in `mask` is 0, if `masked`. Then the scores of some tokens change, and tokens are
+// dropped by their probabilities: all but the typical ones, and all top choices but the least, if these are not 0.
 struct Blend {
     Terms terms;
     int judged;
@@ -35,6 +36,9 @@ struct Blend {
     const Change *changes; // one for each token that changes
     const u32 *mask;       // a bit for each token
     int changed, masked;
+    float typical; // the share that the typical tokens have
+    float exclude; // the least probability of a top choice
+    int padding[2];
 };
 
 // A residual that was made.
@@ -102,6 +106,115 @@ extern "C" __global__ void change(const Blend *asked, float *out) {
         score = score > 0 ? __fdiv_rn(score, change.repetition) : __fmul_rn(score, change.repetition);
         out[change.token] = __fadd_rn(score, -change.less);
     }
+}
+
+// The state of a block of NEAR threads that drops tokens of a row.
+struct Dropping {
+    double sums[NEAR];
+    u64 cumulative[NEAR];
+    Sum bins[NEAR];
+    int counts[NEAR];
+    int bin;
+};
+
+// Join a number of each thread of the block.
+template <typename T, typename Join> __device__ T join_all(T *numbers, T own, Join join) {
+    int i = threadIdx.x;
+    __syncthreads();
+    numbers[i] = own;
+    __syncthreads();
+    for (int half = NEAR / 2; half > 0; half /= 2) {
+        if (i < half) numbers[i] = join(numbers[i], numbers[i + half]);
+        __syncthreads();
+    }
+    return numbers[0];
+}
+
+__device__ double sum_all(Dropping &state, double own) {
+    return join_all(state.sums, own, [](double a, double b) { return a + b; });
+}
+
+// Keep the fewest tokens whose information is nearest to the entropy, and that have a share of the whole. Of tokens that
+// are as near, the first ones are kept.
+__device__ void keep_typical(Dropping &state, float *row, int vocab, float max, float typical) {
+    const float INF = __int_as_float(0x7f800000);
+    int thread = threadIdx.x;
+    double total = 0, times = 0;
+    for (int i = thread; i < vocab; i += NEAR) {
+        float below = row[i] - max, weight = below > -INF ? expf(below) : 0;
+        total += weight;
+        times += weight > 0 ? __fmul_rn(below, weight) : 0;
+    }
+    total = sum_all(state, total), times = sum_all(state, times);
+    float entropy = (float)(log(total) - times / total), least = max + (float)log(total);
+    auto key = [&](int i) { return (u64)__float_as_uint(fabsf(least - row[i] - entropy)) << 32 | (u32)i; };
+    double share = typical * total;
+    // Digit by digit, find the last key that is kept. Those of the tokens searched begin like `found`, and the weights of
+    // all smaller ones sum up to `before`.
+    u64 found = 0, before = 0;
+    for (int shift = 54, known = 64;; known = shift, shift = shift > 10 ? shift - 10 : 0) {
+        state.bins[thread] = {0, 0}, state.counts[thread] = 0;
+        if (thread == 0) state.bin = NEAR;
+        __syncthreads();
+        for (int i = thread; i < vocab; i += NEAR) {
+            if (!(row[i] > -INF) || (known < 64 && key(i) >> known != found >> known)) continue;
+            int bin = (int)(key(i) >> shift) & (NEAR - 1);
+            add(state.bins[bin], weight_of(row[i], max, 1));
+            atomicAdd(&state.counts[bin], 1);
+        }
+        __syncthreads();
+        state.cumulative[thread] = value_of(state.bins[thread]);
+        accumulate(state.cumulative, NEAR);
+        auto reaches = [&](int bin) { return (before + state.cumulative[bin]) / ONE >= share; };
+        if (reaches(thread) && (thread == 0 || !reaches(thread - 1))) state.bin = thread;
+        __syncthreads();
+        int bin = state.bin;
+        if (bin == NEAR) return; // by rounding, no token is the last one
+        before += bin > 0 ? state.cumulative[bin - 1] : 0;
+        found |= (u64)bin << shift;
+        bool is_last = shift == 0 || state.counts[bin] == 1;
+        __syncthreads();
+        if (!is_last) continue;
+        found |= (1ull << shift) - 1;
+        break;
+    }
+    for (int i = thread; i < vocab; i += NEAR)
+        if (key(i) > found) row[i] = -INF;
+}
+
+// Of the tokens of at least this probability, keep only the least probable one, and of equal ones the last.
+__device__ void exclude_top(Dropping &state, float *row, int vocab, float max, float probability) {
+    const float INF = __int_as_float(0x7f800000);
+    double total = 0;
+    for (int i = threadIdx.x; i < vocab; i += NEAR) total += row[i] > -INF ? expf(row[i] - max) : 0;
+    total = sum_all(state, total);
+    float least = max + (float)(log(total) + log((double)probability));
+    u64 kept = 0;
+    for (int i = threadIdx.x; i < vocab; i += NEAR)
+        if (row[i] >= least && row[i] > -INF && key_of(row[i], i) > kept) kept = key_of(row[i], i);
+    kept = join_all(state.cumulative, kept, [](u64 a, u64 b) { return a > b ? a : b; });
+    for (int i = threadIdx.x; i < vocab; i += NEAR)
+        if (row[i] >= least && i != (int)(u32)kept) row[i] = -INF;
+}
+
+// Drop tokens of the sums that `weigh` and `change` have made, by their probabilities at temperature 1. One block of NEAR
+// threads for each sum. A bad row stays as it is.
+extern "C" __global__ void __launch_bounds__(NEAR) drop(const Blend *asked, float *out) {
+    const float INF = __int_as_float(0x7f800000);
+    __shared__ Dropping state;
+    const Blend &of = asked[blockIdx.x];
+    int vocab = of.terms.vocab;
+    if (of.typical == 0 && of.exclude == 0) return;
+    out += (long)blockIdx.x * vocab;
+    bool bad = false;
+    float max = -INF;
+    for (int i = threadIdx.x; i < vocab; i += NEAR) bad |= !(out[i] < INF), max = fmaxf(max, out[i]);
+    if (__syncthreads_or(bad)) return;
+    max = (float)join_all(state.sums, (double)max, [](double a, double b) { return a > b ? a : b; });
+    if (max == -INF) return;
+    if (of.typical > 0) keep_typical(state, out, vocab, max, of.typical);
+    __syncthreads();
+    if (of.exclude > 0) exclude_top(state, out, vocab, max, of.exclude);
 }
 
 // The weight of a token in the residual distribution: the probability in the sum of terms minus that in the proposal,

@@ -76,6 +76,8 @@ pub struct Kernels {
     pub weigh: sys::CUfunction,
     /// Changes scores of these sums.
     pub change: sys::CUfunction,
+    /// Drops tokens of these sums by their probabilities.
+    pub drop: sys::CUfunction,
     /// Sums the residual distribution of a rejected proposal.
     pub residual: sys::CUfunction,
     /// Draws a token from the residual distribution.
@@ -99,6 +101,7 @@ impl Kernels {
                 draw_last: function(c"draw_last")?,
                 weigh: function(c"weigh")?,
                 change: function(c"change")?,
+                drop: function(c"drop")?,
                 residual: function(c"residual")?,
                 pick: function(c"pick")?,
             })

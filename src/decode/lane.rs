@@ -134,8 +134,7 @@ impl Lane {
         self.edited_row(position).is_some_and(|row| token.is_none_or(|token| row.knows(token)))
     }
 
-    /// Ask that the row of a position is edited on its device, unless that was done before, or is to be done on the
-    /// host: if the row is there, or if edits drop tokens by their probabilities.
+    /// Ask that the row of a position is edited on its device, unless that was done before, or the row is on the host.
     pub fn ask_for_edits(
         &mut self,
         position: usize,
@@ -144,7 +143,7 @@ impl Lane {
         sums: &mut dyn DeviceSums,
     ) {
         let rows = self.sequence.device_rows().filter(|rows| rows.learns(position));
-        if rows.is_none() || self.is_edited(position, token) || !edits.drops.keeps_all() {
+        if rows.is_none() || self.is_edited(position, token) {
             return;
         }
         if !std::mem::replace(&mut self.has_asked, true) {

@@ -439,7 +439,7 @@ fn add_on_device<'a>(
     uniform: Option<f64>,
 ) -> Result<bool> {
     let combination = &settings.combination;
-    let Some(sums) = sums.filter(|_| edits.is_none_or(|edits| edits.drops.keeps_all())) else { return Ok(false) };
+    let Some(sums) = sums else { return Ok(false) };
     let judge = match combination.sums() {
         Some(judge) => judge,
         None if matches!(combination, Combination::Mixture { .. }) => None,

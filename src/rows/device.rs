@@ -16,8 +16,8 @@ use crate::error::Error;
 /// Rows that are kept. `rows.cu` holds the same number, and the next one.
 pub const SLOTS: usize = 64;
 
-/// Threads of the kernel that filters a row.
-const NEAR: usize = 1024;
+/// Threads of the kernels that filter a row, or that drop tokens of it.
+pub(super) const NEAR: usize = 1024;
 
 /// Buffers of rows on the host that are kept for later rows.
 const SPARE_ROWS: usize = 16;

@@ -48,7 +48,12 @@ pub struct Drops {
 impl Drops {
     /// Whether all tokens are kept.
     pub fn keeps_all(&self) -> bool {
-        !(self.typical_p > 0.0 && self.typical_p < 1.0) && self.exclude_from <= 0.0
+        self.typical().is_none() && self.exclude_from <= 0.0
+    }
+
+    /// The share of the typical tokens, if others are dropped.
+    pub fn typical(&self) -> Option<f32> {
+        Some(self.typical_p).filter(|share| *share > 0.0 && *share < 1.0)
     }
 
     /// Drop tokens of a row. A row without a possible token stays as it is.
@@ -57,8 +62,8 @@ impl Drops {
             return;
         }
         let Ok(max) = checked(kernels::maximum(scores)) else { return };
-        if self.typical_p > 0.0 && self.typical_p < 1.0 {
-            keep_typical(self.typical_p, max, scores, candidates);
+        if let Some(share) = self.typical() {
+            keep_typical(share, max, scores, candidates);
         }
         if self.exclude_from > 0.0 {
             exclude_top(self.exclude_from, scores, max);

@@ -186,7 +186,7 @@ pub struct RowToEdit<'a> {
     pub row: DeviceRow,
     /// Its position.
     pub position: usize,
-    /// What is changed. Nothing is dropped by probabilities.
+    /// What is changed.
     pub edits: &'a Edits,
     /// What the edited row answers for without a copy: this filter,
     pub filter: Filter,
@@ -209,9 +209,9 @@ pub trait DeviceSums: Any + Send {
     fn make_edited(&mut self) -> Result<()>;
 
     /// Make the weighted sum of rows. A token is impossible where any part gives minus infinity, and where the judge, a
-    /// row with a least score, is below that score. Then the sum is edited; nothing is dropped by probabilities. It
-    /// answers for `filter`, for the score of `token`, and for a draw at the share `uniform`, if there is one, without
-    /// a copy. Returns false, and makes nothing, if the device cannot do that for these rows.
+    /// row with a least score, is below that score. Then the sum is edited. It answers for `filter`, for the score of
+    /// `token`, and for a draw at the share `uniform`, if there is one, without a copy. Returns false, and makes
+    /// nothing, if the device cannot do that for these rows.
     fn add(
         &mut self,
         parts: &mut dyn Iterator<Item = Term>,

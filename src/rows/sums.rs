@@ -7,7 +7,7 @@ use std::sync::Arc;
 use bytemuck::{Pod, Zeroable};
 use ort::value::TensorElementType;
 
-use super::device::{Ring, Shares, failed, queue_rows, token_of};
+use super::device::{NEAR, Ring, Shares, failed, queue_rows, token_of};
 use super::distribution::Distribution;
 use super::edited::GpuEdits;
 use super::edits::Edits;
@@ -57,9 +57,17 @@ struct Blend {
     mask: u64,
     changed: i32,
     masked: i32,
+    /// What is dropped then; 0 drops nothing.
+    typical: f32,
+    exclude: f32,
+    padding: [i32; 2],
 }
 
 impl Blend {
+    fn drops(&self) -> bool {
+        self.typical > 0.0 || self.exclude > 0.0
+    }
+
     /// The same, where the data begins so many bytes later.
     fn moved(self, bytes: u64) -> Self {
         Blend { changes: self.changes + bytes, mask: self.mask + bytes, ..self }
@@ -77,7 +85,7 @@ impl Data {
 
     /// Add the changes and the mask of these edits, for a sum.
     fn add(&mut self, edits: Option<&Edits>, blend: Blend) -> Blend {
-        let Some(Edits { changes, mask, .. }) = edits else { return blend };
+        let Some(Edits { changes, mask, drops }) = edits else { return blend };
         let changes_at = self.bytes().len() as u64;
         self.0.extend_from_slice(bytemuck::cast_slice(changes));
         let mask_at = self.bytes().len() as u64;
@@ -89,7 +97,8 @@ impl Data {
             self.0.push(last);
         }
         let (changed, masked) = (changes.len() as i32, i32::from(!mask.is_empty()));
-        Blend { changes: changes_at, mask: mask_at, changed, masked, ..blend }
+        let (typical, exclude) = (drops.typical().unwrap_or(0.0), drops.exclude_from.max(0.0));
+        Blend { changes: changes_at, mask: mask_at, changed, masked, typical, exclude, ..blend }
     }
 }
 
@@ -503,7 +512,13 @@ fn queue_sums(
     // SAFETY: the arguments are those of the kernels; rows stay until their sequences run again.
     unsafe {
         queue.run(kernels.weigh, (BLOCKS, count, 1), THREADS as u32, arguments)?;
-        if blocks > 0 { queue.run(kernels.change, (blocks, count, 1), THREADS as u32, arguments) } else { Ok(()) }
+        if blocks > 0 {
+            queue.run(kernels.change, (blocks, count, 1), THREADS as u32, arguments)?;
+        }
+        if questions.iter().any(|question| question.blend.drops()) {
+            queue.run(kernels.drop, (count, 1, 1), NEAR as u32, arguments)?;
+        }
+        Ok(())
     }
 }
 
@@ -527,7 +542,7 @@ mod tests {
     #[test]
     fn sizes_are_those_of_the_kernels() {
         assert_eq!((size_of::<KernelTerm>(), size_of::<KernelTerms>()), (40, 40 * TERMS + 16));
-        assert_eq!((size_of::<Blend>(), size_of::<Rest>()), (40 * TERMS + 48, 40 * TERMS + 48));
+        assert_eq!((size_of::<Blend>(), size_of::<Rest>()), (40 * TERMS + 64, 40 * TERMS + 48));
         assert_eq!(size_of::<Residual>(), 24);
     }
 }

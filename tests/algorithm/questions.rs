@@ -67,14 +67,15 @@ fn answers_to_questions_give_the_text_of_rows() {
     assert!(count(&asked.batches) > 1000 && count(&asked.most) == 1, "{} batches", count(&asked.batches));
 }
 
-/// Controls of all kinds that edit rows without a look at probabilities.
-fn controls() -> [Controls; 3] {
+/// Controls of all kinds that edit rows.
+fn controls() -> [Controls; 4] {
     let plain = Controls::default;
     let odd = Constraints::new(|| Box::new(Odd(0)));
     [
         plain().with_bias(&[1, 3], &[2.0, f32::NEG_INFINITY]).unwrap(),
         Controls { no_repeat_ngram: 4, ..plain().with_penalties(1.5, 0.5, 0.25).unwrap() },
         Controls { constraint: Some(odd), ..plain() },
+        plain().with_drops(0.9, 0.5, 0.2).unwrap(),
     ]
 }
 

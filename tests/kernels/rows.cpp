@@ -408,6 +408,70 @@ static void sums_are_made_together() {
     }
 }
 
+// Typical tokens are kept, and then top choices are dropped, as the definitions say.
+static void tokens_are_dropped_by_their_probabilities() {
+    int kept_all = 0, differ = 0, all = 0;
+    for (int round = 0; round < 60; round++) {
+        int vocab = (int[]){3, 33, 1000, 1024, 4099, 40000}[below(6)], kind = below(6);
+        std::vector<float> row = random_row(vocab, kind), given = row;
+        Blend of = {};
+        of.terms.vocab = vocab;
+        of.typical = round % 3 ? (float[]){0.2f, 0.9f, 0.999f, 1e-6f}[below(4)] : 0;
+        of.exclude = round % 3 != 1 ? (float[]){0.1f, 0.3f, 0.001f}[below(3)] : 0;
+        launch({1}, NEAR, [&] { drop(&of, row.data()); });
+        double max = *std::max_element(given.begin(), given.end());
+        if (max == -INFINITY) continue;
+        std::vector<double> p(vocab);
+        auto normalise = [&](const std::vector<float> &scores) {
+            double total = 0;
+            for (int i = 0; i < vocab; i++) total += p[i] = exp(scores[i] - max);
+            for (double &each : p) each /= total;
+        };
+        std::vector<float> expected = given;
+        bool near = false; // whether rounding may decide otherwise
+        if (of.typical > 0) {
+            normalise(given);
+            double entropy = 0, reached = 0;
+            for (double each : p) entropy -= each > 0 ? each * log(each) : 0;
+            std::vector<int> order;
+            for (int i = 0; i < vocab; i++) if (p[i] > 0) order.push_back(i);
+            auto distance = [&](int i) { return (double)(float)fabs(-log(p[i]) - entropy); };
+            std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return distance(a) < distance(b); });
+            size_t kept = 0;
+            while (kept < order.size() && reached < of.typical) {
+                reached += p[order[kept++]];
+                near |= fabs(reached - of.typical) < 1e-5;
+            }
+            for (size_t i = 1; i < order.size(); i++)
+                near |= i + 1 >= kept && i <= kept + 1 && distance(order[i]) - distance(order[i - 1]) < 1e-5 &&
+                        given[order[i]] != given[order[i - 1]];
+            for (size_t i = kept; i < order.size(); i++) expected[order[i]] = -INFINITY;
+        }
+        if (of.exclude > 0) {
+            normalise(expected);
+            int least = -1;
+            for (int i = 0; i < vocab; i++) {
+                near |= fabs(p[i] / of.exclude - 1) < 1e-4;
+                if (p[i] >= of.exclude && (least < 0 || expected[i] <= expected[least])) least = i;
+            }
+            for (int i = 0; i < vocab; i++)
+                if (p[i] >= of.exclude && i != least) expected[i] = -INFINITY;
+        }
+        int others = 0;
+        for (int i = 0; i < vocab; i++) others += row[i] != expected[i];
+        CHECK(near || others == 0, "round %d, kind %d, %d tokens, %g, %g: %d differ", round, kind, vocab, of.typical,
+              of.exclude, others);
+        all++, differ += others > 0, kept_all += row == given;
+    }
+    CHECK(differ * 5 < all && kept_all * 3 < all, "%d and %d of %d", differ, kept_all, all);
+    // Nothing is dropped from a bad row.
+    std::vector<float> bad = {1, NAN, 3}, before = bad;
+    Blend of = {};
+    of.terms.vocab = 3, of.typical = 0.5f, of.exclude = 0.1f;
+    launch({1}, NEAR, [&] { drop(&of, bad.data()); });
+    CHECK(memcmp(bad.data(), before.data(), sizeof(float) * 3) == 0, "a bad row changed");
+}
+
 // Sequences that share a pass get what each would get alone.
 static void sequences_share_a_pass() {
     const int vocab = 700;
@@ -452,6 +516,7 @@ int main() {
     filters_keep_what_the_sampler_does();
     residuals_are_of_what_is_kept();
     sums_are_made_together();
+    tokens_are_dropped_by_their_probabilities();
     passes_draw_as_questions_do();
     sequences_share_a_pass();
     return 0;

@@ -168,8 +168,8 @@ fn edited_rows_give_the_same_text_anywhere() {
             if way.strategy == Strategy::Auto || (way.targets.is_some() && combine != WEIGHTED) {
                 continue;
             }
-            for (seed, controls) in controls().into_iter().cycle().take(12).enumerate() {
-                let sampler = [(1.0, 0, 0.0), (0.0, 0, 0.0), (1.2, 7, 0.9)][seed / 4];
+            for (seed, controls) in controls().into_iter().cycle().take(15).enumerate() {
+                let sampler = [(1.0, 0, 0.0), (0.0, 0, 0.0), (1.2, 7, 0.9)][seed / 5];
                 let sampler = Sampler::new(sampler.0, sampler.1, sampler.2, 0.0).unwrap();
                 if sampler.is_greedy() && way.targets.is_some() {
                     continue;
@@ -194,7 +194,7 @@ fn edited_rows_give_the_same_text_anywhere() {
 #[test]
 fn constraints_hold_whatever_is_learned() {
     let Some(_turn) = gpu() else { return };
-    let [.., controls] = controls();
+    let [_, _, _, controls, _] = controls();
     for combine in [WEIGHTED, LOGITS, TARGET] {
         let engine = engine_with(&[(GRAPHS, "cuda"), (OTHER, "cuda")], "gpu", combine);
         for seed in 0..8 {
@@ -210,8 +210,8 @@ fn constraints_hold_whatever_is_learned() {
     }
 }
 
-/// Controls that edit rows without a look at probabilities.
-fn controls() -> [Controls; 4] {
+/// Controls of all kinds.
+fn controls() -> [Controls; 5] {
     let plain = Controls::default;
     let thirds = Constraints::new(|| Box::new(Thirds(0)));
     [
@@ -219,6 +219,7 @@ fn controls() -> [Controls; 4] {
         Controls { no_repeat_ngram: 3, ..plain().with_penalties(1.5, 0.5, 0.25).unwrap() },
         Controls { constraint: Some(thirds.clone()), ..plain() },
         Controls { constraint: Some(thirds), ..plain().with_penalties(1.2, 0.0, 0.0).unwrap() },
+        plain().with_drops(0.9, 0.5, 0.05).unwrap(),
     ]
 }
 
