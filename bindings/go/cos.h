@@ -812,9 +812,10 @@ typedef struct cos_stats {
   uint64_t standard_ns;
   /**
    * Rows of logits that a model on a GPU leaves there and that had to be copied to the host. The reasons are combine
-   * functions, models that run elsewhere, and filters that the GPU cannot finish: very many tokens have nearly the
-   * same score, or top_k or top_p reaches tokens less than e^-16 times as likely as the best. 0 if the GPU did all
-   * work on rows. Rows that are always on the host do not count.
+   * functions, top_log_probabilities, models that run elsewhere, a plausibility that is judged once more because no
+   * plausible token is possible, and filters that the GPU cannot finish: very many tokens have nearly the same
+   * score, or top_k or top_p reaches tokens less than e^-16 times as likely as the best. 0 if the GPU did all work
+   * on rows. Rows that are always on the host do not count.
    */
   uint64_t rows_copied;
   /**

@@ -27,6 +27,11 @@ pub trait Constraint: Send {
     /// vocabulary are ignored. If no bit is set, [`Constraint::may_end`] says whether the text is complete or stuck.
     fn mask(&mut self, mask: &mut [u32]) -> Result<()>;
 
+    /// Whether other threads than that of the session may call it. Not if it calls a function of the caller.
+    fn may_move(&self) -> bool {
+        false
+    }
+
     /// Whether the text may end where the last mask was made.
     fn may_end(&self) -> bool;
 

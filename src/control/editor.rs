@@ -71,6 +71,11 @@ impl RowEditor {
         }
     }
 
+    /// Whether its edits may take long, and any thread may make them.
+    pub fn may_move(&self) -> bool {
+        self.constraint.as_ref().is_some_and(|constraint| constraint.may_move())
+    }
+
     /// Keep the edits of so many positions in a row.
     pub fn fit(&mut self, slots: usize) {
         if self.slots.len() != slots {

@@ -9,6 +9,7 @@ use arrayvec::ArrayVec;
 
 use crate::decode::decoder::Beside;
 use crate::engine::Engine;
+use crate::engine::beside;
 use crate::engine::phase::{CallBuffers, Outcome, Stand};
 use crate::engine::queue::{self, LOOK_AGAIN, MOST_MODELS, PassQueue, Ticket};
 use crate::engine::round::Progress;
@@ -160,7 +161,7 @@ fn run_together<S: BorrowMut<Session>>(sessions: &mut [S], buffers: &mut CallBuf
     }
     // Tickets of a queue must be next to each other.
     waiting.sort_unstable_by_key(|ticket| (std::ptr::from_ref(ticket.queue()).addr(), ticket.place));
-    queue::run(&waiter, false, &mut waiting, &mut || working.iter_mut().for_each(Beside::work));
+    queue::run(&waiter, false, &mut waiting, &mut || beside::work(&mut working));
     outcomes.clear();
     outcomes.extend(waiting.drain(..).map(|ticket| {
         let (place, overlaps, common) = (ticket.place, ticket.queue().overlaps(), ticket.common());

@@ -1,6 +1,7 @@
 //! The engine: models that are loaded once and shared by any number of sessions and threads.
 
 mod agree;
+mod beside;
 mod constraints;
 pub mod drive;
 pub mod histogram;

@@ -50,9 +50,10 @@ pub struct cos_stats {
     /// Nanoseconds that COS_STRATEGY_STANDARD would have taken for these tokens, by the measured times of passes.
     pub standard_ns: u64,
     /// Rows of logits that a model on a GPU leaves there and that had to be copied to the host. The reasons are combine
-    /// functions, top_log_probabilities, typical_p, excluded top choices, models that run elsewhere, and filters that the GPU cannot finish: very many tokens have nearly the
-    /// same score, or top_k or top_p reaches tokens less than e^-16 times as likely as the best. 0 if the GPU did all
-    /// work on rows. Rows that are always on the host do not count.
+    /// functions, top_log_probabilities, models that run elsewhere, a plausibility that is judged once more because no
+    /// plausible token is possible, and filters that the GPU cannot finish: very many tokens have nearly the same
+    /// score, or top_k or top_p reaches tokens less than e^-16 times as likely as the best. 0 if the GPU did all work
+    /// on rows. Rows that are always on the host do not count.
     pub rows_copied: u64,
     /// Tokens that a model did not have to compute, because a session with the same beginning had computed them. Those
     /// of all models add up: a prompt of 100 tokens that two models know counts as 200. Whole blocks of the cache are

@@ -140,6 +140,10 @@ impl Constraint for Follower {
         Ok(())
     }
 
+    fn may_move(&self) -> bool {
+        true
+    }
+
     fn may_end(&self) -> bool {
         self.may_end
     }

@@ -154,8 +154,8 @@ pub trait DeviceRows {
 
 /// Rows of one model with edits, on its device. [`DeviceSums::edit`] asks for them.
 pub trait DeviceEdits: Any + Send {
-    /// Positions in a row whose rows it holds. A row takes the place of the one so many positions before it. Of two such
-    /// rows, only one may be asked for at a time.
+    /// Positions in a row whose rows it holds. A row takes the place of the one so many positions before it. Of two
+    /// such rows, only one may be asked for at a time.
     fn slots(&self) -> usize;
 
     /// The row of a position, if it is there.

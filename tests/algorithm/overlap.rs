@@ -234,8 +234,11 @@ fn a_pass_that_is_waited_for_a_moment_took_longer() {
     (0..2).for_each(|model| assert_eq!(times.at(model, 1.0), Some(3e-3), "model {model}"));
 }
 
-/// Allows all tokens, and logs each mask.
-struct Masks(Arc<Mutex<Vec<String>>>);
+/// Allows all tokens, and logs each mask. If any thread may make masks, it logs the thread.
+struct Masks {
+    log: Arc<Mutex<Vec<String>>>,
+    moves: bool,
+}
 
 impl Constraint for Masks {
     fn reset(&mut self) -> Result<()> {
@@ -251,9 +254,14 @@ impl Constraint for Masks {
     }
 
     fn mask(&mut self, mask: &mut [u32]) -> Result<()> {
-        self.0.lock().push("mask".into());
+        let thread = std::thread::current().id();
+        self.log.lock().push(if self.moves { format!("{thread:?}") } else { "mask".into() });
         mask.fill(u32::MAX);
         Ok(())
+    }
+
+    fn may_move(&self) -> bool {
+        self.moves
     }
 
     fn may_end(&self) -> bool {
@@ -270,7 +278,7 @@ impl Constraint for Masks {
 fn masks_are_made_beside_passes() {
     let log = Arc::<Mutex<Vec<String>>>::default();
     let of_log = log.clone();
-    let masks = Constraints::new(move || Box::new(Masks(of_log.clone())));
+    let masks = Constraints::new(move || Box::new(Masks { log: of_log.clone(), moves: false }));
     let controls = Controls { constraint: Some(masks), ..Controls::default() };
     let logged = |overlap: &[bool], batches: bool| logged(overlap, batches, &log);
     // Passes that a session runs alone.
@@ -314,5 +322,36 @@ fn masks_are_made_beside_passes() {
         sessions[0].step().unwrap();
         let alone = if overlap { ["begin a 1", "mask", "run a 1"].as_slice() } else { &["run a 1", "mask"] };
         assert_eq!(*log.lock(), alone, "{overlap}, one session");
+    }
+}
+
+/// Many masks are made by several threads, unless they are made by functions of the caller.
+#[test]
+fn many_masks_are_made_by_several_threads() {
+    const SESSIONS: usize = 33;
+    for moves in [true, false] {
+        let log = Arc::<Mutex<Vec<String>>>::default();
+        let of_log = log.clone();
+        let masks = Constraints::new(move || Box::new(Masks { log: of_log.clone(), moves }));
+        let model = World::Related.model(0, 5).with_overlap(0.5);
+        let model: Arc<dyn Model> = Arc::new(Logged { inner: model, batches: true, log: Arc::default() });
+        let combine = Combine::Weighted { weights: vec![1.0] };
+        let engine = Arc::new(Engine::new(vec![Participant::from(model)], combine, Vec::new(), None).unwrap());
+        let mut sessions: Vec<Session> = (0..SESSIONS)
+            .map(|_| {
+                let controls = Controls { constraint: Some(masks.clone()), ..Controls::default() };
+                let options = Options { strategy: Strategy::Standard, controls, ..Options::default() };
+                let mut session = Session::new(&engine, &options).unwrap();
+                session.prompt(&PROMPT).unwrap();
+                session
+            })
+            .collect();
+        step_many(&mut sessions, |_, state| assert_eq!(state.unwrap(), State::Open));
+        let mut threads = std::mem::take(&mut *log.lock());
+        assert_eq!(threads.len(), SESSIONS);
+        threads.sort();
+        threads.dedup();
+        let processors = std::thread::available_parallelism().map_or(1, |all| all.get());
+        assert_eq!(threads.len(), if moves { processors.min(4) } else { 1 }, "{threads:?}");
     }
 }

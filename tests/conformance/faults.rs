@@ -39,6 +39,7 @@ const DECODER: &str = "src/decode/decoder.rs";
 const STATE: &str = "src/decode/state.rs";
 const TARGET: &str = "src/decode/target.rs";
 const LANE: &str = "src/decode/lane.rs";
+const EDITOR: &str = "src/control/editor.rs";
 const VERIFY: &str = "src/decode/verify.rs";
 const COMBINE: &str = "src/decode/combine.rs";
 const SAMPLING: &str = "src/rows/sampling.rs";
@@ -88,6 +89,17 @@ pub const FAULTS: &[Fault] = &[
     fault("the number that accepts also draws the residual", TARGET,
         "let key = self.key(Purpose::Residual);",
         "let key = self.key(if PLANTED { Purpose::Acceptance } else { Purpose::Residual });"),
+    fault("a proposer's row lacks its edits", STATE,
+        "edits.map_or(Ok(()), |edits| lane.edit(position, edits, &mut self.workspace.candidates))?;", ""),
+    fault("a sum of logits lacks its edits", COMBINE,
+        "self.scores(row, out, |_| ())?;
+        edits.apply(out, candidates);", "self.scores(row, out, |_| ())?;"),
+    fault("penalties count tokens that were taken back", EDITOR,
+        "self.text[kept..].iter().rev().for_each(|&token| self.tally.pop(token as u32));", ""),
+    fault("edits of a position outlive the tokens before it", EDITOR,
+        "self.slots.iter_mut().filter(|slot| slot.position > len).for_each(|slot| slot.position = NO_POSITION);", ""),
+    fault("a constraint keeps a token that was taken back", EDITOR,
+        "constraint.pop(dropped)", "constraint.pop(dropped - 1)"),
     fault("a pass draws with the number that accepts a proposal", LANE,
         "share(proposes, Purpose::Proposal)?", "share(proposes, Purpose::Acceptance)?"),
     fault("a question loses the proposal that it is about", SCHEDULE,
@@ -241,9 +253,12 @@ const ONLY: &str = "COS_FAULTS";
 const SIMULATED: u64 = 100_000;
 
 /// Tests of the algorithm that run with each fault: of the enumeration, and of rows that answer.
-const ENUMERATION: [&str; 10] = [
+const ENUMERATION: [&str; 13] = [
     "answers::passes_are_told_of_every_draw",
     "questions::answers_to_questions_give_the_text_of_rows",
+    "questions::rows_that_are_edited_there_give_the_text_of_rows",
+    "exact::controls::penalties_are_exact",
+    "exact::controls::constraints_are_exact",
     "exact::strategies::longer_sequences",
     "exact::drafters::look_ups_draft_exactly",
     "exact::changes::weights_change_exactly",

@@ -281,9 +281,9 @@ pub fn run(effort: Effort, progress: &dyn Progress) -> Section {
         about: "Scripted models whose distributions depend on the whole context: related, unrelated, identical, with \
                 zeros, nearly deterministic; one to four of them, and look-ups. Every combination, strategy, γ, \
                 sampler setting and kind of targets, with sequences that end after four tokens, at a stop token, or \
-                where the context is full; and bias, penalties, a constraint, or the exclusion of top choices. Each draw is a session with its own seed; the four tokens together are \
-                compared with the oracle, which computes their joint distribution by its definition in double \
-                precision."
+                where the context is full; and with bias, penalties, a constraint, or excluded top choices. Each draw \
+                is a session with its own seed; the four tokens together are compared with the oracle, which computes \
+                their joint distribution by its definition in double precision."
             .into(),
         headline: format!("{} of {total} configurations{deepest}, {draws} draws", chosen.len()),
         comparisons,

@@ -22,6 +22,11 @@ pub struct Beside<'a, C> {
 }
 
 impl<C: Chance> Beside<'_, C> {
+    /// Whether any thread may do it, and it may take long.
+    pub fn may_move(&self) -> bool {
+        self.editor.as_ref().is_some_and(|editor| editor.may_move())
+    }
+
     /// Make the edits of the front position, and of all behind it up to the one behind all tokens. Those that were made
     /// stay. An error or a panic shows again where the position is decided.
     pub fn work(&mut self) {

@@ -1,0 +1,34 @@
+//! What a thread does for its sessions while their passes run.
+
+use std::sync::OnceLock;
+use std::thread;
+
+use crate::decode::chance::CounterRng;
+use crate::decode::decoder::Beside;
+use crate::process::processors;
+
+/// Sessions with a grammar that are worth a thread: their masks take longer than a thread takes to start.
+const OF_THREAD: usize = 8;
+
+/// Most threads that make masks, the calling one included.
+const MOST_THREADS: usize = 8;
+
+/// Make the edits of the rows of all sessions. If many sessions have a grammar, several threads make their masks: one
+/// thread would take longer for that than a GPU for the pass. They end before this returns. Functions of the caller are
+/// called in this thread alone.
+pub fn work(working: &mut [Beside<'_, CounterRng>]) {
+    working.sort_unstable_by_key(|beside| !beside.may_move());
+    let (movable, others) = working.split_at_mut(working.partition_point(Beside::may_move));
+    static PROCESSORS: OnceLock<usize> = OnceLock::new();
+    let most = (*PROCESSORS.get_or_init(processors)).min(MOST_THREADS);
+    let threads = (movable.len() / OF_THREAD).clamp(1, most);
+    thread::scope(|scope| {
+        let mut parts = movable.chunks_mut(movable.len().div_ceil(threads).max(1));
+        let own = parts.next();
+        for part in parts {
+            // If there is no thread for them, they are made where they are needed.
+            _ = thread::Builder::new().spawn_scoped(scope, || part.iter_mut().for_each(Beside::work));
+        }
+        own.into_iter().flatten().chain(others).for_each(Beside::work);
+    });
+}
