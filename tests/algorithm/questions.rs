@@ -304,3 +304,35 @@ fn a_batch_that_fails_commits_nothing() {
     }
     assert!(failed > 10, "{failed} rounds have failed");
 }
+
+/// Given tokens are scored without edits, also where a row was edited before, to propose from it.
+#[test]
+fn given_tokens_are_scored_without_edits() {
+    let (told, _) = asking();
+    let models = World::Related.models(2, 5);
+    for models in [models.clone(), answering(&models, &told)] {
+        for combine in combines() {
+            let engine = Arc::new(Engine::new(models.clone(), combine, Vec::new(), None).unwrap());
+            let start = |controls: Controls, seed| {
+                let options = Options { log_probabilities: true, max_tokens: 0, controls, ..options(seed) };
+                Session::new(&engine, &options).unwrap()
+            };
+            for seed in 0..12 {
+                let mut edited = start(Controls::default().with_bias(&[1], &[3.0]).unwrap(), seed);
+                edited.prompt(&PROMPT).unwrap();
+                let mut text = PROMPT.to_vec();
+                for _ in 0..3 + seed % 3 {
+                    text.extend_from_slice(edited.step().unwrap().0);
+                }
+                let given = [2, 1, 0, 3];
+                edited.score(&given).unwrap();
+                let mut plain = start(Controls::default(), seed);
+                plain.prompt(&text).unwrap();
+                plain.score(&given).unwrap();
+                let [found, expected] = [&edited, &plain].map(|session| session.scored().of_tokens.clone());
+                let off = found.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+                assert!(found.len() == 4 && off < 1e-5, "{seed}: {found:?}, not {expected:?}");
+            }
+        }
+    }
+}

@@ -17,8 +17,8 @@ impl<C: Chance> Decoder<C> {
     /// Edit the rows on devices that passes have given, those of all positions at once. Returns whether that waits for
     /// an answer.
     pub(super) fn edit_rows(&mut self, workspace: &mut Workspace) -> Result<bool> {
-        // A question about a sum comes behind the edits.
-        if self.state.editor.is_none() || self.schedule.asks() {
+        // Given tokens are scored without edits. A question about a sum comes behind the edits.
+        if self.state.editor.is_none() || self.state.given.is_some() || self.schedule.asks() {
             return Ok(false);
         }
         if !self.awaits_edits() {

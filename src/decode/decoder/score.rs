@@ -2,6 +2,7 @@
 
 use super::{Decoder, Finish};
 use crate::decode::chance::Chance;
+use crate::decode::lane::Lane;
 use crate::decode::state::Given;
 use crate::error::{Error, Result};
 
@@ -26,6 +27,8 @@ impl<C: Chance> Decoder<C> {
             self.prompt(&tokens[..first])?;
         }
         self.state.finish = None;
+        // Rows that were edited to propose from them are needed as they were.
+        self.state.lanes.iter_mut().flatten().for_each(Lane::forget);
         let start = self.schedule.committed();
         self.state.given = Some(Given { start, tokens: tokens[first..].to_vec(), before });
         self.fit();
