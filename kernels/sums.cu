@@ -27,8 +27,8 @@ struct Change {
 };
 
 // A sum that is asked for. If `judged`, the last term is not summed; tokens whose score in it is below `floor` get
-// minus infinity. So do those whose bit in `mask` is 0, if `masked`. Then the scores of some tokens change, and tokens are
-// dropped by their probabilities: all but the typical ones, and all top choices but the least, if these are not 0.
+// minus infinity. So do those whose bit in `mask` is 0, if `masked`. Then the scores of some tokens change, and tokens
+// are dropped by their probabilities: all but the typical ones, and all top choices but the least, if these are not 0.
 struct Blend {
     Terms terms;
     int judged;
@@ -134,8 +134,8 @@ __device__ double sum_all(Dropping &state, double own) {
     return join_all(state.sums, own, [](double a, double b) { return a + b; });
 }
 
-// Keep the fewest tokens whose information is nearest to the entropy, and that have a share of the whole. Of tokens that
-// are as near, the first ones are kept.
+// Keep the fewest tokens whose information is nearest to the entropy, and that have a share of the whole. Of tokens
+// that are as near, the first ones are kept.
 __device__ void keep_typical(Dropping &state, float *row, int vocab, float max, float typical) {
     const float INF = __int_as_float(0x7f800000);
     int thread = threadIdx.x;
@@ -149,8 +149,8 @@ __device__ void keep_typical(Dropping &state, float *row, int vocab, float max, 
     float entropy = (float)(log(total) - times / total), least = max + (float)log(total);
     auto key = [&](int i) { return (u64)__float_as_uint(fabsf(least - row[i] - entropy)) << 32 | (u32)i; };
     double share = typical * total;
-    // Digit by digit, find the last key that is kept. Those of the tokens searched begin like `found`, and the weights of
-    // all smaller ones sum up to `before`.
+    // Digit by digit, find the last key that is kept. Those of the tokens searched begin like `found`, and the weights
+    // of all smaller ones sum up to `before`.
     u64 found = 0, before = 0;
     for (int shift = 54, known = 64;; known = shift, shift = shift > 10 ? shift - 10 : 0) {
         state.bins[thread] = {0, 0}, state.counts[thread] = 0;
@@ -197,8 +197,8 @@ __device__ void exclude_top(Dropping &state, float *row, int vocab, float max, f
         if (row[i] >= least && i != (int)(u32)kept) row[i] = -INF;
 }
 
-// Drop tokens of the sums that `weigh` and `change` have made, by their probabilities at temperature 1. One block of NEAR
-// threads for each sum. A bad row stays as it is.
+// Drop tokens of the sums that `weigh` and `change` have made, by their probabilities at temperature 1. One block of
+// NEAR threads for each sum. A bad row stays as it is.
 extern "C" __global__ void __launch_bounds__(NEAR) drop(const Blend *asked, float *out) {
     const float INF = __int_as_float(0x7f800000);
     __shared__ Dropping state;
