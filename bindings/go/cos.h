@@ -33,6 +33,7 @@
  * once. A few functions may be called at any time, and their documentation says so. No call with an object may begin
  * once the call that frees the object has begun. If threads step sessions of an engine at the same time, their passes
  * are combined into common ones. One thread can do the same with cos_step_many. The library starts no thread for that.
+ * Only if many sessions of a call have a grammar, threads that end with the call may make masks while a pass runs.
  *
  * Processes. An engine belongs to the process that opened it. In a child of fork(), calls with the engine, its sessions
  * and its text streams return UNSUPPORTED. The child may free them and open its own engine. It cannot open one if it
@@ -125,7 +126,8 @@
 #define COS_CONSTRAINT_NONE 0
 
 /**
- * The text is a JSON value that a JSON schema allows. llguidance says which keywords it knows; others are an error.
+ * The text is a JSON value that a JSON schema allows. llguidance says which
+ * keywords of the standard it lacks; these are an error. Keywords that the standard lacks too are ignored.
  */
 #define COS_CONSTRAINT_JSON_SCHEMA 1
 
@@ -1023,10 +1025,11 @@ struct cos_error *cos_session_new(const struct cos_engine *engine,
  * penalties, bias, bans, min_tokens, the constraint, and log-probabilities. Committed tokens stay, and all tokens
  * behind them have the distribution of the new options. May be called between steps.
  *
- * strategy, targets, seed, proposal_lengths, routes and priority must be those of cos_session_new. weights and combine
- * are not read: cos_session_set_weights changes weights. A text that max_tokens has ended goes on if it is now larger,
- * and one that a constraint has completed if that is now another one. A constraint sees the whole text behind the last
- * prompt, so it must allow what is there: else the next step returns NUMERIC.
+ * strategy, targets, seed, proposal_lengths, routes and priority must be those of cos_session_new. The seed of a
+ * fork is that of cos_session_fork. weights, combine and weigh are not read, so the functions of cos_session_new
+ * stay, with their data: cos_session_set_weights changes weights. A text that max_tokens has ended goes on if it is
+ * now larger, and one that a constraint has completed if that is now another one. A constraint sees the whole text
+ * behind the last prompt, so it must allow what is there: else the next step returns NUMERIC.
  *
  * On error, nothing changes. One thread at a time.
  *

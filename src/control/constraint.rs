@@ -27,9 +27,10 @@ pub trait Constraint: Send {
     /// vocabulary are ignored. If no bit is set, [`Constraint::may_end`] says whether the text is complete or stuck.
     fn mask(&mut self, mask: &mut [u32]) -> Result<()>;
 
-    /// Whether other threads than that of the session may call it. Not if it calls a function of the caller.
-    fn may_move(&self) -> bool {
-        false
+    /// Whether it calls a function of the caller, which may do anything. Then it is asked only while its thread does
+    /// nothing else for the session.
+    fn calls_back(&self) -> bool {
+        true
     }
 
     /// Whether the text may end where the last mask was made.

@@ -71,9 +71,14 @@ impl RowEditor {
         }
     }
 
-    /// Whether its edits may take long, and any thread may make them.
-    pub fn may_move(&self) -> bool {
-        self.constraint.as_ref().is_some_and(|constraint| constraint.may_move())
+    /// Whether there is a constraint, whose masks may take long.
+    pub fn has_constraint(&self) -> bool {
+        self.constraint.is_some()
+    }
+
+    /// Whether edits call a function of the caller.
+    pub fn calls_back(&self) -> bool {
+        self.constraint.as_ref().is_some_and(|constraint| constraint.calls_back())
     }
 
     /// Keep the edits of so many positions in a row.

@@ -4,6 +4,12 @@ use crate::control::constraint::Constraints;
 use crate::control::dry::Dry;
 use crate::error::{Error, Result};
 
+/// The largest repetition penalty, so that no score becomes infinite.
+const MOST_DIVIDED: f32 = 1000.0;
+
+/// The largest other penalties, for the same reason.
+const MOST_SUBTRACTED: f32 = 1e6;
+
 /// What a request asks of its tokens. The default changes nothing.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Controls {
@@ -55,14 +61,18 @@ impl Default for Controls {
 impl Controls {
     /// Set the penalties. A repetition penalty of 0 or 1 is off. [`Error::InvalidArgument`] for a value out of range.
     pub fn with_penalties(self, repetition: f32, presence: f32, frequency: f32) -> Result<Self> {
-        if !(repetition.is_finite() && repetition >= 0.0) {
+        if repetition != 0.0 && !(1.0 / MOST_DIVIDED..=MOST_DIVIDED).contains(&repetition) {
             return Err(Error::InvalidArgument(format!(
-                "repetition_penalty is {repetition}; it must be positive, or 0 or 1 for off"
+                "repetition_penalty is {repetition}; it must be between {} and {MOST_DIVIDED}, or 0 for off",
+                1.0 / MOST_DIVIDED
             )));
         }
         for (name, value) in [("presence_penalty", presence), ("frequency_penalty", frequency)] {
-            if !value.is_finite() {
-                return Err(Error::InvalidArgument(format!("{name} is {value}; it must be finite, and 0 is off")));
+            if !(-MOST_SUBTRACTED..=MOST_SUBTRACTED).contains(&value) {
+                return Err(Error::InvalidArgument(format!(
+                    "{name} is {value}; it must be between {} and {MOST_SUBTRACTED}, and 0 is off",
+                    -MOST_SUBTRACTED
+                )));
             }
         }
         let repetition_penalty = if repetition == 0.0 { 1.0 } else { repetition };

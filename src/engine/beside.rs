@@ -14,16 +14,15 @@ const OF_THREAD: usize = 8;
 const MOST_THREADS: usize = 8;
 
 /// Make the edits of the rows of all sessions. If many sessions have a grammar, several threads make their masks: one
-/// thread would take longer for that than a GPU for the pass. They end before this returns. Functions of the caller are
-/// called in this thread alone.
+/// thread would take longer for that than a GPU for the pass. They end before this returns.
 pub fn work(working: &mut [Beside<'_, CounterRng>]) {
-    working.sort_unstable_by_key(|beside| !beside.may_move());
-    let (movable, others) = working.split_at_mut(working.partition_point(Beside::may_move));
+    working.sort_unstable_by_key(|beside| !beside.takes_long());
+    let (long, others) = working.split_at_mut(working.partition_point(Beside::takes_long));
     static PROCESSORS: OnceLock<usize> = OnceLock::new();
     let most = (*PROCESSORS.get_or_init(processors)).min(MOST_THREADS);
-    let threads = (movable.len() / OF_THREAD).clamp(1, most);
+    let threads = (long.len() / OF_THREAD).clamp(1, most);
     thread::scope(|scope| {
-        let mut parts = movable.chunks_mut(movable.len().div_ceil(threads).max(1));
+        let mut parts = long.chunks_mut(long.len().div_ceil(threads).max(1));
         let own = parts.next();
         for part in parts {
             // If there is no thread for them, they are made where they are needed.

@@ -1,6 +1,5 @@
 //! Compiled constraints, which sessions share.
 
-use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
@@ -10,7 +9,7 @@ use crate::error::Result;
 use crate::grammar::{Grammar, Grammars, Language};
 use crate::text::Text;
 
-/// Grammars that are kept. The memory is cleared when it is full.
+/// Grammars that are kept: those that were used last.
 const MOST_KEPT: usize = 64;
 
 /// Compiles the constraints of an engine, and keeps the last ones.
@@ -18,7 +17,8 @@ const MOST_KEPT: usize = 64;
 pub struct CompiledConstraints {
     /// Made when the first constraint is asked for.
     grammars: OnceLock<Result<Grammars>>,
-    kept: Mutex<HashMap<(Language, String), Grammar>>,
+    /// The one that was used last is the last one.
+    kept: Mutex<Vec<(Language, String, Grammar)>>,
 }
 
 impl CompiledConstraints {
@@ -35,20 +35,19 @@ impl CompiledConstraints {
     ) -> Result<Constraints> {
         let grammars = self.grammars.get_or_init(|| Grammars::new(text?, vocab_size));
         let grammars = grammars.as_ref().map_err(Clone::clone)?;
-        let key = (language, source.to_owned());
-        let known = self.kept.lock().get(&key).cloned();
-        let grammar = match known {
-            Some(grammar) => grammar,
-            None => {
-                let grammar = grammars.compile(language, source)?;
-                let mut kept = self.kept.lock();
-                if kept.len() >= MOST_KEPT {
-                    kept.clear();
-                }
-                kept.insert(key, grammar.clone());
-                grammar
-            }
+        let is_it = |(of, text, _): &(Language, String, Grammar)| *of == language && text == source;
+        let take = || {
+            let mut kept = self.kept.lock();
+            kept.iter().position(is_it).map(|place| kept.remove(place).2)
         };
+        let grammar = take().map_or_else(|| grammars.compile(language, source), Ok)?;
+        let mut kept = self.kept.lock();
+        kept.retain(|known| !is_it(known));
+        if kept.len() == MOST_KEPT {
+            kept.remove(0);
+        }
+        kept.push((language, source.to_owned(), grammar.clone()));
+        drop(kept);
         Ok(grammars.constraints(&grammar, stop_tokens))
     }
 }

@@ -123,6 +123,11 @@ impl<C: Chance> Driver<C> {
         self.workspace.defer();
     }
 
+    /// Let other threads wait until this one has computed, or not, from the next round on.
+    pub fn set_in_crowd(&mut self, in_crowd: bool) {
+        self.in_crowd = in_crowd && self.queues.is_some();
+    }
+
     /// Let passes that do not depend on each other run at the same time, or not.
     pub fn set_overlaps(&mut self, overlaps: bool) {
         self.overlaps = overlaps;

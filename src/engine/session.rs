@@ -186,8 +186,7 @@ impl Session {
         driver.set_turns(engine.takes_turns());
         driver.set_priority(options.priority);
         driver.histograms_mut().prompt(engine.clock()());
-        // A function of the caller may take any time, and nobody waits for it.
-        driver.share_passes(engine.queues(), options.combine.is_none());
+        driver.share_passes(engine.queues(), !calls_back(&options));
         estimates.into_iter().for_each(|estimates| driver.observe(estimates));
         Session {
             driver,
@@ -227,8 +226,8 @@ impl Session {
     }
 
     /// Decode by other options from the next position on. Those of how it is decoded stay: `options` must have the same
-    /// strategy, targets, seed, proposal lengths, routes and priority. So do the weights and the combine function,
-    /// whatever `options` say.
+    /// strategy, targets, seed, proposal lengths, routes and priority. So do the weights, and the functions that
+    /// combine and weigh, whatever `options` say.
     ///
     /// [`Error::InvalidArgument`] as for [`Session::new`], and for an option that cannot change.
     pub fn set_options(&mut self, options: &Options) -> Result<()> {
@@ -279,6 +278,7 @@ impl Session {
                 self.planning = Some(planning);
             }
         }
+        self.driver.set_in_crowd(!calls_back(&options));
         self.options = options;
         Ok(())
     }
@@ -440,6 +440,11 @@ impl Session {
         description["memory"] = json!({ "bytes": bytes, "peak_bytes": peak_bytes });
         description
     }
+}
+
+/// Whether functions of the caller are called in steps. They may take any time, and nobody waits for them.
+fn calls_back(options: &Options) -> bool {
+    options.combine.is_some() || options.weigher.is_some() || options.controls.constraint.is_some()
 }
 
 /// Check that weights may depend on positions, if they do.

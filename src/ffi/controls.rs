@@ -8,7 +8,8 @@ use crate::error::{Error, Result};
 
 /// No constraint, or one by a function.
 pub const COS_CONSTRAINT_NONE: i32 = 0;
-/// The text is a JSON value that a JSON schema allows. llguidance says which keywords it knows; others are an error.
+/// The text is a JSON value that a JSON schema allows. llguidance says which
+/// keywords of the standard it lacks; these are an error. Keywords that the standard lacks too are ignored.
 pub const COS_CONSTRAINT_JSON_SCHEMA: i32 = 1;
 /// The whole text matches a regular expression, in the syntax of Rust's crate regex, without look-around.
 pub const COS_CONSTRAINT_REGEX: i32 = 2;

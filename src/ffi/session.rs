@@ -212,10 +212,11 @@ pub unsafe extern "C" fn cos_session_new(
 /// penalties, bias, bans, min_tokens, the constraint, and log-probabilities. Committed tokens stay, and all tokens
 /// behind them have the distribution of the new options. May be called between steps.
 ///
-/// strategy, targets, seed, proposal_lengths, routes and priority must be those of cos_session_new. weights and combine
-/// are not read: cos_session_set_weights changes weights. A text that max_tokens has ended goes on if it is now larger,
-/// and one that a constraint has completed if that is now another one. A constraint sees the whole text behind the last
-/// prompt, so it must allow what is there: else the next step returns NUMERIC.
+/// strategy, targets, seed, proposal_lengths, routes and priority must be those of cos_session_new. The seed of a
+/// fork is that of cos_session_fork. weights, combine and weigh are not read, so the functions of cos_session_new
+/// stay, with their data: cos_session_set_weights changes weights. A text that max_tokens has ended goes on if it is
+/// now larger, and one that a constraint has completed if that is now another one. A constraint sees the whole text
+/// behind the last prompt, so it must allow what is there: else the next step returns NUMERIC.
 ///
 /// On error, nothing changes. One thread at a time.
 ///

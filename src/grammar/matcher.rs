@@ -1,6 +1,7 @@
 //! Follows one text through a grammar.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use llguidance::Matcher;
 use llguidance::toktrie::SimpleVob;
@@ -9,10 +10,10 @@ use parking_lot::Mutex;
 use crate::control::Constraint;
 use crate::error::{Error, Result};
 
-/// Most followers of a grammar that are kept for later texts.
-const MOST_KEPT: usize = 64;
+/// Most followers of all grammars that are kept for later texts. Each may remember a megabyte.
+const MOST_KEPT: usize = 128;
 
-/// Most tokens that one follower computes anything for. What it remembers grows with them.
+/// Most tokens that a follower remembers something of. What it remembers grows with them.
 const MOST_FOLLOWED: usize = 4096;
 
 /// A grammar that was compiled, and what earlier texts have left.
@@ -21,16 +22,19 @@ pub struct Compiled {
     /// At the start of the grammar, each with the number of tokens that it has followed. What they have computed is not
     /// computed again, which saves a third of the time of a mask.
     kept: Mutex<Vec<(Matcher, usize)>>,
+    /// The number of all that are kept, of all grammars of the engine.
+    count: Arc<AtomicUsize>,
 }
 
 impl Compiled {
-    /// At its start.
-    pub fn new(fresh: Matcher) -> Self {
-        Compiled { fresh, kept: Mutex::default() }
+    /// At its start. `count` is that of all grammars of an engine.
+    pub fn new(fresh: Matcher, count: &Arc<AtomicUsize>) -> Self {
+        Compiled { fresh, kept: Mutex::default(), count: count.clone() }
     }
 
     fn start(&self) -> (Matcher, usize) {
         let kept = self.kept.lock().pop();
+        self.count.fetch_sub(usize::from(kept.is_some()), Ordering::Relaxed);
         // A deep copy, so that sessions on several threads do not wait for each other.
         kept.unwrap_or_else(|| (self.fresh.deep_clone(), 0))
     }
@@ -39,11 +43,18 @@ impl Compiled {
         if followed > MOST_FOLLOWED || matcher.is_error() || matcher.reset().is_err() {
             return;
         }
-        let mut kept = self.kept.lock();
-        if kept.len() < MOST_KEPT {
+        if self.count.fetch_add(1, Ordering::Relaxed) < MOST_KEPT {
             // A copy that shares what the matcher remembers, and is soon alone with it.
-            kept.push((matcher.clone(), followed));
+            self.kept.lock().push((matcher.clone(), followed));
+        } else {
+            self.count.fetch_sub(1, Ordering::Relaxed);
         }
+    }
+}
+
+impl Drop for Compiled {
+    fn drop(&mut self) {
+        self.count.fetch_sub(self.kept.get_mut().len(), Ordering::Relaxed);
     }
 }
 
@@ -88,7 +99,7 @@ impl Drop for Follower {
 impl Constraint for Follower {
     fn reset(&mut self) -> Result<()> {
         self.behind = 0;
-        if self.matcher.is_error() || self.matcher.reset().is_err() {
+        if self.followed > MOST_FOLLOWED || self.matcher.is_error() || self.matcher.reset().is_err() {
             (self.matcher, self.followed) = self.fresh.start();
         }
         Ok(())
@@ -140,8 +151,8 @@ impl Constraint for Follower {
         Ok(())
     }
 
-    fn may_move(&self) -> bool {
-        true
+    fn calls_back(&self) -> bool {
+        false
     }
 
     fn may_end(&self) -> bool {

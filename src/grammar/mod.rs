@@ -4,6 +4,7 @@ mod matcher;
 mod trie;
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 
 use llguidance::api::TopLevelGrammar;
 use llguidance::{Matcher, ParserFactory};
@@ -46,6 +47,8 @@ pub struct Grammar(Arc<Compiled>);
 /// Compiles constraints for one tokenizer.
 pub struct Grammars {
     factory: ParserFactory,
+    /// What the grammars have kept.
+    kept: Arc<AtomicUsize>,
 }
 
 impl Grammars {
@@ -58,7 +61,7 @@ impl Grammars {
             .map_err(|error| Error::Unsupported(format!("constraints cannot be had with this tokenizer: {error}")))?;
         factory.quiet();
         factory.limits_mut().verbose_errors = false;
-        Ok(Grammars { factory })
+        Ok(Grammars { factory, kept: Arc::default() })
     }
 
     /// The constraint of a grammar. `stop_tokens` are those of the session: they may come where the text may end.
@@ -82,7 +85,7 @@ impl Grammars {
         };
         let matcher = Matcher::new(self.factory.create_parser(grammar));
         match matcher.get_error() {
-            None => Ok(Grammar(Arc::new(Compiled::new(matcher)))),
+            None => Ok(Grammar(Arc::new(Compiled::new(matcher, &self.kept)))),
             Some(why) => Err(refuse(why.trim().replace("\n", "; ").replace("; <non-verbose/>", ""))),
         }
     }

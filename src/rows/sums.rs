@@ -506,14 +506,15 @@ fn queue_sums(
 ) -> ort::Result<()> {
     let (kernels, count) = (device.kernels()?, questions.len() as u32);
     let changed = questions.iter().map(|question| question.blend.changed as usize).max().unwrap_or(0);
-    let blocks = changed.div_ceil(THREADS).min(BLOCKS as usize) as u32;
+    let vocab = questions.iter().map(|question| question.blend.terms.vocab as usize).max().unwrap_or(0);
+    let blocks = |threads: usize| threads.div_ceil(THREADS).min(BLOCKS) as u32;
     let mut out = rows.place();
     let arguments = &mut [argument(&mut asked), argument(&mut out)];
     // SAFETY: the arguments are those of the kernels; rows stay until their sequences run again.
     unsafe {
-        queue.run(kernels.weigh, (BLOCKS, count, 1), THREADS as u32, arguments)?;
-        if blocks > 0 {
-            queue.run(kernels.change, (blocks, count, 1), THREADS as u32, arguments)?;
+        queue.run(kernels.weigh, (blocks(vocab), count, 1), THREADS as u32, arguments)?;
+        if changed > 0 {
+            queue.run(kernels.change, (blocks(changed), count, 1), THREADS as u32, arguments)?;
         }
         if questions.iter().any(|question| question.blend.drops()) {
             queue.run(kernels.drop, (count, 1, 1), NEAR as u32, arguments)?;
@@ -522,8 +523,8 @@ fn queue_sums(
     }
 }
 
-/// Blocks that add up the rows of a question.
-const BLOCKS: u32 = 132;
+/// Most blocks that add up the rows of a question.
+const BLOCKS: usize = 132;
 
 /// Queue the kernels that make residuals and draw from them, for so many questions at a place of the device.
 fn queue_residuals(device: &Device, queue: &Queue, mut asked: u64, count: usize) -> ort::Result<()> {

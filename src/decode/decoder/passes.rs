@@ -22,9 +22,9 @@ pub struct Beside<'a, C> {
 }
 
 impl<C: Chance> Beside<'_, C> {
-    /// Whether any thread may do it, and it may take long.
-    pub fn may_move(&self) -> bool {
-        self.editor.as_ref().is_some_and(|editor| editor.may_move())
+    /// Whether it is worth a thread.
+    pub fn takes_long(&self) -> bool {
+        self.editor.as_ref().is_some_and(|editor| editor.has_constraint())
     }
 
     /// Make the edits of the front position, and of all behind it up to the one behind all tokens. Those that were made
@@ -84,7 +84,8 @@ impl<C: Chance> Decoder<C> {
             let (sequence, tokens, keep) = (lane.sequence.as_mut(), &tokens[need.start..need.end], need.keep);
             Some((need, Pass { sequence, tokens, keep, filter, uniforms }))
         });
-        let editor = editor.as_deref_mut().filter(|_| given.is_none());
+        // A function of the caller may step other sessions, which may need the passes that this thread waits for.
+        let editor = editor.as_deref_mut().filter(|editor| given.is_none() && !editor.calls_back());
         let first = schedule.committed();
         (passes, Beside { editor, settings, chance, route_epoch: *route_epoch, tokens, first })
     }
