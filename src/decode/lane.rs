@@ -143,7 +143,7 @@ impl Lane {
         sums: &mut dyn DeviceSums,
     ) {
         let rows = self.sequence.device_rows().filter(|rows| rows.learns(position));
-        if rows.is_none() || self.is_edited(position, token) {
+        if rows.is_none() || edits.is_empty() || self.is_edited(position, token) {
             return;
         }
         if !std::mem::replace(&mut self.has_asked, true) {
@@ -175,7 +175,7 @@ impl Lane {
 
     /// Edit the row of a position, unless that was done before. A bad row is an error, which edits must not hide.
     pub fn edit(&mut self, position: usize, edits: &Edits, candidates: &mut Candidates) -> Result<()> {
-        if self.edited_row(position).is_some() {
+        if edits.is_empty() || self.edited_row(position).is_some() {
             return Ok(());
         }
         let slot = position % self.edited.len();
@@ -269,7 +269,7 @@ impl Lane {
         (candidates, scratch): (&mut Candidates, &mut [f32]),
     ) -> Option<(f32, f32)> {
         let row = match edits {
-            Some(edits) if self.edited_row(position).is_none() => {
+            Some(edits) if self.edited_row(position).is_none() && !edits.is_some_and(Edits::is_empty) => {
                 // A copy is not worth it.
                 if self.logits(position).place().is_some() {
                     return None;

@@ -101,6 +101,7 @@ impl<C: Chance> DecoderState<C> {
         let editor = editor.as_mut().filter(|_| !is_given);
         let coin = || excludes(chance, settings, position, *route_epoch);
         let edits = editor.map(|editor| editor.edits(position, tokens, coin)).transpose()?;
+        let edits = edits.filter(|edits| !edits.is_empty());
         let settings = weighted.as_deref().unwrap_or(settings);
         Ok(Front { lanes, settings, edits, chance, epoch: *epoch, position, token, workspace })
     }

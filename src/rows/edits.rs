@@ -118,6 +118,11 @@ pub struct Edits {
 }
 
 impl Edits {
+    /// Whether they change no row.
+    pub fn is_empty(&self) -> bool {
+        self.changes.is_empty() && self.mask.is_empty() && self.drops.keeps_all()
+    }
+
     /// Change a row. `scores` has one score for each token of the vocabulary.
     pub fn apply(&self, scores: &mut [f32], candidates: &mut Candidates) {
         for change in &self.changes {

@@ -74,13 +74,11 @@ impl<C: Chance> Decoder<C> {
         let DecoderState { lanes, settings, editor, tokens, given, chance, epoch, route_epoch, .. } = state;
         let (plan, settings, chance, epoch) = (&*plan, &*settings, &*chance, *epoch);
         let (needs, tokens, filter) = (&*needs, &*tokens, settings.sampler.filter());
-        let is_edited = editor.is_some();
         let passes = lanes.iter_mut().enumerate().filter_map(move |(model, lane)| {
             let need = *needs.iter().find(|need| need.model == model)?;
             let lane = lane.as_mut()?;
-            // Edits come behind the pass, and what is drawn of the row before them is of no use.
-            let draws = || lane.uniforms(model, (plan, settings), chance, (need.end, epoch));
-            let uniforms = (!is_edited).then(draws).flatten();
+            // If the row is edited behind the pass, what is drawn of it here is of no use.
+            let uniforms = lane.uniforms(model, (plan, settings), chance, (need.end, epoch));
             let (sequence, tokens, keep) = (lane.sequence.as_mut(), &tokens[need.start..need.end], need.keep);
             Some((need, Pass { sequence, tokens, keep, filter, uniforms }))
         });
