@@ -5,7 +5,7 @@ use crate::control::dry::Dry;
 use crate::error::{Error, Result};
 
 /// The largest repetition penalty, so that no score becomes infinite.
-const MOST_DIVIDED: f32 = 1000.0;
+const MOST_DIVIDED: f32 = 1e6;
 
 /// The largest other penalties, for the same reason.
 const MOST_SUBTRACTED: f32 = 1e6;

@@ -177,8 +177,8 @@ static const struct {
     {HERE, WEIGHTED, {.model_log_probabilities = 2}, {"model_log_probabilities is 2", "0 (off)", "1 (on)"}},
     {HERE, WEIGHTED, {.log_probabilities_before = -1}, {"log_probabilities_before is -1", "0 (off)"}},
     /* What changes scores. */
-    {HERE, WEIGHTED, {.repetition_penalty = NAN}, {"repetition_penalty is NaN", "0.001 and 1000"}},
-    {HERE, WEIGHTED, {.repetition_penalty = -1}, {"repetition_penalty is -1", "0.001 and 1000"}},
+    {HERE, WEIGHTED, {.repetition_penalty = NAN}, {"repetition_penalty is NaN", "0.000001 and 1000000"}},
+    {HERE, WEIGHTED, {.repetition_penalty = -1}, {"repetition_penalty is -1", "0.000001 and 1000000"}},
     {HERE, WEIGHTED, {.presence_penalty = INFINITY}, {"presence_penalty is inf", "1000000"}},
     {HERE, WEIGHTED, {.frequency_penalty = NAN}, {"frequency_penalty is NaN", "1000000"}},
     {HERE, WEIGHTED, {.min_tokens = 5, .max_tokens = 4}, {"min_tokens is 5", "max_tokens is 4"}},
