@@ -397,7 +397,6 @@ func TestWrongOptionsAreNamed(t *testing.T) {
 		"banned_tokens holds -1":               {BannedTokens: [][]int32{{1, 2}, {-1}}},
 		"banned_lengths[1] is 0":               {BannedTokens: [][]int32{{1, 2}, {}}},
 		"top_log_probabilities is 21":          {LogProbabilities: true, TopLogProbabilities: 21},
-		"model_log_probabilities is set":       {ModelLogProbabilities: true},
 		"typical_p is 2":                       {TypicalP: 2},
 		"xtc_probability is -1":                {XTCProbability: -1},
 		"xtc_threshold is 3":                   {XTCThreshold: 3},

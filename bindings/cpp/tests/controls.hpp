@@ -301,7 +301,6 @@ inline void wrong_options() {
     EXPECT(refuses([](auto& options) { options.banned_tokens = {{1, 2}, {}}; }, "banned_lengths[1] is 0"));
     EXPECT(refuses([](auto& options) { options.log_probabilities = true, options.top_log_probabilities = 21; },
                    "top_log_probabilities is 21"));
-    EXPECT(refuses([](auto& options) { options.model_log_probabilities = true; }, "model_log_probabilities is set"));
     EXPECT(refuses([](auto& options) { options.typical_p = 2; }, "typical_p is 2"));
     EXPECT(refuses([](auto& options) { options.xtc_probability = -1; }, "xtc_probability is -1"));
     EXPECT(refuses([](auto& options) { options.xtc_threshold = 3; }, "xtc_threshold is 3"));

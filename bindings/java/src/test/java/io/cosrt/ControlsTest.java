@@ -321,7 +321,6 @@ class ControlsTest {
                 Map.entry("banned_tokens holds -1", options().bannedTokens(new int[] {1, 2}, new int[] {-1})),
                 Map.entry("banned_lengths[1] is 0", options().bannedTokens(new int[] {1, 2}, new int[0])),
                 Map.entry("top_log_probabilities is 21", options().logProbabilities(true).topLogProbabilities(21)),
-                Map.entry("model_log_probabilities is set", options().modelLogProbabilities(true)),
                 Map.entry("typical_p is 2", options().typicalP(2)),
                 Map.entry("xtc_probability is -1", options().xtcProbability(-1)),
                 Map.entry("xtc_threshold is 3", options().xtcThreshold(3)),
