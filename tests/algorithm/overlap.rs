@@ -9,6 +9,7 @@ use cos::config::Combine;
 use cos::control::{Constraint, Constraints, Controls};
 use cos::decode::chance::CounterRng;
 use cos::decode::combine::Combination;
+use cos::decode::decoder::Counters;
 use cos::decode::policy::{Strategy, Targets};
 use cos::engine::Engine;
 use cos::engine::many::step_many;
@@ -333,6 +334,27 @@ fn masks_are_made_beside_passes() {
         let mut alone = expected.to_vec();
         alone.dedup();
         assert_eq!(*log.lock(), alone, "{overlap}, one session");
+    }
+}
+
+/// Where rows are on the host, a mask is made for a position that is proposed or decided, and for no other one.
+#[test]
+fn no_mask_is_made_in_vain() {
+    for (strategy, lengths) in [(Strategy::Standard, [1, 1]), (Strategy::Speculative, [3, 0]), (Strategy::Cos, [2, 2])]
+    {
+        let log = Arc::<Mutex<Vec<String>>>::default();
+        let controls = Masks { log: log.clone(), logs_threads: false, calls_back: false }.constraint();
+        let models = logged(&[false; 2], false, &Arc::default());
+        let mixture = Combination::mixture(&[0.5, 0.5]).unwrap();
+        let way = Way::new(strategy, Targets::Combined, &lengths);
+        let (controls, until, chance) = ((&controls, None), (&[][..], 200), CounterRng::new(4));
+        let mut decoder = controlled_decoder(&models, &mixture, Sampling::PLAIN, &way, controls, until, chance);
+        decoder.prompt(&PROMPT).unwrap();
+        while decoder.round().unwrap().1.is_none() {}
+        let Counters { tokens, proposed, tested, accepted, .. } = decoder.counters();
+        let masks = log.lock().len() as u64;
+        assert!(masks <= proposed + tokens - tested, "{masks} masks, {proposed} proposals, {tokens} tokens");
+        assert!(strategy == Strategy::Standard || accepted < tested, "nothing was rejected");
     }
 }
 
