@@ -133,61 +133,53 @@ pub fn best_two(scores: &[f32]) -> (usize, f32, f32) {
     (token, if nan.contains(&1) { f32::NAN } else { best }, second)
 }
 
+/// The sum of a term for each score, in a fixed number of lanes. The terms of scores below `floor` are 0, so blocks of
+/// nothing else are skipped, as masked ones. A function would not be vectorised: its callers are compiled for several
+/// processors, and it is not.
+macro_rules! sum_in_lanes {
+    ($scores:expr, $floor:expr, |$score:ident| $term:expr) => {{
+        let mut totals = [0.0f64; LANES];
+        let mut add = |scores: &[f32]| {
+            if !any_reaches_inline(scores, $floor) {
+                return;
+            }
+            let (rows, rest) = scores.as_chunks::<LANES>();
+            let mut lanes = [0.0f32; LANES];
+            for row in rows {
+                for lane in 0..LANES {
+                    let $score = row[lane];
+                    lanes[lane] += $term;
+                }
+            }
+            for (lane, &$score) in rest.iter().enumerate() {
+                lanes[lane] += $term;
+            }
+            for lane in 0..LANES {
+                totals[lane] += f64::from(lanes[lane]);
+            }
+        };
+        let (blocks, rest) = $scores.as_chunks::<BLOCK>();
+        blocks.iter().for_each(|block| add(block));
+        add(rest);
+        totals.into_iter().sum()
+    }};
+}
+
 /// `Σ (score − max) · e^(score − max)`, without scores whose exponential is 0.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+fma", "x86_64+avx2+fma"))]
 pub fn sum_exp_times(scores: &[f32], max: f32) -> f64 {
     let exp = Exp::new(1.0);
-    let mut totals = [0.0f64; LANES];
-    let mut add = |scores: &[f32]| {
-        let (rows, rest) = scores.as_chunks::<LANES>();
-        let mut lanes = [0.0f32; LANES];
-        for row in rows {
-            for lane in 0..LANES {
-                let below = (row[lane] - max).max(exp.least);
-                lanes[lane] += below * exp.of(below);
-            }
-        }
-        for (lane, &score) in rest.iter().enumerate() {
-            let below = (score - max).max(exp.least);
-            lanes[lane] += below * exp.of(below);
-        }
-        for lane in 0..LANES {
-            totals[lane] += f64::from(lanes[lane]);
-        }
-    };
-    let (blocks, rest) = scores.as_chunks::<BLOCK>();
-    blocks.iter().for_each(|block| add(block));
-    add(rest);
-    totals.into_iter().sum()
+    sum_in_lanes!(scores, max + exp.least, |score| {
+        let below = (score - max).max(exp.least);
+        below * exp.of(below)
+    })
 }
 
 /// `Σ e^((score − max) · rate)`.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+fma", "x86_64+avx2+fma"))]
 pub fn sum_exp(scores: &[f32], max: f32, rate: f32) -> f64 {
     let exp = Exp::new(rate);
-    let mut totals = [0.0f64; LANES];
-    let mut add = |scores: &[f32]| {
-        if !any_reaches_inline(scores, max + exp.least) {
-            return; // all exponentials are 0, as in a masked block
-        }
-        let (rows, rest) = scores.as_chunks::<LANES>();
-        let mut lanes = [0.0f32; LANES];
-        for row in rows {
-            for lane in 0..LANES {
-                lanes[lane] += exp.of(row[lane] - max);
-            }
-        }
-        for (lane, &score) in rest.iter().enumerate() {
-            lanes[lane] += exp.of(score - max);
-        }
-        for lane in 0..LANES {
-            totals[lane] += f64::from(lanes[lane]);
-        }
-    };
-    let (blocks, rest) = scores.as_chunks::<BLOCK>();
-    blocks.iter().for_each(|block| add(block));
-    add(rest);
-    totals.into_iter().sum()
+    sum_in_lanes!(scores, max + exp.least, |score| exp.of(score - max))
 }
 
 /// Scores that [`Normaliser`] takes at once: few enough to stay in the cache, and enough to make the calls cheap.
