@@ -78,24 +78,46 @@ fn keep_typical(typical_p: f32, max: f32, scores: &mut [f32], candidates: &mut C
     // The information of a score is this less the score.
     let least = max + total.ln() as f32;
     let distance = move |score: f32| (least - score - entropy).abs();
+    let share = f64::from(typical_p) * total;
+    let (keys, weights) = candidates.keys_and_scores();
+    weights.clear();
+    weights.resize(scores.len(), 0.0);
+    kernels::add_exp(scores, max, 1.0, f32::MIN, 1.0, 1.0, weights);
+    // Tokens that are as near, in steps, are added up first. So only those of one step are sorted.
+    let mut sums = [0.0f64; STEPS];
+    for (&score, &weight) in scores.iter().zip(&*weights) {
+        let step = (distance(score) * STEPS_OF_NAT).min((STEPS - 1) as f32) as i32;
+        sums[step as usize] += f64::from(weight);
+    }
+    let mut reached = 0.0;
+    let Some(last) = sums.iter().position(|sum| {
+        reached += sum;
+        reached >= share
+    }) else {
+        return;
+    };
     // The distance is not negative, so its bits are in order.
     let key = |token: usize, score: f32| u64::from(distance(score).to_bits()) << 32 | token as u64;
-    let weights = |keys: &[u64]| keys.iter().map(|key| f64::from((scores[*key as u32 as usize] - max).exp())).sum();
-    let (keys, share) = (candidates.keys_mut(), f64::from(typical_p) * total);
-    // Few tokens nearly always have the share.
-    for reach in [2.0, f32::MAX] {
-        keys.clear();
-        let near = scores.iter().enumerate().filter(|(_, score)| distance(**score) <= reach);
-        keys.extend(near.map(|(token, &score)| key(token, score)));
-        let reached: f64 = weights(keys);
-        if reached >= share {
-            break;
-        }
+    keys.clear();
+    let begin = last as f32 / STEPS_OF_NAT;
+    let end = if last + 1 < STEPS { (last + 1) as f32 / STEPS_OF_NAT } else { f32::INFINITY };
+    let in_step = scores.iter().enumerate().filter(|(_, score)| (begin..end).contains(&distance(**score)));
+    keys.extend(in_step.map(|(token, &score)| key(token, score)));
+    let weigh = |keys: &[u64]| keys.iter().map(|key| f64::from(weights[*key as u32 as usize])).sum();
+    let kept = nucleus(keys, share - (reached - sums[last]), weigh);
+    let Some(worst) = kept.checked_sub(1).map(|last| keys[last]) else { return };
+    let (farthest, worst) = (f32::from_bits((worst >> 32) as u32), worst as u32 as usize);
+    for score in &mut scores[..=worst] {
+        *score = if distance(*score) > farthest { f32::NEG_INFINITY } else { *score };
     }
-    let Some(worst) = nucleus(keys, share, weights).checked_sub(1).map(|last| keys[last]) else { return };
-    let dropped = scores.iter_mut().enumerate().filter(|(token, score)| key(*token, **score) > worst);
-    dropped.for_each(|(_, score)| *score = f32::NEG_INFINITY);
+    for score in &mut scores[worst + 1..] {
+        *score = if distance(*score) >= farthest { f32::NEG_INFINITY } else { *score };
+    }
 }
+
+/// Steps of the distance of information to the entropy: of a nat, and in all. The last one has all that is farther.
+const STEPS_OF_NAT: f32 = 32.0;
+const STEPS: usize = 512;
 
 /// Of the tokens of at least this probability, keep only the least probable one, and of equal ones the last.
 fn exclude_top(threshold: f32, scores: &mut [f32], max: f32) {

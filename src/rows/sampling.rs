@@ -36,9 +36,9 @@ impl Candidates {
         }
     }
 
-    /// A buffer for keys.
-    pub(super) fn keys_mut(&mut self) -> &mut Vec<u64> {
-        &mut self.keys
+    /// Buffers for keys, and for a number of each score.
+    pub(super) fn keys_and_scores(&mut self) -> (&mut Vec<u64>, &mut Vec<f32>) {
+        (&mut self.keys, &mut self.order)
     }
 
     /// Bytes of the buffers.
