@@ -4,9 +4,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use crate::common::{PROMPT, SAMPLINGS, Sampling, Way, World, combinations, controlled_decoder, decoder, ways};
+use crate::common::{
+    ByLength, PROMPT, SAMPLINGS, Sampling, Way, World, combinations, controlled_decoder, decoder, ways,
+};
 use cos::config::Combine;
-use cos::control::{Constraint, Constraints, Controls};
+use cos::control::Controls;
 use cos::decode::chance::CounterRng;
 use cos::decode::combine::Combination;
 use cos::decode::decoder::Counters;
@@ -235,52 +237,19 @@ fn a_pass_that_is_waited_for_a_moment_took_longer() {
     (0..2).for_each(|model| assert_eq!(times.at(model, 1.0), Some(3e-3), "model {model}"));
 }
 
-/// Allows all tokens, and logs each mask or its thread.
-#[derive(Clone)]
-struct Masks {
-    log: Arc<Mutex<Vec<String>>>,
-    logs_threads: bool,
-    calls_back: bool,
-}
-
-impl Masks {
-    fn constraint(&self) -> Controls {
-        let masks = self.clone();
-        Controls { constraint: Some(Constraints::new(move || Box::new(masks.clone()))), ..Controls::default() }
-    }
-}
-
-impl Constraint for Masks {
-    fn reset(&mut self) -> Result<()> {
-        Ok(())
-    }
-
-    fn push(&mut self, _: i32) -> Result<()> {
-        Ok(())
-    }
-
-    fn pop(&mut self, _: usize) -> Result<()> {
-        Ok(())
-    }
-
-    fn mask(&mut self, mask: &mut [u32]) -> Result<()> {
-        let thread = std::thread::current().id();
-        self.log.lock().push(if self.logs_threads { format!("{thread:?}") } else { "mask".into() });
+/// Controls with a constraint that allows all tokens, and logs what `what` says of each mask.
+fn logging(log: &Arc<Mutex<Vec<String>>>, calls_back: bool, what: fn() -> String) -> Controls {
+    let log = log.clone();
+    let constraint = ByLength::new(move |_, mask| {
+        log.lock().push(what());
         mask.fill(u32::MAX);
         Ok(())
-    }
+    });
+    if calls_back { constraint } else { constraint.of_the_library() }.with(Controls::default())
+}
 
-    fn calls_back(&self) -> bool {
-        self.calls_back
-    }
-
-    fn may_end(&self) -> bool {
-        false
-    }
-
-    fn is_complete(&self) -> bool {
-        false
-    }
+fn mask() -> String {
+    "mask".into()
 }
 
 /// Masks are made while passes run that the thread need not run itself, and otherwise when they are needed. So are
@@ -288,8 +257,7 @@ impl Constraint for Masks {
 #[test]
 fn masks_are_made_beside_passes() {
     let log = Arc::<Mutex<Vec<String>>>::default();
-    let masks = Masks { log: log.clone(), logs_threads: false, calls_back: false };
-    let (controls, called) = (masks.constraint(), Masks { calls_back: true, ..masks }.constraint());
+    let [controls, called] = [false, true].map(|calls_back| logging(&log, calls_back, mask));
     let logged = |overlap: &[bool], batches: bool| logged(overlap, batches, &log);
     // Passes that a session runs alone.
     for (overlap, overlaps, controls, expected) in [
@@ -343,7 +311,7 @@ fn no_mask_is_made_in_vain() {
     for (strategy, lengths) in [(Strategy::Standard, [1, 1]), (Strategy::Speculative, [3, 0]), (Strategy::Cos, [2, 2])]
     {
         let log = Arc::<Mutex<Vec<String>>>::default();
-        let controls = Masks { log: log.clone(), logs_threads: false, calls_back: false }.constraint();
+        let controls = logging(&log, false, mask);
         let models = logged(&[false; 2], false, &Arc::default());
         let mixture = Combination::mixture(&[0.5, 0.5]).unwrap();
         let way = Way::new(strategy, Targets::Combined, &lengths);
@@ -364,14 +332,14 @@ fn many_masks_are_made_by_several_threads() {
     const SESSIONS: usize = 33;
     for calls_back in [false, true] {
         let log = Arc::<Mutex<Vec<String>>>::default();
-        let masks = Masks { log: log.clone(), logs_threads: true, calls_back };
+        let controls = logging(&log, calls_back, || format!("{:?}", std::thread::current().id()));
         let model = World::Related.model(0, 5).with_overlap(0.5);
         let model: Arc<dyn Model> = Arc::new(Logged { inner: model, batches: true, log: Arc::default() });
         let combine = Combine::Weighted { weights: vec![1.0] };
         let engine = Arc::new(Engine::new(vec![Participant::from(model)], combine, Vec::new(), None).unwrap());
         let mut sessions: Vec<Session> = (0..SESSIONS)
             .map(|_| {
-                let (strategy, controls) = (Strategy::Standard, masks.constraint());
+                let (strategy, controls) = (Strategy::Standard, controls.clone());
                 let options = Options { strategy, controls, ..Options::default() };
                 let mut session = Session::new(&engine, &options).unwrap();
                 session.prompt(&PROMPT).unwrap();
@@ -404,40 +372,13 @@ fn functions_of_the_caller_may_step_other_sessions() {
     std::thread::scope(|scope| {
         for thread in 0..4 {
             let judge = Arc::new(Mutex::new(start(Controls::default())));
-            let asks = Constraints::new(move || Box::new(Asks(judge.clone())));
-            let controls = Controls { constraint: (thread > 0).then_some(asks), ..Controls::default() };
+            let asks = ByLength::new(move |_, mask| {
+                mask.fill(u32::MAX);
+                judge.lock().step().map(drop)
+            });
+            let controls = if thread > 0 { asks.with(Controls::default()) } else { Controls::default() };
             let mut session = start(controls);
             scope.spawn(move || while session.step().unwrap().1 == State::Open {});
         }
     });
-}
-
-/// Steps a session to make a mask.
-struct Asks(Arc<Mutex<Session>>);
-
-impl Constraint for Asks {
-    fn reset(&mut self) -> Result<()> {
-        Ok(())
-    }
-
-    fn push(&mut self, _: i32) -> Result<()> {
-        Ok(())
-    }
-
-    fn pop(&mut self, _: usize) -> Result<()> {
-        Ok(())
-    }
-
-    fn mask(&mut self, mask: &mut [u32]) -> Result<()> {
-        mask.fill(u32::MAX);
-        self.0.lock().step().map(drop)
-    }
-
-    fn may_end(&self) -> bool {
-        false
-    }
-
-    fn is_complete(&self) -> bool {
-        false
-    }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use cos::config::{Combine, FullCache};
-use cos::control::{Constraint, Constraints, Controls};
+use cos::control::Controls;
 use cos::decode::chance::CounterRng;
 use cos::decode::combine::Combination;
 use cos::decode::decoder::{Alternatives, Settings};
@@ -19,7 +19,7 @@ use cos::learn::estimates::Estimates;
 use cos::model::Interrupt;
 
 use crate::answers::{Ways, answering};
-use crate::common::{PROMPT, SAMPLINGS, Sampling, World, combinations, controlled_decoder, decoder, ways};
+use crate::common::{ByLength, PROMPT, SAMPLINGS, Sampling, World, combinations, controlled_decoder, decoder, ways};
 use crate::sums::Asked;
 
 fn count(of: &AtomicUsize) -> usize {
@@ -70,46 +70,17 @@ fn answers_to_questions_give_the_text_of_rows() {
 /// Controls of all kinds that edit rows.
 fn controls() -> [Controls; 4] {
     let plain = Controls::default;
-    let odd = Constraints::new(|| Box::new(Odd(0)));
+    // After every third token, only odd tokens are possible.
+    let odd = ByLength::new(|length, mask| {
+        mask.fill(if length % 3 == 2 { 0xaaaa_aaaa } else { u32::MAX });
+        Ok(())
+    });
     [
         plain().with_bias(&[1, 3], &[2.0, f32::NEG_INFINITY]).unwrap(),
         Controls { no_repeat_ngram: 4, ..plain().with_penalties(1.5, 0.5, 0.25).unwrap() },
-        Controls { constraint: Some(odd), ..plain() },
+        odd.with(plain()),
         plain().with_drops(0.9, 0.5, 0.2).unwrap(),
     ]
-}
-
-/// After every third token, only odd tokens are possible.
-struct Odd(usize);
-
-impl Constraint for Odd {
-    fn reset(&mut self) -> Result<(), Error> {
-        self.0 = 0;
-        Ok(())
-    }
-
-    fn push(&mut self, _: i32) -> Result<(), Error> {
-        self.0 += 1;
-        Ok(())
-    }
-
-    fn pop(&mut self, tokens: usize) -> Result<(), Error> {
-        self.0 -= tokens;
-        Ok(())
-    }
-
-    fn mask(&mut self, mask: &mut [u32]) -> Result<(), Error> {
-        mask.fill(if self.0 % 3 == 2 { 0xaaaa_aaaa } else { u32::MAX });
-        Ok(())
-    }
-
-    fn may_end(&self) -> bool {
-        false
-    }
-
-    fn is_complete(&self) -> bool {
-        false
-    }
 }
 
 /// The same with rows that are edited: on their device, all of them at once, and never on the host.

@@ -6,7 +6,7 @@ pub mod boundary;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use cos::control::Controls;
+use cos::control::{Constraint, Constraints, Controls};
 use cos::decode::chance::Chance;
 use cos::decode::combine::{Combination, Plausibility};
 use cos::decode::decoder::{Alternatives, Settings};
@@ -16,6 +16,7 @@ use cos::engine::Engine;
 use cos::engine::drive::Driver;
 use cos::engine::participant::Participant;
 use cos::engine::session::{Options, Session, State};
+use cos::error::Result;
 use cos::model::Cancel;
 use cos::model::scripted::Scripted;
 use cos::rows::{Row, Sampler};
@@ -398,4 +399,64 @@ pub fn controlled_decoder<C: Chance>(
     let plan = plan(models, combination, sampling, way);
     let participants: Vec<Participant> = models.iter().cloned().map(Into::into).collect();
     Driver::new(&participants, &cancel, settings, plan, chance).unwrap()
+}
+
+/// A constraint that knows how many tokens the text has.
+#[derive(Clone)]
+pub struct ByLength {
+    /// Writes the mask behind so many tokens.
+    mask: Arc<dyn Fn(usize, &mut [u32]) -> Result<()> + Send + Sync>,
+    calls_back: bool,
+    length: usize,
+}
+
+impl ByLength {
+    /// One by a function of the caller, which writes the mask behind so many tokens.
+    pub fn new(mask: impl Fn(usize, &mut [u32]) -> Result<()> + Send + Sync + 'static) -> Self {
+        ByLength { mask: Arc::new(mask), calls_back: true, length: 0 }
+    }
+
+    /// The same, as if it called no function of the caller.
+    pub fn of_the_library(self) -> Self {
+        ByLength { calls_back: false, ..self }
+    }
+
+    /// Controls that ask for it, besides others.
+    pub fn with(&self, controls: Controls) -> Controls {
+        let start = self.clone();
+        Controls { constraint: Some(Constraints::new(move || Box::new(start.clone()))), ..controls }
+    }
+}
+
+impl Constraint for ByLength {
+    fn reset(&mut self) -> Result<()> {
+        self.length = 0;
+        Ok(())
+    }
+
+    fn push(&mut self, _: i32) -> Result<()> {
+        self.length += 1;
+        Ok(())
+    }
+
+    fn pop(&mut self, tokens: usize) -> Result<()> {
+        self.length -= tokens;
+        Ok(())
+    }
+
+    fn mask(&mut self, mask: &mut [u32]) -> Result<()> {
+        (self.mask)(self.length, mask)
+    }
+
+    fn may_end(&self) -> bool {
+        false
+    }
+
+    fn is_complete(&self) -> bool {
+        false
+    }
+
+    fn calls_back(&self) -> bool {
+        self.calls_back
+    }
 }

@@ -1,9 +1,8 @@
 //! What users ask of their text, for joint distributions: controls of each kind, and what they do by definition.
 
-use cos::control::{Constraint, Constraints, Controls};
-use cos::error::Result;
+use cos::control::Controls;
 
-use crate::common::PROMPT;
+use crate::common::{ByLength, PROMPT};
 
 /// A kind of controls.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,8 +27,11 @@ impl Request {
             Request::Bias => plain.with_bias(&[0, 2], &[1.0, -0.75]),
             Request::Penalties => plain.with_penalties(1.5, 0.5, 0.25),
             Request::Constraint => {
-                let constraint = Some(Constraints::new(|| Box::new(EveryOther(0))));
-                Ok(Controls { constraint, ..plain })
+                let every_other = ByLength::new(|length, mask| {
+                    mask.fill(if length % 2 == 1 { !2 } else { u32::MAX });
+                    Ok(())
+                });
+                Ok(every_other.with(plain))
             }
             Request::Exclusion => plain.with_drops(0.0, 0.5, 0.25),
         };
@@ -71,38 +73,5 @@ impl Request {
                 others.for_each(|(_, score)| *score = f64::NEG_INFINITY);
             }
         }
-    }
-}
-
-/// Follows a text of so many tokens.
-struct EveryOther(usize);
-
-impl Constraint for EveryOther {
-    fn reset(&mut self) -> Result<()> {
-        self.0 = 0;
-        Ok(())
-    }
-
-    fn push(&mut self, _: i32) -> Result<()> {
-        self.0 += 1;
-        Ok(())
-    }
-
-    fn pop(&mut self, tokens: usize) -> Result<()> {
-        self.0 -= tokens;
-        Ok(())
-    }
-
-    fn mask(&mut self, mask: &mut [u32]) -> Result<()> {
-        mask.fill(if self.0 % 2 == 1 { !2 } else { u32::MAX });
-        Ok(())
-    }
-
-    fn may_end(&self) -> bool {
-        false
-    }
-
-    fn is_complete(&self) -> bool {
-        false
     }
 }

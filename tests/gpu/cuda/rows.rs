@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use cos::control::{Constraint, Constraints, Controls};
+use cos::control::Controls;
 use cos::decode::combine::Function;
 use cos::decode::policy::Strategy;
 use cos::engine::Engine;
@@ -16,7 +16,7 @@ use super::exports::{
     BF16, BF16_LOGITS, CONTRASTIVE, GRAPHS, HALF, LOGITS, LOOK_UP, MASKED, MIXED, OTHER, PROMPT, TARGET, WEIGHTED,
     clone, engine, engine_with, filtered, gpu, load_with, run, token, ways, worst,
 };
-use crate::common::decode;
+use crate::common::{ByLength, decode};
 
 /// The answers about rows on the GPU agree with their scores.
 #[test]
@@ -213,50 +213,21 @@ fn constraints_hold_whatever_is_learned() {
 /// Controls of all kinds.
 fn controls() -> [Controls; 5] {
     let plain = Controls::default;
-    let thirds = Constraints::new(|| Box::new(Thirds(0)));
-    [
-        plain().with_bias(&[1, 30, 95], &[2.0, f32::NEG_INFINITY, -1.0]).unwrap(),
-        Controls { no_repeat_ngram: 3, ..plain().with_penalties(1.5, 0.5, 0.25).unwrap() },
-        Controls { constraint: Some(thirds.clone()), ..plain() },
-        Controls { constraint: Some(thirds), ..plain().with_penalties(1.2, 0.0, 0.0).unwrap() },
-        plain().with_drops(0.9, 0.5, 0.05).unwrap(),
-    ]
-}
-
-/// Behind `n` tokens, the tokens are possible whose number leaves the rest `n % 3` when it is divided by 3.
-struct Thirds(usize);
-
-impl Constraint for Thirds {
-    fn reset(&mut self) -> cos::error::Result<()> {
-        self.0 = 0;
-        Ok(())
-    }
-
-    fn push(&mut self, _: i32) -> cos::error::Result<()> {
-        self.0 += 1;
-        Ok(())
-    }
-
-    fn pop(&mut self, tokens: usize) -> cos::error::Result<()> {
-        self.0 -= tokens;
-        Ok(())
-    }
-
-    fn mask(&mut self, mask: &mut [u32]) -> cos::error::Result<()> {
-        let bit = |token: usize| u32::from(token % 3 == self.0 % 3);
+    // Behind `n` tokens, the tokens are possible whose number leaves the rest `n % 3` when it is divided by 3.
+    let thirds = ByLength::new(|length, mask| {
+        let bit = |token: usize| u32::from(token % 3 == length % 3);
         for (index, word) in mask.iter_mut().enumerate() {
             *word = (0..32).map(|place| bit(32 * index + place) << place).sum();
         }
         Ok(())
-    }
-
-    fn may_end(&self) -> bool {
-        false
-    }
-
-    fn is_complete(&self) -> bool {
-        false
-    }
+    });
+    [
+        plain().with_bias(&[1, 30, 95], &[2.0, f32::NEG_INFINITY, -1.0]).unwrap(),
+        Controls { no_repeat_ngram: 3, ..plain().with_penalties(1.5, 0.5, 0.25).unwrap() },
+        thirds.with(plain()),
+        thirds.with(plain().with_penalties(1.2, 0.0, 0.0).unwrap()),
+        plain().with_drops(0.9, 0.5, 0.05).unwrap(),
+    ]
 }
 
 /// Only combine functions need rows on the host. The statistics count these copies, but not rows that are on the host
