@@ -401,11 +401,13 @@ pub fn controlled_decoder<C: Chance>(
     Driver::new(&participants, &cancel, settings, plan, chance).unwrap()
 }
 
+/// Writes the mask behind so many tokens.
+type MaskByLength = dyn Fn(usize, &mut [u32]) -> Result<()> + Send + Sync;
+
 /// A constraint that knows how many tokens the text has.
 #[derive(Clone)]
 pub struct ByLength {
-    /// Writes the mask behind so many tokens.
-    mask: Arc<dyn Fn(usize, &mut [u32]) -> Result<()> + Send + Sync>,
+    mask: Arc<MaskByLength>,
     calls_back: bool,
     length: usize,
 }
