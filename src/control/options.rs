@@ -10,6 +10,9 @@ const MOST_DIVIDED: f32 = 1e6;
 /// The largest other penalties, for the same reason.
 const MOST_SUBTRACTED: f32 = 1e6;
 
+/// The largest bias, for the same reason.
+const MOST_ADDED: f32 = 1e30;
+
 /// What a request asks of its tokens. The default changes nothing.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Controls {
@@ -79,14 +82,14 @@ impl Controls {
         Ok(Controls { repetition_penalty, presence_penalty: presence, frequency_penalty: frequency, ..self })
     }
 
-    /// Set the bias of tokens. [`Error::InvalidArgument`] for a token that comes twice, and for NaN or plus infinity.
+    /// Set the bias of tokens. [`Error::InvalidArgument`] for a token that comes twice, and for a value out of range.
     pub fn with_bias(self, tokens: &[i32], values: &[f32]) -> Result<Self> {
         let mut bias: Vec<(u32, f32)> = tokens.iter().map(|&token| token as u32).zip(values.iter().copied()).collect();
-        if let Some((index, value)) =
-            values.iter().enumerate().find(|(_, value)| value.is_nan() || **value == f32::INFINITY)
-        {
+        let is_wrong = |value: f32| value.is_nan() || (value.abs() > MOST_ADDED && value != f32::NEG_INFINITY);
+        if let Some((index, value)) = values.iter().enumerate().find(|(_, value)| is_wrong(**value)) {
             return Err(Error::InvalidArgument(format!(
-                "bias_values[{index}] is {value}; it must be finite, or minus infinity to ban the token"
+                "bias_values[{index}] is {value}; it must be between -{MOST_ADDED:e} and {MOST_ADDED:e}, or minus \
+                 infinity to ban the token"
             )));
         }
         bias.sort_unstable_by_key(|(token, _)| *token);

@@ -271,10 +271,8 @@ impl Lane {
         let row = match edits {
             Some(edits) if self.edited_row(position).is_none() && !edits.is_some_and(Edits::is_empty) => {
                 // A copy is not worth it.
-                if self.logits(position).place().is_some() {
-                    return None;
-                }
-                scratch.copy_from_slice(self.logits(position).scores().ok()?);
+                let Row::Host(scores) = self.logits(position) else { return None };
+                scratch.copy_from_slice(scores);
                 edits?.apply(scratch, candidates);
                 Row::Host(scratch)
             }

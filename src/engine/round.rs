@@ -75,6 +75,8 @@ impl Session {
                 Ok(Step::Ask) => return Progress::Asks,
                 Ok(Step::Probed) => self.end_probe(),
                 Ok(Step::Committed | Step::Ended) => return Progress::News(self.end(Ok(()))),
+                // A probe that fails teaches nothing, and the sequence goes on without it.
+                Err(_) if self.is_probing() => self.end_probe(),
                 Err(error) => return Progress::News(self.end(Err(error.into()))),
             }
         }

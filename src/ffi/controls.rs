@@ -13,7 +13,8 @@ pub const COS_CONSTRAINT_NONE: i32 = 0;
 pub const COS_CONSTRAINT_JSON_SCHEMA: i32 = 1;
 /// The whole text matches a regular expression, in the syntax of Rust's crate regex, without look-around.
 pub const COS_CONSTRAINT_REGEX: i32 = 2;
-/// The text follows a grammar in the dialect of Lark that llguidance has. Its first rule is "start".
+/// The text follows a grammar in the dialect of Lark that llguidance has. Its first rule is "start". max_tokens= and
+/// stop= are refused, because they do not go with drafts that are taken back.
 pub const COS_CONSTRAINT_LARK: i32 = 3;
 /// The text is one of the strings of a JSON array.
 pub const COS_CONSTRAINT_CHOICES: i32 = 4;

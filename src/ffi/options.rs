@@ -149,21 +149,21 @@ pub struct cos_session_options {
     /// One of COS_PRIORITY_*. It does not change the distribution of the tokens.
     pub priority: i32,
     /// Scores of tokens that are in the prompt or the text: positive ones are divided by this number, and all others
-    /// multiplied. 0 or 1 is off.
+    /// multiplied. From 1e-6 to 1e6; 0 or 1 is off.
     ///
     /// Scores change in this order: bias, this penalty, the presence and the frequency penalty, bans and the
     /// constraint, then temperature, top_k, top_p and min_p. With "weighted", that is done to the scores of each model
     /// before they are mixed. Otherwise it is done to the combined scores.
     pub repetition_penalty: f32,
-    /// Subtracted from the scores of tokens that are in the text: behind the last prompt. 0 is off.
+    /// Subtracted from the scores of tokens that are in the text: behind the last prompt. From -1e6 to 1e6; 0 is off.
     pub presence_penalty: f32,
-    /// Subtracted from the score of a token for each time that it is in the text. 0 is off.
+    /// Subtracted from the score of a token for each time that it is in the text. From -1e6 to 1e6; 0 is off.
     pub frequency_penalty: f32,
     /// No stop token comes before so many tokens behind the last prompt. 0 is off.
     pub min_tokens: u32,
     /// Tokens whose scores are changed, each once, or NULL.
     pub bias_tokens: *const i32,
-    /// What is added to their scores. Minus infinity bans a token.
+    /// What is added to their scores, from -1e30 to 1e30. Minus infinity bans a token.
     pub bias_values: *const f32,
     /// Length of `bias_tokens` and `bias_values`.
     pub bias_count: usize,

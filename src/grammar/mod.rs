@@ -10,7 +10,7 @@ use llguidance::api::TopLevelGrammar;
 use llguidance::{Matcher, ParserFactory};
 use serde_json::Value;
 
-use self::matcher::{Compiled, Follower};
+use self::matcher::{Compiled, Follower, MOST_WORK, goes_back};
 use self::trie::TokenTrie;
 use crate::control::Constraints;
 use crate::error::{Error, Result};
@@ -61,6 +61,8 @@ impl Grammars {
             .map_err(|error| Error::Unsupported(format!("constraints cannot be had with this tokenizer: {error}")))?;
         factory.quiet();
         factory.limits_mut().verbose_errors = false;
+        // What earlier texts have left counts too, and must not end a text early.
+        factory.limits_mut().max_lexer_states += MOST_WORK as usize;
         Ok(Grammars { factory, kept: Arc::default() })
     }
 
@@ -84,10 +86,17 @@ impl Grammars {
             Language::Choices => TopLevelGrammar::from_lark(choices(&json()?).map_err(refuse)?),
         };
         let matcher = Matcher::new(self.factory.create_parser(grammar));
-        match matcher.get_error() {
-            None => Ok(Grammar(Arc::new(Compiled::new(matcher, &self.kept)))),
-            Some(why) => Err(refuse(why.trim().replace("\n", "; ").replace("; <non-verbose/>", ""))),
+        if let Some(why) = matcher.get_error() {
+            return Err(refuse(why.trim().replace("\n", "; ").replace("; <non-verbose/>", "")));
         }
+        if !goes_back(&matcher, self.factory.tok_env().eos_token()) {
+            return Err(refuse(
+                "it has max_tokens= or stop=, which do not go with drafts that are taken back; use suffix= or a \
+                 quantifier such as {0,9}"
+                    .into(),
+            ));
+        }
+        Ok(Grammar(Arc::new(Compiled::new(matcher, &self.kept))))
     }
 }
 

@@ -2,7 +2,8 @@
 //! once, and a batch that fails fails only the rounds that are in it.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
 
 use cos::config::{Combine, FullCache};
 use cos::control::Controls;
@@ -12,6 +13,7 @@ use cos::decode::decoder::{Alternatives, Settings};
 use cos::decode::policy::{Strategy, Targets};
 use cos::engine::Engine;
 use cos::engine::many::step_many;
+use cos::engine::participant::Participant;
 use cos::engine::queues::PassQueues;
 use cos::engine::session::{Options, Session, State};
 use cos::error::Error;
@@ -310,4 +312,40 @@ fn given_tokens_are_scored_without_edits() {
             }
         }
     }
+}
+
+/// A device that fails in a probe costs nothing but the probe.
+#[test]
+fn probes_that_fail_are_given_up() {
+    let (told, asked) = asking();
+    let (mut tokens, mut planted) = (0, 0);
+    for seed in 0..10 {
+        let model = |model: usize| {
+            let time = move |_: usize, _: u64| Duration::from_micros(1000 - 100 * model as u64);
+            World::Unrelated.model(model, 5).with_pass_times(time).with_cost(10 - model as u64)
+        };
+        let models: Vec<Participant> = (0..2).map(|index| Arc::new(model(index)).into()).collect();
+        let now = AtomicU64::new(0);
+        let engine =
+            Engine::new(answering(&models, &told), Combine::Weighted { weights: vec![1.0, 0.0] }, vec![], None);
+        let clock = move || Duration::from_micros(now.fetch_add(500, Ordering::Relaxed));
+        let engine = Arc::new(engine.unwrap().with_clock(clock));
+        let options = Options { strategy: Strategy::Auto, controls: controls()[0].clone(), ..options(seed) };
+        let options = Options { targets: None, proposal_lengths: None, max_tokens: 0, ..options };
+        let mut session = [Session::new(&engine, &options).unwrap()];
+        session[0].prompt(&PROMPT).unwrap();
+        let mut rng = fastrand::Rng::with_seed(seed);
+        for call in 0..1000 {
+            asked.fails.store(call > 200 && rng.u32(..4) == 0, Ordering::Relaxed);
+            step_many(&mut session, |_, state| match state {
+                Ok(_) => tokens += 1,
+                Err(error) => {
+                    assert!(matches!(error, Error::Runtime(_)), "{error:?}");
+                    planted += 1;
+                }
+            });
+        }
+        asked.fails.store(false, Ordering::Relaxed);
+    }
+    assert!(tokens > 1000 && planted > 100, "{tokens} tokens, {planted} failures");
 }

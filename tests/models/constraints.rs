@@ -251,6 +251,8 @@ fn constraints_that_cannot_be_used_are_refused() {
         (Language::JsonSchema, r#"{"type": "string", "minLength": 3, "maxLength": 1}"#, ""),
         (Language::Regex, "a(", ""),
         (Language::Lark, "start: undefined", "undefined"),
+        (Language::Lark, "start: q \"!\"\nq[max_tokens=3]: /[a-z]*/", "use suffix= or a quantifier"),
+        (Language::Lark, "start: \"!\" q\nq[stop=\"x\"]: /[a-z]*/", "use suffix= or a quantifier"),
         (Language::Choices, "[]", "a string or more"),
         (Language::Choices, "{}", "a string or more"),
         (Language::Choices, r#"["a", 1]"#, "choice 1 is 1"),
@@ -272,4 +274,46 @@ fn a_minimum_length_ends_a_complete_text() {
     let (text, state) = decode(&engine, (Language::Regex, "[a-z]{2,4}"), &options);
     assert_eq!(state, State::Ended(Finish::Complete));
     assert_eq!(text.len(), 4, "it goes on as long as it can: {text}");
+}
+
+/// What earlier texts have left makes later ones faster, and changes none of them.
+#[test]
+fn earlier_texts_change_no_later_one() {
+    let (engine, text) = nonsense();
+    let (alone, _) = nonsense();
+    let tokens = text.vocab_size();
+    let mut rng = fastrand::Rng::with_seed(11);
+    for (language, source) in [
+        (Language::Regex, "(a|b|c)*d[0-9]{2,4}( [a-z]+)*"),
+        (Language::JsonSchema, r#"{"type": "array", "items": {"anyOf": [{"type": "number"}, {"enum": ["ab", "b"]}]}}"#),
+        (Language::Choices, r#"["apple", "apples", "app", "banana split"]"#),
+        (Language::Lark, "start: \"a\" b* \"c\"\nb: /[x-z]+/ | \"(\" start \")\""),
+        (Language::Lark, "start: q \"!\"\nq[suffix=\"END\"]: /(.|\\n)*/"),
+        (Language::Lark, "start: q \"!\"\nq[lazy]: /[a-z ]*END/"),
+    ] {
+        let [constraint, fresh] = [&engine, &alone].map(|engine| engine.constraint(language, source, &[0]).unwrap());
+        for _ in 0..60 {
+            let mut followers = [constraint.start(), fresh.start()];
+            let mut length = 0;
+            for _ in 0..rng.usize(1..40) {
+                let masks = followers.each_mut().map(|follower| {
+                    let mut mask = vec![0; tokens.div_ceil(32)];
+                    follower.mask(&mut mask).unwrap();
+                    (mask, follower.may_end(), follower.is_complete())
+                });
+                assert_eq!(masks[0], masks[1], "{source}");
+                let allowed: Vec<usize> =
+                    (1..tokens).filter(|token| masks[0].0[token / 32] >> (token % 32) & 1 == 1).collect();
+                let Some(token) = rng.choice(allowed) else { break };
+                followers.iter_mut().for_each(|follower| follower.push(token as i32).unwrap());
+                length += 1;
+                let back = rng.usize(..5).min(length) * rng.usize(..2);
+                followers.iter_mut().for_each(|follower| follower.pop(back).unwrap());
+                length -= back;
+            }
+            // Nothing of this text is left to the engine that is compared with.
+            let [_, fresh] = followers;
+            std::mem::forget(fresh);
+        }
+    }
 }

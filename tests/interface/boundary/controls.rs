@@ -284,7 +284,7 @@ fn wrong_controls_are_refused() {
         assert!(code == COS_ERROR_INVALID_ARGUMENT && message.contains(part), "{part}: {code} {message}");
         assert!(session.is_null());
     };
-    let (tokens, values, words) = ([1, 1, 9, -1], [f32::NAN, 1.0, f32::INFINITY], [0usize, 1]);
+    let (tokens, values, words) = ([1, 1, 9, -1], [f32::NAN, 1.0, f32::INFINITY, 1e31], [0usize, 1]);
     let text = c"[\"a\"]".as_ptr();
     let bias = |token: usize, value: usize, count: usize| cos_session_options {
         bias_tokens: tokens[token..].as_ptr(),
@@ -300,6 +300,7 @@ fn wrong_controls_are_refused() {
     refused(cos_session_options { no_repeat_ngram: -1, ..options() }, "no_repeat_ngram is -1");
     refused(bias(0, 0, 1), "bias_values[0] is NaN");
     refused(bias(0, 2, 1), "bias_values[0] is inf");
+    refused(bias(0, 3, 1), "bias_values[0] is 1e31; it must be between -1e30 and 1e30");
     refused(bias(2, 1, 1), "bias_tokens holds 9");
     refused(bias(3, 1, 1), "bias_tokens holds -1");
     refused(cos_session_options { bias_values: null(), ..bias(0, 1, 1) }, "bias_values is NULL");
