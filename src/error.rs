@@ -51,6 +51,9 @@ pub enum Error {
     /// The sequences of a model use all memory that its cache may take.
     #[error("no memory: {0}")]
     NoMemory(String),
+    /// A request names a model that is not there.
+    #[error("not found: {0}")]
+    NotFound(String),
 }
 
 impl Error {
@@ -77,6 +80,7 @@ impl Error {
             Error::Internal(_) => 11,
             Error::Callback(_) => 12,
             Error::NoMemory(_) => 13,
+            Error::NotFound(_) => 14,
         }
     }
 }

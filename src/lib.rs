@@ -20,5 +20,6 @@ pub mod model;
 pub mod onnx;
 pub mod plan;
 mod process;
+pub mod request;
 pub mod rows;
 pub mod text;

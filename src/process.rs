@@ -42,6 +42,12 @@ pub fn local_time(format: &str) -> Option<String> {
     Some(String::from_utf8_lossy(text).into_owned())
 }
 
+/// Seconds since 1970.
+pub fn unix_time() -> u64 {
+    // SAFETY: it takes NULL.
+    u64::try_from(unsafe { libc::time(std::ptr::null_mut()) }).unwrap_or(0)
+}
+
 /// A process, told from those it was forked from by [`FORKS`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Process(u32);

@@ -53,6 +53,7 @@ enum class Finish : std::int32_t {
     context_full = COS_FINISH_CONTEXT_FULL,  ///< The context has no room for another token.
     cancelled = COS_FINISH_CANCELLED,        ///< cancel() stopped the step.
     complete = COS_FINISH_COMPLETE,          ///< The constraint is complete: no token may follow.
+    stop_string = COS_FINISH_STOP_STRING,    ///< A stop string ended the text of a Request.
 };
 
 /// The result of a step. The session owns the spans, which are valid until its next call.
@@ -107,7 +108,8 @@ struct Free {
 /// Converts an error of the C interface, and frees it.
 inline Error take(cos_error* error, std::exception_ptr cause = nullptr) {
     const std::unique_ptr<cos_error, Free<cos_error_free>> owner(error);
-    return Error{static_cast<Code>(cos_error_code(error)), cos_error_message(error), std::move(cause)};
+    return Error{static_cast<Code>(cos_error_code(error)), cos_error_message(error), std::move(cause),
+                 cos_error_status(error), cos_error_json(error)};
 }
 
 inline Result<void> checked(cos_error* error) {
@@ -687,5 +689,6 @@ inline std::string_view version() noexcept { return cos_version(); }
 }  // namespace cosrt
 
 #include "cos_best.hpp"
+#include "cos_request.hpp"
 
 #endif  // COS_HPP

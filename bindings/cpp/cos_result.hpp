@@ -98,6 +98,7 @@ enum class Code : std::int32_t {
     internal = COS_ERROR_INTERNAL,  ///< A bug of the library. The process is unharmed.
     callback = COS_ERROR_CALLBACK,  ///< A function of the caller failed. Error::cause has the exception that it threw.
     no_memory = COS_ERROR_NO_MEMORY,  ///< Other sessions' caches take all memory that they may. Try again later.
+    not_found = COS_ERROR_NOT_FOUND,  ///< A request names a model that is not there.
 };
 
 /// An error.
@@ -105,6 +106,8 @@ struct Error {
     Code code;
     std::string message;         ///< One sentence for people: what is wrong, and how to mend it where that is known.
     std::exception_ptr cause{};  ///< The exception that a function of the caller threw, if that is the reason.
+    std::int32_t status = 500;   ///< The status of HTTP with which a server answers a request that met this error.
+    std::string json{};          ///< The body of that answer. Empty for an error of these headers themselves.
 };
 
 /// An Error as an exception, which Result::value() throws.

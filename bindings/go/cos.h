@@ -121,6 +121,11 @@
 #define COS_ERROR_NO_MEMORY 13
 
 /**
+ * A request names a model that is not there.
+ */
+#define COS_ERROR_NOT_FOUND 14
+
+/**
  * No constraint, or one by a function.
  */
 #define COS_CONSTRAINT_NONE 0
@@ -137,7 +142,8 @@
 #define COS_CONSTRAINT_REGEX 2
 
 /**
- * The text follows a grammar in the dialect of Lark that llguidance has. Its first rule is "start".
+ * The text follows a grammar in the dialect of Lark that llguidance has. Its first rule is "start". max_tokens= and
+ * stop= are refused, because they do not go with drafts that are taken back.
  */
 #define COS_CONSTRAINT_LARK 3
 
@@ -256,6 +262,36 @@
 #define COS_ENCODE_PLAIN 2
 
 /**
+ * The body of POST /v1/completions.
+ */
+#define COS_REQUEST_COMPLETION 0
+
+/**
+ * The body of POST /v1/chat/completions.
+ */
+#define COS_REQUEST_CHAT 1
+
+/**
+ * The request goes on.
+ */
+#define COS_REQUEST_OPEN 0
+
+/**
+ * All choices have ended.
+ */
+#define COS_REQUEST_DONE 1
+
+/**
+ * cos_request_cancel ended the request.
+ */
+#define COS_REQUEST_CANCELLED 2
+
+/**
+ * For the choice of a request: a stop string ended the text.
+ */
+#define COS_FINISH_STOP_STRING 6
+
+/**
  * An engine: the loaded models and how they are combined. Immutable; any number of threads may use one at once.
  *
  * Since 0.1.
@@ -269,6 +305,15 @@ typedef struct cos_engine cos_engine;
  * Since 0.1.
  */
 typedef struct cos_error cos_error;
+
+/**
+ * A request of OpenAI's protocol: sessions and streams of text that a body asks for, and the answer. One thread at a
+ * time may use it; a call from another thread returns BUSY. Only cos_request_cancel and cos_request_choices may be
+ * called at any time.
+ *
+ * Since 0.1.
+ */
+typedef struct cos_request cos_request;
 
 /**
  * A session: one sequence of tokens. One thread at a time may use it; a call from another thread returns BUSY. Only
@@ -555,7 +600,7 @@ typedef struct cos_session_options {
   int32_t priority;
   /**
    * Scores of tokens that are in the prompt or the text: positive ones are divided by this number, and all others
-   * multiplied. 0 or 1 is off.
+   * multiplied. From 1e-6 to 1e6; 0 or 1 is off.
    *
    * Scores change in this order: bias, this penalty, the presence and the frequency penalty, bans and the
    * constraint, then temperature, top_k, top_p and min_p. With "weighted", that is done to the scores of each model
@@ -563,11 +608,11 @@ typedef struct cos_session_options {
    */
   float repetition_penalty;
   /**
-   * Subtracted from the scores of tokens that are in the text: behind the last prompt. 0 is off.
+   * Subtracted from the scores of tokens that are in the text: behind the last prompt. From -1e6 to 1e6; 0 is off.
    */
   float presence_penalty;
   /**
-   * Subtracted from the score of a token for each time that it is in the text. 0 is off.
+   * Subtracted from the score of a token for each time that it is in the text. From -1e6 to 1e6; 0 is off.
    */
   float frequency_penalty;
   /**
@@ -579,7 +624,7 @@ typedef struct cos_session_options {
    */
   const int32_t *bias_tokens;
   /**
-   * What is added to their scores. Minus infinity bans a token.
+   * What is added to their scores, from -1e30 to 1e30. Minus infinity bans a token.
    */
   const float *bias_values;
   /**
@@ -745,6 +790,125 @@ typedef struct cos_step_result {
 } cos_step_result;
 
 /**
+ * What a server knows of a request, and how much it allows. Set all members to 0 and then struct_size for the
+ * defaults.
+ *
+ * Since 0.1.
+ */
+typedef struct cos_request_options {
+  /**
+   * sizeof(cos_request_options), set by the caller.
+   */
+  size_t struct_size;
+  /**
+   * One of COS_REQUEST_COMPLETION and COS_REQUEST_CHAT: what the body is.
+   */
+  int32_t endpoint;
+  /**
+   * Most choices of all prompts together; 0: 128.
+   */
+  uint32_t max_choices;
+  /**
+   * Most tokens of a prompt; 0: as many as the context has.
+   */
+  uint32_t max_prompt_tokens;
+  /**
+   * Most tokens of a choice; 0: as the body says.
+   */
+  uint32_t max_tokens;
+  /**
+   * The name of the model. A body with another one is NOT_FOUND. NULL: any name is fine, and none too.
+   */
+  const char *model;
+} cos_request_options;
+
+/**
+ * How a request stands.
+ *
+ * Since 0.1.
+ */
+typedef struct cos_request_status {
+  /**
+   * sizeof(cos_request_status), set by the caller.
+   */
+  size_t struct_size;
+  /**
+   * One of COS_REQUEST_OPEN, COS_REQUEST_DONE and COS_REQUEST_CANCELLED.
+   */
+  int32_t state;
+  /**
+   * 1 if the body asks for a stream.
+   */
+  int32_t streams;
+  /**
+   * Tokens of the prompts.
+   */
+  uint64_t prompt_tokens;
+  /**
+   * Tokens decoded for all choices.
+   */
+  uint64_t completion_tokens;
+} cos_request_status;
+
+/**
+ * What is to be told of a choice of a request: what the last step brought if the body asks for a stream, and
+ * otherwise all of it. Without news, all members are 0.
+ *
+ * Since 0.1.
+ */
+typedef struct cos_choice_news {
+  /**
+   * sizeof(cos_choice_news), set by the caller.
+   */
+  size_t struct_size;
+  /**
+   * UTF-8 without a NUL at the end. It ends before a stop string, and may lag behind the tokens. Owned by the
+   * request; valid until its next call.
+   */
+  const char *text;
+  /**
+   * Length of `text` in bytes.
+   */
+  size_t text_bytes;
+  /**
+   * The tokens, with those of a stop string or a stop token. Owned and valid as `text`.
+   */
+  const int32_t *tokens;
+  /**
+   * Length of `tokens`.
+   */
+  size_t tokens_count;
+  /**
+   * One of COS_FINISH_*: why the text has ended.
+   */
+  int32_t finish;
+  /**
+   * Always 0.
+   */
+  int32_t reserved;
+  /**
+   * As in cos_step_result, as far as the body asks for it.
+   */
+  const float *log_probabilities;
+  /**
+   * As in cos_step_result.
+   */
+  const int32_t *top_tokens;
+  /**
+   * As in cos_step_result.
+   */
+  const float *top_log_probabilities;
+  /**
+   * Alternatives of each token.
+   */
+  size_t top_count;
+  /**
+   * As in cos_step_result.
+   */
+  const float *model_log_probabilities;
+} cos_choice_news;
+
+/**
  * Counts and times of a session, or of all sessions of an engine.
  *
  * Since 0.1.
@@ -863,6 +1027,25 @@ int32_t cos_error_code(const struct cos_error *error);
  * Since 0.1.
  */
 const char *cos_error_message(const struct cos_error *error);
+
+/**
+ * The status of HTTP with which a server answers a request that met this error: 400, 404, 500 or 503.
+ *
+ * @param error  may be NULL
+ * @return the status, or 200 if `error` is NULL
+ * Since 0.1.
+ */
+int32_t cos_error_status(const struct cos_error *error);
+
+/**
+ * The body with which a server of OpenAI's protocol answers a request that met this error, and the event if it
+ * streams: `{"error": {"message": ..., "type": ..., "param": null, "code": ...}}`.
+ *
+ * @param error  may be NULL
+ * @return JSON in UTF-8, valid until the error is freed; empty if `error` is NULL
+ * Since 0.1.
+ */
+const char *cos_error_json(const struct cos_error *error);
 
 /**
  * Free an error.
@@ -1534,6 +1717,123 @@ struct cos_error *cos_engine_chat_encode(const struct cos_engine *engine,
                                          int32_t *tokens,
                                          size_t capacity,
                                          size_t *out_count);
+
+/**
+ * Check the body of a request, and start the sessions that it asks for. Nothing is decoded yet: all faults of a body
+ * are found here, before any part of an answer is sent. May be called from any thread at any time.
+ *
+ * docs/requests.md lists the members of a body. They are those of OpenAI's interface, and those that other servers
+ * have added to it, such as "top_k", "min_p" and "structured_outputs". What only this library has is in "cos".
+ *
+ * @param engine       must not be NULL; may be freed before the request
+ * @param options      must not be NULL; `struct_size` must be set
+ * @param body         JSON in UTF-8; need not end with NUL
+ * @param body_bytes   length of `body` in bytes
+ * @param out_request  out, must not be NULL; owned by the caller, who frees it with cos_request_free
+ * @return NULL, or an error to free with cos_error_free, which cos_error_status and cos_error_json turn into an
+ *         answer: INVALID_ARGUMENT (the message names the member), UNSUPPORTED (as before, or a member of `options`
+ *         is set that this library does not know), NOT_FOUND, CONTEXT_FULL (a prompt is too long), RUNTIME
+ * Since 0.1.
+ */
+struct cos_error *cos_request_new(const struct cos_engine *engine,
+                                  const struct cos_request_options *options,
+                                  const char *body,
+                                  size_t body_bytes,
+                                  struct cos_request **out_request);
+
+/**
+ * The number of choices: prompts times "n". Each decodes in a session of its own, so a server may count them against
+ * what it decodes at once. Never fails. May be called from any thread at any time until cos_request_free is called.
+ *
+ * @param request  may be NULL
+ * @return the number of choices, or 0 if `request` is NULL
+ * Since 0.1.
+ */
+size_t cos_request_choices(const struct cos_request *request);
+
+/**
+ * Decode until a choice has news. All choices of the request share passes, and those of other threads too. The first
+ * choice of a prompt goes ahead of the others, which then find the prompt computed.
+ *
+ * An error of a choice ends the request. One thread at a time.
+ *
+ * @param request     in/out, must not be NULL, not in use on another thread (BUSY)
+ * @param out_status  out, must not be NULL; `struct_size` must be set
+ * @return NULL, or an error to free with cos_error_free: those of cos_step, and each later step returns it again
+ * Since 0.1.
+ */
+struct cos_error *cos_request_step(struct cos_request *request, struct cos_request_status *out_status);
+
+/**
+ * Advance many requests by one pass of each model, as cos_step_many does with sessions: for servers where one thread
+ * drives all. Call it in a loop with all requests that are open. Those without news are in the middle of a round.
+ *
+ * An error of one request is its own, and the others go on. These are errors of a request: it is NULL, was given
+ * before in the same call (BUSY), is in use on another thread (BUSY), or any error of cos_request_step.
+ *
+ * @param requests     the requests, in use by no other thread; may be NULL if `count` is 0
+ * @param count        number of requests; 0 does nothing
+ * @param out_results  out, `count` results, whose `struct_size` must be set in all; may be NULL if `count` is 0
+ * @param out_errors   out, `count` errors, each NULL or to be freed with cos_error_free; may be NULL if `count` is 0.
+ *                     What it held before is overwritten.
+ * @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT (an array is NULL, `count` is absurd, or
+ *         struct_sizes are wrong or differ; then nothing was done or written), INTERNAL (poisons the requests)
+ * Since 0.1.
+ */
+struct cos_error *cos_request_step_many(struct cos_request *const *requests,
+                                        size_t count,
+                                        struct cos_request_status *out_results,
+                                        struct cos_error **out_errors);
+
+/**
+ * What a server of OpenAI's protocol sends for the last step. If the body asks for a stream, these are complete
+ * server-sent events, the last of which is `data: [DONE]`, or nothing while text is held back. Otherwise it is the
+ * body of the answer once the request is done, and nothing before. One thread at a time.
+ *
+ * If a step fails, send cos_error_json, with cos_error_status or as an event.
+ *
+ * @param request    in/out, must not be NULL, not in use on another thread (BUSY)
+ * @param out_text   out, must not be NULL: UTF-8 without a NUL at the end; owned by the request and valid until its
+ *                   next call
+ * @param out_bytes  out, must not be NULL: length of the text in bytes, possibly 0
+ * @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT, BUSY, POISONED
+ * Since 0.1.
+ */
+struct cos_error *cos_request_answer(struct cos_request *request, const char **out_text, size_t *out_bytes);
+
+/**
+ * What the last step brought of a choice, for servers of another protocol. One thread at a time.
+ *
+ * @param request   must not be NULL, not in use on another thread (BUSY)
+ * @param choice    less than cos_request_choices. Choice c is of prompt c / "n".
+ * @param out_news  out, must not be NULL; `struct_size` must be set
+ * @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT, BUSY, POISONED
+ * Since 0.1.
+ */
+struct cos_error *cos_request_choice(const struct cos_request *request,
+                                     size_t choice,
+                                     struct cos_choice_news *out_news);
+
+/**
+ * Cancel a request: the running step ends early, or else the next one ends at once, with COS_REQUEST_CANCELLED. May
+ * be called from any thread at any time until cos_request_free is called. Never waits for a pass.
+ *
+ * @param request  must not be NULL
+ * @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT, POISONED
+ * Since 0.1.
+ */
+struct cos_error *cos_request_cancel(struct cos_request *request);
+
+/**
+ * Free a request. In a child of fork(), a request of the parent stays as it is.
+ *
+ * Calls that are running on other threads complete: a step is cancelled, and this call waits for it. No call with the
+ * request may begin from now on, not even cos_request_cancel.
+ *
+ * @param request  may be NULL, which does nothing
+ * Since 0.1.
+ */
+void cos_request_free(struct cos_request *request);
 
 /**
  * The statistics of a session, up to the end of its last call. May be called from any thread at any time until

@@ -2,8 +2,11 @@
 
 use std::ffi::{CString, c_char};
 
+use once_cell::sync::OnceCell;
+
 use super::c_string;
 use crate::error::Error;
+use crate::request::refusal;
 
 /// An argument is NULL, out of range or of the wrong size.
 pub const COS_ERROR_INVALID_ARGUMENT: i32 = 1;
@@ -31,19 +34,23 @@ pub const COS_ERROR_INTERNAL: i32 = 11;
 pub const COS_ERROR_CALLBACK: i32 = 12;
 /// The caches of other sessions take all the memory that the configuration allows. Nothing is lost: try again later.
 pub const COS_ERROR_NO_MEMORY: i32 = 13;
+/// A request names a model that is not there.
+pub const COS_ERROR_NOT_FOUND: i32 = 14;
 
 /// An error: a code and a message. The caller owns it and frees it with cos_error_free. Any number of threads may read
 /// it at once, and any thread may free it.
 ///
 /// Since 0.1.
 pub struct cos_error {
-    code: i32,
+    error: Error,
     message: CString,
+    /// The answer of a server, made when it is first asked for.
+    json: OnceCell<CString>,
 }
 
 impl From<Error> for cos_error {
     fn from(error: Error) -> Self {
-        cos_error { code: error.code(), message: c_string(&error.to_string()) }
+        cos_error { message: c_string(&error.to_string()), error, json: OnceCell::new() }
     }
 }
 
@@ -64,7 +71,7 @@ impl cos_error {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cos_error_code(error: *const cos_error) -> i32 {
     // SAFETY: promised by the caller.
-    unsafe { error.as_ref() }.map_or(0, |error| error.code)
+    unsafe { error.as_ref() }.map_or(0, |error| error.error.code())
 }
 
 /// The message of an error, for people: what is wrong, and how to mend it where that is known.
@@ -79,6 +86,36 @@ pub unsafe extern "C" fn cos_error_code(error: *const cos_error) -> i32 {
 pub unsafe extern "C" fn cos_error_message(error: *const cos_error) -> *const c_char {
     // SAFETY: promised by the caller.
     unsafe { error.as_ref() }.map_or(c"".as_ptr(), |error| error.message.as_ptr())
+}
+
+/// The status of HTTP with which a server answers a request that met this error: 400, 404, 500 or 503.
+///
+/// @param error  may be NULL
+/// @return the status, or 200 if `error` is NULL
+/// Since 0.1.
+///
+/// # Safety
+/// `error` is NULL or an error that was not freed.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cos_error_status(error: *const cos_error) -> i32 {
+    // SAFETY: promised by the caller.
+    unsafe { error.as_ref() }.map_or(200, |error| refusal::status(&error.error).into())
+}
+
+/// The body with which a server of OpenAI's protocol answers a request that met this error, and the event if it
+/// streams: `{"error": {"message": ..., "type": ..., "param": null, "code": ...}}`.
+///
+/// @param error  may be NULL
+/// @return JSON in UTF-8, valid until the error is freed; empty if `error` is NULL
+/// Since 0.1.
+///
+/// # Safety
+/// `error` is NULL or an error that was not freed.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cos_error_json(error: *const cos_error) -> *const c_char {
+    // SAFETY: promised by the caller.
+    unsafe { error.as_ref() }
+        .map_or(c"".as_ptr(), |error| error.json.get_or_init(|| c_string(&refusal::body(&error.error))).as_ptr())
 }
 
 /// Free an error.

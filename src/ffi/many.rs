@@ -12,17 +12,24 @@ use crate::engine::session::{Session, State};
 use crate::error::{Error, Result};
 
 /// The results and errors of a call.
-struct Outputs {
-    results: *mut cos_step_result,
+pub(super) struct Outputs<T> {
+    results: *mut T,
     /// Bytes of a result, in the version of the caller.
-    size: usize,
+    pub(super) size: usize,
     errors: *mut *mut cos_error,
 }
 
-impl Outputs {
+impl<T: VersionedStruct> Outputs<T> {
+    /// Without news and errors. `empty` makes a result without news of the size of the caller.
+    ///
     /// # Safety
     /// `results` and `errors` have `count` elements, and each result has its `struct_size` bytes. At least one element.
-    unsafe fn new(results: *mut cos_step_result, errors: *mut *mut cos_error, count: usize) -> Result<Self> {
+    pub(super) unsafe fn new(
+        results: *mut T,
+        errors: *mut *mut cos_error,
+        count: usize,
+        empty: impl Fn(usize) -> T,
+    ) -> Result<Self> {
         check_out(results, "out_results")?;
         check_out(errors, "out_errors")?;
         // SAFETY: promised by the caller.
@@ -35,14 +42,14 @@ impl Outputs {
                 return Err(Error::InvalidArgument(format!(
                     "struct_size of out_results[{index}] is {other}, but that of out_results[0] is {size}; set it to \
                      sizeof({}) in all",
-                    cos_step_result::NAME
+                    T::NAME
                 )));
             }
         }
         for index in 0..count {
             // SAFETY: promised by the caller; the size of each element was checked.
             unsafe {
-                write_struct(outputs.result(index), &step_result(size, None, State::Open));
+                write_struct(outputs.result(index), &empty(size));
                 outputs.errors.add(index).write(std::ptr::null_mut());
             }
         }
@@ -50,13 +57,13 @@ impl Outputs {
     }
 
     /// The elements are as large as they were to the caller, who may have been compiled against another version.
-    fn result(&self, index: usize) -> *mut cos_step_result {
+    fn result(&self, index: usize) -> *mut T {
         self.results.wrapping_byte_add(index * self.size)
     }
 
     /// # Safety
     /// `index` is one of the elements.
-    unsafe fn write(&self, index: usize, news: Result<cos_step_result>) {
+    pub(super) unsafe fn write(&self, index: usize, news: Result<T>) {
         // SAFETY: promised by the caller.
         unsafe {
             match news {
@@ -142,8 +149,9 @@ pub unsafe extern "C" fn cos_step_many(
         if sessions.is_empty() {
             return Ok(());
         }
+        let empty = |size| step_result(size, None, State::Open);
         // SAFETY: promised by the caller.
-        let outputs = unsafe { Outputs::new(out_results, out_errors, count) }?;
+        let outputs = unsafe { Outputs::new(out_results, out_errors, count, empty) }?;
         let mut held = Vec::new();
         for (index, &session) in sessions.iter().enumerate() {
             // SAFETY: promised by the caller.
@@ -183,7 +191,7 @@ pub unsafe extern "C" fn cos_step_many(
 ///
 /// # Safety
 /// Its index is one of the elements.
-unsafe fn tell(outputs: &Outputs, each: &mut Taken, news: Result<State>) {
+unsafe fn tell(outputs: &Outputs<cos_step_result>, each: &mut Taken, news: Result<State>) {
     let result = news.map(|state| {
         let session: &Session = (*each).borrow();
         step_result(outputs.size, Some(session), state)

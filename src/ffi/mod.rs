@@ -26,6 +26,8 @@ mod text;
 
 mod chat;
 
+mod request;
+
 mod stats;
 
 mod describe;
@@ -38,6 +40,7 @@ pub use error::*;
 pub use many::*;
 pub use options::*;
 pub use prepare::*;
+pub use request::*;
 pub use session::*;
 pub use stats::*;
 pub use text::*;

@@ -518,10 +518,7 @@ fn told(
 ) -> cos_step_result {
     let finish = match state {
         State::Open => COS_FINISH_NONE,
-        State::Ended(Finish::StopToken) => COS_FINISH_STOP,
-        State::Ended(Finish::MaxTokens) => COS_FINISH_MAX_TOKENS,
-        State::Ended(Finish::ContextFull) => COS_FINISH_CONTEXT_FULL,
-        State::Ended(Finish::Complete) => COS_FINISH_COMPLETE,
+        State::Ended(finish) => finish_number(finish),
         State::Cancelled => COS_FINISH_CANCELLED,
     };
     // The pointer of an empty slice is not an address, and some garbage collectors fail on it.
@@ -541,6 +538,15 @@ fn told(
         top_log_probabilities: optional(&told.of_top, any),
         top_count,
         model_log_probabilities: optional(&told.of_models, any),
+    }
+}
+
+pub(super) fn finish_number(finish: Finish) -> i32 {
+    match finish {
+        Finish::StopToken => COS_FINISH_STOP,
+        Finish::MaxTokens => COS_FINISH_MAX_TOKENS,
+        Finish::ContextFull => COS_FINISH_CONTEXT_FULL,
+        Finish::Complete => COS_FINISH_COMPLETE,
     }
 }
 

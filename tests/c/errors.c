@@ -224,7 +224,7 @@ static void chats(void) {
     FAILS(CHAT(""), INVALID_ARGUMENT, "messages_json is not JSON");
     FAILS(CHAT("[{\"role\": \"user\""), INVALID_ARGUMENT, "messages_json is not JSON", "EOF");
     FAILS(CHAT("\xff"), INVALID_ARGUMENT, "messages_json is not UTF-8");
-    FAILS(CHAT("7"), INVALID_ARGUMENT, "messages_json is JSON of the type number", "pass an array");
+    FAILS(CHAT("7"), INVALID_ARGUMENT, "the chat is JSON of the type number", "pass an array");
     FAILS(CHAT("[]"), INVALID_ARGUMENT, "no message", "pass at least one");
     FAILS(CHAT("{}"), INVALID_ARGUMENT, "no \"messages\"");
     FAILS(CHAT("[7]"), INVALID_ARGUMENT, "messages[0]", "pass an object");

@@ -18,7 +18,7 @@ pub fn demo(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("models/demo").join(name)
 }
 
-fn engine(config: &str) -> Arc<Engine> {
+pub fn engine(config: &str) -> Arc<Engine> {
     one_thread();
     Arc::new(Engine::load(&Config::open(&demo(config)).unwrap()).unwrap())
 }

@@ -10,3 +10,4 @@ mod exports;
 mod memory;
 mod mixtures;
 mod replay;
+mod requests;

@@ -47,7 +47,11 @@ pub const ROOMS: &[(&str, &[&str])] = &[
             "plan", "process", "rows", "text",
         ],
     ),
-    ("ffi", &["config", "control", "decode", "engine", "error", "grammar", "model", "process", "rows", "text"]),
+    ("request", &["config", "control", "decode", "engine", "error", "grammar", "model", "rows", "text"]),
+    (
+        "ffi",
+        &["config", "control", "decode", "engine", "error", "grammar", "model", "process", "request", "rows", "text"],
+    ),
 ];
 
 /// A place that imports a file, or an item of it.

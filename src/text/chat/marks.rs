@@ -68,7 +68,7 @@ impl Marks {
             let name = &text[found.range()];
             if self.plain.get(name).is_none_or(Option::is_none) {
                 return Err(Error::InvalidArgument(format!(
-                    "messages_json has {name:?}, and this tokenizer makes a control token of it even where it is plain \
+                    "the chat has {name:?}, and this tokenizer makes a control token of it even where it is plain \
                      text; remove it"
                 )));
             }

@@ -2,10 +2,12 @@
 
 pub mod files;
 mod marks;
+mod openai;
 mod python;
 mod template;
 #[cfg(test)]
 mod tests;
+mod values;
 
 use std::collections::BTreeMap;
 use std::sync::OnceLock;
@@ -17,6 +19,7 @@ pub use self::files::ChatFiles;
 use self::marks::Marks;
 pub use self::template::Now;
 use self::template::Templates;
+use self::values::{pairs, refuse};
 use super::Text;
 use crate::error::{Error, Result};
 
@@ -83,12 +86,20 @@ impl Chat {
 
     /// The text of a request: messages, or an object that has them.
     pub fn render(&self, request: &str, generation: bool) -> Result<String> {
-        self.run(self.request(request, generation)?)
+        self.run(self.request(parse(request)?, generation)?)
     }
 
     /// The tokens of a request. Control tokens in what the request says become plain text.
     pub fn encode(&self, text: &Text, request: &str, generation: bool) -> Result<Vec<i32>> {
-        let mut request = self.request(request, generation)?;
+        self.encode_request(text, self.request(parse(request)?, generation)?)
+    }
+
+    /// The same for an object whose messages are those of OpenAI's interface; see [`openai`].
+    pub fn encode_openai(&self, text: &Text, request: &str, generation: bool) -> Result<Vec<i32>> {
+        self.encode_request(text, self.request(openai::adapt(parse(request)?)?, generation)?)
+    }
+
+    fn encode_request(&self, text: &Text, mut request: ChatRequest) -> Result<Vec<i32>> {
         let marks = request.template.marks.get_or_init(|| {
             Marks::new(text, |token| match &self.control {
                 Some(control) => control.iter().any(|name| name == token),
@@ -109,9 +120,7 @@ impl Chat {
         self.templates.render(name, Value::from_pairs(tokens.chain(variables))).map_err(refuse)
     }
 
-    fn request(&self, json: &str, generation: bool) -> Result<ChatRequest<'_>> {
-        let json: Value = serde_json::from_str(json)
-            .map_err(|error| Error::InvalidArgument(format!("messages_json is not JSON: {error}")))?;
+    fn request(&self, json: Value, generation: bool) -> Result<ChatRequest<'_>> {
         let mut parts: Vec<(String, Value)> = match json.kind() {
             ValueKind::Seq => vec![("messages".to_owned(), json)],
             ValueKind::Map => pairs(&json).collect(),
@@ -151,7 +160,7 @@ impl Chat {
         let Some((name, template)) = self.named.get_key_value(name) else {
             let names: Vec<&str> = self.names().collect();
             return Err(Error::InvalidArgument(format!(
-                "there is no chat template {name:?}; let \"template\" in messages_json be one of {}",
+                "there is no chat template {name:?}; let \"template\" of the chat be one of {}",
                 names.join(", ")
             )));
         };
@@ -162,12 +171,12 @@ impl Chat {
     }
 }
 
-fn unusable(name: &str, fault: &str) -> String {
-    format!("the chat template {name:?} cannot be used: {fault}; mend its file, or replace it")
+fn parse(json: &str) -> Result<Value> {
+    serde_json::from_str(json).map_err(|error| Error::InvalidArgument(format!("messages_json is not JSON: {error}")))
 }
 
-fn refuse(what: impl std::fmt::Display) -> Error {
-    Error::InvalidArgument(format!("messages_json {what}"))
+fn unusable(name: &str, fault: &str) -> String {
+    format!("the chat template {name:?} cannot be used: {fault}; mend its file, or replace it")
 }
 
 /// An error if a variable of a request would do nothing, because it is no variable of templates.
@@ -190,12 +199,6 @@ fn check_variable(name: &str, template: &str, Named { source, .. }: &Named) -> R
     Err(refuse(format!(
         "has {name:?}, which the chat template {template:?} does not read, so it would do nothing; leave it out"
     )))
-}
-
-/// The items of an object.
-fn pairs(object: &Value) -> impl Iterator<Item = (String, Value)> {
-    let keys = object.try_iter().into_iter().flatten();
-    keys.map(|key| (key.to_string(), object.get_item(&key).unwrap_or_default()))
 }
 
 /// A list of objects of a request, if it has one.

@@ -159,7 +159,7 @@ fn requests_are_checked() {
         (r#"{"messages": [{}], "tokenize": true}"#, "a parameter of transformers"),
         (
             r#"{"messages": [{}], "template": "rag"}"#,
-            "no chat template \"rag\"; let \"template\" in messages_json be one of default",
+            "no chat template \"rag\"; let \"template\" of the chat be one of default",
         ),
         (r#"{"messages": [{}], "template": 1}"#, "has a \"template\" that is no string"),
         (r#"{"messages": [{}], "x": 1}"#, "does not render the messages: undefined value (line 1)"),
