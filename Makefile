@@ -25,7 +25,8 @@ SOURCES := Cargo.toml Cargo.lock build.rs $(shell find src kernels -type f)
 ONNXRUNTIME := $(CARGO_TARGET_DIR)/onnxruntime
 
 .DEFAULT_GOAL := help
-.PHONY: help build portable onnxruntime install export demo demo-program test test-export test-cpp test-go test-java \
+.PHONY: help build portable onnxruntime install export demo demo-program demo-triton test test-export test-cpp test-go \
+    test-java test-triton \
     conformance lint format clippy bench bench-serve bench-sessions bench-neighbours evaluate bench-cuda header clean
 # Cargo uses all cores by itself, and its targets would wait for each other.
 .NOTPARALLEL:
@@ -94,13 +95,16 @@ demo-program: build
 	$(CXX) -std=c++17 -Wall -Wextra $(CXXFLAGS) -Iinclude bindings/cpp/examples/demo.cpp -o "$(DEMO)" \
 	    -L"$(RELEASE)" -lcos '-Wl,-rpath,$$ORIGIN/..'
 
+demo-triton: onnxruntime build ## watch the real Triton serve the demo models to many clients at once
+	bindings/triton/test demo
+
 test-export: onnxruntime demo-program ## check the exports of a small model by both tools; fetches several GB once
 	tests/export/test arguments fetch models
 
 test: onnxruntime demo-program ## run all tests: Rust, C under sanitizers, and bindings whose languages are installed
 	$(CARGO) test --release --locked
 	tests/export/test arguments models
-	$(MAKE) test-cpp test-go test-java
+	$(MAKE) test-cpp test-go test-java test-triton
 
 test-cpp: onnxruntime build ## check the C++ binding: vectors, safety, packages, server
 	bindings/cpp/test
@@ -113,6 +117,9 @@ test-go: onnxruntime build ## check the Go binding: vectors, safety, the race de
 test-java: onnxruntime build ## check the Java binding: vectors, safety, class loaders, server
 	bindings/java/test
 	tests/hosts/test java
+
+test-triton: onnxruntime build ## check the Triton backend on the real server, where that can be had
+	bindings/triton/test
 
 conformance: onnxruntime ## prove the distributions at length, and write target/conformance/index.html
 	$(CARGO) run --release --locked --example conformance -- --out "$(CARGO_TARGET_DIR)/conformance"

@@ -1752,8 +1752,9 @@ struct cos_error *cos_request_new(const struct cos_engine *engine,
 size_t cos_request_choices(const struct cos_request *request);
 
 /**
- * Decode until a choice has news. All choices of the request share passes, and those of other threads too. The first
- * choice of a prompt goes ahead of the others, which then find the prompt computed.
+ * Decode until a choice has news if the body asks for a stream, and otherwise to the end. All choices of the request
+ * share passes, and those of other threads too. The first choice of a prompt goes ahead of the others, which then find
+ * the prompt computed.
  *
  * An error of a choice ends the request. One thread at a time.
  *
@@ -1765,11 +1766,22 @@ size_t cos_request_choices(const struct cos_request *request);
 struct cos_error *cos_request_step(struct cos_request *request, struct cos_request_status *out_status);
 
 /**
+ * How a request stands, such as before its first step. One thread at a time.
+ *
+ * @param request     must not be NULL, not in use on another thread (BUSY)
+ * @param out_status  out, must not be NULL; `struct_size` must be set
+ * @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT, BUSY, POISONED, and the error that has ended
+ *         the request
+ * Since 0.1.
+ */
+struct cos_error *cos_request_get_status(const struct cos_request *request, struct cos_request_status *out_status);
+
+/**
  * Advance many requests by one pass of each model, as cos_step_many does with sessions: for servers where one thread
  * drives all. Call it in a loop with all requests that are open. Those without news are in the middle of a round.
  *
  * An error of one request is its own, and the others go on. These are errors of a request: it is NULL, was given
- * before in the same call (BUSY), is in use on another thread (BUSY), or any error of cos_request_step.
+ * before in the same call (INVALID_ARGUMENT), is in use on another thread (BUSY), or any error of cos_request_step.
  *
  * @param requests     the requests, in use by no other thread; may be NULL if `count` is 0
  * @param count        number of requests; 0 does nothing

@@ -64,7 +64,8 @@ struct ChoiceNews {
 class Request {
 public:
     /// Check a body, and start what it asks for. Nothing is decoded yet. docs/requests.md lists the members of a body.
-    /// Errors, whose status and json answer the client: invalid_argument, unsupported, not_found, context_full, runtime.
+    /// Errors, whose status and json answer the client: invalid_argument, unsupported, not_found, context_full,
+    /// runtime.
     static Result<Request> start(const Engine& engine, std::string_view body, const RequestOptions& options = {}) {
         if (options.model) {
             if (auto error = detail::contains_nul(*options.model)) return *error;
@@ -84,7 +85,15 @@ public:
     /// The number of choices: prompts times "n". Each decodes in a session of its own.
     std::size_t choices() const noexcept { return cos_request_choices(raw()); }
 
-    /// Decode until a choice has news. Errors: those of Session::step(); each later step returns it again.
+    /// How it stands, such as before its first step. Errors: the one that has ended it, busy.
+    Result<RequestStatus> status() const {
+        cos_request_status status{};
+        status.struct_size = sizeof status;
+        return told(cos_request_get_status(raw(), &status), status);
+    }
+
+    /// Decode until a choice has news if the body asks for a stream, and otherwise to the end. Errors: those of
+    /// Session::step(); each later step returns it again.
     Result<RequestStatus> step() {
         cos_request_status status{};
         status.struct_size = sizeof status;

@@ -14,14 +14,14 @@
 //
 // # Goroutines
 //
-// Any number of goroutines may use an [Engine] at once. One goroutine at a time may use a [Session] or a [TextStream],
-// and it need not be the same one each time. If another goroutine is using it, a call returns [ErrBusy].
-// [Session.Cancel], [Session.Stats] and Close may be called at any time. A goroutine occupies a thread while it is
-// inside a step.
+// Any number of goroutines may use an [Engine] at once. One goroutine at a time may use a [Session], a [TextStream] or
+// a [Request], and it need not be the same one each time. If another goroutine is using it, a call returns [ErrBusy].
+// [Session.Cancel], [Request.Cancel], [Session.Stats] and Close may be called at any time. A goroutine occupies a
+// thread while it is inside a step.
 //
 // # Closing
 //
-// Close engines, sessions and streams, because they hold memory that Go does not see. An object that is not closed is
-// freed some time after it has become unreachable. Close may be called twice, and does not wait: it cancels a running
-// step, and the last running call frees the memory. Sessions and streams may be used after their engine is closed.
+// Close engines, sessions, streams and requests, because they hold memory that Go does not see. An object that is not
+// closed is freed some time after it has become unreachable. Close may be called twice, and does not wait: it cancels a
+// running step, and the last running call frees the memory. All others may be used after their engine is closed.
 package cos

@@ -31,13 +31,13 @@ const (
 	ErrContextFull Code = C.COS_ERROR_CONTEXT_FULL
 	// Logits or scores were NaN or plus infinity, or minus infinity for every token.
 	ErrNumeric Code = C.COS_ERROR_NUMERIC
-	// Another goroutine is using the session or the stream.
+	// Another goroutine is using the session, the stream or the request.
 	ErrBusy Code = C.COS_ERROR_BUSY
 	// The request is valid, but this version does not support it.
 	ErrUnsupported Code = C.COS_ERROR_UNSUPPORTED
 	// A buffer is too small. This package makes its buffers large enough.
 	ErrBufferTooSmall Code = C.COS_ERROR_BUFFER_TOO_SMALL
-	// An earlier call on the session returned ErrInternal. The session can only be closed.
+	// An earlier call on the session or the request returned ErrInternal. It can only be closed.
 	ErrPoisoned Code = C.COS_ERROR_POISONED
 	// A bug of the library. The process is unharmed.
 	ErrInternal Code = C.COS_ERROR_INTERNAL
@@ -45,6 +45,8 @@ const (
 	ErrCallback Code = C.COS_ERROR_CALLBACK
 	// The caches of other sessions take all the memory that the configuration allows. Nothing is lost: try again later.
 	ErrNoMemory Code = C.COS_ERROR_NO_MEMORY
+	// A request names a model that is not there.
+	ErrNotFound Code = C.COS_ERROR_NOT_FOUND
 )
 
 // Error returns the name of the code.
@@ -69,13 +71,15 @@ func (c Code) Error() string {
 	case ErrBufferTooSmall:
 		return "cos: buffer too small"
 	case ErrPoisoned:
-		return "cos: poisoned session"
+		return "cos: poisoned"
 	case ErrInternal:
 		return "cos: internal error"
 	case ErrCallback:
 		return "cos: callback failed"
 	case ErrNoMemory:
 		return "cos: no memory for another session"
+	case ErrNotFound:
+		return "cos: not found"
 	}
 	return fmt.Sprintf("cos: error %d", int32(c))
 }
@@ -85,6 +89,11 @@ type Error struct {
 	Code    Code
 	Message string // one sentence for people: what is wrong, and how to mend it where that is known
 	Cause   error  // the error that a function of the caller returned, or nil
+
+	// The status of HTTP and the body with which a server of OpenAI's protocol answers a request that met this error.
+	// They are 0 and empty for an error of this package itself, such as [ErrBusy]: 500 is right then.
+	Status int
+	JSON   string
 }
 
 // Error returns the message.
@@ -127,5 +136,10 @@ func check(e *C.cos_error) error {
 		return nil
 	}
 	defer C.cos_error_free(e)
-	return &Error{Code: Code(C.cos_error_code(e)), Message: C.GoString(C.cos_error_message(e))}
+	return &Error{
+		Code:    Code(C.cos_error_code(e)),
+		Message: C.GoString(C.cos_error_message(e)),
+		Status:  int(C.cos_error_status(e)),
+		JSON:    C.GoString(C.cos_error_json(e)),
+	}
 }

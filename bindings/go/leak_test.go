@@ -19,7 +19,7 @@ func watch[P any](h *handle[P], freed *atomic.Int32) {
 	})
 }
 
-// Unreachable objects are freed: engines, and sessions with and without combine functions.
+// Unreachable objects are freed: engines, requests, and sessions with and without combine functions.
 func TestUnreachableIsFreed(t *testing.T) {
 	var freed atomic.Int32
 	func() {
@@ -45,11 +45,19 @@ func TestUnreachableIsFreed(t *testing.T) {
 			if _, err := session.Step(t.Context()); err != nil {
 				t.Fatal(err)
 			}
+			request, err := engine.NewRequest([]byte(`{"prompt": [1, 2, 3], "n": 2}`), RequestOptions{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			watch(&request.handle, &freed)
+			if _, err := request.Step(t.Context()); err != nil {
+				t.Fatal(err)
+			}
 		}
 	}()
-	for deadline := time.Now().Add(10 * time.Second); freed.Load() < 101; time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(10 * time.Second); freed.Load() < 201; time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {
-			t.Fatalf("%d of 101 were freed", freed.Load())
+			t.Fatalf("%d of 201 were freed", freed.Load())
 		}
 		runtime.GC()
 	}
@@ -69,11 +77,18 @@ func TestCloseFrees(t *testing.T) {
 		t.Fatal(err)
 	}
 	watch(&session.handle, &freed)
-	session.Close()
-	session.Close()
+	request, err := engine.NewRequest([]byte(`{"prompt": [1, 2, 3]}`), RequestOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	watch(&request.handle, &freed)
+	for range 2 {
+		session.Close()
+		request.Close()
+	}
 	runtime.GC()
 	time.Sleep(10 * time.Millisecond)
-	if freed.Load() != 1 {
+	if freed.Load() != 2 {
 		t.Errorf("freed %d times", freed.Load())
 	}
 }

@@ -43,6 +43,8 @@ const (
 	FinishCancelled Finish = C.COS_FINISH_CANCELLED
 	// The constraint is complete: no token may follow.
 	FinishComplete Finish = C.COS_FINISH_COMPLETE
+	// A stop string ended the text of a choice of a Request. Sessions have no such strings.
+	FinishStopString Finish = C.COS_FINISH_STOP_STRING
 )
 
 // String is the name of the reason.
@@ -60,6 +62,8 @@ func (f Finish) String() string {
 		return "cancelled"
 	case FinishComplete:
 		return "complete"
+	case FinishStopString:
+		return "stop string"
 	}
 	return fmt.Sprintf("Finish(%d)", int32(f))
 }
@@ -334,29 +338,33 @@ func (s *Session) run(ctx context.Context, call func(*C.cos_session) *C.cos_erro
 	}
 }
 
-// step copies the result, which the library may overwrite in the next call. It does not read the pointers of empty
-// arrays: they need not be addresses, and Go stops the program if it finds such a pointer on a stack.
-func (s *Session) step() Step {
-	step := Step{Finish: Finish(s.result.finish)}
-	if count := s.result.tokens_count; count > 0 {
-		step.Tokens = slices.Clone(unsafe.Slice((*int32)(s.result.tokens), count))
-		if values := s.result.log_probabilities; values != nil {
+// step copies the result, which the library may overwrite in the next call.
+func (s *Session) step() Step { return readStep(&s.result, s.models) }
+
+// readStep copies a result. It does not read the pointers of empty arrays: they need not be addresses, and Go stops the
+// program if it finds such a pointer on a stack.
+func readStep(result *C.cos_step_result, models int) Step {
+	step := Step{Finish: Finish(result.finish)}
+	if count := result.tokens_count; count > 0 {
+		step.Tokens = slices.Clone(unsafe.Slice((*int32)(result.tokens), count))
+		if values := result.log_probabilities; values != nil {
 			step.LogProbabilities = slices.Clone(unsafe.Slice((*float32)(values), count))
 		}
-		if s.result.top_tokens != nil {
-			step.Alternatives = s.alternatives(int(count), int(s.result.top_count))
+		if result.top_tokens != nil {
+			step.Alternatives = alternatives(result)
 		}
-		if values := s.result.model_log_probabilities; values != nil {
-			all := slices.Clone(unsafe.Slice((*float32)(values), int(count)*s.models))
-			step.ModelLogProbabilities = slices.Collect(slices.Chunk(all, s.models))
+		if values := result.model_log_probabilities; values != nil {
+			all := slices.Clone(unsafe.Slice((*float32)(values), int(count)*models))
+			step.ModelLogProbabilities = slices.Collect(slices.Chunk(all, models))
 		}
 	}
 	return step
 }
 
-func (s *Session) alternatives(rows, columns int) [][]Alternative {
-	tokens := unsafe.Slice((*int32)(s.result.top_tokens), rows*columns)
-	values := unsafe.Slice((*float32)(s.result.top_log_probabilities), rows*columns)
+func alternatives(result *C.cos_step_result) [][]Alternative {
+	rows, columns := int(result.tokens_count), int(result.top_count)
+	tokens := unsafe.Slice((*int32)(result.top_tokens), rows*columns)
+	values := unsafe.Slice((*float32)(result.top_log_probabilities), rows*columns)
 	alternatives := make([][]Alternative, rows)
 	for i, token := range tokens {
 		if row := i / columns; token >= 0 { // -1 where fewer tokens are possible

@@ -298,8 +298,9 @@ pub unsafe extern "C" fn cos_request_choices(request: *const cos_request) -> usi
     unsafe { request.as_ref() }.map_or(0, |request| request.choices)
 }
 
-/// Decode until a choice has news. All choices of the request share passes, and those of other threads too. The first
-/// choice of a prompt goes ahead of the others, which then find the prompt computed.
+/// Decode until a choice has news if the body asks for a stream, and otherwise to the end. All choices of the request
+/// share passes, and those of other threads too. The first choice of a prompt goes ahead of the others, which then find
+/// the prompt computed.
 ///
 /// An error of a choice ends the request. One thread at a time.
 ///
@@ -315,12 +316,25 @@ pub unsafe extern "C" fn cos_request_step(
     request: *mut cos_request,
     out_status: *mut cos_request_status,
 ) -> *mut cos_error {
+    // SAFETY: promised by the caller.
+    unsafe { tell_status(request, out_status, ClientRequest::step) }
+}
+
+/// Run a call that tells how a request stands.
+///
+/// # Safety
+/// As for [`cos_request_step`].
+unsafe fn tell_status(
+    request: *const cos_request,
+    out_status: *mut cos_request_status,
+    call: impl FnOnce(&mut ClientRequest) -> Result<Status>,
+) -> *mut cos_error {
     guard(|| {
         check_out(out_status, cos_request_status::NAME)?;
         // SAFETY: promised by the caller.
         let (size, mut taken) = unsafe { (struct_size(out_status)?, TakenRequest::new(request, 0)?) };
         let status = taken.run(|request| {
-            let status = request.step()?;
+            let status = call(request)?;
             Ok(status_of(size, request, status))
         })?;
         // SAFETY: promised by the caller; the size was checked.
@@ -329,11 +343,30 @@ pub unsafe extern "C" fn cos_request_step(
     })
 }
 
+/// How a request stands, such as before its first step. One thread at a time.
+///
+/// @param request     must not be NULL, not in use on another thread (BUSY)
+/// @param out_status  out, must not be NULL; `struct_size` must be set
+/// @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT, BUSY, POISONED, and the error that has ended
+///         the request
+/// Since 0.1.
+///
+/// # Safety
+/// `request` is NULL or a request that was not freed; `out_status` is NULL or has `struct_size` bytes.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cos_request_get_status(
+    request: *const cos_request,
+    out_status: *mut cos_request_status,
+) -> *mut cos_error {
+    // SAFETY: promised by the caller.
+    unsafe { tell_status(request, out_status, |request| request.status()) }
+}
+
 /// Advance many requests by one pass of each model, as cos_step_many does with sessions: for servers where one thread
 /// drives all. Call it in a loop with all requests that are open. Those without news are in the middle of a round.
 ///
 /// An error of one request is its own, and the others go on. These are errors of a request: it is NULL, was given
-/// before in the same call (BUSY), is in use on another thread (BUSY), or any error of cos_request_step.
+/// before in the same call (INVALID_ARGUMENT), is in use on another thread (BUSY), or any error of cos_request_step.
 ///
 /// @param requests     the requests, in use by no other thread; may be NULL if `count` is 0
 /// @param count        number of requests; 0 does nothing
@@ -362,13 +395,19 @@ pub unsafe extern "C" fn cos_request_step_many(
         }
         // SAFETY: promised by the caller.
         let outputs = unsafe { Outputs::new(out_results, out_errors, count, empty_status) }?;
-        let mut held = Vec::with_capacity(count);
+        let mut held: Vec<TakenRequest> = Vec::with_capacity(count);
         for (index, &request) in requests.iter().enumerate() {
             // SAFETY: promised by the caller.
             match unsafe { TakenRequest::new(request, index) } {
                 Ok(taken) => held.push(taken),
-                // SAFETY: the index is one of the elements.
-                Err(error) => unsafe { outputs.write(index, Err(error)) },
+                Err(error) => {
+                    let twice = held.iter().find(|other| std::ptr::eq(&*other.request, request));
+                    let error = twice.map_or(error, |first| {
+                        Error::InvalidArgument(format!("requests[{index}] is the same as requests[{}]", first.index))
+                    });
+                    // SAFETY: the index is one of the elements.
+                    unsafe { outputs.write(index, Err(error)) }
+                }
             }
         }
         let result = super::catch(|| {
@@ -437,7 +476,8 @@ pub unsafe extern "C" fn cos_request_answer(
         let mut taken = unsafe { TakenRequest::new(request, 0) }?;
         let (text, bytes) = taken.run(|request| {
             let answer = request.answer();
-            Ok((answer.as_ptr(), answer.len()))
+            // The pointer of an empty string is not an address, and some garbage collectors fail on it.
+            Ok((if answer.is_empty() { c"".as_ptr().cast() } else { answer.as_ptr() }, answer.len()))
         })?;
         // SAFETY: not NULL, and promised by the caller.
         unsafe {

@@ -188,7 +188,7 @@ fn read<T: DeserializeOwned>(json: &str) -> Result<T, String> {
     }
     let mut reader = serde_json::Deserializer::from_str(json);
     let object = serde_path_to_error::deserialize(&mut reader).map_err(|error| match error.path().to_string() {
-        path if path == "." => error.inner().to_string(),
+        path if path == "." || path == "?" => error.inner().to_string(),
         path => format!("{path}: {}", error.inner()),
     })?;
     reader.end().map_err(|error| error.to_string())?;

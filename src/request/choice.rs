@@ -113,6 +113,14 @@ impl Choice {
         self.news.log_probabilities.clear();
     }
 
+    /// Take a step alone. So a session waits where one of many would come back without news.
+    pub fn step(&mut self) {
+        if let Some(session) = &mut self.session {
+            let result = session.step().map(|(_, state)| state);
+            self.take(result);
+        }
+    }
+
     /// Take what a round of its session has brought.
     pub fn take(&mut self, result: Result<State>) {
         self.is_new = true;

@@ -81,7 +81,7 @@ impl ClientRequest {
         if options.max_tokens == 0 && terms.max_tokens < usize::MAX {
             options.max_tokens = terms.max_tokens;
         }
-        let prompts = options::prompts(&body, terms.endpoint, engine)?;
+        let prompts = options::prompts(&body, terms, engine)?;
         if let Some(tokens) = prompts.iter().map(Vec::len).find(|tokens| *tokens > terms.max_prompt_tokens) {
             return Err(Error::ContextFull(format!(
                 "a prompt has {tokens} tokens, but this server takes at most {}",
@@ -91,7 +91,7 @@ impl ClientRequest {
         let each = body.n.unwrap_or(1) as usize;
         if each == 0 || prompts.len().saturating_mul(each) > terms.max_choices {
             return Err(Error::InvalidArgument(format!(
-                "n is {each}, and there are {} prompts; ask for 1 to {} choices in all",
+                "n is {each}, and the number of prompts is {}; that must make 1 to {} choices",
                 prompts.len(),
                 terms.max_choices
             )));
@@ -135,29 +135,29 @@ impl ClientRequest {
         })
     }
 
-    /// Decode until at least one choice has news. The first choice of a prompt goes ahead of the others, which then
-    /// find the prompt computed.
+    /// Decode until a choice has news if the answer is streamed, and otherwise to the end. The first choice of a prompt
+    /// goes ahead of the others, which then find the prompt computed.
     ///
     /// An error of one choice ends the request, and later steps return it again.
     pub fn step(&mut self) -> Result<Status> {
         self.begin();
-        while self.end.is_none() && !self.choices.iter().any(|choice| choice.is_new) {
-            let mut due = self.due();
-            match (due.next(), due.next()) {
-                (Some(choice), None) => {
-                    // A session that is alone waits where one of many would come back without news.
-                    let Some(session) = choice.session_mut() else { break };
-                    let result = session.step().map(|(_, state)| state);
-                    choice.take(result);
-                }
-                _ => {
-                    drop(due);
-                    let mut turns: Vec<_> = self.due().map(Due).collect();
-                    take_turns(&mut turns);
-                }
+        loop {
+            let mut turns: Vec<_> = self.due().map(Due).collect();
+            match &mut turns[..] {
+                [Due(choice)] => choice.step(),
+                _ => take_turns(&mut turns),
+            }
+            let status = self.end_step()?;
+            let has_news = self.streams && self.choices.iter().any(|choice| choice.is_new);
+            if status != Status::Open || has_news {
+                return Ok(status);
             }
         }
-        self.end_step()
+    }
+
+    /// How it stands.
+    pub fn status(&self) -> Result<Status> {
+        self.end.clone().unwrap_or(Ok(Status::Open))
     }
 
     /// The choices that go on now.
@@ -175,14 +175,14 @@ impl ClientRequest {
 
     /// Begin a step: what was told is forgotten.
     pub(super) fn begin(&mut self) {
-        self.answer = None;
+        // Nothing more is to be sent behind the end.
+        self.answer = self.end.is_some().then(String::new);
         if self.canceller.is_asked() && self.end.is_none() {
             self.end = Some(Ok(Status::Cancelled));
         }
         // What is not streamed is told at the end, and kept until then.
-        let streams = self.streams;
-        for choice in &mut self.choices {
-            if streams { choice.clear() } else { choice.is_new = false }
+        if self.streams {
+            self.choices.iter_mut().for_each(Choice::clear);
         }
     }
 
@@ -199,7 +199,7 @@ impl ClientRequest {
         }
         let is_over = self.end.is_some();
         self.choices.iter_mut().for_each(|choice| choice.free(is_over));
-        self.end.clone().unwrap_or(Ok(Status::Open))
+        self.status()
     }
 
     /// The number of choices.
@@ -208,9 +208,9 @@ impl ClientRequest {
     }
 
     /// What is to be told of a choice: what the last step brought if the answer is streamed, and all of it otherwise.
-    /// `None` if the last step brought nothing.
+    /// `None` if the last step of a stream brought nothing.
     pub fn news(&self, choice: usize) -> Option<&News> {
-        self.choices.get(choice).filter(|choice| choice.is_new).map(|choice| &choice.news)
+        self.choices.get(choice).filter(|choice| choice.is_new || !self.streams).map(|choice| &choice.news)
     }
 
     /// Alternatives of each token.

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use serde_json::value::RawValue;
 
 use super::body::{Body, Extension, FormatName, Logprobs, OneOrMany, PriorityName, Prompts, StrategyName, TargetsName};
-use super::terms::Endpoint;
+use super::terms::{Endpoint, Terms};
 use crate::control::{Controls, Dry};
 use crate::decode::decoder::{Alternatives, MOST_ALTERNATIVES};
 use crate::decode::policy::{Strategy, Targets};
@@ -13,8 +13,9 @@ use crate::engine::Engine;
 use crate::engine::session::Options;
 use crate::error::{Error, Result};
 use crate::grammar::Language;
-use crate::model::Priority;
+use crate::model::{Model, Priority};
 use crate::rows::Sampler;
+use crate::text::Text;
 
 /// Tokens of a completion if its request does not say how many.
 const COMPLETION_TOKENS: u32 = 16;
@@ -235,15 +236,20 @@ pub fn stops(body: &mut Body) -> Vec<String> {
 }
 
 /// The tokens of the prompts.
-pub fn prompts(body: &Body, endpoint: Endpoint, engine: &Engine) -> Result<Vec<Vec<i32>>> {
+pub fn prompts(body: &Body, terms: &Terms, engine: &Engine) -> Result<Vec<Vec<i32>>> {
     let missing = |name| wrong(format!("{name} is missing; it is required"));
-    if endpoint == Endpoint::Chat {
+    if terms.endpoint == Endpoint::Chat {
         let messages = body.messages.as_ref().ok_or_else(|| missing("messages"))?;
         let (text, chat) = engine.chat()?;
+        check_length(messages.get(), text, terms, engine)?;
         let request = chat_request(body, messages)?;
         return Ok(vec![chat.encode_openai(text, &request, body.add_generation_prompt.unwrap_or(true))?]);
     }
-    let encode = |text: &String| engine.text()?.encode(text, true);
+    let encode = |prompt: &String| {
+        let text = engine.text()?;
+        check_length(prompt, text, terms, engine)?;
+        text.encode(prompt, true)
+    };
     let prompts = match body.prompt.as_ref().ok_or_else(|| missing("prompt"))? {
         Prompts::Text(text) => vec![encode(text)?],
         Prompts::Tokens(tokens) => vec![tokens.clone()],
@@ -254,6 +260,19 @@ pub fn prompts(body: &Body, endpoint: Endpoint, engine: &Engine) -> Result<Vec<V
         None => Ok(prompts),
         Some(index) => Err(wrong(format!("prompt {index} has no tokens; give at least one"))),
     }
+}
+
+/// Refuse a text that is far too long, because encoding it would take seconds. A text may become shorter before it is
+/// cut into tokens, so there is room for that.
+fn check_length(prompt: &str, text: &Text, terms: &Terms, engine: &Engine) -> Result<()> {
+    const SHORTER: usize = 4;
+    let context = engine.models().map(Model::context_length).min().unwrap_or(usize::MAX);
+    let tokens = context.min(terms.max_prompt_tokens);
+    let most = tokens.saturating_mul(text.longest_token()).saturating_mul(SHORTER);
+    if prompt.len() <= most {
+        return Ok(());
+    }
+    Err(Error::ContextFull(format!("a prompt has {} bytes, which are more than {tokens} tokens", prompt.len())))
 }
 
 /// What the chat template gets. The order of members stays, because templates print tools.

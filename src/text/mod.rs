@@ -41,6 +41,8 @@ pub struct Text {
     inside: OnceLock<Tokenizer>,
     /// The added tokens for texts in which special tokens are plain text, once there is such a text.
     plain: OnceLock<AddedVocabulary>,
+    /// The bytes of the longest token, once they are asked for.
+    longest: OnceLock<usize>,
     vocab_size: usize,
 }
 
@@ -77,7 +79,8 @@ impl Text {
             .and_then(|tokenizer| {
                 let last = tokenizer.get_vocab(true).into_values().max();
                 let vocab_size = last.ok_or("it has no tokens")? as usize + 1;
-                let text = Text { tokenizer, inside: OnceLock::new(), plain: OnceLock::new(), vocab_size };
+                let once = (OnceLock::new(), OnceLock::new(), OnceLock::new());
+                let text = Text { tokenizer, inside: once.0, plain: once.1, longest: once.2, vocab_size };
                 text.try_out()?;
                 Ok(text)
             })
@@ -141,6 +144,11 @@ impl Text {
     /// The number of tokens. Tokens are 0 to this number - 1.
     pub fn vocab_size(&self) -> usize {
         self.vocab_size
+    }
+
+    /// The bytes of the longest token, or a few more.
+    pub fn longest_token(&self) -> usize {
+        *self.longest.get_or_init(|| self.tokenizer.get_vocab(true).keys().map(String::len).max().unwrap_or(1))
     }
 
     /// Allow only the first `tokens` tokens, which is how many the models have.

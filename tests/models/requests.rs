@@ -266,7 +266,7 @@ fn wrong_completions_are_refused_by_name() {
         (json!({ "prompt": [99999] }), "99999"),
         (json!({ "n": 0 }), "n is 0"),
         (json!({ "n": 9 }), "n is 9"),
-        (json!({ "n": 4, "prompt": ["a", "b", "c"] }), "3 prompts"),
+        (json!({ "n": 4, "prompt": ["a", "b", "c"] }), "number of prompts is 3"),
         (json!({ "best_of": 2 }), "best_of is not supported"),
         (json!({ "echo": true }), "echo is not supported"),
         (json!({ "suffix": "x" }), "suffix is not supported"),
@@ -323,8 +323,14 @@ fn what_is_no_request_of_this_server_is_refused() {
     let engine = engine("engine.json");
     let error = refused(&engine, Endpoint::Completion, json!({ "model": "other" }), "there is no model \"other\"");
     assert!(matches!(error, Error::NotFound(_)));
-    let error = refused(&engine, Endpoint::Completion, json!({ "prompt": vec![1; 501] }), "501 tokens");
-    assert!(matches!(error, Error::ContextFull(_)));
+    for (prompt, says) in [
+        (json!(vec![1; 501]), "501 tokens"),
+        (json!("a b ".repeat(900)), "1801 tokens"),
+        (json!("a".repeat(1 << 22)), "4194304 bytes"),
+    ] {
+        let error = refused(&engine, Endpoint::Completion, json!({ "prompt": prompt }), says);
+        assert!(matches!(error, Error::ContextFull(_)));
+    }
     for body in ["", "{", "7", "[]", "{} {}", "{\"model\": \"demo\", \"model\": \"demo\"}", "\u{0}"] {
         assert!(ClientRequest::new(&engine, body, &terms(Endpoint::Completion)).is_err(), "{body}");
     }
@@ -382,7 +388,8 @@ fn one_thread_drives_many_requests() {
 fn a_request_can_be_cancelled() {
     let engine = engine("engine.json");
     for before in [true, false] {
-        let mut request = start(&engine, Endpoint::Completion, json!({ "n": 2, "max_tokens": 500 })).unwrap();
+        let members = json!({ "n": 2, "max_tokens": 500, "stream": true });
+        let mut request = start(&engine, Endpoint::Completion, members).unwrap();
         if !before {
             assert_eq!(request.step().unwrap(), Status::Open);
         }
@@ -402,4 +409,42 @@ fn a_request_can_be_cancelled() {
         while request.step().unwrap() == Status::Open {}
     });
     assert_eq!(request.step().unwrap(), Status::Cancelled);
+}
+
+/// What is not streamed is told of all choices at the end, also of those that ended long before.
+#[test]
+fn choices_are_told_when_they_are_to_be() {
+    let engine = engine("engine.json");
+    let members = |streams: bool| json!({ "n": 3, "max_tokens": 40, "temperature": 1.5, "stream": streams });
+    let mut whole = start(&engine, Endpoint::Completion, members(false)).unwrap();
+    assert_eq!(whole.status().unwrap(), Status::Open);
+    assert_eq!((whole.usage().prompt_tokens > 5, whole.usage().completion_tokens), (true, 0));
+    let mut many = start(&engine, Endpoint::Completion, members(false)).unwrap();
+    while {
+        let mut open = false;
+        step_many(&mut [&mut many], |_, status| open = status.unwrap() == Status::Open);
+        open
+    } {}
+    assert_eq!(whole.step().unwrap(), Status::Done, "it needs one step");
+    let mut streamed = start(&engine, Endpoint::Completion, members(true)).unwrap();
+    let mut tokens = vec![Vec::new(); 3];
+    while {
+        let status = streamed.step().unwrap();
+        for (index, tokens) in tokens.iter_mut().enumerate() {
+            tokens.extend(streamed.news(index).map(|news| news.tokens.clone()).unwrap_or_default());
+        }
+        status == Status::Open
+    } {}
+    for (index, tokens) in tokens.iter().enumerate() {
+        for request in [&whole, &many] {
+            let news = request.news(index).unwrap();
+            assert!(!tokens.is_empty() && news.ending.is_some());
+            assert_eq!(&news.tokens, tokens);
+        }
+    }
+    assert!(streamed.answer().ends_with("data: [DONE]\n\n") && !whole.answer().is_empty());
+    for mut request in [whole, streamed] {
+        assert_eq!(request.step().unwrap(), Status::Done);
+        assert_eq!(request.answer(), "", "behind the end");
+    }
 }

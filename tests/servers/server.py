@@ -8,6 +8,7 @@ import select
 import signal
 import socket
 import subprocess
+import tempfile
 import time
 
 import openai
@@ -18,11 +19,15 @@ DEMO = ROOT / "models" / "demo" / "engine.json"
 
 
 class Server:
-    def __init__(self, command, sessions, config=DEMO, prepare=1, log=None):
+    def __init__(self, command, sessions, config=DEMO, prepare=1, **options):
         self.model = pathlib.Path(config).stem
         self.command = command
-        arguments = [str(config), "--port", "0", "--max-sessions", str(sessions), "--prepare", str(prepare)]
-        self.process = subprocess.Popen([*command, *arguments], stdout=subprocess.PIPE, stderr=log, text=True)
+        options = {"port": 0, "max_sessions": sessions, "queue": 0, "prepare": prepare, **options}
+        arguments = [str(config)]
+        for name, value in options.items():
+            arguments += ["--" + name.replace("_", "-"), str(value)]
+        self.log = tempfile.TemporaryFile("w+", encoding="utf-8")
+        self.process = subprocess.Popen([*command, *arguments], stdout=subprocess.PIPE, stderr=self.log, text=True)
         try:
             self.port = self._listening(deadline=time.monotonic() + 120)
         except BaseException:
@@ -38,24 +43,35 @@ class Server:
                 continue
             line = self.process.stdout.readline()
             if not line:
-                raise AssertionError(f"the server ended with {self.process.wait()} before it listened")
+                raise AssertionError(f"the server ended with {self.process.wait()} before it listened: {self.said()}")
             if found := re.fullmatch(r"listening on 127\.0\.0\.1:(\d+)\s*", line):
                 return int(found[1])
         raise AssertionError("the server does not say that it listens")
 
+    def said(self):
+        """The log so far."""
+        self.log.seek(0)
+        return self.log.read()
+
     def complete(self, prompt, **options):
         return self.client.completions.create(model=self.model, prompt=prompt, **options)
 
-    def request(self, method, path, body=None, content_type="application/json"):
+    def chat(self, *messages, **options):
+        """An answer to messages of a user and the assistant in turns."""
+        roles = ("user", "assistant")
+        messages = [{"role": roles[index % 2], "content": content} for index, content in enumerate(messages)]
+        return self.client.chat.completions.create(model=self.model, messages=messages, **options)
+
+    def request(self, method, path, body=None, **headers):
         """A request as bytes, past OpenAI's client: the status and the body."""
-        status, _, text = self.answer(method, path, body, content_type)
+        status, _, text = self.answer(method, path, body, **headers)
         return status, text
 
-    def answer(self, method, path, body=None, content_type="application/json"):
+    def answer(self, method, path, body=None, **headers):
         """The same with the headers: the status, the headers and the body."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         try:
-            connection.request(method, path, body, {"Content-Type": content_type})
+            connection.request(method, path, body, {"Content-Type": "application/json", **headers})
             response = connection.getresponse()
             return response.status, response.headers, response.read().decode("utf-8")
         finally:
@@ -102,3 +118,4 @@ class Server:
             self.process.kill()
         self.process.wait()
         self.process.stdout.close()
+        self.log.close()

@@ -1,7 +1,6 @@
 """Check that a server program does what README.md says. The script `test` runs this with the server's command."""
 
 import concurrent.futures
-import functools
 import http.client
 import json
 import pathlib
@@ -13,81 +12,53 @@ import time
 
 import openai
 
+import test_limits
+import test_protocol
+from checks import CLIENTS, PINNED, PROMPTS, equal, expect, lasting, pieces, refused
 from server import DEMO, Server
-
-CLIENTS = 16
-PROMPTS = [
-    "Question: How many legs do three cats have?\nAnswer:",
-    "Question: James decides to run 3 sprints 3 times a week. He runs 60 meters each sprint. How many meters?\nAnswer:",
-    "Question: A robe takes 2 bolts of blue fiber and half that much white fiber. How many bolts in total?\nAnswer:",
-    "The recipe asks for two cups of flour, and",
-]
-PINNED = {"cos": {"strategy": "cos"}}  # the same seed and a strategy that is not automatic: the same tokens
-
-
-def expect(holds, what):
-    if not holds:
-        raise AssertionError(what)
-
-
-def equal(got, wanted, what):
-    expect(got == wanted, f"{what}: {got!r} is not {wanted!r}")
-
-
-def pieces(stream):
-    """A stream's texts and its last finish_reason."""
-    texts, finish = [], None
-    for chunk in stream:
-        for choice in chunk.choices:
-            expect(finish is None, "something comes behind the finish_reason")
-            texts.append(choice.text)
-            finish = choice.finish_reason
-    return texts, finish
-
-
-@functools.cache
-def lasting(server):
-    """Options of a long completion: its seed draws no stop token in the first 400 tokens. A high temperature helps."""
-    for seed in range(7, 50):
-        options = {"temperature": 2, "seed": seed}
-        if server.complete(PROMPTS[0], max_tokens=400, **options, extra_body=PINNED).usage.completion_tokens == 400:
-            return {"prompt": PROMPTS[0], "max_tokens": 1500, **options}
-    raise AssertionError("every seed ends early")
-
 
 def arguments(server):
     """What asks for help, and what is no call of a server."""
     def said(*words):
         done = subprocess.run([*server.command, *words], text=True, capture_output=True, timeout=60)
-        usage = "usage: server CONFIG.json [--port N] [--max-sessions N] [--prepare SECONDS]"
+        usage = "usage: server CONFIG.json [OPTION VALUE]..."
         expect(usage in done.stdout + done.stderr, f"{words} says no usage but {done.stdout + done.stderr!r}")
-        return done.returncode
-    equal(said("--help"), 0, "--help")
+        return done
+    options = ("--host", "--port", "--max-sessions", "--queue", "--prepare", "--api-keys", "--rate", "--max-body",
+               "--max-prompt", "--max-tokens", "--timeout")
+    help = said("--help")
+    equal(help.returncode, 0, "--help")
+    equal([option for option in options if option not in help.stdout], [], "options that --help leaves out")
     config = str(DEMO)
     for words in ([], ["--port", "0"], ["--quick", config], [config, "--quick", "1"], [config, "--port"],
                   [config, "--port", "all"], [config, "--port", "65536"], [config, "--max-sessions", "0"],
-                  [config, "--prepare", "-1"], [config, "--prepare", "86401"]):
-        expect(said(*words) not in (0, 1), f"{words} is not refused as a wrong call")
+                  [config, "--prepare", "-1"], [config, "--prepare", "86401"], [config, "--queue", "-1"],
+                  [config, "--timeout", "0"], [config, "--max-body", "1.5"], [config, "--rate", ""]):
+        expect(said(*words).returncode not in (0, 1), f"{words} is not refused as a wrong call")
 
 
 def preparation(server):
     """The engine is prepared before the server listens, if that is wanted, and the log says how far it came."""
     for seconds, expected in ((0, ""), (100, "prepared 100 %\n")):
-        with tempfile.TemporaryFile("w+") as log:
-            other = Server(server.command, 2, prepare=seconds, log=log)
-            try:
-                log.seek(0)
-                said = log.read()
-                expect(said.endswith(expected) and (said == "") == (seconds == 0), f"{seconds} seconds: {said!r}")
-                equal(other.metrics()["cos_tokens_total"], 0, "tokens of the preparation")
-            finally:
-                other.close()
+        other = Server(server.command, 2, prepare=seconds)
+        try:
+            said = other.said()
+            expect(said.endswith(expected) and (said == "") == (seconds == 0), f"{seconds} seconds: {said!r}")
+            equal(other.metrics()["cos_tokens_total"], 0, "tokens of the preparation")
+        finally:
+            other.close()
 
 
 def models(server):
     listed = server.client.models.list().data
     equal([model.id for model in listed], [server.model], "models")
     equal(listed[0].object, "model", "object")
+    equal(server.client.models.retrieve(server.model), listed[0], "the model alone")
+    status, text = server.request("GET", "/v1/models/gpt-4")
+    equal((status, refused(status, text, "gpt-4")["code"]), (404, "model_not_found"), "another model")
+    for path in ("/health", "/ready"):
+        status, text = server.request("GET", path)
+        equal((status, json.loads(text)), (200, {"status": "ok"}), path)
 
 
 def completion(server):
@@ -272,23 +243,6 @@ def at_once(server):
         equal(list(pool.map(ask, range(CLIENTS))), alone, "at once and alone")
 
 
-def too_many(server):
-    """One more than --max-sessions is told to come later."""
-    long = lasting(server)
-    streams = [server.complete(**long, stream=True, extra_body=PINNED) for _ in range(CLIENTS)]
-    try:
-        try:
-            server.complete(PROMPTS[0])
-            raise AssertionError("there is no limit")
-        except openai.RateLimitError:
-            pass
-    finally:
-        for stream in streams:
-            stream.close()
-    expect(server.idle(5) is not None, "streams whose clients left go on")
-    server.complete(PROMPTS[0], max_tokens=1)
-
-
 def without_memory(server):
     """Requests that find no room are told to come later, if the configuration wants that. The others are answered."""
     paths = [str(DEMO.parent / name) for name in ("base", "math")]
@@ -329,20 +283,24 @@ def bad_requests(server):
     good = {"model": server.model, "prompt": "Hello", "max_tokens": 1}
     changes = [
         {"model": None}, {"model": 5}, {"model": "gpt-4"},
-        {"prompt": None}, {"prompt": 5}, {"prompt": {}}, {"prompt": ""}, {"prompt": []}, {"prompt": ["text"]},
-        {"prompt": [[1, 2]]}, {"prompt": [-1]}, {"prompt": [4096]}, {"prompt": [1.5]}, {"prompt": [2**31]},
-        {"prompt": [2**70]},
-        {"prompt": [1, None]}, {"prompt": [300] * 100_000}, {"prompt": "one two three " * 5_000},
+        {"prompt": None}, {"prompt": 5}, {"prompt": {}}, {"prompt": ""}, {"prompt": []}, {"prompt": [[]]},
+        {"prompt": [-1]}, {"prompt": [4096]}, {"prompt": [1.5]}, {"prompt": [2**31]}, {"prompt": [2**70]},
+        {"prompt": [1, None]}, {"prompt": [1, "a"]}, {"prompt": [300] * 100_000}, {"prompt": "one two three " * 5_000},
+        {"prompt": ["a"] * 17}, {"n": 0}, {"n": 17}, {"n": -1}, {"n": "2"},
         {"max_tokens": -1}, {"max_tokens": 1.5}, {"max_tokens": "ten"}, {"max_tokens": 2**40},
         {"temperature": -1}, {"temperature": "hot"}, {"temperature": []}, {"top_p": 1.5}, {"top_p": "most"},
-        {"seed": -1}, {"seed": 1.5}, {"seed": "one"}, {"stop": 5}, {"stop": ""}, {"stop": ["a", ""]}, {"stop": [1]},
+        {"top_k": -2}, {"min_p": 2}, {"seed": 1.5}, {"seed": "one"}, {"seed": 2**70}, {"seed": -2**70},
+        {"stop": 5}, {"stop": ""}, {"stop": ["a", ""]}, {"stop": [1]},
         {"stream": "yes"}, {"stream": 1}, {"stream_options": 1},
-        {"n": 2}, {"best_of": 2}, {"echo": True}, {"suffix": "."}, {"logprobs": 1}, {"presence_penalty": 1},
-        {"frequency_penalty": 1}, {"logit_bias": {"5": 1}},
+        {"best_of": 2}, {"echo": True}, {"suffix": "."}, {"logprobs": 21}, {"logprobs": True},
+        {"presence_penalty": "a"}, {"repetition_penalty": -1}, {"logit_bias": {"5": "a"}}, {"logit_bias": {"x": 1}},
+        {"logit_bias": {"4096": 1}}, {"response_format": {"type": "xml"}}, {"response_format": 5},
+        {"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "strange"}}}},
+        {"structured_outputs": {"regex": "("}}, {"structured_outputs": {"choice": []}},
         {"cos": 5}, {"cos": {"strategy": "magic"}}, {"cos": {"strategy": 3}}, {"cos": {"weights": 1}},
-        {"cos": {"priority": "urgent"}}, {"cos": {"priority": 1}}, {"cos": {"priority": ""}},
-        {"cos": {"weights": [1]}}, {"cos": {"scope": 5}}, {"cos": {"scope": "one\0two"}},
-        {"cos": {"weights": [0.5, 0.1]}}, {"cos": {"weights": ["a", "b"]}},
+        {"cos": {"priority": "urgent"}}, {"cos": {"priority": 1}}, {"cos": {"priority": ""}}, {"cos": {"other": 1}},
+        {"cos": {"weights": [1]}}, {"cos": {"scope": 5}}, {"cos": {"weights": [0.5, 0.1]}},
+        {"cos": {"weights": ["a", "b"]}},
     ]
     bodies = [json.dumps({**good, **change}).encode() for change in changes]
     bodies += [b"", b"{", b"[]", b"5", b"null", b'{"model": "engine", "prompt": "\xff\xfe"}', b"[" * 100_000,
@@ -364,8 +322,8 @@ def bad_requests(server):
         raise AssertionError("a prompt without room is taken")
     except openai.BadRequestError as error:
         equal(error.code, "context_length_exceeded", "code")
-    for method, path in (("GET", "/v1/nothing"), ("POST", "/v1/chat/completions"), ("GET", "/v1/completions"),
-                         ("DELETE", "/v1/models")):
+    for method, path in (("GET", "/v1/nothing"), ("POST", "/v1/embeddings"), ("GET", "/v1/completions"),
+                         ("DELETE", "/v1/models"), ("GET", "/")):
         refused(*server.request(method, path), f"{method} {path}")
     # null is as good as missing
     nothing = {"stop": None, "seed": None, "cos": None, "logprobs": None, "stream": None, "temperature": None}
@@ -373,17 +331,6 @@ def bad_requests(server):
     equal(status, 200, f"null members: {text}")
     equal(len(server.complete(PROMPTS[0], max_tokens=2).choices), 1, "choices after all that")
     return f"{len(bodies)} bodies"
-
-
-def refused(status, text, what):
-    expect(400 <= status < 500, f"{status} for {what!r}: {text[:200]}")
-    try:
-        error = json.loads(text)["error"]
-    except (ValueError, KeyError, TypeError):
-        raise AssertionError(f"no error object for {what!r}: {text[:200]!r}") from None
-    expect(isinstance(error["message"], str) and error["message"], f"no message for {what!r}")
-    expect(isinstance(error["type"], str) and {"param", "code"} <= error.keys(),
-           f"not OpenAI's form for {what!r}: {error}")
 
 
 def drain(server):
@@ -426,7 +373,8 @@ def main():
     if len(sys.argv) < 2:
         sys.exit("usage: test COMMAND...")
     checks = (arguments, preparation, models, completion, metrics, token_prompts, sampling, extension, scopes,
-              streaming, stop_strings, leaving, at_once, too_many, without_memory, bad_requests, drain)
+              streaming, stop_strings, *test_protocol.CHECKS, leaving, at_once, *test_limits.CHECKS, without_memory,
+              bad_requests, drain)
     server = Server(sys.argv[1:], CLIENTS)
     failed = 0
     try:
@@ -438,7 +386,7 @@ def main():
                 failed += 1
                 print(f"server: {check.__name__}: FAILED: {type(error).__name__}: {error}", flush=True)
                 if server.process.poll() is not None:
-                    sys.exit(f"server: it has ended with {server.process.returncode}")
+                    sys.exit(f"server: it has ended with {server.process.returncode}: {server.said()[-2000:]}")
             else:
                 seconds = time.monotonic() - start
                 print(f"server: {check.__name__}: ok, {seconds:.1f} s{'; ' + note if note else ''}", flush=True)

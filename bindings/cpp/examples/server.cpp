@@ -1,22 +1,25 @@
-// An HTTP server for the completions API of OpenAI, from one engine. tests/servers/README.md specifies it.
+// An HTTP server for OpenAI's completions and chats, from one engine. tests/servers/README.md specifies it.
 //
-//     server CONFIG.json [--port N] [--max-sessions N] [--prepare SECONDS]
+//     server CONFIG.json [OPTION VALUE]...
 //
-// Each request decodes in its own session, on the thread of its connection. All sessions share the threads of ONNX
-// Runtime. One more thread looks for clients that have left, and cancels their sessions, even during a pass.
+// The library reads requests and writes answers; the server carries bytes. Each request decodes on the thread of its
+// connection, and the passes of all are shared. One more thread looks for clients that have left, and cancels their
+// requests, even during a pass.
 
 #include <algorithm>
 #include <atomic>
+#include <charconv>
+#include <chrono>
 #include <cmath>
+#include <condition_variable>
 #include <csignal>
-#include <cstdio>
 #include <ctime>
 #include <filesystem>
+#include <fstream>
 #include <iostream>
+#include <list>
 #include <map>
 #include <mutex>
-#include <random>
-#include <set>
 #include <thread>
 
 #include "cos.hpp"
@@ -26,299 +29,395 @@
 namespace {
 
 using nlohmann::json;
+using std::chrono::steady_clock;
 
 std::atomic<bool> draining{false};  // set by signals
 
-/// An error that is sent to the client instead of an answer.
-struct Problem {
-    int status;
-    std::string message;
-    json code = nullptr;
-
-    json body() const {
-        const char* type = status == 429   ? "rate_limit_error"
-                           : status >= 500 ? "server_error"
-                                           : "invalid_request_error";
-        return {{"error", {{"message", message}, {"type", type}, {"param", nullptr}, {"code", code}}}};
-    }
-};
-
-/// The exception that is being handled, as a problem.
-Problem current_problem() {
-    using cosrt::Code;
-    try {
-        throw;
-    } catch (const Problem& problem) {
-        return problem;
-    } catch (const json::exception& error) {
-        return {400, error.what()};
-    } catch (const cosrt::Exception& error) {
-        if (error.code() == Code::context_full) return {400, error.what(), "context_length_exceeded"};
-        if (error.code() == Code::no_memory) return {503, error.what()};
-        const bool refused = error.code() == Code::invalid_argument || error.code() == Code::unsupported;
-        return {refused ? 400 : 500, error.what()};
-    } catch (const std::exception& error) {
-        return {500, error.what()};
-    }
-}
-
-const std::map<std::string, cosrt::Strategy> strategies{
-    {"auto", cosrt::Strategy::automatic}, {"standard", cosrt::Strategy::standard},
-    {"speculative", cosrt::Strategy::speculative}, {"cos", cosrt::Strategy::cos}};
-const std::map<std::string, cosrt::Priority> priorities{
-    {"interactive", cosrt::Priority::interactive}, {"batch", cosrt::Priority::batch}};
-
-/// Removes members of a request that are null, and refuses members of a wrong type: the json library would convert 1.5
-/// and true to 1. CoS checks the rest. Values that may be nested deeply are not copied, because that may overflow the
-/// stack.
-void check(json& object) {
-    using Rule = std::function<bool(const json&)>;
-    const auto is = [](json only) { return [=](const json& value) { return value == only; }; };
-    const auto up_to = [](std::uint64_t most) {
-        return [=](const json& value) { return value.is_number_unsigned() && value <= most; };
+/// The options of the command line. Those that are numbers have a least and a largest value.
+struct Options {
+    struct Number {
+        const char* meaning;
+        std::int64_t value, least, most;
     };
-    const auto list = [](Rule of) {
-        return [=](const json& value) { return value.is_array() && std::all_of(value.begin(), value.end(), of); };
-    };
-    const auto name_in = [](const auto& names) {
-        return [all = &names](const json& value) { return value.is_string() && all->count(value.get<std::string>()); };
-    };
-    const auto either = [](Rule one, Rule other) {
-        return [=](const json& value) { return one(value) || other(value); };
-    };
-    static const std::map<std::string, Rule> rules{
-        {"model", &json::is_string}, {"prompt", either(&json::is_string, list(up_to(INT32_MAX)))},
-        {"max_tokens", up_to(UINT32_MAX)}, {"temperature", &json::is_number}, {"top_p", &json::is_number},
-        {"seed", up_to(UINT64_MAX)}, {"stop", either(&json::is_string, list(&json::is_string))},
-        {"stream", &json::is_boolean}, {"stream_options", &json::is_object}, {"include_usage", &json::is_boolean},
-        {"cos", &json::is_object}, {"weights", list(&json::is_number)}, {"scope", &json::is_string},
-        {"strategy", name_in(strategies)}, {"priority", name_in(priorities)},
-        // Not supported, except for the value that changes nothing.
-        {"n", is(1)}, {"best_of", is(1)}, {"echo", is(false)}, {"suffix", is("")}, {"logprobs", is(nullptr)},
-        {"presence_penalty", is(0)}, {"frequency_penalty", is(0)}, {"logit_bias", is(json::object())}};
-    for (auto member = object.begin(); member != object.end();) {
-        const auto rule = rules.find(member.key());
-        if (member->is_null()) member = object.erase(member);
-        else if (rule == rules.end() || rule->second(*member)) ++member;
-        else throw Problem{400, member.key() + " is of a wrong type, out of range, or not supported"};
-    }
-}
+    std::string config, host = "127.0.0.1", keys;
+    std::map<std::string, Number> numbers{
+        {"--port", {"8080; 0: any free port", 8080, 0, 65535}},
+        {"--max-sessions", {"32: choices that are decoded at once", 32, 1, 4096}},
+        {"--queue", {"64: requests that wait for that", 64, 0, 100000}},
+        {"--prepare", {"10: seconds to prepare the engine", 10, 0, 86400}},
+        {"--rate", {"0: requests a minute of each key or address; 0: no limit", 0, 0, 1000000}},
+        {"--max-body", {"4194304: bytes of a request", 4 << 20, 1, 1 << 30}},
+        {"--max-prompt", {"0: tokens of a prompt; 0: as the context allows", 0, 0, INT32_MAX}},
+        {"--max-tokens", {"0: tokens of a choice; 0: as the request says", 0, 0, INT32_MAX}},
+        {"--timeout", {"30: seconds for a client to send a request or take a part of an answer", 30, 1, 3600}}};
 
-/// A running request.
-struct Completion {
-    cosrt::Session session;
-    cosrt::TextStream text;
-    std::size_t prompt_tokens;
-    bool stream, include_usage;
-    json head;  // the members that every answer has
-    std::function<bool()> client_left;
-    json finish = nullptr;
-    std::optional<std::string> first{};  // what the first step of a stream added, until it is sent
+    std::int64_t operator[](const char* name) const { return numbers.at(name).value; }
 
-    /// Takes a step, and returns the text that it adds, possibly none. The last step sets `finish`.
-    std::string advance() {
-        const cosrt::Step step = session.step().value();
-        if (step.finish == cosrt::Finish::cancelled) throw Problem{499, "the client left"};
-        std::string piece(text.push(step.tokens).value());
-        if (text.stopped() || step.finished()) {
-            piece += text.finish().value();
-            finish = text.stopped() || step.finish == cosrt::Finish::stop ? "stop" : "length";
+    bool parse(int count, char** words) {
+        if (count % 2 != 0 || words[1][0] == '-') return false;
+        config = words[1];
+        for (int i = 2; i < count; i += 2) {
+            const std::string name = words[i], value = words[i + 1];
+            const auto number = numbers.find(name);
+            if (name == "--host") host = value;
+            else if (name == "--api-keys") keys = value;
+            else if (number == numbers.end() || !read(value, number->second)) return false;
         }
-        return piece;
+        return true;
     }
 
-    json answer(const std::string& piece) const {
-        json body = head;
-        body["choices"] = {{{"index", 0}, {"text", piece}, {"logprobs", nullptr}, {"finish_reason", finish}}};
-        return body;
-    }
-
-    json with_usage(json body) const {
-        const auto decoded = session.stats().value().tokens, total = prompt_tokens + decoded;
-        body["usage"] = {{"prompt_tokens", prompt_tokens}, {"completion_tokens", decoded}, {"total_tokens", total}};
-        return body;
-    }
-};
-
-void reply(httplib::Response& out, const json& body, int status = 200) {
-    out.status = status;
-    if (status == 429 || status == 503) out.set_header("Retry-After", "1");
-    // A message may quote bytes of the request that are not UTF-8.
-    out.set_content(body.dump(-1, ' ', false, json::error_handler_t::replace), "application/json");
-}
-
-class Service {
-public:
-    Service(httplib::Server& server, const std::string& config, std::size_t most, int seconds)
-        : engine_(cosrt::Engine::open(config).value()),
-          model_(std::filesystem::path(config).stem().string()),
-          most_(most) {
-        if (seconds > 0) {
-            cosrt::PrepareOptions load;
-            load.sessions = static_cast<std::uint32_t>(std::min<std::size_t>(most, 1024));
-            load.time = std::chrono::seconds(seconds);
-            load.progress = [](double) { return !draining; };
-            std::cerr << "prepared " << std::lround(100 * engine_.prepare(load).value()) << " %\n";
-        }
-        const json model{{"id", model_}, {"object", "model"}, {"created", std::time(nullptr)}, {"owned_by", "cos"}};
-        server.Get("/v1/models",
-                   [model](const auto&, auto& out) { reply(out, {{"object", "list"}, {"data", {model}}}); });
-        server.Get("/metrics",
-                   [this](const auto&, auto& out) { out.set_content(metrics(), "text/plain; version=0.0.4"); });
-        server.Post("/v1/completions", [this](const auto& in, auto& out) { complete(in, out); });
-        server.set_error_handler([](const auto&, auto& out) {  // errors of httplib itself
-            const Problem problem{out.status, httplib::status_message(out.status)};
-            if (out.body.empty()) reply(out, problem.body(), out.status);
-        });
-    }
-
-    /// Cancels the sessions whose clients have left. Returns false when the server may end.
-    bool watch() {
-        const std::lock_guard lock(mutex_);
-        for (const auto& job : running_) {
-            if (job->client_left()) static_cast<void>(job->session.cancel());
-        }
-        return !draining || !running_.empty();
+    void print(std::ostream& out, bool all) const {
+        out << "usage: server CONFIG.json [OPTION VALUE]...\n";
+        if (!all) return;
+        out << "  --host ADDRESS   127.0.0.1: where it listens\n  --api-keys FILE  none: keys, one a line\n";
+        for (const auto& [name, number] : numbers) out << "  " << name << " N  " << number.meaning << '\n';
     }
 
 private:
-    using Job = std::shared_ptr<Completion>;
+    static bool read(const std::string& text, Number& number) {
+        const char* end = text.data() + text.size();
+        const auto [stop, error] = std::from_chars(text.data(), end, number.value);
+        return error == std::errc() && stop == end && number.least <= number.value && number.value <= number.most;
+    }
+};
 
-    void complete(const httplib::Request& in, httplib::Response& out) {
-        Job job;
+/// An error of the server itself.
+struct Problem {
+    int status;
+    std::string message, type = "invalid_request_error";
+    json code = nullptr;
+
+    std::string body() const {
+        const json error{{"message", message}, {"type", type}, {"param", nullptr}, {"code", code}};
+        return json{{"error", error}}.dump(-1, ' ', false, json::error_handler_t::replace);
+    }
+};
+
+void reply(httplib::Response& out, int status, const std::string& body) {
+    out.status = status;
+    if (status == 429 || status == 503) out.set_header("Retry-After", "1");
+    out.set_content(body, "application/json");
+}
+
+Problem too_many() {
+    return {429, "too many requests; try again later", "rate_limit_error", "rate_limit_exceeded"};
+}
+
+/// The answer to the exception that is being handled.
+std::pair<int, std::string> refusal() {
+    try {
+        throw;
+    } catch (const Problem& problem) {
+        return {problem.status, problem.body()};
+    } catch (const cosrt::Exception& error) {
+        return {error.error().status, error.error().json};
+    } catch (const std::exception& error) {
+        const Problem problem{500, error.what(), "server_error"};
+        return {500, problem.body()};
+    }
+}
+
+/// A request that waits or runs.
+struct Job {
+    cosrt::Request request;
+    std::function<bool()> client_left;
+    std::string path;
+    cosrt::RequestStatus status;
+    std::optional<std::string> first{};  // what the first step of a stream added, until it is sent
+    steady_clock::time_point arrived = steady_clock::now(), began{}, told{};
+    bool runs = false, left = false, ended = false;
+
+    /// Takes a step, and returns what is to be sent.
+    std::string_view advance() {
+        status = request.step().value();
+        if (told == steady_clock::time_point{}) told = steady_clock::now();
+        if (status.state == cosrt::RequestState::cancelled) throw Problem{499, "the client left"};
+        return request.answer().value();
+    }
+};
+
+/// Lets requests of each client pass, up to a rate. A client may save up requests of a minute.
+class Rates {
+public:
+    explicit Rates(std::int64_t a_minute) : a_minute_(static_cast<double>(a_minute)) {}
+
+    bool pass(const std::string& client) {
+        if (a_minute_ == 0) return true;
+        const std::lock_guard lock(mutex_);
+        const auto now = steady_clock::now();
+        const auto saved = [&](const Account& of) {
+            const std::chrono::duration<double, std::ratio<60>> minutes = now - of.since;
+            return std::min(a_minute_, of.saved + minutes.count() * a_minute_);
+        };
+        // Full accounts are those of clients that have not come for a minute.
+        if (accounts_.size() > 10000) {
+            for (auto it = accounts_.begin(); it != accounts_.end();)
+                it = saved(it->second) >= a_minute_ ? accounts_.erase(it) : std::next(it);
+        }
+        Account& account = accounts_.try_emplace(client, Account{a_minute_, now}).first->second;
+        account = {saved(account), now};
+        if (account.saved < 1) return false;
+        account.saved -= 1;
+        return true;
+    }
+
+private:
+    struct Account {
+        double saved;
+        steady_clock::time_point since;
+    };
+    const double a_minute_;
+    std::mutex mutex_;  // guards the accounts
+    std::map<std::string, Account> accounts_;
+};
+
+class Service {
+public:
+    Service(httplib::Server& server, const Options& options)
+        : options_(options),
+          engine_(cosrt::Engine::open(options.config).value()),
+          model_(std::filesystem::path(options.config).stem().string()),
+          rates_(options["--rate"]) {
+        read_keys();
+        prepare();
+        const json model{{"id", model_}, {"object", "model"}, {"created", std::time(nullptr)}, {"owned_by", "cos"}};
+        const auto get = [&](const char* path, auto answer) {
+            server.Get(path, [answer](const auto&, auto& out) {
+                const auto [status, body] = answer();
+                reply(out, status, body);
+            });
+        };
+        get("/health", [] { return std::pair{200, std::string(R"({"status": "ok"})")}; });
+        get("/ready", [] {
+            return draining ? std::pair{503, std::string(R"({"status": "draining"})")}
+                            : std::pair{200, std::string(R"({"status": "ok"})")};
+        });
+        get("/v1/models", [model] { return std::pair{200, json{{"object", "list"}, {"data", {model}}}.dump()}; });
+        server.Get("/v1/models/(.+)", [this, model](const auto& in, auto& out) {
+            const Problem unknown{404, "there is no such model", "invalid_request_error", "model_not_found"};
+            const bool known = in.matches[1] == model_;
+            reply(out, known ? 200 : 404, known ? model.dump() : unknown.body());
+        });
+        server.Get("/metrics",
+                   [this](const auto&, auto& out) { out.set_content(metrics(), "text/plain; version=0.0.4"); });
+        server.Post("/v1/completions",
+                    [this](const auto& in, auto& out) { answer(cosrt::Endpoint::completion, in, out); });
+        server.Post("/v1/chat/completions",
+                    [this](const auto& in, auto& out) { answer(cosrt::Endpoint::chat, in, out); });
+        server.set_pre_routing_handler([this](const auto& in, auto& out) { return admit(in, out); });
+        server.set_error_handler([](const auto&, auto& out) {  // errors of httplib itself
+            const Problem problem{out.status, httplib::status_message(out.status)};
+            if (out.body.empty()) reply(out, out.status, problem.body());
+        });
+    }
+
+    /// Cancels the requests whose clients have left. Returns false when the server may end.
+    bool watch() {
+        const std::lock_guard lock(mutex_);
+        bool any = false;
+        for (const auto& job : jobs_) {
+            if (job->left || !job->client_left()) continue;
+            job->left = any = true;
+            static_cast<void>(job->request.cancel());
+        }
+        if (any) turn_.notify_all();
+        return !draining || !jobs_.empty();
+    }
+
+private:
+    using Owner = std::shared_ptr<Job>;
+
+    void read_keys() {
+        if (options_.keys.empty()) return;
+        std::ifstream file(options_.keys);
+        for (std::string line; std::getline(file, line);) {
+            while (!line.empty() && std::isspace(static_cast<unsigned char>(line.back()))) line.pop_back();
+            if (!line.empty() && line[0] != '#') keys_.push_back("Bearer " + line);
+        }
+        if (keys_.empty()) throw std::runtime_error("there are no keys in " + options_.keys);
+    }
+
+    void prepare() {
+        if (options_["--prepare"] == 0) return;
+        cosrt::PrepareOptions load;
+        load.sessions = static_cast<std::uint32_t>(std::min<std::int64_t>(options_["--max-sessions"], 1024));
+        load.time = std::chrono::seconds(options_["--prepare"]);
+        load.progress = [](double) { return !draining; };
+        std::cerr << "prepared " << std::lround(100 * engine_.prepare(load).value()) << " %" << std::endl;
+    }
+
+    /// Refuses requests without a key, and those beyond the rate.
+    httplib::Server::HandlerResponse admit(const httplib::Request& in, httplib::Response& out) {
+        using Handled = httplib::Server::HandlerResponse;
+        if (in.path.rfind("/v1/", 0) != 0) return Handled::Unhandled;
+        const std::string given = in.get_header_value("Authorization");
+        // The time tells neither which key is nearly right nor how much of it.
+        bool known = keys_.empty();
+        for (const std::string& key : keys_) {
+            std::size_t different = key.size() ^ given.size();
+            for (std::size_t i = 0; i < key.size(); i++)
+                different |= static_cast<std::size_t>(key[i] ^ (i < given.size() ? given[i] : 0));
+            known |= different == 0;
+        }
+        if (!known) {
+            const Problem problem{401, "the API key is missing or wrong", "authentication_error", "invalid_api_key"};
+            return reply(out, 401, problem.body()), Handled::Handled;
+        }
+        if (in.method == "POST" && !rates_.pass(keys_.empty() ? in.remote_addr : given)) {
+            return reply(out, 429, too_many().body()), Handled::Handled;
+        }
+        return Handled::Unhandled;
+    }
+
+    void answer(cosrt::Endpoint endpoint, const httplib::Request& in, httplib::Response& out) {
+        Owner job;
         try {
-            job = start(json::parse(in.body), in.is_connection_closed);
-            if (job->stream) {
-                job->first = job->advance();  // its error is an answer with a status
+            cosrt::RequestOptions terms;
+            terms.endpoint = endpoint, terms.model = model_;
+            terms.max_choices = static_cast<std::uint32_t>(options_["--max-sessions"]);
+            terms.max_prompt_tokens = static_cast<std::uint32_t>(options_["--max-prompt"]);
+            terms.max_tokens = static_cast<std::uint32_t>(options_["--max-tokens"]);
+            auto request = cosrt::Request::start(engine_, in.body, terms).value();
+            const auto status = request.status().value();
+            job = std::make_shared<Job>(Job{std::move(request), in.is_connection_closed, in.path, status});
+            wait(job);
+            std::string said(job->advance());  // an error of the first step of a stream is an answer with a status
+            if (job->status.streams) {
+                job->first = std::move(said);
                 const auto next = [this, job](std::size_t, httplib::DataSink& sink) { return stream(job, sink); };
                 const auto done = [this, job](bool) { end(job, 499); };
                 return out.set_chunked_content_provider("text/event-stream", next, done);
             }
-            std::string text;
-            while (job->finish.is_null()) text += job->advance();
-            reply(out, job->with_usage(job->answer(text)));
+            while (job->status.open()) said = job->advance();
             end(job, 200);
+            reply(out, 200, said);
         } catch (...) {
-            const Problem problem = current_problem();
-            end(job, problem.status);
-            reply(out, problem.body(), problem.status);
+            const auto [status, body] = refusal();
+            if (job) end(job, status);
+            else count(status, {{"path", in.path}});
+            reply(out, status, body);
         }
     }
 
-    /// Takes a step and sends the text that it adds. httplib calls it until the sink is done.
-    bool stream(const Job& job, httplib::DataSink& sink) {
+    /// Takes a step and sends what it adds. httplib calls it until the sink is done.
+    bool stream(const Owner& job, httplib::DataSink& sink) {
         std::string events;
-        const auto add = [&](const json& event) { events += "data: " + event.dump() + "\n\n"; };
         try {
-            const std::string piece = job->first ? *std::exchange(job->first, std::nullopt) : job->advance();
-            const bool last = !job->finish.is_null();
-            if (last || !piece.empty()) add(job->answer(piece));
-            if (!last) return sink.write(events.data(), events.size());
-            if (job->include_usage) add(job->with_usage(job->head));
-            events += "data: [DONE]\n\n";
+            if (job->first) events = *std::exchange(job->first, std::nullopt);
+            else events = job->advance();
+            if (job->status.open()) return events.empty() || sink.write(events.data(), events.size());
             end(job, 200);
         } catch (...) {
-            const Problem problem = current_problem();
-            add(problem.body());
-            end(job, problem.status);
+            const auto [status, body] = refusal();
+            end(job, status);
+            events = "data: " + body + "\n\n";
         }
         sink.write(events.data(), events.size());
         sink.done();
         return true;
     }
 
-    /// Starts a request. Finds all its faults, before any part of an answer is sent.
-    Job start(json body, std::function<bool()> client_left) {
-        if (!body.is_object()) throw Problem{400, "the body must be a JSON object"};
-        check(body);
-        for (const char* nested : {"cos", "stream_options"}) check(*body.emplace(nested, json::object()).first);
-        if (body.at("model") != model_) throw Problem{404, "there is no such model", "model_not_found"};
-
-        const json& extension = body["cos"];
-        cosrt::SessionOptions options;
-        options.strategy = strategies.at(extension.value("strategy", "auto"));
-        options.priority = priorities.at(extension.value("priority", "interactive"));
-        options.temperature = body.value("temperature", 1.0F);
-        options.top_p = body.value("top_p", 1.0F);
-        options.max_tokens = body.value("max_tokens", 16U);
-        options.seed = body.value("seed", std::uint64_t{std::random_device()()});
-        if (extension.contains("weights")) options.weights = extension["weights"].get<std::vector<float>>();
-
-        const json prompt = body.at("prompt"), stop = body.value("stop", json::array());
-        const auto tokens = prompt.is_string() ? engine_.encode(prompt.get<std::string>()).value()
-                                               : prompt.get<std::vector<cosrt::Token>>();
-        const auto stops =
-            stop.is_string() ? std::vector{stop.get<std::string>()} : stop.get<std::vector<std::string>>();
-        const json head{{"id", "cmpl-" + std::to_string(++last_id_)}, {"object", "text_completion"},
-                        {"created", std::time(nullptr)}, {"model", model_}, {"choices", json::array()}};
-        const bool include_usage = body["stream_options"].value("include_usage", false);
-        const Job job(new Completion{engine_.session(options).value(), engine_.text_stream().value(), tokens.size(),
-                                     body.value("stream", false), include_usage, head, std::move(client_left)});
-        job->session.set_scope(extension.value("scope", "")).value();
-        job->session.prompt(tokens).value();
-        job->text.prompt(tokens).value();
-        job->text.set_stops(stops).value();
-        const std::lock_guard lock(mutex_);
-        if (draining) throw Problem{503, "the server is shutting down"};
-        if (running_.size() >= most_) {
-            throw Problem{429, "too many requests are running; try again later", "rate_limit_exceeded"};
+    /// Waits in line until there is room for the choices of a request.
+    void wait(const Owner& job) {
+        std::unique_lock lock(mutex_);
+        if (draining) throw Problem{503, "the server is shutting down", "server_error"};
+        const auto most = static_cast<std::size_t>(options_["--max-sessions"]);
+        const auto room = [&] { return decoding_ + job->request.choices() <= most; };
+        if (!waiting_.empty() || !room()) {
+            if (waiting_.size() >= static_cast<std::size_t>(options_["--queue"])) throw too_many();
         }
-        running_.insert(job);
-        return job;
+        jobs_.push_back(job);
+        waiting_.push_back(job.get());
+        turn_.wait(lock, [&] { return job->left || (waiting_.front() == job.get() && room()); });
+        waiting_.remove(job.get());
+        if (!job->left) job->runs = true, decoding_ += job->request.choices();
+        job->began = steady_clock::now();
+        turn_.notify_all();
     }
 
-    /// Counts a request that has ended, or that was refused before it became a job. Only the first end of a job counts.
-    void end(const Job& job, int status) {
-        const std::lock_guard lock(mutex_);
-        if (!job || running_.erase(job)) requests_[status]++;
+    /// Ends a request. Only the first end counts.
+    void end(const Owner& job, int status) {
+        const std::unique_lock lock(mutex_);
+        if (std::exchange(job->ended, true)) return;
+        jobs_.remove(job);
+        if (job->runs) decoding_ -= job->request.choices();
+        turn_.notify_all();
+        const auto ms = [&](steady_clock::time_point until) {
+            const bool known = until != steady_clock::time_point{};
+            return known ? std::chrono::duration<double, std::milli>(until - job->arrived).count() : 0;
+        };
+        count(status, {{"path", job->path},
+                       {"choices", job->request.choices()},
+                       {"prompt_tokens", job->status.prompt_tokens},
+                       {"completion_tokens", job->status.completion_tokens},
+                       {"wait_ms", ms(job->began)},
+                       {"first_ms", ms(job->told)},
+                       {"total_ms", ms(steady_clock::now())}});
+    }
+
+    /// Counts a request that has ended, and logs it.
+    void count(int status, json line) {
+        for (const char* name : {"choices", "prompt_tokens", "completion_tokens", "wait_ms", "first_ms", "total_ms"})
+            line.emplace(name, 0);
+        line["time"] = std::time(nullptr), line["status"] = status;
+        const std::lock_guard lock(counts_);
+        requests_[status]++;
+        std::cerr << line.dump(-1, ' ', false, json::error_handler_t::replace) + "\n" << std::flush;
     }
 
     std::string metrics() {
         std::string text = engine_.metrics().value();
         const std::lock_guard lock(mutex_);
-        text += "# TYPE cos_requests_running gauge\ncos_requests_running " + std::to_string(running_.size()) +
-                "\n# TYPE cos_requests_total counter\n";
+        const auto gauge = [&](const char* name, std::size_t value) {
+            text += std::string("# TYPE ") + name + " gauge\n" + name + ' ' + std::to_string(value) + '\n';
+        };
+        gauge("cos_requests_running", jobs_.size() - waiting_.size());
+        gauge("cos_requests_waiting", waiting_.size());
+        const std::lock_guard counted(counts_);
+        text += "# TYPE cos_requests_total counter\n";
         for (const auto& [code, count] : requests_)
             text += "cos_requests_total{code=\"" + std::to_string(code) + "\"} " + std::to_string(count) + '\n';
         return text;
     }
 
+    const Options options_;
     const cosrt::Engine engine_;
     const std::string model_;
-    const std::size_t most_;
-    std::atomic<std::uint64_t> last_id_{0};
-    std::mutex mutex_;  // guards the two members below
-    std::set<Job> running_;
+    std::vector<std::string> keys_;
+    Rates rates_;
+    std::mutex mutex_;  // guards the members up to the next mutex, and the flags of all jobs
+    std::condition_variable turn_;
+    std::list<Owner> jobs_;
+    std::list<const Job*> waiting_;
+    std::size_t decoding_ = 0;  // choices
+    std::mutex counts_;         // guards the counts and the log
     std::map<int, std::uint64_t> requests_;
 };
 
 }  // namespace
 
 int main(int argc, char** argv) try {
-    std::map<std::string, int> options{{"--port", 8080}, {"--max-sessions", 32}, {"--prepare", 10}};
-    bool help = argc == 2 && argv[1] == std::string("--help"), good = argc % 2 == 0 && argv[1][0] != '-';
-    for (int i = 2, end; good && i < argc; i += 2)
-        good = options.count(argv[i]) && std::sscanf(argv[i + 1], "%d%n", &options[argv[i]], &end) == 1 &&
-               !argv[i + 1][end];
-    int port = options["--port"], most = options["--max-sessions"], seconds = options["--prepare"];
-    if (!good || most < 1 || port < 0 || port > 65535 || seconds < 0 || seconds > 86400)
-        return (help ? std::cout : std::cerr)
-                   << "usage: server CONFIG.json [--port N] [--max-sessions N] [--prepare SECONDS]\n",
-               help ? 0 : 2;
+    Options options;
+    if (argc == 2 && argv[1] == std::string("--help")) return options.print(std::cout, true), 0;
+    if (!options.parse(argc, argv)) return options.print(std::cerr, false), 2;
     httplib::Server server;
-    // One thread for each running request, and some for other requests. Connections are not kept alive, because an idle
-    // connection would occupy a thread.
-    server.new_task_queue = [=] { return new httplib::ThreadPool(static_cast<std::size_t>(most) + 8); };
-    server.set_keep_alive_max_count(1).set_tcp_nodelay(true).set_payload_max_length(16 << 20);
+    // One thread for each request that runs or waits, and some for other requests. Connections are not kept alive,
+    // because an idle connection would occupy a thread.
+    const auto threads = static_cast<std::size_t>(options["--max-sessions"] + options["--queue"]) + 8;
+    server.new_task_queue = [=] { return new httplib::ThreadPool(threads); };
+    server.set_keep_alive_max_count(1).set_tcp_nodelay(true);
+    server.set_payload_max_length(static_cast<std::size_t>(options["--max-body"]));
+    server.set_read_timeout(options["--timeout"]).set_write_timeout(options["--timeout"]);
     // The default, SO_REUSEPORT, would let two servers share a port.
     server.set_socket_options([](int socket) { httplib::set_socket_opt(socket, SOL_SOCKET, SO_REUSEADDR, 1); });
     for (const int signal : {SIGTERM, SIGINT}) std::signal(signal, [](int) { draining = true; });
-    Service service(server, argv[1], static_cast<std::size_t>(most), seconds);
+    Service service(server, options);
     if (draining) return 0;
-    const bool bound =
-        port ? server.bind_to_port("127.0.0.1", port) : (port = server.bind_to_any_port("127.0.0.1")) > 0;
-    if (!bound) throw std::runtime_error("cannot listen on the port; is it in use?");
-    std::cout << "listening on 127.0.0.1:" << port << std::endl;
+    int port = static_cast<int>(options["--port"]);
+    if (!port) port = server.bind_to_any_port(options.host);
+    else if (!server.bind_to_port(options.host, port)) port = -1;
+    if (port < 0) throw std::runtime_error("cannot listen on the port; is it in use?");
+    std::cout << "listening on " << options.host << ':' << port << std::endl;
 
     std::thread watcher([&] {
         while (service.watch()) std::this_thread::sleep_for(std::chrono::milliseconds(50));

@@ -1,67 +1,128 @@
-// Server serves the completions API of OpenAI from one engine. tests/servers/README.md specifies it.
-//
-//	server CONFIG.json [--port N] [--max-sessions N] [--prepare SECONDS]
+// Server serves OpenAI's completions and chats from one engine. The library reads requests and writes answers; this
+// program carries bytes, and decides who may decode when. tests/servers/README.md specifies it.
 package main
 
 import (
 	"cmp"
 	"context"
+	"crypto/sha256"
+	"crypto/subtle"
 	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
 	"io"
 	"log"
-	"math/rand/v2"
+	"maps"
+	"math"
 	"net"
 	"net/http"
 	"os"
 	"os/signal"
 	"path/filepath"
-	"reflect"
+	"runtime/debug"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
 	"time"
-	"unicode/utf8"
 
 	cos "example.com/cos/bindings/go"
 )
 
-// patience limits how long a client may take to send or to read, so that it cannot delay the shutdown for ever.
-const patience = 30 * time.Second
+const usage = `usage: server CONFIG.json [OPTION VALUE]...
+
+  --host ADDRESS       where it listens; default 127.0.0.1
+  --port N             0 is any free port; default 8080
+  --max-sessions N     choices that are decoded at once; default 32
+  --queue N            requests that wait for that; default 64
+  --prepare SECONDS    time to prepare the engine before it listens; default 10
+  --api-keys FILE      keys, one a line; default: none are needed
+  --rate N             requests a minute of each key, or of each address without keys; default 0: no limit
+  --max-body BYTES     the largest body; default 4194304
+  --max-prompt TOKENS  the longest prompt; default 0: as the context allows
+  --max-tokens TOKENS  the longest choice; default 0: as the body says
+  --timeout SECONDS    how long a client may take to send a request, or to take a part of an answer; default 30
+`
+
+type options struct {
+	host, keys                                                                   string
+	port, sessions, queue, prepare, rate, maxBody, maxPrompt, maxTokens, timeout uint64
+}
+
+// parse reads the arguments of the program.
+func parse(arguments []string) (config string, o options, err error) {
+	set := flag.NewFlagSet("server", flag.ContinueOnError)
+	set.SetOutput(io.Discard) // main says what is wrong
+	number := func(name string, value *uint64, preset, least, most uint64) {
+		*value = preset
+		set.Func(name, "", func(text string) (err error) {
+			if *value, err = strconv.ParseUint(text, 10, 32); err == nil && (*value < least || *value > most) {
+				err = strconv.ErrRange
+			}
+			return err
+		})
+	}
+	set.StringVar(&o.host, "host", "127.0.0.1", "")
+	set.StringVar(&o.keys, "api-keys", "", "")
+	number("port", &o.port, 8080, 0, 65535)
+	number("max-sessions", &o.sessions, 32, 1, math.MaxUint32)
+	number("queue", &o.queue, 64, 0, 100_000)
+	number("prepare", &o.prepare, 10, 0, 86400)
+	number("rate", &o.rate, 0, 0, math.MaxUint32)
+	number("max-body", &o.maxBody, 4<<20, 1, math.MaxUint32)
+	number("max-prompt", &o.maxPrompt, 0, 0, math.MaxUint32)
+	number("max-tokens", &o.maxTokens, 0, 0, math.MaxUint32)
+	number("timeout", &o.timeout, 30, 1, 3600)
+	if len(arguments) > 0 && !strings.HasPrefix(arguments[0], "-") {
+		config, arguments = arguments[0], arguments[1:]
+	}
+	if err = set.Parse(arguments); err == nil && (config == "" || set.NArg() > 0) {
+		err = errors.New("there is no configuration, or more than one")
+	}
+	return config, o, err
+}
 
 func main() {
-	port := flag.Uint("port", 8080, "port on 127.0.0.1; 0: any free port")
-	sessions := flag.Uint("max-sessions", 32, "most requests that are decoded at once")
-	prepare := flag.Uint("prepare", 10, "most seconds to prepare the engine before it serves")
-	flag.Usage = func() {
-		fmt.Fprintln(os.Stderr, "usage: server CONFIG.json [--port N] [--max-sessions N] [--prepare SECONDS]")
-	}
-	flag.Parse() // exits by itself, also with --help
-	config := flag.Arg(0)
-	_ = flag.CommandLine.Parse(flag.Args()[min(1, flag.NArg()):])
-	if config == "" || flag.NArg() > 0 || *port > 65535 || *sessions == 0 || *prepare > 86400 {
-		flag.Usage()
+	log.SetFlags(0)
+	config, o, err := parse(os.Args[1:])
+	if errors.Is(err, flag.ErrHelp) {
+		fmt.Print(usage)
+		return
+	} else if err != nil {
+		first, _, _ := strings.Cut(usage, "\n")
+		fmt.Fprintln(os.Stderr, first)
 		os.Exit(2)
 	}
 	signals, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
-	engine, err := cos.Open(config)
-	listener, listenErr := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", *port))
-	if err := cmp.Or(err, listenErr); err != nil {
+	s := &service{options: o, patience: time.Duration(o.timeout) * time.Second,
+		model: strings.TrimSuffix(filepath.Base(config), ".json"), started: time.Now().Unix(),
+		line: line{free: int(o.sessions), places: int(o.queue)}, buckets: map[string]bucket{}, ended: map[int]int{}}
+	if o.keys != "" {
+		text, err := os.ReadFile(o.keys)
+		if err != nil {
+			log.Fatal(err)
+		}
+		s.readKeys(string(text))
+	}
+	if s.engine, err = cos.Open(config); err != nil {
 		log.Fatal(err)
 	}
-	if *prepare > 0 {
-		load := cos.PrepareOptions{Sessions: uint32(min(*sessions, 1024)), Time: time.Duration(*prepare) * time.Second}
-		share, err := engine.Prepare(signals, load)
+	if o.prepare > 0 {
+		load := cos.PrepareOptions{Sessions: uint32(min(o.sessions, 1024))}
+		load.Time = time.Duration(o.prepare) * time.Second
+		share, err := s.engine.Prepare(signals, load)
 		if err != nil && signals.Err() == nil {
 			log.Fatal(err)
 		}
 		log.Printf("prepared %.0f %%", 100*share)
 	}
-	handler := newHandler(engine, strings.TrimSuffix(filepath.Base(config), ".json"), *sessions)
-	server := &http.Server{Handler: handler, ReadTimeout: patience, WriteTimeout: patience}
+	listener, err := net.Listen("tcp", net.JoinHostPort(o.host, strconv.FormatUint(o.port, 10)))
+	if err != nil {
+		log.Fatal(err)
+	}
+	server := &http.Server{Handler: s, ReadTimeout: s.patience, WriteTimeout: s.patience}
 	go func() {
 		if err := server.Serve(listener); err != http.ErrServerClosed {
 			log.Fatal(err)
@@ -69,253 +130,329 @@ func main() {
 	}()
 	fmt.Printf("listening on %v\n", listener.Addr())
 	<-signals.Done()
-	stop()                                    // a second signal ends the process at once
-	_ = server.Shutdown(context.Background()) // waits for the running requests
+	stop()                             // a second signal ends the process at once
+	server.SetKeepAlivesEnabled(false) // the next request of a client then goes to another server
+	s.line.drain()                     // meanwhile, /ready and /metrics are answered
+	ending, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+	defer cancel()
+	_ = server.Shutdown(ending) // the last bytes go; clients that never send a whole request are not waited for
 }
 
 type service struct {
+	options
+	patience time.Duration // how long a client may take
 	engine   *cos.Engine
 	model    string
-	slots    chan struct{} // has one element for each running completion
-	mu       sync.Mutex
-	requests map[int]int // answered completions by status
-}
+	started  int64
+	keys     [][sha256.Size]byte // nil: no key is needed
+	line     line
 
-func newHandler(engine *cos.Engine, model string, sessions uint) http.Handler {
-	s := &service{engine: engine, model: model, slots: make(chan struct{}, sessions), requests: map[int]int{}}
-	about := object{"id": model, "object": "model", "created": time.Now().Unix(), "owned_by": "cos"}
-	models := object{"object": "list", "data": []object{about}}
-	mux := http.NewServeMux()
-	mux.HandleFunc("GET /metrics", s.metrics)
-	mux.HandleFunc("GET /v1/models", func(w http.ResponseWriter, _ *http.Request) { reply(w, models, nil) })
-	mux.HandleFunc("POST /v1/completions", s.completions)
-	mux.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) { reply(w, nil, errPath) })
-	return mux
-}
-
-// metrics answers with the metrics of the engine and of the server.
-func (s *service) metrics(w http.ResponseWriter, _ *http.Request) {
-	text, _ := s.engine.Metrics() // fails only after Close
-	w.Header().Set("Content-Type", "text/plain; version=0.0.4")
-	fmt.Fprintf(w, "%s# TYPE cos_requests_running gauge\ncos_requests_running %d\n# TYPE cos_requests_total counter\n",
-		text, len(s.slots))
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for code, count := range s.requests {
-		fmt.Fprintf(w, "cos_requests_total{code=\"%d\"} %d\n", code, count)
-	}
-}
-
-// completions answers a request. It counts the request before it sends the last bytes, so that a client that has read
-// them finds the request in the metrics.
-func (s *service) completions(w http.ResponseWriter, r *http.Request) {
-	id, created := fmt.Sprintf("cmpl-%016x", rand.Uint64()), time.Now().Unix()
-	body := func(usage object, choices ...object) object {
-		return object{"id": id, "object": "text_completion", "created": created, "model": s.model,
-			"choices": append([]object{}, choices...), "usage": usage}
-	}
-	last, usage, streams := object(nil), object(nil), false // streams: a piece was sent
-	c, err := s.read(w, r)
-	if err == nil {
-		last, usage, err = s.decode(r.Context(), c, func(piece string) {
-			streams = true
-			send(w, body(nil, choice(piece, nil)))
-		})
-	}
-	status, failure := explain(nil, err)
-	if r.Context().Err() != nil {
-		status = 499 // the client has left
-	}
-	s.mu.Lock()
-	s.requests[status]++
-	s.mu.Unlock()
-	switch {
-	case err != nil && streams:
-		send(w, failure)
-	case err == nil && c.Stream:
-		send(w, body(nil, last))
-		if c.StreamOptions.IncludeUsage {
-			send(w, body(usage))
-		}
-		fmt.Fprint(w, "data: [DONE]\n\n")
-	default:
-		reply(w, body(usage, last), err)
-	}
-}
-
-// decode decodes until the sequence or its text ends. If the client wants a stream, it passes the text to give as it
-// comes, and returns the rest.
-func (s *service) decode(ctx context.Context, c *completion, give func(string)) (last, usage object, err error) {
-	select {
-	case s.slots <- struct{}{}:
-		defer func() { <-s.slots }()
-	default:
-		return nil, nil, fmt.Errorf("%w: too many requests are running; try again later", cos.ErrBusy)
-	}
-	session, err := s.engine.NewSession(c.options)
-	if err != nil {
-		return nil, nil, err
-	}
-	defer session.Close()
-	text, err := s.engine.NewTextStream()
-	if err != nil {
-		return nil, nil, err
-	}
-	defer text.Close()
-	if err := cmp.Or(text.SetStops(c.Stop.array...), session.SetScope(c.Cos.Scope), session.Prompt(c.Prompt.array),
-		text.Prompt(c.Prompt.array)); err != nil {
-		return nil, nil, err
-	}
-	held, finish := "", "length"
-	for step, err := range session.Steps(ctx) {
-		piece, pushErr := text.Push(step.Tokens)
-		if err := cmp.Or(err, pushErr); err != nil {
-			return nil, nil, err
-		}
-		held += piece
-		if step.Finish == cos.FinishStop || text.Stopped() {
-			finish = "stop"
-			break
-		}
-		if c.Stream && held != "" {
-			give(held)
-			held = ""
-		}
-	}
-	rest, err := text.Finish()
-	stats, statsErr := session.Stats()
-	prompt, completion := len(c.Prompt.array), int(stats.Tokens)
-	usage = object{"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
-	return choice(held+rest, finish), usage, cmp.Or(err, statsErr)
+	mu      sync.Mutex
+	buckets map[string]bucket // by client
+	swept   time.Time         // when buckets were last removed
+	ended   map[int]int       // requests by status
 }
 
 type object = map[string]any
 
-// choice is a text, or a piece of one. Only the last piece has a finish_reason.
-func choice(text string, finish any) object {
-	return object{"index": 0, "text": text, "logprobs": nil, "finish_reason": finish}
-}
-
-// reply answers with JSON: a body or an error. An error of writing means that the client has left, and is ignored.
-func reply(w http.ResponseWriter, body object, err error) {
-	status, body := explain(body, err)
-	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(patience))
-	w.Header().Set("Content-Type", "application/json")
-	if status == http.StatusTooManyRequests || status == http.StatusServiceUnavailable {
-		w.Header().Set("Retry-After", "1")
+// ServeHTTP answers everything. An http.ServeMux would answer some requests by itself, and not in OpenAI's form.
+func (s *service) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	a := &answer{ResponseWriter: w, kind: jsonType, patience: s.patience}
+	about := object{"id": s.model, "object": "model", "created": s.started, "owned_by": "cos"}
+	switch method, path := r.Method, r.URL.Path; {
+	case method == "POST" && path == "/v1/completions":
+		s.complete(a, r, cos.EndpointCompletion)
+	case method == "POST" && path == "/v1/chat/completions":
+		s.complete(a, r, cos.EndpointChat)
+	case strings.HasPrefix(path, "/v1/") && s.client(r) == "":
+		a.fail(errKey)
+	case method != "GET" && method != "HEAD":
+		a.fail(errPath)
+	case path == "/v1/models":
+		_ = a.send(200, marshal(object{"object": "list", "data": []object{about}}))
+	case path == "/v1/models/"+s.model:
+		_ = a.send(200, marshal(about))
+	case strings.HasPrefix(path, "/v1/models/"):
+		a.fail(errModel)
+	case path == "/ready":
+		if _, _, drains := s.line.state(); drains {
+			_ = a.send(503, marshal(object{"status": "draining"}))
+			return
+		}
+		fallthrough
+	case path == "/health":
+		_ = a.send(200, marshal(object{"status": "ok"}))
+	case path == "/metrics":
+		a.kind = "text/plain; version=0.0.4"
+		_ = a.send(200, s.metrics())
+	default:
+		a.fail(errPath)
 	}
-	w.WriteHeader(status)
-	_ = json.NewEncoder(w).Encode(body)
 }
 
-// send sends an event of a stream. If that fails, the context of the request ends.
-func send(w http.ResponseWriter, body object) {
-	controller := http.NewResponseController(w)
-	_ = controller.SetWriteDeadline(time.Now().Add(patience))
-	w.Header().Set("Content-Type", "text/event-stream")
-	text, _ := json.Marshal(body)
-	fmt.Fprintf(w, "data: %s\n\n", text)
-	_ = controller.Flush()
+// entry is a line of the log.
+type entry struct {
+	start            time.Time
+	Time             float64 `json:"time"`
+	Path             string  `json:"path"`
+	Status           int     `json:"status"`
+	Choices          int     `json:"choices"`
+	PromptTokens     uint64  `json:"prompt_tokens"`
+	CompletionTokens uint64  `json:"completion_tokens"`
+	Wait             float64 `json:"wait_ms"`
+	First            float64 `json:"first_ms"`
+	Total            float64 `json:"total_ms"`
 }
 
-// completion is the body of a request. A member that is null keeps its default.
-type completion struct {
-	Model         string         `json:"model"`
-	Prompt        textOr[int32]  `json:"prompt"`
-	MaxTokens     uint32         `json:"max_tokens"`
-	Temperature   float32        `json:"temperature"`
-	TopP          float32        `json:"top_p"`
-	Seed          uint64         `json:"seed"`
-	Stop          textOr[string] `json:"stop"`
-	Stream        bool           `json:"stream"`
-	StreamOptions struct {
-		IncludeUsage bool `json:"include_usage"`
-	} `json:"stream_options"`
-	Cos struct {
-		Strategy string          `json:"strategy"`
-		Weights  textOr[float32] `json:"weights"`
-		Scope    string          `json:"scope"`
-		Priority string          `json:"priority"`
-	} `json:"cos"`
-	options cos.Options
-}
-
-// textOr is a text or an array.
-type textOr[T any] struct {
-	text  *string
-	array []T
-}
-
-// UnmarshalJSON refuses null in an array, which encoding/json takes for zero.
-func (t *textOr[T]) UnmarshalJSON(data []byte) error {
-	if data[0] != '[' {
-		return json.Unmarshal(data, &t.text)
+// complete answers a request for a text. The request is counted and logged before its last bytes are sent. So a client
+// that has read them finds it in the metrics.
+func (s *service) complete(a *answer, r *http.Request, endpoint cos.Endpoint) {
+	e := &entry{start: time.Now(), Path: r.URL.Path, Status: 200}
+	last, err := []byte(nil), error(errDrains)
+	if s.line.begin() {
+		defer s.line.requests.Done()
+		last, err = s.decode(a, r, endpoint, e)
 	}
-	var elements []*T
-	if err := json.Unmarshal(data, &elements); err != nil || slices.Contains(elements, nil) {
-		return cmp.Or(err, errors.New("null in an array"))
+	left := errors.Is(err, context.Canceled)
+	if left {
+		e.Status = 499
+	} else if err != nil {
+		e.Status, _ = explain(err)
 	}
-	return json.Unmarshal(data, &t.array)
+	e.Time, e.Total = float64(time.Now().UnixMilli())/1000, milliseconds(e.start)
+	s.mu.Lock()
+	s.ended[e.Status]++
+	s.mu.Unlock()
+	log.Printf("%s", marshal(e))
+	if err == nil {
+		_ = a.send(200, last)
+	} else if !left {
+		a.fail(err)
+	}
 }
 
-// read reads a request. It does not check what the library checks.
-func (s *service) read(w http.ResponseWriter, r *http.Request) (*completion, error) {
-	c := &completion{MaxTokens: 16, Temperature: 1, TopP: 1, Seed: rand.Uint64()}
-	c.Cos.Strategy, c.Cos.Priority = "auto", "interactive"
-	var members object
-	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, 4<<20))
-	if err := cmp.Or(err, json.Unmarshal(body, &members), json.Unmarshal(body, c)); err != nil {
-		return nil, fmt.Errorf("%w: %w", cos.ErrInvalidArgument, err)
+// decode decodes what a request asks for, and sends all parts of the answer but the last one, which it returns. If the
+// client has left, the error is context.Canceled. A panic becomes an error, so that it has an answer too.
+func (s *service) decode(a *answer, r *http.Request, endpoint cos.Endpoint, e *entry) (last []byte, err error) {
+	defer func() {
+		if value := recover(); value != nil {
+			log.Printf("panic: %v\n%s", value, debug.Stack())
+			err = errPanic
+		}
+	}()
+	client := s.client(r)
+	if client == "" {
+		return nil, errKey
 	}
-	// Members that are not supported must have their default.
-	for name, only := range map[string]any{"n": 1.0, "best_of": 1.0, "echo": false, "suffix": "", "logprobs": nil,
-		"presence_penalty": 0.0, "frequency_penalty": 0.0, "logit_bias": object{}} {
-		if value := members[name]; value != nil && !reflect.DeepEqual(value, only) {
-			return nil, fmt.Errorf("%w: %s", cos.ErrUnsupported, name)
+	if wait := s.spend(client); wait > 0 {
+		a.Header().Set("Retry-After", strconv.Itoa(int(math.Ceil(wait.Seconds()))))
+		return nil, errRate
+	}
+	body, err := s.read(r)
+	if err != nil {
+		return nil, err
+	}
+	request, err := s.engine.NewRequest(body, cos.RequestOptions{Endpoint: endpoint, Model: s.model,
+		MaxChoices: uint32(s.sessions), MaxPromptTokens: uint32(s.maxPrompt), MaxTokens: uint32(s.maxTokens)})
+	if err != nil {
+		return nil, err
+	}
+	defer request.Close()
+	e.Choices = request.Choices()
+	if status, err := request.Status(); err == nil {
+		e.PromptTokens = status.PromptTokens
+	}
+	waits := time.Now()
+	err = s.line.enter(r.Context(), e.Choices)
+	e.Wait = milliseconds(waits)
+	if err != nil {
+		return nil, err
+	}
+	defer s.line.leave(e.Choices)
+	for {
+		status, err := request.Step(r.Context()) // ends when the client leaves
+		if err != nil {
+			return nil, err
+		}
+		if e.First == 0 {
+			e.First = milliseconds(e.start)
+		}
+		e.PromptTokens, e.CompletionTokens = status.PromptTokens, status.CompletionTokens
+		if status.Streams {
+			a.kind = eventType
+		}
+		part, err := request.Answer()
+		if err != nil || status.State != cos.RequestOpen {
+			return part, err
+		}
+		if len(part) > 0 && a.send(200, part) != nil {
+			return nil, context.Canceled
 		}
 	}
-	switch {
-	case !utf8.Valid(body):
-		return nil, fmt.Errorf("%w: the body is not UTF-8", cos.ErrInvalidArgument)
-	case c.Cos.Weights.text != nil:
-		return nil, fmt.Errorf("%w: weights must be an array", cos.ErrInvalidArgument)
-	case c.Model != s.model:
-		return nil, fmt.Errorf("%w: %q", errModel, c.Model)
-	}
-	if c.Stop.text != nil {
-		c.Stop.array = []string{*c.Stop.text}
-	}
-	// The library refuses -1, which is an unknown name.
-	priority := slices.Index([]string{"interactive", "batch"}, c.Cos.Priority)
-	strategy := slices.Index([]string{"auto", "standard", "speculative", "cos"}, c.Cos.Strategy)
-	c.options = cos.Options{Strategy: cos.Strategy(strategy), Temperature: c.Temperature, TopP: c.TopP, Seed: c.Seed,
-		MaxTokens: c.MaxTokens, Weights: c.Cos.Weights.array, Priority: cos.Priority(priority)}
-	if c.Prompt.text != nil {
-		c.Prompt.array, err = s.engine.Encode(*c.Prompt.text, true)
-	}
-	return c, err
 }
 
-var errModel, errPath = errors.New("there is no such model"), errors.New("there is nothing at this path")
-
-// explain returns the status and the body of an answer, or those of an error.
-func explain(body object, err error) (int, object) {
-	status, kind, code := http.StatusBadRequest, "invalid_request_error", any(nil)
+// read reads a body.
+func (s *service) read(r *http.Request) ([]byte, error) {
+	body, err := io.ReadAll(io.LimitReader(r.Body, int64(s.maxBody)+1))
+	var ofNet net.Error
 	switch {
-	case err == nil:
-		return http.StatusOK, body
-	case errors.Is(err, errPath):
-		status = http.StatusNotFound
-	case errors.Is(err, errModel):
-		status, code = http.StatusNotFound, "model_not_found"
-	case errors.Is(err, cos.ErrContextFull):
-		code = "context_length_exceeded"
-	case errors.Is(err, cos.ErrBusy):
-		status, kind = http.StatusTooManyRequests, "rate_limit_error"
-	case errors.Is(err, cos.ErrNoMemory):
-		status, kind = http.StatusServiceUnavailable, "server_error"
-	case !errors.Is(err, cos.ErrInvalidArgument) && !errors.Is(err, cos.ErrUnsupported):
-		status, kind = http.StatusInternalServerError, "server_error"
+	case errors.As(err, &ofNet) && ofNet.Timeout():
+		return nil, errSlow
+	case r.Context().Err() != nil:
+		return nil, context.Canceled
+	case err != nil:
+		return nil, &failure{400, "invalid_request_error", "", "the body cannot be read: " + err.Error()}
+	case len(body) > int(s.maxBody):
+		_, _ = io.CopyN(io.Discard, r.Body, 64<<20) // many clients read no answer before they have sent all
+		return nil, errLarge
 	}
-	return status, object{"error": object{"message": err.Error(), "type": kind, "param": nil, "code": code}}
+	return body, nil
 }
+
+// client is who sends a request: a key, or an address if no key is needed. It is empty if the key is wrong. Keys are
+// compared in a time that does not depend on them, so that nobody can guess them piece by piece.
+func (s *service) client(r *http.Request) (client string) {
+	if s.keys == nil {
+		client, _, _ = net.SplitHostPort(r.RemoteAddr)
+		return client
+	}
+	scheme, key, _ := strings.Cut(r.Header.Get("Authorization"), " ")
+	given := sha256.Sum256([]byte(strings.TrimSpace(key)))
+	for i, known := range s.keys {
+		if subtle.ConstantTimeCompare(given[:], known[:]) == 1 && strings.EqualFold(scheme, "Bearer") {
+			client = fmt.Sprint("key ", i)
+		}
+	}
+	return client
+}
+
+func (s *service) readKeys(text string) {
+	s.keys = [][sha256.Size]byte{}
+	for line := range strings.Lines(text) {
+		if key := strings.TrimSpace(line); key != "" && !strings.HasPrefix(key, "#") {
+			s.keys = append(s.keys, sha256.Sum256([]byte(key)))
+		}
+	}
+}
+
+// bucket holds the requests that a client may send now. It fills evenly, and a minute fills it.
+type bucket struct {
+	left float64
+	at   time.Time
+}
+
+// spend takes a request from the bucket of a client. If there is none, it returns the time until there is.
+func (s *service) spend(client string) time.Duration {
+	if s.rate == 0 {
+		return 0
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now, rate := time.Now(), float64(s.rate)
+	if now.Sub(s.swept) > time.Minute { // those that are full need not be remembered
+		s.swept = now
+		maps.DeleteFunc(s.buckets, func(_ string, b bucket) bool { return now.Sub(b.at) > time.Minute })
+	}
+	b := s.buckets[client]
+	left := min(rate, b.left+rate*now.Sub(b.at).Minutes())
+	if left < 1 {
+		return time.Duration((1 - left) / rate * float64(time.Minute))
+	}
+	s.buckets[client] = bucket{left - 1, now}
+	return 0
+}
+
+// metrics are those of the engine and of the server.
+func (s *service) metrics() []byte {
+	text, _ := s.engine.Metrics() // fails only after Close
+	running, waiting, _ := s.line.state()
+	metrics := fmt.Appendf(nil, "%s# TYPE cos_requests_running gauge\ncos_requests_running %d\n"+
+		"# TYPE cos_requests_waiting gauge\ncos_requests_waiting %d\n# TYPE cos_requests_total counter\n",
+		text, running, waiting)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, code := range slices.Sorted(maps.Keys(s.ended)) {
+		metrics = fmt.Appendf(metrics, "cos_requests_total{code=\"%d\"} %d\n", code, s.ended[code])
+	}
+	return metrics
+}
+
+const jsonType, eventType = "application/json", "text/event-stream"
+
+// answer is the answer to a client, who has some time for each part of it.
+type answer struct {
+	http.ResponseWriter
+	kind     string // its Content-Type
+	patience time.Duration
+	begun    bool
+}
+
+// send sends a whole answer, or a part of a stream. If the client does not take it in time, the context of the request
+// ends. Each part is flushed, so that it is on its way when send returns.
+func (a *answer) send(status int, text []byte) error {
+	controller := http.NewResponseController(a.ResponseWriter)
+	_ = controller.SetWriteDeadline(time.Now().Add(a.patience))
+	if !a.begun {
+		a.begun = true
+		a.Header().Set("Content-Type", a.kind)
+		if a.kind != eventType {
+			a.Header().Set("Content-Length", strconv.Itoa(len(text)))
+		}
+		a.WriteHeader(status)
+	}
+	_, err := a.Write(text)
+	return errors.Join(err, controller.Flush())
+}
+
+// fail answers with an error: as an event if a stream has begun.
+func (a *answer) fail(err error) {
+	status, text := explain(err)
+	if a.begun {
+		text = fmt.Appendf(nil, "data: %s\n\n", text)
+	} else if a.kind = jsonType; status == http.StatusTooManyRequests || status == http.StatusServiceUnavailable {
+		a.Header().Set("Retry-After", cmp.Or(a.Header().Get("Retry-After"), "1"))
+	}
+	_ = a.send(status, text)
+}
+
+// failure is an error of the server itself.
+type failure struct {
+	status              int
+	kind, code, message string
+}
+
+func (f *failure) Error() string { return f.message }
+
+var (
+	errKey    = &failure{401, "authentication_error", "invalid_api_key", "the API key is missing or wrong"}
+	errPath   = &failure{404, "invalid_request_error", "", "there is nothing at this path for this method"}
+	errModel  = &failure{404, "invalid_request_error", "model_not_found", "there is no such model"}
+	errSlow   = &failure{408, "invalid_request_error", "", "the body did not come in time"}
+	errLarge  = &failure{413, "invalid_request_error", "", "the body is too large"}
+	errRate   = &failure{429, "rate_limit_error", "rate_limit_exceeded", "too many requests in a minute"}
+	errFull   = &failure{429, "rate_limit_error", "rate_limit_exceeded", "too many requests wait"}
+	errPanic  = &failure{500, "server_error", "", "the server has a bug"}
+	errDrains = &failure{503, "server_error", "", "the server ends"}
+)
+
+// explain returns the status and the body for an error. The library knows those of its own errors.
+func explain(err error) (int, []byte) {
+	var ofLibrary *cos.Error
+	if errors.As(err, &ofLibrary) && ofLibrary.JSON != "" {
+		return ofLibrary.Status, []byte(ofLibrary.JSON)
+	}
+	f := &failure{500, "server_error", "", err.Error()}
+	errors.As(err, &f)
+	code := any(f.code)
+	if f.code == "" {
+		code = nil
+	}
+	return f.status, marshal(object{"error": object{"message": f.message, "type": f.kind, "param": nil, "code": code}})
+}
+
+func marshal(value any) []byte {
+	text, _ := json.Marshal(value) // all that this program has can be JSON
+	return text
+}
+
+func milliseconds(since time.Time) float64 { return float64(time.Since(since).Microseconds()) / 1000 }
