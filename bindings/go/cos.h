@@ -862,8 +862,8 @@ typedef struct cos_choice_news {
    */
   size_t struct_size;
   /**
-   * UTF-8 without a NUL at the end. It ends before a stop string, and may lag behind the tokens. Owned by the
-   * request; valid until its next call.
+   * UTF-8 without a NUL at the end; NULL if it is empty. It ends before a stop string, and may lag behind the
+   * tokens. Owned by the request; valid until its next call.
    */
   const char *text;
   /**
@@ -1770,8 +1770,8 @@ struct cos_error *cos_request_step(struct cos_request *request, struct cos_reque
  *
  * @param request     must not be NULL, not in use on another thread (BUSY)
  * @param out_status  out, must not be NULL; `struct_size` must be set
- * @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT, BUSY, POISONED, and the error that has ended
- *         the request
+ * @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT, BUSY, POISONED, and the error that has
+ *         ended the request
  * Since 0.1.
  */
 struct cos_error *cos_request_get_status(const struct cos_request *request, struct cos_request_status *out_status);

@@ -97,8 +97,8 @@ const _: () = assert!(<cos_request_status as VersionedStruct>::MIN_SIZE == 32);
 pub struct cos_choice_news {
     /// sizeof(cos_choice_news), set by the caller.
     pub struct_size: usize,
-    /// UTF-8 without a NUL at the end. It ends before a stop string, and may lag behind the tokens. Owned by the
-    /// request; valid until its next call.
+    /// UTF-8 without a NUL at the end; NULL if it is empty. It ends before a stop string, and may lag behind the
+    /// tokens. Owned by the request; valid until its next call.
     pub text: *const c_char,
     /// Length of `text` in bytes.
     pub text_bytes: usize,
@@ -347,8 +347,8 @@ unsafe fn tell_status(
 ///
 /// @param request     must not be NULL, not in use on another thread (BUSY)
 /// @param out_status  out, must not be NULL; `struct_size` must be set
-/// @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT, BUSY, POISONED, and the error that has ended
-///         the request
+/// @return NULL, or an error to free with cos_error_free: INVALID_ARGUMENT, BUSY, POISONED, and the error that has
+///         ended the request
 /// Since 0.1.
 ///
 /// # Safety

@@ -272,7 +272,10 @@ fn check_length(prompt: &str, text: &Text, terms: &Terms, engine: &Engine) -> Re
     if prompt.len() <= most {
         return Ok(());
     }
-    Err(Error::ContextFull(format!("a prompt has {} bytes, which are more than {tokens} tokens", prompt.len())))
+    Err(Error::ContextFull(format!(
+        "a prompt has {} bytes, which is far more than {tokens} tokens can be",
+        prompt.len()
+    )))
 }
 
 /// What the chat template gets. The order of members stays, because templates print tools.

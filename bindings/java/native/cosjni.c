@@ -23,21 +23,26 @@
 _Static_assert(sizeof(jlong) == sizeof(void *), "arrays of longs are arrays of pointers");
 
 /* Static methods of io.cosrt.Native. Unlike a reference to the class, an id does not keep the class loader alive. */
-static jmethodID failed_method, stepped_method, progress_method;
+static jmethodID failed_method, stepped_method, progress_method, request_stepped_method, choice_news_method;
 
 /* ---- errors and statistics */
 
-static void throw_error(JNIEnv *env, jclass native, jint code, const char *text, jthrowable cause)
+/* `json` is NULL if the error is not the library's. */
+static void throw_error(JNIEnv *env, jclass native, jint code, const char *text, jthrowable cause, jint status,
+                        const char *json)
 {
     jbyteArray message = new_bytes(env, text, strlen(text));
-    if (message) (*env)->CallStaticVoidMethod(env, native, failed_method, code, message, cause);
+    jbyteArray body = message && json ? new_bytes(env, json, strlen(json)) : NULL;
+    if (message && (body || !json))
+        (*env)->CallStaticVoidMethod(env, native, failed_method, code, message, cause, status, body);
 }
 
 /* Throws `error` as an exception and frees it. Returns 0 if it is NULL. */
 static int failed(JNIEnv *env, jclass native, cos_error *error, jthrowable cause)
 {
     if (!error) return 0;
-    throw_error(env, native, cos_error_code(error), cos_error_message(error), cause);
+    throw_error(env, native, cos_error_code(error), cos_error_message(error), cause, cos_error_status(error),
+                cos_error_json(error));
     cos_error_free(error);
     return 1;
 }
@@ -179,7 +184,8 @@ static jdouble engine_prepare(JNIEnv *env, jclass native, jlong engine, jint ses
     };
     double share = 0;
     if (!failed(env, native, cos_engine_prepare(POINTER(cos_engine, engine), &options, &share), NULL) && this.thrown)
-        throw_error(env, native, COS_ERROR_CALLBACK, "the progress function threw an exception", this.thrown);
+        throw_error(env, native, COS_ERROR_CALLBACK, "the progress function threw an exception", this.thrown, 0,
+                    NULL);
     return share;
 }
 
@@ -528,6 +534,10 @@ static void text_stream_free(JNIEnv *env, jclass native, jlong stream)
     cos_text_stream_free(POINTER(cos_text_stream, stream));
 }
 
+/* ---- requests */
+
+#include "requests.h"
+
 /* ---- registration: if Java declares a method differently, loading the library fails here */
 
 #define METHOD(name, signature, function) { (char *)name, (char *)signature, (void *)function }
@@ -570,6 +580,14 @@ static const JNINativeMethod methods[] = {
     METHOD("textStreamPush", "(J[I)[B", text_stream_push),
     METHOD("textStreamFinish", "(J)[B", text_stream_finish),
     METHOD("textStreamFree", "(J)V", text_stream_free),
+    METHOD("requestNew", "(J[B[BIIII)J", request_new),
+    METHOD("requestFree", "(J)V", request_free),
+    METHOD("requestChoices", "(J)I", request_choices),
+    METHOD("requestStep", "(Z[J[Ljava/lang/Object;)V", request_step),
+    METHOD("requestStatus", "(J)Lio/cosrt/RequestStatus;", request_status),
+    METHOD("requestAnswer", "(J)[B", request_answer),
+    METHOD("requestChoice", "(JII)Lio/cosrt/ChoiceNews;", request_choice),
+    METHOD("requestCancel", "(J)V", request_cancel),
 };
 
 /* Keeps libcos.so loaded after the class loader of this library is unloaded, because ONNX Runtime stays and calls it.
@@ -588,10 +606,16 @@ JNIEXPORT jint JNICALL JNI_OnLoad(JavaVM *vm, void *reserved)
     if (!keep_libcos() || (*vm)->GetEnv(vm, (void **)&env, JNI_VERSION_10)) return JNI_ERR;
     jclass native = (*env)->FindClass(env, "io/cosrt/Native");
     if (!native || (*env)->RegisterNatives(env, native, methods, sizeof methods / sizeof *methods)) return JNI_ERR;
-    failed_method = (*env)->GetStaticMethodID(env, native, "failed", "(I[BLjava/lang/Throwable;)V");
+    failed_method = (*env)->GetStaticMethodID(env, native, "failed", "(I[BLjava/lang/Throwable;I[B)V");
     if (!failed_method) return JNI_ERR;
     stepped_method = (*env)->GetStaticMethodID(env, native, "stepped", "([I[FI[I[F[F)Lio/cosrt/StepResult;");
     if (!stepped_method) return JNI_ERR;
+    request_stepped_method =
+        (*env)->GetStaticMethodID(env, native, "requestStepped", "(IZJJ)Lio/cosrt/RequestStatus;");
+    if (!request_stepped_method) return JNI_ERR;
+    choice_news_method = (*env)->GetStaticMethodID(env, native, "choiceNews",
+                                                   "([BLio/cosrt/StepResult;)Lio/cosrt/ChoiceNews;");
+    if (!choice_news_method) return JNI_ERR;
     progress_method =
         (*env)->GetStaticMethodID(env, native, "progress", "(Ljava/util/function/DoublePredicate;D)Z");
     if (!progress_method) return JNI_ERR;

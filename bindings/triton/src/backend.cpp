@@ -169,7 +169,7 @@ EXPORTED TRITONSERVER_Error* TRITONBACKEND_Initialize(TRITONBACKEND_Backend*) {
         if (major != TRITON_API_MAJOR || minor < TRITON_API_MINOR) {
             throw triton::Failure(TRITONSERVER_ERROR_UNSUPPORTED,
                                   "this server has version " + std::to_string(major) + "." + std::to_string(minor) +
-                                      " of the backend API; the CoS backend needs 1.19 or a later 1.x (Triton 2.36)");
+                                      " of the backend API; take one with 1.19 or a later 1.x, such as Triton 2.51");
         }
         triton::log(TRITONSERVER_LOG_INFO, "version " + std::string(cosrt::version()));
     });

@@ -251,8 +251,9 @@ def cancels(triton, library):
         other.ask("demo", {"stream": True, "text_input": PROMPT, "max_tokens": 30, "temperature": 0.0})
         for stream in streams:
             stream.close(cancel=True)
-        equal("".join(text for result in other.responses() for text in texts(result)),
-              library.answer(prompt=PROMPT, max_tokens=30, temperature=0)["choices"][0]["text"], "a text beside cancels")
+        got = "".join(text for result in other.responses() for text in texts(result))
+        wanted = library.answer(prompt=PROMPT, max_tokens=30, temperature=0)["choices"][0]["text"]
+        equal(got, wanted, "a text beside cancels")
         other.close()
         settled(triton, "demo")
     tokens = triton.metrics("demo")["cos_tokens_total"]

@@ -223,6 +223,30 @@ public final class Engine extends NativeObject {
     }
 
     /**
+     * Checks the body of a request of OpenAI's protocol, and starts what it asks for. Nothing is decoded yet: all
+     * faults of a body are found here, before any part of an answer is sent. docs/requests.md lists the members of a
+     * body.
+     *
+     * @param body JSON in UTF-8
+     * @throws CosException INVALID_ARGUMENT (the message names the member), UNSUPPORTED, NOT_FOUND (another model),
+     *                      CONTEXT_FULL (a prompt is too long), RUNTIME. {@link CosException#httpStatus} and {@link
+     *                      CosException#json} answer the client.
+     */
+    public Request newRequest(byte[] body, RequestOptions options) {
+        Objects.requireNonNull(body, "body");
+        return shared(engine -> Request.make(engine, body, options));
+    }
+
+    /**
+     * Starts a request as {@link #newRequest(byte[], RequestOptions)} does.
+     *
+     * @throws CosException as there, and INVALID_ARGUMENT for an unpaired surrogate
+     */
+    public Request newRequest(String body, RequestOptions options) {
+        return newRequest(Utf8.encode(body), options);
+    }
+
+    /**
      * Starts a stream of text.
      *
      * @throws CosException UNSUPPORTED (no model has a tokenizer.json)

@@ -16,7 +16,7 @@ public enum ErrorCode {
     CONTEXT_FULL(5),
     /** Logits or scores were NaN or plus infinity, or minus infinity for every token. */
     NUMERIC(6),
-    /** Another thread is using the session or the stream. */
+    /** Another thread is using the session, the stream or the request. */
     BUSY(7),
     /** The request is valid, but this version does not support it. */
     UNSUPPORTED(8),
@@ -30,6 +30,8 @@ public enum ErrorCode {
     CALLBACK(12),
     /** The caches of other sessions take all the memory that the configuration allows. Nothing is lost: try later. */
     NO_MEMORY(13),
+    /** A {@link Request} names a model that is not there. */
+    NOT_FOUND(14),
     /** A code of a later library that this version does not know. {@link CosException#number} has its number. */
     UNKNOWN(0);
 
@@ -42,6 +44,11 @@ public enum ErrorCode {
     /** The number in the C interface. */
     public int number() {
         return number;
+    }
+
+    /** The status of HTTP for an error that this binding finds itself. The library tells that of its own. */
+    int httpStatus() {
+        return this == INVALID_ARGUMENT || this == UNSUPPORTED ? 400 : 500;
     }
 
     static ErrorCode of(int number) {

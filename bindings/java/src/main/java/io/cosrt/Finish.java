@@ -15,7 +15,9 @@ public enum Finish {
     /** {@link Session#cancel} stopped the step, or the session is being closed. */
     CANCELLED(4),
     /** The constraint is complete: no token may follow. */
-    COMPLETE(5);
+    COMPLETE(5),
+    /** A stop string ended the text of a choice of a {@link Request}. Sessions do not end so. */
+    STOP_STRING(6);
 
     private final int number;
 

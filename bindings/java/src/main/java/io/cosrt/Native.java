@@ -113,10 +113,53 @@ final class Native {
 
     static native void textStreamFree(long stream);
 
+    /**
+     * @param model          in UTF-8, or null
+     * @param maxChoices     unsigned in C, as are the other limits
+     */
+    static native long requestNew(long engine, byte[] body, byte[] model, int endpoint, int maxChoices,
+            int maxPromptTokens, int maxTokens);
+
+    static native void requestFree(long request);
+
+    static native int requestChoices(long request);
+
+    /** Steps requests. {@code outcomes} gets a {@link RequestStatus} or an exception of each. */
+    static native void requestStep(boolean many, long[] requests, Object[] outcomes);
+
+    static native RequestStatus requestStatus(long request);
+
+    static native byte[] requestAnswer(long request);
+
+    static native ChoiceNews requestChoice(long request, int choice, int models);
+
+    static native void requestCancel(long request);
+
+    /** The exception of a step. An error, such as having no memory for the result, is thrown at once. */
+    static RuntimeException failure(Object outcome) {
+        if (outcome instanceof Error error) {
+            throw error;
+        }
+        return (RuntimeException) outcome;
+    }
+
     // Called from C.
 
-    private static void failed(int code, byte[] message, Throwable cause) {
-        throw new CosException(code, Utf8.decode(message), cause);
+    /** {@code json} is null if the error is not the library's. */
+    private static void failed(int code, byte[] message, Throwable cause, int status, byte[] json) {
+        if (json == null) {
+            throw new CosException(ErrorCode.of(code), Utf8.decode(message), cause);
+        }
+        throw new CosException(code, Utf8.decode(message), cause, status, Utf8.decode(json));
+    }
+
+    private static RequestStatus requestStepped(int state, boolean streams, long promptTokens, long completionTokens) {
+        return new RequestStatus(RequestState.of(state), streams, promptTokens, completionTokens);
+    }
+
+    private static ChoiceNews choiceNews(byte[] text, StepResult step) {
+        return new ChoiceNews(Utf8.decode(text), step.tokens(), step.logProbabilities(), step.finish(),
+                step.alternatives(), step.modelLogProbabilities());
     }
 
     /** The last arrays have a row for each token, and are null if they were not asked for. */

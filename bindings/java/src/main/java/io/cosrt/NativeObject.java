@@ -4,6 +4,7 @@ package io.cosrt;
 
 import java.lang.ref.Cleaner;
 import java.lang.ref.Reference;
+import java.util.Map;
 import java.util.concurrent.atomic.AtomicInteger;
 import java.util.function.LongConsumer;
 import java.util.function.LongFunction;
@@ -44,6 +45,21 @@ abstract class NativeObject implements AutoCloseable {
     final long begin() {
         state.enter(true);
         return state.pointer;
+    }
+
+    /** Begins a call with an object of a list, and notes its index. Refuses null, and an object that is there twice. */
+    static <T extends NativeObject> long begin(T object, String list, int index, Map<T, Integer> begun) {
+        String name = list + "[" + index + "]";
+        if (object == null) {
+            throw new CosException(ErrorCode.INVALID_ARGUMENT, name + " is null");
+        }
+        Integer before = begun.get(object);
+        if (before != null) {
+            throw new CosException(ErrorCode.INVALID_ARGUMENT, name + " is the same as " + list + "[" + before + "]");
+        }
+        long pointer = object.begin();
+        begun.put(object, index);
+        return pointer;
     }
 
     /** Ends a call. */

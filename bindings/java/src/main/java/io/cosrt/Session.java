@@ -129,16 +129,8 @@ public final class Session extends NativeObject {
                 late = thrown[0];
                 return result;
             }
-            throw failure(outcome[0]);
+            throw Native.failure(outcome[0]);
         });
-    }
-
-    /** The exception of a step. An error, such as having no memory for the result, is thrown at once. */
-    private static RuntimeException failure(Object outcome) {
-        if (outcome instanceof Error error) {
-            throw error;
-        }
-        return (RuntimeException) outcome;
     }
 
     /**
@@ -158,7 +150,7 @@ public final class Session extends NativeObject {
             int index = 0;
             for (Session session : sessions) {
                 try {
-                    pointers[ready.size()] = begin(session, index, begun);
+                    pointers[ready.size()] = begin(session, "sessions", index, begun);
                     session.refuseLate();
                     ready.add(session);
                 } catch (CosException | IllegalStateException error) {
@@ -174,27 +166,13 @@ public final class Session extends NativeObject {
         return List.of(news);
     }
 
-    private static long begin(Session session, int index, Map<Session, Integer> begun) {
-        String name = "sessions[" + index + "]";
-        if (session == null) {
-            throw new CosException(ErrorCode.INVALID_ARGUMENT, name + " is null");
-        }
-        Integer before = begun.get(session);
-        if (before != null) {
-            throw new CosException(ErrorCode.INVALID_ARGUMENT, name + " is the same as sessions[" + before + "]");
-        }
-        long pointer = session.begin();
-        begun.put(session, index);
-        return pointer;
-    }
-
     /** Throws what a function threw in the last step, once. */
     private void refuseLate() {
         Throwable thrown = late;
         late = null;
         if (thrown != null) {
             String message = "a function of the session failed at the end of the last step";
-            throw new CosException(ErrorCode.CALLBACK.number(), message, thrown);
+            throw new CosException(ErrorCode.CALLBACK, message, thrown);
         }
     }
 
@@ -218,7 +196,7 @@ public final class Session extends NativeObject {
                 sessions[i].late = thrown[i];
                 news[indices.get(sessions[i])] = new News(result, null);
             } else {
-                news[indices.get(sessions[i])] = new News(null, failure(outcomes[i]));
+                news[indices.get(sessions[i])] = new News(null, Native.failure(outcomes[i]));
             }
         }
     }

@@ -114,7 +114,7 @@ public final class SessionOptions {
         }
 
         /** Checks an unsigned number of 32 bits in C. */
-        private static long unsigned(String name, long number) {
+        static long unsigned(String name, long number) {
             if (number >>> 32 != 0) {
                 String message = name + " is " + number + "; it must be from 0 to 4294967295";
                 throw new CosException(ErrorCode.INVALID_ARGUMENT, message);

@@ -19,7 +19,7 @@ final class Utf8 {
             buffer.get(bytes);
             return bytes;
         } catch (CharacterCodingException e) {
-            throw new CosException(ErrorCode.INVALID_ARGUMENT.number(),
+            throw new CosException(ErrorCode.INVALID_ARGUMENT,
                     "the text has an unpaired surrogate, which UTF-8 cannot express", e);
         }
     }

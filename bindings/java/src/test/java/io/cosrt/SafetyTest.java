@@ -8,6 +8,7 @@ import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import java.lang.management.ManagementFactory;
 import java.util.Arrays;
+import java.util.List;
 import java.util.concurrent.CountDownLatch;
 import java.util.concurrent.ExecutorService;
 import java.util.concurrent.Executors;
@@ -57,19 +58,25 @@ class SafetyTest {
         Engine closed = Engines.weighted();
         Session session = closed.newSession();
         TextStream stream = Engines.demo().newTextStream();
+        Request request = Engines.demo().newRequest("{\"prompt\": \"a\"}", RequestOptions.builder().build());
         for (int again = 0; again < 2; again++) {
             closed.close();
             session.close();
             stream.close();
+            request.close();
         }
         refusedAsClosed(closed::vocabSize, closed::modelCount, closed::describe, closed::describeTable,
                 () -> closed.encode("text", true), () -> closed.decode(1), closed::stats, closed::metrics,
-                closed::prepare, closed::newSession, closed::newTextStream);
+                closed::prepare, closed::newSession, closed::newTextStream,
+                () -> closed.newRequest("{}", RequestOptions.builder().build()));
         refusedAsClosed(() -> session.prompt(1), session::step, session::stats, session::describe,
                 () -> session.setWeights(1, 0));
         session.cancel();
         refusedAsClosed(() -> stream.push(1), stream::finish, stream::stopped, () -> stream.setStops("a"),
                 stream::setStops, () -> stream.prompt(1));
+        refusedAsClosed(request::step, request::status, request::answer, request::choices, () -> request.choice(0),
+                () -> { throw Request.stepMany(List.of(request)).get(0).error(); });
+        request.cancel();
     }
 
     @Test
