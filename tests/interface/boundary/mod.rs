@@ -9,3 +9,4 @@ mod many;
 mod options;
 mod panics;
 mod prepare;
+mod requests;
