@@ -74,6 +74,9 @@ struct Message<'a> {
     content: &'a str,
 }
 
+/// The role of what models say.
+const ROLE: Option<&str> = Some("assistant");
+
 /// How the choices of a request are written.
 pub struct Writer<'a> {
     pub endpoint: Endpoint,
@@ -97,15 +100,23 @@ impl Writer<'_> {
         serde_json::to_string(&Answer { head, choices, usage }).unwrap_or_default()
     }
 
+    /// The first event of a choice of a chat, with nothing but the role: clients put log-probabilities of a first event
+    /// together wrongly.
+    pub fn write_role(&self, head: &Head, index: usize) -> String {
+        let content = Content::Delta(Message { role: ROLE, content: "" });
+        let choice = AnswerChoice { index, content, logprobs: None, finish_reason: None, token_ids: None };
+        serde_json::to_string(&Answer { head, choices: vec![choice], usage: None }).unwrap_or_default()
+    }
+
     fn choice<'a>(&self, index: usize, choice: &'a Choice) -> AnswerChoice<'a> {
         let news = &choice.news;
-        let message = || Message { role: (!choice.is_begun).then_some("assistant"), content: &news.text };
+        let message = |role| Message { role, content: &news.text };
         AnswerChoice {
             index,
             content: match (self.endpoint, self.streams) {
                 (Endpoint::Completion, _) => Content::Text(&news.text),
-                (Endpoint::Chat, false) => Content::Message(message()),
-                (Endpoint::Chat, true) => Content::Delta(message()),
+                (Endpoint::Chat, false) => Content::Message(message(ROLE)),
+                (Endpoint::Chat, true) => Content::Delta(message(None)),
             },
             logprobs: self.log_probabilities.then(|| match self.endpoint {
                 Endpoint::Completion => self.completion_logprobs(choice),

@@ -64,7 +64,7 @@ pub struct Choice {
     pub decoded: usize,
     /// Characters of text that were told before `news`.
     pub offset: usize,
-    /// Whether a part of an answer has had it.
+    /// Whether an event has had it.
     pub is_begun: bool,
 }
 

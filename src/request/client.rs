@@ -277,6 +277,9 @@ impl ClientRequest {
         let mut send = |event: &str| ["data: ", event, "\n\n"].into_iter().for_each(|part| events.push_str(part));
         let said: Vec<usize> = (0..self.choices.len()).filter(|&index| writer.says(&self.choices[index])).collect();
         for &index in &said {
+            if self.endpoint == Endpoint::Chat && !self.choices[index].is_begun {
+                send(&writer.write_role(&self.head, index));
+            }
             send(&writer.write(&self.head, std::iter::once((index, &self.choices[index])), None));
         }
         if self.is_done() {

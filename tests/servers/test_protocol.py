@@ -95,7 +95,7 @@ def log_probabilities(server):
         equal(len(entry.top_logprobs), 2, "alternatives of a chat")
         expect(entry.logprob <= 0, "a log-probability above 0")
     streamed = [entry.token for chunk in server.chat(QUESTION, logprobs=True, top_logprobs=2, stream=True, **options)
-                for part in chunk.choices for entry in part.logprobs.content]
+                for part in chunk.choices if part.logprobs for entry in part.logprobs.content]
     equal(streamed, [entry.token for entry in content], "tokens of a streamed chat")
     expect(server.chat(QUESTION, max_tokens=2).choices[0].logprobs is None, "log-probabilities that nobody asked for")
 

@@ -12,6 +12,7 @@ import time
 
 import openai
 
+import test_clients
 import test_limits
 import test_protocol
 from checks import CLIENTS, PINNED, PROMPTS, equal, expect, lasting, pieces, refused
@@ -373,8 +374,8 @@ def main():
     if len(sys.argv) < 2:
         sys.exit("usage: test COMMAND...")
     checks = (arguments, preparation, models, completion, metrics, token_prompts, sampling, extension, scopes,
-              streaming, stop_strings, *test_protocol.CHECKS, leaving, at_once, *test_limits.CHECKS, without_memory,
-              bad_requests, drain)
+              streaming, stop_strings, *test_protocol.CHECKS, *test_clients.CHECKS, leaving, at_once,
+              *test_limits.CHECKS, without_memory, bad_requests, drain)
     server = Server(sys.argv[1:], CLIENTS)
     failed = 0
     try:
